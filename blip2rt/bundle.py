@@ -1,0 +1,236 @@
+"""THE contract between export and the runtime: names of graphs and tensors, reading, checking and writing a bundle.
+
+Knows files, sizes and hashes; nothing about images, text or engines. Standard library only: both sides import it.
+
+    bundle = read("models/nano")            # manifest and file sizes checked, no graph opened
+    verify("models/nano")                   # sha256 of every file
+
+    with BundleWriter("out/nano") as writer:
+        ...write graphs and tokenizers into writer.folder...
+        writer.finish(manifest)             # hashes, writes blip2rt.json, renames to out/nano
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from .errors import BundleError
+from .manifest import (
+    Component,
+    Decoding,
+    FileEntry,
+    ImageSpec,
+    LlmSpec,
+    Manifest,
+    RetrievalSpec,
+    Source,
+    TensorInfo,
+    Verification,
+    from_json,
+)
+
+if TYPE_CHECKING:
+    from .bundle_writer import BundleWriter
+
+__all__ = [
+    "Bundle", "BundleWriter", "Component", "Decoding", "FileEntry", "ImageSpec", "LlmSpec", "Manifest",
+    "RetrievalSpec", "Source", "TensorInfo", "Verification", "llm_tensors", "read", "verify",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """`BundleWriter` lives in a module of its own, which a reader never loads."""
+    if name == "BundleWriter":
+        from .bundle_writer import BundleWriter
+
+        return BundleWriter
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+FORMAT = "blip2rt-bundle"
+FORMAT_VERSION = 1
+MANIFEST = "blip2rt.json"
+
+# Components. `vision` is always there, each group wholly or not at all.
+VISION, QFORMER, EMBED, LLM = "vision", "qformer", "embed", "llm"
+IMAGE_EMBED, TEXT_EMBED, ITM = "image_embed", "text_embed", "itm"
+GENERATIVE = (QFORMER, EMBED, LLM)
+RETRIEVAL = (IMAGE_EMBED, TEXT_EMBED, ITM)
+COMPONENTS = (VISION, *GENERATIVE, *RETRIEVAL)
+
+# Tensors. Shapes: docs/design.md.
+PIXELS, VISION_FEATURES, QUERY_OUTPUT, PREFIX_EMBEDS = "pixels", "vision_features", "query_output", "prefix_embeds"
+TOKEN_IDS, TOKEN_EMBEDS, TEXT_MASK = "token_ids", "token_embeds", "text_mask"
+INPUTS_EMBEDS, POSITION_IDS, LAST_INDEX = "inputs_embeds", "position_ids", "last_index"
+SEQLENS_K, TOTAL_SEQUENCE_LENGTH, LOGITS = "seqlens_k", "total_sequence_length", "logits"
+IMAGE_EMBEDS, TEXT_EMBEDS, ITM_LOGITS = "image_embeds", "text_embeds", "itm_logits"
+PAST_KEY, PAST_VALUE = "past_key_{}", "past_value_{}"
+PRESENT_KEY, PRESENT_VALUE = "present_key_{}", "present_value_{}"
+
+# component -> (inputs, outputs); the llm's come from llm_tensors().
+TENSORS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    VISION: ((PIXELS,), (VISION_FEATURES,)),
+    QFORMER: ((VISION_FEATURES,), (QUERY_OUTPUT, PREFIX_EMBEDS)),
+    EMBED: ((TOKEN_IDS,), (TOKEN_EMBEDS,)),
+    IMAGE_EMBED: ((VISION_FEATURES,), (IMAGE_EMBEDS,)),
+    TEXT_EMBED: ((TOKEN_IDS, TEXT_MASK), (TEXT_EMBEDS,)),
+    ITM: ((VISION_FEATURES, TOKEN_IDS, TEXT_MASK), (ITM_LOGITS,)),
+}
+
+
+def llm_tensors(layers: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the llm graph's inputs and outputs, each layer's key before its value."""
+    past = [name.format(i) for i in range(layers) for name in (PAST_KEY, PAST_VALUE)]
+    present = [name.format(i) for i in range(layers) for name in (PRESENT_KEY, PRESENT_VALUE)]
+    inputs = (INPUTS_EMBEDS, POSITION_IDS, LAST_INDEX, SEQLENS_K, TOTAL_SEQUENCE_LENGTH, *past)
+    return inputs, (LOGITS, *present)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose manifest and file sizes have been checked."""
+
+    path: Path
+    manifest: Manifest
+
+    def has(self, *components: str) -> bool:
+        """Whether every one of `components` is in the bundle."""
+        return all(name in self.manifest.components for name in components)
+
+    def graph(self, component: str) -> Path:
+        """Path of a component's ONNX graph."""
+        return self.path / self.manifest.components[component].graph
+
+    def file(self, name: str) -> Path:
+        """Path of a file of the bundle."""
+        return self.path / name
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files, without the manifest."""
+        return sum(entry.size for entry in (self.manifest.files or {}).values())
+
+
+def read(path: str | os.PathLike[str]) -> Bundle:
+    """Reads and checks a bundle's manifest and the sizes of its files; opens no graph.
+
+    Raises BundleError: no bundle there, a newer format version, faults in the manifest, and all missing or
+    changed files at once.
+    """
+    folder = Path(path)
+    data = _read_json(folder)
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise BundleError(f'{folder / MANIFEST} is not the manifest of a blip2rt bundle (no "format": "{FORMAT}")')
+    version = data.get("format_version")
+    if type(version) is not int or version < 1:
+        raise BundleError(f"{folder / MANIFEST}: format_version is {version!r}, not a whole number from 1 up")
+    if version > FORMAT_VERSION:
+        raise BundleError(
+            f"{folder} has bundle format version {version}, this blip2rt reads versions up to {FORMAT_VERSION}: "
+            "install a newer blip2rt, or export the bundle again with this one"
+        )
+    try:
+        manifest = from_json(data)
+    except ValueError as error:
+        raise BundleError(f"{folder / MANIFEST} is damaged: {error}") from None
+    faults = manifest_faults(manifest)
+    if faults:
+        raise BundleError(f"{folder / MANIFEST} is damaged: {'; '.join(faults)}")
+    faults = _size_faults(folder, manifest)
+    if faults:
+        raise BundleError(f"bundle {folder} is not whole: {'; '.join(faults)}: copy or export it again")
+    return Bundle(folder, manifest)
+
+
+def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> Bundle:
+    """`read`, then the sha256 of every file. `progress(bytes_done, bytes_in_all)` is called as it goes on.
+
+    Raises BundleError that names every altered file.
+    """
+    bundle = read(path)
+    done, altered = 0, []
+    for name, entry in sorted((bundle.manifest.files or {}).items()):
+        digest = hashlib.sha256()
+        try:
+            with open(bundle.file(name), "rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+                    done += len(chunk)
+                    if progress is not None:
+                        progress(done, bundle.size)
+        except OSError as error:
+            raise BundleError(f"cannot read {bundle.file(name)}: {error.strerror or error}") from None
+        if digest.hexdigest() != entry.sha256:
+            altered.append(name)
+    if altered:
+        raise BundleError(
+            f"bundle {bundle.path} is altered: the sha256 of {', '.join(altered)} differs from the manifest's: "
+            "copy or export it again"
+        )
+    return bundle
+
+
+def _read_json(folder: Path) -> Any:
+    file = folder / MANIFEST
+    if folder.is_file():
+        raise BundleError(f"{folder} is a file; a bundle is the folder that holds {MANIFEST}")
+    if not folder.exists():
+        raise BundleError(f"no bundle at {folder}: there is no such folder")
+    if not file.is_file():
+        raise BundleError(f"no bundle at {folder}: the folder has no {MANIFEST}")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BundleError(f"cannot read {file}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{file} is damaged: not JSON ({error})") from None
+
+
+def manifest_faults(manifest: Manifest) -> list[str]:
+    """What the types cannot say: whole groups, tensor names, files inside the bundle."""
+    faults = []
+    have, files = set(manifest.components), manifest.files or {}
+    groups = ((GENERATIVE, manifest.llm, "llm"), (RETRIEVAL, manifest.retrieval, "retrieval"))
+    if VISION not in have:
+        faults.append("the component vision is missing")
+    for group, section, key in groups:
+        missing = [name for name in group if name not in have]
+        if section is not None and missing:
+            faults.append(f"{key} is given but the components {', '.join(missing)} are missing")
+        if section is None and len(missing) < len(group):
+            faults.append(f"{', '.join(n for n in group if n in have)} are given but {key} is null")
+    for name, component in manifest.components.items():
+        expected = llm_tensors(manifest.llm.layers) if name == LLM and manifest.llm else TENSORS.get(name)
+        tensors = tuple(t.name for t in component.inputs), tuple(t.name for t in component.outputs)
+        for kind, want, got in zip(("inputs", "outputs"), expected or ((), ()), tensors, strict=True):
+            if expected is not None and not set(want) <= set(got):
+                faults.append(f"{name} lacks the {kind} {', '.join(n for n in want if n not in got)}")
+    if not len(manifest.image.mean) == len(manifest.image.std) == 3 or 0 in manifest.image.std:
+        faults.append("image.mean and image.std need three numbers each, none of std zero")
+    if min(manifest.image.height, manifest.image.width) < 1:
+        faults.append(f"image is {manifest.image.height} x {manifest.image.width}, not from 1 x 1 up")
+    needed = [component.graph for component in manifest.components.values()]
+    needed += [section.tokenizer for section in (manifest.llm, manifest.retrieval) if section is not None]
+    faults += [f"{name} is used but not in files" for name in sorted(set(needed)) if name not in files]
+    for name in files:
+        parts = PurePosixPath(name).parts
+        if not parts or parts[0] == "/" or ".." in parts or "\\" in name or ":" in name:
+            faults.append(f"the file name {name!r} leads outside the bundle")
+    return faults
+
+
+def _size_faults(folder: Path, manifest: Manifest) -> list[str]:
+    faults = []
+    for name, entry in sorted((manifest.files or {}).items()):
+        file = folder / name
+        if not file.is_file():
+            faults.append(f"{name} is missing")
+        elif (size := file.stat().st_size) != entry.size:
+            faults.append(f"{name} has {size} bytes instead of {entry.size}")
+    return faults

@@ -1,0 +1,186 @@
+"""The manifest of a bundle, `blip2rt.json`: its fields, and dataclass <-> JSON. Touches no files.
+
+Fields that this version does not know are ignored, so a bundle of the same format version may carry more.
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A graph's input or output."""
+
+    name: str
+    dtype: str  # numpy's name: "float32", "int64", "int32"
+    shape: tuple[int | str, ...]  # a number, or the letter of a free axis as in docs/design.md
+
+
+@dataclass(frozen=True)
+class Component:
+    """One ONNX graph."""
+
+    graph: str  # file name inside the bundle
+    precision: str  # of the weights: "fp32", "fp16", "int8", "int8w", "int4"
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How an RGB image becomes pixels: resize to (width, height), / 255, - mean, / std."""
+
+    height: int  # pixels
+    width: int  # pixels
+    resample: str  # Pillow's filter: "nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"
+    mean: tuple[float, ...]  # one a channel, in units of [0, 1]
+    std: tuple[float, ...]  # one a channel, in units of [0, 1]
+
+
+@dataclass(frozen=True)
+class LlmSpec:
+    """Geometry and special ids of the language model."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    hidden_size: int  # D
+    vocab_size: int  # V
+    max_positions: int  # prefix, prompt and new tokens together
+    prefix_length: int  # Q, positions that the image takes
+    bos_token_id: int | None
+    prepend_bos: bool  # put bos between the prefix and the prompt
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+    tokenizer: str  # file name inside the bundle
+
+
+@dataclass(frozen=True)
+class RetrievalSpec:
+    """How text enters the Q-Former."""
+
+    tokenizer: str  # file name inside the bundle
+    max_text_length: int  # tokens, [CLS] and [SEP] included
+    pad_token_id: int
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Defaults of generation for one task; the meaning is Hugging Face `generate`'s."""
+
+    num_beams: int = 1
+    max_new_tokens: int = 30
+    min_new_tokens: int = 1
+    length_penalty: float = 1.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """A part that others made, and its licence."""
+
+    part: str
+    name: str
+    licence: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far an exported graph is from PyTorch, measured at export."""
+
+    component: str
+    precision: str
+    max_abs_error: float
+    cosine: float | None = None
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the bundle."""
+
+    size: int  # bytes
+    sha256: str  # lower-case hexadecimal
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that a reader has to know about a bundle. `files` is filled in by the writer."""
+
+    name: str
+    created_by: str
+    components: dict[str, Component]
+    image: ImageSpec
+    llm: LlmSpec | None  # None: not generative
+    retrieval: RetrievalSpec | None  # None: cannot match or embed
+    prompts: dict[str, str]  # task -> template; "ask" holds one {}
+    decoding: dict[str, Decoding]  # task -> defaults
+    sources: tuple[Source, ...] = ()
+    verification: tuple[Verification, ...] = ()
+    files: dict[str, FileEntry] | None = None
+
+
+def to_json(manifest: Manifest) -> dict[str, Any]:
+    """Manifest -> plain dicts and lists, without the format's name and version."""
+    return asdict(manifest)
+
+
+def from_json(data: Any) -> Manifest:
+    """Plain dicts and lists -> Manifest. Raises ValueError that names every fault with its place."""
+    faults: list[str] = []
+    manifest = _build(Manifest, data, "", faults)
+    if faults:
+        raise ValueError("; ".join(faults))
+    return manifest
+
+
+def _build(cls: type[T], data: Any, where: str, faults: list[str]) -> T:
+    """`data` as an instance of the dataclass `cls`; what is wrong is appended to `faults`."""
+    if not isinstance(data, dict):
+        faults.append(f"{where or 'the manifest'} is {type(data).__name__}, not an object")
+        return None  # type: ignore[return-value]  # never used: the faults are raised
+    hints = get_type_hints(cls)
+    values = {}
+    for field in fields(cls):  # type: ignore[arg-type]
+        place = f"{where}.{field.name}" if where else field.name
+        if field.name in data:
+            values[field.name] = _convert(hints[field.name], data[field.name], place, faults)
+        elif field.default is MISSING:
+            faults.append(f"{place} is missing")
+            values[field.name] = None
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, where: str, faults: list[str]) -> Any:
+    """A JSON value as the annotated type `hint`."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        plain = tuple(a for a in args if a is not type(None))
+        if len(plain) == 1:
+            return _convert(plain[0], value, where, faults)
+        allowed = plain
+    elif is_dataclass(hint):
+        return _build(hint, value, where, faults)  # type: ignore[arg-type]
+    elif origin is tuple:
+        if isinstance(value, list | tuple):
+            return tuple(_convert(args[0], item, f"{where}[{i}]", faults) for i, item in enumerate(value))
+        faults.append(f"{where} is {value!r}, not a list")
+        return ()
+    elif origin is dict:
+        if isinstance(value, dict):
+            return {key: _convert(args[1], item, f"{where}.{key}", faults) for key, item in value.items()}
+        faults.append(f"{where} is {value!r}, not an object")
+        return {}
+    else:
+        allowed = (hint,)
+    if float in allowed and type(value) is int:
+        return float(value)
+    if type(value) not in allowed:
+        faults.append(f"{where} is {value!r}, not {' or '.join(a.__name__ for a in allowed)}")
+    return value

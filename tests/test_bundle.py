@@ -1,0 +1,172 @@
+"""The bundle's contract: round trip, atomic writing, and every way a bundle can be broken."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from blip2rt import bundle as contract
+from blip2rt.bundle import BundleWriter
+from blip2rt.errors import BundleError
+from blip2rt.manifest import from_json, to_json
+
+
+def minimal_manifest() -> contract.Manifest:
+    """A bundle of the vision component alone."""
+    pixels = contract.TensorInfo("pixels", "float32", ("B", 3, 4, 6))
+    features = contract.TensorInfo("vision_features", "float32", ("B", 5, 8))
+    return contract.Manifest(
+        name="tiny",
+        created_by="test",
+        components={"vision": contract.Component("vision.onnx", "fp32", (pixels,), (features,))},
+        image=contract.ImageSpec(4, 6, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        llm=None,
+        retrieval=None,
+        prompts={},
+        decoding={},
+        sources=(contract.Source("vision", "none", "Apache-2.0", "here"),),
+        verification=(contract.Verification("vision", "fp32", 0.0),),
+    )
+
+
+def write(path: Path, content: bytes = b"graph", overwrite: bool = False) -> Path:
+    with BundleWriter(path, overwrite=overwrite) as writer:
+        (writer.folder / "vision.onnx").write_bytes(content)
+        writer.finish(minimal_manifest())
+    return path
+
+
+def edit(path: Path, change) -> None:
+    data = json.loads((path / contract.MANIFEST).read_text())
+    change(data)
+    (path / contract.MANIFEST).write_text(json.dumps(data))
+
+
+def test_round_trip(tmp_path):
+    bundle = contract.verify(write(tmp_path / "deep" / "b"))
+    assert replace(bundle.manifest, files=None) == minimal_manifest()
+    assert bundle.size == 5 and bundle.graph("vision").read_bytes() == b"graph"
+    assert bundle.has("vision") and not bundle.has("vision", "llm")
+    assert from_json(json.loads(json.dumps(to_json(bundle.manifest)))) == bundle.manifest
+    assert sorted(os.listdir(tmp_path / "deep")) == ["b"]
+
+
+def test_fields_of_the_future_are_ignored(tmp_path):
+    write(tmp_path / "b")
+    edit(tmp_path / "b", lambda d: d.update(novelty=[1], image={**d["image"], "more": 1}))
+    contract.read(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d.update(format_version=2), ["version 2", "newer blip2rt"]),
+        (lambda d: d.update(format_version="1"), ["format_version is '1'"]),
+        (lambda d: d.update(format="other"), ["not the manifest"]),
+        (lambda d: d.pop("image"), ["image is missing"]),
+        (lambda d: (d.pop("name"), d["image"].update(height="x")), ["name is missing", "image.height is 'x', not int"]),
+        (lambda d: d["components"].clear(), ["component vision is missing"]),
+        (lambda d: d["components"]["vision"].update(inputs=[]), ["vision lacks the inputs pixels"]),
+        (lambda d: d["files"].update({"../x": {"size": 1, "sha256": ""}}), ["leads outside"]),
+        (lambda d: d["files"].update({"a": {"size": 1, "sha256": ""}, "c": {"size": 1, "sha256": ""}}),
+         ["a is missing", "c is missing"]),
+        (lambda d: d["files"].clear(), ["vision.onnx is used but not in files"]),
+        (lambda d: d["image"].update(std=[0, 1, 1]), ["image.std"]),
+        (lambda d: d.update(components=[]), ["components is [], not an object"]),
+    ],
+)  # fmt: skip
+def test_damaged_manifest(tmp_path, change, words):
+    write(tmp_path / "b")
+    edit(tmp_path / "b", change)
+    with pytest.raises(BundleError) as caught:
+        contract.read(tmp_path / "b")
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_files(tmp_path):
+    path = write(tmp_path / "b")
+    (path / "vision.onnx").write_bytes(b"grapH")
+    contract.read(path)
+    with pytest.raises(BundleError, match=r"altered: the sha256 of vision\.onnx"):
+        contract.verify(path)
+    (path / "vision.onnx").write_bytes(b"gra")
+    with pytest.raises(BundleError, match="3 bytes instead of 5"):
+        contract.read(path)
+    (path / "vision.onnx").unlink()
+    with pytest.raises(BundleError, match=r"vision\.onnx is missing"):
+        contract.read(path)
+
+
+def test_no_bundle(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / contract.MANIFEST).write_text('{"format": "blip2')
+    for name, words in {"file": "is a file", "none": "no such folder", ".": "has no", "cut": "not JSON"}.items():
+        with pytest.raises(BundleError, match=words):
+            contract.read(tmp_path / name)
+
+
+def test_overwriting(tmp_path):
+    path = write(tmp_path / "b")
+    with pytest.raises(BundleError, match="exists already"):
+        write(path, b"other")
+    write(path, b"other", overwrite=True)
+    assert (contract.verify(path).path / "vision.onnx").read_bytes() == b"other"
+    (tmp_path / "home").mkdir()
+    write(tmp_path / "home")
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("x")
+    with pytest.raises(BundleError, match="not a bundle"):
+        write(tmp_path / "precious", overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["b", "home", "precious"]
+
+
+def test_an_error_leaves_nothing(tmp_path):
+    path = write(tmp_path / "b")
+    with pytest.raises(KeyError), BundleWriter(path, overwrite=True) as writer:
+        (writer.folder / "vision.onnx").write_bytes(b"half")
+        raise KeyError
+    assert os.listdir(tmp_path) == ["b"]
+    contract.verify(path)
+
+
+def test_full_disk_is_one_line(tmp_path):
+    with pytest.raises(BundleError, match="no space left"), BundleWriter(tmp_path / "b"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_killed_writer_leaves_no_bundle_and_the_next_run_cleans(tmp_path):
+    code = (
+        "import sys, time; from blip2rt.bundle import BundleWriter\n"
+        f"with BundleWriter({str(tmp_path / 'b')!r}) as w:\n"
+        "    (w.folder / 'vision.onnx').write_bytes(b'half'); print('ready', flush=True); time.sleep(60)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(contract.__file__).parents[1])}
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env)
+    assert child.stdout is not None and child.stdout.readline()
+    write(tmp_path / "b")  # a living writer's folder is left alone
+    assert len(os.listdir(tmp_path)) == 2
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    write(tmp_path / "b", overwrite=True)
+    assert os.listdir(tmp_path) == ["b"]
+
+
+def test_killed_between_two_renames(tmp_path):
+    write(tmp_path / "b").rename(tmp_path / ".b.old")
+    with pytest.raises(BundleError, match="exists already"):
+        write(tmp_path / "b")
+    contract.verify(tmp_path / "b")
