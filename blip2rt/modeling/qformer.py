@@ -1,0 +1,267 @@
+"""The Querying Transformer (Li et al. 2023, section 3.1): queries and text through one stack of shared self-attention.
+
+Queries alone look at the image (cross-attention in every `cross_attention_frequency`-th layer); queries and text have
+feed-forwards of their own. Knows hidden states and masks, nothing about losses, images or tokenizers.
+
+One thing is ours: the queries pass a LayerNorm of their own with a large initial gain, and no dropout. Under BERT's
+embedding LayerNorm with dropout, fresh queries collapse into one vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+KeyValue = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class QFormerConfig:
+    """Geometry of the Q-Former; the defaults are MiniLM-L6's, the paper's are 768 wide with 12 layers and 32 queries."""
+
+    hidden_size: int = 384
+    layers: int = 6
+    heads: int = 12
+    intermediate_size: int = 1536
+    queries: int = 16
+    vision_width: int = 1280
+    cross_attention_frequency: int = 2
+    vocab_size: int = 30523  # BERT's 30522 and [DEC]
+    max_positions: int = 512
+    layer_norm_eps: float = 1e-12
+    dropout: float = 0.1  # on the text stream only
+    query_gain: float = 3.0  # initial gain of the queries' LayerNorm
+    text_branch: bool = True  # stage 2 has none
+
+
+class Attention(nn.Module):
+    """Multi-head attention, output projection, residual and LayerNorm (post-norm, as BERT has it)."""
+
+    def __init__(self, config: QFormerConfig, key_width: int) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.heads = config.heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(key_width, width)
+        self.value = nn.Linear(key_width, width)
+        self.output = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+
+    def split(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, width) -> (B, heads, T, width / heads)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def key_value(self, source: torch.Tensor) -> KeyValue:
+        return self.split(self.key(source)), self.split(self.value(source))
+
+    def forward(self, x: torch.Tensor, key_value: KeyValue, mask: torch.Tensor | None) -> torch.Tensor:
+        """The attention's output before dropout, residual and norm."""
+        mixed = F.scaled_dot_product_attention(self.split(self.query(x)), *key_value, attn_mask=mask)
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: QFormerConfig) -> None:
+        super().__init__()
+        self.inner = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.outer = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.outer(F.gelu(self.inner(x)))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: QFormerConfig, index: int) -> None:
+        super().__init__()
+        self.attention = Attention(config, config.hidden_size)
+        crosses = index % config.cross_attention_frequency == 0
+        self.cross_attention = Attention(config, config.vision_width) if crosses else None
+        self.query_ffn = FeedForward(config)
+        self.text_ffn = FeedForward(config) if config.text_branch else None
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        queries: torch.Tensor | None,
+        text: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        vision_kv: KeyValue | None,
+        query_kv: KeyValue | None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, KeyValue]:
+        """One layer over [queries ; text]. With `query_kv`, text also attends to queries computed before."""
+        count = 0 if queries is None else queries.shape[1]
+        x = torch.cat([part for part in (queries, text) if part is not None], 1)
+        own_kv = self.attention.key_value(x)
+        key_value = own_kv
+        if query_kv is not None:
+            key_value = (torch.cat((query_kv[0], own_kv[0]), 2), torch.cat((query_kv[1], own_kv[1]), 2))
+        mixed = self.attention(x, key_value, mask)
+        if queries is not None:
+            queries = self.attention.norm(queries + mixed[:, :count])
+            if self.cross_attention is not None and vision_kv is not None:
+                queries = self.cross_attention.norm(queries + self.cross_attention(queries, vision_kv, None))
+            queries = self.query_ffn.norm(queries + self.query_ffn(queries))
+        if text is not None:
+            assert self.text_ffn is not None, "this Q-Former has no text branch"
+            text = self.attention.norm(text + self.dropout(mixed[:, count:]))
+            text = self.text_ffn.norm(text + self.dropout(self.text_ffn(text)))
+        return queries, text, own_kv
+
+
+class QFormer(nn.Module):
+    """Queries (learned) and text through the shared stack, under one of the paper's three masks."""
+
+    def __init__(self, config: QFormerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.query_tokens = nn.Parameter(torch.randn(1, config.queries, config.hidden_size))
+        self.query_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.layers))
+        if config.text_branch:
+            self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+            self.position_embeddings = nn.Embedding(config.max_positions, config.hidden_size)
+            self.text_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            self.dropout = nn.Dropout(config.dropout)
+        self.apply(_bert_init)
+        nn.init.constant_(self.query_norm.weight, config.query_gain)
+
+    def vision_kv(self, vision_features: torch.Tensor) -> list[KeyValue | None]:
+        """Cross-attention keys and values of vision_features (B, N, C), a layer; computed once, used by every pass."""
+        return [
+            None if layer.cross_attention is None else layer.cross_attention.key_value(vision_features)
+            for layer in self.layers
+        ]
+
+    def embed_queries(self, batch: int) -> torch.Tensor:
+        """The queries (batch, Q, H) that enter the first layer."""
+        return self.query_norm(self.query_tokens).expand(batch, -1, -1)
+
+    def embed_text(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Word and position embeddings of token_ids (B, T); queries are not counted by positions."""
+        positions = torch.arange(token_ids.shape[1], device=token_ids.device)
+        embeds = self.word_embeddings(token_ids) + self.position_embeddings(positions)
+        return self.dropout(self.text_norm(embeds))
+
+    def encode_image(self, vision_kv: Sequence[KeyValue | None], batch: int) -> tuple[torch.Tensor, list[KeyValue]]:
+        """Queries alone: query_output (B, Q, H) and the queries' self-attention keys and values of each layer."""
+        queries: torch.Tensor | None = self.embed_queries(batch)
+        cache = []
+        for layer, image in zip(self.layers, vision_kv, strict=True):
+            queries, _, own_kv = layer(queries, None, None, image, None)
+            cache.append(own_kv)
+        assert queries is not None
+        return queries, cache
+
+    def encode_text(self, token_ids: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
+        """Text alone (uni-modal mask), bidirectional: (B, T, H). text_mask (B, T) is 1 where there is a token."""
+        text: torch.Tensor | None = self.embed_text(token_ids)
+        mask = text_mask[:, None, None, :].bool()
+        for layer in self.layers:
+            _, text, _ = layer(None, text, mask, None, None)
+        assert text is not None
+        return text
+
+    def encode_pair(
+        self, token_ids: torch.Tensor, text_mask: torch.Tensor, vision_kv: Sequence[KeyValue | None]
+    ) -> torch.Tensor:
+        """Queries and text see each other (bidirectional mask): query_output (B, Q, H)."""
+        batch = token_ids.shape[0]
+        queries: torch.Tensor | None = self.embed_queries(batch)
+        text: torch.Tensor | None = self.embed_text(token_ids)
+        seen = torch.cat((text_mask.new_ones(batch, self.config.queries), text_mask), 1)
+        mask = seen[:, None, None, :].bool()
+        for layer, image in zip(self.layers, vision_kv, strict=True):
+            queries, text, _ = layer(queries, text, mask, image, None)
+        assert queries is not None
+        return queries
+
+    def decode_text(
+        self, token_ids: torch.Tensor, text_mask: torch.Tensor, query_kv: Sequence[KeyValue]
+    ) -> torch.Tensor:
+        """Causal text over all queries (multimodal causal mask): (B, T, H).
+
+        The queries see only themselves under this mask, so their keys and values come from `encode_image`.
+        """
+        batch, length = token_ids.shape
+        text: torch.Tensor | None = self.embed_text(token_ids)
+        causal = torch.ones(length, length, dtype=torch.bool, device=token_ids.device).tril()
+        over_text = causal & text_mask[:, None, :].bool()
+        over_queries = over_text.new_ones(batch, length, self.config.queries)
+        mask = torch.cat((over_queries, over_text), -1).unsqueeze(1)
+        for layer, kv in zip(self.layers, query_kv, strict=True):
+            _, text, _ = layer(None, text, mask, None, kv)
+        assert text is not None
+        return text
+
+
+class LanguageHead(nn.Module):
+    """BERT's masked-LM head: transform, LayerNorm, the word embeddings as output matrix (tied), a bias. ITG only."""
+
+    def __init__(self, config: QFormerConfig) -> None:
+        super().__init__()
+        self.transform = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.apply(_bert_init)
+
+    def forward(self, hidden: torch.Tensor, word_embeddings: torch.Tensor) -> torch.Tensor:
+        return F.linear(self.norm(F.gelu(self.transform(hidden))), word_embeddings, self.bias)
+
+
+def _bert_init(module: nn.Module) -> None:
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+_BERT_NAMES = {
+    "attention.query": "attention.self.query",
+    "attention.key": "attention.self.key",
+    "attention.value": "attention.self.value",
+    "attention.output": "attention.output.dense",
+    "attention.norm": "attention.output.LayerNorm",
+    "ffn.inner": "intermediate.dense",
+    "ffn.outer": "output.dense",
+    "ffn.norm": "output.LayerNorm",
+}
+
+
+def _bert_name(name: str) -> str | None:
+    """The BERT tensor that initialises our tensor `name`, or None where BERT has nothing (queries, cross-attention)."""
+    if name.startswith(("word_embeddings", "position_embeddings")):
+        return "embeddings." + name
+    if name.startswith("text_norm"):
+        return "embeddings.LayerNorm" + name[len("text_norm") :]
+    if not name.startswith("layers.") or "cross_attention" in name:
+        return None
+    _, index, rest = name.split(".", 2)
+    rest = rest.replace("query_ffn", "ffn").replace("text_ffn", "ffn")  # both start as copies of BERT's
+    part, _, kind = rest.rpartition(".")
+    return f"encoder.layer.{index}.{_BERT_NAMES[part]}.{kind}"
+
+
+@torch.no_grad()
+def load_bert(qformer: QFormer, state: dict[str, torch.Tensor]) -> list[str]:
+    """Initialise the shared parts from a BERT-family state dict; returns the names of what stays freshly initialised.
+
+    Extra rows of our word embeddings ([DEC]) start as the mean of BERT's.
+    """
+    state = {name.removeprefix("bert."): tensor for name, tensor in state.items()}
+    fresh = []
+    for name, tensor in qformer.state_dict().items():
+        source = _bert_name(name)
+        if source is None:
+            fresh.append(name)
+            continue
+        values = state[source]
+        if name.startswith("word_embeddings") and values.shape[0] < tensor.shape[0]:
+            missing = tensor.shape[0] - values.shape[0]
+            values = torch.cat((values, values.mean(0, keepdim=True).expand(missing, -1)))
+        tensor.copy_(values)
+    return fresh
