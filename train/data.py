@@ -1,0 +1,80 @@
+"""Images and captions from tables of `image<TAB>caption` (a third column, when there, is the prompt in between).
+
+Knows files, rows and the order of samples; nothing about models. Every draw depends on the seed and the step alone, so
+that a resumed training sees what an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from blip2rt.errors import Blip2rtError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One text of one image; `prompt` is empty for captions."""
+
+    image: int
+    text: str
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Image paths, and texts that point into them."""
+
+    paths: list[Path]
+    samples: list[Sample]
+
+    def by_image(self) -> list[list[Sample]]:
+        """The samples of each image, in the order of `paths`."""
+        groups: list[list[Sample]] = [[] for _ in self.paths]
+        for sample in self.samples:
+            groups[sample.image].append(sample)
+        return groups
+
+
+def clean_caption(text: str) -> str:
+    """Lower case, no sentence punctuation, single spaces (the reference's caption processor)."""
+    return " ".join(re.sub(r"[.!\"()*#:;~]", " ", text.lower()).split())
+
+
+def read_table(table: str | Path, images: str | Path) -> Dataset:
+    """Read `image<TAB>caption[<TAB>prompt]` with a header line; image paths are relative to the folder `images`."""
+    table, images = Path(table), Path(images)
+    if not table.is_file():
+        raise Blip2rtError(f"table {table} does not exist; give a .tsv file with the columns image, caption[, prompt]")
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    if not rows or rows[0][:2] != ["image", "caption"]:
+        raise Blip2rtError(f"{table} must start with the header image<TAB>caption; it starts with {rows[:1]}")
+    names = list(dict.fromkeys(row[0] for row in rows[1:] if row))
+    index = {name: i for i, name in enumerate(names)}
+    samples = [Sample(index[row[0]], row[1], row[2] if len(row) > 2 else "") for row in rows[1:] if len(row) > 1]
+    missing = [name for name in names if not (images / name).is_file()]
+    if missing:
+        raise Blip2rtError(f"{len(missing)} of {len(names)} images of {table} are not in {images}: {missing[:3]}...")
+    if not samples:
+        raise Blip2rtError(f"{table} has no rows")
+    return Dataset([images / name for name in names], samples)
+
+
+def batches(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+    """Endless (step, indices) from step `start` on: a fresh permutation of range(count) every epoch, whole batches."""
+    if count < batch_size:
+        raise Blip2rtError(f"batch_size {batch_size} is more than the {count} samples there are; lower it")
+    per_epoch = count // batch_size
+    step = start
+    while True:
+        epoch, first = divmod(step, per_epoch)
+        order = np.random.default_rng((seed, epoch)).permutation(count)
+        for offset in range(first, per_epoch):
+            yield step, order[offset * batch_size : (offset + 1) * batch_size]
+            step += 1

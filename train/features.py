@@ -1,0 +1,96 @@
+"""Frozen vision features, computed once and cached on disk: (views, images, N, C) float16, memory-mapped.
+
+View 0 is the image as the runtime sees it; the others are random resized crops, every second one mirrored. Knows the
+encoder and image files; nothing about captions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from tqdm import tqdm
+
+from blip2rt.modeling.vision import VisionConfig, VisionEncoder
+
+_BATCH = 16
+
+
+class _Views(TorchDataset[torch.Tensor]):
+    """Pixels of one view of every image."""
+
+    def __init__(self, paths: list[Path], config: VisionConfig, view: int) -> None:
+        self.paths, self.config, self.view = paths, config, view
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        with Image.open(self.paths[index]) as file:
+            image = file.convert("RGB")
+        return to_pixels(augment(image, self.view, index), self.config)
+
+
+def augment(image: Image.Image, view: int, index: int) -> Image.Image:
+    """View 0 as is, view 1 mirrored, then random resized crops (area 0.5 to 1) with every second one mirrored."""
+    if view >= 2:
+        rng = np.random.default_rng((view, index))
+        area, ratio = rng.uniform(0.5, 1.0), np.exp(rng.uniform(-0.2, 0.2))
+        width = min(1.0, (area * ratio) ** 0.5) * image.width
+        height = min(1.0, (area / ratio) ** 0.5) * image.height
+        left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
+        image = image.crop((round(left), round(top), round(left + width), round(top + height)))
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view % 2 else image
+
+
+def to_pixels(image: Image.Image, config: VisionConfig) -> torch.Tensor:
+    """(3, h, w) float32, as blip2rt.image makes them."""
+    resized = image.resize((config.width, config.height), Image.Resampling[config.resample.upper()])
+    values = torch.from_numpy(np.asarray(resized, dtype=np.uint8).copy()).permute(2, 0, 1).float() / 255
+    mean, std = torch.tensor(config.mean).view(3, 1, 1), torch.tensor(config.std).view(3, 1, 1)
+    return (values - mean) / std
+
+
+def _key(paths: list[Path], config: VisionConfig) -> str:
+    text = json.dumps([config.__dict__, [[path.name, path.stat().st_size] for path in paths]], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def cached_features(paths: list[Path], config: VisionConfig, folder: str | Path, views: int = 1) -> list[np.ndarray]:
+    """One memory-mapped (images, N, C) float16 array a view; views that are not in `folder` are computed first."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    key = _key(paths, config)
+    files = [folder / f"{key}-view{view}.npy" for view in range(views)]
+    missing = [view for view, file in enumerate(files) if not file.exists()]
+    if missing:
+        encoder = VisionEncoder(config).to(memory_format=torch.channels_last)
+        for view in missing:
+            _compute(encoder, paths, config, view, files[view])
+    return [np.load(file, mmap_mode="r") for file in files]
+
+
+@torch.no_grad()
+def _compute(encoder: VisionEncoder, paths: list[Path], config: VisionConfig, view: int, file: Path) -> None:
+    """Fill one view's file; it gets its name when it is whole."""
+    partial = file.with_suffix(".partial")
+    shape = (len(paths), config.positions, config.features)
+    out = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+    loader = DataLoader(_Views(paths, config, view), _BATCH)
+    with tqdm(total=len(paths), desc=f"features, view {view}", unit="img") as bar:
+        done = 0
+        for pixels in loader:
+            pixels = pixels.to(memory_format=torch.channels_last)
+            with torch.autocast("cpu", torch.bfloat16):
+                features = encoder(pixels)
+            out[done : done + len(pixels)] = features.float().numpy()
+            done += len(pixels)
+            bar.update(len(pixels))
+    out.flush()
+    partial.rename(file)
