@@ -1,0 +1,98 @@
+// Creates ONNX Runtime sessions with the options that suit a small machine, and runs them.
+// Knows tensors by name; not what they mean.
+#include "session.h"
+
+namespace blip2rt {
+namespace {
+
+SessionOptions session_options(int intra_op_threads) {
+  OrtSessionOptions* raw = nullptr;
+  check(ort().CreateSessionOptions(&raw));
+  SessionOptions options(raw);
+  constexpr int kAllOptimizations = 99;
+  check(ort().SetSessionGraphOptimizationLevel(raw, kAllOptimizations));
+  if (intra_op_threads > 0) check(ort().SetIntraOpNumThreads(raw, intra_op_threads));
+  // The cache's capacity differs from call to call: a memory pattern a shape would pile up.
+  check(ort().DisableMemPattern(raw));
+  // Weights outside the arena: the arena grows by powers of two and would keep the slack.
+  check(ort().AddSessionConfigEntry(raw, "session.use_device_allocator_for_initializers", "1"));
+  return options;
+}
+
+using CountPorts = OrtStatus* (*)(const OrtSession*, size_t*) noexcept;
+using PortType = OrtStatus* (*)(const OrtSession*, size_t, OrtTypeInfo**) noexcept;
+using PortName = OrtStatus* (*)(const OrtSession*, size_t, OrtAllocator*, char**) noexcept;
+
+std::vector<Port> ports(const OrtSession* session, CountPorts count_of, PortType type_of, PortName name_of) {
+  OrtAllocator* allocator = nullptr;
+  check(ort().GetAllocatorWithDefaultOptions(&allocator));
+  size_t count = 0;
+  check(count_of(session, &count));
+  std::vector<Port> result(count);
+  for (size_t i = 0; i < count; ++i) {
+    char* name = nullptr;
+    check(name_of(session, i, allocator, &name));
+    result[i].name = name;
+    check(ort().AllocatorFree(allocator, name));
+    OrtTypeInfo* raw = nullptr;
+    check(type_of(session, i, &raw));
+    TypeInfo type(raw);
+    const OrtTensorTypeAndShapeInfo* info = nullptr;
+    check(ort().CastTypeInfoToTensorInfo(raw, &info));
+    if (info != nullptr) result[i].tensor = tensor_info(info);
+  }
+  return result;
+}
+
+const Port* find(const std::vector<Port>& ports, const std::string& name) {
+  for (const Port& port : ports) {
+    if (port.name == name) return &port;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+Session::Session(const std::string& graph_path, int intra_op_threads) : path_(graph_path) {
+  SessionOptions options = session_options(intra_op_threads);
+  check(ort().CreateSession(ort_environment(), graph_path.c_str(), options.get(), &session_));
+  try {
+    inputs_ = ports(session_, ort().SessionGetInputCount, ort().SessionGetInputTypeInfo, ort().SessionGetInputName);
+    outputs_ = ports(session_, ort().SessionGetOutputCount, ort().SessionGetOutputTypeInfo, ort().SessionGetOutputName);
+  } catch (...) {
+    ort().ReleaseSession(session_);
+    throw;
+  }
+}
+
+Session::~Session() { ort().ReleaseSession(session_); }
+
+const Port* Session::find_input(const std::string& name) const { return find(inputs_, name); }
+
+const Port* Session::find_output(const std::string& name) const { return find(outputs_, name); }
+
+std::vector<Value> Session::run(const std::vector<const char*>& input_names, const std::vector<const OrtValue*>& inputs,
+                                const std::vector<const char*>& output_names) const {
+  std::vector<OrtValue*> raw(output_names.size(), nullptr);
+  OrtStatus* status = ort().Run(session_, nullptr, input_names.data(), inputs.data(), inputs.size(),
+                                output_names.data(), raw.size(), raw.data());
+  std::vector<Value> outputs(raw.begin(), raw.end());  // owns what there is, even when the run failed
+  check(status);
+  return outputs;
+}
+
+Binding::Binding(const Session& session) : session_(session.session_) {
+  OrtIoBinding* raw = nullptr;
+  check(ort().CreateIoBinding(session_, &raw));
+  binding_.reset(raw);
+}
+
+void Binding::input(const char* name, const Value& value) { check(ort().BindInput(binding_.get(), name, value.get())); }
+
+void Binding::output(const char* name, const Value& value) {
+  check(ort().BindOutput(binding_.get(), name, value.get()));
+}
+
+void Binding::run() { check(ort().RunWithBinding(session_, nullptr, binding_.get())); }
+
+}  // namespace blip2rt
