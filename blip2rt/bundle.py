@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bundle", "BundleWriter", "Component", "Decoding", "FileEntry", "ImageSpec", "LlmSpec", "Manifest",
-    "RetrievalSpec", "Source", "TensorInfo", "Verification", "llm_tensors", "read", "verify",
+    "RetrievalSpec", "Source", "TensorInfo", "Verification", "embedded", "llm_tensors", "read", "verify",
 ]  # fmt: skip
 
 
@@ -72,6 +72,8 @@ SEQLENS_K, TOTAL_SEQUENCE_LENGTH, LOGITS = "seqlens_k", "total_sequence_length",
 IMAGE_EMBEDS, TEXT_EMBEDS, ITM_LOGITS = "image_embeds", "text_embeds", "itm_logits"
 PAST_KEY, PAST_VALUE = "past_key_{}", "past_value_{}"
 PRESENT_KEY, PRESENT_VALUE = "present_key_{}", "present_value_{}"
+
+RESAMPLE = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's filters
 
 # component -> (inputs, outputs); the llm's come from llm_tensors().
 TENSORS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -115,6 +117,14 @@ class Bundle:
     def size(self) -> int:
         """Bytes of all files, without the manifest."""
         return sum(entry.size for entry in (self.manifest.files or {}).values())
+
+
+def embedded() -> Path:
+    """Where the model that comes with the package is. Raises BundleError when this installation has none."""
+    path = Path(__file__).parent / "models" / "nano"
+    if not (path / MANIFEST).is_file():
+        raise BundleError(f"this installation has no embedded model ({path}): name a bundle, --model or load(bundle)")
+    return path
 
 
 def read(path: str | os.PathLike[str]) -> Bundle:
@@ -207,12 +217,14 @@ def manifest_faults(manifest: Manifest) -> list[str]:
             faults.append(f"{', '.join(n for n in group if n in have)} are given but {key} is null")
     for name, component in manifest.components.items():
         expected = llm_tensors(manifest.llm.layers) if name == LLM and manifest.llm else TENSORS.get(name)
-        tensors = tuple(t.name for t in component.inputs), tuple(t.name for t in component.outputs)
+        tensors = (tuple(t.name for t in component.inputs), tuple(t.name for t in component.outputs))
         for kind, want, got in zip(("inputs", "outputs"), expected or ((), ()), tensors, strict=True):
             if expected is not None and not set(want) <= set(got):
                 faults.append(f"{name} lacks the {kind} {', '.join(n for n in want if n not in got)}")
     if not len(manifest.image.mean) == len(manifest.image.std) == 3 or 0 in manifest.image.std:
         faults.append("image.mean and image.std need three numbers each, none of std zero")
+    if manifest.image.resample not in RESAMPLE:
+        faults.append(f"image.resample is {manifest.image.resample!r}: choose from {', '.join(RESAMPLE)}")
     if min(manifest.image.height, manifest.image.width) < 1:
         faults.append(f"image is {manifest.image.height} x {manifest.image.width}, not from 1 x 1 up")
     needed = [component.graph for component in manifest.components.values()]

@@ -42,7 +42,7 @@ class BundleWriter:
         assert self._folder is not None, "use BundleWriter in a `with` block"
         return self._folder
 
-    def __enter__(self) -> BundleWriter:
+    def __enter__(self) -> BundleWriter:  # noqa: PYI034  # typing.Self came with Python 3.11
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._clean()

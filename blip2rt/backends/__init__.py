@@ -1,0 +1,55 @@
+"""Engines that run a bundle's graphs. One module a backend, found by its name; each has a class `Backend`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..bundle import Bundle
+from ..errors import BackendError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+    Ints = NDArray[np.int64]
+
+
+class BackendLike(Protocol):
+    """What the pipeline asks of a backend. Graphs load at first use; every method may be called from any thread."""
+
+    def vision(self, pixels: Floats) -> Floats:
+        """pixels (B, 3, H, W) -> vision_features (B, N, C)"""
+
+    def prefix_embeds(self, vision_features: Floats) -> Floats:
+        """vision_features (B, N, C) -> prefix_embeds (B, Q, D)"""
+
+    def image_embeds(self, vision_features: Floats) -> Floats:
+        """vision_features (B, N, C) -> image_embeds (B, Q, E), rows of unit length"""
+
+    def text_embeds(self, token_ids: Ints, text_mask: Ints) -> Floats:
+        """token_ids, text_mask (B, L) -> text_embeds (B, E), of unit length"""
+
+    def itm_logits(self, vision_features: Floats, token_ids: Ints, text_mask: Ints) -> Floats:
+        """vision_features (B, N, C), token_ids, text_mask (B, L) -> itm_logits (B, 2)"""
+
+    def generate(
+        self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: dict[str, Any]
+    ) -> list[list[tuple[list[int], float]]]:
+        """prefix_embeds (B, Q, D), B prompts -> for each image its best sequences: new token ids, score."""
+
+
+def names() -> list[str]:
+    """Names of the backends that exist."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def create(name: str, bundle: Bundle, threads: int | None = None) -> BackendLike:
+    """The backend called `name`, ready to run `bundle`. Raises BackendError for an unknown name."""
+    if name not in names():
+        raise BackendError(f"no backend {name!r}: choose from {', '.join(names())}")
+    backend: BackendLike = importlib.import_module(f"{__name__}.{name}").Backend(bundle, threads)
+    return backend

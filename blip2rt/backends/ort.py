@@ -1,0 +1,161 @@
+"""ONNX Runtime through the native core. Knows sessions and tensor names, nothing about images or text.
+
+The Python package `onnxruntime` is never imported, only its shared library is loaded: that saves 0.15 s a process.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from .. import bundle as contract
+from ..bundle import Bundle
+from ..errors import BackendError, OptionError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+    Ints = NDArray[np.int64]
+
+_lock = threading.Lock()
+_runtime: Any = None
+
+
+class Backend:
+    """One bundle's graphs, each opened at its first use."""
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        """`threads` of one operator: None asks BLIP2RT_NUM_THREADS, then ONNX Runtime takes every physical core."""
+        self._bundle = bundle
+        self._threads = _num_threads() if threads is None else threads
+        self._sessions: dict[str, Any] = {}
+        self._generator: Any = None
+        self._locks = {name: threading.Lock() for name in contract.COMPONENTS}
+        self._generating = threading.Lock()  # the generator owns one KV cache
+
+    def vision(self, pixels: Floats) -> Floats:
+        return self._run(contract.VISION, contract.VISION_FEATURES, {contract.PIXELS: pixels})
+
+    def prefix_embeds(self, vision_features: Floats) -> Floats:
+        feeds = {contract.VISION_FEATURES: vision_features}
+        return self._run(contract.QFORMER, contract.PREFIX_EMBEDS, feeds)
+
+    def image_embeds(self, vision_features: Floats) -> Floats:
+        feeds = {contract.VISION_FEATURES: vision_features}
+        return self._run(contract.IMAGE_EMBED, contract.IMAGE_EMBEDS, feeds)
+
+    def text_embeds(self, token_ids: Ints, text_mask: Ints) -> Floats:
+        feeds = {contract.TOKEN_IDS: token_ids, contract.TEXT_MASK: text_mask}
+        return self._run(contract.TEXT_EMBED, contract.TEXT_EMBEDS, feeds)
+
+    def itm_logits(self, vision_features: Floats, token_ids: Ints, text_mask: Ints) -> Floats:
+        feeds = {
+            contract.VISION_FEATURES: vision_features,
+            contract.TOKEN_IDS: token_ids,
+            contract.TEXT_MASK: text_mask,
+        }
+        return self._run(contract.ITM, contract.ITM_LOGITS, feeds)
+
+    def generate(
+        self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: dict[str, Any]
+    ) -> list[list[tuple[list[int], float]]]:
+        with self._generating:
+            generator = self._open_generator()
+            try:
+                sequences: list[list[tuple[list[int], float]]] = generator.generate(
+                    prefix_embeds, list(prompts), options
+                )
+            except (RuntimeError, ValueError) as error:
+                raise BackendError(f"generation failed: {error}") from error
+        return sequences
+
+    def _open_generator(self) -> Any:
+        if self._generator is None:
+            spec = self._bundle.manifest.llm
+            assert spec is not None
+            self._generator = _native().Generator(
+                self._session(contract.EMBED), self._session(contract.LLM),
+                spec.layers, spec.kv_heads, spec.head_dim, spec.hidden_size, spec.vocab_size,
+            )  # fmt: skip
+        return self._generator
+
+    def _run(self, component: str, output: str, feeds: dict[str, Any]) -> Floats:
+        try:
+            result: Floats = self._session(component).run(feeds, [output])[output]
+            return result
+        except RuntimeError as error:
+            raise BackendError(f"{self._bundle.graph(component)} failed: {error}") from error
+
+    def _session(self, component: str) -> Any:
+        with self._locks[component]:
+            if component not in self._sessions:
+                graph = self._bundle.graph(component)
+                try:
+                    self._sessions[component] = _native().Session(_open_runtime(), str(graph), self._threads)
+                except RuntimeError as error:
+                    raise BackendError(f"ONNX Runtime cannot load {graph}: {error}") from error
+        return self._sessions[component]
+
+
+def _num_threads() -> int:
+    value = os.environ.get("BLIP2RT_NUM_THREADS", "")
+    if not value:
+        return 0
+    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= 1024:
+        raise OptionError(f"BLIP2RT_NUM_THREADS is {value!r}: give a number of threads from 1 to 1024, or unset it")
+    return int(value)
+
+
+def _open_runtime() -> Any:
+    """The process's one ONNX Runtime environment."""
+    global _runtime
+    with _lock:
+        if _runtime is None:
+            library = find_library()
+            try:
+                _runtime = _native().Runtime(str(library))
+            except RuntimeError as error:
+                raise BackendError(f"cannot load ONNX Runtime from {library}: {error}") from error
+    return _runtime
+
+
+def find_library() -> Path:
+    """The shared library inside the installed wheel (onnxruntime or onnxruntime-gpu). Raises BackendError."""
+    spec = importlib.util.find_spec("onnxruntime")  # finds, does not import
+    if spec is None or not spec.submodule_search_locations:
+        raise BackendError("ONNX Runtime is not installed: pip install onnxruntime")
+    patterns = {"win32": "onnxruntime.dll", "darwin": "libonnxruntime*.dylib"}
+    pattern = patterns.get(sys.platform, "libonnxruntime.so*")
+    for folder in spec.submodule_search_locations:
+        found = sorted((Path(folder) / "capi").glob(pattern))
+        if found:
+            return found[0]
+    raise BackendError(f"the installed onnxruntime has no capi/{pattern}: pip install --force-reinstall onnxruntime")
+
+
+def _native() -> ModuleType:
+    """blip2rt._native; where this package is a source folder without it, the installed package's."""
+    name = "blip2rt._native"
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+    folders = [str(Path(entry or ".") / "blip2rt") for entry in sys.path]
+    spec = importlib.machinery.PathFinder.find_spec(name, folders)
+    if spec is None or spec.loader is None:
+        raise BackendError(
+            f"blip2rt's native core is not built for this Python: pip install . in {Path(__file__).parents[2]}"
+        )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return sys.modules.setdefault(name, module)

@@ -1,0 +1,205 @@
+"""The command `blip2rt`: parses, calls one function, prints. Results on stdout, everything else on stderr.
+
+Exit codes: 0 all went well, 2 a mistake in the input (one line says which), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from . import __version__
+from .errors import Blip2rtError, ImageError
+
+if TYPE_CHECKING:
+    from .bundle import Bundle
+    from .pipeline import Model
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs `blip2rt` with `arguments`, or the process's own; gives the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # file names and texts that the terminal cannot show
+    args = _parser().parse_args(arguments)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+    except Blip2rtError as error:
+        return _complain(error)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output left, as `| head` does
+        _abandon_stdout()
+        return 0
+    except OSError as error:  # stdout is on a full disk
+        _abandon_stdout()
+        return _complain(error.strerror or error)
+    except MemoryError:
+        return _complain("not enough memory")
+    return code
+
+
+def _complain(error: object) -> int:
+    print(f"blip2rt: error: {error}", file=sys.stderr)
+    return 2
+
+
+def _abandon_stdout() -> None:
+    """What is still buffered goes nowhere, so that the interpreter does not stumble over it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _caption(args: argparse.Namespace) -> int:
+    """One image: its caption(s). Several: path<TAB>caption a line. A bad image does not stop the others."""
+    model = _load(args)
+    images = map(_image, args.images)
+    results = model.caption_each(images, prompt=args.prompt, keep_going=True, **_decoding(args))
+    code = 0
+    for path, result in zip(args.images, results, strict=True):
+        if isinstance(result, ImageError):
+            code = _complain(result)
+            if args.json:
+                print(json.dumps({"image": path, "error": str(result)}, ensure_ascii=False), flush=True)
+            continue
+        captions = [result] if isinstance(result, str) else result
+        if args.json:
+            line: dict[str, Any] = {"image": path, "caption": captions[0]}
+            if args.num_captions > 1:
+                line["captions"] = captions
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+        else:
+            for caption in captions:
+                print(caption if len(args.images) == 1 else f"{path}\t{caption}", flush=True)
+    return code
+
+
+def _ask(args: argparse.Namespace) -> int:
+    options = _decoding(args)
+    answer = _load(args).ask(_image(args.image), args.question, **options)
+    print(json.dumps({"image": args.image, "question": args.question, "answer": answer}, ensure_ascii=False)
+          if args.json else answer)  # fmt: skip
+    return 0
+
+
+def _match(args: argparse.Namespace) -> int:
+    match = _load(args).match(_image(args.image), args.text)
+    if args.json:
+        line = {"image": args.image, "text": args.text, "probability": match.probability, "cosine": match.cosine}
+        print(json.dumps(line, ensure_ascii=False))
+    else:
+        print(f"probability {match.probability:.3f}  cosine {match.cosine:.3f}")
+    return 0
+
+
+def _info(args: argparse.Namespace) -> int:
+    from .info import describe, to_dict
+
+    bundle = _read_bundle(args.bundle)
+    print(json.dumps(to_dict(bundle), indent=2, ensure_ascii=False) if args.json else describe(bundle))
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from .bundle import verify
+
+    bundle = verify(args.bundle, _progress() if sys.stderr.isatty() else None)
+    files = bundle.manifest.files or {}
+    print(f"{bundle.path}: {len(files)} files, {bundle.size / 1e6:.1f} MB, all as exported")
+    return 0
+
+
+def _progress() -> Callable[[int, int], None]:
+    """A line on the terminal that counts per cent, for bundles that take their time."""
+    shown = -1
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        percent = 100 * done // max(total, 1)
+        if percent != shown and total > 200_000_000:
+            shown = percent
+            print(f"\rverifying {percent:3d}%", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _load(args: argparse.Namespace) -> Model:
+    from .pipeline import load
+
+    return load(args.model, threads=args.threads)
+
+
+def _read_bundle(path: str | None) -> Bundle:
+    from .bundle import embedded, read
+
+    return read(embedded() if path is None else path)
+
+
+def _image(path: str) -> str | bytes:
+    """`-` is the image that comes through standard input."""
+    return sys.stdin.buffer.read() if path == "-" else path
+
+
+def _decoding(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("num_captions", "num_beams", "max_new_tokens", "min_new_tokens", "length_penalty")
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Complains in one line, as every other error does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"blip2rt: error: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="blip2rt", description="Captions, answers and matches for images, by BLIP-2 on this machine.")
+    parser.add_argument("--version", action="version", version=f"blip2rt {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    command = commands.add_parser("caption", help="describe images", description=_caption.__doc__)
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="image file; - reads one from standard input")
+    command.add_argument("--prompt", help="words that the caption goes on from")
+    command.add_argument("--num-captions", type=int, default=1, metavar="N", help="captions for each image, best first")
+    _add_decoding(command)
+    _add_model(command, _caption)
+
+    command = commands.add_parser("ask", help="answer a question about an image")
+    command.add_argument("image", metavar="IMAGE", help="image file; - reads it from standard input")
+    command.add_argument("question", metavar="QUESTION")
+    _add_decoding(command)
+    _add_model(command, _ask)
+
+    command = commands.add_parser("match", help="tell how well a text describes an image")
+    command.add_argument("image", metavar="IMAGE", help="image file; - reads it from standard input")
+    command.add_argument("text", metavar="TEXT")
+    _add_model(command, _match)
+
+    command = commands.add_parser("info", help="show what a bundle holds")
+    command.add_argument("bundle", nargs="?", metavar="BUNDLE", help="a bundle's folder (default: the embedded model)")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=_info)
+
+    command = commands.add_parser("verify", help="check the sha256 of a bundle's files")
+    command.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
+    command.set_defaults(run=_verify)
+    return parser
+
+
+def _add_decoding(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--beams", dest="num_beams", type=int, metavar="N", help="beams of the search; 1 is greedy")
+    add("--max-new-tokens", type=int, metavar="N", help="longest text, in tokens")
+    add("--min-new-tokens", type=int, metavar="N", help="shortest text, in tokens")
+    add("--length-penalty", type=float, metavar="X", help="above 0 favours longer texts, below 0 shorter ones")
+
+
+def _add_model(command: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
+    command.add_argument("--model", metavar="BUNDLE", help="a bundle's folder (default: the embedded model)")
+    command.add_argument("--threads", type=int, metavar="N", help="threads to use (default: every physical core)")
+    command.add_argument("--json", action="store_true", help="print one JSON object a line")
+    command.set_defaults(run=run)

@@ -1,0 +1,178 @@
+"""Image -> pixels. Knows Pillow and numpy, nothing about models: the manifest's ImageSpec says what comes out.
+
+Accepted images:
+- a path (str or os.PathLike) or the bytes of a file in any format that Pillow reads,
+- a PIL image,
+- an ndarray (H, W), (H, W, 1), (H, W, 3) or (H, W, 4): uint8 in 0..255, or float in 0..1. Channels are RGB(A).
+
+What is done with the unusual ones: EXIF orientation is applied; transparent parts are laid over white; 16-bit grey
+(and Pillow's "I", read as 0..65535) is scaled to 8 bits, "F" is read as 0..1; of an animation the first frame counts
+(of an open PIL image its current one). Files of more than twice Pillow's MAX_IMAGE_PIXELS, 178,956,970 pixels unless
+you changed it, are refused before anything is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, Union
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .errors import ImageError
+from .manifest import ImageSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ImageLike: TypeAlias = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, Image.Image, "NDArray[np.generic]"]
+
+ACCEPTED = "a path, the bytes of an image file, a PIL image or an ndarray"
+ACCEPTED_ARRAYS = "(H, W), (H, W, 3) or (H, W, 4), uint8 in 0..255 or float in 0..1"
+_ORIENTATION = 0x0112
+_open_lock = threading.Lock()  # warnings.catch_warnings is not thread-safe
+
+
+def to_pixels(images: Sequence[ImageLike], spec: ImageSpec) -> NDArray[np.float32]:
+    """Images -> pixels (B, 3, height, width) float32. Raises ImageError."""
+    if not images:
+        return np.zeros((0, 3, spec.height, spec.width), np.float32)
+    return normalize(np.stack([prepare(image, spec) for image in images]), spec)
+
+
+def prepare(image: ImageLike, spec: ImageSpec) -> NDArray[np.uint8]:
+    """Image -> RGB (height, width, 3) uint8, resized ignoring the aspect ratio by the spec's filter. Raises ImageError."""
+    resample = Image.Resampling[spec.resample.upper()]
+    return np.asarray(load_rgb(image).resize((spec.width, spec.height), resample))
+
+
+def normalize(rgb: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]:
+    """RGB (B, H, W, 3) uint8 -> pixels (B, 3, H, W) float32: / 255, - mean, / std."""
+    pixels = np.ascontiguousarray(rgb.transpose(0, 3, 1, 2), dtype=np.float32)
+    pixels *= np.float32(1 / 255)
+    pixels -= np.array(spec.mean, np.float32)[:, None, None]
+    pixels /= np.array(spec.std, np.float32)[:, None, None]
+    return pixels
+
+
+def load_rgb(image: ImageLike) -> Image.Image:
+    """Any accepted image as a PIL image of mode RGB, upright. Raises ImageError."""
+    if isinstance(image, np.ndarray):
+        return _to_rgb(_from_array(image), "the ndarray")
+    if isinstance(image, Image.Image):
+        return _decode(image, f"the PIL image ({image.mode}, {image.width} x {image.height})")
+    if isinstance(image, bytes | bytearray | memoryview):
+        name = f"the image of {len(image):,} bytes"
+        if len(image) == 0:
+            raise ImageError("the image is empty: 0 bytes")
+        with _open(io.BytesIO(image), name) as opened:
+            return _decode(opened, name)
+    if isinstance(image, str | os.PathLike):
+        return _load_file(image)
+    raise ImageError(f"cannot take an image of type {type(image).__name__}: give {ACCEPTED}")
+
+
+def _load_file(path: str | os.PathLike[str]) -> Image.Image:
+    file, name = Path(path), repr(os.fspath(path))
+    if os.fspath(path).startswith(("http://", "https://")):
+        raise ImageError(f"{name} is a web address: download the image first")
+    try:
+        if file.is_dir():
+            raise ImageError(f"{name} is a directory: name the images in it, as in {file}/*.jpg")
+        if not file.exists():
+            raise ImageError(f"no such file: {name}")
+        if file.is_file() and file.stat().st_size == 0:
+            raise ImageError(f"{name} is empty: 0 bytes")
+        with open(file, "rb") as stream, _open(stream, name) as image:
+            return _decode(image, name)
+    except (OSError, ValueError) as error:  # permission, name too long, a null character in the name...
+        raise ImageError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _open(stream: io.IOBase, name: str) -> Image.Image:
+    """Reads the header only."""
+    try:
+        with _open_lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # large but below the limit; broken metadata
+            return Image.open(stream)  # type: ignore[arg-type]
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise ImageError(f"{name} has more than {limit:,} pixels: scale it down first") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{name} is not an image that Pillow can read (JPEG, PNG, GIF, BMP, TIFF, WebP...)") from None
+    except Exception as error:  # noqa: BLE001  # plugins raise whatever a broken header made them stumble over
+        raise ImageError(f"{name} is damaged: {error or type(error).__name__}") from None
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    """Decodes, turns upright and converts to RGB."""
+    try:
+        image.load()
+        return _to_rgb(_upright(image), name)
+    except ImageError:
+        raise
+    except MemoryError:
+        raise ImageError(f"not enough memory for {name}, {image.width} x {image.height}: scale it down first") from None
+    except Exception as error:  # noqa: BLE001  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error...
+        raise ImageError(f"{name} is damaged: {error or type(error).__name__}") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # noqa: BLE001  # broken EXIF data do not make the pixels unreadable
+        return image
+    return ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Any mode -> RGB of 8 bits."""
+    if min(image.size) == 0:
+        raise ImageError(f"{name} has no pixels: {image.width} x {image.height}")
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_eight_bits(image, name)
+    if image.has_transparency_data:
+        image = image.convert("LA") if image.mode == "La" else image
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image, name: str) -> Image.Image:
+    """Modes I;16 and I (0..65535) and F (0..1) -> L."""
+    values = np.asarray(image).astype(np.float64)
+    top, low, high = (1.0 if image.mode == "F" else 65535.0), values.min(), values.max()
+    if not (0 <= low and high <= top):  # also catches NaN
+        raise ImageError(
+            f"{name} of mode {image.mode} has values from {low:g} to {high:g}, not in 0 to {top:g}: convert it to 8 bits"
+        )
+    return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
+
+
+def _from_array(array: NDArray[np.generic]) -> Image.Image:
+    """An accepted ndarray -> PIL image of mode L, RGB or RGBA."""
+    what = f"an ndarray of dtype {array.dtype} and shape {array.shape}"
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim == 4:
+        raise ImageError(f"{what} is not one image: pass a batch as a list of {ACCEPTED_ARRAYS}")
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        hint = (
+            "; channels come last: array.transpose(1, 2, 0)" if array.ndim == 3 and array.shape[0] in (1, 3, 4) else ""
+        )
+        raise ImageError(f"{what} is not an image: give {ACCEPTED_ARRAYS}{hint}")
+    if array.size == 0:
+        raise ImageError(f"{what} has no pixels: give {ACCEPTED_ARRAYS}")
+    if array.dtype.kind == "f":
+        low, high = array.min(), array.max()
+        if not (0 <= low and high <= 1):  # also catches NaN
+            raise ImageError(f"{what} has values from {low:g} to {high:g}: give {ACCEPTED_ARRAYS}")
+        array = np.rint(array.astype(np.float64) * 255).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise ImageError(f"{what} is not an image: give {ACCEPTED_ARRAYS}")
+    return Image.fromarray(np.ascontiguousarray(array))

@@ -1,0 +1,82 @@
+"""What a bundle holds, for `blip2rt info`. Knows the manifest only; opens no graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from .bundle import Bundle
+from .manifest import Component
+
+
+def to_dict(bundle: Bundle) -> dict[str, Any]:
+    """The manifest as JSON has it, with the bundle's path and size in bytes."""
+    return {"path": str(bundle.path), "size": bundle.size, **asdict(bundle.manifest)}
+
+
+def describe(bundle: Bundle) -> str:
+    """A page of text."""
+    manifest = bundle.manifest
+    image = manifest.image
+    lines = [
+        f"{manifest.name}  ({bundle.path}, {bundle.size / 1e6:.1f} MB, made by {manifest.created_by})",
+        f"image: {image.width} x {image.height}, {image.resample}",
+    ]
+    if manifest.llm is not None:
+        llm = manifest.llm
+        lines.append(
+            f"llm: {llm.layers} layers x {llm.hidden_size}, {llm.vocab_size:,} tokens, {llm.max_positions:,} positions, "
+            f"{llm.prefix_length} for the image"
+        )
+    components = [
+        (name, component.precision, f"{_size(bundle, component) / 1e6:.2f} MB", _signature(component))
+        for name, component in manifest.components.items()
+    ]
+    lines += ["", *_table(("component", "precision", "size", "inputs -> outputs"), components)]
+    decoding = [(task, *map(str, asdict(defaults).values())) for task, defaults in manifest.decoding.items()]
+    if decoding:
+        head = ("task", "num_beams", "max_new_tokens", "min_new_tokens", "length_penalty")
+        lines += ["", *_table(head, decoding)]
+        lines += [f"prompt of {task}: {prompt!r}" for task, prompt in manifest.prompts.items()]
+    checks = [
+        (check.component, check.precision, f"{check.max_abs_error:.2e}", _cosine(check.cosine))
+        for check in manifest.verification
+    ]
+    if checks:
+        lines += ["", *_table(("verified", "precision", "max abs error", "cosine"), checks)]
+    sources = [(source.part, source.name, source.licence, source.origin) for source in manifest.sources]
+    if sources:
+        lines += ["", *_table(("part", "source", "licence", "origin"), sources)]
+    return "\n".join(lines)
+
+
+def _size(bundle: Bundle, component: Component) -> int:
+    """Bytes of a component's graph and its external data, which is named after the graph."""
+    files = bundle.manifest.files or {}
+    stem = component.graph.rsplit(".", 1)[0]
+    return sum(entry.size for name, entry in files.items() if name == component.graph or name.startswith(f"{stem}."))
+
+
+def _signature(component: Component) -> str:
+    """Inputs -> outputs; the layers' caches, all alike, are left out."""
+
+    def names(tensors: Any) -> str:
+        return ", ".join(
+            f"{tensor.name} ({','.join(map(str, tensor.shape))})"
+            for tensor in tensors
+            if not tensor.name.startswith(("past_", "present_"))
+        )
+
+    return f"{names(component.inputs)} -> {names(component.outputs)}"
+
+
+def _cosine(value: float | None) -> str:
+    return "" if value is None else f"{value:.6f}"
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
+    ]
