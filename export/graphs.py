@@ -1,0 +1,217 @@
+"""PyTorch module -> ONNX graph in memory, and graphs -> files. Knows ONNX, nothing about what a graph computes.
+
+A graph is an `onnx_ir.Model` whose initializers still alias PyTorch's memory; nothing is copied before `save`, which
+streams the large tensors into a data file that several graphs may share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+
+OPSET = 20  # the newest that every supported ONNX Runtime (1.20 and later) runs
+IR_VERSION = 10
+ALIGNMENT = 4096  # ONNX Runtime memory-maps external tensors at page boundaries
+INLINE_BYTES = 1024  # smaller tensors stay inside the graph file: shape inference and folding need them there
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Swallow the exporter's chatter; its errors still arrive as exceptions."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
+
+
+def trace(
+    module: torch.nn.Module,
+    example: Mapping[str, torch.Tensor],
+    outputs: Sequence[str],
+    axes: Mapping[str, Mapping[int, str]],
+    opset: int = OPSET,
+) -> ir.Model:
+    """Trace `module(*example.values())`; `axes` names the free axes of each input, e.g. {"pixels": {0: "B"}}."""
+    dims = {name: torch.export.Dim(name, max=2**31 - 1) for free in axes.values() for name in free.values()}
+    shapes = [{axis: dims[d] for axis, d in axes.get(name, {}).items()} for name in example]
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            _Positional(module).eval(),
+            (list(example.values()),),
+            input_names=list(example),
+            output_names=list(outputs),
+            dynamic_shapes=(shapes,),
+            opset_version=opset,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model
+    model.ir_version = IR_VERSION
+    normalise_linears(model)
+    return model
+
+
+class _Positional(torch.nn.Module):
+    """Takes one list, so that graphs with any number of inputs are traced alike."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs: list[torch.Tensor]) -> Any:
+        return self.module(*inputs)
+
+
+def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor behind an initializer; None for anything computed."""
+    return value.const_value if value is not None and value.is_initializer() else None
+
+
+def add_initializer(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    shape = ir.Shape(tensor.shape.numpy())
+    value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    model.graph.register_initializer(value)
+    return value
+
+
+def drop_unused(model: ir.Model) -> None:
+    """Remove nodes nobody reads and initializers nobody reads, keeping the graph's declared outputs."""
+    kept = set(model.graph.outputs)
+    for node in reversed(list(model.graph)):
+        if all(out not in kept and not out.uses() for out in node.outputs):
+            model.graph.remove(node, safe=True)
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses() and value not in kept:
+            del model.graph.initializers[name]
+
+
+def normalise_linears(model: ir.Model) -> None:
+    """Bring every linear layer to MatMul(x, W (K, N)) [+ Add(bias)]: Gemm is split, Transpose of a constant is folded."""
+    for node in list(model.graph):
+        if node.op_type == "Transpose":
+            _fold_transpose(model, node)
+    for node in list(model.graph):
+        if node.op_type == "Gemm":
+            _split_gemm(model, node)
+    drop_unused(model)
+
+
+def _fold_transpose(model: ir.Model, node: ir.Node) -> None:
+    tensor = constant(node.inputs[0])
+    if tensor is None or len(tensor.shape) != 2:
+        return
+    perm = node.attributes.get("perm")
+    if perm is not None and list(perm.as_ints()) != [1, 0]:
+        return
+    _replace(model, node, transposed(model, node.inputs[0]))
+
+
+def _split_gemm(model: ir.Model, node: ir.Node) -> None:
+    x, weight, bias = (*node.inputs, None)[:3]
+    attribute = {name: attr.value for name, attr in node.attributes.items()}
+    plain = attribute.get("transA", 0) == 0 and attribute.get("alpha", 1.0) == 1.0 and attribute.get("beta", 1.0) == 1.0
+    if constant(weight) is None or not plain:
+        return
+    if attribute.get("transB", 0):
+        weight = transposed(model, weight)
+    out = node.outputs[0]
+    product = ir.node("MatMul", [x, weight], name=f"{node.name}_matmul")
+    new = [product]
+    if bias is not None:
+        product.outputs[0].name = f"{out.name}_product"
+        new.append(ir.node("Add", [product.outputs[0], bias], name=f"{node.name}_bias"))
+    ir.convenience.replace_nodes_and_values(model.graph, node, [node], new, [out], [new[-1].outputs[0]])
+
+
+def transposed(model: ir.Model, value: ir.Value | None) -> ir.Value:
+    """An initializer with the transpose of a constant; made once, as a view, however often it is asked for."""
+    assert value is not None and value.const_value is not None
+    name = f"{value.name}.T"
+    if name in model.graph.initializers:
+        return model.graph.initializers[name]
+    return add_initializer(model, name, ir.tensor(value.const_value.numpy().T, name=name))
+
+
+def _replace(model: ir.Model, node: ir.Node, value: ir.Value) -> None:
+    ir.convenience.replace_all_uses_with(node.outputs[0], value)
+    model.graph.remove(node, safe=True)
+
+
+class DataFile:
+    """An external data file that stores each distinct tensor once, page-aligned, for any number of graphs."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.path, self.name = folder / name, name
+        self._file = open(self.path, "wb")  # noqa: SIM115 - closed by close()
+        self._known: dict[str, int] = {}
+
+    def add(self, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
+        packed = tensor.dtype.bitwidth < 8
+        data: Any = tensor.tobytes() if packed else np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
+        key = f"{len(data)}:{hashlib.sha256(data).hexdigest()}"
+        if key not in self._known:
+            offset = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
+            self._file.seek(offset)
+            self._file.write(data)
+            self._known[key] = offset
+        shape = ir.Shape(tensor.shape.numpy())
+        return ir.ExternalTensor(
+            self.name, self._known[key], len(data), tensor.dtype, shape=shape, name=tensor.name or ""
+        )
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def save(model: ir.Model, path: Path, data: DataFile | None) -> None:
+    """Write the graph; tensors of more than INLINE_BYTES go to `data` (or stay inside when it is None)."""
+    drop_unused(model)
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        assert tensor is not None
+        if data is not None and tensor.nbytes > INLINE_BYTES:
+            value.const_value = data.add(tensor)
+    proto = ir.to_proto(model)
+    _strip(proto)
+    path.write_bytes(proto.SerializeToString())
+
+
+def _strip(proto: onnx.ModelProto) -> None:
+    """Drop stack traces and value infos: half of the file's size, and they name paths of the exporting machine."""
+    proto.producer_name, proto.doc_string = "blip2rt", ""
+    del proto.graph.value_info[:]
+    del proto.metadata_props[:]
+    del proto.graph.metadata_props[:]
+    for node in proto.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for item in (*proto.graph.input, *proto.graph.output, *proto.graph.initializer):
+        item.doc_string = ""
+        del item.metadata_props[:]
+
+
+def inputs_outputs(model: ir.Model) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The graph's I/O as the manifest lists it: name, dtype, shape with free axes by name."""
+
+    def describe(value: ir.Value) -> dict[str, Any]:
+        assert value.shape is not None and value.dtype is not None
+        shape = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
+        return {"name": value.name, "dtype": np.dtype(value.dtype.numpy()).name, "shape": shape}
+
+    return [describe(v) for v in model.graph.inputs], [describe(v) for v in model.graph.outputs]

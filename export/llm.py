@@ -1,0 +1,193 @@
+"""Any Hugging Face decoder-only language model -> the graphs `embed` and `llm`.
+
+embed: token_ids (B,S) -> token_embeds (B,S,D)
+llm:   inputs_embeds (B,S,D), position_ids (B,S), last_index (B), seqlens_k (B), total_sequence_length (),
+       past_key_i, past_value_i (B,Hkv,T,hd) -> logits (B,V), present_key_i, present_value_i (B,Hkv,T,hd)
+
+Attention becomes com.microsoft::GroupQueryAttention, which writes the new keys and values in place into the buffer that
+the caller binds to past and present. It is put there through transformers' attention interface, so that no architecture
+is named here. Knows nothing about prompts, tokenizers or how tokens are chosen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from blip2rt.errors import Blip2rtError
+
+from . import graphs
+
+_NAME = "blip2rt_group_query"  # our key in transformers' table of attention functions
+_IGNORED = {"dropout", "is_causal", "position_ids", "use_cache", "cache_position", "cache", "past_key_values"}
+_NEUTRAL = (None, False)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What the KV cache and the graphs' I/O are made of."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    max_positions: int
+
+
+def geometry(llm: Any) -> Geometry:
+    """The geometry of a causal LM, read from its config and its embedding table."""
+    config = llm.config.get_text_config()
+    heads = config.num_attention_heads
+    table = llm.get_input_embeddings().weight
+    return Geometry(
+        layers=config.num_hidden_layers,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        hidden_size=table.shape[1],
+        vocab_size=llm.get_output_embeddings().weight.shape[0],
+        max_positions=config.max_position_embeddings,
+    )
+
+
+class _Attention:
+    """The attention function of one trace: hands each layer its past and collects its present."""
+
+    def __init__(self, past: list[tuple[Tensor, Tensor]], seqlens_k: Tensor, total: Tensor) -> None:
+        self.past, self.seqlens_k, self.total = past, seqlens_k, total
+        self.present: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(
+        self,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, None]:
+        """query (B,H,S,hd), key and value (B,Hkv,S,hd) -> (B,S,H,hd)"""
+        layer = module.layer_idx
+        window, softcap = options.pop("sliding_window", None), options.pop("softcap", None)
+        unknown = [k for k, v in options.items() if k not in _IGNORED and not any(v is n for n in _NEUTRAL)]
+        if mask is not None:
+            unknown.append("attention mask")
+        if unknown or layer in self.present or layer is None or layer >= len(self.past):
+            raise Blip2rtError(f"this language model's attention needs {', '.join(unknown) or 'shared layers'}, "
+                               "which the llm graph cannot express; use a plain causal decoder")  # fmt: skip
+        batch, heads, length, width = query.shape
+        attributes: dict[str, Any] = {
+            "num_heads": heads,
+            "kv_num_heads": key.shape[1],
+            "scale": float(width**-0.5 if scaling is None else scaling),
+        }
+        if window is not None:
+            attributes["local_window_size"] = int(window)
+        if softcap is not None:
+            attributes["softcap"] = float(softcap)
+        flat = [t.transpose(1, 2).reshape(batch, length, -1) for t in (query, key, value)]
+        past = self.past[layer]
+        out, *present = torch.onnx.ops.symbolic_multi_out(
+            "com.microsoft::GroupQueryAttention",
+            (*flat, *past, self.seqlens_k, self.total),
+            attributes,
+            dtypes=(query.dtype, key.dtype, value.dtype),
+            shapes=(flat[0].shape, past[0].shape, past[1].shape),
+            version=1,
+        )
+        self.present[layer] = (present[0], present[1])
+        return out.reshape(batch, length, heads, width), None
+
+
+class _Decoder(nn.Module):
+    """The llm graph as a module: the arguments are the graph's inputs."""
+
+    def __init__(self, llm: Any, layers: int) -> None:
+        super().__init__()
+        self.llm, self.layers = llm, layers
+
+    def forward(
+        self, inputs_embeds: Tensor, position_ids: Tensor, last_index: Tensor, seqlens_k: Tensor,
+        total_sequence_length: Tensor, *past: Tensor,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        attention = _Attention(list(zip(past[::2], past[1::2], strict=True)), seqlens_k, total_sequence_length)
+        rows = last_index[:, None, None]
+
+        def last_only(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+            """hidden (B,S,D) -> (B,1,D), before the vocabulary's matrix sees it."""
+            hidden = args[0]
+            shape = (hidden.shape[0], 1, hidden.shape[2])
+            gathered = torch.onnx.ops.symbolic(
+                "GatherND", (hidden, rows), {"batch_dims": 1}, dtype=hidden.dtype, shape=shape, version=13
+            )
+            return (gathered,)
+
+        ALL_ATTENTION_FUNCTIONS.register(_NAME, attention)
+        handle = self.llm.get_output_embeddings().register_forward_pre_hook(last_only)
+        try:
+            logits = self.llm(inputs_embeds=inputs_embeds, position_ids=position_ids, use_cache=False).logits
+        finally:
+            handle.remove()
+        if len(attention.present) != self.layers:
+            raise Blip2rtError(
+                f"{type(self.llm).__name__} bypasses transformers' attention interface in "
+                f"{self.layers - len(attention.present)} of {self.layers} layers; it cannot be exported"
+            )
+        present = [tensor for layer in range(self.layers) for tensor in attention.present[layer]]
+        return logits[:, 0], *present
+
+
+@contextlib.contextmanager
+def _our_attention(llm: Any) -> Iterator[None]:
+    """transformers makes no mask for an attention function that it has no mask for, so none is traced."""
+    config = llm.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = _NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        ALL_ATTENTION_FUNCTIONS._global_mapping.pop(_NAME, None)
+
+
+def cache_names(layers: int, kind: str) -> list[str]:
+    """past_key_0, past_value_0, past_key_1, ... in the order of the graph's inputs (or present_... of its outputs)."""
+    return [f"{kind}_{part}_{layer}" for layer in range(layers) for part in ("key", "value")]
+
+
+def trace_llm(llm: Any) -> ir.Model:
+    """The `llm` graph of a Hugging Face causal LM in eval mode and float32."""
+    if llm.config.is_encoder_decoder:
+        raise Blip2rtError(f"{type(llm).__name__} is an encoder-decoder; only decoder-only models are exported")
+    shape = geometry(llm)
+    batch, length, capacity = 2, 3, 5
+    past = torch.zeros(batch, shape.kv_heads, capacity, shape.head_dim)
+    names = cache_names(shape.layers, "past")
+    example = {
+        "inputs_embeds": torch.zeros(batch, length, shape.hidden_size),
+        "position_ids": torch.arange(length).expand(batch, length).contiguous(),
+        "last_index": torch.tensor([length - 1, length - 2]),
+        "seqlens_k": torch.tensor([length - 1, length - 2], dtype=torch.int32),
+        "total_sequence_length": torch.tensor(length, dtype=torch.int32),
+        **{name: past.clone() for name in names},
+    }
+    axes = {"inputs_embeds": {0: "B", 1: "S"}, "position_ids": {0: "B", 1: "S"}, "last_index": {0: "B"},
+            "seqlens_k": {0: "B"}, **{name: {0: "B", 2: "T"} for name in names}}  # fmt: skip
+    with _our_attention(llm):
+        return graphs.trace(
+            _Decoder(llm, shape.layers), example, ["logits", *cache_names(shape.layers, "present")], axes
+        )
+
+
+def trace_embed(llm: Any) -> ir.Model:
+    """The `embed` graph: the LM's own input embedding, with whatever scaling it applies."""
+    example = {"token_ids": torch.zeros(2, 3, dtype=torch.int64)}
+    return graphs.trace(llm.get_input_embeddings(), example, ["token_embeds"], {"token_ids": {0: "B", 1: "S"}})

@@ -1,0 +1,68 @@
+"""Steps an `llm` graph in ONNX Runtime as the runtime does: past and present of a layer are one buffer.
+
+Exists to verify and measure exported graphs; knows nothing about search, prompts or images.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from blip2rt.bundle import llm_tensors
+
+
+def session(path: Path, threads: int = 0) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+class Stepper:
+    """A batch in flight: `prefill` once, then `step` as often as the capacity allows."""
+
+    def __init__(self, llm: ort.InferenceSession, batch: int, capacity: int) -> None:
+        shapes = {value.name: value.shape for value in llm.get_inputs()}
+        self.layers = sum(name.startswith("past_key_") for name in shapes)
+        heads, width = shapes["past_key_0"][1], shapes["past_key_0"][3]
+        self.vocabulary = llm.get_outputs()[0].shape[1]
+        self.session = llm
+        self.lengths = np.zeros(batch, np.int64)
+        # Filled with a large number: a graph that reads beyond a row's valid positions is found out.
+        self.cache = [
+            ort.OrtValue.ortvalue_from_numpy(np.full((batch, heads, capacity, width), 1e3, np.float32))
+            for _ in range(2 * self.layers)
+        ]
+
+    def prefill(self, inputs_embeds: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """inputs_embeds (B,S,D) padded on the right, lengths (B) -> logits (B,V) after each row's last position."""
+        positions = np.broadcast_to(np.arange(inputs_embeds.shape[1]), inputs_embeds.shape[:2])
+        self.lengths = lengths.astype(np.int64)
+        return self._run(inputs_embeds, positions, self.lengths - 1)
+
+    def step(self, inputs_embeds: np.ndarray) -> np.ndarray:
+        """inputs_embeds (B,1,D) -> logits (B,V)"""
+        positions = self.lengths[:, None]
+        self.lengths = self.lengths + 1
+        return self._run(inputs_embeds, positions, np.zeros_like(self.lengths))
+
+    def _run(self, inputs_embeds: np.ndarray, positions: np.ndarray, last: np.ndarray) -> np.ndarray:
+        inputs, outputs = llm_tensors(self.layers)
+        feeds = (
+            np.ascontiguousarray(inputs_embeds, np.float32),
+            np.ascontiguousarray(positions, np.int64),
+            last.astype(np.int64),
+            (self.lengths - 1).astype(np.int32),
+            np.array(self.lengths.max(), np.int32),
+        )
+        binding = self.session.io_binding()
+        for name, array in zip(inputs, feeds, strict=False):
+            binding.bind_cpu_input(name, array)
+        for past, present, buffer in zip(inputs[5:], outputs[1:], self.cache, strict=True):
+            binding.bind_ortvalue_input(past, buffer)
+            binding.bind_ortvalue_output(present, buffer)
+        binding.bind_output("logits")
+        self.session.run_with_iobinding(binding)
+        return binding.get_outputs()[-1].numpy()  # they come in the order of binding

@@ -1,0 +1,94 @@
+"""The llm and embed graphs against Hugging Face: fresh random tiny models, unequal rows, prefill and steps."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("onnxscript")
+
+from blip2rt.modeling.quantize import round_weights
+from export import graphs, llm, quantize
+from export.stepping import Stepper, session
+
+SEED = random.randrange(2**31)
+SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 97,
+         "max_position_embeddings": 64}  # fmt: skip
+CONFIGS = {
+    "llama": lambda: transformers.LlamaConfig(
+        intermediate_size=96, num_key_value_heads=2, tie_word_embeddings=True, **SMALL
+    ),
+    "opt": lambda: transformers.OPTConfig(ffn_dim=96, word_embed_proj_dim=64, dropout=0.0, **SMALL),
+    "qwen2": lambda: transformers.Qwen2Config(intermediate_size=96, num_key_value_heads=1, **SMALL),
+    "mistral": lambda: transformers.MistralConfig(
+        intermediate_size=96, num_key_value_heads=2, sliding_window=4, **SMALL
+    ),
+}
+
+
+def build(name: str):
+    print(f"seed {SEED}")  # pytest shows it when the test fails
+    torch.manual_seed(SEED)
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name]()).eval()
+    for parameter in model.parameters():  # biases and norms start at 0 and 1: hide nothing behind that
+        parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+def export(model, folder: Path, bits: int | None = None, block: int = 32) -> None:
+    with contextlib.closing(graphs.DataFile(folder, "llm.data")) as data:
+        for name, graph in (("llm", llm.trace_llm(model)), ("embed", llm.trace_embed(model))):
+            if bits:
+                assert quantize.quantize_weights(graph, bits, block)
+            graphs.save(graph, folder / f"{name}.onnx", data)
+
+
+def reference(model, embeds: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    """Logits after the last valid position of each row, computed row by row: no padding, no cache."""
+    rows = [model(inputs_embeds=embeds[i : i + 1, :n]).logits[0, -1] for i, n in enumerate(lengths)]
+    return torch.stack(rows)
+
+
+def compare(model, folder: Path, tolerance: float, batch: int = 3, steps: int = 4) -> None:
+    rng = np.random.default_rng(SEED)
+    stepper = Stepper(session(folder / "llm.onnx", 1), batch, capacity=16)
+    embed = session(folder / "embed.onnx", 1)
+    lengths = rng.integers(3, 8, batch)
+    lengths[0] = 8
+    embeds = rng.normal(size=(batch, 8, 64)).astype(np.float32)
+    sequence = [torch.from_numpy(embeds[i, :n]) for i, n in enumerate(lengths)]
+    with torch.no_grad():
+        logits = stepper.prefill(embeds, lengths)
+        for step in range(steps + 1):
+            padded = torch.nn.utils.rnn.pad_sequence(sequence, batch_first=True)
+            want = reference(model, padded, [len(row) for row in sequence]).numpy()
+            assert np.abs(logits - want).max() < tolerance, f"step {step}"
+            ids = rng.integers(0, 97, (batch, 1))
+            rows = model.get_input_embeddings()(torch.from_numpy(ids))
+            got = embed.run(None, {"token_ids": ids})[0]
+            assert np.abs(got - rows.numpy()).max() < 1e-6
+            sequence = [torch.cat((row, new)) for row, new in zip(sequence, rows, strict=True)]
+            logits = stepper.step(got)
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_fp32_graph_equals_hugging_face(name: str, tmp_path: Path) -> None:
+    model = build(name)
+    export(model, tmp_path)
+    compare(model, tmp_path, tolerance=1e-4)
+    compare(model, tmp_path, tolerance=1e-4, batch=1)
+
+
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_int4_graph_equals_dequantized_weights(name: str, tmp_path: Path) -> None:
+    """accuracy_level 4 rounds activations to 8 bits, block by block: that is what the tolerance allows."""
+    model = build(name)
+    export(model, tmp_path, bits=4)
+    round_weights(model, bits=4, block=32)
+    compare(model, tmp_path, tolerance=0.1)
