@@ -19,6 +19,8 @@ from tqdm import tqdm
 
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
 
+from .settings import TrainSettings
+
 _BATCH = 16
 
 
@@ -55,6 +57,27 @@ def to_pixels(image: Image.Image, config: VisionConfig) -> torch.Tensor:
     values = torch.from_numpy(np.asarray(resized, dtype=np.uint8).copy()).permute(2, 0, 1).float() / 255
     mean, std = torch.tensor(config.mean).view(3, 1, 1), torch.tensor(config.std).view(3, 1, 1)
     return (values - mean) / std
+
+
+class FeatureSource:
+    """vision_features of images by index: from the cache, or encoded at every call."""
+
+    def __init__(self, paths: list[Path], config: VisionConfig, settings: TrainSettings, views: int) -> None:
+        self.views = views
+        if settings.cache_features:
+            self._cache = cached_features(paths, config, settings.features, views)
+        else:
+            self._encoder = VisionEncoder(config)
+            self._pixels = [_Views(paths, config, view) for view in range(views)]
+
+    def get(self, images: list[int], seed: tuple[int, int] | None = None) -> torch.Tensor:
+        """(B, N, C) float32; of view 0 without a seed, of a view drawn for each image with one."""
+        drawn = [0] * len(images) if seed is None else np.random.default_rng(seed).integers(0, self.views, len(images))
+        if hasattr(self, "_cache"):
+            rows = np.stack([self._cache[view][image] for view, image in zip(drawn, images, strict=True)])
+            return torch.from_numpy(rows).float()
+        with torch.no_grad():
+            return self._encoder(torch.stack([self._pixels[v][i] for v, i in zip(drawn, images, strict=True)]))
 
 
 def _key(paths: list[Path], config: VisionConfig) -> str:

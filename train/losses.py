@@ -1,0 +1,111 @@
+"""The three losses of stage 1 (Li et al. 2023, section 3.2): ITC, ITM, ITG. Knows tensors, nothing about data or steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from blip2rt.modeling.blip2 import Blip2
+
+LABEL_SMOOTHING = 0.1
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """token_ids (B, T) starting with [CLS], text_mask (B, T), image_ids (B): equal for captions of one image."""
+
+    token_ids: torch.Tensor
+    text_mask: torch.Tensor
+    image_ids: torch.Tensor
+
+
+def similarity(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+    """Cosine of every image (B, Q, E) with every text (T, E), the maximum over queries: (B, T)."""
+    with torch.autocast(image_embeds.device.type, enabled=False):  # bf16 would blur what a small temperature magnifies
+        return torch.einsum("bqe,te->btq", image_embeds.float(), text_embeds.float()).amax(-1)
+
+
+def itc_loss(sim: torch.Tensor, temperature: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
+    """Image-text contrast over sim (B, B), both ways; captions of one image share the target, smoothed by 0.1."""
+    same = (image_ids[:, None] == image_ids[None, :]).float()
+    target = (1 - LABEL_SMOOTHING) * same / same.sum(1, keepdim=True) + LABEL_SMOOTHING / len(image_ids)
+    logits = sim / temperature
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
+
+
+@torch.no_grad()
+def hard_negatives(
+    sim: torch.Tensor, temperature: torch.Tensor, image_ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each text a wrong image, for each image a wrong text, (B) each: drawn by similarity.
+
+    Own positives and other captions of the same image are never drawn.
+    """
+    same = image_ids[:, None] == image_ids[None, :]
+    logits = (sim.float() / temperature).masked_fill(same, float("-inf"))
+    if bool(same.all(1).any()):
+        raise ValueError("a batch for ITM needs at least two images")
+    return (
+        torch.multinomial(logits.t().softmax(1), 1).squeeze(1),
+        torch.multinomial(logits.softmax(1), 1).squeeze(1),
+    )
+
+
+def itm_loss(logits: torch.Tensor, positives: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of logits (3B, 2) whose first `positives` rows match; also the mean of both classes' accuracies."""
+    labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    labels[:positives] = 1
+    right = (logits.argmax(1) == labels).float()
+    accuracy = (right[:positives].mean() + right[positives:].mean()) / 2
+    return F.cross_entropy(logits, labels), accuracy.detach()
+
+
+def itg_loss(logits: torch.Tensor, token_ids: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
+    """Next-token cross-entropy of logits (B, T, V), smoothed by 0.1; padding does not count."""
+    labels = token_ids.masked_fill(text_mask == 0, IGNORE)
+    return F.cross_entropy(
+        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE, label_smoothing=LABEL_SMOOTHING
+    )
+
+
+def query_cosine(query_output: torch.Tensor) -> torch.Tensor:
+    """Mean cosine between different queries of (B, Q, H): 1.0 means that they have collapsed into one."""
+    unit = F.normalize(query_output.detach().float(), dim=-1)
+    count = unit.shape[1]
+    return ((unit @ unit.transpose(1, 2)).sum((1, 2)) - count).mean() / (count * (count - 1))
+
+
+def stage1_losses(
+    model: Blip2, vision_features: torch.Tensor, text: TextBatch, dec_token_id: int
+) -> dict[str, torch.Tensor]:
+    """ITC, ITM and ITG of one batch; the image is read once and its keys and values serve all three."""
+    batch = len(text.image_ids)
+    vision_kv = model.vision_kv(vision_features)
+    query_output, query_kv = model.qformer.encode_image(vision_kv, batch)
+    text_embeds = model.text_embeds(text.token_ids, text.text_mask)
+    sim = similarity(model.image_embeds(query_output), text_embeds)
+    itc = itc_loss(sim, model.temperature, text.image_ids)
+
+    wrong_image, wrong_text = hard_negatives(sim, model.temperature, text.image_ids)
+    own = torch.arange(batch, device=sim.device)
+    images, texts = torch.cat((own, wrong_image, own)), torch.cat((own, own, wrong_text))
+    pair_kv = [None if kv is None else (kv[0][images], kv[1][images]) for kv in vision_kv]
+    fused = model.qformer.encode_pair(text.token_ids[texts], text.text_mask[texts], pair_kv)
+    itm, itm_accuracy = itm_loss(model.itm_head(fused).mean(1).float(), batch)
+
+    decoder_ids = text.token_ids.clone()
+    decoder_ids[:, 0] = dec_token_id
+    hidden = model.qformer.decode_text(decoder_ids, text.text_mask, query_kv)
+    itg = itg_loss(model.lm_head(hidden, model.qformer.word_embeddings.weight).float(), decoder_ids, text.text_mask)
+    return {
+        "loss": itc + itm + itg,
+        "itc": itc.detach(),
+        "itm": itm.detach(),
+        "itg": itg.detach(),
+        "itm_accuracy": itm_accuracy,
+        "temperature": model.temperature.detach().clone(),
+        "query_cosine": query_cosine(query_output),
+    }

