@@ -153,7 +153,7 @@ class _Parser(argparse.ArgumentParser):
     """Complains in one line, as every other error does."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"blip2rt: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"blip2rt: error: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:

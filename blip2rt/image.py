@@ -136,22 +136,30 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         raise ImageError(f"{name} has no pixels: {image.width} x {image.height}")
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_eight_bits(image, name)
-    if image.has_transparency_data:
+    if _has_alpha(image):
         image = image.convert("LA") if image.mode == "La" else image
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def _has_alpha(image: Image.Image) -> bool:
+    if image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A"):
+        return True
+    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or (
+        image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info
+    )
+
+
 def _to_eight_bits(image: Image.Image, name: str) -> Image.Image:
     """Modes I;16 and I (0..65535) and F (0..1) -> L."""
-    values = np.asarray(image).astype(np.float64)
+    values = np.asarray(image)
     top, low, high = (1.0 if image.mode == "F" else 65535.0), values.min(), values.max()
     if not (0 <= low and high <= top):  # also catches NaN
         raise ImageError(
             f"{name} of mode {image.mode} has values from {low:g} to {high:g}, not in 0 to {top:g}: convert it to 8 bits"
         )
-    return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
+    return Image.fromarray(np.rint(values * np.float32(255 / top)).astype(np.uint8))
 
 
 def _from_array(array: NDArray[np.generic]) -> Image.Image:
@@ -172,7 +180,7 @@ def _from_array(array: NDArray[np.generic]) -> Image.Image:
         low, high = array.min(), array.max()
         if not (0 <= low and high <= 1):  # also catches NaN
             raise ImageError(f"{what} has values from {low:g} to {high:g}: give {ACCEPTED_ARRAYS}")
-        array = np.rint(array.astype(np.float64) * 255).astype(np.uint8)
+        array = np.rint(array.astype(np.float32) * 255).astype(np.uint8)
     if array.dtype != np.uint8:
         raise ImageError(f"{what} is not an image: give {ACCEPTED_ARRAYS}")
     return Image.fromarray(np.ascontiguousarray(array))

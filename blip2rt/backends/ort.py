@@ -40,7 +40,7 @@ class Backend:
         self._sessions: dict[str, Any] = {}
         self._generator: Any = None
         self._locks = {name: threading.Lock() for name in contract.COMPONENTS}
-        self._generating = threading.Lock()  # the generator owns one KV cache
+        self._generator_lock = threading.Lock()
 
     def vision(self, pixels: Floats) -> Floats:
         return self._run(contract.VISION, contract.VISION_FEATURES, {contract.PIXELS: pixels})
@@ -68,24 +68,24 @@ class Backend:
     def generate(
         self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: dict[str, Any]
     ) -> list[list[tuple[list[int], float]]]:
-        with self._generating:
-            generator = self._open_generator()
-            try:
-                sequences: list[list[tuple[list[int], float]]] = generator.generate(
-                    prefix_embeds, list(prompts), options
-                )
-            except (RuntimeError, ValueError) as error:
-                raise BackendError(f"generation failed: {error}") from error
-        return sequences
+        try:
+            sequences: list[list[tuple[list[int], float]]] = self._open_generator().generate(
+                prefix_embeds, list(prompts), options
+            )
+            return sequences
+        except RuntimeError as error:
+            raise BackendError(f"generation failed: {error}") from error
 
     def _open_generator(self) -> Any:
-        if self._generator is None:
-            spec = self._bundle.manifest.llm
-            assert spec is not None
-            self._generator = _native().Generator(
-                self._session(contract.EMBED), self._session(contract.LLM),
-                spec.layers, spec.kv_heads, spec.head_dim, spec.hidden_size, spec.vocab_size,
-            )  # fmt: skip
+        """The native loop over the two graphs; it keeps nothing between calls, so all threads share it."""
+        with self._generator_lock:
+            if self._generator is None:
+                spec = self._bundle.manifest.llm
+                assert spec is not None
+                embed, llm = self._session(contract.EMBED), self._session(contract.LLM)
+                self._generator = _native().Generator(
+                    embed, llm, spec.layers, spec.kv_heads, spec.head_dim, spec.hidden_size, spec.vocab_size
+                )
         return self._generator
 
     def _run(self, component: str, output: str, feeds: dict[str, Any]) -> Floats:

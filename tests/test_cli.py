@@ -1,0 +1,214 @@
+"""The command line: what it prints, how it complains, its exit codes. Most tests call main() in this process."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import blip2rt
+from blip2rt import bundle as contract
+from blip2rt.cli import main
+
+pytest.importorskip("blip2rt._native")
+ROOT = Path(blip2rt.__file__).parents[1]
+
+
+@pytest.fixture
+def folder(tmp_path, photo, monkeypatch) -> Path:
+    """Two good pictures, and the working directory."""
+    for name in ("a.png", "b.png"):
+        Image.fromarray(photo()).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(capsys, *arguments: object) -> tuple[int, str, str]:
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as stop:  # argparse
+        code = int(stop.code or 0)
+    return code, *capsys.readouterr()
+
+
+def refused(capsys, *arguments: object) -> str:
+    """Exit code 2, nothing on stdout, one line on stderr: the line."""
+    code, out, err = run(capsys, *arguments)
+    assert code == 2 and out == "" and err.startswith("blip2rt: error: ") and err.count("\n") == 1, (code, out, err)
+    return err
+
+
+def start(*arguments: object, **options) -> subprocess.Popen:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "blip2rt", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True, **options)
+
+
+def test_captions(tiny, folder, capsys):
+    model = blip2rt.load(tiny.path)
+    a, b = model.caption(["a.png", "b.png"])
+    assert run(capsys, "caption", "a.png", "--model", tiny.path) == (0, f"{a}\n", "")
+    assert run(capsys, "caption", "a.png", "b.png", "--model", tiny.path) == (0, f"a.png\t{a}\nb.png\t{b}\n", "")
+    greedy = model.caption("a.png", num_beams=1, max_new_tokens=2, prompt="a dog")
+    options = ["--beams", 1, "--max-new-tokens", 2, "--prompt", "a dog", "--threads", 1]
+    assert run(capsys, "caption", "a.png", "--model", tiny.path, *options)[1] == f"{greedy}\n"
+
+
+def test_captions_as_json(tiny, folder, capsys):
+    code, out, err = run(capsys, "caption", "a.png", "none.png", "--json", "--num-captions", 2, "--model", tiny.path)
+    good, bad = map(json.loads, out.splitlines())
+    assert code == 2 and "none.png" in err
+    assert good["image"] == "a.png" and good["captions"][0] == good["caption"] and len(good["captions"]) == 2
+    assert bad == {"image": "none.png", "error": "no such file: 'none.png'"}
+
+
+def test_a_bad_image_does_not_stop_the_others(tiny, folder, capsys):
+    (folder / "text.jpg").write_text("text")
+    code, out, err = run(capsys, "caption", "a.png", "text.jpg", "none.jpg", ".", "b.png", "--model", tiny.path)
+    assert code == 2
+    assert [line.split("\t")[0] for line in out.splitlines()] == ["a.png", "b.png"]
+    assert [line[:16] for line in err.splitlines()] == ["blip2rt: error: "] * 3
+
+
+def test_image_from_standard_input(tiny, folder, capsys, monkeypatch):
+    want = run(capsys, "caption", "a.png", "--model", tiny.path)[1]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((folder / "a.png").read_bytes())))
+    assert run(capsys, "caption", "-", "--model", tiny.path) == (0, want, "")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    assert "0 bytes" in refused(capsys, "caption", "-", "--model", tiny.path)
+
+
+def test_ask_and_match(tiny, folder, capsys):
+    model = blip2rt.load(tiny.path)
+    answer, match = model.ask("a.png", "what is red"), model.match("a.png", "a dog")
+    assert run(capsys, "ask", "a.png", "what is red", "--model", tiny.path) == (0, f"{answer}\n", "")
+    out = run(capsys, "ask", "a.png", "what is red", "--model", tiny.path, "--json")[1]
+    assert json.loads(out) == {"image": "a.png", "question": "what is red", "answer": answer}
+    out = run(capsys, "match", "a.png", "a dog", "--model", tiny.path)[1]
+    assert out == f"probability {match.probability:.3f}  cosine {match.cosine:.3f}\n"
+    out = json.loads(run(capsys, "match", "a.png", "a dog", "--model", tiny.path, "--json")[1])
+    assert out["probability"] == pytest.approx(match.probability)
+
+
+def test_info(tiny, capsys):
+    code, out, _ = run(capsys, "info", tiny.path)
+    assert code == 0
+    for word in ("tiny", "vision", "fp32", "pixels (B,3,8,12) -> vision_features (B,6,8)", "CC0-1.0", "max_new_tokens"):
+        assert word in out
+    data = json.loads(run(capsys, "info", tiny.path, "--json")[1])
+    assert data["name"] == "tiny" and data["size"] == contract.read(tiny.path).size
+
+
+def test_verify(tiny, tmp_path, capsys):
+    path = shutil.copytree(tiny.path, tmp_path / "copy")
+    code, out, _ = run(capsys, "verify", path)
+    assert code == 0 and "9 files" in out
+    graph = path / "llm.onnx"
+    data = bytearray(graph.read_bytes())
+    data[100] ^= 1
+    graph.write_bytes(data)
+    assert "llm.onnx" in refused(capsys, "verify", path)
+    graph.write_bytes(data[:-1])
+    assert "not whole" in refused(capsys, "verify", path)
+    graph.unlink()
+    (path / "embed.onnx").unlink()
+    assert "embed.onnx is missing; llm.onnx is missing" in refused(capsys, "caption", "x.png", "--model", path)
+
+
+def test_newer_format(tiny, tmp_path, capsys):
+    path = shutil.copytree(tiny.path, tmp_path / "copy")
+    manifest = json.loads((path / contract.MANIFEST).read_text())
+    (path / contract.MANIFEST).write_text(json.dumps({**manifest, "format_version": 99}))
+    for command in (["caption", "x.png", "--model"], ["info"], ["verify"]):
+        assert "newer blip2rt" in refused(capsys, *command, path)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [], ["captions"], ["caption"], ["ask", "a.png"], ["caption", "a.png", "--beams", "x"], ["caption", "a.png", "--no"],
+        ["caption", "a.png", "--beams", "0"], ["caption", "a.png", "--threads", "0"], ["match", "a.png"], ["verify"],
+        ["caption", "a.png", "--num-captions", "5", "--beams", "2"], ["ask", "a.png", " "], ["info", "/none"],
+        ["caption", "a.png", "--length-penalty", "inf"], ["caption", "none.png"], ["caption", "."],
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(tiny, folder, capsys, arguments):
+    model = ["--model", tiny.path] if arguments[:1] and arguments[0] in ("caption", "ask", "match") else []
+    refused(capsys, *arguments, *model)
+
+
+def test_no_embedded_model(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(contract, "__file__", str(tmp_path / "bundle.py"))
+    assert "no embedded model" in refused(capsys, "caption", "x.png")
+    assert "no embedded model" in refused(capsys, "info")
+
+
+def test_version_and_help(capsys):
+    assert run(capsys, "--version") == (0, f"blip2rt {blip2rt.__version__}\n", "")
+    for command in ("caption", "ask", "match", "info", "verify"):
+        assert run(capsys, command, "--help")[0] == 0
+
+
+def test_as_a_process(tiny, folder):
+    name = "naïve 图 \udcff.png" if sys.platform == "linux" else "naïve 图.png"
+    (folder / "a.png").rename(folder / name)
+    process = start("caption", os.fsencode(name).decode("utf-8", "surrogateescape"), "b.png", "--model", tiny.path)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and err == "" and len(out.splitlines()) == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals and pipes")
+def test_interrupted_and_broken_pipe(tiny, folder):
+    process = start("caption", "-", "--model", tiny.path, stdin=subprocess.PIPE)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1.5)  # now it waits for the image
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "")
+
+    process = start("caption", *["a.png"] * 50, "--model", tiny.path)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait(60) == 0
+    process.stderr.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk(tiny, folder):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "blip2rt", "caption", "a.png", "--model", str(tiny.path)]
+        done = subprocess.run(command, check=False, stdout=full, stderr=subprocess.PIPE, text=True, env=env)
+    assert (done.returncode, done.stderr) == (2, "blip2rt: error: No space left on device\n")
+
+
+def test_source_folder_finds_the_installed_core(tmp_path):
+    """A checkout beside a finished installation: the package here has no native module, the installed one has."""
+    import blip2rt._native as native
+
+    shutil.copytree(
+        ROOT / "blip2rt", tmp_path / "source" / "blip2rt", ignore=shutil.ignore_patterns("models", "_native*")
+    )
+    (tmp_path / "site" / "blip2rt").mkdir(parents=True)
+    code = (
+        "import sys; sys.meta_path = [f for f in sys.meta_path if not type(f).__module__.startswith('_editable')]\n"
+        f"sys.path = [p for p in sys.path if not p.endswith('site-packages')] + [{str(tmp_path / 'site')!r}]\n"
+        "from blip2rt.backends.ort import _native\n"
+        "try: print(_native().__file__)\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+
+    def output() -> str:
+        return subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path / "source", text=True)
+
+    assert output().startswith("BackendError blip2rt's native core is not built for this Python: pip install .")
+    shutil.copy(native.__file__, tmp_path / "site" / "blip2rt")
+    assert output().strip() == str(tmp_path / "site" / "blip2rt" / Path(native.__file__).name)

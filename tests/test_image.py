@@ -1,0 +1,261 @@
+"""Images: every kind that must give the right pixels, parity with Hugging Face, and every kind that must be refused."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from blip2rt.errors import ImageError
+from blip2rt.image import load_rgb, prepare, to_pixels
+from blip2rt.manifest import ImageSpec
+
+SEED = random.randrange(2**31)
+SPEC = ImageSpec(24, 32, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    print(f"seed {SEED}")
+    return np.random.default_rng(SEED)
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def rgb(image) -> np.ndarray:
+    loaded = load_rgb(image)
+    assert loaded.mode == "RGB"
+    return np.asarray(loaded)
+
+
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear", "lanczos", "nearest"])
+def test_pixels_equal_hugging_face(rng, resample):
+    pil = pytest.importorskip("transformers.models.blip.image_processing_pil_blip")
+    for _ in range(8):
+        height, width, high, wide = rng.integers(1, 90, 4).tolist()
+        mean, std = rng.uniform(0.1, 0.9, 3).tolist(), rng.uniform(0.2, 0.9, 3).tolist()
+        kind = int(Image.Resampling[resample.upper()])
+        processor = pil.BlipImageProcessorPil(
+            size={"height": height, "width": width}, resample=kind, image_mean=mean, image_std=std
+        )
+        image = Image.fromarray(rng.integers(0, 256, (high, wide, 3), dtype=np.uint8))
+        if rng.random() < 0.3:
+            image = image.convert(str(rng.choice(["L", "CMYK", "YCbCr"])))
+        want = np.stack(processor(image, return_tensors="np")["pixel_values"])
+        got = to_pixels([image], ImageSpec(height, width, resample, tuple(mean), tuple(std)))
+        assert got.shape == (1, 3, height, width) and got.dtype == np.float32
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
+
+
+def test_every_way_to_give_an_image(rng, tmp_path):
+    array = rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(array))
+    path = tmp_path / "ünï côdé 图.png"
+    path.write_bytes(data)
+    kinds = [array, array[:, ::-1][:, ::-1], Image.fromarray(array), data, bytearray(data), memoryview(data), path,
+             str(path), array.astype(np.float32) / 255, array.astype(np.float64) / 255]  # fmt: skip
+    for image in kinds:
+        np.testing.assert_array_equal(rgb(image), array)
+    assert to_pixels([], SPEC).shape == (0, 3, 24, 32)
+    assert to_pixels(kinds, SPEC).shape == (len(kinds), 3, 24, 32)
+
+
+def test_arrays_of_one_and_four_channels(rng):
+    grey = rng.integers(0, 256, (5, 6), dtype=np.uint8)
+    np.testing.assert_array_equal(rgb(grey), np.stack([grey] * 3, -1))
+    np.testing.assert_array_equal(rgb(grey[:, :, None]), rgb(grey))
+    four = np.dstack([grey, grey, grey, np.full_like(grey, 255)])
+    np.testing.assert_array_equal(rgb(four), rgb(grey))
+    four[..., 3] = 0
+    assert (rgb(four) == 255).all()
+    assert (rgb(np.ones((2, 2), np.float16)) == 255).all()
+
+
+def test_alpha_lies_over_white():
+    half_red = Image.new("RGBA", (4, 4), (255, 0, 0, 128))
+    assert tuple(rgb(half_red)[0, 0]) == (255, 127, 127)
+    assert (rgb(encode(Image.new("LA", (4, 4), (0, 0)))) == 255).all()
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    assert tuple(rgb(encode(palette))[0, 0]) == (10, 20, 30)
+    assert (rgb(encode(palette, transparency=1)) == 255).all()
+    assert (rgb(encode(Image.new("RGB", (4, 4), (1, 2, 3)), transparency=(1, 2, 3))) == 255).all()
+    for mode in ("RGBa", "La", "PA"):
+        assert rgb(half_red.convert("LA" if mode in ("La", "PA") else "RGBA").convert(mode)).shape == (4, 4, 3)
+
+
+def test_sixteen_bits_are_scaled():
+    values = np.array([[0, 257, 32896, 65535]], np.uint16)
+    want = np.array([0, 1, 128, 255])
+    sixteen = Image.fromarray(values)
+    for image in (sixteen, encode(sixteen), encode(sixteen, "TIFF"), Image.fromarray(values.astype(np.int32))):
+        np.testing.assert_array_equal(rgb(image)[0, :, 0], want)
+    np.testing.assert_array_equal(rgb(Image.fromarray((values / 65535).astype(np.float32)))[0, :, 0], want)
+
+
+def test_modes_one_cmyk_and_ycbcr(rng):
+    bits = Image.fromarray(rng.integers(0, 2, (7, 9), dtype=np.uint8) * 255).convert("1")
+    np.testing.assert_array_equal(rgb(encode(bits))[..., 0], np.asarray(bits) * 255)
+    cmyk = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    pixel = rgb(encode(cmyk, "JPEG", quality=95))[4, 4].astype(int)
+    assert pixel[0] > 240 and pixel[1] < 15 and pixel[2] < 15
+    assert rgb(Image.new("YCbCr", (3, 3))).shape == (3, 3, 3)
+    assert rgb(Image.new("HSV", (3, 3))).shape == (3, 3, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_exif_orientation(kind, orientation):
+    upright = np.zeros((16, 32, 3), np.uint8)
+    upright[:8, :16] = 255  # white in the top left corner
+    back = {2: [Image.Transpose.FLIP_LEFT_RIGHT], 3: [Image.Transpose.ROTATE_180], 4: [Image.Transpose.FLIP_TOP_BOTTOM],
+            5: [Image.Transpose.TRANSPOSE], 6: [Image.Transpose.ROTATE_90], 7: [Image.Transpose.TRANSVERSE],
+            8: [Image.Transpose.ROTATE_270]}  # fmt: skip
+    image = Image.fromarray(upright)
+    for method in back.get(orientation, []):
+        image = image.transpose(method)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    got = rgb(encode(image, kind, exif=exif)).astype(int)
+    assert got.shape == upright.shape
+    assert np.abs(got - upright).mean() < 4
+
+
+def test_broken_exif_is_ignored():
+    data = bytearray(encode(Image.new("RGB", (4, 4), "red"), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff junk"))
+    assert rgb(bytes(data)).shape == (4, 4, 3)
+
+
+def test_animations_give_their_first_frame():
+    frames = [Image.new("RGB", (6, 5), colour) for colour in ("red", "green", "blue")]
+    for kind in ("GIF", "PNG", "WEBP", "TIFF"):
+        data = encode(frames[0], kind, save_all=True, append_images=frames[1:])
+        pixel = rgb(data)[2, 2].astype(int)
+        assert np.abs(pixel - (255, 0, 0)).max() < 12, kind
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (20_000, 3), (20_000, 5_000)])
+def test_extreme_sizes(size):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for image in (Image.new("L", size, 128), encode(Image.new("L", size, 128))):
+            assert (prepare(image, SPEC) == 128).all()
+
+
+def test_too_many_pixels_is_one_line():
+    with pytest.raises(ImageError, match="more than 178,956,970 pixels: scale it down"):
+        load_rgb(encode(Image.new("1", (20_000, 20_000))))
+
+
+BAD_ARRAYS = [
+    (np.zeros((4, 4, 3), np.int64), ["dtype int64", "shape (4, 4, 3)", "uint8 in 0..255 or float in 0..1"]),
+    (np.zeros((4, 4), np.uint16), ["dtype uint16"]),
+    (np.zeros((4, 4), bool), ["dtype bool"]),
+    (np.array([["a"]]), ["dtype <U1"]),
+    (np.array([[None]]), ["dtype object"]),
+    (np.zeros((4, 4), np.complex64), ["dtype complex64"]),
+    (np.zeros((3, 5, 7), np.uint8), ["shape (3, 5, 7)", "transpose(1, 2, 0)"]),
+    (np.zeros((4, 4, 2), np.uint8), ["shape (4, 4, 2)"]),
+    (np.zeros((2, 4, 4, 3), np.uint8), ["not one image", "list"]),
+    (np.zeros((7,), np.uint8), ["shape (7,)"]),
+    (np.zeros((), np.uint8), ["shape ()"]),
+    (np.zeros((0, 4, 3), np.uint8), ["no pixels"]),
+    (np.zeros((0, 4, 3), np.float32), ["no pixels"]),
+    (np.full((2, 2, 3), 1.5), ["from 1.5 to 1.5"]),
+    (np.full((2, 2, 3), -0.1), ["from -0.1"]),
+    (np.array([[0.5, np.nan]]), ["from nan to nan"]),
+    (np.array([[0.5, np.inf]]), ["to inf"]),
+]
+
+
+@pytest.mark.parametrize(("array", "words"), BAD_ARRAYS)
+def test_bad_arrays(array, words):
+    with pytest.raises(ImageError) as caught:
+        load_rgb(array)
+    assert all(word in str(caught.value) for word in [*words, "(H, W, 3)"]), str(caught.value)
+
+
+def bad_files(folder: Path) -> dict[str, tuple[object, str]]:
+    """What is given -> a part of the complaint."""
+    jpeg = encode(Image.effect_noise((200, 200), 90), "JPEG")
+    png = encode(Image.effect_noise((200, 200), 90))
+    contents = {"text.jpg": b"this is text\n" * 30, "cut.jpg": jpeg[: len(jpeg) // 2], "head.jpg": jpeg[:40],
+                "cut.png": png[: len(png) // 2], "empty.jpg": b"", "zeros.png": bytes(500),
+                "broken.png": png[:60] + bytes(40) + png[100:], "svg.svg": b"<svg/>"}  # fmt: skip
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    words = {"text.jpg": "not an image", "cut.jpg": "damaged", "head.jpg": "", "cut.png": "damaged",
+             "empty.jpg": "empty: 0 bytes", "zeros.png": "not an image", "broken.png": "damaged",
+             "svg.svg": "not an image"}  # fmt: skip
+    return {
+        **{name: (folder / name, word) for name, word in words.items()},
+        **{f"{name} as bytes": (contents[name], word) for name, word in words.items()},
+        "missing": (folder / "none.jpg", "no such file"),
+        "below a file": (folder / "text.jpg" / "x.jpg", ""),
+        "directory": (folder, "/*.jpg"),
+        "url": ("https://example.com/dog.jpg", "download the image first"),
+        "empty name": ("", ""),
+        "null character": ("a\0b.jpg", ""),
+        "long name": ("x" * 5000, ""),
+        "number": (3, "type int"),
+        "none": (None, "type NoneType"),
+        "list": ([1, 2], "type list"),
+    }
+
+
+def test_bad_files_are_one_line(tmp_path):
+    for name, (image, word) in bad_files(tmp_path).items():
+        with pytest.raises(ImageError) as caught:
+            load_rgb(image)  # type: ignore[arg-type]
+        assert word in str(caught.value), f"{name}: {caught.value}"
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 6000, name
+        if isinstance(image, Path):
+            assert str(image) in str(caught.value), name
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read everything")
+def test_no_permission(tmp_path):
+    file = tmp_path / "x.png"
+    file.write_bytes(encode(Image.new("L", (2, 2))))
+    file.chmod(0)
+    with pytest.raises(ImageError, match="Permission denied"):
+        load_rgb(file)
+
+
+def test_values_out_of_range_are_named():
+    with pytest.raises(ImageError, match="values from 0 to 70000"):
+        load_rgb(Image.fromarray(np.array([[0, 70000]], np.int32)))
+    with pytest.raises(ImageError, match="mode F"):
+        load_rgb(Image.fromarray(np.array([[0, 2.0]], np.float32)))
+    with pytest.raises(ImageError, match="no pixels"):
+        load_rgb(Image.new("RGB", (0, 4)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_random_damage_never_escapes_as_another_error(rng):
+    """Bytes flipped at random: a picture or one ImageError."""
+    source = Image.effect_noise((40, 30), 80)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = [encode(source, kind, exif=exif) for kind in ("JPEG", "PNG", "WEBP", "TIFF")]
+    files += [encode(source, kind) for kind in ("GIF", "BMP", "PPM")]
+    for data in files:
+        for _ in range(60):
+            damaged = bytearray(data)
+            for place in rng.integers(0, len(data), rng.integers(1, 6)):
+                damaged[place] = rng.integers(0, 256)
+            damaged = damaged[: int(rng.integers(1, len(data) + 1))] if rng.random() < 0.3 else damaged
+            try:
+                assert load_rgb(bytes(damaged)).mode == "RGB"
+            except ImageError as error:
+                assert "\n" not in str(error)

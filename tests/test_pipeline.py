@@ -1,0 +1,262 @@
+"""The pipeline on a tiny bundle of real graphs, against numpy; its options and its errors; imports without torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import EOS, WORDS, E, Q, Tiny, write_bundle
+from PIL import Image
+
+import blip2rt
+from blip2rt.errors import BackendError, BundleError, CapabilityError, ImageError, OptionError
+from blip2rt.image import to_pixels
+
+pytest.importorskip("blip2rt._native")
+ROOT = Path(blip2rt.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Tiny) -> blip2rt.Model:
+    return blip2rt.load(tiny.path, threads=1)
+
+
+def expected(tiny: Tiny, model, image: np.ndarray, prompt: str, most: int) -> str:
+    """Greedy text in numpy."""
+    pixels = to_pixels([image], model.bundle.manifest.image)
+    prefix = tiny.prefix(tiny.vision(pixels))[0]
+    ids = tiny.greedy(prefix, [WORDS.index(word) for word in prompt.split()], most)
+    return " ".join(WORDS[i] for i in ids if i > EOS).replace(" :", ":")
+
+
+def test_greedy_captions_equal_numpy(tiny, model, photo):
+    images = [photo(*size) for size in [(5, 7), (20, 30), (8, 12), (1, 1), (40, 3)] * 4]
+    got = model.caption(images, num_beams=1, max_new_tokens=6)
+    assert got == [expected(tiny, model, image, "", 6) for image in images], f"seed {tiny.seed}"
+    assert model.caption(images[0], num_beams=1, max_new_tokens=6) == got[0]
+    assert list(model.caption_each(iter(images), num_beams=1, max_new_tokens=6)) == got
+
+
+def test_prompt_goes_before_the_caption(tiny, model, photo):
+    image = photo()
+    got = model.caption(image, prompt="a red dog", num_beams=1, max_new_tokens=4)
+    assert got == expected(tiny, model, image, "a red dog", 4)
+
+
+def test_answers_equal_numpy(tiny, model, photo):
+    images, questions = [photo() for _ in range(11)], ["what is red", "who runs"] * 5 + ["is the dog in the water"]
+    got = model.ask(images, questions, num_beams=1)
+    want = [expected(tiny, model, i, f"Question : {q} Answer :", 4) for i, q in zip(images, questions, strict=True)]
+    assert got == want, f"seed {tiny.seed}"
+    assert model.ask(images[0], questions[:3], num_beams=1) == [
+        model.ask(images[0], question, num_beams=1) for question in questions[:3]
+    ]
+    assert model.ask(images[:2], questions[0], num_beams=1)[0] == got[0]
+
+
+def test_beams_and_several_captions(model, photo):
+    images = [photo() for _ in range(3)]
+    best = model.caption(images)
+    several = model.caption(images, num_captions=3)
+    assert [len(captions) for captions in several] == [3, 3, 3]
+    assert [captions[0] for captions in several] == best
+    assert isinstance(model.caption(images[0], num_captions=2), list)
+
+
+def test_match_equals_numpy(tiny, model, photo):
+    images, texts = [photo() for _ in range(10)], ["a dog runs", "A RED CAT"] * 5
+    got = model.match(images, texts)
+    w = tiny.weights
+    features = tiny.vision(to_pixels(images, model.bundle.manifest.image))
+    ids = [[2, 4, 5, 7, 3], [2, 4, 8, 6, 3]] * 5
+    for match, feature, row in zip(got, features, ids, strict=True):
+        pooled = w["text_table"][row].sum(0)
+        logits = feature.mean(0) @ w["image_itm"] + pooled @ w["text_itm"]
+        embeds = w["queries"] @ feature @ w["image_project"]
+        cosine = (embeds @ pooled / np.linalg.norm(embeds, axis=1) / np.linalg.norm(pooled)).max()
+        assert match.probability == pytest.approx(np.exp(logits[1]) / np.exp(logits).sum(), abs=1e-4)
+        assert match.cosine == pytest.approx(cosine, abs=1e-4)
+    single = model.match(images[0], texts[0])
+    assert single.probability == pytest.approx(got[0].probability, abs=1e-5)
+    assert len(model.match(images[0], texts)) == 10
+    assert len(model.match(images, texts[0])) == 10
+
+
+def test_embeddings(model, photo):
+    images = [photo() for _ in range(9)]
+    embeds = model.embed_image(images)
+    assert embeds.shape == (9, Q, E) and embeds.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(embeds, axis=-1), 1, atol=1e-5)
+    np.testing.assert_allclose(model.embed_image(images[3]), embeds[3], atol=1e-5)
+    texts = ["a dog", "a very long text of which only the beginning fits", "", "red"]
+    assert model.embed_text(texts).shape == (4, E)
+    assert model.embed_text("a dog").shape == (E,)
+    np.testing.assert_allclose(model.embed_text("a dog"), model.embed_text(texts)[0], atol=1e-6)
+    match = model.match(images[0], "a dog")
+    assert match.cosine == pytest.approx((embeds[0] @ model.embed_text("a dog")).max(), abs=1e-5)
+
+
+def test_empty_lists(model):
+    assert model.caption([]) == [] and model.ask([], []) == [] and model.match([], []) == []
+    assert model.embed_image([]).shape == (0, Q, E) and model.embed_text([]).shape == (0, E)
+
+
+def test_keep_going_puts_the_error_in_its_place(model, photo):
+    images = [photo(), "/no/such.jpg", photo(), b""]
+    results = list(model.caption_each(images, keep_going=True))
+    assert [isinstance(result, ImageError) for result in results] == [False, True, False, True]
+    assert results[0] == model.caption(images[0])
+    with pytest.raises(ImageError, match="no such file"):
+        model.caption(images)
+
+
+BAD_OPTIONS = [
+    ({"num_beams": 0}, ["num_beams is 0", "from 1 to 100"]),
+    ({"num_beams": 2.0, "max_new_tokens": -1}, ["num_beams is 2.0", "max_new_tokens is -1"]),
+    ({"num_beams": True}, ["num_beams is True"]),
+    ({"num_captions": 4, "num_beams": 2}, ["num_captions is 4", "num_beams, 2"]),
+    ({"min_new_tokens": 5, "max_new_tokens": 4}, ["min_new_tokens is 5", "max_new_tokens, 4"]),
+    ({"max_new_tokens": 62}, ["only 61 fit"]),
+    ({"length_penalty": float("nan")}, ["length_penalty is nan"]),
+    ({"length_penalty": "1"}, ["length_penalty is '1'"]),
+    ({"prompt": 3}, ["a text is int"]),
+    ({"prompt": "\ud800"}, ["not valid Unicode"]),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), BAD_OPTIONS)
+def test_bad_options_are_named_before_any_image_is_read(model, options, words):
+    with pytest.raises(OptionError) as caught:
+        model.caption("/no/such.jpg", **options)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_unusual_options_are_accepted(model, photo):
+    assert model.caption(photo(), num_beams=np.int64(2), length_penalty=np.float32(0.5), min_new_tokens=0) is not None
+    assert model.caption(photo(), min_new_tokens=20, max_new_tokens=None) is not None
+    assert model.caption(photo(), max_new_tokens=61, num_beams=1) is not None
+
+
+def test_bad_pairs(model, photo):
+    with pytest.raises(OptionError, match="2 images and 3 questions"):
+        model.ask([photo(), photo()], ["a", "b", "c"])
+    with pytest.raises(OptionError, match="a question is empty"):
+        model.ask(photo(), " ")
+    with pytest.raises(OptionError, match="texts hold NoneType, int"):
+        model.match(photo(), ["a", 1, None])
+
+
+def test_what_the_bundle_lacks_is_named(tiny, tmp_path, photo):
+    write_bundle(tmp_path / "captions", tiny.weights, retrieval=False)
+    write_bundle(tmp_path / "matches", tiny.weights, generative=False)
+    captions, matches = blip2rt.load(tmp_path / "captions"), blip2rt.load(tmp_path / "matches")
+    assert captions.caption(photo()) is not None and matches.match(photo(), "a dog") is not None
+    for call in (captions.embed_image, captions.embed_text):
+        with pytest.raises(CapabilityError, match="stage-1"):
+            call("x")
+    with pytest.raises(CapabilityError, match="cannot match: it lacks image_embed, text_embed, itm"):
+        captions.match(photo(), "a dog")
+    with pytest.raises(CapabilityError, match="cannot caption: it lacks qformer, embed, llm; .*stage-2"):
+        matches.caption(photo())
+    with pytest.raises(CapabilityError, match="cannot ask"):
+        matches.ask(photo(), "who?")
+
+
+def test_only_the_needed_graphs_are_opened(tiny, tmp_path, photo):
+    write_bundle(tmp_path / "b", tiny.weights)
+    for name in ("itm", "text_embed"):  # right size, no graph
+        file = tmp_path / "b" / f"{name}.onnx"
+        file.write_bytes(bytes(file.stat().st_size))
+    model = blip2rt.load(tmp_path / "b")
+    assert model.caption(photo()) is not None and model.embed_image(photo()) is not None
+    with pytest.raises(BackendError, match=r"cannot load .*text_embed\.onnx"):
+        model.embed_text("a dog")
+
+
+def test_loading_faults(tiny, monkeypatch, tmp_path):
+    with pytest.raises(BackendError, match="no backend 'cuda': choose from ort"):
+        blip2rt.load(tiny.path, backend="cuda")
+    for threads in (0, -1, 1.5, True, "2"):
+        with pytest.raises(OptionError, match="threads is"):
+            blip2rt.load(tiny.path, threads=threads)
+    with pytest.raises(BundleError, match="no bundle at"):
+        blip2rt.load(tmp_path / "none")
+    monkeypatch.setenv("BLIP2RT_NUM_THREADS", "many")
+    with pytest.raises(OptionError, match="BLIP2RT_NUM_THREADS is 'many'"):
+        blip2rt.load(tiny.path)
+    monkeypatch.setenv("BLIP2RT_NUM_THREADS", "1")
+    blip2rt.load(tiny.path)
+
+
+def test_threads_share_a_model(tiny, photo):
+    images = [photo() for _ in range(6)]
+    want = blip2rt.load(tiny.path).caption(images)
+    model, results = blip2rt.load(tiny.path), []
+    workers = [threading.Thread(target=lambda: results.append(model.caption(images))) for _ in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert results == [want] * 6
+
+
+def test_every_kind_of_image_gives_the_same_caption(model, photo, tmp_path):
+    array = photo()
+    Image.fromarray(array).save(tmp_path / "x.png")
+    file = tmp_path / "x.png"
+    kinds = [array, Image.fromarray(array), file, str(file), file.read_bytes(), array.astype(np.float32) / 255]
+    assert len(set(model.caption(kinds))) == 1
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    command, path = [sys.executable, "-c", code], os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(command, check=False, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+
+
+def test_captions_with_torch_and_friends_blocked(tiny, tmp_path, photo):
+    Image.fromarray(photo()).save(tmp_path / "x.png")
+    blocked = ["torch", "torchvision", "transformers", "onnx", "onnxruntime.capi.onnxruntime_pybind11_state", "train",
+               "export", "blip2rt_train", "blip2rt_export", "blip2rt.modeling"]  # fmt: skip
+    code = (
+        f"import sys\nfor name in {blocked!r}: sys.modules[name] = None\n"
+        f"import blip2rt; print(blip2rt.load({str(tiny.path)!r}).caption({str(tmp_path / 'x.png')!r}))"
+    )
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_import_is_light():
+    code = (
+        "import sys, time; start = time.perf_counter(); import blip2rt; spent = time.perf_counter() - start\n"
+        "heavy = {'numpy', 'PIL', 'tokenizers', 'onnxruntime', 'blip2rt._native'} & set(sys.modules)\n"
+        "assert not heavy, heavy\nprint(spent)"
+    )
+    spent = min(float(run_python(code).stdout) for _ in range(3))
+    assert spent < 0.2
+
+
+def test_public_names():
+    for name in blip2rt.__all__:
+        assert getattr(blip2rt, name) is not None
+    with pytest.raises(AttributeError):
+        blip2rt.nothing  # noqa: B018
+
+
+def test_one_default_model_for_all_threads(tiny, monkeypatch, photo):
+    loads = []
+    monkeypatch.setattr(blip2rt, "_default", None)
+    real = blip2rt.load
+    monkeypatch.setattr("blip2rt.pipeline.load", lambda: loads.append(1) or real(tiny.path))
+    image, results = photo(), []
+    workers = [threading.Thread(target=lambda: results.append(blip2rt.caption(image))) for _ in range(5)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(loads) == 1 and len(set(results)) == 1
+    assert isinstance(blip2rt.ask(image, "who?"), str) and 0 <= blip2rt.match(image, "a dog").probability <= 1
