@@ -59,8 +59,9 @@ void load_onnxruntime(const std::string& library_path) {
 
   loaded = fresh.get();  // check() below reads messages through it
   try {
-    constexpr int kError = 3, kDeviceAllocator = 0, kDefaultMemory = 0;
-    check(ort().CreateEnv(kError, "blip2rt", &fresh->environment));
+    constexpr int kFatal = 4, kDeviceAllocator = 0, kDefaultMemory = 0;
+    // Errors arrive as exceptions; logging them as well would only litter stderr.
+    check(ort().CreateEnv(kFatal, "blip2rt", &fresh->environment));
     check(ort().DisableTelemetryEvents(fresh->environment));
     check(ort().CreateCpuMemoryInfo(kDeviceAllocator, kDefaultMemory, &fresh->cpu_memory));
   } catch (...) {
