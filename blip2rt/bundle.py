@@ -12,7 +12,6 @@ Knows files, sizes and hashes; nothing about images, text or engines. Standard l
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -163,6 +162,8 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
 
     Raises BundleError that names every altered file.
     """
+    import hashlib  # only here: loading a bundle does not hash
+
     bundle = read(path)
     done, altered = 0, []
     for name, entry in sorted((bundle.manifest.files or {}).items()):

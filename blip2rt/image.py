@@ -46,7 +46,7 @@ def to_pixels(images: Sequence[ImageLike], spec: ImageSpec) -> NDArray[np.float3
 
 
 def prepare(image: ImageLike, spec: ImageSpec) -> NDArray[np.uint8]:
-    """Image -> RGB (height, width, 3) uint8, resized ignoring the aspect ratio by the spec's filter. Raises ImageError."""
+    """Image -> RGB (height, width, 3) uint8, resized by the spec's filter, aspect ratio ignored. Raises ImageError."""
     resample = Image.Resampling[spec.resample.upper()]
     return np.asarray(load_rgb(image).resize((spec.width, spec.height), resample))
 
@@ -155,9 +155,9 @@ def _to_eight_bits(image: Image.Image, name: str) -> Image.Image:
     """Modes I;16 and I (0..65535) and F (0..1) -> L."""
     values = np.asarray(image)
     top, low, high = (1.0 if image.mode == "F" else 65535.0), values.min(), values.max()
-    if not (0 <= low and high <= top):  # also catches NaN
+    if not (low >= 0 and high <= top):  # also catches NaN
         raise ImageError(
-            f"{name} of mode {image.mode} has values from {low:g} to {high:g}, not in 0 to {top:g}: convert it to 8 bits"
+            f"{name} of mode {image.mode} has values from {low:g} to {high:g}, not 0 to {top:g}: convert it to 8 bits"
         )
     return Image.fromarray(np.rint(values * np.float32(255 / top)).astype(np.uint8))
 
@@ -178,7 +178,7 @@ def _from_array(array: NDArray[np.generic]) -> Image.Image:
         raise ImageError(f"{what} has no pixels: give {ACCEPTED_ARRAYS}")
     if array.dtype.kind == "f":
         low, high = array.min(), array.max()
-        if not (0 <= low and high <= 1):  # also catches NaN
+        if not (low >= 0 and high <= 1):  # also catches NaN
             raise ImageError(f"{what} has values from {low:g} to {high:g}: give {ACCEPTED_ARRAYS}")
         array = np.rint(array.astype(np.float32) * 255).astype(np.uint8)
     if array.dtype != np.uint8:

@@ -26,8 +26,8 @@ def describe(bundle: Bundle) -> str:
     if manifest.llm is not None:
         llm = manifest.llm
         lines.append(
-            f"llm: {llm.layers} layers x {llm.hidden_size}, {llm.vocab_size:,} tokens, {llm.max_positions:,} positions, "
-            f"{llm.prefix_length} for the image"
+            f"llm: {llm.layers} layers x {llm.hidden_size}, {llm.vocab_size:,} tokens, {llm.max_positions:,} positions"
+            f", {llm.prefix_length} for the image"
         )
     components = [
         (name, component.precision, f"{_size(bundle, component) / 1e6:.2f} MB", _signature(component))

@@ -102,7 +102,7 @@ class Model:
         self, images: ImageLike | Sequence[ImageLike], questions: str | Sequence[str], *, num_beams: int | None = None,
         max_new_tokens: int | None = None, min_new_tokens: int | None = None, length_penalty: float | None = None,
     ) -> Any:  # fmt: skip
-        """Image and question -> answer (str). Lists are taken pairwise; one image or one question goes with all of a list.
+        """Image and question -> answer. Lists are taken pairwise; one image or one question goes with all of a list.
 
         The question is put into the bundle's template; the options are those of `caption`.
         """
@@ -169,6 +169,7 @@ class Model:
             good = [i for i, rgb in enumerate(prepared) if not isinstance(rgb, ImageError)]
             results: list[Any] = list(prepared)
             if good:
+                self._backend.preload(contract.LLM)  # the largest graph loads while the image goes through the others
                 vision_features = self._vision_features([prepared[i] for i in good])
                 prefix_embeds = self._backend.prefix_embeds(vision_features)
                 sequences = self._backend.generate(prefix_embeds, [prompt_ids[i] for i in good], settings)

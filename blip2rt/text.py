@@ -1,4 +1,4 @@
-"""Text <-> token ids, by the `tokenizers` library. Knows the bundle's tokenizer files, nothing about images or models."""
+"""Text <-> token ids, by the `tokenizers` library. Knows tokenizer files, nothing about images or models."""
 
 from __future__ import annotations
 

@@ -16,7 +16,10 @@ from blip2rt.bundle import BundleWriter
 HEIGHT, WIDTH = 8, 12
 N, C, Q, D, E = 6, 8, 3, 16, 4  # vision positions and width, queries, LLM width, contrastive width
 HEADS, HEAD_DIM, POSITIONS = 2, 8, 64  # one key/value head
-WORDS = ["<pad>", "</s>", "a", "dog", "cat", "man", "runs", "sits", "red", "blue", "on", "in", "the", "grass", "water", "Question", ":", "Answer", "what", "who", "is"]
+WORDS = [
+    "<pad>", "</s>", "a", "dog", "cat", "man", "runs", "sits", "red", "blue", "on", "in", "the", "grass", "water",
+    "Question", ":", "Answer", "what", "who", "is",
+]  # fmt: skip
 TEXT_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "dog", "cat", "runs", "red"]
 EOS = 1
 
@@ -86,8 +89,8 @@ def photo() -> Any:
 
 def random_weights(rng: np.random.Generator) -> dict[str, np.ndarray]:
     shapes = {
-        "conv": (C, 3, 4, 4), "queries": (Q, N), "project": (C, D), "embed": (len(WORDS), D), "positions": (POSITIONS, D),
-        "q": (D, HEADS * HEAD_DIM), "k": (D, HEAD_DIM), "v": (D, HEAD_DIM), "o": (HEADS * HEAD_DIM, D),
+        "conv": (C, 3, 4, 4), "queries": (Q, N), "project": (C, D), "embed": (len(WORDS), D),
+        "positions": (POSITIONS, D), "q": (D, HEADS * HEAD_DIM), "k": (D, HEAD_DIM), "v": (D, HEAD_DIM), "o": (HEADS * HEAD_DIM, D),
         "head": (D, len(WORDS)), "image_project": (C, E), "text_table": (len(TEXT_WORDS), E), "text_itm": (E, 2),
         "image_itm": (C, 2),
     }  # fmt: skip
@@ -175,7 +178,8 @@ def build_graphs(onnx: Any, weights: dict[str, np.ndarray]) -> dict[str, Any]:
     llm = [
         node("Gather", "positions position_ids", "at"), node("Add", "inputs_embeds at", "x"),
         node("MatMul", "x q", "q_"), node("MatMul", "x k", "k_"), node("MatMul", "x v", "v_"), attention,
-        node("MatMul", "attended o", "mixed"), node("Add", "x mixed", "y"), node("Unsqueeze", "last_index last", "index"),
+        node("MatMul", "attended o", "mixed"), node("Add", "x mixed", "y"),
+        node("Unsqueeze", "last_index last", "index"),
         node("GatherND", "y index", "last_row", batch_dims=1), node("MatMul", "last_row head", "logits"),
     ]  # fmt: skip
     llm_inputs = [
@@ -199,7 +203,8 @@ def build_graphs(onnx: Any, weights: dict[str, np.ndarray]) -> dict[str, Any]:
                        [value("token_ids", "B S", int64)], [value("token_embeds", f"B S {D}")]),
         "llm": model(llm, llm_inputs, llm_outputs, last=[-1]),
         "image_embed": model(
-            [node("MatMul", "queries vision_features", "query_output"), node("MatMul", "query_output image_project", "e"),
+            [node("MatMul", "queries vision_features", "query_output"),
+             node("MatMul", "query_output image_project", "e"),
              node("LpNormalization", "e", "image_embeds", axis=-1)],
             [features], [value("image_embeds", f"B {Q} {E}")],
         ),

@@ -134,7 +134,8 @@ def test_newer_format(tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments",
     [
-        [], ["captions"], ["caption"], ["ask", "a.png"], ["caption", "a.png", "--beams", "x"], ["caption", "a.png", "--no"],
+        [], ["captions"], ["caption"], ["ask", "a.png"], ["caption", "a.png", "--beams", "x"],
+        ["caption", "a.png", "--no"],
         ["caption", "a.png", "--beams", "0"], ["caption", "a.png", "--threads", "0"], ["match", "a.png"], ["verify"],
         ["caption", "a.png", "--num-captions", "5", "--beams", "2"], ["ask", "a.png", " "], ["info", "/none"],
         ["caption", "a.png", "--length-penalty", "inf"], ["caption", "none.png"], ["caption", "."],

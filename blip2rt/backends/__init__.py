@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 class BackendLike(Protocol):
     """What the pipeline asks of a backend. Graphs load at first use; every method may be called from any thread."""
 
+    def preload(self, *components: str) -> None:
+        """Begins to load graphs that will soon be needed; returns at once, and never fails."""
+
     def vision(self, pixels: Floats) -> Floats:
         """pixels (B, 3, H, W) -> vision_features (B, N, C)"""
 

@@ -5,6 +5,7 @@ The Python package `onnxruntime` is never imported, only its shared library is l
 
 from __future__ import annotations
 
+import contextlib
 import importlib.machinery
 import importlib.util
 import os
@@ -41,6 +42,11 @@ class Backend:
         self._generator: Any = None
         self._locks = {name: threading.Lock() for name in contract.COMPONENTS}
         self._generator_lock = threading.Lock()
+
+    def preload(self, *components: str) -> None:
+        for component in components:
+            if component not in self._sessions:
+                threading.Thread(target=self._try_session, args=(component,), name=f"blip2rt-{component}").start()
 
     def vision(self, pixels: Floats) -> Floats:
         return self._run(contract.VISION, contract.VISION_FEATURES, {contract.PIXELS: pixels})
@@ -94,6 +100,11 @@ class Backend:
             return result
         except RuntimeError as error:
             raise BackendError(f"{self._bundle.graph(component)} failed: {error}") from error
+
+    def _try_session(self, component: str) -> None:
+        """Who needs the session meets the same error, and tells."""
+        with contextlib.suppress(Exception):
+            self._session(component)
 
     def _session(self, component: str) -> Any:
         with self._locks[component]:
