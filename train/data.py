@@ -66,15 +66,31 @@ def read_table(table: str | Path, images: str | Path) -> Dataset:
     return Dataset([images / name for name in names], samples)
 
 
-def batches(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-    """Endless (step, indices) from step `start` on: a fresh permutation of range(count) every epoch, whole batches."""
+def batches(
+    count: int, batch_size: int, seed: int, start: int = 0, lengths: np.ndarray | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Endless (step, indices) from step `start` on: a fresh permutation of range(count) every epoch, whole batches.
+
+    With `lengths` (count), samples of similar length are put together, so that little padding is computed.
+    """
     if count < batch_size:
         raise Blip2rtError(f"batch_size {batch_size} is more than the {count} samples there are; lower it")
     per_epoch = count // batch_size
     step = start
     while True:
         epoch, first = divmod(step, per_epoch)
-        order = np.random.default_rng((seed, epoch)).permutation(count)
+        rng = np.random.default_rng((seed, epoch))
+        order = rng.permutation(count)[: per_epoch * batch_size]
+        if lengths is not None:
+            order = _by_length(order, lengths, batch_size, rng)
         for offset in range(first, per_epoch):
             yield step, order[offset * batch_size : (offset + 1) * batch_size]
             step += 1
+
+
+def _by_length(order: np.ndarray, lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> np.ndarray:
+    """Sort by length within windows of 32 batches, then shuffle the batches."""
+    window = 32 * batch_size
+    parts = [part[np.argsort(lengths[part], kind="stable")] for part in np.split(order, range(window, len(order), window))]
+    rows = np.concatenate(parts).reshape(-1, batch_size)
+    return rows[rng.permutation(len(rows))].reshape(-1)

@@ -124,7 +124,7 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(list(self.names), self.settings.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {name: float(value) for name, value in losses.items()} | {"gradient_norm": float(norm)}
+        return {name: float(value.detach()) for name, value in losses.items()} | {"gradient_norm": float(norm)}
 
     def _evaluate(self, evaluate: Callable[[], dict[str, float]], bar: tqdm[Any]) -> None:
         self.model.eval()

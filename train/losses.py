@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from blip2rt.modeling.blip2 import Blip2
 
 LABEL_SMOOTHING = 0.1
-IGNORE = -100
 
 
 @dataclass(frozen=True)
@@ -63,12 +62,17 @@ def itm_loss(logits: torch.Tensor, positives: int) -> tuple[torch.Tensor, torch.
     return F.cross_entropy(logits, labels), accuracy.detach()
 
 
-def itg_loss(logits: torch.Tensor, token_ids: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
-    """Next-token cross-entropy of logits (B, T, V), smoothed by 0.1; padding does not count."""
-    labels = token_ids.masked_fill(text_mask == 0, IGNORE)
-    return F.cross_entropy(
-        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE, label_smoothing=LABEL_SMOOTHING
-    )
+def next_tokens(
+    hidden: torch.Tensor, token_ids: torch.Tensor, text_mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """hidden (B, T, H) -> the M states that have a next token, (M, H), and those tokens, (M); padding is left out."""
+    learned = text_mask[:, 1:].bool()
+    return hidden[:, :-1][learned], token_ids[:, 1:][learned]
+
+
+def itg_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Next-token cross-entropy of logits (M, V), smoothed by 0.1."""
+    return F.cross_entropy(logits.float(), targets, label_smoothing=LABEL_SMOOTHING)
 
 
 def query_cosine(query_output: torch.Tensor) -> torch.Tensor:
@@ -99,7 +103,8 @@ def stage1_losses(
     decoder_ids = text.token_ids.clone()
     decoder_ids[:, 0] = dec_token_id
     hidden = model.qformer.decode_text(decoder_ids, text.text_mask, query_kv)
-    itg = itg_loss(model.lm_head(hidden, model.qformer.word_embeddings.weight).float(), decoder_ids, text.text_mask)
+    states, targets = next_tokens(hidden, decoder_ids, text.text_mask)
+    itg = itg_loss(model.lm_head(states, model.qformer.word_embeddings.weight), targets)
     return {
         "loss": itc + itm + itg,
         "itc": itc.detach(),

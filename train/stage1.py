@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
@@ -53,8 +54,9 @@ class Stage1:
 
     def _batches(self) -> Iterator[tuple[int, Any]]:
         samples = self.data.samples
-        start = self.trainer.step
-        for step, chosen in batches(len(samples), self.settings.batch_size, self.settings.seed, start):
+        lengths = np.array([len(sample.text.split()) for sample in samples])
+        settings = self.settings
+        for step, chosen in batches(len(samples), settings.batch_size, settings.seed, self.trainer.step, lengths):
             rows = [samples[i] for i in chosen]
             images = [row.image for row in rows]
             features = self.vision.get(images, seed=(self.settings.seed, step)).to(self.trainer.device)

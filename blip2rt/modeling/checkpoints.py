@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from blip2rt.errors import Blip2rtError
@@ -25,10 +24,7 @@ WEIGHTS = "model.safetensors"
 
 def read_config(folder: str | Path) -> Blip2Config:
     """The config of a checkpoint folder."""
-    path = Path(folder) / CONFIG
-    if not path.is_file():
-        raise Blip2rtError(f"{folder} is no checkpoint: it has no {CONFIG}; give the folder that training wrote")
-    return Blip2Config.from_json(json.loads(path.read_text()))
+    return Blip2Config.from_json(json.loads((locate(folder) / CONFIG).read_text()))
 
 
 def save_model(model: Blip2, folder: str | Path) -> None:
@@ -37,14 +33,36 @@ def save_model(model: Blip2, folder: str | Path) -> None:
     (Path(folder) / CONFIG).write_text(json.dumps(model.config.to_json(), indent=2) + "\n")
 
 
+def list_checkpoints(run: str | Path) -> list[Path]:
+    """The checkpoints `step-NNNNNN` of a training's folder, oldest first."""
+    return sorted(path for path in Path(run).glob("step-*") if (path / CONFIG).is_file())
+
+
+def locate(folder: str | Path) -> Path:
+    """A checkpoint folder as it is, or the newest checkpoint of a training's folder."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise Blip2rtError(f"checkpoint {str(folder)!r} is no folder; give the one that training wrote")
+    if (folder / CONFIG).is_file():
+        return folder
+    found = list_checkpoints(folder)
+    if not found:
+        raise Blip2rtError(f"{folder} is no checkpoint: it has neither {CONFIG} nor step-* folders")
+    return found[-1]
+
+
 def load_model(folder: str | Path, *, vision: bool = True, llm: bool = True) -> Blip2:
     """Rebuild a model, frozen parts included unless declined, in eval mode."""
+    folder = locate(folder)
     model = Blip2(read_config(folder), vision=vision, llm=llm)
-    _load(model, load_file(Path(folder) / WEIGHTS), str(folder))
+    load_weights(model, folder)
     return model.eval()
 
 
-def _load(model: Blip2, state: dict[str, torch.Tensor], source: str) -> None:
+def load_weights(model: Blip2, folder: str | Path) -> None:
+    """Trained tensors of a checkpoint folder into a model of the same config."""
+    state = load_file(Path(folder) / WEIGHTS)
+    source = str(folder)
     wanted = model.trained_state()
     missing, extra = wanted.keys() - state.keys(), state.keys() - wanted.keys()
     misshaped = [k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape]
@@ -56,6 +74,23 @@ def _load(model: Blip2, state: dict[str, torch.Tensor], source: str) -> None:
     model.load_state_dict(state, strict=False)
 
 
+def read_bert_geometry(source: str) -> dict[str, Any]:
+    """The fields of QFormerConfig that follow from a BERT-family folder (one more word for [DEC])."""
+    path = Path(resolve(source)) / CONFIG
+    if not path.is_file():
+        raise Blip2rtError(f"qformer_init {source!r}: there is no {CONFIG} in {path.parent}")
+    bert = json.loads(path.read_text())
+    return {
+        "hidden_size": bert["hidden_size"],
+        "layers": bert["num_hidden_layers"],
+        "heads": bert["num_attention_heads"],
+        "intermediate_size": bert["intermediate_size"],
+        "vocab_size": bert["vocab_size"] + 1,
+        "max_positions": bert["max_position_embeddings"],
+        "layer_norm_eps": bert["layer_norm_eps"],
+    }
+
+
 def init_from_bert(model: Blip2) -> None:
     """Initialise the Q-Former from the BERT-family checkpoint that the config names."""
     folder = Path(resolve(model.config.qformer_init))
@@ -64,7 +99,7 @@ def init_from_bert(model: Blip2) -> None:
 
 def init_from_stage1(model: Blip2, folder: str | Path) -> None:
     """Carry the query branch of a stage-1 checkpoint into a stage-2 model; text branch and heads are left behind."""
-    state = load_file(Path(folder) / WEIGHTS)
+    state = load_file(locate(folder) / WEIGHTS)
     own = model.trained_state()
     shared = {name: tensor for name, tensor in state.items() if name in own}
     misshaped = [name for name in shared if shared[name].shape != own[name].shape]

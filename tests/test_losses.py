@@ -1,0 +1,141 @@
+"""Stage 1's losses against independent float64 NumPy, its negatives, and the three masks by perturbation."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from blip2rt.modeling.blip2 import Blip2, Blip2Config
+from blip2rt.modeling.qformer import QFormerConfig
+from blip2rt.modeling.vision import VisionConfig
+from train.losses import TextBatch, hard_negatives, itc_loss, itg_loss, next_tokens, query_cosine, similarity, stage1_losses
+
+QUERIES, POSITIONS, FEATURES = 4, 9, 24
+
+
+@pytest.fixture
+def model() -> Blip2:
+    seed = random.randrange(2**31)
+    print("seed", seed)
+    torch.manual_seed(seed)
+    qformer = QFormerConfig(
+        hidden_size=32,
+        layers=3,
+        heads=4,
+        intermediate_size=48,
+        queries=QUERIES,
+        vision_width=FEATURES,
+        vocab_size=61,
+        max_positions=20,
+    )
+    config = Blip2Config(
+        vision=VisionConfig(positions=POSITIONS, features=FEATURES), qformer=qformer, embed_dim=16
+    )
+    return Blip2(config, vision=False).eval()
+
+
+def text_batch(rows: int = 5, length: int = 7) -> TextBatch:
+    ids = torch.randint(1, 60, (rows, length))
+    mask = torch.ones_like(ids)
+    for row in range(rows):
+        mask[row, random.randint(3, length) :] = 0
+    return TextBatch(ids * mask, mask, torch.tensor([0, 1, 0, 2, 3][:rows]))
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def test_itc_equals_numpy() -> None:
+    torch.manual_seed(random.randrange(2**31))
+    image = torch.nn.functional.normalize(torch.randn(5, QUERIES, 16), dim=-1)
+    text = torch.nn.functional.normalize(torch.randn(5, 16), dim=-1)
+    ids = np.array([0, 1, 0, 2, 3])
+    got = itc_loss(similarity(image, text), torch.tensor(0.07), torch.from_numpy(ids)).item()
+    sim = np.einsum("bqe,te->bqt", image.double().numpy(), text.double().numpy()).max(1) / 0.07
+    want = 0.0
+    for scores in (sim, sim.T):
+        for row in range(5):
+            same = (ids == ids[row]).astype(float)
+            target = 0.9 * same / same.sum() + 0.1 / 5
+            want -= (log_softmax(scores[row]) * target).sum() / 5 / 2
+    assert got == pytest.approx(want, abs=1e-5)
+
+
+def test_itg_equals_numpy() -> None:
+    torch.manual_seed(random.randrange(2**31))
+    text = text_batch()
+    logits = torch.randn(5, 7, 61)
+    got = itg_loss(*next_tokens(logits, text.token_ids, text.text_mask)).item()
+    logp = log_softmax(logits.double().numpy())
+    losses = []
+    for row in range(5):
+        for position in range(6):
+            if text.text_mask[row, position + 1]:
+                p = logp[row, position]
+                losses.append(-0.9 * p[text.token_ids[row, position + 1]] - 0.1 * p.mean())
+    assert got == pytest.approx(float(np.mean(losses)), abs=1e-5)
+
+
+def test_negatives_are_never_of_the_same_image_and_prefer_the_similar() -> None:
+    ids = torch.tensor([0, 1, 0, 2, 3])
+    sim = torch.zeros(5, 5)
+    sim[1, 4] = 2.0  # image 1 resembles text 4
+    for _ in range(20):
+        images, texts = hard_negatives(sim, torch.tensor(0.1), ids)
+        assert (ids[images] != ids).all() and (ids[texts] != ids).all()
+        assert texts[1] == 4 and images[4] == 1
+
+
+def test_unimodal_text_ignores_padding(model: Blip2) -> None:
+    text = text_batch()
+    before = model.text_embeds(text.token_ids, text.text_mask)
+    changed = torch.where(text.text_mask == 0, 17, text.token_ids)
+    torch.testing.assert_close(model.text_embeds(changed, text.text_mask), before)
+
+
+def test_bidirectional_pair_sees_text_and_image_but_no_padding(model: Blip2) -> None:
+    text, image = text_batch(), torch.randn(5, POSITIONS, FEATURES)
+    before = model.itm_logits(image, text.token_ids, text.text_mask)
+    changed = torch.where(text.text_mask == 0, 17, text.token_ids)
+    torch.testing.assert_close(model.itm_logits(image, changed, text.text_mask), before)
+    other_text = text.token_ids.clone()
+    other_text[:, 2] = 60 - other_text[:, 2]
+    assert (model.itm_logits(image, other_text, text.text_mask) - before).abs().amin(1).max() > 1e-6
+    assert (model.itm_logits(image.flip(0), text.token_ids, text.text_mask) - before).abs().max() > 1e-6
+
+
+def test_causal_text_sees_the_image_and_only_the_past(model: Blip2) -> None:
+    text, image = text_batch(), torch.randn(5, POSITIONS, FEATURES)
+
+    def decode(features: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        _, query_kv = model.qformer.encode_image(model.vision_kv(features), 5)
+        return model.qformer.decode_text(ids, text.text_mask, query_kv)
+
+    before = decode(image, text.token_ids)
+    later = text.token_ids.clone()
+    later[:, 2] = 60 - later[:, 2]
+    after = decode(image, later)
+    torch.testing.assert_close(after[:, :2], before[:, :2])
+    assert (after[:, 2] - before[:, 2]).abs().max() > 1e-6
+    assert (decode(image.flip(0), text.token_ids) - before)[:, 0].abs().max() > 1e-6
+
+
+def test_gradients_reach_every_trained_tensor(model: Blip2) -> None:
+    model.train()
+    text, image = text_batch(), torch.randn(5, POSITIONS, FEATURES)
+    losses = stage1_losses(model, image, text, dec_token_id=60)
+    losses["loss"].backward()
+    assert losses["loss"].item() == pytest.approx(sum(losses[k].item() for k in ("itc", "itm", "itg")), abs=1e-4)
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert without == []
+
+
+def test_fresh_queries_differ_and_collapse_is_seen(model: Blip2) -> None:
+    image = torch.randn(5, POSITIONS, FEATURES)
+    assert query_cosine(model.query_output(image)) < 0.9
+    assert query_cosine(torch.ones(2, QUERIES, 8)) == pytest.approx(1.0, abs=1e-5)
