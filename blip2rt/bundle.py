@@ -204,36 +204,61 @@ def _read_json(folder: Path) -> Any:
 
 
 def manifest_faults(manifest: Manifest) -> list[str]:
-    """What the types cannot say: whole groups, tensor names, files inside the bundle."""
+    """What the types cannot say, fault by fault."""
+    return _value_faults(manifest) or [*_component_faults(manifest), *_name_faults(manifest)]
+
+
+def _value_faults(manifest: Manifest) -> list[str]:
+    """Numbers that make no sense."""
     faults = []
-    have, files = set(manifest.components), manifest.files or {}
-    groups = ((GENERATIVE, manifest.llm, "llm"), (RETRIEVAL, manifest.retrieval, "retrieval"))
+    image, llm, retrieval = manifest.image, manifest.llm, manifest.retrieval
+    if not len(image.mean) == len(image.std) == 3 or 0 in image.std:
+        faults.append("image.mean and image.std need three numbers each, none of std zero")
+    if image.resample not in RESAMPLE:
+        faults.append(f"image.resample is {image.resample!r}: choose from {', '.join(RESAMPLE)}")
+    sizes = {"image.height": image.height, "image.width": image.width}
+    if llm is not None:
+        names = ("layers", "kv_heads", "head_dim", "hidden_size", "vocab_size", "max_positions", "prefix_length")
+        sizes |= {f"llm.{name}": getattr(llm, name) for name in names}
+    if retrieval is not None:
+        sizes["retrieval.max_text_length"] = retrieval.max_text_length
+    return faults + [
+        f"{name} is {size}, not from 1 to 10,000,000" for name, size in sizes.items() if not 0 < size <= 10**7
+    ]
+
+
+def _component_faults(manifest: Manifest) -> list[str]:
+    """Groups that are not whole, tensors that the contract asks for."""
+    faults = []
+    have = set(manifest.components)
     if VISION not in have:
         faults.append("the component vision is missing")
-    for group, section, key in groups:
+    for group, section, key in ((GENERATIVE, manifest.llm, "llm"), (RETRIEVAL, manifest.retrieval, "retrieval")):
         missing = [name for name in group if name not in have]
         if section is not None and missing:
             faults.append(f"{key} is given but the components {', '.join(missing)} are missing")
         if section is None and len(missing) < len(group):
-            faults.append(f"{', '.join(n for n in group if n in have)} are given but {key} is null")
+            faults.append(f"{', '.join(name for name in group if name in have)} are given but {key} is null")
     for name, component in manifest.components.items():
-        expected = llm_tensors(manifest.llm.layers) if name == LLM and manifest.llm else TENSORS.get(name)
-        tensors = (tuple(t.name for t in component.inputs), tuple(t.name for t in component.outputs))
-        for kind, want, got in zip(("inputs", "outputs"), expected or ((), ()), tensors, strict=True):
-            if expected is not None and not set(want) <= set(got):
-                faults.append(f"{name} lacks the {kind} {', '.join(n for n in want if n not in got)}")
-    if not len(manifest.image.mean) == len(manifest.image.std) == 3 or 0 in manifest.image.std:
-        faults.append("image.mean and image.std need three numbers each, none of std zero")
-    if manifest.image.resample not in RESAMPLE:
-        faults.append(f"image.resample is {manifest.image.resample!r}: choose from {', '.join(RESAMPLE)}")
-    if min(manifest.image.height, manifest.image.width) < 1:
-        faults.append(f"image is {manifest.image.height} x {manifest.image.width}, not from 1 x 1 up")
-    needed = [component.graph for component in manifest.components.values()]
-    needed += [section.tokenizer for section in (manifest.llm, manifest.retrieval) if section is not None]
-    faults += [f"{name} is used but not in files" for name in sorted(set(needed)) if name not in files]
+        expected = llm_tensors(manifest.llm.layers) if name == LLM and manifest.llm else TENSORS.get(name, ((), ()))
+        for kind, want, tensors in zip(
+            ("inputs", "outputs"), expected, (component.inputs, component.outputs), strict=True
+        ):
+            lacking = [wanted for wanted in want if wanted not in {tensor.name for tensor in tensors}]
+            if lacking:
+                faults.append(f"{name} lacks the {kind} {', '.join(lacking[:3])}{'...' if lacking[3:] else ''}")
+    return faults
+
+
+def _name_faults(manifest: Manifest) -> list[str]:
+    """Files that are used but not listed, or lie outside the bundle."""
+    files = manifest.files or {}
+    needed = {component.graph for component in manifest.components.values()}
+    needed |= {section.tokenizer for section in (manifest.llm, manifest.retrieval) if section is not None}
+    faults = [f"{name} is used but not in files" for name in sorted(needed) if name not in files]
     for name in files:
         parts = PurePosixPath(name).parts
-        if not parts or parts[0] == "/" or ".." in parts or "\\" in name or ":" in name:
+        if not parts or parts[0] == "/" or ".." in parts or "\\" in name or ":" in name or "\0" in name:
             faults.append(f"the file name {name!r} leads outside the bundle")
     return faults
 

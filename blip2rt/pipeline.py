@@ -130,7 +130,7 @@ class Model:
             text_embeds = self._backend.text_embeds(token_ids, text_mask)  # (B, E)
             itm_logits = self._backend.itm_logits(vision_features, token_ids, text_mask)  # (B, 2)
             cosine = np.einsum("bqe,be->bq", image_embeds, text_embeds).max(axis=1)
-            probability = 1 / (1 + np.exp(itm_logits[:, 0].astype(np.float64) - itm_logits[:, 1]))
+            probability = 0.5 + 0.5 * np.tanh(0.5 * (itm_logits[:, 1] - itm_logits[:, 0]))  # softmax, column 1
             matches += [Match(float(p), float(c)) for p, c in zip(probability, cosine, strict=True)]
         return matches[0] if single else matches
 

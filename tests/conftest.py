@@ -90,7 +90,8 @@ def photo() -> Any:
 def random_weights(rng: np.random.Generator) -> dict[str, np.ndarray]:
     shapes = {
         "conv": (C, 3, 4, 4), "queries": (Q, N), "project": (C, D), "embed": (len(WORDS), D),
-        "positions": (POSITIONS, D), "q": (D, HEADS * HEAD_DIM), "k": (D, HEAD_DIM), "v": (D, HEAD_DIM), "o": (HEADS * HEAD_DIM, D),
+        "positions": (POSITIONS, D),
+        "q": (D, HEADS * HEAD_DIM), "k": (D, HEAD_DIM), "v": (D, HEAD_DIM), "o": (HEADS * HEAD_DIM, D),
         "head": (D, len(WORDS)), "image_project": (C, E), "text_table": (len(TEXT_WORDS), E), "text_itm": (E, 2),
         "image_itm": (C, 2),
     }  # fmt: skip

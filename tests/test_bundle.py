@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -80,6 +81,7 @@ def test_fields_of_the_future_are_ignored(tmp_path):
          ["a is missing", "c is missing"]),
         (lambda d: d["files"].clear(), ["vision.onnx is used but not in files"]),
         (lambda d: d["image"].update(std=[0, 1, 1]), ["image.std"]),
+        (lambda d: d["image"].update(width=-3, resample="cubic"), ["image.width is -3", "'cubic': choose"]),
         (lambda d: d.update(components=[]), ["components is [], not an object"]),
     ],
 )  # fmt: skip
@@ -91,6 +93,27 @@ def test_damaged_manifest(tmp_path, change, words):
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_random_damage_of_the_manifest_is_one_error(tmp_path):
+    file = write(tmp_path / "b") / contract.MANIFEST
+    whole = json.loads(file.read_text())
+    seed = random.randrange(2**31)
+    rng = random.Random(seed)
+    for _ in range(300):
+        data = json.loads(json.dumps(whole))
+        place, key = data, rng.choice(list(data))
+        while isinstance(place[key], dict | list) and place[key] and rng.random() < 0.8:
+            place = place[key]
+            key = rng.choice(list(place)) if isinstance(place, dict) else rng.randrange(len(place))
+        place[key] = rng.choice([None, 0, -1, 10**30, 1.5, float("nan"), "", "x", "/x", [], {}, [{}], True])
+        file.write_text(json.dumps(data))
+        try:
+            contract.read(tmp_path / "b")
+        except BundleError as error:
+            assert "\n" not in str(error)
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {place[key]!r} at {key!r}") from error
 
 
 def test_damaged_files(tmp_path):

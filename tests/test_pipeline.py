@@ -240,6 +240,12 @@ def test_import_is_light():
     assert spent < 0.2
 
 
+def test_version_is_the_packages():
+    from importlib.metadata import version
+
+    assert version("blip2rt") == blip2rt.__version__
+
+
 def test_public_names():
     for name in blip2rt.__all__:
         assert getattr(blip2rt, name) is not None

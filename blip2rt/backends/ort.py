@@ -113,7 +113,9 @@ class Backend:
                 try:
                     self._sessions[component] = _native().Session(_open_runtime(), str(graph), self._threads)
                 except RuntimeError as error:
-                    raise BackendError(f"ONNX Runtime cannot load {graph}: {error}") from error
+                    raise BackendError(
+                        f"ONNX Runtime cannot load {graph} (check: blip2rt verify {graph.parent}): {error}"
+                    ) from error
         return self._sessions[component]
 
 
