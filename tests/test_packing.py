@@ -31,13 +31,15 @@ def tiny_opt() -> torch.nn.Module:
     return OPTForCausalLM(config)
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("build", [tiny_llama, tiny_opt])
-def test_packed_loss_equals_separate_losses(build: object) -> None:
+def test_packed_loss_equals_separate_losses(build: object, attention: str) -> None:
     seed = random.randrange(2**31)
     print("seed", seed)
     torch.manual_seed(seed)
     rng = random.Random(seed)
     llm = build().eval()  # type: ignore[operator]
+    llm.set_attn_implementation(attention)
     prefix = torch.randn(3, 5, 32)
     groups = [
         [

@@ -24,8 +24,8 @@ class Tokens:
 class PackedTexts:
     """A batch of B sequences of P prefix positions and L packed tokens.
 
-    token_ids (B, L); position_ids (B, P + L); mask (B, 1, P + L, P + L) bool, True where a row may look; source (M): flat
-    index into (B * (P + L)) of the position that predicts each learned token; target (M): those tokens.
+    token_ids (B, L); position_ids (B, P + L); mask (B, 1, P + L, P + L), 0 where a row may look, the smallest float
+    elsewhere (a bool mask would be added as numbers by eager attention); source (M): flat index into (B * (P + L)) of the position that predicts each learned token; target (M): those tokens.
     """
 
     token_ids: torch.Tensor
@@ -64,4 +64,5 @@ def _mask(segment: torch.Tensor) -> torch.Tensor:
     length = segment.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     same_or_prefix = (segment[:, :, None] == segment[:, None, :]) | (segment[:, None, :] == 0)
-    return (causal & same_or_prefix).unsqueeze(1)
+    hidden = ~(causal & same_or_prefix).unsqueeze(1)
+    return torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)

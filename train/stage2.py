@@ -73,6 +73,8 @@ def build_model(settings: Stage2Settings) -> Blip2:
         sources=settings.sources,
     )
     model = Blip2(config, vision=False)
+    assert model.llm is not None
+    model.llm.set_attn_implementation("eager")  # type: ignore[operator]  # faster than sdpa's backward on CPUs
     if settings.stage1:
         init_from_stage1(model, settings.stage1)
     else:
