@@ -37,14 +37,15 @@ def itc_loss(sim: torch.Tensor, temperature: torch.Tensor, image_ids: torch.Tens
 
 @torch.no_grad()
 def hard_negatives(
-    sim: torch.Tensor, temperature: torch.Tensor, image_ids: torch.Tensor
+    sim: torch.Tensor, temperature: torch.Tensor, image_ids: torch.Tensor, hardness: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """For each text a wrong image, for each image a wrong text, (B) each: drawn by similarity.
 
-    Own positives and other captions of the same image are never drawn.
+    Own positives and other captions of the same image are never drawn. hardness: 1 draws by softmax(sim / temperature), 0
+    uniformly; what cannot yet tell a dog from a beach learns nothing from two dogs.
     """
     same = image_ids[:, None] == image_ids[None, :]
-    logits = (sim.float() / temperature).masked_fill(same, float("-inf"))
+    logits = (hardness * sim.float() / temperature).masked_fill(same, float("-inf"))
     if bool(same.all(1).any()):
         raise ValueError("a batch for ITM needs at least two images")
     return (
@@ -83,7 +84,12 @@ def query_cosine(query_output: torch.Tensor) -> torch.Tensor:
 
 
 def stage1_losses(
-    model: Blip2, vision_features: torch.Tensor, text: TextBatch, dec_token_id: int
+    model: Blip2,
+    vision_features: torch.Tensor,
+    text: TextBatch,
+    dec_token_id: int,
+    itm_weight: float = 1.0,
+    hardness: float = 1.0,
 ) -> dict[str, torch.Tensor]:
     """ITC, ITM and ITG of one batch; the image is read once and its keys and values serve all three."""
     batch = len(text.image_ids)
@@ -93,7 +99,7 @@ def stage1_losses(
     sim = similarity(model.image_embeds(query_output), text_embeds)
     itc = itc_loss(sim, model.temperature, text.image_ids)
 
-    wrong_image, wrong_text = hard_negatives(sim, model.temperature, text.image_ids)
+    wrong_image, wrong_text = hard_negatives(sim, model.temperature, text.image_ids, hardness)
     own = torch.arange(batch, device=sim.device)
     images, texts = torch.cat((own, wrong_image, own)), torch.cat((own, own, wrong_text))
     pair_kv = [None if kv is None else (kv[0][images], kv[1][images]) for kv in vision_kv]
@@ -106,7 +112,7 @@ def stage1_losses(
     states, targets = next_tokens(hidden, decoder_ids, text.text_mask)
     itg = itg_loss(model.lm_head(states, model.qformer.word_embeddings.weight), targets)
     return {
-        "loss": itc + itm + itg,
+        "loss": itc + itm_weight * itm + itg,
         "itc": itc.detach(),
         "itm": itm.detach(),
         "itg": itg.detach(),

@@ -30,6 +30,8 @@ from .settings import TrainSettings, option, parse, vision_config
 class Stage1Settings(TrainSettings):
     embed_dim: int = option(256, "width E of the contrastive space")
     max_text_length: int = option(32, "tokens of a caption, [CLS] and [SEP] included")
+    itm_weight: float = option(1.0, "weight of ITM beside ITC and ITG (the paper has 1)")
+    itm_ramp: int = option(0, "steps over which ITM's negatives go from random to drawn by similarity")
     head_lr: float = option(1e-3, "peak learning rate of the projections and heads")
 
 
@@ -60,7 +62,8 @@ class Stage1:
             rows = [samples[i] for i in chosen]
             images = [row.image for row in rows]
             features = self.vision.get(images, seed=(self.settings.seed, step)).to(self.trainer.device)
-            yield step, (features, self.text_batch([row.text for row in rows], images))
+            hardness = min(1.0, step / settings.itm_ramp) if settings.itm_ramp else 1.0
+            yield step, (features, self.text_batch([row.text for row in rows], images), hardness)
 
     def text_batch(self, texts: list[str], images: list[int]) -> TextBatch:
         """Token ids padded to the longest of the batch."""
@@ -75,8 +78,11 @@ class Stage1:
         ids, mask = encoded["input_ids"].to(device), encoded["attention_mask"].to(device)
         return TextBatch(ids, mask, torch.tensor(images, device=device))
 
-    def _loss(self, batch: tuple[torch.Tensor, TextBatch]) -> dict[str, torch.Tensor]:
-        return stage1_losses(self.model, *batch, dec_token_id=self.tokenizer.bos_token_id)
+    def _loss(self, batch: tuple[torch.Tensor, TextBatch, float]) -> dict[str, torch.Tensor]:
+        features, text, hardness = batch
+        return stage1_losses(
+            self.model, features, text, self.tokenizer.bos_token_id, self.settings.itm_weight, hardness
+        )
 
 
 class Stage1Dev:

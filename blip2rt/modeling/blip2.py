@@ -65,6 +65,8 @@ class Blip2(nn.Module):
             self.vision_proj = nn.Linear(width, config.embed_dim)
             self.text_proj = nn.Linear(width, config.embed_dim)
             self.itm_head = nn.Linear(width, 2)
+            # At BERT's 0.02 the head passes the shared layers a hundredth of ITC's gradient, and ITM stays at chance.
+            nn.init.normal_(self.itm_head.weight, std=0.3)
             self.lm_head = LanguageHead(config.qformer)
             self.temperature = nn.Parameter(torch.tensor(0.07))
         else:
