@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # file names and texts that the terminal cannot show
+    warnings.filterwarnings("ignore", module="PIL")  # about odd metadata: what matters is whether the image can be read
     args = _parser().parse_args(arguments)
     try:
         code: int = args.run(args)

@@ -73,7 +73,8 @@ def _encode(tokenizer: Tokenizer, text: str, *, special: bool) -> list[int]:
     if not isinstance(text, str):
         raise OptionError(f"a text is {type(text).__name__}, not str")
     try:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=special).ids
-    except (TypeError, UnicodeError):  # lone surrogates
+        text.encode()
+    except UnicodeError:  # lone surrogates, of which the library's versions make different things
         raise OptionError(f"the text {text!r} is not valid Unicode") from None
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=special).ids
     return ids
