@@ -1,1 +1,1 @@
-"""Checkpoint -> bundle. Installed as `blip2rt_export`; knows PyTorch and ONNX, nothing about training or images' content."""
+"""Checkpoint -> bundle (installed as `blip2rt_export`). Knows PyTorch and ONNX, nothing about training."""

@@ -102,7 +102,7 @@ def drop_unused(model: ir.Model) -> None:
 
 
 def normalise_linears(model: ir.Model) -> None:
-    """Bring every linear layer to MatMul(x, W (K, N)) [+ Add(bias)]: Gemm is split, Transpose of a constant is folded."""
+    """Bring linear layers to MatMul(x, W (K, N)) [+ Add(bias)]: split Gemm, fold the Transpose of a constant."""
     for node in list(model.graph):
         if node.op_type == "Transpose":
             _fold_transpose(model, node)

@@ -23,7 +23,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from blip2rt.errors import Blip2rtError
 
-from . import graphs
+from . import fuse, graphs
+from .rotary import Rotary
 
 _NAME = "blip2rt_group_query"  # our key in transformers' table of attention functions
 _IGNORED = {"dropout", "is_causal", "position_ids", "use_cache", "cache_position", "cache", "past_key_values"}
@@ -60,8 +61,12 @@ def geometry(llm: Any) -> Geometry:
 class _Attention:
     """The attention function of one trace: hands each layer its past and collects its present."""
 
-    def __init__(self, past: list[tuple[Tensor, Tensor]], seqlens_k: Tensor, total: Tensor) -> None:
-        self.past, self.seqlens_k, self.total = past, seqlens_k, total
+    def __init__(
+        self, past: list[tuple[Tensor, Tensor]], seqlens_k: Tensor, total: Tensor, rotary: Rotary,
+        tables: tuple[Tensor, ...],
+    ) -> None:  # fmt: skip
+        self.past, self.lengths, self.rotary = past, (seqlens_k, total), rotary
+        self.tables = tables
         self.present: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(
@@ -93,11 +98,14 @@ class _Attention:
             attributes["local_window_size"] = int(window)
         if softcap is not None:
             attributes["softcap"] = float(softcap)
+        tables = self.tables if self.rotary.take() else ()
+        if tables:
+            attributes["do_rotary"] = 1
         flat = [t.transpose(1, 2).reshape(batch, length, -1) for t in (query, key, value)]
         past = self.past[layer]
         out, *present = torch.onnx.ops.symbolic_multi_out(
             "com.microsoft::GroupQueryAttention",
-            (*flat, *past, self.seqlens_k, self.total),
+            (*flat, *past, *self.lengths, *tables),
             attributes,
             dtypes=(query.dtype, key.dtype, value.dtype),
             shapes=(flat[0].shape, past[0].shape, past[1].shape),
@@ -110,15 +118,19 @@ class _Attention:
 class _Decoder(nn.Module):
     """The llm graph as a module: the arguments are the graph's inputs."""
 
-    def __init__(self, llm: Any, layers: int) -> None:
+    def __init__(self, llm: Any, layers: int, rotary: Rotary) -> None:
         super().__init__()
-        self.llm, self.layers = llm, layers
+        self.llm, self.layers, self.rotary = llm, layers, rotary
+        for name, table in zip(("cos", "sin"), rotary.tables, strict=False):
+            self.register_buffer(name, table)
 
     def forward(
         self, inputs_embeds: Tensor, position_ids: Tensor, last_index: Tensor, seqlens_k: Tensor,
         total_sequence_length: Tensor, *past: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        attention = _Attention(list(zip(past[::2], past[1::2], strict=True)), seqlens_k, total_sequence_length)
+        pairs = list(zip(past[::2], past[1::2], strict=True))
+        tables = tuple(self.buffers(recurse=False))
+        attention = _Attention(pairs, seqlens_k, total_sequence_length, self.rotary, tables)
         rows = last_index[:, None, None]
 
         def last_only(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
@@ -163,8 +175,8 @@ def cache_names(layers: int, kind: str) -> list[str]:
     return [f"{kind}_{part}_{layer}" for layer in range(layers) for part in ("key", "value")]
 
 
-def trace_llm(llm: Any) -> ir.Model:
-    """The `llm` graph of a Hugging Face causal LM in eval mode and float32."""
+def trace_llm(llm: Any, max_positions: int = 2048) -> ir.Model:
+    """The `llm` graph of a Hugging Face causal LM in eval mode and float32, for up to `max_positions` positions."""
     if llm.config.is_encoder_decoder:
         raise Blip2rtError(f"{type(llm).__name__} is an encoder-decoder; only decoder-only models are exported")
     shape = geometry(llm)
@@ -181,10 +193,12 @@ def trace_llm(llm: Any) -> ir.Model:
     }
     axes = {"inputs_embeds": {0: "B", 1: "S"}, "position_ids": {0: "B", 1: "S"}, "last_index": {0: "B"},
             "seqlens_k": {0: "B"}, **{name: {0: "B", 2: "T"} for name in names}}  # fmt: skip
-    with _our_attention(llm):
-        return graphs.trace(
-            _Decoder(llm, shape.layers), example, ["logits", *cache_names(shape.layers, "present")], axes
-        )
+    rotary = Rotary(llm, shape.head_dim, min(max_positions, shape.max_positions))
+    outputs = ["logits", *cache_names(shape.layers, "present")]
+    with _our_attention(llm), rotary.removed():
+        model = graphs.trace(_Decoder(llm, shape.layers, rotary), example, outputs, axes)
+    fuse.fuse_decoder(model)
+    return model
 
 
 def trace_embed(llm: Any) -> ir.Model:

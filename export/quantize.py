@@ -1,7 +1,7 @@
 """Weight-only quantization of a graph: block-wise integers for matrices, fp16 for what has to stay a float.
 
 MatMul with a constant (K,N) becomes com.microsoft::MatMulNBits, Gather from a constant (V,K) becomes
-com.microsoft::GatherBlockQuantized; both read the codes of blip2rt.modeling.quantize, the definition that training sees.
+com.microsoft::GatherBlockQuantized; both read the codes of blip2rt.modeling.quantize, which training sees.
 A tied embedding and head have the same codes and scales, so that the data file stores them once. Knows graphs, nothing
 about which model they belong to; activations stay float32.
 """
