@@ -144,12 +144,16 @@ def test_animations_give_their_first_frame():
         assert np.abs(pixel - (255, 0, 0)).max() < 12, kind
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 500), (20_000, 3), (20_000, 5_000)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (20_000, 3)])
 def test_extreme_sizes(size):
+    for image in (Image.new("L", size, 128), encode(Image.new("L", size, 128))):
+        assert (prepare(image, SPEC) == 128).all()
+
+
+def test_a_hundred_megapixels_are_read_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for image in (Image.new("L", size, 128), encode(Image.new("L", size, 128))):
-            assert (prepare(image, SPEC) == 128).all()
+        assert (prepare(encode(Image.new("1", (20_000, 5_000), 1)), SPEC) == 255).all()
 
 
 def test_too_many_pixels_is_one_line():

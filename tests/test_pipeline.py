@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import EOS, WORDS, E, Q, Tiny, write_bundle
 from PIL import Image
 
 import blip2rt
 from blip2rt.errors import BackendError, BundleError, CapabilityError, ImageError, OptionError
 from blip2rt.image import to_pixels
+from tests.conftest import EOS, WORDS, E, Q, Tiny, write_bundle
 
 pytest.importorskip("blip2rt._native")
 ROOT = Path(blip2rt.__file__).parents[1]

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TEXT_WORDS, WORDS
 
 from blip2rt.errors import BundleError, OptionError
 from blip2rt.manifest import LlmSpec, RetrievalSpec
 from blip2rt.text import LlmTokenizer, QFormerTokenizer
+from tests.conftest import TEXT_WORDS, WORDS
 
 LLM = LlmSpec(1, 1, 8, 16, len(WORDS), 64, 3, 0, False, (1,), 0, "tokenizer.json")
 
