@@ -16,6 +16,8 @@ SessionOptions session_options(int intra_op_threads) {
   check(ort().DisableMemPattern(raw));
   // Weights outside the arena: the arena grows by powers of two and would keep the slack.
   check(ort().AddSessionConfigEntry(raw, "session.use_device_allocator_for_initializers", "1"));
+  // Threads spin within a run, where that pays, but not after it: an idle encoder's would take the decoder's cores.
+  check(ort().AddSessionConfigEntry(raw, "session.force_spinning_stop", "1"));
   return options;
 }
 
