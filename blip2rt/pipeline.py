@@ -124,15 +124,29 @@ class Model:
         matches: list[Match] = []
         for start in range(0, len(many_images), BATCH):
             chunk = slice(start, start + BATCH)
-            token_ids, text_mask = self._qformer_tokenizer.encode(many_texts[chunk])
             vision_features = self._vision_features(self._prepare(many_images[chunk]))
-            image_embeds = self._backend.image_embeds(vision_features)  # (B, Q, E)
-            text_embeds = self._backend.text_embeds(token_ids, text_mask)  # (B, E)
-            itm_logits = self._backend.itm_logits(vision_features, token_ids, text_mask)  # (B, 2)
-            cosine = np.einsum("bqe,be->bq", image_embeds, text_embeds).max(axis=1)
-            probability = 0.5 + 0.5 * np.tanh(0.5 * (itm_logits[:, 1] - itm_logits[:, 0]))  # softmax, column 1
-            matches += [Match(float(p), float(c)) for p, c in zip(probability, cosine, strict=True)]
+            matches += self.match_features(vision_features, many_texts[chunk])
         return matches[0] if single else matches
+
+    def vision_features(self, images: ImageLike | Sequence[ImageLike]) -> Floats:
+        """Image -> (N, C) float32, list of images -> (B, N, C): kept, they spare match_features the encoder."""
+        many, single = _as_list(images)
+        chunks = [
+            self._vision_features(self._prepare(many[start : start + BATCH])) for start in range(0, len(many), BATCH)
+        ]
+        features = np.concatenate(chunks) if chunks else self._empty(contract.VISION)
+        return features[0] if single else features
+
+    def match_features(self, vision_features: Floats, texts: Sequence[str]) -> list[Match]:
+        """vision_features (B, N, C) and B texts -> B matches, pairwise."""
+        self._need(contract.RETRIEVAL, "match")
+        token_ids, text_mask = self._qformer_tokenizer.encode(list(texts))
+        image_embeds = self._backend.image_embeds(vision_features)  # (B, Q, E)
+        text_embeds = self._backend.text_embeds(token_ids, text_mask)  # (B, E)
+        itm_logits = self._backend.itm_logits(vision_features, token_ids, text_mask)  # (B, 2)
+        cosine = np.einsum("bqe,be->bq", image_embeds, text_embeds).max(axis=1)
+        probability = 1 / (1 + np.exp(itm_logits[:, 0].astype(np.float64) - itm_logits[:, 1]))
+        return [Match(float(p), float(c)) for p, c in zip(probability, cosine, strict=True)]
 
     def embed_image(self, images: ImageLike | Sequence[ImageLike]) -> Floats:
         """Image -> (Q, E) float32, list of images -> (B, Q, E): an embedding of unit length for each query."""

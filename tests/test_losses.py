@@ -11,7 +11,16 @@ import torch
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
-from train.losses import TextBatch, hard_negatives, itc_loss, itg_loss, next_tokens, query_cosine, similarity, stage1_losses
+from train.losses import (
+    TextBatch,
+    hard_negatives,
+    itc_loss,
+    itg_loss,
+    next_tokens,
+    query_cosine,
+    similarity,
+    stage1_losses,
+)
 
 QUERIES, POSITIONS, FEATURES = 4, 9, 24
 
@@ -31,9 +40,7 @@ def model() -> Blip2:
         vocab_size=61,
         max_positions=20,
     )
-    config = Blip2Config(
-        vision=VisionConfig(positions=POSITIONS, features=FEATURES), qformer=qformer, embed_dim=16
-    )
+    config = Blip2Config(vision=VisionConfig(positions=POSITIONS, features=FEATURES), qformer=qformer, embed_dim=16)
     return Blip2(config, vision=False).eval()
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -123,13 +124,15 @@ def test_learning_rate_warms_up_and_follows_a_cosine_every_step() -> None:
     rates = [learning_rate(step, 1.0, settings) for step in range(111)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0)
     assert rates[60] == pytest.approx(0.55) and rates[110] == pytest.approx(0.1)
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[10:]))
 
 
 def test_scalars_biases_and_norms_do_not_decay(stage1_run: Path) -> None:
     model = load_model(stage1_run, vision=False)
     settings = stage1.Stage1Settings(weight_decay=0.05)
-    decay = {id(p): g["weight_decay"] for g in parameter_groups(model, settings, {"itm_head": 1.0}) for p in g["params"]}
+    decay = {
+        id(p): g["weight_decay"] for g in parameter_groups(model, settings, {"itm_head": 1.0}) for p in g["params"]
+    }
     named = dict(model.named_parameters())
     for name in ("temperature", "itm_head.bias", "qformer.query_norm.weight"):
         assert decay[id(named[name])] == 0.0

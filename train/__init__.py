@@ -1,1 +1,1 @@
-"""Training and evaluation of BLIP-2: `python -m train.stage1`, `train.stage2`, `train.evaluate` (installed as blip2rt_train)."""
+"""Training BLIP-2: `python -m train.stage1|stage2|questions|evaluate` (installed as blip2rt_train)."""

@@ -91,6 +91,8 @@ def batches(
 def _by_length(order: np.ndarray, lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> np.ndarray:
     """Sort by length within windows of 32 batches, then shuffle the batches."""
     window = 32 * batch_size
-    parts = [part[np.argsort(lengths[part], kind="stable")] for part in np.split(order, range(window, len(order), window))]
+    parts = [
+        part[np.argsort(lengths[part], kind="stable")] for part in np.split(order, range(window, len(order), window))
+    ]
     rows = np.concatenate(parts).reshape(-1, batch_size)
     return rows[rng.permutation(len(rows))].reshape(-1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,6 @@ from .data import Dataset, read_table
 from .metrics import caption_metrics
 from .retrieval import recall
 
-_CHUNK = 8
-
 
 def evaluate_captions(model: Model, data: Dataset, options: dict[str, Any]) -> tuple[dict[str, float], list[str]]:
     """Metrics of the model's captions against all captions of each image, and the captions."""
@@ -34,38 +33,38 @@ def evaluate_captions(model: Model, data: Dataset, options: dict[str, Any]) -> t
 
 
 def evaluate_retrieval(model: Model, data: Dataset, rerank: int, texts_per_image: int) -> dict[str, float]:
-    """Recall by ITC over all images and texts; then the first `texts_per_image` texts of each image, whose `rerank` best
-    images by ITC are ordered again by ITC + ITM (as the paper's evaluation does), against ITC alone on the same texts."""
-    features, image_embeds = [], []
-    for start in tqdm(range(0, len(data.paths), _CHUNK), desc="images", unit="batch"):
-        part = model.vision_features(data.paths[start : start + _CHUNK])
-        features.append(part.astype(np.float16))
-        image_embeds.append(model.embed_features(part))
+    """Recall by ITC over all images and texts; then, for the first `texts_per_image` texts of each image, the `rerank`
+    best images by ITC are ordered again by ITM, against ITC alone on the same texts."""
+    queries = np.concatenate([model.embed_image(chunk) for chunk in _chunks(data.paths, "images")])
     texts = [sample.text.lower() for sample in data.samples]
     owner = np.array([sample.image for sample in data.samples])
     text_embeds = model.embed_text(texts)
-    queries = np.concatenate(image_embeds)
     sim = np.stack([(part @ text_embeds.T).max(0) for part in queries])  # (images, texts)
     scores = {f"itc_{name}": value for name, value in recall(sim, owner).items()}
     if rerank:
         kept = np.concatenate([np.flatnonzero(owner == image)[:texts_per_image] for image in range(len(data.paths))])
-        before, after = _rerank(model, np.concatenate(features), sim, owner, kept, texts, rerank)
+        features = np.concatenate([model.vision_features(chunk) for chunk in _chunks(data.paths, "features")])
+        before, after = _rerank(model, features, sim, owner, kept, texts, rerank)
         for k in (1, 5, 10):
             scores[f"itc_subset_t2i_r@{k}"] = 100.0 * float((before < k).mean())
             scores[f"itm_subset_t2i_r@{k}"] = 100.0 * float((after < k).mean())
     return scores
 
 
+def _chunks(paths: list[Path], what: str) -> Iterator[list[Path]]:
+    yield from tqdm([paths[i : i + 64] for i in range(0, len(paths), 64)], desc=what, unit="batch")
+
+
 def _rerank(
     model: Model, features: np.ndarray, sim: np.ndarray, owner: np.ndarray, kept: np.ndarray, texts: list[str], top: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rank of each kept text's own image, by ITC alone and with the best `top` ordered by ITC + ITM."""
+    """Rank of each kept text's own image, by ITC alone and with the best `top` ordered by ITM."""
     before, after = np.zeros(len(kept), int), np.zeros(len(kept), int)
     for row, text in enumerate(tqdm(kept, desc="re-ranking", unit="text")):
         order = np.argsort(-sim[:, text], kind="stable")
         best = order[:top]
-        logits = model.match_features(features[best].astype(np.float32), [texts[text]] * len(best))
-        score = sim[best, text] + logits[:, 1]
+        matches = model.match_features(features[best], [texts[text]] * len(best))
+        score = np.array([match.probability for match in matches])
         reordered = np.concatenate((best[np.argsort(-score, kind="stable")], order[top:]))
         before[row] = int(np.flatnonzero(order == owner[text])[0])
         after[row] = int(np.flatnonzero(reordered == owner[text])[0])

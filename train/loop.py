@@ -28,7 +28,7 @@ Losses = dict[str, torch.Tensor]
 
 
 def learning_rate(step: int, peak: float, settings: TrainSettings) -> float:
-    """Linear warm-up to `peak`, then cosine to min_lr (in proportion to `peak`) at the last step, every step its own."""
+    """Linear warm-up to `peak`, then a cosine, every step, down to min_lr (in proportion to `peak`) at the last."""
     if step < settings.warmup:
         return peak * (step + 1) / settings.warmup
     progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
@@ -150,7 +150,9 @@ class Trainer:
             (partial / "trainer.json").write_text(json.dumps({"step": self.step, "settings": vars(self.settings)}))
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise Blip2rtError(f"checkpoint {final} cannot be written: {error}; earlier checkpoints are whole") from error
+            raise Blip2rtError(
+                f"checkpoint {final} cannot be written: {error}; earlier checkpoints are whole"
+            ) from error
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         for old in list_checkpoints(self.out)[: -self.settings.keep]:

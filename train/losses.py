@@ -1,4 +1,4 @@
-"""The three losses of stage 1 (Li et al. 2023, section 3.2): ITC, ITM, ITG. Knows tensors, nothing about data or steps."""
+"""The three losses of stage 1 (Li et al. 2023, section 3.2): ITC, ITM, ITG. Knows tensors, no data or steps."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def hard_negatives(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """For each text a wrong image, for each image a wrong text, (B) each: drawn by similarity.
 
-    Own positives and other captions of the same image are never drawn. hardness: 1 draws by softmax(sim / temperature), 0
-    uniformly; what cannot yet tell a dog from a beach learns nothing from two dogs.
+    Own positives and other captions of the same image are never drawn. hardness: 1 draws by softmax(sim / temperature),
+    0 uniformly; what cannot yet tell a dog from a beach learns nothing from two dogs.
     """
     same = image_ids[:, None] == image_ids[None, :]
     logits = (hardness * sim.float() / temperature).masked_fill(same, float("-inf"))

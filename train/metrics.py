@@ -1,7 +1,8 @@
 """Caption metrics: BLEU-4, ROUGE-L and CIDEr of pycocoevalcap. Knows strings only.
 
-Texts are tokenized as the Penn Treebank tokenizer of the COCO evaluation does for plain sentences (lower case, no punctuation,
-clitics apart), in Python, since that tokenizer is a Java program; METEOR and SPICE need Java too and are left out.
+Texts are tokenized as the Penn Treebank tokenizer of the COCO evaluation does for plain sentences (lower case, no
+punctuation, clitics apart), in Python, since that tokenizer is a Java program; METEOR and SPICE need Java too and are
+left out.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ class PackedTexts:
     """A batch of B sequences of P prefix positions and L packed tokens.
 
     token_ids (B, L); position_ids (B, P + L); mask (B, 1, P + L, P + L), 0 where a row may look, the smallest float
-    elsewhere (a bool mask would be added as numbers by eager attention); source (M): flat index into (B * (P + L)) of the position that predicts each learned token; target (M): those tokens.
+    elsewhere (a bool mask would be added as numbers by eager attention); source (M): flat index into (B * (P + L)) of
+    the position that predicts each learned token; target (M): those tokens.
     """
 
     token_ids: torch.Tensor

@@ -1,7 +1,7 @@
 """Questions and short answers made from captions by rule: `python -m train.questions --table T --out T2`.
 
-Captions hold answers: "a brown dog" says what colour the dog is, "two men" how many there are. The written table repeats
-the captions and adds rows of answer and question, for stage 2. Knows English words, nothing about images.
+Captions hold answers: "a brown dog" says what colour the dog is, "two men" how many there are. The written table
+repeats the captions and adds rows of answer and question, for stage 2. Knows English words, nothing about images.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ PRESENCE = {
     "child": "child children kid kids boy boys girl girls baby toddler infant people person",
     "ball": "ball balls basketball football soccer baseball tennis volleyball softball rugby game",
     "snow": "snow snowy snowboard snowboarder ski skier skiing sled winter ice icy white",
-    "water": "water ocean sea lake river pool wave waves beach swim swimming splash splashing stream pond surf wet boat",
+    "water": "water ocean sea lake river pool wave waves beach swim swimming splash splashing stream pond surf wet "
+    "boat",
     "bike": "bike bikes bicycle bicycles biker bikers cyclist cyclists cycling motorcycle motorbike bmx",
     "car": "car cars truck van vehicle street road race racing traffic",
     "horse": "horse horses pony rodeo bull cowboy animal animals",
@@ -48,7 +49,9 @@ _COUNT = re.compile(rf"\b({'|'.join(NUMBERS)}) (?:\w+ )?({'|'.join(PLURALS)})\b"
 _DOING = re.compile(
     r"^(?:a|the|an|one) (?:\w+ )?(?:and \w+ )?(dog|man|woman|boy|girl|child) (?:is )?(\w+ing\b(?: \w+){0,4})"
 )
-_DANGLING = re.compile(r"(?: (?:a|an|the|on|in|of|with|and|to|at|by|for|from|through|over|its|his|her|is|while|as|\w+ing))+$")
+_DANGLING = re.compile(
+    r"(?: (?:a|an|the|on|in|of|with|and|to|at|by|for|from|through|over|its|his|her|is|while|as|\w+ing))+$"
+)
 _WHERE = re.compile(rf"\b((?:in|on|through|at) the (?:{'|'.join(PLACES)}))\b")
 
 Question = tuple[str, str]
@@ -76,9 +79,8 @@ def questions(captions: list[str], rng: random.Random) -> Iterator[Question]:
         mentions = sum(thing in caption.split() for caption in captions)
         if mentions >= 2:
             yield _presence(thing, rng), "yes"
-        elif not words & set(related.split()):
-            if rng.random() < 0.1:  # most things are absent from most images; balance the answers
-                yield _presence(thing, rng), "no"
+        elif not words & set(related.split()) and rng.random() < 0.1:  # most things are absent: balance the answers
+            yield _presence(thing, rng), "no"
 
 
 def _presence(thing: str, rng: random.Random) -> str:
@@ -93,7 +95,7 @@ def with_questions(data: Dataset, per_image: int, seed: int) -> Iterator[tuple[s
         name = data.paths[image].name
         for sample in samples:
             yield name, sample.text, ""
-        found = list({question: answer for question, answer in questions([clean_caption(s.text) for s in samples], rng)}.items())
+        found = list(dict(questions([clean_caption(s.text) for s in samples], rng)).items())
         rng.shuffle(found)
         kinds: dict[str, list[Question]] = {}
         for question, answer in found:

@@ -20,8 +20,8 @@ from blip2rt.modeling.qformer import QFormerConfig
 from .cli import run_main
 from .data import Dataset, batches, clean_caption, read_table
 from .features import FeatureSource
-from .losses import TextBatch, hard_negatives, itm_loss, query_cosine, similarity, stage1_losses
 from .loop import Trainer
+from .losses import TextBatch, hard_negatives, itm_loss, query_cosine, similarity, stage1_losses
 from .retrieval import recall
 from .settings import TrainSettings, option, parse, vision_config
 
@@ -47,7 +47,7 @@ class Stage1:
         self.trainer = Trainer(
             self.model,
             settings,
-            {name: settings.head_lr for name in ("vision_proj", "text_proj", "itm_head", "lm_head")},
+            dict.fromkeys(("vision_proj", "text_proj", "itm_head", "lm_head"), settings.head_lr),
         )
         self.dev = Stage1Dev(self, settings) if settings.dev_table else None
 

@@ -23,8 +23,8 @@ from blip2rt.modeling.qformer import QFormerConfig
 from .cli import run_main
 from .data import Sample, batches, clean_caption, read_table
 from .features import FeatureSource
-from .losses import query_cosine
 from .loop import Trainer
+from .losses import query_cosine
 from .packing import PackedTexts, Tokens, pack
 from .settings import TrainSettings, option, parse, vision_config
 
@@ -111,7 +111,8 @@ class Texts:
         text = clean_caption(sample.text)
         given = self._encode(prompt)
         learned = self._encode(f" {text}" if prompt else text)
-        return Tokens((given + learned)[: self.settings.max_text_tokens - 1] + [self.end], len(given))
+        kept = (given + learned)[: self.settings.max_text_tokens - 1]
+        return Tokens([*kept, self.end], len(given))
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False) if text else []
@@ -137,7 +138,9 @@ class Stage2:
         self.model = build_model(settings)
         assert self.model.config.llm is not None
         if self.model.config.qformer.queries != settings.queries:
-            raise OptionError(f"queries is {settings.queries}; the stage-1 checkpoint has {self.model.config.qformer.queries}")
+            raise OptionError(
+                f"queries is {settings.queries}; the stage-1 checkpoint has {self.model.config.qformer.queries}"
+            )
         self.texts = Texts(settings, self.model.config.llm)
         self.trainer = Trainer(self.model, settings, {"projection": settings.projection_lr})
         self.dev = Stage2Dev(self, settings) if settings.dev_table else None

@@ -128,8 +128,4 @@ class Blip2(nn.Module):
 
     def trained_state(self) -> dict[str, torch.Tensor]:
         """Everything but the frozen parts."""
-        return {
-            name: tensor
-            for name, tensor in self.state_dict().items()
-            if not name.startswith(("vision.", "llm."))
-        }
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(("vision.", "llm."))}

@@ -1,6 +1,6 @@
 """Checkpoints on disk: `config.json` and `model.safetensors` (trained tensors; frozen parts by their source).
 
-Also the start of a training: BERT into a fresh Q-Former, stage 1 into stage 2. Knows files and names, nothing about steps.
+Also the start of a training: BERT into a fresh Q-Former, stage 1 into stage 2. Knows files and names, no steps.
 """
 
 from __future__ import annotations

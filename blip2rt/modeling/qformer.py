@@ -21,7 +21,7 @@ KeyValue = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class QFormerConfig:
-    """Geometry of the Q-Former; the defaults are MiniLM-L6's, the paper's are 768 wide with 12 layers and 32 queries."""
+    """Geometry of the Q-Former; defaults are MiniLM-L6's; the paper's are 768 wide, 12 layers, 32 queries."""
 
     hidden_size: int = 384
     layers: int = 6

