@@ -12,6 +12,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
+
+from blip2rt.bundle import TensorInfo
 
 OPSET = 20  # the newest that every supported ONNX Runtime (1.20 and later) runs
 IR_VERSION = 10
@@ -39,22 +42,38 @@ def _quiet() -> Iterator[None]:
         logging.disable(previous)
 
 
-def trace(
-    module: torch.nn.Module,
-    example: Mapping[str, torch.Tensor],
-    outputs: Sequence[str],
-    axes: Mapping[str, Mapping[int, str]],
-    opset: int = OPSET,
-) -> ir.Model:
-    """Trace `module(*example.values())`; `axes` names the free axes of each input, e.g. {"pixels": {0: "B"}}."""
+@dataclass(frozen=True)
+class Part:
+    """One graph to be: `module(*example.values())` gives `outputs`.
+
+    `axes` names the free axes of each input, e.g. {"pixels": {0: "B"}}.
+    """
+
+    name: str
+    module: torch.nn.Module
+    example: Mapping[str, torch.Tensor]
+    outputs: Sequence[str]
+    axes: Mapping[str, Mapping[int, str]]
+
+    @torch.no_grad()
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What PyTorch answers; inputs and outputs by name, as an ONNX Runtime session has them."""
+        result = self.module(*(torch.from_numpy(inputs[name]) for name in self.example))
+        tensors = result if isinstance(result, tuple) else (result,)
+        return {name: tensor.numpy() for name, tensor in zip(self.outputs, tensors, strict=True)}
+
+
+def trace(part: Part, opset: int = OPSET) -> ir.Model:
+    """The part's graph, linear layers normalised."""
+    example, axes = part.example, part.axes
     dims = {name: torch.export.Dim(name, max=2**31 - 1) for free in axes.values() for name in free.values()}
     shapes = [{axis: dims[d] for axis, d in axes.get(name, {}).items()} for name in example]
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            _Positional(module).eval(),
+            _Positional(part.module).eval(),
             (list(example.values()),),
             input_names=list(example),
-            output_names=list(outputs),
+            output_names=list(part.outputs),
             dynamic_shapes=(shapes,),
             opset_version=opset,
             dynamo=True,
@@ -160,6 +179,7 @@ class DataFile:
         self.path, self.name = folder / name, name
         self._file = open(self.path, "wb")  # noqa: SIM115 - closed by close()
         self._known: dict[str, int] = {}
+        self.written = False
 
     def add(self, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
         packed = tensor.dtype.bitwidth < 8
@@ -170,26 +190,35 @@ class DataFile:
             self._file.seek(offset)
             self._file.write(data)
             self._known[key] = offset
+            self.written = True
         shape = ir.Shape(tensor.shape.numpy())
         return ir.ExternalTensor(
             self.name, self._known[key], len(data), tensor.dtype, shape=shape, name=tensor.name or ""
         )
 
     def close(self) -> None:
+        """Close, and leave no empty file behind."""
         self._file.close()
+        if not self.written:
+            self.path.unlink(missing_ok=True)
 
 
-def save(model: ir.Model, path: Path, data: DataFile | None) -> None:
-    """Write the graph; tensors of more than INLINE_BYTES go to `data` (or stay inside when it is None)."""
+def save(model: ir.Model, path: Path, data: DataFile | None) -> int:
+    """Write the graph; tensors of more than INLINE_BYTES go to `data` (or stay inside when it is None).
+
+    Returns the bytes of the graph and of all its tensors, those that other graphs share included.
+    """
     drop_unused(model)
+    outside = 0
     for value in model.graph.initializers.values():
         tensor = value.const_value
         assert tensor is not None
         if data is not None and tensor.nbytes > INLINE_BYTES:
             value.const_value = data.add(tensor)
+            outside += tensor.nbytes
     proto = ir.to_proto(model)
     _strip(proto)
-    path.write_bytes(proto.SerializeToString())
+    return path.write_bytes(proto.SerializeToString()) + outside
 
 
 def _strip(proto: onnx.ModelProto) -> None:
@@ -206,12 +235,12 @@ def _strip(proto: onnx.ModelProto) -> None:
         del item.metadata_props[:]
 
 
-def inputs_outputs(model: ir.Model) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The graph's I/O as the manifest lists it: name, dtype, shape with free axes by name."""
+def describe(values: Sequence[ir.Value]) -> tuple[TensorInfo, ...]:
+    """A graph's inputs or outputs as the manifest lists them: name, dtype, shape with free axes by name."""
 
-    def describe(value: ir.Value) -> dict[str, Any]:
-        assert value.shape is not None and value.dtype is not None
-        shape = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
-        return {"name": value.name, "dtype": np.dtype(value.dtype.numpy()).name, "shape": shape}
+    def one(value: ir.Value) -> TensorInfo:
+        assert value.name is not None and value.shape is not None and value.dtype is not None
+        shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
+        return TensorInfo(value.name, np.dtype(value.dtype.numpy()).name, shape)
 
-    return [describe(v) for v in model.graph.inputs], [describe(v) for v in model.graph.outputs]
+    return tuple(one(value) for value in values)

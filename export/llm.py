@@ -175,7 +175,7 @@ def cache_names(layers: int, kind: str) -> list[str]:
     return [f"{kind}_{part}_{layer}" for layer in range(layers) for part in ("key", "value")]
 
 
-def trace_llm(llm: Any, max_positions: int = 2048) -> ir.Model:
+def trace_llm(llm: Any, max_positions: int = 1024) -> ir.Model:
     """The `llm` graph of a Hugging Face causal LM in eval mode and float32, for up to `max_positions` positions."""
     if llm.config.is_encoder_decoder:
         raise Blip2rtError(f"{type(llm).__name__} is an encoder-decoder; only decoder-only models are exported")
@@ -196,12 +196,13 @@ def trace_llm(llm: Any, max_positions: int = 2048) -> ir.Model:
     rotary = Rotary(llm, shape.head_dim, min(max_positions, shape.max_positions))
     outputs = ["logits", *cache_names(shape.layers, "present")]
     with _our_attention(llm), rotary.removed():
-        model = graphs.trace(_Decoder(llm, shape.layers, rotary), example, outputs, axes)
+        model = graphs.trace(graphs.Part("llm", _Decoder(llm, shape.layers, rotary), example, outputs, axes))
     fuse.fuse_decoder(model)
     return model
 
 
-def trace_embed(llm: Any) -> ir.Model:
+def embed_part(llm: Any) -> graphs.Part:
     """The `embed` graph: the LM's own input embedding, with whatever scaling it applies."""
     example = {"token_ids": torch.zeros(2, 3, dtype=torch.int64)}
-    return graphs.trace(llm.get_input_embeddings(), example, ["token_embeds"], {"token_ids": {0: "B", 1: "S"}})
+    axes = {"token_ids": {0: "B", 1: "S"}}
+    return graphs.Part("embed", llm.get_input_embeddings(), example, ["token_embeds"], axes)

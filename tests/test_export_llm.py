@@ -43,7 +43,7 @@ def build(name: str):
 
 def export(model, folder: Path, bits: int | None = None, block: int = 32) -> None:
     with contextlib.closing(graphs.DataFile(folder, "llm.data")) as data:
-        for name, graph in (("llm", llm.trace_llm(model)), ("embed", llm.trace_embed(model))):
+        for name, graph in (("llm", llm.trace_llm(model)), ("embed", graphs.trace(llm.embed_part(model)))):
             if bits:
                 assert quantize.quantize_weights(graph, bits, block)
             graphs.save(graph, folder / f"{name}.onnx", data)

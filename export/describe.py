@@ -1,0 +1,100 @@
+"""What the manifest says of a model: preprocessing, geometry, special ids, prompts; and the tokenizers' files.
+
+Knows the checkpoint's config and Hugging Face tokenizers, nothing about graphs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from blip2rt.bundle import Decoding, ImageSpec, LlmSpec, RetrievalSpec
+from blip2rt.modeling.checkpoints import qformer_tokenizer
+from blip2rt.modeling.llm import end_token_id, load_tokenizer
+
+from . import llm as llm_graphs
+
+TOKENIZER, QFORMER_TOKENIZER = "tokenizer.json", "qformer_tokenizer.json"
+_TEXTS = ("a dog", "two people are walking on a beach at sunset", "red", "the man in a blue shirt rides a bike")
+
+
+def created_by() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"blip2rt {version('blip2rt')}"
+    except PackageNotFoundError:  # run from a checkout
+        return "blip2rt (checkout)"
+
+
+def image_spec(config: Any) -> ImageSpec:
+    return ImageSpec(config.height, config.width, config.resample, tuple(config.mean), tuple(config.std))
+
+
+def prompts(model: Any | None) -> dict[str, str]:
+    if model is None:
+        return {}
+    return {"caption": model.config.llm.caption_prompt, "ask": model.config.llm.ask_prompt}
+
+
+def decoding() -> dict[str, Decoding]:
+    """The paper's beams cost too much on the edge for what they give; three are the compromise."""
+    return {"caption": Decoding(3, 30, 1, 1.0), "ask": Decoding(3, 10, 1, 1.0)}
+
+
+def llm_spec(model: Any, language: Any, folder: Path, max_positions: int) -> tuple[LlmSpec, list[list[int]]]:
+    """The llm section, its tokenizer written to `folder`; and the token ids of a few prompts to verify with."""
+    config = model.config.llm
+    tokenizer = load_tokenizer(config.source)
+    tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
+    shape = llm_graphs.geometry(language)
+    end = end_token_id(tokenizer, config)
+    pad = tokenizer.pad_token_id
+    spec = LlmSpec(
+        layers=shape.layers,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        hidden_size=shape.hidden_size,
+        vocab_size=shape.vocab_size,
+        max_positions=min(shape.max_positions, max_positions),
+        prefix_length=model.config.qformer.queries,
+        bos_token_id=tokenizer.bos_token_id,
+        prepend_bos=config.prepend_bos,
+        eos_token_ids=(end,),
+        pad_token_id=end if pad is None else pad,
+        tokenizer=TOKENIZER,
+    )
+    start = [tokenizer.bos_token_id] if config.prepend_bos else []
+    texts = ("", config.caption_prompt, config.ask_prompt.format("what colour is the dog?"))
+    return spec, [start + tokenizer.encode(text, add_special_tokens=False) for text in texts]
+
+
+@torch.no_grad()
+def llm_inputs(language: Any, token_ids: list[list[int]], prefixes: np.ndarray) -> list[np.ndarray]:
+    """[prefix | prompt] embeddings (S_b, D), one row a prompt, of unequal length."""
+    table = language.get_input_embeddings()
+    rows = []
+    for number, ids in enumerate(token_ids):
+        prompt = table(torch.tensor(ids, dtype=torch.int64)).numpy()
+        rows.append(np.concatenate((prefixes[number % len(prefixes)], prompt)).astype(np.float32))
+    return rows
+
+
+def retrieval_spec(model: Any, folder: Path) -> RetrievalSpec:
+    tokenizer = qformer_tokenizer(model.config)
+    tokenizer.backend_tokenizer.save(str(folder / QFORMER_TOKENIZER))
+    return RetrievalSpec(QFORMER_TOKENIZER, model.config.max_text_length, tokenizer.pad_token_id)
+
+
+def example_texts(model: Any) -> dict[str, np.ndarray]:
+    """token_ids and text_mask (3,L) of a few captions, of unequal length."""
+    tokenizer = qformer_tokenizer(model.config)
+    length = model.config.max_text_length
+    encoded = tokenizer(list(_TEXTS[:3]), padding=True, truncation=True, max_length=length, return_tensors="np")
+    return {
+        "token_ids": encoded["input_ids"].astype(np.int64),
+        "text_mask": encoded["attention_mask"].astype(np.int64),
+    }
