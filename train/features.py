@@ -93,7 +93,7 @@ def cached_features(paths: list[Path], config: VisionConfig, folder: str | Path,
     files = [folder / f"{key}-view{view}.npy" for view in range(views)]
     missing = [view for view, file in enumerate(files) if not file.exists()]
     if missing:
-        encoder = VisionEncoder(config).to(memory_format=torch.channels_last)
+        encoder = VisionEncoder(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for view in missing:
             _compute(encoder, paths, config, view, files[view])
     return [np.load(file, mmap_mode="r") for file in files]

@@ -10,8 +10,9 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -92,7 +93,7 @@ class Trainer:
         for step, batch in batches:
             if step >= settings.steps:
                 break
-            metrics = self._step(step, lambda batch=batch: loss(batch))
+            metrics = self._step(step, partial(loss, batch))
             window.append(metrics)
             self.step = step + 1
             bar.update()
@@ -163,7 +164,7 @@ class Trainer:
         state = {}
         for parameter, values in self.optimizer.state.items():
             for key, value in values.items():
-                state[f"{self.names[parameter]}|{key}"] = value
+                state[f"{self.names[cast(nn.Parameter, parameter)]}|{key}"] = value
         return state
 
     def _resume(self) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import types
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -128,7 +127,7 @@ def _read_recipe(path: str | None, hints: dict[str, Any]) -> dict[str, Any]:
     return {key: _convert(value, hints[key]) for key, value in data.items()}
 
 
-def _accepted(hint: type) -> tuple[type, ...] | types.GenericAlias:
+def _accepted(hint: type) -> tuple[type, ...]:
     return (int, float) if hint is float else (hint,)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -137,10 +138,8 @@ class QFormer(nn.Module):
 
     def vision_kv(self, vision_features: torch.Tensor) -> list[KeyValue | None]:
         """Cross-attention keys and values of vision_features (B, N, C), a layer; computed once, used by every pass."""
-        return [
-            None if layer.cross_attention is None else layer.cross_attention.key_value(vision_features)
-            for layer in self.layers
-        ]
+        crossing = [cast(Layer, layer).cross_attention for layer in self.layers]
+        return [None if attention is None else attention.key_value(vision_features) for attention in crossing]
 
     def embed_queries(self, batch: int) -> torch.Tensor:
         """The queries (batch, Q, H) that enter the first layer."""

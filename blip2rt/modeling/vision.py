@@ -34,7 +34,7 @@ class VisionConfig:
 def freeze(module: nn.Module) -> nn.Module:
     """No gradients, no dropout, and no way back by a parent's `.train()`."""
     module.eval().requires_grad_(False)
-    module.train = lambda mode=True: module  # type: ignore[method-assign,assignment]
+    module.train = lambda mode=True: module  # type: ignore[method-assign]
     return module
 
 
@@ -78,7 +78,7 @@ def _timm_encoder(name: str, weights: str | None) -> nn.Module:
     if weights is not None:
         state = torch.load(resolve(weights), map_location="cpu", weights_only=True)
         model.load_state_dict(_match_names(state, model.state_dict(), weights))
-    model.reset_classifier(0)
+    model.reset_classifier(0)  # type: ignore[operator]
     return _TimmBody(model)
 
 
