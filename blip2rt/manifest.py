@@ -67,6 +67,7 @@ class RetrievalSpec:
     tokenizer: str  # file name inside the bundle
     max_text_length: int  # tokens, [CLS] and [SEP] included
     pad_token_id: int
+    temperature: float = 0.07  # of the contrast: cosine / temperature is its logit
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ class Match:
 
     probability: float  # of "match", by the image-text matching head; 0 to 1
     cosine: float  # of the text's embedding and the nearest query's; -1 to 1
+    score: float  # to rank by: the logits of both, log(p / (1 - p)) + cosine / temperature
 
 
 def load(bundle: str | os.PathLike[str] | None = None, *, backend: str = "ort", threads: int | None = None) -> Model:
@@ -145,8 +146,10 @@ class Model:
         text_embeds = self._backend.text_embeds(token_ids, text_mask)  # (B, E)
         itm_logits = self._backend.itm_logits(vision_features, token_ids, text_mask)  # (B, 2)
         cosine = np.einsum("bqe,be->bq", image_embeds, text_embeds).max(axis=1)
-        probability = 1 / (1 + np.exp(itm_logits[:, 0].astype(np.float64) - itm_logits[:, 1]))
-        return [Match(float(p), float(c)) for p, c in zip(probability, cosine, strict=True)]
+        log_odds = itm_logits[:, 1].astype(np.float64) - itm_logits[:, 0]
+        score = log_odds + cosine / self._retrieval.temperature
+        columns = (1 / (1 + np.exp(-log_odds)), cosine, score)
+        return [Match(*map(float, row)) for row in zip(*columns, strict=True)]
 
     def embed_image(self, images: ImageLike | Sequence[ImageLike]) -> Floats:
         """Image -> (Q, E) float32, list of images -> (B, Q, E): an embedding of unit length for each query."""

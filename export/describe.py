@@ -86,7 +86,8 @@ def llm_inputs(language: Any, token_ids: list[list[int]], prefixes: np.ndarray) 
 def retrieval_spec(model: Any, folder: Path) -> RetrievalSpec:
     tokenizer = qformer_tokenizer(model.config)
     tokenizer.backend_tokenizer.save(str(folder / QFORMER_TOKENIZER))
-    return RetrievalSpec(QFORMER_TOKENIZER, model.config.max_text_length, tokenizer.pad_token_id)
+    temperature = float(model.temperature)
+    return RetrievalSpec(QFORMER_TOKENIZER, model.config.max_text_length, tokenizer.pad_token_id, temperature)
 
 
 def example_texts(model: Any) -> dict[str, np.ndarray]:

@@ -34,7 +34,7 @@ def evaluate_captions(model: Model, data: Dataset, options: dict[str, Any]) -> t
 
 def evaluate_retrieval(model: Model, data: Dataset, rerank: int, texts_per_image: int) -> dict[str, float]:
     """Recall by ITC over all images and texts; then, for the first `texts_per_image` texts of each image, the `rerank`
-    best images by ITC are ordered again by ITM, against ITC alone on the same texts."""
+    best images by ITC are ordered again by ITM + ITC (the paper's sum, in logits), against ITC alone on these texts."""
     queries = np.concatenate([model.embed_image(chunk) for chunk in _chunks(data.paths, "images")])
     texts = [sample.text.lower() for sample in data.samples]
     owner = np.array([sample.image for sample in data.samples])
@@ -58,13 +58,13 @@ def _chunks(paths: list[Path], what: str) -> Iterator[list[Path]]:
 def _rerank(
     model: Model, features: np.ndarray, sim: np.ndarray, owner: np.ndarray, kept: np.ndarray, texts: list[str], top: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rank of each kept text's own image, by ITC alone and with the best `top` ordered by ITM."""
+    """Rank of each kept text's own image, by ITC alone and with the best `top` ordered by ITM + ITC."""
     before, after = np.zeros(len(kept), int), np.zeros(len(kept), int)
     for row, text in enumerate(tqdm(kept, desc="re-ranking", unit="text")):
         order = np.argsort(-sim[:, text], kind="stable")
         best = order[:top]
         matches = model.match_features(features[best], [texts[text]] * len(best))
-        score = np.array([match.probability for match in matches])
+        score = np.array([match.score for match in matches])
         reordered = np.concatenate((best[np.argsort(-score, kind="stable")], order[top:]))
         before[row] = int(np.flatnonzero(order == owner[text])[0])
         after[row] = int(np.flatnonzero(reordered == owner[text])[0])
