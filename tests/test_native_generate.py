@@ -110,7 +110,7 @@ def make_case(name: str, folder: Path) -> Case:
     for parameter in model.parameters():  # biases and norms start at 0 and 1: hide nothing behind that
         parameter.data.add_(torch.randn_like(parameter) * 0.1)
     model.get_output_embeddings().weight.data.mul_(3)  # decided opinions: few near ties
-    for graph, traced in (("llm", llm.trace_llm(model)), ("embed", llm.trace_embed(model))):
+    for graph, traced in (("llm", llm.trace_llm(model)), ("embed", graphs.trace(llm.embed_part(model)))):
         graphs.save(traced, folder / f"{graph}.onnx", None)
     sessions = [Session(runtime(), str(folder / f"{graph}.onnx"), 1) for graph in ("embed", "llm")]
     shape = llm.geometry(model)
