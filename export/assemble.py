@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from safetensors import SafetensorError
 
 from blip2rt.bundle import Bundle, BundleWriter, Component, ImageSpec, Manifest, Source, Verification
 from blip2rt.errors import Blip2rtError
+from blip2rt.modeling.blip2 import Blip2Config
 from blip2rt.modeling.checkpoints import load_model, read_config
 from blip2rt.modeling.quantize import round_weights
 
@@ -24,8 +26,11 @@ from . import describe, graphs, llm, qformer, quantize, verify, vision
 
 BLOCK = 64  # of the Q-Former's weights; the LLM's is the checkpoint's
 GROUPS = ("vision", "qformer", "llm", "retrieval")
-PRECISIONS = {"vision": ("fp32", "fp16", "int8"), **dict.fromkeys(GROUPS[1:], ("fp32", "fp16", "int8w", "int4"))}
-DEFAULTS = {"vision": "fp16", "qformer": "int4", "llm": "int4", "retrieval": "int4"}
+PRECISIONS = {
+    "vision": ("fp32", "fp16", "int8w", "int8"),
+    **dict.fromkeys(GROUPS[1:], ("fp32", "fp16", "int8w", "int4")),
+}
+DEFAULTS = {"vision": "int8w", "qformer": "int4", "llm": "int4", "retrieval": "int4"}
 
 Report = Callable[[str], None]
 
@@ -121,6 +126,8 @@ class _Work:
             model = vision.quantize_int8(model, self.folder, self.files, image)
         elif precision == "fp16":
             quantize.store_fp16(model)
+        elif precision == "int8w":
+            quantize.store_int8(model)
         self._write("vision", "vision", model, precision, inputs, outputs)
         self._judge("vision", precision, {"pixels": self.pixels}, want)
         return want["vision_features"]
@@ -227,10 +234,10 @@ class _Work:
 
 def _checkpoints(options: Options) -> tuple[Path | None, Path | None]:
     """(stage 2, stage 1); all that is wrong with them at once."""
-    config, faults = read_config(options.ckpt), []
+    config, faults = _config(options.ckpt), []
     if options.retrieval_ckpt is None:
         return (None, options.ckpt) if config.stage == 1 else (options.ckpt, None)
-    other = read_config(options.retrieval_ckpt)
+    other = _config(options.retrieval_ckpt)
     if config.stage != 2:
         faults.append(
             f"--ckpt {options.ckpt} is of stage {config.stage}: with --retrieval-ckpt it has to be of stage 2"
@@ -252,9 +259,19 @@ def _calibration(options: Options, precision: str) -> list[Path]:
     return []
 
 
+def _config(folder: Path) -> Blip2Config:
+    try:
+        return read_config(folder)
+    except (ValueError, KeyError, TypeError) as error:  # not JSON, or not of the right form
+        raise Blip2rtError(f"checkpoint {folder}: its config.json is damaged ({error})") from error
+
+
 def _load(folder: Path, report: Report, *, vision: bool) -> Any:
     report(f"loading {folder}")
-    return load_model(folder, vision=vision)
+    try:
+        return load_model(folder, vision=vision)
+    except (SafetensorError, OSError) as error:
+        raise Blip2rtError(f"checkpoint {folder} is damaged or incomplete: {error}") from error
 
 
 def _sources(models: Any) -> tuple[Source, ...]:

@@ -7,29 +7,34 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from blip2rt.errors import Blip2rtError
 
 if TYPE_CHECKING:
     from .assemble import Result
 
-_PRECISION = "vision=fp16,qformer=int4,llm=int4,retrieval=int4"
+_PRECISION = "vision=int8w,qformer=int4,llm=int4,retrieval=int4"
 _EPILOG = """\
 A stage-2 checkpoint gives the graphs vision, qformer, embed, llm (caption, ask); a stage-1 checkpoint, alone or as
 --retrieval-ckpt, gives image_embed, text_embed, itm (match, embed).
 
-precisions: fp32; fp16 (stored so, computed in fp32); int4 and int8w (block-wise weights), not for vision; for vision
-int8 (weights and activations, calibrated on --calib). Every graph is compared with PyTorch; one that deviates too far
-fails the export.
+precisions: fp32; fp16 (stored so, computed in fp32); int8w (8-bit weights, computed in fp32: block-wise, for vision the
+large tensors); int4 (block-wise weights), not for vision; for vision int8 (weights and activations, calibrated on
+--calib). Every graph is compared with PyTorch; one that deviates too far fails the export.
 
 example: blip2rt-export --ckpt runs/nano/stage2 --retrieval-ckpt runs/nano/stage1 --out nano \\
            --precision vision=int8 --calib photographs/
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise Blip2rtError(f"{message}; see blip2rt-export --help")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="blip2rt-export", description="Checkpoint -> bundle of ONNX graphs, verified against PyTorch.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -52,16 +57,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' bars would break ours
+    os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' bars would tear our lines
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     start = time.monotonic()
 
     def report(line: str) -> None:
         print(f"[{time.monotonic() - start:6.1f} s] {line}", file=sys.stderr, flush=True)
 
     try:
-        result = _run(args, report)
+        result = _run(_parser().parse_args(argv), report)
     except Blip2rtError as error:
         print(f"blip2rt-export: error: {error}", file=sys.stderr)
         return 2

@@ -49,7 +49,7 @@ def llm_spec(model: Any, language: Any, folder: Path, max_positions: int) -> tup
     """The llm section, its tokenizer written to `folder`; and the token ids of a few prompts to verify with."""
     config = model.config.llm
     tokenizer = load_tokenizer(config.source)
-    tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
+    _save(tokenizer, folder / TOKENIZER)
     shape = llm_graphs.geometry(language)
     end = end_token_id(tokenizer, config)
     pad = tokenizer.pad_token_id
@@ -83,10 +83,18 @@ def llm_inputs(language: Any, token_ids: list[list[int]], prefixes: np.ndarray) 
     return rows
 
 
+def _save(tokenizer: Any, path: Path) -> None:
+    """The fast tokenizer alone, as small as JSON gets; how it pads and cuts is the reader's affair."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    backend.save(str(path), pretty=False)
+
+
 def retrieval_spec(model: Any, folder: Path) -> RetrievalSpec:
     tokenizer = qformer_tokenizer(model.config)
-    tokenizer.backend_tokenizer.save(str(folder / QFORMER_TOKENIZER))
-    temperature = float(model.temperature)
+    _save(tokenizer, folder / QFORMER_TOKENIZER)
+    temperature = model.temperature.item()
     return RetrievalSpec(QFORMER_TOKENIZER, model.config.max_text_length, tokenizer.pad_token_id, temperature)
 
 

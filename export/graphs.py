@@ -25,7 +25,7 @@ from blip2rt.bundle import TensorInfo
 
 OPSET = 20  # the newest that every supported ONNX Runtime (1.20 and later) runs
 IR_VERSION = 10
-ALIGNMENT = 4096  # ONNX Runtime memory-maps external tensors at page boundaries
+ALIGNMENT = 64  # a cache line; ONNX Runtime memory-maps from the page below by itself
 INLINE_BYTES = 1024  # smaller tensors stay inside the graph file: shape inference and folding need them there
 
 

@@ -21,6 +21,7 @@ from . import graphs
 DOMAIN = "com.microsoft"
 BITS = {"int4": 4, "int8w": 8}
 _FP16_MAX = 65504.0
+_MANY = 50_000  # weights of a tensor that is worth int8 where int8 is not for all
 
 
 def quantize_weights(model: ir.Model, bits: int, block: int, progress: Callable[[int, int], None] | None = None) -> int:
@@ -149,6 +150,34 @@ def store_fp16(model: ir.Model) -> None:
         stored = graphs.add_initializer(model, name, ir.tensor(array.astype(np.float16), name=name))
         ir.convenience.replace_all_uses_with(value, _cast(model, first, stored))
     graphs.drop_unused(model)
+
+
+def store_int8(model: ir.Model) -> None:
+    """Store large weights as int8 with a float scale for each row of their first axis, the others as float16.
+
+    Cast and Mul bring them back; ONNX Runtime folds both when it loads the graph, and computes in float32. A
+    convolutional encoder has most of its weights in few layers, and most of its sensitivity in the others.
+    """
+    first = next(iter(model.graph))
+    for value in list(model.graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) < 2:
+            continue
+        array = tensor.numpy()
+        if array.size <= _MANY:
+            continue
+        largest = np.abs(array).max(axis=tuple(range(1, array.ndim)), keepdims=True)
+        scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+        codes_name, scales_name = f"{value.name}.codes", f"{value.name}.scales"
+        codes = np.rint(array / scales).astype(np.int8)
+        stored = graphs.add_initializer(model, codes_name, ir.tensor(codes, name=codes_name))
+        scale = graphs.add_initializer(model, scales_name, ir.tensor(scales, name=scales_name))
+        restore = ir.node("Mul", [_cast(model, first, stored), scale], name=f"{value.name}.restore")
+        restore.outputs[0].name = f"{value.name}.restored"
+        model.graph.insert_before(first, restore)
+        ir.convenience.replace_all_uses_with(value, restore.outputs[0])
+    graphs.drop_unused(model)
+    store_fp16(model)
 
 
 def _torch(tensor: ir.TensorProtocol) -> torch.Tensor:

@@ -17,6 +17,8 @@ from torch import Tensor
 _FUNCTION = "apply_rotary_pos_emb"  # transformers' name, in the module that defines the model
 _STATIC = {"default", "linear", "llama3", "yarn"}  # kinds whose table does not depend on the length
 
+_HEAD_MULTIPLE = 16  # the op rotates only heads of such a width
+
 
 class Rotary:
     """`tables` (cos, sin), each (positions, hd/2), empty when the model keeps its own rotation.
@@ -34,6 +36,8 @@ class Rotary:
         found = [module for module in llm.modules() if "inv_freq" in module._buffers]
         parameters = getattr(llm.config.get_text_config(), "rope_parameters", None) or {}
         if function is None or len(found) != 1 or parameters.get("rope_type") not in _STATIC:
+            return ()
+        if head_dim % _HEAD_MULTIPLE:
             return ()
         try:
             cos, sin = found[0](torch.zeros(1), torch.arange(positions)[None])  # each (1, positions, hd)
