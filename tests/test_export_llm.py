@@ -24,6 +24,9 @@ CONFIGS = {
     "llama": lambda: transformers.LlamaConfig(
         intermediate_size=96, num_key_value_heads=2, tie_word_embeddings=True, **SMALL
     ),
+    "narrow": lambda: transformers.LlamaConfig(  # heads of 8: too narrow for the op to rotate
+        **{**SMALL, "num_attention_heads": 8}, intermediate_size=96, num_key_value_heads=2
+    ),
     "opt": lambda: transformers.OPTConfig(ffn_dim=96, word_embed_proj_dim=64, dropout=0.0, **SMALL),
     "qwen2": lambda: transformers.Qwen2Config(intermediate_size=96, num_key_value_heads=1, **SMALL),
     "mistral": lambda: transformers.MistralConfig(

@@ -1,0 +1,232 @@
+"""Random tiny checkpoints of both stages -> blip2rt-export -> a bundle that runs as PyTorch does; errors; kill -9."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+timm = pytest.importorskip("timm")
+pytest.importorskip("onnxscript")
+pytest.importorskip("blip2rt._native")
+
+import onnx
+
+import blip2rt
+from blip2rt.bundle import read, verify
+from blip2rt.modeling import checkpoints
+from blip2rt.modeling.blip2 import Blip2, Blip2Config
+from blip2rt.modeling.llm import LlmConfig
+from blip2rt.modeling.qformer import QFormerConfig
+from blip2rt.modeling.vision import VisionConfig
+from export.cli import main
+from tests import tiny_parts
+
+ROOT = Path(blip2rt.__file__).parents[1]
+FLOAT = "vision=fp32,qformer=fp32,llm=fp32,retrieval=fp32"
+SOURCES = ({"part": "all", "name": "random numbers", "licence": "CC0-1.0", "origin": "the tests"},)
+
+
+@dataclass
+class Made:
+    """Two checkpoints, photographs, and the bundles exported from them."""
+
+    stage1: Path
+    stage2: Path
+    images: Path
+    exact: Path  # everything in float32
+    small: Path  # int8 and int4
+
+    def arguments(self, out: Path, *more: str) -> list[str]:
+        return ["--ckpt", str(self.stage2), "--retrieval-ckpt", str(self.stage1), "--out", str(out), *more]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    seed = random.randrange(2**31)
+    print(f"seed {seed}")
+    torch.manual_seed(seed)
+    folder = tmp_path_factory.mktemp("export")
+    tiny_parts.caption_table(folder, images=12)
+    torch.save(timm.create_model("test_efficientnet").state_dict(), folder / "vision.pth")
+    vision = VisionConfig("timm:test_efficientnet", str(folder / "vision.pth"), 64, 64, positions=4, features=256)
+    bert = str(tiny_parts.bert_folder(folder / "bert"))
+    geometry = checkpoints.read_bert_geometry(bert)
+    qformer = QFormerConfig(**geometry, queries=4, vision_width=256)
+    first = Blip2Config(1, vision, qformer, qformer_init=bert, embed_dim=16, max_text_length=12, sources=SOURCES)
+    llm = LlmConfig(str(tiny_parts.llm_folder(folder / "llm")), bits=4, block=32, end="<|end|>")
+    second = replace(first, stage=2, llm=llm, qformer=replace(qformer, text_branch=False))
+    paths = [save(config, folder / f"stage{config.stage}") for config in (first, second)]
+    made = Made(*paths, folder / "images", folder / "exact", folder / "small")
+    assert main(made.arguments(made.exact, "--precision", FLOAT)) == 0
+    precision = "vision=int8,qformer=int8w"
+    assert main(made.arguments(made.small, "--precision", precision, "--calib", str(made.images))) == 0
+    return made
+
+
+def save(config: Blip2Config, folder: Path) -> Path:
+    model = Blip2(config)
+    for name, parameter in model.named_parameters():  # biases and norms start at 0 and 1: hide nothing behind that
+        if not name.startswith(("vision.", "llm.")):
+            parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    folder.mkdir()
+    checkpoints.save_model(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(made: Made) -> blip2rt.Model:
+    return blip2rt.load(made.exact, threads=1)
+
+
+def pictures(made: Made) -> list[Path]:
+    return sorted(made.images.iterdir())[:3]
+
+
+def features(made: Made, model: blip2rt.Model, reference: Blip2) -> torch.Tensor:
+    from blip2rt.image import to_pixels
+
+    return reference.vision_features(torch.from_numpy(to_pixels(pictures(made), model.bundle.manifest.image)))
+
+
+@torch.no_grad()
+def test_greedy_tokens_equal_hugging_face(made: Made, model: blip2rt.Model) -> None:
+    reference = checkpoints.load_model(made.stage2)
+    prefix = reference.prefix_embeds(reference.query_output(features(made, model, reference)))
+    eos = list(model.bundle.manifest.llm.eos_token_ids)
+    want = [
+        [token for token in ids if token not in eos]
+        for ids in reference.llm.generate(
+            inputs_embeds=prefix,
+            do_sample=False,
+            max_new_tokens=8,
+            min_new_tokens=1,
+            eos_token_id=eos,
+            pad_token_id=eos[0],
+        ).tolist()
+    ]
+    tokenizer = checkpoints.load_tokenizer(reference.config.llm.source).backend_tokenizer
+    texts = [" ".join(tokenizer.decode(ids).split()) for ids in want]
+    got = model.caption(pictures(made), num_beams=1, max_new_tokens=8)
+    assert [text.replace(" ", "") for text in got] == [text.replace(" ", "") for text in texts]
+
+
+@torch.no_grad()
+def test_match_equals_pytorch(made: Made, model: blip2rt.Model) -> None:
+    reference = checkpoints.load_model(made.stage1)
+    seen = features(made, model, reference)
+    texts = ["a dog runs", "the woman sits on the red grass with two cats and a ball", "xyz"]
+    tokens = checkpoints.qformer_tokenizer(reference.config)(
+        texts, padding=True, truncation=True, max_length=12, return_tensors="pt"
+    )
+    ids, mask = tokens["input_ids"], tokens["attention_mask"]
+    images = reference.image_embeds(reference.query_output(seen))
+    cosine = (images @ reference.text_embeds(ids, mask)[:, :, None]).amax((1, 2))
+    probability = reference.itm_logits(seen, ids, mask).softmax(-1)[:, 1]
+    for match, p, c in zip(model.match(pictures(made), texts), probability, cosine, strict=True):
+        assert match.probability == pytest.approx(float(p), abs=1e-4)
+        assert match.cosine == pytest.approx(float(c), abs=1e-4)
+
+
+def test_small_bundle_runs_and_says_what_it_is(made: Made) -> None:
+    bundle = verify(made.small)
+    manifest = bundle.manifest
+    precisions = {name: component.precision for name, component in manifest.components.items()}
+    assert precisions == {"vision": "int8", "qformer": "int8w", **dict.fromkeys(
+        ("llm", "embed", "image_embed", "text_embed", "itm"), "int4")}  # fmt: skip
+    assert {check.component for check in manifest.verification} == set(precisions)
+    assert [source.name for source in manifest.sources] == ["random numbers"]
+    assert manifest.decoding["caption"].num_beams == 3
+    model = blip2rt.load(made.small, threads=1)
+    assert isinstance(model.caption(pictures(made)[0]), str)
+    assert isinstance(model.ask(pictures(made)[0], "what is red"), str)
+    assert 0 <= model.match(pictures(made)[0], "a dog").probability <= 1
+    assert not [path.name for path in made.small.iterdir() if path.name.startswith(".")]
+
+
+def test_graphs_share_their_weights(made: Made) -> None:
+    """The tied embedding is stored once, and of the three retrieval graphs every weight once."""
+    places = {}
+    for name in ("embed", "llm", "image_embed", "text_embed", "itm"):
+        graph = onnx.load(made.small / f"{name}.onnx", load_external_data=False).graph
+        entries = [{e.key: e.value for e in tensor.external_data} for tensor in graph.initializer]
+        places[name] = {(e["location"], e["offset"], e["length"]) for e in entries if e}
+    assert places["embed"] <= places["llm"]
+    common = places["image_embed"] & places["itm"]
+    assert {file for file, _, _ in common} == {"retrieval.data"} and common
+    stored = sum(int(length) for _, _, length in places["image_embed"] | places["text_embed"] | places["itm"])
+    assert (made.small / "retrieval.data").stat().st_size < stored + 4096 * 400
+
+
+def test_stage_1_alone_makes_a_retriever(made: Made, tmp_path: Path) -> None:
+    card = tmp_path / "card.md"
+    card.write_text("# card\n")
+    out = tmp_path / "retriever"
+    arguments = ["--ckpt", str(made.stage1), "--out", str(out), "--no-verify", "--name", "r", "--card", str(card)]
+    assert main([*arguments, "--precision", "vision=fp16,retrieval=fp16"]) == 0
+    manifest = read(out).manifest
+    assert manifest.llm is None and manifest.name == "r" and not manifest.verification
+    assert (out / "MODEL_CARD.md").read_text() == "# card\n"
+    assert blip2rt.load(out, threads=1).embed_text(["a dog", "cat"]).shape == (2, 16)
+
+
+ERRORS = [
+    (["--ckpt", "/no/such"], "is no folder"),
+    (["--ckpt", "{images}"], "is no checkpoint"),
+    (["--ckpt", "{stage1}", "--retrieval-ckpt", "{stage1}"], "stage 2"),
+    (["--ckpt", "{stage2}", "--retrieval-ckpt", "{stage2}"], "has to be of stage 1"),
+    (["--precision", "vision=int4,head=fp16,llm"], "head=fp16"),
+    (["--precision", "vision=int8"], "--calib"),
+    (["--calib", "/no/such"], "is no folder"),
+    (["--card", "/no/such.md"], "is no file"),
+    (["--out", "{exact}"], "exists already"),
+    (["--out", "{images}", "--overwrite"], "not a bundle"),
+    (["--nonsense"], "--nonsense"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), ERRORS)
+def test_errors_are_one_line_and_come_before_the_work(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    given = [text.format(**vars(made)) for text in arguments]
+    start = time.monotonic()
+    assert main([*made.arguments(tmp_path / "out"), *given]) == 2
+    assert time.monotonic() - start < 20
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("blip2rt-export: error: ") and words in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_checkpoint_is_an_error(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "config.json").write_bytes((made.stage1 / "config.json").read_bytes())
+    (damaged / "model.safetensors").write_bytes((made.stage1 / "model.safetensors").read_bytes()[:1000])
+    assert main(["--ckpt", str(damaged), "--out", str(tmp_path / "out")]) == 2
+    (damaged / "config.json").write_text("{")
+    assert main(["--ckpt", str(damaged), "--out", str(tmp_path / "out")]) == 2
+    assert all("damaged" in line for line in capsys.readouterr().err.splitlines() if "error" in line)
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
+
+
+def test_killed_in_the_middle_leaves_no_bundle(made: Made, tmp_path: Path) -> None:
+    out = tmp_path / "b"
+    arguments = ["--ckpt", str(made.stage1), "--out", str(out), "--no-verify", "--precision", "vision=fp16"]
+    process = subprocess.Popen([sys.executable, "-m", "export.cli", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(tmp_path.glob(".b.*/*.onnx")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it was done too soon"
+    assert not out.exists() and len(list(tmp_path.iterdir())) == 1
+    assert main(arguments) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+    assert np.isfinite(blip2rt.load(out, threads=1).embed_text("a dog")).all()
