@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from blip2rt.errors import Blip2rtError
@@ -61,8 +62,11 @@ def load_model(folder: str | Path, *, vision: bool = True, llm: bool = True) -> 
 
 def load_weights(model: Blip2, folder: str | Path) -> None:
     """Trained tensors of a checkpoint folder into a model of the same config."""
-    state = load_file(Path(folder) / WEIGHTS)
     source = str(folder)
+    try:
+        state = load_file(Path(folder) / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise Blip2rtError(f"{Path(folder) / WEIGHTS} cannot be read ({error}); name a whole checkpoint") from error
     wanted = model.trained_state()
     missing, extra = wanted.keys() - state.keys(), state.keys() - wanted.keys()
     misshaped = [k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape]
