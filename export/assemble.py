@@ -26,7 +26,7 @@ from . import describe, graphs, llm, qformer, quantize, verify, vision
 
 BLOCK = 64  # of the Q-Former's weights; the LLM's is the checkpoint's
 GROUPS = ("vision", "qformer", "llm", "retrieval")
-PRECISIONS = {
+PRECISIONS: dict[str, tuple[str, ...]] = {
     "vision": ("fp32", "fp16", "int8w", "int8"),
     **dict.fromkeys(GROUPS[1:], ("fp32", "fp16", "int8w", "int4")),
 }
