@@ -105,13 +105,11 @@ def llm_reference(language: Any, rows: Sequence[np.ndarray], tokens: np.ndarray 
     table = language.get_input_embeddings()
     chosen, logits = [], []
     for index, row in enumerate(rows):
-        embeds, cache, ids, each = torch.from_numpy(row)[None], None, [], []
-        for step in range(STEPS):
-            out = language(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
-            each.append(out.logits[0, -1])
+        embeds, ids, each = torch.from_numpy(row)[None], [], []
+        for step in range(STEPS):  # no cache: its argument has another name in every release of transformers
+            each.append(language(inputs_embeds=embeds, use_cache=False).logits[0, -1])
             ids.append(int(each[-1].argmax()) if tokens is None else int(tokens[index, step]))
-            embeds = table(torch.tensor([[ids[-1]]]))
+            embeds = torch.cat((embeds, table(torch.tensor([[ids[-1]]]))), 1)
         chosen.append(ids)
         logits.append(torch.stack(each))
     return Reference(rows, np.array(chosen, np.int64), torch.stack(logits, 1).numpy())

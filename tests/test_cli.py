@@ -168,9 +168,11 @@ def test_as_a_process(tiny, folder):
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals and pipes")
 def test_interrupted_and_broken_pipe(tiny, folder):
-    process = start("caption", "-", "--model", tiny.path, stdin=subprocess.PIPE)
+    # Background jobs of a shell ignore SIGINT, and so would their children.
+    default = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = start("caption", "-", "--model", tiny.path, stdin=subprocess.PIPE, **default)
     with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(1.5)  # now it waits for the image
+        process.wait(4)  # now it waits for the image
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, "", "")
