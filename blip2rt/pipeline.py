@@ -37,7 +37,7 @@ class Match:
 
     probability: float  # of "match", by the image-text matching head; 0 to 1
     cosine: float  # of the text's embedding and the nearest query's; -1 to 1
-    score: float  # to rank by: the logits of both, log(p / (1 - p)) + cosine / temperature
+    score: float  # the sum of both as logits: log(p / (1 - p)) + cosine / temperature
 
 
 def load(bundle: str | os.PathLike[str] | None = None, *, backend: str = "ort", threads: int | None = None) -> Model:
