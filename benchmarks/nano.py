@@ -1,7 +1,7 @@
 """Speed, memory and size of a bundle on this machine: `python -m benchmarks.nano [--model BUNDLE]`, or `make bench`.
 
 Times are wall clock in milliseconds, median (p10 to p90). Cold starts and the peak of memory are of fresh processes.
-The goals printed beside them are those of docs/design.md for the embedded model on two cores.
+The goals printed beside them are for the embedded model on two cores.
 """
 
 from __future__ import annotations

@@ -156,11 +156,16 @@ class Model:
         self._need((contract.IMAGE_EMBED,), "embed_image")
         many, single = _as_list(images)
         chunks = [
-            self._backend.image_embeds(self._vision_features(self._prepare(many[start : start + BATCH])))
+            self.embed_features(self._vision_features(self._prepare(many[start : start + BATCH])))
             for start in range(0, len(many), BATCH)
         ]
         embeds = np.concatenate(chunks) if chunks else self._empty(contract.IMAGE_EMBED)
         return embeds[0] if single else embeds
+
+    def embed_features(self, vision_features: Floats) -> Floats:
+        """vision_features (B, N, C) -> (B, Q, E): what embed_image makes of their images."""
+        self._need((contract.IMAGE_EMBED,), "embed_features")
+        return self._backend.image_embeds(vision_features)
 
     def embed_text(self, texts: str | Sequence[str]) -> Floats:
         """Text -> (E,) float32 of unit length, list of texts -> (B, E). Texts too long for the model are cut."""

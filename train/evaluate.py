@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +34,23 @@ def evaluate_captions(model: Model, data: Dataset, options: dict[str, Any]) -> t
 def evaluate_retrieval(model: Model, data: Dataset, rerank: int, texts_per_image: int) -> dict[str, float]:
     """Recall by ITC over all images and texts; then, for the first `texts_per_image` texts of each image, the `rerank`
     best images by ITC are ordered again by ITM + ITC (the paper's sum, in logits), against ITC alone on these texts."""
-    queries = np.concatenate([model.embed_image(chunk) for chunk in _chunks(data.paths, "images")])
+    features, embeds = [], []
+    for start in tqdm(range(0, len(data.paths), 64), desc="images", unit="batch"):
+        part = model.vision_features(data.paths[start : start + 64])
+        embeds.append(model.embed_features(part))
+        features.append(part)
     texts = [sample.text.lower() for sample in data.samples]
     owner = np.array([sample.image for sample in data.samples])
     text_embeds = model.embed_text(texts)
-    sim = np.stack([(part @ text_embeds.T).max(0) for part in queries])  # (images, texts)
+    sim = np.stack([(part @ text_embeds.T).max(0) for part in np.concatenate(embeds)])  # (images, texts)
     scores = {f"itc_{name}": value for name, value in recall(sim, owner).items()}
     if rerank:
         kept = np.concatenate([np.flatnonzero(owner == image)[:texts_per_image] for image in range(len(data.paths))])
-        features = np.concatenate([model.vision_features(chunk) for chunk in _chunks(data.paths, "features")])
-        before, after = _rerank(model, features, sim, owner, kept, texts, rerank)
+        before, after = _rerank(model, np.concatenate(features), sim, owner, kept, texts, rerank)
         for k in (1, 5, 10):
             scores[f"itc_subset_t2i_r@{k}"] = 100.0 * float((before < k).mean())
             scores[f"itm_subset_t2i_r@{k}"] = 100.0 * float((after < k).mean())
     return scores
-
-
-def _chunks(paths: list[Path], what: str) -> Iterator[list[Path]]:
-    yield from tqdm([paths[i : i + 64] for i in range(0, len(paths), 64)], desc=what, unit="batch")
 
 
 def _rerank(

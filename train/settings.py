@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import yaml
 
 from blip2rt.errors import OptionError
+from blip2rt.modeling.checkpoints import read_bert_geometry
+from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
 
 T = TypeVar("T")
@@ -77,6 +79,18 @@ def vision_config(settings: TrainSettings) -> VisionConfig:
         std=(std[0], std[1], std[2]),
         positions=settings.vision_positions,
         features=settings.vision_features,
+    )
+
+
+def qformer_config(settings: TrainSettings, text_branch: bool) -> QFormerConfig:
+    """The Q-Former that the settings and their BERT describe."""
+    return QFormerConfig(
+        **read_bert_geometry(settings.qformer_init),
+        queries=settings.queries,
+        vision_width=settings.vision_features,
+        dropout=settings.dropout,
+        query_gain=settings.query_gain,
+        text_branch=text_branch,
     )
 
 

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
-from blip2rt.modeling.checkpoints import init_from_bert, qformer_tokenizer, read_bert_geometry
-from blip2rt.modeling.qformer import QFormerConfig
+from blip2rt.modeling.checkpoints import init_from_bert, qformer_tokenizer
 
 from .cli import run_main
 from .data import Dataset, batches, clean_caption, read_table
@@ -23,7 +22,7 @@ from .features import FeatureSource
 from .loop import Trainer
 from .losses import TextBatch, hard_negatives, itm_loss, query_cosine, similarity, stage1_losses
 from .retrieval import recall
-from .settings import TrainSettings, option, parse, vision_config
+from .settings import TrainSettings, option, parse, qformer_config, vision_config
 
 
 @dataclass(frozen=True)
@@ -133,18 +132,10 @@ class Stage1Dev:
 def build_model(settings: Stage1Settings) -> Blip2:
     """A stage-1 model, initialised from BERT; the image encoder stays with the feature source."""
     torch.manual_seed(settings.seed)
-    geometry = read_bert_geometry(settings.qformer_init)
-    qformer = QFormerConfig(
-        **geometry,
-        queries=settings.queries,
-        vision_width=settings.vision_features,
-        dropout=settings.dropout,
-        query_gain=settings.query_gain,
-    )
     config = Blip2Config(
         stage=1,
         vision=vision_config(settings),
-        qformer=qformer,
+        qformer=qformer_config(settings, text_branch=True),
         qformer_init=settings.qformer_init,
         embed_dim=settings.embed_dim,
         max_text_length=settings.max_text_length,

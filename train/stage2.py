@@ -16,9 +16,8 @@ from torch.nn import functional as F
 
 from blip2rt.errors import OptionError
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
-from blip2rt.modeling.checkpoints import init_from_bert, init_from_stage1, read_bert_geometry, read_config
+from blip2rt.modeling.checkpoints import init_from_bert, init_from_stage1, read_config
 from blip2rt.modeling.llm import LlmConfig, end_token_id, load_tokenizer, next_token_logits
-from blip2rt.modeling.qformer import QFormerConfig
 
 from .cli import run_main
 from .data import Sample, batches, clean_caption, read_table
@@ -26,7 +25,7 @@ from .features import FeatureSource
 from .loop import Trainer
 from .losses import query_cosine
 from .packing import PackedTexts, Tokens, pack
-from .settings import TrainSettings, option, parse, vision_config
+from .settings import TrainSettings, option, parse, qformer_config, vision_config
 
 
 @dataclass(frozen=True)
@@ -46,16 +45,10 @@ class Stage2Settings(TrainSettings):
 def build_model(settings: Stage2Settings) -> Blip2:
     """A stage-2 model, from stage 1 or from BERT; the image encoder stays with the feature source."""
     torch.manual_seed(settings.seed)
-    qformer = QFormerConfig(
-        **read_bert_geometry(settings.qformer_init),
-        queries=settings.queries,
-        vision_width=settings.vision_features,
-        dropout=settings.dropout,
-        query_gain=settings.query_gain,
-        text_branch=False,
-    )
     if settings.stage1:
         qformer = replace(read_config(settings.stage1).qformer, text_branch=False)
+    else:
+        qformer = qformer_config(settings, text_branch=False)
     llm = LlmConfig(
         source=settings.llm_source,
         bits=settings.llm_bits,
@@ -119,12 +112,8 @@ class Texts:
 
     def packed(self, groups: list[list[Sample]], device: torch.device) -> PackedTexts:
         tokens = [[self.tokens(sample) for sample in group] for group in groups]
-        texts = pack(tokens, self.prefix, self.end)
+        texts = pack(tokens, self.settings.queries, self.end)
         return PackedTexts(*(value.to(device) for value in vars(texts).values()))
-
-    @property
-    def prefix(self) -> int:
-        return self.settings.queries
 
 
 class Stage2:
@@ -146,10 +135,10 @@ class Stage2:
         self.dev = Stage2Dev(self, settings) if settings.dev_table else None
 
     def run(self) -> Path:
-        return self.trainer.run(self._batches(), lambda batch: lm_loss(self.model, *batch), self._evaluation())
+        return self.trainer.run(self._batches(), self._loss, self.dev.evaluate if self.dev else None)
 
-    def _evaluation(self) -> Any:
-        return self.dev.evaluate if self.dev else None
+    def _loss(self, batch: tuple[torch.Tensor, PackedTexts]) -> dict[str, torch.Tensor]:
+        return lm_loss(self.model, *batch)
 
     def _batches(self) -> Iterator[tuple[int, Any]]:
         settings = self.settings

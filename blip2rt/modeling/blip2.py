@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .llm import LlmConfig, embedding_scale, load_llm
+from .llm import LlmConfig, embedding_scale, hidden_size, load_llm
 from .qformer import LanguageHead, QFormer, QFormerConfig
 from .vision import VisionConfig, VisionEncoder
 
@@ -75,17 +75,9 @@ class Blip2(nn.Module):
             self._build_projection(width)
 
     def _build_projection(self, width: int) -> None:
-        from transformers import AutoConfig
-
-        from .llm import _gguf, _location
-        from .sources import resolve
-
         assert self.config.llm is not None
-        if self.llm is not None:
-            d = self.llm.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
-        else:
-            path = resolve(self.config.llm.source)
-            d = AutoConfig.from_pretrained(*_location(path), **_gguf(path)).hidden_size
+        embeddings = None if self.llm is None else self.llm.get_input_embeddings()  # type: ignore[operator]
+        d = hidden_size(self.config.llm) if embeddings is None else embeddings.weight.shape[1]
         self.projection = nn.Linear(width, d)
         self.prefix_norm = nn.LayerNorm(d) if self.config.normalize_prefix else nn.Identity()
         if self.config.normalize_prefix and self.llm is not None:

@@ -54,6 +54,14 @@ def load_llm(config: LlmConfig) -> nn.Module:
     return freeze(llm)
 
 
+def hidden_size(config: LlmConfig) -> int:
+    """Width D of the LLM, from its config alone."""
+    from transformers import AutoConfig
+
+    path = resolve(config.source)
+    return int(AutoConfig.from_pretrained(*_location(path), **_gguf(path)).hidden_size)
+
+
 def _location(path: str) -> list[str]:
     return [str(Path(path).parent)] if path.endswith(".gguf") else [path]
 

@@ -251,21 +251,18 @@ def _bert_name(name: str) -> str | None:
 
 
 @torch.no_grad()
-def load_bert(qformer: QFormer, state: dict[str, torch.Tensor]) -> list[str]:
-    """Initialise the shared parts from a BERT-family state dict; returns the names of what stays freshly initialised.
+def load_bert(qformer: QFormer, state: dict[str, torch.Tensor]) -> None:
+    """Initialise the shared parts from a BERT-family state dict; queries and cross-attention stay fresh.
 
     Extra rows of our word embeddings ([DEC]) start as the mean of BERT's.
     """
     state = {name.removeprefix("bert."): tensor for name, tensor in state.items()}
-    fresh = []
     for name, tensor in qformer.state_dict().items():
         source = _bert_name(name)
         if source is None:
-            fresh.append(name)
             continue
         values = state[source]
         if name.startswith("word_embeddings") and values.shape[0] < tensor.shape[0]:
             missing = tensor.shape[0] - values.shape[0]
             values = torch.cat((values, values.mean(0, keepdim=True).expand(missing, -1)))
         tensor.copy_(values)
-    return fresh
