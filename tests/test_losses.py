@@ -13,6 +13,7 @@ from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
 from train.losses import (
     TextBatch,
+    frozen_head_loss,
     hard_negatives,
     itc_loss,
     itg_loss,
@@ -146,3 +147,23 @@ def test_fresh_queries_differ_and_collapse_is_seen(model: Blip2) -> None:
     image = torch.randn(5, POSITIONS, FEATURES)
     assert query_cosine(model.query_output(image)) < 0.9
     assert query_cosine(torch.ones(2, QUERIES, 8)) == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 3.0])
+@pytest.mark.parametrize("bias", [False, True])
+def test_frozen_head_loss_is_cross_entropy_with_its_gradient(bias: bool, softcap: float) -> None:
+    seed = random.randrange(2**31)
+    print("seed", seed)
+    torch.manual_seed(seed)
+    head = torch.nn.Linear(16, 50, bias=bias).requires_grad_(False)
+    hidden = torch.randn(300, 16, requires_grad=True)  # more rows than are computed at once
+    targets = torch.randint(0, 50, (300,))
+    weights = torch.randn(300)
+    loss = frozen_head_loss(hidden, head, targets, weights, softcap)
+    (gradient,) = torch.autograd.grad(3 * loss, hidden)
+    logits = head(hidden)
+    logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+    expected = (weights * torch.nn.functional.cross_entropy(logits, targets, reduction="none")).mean()
+    (expected_gradient,) = torch.autograd.grad(3 * expected, hidden)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient, expected_gradient)

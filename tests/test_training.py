@@ -75,6 +75,16 @@ def test_stage2_trains_the_query_branch_alone(parts: tuple[Path, list[str]], sta
     assert not any(parameter.requires_grad for parameter in model.llm.parameters())
 
 
+def test_stage2_goes_on_by_cider_of_its_own_samples(parts: tuple[Path, list[str]], stage1_run: Path) -> None:
+    first, out = parts[0] / "likelihood", parts[0] / "cider"
+    settings = stage2_settings(parts, stage1_run)
+    assert stage2.main([*settings, "--out", str(first)]) == 0
+    assert stage2.main([*settings, "--out", str(out), "--start", str(first), "--cider_samples", "3"]) == 0
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 <= line["cider"] <= 1000 for line in lines if "loss" in line)
+    assert weights(out).keys() == weights(first).keys()
+
+
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_resume_continues_bit_for_bit(parts: tuple[Path, list[str]], stage1_run: Path, stage: str) -> None:
     folder, settings = parts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -76,11 +77,64 @@ def itg_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.float(), targets, label_smoothing=LABEL_SMOOTHING)
 
 
+class _FrozenHeadLoss(torch.autograd.Function):
+    """Cross-entropy behind a frozen output layer, a few rows at a time: the (M, V) logits, their softmax and their
+    gradient are never in memory as a whole, which is what this loss otherwise spends its time on."""
+
+    ROWS = 128
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+        softcap: float,
+    ) -> torch.Tensor:
+        total = hidden.new_zeros((), dtype=torch.float32)
+        gradient = torch.empty_like(hidden)
+        for start in range(0, len(hidden), _FrozenHeadLoss.ROWS):
+            rows = slice(start, start + _FrozenHeadLoss.ROWS)
+            logits = F.linear(hidden[rows].to(weight.dtype), weight, bias).float()
+            if softcap:
+                logits = softcap * torch.tanh(logits / softcap)
+            target, counts = targets[rows, None], weights[rows, None]
+            norm = logits.logsumexp(1, keepdim=True)
+            total += (counts * (norm - logits.gather(1, target))).sum()
+            slope = (logits - norm).exp_().scatter_add_(1, target, -torch.ones_like(norm)).mul_(counts)
+            if softcap:
+                slope *= 1 - (logits / softcap) ** 2
+            gradient[rows] = slope.to(weight.dtype) @ weight
+        ctx.save_for_backward(gradient / len(hidden))
+        return total / len(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[0], None, None, None, None, None
+
+
+def frozen_head_loss(
+    hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor, weights: torch.Tensor, softcap: float = 0.0
+) -> torch.Tensor:
+    """Mean over M tokens of weights (M) times next-token cross-entropy, of hidden (M, D) behind a frozen `head`, for
+    targets (M); logits softcapped where softcap is not 0 (`cap * tanh(logits / cap)`)."""
+    loss: torch.Tensor = _FrozenHeadLoss.apply(hidden, head.weight, head.bias, targets, weights, softcap)
+    return loss
+
+
 def query_cosine(query_output: torch.Tensor) -> torch.Tensor:
     """Mean cosine between different queries of (B, Q, H): 1.0 means that they have collapsed into one."""
     unit = F.normalize(query_output.detach().float(), dim=-1)
     count = unit.shape[1]
     return ((unit @ unit.transpose(1, 2)).sum((1, 2)) - count).mean() / (count * (count - 1))
+
+
+def _pairs(images: torch.Tensor, wrong_image: torch.Tensor) -> torch.Tensor:
+    """(B, ...) -> (3B, ...): own image, wrong image, own image."""
+    return torch.cat((images, images[wrong_image], images))
 
 
 def stage1_losses(
@@ -101,8 +155,8 @@ def stage1_losses(
 
     wrong_image, wrong_text = hard_negatives(sim, model.temperature, text.image_ids, hardness)
     own = torch.arange(batch, device=sim.device)
-    images, texts = torch.cat((own, wrong_image, own)), torch.cat((own, own, wrong_text))
-    pair_kv = [None if kv is None else (kv[0][images], kv[1][images]) for kv in vision_kv]
+    texts = torch.cat((own, own, wrong_text))
+    pair_kv = [None if kv is None else (_pairs(kv[0], wrong_image), _pairs(kv[1], wrong_image)) for kv in vision_kv]
     fused = model.qformer.encode_pair(text.token_ids[texts], text.text_mask[texts], pair_kv)
     itm, itm_accuracy = itm_loss(model.itm_head(fused).mean(1).float(), batch)
 

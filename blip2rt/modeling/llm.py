@@ -81,10 +81,3 @@ def end_token_id(tokenizer: Any, config: LlmConfig) -> int:
 def embedding_scale(llm: nn.Module) -> float:
     """Root mean square of the token embeddings' elements: the scale that a soft prompt should have."""
     return float(llm.get_input_embeddings().weight.float().pow(2).mean().sqrt())  # type: ignore[operator]
-
-
-def next_token_logits(llm: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits (..., V) of final hidden states (..., D), softcapped where the model does so."""
-    logits = llm.get_output_embeddings()(hidden)  # type: ignore[operator]
-    cap = getattr(llm.config, "final_logit_softcapping", None)
-    return logits if not cap else cap * torch.tanh(logits / cap)

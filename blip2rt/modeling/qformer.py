@@ -107,16 +107,23 @@ class Layer(nn.Module):
         if query_kv is not None:
             key_value = (torch.cat((query_kv[0], own_kv[0]), 2), torch.cat((query_kv[1], own_kv[1]), 2))
         mixed = self.attention(x, key_value, mask)
+        to_queries, to_text = mixed.split((count, mixed.shape[1] - count), 1)  # its backward is one concatenation
         if queries is not None:
-            queries = self.attention.norm(queries + mixed[:, :count])
+            queries = self.attention.norm(queries + to_queries)
             if self.cross_attention is not None and vision_kv is not None:
                 queries = self.cross_attention.norm(queries + self.cross_attention(queries, vision_kv, None))
             queries = self.query_ffn.norm(queries + self.query_ffn(queries))
         if text is not None:
             assert self.text_ffn is not None, "this Q-Former has no text branch"
-            text = self.attention.norm(text + self.dropout(mixed[:, count:]))
+            text = self.attention.norm(text + self.dropout(to_text))
             text = self.text_ffn.norm(text + self.dropout(self.text_ffn(text)))
         return queries, text, own_kv
+
+
+def _in_autocast(x: torch.Tensor) -> torch.Tensor:
+    """Under autocast in its dtype, so that residuals are not carried, and cast for every product, in float32."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 class QFormer(nn.Module):
@@ -143,13 +150,13 @@ class QFormer(nn.Module):
 
     def embed_queries(self, batch: int) -> torch.Tensor:
         """The queries (batch, Q, H) that enter the first layer."""
-        return self.query_norm(self.query_tokens).expand(batch, -1, -1)
+        return _in_autocast(self.query_norm(self.query_tokens)).expand(batch, -1, -1)
 
     def embed_text(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Word and position embeddings of token_ids (B, T); queries are not counted by positions."""
         positions = torch.arange(token_ids.shape[1], device=token_ids.device)
         embeds = self.word_embeddings(token_ids) + self.position_embeddings(positions)
-        return self.dropout(self.text_norm(embeds))
+        return _in_autocast(self.dropout(self.text_norm(embeds)))
 
     def encode_image(self, vision_kv: Sequence[KeyValue | None], batch: int) -> tuple[torch.Tensor, list[KeyValue]]:
         """Queries alone: query_output (B, Q, H) and the queries' self-attention keys and values of each layer."""

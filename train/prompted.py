@@ -1,0 +1,58 @@
+"""Texts behind soft prompts: samples to tokens, and the frozen LLM's loss on them (paper section 3.3).
+
+Knows prompts, tokens and the model; nothing about data or steps.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from blip2rt.modeling.blip2 import Blip2
+from blip2rt.modeling.llm import LlmConfig, end_token_id, load_tokenizer
+
+from .data import Sample, clean_caption
+from .losses import frozen_head_loss, query_cosine
+from .packing import PackedTexts, Tokens, pack
+
+
+class Texts:
+    """Samples to tokens: prompt, text, end."""
+
+    def __init__(self, config: LlmConfig, queries: int, max_tokens: int) -> None:
+        self.config, self.queries, self.max_tokens = config, queries, max_tokens
+        self.tokenizer = load_tokenizer(config.source)
+        self.end = end_token_id(self.tokenizer, config)
+
+    def tokens(self, sample: Sample) -> Tokens:
+        prompt = self.config.ask_prompt.format(sample.prompt) if sample.prompt else self.config.caption_prompt
+        text = clean_caption(sample.text)
+        given = self.encode(prompt)
+        learned = self.encode(f" {text}" if prompt else text)
+        kept = (given + learned)[: self.max_tokens - 1]
+        return Tokens([*kept, self.end], len(given))
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False) if text else []
+
+    def packed(self, groups: list[list[Tokens]], device: torch.device) -> PackedTexts:
+        """The texts of each image behind its soft prompt."""
+        texts = pack(groups, self.queries, self.end)
+        return PackedTexts(*(value.to(device) for value in vars(texts).values()))
+
+
+def lm_loss(model: Blip2, vision_features: torch.Tensor, texts: PackedTexts) -> dict[str, torch.Tensor]:
+    """Next-token cross-entropy of the packed texts behind the images' soft prompts."""
+    assert model.llm is not None
+    query_output = model.query_output(vision_features)
+    token_embeds = model.llm.get_input_embeddings()(texts.token_ids)  # type: ignore[operator]
+    prefix = model.prefix_embeds(query_output).to(token_embeds.dtype)
+    hidden = model.llm.base_model(  # type: ignore[operator]
+        inputs_embeds=torch.cat((prefix, token_embeds), 1),
+        attention_mask=texts.mask,
+        position_ids=texts.position_ids,
+        use_cache=False,
+    ).last_hidden_state
+    head = model.llm.get_output_embeddings()  # type: ignore[operator]
+    softcap = getattr(model.llm.config, "final_logit_softcapping", None) or 0.0
+    loss = frozen_head_loss(hidden.flatten(0, 1)[texts.source], head, texts.target, texts.weight, softcap)
+    return {"loss": loss, "query_cosine": query_cosine(query_output)}
