@@ -43,9 +43,6 @@ class Stage2Settings(TrainSettings):
     projection_lr: float = option(1e-3, "peak learning rate of the projection")
 
 
-_CENTRE_IMAGES = 256  # that estimate the queries' mean
-
-
 def build_model(settings: Stage2Settings) -> Blip2:
     """A stage-2 model, from stage 1 or from BERT; the image encoder stays with the feature source."""
     torch.manual_seed(settings.seed)
@@ -69,6 +66,7 @@ def build_model(settings: Stage2Settings) -> Blip2:
         qformer=qformer,
         llm=llm,
         qformer_init=settings.qformer_init,
+        query_offsets=True,
         sources=settings.sources,
     )
     model = Blip2(config, vision=False)
@@ -99,8 +97,6 @@ class Stage2:
             )
         self.texts = Texts(self.model.config.llm, settings.queries, settings.max_text_tokens)
         self.trainer = Trainer(self.model, settings, {"projection": settings.projection_lr})
-        if not (settings.start or self.trainer.step):
-            self._centre_projection()
         assert self.model.llm is not None
         self.model.llm.to(self.trainer.dtype)  # frozen: no master weights, and autocast would cast them at every step
         if settings.compile:
@@ -111,14 +107,6 @@ class Stage2:
             else None
         )
         self.dev = Stage2Dev(self, settings) if settings.dev_table else None
-
-    @torch.no_grad()
-    def _centre_projection(self) -> None:
-        """Have the fresh projection take away what all queries of all images have in common. After stage 1 that is most
-        of their length, and the norm behind the projection would leave the rest too quiet for the LLM to hear."""
-        images = list(range(min(_CENTRE_IMAGES, len(self.data.paths))))
-        mean = self.model.query_output(self.vision.get(images).to(self.trainer.device)).mean((0, 1))
-        self.model.projection.bias.copy_(-self.model.projection.weight @ mean)
 
     def run(self) -> Path:
         return self.trainer.run(self._batches(), self._loss, self.dev.evaluate if self.dev else None)

@@ -29,6 +29,7 @@ class Blip2Config:
     embed_dim: int = 256  # E, the contrastive space
     max_text_length: int = 32
     normalize_prefix: bool = True  # LayerNorm after the projection, at the scale of the token embeddings
+    query_offsets: bool = False  # a learned vector for each query, added to its output before the projection
     sources: tuple[dict[str, str], ...] = ()  # name, licence and origin of every part
 
     def to_json(self) -> dict[str, Any]:
@@ -79,6 +80,9 @@ class Blip2(nn.Module):
         embeddings = None if self.llm is None else self.llm.get_input_embeddings()  # type: ignore[operator]
         d = hidden_size(self.config.llm) if embeddings is None else embeddings.weight.shape[1]
         self.projection = nn.Linear(width, d)
+        if self.config.query_offsets:
+            # Louder than what stage 1 leaves of an image (0.4): the LLM first learns from these what it has to do.
+            self.query_offsets = nn.Parameter(0.6 * torch.randn(1, self.config.qformer.queries, width))
         self.prefix_norm = nn.LayerNorm(d) if self.config.normalize_prefix else nn.Identity()
         if self.config.normalize_prefix and self.llm is not None:
             nn.init.constant_(self.prefix_norm.weight, embedding_scale(self.llm))  # type: ignore[arg-type]
@@ -100,6 +104,8 @@ class Blip2(nn.Module):
 
     def prefix_embeds(self, query_output: torch.Tensor) -> torch.Tensor:
         """(B, Q, H) -> the LLM's soft prompt (B, Q, D); stage 2."""
+        if self.config.query_offsets:
+            query_output = query_output + self.query_offsets
         return self.prefix_norm(self.projection(query_output))
 
     # retrieval, stage 1

@@ -102,12 +102,19 @@ def init_from_bert(model: Blip2) -> None:
 
 
 def init_from_stage1(model: Blip2, folder: str | Path) -> None:
-    """Carry the query branch of a stage-1 checkpoint into a stage-2 model; text branch and heads are left behind."""
+    """Carry the query branch of a stage-1 checkpoint into a stage-2 model; text branch and heads are left behind.
+
+    Its last layer starts from BERT again: ITC and ITM have made it their own head, which leaves hardly anything of an
+    image but one vector for all queries (ITG reads the layers' inputs and keeps those below apart).
+    """
+    init_from_bert(model)
+    last = f"qformer.layers.{len(model.qformer.layers) - 1}."
     state = load_file(locate(folder) / WEIGHTS)
     own = model.trained_state()
-    shared = {name: tensor for name, tensor in state.items() if name in own}
+    shared = {name: tensor for name, tensor in state.items() if name in own and not name.startswith(last)}
     misshaped = [name for name in shared if shared[name].shape != own[name].shape]
-    fresh = {name for name in own.keys() - shared.keys() if not name.startswith(("projection", "prefix_norm"))}
+    stage2 = ("projection", "prefix_norm", "query_offsets", last)
+    fresh = {name for name in own.keys() - shared.keys() if not name.startswith(stage2)}
     if misshaped or fresh:
         raise Blip2rtError(f"{folder} does not fit: lacks {sorted(fresh)}, other shapes {sorted(misshaped)}")
     model.load_state_dict(shared, strict=False)
