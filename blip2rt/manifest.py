@@ -58,6 +58,10 @@ class LlmSpec:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
     tokenizer: str  # file name inside the bundle
+    add_special_tokens: bool = False  # lay a prompt out by the tokenizer's own template; prepend_bos is false then
+    empty_prompt_ids: tuple[int, ...] | None = None  # token ids of no prompt; None: as of any other
+    encoder_decoder: bool = False  # image and prompt are read by an encoder, the text starts in a decoder
+    decoder_start_token_id: int | None = None  # what the decoder's text starts from; given if encoder_decoder
 
 
 @dataclass(frozen=True)

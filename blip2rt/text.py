@@ -24,10 +24,13 @@ class LlmTokenizer:
         """Raises BundleError when `file` is not a tokenizer."""
         self._tokenizer = _read(file)
         self._first = [spec.bos_token_id] if spec.prepend_bos and spec.bos_token_id is not None else []
+        self._special, self._empty = spec.add_special_tokens, spec.empty_prompt_ids
 
     def encode(self, prompt: str) -> list[int]:
-        """Ids of [bos, when the model wants one] and the prompt; no other special tokens. Raises OptionError."""
-        return self._first + _encode(self._tokenizer, prompt, special=False)
+        """Ids of the prompt, with the special tokens that the model's prompts have. Raises OptionError."""
+        if prompt == "" and self._empty is not None:
+            return list(self._empty)
+        return self._first + _encode(self._tokenizer, prompt, special=self._special)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text on a single line, special tokens left out, no space before punctuation."""

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 
 from blip2rt.bundle import Decoding, ImageSpec, LlmSpec, RetrievalSpec
+from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.checkpoints import qformer_tokenizer
-from blip2rt.modeling.llm import end_token_id, load_tokenizer
+from blip2rt.modeling.llm import end_token_ids, load_tokenizer
+from blip2rt.text import LlmTokenizer
 
 from . import llm as llm_graphs
 
@@ -51,7 +53,7 @@ def llm_spec(model: Any, language: Any, folder: Path, max_positions: int) -> tup
     tokenizer = load_tokenizer(config.source)
     _save(tokenizer, folder / TOKENIZER)
     shape = llm_graphs.geometry(language)
-    end = end_token_id(tokenizer, config)
+    ends = end_token_ids(tokenizer, config)
     pad = tokenizer.pad_token_id
     spec = LlmSpec(
         layers=shape.layers,
@@ -63,13 +65,20 @@ def llm_spec(model: Any, language: Any, folder: Path, max_positions: int) -> tup
         prefix_length=model.config.qformer.queries,
         bos_token_id=tokenizer.bos_token_id,
         prepend_bos=config.prepend_bos,
-        eos_token_ids=(end,),
-        pad_token_id=end if pad is None else pad,
+        eos_token_ids=ends,
+        pad_token_id=ends[0] if pad is None else pad,
         tokenizer=TOKENIZER,
+        add_special_tokens=config.add_special_tokens,
+        empty_prompt_ids=config.empty_prompt_ids,
     )
-    start = [tokenizer.bos_token_id] if config.prepend_bos else []
-    texts = ("", config.caption_prompt, config.ask_prompt.format("what colour is the dog?"))
-    return spec, [start + tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    ours = LlmTokenizer(folder / TOKENIZER, spec)
+    texts = ("", config.caption_prompt, config.ask_prompt.replace("{}", "what colour is the dog?"))
+    if config.add_special_tokens and ours.encode(texts[2]) != tokenizer(texts[2])["input_ids"]:
+        raise Blip2rtError(
+            f"the tokenizer of {config.source} lays prompts out in a way that its tokenizer.json does not say; save it "
+            "with transformers' fast tokenizer"
+        )
+    return spec, [ours.encode(text) for text in texts]
 
 
 @torch.no_grad()
