@@ -26,7 +26,7 @@ class Component:
     """One ONNX graph."""
 
     graph: str  # file name inside the bundle
-    precision: str  # of the weights: "fp32", "fp16", "int8", "int8w", "int4"
+    precision: str  # "fp32", "fp16", "int8-static", "int8-dynamic", "int8w", "int4"; docs/design.md says what they are
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
 
@@ -102,6 +102,7 @@ class Verification:
     precision: str
     max_abs_error: float
     cosine: float | None = None
+    agreement: float | None = None  # share of greedy tokens that PyTorch would have chosen too; of the llm
 
 
 @dataclass(frozen=True)

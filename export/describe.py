@@ -18,6 +18,7 @@ from blip2rt.modeling.llm import end_token_ids, load_tokenizer
 from blip2rt.text import LlmTokenizer
 
 from . import llm as llm_graphs
+from . import t5
 
 TOKENIZER, QFORMER_TOKENIZER = "tokenizer.json", "qformer_tokenizer.json"
 _TEXTS = ("a dog", "two people are walking on a beach at sunset", "red", "the man in a blue shirt rides a bike")
@@ -52,7 +53,8 @@ def llm_spec(model: Any, language: Any, folder: Path, max_positions: int) -> tup
     config = model.config.llm
     tokenizer = load_tokenizer(config.source)
     _save(tokenizer, folder / TOKENIZER)
-    shape = llm_graphs.geometry(language)
+    encoder_decoder = language.config.is_encoder_decoder
+    shape = t5.geometry(language, max_positions) if encoder_decoder else llm_graphs.geometry(language)
     ends = end_token_ids(tokenizer, config)
     pad = tokenizer.pad_token_id
     spec = LlmSpec(
@@ -70,6 +72,8 @@ def llm_spec(model: Any, language: Any, folder: Path, max_positions: int) -> tup
         tokenizer=TOKENIZER,
         add_special_tokens=config.add_special_tokens,
         empty_prompt_ids=config.empty_prompt_ids,
+        encoder_decoder=encoder_decoder,
+        decoder_start_token_id=language.config.decoder_start_token_id if encoder_decoder else None,
     )
     ours = LlmTokenizer(folder / TOKENIZER, spec)
     texts = ("", config.caption_prompt, config.ask_prompt.replace("{}", "what colour is the dog?"))

@@ -230,6 +230,10 @@ class DataFile:
             self.name, self._known[key], len(data), tensor.dtype, shape=shape, name=tensor.name or ""
         )
 
+    def keep(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        """A large tensor is written now and found in the file; a small one stays as it is."""
+        return self.add(tensor) if tensor.nbytes > INLINE_BYTES else tensor
+
     def close(self) -> None:
         """Close, and leave no empty file behind."""
         self._file.close()
@@ -248,7 +252,7 @@ def save(model: ir.Model, path: Path, data: DataFile | None) -> int:
         tensor = value.const_value
         assert tensor is not None
         if data is not None and tensor.nbytes > INLINE_BYTES:
-            value.const_value = data.add(tensor)
+            value.const_value = tensor if isinstance(tensor, ir.ExternalTensor) else data.add(tensor)
             outside += tensor.nbytes
     proto = ir.to_proto(model)
     _strip(proto)

@@ -24,7 +24,7 @@ OWN_CONFIG, OWN_WEIGHTS = "blip2rt_config.json", "blip2rt.safetensors"  # beside
 
 _GENERATIVE, _RETRIEVAL = "Blip2ForConditionalGeneration", "Blip2ForImageTextRetrieval"
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
-_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers
+FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers
 _STEPS = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_center_crop": False}
 _VISION = {"hidden_size": 1408, "intermediate_size": 6144, "num_hidden_layers": 39, "num_attention_heads": 16,
            "image_size": 224, "patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-6,
@@ -145,7 +145,7 @@ def with_preprocessing(config: VisionConfig, folder: Path) -> VisionConfig:
             )
         return replace(
             config, mean=tuple(data["image_mean"]), std=tuple(data["image_std"]),
-            resample=_FILTERS[data.get("resample", 3)],
+            resample=FILTERS[data.get("resample", 3)],
         )  # fmt: skip
     return config
 

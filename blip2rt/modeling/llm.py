@@ -86,22 +86,31 @@ def _bound(source: str, folder: Path) -> nn.Module | None:
     """The LM with its weights on disk; None where their names are not the model's, and only from_pretrained knows."""
     weights = Weights(folder)
     inside = any(name.startswith(_INSIDE) for name in weights.shapes)
-    config = text_config(source)
-    setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", torch.float32)  # older releases' name
-    with streaming.empty():
-        llm = _auto_class(config).from_config(config)
-    llm.tie_weights()
+    llm = empty_llm(text_config(source))
+    parameters = dict(llm.named_parameters(remove_duplicate=False))
     tied: dict[int, list[str]] = {}
-    for name, parameter in llm.named_parameters(remove_duplicate=False):
+    for name, parameter in parameters.items():
         tied.setdefault(id(parameter), []).append(f"{_INSIDE * inside}{name}")
-    parameters = dict(llm.named_parameters())
-    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+
+    def stored(name: str) -> str:
+        """A parameter's own tensor, else that of one which it is tied to."""
+        return "|".join((f"{_INSIDE * inside}{name}", *tied[id(parameters[name])]))
+
     try:
-        streaming.bind(llm, weights.readers(shapes, lambda name: "|".join(tied[id(parameters[name])])))
+        streaming.bind(llm, weights.readers({name: tuple(p.shape) for name, p in parameters.items()}, stored))
     except Blip2rtError:
         if inside:
             raise
         return None
+    return llm
+
+
+def empty_llm(config: Any) -> Any:
+    """The LM of a Hugging Face config, its parameters without values (see streaming.py)."""
+    setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", torch.float32)  # older releases' name
+    with streaming.empty():
+        llm = _auto_class(config).from_config(config)
+    llm.tie_weights()
     return llm
 
 

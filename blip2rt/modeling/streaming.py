@@ -43,26 +43,33 @@ def empty() -> Iterator[None]:
 
 
 def bind(module: nn.Module, readers: Mapping[str, Reader]) -> None:
-    """Give every empty parameter of `module` its reader, by name; tied parameters stay one, under any of their names.
+    """Give every empty parameter of `module` its reader, by name. `readers` have been checked to fit.
 
-    `readers` have been checked to fit.
+    Of tied parameters one name's reader is enough; those with readers of their own are tied no longer.
     """
     names: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if parameter.is_meta:
             names.setdefault(id(parameter), []).append(name)
     for same in names.values():
-        reader = next(readers[name] for name in same if name in readers)
-        shape = module.get_parameter(same[0]).shape
-        trained = module.get_parameter(same[0]).requires_grad
-        if shape.numel() <= SMALL:
-            bound = nn.Parameter(reader().float().clone(), requires_grad=trained)
-        else:
-            bound = nn.Parameter(torch.full((), torch.nan).expand(shape), requires_grad=trained)
-            bound.read = reader  # type: ignore[attr-defined]
-        assert bound.shape == shape, "shapes are checked before parameters are bound"
+        default = next(readers[name] for name in same if name in readers)
+        made: dict[Reader, nn.Parameter] = {}
         for name in same:
-            _set(module, name, bound)
+            reader = readers.get(name, default)
+            if reader not in made:
+                made[reader] = _bound(module.get_parameter(name), reader)
+            _set(module, name, made[reader])
+
+
+def _bound(parameter: nn.Parameter, reader: Reader) -> nn.Parameter:
+    shape, trained = parameter.shape, parameter.requires_grad
+    if shape.numel() <= SMALL:
+        bound = nn.Parameter(reader().float().clone(), requires_grad=trained)
+    else:
+        bound = nn.Parameter(torch.full((), torch.nan).expand(shape), requires_grad=trained)
+        bound.read = reader  # type: ignore[attr-defined]
+    assert bound.shape == shape, "shapes are checked before parameters are bound"
+    return bound
 
 
 def read(parameter: torch.Tensor) -> torch.Tensor:
