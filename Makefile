@@ -5,10 +5,12 @@ PYTHON ?= python3
 DEMO := .venv
 DEV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv-dev)
 RUN := $(DEV)/bin/python -m
+COMPAT := .venv-compat
+EXPORTED := $(wildcard tests/test_export_*.py) tests/test_hugging_face.py tests/test_lavis.py
 CORE := $(wildcard engines/*.cpp engines/*.h)
 SOURCES := $(CORE) $(wildcard tests/native/*.cpp)
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-slow test-compat lint format bench clean
 
 demo: $(DEMO)/installed  ## the runtime alone, as a user installs it; captions a photograph
 	$(DEMO)/bin/blip2rt caption docs/photo.jpg
@@ -18,6 +20,9 @@ test: $(DEV)/blip2rt-installed
 
 test-slow: $(DEV)/blip2rt-installed
 	$(RUN) pytest -m slow
+
+test-compat: $(COMPAT)/blip2rt-installed  ## the exporter's tests with the oldest transformers that it works with
+	$(COMPAT)/bin/python -m pytest $(EXPORTED)
 
 lint: $(DEV)/blip2rt-installed
 	$(RUN) ruff check .
@@ -45,5 +50,10 @@ $(DEV)/blip2rt-installed: pyproject.toml CMakeLists.txt $(CORE)
 	$(DEV)/bin/python -m pip install --quiet -e ".[dev]" -Ccmake.define.BLIP2RT_WERROR=ON
 	touch $@
 
+$(COMPAT)/blip2rt-installed: pyproject.toml CMakeLists.txt $(CORE)
+	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
+	$(COMPAT)/bin/python -m pip install --quiet -e ".[export]" pytest "transformers==4.57.*"
+	touch $@
+
 clean:
-	rm -rf build .venv .venv-dev
+	rm -rf build .venv .venv-dev .venv-compat

@@ -42,12 +42,15 @@ def apply(model: ir.Model, precision: str, block: int, keep: Keep = in_memory, p
     """Bring the graph's weights to `precision`, in place: fp32, fp16, int4, int8w or int8-dynamic."""
     if precision == "fp32":
         return
+    found = 1
     if precision == "int8-dynamic":
-        quantize_dynamic(model, block, keep, progress)
+        found = quantize_dynamic(model, block, keep, progress)
     elif precision in BITS:
         found = quantize_weights(model, BITS[precision], block, keep, progress)
-        if precision == "int4" and not found:
-            raise Blip2rtError("this graph has no matrices to store in int4, only convolutions; choose int8w")
+    if not found and precision != "int8w":
+        raise Blip2rtError(
+            f"an image encoder of convolutions alone cannot be {precision}; choose int8w, or int8 with --calib"
+        )
     if precision in ("int8w", "int8-dynamic"):
         store_int8(model, keep)
     if precision != "int4":
@@ -70,8 +73,11 @@ def quantize_weights(
     return len(work)
 
 
-def quantize_dynamic(model: ir.Model, block: int, keep: Keep = in_memory, progress: Progress = _silent) -> None:
-    """int8 matrices with a scale for each column, activations quantized as they come; tables of Gather as int8w."""
+def quantize_dynamic(model: ir.Model, block: int, keep: Keep = in_memory, progress: Progress = _silent) -> int:
+    """int8 matrices with a scale for each column, activations quantized as they come; tables of Gather as int8w.
+
+    Returns how many matrices there were.
+    """
     work = [node for node in model.graph if _matrix(node) is not None]
     for done, node in enumerate(work):
         if node.op_type == "MatMul":
@@ -81,6 +87,7 @@ def quantize_dynamic(model: ir.Model, block: int, keep: Keep = in_memory, progre
         progress(done + 1, len(work))
     graphs.drop_unused(model)
     model.graph.opset_imports[DOMAIN] = 1
+    return len(work)
 
 
 def _quantize_dynamic(model: ir.Model, node: ir.Node, keep: Keep) -> None:

@@ -33,11 +33,11 @@ def read_config(source: str | Path, parts: lavis.Parts = lavis.NO_PARTS) -> Blip
     path = locate(source)
     if path.is_file():
         return lavis.read_config(path, parts)
-    if hugging_face.is_hugging_face(path):
-        return hugging_face.read_config(path)
     try:
+        if hugging_face.is_hugging_face(path):
+            return hugging_face.read_config(path)
         return Blip2Config.from_json(json.loads((path / CONFIG).read_text()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # not JSON, or not of the right form
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:  # not JSON, or not of the right form
         raise Blip2rtError(f"checkpoint {path}: its {CONFIG} is damaged ({error})") from error
 
 
@@ -92,7 +92,7 @@ def load_model(
     except Blip2rtError as error:
         faults.append(str(error))
     if faults:
-        raise Blip2rtError("; ".join(faults))
+        raise Blip2rtError("; ".join(dict.fromkeys(faults)))
     if not streamed:
         streaming.fill(model)
     return model.eval()

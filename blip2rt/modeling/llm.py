@@ -63,7 +63,7 @@ def text_config(source: str) -> Any:
     path = fetch(source)
     try:
         config = AutoConfig.from_pretrained(*_location(path), **_gguf(path))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001  # OSError, ValueError, and what its validation of values raises
         raise Blip2rtError(f"LLM source {source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     return config.get_text_config() if config.model_type != "blip-2" else config.text_config
 
