@@ -88,6 +88,9 @@ def add_parts(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--llm", metavar="FOLDER", help="frozen language model: folder or hub id")
     group.add_argument("--qformer-tokenizer", metavar="FOLDER", default="bert-base-uncased",
                        help="folder or hub id of the Q-Former's tokenizer (default: bert-base-uncased)")  # fmt: skip
+    group.add_argument(
+        "--vision-layers", type=int, metavar="N", help="of the encoder (default: a frozen one's but the last)"
+    )
     group.add_argument("--vision-heads", type=int, default=16, metavar="N", help="attention heads (default: 16)")
     group.add_argument("--qformer-heads", type=int, metavar="N", help="attention heads (default: 64 wide each)")
 
@@ -96,7 +99,9 @@ def parts(args: argparse.Namespace) -> Any:
     """blip2rt.modeling.lavis.Parts of the flags."""
     from blip2rt.modeling.lavis import Parts
 
-    return Parts(args.vision, args.llm, args.qformer_tokenizer, args.vision_heads, args.qformer_heads)
+    return Parts(
+        args.vision, args.llm, args.qformer_tokenizer, args.vision_layers, args.vision_heads, args.qformer_heads
+    )
 
 
 def _run(args: argparse.Namespace) -> Result:

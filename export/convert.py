@@ -121,7 +121,7 @@ def hugging_face_config(config: Any, tokenizer: Any, dtype: str) -> Any:
     from blip2rt.modeling.llm import text_config
 
     vision, qformer, vit = config.vision, config.qformer, config.vision.vit
-    text = text_config(config.llm.source) if config.llm is not None else None
+    text = text_config(config.llm.source, config.llm.overrides) if config.llm is not None else None
     if text is not None and len(config.llm.end_ids) == 1:
         text.eos_token_id = config.llm.end_ids[0]
     if text is not None and config.llm.empty_prompt_ids:

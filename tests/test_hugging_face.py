@@ -188,3 +188,40 @@ def test_larger_images_interpolate_positions(tmp_path: Path) -> None:
     seen = reference.vision_model(pixels, interpolate_pos_encoding=True).last_hidden_state
     ours = checkpoints.load_model(checkpoint).vision_norm(torch.from_numpy(model.vision_features(images)))
     assert (ours - seen).abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_flan_t5_tokens_equal_generate(tmp_path: Path) -> None:
+    """Encoder-decoder: the bundle's graphs stepped along by onnxruntime, against generate's greedy search."""
+    from export.verify import STEPS, LlmGraphs
+
+    print(f"seed {SEED}")
+    torch.manual_seed(SEED)
+    text = transformers.T5Config(
+        vocab_size=tiny_blip2.VOCAB, d_model=48, d_kv=12, d_ff=80, num_layers=2, num_decoder_layers=3, num_heads=4,
+        feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0, bos_token_id=1,
+        eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    checkpoint = tiny_blip2.generative(tmp_path / "hf", text)
+    arguments = ["--ckpt", str(checkpoint), "--out", str(tmp_path / "bundle"), "--precision", FLOAT]
+    assert main(arguments) == 0
+    reference = transformers.Blip2ForConditionalGeneration.from_pretrained(checkpoint).eval()
+    processor = transformers.AutoProcessor.from_pretrained(checkpoint)
+    model = blip2rt.load(tmp_path / "bundle", threads=1)
+    spec = model.bundle.manifest.llm
+    assert spec.encoder_decoder and spec.decoder_start_token_id == 0
+    images = tiny_blip2.photographs(4, np.random.default_rng(SEED))
+    prefix = model._backend.prefix_embeds(model.vision_features(images))
+    table = reference.get_input_embeddings()
+    for prompts in (None, PROMPTS):
+        ids = [model._llm_tokenizer.encode(prompt) for prompt in prompts or [""] * 4]
+        rows = [np.concatenate((prefix[b], table(torch.tensor(row)).numpy())) for b, row in enumerate(ids)]
+        folder = tmp_path / "bundle"
+        graphs = LlmGraphs(folder / "llm.onnx", folder / "embed.onnx", folder / "encoder.onnx", 0)
+        got = graphs.run(rows)[0].tolist()
+        inputs = processor(images=images, text=prompts, padding=True, return_tensors="pt")
+        want = reference.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=STEPS).tolist()
+        ends = [[*row, 1].index(1) for row in got]
+        assert [row[:end] for row, end in zip(got, ends, strict=True)] == [
+            [*row[1:], 1][: [*row[1:], 1].index(1)] for row in want
+        ]  # fmt: skip

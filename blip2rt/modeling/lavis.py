@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blip2rt.errors import Blip2rtError
 
 from .blip2 import Blip2Config
 from .hugging_face import hugging_face_llm, resized
-from .llm import text_config
+from .llm import LlmConfig, text_config
 from .names import lavis_name
 from .qformer import QFormerConfig
 from .vision import VisionConfig, vit_style
@@ -24,6 +24,7 @@ from .weights import Reader, Weights
 
 _BERT = "bert-base-uncased"
 _OPT_NEW_LINE = 50118  # "\n" in the vocabulary of OPT
+_LAYERS = {1408: 39, 1024: 23}  # of ViT-g and ViT-L, by width
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 
 
@@ -34,6 +35,7 @@ class Parts:
     vision: str | None = None  # file or BLIP-2 folder with the frozen image encoder
     llm: str | None = None  # folder or hub id of the frozen language model
     qformer_tokenizer: str = _BERT  # folder or hub id
+    vision_layers: int | None = None  # None: all of a finetuned encoder; of a frozen one's file all but the last
     vision_heads: int = 16
     qformer_heads: int | None = None  # None: heads are 64 wide, as BERT's
 
@@ -70,7 +72,7 @@ def read_config(file: Path, parts: Parts) -> Blip2Config:
         stage=stage,
         vision=vision,
         qformer=_qformer(weights, vision.features, stage == 1, parts),
-        llm=None if parts.llm is None or stage == 1 else hugging_face_llm(parts.llm, _text_config(parts.llm)),
+        llm=None if parts.llm is None or stage == 1 else _llm(parts.llm),
         qformer_init=parts.qformer_tokenizer,
         embed_dim=weights.shapes["vision_proj.weight"][0] if stage == 1 else 256,
         max_text_length=32,
@@ -89,14 +91,15 @@ def readers(weights: Weights, wanted: Mapping[str, tuple[int, ...]]) -> dict[str
     return weights.readers(wanted, lavis_name, special)
 
 
-def _text_config(source: str) -> object:
-    """As LAVIS sets it up: a caption of OPT's ends with its line."""
-    config = text_config(source)
+def _llm(source: str) -> LlmConfig:
+    """As LAVIS sets the language model up: a caption of OPT's ends with its line, T5's gates are exact GELUs."""
+    config, overrides = text_config(source), {}
     if config.model_type == "opt" and config.vocab_size > _OPT_NEW_LINE:
         config.eos_token_id = _OPT_NEW_LINE
-    if config.is_encoder_decoder and config.bos_token_id is None:
+    if config.is_encoder_decoder:
+        overrides["dense_act_fn"] = "gelu"
         config.bos_token_id = 1  # no prompt is an empty text, which T5's tokenizer ends with </s>
-    return config
+    return replace(hugging_face_llm(source, config), overrides=overrides)
 
 
 def _encoder(weights: Weights, parts: Parts) -> tuple[Weights, str, str] | None:
@@ -114,16 +117,17 @@ def _encoder(weights: Weights, parts: Parts) -> tuple[Weights, str, str] | None:
 def _vision(place: Weights, prefix: str, style: str, weights: Weights, parts: Parts) -> VisionConfig:
     shapes = place.shapes
     names = {
-        "hf": ("embeddings.patch_embedding", "embeddings.position_embedding", r"encoder\.layers", "mlp.fc1"),
-        "eva": ("patch_embed.proj", "pos_embed", r"blocks", "mlp.fc1"),
-        "clip": ("conv1", "positional_embedding", r"transformer\.resblocks", "mlp.c_fc"),
+        "hf": ("embeddings.patch_embedding", "embeddings.position_embedding", "encoder.layers", "mlp.fc1"),
+        "eva": ("patch_embed.proj", "pos_embed", "blocks", "mlp.fc1"),
+        "clip": ("conv1", "positional_embedding", "transformer.resblocks", "mlp.c_fc"),
     }
-    patches, positions, blocks, hidden = (f"{each}" for each in names[style])
+    patches, positions, blocks, hidden = names[style]
     width, _, patch, _ = shapes[f"{prefix}{patches}.weight"]
-    count = _count(shapes, rf"{re.escape(prefix)}{blocks}\.(\d+)\.")
-    # The frozen encoders' own files have one block more: BLIP-2 reads the features before the last.
-    layers = count if place is weights or style == "hf" else count - 1
-    mlp = shapes[f"{prefix}{blocks}.0.{hidden}.weight".replace("\\", "")][0]
+    count = _count(shapes, rf"{re.escape(f'{prefix}{blocks}')}\.(\d+)\.")
+    # The frozen encoders' own files may have one block more: BLIP-2 reads the features before the last.
+    frozen = place is not weights and style != "hf"
+    layers = parts.vision_layers or (min(count, _LAYERS.get(width, count - 1)) if frozen else count)
+    mlp = shapes[f"{prefix}{blocks}.0.{hidden}.weight"][0]
     side = round((shapes[f"{prefix}{positions}"][-2] - 1) ** 0.5)
     clip = style == "clip"
     vit = VitConfig(

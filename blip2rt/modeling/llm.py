@@ -5,7 +5,8 @@ Knows embeddings and tokens, nothing about images.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class LlmConfig:
     add_special_tokens: bool = False  # lay a prompt out by the tokenizer's own template, as Blip2Processor does
     empty_prompt_ids: tuple[int, ...] | None = None  # what stands for no prompt, where that is not an empty one
     end: str = "<|im_end|>"  # the token that ends a caption or an answer
+    overrides: dict[str, Any] = field(default_factory=dict)  # values of the source's config that are others here
     end_ids: tuple[int, ...] = ()  # the ids that do, instead of `end`
     caption_prompt: str = ""
     ask_prompt: str = "Question: {} Answer:"
@@ -56,7 +58,7 @@ def load_tokenizer(source: str) -> Any:
         raise Blip2rtError(f"no tokenizer can be loaded from {source!r}: {str(error).splitlines()[0]}") from error
 
 
-def text_config(source: str) -> Any:
+def text_config(source: str, overrides: Mapping[str, Any] | None = None) -> Any:
     """The Hugging Face config of the language model, which may sit inside a BLIP-2 folder."""
     from transformers import AutoConfig
 
@@ -65,16 +67,19 @@ def text_config(source: str) -> Any:
         config = AutoConfig.from_pretrained(*_location(path), **_gguf(path))
     except Exception as error:  # noqa: BLE001  # OSError, ValueError, and what its validation of values raises
         raise Blip2rtError(f"LLM source {source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return config.get_text_config() if config.model_type != "blip-2" else config.text_config
+    config = config.text_config if config.model_type == "blip-2" else config.get_text_config()
+    for name, value in (overrides or {}).items():
+        setattr(config, name, value)
+    return config
 
 
 def load_llm(config: LlmConfig, *, streamed: bool = False) -> nn.Module:
     """The frozen LM in float32 and eval mode. `streamed`: its weights stay on disk, where its format permits."""
     path = fetch(config.source)
     folder = Path(path)
-    llm = _bound(config.source, folder) if folder.is_dir() and has_weights(folder) else None
+    llm = _bound(config, folder) if folder.is_dir() and has_weights(folder) else None
     if llm is None:
-        llm = _pretrained(config.source, path)
+        llm = _pretrained(config, path)
     elif not streamed:
         streaming.fill(llm)
     if config.bits:
@@ -82,11 +87,11 @@ def load_llm(config: LlmConfig, *, streamed: bool = False) -> nn.Module:
     return freeze(llm)
 
 
-def _bound(source: str, folder: Path) -> nn.Module | None:
+def _bound(config: LlmConfig, folder: Path) -> nn.Module | None:
     """The LM with its weights on disk; None where their names are not the model's, and only from_pretrained knows."""
     weights = Weights(folder)
     inside = any(name.startswith(_INSIDE) for name in weights.shapes)
-    llm = empty_llm(text_config(source))
+    llm = empty_llm(text_config(config.source, config.overrides))
     parameters = dict(llm.named_parameters(remove_duplicate=False))
     tied: dict[int, list[str]] = {}
     for name, parameter in parameters.items():
@@ -120,11 +125,12 @@ def _auto_class(config: Any) -> Any:
     return transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
 
 
-def _pretrained(source: str, path: str) -> nn.Module:
+def _pretrained(config: LlmConfig, path: str) -> nn.Module:
+    kind = _auto_class(text_config(config.source))
     try:
-        return _auto_class(text_config(source)).from_pretrained(*_location(path), **_gguf(path)).float()
+        return kind.from_pretrained(*_location(path), **_gguf(path), **config.overrides).float()
     except OSError as error:
-        raise Blip2rtError(f"LLM source {source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise Blip2rtError(f"LLM source {config.source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
 def hidden_size(config: LlmConfig) -> int:
