@@ -27,6 +27,7 @@ from .manifest import (
     ImageSpec,
     LlmSpec,
     Manifest,
+    QuestionSpec,
     RetrievalSpec,
     Source,
     TensorInfo,
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bundle", "BundleWriter", "Component", "Decoding", "FileEntry", "ImageSpec", "LlmSpec", "Manifest",
-    "RetrievalSpec", "Source", "TensorInfo", "Verification", "embedded", "encoder_tensors", "llm_tensors", "read",
-    "verify",
+    "QuestionSpec", "RetrievalSpec", "Source", "TensorInfo", "Verification", "embedded", "encoder_tensors",
+    "llm_tensors", "read", "verify",
 ]  # fmt: skip
 
 
@@ -274,7 +275,8 @@ def _name_faults(manifest: Manifest) -> list[str]:
     """Files that are used but not listed, or lie outside the bundle."""
     files = manifest.files or {}
     needed = {component.graph for component in manifest.components.values()}
-    needed |= {section.tokenizer for section in (manifest.llm, manifest.retrieval) if section is not None}
+    sections = (manifest.llm, manifest.retrieval, manifest.question)
+    needed |= {section.tokenizer for section in sections if section is not None}
     faults = [f"{name} is used but not in files" for name in sorted(needed) if name not in files]
     for name in files:
         parts = PurePosixPath(name).parts

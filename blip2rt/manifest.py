@@ -75,6 +75,15 @@ class RetrievalSpec:
 
 
 @dataclass(frozen=True)
+class QuestionSpec:
+    """How a question enters the Q-Former of a generative bundle, besides the LLM's prompt."""
+
+    tokenizer: str  # file name inside the bundle
+    max_text_length: int  # tokens, [CLS] and [SEP] included
+    pad_token_id: int
+
+
+@dataclass(frozen=True)
 class Decoding:
     """Defaults of generation for one task; the meaning is Hugging Face `generate`'s."""
 
@@ -125,6 +134,7 @@ class Manifest:
     retrieval: RetrievalSpec | None  # None: cannot match or embed
     prompts: dict[str, str]  # task -> template; "ask" holds one {}
     decoding: dict[str, Decoding]  # task -> defaults
+    question: QuestionSpec | None = None  # None: the Q-Former reads no text when it generates
     sources: tuple[Source, ...] = ()
     verification: tuple[Verification, ...] = ()
     files: dict[str, FileEntry] | None = None

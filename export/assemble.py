@@ -66,6 +66,7 @@ def export(options: Options, progress: Progress) -> Result:
             image=image,
             llm=language,
             retrieval=retrieval,
+            question=describe.question_spec(model2, writer.folder) if model2 is not None else None,
             prompts=describe.prompts(model2),
             decoding=describe.decoding() if model2 is not None else {},
             sources=_sources(models),
@@ -115,8 +116,11 @@ class _Work:
     def generative(self, model: Any, features: np.ndarray) -> Any:
         language, model.llm = model.llm, None
         parts = qformer.generative_parts(model)
-        prefixes = parts[0].run({"vision_features": features})["prefix_embeds"]
-        self._group("qformer", model, parts, {"vision_features": features})
+        inputs = {"vision_features": features}
+        if model.config.question_input:
+            inputs |= describe.example_texts(model)
+        prefixes = parts[0].run(inputs)["prefix_embeds"]
+        self._group("qformer", model, parts, inputs)
         return self._llm(model, language, prefixes)
 
     def _group(self, group: str, model: Any, parts: Sequence[graphs.Part], inputs: dict[str, np.ndarray]) -> None:

@@ -7,6 +7,7 @@ Q-Former's language modelling, our config) lies beside it in files that transfor
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import os
 import shutil
@@ -83,6 +84,8 @@ def convert(source: str, out: Path, given: Any, dtype: str) -> None:
         )
     model = checkpoints.load_model(source, streamed=True, config=config, parts=given)
     out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     try:
         tokenizer = _save_processor(config, folder)

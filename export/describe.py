@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from blip2rt.bundle import Decoding, ImageSpec, LlmSpec, RetrievalSpec
+from blip2rt.bundle import Decoding, ImageSpec, LlmSpec, QuestionSpec, RetrievalSpec
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.checkpoints import qformer_tokenizer
 from blip2rt.modeling.llm import end_token_ids, load_tokenizer
@@ -109,6 +109,15 @@ def retrieval_spec(model: Any, folder: Path) -> RetrievalSpec:
     _save(tokenizer, folder / QFORMER_TOKENIZER)
     temperature = model.temperature.item()
     return RetrievalSpec(QFORMER_TOKENIZER, model.config.max_text_length, tokenizer.pad_token_id, temperature)
+
+
+def question_spec(model: Any, folder: Path) -> QuestionSpec | None:
+    """How a question enters the Q-Former; None where it does not."""
+    if not model.config.question_input:
+        return None
+    tokenizer = qformer_tokenizer(model.config)
+    _save(tokenizer, folder / QFORMER_TOKENIZER)
+    return QuestionSpec(QFORMER_TOKENIZER, model.config.max_text_length, tokenizer.pad_token_id)
 
 
 def example_texts(model: Any) -> dict[str, np.ndarray]:

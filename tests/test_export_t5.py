@@ -107,3 +107,32 @@ def test_int4_leaves_the_relative_bias_alone(tmp_path: Path) -> None:
     graph = onnx.load(tmp_path / "llm.onnx", load_external_data=False).graph
     kinds = [node.op_type for node in graph.node]
     assert "MatMulNBits" in kinds and "GatherBlockQuantized" not in kinds
+
+
+def test_manifest_of_an_encoder_decoder(tmp_path: Path) -> None:
+    """Old manifests have neither field; a new one needs the encoder and the token that the decoder starts from."""
+    from dataclasses import replace
+
+    from blip2rt import bundle as contract
+    from blip2rt.bundle import encoder_tensors, llm_tensors
+    from tests.conftest import make_manifest
+
+    def component(name: str, tensors: tuple[tuple[str, ...], tuple[str, ...]]) -> contract.Component:
+        inputs, outputs = (tuple(contract.TensorInfo(n, "float32", ("B",)) for n in names) for names in tensors)
+        return contract.Component(f"{name}.onnx", "fp32", inputs, outputs)
+
+    plain = {n: component(n, contract.TENSORS.get(n, ((), ()))) for n in ("vision", "qformer", "embed")}
+    whole = {
+        **plain,
+        "llm": component("llm", llm_tensors(1, True)),
+        "encoder": component("encoder", encoder_tensors(1)),
+    }
+    manifest = make_manifest({}, True, False)
+    files = {name: contract.FileEntry(1, "") for name in ("tokenizer.json", *(c.graph for c in whole.values()))}
+    spec = replace(manifest.llm, encoder_decoder=True, decoder_start_token_id=0)
+    good = replace(manifest, components=whole, llm=spec, files=files)
+    assert not contract.manifest_faults(good)
+    lacking = replace(good, components={n: c for n, c in whole.items() if n != "encoder"})
+    assert any("encoder are missing" in fault for fault in contract.manifest_faults(lacking))
+    unstarted = replace(good, llm=replace(spec, decoder_start_token_id=None))
+    assert any("decoder_start_token_id" in fault for fault in contract.manifest_faults(unstarted))

@@ -31,6 +31,7 @@ class Blip2Config:
     max_text_length: int = 32
     vision_norm_eps: float = 1e-5  # of the LayerNorm over vision_features
     learned_positions: bool = True  # position embeddings added to vision_features, for encoders without any
+    question_input: bool = False  # stage 2: the queries read the question too, as in the paper's VQA finetuning
     normalize_prefix: bool = True  # LayerNorm after the projection, at the scale of the token embeddings
     sources: tuple[dict[str, str], ...] = ()  # name, licence and origin of every part
 
@@ -100,9 +101,13 @@ class Blip2(nn.Module):
         seen = self.vision_norm(vision_features)
         return self.qformer.vision_kv(seen + self.vision_positions if self.config.learned_positions else seen)
 
-    def query_output(self, vision_features: torch.Tensor) -> torch.Tensor:
-        """(B, N, C) -> (B, Q, H)."""
-        return self.qformer.encode_image(self.vision_kv(vision_features), vision_features.shape[0])[0]
+    def query_output(self, vision_features: torch.Tensor, *question: torch.Tensor) -> torch.Tensor:
+        """(B, N, C) -> (B, Q, H); with a `question`, token_ids and text_mask (B, L), the queries read that too."""
+        seen = self.vision_kv(vision_features)
+        if question:
+            token_ids, text_mask = question
+            return self.qformer.encode_pair(token_ids, text_mask, seen)
+        return self.qformer.encode_image(seen, vision_features.shape[0])[0]
 
     def prefix_embeds(self, query_output: torch.Tensor) -> torch.Tensor:
         """(B, Q, H) -> the LLM's soft prompt (B, Q, D); stage 2."""

@@ -161,8 +161,8 @@ def init_from_bert(model: Blip2) -> None:
 
 
 def init_from_stage1(model: Blip2, folder: str | Path) -> None:
-    """Carry the query branch of a stage-1 checkpoint into a stage-2 model; text branch and heads are left behind."""
-    state = load_file(locate(folder) / WEIGHTS)
+    """Carry the query branch of a stage-1 checkpoint of any format into a stage-2 model; the rest is left behind."""
+    state = load_model(folder, vision=False, llm=False).trained_state()
     own = model.trained_state()
     shared = {name: tensor for name, tensor in state.items() if name in own}
     misshaped = [name for name in shared if shared[name].shape != own[name].shape]
