@@ -110,7 +110,7 @@ def _run(args: argparse.Namespace) -> Result:
     try:
         from . import assemble, choices
         from .progress import Progress
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise Blip2rtError(f"{error.name} is not installed; pip install 'blip2rt[export]'") from error
     options = choices.Options(
         ckpt=args.ckpt, out=args.out, retrieval_ckpt=args.retrieval_ckpt, parts=parts(args), image_size=args.image_size,

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = _parser().parse_args(argv)
         convert(args.ckpt, args.out, parts(args), args.dtype)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         print(f"blip2rt-convert: error: {error.name} is not installed; pip install 'blip2rt[export]'", file=sys.stderr)
         return 2
     except Blip2rtError as error:
