@@ -5,6 +5,8 @@ PYTHON ?= python3
 DEMO := .venv
 DEV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv-dev)
 RUN := $(DEV)/bin/python -m
+COMPAT := .venv-compat
+EXPORTED := $(wildcard tests/test_export_*.py) tests/test_hugging_face.py tests/test_lavis.py
 CORE := $(wildcard engines/*.cpp engines/*.h)
 SOURCES := $(CORE) $(wildcard tests/native/*.cpp)
 
@@ -13,7 +15,7 @@ COMPILERS := $(foreach c,c++ g++-11 g++-12 g++-13 g++-14 clang++ aarch64-linux-g
 WARNINGS := -std=c++17 -O2 -Wall -Wextra -Werror
 ORT_LIBRARY = $(shell $(DEV)/bin/python -c "from blip2rt.backends.ort import find_library; print(find_library())")
 
-.PHONY: demo test test-slow lint format bench bench-loop sanitize fuzz compilers clean
+.PHONY: demo test test-slow test-compat lint format bench bench-loop sanitize fuzz compilers clean
 
 demo: $(DEMO)/installed  ## the runtime alone, as a user installs it; captions a photograph
 	$(DEMO)/bin/blip2rt caption docs/photo.jpg
@@ -23,6 +25,9 @@ test: $(DEV)/blip2rt-installed
 
 test-slow: $(DEV)/blip2rt-installed
 	$(RUN) pytest -m slow
+
+test-compat: $(COMPAT)/blip2rt-installed  ## the exporter's tests with the oldest transformers that it works with
+	$(COMPAT)/bin/python -m pytest $(EXPORTED)
 
 lint: $(DEV)/blip2rt-installed
 	$(RUN) ruff check .
@@ -76,5 +81,10 @@ $(DEV)/blip2rt-installed: pyproject.toml CMakeLists.txt $(CORE)
 	$(DEV)/bin/python -m pip install --quiet -e ".[dev]" -Ccmake.define.BLIP2RT_WERROR=ON
 	touch $@
 
+$(COMPAT)/blip2rt-installed: pyproject.toml CMakeLists.txt $(CORE)
+	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
+	$(COMPAT)/bin/python -m pip install --quiet -e ".[export]" pytest "transformers==4.57.*"
+	touch $@
+
 clean:
-	rm -rf build .venv .venv-dev
+	rm -rf build .venv .venv-dev .venv-compat

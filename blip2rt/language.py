@@ -63,7 +63,8 @@ class Language:
         """
         longest = max((len(self.encode(prompt)) for prompt in prompts), default=0)
         forced = self._forced_prefix(options, any(prompts))
-        room = self._spec.max_positions - self._spec.prefix_length - longest - len(forced) - used
+        read = 1 if self._spec.encoder_decoder else self._spec.prefix_length + longest + used
+        room = self._spec.max_positions - read - len(forced)
         settings = resolve(options, self._manifest.decoding.get(task, Decoding()), room)
         settings["eos_token_ids"] = list(self._spec.eos_token_ids)
         settings["forced_prefix"] = forced
@@ -118,12 +119,18 @@ class Language:
         """Token ids of a text that goes on from another."""
         return self._tokenizer.encode_more(text)
 
+    @property
+    def can_chat(self) -> bool:
+        """Whether its cache holds what was said: an encoder-decoder reads every question anew."""
+        return not self._spec.encoder_decoder
+
     def open_chat(self, prefix_embeds: Floats, max_beams: int) -> ChatLike:
         """prefix_embeds (1, Q, D) -> the backend's conversation, as long as the language model allows."""
         return self._backend.chat(prefix_embeds, max_beams, self._spec.max_positions)
 
     def _forced_prefix(self, options: Options, after_prompt: bool) -> list[int]:
-        """Its tokens; after a prompt it is a further word, as answers are in training."""
+        """Its tokens. In a text that goes on from a prompt it is a further word, as answers are in training."""
+        after_prompt = after_prompt and not self._spec.encoder_decoder
         text = options.forced_prefix
         if not isinstance(text, str) or not text:  # what is no str is named with the other faults
             return []

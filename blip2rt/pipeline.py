@@ -155,6 +155,11 @@ class Model:
         The options are those of `caption` and hold for every question that says nothing else.
         """
         self._need(contract.GENERATIVE, "chat")
+        if not self._language.can_chat:
+            raise CapabilityError(
+                f"bundle {self._manifest.name!r} cannot chat: its language model is an encoder-decoder; "
+                "use ask, with what was said in the question"
+            )
         chosen = merge(Options(), options)
         self._language.settings("ask", chosen, [])  # checked before the image is read
         return Chat(self._language, self._prefix_embeds([image]), chosen)

@@ -30,10 +30,13 @@ class LlmTokenizer:
         self._tokenizer = _read(file)
         self._size = spec.vocab_size
         self._first = [spec.bos_token_id] if spec.prepend_bos and spec.bos_token_id is not None else []
+        self._special, self._empty = spec.add_special_tokens, spec.empty_prompt_ids
 
     def encode(self, prompt: str) -> list[int]:
-        """Ids of [bos, when the model wants one] and the prompt; no other special tokens. Raises OptionError."""
-        return self._first + _encode(self._tokenizer, prompt, special=False)
+        """Ids of the prompt, with the special tokens that the model's prompts have. Raises OptionError."""
+        if prompt == "" and self._empty is not None:
+            return list(self._empty)
+        return self._first + _encode(self._tokenizer, prompt, special=self._special)
 
     def encode_more(self, text: str) -> list[int]:
         """Ids of a text that goes on from another. Raises OptionError."""

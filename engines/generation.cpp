@@ -83,9 +83,9 @@ void Generation::begin(int past) {
 }
 
 void Generation::step() {
+  added_.clear();
   if (done_) return;
   const Decoder::InUse in_use(*decoder_);
-  added_.clear();
   if (steps_ < 0) {
     first_step();
   } else {

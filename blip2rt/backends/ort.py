@@ -104,9 +104,11 @@ class Backend:
                 spec = self._bundle.manifest.llm
                 assert spec is not None
                 embed, llm = self._session(contract.EMBED), self._session(contract.LLM)
+                encoder = self._session(contract.ENCODER) if spec.encoder_decoder else None
                 shape = (spec.layers, spec.kv_heads, spec.head_dim, spec.hidden_size, spec.vocab_size)
                 with _named_failure():
-                    self._generator = _native().Generator(embed, llm, *shape)
+                    start = spec.decoder_start_token_id or 0
+                    self._generator = _native().Generator(embed, llm, *shape, encoder, start)
         return self._generator
 
     def _run(self, component: str, output: str, feeds: dict[str, Any]) -> Floats:

@@ -19,7 +19,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models
 
 from blip2rt._native import Vocabulary
-from export import graphs, llm
+from export import graphs, llm, t5
 from tests.native import Generator, Session, runtime
 
 HIDDEN, POSITIONS = 32, 64
@@ -99,8 +99,6 @@ def export(model: Any, folder: Path) -> Generator:
     """The model's graphs in the native loop."""
     parts = {"embed": graphs.trace(llm.embed_part(model))}
     if model.config.is_encoder_decoder:
-        from export import t5
-
         parts |= {"llm": t5.trace_decoder(model), "encoder": t5.trace_encoder(model)}
         shape = t5.geometry(model, POSITIONS)
     else:
