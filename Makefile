@@ -5,10 +5,17 @@ PYTHON ?= python3
 DEMO := .venv
 DEV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv-dev)
 RUN := $(DEV)/bin/python -m
+COMPAT := .venv-compat
+EXPORTED := $(wildcard tests/test_export_*.py) tests/test_hugging_face.py tests/test_lavis.py
 CORE := $(wildcard engines/*.cpp engines/*.h)
 SOURCES := $(CORE) $(wildcard tests/native/*.cpp)
 
-.PHONY: demo test test-slow lint format bench clean
+PLAIN_CORE := $(filter-out engines/module.cpp engines/python_%.cpp,$(wildcard engines/*.cpp))
+COMPILERS := $(foreach c,c++ g++-11 g++-12 g++-13 g++-14 clang++ aarch64-linux-gnu-g++,$(if $(shell command -v $(c)),$(c)))
+WARNINGS := -std=c++17 -O2 -Wall -Wextra -Werror
+ORT_LIBRARY = $(shell $(DEV)/bin/python -c "from blip2rt.backends.ort import find_library; print(find_library())")
+
+.PHONY: demo test test-slow test-compat lint format bench bench-loop sanitize fuzz compilers clean
 
 demo: $(DEMO)/installed  ## the runtime alone, as a user installs it; captions a photograph
 	$(DEMO)/bin/blip2rt caption docs/photo.jpg
@@ -18,6 +25,9 @@ test: $(DEV)/blip2rt-installed
 
 test-slow: $(DEV)/blip2rt-installed
 	$(RUN) pytest -m slow
+
+test-compat: $(COMPAT)/blip2rt-installed  ## the exporter's tests with the oldest transformers that it works with
+	$(COMPAT)/bin/python -m pytest $(EXPORTED)
 
 lint: $(DEV)/blip2rt-installed
 	$(RUN) ruff check .
@@ -34,6 +44,32 @@ format: $(DEV)/blip2rt-installed
 bench: $(DEV)/blip2rt-installed  ## speed and memory of the embedded model on this machine
 	$(RUN) benchmarks.nano
 
+bench-loop: $(DEV)/blip2rt-installed  ## what the loop costs beside the engine, and against others
+	$(RUN) benchmarks.loop
+
+# Each sanitizer builds the core anew; the tests then run on it, and threads share a generator.
+sanitize: $(DEV)/blip2rt-installed  ## the tests of the core under ASan and UBSan, the threads under TSan too
+	$(RUN) tests.native.tiny_graphs build/tiny
+	for kind in address,undefined thread; do \
+	  cmake -S . -B build/sanitize-$$kind -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(abspath $(DEV))/bin/python \
+	    -DBLIP2RT_SANITIZE=$$kind >/dev/null && cmake --build build/sanitize-$$kind && \
+	  TSAN_OPTIONS=suppressions=tests/native/tsan.supp build/sanitize-$$kind/stress $(ORT_LIBRARY) build/tiny 4 100 \
+	    || exit 1; \
+	done
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
+	  BLIP2RT_NATIVE="$$(ls build/sanitize-address,undefined/_native*.so)" \
+	  $(RUN) pytest tests/test_native_core.py tests/test_native_generate.py tests/test_native_sampling.py \
+	  tests/test_native_chat.py tests/test_native_parity.py tests/test_pipeline.py tests/test_fuzz.py
+
+fuzz: $(DEV)/blip2rt-installed  ## ten minutes of random options and damaged manifests
+	$(RUN) tests.fuzz --seconds 600
+
+compilers:  ## the core with every compiler that is installed, and for aarch64
+	set -e; for compiler in $(COMPILERS); do \
+	  echo $$compiler; for source in $(PLAIN_CORE); do $$compiler $(WARNINGS) -c $$source -o /dev/null; done; \
+	done
+
 $(DEMO)/installed: pyproject.toml CMakeLists.txt $(CORE) $(shell find blip2rt -name '*.py')
 	$(PYTHON) -m venv $(DEMO)
 	$(DEMO)/bin/python -m pip install --quiet .
@@ -45,5 +81,10 @@ $(DEV)/blip2rt-installed: pyproject.toml CMakeLists.txt $(CORE)
 	$(DEV)/bin/python -m pip install --quiet -e ".[dev]" -Ccmake.define.BLIP2RT_WERROR=ON
 	touch $@
 
+$(COMPAT)/blip2rt-installed: pyproject.toml CMakeLists.txt $(CORE)
+	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
+	$(COMPAT)/bin/python -m pip install --quiet -e ".[export]" pytest "transformers==4.57.*"
+	touch $@
+
 clean:
-	rm -rf build .venv .venv-dev
+	rm -rf build .venv .venv-dev .venv-compat

@@ -65,8 +65,9 @@ def _stages(model: blip2rt.Model, image: str, runs: int) -> dict[str, list[float
     pixels = to_pixels([image], spec)
     vision_features = backend.vision(pixels)
     prefix_embeds = backend.prefix_embeds(vision_features)
-    prompt_ids = model._llm_tokenizer.encode(model.bundle.manifest.prompts.get("caption", ""))
-    settings = model._settings("caption", Options(), len(prompt_ids))
+    prompt = model._language.caption_prompt(None)
+    prompt_ids = model._language.encode(prompt)
+    settings = model._language.settings("caption", Options(), [prompt])
     [[(token_ids, _), *_]] = backend.generate(prefix_embeds, [prompt_ids], settings)
     prefill = {**settings, "max_new_tokens": 1, "min_new_tokens": 0}
     return {

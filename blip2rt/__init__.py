@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import BackendError, Blip2rtError, BundleError, CapabilityError, ImageError, OptionError
+    from .language import Chat, Scored
     from .pipeline import Match, Model, load
 
 __version__ = "0.1.0"
 __all__ = [
-    "BackendError", "Blip2rtError", "BundleError", "CapabilityError", "ImageError", "Match", "Model", "OptionError",
-    "ask", "caption", "load", "match",
+    "BackendError", "Blip2rtError", "BundleError", "CapabilityError", "Chat", "ImageError", "Match", "Model",
+    "OptionError", "Scored", "ask", "caption", "load", "match",
 ]  # fmt: skip
 
 _default: Model | None = None
@@ -60,6 +61,8 @@ def _default_model() -> Model:
 
 def __getattr__(name: str) -> Any:
     """The other public names, imported when they are first asked for."""
+    if name in ("Chat", "Scored"):
+        return getattr(importlib.import_module(f"{__name__}.language"), name)
     if name in ("Match", "Model", "load"):
         return getattr(importlib.import_module(f"{__name__}.pipeline"), name)
     if name in __all__:

@@ -1,6 +1,6 @@
 """The native core (engines/), as Python sees it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,16 +27,75 @@ class Session:
         self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None
     ) -> dict[str, NDArray[Any]]: ...
 
+class Vocabulary:
+    """The text of every token as bytes, by which stop strings are found."""
+
+    def __init__(self, tokens: list[bytes]) -> None: ...
+    def __len__(self) -> int: ...
+
+Sequences = list[list[tuple[list[int], float]]]
+"""For each image its best sequences: new token ids without the stop token, and their score."""
+
+class Generation:
+    """A generation under way; one thread steps it at a time."""
+
+    def step(self) -> list[tuple[int, int, int]]:
+        """One token more for every running answer. (image, draw, token id) of each; empty with beams."""
+    def close(self) -> None:
+        """Ends it where it is."""
+    @property
+    def done(self) -> bool: ...
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Of all steps after the first, and of these within the graphs; the rest is the loop's own."""
+    def results(self) -> Sequences:
+        """Before it is done, what there is."""
+
 class Generator:
-    """The generation loop over the graphs `embed` and `llm`. `generate` may be called from any number of threads."""
+    """The generation loop over `embed` and `llm`, and `encoder` where the language model has one.
+
+    Any number of threads may call it. Options: docs/design.md.
+    """
 
     def __init__(
-        self, embed: Session, llm: Session, layers: int, kv_heads: int, head_dim: int, hidden_size: int, vocab_size: int
+        self,
+        embed: Session,
+        llm: Session,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        hidden_size: int,
+        vocab_size: int,
+        encoder: Session | None = None,
+        decoder_start_token_id: int = 0,
     ) -> None: ...
     def generate(
         self,
         prefix_embeds: NDArray[np.float32],
         prompts: Sequence[Sequence[int]],
         options: Mapping[str, Any] = ...,
-    ) -> list[list[tuple[list[int], float]]]:
-        """prefix_embeds (B, Q, D), B prompts -> for each image its best sequences: new token ids, score."""
+        on_token: Callable[[int, int, int], object] | None = None,
+    ) -> Sequences:
+        """prefix_embeds (B, Q, D), B prompts -> Sequences.
+
+        on_token(image, draw, token id) is called for every token of greedy search and sampling; False ends the call.
+        """
+    def begin(
+        self,
+        prefix_embeds: NDArray[np.float32],
+        prompts: Sequence[Sequence[int]],
+        options: Mapping[str, Any] = ...,
+    ) -> Generation:
+        """As generate, step by step."""
+
+class Chat:
+    """A conversation about one image, whose cache stays; one thread uses it at a time."""
+
+    def __init__(
+        self, generator: Generator, prefix_embeds: NDArray[np.float32], max_rows: int, capacity: int
+    ) -> None: ...
+    def ask(self, prompt: Sequence[int], options: Mapping[str, Any] = ...) -> Generation:
+        """The answer after [image][all that was said][prompt]; ends the one before where that is."""
+    @property
+    def positions(self) -> int:
+        """Positions of the cache in use when the last question was asked."""

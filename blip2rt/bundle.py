@@ -27,6 +27,7 @@ from .manifest import (
     ImageSpec,
     LlmSpec,
     Manifest,
+    QuestionSpec,
     RetrievalSpec,
     Source,
     TensorInfo,
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bundle", "BundleWriter", "Component", "Decoding", "FileEntry", "ImageSpec", "LlmSpec", "Manifest",
-    "RetrievalSpec", "Source", "TensorInfo", "Verification", "embedded", "llm_tensors", "read", "verify",
+    "QuestionSpec", "RetrievalSpec", "Source", "TensorInfo", "Verification", "embedded", "encoder_tensors",
+    "llm_tensors", "read", "verify",
 ]  # fmt: skip
 
 
@@ -56,25 +58,27 @@ FORMAT = "blip2rt-bundle"
 FORMAT_VERSION = 1
 MANIFEST = "blip2rt.json"
 
-# Components. `vision` is always there, each group wholly or not at all.
-VISION, QFORMER, EMBED, LLM = "vision", "qformer", "embed", "llm"
+# Components. `vision` is always there, each group wholly or not at all; `encoder` with an encoder-decoder alone.
+VISION, QFORMER, EMBED, ENCODER, LLM = "vision", "qformer", "embed", "encoder", "llm"
 IMAGE_EMBED, TEXT_EMBED, ITM = "image_embed", "text_embed", "itm"
 GENERATIVE = (QFORMER, EMBED, LLM)
 RETRIEVAL = (IMAGE_EMBED, TEXT_EMBED, ITM)
-COMPONENTS = (VISION, *GENERATIVE, *RETRIEVAL)
+COMPONENTS = (VISION, *GENERATIVE, ENCODER, *RETRIEVAL)
 
 # Tensors. Shapes: docs/design.md.
 PIXELS, VISION_FEATURES, QUERY_OUTPUT, PREFIX_EMBEDS = "pixels", "vision_features", "query_output", "prefix_embeds"
 TOKEN_IDS, TOKEN_EMBEDS, TEXT_MASK = "token_ids", "token_embeds", "text_mask"
 INPUTS_EMBEDS, POSITION_IDS, LAST_INDEX = "inputs_embeds", "position_ids", "last_index"
 SEQLENS_K, TOTAL_SEQUENCE_LENGTH, LOGITS = "seqlens_k", "total_sequence_length", "logits"
+ATTENTION_MASK, ENCODER_MASK = "attention_mask", "encoder_mask"
 IMAGE_EMBEDS, TEXT_EMBEDS, ITM_LOGITS = "image_embeds", "text_embeds", "itm_logits"
 PAST_KEY, PAST_VALUE = "past_key_{}", "past_value_{}"
 PRESENT_KEY, PRESENT_VALUE = "present_key_{}", "present_value_{}"
+CROSS_KEY, CROSS_VALUE = "cross_key_{}", "cross_value_{}"
 
 RESAMPLE = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's filters
 
-# component -> (inputs, outputs); the llm's come from llm_tensors().
+# component -> (inputs, outputs); the llm's come from llm_tensors(), the encoder's from encoder_tensors().
 TENSORS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     VISION: ((PIXELS,), (VISION_FEATURES,)),
     QFORMER: ((VISION_FEATURES,), (QUERY_OUTPUT, PREFIX_EMBEDS)),
@@ -85,12 +89,21 @@ TENSORS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-def llm_tensors(layers: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def llm_tensors(layers: int, encoder_decoder: bool = False) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the llm graph's inputs and outputs, each layer's key before its value."""
-    past = [name.format(i) for i in range(layers) for name in (PAST_KEY, PAST_VALUE)]
-    present = [name.format(i) for i in range(layers) for name in (PRESENT_KEY, PRESENT_VALUE)]
-    inputs = (INPUTS_EMBEDS, POSITION_IDS, LAST_INDEX, SEQLENS_K, TOTAL_SEQUENCE_LENGTH, *past)
-    return inputs, (LOGITS, *present)
+    cross = (*_each(layers, CROSS_KEY, CROSS_VALUE), ENCODER_MASK) if encoder_decoder else ()
+    first = (INPUTS_EMBEDS, POSITION_IDS, LAST_INDEX, SEQLENS_K, TOTAL_SEQUENCE_LENGTH)
+    inputs = (*first, *_each(layers, PAST_KEY, PAST_VALUE), *cross)
+    return inputs, (LOGITS, *_each(layers, PRESENT_KEY, PRESENT_VALUE))
+
+
+def encoder_tensors(layers: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the encoder graph's inputs and outputs, for a decoder of `layers` layers."""
+    return (INPUTS_EMBEDS, ATTENTION_MASK), _each(layers, CROSS_KEY, CROSS_VALUE)
+
+
+def _each(layers: int, *names: str) -> tuple[str, ...]:
+    return tuple(name.format(i) for i in range(layers) for name in names)
 
 
 @dataclass(frozen=True)
@@ -233,14 +246,22 @@ def _component_faults(manifest: Manifest) -> list[str]:
     have = set(manifest.components)
     if VISION not in have:
         faults.append("the component vision is missing")
-    for group, section, key in ((GENERATIVE, manifest.llm, "llm"), (RETRIEVAL, manifest.retrieval, "retrieval")):
+    llm = manifest.llm
+    generative = (*GENERATIVE, ENCODER) if llm is not None and llm.encoder_decoder else GENERATIVE
+    for group, section, key in ((generative, llm, "llm"), (RETRIEVAL, manifest.retrieval, "retrieval")):
         missing = [name for name in group if name not in have]
         if section is not None and missing:
             faults.append(f"{key} is given but the components {', '.join(missing)} are missing")
         if section is None and len(missing) < len(group):
             faults.append(f"{', '.join(name for name in group if name in have)} are given but {key} is null")
+    if llm is not None and llm.encoder_decoder and llm.decoder_start_token_id is None:
+        faults.append("llm.encoder_decoder is true but llm.decoder_start_token_id is null")
     for name, component in manifest.components.items():
-        expected = llm_tensors(manifest.llm.layers) if name == LLM and manifest.llm else TENSORS.get(name, ((), ()))
+        expected = TENSORS.get(name, ((), ()))
+        if llm is not None and name == LLM:
+            expected = llm_tensors(llm.layers, llm.encoder_decoder)
+        elif llm is not None and name == ENCODER:
+            expected = encoder_tensors(llm.layers)
         for kind, want, tensors in zip(
             ("inputs", "outputs"), expected, (component.inputs, component.outputs), strict=True
         ):
@@ -254,7 +275,8 @@ def _name_faults(manifest: Manifest) -> list[str]:
     """Files that are used but not listed, or lie outside the bundle."""
     files = manifest.files or {}
     needed = {component.graph for component in manifest.components.values()}
-    needed |= {section.tokenizer for section in (manifest.llm, manifest.retrieval) if section is not None}
+    sections = (manifest.llm, manifest.retrieval, manifest.question)
+    needed |= {section.tokenizer for section in sections if section is not None}
     faults = [f"{name} is used but not in files" for name in sorted(needed) if name not in files]
     for name in files:
         parts = PurePosixPath(name).parts

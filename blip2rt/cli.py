@@ -10,11 +10,13 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
-from .errors import Blip2rtError, ImageError
+from .errors import Blip2rtError, ImageError, OptionError
+from .options import Options
 
 if TYPE_CHECKING:
     from .bundle import Bundle
@@ -60,6 +62,9 @@ def _caption(args: argparse.Namespace) -> int:
     """One image: its caption(s). Several: path<TAB>caption a line. A bad image does not stop the others."""
     model = _load(args)
     images = map(_image, args.images)
+    if args.stream:
+        _check_stream(args, len(args.images))
+        return _say(model.stream(next(images), args.prompt, **_decoding(args)))
     results = model.caption_each(images, prompt=args.prompt, keep_going=True, **_decoding(args))
     code = 0
     for path, result in zip(args.images, results, strict=True):
@@ -71,7 +76,7 @@ def _caption(args: argparse.Namespace) -> int:
         captions = [result] if isinstance(result, str) else result
         if args.json:
             line: dict[str, Any] = {"image": path, "caption": captions[0]}
-            if args.num_captions > 1:
+            if len(captions) > 1:
                 line["captions"] = captions
             print(json.dumps(line, ensure_ascii=False), flush=True)
         else:
@@ -82,10 +87,18 @@ def _caption(args: argparse.Namespace) -> int:
 
 def _ask(args: argparse.Namespace) -> int:
     options = _decoding(args)
+    if args.stream:
+        _check_stream(args, 1)
+        return _say(_load(args).stream(_image(args.image), question=args.question, **options))
     answer = _load(args).ask(_image(args.image), args.question, **options)
     print(json.dumps({"image": args.image, "question": args.question, "answer": answer}, ensure_ascii=False)
           if args.json else answer)  # fmt: skip
     return 0
+
+
+def _check_stream(args: argparse.Namespace, images: int) -> None:
+    if images > 1 or args.json:
+        raise OptionError("--stream prints one text as it comes: give one image, and no --json")
 
 
 def _match(args: argparse.Namespace) -> int:
@@ -147,8 +160,15 @@ def _image(path: str) -> str | bytes:
 
 
 def _decoding(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("num_captions", "num_beams", "max_new_tokens", "min_new_tokens", "length_penalty")
-    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+    """The options of generation that were given."""
+    return {field.name: getattr(args, field.name) for field in fields(Options) if hasattr(args, field.name)}
+
+
+def _say(pieces: Iterator[str]) -> int:
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+    return 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -166,7 +186,8 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("caption", help="describe images", description=_caption.__doc__)
     command.add_argument("images", nargs="+", metavar="IMAGE", help="image file; - reads one from standard input")
     command.add_argument("--prompt", help="words that the caption goes on from")
-    command.add_argument("--num-captions", type=int, default=1, metavar="N", help="captions for each image, best first")
+    command.add_argument("--num-captions", type=int, default=argparse.SUPPRESS, metavar="N",
+                         help="captions for each image, best first")  # fmt: skip
     _add_decoding(command)
     _add_model(command, _caption)
 
@@ -193,11 +214,32 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_decoding(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add("--beams", dest="num_beams", type=int, metavar="N", help="beams of the search; 1 is greedy")
-    add("--max-new-tokens", type=int, metavar="N", help="longest text, in tokens")
-    add("--min-new-tokens", type=int, metavar="N", help="shortest text, in tokens")
-    add("--length-penalty", type=float, metavar="X", help="above 0 favours longer texts, below 0 shorter ones")
+    """Flags of the fields of Options that make sense on a command line; what is not given stays out."""
+
+    def add(flag: str, kind: Callable[[str], Any], metavar: str, about: str, **more: Any) -> None:
+        name = more.pop("dest", flag[2:].replace("-", "_"))
+        command.add_argument(flag, dest=name, type=kind, metavar=metavar, help=about, default=argparse.SUPPRESS, **more)
+
+    def switch(flag: str, name: str, about: str) -> None:
+        command.add_argument(flag, dest=name, action="store_true", help=about, default=argparse.SUPPRESS)
+
+    add("--beams", int, "N", "beams of the search; 1 is greedy", dest="num_beams")
+    add("--max-new-tokens", int, "N", "longest text, in tokens")
+    add("--min-new-tokens", int, "N", "shortest text, in tokens")
+    add("--length-penalty", float, "X", "above 0 favours longer texts, below 0 shorter ones")
+    add("--repetition-penalty", float, "X", "above 1 makes words that were said less likely")
+    add("--no-repeat-ngram-size", int, "N", "no N tokens in a row come twice")
+    add("--bad-word", str, "TEXT", "never say it; may be given several times", dest="bad_words", action="append")
+    add("--forced-prefix", str, "TEXT", "the text begins with it")
+    add("--stop-string", str, "TEXT", "end where it comes up; may be repeated", dest="stop_strings", action="append")
+    add("--max-time", float, "SECONDS", "end where the text is by then")
+    switch("--sample", "do_sample", "draw tokens instead of searching")
+    add("--temperature", float, "X", "of sampling: above 1 is wilder, below 1 tamer")
+    add("--top-k", int, "N", "of sampling: from the N likeliest tokens (default: 50; 0: all)")
+    add("--top-p", float, "P", "of sampling: from the likeliest tokens that have probability P together")
+    add("--min-p", float, "P", "of sampling: from tokens at least P times as likely as the likeliest")
+    add("--seed", int, "N", "of sampling: the same text for the same number")
+    command.add_argument("--stream", action="store_true", help="print the text as it comes; one image, no beams")
 
 
 def _add_model(command: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:

@@ -40,11 +40,17 @@ def describe(bundle: Bundle) -> str:
         lines += ["", *_table(head, decoding)]
         lines += [f"prompt of {task}: {prompt!r}" for task, prompt in manifest.prompts.items()]
     checks = [
-        (check.component, check.precision, f"{check.max_abs_error:.2e}", _cosine(check.cosine))
+        (
+            check.component,
+            check.precision,
+            f"{check.max_abs_error:.2e}",
+            _cosine(check.cosine),
+            "" if check.agreement is None else f"{check.agreement:.0%}",
+        )
         for check in manifest.verification
     ]
     if checks:
-        lines += ["", *_table(("verified", "precision", "max abs error", "cosine"), checks)]
+        lines += ["", *_table(("verified", "precision", "max abs error", "cosine", "same tokens"), checks)]
     sources = [(source.part, source.name, source.licence, source.origin) for source in manifest.sources]
     if sources:
         lines += ["", *_table(("part", "source", "licence", "origin"), sources)]

@@ -26,7 +26,7 @@ class Component:
     """One ONNX graph."""
 
     graph: str  # file name inside the bundle
-    precision: str  # of the weights: "fp32", "fp16", "int8", "int8w", "int4"
+    precision: str  # "fp32", "fp16", "int8-static", "int8-dynamic", "int8w", "int4"; docs/design.md says what they are
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
 
@@ -58,6 +58,10 @@ class LlmSpec:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
     tokenizer: str  # file name inside the bundle
+    add_special_tokens: bool = False  # lay a prompt out by the tokenizer's own template; prepend_bos is false then
+    empty_prompt_ids: tuple[int, ...] | None = None  # token ids of no prompt; None: as of any other
+    encoder_decoder: bool = False  # image and prompt are read by an encoder, the text starts in a decoder
+    decoder_start_token_id: int | None = None  # what the decoder's text starts from; given if encoder_decoder
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,15 @@ class RetrievalSpec:
     max_text_length: int  # tokens, [CLS] and [SEP] included
     pad_token_id: int
     temperature: float = 0.07  # of the contrast: cosine / temperature is its logit
+
+
+@dataclass(frozen=True)
+class QuestionSpec:
+    """How a question enters the Q-Former of a generative bundle, besides the LLM's prompt."""
+
+    tokenizer: str  # file name inside the bundle
+    max_text_length: int  # tokens, [CLS] and [SEP] included
+    pad_token_id: int
 
 
 @dataclass(frozen=True)
@@ -98,6 +111,7 @@ class Verification:
     precision: str
     max_abs_error: float
     cosine: float | None = None
+    agreement: float | None = None  # share of greedy tokens that PyTorch would have chosen too; of the llm
 
 
 @dataclass(frozen=True)
@@ -120,6 +134,7 @@ class Manifest:
     retrieval: RetrievalSpec | None  # None: cannot match or embed
     prompts: dict[str, str]  # task -> template; "ask" holds one {}
     decoding: dict[str, Decoding]  # task -> defaults
+    question: QuestionSpec | None = None  # None: the Q-Former reads no text when it generates
     sources: tuple[Source, ...] = ()
     verification: tuple[Verification, ...] = ()
     files: dict[str, FileEntry] | None = None

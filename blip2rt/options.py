@@ -1,85 +1,175 @@
-"""Options of generation: the caller's over the bundle's defaults, checked together. Knows numbers only."""
+"""Options of generation: the caller's over the bundle's defaults, checked together. Knows numbers and strings only."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import operator
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .errors import OptionError
 from .manifest import Decoding
 
 MAX_BEAMS = 100  # far beyond use; a typing error must not fill the memory
+SEEDS = 2**63
+TOP_K = 50  # what sampling draws from where nothing is said, as Hugging Face has it
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the caller may set; None means the bundle's default. Meanings are Hugging Face `generate`'s."""
+    """What the caller may set; None means the bundle's default. Meanings are Hugging Face `generate`'s.
 
-    num_captions: int = 1  # best texts returned for each image; up to num_beams, which grows with it if not given
+    Lengths are in tokens of the answer; repetition, n-grams and bad words are looked for in the answer, not the prompt.
+    """
+
+    num_captions: int = 1  # texts for each image: the best num_captions of num_beams, or independent draws
     num_beams: int | None = None  # 1: greedy
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None
-    length_penalty: float | None = None  # above 0 favours longer texts, below 0 shorter ones
+    length_penalty: float | None = None  # of beams: above 0 favours longer texts, below 0 shorter ones
+    early_stopping: bool | str = False  # of beams: True ends with num_beams texts; "never" where none can get better
+    repetition_penalty: float = 1.0  # above 1 makes said tokens less likely
+    no_repeat_ngram_size: int = 0  # n-grams of this size come once; 0 is off
+    bad_words: str | Sequence[str] = ()  # never said, neither after a space nor within a word
+    forced_prefix: str = ""  # the answer begins with it
+    stop_strings: str | Sequence[str] = ()  # the text ends with the token that completes one
+    max_time: float | None = None  # seconds for the images decoded together, after which texts end where they are
+    do_sample: bool = False  # draw tokens instead of searching
+    temperature: float | None = None  # of sampling: above 1 is wilder, below 1 tamer
+    top_k: int | None = None  # of sampling: from this many likeliest tokens; None is 50, 0 all
+    top_p: float | None = None  # of sampling: from the likeliest tokens that together have this probability
+    min_p: float | None = None  # of sampling: from tokens at least this likely, relative to the likeliest
+    seed: int | None = None  # of sampling: the same texts for the same seed; None draws one
+
+
+_WHOLE: dict[str, tuple[int, int | None]] = {  # name -> lowest, highest
+    "num_captions": (1, MAX_BEAMS), "num_beams": (1, MAX_BEAMS), "max_new_tokens": (1, None),
+    "min_new_tokens": (0, None), "no_repeat_ngram_size": (0, None), "top_k": (0, None), "seed": (0, SEEDS - 1),
+}  # fmt: skip
+_NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {  # name -> what it must be, test
+    "length_penalty": ("a finite number", lambda x: True),
+    "repetition_penalty": ("a finite number above 0", lambda x: x > 0),
+    "temperature": ("a finite number above 0", lambda x: x > 0),
+    "top_p": ("a number from 0 to 1", lambda x: 0 <= x <= 1),
+    "min_p": ("a number from 0 to 1", lambda x: 0 <= x <= 1),
+    "max_time": ("a number of seconds, at least 0", lambda x: x >= 0),
+}
+
+
+def merge(options: Options, given: dict[str, Any]) -> Options:
+    """`options` with keyword arguments over them. Raises OptionError that names the unknown ones."""
+    known = [field.name for field in fields(Options)]
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise OptionError(f"unknown option {', '.join(unknown)}: choose from {', '.join(known)}")
+    return replace(options, **given)
 
 
 def resolve(given: Options, defaults: Decoding, room: int) -> dict[str, Any]:
-    """The native generator's options, without the stop ids.
+    """The native generator's options, without what needs a tokenizer: stop ids, bad words, prefix and stop strings.
 
-    `room`: how many tokens fit after the image and the longest prompt. Raises OptionError that names every fault.
+    `room`: how many tokens fit after the image, the longest prompt and the forced prefix. Raises OptionError that names
+    every fault.
     """
-    faults = _range_faults(given)
+    faults = _single_faults(given)
     if faults:
         raise OptionError("; ".join(faults))
-    captions = given.num_captions
-    beams = max(defaults.num_beams, captions) if given.num_beams is None else given.num_beams
+    captions, sampled = given.num_captions, bool(given.do_sample)
+    beams = given.num_beams
+    if beams is None:
+        beams = 1 if sampled else max(defaults.num_beams, captions)
     most, least = given.max_new_tokens, given.min_new_tokens
     if most is None:  # a default never stands in the way of what the caller asked for
         most = max(min(defaults.max_new_tokens, room), least or 1)
     if least is None:
         least = min(defaults.min_new_tokens, most)
-    if captions > beams:
-        faults.append(f"num_captions is {captions}, more than num_beams, {beams}: raise num_beams")
+    if captions > beams and not sampled:
+        faults.append(f"num_captions is {captions}, more than num_beams, {beams}: raise num_beams, or set do_sample")
+    if sampled and beams > 1:
+        faults.append(f"num_beams is {beams}, but do_sample draws one text at a time: leave one of them out")
     if least > most:
         faults.append(f"min_new_tokens is {least}, more than max_new_tokens, {most}")
     if most > room:
         faults.append(f"max_new_tokens is {most}, but only {max(room, 0)} fit after the image and the prompt")
+    if not sampled:
+        idle = [name for name in _SAMPLING if getattr(given, name) is not None]
+        faults += [f"{name} is {getattr(given, name)}, but tokens are not drawn: set do_sample" for name in idle]
     if faults:
         raise OptionError("; ".join(faults))
     penalty = defaults.length_penalty if given.length_penalty is None else given.length_penalty
-    return {
+    settings: dict[str, Any] = {
         "num_beams": int(beams),
         "num_return_sequences": int(captions),
         "max_new_tokens": int(most),
         "min_new_tokens": int(least),
         "length_penalty": float(penalty),
-        "early_stopping": "false",
+        "early_stopping": str(given.early_stopping).lower(),
+        "repetition_penalty": float(given.repetition_penalty),
+        "no_repeat_ngram_size": int(given.no_repeat_ngram_size),
     }
+    if given.max_time is not None:
+        settings["max_time"] = float(given.max_time)
+    if sampled:
+        settings["do_sample"] = True
+        settings["top_k"] = TOP_K if given.top_k is None else int(given.top_k)
+        settings["seed"] = secrets.randbelow(SEEDS) if given.seed is None else int(given.seed)
+        settings |= {
+            name: float(value)
+            for name in ("temperature", "top_p", "min_p")
+            if (value := getattr(given, name)) is not None
+        }
+    return settings
 
 
-def _range_faults(given: Options) -> list[str]:
+def strings(value: str | Sequence[str]) -> list[str]:
+    """One string or several -> list."""
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _single_faults(given: Options) -> list[str]:
     """Faults of each option by itself."""
-    faults = [
-        f"{name} is {value!r}: give a whole number from {low} {'up' if high is None else f'to {high}'}"
-        for name, value, low, high in (
-            ("num_captions", given.num_captions, 1, MAX_BEAMS),
-            ("num_beams", given.num_beams, 1, MAX_BEAMS),
-            ("max_new_tokens", given.max_new_tokens, 1, None),
-            ("min_new_tokens", given.min_new_tokens, 0, None),
-        )
-        if value is not None and not is_whole(value, low, high)
-    ]
-    penalty = given.length_penalty
-    if penalty is not None and not _is_finite(penalty):
-        faults.append(f"length_penalty is {penalty!r}: give a finite number")
+    faults = []
+    for name, (low, high) in _WHOLE.items():
+        value = getattr(given, name)
+        if value is not None and not is_whole(value, low, high):
+            faults.append(
+                f"{name} is {value!r}: give a whole number from {low} {'up' if high is None else f'to {high}'}"
+            )
+    for name, (what, test) in _NUMBERS.items():
+        value = getattr(given, name)
+        if value is not None and not (_is_finite(value) and test(value)):
+            faults.append(f"{name} is {value!r}: give {what}")
+    if not isinstance(given.do_sample, bool):
+        faults.append(f"do_sample is {given.do_sample!r}: give True or False")
+    if not isinstance(given.early_stopping, bool) and given.early_stopping != "never":
+        faults.append(f"early_stopping is {given.early_stopping!r}: give True, False or 'never'")
+    if not isinstance(given.forced_prefix, str):
+        faults.append(f"forced_prefix is {given.forced_prefix!r}: give a str")
+    for name in ("bad_words", "stop_strings"):
+        value = getattr(given, name)
+        whole = isinstance(value, str | list | tuple)
+        if not whole or not all(map(_is_text, strings(value))):
+            faults.append(f"{name} is {value!r}: give a str or a list of str, none of them empty, of valid Unicode")
     return faults
+
+
+def _is_text(value: Any) -> bool:
+    """Whether `value` is a str of at least one character, without lone surrogates."""
+    return isinstance(value, str) and value != "" and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def is_whole(value: Any, low: int, high: int | None) -> bool:
     """Whether `value` is a whole number (numpy's count, bool does not) from `low` to `high`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if isinstance(value, bool):
         return False
-    return bool(value >= low and (high is None or value <= high))
+    try:
+        number = operator.index(value)
+    except TypeError:
+        return False
+    return number >= low and (high is None or number <= high)
 
 
 def _is_finite(value: Any) -> bool:

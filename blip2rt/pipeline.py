@@ -16,12 +16,14 @@ import numpy as np
 
 from . import backends
 from . import bundle as contract
+from .arguments import as_list, pairs
 from .bundle import Bundle
 from .errors import CapabilityError, ImageError, OptionError
 from .image import ImageLike, normalize, prepare
-from .manifest import Decoding, LlmSpec, RetrievalSpec
-from .options import Options, is_whole, resolve
-from .text import LlmTokenizer, QFormerTokenizer
+from .language import Chat, Language, OnToken
+from .manifest import RetrievalSpec
+from .options import Options, is_whole, merge
+from .text import QFormerTokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,27 +68,36 @@ class Model:
         self._backend = backend
 
     def caption(
-        self, images: ImageLike | Sequence[ImageLike], *, prompt: str | None = None, num_captions: int = 1,
-        num_beams: int | None = None, max_new_tokens: int | None = None, min_new_tokens: int | None = None,
-        length_penalty: float | None = None,
-    ) -> Any:  # fmt: skip
-        """Image -> caption, list of images -> list of captions. Options left at None are the bundle's defaults.
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        prompt: str | None = None,
+        scores: bool = False,
+        on_token: OnToken | None = None,
+        **options: Any,
+    ) -> Any:
+        """Image -> caption, list of images -> list of captions.
 
         prompt: words that the caption goes on from, not repeated in it; None is the bundle's own.
-        num_captions: 1 gives a str for each image, more a list of str, the best first.
-        num_beams, max_new_tokens, min_new_tokens, length_penalty: as Hugging Face's `generate`; 1 beam is greedy.
+        options: the fields of blip2rt.options.Options, with the meaning of Hugging Face's `generate`. num_captions
+            above 1 gives a list of str for each image: the best first, with do_sample in the order drawn.
+        scores: gives Scored(text, score) in place of each str.
+        on_token(image, draw, token_id): called for each token as it is chosen, by greedy search (num_beams=1) or
+            sampling; returning False ends the images decoded together (8 at most) with what there is.
         """
-        many, single = _as_list(images)
-        results = list(
-            self.caption_each(
-                many, prompt=prompt, num_captions=num_captions, num_beams=num_beams, max_new_tokens=max_new_tokens,
-                min_new_tokens=min_new_tokens, length_penalty=length_penalty,
-            )
-        )  # fmt: skip
+        many, single = as_list(images)
+        results = list(self.caption_each(many, prompt=prompt, scores=scores, on_token=on_token, **options))
         return results[0] if single else results
 
     def caption_each(
-        self, images: Iterable[ImageLike], *, prompt: str | None = None, keep_going: bool = False, **options: Any
+        self,
+        images: Iterable[ImageLike],
+        *,
+        prompt: str | None = None,
+        keep_going: bool = False,
+        scores: bool = False,
+        on_token: OnToken | None = None,
+        **options: Any,
     ) -> Iterator[Any]:
         """Captions of any number of images, in order and as they come; a few images are in memory at a time.
 
@@ -94,34 +105,69 @@ class Model:
         The options are those of `caption`; they are checked before the first image is read.
         """
         self._need(contract.GENERATIVE, "caption")
-        text = self._manifest.prompts.get("caption", "") if prompt is None else prompt
-        prompt_ids = self._llm_tokenizer.encode(text)
-        settings = self._settings("caption", Options(**options), len(prompt_ids))
-        return self._generate_each(images, repeat(prompt_ids), settings, keep_going)
+        text = self._language.caption_prompt(prompt)
+        settings = self._language.settings("caption", merge(Options(), options), [text])
+        _check_on_token(on_token, settings)
+        return self._generate_each(images, repeat(text), settings, scores, keep_going, on_token)
 
     def ask(
-        self, images: ImageLike | Sequence[ImageLike], questions: str | Sequence[str], *, num_beams: int | None = None,
-        max_new_tokens: int | None = None, min_new_tokens: int | None = None, length_penalty: float | None = None,
-    ) -> Any:  # fmt: skip
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        questions: str | Sequence[str],
+        *,
+        scores: bool = False,
+        on_token: OnToken | None = None,
+        **options: Any,
+    ) -> Any:
         """Image and question -> answer. Lists are taken pairwise; one image or one question goes with all of a list.
 
-        The question is put into the bundle's template; the options are those of `caption`.
+        The question is put into the bundle's template; options, scores and on_token are those of `caption`.
         """
         self._need(contract.GENERATIVE, "ask")
-        many_images, many_questions, single = _pairs(images, questions, "questions")
-        if any(not question.strip() for question in many_questions):
-            raise OptionError("a question is empty: ask something, as in 'what colour is the dog?'")
-        template = self._manifest.prompts.get("ask", "{}")
-        prompts = [self._llm_tokenizer.encode(template.replace("{}", question.strip())) for question in many_questions]
-        options = Options(1, num_beams, max_new_tokens, min_new_tokens, length_penalty)
-        settings = self._settings("ask", options, max(map(len, prompts), default=0))
-        answers = list(self._generate_each(many_images, iter(prompts), settings, keep_going=False))
+        many_images, many_questions, single = pairs(images, questions, "questions")
+        prompts = [self._language.ask_prompt(question) for question in many_questions]
+        settings = self._language.settings("ask", merge(Options(), options), prompts)
+        _check_on_token(on_token, settings)
+        answers = list(self._generate_each(many_images, iter(prompts), settings, scores, False, on_token))
         return answers[0] if single else answers
+
+    def stream(
+        self, image: ImageLike, prompt: str | None = None, *, question: str | None = None, **options: Any
+    ) -> Iterator[str]:
+        """Image -> pieces of its caption, or of the answer to `question`, as they come; joined they are the text.
+
+        A piece holds whole characters. The next token is computed when a piece has been taken: leaving the loop ends
+        the generation. Greedy, or with do_sample; the other options and `prompt` are those of `caption`.
+        """
+        self._need(contract.GENERATIVE, "stream")
+        if prompt is not None and question is not None:
+            raise OptionError("prompt and question are both given: a question has the bundle's own prompt")
+        task = "caption" if question is None else "ask"
+        text = self._language.caption_prompt(prompt) if question is None else self._language.ask_prompt(question)
+        settings = self._language.settings(task, merge(Options(), {"num_beams": 1, **options}), [text])
+        if settings["num_beams"] > 1 or settings["num_return_sequences"] > 1:
+            raise OptionError("stream gives one text, token by token: leave num_beams and num_captions at 1")
+        return self._language.stream(self._prefix_embeds([image]), text, settings)
+
+    def chat(self, image: ImageLike, **options: Any) -> Chat:
+        """Image -> conversation about it, in which a question costs only its own tokens; see Chat.
+
+        The options are those of `caption` and hold for every question that says nothing else.
+        """
+        self._need(contract.GENERATIVE, "chat")
+        if not self._language.can_chat:
+            raise CapabilityError(
+                f"bundle {self._manifest.name!r} cannot chat: its language model is an encoder-decoder; "
+                "use ask, with what was said in the question"
+            )
+        chosen = merge(Options(), options)
+        self._language.settings("ask", chosen, [])  # checked before the image is read
+        return Chat(self._language, self._prefix_embeds([image]), chosen)
 
     def match(self, images: ImageLike | Sequence[ImageLike], texts: str | Sequence[str]) -> Any:
         """Image and text -> Match. Lists are taken pairwise; one image or one text goes with all of a list."""
         self._need(contract.RETRIEVAL, "match")
-        many_images, many_texts, single = _pairs(images, texts, "texts")
+        many_images, many_texts, single = pairs(images, texts, "texts")
         matches: list[Match] = []
         for start in range(0, len(many_images), BATCH):
             chunk = slice(start, start + BATCH)
@@ -131,7 +177,7 @@ class Model:
 
     def vision_features(self, images: ImageLike | Sequence[ImageLike]) -> Floats:
         """Image -> (N, C) float32, list of images -> (B, N, C): kept, they spare match_features the encoder."""
-        many, single = _as_list(images)
+        many, single = as_list(images)
         chunks = [
             self._vision_features(self._prepare(many[start : start + BATCH])) for start in range(0, len(many), BATCH)
         ]
@@ -154,7 +200,7 @@ class Model:
     def embed_image(self, images: ImageLike | Sequence[ImageLike]) -> Floats:
         """Image -> (Q, E) float32, list of images -> (B, Q, E): an embedding of unit length for each query."""
         self._need((contract.IMAGE_EMBED,), "embed_image")
-        many, single = _as_list(images)
+        many, single = as_list(images)
         chunks = [
             self.embed_features(self._vision_features(self._prepare(many[start : start + BATCH])))
             for start in range(0, len(many), BATCH)
@@ -181,24 +227,39 @@ class Model:
     # The path of the data.
 
     def _generate_each(
-        self, images: Iterable[ImageLike], prompts: Iterator[list[int]], settings: dict[str, Any], keep_going: bool
+        self,
+        images: Iterable[ImageLike],
+        prompts: Iterator[str],
+        settings: dict[str, Any],
+        scores: bool,
+        keep_going: bool,
+        on_token: OnToken | None,
     ) -> Iterator[Any]:
-        """For each image its text (a list of texts where several are wanted), or its ImageError."""
+        """For each image its text (Scored with `scores`; a list where several are wanted), or its ImageError."""
         source = iter(images)
+        done = 0
         while chunk := list(islice(source, BATCH)):
-            prompt_ids = list(islice(prompts, len(chunk)))
+            texts = list(islice(prompts, len(chunk)))
             prepared = self._prepare(chunk, keep_going)
             good = [i for i, rgb in enumerate(prepared) if not isinstance(rgb, ImageError)]
             results: list[Any] = list(prepared)
             if good:
-                self._backend.preload(contract.LLM)  # the largest graph loads while the image goes through the others
-                vision_features = self._vision_features([prepared[i] for i in good])
-                prefix_embeds = self._backend.prefix_embeds(vision_features)
-                sequences = self._backend.generate(prefix_embeds, [prompt_ids[i] for i in good], settings)
-                for i, best in zip(good, sequences, strict=True):
-                    texts = [self._llm_tokenizer.decode(token_ids) for token_ids, _score in best]
-                    results[i] = texts if settings["num_return_sequences"] > 1 else texts[0]
+                prefix_embeds = self._prefix_embeds_of([prepared[i] for i in good])
+                tell = None if on_token is None else _renumbered(on_token, [done + i for i in good])
+                best = self._language.generate(prefix_embeds, [texts[i] for i in good], settings, done, tell)
+                for i, scored in zip(good, best, strict=True):
+                    captions = scored if scores else [one.text for one in scored]
+                    results[i] = captions if settings["num_return_sequences"] > 1 else captions[0]
             yield from results
+            done += len(chunk)
+
+    def _prefix_embeds(self, images: Sequence[ImageLike]) -> Floats:
+        return self._prefix_embeds_of(self._prepare(images))
+
+    def _prefix_embeds_of(self, prepared: Sequence[NDArray[np.uint8]]) -> Floats:
+        """RGB images -> prefix_embeds (B, Q, D)"""
+        self._backend.preload(contract.LLM)  # the largest graph loads while the image goes through the others
+        return self._backend.prefix_embeds(self._vision_features(prepared))
 
     def _prepare(self, images: Sequence[ImageLike], keep_going: bool = False) -> list[Any]:
         """Images -> RGB (height, width, 3) uint8 each; the same object given twice is decoded once."""
@@ -222,12 +283,6 @@ class Model:
         row = {key: i for i, key in enumerate(unique)}
         return vision_features[[row[id(rgb)] for rgb in prepared]]
 
-    def _settings(self, task: str, options: Options, prompt_length: int) -> dict[str, Any]:
-        """The generator's options for a task."""
-        room = self._llm.max_positions - self._llm.prefix_length - prompt_length
-        settings = resolve(options, self._manifest.decoding.get(task, Decoding()), room)
-        return {**settings, "eos_token_ids": list(self._llm.eos_token_ids)}
-
     # What the bundle holds.
 
     def _need(self, components: Sequence[str], what: str) -> None:
@@ -240,11 +295,6 @@ class Model:
             )
 
     @property
-    def _llm(self) -> LlmSpec:
-        assert self._manifest.llm is not None, "reading the bundle checks that llm comes with its components"
-        return self._manifest.llm
-
-    @property
     def _retrieval(self) -> RetrievalSpec:
         assert self._manifest.retrieval is not None, (
             "reading the bundle checks that retrieval comes with its components"
@@ -252,8 +302,8 @@ class Model:
         return self._manifest.retrieval
 
     @cached_property
-    def _llm_tokenizer(self) -> LlmTokenizer:
-        return LlmTokenizer(self.bundle.file(self._llm.tokenizer), self._llm)
+    def _language(self) -> Language:
+        return Language(self.bundle, self._backend)
 
     @cached_property
     def _qformer_tokenizer(self) -> QFormerTokenizer:
@@ -265,26 +315,14 @@ class Model:
         return np.zeros([0, *(size if isinstance(size, int) else 0 for size in shape[1:])], np.float32)
 
 
-def _as_list(images: Any) -> tuple[list[Any], bool]:
-    """One image or several -> list, whether it was one."""
-    if isinstance(images, list | tuple | Iterator):
-        return list(images), False
-    return [images], True
-
-
-def _pairs(images: Any, texts: Any, name: str) -> tuple[list[Any], list[str], bool]:
-    """Images and texts of equal number; a single one is repeated for a list of the other."""
-    many_images, one_image = _as_list(images)
-    many_texts, one_text = _as_list(texts)
-    wrong = [type(text).__name__ for text in many_texts if not isinstance(text, str)]
-    if wrong:
-        raise OptionError(f"{name} hold {', '.join(sorted(set(wrong)))}: give a str or a list of str")
-    if one_image and not one_text:
-        many_images *= len(many_texts)
-    if one_text and not one_image:
-        many_texts *= len(many_images)
-    if len(many_images) != len(many_texts):
+def _check_on_token(on_token: OnToken | None, settings: dict[str, Any]) -> None:
+    if on_token is not None and settings["num_beams"] > 1:
         raise OptionError(
-            f"{len(many_images)} images and {len(many_texts)} {name}: give as many of one as of the other"
+            f"on_token with num_beams {settings['num_beams']}: beams settle on tokens only at the end; "
+            "give num_beams=1 or do_sample=True"
         )
-    return many_images, many_texts, one_image and one_text
+
+
+def _renumbered(on_token: OnToken, numbers: list[int]) -> OnToken:
+    """on_token of images that have other numbers for the caller."""
+    return lambda image, draw, token_id: on_token(numbers[image], draw, token_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,22 +18,46 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_JOINED = re.compile(r" (?=[.,!?;:](\s|$)|n't\b|'(s|m|re|ve|ll|d)\b)")  # spaces that writing does not have
+_MAY_JOIN = re.compile(r"[.,!?;:]|n|n'|n't|'|'s|'m|'r|'re|'v|'ve|'l|'ll|'d")  # words before which one may stand
+
+
 class LlmTokenizer:
     """Prompts -> token ids of the language model, and back to text."""
 
     def __init__(self, file: Path, spec: LlmSpec) -> None:
         """Raises BundleError when `file` is not a tokenizer."""
         self._tokenizer = _read(file)
+        self._size = spec.vocab_size
         self._first = [spec.bos_token_id] if spec.prepend_bos and spec.bos_token_id is not None else []
+        self._special, self._empty = spec.add_special_tokens, spec.empty_prompt_ids
 
     def encode(self, prompt: str) -> list[int]:
-        """Ids of [bos, when the model wants one] and the prompt; no other special tokens. Raises OptionError."""
-        return self._first + _encode(self._tokenizer, prompt, special=False)
+        """Ids of the prompt, with the special tokens that the model's prompts have. Raises OptionError."""
+        if prompt == "" and self._empty is not None:
+            return list(self._empty)
+        return self._first + _encode(self._tokenizer, prompt, special=self._special)
+
+    def encode_more(self, text: str) -> list[int]:
+        """Ids of a text that goes on from another. Raises OptionError."""
+        return _encode(self._tokenizer, text, special=False)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text on a single line, special tokens left out, no space before punctuation."""
-        text = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
-        return re.sub(r" (?=[.,!?;:](\s|$)|n't\b|'(s|m|re|ve|ll|d)\b)", "", " ".join(text.split()))
+        return _clean(self.decode_raw(token_ids))
+
+    def decode_raw(self, token_ids: Sequence[int]) -> str:
+        """Text as the tokenizer has it, special tokens left out."""
+        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return text
+
+    def token_bytes(self) -> list[bytes]:
+        """What each token adds to a text, one entry a token of the language model; nothing for special tokens."""
+        return token_bytes(self._tokenizer, self._size)
+
+
+def _clean(text: str) -> str:
+    return _JOINED.sub("", " ".join(text.split()))
 
 
 class QFormerTokenizer:
@@ -59,6 +84,36 @@ class QFormerTokenizer:
         return token_ids, text_mask
 
 
+def token_bytes(tokenizer: Tokenizer, size: int) -> list[bytes]:
+    """The bytes of tokens 0 to size - 1, each as it stands after another token; a token may hold half a character."""
+    special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    decoder = json.dumps(json.loads(tokenizer.to_str()).get("decoder"))
+    letters = _byte_letters() if '"ByteLevel"' in decoder else {}
+    before = next(
+        (ids for text in ("a", "0", "the") if (ids := tokenizer.encode(text, add_special_tokens=False).ids)), []
+    )
+    start = len(tokenizer.decode(before))
+
+    def text_of(i: int) -> bytes:
+        token = tokenizer.id_to_token(i)
+        if token is None or i in special:
+            return b""
+        if letters and all(letter in letters for letter in token):
+            return bytes(letters[letter] for letter in token)
+        if '"ByteFallback"' in decoder and re.fullmatch("<0x[0-9A-Fa-f]{2}>", token):
+            return bytes([int(token[3:5], 16)])
+        return tokenizer.decode([*before, i], skip_special_tokens=False)[start:].encode()
+
+    return [text_of(i) for i in range(size)]
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letter by which byte-level tokenizers write each byte: printable ones themselves, others from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
 def _read(file: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(file))
@@ -78,3 +133,34 @@ def _encode(tokenizer: Tokenizer, text: str, *, special: bool) -> list[int]:
         raise OptionError(f"the text {text!r} is not valid Unicode") from None
     ids: list[int] = tokenizer.encode(text, add_special_tokens=special).ids
     return ids
+
+
+class TextStream:
+    """Tokens of one text, one by one -> pieces of it that join to what `decode` makes of all tokens.
+
+    A piece never ends within a character, nor where what follows may still change it.
+    """
+
+    def __init__(self, tokenizer: LlmTokenizer, given: Sequence[int] = ()) -> None:
+        """given: tokens that the text begins with."""
+        self._tokenizer = tokenizer
+        self._ids = list(given)
+        self._said = 0  # characters given out
+
+    def push(self, token_id: int) -> str:
+        """What is certain of the text with one token more, after what was given out before; may be empty."""
+        self._ids.append(token_id)
+        text = self._tokenizer.decode_raw(self._ids).rstrip("\ufffd")  # the end may be half a character
+        text = " ".join(text.split())
+        head, _, word = text.rpartition(" ")
+        if _MAY_JOIN.fullmatch(word):  # it may turn out to be punctuation, which loses the space before it
+            text = head
+        return self._give(_clean(text))
+
+    def end(self) -> str:
+        """The rest."""
+        return self._give(self._tokenizer.decode(self._ids))
+
+    def _give(self, text: str) -> str:
+        piece, self._said = text[self._said :], max(self._said, len(text))
+        return piece

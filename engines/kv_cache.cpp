@@ -9,11 +9,8 @@ KvCache::KvCache(const CacheShape& shape)
     : shape_(shape),
       row_size_(static_cast<size_t>(shape.heads) * static_cast<size_t>(shape.capacity) *
                 static_cast<size_t>(shape.head_dim)),
-      buffer_size_(row_size_ * (static_cast<size_t>(shape.rows) + 1)),
-      memory_(new float[buffer_size_ * static_cast<size_t>(shape.layers) * 2]) {
-  source_.reserve(static_cast<size_t>(shape.rows));
-  readers_.reserve(static_cast<size_t>(shape.rows));
-}
+      buffer_size_(row_size_ * static_cast<size_t>(shape.rows)),
+      memory_(new float[buffer_size_ * static_cast<size_t>(shape.layers) * 2]) {}
 
 float* KvCache::row_start(int buffer, int row) {
   return memory_.get() + static_cast<size_t>(buffer) * buffer_size_ + static_cast<size_t>(row) * row_size_;
@@ -36,44 +33,6 @@ void KvCache::copy_row(int from, int to, int begin, int end) {
       source += head_size;
       target += head_size;
     }
-  }
-}
-
-void KvCache::reorder(int first, const std::vector<int>& parents, int begin, int end) {
-  const int count = static_cast<int>(parents.size());
-  const int scratch = shape_.rows - first;
-  source_.assign(parents.begin(), parents.end());
-  readers_.assign(parents.size(), 0);
-  int pending = 0;
-  for (int i = 0; i < count; ++i) {
-    if (source_[static_cast<size_t>(i)] == i) continue;
-    ++readers_[static_cast<size_t>(source_[static_cast<size_t>(i)])];
-    ++pending;
-  }
-  while (pending > 0) {
-    bool moved = false;
-    int blocked = -1;
-    for (int i = 0; i < count; ++i) {
-      int& source = source_[static_cast<size_t>(i)];
-      if (source == i) continue;
-      if (readers_[static_cast<size_t>(i)] > 0) {
-        blocked = i;
-        continue;
-      }
-      copy_row(first + source, first + i, begin, end);
-      if (source != scratch) --readers_[static_cast<size_t>(source)];
-      source = i;
-      --pending;
-      moved = true;
-    }
-    if (moved || pending == 0) continue;
-    // Only cycles are left: one of their rows steps aside, and its readers read the copy.
-    copy_row(first + blocked, first + scratch, begin, end);
-    for (int i = 0; i < count; ++i) {
-      int& source = source_[static_cast<size_t>(i)];
-      if (source == blocked && i != blocked) source = scratch;
-    }
-    readers_[static_cast<size_t>(blocked)] = 0;
   }
 }
 

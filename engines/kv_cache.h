@@ -1,5 +1,5 @@
-// The key/value cache of one generate call: one allocation, updated in place by the graph. Knows rows
-// and positions; not which image or beam a row belongs to.
+// The key/value cache of one generation: one allocation, updated in place by the graph. Knows rows and positions; not
+// which image or beam a row belongs to.
 #pragma once
 
 #include <cstddef>
@@ -29,9 +29,8 @@ class KvCache {
   // Copies positions [begin, end) of row `from` to row `to`, in every layer.
   void copy_row(int from, int to, int begin, int end);
 
-  // Row first + i takes the positions [begin, end) which row first + parents[i] had before the call.
-  // Rows that keep their place are not touched.
-  void reorder(int first, const std::vector<int>& parents, int begin, int end);
+  int rows() const { return shape_.rows; }
+  int capacity() const { return shape_.capacity; }
 
  private:
   float* row_start(int buffer, int row);
@@ -39,11 +38,8 @@ class KvCache {
   CacheShape shape_;
   size_t row_size_;     // floats
   size_t buffer_size_;  // floats
-  // (layers * 2, rows + 1, heads, capacity, head_dim), left unset: pages never used are never touched.
-  // The last row of each buffer is scratch for reorder.
+  // (layers * 2, rows, heads, capacity, head_dim), left unset: pages never used are never touched.
   std::unique_ptr<float[]> memory_;
-  std::vector<int> source_;   // of reorder: where each row still has to be copied from
-  std::vector<int> readers_;  // of reorder: how many rows still have to be copied from each row
 };
 
 }  // namespace blip2rt

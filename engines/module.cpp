@@ -1,9 +1,10 @@
-// blip2rt._native: the core as Python sees it. Checks what Python hands over, releases the GIL, and turns
-// numpy arrays into tensors and back without copying. Knows no graph's meaning.
+// blip2rt._native: the core as Python sees it. Checks what Python hands over, releases the GIL, lets Ctrl-C through.
+// Knows no graph's meaning.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -11,8 +12,12 @@
 #include <chrono>
 #include <optional>
 
+#include "chat.h"
+#include "generation.h"
 #include "generator.h"
 #include "ort_api.h"
+#include "python_options.h"
+#include "python_tensors.h"
 #include "session.h"
 
 namespace nb = nanobind;
@@ -20,165 +25,6 @@ using namespace nb::literals;
 
 namespace blip2rt {
 namespace {
-
-using Array = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
-
-DType dtype_of(nb::dlpack::dtype dtype) {
-  for (const auto& [ours, theirs] :
-       {std::pair{DType::kFloat32, nb::dtype<float>()}, std::pair{DType::kFloat64, nb::dtype<double>()},
-        std::pair{DType::kInt64, nb::dtype<int64_t>()}, std::pair{DType::kInt32, nb::dtype<int32_t>()},
-        std::pair{DType::kUInt8, nb::dtype<uint8_t>()}, std::pair{DType::kInt8, nb::dtype<int8_t>()},
-        std::pair{DType::kBool, nb::dtype<bool>()}}) {
-    if (dtype == theirs) return ours;
-  }
-  if (dtype.code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float) && dtype.bits == 16) return DType::kFloat16;
-  return DType::kUndefined;
-}
-
-nb::dlpack::dtype dtype_of(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat32: return nb::dtype<float>();
-    case DType::kFloat64: return nb::dtype<double>();
-    case DType::kInt64: return nb::dtype<int64_t>();
-    case DType::kInt32: return nb::dtype<int32_t>();
-    case DType::kUInt8: return nb::dtype<uint8_t>();
-    case DType::kInt8: return nb::dtype<int8_t>();
-    case DType::kBool: return nb::dtype<bool>();
-    case DType::kFloat16: return {static_cast<uint8_t>(nb::dlpack::dtype_code::Float), 16, 1};
-    case DType::kUndefined: break;
-  }
-  throw std::runtime_error("the graph returned a tensor of a type that numpy does not have");
-}
-
-std::string shape_text(const std::vector<int64_t>& shape) {
-  std::string text = "(";
-  for (int64_t axis : shape) text += (text.size() > 1 ? ", " : "") + (axis < 0 ? "?" : std::to_string(axis));
-  return text + ")";
-}
-
-std::string port_names(const std::vector<Port>& ports) {
-  std::string names;
-  for (const Port& port : ports) names += (names.empty() ? "" : ", ") + port.name;
-  return names;
-}
-
-// An input as Python gave it, and why it is kept: the tensor borrows the array's memory.
-struct Feed {
-  const Port* port;
-  Array array;
-  Value value;
-};
-
-Feed make_feed(const Session& session, const std::string& name, nb::handle object) {
-  const Port* port = session.find_input(name);
-  if (port == nullptr) {
-    throw std::runtime_error("no input named '" + name + "' in " + session.path() + "; it has " +
-                             port_names(session.inputs()));
-  }
-  Array array;
-  if (!nb::try_cast(object, array)) {
-    throw std::runtime_error("input '" + name + "' must be a numpy array");
-  }
-  std::vector<int64_t> shape;
-  for (size_t i = 0; i < array.ndim(); ++i) shape.push_back(static_cast<int64_t>(array.shape(i)));
-  const DType dtype = dtype_of(array.dtype());
-  bool fits = dtype == port->tensor.dtype && shape.size() == port->tensor.shape.size();
-  for (size_t i = 0; fits && i < shape.size(); ++i) {
-    fits = port->tensor.shape[i] < 0 || port->tensor.shape[i] == shape[i];
-  }
-  if (!fits) {
-    throw std::runtime_error("input '" + name + "' is " + dtype_name(dtype) + " " + shape_text(shape) + ", but " +
-                             session.path() + " takes " + dtype_name(port->tensor.dtype) + " " +
-                             shape_text(port->tensor.shape));
-  }
-  Value value = view(const_cast<void*>(array.data()), array.nbytes(), shape, dtype);
-  return {port, std::move(array), std::move(value)};
-}
-
-// The array owns the tensor: no copy.
-nb::object to_numpy(Value value) {
-  const TensorInfo info = tensor_info(value.get());
-  void* data = nullptr;
-  check(ort().GetTensorMutableData(value.get(), &data));
-  std::vector<size_t> shape(info.shape.begin(), info.shape.end());
-  nb::capsule owner(value.release(), [](void* p) noexcept { ort().ReleaseValue(static_cast<OrtValue*>(p)); });
-  return nb::cast(nb::ndarray<nb::numpy>(data, shape.size(), shape.data(), owner, nullptr, dtype_of(info.dtype)));
-}
-
-nb::dict run(const Session& session, const nb::dict& feeds, const std::optional<std::vector<std::string>>& outputs) {
-  std::vector<Feed> held;
-  for (auto [name, object] : feeds) held.push_back(make_feed(session, nb::cast<std::string>(name), object));
-  for (const Port& port : session.inputs()) {
-    if (!feeds.contains(port.name.c_str())) {
-      throw std::runtime_error("input '" + port.name + "' of " + session.path() + " is missing");
-    }
-  }
-  std::vector<const char*> input_names, output_names;
-  std::vector<const OrtValue*> inputs;
-  for (const Feed& feed : held) {
-    input_names.push_back(feed.port->name.c_str());
-    inputs.push_back(feed.value.get());
-  }
-  if (outputs) {
-    for (const std::string& name : *outputs) {
-      const Port* port = session.find_output(name);
-      if (port == nullptr) {
-        throw std::runtime_error("no output named '" + name + "' in " + session.path() + "; it has " +
-                                 port_names(session.outputs()));
-      }
-      output_names.push_back(port->name.c_str());
-    }
-  } else {
-    for (const Port& port : session.outputs()) output_names.push_back(port.name.c_str());
-  }
-  std::vector<Value> values;
-  {
-    nb::gil_scoped_release release;
-    values = session.run(input_names, inputs, output_names);
-  }
-  nb::dict result;
-  for (size_t i = 0; i < values.size(); ++i) result[output_names[i]] = to_numpy(std::move(values[i]));
-  return result;
-}
-
-EarlyStopping early_stopping(const std::string& text) {
-  if (text == "true") return EarlyStopping::kTrue;
-  if (text == "false") return EarlyStopping::kFalse;
-  if (text == "never") return EarlyStopping::kNever;
-  throw std::runtime_error("early_stopping is '" + text + "', must be 'true', 'false' or 'never'");
-}
-
-template <class T>
-T option(const std::string& name, nb::handle value, const char* what) {
-  T result;
-  if (!nb::try_cast(value, result)) throw std::runtime_error("option " + name + " must be " + what);
-  return result;
-}
-
-SearchOptions search_options(const nb::dict& given) {
-  SearchOptions options;
-  for (auto [key, value] : given) {
-    const auto name = nb::cast<std::string>(key);
-    if (name == "num_beams") {
-      options.num_beams = option<int>(name, value, "an integer");
-    } else if (name == "num_return_sequences") {
-      options.num_return_sequences = option<int>(name, value, "an integer");
-    } else if (name == "max_new_tokens") {
-      options.max_new_tokens = option<int>(name, value, "an integer");
-    } else if (name == "min_new_tokens") {
-      options.min_new_tokens = option<int>(name, value, "an integer");
-    } else if (name == "length_penalty") {
-      options.length_penalty = option<double>(name, value, "a number");
-    } else if (name == "early_stopping") {
-      options.early_stopping = early_stopping(option<std::string>(name, value, "a string"));
-    } else if (name == "eos_token_ids") {
-      options.eos_token_ids = option<std::vector<int64_t>>(name, value, "a list of integers");
-    } else {
-      throw std::runtime_error("unknown generation option '" + name + "'");
-    }
-  }
-  return options;
-}
 
 // Lets Ctrl-C through while the GIL is released. Taking the GIL can wait for other Python threads, so
 // not at every token.
@@ -196,26 +42,69 @@ class SignalCheck {
   std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
 
-using Sequences = std::vector<std::vector<std::pair<std::vector<int64_t>, float>>>;
-
-Sequences generate(const Generator& generator, const nb::object& prefix_embeds,
-                   const std::vector<std::vector<int64_t>>& prompts, const nb::dict& options) {
+Prefix borrow_prefix(const Generator& generator, nb::handle prefix_embeds) {
   nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu> prefix;
   const int width = generator.shape().hidden_size;
   if (!nb::try_cast(prefix_embeds, prefix, false) || prefix.shape(2) != static_cast<size_t>(width)) {
     throw std::runtime_error("prefix_embeds must be a C-contiguous float32 array (images, length, " +
                              std::to_string(width) + ")");
   }
-  const SearchOptions search = search_options(options);
-  const Prefix borrowed{prefix.data(), static_cast<int>(prefix.shape(0)), static_cast<int>(prefix.shape(1))};
-  nb::gil_scoped_release release;
+  return {prefix.data(), static_cast<int>(prefix.shape(0)), static_cast<int>(prefix.shape(1))};
+}
+
+GenerationOptions options_for(const Generator& generator, const nb::dict& given) {
+  return options_from(given, static_cast<size_t>(generator.shape().vocab_size));
+}
+
+using Sequences = std::vector<std::vector<std::pair<std::vector<int64_t>, float>>>;
+
+Sequences sequences_of(std::vector<std::vector<Hypothesis>> results) {
   Sequences sequences;
-  for (auto& image : generator.generate(borrowed, prompts, search, SignalCheck())) {
+  for (auto& image : results) {
     auto& best = sequences.emplace_back();
     for (Hypothesis& hypothesis : image) best.emplace_back(std::move(hypothesis.tokens), hypothesis.score);
   }
   return sequences;
 }
+
+Sequences generate(const Generator& generator, nb::handle prefix_embeds, const Prompts& prompts,
+                   const nb::dict& options, const std::optional<nb::callable>& on_token) {
+  const Prefix prefix = borrow_prefix(generator, prefix_embeds);
+  const GenerationOptions native = options_for(generator, options);
+  std::function<bool(const NewToken&)> callback;
+  if (on_token) {
+    callback = [&on_token](const NewToken& token) {
+      nb::gil_scoped_acquire acquire;
+      return !(*on_token)(token.image, token.draw, token.token).is(nb::handle(Py_False));
+    };
+  }
+  nb::gil_scoped_release release;
+  return sequences_of(generator.generate(prefix, prompts, native, SignalCheck(), callback));
+}
+
+std::shared_ptr<Generation> begin(const Generator& generator, nb::handle prefix_embeds, Prompts prompts,
+                                  const nb::dict& options) {
+  const Prefix prefix = borrow_prefix(generator, prefix_embeds);
+  return std::make_shared<Generation>(generator, prefix, std::move(prompts), options_for(generator, options));
+}
+
+using Added = std::vector<std::tuple<size_t, size_t, int64_t>>;
+
+Added step(Generation& generation) {
+  {
+    nb::gil_scoped_release release;
+    generation.step();
+  }
+  Added added;
+  for (const NewToken& token : generation.added()) added.emplace_back(token.image, token.draw, token.token);
+  return added;
+}
+
+// What Python calls a chat: the core's, and whose options it checks.
+struct PythonChat {
+  const Generator& generator;
+  Chat chat;
+};
 
 using PortTuple = std::tuple<std::string, std::string, std::vector<int64_t>>;
 
@@ -257,14 +146,52 @@ NB_MODULE(_native, m) {
       .def_prop_ro("outputs", [](const Session& self) { return port_tuples(self.outputs()); })
       .def("run", &run, "feeds"_a, "outputs"_a = nb::none());
 
+  nb::class_<Vocabulary>(m, "Vocabulary")
+      .def(
+          "__init__",
+          [](Vocabulary* self, const std::vector<nb::bytes>& tokens) {
+            std::vector<std::string> texts;
+            for (const nb::bytes& token : tokens) texts.emplace_back(token.c_str(), token.size());
+            new (self) Vocabulary(texts);
+          },
+          "tokens"_a)
+      .def("__len__", &Vocabulary::size);
+
+  nb::class_<Generation>(m, "Generation")
+      .def("step", &step)
+      .def("close", &Generation::close)
+      .def_prop_ro("done", &Generation::done)
+      .def_prop_ro("seconds", [](const Generation& self) { return std::pair(self.spent().steps, self.spent().graphs); })
+      .def("results", [](const Generation& self) { return sequences_of(self.results()); });
+
   nb::class_<Generator>(m, "Generator")
       .def(
           "__init__",
           [](Generator* self, const Session& embed, const Session& llm, int layers, int kv_heads, int head_dim,
-             int hidden_size, int vocab_size) {
-            new (self) Generator(embed, llm, {layers, kv_heads, head_dim, hidden_size, vocab_size});
+             int hidden_size, int vocab_size, const Session* encoder, int64_t decoder_start_token_id) {
+            new (self) Generator(embed, llm, {layers, kv_heads, head_dim, hidden_size, vocab_size}, encoder,
+                                 decoder_start_token_id);
           },
           "embed"_a, "llm"_a, "layers"_a, "kv_heads"_a, "head_dim"_a, "hidden_size"_a, "vocab_size"_a,
-          nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())
-      .def("generate", &generate, "prefix_embeds"_a, "prompts"_a, "options"_a = nb::dict());
+          "encoder"_a = nb::none(), "decoder_start_token_id"_a = 0, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(),
+          nb::keep_alive<1, 9>())
+      .def("generate", &generate, "prefix_embeds"_a, "prompts"_a, "options"_a = nb::dict(), "on_token"_a = nb::none())
+      .def("begin", &begin, "prefix_embeds"_a, "prompts"_a, "options"_a = nb::dict(), nb::keep_alive<0, 1>(),
+           nb::keep_alive<0, 2>());
+
+  nb::class_<PythonChat>(m, "Chat")
+      .def(
+          "__init__",
+          [](PythonChat* self, const Generator& generator, nb::handle prefix_embeds, int max_rows, int capacity) {
+            const Prefix prefix = borrow_prefix(generator, prefix_embeds);
+            new (self) PythonChat{generator, Chat(generator, prefix, max_rows, capacity)};
+          },
+          "generator"_a, "prefix_embeds"_a, "max_rows"_a, "capacity"_a, nb::keep_alive<1, 2>())
+      .def(
+          "ask",
+          [](PythonChat& self, std::vector<int64_t> prompt, const nb::dict& options) {
+            return self.chat.ask(std::move(prompt), options_for(self.generator, options));
+          },
+          "prompt"_a, "options"_a = nb::dict(), nb::keep_alive<0, 1>())
+      .def_prop_ro("positions", [](const PythonChat& self) { return self.chat.positions(); });
 }

@@ -1,5 +1,5 @@
-// Log-softmax and top-k over a vocabulary in two streaming passes, written as plain loops over fixed
-// blocks so that any compiler turns them into vector code. Knows numbers only.
+// Log-softmax and top-k over a vocabulary in streaming passes, written as plain loops over fixed blocks so that any
+// compiler turns them into vector code. Knows numbers only.
 #include "scoring.h"
 
 #include <algorithm>
@@ -8,33 +8,25 @@
 #include <limits>
 #include <stdexcept>
 
+// The same code for wider registers, chosen when the library is loaded. Lanes and order are fixed and nothing is
+// contracted, so that every variant gives the same bits.
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GLIBC__) && !defined(BLIP2RT_SANITIZE)
+#define BLIP2RT_WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define BLIP2RT_WIDE
+#endif
+#define BLIP2RT_INLINE inline __attribute__((always_inline))
+
 namespace blip2rt {
 namespace {
 
-constexpr size_t kBlock = 64;
+constexpr size_t kBlock = RowScorer::kBlock;
 constexpr size_t kLanes = 16;  // independent sums and maxima: the order is ours, not -ffast-math's
+constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
-float max_of(const float* values, size_t count) {
-  float result = -std::numeric_limits<float>::infinity();
-  for (size_t i = 0; i < count; ++i) result = values[i] > result ? values[i] : result;
-  return result;
-}
-
-float block_max(const float* values) {
-  float lanes[kLanes];
-  std::memcpy(lanes, values, sizeof lanes);
-  for (size_t i = kLanes; i < kBlock; i += kLanes) {
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      const float value = values[i + lane];
-      lanes[lane] = value > lanes[lane] ? value : lanes[lane];
-    }
-  }
-  return max_of(lanes, kLanes);
-}
-
-// exp(x) for x <= 0 to 2 ulp, without a call that would stop vectorisation: x = n ln 2 + r with the
-// rounding done by adding and subtracting 1.5 * 2^23, then a polynomial in r and 2^n by its bits.
-inline float exp_of_nonpositive(float x) {
+// x = n ln 2 + r with the rounding done by adding and subtracting 1.5 * 2^23, then a polynomial in r and 2^n by its
+// bits.
+BLIP2RT_INLINE float fast_exp(float x) {
   constexpr float kRound = 12582912.0f;
   x = x < -87.0f ? -87.0f : x;
   const float shifted = x * 1.44269504f + kRound;
@@ -55,19 +47,54 @@ inline float exp_of_nonpositive(float x) {
   return p * power;
 }
 
-double sum_of_exp(const float* values, size_t count, float largest) {
+BLIP2RT_INLINE float max_of(const float* values, size_t count) {
+  float result = kLowest;
+  for (size_t i = 0; i < count; ++i) result = values[i] > result ? values[i] : result;
+  return result;
+}
+
+// maxima[i] of each whole block
+BLIP2RT_WIDE void block_maxima(const float* values, size_t blocks, float* maxima) {
+  for (size_t block = 0; block < blocks; ++block, values += kBlock) {
+    float lanes[kLanes];
+    for (size_t lane = 0; lane < kLanes; ++lane) lanes[lane] = values[lane];
+    for (size_t i = kLanes; i < kBlock; i += kLanes) {
+      for (size_t lane = 0; lane < kLanes; ++lane) {
+        const float value = values[i + lane];
+        lanes[lane] = value > lanes[lane] ? value : lanes[lane];
+      }
+    }
+    maxima[block] = max_of(lanes, kLanes);
+  }
+}
+
+// Sum of exp(value - largest), block by block: NaN when a value is NaN.
+BLIP2RT_WIDE double sum_of_exp(const float* values, size_t count, float largest) {
   float lanes[kLanes] = {};
   size_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
-    for (size_t lane = 0; lane < kLanes; ++lane) lanes[lane] += exp_of_nonpositive(values[i + lane] - largest);
+    for (size_t lane = 0; lane < kLanes; ++lane) lanes[lane] += fast_exp(values[i + lane] - largest);
   }
   double total = 0;
   for (float lane : lanes) total += lane;
-  for (; i < count; ++i) total += exp_of_nonpositive(values[i] - largest);
+  for (; i < count; ++i) total += fast_exp(values[i] - largest);
   return total;
 }
 
+BLIP2RT_WIDE void subtract(float* values, size_t count, float first, float second) {
+  for (size_t i = 0; i < count; ++i) values[i] = values[i] - first - second;
+}
+
 }  // namespace
+
+float exp_of_nonpositive(float x) { return fast_exp(x); }
+
+BLIP2RT_WIDE void exp_of_scaled(const float* scores, float* weights, size_t count, float largest, float scale) {
+  for (size_t i = 0; i < count; ++i) {
+    const float weight = fast_exp((scores[i] - largest) * scale);
+    weights[i] = scores[i] == kLowest ? 0.0f : weight;
+  }
+}
 
 void TopK::offer(const Candidate& candidate) {
   if (!would_take(candidate.score)) return;
@@ -79,24 +106,39 @@ void TopK::offer(const Candidate& candidate) {
 
 RowScorer::RowScorer(size_t vocab_size) : vocab_size_(vocab_size), block_max_((vocab_size + kBlock - 1) / kBlock) {}
 
-void RowScorer::score(float* logits, float base, int row, const std::vector<int64_t>& forbidden, TopK& best) {
-  const size_t whole = vocab_size_ / kBlock;
-  const size_t tail = vocab_size_ % kBlock;
-  for (size_t block = 0; block < whole; ++block) block_max_[block] = block_max(logits + block * kBlock);
-  if (tail != 0) block_max_[whole] = max_of(logits + whole * kBlock, tail);
+void RowScorer::find_block_max(const float* scores) {
+  const size_t whole = vocab_size_ / kBlock, tail = vocab_size_ % kBlock;
+  block_maxima(scores, whole, block_max_.data());
+  if (tail != 0) block_max_[whole] = max_of(scores + whole * kBlock, tail);
+}
 
-  const float largest = max_of(block_max_.data(), block_max_.size());
-  const float log_sum = static_cast<float>(std::log(sum_of_exp(logits, vocab_size_, largest)));
-  if (!std::isfinite(log_sum)) throw std::runtime_error("the language model returned logits that are not finite");
+void RowScorer::measure(const float* scores) {
+  find_block_max(scores);
+  largest_ = max_of(block_max_.data(), block_max_.size());
+  log_sum_ = static_cast<float>(std::log(sum_of_exp(scores, vocab_size_, largest_)));
+  if (std::isfinite(log_sum_)) return;
+  const bool all_forbidden = std::all_of(scores, scores + vocab_size_, [](float score) { return score == kLowest; });
+  if (!all_forbidden) throw std::runtime_error("the language model returned logits that are not finite");
+}
 
-  for (int64_t token : forbidden) logits[token] = -std::numeric_limits<float>::infinity();
+int RowScorer::argmax(const float* scores) const {
+  const auto block = std::find(block_max_.begin(), block_max_.end(), largest_) - block_max_.begin();
+  const float* start = scores + static_cast<size_t>(block) * kBlock;
+  return static_cast<int>(std::find(start, scores + vocab_size_, largest_) - scores);
+}
 
-  // Rounding is monotonic, so a block whose largest logit scores too low holds nothing better.
+void RowScorer::normalise(float* scores) {
+  subtract(scores, vocab_size_, largest_, log_sum_);
+  largest_ = log_sum_ = 0;
+}
+
+void RowScorer::offer(const float* scores, float base, int row, TopK& best) const {
+  // Rounding is monotonic, so a block whose largest score is too low holds nothing better.
   for (size_t block = 0; block < block_max_.size(); ++block) {
-    if (!best.would_take(base + (block_max_[block] - largest - log_sum))) continue;
+    if (!best.would_take(base + (block_max_[block] - largest_ - log_sum_))) continue;
     const size_t end = std::min(vocab_size_, (block + 1) * kBlock);
     for (size_t token = block * kBlock; token < end; ++token) {
-      best.offer({base + (logits[token] - largest - log_sum), row, static_cast<int>(token)});
+      best.offer({base + (scores[token] - largest_ - log_sum_), row, static_cast<int>(token)});
     }
   }
 }

@@ -1,5 +1,5 @@
-// Turns rows of logits into the best scored tokens: log-softmax and selection without sorting or
-// storing probabilities. Knows numbers only; not what a beam or a stop token is.
+// Reads rows of scores, one a token: log-softmax and selection without sorting. Knows numbers only; not what a beam or
+// a stop token is.
 #pragma once
 
 #include <cstddef>
@@ -28,21 +28,43 @@ class TopK {
   std::vector<Candidate> items_;
 };
 
-// Scores the tokens of one row at a time. Keeps its scratch memory between rows.
+// exp(x) for x <= 0 to 2 ulp, without a call into libm.
+float exp_of_nonpositive(float x);
+
+// weights[i] = exp((scores[i] - largest) * scale)
+void exp_of_scaled(const float* scores, float* weights, size_t count, float largest, float scale);
+
+// One row at a time, of a fixed length: `measure` first, then the questions. Keeps its scratch memory between rows.
 class RowScorer {
  public:
+  static constexpr size_t kBlock = 64;
+
   explicit RowScorer(size_t vocab_size);
 
-  size_t vocab_size() const { return vocab_size_; }
+  // Reads the row. Throws when a score is NaN or +inf; -inf is a forbidden token.
+  void measure(const float* scores);
 
-  // Offers every token of `logits` to `best` with the score base + log_softmax(logits)[token]. Tokens in
-  // `forbidden` count in the softmax, yet score -inf, as a Hugging Face logits processor would have it:
-  // their entries of `logits` are overwritten. Throws when the logits are not finite.
-  void score(float* logits, float base, int row, const std::vector<int64_t>& forbidden, TopK& best);
+  float largest() const { return largest_; }
+  float log_sum() const { return log_sum_; }  // log(sum(exp(score - largest))), NaN where every token is forbidden
+  int argmax(const float* scores) const;      // the first of the largest
+  size_t vocab_size() const { return vocab_size_; }
+  const std::vector<float>& block_max() const { return block_max_; }  // (ceil(V / kBlock))
+
+  // Turns the row into its log-probabilities, of which offer() then makes nothing more.
+  void normalise(float* scores);
+  // Reads a normalised row again after some of its scores were changed.
+  void measure_again(const float* scores) { find_block_max(scores); }
+
+  // Offers every token with the score base + its log-probability as it was when measured. Tokens set to -inf since
+  // then stay that.
+  void offer(const float* scores, float base, int row, TopK& best) const;
 
  private:
+  void find_block_max(const float* scores);
+
   size_t vocab_size_;
-  std::vector<float> block_max_;  // (ceil(V / 64)): lets the selection skip nearly every block
+  float largest_ = 0, log_sum_ = 0;
+  std::vector<float> block_max_;  // lets the selection skip nearly every block
 };
 
 }  // namespace blip2rt

@@ -6,49 +6,27 @@ goes on: after its graphs are written, a model's weights are rounded in place to
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from safetensors import SafetensorError
 
 from blip2rt.bundle import Bundle, BundleWriter, Component, ImageSpec, Manifest, Source, Verification
 from blip2rt.errors import Blip2rtError
-from blip2rt.modeling.blip2 import Blip2Config
-from blip2rt.modeling.checkpoints import load_model, read_config
+from blip2rt.modeling import streaming
 from blip2rt.modeling.quantize import round_weights
 
-from . import describe, graphs, llm, qformer, quantize, verify, vision
+from . import describe, graphs, llm, qformer, quantize, t5, verify, vision
+from .choices import Choices, Options, resolve
+from .progress import Progress
 
 BLOCK = 64  # of the Q-Former's weights; the LLM's is the checkpoint's
-GROUPS = ("vision", "qformer", "llm", "retrieval")
-PRECISIONS: dict[str, tuple[str, ...]] = {
-    "vision": ("fp32", "fp16", "int8w", "int8"),
-    **dict.fromkeys(GROUPS[1:], ("fp32", "fp16", "int8w", "int4")),
-}
-DEFAULTS = {"vision": "int8w", "qformer": "int4", "llm": "int4", "retrieval": "int4"}
-
-Report = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `blip2rt-export` was asked for."""
-
-    ckpt: Path
-    out: Path
-    retrieval_ckpt: Path | None = None
-    name: str | None = None  # default: the bundle folder's
-    precision: dict[str, str] = field(default_factory=dict)  # group -> precision; DEFAULTS for the others
-    calib: Path | None = None
-    card: Path | None = None
-    max_positions: int = 1024
-    overwrite: bool = False
-    verify: bool = True
+OWN_LIMIT = 500_000_000  # parameters of an LLM up to which its graph is also compared with its own rounded weights
 
 
 @dataclass(frozen=True)
@@ -58,20 +36,20 @@ class Result:
     sizes: dict[str, int]  # component -> bytes of its graph and weights; shared weights count for each
 
 
-def export(options: Options, report: Report) -> Result:
+def export(options: Options, progress: Progress) -> Result:
     """Write the bundle, or nothing and raise Blip2rtError."""
-    stage2, stage1 = _checkpoints(options)
-    precision = {**DEFAULTS, **options.precision}
-    files = _calibration(options, precision["vision"])
-    if options.card is not None and not options.card.is_file():
-        raise Blip2rtError(f"--card {options.card} is no file")
+    choices = resolve(options)
     with BundleWriter(options.out, overwrite=options.overwrite) as writer:
-        work = _Work(writer.folder, precision, options, files, report)
-        model2 = _load(stage2, report, vision=True) if stage2 else None
-        model1 = _load(stage1, report, vision=model2 is None) if stage1 else None
-        first: Any = model2 or model1
-        image = describe.image_spec(first.config.vision)
-        encoder, first.vision = first.vision, None
+        work = _Work(writer.folder, choices, options, progress)
+        models = []
+        for checkpoint in (choices.stage2, choices.stage1):
+            if checkpoint is not None:
+                progress.line(f"loading {checkpoint.source}")
+                models.append(checkpoint.load(vision=not models))
+        model2 = models[0] if choices.stage2 else None
+        model1 = models[-1] if choices.stage1 else None
+        image = describe.image_spec(models[0].config.vision)
+        encoder, models[0].vision = models[0].vision, None
         features = work.vision(encoder, image)
         del encoder
         retrieval = work.retrieval(model1, features) if model1 is not None else None
@@ -84,52 +62,50 @@ def export(options: Options, report: Report) -> Result:
         manifest = Manifest(
             name=options.name or options.out.resolve().name,
             created_by=describe.created_by(),
-            components={name: work.components[name] for name in work.components},
+            components=work.components,
             image=image,
             llm=language,
             retrieval=retrieval,
+            question=describe.question_spec(model2, writer.folder) if model2 is not None else None,
             prompts=describe.prompts(model2),
             decoding=describe.decoding() if model2 is not None else {},
-            sources=_sources(model for model in (model2, model1) if model is not None),
+            sources=_sources(models),
             verification=tuple(
-                Verification(row.component, row.precision, row.max_abs_error, row.cosine)
+                Verification(row.component, row.precision, row.max_abs_error, row.cosine, row.agreement)
                 for row in work.rows if row.against == verify.PYTORCH
             ),
         )  # fmt: skip
+        progress.line("hashing")
         return Result(writer.finish(manifest), work.rows, work.sizes)
 
 
 class _Work:
     """Writes the graphs of each group into the bundle's folder, and keeps what the manifest and the table need."""
 
-    def __init__(
-        self, folder: Path, precision: dict[str, str], options: Options, files: list[Path], report: Report
-    ) -> None:
-        self.folder, self.precision, self.options, self.files, self.report = folder, precision, options, files, report
+    def __init__(self, folder: Path, choices: Choices, options: Options, progress: Progress) -> None:
+        self.folder, self.options, self.progress = folder, options, progress
+        self.precision, self.files = choices.precision, choices.photographs
         self.components: dict[str, Component] = {}
         self.rows: list[verify.Row] = []
         self.sizes: dict[str, int] = {}
-        self.pixels = np.zeros(0, np.float32)
 
     def vision(self, encoder: Any, image: ImageSpec) -> np.ndarray:
         """Returns vision_features (B,N,C) of a few images, for the graphs that come after."""
         part, precision = vision.vision_part(encoder, image), self.precision["vision"]
         shape = (3, 3, image.height, image.width)
         noise = np.random.default_rng().uniform(-1, 1, shape).astype(np.float32)
-        self.pixels = vision.pixels(self.files[:3], image) if self.files else noise
-        want = part.run({"pixels": self.pixels})
-        self.report("vision: tracing")
+        inputs = {"pixels": vision.pixels(self.files[:3], image) if self.files else noise}
+        self.progress.line("vision: running in PyTorch, tracing")
+        want = part.run(inputs)
         model = graphs.trace(part)
-        inputs, outputs = graphs.describe(model.graph.inputs), graphs.describe(model.graph.outputs)
-        if precision == "int8":
-            self.report(f"vision: calibrating int8 on {len(self.files)} images")
+        signature = graphs.describe(model.graph.inputs), graphs.describe(model.graph.outputs)
+        if precision == "int8-static":
+            self.progress.line(f"vision: calibrating int8 on {len(self.files)} images")
             model = vision.quantize_int8(model, self.folder, self.files, image)
-        elif precision == "fp16":
-            quantize.store_fp16(model)
-        elif precision == "int8w":
-            quantize.store_int8(model)
-        self._write("vision", "vision", model, precision, inputs, outputs)
-        self._judge("vision", precision, {"pixels": self.pixels}, want)
+        data = graphs.DataFile(self.folder, "vision.data")
+        self._write("vision", model, precision, data, signature=signature)
+        data.close()
+        self._judge("vision", precision, inputs, want)
         return want["vision_features"]
 
     def retrieval(self, model: Any, features: np.ndarray) -> Any:
@@ -140,8 +116,11 @@ class _Work:
     def generative(self, model: Any, features: np.ndarray) -> Any:
         language, model.llm = model.llm, None
         parts = qformer.generative_parts(model)
-        prefixes = parts[0].run({"vision_features": features})["prefix_embeds"]
-        self._group("qformer", model, parts, {"vision_features": features})
+        inputs = {"vision_features": features}
+        if model.config.question_input:
+            inputs |= describe.example_texts(model)
+        prefixes = parts[0].run(inputs)["prefix_embeds"]
+        self._group("qformer", model, parts, inputs)
         return self._llm(model, language, prefixes)
 
     def _group(self, group: str, model: Any, parts: Sequence[graphs.Part], inputs: dict[str, np.ndarray]) -> None:
@@ -150,73 +129,74 @@ class _Work:
         wants = {part.name: part.run(inputs) for part in parts}
         data = graphs.DataFile(self.folder, f"{group}.data")
         for part in parts:
-            self.report(f"{part.name}: tracing")
-            self._write(part.name, group, graphs.trace(part), precision, data=data)
+            self.progress.line(f"{part.name}: tracing")
+            self._write(part.name, graphs.trace(part), precision, data)
         data.close()
         for part in parts:
             self._judge(part.name, precision, inputs, wants[part.name])
-        if precision in quantize.BITS:
+        if precision in quantize.BITS and self.options.verify:
             round_weights(model, quantize.BITS[precision], BLOCK)
             for part in parts:
                 self._judge(part.name, precision, inputs, part.run(inputs), verify.OWN)
 
     def _llm(self, model: Any, language: Any, prefixes: np.ndarray) -> Any:
         config, precision = model.config.llm, self.precision["llm"]
-        bits = quantize.BITS.get(precision)
-        if config.bits and config.bits != bits:
-            self.report(f"llm: trained against {config.bits}-bit weights, exported as {precision}")
-        self.report("llm: tracing")
+        if config.bits and config.bits != quantize.BITS.get(precision):
+            self.progress.line(f"llm: trained against {config.bits}-bit weights, exported as {precision}")
+        self.progress.line("llm: tracing")
         data = graphs.DataFile(self.folder, "llm.data")
-        block = config.block
-        self._write(
-            "llm", "llm", llm.trace_llm(language, self.options.max_positions), precision, data=data, block=block
-        )
-        embed = llm.embed_part(language)
-        self._write("embed", "llm", graphs.trace(embed), precision, data=data, block=block)
+        for name, graph in self._llm_graphs(language):
+            self._write(name, graph, precision, data, block=config.block)
         data.close()
         spec, prompts = describe.llm_spec(model, language, self.folder, self.options.max_positions)
         if self.options.verify:
-            self._judge_llm(language, embed, describe.llm_inputs(language, prompts, prefixes), bits, block)
+            self.progress.line("llm: verifying")
+            with streaming.streamed(language):
+                rows = describe.llm_inputs(language, prompts, prefixes)
+            self._judge_llm(language, rows, spec.decoder_start_token_id, config.block)
         return spec
 
-    def _judge_llm(
-        self, language: Any, embed: graphs.Part, rows: list[np.ndarray], bits: int | None, block: int
-    ) -> None:
-        self.report("llm: verifying")
+    def _llm_graphs(self, language: Any) -> Any:
+        """One after the other, (name, graph)."""
+        if language.config.is_encoder_decoder:
+            yield "encoder", t5.trace_encoder(language)
+            yield "llm", t5.trace_decoder(language)
+        else:
+            yield "llm", llm.trace_llm(language, self.options.max_positions)
+        yield "embed", graphs.trace(llm.embed_part(language))
+
+    def _judge_llm(self, language: Any, rows: list[np.ndarray], start: int | None, block: int) -> None:
         precision = self.precision["llm"]
-        paths = self.folder / "llm.onnx", self.folder / "embed.onnx"
-        reference = verify.llm_reference(language, rows)
-        got, agreement = verify.run_llm(*paths, reference)
-        note = f"{agreement:.0%} of greedy tokens agree"
-        self.rows.append(
-            verify.judge("llm", precision, verify.PYTORCH, {"logits": got}, {"logits": reference.logits}, note)
-        )
-        ids = {"token_ids": reference.tokens.astype(np.int64)}
+        encoder = None if start is None else self.folder / "encoder.onnx"
+        own = verify.LlmGraphs(self.folder / "llm.onnx", self.folder / "embed.onnx", encoder, start)
+        tokens, got = own.run(rows)
+        want = verify.llm_logits(language, rows, tokens, start)
+        agreement = float((got.argmax(-1) == want.argmax(-1)).mean())
+        self.rows.append(verify.judge("llm", precision, verify.PYTORCH, {"logits": got}, {"logits": want}, agreement))
+        embed, ids = llm.embed_part(language), {"token_ids": tokens.astype(np.int64)}
         self._judge("embed", precision, ids, embed.run(ids))
-        if bits is None:
+        size = sum(parameter.numel() for parameter in language.parameters())
+        if precision not in quantize.BITS or size > OWN_LIMIT:
             return
-        round_weights(language, bits, block)
-        reference = verify.llm_reference(language, rows, tokens=reference.tokens)
-        with verify.exact(paths[0]) as copy:
-            got, _ = verify.run_llm(copy, paths[1], reference)
-        self.rows.append(verify.judge("llm", precision, verify.OWN, {"logits": got}, {"logits": reference.logits}))
+        t5.round_weights(language, quantize.BITS[precision], block)
+        exact_encoder = contextlib.nullcontext() if encoder is None else verify.exact(encoder)
+        with verify.exact(own.llm) as exact_llm, exact_encoder as seen:
+            copies = verify.LlmGraphs(exact_llm, own.embed, seen, start)
+            _, got = copies.run(rows, tokens)
+        want = verify.llm_logits(language, rows, tokens, start)
+        self.rows.append(verify.judge("llm", precision, verify.OWN, {"logits": got}, {"logits": want}))
         self._judge("embed", precision, ids, embed.run(ids), verify.OWN)
 
     def _write(
-        self, name: str, group: str, model: ir.Model, precision: str, inputs: Any = None, outputs: Any = None,
-        data: graphs.DataFile | None = None, block: int = BLOCK,
+        self, name: str, model: ir.Model, precision: str, data: graphs.DataFile, block: int = BLOCK,
+        signature: Any = None,
     ) -> None:  # fmt: skip
-        inputs, outputs = inputs or graphs.describe(model.graph.inputs), outputs or graphs.describe(model.graph.outputs)
-        if precision in quantize.BITS:
-            self.report(f"{name}: quantizing to {precision}")
-            quantize.quantize_weights(model, quantize.BITS[precision], block)
-        elif precision == "fp16" and group != "vision":
-            quantize.store_fp16(model)
-        file = data or graphs.DataFile(self.folder, f"{group}.data")
+        inputs, outputs = signature or (graphs.describe(model.graph.inputs), graphs.describe(model.graph.outputs))
+        if precision != "int8-static":
+            self.progress.line(f"{name}: writing in {precision}")
+            quantize.apply(model, precision, block, data.keep, lambda done, total: self.progress.bar(name, done, total))
         path = self.folder / f"{name}.onnx"
-        self.sizes[name] = graphs.save(model, path, file)
-        if data is None:
-            file.close()
+        self.sizes[name] = graphs.save(model, path, data)
         self.components[name] = Component(path.name, precision, inputs, outputs)
 
     def _judge(self, name: str, precision: str, inputs: Any, want: Any, against: str = verify.PYTORCH) -> None:
@@ -227,51 +207,9 @@ class _Work:
             with verify.exact(graph) as copy:
                 got = verify.run(copy, inputs)
         else:
-            self.report(f"{name}: verifying")
+            self.progress.line(f"{name}: verifying")
             got = verify.run(graph, inputs)
         self.rows.append(verify.judge(name, precision, against, got, want))
-
-
-def _checkpoints(options: Options) -> tuple[Path | None, Path | None]:
-    """(stage 2, stage 1); all that is wrong with them at once."""
-    config, faults = _config(options.ckpt), []
-    if options.retrieval_ckpt is None:
-        return (None, options.ckpt) if config.stage == 1 else (options.ckpt, None)
-    other = _config(options.retrieval_ckpt)
-    if config.stage != 2:
-        faults.append(
-            f"--ckpt {options.ckpt} is of stage {config.stage}: with --retrieval-ckpt it has to be of stage 2"
-        )
-    if other.stage != 1:
-        faults.append(f"--retrieval-ckpt {options.retrieval_ckpt} is of stage {other.stage}: it has to be of stage 1")
-    if config.vision != other.vision:
-        faults.append("the two checkpoints look through different image encoders, and a bundle has one")
-    if faults:
-        raise Blip2rtError("; ".join(faults))
-    return options.ckpt, options.retrieval_ckpt
-
-
-def _calibration(options: Options, precision: str) -> list[Path]:
-    if options.calib is not None:
-        return vision.photographs(options.calib)
-    if precision == "int8":
-        raise Blip2rtError("vision=int8 needs photographs to calibrate on: give --calib FOLDER, or choose vision=fp16")
-    return []
-
-
-def _config(folder: Path) -> Blip2Config:
-    try:
-        return read_config(folder)
-    except (ValueError, KeyError, TypeError) as error:  # not JSON, or not of the right form
-        raise Blip2rtError(f"checkpoint {folder}: its config.json is damaged ({error})") from error
-
-
-def _load(folder: Path, report: Report, *, vision: bool) -> Any:
-    report(f"loading {folder}")
-    try:
-        return load_model(folder, vision=vision)
-    except (SafetensorError, OSError) as error:
-        raise Blip2rtError(f"checkpoint {folder} is damaged or incomplete: {error}") from error
 
 
 def _sources(models: Any) -> tuple[Source, ...]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from blip2rt.errors import Blip2rtError
 
@@ -16,15 +15,19 @@ if TYPE_CHECKING:
 
 _PRECISION = "vision=int8w,qformer=int4,llm=int4,retrieval=int4"
 _EPILOG = """\
-A stage-2 checkpoint gives the graphs vision, qformer, embed, llm (caption, ask); a stage-1 checkpoint, alone or as
---retrieval-ckpt, gives image_embed, text_embed, itm (match, embed).
+CKPT is a folder that training wrote, a Hugging Face folder or hub id of Blip2ForConditionalGeneration or
+Blip2ForImageTextRetrieval, or a .pth file of LAVIS. One that generates gives the graphs vision, qformer, embed, llm
+(caption, ask); one that matches, alone or as --retrieval-ckpt, gives image_embed, text_embed, itm (match, embed).
 
-precisions: fp32; fp16 (stored so, computed in fp32); int8w (8-bit weights, computed in fp32: block-wise, for vision the
-large tensors); int4 (block-wise weights), not for vision; for vision int8 (weights and activations, calibrated on
---calib). Every graph is compared with PyTorch; one that deviates too far fails the export.
+precisions: fp32; fp16 (stored so, computed in fp32); int8w (8-bit weights, computed in fp32); int4 (4-bit block-wise
+weights); int8-dynamic (8-bit weights and activations, the latter as they come); int8-static, for vision (the same,
+calibrated on --calib); int8 (static with --calib, else dynamic). Every graph is compared with PyTorch; one that
+deviates too far fails the export.
 
-example: blip2rt-export --ckpt runs/nano/stage2 --retrieval-ckpt runs/nano/stage1 --out nano \\
-           --precision vision=int8 --calib photographs/
+examples:
+  blip2rt-export --ckpt Salesforce/blip2-opt-2.7b --out opt --precision vision=int8,qformer=fp32,llm=int4
+  blip2rt-export --ckpt blip2_pretrained_opt2.7b.pth --vision eva_vit_g.pth --llm opt-2.7b/ --out opt
+  blip2rt-export --ckpt runs/nano/stage2 --retrieval-ckpt runs/nano/stage1 --out nano --calib photographs/
 """
 
 
@@ -38,11 +41,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="blip2rt-export", description="Checkpoint -> bundle of ONNX graphs, verified against PyTorch.",
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--ckpt", type=Path, required=True, metavar="CKPT", help="checkpoint, or a training's folder")
+    parser.add_argument("--ckpt", required=True, metavar="CKPT", help="checkpoint: folder, .pth file or hub id")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="BUNDLE", help="the bundle's folder, written whole or not at all"
     )
-    parser.add_argument("--retrieval-ckpt", type=Path, metavar="STAGE1", help="stage-1 checkpoint for match and embed")
+    parser.add_argument("--retrieval-ckpt", metavar="CKPT", help="a second checkpoint, for match and embed")
+    add_parts(parser)
+    parser.add_argument("--image-size", type=int, metavar="PIXELS",
+                        help="other than the checkpoint's; position embeddings are interpolated")  # fmt: skip
     parser.add_argument("--name", help="the bundle's name (default: its folder's)")
     parser.add_argument("--precision", default="", metavar="GROUP=P,...", help=f"of each group (default: {_PRECISION})")
     parser.add_argument(
@@ -60,36 +66,58 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' bars would tear our lines
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    start = time.monotonic()
-
-    def report(line: str) -> None:
-        print(f"[{time.monotonic() - start:6.1f} s] {line}", file=sys.stderr, flush=True)
-
     try:
-        result = _run(_parser().parse_args(argv), report)
+        result = _run(_parser().parse_args(argv))
     except Blip2rtError as error:
         print(f"blip2rt-export: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("blip2rt-export: interrupted, nothing was written", file=sys.stderr)
         return 130
+    except MemoryError:
+        print("blip2rt-export: error: not enough memory", file=sys.stderr)
+        return 2
     print("\n".join(table(result)))
     return 0
 
 
-def _run(args: argparse.Namespace, report: object) -> Result:
+def add_parts(parser: argparse.ArgumentParser) -> None:
+    """Flags for what LAVIS' files leave out."""
+    group = parser.add_argument_group("for .pth files of LAVIS")
+    group.add_argument("--vision", metavar="FILE", help="frozen image encoder: eva_vit_g.pth or clip_vit_L.pth")
+    group.add_argument("--llm", metavar="FOLDER", help="frozen language model: folder or hub id")
+    group.add_argument("--qformer-tokenizer", metavar="FOLDER", default="bert-base-uncased",
+                       help="folder or hub id of the Q-Former's tokenizer (default: bert-base-uncased)")  # fmt: skip
+    group.add_argument(
+        "--vision-layers", type=int, metavar="N", help="of the encoder (default: a frozen one's but the last)"
+    )
+    group.add_argument("--vision-heads", type=int, default=16, metavar="N", help="attention heads (default: 16)")
+    group.add_argument("--qformer-heads", type=int, metavar="N", help="attention heads (default: 64 wide each)")
+
+
+def parts(args: argparse.Namespace) -> Any:
+    """blip2rt.modeling.lavis.Parts of the flags."""
+    from blip2rt.modeling.lavis import Parts
+
+    return Parts(
+        args.vision, args.llm, args.qformer_tokenizer, args.vision_layers, args.vision_heads, args.qformer_heads
+    )
+
+
+def _run(args: argparse.Namespace) -> Result:
     if args.max_positions < 64:
         raise Blip2rtError(f"--max-positions is {args.max_positions}: give 64 or more")
     try:
-        from . import assemble
-    except ImportError as error:
+        from . import assemble, choices
+        from .progress import Progress
+    except ModuleNotFoundError as error:
         raise Blip2rtError(f"{error.name} is not installed; pip install 'blip2rt[export]'") from error
-    options = assemble.Options(
-        ckpt=args.ckpt, out=args.out, retrieval_ckpt=args.retrieval_ckpt, name=args.name,
-        precision=parse_precision(args.precision, assemble.PRECISIONS), calib=args.calib, card=args.card,
+    options = choices.Options(
+        ckpt=args.ckpt, out=args.out, retrieval_ckpt=args.retrieval_ckpt, parts=parts(args), image_size=args.image_size,
+        name=args.name, precision=parse_precision(args.precision, choices.PRECISIONS), calib=args.calib, card=args.card,
         max_positions=args.max_positions, overwrite=args.overwrite, verify=not args.no_verify,
     )  # fmt: skip
-    return assemble.export(options, report)  # type: ignore[arg-type]
+    return assemble.export(options, Progress())
 
 
 def parse_precision(text: str, choices: dict[str, tuple[str, ...]]) -> dict[str, str]:
@@ -112,8 +140,9 @@ def table(result: Result) -> list[str]:
     lines = [("graph", "precision", "against", "largest error", "mean cosine", "size", "")]
     for row in result.rows:
         size = f"{result.sizes[row.component] / 1e6:.1f} MB" if row.against == "PyTorch" else ""
+        note = "" if row.agreement is None else f"{row.agreement:.0%} of greedy tokens agree"
         lines.append((row.component, row.precision, row.against, f"{row.max_abs_error:.2e}", f"{row.cosine:.6f}", size,
-                      row.note))  # fmt: skip
+                      note))  # fmt: skip
     if not result.rows:
         components = result.bundle.manifest.components
         lines += [(n, c.precision, "not verified", "", "", f"{result.sizes[n] / 1e6:.1f} MB", "")

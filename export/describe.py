@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from blip2rt.bundle import Decoding, ImageSpec, LlmSpec, RetrievalSpec
+from blip2rt.bundle import Decoding, ImageSpec, LlmSpec, QuestionSpec, RetrievalSpec
+from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.checkpoints import qformer_tokenizer
-from blip2rt.modeling.llm import end_token_id, load_tokenizer
+from blip2rt.modeling.llm import end_token_ids, load_tokenizer
+from blip2rt.text import LlmTokenizer
 
 from . import llm as llm_graphs
+from . import t5
 
 TOKENIZER, QFORMER_TOKENIZER = "tokenizer.json", "qformer_tokenizer.json"
 _TEXTS = ("a dog", "two people are walking on a beach at sunset", "red", "the man in a blue shirt rides a bike")
@@ -50,8 +53,9 @@ def llm_spec(model: Any, language: Any, folder: Path, max_positions: int) -> tup
     config = model.config.llm
     tokenizer = load_tokenizer(config.source)
     _save(tokenizer, folder / TOKENIZER)
-    shape = llm_graphs.geometry(language)
-    end = end_token_id(tokenizer, config)
+    encoder_decoder = language.config.is_encoder_decoder
+    shape = t5.geometry(language, max_positions) if encoder_decoder else llm_graphs.geometry(language)
+    ends = end_token_ids(tokenizer, config)
     pad = tokenizer.pad_token_id
     spec = LlmSpec(
         layers=shape.layers,
@@ -63,13 +67,22 @@ def llm_spec(model: Any, language: Any, folder: Path, max_positions: int) -> tup
         prefix_length=model.config.qformer.queries,
         bos_token_id=tokenizer.bos_token_id,
         prepend_bos=config.prepend_bos,
-        eos_token_ids=(end,),
-        pad_token_id=end if pad is None else pad,
+        eos_token_ids=ends,
+        pad_token_id=ends[0] if pad is None else pad,
         tokenizer=TOKENIZER,
+        add_special_tokens=config.add_special_tokens,
+        empty_prompt_ids=config.empty_prompt_ids,
+        encoder_decoder=encoder_decoder,
+        decoder_start_token_id=language.config.decoder_start_token_id if encoder_decoder else None,
     )
-    start = [tokenizer.bos_token_id] if config.prepend_bos else []
-    texts = ("", config.caption_prompt, config.ask_prompt.format("what colour is the dog?"))
-    return spec, [start + tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    ours = LlmTokenizer(folder / TOKENIZER, spec)
+    texts = ("", config.caption_prompt, config.ask_prompt.replace("{}", "what colour is the dog?"))
+    if config.add_special_tokens and ours.encode(texts[2]) != tokenizer(texts[2])["input_ids"]:
+        raise Blip2rtError(
+            f"the tokenizer of {config.source} lays prompts out in a way that its tokenizer.json does not say; save it "
+            "with transformers' fast tokenizer"
+        )
+    return spec, [ours.encode(text) for text in texts]
 
 
 @torch.no_grad()
@@ -96,6 +109,15 @@ def retrieval_spec(model: Any, folder: Path) -> RetrievalSpec:
     _save(tokenizer, folder / QFORMER_TOKENIZER)
     temperature = model.temperature.item()
     return RetrievalSpec(QFORMER_TOKENIZER, model.config.max_text_length, tokenizer.pad_token_id, temperature)
+
+
+def question_spec(model: Any, folder: Path) -> QuestionSpec | None:
+    """How a question enters the Q-Former; None where it does not."""
+    if not model.config.question_input:
+        return None
+    tokenizer = qformer_tokenizer(model.config)
+    _save(tokenizer, folder / QFORMER_TOKENIZER)
+    return QuestionSpec(QFORMER_TOKENIZER, model.config.max_text_length, tokenizer.pad_token_id)
 
 
 def example_texts(model: Any) -> dict[str, np.ndarray]:

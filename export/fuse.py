@@ -180,11 +180,10 @@ def _concatenated(model: ir.Model, parts: Sequence[ir.Value], axis: int) -> ir.V
     shape[axis] = sum(tensor.shape.numpy()[axis] for tensor in tensors)
     name = "+".join(str(part.name) for part in parts)
 
-    def join() -> ir.TensorProtocol:
-        return ir.tensor(np.concatenate([t.numpy() for t in tensors], axis), name=name)
+    def join() -> np.ndarray:
+        return np.concatenate([tensor.numpy() for tensor in tensors], axis)
 
-    lazy = ir.LazyTensor(join, dtype=tensors[0].dtype, shape=ir.Shape(shape), name=name)
-    return graphs.add_initializer(model, name, lazy)
+    return graphs.add_initializer(model, name, graphs.lazy(join, shape, tensors[0].dtype, name))
 
 
 def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:

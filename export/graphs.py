@@ -1,17 +1,19 @@
 """PyTorch module -> ONNX graph in memory, and graphs -> files. Knows ONNX, nothing about what a graph computes.
 
-A graph is an `onnx_ir.Model` whose initializers still alias PyTorch's memory; nothing is copied before `save`, which
-streams the large tensors into a data file that several graphs may share.
+A graph is an `onnx_ir.Model` whose initializers still alias PyTorch's memory, or are still on disk where the module's
+are (blip2rt.modeling.streaming); nothing is copied before `save`, which streams the large tensors into a data file
+that several graphs may share.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
+from onnxscript.optimizer import optimize_ir
 
 from blip2rt.bundle import TensorInfo
+from blip2rt.modeling import streaming
 
 OPSET = 20  # the newest that every supported ONNX Runtime (1.20 and later) runs
 IR_VERSION = 10
@@ -58,7 +62,8 @@ class Part:
     @torch.no_grad()
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What PyTorch answers; inputs and outputs by name, as an ONNX Runtime session has them."""
-        result = self.module(*(torch.from_numpy(inputs[name]) for name in self.example))
+        with streaming.streamed(self.module):
+            result = self.module(*(torch.from_numpy(inputs[name]) for name in self.example))
         tensors = result if isinstance(result, tuple) else (result,)
         return {name: tensor.numpy() for name, tensor in zip(self.outputs, tensors, strict=True)}
 
@@ -78,12 +83,39 @@ def trace(part: Part, opset: int = OPSET) -> ir.Model:
             opset_version=opset,
             dynamo=True,
             verbose=False,
+            optimize=False,
         )
-    assert program is not None
-    model = program.model
+        assert program is not None
+        model = program.model
+        _stream(model, part.module)
+        optimize_ir(model, should_fold=_foldable)
     model.ir_version = IR_VERSION
     normalise_linears(model)
     return model
+
+
+def _stream(model: ir.Model, module: torch.nn.Module) -> None:
+    """Give the initializers of bound parameters their readers."""
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        value = model.graph.initializers.get(f"module.{name}")
+        if value is not None and streaming.is_bound(parameter):
+            value.const_value = lazy(functools.partial(_values, parameter), parameter.shape, ir.DataType.FLOAT, name)
+
+
+def _foldable(node: ir.Node) -> bool | None:
+    """False: leave a node of unread weights alone; None: as the optimizer sees fit."""
+    return False if any(isinstance(value.const_value, ir.LazyTensor) for value in node.inputs if value) else None
+
+
+def _values(parameter: torch.Tensor) -> np.ndarray:
+    return streaming.read(parameter).numpy()
+
+
+def lazy(read: Callable[[], np.ndarray], shape: Sequence[int], dtype: ir.DataType, name: str) -> ir.LazyTensor:
+    """A tensor that is computed whenever it is wanted, and not kept."""
+    return ir.LazyTensor(
+        lambda: ir.tensor(read(), name=name), dtype=dtype, shape=ir.Shape(shape), name=name, cache=False
+    )
 
 
 class _Positional(torch.nn.Module):
@@ -164,7 +196,9 @@ def transposed(model: ir.Model, value: ir.Value | None) -> ir.Value:
     name = f"{value.name}.T"
     if name in model.graph.initializers:
         return model.graph.initializers[name]
-    return add_initializer(model, name, ir.tensor(value.const_value.numpy().T, name=name))
+    tensor = value.const_value
+    rows, columns = tensor.shape.numpy()
+    return add_initializer(model, name, lazy(lambda: tensor.numpy().T, (columns, rows), tensor.dtype, name))
 
 
 def _replace(model: ir.Model, node: ir.Node, value: ir.Value) -> None:
@@ -196,6 +230,10 @@ class DataFile:
             self.name, self._known[key], len(data), tensor.dtype, shape=shape, name=tensor.name or ""
         )
 
+    def keep(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        """A large tensor is written now and found in the file; a small one stays as it is."""
+        return self.add(tensor) if tensor.nbytes > INLINE_BYTES else tensor
+
     def close(self) -> None:
         """Close, and leave no empty file behind."""
         self._file.close()
@@ -214,7 +252,7 @@ def save(model: ir.Model, path: Path, data: DataFile | None) -> int:
         tensor = value.const_value
         assert tensor is not None
         if data is not None and tensor.nbytes > INLINE_BYTES:
-            value.const_value = data.add(tensor)
+            value.const_value = tensor if isinstance(tensor, ir.ExternalTensor) else data.add(tensor)
             outside += tensor.nbytes
     proto = ir.to_proto(model)
     _strip(proto)

@@ -1,6 +1,7 @@
 """Q-Former and its heads -> the graphs that read vision_features and text.
 
-qformer:     vision_features (B,N,C) -> query_output (B,Q,H), prefix_embeds (B,Q,D)       of a stage-2 checkpoint
+qformer:     vision_features (B,N,C) -> query_output (B,Q,H), prefix_embeds (B,Q,D)       of a stage-2 checkpoint;
+             with question_input also token_ids (B,L), text_mask (B,L) of the question
 image_embed: vision_features (B,N,C) -> image_embeds (B,Q,E)                              these three of a stage-1 one
 text_embed:  token_ids (B,L), text_mask (B,L) -> text_embeds (B,E)
 itm:         vision_features (B,N,C), token_ids (B,L), text_mask (B,L) -> itm_logits (B,2)
@@ -34,6 +35,8 @@ def retrieval_parts(model: Blip2) -> list[Part]:
 
 def _part(name: str, model: Blip2) -> Part:
     config, (inputs, outputs) = model.config, TENSORS[name]
+    if name == QFORMER and config.question_input:
+        inputs = (*inputs, TOKEN_IDS, TEXT_MASK)
     text_mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     example = {
         VISION_FEATURES: torch.zeros(2, config.vision.positions, config.vision.features),
@@ -55,8 +58,8 @@ class _Graph(nn.Module):
         return self.function(self.model, *inputs)
 
 
-def _qformer(model: Blip2, vision_features: Tensor) -> tuple[Tensor, Tensor]:
-    query_output = model.query_output(vision_features)
+def _qformer(model: Blip2, vision_features: Tensor, *question: Tensor) -> tuple[Tensor, Tensor]:
+    query_output = model.query_output(vision_features, *question)
     return query_output, model.prefix_embeds(query_output)
 
 

@@ -1,9 +1,12 @@
-"""Weight-only quantization of a graph: block-wise integers for matrices, fp16 for what has to stay a float.
+"""Quantization of a graph's weights: block-wise integers for matrices, fp16 for what has to stay a float.
 
 MatMul with a constant (K,N) becomes com.microsoft::MatMulNBits, Gather from a constant (V,K) becomes
 com.microsoft::GatherBlockQuantized; both read the codes of blip2rt.modeling.quantize, which training sees.
-A tied embedding and head have the same codes and scales, so that the data file stores them once. Knows graphs, nothing
-about which model they belong to; activations stay float32.
+A tied embedding and head have the same codes and scales, so that the data file stores them once. Activations stay
+float32, but for int8-dynamic: there MatMul becomes com.microsoft::DynamicQuantizeMatMul.
+
+Every function takes `keep`, which puts a new tensor where it belongs (graphs.DataFile.keep), so that the weights of a
+large model are never together in memory. Knows graphs, nothing about which model they belong to.
 """
 
 from __future__ import annotations
@@ -14,29 +17,115 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.quantize import QuantizedWeight, quantize_blockwise
 
 from . import graphs
 
 DOMAIN = "com.microsoft"
 BITS = {"int4": 4, "int8w": 8}
+Keep = Callable[[ir.TensorProtocol], ir.TensorProtocol]
+Progress = Callable[[int, int], None]
 _FP16_MAX = 65504.0
 _MANY = 50_000  # weights of a tensor that is worth int8 where int8 is not for all
 
 
-def quantize_weights(model: ir.Model, bits: int, block: int, progress: Callable[[int, int], None] | None = None) -> int:
+def in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    return tensor
+
+
+def _silent(done: int, total: int) -> None:
+    pass
+
+
+def apply(model: ir.Model, precision: str, block: int, keep: Keep = in_memory, progress: Progress = _silent) -> None:
+    """Bring the graph's weights to `precision`, in place: fp32, fp16, int4, int8w or int8-dynamic."""
+    if precision == "fp32":
+        return
+    found = 1
+    if precision == "int8-dynamic":
+        found = quantize_dynamic(model, block, keep, progress)
+    elif precision in BITS:
+        found = quantize_weights(model, BITS[precision], block, keep, progress)
+    if not found and precision != "int8w":
+        raise Blip2rtError(
+            f"an image encoder of convolutions alone cannot be {precision}; choose int8w, or int8 with --calib"
+        )
+    if precision in ("int8w", "int8-dynamic"):
+        store_int8(model, keep)
+    if precision != "int4":
+        store_fp16(model, keep)
+
+
+def quantize_weights(
+    model: ir.Model, bits: int, block: int, keep: Keep = in_memory, progress: Progress = _silent
+) -> int:
     """Quantize every constant matrix of MatMul and Gather nodes in place; returns how many."""
     work = [node for node in model.graph if _matrix(node) is not None]
     for done, node in enumerate(work):
         if node.op_type == "MatMul":
-            _quantize_matmul(model, node, bits, block)
+            _quantize_matmul(model, node, bits, block, keep)
         else:
-            _quantize_gather(model, node, bits, block)
-        if progress is not None:
-            progress(done + 1, len(work))
+            _quantize_gather(model, node, bits, block, keep)
+        progress(done + 1, len(work))
     graphs.drop_unused(model)
     model.graph.opset_imports[DOMAIN] = 1
     return len(work)
+
+
+def quantize_dynamic(model: ir.Model, block: int, keep: Keep = in_memory, progress: Progress = _silent) -> int:
+    """int8 matrices with a scale for each column, activations quantized as they come; tables of Gather as int8w.
+
+    Returns how many matrices there were.
+    """
+    work = [node for node in model.graph if _matrix(node) is not None]
+    for done, node in enumerate(work):
+        if node.op_type == "MatMul":
+            _quantize_dynamic(model, node, keep)
+        else:
+            _quantize_gather(model, node, 8, block, keep)
+        progress(done + 1, len(work))
+    graphs.drop_unused(model)
+    model.graph.opset_imports[DOMAIN] = 1
+    return len(work)
+
+
+def _quantize_dynamic(model: ir.Model, node: ir.Node, keep: Keep) -> None:
+    activation, weight = node.inputs
+    tensor = _matrix(node)
+    assert tensor is not None and weight is not None and weight.name is not None
+    codes_name, scales_name = f"{weight.name}.codes", f"{weight.name}.scales"
+    if codes_name not in model.graph.initializers:
+        array = np.asarray(tensor.numpy())
+        largest = np.abs(array).max(axis=0)
+        scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+        codes = np.rint(array / scales).astype(np.int8)
+        _keep(model, keep, codes_name, codes)
+        _keep(model, keep, scales_name, scales)
+    initializers = model.graph.initializers
+    inputs = [activation, initializers[codes_name], initializers[scales_name], None, None]
+    out, old = node.outputs[0], [node]
+    bias = _bias(out)
+    if bias is not None:
+        add, inputs[4] = bias
+        out, old = add.outputs[0], [add, node]
+    new = ir.node("DynamicQuantizeMatMul", inputs, domain=DOMAIN, name=node.name)
+    ir.convenience.replace_nodes_and_values(model.graph, old[0], old, [new], [out], new.outputs)
+
+
+def _bias(product: ir.Value) -> tuple[ir.Node, ir.Value] | None:
+    """The Add of a constant vector, where that is all that becomes of a product."""
+    uses = list(product.uses())
+    if len(uses) != 1 or uses[0].node.op_type != "Add":
+        return None
+    add = uses[0].node
+    other = add.inputs[1 - uses[0].idx]
+    tensor = graphs.constant(other)
+    return (add, other) if other is not None and tensor is not None and len(tensor.shape) == 1 else None
+
+
+def _keep(model: ir.Model, keep: Keep, name: str, array: np.ndarray) -> ir.Value:
+    return graphs.add_initializer(model, name, keep(ir.tensor(array, name=name)))
 
 
 def _matrix(node: ir.Node) -> ir.TensorProtocol | None:
@@ -52,17 +141,16 @@ def _matrix(node: ir.Node) -> ir.TensorProtocol | None:
     return None if node.op_type == "Gather" and tensor.shape.numpy()[1] % 2 else tensor
 
 
-def _quantize_matmul(model: ir.Model, node: ir.Node, bits: int, block: int) -> None:
+def _quantize_matmul(model: ir.Model, node: ir.Node, bits: int, block: int, keep: Keep) -> None:
     activation, weight = node.inputs
     tensor = _matrix(node)
     assert tensor is not None and weight is not None and weight.name is not None
     codes_name = f"{weight.name}.codes"
     if codes_name not in model.graph.initializers:
         quantized = quantize_blockwise(_torch(tensor).T, bits, block)
-        graphs.add_initializer(model, codes_name, ir.tensor(quantized.codes.numpy(), name=codes_name))
-        zeros = f"{weight.name}.zero_points"
-        graphs.add_initializer(model, zeros, ir.tensor(quantized.zero_points.numpy(), name=zeros))
-        _add_scales(model, weight.name, quantized)
+        _keep(model, keep, codes_name, quantized.codes.numpy())
+        _keep(model, keep, f"{weight.name}.zero_points", quantized.zero_points.numpy())
+        _keep(model, keep, f"{weight.name}.scales", quantized.scales.numpy())
     initializers = model.graph.initializers
     inputs = [activation, initializers[codes_name], _scales(model, node, weight.name),
               initializers[f"{weight.name}.zero_points"]]  # fmt: skip
@@ -71,7 +159,7 @@ def _quantize_matmul(model: ir.Model, node: ir.Node, bits: int, block: int) -> N
     _swap(model, node, ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, name=node.name))
 
 
-def _quantize_gather(model: ir.Model, node: ir.Node, bits: int, block: int) -> None:
+def _quantize_gather(model: ir.Model, node: ir.Node, bits: int, block: int, keep: Keep) -> None:
     table, indices = node.inputs
     tensor = _matrix(node)
     assert tensor is not None and table is not None and table.name is not None
@@ -82,8 +170,8 @@ def _quantize_gather(model: ir.Model, node: ir.Node, bits: int, block: int) -> N
         zeros = _zero_point_table(quantized)
         for suffix, packed, columns in (("codes", codes, width), ("zeros", zeros, quantized.scales.shape[1])):
             name = f"{table.name}.{suffix}"
-            graphs.add_initializer(model, name, _unsigned(packed, bits, (rows, columns), name))
-        _add_scales(model, table.name, quantized)
+            graphs.add_initializer(model, name, keep(_unsigned(packed, bits, (rows, columns), name)))
+        _keep(model, keep, f"{table.name}.scales", quantized.scales.numpy())
     initializers = model.graph.initializers
     inputs = [initializers[f"{table.name}.codes"], indices, _scales(model, node, table.name),
               initializers[f"{table.name}.zeros"]]  # fmt: skip
@@ -112,11 +200,6 @@ def _unsigned(packed: np.ndarray, bits: int, shape: tuple[int, int], name: str) 
     return ir.PackedTensor(packed.reshape(-1), ir.DataType.UINT4, shape=ir.Shape(shape), name=name)
 
 
-def _add_scales(model: ir.Model, weight: str, quantized: QuantizedWeight) -> None:
-    name = f"{weight}.scales"
-    graphs.add_initializer(model, name, ir.tensor(quantized.scales.numpy(), name=name))
-
-
 def _scales(model: ir.Model, before: ir.Node, weight: str) -> ir.Value:
     """float32 scales from the stored float16 ones; ONNX Runtime folds the Cast when it loads the graph."""
     stored = model.graph.initializers[f"{weight}.scales"]
@@ -136,24 +219,24 @@ def _swap(model: ir.Model, old: ir.Node, new: ir.Node) -> None:
     ir.convenience.replace_nodes_and_values(model.graph, old, [old], [new], old.outputs, new.outputs)
 
 
-def store_fp16(model: ir.Model) -> None:
-    """Store every large float32 initializer as float16 with a Cast back; values beyond float16's range stay float32."""
+def store_fp16(model: ir.Model, keep: Keep = in_memory) -> None:
+    """Store every large float32 weight as float16 with a Cast back; values beyond float16's range stay float32."""
     first = next(iter(model.graph))
     for value in list(model.graph.initializers.values()):
         tensor = value.const_value
-        if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.nbytes <= graphs.INLINE_BYTES:
+        if tensor is None or not _is_weight(tensor) or tensor.nbytes <= graphs.INLINE_BYTES:
             continue
         array = tensor.numpy()
         if np.abs(array).max() > _FP16_MAX:
             continue
         name = f"{value.name}.half"
-        stored = graphs.add_initializer(model, name, ir.tensor(array.astype(np.float16), name=name))
+        stored = _keep(model, keep, name, array.astype(np.float16))
         ir.convenience.replace_all_uses_with(value, _cast(model, first, stored))
     graphs.drop_unused(model)
 
 
-def store_int8(model: ir.Model) -> None:
-    """Store large weights as int8 with a float scale for each row of their first axis, the others as float16.
+def store_int8(model: ir.Model, keep: Keep = in_memory) -> None:
+    """Store large weights as int8 with a float scale for each row of their first axis.
 
     Cast and Mul bring them back; ONNX Runtime folds both when it loads the graph, and computes in float32. A
     convolutional encoder has most of its weights in few layers, and most of its sensitivity in the others.
@@ -161,7 +244,7 @@ def store_int8(model: ir.Model) -> None:
     first = next(iter(model.graph))
     for value in list(model.graph.initializers.values()):
         tensor = value.const_value
-        if tensor is None or tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) < 2:
+        if tensor is None or not _is_weight(tensor):
             continue
         array = tensor.numpy()
         if array.size <= _MANY:
@@ -170,14 +253,18 @@ def store_int8(model: ir.Model) -> None:
         scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
         codes_name, scales_name = f"{value.name}.codes", f"{value.name}.scales"
         codes = np.rint(array / scales).astype(np.int8)
-        stored = graphs.add_initializer(model, codes_name, ir.tensor(codes, name=codes_name))
-        scale = graphs.add_initializer(model, scales_name, ir.tensor(scales, name=scales_name))
+        stored, scale = _keep(model, keep, codes_name, codes), _keep(model, keep, scales_name, scales)
         restore = ir.node("Mul", [_cast(model, first, stored), scale], name=f"{value.name}.restore")
         restore.outputs[0].name = f"{value.name}.restored"
         model.graph.insert_before(first, restore)
         ir.convenience.replace_all_uses_with(value, restore.outputs[0])
     graphs.drop_unused(model)
-    store_fp16(model)
+
+
+def _is_weight(tensor: ir.TensorProtocol) -> bool:
+    """A float of two dimensions or more, that is no scale of one stored before."""
+    stored = (tensor.name or "").endswith(".scales")
+    return tensor.dtype == ir.DataType.FLOAT and len(tensor.shape) >= 2 and not stored
 
 
 def _torch(tensor: ir.TensorProtocol) -> torch.Tensor:

@@ -5,6 +5,7 @@ Exists to verify and measure exported graphs; knows nothing about search, prompt
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,15 @@ def session(path: Path, threads: int = 0) -> ort.InferenceSession:
 
 
 class Stepper:
-    """A batch in flight: `prefill` once, then `step` as often as the capacity allows."""
+    """A batch in flight: `prefill` once, then `step` as often as the capacity allows.
 
-    def __init__(self, llm: ort.InferenceSession, batch: int, capacity: int) -> None:
+    seen: what a decoder has from its encoder, and is given to every step: cross_key_i, cross_value_i, encoder_mask.
+    """
+
+    def __init__(
+        self, llm: ort.InferenceSession, batch: int, capacity: int, seen: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        self.seen = seen or {}
         shapes = {value.name: value.shape for value in llm.get_inputs()}
         self.layers = sum(name.startswith("past_key_") for name in shapes)
         heads, width = shapes["past_key_0"][1], shapes["past_key_0"][3]
@@ -58,7 +65,7 @@ class Stepper:
             np.array(self.lengths.max(), np.int32),
         )
         binding = self.session.io_binding()
-        for name, array in zip(inputs, feeds, strict=False):
+        for name, array in (*zip(inputs, feeds, strict=False), *self.seen.items()):
             binding.bind_cpu_input(name, array)
         for past, present, buffer in zip(inputs[5:], outputs[1:], self.cache, strict=True):
             binding.bind_ortvalue_input(past, buffer)

@@ -28,6 +28,7 @@ FLOAT_SHARE = 8  # the first eighth of the layers stays float: few weights, and 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _FEWEST = 8
 _BATCH = 4
+_LARGEST = 2_000_000_000  # bytes: a graph in one file, as the calibrator wants it, holds no more
 
 
 def vision_part(encoder: torch.nn.Module, image: ImageSpec) -> graphs.Part:
@@ -55,12 +56,20 @@ def quantize_int8(model: ir.Model, folder: Path, files: Sequence[Path], image: I
     """An int8 graph from a float one; passing files are written into `folder` and removed."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    if size > _LARGEST:
+        raise Blip2rtError(
+            f"vision=int8-static: the encoder has {size / 1e9:.1f} GB in float32, and {_LARGEST / 1e9:.0f} at most can "
+            "be calibrated; choose int8-dynamic"
+        )
     source, target = folder / ".vision-float.onnx", folder / ".vision-int8.onnx"
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it advises to pre-process, which tracing has done
     try:
         graphs.save(model, source, None)
-        layers = [node.name for node in model.graph if node.op_type in ("Conv", "MatMul")]
+        products = [node for node in model.graph if node.op_type in ("Conv", "MatMul")]
+        layers = [node.name for node in products if graphs.constant(node.inputs[1]) is not None]
+        attention = [node.name for node in products if graphs.constant(node.inputs[1]) is None]
         quantize_static(
             source,
             target,
@@ -70,7 +79,7 @@ def quantize_int8(model: ir.Model, folder: Path, files: Sequence[Path], image: I
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
-            nodes_to_exclude=layers[: len(layers) // FLOAT_SHARE],
+            nodes_to_exclude=[*layers[: len(layers) // FLOAT_SHARE], *attention],
             calibrate_method=CalibrationMethod.MinMax,
         )
         return ir.from_proto(ir.to_proto(ir.load(target)))

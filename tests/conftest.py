@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+if file := os.environ.get("BLIP2RT_NATIVE"):  # another build of the core, as `make sanitize` has it
+    spec = importlib.util.spec_from_file_location("blip2rt._native", file)
+    assert spec is not None and spec.loader is not None
+    sys.modules["blip2rt._native"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["blip2rt._native"])
 
 from blip2rt import bundle as contract
 from blip2rt.bundle import BundleWriter

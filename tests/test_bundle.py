@@ -83,6 +83,8 @@ def test_fields_of_the_future_are_ignored(tmp_path):
         (lambda d: d["image"].update(std=[0, 1, 1]), ["image.std"]),
         (lambda d: d["image"].update(width=-3, resample="cubic"), ["image.width is -3", "'cubic': choose"]),
         (lambda d: d.update(components=[]), ["components is [], not an object"]),
+        (lambda d: d.update(question={"tokenizer": "q.json", "max_text_length": 9, "pad_token_id": 0}),
+         ["q.json is used"]),
     ],
 )  # fmt: skip
 def test_damaged_manifest(tmp_path, change, words):

@@ -98,6 +98,26 @@ def test_ask_and_match(tiny, folder, capsys):
     assert out["probability"] == pytest.approx(match.probability)
 
 
+def test_decoding_flags_are_the_options(tiny, folder, capsys):
+    model = blip2rt.load(tiny.path)
+    flags = ["--sample", "--temperature", 2, "--top-k", 9, "--top-p", 0.9, "--min-p", 0.01, "--seed", 4,
+             "--max-time", 60, "--repetition-penalty", 1.5, "--no-repeat-ngram-size", 2, "--bad-word", "dog",
+             "--bad-word", "cat", "--forced-prefix", "a man", "--stop-string", "water"]  # fmt: skip
+    want = model.caption(
+        "a.png", do_sample=True, temperature=2, top_k=9, top_p=0.9, min_p=0.01, seed=4, repetition_penalty=1.5,
+        no_repeat_ngram_size=2, bad_words=["dog", "cat"], forced_prefix="a man", stop_strings=["water"], max_time=60,
+    )  # fmt: skip
+    assert run(capsys, "caption", "a.png", "--model", tiny.path, *flags) == (0, f"{want}\n", "")
+    assert want.startswith("a man") and "dog" not in want
+
+
+def test_streaming(tiny, folder, capsys):
+    model = blip2rt.load(tiny.path)
+    caption, answer = model.caption("a.png", num_beams=1), model.ask("a.png", "who runs", num_beams=1)
+    assert run(capsys, "caption", "a.png", "--stream", "--model", tiny.path) == (0, f"{caption}\n", "")
+    assert run(capsys, "ask", "a.png", "who runs", "--stream", "--model", tiny.path) == (0, f"{answer}\n", "")
+
+
 def test_info(tiny, capsys):
     code, out, _ = run(capsys, "info", tiny.path)
     assert code == 0
@@ -139,6 +159,9 @@ def test_newer_format(tiny, tmp_path, capsys):
         ["caption", "a.png", "--beams", "0"], ["caption", "a.png", "--threads", "0"], ["match", "a.png"], ["verify"],
         ["caption", "a.png", "--num-captions", "5", "--beams", "2"], ["ask", "a.png", " "], ["info", "/none"],
         ["caption", "a.png", "--length-penalty", "inf"], ["caption", "none.png"], ["caption", "."],
+        ["caption", "a.png", "--seed", "1"], ["ask", "a.png", "who?", "--sample", "--beams", "2"],
+        ["caption", "a.png", "b.png", "--stream"], ["ask", "a.png", "who?", "--stream", "--json"],
+        ["caption", "a.png", "--stop-string", ""], ["caption", "a.png", "--top-p", "2", "--sample"],
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(tiny, folder, capsys, arguments):

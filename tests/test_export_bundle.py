@@ -140,7 +140,7 @@ def test_small_bundle_runs_and_says_what_it_is(made: Made) -> None:
     bundle = verify(made.small)
     manifest = bundle.manifest
     precisions = {name: component.precision for name, component in manifest.components.items()}
-    assert precisions == {"vision": "int8", "qformer": "int8w", **dict.fromkeys(
+    assert precisions == {"vision": "int8-static", "qformer": "int8w", **dict.fromkeys(
         ("llm", "embed", "image_embed", "text_embed", "itm"), "int4")}  # fmt: skip
     assert {check.component for check in manifest.verification} == set(precisions)
     assert [source.name for source in manifest.sources] == ["random numbers"]
@@ -179,12 +179,13 @@ def test_stage_1_alone_makes_a_retriever(made: Made, tmp_path: Path) -> None:
 
 
 ERRORS = [
-    (["--ckpt", "/no/such"], "is no folder"),
+    (["--ckpt", "/no/such"], "does not exist"),
     (["--ckpt", "{images}"], "is no checkpoint"),
     (["--ckpt", "{stage1}", "--retrieval-ckpt", "{stage1}"], "stage 2"),
     (["--ckpt", "{stage2}", "--retrieval-ckpt", "{stage2}"], "has to be of stage 1"),
     (["--precision", "vision=int4,head=fp16,llm"], "head=fp16"),
-    (["--precision", "vision=int8"], "--calib"),
+    (["--precision", "vision=int8-static"], "--calib"),
+    (["--image-size", "64"], "vision transformer"),
     (["--calib", "/no/such"], "is no folder"),
     (["--card", "/no/such.md"], "is no file"),
     (["--out", "{exact}"], "exists already"),

@@ -1,17 +1,14 @@
-"""The native loop against Hugging Face `generate`, token for token: tiny random models, fresh seeds, greedy and beams.
+"""The native loop against Hugging Face `generate`, option by option; batches, threads, signals and wrong options.
 
-Tokens may only differ where Hugging Face itself is undecided: where noise of 1e-5 in its logits changes its own answer.
+The models are tiny, random and new in every run: tests/native/reference.py.
 """
 
 from __future__ import annotations
 
-import random
 import signal
 import threading
 import time
-from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,158 +18,94 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("onnxscript")
 
-from export import graphs, llm
-from tests.native import Generator, Session, runtime
-
-SEED = random.randrange(2**31)
-HIDDEN, VOCAB = 64, 83
-SMALL = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": VOCAB,
-         "max_position_embeddings": 64, "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}  # fmt: skip
-CONFIGS = {
-    "llama": lambda: transformers.LlamaConfig(intermediate_size=96, num_key_value_heads=2, **SMALL),
-    "opt": lambda: transformers.OPTConfig(ffn_dim=96, word_embed_proj_dim=HIDDEN, dropout=0.0, **SMALL),
-}
+from tests.native.reference import Case, hugging_face, inputs, make_case, undecided
 
 
-@dataclass
-class Case:
-    """A model in both worlds, and a batch of images with unequal prompts."""
-
-    model: Any
-    generator: Any
-    prefix: np.ndarray
-    prompts: list[list[int]]
-    stops: list[int]  # tokens which the model likes to say
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return make_case("opt", tmp_path_factory.mktemp("opt"))
 
 
-def prompt_embeds(case: Case, image: int) -> torch.Tensor:
-    """The prefix and the prompt of one image: (1, S, D)"""
-    ids = torch.tensor([case.prompts[image]], dtype=torch.int64)
-    prompt = case.model.get_input_embeddings()(ids)
-    return torch.cat((torch.from_numpy(case.prefix[image : image + 1]), prompt), dim=1)
-
-
-class Noise(transformers.LogitsProcessor):
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return scores + (torch.rand_like(scores) - 0.5) * 2e-5
-
-
-def hugging_face(case: Case, image: int, options: dict[str, Any], noise: bool = False) -> list[list[int]]:
-    """What `generate` says about one image, new tokens without the stop token and padding."""
-    given = dict(options)
-    stops = given.pop("eos_token_ids")
-    given["early_stopping"] = {"true": True, "false": False, "never": "never"}[given.pop("early_stopping", "false")]
-    if given["num_beams"] == 1:
-        given = {key: given[key] for key in ("num_beams", "max_new_tokens", "min_new_tokens") if key in given}
-    with torch.no_grad():
-        output = case.model.generate(
-            inputs_embeds=prompt_embeds(case, image),
-            do_sample=False,
-            eos_token_id=stops or None,
-            pad_token_id=0,
-            return_dict_in_generate=True,
-            output_scores=True,
-            logits_processor=transformers.LogitsProcessorList([Noise()] if noise else []),
-            **given,
-        )
-    case.scores = output.get("sequences_scores")
-    sequences = []
-    for row in output.sequences.tolist():
-        end = next((i for i, token in enumerate(row) if token in stops), len(row))
-        sequences.append(row[:end])
-    return sequences
-
-
-def undecided(case: Case, image: int, options: dict[str, Any], want: list[list[int]]) -> bool:
-    return any(hugging_face(case, image, options, noise=True) != want for _ in range(10))
-
-
-def compare(case: Case, **options: Any) -> None:
-    options = {"num_beams": 1, "max_new_tokens": 9, "eos_token_ids": case.stops[:1], **options}
-    got = case.generator.generate(case.prefix, case.prompts, options)
-    for image in range(len(case.prompts)):
-        want = hugging_face(case, image, options)
-        scores = case.scores
-        tokens = [sequence for sequence, _ in got[image]]
-        if tokens != want and undecided(case, image, options, want):
-            continue
-        assert tokens == want, f"seed {SEED}, image {image}, {options}"
-        if scores is not None:
-            np.testing.assert_allclose([score for _, score in got[image]], scores, rtol=1e-4, atol=1e-4)
-
-
-def make_case(name: str, folder: Path) -> Case:
-    print(f"seed {SEED}")  # pytest shows it when a test fails
-    torch.manual_seed(SEED)
-    torch.set_num_threads(1)  # the models are too small to share
-    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name]()).eval()
-    model.generation_config = transformers.GenerationConfig()
-    for parameter in model.parameters():  # biases and norms start at 0 and 1: hide nothing behind that
-        parameter.data.add_(torch.randn_like(parameter) * 0.1)
-    model.get_output_embeddings().weight.data.mul_(3)  # decided opinions: few near ties
-    for graph, traced in (("llm", llm.trace_llm(model)), ("embed", graphs.trace(llm.embed_part(model)))):
-        graphs.save(traced, folder / f"{graph}.onnx", None)
-    sessions = [Session(runtime(), str(folder / f"{graph}.onnx"), 1) for graph in ("embed", "llm")]
-    shape = llm.geometry(model)
-    generator = Generator(*sessions, shape.layers, shape.kv_heads, shape.head_dim, shape.hidden_size, shape.vocab_size)
-
-    rng = np.random.default_rng(SEED)
-    prefix = rng.normal(size=(3, 3, HIDDEN)).astype(np.float32)
-    prompts = [rng.integers(0, VOCAB, length).tolist() for length in (2, 0, 5)]
-    case = Case(model, generator, prefix, prompts, [])
-    free = {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 8, "eos_token_ids": []}
-    said = Counter(token for image in range(3) for row in hugging_face(case, image, free) for token in row[2:])
-    case.stops = [token for token, _ in said.most_common(4)]
-    return case
-
-
-@pytest.fixture(scope="module", params=sorted(CONFIGS))
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return make_case(request.param, tmp_path_factory.mktemp(request.param))
-
-
-@pytest.mark.parametrize("stops", [0, 1, 3])
-@pytest.mark.parametrize("shortest", [0, 1, 6])
-def test_greedy(case: Case, stops: int, shortest: int) -> None:
-    compare(case, min_new_tokens=shortest, eos_token_ids=case.stops[:stops])
-
-
-@pytest.mark.parametrize("early_stopping", ["true", "false", "never"])
-@pytest.mark.parametrize("length_penalty", [-1.0, 1.0, 2.5])
-@pytest.mark.parametrize("num_beams", [2, 3, 5])
-def test_beams(case: Case, num_beams: int, length_penalty: float, early_stopping: str) -> None:
-    compare(case, num_beams=num_beams, num_return_sequences=num_beams, length_penalty=length_penalty,
-            early_stopping=early_stopping, eos_token_ids=case.stops[:2])  # fmt: skip
-
-
-@pytest.mark.parametrize("stops", [0, 2, 4])
-@pytest.mark.parametrize("shortest", [0, 4])
-@pytest.mark.parametrize("longest", [1, 2, 11])
-def test_beams_with_limits(case: Case, stops: int, shortest: int, longest: int) -> None:
-    compare(case, num_beams=3, num_return_sequences=2, eos_token_ids=case.stops[:stops],
-            min_new_tokens=min(shortest, longest), max_new_tokens=longest)  # fmt: skip
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return make_case("wide", tmp_path_factory.mktemp("wide"), images=1)
 
 
 def test_a_batch_says_what_hugging_face_says_of_the_batch(case: Case) -> None:
     """Images that stop early leave our batch; Hugging Face keeps them and must not let them change."""
-    options = {"num_beams": 3, "max_new_tokens": 12, "eos_token_ids": case.stops[:1]}
-    same = Case(case.model, case.generator, case.prefix, [[7, 8]] * 3, case.stops)
+    stop = case.said[0]
+    options = {"num_beams": 3, "max_new_tokens": 12, "eos_token_ids": [stop]}
+    same = replace(case, prompts=[[7, 8]] * 3)
     got = [tokens for [(tokens, _)] in same.generator.generate(same.prefix, same.prompts, options)]
     with torch.no_grad():
-        embeds = torch.cat([prompt_embeds(same, image) for image in range(3)])
+        embeds = torch.cat([inputs(same, image, [])["inputs_embeds"] for image in range(3)])
         rows = case.model.generate(
             inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2]), do_sample=False, pad_token_id=0,
-            num_beams=3, max_new_tokens=12, eos_token_id=case.stops[:1],
+            num_beams=3, max_new_tokens=12, eos_token_id=[stop],
         )  # fmt: skip
     for image, row in enumerate(rows.tolist()):
-        want = row[: row.index(case.stops[0])] if case.stops[0] in row else row
+        want = row[: row.index(stop)] if stop in row else row
         want = want[: len(got[image])] if set(want[len(got[image]) :]) == {0} else want  # padding
-        single = hugging_face(same, image, options)
-        assert got[image] == want or undecided(same, image, options, single), f"seed {SEED}"
+        single, _ = hugging_face(same, image, options)
+        assert got[image] == want or undecided(same, image, options, single), f"seed {case.seed}"
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_step_by_step(case: Case, num_beams: int) -> None:
+    options = {"num_beams": num_beams, "max_new_tokens": 7, "eos_token_ids": case.said[:1]}
+    generation = case.generator.begin(case.prefix, case.prompts, options)
+    said: list[list[int]] = [[] for _ in case.prompts]
+    assert not generation.done
+    while not generation.done:
+        for image, draw, token in generation.step():
+            assert draw == 0
+            said[image].append(token)
+    results = generation.results()
+    assert results == case.generator.generate(case.prefix, case.prompts, options)
+    assert said == ([tokens for [(tokens, _)] in results] if num_beams == 1 else [[]] * len(said))
+    assert generation.step() == []
+
+
+def test_a_generation_can_be_left(case: Case) -> None:
+    options = {"max_new_tokens": 7}
+    whole = case.generator.generate(case.prefix, case.prompts, options)
+    generation = case.generator.begin(case.prefix, case.prompts, options)
+    assert [tokens for [(tokens, _)] in generation.results()] == [[]] * 3
+    generation.step()
+    generation.step()
+    generation.close()
+    assert generation.done and generation.step() == []
+    assert [tokens for [(tokens, _)] in generation.results()] == [tokens[:2] for [(tokens, _)] in whole]
+
+
+def test_on_token(case: Case) -> None:
+    options = {"max_new_tokens": 5}
+    whole = case.generator.generate(case.prefix, case.prompts, options)
+    seen: list[tuple[int, int, int]] = []
+    assert case.generator.generate(case.prefix, case.prompts, options, lambda *new: seen.append(new)) == whole
+    assert seen == [(image, 0, whole[image][0][0][i]) for i in range(5) for image in range(3)]
+    seen.clear()
+    cut = case.generator.generate(case.prefix, case.prompts, options, lambda *new: seen.append(new) or len(seen) < 4)
+    assert len(seen) == 4
+    assert [len(tokens) for [(tokens, _)] in cut] == [2, 2, 2]
+
+    def fail(*_: object) -> None:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        case.generator.generate(case.prefix, case.prompts, options, fail)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_deadline_in_the_past_leaves_one_token(case: Case, num_beams: int) -> None:
+    options = {"num_beams": num_beams, "max_new_tokens": 7, "max_time": 0.0}
+    got = case.generator.generate(case.prefix, case.prompts, options)
+    want = case.generator.generate(case.prefix, case.prompts, {"num_beams": num_beams, "max_new_tokens": 1})
+    assert [image[0] for image in got] == [image[0] for image in want]
 
 
 def test_threads_share_a_generator(case: Case) -> None:
-    options = {"num_beams": 3, "max_new_tokens": 9, "eos_token_ids": case.stops[:1]}
+    options = {"num_beams": 3, "max_new_tokens": 9, "eos_token_ids": case.said[:1]}
     want = case.generator.generate(case.prefix, case.prompts, options)
     results: list[Any] = []
 
@@ -211,14 +144,31 @@ def test_a_signal_ends_the_call(case: Case) -> None:
 
 
 BAD_OPTIONS = [
-    ({"num_beams": 0}, "num_beams is 0"),
+    ({"num_beams": 0}, "num_beams is 0, must be 1 to 1000"),
     ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences is 3"),
     ({"max_new_tokens": 0}, "max_new_tokens is 0"),
-    ({"eos_token_ids": [VOCAB]}, "outside the vocabulary"),
+    ({"eos_token_ids": [83]}, "eos token id 83 is outside the vocabulary of 83"),
     ({"early_stopping": "maybe"}, "'true', 'false' or 'never'"),
     ({"num_beams": "3"}, "num_beams must be an integer"),
-    ({"num_beans": 3}, "unknown generation option 'num_beans'"),
+    ({"num_beams": True}, "num_beams must be an integer"),
+    ({"num_beans": 3}, "unknown generation option 'num_beans', choose from num_beams, "),
     ({"num_beams": 80}, "too many"),
+    ({"do_sample": True, "num_beams": 2}, "sampling takes 1 beam"),
+    ({"temperature": 0.0}, "temperature is 0"),
+    ({"top_p": 1.5}, "top_p is 1.5"),
+    ({"min_p": -1.0}, "min_p is -1"),
+    ({"repetition_penalty": float("nan")}, "repetition_penalty is nan"),
+    ({"seed": -1}, "seed must be an integer from 0"),
+    ({"bad_words_ids": [[]]}, "a bad word has no tokens"),
+    ({"bad_words_ids": [[1, -1]]}, "bad word token id -1"),
+    ({"stop_strings": [b"a"]}, "need a vocabulary"),
+    ({"stop_strings": ["a"]}, "a list of bytes"),
+    ({"forced_prefix": [-5]}, "forced_prefix token id -5"),
+    ({"max_time": -1.0}, "max_time is -1"),
+    (
+        {"num_beams": 0, "top_k": "x", "max_new_tokens": 0, 3: 4},
+        "top_k .*name is not a string.*num_beams is 0.*max_new",
+    ),
 ]
 
 
@@ -236,8 +186,8 @@ def test_bad_inputs_are_named(case: Case) -> None:
         generate(case.prefix.astype(np.float64), case.prompts, {})
     with pytest.raises(RuntimeError, match="float32"):
         generate(case.prefix[:, :, :8], case.prompts, {})
-    with pytest.raises(RuntimeError, match=f"token id {VOCAB}"):
-        generate(case.prefix[:1], [[VOCAB]], {})
+    with pytest.raises(RuntimeError, match="token id 83"):
+        generate(case.prefix[:1], [[83]], {})
     with pytest.raises(RuntimeError, match="neither prefix nor prompt"):
         generate(case.prefix[:1, :0], [[]], {})
     with pytest.raises(RuntimeError, match="not finite"):

@@ -66,6 +66,10 @@ def test_beams_and_several_captions(model, photo):
     assert [len(captions) for captions in several] == [3, 3, 3]
     assert [captions[0] for captions in several] == best
     assert isinstance(model.caption(images[0], num_captions=2), list)
+    scored = model.caption(images[0], num_captions=3, scores=True)
+    assert [one.text for one in scored] == several[0]
+    assert scored == sorted(scored, key=lambda one: -one.score) and scored[0].score < 0
+    assert model.ask(images[0], "who runs", scores=True).text == model.ask(images[0], "who runs")
 
 
 def test_match_equals_numpy(tiny, model, photo):
@@ -124,6 +128,19 @@ BAD_OPTIONS = [
     ({"max_new_tokens": 62}, ["only 61 fit"]),
     ({"length_penalty": float("nan")}, ["length_penalty is nan"]),
     ({"length_penalty": "1"}, ["length_penalty is '1'"]),
+    ({"num_beans": 3, "top": 1}, ["unknown option num_beans, top", "choose from num_captions, num_beams"]),
+    ({"temperature": 0.5, "seed": 3}, ["temperature is 0.5", "seed is 3", "set do_sample"]),
+    ({"do_sample": True, "num_beams": 3}, ["num_beams is 3", "do_sample"]),
+    ({"do_sample": 1, "top_p": 2, "top_k": -1}, ["do_sample is 1", "top_p is 2", "top_k is -1"]),
+    ({"do_sample": True, "temperature": 0, "min_p": "x"}, ["temperature is 0", "min_p is 'x'"]),
+    (
+        {"repetition_penalty": 0, "no_repeat_ngram_size": 1.5},
+        ["repetition_penalty is 0", "no_repeat_ngram_size is 1.5"],
+    ),
+    ({"bad_words": [""], "stop_strings": 3}, ["bad_words is ['']", "stop_strings is 3"]),
+    ({"forced_prefix": 3, "max_time": -1}, ["forced_prefix is 3", "max_time is -1"]),
+    ({"early_stopping": "maybe"}, ["early_stopping is 'maybe'", "'never'"]),
+    ({"forced_prefix": "a red dog", "max_new_tokens": 59}, ["only 58 fit"]),
     ({"prompt": 3}, ["a text is int"]),
     ({"prompt": "\ud800"}, ["not valid Unicode"]),
 ]
@@ -140,6 +157,122 @@ def test_unusual_options_are_accepted(model, photo):
     assert model.caption(photo(), num_beams=np.int64(2), length_penalty=np.float32(0.5), min_new_tokens=0) is not None
     assert model.caption(photo(), min_new_tokens=20, max_new_tokens=None) is not None
     assert model.caption(photo(), max_new_tokens=61, num_beams=1) is not None
+
+
+def spoken(model, image, **options) -> tuple[str, list[int]]:
+    """A greedy caption, and its tokens."""
+    ids: list[int] = []
+    text = model.caption(image, num_beams=1, max_new_tokens=6, on_token=lambda *new: ids.append(new[2]), **options)
+    return text, ids
+
+
+def test_words_that_are_forbidden_forced_and_final(model, photo):
+    image, ids = photo(), [0]
+    while ids[0] <= EOS:  # until it begins with a word
+        image = photo()
+        ids = spoken(model, image)[1]
+    word = WORDS[ids[0]]
+    assert ids[0] not in spoken(model, image, bad_words=word)[1]
+    assert spoken(model, image, stop_strings=[f" {word}", "xyz"])[1] == ids[:1]
+    text, more = spoken(model, image, forced_prefix="a red")
+    assert text.startswith("a red") and more == spoken(model, image, prompt="a red")[1]
+    repeated = spoken(model, image, no_repeat_ngram_size=1, repetition_penalty=2.0)[1]
+    assert len(set(repeated)) == len(repeated)
+
+
+def test_sampling(model, photo):
+    images = [photo() for _ in range(11)]
+    options = {"do_sample": True, "temperature": 2.0, "top_k": 0, "seed": 3, "max_new_tokens": 8}
+    captions = model.caption(images, **options)
+    assert captions == model.caption(images, **options)
+    assert captions != model.caption(images, **{**options, "seed": 4})
+    same = model.caption([images[0]] * 11, **options)
+    assert len(set(same)) > 1 and same[0] == captions[0]
+    draws = model.caption(images[0], num_captions=5, **options)
+    assert len(draws) == 5 and len(set(draws)) > 1
+    assert isinstance(model.caption(images[0], do_sample=True), str)
+
+
+def test_on_token(tiny, model, photo):
+    images, seen = [photo() for _ in range(10)], []
+    options = {"num_beams": 1, "max_new_tokens": 4, "min_new_tokens": 4}
+    captions = model.caption(images, on_token=lambda *new: seen.append(new), **options)
+    assert len(seen) == 40 and {image for image, _, _ in seen} == set(range(10))
+    for number, caption in enumerate(captions):
+        ids = [token for image, _, token in seen if image == number]
+        assert model._language._tokenizer.decode(ids) == caption
+    first = model.caption(images[0], num_beams=1, max_new_tokens=1)
+    assert model.caption(images[0], on_token=lambda *_: False, **options) == first
+    with pytest.raises(OptionError, match="on_token with num_beams 3"):
+        model.caption(images[0], on_token=print)
+
+
+def test_streams_join_to_the_text(model, photo):
+    image = photo()
+    assert "".join(model.stream(image)) == model.caption(image, num_beams=1)
+    assert "".join(model.stream(image, "a red")) == model.caption(image, prompt="a red", num_beams=1)
+    question = "what is red"
+    assert "".join(model.stream(image, question=question)) == model.ask(image, question, num_beams=1)
+    sampled = {"do_sample": True, "seed": 1, "forced_prefix": "the dog"}
+    assert "".join(model.stream(image, **sampled)) == model.caption(image, **sampled)
+
+
+def test_leaving_a_stream_ends_it(model, photo, monkeypatch):
+    steps = []
+    real = model._backend.begin
+
+    def begin(*arguments):
+        generation = real(*arguments)
+        step = generation.step
+        generation.step = lambda: steps.append(1) or step()
+        return generation
+
+    monkeypatch.setattr(model._backend, "begin", begin)
+    for count, _piece in enumerate(model.stream(photo(), max_new_tokens=30, min_new_tokens=30), 1):
+        if count == 2:
+            break
+    assert len(steps) <= 4  # two pieces, and what was held back
+
+
+def test_streams_refuse_what_they_cannot_do_before_the_image_is_read(model):
+    for options, words in (
+        ({"num_beams": 2}, "leave num_beams"),
+        ({"question": "x", "prompt": "y"}, "both given"),
+        ({"num_captions": 2, "do_sample": True, "num_beams": None}, "leave num_beams and num_captions at 1"),
+    ):
+        with pytest.raises(OptionError, match=words):
+            model.stream("/no/such.jpg", **options)
+    with pytest.raises(ImageError):
+        model.stream("/no/such.jpg")
+
+
+def test_chat_equals_recomputation(tiny, model, photo):
+    image = photo()
+    chat = model.chat(image, num_beams=1, max_new_tokens=4)
+    said = ""
+    for question in ("what is red", "who runs", "is the dog in the water"):
+        said = f"{said} Question : {question} Answer :".strip()
+        answer = chat.ask(question)
+        assert answer == expected(tiny, model, image, said, 4), f"seed {tiny.seed}"
+        said = f"{said} {answer.replace(':', ' :')}"
+    assert "".join(chat.stream("who is the cat", max_new_tokens=2)) == expected(
+        tiny, model, image, f"{said} Question : who is the cat Answer :", 2
+    )
+
+
+def test_chats_end_and_complain(model, photo):
+    chat = model.chat(photo(), num_beams=2)
+    for options, words in (({"num_beams": 3}, "at most 2 beams"), ({"num_captions": 2}, "gives 1 answer"),
+                           ({"beams": 1}, "unknown option beams")):  # fmt: skip
+        with pytest.raises(OptionError, match=words):
+            chat.ask("who runs", **options)
+    with pytest.raises(OptionError, match="a question is empty"):
+        chat.ask(" ")
+    with pytest.raises(OptionError, match=r"only \d fit"):
+        for _ in range(12):
+            chat.ask("what is red", min_new_tokens=2)
+    with pytest.raises(OptionError, match="num_beams is 0"):
+        model.chat("/no/such.jpg", num_beams=0)
 
 
 def test_bad_pairs(model, photo):

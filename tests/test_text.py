@@ -12,8 +12,8 @@ import pytest
 
 from blip2rt.errors import BundleError, OptionError
 from blip2rt.manifest import LlmSpec, RetrievalSpec
-from blip2rt.text import LlmTokenizer, QFormerTokenizer
-from tests.conftest import TEXT_WORDS, WORDS
+from blip2rt.text import LlmTokenizer, QFormerTokenizer, TextStream
+from tests.conftest import EOS, TEXT_WORDS, WORDS
 
 LLM = LlmSpec(1, 1, 8, 16, len(WORDS), 64, 3, 0, False, (1,), 0, "tokenizer.json")
 
@@ -109,3 +109,75 @@ def test_bert_ids_equal_transformers():
     ids, mask = tokenizer.encode(texts)
     np.testing.assert_array_equal(ids, want["input_ids"])
     np.testing.assert_array_equal(mask, want["attention_mask"])
+
+
+def byte_level(tmp_path: Path) -> LlmTokenizer:
+    """A tokenizer that knows every byte, and a few words."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {text: i for i, text in enumerate([*letters, "th", "\u0120d"])}
+    merges = [("t", "h"), ("\u0120", "d")]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.save(str(tmp_path / "t.json"))
+    return LlmTokenizer(tmp_path / "t.json", replace(LLM, vocab_size=len(vocabulary) + 3))
+
+
+TEXTS = [
+    "a dog",
+    "naïve 图 of 🐕🦺!",
+    "it 's n't , it is .",
+    "3 .5 dogs ... n",
+    "a  \n b",
+    " ",
+    "do n't",
+    "\ufffd x \ufffd",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_pieces_join_to_the_text_and_hold_whole_characters(tmp_path, text):
+    tokenizer = byte_level(tmp_path)
+    ids = tokenizer.encode(text)
+    stream = TextStream(tokenizer)
+    pieces = [stream.push(token) for token in ids]
+    assert "".join(pieces) + stream.end() == tokenizer.decode(ids)
+    if "\ufffd" not in text:
+        assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_random_pieces_join_to_the_text(tmp_path):
+    tokenizer = byte_level(tmp_path)
+    letters = "ab n't 's ., é图🐕 \n"
+    for _ in range(200):
+        text = "".join(random.choices(letters, k=random.randrange(30)))
+        ids = tokenizer.encode(text)
+        split = random.randint(0, len(ids))
+        stream = TextStream(tokenizer, ids[:split])
+        pieces = [stream.push(token) for token in ids[split:]] + [stream.end()]
+        assert "".join(pieces) == tokenizer.decode(ids), repr(text)
+
+
+def test_pieces_come_as_soon_as_they_may(llm_file):
+    stream = TextStream(LlmTokenizer(llm_file, LLM))
+    assert [stream.push(WORDS.index(word)) for word in ("a", "red", "dog", ":", "runs")] == [
+        "a",
+        " red",
+        " dog",
+        "",
+        ": runs",
+    ]
+    assert stream.end() == ""
+
+
+def test_bytes_of_tokens(tmp_path, llm_file):
+    tokenizer = byte_level(tmp_path)
+    texts = tokenizer.token_bytes()
+    for text in TEXTS:
+        assert b"".join(texts[i] for i in tokenizer.encode(text)) == text.encode()
+    assert texts[-3:] == [b"", b"", b""]  # a special token, and two that the tokenizer does not have
+    words = LlmTokenizer(llm_file, LLM).token_bytes()
+    assert words[WORDS.index("dog")] == b" dog" and words[EOS] == b""

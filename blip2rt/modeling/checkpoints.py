@@ -1,6 +1,7 @@
-"""Checkpoints on disk: `config.json` and `model.safetensors` (trained tensors; frozen parts by their source).
+"""Checkpoints on disk: ours, Hugging Face's folders and LAVIS' files, read into one model.
 
-Also the start of a training: BERT into a fresh Q-Former, stage 1 into stage 2. Knows files and names, no steps.
+Ours is `config.json` and `model.safetensors` (trained tensors; frozen parts by their source). Also the start of a
+training: BERT into a fresh Q-Former, stage 1 into stage 2. Knows files and names, no steps.
 """
 
 from __future__ import annotations
@@ -14,18 +15,30 @@ from safetensors.torch import load_file, save_file
 
 from blip2rt.errors import Blip2rtError
 
+from . import hugging_face, lavis, streaming
 from .blip2 import Blip2, Blip2Config
-from .llm import load_tokenizer
+from .llm import load_llm, load_tokenizer
+from .names import hugging_face_name
 from .qformer import load_bert
-from .sources import resolve
+from .sources import fetch, resolve
+from .vision import VisionEncoder
+from .weights import Reader, Weights
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 
 
-def read_config(folder: str | Path) -> Blip2Config:
-    """The config of a checkpoint folder."""
-    return Blip2Config.from_json(json.loads((locate(folder) / CONFIG).read_text()))
+def read_config(source: str | Path, parts: lavis.Parts = lavis.NO_PARTS) -> Blip2Config:
+    """The config of a checkpoint of any format; `parts` say what LAVIS' files leave out."""
+    path = locate(source)
+    if path.is_file():
+        return lavis.read_config(path, parts)
+    try:
+        if hugging_face.is_hugging_face(path):
+            return hugging_face.read_config(path)
+        return Blip2Config.from_json(json.loads((path / CONFIG).read_text()))
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:  # not JSON, or not of the right form
+        raise Blip2rtError(f"checkpoint {path}: its {CONFIG} is damaged ({error})") from error
 
 
 def save_model(model: Blip2, folder: str | Path) -> None:
@@ -39,29 +52,75 @@ def list_checkpoints(run: str | Path) -> list[Path]:
     return sorted(path for path in Path(run).glob("step-*") if (path / CONFIG).is_file())
 
 
-def locate(folder: str | Path) -> Path:
-    """A checkpoint folder as it is, or the newest checkpoint of a training's folder."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise Blip2rtError(f"checkpoint {str(folder)!r} is no folder; give the one that training wrote")
-    if (folder / CONFIG).is_file():
-        return folder
-    found = list_checkpoints(folder)
+def locate(source: str | Path) -> Path:
+    """A checkpoint: a folder, the newest one of a training's folder, a LAVIS file, or a hub id, which is downloaded."""
+    path = Path(fetch(str(source)))
+    if path.is_file() or (path / CONFIG).is_file():
+        return path
+    found = list_checkpoints(path)
     if not found:
-        raise Blip2rtError(f"{folder} is no checkpoint: it has neither {CONFIG} nor step-* folders")
+        raise Blip2rtError(f"{path} is no checkpoint: it has neither {CONFIG} nor step-* folders")
     return found[-1]
 
 
-def load_model(folder: str | Path, *, vision: bool = True, llm: bool = True) -> Blip2:
-    """Rebuild a model, frozen parts included unless declined, in eval mode."""
-    folder = locate(folder)
-    model = Blip2(read_config(folder), vision=vision, llm=llm)
-    load_weights(model, folder)
+def load_model(
+    source: str | Path, *, vision: bool = True, llm: bool = True, streamed: bool = False,
+    config: Blip2Config | None = None, parts: lavis.Parts = lavis.NO_PARTS,
+) -> Blip2:  # fmt: skip
+    """Rebuild a model, frozen parts included unless declined, in eval mode.
+
+    streamed: large weights stay on disk (see streaming.py). config: instead of the checkpoint's own, of the same
+    geometry. Raises Blip2rtError: every fault of every part.
+    """
+    path = locate(source)
+    config = read_config(path, parts) if config is None else config
+    with streaming.empty():
+        model = Blip2(config, vision=False, llm=False)
+    faults: list[str] = []
+    try:
+        streaming.bind(model, _trained_readers(model, path))
+    except Blip2rtError as error:
+        faults.append(str(error))
+    try:
+        if vision:
+            model.vision = VisionEncoder(config.vision, streamed=streamed)
+    except Blip2rtError as error:
+        faults.append(str(error))
+    try:
+        if llm and config.llm is not None:
+            model.llm = load_llm(config.llm, streamed=streamed)
+    except Blip2rtError as error:
+        faults.append(str(error))
+    if faults:
+        raise Blip2rtError("; ".join(dict.fromkeys(faults)))
+    if not streamed:
+        streaming.fill(model)
     return model.eval()
 
 
+def _trained_readers(model: Blip2, path: Path) -> dict[str, Reader]:
+    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    if path.is_file():
+        return lavis.readers(Weights(path), wanted)
+    if not hugging_face.is_hugging_face(path):
+        weights = Weights(path / WEIGHTS)
+        unknown = sorted(weights.shapes.keys() - wanted.keys())
+        if unknown:
+            raise Blip2rtError(f"{path} does not fit its {CONFIG}: unknown {', '.join(unknown)}")
+        return weights.readers(wanted, lambda name: name)
+    own = path / hugging_face.OWN_WEIGHTS
+    extra = Weights(own) if own.is_file() else None
+    beside = {name: shape for name, shape in wanted.items() if hugging_face_name(name) is None}
+    theirs = {name: shape for name, shape in wanted.items() if name not in beside}
+    readers = Weights(path).readers(theirs, hugging_face_name)
+    if extra is not None:
+        return readers | extra.readers(beside, lambda name: name)
+    fresh = dict(Blip2(model.config, vision=False, llm=False).named_parameters())  # a temperature, a head never used
+    return readers | {name: fresh[name].detach for name in beside}
+
+
 def load_weights(model: Blip2, folder: str | Path) -> None:
-    """Trained tensors of a checkpoint folder into a model of the same config."""
+    """Trained tensors of a checkpoint folder of ours into a model of the same config."""
     source = str(folder)
     try:
         state = load_file(Path(folder) / WEIGHTS)
@@ -101,22 +160,24 @@ def init_from_bert(model: Blip2) -> None:
     load_bert(model.qformer, load_file(folder / WEIGHTS))
 
 
-def init_from_stage1(model: Blip2, folder: str | Path) -> None:
-    """Carry the query branch of a stage-1 checkpoint into a stage-2 model; text branch and heads are left behind.
+def init_from_stage1(model: Blip2, folder: str | Path, fresh_layers: int = 0) -> None:
+    """Carry the query branch of a stage-1 checkpoint of any format into a stage-2 model; the rest is left behind.
 
-    Its last layer starts from BERT again: ITC and ITM have made it their own head, which leaves hardly anything of an
-    image but one vector for all queries (ITG reads the layers' inputs and keeps those below apart).
+    fresh_layers: so many of the last layers start from BERT instead. ITC and ITM make the last layer their own head,
+    behind which all queries of an image say much the same; ITG reads the layers' inputs and keeps those below apart.
     """
-    init_from_bert(model)
-    last = f"qformer.layers.{len(model.qformer.layers) - 1}."
-    state = load_file(locate(folder) / WEIGHTS)
+    if fresh_layers:
+        init_from_bert(model)
+    count = len(model.qformer.layers)
+    fresh = tuple(f"qformer.layers.{index}." for index in range(count - fresh_layers, count))
+    state = load_model(folder, vision=False, llm=False).trained_state()
     own = model.trained_state()
-    shared = {name: tensor for name, tensor in state.items() if name in own and not name.startswith(last)}
+    shared = {name: tensor for name, tensor in state.items() if name in own and not name.startswith(fresh)}
     misshaped = [name for name in shared if shared[name].shape != own[name].shape]
-    stage2 = ("projection", "prefix_norm", "query_offsets", last)
-    fresh = {name for name in own.keys() - shared.keys() if not name.startswith(stage2)}
-    if misshaped or fresh:
-        raise Blip2rtError(f"{folder} does not fit: lacks {sorted(fresh)}, other shapes {sorted(misshaped)}")
+    of_stage2 = ("projection", "prefix_norm", "query_offsets", *fresh)
+    missing = {name for name in own.keys() - shared.keys() if not name.startswith(of_stage2)}
+    if misshaped or missing:
+        raise Blip2rtError(f"{folder} does not fit: lacks {sorted(missing)}, other shapes {sorted(misshaped)}")
     model.load_state_dict(shared, strict=False)
 
 

@@ -1,11 +1,12 @@
-"""The frozen language model: any Hugging Face causal LM, from a folder, a hub id or a GGUF file.
+"""The frozen language model: any Hugging Face causal LM or T5, from a folder, a BLIP-2 folder, a hub id or a GGUF file.
 
 Knows embeddings and tokens, nothing about images.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ from torch import nn
 
 from blip2rt.errors import Blip2rtError
 
+from . import streaming
 from .quantize import round_weights
-from .sources import resolve
+from .sources import fetch
 from .vision import freeze
+from .weights import Weights, has_weights
+
+_INSIDE = "language_model."  # of a BLIP-2 checkpoint
 
 
 @dataclass(frozen=True)
@@ -27,39 +32,110 @@ class LlmConfig:
     bits: int = 0  # 4 or 8: train against the weights as they will ship; 0: as loaded
     block: int = 64
     prepend_bos: bool = False
+    add_special_tokens: bool = False  # lay a prompt out by the tokenizer's own template, as Blip2Processor does
+    empty_prompt_ids: tuple[int, ...] | None = None  # what stands for no prompt, where that is not an empty one
     end: str = "<|im_end|>"  # the token that ends a caption or an answer
+    overrides: dict[str, Any] = field(default_factory=dict)  # values of the source's config that are others here
+    end_ids: tuple[int, ...] = ()  # the ids that do, instead of `end`
     caption_prompt: str = ""
     ask_prompt: str = "Question: {} Answer:"
 
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> LlmConfig:
+        """Raises TypeError for fields that there are not."""
+        values: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in data.items()}
+        return LlmConfig(**values)
+
 
 def load_tokenizer(source: str) -> Any:
-    """The Hugging Face tokenizer of an LLM or BERT source."""
+    """The Hugging Face tokenizer of an LLM or BERT source. Raises Blip2rtError."""
     from transformers import AutoTokenizer
 
-    path = resolve(source)
-    return AutoTokenizer.from_pretrained(*_location(path), **_gguf(path))
-
-
-def load_llm(config: LlmConfig) -> nn.Module:
-    """The frozen causal LM in float32."""
-    from transformers import AutoModelForCausalLM
-
-    path = resolve(config.source)
+    path = fetch(source)
     try:
-        llm = AutoModelForCausalLM.from_pretrained(*_location(path), **_gguf(path), dtype=torch.float32)
-    except OSError as error:
-        raise Blip2rtError(f"LLM source {config.source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+        return AutoTokenizer.from_pretrained(*_location(path), **_gguf(path))
+    except (OSError, ValueError) as error:
+        raise Blip2rtError(f"no tokenizer can be loaded from {source!r}: {str(error).splitlines()[0]}") from error
+
+
+def text_config(source: str, overrides: Mapping[str, Any] | None = None) -> Any:
+    """The Hugging Face config of the language model, which may sit inside a BLIP-2 folder."""
+    from transformers import AutoConfig
+
+    path = fetch(source)
+    try:
+        config = AutoConfig.from_pretrained(*_location(path), **_gguf(path))
+    except Exception as error:  # noqa: BLE001  # OSError, ValueError, and what its validation of values raises
+        raise Blip2rtError(f"LLM source {source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    config = config.text_config if config.model_type == "blip-2" else config.get_text_config()
+    for name, value in (overrides or {}).items():
+        setattr(config, name, value)
+    return config
+
+
+def load_llm(config: LlmConfig, *, streamed: bool = False) -> nn.Module:
+    """The frozen LM in float32 and eval mode. `streamed`: its weights stay on disk, where its format permits."""
+    path = fetch(config.source)
+    folder = Path(path)
+    llm = _bound(config, folder) if folder.is_dir() and has_weights(folder) else None
+    if llm is None:
+        llm = _pretrained(config, path)
+    elif not streamed:
+        streaming.fill(llm)
     if config.bits:
         round_weights(llm, config.bits, config.block)
     return freeze(llm)
 
 
+def _bound(config: LlmConfig, folder: Path) -> nn.Module | None:
+    """The LM with its weights on disk; None where their names are not the model's, and only from_pretrained knows."""
+    weights = Weights(folder)
+    inside = any(name.startswith(_INSIDE) for name in weights.shapes)
+    llm = empty_llm(text_config(config.source, config.overrides))
+    parameters = dict(llm.named_parameters(remove_duplicate=False))
+    tied: dict[int, list[str]] = {}
+    for name, parameter in parameters.items():
+        tied.setdefault(id(parameter), []).append(f"{_INSIDE * inside}{name}")
+
+    def stored(name: str) -> str:
+        """A parameter's own tensor, else that of one which it is tied to."""
+        return "|".join((f"{_INSIDE * inside}{name}", *tied[id(parameters[name])]))
+
+    try:
+        streaming.bind(llm, weights.readers({name: tuple(p.shape) for name, p in parameters.items()}, stored))
+    except Blip2rtError:
+        if inside:
+            raise
+        return None
+    return llm
+
+
+def empty_llm(config: Any) -> Any:
+    """The LM of a Hugging Face config, its parameters without values (see streaming.py)."""
+    setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", torch.float32)  # older releases' name
+    with streaming.empty():
+        llm = _auto_class(config).from_config(config)
+    llm.tie_weights()
+    return llm
+
+
+def _auto_class(config: Any) -> Any:
+    import transformers
+
+    return transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+
+
+def _pretrained(config: LlmConfig, path: str) -> nn.Module:
+    kind = _auto_class(text_config(config.source))
+    try:
+        return kind.from_pretrained(*_location(path), **_gguf(path), **config.overrides).float()
+    except OSError as error:
+        raise Blip2rtError(f"LLM source {config.source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
 def hidden_size(config: LlmConfig) -> int:
     """Width D of the LLM, from its config alone."""
-    from transformers import AutoConfig
-
-    path = resolve(config.source)
-    return int(AutoConfig.from_pretrained(*_location(path), **_gguf(path)).hidden_size)
+    return int(text_config(config.source).hidden_size)
 
 
 def _location(path: str) -> list[str]:
@@ -68,6 +144,11 @@ def _location(path: str) -> list[str]:
 
 def _gguf(path: str) -> dict[str, str]:
     return {"gguf_file": Path(path).name} if path.endswith(".gguf") else {}
+
+
+def end_token_ids(tokenizer: Any, config: LlmConfig) -> tuple[int, ...]:
+    """The ids that end a text: `config.end_ids`, or the one of `config.end`."""
+    return config.end_ids or (end_token_id(tokenizer, config),)
 
 
 def end_token_id(tokenizer: Any, config: LlmConfig) -> int:

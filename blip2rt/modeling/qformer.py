@@ -3,8 +3,9 @@
 Queries alone look at the image (cross-attention in every `cross_attention_frequency`-th layer); queries and text have
 feed-forwards of their own. Knows hidden states and masks, nothing about losses, images or tokenizers.
 
-One thing is ours: the queries pass a LayerNorm of their own with a large initial gain, and no dropout. Under BERT's
-embedding LayerNorm with dropout, fresh queries collapse into one vector.
+One thing is ours, and optional (`query_gain`): the queries pass a LayerNorm of their own with a large initial gain, and
+no dropout. Under BERT's embedding LayerNorm with dropout, which the paper has them share with the text, fresh queries
+collapse into one vector.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class QFormerConfig:
     max_positions: int = 512
     layer_norm_eps: float = 1e-12
     dropout: float = 0.1  # on the text stream only
-    query_gain: float = 3.0  # initial gain of the queries' LayerNorm
-    text_branch: bool = True  # stage 2 has none
+    query_gain: float | None = 3.0  # initial gain of the queries' own LayerNorm; None: they share the text's
+    text_branch: bool = True  # stage 2 has none, unless the queries also read the question
 
 
 class Attention(nn.Module):
@@ -138,10 +139,12 @@ class QFormer(nn.Module):
         if config.text_branch:
             self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
             self.position_embeddings = nn.Embedding(config.max_positions, config.hidden_size)
-            self.text_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            if config.query_gain is not None:
+                self.text_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
             self.dropout = nn.Dropout(config.dropout)
         self.apply(_bert_init)
-        nn.init.constant_(self.query_norm.weight, config.query_gain)
+        if config.query_gain is not None:
+            nn.init.constant_(self.query_norm.weight, config.query_gain)
 
     def vision_kv(self, vision_features: torch.Tensor) -> list[KeyValue | None]:
         """Cross-attention keys and values of vision_features (B, N, C), a layer; computed once, used by every pass."""
@@ -156,7 +159,8 @@ class QFormer(nn.Module):
         """Word and position embeddings of token_ids (B, T); queries are not counted by positions."""
         positions = torch.arange(token_ids.shape[1], device=token_ids.device)
         embeds = self.word_embeddings(token_ids) + self.position_embeddings(positions)
-        return _in_autocast(self.dropout(self.text_norm(embeds)))
+        norm = self.query_norm if self.config.query_gain is None else self.text_norm
+        return _in_autocast(self.dropout(norm(embeds)))
 
     def encode_image(self, vision_kv: Sequence[KeyValue | None], batch: int) -> tuple[torch.Tensor, list[KeyValue]]:
         """Queries alone: query_output (B, Q, H) and the queries' self-attention keys and values of each layer."""
@@ -243,12 +247,13 @@ _BERT_NAMES = {
 }
 
 
-def _bert_name(name: str) -> str | None:
+def _bert_name(name: str, shared_norm: bool) -> str | None:
     """The BERT tensor that initialises our tensor `name`, or None where BERT has nothing (queries, cross-attention)."""
     if name.startswith(("word_embeddings", "position_embeddings")):
         return "embeddings." + name
-    if name.startswith("text_norm"):
-        return "embeddings.LayerNorm" + name[len("text_norm") :]
+    norm = "query_norm" if shared_norm else "text_norm"
+    if name.startswith(norm):
+        return "embeddings.LayerNorm" + name[len(norm) :]
     if not name.startswith("layers.") or "cross_attention" in name:
         return None
     _, index, rest = name.split(".", 2)
@@ -265,7 +270,7 @@ def load_bert(qformer: QFormer, state: dict[str, torch.Tensor]) -> None:
     """
     state = {name.removeprefix("bert."): tensor for name, tensor in state.items()}
     for name, tensor in qformer.state_dict().items():
-        source = _bert_name(name)
+        source = _bert_name(name, qformer.config.query_gain is None)
         if source is None:
             continue
         values = state[source]

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from . import streaming
+
 _ROWS_AT_ONCE = 4096  # bounds the temporaries of the search to a few hundred MB
 
 
@@ -101,8 +103,4 @@ def dequantize_blockwise(weight: QuantizedWeight) -> torch.Tensor:
 @torch.no_grad()
 def round_weights(module: nn.Module, bits: int, block: int) -> None:
     """Replace every Linear and Embedding matrix in `module` by its dequantized self, in place (tied weights once)."""
-    done: set[int] = set()
-    for child in module.modules():
-        if isinstance(child, (nn.Linear, nn.Embedding)) and child.weight.data_ptr() not in done:
-            child.weight.copy_(dequantize_blockwise(quantize_blockwise(child.weight, bits, block)))
-            done.add(child.weight.data_ptr())
+    streaming.change(module, lambda weight: dequantize_blockwise(quantize_blockwise(weight, bits, block)))

@@ -1,7 +1,7 @@
 """The frozen image encoder: `pixels (B, 3, h, w) -> vision_features (B, N, C)`.
 
-Any timm model with `forward_features` or Hugging Face vision model; a grid (B, C, h', w') is flattened to a sequence
-row by row. Knows nothing about queries or text.
+The paper's vision transformers, any timm model with `forward_features`, or a Hugging Face vision model; a grid
+(B, C, h', w') is flattened to a sequence row by row. Knows nothing about queries or text.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ from torch import nn
 
 from blip2rt.errors import Blip2rtError
 
+from . import streaming
+from .names import vit_name
 from .sources import resolve
+from .vit import Vit, VitConfig, resized_positions
+from .weights import Reader, Weights
 
 
 @dataclass(frozen=True)
 class VisionConfig:
     """Which encoder, which weights, and the images it expects."""
 
-    source: str = "timm:tf_efficientnet_lite2"  # timm:NAME, or hf:PATH-OR-HUB-ID
-    weights: str | None = None  # state dict file (a path or pkg:...); None: random for timm, the checkpoint's for hf
+    source: str = "timm:tf_efficientnet_lite2"  # timm:NAME, hf:PATH-OR-HUB-ID, or vit, which `vit` describes
+    weights: str | None = None  # state dict file or BLIP-2 checkpoint; None: random for timm and vit, hf has its own
     height: int = 260
     width: int = 260
     resample: str = "bicubic"
@@ -29,6 +33,7 @@ class VisionConfig:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     positions: int = 81  # N
     features: int = 1280  # C
+    vit: VitConfig | None = None  # geometry, of the source vit
 
 
 def freeze(module: nn.Module) -> nn.Module:
@@ -39,9 +44,9 @@ def freeze(module: nn.Module) -> nn.Module:
 
 
 class VisionEncoder(nn.Module):
-    """A frozen encoder behind one signature."""
+    """A frozen encoder behind one signature. `streamed`: a vit's weights stay on disk (see streaming.py)."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, *, streamed: bool = False) -> None:
         super().__init__()
         self.config = config
         kind, _, name = config.source.partition(":")
@@ -49,8 +54,12 @@ class VisionEncoder(nn.Module):
             self.body: nn.Module = _timm_encoder(name, config.weights)
         elif kind == "hf":
             self.body = _hugging_face_encoder(resolve(name))
+        elif kind == "vit":
+            self.body = _vit(config)
         else:
-            raise Blip2rtError(f"vision source {config.source!r}: choose timm:NAME or hf:PATH")
+            raise Blip2rtError(f"vision source {config.source!r}: choose timm:NAME, hf:PATH or vit")
+        if not streamed:
+            streaming.fill(self.body)
         freeze(self)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -109,5 +118,72 @@ class _HuggingFaceBody(nn.Module):
 def _hugging_face_encoder(path: str) -> nn.Module:
     from transformers import AutoModel
 
-    model = AutoModel.from_pretrained(path, dtype=torch.float32)
+    model = AutoModel.from_pretrained(path).float()
     return _HuggingFaceBody(getattr(model, "vision_model", model))
+
+
+def _vit(config: VisionConfig) -> Vit:
+    assert config.vit is not None, "a vit's config says its geometry"
+    if config.weights is None:
+        return Vit(config.vit, config.height, config.width)
+    with streaming.empty():
+        vit = Vit(config.vit, config.height, config.width)
+    streaming.bind(vit, _vit_readers(vit, Weights(resolve(config.weights))))
+    return vit
+
+
+def vit_style(weights: Weights) -> tuple[str, str] | None:
+    """(prefix, style) of an encoder's names in `weights`: style is hf, eva or clip. None: there is no encoder."""
+    starts = {
+        "hf": (("vision_model.",), "embeddings.class_embedding"),
+        "eva": (("visual_encoder.", ""), "cls_token"),
+        "clip": (("visual_encoder.", "visual.", ""), "class_embedding"),
+    }
+    for style, (prefixes, name) in starts.items():
+        for prefix in prefixes:
+            if prefix + name in weights:
+                return prefix, style
+    return None
+
+
+def _vit_readers(vit: Vit, weights: Weights) -> dict[str, Reader]:
+    """Where each parameter's values are. Raises Blip2rtError: all that is missing or of another shape."""
+    found = vit_style(weights)
+    if found is None:
+        raise Blip2rtError(
+            f"{weights.source} holds no image encoder; give the file of EVA-CLIP ViT-g (eva_vit_g.pth), of CLIP ViT-L "
+            "(clip_vit_L.pth), or a Hugging Face BLIP-2 folder"
+        )
+    prefix, style = found
+    shapes = {name: tuple(parameter.shape) for name, parameter in vit.named_parameters()}
+    special: dict[str, Reader] = {}
+    for name in shapes:
+        theirs = f"{prefix}{vit_name(name, style)}"
+        if style == "eva" and name.endswith("qkv.bias") and theirs not in weights:
+            special[name] = _joined_bias(weights, theirs[: -len("qkv.bias")])
+        elif name in ("class_embedding", "position_embedding") and theirs in weights:
+            special[name] = _row(weights, theirs, vit if name == "position_embedding" else None)
+    return weights.readers(
+        shapes, lambda name: None if (inner := vit_name(name, style)) is None else prefix + inner, special
+    )
+
+
+def _joined_bias(weights: Weights, attention: str) -> Reader:
+    """EVA-CLIP keeps the biases of queries and values, and has none for keys."""
+
+    def read() -> torch.Tensor:
+        query, value = (weights.read(f"{attention}{name}_bias") for name in "qv")
+        return torch.cat((query, torch.zeros_like(query), value))
+
+    return read
+
+
+def _row(weights: Weights, name: str, positions_of: Vit | None) -> Reader:
+    """[CLS] or the position embeddings as (1, n, width), the latter of the grid that the encoder has."""
+
+    def read() -> torch.Tensor:
+        values = weights.read(name)
+        values = values.reshape(1, -1, values.shape[-1])
+        return values if positions_of is None else resized_positions(values, positions_of.grid)
+
+    return read

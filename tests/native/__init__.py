@@ -6,9 +6,9 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 
-from blip2rt._native import Generator, Runtime, Session
+from blip2rt._native import Chat, Generator, Runtime, Session, Vocabulary
 
-__all__ = ["Generator", "Runtime", "Session", "library_path", "runtime"]
+__all__ = ["Chat", "Generator", "Runtime", "Session", "Vocabulary", "library_path", "runtime"]
 
 
 def library_path() -> str:

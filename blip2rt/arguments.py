@@ -1,0 +1,33 @@
+"""What callers hand over, one thing or several, as lists. Knows nothing about what the things are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from .errors import OptionError
+
+
+def as_list(images: Any) -> tuple[list[Any], bool]:
+    """One image or several -> list, whether it was one."""
+    if isinstance(images, list | tuple | Iterator):
+        return list(images), False
+    return [images], True
+
+
+def pairs(images: Any, texts: Any, name: str) -> tuple[list[Any], list[str], bool]:
+    """Images and texts of equal number; a single one is repeated for a list of the other."""
+    many_images, one_image = as_list(images)
+    many_texts, one_text = as_list(texts)
+    wrong = [type(text).__name__ for text in many_texts if not isinstance(text, str)]
+    if wrong:
+        raise OptionError(f"{name} hold {', '.join(sorted(set(wrong)))}: give a str or a list of str")
+    if one_image and not one_text:
+        many_images *= len(many_texts)
+    if one_text and not one_image:
+        many_texts *= len(many_images)
+    if len(many_images) != len(many_texts):
+        raise OptionError(
+            f"{len(many_images)} images and {len(many_texts)} {name}: give as many of one as of the other"
+        )
+    return many_images, many_texts, one_image and one_text

@@ -1,0 +1,194 @@
+"""The language side of a model: prompts and options -> the backend's generation -> text; streams and conversations.
+
+Knows prompts, tokens and options; nothing about images, whose prefix_embeds it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .backends import BackendLike, ChatLike, GenerationLike
+from .bundle import Bundle
+from .errors import OptionError
+from .manifest import Decoding
+from .options import Options, merge, resolve, strings
+from .text import LlmTokenizer, TextStream
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+
+OnToken = Callable[[int, int, int], object]
+
+
+class Scored(NamedTuple):
+    """A text and how likely the language model finds it."""
+
+    text: str
+    score: float  # sum of its tokens' log-probabilities / length^length_penalty, the stop token counted
+
+
+class Language:
+    """A bundle's language model and its words. Raises OptionError for texts and options before anything runs."""
+
+    def __init__(self, bundle: Bundle, backend: BackendLike) -> None:
+        assert bundle.manifest.llm is not None, "reading the bundle checks that llm comes with its components"
+        self._spec = bundle.manifest.llm
+        self._manifest = bundle.manifest
+        self._backend = backend
+        self._tokenizer = LlmTokenizer(bundle.file(self._spec.tokenizer), self._spec)
+
+    def caption_prompt(self, prompt: str | None) -> str:
+        """The words that a caption goes on from; None is the bundle's own."""
+        return self._manifest.prompts.get("caption", "") if prompt is None else prompt
+
+    def ask_prompt(self, question: str) -> str:
+        """A question in the bundle's template."""
+        if not question.strip():
+            raise OptionError("a question is empty: ask something, as in 'what colour is the dog?'")
+        return self._manifest.prompts.get("ask", "{}").replace("{}", question.strip())
+
+    def encode(self, prompt: str) -> list[int]:
+        """A prompt's token ids."""
+        return self._tokenizer.encode(prompt)
+
+    def settings(self, task: str, options: Options, prompts: Sequence[str], used: int = 0) -> dict[str, Any]:
+        """The backend's options for a task and the prompts it will go on from.
+
+        used: positions that are taken already, besides the image's and the prompts'.
+        """
+        longest = max((len(self.encode(prompt)) for prompt in prompts), default=0)
+        forced = self._forced_prefix(options, any(prompts))
+        read = 1 if self._spec.encoder_decoder else self._spec.prefix_length + longest + used
+        room = self._spec.max_positions - read - len(forced)
+        settings = resolve(options, self._manifest.decoding.get(task, Decoding()), room)
+        settings["eos_token_ids"] = list(self._spec.eos_token_ids)
+        settings["forced_prefix"] = forced
+        words = strings(options.bad_words)
+        ids = [self._tokenizer.encode_more(text) for word in words for text in (word, f" {word}")]
+        settings["bad_words_ids"] = [word for word in ids if word]
+        if options.stop_strings:
+            settings["stop_strings"] = [text.encode() for text in strings(options.stop_strings)]
+            settings["vocabulary"] = self._vocabulary
+        return settings
+
+    def generate(
+        self,
+        prefix_embeds: Floats,
+        prompts: Sequence[str],
+        settings: dict[str, Any],
+        first_image: int = 0,
+        on_token: OnToken | None = None,
+    ) -> list[list[Scored]]:
+        """prefix_embeds (B, Q, D), B prompts -> the texts of each image. first_image: the number of the first one."""
+        prompt_ids = [self.encode(prompt) for prompt in prompts]
+        options = {**settings, "first_image": first_image}
+        sequences = self._backend.generate(prefix_embeds, prompt_ids, options, on_token)
+        forced = settings["forced_prefix"]
+        return [
+            [Scored(self._tokenizer.decode(forced + token_ids), score) for token_ids, score in best]
+            for best in sequences
+        ]
+
+    def stream(self, prefix_embeds: Floats, prompt: str, settings: dict[str, Any]) -> Iterator[str]:
+        """prefix_embeds (1, Q, D) -> pieces of the text, as they come."""
+        return self.pieces(self._backend.begin(prefix_embeds, [self.encode(prompt)], settings), settings)
+
+    def pieces(self, generation: GenerationLike, settings: dict[str, Any]) -> Iterator[str]:
+        """A generation of one text -> its pieces. A token is computed when the piece before it has been taken."""
+        stream = TextStream(self._tokenizer, settings["forced_prefix"])
+        while not generation.done:
+            for _image, _draw, token_id in generation.step():
+                if piece := stream.push(token_id):
+                    yield piece
+        if piece := stream.end():
+            yield piece
+
+    def text(self, generation: GenerationLike, settings: dict[str, Any]) -> str:
+        """A generation of one text, run to its end."""
+        while not generation.done:
+            generation.step()
+        token_ids, _score = generation.results()[0][0]
+        return self._tokenizer.decode(settings["forced_prefix"] + token_ids)
+
+    def encode_more(self, text: str) -> list[int]:
+        """Token ids of a text that goes on from another."""
+        return self._tokenizer.encode_more(text)
+
+    @property
+    def can_chat(self) -> bool:
+        """Whether its cache holds what was said: an encoder-decoder reads every question anew."""
+        return not self._spec.encoder_decoder
+
+    def open_chat(self, prefix_embeds: Floats, max_beams: int) -> ChatLike:
+        """prefix_embeds (1, Q, D) -> the backend's conversation, as long as the language model allows."""
+        return self._backend.chat(prefix_embeds, max_beams, self._spec.max_positions)
+
+    def _forced_prefix(self, options: Options, after_prompt: bool) -> list[int]:
+        """Its tokens. In a text that goes on from a prompt it is a further word, as answers are in training."""
+        after_prompt = after_prompt and not self._spec.encoder_decoder
+        text = options.forced_prefix
+        if not isinstance(text, str) or not text:  # what is no str is named with the other faults
+            return []
+        return self._tokenizer.encode_more(f" {text}" if after_prompt and not text[0].isspace() else text)
+
+    @cached_property
+    def _vocabulary(self) -> Any:
+        return self._backend.vocabulary(self._tokenizer.token_bytes())
+
+
+class Chat:
+    """A conversation about one image. What was said stays in the language model's cache, so that a question costs only
+    its own tokens; memory grows as it goes on. One thread uses it at a time.
+
+    Every method raises OptionError for bad questions and options, also where no room is left: begin a new chat then.
+    """
+
+    def __init__(self, language: Language, prefix_embeds: Floats, options: Options) -> None:
+        """prefix_embeds (1, Q, D). `options` hold for every question that says nothing else."""
+        self._language = language
+        self._options = options
+        self._used = 0  # positions, besides the image's
+        settings = language.settings("ask", options, [])
+        self._max_beams = settings["num_beams"]
+        self._chat = language.open_chat(prefix_embeds, self._max_beams)
+        self._last: tuple[GenerationLike, int] | None = None  # the answer under way, and what was read for it
+
+    def ask(self, question: str, **options: Any) -> str:
+        """Question -> answer. Options are those of Model.ask, over those of the chat."""
+        generation, settings = self._begin(question, options, {})
+        return self._language.text(generation, settings)
+
+    def stream(self, question: str, **options: Any) -> Iterator[str]:
+        """Question -> pieces of the answer, as they come; see Model.stream. What was not taken was not said."""
+        generation, settings = self._begin(question, options, {"num_beams": 1})
+        return self._language.pieces(generation, settings)
+
+    def _begin(
+        self, question: str, given: dict[str, Any], defaults: dict[str, Any]
+    ) -> tuple[GenerationLike, dict[str, Any]]:
+        self._remember()
+        options = merge(self._options, {**defaults, **given})
+        first = self._used == 0
+        prompt = self._language.ask_prompt(question)
+        prompt_ids = self._language.encode(prompt) if first else self._language.encode_more(f" {prompt}")
+        settings = self._language.settings("ask", options, [prompt], self._used)
+        if settings["num_return_sequences"] > 1 or settings["num_beams"] > self._max_beams:
+            raise OptionError(
+                f"num_captions is {settings['num_return_sequences']} and num_beams {settings['num_beams']}: "
+                f"this chat gives 1 answer, of at most {self._max_beams} beams; say more to Model.chat"
+            )
+        generation = self._chat.ask(prompt_ids, settings)
+        self._last = (generation, len(prompt_ids) + len(settings["forced_prefix"]))
+        return generation, settings
+
+    def _remember(self) -> None:
+        """Counts what the last answer has used."""
+        if self._last is not None:
+            generation, read = self._last
+            self._used += read + len(generation.results()[0][0][0])
+            self._last = None

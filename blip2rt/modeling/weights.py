@@ -1,0 +1,182 @@
+"""Named tensors on disk, each read when it is asked for: safetensors (one file or shards) and PyTorch's own format.
+
+Knows files, nothing about models. Files are read and not mapped, so that what has been used leaves the memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blip2rt.errors import Blip2rtError
+
+Reader = Callable[[], torch.Tensor]
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+_NAMED = 6  # tensors that an error names
+_WHOLE = ("model.safetensors", "pytorch_model.bin")
+
+
+class Weights:
+    """`shapes` (name -> shape) of a checkpoint's tensors, and `read(name)` -> the tensor as it is stored.
+
+    source: a folder with model.safetensors or pytorch_model.bin, whole or in shards with their index; or one file,
+    .safetensors or anything that torch.load reads. Raises Blip2rtError: no weights, missing and damaged files, all at
+    once.
+    """
+
+    def __init__(self, source: str | Path) -> None:
+        self.source = Path(source)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._readers: dict[str, Reader] = {}
+        faults: list[str] = []
+        for file in self._files():
+            try:
+                readers = _open(file)
+            except Blip2rtError as error:
+                faults.append(str(error))
+                continue
+            self._readers |= {name: reader for name, (_, reader) in readers.items()}
+            self.shapes |= {name: shape for name, (shape, _) in readers.items()}
+        if faults:
+            raise Blip2rtError(f"{self.source}: {'; '.join(faults)}; copy or download the checkpoint again")
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._readers[name]()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.shapes
+
+    def readers(
+        self,
+        wanted: Mapping[str, tuple[int, ...]],
+        translate: Callable[[str], str | None],
+        special: Mapping[str, Reader] | None = None,
+    ) -> dict[str, Reader]:
+        """A reader for each name of `wanted` (name -> shape). Raises Blip2rtError: all that is missing or misshaped.
+
+        translate: our name -> theirs, alternatives separated by |. special: readers of tensors that need more.
+        """
+        readers, missing, misshaped = dict(special or {}), [], []
+        for name, shape in wanted.items():
+            theirs = (translate(name) or name).split("|")
+            found = next((each for each in theirs if each in self.shapes), None)
+            if name in readers:
+                continue
+            if found is None:
+                missing.append(theirs[0])
+            elif self.shapes[found] != tuple(shape):
+                misshaped.append(f"{found} is {self.shapes[found]} and not {tuple(shape)}")
+            else:
+                readers[name] = self._readers[found]
+        if missing or misshaped:
+            raise Blip2rtError(f"{self.source} does not fit: {'; '.join(_few(missing, 'lacks') + _few(misshaped, ''))}")
+        return readers
+
+    def _files(self) -> list[Path]:
+        if self.source.is_file():
+            return [self.source]
+        for name in _WHOLE:
+            index = self.source / f"{name}.index.json"
+            if index.is_file():
+                try:
+                    shards = json.loads(index.read_text())["weight_map"].values()
+                except (ValueError, KeyError, AttributeError) as error:
+                    raise Blip2rtError(f"{index} is damaged ({error}); copy or download the checkpoint again") from None
+                return [self.source / shard for shard in sorted(set(shards))]
+            if (self.source / name).is_file():
+                return [self.source / name]
+        raise Blip2rtError(f"{self.source} holds no weights: neither {' nor '.join(_WHOLE)}, nor an index of shards")
+
+
+def _few(items: list[str], verb: str) -> list[str]:
+    """A clause that names the first items and counts the others."""
+    if not items:
+        return []
+    more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
+    return [f"{verb} {', '.join(items[:_NAMED])}{more}".strip()]
+
+
+def has_weights(folder: Path) -> bool:
+    return any((folder / f"{name}{end}").is_file() for name in _WHOLE for end in ("", ".index.json"))
+
+
+def _open(file: Path) -> dict[str, tuple[tuple[int, ...], Reader]]:
+    """name -> (shape, reader). Raises Blip2rtError."""
+    if not file.is_file():
+        raise Blip2rtError(f"{file.name} is missing")
+    try:
+        return _open_safetensors(file) if file.suffix == ".safetensors" else _open_torch(file)
+    except (OSError, ValueError, KeyError, struct.error) as error:
+        raise Blip2rtError(f"{file.name} is damaged ({error})") from None
+
+
+def _open_safetensors(file: Path) -> dict[str, tuple[tuple[int, ...], Reader]]:
+    """A length, a JSON header, then the tensors' bytes one after the other."""
+    with open(file, "rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        size = file.stat().st_size
+        if length > size:
+            raise ValueError("no safetensors file")
+        header: dict[str, Any] = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    start, found, end = 8 + length, {}, 8 + length
+    for name, entry in header.items():
+        first, last = entry["data_offsets"]
+        dtype, shape = _DTYPES.get(entry["dtype"]), tuple(entry["shape"])
+        if dtype is None:
+            raise ValueError(f"{name} is of type {entry['dtype']}; {', '.join(_DTYPES)} can be read")
+        if last - first != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{name} has {last - first} bytes, which is not {shape}")
+        end = max(end, start + last)
+        found[name] = (shape, _slice(file, start + first, last - first, dtype, shape))
+    if size < end:
+        raise ValueError(f"{size:,} bytes instead of {end:,}")
+    return found
+
+
+def _slice(file: Path, offset: int, size: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Reader:
+    def read() -> torch.Tensor:
+        if not size:
+            return torch.empty(shape, dtype=dtype)
+        buffer = bytearray(size)
+        with open(file, "rb", buffering=0) as stream:
+            stream.seek(offset)
+            view, done = memoryview(buffer), 0
+            while done < size:  # one call reads 2 GB at most
+                count = stream.readinto(view[done:])
+                if not count:
+                    raise Blip2rtError(f"{file} ends too soon; copy or download the checkpoint again")
+                done += count
+        return torch.frombuffer(buffer, dtype=dtype).view(shape)
+
+    return read
+
+
+def _open_torch(file: Path) -> dict[str, tuple[tuple[int, ...], Reader]]:
+    """A state dict, alone or under "model", as PyTorch writes it; loaded as tensors only, never as code."""
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(" ".join(str(error).split())[:200]) from None
+    if isinstance(state, dict) and isinstance(state.get("model"), dict):
+        state = state["model"]
+    tensors = {n: t for n, t in state.items() if isinstance(t, torch.Tensor)} if isinstance(state, dict) else {}
+    if not tensors:
+        raise ValueError("it holds no named tensors")
+
+    def reader(tensor: torch.Tensor) -> Reader:
+        return lambda: tensor
+
+    return {name: (tuple(tensor.shape), reader(tensor)) for name, tensor in tensors.items()}

@@ -1,0 +1,42 @@
+"""What an export says while it works: a line for each step, and a bar for the long ones. Knows terminals only."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+_WIDTH = 30
+_EVERY = 10.0  # seconds between lines where there is no terminal to draw on
+
+
+class Progress:
+    """Writes to stderr; `line` says what begins, `bar` how far it is."""
+
+    def __init__(self) -> None:
+        self._start = self._drawn = time.monotonic()
+        self._open = False
+
+    def line(self, text: str) -> None:
+        if self._open:
+            print(file=sys.stderr)
+            self._open = False
+        print(f"[{self._elapsed()}] {text}", file=sys.stderr, flush=True)
+
+    def bar(self, text: str, done: int, total: int) -> None:
+        """`done` of `total` steps; drawn at most a few times a second."""
+        now, terminal = time.monotonic(), sys.stderr.isatty()
+        if done < total and now - self._drawn < (0.2 if terminal else _EVERY):
+            return
+        self._drawn = now
+        share = done / max(total, 1)
+        if not terminal:
+            if done < total:
+                self.line(f"{text}: {share:.0%}")
+            return
+        full = round(_WIDTH * share)
+        filled = "#" * full + "-" * (_WIDTH - full)
+        print(f"\r[{self._elapsed()}] {text}: {filled} {share:4.0%}", end="", file=sys.stderr, flush=True)
+        self._open = True
+
+    def _elapsed(self) -> str:
+        return f"{time.monotonic() - self._start:6.1f} s"
