@@ -22,6 +22,9 @@ _JOINED = re.compile(r" (?=[.,!?;:](\s|$)|n't\b|'(s|m|re|ve|ll|d)\b)")  # spaces
 _MAY_JOIN = re.compile(r"[.,!?;:]|n|n'|n't|'|'s|'m|'r|'re|'v|'ve|'l|'ll|'d")  # words before which one may stand
 
 
+_PUNCTUATION = re.compile(r"[.!\"()*#:;~]")  # what captions are cleaned of
+
+
 class LlmTokenizer:
     """Prompts -> token ids of the language model, and back to text."""
 
@@ -56,6 +59,11 @@ class LlmTokenizer:
         return token_bytes(self._tokenizer, self._size)
 
 
+def clean_caption(text: str) -> str:
+    """Lower case, no sentence punctuation, single spaces (the reference's caption processor)."""
+    return " ".join(_PUNCTUATION.sub(" ", text.lower()).split())
+
+
 def _clean(text: str) -> str:
     return _JOINED.sub("", " ".join(text.split()))
 
@@ -65,7 +73,7 @@ class QFormerTokenizer:
 
     def __init__(self, file: Path, spec: RetrievalSpec) -> None:
         """Raises BundleError when `file` is not a tokenizer."""
-        self._pad = spec.pad_token_id
+        self._pad, self._clean = spec.pad_token_id, spec.clean_captions
         self._tokenizer = _read(file)
         self._tokenizer.enable_truncation(spec.max_text_length)
 
@@ -74,7 +82,7 @@ class QFormerTokenizer:
 
         L is the longest text's length in tokens; longer ones than the model's are cut. Raises OptionError.
         """
-        rows = [_encode(self._tokenizer, text, special=True) for text in texts]
+        rows = [_encode(self._tokenizer, self._written(text), special=True) for text in texts]
         length = max(map(len, rows), default=0)
         token_ids = np.full((len(rows), length), self._pad, np.int64)
         text_mask = np.zeros((len(rows), length), np.int64)
@@ -82,6 +90,10 @@ class QFormerTokenizer:
             token_ids[i, : len(row)] = row
             text_mask[i, : len(row)] = 1
         return token_ids, text_mask
+
+    def _written(self, text: str) -> str:
+        """As the model's training had it."""
+        return clean_caption(text) if self._clean and isinstance(text, str) else text
 
 
 def token_bytes(tokenizer: Tokenizer, size: int) -> list[bytes]:

@@ -108,7 +108,10 @@ def retrieval_spec(model: Any, folder: Path) -> RetrievalSpec:
     tokenizer = qformer_tokenizer(model.config)
     _save(tokenizer, folder / QFORMER_TOKENIZER)
     temperature = model.temperature.item()
-    return RetrievalSpec(QFORMER_TOKENIZER, model.config.max_text_length, tokenizer.pad_token_id, temperature)
+    config = model.config
+    return RetrievalSpec(
+        QFORMER_TOKENIZER, config.max_text_length, tokenizer.pad_token_id, temperature, config.clean_captions
+    )
 
 
 def question_spec(model: Any, folder: Path) -> QuestionSpec | None:

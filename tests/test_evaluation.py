@@ -7,7 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from train.data import batches, clean_caption
+from blip2rt.text import clean_caption
+from train.data import batches
 from train.metrics import caption_metrics, tokenize
 from train.questions import questions
 from train.retrieval import recall

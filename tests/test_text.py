@@ -181,3 +181,8 @@ def test_bytes_of_tokens(tmp_path, llm_file):
     assert texts[-3:] == [b"", b"", b""]  # a special token, and two that the tokenizer does not have
     words = LlmTokenizer(llm_file, LLM).token_bytes()
     assert words[WORDS.index("dog")] == b" dog" and words[EOS] == b""
+
+
+def test_captions_are_cleaned_where_the_model_has_seen_no_others(tiny, qformer):
+    clean = QFormerTokenizer(tiny.path / "qformer_tokenizer.json", RetrievalSpec("", 6, 0, clean_captions=True))
+    np.testing.assert_array_equal(clean.encode(["A Dog."])[0], qformer.encode(["a dog"])[0])

@@ -16,9 +16,10 @@ from tqdm import tqdm
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.blip2 import Blip2
 from blip2rt.modeling.checkpoints import load_model, qformer_tokenizer, save_model
+from blip2rt.text import clean_caption
 
 from .cli import run_main
-from .data import Dataset, clean_caption, read_table
+from .data import Dataset, read_table
 from .features import cached_features
 from .losses import similarity
 

@@ -7,7 +7,6 @@ that a resumed training sees what an uninterrupted one would have seen.
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +38,6 @@ class Dataset:
         for sample in self.samples:
             groups[sample.image].append(sample)
         return groups
-
-
-def clean_caption(text: str) -> str:
-    """Lower case, no sentence punctuation, single spaces (the reference's caption processor)."""
-    return " ".join(re.sub(r"[.!\"()*#:;~]", " ", text.lower()).split())
 
 
 def read_table(table: str | Path, images: str | Path) -> Dataset:

@@ -39,7 +39,7 @@ def evaluate_retrieval(model: Model, data: Dataset, rerank: int, texts_per_image
         part = model.vision_features(data.paths[start : start + 64])
         embeds.append(model.embed_features(part))
         features.append(part)
-    texts = [sample.text.lower() for sample in data.samples]
+    texts = [sample.text for sample in data.samples]
     owner = np.array([sample.image for sample in data.samples])
     text_embeds = model.embed_text(texts)
     sim = np.stack([(part @ text_embeds.T).max(0) for part in np.concatenate(embeds)])  # (images, texts)

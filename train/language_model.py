@@ -16,9 +16,10 @@ import torch
 from tqdm import tqdm
 
 from blip2rt.errors import Blip2rtError
+from blip2rt.text import clean_caption
 
 from .cli import run_main
-from .data import batches, clean_caption, read_table
+from .data import batches, read_table
 from .loop import autocast_dtype, learning_rate
 from .settings import TrainSettings, option, parse
 

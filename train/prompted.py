@@ -9,8 +9,9 @@ import torch
 
 from blip2rt.modeling.blip2 import Blip2
 from blip2rt.modeling.llm import LlmConfig, end_token_id, load_tokenizer
+from blip2rt.text import clean_caption
 
-from .data import Sample, clean_caption
+from .data import Sample
 from .losses import frozen_head_loss, query_cosine
 from .packing import PackedTexts, Tokens, pack
 

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from blip2rt.errors import Blip2rtError
+from blip2rt.text import clean_caption
 
 from .cli import run_main
-from .data import Dataset, clean_caption, read_table
+from .data import Dataset, read_table
 
 COLOURS = "black white brown red blue green yellow orange pink purple gray grey tan golden".split()
 THINGS = (

