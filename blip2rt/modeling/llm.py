@@ -112,7 +112,7 @@ def _bound(config: LlmConfig, folder: Path) -> nn.Module | None:
 
 def empty_llm(config: Any) -> Any:
     """The LM of a Hugging Face config, its parameters without values (see streaming.py)."""
-    setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", torch.float32)  # older releases' name
+    setattr(config, _dtype_name(config), torch.float32)
     with streaming.empty():
         llm = _auto_class(config).from_config(config)
     llm.tie_weights()
@@ -126,11 +126,16 @@ def _auto_class(config: Any) -> Any:
 
 
 def _pretrained(config: LlmConfig, path: str) -> nn.Module:
-    kind = _auto_class(text_config(config.source))
+    theirs = text_config(config.source)
+    dtype = {_dtype_name(theirs): torch.float32}
     try:
-        return kind.from_pretrained(*_location(path), **_gguf(path), **config.overrides).float()
+        return _auto_class(theirs).from_pretrained(*_location(path), **_gguf(path), **config.overrides, **dtype)
     except OSError as error:
         raise Blip2rtError(f"LLM source {config.source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def _dtype_name(config: Any) -> str:
+    return "dtype" if hasattr(config, "dtype") else "torch_dtype"  # older releases' name
 
 
 def hidden_size(config: LlmConfig) -> int:
