@@ -137,8 +137,10 @@ def inputs(case: Case, image: int, forced: list[int]) -> dict[str, torch.Tensor]
     if case.model.config.is_encoder_decoder:
         start = [case.model.config.decoder_start_token_id]
         return {"inputs_embeds": embeds(case.prompts[image]), "decoder_input_ids": torch.tensor([start + forced])}
+    read = embeds(case.prompts[image] + forced)
     given = torch.tensor([forced], dtype=torch.int64)
-    return {"inputs_embeds": embeds(case.prompts[image] + forced), "input_ids": given}
+    # Without a mask generate takes the length of input_ids for that of inputs_embeds.
+    return {"inputs_embeds": read, "attention_mask": torch.ones(read.shape[:2], dtype=torch.int64), "input_ids": given}
 
 
 class Noise(transformers.LogitsProcessor):
