@@ -41,7 +41,7 @@ def export(options: Options, progress: Progress) -> Result:
     choices = resolve(options)
     with BundleWriter(options.out, overwrite=options.overwrite) as writer:
         work = _Work(writer.folder, choices, options, progress)
-        models = []
+        models: list[Any] = []
         for checkpoint in (choices.stage2, choices.stage1):
             if checkpoint is not None:
                 progress.line(f"loading {checkpoint.source}")

@@ -27,6 +27,7 @@ from . import fuse, graphs
 from .rotary import Rotary
 
 _NAME = "blip2rt_group_query"  # our key in transformers' table of attention functions
+HEAD_MULTIPLE = 8  # of the width of heads
 _IGNORED = {"dropout", "is_causal", "position_ids", "use_cache", "cache_position", "cache", "past_key_values"}
 _NEUTRAL = (None, False)
 
@@ -37,10 +38,15 @@ class Geometry:
 
     layers: int
     kv_heads: int
-    head_dim: int
+    head_dim: int  # of the cache: a multiple of HEAD_MULTIPLE
     hidden_size: int
     vocab_size: int
     max_positions: int
+
+
+def padded(head_dim: int) -> int:
+    """The width that GroupQueryAttention takes: heads are filled up with zeros, which change no score and no value."""
+    return -(-head_dim // HEAD_MULTIPLE) * HEAD_MULTIPLE
 
 
 def geometry(llm: Any) -> Geometry:
@@ -51,7 +57,7 @@ def geometry(llm: Any) -> Geometry:
     return Geometry(
         layers=config.num_hidden_layers,
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        head_dim=padded(getattr(config, "head_dim", None) or config.hidden_size // heads),
         hidden_size=table.shape[1],
         vocab_size=llm.get_output_embeddings().weight.shape[0],
         max_positions=config.max_position_embeddings,
@@ -101,7 +107,10 @@ class _Attention:
         tables = self.tables if self.rotary.take() else ()
         if tables:
             attributes["do_rotary"] = 1
-        flat = [t.transpose(1, 2).reshape(batch, length, -1) for t in (query, key, value)]
+        fill = padded(width) - width
+        if fill:
+            query, key, value = (nn.functional.pad(each, (0, fill)) for each in (query, key, value))
+        flat = [each.transpose(1, 2).reshape(batch, length, -1) for each in (query, key, value)]
         past = self.past[layer]
         out, *present = torch.onnx.ops.symbolic_multi_out(
             "com.microsoft::GroupQueryAttention",
@@ -112,7 +121,7 @@ class _Attention:
             version=1,
         )
         self.present[layer] = (present[0], present[1])
-        return out.reshape(batch, length, heads, width), None
+        return out.reshape(batch, length, heads, width + fill)[..., :width], None
 
 
 class _Decoder(nn.Module):
