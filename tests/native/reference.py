@@ -79,7 +79,8 @@ def make_case(name: str, folder: Path, seed: int | None = None, images: int = 3)
     config = CONFIGS[name]()
     kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
     model = kind.from_config(config).eval()
-    model.generation_config = transformers.GenerationConfig()
+    start = getattr(config, "decoder_start_token_id", None)
+    model.generation_config = transformers.GenerationConfig(decoder_start_token_id=start)
     for parameter in model.parameters():  # biases and norms start at 0 and 1: hide nothing behind that
         parameter.data.add_(torch.randn_like(parameter) * 0.1)
     model.get_output_embeddings().weight.data.mul_(3)  # decided opinions: few near ties
