@@ -52,10 +52,11 @@ sanitize: $(DEV)/blip2rt-installed  ## the tests of the core under ASan and UBSa
 	$(RUN) tests.native.tiny_graphs build/tiny
 	for kind in address,undefined thread; do \
 	  cmake -S . -B build/sanitize-$$kind -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(abspath $(DEV))/bin/python \
-	    -DBLIP2RT_SANITIZE=$$kind >/dev/null && cmake --build build/sanitize-$$kind && \
+	    -DBLIP2RT_SANITIZE=$$kind >/dev/null && cmake --build build/sanitize-$$kind --target stress && \
 	  TSAN_OPTIONS=suppressions=tests/native/tsan.supp build/sanitize-$$kind/stress $(ORT_LIBRARY) build/tiny 4 100 \
 	    || exit 1; \
 	done
+	cmake --build build/sanitize-address,undefined
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
 	  BLIP2RT_NATIVE="$$(ls build/sanitize-address,undefined/_native*.so)" \

@@ -3,7 +3,7 @@
 Three parts, chosen by --parts:
   overhead  a model of almost nothing but a vocabulary: time of a step outside the graphs, greedy and with 5 beams
   decode    an OPT of the given geometry and random weights in int4: tokens a second against the machine's measured read
-            bandwidth, and 5 beams against greedy
+            bandwidth, 5 beams against greedy, and the second question of a chat
   compare   Hugging Face `generate` (fp32, bf16) and CTranslate2 (int8) on the same weights
 
 The geometry is OPT-2.7B's but for the number of layers: fp32 weights take 4 bytes x (79 M a layer + 129 M).
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import transformers
 
-from blip2rt._native import Generator, Runtime, Session
+from blip2rt._native import Chat, Generator, Runtime, Session
 from blip2rt.backends.ort import find_library
 from export import graphs, llm, quantize
 
@@ -111,6 +111,28 @@ def decode(runtime: Runtime, model: Any, prefix: np.ndarray, args: argparse.Name
         line(f"int4, {args.layers} layers, {size / 1e9:.2f} GB a token", f"{1000 * step[1]:.1f} ms a token")
         line("int4 weights read", f"{speed:.1f} GB/s, {100 * speed / bandwidth:.0f}% of memory", ">= 80%")
         line(f"{BEAMS} beams against greedy", f"{step[BEAMS] / step[1]:.2f} x a step", "<= 1.8 x")
+        kept, anew = second_question(generator, prefix, args)
+        line("second question of a chat, to its first token", f"{kept:.0f} ms, recomputing everything {anew:.0f} ms")
+
+
+def second_question(generator: Generator, prefix: np.ndarray, args: argparse.Namespace) -> tuple[float, float]:
+    """Milliseconds to the first token of a second question of 8 tokens: in a chat, and with the whole history read."""
+    question = list(range(10, 18))
+    kept, anew = [], []
+    for _ in range(args.runs):
+        chat = Chat(generator, prefix, 1, args.prompt + 2 * args.tokens + 32)
+        first = chat.ask(question, {"max_new_tokens": args.tokens})
+        while not first.done:
+            first.step()
+        history = question + first.results()[0][0][0]
+        for generation, times in (
+            (chat.ask(question, {"max_new_tokens": 2}), kept),
+            (generator.begin(prefix, [history + question], {"max_new_tokens": 2}), anew),
+        ):
+            start = time.perf_counter()
+            generation.step()
+            times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(kept), statistics.median(anew)
 
 
 def opt(layers: int, hidden: int, heads: int, ffn: int, vocab: int) -> Any:

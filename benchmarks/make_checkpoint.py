@@ -39,15 +39,18 @@ GEOMETRIES: dict[str, Any] = {
 _NOISE = 1 << 22  # numbers that all tensors are cut from
 
 
-def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """Bytes, and made-up words up to the size of the real vocabulary."""
-    specials = ["<s>", "<pad>", "</s>", "<unk>"]
+def tokenizer(vocabulary: int, encoder_decoder: bool) -> PreTrainedTokenizerFast:
+    """Bytes, and made-up words up to the size of the real vocabulary; </s> before a text as OPT's, or after as T5's."""
+    specials = ["<pad>", "</s>", "<s>", "<unk>"] if encoder_decoder else ["<s>", "<pad>", "</s>", "<unk>"]
+    template = ["$A", "</s>"] if encoder_decoder else ["</s>", "$A"]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [*specials, *letters, *(f"w{i}" for i in range(vocabulary - len(specials) - len(letters)))]
     backend = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, [], unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.post_processor = processors.TemplateProcessing(single=["</s>", "$A"], special_tokens=[("</s>", 2)])
+    backend.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("</s>", specials.index("</s>"))]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="</s>", eos_token="</s>", pad_token="<pad>",
                                    unk_token="<unk>")  # fmt: skip
 
@@ -62,7 +65,7 @@ def make(geometry: str, out: Path) -> None:
     theirs.save_pretrained(out)
     size = theirs.vision_config.image_size
     images = BlipImageProcessor(size={"height": size, "width": size})
-    Blip2Processor(images, tokenizer(theirs.image_token_index), QUERIES).save_pretrained(out)
+    Blip2Processor(images, tokenizer(theirs.image_token_index, text.is_encoder_decoder), QUERIES).save_pretrained(out)
     config = hugging_face.read_config(out)
     with streaming.empty():
         model = Blip2(config, vision=False, llm=False)

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "options.h"
@@ -35,11 +36,20 @@ class Sampler {
     int token;
   };
 
-  int draw_from_all(const float* scores, const RowScorer& measured, double where);
-  int draw_from_kept(float largest, double where);
-  void keep(const float* scores, const RowScorer& measured);
-  void keep_top_k();
-  void keep_top_p();
+  static bool likelier(const Kept& a, const Kept& b) {
+    return a.score > b.score || (a.score == b.score && a.token < b.token);
+  }
+  // Drawn from are tokens of a larger score, and of an equal one those up to `token`.
+  struct Bound {
+    float score = -std::numeric_limits<float>::infinity();
+    int token = std::numeric_limits<int>::max();
+  };
+
+  Bound top_k(const float* scores, const RowScorer& measured);
+  Bound top_p(const float* scores, const RowScorer& measured, Bound within);
+  void collect(const float* scores, const RowScorer& measured, Bound bound);
+  void weigh(const float* scores, const RowScorer& measured, Bound bound);
+  int pick(double where, int likeliest) const;
   float weight(float score, float largest) const { return exp_of_nonpositive((score - largest) * scale_); }
 
   const GenerationOptions& options_;
@@ -47,7 +57,7 @@ class Sampler {
   std::vector<float> weights_;      // scratch (V)
   std::vector<double> block_sums_;  // scratch (ceil(V / kBlock))
   std::vector<float> block_max_;    // scratch (ceil(V / kBlock))
-  std::vector<Kept> kept_;          // scratch (V): what top-k and top-p leave
+  std::vector<Kept> kept_;          // scratch (V): tokens above a bound
 };
 
 }  // namespace blip2rt

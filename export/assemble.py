@@ -41,7 +41,7 @@ def export(options: Options, progress: Progress) -> Result:
     choices = resolve(options)
     with BundleWriter(options.out, overwrite=options.overwrite) as writer:
         work = _Work(writer.folder, choices, options, progress)
-        models = []
+        models: list[Any] = []
         for checkpoint in (choices.stage2, choices.stage1):
             if checkpoint is not None:
                 progress.line(f"loading {checkpoint.source}")
@@ -90,13 +90,13 @@ class _Work:
         self.sizes: dict[str, int] = {}
 
     def vision(self, encoder: Any, image: ImageSpec) -> np.ndarray:
-        """Returns vision_features (B,N,C) of a few images, for the graphs that come after."""
+        """Returns vision_features (B,N,C) of a few images, to verify the graphs that come after with."""
         part, precision = vision.vision_part(encoder, image), self.precision["vision"]
         shape = (3, 3, image.height, image.width)
         noise = np.random.default_rng().uniform(-1, 1, shape).astype(np.float32)
         inputs = {"pixels": vision.pixels(self.files[:3], image) if self.files else noise}
-        self.progress.line("vision: running in PyTorch, tracing")
-        want = part.run(inputs)
+        self.progress.line("vision: tracing")
+        want = self._reference(part, inputs)
         model = graphs.trace(part)
         signature = graphs.describe(model.graph.inputs), graphs.describe(model.graph.outputs)
         if precision == "int8-static":
@@ -106,7 +106,11 @@ class _Work:
         self._write("vision", model, precision, data, signature=signature)
         data.close()
         self._judge("vision", precision, inputs, want)
-        return want["vision_features"]
+        return want.get("vision_features", np.zeros(0, np.float32))
+
+    def _reference(self, part: graphs.Part, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What PyTorch answers, where that is to be compared."""
+        return part.run(inputs) if self.options.verify else {}
 
     def retrieval(self, model: Any, features: np.ndarray) -> Any:
         text = describe.example_texts(model)
@@ -119,14 +123,14 @@ class _Work:
         inputs = {"vision_features": features}
         if model.config.question_input:
             inputs |= describe.example_texts(model)
-        prefixes = parts[0].run(inputs)["prefix_embeds"]
+        prefixes = self._reference(parts[0], inputs).get("prefix_embeds")
         self._group("qformer", model, parts, inputs)
         return self._llm(model, language, prefixes)
 
     def _group(self, group: str, model: Any, parts: Sequence[graphs.Part], inputs: dict[str, np.ndarray]) -> None:
         """Graphs that share one data file."""
         precision = self.precision[group]
-        wants = {part.name: part.run(inputs) for part in parts}
+        wants = {part.name: self._reference(part, inputs) for part in parts}
         data = graphs.DataFile(self.folder, f"{group}.data")
         for part in parts:
             self.progress.line(f"{part.name}: tracing")
@@ -139,7 +143,7 @@ class _Work:
             for part in parts:
                 self._judge(part.name, precision, inputs, part.run(inputs), verify.OWN)
 
-    def _llm(self, model: Any, language: Any, prefixes: np.ndarray) -> Any:
+    def _llm(self, model: Any, language: Any, prefixes: np.ndarray | None) -> Any:
         config, precision = model.config.llm, self.precision["llm"]
         if config.bits and config.bits != quantize.BITS.get(precision):
             self.progress.line(f"llm: trained against {config.bits}-bit weights, exported as {precision}")
@@ -149,7 +153,7 @@ class _Work:
             self._write(name, graph, precision, data, block=config.block)
         data.close()
         spec, prompts = describe.llm_spec(model, language, self.folder, self.options.max_positions)
-        if self.options.verify:
+        if prefixes is not None:
             self.progress.line("llm: verifying")
             with streaming.streamed(language):
                 rows = describe.llm_inputs(language, prompts, prefixes)

@@ -75,6 +75,7 @@ def convert(source: str, out: Path, given: Any, dtype: str) -> None:
     faults = _faults(config)
     if faults:
         raise Blip2rtError(f"{source} has no equal in Hugging Face's format: {'; '.join(faults)}")
+    assert config.vision.vit is not None, "that is among the faults"
     eps, other = config.vision_norm_eps, config.vision.vit.layer_norm_eps
     if eps != other:
         print(

@@ -27,6 +27,7 @@ from . import fuse, graphs
 from .rotary import Rotary
 
 _NAME = "blip2rt_group_query"  # our key in transformers' table of attention functions
+HEAD_MULTIPLE = 8  # of the width of heads
 _IGNORED = {"dropout", "is_causal", "position_ids", "use_cache", "cache_position", "cache", "past_key_values"}
 _NEUTRAL = (None, False)
 
@@ -37,10 +38,15 @@ class Geometry:
 
     layers: int
     kv_heads: int
-    head_dim: int
+    head_dim: int  # of the cache: a multiple of HEAD_MULTIPLE
     hidden_size: int
     vocab_size: int
     max_positions: int
+
+
+def padded(head_dim: int) -> int:
+    """The width that GroupQueryAttention takes: heads are filled up with zeros, which change no score and no value."""
+    return -(-head_dim // HEAD_MULTIPLE) * HEAD_MULTIPLE
 
 
 def geometry(llm: Any) -> Geometry:
@@ -51,7 +57,7 @@ def geometry(llm: Any) -> Geometry:
     return Geometry(
         layers=config.num_hidden_layers,
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        head_dim=padded(getattr(config, "head_dim", None) or config.hidden_size // heads),
         hidden_size=table.shape[1],
         vocab_size=llm.get_output_embeddings().weight.shape[0],
         max_positions=config.max_position_embeddings,
@@ -63,10 +69,11 @@ class _Attention:
 
     def __init__(
         self, past: list[tuple[Tensor, Tensor]], seqlens_k: Tensor, total: Tensor, rotary: Rotary,
-        tables: tuple[Tensor, ...],
+        tables: tuple[Tensor, ...], causal_masks: bool,
     ) -> None:  # fmt: skip
         self.past, self.lengths, self.rotary = past, (seqlens_k, total), rotary
         self.tables = tables
+        self.causal_masks = causal_masks
         self.present: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(
@@ -83,7 +90,7 @@ class _Attention:
         layer = module.layer_idx
         window, softcap = options.pop("sliding_window", None), options.pop("softcap", None)
         unknown = [k for k, v in options.items() if k not in _IGNORED and not any(v is n for n in _NEUTRAL)]
-        if mask is not None:
+        if mask is not None and not self.causal_masks:
             unknown.append("attention mask")
         if unknown or layer in self.present or layer is None or layer >= len(self.past):
             raise Blip2rtError(f"this language model's attention needs {', '.join(unknown) or 'shared layers'}, "
@@ -101,7 +108,10 @@ class _Attention:
         tables = self.tables if self.rotary.take() else ()
         if tables:
             attributes["do_rotary"] = 1
-        flat = [t.transpose(1, 2).reshape(batch, length, -1) for t in (query, key, value)]
+        fill = padded(width) - width
+        if fill:
+            query, key, value = (nn.functional.pad(each, (0, fill)) for each in (query, key, value))
+        flat = [each.transpose(1, 2).reshape(batch, length, -1) for each in (query, key, value)]
         past = self.past[layer]
         out, *present = torch.onnx.ops.symbolic_multi_out(
             "com.microsoft::GroupQueryAttention",
@@ -112,15 +122,15 @@ class _Attention:
             version=1,
         )
         self.present[layer] = (present[0], present[1])
-        return out.reshape(batch, length, heads, width), None
+        return out.reshape(batch, length, heads, width + fill)[..., :width], None
 
 
 class _Decoder(nn.Module):
     """The llm graph as a module: the arguments are the graph's inputs."""
 
-    def __init__(self, llm: Any, layers: int, rotary: Rotary) -> None:
+    def __init__(self, llm: Any, layers: int, rotary: Rotary, causal_masks: bool) -> None:
         super().__init__()
-        self.llm, self.layers, self.rotary = llm, layers, rotary
+        self.llm, self.layers, self.rotary, self.causal_masks = llm, layers, rotary, causal_masks
         for name, table in zip(("cos", "sin"), rotary.tables, strict=False):
             self.register_buffer(name, table)
 
@@ -130,7 +140,7 @@ class _Decoder(nn.Module):
     ) -> tuple[Tensor, ...]:  # fmt: skip
         pairs = list(zip(past[::2], past[1::2], strict=True))
         tables = tuple(self.buffers(recurse=False))
-        attention = _Attention(pairs, seqlens_k, total_sequence_length, self.rotary, tables)
+        attention = _Attention(pairs, seqlens_k, total_sequence_length, self.rotary, tables, self.causal_masks)
         rows = last_index[:, None, None]
 
         def last_only(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
@@ -170,6 +180,26 @@ def _our_attention(llm: Any) -> Iterator[None]:
         ALL_ATTENTION_FUNCTIONS._global_mapping.pop(_NAME, None)
 
 
+@torch.no_grad()
+def _makes_causal_masks(llm: Any) -> bool:
+    """Whether the model makes its masks itself, as some do in older releases of transformers, and they hide nothing but
+    the future, which GroupQueryAttention does by itself."""
+    if not any(hasattr(module, "_update_causal_mask") for module in llm.modules()):
+        return False
+    masks: list[Tensor | None] = []
+
+    def record(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **_: Any) -> Any:
+        masks.append(mask)
+        return query.transpose(1, 2), None
+
+    ALL_ATTENTION_FUNCTIONS.register(_NAME, record)
+    length = 4
+    llm(inputs_embeds=torch.zeros(1, length, llm.get_input_embeddings().weight.shape[1]), use_cache=False)
+    past = torch.ones(length, length, dtype=torch.bool).tril()
+    seen = [None if mask is None else (mask if mask.dtype == torch.bool else mask == 0)[0, 0] for mask in masks]
+    return all(mask is not None and torch.equal(mask[:, :length], past) for mask in seen)
+
+
 def cache_names(layers: int, kind: str) -> list[str]:
     """past_key_0, past_value_0, past_key_1, ... in the order of the graph's inputs (or present_... of its outputs)."""
     return [f"{kind}_{part}_{layer}" for layer in range(layers) for part in ("key", "value")]
@@ -195,8 +225,10 @@ def trace_llm(llm: Any, max_positions: int = 1024) -> ir.Model:
             "seqlens_k": {0: "B"}, **{name: {0: "B", 2: "T"} for name in names}}  # fmt: skip
     rotary = Rotary(llm, shape.head_dim, min(max_positions, shape.max_positions))
     outputs = ["logits", *cache_names(shape.layers, "present")]
-    with _our_attention(llm), rotary.removed():
-        model = graphs.trace(graphs.Part("llm", _Decoder(llm, shape.layers, rotary), example, outputs, axes))
+    with _our_attention(llm):
+        decoder = _Decoder(llm, shape.layers, rotary, _makes_causal_masks(llm))
+        with rotary.removed():
+            model = graphs.trace(graphs.Part("llm", decoder, example, outputs, axes))
     fuse.fuse_decoder(model)
     return model
 

@@ -21,7 +21,7 @@ from blip2rt.bundle import CROSS_KEY, CROSS_VALUE, ENCODER, LLM, llm_tensors
 from blip2rt.modeling import quantize
 
 from . import fuse, graphs
-from .llm import Geometry
+from .llm import Geometry, padded
 
 _MASKED = torch.finfo(torch.float32).min
 
@@ -32,7 +32,7 @@ def geometry(t5: Any, max_positions: int) -> Geometry:
     return Geometry(
         layers=len(t5.decoder.block),
         kv_heads=config.num_heads,
-        head_dim=config.d_kv,
+        head_dim=padded(config.d_kv),
         hidden_size=config.d_model,
         vocab_size=t5.get_output_embeddings().weight.shape[0],
         max_positions=max_positions,
@@ -117,9 +117,23 @@ class _RelativeBias(nn.Module):
         return bias.view(-1, *distance.shape).transpose(0, 1)
 
 
+def _fill(x: Tensor, attention: Any) -> Tensor:
+    """(B,S,H*d_kv) -> (B,S,H*hd), each head filled up to the width that GroupQueryAttention takes."""
+    width = attention.key_value_proj_dim
+    if padded(width) == width:
+        return x
+    return nn.functional.pad(x.unflatten(-1, (-1, width)), (0, padded(width) - width)).flatten(2)
+
+
+def _cut(x: Tensor, attention: Any) -> Tensor:
+    """What _fill made wider -> (B,S,H*d_kv)"""
+    width = attention.key_value_proj_dim
+    return x if padded(width) == width else x.unflatten(-1, (-1, padded(width)))[..., :width].flatten(2)
+
+
 def _split(x: Tensor, attention: Any) -> Tensor:
-    """(B,S,H*hd) -> (B,H,S,hd)"""
-    return x.unflatten(-1, (attention.n_heads, attention.key_value_proj_dim)).transpose(1, 2)
+    """(B,S,H*d_kv) -> (B,H,S,hd)"""
+    return _fill(x, attention).unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
@@ -138,7 +152,7 @@ class _Encoder(nn.Module):
         super().__init__()
         self.encoder = t5.encoder
         self.crossing = nn.ModuleList(block.layer[1].EncDecAttention for block in t5.decoder.block)
-        self.bias = _RelativeBias(t5.encoder.block[0].layer[0].SelfAttention, bidirectional=True)
+        self.bias: Any = _RelativeBias(t5.encoder.block[0].layer[0].SelfAttention, bidirectional=True)
 
     def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         x = inputs_embeds
@@ -147,7 +161,7 @@ class _Encoder(nn.Module):
         for block in self.encoder.block:
             attention, normed = block.layer[0].SelfAttention, block.layer[0].layer_norm(x)
             query, key, value = (_split(part(normed), attention) for part in (attention.q, attention.k, attention.v))
-            x = x + attention.o(_attend(query, key, value, bias))
+            x = x + attention.o(_cut(_attend(query, key, value, bias), attention))
             x = block.layer[-1](x)
         x = self.encoder.final_layer_norm(x)
         return tuple(_split(part(x), each) for each in self.crossing for part in (each.k, each.v))
@@ -161,7 +175,7 @@ class _Decoder(nn.Module):
         self.decoder, self.head = t5.decoder, t5.get_output_embeddings()
         scaled = getattr(t5.config, "scale_decoder_outputs", t5.config.tie_word_embeddings)  # the older name
         self.scale = t5.config.d_model**-0.5 if scaled else 1.0
-        self.bias = _RelativeBias(t5.decoder.block[0].layer[0].SelfAttention, bidirectional=False)
+        self.bias: Any = _RelativeBias(t5.decoder.block[0].layer[0].SelfAttention, bidirectional=False)
 
     def forward(
         self, inputs_embeds: Tensor, position_ids: Tensor, last_index: Tensor, seqlens_k: Tensor,
@@ -181,10 +195,11 @@ class _Decoder(nn.Module):
                 own.SelfAttention, own.layer_norm(x), past[pair], (seqlens_k, total_sequence_length), bias
             )
             present += new
-            x = x + own.SelfAttention.o(mixed)
+            x = x + own.SelfAttention.o(_cut(mixed, own.SelfAttention))
             attention = crossing.EncDecAttention
             query = _split(attention.q(crossing.layer_norm(x)), attention)
-            x = x + attention.o(_attend(query, *cross[pair], seen))
+            key, value = cross[pair]
+            x = x + attention.o(_cut(_attend(query, key, value, seen), attention))
             x = feed_forward(x)
         last = _last(self.decoder.final_layer_norm(x), last_index)
         return self.head(last * self.scale), *present
@@ -194,7 +209,7 @@ def _own_attention(
     attention: Any, x: Tensor, past: list[Tensor], lengths: tuple[Tensor, Tensor], bias: Tensor
 ) -> tuple[Tensor, ...]:
     """x (B,S,D) -> (B,S,H*hd), present key and value"""
-    query, key, value = attention.q(x), attention.k(x), attention.v(x)
+    query, key, value = (_fill(part(x), attention) for part in (attention.q, attention.k, attention.v))
     out: tuple[Tensor, ...] = torch.onnx.ops.symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",
         (query, key, value, *past, *lengths, None, None, None, bias),

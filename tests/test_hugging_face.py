@@ -19,6 +19,7 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("blip2rt._native")
 
 import blip2rt
+from blip2rt.errors import CapabilityError
 from blip2rt.image import to_pixels
 from blip2rt.modeling import checkpoints, streaming
 from export.cli import main
@@ -41,8 +42,7 @@ class Pair:
 
     def tokens(self, prompts: list[str | None], num_beams: int) -> list[list[int]]:
         """What our runtime generates for images and prompts, without the end."""
-        encoder = self.model._llm_tokenizer
-        ids = [encoder.encode(prompt or "") for prompt in prompts]
+        ids = [self.model._language.encode(prompt or "") for prompt in prompts]
         features = self.model.vision_features(self.images[: len(prompts)])
         options = {"num_beams": num_beams, "max_new_tokens": 9, "min_new_tokens": 1, "num_return_sequences": 1,
                    "length_penalty": 1.0, "early_stopping": "false",
@@ -120,7 +120,7 @@ def test_prompt_tokens_equal_the_processor(pair: Pair) -> None:
     for prompt in PROMPTS:
         want = pair.processor(images=pair.images[0], text=prompt)["input_ids"]
         want = np.array(want).reshape(-1).tolist()[tiny_blip2.QUERIES :]
-        assert pair.model._llm_tokenizer.encode(prompt) == want
+        assert pair.model._language.encode(prompt) == want
 
 
 def test_pixels_equal_the_processor(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_larger_images_interpolate_positions(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_flan_t5_tokens_equal_generate(tmp_path: Path) -> None:
-    """Encoder-decoder: the bundle's graphs stepped along by onnxruntime, against generate's greedy search."""
+    """Encoder-decoder: the bundle's graphs stepped by onnxruntime and by our loop, against generate's greedy search."""
     from export.verify import STEPS, LlmGraphs
 
     print(f"seed {SEED}")
@@ -214,7 +214,7 @@ def test_flan_t5_tokens_equal_generate(tmp_path: Path) -> None:
     prefix = model._backend.prefix_embeds(model.vision_features(images))
     table = reference.get_input_embeddings()
     for prompts in (None, PROMPTS):
-        ids = [model._llm_tokenizer.encode(prompt) for prompt in prompts or [""] * 4]
+        ids = [model._language.encode(prompt) for prompt in prompts or [""] * 4]
         rows = [np.concatenate((prefix[b], table(torch.tensor(row)).numpy())) for b, row in enumerate(ids)]
         folder = tmp_path / "bundle"
         graphs = LlmGraphs(folder / "llm.onnx", folder / "embed.onnx", folder / "encoder.onnx", 0)
@@ -222,6 +222,12 @@ def test_flan_t5_tokens_equal_generate(tmp_path: Path) -> None:
         inputs = processor(images=images, text=prompts, padding=True, return_tensors="pt")
         want = reference.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=STEPS).tolist()
         ends = [[*row, 1].index(1) for row in got]
-        assert [row[:end] for row, end in zip(got, ends, strict=True)] == [
-            [*row[1:], 1][: [*row[1:], 1].index(1)] for row in want
-        ]  # fmt: skip
+        wanted = [[*row[1:], 1][: [*row[1:], 1].index(1)] for row in want]
+        assert [row[:end] for row, end in zip(got, ends, strict=True)] == wanted
+        options = {"max_new_tokens": STEPS, "eos_token_ids": [1]}
+        assert [best[0][0] for best in model._backend.generate(prefix, ids, options)] == wanted
+    for beams in (1, 3):
+        said = model.ask(images[0], "what is red", num_beams=beams, max_new_tokens=5)
+        assert isinstance(said, str)
+    with pytest.raises(CapabilityError, match="encoder-decoder"):
+        model.chat(images[0])

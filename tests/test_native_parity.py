@@ -15,12 +15,11 @@ from tests.native.reference import CONFIGS, Case, compare, make_case, vocabulary
 
 CASES = 320
 PARTS = 8
-MODELS = 3  # of each architecture
 
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
-    return [make_case(name, tmp_path_factory.mktemp(name), images=2) for name in sorted(CONFIGS) for _ in range(MODELS)]
+    return [make_case(name, tmp_path_factory.mktemp(name), images=2) for name in sorted(CONFIGS)]
 
 
 def random_options(rng: random.Random, case: Case) -> dict[str, Any]:

@@ -79,7 +79,8 @@ def make_case(name: str, folder: Path, seed: int | None = None, images: int = 3)
     config = CONFIGS[name]()
     kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
     model = kind.from_config(config).eval()
-    model.generation_config = transformers.GenerationConfig()
+    start = getattr(config, "decoder_start_token_id", None)
+    model.generation_config = transformers.GenerationConfig(decoder_start_token_id=start)
     for parameter in model.parameters():  # biases and norms start at 0 and 1: hide nothing behind that
         parameter.data.add_(torch.randn_like(parameter) * 0.1)
     model.get_output_embeddings().weight.data.mul_(3)  # decided opinions: few near ties
@@ -137,8 +138,10 @@ def inputs(case: Case, image: int, forced: list[int]) -> dict[str, torch.Tensor]
     if case.model.config.is_encoder_decoder:
         start = [case.model.config.decoder_start_token_id]
         return {"inputs_embeds": embeds(case.prompts[image]), "decoder_input_ids": torch.tensor([start + forced])}
+    read = embeds(case.prompts[image] + forced)
     given = torch.tensor([forced], dtype=torch.int64)
-    return {"inputs_embeds": embeds(case.prompts[image] + forced), "input_ids": given}
+    # Without a mask generate takes the length of input_ids for that of inputs_embeds.
+    return {"inputs_embeds": read, "attention_mask": torch.ones(read.shape[:2], dtype=torch.int64), "input_ids": given}
 
 
 class Noise(transformers.LogitsProcessor):
