@@ -11,6 +11,7 @@ attention is written out here, so that no release's cache or mask takes part.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -152,19 +153,20 @@ class _Encoder(nn.Module):
         super().__init__()
         self.encoder = t5.encoder
         self.crossing = nn.ModuleList(block.layer[1].EncDecAttention for block in t5.decoder.block)
-        self.bias: Any = _RelativeBias(t5.encoder.block[0].layer[0].SelfAttention, bidirectional=True)
+        self.relative_bias = _RelativeBias(t5.encoder.block[0].layer[0].SelfAttention, bidirectional=True)
 
     def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         x = inputs_embeds
         positions = torch.arange(x.shape[1])
-        bias = self.bias((positions[None, :] - positions[:, None])[None]) + _mask_bias(attention_mask)
+        bias = self.relative_bias((positions[None, :] - positions[:, None])[None]) + _mask_bias(attention_mask)
         for block in self.encoder.block:
             attention, normed = block.layer[0].SelfAttention, block.layer[0].layer_norm(x)
             query, key, value = (_split(part(normed), attention) for part in (attention.q, attention.k, attention.v))
             x = x + attention.o(_cut(_attend(query, key, value, bias), attention))
             x = block.layer[-1](x)
         x = self.encoder.final_layer_norm(x)
-        return tuple(_split(part(x), each) for each in self.crossing for part in (each.k, each.v))
+        crossing: list[Any] = list(self.crossing)
+        return tuple(_split(part(x), each) for each in crossing for part in (each.k, each.v))
 
 
 class _Decoder(nn.Module):
@@ -175,7 +177,7 @@ class _Decoder(nn.Module):
         self.decoder, self.head = t5.decoder, t5.get_output_embeddings()
         scaled = getattr(t5.config, "scale_decoder_outputs", t5.config.tie_word_embeddings)  # the older name
         self.scale = t5.config.d_model**-0.5 if scaled else 1.0
-        self.bias: Any = _RelativeBias(t5.decoder.block[0].layer[0].SelfAttention, bidirectional=False)
+        self.relative_bias = _RelativeBias(t5.decoder.block[0].layer[0].SelfAttention, bidirectional=False)
 
     def forward(
         self, inputs_embeds: Tensor, position_ids: Tensor, last_index: Tensor, seqlens_k: Tensor,
@@ -185,7 +187,9 @@ class _Decoder(nn.Module):
         half = len(tensors) // 2
         past, cross = tensors[:half], tensors[half:]
         key_positions = torch.arange(past[0].shape[2])
-        bias = _first(self.bias(key_positions[None, None, :] - position_ids[:, :, None]), total_sequence_length)
+        bias = _first(
+            self.relative_bias(key_positions[None, None, :] - position_ids[:, :, None]), total_sequence_length
+        )
         seen = _mask_bias(encoder_mask)
         x, present = inputs_embeds, []
         for index, block in enumerate(self.decoder.block):
@@ -207,10 +211,10 @@ class _Decoder(nn.Module):
 
 def _own_attention(
     attention: Any, x: Tensor, past: list[Tensor], lengths: tuple[Tensor, Tensor], bias: Tensor
-) -> tuple[Tensor, ...]:
+) -> Sequence[Tensor]:
     """x (B,S,D) -> (B,S,H*hd), present key and value"""
     query, key, value = (_fill(part(x), attention) for part in (attention.q, attention.k, attention.v))
-    out: tuple[Tensor, ...] = torch.onnx.ops.symbolic_multi_out(
+    return torch.onnx.ops.symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",
         (query, key, value, *past, *lengths, None, None, None, bias),
         {"num_heads": attention.n_heads, "kv_num_heads": attention.n_heads, "scale": 1.0},
@@ -218,7 +222,6 @@ def _own_attention(
         shapes=(query.shape, past[0].shape, past[1].shape),
         version=1,
     )
-    return out
 
 
 def _first(bias: Tensor, count: Tensor) -> Tensor:

@@ -198,7 +198,7 @@ def test_flan_t5_tokens_equal_generate(tmp_path: Path) -> None:
     print(f"seed {SEED}")
     torch.manual_seed(SEED)
     text = transformers.T5Config(
-        vocab_size=tiny_blip2.VOCAB, d_model=48, d_kv=12, d_ff=80, num_layers=2, num_decoder_layers=3, num_heads=4,
+        vocab_size=tiny_blip2.VOCAB, d_model=48, d_kv=12, d_ff=80, num_layers=2, num_heads=4,
         feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0, bos_token_id=1,
         eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
