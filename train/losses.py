@@ -90,7 +90,6 @@ class _FrozenHeadLoss(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         targets: torch.Tensor,
-        weights: torch.Tensor,
         softcap: float,
     ) -> torch.Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
@@ -100,10 +99,10 @@ class _FrozenHeadLoss(torch.autograd.Function):
             logits = F.linear(hidden[rows].to(weight.dtype), weight, bias).float()
             if softcap:
                 logits = softcap * torch.tanh(logits / softcap)
-            target, counts = targets[rows, None], weights[rows, None]
+            target = targets[rows, None]
             norm = logits.logsumexp(1, keepdim=True)
-            total += (counts * (norm - logits.gather(1, target))).sum()
-            slope = (logits - norm).exp_().scatter_add_(1, target, -torch.ones_like(norm)).mul_(counts)
+            total += (norm - logits.gather(1, target)).sum()
+            slope = (logits - norm).exp_().scatter_add_(1, target, -torch.ones_like(norm))
             if softcap:
                 slope *= 1 - (logits / softcap) ** 2
             gradient[rows] = slope.to(weight.dtype) @ weight
@@ -113,15 +112,15 @@ class _FrozenHeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream[0], None, None, None, None, None
+        return gradient * upstream[0], None, None, None, None
 
 
 def frozen_head_loss(
-    hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor, weights: torch.Tensor, softcap: float = 0.0
+    hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor, softcap: float = 0.0
 ) -> torch.Tensor:
-    """Mean over M tokens of weights (M) times next-token cross-entropy, of hidden (M, D) behind a frozen `head`, for
-    targets (M); logits softcapped where softcap is not 0 (`cap * tanh(logits / cap)`)."""
-    loss: torch.Tensor = _FrozenHeadLoss.apply(hidden, head.weight, head.bias, targets, weights, softcap)
+    """Mean next-token cross-entropy of hidden (M, D) behind a frozen `head`, for targets (M); logits are
+    softcapped where softcap is not 0 (`cap * tanh(logits / cap)`)."""
+    loss: torch.Tensor = _FrozenHeadLoss.apply(hidden, head.weight, head.bias, targets, softcap)
     return loss
 
 

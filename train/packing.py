@@ -14,11 +14,10 @@ import torch
 
 @dataclass(frozen=True)
 class Tokens:
-    """One text: token ids, of which the first `prompt` are given and not learned; the others weigh `weight` each."""
+    """One text: token ids, of which the first `prompt` are given and not learned."""
 
     ids: list[int]
     prompt: int = 0
-    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class PackedTexts:
 
     token_ids (B, L); position_ids (B, P + L); mask (B, 1, P + L, P + L), 0 where a row may look, the smallest float
     elsewhere (a bool mask would be added as numbers by eager attention); source (M): flat index into (B * (P + L)) of
-    the position that predicts each learned token; target (M): those tokens; weight (M): what their losses count.
+    the position that predicts each learned token; target (M): those tokens.
     """
 
     token_ids: torch.Tensor
@@ -35,7 +34,6 @@ class PackedTexts:
     mask: torch.Tensor
     source: torch.Tensor
     target: torch.Tensor
-    weight: torch.Tensor
 
 
 def pack(groups: Sequence[Sequence[Tokens]], prefix: int, pad_token_id: int) -> PackedTexts:
@@ -48,7 +46,6 @@ def pack(groups: Sequence[Sequence[Tokens]], prefix: int, pad_token_id: int) -> 
     segment[:, :prefix] = 0
     source: list[int] = []
     target: list[int] = []
-    weight: list[float] = []
     for row, group in enumerate(groups):
         start = prefix
         for number, text in enumerate(group, 1):
@@ -60,10 +57,8 @@ def pack(groups: Sequence[Sequence[Tokens]], prefix: int, pad_token_id: int) -> 
                 before = prefix - 1 if offset == 0 else start + offset - 1
                 source.append(row * length + before)
                 target.append(text.ids[offset])
-                weight.append(text.weight)
             start = end
-    learned = torch.tensor(source), torch.tensor(target), torch.tensor(weight)
-    return PackedTexts(token_ids, position_ids, _mask(segment), *learned)
+    return PackedTexts(token_ids, position_ids, _mask(segment), torch.tensor(source), torch.tensor(target))
 
 
 def _mask(segment: torch.Tensor) -> torch.Tensor:

