@@ -37,9 +37,10 @@ def fit_scale(itc: torch.Tensor, itm: torch.Tensor, place: torch.Tensor) -> floa
     place (T), the highest likelihood; both are logits, and the likelihood is concave in f."""
     low, high = 0.0, 4.0
     for _ in range(40):
-        middle = torch.tensor((low + high) / 2, requires_grad=True)
-        (slope,) = torch.autograd.grad(torch.nn.functional.cross_entropy(itc + middle * itm, place), middle)
-        low, high = (low, float(middle)) if slope > 0 else (float(middle), high)
+        middle = (low + high) / 2
+        scale = torch.tensor(middle, requires_grad=True)
+        (slope,) = torch.autograd.grad(torch.nn.functional.cross_entropy(itc + scale * itm, place), scale)
+        low, high = (low, middle) if slope > 0 else (middle, high)
     return (low + high) / 2
 
 
@@ -84,8 +85,8 @@ def _run(args: argparse.Namespace) -> None:
         first = 100 * (score.argmax(1) == place).float().mean()
         print(f"{name}: the right image of {itm.shape[1]} first for {first:.1f} % of {len(place)} texts")
     with torch.no_grad():
-        model.itm_head.weight *= scale
-        model.itm_head.bias *= scale
+        model.itm_head.weight.mul_(scale)
+        model.itm_head.bias.mul_(scale)
     out = Path(args.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
