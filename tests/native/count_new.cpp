@@ -1,5 +1,5 @@
-// Preloaded into a process, counts the memory that the code of blip2rt._native asks for: calls of operator new that come
-// from its mapping. `allocations_counted` is read by the test through ctypes.
+// Preloaded into a process, counts the memory that the code of blip2rt._native asks for: calls of operator new that
+// come from its mapping. `allocations_counted` is read by the test through ctypes.
 #include <dlfcn.h>
 
 #include <atomic>
