@@ -293,6 +293,11 @@ class Model:
                 f"bundle {self._manifest.name!r} cannot {what}: it lacks {', '.join(missing)}; "
                 f"export it again with a stage-{stage} checkpoint"
             )
+        if self._manifest.question is not None and contract.QFORMER in components:
+            raise CapabilityError(
+                f"bundle {self._manifest.name!r} cannot {what} yet: its Q-Former reads the question too, which this runtime "
+                "does not feed it; export a checkpoint whose question_input is false"
+            )
 
     @property
     def _retrieval(self) -> RetrievalSpec:
