@@ -295,8 +295,8 @@ class Model:
             )
         if self._manifest.question is not None and contract.QFORMER in components:
             raise CapabilityError(
-                f"bundle {self._manifest.name!r} cannot {what} yet: its Q-Former reads the question too, which this runtime "
-                "does not feed it; export a checkpoint whose question_input is false"
+                f"bundle {self._manifest.name!r} cannot {what} yet: its Q-Former reads the question too, which this "
+                "runtime does not feed it; export a checkpoint whose question_input is false"
             )
 
     @property
