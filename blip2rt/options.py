@@ -144,8 +144,9 @@ def _single_faults(given: Options) -> list[str]:
             faults.append(f"{name} is {value!r}: give {what}")
     if not isinstance(given.do_sample, bool):
         faults.append(f"do_sample is {given.do_sample!r}: give True or False")
-    if not isinstance(given.early_stopping, bool) and given.early_stopping != "never":
-        faults.append(f"early_stopping is {given.early_stopping!r}: give True, False or 'never'")
+    early = given.early_stopping
+    if not isinstance(early, bool) and not (isinstance(early, str) and early == "never"):
+        faults.append(f"early_stopping is {early!r}: give True, False or 'never'")
     if not isinstance(given.forced_prefix, str):
         faults.append(f"forced_prefix is {given.forced_prefix!r}: give a str")
     for name in ("bad_words", "stop_strings"):
