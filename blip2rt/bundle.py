@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -235,9 +235,19 @@ def _value_faults(manifest: Manifest) -> list[str]:
         sizes |= {f"llm.{name}": getattr(llm, name) for name in names}
     if retrieval is not None:
         sizes["retrieval.max_text_length"] = retrieval.max_text_length
+    faults += [f"{name} is {size}, not from 1 to 10,000,000" for name, size in sizes.items() if not 0 < size <= 10**7]
     return faults + [
-        f"{name} is {size}, not from 1 to 10,000,000" for name, size in sizes.items() if not 0 < size <= 10**7
+        f"{name} is {token}, not a token id" for name, token in _token_ids(manifest) if not 0 <= token <= 10**7
     ]
+
+
+def _token_ids(manifest: Manifest) -> Iterator[tuple[str, int]]:
+    """Every token id that the manifest names, and where."""
+    for section, spec in (("llm", manifest.llm), ("retrieval", manifest.retrieval), ("question", manifest.question)):
+        for name in ("bos_token_id", "pad_token_id", "decoder_start_token_id", "eos_token_ids", "empty_prompt_ids"):
+            value = getattr(spec, name, None)
+            for token in value if isinstance(value, tuple) else () if value is None else (value,):
+                yield f"{section}.{name}", token
 
 
 def _component_faults(manifest: Manifest) -> list[str]:

@@ -43,11 +43,15 @@ class Language:
         self._tokenizer = LlmTokenizer(bundle.file(self._spec.tokenizer), self._spec)
 
     def caption_prompt(self, prompt: str | None) -> str:
-        """The words that a caption goes on from; None is the bundle's own."""
+        """The words that a caption goes on from; None is the bundle's own. Raises OptionError."""
+        if prompt is not None and not isinstance(prompt, str):
+            raise OptionError(f"prompt: a text is {type(prompt).__name__}, not str; None is the bundle's own")
         return self._manifest.prompts.get("caption", "") if prompt is None else prompt
 
     def ask_prompt(self, question: str) -> str:
-        """A question in the bundle's template."""
+        """A question in the bundle's template. Raises OptionError."""
+        if not isinstance(question, str):
+            raise OptionError(f"a question: a text is {type(question).__name__}, not str")
         if not question.strip():
             raise OptionError("a question is empty: ask something, as in 'what colour is the dog?'")
         return self._manifest.prompts.get("ask", "{}").replace("{}", question.strip())

@@ -60,12 +60,12 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {  # name -> what it 
 
 
 def merge(options: Options, given: dict[str, Any]) -> Options:
-    """`options` with keyword arguments over them. Raises OptionError that names the unknown ones."""
+    """`options` with keyword arguments over them, where these are not None. Raises OptionError: the unknown ones."""
     known = [field.name for field in fields(Options)]
     unknown = [name for name in given if name not in known]
     if unknown:
         raise OptionError(f"unknown option {', '.join(unknown)}: choose from {', '.join(known)}")
-    return replace(options, **given)
+    return replace(options, **{name: value for name, value in given.items() if value is not None})
 
 
 def resolve(given: Options, defaults: Decoding, room: int) -> dict[str, Any]:

@@ -1,8 +1,6 @@
-"""A moment of tests/fuzz.py, with a fresh seed."""
+"""A moment of tests/fuzz.py, always the same; `make fuzz` draws fresh seeds for as long as one likes."""
 
 from __future__ import annotations
-
-import random
 
 import pytest
 
@@ -12,6 +10,4 @@ from tests.fuzz import run
 
 
 def test_nothing_is_found_in_a_moment() -> None:
-    seed = random.randrange(2**31)
-    print(f"seed {seed}")
-    assert run(seconds=4, seed=seed) > 0
+    assert run(seconds=4, seed=20261125) > 0
