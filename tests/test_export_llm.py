@@ -32,6 +32,27 @@ CONFIGS = {
     "mistral": lambda: transformers.MistralConfig(
         intermediate_size=96, num_key_value_heads=2, sliding_window=4, **SMALL
     ),
+    "gemma": lambda: transformers.GemmaConfig(intermediate_size=96, num_key_value_heads=1, head_dim=16, **SMALL),
+    "gemma2": lambda: transformers.Gemma2Config(  # soft caps of scores and logits, every second layer with a window
+        intermediate_size=96,
+        num_key_value_heads=2,
+        head_dim=16,
+        query_pre_attn_scalar=20,
+        sliding_window=4,
+        attn_logit_softcapping=0.5,
+        final_logit_softcapping=3.0,
+        **SMALL,
+    ),
+    "gemma3": lambda: transformers.Gemma3TextConfig(  # norms of queries and keys, two rotations
+        intermediate_size=96,
+        num_key_value_heads=2,
+        head_dim=16,
+        query_pre_attn_scalar=20,
+        sliding_window=4,
+        layer_types=["sliding_attention", "full_attention"],
+        **SMALL,
+    ),
+    "qwen3": lambda: transformers.Qwen3Config(intermediate_size=96, num_key_value_heads=2, head_dim=24, **SMALL),
 }
 
 

@@ -35,7 +35,22 @@ TEXT_CONFIGS: dict[str, Any] = {
         intermediate_size=80, num_key_value_heads=1, tie_word_embeddings=True, **SMALL
     ),
     "gemma": lambda: transformers.GemmaConfig(intermediate_size=80, num_key_value_heads=1, head_dim=16, **SMALL),
-}
+    "t5": lambda: transformers.T5Config(
+        vocab_size=VOCAB, d_model=48, d_kv=12, d_ff=80, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False, decoder_start_token_id=0, bos_token_id=1, eos_token_id=1, pad_token_id=0,
+    ),
+}  # fmt: skip
+NEWER_TEXT_CONFIGS: dict[str, Any] = {
+    "gemma2": lambda: transformers.Gemma2Config(
+        intermediate_size=80, num_key_value_heads=2, head_dim=16, query_pre_attn_scalar=20, sliding_window=8,
+        attn_logit_softcapping=2.0, final_logit_softcapping=6.0, **SMALL,
+    ),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        intermediate_size=80, num_key_value_heads=2, head_dim=16, query_pre_attn_scalar=20, sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"], **SMALL,
+    ),
+    "qwen3": lambda: transformers.Qwen3Config(intermediate_size=80, num_key_value_heads=2, head_dim=24, **SMALL),
+}  # fmt: skip
 VISION = {"hidden_size": 40, "intermediate_size": 72, "num_hidden_layers": 3, "num_attention_heads": 4,
           "image_size": 28, "patch_size": 7}  # fmt: skip
 QFORMER = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 56,
@@ -43,11 +58,11 @@ QFORMER = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, 
 QUERIES = 5
 
 
-def shake(model: torch.nn.Module) -> torch.nn.Module:
+def shake(model: torch.nn.Module, by: float = 0.08) -> torch.nn.Module:
     """Biases and norms start at 0 and 1, some of BLIP-2's weights at almost nothing: hide nothing behind that."""
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.08)
+            parameter.add_(torch.randn_like(parameter) * by)
     return model.eval()
 
 
@@ -79,6 +94,8 @@ def generative(folder: Path, text: Any, *, vision: Any = None, qformer: Any = No
         image_token_index=IMAGE,
     )
     model = shake(Blip2ForConditionalGeneration(config))
+    if not text.is_encoder_decoder:  # T5's own are large enough
+        shake(model.language_model, 0.15)  # or it says one token for ever
     model.to(saving.pop("dtype", torch.float32)).save_pretrained(folder, **saving)
     tokenizer = llm_tokenizer(bos=not text.is_encoder_decoder, eos=text.is_encoder_decoder)
     Blip2Processor(image_processor(config.vision_config.image_size), tokenizer, QUERIES).save_pretrained(folder)
