@@ -233,8 +233,9 @@ def _value_faults(manifest: Manifest) -> list[str]:
     if llm is not None:
         names = ("layers", "kv_heads", "head_dim", "hidden_size", "vocab_size", "max_positions", "prefix_length")
         sizes |= {f"llm.{name}": getattr(llm, name) for name in names}
-    if retrieval is not None:
-        sizes["retrieval.max_text_length"] = retrieval.max_text_length
+    for section, spec in (("retrieval", retrieval), ("question", manifest.question)):
+        if spec is not None:
+            sizes[f"{section}.max_text_length"] = spec.max_text_length
     faults += [f"{name} is {size}, not from 1 to 10,000,000" for name, size in sizes.items() if not 0 < size <= 10**7]
     return faults + [
         f"{name} is {token}, not a token id" for name, token in _token_ids(manifest) if not 0 <= token <= 10**7
@@ -266,19 +267,27 @@ def _component_faults(manifest: Manifest) -> list[str]:
             faults.append(f"{', '.join(name for name in group if name in have)} are given but {key} is null")
     if llm is not None and llm.encoder_decoder and llm.decoder_start_token_id is None:
         faults.append("llm.encoder_decoder is true but llm.decoder_start_token_id is null")
+    if QFORMER in have and manifest.question is None and TOKEN_IDS in _names(manifest.components[QFORMER].inputs):
+        faults.append("qformer reads token_ids but question is null")
     for name, component in manifest.components.items():
         expected = TENSORS.get(name, ((), ()))
         if llm is not None and name == LLM:
             expected = llm_tensors(llm.layers, llm.encoder_decoder)
         elif llm is not None and name == ENCODER:
             expected = encoder_tensors(llm.layers)
+        elif manifest.question is not None and name == QFORMER:
+            expected = ((*expected[0], TOKEN_IDS, TEXT_MASK), expected[1])
         for kind, want, tensors in zip(
             ("inputs", "outputs"), expected, (component.inputs, component.outputs), strict=True
         ):
-            lacking = [wanted for wanted in want if wanted not in {tensor.name for tensor in tensors}]
+            lacking = [wanted for wanted in want if wanted not in _names(tensors)]
             if lacking:
                 faults.append(f"{name} lacks the {kind} {', '.join(lacking[:3])}{'...' if lacking[3:] else ''}")
     return faults
+
+
+def _names(tensors: tuple[TensorInfo, ...]) -> set[str]:
+    return {tensor.name for tensor in tensors}
 
 
 def _name_faults(manifest: Manifest) -> list[str]:

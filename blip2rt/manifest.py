@@ -82,6 +82,8 @@ class QuestionSpec:
     tokenizer: str  # file name inside the bundle
     max_text_length: int  # tokens, [CLS] and [SEP] included
     pad_token_id: int
+    clean_captions: bool = False  # as in RetrievalSpec
+    prompt: str = "{}"  # what the Q-Former reads of a question, which takes the place of {}
 
 
 @dataclass(frozen=True)

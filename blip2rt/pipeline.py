@@ -108,7 +108,7 @@ class Model:
         text = self._language.caption_prompt(prompt)
         settings = self._language.settings("caption", merge(Options(), options), [text])
         _check_on_token(on_token, settings)
-        return self._generate_each(images, repeat(text), settings, scores, keep_going, on_token)
+        return self._generate_each(images, repeat((text, text)), settings, scores, keep_going, on_token)
 
     def ask(
         self,
@@ -121,14 +121,15 @@ class Model:
     ) -> Any:
         """Image and question -> answer. Lists are taken pairwise; one image or one question goes with all of a list.
 
-        The question is put into the bundle's template; options, scores and on_token are those of `caption`.
+        The question is put into the bundle's template, and read by the Q-Former too where the bundle's does; options, scores and on_token are those of `caption`.
         """
         self._need(contract.GENERATIVE, "ask")
         many_images, many_questions, single = pairs(images, questions, "questions")
         prompts = [self._language.ask_prompt(question) for question in many_questions]
         settings = self._language.settings("ask", merge(Options(), options), prompts)
         _check_on_token(on_token, settings)
-        answers = list(self._generate_each(many_images, iter(prompts), settings, scores, False, on_token))
+        asked = zip(prompts, map(self._read_question, many_questions), strict=True)
+        answers = list(self._generate_each(many_images, asked, settings, scores, False, on_token))
         return answers[0] if single else answers
 
     def stream(
@@ -147,7 +148,8 @@ class Model:
         settings = self._language.settings(task, merge(Options(), {"num_beams": 1, **options}), [text])
         if settings["num_beams"] > 1 or settings["num_return_sequences"] > 1:
             raise OptionError("stream gives one text, token by token: leave num_beams and num_captions at 1")
-        return self._language.stream(self._prefix_embeds([image]), text, settings)
+        read = text if question is None else self._read_question(question)
+        return self._language.stream(self._prefix_embeds(self._prepare([image]), [read]), text, settings)
 
     def chat(self, image: ImageLike, **options: Any) -> Chat:
         """Image -> conversation about it, in which a question costs only its own tokens; see Chat.
@@ -160,9 +162,14 @@ class Model:
                 f"bundle {self._manifest.name!r} cannot chat: its language model is an encoder-decoder; "
                 "use ask, with what was said in the question"
             )
+        if self._manifest.question is not None:
+            raise CapabilityError(
+                f"bundle {self._manifest.name!r} cannot chat: its Q-Former looks at the image anew for every question; "
+                "use ask, with what was said in the question"
+            )
         chosen = merge(Options(), options)
         self._language.settings("ask", chosen, [])  # checked before the image is read
-        return Chat(self._language, self._prefix_embeds([image]), chosen)
+        return Chat(self._language, self._prefix_embeds(self._prepare([image]), [""]), chosen)
 
     def match(self, images: ImageLike | Sequence[ImageLike], texts: str | Sequence[str]) -> Any:
         """Image and text -> Match. Lists are taken pairwise; one image or one text goes with all of a list."""
@@ -229,13 +236,16 @@ class Model:
     def _generate_each(
         self,
         images: Iterable[ImageLike],
-        prompts: Iterator[str],
+        prompts: Iterator[tuple[str, str]],
         settings: dict[str, Any],
         scores: bool,
         keep_going: bool,
         on_token: OnToken | None,
     ) -> Iterator[Any]:
-        """For each image its text (Scored with `scores`; a list where several are wanted), or its ImageError."""
+        """For each image its text (Scored with `scores`; a list where several are wanted), or its ImageError.
+
+        prompts: for each image what the language model reads, and what the Q-Former does, where it reads at all.
+        """
         source = iter(images)
         done = 0
         while chunk := list(islice(source, BATCH)):
@@ -244,22 +254,25 @@ class Model:
             good = [i for i, rgb in enumerate(prepared) if not isinstance(rgb, ImageError)]
             results: list[Any] = list(prepared)
             if good:
-                prefix_embeds = self._prefix_embeds_of([prepared[i] for i in good])
+                prefix_embeds = self._prefix_embeds([prepared[i] for i in good], [texts[i][1] for i in good])
                 tell = None if on_token is None else _renumbered(on_token, [done + i for i in good])
-                best = self._language.generate(prefix_embeds, [texts[i] for i in good], settings, done, tell)
+                best = self._language.generate(prefix_embeds, [texts[i][0] for i in good], settings, done, tell)
                 for i, scored in zip(good, best, strict=True):
                     captions = scored if scores else [one.text for one in scored]
                     results[i] = captions if settings["num_return_sequences"] > 1 else captions[0]
             yield from results
             done += len(chunk)
 
-    def _prefix_embeds(self, images: Sequence[ImageLike]) -> Floats:
-        return self._prefix_embeds_of(self._prepare(images))
+    def _read_question(self, question: str) -> str:
+        """What the Q-Former reads of a question, where it does."""
+        spec = self._manifest.question
+        return "" if spec is None else spec.prompt.replace("{}", question.strip())
 
-    def _prefix_embeds_of(self, prepared: Sequence[NDArray[np.uint8]]) -> Floats:
-        """RGB images -> prefix_embeds (B, Q, D)"""
+    def _prefix_embeds(self, prepared: Sequence[NDArray[np.uint8]], texts: Sequence[str]) -> Floats:
+        """RGB images, and the text that the Q-Former reads with each, where it does -> prefix_embeds (B, Q, D)"""
         self._backend.preload(contract.LLM)  # the largest graph loads while the image goes through the others
-        return self._backend.prefix_embeds(self._vision_features(prepared))
+        question = None if self._question_tokenizer is None else self._question_tokenizer.encode(texts)
+        return self._backend.prefix_embeds(self._vision_features(prepared), question)
 
     def _prepare(self, images: Sequence[ImageLike], keep_going: bool = False) -> list[Any]:
         """Images -> RGB (height, width, 3) uint8 each; the same object given twice is decoded once."""
@@ -293,11 +306,6 @@ class Model:
                 f"bundle {self._manifest.name!r} cannot {what}: it lacks {', '.join(missing)}; "
                 f"export it again with a stage-{stage} checkpoint"
             )
-        if self._manifest.question is not None and contract.QFORMER in components:
-            raise CapabilityError(
-                f"bundle {self._manifest.name!r} cannot {what} yet: its Q-Former reads the question too, which this "
-                "runtime does not feed it; export a checkpoint whose question_input is false"
-            )
 
     @property
     def _retrieval(self) -> RetrievalSpec:
@@ -313,6 +321,11 @@ class Model:
     @cached_property
     def _qformer_tokenizer(self) -> QFormerTokenizer:
         return QFormerTokenizer(self.bundle.file(self._retrieval.tokenizer), self._retrieval)
+
+    @cached_property
+    def _question_tokenizer(self) -> QFormerTokenizer | None:
+        spec = self._manifest.question
+        return None if spec is None else QFormerTokenizer(self.bundle.file(spec.tokenizer), spec)
 
     def _empty(self, component: str) -> Floats:
         """A batch of no rows, of the shape of the component's first output."""

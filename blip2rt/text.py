@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from .errors import BundleError, OptionError
-from .manifest import LlmSpec, RetrievalSpec
+from .manifest import LlmSpec, QuestionSpec, RetrievalSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,7 +71,7 @@ def _clean(text: str) -> str:
 class QFormerTokenizer:
     """Texts -> token ids and mask of the Q-Former: [CLS] ... [SEP], as the tokenizer's own template has it."""
 
-    def __init__(self, file: Path, spec: RetrievalSpec) -> None:
+    def __init__(self, file: Path, spec: RetrievalSpec | QuestionSpec) -> None:
         """Raises BundleError when `file` is not a tokenizer."""
         self._pad, self._clean = spec.pad_token_id, spec.clean_captions
         self._tokenizer = _read(file)

@@ -20,7 +20,7 @@ from blip2rt.text import LlmTokenizer
 from . import llm as llm_graphs
 from . import t5
 
-TOKENIZER, QFORMER_TOKENIZER = "tokenizer.json", "qformer_tokenizer.json"
+TOKENIZER, QFORMER_TOKENIZER, QUESTION_TOKENIZER = "tokenizer.json", "qformer_tokenizer.json", "question_tokenizer.json"
 _TEXTS = ("a dog", "two people are walking on a beach at sunset", "red", "the man in a blue shirt rides a bike")
 
 
@@ -118,9 +118,15 @@ def question_spec(model: Any, folder: Path) -> QuestionSpec | None:
     """How a question enters the Q-Former; None where it does not."""
     if not model.config.question_input:
         return None
-    tokenizer = qformer_tokenizer(model.config)
-    _save(tokenizer, folder / QFORMER_TOKENIZER)
-    return QuestionSpec(QFORMER_TOKENIZER, model.config.max_text_length, tokenizer.pad_token_id)
+    config, tokenizer = model.config, qformer_tokenizer(model.config)
+    _save(tokenizer, folder / QUESTION_TOKENIZER)
+    return QuestionSpec(
+        QUESTION_TOKENIZER,
+        config.max_text_length,
+        tokenizer.pad_token_id,
+        config.clean_captions,
+        config.question_prompt,
+    )
 
 
 def example_texts(model: Any) -> dict[str, np.ndarray]:

@@ -85,6 +85,8 @@ def test_fields_of_the_future_are_ignored(tmp_path):
         (lambda d: d.update(components=[]), ["components is [], not an object"]),
         (lambda d: d.update(question={"tokenizer": "q.json", "max_text_length": 9, "pad_token_id": 0}),
          ["q.json is used"]),
+        (lambda d: d.update(question={"tokenizer": "q.json", "max_text_length": 0, "pad_token_id": 0}),
+         ["question.max_text_length is 0"]),
     ],
 )  # fmt: skip
 def test_damaged_manifest(tmp_path, change, words):

@@ -16,7 +16,6 @@ from PIL import Image
 import blip2rt
 from blip2rt.errors import BackendError, BundleError, CapabilityError, ImageError, OptionError
 from blip2rt.image import to_pixels
-from blip2rt.manifest import QuestionSpec
 from tests.conftest import EOS, WORDS, E, Q, Tiny, write_bundle
 
 pytest.importorskip("blip2rt._native")
@@ -288,14 +287,6 @@ def test_bad_pairs(model, photo):
         model.ask(photo(), " ")
     with pytest.raises(OptionError, match="texts hold NoneType, int"):
         model.match(photo(), ["a", 1, None])
-
-
-def test_a_qformer_that_reads_the_question_is_refused(tiny, photo):
-    bundle = blip2rt.load(tiny.path).bundle
-    question = QuestionSpec("qformer_tokenizer.json", 6, 0)
-    model = blip2rt.Model(replace(bundle, manifest=replace(bundle.manifest, question=question)), backend=None)
-    with pytest.raises(CapabilityError, match="cannot ask yet: its Q-Former reads the question"):
-        model.ask(photo(), "what?")
 
 
 def test_what_the_bundle_lacks_is_named(tiny, tmp_path, photo):

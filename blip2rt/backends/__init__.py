@@ -49,8 +49,11 @@ class BackendLike(Protocol):
     def vision(self, pixels: Floats) -> Floats:
         """pixels (B, 3, H, W) -> vision_features (B, N, C)"""
 
-    def prefix_embeds(self, vision_features: Floats) -> Floats:
-        """vision_features (B, N, C) -> prefix_embeds (B, Q, D)"""
+    def prefix_embeds(self, vision_features: Floats, question: tuple[Ints, Ints] | None = None) -> Floats:
+        """vision_features (B, N, C) -> prefix_embeds (B, Q, D)
+
+        question: token_ids, text_mask (B, L), for a Q-Former that reads it, and for no other.
+        """
 
     def image_embeds(self, vision_features: Floats) -> Floats:
         """vision_features (B, N, C) -> image_embeds (B, Q, E), rows of unit length"""

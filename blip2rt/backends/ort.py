@@ -52,8 +52,10 @@ class Backend:
     def vision(self, pixels: Floats) -> Floats:
         return self._run(contract.VISION, contract.VISION_FEATURES, {contract.PIXELS: pixels})
 
-    def prefix_embeds(self, vision_features: Floats) -> Floats:
-        feeds = {contract.VISION_FEATURES: vision_features}
+    def prefix_embeds(self, vision_features: Floats, question: tuple[Ints, Ints] | None = None) -> Floats:
+        feeds: dict[str, Any] = {contract.VISION_FEATURES: vision_features}
+        if question is not None:
+            feeds[contract.TOKEN_IDS], feeds[contract.TEXT_MASK] = question
         return self._run(contract.QFORMER, contract.PREFIX_EMBEDS, feeds)
 
     def image_embeds(self, vision_features: Floats) -> Floats:

@@ -33,6 +33,7 @@ class Blip2Config:
     vision_norm_eps: float = 1e-5  # of the LayerNorm over vision_features
     learned_positions: bool = True  # position embeddings added to vision_features, for encoders without any
     question_input: bool = False  # stage 2: the queries read the question too, as in the paper's VQA finetuning
+    question_prompt: str = "{}"  # what they read of a question
     normalize_prefix: bool = True  # LayerNorm after the projection, at the scale of the token embeddings
     query_offsets: bool = False  # a learned vector for each query, added to its output before the projection
     sources: tuple[dict[str, str], ...] = ()  # name, licence and origin of every part

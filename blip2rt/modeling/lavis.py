@@ -23,6 +23,7 @@ from .vit import VitConfig
 from .weights import Reader, Weights
 
 _BERT = "bert-base-uncased"
+_EMBEDDINGS = "Qformer.bert.embeddings"
 _OPT_NEW_LINE = 50118  # "\n" in the vocabulary of OPT
 _LAYERS = {1408: 39, 1024: 23}  # of ViT-g and ViT-L, by width
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
@@ -56,6 +57,7 @@ def read_config(file: Path, parts: Parts) -> Blip2Config:
             "--vision or --llm, a Hugging Face checkpoint by its folder"
         )
     stage = 2 if any(name in weights for name in ("opt_proj.weight", "t5_proj.weight")) else 1
+    reads = stage == 2 and f"{_EMBEDDINGS}.word_embeddings.weight" in weights  # the *_instruct models' queries
     faults = []
     encoder = _encoder(weights, parts)
     if encoder is None:
@@ -68,17 +70,20 @@ def read_config(file: Path, parts: Parts) -> Blip2Config:
     if faults or encoder is None:
         raise Blip2rtError(f"{file}: {'; '.join(faults)}")
     vision = _vision(*encoder, weights, parts)
+    llm = None if parts.llm is None or stage == 1 else _llm(parts.llm)
     return Blip2Config(
         stage=stage,
         vision=vision,
-        qformer=_qformer(weights, vision.features, stage == 1, parts),
-        llm=None if parts.llm is None or stage == 1 else _llm(parts.llm),
+        qformer=_qformer(weights, vision.features, stage == 1 or reads, parts),
+        llm=llm,
         qformer_init=parts.qformer_tokenizer,
         embed_dim=weights.shapes["vision_proj.weight"][0] if stage == 1 else 256,
-        max_text_length=32,
+        max_text_length=128 if reads else 32,
         vision_norm_eps=1e-5,
         learned_positions=False,
         normalize_prefix=False,
+        question_input=reads,
+        question_prompt=llm.ask_prompt if reads and llm is not None else "{}",
         sources=({"part": "all", "name": file.name, "licence": "BSD-3-Clause", "origin": "LAVIS"},),
     )
 
@@ -143,7 +148,7 @@ def _qformer(weights: Weights, vision_width: int, text_branch: bool, parts: Part
     shapes, layer = weights.shapes, "Qformer.bert.encoder.layer."
     _, queries, width = shapes["query_tokens"]
     crossing = [int(m[1]) for name in shapes if (m := re.match(rf"{layer}(\d+)\.crossattention.self.key.weight", name))]
-    words, positions = (f"Qformer.bert.embeddings.{kind}_embeddings.weight" for kind in ("word", "position"))
+    words, positions = (f"{_EMBEDDINGS}.{kind}_embeddings.weight" for kind in ("word", "position"))
     return QFormerConfig(
         hidden_size=width,
         layers=_count(shapes, rf"{layer}(\d+)\."),
