@@ -121,7 +121,8 @@ class Model:
     ) -> Any:
         """Image and question -> answer. Lists are taken pairwise; one image or one question goes with all of a list.
 
-        The question is put into the bundle's template, and read by the Q-Former too where the bundle's does; options, scores and on_token are those of `caption`.
+        The question is put into the bundle's template; a Q-Former that reads questions reads it too. Options, scores
+        and on_token are those of `caption`.
         """
         self._need(contract.GENERATIVE, "ask")
         many_images, many_questions, single = pairs(images, questions, "questions")

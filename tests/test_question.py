@@ -81,8 +81,9 @@ def said(model: Any, embeds: Any, prompts: list[str]) -> list[str]:
     for row, prompt in zip(embeds, prompts, strict=True):
         ids = torch.tensor(tokenizer(prompt, add_special_tokens=False)["input_ids"], dtype=torch.int64)
         inputs = torch.cat((row, model.llm.get_input_embeddings()(ids)))[None]
-        out = model.llm.generate(inputs_embeds=inputs, attention_mask=torch.ones(inputs.shape[:2], dtype=torch.int64),
-                                 do_sample=False, max_new_tokens=8, min_new_tokens=1, eos_token_id=1, pad_token_id=1)  # fmt: skip
+        mask = torch.ones(inputs.shape[:2], dtype=torch.int64)
+        options = {"do_sample": False, "max_new_tokens": 8, "min_new_tokens": 1, "eos_token_id": 1, "pad_token_id": 1}
+        out = model.llm.generate(inputs_embeds=inputs, attention_mask=mask, **options)
         texts.append(tokenizer.decode(out[0], skip_special_tokens=True))
     return ["".join(text.split()) for text in texts]
 
