@@ -61,6 +61,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("blip2rt-convert: interrupted, nothing was written", file=sys.stderr)
         return 130
+    except Exception as error:  # noqa: BLE001  # safetensors and tokenizers have no OSError for a full disk
+        if "(os error 28)" not in str(error):
+            raise
+        print(f"blip2rt-convert: error: cannot write {args.out}: no space left on the disk", file=sys.stderr)
+        return 2
     print(args.out)
     return 0
 

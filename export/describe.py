@@ -101,7 +101,7 @@ def _save(tokenizer: Any, path: Path) -> None:
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
-    backend.save(str(path), pretty=False)
+    path.write_text(backend.to_str(), encoding="utf-8")  # backend.save reports a full disk as a plain Exception
 
 
 def retrieval_spec(model: Any, folder: Path) -> RetrievalSpec:

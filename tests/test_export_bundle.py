@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -217,6 +219,28 @@ def test_damaged_checkpoint_is_an_error(made: Made, tmp_path: Path, capsys: pyte
     assert main(["--ckpt", str(damaged), "--out", str(tmp_path / "out")]) == 2
     assert all("damaged" in line for line in capsys.readouterr().err.splitlines() if "error" in line)
     assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
+
+
+@pytest.mark.parametrize("size", ["64k", "700k"])
+def test_full_disk_is_one_line(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str) -> None:
+    """A tmpfs too small for the encoder's weights, and one that ends later."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        arguments = ["--ckpt", str(made.stage1), "--out", str(disk / "b"), "--no-verify", "--precision", "vision=fp16"]
+        assert main(arguments) == 2
+        gc.collect()  # files that were never closed
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    *_, line = lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[")]
+    assert (
+        len(lines) == 1
+        and line == f"blip2rt-export: error: no space left on the disk of {disk}: free some and run again"
+    )
 
 
 def test_killed_in_the_middle_leaves_no_bundle(made: Made, tmp_path: Path) -> None:
