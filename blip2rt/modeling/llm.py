@@ -82,7 +82,8 @@ def load_llm(config: LlmConfig, *, streamed: bool = False) -> nn.Module:
         llm = _pretrained(config, path)
     elif not streamed:
         streaming.fill(llm)
-    if getattr(llm.config.get_text_config(), "attn_logit_softcapping", None):
+    theirs: Any = llm.config
+    if getattr(theirs.get_text_config(), "attn_logit_softcapping", None):
         llm.set_attn_implementation("eager")  # type: ignore[operator]  # transformers 4's sdpa leaves Gemma 2's cap out
     if config.bits:
         round_weights(llm, config.bits, config.block)
