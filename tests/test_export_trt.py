@@ -1,0 +1,165 @@
+"""The llm graph of the target trt on ONNX Runtime: the same tokens as the target ort's (which other tests hold to those
+of Hugging Face); float16 and int8; and built by tensorrt-rtx."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("onnxscript")
+
+import onnx
+
+from blip2rt import trt_builder
+from export import graphs, targets, trt_calibrate, trt_precision
+from export.stepping import session
+from export.trt_stepping import TrtStepper
+from export.verify import LlmGraphs, mean_cosine
+from tests import test_export_llm, test_export_t5
+
+SEED = random.randrange(2**31)
+GPUS = ("SM86", "SM89", "SM120")
+
+
+def slow(*names: str) -> list:
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def build(name: str):
+    return (test_export_t5 if name in test_export_t5.CONFIGS else test_export_llm).build(name)
+
+
+def export(model, folder: Path, target: targets.Target, precision: str = "fp32", ranges=None) -> LlmGraphs:
+    folder.mkdir(exist_ok=True)
+    with contextlib.closing(graphs.DataFile(folder, "llm.data")) as data:
+        for name, graph in target.llm_graphs(model, 64):
+            target.apply(graph, precision, 32, data.keep, lambda done, total: None, (ranges or {}).get(name, {}))
+            graphs.save(graph, folder / f"{name}.onnx", data)
+    encoder = folder / "encoder.onnx"
+    start = 0 if encoder.exists() else None
+    return LlmGraphs(folder / "llm.onnx", folder / "embed.onnx", encoder if encoder.exists() else None, start)
+
+
+def prompts(model) -> list[np.ndarray]:
+    """[prefix | prompt] rows of unequal length."""
+    rng = np.random.default_rng(SEED)
+    width = model.get_input_embeddings().weight.shape[1]
+    return [rng.normal(size=(length, width)).astype(np.float32) for length in (7, 3, 5)]
+
+
+def builds(graph: Path) -> None:
+    """TensorRT parses and builds it, where tensorrt-rtx is installed; it needs no GPU."""
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        return
+    fixed = {"B": (1, 2, 3), "T": (32, 32, 32), "S_enc": (1, 8, 32)}
+    profiles = [{**fixed, "S": (1, 1, 1)}, {**fixed, "S": (1, 8, 32)}]
+    assert trt_builder.build(
+        trt_builder.load_tensorrt("tensorrt_rtx"), graph, profiles, trt_builder.Settings(GPUS)
+    ).plan
+
+
+@pytest.mark.parametrize("name", ["opt", "flan", *slow("llama", "qwen2", "narrow", "tied")])
+def test_same_tokens_as_the_target_ort(name: str, tmp_path: Path) -> None:
+    """Greedy tokens of unequal rows, and logits to the rounding of float32."""
+    model = build(name)
+    want_tokens, want = export(model, tmp_path / "ort", targets.ORT).run(prompts(model))
+    own = export(model, tmp_path / "trt", targets.TRT)
+    _, got = own.run(prompts(model), want_tokens)
+    assert np.abs(got - want).max() < 1e-4 * max(1, np.abs(want).max())
+    best = np.sort(want, -1)
+    clear = best[..., -1] - best[..., -2] > 1e-3  # a near tie is decided by rounding
+    assert clear.mean() > 0.5 and (got.argmax(-1) == want_tokens)[clear].all()
+
+
+def test_what_a_step_returns(tmp_path: Path) -> None:
+    """The likeliest tokens in order, their logits, and the log of the sum that makes log-probabilities of them."""
+    model = build("opt")
+    own = export(model, tmp_path, targets.TRT)
+    rows = prompts(model)[:1]
+    stepper = TrtStepper(session(own.llm, 1), 1, 8)
+    logits = stepper.prefill(rows[0][None], np.array([7]))[0].astype(np.float64)
+    top, tokens, total = (stepper.chosen[name][0] for name in ("top_logits", "top_tokens", "log_sum_exp"))
+    assert len(tokens) == 64 and set(tokens) == set(np.argsort(-logits)[:64])
+    assert np.array_equal(top, np.sort(top)[::-1]) and np.allclose(top, logits[tokens])
+    assert total == pytest.approx(np.log(np.exp(logits).sum()), abs=1e-5)
+
+
+def test_windows_are_refused_or_too_wide_to_matter(tmp_path: Path) -> None:
+    from blip2rt.errors import Blip2rtError
+    from export import trt_llm
+
+    model = build("mistral")  # looks back 4 positions
+    with pytest.raises(Blip2rtError, match="--max-positions 4"):
+        trt_llm.trace_llm(model, 64)
+    assert trt_llm.trace_llm(model, 4)
+
+
+@pytest.mark.parametrize("name", ["flan", *slow("opt", "llama")])
+def test_fp16_is_near_and_typed(name: str, tmp_path: Path) -> None:
+    """Products in float16, the rest in float32; the cache in float16. Errors are those of rounding to 11 bits."""
+    model = build(name)
+    tokens, want = export(model, tmp_path / "fp32", targets.TRT).run(prompts(model))
+    own = export(model, tmp_path / "fp16", targets.TRT, "fp16")
+    _, got = own.run(prompts(model), tokens)
+    assert mean_cosine(got, want) > 0.9999
+    builds(own.llm)
+    proto = onnx.shape_inference.infer_shapes(onnx.load(own.llm), strict_mode=True, data_prop=True)
+    types = {value.name: value.type.tensor_type.elem_type for value in (
+        *proto.graph.value_info, *proto.graph.input, *proto.graph.output)}  # fmt: skip
+    types |= {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    half, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    seen = Counter()
+    for node in proto.graph.node:
+        if node.op_type in ("Softmax", "LayerNormalization", "Pow", "ReduceMean", "Exp", "TopK", "Tanh", "Log"):
+            assert types[node.input[0]] == full, node.name
+        elif node.op_type == "MatMul":
+            wide = ".wo." in node.input[1]
+            assert {types[each] for each in (*node.input, *node.output)} == {full if wide else half}, node.name
+        seen[node.op_type] += 1
+    assert seen["MatMul"] and seen["Softmax"]
+    ends = {value.name for value in (*proto.graph.input, *proto.graph.output)}
+    cached = ("past_key", "past_value", "cross_", "new_")
+    assert all((types[name] == half) == name.startswith(cached) for name in ends if types[name] in (half, full))
+
+
+@pytest.mark.parametrize("name", ["opt", *slow("llama", "flan")])
+def test_int8_is_symmetric_and_near(name: str, tmp_path: Path) -> None:
+    """8 bits for weights and activations: the cosine of the logits is what that allows on random models."""
+    model = build(name)
+    rows = prompts(model)
+    exact = export(model, tmp_path / "fp32", targets.TRT)
+    tokens, want = exact.run(rows)
+    traced = dict(targets.TRT.llm_graphs(model, 64))
+    ranges = trt_calibrate.of_language(traced, tmp_path, rows, exact.start)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fp32"]
+    assert all(value > 0 for each in ranges.values() for value in each.values())
+    own = export(model, tmp_path / "int8", targets.TRT, "int8-static", ranges)
+    _, got = own.run(rows, tokens)
+    assert mean_cosine(got, want) > 0.98
+    builds(own.llm)
+    proto = onnx.load(own.llm)
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    ends = [node for node in proto.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert {node.op_type for node in ends} == {"QuantizeLinear", "DequantizeLinear"}
+    for node in ends:
+        assert (tensors[node.input[1]] > 0).all() and not tensors[node.input[2]].any()
+    channels = [node for node in ends if node.input[0] in tensors]
+    assert channels and all(tensors[node.input[1]].shape == (tensors[node.input[0]].shape[1],) for node in channels)
+
+
+def test_codes_of_a_channel() -> None:
+    rng = np.random.default_rng(SEED)
+    weight = rng.normal(size=(33, 17)).astype(np.float32)
+    weight[:, 3] = 0
+    codes, scales = trt_precision.channel_codes(weight, 1, np.dtype(np.float16))
+    assert codes.dtype == np.int8 and scales.shape == (17,) and np.abs(codes).max() == 127
+    error = np.abs(codes * scales.astype(np.float32) - weight)
+    assert (error <= 0.51 * scales.astype(np.float32) + 1e-3 * np.abs(weight)).all()
