@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace) -> int:
     asked = tuple(filter(None, (args.gpu or "").upper().replace(" ", "").split(",")))
     if asked and not trt_builder.builds_for_any(trt):
         raise BackendError(
-            f"--gpu {args.gpu}: {trt.__name__} builds for the GPU that is there alone; for others: --tensorrt tensorrt_rtx"
+            f"--gpu {args.gpu}: {trt.__name__} builds for this machine's GPU alone; for others --tensorrt tensorrt_rtx"
         )
     if args.check:
         gpus = asked or (CHECKED if trt_builder.builds_for_any(trt) else ())

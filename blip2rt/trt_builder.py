@@ -19,6 +19,7 @@ from .errors import BackendError
 
 MODULES = ("tensorrt", "tensorrt_rtx")
 Axes = Mapping[str, tuple[int, int, int]]  # a free axis -> its least, usual and largest size
+_NO_CUDA = "catchCudaError"
 _log = logging.getLogger("blip2rt")
 
 
@@ -98,9 +99,15 @@ def _parser_faults(parser: Any) -> list[str]:
     faults = []
     for index in range(parser.num_errors):
         error = parser.get_error(index)
-        node = f"node {error.node_name() or error.node()} ({error.node_operator() or 'unknown operator'}): "
-        faults.append(node + error.desc().strip())
+        name, operator = error.node_name() or error.node(), error.node_operator()
+        node = f"node {name} ({operator}): " if operator else ""  # a file that is no graph has no node to blame
+        faults.append(node + _plain(error.desc()))
     return faults
+
+
+def _plain(message: str) -> str:
+    """One line, without the complaint about CUDA that the builder adds to every error where there is no GPU."""
+    return " ".join(" ".join(line for line in message.splitlines() if _NO_CUDA not in line).split())
 
 
 def _configure(trt: Any, config: Any, settings: Settings) -> None:
@@ -148,7 +155,7 @@ def _use_timing_cache(config: Any, data: bytes | None) -> Any:
 
 
 def _logger(trt: Any) -> Any:
-    """TensorRT's messages go to our log; the last error is kept."""
+    """TensorRT's messages go to our log for those who look for them; the last error is kept, to be raised."""
 
     class Log(trt.ILogger):
         def __init__(self) -> None:
@@ -157,9 +164,8 @@ def _logger(trt: Any) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.ERROR:
-                self.last = " ".join(message.split())
-            level = logging.WARNING if severity <= trt.ILogger.ERROR else logging.DEBUG
-            _log.log(level, "%s: %s", trt.__name__, message)
+                self.last = _plain(message) or self.last
+            _log.debug("%s: %s", trt.__name__, message)
 
     return Log()
 

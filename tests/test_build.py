@@ -20,7 +20,7 @@ from blip2rt import trt_builder
 from blip2rt import trt_engines as engines
 from blip2rt.build import main
 from blip2rt.bundle import BundleWriter
-from blip2rt.errors import BackendError, OptionError
+from blip2rt.errors import BackendError, BundleError, OptionError
 from blip2rt.trt_cache import EngineCache
 from tests.conftest import make_manifest
 
@@ -29,17 +29,16 @@ needs_rtx = pytest.mark.skipif(
 )
 
 
-def vision_graph(broken: bool = False) -> onnx.ModelProto:
-    """pixels (B,3,8,12) -> a convolution in float16 -> vision_features (B,6,8); the broken one has an unknown op."""
+def vision_graph() -> onnx.ModelProto:
+    """pixels (B,3,8,12) -> a convolution in float16 -> vision_features (B,6,8)"""
     rng = np.random.default_rng()
     tensors = {
         "weight": rng.normal(size=(8, 3, 4, 4)).astype(np.float16), "shape": np.array([0, 8, 6]),
     }  # fmt: skip
-    activate = "Nonsense" if broken else "Relu"
     nodes = [
         helper.make_node("Cast", ["pixels"], ["half"], to=TensorProto.FLOAT16),
         helper.make_node("Conv", ["half", "weight"], ["map"], strides=[4, 4]),
-        helper.make_node(activate, ["map"], ["positive"], name="the_activation"),
+        helper.make_node("Relu", ["map"], ["positive"], name="the_activation"),
         helper.make_node("Reshape", ["positive", "shape"], ["rows"]),
         helper.make_node("Transpose", ["rows"], ["turned"], perm=[0, 2, 1]),
         helper.make_node("Cast", ["turned"], ["vision_features"], to=TensorProto.FLOAT),
@@ -53,9 +52,10 @@ def vision_graph(broken: bool = False) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
 
 
-def bundle(path: Path, broken: bool = False, target: str = "trt") -> Path:
-    """A bundle of an image encoder alone."""
-    graph = vision_graph(broken)
+def bundle(path: Path, change=lambda graph: None, target: str = "trt") -> Path:
+    """A bundle of an image encoder alone, its graph changed by `change`."""
+    graph = vision_graph()
+    change(graph.graph)
     with BundleWriter(path, overwrite=True) as writer:
         onnx.save(graph, writer.folder / "vision.onnx")
         writer.finish(replace(make_manifest({"vision": graph}, False, False), target=target))
@@ -70,12 +70,35 @@ def test_check_builds_and_keeps_nothing(tmp_path: Path, capsys: pytest.CaptureFi
     assert not (tmp_path / "cache").exists()
 
 
+def unknown_op(graph: onnx.GraphProto) -> None:
+    graph.node[2].op_type = "Nonsense"
+
+
+def mixed_types(graph: onnx.GraphProto) -> None:
+    """float16 + float32: what a strongly typed network does not forgive."""
+    graph.initializer.append(numpy_helper.from_array(np.ones((1, 8, 1, 1), np.float32), "wide"))
+    graph.node[2].op_type = "Add"
+    graph.node[2].input.append("wide")
+
+
+def wrong_volume(graph: onnx.GraphProto) -> None:
+    """Parsed, and refused by the builder."""
+    graph.initializer[1].CopyFrom(numpy_helper.from_array(np.array([0, 7, 6]), "shape"))
+    graph.node[3].name = "the_activation"
+
+
 @needs_rtx
-def test_a_broken_graph_is_one_line_with_its_node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(bundle(tmp_path / "b", broken=True)), "--check"]) == 2
+@pytest.mark.parametrize(
+    ("change", "words"), [(unknown_op, "Nonsense"), (mixed_types, "Half and Float"), (wrong_volume, "changes volume")]
+)
+def test_a_broken_graph_is_one_line_with_its_node(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, change, words: str
+) -> None:
+    assert main([str(bundle(tmp_path / "b", change)), "--check", "--gpu", "SM86"]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert len(lines) == 1 and lines[0].startswith("blip2rt-build: error: vision: ")
-    assert "the_activation" in lines[0] and "Nonsense" in lines[0]
+    assert "the_activation" in lines[0] and words in lines[0] and "Cuda" not in lines[0]
+    assert not caplog.records  # a warning would be printed where logging is not configured
 
 
 @needs_rtx
@@ -159,7 +182,7 @@ def test_another_gpu_is_for_tensorrt_rtx_alone(
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     where, cache = bundle(tmp_path / "b"), tmp_path / "cache"
     assert main([str(where), "--gpu", "SM86", "--tensorrt", "tensorrt", "--cache", str(cache)]) == 2
-    assert "GPU that is there alone" in capsys.readouterr().err and not cache.exists()
+    assert "this machine's GPU alone" in capsys.readouterr().err and not cache.exists()
 
 
 def test_sizes_follow_the_bundle(tmp_path: Path) -> None:
@@ -179,3 +202,10 @@ def test_sizes_follow_the_bundle(tmp_path: Path) -> None:
     assert step["B"] == (1, 6, 6)
     with pytest.raises(OptionError, match="capacity is 65"):
         engines.resolve(tiny, engines.Options(capacity=65))
+
+
+def test_an_unknown_target_is_named(tmp_path: Path) -> None:
+    manifest = bundle(tmp_path / "b") / contract.MANIFEST
+    manifest.write_text(manifest.read_text().replace('"target": "trt"', '"target": "abc"'))
+    with pytest.raises(BundleError, match="target is 'abc'.*ort, trt"):
+        contract.read(tmp_path / "b")
