@@ -4,9 +4,11 @@ of Hugging Face); float16 and int8; and built by tensorrt-rtx."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,19 +35,32 @@ def slow(*names: str) -> list:
     return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
+@functools.cache
 def build(name: str):
     return (test_export_t5 if name in test_export_t5.CONFIGS else test_export_llm).build(name)
 
 
-def export(model, folder: Path, target: targets.Target, precision: str = "fp32", ranges=None) -> LlmGraphs:
+def write(traced, folder: Path, target: targets.Target, precision: str = "fp32", ranges=None) -> LlmGraphs:
+    """The graphs of a language model, name and graph, as a bundle holds them."""
     folder.mkdir(exist_ok=True)
     with contextlib.closing(graphs.DataFile(folder, "llm.data")) as data:
-        for name, graph in target.llm_graphs(model, 64):
+        for name, graph in traced:
             target.apply(graph, precision, 32, data.keep, lambda done, total: None, (ranges or {}).get(name, {}))
             graphs.save(graph, folder / f"{name}.onnx", data)
     encoder = folder / "encoder.onnx"
-    start = 0 if encoder.exists() else None
-    return LlmGraphs(folder / "llm.onnx", folder / "embed.onnx", encoder if encoder.exists() else None, start)
+    known = encoder.exists()
+    return LlmGraphs(folder / "llm.onnx", folder / "embed.onnx", encoder if known else None, 0 if known else None)
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LlmGraphs]:
+    """Graphs of the target trt in float32, of the model of a name."""
+
+    @functools.cache
+    def make(name: str) -> LlmGraphs:
+        return write(targets.TRT.llm_graphs(build(name), 64), tmp_path_factory.mktemp(name), targets.TRT)
+
+    return make
 
 
 def prompts(model) -> list[np.ndarray]:
@@ -67,24 +82,21 @@ def builds(graph: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["opt", "flan", *slow("llama", "qwen2", "narrow", "tied")])
-def test_same_tokens_as_the_target_ort(name: str, tmp_path: Path) -> None:
+def test_same_tokens_as_the_target_ort(name: str, exact: Callable[[str], LlmGraphs], tmp_path: Path) -> None:
     """Greedy tokens of unequal rows, and logits to the rounding of float32."""
-    model = build(name)
-    want_tokens, want = export(model, tmp_path / "ort", targets.ORT).run(prompts(model))
-    own = export(model, tmp_path / "trt", targets.TRT)
-    _, got = own.run(prompts(model), want_tokens)
+    rows = prompts(build(name))
+    want_tokens, want = write(targets.ORT.llm_graphs(build(name), 64), tmp_path, targets.ORT).run(rows)
+    _, got = exact(name).run(rows, want_tokens)
     assert np.abs(got - want).max() < 1e-4 * max(1, np.abs(want).max())
     best = np.sort(want, -1)
     clear = best[..., -1] - best[..., -2] > 1e-3  # a near tie is decided by rounding
     assert clear.mean() > 0.5 and (got.argmax(-1) == want_tokens)[clear].all()
 
 
-def test_what_a_step_returns(tmp_path: Path) -> None:
+def test_what_a_step_returns(exact: Callable[[str], LlmGraphs]) -> None:
     """The likeliest tokens in order, their logits, and the log of the sum that makes log-probabilities of them."""
-    model = build("opt")
-    own = export(model, tmp_path, targets.TRT)
-    rows = prompts(model)[:1]
-    stepper = TrtStepper(session(own.llm, 1), 1, 8)
+    rows = prompts(build("opt"))[:1]
+    stepper = TrtStepper(session(exact("opt").llm, 1), 1, 8)
     logits = stepper.prefill(rows[0][None], np.array([7]))[0].astype(np.float64)
     top, tokens, total = (stepper.chosen[name][0] for name in ("top_logits", "top_tokens", "log_sum_exp"))
     assert len(tokens) == 64 and set(tokens) == set(np.argsort(-logits)[:64])
@@ -102,13 +114,13 @@ def test_windows_are_refused_or_too_wide_to_matter(tmp_path: Path) -> None:
     assert trt_llm.trace_llm(model, 4)
 
 
-@pytest.mark.parametrize("name", ["flan", *slow("opt", "llama")])
-def test_fp16_is_near_and_typed(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["opt", *slow("flan", "llama")])
+def test_fp16_is_near_and_typed(name: str, exact: Callable[[str], LlmGraphs], tmp_path: Path) -> None:
     """Products in float16, the rest in float32; the cache in float16. Errors are those of rounding to 11 bits."""
-    model = build(name)
-    tokens, want = export(model, tmp_path / "fp32", targets.TRT).run(prompts(model))
-    own = export(model, tmp_path / "fp16", targets.TRT, "fp16")
-    _, got = own.run(prompts(model), tokens)
+    rows = prompts(build(name))
+    tokens, want = exact(name).run(rows)
+    own = write(targets.TRT.llm_graphs(build(name), 64), tmp_path, targets.TRT, "fp16")
+    _, got = own.run(rows, tokens)
     assert mean_cosine(got, want) > 0.9999
     builds(own.llm)
     proto = onnx.shape_inference.infer_shapes(onnx.load(own.llm), strict_mode=True, data_prop=True)
@@ -131,17 +143,15 @@ def test_fp16_is_near_and_typed(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["opt", *slow("llama", "flan")])
-def test_int8_is_symmetric_and_near(name: str, tmp_path: Path) -> None:
+def test_int8_is_symmetric_and_near(name: str, exact: Callable[[str], LlmGraphs], tmp_path: Path) -> None:
     """8 bits for weights and activations: the cosine of the logits is what that allows on random models."""
-    model = build(name)
-    rows = prompts(model)
-    exact = export(model, tmp_path / "fp32", targets.TRT)
-    tokens, want = exact.run(rows)
-    traced = dict(targets.TRT.llm_graphs(model, 64))
-    ranges = trt_calibrate.of_language(traced, tmp_path, rows, exact.start)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["fp32"]
+    rows = prompts(build(name))
+    tokens, want = exact(name).run(rows)
+    traced = dict(targets.TRT.llm_graphs(build(name), 64))
+    ranges = trt_calibrate.of_language(traced, tmp_path, rows, exact(name).start)
+    assert not list(tmp_path.iterdir())
     assert all(value > 0 for each in ranges.values() for value in each.values())
-    own = export(model, tmp_path / "int8", targets.TRT, "int8-static", ranges)
+    own = write(traced.items(), tmp_path, targets.TRT, "int8-static", ranges)
     _, got = own.run(rows, tokens)
     assert mean_cosine(got, want) > 0.98
     builds(own.llm)
