@@ -173,3 +173,39 @@ def test_codes_of_a_channel() -> None:
     assert codes.dtype == np.int8 and scales.shape == (17,) and np.abs(codes).max() == 127
     error = np.abs(codes * scales.astype(np.float32) - weight)
     assert (error <= 0.51 * scales.astype(np.float32) + 1e-3 * np.abs(weight)).all()
+
+
+class _Encoder(torch.nn.Module):
+    """Convolutions as in a mobile encoder: a stem, one for each channel alone, one of 1x1 with a residual sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 16, 3, stride=2)
+        self.depthwise = torch.nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.pointwise = torch.nn.Conv2d(16, 16, 1)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        x = torch.nn.functional.relu6(self.stem(pixels))
+        x = x + self.pointwise(torch.nn.functional.relu6(self.depthwise(x)))
+        return x.flatten(2).transpose(1, 2)
+
+
+def test_int8_convolutions(tmp_path: Path) -> None:
+    """Scales of the first axis of their weights; the one that reads pixels stays float16."""
+    print(f"seed {SEED}")
+    torch.manual_seed(SEED)
+    pixels = torch.randn(2, 3, 17, 21)
+    part = graphs.Part("vision", _Encoder().eval(), {"pixels": pixels}, ["vision_features"], {"pixels": {0: "B"}})
+    model = graphs.trace(part, targets.TRT.opset)
+    ranges = trt_calibrate.of_batches(model, tmp_path, "vision", [{"pixels": pixels.numpy()}])
+    assert len(ranges) == 2
+    trt_precision.apply(model, "int8-static", lambda tensor: tensor, ranges)
+    graphs.save(model, tmp_path / "vision.onnx", None)
+    got = session(tmp_path / "vision.onnx", 1).run(None, {"pixels": pixels.numpy()})[0]
+    assert mean_cosine(got, part.run({"pixels": pixels.numpy()})["vision_features"]) > 0.999
+    axes = [node.attribute[0].i for node in onnx.load(tmp_path / "vision.onnx").graph.node
+            if node.op_type == "DequantizeLinear" and node.attribute]  # fmt: skip
+    assert axes == [0, 0]
+    if importlib.util.find_spec("tensorrt_rtx") is not None:
+        trt = trt_builder.load_tensorrt("tensorrt_rtx")
+        assert trt_builder.build(trt, tmp_path / "vision.onnx", [{"B": (1, 2, 3)}], trt_builder.Settings(GPUS)).plan
