@@ -74,9 +74,9 @@ def resolve(options: Options) -> Choices:
     precision = {group: _precision(group, options) for group in options.target.defaults}
     static = [group for group, chosen in precision.items() if chosen == "int8-static"]
     if static and options.calib is None:
-        other = "fp16" if options.target.name == "trt" else "int8-dynamic"
+        instead = "fp16" if options.target.name == "trt" else "int8-dynamic"
         wanted = ", ".join(f"{group}=int8-static" for group in static)
-        faults.append(f"{wanted} needs photographs to calibrate on: give --calib FOLDER, or {other}")
+        faults.append(f"{wanted} needs photographs to calibrate on: give --calib FOLDER, or {instead}")
     if options.card is not None and not options.card.is_file():
         faults.append(f"--card {options.card} is no file")
     stage2, stage1 = _stages(options, main, other, faults)
