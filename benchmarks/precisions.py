@@ -19,7 +19,7 @@ from pathlib import Path
 import blip2rt
 from blip2rt.bundle import Bundle, read
 from blip2rt.errors import Blip2rtError
-from export import assemble, choices
+from export import assemble, choices, targets
 from export.progress import Progress
 from train.data import Dataset, read_table
 from train.evaluate import evaluate_captions
@@ -34,7 +34,7 @@ def rows(calibrated: bool) -> list[dict[str, str]]:
     plain = dict.fromkeys(GROUPS, "fp32")
     found = [plain]
     for group in GROUPS:
-        wanted = [each for each in choices.PRECISIONS[group] if each not in ("fp32", "int8")]
+        wanted = [each for each in targets.ORT.precisions[group] if each not in ("fp32", "int8")]
         found += [{**plain, group: each} for each in wanted if calibrated or each != "int8-static"]
     return [*found, *(dict.fromkeys(GROUPS, each) for each in ("fp16", "int8-dynamic", "int8w", "int4"))]
 

@@ -75,6 +75,11 @@ IMAGE_EMBEDS, TEXT_EMBEDS, ITM_LOGITS = "image_embeds", "text_embeds", "itm_logi
 PAST_KEY, PAST_VALUE = "past_key_{}", "past_value_{}"
 PRESENT_KEY, PRESENT_VALUE = "present_key_{}", "present_value_{}"
 CROSS_KEY, CROSS_VALUE = "cross_key_{}", "cross_value_{}"
+PAST_MASK, TOP_LOGITS, TOP_TOKENS, LOG_SUM_EXP = "past_mask", "top_logits", "top_tokens", "log_sum_exp"
+NEW_KEY, NEW_VALUE = "new_key_{}", "new_value_{}"
+
+TARGETS = ("ort", "trt")  # what a bundle's graphs are made for: ONNX Runtime, TensorRT
+TOP_K = 64  # likeliest tokens that the llm graph of the target trt returns, or the whole vocabulary where it is smaller
 
 RESAMPLE = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's filters
 
@@ -89,11 +94,17 @@ TENSORS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-def llm_tensors(layers: int, encoder_decoder: bool = False) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def llm_tensors(
+    layers: int, encoder_decoder: bool = False, target: str = "ort"
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the llm graph's inputs and outputs, each layer's key before its value."""
     cross = (*_each(layers, CROSS_KEY, CROSS_VALUE), ENCODER_MASK) if encoder_decoder else ()
-    first = (INPUTS_EMBEDS, POSITION_IDS, LAST_INDEX, SEQLENS_K, TOTAL_SEQUENCE_LENGTH)
-    inputs = (*first, *_each(layers, PAST_KEY, PAST_VALUE), *cross)
+    past = _each(layers, PAST_KEY, PAST_VALUE)
+    first = (INPUTS_EMBEDS, POSITION_IDS, LAST_INDEX)
+    if target == "trt":
+        chosen = (LOGITS, TOP_LOGITS, TOP_TOKENS, LOG_SUM_EXP)
+        return (*first, PAST_MASK, *past, *cross), (*chosen, *_each(layers, NEW_KEY, NEW_VALUE))
+    inputs = (*first, SEQLENS_K, TOTAL_SEQUENCE_LENGTH, *past, *cross)
     return inputs, (LOGITS, *_each(layers, PRESENT_KEY, PRESENT_VALUE))
 
 
@@ -229,6 +240,8 @@ def _value_faults(manifest: Manifest) -> list[str]:
         faults.append("image.mean and image.std need three numbers each, none of std zero")
     if image.resample not in RESAMPLE:
         faults.append(f"image.resample is {image.resample!r}: choose from {', '.join(RESAMPLE)}")
+    if manifest.target not in TARGETS:
+        faults.append(f"target is {manifest.target!r}: this blip2rt knows {', '.join(TARGETS)}")
     sizes = {"image.height": image.height, "image.width": image.width}
     if llm is not None:
         names = ("layers", "kv_heads", "head_dim", "hidden_size", "vocab_size", "max_positions", "prefix_length")
@@ -272,7 +285,7 @@ def _component_faults(manifest: Manifest) -> list[str]:
     for name, component in manifest.components.items():
         expected = TENSORS.get(name, ((), ()))
         if llm is not None and name == LLM:
-            expected = llm_tensors(llm.layers, llm.encoder_decoder)
+            expected = llm_tensors(llm.layers, llm.encoder_decoder, manifest.target)
         elif llm is not None and name == ENCODER:
             expected = encoder_tensors(llm.layers)
         elif manifest.question is not None and name == QFORMER:

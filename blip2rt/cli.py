@@ -128,6 +128,14 @@ def _verify(args: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(args: argparse.Namespace) -> int:
+    from .doctor import examine, report
+
+    text, code = report(examine())
+    print(text)
+    return code
+
+
 def _progress() -> Callable[[int, int], None]:
     """A line on the terminal that counts per cent, for bundles that take their time."""
     shown = -1
@@ -210,6 +218,9 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("verify", help="check the sha256 of a bundle's files")
     command.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
     command.set_defaults(run=_verify)
+
+    command = commands.add_parser("doctor", help="examine this machine: driver, TensorRT, memory, what is missing")
+    command.set_defaults(run=_doctor)
     return parser
 
 

@@ -23,6 +23,8 @@ def describe(bundle: Bundle) -> str:
         f"{manifest.name}  ({bundle.path}, {bundle.size / 1e6:.1f} MB, made by {manifest.created_by})",
         f"image: {image.width} x {image.height}, {image.resample}",
     ]
+    if manifest.target != "ort":
+        lines.append(f"target: {manifest.target}")
     if manifest.llm is not None:
         llm = manifest.llm
         lines.append(

@@ -141,6 +141,7 @@ class Manifest:
     sources: tuple[Source, ...] = ()
     verification: tuple[Verification, ...] = ()
     files: dict[str, FileEntry] | None = None
+    target: str = "ort"  # what the graphs are made for: "ort" or "trt"
 
 
 def to_json(manifest: Manifest) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import streaming
 from blip2rt.modeling.quantize import round_weights
 
-from . import describe, graphs, llm, qformer, quantize, t5, verify, vision
+from . import describe, graphs, llm, qformer, quantize, t5, targets, trt_calibrate, verify, vision
 from .choices import Choices, Options, resolve
 from .progress import Progress
 
 BLOCK = 64  # of the Q-Former's weights; the LLM's is the checkpoint's
+NO_RANGES: Mapping[str, float] = {}
+CALIBRATED = 24  # photographs that ranges behind the image encoder are taken from, for the target trt
 OWN_LIMIT = 500_000_000  # parameters of an LLM up to which its graph is also compared with its own rounded weights
 
 
@@ -69,6 +71,7 @@ def export(options: Options, progress: Progress) -> Result:
             question=describe.question_spec(model2, writer.folder) if model2 is not None else None,
             prompts=describe.prompts(model2),
             decoding=describe.decoding() if model2 is not None else {},
+            target=options.target.name,
             sources=_sources(models),
             verification=tuple(
                 Verification(row.component, row.precision, row.max_abs_error, row.cosine, row.agreement)
@@ -84,7 +87,8 @@ class _Work:
 
     def __init__(self, folder: Path, choices: Choices, options: Options, progress: Progress) -> None:
         self.folder, self.options, self.progress = folder, options, progress
-        self.precision, self.files = choices.precision, choices.photographs
+        self.precision, self.files, self.target = choices.precision, choices.photographs, options.target
+        self.calibration: list[np.ndarray] = []  # vision_features of photographs, in batches of three
         self.components: dict[str, Component] = {}
         self.rows: list[verify.Row] = []
         self.sizes: dict[str, int] = {}
@@ -97,16 +101,27 @@ class _Work:
         inputs = {"pixels": vision.pixels(self.files[:3], image) if self.files else noise}
         self.progress.line("vision: tracing")
         want = self._reference(part, inputs)
-        model = graphs.trace(part)
+        model, ranges = graphs.trace(part, self.target.opset), NO_RANGES
         signature = graphs.describe(model.graph.inputs), graphs.describe(model.graph.outputs)
         if precision == "int8-static":
             self.progress.line(f"vision: calibrating int8 on {len(self.files)} images")
-            model = vision.quantize_int8(model, self.folder, self.files, image)
+            if self.target is targets.ORT:
+                model = vision.quantize_int8(model, self.folder, self.files, image)
+            else:
+                ranges = trt_calibrate.of_batches(model, self.folder, "vision", self._photographs(image, self.files))
         data = graphs.DataFile(self.folder, "vision.data")
-        self._write("vision", model, precision, data, signature=signature)
+        self._write("vision", model, precision, data, signature=signature, ranges=ranges)
         data.close()
+        if self.target is targets.TRT and "int8-static" in (self.precision["qformer"], self.precision["llm"]):
+            self.progress.line("vision: features of photographs to calibrate on")
+            seen = self._photographs(image, self.files[:CALIBRATED])
+            self.calibration = [verify.run(self.folder / "vision.onnx", each)["vision_features"] for each in seen]
         self._judge("vision", precision, inputs, want)
         return want.get("vision_features", np.zeros(0, np.float32))
+
+    def _photographs(self, image: ImageSpec, files: Sequence[Path]) -> Iterator[dict[str, np.ndarray]]:
+        for start in range(0, len(files), 3):
+            yield {"pixels": vision.pixels(files[start : start + 3], image)}
 
     def _reference(self, part: graphs.Part, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What PyTorch answers, where that is to be compared."""
@@ -134,7 +149,12 @@ class _Work:
         data = graphs.DataFile(self.folder, f"{group}.data")
         for part in parts:
             self.progress.line(f"{part.name}: tracing")
-            self._write(part.name, graphs.trace(part), precision, data)
+            graph, ranges = graphs.trace(part, self.target.opset), NO_RANGES
+            if precision == "int8-static":
+                self.progress.line(f"{part.name}: calibrating int8")
+                batches = ({**inputs, "vision_features": seen} for seen in self.calibration if len(seen) == 3)
+                ranges = trt_calibrate.of_batches(graph, self.folder, part.name, batches)
+            self._write(part.name, graph, precision, data, ranges=ranges)
         data.close()
         for part in parts:
             self._judge(part.name, precision, inputs, wants[part.name])
@@ -147,12 +167,17 @@ class _Work:
         config, precision = model.config.llm, self.precision["llm"]
         if config.bits and config.bits != quantize.BITS.get(precision):
             self.progress.line(f"llm: trained against {config.bits}-bit weights, exported as {precision}")
-        self.progress.line("llm: tracing")
-        data = graphs.DataFile(self.folder, "llm.data")
-        for name, graph in self._llm_graphs(language):
-            self._write(name, graph, precision, data, block=config.block)
-        data.close()
         spec, prompts = describe.llm_spec(model, language, self.folder, self.options.max_positions)
+        self.progress.line("llm: tracing")
+        traced, ranges = self.target.llm_graphs(language, self.options.max_positions), {}
+        if precision == "int8-static":
+            kept = dict(traced)
+            ranges = self._llm_ranges(kept, language, prompts, spec.decoder_start_token_id)
+            traced = iter(kept.items())
+        data = graphs.DataFile(self.folder, "llm.data")
+        for name, graph in traced:
+            self._write(name, graph, precision, data, block=config.block, ranges=ranges.get(name, {}))
+        data.close()
         if prefixes is not None:
             self.progress.line("llm: verifying")
             with streaming.streamed(language):
@@ -160,14 +185,16 @@ class _Work:
             self._judge_llm(language, rows, spec.decoder_start_token_id, config.block)
         return spec
 
-    def _llm_graphs(self, language: Any) -> Any:
-        """One after the other, (name, graph)."""
-        if language.config.is_encoder_decoder:
-            yield "encoder", t5.trace_encoder(language)
-            yield "llm", t5.trace_decoder(language)
-        else:
-            yield "llm", llm.trace_llm(language, self.options.max_positions)
-        yield "embed", graphs.trace(llm.embed_part(language))
+    def _llm_ranges(
+        self, traced: dict[str, ir.Model], language: Any, prompts: list[list[int]], start: int | None
+    ) -> Any:
+        """Graph -> ranges, from the photographs' prefixes and what the language model says to them."""
+        self.progress.line("llm: calibrating int8")
+        runs = [verify.run(self.folder / "qformer.onnx", {"vision_features": seen}) for seen in self.calibration]
+        prefixes = np.concatenate([run["prefix_embeds"] for run in runs])
+        with streaming.streamed(language):
+            rows = describe.llm_inputs(language, (prompts * len(prefixes))[: len(prefixes)], prefixes)
+        return trt_calibrate.of_language(traced, self.folder, rows, start)
 
     def _judge_llm(self, language: Any, rows: list[np.ndarray], start: int | None, block: int) -> None:
         precision = self.precision["llm"]
@@ -193,12 +220,13 @@ class _Work:
 
     def _write(
         self, name: str, model: ir.Model, precision: str, data: graphs.DataFile, block: int = BLOCK,
-        signature: Any = None,
+        signature: Any = None, ranges: Mapping[str, float] = NO_RANGES,
     ) -> None:  # fmt: skip
+        self.progress.line(f"{name}: writing in {precision}")
+        self.target.apply(
+            model, precision, block, data.keep, lambda done, total: self.progress.bar(name, done, total), ranges
+        )
         inputs, outputs = signature or (graphs.describe(model.graph.inputs), graphs.describe(model.graph.outputs))
-        if precision != "int8-static":
-            self.progress.line(f"{name}: writing in {precision}")
-            quantize.apply(model, precision, block, data.keep, lambda done, total: self.progress.bar(name, done, total))
         path = self.folder / f"{name}.onnx"
         self.sizes[name] = graphs.save(model, path, data)
         self.components[name] = Component(path.name, precision, inputs, outputs)

@@ -17,13 +17,7 @@ from blip2rt.modeling.hugging_face import resized
 from blip2rt.modeling.lavis import NO_PARTS, Parts
 
 from . import vision
-
-_ALL = ("fp32", "fp16", "int8", "int8-static", "int8-dynamic", "int8w", "int4")
-_NO_STATIC = tuple(each for each in _ALL if each != "int8-static")
-PRECISIONS: dict[str, tuple[str, ...]] = {
-    "vision": _ALL, "qformer": _NO_STATIC, "llm": _NO_STATIC, "retrieval": _NO_STATIC
-}  # fmt: skip
-DEFAULTS = {"vision": "int8w", "qformer": "int4", "llm": "int4", "retrieval": "int4"}
+from .targets import ORT, Target
 
 
 @dataclass(frozen=True)
@@ -36,7 +30,8 @@ class Options:
     parts: Parts = NO_PARTS  # what LAVIS' files leave out
     image_size: int | None = None  # pixels; position embeddings are interpolated
     name: str | None = None  # default: the bundle folder's
-    precision: dict[str, str] = field(default_factory=dict)  # group -> precision; DEFAULTS for the others
+    target: Target = ORT
+    precision: dict[str, str] = field(default_factory=dict)  # group -> precision; the target's defaults for others
     calib: Path | None = None
     card: Path | None = None
     max_positions: int = 1024
@@ -76,9 +71,12 @@ def resolve(options: Options) -> Choices:
         source = options.retrieval_ckpt
         other = _try(faults, lambda: _checkpoint(source, options))
     files = _try(faults, lambda: [] if options.calib is None else vision.photographs(options.calib)) or []
-    precision = {group: _precision(group, options) for group in DEFAULTS}
-    if precision["vision"] == "int8-static" and options.calib is None:
-        faults.append("vision=int8-static needs photographs to calibrate on: give --calib FOLDER, or int8-dynamic")
+    precision = {group: _precision(group, options) for group in options.target.defaults}
+    static = [group for group, chosen in precision.items() if chosen == "int8-static"]
+    if static and options.calib is None:
+        instead = "fp16" if options.target.name == "trt" else "int8-dynamic"
+        wanted = ", ".join(f"{group}=int8-static" for group in static)
+        faults.append(f"{wanted} needs photographs to calibrate on: give --calib FOLDER, or {instead}")
     if options.card is not None and not options.card.is_file():
         faults.append(f"--card {options.card} is no file")
     stage2, stage1 = _stages(options, main, other, faults)
@@ -103,11 +101,15 @@ def _checkpoint(source: str, options: Options) -> Checkpoint:
 
 
 def _precision(group: str, options: Options) -> str:
-    """int8 alone: with photographs the ranges of activations are fixed, without they are taken as they come."""
-    chosen = options.precision.get(group, DEFAULTS[group])
+    """int8 alone: with photographs the ranges of activations are fixed, without they are taken as they come, where the
+    target can do that."""
+    target = options.target
+    chosen = options.precision.get(group, target.defaults[group])
     if chosen != "int8":
         return chosen
-    return "int8-static" if group == "vision" and options.calib is not None else "int8-dynamic"
+    dynamic = "int8-dynamic" in target.precisions[group]
+    fixed = group in target.calibrated and (options.calib is not None or not dynamic)
+    return "int8-static" if fixed else "int8-dynamic"
 
 
 def _stages(

@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from blip2rt.bundle import TARGETS
 from blip2rt.errors import Blip2rtError
 
 if TYPE_CHECKING:
     from .assemble import Result
 
-_PRECISION = "vision=int8w,qformer=int4,llm=int4,retrieval=int4"
 _EPILOG = """\
 CKPT is a folder that training wrote, a Hugging Face folder or hub id of Blip2ForConditionalGeneration or
 Blip2ForImageTextRetrieval, or a .pth file of LAVIS. One that generates gives the graphs vision, qformer, embed, llm
@@ -22,7 +23,11 @@ Blip2ForImageTextRetrieval, or a .pth file of LAVIS. One that generates gives th
 precisions: fp32; fp16 (stored so, computed in fp32); int8w (8-bit weights, computed in fp32); int4 (4-bit block-wise
 weights); int8-dynamic (8-bit weights and activations, the latter as they come); int8-static, for vision (the same,
 calibrated on --calib); int8 (static with --calib, else dynamic). Every graph is compared with PyTorch; one that
-deviates too far fails the export.
+deviates too far fails the export. Default: vision=int8w,qformer=int4,llm=int4,retrieval=int4.
+
+--target trt makes the graphs for TensorRT, strongly typed, with a cache of fixed capacity. precisions there: fp32; fp16
+(computed so, with norms, softmax and sums in fp32); int8 (8-bit weights and activations by --calib, not for retrieval).
+Default: vision=fp16,qformer=fp32,llm=fp16,retrieval=fp32.
 
 examples:
   blip2rt-export --ckpt Salesforce/blip2-opt-2.7b --out opt --precision vision=int8,qformer=fp32,llm=int4
@@ -50,7 +55,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--image-size", type=int, metavar="PIXELS",
                         help="other than the checkpoint's; position embeddings are interpolated")  # fmt: skip
     parser.add_argument("--name", help="the bundle's name (default: its folder's)")
-    parser.add_argument("--precision", default="", metavar="GROUP=P,...", help=f"of each group (default: {_PRECISION})")
+    parser.add_argument("--target", choices=TARGETS, default=TARGETS[0],
+                        help="the engine that the graphs are for: ONNX Runtime or TensorRT (default: ort)")  # fmt: skip
+    parser.add_argument("--precision", default="", metavar="GROUP=P,...",
+                        help="of the groups vision, qformer, llm, retrieval; see below")  # fmt: skip
     parser.add_argument(
         "--calib", type=Path, metavar="FOLDER", help="photographs: int8 calibration, and to verify with"
     )
@@ -108,19 +116,21 @@ def _run(args: argparse.Namespace) -> Result:
     if args.max_positions < 64:
         raise Blip2rtError(f"--max-positions is {args.max_positions}: give 64 or more")
     try:
-        from . import assemble, choices
+        from . import assemble, choices, targets
         from .progress import Progress
     except ModuleNotFoundError as error:
         raise Blip2rtError(f"{error.name} is not installed; pip install 'blip2rt[export]'") from error
+    target = targets.TARGETS[args.target]
     options = choices.Options(
         ckpt=args.ckpt, out=args.out, retrieval_ckpt=args.retrieval_ckpt, parts=parts(args), image_size=args.image_size,
-        name=args.name, precision=parse_precision(args.precision, choices.PRECISIONS), calib=args.calib, card=args.card,
+        name=args.name, target=target, precision=parse_precision(args.precision, target.precisions), calib=args.calib,
+        card=args.card,
         max_positions=args.max_positions, overwrite=args.overwrite, verify=not args.no_verify,
     )  # fmt: skip
     return assemble.export(options, Progress())
 
 
-def parse_precision(text: str, choices: dict[str, tuple[str, ...]]) -> dict[str, str]:
+def parse_precision(text: str, choices: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     """ "vision=int8,llm=int4" -> {"vision": "int8", "llm": "int4"}; all faults at once."""
     chosen, faults = {}, []
     for item in filter(None, (item.strip() for item in text.split(","))):

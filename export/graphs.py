@@ -25,6 +25,7 @@ import torch
 from onnxscript.optimizer import optimize_ir
 
 from blip2rt.bundle import TensorInfo
+from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import streaming
 
 OPSET = 20  # the newest that every supported ONNX Runtime (1.20 and later) runs
@@ -44,6 +45,20 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(previous)
+
+
+@contextlib.contextmanager
+def _own_errors() -> Iterator[None]:
+    """What a module refuses in words of its own leaves the exporter as it was raised, not wrapped into others."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, Blip2rtError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            raise cause from None
+        raise
 
 
 @dataclass(frozen=True)
@@ -73,7 +88,7 @@ def trace(part: Part, opset: int = OPSET) -> ir.Model:
     example, axes = part.example, part.axes
     dims = {name: torch.export.Dim(name, max=2**31 - 1) for free in axes.values() for name in free.values()}
     shapes = [{axis: dims[d] for axis, d in axes.get(name, {}).items()} for name in example]
-    with _quiet(), torch.no_grad():
+    with _quiet(), _own_errors(), torch.no_grad():
         program = torch.onnx.export(
             _Positional(part.module).eval(),
             (list(example.values()),),

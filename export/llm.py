@@ -64,6 +64,50 @@ def geometry(llm: Any) -> Geometry:
     )
 
 
+def refuse_unknown(
+    layer: int | None, options: dict[str, Any], masked: bool, present: dict[int, Any], layers: int
+) -> None:  # fmt: skip
+    """Raises Blip2rtError: the model asks an attention function for something that our graphs do not express."""
+    unknown = [k for k, v in options.items() if k not in _IGNORED and not any(v is n for n in _NEUTRAL)]
+    if masked:
+        unknown.append("attention mask")
+    if unknown or layer in present or layer is None or layer >= layers:
+        raise Blip2rtError(f"this language model's attention needs {', '.join(unknown) or 'shared layers'}, "
+                           "which the llm graph cannot express; use a plain causal decoder")  # fmt: skip
+
+
+def last_logits(
+    llm: Any, attention: Any, layers: int, inputs_embeds: Tensor, position_ids: Tensor, last_index: Tensor
+) -> Tensor:
+    """The model run with `attention` in every layer, inputs_embeds (B,S,D) -> logits (B,V) of each row's last position.
+
+    `attention.present` holds what each layer left in the cache.
+    """
+    rows = last_index[:, None, None]
+
+    def last_only(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        """hidden (B,S,D) -> (B,1,D), before the vocabulary's matrix sees it."""
+        hidden = args[0]
+        shape = (hidden.shape[0], 1, hidden.shape[2])
+        gathered = torch.onnx.ops.symbolic(
+            "GatherND", (hidden, rows), {"batch_dims": 1}, dtype=hidden.dtype, shape=shape, version=13
+        )
+        return (gathered,)
+
+    ALL_ATTENTION_FUNCTIONS.register(_NAME, attention)
+    handle = llm.get_output_embeddings().register_forward_pre_hook(last_only)
+    try:
+        logits: Tensor = llm(inputs_embeds=inputs_embeds, position_ids=position_ids, use_cache=False).logits
+    finally:
+        handle.remove()
+    if len(attention.present) != layers:
+        raise Blip2rtError(
+            f"{type(llm).__name__} bypasses transformers' attention interface in "
+            f"{layers - len(attention.present)} of {layers} layers; it cannot be exported"
+        )
+    return logits[:, 0]
+
+
 class _Attention:
     """The attention function of one trace: hands each layer its past and collects its present."""
 
@@ -89,12 +133,7 @@ class _Attention:
         """query (B,H,S,hd), key and value (B,Hkv,S,hd) -> (B,S,H,hd)"""
         layer = module.layer_idx
         window, softcap = options.pop("sliding_window", None), options.pop("softcap", None)
-        unknown = [k for k, v in options.items() if k not in _IGNORED and not any(v is n for n in _NEUTRAL)]
-        if mask is not None and not self.causal_masks:
-            unknown.append("attention mask")
-        if unknown or layer in self.present or layer is None or layer >= len(self.past):
-            raise Blip2rtError(f"this language model's attention needs {', '.join(unknown) or 'shared layers'}, "
-                               "which the llm graph cannot express; use a plain causal decoder")  # fmt: skip
+        refuse_unknown(layer, options, mask is not None and not self.causal_masks, self.present, len(self.past))
         batch, heads, length, width = query.shape
         attributes: dict[str, Any] = {
             "num_heads": heads,
@@ -141,34 +180,13 @@ class _Decoder(nn.Module):
         pairs = list(zip(past[::2], past[1::2], strict=True))
         tables = tuple(self.buffers(recurse=False))
         attention = _Attention(pairs, seqlens_k, total_sequence_length, self.rotary, tables, self.causal_masks)
-        rows = last_index[:, None, None]
-
-        def last_only(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-            """hidden (B,S,D) -> (B,1,D), before the vocabulary's matrix sees it."""
-            hidden = args[0]
-            shape = (hidden.shape[0], 1, hidden.shape[2])
-            gathered = torch.onnx.ops.symbolic(
-                "GatherND", (hidden, rows), {"batch_dims": 1}, dtype=hidden.dtype, shape=shape, version=13
-            )
-            return (gathered,)
-
-        ALL_ATTENTION_FUNCTIONS.register(_NAME, attention)
-        handle = self.llm.get_output_embeddings().register_forward_pre_hook(last_only)
-        try:
-            logits = self.llm(inputs_embeds=inputs_embeds, position_ids=position_ids, use_cache=False).logits
-        finally:
-            handle.remove()
-        if len(attention.present) != self.layers:
-            raise Blip2rtError(
-                f"{type(self.llm).__name__} bypasses transformers' attention interface in "
-                f"{self.layers - len(attention.present)} of {self.layers} layers; it cannot be exported"
-            )
+        logits = last_logits(self.llm, attention, self.layers, inputs_embeds, position_ids, last_index)
         present = [tensor for layer in range(self.layers) for tensor in attention.present[layer]]
-        return logits[:, 0], *present
+        return logits, *present
 
 
 @contextlib.contextmanager
-def _our_attention(llm: Any) -> Iterator[None]:
+def our_attention(llm: Any) -> Iterator[None]:
     """transformers makes no mask for an attention function that it has no mask for, so none is traced."""
     config = llm.config.get_text_config()
     before = config._attn_implementation
@@ -181,7 +199,7 @@ def _our_attention(llm: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _makes_causal_masks(llm: Any) -> bool:
+def makes_causal_masks(llm: Any) -> bool:
     """Whether the model makes its masks itself, as some do in older releases of transformers, and they hide nothing but
     the future, which GroupQueryAttention does by itself."""
     if not any(hasattr(module, "_update_causal_mask") for module in llm.modules()):
@@ -225,8 +243,8 @@ def trace_llm(llm: Any, max_positions: int = 1024) -> ir.Model:
             "seqlens_k": {0: "B"}, **{name: {0: "B", 2: "T"} for name in names}}  # fmt: skip
     rotary = Rotary(llm, shape.head_dim, min(max_positions, shape.max_positions))
     outputs = ["logits", *cache_names(shape.layers, "present")]
-    with _our_attention(llm):
-        decoder = _Decoder(llm, shape.layers, rotary, _makes_causal_masks(llm))
+    with our_attention(llm):
+        decoder = _Decoder(llm, shape.layers, rotary, makes_causal_masks(llm))
         with rotary.removed():
             model = graphs.trace(graphs.Part("llm", decoder, example, outputs, axes))
     fuse.fuse_decoder(model)

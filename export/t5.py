@@ -18,7 +18,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from blip2rt.bundle import CROSS_KEY, CROSS_VALUE, ENCODER, LLM, llm_tensors
+from blip2rt.bundle import ENCODER, LLM, encoder_tensors, llm_tensors
 from blip2rt.modeling import quantize
 
 from . import fuse, graphs
@@ -50,13 +50,17 @@ def round_weights(llm: Any, bits: int, block: int) -> None:
         module.weight = weight
 
 
-def trace_encoder(t5: Any) -> ir.Model:
+def encoder_part(t5: Any) -> graphs.Part:
     example = {
         "inputs_embeds": torch.zeros(2, 3, t5.config.d_model),
         "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]),
     }
     axes = {"inputs_embeds": {0: "B", 1: "S"}, "attention_mask": {0: "B", 1: "S"}}
-    model = graphs.trace(graphs.Part(ENCODER, _Encoder(t5), example, _cross_names(len(t5.decoder.block)), axes))
+    return graphs.Part(ENCODER, _Encoder(t5), example, encoder_tensors(len(t5.decoder.block))[1], axes)
+
+
+def trace_encoder(t5: Any) -> ir.Model:
+    model = graphs.trace(encoder_part(t5))
     fuse.fuse_rms_norms(model)
     fuse.fuse_residuals(model)
     return model
@@ -94,11 +98,13 @@ def trace_decoder(t5: Any) -> ir.Model:
     return model
 
 
-def _cross_names(layers: int) -> list[str]:
-    return [name.format(i) for i in range(layers) for name in (CROSS_KEY, CROSS_VALUE)]
+def head_scale(t5: Any) -> float:
+    """What the hidden state is multiplied by before the vocabulary's matrix."""
+    scaled = getattr(t5.config, "scale_decoder_outputs", t5.config.tie_word_embeddings)  # the older name
+    return float(t5.config.d_model) ** -0.5 if scaled else 1.0
 
 
-class _RelativeBias(nn.Module):
+class RelativeBias(nn.Module):
     """T5's bias by distance, as a table (H, 1 + 2 * furthest): distances beyond the furthest share its bucket."""
 
     def __init__(self, attention: Any, bidirectional: bool) -> None:
@@ -126,24 +132,24 @@ def _fill(x: Tensor, attention: Any) -> Tensor:
     return nn.functional.pad(x.unflatten(-1, (-1, width)), (0, padded(width) - width)).flatten(2)
 
 
-def _cut(x: Tensor, attention: Any) -> Tensor:
+def cut(x: Tensor, attention: Any) -> Tensor:
     """What _fill made wider -> (B,S,H*d_kv)"""
     width = attention.key_value_proj_dim
     return x if padded(width) == width else x.unflatten(-1, (-1, padded(width)))[..., :width].flatten(2)
 
 
-def _split(x: Tensor, attention: Any) -> Tensor:
+def split(x: Tensor, attention: Any) -> Tensor:
     """(B,S,H*d_kv) -> (B,H,S,hd)"""
     return _fill(x, attention).unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     """(B,H,S,hd), (B,H,K,hd) twice, a bias that broadcasts to (B,H,S,K) -> (B,S,H*hd); T5 does not scale."""
     weights = (query @ key.transpose(-1, -2) + bias).softmax(-1)
     return (weights @ value).transpose(1, 2).flatten(2)
 
 
-def _mask_bias(mask: Tensor) -> Tensor:
+def mask_bias(mask: Tensor) -> Tensor:
     """mask (B,K), 1 where there is a token -> (B,1,1,K), 0 there and the least float elsewhere."""
     return ((1 - mask).float() * _MASKED)[:, None, None, :]
 
@@ -153,20 +159,20 @@ class _Encoder(nn.Module):
         super().__init__()
         self.encoder = t5.encoder
         self.crossing = nn.ModuleList(block.layer[1].EncDecAttention for block in t5.decoder.block)
-        self.relative_bias = _RelativeBias(t5.encoder.block[0].layer[0].SelfAttention, bidirectional=True)
+        self.relative_bias = RelativeBias(t5.encoder.block[0].layer[0].SelfAttention, bidirectional=True)
 
     def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         x = inputs_embeds
         positions = torch.arange(x.shape[1])
-        bias = self.relative_bias((positions[None, :] - positions[:, None])[None]) + _mask_bias(attention_mask)
+        bias = self.relative_bias((positions[None, :] - positions[:, None])[None]) + mask_bias(attention_mask)
         for block in self.encoder.block:
             attention, normed = block.layer[0].SelfAttention, block.layer[0].layer_norm(x)
-            query, key, value = (_split(part(normed), attention) for part in (attention.q, attention.k, attention.v))
-            x = x + attention.o(_cut(_attend(query, key, value, bias), attention))
+            query, key, value = (split(part(normed), attention) for part in (attention.q, attention.k, attention.v))
+            x = x + attention.o(cut(attend(query, key, value, bias), attention))
             x = block.layer[-1](x)
         x = self.encoder.final_layer_norm(x)
         crossing: list[Any] = list(self.crossing)
-        return tuple(_split(part(x), each) for each in crossing for part in (each.k, each.v))
+        return tuple(split(part(x), each) for each in crossing for part in (each.k, each.v))
 
 
 class _Decoder(nn.Module):
@@ -175,9 +181,8 @@ class _Decoder(nn.Module):
     def __init__(self, t5: Any) -> None:
         super().__init__()
         self.decoder, self.head = t5.decoder, t5.get_output_embeddings()
-        scaled = getattr(t5.config, "scale_decoder_outputs", t5.config.tie_word_embeddings)  # the older name
-        self.scale = t5.config.d_model**-0.5 if scaled else 1.0
-        self.relative_bias = _RelativeBias(t5.decoder.block[0].layer[0].SelfAttention, bidirectional=False)
+        self.scale = head_scale(t5)
+        self.relative_bias = RelativeBias(t5.decoder.block[0].layer[0].SelfAttention, bidirectional=False)
 
     def forward(
         self, inputs_embeds: Tensor, position_ids: Tensor, last_index: Tensor, seqlens_k: Tensor,
@@ -190,7 +195,7 @@ class _Decoder(nn.Module):
         bias = _first(
             self.relative_bias(key_positions[None, None, :] - position_ids[:, :, None]), total_sequence_length
         )
-        seen = _mask_bias(encoder_mask)
+        seen = mask_bias(encoder_mask)
         x, present = inputs_embeds, []
         for index, block in enumerate(self.decoder.block):
             pair = slice(2 * index, 2 * index + 2)
@@ -199,14 +204,13 @@ class _Decoder(nn.Module):
                 own.SelfAttention, own.layer_norm(x), past[pair], (seqlens_k, total_sequence_length), bias
             )
             present += new
-            x = x + own.SelfAttention.o(_cut(mixed, own.SelfAttention))
+            x = x + own.SelfAttention.o(cut(mixed, own.SelfAttention))
             attention = crossing.EncDecAttention
-            query = _split(attention.q(crossing.layer_norm(x)), attention)
+            query = split(attention.q(crossing.layer_norm(x)), attention)
             key, value = cross[pair]
-            x = x + attention.o(_cut(_attend(query, key, value, seen), attention))
+            x = x + attention.o(cut(attend(query, key, value, seen), attention))
             x = feed_forward(x)
-        last = _last(self.decoder.final_layer_norm(x), last_index)
-        return self.head(last * self.scale), *present
+        return self.head(last(self.decoder.final_layer_norm(x), last_index) * self.scale), *present
 
 
 def _own_attention(
@@ -233,7 +237,7 @@ def _first(bias: Tensor, count: Tensor) -> Tensor:
     return cut
 
 
-def _last(hidden: Tensor, last_index: Tensor) -> Tensor:
+def last(hidden: Tensor, last_index: Tensor) -> Tensor:
     """hidden (B,S,D) -> (B,D), before the vocabulary's matrix sees it."""
     shape = (hidden.shape[0], hidden.shape[2])
     row: Tensor = torch.onnx.ops.symbolic(

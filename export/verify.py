@@ -9,7 +9,7 @@ Knows graphs and modules, nothing about checkpoints or bundles.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ import numpy as np
 import onnx
 import torch
 
+from blip2rt.bundle import PAST_MASK
 from blip2rt.modeling import streaming
 
 from .stepping import Stepper, session
+from .trt_stepping import TrtStepper
 
 PYTORCH, OWN = "PyTorch", "its own weights"  # what a graph is compared with
 EXACT = 1e-3  # largest error in units of the largest value, where graph and PyTorch have the same weights
@@ -71,9 +73,9 @@ def mean_cosine(got: np.ndarray, want: np.ndarray) -> float:
     return float(((left * right).sum(-1) / np.maximum(lengths, 1e-12)).mean())
 
 
-def run(graph: Path, inputs: Arrays) -> dict[str, np.ndarray]:
+def run(graph: Path, inputs: Arrays, open: Callable[[Path], Any] = session) -> dict[str, np.ndarray]:
     """A graph's outputs by name; inputs that it does not have are left out."""
-    opened = session(graph)
+    opened = open(graph)
     names = [value.name for value in opened.get_outputs()]
     feeds = {value.name: inputs[value.name] for value in opened.get_inputs()}
     return dict(zip(names, opened.run(names, feeds), strict=True))
@@ -103,17 +105,23 @@ class LlmGraphs:
     embed: Path
     encoder: Path | None = None
     start: int | None = None
+    open: Callable[[Path], Any] = session
 
     def run(self, rows: Sequence[np.ndarray], tokens: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """rows (S_b, D) continued greedily, or by tokens (B, STEPS) -> tokens (B, STEPS), logits (B, STEPS, V)."""
-        table, batch = session(self.embed), len(rows)
+        table, batch = self.open(self.embed), len(rows)
         padded, mask = _pad(rows)
         seen, lengths = None, mask.sum(1)
         if self.encoder is not None:
-            seen = {**run(self.encoder, {"inputs_embeds": padded, "attention_mask": mask}), "encoder_mask": mask}
+            seen = {
+                **run(self.encoder, {"inputs_embeds": padded, "attention_mask": mask}, self.open),
+                "encoder_mask": mask,
+            }
             padded = table.run(None, {"token_ids": np.full((batch, 1), self.start, np.int64)})[0]
             lengths = np.ones(batch, np.int64)
-        stepper = Stepper(session(self.llm), batch, int(lengths.max()) + STEPS, seen)
+        opened = self.open(self.llm)
+        kind = TrtStepper if PAST_MASK in {value.name for value in opened.get_inputs()} else Stepper
+        stepper = kind(opened, batch, int(lengths.max()) + STEPS, seen)
         logits, chosen = [stepper.prefill(padded, lengths).copy()], []
         for step in range(STEPS):
             chosen.append(logits[-1].argmax(-1) if tokens is None else tokens[:, step])

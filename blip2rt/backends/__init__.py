@@ -95,5 +95,10 @@ def create(name: str, bundle: Bundle, threads: int | None = None) -> BackendLike
     """The backend called `name`, ready to run `bundle`. Raises BackendError for an unknown name."""
     if name not in names():
         raise BackendError(f"no backend {name!r}: choose from {', '.join(names())}")
+    if bundle.manifest.target != name:
+        raise BackendError(
+            f"{bundle.path} was exported for {bundle.manifest.target}, which the backend {name} cannot run: export it "
+            f"with blip2rt-export --target {name}"
+        )
     backend: BackendLike = importlib.import_module(f"{__name__}.{name}").Backend(bundle, threads)
     return backend

@@ -1,0 +1,163 @@
+"""`blip2rt doctor`: what of this machine blip2rt's engines need, what is missing, and the command that mends it.
+
+Looks at the driver, the installed packages and the disk; opens no graph, imports no engine. Exit code 0 when captions
+can be made on this machine, 2 when not even that.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+
+from . import gpu
+from .trt_cache import default_folder
+
+_TENSORRT = ("tensorrt", "tensorrt-rtx", "tensorrt_rtx")
+_LEAST_MEMORY = 8 << 30  # bytes of memory and swap below which large engines are hard to build
+_OK, _MISSING, _BROKEN = "ok", "missing", "broken"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line of the report. `needed`: nothing runs without it; the others are for TensorRT."""
+
+    name: str
+    state: str  # _OK, _MISSING or _BROKEN
+    text: str
+    mend: str = ""  # a command, or what to do
+    needed: bool = False
+
+
+def examine() -> list[Finding]:
+    """Every finding, from the machine to TensorRT."""
+    device = gpu.find()
+    return [
+        _machine(), _memory(), _native(), _onnxruntime(), _driver(device), *_device(device), _cuda(),
+        _tensorrt(device), _cache(),
+    ]  # fmt: skip
+
+
+def report(findings: list[Finding]) -> tuple[str, int]:
+    """The findings as a page of text, and the exit code."""
+    width = max(len(finding.name) for finding in findings)
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.name.ljust(width)}  {finding.state.ljust(7)}  {finding.text}")
+        if finding.mend:
+            lines.append(f"{' ' * width}           -> {finding.mend}")
+    bad = [finding for finding in findings if finding.state != _OK]
+    fatal = any(finding.needed for finding in bad)
+    lines.append("")
+    if fatal:
+        lines.append("blip2rt does not run here until the above is mended")
+    else:
+        lines.append(
+            "captions run here, on the CPU" if bad else "captions run here; TensorRT engines can be built here"
+        )
+    return "\n".join(lines), 2 if fatal else 0
+
+
+def _machine() -> Finding:
+    release = gpu.l4t_release()
+    jetson = f", Jetson Linux {release}" if release else ""
+    text = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}{jetson}"
+    good = (3, 10) <= sys.version_info[:2] <= (3, 13)
+    return Finding("machine", _OK if good else _BROKEN, text, "" if good else "use Python 3.10 to 3.13", needed=True)
+
+
+def _memory() -> Finding:
+    """Memory and swap together decide whether a large engine can be built."""
+    sizes = _meminfo()
+    if not sizes:
+        return Finding("memory", _OK, "not known on this system")
+    memory, swap = sizes.get("MemTotal", 0), sizes.get("SwapTotal", 0)
+    text = f"{memory / 1e9:.1f} GB, {sizes.get('MemAvailable', 0) / 1e9:.1f} GB of it free, swap {swap / 1e9:.1f} GB"
+    scarce = memory + swap < _LEAST_MEMORY
+    mend = (
+        "sudo fallocate -l 8G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile"
+    )
+    return Finding("memory", _MISSING if scarce else _OK, text, mend if scarce else "")
+
+
+def _meminfo() -> dict[str, int]:
+    """/proc/meminfo in bytes; empty where there is none."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            rows = [line.split() for line in file]
+    except OSError:
+        return {}
+    return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if len(row) > 1}
+
+
+def _native() -> Finding:
+    found = importlib.util.find_spec("blip2rt._native") is not None
+    mend = "" if found else "pip install . (in the checkout; needs a C++ compiler)"
+    return Finding("native core", _OK if found else _MISSING, "built" if found else "not built", mend, needed=True)
+
+
+def _onnxruntime() -> Finding:
+    installed = {name: _version(name) for name in ("onnxruntime", "onnxruntime-gpu")}
+    have = [f"{name} {version}" for name, version in installed.items() if version]
+    if len(have) == 2:
+        mend = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime"
+        return Finding("ONNX Runtime", _BROKEN, f"{' and '.join(have)} overwrite each other", mend, needed=True)
+    if not have:
+        return Finding("ONNX Runtime", _MISSING, "not installed", "pip install onnxruntime", needed=True)
+    return Finding("ONNX Runtime", _OK, have[0], needed=True)
+
+
+def _driver(device: gpu.Gpu | str) -> Finding:
+    if isinstance(device, str):
+        mend = "sudo apt install nvidia-jetpack" if gpu.l4t_release() else "install NVIDIA's driver, if there is a GPU"
+        return Finding("driver", _MISSING, device, mend)
+    return Finding("driver", _OK, f"runs CUDA up to {device.driver[0]}.{device.driver[1]}")
+
+
+def _device(device: gpu.Gpu | str) -> list[Finding]:
+    if isinstance(device, str):
+        return []
+    shared = ", shared with the CPU" if device.integrated else ""
+    return [Finding("GPU", _OK, f"{device.name} ({device.sm}), {device.memory / 1e9:.1f} GB{shared}")]
+
+
+def _cuda() -> Finding:
+    """The toolkit itself is not needed: the driver runs engines. TensorRT's wheels bring what they use."""
+    toolkit = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    text = f"compiler at {os.path.realpath(toolkit)}" if toolkit else "no toolkit, and none is needed"
+    return Finding("CUDA", _OK, text)
+
+
+def _tensorrt(device: gpu.Gpu | str) -> Finding:
+    """Found, not imported: that takes a second and a driver."""
+    for package in _TENSORRT:
+        module = package.replace("-", "_")
+        if importlib.util.find_spec(module) is not None:
+            version = _version(package) or "of the system"
+            return Finding("TensorRT", _OK, f"{module} {version}")
+    if gpu.l4t_release():
+        mend = "sudo apt install python3-libnvinfer, and a virtual environment with --system-site-packages"
+    elif isinstance(device, str):
+        mend = "pip install tensorrt-rtx (checks and builds without a GPU)"
+    else:
+        mend = f"pip install tensorrt-cu{min(max(device.driver[0], 12), 13)}, or tensorrt-rtx for GeForce and RTX"
+    return Finding("TensorRT", _MISSING, "not installed", mend)
+
+
+def _cache() -> Finding:
+    folder = default_folder()
+    near = next(each for each in (folder, *folder.parents) if each.exists())
+    if not os.access(near, os.W_OK):
+        return Finding("engine cache", _BROKEN, f"{folder} cannot be written", "export BLIP2RT_CACHE=A_WRITABLE_FOLDER")
+    return Finding("engine cache", _OK, f"{folder}, {shutil.disk_usage(near).free / 1e9:.1f} GB free")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

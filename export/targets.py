@@ -1,0 +1,83 @@
+"""What the exporter does differently for ONNX Runtime and for TensorRT: opset, graphs of the language model, precision.
+
+Everything else (which graphs there are, tracing, verification, the manifest) is one code for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from blip2rt.bundle import EMBED, ENCODER, LLM
+
+from . import graphs, llm, quantize, t5, trt_llm, trt_precision, trt_t5
+from .quantize import Keep, Progress
+
+_FLOATS = ("fp32", "fp16")
+_WEIGHTS = ("int8", "int8-dynamic", "int8w", "int4")
+_STATIC = (*_FLOATS, "int8", "int8-static")
+
+LlmGraphs = Iterator[tuple[str, ir.Model]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """An engine that a bundle is made for."""
+
+    name: str  # one of blip2rt.bundle.TARGETS
+    opset: int
+    precisions: Mapping[str, tuple[str, ...]]  # group -> what may be chosen
+    defaults: Mapping[str, str]
+    calibrated: tuple[str, ...]  # groups whose int8 needs photographs
+    llm_graphs: Callable[
+        [Any, int], LlmGraphs
+    ]  # (language model, max_positions) -> one after the other, name and graph
+    apply: Callable[[ir.Model, str, int, Keep, Progress, Mapping[str, float]], None]
+
+
+def _ort_graphs(language: Any, max_positions: int) -> LlmGraphs:
+    if language.config.is_encoder_decoder:
+        yield ENCODER, t5.trace_encoder(language)
+        yield LLM, t5.trace_decoder(language)
+    else:
+        yield LLM, llm.trace_llm(language, max_positions)
+    yield EMBED, graphs.trace(llm.embed_part(language))
+
+
+def _trt_graphs(language: Any, max_positions: int) -> LlmGraphs:
+    if language.config.is_encoder_decoder:
+        yield ENCODER, graphs.trace(t5.encoder_part(language), trt_llm.OPSET)
+        yield LLM, trt_t5.trace_decoder(language)
+    else:
+        yield LLM, trt_llm.trace_llm(language, max_positions)
+    yield EMBED, graphs.trace(llm.embed_part(language), trt_llm.OPSET)
+
+
+def _ort_apply(
+    model: ir.Model, precision: str, block: int, keep: Keep, progress: Progress, _: Mapping[str, float]
+) -> None:
+    if precision != "int8-static":  # such a graph comes quantized from its calibration
+        quantize.apply(model, precision, block, keep, progress)
+
+
+def _trt_apply(model: ir.Model, precision: str, _: int, keep: Keep, __: Progress, ranges: Mapping[str, float]) -> None:
+    trt_precision.apply(model, precision, keep, ranges)
+
+
+ORT = Target(
+    "ort", graphs.OPSET,
+    {"vision": (*_FLOATS, "int8-static", *_WEIGHTS), "qformer": (*_FLOATS, *_WEIGHTS), "llm": (*_FLOATS, *_WEIGHTS),
+     "retrieval": (*_FLOATS, *_WEIGHTS)},
+    {"vision": "int8w", "qformer": "int4", "llm": "int4", "retrieval": "int4"},
+    ("vision",), _ort_graphs, _ort_apply,
+)  # fmt: skip
+TRT = Target(
+    "trt", trt_llm.OPSET,
+    {"vision": _STATIC, "qformer": _STATIC, "llm": _STATIC, "retrieval": _FLOATS},
+    {"vision": "fp16", "qformer": "fp32", "llm": "fp16", "retrieval": "fp32"},
+    ("vision", "qformer", "llm"), _trt_graphs, _trt_apply,
+)  # fmt: skip
+TARGETS = {target.name: target for target in (ORT, TRT)}

@@ -1,0 +1,217 @@
+"""float32 graph -> a strongly typed graph for TensorRT: which tensors are float16, int8 or float32 is written in it.
+
+One rule, that of autocast: what tensor cores do (MatMul and Conv, with the bias behind them) takes and gives float16;
+what only moves or selects values keeps the type that it gets; all else (softmax, norms, residual sums, rotation, the
+choice of tokens) computes in float32. Inputs and outputs stay float32, but for keys and values.
+
+int8: the same, and the constant weights of those products are int8 with a scale for each output channel behind a
+DequantizeLinear, their other operand passes a QuantizeLinear and a DequantizeLinear of one scale; all are symmetric
+with zero point 0, which is what TensorRT takes. Products of two activations stay float16.
+
+Knows graphs, nothing about models but one name (see _WIDE); ranges of activations come from export.trt_calibrate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from blip2rt.bundle import LOGITS, PIXELS
+from blip2rt.errors import Blip2rtError
+
+from . import graphs
+from .quantize import Keep
+
+_HALF, _FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
+_PRODUCTS = {"MatMul": 1, "Conv": 0}  # op -> axis of the output channels in its weight
+_MOVES = {"Reshape", "Transpose", "Slice", "Concat", "Split", "Squeeze", "Unsqueeze", "Expand", "Tile", "Pad", "Gather",
+          "GatherND", "Identity", "Flatten", "Relu", "Clip", "Neg", "MaxPool"}  # fmt: skip
+_CACHED = ("past_key_", "past_value_", "new_", "cross_")  # keys and values, kept in the type of the products
+_WIDE = ".wo."  # T5's second feed-forward matrix: its sums leave float16's range, and transformers keeps it wide too
+_TABLE = 100_000  # numbers of a table of Gather that is worth storing as float16
+_LARGEST = 65504.0  # of float16
+_LEVELS = 127
+Ranges = Mapping[str, float]  # value -> largest magnitude seen
+
+
+def apply(model: ir.Model, precision: str, keep: Keep, ranges: Ranges) -> None:
+    """Bring the graph to `precision` in place: fp32, fp16 or int8-static, the last with `ranges` of `quantizable`."""
+    if precision == "fp32":
+        return
+    typing = _Typing(model, keep, ranges if precision == "int8-static" else {})
+    typing.inputs()
+    for node in list(model.graph):
+        typing.visit(node)
+    typing.outputs()
+    graphs.drop_unused(model)
+
+
+def quantizable(model: ir.Model) -> Iterator[tuple[ir.Node, str]]:
+    """Products with a constant weight, and the name of their other operand.
+
+    Not the first, which reads pixels, nor the vocabulary's matrix: a small gain for most of the loss.
+    """
+    for node in model.graph:
+        if not _product(node) or graphs.constant(node.inputs[1]) is None or node.outputs[0].name == LOGITS:
+            continue
+        operand = node.inputs[0]
+        if operand is not None and operand.name not in (None, PIXELS):
+            yield node, str(operand.name)
+
+
+def _product(node: ir.Node) -> bool:
+    """An outer product, as rotary positions have it, is pointwise: float16 would only lose the positions."""
+    if node.op_type not in _PRODUCTS:
+        return False
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    return not (node.op_type == "MatMul" and shape is not None and len(shape) > 0 and shape[-1] == 1)
+
+
+class _Typing:
+    """One pass from inputs to outputs; every value has been typed before it is read."""
+
+    def __init__(self, model: ir.Model, keep: Keep, ranges: Ranges) -> None:
+        self.model, self.keep, self.ranges = model, keep, ranges
+        self.quantized = {node for node, _ in quantizable(model)} if ranges else set()
+        self.casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        self.grids: dict[ir.Value, ir.Value] = {}
+
+    def inputs(self) -> None:
+        for value in self.model.graph.inputs:
+            if value.name is not None and value.name.startswith(_CACHED):
+                value.dtype = _HALF
+
+    def outputs(self) -> None:
+        graph = self.model.graph
+        for index, value in enumerate(list(graph.outputs)):
+            name = value.name
+            assert name is not None
+            wanted = _HALF if name.startswith(_CACHED) else _FLOAT
+            if value.dtype in (_HALF, _FLOAT) and value.dtype != wanted:
+                value.name = f"{name}.typed"
+                graph.outputs[index] = cast = self._cast_node(value, wanted, None)
+                cast.name = name
+
+    def visit(self, node: ir.Node) -> None:
+        if _product(node):
+            self._type(node, _FLOAT if self._wide(node) else _HALF)
+        elif node.op_type in _MOVES:
+            moved = node.inputs if node.op_type == "Concat" else node.inputs[:1]
+            self._type(node, _HALF if all(self._half(value) for value in moved) else _FLOAT)
+        elif node.op_type == "Cast":
+            return
+        else:
+            self._type(node, _HALF if self._bias(node) else _FLOAT)
+
+    def _wide(self, node: ir.Node) -> bool:
+        return node.inputs[1] is not None and _WIDE in str(node.inputs[1].name)
+
+    def _half(self, value: ir.Value | None) -> bool:
+        """Whether a value is float16, or a large table that may become so."""
+        tensor = graphs.constant(value)
+        half = value is not None and value.dtype == _HALF
+        return half or (tensor is not None and tensor.dtype == _FLOAT and tensor.size >= _TABLE)
+
+    def _bias(self, node: ir.Node) -> bool:
+        """Whether the node adds a constant vector to a float16 product, which tensor cores do on the way."""
+        if node.op_type != "Add":
+            return False
+        for value, other in (node.inputs, node.inputs[::-1]):
+            tensor, producer = graphs.constant(other), value.producer() if value is not None else None
+            if tensor is not None and len(tensor.shape) == 1 and producer is not None and _product(producer):
+                return value is not None and value.dtype == _HALF
+        return False
+
+    def _type(self, node: ir.Node, dtype: ir.DataType) -> None:
+        """Give `node` operands of `dtype`, and its results that type."""
+        quantized = node in self.quantized
+        for index, value in enumerate(node.inputs):
+            if value is None or not _is_float(value):
+                continue
+            new = self._cast(node, value, dtype)
+            if quantized and index == 0:
+                new = self._quantize(node, value, new, dtype)
+            elif quantized and index == 1:
+                new = self._quantized_weight(node, value, dtype)
+            if new is not value:
+                node.replace_input_with(index, new)
+        for output in node.outputs:
+            if output.dtype is None and _product(node):  # of a linear layer that was split on the way here
+                output.type = ir.TensorType(dtype)
+            assert output.dtype is not None, f"{node.name} has results of unknown type"
+            if output.dtype == _FLOAT:
+                output.dtype = dtype
+
+    def _cast(self, before: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        if value.dtype == dtype:
+            return value
+        key = (value, dtype)
+        if key not in self.casts:
+            tensor = graphs.constant(value)
+            self.casts[key] = self._cast_node(value, dtype, before) if tensor is None else self._halved(value, tensor)
+        return self.casts[key]
+
+    def _cast_node(self, value: ir.Value, dtype: ir.DataType, before: ir.Node | None) -> ir.Value:
+        node = ir.node("Cast", [value], {"to": dtype}, name=f"{value.name}.to_{dtype.name.lower()}")
+        return self._insert(node, before, dtype, value.shape)
+
+    def _insert(self, node: ir.Node, before: ir.Node | None, dtype: ir.DataType, shape: ir.Shape | None) -> ir.Value:
+        out = node.outputs[0]
+        out.name, out.type, out.shape = node.name, ir.TensorType(dtype), shape
+        if before is None:
+            self.model.graph.append(node)
+        else:
+            self.model.graph.insert_before(before, node)
+        return out
+
+    def _halved(self, value: ir.Value, tensor: ir.TensorProtocol) -> ir.Value:
+        array = np.asarray(tensor.numpy())
+        if array.size and np.abs(array).max() > _LARGEST:
+            raise Blip2rtError(f"{value.name} holds {np.abs(array).max():.3g}, and fp16 ends at {_LARGEST:.0f}: "
+                               "export this part in fp32")  # fmt: skip
+        return self._constant(f"{value.name}.half", array.astype(np.float16))
+
+    def _constant(self, name: str, array: np.ndarray) -> ir.Value:
+        return graphs.add_initializer(self.model, name, self.keep(ir.tensor(array, name=name)))
+
+    def _quantize(self, before: ir.Node, source: ir.Value, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """value -> QuantizeLinear -> DequantizeLinear, once for all who read it."""
+        if source not in self.grids:
+            name = str(source.name)
+            largest = self.ranges[name]
+            step = np.array(largest / _LEVELS if largest > 0 else 1, dtype.numpy())
+            scale = self._constant(f"{name}.scale", np.maximum(step, np.finfo(step.dtype).tiny))
+            zero = self._constant(f"{name}.zero", np.array(0, np.int8))
+            node = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}.codes")
+            codes = self._insert(node, before, ir.DataType.INT8, value.shape)
+            grid = ir.node("DequantizeLinear", [codes, scale, zero], name=f"{name}.grid")
+            self.grids[source] = self._insert(grid, before, dtype, value.shape)
+        return self.grids[source]
+
+    def _quantized_weight(self, before: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        if value not in self.grids:
+            tensor = graphs.constant(value)
+            assert tensor is not None
+            axis = _PRODUCTS[before.op_type]
+            codes, scales = channel_codes(np.asarray(tensor.numpy()), axis, dtype.numpy())
+            inputs = [self._constant(f"{value.name}.codes", codes), self._constant(f"{value.name}.scales", scales),
+                      self._constant(f"{value.name}.zeros", np.zeros(scales.shape, np.int8))]  # fmt: skip
+            node = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=f"{value.name}.grid")
+            self.grids[value] = self._insert(node, before, dtype, value.shape)
+        return self.grids[value]
+
+
+def channel_codes(weight: np.ndarray, axis: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """weight -> int8 codes of the same shape, scales (size of `axis`); weight is nearly codes * scales."""
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    largest = np.abs(weight).max(others, keepdims=True)
+    scales = np.where(largest > 0, largest / _LEVELS, 1).astype(dtype)
+    scales = np.maximum(scales, np.finfo(dtype).tiny)
+    codes = np.clip(np.rint(weight / scales.astype(np.float32)), -_LEVELS, _LEVELS).astype(np.int8)
+    return codes, scales.reshape(-1)
+
+
+def _is_float(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype in (_FLOAT, _HALF)

@@ -1,0 +1,211 @@
+"""blip2rt-build with tensorrt_rtx, which needs no GPU: the check, the parser's complaints, the cache of engines."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+
+from onnx import TensorProto, helper, numpy_helper
+
+from blip2rt import bundle as contract
+from blip2rt import trt_builder
+from blip2rt import trt_engines as engines
+from blip2rt.build import main
+from blip2rt.bundle import BundleWriter
+from blip2rt.errors import BackendError, BundleError, OptionError
+from blip2rt.trt_cache import EngineCache
+from tests.conftest import make_manifest
+
+needs_rtx = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="needs tensorrt-rtx: pip install tensorrt-rtx"
+)
+
+
+def vision_graph() -> onnx.ModelProto:
+    """pixels (B,3,8,12) -> a convolution in float16 -> vision_features (B,6,8)"""
+    rng = np.random.default_rng()
+    tensors = {
+        "weight": rng.normal(size=(8, 3, 4, 4)).astype(np.float16), "shape": np.array([0, 8, 6]),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["half"], to=TensorProto.FLOAT16),
+        helper.make_node("Conv", ["half", "weight"], ["map"], strides=[4, 4]),
+        helper.make_node("Relu", ["map"], ["positive"], name="the_activation"),
+        helper.make_node("Reshape", ["positive", "shape"], ["rows"]),
+        helper.make_node("Transpose", ["rows"], ["turned"], perm=[0, 2, 1]),
+        helper.make_node("Cast", ["turned"], ["vision_features"], to=TensorProto.FLOAT),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("pixels", ["B", 3, 8, 12]), ("vision_features", ["B", 6, 8]))
+    ]
+    stored = [numpy_helper.from_array(array, name) for name, array in tensors.items()]
+    graph = helper.make_graph(nodes, "vision", ends[:1], ends[1:], stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+
+
+def bundle(path: Path, change=lambda graph: None, target: str = "trt") -> Path:
+    """A bundle of an image encoder alone, its graph changed by `change`."""
+    graph = vision_graph()
+    change(graph.graph)
+    with BundleWriter(path, overwrite=True) as writer:
+        onnx.save(graph, writer.folder / "vision.onnx")
+        writer.finish(replace(make_manifest({"vision": graph}, False, False), target=target))
+    return path
+
+
+@needs_rtx
+def test_check_builds_and_keeps_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(bundle(tmp_path / "b")), "--check", "--cache", str(tmp_path / "cache")]) == 0
+    said = capsys.readouterr().err
+    assert "SM86, SM89, SM120" in said and "MB of weights" in said
+    assert not (tmp_path / "cache").exists()
+
+
+def unknown_op(graph: onnx.GraphProto) -> None:
+    graph.node[2].op_type = "Nonsense"
+
+
+def mixed_types(graph: onnx.GraphProto) -> None:
+    """float16 + float32: what a strongly typed network does not forgive."""
+    graph.initializer.append(numpy_helper.from_array(np.ones((1, 8, 1, 1), np.float32), "wide"))
+    graph.node[2].op_type = "Add"
+    graph.node[2].input.append("wide")
+
+
+def wrong_volume(graph: onnx.GraphProto) -> None:
+    """Parsed, and refused by the builder."""
+    graph.initializer[1].CopyFrom(numpy_helper.from_array(np.array([0, 7, 6]), "shape"))
+    graph.node[3].name = "the_activation"
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("change", "words"), [(unknown_op, "Nonsense"), (mixed_types, "Half and Float"), (wrong_volume, "changes volume")]
+)
+def test_a_broken_graph_is_one_line_with_its_node(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, change, words: str
+) -> None:
+    assert main([str(bundle(tmp_path / "b", change)), "--check", "--gpu", "SM86"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(lines) == 1 and lines[0].startswith("blip2rt-build: error: vision: ")
+    assert "the_activation" in lines[0] and words in lines[0] and "Cuda" not in lines[0]
+    assert not caplog.records  # a warning would be printed where logging is not configured
+
+
+@needs_rtx
+def test_an_engine_is_built_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And again for other sizes, another GPU, other weights, or when it was tampered with."""
+    where, cache = bundle(tmp_path / "b"), tmp_path / "cache"
+
+    def build(*more: str) -> Path:
+        assert main([str(where), "--gpu", "SM86", "--cache", str(cache), *more]) == 0
+        return Path(capsys.readouterr().out.strip())
+
+    first = build()
+    data, time = first.read_bytes(), first.stat().st_mtime_ns
+    assert build() == first and first.stat().st_mtime_ns == time
+    others = {build("--max-batch", "2"), build("--gpu", "SM89")}
+    assert first not in others and len(others) == 2
+    first.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert build() == first and first.stat().st_mtime_ns != time
+    note = json.loads(first.with_suffix(".json").read_text())
+    note["origin"]["tensorrt"] = "tensorrt_rtx 0.0"
+    first.with_suffix(".json").write_text(json.dumps(note))
+    time = first.stat().st_mtime_ns
+    assert build() == first and first.stat().st_mtime_ns != time
+    bundle(where)  # random weights anew
+    assert build() != first
+    assert not list(cache.glob(".*"))
+
+
+def test_what_a_killed_build_leaves_is_not_loaded(tmp_path: Path) -> None:
+    cache, origin = EngineCache(tmp_path), {"gpu": "SM86"}
+    plan = cache.store("llm", origin, b"plan")
+    assert cache.find("llm", origin) == plan and cache.find("llm", {"gpu": "SM89"}) is None
+    plan.with_suffix(".json").unlink()
+    assert cache.find("llm", origin) is None
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BackendError, match="BLIP2RT_CACHE"):
+        EngineCache(tmp_path / "file" / "cache").store("llm", origin, b"plan")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--max-batch", "0", "--max-beams", "99"], "max_beams is 99"),
+        (["--workspace", "much"], "'much' is no size"),
+        (["--gpu", "SM1"], "does not know SM1: choose from"),
+        (["--cache"], "--cache"),
+    ],
+)
+@needs_rtx
+def test_wrong_options_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    try:
+        code = main([str(bundle(tmp_path / "b")), *arguments])
+    except SystemExit as error:
+        code = error.code
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert code == 2 and len(lines) == 1 and words in lines[0]
+
+
+def test_a_bundle_for_onnx_runtime_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(bundle(tmp_path / "b", target="ort")), "--check"]) == 2
+    assert "--target trt" in capsys.readouterr().err
+
+
+def test_without_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in trt_builder.MODULES:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main([str(bundle(tmp_path / "b")), "--check"]) == 2
+    assert "tensorrt" in capsys.readouterr().err
+
+
+def test_another_gpu_is_for_tensorrt_rtx_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With tensorrt, a plan of the GPU that is there must not be kept as another's."""
+    import types
+
+    module = types.ModuleType("tensorrt")
+    module.__version__ = "10.3"
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    where, cache = bundle(tmp_path / "b"), tmp_path / "cache"
+    assert main([str(where), "--gpu", "SM86", "--tensorrt", "tensorrt", "--cache", str(cache)]) == 2
+    assert "this machine's GPU alone" in capsys.readouterr().err and not cache.exists()
+
+
+def test_sizes_follow_the_bundle(tmp_path: Path) -> None:
+    """The capacity stays within the model's positions; the estimate counts every row's keys and values."""
+    manifest = replace(make_manifest({}, True, True), target="trt")
+    inputs = (contract.TensorInfo("past_key_0", "float16", ("B", 1, "T", 8)),)
+    components = {"llm": contract.Component("llm.onnx", "fp16", inputs, ())}
+    files = {"llm.onnx": contract.FileEntry(100, ""), "llm.data": contract.FileEntry(900, "")}
+    manifest = replace(manifest, components=components, files=files)
+    tiny = contract.Bundle(tmp_path, manifest)
+    options = engines.resolve(tiny, engines.Options(max_batch=2, max_beams=3))
+    assert options.capacity == 64  # the model has no more
+    sizes = engines.estimate(tiny, options)
+    assert (sizes.weights, sizes.cache, sizes.largest) == (1000, 2 * 3 * 64 * 2 * 8 * 2, 900)
+    step, prompt = engines.profiles(tiny, "llm", options)
+    assert step["S"] == (1, 1, 1) and prompt["S"][2] == 64 and step["T"] == prompt["T"] == (64, 64, 64)
+    assert step["B"] == (1, 6, 6)
+    with pytest.raises(OptionError, match="capacity is 65"):
+        engines.resolve(tiny, engines.Options(capacity=65))
+
+
+def test_an_unknown_target_is_named(tmp_path: Path) -> None:
+    manifest = bundle(tmp_path / "b") / contract.MANIFEST
+    manifest.write_text(manifest.read_text().replace('"target": "trt"', '"target": "abc"'))
+    with pytest.raises(BundleError, match="target is 'abc'.*ort, trt"):
+        contract.read(tmp_path / "b")

@@ -1,0 +1,71 @@
+"""`blip2rt doctor` here, and on machines that it is made to see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from blip2rt import doctor, gpu
+from blip2rt.cli import main
+
+ORIN = gpu.Gpu("Orin", (8, 7), 8 << 30, (12, 6), True)
+
+
+def lines(findings: list[doctor.Finding]) -> dict[str, doctor.Finding]:
+    return {finding.name: finding for finding in findings}
+
+
+def test_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("blip2rt._native")
+    code = main(["doctor"])
+    said = capsys.readouterr().out
+    assert code == 0 and all(
+        word in said for word in ("driver", "TensorRT", "ONNX Runtime", "memory", "captions run here")
+    )
+
+
+def test_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_LIBRARIES", ("libnothing.so",))
+    found = lines(doctor.examine())
+    assert found["driver"].state == "missing" and "libcuda" in found["driver"].text and "GPU" not in found
+
+
+def test_on_a_jetson(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    release = tmp_path / "nv_tegra_release"
+    release.write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n")
+    monkeypatch.setattr(gpu, "_RELEASE", release)
+    monkeypatch.setattr(gpu, "find", lambda: ORIN)
+    monkeypatch.setattr(doctor, "_TENSORRT", ("no-such-package",))
+    found = lines(doctor.examine())
+    assert "Jetson Linux 36.4.3" in found["machine"].text
+    assert "SM87" in found["GPU"].text and "shared" in found["GPU"].text and "12.6" in found["driver"].text
+    assert found["TensorRT"].state == "missing" and "python3-libnvinfer" in found["TensorRT"].mend
+
+
+def test_two_onnx_runtimes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda package: "1.0")
+    text, code = doctor.report(doctor.examine())
+    assert code == 2 and "overwrite each other" in text and "-> pip uninstall" in text
+
+
+def test_little_memory_asks_for_swap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_meminfo", lambda: {"MemTotal": 4 << 30, "MemAvailable": 1 << 30, "SwapTotal": 0})
+    assert "swapon" in lines(doctor.examine())["memory"].mend
+
+
+def test_a_driver_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver's own words, when it is there and no device is."""
+
+    class Library:
+        def cuInit(self, flags: int) -> int:
+            return 100
+
+        def cuGetErrorString(self, code: int, text: object) -> int:
+            text._obj.value = b"no CUDA-capable device is detected"  # type: ignore[attr-defined]
+            return 0
+
+    monkeypatch.setattr(gpu, "_load", Library)
+    assert gpu.find() == (
+        "the NVIDIA driver is installed but cuInit fails with code 100 (no CUDA-capable device is detected)"
+    )
