@@ -40,8 +40,10 @@ from .progress import Progress
 PRECISION = {"vision": "int8-dynamic", "qformer": "fp32", "llm": "int4"}
 QUERIES = 32
 _OPT: dict[str, Any] = {"vocab_size": 50304, "eos_token_id": 50118, "max_position_embeddings": 2048, "dropout": 0.0}
-_T5: dict[str, Any] = {"vocab_size": 32128, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "bos_token_id": 1,
-       "decoder_start_token_id": 0, "d_kv": 64}  # fmt: skip
+_T5: dict[str, Any] = {
+    "vocab_size": 32128, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "bos_token_id": 1,
+    "decoder_start_token_id": 0, "d_kv": 64,
+}  # fmt: skip
 _STD = 0.02  # of all weights
 _NOISE = 1 << 22  # numbers that all float tensors are cut from
 
@@ -71,7 +73,7 @@ GEOMETRIES = {
     "blip2-flan-t5-xl": Geometry(lambda: _t5(2048, 5120, 32), 32100),
     "blip2-flan-t5-xxl": Geometry(lambda: _t5(4096, 10240, 64), 32100),
     "tiny": Geometry(
-        lambda: _opt(128, 2, 4, vocab_size=512, eos_token_id=2), 500,
+        lambda: _opt(128, 2, 4, vocab_size=528, eos_token_id=2), 500,
         {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
          "image_size": 56},
         {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128},

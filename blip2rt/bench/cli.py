@@ -88,6 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        print(f"blip2rt-bench: error: {error.filename or 'stdout'}: {error.strerror or error}", file=sys.stderr)
+        return 2
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -151,7 +154,7 @@ def _plan(args: argparse.Namespace, folder: Path) -> collect.Plan:
     )
     config = None
     if args.peer:
-        config = args.checkpoint or geometry.config(args.geometry, kept)
+        config = args.checkpoint or str(geometry.config(args.geometry, kept))
     return collect.Plan(work, args.geometry, tuple(dict.fromkeys(args.peer)), config, args.scaling)
 
 

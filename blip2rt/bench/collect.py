@@ -25,12 +25,12 @@ SCALING_RUNS = 3  # captions of each caller
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure; `config` is the folder that peers build their model from."""
+    """What to measure; `config` is the folder or hub id that peers build their model from."""
 
     work: Work
     geometry: str | None = None
     peers: tuple[str, ...] = ()
-    config: Path | None = None
+    config: str | None = None
     scaling: bool = False
 
 
@@ -129,7 +129,7 @@ def _peer(plan: Plan, name: str) -> dict[str, Any]:
     if missing:
         return {"error": f"{', '.join(missing)} is not installed: {peers.PEERS[name].install}"}
     _say(f"{name}: {peers.PEERS[name].about}")
-    given = {**asdict(plan.work), "name": name, "config": str(plan.config)}
+    given = {**asdict(plan.work), "name": name, "config": plan.config}
     try:
         return worker.run_json(name, f"{peers.__name__}.{peers.PEERS[name].module}", given)
     except Blip2rtError as error:
@@ -143,5 +143,6 @@ def _scaling(plan: Plan) -> Iterator[dict[str, Any]]:
         for kind, sizes in (("batch", BATCHES), ("callers", CALLERS)):
             for size in sizes:
                 _say(f"{kind} {size}, {threads} thread{'s' * (threads > 1)}")
-                got = worker.work("throughput", asdict(replace(base, **{kind: size})))
+                changed: dict[str, Any] = {kind: size}
+                got = worker.work("throughput", asdict(replace(base, **changed)))
                 yield {"threads": threads, "kind": kind, "size": size, **got}

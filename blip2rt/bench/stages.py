@@ -37,7 +37,7 @@ class Work:
     repeat: int = 10
     callers: int = 1
 
-    def options(self) -> dict[str, int]:
+    def options(self) -> dict[str, Any]:
         """Every text has exactly new_tokens tokens, so that all engines do the same work."""
         return {"num_beams": self.beams, "max_new_tokens": self.new_tokens, "min_new_tokens": self.new_tokens}
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,7 +53,7 @@ def language_model(folder: str, dtype: torch.dtype) -> Any:
     """The language model alone, of random weights."""
     import transformers
 
-    text = transformers.Blip2Config.from_pretrained(folder).text_config
+    text: Any = transformers.Blip2Config.from_pretrained(folder).text_config
     kind = transformers.AutoModelForSeq2SeqLM if text.is_encoder_decoder else transformers.AutoModelForCausalLM
     return empty(lambda: kind.from_config(text), dtype)
 
@@ -69,8 +67,6 @@ def positions(folder: str) -> int:
 
 def main(measure: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
     """Runs a peer with the JSON of the command line and prints what it measured as the last line."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1" if Path(json.loads(sys.argv[1])["config"]).exists() else "0")
     try:
         result = measure(json.loads(sys.argv[1]))
     except KeyboardInterrupt:

@@ -28,9 +28,10 @@ RUNS = 5  # at most: some of these take a minute
 
 def build(folder: str, dtype: torch.dtype) -> Any:
     """The whole model, from its weights or of random ones."""
-    if any(Path(folder).glob("*.safetensors")) or any(Path(folder).glob("*.bin")):
-        kind = "dtype" if transformers.__version__ >= "5" else "torch_dtype"
-        return transformers.Blip2ForConditionalGeneration.from_pretrained(folder, **{kind: dtype}).eval()
+    stored = not Path(folder).is_dir() or any(Path(folder).glob("*.safetensors")) or any(Path(folder).glob("*.bin"))
+    if stored:
+        kind: dict[str, Any] = {"dtype" if transformers.__version__ >= "5" else "torch_dtype": dtype}
+        return transformers.Blip2ForConditionalGeneration.from_pretrained(folder, **kind).eval()
     config = transformers.Blip2Config.from_pretrained(folder)
     return empty(lambda: transformers.Blip2ForConditionalGeneration(config), dtype)
 
