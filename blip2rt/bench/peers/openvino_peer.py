@@ -18,6 +18,7 @@ import openvino as ov
 import torch
 import transformers
 from openvino.passes import MakeStateful, Manager
+from transformers.cache_utils import DynamicLayer
 
 from ..machine import peak_rss
 from ..stages import repeat, summary
@@ -35,11 +36,19 @@ class Step(torch.nn.Module):
 
     def forward(self, token_ids: torch.Tensor, mask: torch.Tensor, *past: torch.Tensor) -> tuple[torch.Tensor, ...]:
         cache = transformers.DynamicCache()
-        for layer, (key, value) in enumerate(zip(past[::2], past[1::2], strict=True)):
-            cache.update(key, value, layer)
+        for key, value in zip(past[::2], past[1::2], strict=True):
+            cache.layers.append(_layer(key, value))
         out = self.llm(input_ids=token_ids, attention_mask=mask, past_key_values=cache, use_cache=True)
         pairs = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
         return out.logits[:, -1], *(tensor for pair in pairs for tensor in pair)
+
+
+def _layer(keys: torch.Tensor, values: torch.Tensor) -> Any:
+    """A layer of the cache that holds something already: its own way to begin cannot be converted."""
+    layer = DynamicLayer()
+    layer.keys, layer.values, layer.is_initialized = keys, values, True
+    layer.dtype, layer.device = keys.dtype, keys.device
+    return layer
 
 
 def convert(folder: str) -> ov.Model:
