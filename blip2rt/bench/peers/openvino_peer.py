@@ -45,7 +45,7 @@ class Step(torch.nn.Module):
 
 def _layer(keys: torch.Tensor, values: torch.Tensor) -> Any:
     """A layer of the cache that holds something already: its own way to begin cannot be converted."""
-    layer = DynamicLayer()
+    layer: Any = DynamicLayer()
     layer.keys, layer.values, layer.is_initialized = keys, values, True
     layer.dtype, layer.device = keys.dtype, keys.device
     return layer
