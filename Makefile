@@ -15,7 +15,7 @@ COMPILERS := $(foreach c,c++ g++-11 g++-12 g++-13 g++-14 clang++ aarch64-linux-g
 WARNINGS := -std=c++17 -O2 -Wall -Wextra -Werror
 ORT_LIBRARY = $(shell $(DEV)/bin/python -c "from blip2rt.backends.ort import find_library; print(find_library())")
 
-.PHONY: demo test test-slow test-compat lint format bench bench-loop sanitize fuzz compilers clean
+.PHONY: demo test test-slow test-compat lint format bench bench-loop micro-loop micro-image micro-graphs sanitize fuzz compilers clean
 
 demo: $(DEMO)/installed  ## the runtime alone, as a user installs it; captions a photograph
 	$(DEMO)/bin/blip2rt caption docs/photo.jpg
@@ -42,10 +42,13 @@ format: $(DEV)/blip2rt-installed
 	$(DEV)/bin/clang-format -i $(SOURCES)
 
 bench: $(DEV)/blip2rt-installed  ## speed and memory of the embedded model on this machine
-	$(RUN) benchmarks.nano
+	$(DEV)/bin/blip2rt-bench --image docs/photo.jpg
 
 bench-loop: $(DEV)/blip2rt-installed  ## what the loop costs beside the engine, and against others
 	$(RUN) benchmarks.loop
+
+micro-loop micro-image micro-graphs: micro-%: $(DEV)/blip2rt-installed  ## micro-benchmarks, one part each
+	$(RUN) pytest benchmarks/micro_$*.py
 
 # Each sanitizer builds the core anew; the tests then run on it, and threads share a generator.
 sanitize: $(DEV)/blip2rt-installed  ## the tests of the core under ASan and UBSan, the threads under TSan too

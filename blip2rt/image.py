@@ -9,6 +9,10 @@ What is done with the unusual ones: EXIF orientation is applied; transparent par
 (and Pillow's "I", read as 0..65535) is scaled to 8 bits, "F" is read as 0..1; of an animation the first frame counts
 (of an open PIL image its current one). Files of more than twice Pillow's MAX_IMAGE_PIXELS, 178,956,970 pixels unless
 you changed it, are refused before anything is decoded.
+
+Scaled decoding (`scaled`, off unless asked for) lets the JPEG decoder itself shrink a large photograph by 2, 4 or 8, to
+no less than twice the size that is wanted: several times faster, and within a mean difference of SCALED_TOLERANCE of
+the exact way. Other formats, and images that are decoded already, are not touched by it.
 """
 
 from __future__ import annotations
@@ -34,21 +38,24 @@ ImageLike: TypeAlias = Union[str, "os.PathLike[str]", bytes, bytearray, memoryvi
 
 ACCEPTED = "a path, the bytes of an image file, a PIL image or an ndarray"
 ACCEPTED_ARRAYS = "(H, W), (H, W, 3) or (H, W, 4), uint8 in 0..255 or float in 0..1"
+SCALED_TOLERANCE = 1.5  # of 255, the mean over an image: 12-megapixel photographs come to 0.2, white noise to 1.3
+_MARGIN = 2  # times the wanted size that scaled decoding keeps, for the filter to work on
 _ORIENTATION = 0x0112
 _open_lock = threading.Lock()  # warnings.catch_warnings is not thread-safe
 
 
-def to_pixels(images: Sequence[ImageLike], spec: ImageSpec) -> NDArray[np.float32]:
+def to_pixels(images: Sequence[ImageLike], spec: ImageSpec, *, scaled: bool = False) -> NDArray[np.float32]:
     """Images -> pixels (B, 3, height, width) float32. Raises ImageError."""
     if not images:
         return np.zeros((0, 3, spec.height, spec.width), np.float32)
-    return normalize(np.stack([prepare(image, spec) for image in images]), spec)
+    return normalize(np.stack([prepare(image, spec, scaled=scaled) for image in images]), spec)
 
 
-def prepare(image: ImageLike, spec: ImageSpec) -> NDArray[np.uint8]:
+def prepare(image: ImageLike, spec: ImageSpec, *, scaled: bool = False) -> NDArray[np.uint8]:
     """Image -> RGB (height, width, 3) uint8, resized by the spec's filter, aspect ratio ignored. Raises ImageError."""
     resample = Image.Resampling[spec.resample.upper()]
-    return np.asarray(load_rgb(image).resize((spec.width, spec.height), resample))
+    least = _MARGIN * max(spec.width, spec.height) if scaled else None  # the larger: the image may lie on its side
+    return np.asarray(load_rgb(image, least).resize((spec.width, spec.height), resample))
 
 
 def normalize(rgb: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]:
@@ -60,8 +67,11 @@ def normalize(rgb: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]:
     return pixels
 
 
-def load_rgb(image: ImageLike) -> Image.Image:
-    """Any accepted image as a PIL image of mode RGB, upright. Raises ImageError."""
+def load_rgb(image: ImageLike, least: int | None = None) -> Image.Image:
+    """Any accepted image as a PIL image of mode RGB, upright. Raises ImageError.
+
+    least: a JPEG file may be decoded smaller, as long as neither side has fewer pixels; None: as it is.
+    """
     if isinstance(image, np.ndarray):
         return _to_rgb(_from_array(image), "the ndarray")
     if isinstance(image, Image.Image):
@@ -71,13 +81,13 @@ def load_rgb(image: ImageLike) -> Image.Image:
         if len(image) == 0:
             raise ImageError("the image is empty: 0 bytes")
         with _open(io.BytesIO(image), name) as opened:
-            return _decode(opened, name)
+            return _decode(opened, name, least)
     if isinstance(image, str | os.PathLike):
-        return _load_file(image)
+        return _load_file(image, least)
     raise ImageError(f"cannot take an image of type {type(image).__name__}: give {ACCEPTED}")
 
 
-def _load_file(path: str | os.PathLike[str]) -> Image.Image:
+def _load_file(path: str | os.PathLike[str], least: int | None) -> Image.Image:
     file, name = Path(path), repr(os.fspath(path))
     if os.fspath(path).startswith(("http://", "https://")):
         raise ImageError(f"{name} is a web address: download the image first")
@@ -89,7 +99,7 @@ def _load_file(path: str | os.PathLike[str]) -> Image.Image:
         if file.is_file() and file.stat().st_size == 0:
             raise ImageError(f"{name} is empty: 0 bytes")
         with open(file, "rb") as stream, _open(stream, name) as image:
-            return _decode(image, name)
+            return _decode(image, name, least)
     except (OSError, ValueError) as error:  # permission, name too long, a null character in the name...
         raise ImageError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from None
 
@@ -109,9 +119,11 @@ def _open(stream: io.IOBase, name: str) -> Image.Image:
         raise ImageError(f"{name} is damaged: {error or type(error).__name__}") from None
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
+def _decode(image: Image.Image, name: str, least: int | None = None) -> Image.Image:
     """Decodes, turns upright and converts to RGB."""
     try:
+        if least is not None:
+            image.draft(None, (least, least))  # in the mode that it has
         image.load()
         return _to_rgb(_upright(image), name)
     except ImageError:

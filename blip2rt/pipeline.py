@@ -42,16 +42,23 @@ class Match:
     score: float  # the sum of both as logits: log(p / (1 - p)) + cosine / temperature
 
 
-def load(bundle: str | os.PathLike[str] | None = None, *, backend: str = "ort", threads: int | None = None) -> Model:
+def load(
+    bundle: str | os.PathLike[str] | None = None,
+    *,
+    backend: str = "ort",
+    threads: int | None = None,
+    scaled_jpeg: bool = False,
+) -> Model:
     """Opens a bundle; None is the embedded model, "nano". Its graphs are loaded when they are first needed.
 
     threads: how many an operator may use; None asks BLIP2RT_NUM_THREADS, then ONNX Runtime takes every physical core.
+    scaled_jpeg: large JPEGs are decoded at a fraction of their size, faster and not quite the same (blip2rt.image).
     Raises BundleError (missing, damaged, too new), BackendError (unknown name), OptionError (threads).
     """
     if threads is not None and not is_whole(threads, 1, 1024):
         raise OptionError(f"threads is {threads!r}: give a whole number from 1 to 1024, or None for all cores")
     opened = contract.read(contract.embedded() if bundle is None else bundle)
-    return Model(opened, backends.create(backend, opened, threads))
+    return Model(opened, backends.create(backend, opened, threads), scaled_jpeg)
 
 
 class Model:
@@ -62,8 +69,9 @@ class Model:
     CapabilityError where the bundle lacks the components, and BackendError when the engine fails.
     """
 
-    def __init__(self, bundle: Bundle, backend: backends.BackendLike) -> None:
+    def __init__(self, bundle: Bundle, backend: backends.BackendLike, scaled_jpeg: bool = False) -> None:
         self.bundle = bundle
+        self._scaled_jpeg = scaled_jpeg
         self._manifest = bundle.manifest
         self._backend = backend
 
@@ -281,7 +289,7 @@ class Model:
         for image in images:
             if id(image) not in done:
                 try:
-                    done[id(image)] = prepare(image, self._manifest.image)
+                    done[id(image)] = prepare(image, self._manifest.image, scaled=self._scaled_jpeg)
                 except ImageError as error:
                     if not keep_going:
                         raise

@@ -38,11 +38,16 @@ class Result:
     sizes: dict[str, int]  # component -> bytes of its graph and weights; shared weights count for each
 
 
-def export(options: Options, progress: Progress) -> Result:
-    """Write the bundle, or nothing and raise Blip2rtError."""
-    choices = resolve(options)
+def export(
+    options: Options, progress: Progress, choices: Choices | None = None, encode: quantize.Encode = quantize.nearest
+) -> Result:
+    """Write the bundle, or nothing and raise Blip2rtError.
+
+    choices: what the options say, where that is known already; encode: how a matrix becomes blocks of integers.
+    """
+    choices = resolve(options) if choices is None else choices
     with BundleWriter(options.out, overwrite=options.overwrite) as writer:
-        work = _Work(writer.folder, choices, options, progress)
+        work = _Work(writer.folder, choices, options, progress, encode)
         models: list[Any] = []
         for checkpoint in (choices.stage2, choices.stage1):
             if checkpoint is not None:
@@ -85,8 +90,10 @@ def export(options: Options, progress: Progress) -> Result:
 class _Work:
     """Writes the graphs of each group into the bundle's folder, and keeps what the manifest and the table need."""
 
-    def __init__(self, folder: Path, choices: Choices, options: Options, progress: Progress) -> None:
-        self.folder, self.options, self.progress = folder, options, progress
+    def __init__(
+        self, folder: Path, choices: Choices, options: Options, progress: Progress, encode: quantize.Encode
+    ) -> None:
+        self.folder, self.options, self.progress, self.encode = folder, options, progress, encode
         self.precision, self.files, self.target = choices.precision, choices.photographs, options.target
         self.calibration: list[np.ndarray] = []  # vision_features of photographs, in batches of three
         self.components: dict[str, Component] = {}
@@ -223,9 +230,11 @@ class _Work:
         signature: Any = None, ranges: Mapping[str, float] = NO_RANGES,
     ) -> None:  # fmt: skip
         self.progress.line(f"{name}: writing in {precision}")
-        self.target.apply(
-            model, precision, block, data.keep, lambda done, total: self.progress.bar(name, done, total), ranges
-        )
+
+        def show(done: int, total: int) -> None:
+            self.progress.bar(name, done, total)
+
+        self.target.apply(model, precision, block, data.keep, show, self.encode, ranges)
         inputs, outputs = signature or (graphs.describe(model.graph.inputs), graphs.describe(model.graph.outputs))
         path = self.folder / f"{name}.onnx"
         self.sizes[name] = graphs.save(model, path, data)

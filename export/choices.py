@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import checkpoints
@@ -39,6 +39,15 @@ class Options:
     verify: bool = True
 
 
+class Loadable(Protocol):
+    """Where a model comes from."""
+
+    @property
+    def source(self) -> str: ...
+
+    def load(self, *, vision: bool) -> Any: ...
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     source: str
@@ -56,8 +65,8 @@ class Checkpoint:
 class Choices:
     """The options, resolved."""
 
-    stage2: Checkpoint | None
-    stage1: Checkpoint | None
+    stage2: Loadable | None
+    stage1: Loadable | None
     precision: dict[str, str]  # group -> fp32, fp16, int8-static, int8-dynamic, int8w or int4
     photographs: list[Path]
 

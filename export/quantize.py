@@ -26,6 +26,8 @@ DOMAIN = "com.microsoft"
 BITS = {"int4": 4, "int8w": 8}
 Keep = Callable[[ir.TensorProtocol], ir.TensorProtocol]
 Progress = Callable[[int, int], None]
+# (name, shape (N, K), reader of the (N, K) matrix, bits, block) -> its blocks
+Encode = Callable[[str, tuple[int, int], Callable[[], torch.Tensor], int, int], QuantizedWeight]
 _FP16_MAX = 65504.0
 _MANY = 50_000  # weights of a tensor that is worth int8 where int8 is not for all
 
@@ -38,15 +40,25 @@ def _silent(done: int, total: int) -> None:
     pass
 
 
-def apply(model: ir.Model, precision: str, block: int, keep: Keep = in_memory, progress: Progress = _silent) -> None:
+def nearest(
+    name: str, shape: tuple[int, int], read: Callable[[], torch.Tensor], bits: int, block: int
+) -> QuantizedWeight:
+    """The blocks nearest to a matrix's values."""
+    return quantize_blockwise(read(), bits, block)
+
+
+def apply(
+    model: ir.Model, precision: str, block: int, keep: Keep = in_memory, progress: Progress = _silent,
+    encode: Encode = nearest,
+) -> None:  # fmt: skip
     """Bring the graph's weights to `precision`, in place: fp32, fp16, int4, int8w or int8-dynamic."""
     if precision == "fp32":
         return
     found = 1
     if precision == "int8-dynamic":
-        found = quantize_dynamic(model, block, keep, progress)
+        found = quantize_dynamic(model, block, keep, progress, encode)
     elif precision in BITS:
-        found = quantize_weights(model, BITS[precision], block, keep, progress)
+        found = quantize_weights(model, BITS[precision], block, keep, progress, encode)
     if not found and precision != "int8w":
         raise Blip2rtError(
             f"an image encoder of convolutions alone cannot be {precision}; choose int8w, or int8 with --calib"
@@ -58,22 +70,25 @@ def apply(model: ir.Model, precision: str, block: int, keep: Keep = in_memory, p
 
 
 def quantize_weights(
-    model: ir.Model, bits: int, block: int, keep: Keep = in_memory, progress: Progress = _silent
-) -> int:
+    model: ir.Model, bits: int, block: int, keep: Keep = in_memory, progress: Progress = _silent,
+    encode: Encode = nearest,
+) -> int:  # fmt: skip
     """Quantize every constant matrix of MatMul and Gather nodes in place; returns how many."""
     work = [node for node in model.graph if _matrix(node) is not None]
     for done, node in enumerate(work):
         if node.op_type == "MatMul":
-            _quantize_matmul(model, node, bits, block, keep)
+            _quantize_matmul(model, node, bits, block, keep, encode)
         else:
-            _quantize_gather(model, node, bits, block, keep)
+            _quantize_gather(model, node, bits, block, keep, encode)
         progress(done + 1, len(work))
     graphs.drop_unused(model)
     model.graph.opset_imports[DOMAIN] = 1
     return len(work)
 
 
-def quantize_dynamic(model: ir.Model, block: int, keep: Keep = in_memory, progress: Progress = _silent) -> int:
+def quantize_dynamic(
+    model: ir.Model, block: int, keep: Keep = in_memory, progress: Progress = _silent, encode: Encode = nearest
+) -> int:
     """int8 matrices with a scale for each column, activations quantized as they come; tables of Gather as int8w.
 
     Returns how many matrices there were.
@@ -83,7 +98,7 @@ def quantize_dynamic(model: ir.Model, block: int, keep: Keep = in_memory, progre
         if node.op_type == "MatMul":
             _quantize_dynamic(model, node, keep)
         else:
-            _quantize_gather(model, node, 8, block, keep)
+            _quantize_gather(model, node, 8, block, keep, encode)
         progress(done + 1, len(work))
     graphs.drop_unused(model)
     model.graph.opset_imports[DOMAIN] = 1
@@ -141,31 +156,31 @@ def _matrix(node: ir.Node) -> ir.TensorProtocol | None:
     return None if node.op_type == "Gather" and tensor.shape.numpy()[1] % 2 else tensor
 
 
-def _quantize_matmul(model: ir.Model, node: ir.Node, bits: int, block: int, keep: Keep) -> None:
+def _quantize_matmul(model: ir.Model, node: ir.Node, bits: int, block: int, keep: Keep, encode: Encode) -> None:
     activation, weight = node.inputs
     tensor = _matrix(node)
     assert tensor is not None and weight is not None and weight.name is not None
+    rows, columns = tensor.shape.numpy()
     codes_name = f"{weight.name}.codes"
     if codes_name not in model.graph.initializers:
-        quantized = quantize_blockwise(_torch(tensor).T, bits, block)
+        quantized = encode(weight.name, (columns, rows), lambda: _torch(tensor).T, bits, block)
         _keep(model, keep, codes_name, quantized.codes.numpy())
         _keep(model, keep, f"{weight.name}.zero_points", quantized.zero_points.numpy())
         _keep(model, keep, f"{weight.name}.scales", quantized.scales.numpy())
     initializers = model.graph.initializers
     inputs = [activation, initializers[codes_name], _scales(model, node, weight.name),
               initializers[f"{weight.name}.zero_points"]]  # fmt: skip
-    rows, columns = tensor.shape.numpy()
     attributes = {"K": rows, "N": columns, "bits": bits, "block_size": block, "accuracy_level": 4}
     _swap(model, node, ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, name=node.name))
 
 
-def _quantize_gather(model: ir.Model, node: ir.Node, bits: int, block: int, keep: Keep) -> None:
+def _quantize_gather(model: ir.Model, node: ir.Node, bits: int, block: int, keep: Keep, encode: Encode) -> None:
     table, indices = node.inputs
     tensor = _matrix(node)
     assert tensor is not None and table is not None and table.name is not None
     if f"{table.name}.codes" not in model.graph.initializers:
         rows, width = tensor.shape.numpy()
-        quantized = quantize_blockwise(_torch(tensor), bits, block)
+        quantized = encode(table.name, (rows, width), lambda: _torch(tensor), bits, block)
         codes = quantized.codes.reshape(rows, -1)[:, : width * bits // 8].contiguous().numpy()
         zeros = _zero_point_table(quantized)
         for suffix, packed, columns in (("codes", codes, width), ("zeros", zeros, quantized.scales.shape[1])):

@@ -35,7 +35,7 @@ class Target:
     llm_graphs: Callable[
         [Any, int], LlmGraphs
     ]  # (language model, max_positions) -> one after the other, name and graph
-    apply: Callable[[ir.Model, str, int, Keep, Progress, Mapping[str, float]], None]
+    apply: Callable[[ir.Model, str, int, Keep, Progress, quantize.Encode, Mapping[str, float]], None]
 
 
 def _ort_graphs(language: Any, max_positions: int) -> LlmGraphs:
@@ -57,13 +57,16 @@ def _trt_graphs(language: Any, max_positions: int) -> LlmGraphs:
 
 
 def _ort_apply(
-    model: ir.Model, precision: str, block: int, keep: Keep, progress: Progress, _: Mapping[str, float]
-) -> None:
+    model: ir.Model, precision: str, block: int, keep: Keep, progress: Progress, encode: quantize.Encode,
+    _: Mapping[str, float],
+) -> None:  # fmt: skip
     if precision != "int8-static":  # such a graph comes quantized from its calibration
-        quantize.apply(model, precision, block, keep, progress)
+        quantize.apply(model, precision, block, keep, progress, encode)
 
 
-def _trt_apply(model: ir.Model, precision: str, _: int, keep: Keep, __: Progress, ranges: Mapping[str, float]) -> None:
+def _trt_apply(
+    model: ir.Model, precision: str, _: int, keep: Keep, __: Progress, ___: quantize.Encode, ranges: Mapping[str, float]
+) -> None:
     trt_precision.apply(model, precision, keep, ranges)
 
 

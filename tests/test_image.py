@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import blip2rt
 from blip2rt.errors import ImageError
-from blip2rt.image import load_rgb, prepare, to_pixels
+from blip2rt.image import SCALED_TOLERANCE, load_rgb, prepare, to_pixels
 from blip2rt.manifest import ImageSpec
 
 SEED = random.randrange(2**31)
@@ -263,3 +264,48 @@ def test_random_damage_never_escapes_as_another_error(rng):
                 assert load_rgb(bytes(damaged)).mode == "RGB"
             except ImageError as error:
                 assert "\n" not in str(error)
+
+
+def _large(rng, kind: str) -> Image.Image:
+    """Three to four megapixels of smooth colours with grain, hard edges, or noise alone."""
+    width, height = (int(side) for side in rng.integers(1700, 2300, 2))
+    if kind == "noise":
+        return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    coarse = Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    filters = {"smooth": Image.Resampling.BICUBIC, "edges": Image.Resampling.NEAREST}
+    values = np.asarray(coarse.resize((width, height), filters[kind])) + rng.normal(0, 4, (height, width, 3))
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("kind", ["smooth", "edges", "noise"])
+def test_scaled_jpegs_are_within_the_tolerance(rng, tmp_path, kind, orientation):
+    spec = ImageSpec(224, 196, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(_large(rng, kind), "JPEG", quality=90, exif=exif)
+    path = tmp_path / "large.jpg"
+    path.write_bytes(data)
+    exact, scaled = prepare(data, spec), prepare(data, spec, scaled=True)
+    assert scaled.shape == exact.shape == (224, 196, 3)
+    difference = np.abs(exact.astype(float) - scaled).mean()
+    assert 0 < difference <= SCALED_TOLERANCE
+    assert np.array_equal(prepare(path, spec, scaled=True), scaled)
+
+
+def test_scaled_decoding_keeps_twice_the_size_and_touches_nothing_else(rng):
+    photo = _large(rng, "smooth")
+    data = encode(photo, "JPEG", quality=90)
+    assert min(load_rgb(data, 448).size) >= 448
+    assert max(load_rgb(data, 448).size) < max(photo.size)
+    small = ImageSpec(224, 224, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    for same in (encode(photo, "PNG"), encode(photo.resize((880, 880)), "JPEG"), np.asarray(photo), photo):
+        assert np.array_equal(prepare(same, small), prepare(same, small, scaled=True))
+
+
+def test_a_model_decodes_scaled_where_it_is_asked_to(rng, tiny):
+    data = encode(_large(rng, "edges"), "JPEG", quality=90)
+    exact, scaled = (blip2rt.load(tiny.path, scaled_jpeg=scaled)._prepare([data])[0] for scaled in (False, True))
+    spec = blip2rt.load(tiny.path).bundle.manifest.image
+    assert np.array_equal(exact, prepare(data, spec))
+    assert np.array_equal(scaled, prepare(data, spec, scaled=True)) and not np.array_equal(scaled, exact)

@@ -1,0 +1,169 @@
+"""What a graph costs at least: the bytes of weights that it reads and the products that it multiplies.
+
+Counted from the ONNX file: products with constant weights, not those of attention between activations (a few per cent).
+A time under `limit` cannot be had on a machine of these rates. Knows nodes, nothing about models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import wire
+
+_PASSED = ("Cast", "Mul", "DequantizeLinear", "Transpose", "Identity")  # between a stored weight and its product
+_GATHERS = ("Gather", "GatherBlockQuantized")  # read a few rows of their table
+_INTEGER = ("MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits", "ConvInteger", "QLinearConv", "QLinearMatMul")
+
+
+@dataclass(frozen=True)
+class Cost:
+    weight_bytes: int = 0  # in memory: what is folded to float32 when loaded counts as that
+    int8_macs: int = 0
+    float_macs: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.weight_bytes + other.weight_bytes,
+            self.int8_macs + other.int8_macs,
+            self.float_macs + other.float_macs,
+        )
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the machine does, measured."""
+
+    read_bytes: float  # a second
+    int8_ops: float  # a second, two a multiply-add
+    fp32_ops: float
+
+
+def limit(cost: Cost, rates: Rates) -> tuple[float, str]:
+    """(seconds, "memory" or "compute"): the longer of reading the weights and multiplying."""
+    memory = cost.weight_bytes / rates.read_bytes
+    compute = 2 * cost.int8_macs / rates.int8_ops + 2 * cost.float_macs / rates.fp32_ops
+    return max(memory, compute), "memory" if memory >= compute else "compute"
+
+
+def of_graph(
+    path: Path, rows: dict[str, int], default_rows: int, batch: int = 1, grid: tuple[str, int, int] | None = None
+) -> Cost:
+    """One run of a graph.
+
+    rows: positions of each input, batch included; default_rows: of what comes from no input, as queries do. batch:
+    rows that GatherND leaves. grid: the image input with its height and width, for convolutions.
+    """
+    graph = wire.read(path)
+    return Cost(_weight_bytes(graph), *_products(graph, dict(rows), default_rows, batch, grid))
+
+
+def _weight_bytes(graph: wire.Graph) -> int:
+    """Each initializer that is read whole, once."""
+    sizes: dict[str, int] = {}
+    tables = {name for node in graph.nodes if node.op_type in _GATHERS for name in (node.inputs[0], *node.inputs[2:])}
+    casts = {out for node in graph.nodes if node.op_type == "Cast" for out in node.outputs}
+    for node in graph.nodes:
+        if node.op_type in _GATHERS:
+            continue
+        if node.op_type == "Cast" and node.outputs[0] in tables and not _read_elsewhere(graph, node.outputs[0]):
+            continue
+        for name in node.inputs:
+            tensor = graph.initializers.get(name)
+            if tensor is not None:
+                folded = any(out in casts for out in node.outputs)
+                sizes[name] = 4 * tensor.elements if folded else tensor.nbytes
+    return sum(sizes.values())
+
+
+def _read_elsewhere(graph: wire.Graph, name: str) -> bool:
+    return any(name in node.inputs and node.op_type not in _GATHERS for node in graph.nodes)
+
+
+def _products(
+    graph: wire.Graph, rows: dict[str, int], default_rows: int, batch: int, grid: tuple[str, int, int] | None
+) -> tuple[int, int]:
+    """Multiply-adds in int8 and in float."""
+    int8 = real = 0
+    producers = {out: node for node in graph.nodes for out in node.outputs}
+    grids = {} if grid is None else {grid[0]: grid[1:]}
+    for node in graph.nodes:
+        positions = _propagate(node, rows, batch)
+        area = _next_grid(node, graph, producers, grids)
+        found = _weight(graph, producers, node)
+        if found is None:
+            continue
+        weight, integer = found
+        if node.op_type.startswith(("Conv", "QLinearConv")):
+            macs = weight.elements * (area[0] * area[1] if area else 0) * batch
+        elif node.op_type == "MatMulNBits":
+            macs = node.ints["K"][0] * node.ints["N"][0] * (positions or default_rows)
+        else:
+            macs = weight.elements * (positions or default_rows)
+        if integer:
+            int8 += macs
+        else:
+            real += macs
+    return int8, real
+
+
+def _propagate(node: wire.Node, rows: dict[str, int], batch: int) -> int | None:
+    """Positions of a node's outputs: those of its first input that has any."""
+    positions = next((rows[name] for name in node.inputs if name in rows), None)
+    if node.op_type in ("Shape", "Size"):
+        positions = None
+    elif node.op_type == "GatherND":
+        positions = batch
+    if positions is not None:
+        rows.update(dict.fromkeys(node.outputs, positions))
+    return positions
+
+
+def _next_grid(
+    node: wire.Node, graph: wire.Graph, producers: dict[str, wire.Node], grids: dict[str, tuple[int, int]]
+) -> tuple[int, int] | None:
+    """Height and width of a node's output, where it is an image still."""
+    area = next((grids[name] for name in node.inputs if name in grids), None)
+    if area is None or node.op_type in ("Shape", "Reshape", "Transpose"):
+        return None
+    if "Conv" in node.op_type:
+        weight = _weight(graph, producers, node)
+        if weight is None:
+            return None
+        kernel = weight[0].dims[2:]
+        stride, pads, spread = (node.ints.get(key) for key in ("strides", "pads", "dilations"))
+        top, left, bottom, right = pads or (0, 0, 0, 0)
+        around = (top + bottom, left + right)
+        reach = [(spread[i] if spread else 1) * (kernel[i] - 1) + 1 for i in (0, 1)]
+        height, width = ((area[i] + around[i] - reach[i]) // (stride[i] if stride else 1) + 1 for i in (0, 1))
+        area = (height, width)
+    grids.update(dict.fromkeys(node.outputs, area))
+    return area
+
+
+def _weight(graph: wire.Graph, producers: dict[str, wire.Node], node: wire.Node) -> tuple[wire.Tensor, bool] | None:
+    """The constant that a node multiplies with, and whether in integers; None: it multiplies with none."""
+    if node.op_type in _INTEGER:
+        place = 3 if node.op_type.startswith("QLinear") else 1
+        tensor = graph.initializers.get(node.inputs[place])
+        return None if tensor is None else (tensor, True)
+    if node.op_type not in ("MatMul", "Gemm", "Conv"):
+        return None
+    integer = False
+    for name, op_type in _chain(producers, node.inputs[1]):
+        integer = integer or op_type == "DequantizeLinear"
+        if name in graph.initializers:
+            return graph.initializers[name], integer
+    return None
+
+
+def _chain(producers: dict[str, wire.Node], name: str) -> Iterator[tuple[str, str]]:
+    """A value, and what it was made of as long as that is one stored weight: (name, op that was passed)."""
+    passed = ""
+    while True:
+        yield name, passed
+        node = producers.get(name)
+        if node is None or node.op_type not in _PASSED:
+            return
+        name, passed = node.inputs[0], node.op_type

@@ -1,0 +1,71 @@
+"""Bundles of random weights in real geometries, made once and kept in a cache. Knows names and folders.
+
+They are made by the exporter in a process of its own, which needs the extra `export` once; measuring does not.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from .. import __version__
+from ..bundle import MANIFEST, embedded
+from ..errors import Blip2rtError
+
+NANO = "nano"  # the embedded model: nothing has to be made
+GEOMETRIES = ("blip2-opt-2.7b", "blip2-opt-6.7b", "blip2-flan-t5-xl", "blip2-flan-t5-xxl", NANO, "tiny")
+MODULE = "blip2rt_export.synthetic"
+PRECISION = "vision=int8-dynamic,qformer=fp32,llm=int4"
+
+
+def cache(given: str | None) -> Path:
+    """The folder of bundles that were made: the one given, $BLIP2RT_CACHE, or the system's place for such files."""
+    if given or os.environ.get("BLIP2RT_CACHE"):
+        return Path(given or os.environ["BLIP2RT_CACHE"])
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "blip2rt"
+
+
+def bundle(geometry: str, precision: str, folder: Path) -> Path:
+    """The bundle of a geometry, made where the cache has none. Raises Blip2rtError."""
+    if geometry == NANO:
+        return embedded()
+    name = "-".join((geometry, __version__, precision.replace(" ", "").replace(",", "-").replace("=", "-")))
+    path = folder / name
+    if not (path / MANIFEST).is_file():
+        print(f"making {path}, once", file=sys.stderr)
+        _make(geometry, "--out", str(path), "--precision", precision)
+    return path
+
+
+def config(geometry: str, folder: Path) -> Path:
+    """Hugging Face's config and processor of a geometry, for peers. Raises Blip2rtError."""
+    path = folder / f"{geometry}-{__version__}-config"
+    if not (path / "preprocessor_config.json").is_file() and not (path / "processor_config.json").is_file():
+        _make(geometry, "--config", str(path))
+    return path
+
+
+def _make(geometry: str, *arguments: str) -> None:
+    needed = ("blip2rt_export", "torch", "transformers", "onnx", "onnxscript")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise Blip2rtError(
+            f"--geometry {geometry} is made by the exporter, and {', '.join(missing)} is not installed: "
+            "pip install 'blip2rt[bench,export]', or measure a bundle with --model"
+        )
+    command = [sys.executable, "-m", MODULE, "--geometry", geometry, *arguments]
+    last = "it said nothing"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            last = line.strip() or last
+            if ": error: " not in line:
+                print(line, end="", file=sys.stderr, flush=True)
+    if process.returncode in (130, -2):
+        raise KeyboardInterrupt
+    if process.returncode:
+        raise Blip2rtError(f"{geometry} cannot be made: {last.rpartition(': error: ')[2]}")

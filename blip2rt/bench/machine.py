@@ -1,0 +1,136 @@
+"""The machine: its name, and what it can do at most. Knows no model.
+
+Reading memory is measured with numpy, products with ONNX Runtime, whose kernels the graphs run on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import wire
+
+ROWS, WIDTH = 512, 2048  # of the products
+PASSES = 8
+_LARGEST = 10**9  # bytes that reading is measured on
+
+
+def describe() -> dict[str, Any]:
+    """Processor, cores, memory, system and versions."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"python": platform.python_version()}
+    for package in ("blip2rt", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {
+        "processor": _processor(), "architecture": platform.machine(), "cores": cores(),
+        "memory_bytes": _meminfo("MemTotal"), "system": platform.platform(), "versions": versions,
+    }  # fmt: skip
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.partition(":")[2].strip()
+    with contextlib.suppress(OSError):  # a Jetson, a Raspberry Pi
+        return Path("/proc/device-tree/model").read_text().strip("\0\n")
+    return platform.processor() or "unknown"
+
+
+def _meminfo(key: str) -> int | None:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith(f"{key}:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def peak_rss() -> int:
+    """The most memory that this process has had resident, in bytes."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def drop_cached(folder: Path) -> bool:
+    """Forget what the system holds of a folder's files, so that they are read from the disk; False where it cannot."""
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                with contextlib.suppress(OSError):
+                    os.fsync(file.fileno())  # what is not on the disk yet would stay
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return True
+
+
+def rates(threads: int) -> dict[str, float]:
+    """Bytes read and operations a second (two a multiply-add), the best of several passes."""
+    return {
+        "read_bytes": read_rate(threads),
+        "int8_ops": max(product_rate("int8", np.int8, threads), product_rate("int8", np.uint8, threads)),
+        "fp32_ops": product_rate("fp32", np.float32, threads),
+    }
+
+
+def read_rate(threads: int) -> float:
+    """Bytes a second of reading a buffer that no cache holds."""
+    size = min(_LARGEST, (_meminfo("MemAvailable") or 8 * _LARGEST) // 4)
+    buffer = np.ones(size // 8, np.int64)
+    pieces = np.array_split(buffer, threads)
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(PASSES):
+            start = time.perf_counter()
+            list(pool.map(np.bitwise_or.reduce, pieces))
+            best = max(best, buffer.nbytes / (time.perf_counter() - start))
+    return best
+
+
+def product_rate(kind: str, left: Any, threads: int) -> float:
+    """Operations a second of (512, 2048) x (2048, 2048) with a constant right-hand side."""
+    from .._native import Runtime, Session
+    from ..backends.ort import find_library
+
+    rng = np.random.default_rng(0)
+    if kind == "fp32":
+        weight = rng.normal(0, 1, (WIDTH, WIDTH)).astype(np.float32)
+        data = wire.matmul("MatMul", wire.FLOAT, wire.FLOAT, wire.FLOAT, (WIDTH, WIDTH), weight.tobytes())
+        x = rng.normal(0, 1, (ROWS, WIDTH)).astype(np.float32)
+    else:
+        weight = rng.integers(-127, 128, (WIDTH, WIDTH)).astype(np.int8)
+        dtype = wire.INT8 if left is np.int8 else wire.UINT8
+        data = wire.matmul("MatMulInteger", dtype, wire.INT8, wire.INT32, (WIDTH, WIDTH), weight.tobytes())
+        x = rng.integers(0, 128, (ROWS, WIDTH)).astype(left)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "product.onnx"
+        path.write_bytes(data)
+        session = Session(Runtime(str(find_library())), str(path), threads)
+        best = float("inf")
+        for _ in range(PASSES):
+            start = time.perf_counter()
+            session.run({"a": x}, ["y"])
+            best = min(best, time.perf_counter() - start)
+    return 2 * ROWS * WIDTH * WIDTH / best

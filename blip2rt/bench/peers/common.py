@@ -1,0 +1,81 @@
+"""What the peers share: random models that take the memory of one, and the way they are started."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+STD = 0.02  # of random weights
+_NOISE = 1 << 22
+
+
+def empty(build: Callable[[], torch.nn.Module], dtype: torch.dtype) -> Any:
+    """A module of random weights in eval mode: built without values, then filled tensor by tensor in `dtype`."""
+    original = torch.nn.Module.register_parameter
+
+    def register(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = torch.nn.Parameter(parameter.to("meta"), requires_grad=False)
+        original(module, name, parameter)
+
+    torch.nn.Module.register_parameter = register  # type: ignore[assignment, method-assign]
+    try:
+        module: Any = build()
+    finally:
+        torch.nn.Module.register_parameter = original  # type: ignore[method-assign]
+    module.tie_weights()
+    noise = (torch.randn(_NOISE, generator=torch.Generator().manual_seed(0)) * STD).to(dtype)
+    made: dict[int, torch.nn.Parameter] = {}
+    for name, parameter in list(module.named_parameters(remove_duplicate=False)):
+        if id(parameter) not in made:
+            made[id(parameter)] = _filled(name, parameter, noise, dtype)
+        path, _, own = name.rpartition(".")
+        module.get_submodule(path)._parameters[own] = made[id(parameter)]
+    return module.eval()
+
+
+def _filled(name: str, parameter: torch.Tensor, noise: torch.Tensor, dtype: torch.dtype) -> torch.nn.Parameter:
+    """The weights of norms are 1, everything else is noise."""
+    values = torch.ones(parameter.shape, dtype=dtype)
+    if not ("norm" in name.lower() and name.endswith("weight")):
+        flat = values.view(-1)
+        for start in range(0, flat.numel(), _NOISE):
+            piece = flat[start : start + _NOISE]
+            piece.copy_(noise[: piece.numel()])
+    return torch.nn.Parameter(values, requires_grad=False)
+
+
+def language_model(folder: str, dtype: torch.dtype) -> Any:
+    """The language model alone, of random weights."""
+    import transformers
+
+    text: Any = transformers.Blip2Config.from_pretrained(folder).text_config
+    kind = transformers.AutoModelForSeq2SeqLM if text.is_encoder_decoder else transformers.AutoModelForCausalLM
+    return empty(lambda: kind.from_config(text), dtype)
+
+
+def positions(folder: str) -> int:
+    """What is read before the first new token: the queries and </s>."""
+    import transformers
+
+    return int(transformers.Blip2Config.from_pretrained(folder).num_query_tokens) + 1
+
+
+def main(measure: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
+    """Runs a peer with the JSON of the command line and prints what it measured as the last line."""
+    try:
+        result = measure(json.loads(sys.argv[1]))
+    except KeyboardInterrupt:
+        return 130
+    except MemoryError:
+        print("error: not enough memory", file=sys.stderr)
+        return 2
+    except Exception as error:  # noqa: BLE001  # other people's engines raise anything; the run goes on without them
+        print(f"error: {type(error).__name__}: {' '.join(str(error).split())[:300]}", file=sys.stderr)
+        return 2
+    print(json.dumps(result))
+    return 0

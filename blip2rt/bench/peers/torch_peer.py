@@ -1,0 +1,94 @@
+"""Hugging Face transformers at the same work: eager in float32 or bfloat16, or compiled.
+
+    python -m blip2rt.bench.peers.torch_peer JSON
+
+JSON: name, config (a folder with config and processor; weights, where it has them, are loaded, else drawn), and the
+fields of stages.Work. Prints the same stages that stages.py measures.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from PIL import Image
+
+from ..machine import peak_rss
+from ..stages import repeat, summary
+from .common import empty, main
+
+DTYPES = {"hf-fp32": torch.float32, "hf-bf16": torch.bfloat16, "hf-compile": torch.float32}
+RUNS = 5  # at most: some of these take a minute
+
+
+def build(folder: str, dtype: torch.dtype) -> Any:
+    """The whole model, from its weights or of random ones."""
+    stored = not Path(folder).is_dir() or any(Path(folder).glob("*.safetensors")) or any(Path(folder).glob("*.bin"))
+    if stored:
+        kind: dict[str, Any] = {"dtype" if transformers.__version__ >= "5" else "torch_dtype": dtype}
+        return transformers.Blip2ForConditionalGeneration.from_pretrained(folder, **kind).eval()
+    config = transformers.Blip2Config.from_pretrained(folder)
+    return empty(lambda: transformers.Blip2ForConditionalGeneration(config), dtype)
+
+
+@torch.no_grad()
+def measure(given: dict[str, Any]) -> dict[str, Any]:
+    torch.set_num_threads(given["threads"])
+    dtype, batch, new_tokens = DTYPES[given["name"]], given["batch"], given["new_tokens"]
+    begin = time.perf_counter()
+    model = build(given["config"], dtype)
+    loaded = time.perf_counter() - begin
+    processor = transformers.AutoProcessor.from_pretrained(given["config"])
+    data = Path(given["image"]).read_bytes()
+    if given["name"] == "hf-compile":
+        model.vision_model = torch.compile(model.vision_model)
+        model.qformer = torch.compile(model.qformer)
+        model.language_model.forward = torch.compile(model.language_model.forward, dynamic=True)
+
+    def inputs() -> Any:
+        pictures = [Image.open(io.BytesIO(data)).convert("RGB") for _ in range(batch)]
+        return processor(images=pictures, text=[""] * batch, return_tensors="pt").to(dtype)
+
+    def generate(prepared: Any, tokens: int) -> Any:
+        return model.generate(**prepared, num_beams=given["beams"], do_sample=False, max_new_tokens=tokens,
+                              min_new_tokens=tokens)  # fmt: skip
+
+    def caption() -> None:
+        processor.batch_decode(generate(inputs(), new_tokens), skip_special_tokens=True)
+
+    prepared = inputs()
+    features = model.vision_model(pixel_values=prepared["pixel_values"]).last_hidden_state
+    runs = min(given["repeat"], RUNS)
+    times = {
+        "image": repeat(inputs, runs),
+        "vision": repeat(lambda: model.vision_model(pixel_values=prepared["pixel_values"]), runs),
+        "qformer": repeat(lambda: queries(model, features), runs),
+        "first token": repeat(lambda: generate(inputs(), 1), runs),
+        "caption": repeat(caption, runs),
+    }
+    found = {name: summary(seconds) for name, seconds in times.items()}
+    short, long = found["first token"]["median"], found["caption"]["median"]
+    if new_tokens > 1:
+        step = (long - short) / (new_tokens - 1)
+        found["decode step"] = {"median": step, "p10": step, "p90": step, "runs": runs}
+    return {"stages": found, "load": loaded, "peak_rss": peak_rss(), "version": versions()}
+
+
+def queries(model: Any, features: torch.Tensor) -> torch.Tensor:
+    """vision_features (B, N, C) -> prefix_embeds (B, Q, D)"""
+    tokens = model.query_tokens.expand(features.shape[0], -1, -1).to(features.dtype)
+    out = model.qformer(query_embeds=tokens, encoder_hidden_states=features)
+    return model.language_projection(out[0].to(model.language_projection.weight.dtype))
+
+
+def versions() -> str:
+    return f"torch {torch.__version__}, transformers {transformers.__version__}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(measure))

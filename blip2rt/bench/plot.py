@@ -1,0 +1,85 @@
+"""The result as a picture: stages beside their limits, peers beside us, captions a second and memory as work grows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import Blip2rtError
+from .report import LABELS
+
+
+def save(result: dict[str, Any], path: Path) -> None:
+    """Raises Blip2rtError: matplotlib is not installed, or the file cannot be written."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise Blip2rtError("--plot needs matplotlib: pip install 'blip2rt[bench]'") from error
+    peers = any("stages" in peer for peer in result["peers"].values())
+    parts = [_stages, *([_peers] * peers), *([_speed, _memory] * bool(result["scaling"]))]
+    figure, axes = plt.subplots(len(parts), 1, figsize=(9, 3.4 * len(parts)), squeeze=False, layout="constrained")
+    for part, axis in zip(parts, axes[:, 0], strict=True):
+        part(result, axis)
+    machine, work = result["machine"], result["work"]
+    figure.suptitle(f"{result['bundle']['name']} on {machine['processor']}, {work['threads']} threads", fontsize=10)
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise Blip2rtError(f"--plot {path}: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        plt.close(figure)
+
+
+def _stages(result: dict[str, Any], axis: Any) -> None:
+    """Medians with p10 and p90, and the limit as a mark."""
+    stages = result["stages"]
+    names = list(stages)[::-1]
+    middle = [1000 * stages[name]["median"] for name in names]
+    spread = [[1000 * abs(stages[n][end] - stages[n]["median"]) for n in names] for end in ("p10", "p90")]
+    axis.barh(range(len(names)), middle, xerr=spread, color="tab:blue")
+    for y, name in enumerate(names):
+        if "limit" in stages[name]:
+            axis.plot([1000 * stages[name]["limit"]] * 2, [y - 0.4, y + 0.4], color="black", linewidth=2)
+    axis.set_yticks(range(len(names)), [LABELS[name] for name in names])
+    axis.set(xscale="log", xlabel="ms; the black mark is the machine's limit")
+
+
+def _peers(result: dict[str, Any], axis: Any) -> None:
+    """How many times our time each peer takes."""
+    peers = {name: peer["stages"] for name, peer in result["peers"].items() if "stages" in peer}
+    names = [
+        n for n in ("vision", "prefill", "decode step", "caption") if any(n in stages for stages in peers.values())
+    ]
+    width = 0.8 / len(peers)
+    for i, (peer, stages) in enumerate(peers.items()):
+        at = [x + i * width for x, name in enumerate(names) if name in stages]
+        ratios = [stages[name]["median"] / result["stages"][name]["median"] for name in names if name in stages]
+        bars = axis.bar(at, ratios, width, label=peer)
+        axis.bar_label(bars, [f"{ratio:.1f}" for ratio in ratios], fontsize=8)
+    axis.axhline(1, color="black", linewidth=1)
+    axis.set_xticks([x + 0.4 - width / 2 for x in range(len(names))], [LABELS[name] for name in names])
+    axis.set_ylabel("times blip2rt's time")
+    axis.legend(fontsize=8)
+
+
+def _speed(result: dict[str, Any], axis: Any) -> None:
+    _lines(result, axis, "captions_per_second", 1, "captions a second")
+
+
+def _memory(result: dict[str, Any], axis: Any) -> None:
+    _lines(result, axis, "peak_rss", 1e6, "peak resident memory, MB")
+
+
+def _lines(result: dict[str, Any], axis: Any, key: str, unit: float, label: str) -> None:
+    points = result["scaling"]
+    for kind, threads in sorted({(point["kind"], point["threads"]) for point in points}):
+        own = [point for point in points if (point["kind"], point["threads"]) == (kind, threads)]
+        values = [point[key] / unit for point in own]
+        line = f"{kind}, {threads} thread{'s' * (threads > 1)}"
+        axis.plot([point["size"] for point in own], values, "o-", label=line)
+    axis.set_xscale("log", base=2)
+    axis.set(xlabel="images in a batch, or callers", ylabel=label, ylim=(0, None))
+    axis.legend(fontsize=8)

@@ -1,0 +1,153 @@
+"""The result as tables: rich on a terminal, plain columns without rich, Markdown for a page. Knows the JSON alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+LABELS = {
+    "image": "image: decode, preprocess", "vision": "vision encoder", "qformer": "Q-Former", "prefill": "prefill",
+    "decode step": "decode step", "detokenize": "detokenize", "first token": "image to first token",
+    "caption": "whole caption",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def heading(result: dict[str, Any]) -> list[str]:
+    """The machine and the work, a few lines."""
+    machine, work, bundle, limits = (result[key] for key in ("machine", "work", "bundle", "limits"))
+    memory = f", {machine['memory_bytes'] / 1e9:.0f} GB" if machine["memory_bytes"] else ""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    precisions = ", ".join(f"{name} {precision}" for name, precision in bundle["precisions"].items())
+    return [
+        f"{machine['processor']} ({machine['architecture']}), {machine['cores']} cores{memory}",
+        f"{work['threads']} threads, batch {work['batch']}, {work['beams']} beam{'s' * (work['beams'] > 1)}, "
+        f"{work['new_tokens']} new tokens",
+        f"{versions}; {machine['system']}; {result['date']}",
+        f"{bundle['name']}, {bundle['bytes'] / 1e6:.1f} MB: {precisions}",
+        f"limits measured: reads {limits['read_bytes'] / 1e9:.1f} GB/s, multiplies int8 "
+        f"{limits['int8_ops'] / 1e12:.2f} and fp32 {limits['fp32_ops'] / 1e12:.2f} TOP/s",
+    ]
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    found = [_stages(result), _start(result)]
+    if result["peers"]:
+        found.append(_peers(result))
+    if result["scaling"]:
+        found.append(_scaling(result))
+    return found
+
+
+def _stages(result: dict[str, Any]) -> Table:
+    rows = []
+    for name, stage in result["stages"].items():
+        limit = f"{_ms(stage['limit'])} ({stage['limited_by']})" if "limit" in stage else ""
+        times = f"{stage['median'] / stage['limit']:.2f} x" if stage.get("limit") else ""
+        rows.append((LABELS[name], _ms(stage["median"]), _ms(stage["p10"]), _ms(stage["p90"]), limit, times))
+    head = ("stage", "median ms", "p10", "p90", "limit ms", "of the limit")
+    return Table("Stages", head, tuple(rows))
+
+
+def _start(result: dict[str, Any]) -> Table:
+    start, rates, size = result["start"], result["rates"], result["bundle"]["bytes"]
+    ratio = start["peak_rss"] / size
+    rows = [("size on disk", f"{size / 1e6:.1f} MB")]
+    if start["cold"]:
+        rows += [("load, nothing cached", f"{_ms(start['cold']['load'])} ms"),
+                 ("first caption after it", f"{_ms(start['cold']['first_caption'])} ms")]  # fmt: skip
+    rows += [
+        ("load, files cached", f"{_ms(start['warm']['load'])} ms"),
+        ("first caption after it", f"{_ms(start['warm']['first_caption'])} ms"),
+        ("peak resident memory of a caption", f"{start['peak_rss'] / 1e6:.1f} MB, {ratio:.2f} x bundle"),
+    ]  # fmt: skip
+    if rates["tokens_per_second"]:
+        rows.append(("tokens a second", f"{rates['tokens_per_second']:.2f}"))
+    rows += [("captions a second", f"{rates['captions_per_second']:.3f}"),
+             ("time to first token", f"{_ms(rates['time_to_first_token'])} ms")]  # fmt: skip
+    if "jpeg" in result:
+        jpeg = result["jpeg"]
+        rows.append(("JPEG to pixels, exact / scaled",
+                     f"{_ms(jpeg['exact']['median'])} / {_ms(jpeg['scaled']['median'])} ms, "
+                     f"mean difference {jpeg['mean_difference']:.2f} of 255"))  # fmt: skip
+    return Table("Start, memory, rates", ("", ""), tuple(rows))
+
+
+def _peers(result: dict[str, Any]) -> Table:
+    """Times of others, and how many times ours they are."""
+    ours = result["stages"]
+    names = [name for name in ("vision", "qformer", "prefill", "decode step", "first token", "caption") if name in ours]
+    rows = [("blip2rt", *(_ms(ours[name]["median"]) for name in names),
+             f"{result['start']['peak_rss'] / 1e6:.0f} MB")]  # fmt: skip
+    for peer, got in result["peers"].items():
+        if "error" in got:
+            rows.append((peer, got["error"], *[""] * len(names)))
+            continue
+        cells = [_ratio(got["stages"].get(name), ours[name]) for name in names]
+        rows.append((peer, *cells, f"{got['peak_rss'] / 1e6:.0f} MB"))
+    return Table("Peers: ms (times ours)", ("", *(LABELS[name] for name in names), "peak memory"), tuple(rows))
+
+
+def _ratio(theirs: dict[str, float] | None, ours: dict[str, float]) -> str:
+    return "" if theirs is None else f"{_ms(theirs['median'])} ({theirs['median'] / ours['median']:.1f} x)"
+
+
+def _scaling(result: dict[str, Any]) -> Table:
+    rows = [(str(point["threads"]), point["kind"], str(point["size"]), f"{point['captions_per_second']:.3f}",
+             f"{point['peak_rss'] / 1e6:.0f} MB") for point in result["scaling"]]  # fmt: skip
+    return Table("Scaling", ("threads", "of what", "how many", "captions a second", "peak memory"), tuple(rows))
+
+
+def _ms(seconds: float) -> str:
+    value = 1000 * seconds
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.3f}"
+
+
+def show(result: dict[str, Any], out: TextIO) -> None:
+    """The tables for people."""
+    print("\n".join(heading(result)), file=out)
+    try:
+        import rich.console
+        import rich.table
+    except ImportError:
+        for table in tables(result):
+            print("", table.title, *_columns(table), sep="\n", file=out)
+        return
+    console = rich.console.Console(file=out, width=None if out.isatty() else 140)
+    for table in tables(result):
+        drawn = rich.table.Table(title=table.title, title_justify="left", show_header=any(table.head))
+        for i, name in enumerate(table.head):
+            drawn.add_column(name, justify="right" if i and len(table.head) > 2 else "left")
+        for row in table.rows:
+            drawn.add_row(*row)
+        console.print(drawn, markup=False)
+
+
+def _columns(table: Table) -> list[str]:
+    lines: Sequence[tuple[str, ...]] = (table.head, *table.rows) if any(table.head) else table.rows
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in lines]
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The same for a page of documentation."""
+    lines = ["  \n".join(heading(result))]
+    for table in tables(result):
+        rows = ["| " + " | ".join(row) + " |" for row in (table.head, *table.rows)]
+        rows.insert(1, "|" + "---|" * len(table.head))
+        lines += [f"**{table.title}**", "\n".join(rows)]
+    return "\n\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":  # a JSON file of blip2rt-bench on stdin, as Markdown
+    import json
+
+    print(markdown(json.load(sys.stdin)), end="")

@@ -1,0 +1,157 @@
+"""Times of a bundle, taken inside a worker's process. Knows the pipeline's parts; their limits are costs.py's.
+
+Every function gives numbers only, times in seconds, for a JSON object on the worker's stdout.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import bundle as contract
+from ..image import prepare, to_pixels
+from ..options import Options
+from ..pipeline import Model, load
+from .machine import peak_rss
+
+WARM_UP = 2
+STAGES = ("image", "vision", "qformer", "prefill", "decode step", "detokenize", "first token", "caption")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done, the same for every engine."""
+
+    bundle: str
+    image: str
+    batch: int = 1
+    beams: int = 1
+    new_tokens: int = 20
+    threads: int = 1
+    repeat: int = 10
+    callers: int = 1
+
+    def options(self) -> dict[str, Any]:
+        """Every text has exactly new_tokens tokens, so that all engines do the same work."""
+        return {"num_beams": self.beams, "max_new_tokens": self.new_tokens, "min_new_tokens": self.new_tokens}
+
+    def images(self) -> list[bytes]:
+        """The image's file, `batch` times as so many objects: none is spared the decoding."""
+        data = Path(self.image).read_bytes()
+        return [bytes(bytearray(data)) for _ in range(self.batch)]
+
+
+def summary(seconds: Sequence[float]) -> dict[str, float]:
+    low, middle, high = np.percentile(np.asarray(seconds), [10, 50, 90])
+    return {"median": float(middle), "p10": float(low), "p90": float(high), "runs": len(seconds)}
+
+
+def repeat(call: Callable[[], Any], runs: int) -> list[float]:
+    """Seconds of each of `runs` calls, after some that do not count."""
+    spent = []
+    for i in range(runs + WARM_UP):
+        start = time.perf_counter()
+        call()
+        if i >= WARM_UP:
+            spent.append(time.perf_counter() - start)
+    return spent
+
+
+def start(work: Work) -> dict[str, Any]:
+    """A fresh process: load every graph, caption once, and the most memory that took."""
+    begin = time.perf_counter()
+    model = load(work.bundle, threads=work.threads)
+    for component in _components(model):
+        model._backend._session(component)  # type: ignore[attr-defined]
+    loaded = time.perf_counter()
+    model.caption(work.images(), **work.options())
+    done = time.perf_counter()
+    return {"load": loaded - begin, "first_caption": done - loaded, "peak_rss": peak_rss()}
+
+
+def stages(work: Work) -> dict[str, Any]:
+    """Each part of a caption by itself, on what the one before it gave; and the whole."""
+    model = load(work.bundle, threads=work.threads)
+    spec, backend, language = model.bundle.manifest.image, model._backend, model._language
+    images = work.images()
+    pixels = to_pixels(images, spec)
+    vision_features = backend.vision(pixels)
+    prefix_embeds = backend.prefix_embeds(vision_features)
+    prompt = language.caption_prompt(None)
+    prompts = [language.encode(prompt)] * work.batch
+    settings = language.settings("caption", Options(**work.options()), [prompt])
+    [[(token_ids, _), *_], *_] = backend.generate(prefix_embeds, prompts, settings)
+    steps: dict[str, list[float]] = {"prefill": [], "decode step": []}
+
+    def generate() -> None:
+        """Step by step: the first reads image and prompt, each later one adds a token."""
+        before = time.perf_counter()
+        generation = backend.begin(prefix_embeds, prompts, settings)
+        name = "prefill"
+        while not generation.done:
+            generation.step()
+            now = time.perf_counter()
+            steps[name].append(now - before)
+            name, before = "decode step", now
+
+    def first_token() -> None:
+        prefix = backend.prefix_embeds(backend.vision(to_pixels(images, spec)))
+        backend.begin(prefix, prompts, settings).step()
+
+    times = {
+        "image": repeat(lambda: to_pixels(images, spec), work.repeat),
+        "vision": repeat(lambda: backend.vision(pixels), work.repeat),
+        "qformer": repeat(lambda: backend.prefix_embeds(vision_features), work.repeat),
+    }
+    repeat(generate, work.repeat)
+    times["prefill"] = steps["prefill"][WARM_UP:]
+    times["decode step"] = steps["decode step"][WARM_UP * (work.new_tokens - 1) :]
+    times["detokenize"] = repeat(lambda: [language._tokenizer.decode(token_ids) for _ in images], work.repeat)
+    times["first token"] = repeat(first_token, work.repeat)
+    times["caption"] = repeat(lambda: model.caption(images, **work.options()), work.repeat)
+    return {
+        "stages": {name: summary(times[name]) for name in STAGES if times[name]},
+        "positions": prefix_embeds.shape[1] + len(prompts[0]),
+        "peak_rss": peak_rss(),
+    }
+
+
+def throughput(work: Work) -> dict[str, Any]:
+    """Captions a second of `callers` threads that share a model, each with batches of its own."""
+    model = load(work.bundle, threads=work.threads)
+    images = [work.images() for _ in range(work.callers)]
+    model.caption(images[0], **work.options())
+
+    def call(own: list[bytes]) -> None:
+        for _ in range(work.repeat):
+            model.caption(own, **work.options())
+
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(work.callers) as pool:
+        list(pool.map(call, images))
+    seconds = time.perf_counter() - begin
+    captions = work.callers * work.repeat * work.batch
+    return {"captions_per_second": captions / seconds, "peak_rss": peak_rss()}
+
+
+def jpeg(work: Work) -> dict[str, Any]:
+    """From the bytes of the image to pixels: the exact way, and scaled down while decoding."""
+    spec = contract.read(work.bundle).manifest.image
+    [image] = work.images()[:1]
+    exact, scaled = (prepare(image, spec, scaled=scaled).astype(np.float32) for scaled in (False, True))
+    return {
+        "exact": summary(repeat(lambda: to_pixels([image], spec), work.repeat)),
+        "scaled": summary(repeat(lambda: to_pixels([image], spec, scaled=True), work.repeat)),
+        "mean_difference": float(np.abs(exact - scaled).mean()),
+    }
+
+
+def _components(model: Model) -> list[str]:
+    wanted = (contract.VISION, contract.QFORMER, contract.EMBED, contract.ENCODER, contract.LLM)
+    return [name for name in wanted if model.bundle.has(name)]

@@ -1,0 +1,149 @@
+"""ONNX files without the package `onnx`: just enough of protobuf to read a graph and to write a node.
+
+Knows field numbers (onnx.proto), nothing about what nodes compute.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FLOAT, UINT8, INT8, INT32 = 1, 2, 3, 6  # TensorProto.DataType
+BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 16: 16, 21: 4, 22: 4}  # of a data type
+
+
+@dataclass(frozen=True)
+class Tensor:
+    dims: tuple[int, ...]
+    dtype: int
+
+    @property
+    def elements(self) -> int:
+        count = 1
+        for dim in self.dims:
+            count *= dim
+        return count
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * BITS.get(self.dtype, 32) // 8
+
+
+@dataclass(frozen=True)
+class Node:
+    op_type: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    ints: dict[str, tuple[int, ...]]  # attributes that are whole numbers
+
+
+@dataclass(frozen=True)
+class Graph:
+    nodes: tuple[Node, ...]
+    initializers: dict[str, Tensor]
+
+
+def read(path: Path) -> Graph:
+    """The nodes and the initializers' shapes of a graph; external data stay where they are."""
+    [graph] = _fields(memoryview(path.read_bytes()))[7]
+    fields = _fields(graph)
+    named = (_tensor(each) for each in fields.get(5, ()))
+    return Graph(tuple(_node(each) for each in fields.get(1, ())), dict(named))
+
+
+def _tensor(data: memoryview) -> tuple[str, Tensor]:
+    fields = _fields(data)
+    return _text(fields[8][0]), Tensor(_ints(fields.get(1, ())), fields[2][0])
+
+
+def _node(data: memoryview) -> Node:
+    fields = _fields(data)
+    ints = {}
+    for attribute in map(_fields, fields.get(5, ())):
+        values = attribute.get(8) or attribute.get(3) or ()
+        if values:
+            ints[_text(attribute[1][0])] = _ints(values)
+    inputs, outputs = (tuple(map(_text, fields.get(number, ()))) for number in (1, 2))
+    return Node(_text(fields[4][0]), inputs, outputs, ints)
+
+
+def _ints(values: Any) -> tuple[int, ...]:
+    """A repeated integer, packed or not."""
+    found: list[int] = []
+    for value in values:
+        if isinstance(value, int):
+            found.append(value)
+            continue
+        at = 0
+        while at < len(value):
+            number, at = _varint(value, at)
+            found.append(number)
+    return tuple(found)
+
+
+def _text(data: memoryview) -> str:
+    return str(data, "utf-8")
+
+
+def _fields(data: memoryview) -> dict[int, list[Any]]:
+    """Field number -> its values: int, or the bytes of what has a length."""
+    found: dict[int, list[Any]] = {}
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        kind = key & 7
+        value: Any
+        if kind == 0:
+            value, at = _varint(data, at)
+        elif kind == 2:
+            size, at = _varint(data, at)
+            value, at = data[at : at + size], at + size
+        else:
+            size = 8 if kind == 1 else 4
+            value, at = data[at : at + size], at + size
+        found.setdefault(key >> 3, []).append(value)
+    return found
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
+
+
+def matmul(op_type: str, left: int, right: int, out: int, shape: tuple[int, int], weight: bytes) -> bytes:
+    """A graph of one product: a (M, K) of dtype `left` x the constant weight (K, N) of dtype `right` -> y (M, N)."""
+    node = _message((1, b"a"), (1, b"b"), (2, b"y"), (4, op_type.encode()))
+    tensor = _message(*((1, dim) for dim in shape), (2, right), (8, b"b"), (9, weight))
+    graph = _message((1, node), (2, b"matmul"), (5, tensor), (11, _value("a", left)), (12, _value("y", out)))
+    return _message((1, 8), (7, graph), (8, _message((2, 13))))
+
+
+def _value(name: str, dtype: int) -> bytes:
+    dims = [(1, _message((2, axis.encode()))) for axis in (f"{name}0", f"{name}1")]
+    tensor = _message((1, dtype), (2, _message(*dims)))
+    return _message((1, name.encode()), (2, _message((1, tensor))))
+
+
+def _message(*fields: tuple[int, int | bytes]) -> bytes:
+    out = bytearray()
+    for number, value in fields:
+        if isinstance(value, int):
+            out += _encoded(number << 3) + _encoded(value)
+        else:
+            out += _encoded(number << 3 | 2) + _encoded(len(value)) + value
+    return bytes(out)
+
+
+def _encoded(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes(out) + struct.pack("B", value)

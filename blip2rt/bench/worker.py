@@ -1,0 +1,66 @@
+"""One measurement in a process of its own: `python -m blip2rt.bench.worker TASK JSON` prints a JSON object last.
+
+Tasks are the functions of stages.py, and `rates` of machine.py. `run_json` starts such a process, of this module or of
+a peer's, and gives what it printed.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from ..errors import Blip2rtError
+
+TASKS = ("start", "stages", "throughput", "jpeg")
+
+
+def run_json(what: str, module: str, *arguments: Any) -> dict[str, Any]:
+    """What `python -m module` prints as its last line, arguments and result as JSON.
+
+    Raises Blip2rtError: `what` failed, and why.
+    """
+    words = [each if isinstance(each, str) else json.dumps(each) for each in arguments]
+    command = [sys.executable, "-m", module, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        return result
+    if done.returncode in (130, -2):
+        raise KeyboardInterrupt
+    lines = done.stderr.strip().splitlines() or ["it said nothing"]
+    reason = lines[-1].removeprefix("error: ")
+    if done.returncode in (-9, 137):
+        reason = "the system ended it, which it does where memory runs out"
+    raise Blip2rtError(f"{what}: {reason}")
+
+
+def work(task: str, given: dict[str, Any]) -> dict[str, Any]:
+    """One task. Raises Blip2rtError."""
+    return run_json(f"{given.get('bundle', 'the machine')}, {task}", __name__, task, given)
+
+
+def main(arguments: list[str]) -> int:
+    task, given = arguments[0], json.loads(arguments[1])
+    try:
+        if task == "rates":
+            from . import machine
+
+            result: Any = machine.rates(given["threads"])
+        else:
+            from . import stages
+
+            assert task in TASKS, "the caller knows the tasks"
+            result = getattr(stages, task)(stages.Work(**given))
+    except (Blip2rtError, MemoryError, OSError) as error:
+        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,226 @@
+"""A bundle of a real geometry and random weights, written at its final precisions: for measuring without a download.
+
+    python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --out BUNDLE [--precision vision=int8-dynamic,...]
+    python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --config FOLDER
+
+Graphs, files and sizes are those of an export of the real checkpoint. Block-wise integers are drawn as they are stored;
+of other precisions one tensor at a time passes through float32. --config writes Hugging Face's config and processor
+alone, of which transformers builds the same model. Knows geometries and random numbers; the graphs are assemble's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import Blip2Config, Blip2Processor, BlipImageProcessor, OPTConfig, PreTrainedTokenizerFast, T5Config
+
+from blip2rt.errors import Blip2rtError
+from blip2rt.modeling import hugging_face, streaming
+from blip2rt.modeling.blip2 import Blip2
+from blip2rt.modeling.llm import empty_llm
+from blip2rt.modeling.quantize import QuantizedWeight
+from blip2rt.modeling.vision import VisionEncoder
+
+from . import assemble
+from .choices import PRECISIONS, Choices, Options
+from .cli import parse_precision
+from .progress import Progress
+
+PRECISION = {"vision": "int8-dynamic", "qformer": "fp32", "llm": "int4"}
+QUERIES = 32
+_OPT: dict[str, Any] = {"vocab_size": 50304, "eos_token_id": 50118, "max_position_embeddings": 2048, "dropout": 0.0}
+_T5: dict[str, Any] = {
+    "vocab_size": 32128, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "bos_token_id": 1,
+    "decoder_start_token_id": 0, "d_kv": 64,
+}  # fmt: skip
+_STD = 0.02  # of all weights
+_NOISE = 1 << 22  # numbers that all float tensors are cut from
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The language model's config; the encoder's and the Q-Former's where they are not ViT-g's and BERT-base's."""
+
+    text: Callable[[], Any]
+    image_token: int = 50265  # also the size of the tokenizer
+    vision: dict[str, Any] = field(default_factory=dict)
+    qformer: dict[str, Any] = field(default_factory=dict)
+
+
+def _opt(width: int, layers: int, heads: int, **more: Any) -> OPTConfig:
+    sizes = {"hidden_size": width, "word_embed_proj_dim": width, "ffn_dim": 4 * width}
+    return OPTConfig(num_hidden_layers=layers, num_attention_heads=heads, **{**_OPT, **sizes, **more})
+
+
+def _t5(width: int, ffn: int, heads: int) -> T5Config:
+    return T5Config(d_model=width, d_ff=ffn, num_layers=24, num_heads=heads, **_T5)
+
+
+GEOMETRIES = {
+    "blip2-opt-2.7b": Geometry(lambda: _opt(2560, 32, 32)),
+    "blip2-opt-6.7b": Geometry(lambda: _opt(4096, 32, 32)),
+    "blip2-flan-t5-xl": Geometry(lambda: _t5(2048, 5120, 32), 32100),
+    "blip2-flan-t5-xxl": Geometry(lambda: _t5(4096, 10240, 64), 32100),
+    "tiny": Geometry(
+        lambda: _opt(128, 2, 4, vocab_size=528, eos_token_id=2), 500,
+        {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "image_size": 56},
+        {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128},
+    ),
+}  # fmt: skip
+
+
+def write_config(geometry: str, folder: Path) -> Any:
+    """Hugging Face's config and processor of a geometry; the tokenizer's words are made up."""
+    shape = GEOMETRIES[geometry]
+    text = shape.text()
+    theirs: Any = Blip2Config(
+        text_config=text.to_dict(), vision_config=shape.vision, qformer_config=shape.qformer,
+        num_query_tokens=QUERIES, image_token_index=shape.image_token,
+    )  # fmt: skip
+    theirs.qformer_config.encoder_hidden_size = theirs.vision_config.hidden_size
+    theirs.architectures = ["Blip2ForConditionalGeneration"]
+    folder.mkdir(parents=True, exist_ok=True)
+    theirs.save_pretrained(folder)
+    size = theirs.vision_config.image_size
+    images = BlipImageProcessor(size={"height": size, "width": size})
+    words = tokenizer(shape.image_token, text.is_encoder_decoder)
+    Blip2Processor(images, words, QUERIES).save_pretrained(folder)
+    return theirs
+
+
+def tokenizer(vocabulary: int, encoder_decoder: bool) -> PreTrainedTokenizerFast:
+    """Bytes, and made-up words up to the size of the real vocabulary; </s> before a text as OPT's, or after as T5's."""
+    specials = ["<pad>", "</s>", "<s>", "<unk>"] if encoder_decoder else ["<s>", "<pad>", "</s>", "<unk>"]
+    template = ["$A", "</s>"] if encoder_decoder else ["</s>", "$A"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*specials, *letters, *(f"w{i}" for i in range(vocabulary - len(specials) - len(letters)))]
+    backend = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, [], unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("</s>", specials.index("</s>"))]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="</s>", eos_token="</s>", pad_token="<pad>",
+                                   unk_token="<unk>")  # fmt: skip
+
+
+def random_model(folder: Path, theirs: Any) -> Blip2:
+    """The model of a config folder; each parameter is made when it is read."""
+    config = hugging_face.read_config(folder)
+    source = {"part": "all", "name": "random weights", "licence": "", "origin": "blip2rt_export.synthetic"}
+    with streaming.empty():
+        model = Blip2(replace(config, sources=(source,)), vision=False, llm=False)
+        model.vision = VisionEncoder(replace(config.vision, weights=None), streamed=True)
+        model.llm = empty_llm(theirs.text_config)
+    noise = torch.randn(_NOISE, generator=torch.Generator().manual_seed(0)) * _STD
+    parameters = dict(model.named_parameters())
+    readers = {name: _reader(noise, i, name, parameter.shape) for i, (name, parameter) in enumerate(parameters.items())}
+    streaming.bind(model, readers)
+    return model.eval()
+
+
+def _reader(noise: torch.Tensor, index: int, name: str, shape: torch.Size) -> streaming.Reader:
+    """The weights of norms are 1, everything else is noise, no two tensors the same."""
+
+    def read() -> torch.Tensor:
+        if "norm" in name and name.endswith("weight"):
+            return torch.ones(shape)
+        count = shape.numel()
+        rolled = noise.roll(index * 9973)
+        return rolled.repeat(-(-count // _NOISE))[:count].view(shape)
+
+    return read
+
+
+class RandomBlocks:
+    """Draws block-wise integers in place of rounding weights to them (quantize.Encode).
+
+    tied_rows: the vocabulary's size where embedding and head are one table, which is then drawn the same twice.
+    """
+
+    def __init__(self, tied_rows: int | None) -> None:
+        self.tied_rows = tied_rows
+
+    def __call__(
+        self, name: str, shape: tuple[int, int], read: Callable[[], torch.Tensor], bits: int, block: int
+    ) -> QuantizedWeight:
+        rows, width = shape
+        blocks = -(-width // block)
+        seed = zlib.crc32(b"table" if rows == self.tied_rows else name.encode())
+        rng = np.random.Generator(np.random.SFC64(seed))
+        codes = np.frombuffer(bytearray(rng.bytes(rows * blocks * block * bits // 8)), np.uint8)
+        spread = (2**bits - 1) / 12**0.5  # standard deviation of the codes
+        scales = rng.uniform(0.9, 1.1, (rows, blocks)).astype(np.float16) * np.float16(_STD / spread)
+        zero = 0x88 if bits == 4 else 0x80
+        zeros = np.full((rows, -(-blocks * bits // 8)), zero, np.uint8)
+        return QuantizedWeight(
+            torch.from_numpy(codes.reshape(rows, blocks, -1)), torch.from_numpy(scales), torch.from_numpy(zeros),
+            bits, block, shape,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Random:
+    """What assemble loads in place of a checkpoint."""
+
+    source: str
+    model: Blip2
+
+    def load(self, *, vision: bool) -> Blip2:
+        return self.model
+
+
+def make(geometry: str, out: Path, precision: dict[str, str], progress: Progress) -> assemble.Result:
+    """Write the bundle, or nothing and raise Blip2rtError."""
+    with tempfile.TemporaryDirectory() as name:
+        theirs = write_config(geometry, Path(name))
+        model = random_model(Path(name), theirs)
+        text = theirs.text_config
+        options = Options(ckpt=geometry, out=out, name=geometry, precision=precision, overwrite=True, verify=False)
+        choices = Choices(_Random(f"random weights of {geometry}", model), None, {**PRECISION, **precision}, [])
+        encode = RandomBlocks(text.vocab_size if text.tie_word_embeddings else None)
+        return assemble.export(options, progress, choices, encode)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="blip2rt_export.synthetic", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--geometry", choices=sorted(GEOMETRIES), required=True)
+    parser.add_argument("--out", type=Path, metavar="BUNDLE", help="the bundle's folder; one that is there is replaced")
+    parser.add_argument("--config", type=Path, metavar="FOLDER", help="write Hugging Face's config and processor here")
+    parser.add_argument("--precision", default="", metavar="GROUP=P,...",
+                        help="of each group (default: " + ",".join(map("=".join, PRECISION.items())) + ")")  # fmt: skip
+    args = parser.parse_args(argv)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        groups = {group: allowed for group, allowed in PRECISIONS.items() if group in PRECISION}
+        precision = parse_precision(args.precision, groups)
+        if "int8-static" in precision.values():
+            raise Blip2rtError("--precision: int8-static is calibrated on a real encoder; give vision=int8-dynamic")
+        if precision.get("vision") == "int8":
+            precision["vision"] = "int8-dynamic"
+        if args.config is not None:
+            write_config(args.geometry, args.config)
+        if args.out is not None:
+            print(make(args.geometry, args.out, precision, Progress()).bundle.path)
+    except Blip2rtError as error:
+        print(f"blip2rt_export.synthetic: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
