@@ -28,7 +28,7 @@ class TopK {
   std::vector<Candidate> items_;
 };
 
-// exp(x) for x <= 0 to 2 ulp, without a call into libm.
+// exp(x) for x <= 0, without a call into libm: relative error below 4e-7 down to -5, 4e-6 down to -87, where it stays.
 float exp_of_nonpositive(float x);
 
 // weights[i] = exp((scores[i] - largest) * scale)
