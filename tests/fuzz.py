@@ -131,7 +131,7 @@ class Fuzzer:
                 node[key] = child + self.rng.choice([-1, 1, 8, -child, 10**4])
             else:
                 plain = [junk for junk in JUNK if not isinstance(junk, bytes | np.ndarray | np.generic)]
-                node[key] = self.rng.choice(plain)
+                node[key] = copy.deepcopy(self.rng.choice(plain))  # damaged in turn, it must not come to hold itself
             return f"{path} = {node[key]!r}"
 
 
