@@ -26,7 +26,7 @@ class Options:
     """
 
     num_captions: int = 1  # texts for each image: the best num_captions of num_beams, or independent draws
-    num_beams: int | None = None  # 1: greedy
+    num_beams: int | None = None  # 1: greedy; with do_sample, beams whose candidates are drawn
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None
     length_penalty: float | None = None  # of beams: above 0 favours longer texts, below 0 shorter ones
@@ -37,7 +37,7 @@ class Options:
     forced_prefix: str = ""  # the answer begins with it
     stop_strings: str | Sequence[str] = ()  # the text ends with the token that completes one
     max_time: float | None = None  # seconds for the images decoded together, after which texts end where they are
-    do_sample: bool = False  # draw tokens instead of searching
+    do_sample: bool = False  # draw tokens
     temperature: float | None = None  # of sampling: above 1 is wilder, below 1 tamer
     top_k: int | None = None  # of sampling: from this many likeliest tokens; None is 50, 0 all
     top_p: float | None = None  # of sampling: from the likeliest tokens that together have this probability
@@ -86,10 +86,9 @@ def resolve(given: Options, defaults: Decoding, room: int) -> dict[str, Any]:
         most = max(min(defaults.max_new_tokens, room), least or 1)
     if least is None:
         least = min(defaults.min_new_tokens, most)
-    if captions > beams and not sampled:
-        faults.append(f"num_captions is {captions}, more than num_beams, {beams}: raise num_beams, or set do_sample")
-    if sampled and beams > 1:
-        faults.append(f"num_beams is {beams}, but do_sample draws one text at a time: leave one of them out")
+    if captions > beams and not (sampled and beams == 1):
+        mend = "raise or leave out num_beams" if sampled else "raise num_beams, or set do_sample"
+        faults.append(f"num_captions is {captions}, more than num_beams, {beams}: {mend}")
     if least > most:
         faults.append(f"min_new_tokens is {least}, more than max_new_tokens, {most}")
     if most > room:

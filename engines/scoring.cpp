@@ -89,13 +89,23 @@ BLIP2RT_WIDE void subtract(float* values, size_t count, float first, float secon
 
 }  // namespace
 
-float exp_of_nonpositive(float x) { return fast_exp(x); }
-
-BLIP2RT_WIDE void exp_of_scaled(const float* scores, float* weights, size_t count, float largest, float scale) {
-  for (size_t i = 0; i < count; ++i) {
-    const float weight = fast_exp((scores[i] - largest) * scale);
-    weights[i] = scores[i] == kLowest ? 0.0f : weight;
+BLIP2RT_WIDE double weigh(const float* scores, float* weights, size_t count, float largest, float scale, float least) {
+  float lanes[kLanes] = {};
+  const size_t whole = count - count % kLanes;
+  for (size_t i = 0; i < whole; i += kLanes) {
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      const float weight = fast_exp((scores[i + lane] - largest) * scale);
+      weights[i + lane] = scores[i + lane] >= least ? weight : 0.0f;
+      lanes[lane] += weights[i + lane];
+    }
   }
+  double total = 0;
+  for (float lane : lanes) total += lane;
+  for (size_t i = whole; i < count; ++i) {
+    weights[i] = scores[i] >= least ? fast_exp((scores[i] - largest) * scale) : 0.0f;
+    total += weights[i];
+  }
+  return total;
 }
 
 void TopK::offer(const Candidate& candidate) {

@@ -132,7 +132,7 @@ BAD_OPTIONS = [
     ({"length_penalty": "1"}, ["length_penalty is '1'"]),
     ({"num_beans": 3, "top": 1}, ["unknown option num_beans, top", "choose from num_captions, num_beams"]),
     ({"temperature": 0.5, "seed": 3}, ["temperature is 0.5", "seed is 3", "set do_sample"]),
-    ({"do_sample": True, "num_beams": 3}, ["num_beams is 3", "do_sample"]),
+    ({"do_sample": True, "num_beams": 3, "num_captions": 4}, ["num_captions is 4", "num_beams, 3"]),
     ({"do_sample": 1, "top_p": 2, "top_k": -1}, ["do_sample is 1", "top_p is 2", "top_k is -1"]),
     ({"do_sample": True, "temperature": 0, "min_p": "x"}, ["temperature is 0", "min_p is 'x'"]),
     (
