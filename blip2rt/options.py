@@ -60,12 +60,17 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {  # name -> what it 
 
 
 def merge(options: Options, given: dict[str, Any]) -> Options:
-    """`options` with keyword arguments over them, where these are not None. Raises OptionError: the unknown ones."""
+    """`options` with keyword arguments over them, where these are not None.
+
+    Raises OptionError where some are unknown: it names these, and what is wrong with the others by themselves.
+    """
     known = [field.name for field in fields(Options)]
     unknown = [name for name in given if name not in known]
+    merged = replace(options, **{name: given[name] for name in known if given.get(name) is not None})
     if unknown:
-        raise OptionError(f"unknown option {', '.join(unknown)}: choose from {', '.join(known)}")
-    return replace(options, **{name: value for name, value in given.items() if value is not None})
+        faults = [f"unknown option {', '.join(unknown)}: choose from {', '.join(known)}"]
+        raise OptionError("; ".join([*faults, *_single_faults(merged).values()]))
+    return merged
 
 
 def resolve(given: Options, defaults: Decoding, room: int) -> dict[str, Any]:
@@ -74,9 +79,9 @@ def resolve(given: Options, defaults: Decoding, room: int) -> dict[str, Any]:
     `room`: how many tokens fit after the image, the longest prompt and the forced prefix. Raises OptionError that names
     every fault.
     """
-    faults = _single_faults(given)
-    if faults:
-        raise OptionError("; ".join(faults))
+    wrong = _single_faults(given)
+    faults = list(wrong.values())
+    given = replace(given, **{name: getattr(Options(), name) for name in wrong})  # to see what is wrong with the others
     captions, sampled = given.num_captions, bool(given.do_sample)
     beams = given.num_beams
     if beams is None:
@@ -93,7 +98,7 @@ def resolve(given: Options, defaults: Decoding, room: int) -> dict[str, Any]:
         faults.append(f"min_new_tokens is {least}, more than max_new_tokens, {most}")
     if most > room:
         faults.append(f"max_new_tokens is {most}, but only {max(room, 0)} fit after the image and the prompt")
-    if not sampled:
+    if not sampled and "do_sample" not in wrong:
         idle = [name for name in _SAMPLING if getattr(given, name) is not None]
         faults += [f"{name} is {getattr(given, name)}, but tokens are not drawn: set do_sample" for name in idle]
     if faults:
@@ -128,31 +133,31 @@ def strings(value: str | Sequence[str]) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def _single_faults(given: Options) -> list[str]:
-    """Faults of each option by itself."""
-    faults = []
+def _single_faults(given: Options) -> dict[str, str]:
+    """Name -> fault of each option by itself."""
+    faults = {}
     for name, (low, high) in _WHOLE.items():
         value = getattr(given, name)
         if value is not None and not is_whole(value, low, high):
-            faults.append(
+            faults[name] = (
                 f"{name} is {value!r}: give a whole number from {low} {'up' if high is None else f'to {high}'}"
             )
     for name, (what, test) in _NUMBERS.items():
         value = getattr(given, name)
         if value is not None and not (_is_finite(value) and test(value)):
-            faults.append(f"{name} is {value!r}: give {what}")
+            faults[name] = f"{name} is {value!r}: give {what}"
     if not isinstance(given.do_sample, bool):
-        faults.append(f"do_sample is {given.do_sample!r}: give True or False")
+        faults["do_sample"] = f"do_sample is {given.do_sample!r}: give True or False"
     early = given.early_stopping
     if not isinstance(early, bool) and not (isinstance(early, str) and early == "never"):
-        faults.append(f"early_stopping is {early!r}: give True, False or 'never'")
+        faults["early_stopping"] = f"early_stopping is {early!r}: give True, False or 'never'"
     if not isinstance(given.forced_prefix, str):
-        faults.append(f"forced_prefix is {given.forced_prefix!r}: give a str")
+        faults["forced_prefix"] = f"forced_prefix is {given.forced_prefix!r}: give a str"
     for name in ("bad_words", "stop_strings"):
         value = getattr(given, name)
         whole = isinstance(value, str | list | tuple)
         if not whole or not all(map(_is_text, strings(value))):
-            faults.append(f"{name} is {value!r}: give a str or a list of str, none of them empty, of valid Unicode")
+            faults[name] = f"{name} is {value!r}: give a str or a list of str, none of them empty, of valid Unicode"
     return faults
 
 

@@ -14,6 +14,7 @@ import os
 import random
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,7 @@ def run(seconds: float, seed: int, report: Callable[[str], object] = print) -> i
     """Fuzzes for a while; gives the number of tries. Raises AssertionError for a finding."""
     rng = random.Random(seed)
     tries = 0
+    warnings.simplefilter("error", RuntimeWarning)  # numbers out of bounds
     with tempfile.TemporaryDirectory() as folder:
         fuzzer = Fuzzer(Path(folder), rng)
         end = time.monotonic() + seconds
