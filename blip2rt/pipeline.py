@@ -323,8 +323,7 @@ class Model:
 def _check_on_token(on_token: OnToken | None, settings: dict[str, Any]) -> None:
     if on_token is not None and settings["num_beams"] > 1:
         raise OptionError(
-            f"on_token with num_beams {settings['num_beams']}: beams settle on tokens only at the end; "
-            "give num_beams=1"
+            f"on_token with num_beams {settings['num_beams']}: beams settle on tokens only at the end; give num_beams=1"
         )
 
 
