@@ -11,7 +11,7 @@ CORE := $(wildcard engines/*.cpp engines/*.h)
 SOURCES := $(CORE) $(wildcard tests/native/*.cpp)
 
 PLAIN_CORE := $(filter-out engines/module.cpp engines/python_%.cpp,$(wildcard engines/*.cpp))
-COMPILERS := $(foreach c,c++ g++-11 g++-12 g++-13 g++-14 clang++ aarch64-linux-gnu-g++,$(if $(shell command -v $(c)),$(c)))
+COMPILERS := $(foreach c,c++ g++-11 g++-12 g++-13 g++-14 clang++ clang++-14 clang++-19 aarch64-linux-gnu-g++,$(if $(shell command -v $(c)),$(c)))
 WARNINGS := -std=c++17 -O2 -Wall -Wextra -Werror
 ORT_LIBRARY = $(shell $(DEV)/bin/python -c "from blip2rt.backends.ort import find_library; print(find_library())")
 

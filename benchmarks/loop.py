@@ -2,12 +2,12 @@
 
 Three parts, chosen by --parts:
   overhead  a model of almost nothing but a vocabulary: time of a step outside the graphs, greedy and with 5 beams
-  decode    an OPT of the given geometry and random weights in int4: tokens a second against the machine's measured read
-            bandwidth, 5 beams against greedy, and the second question of a chat
-  compare   Hugging Face `generate` (fp32, bf16) and CTranslate2 (int8) on the same weights
+  decode    an OPT of random weights in int4: tokens a second against the machine's measured read bandwidth, 5 beams
+            against greedy, and the second question of a chat
+  compare   Hugging Face `generate` (fp32, bf16) and CTranslate2 (int8, where installed) on the same weights
 
-The geometry is OPT-2.7B's but for the number of layers: fp32 weights take 4 bytes x (79 M a layer + 129 M).
-Times are medians; nothing else should run.
+Times are medians, behind them in brackets the least; nothing else should run. OPT-2.7B takes 11 GB of memory for its
+fp32 weights, about 16 at most, and 8 GB of temporary files ($TMPDIR); `--geometry opt-125m` takes a minute or two.
 """
 
 from __future__ import annotations
@@ -32,16 +32,18 @@ from blip2rt.backends.ort import find_library
 from export import graphs, llm, quantize
 
 BEAMS = 5
+GEOMETRIES = {  # layers, hidden size, heads, width of the MLP
+    "opt-125m": (12, 768, 12, 3072),
+    "opt-1.3b": (24, 2048, 32, 8192),
+    "opt-2.7b": (32, 2560, 32, 10240),
+}
 PARTS = ("overhead", "decode", "compare")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--layers", type=int, default=32)
-    parser.add_argument("--hidden", type=int, default=2560)
-    parser.add_argument("--heads", type=int, default=32)
-    parser.add_argument("--ffn", type=int, default=10240)
+    parser.add_argument("--geometry", choices=GEOMETRIES, default="opt-2.7b")
     parser.add_argument("--vocab", type=int, default=50272)
     parser.add_argument("--prompt", type=int, default=32, help="positions before the answer (default: 32)")
     parser.add_argument("--tokens", type=int, default=32, help="tokens of the answer (default: 32)")
@@ -75,42 +77,46 @@ def overhead(runtime: Runtime, args: argparse.Namespace) -> None:
                 generation = run(generator, prefix, {**options, "max_new_tokens": args.tokens})
                 steps, inside = generation.seconds
                 spent.append(1e6 * (steps - inside) / (args.tokens - 1))
-            line(
-                f"loop beside the graphs, {name}",
-                f"{statistics.median(spent):.0f} us a token",
-                goal and f"<= {goal} us",
-            )
+            line(f"loop beside the graphs, {name}", f"{typical(spent)} us a token", goal and f"<= {goal} us")
 
 
 def large(runtime: Runtime, args: argparse.Namespace, folder: Path) -> None:
     """The decoding speed of a large language model, and of others on its weights."""
     torch.manual_seed(0)
-    model = opt(args.layers, args.hidden, args.heads, args.ffn, args.vocab)
-    embeds = torch.randn(1, args.prompt, args.hidden) * 0.02
+    layers, hidden, heads, ffn = GEOMETRIES[args.geometry]
+    model = opt(layers, hidden, heads, ffn, args.vocab)
+    embeds = torch.randn(1, args.prompt, hidden) * 0.02
     if "decode" in args.parts:
         decode(runtime, model, embeds.numpy(), args)
-    if "compare" in args.parts:
-        with contextlib.suppress(ImportError):
-            line("CTranslate2, int8", f"{ctranslate2_token(model, args, folder):.1f} ms a token")
-        for dtype in (torch.float32, torch.bfloat16):
-            model = model.to(dtype)
-            milliseconds = hugging_face_token(model, embeds.to(dtype), args)
-            line(f"Hugging Face generate, {str(dtype)[6:]}", f"{milliseconds:.1f} ms a token")
+    if "compare" not in args.parts:
+        return
+    for dtype in (torch.float32, torch.bfloat16):
+        model = model.to(dtype)
+        milliseconds = hugging_face_token(model, embeds.to(dtype), args)
+        line(f"Hugging Face generate, {str(dtype)[6:]}", f"{milliseconds:.1f} ms a token")
+    try:
+        line("CTranslate2, int8", f"{ctranslate2_token(model.to(torch.float16), args, folder):.1f} ms a token")
+    except ImportError as error:
+        line("CTranslate2, int8", f"not run: {error}")
 
 
 def decode(runtime: Runtime, model: Any, prefix: np.ndarray, args: argparse.Namespace) -> None:
     bandwidth = read_bandwidth(args.threads)
     line("reading memory", f"{bandwidth:.1f} GB/s")
     with native(runtime, model, args.threads, bits=4) as (generator, size):
-        step = {}
+        first, step = {}, {}
         for beams in (1, BEAMS):
             options = {"num_beams": beams, "max_new_tokens": args.tokens}
-            seconds = [run(generator, prefix, options).seconds[0] for _ in range(args.runs)]
-            step[beams] = statistics.median(seconds) / (args.tokens - 1)
+            timed = [run_timed(generator, prefix, options) for _ in range(args.runs)]
+            first[beams] = statistics.median(seconds for seconds, _ in timed)
+            step[beams] = statistics.median(seconds for _, seconds in timed)
+            line(f"int4, {args.geometry}, num_beams {beams}", f"{typical([1000 * s for _, s in timed], 1)} ms a token")
         speed = size / step[1] / 1e9
-        line(f"int4, {args.layers} layers, {size / 1e9:.2f} GB a token", f"{1000 * step[1]:.1f} ms a token")
-        line("int4 weights read", f"{speed:.1f} GB/s, {100 * speed / bandwidth:.0f}% of memory", ">= 80%")
+        share = f"{speed:.1f} GB/s, {100 * speed / bandwidth:.0f}% of memory"
+        line(f"int4 weights read, {size / 1e9:.2f} GB a token", share, ">= 80%")
         line(f"{BEAMS} beams against greedy", f"{step[BEAMS] / step[1]:.2f} x a step", "<= 1.8 x")
+        copied = 1000 * (first[BEAMS] - first[1])
+        line(f"first token, {BEAMS} beams less greedy: {args.prompt} positions copied", f"{copied:.1f} ms a call")
         kept, anew = second_question(generator, prefix, args)
         line("second question of a chat, to its first token", f"{kept:.0f} ms, recomputing everything {anew:.0f} ms")
 
@@ -170,6 +176,17 @@ def run(generator: Generator, prefix: np.ndarray, options: dict[str, Any]) -> An
     return generation
 
 
+def run_timed(generator: Generator, prefix: np.ndarray, options: dict[str, Any]) -> tuple[float, float]:
+    """Seconds to the first token, and of a token after it."""
+    start = time.perf_counter()
+    generation = generator.begin(prefix, [[]], options)
+    generation.step()
+    first = time.perf_counter() - start
+    while not generation.done:
+        generation.step()
+    return first, generation.seconds[0] / (options["max_new_tokens"] - 1)
+
+
 def hugging_face_token(model: Any, embeds: torch.Tensor, args: argparse.Namespace) -> float:
     """Milliseconds of a greedy token after the first."""
 
@@ -190,9 +207,13 @@ def ctranslate2_token(model: Any, args: argparse.Namespace, folder: Path) -> flo
     special = {"unk_token": "w3", "bos_token": "w2", "eos_token": "w2", "pad_token": "w1"}
     transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(folder / "hf")
     model.save_pretrained(folder / "hf")
-    converter = ctranslate2.converters.TransformersConverter(str(folder / "hf"), low_cpu_mem_usage=True)
+    converter = ctranslate2.converters.TransformersConverter(
+        str(folder / "hf"), low_cpu_mem_usage=True, load_as_float16=True
+    )
     converter.convert(str(folder / "ct2"), quantization="int8")
-    generator = ctranslate2.Generator(str(folder / "ct2"), device="cpu", intra_threads=args.threads, inter_threads=1)
+    generator = ctranslate2.Generator(
+        str(folder / "ct2"), device="cpu", compute_type="int8_float32", intra_threads=args.threads, inter_threads=1
+    )
     prompt = [[f"w{i}" for i in range(10, 10 + args.prompt)]]
 
     def generate(tokens: int) -> None:
@@ -225,8 +246,13 @@ def read_bandwidth(threads: int, size: int = 2 * 10**9) -> float:
     return best
 
 
+def typical(values: list[float], digits: int = 0) -> str:
+    """The median, and the least."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f})"
+
+
 def line(name: str, value: str, goal: str | None = None) -> None:
-    print(f"{name:52s} {value}{f'   goal {goal}' if goal else ''}", flush=True)
+    print(f"{name:60s} {value}{f'   goal {goal}' if goal else ''}", flush=True)
 
 
 if __name__ == "__main__":

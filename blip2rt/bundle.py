@@ -236,8 +236,9 @@ def _value_faults(manifest: Manifest) -> list[str]:
     """Numbers that make no sense."""
     faults = []
     image, llm, retrieval = manifest.image, manifest.llm, manifest.retrieval
-    if not len(image.mean) == len(image.std) == 3 or 0 in image.std:
-        faults.append("image.mean and image.std need three numbers each, none of std zero")
+    sane = all(abs(x) <= 100 for x in image.mean) and all(1e-4 <= x <= 100 for x in image.std)
+    if not len(image.mean) == len(image.std) == 3 or not sane:
+        faults.append("image.mean needs three numbers from -100 to 100, image.std three from 0.0001 to 100")
     if image.resample not in RESAMPLE:
         faults.append(f"image.resample is {image.resample!r}: choose from {', '.join(RESAMPLE)}")
     if manifest.target not in TARGETS:
@@ -249,6 +250,8 @@ def _value_faults(manifest: Manifest) -> list[str]:
     for section, spec in (("retrieval", retrieval), ("question", manifest.question)):
         if spec is not None:
             sizes[f"{section}.max_text_length"] = spec.max_text_length
+    if retrieval is not None and not 1e-4 <= retrieval.temperature <= 1e4:
+        faults.append(f"retrieval.temperature is {retrieval.temperature}, not from 0.0001 to 10,000")
     faults += [f"{name} is {size}, not from 1 to 10,000,000" for name, size in sizes.items() if not 0 < size <= 10**7]
     return faults + [
         f"{name} is {token}, not a token id" for name, token in _token_ids(manifest) if not 0 <= token <= 10**7

@@ -244,7 +244,7 @@ def _add_decoding(command: argparse.ArgumentParser) -> None:
     add("--forced-prefix", str, "TEXT", "the text begins with it")
     add("--stop-string", str, "TEXT", "end where it comes up; may be repeated", dest="stop_strings", action="append")
     add("--max-time", float, "SECONDS", "end where the text is by then")
-    switch("--sample", "do_sample", "draw tokens instead of searching")
+    switch("--sample", "do_sample", "draw tokens; with beams, draw their candidates")
     add("--temperature", float, "X", "of sampling: above 1 is wilder, below 1 tamer")
     add("--top-k", int, "N", "of sampling: from the N likeliest tokens (default: 50; 0: all)")
     add("--top-p", float, "P", "of sampling: from the likeliest tokens that have probability P together")

@@ -26,7 +26,7 @@ class Options:
     """
 
     num_captions: int = 1  # texts for each image: the best num_captions of num_beams, or independent draws
-    num_beams: int | None = None  # 1: greedy
+    num_beams: int | None = None  # 1: greedy; with do_sample, beams whose candidates are drawn
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None
     length_penalty: float | None = None  # of beams: above 0 favours longer texts, below 0 shorter ones
@@ -37,7 +37,7 @@ class Options:
     forced_prefix: str = ""  # the answer begins with it
     stop_strings: str | Sequence[str] = ()  # the text ends with the token that completes one
     max_time: float | None = None  # seconds for the images decoded together, after which texts end where they are
-    do_sample: bool = False  # draw tokens instead of searching
+    do_sample: bool = False  # draw tokens
     temperature: float | None = None  # of sampling: above 1 is wilder, below 1 tamer
     top_k: int | None = None  # of sampling: from this many likeliest tokens; None is 50, 0 all
     top_p: float | None = None  # of sampling: from the likeliest tokens that together have this probability
@@ -60,12 +60,17 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {  # name -> what it 
 
 
 def merge(options: Options, given: dict[str, Any]) -> Options:
-    """`options` with keyword arguments over them, where these are not None. Raises OptionError: the unknown ones."""
+    """`options` with keyword arguments over them, where these are not None.
+
+    Raises OptionError where some are unknown: it names these, and what is wrong with the others by themselves.
+    """
     known = [field.name for field in fields(Options)]
     unknown = [name for name in given if name not in known]
+    merged = replace(options, **{name: given[name] for name in known if given.get(name) is not None})
     if unknown:
-        raise OptionError(f"unknown option {', '.join(unknown)}: choose from {', '.join(known)}")
-    return replace(options, **{name: value for name, value in given.items() if value is not None})
+        faults = [f"unknown option {', '.join(unknown)}: choose from {', '.join(known)}"]
+        raise OptionError("; ".join([*faults, *_single_faults(merged).values()]))
+    return merged
 
 
 def resolve(given: Options, defaults: Decoding, room: int) -> dict[str, Any]:
@@ -74,9 +79,9 @@ def resolve(given: Options, defaults: Decoding, room: int) -> dict[str, Any]:
     `room`: how many tokens fit after the image, the longest prompt and the forced prefix. Raises OptionError that names
     every fault.
     """
-    faults = _single_faults(given)
-    if faults:
-        raise OptionError("; ".join(faults))
+    wrong = _single_faults(given)
+    faults = list(wrong.values())
+    given = replace(given, **{name: getattr(Options(), name) for name in wrong})  # to see what is wrong with the others
     captions, sampled = given.num_captions, bool(given.do_sample)
     beams = given.num_beams
     if beams is None:
@@ -86,15 +91,14 @@ def resolve(given: Options, defaults: Decoding, room: int) -> dict[str, Any]:
         most = max(min(defaults.max_new_tokens, room), least or 1)
     if least is None:
         least = min(defaults.min_new_tokens, most)
-    if captions > beams and not sampled:
-        faults.append(f"num_captions is {captions}, more than num_beams, {beams}: raise num_beams, or set do_sample")
-    if sampled and beams > 1:
-        faults.append(f"num_beams is {beams}, but do_sample draws one text at a time: leave one of them out")
+    if captions > beams and not (sampled and beams == 1):
+        mend = "raise or leave out num_beams" if sampled else "raise num_beams, or set do_sample"
+        faults.append(f"num_captions is {captions}, more than num_beams, {beams}: {mend}")
     if least > most:
         faults.append(f"min_new_tokens is {least}, more than max_new_tokens, {most}")
     if most > room:
         faults.append(f"max_new_tokens is {most}, but only {max(room, 0)} fit after the image and the prompt")
-    if not sampled:
+    if not sampled and "do_sample" not in wrong:
         idle = [name for name in _SAMPLING if getattr(given, name) is not None]
         faults += [f"{name} is {getattr(given, name)}, but tokens are not drawn: set do_sample" for name in idle]
     if faults:
@@ -129,31 +133,31 @@ def strings(value: str | Sequence[str]) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def _single_faults(given: Options) -> list[str]:
-    """Faults of each option by itself."""
-    faults = []
+def _single_faults(given: Options) -> dict[str, str]:
+    """Name -> fault of each option by itself."""
+    faults = {}
     for name, (low, high) in _WHOLE.items():
         value = getattr(given, name)
         if value is not None and not is_whole(value, low, high):
-            faults.append(
+            faults[name] = (
                 f"{name} is {value!r}: give a whole number from {low} {'up' if high is None else f'to {high}'}"
             )
     for name, (what, test) in _NUMBERS.items():
         value = getattr(given, name)
         if value is not None and not (_is_finite(value) and test(value)):
-            faults.append(f"{name} is {value!r}: give {what}")
+            faults[name] = f"{name} is {value!r}: give {what}"
     if not isinstance(given.do_sample, bool):
-        faults.append(f"do_sample is {given.do_sample!r}: give True or False")
+        faults["do_sample"] = f"do_sample is {given.do_sample!r}: give True or False"
     early = given.early_stopping
     if not isinstance(early, bool) and not (isinstance(early, str) and early == "never"):
-        faults.append(f"early_stopping is {early!r}: give True, False or 'never'")
+        faults["early_stopping"] = f"early_stopping is {early!r}: give True, False or 'never'"
     if not isinstance(given.forced_prefix, str):
-        faults.append(f"forced_prefix is {given.forced_prefix!r}: give a str")
+        faults["forced_prefix"] = f"forced_prefix is {given.forced_prefix!r}: give a str"
     for name in ("bad_words", "stop_strings"):
         value = getattr(given, name)
         whole = isinstance(value, str | list | tuple)
         if not whole or not all(map(_is_text, strings(value))):
-            faults.append(f"{name} is {value!r}: give a str or a list of str, none of them empty, of valid Unicode")
+            faults[name] = f"{name} is {value!r}: give a str or a list of str, none of them empty, of valid Unicode"
     return faults
 
 

@@ -88,7 +88,7 @@ class Model:
 
         prompt: words that the caption goes on from, not repeated in it; None is the bundle's own.
         options: the fields of blip2rt.options.Options, with the meaning of Hugging Face's `generate`. num_captions
-            above 1 gives a list of str for each image: the best first, with do_sample in the order drawn.
+            above 1 gives a list of str for each image: the best first, with do_sample and 1 beam in the order drawn.
         scores: gives Scored(text, score) in place of each str.
         on_token(image, draw, token_id): called for each token as it is chosen, by greedy search (num_beams=1) or
             sampling; returning False ends the images decoded together (8 at most) with what there is.
@@ -345,8 +345,7 @@ class Model:
 def _check_on_token(on_token: OnToken | None, settings: dict[str, Any]) -> None:
     if on_token is not None and settings["num_beams"] > 1:
         raise OptionError(
-            f"on_token with num_beams {settings['num_beams']}: beams settle on tokens only at the end; "
-            "give num_beams=1 or do_sample=True"
+            f"on_token with num_beams {settings['num_beams']}: beams settle on tokens only at the end; give num_beams=1"
         )
 
 

@@ -67,10 +67,10 @@ void Generation::begin(int past) {
   const bool encoded = generator_.encoder() != nullptr;  // then the cache holds the answer alone
   std::vector<int64_t> given = options_.forced_prefix;
   if (encoded) given.insert(given.begin(), generator_.decoder_start_token_id());
-  const size_t draws = options_.do_sample ? static_cast<size_t>(options_.num_return_sequences) : 1;
+  const size_t draws = options_.independent() ? static_cast<size_t>(options_.num_return_sequences) : 1;
   for (size_t image = 0; image < prompts_.size(); ++image) {
     const size_t read = given.size() + (encoded ? 0 : static_cast<size_t>(prefix_.length) + prompts_[image].size());
-    results_[image].resize(options_.do_sample ? draws : 0);
+    results_[image].resize(options_.independent() ? draws : 0);
     for (size_t draw = 0; draw < draws; ++draw) {
       const Random random(options_.seed, options_.first_image + image, draw);
       const auto vocab_size = static_cast<size_t>(generator_.shape().vocab_size);
@@ -160,7 +160,7 @@ bool Generation::retire(int rows_each) {
   for (size_t i = active_.size(); i-- > 0;) {
     if (!active_[i].search->done()) continue;
     std::vector<Hypothesis> best = active_[i].search->results();
-    if (options_.do_sample) {
+    if (options_.independent()) {
       results_[active_[i].image][active_[i].draw] = std::move(best.front());
     } else {
       results_[active_[i].image] = std::move(best);
@@ -192,7 +192,7 @@ std::vector<std::vector<Hypothesis>> Generation::results() const {
   std::vector<std::vector<Hypothesis>> results = results_;
   for (const Active& one : active_) {
     std::vector<Hypothesis> best = one.search->results();
-    if (options_.do_sample) {
+    if (options_.independent()) {
       results[one.image][one.draw] = std::move(best.front());
     } else {
       results[one.image] = std::move(best);

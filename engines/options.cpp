@@ -53,9 +53,8 @@ std::string GenerationOptions::faults(size_t vocab_size) const {
   Faults faults;
   faults.within(num_beams, kMostBeams, "num_beams");
   faults.within(num_return_sequences, kMostDraws, "num_return_sequences");
-  faults.require(do_sample || num_return_sequences <= num_beams, "num_return_sequences is ", num_return_sequences,
-                 ", must be 1 to num_beams (", num_beams, ") without do_sample");
-  faults.require(!do_sample || num_beams == 1, "do_sample with num_beams ", num_beams, ": sampling takes 1 beam");
+  faults.require(independent() || num_return_sequences <= num_beams, "num_return_sequences is ", num_return_sequences,
+                 ", must be 1 to num_beams (", num_beams, "), but with do_sample and 1 beam");
   faults.within(max_new_tokens, kMostTokens, "max_new_tokens");
   faults.require(min_new_tokens >= 0, "min_new_tokens is ", min_new_tokens, ", must be at least 0");
   faults.require(std::isfinite(length_penalty), "length_penalty is ", length_penalty, ", must be a finite number");

@@ -17,7 +17,7 @@ enum class EarlyStopping { kFalse, kTrue, kNever };
 
 struct GenerationOptions {
   int num_beams = 1;
-  int num_return_sequences = 1;  // with beams the best ones, with sampling independent draws
+  int num_return_sequences = 1;  // with beams the best ones, with sampling and one beam independent draws
   int max_new_tokens = 20;
   int min_new_tokens = 0;
   double length_penalty = 1.0;
@@ -47,8 +47,11 @@ struct GenerationOptions {
   // Throws std::runtime_error that names every fault.
   void validate(size_t vocab_size) const;
 
+  // Whether an image's answers are independent draws, and not a search's best.
+  bool independent() const { return do_sample && num_beams == 1; }
+
   // Rows of one image that are decoded together.
-  int rows_each() const { return do_sample ? num_return_sequences : num_beams; }
+  int rows_each() const { return independent() ? num_return_sequences : num_beams; }
 };
 
 }  // namespace blip2rt

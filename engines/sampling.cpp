@@ -5,7 +5,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
-#include <stdexcept>
+#include <numeric>
 
 namespace blip2rt {
 namespace {
@@ -29,56 +29,120 @@ double Random::uniform() {
 }
 
 Sampler::Sampler(const GenerationOptions& options, size_t vocab_size)
-    : options_(options), scale_(static_cast<float>(1.0 / options.temperature)) {
+    : options_(options),
+      vocab_size_(vocab_size),
+      blocks_((vocab_size + RowScorer::kBlock - 1) / RowScorer::kBlock),
+      fewest_(options.num_beams == 1 ? 1 : std::max<size_t>(2, 1 + options.eos_token_ids.size())),
+      scale_(static_cast<float>(1.0 / options.temperature)) {
   if (!options.do_sample) return;
-  const size_t blocks = (vocab_size + RowScorer::kBlock - 1) / RowScorer::kBlock;
-  weights_.resize(vocab_size);
-  block_sums_.resize(blocks);
-  block_max_.resize(blocks);
+  const auto rows = static_cast<size_t>(options.num_beams);
+  rows_.reserve(rows);
+  weights_.resize(rows * vocab_size);
+  block_sums_.resize(rows * blocks_);
+  block_max_.resize(blocks_);
   kept_.reserve(vocab_size);
 }
 
-int Sampler::draw(const float* scores, const RowScorer& measured, Random& random) {
-  if (!std::isfinite(measured.largest())) {
-    throw std::runtime_error("the options forbid every token: there is nothing to draw");
-  }
+void Sampler::add(const float* scores, const RowScorer& measured, float base) {
+  rows_.push_back({scores, base, 0, 0});
+  if (!std::isfinite(measured.largest())) return;  // every token is forbidden
   Bound bound;
-  if (options_.top_k > 0) bound = top_k(scores, measured);
+  if (options_.top_k > 0) bound = largest(std::max(static_cast<size_t>(options_.top_k), fewest_), scores, measured);
   if (options_.top_p < 1) bound = top_p(scores, measured, bound);
-  weigh(scores, measured, bound);
-  return pick(random.uniform(), measured.argmax(scores));
+  if (options_.min_p > 0) {
+    const Bound other = min_p(scores, measured);
+    if (other.score > bound.score) bound = other;
+  }
+  Row& row = rows_.back();
+  row.log_weight = static_cast<double>(base) + static_cast<double>(measured.largest()) * scale_;
+  if (!std::isfinite(row.log_weight)) return;  // a beam of no probability
+  row.sum = weigh_row(scores, measured, bound);
 }
 
-// The k-th largest score: of equals all stay.
-Sampler::Bound Sampler::top_k(const float* scores, const RowScorer& measured) {
-  const auto k = static_cast<size_t>(options_.top_k);
-  Bound bound;
-  if (k <= block_max_.size()) {  // at least k scores are not below the k-th largest maximum of a block
-    block_max_ = measured.block_max();
-    const auto kth = block_max_.begin() + static_cast<ptrdiff_t>(k - 1);
-    std::nth_element(block_max_.begin(), kth, block_max_.end(), std::greater<>());
-    bound.score = *kth;
+std::optional<Candidate> Sampler::draw(Random& random) {
+  double most = -std::numeric_limits<double>::infinity();
+  for (const Row& row : rows_) most = row.sum > 0 ? std::max(most, row.log_weight) : most;
+  double total = 0;
+  for (const Row& row : rows_) total += row.sum > 0 ? row.sum * std::exp(row.log_weight - most) : 0;
+  if (total == 0) return std::nullopt;
+
+  double left = random.uniform() * total;
+  size_t chosen = 0;
+  double left_there = 0;
+  for (size_t row = 0; row < rows_.size(); ++row) {
+    const double factor = rows_[row].sum > 0 ? std::exp(rows_[row].log_weight - most) : 0;
+    if (factor == 0) continue;
+    chosen = row;
+    left_there = left / factor;
+    left -= rows_[row].sum * factor;
+    if (left < 0) break;
   }
-  collect(scores, measured, bound);
-  if (k > kept_.size()) return Bound();
-  const auto kth = kept_.begin() + static_cast<ptrdiff_t>(k - 1);
-  std::nth_element(kept_.begin(), kth, kept_.end(), likelier);
-  return {kth->score, std::numeric_limits<int>::max()};
+  const size_t token = pick(chosen, left_there);
+  Row& row = rows_[chosen];
+
+  weights(chosen)[token] = 0;
+  const size_t first = token - token % RowScorer::kBlock, end = std::min(vocab_size_, first + RowScorer::kBlock);
+  block_sums(chosen)[token / RowScorer::kBlock] = std::accumulate(weights(chosen) + first, weights(chosen) + end, 0.0);
+  row.sum = std::accumulate(block_sums(chosen), block_sums(chosen) + blocks_, 0.0);
+  return Candidate{row.base + row.scores[token] * scale_, static_cast<int>(chosen), static_cast<int>(token)};
+}
+
+// Of the row's tokens with a weight that on which `left`, from 0 to their sum, falls: its block first. Where rounding
+// leaves none, the last.
+size_t Sampler::pick(size_t row, double left) const {
+  size_t block = 0;
+  double left_there = left;
+  for (size_t i = 0; i < blocks_; ++i) {
+    const double sum = block_sums(row)[i];
+    if (sum == 0) continue;
+    block = i;
+    left_there = left;
+    left -= sum;
+    if (left < 0) break;
+  }
+  const size_t end = std::min(vocab_size_, (block + 1) * RowScorer::kBlock);
+  size_t token = 0;
+  for (size_t i = block * RowScorer::kBlock; i < end; ++i) {
+    if (weights(row)[i] == 0) continue;
+    token = i;
+    left_there -= weights(row)[i];
+    if (left_there < 0) break;
+  }
+  return token;
+}
+
+// The bound of the `count` largest scores: of equals all stay.
+Sampler::Bound Sampler::largest(size_t count, const float* scores, const RowScorer& measured) {
+  Bound bound;
+  if (count > vocab_size_) return bound;
+  if (count <= blocks_) {  // at least so many scores are not below the count-th largest maximum of a block
+    block_max_ = measured.block_max();
+    const auto last = block_max_.begin() + static_cast<ptrdiff_t>(count - 1);
+    std::nth_element(block_max_.begin(), last, block_max_.end(), std::greater<>());
+    bound.score = std::max(bound.score, *last);
+  }
+  collect(scores, measured, bound.score);
+  if (count > kept_.size()) return Bound();
+  const auto last = kept_.begin() + static_cast<ptrdiff_t>(count - 1);
+  std::nth_element(kept_.begin(), last, kept_.end(), likelier);
+  return {last->score, std::numeric_limits<int>::max()};
 }
 
 // The token with which the likeliest ones together have top_p of what `within` leaves: found by halves.
 Sampler::Bound Sampler::top_p(const float* scores, const RowScorer& measured, Bound within) {
-  collect(scores, measured, within);
-  const float largest = measured.largest();
-  double total = 0;
-  for (const Kept& one : kept_) total += weight(one.score, largest);
+  const size_t row = rows_.size() - 1;
+  const double total = weigh_row(scores, measured, within);
+  // So light are tokens that even all of them together are too few to reach: they need not be looked at.
+  const double light = (1 - options_.top_p) * total / (2 * static_cast<double>(vocab_size_));
+  const auto least = static_cast<float>(measured.largest() + std::log(light) / scale_);
+  collect(scores, measured, std::max(within.score, least));
   double wanted = options_.top_p * total;  // by those from `first` on
   auto first = kept_.begin(), end = kept_.end();
   while (end - first > 1) {
     const auto middle = first + (end - first) / 2;
     std::nth_element(first, middle, end, likelier);
     double ahead = 0;
-    for (auto one = first; one != middle; ++one) ahead += weight(one->score, largest);
+    for (auto one = first; one != middle; ++one) ahead += weights(row)[one->token];
     if (ahead >= wanted) {
       end = middle;
     } else {
@@ -86,57 +150,49 @@ Sampler::Bound Sampler::top_p(const float* scores, const RowScorer& measured, Bo
       first = middle;
     }
   }
-  return {first->score, first->token};
+  const Bound bound{first->score, first->token};
+  if (fewest_ == 1 || static_cast<size_t>(first - kept_.begin()) + 1 >= fewest_) return bound;
+  return largest(fewest_, scores, measured);
 }
 
-void Sampler::collect(const float* scores, const RowScorer& measured, Bound bound) {
+Sampler::Bound Sampler::min_p(const float* scores, const RowScorer& measured) {
+  Bound bound;
+  bound.score = static_cast<float>(measured.largest() + std::log(options_.min_p) / scale_);
+  if (fewest_ > 1) bound.score = std::min(bound.score, largest(fewest_, scores, measured).score);
+  return bound;
+}
+
+// kept_: the tokens of a score from `least` on.
+void Sampler::collect(const float* scores, const RowScorer& measured, float least) {
   kept_.clear();
-  for (size_t block = 0; block < block_max_.size(); ++block) {
-    if (measured.block_max()[block] < bound.score) continue;
-    const size_t end = std::min(weights_.size(), (block + 1) * RowScorer::kBlock);
+  for (size_t block = 0; block < blocks_; ++block) {
+    if (measured.block_max()[block] < least) continue;
+    const size_t end = std::min(vocab_size_, (block + 1) * RowScorer::kBlock);
     for (size_t i = block * RowScorer::kBlock; i < end; ++i) {
-      if (scores[i] >= bound.score && std::isfinite(scores[i])) kept_.push_back({scores[i], static_cast<int>(i)});
+      if (scores[i] >= least) kept_.push_back({scores[i], static_cast<int>(i)});
     }
   }
 }
 
-// weights_ of all tokens, 0 for those that are not drawn from; block_sums_ of each block.
-void Sampler::weigh(const float* scores, const RowScorer& measured, Bound bound) {
-  const size_t count = weights_.size();
-  const auto least = static_cast<float>(options_.min_p);
-  exp_of_scaled(scores, weights_.data(), count, measured.largest(), scale_);
-  for (size_t i = 0; i < count; ++i) {
-    const bool drawn = scores[i] >= bound.score && weights_[i] >= least;
-    weights_[i] = drawn ? weights_[i] : 0.0f;
-  }
-  if (bound.token < std::numeric_limits<int>::max()) {  // of equals at the bound only the first ones
-    for (size_t i = static_cast<size_t>(bound.token) + 1; i < count; ++i) {
-      if (scores[i] == bound.score) weights_[i] = 0;
+// Weights and sums of the last row; gives the sum of all.
+double Sampler::weigh_row(const float* scores, const RowScorer& measured, Bound bound) {
+  float* row_weights = weights(rows_.size() - 1);
+  double* sums = block_sums(rows_.size() - 1);
+  double total = 0;
+  for (size_t block = 0; block < blocks_; ++block) {
+    sums[block] = 0;
+    if (measured.block_max()[block] < bound.score) continue;
+    const size_t first = block * RowScorer::kBlock, end = std::min(vocab_size_, first + RowScorer::kBlock);
+    sums[block] = weigh(scores + first, row_weights + first, end - first, measured.largest(), scale_, bound.score);
+    if (static_cast<int>(end) > bound.token) {  // of equals at the bound only the first ones
+      for (size_t i = first; i < end; ++i) {
+        if (scores[i] == bound.score && static_cast<int>(i) > bound.token) row_weights[i] = 0;
+      }
+      sums[block] = std::accumulate(row_weights + first, row_weights + end, 0.0);
     }
+    total += sums[block];
   }
-  for (size_t block = 0; block < block_sums_.size(); ++block) {
-    const size_t end = std::min(count, (block + 1) * RowScorer::kBlock);
-    double sum = 0;
-    for (size_t i = block * RowScorer::kBlock; i < end; ++i) sum += weights_[i];
-    block_sums_[block] = sum;
-  }
-}
-
-// The token on which `where`, from 0 to 1, falls: its block first. `likeliest` where rounding leaves none.
-int Sampler::pick(double where, int likeliest) const {
-  double left = 0;
-  for (double sum : block_sums_) left += sum;
-  left *= where;
-  size_t block = 0;
-  while (block + 1 < block_sums_.size() && left >= block_sums_[block]) left -= block_sums_[block++];
-  int chosen = likeliest;
-  for (size_t i = block * RowScorer::kBlock; i < weights_.size(); ++i) {
-    if (weights_[i] == 0) continue;
-    chosen = static_cast<int>(i);
-    left -= weights_[i];
-    if (left < 0) break;
-  }
-  return chosen;
+  return total;
 }
 
 }  // namespace blip2rt

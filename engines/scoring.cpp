@@ -24,51 +24,53 @@ constexpr size_t kBlock = RowScorer::kBlock;
 constexpr size_t kLanes = 16;  // independent sums and maxima: the order is ours, not -ffast-math's
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
-// x = n ln 2 + r with the rounding done by adding and subtracting 1.5 * 2^23, then a polynomial in r and 2^n by its
-// bits.
+// 2^y = 2^n 2^f, |f| <= 1/2. Adding 1.5 * 2^23 rounds y to n, and 127 more leaves the exponent's bits of 2^n in the
+// lowest ones; 2^f is the polynomial with the least largest error among those that are exactly 1 at 0. NaN stays NaN.
 BLIP2RT_INLINE float fast_exp(float x) {
-  constexpr float kRound = 12582912.0f;
-  x = x < -87.0f ? -87.0f : x;
-  const float shifted = x * 1.44269504f + kRound;
-  const float n = shifted - kRound;
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  int32_t bits;
+  constexpr float kRound = 12582912.0f + 127.0f;
+  const float scaled = x * 1.44269504f;  // log2(e)
+  const float y = scaled < -126.0f ? -126.0f : scaled;
+  const float shifted = y + kRound;
+  const float f = y - (shifted - kRound);
+  float p = 1.32647273e-3f;
+  p = p * f + 9.67151299e-3f;
+  p = p * f + 5.55073358e-2f;
+  p = p * f + 2.40222424e-1f;
+  p = p * f + 6.93147004e-1f;
+  p = p * f + 1.0f;
+  uint32_t bits;
   std::memcpy(&bits, &shifted, sizeof bits);
-  bits = static_cast<int32_t>((static_cast<uint32_t>(bits) << 23) + 0x3f800000u);
+  bits <<= 23;
   float power;
   std::memcpy(&power, &bits, sizeof power);
   return p * power;
 }
 
+BLIP2RT_INLINE float larger(float a, float b) { return a > b ? a : b; }
+
 BLIP2RT_INLINE float max_of(const float* values, size_t count) {
   float result = kLowest;
-  for (size_t i = 0; i < count; ++i) result = values[i] > result ? values[i] : result;
+  for (size_t i = 0; i < count; ++i) result = larger(values[i], result);
   return result;
 }
 
-// maxima[i] of each whole block
+// maxima[i] of each whole block. GCC makes scalar code of a nest of loops over the block: hence four at once.
 BLIP2RT_WIDE void block_maxima(const float* values, size_t blocks, float* maxima) {
+  static_assert(kBlock == 4 * kLanes, "four values a lane");
   for (size_t block = 0; block < blocks; ++block, values += kBlock) {
     float lanes[kLanes];
-    for (size_t lane = 0; lane < kLanes; ++lane) lanes[lane] = values[lane];
-    for (size_t i = kLanes; i < kBlock; i += kLanes) {
-      for (size_t lane = 0; lane < kLanes; ++lane) {
-        const float value = values[i + lane];
-        lanes[lane] = value > lanes[lane] ? value : lanes[lane];
-      }
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      const float* value = values + lane;
+      lanes[lane] = larger(larger(value[0], value[kLanes]), larger(value[2 * kLanes], value[3 * kLanes]));
     }
-    maxima[block] = max_of(lanes, kLanes);
+    for (size_t half = kLanes / 2; half > 0; half /= 2) {
+      for (size_t lane = 0; lane < half; ++lane) lanes[lane] = larger(lanes[lane], lanes[lane + half]);
+    }
+    maxima[block] = lanes[0];
   }
 }
 
-// Sum of exp(value - largest), block by block: NaN when a value is NaN.
+// Sum of exp(value - largest): NaN when a value is NaN.
 BLIP2RT_WIDE double sum_of_exp(const float* values, size_t count, float largest) {
   float lanes[kLanes] = {};
   size_t i = 0;
@@ -87,13 +89,23 @@ BLIP2RT_WIDE void subtract(float* values, size_t count, float first, float secon
 
 }  // namespace
 
-float exp_of_nonpositive(float x) { return fast_exp(x); }
-
-BLIP2RT_WIDE void exp_of_scaled(const float* scores, float* weights, size_t count, float largest, float scale) {
-  for (size_t i = 0; i < count; ++i) {
-    const float weight = fast_exp((scores[i] - largest) * scale);
-    weights[i] = scores[i] == kLowest ? 0.0f : weight;
+BLIP2RT_WIDE double weigh(const float* scores, float* weights, size_t count, float largest, float scale, float least) {
+  float lanes[kLanes] = {};
+  const size_t whole = count - count % kLanes;
+  for (size_t i = 0; i < whole; i += kLanes) {
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      const float weight = fast_exp((scores[i + lane] - largest) * scale);
+      weights[i + lane] = scores[i + lane] >= least ? weight : 0.0f;
+      lanes[lane] += weights[i + lane];
+    }
   }
+  double total = 0;
+  for (float lane : lanes) total += lane;
+  for (size_t i = whole; i < count; ++i) {
+    weights[i] = scores[i] >= least ? fast_exp((scores[i] - largest) * scale) : 0.0f;
+    total += weights[i];
+  }
+  return total;
 }
 
 void TopK::offer(const Candidate& candidate) {

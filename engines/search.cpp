@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <stdexcept>
 
 namespace blip2rt {
 namespace {
@@ -50,7 +52,14 @@ void Search::advance(float* scores, int rows, bool last) {
 void Search::choose_one(float* scores) {
   processors_.apply(scores, history(0), written(), length_);
   scorer_.measure(scores);
-  const int token = options_.do_sample ? sampler_.draw(scores, scorer_, random_) : scorer_.argmax(scores);
+  int token = scorer_.argmax(scores);
+  if (options_.do_sample) {
+    sampler_.clear();
+    sampler_.add(scores, scorer_, 0);
+    const std::optional<Candidate> drawn = sampler_.draw(random_);
+    if (!drawn) throw std::runtime_error("the options forbid every token: there is nothing to draw");
+    token = drawn->token;
+  }
   const float score = scores_[0] + (scores[token] - scorer_.largest() - scorer_.log_sum());
   const Candidate choice{score, 0, token};
   done_ = stops(choice);
@@ -63,7 +72,12 @@ void Search::choose_one(float* scores) {
 
 void Search::choose_beams(float* scores, int rows) {
   best_.clear();
-  for (int row = 0; row < rows; ++row) score_beam(scores + static_cast<size_t>(row) * scorer_.vocab_size(), row);
+  sampler_.clear();
+  for (int row = 0; row < rows; ++row) {
+    float* row_scores = scores + static_cast<size_t>(row) * scorer_.vocab_size();
+    options_.do_sample ? sample_beam(row_scores, row) : offer_beam(row_scores, row);
+  }
+  if (options_.do_sample) draw_beams();
 
   const auto beams = static_cast<size_t>(options_.num_beams);
   running_.clear();
@@ -85,13 +99,38 @@ void Search::choose_beams(float* scores, int rows) {
   done_ = all_stopped || !can_improve();
 }
 
-void Search::score_beam(float* scores, int row) {
+void Search::offer_beam(float* scores, int row) {
   const auto beam = static_cast<size_t>(row);
   scorer_.measure(scores);
   if (processors_.penalise()) scorer_.normalise(scores);  // Hugging Face's beams penalise log-probabilities, not logits
   processors_.apply(scores, history(beam), written(), length_);
   if (processors_.penalise()) scorer_.measure_again(scores);
   scorer_.offer(scores, scores_[beam], row, best_);
+}
+
+void Search::sample_beam(float* scores, int row) {
+  const auto beam = static_cast<size_t>(row);
+  scorer_.measure(scores);
+  scorer_.normalise(scores);
+  processors_.apply(scores, history(beam), written(), length_);
+  scorer_.measure(scores);  // of what the processors have left
+  sampler_.add(scores, scorer_, scores_[beam]);
+}
+
+// Candidates drawn from the continuations of all beams together, none twice. Where too few have any probability, some
+// that have none fill up.
+void Search::draw_beams() {
+  const size_t wanted = candidates_kept(options_);
+  while (best_.items().size() < wanted) {
+    const std::optional<Candidate> drawn = sampler_.draw(random_);
+    if (!drawn) break;
+    best_.offer(*drawn);
+  }
+  for (int token = 0; best_.items().size() < wanted; ++token) {
+    const auto same = [token](const Candidate& other) { return other.row == 0 && other.token == token; };
+    if (std::any_of(best_.items().begin(), best_.items().end(), same)) continue;
+    best_.offer({-std::numeric_limits<float>::infinity(), 0, token});
+  }
 }
 
 void Search::go_on(size_t beam, const Candidate& candidate) {

@@ -1,4 +1,4 @@
-// Chooses the tokens of one answer: greedy, sampling and beam search, token for token with the meaning of Hugging Face
+// Chooses the tokens of one answer: greedy, sampling, beam search and both, with the meaning of Hugging Face
 // `generate`. Knows scores and token ids; nothing about graphs, caches or other images.
 #pragma once
 
@@ -57,7 +57,9 @@ class Search {
 
   void choose_one(float* scores);
   void choose_beams(float* scores, int rows);
-  void score_beam(float* scores, int row);
+  void offer_beam(float* scores, int row);
+  void sample_beam(float* scores, int row);
+  void draw_beams();
   void go_on(size_t beam, const Candidate& candidate);
   void place_running();
   void finish(const Candidate& candidate);

@@ -14,6 +14,7 @@ import os
 import random
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ class Fuzzer:
                 node[key] = child + self.rng.choice([-1, 1, 8, -child, 10**4])
             else:
                 plain = [junk for junk in JUNK if not isinstance(junk, bytes | np.ndarray | np.generic)]
-                node[key] = self.rng.choice(plain)
+                node[key] = copy.deepcopy(self.rng.choice(plain))  # damaged in turn, it must not come to hold itself
             return f"{path} = {node[key]!r}"
 
 
@@ -157,6 +158,7 @@ def run(seconds: float, seed: int, report: Callable[[str], object] = print) -> i
     """Fuzzes for a while; gives the number of tries. Raises AssertionError for a finding."""
     rng = random.Random(seed)
     tries = 0
+    warnings.simplefilter("error", RuntimeWarning)  # numbers out of bounds
     with tempfile.TemporaryDirectory() as folder:
         fuzzer = Fuzzer(Path(folder), rng)
         end = time.monotonic() + seconds

@@ -159,7 +159,7 @@ def test_newer_format(tiny, tmp_path, capsys):
         ["caption", "a.png", "--beams", "0"], ["caption", "a.png", "--threads", "0"], ["match", "a.png"], ["verify"],
         ["caption", "a.png", "--num-captions", "5", "--beams", "2"], ["ask", "a.png", " "], ["info", "/none"],
         ["caption", "a.png", "--length-penalty", "inf"], ["caption", "none.png"], ["caption", "."],
-        ["caption", "a.png", "--seed", "1"], ["ask", "a.png", "who?", "--sample", "--beams", "2"],
+        ["caption", "a.png", "--seed", "1"], ["ask", "a.png", "who?", "--stream", "--sample", "--beams", "2"],
         ["caption", "a.png", "b.png", "--stream"], ["ask", "a.png", "who?", "--stream", "--json"],
         ["caption", "a.png", "--stop-string", ""], ["caption", "a.png", "--top-p", "2", "--sample"],
     ],

@@ -153,7 +153,7 @@ BAD_OPTIONS = [
     ({"num_beams": True}, "num_beams must be an integer"),
     ({"num_beans": 3}, "unknown generation option 'num_beans', choose from num_beams, "),
     ({"num_beams": 80}, "too many"),
-    ({"do_sample": True, "num_beams": 2}, "sampling takes 1 beam"),
+    ({"do_sample": True, "num_beams": 2, "num_return_sequences": 3}, "must be 1 to num_beams .2."),
     ({"temperature": 0.0}, "temperature is 0"),
     ({"top_p": 1.5}, "top_p is 1.5"),
     ({"min_p": -1.0}, "min_p is -1"),

@@ -37,6 +37,7 @@ OPTIONS = [
     {},
     {"num_beams": 5, "num_return_sequences": 3, "length_penalty": 0.5},
     {"do_sample": True, "top_k": 8, "top_p": 0.9, "min_p": 0.01, "num_return_sequences": 2},
+    {"do_sample": True, "top_k": 8, "top_p": 0.9, "min_p": 0.01, "num_beams": 3},
     {"repetition_penalty": 1.3, "no_repeat_ngram_size": 9, "bad_words_ids": [[3, 4], [5]], "num_beams": 3},
 ]
 

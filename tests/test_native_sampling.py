@@ -16,6 +16,7 @@ pytest.importorskip("onnxscript")
 from tests.native.reference import Case, inputs, make_case
 
 DRAWS = 6000
+BEAM_DRAWS = 1500
 
 
 @pytest.fixture(scope="module", params=["opt", "wide"])
@@ -107,6 +108,83 @@ def test_each_draw_stops_on_its_own(case: Case) -> None:
     assert all(not set(tokens) & set(case.said[:3]) for tokens, _ in sequences)
     [again] = case.generator.generate(case.prefix, case.prompts, {**options, "num_return_sequences": 7})
     assert [tokens for tokens, _ in again] == [tokens for tokens, _ in sequences[:7]]
+
+
+def beams_drawn(case: Case, options: dict[str, Any], seed: int) -> list[tuple[tuple[int, ...], float]]:
+    prefix = np.repeat(case.prefix, BEAM_DRAWS, axis=0)
+    images = case.generator.generate(prefix, case.prompts * BEAM_DRAWS, {**options, "do_sample": True, "seed": seed})
+    return [(tuple(tokens), score) for [(tokens, score), *_] in images]
+
+
+def hugging_face_draws(case: Case, options: dict[str, Any], seed: int) -> list[tuple[tuple[int, ...], float]]:
+    """The best sequence of each of BEAM_DRAWS calls, without the stop token, and its score."""
+    given = {"top_k": 0, **options}
+    stops = given.pop("eos_token_ids")
+    torch.manual_seed(seed)
+    told = inputs(case, 0, [])
+    told = {name: tensor.repeat(BEAM_DRAWS, *[1] * (tensor.dim() - 1)) for name, tensor in told.items()}
+    with torch.no_grad():
+        output = case.model.generate(
+            **told, do_sample=True, eos_token_id=stops or None, pad_token_id=0, return_dict_in_generate=True,
+            output_scores=True, **given,
+        )  # fmt: skip
+    lengths = (output.beam_indices >= 0).sum(dim=1).tolist()
+    rows = [row[:length] for row, length in zip(output.sequences.tolist(), lengths, strict=True)]
+    rows = [[token for token in row if token not in stops] for row in rows]
+    return list(zip(map(tuple, rows), output.sequences_scores.tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 2, "max_new_tokens": 2}, {"num_beams": 3, "max_new_tokens": 3, "temperature": 2.0, "top_k": 4},
+        {"num_beams": 2, "max_new_tokens": 3, "top_p": 0.6, "length_penalty": 0.0},
+        {"num_beams": 2, "max_new_tokens": 3, "min_p": 0.3, "temperature": 1.5, "early_stopping": "true"},
+        {"num_beams": 3, "max_new_tokens": 3, "top_k": 1, "repetition_penalty": 1.5, "temperature": 3.0},
+        {"num_beams": 2, "max_new_tokens": 2, "top_k": 9, "top_p": 0.5, "min_p": 0.9, "min_new_tokens": 2},
+    ],
+)  # fmt: skip
+def test_beams_are_drawn_as_hugging_face_draws_them(case: Case, options: dict[str, Any]) -> None:
+    """Both draw the same answers, as often as each other, with the same scores."""
+    seed = random.randrange(2**31)
+    options = {**options, "eos_token_ids": case.said[: 2 if options.get("top_k") == 1 else 1]}
+    ours = beams_drawn(case, options, seed)
+    early = {"early_stopping": options.get("early_stopping", "false") == "true"}
+    theirs = hugging_face_draws(case, {**options, **early}, seed)
+    names = {answer: i for i, answer in enumerate(dict.fromkeys(answer for answer, _ in ours + theirs))}
+    counts = [np.bincount([names[answer] for answer, _ in draws], minlength=len(names)) for draws in (ours, theirs)]
+    # Equal numbers of both are given: each has half of the draws of an answer.
+    frequent = counts[0] + counts[1] >= 20
+    a, b = ([*count[frequent], count[~frequent].sum()] for count in counts)
+    square = sum((x - y) ** 2 / (x + y) for x, y in zip(a, b, strict=True) if x + y > 0)
+    freedom = max(1, sum(x + y > 0 for x, y in zip(a, b, strict=True)) - 1)
+    far = ((square / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / math.sqrt(2 / (9 * freedom))
+    what = f"model seed {case.seed}, seed {seed}, {options}"
+    assert far < 5, what
+    if len(options["eos_token_ids"]) > 1:  # answers are given without the stop token, on which their score depends
+        return
+    scores = dict(theirs)
+    for answer, score in ours:
+        assert score == pytest.approx(scores.get(answer, score), rel=1e-4, abs=1e-4), what
+
+
+def test_drawn_beams_repeat_under_a_seed_and_are_all_different(case: Case) -> None:
+    options = {"do_sample": True, "num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 6, "temperature": 2.0}
+    first, again, other = (
+        case.generator.generate(case.prefix, case.prompts, {**options, "seed": seed})[0] for seed in (5, 5, 6)
+    )
+    assert first == again != other
+    assert len({tuple(tokens) for tokens, _ in first}) == 4
+    assert [score for _, score in first] == sorted((score for _, score in first), reverse=True)
+
+
+def test_beams_with_too_few_tokens_to_draw(case: Case) -> None:
+    """Fewer tokens than beams have any probability: those with some come first."""
+    allowed = case.said[:3]
+    bad = [[token] for token in range(len(case.texts)) if token not in allowed]
+    options = {"do_sample": True, "num_beams": 5, "max_new_tokens": 3, "bad_words_ids": bad, "top_k": 2}
+    [[(tokens, score)]] = case.generator.generate(case.prefix, case.prompts, options)
+    assert set(tokens) <= set(allowed) and math.isfinite(score)
 
 
 def test_forbidding_everything_is_named(case: Case) -> None:

@@ -130,7 +130,7 @@ BAD_OPTIONS = [
     ({"length_penalty": "1"}, ["length_penalty is '1'"]),
     ({"num_beans": 3, "top": 1}, ["unknown option num_beans, top", "choose from num_captions, num_beams"]),
     ({"temperature": 0.5, "seed": 3}, ["temperature is 0.5", "seed is 3", "set do_sample"]),
-    ({"do_sample": True, "num_beams": 3}, ["num_beams is 3", "do_sample"]),
+    ({"do_sample": True, "num_beams": 3, "num_captions": 4}, ["num_captions is 4", "num_beams, 3"]),
     ({"do_sample": 1, "top_p": 2, "top_k": -1}, ["do_sample is 1", "top_p is 2", "top_k is -1"]),
     ({"do_sample": True, "temperature": 0, "min_p": "x"}, ["temperature is 0", "min_p is 'x'"]),
     (
@@ -141,6 +141,11 @@ BAD_OPTIONS = [
     ({"forced_prefix": 3, "max_time": -1}, ["forced_prefix is 3", "max_time is -1"]),
     ({"early_stopping": "maybe"}, ["early_stopping is 'maybe'", "'never'"]),
     ({"forced_prefix": "a red dog", "max_new_tokens": 59}, ["only 58 fit"]),
+    (
+        {"do_sample": True, "temperature": -1, "max_new_tokens": 99, "num_captions": 9, "num_beams": 2},
+        ["temperature is -1", "only 61 fit", "num_captions is 9"],
+    ),
+    ({"num_beans": 3, "top_p": 7, "num_beams": 0}, ["unknown option num_beans:", "top_p is 7", "num_beams is 0"]),
     ({"prompt": 3}, ["a text is int"]),
     ({"prompt": "\ud800"}, ["not valid Unicode"]),
 ]
@@ -151,6 +156,12 @@ def test_bad_options_are_named_before_any_image_is_read(model, options, words):
     with pytest.raises(OptionError) as caught:
         model.caption("/no/such.jpg", **options)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_no_fault_is_made_of_another(model):
+    with pytest.raises(OptionError) as caught:
+        model.caption("/no/such.jpg", do_sample="yes", top_p=0.5, num_beams=0, num_captions=3)
+    assert str(caught.value).count(";") == 1, str(caught.value)
 
 
 def test_unusual_options_are_accepted(model, photo):

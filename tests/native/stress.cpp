@@ -36,6 +36,7 @@ GenerationOptions options_of(int kind) {
     options.num_return_sequences = 1 + kind % 2;
     options.top_p = 0.9;
     options.seed = static_cast<uint64_t>(kind);
+    if (kind % 2 == 0) options.num_beams = 3;
   }
   if (kind % 5 == 0) options.repetition_penalty = 1.5;
   if (kind % 4 == 0) options.no_repeat_ngram_size = 2;
