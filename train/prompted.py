@@ -23,11 +23,12 @@ class Texts:
         self.config, self.queries, self.max_tokens = config, queries, max_tokens
         self.tokenizer = load_tokenizer(config.source)
         self.end = end_token_id(self.tokenizer, config)
+        self.bos = [self.tokenizer.bos_token_id] if config.prepend_bos else []
 
     def tokens(self, sample: Sample) -> Tokens:
         prompt = self.config.ask_prompt.format(sample.prompt) if sample.prompt else self.config.caption_prompt
         text = clean_caption(sample.text)
-        given = self._encode(prompt)
+        given = [*self.bos, *self._encode(prompt)]
         learned = self._encode(f" {text}" if prompt else text)
         kept = (given + learned)[: self.max_tokens - 1]
         return Tokens([*kept, self.end], len(given))
@@ -35,8 +36,8 @@ class Texts:
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False) if text else []
 
-    def packed(self, groups: list[list[Sample]], device: torch.device) -> PackedTexts:
-        """The texts of each image behind its soft prompt."""
+    def packed(self, groups: list[list[Sample]], device: torch.device, rng: object = None) -> PackedTexts:
+        """The texts of each image behind its soft prompt. Nothing is drawn: `rng` is PrefixTexts'."""
         texts = pack([[self.tokens(sample) for sample in group] for group in groups], self.queries, self.end)
         return PackedTexts(*(value.to(device) for value in vars(texts).values()))
 

@@ -5,7 +5,7 @@ The Q-Former's output becomes a soft prompt for a frozen LLM; queries, Q-Former 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ import torch
 from blip2rt.errors import OptionError
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.checkpoints import init_from_bert, init_from_stage1, load_weights, locate, read_config
-from blip2rt.modeling.llm import LlmConfig
+from blip2rt.modeling.llm import LlmConfig, encoder_decoder
 
 from .cli import run_main
 from .data import Sample, batches, read_table
 from .features import FeatureSource
 from .loop import Trainer, compile_layers
 from .packing import PackedTexts
+from .prefix_lm import PrefixTexts, SplitTexts, prefix_lm_loss
 from .prompted import Texts, lm_loss
 from .settings import TrainSettings, option, parse, qformer_config, vision_config
 
@@ -39,6 +40,7 @@ class Stage2Settings(TrainSettings):
     llm_bits: int = option(0, "4 or 8: train against the LLM's weights as they will ship; 0: as loaded")
     llm_block: int = option(64, "block of that quantization")
     end: str = option("<|im_end|>", "the token that ends a caption or an answer")
+    prepend_bos: bool = option(False, "the LLM's bos token between soft prompt and text, as OPT has it")
     caption_prompt: str = option("", "given before every caption")
     ask_prompt: str = option("Question: {} Answer:", "given before every answer")
     max_text_tokens: int = option(40, "tokens of one text, prompt and end included")
@@ -61,6 +63,8 @@ def build_model(settings: Stage2Settings) -> Blip2:
         source=settings.llm_source,
         bits=settings.llm_bits,
         block=settings.llm_block,
+        prepend_bos=settings.prepend_bos,
+        add_special_tokens=encoder_decoder(settings.llm_source),  # an encoder reads whole texts: T5's end in </s>
         end=settings.end,
         caption_prompt=settings.caption_prompt,
         ask_prompt=settings.ask_prompt,
@@ -76,7 +80,8 @@ def build_model(settings: Stage2Settings) -> Blip2:
     )
     model = Blip2(config, vision=False)
     assert model.llm is not None
-    model.llm.set_attn_implementation("eager")  # type: ignore[operator]  # faster than sdpa's backward on CPUs
+    if not torch.cuda.is_available():
+        model.llm.set_attn_implementation("eager")  # type: ignore[operator]  # faster than sdpa's backward on CPUs
     if settings.start:
         load_weights(model, locate(settings.start))
     elif settings.stage1:
@@ -100,7 +105,13 @@ class Stage2:
             raise OptionError(
                 f"queries is {settings.queries}; the stage-1 checkpoint has {self.model.config.qformer.queries}"
             )
-        self.texts = Texts(self.model.config.llm, settings.queries, settings.max_text_tokens)
+        splits = self.model.config.llm.add_special_tokens
+        self.texts: Texts | PrefixTexts = (PrefixTexts if splits else Texts)(
+            self.model.config.llm, settings.queries, settings.max_text_tokens
+        )
+        self.lm_loss: Callable[[Blip2, torch.Tensor, Any], dict[str, torch.Tensor]] = (
+            prefix_lm_loss if splits else lm_loss
+        )
         self.trainer = Trainer(self.model, settings, {"projection": settings.projection_lr})
         assert self.model.llm is not None
         self.model.llm.to(self.trainer.dtype)  # frozen: no master weights, and autocast would cast them at every step
@@ -111,8 +122,8 @@ class Stage2:
     def run(self) -> Path:
         return self.trainer.run(self._batches(), self._loss, self.dev.evaluate if self.dev else None)
 
-    def _loss(self, batch: tuple[torch.Tensor, PackedTexts]) -> dict[str, torch.Tensor]:
-        return lm_loss(self.model, *batch)
+    def _loss(self, batch: tuple[torch.Tensor, PackedTexts | SplitTexts]) -> dict[str, torch.Tensor]:
+        return self.lm_loss(self.model, *batch)
 
     def _batches(self) -> Iterator[tuple[int, Any]]:
         settings = self.settings
@@ -120,7 +131,7 @@ class Stage2:
             rng = np.random.default_rng((settings.seed, step, 1))
             groups = [self._draw(self.groups[image], rng) for image in chosen]
             features = self.vision.get(chosen.tolist(), seed=(settings.seed, step)).to(self.trainer.device)
-            yield step, (features, self.texts.packed(groups, self.trainer.device))
+            yield step, (features, self.texts.packed(groups, self.trainer.device, rng))
 
     def _draw(self, samples: list[Sample], rng: np.random.Generator) -> list[Sample]:
         order = rng.permutation(len(samples))[: self.settings.texts_per_image]
@@ -142,7 +153,7 @@ class Stage2Dev:
             images = list(range(start, min(start + 20, len(self.groups))))
             texts = self.stage.texts.packed([self.groups[i] for i in images], self.stage.trainer.device)
             features = self.vision.get(images).to(self.stage.trainer.device)
-            total += float(lm_loss(self.stage.model, features, texts)["loss"]) * len(texts.target)
+            total += float(self.stage.lm_loss(self.stage.model, features, texts)["loss"]) * len(texts.target)
             count += len(texts.target)
         return {"loss": total / count}
 
