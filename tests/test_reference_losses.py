@@ -1,4 +1,4 @@
-"""Every loss of both stages against float64 NumPy (tests/numpy_blip2.py) on whole models; what learns and what does not."""
+"""Every loss of both stages against float64 NumPy (tests/numpy_blip2.py) on whole models, and what learns."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def rng() -> np.random.Generator:
 
 
 def build(stage: int, paper: bool, llm: str = "") -> Blip2:
-    """A random model. paper: the queries share the text's LayerNorm, no learned positions, no norm behind the projection."""
+    """A random model. paper: queries share the text's LayerNorm; no learned positions, no norm of the prefix."""
     qformer = QFormerConfig(
         hidden_size=16, layers=3, heads=2, intermediate_size=20, queries=QUERIES, vision_width=FEATURES,
         vocab_size=VOCAB, max_positions=12, dropout=0.0, query_gain=None if paper else 3.0, text_branch=stage == 1,
@@ -70,7 +70,7 @@ def test_stage1(paper: bool, rng: np.random.Generator, monkeypatch: pytest.Monke
     reference, (images, texts, text_batch) = NumpyBlip2(model), batch(rng)
     drawn: list[torch.Tensor] = []
 
-    def most_likely(weights: torch.Tensor, count: int) -> torch.Tensor:
+    def most_likely(weights: torch.Tensor, count: int, generator: object = None) -> torch.Tensor:
         drawn.append(weights)
         return weights.argmax(1, keepdim=True)
 

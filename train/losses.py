@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from blip2rt.modeling.blip2 import Blip2
 
+from .parallel import Parallel, here
+
 LABEL_SMOOTHING = 0.1
 
 
@@ -38,7 +40,11 @@ def itc_loss(sim: torch.Tensor, temperature: torch.Tensor, image_ids: torch.Tens
 
 @torch.no_grad()
 def hard_negatives(
-    sim: torch.Tensor, temperature: torch.Tensor, image_ids: torch.Tensor, hardness: float = 1.0
+    sim: torch.Tensor,
+    temperature: torch.Tensor,
+    image_ids: torch.Tensor,
+    hardness: float = 1.0,
+    generator: torch.Generator | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """For each text a wrong image, for each image a wrong text, (B) each: drawn by similarity.
 
@@ -50,8 +56,8 @@ def hard_negatives(
     if bool(same.all(1).any()):
         raise ValueError("a batch for ITM needs at least two images")
     return (
-        torch.multinomial(logits.t().softmax(1), 1).squeeze(1),
-        torch.multinomial(logits.softmax(1), 1).squeeze(1),
+        torch.multinomial(logits.t().softmax(1), 1, generator=generator).squeeze(1),
+        torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1),
     )
 
 
@@ -133,9 +139,19 @@ def query_cosine(query_output: torch.Tensor) -> torch.Tensor:
     return ((unit @ unit.transpose(1, 2)).sum((1, 2)) - count).mean() / (count * (count - 1))
 
 
-def _pairs(images: torch.Tensor, wrong_image: torch.Tensor) -> torch.Tensor:
-    """(B, ...) -> (3B, ...): own image, wrong image, own image."""
-    return torch.cat((images, images[wrong_image], images))
+def _pair_kv(
+    model: Blip2, vision_features: torch.Tensor, vision_kv: list[Any], wrong_image: torch.Tensor, parallel: Parallel
+) -> list[Any]:
+    """Keys and values of (3b) images: own, wrong, own. A wrong image may be of another process; its features come, and
+    what the model makes of them is computed here."""
+    if parallel.world > 1:
+        elsewhere = model.vision_kv(parallel.gather(vision_features)[wrong_image])
+    else:
+        elsewhere = [None if kv is None else (kv[0][wrong_image], kv[1][wrong_image]) for kv in vision_kv]
+    return [
+        None if own is None else tuple(torch.cat((mine, wrong, mine)) for mine, wrong in zip(own, other, strict=True))
+        for own, other in zip(vision_kv, elsewhere, strict=True)
+    ]
 
 
 def stage1_losses(
@@ -145,27 +161,42 @@ def stage1_losses(
     dec_token_id: int,
     itm_weight: float = 1.0,
     hardness: float = 1.0,
+    *,
+    parallel: Parallel | None = None,
+    generator: torch.Generator | None = None,
+    itg_share: float = 1.0,
 ) -> dict[str, torch.Tensor]:
-    """ITC, ITM and ITG of one batch; the image is read once and its keys and values serve all three."""
+    """ITC, ITM and ITG of one batch (b); the image is read once and its keys and values serve all three.
+
+    With several processes ITC contrasts the rows of all and ITM's negatives are drawn from all, the same in each by
+    `generator`. itg_share: tokens here over the mean of the processes and micro-batches, whose losses are averaged:
+    every token then counts alike.
+    """
+    parallel = parallel or here()
     batch = len(text.image_ids)
     vision_kv = model.vision_kv(vision_features)
     query_output, query_kv = model.qformer.encode_image(vision_kv, batch)
     text_embeds = model.text_embeds(text.token_ids, text.text_mask)
-    sim = similarity(model.image_embeds(query_output), text_embeds)
-    itc = itc_loss(sim, model.temperature, text.image_ids)
+    sim = similarity(parallel.gather(model.image_embeds(query_output)), parallel.gather(text_embeds))
+    everyone = TextBatch(
+        parallel.gather_padded(text.token_ids), parallel.gather_padded(text.text_mask), parallel.gather(text.image_ids)
+    )
+    itc = itc_loss(sim, model.temperature, everyone.image_ids)
 
-    wrong_image, wrong_text = hard_negatives(sim, model.temperature, text.image_ids, hardness)
-    own = torch.arange(batch, device=sim.device)
+    own = parallel.own(batch).to(sim.device)
+    wrong_image, wrong_text = (
+        drawn[own] for drawn in hard_negatives(sim, model.temperature, everyone.image_ids, hardness, generator)
+    )
     texts = torch.cat((own, own, wrong_text))
-    pair_kv = [None if kv is None else (_pairs(kv[0], wrong_image), _pairs(kv[1], wrong_image)) for kv in vision_kv]
-    fused = model.qformer.encode_pair(text.token_ids[texts], text.text_mask[texts], pair_kv)
+    pair_kv = _pair_kv(model, vision_features, vision_kv, wrong_image, parallel)
+    fused = model.qformer.encode_pair(everyone.token_ids[texts], everyone.text_mask[texts], pair_kv)
     itm, itm_accuracy = itm_loss(model.itm_head(fused).mean(1).float(), batch)
 
     decoder_ids = text.token_ids.clone()
     decoder_ids[:, 0] = dec_token_id
     hidden = model.qformer.decode_text(decoder_ids, text.text_mask, query_kv)
     states, targets = next_tokens(hidden, decoder_ids, text.text_mask)
-    itg = itg_loss(model.lm_head(states, model.qformer.word_embeddings.weight), targets)
+    itg = itg_share * itg_loss(model.lm_head(states, model.qformer.word_embeddings.weight), targets)
     return {
         "loss": itc + itm_weight * itm + itg,
         "itc": itc.detach(),

@@ -1,7 +1,7 @@
 """The prefix language modelling loss of encoder-decoder LLMs (paper section 3.3).
 
-A text is split in two at random: the first part joins the soft prompt in the LLM's encoder, the second is what its decoder
-learns to say. A question stays whole before its answer. Knows prompts, tokens and the model; nothing about data or steps.
+A text is split in two at random: the first part joins the soft prompt in the LLM's encoder, the second is what its
+decoder learns to say. A question stays whole before its answer. Knows prompts, tokens and the model, no data or steps.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class SplitTexts:
-    """T texts of a batch of images. image (T): whose soft prompt stands before it; encoder_ids and encoder_mask (T, E):
-    what the encoder reads behind the prompt, padded on the right; labels (T, L): what the decoder says, -100 is padding."""
+    """T texts of a batch of images.
+
+    image (T): whose soft prompt stands before it; encoder_ids and encoder_mask (T, E): what the encoder reads behind
+    that prompt, padded on the right; labels (T, L): what the decoder says, -100 where there is padding.
+    """
 
     image: torch.Tensor
     encoder_ids: torch.Tensor

@@ -32,10 +32,17 @@ class TrainSettings:
     """What both stages share."""
 
     out: str = option("", "folder for checkpoints, metrics.jsonl and loss.png; the same folder again resumes")
-    train_table: str = option("", "TSV file: image, caption[, prompt]")
-    dev_table: str = option("", "TSV file of unseen images for evaluation; empty: no evaluation")
+    train_table: str = option("", "images and texts with cached features: .tsv, .csv, .jsonl, COCO .json, a folder")
+    train_data: tuple[dict[str, Any], ...] = option(
+        (),
+        "instead: sources encoded at every step, {path, images, weight} each; the formats of train_table, and shards",
+    )
+    max_bad: int = option(1000, "samples that may be unusable before the training stops; bad_samples.tsv lists them")
+    workers: int = option(2, "processes that read train_data ahead")
+    crop_area: float = option(0.5, "smallest share of an image that a random crop of train_data shows")
+    dev_table: str = option("", "unseen images for evaluation, in any format of train_table; empty: no evaluation")
     images: str = option("", "folder of the images that the tables name")
-    features: str = option("features", "folder for cached vision features")
+    features: str = option("features", "folder for cached vision features and indices of shards")
     cache_features: bool = option(True, "compute the frozen encoder's features once; off: encode at every step")
     views: int = option(6, "augmented views of every image (1: none)")
     vision_source: str = option("timm:tf_efficientnet_lite2", "frozen image encoder: timm:NAME or hf:PATH")
@@ -51,7 +58,8 @@ class TrainSettings:
     dropout: float = option(0.1, "on the Q-Former's text stream; the query stream has none")
     sources: tuple[dict[str, str], ...] = option((), "part, name, licence and origin of every part, for the model card")
     steps: int = option(1000, "optimizer steps in all")
-    batch_size: int = option(64, "samples a step")
+    batch_size: int = option(64, "samples a step, over all processes and micro-batches")
+    accumulate: int = option(1, "micro-batches a step and process; in stage 1 each has negatives of its own only")
     lr: float = option(4e-4, "peak learning rate")
     min_lr: float = option(1e-5, "learning rate at the last step")
     warmup: int = option(100, "steps of linear warm-up")
@@ -59,7 +67,8 @@ class TrainSettings:
     beta1: float = option(0.9, "AdamW")
     beta2: float = option(0.98, "AdamW")
     clip: float = option(1.0, "largest norm of the gradient")
-    precision: str = option("auto", "auto (bf16 where the hardware has it), bf16 or fp32")
+    precision: str = option("auto", "auto (bf16 where the hardware has it), bf16, fp16 or fp32")
+    recompute: bool = option(False, "activation checkpointing: less memory, a third more time")
     compile: bool = option(False, "torch.compile the layers: a minute at the start, then a third less a step")
     seed: int = option(0, "every draw follows from it and the step")
     log_every: int = option(10, "steps between lines of metrics.jsonl")
@@ -105,7 +114,8 @@ def parse(cls: type[T], argv: list[str] | None, description: str) -> T:
     given = vars(parser.parse_args(argv))
     recipe = _read_recipe(given.pop("recipe"), hints)
     values = recipe | {name: value for name, value in given.items() if value is not None}
-    missing = [name for name in ("out", "train_table", "images") if not (values.get(name))]
+    needed = ("out",) if values.get("train_data") else ("out", "train_table", "images")
+    missing = [name for name in needed if not values.get(name)]
     if missing:
         raise OptionError(f"missing: {', '.join(missing)}; give them in the recipe or as --{missing[0]} VALUE")
     return cls(**values)

@@ -5,12 +5,10 @@ The Q-Former learns from a frozen image encoder to extract what text needs: ITC,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
@@ -18,10 +16,13 @@ from blip2rt.modeling.checkpoints import init_from_bert, qformer_tokenizer
 from blip2rt.text import clean_caption
 
 from .cli import run_main
-from .data import Dataset, batches, read_table
+from .data import Dataset
 from .features import FeatureSource
-from .loop import Trainer, compile_layers
+from .feed import Rows, bad_samples, open_feed, seen_features, to_device
+from .loop import Trainer
 from .losses import TextBatch, hard_negatives, itm_loss, query_cosine, similarity, stage1_losses
+from .parallel import here
+from .readers import read_data
 from .retrieval import recall
 from .settings import TrainSettings, option, parse, qformer_config, vision_config
 
@@ -35,13 +36,22 @@ class Stage1Settings(TrainSettings):
     head_lr: float = option(1e-3, "peak learning rate of the projections and heads")
 
 
+@dataclass(frozen=True)
+class Micro:
+    """What the loss of one micro-batch is computed of."""
+
+    images: Rows
+    text: TextBatch
+    share: float  # tokens here over the mean of all micro-batches and processes
+    hardness: float
+
+
 class Stage1:
     """Model, data and the loss of one step."""
 
     def __init__(self, settings: Stage1Settings) -> None:
         self.settings = settings
-        self.data = read_table(settings.train_table, settings.images)
-        self.vision = FeatureSource(self.data.paths, vision_config(settings), settings, settings.views)
+        self.feed = open_feed(settings, here(), texts=1, by_caption=True)
         self.model = build_model(settings)
         self.tokenizer = qformer_tokenizer(self.model.config)
         self.trainer = Trainer(
@@ -49,25 +59,22 @@ class Stage1:
             settings,
             dict.fromkeys(("vision_proj", "text_proj", "itm_head", "lm_head"), settings.head_lr),
         )
-        if settings.compile:
-            compile_layers(self.model.qformer)
+        self.trainer.prepare([self.model.qformer], frozen=[self.model.vision])
         self.dev = Stage1Dev(self, settings) if settings.dev_table else None
 
     def run(self) -> Path:
         return self.trainer.run(self._batches(), self._loss, self.dev.evaluate if self.dev else None)
 
-    def _batches(self) -> Iterator[tuple[int, Any]]:
-        samples = self.data.samples
-        lengths = np.array([len(sample.text.split()) for sample in samples])
-        settings = self.settings
-        for step, chosen in batches(len(samples), settings.batch_size, settings.seed, self.trainer.step, lengths):
-            rows = [samples[i] for i in chosen]
-            images = [row.image for row in rows]
-            features = self.vision.get(images, seed=(self.settings.seed, step)).to(self.trainer.device)
+    def _batches(self) -> Iterator[tuple[int, list[Micro]]]:
+        settings, device = self.settings, self.trainer.device
+        for step, rows in self.feed.rows(self.trainer.step):
             hardness = min(1.0, step / settings.itm_ramp) if settings.itm_ramp else 1.0
-            yield step, (features, self.text_batch([row.text for row in rows], images), hardness)
+            texts = [self.text_batch([group[0].text for group in part.groups], part.image_ids) for part in rows]
+            shares = here().shares([int(text.text_mask[:, 1:].sum()) for text in texts])
+            images = [to_device(part, device) for part in rows]
+            yield step, [Micro(*micro, hardness) for micro in zip(images, texts, shares, strict=True)]
 
-    def text_batch(self, texts: list[str], images: list[int]) -> TextBatch:
+    def text_batch(self, texts: list[str], images: Sequence[int] | torch.Tensor) -> TextBatch:
         """Token ids padded to the longest of the batch."""
         encoded = self.tokenizer(
             [clean_caption(text) for text in texts],
@@ -78,12 +85,19 @@ class Stage1:
         )
         device = self.trainer.device
         ids, mask = encoded["input_ids"].to(device), encoded["attention_mask"].to(device)
-        return TextBatch(ids, mask, torch.tensor(images, device=device))
+        return TextBatch(ids, mask, torch.as_tensor(images, device=device))
 
-    def _loss(self, batch: tuple[torch.Tensor, TextBatch, float]) -> dict[str, torch.Tensor]:
-        features, text, hardness = batch
+    def _loss(self, micro: Micro) -> dict[str, torch.Tensor]:
         return stage1_losses(
-            self.model, features, text, self.tokenizer.bos_token_id, self.settings.itm_weight, hardness
+            self.model,
+            seen_features(self.model, micro.images),
+            micro.text,
+            self.tokenizer.bos_token_id,
+            self.settings.itm_weight,
+            micro.hardness,
+            parallel=here(),
+            generator=self.trainer.generator,
+            itg_share=micro.share,
         )
 
 
@@ -92,8 +106,9 @@ class Stage1Dev:
 
     def __init__(self, stage: Stage1, settings: Stage1Settings) -> None:
         self.stage = stage
-        self.data: Dataset = read_table(settings.dev_table, settings.images)
-        self.vision = FeatureSource(self.data.paths, vision_config(settings), settings, 1)
+        self.data: Dataset = read_data(settings.dev_table, settings.images, bad_samples(settings))
+        with here().main_first():
+            self.vision = FeatureSource(self.data.paths, vision_config(settings), settings, 1)
 
     def evaluate(self) -> dict[str, float]:
         model, samples = self.stage.model, self.data.samples
@@ -145,7 +160,7 @@ def build_model(settings: Stage1Settings) -> Blip2:
         clean_captions=True,
         sources=settings.sources,
     )
-    model = Blip2(config, vision=False)
+    model = Blip2(config, vision=bool(settings.train_data))  # cached features need no encoder
     init_from_bert(model)
     return model.train()
 

@@ -19,12 +19,14 @@ from blip2rt.modeling.checkpoints import init_from_bert, init_from_stage1, load_
 from blip2rt.modeling.llm import LlmConfig, encoder_decoder
 
 from .cli import run_main
-from .data import Sample, batches, read_table
 from .features import FeatureSource
-from .loop import Trainer, compile_layers
+from .feed import Rows, bad_samples, open_feed, seen_features, to_device
+from .loop import Trainer
 from .packing import PackedTexts
+from .parallel import here
 from .prefix_lm import PrefixTexts, SplitTexts, prefix_lm_loss
 from .prompted import Texts, lm_loss
+from .readers import read_data
 from .settings import TrainSettings, option, parse, qformer_config, vision_config
 
 
@@ -78,7 +80,7 @@ def build_model(settings: Stage2Settings) -> Blip2:
         query_offsets=query_offsets,
         sources=settings.sources,
     )
-    model = Blip2(config, vision=False)
+    model = Blip2(config, vision=bool(settings.train_data))  # cached features need no encoder
     assert model.llm is not None
     if not torch.cuda.is_available():
         model.llm.set_attn_implementation("eager")  # type: ignore[operator]  # faster than sdpa's backward on CPUs
@@ -91,14 +93,21 @@ def build_model(settings: Stage2Settings) -> Blip2:
     return model.train()
 
 
+@dataclass(frozen=True)
+class Micro:
+    """What the loss of one micro-batch is computed of."""
+
+    images: Rows
+    texts: PackedTexts | SplitTexts
+    share: float  # learned tokens here over the mean of all micro-batches and processes
+
+
 class Stage2:
     """Model, data and the loss of one step."""
 
     def __init__(self, settings: Stage2Settings) -> None:
         self.settings = settings
-        self.data = read_table(settings.train_table, settings.images)
-        self.groups = self.data.by_image()
-        self.vision = FeatureSource(self.data.paths, vision_config(settings), settings, settings.views)
+        self.feed = open_feed(settings, here(), settings.texts_per_image, by_caption=False)
         self.model = build_model(settings)
         assert self.model.config.llm is not None
         if self.model.config.qformer.queries != settings.queries:
@@ -114,28 +123,24 @@ class Stage2:
         )
         self.trainer = Trainer(self.model, settings, {"projection": settings.projection_lr})
         assert self.model.llm is not None
-        self.model.llm.to(self.trainer.dtype)  # frozen: no master weights, and autocast would cast them at every step
-        if settings.compile:
-            compile_layers(self.model.llm, self.model.qformer)
+        self.trainer.prepare([self.model.llm, self.model.qformer], frozen=[self.model.llm, self.model.vision])
         self.dev = Stage2Dev(self, settings) if settings.dev_table else None
 
     def run(self) -> Path:
         return self.trainer.run(self._batches(), self._loss, self.dev.evaluate if self.dev else None)
 
-    def _loss(self, batch: tuple[torch.Tensor, PackedTexts | SplitTexts]) -> dict[str, torch.Tensor]:
-        return self.lm_loss(self.model, *batch)
+    def _loss(self, micro: Micro) -> dict[str, torch.Tensor]:
+        losses = self.lm_loss(self.model, seen_features(self.model, micro.images), micro.texts)
+        return losses | {"loss": micro.share * losses["loss"]}
 
-    def _batches(self) -> Iterator[tuple[int, Any]]:
-        settings = self.settings
-        for step, chosen in batches(len(self.groups), settings.batch_size, settings.seed, self.trainer.step):
-            rng = np.random.default_rng((settings.seed, step, 1))
-            groups = [self._draw(self.groups[image], rng) for image in chosen]
-            features = self.vision.get(chosen.tolist(), seed=(settings.seed, step)).to(self.trainer.device)
-            yield step, (features, self.texts.packed(groups, self.trainer.device, rng))
-
-    def _draw(self, samples: list[Sample], rng: np.random.Generator) -> list[Sample]:
-        order = rng.permutation(len(samples))[: self.settings.texts_per_image]
-        return [samples[i] for i in order]
+    def _batches(self) -> Iterator[tuple[int, list[Micro]]]:
+        device = self.trainer.device
+        for step, rows in self.feed.rows(self.trainer.step):
+            rng = np.random.default_rng((self.settings.seed, step, 2, here().rank))
+            texts = [self.texts.packed(part.groups, device, rng) for part in rows]
+            shares = here().shares([len(packed.target) for packed in texts])
+            images = [to_device(part, device) for part in rows]
+            yield step, [Micro(*micro) for micro in zip(images, texts, shares, strict=True)]
 
 
 class Stage2Dev:
@@ -143,9 +148,10 @@ class Stage2Dev:
 
     def __init__(self, stage: Stage2, settings: Stage2Settings, count: int = 500) -> None:
         self.stage = stage
-        data = read_table(settings.dev_table, settings.images)
+        data = read_data(settings.dev_table, settings.images, bad_samples(settings))
         self.groups = data.by_image()[:count]
-        self.vision = FeatureSource(data.paths, vision_config(settings), settings, 1)
+        with here().main_first():
+            self.vision = FeatureSource(data.paths, vision_config(settings), settings, 1)
 
     def evaluate(self) -> dict[str, float]:
         total, count = 0.0, 0
