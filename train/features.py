@@ -107,6 +107,8 @@ def cached_features(paths: list[Path], config: VisionConfig, folder: str | Path,
 @torch.no_grad()
 def _compute(encoder: VisionEncoder, paths: list[Path], config: VisionConfig, view: int, file: Path) -> None:
     """Fill one view's file; it gets its name when it is whole."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder.to(device)
     partial = file.with_suffix(".partial")
     shape = (len(paths), config.positions, config.features)
     out = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
@@ -114,10 +116,10 @@ def _compute(encoder: VisionEncoder, paths: list[Path], config: VisionConfig, vi
     with tqdm(total=len(paths), desc=f"features, view {view}", unit="img") as bar:
         done = 0
         for pixels in loader:
-            pixels = pixels.to(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16):
+            pixels = pixels.to(device, memory_format=torch.channels_last)
+            with torch.autocast(device, torch.bfloat16):
                 features = encoder(pixels)
-            out[done : done + len(pixels)] = features.float().numpy()
+            out[done : done + len(pixels)] = features.float().cpu().numpy()
             done += len(pixels)
             bar.update(len(pixels))
     out.flush()

@@ -185,7 +185,7 @@ class Trainer:
             group["lr"] = learning_rate(step, group["peak"], self.settings)
         losses = backward()
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.trained, self.settings.clip)
+        norm = nn.utils.clip_grad_norm_(self.trained, self.settings.clip or math.inf)
         self.scaler.step(self.optimizer)  # without fp16 it does nothing else than the optimizer's
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.blip2 import Blip2
 
 from .parallel import Parallel, here
@@ -54,7 +55,10 @@ def hard_negatives(
     same = image_ids[:, None] == image_ids[None, :]
     logits = (hardness * sim.float() / temperature).masked_fill(same, float("-inf"))
     if bool(same.all(1).any()):
-        raise ValueError("a batch for ITM needs at least two images")
+        raise Blip2rtError(
+            "all texts of a micro-batch of stage 1 are of one image, and none is wrong; give more images, a "
+            "larger batch_size or a smaller accumulate"
+        )
     return (
         torch.multinomial(logits.t().softmax(1), 1, generator=generator).squeeze(1),
         torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1),

@@ -17,6 +17,7 @@ from blip2rt.text import clean_caption
 
 from .cli import run_main
 from .data import Dataset
+from .dry_run import dry_run
 from .features import FeatureSource
 from .feed import Rows, bad_samples, open_feed, seen_features, to_device
 from .loop import Trainer
@@ -147,10 +148,9 @@ class Stage1Dev:
         return float(itm_loss(torch.cat(logits).float(), len(rows))[1])
 
 
-def build_model(settings: Stage1Settings) -> Blip2:
-    """A stage-1 model, initialised from BERT; the image encoder stays with the feature source."""
-    torch.manual_seed(settings.seed)
-    config = Blip2Config(
+def model_config(settings: Stage1Settings) -> Blip2Config:
+    """The stage-1 model that the settings describe."""
+    return Blip2Config(
         stage=1,
         vision=vision_config(settings),
         qformer=qformer_config(settings, text_branch=True),
@@ -158,15 +158,26 @@ def build_model(settings: Stage1Settings) -> Blip2:
         embed_dim=settings.embed_dim,
         max_text_length=settings.max_text_length,
         clean_captions=True,
+        learned_positions=settings.learned_positions,
         sources=settings.sources,
     )
+
+
+def build_model(settings: Stage1Settings) -> Blip2:
+    """A stage-1 model, initialised from BERT; of cached features the image encoder stays with their source."""
+    torch.manual_seed(settings.seed)
+    config = model_config(settings)
     model = Blip2(config, vision=bool(settings.train_data))  # cached features need no encoder
     init_from_bert(model)
     return model.train()
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_main(lambda: print(Stage1(parse(Stage1Settings, argv, __doc__ or "")).run()))
+    def work() -> object:
+        settings = parse(Stage1Settings, argv, __doc__ or "")
+        return dry_run(settings, model_config) if settings.dry_run else Stage1(settings).run()
+
+    return run_main(lambda: print(work()))
 
 
 if __name__ == "__main__":

