@@ -158,11 +158,13 @@ def test_frozen_head_loss_is_cross_entropy_with_its_gradient(bias: bool, softcap
     head = torch.nn.Linear(16, 50, bias=bias).requires_grad_(False)
     hidden = torch.randn(300, 16, requires_grad=True)  # more rows than are computed at once
     targets = torch.randint(0, 50, (300,))
-    loss = frozen_head_loss(hidden, head, targets, softcap)
+    weights, temperatures = torch.randn(300), 0.5 + torch.rand(300)
+    loss = frozen_head_loss(hidden, head, targets, weights, temperatures, softcap)
     (gradient,) = torch.autograd.grad(3 * loss, hidden)
     logits = head(hidden)
     logits = softcap * torch.tanh(logits / softcap) if softcap else logits
-    expected = torch.nn.functional.cross_entropy(logits, targets)
+    logits = logits / temperatures[:, None]
+    expected = (weights * torch.nn.functional.cross_entropy(logits, targets, reduction="none")).mean()
     (expected_gradient,) = torch.autograd.grad(3 * expected, hidden)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(gradient, expected_gradient)

@@ -90,6 +90,8 @@ class _FrozenHeadLoss(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         targets: torch.Tensor,
+        weights: torch.Tensor,
+        temperatures: torch.Tensor,
         softcap: float,
     ) -> torch.Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
@@ -99,12 +101,13 @@ class _FrozenHeadLoss(torch.autograd.Function):
             logits = F.linear(hidden[rows].to(weight.dtype), weight, bias).float()
             if softcap:
                 logits = softcap * torch.tanh(logits / softcap)
-            target = targets[rows, None]
-            norm = logits.logsumexp(1, keepdim=True)
-            total += (norm - logits.gather(1, target)).sum()
+            target, counts, warmth = targets[rows, None], weights[rows, None], temperatures[rows, None]
+            warm = logits / warmth
+            norm = warm.logsumexp(1, keepdim=True)
+            total += (counts * (norm - warm.gather(1, target))).sum()
             if not ctx.needs_input_grad[0]:
                 continue
-            slope = (logits - norm).exp_().scatter_add_(1, target, -torch.ones_like(norm))
+            slope = (warm - norm).exp_().scatter_add_(1, target, -torch.ones_like(norm)).mul_(counts / warmth)
             if softcap:
                 slope *= 1 - (logits / softcap) ** 2
             gradient[rows] = slope.to(weight.dtype) @ weight
@@ -114,15 +117,23 @@ class _FrozenHeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream[0], None, None, None, None
+        return gradient * upstream[0], None, None, None, None, None, None
 
 
 def frozen_head_loss(
-    hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor, softcap: float = 0.0
+    hidden: torch.Tensor,
+    head: torch.nn.Linear,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    temperatures: torch.Tensor,
+    softcap: float = 0.0,
 ) -> torch.Tensor:
-    """Mean next-token cross-entropy of hidden (M, D) behind a frozen `head`, for targets (M); logits are
-    softcapped where softcap is not 0 (`cap * tanh(logits / cap)`)."""
-    loss: torch.Tensor = _FrozenHeadLoss.apply(hidden, head.weight, head.bias, targets, softcap)
+    """Mean over M tokens of weights (M) times next-token cross-entropy, of hidden (M, D) behind a frozen `head`, for
+    targets (M); logits are softcapped where softcap is not 0 (`cap * tanh(logits / cap)`), then divided by
+    temperatures (M)."""
+    loss: torch.Tensor = _FrozenHeadLoss.apply(
+        hidden, head.weight, head.bias, targets, weights, temperatures, softcap
+    )
     return loss
 
 

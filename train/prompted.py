@@ -27,17 +27,17 @@ class Texts:
     def tokens(self, sample: Sample) -> Tokens:
         prompt = self.config.ask_prompt.format(sample.prompt) if sample.prompt else self.config.caption_prompt
         text = clean_caption(sample.text)
-        given = self._encode(prompt)
-        learned = self._encode(f" {text}" if prompt else text)
+        given = self.encode(prompt)
+        learned = self.encode(f" {text}" if prompt else text)
         kept = (given + learned)[: self.max_tokens - 1]
         return Tokens([*kept, self.end], len(given))
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False) if text else []
 
-    def packed(self, groups: list[list[Sample]], device: torch.device) -> PackedTexts:
+    def packed(self, groups: list[list[Tokens]], device: torch.device) -> PackedTexts:
         """The texts of each image behind its soft prompt."""
-        texts = pack([[self.tokens(sample) for sample in group] for group in groups], self.queries, self.end)
+        texts = pack(groups, self.queries, self.end)
         return PackedTexts(*(value.to(device) for value in vars(texts).values()))
 
 
@@ -55,5 +55,6 @@ def lm_loss(model: Blip2, vision_features: torch.Tensor, texts: PackedTexts) -> 
     ).last_hidden_state
     head = model.llm.get_output_embeddings()  # type: ignore[operator]
     softcap = getattr(model.llm.config, "final_logit_softcapping", None) or 0.0
-    loss = frozen_head_loss(hidden.flatten(0, 1)[texts.source], head, texts.target, softcap)
+    states = hidden.flatten(0, 1)[texts.source]
+    loss = frozen_head_loss(states, head, texts.target, texts.weight, texts.temperature, softcap)
     return {"loss": loss, "query_cosine": query_cosine(query_output)}

