@@ -64,6 +64,29 @@ def itm_loss(logits: torch.Tensor, positives: int) -> tuple[torch.Tensor, torch.
     return F.cross_entropy(logits, labels), accuracy.detach()
 
 
+@dataclass(frozen=True)
+class ItmOptions:
+    """How ITM is learned. A pair that is seen several times is learned by heart, and ITM is the one loss that can: so it
+    may see a part of the image and of the text only, another one at every step."""
+
+    weight: float = 1.0  # beside ITC and ITG
+    hardness: float = 1.0  # of the negatives, see hard_negatives
+    hidden_positions: float = 0.0  # share of the image's positions that are left out
+    hidden_words: float = 0.0  # share of the text's tokens that are replaced by `mask_token_id`
+    mask_token_id: int = 0
+
+    def seen(self, count: int, device: torch.device) -> torch.Tensor:
+        """Indices of the image positions that stay, of `count`."""
+        return torch.randperm(count, device=device)[: count - int(self.hidden_positions * count)]
+
+    def hide_words(self, token_ids: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
+        """token_ids (B, T) with [MASK] for some; [CLS], [SEP] and padding stay."""
+        hidden = (torch.rand(token_ids.shape, device=token_ids.device) < self.hidden_words) & text_mask.bool()
+        hidden[:, 0] = False
+        hidden.scatter_(1, text_mask.sum(1, keepdim=True) - 1, False)
+        return token_ids.masked_fill(hidden, self.mask_token_id)
+
+
 def next_tokens(
     hidden: torch.Tensor, token_ids: torch.Tensor, text_mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -144,18 +167,14 @@ def query_cosine(query_output: torch.Tensor) -> torch.Tensor:
     return ((unit @ unit.transpose(1, 2)).sum((1, 2)) - count).mean() / (count * (count - 1))
 
 
-def _pairs(images: torch.Tensor, wrong_image: torch.Tensor) -> torch.Tensor:
-    """(B, ...) -> (3B, ...): own image, wrong image, own image."""
+def _pairs(images: torch.Tensor, wrong_image: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Keys or values (B, h, N, d) -> (3B, h, n, d): own image, wrong image, own image; n positions are seen."""
+    images = images if len(seen) == images.shape[2] else images[:, :, seen]
     return torch.cat((images, images[wrong_image], images))
 
 
 def stage1_losses(
-    model: Blip2,
-    vision_features: torch.Tensor,
-    text: TextBatch,
-    dec_token_id: int,
-    itm_weight: float = 1.0,
-    hardness: float = 1.0,
+    model: Blip2, vision_features: torch.Tensor, text: TextBatch, dec_token_id: int, itm_options: ItmOptions
 ) -> dict[str, torch.Tensor]:
     """ITC, ITM and ITG of one batch; the image is read once and its keys and values serve all three."""
     batch = len(text.image_ids)
@@ -165,11 +184,16 @@ def stage1_losses(
     sim = similarity(model.image_embeds(query_output), text_embeds)
     itc = itc_loss(sim, model.temperature, text.image_ids)
 
-    wrong_image, wrong_text = hard_negatives(sim, model.temperature, text.image_ids, hardness)
+    wrong_image, wrong_text = hard_negatives(sim, model.temperature, text.image_ids, itm_options.hardness)
     own = torch.arange(batch, device=sim.device)
     texts = torch.cat((own, own, wrong_text))
-    pair_kv = [None if kv is None else (_pairs(kv[0], wrong_image), _pairs(kv[1], wrong_image)) for kv in vision_kv]
-    fused = model.qformer.encode_pair(text.token_ids[texts], text.text_mask[texts], pair_kv)
+    seen = itm_options.seen(vision_features.shape[1], sim.device)
+    pair_kv = [
+        None if kv is None else (_pairs(kv[0], wrong_image, seen), _pairs(kv[1], wrong_image, seen))
+        for kv in vision_kv
+    ]
+    token_ids = itm_options.hide_words(text.token_ids[texts], text.text_mask[texts])
+    fused = model.qformer.encode_pair(token_ids, text.text_mask[texts], pair_kv)
     itm, itm_accuracy = itm_loss(model.itm_head(fused).mean(1).float(), batch)
 
     decoder_ids = text.token_ids.clone()
@@ -178,7 +202,7 @@ def stage1_losses(
     states, targets = next_tokens(hidden, decoder_ids, text.text_mask)
     itg = itg_loss(model.lm_head(states, model.qformer.word_embeddings.weight), targets)
     return {
-        "loss": itc + itm_weight * itm + itg,
+        "loss": itc + itm_options.weight * itm + itg,
         "itc": itc.detach(),
         "itm": itm.detach(),
         "itg": itg.detach(),

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
-from blip2rt.modeling.checkpoints import init_from_bert, qformer_tokenizer
+from blip2rt.modeling.checkpoints import init_from_bert, load_weights, locate, qformer_tokenizer
 from blip2rt.text import clean_caption
 
 from .cli import run_main
 from .data import Dataset, batches, read_table
 from .features import FeatureSource
 from .loop import Trainer, compile_layers
-from .losses import TextBatch, hard_negatives, itm_loss, query_cosine, similarity, stage1_losses
+from .losses import ItmOptions, TextBatch, hard_negatives, itm_loss, query_cosine, similarity, stage1_losses
 from .retrieval import recall
 from .settings import TrainSettings, option, parse, qformer_config, vision_config
 
@@ -32,6 +32,9 @@ class Stage1Settings(TrainSettings):
     max_text_length: int = option(32, "tokens of a caption, [CLS] and [SEP] included")
     itm_weight: float = option(1.0, "weight of ITM beside ITC and ITG (the paper has 1)")
     itm_ramp: int = option(0, "steps over which ITM's negatives go from random to drawn by similarity")
+    itm_hidden_positions: float = option(0.0, "share of the image's positions that ITM does not see, drawn every step")
+    itm_hidden_words: float = option(0.0, "share of a text's tokens that ITM sees as [MASK], drawn every step")
+    start: str = option("", "stage-1 checkpoint to go on from with other settings, in place of BERT")
     head_lr: float = option(1e-3, "peak learning rate of the projections and heads")
 
 
@@ -65,7 +68,14 @@ class Stage1:
             images = [row.image for row in rows]
             features = self.vision.get(images, seed=(self.settings.seed, step)).to(self.trainer.device)
             hardness = min(1.0, step / settings.itm_ramp) if settings.itm_ramp else 1.0
-            yield step, (features, self.text_batch([row.text for row in rows], images), hardness)
+            itm = ItmOptions(
+                settings.itm_weight,
+                hardness,
+                settings.itm_hidden_positions,
+                settings.itm_hidden_words,
+                self.tokenizer.mask_token_id,
+            )
+            yield step, (features, self.text_batch([row.text for row in rows], images), itm)
 
     def text_batch(self, texts: list[str], images: list[int]) -> TextBatch:
         """Token ids padded to the longest of the batch."""
@@ -80,11 +90,9 @@ class Stage1:
         ids, mask = encoded["input_ids"].to(device), encoded["attention_mask"].to(device)
         return TextBatch(ids, mask, torch.tensor(images, device=device))
 
-    def _loss(self, batch: tuple[torch.Tensor, TextBatch, float]) -> dict[str, torch.Tensor]:
-        features, text, hardness = batch
-        return stage1_losses(
-            self.model, features, text, self.tokenizer.bos_token_id, self.settings.itm_weight, hardness
-        )
+    def _loss(self, batch: tuple[torch.Tensor, TextBatch, ItmOptions]) -> dict[str, torch.Tensor]:
+        features, text, itm = batch
+        return stage1_losses(self.model, features, text, self.tokenizer.bos_token_id, itm)
 
 
 class Stage1Dev:
@@ -146,7 +154,10 @@ def build_model(settings: Stage1Settings) -> Blip2:
         sources=settings.sources,
     )
     model = Blip2(config, vision=False)
-    init_from_bert(model)
+    if settings.start:
+        load_weights(model, locate(settings.start))
+    else:
+        init_from_bert(model)
     return model.train()
 
 
