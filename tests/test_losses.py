@@ -18,6 +18,7 @@ from train.losses import (
     hard_negatives,
     itc_loss,
     itg_loss,
+    kept_positions,
     next_tokens,
     query_cosine,
     similarity,
@@ -146,7 +147,7 @@ def test_gradients_reach_every_trained_tensor(model: Blip2) -> None:
 
 def test_itm_sees_another_part_of_image_and_text_each_time(model: Blip2) -> None:
     options = ItmOptions(hidden_positions=0.5, hidden_words=0.5, mask_token_id=59)
-    seen = options.seen(20, torch.device("cpu"))
+    seen = kept_positions(20, 0.5, torch.device("cpu"))
     assert len(seen.unique()) == 10 and seen.max() < 20
     text = text_batch()
     ids, mask = text.token_ids.repeat(200, 1), text.text_mask.repeat(200, 1)

@@ -64,6 +64,11 @@ def itm_loss(logits: torch.Tensor, positives: int) -> tuple[torch.Tensor, torch.
     return F.cross_entropy(logits, labels), accuracy.detach()
 
 
+def kept_positions(count: int, hidden: float, device: torch.device) -> torch.Tensor:
+    """Indices of `count` image positions but for a random share of them, `hidden`."""
+    return torch.randperm(count, device=device)[: count - int(hidden * count)]
+
+
 @dataclass(frozen=True)
 class ItmOptions:
     """How ITM is learned. A pair that is seen several times is learned by heart, and ITM is the one loss that can: so it
@@ -74,10 +79,6 @@ class ItmOptions:
     hidden_positions: float = 0.0  # share of the image's positions that are left out
     hidden_words: float = 0.0  # share of the text's tokens that are replaced by `mask_token_id`
     mask_token_id: int = 0
-
-    def seen(self, count: int, device: torch.device) -> torch.Tensor:
-        """Indices of the image positions that stay, of `count`."""
-        return torch.randperm(count, device=device)[: count - int(self.hidden_positions * count)]
 
     def hide_words(self, token_ids: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
         """token_ids (B, T) with [MASK] for some; [CLS], [SEP] and padding stay."""
@@ -154,9 +155,7 @@ def frozen_head_loss(
     """Mean over M tokens of weights (M) times next-token cross-entropy, of hidden (M, D) behind a frozen `head`, for
     targets (M); logits are softcapped where softcap is not 0 (`cap * tanh(logits / cap)`), then divided by
     temperatures (M)."""
-    loss: torch.Tensor = _FrozenHeadLoss.apply(
-        hidden, head.weight, head.bias, targets, weights, temperatures, softcap
-    )
+    loss: torch.Tensor = _FrozenHeadLoss.apply(hidden, head.weight, head.bias, targets, weights, temperatures, softcap)
     return loss
 
 
@@ -187,10 +186,9 @@ def stage1_losses(
     wrong_image, wrong_text = hard_negatives(sim, model.temperature, text.image_ids, itm_options.hardness)
     own = torch.arange(batch, device=sim.device)
     texts = torch.cat((own, own, wrong_text))
-    seen = itm_options.seen(vision_features.shape[1], sim.device)
+    seen = kept_positions(vision_features.shape[1], itm_options.hidden_positions, sim.device)
     pair_kv = [
-        None if kv is None else (_pairs(kv[0], wrong_image, seen), _pairs(kv[1], wrong_image, seen))
-        for kv in vision_kv
+        None if kv is None else (_pairs(kv[0], wrong_image, seen), _pairs(kv[1], wrong_image, seen)) for kv in vision_kv
     ]
     token_ids = itm_options.hide_words(text.token_ids[texts], text.text_mask[texts])
     fused = model.qformer.encode_pair(token_ids, text.text_mask[texts], pair_kv)

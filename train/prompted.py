@@ -12,7 +12,7 @@ from blip2rt.modeling.llm import LlmConfig, end_token_id, load_tokenizer
 from blip2rt.text import clean_caption
 
 from .data import Sample
-from .losses import frozen_head_loss, query_cosine
+from .losses import frozen_head_loss, kept_positions, query_cosine
 from .packing import PackedTexts, Tokens, pack
 
 
@@ -41,10 +41,17 @@ class Texts:
         return PackedTexts(*(value.to(device) for value in vars(texts).values()))
 
 
-def lm_loss(model: Blip2, vision_features: torch.Tensor, texts: PackedTexts) -> dict[str, torch.Tensor]:
-    """Next-token cross-entropy of the packed texts behind the images' soft prompts."""
+def lm_loss(
+    model: Blip2, vision_features: torch.Tensor, texts: PackedTexts, hidden_positions: float = 0.0
+) -> dict[str, torch.Tensor]:
+    """Next-token cross-entropy of the packed texts behind the images' soft prompts; `hidden_positions`: so large a share
+    of the image's positions is left out, another one every time."""
     assert model.llm is not None
-    query_output = model.query_output(vision_features)
+    vision_kv = model.vision_kv(vision_features)
+    if hidden_positions:
+        seen = kept_positions(vision_features.shape[1], hidden_positions, vision_features.device)
+        vision_kv = [None if kv is None else (kv[0][:, :, seen], kv[1][:, :, seen]) for kv in vision_kv]
+    query_output = model.qformer.encode_image(vision_kv, len(vision_features))[0]
     token_embeds = model.llm.get_input_embeddings()(texts.token_ids)  # type: ignore[operator]
     prefix = model.prefix_embeds(query_output).to(token_embeds.dtype)
     hidden = model.llm.base_model(  # type: ignore[operator]

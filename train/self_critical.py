@@ -47,7 +47,10 @@ class SelfCritical:
         advantages = (rewards - rewards.mean(1, keepdim=True)) * self.samples / (self.samples - 1)
         given = len(self.prompt)
         tokens = [
-            [Tokens(self.prompt + ids, given, weight, self.temperature) for ids, weight in zip(row, weights, strict=True)]
+            [
+                Tokens(self.prompt + ids, given, weight, self.temperature)
+                for ids, weight in zip(row, weights, strict=True)
+            ]
             + [self.texts.tokens(sample) for sample in group if sample.prompt]
             for row, weights, group in zip(sampled, advantages.tolist(), groups, strict=True)
         ]
@@ -123,4 +126,3 @@ def mean_cider(groups: list[list[Sample]], captions: list[str]) -> float:
 
 def _references(groups: list[list[Sample]]) -> list[list[str]]:
     return [[f"{tokenize(sample.text)} {_END}" for sample in group if not sample.prompt] for group in groups]
-

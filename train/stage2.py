@@ -46,6 +46,7 @@ class Stage2Settings(TrainSettings):
     ask_prompt: str = option("Question: {} Answer:", "given before every answer")
     max_text_tokens: int = option(40, "tokens of one text, prompt and end included")
     texts_per_image: int = option(6, "texts drawn of each image and packed behind one soft prompt")
+    hidden_positions: float = option(0.0, "share of the image's positions that training does not see, drawn every step")
     projection_lr: float = option(1e-3, "peak learning rate of the projection")
 
 
@@ -123,14 +124,14 @@ class Stage2:
         images, features, groups = batch
         if self.self_critical:
             return self.self_critical.loss(images, features, groups)
-        return self.likelihood(features, groups)[0]
+        return self.likelihood(features, groups, self.settings.hidden_positions)[0]
 
     def likelihood(
-        self, features: torch.Tensor, groups: list[list[Sample]]
+        self, features: torch.Tensor, groups: list[list[Sample]], hidden_positions: float = 0.0
     ) -> tuple[dict[str, torch.Tensor], PackedTexts]:
         """LM loss of each image's samples behind its features (B, N, C)."""
         texts = self.texts.packed([[self.texts.tokens(s) for s in group] for group in groups], self.trainer.device)
-        return lm_loss(self.model, features, texts), texts
+        return lm_loss(self.model, features, texts, hidden_positions), texts
 
     def _batches(self) -> Iterator[tuple[int, Any]]:
         settings = self.settings
