@@ -146,12 +146,12 @@ def test_gradients_reach_every_trained_tensor(model: Blip2) -> None:
 
 
 def test_itm_sees_another_part_of_image_and_text_each_time(model: Blip2) -> None:
-    options = ItmOptions(hidden_positions=0.5, hidden_words=0.5, mask_token_id=59)
+    options = ItmOptions(hidden_positions=0.5, hidden_words=0.5, mask_token_id=60)
     seen = kept_positions(20, 0.5, torch.device("cpu"))
     assert len(seen.unique()) == 10 and seen.max() < 20
     text = text_batch()
     ids, mask = text.token_ids.repeat(200, 1), text.text_mask.repeat(200, 1)
-    hidden = options.hide_words(ids, mask) == 59
+    hidden = options.hide_words(ids, mask) == 60
     last = mask.sum(1) - 1
     assert not hidden[:, 0].any() and not hidden[range(len(ids)), last].any() and not (hidden & (mask == 0)).any()
     words = mask.sum() - 2 * len(ids)

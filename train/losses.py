@@ -71,8 +71,8 @@ def kept_positions(count: int, hidden: float, device: torch.device) -> torch.Ten
 
 @dataclass(frozen=True)
 class ItmOptions:
-    """How ITM is learned. A pair that is seen several times is learned by heart, and ITM is the one loss that can: so it
-    may see a part of the image and of the text only, another one at every step."""
+    """How ITM is learned. A pair that comes again is learned by heart, and ITM can do that: so it may see a part only
+    of the image and of the text, another one at every step."""
 
     weight: float = 1.0  # beside ITC and ITG
     hardness: float = 1.0  # of the negatives, see hard_negatives

@@ -14,8 +14,8 @@ import torch
 
 @dataclass(frozen=True)
 class Tokens:
-    """One text: token ids, of which the first `prompt` are given and not learned; the others weigh `weight` each, in a softmax
-    of `temperature`."""
+    """One text: token ids, of which the first `prompt` are given and not learned; the others weigh `weight` each, in a
+    softmax of `temperature`."""
 
     ids: list[int]
     prompt: int = 0
@@ -29,8 +29,8 @@ class PackedTexts:
 
     token_ids (B, L); position_ids (B, P + L); mask (B, 1, P + L, P + L), 0 where a row may look, the smallest float
     elsewhere (a bool mask would be added as numbers by eager attention); source (M): flat index into (B * (P + L)) of
-    the position that predicts each learned token; target (M): those tokens; weight (M): what their losses count; temperature (M):
-    of the softmax that gives their losses.
+    the position that predicts each learned token; target (M): those tokens; weight (M): what their losses count;
+    temperature (M): of the softmax that gives their losses.
     """
 
     token_ids: torch.Tensor

@@ -44,8 +44,8 @@ class Texts:
 def lm_loss(
     model: Blip2, vision_features: torch.Tensor, texts: PackedTexts, hidden_positions: float = 0.0
 ) -> dict[str, torch.Tensor]:
-    """Next-token cross-entropy of the packed texts behind the images' soft prompts; `hidden_positions`: so large a share
-    of the image's positions is left out, another one every time."""
+    """Next-token cross-entropy of the packed texts behind the images' soft prompts; `hidden_positions`: the share of
+    the image's positions that is left out, another one every time."""
     assert model.llm is not None
     vision_kv = model.vision_kv(vision_features)
     if hidden_positions:
