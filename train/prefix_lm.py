@@ -20,6 +20,7 @@ from blip2rt.text import clean_caption
 
 from .data import Sample
 from .losses import query_cosine
+from .prompted import part_seen
 
 IGNORED = -100
 
@@ -94,10 +95,13 @@ def _pad(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-def prefix_lm_loss(model: Blip2, vision_features: torch.Tensor, texts: SplitTexts) -> dict[str, torch.Tensor]:
-    """Mean cross-entropy of the decoder's tokens, given soft prompt and first part in the encoder."""
+def prefix_lm_loss(
+    model: Blip2, vision_features: torch.Tensor, texts: SplitTexts, hidden_positions: float = 0.0
+) -> dict[str, torch.Tensor]:
+    """Mean cross-entropy of the decoder's tokens, given soft prompt and first part in the encoder; `hidden_positions`:
+    the share of the image's positions that is left out."""
     llm: Any = model.llm
-    query_output = model.query_output(vision_features)
+    query_output = part_seen(model, vision_features, hidden_positions)
     token_embeds = llm.get_input_embeddings()(texts.encoder_ids)
     prefix = model.prefix_embeds(query_output).to(token_embeds.dtype)[texts.image]
     logits = llm(

