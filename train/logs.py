@@ -50,7 +50,7 @@ class Log:
 
     def plot(self) -> None:
         """loss.png from metrics.jsonl."""
-        if self.main:
+        if self.main and (self.out / "metrics.jsonl").exists():  # the first line may come after the first checkpoint
             plot_losses(self.out)
 
 

@@ -152,27 +152,27 @@ class Trainer:
         window: list[dict[str, float]] = []
         started = waiting = time.perf_counter()
         waited = 0.0
-        for step, micros in batches:
-            if step >= settings.steps:
-                break
-            waited += time.perf_counter() - waiting
-            metrics = self._step(step, partial(self._backward, step_module, micros))
-            window.append(metrics)
-            self.step = step + 1
-            bar.update()
-            bar.set_postfix(loss=f"{metrics['loss']:.3f}")
-            last = self.step == settings.steps
-            if self.step % settings.log_every == 0 or last:
-                self._log_window(window, time.perf_counter() - started, waited)
-                window.clear()
-                started, waited = time.perf_counter(), 0.0
-            if evaluate and (self.step % settings.eval_every == 0 or last):
-                self._evaluate(evaluate, bar)
-                started = time.perf_counter()
-            if self.step % settings.save_every == 0 or last:
-                self._save()
-            waiting = time.perf_counter()
-        bar.close()
+        with bar:  # an error has a line of its own
+            for step, micros in batches:
+                if step >= settings.steps:
+                    break
+                waited += time.perf_counter() - waiting
+                metrics = self._step(step, partial(self._backward, step_module, micros))
+                window.append(metrics)
+                self.step = step + 1
+                bar.update()
+                bar.set_postfix(loss=f"{metrics['loss']:.3f}")
+                last = self.step == settings.steps
+                if self.step % settings.log_every == 0 or last:
+                    self._log_window(window, time.perf_counter() - started, waited)
+                    window.clear()
+                    started, waited = time.perf_counter(), 0.0
+                if evaluate and (self.step % settings.eval_every == 0 or last):
+                    self._evaluate(evaluate, bar)
+                    started = time.perf_counter()
+                if self.step % settings.save_every == 0 or last:
+                    self._save()
+                waiting = time.perf_counter()
         return list_checkpoints(self.out)[-1]
 
     def _step(self, step: int, backward: Callable[[], Losses]) -> dict[str, float]:
