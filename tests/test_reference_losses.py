@@ -51,7 +51,10 @@ def build(stage: int, paper: bool, llm: str = "") -> Blip2:
         query_offsets=not paper,
     )
     model = Blip2(config, vision=False)
-    return shake(model).train()  # the frozen LLM's weights too
+    shake(model).train()  # the frozen LLM's weights too
+    if stage == 1:  # a temperature near 0 makes losses too large for 1e-5
+        torch.nn.init.constant_(model.temperature, random.uniform(0.05, 0.1))
+    return model
 
 
 def batch(rng: np.random.Generator) -> tuple[torch.Tensor, list[np.ndarray], TextBatch]:
