@@ -82,6 +82,24 @@ def test_stage2_goes_on_from_a_checkpoint_of_its_own(parts: tuple[Path, list[str
     assert_equal(stage2.Stage2(parse(stage2.Stage2Settings, arguments, "")).model.trained_state(), weights(first))
 
 
+def test_stage2_learns_from_the_cider_of_its_own_samples(parts: tuple[Path, list[str]], stage1_run: Path) -> None:
+    first, out = parts[0] / "likelihood", parts[0] / "cider"
+    settings = stage2_settings(parts, stage1_run)
+    assert stage2.main([*settings, "--out", str(first)]) == 0
+    assert stage2.main([*settings, "--out", str(out), "--start", str(first), "--cider_samples", "3"]) == 0
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 <= line["cider"] <= 1000 for line in lines if "loss" in line)
+    assert any("dev_cider" in line for line in lines)
+    assert weights(out).keys() == weights(first).keys()
+
+
+def test_stage1_goes_on_from_a_checkpoint_of_its_own(parts: tuple[Path, list[str]], stage1_run: Path) -> None:
+    folder, settings = parts
+    arguments = [*settings, "--out", str(folder / "further"), "--start", str(stage1_run)]
+    started = stage1.Stage1(parse(stage1.Stage1Settings, arguments, "")).model
+    assert_equal(started.trained_state(), weights(stage1_run))
+
+
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_resume_continues_bit_for_bit(parts: tuple[Path, list[str]], stage1_run: Path, stage: str) -> None:
     folder, settings = parts

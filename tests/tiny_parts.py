@@ -8,7 +8,15 @@ import numpy as np
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 WORDS = "a the dog cat man woman runs sits in on grass snow red blue ball plays with two and is".split()
 
@@ -40,15 +48,33 @@ def bert_folder(folder: Path) -> Path:
     return folder
 
 
-def llm_folder(folder: Path) -> Path:
-    """A Llama of 2 layers x 32 with a word vocabulary; <|end|> ends a text."""
-    vocab = ["<unk>", "<|end|>", *WORDS, "Question", "Answer", ":", "?", "what"]
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocab)}, unk_token="<unk>"))
+LLM_WORDS = ["<unk>", "<|end|>", *WORDS, "Question", "Answer", ":", "?", "what"]
+
+
+def _llm_tokenizer(folder: Path, template: str) -> None:
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(LLM_WORDS)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     backend.decoder = decoders.WordPiece(prefix="##")
+    backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<|end|>", 1)])
     PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="<|end|>").save_pretrained(folder)
+
+
+def t5_folder(folder: Path) -> Path:
+    """A T5 of 2 + 2 layers x 32 with the same vocabulary; its texts end in <|end|>."""
+    _llm_tokenizer(folder, "$A <|end|>")
+    config = T5Config(
+        vocab_size=len(LLM_WORDS), d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, eos_token_id=1,
+        decoder_start_token_id=0, feed_forward_proj="gated-gelu", tie_word_embeddings=False,
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+def llm_folder(folder: Path) -> Path:
+    """A Llama of 2 layers x 32 with a word vocabulary; <|end|> ends a text."""
+    _llm_tokenizer(folder, "$A")
     config = LlamaConfig(
-        vocab_size=len(vocab),
+        vocab_size=len(LLM_WORDS),
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,

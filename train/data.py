@@ -40,7 +40,30 @@ class Dataset:
         return groups
 
 
-def read_table(table: str | Path, images: str | Path) -> Dataset:
+class Bad:
+    """Samples that cannot be used: counted, listed, and an error beyond `limit`."""
+
+    def __init__(self, limit: int, file: Path | None = None) -> None:
+        self.limit, self.file = limit, file
+        self.found: dict[str, str] = {}
+
+    def add(self, sample: str, reason: str) -> None:
+        """Raises Blip2rtError where this is one more than the limit."""
+        if sample in self.found:
+            return
+        self.found[sample] = reason
+        if self.file is not None:
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(f"{sample}\t{reason}\n")
+        if len(self.found) > self.limit:
+            listed = f"; all are in {self.file}" if self.file else ""
+            raise Blip2rtError(
+                f"{len(self.found)} samples cannot be used, max_bad is {self.limit}; "
+                f"the last: {sample}: {reason}{listed}"
+            )
+
+
+def read_table(table: str | Path, images: str | Path, bad: Bad | None = None) -> Dataset:
     """Read `image<TAB>caption[<TAB>prompt]` with a header line; image paths are relative to the folder `images`."""
     table, images = Path(table), Path(images)
     if not table.is_file():
@@ -50,11 +73,19 @@ def read_table(table: str | Path, images: str | Path) -> Dataset:
     if not rows or rows[0][:2] != ["image", "caption"]:
         raise Blip2rtError(f"{table} must start with the header image<TAB>caption; it starts with {rows[:1]}")
     names = list(dict.fromkeys(row[0] for row in rows[1:] if row))
-    index = {name: i for i, name in enumerate(names)}
-    samples = [Sample(index[row[0]], row[1], row[2] if len(row) > 2 else "") for row in rows[1:] if len(row) > 1]
     missing = [name for name in names if not (images / name).is_file()]
-    if missing:
+    if len(missing) > (bad.limit if bad else 0):
         raise Blip2rtError(f"{len(missing)} of {len(names)} images of {table} are not in {images}: {missing[:3]}...")
+    for name in missing:
+        assert bad is not None
+        bad.add(str(images / name), f"{table} names it, and it does not exist")
+    names = [name for name in names if name not in set(missing)]
+    index = {name: i for i, name in enumerate(names)}
+    samples = [
+        Sample(index[row[0]], row[1], row[2] if len(row) > 2 else "")
+        for row in rows[1:]
+        if len(row) > 1 and row[0] in index
+    ]
     if not samples:
         raise Blip2rtError(f"{table} has no rows")
     return Dataset([images / name for name in names], samples)

@@ -70,14 +70,19 @@ class FeatureSource:
             self._encoder = VisionEncoder(config)
             self._pixels = [_Views(paths, config, view) for view in range(views)]
 
-    def get(self, images: list[int], seed: tuple[int, int] | None = None) -> torch.Tensor:
-        """(B, N, C) float32; of view 0 without a seed, of a view drawn for each image with one."""
-        drawn = [0] * len(images) if seed is None else np.random.default_rng(seed).integers(0, self.views, len(images))
+    def get(self, images: list[int], views: list[int] | None = None) -> torch.Tensor:
+        """(B, N, C) float32 of one view of each image, by default view 0."""
+        drawn = views or [0] * len(images)
         if hasattr(self, "_cache"):
             rows = np.stack([self._cache[view][image] for view, image in zip(drawn, images, strict=True)])
             return torch.from_numpy(rows).float()
         with torch.no_grad():
             return self._encoder(torch.stack([self._pixels[v][i] for v, i in zip(drawn, images, strict=True)]))
+
+
+def draw_views(views: int, count: int, seed: tuple[int, int]) -> np.ndarray:
+    """A view for each of `count` images, (count)."""
+    return np.random.default_rng(seed).integers(0, views, count)
 
 
 def _key(paths: list[Path], config: VisionConfig) -> str:
@@ -102,6 +107,8 @@ def cached_features(paths: list[Path], config: VisionConfig, folder: str | Path,
 @torch.no_grad()
 def _compute(encoder: VisionEncoder, paths: list[Path], config: VisionConfig, view: int, file: Path) -> None:
     """Fill one view's file; it gets its name when it is whole."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder.to(device)
     partial = file.with_suffix(".partial")
     shape = (len(paths), config.positions, config.features)
     out = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
@@ -109,10 +116,10 @@ def _compute(encoder: VisionEncoder, paths: list[Path], config: VisionConfig, vi
     with tqdm(total=len(paths), desc=f"features, view {view}", unit="img") as bar:
         done = 0
         for pixels in loader:
-            pixels = pixels.to(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16):
+            pixels = pixels.to(device, memory_format=torch.channels_last)
+            with torch.autocast(device, torch.bfloat16):
                 features = encoder(pixels)
-            out[done : done + len(pixels)] = features.float().numpy()
+            out[done : done + len(pixels)] = features.float().cpu().numpy()
             done += len(pixels)
             bar.update(len(pixels))
     out.flush()

@@ -1,30 +1,32 @@
-"""The optimisation loop of both stages: AdamW, warm-up and cosine, autocast, metrics, checkpoints, resume.
+"""The optimisation loop of both stages: AdamW, warm-up and cosine, autocast, accumulation, processes.
 
-Knows a loss function of the step number; nothing about what it computes.
+Knows a loss function of a micro-batch; nothing about what it computes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import json
 import math
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.blip2 import Blip2
-from blip2rt.modeling.checkpoints import list_checkpoints, load_weights, save_model
+from blip2rt.modeling.checkpoints import list_checkpoints
 
+from . import checkpoint as checkpoints
+from .logs import Log
+from .parallel import here
 from .settings import TrainSettings
 
 Losses = dict[str, torch.Tensor]
@@ -52,14 +54,15 @@ def parameter_groups(model: nn.Module, settings: TrainSettings, peaks: dict[str,
     ]
 
 
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
 def autocast_dtype(precision: str) -> torch.dtype:
-    """bf16 where it is asked for, or `auto` and the device multiplies it in hardware; else fp32."""
-    if precision not in ("auto", "bf16", "fp32"):
-        raise Blip2rtError(f"precision is {precision!r}; choose auto, bf16 or fp32")
-    if precision == "fp32":
-        return torch.float32
-    if precision == "bf16":
-        return torch.bfloat16
+    """bf16 where the device multiplies it in hardware and `auto` is asked for; else what is asked for."""
+    if precision in PRECISIONS:
+        return PRECISIONS[precision]
+    if precision != "auto":
+        raise Blip2rtError(f"precision is {precision!r}; choose auto, bf16, fp16 or fp32")
     on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     on_cpu = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if on_gpu or on_cpu else torch.float32
@@ -74,12 +77,33 @@ def keep_freed_memory() -> None:
         ctypes.CDLL(None).mallopt(trim_threshold, 2**31 - 1)
 
 
-def compile_layers(*models: nn.Module) -> None:
-    """torch.compile every block of the longest list of blocks in each model: one compilation serves all blocks."""
+def _blocks(models: Sequence[nn.Module]) -> Iterator[nn.Module]:
+    """The longest list of blocks in each model."""
     for model in models:
-        blocks = max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
-        for block in blocks:
-            block.compile(dynamic=True)
+        yield from max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
+
+
+def compile_layers(*models: nn.Module) -> None:
+    """torch.compile every block of each model: one compilation serves all blocks."""
+    for block in _blocks(models):
+        block.compile(dynamic=True)
+
+
+def recompute_layers(*models: nn.Module) -> None:
+    """Activation checkpointing: of every block of each model its inputs are kept, the rest is computed again."""
+    for block in _blocks(models):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+class _Step(nn.Module):
+    """What DDP wraps: it averages gradients of what its forward pass used."""
+
+    def __init__(self, model: Blip2, loss: Callable[[Any], Losses]) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, micro: Any) -> Losses:
+        return self.loss(micro)
 
 
 class Trainer:
@@ -88,151 +112,160 @@ class Trainer:
     def __init__(self, model: Blip2, settings: TrainSettings, peaks: dict[str, float] | None = None) -> None:
         keep_freed_memory()
         self.model, self.settings = model, settings
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.parallel = here()
+        self.device = self.parallel.device
+        check_batch(settings, self.parallel.world)
         model.to(self.device)
         self.out = Path(settings.out)
         self.out.mkdir(parents=True, exist_ok=True)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, settings, peaks or {}), betas=(settings.beta1, settings.beta2), fused=True
         )
-        self.names = {p: n for n, p in model.named_parameters() if p.requires_grad}
+        self.trained = [p for p in model.parameters() if p.requires_grad]
         self.dtype = autocast_dtype(settings.precision)
-        self.step = self._resume()
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.step = checkpoints.resume(self.out, model, self.optimizer, self.scaler)
+        self.generator = torch.Generator(self.device) if self.parallel.world > 1 else None  # the same in all processes
+        self.log = Log(self.out, self.parallel.main)
+
+    def prepare(self, layered: Sequence[nn.Module], frozen: Sequence[nn.Module | None]) -> None:
+        """What the settings ask of the models' layers; frozen parts are held in the precision of the computation: they
+        have no master weights, and autocast would cast them at every step."""
+        for part in frozen:
+            if part is not None:
+                part.to(self.dtype)
+        if self.settings.recompute:
+            recompute_layers(*layered)
+        if self.settings.compile:
+            compile_layers(*layered)
 
     def run(
         self,
-        batches: Iterable[tuple[int, Any]],
+        batches: Iterable[tuple[int, Sequence[Any]]],
         loss: Callable[[Any], Losses],
         evaluate: Callable[[], dict[str, float]] | None = None,
     ) -> Path:
-        """Train on `batches` (step, batch) from `self.step` on; returns the last checkpoint's folder."""
+        """Train on `batches` (step, micro-batches) from `self.step` on; returns the last checkpoint's folder."""
         settings = self.settings
-        bar = tqdm(total=settings.steps, initial=self.step, unit="step", desc=self.out.name)
+        bar = self.log.start(settings.steps, self.step)
+        step_module = self.parallel.wrap(_Step(self.model, loss))
         window: list[dict[str, float]] = []
-        started = time.perf_counter()
-        for step, batch in batches:
-            if step >= settings.steps:
-                break
-            metrics = self._step(step, partial(loss, batch))
-            window.append(metrics)
-            self.step = step + 1
-            bar.update()
-            bar.set_postfix(loss=f"{metrics['loss']:.3f}")
-            last = self.step == settings.steps
-            if self.step % settings.log_every == 0 or last:
-                means = {name: sum(m[name] for m in window) / len(window) for name in metrics}
-                means["seconds_per_step"] = (time.perf_counter() - started) / len(window)
-                self._log({"step": self.step, "lr": self.optimizer.param_groups[0]["lr"]} | means)
-                window.clear()
-                started = time.perf_counter()
-            if evaluate and (self.step % settings.eval_every == 0 or last):
-                self._evaluate(evaluate, bar)
-                started = time.perf_counter()
-            if self.step % settings.save_every == 0 or last:
-                self._save()
-        bar.close()
+        started = waiting = time.perf_counter()
+        waited = 0.0
+        with bar:  # an error has a line of its own
+            for step, micros in batches:
+                if step >= settings.steps:
+                    break
+                waited += time.perf_counter() - waiting
+                metrics = self._step(step, partial(self._backward, step_module, micros))
+                window.append(metrics)
+                self.step = step + 1
+                bar.update()
+                bar.set_postfix(loss=f"{metrics['loss']:.3f}")
+                last = self.step == settings.steps
+                if self.step % settings.log_every == 0 or last:
+                    self._log_window(window, time.perf_counter() - started, waited)
+                    window.clear()
+                    started, waited = time.perf_counter(), 0.0
+                if evaluate and (self.step % settings.eval_every == 0 or last):
+                    self._evaluate(evaluate, bar)
+                    started = time.perf_counter()
+                if self.step % settings.save_every == 0 or last:
+                    self._save()
+                waiting = time.perf_counter()
         return list_checkpoints(self.out)[-1]
 
-    def _step(self, step: int, loss: Callable[[], Losses]) -> dict[str, float]:
-        torch.manual_seed(self.settings.seed * 1_000_003 + step)  # dropout and negatives repeat after a resume
+    def _step(self, step: int, backward: Callable[[], Losses]) -> dict[str, float]:
+        """One update; `backward` leaves gradients and returns the losses. The learning rate is that of `step`."""
+        seed = self.settings.seed * 1_000_003 + step  # dropout and negatives repeat after a resume
+        torch.manual_seed(seed + self.parallel.rank * 2**40)
+        if self.generator is not None:
+            self.generator.manual_seed(seed)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, group["peak"], self.settings)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            losses = loss()
-        if not torch.isfinite(losses["loss"]):
-            raise Blip2rtError(f"the loss is {losses['loss'].item()} at step {step}; lower lr or use --precision fp32")
-        losses["loss"].backward()
-        norm = nn.utils.clip_grad_norm_(list(self.names), self.settings.clip)
-        self.optimizer.step()
+        losses = backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.trained, self.settings.clip or math.inf)
+        self.scaler.step(self.optimizer)  # without fp16 it does nothing else than the optimizer's
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return {name: float(value.detach()) for name, value in losses.items()} | {"gradient_norm": float(norm)}
+        return {name: float(value) for name, value in losses.items()} | {"gradient_norm": float(norm)}
+
+    def _backward(self, step_module: nn.Module, micros: Sequence[Any]) -> Losses:
+        """Gradients of the mean loss over the micro-batches, and the mean of all that is reported."""
+        total: Losses = {}
+        for number, micro in enumerate(micros, 1):
+            with (
+                self.parallel.no_sync(step_module) if number < len(micros) else contextlib.nullcontext(),
+                torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32),
+            ):
+                losses = step_module(micro)
+            self._check(losses["loss"], micro)
+            self.scaler.scale(losses["loss"] / len(micros)).backward()
+            for name, value in losses.items():
+                total[name] = total.get(name, 0.0) + value.detach() / len(micros)
+        return total
+
+    def _check(self, loss: torch.Tensor, micro: Any) -> None:
+        """A loss that is no number ends the training, in all processes; the batch is kept to look at."""
+        value = float(loss.detach())
+        if not self.parallel.total(not math.isfinite(value)):
+            return
+        kept = self.out / f"bad-batch-step-{self.step + 1}-process-{self.parallel.rank}.pt"
+        torch.save(micro_tensors(micro), kept)
+        raise Blip2rtError(
+            f"the loss is {value} at step {self.step + 1}; its batch is in {kept}; lower lr or use --precision fp32"
+        )
+
+    def _log_window(self, window: list[dict[str, float]], seconds: float, waited: float) -> None:
+        """Means over the steps and processes since the last line."""
+        sums = torch.tensor([sum(m[name] for m in window) for name in window[0]], dtype=torch.float64)
+        means = (self.parallel.reduce(sums) / len(window) / self.parallel.world).tolist()
+        line = {"step": self.step, "lr": self.optimizer.param_groups[0]["lr"]} | dict(
+            zip(window[0], means, strict=True)
+        )
+        speed = {
+            "seconds_per_step": seconds / len(window),
+            "samples_per_second": len(window) * self.settings.batch_size / seconds,
+            "waiting_for_data": waited / seconds,
+        }
+        self.log.write(line | speed)
 
     def _evaluate(self, evaluate: Callable[[], dict[str, float]], bar: tqdm[Any]) -> None:
         self.model.eval()
         with torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             metrics = evaluate()
         self.model.train()
-        bar.write(f"step {self.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-        self._log({"step": self.step} | {f"dev_{name}": value for name, value in metrics.items()})
-
-    def _log(self, line: dict[str, float]) -> None:
-        with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        if self.parallel.main:
+            bar.write(f"step {self.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+        self.log.write({"step": self.step} | {f"dev_{name}": value for name, value in metrics.items()})
 
     def _save(self) -> None:
-        """A whole checkpoint under a temporary name, then its own; older ones than `keep` go afterwards."""
-        final = self.out / f"step-{self.step:06d}"
-        partial = self.out / f".{final.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        try:
-            save_model(self.model, partial)
-            save_file(self._optimizer_state(), partial / "optimizer.safetensors")
-            (partial / "trainer.json").write_text(json.dumps({"step": self.step, "settings": vars(self.settings)}))
-        except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise Blip2rtError(
-                f"checkpoint {final} cannot be written: {error}; earlier checkpoints are whole"
-            ) from error
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        for old in list_checkpoints(self.out)[: -self.settings.keep]:
-            shutil.rmtree(old)
-        plot_losses(self.out)
-
-    def _optimizer_state(self) -> dict[str, torch.Tensor]:
-        state = {}
-        for parameter, values in self.optimizer.state.items():
-            for key, value in values.items():
-                state[f"{self.names[cast(nn.Parameter, parameter)]}|{key}"] = value
-        return state
-
-    def _resume(self) -> int:
-        """Load the newest checkpoint, if any; returns the step to go on from."""
-        found = list_checkpoints(self.out)
-        if not found:
-            return 0
-        load_weights(self.model, found[-1])
-        state = load_file(found[-1] / "optimizer.safetensors")
-        for parameter, name in self.names.items():
-            keys = [key for key in state if key.startswith(name + "|")]
-            self.optimizer.state[parameter] = {key.split("|")[1]: state[key].to(parameter.device) for key in keys}
-            self.optimizer.state[parameter]["step"] = state[f"{name}|step"]  # AdamW keeps it on the host
-        step = int(json.loads((found[-1] / "trainer.json").read_text())["step"])
-        self._drop_metrics_after(step)
-        return step
-
-    def _drop_metrics_after(self, step: int) -> None:
-        """Lines of steps that will be run again."""
-        path = self.out / "metrics.jsonl"
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            path.write_text("".join(line + "\n" for line in kept))
+        if self.parallel.main:
+            checkpoints.save(
+                self.out, self.step, self.model, self.optimizer, self.scaler, self.settings, self.settings.keep
+            )
+            self.log.plot()
+        self.parallel.wait()
 
 
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError):
-        return math.inf  # half a line of a killed run
+def check_batch(settings: TrainSettings, world: int) -> None:
+    """Raises Blip2rtError where the batch cannot be divided among processes and micro-batches."""
+    parts = world * settings.accumulate
+    if settings.accumulate < 1 or settings.batch_size % parts:
+        raise Blip2rtError(
+            f"batch_size {settings.batch_size} cannot be divided among {world} processes x accumulate "
+            f"{settings.accumulate}; choose a multiple of {max(parts, 1)}"
+        )
 
 
-def plot_losses(out: Path) -> None:
-    """loss.png from metrics.jsonl."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    train = [line for line in lines if "loss" in line]
-    figure, axes = pyplot.subplots(figsize=(7, 4))
-    for name in ("loss", "itc", "itm", "itg"):
-        if train and name in train[0]:
-            axes.plot([line["step"] for line in train], [line[name] for line in train], label=name, linewidth=1)
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(out / "loss.png", dpi=120)
-    pyplot.close(figure)
+def micro_tensors(micro: Any) -> dict[str, Any]:
+    """The tensors of a micro-batch, by field, to be saved."""
+    fields = vars(micro) if hasattr(micro, "__dict__") else dict(enumerate(micro))
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        if isinstance(value, torch.Tensor):
+            found[str(name)] = value.detach().cpu()
+        elif hasattr(value, "__dict__"):
+            found[str(name)] = micro_tensors(value)
+    return found

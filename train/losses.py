@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.blip2 import Blip2
+
+from .parallel import Parallel, here
 
 LABEL_SMOOTHING = 0.1
 
@@ -38,7 +41,11 @@ def itc_loss(sim: torch.Tensor, temperature: torch.Tensor, image_ids: torch.Tens
 
 @torch.no_grad()
 def hard_negatives(
-    sim: torch.Tensor, temperature: torch.Tensor, image_ids: torch.Tensor, hardness: float = 1.0
+    sim: torch.Tensor,
+    temperature: torch.Tensor,
+    image_ids: torch.Tensor,
+    hardness: float = 1.0,
+    generator: torch.Generator | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """For each text a wrong image, for each image a wrong text, (B) each: drawn by similarity.
 
@@ -48,10 +55,13 @@ def hard_negatives(
     same = image_ids[:, None] == image_ids[None, :]
     logits = (hardness * sim.float() / temperature).masked_fill(same, float("-inf"))
     if bool(same.all(1).any()):
-        raise ValueError("a batch for ITM needs at least two images")
+        raise Blip2rtError(
+            "all texts of a micro-batch of stage 1 are of one image, and none is wrong; give more images, a "
+            "larger batch_size or a smaller accumulate"
+        )
     return (
-        torch.multinomial(logits.t().softmax(1), 1).squeeze(1),
-        torch.multinomial(logits.softmax(1), 1).squeeze(1),
+        torch.multinomial(logits.t().softmax(1), 1, generator=generator).squeeze(1),
+        torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1),
     )
 
 
@@ -62,6 +72,30 @@ def itm_loss(logits: torch.Tensor, positives: int) -> tuple[torch.Tensor, torch.
     right = (logits.argmax(1) == labels).float()
     accuracy = (right[:positives].mean() + right[positives:].mean()) / 2
     return F.cross_entropy(logits, labels), accuracy.detach()
+
+
+def kept_positions(count: int, hidden: float, device: torch.device) -> torch.Tensor:
+    """Indices of `count` image positions but for a random share of them, `hidden`."""
+    return torch.randperm(count, device=device)[: count - int(hidden * count)]
+
+
+@dataclass(frozen=True)
+class ItmOptions:
+    """How ITM is learned. A pair that comes again is learned by heart, and ITM can do that: so it may see a part only
+    of the image and of the text, another one at every step."""
+
+    weight: float = 1.0  # beside ITC and ITG
+    hardness: float = 1.0  # of the negatives, see hard_negatives
+    hidden_positions: float = 0.0  # share of the image's positions that are left out
+    hidden_words: float = 0.0  # share of the text's tokens that are replaced by `mask_token_id`
+    mask_token_id: int = 0
+
+    def hide_words(self, token_ids: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
+        """token_ids (B, T) with [MASK] for some; [CLS], [SEP] and padding stay."""
+        hidden = (torch.rand(token_ids.shape, device=token_ids.device) < self.hidden_words) & text_mask.bool()
+        hidden[:, 0] = False
+        hidden.scatter_(1, text_mask.sum(1, keepdim=True) - 1, False)
+        return token_ids.masked_fill(hidden, self.mask_token_id)
 
 
 def next_tokens(
@@ -90,6 +124,8 @@ class _FrozenHeadLoss(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         targets: torch.Tensor,
+        weights: torch.Tensor,
+        temperatures: torch.Tensor,
         softcap: float,
     ) -> torch.Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
@@ -99,12 +135,13 @@ class _FrozenHeadLoss(torch.autograd.Function):
             logits = F.linear(hidden[rows].to(weight.dtype), weight, bias).float()
             if softcap:
                 logits = softcap * torch.tanh(logits / softcap)
-            target = targets[rows, None]
-            norm = logits.logsumexp(1, keepdim=True)
-            total += (norm - logits.gather(1, target)).sum()
+            target, counts, warmth = targets[rows, None], weights[rows, None], temperatures[rows, None]
+            warm = logits / warmth
+            norm = warm.logsumexp(1, keepdim=True)
+            total += (counts * (norm - warm.gather(1, target))).sum()
             if not ctx.needs_input_grad[0]:
                 continue
-            slope = (logits - norm).exp_().scatter_add_(1, target, -torch.ones_like(norm))
+            slope = (warm - norm).exp_().scatter_add_(1, target, -torch.ones_like(norm)).mul_(counts / warmth)
             if softcap:
                 slope *= 1 - (logits / softcap) ** 2
             gradient[rows] = slope.to(weight.dtype) @ weight
@@ -114,15 +151,21 @@ class _FrozenHeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream[0], None, None, None, None
+        return gradient * upstream[0], None, None, None, None, None, None
 
 
 def frozen_head_loss(
-    hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor, softcap: float = 0.0
+    hidden: torch.Tensor,
+    head: torch.nn.Linear,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    temperatures: torch.Tensor,
+    softcap: float = 0.0,
 ) -> torch.Tensor:
-    """Mean next-token cross-entropy of hidden (M, D) behind a frozen `head`, for targets (M); logits are
-    softcapped where softcap is not 0 (`cap * tanh(logits / cap)`)."""
-    loss: torch.Tensor = _FrozenHeadLoss.apply(hidden, head.weight, head.bias, targets, softcap)
+    """Mean over M tokens of weights (M) times next-token cross-entropy, of hidden (M, D) behind a frozen `head`, for
+    targets (M); logits are softcapped where softcap is not 0 (`cap * tanh(logits / cap)`), then divided by
+    temperatures (M)."""
+    loss: torch.Tensor = _FrozenHeadLoss.apply(hidden, head.weight, head.bias, targets, weights, temperatures, softcap)
     return loss
 
 
@@ -133,9 +176,30 @@ def query_cosine(query_output: torch.Tensor) -> torch.Tensor:
     return ((unit @ unit.transpose(1, 2)).sum((1, 2)) - count).mean() / (count * (count - 1))
 
 
-def _pairs(images: torch.Tensor, wrong_image: torch.Tensor) -> torch.Tensor:
-    """(B, ...) -> (3B, ...): own image, wrong image, own image."""
-    return torch.cat((images, images[wrong_image], images))
+def _pair_kv(
+    model: Blip2,
+    vision_features: torch.Tensor,
+    vision_kv: list[Any],
+    wrong_image: torch.Tensor,
+    seen: torch.Tensor,
+    parallel: Parallel,
+) -> list[Any]:
+    """Keys and values (3b, h, n, d) of own, wrong, own images at the n positions that are seen. A wrong image may be of
+    another process; its features come, and what the model makes of them is computed here."""
+    if parallel.world > 1:
+        elsewhere = model.vision_kv(parallel.gather(vision_features)[wrong_image])
+    else:
+        elsewhere = [None if kv is None else (kv[0][wrong_image], kv[1][wrong_image]) for kv in vision_kv]
+
+    def joined(mine: torch.Tensor, wrong: torch.Tensor) -> torch.Tensor:
+        if len(seen) < mine.shape[2]:
+            mine, wrong = mine[:, :, seen], wrong[:, :, seen]
+        return torch.cat((mine, wrong, mine))
+
+    return [
+        None if own is None else (joined(own[0], other[0]), joined(own[1], other[1]))
+        for own, other in zip(vision_kv, elsewhere, strict=True)
+    ]
 
 
 def stage1_losses(
@@ -143,31 +207,46 @@ def stage1_losses(
     vision_features: torch.Tensor,
     text: TextBatch,
     dec_token_id: int,
-    itm_weight: float = 1.0,
-    hardness: float = 1.0,
+    itm_options: ItmOptions,
+    *,
+    parallel: Parallel | None = None,
+    generator: torch.Generator | None = None,
+    itg_share: float = 1.0,
 ) -> dict[str, torch.Tensor]:
-    """ITC, ITM and ITG of one batch; the image is read once and its keys and values serve all three."""
+    """ITC, ITM and ITG of one batch (b); the image is read once and its keys and values serve all three.
+
+    With several processes ITC contrasts the rows of all and ITM's negatives are drawn from all, the same in each by
+    `generator`. itg_share: tokens here over the mean of the processes and micro-batches, whose losses are averaged:
+    every token then counts alike.
+    """
+    parallel = parallel or here()
     batch = len(text.image_ids)
     vision_kv = model.vision_kv(vision_features)
     query_output, query_kv = model.qformer.encode_image(vision_kv, batch)
     text_embeds = model.text_embeds(text.token_ids, text.text_mask)
-    sim = similarity(model.image_embeds(query_output), text_embeds)
-    itc = itc_loss(sim, model.temperature, text.image_ids)
+    sim = similarity(parallel.gather(model.image_embeds(query_output)), parallel.gather(text_embeds))
+    everyone = TextBatch(
+        parallel.gather_padded(text.token_ids), parallel.gather_padded(text.text_mask), parallel.gather(text.image_ids)
+    )
+    itc = itc_loss(sim, model.temperature, everyone.image_ids)
 
-    wrong_image, wrong_text = hard_negatives(sim, model.temperature, text.image_ids, hardness)
-    own = torch.arange(batch, device=sim.device)
+    own = parallel.own(batch).to(sim.device)
+    drawn = hard_negatives(sim, model.temperature, everyone.image_ids, itm_options.hardness, generator)
+    wrong_image, wrong_text = (choice[own] for choice in drawn)
     texts = torch.cat((own, own, wrong_text))
-    pair_kv = [None if kv is None else (_pairs(kv[0], wrong_image), _pairs(kv[1], wrong_image)) for kv in vision_kv]
-    fused = model.qformer.encode_pair(text.token_ids[texts], text.text_mask[texts], pair_kv)
+    seen = kept_positions(vision_features.shape[1], itm_options.hidden_positions, sim.device)
+    pair_kv = _pair_kv(model, vision_features, vision_kv, wrong_image, seen, parallel)
+    token_ids = itm_options.hide_words(everyone.token_ids[texts], everyone.text_mask[texts])
+    fused = model.qformer.encode_pair(token_ids, everyone.text_mask[texts], pair_kv)
     itm, itm_accuracy = itm_loss(model.itm_head(fused).mean(1).float(), batch)
 
     decoder_ids = text.token_ids.clone()
     decoder_ids[:, 0] = dec_token_id
     hidden = model.qformer.decode_text(decoder_ids, text.text_mask, query_kv)
     states, targets = next_tokens(hidden, decoder_ids, text.text_mask)
-    itg = itg_loss(model.lm_head(states, model.qformer.word_embeddings.weight), targets)
+    itg = itg_share * itg_loss(model.lm_head(states, model.qformer.word_embeddings.weight), targets)
     return {
-        "loss": itc + itm_weight * itm + itg,
+        "loss": itc + itm_options.weight * itm + itg,
         "itc": itc.detach(),
         "itm": itm.detach(),
         "itg": itg.detach(),

@@ -14,10 +14,13 @@ import torch
 
 @dataclass(frozen=True)
 class Tokens:
-    """One text: token ids, of which the first `prompt` are given and not learned."""
+    """One text: token ids, of which the first `prompt` are given and not learned; the others weigh `weight` each, in a
+    softmax of `temperature`."""
 
     ids: list[int]
     prompt: int = 0
+    weight: float = 1.0
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class PackedTexts:
 
     token_ids (B, L); position_ids (B, P + L); mask (B, 1, P + L, P + L), 0 where a row may look, the smallest float
     elsewhere (a bool mask would be added as numbers by eager attention); source (M): flat index into (B * (P + L)) of
-    the position that predicts each learned token; target (M): those tokens.
+    the position that predicts each learned token; target (M): those tokens; weight (M): what their losses count;
+    temperature (M): of the softmax that gives their losses.
     """
 
     token_ids: torch.Tensor
@@ -34,6 +38,8 @@ class PackedTexts:
     mask: torch.Tensor
     source: torch.Tensor
     target: torch.Tensor
+    weight: torch.Tensor
+    temperature: torch.Tensor
 
 
 def pack(groups: Sequence[Sequence[Tokens]], prefix: int, pad_token_id: int) -> PackedTexts:
@@ -46,6 +52,8 @@ def pack(groups: Sequence[Sequence[Tokens]], prefix: int, pad_token_id: int) -> 
     segment[:, :prefix] = 0
     source: list[int] = []
     target: list[int] = []
+    weight: list[float] = []
+    temperature: list[float] = []
     for row, group in enumerate(groups):
         start = prefix
         for number, text in enumerate(group, 1):
@@ -57,8 +65,11 @@ def pack(groups: Sequence[Sequence[Tokens]], prefix: int, pad_token_id: int) -> 
                 before = prefix - 1 if offset == 0 else start + offset - 1
                 source.append(row * length + before)
                 target.append(text.ids[offset])
+                weight.append(text.weight)
+                temperature.append(text.temperature)
             start = end
-    return PackedTexts(token_ids, position_ids, _mask(segment), torch.tensor(source), torch.tensor(target))
+    learned = torch.tensor(source), torch.tensor(target), torch.tensor(weight), torch.tensor(temperature)
+    return PackedTexts(token_ids, position_ids, _mask(segment), *learned)
 
 
 def _mask(segment: torch.Tensor) -> torch.Tensor:

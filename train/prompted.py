@@ -12,7 +12,7 @@ from blip2rt.modeling.llm import LlmConfig, end_token_id, load_tokenizer
 from blip2rt.text import clean_caption
 
 from .data import Sample
-from .losses import frozen_head_loss, query_cosine
+from .losses import frozen_head_loss, kept_positions, query_cosine
 from .packing import PackedTexts, Tokens, pack
 
 
@@ -23,28 +23,41 @@ class Texts:
         self.config, self.queries, self.max_tokens = config, queries, max_tokens
         self.tokenizer = load_tokenizer(config.source)
         self.end = end_token_id(self.tokenizer, config)
+        self.bos = [self.tokenizer.bos_token_id] if config.prepend_bos else []
 
     def tokens(self, sample: Sample) -> Tokens:
         prompt = self.config.ask_prompt.format(sample.prompt) if sample.prompt else self.config.caption_prompt
         text = clean_caption(sample.text)
-        given = self._encode(prompt)
-        learned = self._encode(f" {text}" if prompt else text)
+        given = [*self.bos, *self.encode(prompt)]
+        learned = self.encode(f" {text}" if prompt else text)
         kept = (given + learned)[: self.max_tokens - 1]
         return Tokens([*kept, self.end], len(given))
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False) if text else []
 
-    def packed(self, groups: list[list[Sample]], device: torch.device) -> PackedTexts:
+    def packed(self, groups: list[list[Tokens]], device: torch.device) -> PackedTexts:
         """The texts of each image behind its soft prompt."""
-        texts = pack([[self.tokens(sample) for sample in group] for group in groups], self.queries, self.end)
+        texts = pack(groups, self.queries, self.end)
         return PackedTexts(*(value.to(device) for value in vars(texts).values()))
 
 
-def lm_loss(model: Blip2, vision_features: torch.Tensor, texts: PackedTexts) -> dict[str, torch.Tensor]:
-    """Next-token cross-entropy of the packed texts behind the images' soft prompts."""
+def part_seen(model: Blip2, vision_features: torch.Tensor, hidden_positions: float) -> torch.Tensor:
+    """query_output (B, Q, H) of images of which a random share of the positions is left out."""
+    vision_kv = model.vision_kv(vision_features)
+    if hidden_positions:
+        seen = kept_positions(vision_features.shape[1], hidden_positions, vision_features.device)
+        vision_kv = [None if kv is None else (kv[0][:, :, seen], kv[1][:, :, seen]) for kv in vision_kv]
+    return model.qformer.encode_image(vision_kv, len(vision_features))[0]
+
+
+def lm_loss(
+    model: Blip2, vision_features: torch.Tensor, texts: PackedTexts, hidden_positions: float = 0.0
+) -> dict[str, torch.Tensor]:
+    """Next-token cross-entropy of the packed texts behind the images' soft prompts; `hidden_positions`: the share of
+    the image's positions that is left out, another one every time."""
     assert model.llm is not None
-    query_output = model.query_output(vision_features)
+    query_output = part_seen(model, vision_features, hidden_positions)
     token_embeds = model.llm.get_input_embeddings()(texts.token_ids)  # type: ignore[operator]
     prefix = model.prefix_embeds(query_output).to(token_embeds.dtype)
     hidden = model.llm.base_model(  # type: ignore[operator]
@@ -55,5 +68,6 @@ def lm_loss(model: Blip2, vision_features: torch.Tensor, texts: PackedTexts) -> 
     ).last_hidden_state
     head = model.llm.get_output_embeddings()  # type: ignore[operator]
     softcap = getattr(model.llm.config, "final_logit_softcapping", None) or 0.0
-    loss = frozen_head_loss(hidden.flatten(0, 1)[texts.source], head, texts.target, softcap)
+    states = hidden.flatten(0, 1)[texts.source]
+    loss = frozen_head_loss(states, head, texts.target, texts.weight, texts.temperature, softcap)
     return {"loss": loss, "query_cosine": query_cosine(query_output)}

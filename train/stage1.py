@@ -5,23 +5,25 @@ The Q-Former learns from a frozen image encoder to extract what text needs: ITC,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
-from blip2rt.modeling.checkpoints import init_from_bert, qformer_tokenizer
+from blip2rt.modeling.checkpoints import init_from_bert, load_weights, locate, qformer_tokenizer
 from blip2rt.text import clean_caption
 
 from .cli import run_main
-from .data import Dataset, batches, read_table
+from .data import Dataset
+from .dry_run import dry_run
 from .features import FeatureSource
-from .loop import Trainer, compile_layers
-from .losses import TextBatch, hard_negatives, itm_loss, query_cosine, similarity, stage1_losses
+from .feed import Rows, bad_samples, open_feed, seen_features, to_device
+from .loop import Trainer
+from .losses import ItmOptions, TextBatch, hard_negatives, itm_loss, query_cosine, similarity, stage1_losses
+from .parallel import here
+from .readers import read_data
 from .retrieval import recall
 from .settings import TrainSettings, option, parse, qformer_config, vision_config
 
@@ -32,7 +34,20 @@ class Stage1Settings(TrainSettings):
     max_text_length: int = option(32, "tokens of a caption, [CLS] and [SEP] included")
     itm_weight: float = option(1.0, "weight of ITM beside ITC and ITG (the paper has 1)")
     itm_ramp: int = option(0, "steps over which ITM's negatives go from random to drawn by similarity")
+    itm_hidden_positions: float = option(0.0, "share of the image's positions that ITM does not see, drawn every step")
+    itm_hidden_words: float = option(0.0, "share of a text's tokens that ITM sees as [MASK], drawn every step")
+    start: str = option("", "stage-1 checkpoint to go on from with other settings, in place of BERT")
     head_lr: float = option(1e-3, "peak learning rate of the projections and heads")
+
+
+@dataclass(frozen=True)
+class Micro:
+    """What the loss of one micro-batch is computed of."""
+
+    images: Rows
+    text: TextBatch
+    share: float  # tokens here over the mean of all micro-batches and processes
+    itm: ItmOptions
 
 
 class Stage1:
@@ -40,8 +55,7 @@ class Stage1:
 
     def __init__(self, settings: Stage1Settings) -> None:
         self.settings = settings
-        self.data = read_table(settings.train_table, settings.images)
-        self.vision = FeatureSource(self.data.paths, vision_config(settings), settings, settings.views)
+        self.feed = open_feed(settings, here(), texts=1, by_caption=True)
         self.model = build_model(settings)
         self.tokenizer = qformer_tokenizer(self.model.config)
         self.trainer = Trainer(
@@ -49,25 +63,29 @@ class Stage1:
             settings,
             dict.fromkeys(("vision_proj", "text_proj", "itm_head", "lm_head"), settings.head_lr),
         )
-        if settings.compile:
-            compile_layers(self.model.qformer)
+        self.trainer.prepare([self.model.qformer], frozen=[self.model.vision])
         self.dev = Stage1Dev(self, settings) if settings.dev_table else None
 
     def run(self) -> Path:
         return self.trainer.run(self._batches(), self._loss, self.dev.evaluate if self.dev else None)
 
-    def _batches(self) -> Iterator[tuple[int, Any]]:
-        samples = self.data.samples
-        lengths = np.array([len(sample.text.split()) for sample in samples])
-        settings = self.settings
-        for step, chosen in batches(len(samples), settings.batch_size, settings.seed, self.trainer.step, lengths):
-            rows = [samples[i] for i in chosen]
-            images = [row.image for row in rows]
-            features = self.vision.get(images, seed=(self.settings.seed, step)).to(self.trainer.device)
+    def _batches(self) -> Iterator[tuple[int, list[Micro]]]:
+        settings, device = self.settings, self.trainer.device
+        for step, rows in self.feed.rows(self.trainer.step):
             hardness = min(1.0, step / settings.itm_ramp) if settings.itm_ramp else 1.0
-            yield step, (features, self.text_batch([row.text for row in rows], images), hardness)
+            itm = ItmOptions(
+                settings.itm_weight,
+                hardness,
+                settings.itm_hidden_positions,
+                settings.itm_hidden_words,
+                self.tokenizer.mask_token_id,
+            )
+            texts = [self.text_batch([group[0].text for group in part.groups], part.image_ids) for part in rows]
+            shares = here().shares([int(text.text_mask[:, 1:].sum()) for text in texts])
+            images = [to_device(part, device) for part in rows]
+            yield step, [Micro(*micro, itm) for micro in zip(images, texts, shares, strict=True)]
 
-    def text_batch(self, texts: list[str], images: list[int]) -> TextBatch:
+    def text_batch(self, texts: list[str], images: Sequence[int] | torch.Tensor) -> TextBatch:
         """Token ids padded to the longest of the batch."""
         encoded = self.tokenizer(
             [clean_caption(text) for text in texts],
@@ -78,12 +96,18 @@ class Stage1:
         )
         device = self.trainer.device
         ids, mask = encoded["input_ids"].to(device), encoded["attention_mask"].to(device)
-        return TextBatch(ids, mask, torch.tensor(images, device=device))
+        return TextBatch(ids, mask, torch.as_tensor(images, device=device))
 
-    def _loss(self, batch: tuple[torch.Tensor, TextBatch, float]) -> dict[str, torch.Tensor]:
-        features, text, hardness = batch
+    def _loss(self, micro: Micro) -> dict[str, torch.Tensor]:
         return stage1_losses(
-            self.model, features, text, self.tokenizer.bos_token_id, self.settings.itm_weight, hardness
+            self.model,
+            seen_features(self.model, micro.images),
+            micro.text,
+            self.tokenizer.bos_token_id,
+            micro.itm,
+            parallel=here(),
+            generator=self.trainer.generator,
+            itg_share=micro.share,
         )
 
 
@@ -92,8 +116,9 @@ class Stage1Dev:
 
     def __init__(self, stage: Stage1, settings: Stage1Settings) -> None:
         self.stage = stage
-        self.data: Dataset = read_table(settings.dev_table, settings.images)
-        self.vision = FeatureSource(self.data.paths, vision_config(settings), settings, 1)
+        self.data: Dataset = read_data(settings.dev_table, settings.images, bad_samples(settings))
+        with here().main_first():
+            self.vision = FeatureSource(self.data.paths, vision_config(settings), settings, 1)
 
     def evaluate(self) -> dict[str, float]:
         model, samples = self.stage.model, self.data.samples
@@ -132,10 +157,9 @@ class Stage1Dev:
         return float(itm_loss(torch.cat(logits).float(), len(rows))[1])
 
 
-def build_model(settings: Stage1Settings) -> Blip2:
-    """A stage-1 model, initialised from BERT; the image encoder stays with the feature source."""
-    torch.manual_seed(settings.seed)
-    config = Blip2Config(
+def model_config(settings: Stage1Settings) -> Blip2Config:
+    """The stage-1 model that the settings describe."""
+    return Blip2Config(
         stage=1,
         vision=vision_config(settings),
         qformer=qformer_config(settings, text_branch=True),
@@ -143,15 +167,29 @@ def build_model(settings: Stage1Settings) -> Blip2:
         embed_dim=settings.embed_dim,
         max_text_length=settings.max_text_length,
         clean_captions=True,
+        learned_positions=settings.learned_positions,
         sources=settings.sources,
     )
-    model = Blip2(config, vision=False)
-    init_from_bert(model)
+
+
+def build_model(settings: Stage1Settings) -> Blip2:
+    """A stage-1 model, from BERT or a checkpoint; of cached features the image encoder stays with their source."""
+    torch.manual_seed(settings.seed)
+    config = model_config(settings)
+    model = Blip2(config, vision=bool(settings.train_data))  # cached features need no encoder
+    if settings.start:
+        load_weights(model, locate(settings.start))
+    else:
+        init_from_bert(model)
     return model.train()
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_main(lambda: print(Stage1(parse(Stage1Settings, argv, __doc__ or "")).run()))
+    def work() -> object:
+        settings = parse(Stage1Settings, argv, __doc__ or "")
+        return dry_run(settings, model_config) if settings.dry_run else Stage1(settings).run()
+
+    return run_main(lambda: print(work()))
 
 
 if __name__ == "__main__":

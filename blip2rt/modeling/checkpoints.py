@@ -20,7 +20,7 @@ from .blip2 import Blip2, Blip2Config
 from .llm import load_llm, load_tokenizer
 from .names import hugging_face_name
 from .qformer import load_bert
-from .sources import fetch, resolve
+from .sources import fetch
 from .vision import VisionEncoder
 from .weights import Reader, Weights
 
@@ -139,7 +139,7 @@ def load_weights(model: Blip2, folder: str | Path) -> None:
 
 def read_bert_geometry(source: str) -> dict[str, Any]:
     """The fields of QFormerConfig that follow from a BERT-family folder (one more word for [DEC])."""
-    path = Path(resolve(source)) / CONFIG
+    path = Path(fetch(source)) / CONFIG
     if not path.is_file():
         raise Blip2rtError(f"qformer_init {source!r}: there is no {CONFIG} in {path.parent}")
     bert = json.loads(path.read_text())
@@ -156,7 +156,7 @@ def read_bert_geometry(source: str) -> dict[str, Any]:
 
 def init_from_bert(model: Blip2) -> None:
     """Initialise the Q-Former from the BERT-family checkpoint that the config names."""
-    folder = Path(resolve(model.config.qformer_init))
+    folder = Path(fetch(model.config.qformer_init))
     load_bert(model.qformer, load_file(folder / WEIGHTS))
 
 

@@ -141,6 +141,11 @@ def _dtype_name(config: Any) -> str:
     return "dtype" if hasattr(config, "dtype") else "torch_dtype"  # older releases' name
 
 
+def encoder_decoder(source: str) -> bool:
+    """Whether the LLM of a source is one, as T5 is."""
+    return bool(text_config(source).is_encoder_decoder)
+
+
 def hidden_size(config: LlmConfig) -> int:
     """Width D of the LLM, from its config alone."""
     return int(text_config(config.source).hidden_size)

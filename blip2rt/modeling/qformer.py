@@ -268,7 +268,10 @@ def load_bert(qformer: QFormer, state: dict[str, torch.Tensor]) -> None:
 
     Extra rows of our word embeddings ([DEC]) start as the mean of BERT's.
     """
-    state = {name.removeprefix("bert."): tensor for name, tensor in state.items()}
+    state = {  # the oldest files call a norm's weight and bias gamma and beta
+        name.removeprefix("bert.").replace(".gamma", ".weight").replace(".beta", ".bias"): tensor
+        for name, tensor in state.items()
+    }
     for name, tensor in qformer.state_dict().items():
         source = _bert_name(name, qformer.config.query_gain is None)
         if source is None:

@@ -7,6 +7,7 @@ The paper's vision transformers, any timm model with `forward_features`, or a Hu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import nn
@@ -15,9 +16,11 @@ from blip2rt.errors import Blip2rtError
 
 from . import streaming
 from .names import vit_name
-from .sources import resolve
+from .sources import fetch, resolve
 from .vit import Vit, VitConfig, resized_positions
 from .weights import Reader, Weights
+
+PRETRAINED = "pretrained"
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class VisionConfig:
     """Which encoder, which weights, and the images it expects."""
 
     source: str = "timm:tf_efficientnet_lite2"  # timm:NAME, hf:PATH-OR-HUB-ID, or vit, which `vit` describes
-    weights: str | None = None  # state dict file or BLIP-2 checkpoint; None: random for timm and vit, hf has its own
+    # State dict file or BLIP-2 checkpoint; "pretrained": timm's own; None: random for timm and vit, hf has its own.
+    weights: str | None = None
     height: int = 260
     width: int = 260
     resample: str = "bicubic"
@@ -63,8 +67,49 @@ class VisionEncoder(nn.Module):
         freeze(self)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        features = self.body(pixels)
-        return features.flatten(2).transpose(1, 2) if features.dim() == 4 else features
+        return _as_sequence(self.body(pixels))
+
+
+def _as_sequence(features: torch.Tensor) -> torch.Tensor:
+    """(B, C, h', w') -> (B, h' * w', C); a sequence as it is."""
+    return features.flatten(2).transpose(1, 2) if features.dim() == 4 else features
+
+
+@cache
+def encoder_shape(config: VisionConfig) -> tuple[int, int, int]:
+    """(positions N, width C, parameters) of the encoder that the config names, without its weights.
+
+    positions and features of the config are not looked at. Raises Blip2rtError.
+    """
+    kind, _, name = config.source.partition(":")
+    with torch.device("meta"):
+        if kind == "timm":
+            body = _timm_encoder(name, None)
+        elif kind == "hf":
+            body = _HuggingFaceBody(_empty_hugging_face(name))
+        elif kind == "vit" and config.vit is not None:
+            body = Vit(config.vit, config.height, config.width)
+        else:
+            raise Blip2rtError(f"vision source {config.source!r}: choose timm:NAME, hf:PATH or vit")
+        try:
+            features = _as_sequence(body.eval()(torch.zeros(1, 3, config.height, config.width)))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            size = f"{config.height} x {config.width}"
+            raise Blip2rtError(f"{config.source} cannot read {size} pixels: {reason}") from error
+    return features.shape[1], features.shape[2], sum(p.numel() for p in body.parameters())
+
+
+def _empty_hugging_face(name: str) -> nn.Module:
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        config = AutoConfig.from_pretrained(fetch(name))
+    except (OSError, ValueError) as error:
+        raise Blip2rtError(f"vision source hf:{name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    config = getattr(config, "vision_config", config)
+    model = AutoModel.from_config(config)
+    return getattr(model, "vision_model", model)
 
 
 class _TimmBody(nn.Module):
@@ -83,8 +128,9 @@ def _timm_encoder(name: str, weights: str | None) -> nn.Module:
         raise Blip2rtError("timm is not installed; pip install 'blip2rt[train]'") from error
     if not timm.is_model(name):
         raise Blip2rtError(f"vision source timm:{name}: timm has no such model; see timm.list_models()")
-    model = timm.create_model(name, pretrained=False)
-    if weights is not None:
+    model = timm.create_model(name, pretrained=weights == PRETRAINED)
+    if weights not in (None, PRETRAINED):
+        assert weights is not None
         state = torch.load(resolve(weights), map_location="cpu", weights_only=True)
         model.load_state_dict(_match_names(state, model.state_dict(), weights))
     model.reset_classifier(0)  # type: ignore[operator]
@@ -118,7 +164,7 @@ class _HuggingFaceBody(nn.Module):
 def _hugging_face_encoder(path: str) -> nn.Module:
     from transformers import AutoModel
 
-    model = AutoModel.from_pretrained(path).float()
+    model = AutoModel.from_pretrained(fetch(path)).float()
     return _HuggingFaceBody(getattr(model, "vision_model", model))
 
 

@@ -32,6 +32,12 @@ class VitConfig:
     pre_norm: bool = False  # a LayerNorm before the first block, as CLIP has it
 
 
+EVA_G = VitConfig()  # EVA-CLIP ViT-g/14 without its last block
+CLIP_L = VitConfig(
+    width=1024, layers=23, mlp_width=4096, activation="quick_gelu", layer_norm_eps=1e-5, patch_bias=False, pre_norm=True
+)  # CLIP ViT-L/14 without its last block
+
+
 def _quick_gelu(x: torch.Tensor) -> torch.Tensor:
     return x * torch.sigmoid(1.702 * x)
 

@@ -1,0 +1,69 @@
+"""How fast `train_data` is read: `python -m benchmarks.loader --data 'shards/*.tar'` (or of its own).
+
+Images a second of the loader alone, transform included, for some numbers of workers; a training step of b images a GPU
+does not wait as long as b / (images a second) is less than the step takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from blip2rt.modeling.vision import VisionConfig
+from train.data import Bad
+from train.loader import Reader, image_batches, open_sources
+from train.sources import Mixture
+from train.transforms import train_transform
+
+
+def make_shard(folder: Path, count: int, width: int, height: int) -> None:
+    """Smooth random pictures as JPEG, about as large as photographs of that size."""
+    rng = np.random.default_rng(0)
+    with tarfile.open(folder / "000000.tar", "w") as tar:
+        for number in range(count):
+            small = Image.fromarray(rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8))
+            file = io.BytesIO()
+            small.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+            for ending, content in (("jpg", file.getvalue()), ("txt", b"a picture")):
+                info = tarfile.TarInfo(f"{number:06d}.{ending}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+
+def measure(data: str, cache: Path, size: int, batch: int, workers: int, batches: int) -> float:
+    sources, weights = open_sources(({"path": data},), cache, Bad(1000))
+    reader = Reader(sources, 0, train_transform(VisionConfig(height=size, width=size)))
+    feed = image_batches(reader, Mixture(weights, batch, 0), 0, lambda rows: [rows], workers, Bad(1000))
+    for _ in range(max(1, workers)):  # workers have started
+        next(feed)
+    started = time.perf_counter()
+    for _ in range(batches):
+        next(feed)
+    return batch * batches / (time.perf_counter() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", default="", help="shards; empty: 500 random pictures of 640 x 480")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batches", type=int, default=24)
+    parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if not args.data:
+            make_shard(Path(folder), 500, 640, 480)
+        for workers in args.workers:
+            speed = measure(args.data or folder, Path(folder), args.size, args.batch, workers, args.batches)
+            print(f"{workers} workers: {speed:.0f} images/s")
+
+
+if __name__ == "__main__":
+    main()

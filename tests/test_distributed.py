@@ -1,0 +1,106 @@
+"""Two processes (gloo) train as one does: the same losses and weights, whatever divides the batch."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from blip2rt.modeling.checkpoints import list_checkpoints
+from train import stage1, stage2
+from train.loop import check_batch
+
+from .tiny_parts import llm_folder, tiny_settings
+
+ROOT = Path(__file__).parent.parent
+STEPS = ["--steps", "5", "--warmup", "2", "--dropout", "0", "--batch_size", "8", "--save_every", "5"]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    folder = tmp_path_factory.mktemp("parts")
+    llm_folder(folder / "llm")
+    settings = [*tiny_settings(folder), *STEPS]
+    tell_apart(folder)
+    return folder, settings
+
+
+def tell_apart(folder: Path) -> None:
+    """Pictures that differ, and a BERT that tells texts apart: where all are alike, rounding decides which query is the
+    most similar one, and with it where the gradient goes."""
+    rng = np.random.default_rng()
+    for path in (folder / "images").iterdir():
+        Image.fromarray(rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)).resize((48, 48)).save(path)
+    weights = folder / "bert" / "model.safetensors"
+    state = {name: 5 * t if t.dim() > 1 else t for name, t in load_file(weights).items()}
+    save_file(state, weights, metadata={"format": "pt"})
+
+
+def torchrun(processes: int, module: str, arguments: list[str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes),
+               "--master_addr", "127.0.0.1", "--master_port", str(port), "-m", module, *arguments]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def lines(run: Path) -> list[dict[str, float]]:
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in found if "loss" in line]
+
+
+def assert_same_training(left: Path, right: Path, tolerance: float = 1e-4) -> None:
+    assert len(lines(left)) == len(lines(right)) == 5
+    for mine, theirs in zip(lines(left), lines(right), strict=True):
+        for name in mine.keys() & {"loss", "itc", "itm", "itg", "itm_accuracy", "gradient_norm", "query_cosine"}:
+            assert mine[name] == pytest.approx(theirs[name], abs=tolerance, rel=tolerance), (name, mine["step"])
+    mine, theirs = (load_file(list_checkpoints(run)[-1] / "model.safetensors") for run in (left, right))
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        torch.testing.assert_close(mine[name], theirs[name], atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_stage1_gathers_itc_and_draws_negatives_from_all(parts: tuple[Path, list[str]]) -> None:
+    folder, settings = parts
+    assert stage1.main([*settings, "--out", str(folder / "one")]) == 0
+    torchrun(2, "train.stage1", [*settings, "--out", str(folder / "two")])
+    assert_same_training(folder / "one", folder / "two")
+
+
+def test_stage2_counts_every_token_alike(parts: tuple[Path, list[str]]) -> None:
+    folder, settings = parts
+    arguments = [*settings, "--llm_source", str(folder / "llm"), "--end", "<|end|>", "--no-query_offsets"]
+    assert stage2.main([*arguments, "--out", str(folder / "one2")]) == 0
+    torchrun(2, "train.stage2", [*arguments, "--accumulate", "2", "--out", str(folder / "two2")])
+    assert_same_training(folder / "one2", folder / "two2")
+
+
+@pytest.mark.parametrize("flag", [["--accumulate", "4"], ["--recompute"]])
+def test_flags_of_memory_change_no_result(parts: tuple[Path, list[str]], flag: list[str]) -> None:
+    folder, settings = parts
+    arguments = [*settings, "--llm_source", str(folder / "llm"), "--end", "<|end|>", "--no-query_offsets"]
+    if not (folder / "plain").exists():
+        assert stage2.main([*arguments, "--out", str(folder / "plain")]) == 0
+    out = folder / flag[0].strip("-")
+    assert stage2.main([*arguments, *flag, "--out", str(out)]) == 0
+    assert_same_training(folder / "plain", out)
+
+
+def test_a_batch_that_cannot_be_divided_is_one_line(
+    parts: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, settings = parts
+    assert stage1.main([*settings, "--out", str(folder / "odd"), "--accumulate", "3"]) == 2
+    error = capsys.readouterr().err
+    assert "batch_size 8" in error and "accumulate 3" in error and error.count("\n") == 1
+    check_batch(stage1.Stage1Settings(batch_size=12, accumulate=3), 2)

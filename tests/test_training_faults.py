@@ -1,0 +1,107 @@
+"""What ends a training: a loss that is no number, a full disk, a damaged checkpoint; and what is left then."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from blip2rt.modeling.checkpoints import list_checkpoints
+from train import checkpoint, stage1
+from train.logs import Log
+from train.settings import parse
+
+from .tiny_parts import tiny_settings
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return [*tiny_settings(tmp_path_factory.mktemp("parts")), "--save_every", "2"]
+
+
+def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert stage1.main(arguments) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    return error
+
+
+def test_a_loss_that_is_no_number_names_the_step_and_keeps_its_batch(
+    settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = stage1.stage1_losses, []
+
+    def third_is_nan(*arguments: Any, **options: Any) -> dict[str, torch.Tensor]:
+        losses = original(*arguments, **options)
+        calls.append(None)
+        return losses | {"loss": losses["loss"] * (torch.nan if len(calls) == 3 else 1.0)}
+
+    monkeypatch.setattr(stage1, "stage1_losses", third_is_nan)
+    error = error_of([*settings, "--out", str(tmp_path)], capsys)
+    assert "the loss is nan at step 3" in error and "bad-batch-step-3" in error
+    (kept,) = tmp_path.glob("bad-batch-*.pt")
+    batch = torch.load(kept, weights_only=True)
+    assert batch["text"]["token_ids"].shape[0] == 4 and batch["images"]["vision_features"].shape[0] == 4
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000002"]
+
+
+def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_stays(
+    settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = checkpoint.save_file
+
+    def full(state: dict[str, torch.Tensor], path: Path) -> None:
+        if "step-000004" in str(path):
+            path.write_bytes(b"half of it")
+            raise OSError(28, "No space left on device")
+        original(state, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    error = error_of([*settings, "--out", str(tmp_path)], capsys)
+    assert "No space left on device" in error and "step-000004" in error and "free some space" in error
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000002"]
+    assert not list(tmp_path.glob(".*partial"))
+    monkeypatch.undo()
+    assert stage1.main([*settings, "--out", str(tmp_path), "--keep", "1"]) == 0
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000006"], "the last `keep`"
+
+
+def test_damaged_checkpoints_are_named(settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*settings, "--out", str(tmp_path)]
+    assert stage1.main([*arguments, "--steps", "4"]) == 0
+    (tmp_path / "step-000004" / "optimizer.safetensors").write_bytes(b"")
+    error = error_of(arguments, capsys)
+    assert "step-000004" in error and "damaged" in error and "remove it" in error
+
+
+def test_the_scaler_of_fp16_is_part_of_a_checkpoint(settings: list[str], tmp_path: Path) -> None:
+    stage = stage1.Stage1(parse(stage1.Stage1Settings, [*settings, "--out", str(tmp_path)], ""))
+    trainer = stage.trainer
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
+    trainer.scaler.scale(torch.ones(1))
+    step, batch = next(iter(stage._batches()))
+    trainer._step(step, lambda: trainer._backward(stage_module(stage), batch))
+    trainer.step = 2
+    trainer._save()
+    resumed = torch.amp.GradScaler("cpu", init_scale=4.0)
+    assert checkpoint.resume(tmp_path, trainer.model, trainer.optimizer, resumed) == 2
+    assert resumed.get_scale() == trainer.scaler.get_scale() == 512.0
+
+
+def stage_module(stage: stage1.Stage1) -> torch.nn.Module:
+    from train.loop import _Step
+
+    return _Step(stage.model, stage._loss)
+
+
+def test_metrics_of_steps_that_are_run_again_go(tmp_path: Path) -> None:
+    log = Log(tmp_path, main=True)
+    for step in (1, 2, 3):
+        log.write({"step": step, "loss": 1.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    Log(tmp_path, main=True).start(9, 2).close()
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]

@@ -1,0 +1,182 @@
+r"""Lists of images and texts into shards: `python -m train.prepare shards|list|index` (each has a --help).
+
+    python -m train.prepare shards --data captions.json --images coco/train2014 --out DIR
+        any list of readers.py -> DIR/000000.tar, 000001.tar, ..., with their indices
+    python -m train.prepare list --data laion.parquet --out laion.jsonl
+        a parquet or TSV list of URLs and captions -> the list that img2dataset takes
+    python -m train.prepare index --data 'shards/*.tar' --cache FEATURES
+        the indices of shards that somebody else has written, ahead of a training
+
+COCO, Flickr and Visual Genome are lists of files that one has: `shards`. Conceptual Captions (TSV), SBU and LAION
+(parquet) are lists of URLs: `list`, then img2dataset, whose shards are read as they are:
+
+    pip install img2dataset
+    img2dataset --url_list laion.jsonl --input_format jsonl --url_col url --caption_col caption \
+        --output_format webdataset --output_folder shards/laion --image_size 384 --resize_mode keep_ratio \
+        --resize_only_if_bigger True --processes_count 16 --thread_count 64
+
+Knows files, nothing about models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from blip2rt.errors import Blip2rtError
+
+from .cli import run_main
+from .data import Bad, Dataset, Sample
+from .readers import read_data
+from .shards import expand, index_of
+from .transforms import read_image
+
+
+def write_shards(data: Dataset, out: Path, per_shard: int, bad: Bad, seed: int = 0) -> list[Path]:
+    """Images in random order, `per_shard` to a shard, each with all its texts; returns the shards.
+
+    Every image is decoded once to see that it can be; a folder that exists is not written over.
+    """
+    if out.exists():
+        raise Blip2rtError(f"--out {str(out)!r} exists; remove it or choose another folder")
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    groups = data.by_image()
+    order = np.random.default_rng(seed).permutation(len(groups))
+    good = _readable(tqdm(order, unit="img", desc=out.name), data, groups, bad)
+    shards = 0
+    writer: tarfile.TarFile | None = None
+    for key, (path, content, texts) in enumerate(good):
+        if key % per_shard == 0:
+            if writer is not None:
+                writer.close()
+            writer = tarfile.open(partial / f"{shards:06d}.tar", "w")  # noqa: SIM115  # closed when it is full
+            shards += 1
+        assert writer is not None
+        captions = [{"text": t.text, "prompt": t.prompt} if t.prompt else t.text for t in texts]
+        _add(writer, f"{key:09d}{path.suffix.lower()}", content)
+        _add(writer, f"{key:09d}.json", json.dumps({"captions": captions, "source": path.name}).encode())
+    if writer is None:
+        raise Blip2rtError("no image can be read; nothing was written")
+    writer.close()
+    partial.rename(out)
+    return expand(str(out))
+
+
+def _readable(
+    order: Any, data: Dataset, groups: list[list[Sample]], bad: Bad
+) -> Iterator[tuple[Path, bytes, list[Sample]]]:
+    for image in order:
+        path = data.paths[image]
+        try:
+            content = path.read_bytes()
+            read_image(content)
+        except (OSError, ValueError, SyntaxError) as error:
+            bad.add(str(path), " ".join(str(error).split()))
+            continue
+        yield path, content, groups[image]
+
+
+def _add(writer: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    writer.addfile(info, io.BytesIO(content))
+
+
+def url_list(source: Path) -> Iterator[dict[str, str]]:
+    """{url, caption} of each row of a parquet list (LAION, SBU) or a TSV without a header (Conceptual Captions)."""
+    if source.suffix == ".parquet":
+        try:
+            from pyarrow import parquet
+        except ImportError as error:
+            raise Blip2rtError("pyarrow is not installed; pip install pyarrow") from error
+        table = parquet.ParquetFile(source)
+        columns = {name.lower(): name for name in table.schema_arrow.names}
+        url, text = (next((columns[n] for n in names if n in columns), None) for names in (_URL, _TEXT))
+        if url is None or text is None:
+            raise Blip2rtError(
+                f"{source} needs columns {' or '.join(_URL)} and {' or '.join(_TEXT)}; has {list(columns)}"
+            )
+        for batch in table.iter_batches(columns=[url, text]):
+            for row in batch.to_pylist():
+                if row[url] and row[text]:
+                    yield {"url": row[url], "caption": row[text]}
+        return
+    with source.open(newline="", encoding="utf-8") as file:
+        for cells in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+            url_first = bool(cells) and cells[0].startswith("http")  # CC12M has the URL first, CC3M the caption
+            if len(cells) == 2 and cells[1 - url_first].startswith("http"):
+                yield {"url": cells[1 - url_first], "caption": cells[int(url_first)]}
+
+
+_URL, _TEXT = ("url", "image_url"), ("caption", "text", "top_caption")
+
+
+def _shards(args: argparse.Namespace) -> None:
+    bad = Bad(args.max_bad)
+    data = read_data(args.data, args.images, bad)
+    made = write_shards(data, Path(args.out), args.per_shard, bad, args.seed)
+    samples = sum(len(index_of(path, Path(args.cache or args.out))) for path in made)
+    print(f"{args.out}: {len(made)} shards, {samples} images, {len(bad.found)} left out")
+
+
+def _list(args: argparse.Namespace) -> None:
+    source, out = Path(args.data), Path(args.out)
+    if not source.is_file():
+        raise Blip2rtError(f"--data {args.data!r} does not exist")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with out.open("w", encoding="utf-8") as file:
+        for row in tqdm(url_list(source), unit="row"):
+            file.write(json.dumps(row) + "\n")
+            count += 1
+    if not count:
+        raise Blip2rtError(f"{source} has no rows of a URL and a caption")
+    print(
+        f"{out}: {count} rows; next: img2dataset --url_list {out} --input_format jsonl ... (python -m train.prepare -h)"
+    )
+
+
+def _index(args: argparse.Namespace) -> None:
+    counts = [len(index_of(path, Path(args.cache))) for path in tqdm(expand(args.data), unit="shard")]
+    print(f"{args.data}: {len(counts)} shards, {sum(counts)} samples, {counts.count(0)} empty shards")
+
+
+def main(argv: list[str] | None = None) -> int:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    commands = parser.add_subparsers(required=True, metavar="shards|list|index")
+    shards = commands.add_parser("shards", help="a list of images and texts -> shards")
+    shards.add_argument("--data", required=True, help=".tsv, .csv, .jsonl, COCO .json, or a folder of images with .txt")
+    shards.add_argument("--images", default="", help="folder of the images that the list names")
+    shards.add_argument("--out", required=True, help="folder to write")
+    shards.add_argument("--per_shard", type=int, default=5000, help="images a shard")
+    shards.add_argument("--max_bad", type=int, default=1000, help="images that may be unusable")
+    shards.add_argument("--cache", default="", help="folder for indices: `features` of the recipe [beside the shards]")
+    shards.add_argument("--seed", type=int, default=0, help="of the order")
+    shards.set_defaults(work=_shards)
+    urls = commands.add_parser("list", help="URLs and captions -> the list that img2dataset takes")
+    urls.add_argument("--data", required=True, help=".parquet or .tsv")
+    urls.add_argument("--out", required=True, help=".jsonl to write")
+    urls.set_defaults(work=_list)
+    index = commands.add_parser("index", help="indices of shards, made ahead of a training")
+    index.add_argument("--data", required=True, help="a folder, 'a/*.tar' or 'a/{0000..0099}.tar'")
+    index.add_argument("--cache", required=True, help="folder for indices: `features` of the recipe")
+    index.set_defaults(work=_index)
+    args = parser.parse_args(argv)
+    return run_main(lambda: args.work(args))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
