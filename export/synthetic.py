@@ -32,8 +32,8 @@ from blip2rt.modeling.llm import empty_llm
 from blip2rt.modeling.quantize import QuantizedWeight
 from blip2rt.modeling.vision import VisionEncoder
 
-from . import assemble
-from .choices import PRECISIONS, Choices, Options
+from . import assemble, targets
+from .choices import Choices, Options
 from .cli import parse_precision
 from .progress import Progress
 
@@ -204,7 +204,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        groups = {group: allowed for group, allowed in PRECISIONS.items() if group in PRECISION}
+        groups = {group: allowed for group, allowed in targets.ORT.precisions.items() if group in PRECISION}
         precision = parse_precision(args.precision, groups)
         if "int8-static" in precision.values():
             raise Blip2rtError("--precision: int8-static is calibrated on a real encoder; give vision=int8-dynamic")
