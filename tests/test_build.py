@@ -25,7 +25,7 @@ from blip2rt.trt_cache import EngineCache
 from tests.conftest import make_manifest
 
 needs_rtx = pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None, reason="needs tensorrt-rtx: pip install tensorrt-rtx"
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="needs tensorrt-rtx: pip install 'blip2rt[trt-check]'"
 )
 
 
