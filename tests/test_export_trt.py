@@ -21,7 +21,7 @@ pytest.importorskip("onnxscript")
 import onnx
 
 from blip2rt import trt_builder
-from export import graphs, targets, trt_calibrate, trt_precision
+from export import graphs, quantize, targets, trt_calibrate, trt_precision
 from export.stepping import session
 from export.trt_stepping import TrtStepper
 from export.verify import LlmGraphs, mean_cosine
@@ -45,7 +45,8 @@ def write(traced, folder: Path, target: targets.Target, precision: str = "fp32",
     folder.mkdir(exist_ok=True)
     with contextlib.closing(graphs.DataFile(folder, "llm.data")) as data:
         for name, graph in traced:
-            target.apply(graph, precision, 32, data.keep, lambda done, total: None, (ranges or {}).get(name, {}))
+            target.apply(graph, precision, 32, data.keep, lambda done, total: None, quantize.nearest,
+                         (ranges or {}).get(name, {}))  # fmt: skip
             graphs.save(graph, folder / f"{name}.onnx", data)
     encoder = folder / "encoder.onnx"
     known = encoder.exists()
