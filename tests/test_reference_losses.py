@@ -14,7 +14,7 @@ from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.llm import LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
-from train.losses import ItmOptions, TextBatch, stage1_losses
+from train.losses import TextBatch, stage1_losses
 from train.packing import Tokens, pack
 from train.prefix_lm import SplitTexts, prefix_lm_loss
 from train.prompted import lm_loss
@@ -78,7 +78,7 @@ def test_stage1(paper: bool, rng: np.random.Generator, monkeypatch: pytest.Monke
         return weights.argmax(1, keepdim=True)
 
     monkeypatch.setattr(torch, "multinomial", most_likely)
-    got = stage1_losses(model, images, text_batch, dec_token_id=VOCAB - 1, itm_options=ItmOptions())
+    got = stage1_losses(model, images, text_batch, dec_token_id=VOCAB - 1)
     seen, ids = images.double().numpy(), np.array(IMAGE_IDS)
     sim = reference.similarity(seen, texts)
     weights = reference.negative_weights(sim, ids)

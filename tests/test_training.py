@@ -93,13 +93,6 @@ def test_stage2_learns_from_the_cider_of_its_own_samples(parts: tuple[Path, list
     assert weights(out).keys() == weights(first).keys()
 
 
-def test_stage1_goes_on_from_a_checkpoint_of_its_own(parts: tuple[Path, list[str]], stage1_run: Path) -> None:
-    folder, settings = parts
-    arguments = [*settings, "--out", str(folder / "further"), "--start", str(stage1_run)]
-    started = stage1.Stage1(parse(stage1.Stage1Settings, arguments, "")).model
-    assert_equal(started.trained_state(), weights(stage1_run))
-
-
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_resume_continues_bit_for_bit(parts: tuple[Path, list[str]], stage1_run: Path, stage: str) -> None:
     folder, settings = parts

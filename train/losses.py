@@ -74,30 +74,6 @@ def itm_loss(logits: torch.Tensor, positives: int) -> tuple[torch.Tensor, torch.
     return F.cross_entropy(logits, labels), accuracy.detach()
 
 
-def kept_positions(count: int, hidden: float, device: torch.device) -> torch.Tensor:
-    """Indices of `count` image positions but for a random share of them, `hidden`."""
-    return torch.randperm(count, device=device)[: count - int(hidden * count)]
-
-
-@dataclass(frozen=True)
-class ItmOptions:
-    """How ITM is learned. A pair that comes again is learned by heart, and ITM can do that: so it may see a part only
-    of the image and of the text, another one at every step."""
-
-    weight: float = 1.0  # beside ITC and ITG
-    hardness: float = 1.0  # of the negatives, see hard_negatives
-    hidden_positions: float = 0.0  # share of the image's positions that are left out
-    hidden_words: float = 0.0  # share of the text's tokens that are replaced by `mask_token_id`
-    mask_token_id: int = 0
-
-    def hide_words(self, token_ids: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
-        """token_ids (B, T) with [MASK] for some; [CLS], [SEP] and padding stay."""
-        hidden = (torch.rand(token_ids.shape, device=token_ids.device) < self.hidden_words) & text_mask.bool()
-        hidden[:, 0] = False
-        hidden.scatter_(1, text_mask.sum(1, keepdim=True) - 1, False)
-        return token_ids.masked_fill(hidden, self.mask_token_id)
-
-
 def next_tokens(
     hidden: torch.Tensor, token_ids: torch.Tensor, text_mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -177,27 +153,16 @@ def query_cosine(query_output: torch.Tensor) -> torch.Tensor:
 
 
 def _pair_kv(
-    model: Blip2,
-    vision_features: torch.Tensor,
-    vision_kv: list[Any],
-    wrong_image: torch.Tensor,
-    seen: torch.Tensor,
-    parallel: Parallel,
+    model: Blip2, vision_features: torch.Tensor, vision_kv: list[Any], wrong_image: torch.Tensor, parallel: Parallel
 ) -> list[Any]:
-    """Keys and values (3b, h, n, d) of own, wrong, own images at the n positions that are seen. A wrong image may be of
-    another process; its features come, and what the model makes of them is computed here."""
+    """Keys and values of (3b) images: own, wrong, own. A wrong image may be of another process; its features come, and
+    what the model makes of them is computed here."""
     if parallel.world > 1:
         elsewhere = model.vision_kv(parallel.gather(vision_features)[wrong_image])
     else:
         elsewhere = [None if kv is None else (kv[0][wrong_image], kv[1][wrong_image]) for kv in vision_kv]
-
-    def joined(mine: torch.Tensor, wrong: torch.Tensor) -> torch.Tensor:
-        if len(seen) < mine.shape[2]:
-            mine, wrong = mine[:, :, seen], wrong[:, :, seen]
-        return torch.cat((mine, wrong, mine))
-
     return [
-        None if own is None else (joined(own[0], other[0]), joined(own[1], other[1]))
+        None if own is None else tuple(torch.cat((mine, wrong, mine)) for mine, wrong in zip(own, other, strict=True))
         for own, other in zip(vision_kv, elsewhere, strict=True)
     ]
 
@@ -207,7 +172,8 @@ def stage1_losses(
     vision_features: torch.Tensor,
     text: TextBatch,
     dec_token_id: int,
-    itm_options: ItmOptions,
+    itm_weight: float = 1.0,
+    hardness: float = 1.0,
     *,
     parallel: Parallel | None = None,
     generator: torch.Generator | None = None,
@@ -231,13 +197,12 @@ def stage1_losses(
     itc = itc_loss(sim, model.temperature, everyone.image_ids)
 
     own = parallel.own(batch).to(sim.device)
-    drawn = hard_negatives(sim, model.temperature, everyone.image_ids, itm_options.hardness, generator)
-    wrong_image, wrong_text = (choice[own] for choice in drawn)
+    wrong_image, wrong_text = (
+        drawn[own] for drawn in hard_negatives(sim, model.temperature, everyone.image_ids, hardness, generator)
+    )
     texts = torch.cat((own, own, wrong_text))
-    seen = kept_positions(vision_features.shape[1], itm_options.hidden_positions, sim.device)
-    pair_kv = _pair_kv(model, vision_features, vision_kv, wrong_image, seen, parallel)
-    token_ids = itm_options.hide_words(everyone.token_ids[texts], everyone.text_mask[texts])
-    fused = model.qformer.encode_pair(token_ids, everyone.text_mask[texts], pair_kv)
+    pair_kv = _pair_kv(model, vision_features, vision_kv, wrong_image, parallel)
+    fused = model.qformer.encode_pair(everyone.token_ids[texts], everyone.text_mask[texts], pair_kv)
     itm, itm_accuracy = itm_loss(model.itm_head(fused).mean(1).float(), batch)
 
     decoder_ids = text.token_ids.clone()
@@ -246,7 +211,7 @@ def stage1_losses(
     states, targets = next_tokens(hidden, decoder_ids, text.text_mask)
     itg = itg_share * itg_loss(model.lm_head(states, model.qformer.word_embeddings.weight), targets)
     return {
-        "loss": itc + itm_options.weight * itm + itg,
+        "loss": itc + itm_weight * itm + itg,
         "itc": itc.detach(),
         "itm": itm.detach(),
         "itg": itg.detach(),

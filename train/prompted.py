@@ -12,7 +12,7 @@ from blip2rt.modeling.llm import LlmConfig, end_token_id, load_tokenizer
 from blip2rt.text import clean_caption
 
 from .data import Sample
-from .losses import frozen_head_loss, kept_positions, query_cosine
+from .losses import frozen_head_loss, query_cosine
 from .packing import PackedTexts, Tokens, pack
 
 
@@ -46,7 +46,8 @@ def part_seen(model: Blip2, vision_features: torch.Tensor, hidden_positions: flo
     """query_output (B, Q, H) of images of which a random share of the positions is left out."""
     vision_kv = model.vision_kv(vision_features)
     if hidden_positions:
-        seen = kept_positions(vision_features.shape[1], hidden_positions, vision_features.device)
+        count = vision_features.shape[1]
+        seen = torch.randperm(count, device=vision_features.device)[: count - int(hidden_positions * count)]
         vision_kv = [None if kv is None else (kv[0][:, :, seen], kv[1][:, :, seen]) for kv in vision_kv]
     return model.qformer.encode_image(vision_kv, len(vision_features))[0]
 

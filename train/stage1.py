@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
-from blip2rt.modeling.checkpoints import init_from_bert, load_weights, locate, qformer_tokenizer
+from blip2rt.modeling.checkpoints import init_from_bert, qformer_tokenizer
 from blip2rt.text import clean_caption
 
 from .cli import run_main
@@ -21,7 +21,7 @@ from .dry_run import dry_run
 from .features import FeatureSource
 from .feed import Rows, bad_samples, open_feed, seen_features, to_device
 from .loop import Trainer
-from .losses import ItmOptions, TextBatch, hard_negatives, itm_loss, query_cosine, similarity, stage1_losses
+from .losses import TextBatch, hard_negatives, itm_loss, query_cosine, similarity, stage1_losses
 from .parallel import here
 from .readers import read_data
 from .retrieval import recall
@@ -34,9 +34,6 @@ class Stage1Settings(TrainSettings):
     max_text_length: int = option(32, "tokens of a caption, [CLS] and [SEP] included")
     itm_weight: float = option(1.0, "weight of ITM beside ITC and ITG (the paper has 1)")
     itm_ramp: int = option(0, "steps over which ITM's negatives go from random to drawn by similarity")
-    itm_hidden_positions: float = option(0.0, "share of the image's positions that ITM does not see, drawn every step")
-    itm_hidden_words: float = option(0.0, "share of a text's tokens that ITM sees as [MASK], drawn every step")
-    start: str = option("", "stage-1 checkpoint to go on from with other settings, in place of BERT")
     head_lr: float = option(1e-3, "peak learning rate of the projections and heads")
 
 
@@ -47,7 +44,7 @@ class Micro:
     images: Rows
     text: TextBatch
     share: float  # tokens here over the mean of all micro-batches and processes
-    itm: ItmOptions
+    hardness: float
 
 
 class Stage1:
@@ -73,17 +70,10 @@ class Stage1:
         settings, device = self.settings, self.trainer.device
         for step, rows in self.feed.rows(self.trainer.step):
             hardness = min(1.0, step / settings.itm_ramp) if settings.itm_ramp else 1.0
-            itm = ItmOptions(
-                settings.itm_weight,
-                hardness,
-                settings.itm_hidden_positions,
-                settings.itm_hidden_words,
-                self.tokenizer.mask_token_id,
-            )
             texts = [self.text_batch([group[0].text for group in part.groups], part.image_ids) for part in rows]
             shares = here().shares([int(text.text_mask[:, 1:].sum()) for text in texts])
             images = [to_device(part, device) for part in rows]
-            yield step, [Micro(*micro, itm) for micro in zip(images, texts, shares, strict=True)]
+            yield step, [Micro(*micro, hardness) for micro in zip(images, texts, shares, strict=True)]
 
     def text_batch(self, texts: list[str], images: Sequence[int] | torch.Tensor) -> TextBatch:
         """Token ids padded to the longest of the batch."""
@@ -104,7 +94,8 @@ class Stage1:
             seen_features(self.model, micro.images),
             micro.text,
             self.tokenizer.bos_token_id,
-            micro.itm,
+            self.settings.itm_weight,
+            micro.hardness,
             parallel=here(),
             generator=self.trainer.generator,
             itg_share=micro.share,
@@ -173,14 +164,11 @@ def model_config(settings: Stage1Settings) -> Blip2Config:
 
 
 def build_model(settings: Stage1Settings) -> Blip2:
-    """A stage-1 model, from BERT or a checkpoint; of cached features the image encoder stays with their source."""
+    """A stage-1 model, initialised from BERT; of cached features the image encoder stays with their source."""
     torch.manual_seed(settings.seed)
     config = model_config(settings)
     model = Blip2(config, vision=bool(settings.train_data))  # cached features need no encoder
-    if settings.start:
-        load_weights(model, locate(settings.start))
-    else:
-        init_from_bert(model)
+    init_from_bert(model)
     return model.train()
 
 
