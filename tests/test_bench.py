@@ -220,6 +220,14 @@ def test_a_decode_step_of_the_embedded_model_costs_its_parameters():
     assert files["llm.data"].size <= step.weight_bytes < 1.1 * files["llm.data"].size, "scales take twice their size"
 
 
+def test_queries_cost_their_own_positions_and_the_image_its():
+    """MiniLM's six layers for 16 queries; keys and values of 81 positions in three of them."""
+    found = collect.stage_costs(read(embedded()), Work(str(embedded()), ""), 20)["qformer"]
+    width, queries, positions, features = 384, 16, 81, 1280
+    own = 6 * (4 * width * width + 2 * width * 4 * width) + 3 * 2 * width * width + width * 576
+    assert found.int8_macs == queries * own + positions * 3 * 2 * features * width
+
+
 def test_a_limit_is_the_longer_of_reading_and_multiplying():
     rates = costs.Rates(read_bytes=100.0, int8_ops=10.0, fp32_ops=1.0)
     assert costs.limit(costs.Cost(500, 5, 1), rates) == (5.0, "memory")

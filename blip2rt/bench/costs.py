@@ -15,6 +15,7 @@ from . import wire
 _PASSED = ("Cast", "Mul", "DequantizeLinear", "Transpose", "Identity")  # between a stored weight and its product
 _GATHERS = ("Gather", "GatherBlockQuantized")  # read a few rows of their table
 _INTEGER = ("MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits", "ConvInteger", "QLinearConv", "QLinearMatMul")
+_PRODUCTS = ("MatMul", "Gemm", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits")
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,10 @@ def _products(
 
 
 def _propagate(node: wire.Node, rows: dict[str, int], batch: int) -> int | None:
-    """Positions of a node's outputs: those of its first input that has any."""
-    positions = next((rows[name] for name in node.inputs if name in rows), None)
+    """Positions of a node's outputs: those of its first input that has any; of a product, those of its left side, be
+    they known or not: queries that look at an image stay as many as they are."""
+    inputs = node.inputs[:1] if node.op_type in _PRODUCTS else node.inputs
+    positions = next((rows[name] for name in inputs if name in rows), None)
     if node.op_type in ("Shape", "Size"):
         positions = None
     elif node.op_type == "GatherND":
