@@ -19,18 +19,21 @@ def checkpoint(folder: Path, **tensors: torch.Tensor) -> str:
 
 
 def test_mean_of_every_tensor(tmp_path: Path) -> None:
-    a, b = torch.randn(3, 4), torch.randn(3, 4)
-    first, second = checkpoint(tmp_path / "a", w=a), checkpoint(tmp_path / "b", w=b)
-    assert average.main([first, second, "--share", "0.7", "--out", str(tmp_path / "c")]) == 0
-    torch.testing.assert_close(load_file(tmp_path / "c" / "model.safetensors")["w"], 0.3 * a + 0.7 * b)
-    assert (tmp_path / "c" / "config.json").read_text() == "{}"
+    tensors = {name: torch.randn(3, 4) for name in "abc"}
+    sources = [checkpoint(tmp_path / name, w=tensor) for name, tensor in tensors.items()]
+    assert average.main([*sources[:2], "--out", str(tmp_path / "d"), "--weights", "3", "7"]) == 0
+    assert average.main([*sources, "--out", str(tmp_path / "e")]) == 0
+    weighted, alike = (load_file(tmp_path / name / "model.safetensors")["w"] for name in "de")
+    torch.testing.assert_close(weighted, 0.3 * tensors["a"] + 0.7 * tensors["b"])
+    torch.testing.assert_close(alike, sum(tensors.values()) / 3)
+    assert (tmp_path / "e" / "config.json").read_text() == "{}"
 
 
-@pytest.mark.parametrize("arguments", [["--share", "1.5"], ["--share", "-0.1"]])
-def test_wrong_shares(tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("weights", [["1.5"], ["1", "-1"], ["0", "0"], ["1", "2", "3"], ["nan", "1"]])
+def test_wrong_weights(tmp_path: Path, weights: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     first = checkpoint(tmp_path / "a", w=torch.zeros(1))
-    assert average.main([first, first, "--out", str(tmp_path / "c"), *arguments]) == 2
-    assert arguments[1] in capsys.readouterr().err and not (tmp_path / "c").exists()
+    assert average.main([first, first, "--out", str(tmp_path / "c"), "--weights", *weights]) == 2
+    assert str(float(weights[0])) in capsys.readouterr().err and not (tmp_path / "c").exists()
 
 
 def test_other_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

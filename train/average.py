@@ -1,12 +1,13 @@
-"""The weighted mean of two checkpoints of one training: `python -m train.average A B --share 0.7 --out C`.
+"""The weighted mean of checkpoints of one training: `python -m train.average A B [C ...] --weights 0.3 0.7 --out D`.
 
-Between a model and what a longer training made of it there are weights that are better than both on unseen images
-(Wortsman et al. 2022, "Robust fine-tuning of zero-shot models"). Knows tensors and files; nothing about what they do.
+Between a model and what a longer training made of it, and among the last checkpoints of a noisy one, are weights
+that are better on unseen images than each (Izmailov et al. 2018; Wortsman et al. 2022). Knows tensors and files.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -17,34 +18,43 @@ from blip2rt.modeling.checkpoints import CONFIG, WEIGHTS, locate
 from .cli import run_main
 
 
-def average(first: str, second: str, share: float, out: Path) -> Path:
-    """Writes (1 - share) * first + share * second, with the first one's config. Raises Blip2rtError."""
-    if not 0 <= share <= 1:
-        raise OptionError(f"share is {share}, not from 0 to 1")
-    folders = [locate(source) for source in (first, second)]
-    for source, folder in zip((first, second), folders, strict=True):
+def average(sources: Sequence[str], weights: Sequence[float] | None, out: Path) -> Path:
+    """Writes the mean of every tensor, weighted by `weights` over their sum (None: all alike), with the first one's
+    config. Raises Blip2rtError."""
+    weights = [1.0] * len(sources) if weights is None else weights
+    if len(weights) != len(sources) or min(weights) < 0 or not sum(weights) > 0:
+        raise OptionError(
+            f"weights are {list(weights)}: give {len(sources)} numbers, none below 0, one for each checkpoint"
+        )
+    folders = [locate(source) for source in sources]
+    for source, folder in zip(sources, folders, strict=True):
         if not (folder / WEIGHTS).is_file():
-            raise OptionError(f"{source} holds no {WEIGHTS}: give two checkpoints of this project")
-    ours, theirs = (load_file(folder / WEIGHTS) for folder in folders)
-    shapes, others = ({name: tuple(t.shape) for name, t in state.items()} for state in (ours, theirs))
-    if shapes != others:
-        names = sorted(name for name in shapes.keys() | others.keys() if shapes.get(name) != others.get(name))
-        raise Blip2rtError(f"{first} and {second} are of different models: {', '.join(names[:3])}")
+            raise OptionError(f"{source} holds no {WEIGHTS}: give checkpoints of this project")
+    mean = load_file(folders[0] / WEIGHTS)
+    dtypes = {name: tensor.dtype for name, tensor in mean.items()}
+    mean = {name: tensor.double() * (weights[0] / sum(weights)) for name, tensor in mean.items()}
+    for source, folder, weight in zip(sources[1:], folders[1:], weights[1:], strict=True):
+        state = load_file(folder / WEIGHTS)
+        other = [
+            n for n in mean.keys() | state.keys() if n not in mean or n not in state or mean[n].shape != state[n].shape
+        ]
+        if other:
+            raise Blip2rtError(f"{sources[0]} and {source} are of different models: {', '.join(sorted(other)[:3])}")
+        for name, tensor in mean.items():
+            tensor.add_(state[name].double(), alpha=weight / sum(weights))
     out.mkdir(parents=True, exist_ok=True)
-    mean = {name: ((1 - share) * ours[name].float() + share * theirs[name].float()) for name in ours}
-    save_file({name: tensor.to(ours[name].dtype).contiguous() for name, tensor in mean.items()}, out / WEIGHTS)
+    save_file({name: tensor.to(dtypes[name]) for name, tensor in mean.items()}, out / WEIGHTS)
     (out / CONFIG).write_bytes((folders[0] / CONFIG).read_bytes())
     return out
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("first", help="checkpoint, or the folder of a training")
-    parser.add_argument("second", help="the same")
-    parser.add_argument("--share", type=float, default=0.5, help="of the second one [0.5]")
+    parser.add_argument("checkpoints", nargs="+", help="checkpoints, or folders of trainings (their newest)")
+    parser.add_argument("--weights", nargs="*", type=float, default=None, help="one for each [all alike]")
     parser.add_argument("--out", type=Path, required=True, help="folder of the mean")
     args = parser.parse_args(argv)
-    return run_main(lambda: print(average(args.first, args.second, args.share, args.out)))
+    return run_main(lambda: print(average(args.checkpoints, args.weights, args.out)))
 
 
 if __name__ == "__main__":
