@@ -11,6 +11,7 @@ namespace blip2rt {
 namespace {
 
 constexpr size_t kPiece = 32;  // weights a row that are unpacked at once: 16 bytes
+constexpr size_t kAhead = 2;   // tiles that the memory is asked for in advance
 constexpr size_t kRows = 8;    // rows of activations whose sums are kept in registers
 
 // Of a tile, for each block: scales and scales * zero points of the outputs.
@@ -63,7 +64,7 @@ template <class V>
 struct Packed {
   const uint8_t* codes;
   size_t stride;
-  const uint8_t* next;  // what will be read after this tile, or nullptr
+  const uint8_t* next;  // a tile that will be read after this one, or nullptr
 
   void piece(size_t index, typename V::Ints* to) const {
     typename V::Ints packed[4];
@@ -136,6 +137,7 @@ void multiply_some(size_t rows, const Int4Matrix& m, const Int4Input& input, con
 template <class V>
 void multiply_tiles(const Int4Matrix& m, const Int4Input& input, float* out, size_t first, size_t last,
                     uint8_t* scratch) {
+  const size_t tiles = (m.n + V::kLanes - 1) / V::kLanes;
   const size_t blocks = m.blocks(), stride = blocks * m.block / 2, pieces = blocks * m.block / kPiece;
   const Scales<V> scales = {reinterpret_cast<float*>(scratch), reinterpret_cast<float*>(scratch) + blocks * V::kLanes};
   uint8_t* unpacked = scratch + 2 * blocks * V::kLanes * sizeof(float);
@@ -143,7 +145,7 @@ void multiply_tiles(const Int4Matrix& m, const Int4Input& input, float* out, siz
     const size_t begin = tile * V::kLanes, outputs = m.n - begin < V::kLanes ? m.n - begin : V::kLanes;
     read_scales<V>(m, begin, outputs, scales);
     const uint8_t* codes = m.codes + begin * stride;
-    const Packed<V> packed = {codes, stride, tile + 1 < last ? codes + V::kLanes * stride : nullptr};
+    const Packed<V> packed = {codes, stride, tile + kAhead < tiles ? codes + kAhead * V::kLanes * stride : nullptr};
     const bool partial = outputs < V::kLanes;  // rows beyond the matrix must not be read
     const bool ahead = input.rows > kRows || partial;
     if (ahead) {
