@@ -19,8 +19,9 @@ import torch
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
-from train.loop import autocast_dtype, compile_layers, keep_freed_memory
+from train.loop import autocast_dtype, compile_layers
 from train.losses import TextBatch, hard_negatives, itc_loss, itg_loss, itm_loss, next_tokens, similarity, stage1_losses
+from train.memory import keep_freed_memory
 
 PAPER = QFormerConfig(
     hidden_size=768, layers=12, heads=12, intermediate_size=3072, queries=32, vision_width=1408, dropout=0.0,

@@ -6,9 +6,7 @@ Knows a loss function of a micro-batch; nothing about what it computes.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -26,6 +24,7 @@ from blip2rt.modeling.checkpoints import list_checkpoints
 
 from . import checkpoint as checkpoints
 from .logs import Log
+from .memory import keep_freed_memory
 from .parallel import here, whole
 from .settings import TrainSettings
 
@@ -66,15 +65,6 @@ def autocast_dtype(precision: str) -> torch.dtype:
     on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     on_cpu = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if on_gpu or on_cpu else torch.float32
-
-
-def keep_freed_memory() -> None:
-    """Have glibc reuse freed blocks instead of returning them: every step allocates the same large tensors again, and
-    fresh pages cost a third of a step on CPUs. Elsewhere than on glibc nothing changes."""
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
-        mmap_max, trim_threshold = -4, -1  # malloc.h
-        ctypes.CDLL(None).mallopt(mmap_max, 0)
-        ctypes.CDLL(None).mallopt(trim_threshold, 2**31 - 1)
 
 
 def _blocks(models: Sequence[nn.Module]) -> Iterator[nn.Module]:
@@ -170,7 +160,6 @@ class Trainer:
                 if self.step % settings.save_every == 0 or last:
                     self._save()
                 waiting = time.perf_counter()
-        self.parallel.leave()
         return list_checkpoints(self.out)[-1]
 
     def _step(self, step: int, backward: Callable[[], Losses]) -> dict[str, float]:

@@ -7,6 +7,7 @@ the whole model, and gradients are averaged (DDP), or a part of it (FSDP). Knows
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
@@ -175,11 +176,6 @@ class Parallel:
         if self.world > 1:
             self._accelerator.wait_for_everyone()
 
-    def leave(self) -> None:
-        """The last call of a training."""
-        if self.world > 1:
-            distributed.destroy_process_group()
-
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
         """The first process does what is inside, then the others, who find its files."""
@@ -188,6 +184,14 @@ class Parallel:
         yield
         if self.main:
             self.wait()
+
+
+def leave() -> None:
+    """The end of all talk. The group's threads die with its last owner, which may be a model in a circle of references;
+    one that is still at work when Python ends aborts the process."""
+    gc.collect()
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def like(parameter: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
