@@ -1,8 +1,8 @@
 """How fast `train_data` is read: `python -m benchmarks.loader --data 'shards/*.tar'` (or of its own).
 
 Images a second of the loader alone, transform included, for some numbers of workers; a training step of b images a GPU
-does not wait as long as b / (images a second) is less than the step takes. Without workers also the processor time of an
-image, which other programs on the machine change less.
+does not wait as long as b / (images a second) is less than the step takes. Without workers also the processor time of
+an image, which other programs on the machine change less.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What sharing saves in stage 1: `python -m benchmarks.train`.
 
 Steps of `train.losses.stage1_losses` (the image is read once, its keys and values serve all three losses; ITG goes on
-from the queries' keys and values that ITC has computed) beside steps of the same losses by three forward passes that know
-nothing of each other. Steps alternate on one model with one batch; what is compared is processor time (`--wall`: the
-clock's). tests/test_shared_passes.py compares the gradients.
+from the queries' keys and values that ITC has computed) beside steps of the same losses by three forward passes that
+know nothing of each other. Steps alternate on one model with one batch; what is compared is processor time (`--wall`:
+the clock's). tests/test_shared_passes.py compares the gradients.
 """
 
 from __future__ import annotations

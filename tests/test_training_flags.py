@@ -32,8 +32,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 
 def trained(parts: tuple[Path, list[str]], stage: str, name: str, flags: list[str]) -> Path:
     """The folder of a training of six steps, done once for each name."""
-    folder, settings = parts
-    out = folder / f"{stage}-{name}"
+    out = parts[0] / f"{stage}-{name}"
     if not out.exists():
         assert STAGES[stage].main([*arguments(parts, stage), *flags, "--out", str(out)]) == 0
     return out
