@@ -105,7 +105,8 @@ class Parallel:
             for block in blocks:  # one after the other: all of them may be more than the device holds
                 fully_shard(block, mesh=mesh)
         frozen = {parameter for parameter in module.parameters() if not parameter.requires_grad}
-        return fully_shard(module.to(self.device), mesh=mesh, reshard_after_forward=False, ignored_params=frozen)
+        fully_shard(module.to(self.device), mesh=mesh, reshard_after_forward=False, ignored_params=frozen)
+        return module
 
     @contextlib.contextmanager
     def summing(self, module: nn.Module) -> Iterator[None]:
