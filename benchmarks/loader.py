@@ -1,7 +1,8 @@
 """How fast `train_data` is read: `python -m benchmarks.loader --data 'shards/*.tar'` (or of its own).
 
 Images a second of the loader alone, transform included, for some numbers of workers; a training step of b images a GPU
-does not wait as long as b / (images a second) is less than the step takes.
+does not wait as long as b / (images a second) is less than the step takes. Without workers also the processor time of
+an image, which other programs on the machine change less.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from blip2rt.modeling.vision import VisionConfig
 from train.data import Bad
 from train.loader import Reader, image_batches, open_sources
+from train.memory import keep_freed_memory
 from train.sources import Mixture
 from train.transforms import train_transform
 
@@ -37,16 +40,18 @@ def make_shard(folder: Path, count: int, width: int, height: int) -> None:
                 tar.addfile(info, io.BytesIO(content))
 
 
-def measure(data: str, cache: Path, size: int, batch: int, workers: int, batches: int) -> float:
+def measure(data: str, cache: Path, size: int, batch: int, workers: int, batches: int) -> tuple[float, float]:
+    """Images a second, and seconds of this process' processor time an image."""
     sources, weights = open_sources(({"path": data},), cache, Bad(1000))
     reader = Reader(sources, 0, train_transform(VisionConfig(height=size, width=size)))
     feed = image_batches(reader, Mixture(weights, batch, 0), 0, lambda rows: [rows], workers, Bad(1000))
     for _ in range(max(1, workers)):  # workers have started
         next(feed)
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     for _ in range(batches):
         next(feed)
-    return batch * batches / (time.perf_counter() - started)
+    images = batch * batches
+    return images / (time.perf_counter() - started), (time.process_time() - busy) / images
 
 
 def main() -> None:
@@ -57,12 +62,15 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=24)
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
     args = parser.parse_args()
+    keep_freed_memory()
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         if not args.data:
             make_shard(Path(folder), 500, 640, 480)
         for workers in args.workers:
-            speed = measure(args.data or folder, Path(folder), args.size, args.batch, workers, args.batches)
-            print(f"{workers} workers: {speed:.0f} images/s")
+            speed, busy = measure(args.data or folder, Path(folder), args.size, args.batch, workers, args.batches)
+            alone = "" if workers else f", {1e3 * busy:.2f} ms of processor time an image"
+            print(f"{workers} workers: {speed:.0f} images/s{alone}", flush=True)
 
 
 if __name__ == "__main__":

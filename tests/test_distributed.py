@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from train.loop import check_batch
 from .tiny_parts import llm_folder, tiny_settings
 
 ROOT = Path(__file__).parent.parent
-STEPS = ["--steps", "5", "--warmup", "2", "--dropout", "0", "--batch_size", "8", "--save_every", "5"]
+STEPS = ["--steps", "5", "--warmup", "2", "--dropout", "0", "--batch_size", "8", "--save_every", "2", "--keep", "9"]
 
 
 @pytest.fixture(scope="module")
@@ -70,30 +71,74 @@ def assert_same_training(left: Path, right: Path, tolerance: float = 1e-4) -> No
         torch.testing.assert_close(mine[name], theirs[name], atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_stage1_gathers_itc_and_draws_negatives_from_all(parts: tuple[Path, list[str]]) -> None:
+def assert_same_moments(left: Path, right: Path, tolerance: float = 1e-4) -> None:
+    mine, theirs = (load_file(list_checkpoints(run)[-1] / "optimizer.safetensors") for run in (left, right))
+    torch.testing.assert_close(mine, theirs, atol=tolerance, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def one(parts: tuple[Path, list[str]]) -> Path:
+    """Stage 1 in one process."""
     folder, settings = parts
     assert stage1.main([*settings, "--out", str(folder / "one")]) == 0
-    torchrun(2, "train.stage1", [*settings, "--out", str(folder / "two")])
-    assert_same_training(folder / "one", folder / "two")
+    return folder / "one"
 
 
-def test_stage2_counts_every_token_alike(parts: tuple[Path, list[str]]) -> None:
+@pytest.fixture(scope="module")
+def one2(parts: tuple[Path, list[str]]) -> Path:
+    """Stage 2 in one process."""
     folder, settings = parts
-    arguments = [*settings, "--llm_source", str(folder / "llm"), "--end", "<|end|>", "--no-query_offsets"]
-    assert stage2.main([*arguments, "--out", str(folder / "one2")]) == 0
-    torchrun(2, "train.stage2", [*arguments, "--accumulate", "2", "--out", str(folder / "two2")])
-    assert_same_training(folder / "one2", folder / "two2")
+    assert stage2.main([*settings, *stage2_fields(folder), "--out", str(folder / "one2")]) == 0
+    return folder / "one2"
+
+
+def stage2_fields(folder: Path) -> list[str]:
+    return ["--llm_source", str(folder / "llm"), "--end", "<|end|>", "--no-query_offsets"]
+
+
+@pytest.mark.parametrize("shard", ["none", "trained"])
+def test_stage1_gathers_itc_and_draws_negatives_from_all(parts: tuple[Path, list[str]], one: Path, shard: str) -> None:
+    folder, settings = parts
+    torchrun(2, "train.stage1", [*settings, "--shard", shard, "--out", str(folder / shard)])
+    assert_same_training(one, folder / shard)
+    assert_same_moments(one, folder / shard)
+
+
+@pytest.mark.parametrize("shard", ["none", "all"])
+def test_stage2_counts_every_token_alike(parts: tuple[Path, list[str]], one2: Path, shard: str) -> None:
+    folder, settings = parts
+    fields = [*stage2_fields(folder), "--accumulate", "2", "--shard", shard]
+    torchrun(2, "train.stage2", [*settings, *fields, "--out", str(folder / f"{shard}2")])
+    assert_same_training(one2, folder / f"{shard}2")
+
+
+def test_one_process_goes_on_from_sharded_ones_and_they_from_one(parts: tuple[Path, list[str]], one: Path) -> None:
+    folder, settings = parts
+    sharded, back = folder / "sharded", folder / "back"
+    until(2, one, sharded)
+    arguments = [*settings, "--save_every", "1", "--keep", "9"]
+    torchrun(2, "train.stage1", [*arguments, "--shard", "trained", "--out", str(sharded)])
+    assert_same_training(one, sharded)
+    until(4, sharded, back)
+    assert stage1.main([*arguments, "--out", str(back)]) == 0
+    assert_same_training(one, back)
+    assert_same_moments(one, back)
+
+
+def until(step: int, run: Path, out: Path) -> None:
+    """A training as it was after `step`."""
+    shutil.copytree(run, out)
+    for checkpoint in list_checkpoints(out):
+        if int(checkpoint.name.removeprefix("step-")) > step:
+            shutil.rmtree(checkpoint)
 
 
 @pytest.mark.parametrize("flag", [["--accumulate", "4"], ["--recompute"]])
-def test_flags_of_memory_change_no_result(parts: tuple[Path, list[str]], flag: list[str]) -> None:
+def test_flags_of_memory_change_no_result(parts: tuple[Path, list[str]], one2: Path, flag: list[str]) -> None:
     folder, settings = parts
-    arguments = [*settings, "--llm_source", str(folder / "llm"), "--end", "<|end|>", "--no-query_offsets"]
-    if not (folder / "plain").exists():
-        assert stage2.main([*arguments, "--out", str(folder / "plain")]) == 0
     out = folder / flag[0].strip("-")
-    assert stage2.main([*arguments, *flag, "--out", str(out)]) == 0
-    assert_same_training(folder / "plain", out)
+    assert stage2.main([*settings, *stage2_fields(folder), *flag, "--out", str(out)]) == 0
+    assert_same_training(one2, out)
 
 
 def test_a_batch_that_cannot_be_divided_is_one_line(

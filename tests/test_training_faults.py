@@ -83,18 +83,12 @@ def test_the_scaler_of_fp16_is_part_of_a_checkpoint(settings: list[str], tmp_pat
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
     trainer.scaler.scale(torch.ones(1))
     step, batch = next(iter(stage._batches()))
-    trainer._step(step, lambda: trainer._backward(stage_module(stage), batch))
+    trainer._step(step, lambda: trainer._backward(stage._loss, batch))
     trainer.step = 2
     trainer._save()
     resumed = torch.amp.GradScaler("cpu", init_scale=4.0)
     assert checkpoint.resume(tmp_path, trainer.model, trainer.optimizer, resumed) == 2
     assert resumed.get_scale() == trainer.scaler.get_scale() == 512.0
-
-
-def stage_module(stage: stage1.Stage1) -> torch.nn.Module:
-    from train.loop import _Step
-
-    return _Step(stage.model, stage._loss)
 
 
 def test_metrics_of_steps_that_are_run_again_go(tmp_path: Path) -> None:

@@ -22,7 +22,10 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.blip2 import Blip2
 from blip2rt.modeling.checkpoints import list_checkpoints, load_weights, save_model
 
+from .parallel import here, like
+
 OPTIMIZER, STATE = "optimizer.safetensors", "trainer.json"
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def save(
@@ -36,15 +39,21 @@ def save(
 ) -> None:
     """Write step-NNNNNN under a temporary name, then give it its own; older ones than the last `keep` go afterwards.
 
+    Every process calls, the main one writes: tensors that are sharded are whole on the disk.
+
     Raises Blip2rtError where it cannot be written, as on a full disk; earlier checkpoints are untouched then.
     """
+    trained = here().collect(model.trained_state())
+    moments = _optimizer_state(model, optimizer)
+    if not here().main:
+        return
     final = out / f"step-{step:06d}"
     partial = out / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
-        save_model(model, partial)
-        save_file(_optimizer_state(model, optimizer), partial / OPTIMIZER)
+        save_model(model, partial, trained)
+        save_file(moments, partial / OPTIMIZER)
         state = {"step": step, "scaler": scaler.state_dict(), "settings": vars(settings)}
         (partial / STATE).write_text(json.dumps(state))
         _sync(partial)
@@ -68,12 +77,17 @@ def _sync(folder: Path) -> None:
             os.fsync(descriptor)
 
 
+def resume_weights(out: Path, model: Blip2) -> None:
+    """Load the newest checkpoint's weights, if there is one in `out`, into a model that is not yet sharded."""
+    for newest in list_checkpoints(out)[-1:]:
+        load_weights(model, newest)
+
+
 def resume(out: Path, model: Blip2, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> int:
-    """Load the newest checkpoint in `out`, if any; returns the step to go on from."""
+    """Load all but the weights of the newest checkpoint in `out`, if any; returns the step to go on from."""
     found = list_checkpoints(out)
     if not found:
         return 0
-    load_weights(model, found[-1])
     try:
         state = load_file(found[-1] / OPTIMIZER)
         kept = json.loads((found[-1] / STATE).read_text())
@@ -82,11 +96,10 @@ def resume(out: Path, model: Blip2, optimizer: torch.optim.Optimizer, scaler: to
             f"checkpoint {found[-1]} is damaged ({error}); remove it to go on from the one before"
         ) from error
     for parameter, name in _names(model).items():
-        values = {key: state[f"{name}|{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}|{key}" in state}
-        if not values:
+        if f"{name}|step" not in state:
             raise Blip2rtError(f"checkpoint {found[-1]} has no optimizer state of {name}; give another folder as out")
-        # AdamW keeps the step on the host
-        optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in values.items()}
+        moments = {key: like(parameter, state[f"{name}|{key}"]) for key in MOMENTS}
+        optimizer.state[parameter] = {"step": state[f"{name}|step"].to(parameter.device)} | moments
     if kept.get("scaler"):
         scaler.load_state_dict(kept["scaler"])
     return int(kept["step"])
@@ -98,8 +111,8 @@ def _names(model: nn.Module) -> dict[nn.Parameter, str]:
 
 def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     names = _names(model)
-    return {
-        f"{names[cast(nn.Parameter, parameter)]}|{key}": value
-        for parameter, values in optimizer.state.items()
-        for key, value in values.items()
-    }
+    found = {}
+    for key in ("step", *MOMENTS):
+        values = {names[cast(nn.Parameter, p)]: state[key] for p, state in optimizer.state.items() if key in state}
+        found |= {f"{name}|{key}": value for name, value in here().collect(values).items()}
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -11,6 +12,10 @@ from blip2rt.errors import Blip2rtError
 def run_main(work: Callable[[], object]) -> int:
     try:
         work()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from .parallel import leave  # torch, which not every command needs
+
+            leave()
     except Blip2rtError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -58,8 +58,13 @@ def memory(config: Blip2Config, settings: Any, counts: dict[str, int], gpus: int
     """Estimated bytes of one GPU: weights, gradients and moments, frozen parts, activations of a micro-batch."""
     size = PRECISIONS.get(settings.precision, torch.bfloat16).itemsize
     rows = settings.batch_size // gpus // settings.accumulate
-    parts = {"trained weights, gradients, moments": 16.0 * trained(counts)}
+    kept = 16.0 if settings.shard == "none" else 16.0 / gpus + 8  # of a shard weights and gradients are whole in a step
+    parts = {"trained weights, gradients, moments": kept * trained(counts)}
     frozen = counts.get("llm", 0) + (counts["vision"] if settings.train_data else 0)
+    if settings.shard == "all":
+        llm = None if config.llm is None else text_config(config.llm.source)
+        whole = 0 if llm is None else 2 * llm.vocab_size * llm.hidden_size  # embeddings and head
+        frozen = whole + (frozen - whole) // gpus
     parts["frozen parts"] = float(size * frozen)
     q, text = config.qformer, config.max_text_length if config.stage == 1 else 0
     scale = size / 2

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 from blip2rt.errors import Blip2rtError, OptionError
 
 from .data import Bad, Dataset, Sample
+from .memory import keep_freed_memory
 from .readers import read_data
 from .shards import Shards
 from .sources import Mixture, Order
@@ -126,7 +127,8 @@ class Reader(TorchDataset[Images | Blip2rtError]):
             try:
                 data, texts = files.read(number)
                 with torch.random.fork_rng(devices=[]):  # the draws of a row are its own, whoever reads it
-                    torch.manual_seed(hash((self.seed, source, position)) % 2**62)
+                    # torch.manual_seed seeds GPUs too, and formats a stack for it
+                    torch.default_generator.manual_seed(hash((self.seed, source, position)) % 2**62)
                     pixels = self.transform(read_image(data))
                 order = np.random.default_rng((self.seed, source, position)).permutation(len(texts))
                 return pixels, [texts[i] for i in order], (source << 40) + number
@@ -160,7 +162,7 @@ def image_batches(
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_one_thread,
+        worker_init_fn=_settle,
     )
     batches, step = iter(loader), start
     while True:
@@ -174,5 +176,6 @@ def image_batches(
         step += 1
 
 
-def _one_thread(worker: int) -> None:
+def _settle(worker: int) -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()  # pixels of every image anew

@@ -6,9 +6,7 @@ Knows a loss function of a micro-batch; nothing about what it computes.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -26,7 +24,8 @@ from blip2rt.modeling.checkpoints import list_checkpoints
 
 from . import checkpoint as checkpoints
 from .logs import Log
-from .parallel import here
+from .memory import keep_freed_memory
+from .parallel import here, whole
 from .settings import TrainSettings
 
 Losses = dict[str, torch.Tensor]
@@ -68,19 +67,11 @@ def autocast_dtype(precision: str) -> torch.dtype:
     return torch.bfloat16 if on_gpu or on_cpu else torch.float32
 
 
-def keep_freed_memory() -> None:
-    """Have glibc reuse freed blocks instead of returning them: every step allocates the same large tensors again, and
-    fresh pages cost a third of a step on CPUs. Elsewhere than on glibc nothing changes."""
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
-        mmap_max, trim_threshold = -4, -1  # malloc.h
-        ctypes.CDLL(None).mallopt(mmap_max, 0)
-        ctypes.CDLL(None).mallopt(trim_threshold, 2**31 - 1)
-
-
 def _blocks(models: Sequence[nn.Module]) -> Iterator[nn.Module]:
-    """The longest list of blocks in each model."""
+    """Of each model its blocks: what its outermost lists hold, such as those of an encoder and of a decoder."""
     for model in models:
-        yield from max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
+        for child in model.children():
+            yield from child if isinstance(child, nn.ModuleList | nn.Sequential) else _blocks([child])
 
 
 def compile_layers(*models: nn.Module) -> None:
@@ -95,19 +86,9 @@ def recompute_layers(*models: nn.Module) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-class _Step(nn.Module):
-    """What DDP wraps: it averages gradients of what its forward pass used."""
-
-    def __init__(self, model: Blip2, loss: Callable[[Any], Losses]) -> None:
-        super().__init__()
-        self.model, self.loss = model, loss
-
-    def forward(self, micro: Any) -> Losses:
-        return self.loss(micro)
-
-
 class Trainer:
-    """Runs steps until `settings.steps`, from the newest checkpoint in `settings.out` if there is one."""
+    """Runs steps until `settings.steps`, from the newest checkpoint in `settings.out` if there is one; `prepare` comes
+    before anything else."""
 
     def __init__(self, model: Blip2, settings: TrainSettings, peaks: dict[str, float] | None = None) -> None:
         keep_freed_memory()
@@ -115,22 +96,19 @@ class Trainer:
         self.parallel = here()
         self.device = self.parallel.device
         check_batch(settings, self.parallel.world)
-        model.to(self.device)
         self.out = Path(settings.out)
         self.out.mkdir(parents=True, exist_ok=True)
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(model, settings, peaks or {}), betas=(settings.beta1, settings.beta2), fused=True
-        )
-        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.peaks = peaks or {}
         self.dtype = autocast_dtype(settings.precision)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.step = checkpoints.resume(self.out, model, self.optimizer, self.scaler)
         self.generator = torch.Generator(self.device) if self.parallel.world > 1 else None  # the same in all processes
         self.log = Log(self.out, self.parallel.main)
 
     def prepare(self, layered: Sequence[nn.Module], frozen: Sequence[nn.Module | None]) -> None:
-        """What the settings ask of the models' layers; frozen parts are held in the precision of the computation: they
-        have no master weights, and autocast would cast them at every step."""
+        """What the settings ask of the models' layers, the newest checkpoint, the device or this process' share.
+
+        Frozen parts are held in the precision of the computation: they have no master weights, and autocast would cast
+        them at every step."""
         for part in frozen:
             if part is not None:
                 part.to(self.dtype)
@@ -138,6 +116,16 @@ class Trainer:
             recompute_layers(*layered)
         if self.settings.compile:
             compile_layers(*layered)
+        checkpoints.resume_weights(self.out, self.model)
+        blocks = list(_blocks([part for part in frozen if part is not None]))
+        self.wrapped = self.parallel.wrap(self.model, self.settings.shard, blocks)
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, self.settings, self.peaks),
+            betas=(self.settings.beta1, self.settings.beta2),
+            fused=True,
+        )
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.step = checkpoints.resume(self.out, self.model, self.optimizer, self.scaler)
 
     def run(
         self,
@@ -148,7 +136,6 @@ class Trainer:
         """Train on `batches` (step, micro-batches) from `self.step` on; returns the last checkpoint's folder."""
         settings = self.settings
         bar = self.log.start(settings.steps, self.step)
-        step_module = self.parallel.wrap(_Step(self.model, loss))
         window: list[dict[str, float]] = []
         started = waiting = time.perf_counter()
         waited = 0.0
@@ -157,7 +144,7 @@ class Trainer:
                 if step >= settings.steps:
                     break
                 waited += time.perf_counter() - waiting
-                metrics = self._step(step, partial(self._backward, step_module, micros))
+                metrics = self._step(step, partial(self._backward, loss, micros))
                 window.append(metrics)
                 self.step = step + 1
                 bar.update()
@@ -185,23 +172,21 @@ class Trainer:
             group["lr"] = learning_rate(step, group["peak"], self.settings)
         losses = backward()
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.trained, self.settings.clip or math.inf)
+        norm = whole(nn.utils.clip_grad_norm_(self.trained, self.settings.clip or math.inf))
         self.scaler.step(self.optimizer)  # without fp16 it does nothing else than the optimizer's
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return {name: float(value) for name, value in losses.items()} | {"gradient_norm": float(norm)}
 
-    def _backward(self, step_module: nn.Module, micros: Sequence[Any]) -> Losses:
+    def _backward(self, loss: Callable[[Any], Losses], micros: Sequence[Any]) -> Losses:
         """Gradients of the mean loss over the micro-batches, and the mean of all that is reported."""
         total: Losses = {}
         for number, micro in enumerate(micros, 1):
-            with (
-                self.parallel.no_sync(step_module) if number < len(micros) else contextlib.nullcontext(),
-                torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32),
-            ):
-                losses = step_module(micro)
-            self._check(losses["loss"], micro)
-            self.scaler.scale(losses["loss"] / len(micros)).backward()
+            with self.parallel.summing(self.wrapped) if number < len(micros) else contextlib.nullcontext():
+                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                    losses = self.wrapped(loss, micro)
+                self._check(losses["loss"], micro)
+                self.scaler.scale(losses["loss"] / len(micros)).backward()
             for name, value in losses.items():
                 total[name] = total.get(name, 0.0) + value.detach() / len(micros)
         return total
@@ -234,18 +219,18 @@ class Trainer:
     def _evaluate(self, evaluate: Callable[[], dict[str, float]], bar: tqdm[Any]) -> None:
         self.model.eval()
         with torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            metrics = evaluate()
+            metrics = self.wrapped(evaluate)
+        self.parallel.part(self.wrapped)
         self.model.train()
         if self.parallel.main:
             bar.write(f"step {self.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         self.log.write({"step": self.step} | {f"dev_{name}": value for name, value in metrics.items()})
 
     def _save(self) -> None:
-        if self.parallel.main:
-            checkpoints.save(
-                self.out, self.step, self.model, self.optimizer, self.scaler, self.settings, self.settings.keep
-            )
-            self.log.plot()
+        checkpoints.save(
+            self.out, self.step, self.model, self.optimizer, self.scaler, self.settings, self.settings.keep
+        )
+        self.log.plot()
         self.parallel.wait()
 
 

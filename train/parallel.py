@@ -1,19 +1,23 @@
 """The processes of one training: who computes which rows, and what they tell each other.
 
 One process needs no process group and no accelerate. Several are started by torchrun or `accelerate launch`; each has
-the whole model, and gradients are averaged (DDP). Knows tensors, nothing about models or losses.
+the whole model, and gradients are averaged (DDP), or a part of it (FSDP). Knows modules and tensors, no losses.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from blip2rt.errors import Blip2rtError
 
@@ -37,6 +41,17 @@ class _Gather(torch.autograd.Function):
         return total[ctx.own], None, None
 
 
+class Inside(nn.Module):
+    """What DDP or FSDP wrap: all that is computed of the model is computed in this module's forward pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return work(*arguments)
+
+
 @cache
 def here() -> Parallel:
     """The one of this process."""
@@ -48,6 +63,7 @@ class Parallel:
 
     def __init__(self) -> None:
         self.world, self.rank = int(os.environ.get("WORLD_SIZE", "1")), 0
+        self._scalars: set[str] = set()  # parameters that FSDP, which cannot divide them, has as vectors of one
         if self.world == 1:
             self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             return
@@ -57,7 +73,10 @@ class Parallel:
         self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp])
         kind = self._accelerator.distributed_type
         if kind not in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
-            raise Blip2rtError(f"accelerate is set up for {kind.value}; choose multi-GPU (DDP) in `accelerate config`")
+            raise Blip2rtError(
+                f"accelerate is set up for {kind.value}; choose multi-GPU in `accelerate config`, and for FSDP give "
+                "--shard trained or --shard all"
+            )
         self.rank, self.device = self._accelerator.process_index, self._accelerator.device
 
     @property
@@ -65,13 +84,54 @@ class Parallel:
         """Whether this process writes files."""
         return self.rank == 0
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """A module whose gradients are averaged over processes."""
-        return module if self.world == 1 else self._accelerator.prepare_model(module)
+    def wrap(self, model: nn.Module, shard: str, blocks: Sequence[nn.Module]) -> nn.Module:
+        """The model on this process' device, Inside what averages its gradients over processes.
 
-    def no_sync(self, module: nn.Module) -> Any:
-        """While active, gradients of a wrapped module add up in each process alone."""
-        return contextlib.nullcontext() if self.world == 1 else module.no_sync()  # type: ignore[operator]
+        shard: `none`: every process has all of it (DDP). FSDP: `trained`: of what is trained every process keeps a
+        part, with its gradients and moments, and has the whole during a step; `all`: each of `blocks` is whole only
+        while it computes, too. Parameters become other objects then.
+        """
+        module = Inside(model)
+        if self.world == 1:
+            return module.to(self.device)
+        if shard == "none":
+            return cast(nn.Module, self._accelerator.prepare_model(module))
+        for name, parameter in list(model.named_parameters(recurse=False)):
+            if not parameter.dim():
+                self._scalars.add(name)
+                setattr(model, name, nn.Parameter(parameter.detach()[None]))
+        mesh = init_device_mesh(self.device.type, (self.world,))
+        if shard == "all":
+            for block in blocks:  # one after the other: all of them may be more than the device holds
+                fully_shard(block, mesh=mesh)
+        frozen = {parameter for parameter in module.parameters() if not parameter.requires_grad}
+        fully_shard(module.to(self.device), mesh=mesh, reshard_after_forward=False, ignored_params=frozen)
+        return module
+
+    @contextlib.contextmanager
+    def summing(self, module: nn.Module) -> Iterator[None]:
+        """Inside, gradients of a wrapped module add up in each process alone: not the last micro-batch of a step."""
+        if isinstance(module, FSDPModule):
+            module.set_requires_gradient_sync(False)
+            yield
+            module.set_requires_gradient_sync(True)
+        else:
+            with contextlib.nullcontext() if self.world == 1 else module.no_sync():  # type: ignore[operator]
+                yield
+
+    def part(self, module: nn.Module) -> None:
+        """Of a sharded module every process keeps its part again; without gradients that does not happen by itself."""
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+    def collect(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Whole tensors in the main process, none in the others, which have to call too."""
+        found = {}
+        for name, tensor in tensors.items():
+            values = whole(tensor)
+            if self.main:
+                found[name] = values.reshape(()).cpu() if name in self._scalars else values.cpu()
+        return found
 
     def share(self, rows: Sequence[T]) -> Sequence[T]:
         """This process' part of the rows of a step."""
@@ -125,3 +185,24 @@ class Parallel:
         yield
         if self.main:
             self.wait()
+
+
+def leave() -> None:
+    """The end of all talk. The group's threads die with its last owner, which may be a model in a circle of references;
+    one that is still at work when Python ends aborts the process."""
+    gc.collect()
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def like(parameter: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Whole values as the parameter has its own: on its device, and of a sharded one this process' part."""
+    values = values.to(parameter.device)
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(values.reshape(parameter.shape), parameter.device_mesh, parameter.placements)
+    return values
+
+
+def whole(value: torch.Tensor) -> torch.Tensor:
+    """A value computed of sharded tensors, as each process may read it."""
+    return value.full_tensor() if isinstance(value, DTensor) else value

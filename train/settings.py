@@ -75,6 +75,9 @@ class TrainSettings:
     beta2: float = option(0.98, "AdamW")
     clip: float = option(1.0, "largest norm of the gradient; 0: any")
     precision: str = option("auto", "auto (bf16 where the hardware has it), bf16, fp16 or fp32")
+    shard: str = option(
+        "none", "over processes: trained (what learns, its gradients and moments), all (frozen layers too), none"
+    )
     recompute: bool = option(False, "activation checkpointing: less memory, a third more time")
     compile: bool = option(False, "torch.compile the layers: a minute at the start, then a third less a step")
     seed: int = option(0, "every draw follows from it and the step")
@@ -158,6 +161,7 @@ def value_faults(settings: Any) -> list[str]:
         *out_of(_NOT_NEGATIVE, lambda v: 0 <= v < math.inf, "0 or more"),
         *out_of(_SHARES, lambda v: 0 <= v <= 1, "0 to 1"),
         *out_of(["precision"], lambda v: v in ("auto", "bf16", "fp16", "fp32"), "auto, bf16, fp16 or fp32"),
+        *out_of(["shard"], lambda v: v in ("none", "trained", "all"), "none, trained or all"),
         *out_of(["vision_mean", "vision_std"], lambda v: len(v) == 3, "three numbers, one a colour"),
         *([f"warmup {settings.warmup} leaves nothing of {settings.steps} steps"] * (settings.warmup > settings.steps)),
         *([f"min_lr {settings.min_lr} is above lr {settings.lr}"] * (settings.min_lr > settings.lr)),

@@ -145,6 +145,8 @@ class Stage2:
             raise OptionError(
                 "cider_samples needs a decoder-only LLM, and a train_table, whose captions are the references"
             )
+        if settings.shard == "all":
+            raise OptionError("cider_samples with shard all: captions end at unequal lengths; give shard trained")
         groups = self.feed.data.by_image()
         return SelfCritical(self.model, self.texts, groups, settings.cider_samples, settings.cider_temperature)
 

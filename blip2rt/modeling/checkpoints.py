@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -41,9 +42,10 @@ def read_config(source: str | Path, parts: lavis.Parts = lavis.NO_PARTS) -> Blip
         raise Blip2rtError(f"checkpoint {path}: its {CONFIG} is damaged ({error})") from error
 
 
-def save_model(model: Blip2, folder: str | Path) -> None:
-    """Write config and trained tensors into an existing folder."""
-    save_file({k: v.contiguous() for k, v in model.trained_state().items()}, Path(folder) / WEIGHTS)
+def save_model(model: Blip2, folder: str | Path, trained: dict[str, torch.Tensor] | None = None) -> None:
+    """Write config and trained tensors into an existing folder; `trained`: these, where the model has parts of them."""
+    trained = model.trained_state() if trained is None else trained
+    save_file({k: v.contiguous() for k, v in trained.items()}, Path(folder) / WEIGHTS)
     (Path(folder) / CONFIG).write_text(json.dumps(model.config.to_json(), indent=2) + "\n")
 
 

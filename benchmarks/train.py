@@ -1,0 +1,148 @@
+"""What sharing saves in stage 1: `python -m benchmarks.train`.
+
+Steps of `train.losses.stage1_losses` (the image is read once, its keys and values serve all three losses; ITG goes on
+from the queries' keys and values that ITC has computed) beside steps of the same losses by three forward passes that
+know nothing of each other. Steps alternate on one model with one batch; what is compared is processor time (`--wall`:
+the clock's). tests/test_shared_passes.py compares the gradients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from blip2rt.modeling.blip2 import Blip2, Blip2Config
+from blip2rt.modeling.qformer import QFormerConfig
+from blip2rt.modeling.vision import VisionConfig
+from train.loop import autocast_dtype, compile_layers
+from train.losses import TextBatch, hard_negatives, itc_loss, itg_loss, itm_loss, next_tokens, similarity, stage1_losses
+from train.memory import keep_freed_memory
+
+PAPER = QFormerConfig(
+    hidden_size=768, layers=12, heads=12, intermediate_size=3072, queries=32, vision_width=1408, dropout=0.0,
+    query_gain=None,
+)  # fmt: skip
+NANO = QFormerConfig(dropout=0.0)
+GEOMETRIES: dict[str, tuple[QFormerConfig, int]] = {"paper": (PAPER, 257), "nano": (NANO, 81)}
+Losses = dict[str, torch.Tensor]
+
+
+def itc_pass(model: Blip2, vision_features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image and text each alone: the loss, and the similarities (b, b)."""
+    query_output = model.query_output(vision_features)
+    sim = similarity(model.image_embeds(query_output), model.text_embeds(text.token_ids, text.text_mask))
+    return itc_loss(sim, model.temperature, text.image_ids), sim
+
+
+def itm_pass(model: Blip2, vision_features: torch.Tensor, text: TextBatch, sim: torch.Tensor) -> torch.Tensor:
+    """Matching pairs, wrong images, wrong texts: 3b images with 3b texts under the bidirectional mask."""
+    wrong_image, wrong_text = hard_negatives(sim, model.temperature, text.image_ids)
+    images = torch.cat((vision_features, vision_features[wrong_image], vision_features))
+    token_ids = torch.cat((text.token_ids, text.token_ids, text.token_ids[wrong_text]))
+    text_mask = torch.cat((text.text_mask, text.text_mask, text.text_mask[wrong_text]))
+    return itm_loss(model.itm_logits(images, token_ids, text_mask).float(), len(vision_features))[0]
+
+
+def itg_pass(model: Blip2, vision_features: torch.Tensor, text: TextBatch, dec_token_id: int) -> torch.Tensor:
+    """[queries ; text] as one sequence under the multimodal causal mask."""
+    qformer = model.qformer
+    decoder_ids = text.token_ids.clone()
+    decoder_ids[:, 0] = dec_token_id
+    batch, length = decoder_ids.shape
+    count = qformer.config.queries
+    mask = torch.ones(count + length, count + length, dtype=torch.bool).tril()
+    mask[:, :count] = True
+    seen = torch.cat((text.text_mask.new_ones(batch, count), text.text_mask), 1).bool()
+    queries, words = qformer.embed_queries(batch), qformer.embed_text(decoder_ids)
+    for layer, image in zip(qformer.layers, model.vision_kv(vision_features), strict=True):
+        queries, words, _ = layer(queries, words, (mask & seen[:, None, :]).unsqueeze(1), image, None)
+    states, targets = next_tokens(words, decoder_ids, text.text_mask)
+    return itg_loss(model.lm_head(states, qformer.word_embeddings.weight), targets)
+
+
+def independent_losses(model: Blip2, vision_features: torch.Tensor, text: TextBatch, dec_token_id: int) -> Losses:
+    """ITC, ITM and ITG by a whole forward pass each; of ITC the others have only what ITM's negatives are drawn by."""
+    itc, sim = itc_pass(model, vision_features, text)
+    itm = itm_pass(model, vision_features, text, sim)
+    itg = itg_pass(model, vision_features, text, dec_token_id)
+    return {"loss": itc + itm + itg, "itc": itc, "itm": itm, "itg": itg}
+
+
+def build(geometry: str) -> Blip2:
+    qformer, positions = GEOMETRIES[geometry]
+    vision = VisionConfig(positions=positions, features=qformer.vision_width)
+    config = Blip2Config(stage=1, vision=vision, qformer=qformer, learned_positions=geometry == "nano")
+    return Blip2(config, vision=False).train()
+
+
+def random_batch(model: Blip2, batch: int, tokens: int) -> tuple[torch.Tensor, TextBatch]:
+    """Features and texts of half of `tokens` to `tokens`, every image another one."""
+    vision = model.config.vision
+    features = torch.randn(batch, vision.positions, vision.features)
+    lengths = torch.randint(tokens // 2, tokens + 1, (batch,))
+    lengths[0] = tokens
+    mask = (torch.arange(tokens) < lengths[:, None]).long()
+    ids = torch.randint(1000, model.config.qformer.vocab_size - 1, (batch, tokens)) * mask
+    return features, TextBatch(ids, mask, torch.arange(batch))
+
+
+def compare(
+    geometry: str, batch: int, tokens: int, precision: str, compiled: bool, repeat: int, clock: Callable[[], float]
+) -> tuple[float, float]:
+    """Median seconds of a step (losses, gradients, AdamW): independent, shared."""
+    model = build(geometry)
+    if compiled:
+        compile_layers(model.qformer)
+    features, text = random_batch(model, batch, tokens)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    dtype, dec = autocast_dtype(precision), model.config.qformer.vocab_size - 1
+
+    def step(losses: Callable[..., Losses]) -> float:
+        started = clock()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss = losses(model, features, text, dec)["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return clock() - started
+
+    ways = (independent_losses, stage1_losses)
+    for way in ways:
+        step(way)
+    seconds: list[Sequence[float]] = [[step(way) for way in ways] for _ in range(repeat)]
+    independent, shared = (statistics.median(column) for column in zip(*seconds, strict=True))
+    return independent, shared
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--geometry", nargs="*", choices=list(GEOMETRIES), default=list(GEOMETRIES))
+    parser.add_argument("--batch", type=int, nargs="*", default=[4, 32], help="one for each geometry")
+    parser.add_argument("--tokens", type=int, default=16, help="of the longest text")
+    parser.add_argument("--precision", nargs="*", choices=["fp32", "bf16"], default=["fp32", "bf16"])
+    parser.add_argument("--compile", action="store_true", help="the blocks, as the recipes' `compile` does")
+    parser.add_argument("--repeat", type=int, default=9)
+    parser.add_argument("--wall", action="store_true")
+    args: Any = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    clock = time.perf_counter if args.wall else time.process_time
+    for geometry, batch in zip(args.geometry, args.batch, strict=True):
+        for precision in args.precision:
+            apart, shared = compare(geometry, batch, args.tokens, precision, args.compile, args.repeat, clock)
+            print(
+                f"{geometry}, batch {batch}, {args.tokens} tokens, {precision}: three passes {apart:.3f} s, "
+                f"shared {shared:.3f} s, {apart / shared:.2f} x",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
