@@ -60,8 +60,8 @@ def learning_vision(settings: TrainSettings, config: Blip2Config) -> Blip2Config
     """Checkpoints of an encoder that learns hold it, and it says another thing at every step. Raises OptionError."""
     if config.vision_trained and settings.cache_features:
         raise OptionError(
-            f"the encoder of {settings.start or getattr(settings, 'stage1', '')!r} was trained, and cached features are "
-            "its source's; give --no-cache_features"
+            f"the encoder of {settings.start or getattr(settings, 'stage1', '')!r} was trained, and features are cached "
+            "of frozen ones; give --no-cache_features"
         )
     return replace(config, vision_trained=config.vision_trained or settings.train_vision)
 
@@ -134,9 +134,9 @@ def with_text_branch(settings: Any, config: Blip2Config) -> Blip2Config:
     shared = ("hidden_size", "layers", "heads", "intermediate_size")
     if any(geometry[name] != getattr(qformer, name) for name in shared):
         raise OptionError(
-            f"question_to_qformer: the Q-Former of {settings.start!r} reads no text yet, and {settings.stage1 or init!r}"
-            f" has no {qformer.layers} layers x {qformer.hidden_size} that do; give the stage-1 checkpoint that it came "
-            "from as stage1, or its BERT as qformer_init"
+            f"question_to_qformer: the Q-Former of {settings.start!r} reads no text yet, and "
+            f"{settings.stage1 or init!r} has no {qformer.layers} layers x {qformer.hidden_size} that do; give the stage-1 "
+            "checkpoint that it came from as stage1, or its BERT as qformer_init"
         )
     sizes = {name: geometry[name] for name in ("vocab_size", "max_positions")}
     reading = {"qformer": replace(qformer, text_branch=True, **sizes), "qformer_init": init}

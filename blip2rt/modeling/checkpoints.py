@@ -188,7 +188,7 @@ def init_from_stage1(model: Blip2, folder: str | Path, fresh_layers: int = 0) ->
 def init_from(
     model: Blip2, source: str | Path, fresh: tuple[str, ...] = (), parts: lavis.Parts = lavis.NO_PARTS
 ) -> None:
-    """Carry the trained tensors of a checkpoint of any format into a model; encoder and LLM stay those it was built with.
+    """Carry the trained tensors of a checkpoint of any format into a model, whose encoder and LLM stay as they are.
 
     What begins with a name of `fresh` stays as it is, what the model lacks is left behind. Raises Blip2rtError.
     """
