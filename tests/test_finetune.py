@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 import blip2rt
@@ -19,7 +19,6 @@ from blip2rt.modeling.checkpoints import list_checkpoints, load_model, read_conf
 from blip2rt.modeling.vision import layer_numbers
 from export.cli import main as export
 from train import stage1, stage2
-from train.loop import parameter_groups
 from train.settings import parse
 
 from . import tiny_blip2
@@ -218,9 +217,8 @@ def test_vqa_reads_the_question_twice(parts: Path, tmp_path: Path, llm: str) -> 
     assert [text.replace(" ", "") for text in read] == spoken
     with torch.no_grad():  # what the question is decides what is said of the image
         loss = stage._loss(micro)["loss"]
-        other = micro.asked.token_ids.roll(1, 1)
-        changed = stage.lm_loss(stage.model, stage.model.vision_features(micro.images.pixels), micro.texts,
-                                asked=type(micro.asked)(micro.asked.image, other, micro.asked.text_mask))["loss"]  # fmt: skip
+        asked = replace(micro.asked, token_ids=micro.asked.token_ids.roll(1, 1))
+        changed = stage._loss(replace(micro, asked=asked))["loss"]
     assert (loss - changed).abs() > 1e-6
     bert = load_file(parts / "bert" / "model.safetensors")
     started = stage.model.qformer.layers[0].text_ffn.inner.weight
@@ -234,14 +232,14 @@ def test_vqa_reads_the_question_twice(parts: Path, tmp_path: Path, llm: str) -> 
     bundle = blip2rt.load(tmp_path / "bundle", threads=1)
     model = load_model(run)
     images = tiny_blip2.photographs(2, np.random.default_rng())
-    asked = ["what is red?", "is the dog on the grass"]
-    tokens = stage.questions.tokenizer(asked, padding=True, return_tensors="pt")
+    questions = ["what is red?", "is the dog on the grass"]
+    tokens = stage.questions.tokenizer(questions, padding=True, return_tensors="pt")
     with torch.no_grad():
         seen = model.vision_features(pixels_of(images, model.config))
         want = model.prefix_embeds(model.query_output(seen, tokens["input_ids"], tokens["attention_mask"]))
-    got = bundle._prefix_embeds(bundle._prepare(images), [bundle._read_question(q) for q in asked])
+    got = bundle._prefix_embeds(bundle._prepare(images), [bundle._read_question(q) for q in questions])
     assert np.abs(got - want.numpy()).max() < 1e-4
-    assert all(isinstance(text, str) for text in bundle.ask(images, asked, num_beams=1, max_new_tokens=3))
+    assert all(isinstance(text, str) for text in bundle.ask(images, questions, num_beams=1, max_new_tokens=3))
 
 
 def test_lora_is_part_of_the_weights_when_it_is_exported(parts: Path, tmp_path: Path) -> None:

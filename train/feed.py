@@ -17,7 +17,7 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.blip2 import Blip2
 from blip2rt.modeling.vision import VisionConfig
 
-from .data import Bad, Dataset, Sample, batches
+from .data import Bad, Dataset, Sample, batches, draw_texts
 from .features import FeatureSource, draw_views
 from .loader import Images, Reader, image_batches, open_sources
 from .parallel import Parallel
@@ -89,7 +89,7 @@ class TableFeed:
                 drawn = [[samples[i]] for i in chosen]
             else:
                 rng = np.random.default_rng((settings.seed, step, 1))
-                drawn = [[groups[i][j] for j in rng.permutation(len(groups[i]))[: self.texts]] for i in chosen]
+                drawn = [draw_texts(groups[i], rng)[: self.texts] for i in chosen]
             views = draw_views(settings.views, len(drawn), (settings.seed, step))
             whole = [
                 (group[0].image, view, group) for group, view in zip(drawn, views.tolist(), strict=True)

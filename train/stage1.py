@@ -187,7 +187,7 @@ def build_model(settings: Stage1Settings, config: Blip2Config) -> Blip2:
 
 def peak_rates(model: Blip2, settings: Stage1Settings) -> dict[str, float]:
     """By the names' beginnings; of an encoder that learns, by its parameters' names."""
-    of_vision = {} if model.vision is None else vision_peaks(model.vision, settings)
+    of_vision = vision_peaks(model.vision, settings) if model.vision is not None and settings.train_vision else {}
     heads = ("vision_proj", "text_proj", "itm_head", "lm_head")
     return of_vision | dict.fromkeys(heads, settings.head_lr)
 
@@ -195,7 +195,7 @@ def peak_rates(model: Blip2, settings: Stage1Settings) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> int:
     def work() -> object:
         settings = parse(Stage1Settings, argv, __doc__ or "")
-        return dry_run(settings, model_config) if settings.dry_run else Stage1(settings).run()
+        return dry_run(settings, model_config, peak_rates) if settings.dry_run else Stage1(settings).run()
 
     return run_main(lambda: print(work()))
 

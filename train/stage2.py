@@ -134,8 +134,6 @@ def build_model(settings: Stage2Settings, config: Blip2Config) -> Blip2:
         init_from_stage1(model, settings.stage1, settings.fresh_layers)
     else:
         init_from_bert(model)
-    if config.question_input:
-        model.qformer.layers[-1].text_ffn.requires_grad_(False)  # nobody reads what it says
     if settings.train_vision:
         assert model.vision is not None
         model.vision.unfreeze()
@@ -144,7 +142,7 @@ def build_model(settings: Stage2Settings, config: Blip2Config) -> Blip2:
 
 def peak_rates(model: Blip2, settings: Stage2Settings) -> dict[str, float]:
     """By the names' beginnings; of an encoder that learns, by its parameters' names."""
-    of_vision = {} if model.vision is None else vision_peaks(model.vision, settings)
+    of_vision = vision_peaks(model.vision, settings) if model.vision is not None and settings.train_vision else {}
     return of_vision | {"projection": settings.projection_lr, "llm.": settings.lora_lr}
 
 
@@ -261,7 +259,7 @@ class Stage2Dev:
 def main(argv: list[str] | None = None) -> int:
     def work() -> object:
         settings = parse(Stage2Settings, argv, __doc__ or "")
-        return dry_run(settings, model_config) if settings.dry_run else Stage2(settings).run()
+        return dry_run(settings, model_config, peak_rates) if settings.dry_run else Stage2(settings).run()
 
     return run_main(lambda: print(work()))
 

@@ -59,9 +59,9 @@ def started_config(settings: Any, stage: int) -> Blip2Config:
 def learning_vision(settings: TrainSettings, config: Blip2Config) -> Blip2Config:
     """Checkpoints of an encoder that learns hold it, and it says another thing at every step. Raises OptionError."""
     if config.vision_trained and settings.cache_features:
+        source = settings.start or getattr(settings, "stage1", "")
         raise OptionError(
-            f"the encoder of {settings.start or getattr(settings, 'stage1', '')!r} was trained, and features are cached "
-            "of frozen ones; give --no-cache_features"
+            f"the encoder of {source!r} was trained, and features are cached of frozen ones; give --no-cache_features"
         )
     return replace(config, vision_trained=config.vision_trained or settings.train_vision)
 
@@ -133,10 +133,11 @@ def with_text_branch(settings: Any, config: Blip2Config) -> Blip2Config:
             geometry = dict.fromkeys(_GEOMETRY)
     shared = ("hidden_size", "layers", "heads", "intermediate_size")
     if any(geometry[name] != getattr(qformer, name) for name in shared):
+        shape = f"{qformer.layers} layers x {qformer.hidden_size}"
         raise OptionError(
             f"question_to_qformer: the Q-Former of {settings.start!r} reads no text yet, and "
-            f"{settings.stage1 or init!r} has no {qformer.layers} layers x {qformer.hidden_size} that do; give the stage-1 "
-            "checkpoint that it came from as stage1, or its BERT as qformer_init"
+            f"{settings.stage1 or init!r} has no {shape} that do; give the stage-1 checkpoint that it came from as "
+            "stage1, or its BERT as qformer_init"
         )
     sizes = {name: geometry[name] for name in ("vocab_size", "max_positions")}
     reading = {"qformer": replace(qformer, text_branch=True, **sizes), "qformer_init": init}
@@ -146,12 +147,17 @@ def with_text_branch(settings: Any, config: Blip2Config) -> Blip2Config:
 _GEOMETRY = ("hidden_size", "layers", "heads", "intermediate_size", "vocab_size", "max_positions")
 
 
+def lacks_text_branch(settings: Any, config: Blip2Config) -> bool:
+    """Whether `start` has no text branch for a Q-Former that reads text."""
+    return config.qformer.text_branch and not read_config(settings.start, _parts(settings)).qformer.text_branch
+
+
 def start_from(model: Blip2, settings: Any) -> None:
     """The tensors of `start`; what it has no text branch for comes from `stage1` or BERT."""
     parts = _parts(settings)
     before = read_config(settings.start, parts)
     fresh: tuple[str, ...] = ()
-    if model.config.qformer.text_branch and not before.qformer.text_branch:
+    if lacks_text_branch(settings, model.config):
         fresh = text_branch(model)
         if settings.stage1:
             init_from_stage1(model, settings.stage1)

@@ -74,6 +74,8 @@ class Blip2(nn.Module):
         if config.learned_positions:  # a grid's order is lost to attention
             self.vision_positions = nn.Parameter(torch.zeros(1, config.vision.positions, config.vision.features))
         self.qformer = QFormer(config.qformer)
+        if config.question_input:  # what the last layer says of the text is read by nobody
+            self.qformer.layers[-1].text_ffn.requires_grad_(False)
         if config.stage == 1:
             self.vision_proj = nn.Linear(width, config.embed_dim)
             self.text_proj = nn.Linear(width, config.embed_dim)
