@@ -53,17 +53,18 @@ class PrefixTexts:
         self.end = end_token_ids(self.tokenizer, config)[0]
 
     def split(self, sample: Sample, rng: np.random.Generator | None) -> tuple[list[int], list[int]]:
-        """Ids of the encoder and of the decoder; without `rng` all of a caption is the decoder's."""
+        """Ids of the encoder and of the decoder. `rng` cuts a caption in two; without it, and behind a caption_prompt, which
+        takes the first part's place, all of it is the decoder's."""
         text = clean_caption(sample.text)
         if sample.prompt:
             prompt = self.config.ask_prompt.format(sample.prompt)
         else:
-            words = text.split()
-            cut = 0 if rng is None else int(rng.integers(0, len(words))) if words else 0
-            prompt = " ".join(part for part in (self.config.caption_prompt, *words[:cut]) if part)
-            text = " ".join(words[cut:])
+            words, prompt = text.split(), self.config.caption_prompt
+            if rng is not None and words and not prompt:
+                cut = int(rng.integers(0, len(words)))
+                prompt, text = " ".join(words[:cut]), " ".join(words[cut:])
         learned = self.tokenizer.encode(text, add_special_tokens=False)[: self.max_tokens - 1]
-        return given_ids(self.tokenizer, self.config, prompt)[: self.max_tokens], [*learned, self.end]
+        return given_ids(self.tokenizer, self.config, prompt, self.max_tokens), [*learned, self.end]
 
     def packed(
         self, groups: Sequence[Sequence[Sample]], device: torch.device, rng: np.random.Generator | None = None

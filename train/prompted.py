@@ -53,12 +53,13 @@ class Questions:
         return clean_caption(asks) if self.config.clean_captions else asks
 
 
-def given_ids(tokenizer: Any, config: LlmConfig, prompt: str) -> list[int]:
-    """The ids of a prompt as the runtime lays it out, special tokens included."""
+def given_ids(tokenizer: Any, config: LlmConfig, prompt: str, most: int) -> list[int]:
+    """At most so many ids of a prompt as the runtime lays it out, special tokens included."""
     if prompt == "" and config.empty_prompt_ids is not None:
         return list(config.empty_prompt_ids)
     first = [tokenizer.bos_token_id] if config.prepend_bos else []
-    return [*first, *tokenizer.encode(prompt, add_special_tokens=config.add_special_tokens)]
+    special = config.add_special_tokens
+    return [*first, *tokenizer.encode(prompt, add_special_tokens=special, truncation=True, max_length=most)]
 
 
 class Texts:
@@ -78,7 +79,7 @@ class Texts:
         return Tokens([*kept, self.end], len(given))
 
     def given(self, prompt: str) -> list[int]:
-        return given_ids(self.tokenizer, self.config, prompt)
+        return given_ids(self.tokenizer, self.config, prompt, self.max_tokens)
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False) if text else []
