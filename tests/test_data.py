@@ -20,7 +20,7 @@ from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.modeling.checkpoints import list_checkpoints
 from blip2rt.modeling.vision import VisionConfig
 from train import prepare, stage1
-from train.data import Bad, Dataset, Sample, draw_texts
+from train.data import Bad, Dataset, Sample, draw_texts, first_answers
 from train.features import to_pixels
 from train.loader import Images, Reader, image_batches, open_sources
 from train.readers import read_data
@@ -333,6 +333,7 @@ def test_answers_are_drawn_as_often_as_they_were_given(tmp_path: Path) -> None:
         data = read_data(tmp_path / file, tmp_path)
         assert data.samples == [Sample(0, "yes", "Is it?", 7), Sample(0, "no", "Is it?", 3)], file
     samples = [*data.samples, Sample(0, "a dog")]
+    assert first_answers(samples) == [samples[0], samples[2]]
     drawn = [draw_texts(samples, np.random.default_rng(i)) for i in range(2000)]
     assert all(sorted(bool(s.prompt) for s in texts) == [False, True] for texts in drawn)
     said = [next(s.text for s in texts if s.prompt) for texts in drawn]

@@ -14,10 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 import blip2rt
+from blip2rt.cli import main as cli
 from blip2rt.image import to_pixels
 from blip2rt.modeling.checkpoints import list_checkpoints, load_model, read_config
 from blip2rt.modeling.vision import layer_numbers
 from export.cli import main as export
+from export.convert import main as convert
 from train import stage1, stage2
 from train.settings import parse
 
@@ -26,6 +28,7 @@ from .tiny_parts import WORDS, bert_folder, caption_table, llm_folder, tiny_sett
 
 STEPS = {"steps": 4, "warmup": 1, "batch_size": 4, "save_every": 2, "log_every": 1, "precision": "fp32", "lr": 1e-3,
          "projection_lr": 1e-3, "min_lr": 0, "workers": 0, "texts_per_image": 2, "eval_every": 4}  # fmt: skip
+ROOT = Path(__file__).parent.parent
 TRAINED = ["--train_vision", "--no-cache_features"]
 FLOAT = "vision=fp32,qformer=fp32,llm=fp32"
 
@@ -244,7 +247,7 @@ def test_vqa_reads_the_question_twice(parts: Path, tmp_path: Path, llm: str) -> 
 
 def test_lora_is_part_of_the_weights_when_it_is_exported(parts: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    lora = ["--lora_rank", "3", "--lora_alpha", "12", "--lora_lr", "0.03"]
+    lora = ["--lora_rank", "3", "--lora_alpha", "12", "--lora_lr", "0.03", *TRAINED]
     run = finetune(parts, tmp_path / "run", "opt", *lora)
     state = held(run)
     adapters = {name for name in state if name.startswith("llm.")}
@@ -259,6 +262,9 @@ def test_lora_is_part_of_the_weights_when_it_is_exported(parts: Path, tmp_path: 
         want, got, before = (m.llm(inputs_embeds=embeds).logits for m in (trained, merged, plain))
     assert (got - want).abs().max() < 1e-4
     assert (got - before).abs().max() > 1e-2, "the adapters have learned nothing: this tests nothing"
+    assert convert([str(run), "--to", "hf", str(tmp_path / "hf")]) == 0
+    with torch.no_grad():
+        assert (load_model(tmp_path / "hf").llm(inputs_embeds=embeds).logits - got).abs().max() < 1e-5
     assert export(["--ckpt", str(run), "--out", str(tmp_path / "bundle"), "--precision", FLOAT]) == 0
     bundle = blip2rt.load(tmp_path / "bundle", threads=1)
     [image] = tiny_blip2.photographs(1, np.random.default_rng())
@@ -347,3 +353,48 @@ def test_wrong_finetunes_are_one_line(
     assert stage2.main([*data(parts), "--start", str(parts / "opt"), "--out", str(tmp_path / "out"), *given]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and all(word in error for word in words), error
+
+
+@pytest.mark.parametrize("recipe", ["captions", "vqa", "retrieval"])
+def test_a_recipe_a_folder_and_someones_checkpoint(
+    parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str
+) -> None:
+    """The commands of the README: dry run, finetune, export, use."""
+    photos = tmp_path / "photos"
+    shutil.copytree(parts / "images", photos)
+    for image in photos.iterdir():
+        image.with_suffix(".txt").write_text("a dog runs\nthe cat sits in the snow\n")
+    table = [photos] if recipe != "vqa" else [parts / "questions.tsv", "--images", parts / "images"]
+    start = parts / ("itm" if recipe == "retrieval" else "opt")
+    module = stage1 if recipe == "retrieval" else stage2
+    fields = options(steps=2, warmup=1, batch_size=4, views=2, out=tmp_path / "run", features=tmp_path / "features")
+    arguments = ["--recipe", str(ROOT / "recipes" / "finetune" / f"{recipe}.yaml"), "--start", str(start),
+                 "--train_table", *map(str, table), *fields, "--precision", "fp32"]  # fmt: skip
+    assert module.main([*arguments, "--dry-run"]) == 0
+    assert "peak learning rates" in (told := capsys.readouterr().out) and "8 images" in told
+    assert module.main(arguments) == 0
+    bundle = tmp_path / "bundle"
+    assert export(["--ckpt", str(tmp_path / "run"), "--out", str(bundle)]) == 0
+    capsys.readouterr()
+    image = str(photos / "0.jpg")
+    asks = {"captions": ["caption", image], "vqa": ["ask", image, "is it?"], "retrieval": ["match", image, "a dog"]}
+    assert cli([*asks[recipe], "--model", str(bundle)]) == 0
+    assert capsys.readouterr().out.strip() or recipe != "retrieval"
+
+
+@pytest.mark.parametrize("module", ["train.stage1", "train.stage2"])
+def test_two_processes_train_the_encoder_as_one_does(parts: Path, tmp_path: Path, module: str) -> None:
+    """Stage 1 sends gradients to the encoder of whoever has the negative; LoRA learns beside it in stage 2."""
+    from .test_distributed import STEPS as FIVE
+    from .test_distributed import assert_same_training, torchrun
+
+    retrieves = module == "train.stage1"
+    kept = {name: value for name, value in STEPS.items() if not retrieves or name[:4] not in ("proj", "text")}
+    lora = [] if retrieves else ["--lora_rank", "2"]
+    arguments = [*options(train_table=parts / "table.tsv", images=parts / "images", features=tmp_path / "features"),
+                 *options(**kept), *FIVE, *TRAINED, *lora, "--layer_decay", "0.9", "--start",
+                 str(parts / ("itm" if retrieves else "opt"))]  # fmt: skip
+    main = stage1.main if retrieves else stage2.main
+    assert main([*arguments, "--out", str(tmp_path / "one")]) == 0
+    torchrun(2, module, [*arguments, "--out", str(tmp_path / "two")])
+    assert_same_training(tmp_path / "one", tmp_path / "two")

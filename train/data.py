@@ -55,6 +55,15 @@ def count_answers(samples: list[Sample]) -> list[Sample]:
     return captions + [replace(sample, weight=weight) for sample, weight in counts.items()]
 
 
+def first_answers(samples: list[Sample]) -> list[Sample]:
+    """The captions, and of a question's answers the one that was given most."""
+    best: dict[str, Sample] = {}
+    for sample in samples:
+        if sample.prompt and sample.weight > best.get(sample.prompt, Sample(0, "", weight=0.0)).weight:
+            best[sample.prompt] = sample
+    return [sample for sample in samples if not sample.prompt or sample is best[sample.prompt]]
+
+
 def draw_texts(samples: list[Sample], rng: np.random.Generator) -> list[Sample]:
     """The texts of an image in random order; of a question's answers one, drawn by weight."""
     order = [samples[i] for i in rng.permutation(len(samples))]

@@ -138,12 +138,14 @@ class Trainer:
         self.log = Log(self.out, self.parallel.main)
 
     def prepare(self, layered: Sequence[nn.Module], frozen: Sequence[nn.Module | None]) -> None:
-        """What the settings ask of the models' layers; frozen weights are held in the precision of the computation, as
-        they have no master weights and autocast would cast them at every step."""
+        """What the settings ask of the models' layers; frozen parts are held in the precision of the computation: they
+        have no master weights, and autocast would cast them at every step. Adapters in them stay as they are."""
         for part in frozen:
-            for parameter in [] if part is None else part.parameters():
-                if not parameter.requires_grad:
-                    parameter.data = parameter.data.to(self.dtype)
+            if part is not None:
+                learns = {parameter: parameter.data for parameter in part.parameters() if parameter.requires_grad}
+                part.to(self.dtype)
+                for parameter, values in learns.items():
+                    parameter.data = values
         if self.settings.recompute:
             recompute_layers(*layered)
         if self.settings.compile:

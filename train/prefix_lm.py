@@ -53,8 +53,8 @@ class PrefixTexts:
         self.end = end_token_ids(self.tokenizer, config)[0]
 
     def split(self, sample: Sample, rng: np.random.Generator | None) -> tuple[list[int], list[int]]:
-        """Ids of the encoder and of the decoder. `rng` cuts a caption in two; without it, and behind a caption_prompt, which
-        takes the first part's place, all of it is the decoder's."""
+        """Ids of the encoder and of the decoder. `rng` cuts a caption in two; without it, and behind a caption_prompt,
+        which takes the first part's place, all of it is the decoder's."""
         text = clean_caption(sample.text)
         if sample.prompt:
             prompt = self.config.ask_prompt.format(sample.prompt)

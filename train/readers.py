@@ -124,8 +124,8 @@ def _of_object(row: Any) -> Iterator[Row]:
 
 
 def _coco(path: Path, bad: Bad) -> Iterator[Row]:
-    """COCO's `{"images": [...], "annotations": [...]}`, VQAv2's annotations with its questions beside them, or a list of
-    objects with an image and captions, or with a question and answers."""
+    """COCO's `{"images": [...], "annotations": [...]}`, VQAv2's annotations with its questions beside them, or a list
+    of objects with an image and captions, or with a question and answers."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

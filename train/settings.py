@@ -160,7 +160,9 @@ def parse(cls: type[T], argv: list[str] | None, description: str) -> T:
 
 
 _POSITIVE = "steps batch_size accumulate log_every save_every eval_every keep queries vision_size views lr".split()
+_POSITIVE += ["lora_alpha", "lora_lr"]
 _NOT_NEGATIVE = "warmup min_lr weight_decay clip workers max_bad query_gain vision_positions vision_features".split()
+_NOT_NEGATIVE += ["lora_rank"]
 _SHARES = "dropout crop_area beta1 beta2 layer_decay".split()
 
 
@@ -168,7 +170,7 @@ def value_faults(settings: Any) -> list[str]:
     """Everything that makes no sense in itself, whatever the data and the machine are."""
 
     def out_of(names: list[str], good: Callable[[Any], bool], want: str) -> list[str]:
-        values = {name: getattr(settings, name) for name in names}
+        values = {name: getattr(settings, name) for name in names if hasattr(settings, name)}
         return [f"{name} is {value!r}; give {want}" for name, value in values.items() if not good(value)]
 
     return [

@@ -59,8 +59,8 @@ class Stage1:
         self.model = build_model(settings, config)
         self.tokenizer = qformer_tokenizer(config)
         self.trainer = Trainer(self.model, settings, peak_rates(self.model, settings))
-        learns = [self.model.vision] if self.model.vision is not None and settings.train_vision else []
-        self.trainer.prepare([self.model.qformer, *learns], frozen=[self.model.vision])
+        learns, frozen = ([self.model.vision], []) if settings.train_vision else ([], [self.model.vision])
+        self.trainer.prepare([self.model.qformer, *filter(None, learns)], frozen)
         self.dev = Stage1Dev(self, settings) if settings.dev_table else None
 
     def run(self) -> Path:

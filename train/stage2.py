@@ -20,7 +20,7 @@ from blip2rt.modeling.checkpoints import init_from_bert, init_from_stage1, read_
 from blip2rt.modeling.llm import LlmConfig, encoder_decoder
 
 from .cli import run_main
-from .data import Sample
+from .data import Sample, first_answers
 from .dry_run import dry_run
 from .features import FeatureSource
 from .feed import Rows, TableFeed, bad_samples, encodes, open_feed, seen_features, to_device
@@ -173,8 +173,8 @@ class Stage2:
         self.questions = Questions(self.model) if config.question_input else None
         self.lm_loss: Callable[..., dict[str, torch.Tensor]] = prefix_lm_loss if splits else lm_loss
         self.trainer = Trainer(self.model, settings, peak_rates(self.model, settings))
-        learns = [vision] if vision is not None and settings.train_vision else []
-        self.trainer.prepare([llm, self.model.qformer, *learns], frozen=[llm, vision])
+        learns, frozen = ([vision], [llm]) if settings.train_vision else ([], [llm, vision])
+        self.trainer.prepare([llm, self.model.qformer, *filter(None, learns)], frozen)
         self.self_critical = self._self_critical() if settings.cider_samples else None
         self.dev = Stage2Dev(self, settings) if settings.dev_table else None
 
@@ -233,7 +233,7 @@ class Stage2Dev:
     def __init__(self, stage: Stage2, settings: Stage2Settings, count: int = 500) -> None:
         self.stage = stage
         data = read_data(settings.dev_table, settings.images, bad_samples(settings))
-        self.groups = data.by_image()[:count]
+        self.groups = [first_answers(group) for group in data.by_image()[:count]]
         model = stage.model
         encoder = None if settings.cache_features else model.vision
         with here().main_first():
