@@ -59,6 +59,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("opt", "t5"):
         tiny_blip2.generative(folder / name, tiny_blip2.TEXT_CONFIGS[name](), qformer=qformer)
     tiny_blip2.retrieval(folder / "itm", qformer=qformer)
+    llm_folder(folder / "wide")  # of another width
     return folder
 
 
@@ -341,7 +342,8 @@ def test_gradient_checkpointing_of_the_encoder_changes_nothing(parts: Path, tmp_
         (["--layer_decay", "0.9"], ["layer_decay 0.9", "--train_vision"]),
         (["--layer_decay", "2", *TRAINED], ["layer_decay is 2.0", "0 to 1"]),
         (["--queries", "9"], ["queries is 9", "has 5"]),
-        (["--llm_source", "facebook/opt-125m"], ["llm_source", "was trained for"]),
+        (["--llm_source", "{wide}"], ["does not fit", "projection.weight"]),
+        (["--lora_rank", "-1"], ["lora_rank is -1", "0 or more"]),
         (["--question_to_qformer"], ["question_to_qformer", "stage1", "qformer_init"]),
         (["--start", "{itm}"], ["stage 1", "stage1"]),
     ],
@@ -349,7 +351,7 @@ def test_gradient_checkpointing_of_the_encoder_changes_nothing(parts: Path, tmp_
 def test_wrong_finetunes_are_one_line(
     parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], words: list[str]
 ) -> None:
-    given = [text.format(itm=parts / "itm") for text in more]
+    given = [text.format(itm=parts / "itm", wide=parts / "wide") for text in more]
     assert stage2.main([*data(parts), "--start", str(parts / "opt"), "--out", str(tmp_path / "out"), *given]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and all(word in error for word in words), error
@@ -398,3 +400,24 @@ def test_two_processes_train_the_encoder_as_one_does(parts: Path, tmp_path: Path
     assert main([*arguments, "--out", str(tmp_path / "one")]) == 0
     torchrun(2, module, [*arguments, "--out", str(tmp_path / "two")])
     assert_same_training(tmp_path / "one", tmp_path / "two")
+
+
+def test_files_of_lavis_are_a_start(parts: Path, tmp_path: Path) -> None:
+    from transformers import Blip2ForConditionalGeneration
+
+    from .test_lavis import lavis_state
+
+    theirs = Blip2ForConditionalGeneration.from_pretrained(parts / "opt")
+    state = lavis_state(theirs, "opt_proj")
+    frozen = {name: state.pop(name) for name in list(state) if name.startswith("visual_encoder.")}
+    torch.save({"model": state}, tmp_path / "caption.pth")
+    torch.save(frozen, tmp_path / "eva.pth")
+    theirs.language_model.save_pretrained(tmp_path / "llm")
+    tiny_blip2.llm_tokenizer().save_pretrained(tmp_path / "llm")
+    arguments = [*data(parts), "--start", str(tmp_path / "caption.pth"), "--out", str(tmp_path / "out"), *options(
+        vision_weights=tmp_path / "eva.pth", llm_source=tmp_path / "llm", caption_prompt="a photo of")]  # fmt: skip
+    settings = parse(stage2.Stage2Settings, arguments, "")
+    model = stage2.build_model(settings, stage2.model_config(settings))
+    assert torch.equal(model.projection.weight, theirs.language_projection.weight)
+    assert torch.equal(model.qformer.query_tokens, theirs.query_tokens)
+    assert model.config.llm is not None and model.config.llm.caption_prompt == "a photo of"

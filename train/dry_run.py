@@ -78,7 +78,8 @@ def trained(counts: dict[str, int]) -> int:
 def rates(config: Blip2Config, settings: Any, peak_rates: Callable[[Any, Any], dict[str, float]]) -> list[str]:
     """A line for each peak of the learning rate: how much learns at it, and what."""
     model = empty_model(config, settings.train_vision)
-    layers = {f"vision.{n}": i for n, i in (layer_numbers(model.vision) if model.vision is not None else {}).items()}
+    numbers = layer_numbers(model.vision) if model.vision is not None and settings.layer_decay != 1 else {}
+    layers = {f"vision.{name}": number for name, number in numbers.items()}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found: dict[float, dict[str, int]] = {}
     for group in parameter_groups(model, settings, peak_rates(model, settings)):

@@ -27,9 +27,10 @@ from blip2rt.modeling.vision import VisionConfig, encoder_shape
 from .settings import VITS, TrainSettings
 
 _MODEL = ("learned_positions", "normalize_prefix", "query_offsets", "max_text_length", "question_prompt")
-_LLM = {"llm_bits": "bits", "llm_block": "block", "prepend_bos": "prepend_bos", "caption_prompt": "caption_prompt",
-        "ask_prompt": "ask_prompt"}  # fmt: skip
+_LLM = {"llm_source": "source", "llm_bits": "bits", "llm_block": "block", "prepend_bos": "prepend_bos",
+        "caption_prompt": "caption_prompt", "ask_prompt": "ask_prompt"}  # fmt: skip
 _LORA = {"lora_rank": "lora_rank", "lora_alpha": "lora_alpha", "lora_layers": "lora_layers"}
+_GEOMETRY = ("hidden_size", "layers", "heads", "intermediate_size", "vocab_size", "max_positions")
 _FIXED = {"queries": "queries", "query_gain": "query_gain"}  # of the Q-Former, and nothing changes them
 
 
@@ -102,8 +103,6 @@ def _llm(settings: Any, llm: LlmConfig) -> LlmConfig:
     changes: dict[str, Any] = {theirs: getattr(settings, ours) for ours, theirs in _LLM.items() if ours in given}
     if "end" in given:
         changes |= {"end": settings.end, "end_ids": ()}
-    if "llm_source" in given and settings.llm_source != llm.source:
-        raise OptionError(f"llm_source is {settings.llm_source!r}; {settings.start!r} was trained for {llm.source!r}")
     lora = {theirs: getattr(settings, ours) for ours, theirs in _LORA.items() if ours in given}
     if llm.lora_rank and any(getattr(llm, name) != value for name, value in lora.items()):
         raise OptionError(
@@ -142,9 +141,6 @@ def with_text_branch(settings: Any, config: Blip2Config) -> Blip2Config:
     sizes = {name: geometry[name] for name in ("vocab_size", "max_positions")}
     reading = {"qformer": replace(qformer, text_branch=True, **sizes), "qformer_init": init}
     return replace(config, question_input=True, clean_captions=True, max_text_length=32, **reading)
-
-
-_GEOMETRY = ("hidden_size", "layers", "heads", "intermediate_size", "vocab_size", "max_positions")
 
 
 def lacks_text_branch(settings: Any, config: Blip2Config) -> bool:
