@@ -198,7 +198,9 @@ def init_from(
     misshaped = [name for name in shared if shared[name].shape != own[name].shape]
     missing = {name for name in own.keys() - shared.keys() if not name.startswith(fresh)}
     if misshaped or missing:
-        raise Blip2rtError(f"{source} does not fit: lacks {sorted(missing)}, other shapes {sorted(misshaped)}")
+        faults = [f"lacks {', '.join(sorted(missing))}"] * bool(missing)
+        faults += [f"has other shapes of {', '.join(sorted(misshaped))}"] * bool(misshaped)
+        raise Blip2rtError(f"{source} does not fit: {'; '.join(faults)}")
     model.load_state_dict(shared, strict=False)
 
 
