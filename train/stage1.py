@@ -59,8 +59,9 @@ class Stage1:
         self.model = build_model(settings, config)
         self.tokenizer = qformer_tokenizer(config)
         self.trainer = Trainer(self.model, settings, peak_rates(self.model, settings))
-        learns, frozen = ([self.model.vision], []) if settings.train_vision else ([], [self.model.vision])
-        self.trainer.prepare([self.model.qformer, *filter(None, learns)], frozen)
+        vision = self.model.vision
+        learns = [vision] if vision is not None and settings.train_vision else []
+        self.trainer.prepare([self.model.qformer, *learns], frozen=[None if learns else vision])
         self.dev = Stage1Dev(self, settings) if settings.dev_table else None
 
     def run(self) -> Path:

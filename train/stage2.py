@@ -173,8 +173,8 @@ class Stage2:
         self.questions = Questions(self.model) if config.question_input else None
         self.lm_loss: Callable[..., dict[str, torch.Tensor]] = prefix_lm_loss if splits else lm_loss
         self.trainer = Trainer(self.model, settings, peak_rates(self.model, settings))
-        learns, frozen = ([vision], [llm]) if settings.train_vision else ([], [llm, vision])
-        self.trainer.prepare([llm, self.model.qformer, *filter(None, learns)], frozen)
+        learns = [vision] if vision is not None and settings.train_vision else []
+        self.trainer.prepare([llm, self.model.qformer, *learns], frozen=[llm, None if learns else vision])
         self.self_critical = self._self_critical() if settings.cider_samples else None
         self.dev = Stage2Dev(self, settings) if settings.dev_table else None
 

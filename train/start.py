@@ -139,8 +139,10 @@ def with_text_branch(settings: Any, config: Blip2Config) -> Blip2Config:
             "stage1, or its BERT as qformer_init"
         )
     sizes = {name: geometry[name] for name in ("vocab_size", "max_positions")}
-    reading = {"qformer": replace(qformer, text_branch=True, **sizes), "qformer_init": init}
-    return replace(config, question_input=True, clean_captions=True, max_text_length=32, **reading)
+    grown = replace(qformer, text_branch=True, **sizes)
+    return replace(
+        config, qformer=grown, qformer_init=init, question_input=True, clean_captions=True, max_text_length=32
+    )
 
 
 def lacks_text_branch(settings: Any, config: Blip2Config) -> bool:
