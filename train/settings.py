@@ -85,9 +85,7 @@ class TrainSettings:
     beta2: float = option(0.98, "AdamW")
     clip: float = option(1.0, "largest norm of the gradient; 0: any")
     precision: str = option("auto", "auto (bf16 where the hardware has it), bf16, fp16 or fp32")
-    recompute: bool = option(
-        False, "activation checkpointing of all that learns or passes gradients: a third more time"
-    )
+    recompute: bool = option(False, "activation checkpointing: less memory, a third more time")
     compile: bool = option(False, "torch.compile the layers: a minute at the start, then a third less a step")
     seed: int = option(0, "every draw follows from it and the step")
     log_every: int = option(10, "steps between lines of metrics.jsonl")
