@@ -20,7 +20,7 @@ from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.modeling.checkpoints import list_checkpoints
 from blip2rt.modeling.vision import VisionConfig
 from train import prepare, stage1
-from train.data import Bad, Sample
+from train.data import Bad, Dataset, Sample, draw_texts, first_answers
 from train.features import to_pixels
 from train.loader import Images, Reader, image_batches, open_sources
 from train.readers import read_data
@@ -308,3 +308,38 @@ def test_a_training_on_sources_goes_on_bit_for_bit(tmp_path: Path, capsys: pytes
     assert stage1.main([*settings, "--out", str(tmp_path / "two")]) == 0
     mine, theirs = (load_file(list_checkpoints(tmp_path / n)[-1] / "model.safetensors") for n in ("whole", "two"))
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_answers_are_drawn_as_often_as_they_were_given(tmp_path: Path) -> None:
+    """VQAv2's pair of files, and lists of questions with answers in any form."""
+    (tmp_path / "train2014").mkdir()
+    name = "train2014/COCO_train2014_000000000042.jpg"
+    (tmp_path / name).write_bytes(jpeg())
+    ten = ["yes"] * 7 + ["no"] * 3
+    answers = [{"question_id": 1, "image_id": 42, "answers": [{"answer": a, "answer_confidence": "yes"} for a in ten]}]
+    files = {
+        "v2_mscoco_train2014_annotations.json": {"data_subtype": "train2014", "annotations": answers},
+        "v2_OpenEnded_mscoco_train2014_questions.json": {
+            "questions": [{"question_id": 1, "image_id": 42, "question": "Is it?"}]
+        },
+        "list.json": [{"image": name, "question": "Is it?", "answer": ten}],
+    }
+    for file, content in files.items():
+        (tmp_path / file).write_text(json.dumps(content))
+    (tmp_path / "lines.jsonl").write_text(
+        json.dumps({"image": name, "question": "Is it?", "answers": {"yes": 7, "no": 3}}) + "\n"
+    )
+    for file in ("v2_mscoco_train2014_annotations.json", "list.json", "lines.jsonl"):
+        data = read_data(tmp_path / file, tmp_path)
+        assert data.samples == [Sample(0, "yes", "Is it?", 7), Sample(0, "no", "Is it?", 3)], file
+    samples = [*data.samples, Sample(0, "a dog")]
+    assert first_answers(samples) == [samples[0], samples[2]]
+    drawn = [draw_texts(samples, np.random.default_rng(i)) for i in range(2000)]
+    assert all(sorted(bool(s.prompt) for s in texts) == [False, True] for texts in drawn)
+    said = [next(s.text for s in texts if s.prompt) for texts in drawn]
+    assert said.count("yes") / len(said) == pytest.approx(0.7, abs=0.05)
+    out = prepare.write_shards(Dataset(data.paths, samples), tmp_path / "shards", 9, Bad(0))
+    assert sorted(Shards(str(out[0].parent), tmp_path).read(0)[1], key=str) == sorted(samples, key=str)
+    (tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json").unlink()
+    with pytest.raises(Blip2rtError, match="v2_OpenEnded_mscoco_train2014_questions.json"):
+        read_data(tmp_path / "v2_mscoco_train2014_annotations.json", tmp_path)

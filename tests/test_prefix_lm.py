@@ -54,7 +54,8 @@ def test_questions_stay_whole_and_evaluation_does_not_split(llm: Path) -> None:
     )
     assert made.split(Sample(0, "a dog"), None) == ([1], ids("a dog <|end|>"))
     prompted = texts(llm, caption_prompt="a")
-    assert prompted.split(Sample(0, "dog runs"), None) == (ids("a <|end|>"), ids("dog runs <|end|>"))
+    for draws in (None, rng):
+        assert prompted.split(Sample(0, "dog runs"), draws) == (ids("a <|end|>"), ids("dog runs <|end|>"))
 
 
 def test_long_texts_are_cut_and_still_end(llm: Path) -> None:

@@ -14,7 +14,7 @@ import yaml
 
 from blip2rt.modeling.checkpoints import CONFIG
 from train import stage1, stage2
-from train.dry_run import count_parameters, memory, trained
+from train.dry_run import count_parameters, memory, rates, trained
 from train.settings import parse, vision_config
 
 from .tiny_parts import llm_folder, t5_folder, tiny_settings
@@ -54,6 +54,12 @@ def geometries(tmp_path_factory: pytest.TempPathFactory) -> Path:
         settings = parse(stage1.Stage1Settings, ["--recipe", recipe, "--qformer_init", str(folder / "bert")], "")
         (folder / f"stage1-{size}").mkdir()
         (folder / f"stage1-{size}" / CONFIG).write_text(json.dumps(stage1.model_config(settings).to_json()))
+    for pair in ("g-opt-2.7b", "g-opt-6.7b", "g-flan-t5-xl"):
+        recipe, llm = str(RECIPES / "paper" / f"stage2-vit-{pair}.yaml"), str(folder / pair[2:])
+        arguments = ["--recipe", recipe, "--llm_source", llm, "--stage1", str(folder / "stage1-g")]
+        (folder / f"stage2-{pair}").mkdir()
+        config = stage2.model_config(parse(stage2.Stage2Settings, arguments, ""))
+        (folder / f"stage2-{pair}" / CONFIG).write_text(json.dumps(config.to_json()))
     return folder
 
 
@@ -104,6 +110,52 @@ def test_stage2_trains_what_the_paper_says(geometries: Path, pair: str) -> None:
     assert settings.batch_size == (1920 if "opt" in llm else 1520)
     assert config.llm is not None and config.llm.add_special_tokens == ("t5" in llm)
     assert settings.batch_size % 16 == 0
+
+
+# Tables 3 to 5 and 7 to 9: millions of parameters that learn, pixels, batch, rate, decay from layer to layer.
+FINETUNES = {
+    "caption-coco-opt-2.7b": (1100, 364, 256, 1e-5, 1.0),
+    "caption-coco-opt-6.7b": (1100, 364, 256, 1e-5, 0.95),
+    "caption-coco-flan-t5-xl": (1100, 364, 256, 1e-5, 1.0),
+    "vqa-opt-2.7b": (1200, 490, 128, 1e-5, 0.95),
+    "vqa-opt-6.7b": (1200, 490, 128, 1e-5, 0.9),
+    "vqa-flan-t5-xl": (1200, 490, 128, 1e-5, 0.95),
+    "retrieval-coco-vit-g": (1200, 364, 224, 1e-5, 0.95),
+    "retrieval-coco-vit-l": (474, 364, 224, 5e-6, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", FINETUNES)
+def test_finetunes_train_what_the_paper_says(geometries: Path, name: str) -> None:
+    millions, pixels, batch, rate, decay = FINETUNES[name]
+    task, pair = name.split("-", 1)
+    module, cls = (stage1, stage1.Stage1Settings) if task == "retrieval" else (stage2, stage2.Stage2Settings)
+    start = f"stage1-{pair[-1]}" if task == "retrieval" else f"stage2-g-{pair.removeprefix('coco-')}"
+    arguments = ["--recipe", str(RECIPES / "paper" / f"{name}.yaml"), "--start", str(geometries / start)]
+    if task == "vqa":
+        arguments += ["--stage1", str(geometries / "stage1-g")]
+    settings: Any = parse(cls, arguments, "")
+    config = module.model_config(settings)
+    counts = count_parameters(config, settings.train_vision)
+    assert trained(counts) / 1e6 == pytest.approx(millions, abs=1 if millions == 474 else 50)
+    assert "vision" not in counts and config.vision_trained
+    assert (config.vision.height, config.vision.positions) == (pixels, 1 + (pixels // 14) ** 2)
+    assert (settings.batch_size, settings.lr, settings.warmup, settings.min_lr) == (batch, rate, 1000, 0)
+    assert settings.beta2 == (0.98 if name.endswith("vit-l") else 0.999)
+    samples = 658_111 if task == "vqa" else 566_747
+    assert settings.steps == 5 * samples // batch, "five epochs"
+    assert config.question_input == (task == "vqa") and (config.llm is None) == (task == "retrieval")
+    if config.llm is not None:
+        assert config.llm.caption_prompt == ("a photo of" if task == "caption" else "")
+        assert config.llm.ask_prompt == "Question: {} Answer:" or task == "caption"
+    lines = rates(config, settings, module.peak_rates)
+    peaks = [float(line.split()[0]) for line in lines]
+    layers = 23 if name.endswith("vit-l") else 39
+    if decay == 1:
+        assert len(peaks) == 1
+    else:
+        assert len(peaks) == layers + 2 and lines[0].endswith("encoder, layer 0")
+        assert peaks[0] == pytest.approx(rate * decay ** (layers + 1), rel=0.01) and peaks[-1] == rate
 
 
 @pytest.mark.parametrize("path", sorted((RECIPES / "nano").glob("*.yaml")), ids=lambda path: path.stem)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,13 @@ from blip2rt.errors import Blip2rtError
 
 @dataclass(frozen=True)
 class Sample:
-    """One text of one image; `prompt` is empty for captions."""
+    """One text of one image. prompt: a question that it answers, empty for captions; weight: how often it was given as
+    the answer."""
 
     image: int
     text: str
     prompt: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,42 @@ class Dataset:
         for sample in self.samples:
             groups[sample.image].append(sample)
         return groups
+
+
+def count_answers(samples: list[Sample]) -> list[Sample]:
+    """The same, with what was answered several times to one question once, weighing so much more."""
+    counts: dict[Sample, float] = {}
+    for sample in samples:
+        if sample.prompt:
+            key = replace(sample, weight=1.0)
+            counts[key] = counts.get(key, 0.0) + sample.weight
+    if len(counts) == sum(bool(sample.prompt) for sample in samples):
+        return samples
+    captions = [sample for sample in samples if not sample.prompt]
+    return captions + [replace(sample, weight=weight) for sample, weight in counts.items()]
+
+
+def first_answers(samples: list[Sample]) -> list[Sample]:
+    """The captions, and of a question's answers the one that was given most."""
+    best: dict[str, Sample] = {}
+    for sample in samples:
+        if sample.prompt and sample.weight > best.get(sample.prompt, Sample(0, "", weight=0.0)).weight:
+            best[sample.prompt] = sample
+    return [sample for sample in samples if not sample.prompt or sample is best[sample.prompt]]
+
+
+def draw_texts(samples: list[Sample], rng: np.random.Generator) -> list[Sample]:
+    """The texts of an image in random order; of a question's answers one, drawn by weight."""
+    order = [samples[i] for i in rng.permutation(len(samples))]
+    answers: dict[str, list[Sample]] = {}
+    for sample in order:
+        if sample.prompt:
+            answers.setdefault(sample.prompt, []).append(sample)
+    chosen: dict[str, Sample] = {}
+    for question, given in answers.items():
+        weights = np.array([sample.weight for sample in given])
+        chosen[question] = given[0] if len(given) == 1 else given[rng.choice(len(given), p=weights / weights.sum())]
+    return [sample for sample in order if not sample.prompt or sample is chosen[sample.prompt]]
 
 
 class Bad:
@@ -88,7 +126,7 @@ def read_table(table: str | Path, images: str | Path, bad: Bad | None = None) ->
     ]
     if not samples:
         raise Blip2rtError(f"{table} has no rows")
-    return Dataset([images / name for name in names], samples)
+    return Dataset([images / name for name in names], count_answers(samples))
 
 
 def batches(

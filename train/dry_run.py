@@ -13,45 +13,87 @@ from typing import Any
 import torch
 
 from blip2rt.errors import Blip2rtError
+from blip2rt.modeling.adapters import adapted_layers
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
-from blip2rt.modeling.checkpoints import WEIGHTS, qformer_tokenizer
+from blip2rt.modeling.checkpoints import WEIGHTS, load_model, qformer_tokenizer
 from blip2rt.modeling.llm import empty_llm, end_token_ids, load_tokenizer, text_config
 from blip2rt.modeling.sources import fetch
-from blip2rt.modeling.vision import VisionEncoder, encoder_shape
+from blip2rt.modeling.vision import VisionEncoder, encoder_shape, layer_numbers
 from blip2rt.modeling.weights import has_weights
 
 from .data import Bad
-from .feed import divide
+from .feed import data_entries, divide, encodes
 from .loader import Reader, image_batches, open_sources
-from .loop import PRECISIONS, autocast_dtype, check_batch
+from .loop import PRECISIONS, autocast_dtype, check_batch, parameter_groups
 from .parallel import here
 from .readers import read_data
 from .sources import Mixture
+from .start import lacks_text_branch
 from .transforms import eval_transform
 
 GB = 1e9
 BERT_BYTES = (
     34  # a token, layer and unit of width keeps for the backward pass in 16 bits (Korthikanti et al. 2022, eq. 2)
 )
+FROZEN = ("vision", "llm", "unread")
 
 
-def count_parameters(config: Blip2Config) -> dict[str, int]:
-    """Parameters of each part: what learns under its module's name, the frozen ones as `vision` and `llm`."""
+def empty_model(config: Blip2Config, train_vision: bool = False) -> Blip2:
+    """What learns, but the LLM's adapters, on tensors without storage."""
     with torch.device("meta"):
         model = Blip2(config, vision=False, llm=False)
+        if train_vision:
+            model.vision = VisionEncoder(config.vision, empty=True)
+            model.vision.unfreeze()
+    return model
+
+
+def count_parameters(config: Blip2Config, train_vision: bool = False) -> dict[str, int]:
+    """Parameters of each part: what learns under its module's name, `encoder` if that does and `adapters` of the LLM;
+    the frozen ones as `vision`, `llm` and `unread`."""
     counts: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        part = name.partition(".")[0]
+    for name, parameter in empty_model(config, train_vision).named_parameters():
+        part = _part(name) if parameter.requires_grad else "unread"
         counts[part] = counts.get(part, 0) + parameter.numel()
-    counts["vision"] = encoder_shape(config.vision)[2]
+    if not train_vision:
+        counts["vision"] = encoder_shape(config.vision)[2]
     if config.llm is not None:
         llm = empty_llm(text_config(config.llm.source, config.llm.overrides))
         counts["llm"] = sum(parameter.numel() for parameter in llm.parameters())
+        if config.llm.lora_rank:
+            layers = adapted_layers(llm, config.llm.lora_layers).values()
+            counts["adapters"] = config.llm.lora_rank * sum(m.in_features + m.out_features for m in layers)
     return counts
 
 
+def _part(name: str) -> str:
+    part = name.partition(".")[0]
+    return "encoder" if part == "vision" else part
+
+
 def trained(counts: dict[str, int]) -> int:
-    return sum(count for part, count in counts.items() if part not in ("vision", "llm"))
+    return sum(count for part, count in counts.items() if part not in FROZEN)
+
+
+def rates(config: Blip2Config, settings: Any, peak_rates: Callable[[Any, Any], dict[str, float]]) -> list[str]:
+    """A line for each peak of the learning rate: how much learns at it, and what."""
+    model = empty_model(config, settings.train_vision)
+    numbers = layer_numbers(model.vision) if model.vision is not None and settings.layer_decay != 1 else {}
+    layers = {f"vision.{name}": number for name, number in numbers.items()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found: dict[float, dict[str, int]] = {}
+    for group in parameter_groups(model, settings, peak_rates(model, settings)):
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            what = f"encoder, layer {layers[name]}" if name in layers else _part(name)
+            parts = found.setdefault(group["peak"], {})
+            parts[what] = parts.get(what, 0) + parameter.numel()
+    if config.llm is not None and config.llm.lora_rank:
+        found.setdefault(settings.lora_lr, {})["adapters"] = count_parameters(config)["adapters"]
+    return [
+        f"{rate:>12.2e}{sum(parts.values()) / 1e6:>10.1f} M  {', '.join(parts)}"
+        for rate, parts in sorted(found.items())
+    ]
 
 
 def memory(config: Blip2Config, settings: Any, counts: dict[str, int], gpus: int) -> dict[str, float]:
@@ -60,7 +102,7 @@ def memory(config: Blip2Config, settings: Any, counts: dict[str, int], gpus: int
     rows = settings.batch_size // gpus // settings.accumulate
     kept = 16.0 if settings.shard == "none" else 16.0 / gpus + 8  # of a shard weights and gradients are whole in a step
     parts = {"trained weights, gradients, moments": kept * trained(counts)}
-    frozen = counts.get("llm", 0) + (counts["vision"] if settings.train_data else 0)
+    frozen = counts.get("llm", 0) + (counts.get("vision", 0) if encodes(settings) else 0)
     if settings.shard == "all":
         llm = None if config.llm is None else text_config(config.llm.source)
         whole = 0 if llm is None else 2 * llm.vocab_size * llm.hidden_size  # embeddings and head
@@ -77,6 +119,8 @@ def memory(config: Blip2Config, settings: Any, counts: dict[str, int], gpus: int
     crossing = -(-q.layers // q.cross_attention_frequency)
     seen = rows * config.vision.positions * (config.vision.features + 2 * crossing * q.hidden_size) * size
     activations = seen + layers(q.layers, rows, q.queries, q.hidden_size, q.heads)
+    if "encoder" in counts and (vit := config.vision.vit) is not None:
+        activations += layers(vit.layers, rows, config.vision.positions, vit.width, vit.heads)
     if config.stage == 1:
         activations += layers(q.layers, 2 * rows, text, q.hidden_size, q.heads)
         activations += layers(q.layers, 3 * rows, q.queries + text, q.hidden_size, q.heads) + 2 * seen
@@ -106,7 +150,10 @@ def faults(settings: Any, config: Blip2Config, gpus: int) -> tuple[list[str], st
     check(lambda: check_batch(settings, gpus))
     check(lambda: autocast_dtype(settings.precision))
     check(lambda: _vision(config))
-    check(lambda: _bert(config))
+    if not settings.start or lacks_text_branch(settings, config):
+        check(lambda: _bert(config))
+    if settings.start and not Path(settings.start).is_file():
+        check(lambda: load_model(settings.start, vision=False, llm=False, streamed=True))
     if config.llm is not None:
         check(lambda: _llm(config))
     data = check(lambda: _data(settings, config))
@@ -149,7 +196,7 @@ def _llm(config: Blip2Config) -> None:
 def _data(settings: Any, config: Blip2Config) -> str:
     """Opens everything, decodes the first row."""
     bad = Bad(settings.max_bad)
-    if not settings.train_data:
+    if not encodes(settings):
         data = read_data(settings.train_table, settings.images, bad)
         rows = len(data.samples if config.stage == 1 else data.paths)
         if rows < settings.batch_size:
@@ -157,7 +204,7 @@ def _data(settings: Any, config: Blip2Config) -> str:
         if config.stage == 1 and len(data.paths) < 2:
             raise Blip2rtError("stage 1 tells images apart, and there is one only")
         return f"{len(data.paths)} images, {len(data.samples)} texts, {len(bad.found)} unusable"
-    sources, weights = open_sources(settings.train_data, Path(settings.features), bad)
+    sources, weights = open_sources(data_entries(settings), Path(settings.features), bad)
     reader = Reader(sources, settings.seed, eval_transform(config.vision))
     mixture = Mixture(weights, settings.batch_size, settings.seed)
     next(image_batches(reader, mixture, 0, lambda rows: divide(here(), settings, rows)[:1], 0, bad))
@@ -169,25 +216,29 @@ def _data(settings: Any, config: Blip2Config) -> str:
 def _disk(settings: Any, config: Blip2Config) -> None:
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
-    need = 12.0 * trained(count_parameters(config)) * (settings.keep + 1)
+    need = 12.0 * trained(count_parameters(config, settings.train_vision)) * (settings.keep + 1)
     free = shutil.disk_usage(out).free
     if need > free:
         raise Blip2rtError(f"{settings.keep} checkpoints need {need / GB:.1f} GB in {out}, {free / GB:.1f} GB are free")
 
 
-def dry_run(settings: Any, model_config: Callable[[Any], Blip2Config]) -> str:
+def dry_run(
+    settings: Any,
+    model_config: Callable[[Any], Blip2Config],
+    peak_rates: Callable[[Any, Any], dict[str, float]],
+) -> str:
     """The description. Raises Blip2rtError: all faults."""
     gpus = settings.dry_run
     config = model_config(settings)
     found, data = faults(settings, config, gpus)
     if found:
         raise Blip2rtError("; ".join(dict.fromkeys(found)))
-    counts = count_parameters(config)
+    counts = count_parameters(config, settings.train_vision)
     need = memory(config, settings, counts, gpus)
     texts = 1 if config.stage == 1 else settings.texts_per_image
     tokens = config.max_text_length if config.stage == 1 else settings.max_text_tokens
     lines = [
-        f"{part:<20}{count / 1e6:>10.1f} M  {'frozen' if part in ('vision', 'llm') else 'trained'}"
+        f"{part:<20}{count / 1e6:>10.1f} M  {'frozen' if part in FROZEN else 'trained'}"
         for part, count in sorted(counts.items(), key=lambda item: -item[1])
     ]
     frozen = sum(counts.values()) - trained(counts)
@@ -195,6 +246,8 @@ def dry_run(settings: Any, model_config: Callable[[Any], Blip2Config]) -> str:
         [
             *lines,
             f"trained: {trained(counts) / 1e6:.1f} M, frozen: {frozen / 1e6:.1f} M",
+            "peak learning rates:",
+            *rates(config, settings, peak_rates),
             f"memory of one of {gpus} GPUs, estimated: {sum(need.values()) / GB:.1f} GB ("
             + ", ".join(f"{name} {value / GB:.1f}" for name, value in need.items())
             + ")",

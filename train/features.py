@@ -60,24 +60,29 @@ def to_pixels(image: Image.Image, config: VisionConfig) -> torch.Tensor:
 
 
 class FeatureSource:
-    """vision_features of images by index: from the cache, or encoded at every call."""
+    """vision_features of images by index: from the cache of a frozen encoder, or what `encoder` says at every call."""
 
-    def __init__(self, paths: list[Path], config: VisionConfig, settings: TrainSettings, views: int) -> None:
-        self.views = views
-        if settings.cache_features:
+    def __init__(
+        self, paths: list[Path], config: VisionConfig, settings: TrainSettings, views: int,
+        encoder: VisionEncoder | None = None,
+    ) -> None:  # fmt: skip
+        self._encoder = encoder
+        if encoder is None:
             self._cache = cached_features(paths, config, settings.features, views)
         else:
-            self._encoder = VisionEncoder(config)
-            self._pixels = [_Views(paths, config, view) for view in range(views)]
+            self._pixels = _Views(paths, config, 0)
 
     def get(self, images: list[int], views: list[int] | None = None) -> torch.Tensor:
-        """(B, N, C) float32 of one view of each image, by default view 0."""
+        """(B, N, C) float32 of one view of each image, by default view 0, which is all that an encoder is asked for."""
         drawn = views or [0] * len(images)
-        if hasattr(self, "_cache"):
+        if self._encoder is None:
             rows = np.stack([self._cache[view][image] for view, image in zip(drawn, images, strict=True)])
             return torch.from_numpy(rows).float()
+        assert not any(drawn), "other views are the cache's"
+        device = next(self._encoder.parameters()).device
         with torch.no_grad():
-            return self._encoder(torch.stack([self._pixels[v][i] for v, i in zip(drawn, images, strict=True)]))
+            features: torch.Tensor = self._encoder(torch.stack([self._pixels[i] for i in images]).to(device))
+        return features.float()
 
 
 def draw_views(views: int, count: int, seed: tuple[int, int]) -> np.ndarray:

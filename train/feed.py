@@ -8,20 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.blip2 import Blip2
+from blip2rt.modeling.vision import VisionConfig
 
-from .data import Bad, Dataset, Sample, batches
+from .data import Bad, Dataset, Sample, batches, draw_texts
 from .features import FeatureSource, draw_views
 from .loader import Images, Reader, image_batches, open_sources
 from .parallel import Parallel
 from .readers import read_data
-from .settings import TrainSettings, vision_config
+from .settings import TrainSettings
 from .sources import Mixture
 from .transforms import train_transform
 
@@ -67,14 +68,16 @@ def divide(parallel: Parallel, settings: TrainSettings, rows: list[T]) -> list[l
 
 
 class TableFeed:
-    """`train_table`. by_caption: a row is a caption, and captions of similar length come together; otherwise it is an
-    image with up to `texts` of its texts."""
+    """`train_table` with cached features. by_caption: a row is a caption, and captions of similar length come together;
+    otherwise it is an image with up to `texts` of its texts."""
 
-    def __init__(self, settings: TrainSettings, parallel: Parallel, texts: int, by_caption: bool) -> None:
+    def __init__(
+        self, settings: TrainSettings, parallel: Parallel, vision: VisionConfig, texts: int, by_caption: bool
+    ) -> None:
         self.settings, self.parallel, self.texts, self.by_caption = settings, parallel, texts, by_caption
         self.data: Dataset = read_data(settings.train_table, settings.images, bad_samples(settings))
         with parallel.main_first():
-            self.vision = FeatureSource(self.data.paths, vision_config(settings), settings, settings.views)
+            self.vision = FeatureSource(self.data.paths, vision, settings, settings.views)
 
     def rows(self, start: int) -> Iterator[tuple[int, list[Rows]]]:
         """Endless (step, micro-batches) from step `start` on."""
@@ -86,7 +89,7 @@ class TableFeed:
                 drawn = [[samples[i]] for i in chosen]
             else:
                 rng = np.random.default_rng((settings.seed, step, 1))
-                drawn = [[groups[i][j] for j in rng.permutation(len(groups[i]))[: self.texts]] for i in chosen]
+                drawn = [draw_texts(groups[i], rng)[: self.texts] for i in chosen]
             views = draw_views(settings.views, len(drawn), (settings.seed, step))
             whole = [
                 (group[0].image, view, group) for group, view in zip(drawn, views.tolist(), strict=True)
@@ -100,15 +103,15 @@ class TableFeed:
 
 
 class SourcesFeed:
-    """`train_data`: a row is an image with up to `texts` of its texts."""
+    """`train_data`, or a `train_table` without a cache: a row is an image with up to `texts` of its texts."""
 
-    def __init__(self, settings: TrainSettings, parallel: Parallel, texts: int) -> None:
+    def __init__(self, settings: TrainSettings, parallel: Parallel, vision: VisionConfig, texts: int) -> None:
         self.settings, self.parallel, self.texts = settings, parallel, texts
         self.bad = bad_samples(settings)
         with parallel.main_first():  # indices of shards are made once
-            sources, weights = open_sources(settings.train_data, Path(settings.features), self.bad)
+            sources, weights = open_sources(data_entries(settings), Path(settings.features), self.bad)
         self.mixture = Mixture(weights, settings.batch_size, settings.seed)
-        transform = train_transform(vision_config(settings), settings.crop_area)
+        transform = train_transform(vision, settings.crop_area)
         self.reader = Reader(sources, settings.seed, transform)
 
     def rows(self, start: int) -> Iterator[tuple[int, list[Rows]]]:
@@ -124,13 +127,25 @@ class SourcesFeed:
         return Rows([group[: self.texts] for group in images.groups], images.image_ids, pixels=images.pixels)
 
 
-def open_feed(settings: TrainSettings, parallel: Parallel, texts: int, by_caption: bool) -> TableFeed | SourcesFeed:
+def encodes(settings: TrainSettings) -> bool:
+    """Whether the encoder is asked at every step, and not once for a cache."""
+    return bool(settings.train_data) or not settings.cache_features
+
+
+def data_entries(settings: TrainSettings) -> tuple[dict[str, Any], ...]:
+    """`train_data`, of which a `train_table` would be the only entry."""
+    return settings.train_data or ({"path": settings.train_table, "images": settings.images},)
+
+
+def open_feed(
+    settings: TrainSettings, parallel: Parallel, vision: VisionConfig, texts: int, by_caption: bool
+) -> TableFeed | SourcesFeed:
     """Where the recipe says its data are."""
     if settings.train_data and settings.train_table:
         raise Blip2rtError("train_table and train_data are both given; give a table as an entry of train_data")
-    if settings.train_data:
-        return SourcesFeed(settings, parallel, texts)
-    return TableFeed(settings, parallel, texts, by_caption)
+    if encodes(settings):
+        return SourcesFeed(settings, parallel, vision, texts)
+    return TableFeed(settings, parallel, vision, texts, by_caption)
 
 
 def bad_samples(settings: TrainSettings) -> Bad:

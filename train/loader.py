@@ -19,7 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from blip2rt.errors import Blip2rtError, OptionError
 
-from .data import Bad, Dataset, Sample
+from .data import Bad, Dataset, Sample, draw_texts
 from .memory import keep_freed_memory
 from .readers import read_data
 from .shards import Shards
@@ -130,8 +130,8 @@ class Reader(TorchDataset[Images | Blip2rtError]):
                     # torch.manual_seed seeds GPUs too, and formats a stack for it
                     torch.default_generator.manual_seed(hash((self.seed, source, position)) % 2**62)
                     pixels = self.transform(read_image(data))
-                order = np.random.default_rng((self.seed, source, position)).permutation(len(texts))
-                return pixels, [texts[i] for i in order], (source << 40) + number
+                drawn = draw_texts(texts, np.random.default_rng((self.seed, source, position)))
+                return pixels, drawn, (source << 40) + number
             except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for files that are no image
                 bad.append((files.name(number), " ".join(str(error).split())[:200]))
                 number = (number + 1) % self.orders[source].total

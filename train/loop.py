@@ -21,6 +21,7 @@ from tqdm import tqdm
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.blip2 import Blip2
 from blip2rt.modeling.checkpoints import list_checkpoints
+from blip2rt.modeling.vision import layer_numbers, longest_list
 
 from . import checkpoint as checkpoints
 from .logs import Log
@@ -40,13 +41,22 @@ def learning_rate(step: int, peak: float, settings: TrainSettings) -> float:
     return floor + (peak - floor) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
+def vision_peaks(encoder: nn.Module, settings: TrainSettings) -> dict[str, float]:
+    """Peak rates of an encoder's parameters by their names in the model: `layer_decay` to the power of the number of
+    layers above, what is behind the last block as one of them; the rest of the model learns at `lr`."""
+    numbers = layer_numbers(encoder)
+    top = 1 + len(longest_list(encoder)[1])  # type: ignore[arg-type]
+    return {f"vision.{name}": settings.lr * settings.layer_decay ** (top - n) for name, n in numbers.items()}
+
+
 def parameter_groups(model: nn.Module, settings: TrainSettings, peaks: dict[str, float]) -> list[dict[str, Any]]:
     """Trained parameters by decay (matrices decay; biases, norms and scalars do not) and peak rate (by name prefix)."""
     groups: dict[tuple[float, float], list[torch.Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decay = 0.0 if parameter.dim() < 2 or name.endswith(".bias") else settings.weight_decay
-            peak = next((value for prefix, value in peaks.items() if name.startswith(prefix)), settings.lr)
+            prefixed = (value for prefix, value in peaks.items() if name.startswith(prefix))
+            peak = peaks[name] if name in peaks else next(prefixed, settings.lr)
             groups.setdefault((peak, decay), []).append(parameter)
     return [
         {"params": params, "lr": peak, "peak": peak, "weight_decay": decay} for (peak, decay), params in groups.items()
@@ -108,10 +118,13 @@ class Trainer:
         """What the settings ask of the models' layers, the newest checkpoint, the device or this process' share.
 
         Frozen parts are held in the precision of the computation: they have no master weights, and autocast would cast
-        them at every step."""
+        them at every step. Adapters in them stay as they are."""
         for part in frozen:
             if part is not None:
+                learns = {parameter: parameter.data for parameter in part.parameters() if parameter.requires_grad}
                 part.to(self.dtype)
+                for parameter, values in learns.items():
+                    parameter.data = values
         if self.settings.recompute:
             recompute_layers(*layered)
         if self.settings.compile:
@@ -206,9 +219,8 @@ class Trainer:
         """Means over the steps and processes since the last line."""
         sums = torch.tensor([sum(m[name] for m in window) for name in window[0]], dtype=torch.float64)
         means = (self.parallel.reduce(sums) / len(window) / self.parallel.world).tolist()
-        line = {"step": self.step, "lr": self.optimizer.param_groups[0]["lr"]} | dict(
-            zip(window[0], means, strict=True)
-        )
+        rate = learning_rate(self.step - 1, self.settings.lr, self.settings)
+        line = {"step": self.step, "lr": rate} | dict(zip(window[0], means, strict=True))
         speed = {
             "seconds_per_step": seconds / len(window),
             "samples_per_second": len(window) * self.settings.batch_size / seconds,

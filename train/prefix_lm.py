@@ -20,7 +20,7 @@ from blip2rt.text import clean_caption
 
 from .data import Sample
 from .losses import query_cosine
-from .prompted import part_seen
+from .prompted import Asked, given_ids, part_seen
 
 IGNORED = -100
 
@@ -53,24 +53,18 @@ class PrefixTexts:
         self.end = end_token_ids(self.tokenizer, config)[0]
 
     def split(self, sample: Sample, rng: np.random.Generator | None) -> tuple[list[int], list[int]]:
-        """Ids of the encoder and of the decoder; without `rng` all of a caption is the decoder's."""
+        """Ids of the encoder and of the decoder. `rng` cuts a caption in two; without it, and behind a caption_prompt,
+        which takes the first part's place, all of it is the decoder's."""
         text = clean_caption(sample.text)
         if sample.prompt:
             prompt = self.config.ask_prompt.format(sample.prompt)
         else:
-            words = text.split()
-            cut = 0 if rng is None else int(rng.integers(0, len(words))) if words else 0
-            prompt = " ".join(part for part in (self.config.caption_prompt, *words[:cut]) if part)
-            text = " ".join(words[cut:])
+            words, prompt = text.split(), self.config.caption_prompt
+            if rng is not None and words and not prompt:
+                cut = int(rng.integers(0, len(words)))
+                prompt, text = " ".join(words[:cut]), " ".join(words[cut:])
         learned = self.tokenizer.encode(text, add_special_tokens=False)[: self.max_tokens - 1]
-        return self._given(prompt), [*learned, self.end]
-
-    def _given(self, prompt: str) -> list[int]:
-        if prompt == "" and self.config.empty_prompt_ids is not None:
-            return list(self.config.empty_prompt_ids)
-        special = self.config.add_special_tokens
-        ids = self.tokenizer.encode(prompt, add_special_tokens=special, truncation=True, max_length=self.max_tokens)
-        return list(ids)
+        return given_ids(self.tokenizer, self.config, prompt, self.max_tokens), [*learned, self.end]
 
     def packed(
         self, groups: Sequence[Sequence[Sample]], device: torch.device, rng: np.random.Generator | None = None
@@ -96,12 +90,16 @@ def _pad(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def prefix_lm_loss(
-    model: Blip2, vision_features: torch.Tensor, texts: SplitTexts, hidden_positions: float = 0.0
+    model: Blip2,
+    vision_features: torch.Tensor,
+    texts: SplitTexts,
+    hidden_positions: float = 0.0,
+    asked: Asked | None = None,
 ) -> dict[str, torch.Tensor]:
     """Mean cross-entropy of the decoder's tokens, given soft prompt and first part in the encoder; `hidden_positions`:
-    the share of the image's positions that is left out."""
+    the share of the image's positions that is left out; `asked`: each text has a soft prompt of its own."""
     llm: Any = model.llm
-    query_output = part_seen(model, vision_features, hidden_positions)
+    query_output = part_seen(model, vision_features, hidden_positions, asked)
     token_embeds = llm.get_input_embeddings()(texts.encoder_ids)
     prefix = model.prefix_embeds(query_output).to(token_embeds.dtype)[texts.image]
     logits = llm(

@@ -64,7 +64,7 @@ def write_shards(data: Dataset, out: Path, per_shard: int, bad: Bad, seed: int =
             writer = tarfile.open(partial / f"{shards:06d}.tar", "w")  # noqa: SIM115  # closed when it is full
             shards += 1
         assert writer is not None
-        captions = [{"text": t.text, "prompt": t.prompt} if t.prompt else t.text for t in texts]
+        captions = [{"text": t.text, "prompt": t.prompt, "weight": t.weight} if t.prompt else t.text for t in texts]
         _add(writer, f"{key:09d}{path.suffix.lower()}", content)
         _add(writer, f"{key:09d}.json", json.dumps({"captions": captions, "source": path.name}).encode())
     if writer is None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from blip2rt.errors import Blip2rtError
 
-from .data import Bad, Dataset, Sample, read_table
+from .data import Bad, Dataset, Sample, count_answers, read_table
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 Row = tuple[str, str, str]  # image, text, prompt
@@ -67,7 +67,7 @@ def _dataset(path: Path, rows: list[Row], images: Path, bad: Bad) -> Dataset:
     if not samples:
         reason = f"of {len(rows)} rows none has both a caption and an image in {images}" if rows else "it has no rows"
         raise Blip2rtError(f"data {str(path)!r} cannot be trained on: {reason}")
-    return Dataset([images / name for name in index], samples)
+    return Dataset([images / name for name in index], count_answers(samples))
 
 
 def _folder(path: Path, bad: Bad) -> Iterator[Row]:
@@ -105,29 +105,42 @@ def _json_lines(path: Path, bad: Bad) -> Iterator[Row]:
                 continue
             try:
                 row = json.loads(line)
-                image = next(row[name] for name in _NAMES["image"] if name in row)
-                texts = next(row[name] for name in (*_NAMES["text"], "captions") if name in row)
-                prompt = next((row[name] for name in _NAMES["prompt"] if name in row), "")
+                rows = list(_of_object(row))
             except (ValueError, TypeError, StopIteration):
                 bad.add(f"{path}, line {number}", "it is no JSON object with an image and a caption")
                 continue
-            for text in texts if isinstance(texts, list) else [texts]:
-                yield str(image), str(text), str(prompt)
+            yield from rows
+
+
+def _of_object(row: Any) -> Iterator[Row]:
+    """The texts of an object: one, a list in which answers may be repeated, or answers with their counts."""
+    image = next(row[name] for name in _NAMES["image"] if name in row)
+    texts = next(row[name] for name in (*_NAMES["text"], "captions", "answers") if name in row)
+    prompt = next((row[name] for name in _NAMES["prompt"] if name in row), "")
+    if isinstance(texts, dict):
+        texts = [text for text, count in texts.items() for _ in range(int(count))]
+    for text in texts if isinstance(texts, list) else [texts]:
+        yield str(image), str(text["answer"] if isinstance(text, dict) else text), str(prompt)
 
 
 def _coco(path: Path, bad: Bad) -> Iterator[Row]:
-    """COCO's `{"images": [...], "annotations": [...]}`, or Karpathy's split files `[{"image", "caption"}, ...]`."""
+    """COCO's `{"images": [...], "annotations": [...]}`, VQAv2's annotations with its questions beside them, or a list
+    of objects with an image and captions, or with a question and answers."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise Blip2rtError(f"{path} is no JSON: {error}; one object a line is .jsonl") from error
     if isinstance(data, list):
         for number, row in enumerate(data):
-            if not isinstance(row, dict) or "image" not in row or "caption" not in row:
+            try:
+                rows = list(_of_object(row))
+            except (TypeError, StopIteration):
                 bad.add(f"{path}, entry {number}", "it has no image and caption")
                 continue
-            for text in row["caption"] if isinstance(row["caption"], list) else [row["caption"]]:
-                yield str(row["image"]), str(text), ""
+            yield from rows
+        return
+    if isinstance(data, dict) and "images" not in data and "data_subtype" in data and "annotations" in data:
+        yield from _vqa(path, data, bad)
         return
     if not isinstance(data, dict) or not {"images", "annotations"} <= data.keys():
         raise Blip2rtError(f"{path} is not in COCO's format: it needs the keys images and annotations")
@@ -138,6 +151,23 @@ def _coco(path: Path, bad: Bad) -> Iterator[Row]:
             bad.add(f"{path}, annotation {annotation.get('id')}", "it has no caption, or its image is not listed")
         else:
             yield str(name), str(text), ""
+
+
+def _vqa(path: Path, data: dict[str, Any], bad: Bad) -> Iterator[Row]:
+    """VQAv2's annotations; the questions are a file of the same folder, called as VQAv2 calls it."""
+    other = path.with_name(path.name.replace("v2_mscoco", "v2_OpenEnded_mscoco").replace("annotations", "questions"))
+    if other == path or not other.is_file():
+        raise Blip2rtError(f"{path} holds answers; put their questions beside it, as {other.name}")
+    asked = {q["question_id"]: q["question"] for q in json.loads(other.read_text(encoding="utf-8"))["questions"]}
+    subset = data["data_subtype"]  # train2014
+    for annotation in data["annotations"]:
+        question = asked.get(annotation["question_id"])
+        if question is None:
+            bad.add(f"{path}, question {annotation['question_id']}", f"it is not in {other.name}")
+            continue
+        image = f"{subset}/COCO_{subset}_{annotation['image_id']:012d}.jpg"
+        for answer in annotation["answers"]:
+            yield image, str(answer["answer"]), str(question)
 
 
 _READERS: dict[str, Callable[[Path, Bad], Iterator[Row]]] = {".csv": _csv, ".jsonl": _json_lines, ".json": _coco}

@@ -35,7 +35,7 @@ class SelfCritical:
         assert samples > 1, "each sample is judged against the others"
         self.reward = CiderReward(_references(groups))
         self.model, self.texts, self.samples, self.temperature = model, texts, samples, temperature
-        self.prompt = [*texts.bos, *texts.encode(texts.config.caption_prompt)]
+        self.prompt = texts.given(texts.config.caption_prompt)
 
     def loss(self, images: list[int], features: torch.Tensor, groups: list[list[Sample]]) -> dict[str, torch.Tensor]:
         """features (B, N, C) of `images`; a sample's advantage is its reward less the mean of the other samples'."""

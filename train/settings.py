@@ -33,8 +33,9 @@ def option(default: Any, help: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
-    """What both stages share."""
+    """What both stages share. `given`: the fields that recipe or command line name."""
 
+    given: tuple[str, ...] = ()
     out: str = option("", "folder for checkpoints, metrics.jsonl and loss.png; the same folder again resumes")
     train_table: str = option("", "images and texts with cached features: .tsv, .csv, .jsonl, COCO .json, a folder")
     train_data: tuple[dict[str, Any], ...] = option(
@@ -47,8 +48,17 @@ class TrainSettings:
     dev_table: str = option("", "unseen images for evaluation, in any format of train_table; empty: no evaluation")
     images: str = option("", "folder of the images that the tables name")
     features: str = option("features", "folder for cached vision features and indices of shards")
-    cache_features: bool = option(True, "compute the frozen encoder's features once; off: encode at every step")
-    views: int = option(6, "augmented views of every image (1: none)")
+    start: str = option(
+        "",
+        "checkpoint of the same stage to go on from: ours, Hugging Face's or LAVIS'; the model is as it says, but for "
+        "what recipe and command line say of it",
+    )
+    train_vision: bool = option(False, "the image encoder learns too, as in the paper's finetunes")
+    layer_decay: float = option(1.0, "each layer of the encoder learns so many times as fast as the one above it")
+    cache_features: bool = option(
+        True, "compute the frozen encoder's features of a train_table once; off: encode at every step, read by workers"
+    )
+    views: int = option(6, "augmented views of every image in the cache (1: none)")
     vision_source: str = option(
         "timm:tf_efficientnet_lite2", "frozen image encoder: vit:g or vit:l (the paper's), timm:NAME or hf:PATH"
     )
@@ -128,15 +138,21 @@ def parse(cls: type[T], argv: list[str] | None, description: str) -> T:
     hints = typing.get_type_hints(cls)
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--recipe", help="YAML file with any of the fields below")
+    del hints["given"]
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        _add(parser, field, hints[field.name])
+        if field.name in hints:
+            _add(parser, field, hints[field.name])
     given = vars(parser.parse_args(argv))
     recipe = _read_recipe(given.pop("recipe"), hints)
     values = recipe | {name: value for name, value in given.items() if value is not None}
-    needed = ("out",) if values.get("train_data") else ("out", "train_table", "images")
+    table = values.get("train_table")
+    of_table = ("train_table",) if table and Path(table).is_dir() else ("train_table", "images")
+    listed = () if values.get("train_data") else of_table
+    needed = ("out", *listed)
     missing = [name for name in needed if not values.get(name)]
     if missing:
         raise OptionError(f"missing: {', '.join(missing)}; give them in the recipe or as --{missing[0]} VALUE")
+    values["given"] = tuple(sorted(values))
     settings = cls(**values)
     faults = value_faults(settings)
     if faults:
@@ -145,15 +161,17 @@ def parse(cls: type[T], argv: list[str] | None, description: str) -> T:
 
 
 _POSITIVE = "steps batch_size accumulate log_every save_every eval_every keep queries vision_size views lr".split()
+_POSITIVE += ["lora_alpha", "lora_lr"]
 _NOT_NEGATIVE = "warmup min_lr weight_decay clip workers max_bad query_gain vision_positions vision_features".split()
-_SHARES = "dropout crop_area beta1 beta2".split()
+_NOT_NEGATIVE += ["lora_rank"]
+_SHARES = "dropout crop_area beta1 beta2 layer_decay".split()
 
 
 def value_faults(settings: Any) -> list[str]:
     """Everything that makes no sense in itself, whatever the data and the machine are."""
 
     def out_of(names: list[str], good: Callable[[Any], bool], want: str) -> list[str]:
-        values = {name: getattr(settings, name) for name in names}
+        values = {name: getattr(settings, name) for name in names if hasattr(settings, name)}
         return [f"{name} is {value!r}; give {want}" for name, value in values.items() if not good(value)]
 
     return [
@@ -164,6 +182,14 @@ def value_faults(settings: Any) -> list[str]:
         *out_of(["shard"], lambda v: v in ("none", "trained", "all"), "none, trained or all"),
         *out_of(["vision_mean", "vision_std"], lambda v: len(v) == 3, "three numbers, one a colour"),
         *([f"warmup {settings.warmup} leaves nothing of {settings.steps} steps"] * (settings.warmup > settings.steps)),
+        *(
+            ["train_vision changes the encoder at every step, and no features can be cached; give --no-cache_features"]
+            * (settings.train_vision and settings.cache_features)
+        ),
+        *(
+            [f"layer_decay {settings.layer_decay} is of an encoder that learns; give --train_vision"]
+            * (settings.layer_decay != 1 and not settings.train_vision)
+        ),
         *([f"min_lr {settings.min_lr} is above lr {settings.lr}"] * (settings.min_lr > settings.lr)),
     ]
 

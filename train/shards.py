@@ -143,7 +143,7 @@ def texts_of(content: str, json_: bool) -> list[Sample]:
             raise ValueError("its .json is no object")
         given = data.get("captions") or [data.get("caption")]
         found = [
-            Sample(0, str(text["text"]), str(text.get("prompt", "")))
+            Sample(0, str(text["text"]), str(text.get("prompt", "")), float(text.get("weight", 1)))
             if isinstance(text, dict)
             else Sample(0, str(text))
             for text in given

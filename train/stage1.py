@@ -6,11 +6,12 @@ The Q-Former learns from a frozen image encoder to extract what text needs: ITC,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from blip2rt.errors import OptionError
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.checkpoints import init_from_bert, qformer_tokenizer
 from blip2rt.text import clean_caption
@@ -19,13 +20,14 @@ from .cli import run_main
 from .data import Dataset
 from .dry_run import dry_run
 from .features import FeatureSource
-from .feed import Rows, bad_samples, open_feed, seen_features, to_device
-from .loop import Trainer
+from .feed import Rows, bad_samples, encodes, open_feed, seen_features, to_device
+from .loop import Trainer, vision_peaks
 from .losses import TextBatch, hard_negatives, itm_loss, query_cosine, similarity, stage1_losses
 from .parallel import here
 from .readers import read_data
 from .retrieval import recall
 from .settings import TrainSettings, option, parse, qformer_config, vision_config
+from .start import learning_vision, start_from, started_config
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,14 @@ class Stage1:
 
     def __init__(self, settings: Stage1Settings) -> None:
         self.settings = settings
-        self.feed = open_feed(settings, here(), texts=1, by_caption=True)
-        self.model = build_model(settings)
-        self.tokenizer = qformer_tokenizer(self.model.config)
-        self.trainer = Trainer(
-            self.model,
-            settings,
-            dict.fromkeys(("vision_proj", "text_proj", "itm_head", "lm_head"), settings.head_lr),
-        )
-        self.trainer.prepare([self.model.qformer], frozen=[self.model.vision])
+        config = model_config(settings)
+        self.feed = open_feed(settings, here(), config.vision, texts=1, by_caption=True)
+        self.model = build_model(settings, config)
+        self.tokenizer = qformer_tokenizer(config)
+        self.trainer = Trainer(self.model, settings, peak_rates(self.model, settings))
+        vision = self.model.vision
+        learns = [vision] if vision is not None and settings.train_vision else []
+        self.trainer.prepare([self.model.qformer, *learns], frozen=[None if learns else vision])
         self.dev = Stage1Dev(self, settings) if settings.dev_table else None
 
     def run(self) -> Path:
@@ -81,7 +82,7 @@ class Stage1:
             [clean_caption(text) for text in texts],
             padding=True,
             truncation=True,
-            max_length=self.settings.max_text_length,
+            max_length=self.model.config.max_text_length,
             return_tensors="pt",
         )
         device = self.trainer.device
@@ -108,13 +109,15 @@ class Stage1Dev:
     def __init__(self, stage: Stage1, settings: Stage1Settings) -> None:
         self.stage = stage
         self.data: Dataset = read_data(settings.dev_table, settings.images, bad_samples(settings))
+        model = stage.model
+        encoder = None if settings.cache_features else model.vision
         with here().main_first():
-            self.vision = FeatureSource(self.data.paths, vision_config(settings), settings, 1)
+            self.vision = FeatureSource(self.data.paths, model.config.vision, settings, 1, encoder)
 
     def evaluate(self) -> dict[str, float]:
-        model, samples = self.stage.model, self.data.samples
+        model, samples, device = self.stage.model, self.data.samples, self.stage.trainer.device
         outputs = [
-            model.query_output(self.vision.get(list(range(i, min(i + 50, len(self.data.paths))))))
+            model.query_output(self.vision.get(list(range(i, min(i + 50, len(self.data.paths))))).to(device))
             for i in range(0, len(self.data.paths), 50)
         ]
         query_output = torch.cat(outputs)
@@ -149,8 +152,13 @@ class Stage1Dev:
 
 
 def model_config(settings: Stage1Settings) -> Blip2Config:
-    """The stage-1 model that the settings describe."""
-    return Blip2Config(
+    """The stage-1 model that the settings describe, or `start` and what of them is given."""
+    if settings.start:
+        config = started_config(settings, 1)
+        if "embed_dim" in settings.given and settings.embed_dim != config.embed_dim:
+            raise OptionError(f"embed_dim is {settings.embed_dim}; {settings.start!r} has {config.embed_dim}")
+        return learning_vision(settings, replace(config, clean_captions=True))
+    config = Blip2Config(
         stage=1,
         vision=vision_config(settings),
         qformer=qformer_config(settings, text_branch=True),
@@ -161,21 +169,34 @@ def model_config(settings: Stage1Settings) -> Blip2Config:
         learned_positions=settings.learned_positions,
         sources=settings.sources,
     )
+    return learning_vision(settings, config)
 
 
-def build_model(settings: Stage1Settings) -> Blip2:
-    """A stage-1 model, initialised from BERT; of cached features the image encoder stays with their source."""
+def build_model(settings: Stage1Settings, config: Blip2Config) -> Blip2:
+    """A stage-1 model, from `start` or BERT; of cached features the image encoder stays with their source."""
     torch.manual_seed(settings.seed)
-    config = model_config(settings)
-    model = Blip2(config, vision=bool(settings.train_data))  # cached features need no encoder
-    init_from_bert(model)
+    model = Blip2(config, vision=encodes(settings))
+    if settings.start:
+        start_from(model, settings)
+    else:
+        init_from_bert(model)
+    if settings.train_vision:
+        assert model.vision is not None
+        model.vision.unfreeze()
     return model.train()
+
+
+def peak_rates(model: Blip2, settings: Stage1Settings) -> dict[str, float]:
+    """By the names' beginnings; of an encoder that learns, by its parameters' names."""
+    of_vision = vision_peaks(model.vision, settings) if model.vision is not None and settings.train_vision else {}
+    heads = ("vision_proj", "text_proj", "itm_head", "lm_head")
+    return of_vision | dict.fromkeys(heads, settings.head_lr)
 
 
 def main(argv: list[str] | None = None) -> int:
     def work() -> object:
         settings = parse(Stage1Settings, argv, __doc__ or "")
-        return dry_run(settings, model_config) if settings.dry_run else Stage1(settings).run()
+        return dry_run(settings, model_config, peak_rates) if settings.dry_run else Stage1(settings).run()
 
     return run_main(lambda: print(work()))
 

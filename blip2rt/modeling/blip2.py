@@ -1,4 +1,5 @@
-"""BLIP-2: frozen image encoder, Q-Former, frozen LLM (Li et al. 2023, section 3).
+"""BLIP-2: image encoder, Q-Former, LLM (Li et al. 2023, section 3); encoder and LLM are frozen unless a finetune says
+otherwise.
 
 The model and its forward pieces, named as in docs/design.md. Losses live in training.
 """
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .adapters import is_adapter
 from .llm import LlmConfig, embedding_scale, hidden_size, load_llm
 from .qformer import LanguageHead, QFormer, QFormerConfig
 from .vision import VisionConfig, VisionEncoder
@@ -30,6 +32,7 @@ class Blip2Config:
     embed_dim: int = 256  # E, the contrastive space
     max_text_length: int = 32
     clean_captions: bool = False  # the Q-Former has seen texts without capitals and punctuation only (see blip2rt.text)
+    vision_trained: bool = False  # the encoder's weights are the checkpoint's own, no longer those of its source
     vision_norm_eps: float = 1e-5  # of the LayerNorm over vision_features
     learned_positions: bool = True  # position embeddings added to vision_features, for encoders without any
     question_input: bool = False  # stage 2: the queries read the question too, as in the paper's VQA finetuning
@@ -71,6 +74,8 @@ class Blip2(nn.Module):
         if config.learned_positions:  # a grid's order is lost to attention
             self.vision_positions = nn.Parameter(torch.zeros(1, config.vision.positions, config.vision.features))
         self.qformer = QFormer(config.qformer)
+        if config.question_input:  # what the last layer says of the text is read by nobody
+            self.qformer.layers[-1].text_ffn.requires_grad_(False)
         if config.stage == 1:
             self.vision_proj = nn.Linear(width, config.embed_dim)
             self.text_proj = nn.Linear(width, config.embed_dim)
@@ -139,5 +144,11 @@ class Blip2(nn.Module):
         return self.itm_head(self.qformer.encode_pair(token_ids, text_mask, self.vision_kv(vision_features))).mean(1)
 
     def trained_state(self) -> dict[str, torch.Tensor]:
-        """Everything but the frozen parts."""
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(("vision.", "llm."))}
+        """What a checkpoint holds: everything but the frozen parts."""
+
+        def held(name: str) -> bool:
+            if name.startswith("vision."):
+                return self.config.vision_trained
+            return not name.startswith("llm.") or is_adapter(name)
+
+        return {name: tensor for name, tensor in self.state_dict().items() if held(name)}

@@ -1,12 +1,13 @@
 """Checkpoints on disk: ours, Hugging Face's folders and LAVIS' files, read into one model.
 
 Ours is `config.json` and `model.safetensors` (trained tensors; frozen parts by their source). Also the start of a
-training: BERT into a fresh Q-Former, stage 1 into stage 2. Knows files and names, no steps.
+training: BERT into a fresh Q-Former, one checkpoint's tensors into another model. Knows files and names, no steps.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from blip2rt.errors import Blip2rtError
 
 from . import hugging_face, lavis, streaming
+from .adapters import is_adapter
 from .blip2 import Blip2, Blip2Config
 from .llm import load_llm, load_tokenizer
 from .names import hugging_face_name
@@ -37,9 +39,19 @@ def read_config(source: str | Path, parts: lavis.Parts = lavis.NO_PARTS) -> Blip
     try:
         if hugging_face.is_hugging_face(path):
             return hugging_face.read_config(path)
-        return Blip2Config.from_json(json.loads((path / CONFIG).read_text()))
+        return _at(Blip2Config.from_json(json.loads((path / CONFIG).read_text())), path)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:  # not JSON, or not of the right form
         raise Blip2rtError(f"checkpoint {path}: its {CONFIG} is damaged ({error})") from error
+
+
+def _at(config: Blip2Config, folder: Path) -> Blip2Config:
+    """What the checkpoint itself holds of encoder and LLM is found in it, wherever it has been moved."""
+    vision, llm = config.vision, config.llm
+    if config.vision_trained:
+        vision = replace(vision, weights=str(folder))
+    if llm is not None and llm.lora_rank:
+        llm = replace(llm, adapters=str(folder))
+    return replace(config, vision=vision, llm=llm)
 
 
 def save_model(model: Blip2, folder: str | Path, trained: dict[str, torch.Tensor] | None = None) -> None:
@@ -106,7 +118,7 @@ def _trained_readers(model: Blip2, path: Path) -> dict[str, Reader]:
         return lavis.readers(Weights(path), wanted)
     if not hugging_face.is_hugging_face(path):
         weights = Weights(path / WEIGHTS)
-        unknown = sorted(weights.shapes.keys() - wanted.keys())
+        unknown = sorted(n for n in weights.shapes.keys() - wanted.keys() if not n.startswith(("vision.", "llm.")))
         if unknown:
             raise Blip2rtError(f"{path} does not fit its {CONFIG}: unknown {', '.join(unknown)}")
         return weights.readers(wanted, lambda name: name)
@@ -172,15 +184,34 @@ def init_from_stage1(model: Blip2, folder: str | Path, fresh_layers: int = 0) ->
         init_from_bert(model)
     count = len(model.qformer.layers)
     fresh = tuple(f"qformer.layers.{index}." for index in range(count - fresh_layers, count))
-    state = load_model(folder, vision=False, llm=False).trained_state()
-    own = model.trained_state()
+    init_from(model, folder, ("projection", "prefix_norm", "query_offsets", *fresh))
+
+
+def init_from(
+    model: Blip2, source: str | Path, fresh: tuple[str, ...] = (), parts: lavis.Parts = lavis.NO_PARTS
+) -> None:
+    """Carry the trained tensors of a checkpoint of any format into a model, whose encoder and LLM stay as they are.
+
+    What begins with a name of `fresh` stays as it is, what the model lacks is left behind. Raises Blip2rtError.
+    """
+    state = load_model(source, vision=False, llm=False, parts=parts).trained_state()
+    own = {name: t for name, t in model.trained_state().items() if not name.startswith(("vision.", "llm."))}
     shared = {name: tensor for name, tensor in state.items() if name in own and not name.startswith(fresh)}
     misshaped = [name for name in shared if shared[name].shape != own[name].shape]
-    of_stage2 = ("projection", "prefix_norm", "query_offsets", *fresh)
-    missing = {name for name in own.keys() - shared.keys() if not name.startswith(of_stage2)}
+    missing = {name for name in own.keys() - shared.keys() if not name.startswith(fresh)}
     if misshaped or missing:
-        raise Blip2rtError(f"{folder} does not fit: lacks {sorted(missing)}, other shapes {sorted(misshaped)}")
+        faults = [f"lacks {', '.join(sorted(missing))}"] * bool(missing)
+        faults += [f"has other shapes of {', '.join(sorted(misshaped))}"] * bool(misshaped)
+        raise Blip2rtError(f"{source} does not fit: {'; '.join(faults)}")
     model.load_state_dict(shared, strict=False)
+
+
+def init_adapters(model: Blip2, source: str | Path) -> None:
+    """Carry the LLM's adapters of a checkpoint of ours into a model that has such."""
+    weights = Weights(locate(source) / WEIGHTS)
+    wanted = {n: tuple(p.shape) for n, p in model.named_parameters() if is_adapter(n)}
+    readers = weights.readers(wanted, lambda name: name)
+    model.load_state_dict({name: read() for name, read in readers.items()}, strict=False)
 
 
 def qformer_tokenizer(config: Blip2Config) -> Any:

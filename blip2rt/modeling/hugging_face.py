@@ -79,11 +79,12 @@ def read_config(folder: Path) -> Blip2Config:
 
 def _at(config: Blip2Config, folder: Path) -> Blip2Config:
     """The parts that a folder holds are found in it, wherever it has been moved."""
-    llm = None if config.llm is None else replace(config.llm, source=str(folder))
+    llm = None if config.llm is None else replace(config.llm, source=str(folder), lora_rank=0, adapters=None)
     vision = replace(config.vision, weights=str(folder))
     return replace(
-        config, vision=vision, llm=llm, qformer_init=str(folder) if config.stage == 1 else config.qformer_init
-    )
+        config, vision=vision, vision_trained=False, llm=llm,
+        qformer_init=str(folder) if config.stage == 1 else config.qformer_init,
+    )  # fmt: skip
 
 
 def _faults(vision: dict[str, Any], qformer: dict[str, Any]) -> list[str]:

@@ -122,6 +122,7 @@ def _encoder(weights: Weights, parts: Parts) -> tuple[Weights, str, str] | None:
 def _vision(place: Weights, prefix: str, style: str, weights: Weights, parts: Parts) -> VisionConfig:
     shapes = place.shapes
     names = {
+        "ours": ("patch_embedding", "position_embedding", "layers", "fc1"),
         "hf": ("embeddings.patch_embedding", "embeddings.position_embedding", "encoder.layers", "mlp.fc1"),
         "eva": ("patch_embed.proj", "pos_embed", "blocks", "mlp.fc1"),
         "clip": ("conv1", "positional_embedding", "transformer.resblocks", "mlp.c_fc"),
@@ -130,7 +131,7 @@ def _vision(place: Weights, prefix: str, style: str, weights: Weights, parts: Pa
     width, _, patch, _ = shapes[f"{prefix}{patches}.weight"]
     count = _count(shapes, rf"{re.escape(f'{prefix}{blocks}')}\.(\d+)\.")
     # The frozen encoders' own files may have one block more: BLIP-2 reads the features before the last.
-    frozen = place is not weights and style != "hf"
+    frozen = place is not weights and style in ("eva", "clip")
     layers = parts.vision_layers or (min(count, _LAYERS.get(width, count - 1)) if frozen else count)
     mlp = shapes[f"{prefix}{blocks}.0.{hidden}.weight"][0]
     side = round((shapes[f"{prefix}{positions}"][-2] - 1) ** 0.5)

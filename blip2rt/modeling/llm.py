@@ -16,6 +16,7 @@ from torch import nn
 from blip2rt.errors import Blip2rtError
 
 from . import streaming
+from .adapters import merge_adapters
 from .quantize import round_weights
 from .sources import fetch
 from .vision import freeze
@@ -39,6 +40,10 @@ class LlmConfig:
     end_ids: tuple[int, ...] = ()  # the ids that do, instead of `end`
     caption_prompt: str = ""
     ask_prompt: str = "Question: {} Answer:"
+    lora_rank: int = 0  # of adapters that were trained beside its layers; 0: none
+    lora_alpha: float = 0.0  # they count alpha / rank
+    lora_layers: tuple[str, ...] = ()  # last names of the layers; (): all
+    adapters: str | None = None  # the checkpoint that holds them, to be added to the weights
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> LlmConfig:
@@ -87,6 +92,8 @@ def load_llm(config: LlmConfig, *, streamed: bool = False) -> nn.Module:
         llm.set_attn_implementation("eager")  # type: ignore[operator]  # transformers 4's sdpa leaves Gemma 2's cap out
     if config.bits:
         round_weights(llm, config.bits, config.block)
+    if config.adapters is not None:
+        merge_adapters(llm, Weights(config.adapters), config.lora_alpha / config.lora_rank)
     return freeze(llm)
 
 

@@ -70,7 +70,9 @@ def lavis_name(ours: str) -> str | None:
 
 
 def vit_name(ours: str, style: str) -> str | None:
-    """The name of an encoder's parameter in `style`: hf, eva or clip."""
+    """The name of an encoder's parameter in `style`: ours, hf, eva or clip."""
+    if style == "ours":
+        return ours
     column = ("hf", "eva", "clip").index(style) + 1
     return _first(ours, [(rule[0], rule[column]) for rule in _VIT_RULES])
 

@@ -1,4 +1,4 @@
-"""The frozen image encoder: `pixels (B, 3, h, w) -> vision_features (B, N, C)`.
+"""The image encoder: `pixels (B, 3, h, w) -> vision_features (B, N, C)`; frozen, unless a finetune trains it.
 
 The paper's vision transformers, any timm model with `forward_features`, or a Hugging Face vision model; a grid
 (B, C, h', w') is flattened to a sequence row by row. Knows nothing about queries or text.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ from .vit import Vit, VitConfig, resized_positions
 from .weights import Reader, Weights
 
 PRETRAINED = "pretrained"
+INSIDE = "vision.body."  # of a checkpoint of ours whose encoder was trained
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class VisionConfig:
     """Which encoder, which weights, and the images it expects."""
 
     source: str = "timm:tf_efficientnet_lite2"  # timm:NAME, hf:PATH-OR-HUB-ID, or vit, which `vit` describes
-    # State dict file or BLIP-2 checkpoint; "pretrained": timm's own; None: random for timm and vit, hf has its own.
+    # State dict file, or a checkpoint with an encoder; "pretrained": timm's own; None: random for timm and vit, hf has
+    # its own.
     weights: str | None = None
     height: int = 260
     width: int = 260
@@ -48,14 +51,19 @@ def freeze(module: nn.Module) -> nn.Module:
 
 
 class VisionEncoder(nn.Module):
-    """A frozen encoder behind one signature. `streamed`: a vit's weights stay on disk (see streaming.py)."""
+    """An encoder behind one signature. `streamed`: a vit's weights stay on disk (see streaming.py). `empty`: it has no
+    weights; under torch.device("meta") it takes no memory."""
 
-    def __init__(self, config: VisionConfig, *, streamed: bool = False) -> None:
+    def __init__(self, config: VisionConfig, *, streamed: bool = False, empty: bool = False) -> None:
         super().__init__()
         self.config = config
         kind, _, name = config.source.partition(":")
-        if kind == "timm":
-            self.body: nn.Module = _timm_encoder(name, config.weights)
+        if empty:
+            self.body: nn.Module = _without_weights(config)
+        elif kind != "vit" and config.weights not in (None, PRETRAINED) and Path(resolve(config.weights)).is_dir():
+            self.body = _from_checkpoint(config)
+        elif kind == "timm":
+            self.body = _timm_encoder(name, config.weights)
         elif kind == "hf":
             self.body = _hugging_face_encoder(resolve(name))
         elif kind == "vit":
@@ -69,6 +77,43 @@ class VisionEncoder(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return _as_sequence(self.body(pixels))
 
+    def unfreeze(self) -> None:
+        """Gradients for every parameter that the features depend on. It stays in eval mode: no dropout, and the
+        statistics of batch norms are those that it came with."""
+        used = self._used()
+        for name, parameter in self.body.named_parameters():
+            parameter.requires_grad_(name in used)
+
+    def _used(self) -> set[str]:
+        """Names of the parameters that the features depend on: some encoders have a head of which we do not ask."""
+        config, body = self.config, self.body
+        named = {n: p.detach().to("meta").requires_grad_() for n, p in body.named_parameters()}
+        buffers = {n: b.to("meta") for n, b in body.named_buffers()}
+        pixels = torch.zeros(1, 3, config.height, config.width, device="meta")
+        features = _as_sequence(torch.func.functional_call(body, {**named, **buffers}, (pixels,)))
+        found = torch.autograd.grad(features.sum(), list(named.values()), allow_unused=True)
+        return {name for name, gradient in zip(named, found, strict=True) if gradient is not None}
+
+
+def longest_list(model: nn.Module) -> tuple[str, nn.Module]:
+    """The layers of a model, and their name in it: its longest list of modules."""
+    lists = ((name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList | nn.Sequential))
+    return max(lists, key=lambda item: len(item[1]))
+
+
+def layer_numbers(encoder: nn.Module) -> dict[str, int]:
+    """The layer of each parameter: 0 before the blocks (patches, positions), 1 to L in them, L + 1 behind them."""
+    blocks, found = longest_list(encoder)
+    count = len(found)  # type: ignore[arg-type]
+    numbers, number = {}, 0
+    for name, _ in encoder.named_parameters():
+        if name.startswith(f"{blocks}."):
+            number = 1 + int(name[len(blocks) + 1 :].partition(".")[0])
+        elif number:
+            number = count + 1
+        numbers[name] = number
+    return numbers
+
 
 def _as_sequence(features: torch.Tensor) -> torch.Tensor:
     """(B, C, h', w') -> (B, h' * w', C); a sequence as it is."""
@@ -81,16 +126,8 @@ def encoder_shape(config: VisionConfig) -> tuple[int, int, int]:
 
     positions and features of the config are not looked at. Raises Blip2rtError.
     """
-    kind, _, name = config.source.partition(":")
     with torch.device("meta"):
-        if kind == "timm":
-            body = _timm_encoder(name, None)
-        elif kind == "hf":
-            body = _HuggingFaceBody(_empty_hugging_face(name))
-        elif kind == "vit" and config.vit is not None:
-            body = Vit(config.vit, config.height, config.width)
-        else:
-            raise Blip2rtError(f"vision source {config.source!r}: choose timm:NAME, hf:PATH or vit")
+        body = _without_weights(config)
         try:
             features = _as_sequence(body.eval()(torch.zeros(1, 3, config.height, config.width)))
         except (RuntimeError, ValueError, AssertionError) as error:
@@ -98,6 +135,27 @@ def encoder_shape(config: VisionConfig) -> tuple[int, int, int]:
             size = f"{config.height} x {config.width}"
             raise Blip2rtError(f"{config.source} cannot read {size} pixels: {reason}") from error
     return features.shape[1], features.shape[2], sum(p.numel() for p in body.parameters())
+
+
+def _without_weights(config: VisionConfig) -> nn.Module:
+    kind, _, name = config.source.partition(":")
+    if kind == "timm":
+        return _timm_encoder(name, None)
+    if kind == "hf":
+        return _HuggingFaceBody(_empty_hugging_face(name))
+    if kind == "vit" and config.vit is not None:
+        return Vit(config.vit, config.height, config.width)
+    raise Blip2rtError(f"vision source {config.source!r}: choose timm:NAME, hf:PATH or vit")
+
+
+def _from_checkpoint(config: VisionConfig) -> nn.Module:
+    """An encoder of timm or Hugging Face that a training of ours has changed."""
+    assert config.weights is not None
+    body, weights = _without_weights(config), Weights(resolve(config.weights))
+    wanted = {name: tuple(values.shape) for name, values in body.state_dict().items()}
+    readers = weights.readers(wanted, lambda name: f"{INSIDE}{name}")
+    body.load_state_dict({name: read() for name, read in readers.items()})
+    return body
 
 
 def _empty_hugging_face(name: str) -> nn.Module:
@@ -179,8 +237,9 @@ def _vit(config: VisionConfig) -> Vit:
 
 
 def vit_style(weights: Weights) -> tuple[str, str] | None:
-    """(prefix, style) of an encoder's names in `weights`: style is hf, eva or clip. None: there is no encoder."""
+    """(prefix, style) of an encoder's names in `weights`: style is ours, hf, eva or clip. None: there is no encoder."""
     starts = {
+        "ours": ((INSIDE,), "class_embedding"),
         "hf": (("vision_model.",), "embeddings.class_embedding"),
         "eva": (("visual_encoder.", ""), "cls_token"),
         "clip": (("visual_encoder.", "visual.", ""), "class_embedding"),
