@@ -78,7 +78,7 @@ def score_answers(questions: Questions, answers: Sequence[str]) -> Scores:
 def _run(args: argparse.Namespace) -> None:
     if args.predictions is None and (beside := args.json or args.report):
         args.predictions = beside.with_suffix(".predictions.jsonl")
-    require_writable(args.json, args.report, args.predictions, args.results)
+    require_writable(args.json, args.report, args.predictions, getattr(args, "results", None))
     items, graded = _items(args)
     known = all(item.references if isinstance(item, Captioned) else item.answers for item in items)
     if not known and (args.task == "retrieval" or args.results is None):

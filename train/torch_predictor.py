@@ -20,9 +20,8 @@ from blip2rt.image import to_pixels
 from blip2rt.manifest import ImageSpec
 from blip2rt.modeling.checkpoints import load_model, qformer_tokenizer
 from blip2rt.modeling.lavis import NO_PARTS, Parts
-from blip2rt.text import clean_caption
 
-from .generation import Generator
+from .generation import Generator, qformer_tokens
 from .loop import PRECISIONS
 
 if TYPE_CHECKING:
@@ -50,22 +49,22 @@ class TorchPredictor:
         config = self.model.config.vision
         self.image = ImageSpec(config.height, config.width, config.resample, config.mean, config.std)
 
+    @torch.no_grad()
     def caption(self, images: Sequence[Path], **options: Any) -> list[str]:
         """See blip2rt.Model.caption."""
-        prompt = self._generator.config.caption_prompt
-        return self._said(images, [prompt] * len(images), [prompt] * len(images), options)
+        with self._autocast():
+            return self._generator.captions(self._features(images), **options)
 
+    @torch.no_grad()
     def ask(self, images: Sequence[Path], questions: Sequence[str], **options: Any) -> list[str]:
         """See blip2rt.Model.ask; images and questions are taken pairwise."""
-        asked = [question.strip() for question in questions]
-        prompts = [self._generator.config.ask_prompt.replace("{}", question) for question in asked]
-        read = [self.model.config.question_prompt.replace("{}", question) for question in asked]
-        return self._said(images, prompts, read, options)
+        with self._autocast():
+            return self._generator.answers(self._features(images), questions, **options)
 
     @torch.no_grad()
     def vision_features(self, images: Sequence[Path]) -> Floats:
         """Images -> (B, N, C) float32."""
-        return self._features(images).float().cpu().numpy()
+        return self._features(images).cpu().numpy()
 
     @torch.no_grad()
     def embed_features(self, vision_features: Floats) -> Floats:
@@ -73,7 +72,7 @@ class TorchPredictor:
         self._need(1, "embed images")
         with self._autocast():
             query_output = self.model.query_output(self._tensor(vision_features))
-            return self.model.image_embeds(query_output.float()).float().cpu().numpy()
+            return self.model.image_embeds(query_output).float().cpu().numpy()
 
     @torch.no_grad()
     def embed_text(self, texts: Sequence[str]) -> Floats:
@@ -89,31 +88,17 @@ class TorchPredictor:
         with self._autocast():
             return self.model.itm_logits(self._tensor(vision_features), *self._tokens(texts)).float().cpu().numpy()
 
-    @torch.no_grad()
-    def _said(
-        self, images: Sequence[Path], prompts: Sequence[str], read: Sequence[str], options: dict[str, Any]
-    ) -> list[str]:
-        """Texts behind images and prompts; `read`: what the Q-Former sees of them, where it reads at all."""
-        with self._autocast():
-            question = self._tokens(read) if self.model.config.question_input else ()
-            query_output = self.model.query_output(self._features(images).float(), *question)
-            return self._generator.texts(query_output, prompts, **options)
-
     def _features(self, images: Sequence[Path]) -> torch.Tensor:
-        """(B, N, C); an image that comes several times is encoded once."""
+        """(B, N, C) float32; an image that comes several times is encoded once."""
         unique = list(dict.fromkeys(images))
         pixels = torch.from_numpy(to_pixels([str(path) for path in unique], self.image))
         features = self.model.vision_features(pixels.to(self.device, self.dtype))
-        return features[[unique.index(path) for path in images]]
+        return features[[unique.index(path) for path in images]].float()
 
     def _tokens(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """token_ids, text_mask (B, L) for the Q-Former."""
-        config = self.model.config
-        given = [clean_caption(text) if config.clean_captions else text for text in texts]
-        tokens = self._tokenizer(
-            given, padding=True, truncation=True, max_length=config.max_text_length, return_tensors="pt"
-        )
-        return tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
+        token_ids, text_mask = qformer_tokens(self.model.config, self._tokenizer, texts)
+        return token_ids.to(self.device), text_mask.to(self.device)
 
     def _tensor(self, values: Floats) -> torch.Tensor:
         return torch.tensor(values).to(self.device)
