@@ -79,6 +79,11 @@ def _run(args: argparse.Namespace) -> None:
     if args.predictions is None and (beside := args.json or args.report):
         args.predictions = beside.with_suffix(".predictions.jsonl")
     require_writable(args.json, args.report, args.predictions, getattr(args, "results", None))
+    prompt = getattr(args, "prompt", None)
+    if prompt is not None and ("{}" in prompt) != (args.task == "vqa"):
+        raise Blip2rtError(
+            f"--prompt is {prompt!r}: of questions it holds {{}}, where the question goes; of captions not"
+        )
     items, graded = _items(args)
     known = all(item.references if isinstance(item, Captioned) else item.answers for item in items)
     if not known and (args.task == "retrieval" or args.results is None):
@@ -86,7 +91,7 @@ def _run(args: argparse.Namespace) -> None:
             f"{args.data} has no {'answers' if args.task == 'vqa' else 'captions'} to compare with: give --annotations "
             "or another file; with --results FILE predictions are written to be handed in"
         )
-    predictor = open_predictor(args.model, _parts(args), args.precision, getattr(args, "prompt", None))
+    predictor = open_predictor(args.model, _parts(args), args.precision, prompt)
     options = _options(args)
     started = time.perf_counter()
     about = {"task": args.task, "model": args.model or "the embedded bundle", "data": str(args.data), **options}

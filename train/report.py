@@ -16,7 +16,7 @@ from PIL import Image
 
 from blip2rt.image import load_rgb
 
-_SIDE = 220  # pixels of a thumbnail
+_SIDE, _SMALL = 220, 90  # pixels of thumbnails, as in the style
 _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:right}
@@ -70,18 +70,18 @@ def _number(value: float | None) -> str:
 
 def _article(row: Row) -> str:
     references = "".join(f"<li>{escape(text)}" for text in row.references)
-    found = "".join(map(_picture, row.found))
+    found = "".join(_picture(path, _SMALL) for path in row.found)
     return (
-        f"<article>{_picture(row.image)}<div><span class=score>{escape(row.shown)}</span>"
+        f"<article>{_picture(row.image, _SIDE)}<div><span class=score>{escape(row.shown)}</span>"
         f"<div class=note>{escape(row.title)}</div><div class=said>{escape(row.said)}</div>"
         f"<div class=small>{found}</div><ul>{references}</ul></div></article>"
     )
 
 
-def _picture(path: Path) -> str:
+def _picture(path: Path, side: int) -> str:
     """A thumbnail, in the page itself."""
     image = load_rgb(str(path))
-    image.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+    image.thumbnail((side, side), Image.Resampling.BICUBIC)
     data = io.BytesIO()
     image.save(data, "JPEG", quality=80)
     return f'<img alt="{escape(path.name)}" src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}">'
