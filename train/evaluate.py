@@ -10,6 +10,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,11 +22,11 @@ from . import report
 from .annotations import Asked, Captioned, Questions, read_captions, read_questions, require_images
 from .cli import run_main
 from .evaluate_retrieval import evaluate_retrieval
-from .metrics import caption_metrics
+from .metrics import caption_metrics, coco_scorers
 from .predictions import Predictions, require_writable, write_whole
 from .predictors import Predictor, open_predictor
 from .report import Row
-from .scores import Scores, by_group
+from .scores import ALL, Scores, by_group
 from .vqa import exact_match, vqa_accuracy
 
 Item = TypeVar("Item", Captioned, Asked)
@@ -51,12 +52,13 @@ def score_captions(items: Sequence[Captioned], captions: Sequence[str]) -> Score
     def metrics(part: Sequence[Captioned]) -> dict[str, float]:
         return caption_metrics([item.references for item in part], [said[item.id] for item in part])[0]
 
-    _, each = caption_metrics([item.references for item in items], captions)
+    totals, each = caption_metrics([item.references for item in items], captions)
     rows = [
         Row(item.path, said[item.id], item.references, cider, f"CIDEr {cider:.1f}", str(item.id))
         for item, cider in zip(items, each, strict=True)
     ]
-    return Scores(by_group(items, metrics), rows, {"distinct_captions": len(set(captions))})
+    columns = {ALL: totals} | by_group(items, metrics)
+    return Scores(columns, rows, {"distinct_captions": len(set(captions))})
 
 
 def score_answers(questions: Questions, answers: Sequence[str]) -> Scores:
@@ -72,7 +74,8 @@ def score_answers(questions: Questions, answers: Sequence[str]) -> Scores:
         Row(item.path, answer, [", ".join(item.answers)], each[item.id], f"{100 * each[item.id]:.0f} %", item.question)
         for item, answer in zip(items, answers, strict=True)
     ]
-    return Scores(by_group(items, metrics), rows, {"distinct_answers": len(set(answers))})
+    columns = {ALL: metrics(items)} | by_group(items, metrics)
+    return Scores(columns, rows, {"distinct_answers": len(set(answers))})
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -91,11 +94,13 @@ def _run(args: argparse.Namespace) -> None:
             f"{args.data} has no {'answers' if args.task == 'vqa' else 'captions'} to compare with: give --annotations "
             "or another file; with --results FILE predictions are written to be handed in"
         )
-    predictor = open_predictor(args.model, _parts(args), args.precision, prompt)
+    if known and args.task == "caption":
+        coco_scorers()  # or their absence is found when everything has been said
     options = _options(args)
-    started = time.perf_counter()
     about = {"task": args.task, "model": args.model or "the embedded bundle", "data": str(args.data), **options}
     kept = Predictions(args.predictions, about | _depends(args))
+    predictor = open_predictor(args.model, _parts(args), args.precision, prompt)
+    started = time.perf_counter()
     if args.task == "retrieval":
         scores = evaluate_retrieval(predictor, items, args.rerank, kept)
     else:
@@ -117,7 +122,8 @@ def _depends(args: argparse.Namespace) -> dict[str, Any]:
     files = [] if args.model is None else [Path(args.model), *Path(args.model).rglob("*")]
     written = [file.stat().st_mtime for file in files if file.is_file()]
     depends = {"images": str(args.images), "precision": args.precision, "prompt": getattr(args, "prompt", None)}
-    depends["written"] = max(written, default=None)  # another checkpoint may stand at the same place
+    if written:  # another checkpoint may stand at the same place
+        depends["model_written"] = datetime.fromtimestamp(max(written)).isoformat(" ", "seconds")
     return depends | ({"limit": args.limit} if args.task == "retrieval" else {})
 
 
@@ -171,7 +177,7 @@ def _tell(args: argparse.Namespace, about: dict[str, Any], scores: Scores) -> No
     columns = {
         name: {measure: round(value, 2) for measure, value in column.items()} for name, column in scores.columns.items()
     }
-    totals = {**about, **columns.get("all", {}), **{name: c for name, c in columns.items() if name != "all"}}
+    totals = {**about, **columns.get(ALL, {}), **{name: c for name, c in columns.items() if name != ALL}}
     text = json.dumps(totals, indent=2) + "\n"
     if args.json:
         write_whole(args.json, text)

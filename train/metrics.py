@@ -11,6 +11,7 @@ import contextlib
 import io
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from blip2rt.errors import Blip2rtError
 
@@ -32,22 +33,28 @@ def tokenize(text: str) -> str:
     return " ".join(_WRITTEN.get(token, token) for token in _TOKEN.findall(text.lower().replace("’", "'")))
 
 
-def caption_metrics(
-    references: Sequence[Sequence[str]], captions: Sequence[str]
-) -> tuple[dict[str, float], list[float]]:
-    """BLEU-1 to 4, ROUGE-L and CIDEr, all times 100, of one caption an image against its references; and each image's
-    CIDEr."""
+def coco_scorers() -> tuple[Any, Any, Any]:
+    """pycocoevalcap's BLEU, ROUGE-L and CIDEr. Raises Blip2rtError where it is not installed."""
     try:
         from pycocoevalcap.bleu.bleu import Bleu
         from pycocoevalcap.cider.cider import Cider
         from pycocoevalcap.rouge.rouge import Rouge
     except ImportError as error:
         raise Blip2rtError("pycocoevalcap is not installed; pip install 'blip2rt[eval]'") from error
+    return Bleu(4), Rouge(), Cider()
+
+
+def caption_metrics(
+    references: Sequence[Sequence[str]], captions: Sequence[str]
+) -> tuple[dict[str, float], list[float]]:
+    """BLEU-1 to 4, ROUGE-L and CIDEr, all times 100, of one caption an image against its references; and each image's
+    CIDEr."""
+    bleu_scorer, rouge_scorer, cider_scorer = coco_scorers()
     truth = {i: [tokenize(text) for text in texts] for i, texts in enumerate(references)}
     made = {i: [tokenize(text)] for i, text in enumerate(captions)}
     with contextlib.redirect_stdout(io.StringIO()):  # the scorers print as they go
-        bleu = Bleu(4).compute_score(truth, made)[0]
-        rouge = Rouge().compute_score(truth, made)[0]
-        cider, each = Cider().compute_score(truth, made)
+        bleu = bleu_scorer.compute_score(truth, made)[0]
+        rouge = rouge_scorer.compute_score(truth, made)[0]
+        cider, each = cider_scorer.compute_score(truth, made)
     scores = {f"bleu{n}": value for n, value in enumerate(bleu, 1)} | {"rouge_l": rouge, "cider": cider}
     return {name: 100 * float(value) for name, value in scores.items()}, [100 * float(value) for value in each]

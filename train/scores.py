@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from .report import Row
 
-T = TypeVar("T")
+
+class Grouped(Protocol):
+    @property
+    def group(self) -> str: ...
+
+
+T = TypeVar("T", bound=Grouped)
 ALL = "all"
 
 
@@ -22,9 +28,8 @@ class Scores:
 
 
 def by_group(items: Sequence[T], metrics: Callable[[Sequence[T]], dict[str, float]]) -> dict[str, dict[str, float]]:
-    """`metrics` of all items, and of those of each group where there are several; a group is an item's `group`."""
+    """`metrics` of the items of each group, where there are several; a group is an item's `group`."""
     groups: dict[str, list[T]] = {}
     for item in items:
-        groups.setdefault(getattr(item, "group"), []).append(item)  # noqa: B009
-    parts = {name or "other": part for name, part in sorted(groups.items())} if len(groups) > 1 else {}
-    return {ALL: metrics(items)} | {name: metrics(part) for name, part in parts.items()}
+        groups.setdefault(item.group, []).append(item)
+    return {name or "other": metrics(part) for name, part in sorted(groups.items())} if len(groups) > 1 else {}
