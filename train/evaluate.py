@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -71,11 +72,16 @@ def score_answers(questions: Questions, answers: Sequence[str]) -> Scores:
         return {name: 100 * sum(each[item.id] for item in part) / len(part)}
 
     rows = [
-        Row(item.path, answer, [", ".join(item.answers)], each[item.id], f"{100 * each[item.id]:.0f} %", item.question)
+        Row(item.path, answer, _counted(item.answers), each[item.id], f"{100 * each[item.id]:.0f} %", item.question)
         for item, answer in zip(items, answers, strict=True)
     ]
     columns = {ALL: metrics(items)} | by_group(items, metrics)
     return Scores(columns, rows, {"distinct_answers": len(set(answers))})
+
+
+def _counted(answers: Sequence[str]) -> list[str]:
+    """Each answer once, with how many gave it, the most common first."""
+    return [text if count == 1 else f"{text} ({count} times)" for text, count in Counter(answers).most_common()]
 
 
 def _run(args: argparse.Namespace) -> None:

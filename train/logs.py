@@ -27,7 +27,8 @@ class Log:
         self.out, self.main, self.settings = out, main, settings
         self.speed: dict[str, str] = {}  # of the last line, for the bar
         self._writers: list[Any] = []
-        if main and settings.wandb and importlib.util.find_spec("wandb") is None:
+        spec = importlib.util.find_spec("wandb") if main and settings.wandb else None
+        if main and settings.wandb and (spec is None or spec.origin is None):  # its folder of runs is no package
             raise Blip2rtError(f"wandb is {settings.wandb!r} and not installed; pip install wandb, or leave it empty")
 
     @contextlib.contextmanager

@@ -48,7 +48,8 @@ def render(
     left = f"<p class=note>{len(rows) - len(shown)} better ones are left out.</p>" if len(shown) < len(rows) else ""
     facts = "".join(f"<tr><td>{escape(str(name))}<td>{escape(str(value))}" for name, value in about.items())
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{_STYLE}</style>"
+        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style>"
         f"<h1>{escape(title)}</h1><table>{facts}</table>{_table(totals)}"
         f"<h2>Worst first</h2>{''.join(map(_article, shown))}{left}</html>\n"
     )
