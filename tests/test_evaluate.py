@@ -398,7 +398,7 @@ def faulty(folder: Path, data: Path) -> dict[str, tuple[list[Any], str]]:
         "no model": (["caption", *table, "--model", folder / "absent"], "does not exist"),
         "a model that cannot": (["retrieval", *table], "cannot"),
         "no place for a question": (["vqa", "--data", data / "gqa.json", "--prompt", "Question:"], "it holds {}"),
-        "options": (["caption", *table, "--min-new-tokens", "40"], "min_new_tokens is 40, more than max_new_tokens"),
+        "options": (["caption", *table, "--min-new-tokens", "40"], "--min-new-tokens is 40: give 0 to"),
     }  # fmt: skip
 
 

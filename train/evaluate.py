@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from blip2rt.errors import Blip2rtError
+from blip2rt.errors import Blip2rtError, OptionError
 
 from . import report
 from .annotations import Asked, Captioned, Questions, read_captions, read_questions, require_images
@@ -94,6 +94,7 @@ def _run(args: argparse.Namespace) -> None:
             f"--prompt is {prompt!r}: of questions it holds {{}}, where the question goes; of captions not"
         )
     items, graded = _items(args)
+    options = _options(args)
     known = all(item.references if isinstance(item, Captioned) else item.answers for item in items)
     if not known and (args.task == "retrieval" or args.results is None):
         raise Blip2rtError(
@@ -102,7 +103,6 @@ def _run(args: argparse.Namespace) -> None:
         )
     if known and args.task == "caption":
         coco_scorers()  # or their absence is found when everything has been said
-    options = _options(args)
     about = {"task": args.task, "model": args.model or "the embedded bundle", "data": str(args.data), **options}
     kept = Predictions(args.predictions, about | _depends(args))
     predictor = open_predictor(args.model, _parts(args), args.precision, prompt)
@@ -171,6 +171,10 @@ def _results(items: Sequence[Captioned | Asked], said: Sequence[str]) -> list[di
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     if args.task == "retrieval":
         return {"rerank": args.rerank}
+    if not 0 <= args.min_new_tokens <= args.max_new_tokens:
+        raise OptionError(
+            f"--min-new-tokens is {args.min_new_tokens}: give 0 to --max-new-tokens, which is {args.max_new_tokens}"
+        )
     return {
         "num_beams": args.beams,
         "max_new_tokens": args.max_new_tokens,
@@ -255,7 +259,9 @@ def _parser() -> argparse.ArgumentParser:
     retrieval = tasks.add_parser("retrieval", parents=[_common()], help="recall of images by texts and the other way")
     retrieval.add_argument("--data", type=Path, required=True, help=captions)
     retrieval.add_argument("--split", help="of Karpathy's files [test]")
-    retrieval.add_argument("--rerank", type=int, default=128, help="of the best by ITC, by ITM; 0: none [128]")
+    retrieval.add_argument(
+        "--rerank", type=_not_negative, default=128, help="of the best by ITC, by ITM; 0: none [128]"
+    )
     return parser
 
 
@@ -264,6 +270,10 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
+
+
+def _not_negative(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
 
 
 def main(argv: list[str] | None = None) -> int:
