@@ -4,7 +4,7 @@
         --limit 200 --out docs/precisions.md
 
 Each row is an export of its own with one group's precision changed from fp32, and the whole in each precision. CIDEr is
-by `train.evaluate`, greedy; the time is of one warm caption, the median of several.
+by `train.metrics`, greedy; the time is of one warm caption, the median of several.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from blip2rt.errors import Blip2rtError
 from export import assemble, choices, targets
 from export.progress import Progress
 from train.data import Dataset, read_table
-from train.evaluate import evaluate_captions
+from train.metrics import caption_metrics
 
 GROUPS = ("vision", "qformer", "llm")
 _HEAD = ("precision", "size MB", "ms a caption", "cosine of vision", "cosine of logits", "same tokens", "CIDEr")
@@ -49,7 +49,8 @@ def name(precision: dict[str, str]) -> str:
 def measure(bundle: Bundle, data: Dataset) -> tuple[str, ...]:
     """The cells of a row after its name."""
     model = blip2rt.load(bundle.path)
-    scores, _ = evaluate_captions(model, data, {"num_beams": 1})
+    captions = list(model.caption_each(data.paths, num_beams=1))
+    scores, _ = caption_metrics([[sample.text for sample in group] for group in data.by_image()], captions)
     spent = []
     for path in (data.paths * _TIMED)[:_TIMED]:
         start = time.perf_counter()
@@ -63,7 +64,7 @@ def measure(bundle: Bundle, data: Dataset) -> tuple[str, ...]:
         f"{vision.cosine:.5f}",
         f"{llm.cosine:.5f}",
         f"{llm.agreement or 0:.0%}",
-        f"{scores['CIDEr']:.1f}",
+        f"{scores['cider']:.1f}",
     )
 
 

@@ -202,16 +202,19 @@ class Model:
 
     def match_features(self, vision_features: Floats, texts: Sequence[str]) -> list[Match]:
         """vision_features (B, N, C) and B texts -> B matches, pairwise."""
-        self._need(contract.RETRIEVAL, "match")
-        token_ids, text_mask = self._qformer_tokenizer.encode(list(texts))
+        itm_logits = self.itm_logits(vision_features, texts)
         image_embeds = self._backend.image_embeds(vision_features)  # (B, Q, E)
-        text_embeds = self._backend.text_embeds(token_ids, text_mask)  # (B, E)
-        itm_logits = self._backend.itm_logits(vision_features, token_ids, text_mask)  # (B, 2)
+        text_embeds = self._backend.text_embeds(*self._qformer_tokenizer.encode(list(texts)))  # (B, E)
         cosine = np.einsum("bqe,be->bq", image_embeds, text_embeds).max(axis=1)
         log_odds = itm_logits[:, 1].astype(np.float64) - itm_logits[:, 0]
         score = log_odds + cosine / self._retrieval.temperature
         columns = (1 / (1 + np.exp(-log_odds)), cosine, score)
         return [Match(*map(float, row)) for row in zip(*columns, strict=True)]
+
+    def itm_logits(self, vision_features: Floats, texts: Sequence[str]) -> Floats:
+        """vision_features (B, N, C) and B texts -> (B, 2), pairwise: the matching head's "no match" and "match"."""
+        self._need(contract.RETRIEVAL, "match")
+        return self._backend.itm_logits(vision_features, *self._qformer_tokenizer.encode(list(texts)))
 
     def embed_image(self, images: ImageLike | Sequence[ImageLike]) -> Floats:
         """Image -> (Q, E) float32, list of images -> (B, Q, E): an embedding of unit length for each query."""

@@ -47,7 +47,7 @@ class LlmTokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text on a single line, special tokens left out, no space before punctuation."""
-        return _clean(self.decode_raw(token_ids))
+        return tidy(self.decode_raw(token_ids))
 
     def decode_raw(self, token_ids: Sequence[int]) -> str:
         """Text as the tokenizer has it, special tokens left out."""
@@ -64,7 +64,8 @@ def clean_caption(text: str) -> str:
     return " ".join(_PUNCTUATION.sub(" ", text.lower()).split())
 
 
-def _clean(text: str) -> str:
+def tidy(text: str) -> str:
+    """A generated text on a single line, no space before punctuation and clitics."""
     return _JOINED.sub("", " ".join(text.split()))
 
 
@@ -167,7 +168,7 @@ class TextStream:
         head, _, word = text.rpartition(" ")
         if _MAY_JOIN.fullmatch(word):  # it may turn out to be punctuation, which loses the space before it
             text = head
-        return self._give(_clean(text))
+        return self._give(tidy(text))
 
     def end(self) -> str:
         """The rest."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from blip2rt.text import clean_caption
 from train.data import batches
 from train.metrics import caption_metrics, tokenize
 from train.questions import questions
-from train.retrieval import recall
+from train.retrieval import best_rank, recall, recall_at, reranked
+from train.vqa import exact_match, normalize_answer, vqa_accuracy
 
 
 def test_recall_by_hand() -> None:
@@ -29,20 +32,117 @@ def test_recall_counts_images_below_the_cut() -> None:
     assert scores["t2i_r@1"] == pytest.approx(100 / 12) and scores["t2i_r@10"] == pytest.approx(1000 / 12)
 
 
+def test_reranking_puts_the_best_by_both_first_and_keeps_the_others_order() -> None:
+    sim = np.array([0.1, 0.9, 0.5, 0.7, 0.3])
+    scores = reranked(sim, np.array([1, 3, 2]), np.array([-4.0, 2.0, 1.5]))
+    assert np.argsort(-scores).tolist() == [3, 2, 1, 4, 0]
+    assert scores[3] == pytest.approx(2.7)  # the matching head's logit + the cosine
+    assert best_rank(scores, np.array([False, True, False, False, True])) == 2
+    assert best_rank(scores, np.zeros(5, bool)) == 5
+    assert recall_at("t2i", np.array([0, 2, 7, 40])) == {"t2i_r@1": 25.0, "t2i_r@5": 50.0, "t2i_r@10": 75.0}
+
+
+WRITTEN = [
+    "A man's dog doesn't run, it's a T-shirt .",
+    "It's 5 o'clock (left) at 5:30 p.m. on St. Mary's, no. 8 & #13!",
+    'He said "hello"; they cannot pay $5.00 or 10,000 at www.shop.com...',
+    "gonna go up 1/2 mile -- Mr. Smith's avrovulcan.com sign, Washington D.C.",
+    "rock 'n' roll; RIF=ding 50% [off] a U.S. flag",
+]
+
+
 def test_tokens_are_the_treebanks() -> None:
-    assert tokenize("A man's dog doesn't run, it's a T-shirt .") == "a man 's dog does n't run it 's a t-shirt"
+    assert tokenize(WRITTEN[0]) == "a man 's dog does n't run it 's a t-shirt"
+    assert tokenize("we can't (now)") == "we ca n't -lrb- now -rrb-"
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="the reference's tokenizer is a Java program")
+def test_tokens_are_those_of_the_reference() -> None:
+    reference = pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer").PTBTokenizer()
+    want = reference.tokenize({i: [{"caption": text}] for i, text in enumerate(WRITTEN)})
+    assert [tokenize(text) for text in WRITTEN] == [want[i][0] for i in range(len(WRITTEN))]
 
 
 def test_caption_metrics_by_hand() -> None:
     pytest.importorskip("pycocoevalcap")
     references = [["a dog runs in the snow"], ["two men play ball on the beach"], ["a cat sleeps on a red couch"]]
-    perfect = caption_metrics(references, [texts[0] for texts in references])
+    perfect, each = caption_metrics(references, [texts[0] for texts in references])
     assert perfect["bleu4"] == pytest.approx(100, abs=1e-3) and perfect["cider"] == pytest.approx(1000, abs=1e-3)
-    wrong = caption_metrics(references, ["a train", "a train", "a train"])
+    assert each == pytest.approx([1000] * 3, abs=1e-3)
+    wrong, _ = caption_metrics(references, ["a train", "a train", "a train"])
     assert wrong["bleu4"] < 1 and wrong["cider"] < 30
     # Unigram precision 3 of 4 and one word too few of 6: 0.75 * exp(1 - 6 / 4).
-    one = caption_metrics([["a dog runs in the snow"]], ["a dog runs fast"])
+    one, _ = caption_metrics([["a dog runs in the snow"]], ["a dog runs fast"])
     assert one["bleu1"] == pytest.approx(75 * np.exp(1 - 6 / 4), abs=1e-3)
+
+
+def test_caption_metrics_as_published() -> None:
+    pytest.importorskip("pycocoevalcap")
+    # Papineni et al. 2002, examples 2 and 1: modified unigram precision 2/7, and 17/18 where nothing is too short.
+    mat = [["The cat is on the mat .", "There is a cat on the mat ."]]
+    assert caption_metrics(mat, ["the the the the the the the"])[0]["bleu1"] == pytest.approx(100 * 2 / 7, abs=1e-3)
+    guide = [
+        "It is a guide to action that ensures that the military will forever heed Party commands",
+        "It is the guiding principle which guarantees the military forces always being under the command of the Party",
+        "It is the practical guide for the army always to heed the directions of the party",
+    ]
+    first = "It is a guide to action which ensures that the military always obeys the commands of the party"
+    assert caption_metrics([guide], [first])[0]["bleu1"] == pytest.approx(100 * 17 / 18, abs=1e-3)
+    bigrams = (caption_metrics([guide], [first])[0]["bleu2"] / 100) ** 2 / (17 / 18)
+    assert bigrams == pytest.approx(10 / 17, abs=1e-5)
+    # The worked example in the documentation of the package aac-metrics, another implementation.
+    references = [
+        ["a man speaks.", "someone speaks.", "a man is speaking while a bird is chirping in the background"],
+        ["rain is falling hard on a surface"],
+    ]
+    scores, each = caption_metrics(references, ["a man is speaking", "rain falls"])
+    assert scores["cider"] == pytest.approx(96.14, abs=0.01) and scores["bleu1"] == pytest.approx(42.78, abs=0.01)
+    assert each == pytest.approx([136.41, 55.87], abs=0.01)
+
+
+@pytest.mark.parametrize(("same", "accuracy"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
+def test_vqa_accuracy_as_published(same: int, accuracy: float) -> None:
+    """visualqa.org: min(n / 3, 1), averaged over the ten sets of nine annotators."""
+    answers = ["yes"] * same + ["no"] * (10 - same)
+    assert vqa_accuracy("yes", answers) == pytest.approx(accuracy)
+
+
+def test_vqa_accuracy_is_the_mean_over_the_subsets() -> None:
+    rng = random.Random()
+    for _ in range(50):
+        answers = [rng.choice(["red", "blue", "Red.", "the red", "dark red"]) for _ in range(rng.randint(2, 10))]
+        plain = [{"Red.": "red", "the red": "red"}.get(answer, answer) for answer in answers]
+        subsets = list(itertools.combinations(plain, len(plain) - 1))
+        want = sum(min(1, subset.count("red") / 3) for subset in subsets) / len(subsets)
+        assert vqa_accuracy("RED", answers) == pytest.approx(want), answers
+
+
+NORMALIZED = {
+    "Two dogs.": "2 dogs",
+    "  A\nred  ball ": "red ball",
+    "none": "0",
+    "dont": "don't",
+    "the dog's": "dog's",
+    "1,000 people!": "1000 people",
+    "3.5": "3.5",
+    "5:30 p.m.": "5:30 pm",
+    "t-shirt/jeans": "t shirt jeans",
+    "salt, pepper": "salt pepper",
+    "yes?": "yes",
+    "couldnt've": "couldn't've",
+    "10 (ten)": "10 10",
+    "an": "",
+}
+
+
+@pytest.mark.parametrize("text", NORMALIZED)
+def test_answers_are_normalised(text: str) -> None:
+    assert normalize_answer(text) == NORMALIZED[text]
+
+
+def test_an_exact_match_is_one_after_normalisation() -> None:
+    assert exact_match("The Dog.", ["dog"]) == 1.0
+    assert exact_match("a dog on grass", ["dog"]) == 0.0
 
 
 def test_questions_are_answered_by_the_captions() -> None:

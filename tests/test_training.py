@@ -9,14 +9,17 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from blip2rt.modeling.blip2 import Blip2
-from blip2rt.modeling.checkpoints import list_checkpoints, load_model
+from blip2rt.modeling.checkpoints import list_checkpoints, load_model, qformer_tokenizer
+from blip2rt.text import tidy
 from train import language_model, stage1, stage2
+from train.generation import itg_captions
 from train.loop import learning_rate, parameter_groups
 from train.settings import parse
 
@@ -56,15 +59,29 @@ def test_stage1_writes_checkpoint_metrics_and_plot(stage1_run: Path) -> None:
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
     assert {"itc", "itm", "itg", "query_cosine", "lr"} <= lines[0].keys()
     assert any("dev_t2i_r@1" in line and "dev_itm_accuracy" in line for line in lines)
+    assert_samples(lines)
     assert (stage1_run / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert not list(stage1_run.glob(".*partial"))
     model = load_model(stage1_run, vision=False)
     assert not model.training and model.config.stage == 1
 
 
-def test_stage2_trains_the_query_branch_alone(parts: tuple[Path, list[str]], stage1_run: Path) -> None:
+def assert_samples(lines: list[dict[str, Any]]) -> None:
+    """What is said of the same images at every evaluation."""
+    said = [line["samples"] for line in lines if "samples" in line]
+    assert len(said) == sum("dev_query_cosine" in line or "dev_loss" in line for line in lines)
+    assert all(set(texts) == {f"{i}.jpg" for i in range(8)} for texts in said)
+    assert all(isinstance(text, str) for texts in said for text in texts.values())
+
+
+def test_stage2_trains_the_query_branch_alone(
+    parts: tuple[Path, list[str]], stage1_run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     out = parts[0] / "stage2"
-    assert stage2.main([*stage2_settings(parts, stage1_run), "--out", str(out)]) == 0
+    assert stage2.main([*stage2_settings(parts, stage1_run), "--out", str(out), "--eval_every", "3"]) == 0
+    shown = capfd.readouterr().err
+    assert "samples/s=" in shown and "waiting=" in shown
+    assert_samples([json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()])
     trained, before = weights(out), weights(stage1_run)
     assert not [name for name in trained if name.startswith(("llm.", "vision.")) or "text" in name]
     assert not torch.equal(trained["qformer.query_tokens"], before["qformer.query_tokens"])
@@ -195,3 +212,20 @@ def test_a_language_model_of_ones_own_serves_stage2(parts: tuple[Path, list[str]
     assert language_model.main([*settings, *own]) == 2, "it never writes over a folder"
     arguments = [*settings, "--stage1", str(stage1_run), "--llm_source", str(folder / "own"), "--end", "</s>"]
     assert stage2.main([*arguments, "--out", str(folder / "stage2-own")]) == 0
+
+
+def test_itg_captions_are_greedy_and_end_at_the_separator(stage1_run: Path) -> None:
+    """Each token is the likeliest after those before it, by the forward pass that ITG is trained with."""
+    model = load_model(stage1_run, vision=False)
+    tokenizer = qformer_tokenizer(model.config)
+    features = torch.randn(3, model.config.vision.positions, model.config.vision.features)
+    captions = itg_captions(model, tokenizer, features)
+    assert captions == [itg_captions(model, tokenizer, row[None])[0] for row in features]
+    for row, caption in zip(features, captions, strict=True):
+        _, query_kv = model.qformer.encode_image(model.vision_kv(row[None]), 1)
+        ids = [tokenizer.bos_token_id]
+        while len(ids) < 21 and ids[-1] != tokenizer.sep_token_id:
+            given = torch.tensor([ids])
+            hidden = model.qformer.decode_text(given, torch.ones_like(given), query_kv)
+            ids.append(int(model.lm_head(hidden, model.qformer.word_embeddings.weight)[0, -1].argmax()))
+        assert caption == tidy(tokenizer.decode(ids, skip_special_tokens=True))

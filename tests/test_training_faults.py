@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,10 +93,11 @@ def test_the_scaler_of_fp16_is_part_of_a_checkpoint(settings: list[str], tmp_pat
 
 
 def test_metrics_of_steps_that_are_run_again_go(tmp_path: Path) -> None:
-    log = Log(tmp_path, main=True)
+    log = Log(tmp_path, True, SimpleNamespace(steps=9, wandb=""))
     for step in (1, 2, 3):
         log.write({"step": step, "loss": 1.0})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')
-    Log(tmp_path, main=True).start(9, 2).close()
+    with log.running(2):
+        pass
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]

@@ -20,6 +20,6 @@ def run_main(work: Callable[[], object]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        print("interrupted; the same command goes on from what has been kept", file=sys.stderr)
         return 130
     return 0

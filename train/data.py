@@ -129,6 +129,11 @@ def read_table(table: str | Path, images: str | Path, bad: Bad | None = None) ->
     return Dataset([images / name for name in names], count_answers(samples))
 
 
+def sample_images(count: int, most: int = 8) -> list[int]:
+    """A few of `count` images, always the same ones, spread over all."""
+    return [i * count // most for i in range(most)] if count > most else list(range(count))
+
+
 def batches(
     count: int, batch_size: int, seed: int, start: int = 0, lengths: np.ndarray | None = None
 ) -> Iterator[tuple[int, np.ndarray]]:

@@ -1,6 +1,7 @@
-"""Quality of a bundle as it ships: `python -m train.evaluate caption|retrieval --model BUNDLE --data TABLE`.
+"""Quality of a model: `python -m train.evaluate caption|vqa|retrieval --model MODEL --data FILE --images FOLDER`.
 
-Runs the runtime, never PyTorch, over a table of image and caption; prints one JSON object.
+MODEL is a bundle, run by the runtime, or a checkpoint of any format, run by PyTorch. Prints the totals as JSON; writes
+a report with pictures, the predictions as they come, and the official results file.
 """
 
 from __future__ import annotations
@@ -8,108 +9,275 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 from tqdm import tqdm
 
-import blip2rt
-from blip2rt.errors import Blip2rtError
-from blip2rt.pipeline import Model
+from blip2rt.errors import Blip2rtError, OptionError
 
+from . import report
+from .annotations import Asked, Captioned, Questions, read_captions, read_questions, require_images
 from .cli import run_main
-from .data import Dataset, read_table
-from .metrics import caption_metrics
-from .retrieval import recall
+from .evaluate_retrieval import evaluate_retrieval
+from .metrics import caption_metrics, coco_scorers
+from .predictions import Predictions, require_writable, write_whole
+from .predictors import Predictor, open_predictor
+from .report import Row
+from .scores import ALL, Scores, by_group
+from .vqa import exact_match, vqa_accuracy
+
+Item = TypeVar("Item", Captioned, Asked)
 
 
-def evaluate_captions(model: Model, data: Dataset, options: dict[str, Any]) -> tuple[dict[str, float], list[str]]:
-    """Metrics of the model's captions against all captions of each image, and the captions."""
-    captions = list(tqdm(model.caption_each(data.paths, **options), total=len(data.paths), unit="img"))
-    references = [[sample.text for sample in samples] for samples in data.by_image()]
-    return caption_metrics(references, captions), captions
+def predict(
+    items: Sequence[Item], ask: Callable[[list[Item]], Sequence[str]], kept: Predictions, batch: int, unit: str
+) -> list[str]:
+    """What `ask` says of each item, in their order; what is kept already is not asked again."""
+    todo = sorted((item for item in items if item.id not in kept.found), key=lambda item: item.path)
+    with tqdm(total=len(items), initial=len(items) - len(todo), unit=unit) as bar:
+        for start in range(0, len(todo), batch):
+            chunk = todo[start : start + batch]  # questions of one image stand together, which is encoded once
+            kept.add([item.id for item in chunk], ask(chunk))
+            bar.update(len(chunk))
+    return [kept.found[item.id] for item in items]
 
 
-def evaluate_retrieval(model: Model, data: Dataset, rerank: int, texts_per_image: int) -> dict[str, float]:
-    """Recall by ITC over all images and texts; then, for the first `texts_per_image` texts of each image, the `rerank`
-    best images by ITC are ordered again by ITM + ITC (the paper's sum, in logits), against ITC alone on these texts."""
-    features, embeds = [], []
-    for start in tqdm(range(0, len(data.paths), 64), desc="images", unit="batch"):
-        part = model.vision_features(data.paths[start : start + 64])
-        embeds.append(model.embed_features(part))
-        features.append(part)
-    texts = [sample.text for sample in data.samples]
-    owner = np.array([sample.image for sample in data.samples])
-    text_embeds = model.embed_text(texts)
-    sim = np.stack([(part @ text_embeds.T).max(0) for part in np.concatenate(embeds)])  # (images, texts)
-    scores = {f"itc_{name}": value for name, value in recall(sim, owner).items()}
-    if rerank:
-        kept = np.concatenate([np.flatnonzero(owner == image)[:texts_per_image] for image in range(len(data.paths))])
-        before, after = _rerank(model, np.concatenate(features), sim, owner, kept, texts, rerank)
-        for k in (1, 5, 10):
-            scores[f"itc_subset_t2i_r@{k}"] = 100.0 * float((before < k).mean())
-            scores[f"itm_subset_t2i_r@{k}"] = 100.0 * float((after < k).mean())
-    return scores
+def score_captions(items: Sequence[Captioned], captions: Sequence[str]) -> Scores:
+    """The metrics of captions, of each domain by itself too; `items` all have references."""
+    said = dict(zip((item.id for item in items), captions, strict=True))
+
+    def metrics(part: Sequence[Captioned]) -> dict[str, float]:
+        return caption_metrics([item.references for item in part], [said[item.id] for item in part])[0]
+
+    totals, each = caption_metrics([item.references for item in items], captions)
+    rows = [
+        Row(item.path, said[item.id], item.references, cider, f"CIDEr {cider:.1f}", str(item.id))
+        for item, cider in zip(items, each, strict=True)
+    ]
+    columns = {ALL: totals} | by_group(items, metrics)
+    return Scores(columns, rows, {"distinct_captions": len(set(captions))})
 
 
-def _rerank(
-    model: Model, features: np.ndarray, sim: np.ndarray, owner: np.ndarray, kept: np.ndarray, texts: list[str], top: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rank of each kept text's own image, by ITC alone and with the best `top` ordered by ITM + ITC."""
-    before, after = np.zeros(len(kept), int), np.zeros(len(kept), int)
-    for row, text in enumerate(tqdm(kept, desc="re-ranking", unit="text")):
-        order = np.argsort(-sim[:, text], kind="stable")
-        best = order[:top]
-        matches = model.match_features(features[best], [texts[text]] * len(best))
-        score = np.array([match.score for match in matches])
-        reordered = np.concatenate((best[np.argsort(-score, kind="stable")], order[top:]))
-        before[row] = int(np.flatnonzero(order == owner[text])[0])
-        after[row] = int(np.flatnonzero(reordered == owner[text])[0])
-    return before, after
+def score_answers(questions: Questions, answers: Sequence[str]) -> Scores:
+    """Accuracy in percent, of each type of answer by itself too; all questions have answers."""
+    grade, name = (vqa_accuracy, "accuracy") if questions.graded else (exact_match, "exact_match")
+    items = questions.asked
+    each = {item.id: grade(answer, item.answers) for item, answer in zip(items, answers, strict=True)}
+
+    def metrics(part: Sequence[Asked]) -> dict[str, float]:
+        return {name: 100 * sum(each[item.id] for item in part) / len(part)}
+
+    rows = [
+        Row(item.path, answer, _counted(item.answers), each[item.id], f"{100 * each[item.id]:.0f} %", item.question)
+        for item, answer in zip(items, answers, strict=True)
+    ]
+    columns = {ALL: metrics(items)} | by_group(items, metrics)
+    return Scores(columns, rows, {"distinct_answers": len(set(answers))})
+
+
+def _counted(answers: Sequence[str]) -> list[str]:
+    """Each answer once, with how many gave it, the most common first."""
+    return [text if count == 1 else f"{text} ({count} times)" for text, count in Counter(answers).most_common()]
 
 
 def _run(args: argparse.Namespace) -> None:
-    images = args.images or str(Path(args.data).parent / "images")
-    data = read_table(args.data, images)
-    if args.limit:
-        data = Dataset(data.paths[: args.limit], [s for s in data.samples if s.image < args.limit])
-    model = blip2rt.load(args.model)
+    if args.predictions is None and (beside := args.json or args.report):
+        args.predictions = beside.with_suffix(".predictions.jsonl")
+    require_writable(args.json, args.report, args.predictions, getattr(args, "results", None))
+    prompt = getattr(args, "prompt", None)
+    if prompt is not None and ("{}" in prompt) != (args.task == "vqa"):
+        raise Blip2rtError(
+            f"--prompt is {prompt!r}: of questions it holds {{}}, where the question goes; of captions not"
+        )
+    items, graded = _items(args)
+    options = _options(args)
+    known = all(item.references if isinstance(item, Captioned) else item.answers for item in items)
+    if not known and (args.task == "retrieval" or args.results is None):
+        raise Blip2rtError(
+            f"{args.data} has no {'answers' if args.task == 'vqa' else 'captions'} to compare with: give --annotations "
+            "or another file; with --results FILE predictions are written to be handed in"
+        )
+    if known and args.task == "caption":
+        coco_scorers()  # or their absence is found when everything has been said
+    about = {"task": args.task, "model": args.model or "the embedded bundle", "data": str(args.data), **options}
+    kept = Predictions(args.predictions, about | _depends(args))
+    predictor = open_predictor(args.model, _parts(args), args.precision, prompt)
     started = time.perf_counter()
-    report: dict[str, Any] = {"task": args.task, "images": len(data.paths), "texts": len(data.samples)}
-    if args.task == "caption":
-        options = {"num_beams": args.beams, "max_new_tokens": args.max_new_tokens}
-        scores, captions = evaluate_captions(model, data, options)
-        if args.captions:
-            lines = [f"{path.name}\t{caption}\n" for path, caption in zip(data.paths, captions, strict=True)]
-            Path(args.captions).write_text("".join(lines), encoding="utf-8")
-        report["distinct_captions"] = len(set(captions))
+    if args.task == "retrieval":
+        scores = evaluate_retrieval(predictor, items, args.rerank, kept)
     else:
-        scores = evaluate_retrieval(model, data, args.rerank, args.texts_per_image)
-    report |= {name: round(value, 2) for name, value in scores.items()}
-    report["seconds"] = round(time.perf_counter() - started, 1)
+        said = _said(args, predictor, items, options, kept)
+        scores = Scores({}, [], {})
+        if known and args.task == "caption":
+            scores = score_captions(items, said)
+        elif known:
+            scores = score_answers(Questions(items, graded), said)
+        if args.results:
+            write_whole(args.results, json.dumps(_results(items, said)) + "\n")
+    about |= {"images": len({item.path for item in items}), **scores.about}
+    about["seconds"] = round(time.perf_counter() - started, 1)
+    _tell(args, about, scores)
+
+
+def _depends(args: argparse.Namespace) -> dict[str, Any]:
+    """What predictions depend on besides what the totals say."""
+    files = [] if args.model is None else [Path(args.model), *Path(args.model).rglob("*")]
+    written = [file.stat().st_mtime for file in files if file.is_file()]
+    depends = {"images": str(args.images), "precision": args.precision, "prompt": getattr(args, "prompt", None)}
+    if written:  # another checkpoint may stand at the same place
+        depends["model_written"] = datetime.fromtimestamp(max(written)).isoformat(" ", "seconds")
+    return depends | ({"limit": args.limit} if args.task == "retrieval" else {})
+
+
+def _items(args: argparse.Namespace) -> tuple[list[Any], bool]:
+    """What is evaluated, and whether answers are graded."""
+    images = args.images = args.images or args.data.parent / "images"
+    graded = False
+    items: list[Any]
+    if args.task == "vqa":
+        questions = read_questions(args.data, args.annotations, images)
+        items, graded = questions.asked, questions.graded
+    else:
+        items = read_captions(args.data, images, args.split)
+    items = items[: args.limit]
+    require_images(args.data, (item.path for item in items))
+    return items, graded
+
+
+def _said(
+    args: argparse.Namespace, predictor: Predictor, items: list[Any], options: dict[str, Any], kept: Predictions
+) -> list[str]:
+    def caption(part: list[Captioned]) -> list[str]:
+        return predictor.caption([item.path for item in part], **options)
+
+    def answer(part: list[Asked]) -> list[str]:
+        return predictor.ask([item.path for item in part], [item.question for item in part], **options)
+
+    if args.task == "caption":
+        return predict(items, caption, kept, args.batch_size, "img")
+    return predict(items, answer, kept, args.batch_size, "question")
+
+
+def _results(items: Sequence[Captioned | Asked], said: Sequence[str]) -> list[dict[str, Any]]:
+    """As the evaluation servers take them."""
+    key, value = ("image_id", "caption") if isinstance(items[0], Captioned) else ("question_id", "answer")
+    return [{key: item.id, value: text} for item, text in zip(items, said, strict=True)]
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    if args.task == "retrieval":
+        return {"rerank": args.rerank}
+    if not 0 <= args.min_new_tokens <= args.max_new_tokens:
+        raise OptionError(
+            f"--min-new-tokens is {args.min_new_tokens}: give 0 to --max-new-tokens, which is {args.max_new_tokens}"
+        )
+    return {
+        "num_beams": args.beams,
+        "max_new_tokens": args.max_new_tokens,
+        "min_new_tokens": args.min_new_tokens,
+        "length_penalty": args.length_penalty,
+    }
+
+
+def _tell(args: argparse.Namespace, about: dict[str, Any], scores: Scores) -> None:
+    columns = {
+        name: {measure: round(value, 2) for measure, value in column.items()} for name, column in scores.columns.items()
+    }
+    totals = {**about, **columns.get(ALL, {}), **{name: c for name, c in columns.items() if name != ALL}}
+    text = json.dumps(totals, indent=2) + "\n"
     if args.json:
-        try:
-            Path(args.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise Blip2rtError(f"--json {args.json!r} cannot be written: {error.strerror}") from error
-    print(json.dumps(report, indent=2))
+        write_whole(args.json, text)
+    if args.report:
+        title = f"{args.task}: {about['model']} on {args.data.name}"
+        write_whole(args.report, report.render(title, about, columns, scores.rows, args.report_rows))
+    print(text, end="")
+
+
+def _parts(args: argparse.Namespace) -> Any:
+    """What the flags say of a LAVIS file; None where they say nothing."""
+    given = {name: getattr(args, name) for name in _LAVIS if getattr(args, name) is not None}
+    if not given:
+        return None
+    from blip2rt.modeling.lavis import Parts
+
+    return Parts(**given)
+
+
+_LAVIS: dict[str, tuple[type, str]] = {
+    "vision": (str, "frozen image encoder: eva_vit_g.pth or clip_vit_L.pth"),
+    "llm": (str, "frozen language model: folder or hub id"),
+    "qformer_tokenizer": (str, "of the Q-Former: folder or hub id [bert-base-uncased]"),
+    "vision_layers": (int, "of the encoder [a frozen one's but the last]"),
+    "vision_heads": (int, "attention heads of the encoder [16]"),
+    "qformer_heads": (int, "attention heads of the Q-Former [64 wide each]"),
+}
+
+
+def _common() -> argparse.ArgumentParser:
+    """The flags of all tasks."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--model", help="bundle or checkpoint: folder, .pth or hub id [the embedded bundle]")
+    parser.add_argument("--images", type=Path, help="folder of the images [images/ beside the data]")
+    parser.add_argument("--limit", type=_positive, help="the first N images or questions only")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the totals here")
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with pictures here")
+    parser.add_argument("--report-rows", type=_positive, default=200, help="pictures in it, the worst ones [200]")
+    parser.add_argument("--predictions", type=Path, metavar="FILE.jsonl",
+                        help="keep predictions here; the same command goes on from them [beside --json]")  # fmt: skip
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), help="of a checkpoint [fp32 on CPUs, bf16 on GPUs]"
+    )
+    lavis = parser.add_argument_group("for .pth files of LAVIS")
+    for name, (kind, text) in _LAVIS.items():
+        lavis.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
+    return parser
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    tasks = parser.add_subparsers(dest="task", required=True)
+    captions = "COCO's, NoCaps' or Karpathy's JSON, Flickr's tables, or a list: .tsv, .csv, .jsonl, a folder"
+    caption = tasks.add_parser("caption", parents=[_common()], help="BLEU, ROUGE-L and CIDEr of captions")
+    caption.add_argument("--data", type=Path, required=True, help=captions)
+    caption.add_argument("--split", help="of Karpathy's files [test]")
+    vqa = tasks.add_parser("vqa", parents=[_common()], help="accuracy of answers, zero-shot")
+    questions = "questions: VQAv2's, OK-VQA's or GQA's JSON, or a list with the column question"
+    vqa.add_argument("--data", type=Path, required=True, help=questions)
+    vqa.add_argument("--annotations", type=Path, help="VQAv2's and OK-VQA's answers")
+    for task, name, most, penalty in ((caption, "captions", 30, 1.0), (vqa, "answers", 10, -1.0)):
+        task.add_argument("--prompt", help=f"of {name} [the model's own]")
+        task.add_argument("--beams", type=_positive, default=5, help="[5]")
+        task.add_argument("--max-new-tokens", type=_positive, default=most, help=f"[{most}]")
+        task.add_argument("--min-new-tokens", type=int, default=1, help="[1]")
+        task.add_argument("--length-penalty", type=float, default=penalty, help=f"[{penalty}]")
+        task.add_argument("--batch-size", type=_positive, default=8, help="asked together [8]")
+        task.add_argument("--results", type=Path, help=f"write {name} here, as the official servers take them")
+    retrieval = tasks.add_parser("retrieval", parents=[_common()], help="recall of images by texts and the other way")
+    retrieval.add_argument("--data", type=Path, required=True, help=captions)
+    retrieval.add_argument("--split", help="of Karpathy's files [test]")
+    retrieval.add_argument(
+        "--rerank", type=_not_negative, default=128, help="of the best by ITC, by ITM; 0: none [128]"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _not_negative(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("task", choices=("caption", "retrieval"))
-    parser.add_argument("--model", default=None, help="bundle; default: the embedded model")
-    parser.add_argument("--data", required=True, help="TSV of image, caption")
-    parser.add_argument("--images", default=None, help="folder of the images [images/ beside the table]")
-    parser.add_argument("--limit", type=int, default=0, help="first N images only")
-    parser.add_argument("--beams", type=int, default=3)
-    parser.add_argument("--max-new-tokens", type=int, default=None)
-    parser.add_argument("--captions", default=None, help="write image<TAB>caption here")
-    parser.add_argument("--rerank", type=int, default=32, help="images re-ranked by ITM for each text; 0: none")
-    parser.add_argument("--texts-per-image", type=int, default=1, help="texts of each image that are re-ranked")
-    parser.add_argument("--json", default=None, help="write the report here")
-    return run_main(lambda: _run(parser.parse_args(argv)))
+    return run_main(lambda: _run(_parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

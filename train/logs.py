@@ -1,4 +1,4 @@
-"""What a training tells: metrics.jsonl, the progress bar, TensorBoard where it is installed, loss.png.
+"""What a training tells: metrics.jsonl, the progress bar, loss.png; TensorBoard where it is installed; wandb if asked.
 
 Knows names and numbers, nothing about what they measure.
 """
@@ -6,41 +6,65 @@ Knows names and numbers, nothing about what they measure.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import math
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from blip2rt.errors import Blip2rtError
+
 
 class Log:
     """The log of one process; all but the main one are silent."""
 
-    def __init__(self, out: Path, main: bool) -> None:
-        self.out, self.main = out, main
-        self._board: Any = None
+    def __init__(self, out: Path, main: bool, settings: Any) -> None:
+        """settings: the training's. Raises Blip2rtError where its `wandb` is given and not installed."""
+        self.out, self.main, self.settings = out, main, settings
+        self.speed: dict[str, str] = {}  # of the last line, for the bar
+        self._writers: list[Any] = []
+        spec = importlib.util.find_spec("wandb") if main and settings.wandb else None
+        if main and settings.wandb and (spec is None or spec.origin is None):  # its folder of runs is no package
+            raise Blip2rtError(f"wandb is {settings.wandb!r} and not installed; pip install wandb, or leave it empty")
 
-    def start(self, steps: int, step: int) -> tqdm[Any]:
-        """The progress bar from `step` on; lines of steps that will be run again go."""
+    @contextlib.contextmanager
+    def running(self, step: int) -> Iterator[tqdm[Any]]:
+        """The progress bar from `step` on, with all that is written to; lines of steps that will be run again go."""
         if self.main:
             self._drop_after(step)
-            with contextlib.suppress(ImportError):  # an extra of torch, of which we ask nothing
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._board = SummaryWriter(str(self.out / "tensorboard"), purge_step=step)
-        return tqdm(total=steps, initial=step, unit="step", desc=self.out.name, disable=not self.main)
+            self._writers = [*_tensorboard(self.out, step), *_wandb(self.out, self.settings)]
+        total, name = self.settings.steps, self.out.name
+        try:
+            with tqdm(total=total, initial=step, unit="step", desc=name, disable=not self.main) as bar:
+                yield bar
+        finally:
+            for writer in self._writers:
+                writer.close()
+            self._writers = []
 
     def write(self, line: dict[str, float]) -> None:
         """One line of metrics, which holds its step."""
-        if not self.main:
-            return
-        with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        if self._board is not None:
-            for name, value in line.items():
-                if name != "step":
-                    self._board.add_scalar(name.replace("dev_", "dev/"), value, int(line["step"]))
+        if "samples_per_second" in line:
+            waiting = 100 * line["waiting_for_data"]
+            self.speed = {"samples/s": f"{line['samples_per_second']:.3g}", "waiting": f"{waiting:.0f}%"}
+        self._append(line)
+        for writer in self._writers:
+            writer.numbers(line)
+
+    def samples(self, step: int, texts: dict[str, str]) -> None:
+        """What the model says at `step` of images, by their names."""
+        self._append({"step": step, "samples": texts})
+        for writer in self._writers:
+            writer.texts(step, texts)
+
+    def _append(self, line: dict[str, Any]) -> None:
+        if self.main:
+            with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
 
     def _drop_after(self, step: int) -> None:
         path = self.out / "metrics.jsonl"
@@ -61,6 +85,64 @@ def _step_of(line: str) -> float:
         return math.inf  # half a line of a killed run
 
 
+class _TensorBoard:
+    """Event files in out/tensorboard."""
+
+    def __init__(self, writer: Any) -> None:
+        self.writer = writer
+
+    def numbers(self, line: dict[str, float]) -> None:
+        for name, value in line.items():
+            if name != "step":
+                self.writer.add_scalar(name.replace("dev_", "dev/"), value, int(line["step"]))
+
+    def texts(self, step: int, texts: dict[str, str]) -> None:
+        for name, text in texts.items():
+            self.writer.add_text(f"samples/{name}", text, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def _tensorboard(out: Path, step: int) -> Iterator[_TensorBoard]:
+    with contextlib.suppress(ImportError):  # an extra of torch, of which we ask nothing
+        from torch.utils.tensorboard import SummaryWriter
+
+        yield _TensorBoard(SummaryWriter(str(out / "tensorboard"), purge_step=step))
+
+
+class _Wandb:
+    """A run of Weights & Biases, which a training that goes on goes on with."""
+
+    def __init__(self, run: Any, table: Any) -> None:
+        self.run, self.table = run, table
+
+    def numbers(self, line: dict[str, float]) -> None:
+        self.run.log({name.replace("dev_", "dev/"): value for name, value in line.items()})
+
+    def texts(self, step: int, texts: dict[str, str]) -> None:
+        rows = [[step, name, text] for name, text in texts.items()]
+        self.run.log({"step": step, "samples": self.table(columns=["step", "image", "text"], data=rows)})
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def _wandb(out: Path, settings: Any) -> Iterator[_Wandb]:
+    if not settings.wandb:
+        return
+    import wandb
+
+    file = out / "wandb.id"
+    if not file.exists():
+        file.write_text(uuid.uuid4().hex[:12])
+    run = wandb.init(
+        project=settings.wandb, name=out.name, id=file.read_text(), resume="allow", dir=str(out), config=vars(settings)
+    )
+    run.define_metric("*", step_metric="step")
+    yield _Wandb(run, wandb.Table)
+
+
 def plot_losses(out: Path) -> None:
     """loss.png from metrics.jsonl."""
     import matplotlib
@@ -69,11 +151,11 @@ def plot_losses(out: Path) -> None:
     from matplotlib import pyplot
 
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    train = [line for line in lines if "loss" in line]
     figure, axes = pyplot.subplots(figsize=(7, 4))
-    for name in ("loss", "itc", "itm", "itg"):
-        if train and name in train[0]:
-            axes.plot([line["step"] for line in train], [line[name] for line in train], label=name, linewidth=1)
+    for name in ("loss", "itc", "itm", "itg", "dev_loss"):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name, linewidth=1, marker="." if name == "dev_loss" else "")
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.legend()

@@ -112,7 +112,7 @@ class Trainer:
         self.dtype = autocast_dtype(settings.precision)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.generator = torch.Generator(self.device) if self.parallel.world > 1 else None  # the same in all processes
-        self.log = Log(self.out, self.parallel.main)
+        self.log = Log(self.out, self.parallel.main, settings)
 
     def prepare(self, layered: Sequence[nn.Module], frozen: Sequence[nn.Module | None]) -> None:
         """What the settings ask of the models' layers, the newest checkpoint, the device or this process' share.
@@ -148,11 +148,10 @@ class Trainer:
     ) -> Path:
         """Train on `batches` (step, micro-batches) from `self.step` on; returns the last checkpoint's folder."""
         settings = self.settings
-        bar = self.log.start(settings.steps, self.step)
         window: list[dict[str, float]] = []
         started = waiting = time.perf_counter()
         waited = 0.0
-        with bar:  # an error has a line of its own
+        with self.log.running(self.step) as bar:  # an error has a line of its own
             for step, micros in batches:
                 if step >= settings.steps:
                     break
@@ -161,7 +160,7 @@ class Trainer:
                 window.append(metrics)
                 self.step = step + 1
                 bar.update()
-                bar.set_postfix(loss=f"{metrics['loss']:.3f}")
+                bar.set_postfix(loss=f"{metrics['loss']:.3f}", **self.log.speed)
                 last = self.step == settings.steps
                 if self.step % settings.log_every == 0 or last:
                     self._log_window(window, time.perf_counter() - started, waited)

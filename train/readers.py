@@ -1,4 +1,5 @@
-"""Lists of images and texts: TSV and CSV tables, JSON lines, COCO's JSON, folders with a .txt beside every image.
+"""Lists of images and texts: TSV and CSV tables, JSON lines, COCO's JSON, Flickr's tables, folders with a .txt beside
+every image.
 
 `read_data(path, images)` gives a Dataset; what is wrong with rows is counted in Bad and left out. Knows files and
 fields, nothing about pixels or models.
@@ -20,8 +21,8 @@ IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 Row = tuple[str, str, str]  # image, text, prompt
 
 _NAMES = {
-    "image": ("image", "file_name", "filename", "image_path", "filepath", "path"),
-    "text": ("caption", "text", "answer"),
+    "image": ("image", "file_name", "filename", "image_path", "image_name", "filepath", "path"),
+    "text": ("caption", "text", "comment", "answer"),
     "prompt": ("prompt", "question"),
 }
 
@@ -44,8 +45,8 @@ def read_data(path: str | Path, images: str | Path = "", bad: Bad | None = None)
         rows = _READERS[path.suffix.lower()](path, bad)
     else:
         raise Blip2rtError(
-            f"data {str(path)!r}: choose a .tsv, .csv, .jsonl or COCO .json file, a folder of images with .txt "
-            "files, or shards (.tar, in train_data)"
+            f"data {str(path)!r}: choose a .tsv, .csv, .jsonl or COCO .json file, Flickr's .token file, a folder of "
+            "images with .txt files, or shards (.tar, in train_data)"
         )
     return _dataset(path, list(rows), Path(images), bad)
 
@@ -66,7 +67,7 @@ def _dataset(path: Path, rows: list[Row], images: Path, bad: Bad) -> Dataset:
             samples.append(Sample(index.setdefault(name, len(index)), text, prompt))
     if not samples:
         reason = f"of {len(rows)} rows none has both a caption and an image in {images}" if rows else "it has no rows"
-        raise Blip2rtError(f"data {str(path)!r} cannot be trained on: {reason}")
+        raise Blip2rtError(f"data {str(path)!r} cannot be used: {reason}")
     return Dataset([images / name for name in index], count_answers(samples))
 
 
@@ -84,11 +85,23 @@ def _folder(path: Path, bad: Bad) -> Iterator[Row]:
 
 def _csv(path: Path, bad: Bad) -> Iterator[Row]:
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
+        flickr = "|" in file.readline()  # Flickr30k's results.csv
+        file.seek(0)
+        reader = csv.DictReader(file, delimiter="|" if flickr else ",", skipinitialspace=True)
         columns = {kind: _column(path, kind, reader.fieldnames or ()) for kind in _NAMES}
         for row in reader:
             image, text, prompt = (row.get(columns[kind] or "") or "" for kind in _NAMES)
             yield image, text, prompt
+
+
+def _tokens(path: Path, bad: Bad) -> Iterator[Row]:
+    """Flickr8k's and Flickr30k's `name.jpg#0<TAB>caption`."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        name, tab, text = line.partition("\t")
+        if tab and "#" in name:
+            yield name.rpartition("#")[0], text, ""
+        elif line.strip():
+            bad.add(f"{path}, line {number}", "it is not image#number<TAB>caption")
 
 
 def _column(path: Path, kind: str, have: Any) -> str | None:
@@ -170,4 +183,6 @@ def _vqa(path: Path, data: dict[str, Any], bad: Bad) -> Iterator[Row]:
             yield image, str(answer["answer"]), str(question)
 
 
-_READERS: dict[str, Callable[[Path, Bad], Iterator[Row]]] = {".csv": _csv, ".jsonl": _json_lines, ".json": _coco}
+_READERS: dict[str, Callable[[Path, Bad], Iterator[Row]]] = {
+    ".csv": _csv, ".jsonl": _json_lines, ".json": _coco, ".token": _tokens, ".txt": _tokens,
+}  # fmt: skip

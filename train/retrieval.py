@@ -1,4 +1,7 @@
-"""Recall of image-text retrieval from a similarity matrix. Knows numbers only."""
+"""Recall of image-text retrieval. Knows numbers only.
+
+`t2i_r@k`: of 100 texts, how many have their image among their k best; `i2t_r@k`: images with one of their texts so.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,28 @@ RANKS = (1, 5, 10)
 
 
 def recall(sim: np.ndarray, owner: np.ndarray) -> dict[str, float]:
-    """Recall in percent from sim (images, texts); owner (texts) is each text's image.
-
-    `t2i_r@k`: texts whose image is among their k best; `i2t_r@k`: images with one of their texts among their k best.
-    """
+    """Recall in percent from sim (images, texts); owner (texts) is each text's image."""
     texts = np.arange(len(owner))
     image_rank = (sim > sim[owner, texts]).sum(0)
-    text_rank = np.full(len(sim), len(owner))
-    order = np.argsort(-sim, axis=1, kind="stable")
-    for image, row in enumerate(order):
-        own = np.flatnonzero(owner[row] == image)
-        text_rank[image] = own[0] if len(own) else len(owner)
-    found = {f"t2i_r@{k}": 100.0 * float((image_rank < k).mean()) for k in RANKS}
-    return found | {f"i2t_r@{k}": 100.0 * float((text_rank < k).mean()) for k in RANKS}
+    text_rank = np.array([best_rank(row, owner == image) for image, row in enumerate(sim)])
+    return recall_at("t2i", image_rank) | recall_at("i2t", text_rank)
+
+
+def best_rank(scores: np.ndarray, own: np.ndarray) -> int:
+    """How many of scores (N) are above the best of those that are `own` (N, bool); N where there is none."""
+    order = np.argsort(-scores, kind="stable")
+    found = np.flatnonzero(own[order])
+    return int(found[0]) if len(found) else len(scores)
+
+
+def recall_at(name: str, ranks: np.ndarray) -> dict[str, float]:
+    """Shares of ranks, counted from 0, below 1, 5 and 10, in percent."""
+    return {f"{name}_r@{k}": 100.0 * float((ranks < k).mean()) for k in RANKS}
+
+
+def reranked(sim: np.ndarray, best: np.ndarray, matching: np.ndarray) -> np.ndarray:
+    """Scores (N) of one query: those of `best` (K) are the matching head's (K) plus the cosine, as the reference has
+    it; the others follow in the order of sim (N)."""
+    scores = sim.astype(np.float64) - 1e6
+    scores[best] = matching + sim[best]
+    return scores

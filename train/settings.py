@@ -95,6 +95,7 @@ class TrainSettings:
     save_every: int = option(200, "steps between checkpoints")
     eval_every: int = option(400, "steps between evaluations")
     keep: int = option(2, "checkpoints kept")
+    wandb: str = option("", "project of Weights & Biases that is told too; WANDB_MODE=offline keeps it in out")
     dry_run: int = option(0, "check everything and say how large it is on so many GPUs [1]; train nothing")
 
 

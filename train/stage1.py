@@ -17,10 +17,11 @@ from blip2rt.modeling.checkpoints import init_from_bert, qformer_tokenizer
 from blip2rt.text import clean_caption
 
 from .cli import run_main
-from .data import Dataset
+from .data import Dataset, sample_images
 from .dry_run import dry_run
 from .features import FeatureSource
 from .feed import Rows, bad_samples, encodes, open_feed, seen_features, to_device
+from .generation import itg_captions
 from .loop import Trainer, vision_peaks
 from .losses import TextBatch, hard_negatives, itm_loss, query_cosine, similarity, stage1_losses
 from .parallel import here
@@ -130,7 +131,15 @@ class Stage1Dev:
         owner = torch.tensor([s.image for s in samples])
         sim = torch.cat([similarity(part, text_embeds).float() for part in image_embeds.split(100)])
         scores = recall(sim.cpu().numpy(), owner.numpy())
+        self.stage.trainer.log.samples(self.stage.trainer.step, self._samples())
         return scores | {"itm_accuracy": self._itm_accuracy(sim), "query_cosine": float(query_cosine(query_output))}
+
+    def _samples(self) -> dict[str, str]:
+        """ITG's captions of a few images, always the same ones."""
+        images = sample_images(len(self.data.paths))
+        features = self.vision.get(images).to(self.stage.trainer.device)
+        captions = itg_captions(self.stage.model, self.stage.tokenizer, features)
+        return {self.data.paths[image].name: caption for image, caption in zip(images, captions, strict=True)}
 
     def _itm_accuracy(self, sim: torch.Tensor, count: int = 400) -> float:
         """Balanced accuracy on first captions of `count` images against negatives drawn by similarity."""

@@ -20,10 +20,11 @@ from blip2rt.modeling.checkpoints import init_from_bert, init_from_stage1, read_
 from blip2rt.modeling.llm import LlmConfig, encoder_decoder
 
 from .cli import run_main
-from .data import Sample, first_answers
+from .data import Sample, first_answers, sample_images
 from .dry_run import dry_run
 from .features import FeatureSource
 from .feed import Rows, TableFeed, bad_samples, encodes, open_feed, seen_features, to_device
+from .generation import GREEDY, Generator
 from .loop import Trainer, vision_peaks
 from .packing import PackedTexts
 from .parallel import here
@@ -235,7 +236,8 @@ class Stage2Dev:
     def __init__(self, stage: Stage2, settings: Stage2Settings, count: int = 500) -> None:
         self.stage = stage
         data = read_data(settings.dev_table, settings.images, bad_samples(settings))
-        self.groups = [first_answers(group) for group in data.by_image()[:count]]
+        self.groups, self.paths = [first_answers(group) for group in data.by_image()[:count]], data.paths
+        self.generator = Generator(stage.model)
         model = stage.model
         encoder = None if settings.cache_features else model.vision
         with here().main_first():
@@ -252,10 +254,18 @@ class Stage2Dev:
             count += len(texts.target)
             if self.stage.self_critical:
                 captions += self.stage.self_critical.greedy(features)
+        self.stage.trainer.log.samples(self.stage.trainer.step, self._samples())
         metrics = {"loss": total / count}
         if captions:
             metrics["cider"] = mean_cider(self.groups, captions)
         return metrics
+
+    def _samples(self) -> dict[str, str]:
+        """Greedy captions of a few images, always the same ones."""
+        images = sample_images(len(self.groups))
+        features = self.vision.get(images).to(self.stage.trainer.device)
+        captions = self.generator.captions(features, **GREEDY)
+        return {self.paths[image].name: caption for image, caption in zip(images, captions, strict=True)}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,81 @@
+"""Files of an evaluation: predictions that outlive a killed run, and results that are whole or not there at all.
+
+Knows JSON and files, nothing about what was predicted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from blip2rt.errors import Blip2rtError
+
+
+class Predictions:
+    """What was predicted for each id; in a file of JSON lines, where one is given, from which the next run goes on."""
+
+    def __init__(self, file: Path | None, of: dict[str, Any]) -> None:
+        """of: everything that the predictions depend on. Raises Blip2rtError where the file's are of something else."""
+        self.file = file
+        self.found: dict[Any, Any] = {}
+        if file is None:
+            return
+        lines = list(_whole_lines(file))
+        if lines and lines[0] != {"of": of}:
+            before = lines[0].get("of") or {}
+            other = [f"{name} was {before.get(name)!r}" for name in of if before.get(name) != of[name]]
+            raise Blip2rtError(
+                f"{file} holds predictions of another evaluation ({'; '.join(other)}): remove it, or name another "
+                "file by --predictions"
+            )
+        self.found = {line["id"]: line["said"] for line in lines[1:]}
+        whole = "".join(json.dumps(line) + "\n" for line in [{"of": of}, *lines[1:]])
+        write_whole(file, whole)  # half a line of a killed run is gone
+
+    def add(self, ids: Iterable[Any], said: Sequence[Any]) -> None:
+        """Keeps what was said, on the disk too."""
+        new = dict(zip(ids, said, strict=True))
+        self.found |= new
+        if self.file is not None:
+            with _reporting(self.file), self.file.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps({"id": id, "said": text}) + "\n" for id, text in new.items())
+
+
+def _whole_lines(file: Path) -> Iterator[dict[str, Any]]:
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return
+
+
+@contextlib.contextmanager
+def _reporting(file: Path) -> Iterator[None]:
+    """OSErrors of a file as one line."""
+    try:
+        yield
+    except OSError as error:
+        raise Blip2rtError(f"{file} cannot be written: {error.strerror}") from error
+
+
+def require_writable(*files: Path | None) -> None:
+    """Raises Blip2rtError where a file will not be writable, before hours are spent on what it is to hold."""
+    for file in files:
+        if file is None:
+            continue
+        if not file.parent.is_dir():
+            raise Blip2rtError(f"{file} cannot be written: there is no folder {file.parent}")
+        if file.is_dir() or not os.access(file.parent, os.W_OK):
+            raise Blip2rtError(f"{file} cannot be written: name a file in a folder that you may write to")
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes a file under a temporary name, then gives it its own. Raises Blip2rtError."""
+    partial = file.with_name(f".{file.name}.partial")
+    with _reporting(file):
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, file)

@@ -1,0 +1,66 @@
+"""The model that an evaluation asks: a bundle through the runtime, a checkpoint of any format through PyTorch.
+
+Both have the methods of blip2rt.Model that an evaluation needs. Knows models, nothing about data or metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from blip2rt import backends
+from blip2rt import bundle as contract
+from blip2rt.errors import Blip2rtError
+from blip2rt.pipeline import Model
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from blip2rt.modeling.lavis import Parts
+
+    Floats = NDArray[np.float32]
+
+
+class Predictor(Protocol):
+    """See blip2rt.Model; images are paths."""
+
+    def caption(self, images: Sequence[Path], **options: Any) -> list[str]: ...
+
+    def ask(self, images: Sequence[Path], questions: Sequence[str], **options: Any) -> list[str]: ...
+
+    def vision_features(self, images: Sequence[Path]) -> Floats: ...
+
+    def embed_features(self, vision_features: Floats) -> Floats: ...
+
+    def embed_text(self, texts: Sequence[str]) -> Floats: ...
+
+    def itm_logits(self, vision_features: Floats, texts: Sequence[str]) -> Floats: ...
+
+
+def open_predictor(
+    source: str | None, parts: Parts | None = None, precision: str | None = None, prompt: str | None = None
+) -> Predictor:
+    """source: a bundle, or a checkpoint of ours, Hugging Face's or LAVIS'; None is the embedded bundle.
+
+    parts: what LAVIS' files leave out. precision: of a checkpoint, fp32, bf16 or fp16; None: fp32 on CPUs, else bf16.
+    prompt: instead of the model's own, of captions, or of questions where it holds {}. Raises Blip2rtError.
+    """
+    if source is None or (Path(source) / contract.MANIFEST).is_file():
+        return _bundle(source, prompt)
+    try:
+        from .torch_predictor import TorchPredictor
+    except ModuleNotFoundError as error:
+        raise Blip2rtError(f"{source} is no bundle, and for checkpoints {error.name} is not installed") from error
+    return TorchPredictor(source, parts, precision, prompt)
+
+
+def _bundle(source: str | None, prompt: str | None) -> Predictor:
+    bundle = contract.read(contract.embedded() if source is None else source)
+    if prompt is not None:
+        prompts = {**bundle.manifest.prompts, "ask" if "{}" in prompt else "caption": prompt}
+        bundle = replace(bundle, manifest=replace(bundle.manifest, prompts=prompts))
+    return Model(bundle, backends.create("ort", bundle, None))

@@ -1,0 +1,35 @@
+"""What an evaluation finds: measures of everything and of each group, and rows for the report. Knows numbers only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from .report import Row
+
+
+class Grouped(Protocol):
+    @property
+    def group(self) -> str: ...
+
+
+T = TypeVar("T", bound=Grouped)
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """columns: "all", then each group's name -> measure -> value."""
+
+    columns: dict[str, dict[str, float]]
+    rows: list[Row]
+    about: dict[str, Any]
+
+
+def by_group(items: Sequence[T], metrics: Callable[[Sequence[T]], dict[str, float]]) -> dict[str, dict[str, float]]:
+    """`metrics` of the items of each group, where there are several; a group is an item's `group`."""
+    groups: dict[str, list[T]] = {}
+    for item in items:
+        groups.setdefault(item.group, []).append(item)
+    return {name or "other": metrics(part) for name, part in sorted(groups.items())} if len(groups) > 1 else {}
