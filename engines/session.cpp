@@ -2,6 +2,8 @@
 // Knows tensors by name; not what they mean.
 #include "session.h"
 
+#include "mapped_weights.h"
+
 namespace blip2rt {
 namespace {
 
@@ -57,7 +59,10 @@ const Port* find(const std::vector<Port>& ports, const std::string& name) {
 
 Session::Session(const std::string& graph_path, int intra_op_threads) : path_(graph_path) {
   SessionOptions options = session_options(intra_op_threads);
-  check(ort().CreateSession(ort_environment(), graph_path.c_str(), options.get(), &session_));
+  {
+    const MappedWeights weights(graph_path);
+    check(ort().CreateSession(ort_environment(), graph_path.c_str(), options.get(), &session_));
+  }
   try {
     inputs_ = ports(session_, ort().SessionGetInputCount, ort().SessionGetInputTypeInfo, ort().SessionGetInputName);
     outputs_ = ports(session_, ort().SessionGetOutputCount, ort().SessionGetOutputTypeInfo, ort().SessionGetOutputName);

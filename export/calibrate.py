@@ -1,13 +1,13 @@
-"""Ranges of activations for int8: a float32 graph runs on real inputs in ONNX Runtime and tells its largest magnitudes.
+"""Ranges of activations for int8: a float32 graph runs on real inputs in ONNX Runtime and tells its least and largest.
 
-The graph is written out once with one scalar output more for each tensor that will be quantized, so that nothing large
+The graph is written out once with two scalar outputs more for each tensor that will be quantized, so that nothing large
 is kept, whatever the model's size. Knows graphs and sessions, nothing about images or models.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +19,42 @@ from onnx import helper
 from blip2rt.bundle import EMBED, ENCODER, LLM
 
 from . import graphs
+from .quantize import Ranges
 from .stepping import session
-from .trt_precision import Ranges, quantizable
 from .verify import Arrays, LlmGraphs
 
-_SUFFIX = ".largest"
+_ENDS = {".least": "ReduceMin", ".largest": "ReduceMax"}
+Operands = Callable[[ir.Model], Iterable[str]]  # the values of a graph whose ranges are wanted
 
 
 class Recorder:
-    """A session of a graph, which keeps the largest magnitudes of all its runs in `ranges`."""
+    """A session of a graph, which keeps the least and the largest value of all its runs in `ranges`."""
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
-        self.session, self.names = session(path), names
-        self.ranges = dict.fromkeys(names, 0.0)
+        self.session, self.names = session(path, packed=False), names
+        self.ranges = dict.fromkeys(names, (0.0, 0.0))
 
     def get_inputs(self) -> Any:
         return self.session.get_inputs()
 
     def get_outputs(self) -> Any:
-        return [value for value in self.session.get_outputs() if not value.name.endswith(_SUFFIX)]
+        return [value for value in self.session.get_outputs() if not value.name.endswith(tuple(_ENDS))]
 
     def run(self, outputs: Sequence[str] | None, feeds: Any) -> list[Any]:
         wanted = list(outputs or [value.name for value in self.get_outputs()])
-        results = self.session.run([*wanted, *(name + _SUFFIX for name in self.names)], feeds)
-        for name, largest in zip(self.names, results[len(wanted) :], strict=True):
-            self.ranges[name] = max(self.ranges[name], float(largest))
+        results = self.session.run([*wanted, *(name + end for name in self.names for end in _ENDS)], feeds)
+        found = iter(results[len(wanted) :])
+        for name, least, largest in zip(self.names, found, found, strict=True):
+            low, high = self.ranges[name]
+            self.ranges[name] = min(low, float(least)), max(high, float(largest))
         return results[: len(wanted)]
 
 
 @contextlib.contextmanager
-def recorder(model: ir.Model, folder: Path, name: str) -> Iterator[Recorder]:
+def recorder(model: ir.Model, folder: Path, name: str, operands: Operands) -> Iterator[Recorder]:
     """A Recorder of the float32 graph; its files lie in `folder` for as long."""
     path, data_name = folder / f".{name}.calibration.onnx", f".{name}.calibration.data"
-    names = sorted({operand for _, operand in quantizable(model)})
+    names = sorted(set(operands(model)))
     tensors = {key: value.const_value for key, value in model.graph.initializers.items()}
     try:
         with contextlib.closing(graphs.DataFile(folder, data_name)) as data:
@@ -69,26 +72,28 @@ def recorder(model: ir.Model, folder: Path, name: str) -> Iterator[Recorder]:
 def _add_outputs(path: Path, names: Sequence[str]) -> None:
     proto = onnx.load(path, load_external_data=False)
     for name in names:
-        proto.graph.node.append(helper.make_node("Abs", [name], [f"{name}.magnitude"]))
-        proto.graph.node.append(helper.make_node("ReduceMax", [f"{name}.magnitude"], [name + _SUFFIX], keepdims=0))
-        proto.graph.output.append(helper.make_tensor_value_info(name + _SUFFIX, onnx.TensorProto.FLOAT, []))
+        for end, reduction in _ENDS.items():
+            proto.graph.node.append(helper.make_node(reduction, [name], [name + end], keepdims=0))
+            proto.graph.output.append(helper.make_tensor_value_info(name + end, onnx.TensorProto.FLOAT, []))
     path.write_bytes(proto.SerializeToString())
 
 
-def of_batches(model: ir.Model, folder: Path, name: str, batches: Iterable[Arrays]) -> Ranges:
+def of_batches(model: ir.Model, folder: Path, name: str, batches: Iterable[Arrays], operands: Operands) -> Ranges:
     """Ranges of the graph's operands over all batches of its inputs."""
-    with recorder(model, folder, name) as record:
+    with recorder(model, folder, name, operands) as record:
         for inputs in batches:
             record.run(None, inputs)
     return record.ranges
 
 
 def of_language(
-    models: dict[str, ir.Model], folder: Path, rows: Sequence[np.ndarray], start: int | None
+    models: dict[str, ir.Model], folder: Path, rows: Sequence[np.ndarray], start: int | None, operands: Operands
 ) -> dict[str, Ranges]:
     """Ranges of each graph of a language model, over [prefix | prompt] rows (S_b, D) and what it says to them."""
     with contextlib.ExitStack() as stack:
-        records = {name: stack.enter_context(recorder(model, folder, name)) for name, model in models.items()}
+        records = {
+            name: stack.enter_context(recorder(model, folder, name, operands)) for name, model in models.items()
+        }
         encoder = Path(ENCODER) if ENCODER in models else None
         LlmGraphs(Path(LLM), Path(EMBED), encoder, start, lambda path: records[path.name]).run(rows)
     return {name: record.ranges for name, record in records.items()}
