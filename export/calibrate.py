@@ -33,6 +33,7 @@ class Recorder:
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         self.session, self.names = session(path, packed=False), names
         self.ranges = dict.fromkeys(names, (0.0, 0.0))
+        self._told = [name + end for name in names for end in _ENDS]
 
     def get_inputs(self) -> Any:
         return self.session.get_inputs()
@@ -42,12 +43,24 @@ class Recorder:
 
     def run(self, outputs: Sequence[str] | None, feeds: Any) -> list[Any]:
         wanted = list(outputs or [value.name for value in self.get_outputs()])
-        results = self.session.run([*wanted, *(name + end for name in self.names for end in _ENDS)], feeds)
-        found = iter(results[len(wanted) :])
-        for name, least, largest in zip(self.names, found, found, strict=True):
+        results = self.session.run([*self._told, *wanted], feeds)
+        self._record(results[: len(self._told)])
+        return results[len(self._told) :]
+
+    def io_binding(self) -> Any:
+        binding = self.session.io_binding()
+        for name in self._told:
+            binding.bind_output(name)
+        return binding
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        self.session.run_with_iobinding(binding)
+        self._record([value.numpy() for value in binding.get_outputs()[: len(self._told)]])  # the first that were bound
+
+    def _record(self, ends: Sequence[np.ndarray]) -> None:
+        for name, least, largest in zip(self.names, ends[::2], ends[1::2], strict=True):
             low, high = self.ranges[name]
             self.ranges[name] = min(low, float(least)), max(high, float(largest))
-        return results[: len(wanted)]
 
 
 @contextlib.contextmanager
