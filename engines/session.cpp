@@ -2,8 +2,6 @@
 // Knows tensors by name; not what they mean.
 #include "session.h"
 
-#include "mapped_weights.h"
-
 namespace blip2rt {
 namespace {
 
@@ -59,10 +57,7 @@ const Port* find(const std::vector<Port>& ports, const std::string& name) {
 
 Session::Session(const std::string& graph_path, int intra_op_threads) : path_(graph_path) {
   SessionOptions options = session_options(intra_op_threads);
-  {
-    const MappedWeights weights(graph_path);
-    check(ort().CreateSession(ort_environment(), graph_path.c_str(), options.get(), &session_));
-  }
+  check(ort().CreateSession(ort_environment(), graph_path.c_str(), options.get(), &session_));
   try {
     inputs_ = ports(session_, ort().SessionGetInputCount, ort().SessionGetInputTypeInfo, ort().SessionGetInputName);
     outputs_ = ports(session_, ort().SessionGetOutputCount, ort().SessionGetOutputTypeInfo, ort().SessionGetOutputName);

@@ -29,7 +29,6 @@ Progress = Callable[[int, int], None]
 # (name, shape (N, K), reader of the (N, K) matrix, bits, block) -> its blocks
 Encode = Callable[[str, tuple[int, int], Callable[[], torch.Tensor], int, int], QuantizedWeight]
 Ranges = Mapping[str, tuple[float, float]]  # value -> the least and the largest seen
-_BLOCKS = ("codes", "scales", "zero_points")  # of a block-wise matrix, in the order of the ops' inputs
 _FP16_MAX = 65504.0
 _MANY = 50_000  # weights of a tensor that is worth int8 where int8 is not for all
 
@@ -181,8 +180,10 @@ def _quantize_matmul(model: ir.Model, node: ir.Node, bits: int, block: int, keep
         quantized = encode(weight.name, (columns, rows), lambda: _torch(tensor).T, bits, block)
         _keep(model, keep, codes_name, quantized.codes.numpy())
         _keep(model, keep, f"{weight.name}.zero_points", quantized.zero_points.numpy())
-        _keep(model, keep, f"{weight.name}.scales", _scales(quantized))
-    inputs = [activation, *(model.graph.initializers[f"{weight.name}.{each}"] for each in _BLOCKS)]
+        _keep(model, keep, f"{weight.name}.scales", quantized.scales.numpy())
+    initializers = model.graph.initializers
+    inputs = [activation, initializers[codes_name], _scales(model, node, weight.name),
+              initializers[f"{weight.name}.zero_points"]]  # fmt: skip
     attributes = {"K": rows, "N": columns, "bits": bits, "block_size": block, "accuracy_level": 4}
     _swap(model, node, ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, name=node.name))
 
@@ -196,12 +197,13 @@ def _quantize_gather(model: ir.Model, node: ir.Node, bits: int, block: int, keep
         quantized = encode(table.name, (rows, width), lambda: _torch(tensor), bits, block)
         codes = quantized.codes.reshape(rows, -1)[:, : width * bits // 8].contiguous().numpy()
         zeros = _zero_point_table(quantized)
-        for suffix, packed, columns in (("codes", codes, width), ("zero_points", zeros, quantized.scales.shape[1])):
+        for suffix, packed, columns in (("codes", codes, width), ("zeros", zeros, quantized.scales.shape[1])):
             name = f"{table.name}.{suffix}"
             graphs.add_initializer(model, name, keep(_unsigned(packed, bits, (rows, columns), name)))
-        _keep(model, keep, f"{table.name}.scales", _scales(quantized))
-    stored = [model.graph.initializers[f"{table.name}.{each}"] for each in _BLOCKS]
-    inputs = [stored[0], indices, *stored[1:]]
+        _keep(model, keep, f"{table.name}.scales", quantized.scales.numpy())
+    initializers = model.graph.initializers
+    inputs = [initializers[f"{table.name}.codes"], indices, _scales(model, node, table.name),
+              initializers[f"{table.name}.zeros"]]  # fmt: skip
     attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": block}
     if bits != 4:
         attributes["bits"] = bits
@@ -227,10 +229,12 @@ def _unsigned(packed: np.ndarray, bits: int, shape: tuple[int, int], name: str) 
     return ir.PackedTensor(packed.reshape(-1), ir.DataType.UINT4, shape=ir.Shape(shape), name=name)
 
 
-def _scales(weight: QuantizedWeight) -> np.ndarray:
-    """float32, though float16 holds them: what a Cast gave at loading would be kept beside the file, and what lies in
-    the file as it is used need not stay in memory once the weights are packed."""
-    return weight.scales.float().numpy()
+def _scales(model: ir.Model, before: ir.Node, weight: str) -> ir.Value:
+    """float32 scales from the stored float16 ones; ONNX Runtime folds the Cast when it loads the graph."""
+    stored = model.graph.initializers[f"{weight}.scales"]
+    for use in stored.uses():
+        return use.node.outputs[0]
+    return _cast(model, before, stored)
 
 
 def _cast(model: ir.Model, before: ir.Node, stored: ir.Value) -> ir.Value:
