@@ -16,8 +16,9 @@ struct Port {
 
 class Session {
  public:
-  // intra_op_threads 0 leaves the number to ONNX Runtime: one a physical core.
-  Session(const std::string& graph_path, int intra_op_threads);
+  // intra_op_threads 0 leaves the number to ONNX Runtime: one a physical core. own_matmul: int4 products by our
+  // operator (matmul_op.h) where it can do them.
+  explicit Session(const std::string& graph_path, int intra_op_threads, bool own_matmul = true);
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -32,11 +33,14 @@ class Session {
                          const std::vector<const char*>& output_names) const;
 
   const std::string& path() const { return path_; }
+  // Of our int4 products in this graph; nullptr where ONNX Runtime does them all.
+  const char* int4_kernel() const { return int4_kernel_; }
 
  private:
   friend class Binding;
 
   std::string path_;
+  const char* int4_kernel_ = nullptr;
   OrtSession* session_ = nullptr;
   std::vector<Port> inputs_;
   std::vector<Port> outputs_;
