@@ -4,8 +4,8 @@
         --limit 300 --out precisions.md
 
 Each precision is exported once, and a row takes each component's graphs from one of these exports. CIDEr is by
-`train.evaluate`, greedy. `time` is the processor time of a caption of 12 tokens beside that of fp32, the two taken turn by
-turn on one thread, which other programs disturb least; `cosine` of the outputs that changed is the export's own report.
+`train.evaluate`, greedy. `time` is the processor time of a caption of 12 tokens beside that of fp32, the two taken turn
+by turn on one thread, which other programs disturb least; `cosine` is the export's own report on what changed.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ GROUPS = ("vision", "qformer", "llm")
 _OWN = {"vision": ("vision",), "qformer": ("qformer",), "llm": ("llm", "embed", "encoder")}  # graphs of a group
 _FLOAT = "fp32"
 _ALONE = ("int4", "int8-dynamic")  # that an encoder of convolutions does not have
+_KINDS = tuple(kind for kind in targets.ORT.precisions["llm"] if kind not in (_FLOAT, "int8"))
 _HEAD = ("precision", "MB", "time", "cosine", "same captions", "CIDEr")
 _TIMED = 12  # captions, and tokens of each
 
 Precision = dict[str, str]  # group -> precision
 
 
-def rows(convolutional: bool, calibrated: bool) -> list[Precision]:
-    """Precisions of each row, fp32 first: one group changed, then all of them."""
+def rows(convolutional: bool, kinds: list[str]) -> list[Precision]:
+    """Precisions of each row, fp32 first: one group changed to each of `kinds`, then all of them."""
     plain = dict.fromkeys(GROUPS, _FLOAT)
-    kinds = [each for each in targets.ORT.precisions["llm"] if each not in (_FLOAT, "int8")]
-    kinds = [each for each in kinds if calibrated or each != "int8-static"]
     fits = {group: [k for k in kinds if not (group == "vision" and convolutional and k in _ALONE)] for group in GROUPS}
     single = [{**plain, group: each} for group in GROUPS for each in fits[group]]
     whole = [dict.fromkeys(GROUPS, each) for each in kinds if all(each in fits[group] for group in GROUPS)]
-    return [plain, *single, *whole, {group: targets.ORT.defaults[group] for group in GROUPS}]
+    shipped = {group: targets.ORT.defaults[group] for group in GROUPS}
+    return [plain, *single, *whole, *([shipped] if set(shipped.values()) <= set(kinds) else [])]
 
 
 def name(precision: Precision) -> str:
@@ -85,7 +85,7 @@ def combine(precision: Precision, exports: Mapping[str, Bundle], out: Path) -> B
 def ratio(model: blip2rt.Model, beside: blip2rt.Model, data: Dataset) -> float:
     """Median processor time of a caption in units of the other model's on the same image."""
     found = []
-    for path in (data.paths[:1] + (data.paths * _TIMED)[:_TIMED]):
+    for path in data.paths[:1] + (data.paths * _TIMED)[:_TIMED]:
         spent = []
         for each in (model, beside):
             start = time.process_time()
@@ -98,9 +98,8 @@ def ratio(model: blip2rt.Model, beside: blip2rt.Model, data: Dataset) -> float:
 def measure(args: argparse.Namespace, data: Dataset, folder: Path) -> Iterator[tuple[str, ...]]:
     """A row after the other, as cells."""
     convolutional = checkpoints.read_config(args.ckpt).vision.vit is None
-    wanted = rows(convolutional, args.calib is not None)
-    kinds = sorted({kind for row in wanted for kind in row.values()})
-    exports = {kind: export(args, folder, kind, convolutional) for kind in kinds}
+    wanted = rows(convolutional, args.kinds)
+    exports = {kind: export(args, folder, kind, convolutional) for kind in (_FLOAT, *args.kinds)}
     plain, before = blip2rt.load(exports[_FLOAT].path, threads=1), None
     for precision in wanted:
         bundle = combine(precision, exports, folder / "row")
@@ -112,10 +111,11 @@ def measure(args: argparse.Namespace, data: Dataset, folder: Path) -> Iterator[t
         part = changed[0] if len(changed) == 1 else "all"
         cosines = {check.component: check.cosine for check in exports[kind].manifest.verification} if kind else {}
         cosine = cosines.get(part)
+        same = sum(a == b for a, b in zip(captions, before, strict=True)) / len(captions)
         yield (
             name(precision), f"{bundle.size / 1e6:.1f}", f"{ratio(model, plain, data):.2f}",
             "" if cosine is None else f"{cosine:.5f}",
-            f"{sum(a == b for a, b in zip(captions, before, strict=True)) / len(captions):.0%}", f"{scores['cider']:.1f}",
+            f"{same:.0%}", f"{scores['cider']:.1f}",
         )  # fmt: skip
 
 
@@ -126,9 +126,11 @@ def main() -> int:
     parser.add_argument("--images", help="folder of the images [images/ beside the table]")
     parser.add_argument("--calib", type=Path, help="photographs to calibrate on; without: no int8-static")
     parser.add_argument("--limit", type=int, default=300, help="first N images only (default: 300)")
+    parser.add_argument("--kinds", nargs="+", choices=_KINDS, help="these precisions only (default: all)")
     parser.add_argument("--keep", type=Path, help="folder of the exports, used again where they are there")
     parser.add_argument("--out", type=Path, help="file to write the table to (default: stdout only)")
     args = parser.parse_args()
+    args.kinds = args.kinds or [kind for kind in _KINDS if args.calib is not None or kind != "int8-static"]
     data = read_table(args.data, args.images or str(Path(args.data).parent / "images"))
     data = Dataset(data.paths[: args.limit], [sample for sample in data.samples if sample.image < args.limit])
     lines = ["| " + " | ".join(_HEAD) + " |", "|" + "---|" * len(_HEAD)]

@@ -224,7 +224,8 @@ class _Work:
         own = verify.LlmGraphs(self.folder / "llm.onnx", self.folder / "embed.onnx", encoder, start)
         tokens, got = own.run([*rows, *whole])
         want = verify.llm_logits(language, [*rows, *rows], tokens, start)
-        for name, used, part in (("llm", precision, slice(len(rows))), (verify.WHOLE, "/".join(chosen), slice(len(rows), None))):
+        parts = ("llm", precision, slice(len(rows))), (verify.WHOLE, "/".join(chosen), slice(len(rows), None))
+        for name, used, part in parts:
             agreement = float((got[part].argmax(-1) == want[part].argmax(-1)).mean())
             compared = {"logits": got[part]}, {"logits": want[part]}
             self.rows.append(verify.judge(name, used, verify.PYTORCH, *compared, agreement))
@@ -245,7 +246,7 @@ class _Work:
 
     def _write(
         self, name: str, model: ir.Model, precision: str, data: graphs.DataFile, block: int = BLOCK,
-        signature: Any = None, ranges: Mapping[str, float] = NO_RANGES,
+        signature: Any = None, ranges: quantize.Ranges = NO_RANGES,
     ) -> None:  # fmt: skip
         self.progress.line(f"{name}: writing in {precision}")
 

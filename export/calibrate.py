@@ -104,9 +104,7 @@ def of_language(
 ) -> dict[str, Ranges]:
     """Ranges of each graph of a language model, over [prefix | prompt] rows (S_b, D) and what it says to them."""
     with contextlib.ExitStack() as stack:
-        records = {
-            name: stack.enter_context(recorder(model, folder, name, operands)) for name, model in models.items()
-        }
+        records = {name: stack.enter_context(recorder(model, folder, name, operands)) for name, model in models.items()}
         encoder = Path(ENCODER) if ENCODER in models else None
         LlmGraphs(Path(LLM), Path(EMBED), encoder, start, lambda path: records[path.name]).run(rows)
     return {name: record.ranges for name, record in records.items()}

@@ -149,7 +149,8 @@ def table(result: Result) -> list[str]:
     """What was written, and how far it is from PyTorch."""
     lines = [("graph", "precision", "against", "largest error", "mean cosine", "size", "")]
     for row in result.rows:
-        size = f"{result.sizes[row.component] / 1e6:.1f} MB" if row.component in result.sizes and row.against == "PyTorch" else ""
+        listed = row.component in result.sizes and row.against == "PyTorch"
+        size = f"{result.sizes[row.component] / 1e6:.1f} MB" if listed else ""
         note = "" if row.agreement is None else f"{row.agreement:.0%} of greedy tokens agree"
         lines.append((row.component, row.precision, row.against, f"{row.max_abs_error:.2e}", f"{row.cosine:.6f}", size,
                       note))  # fmt: skip

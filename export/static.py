@@ -1,9 +1,9 @@
 """int8 of fixed ranges: weights and activations of products on grids written into the graph as QuantizeLinear and
 DequantizeLinear (QDQ).
 
-MatMul with a constant (K,N): the weight is int8 with a scale for each column, its other operand uint8 with one scale and
-zero point from its range. ONNX Runtime makes one integer product of the four nodes when it loads the graph. Tables of
-Gather are int8w. Knows graphs, nothing about models; ranges come from export.calibrate.
+MatMul with a constant (K,N): the weight is int8 with a scale for each column, its other operand uint8 with one scale
+and zero point from its range. ONNX Runtime makes one integer product of the four nodes when it loads the graph. Tables
+of Gather are int8w. Knows graphs, nothing about models; ranges come from export.calibrate.
 """
 
 from __future__ import annotations
