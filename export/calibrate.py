@@ -1,6 +1,7 @@
-"""Ranges of activations for int8: a float32 graph runs on real inputs in ONNX Runtime and tells its least and largest.
+"""Ranges of activations for int8: a float32 graph runs on real inputs in ONNX Runtime and tells its least, its
+largest and its mean magnitude.
 
-The graph is written out once with two scalar outputs more for each tensor that will be quantized, so that nothing large
+The graph is written out once with three scalar outputs more for each tensor that will be quantized, so that nothing large
 is kept, whatever the model's size. Knows graphs and sessions, nothing about images or models.
 """
 
@@ -19,27 +20,27 @@ from onnx import helper
 from blip2rt.bundle import EMBED, ENCODER, LLM
 
 from . import graphs
-from .quantize import Ranges
+from .quantize import Range, Ranges
 from .stepping import session
 from .verify import Arrays, LlmGraphs
 
-_ENDS = {".least": "ReduceMin", ".largest": "ReduceMax"}
+_TOLD = {".least": "ReduceMin", ".largest": "ReduceMax", ".mean": "ReduceMean"}  # the last of magnitudes
 Operands = Callable[[ir.Model], Iterable[str]]  # the values of a graph whose ranges are wanted
 
 
 class Recorder:
-    """A session of a graph, which keeps the least and the largest value of all its runs in `ranges`."""
+    """A session of a graph, which keeps in `ranges` what all its runs told of each name."""
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         self.session, self.names = session(path, packed=False), names
-        self.ranges = dict.fromkeys(names, (0.0, 0.0))
-        self._told = [name + end for name in names for end in _ENDS]
+        self.ranges: dict[str, Range] = {}
+        self._told = [name + kind for name in names for kind in _TOLD]
 
     def get_inputs(self) -> Any:
         return self.session.get_inputs()
 
     def get_outputs(self) -> Any:
-        return [value for value in self.session.get_outputs() if not value.name.endswith(tuple(_ENDS))]
+        return [value for value in self.session.get_outputs() if not value.name.endswith(tuple(_TOLD))]
 
     def run(self, outputs: Sequence[str] | None, feeds: Any) -> list[Any]:
         wanted = list(outputs or [value.name for value in self.get_outputs()])
@@ -57,10 +58,11 @@ class Recorder:
         self.session.run_with_iobinding(binding)
         self._record([value.numpy() for value in binding.get_outputs()[: len(self._told)]])  # the first that were bound
 
-    def _record(self, ends: Sequence[np.ndarray]) -> None:
-        for name, least, largest in zip(self.names, ends[::2], ends[1::2], strict=True):
-            low, high = self.ranges[name]
-            self.ranges[name] = min(low, float(least)), max(high, float(largest))
+    def _record(self, told: Sequence[np.ndarray]) -> None:
+        for name, *values in zip(self.names, told[::3], told[1::3], told[2::3], strict=True):
+            low, high, mean = map(float, values)
+            known = self.ranges.get(name, Range(0.0, 0.0, mean))
+            self.ranges[name] = Range(min(low, known.low), max(high, known.high), min(mean, known.mean))
 
 
 @contextlib.contextmanager
@@ -85,9 +87,11 @@ def recorder(model: ir.Model, folder: Path, name: str, operands: Operands) -> It
 def _add_outputs(path: Path, names: Sequence[str]) -> None:
     proto = onnx.load(path, load_external_data=False)
     for name in names:
-        for end, reduction in _ENDS.items():
-            proto.graph.node.append(helper.make_node(reduction, [name], [name + end], keepdims=0))
-            proto.graph.output.append(helper.make_tensor_value_info(name + end, onnx.TensorProto.FLOAT, []))
+        proto.graph.node.append(helper.make_node("Abs", [name], [f"{name}.magnitude"]))
+        for kind, reduction in _TOLD.items():
+            source = f"{name}.magnitude" if reduction == "ReduceMean" else name
+            proto.graph.node.append(helper.make_node(reduction, [source], [name + kind], keepdims=0))
+            proto.graph.output.append(helper.make_tensor_value_info(name + kind, onnx.TensorProto.FLOAT, []))
     path.write_bytes(proto.SerializeToString())
 
 

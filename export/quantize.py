@@ -12,6 +12,7 @@ large model are never together in memory. Knows graphs, nothing about which mode
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -28,9 +29,19 @@ Keep = Callable[[ir.TensorProtocol], ir.TensorProtocol]
 Progress = Callable[[int, int], None]
 # (name, shape (N, K), reader of the (N, K) matrix, bits, block) -> its blocks
 Encode = Callable[[str, tuple[int, int], Callable[[], torch.Tensor], int, int], QuantizedWeight]
-Ranges = Mapping[str, tuple[float, float]]  # value -> the least and the largest seen
 _FP16_MAX = 65504.0
 _MANY = 50_000  # weights of a tensor that is worth int8 where int8 is not for all
+
+
+class Range(NamedTuple):
+    """What was seen of a value."""
+
+    low: float
+    high: float
+    mean: float  # magnitude, in the run where it was least
+
+
+Ranges = Mapping[str, Range]
 
 
 def in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
@@ -78,7 +89,7 @@ def quantize_weights(
     work = matrices(model, "MatMul", "Gather")
     for done, node in enumerate(work):
         if node.op_type == "MatMul":
-            _quantize_matmul(model, node, bits, block, keep, encode)
+            quantize_matmul(model, node, bits, block, keep, encode)
         else:
             _quantize_gather(model, node, bits, block, keep, encode)
         progress(done + 1, len(work))
@@ -170,7 +181,7 @@ def _matrix(node: ir.Node) -> ir.TensorProtocol | None:
     return None if node.op_type == "Gather" and tensor.shape.numpy()[1] % 2 else tensor
 
 
-def _quantize_matmul(model: ir.Model, node: ir.Node, bits: int, block: int, keep: Keep, encode: Encode) -> None:
+def quantize_matmul(model: ir.Model, node: ir.Node, bits: int, block: int, keep: Keep, encode: Encode) -> None:
     activation, weight = node.inputs
     tensor = _matrix(node)
     assert tensor is not None and weight is not None and weight.name is not None

@@ -14,10 +14,11 @@ import numpy as np
 import onnx_ir as ir
 
 from . import graphs, quantize
-from .quantize import Encode, Keep, Progress, Ranges
+from .quantize import Encode, Keep, Progress, Range, Ranges
 from .trt_precision import channel_codes
 
 _STEPS = 255  # of uint8
+OUTLIERS = 400.0  # a range this many times the mean magnitude leaves too few steps for most values
 
 
 def operands(model: ir.Model) -> Iterator[str]:
@@ -28,14 +29,21 @@ def operands(model: ir.Model) -> Iterator[str]:
 
 
 def apply(model: ir.Model, ranges: Ranges, block: int, keep: Keep, progress: Progress, encode: Encode) -> None:
-    """Quantize every product whose operand has a range, and every table, in place."""
+    """Quantize every product whose operand has a range, and every table, in place.
+
+    Where a few values are far larger than the rest, as behind the gates of language models, the weights alone are 8-bit.
+    """
     work = [node for node in quantize.matrices(model, "MatMul") if node.inputs[0] and node.inputs[0].name in ranges]
     grids: dict[ir.Value, ir.Value] = {}
     for done, node in enumerate(work):
         operand, weight = node.inputs
         assert operand is not None and weight is not None
+        seen = ranges[str(operand.name)]
+        if seen.high - seen.low > OUTLIERS * seen.mean:
+            quantize.quantize_matmul(model, node, 8, block, keep, encode)
+            continue
         if operand not in grids:
-            grids[operand] = _activation(model, node, operand, ranges[str(operand.name)])
+            grids[operand] = _activation(model, node, operand, seen)
         if weight not in grids:
             grids[weight] = _weight(model, node, weight, keep)
         node.replace_input_with(0, grids[operand])
@@ -45,9 +53,9 @@ def apply(model: ir.Model, ranges: Ranges, block: int, keep: Keep, progress: Pro
     graphs.drop_unused(model)
 
 
-def _activation(model: ir.Model, before: ir.Node, value: ir.Value, ends: tuple[float, float]) -> ir.Value:
-    low, high = min(ends[0], 0.0), max(ends[1], 0.0)
-    step = np.float32((high - low) / _STEPS or 1.0)
+def _activation(model: ir.Model, before: ir.Node, value: ir.Value, seen: Range) -> ir.Value:
+    low, high = min(seen.low, 0.0), max(seen.high, 0.0)
+    step = np.array((high - low) / _STEPS or 1.0, np.float32)
     zero = np.array(np.clip(np.rint(-low / step), 0, _STEPS), np.uint8)
     constants = [_constant(model, f"{value.name}.{name}", array) for name, array in (("scale", step), ("zero", zero))]
     codes = ir.node("QuantizeLinear", [value, *constants], name=f"{value.name}.quantize")

@@ -184,7 +184,7 @@ class _Typing:
         """value -> QuantizeLinear -> DequantizeLinear, once for all who read it."""
         if source not in self.grids:
             name = str(source.name)
-            largest = max(map(abs, self.ranges[name]))
+            largest = max(-self.ranges[name].low, self.ranges[name].high)
             step = np.array(largest / _LEVELS if largest > 0 else 1, dtype.numpy())
             scale = self._constant(f"{name}.scale", np.maximum(step, np.finfo(step.dtype).tiny))
             zero = self._constant(f"{name}.zero", np.array(0, np.int8))

@@ -19,7 +19,7 @@ from PIL import Image
 
 import blip2rt
 from blip2rt.info import describe
-from export import graphs, static
+from export import graphs, quantize, static
 from export.cli import main
 from tests import tiny_blip2
 
@@ -81,7 +81,7 @@ def test_ranges_lie_on_grids_that_hold_them() -> None:
     part = graphs.Part("p", linear, {"x": torch.zeros(2, 4)}, ["y"], {"x": {0: "B"}})
     model = graphs.trace(part)
     [name] = static.operands(model)
-    static.apply(model, {name: (low, high)}, 32, lambda tensor: tensor, lambda *_: None, None)
+    static.apply(model, {name: quantize.Range(low, high, abs(high))}, 32, lambda tensor: tensor, lambda *_: None, None)
     session = ort.InferenceSession(graphs.ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
     x = rng.uniform(min(low, 0), max(high, 0), (64, 4)).astype(np.float32)
     x[0] = 0
