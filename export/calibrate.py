@@ -1,8 +1,8 @@
 """Ranges of activations for int8: a float32 graph runs on real inputs in ONNX Runtime and tells its least, its
 largest and its mean magnitude.
 
-The graph is written out once with three scalar outputs more for each tensor that will be quantized, so that nothing large
-is kept, whatever the model's size. Knows graphs and sessions, nothing about images or models.
+The graph is written out once with three scalar outputs more for each tensor that will be quantized, so that nothing
+large is kept, whatever the model's size. Knows graphs and sessions, nothing about images or models.
 """
 
 from __future__ import annotations

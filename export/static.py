@@ -31,7 +31,7 @@ def operands(model: ir.Model) -> Iterator[str]:
 def apply(model: ir.Model, ranges: Ranges, block: int, keep: Keep, progress: Progress, encode: Encode) -> None:
     """Quantize every product whose operand has a range, and every table, in place.
 
-    Where a few values are far larger than the rest, as behind the gates of language models, the weights alone are 8-bit.
+    Where a few values are far larger than the rest, as behind the gates of language models, only weights are 8-bit.
     """
     work = [node for node in quantize.matrices(model, "MatMul") if node.inputs[0] and node.inputs[0].name in ranges]
     grids: dict[ir.Value, ir.Value] = {}

@@ -71,20 +71,37 @@ def test_every_part_is_static(name: str, images: Path, tmp_path: Path) -> None:
         assert found["MatMul"] == 0 and (found["MatMulIntegerToFloat"] > 3) == (component != "embed"), component
 
 
+def apply(seen: quantize.Range, width: int) -> tuple[list[str], ort.InferenceSession]:
+    """The kinds of nodes that a product with the unit matrix becomes, and a session of it."""
+    linear = torch.nn.Linear(width, width, bias=False)
+    linear.weight.data.copy_(torch.eye(width))
+    part = graphs.Part("p", linear, {"x": torch.zeros(2, width)}, ["y"], {"x": {0: "B"}})
+    model = graphs.trace(part)
+    [name] = static.operands(model)
+    static.apply(model, {name: seen}, 32, lambda tensor: tensor, lambda *_: None, quantize.nearest)
+    proto = graphs.ir.to_proto(model).SerializeToString()
+    return [node.op_type for node in model.graph], ort.InferenceSession(proto, providers=["CPUExecutionProvider"])
+
+
 def test_ranges_lie_on_grids_that_hold_them() -> None:
     """A value within the range that was seen comes back to within half a step, 0 exactly."""
     print(f"seed {SEED}")
     rng = np.random.default_rng(SEED)
-    low, high = np.sort(rng.normal(size=2)) * 10.0 ** rng.integers(-3, 4)
-    linear = torch.nn.Linear(4, 4, bias=False)
-    linear.weight.data.copy_(torch.eye(4))
-    part = graphs.Part("p", linear, {"x": torch.zeros(2, 4)}, ["y"], {"x": {0: "B"}})
-    model = graphs.trace(part)
-    [name] = static.operands(model)
-    static.apply(model, {name: quantize.Range(low, high, abs(high))}, 32, lambda tensor: tensor, lambda *_: None, None)
-    session = ort.InferenceSession(graphs.ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    low, high = (float(end) for end in np.sort(rng.normal(size=2)) * 10.0 ** rng.integers(-3, 4))
+    _, session = apply(quantize.Range(low, high, abs(high)), 4)
     x = rng.uniform(min(low, 0), max(high, 0), (64, 4)).astype(np.float32)
     x[0] = 0
     [got] = session.run(None, {session.get_inputs()[0].name: x})
     assert np.abs(got - x).max() <= 0.51 * (max(high, 0) - min(low, 0)) / 255 + 1e-6 * np.abs(x).max()
     assert (got[0] == 0).all()
+
+
+def test_outliers_leave_the_other_values_alone() -> None:
+    """One value of a thousand times the others' size: a grid over all would round the others to 0."""
+    print(f"seed {SEED}")
+    x = np.random.default_rng(SEED).uniform(0.5, 1.5, (8, 64)).astype(np.float32)
+    x[0, 0] = 3000
+    kinds, session = apply(quantize.Range(0.0, 3000.0, float(x[1:].mean())), 64)
+    assert "MatMulNBits" in kinds and "QuantizeLinear" not in kinds
+    [got] = session.run(None, {session.get_inputs()[0].name: x})
+    assert np.abs(got[1:] - x[1:]).max() < 0.02 and abs(got[0, 0] / 3000 - 1) < 0.02
