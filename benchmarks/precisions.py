@@ -1,71 +1,123 @@
-"""What each precision costs: the table of size, speed, features and CIDEr, a bundle a row.
+"""What each precision of each component costs: the table of size, speed, captions and CIDEr, a bundle a row.
 
     python -m benchmarks.precisions --ckpt runs/nano/stage2 --calib photographs/ --data dev.tsv --images images/ \
-        --limit 200 --out docs/precisions.md
+        --limit 300 --out precisions.md
 
-Each row is an export of its own with one group's precision changed from fp32, and the whole in each precision. CIDEr is
-by `train.metrics`, greedy; the time is of one warm caption, the median of several.
+Each precision is exported once, and a row takes each component's graphs from one of these exports. CIDEr is by
+`train.evaluate`, greedy. `time` is the processor time of a caption of 12 tokens beside that of fp32, the two taken turn
+by turn on one thread, which other programs disturb least; `cosine` is the export's own report on what changed.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import blip2rt
-from blip2rt.bundle import Bundle, read
+from blip2rt.bundle import Bundle, BundleWriter, read
 from blip2rt.errors import Blip2rtError
+from blip2rt.modeling import checkpoints
 from export import assemble, choices, targets
 from export.progress import Progress
 from train.data import Dataset, read_table
 from train.metrics import caption_metrics
 
 GROUPS = ("vision", "qformer", "llm")
-_HEAD = ("precision", "size MB", "ms a caption", "cosine of vision", "cosine of logits", "same tokens", "CIDEr")
-_TIMED = 10  # captions
+_OWN = {"vision": ("vision",), "qformer": ("qformer",), "llm": ("llm", "embed", "encoder")}  # graphs of a group
+_FLOAT = "fp32"
+_ALONE = ("int4", "int8-dynamic")  # that an encoder of convolutions does not have
+_KINDS = tuple(kind for kind in targets.ORT.precisions["llm"] if kind not in (_FLOAT, "int8"))
+_HEAD = ("precision", "MB", "time", "cosine", "same captions", "CIDEr")
+_TIMED = 12  # captions, and tokens of each
+
+Precision = dict[str, str]  # group -> precision
 
 
-def rows(calibrated: bool) -> list[dict[str, str]]:
-    """Precisions of each export, fp32 first."""
-    plain = dict.fromkeys(GROUPS, "fp32")
-    found = [plain]
-    for group in GROUPS:
-        wanted = [each for each in targets.ORT.precisions[group] if each not in ("fp32", "int8")]
-        found += [{**plain, group: each} for each in wanted if calibrated or each != "int8-static"]
-    return [*found, *(dict.fromkeys(GROUPS, each) for each in ("fp16", "int8-dynamic", "int8w", "int4"))]
+def rows(convolutional: bool, kinds: list[str]) -> list[Precision]:
+    """Precisions of each row, fp32 first: one group changed to each of `kinds`, then all of them."""
+    plain = dict.fromkeys(GROUPS, _FLOAT)
+    fits = {group: [k for k in kinds if not (group == "vision" and convolutional and k in _ALONE)] for group in GROUPS}
+    single = [{**plain, group: each} for group in GROUPS for each in fits[group]]
+    whole = [dict.fromkeys(GROUPS, each) for each in kinds if all(each in fits[group] for group in GROUPS)]
+    shipped = {group: targets.ORT.defaults[group] for group in GROUPS}
+    return [plain, *single, *whole, *([shipped] if set(shipped.values()) <= set(kinds) else [])]
 
 
-def name(precision: dict[str, str]) -> str:
+def name(precision: Precision) -> str:
     values = set(precision.values())
     if len(values) == 1:
         return f"all {values.pop()}"
-    return ", ".join(f"{group} {each}" for group, each in precision.items() if each != "fp32")
+    return ", ".join(f"{group} {each}" for group, each in precision.items() if each != _FLOAT)
 
 
-def measure(bundle: Bundle, data: Dataset) -> tuple[str, ...]:
-    """The cells of a row after its name."""
-    model = blip2rt.load(bundle.path)
-    captions = list(model.caption_each(data.paths, num_beams=1))
-    scores, _ = caption_metrics([[sample.text for sample in group] for group in data.by_image()], captions)
-    spent = []
-    for path in (data.paths * _TIMED)[:_TIMED]:
-        start = time.perf_counter()
-        model.caption(path, num_beams=1)
-        spent.append(1000 * (time.perf_counter() - start))
-    checks = {check.component: check for check in bundle.manifest.verification}
-    vision, llm = checks["vision"], checks["llm"]
-    return (
-        f"{bundle.size / 1e6:.1f}",
-        f"{statistics.median(spent):.0f}",
-        f"{vision.cosine:.5f}",
-        f"{llm.cosine:.5f}",
-        f"{llm.agreement or 0:.0%}",
-        f"{scores['cider']:.1f}",
-    )
+def export(args: argparse.Namespace, folder: Path, kind: str, convolutional: bool) -> Bundle:
+    """The bundle with all groups in `kind`, or the encoder in fp32 where it has no such precision."""
+    out = folder / kind
+    if not out.exists():
+        vision = _FLOAT if convolutional and kind in _ALONE else kind
+        precision = {"vision": vision, "qformer": kind, "llm": kind}
+        assemble.export(choices.Options(ckpt=args.ckpt, out=out, precision=precision, calib=args.calib), Progress())
+    return read(out)
+
+
+def combine(precision: Precision, exports: Mapping[str, Bundle], out: Path) -> Bundle:
+    """A bundle of graphs from several exports; their files are linked, not copied."""
+    base = exports[_FLOAT]
+    components = dict(base.manifest.components)
+    with BundleWriter(out, overwrite=True) as writer:
+        taken = {"tokenizer.json": base.path / "tokenizer.json"}
+        for group, kind in precision.items():
+            source = exports[kind]
+            components |= {own: source.manifest.components[own] for own in _OWN[group] if source.has(own)}
+            taken |= {file.name: file for own in (group, *_OWN[group]) for file in source.path.glob(f"{own}.*")}
+        for file in taken.values():
+            os.link(file, writer.folder / file.name)
+        return writer.finish(replace(base.manifest, name=name(precision), components=components, verification=()))
+
+
+def ratio(model: blip2rt.Model, beside: blip2rt.Model, data: Dataset) -> float:
+    """Median processor time of a caption in units of the other model's on the same image."""
+    found = []
+    for path in data.paths[:1] + (data.paths * _TIMED)[:_TIMED]:
+        spent = []
+        for each in (model, beside):
+            start = time.process_time()
+            each.caption(path, num_beams=1, max_new_tokens=_TIMED, min_new_tokens=_TIMED)
+            spent.append(time.process_time() - start)
+        found.append(spent[0] / spent[1])
+    return statistics.median(found[1:])  # the first caption loads the graphs
+
+
+def measure(args: argparse.Namespace, data: Dataset, folder: Path) -> Iterator[tuple[str, ...]]:
+    """A row after the other, as cells."""
+    convolutional = checkpoints.read_config(args.ckpt).vision.vit is None
+    wanted = rows(convolutional, args.kinds)
+    exports = {kind: export(args, folder, kind, convolutional) for kind in (_FLOAT, *args.kinds)}
+    plain, before = blip2rt.load(exports[_FLOAT].path, threads=1), None
+    for precision in wanted:
+        bundle = combine(precision, exports, folder / "row")
+        model = blip2rt.load(bundle.path, threads=1)
+        captions = list(model.caption_each(data.paths, num_beams=1))
+        scores, _ = caption_metrics([[sample.text for sample in group] for group in data.by_image()], captions)
+        before = before or captions
+        changed = [group for group in GROUPS if precision[group] != _FLOAT]
+        kind = precision[changed[0]] if len({precision[group] for group in changed}) == 1 else None
+        part = changed[0] if len(changed) == 1 else "all"
+        cosines = {check.component: check.cosine for check in exports[kind].manifest.verification} if kind else {}
+        cosine = cosines.get(part)
+        same = sum(a == b for a, b in zip(captions, before, strict=True)) / len(captions)
+        yield (
+            name(precision), f"{bundle.size / 1e6:.1f}", f"{ratio(model, plain, data):.2f}",
+            "" if cosine is None else f"{cosine:.5f}",
+            f"{same:.0%}", f"{scores['cider']:.1f}",
+        )  # fmt: skip
 
 
 def main() -> int:
@@ -74,23 +126,23 @@ def main() -> int:
     parser.add_argument("--data", required=True, help="TSV of image, caption")
     parser.add_argument("--images", help="folder of the images [images/ beside the table]")
     parser.add_argument("--calib", type=Path, help="photographs to calibrate on; without: no int8-static")
-    parser.add_argument("--limit", type=int, default=200, help="first N images only (default: 200)")
+    parser.add_argument("--limit", type=int, default=300, help="first N images only (default: 300)")
+    parser.add_argument("--kinds", nargs="+", choices=_KINDS, help="these precisions only (default: all)")
+    parser.add_argument("--keep", type=Path, help="folder of the exports, used again where they are there")
     parser.add_argument("--out", type=Path, help="file to write the table to (default: stdout only)")
     args = parser.parse_args()
+    args.kinds = args.kinds or [kind for kind in _KINDS if args.calib is not None or kind != "int8-static"]
     data = read_table(args.data, args.images or str(Path(args.data).parent / "images"))
     data = Dataset(data.paths[: args.limit], [sample for sample in data.samples if sample.image < args.limit])
     lines = ["| " + " | ".join(_HEAD) + " |", "|" + "---|" * len(_HEAD)]
-    with tempfile.TemporaryDirectory() as folder:
-        for number, precision in enumerate(rows(args.calib is not None)):
-            out = Path(folder) / str(number)
-            options = choices.Options(ckpt=args.ckpt, out=out, precision=precision, calib=args.calib)
-            try:
-                assemble.export(options, Progress())
-                cells = measure(read(out), data)
-            except Blip2rtError as error:  # a combination that this model does not have, or that deviates too far
-                cells = (str(error), *[""] * (len(_HEAD) - 2))
-            lines.append("| " + " | ".join((name(precision), *cells)) + " |")
-            print(lines[-1], flush=True)
+    try:
+        with tempfile.TemporaryDirectory() as passing:
+            for cells in measure(args, data, args.keep or Path(passing)):
+                lines.append("| " + " | ".join(cells) + " |")
+                print(lines[-1], flush=True)
+    except Blip2rtError as error:
+        print(f"precisions: error: {error}", file=sys.stderr)
+        return 2
     print("\n".join(lines))
     if args.out is not None:
         args.out.write_text("\n".join(lines) + "\n")

@@ -110,11 +110,11 @@ class Source:
 class Verification:
     """How far an exported graph is from PyTorch, measured at export."""
 
-    component: str
-    precision: str
+    component: str  # or "all": vision, qformer and llm one after the other, from pixels to tokens
+    precision: str  # of all: those of the three
     max_abs_error: float
     cosine: float | None = None
-    agreement: float | None = None  # share of greedy tokens that PyTorch would have chosen too; of the llm
+    agreement: float | None = None  # share of greedy tokens that PyTorch would have chosen too; of llm and all
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import streaming
 from blip2rt.modeling.quantize import round_weights
 
-from . import describe, graphs, llm, qformer, quantize, t5, targets, trt_calibrate, verify, vision
+from . import calibrate, describe, graphs, llm, qformer, quantize, t5, targets, verify, vision
 from .choices import Choices, Options, resolve
 from .progress import Progress
 
 BLOCK = 64  # of the Q-Former's weights; the LLM's is the checkpoint's
-NO_RANGES: Mapping[str, float] = {}
-CALIBRATED = 24  # photographs that ranges behind the image encoder are taken from, for the target trt
+NO_RANGES: quantize.Ranges = {}
+CALIBRATED = 24  # photographs that ranges behind the image encoder are taken from
 OWN_LIMIT = 500_000_000  # parameters of an LLM up to which its graph is also compared with its own rounded weights
 
 
@@ -96,6 +96,8 @@ class _Work:
         self.folder, self.options, self.progress, self.encode = folder, options, progress, encode
         self.precision, self.files, self.target = choices.precision, choices.photographs, options.target
         self.calibration: list[np.ndarray] = []  # vision_features of photographs, in batches of three
+        self.seen: dict[str, np.ndarray] = {}  # what the graphs made of the images that they are verified with
+        self.question: dict[str, np.ndarray] = {}  # that the Q-Former reads with three images, where it does
         self.components: dict[str, Component] = {}
         self.rows: list[verify.Row] = []
         self.sizes: dict[str, int] = {}
@@ -112,19 +114,22 @@ class _Work:
         signature = graphs.describe(model.graph.inputs), graphs.describe(model.graph.outputs)
         if precision == "int8-static":
             self.progress.line(f"vision: calibrating int8 on {len(self.files)} images")
-            if self.target is targets.ORT:
+            if self.target is targets.ORT and vision.is_convolutional(model):
                 model = vision.quantize_int8(model, self.folder, self.files, image)
             else:
-                ranges = trt_calibrate.of_batches(model, self.folder, "vision", self._photographs(image, self.files))
+                ranges = self._ranges("vision", model, self._photographs(image, self.files))
         data = graphs.DataFile(self.folder, "vision.data")
         self._write("vision", model, precision, data, signature=signature, ranges=ranges)
         data.close()
-        if self.target is targets.TRT and "int8-static" in (self.precision["qformer"], self.precision["llm"]):
+        if "int8-static" in (self.precision["qformer"], self.precision["llm"]):
             self.progress.line("vision: features of photographs to calibrate on")
             seen = self._photographs(image, self.files[:CALIBRATED])
             self.calibration = [verify.run(self.folder / "vision.onnx", each)["vision_features"] for each in seen]
         self._judge("vision", precision, inputs, want)
         return want.get("vision_features", np.zeros(0, np.float32))
+
+    def _ranges(self, name: str, model: ir.Model, batches: Iterable[verify.Arrays]) -> quantize.Ranges:
+        return calibrate.of_batches(model, self.folder, name, batches, self.target.operands)
 
     def _photographs(self, image: ImageSpec, files: Sequence[Path]) -> Iterator[dict[str, np.ndarray]]:
         for start in range(0, len(files), 3):
@@ -142,12 +147,18 @@ class _Work:
     def generative(self, model: Any, features: np.ndarray) -> Any:
         language, model.llm = model.llm, None
         parts = qformer.generative_parts(model)
-        inputs = {"vision_features": features}
         if model.config.question_input:
-            inputs |= describe.example_texts(model)
+            self.question = describe.example_texts(model)
+        inputs = {"vision_features": features, **self.question}
         prefixes = self._reference(parts[0], inputs).get("prefix_embeds")
         self._group("qformer", model, parts, inputs)
-        return self._llm(model, language, prefixes)
+        if prefixes is None:
+            return self._llm(model, language, [])
+        return self._llm(model, language, [prefixes, self._prefixes(self.seen["vision_features"])])
+
+    def _prefixes(self, features: np.ndarray) -> np.ndarray:
+        """prefix_embeds (3,Q,D) by the graph."""
+        return verify.run(self.folder / "qformer.onnx", {"vision_features": features, **self.question})["prefix_embeds"]
 
     def _group(self, group: str, model: Any, parts: Sequence[graphs.Part], inputs: dict[str, np.ndarray]) -> None:
         """Graphs that share one data file."""
@@ -160,7 +171,7 @@ class _Work:
             if precision == "int8-static":
                 self.progress.line(f"{part.name}: calibrating int8")
                 batches = ({**inputs, "vision_features": seen} for seen in self.calibration if len(seen) == 3)
-                ranges = trt_calibrate.of_batches(graph, self.folder, part.name, batches)
+                ranges = self._ranges(part.name, graph, batches)
             self._write(part.name, graph, precision, data, ranges=ranges)
         data.close()
         for part in parts:
@@ -170,47 +181,55 @@ class _Work:
             for part in parts:
                 self._judge(part.name, precision, inputs, part.run(inputs), verify.OWN)
 
-    def _llm(self, model: Any, language: Any, prefixes: np.ndarray | None) -> Any:
+    def _llm(self, model: Any, language: Any, prefixes: Sequence[np.ndarray]) -> Any:
+        """prefixes: what PyTorch makes of the images, and what the graphs do; nothing where nothing is verified."""
         config, precision = model.config.llm, self.precision["llm"]
         if config.bits and config.bits != quantize.BITS.get(precision):
             self.progress.line(f"llm: trained against {config.bits}-bit weights, exported as {precision}")
         spec, prompts = describe.llm_spec(model, language, self.folder, self.options.max_positions)
         self.progress.line("llm: tracing")
-        traced, ranges = self.target.llm_graphs(language, self.options.max_positions), {}
+        traced = self.target.llm_graphs(language, self.options.max_positions)
+        ranges: dict[str, quantize.Ranges] = {}
         if precision == "int8-static":
             kept = dict(traced)
             ranges = self._llm_ranges(kept, language, prompts, spec.decoder_start_token_id)
             traced = iter(kept.items())
         data = graphs.DataFile(self.folder, "llm.data")
         for name, graph in traced:
-            self._write(name, graph, precision, data, block=config.block, ranges=ranges.get(name, {}))
+            self._write(name, graph, precision, data, block=config.block, ranges=ranges.get(name, NO_RANGES))
         data.close()
-        if prefixes is not None:
+        if prefixes:
             self.progress.line("llm: verifying")
             with streaming.streamed(language):
-                rows = describe.llm_inputs(language, prompts, prefixes)
-            self._judge_llm(language, rows, spec.decoder_start_token_id, config.block)
+                rows, whole = (describe.llm_inputs(language, prompts, each) for each in prefixes)
+            self._judge_llm(language, rows, whole, spec.decoder_start_token_id, config.block)
         return spec
 
     def _llm_ranges(
         self, traced: dict[str, ir.Model], language: Any, prompts: list[list[int]], start: int | None
-    ) -> Any:
+    ) -> dict[str, quantize.Ranges]:
         """Graph -> ranges, from the photographs' prefixes and what the language model says to them."""
         self.progress.line("llm: calibrating int8")
-        runs = [verify.run(self.folder / "qformer.onnx", {"vision_features": seen}) for seen in self.calibration]
-        prefixes = np.concatenate([run["prefix_embeds"] for run in runs])
+        prefixes = np.concatenate([self._prefixes(seen) for seen in self.calibration if len(seen) == 3])
         with streaming.streamed(language):
             rows = describe.llm_inputs(language, (prompts * len(prefixes))[: len(prefixes)], prefixes)
-        return trt_calibrate.of_language(traced, self.folder, rows, start)
+        return calibrate.of_language(traced, self.folder, rows, start, self.target.operands)
 
-    def _judge_llm(self, language: Any, rows: list[np.ndarray], start: int | None, block: int) -> None:
-        precision = self.precision["llm"]
+    def _judge_llm(
+        self, language: Any, rows: list[np.ndarray], whole: list[np.ndarray], start: int | None, block: int
+    ) -> None:
+        """rows: [prefix | prompt] as PyTorch has them, for the llm alone; whole: as the graphs before it give them."""
+        precision, chosen = self.precision["llm"], [self.precision[each] for each in ("vision", "qformer", "llm")]
         encoder = None if start is None else self.folder / "encoder.onnx"
         own = verify.LlmGraphs(self.folder / "llm.onnx", self.folder / "embed.onnx", encoder, start)
-        tokens, got = own.run(rows)
-        want = verify.llm_logits(language, rows, tokens, start)
-        agreement = float((got.argmax(-1) == want.argmax(-1)).mean())
-        self.rows.append(verify.judge("llm", precision, verify.PYTORCH, {"logits": got}, {"logits": want}, agreement))
+        tokens, got = own.run([*rows, *whole])
+        want = verify.llm_logits(language, [*rows, *rows], tokens, start)
+        parts = ("llm", precision, slice(len(rows))), (verify.WHOLE, "/".join(chosen), slice(len(rows), None))
+        for name, used, part in parts:
+            agreement = float((got[part].argmax(-1) == want[part].argmax(-1)).mean())
+            compared = {"logits": got[part]}, {"logits": want[part]}
+            self.rows.append(verify.judge(name, used, verify.PYTORCH, *compared, agreement))
+        tokens = tokens[: len(rows)]
         embed, ids = llm.embed_part(language), {"token_ids": tokens.astype(np.int64)}
         self._judge("embed", precision, ids, embed.run(ids))
         size = sum(parameter.numel() for parameter in language.parameters())
@@ -227,7 +246,7 @@ class _Work:
 
     def _write(
         self, name: str, model: ir.Model, precision: str, data: graphs.DataFile, block: int = BLOCK,
-        signature: Any = None, ranges: Mapping[str, float] = NO_RANGES,
+        signature: Any = None, ranges: quantize.Ranges = NO_RANGES,
     ) -> None:  # fmt: skip
         self.progress.line(f"{name}: writing in {precision}")
 
@@ -250,6 +269,7 @@ class _Work:
         else:
             self.progress.line(f"{name}: verifying")
             got = verify.run(graph, inputs)
+            self.seen |= got
         self.rows.append(verify.judge(name, precision, against, got, want))
 
 

@@ -21,9 +21,9 @@ Blip2ForImageTextRetrieval, or a .pth file of LAVIS. One that generates gives th
 (caption, ask); one that matches, alone or as --retrieval-ckpt, gives image_embed, text_embed, itm (match, embed).
 
 precisions: fp32; fp16 (stored so, computed in fp32); int8w (8-bit weights, computed in fp32); int4 (4-bit block-wise
-weights); int8-dynamic (8-bit weights and activations, the latter as they come); int8-static, for vision (the same,
-calibrated on --calib); int8 (static with --calib, else dynamic). Every graph is compared with PyTorch; one that
-deviates too far fails the export. Default: vision=int8w,qformer=int4,llm=int4,retrieval=int4.
+weights); int8-dynamic (8-bit weights and activations, the latter as they come); int8-static, not for retrieval (the
+same, calibrated on --calib); int8 (static with --calib, else dynamic). Every graph is compared with PyTorch, and all
+together; one that deviates too far fails the export. Default: vision=int8w,qformer=int4,llm=int4,retrieval=int4.
 
 --target trt makes the graphs for TensorRT, strongly typed, with a cache of fixed capacity. precisions there: fp32; fp16
 (computed so, with norms, softmax and sums in fp32); int8 (8-bit weights and activations by --calib, not for retrieval).
@@ -149,7 +149,8 @@ def table(result: Result) -> list[str]:
     """What was written, and how far it is from PyTorch."""
     lines = [("graph", "precision", "against", "largest error", "mean cosine", "size", "")]
     for row in result.rows:
-        size = f"{result.sizes[row.component] / 1e6:.1f} MB" if row.against == "PyTorch" else ""
+        listed = row.component in result.sizes and row.against == "PyTorch"
+        size = f"{result.sizes[row.component] / 1e6:.1f} MB" if listed else ""
         note = "" if row.agreement is None else f"{row.agreement:.0%} of greedy tokens agree"
         lines.append((row.component, row.precision, row.against, f"{row.max_abs_error:.2e}", f"{row.cosine:.6f}", size,
                       note))  # fmt: skip

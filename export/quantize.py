@@ -11,7 +11,8 @@ large model are never together in memory. Knows graphs, nothing about which mode
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -30,6 +31,17 @@ Progress = Callable[[int, int], None]
 Encode = Callable[[str, tuple[int, int], Callable[[], torch.Tensor], int, int], QuantizedWeight]
 _FP16_MAX = 65504.0
 _MANY = 50_000  # weights of a tensor that is worth int8 where int8 is not for all
+
+
+class Range(NamedTuple):
+    """What was seen of a value."""
+
+    low: float
+    high: float
+    mean: float  # magnitude, in the run where it was least
+
+
+Ranges = Mapping[str, Range]
 
 
 def in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
@@ -74,10 +86,10 @@ def quantize_weights(
     encode: Encode = nearest,
 ) -> int:  # fmt: skip
     """Quantize every constant matrix of MatMul and Gather nodes in place; returns how many."""
-    work = [node for node in model.graph if _matrix(node) is not None]
+    work = matrices(model, "MatMul", "Gather")
     for done, node in enumerate(work):
         if node.op_type == "MatMul":
-            _quantize_matmul(model, node, bits, block, keep, encode)
+            quantize_matmul(model, node, bits, block, keep, encode)
         else:
             _quantize_gather(model, node, bits, block, keep, encode)
         progress(done + 1, len(work))
@@ -93,7 +105,7 @@ def quantize_dynamic(
 
     Returns how many matrices there were.
     """
-    work = [node for node in model.graph if _matrix(node) is not None]
+    work = matrices(model, "MatMul", "Gather")
     for done, node in enumerate(work):
         if node.op_type == "MatMul":
             _quantize_dynamic(model, node, keep)
@@ -139,6 +151,19 @@ def _bias(product: ir.Value) -> tuple[ir.Node, ir.Value] | None:
     return (add, other) if other is not None and tensor is not None and len(tensor.shape) == 1 else None
 
 
+def quantize_tables(model: ir.Model, bits: int, block: int, keep: Keep = in_memory, encode: Encode = nearest) -> None:
+    """Quantize every constant table of Gather nodes in place."""
+    for node in matrices(model, "Gather"):
+        _quantize_gather(model, node, bits, block, keep, encode)
+    graphs.drop_unused(model)
+    model.graph.opset_imports[DOMAIN] = 1
+
+
+def matrices(model: ir.Model, *op_types: str) -> list[ir.Node]:
+    """The nodes of these kinds that read a constant matrix."""
+    return [node for node in model.graph if node.op_type in op_types and _matrix(node) is not None]
+
+
 def _keep(model: ir.Model, keep: Keep, name: str, array: np.ndarray) -> ir.Value:
     return graphs.add_initializer(model, name, keep(ir.tensor(array, name=name)))
 
@@ -156,7 +181,7 @@ def _matrix(node: ir.Node) -> ir.TensorProtocol | None:
     return None if node.op_type == "Gather" and tensor.shape.numpy()[1] % 2 else tensor
 
 
-def _quantize_matmul(model: ir.Model, node: ir.Node, bits: int, block: int, keep: Keep, encode: Encode) -> None:
+def quantize_matmul(model: ir.Model, node: ir.Node, bits: int, block: int, keep: Keep, encode: Encode) -> None:
     activation, weight = node.inputs
     tensor = _matrix(node)
     assert tensor is not None and weight is not None and weight.name is not None

@@ -14,10 +14,13 @@ import onnxruntime as ort
 from blip2rt.bundle import llm_tensors
 
 
-def session(path: Path, threads: int = 0) -> ort.InferenceSession:
+def session(path: Path, threads: int = 0, packed: bool = True) -> ort.InferenceSession:
+    """packed: matrices are copied into the order that products want; otherwise they stay in the mapped file."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    if not packed:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 

@@ -13,8 +13,9 @@ import onnx_ir as ir
 
 from blip2rt.bundle import EMBED, ENCODER, LLM
 
-from . import graphs, llm, quantize, t5, trt_llm, trt_precision, trt_t5
-from .quantize import Keep, Progress
+from . import graphs, llm, quantize, static, t5, trt_llm, trt_precision, trt_t5
+from .calibrate import Operands
+from .quantize import Keep, Progress, Ranges
 
 _FLOATS = ("fp32", "fp16")
 _WEIGHTS = ("int8", "int8-dynamic", "int8w", "int4")
@@ -31,11 +32,12 @@ class Target:
     opset: int
     precisions: Mapping[str, tuple[str, ...]]  # group -> what may be chosen
     defaults: Mapping[str, str]
-    calibrated: tuple[str, ...]  # groups whose int8 needs photographs
+    calibrated: tuple[str, ...]  # groups that may be int8 by photographs
+    operands: Operands  # of a graph, the values whose ranges that takes
     llm_graphs: Callable[
         [Any, int], LlmGraphs
     ]  # (language model, max_positions) -> one after the other, name and graph
-    apply: Callable[[ir.Model, str, int, Keep, Progress, quantize.Encode, Mapping[str, float]], None]
+    apply: Callable[[ir.Model, str, int, Keep, Progress, quantize.Encode, Ranges], None]
 
 
 def _ort_graphs(language: Any, max_positions: int) -> LlmGraphs:
@@ -58,29 +60,31 @@ def _trt_graphs(language: Any, max_positions: int) -> LlmGraphs:
 
 def _ort_apply(
     model: ir.Model, precision: str, block: int, keep: Keep, progress: Progress, encode: quantize.Encode,
-    _: Mapping[str, float],
+    ranges: Ranges,
 ) -> None:  # fmt: skip
-    if precision != "int8-static":  # such a graph comes quantized from its calibration
+    if precision == "int8-static":
+        static.apply(model, ranges, block, keep, progress, encode)
+    else:
         quantize.apply(model, precision, block, keep, progress, encode)
 
 
 def _trt_apply(
-    model: ir.Model, precision: str, _: int, keep: Keep, __: Progress, ___: quantize.Encode, ranges: Mapping[str, float]
+    model: ir.Model, precision: str, _: int, keep: Keep, __: Progress, ___: quantize.Encode, ranges: Ranges
 ) -> None:
     trt_precision.apply(model, precision, keep, ranges)
 
 
 ORT = Target(
     "ort", graphs.OPSET,
-    {"vision": (*_FLOATS, "int8-static", *_WEIGHTS), "qformer": (*_FLOATS, *_WEIGHTS), "llm": (*_FLOATS, *_WEIGHTS),
+    {**dict.fromkeys(("vision", "qformer", "llm"), (*_FLOATS, "int8-static", *_WEIGHTS)),
      "retrieval": (*_FLOATS, *_WEIGHTS)},
     {"vision": "int8w", "qformer": "int4", "llm": "int4", "retrieval": "int4"},
-    ("vision",), _ort_graphs, _ort_apply,
+    ("vision", "qformer", "llm"), static.operands, _ort_graphs, _ort_apply,
 )  # fmt: skip
 TRT = Target(
     "trt", trt_llm.OPSET,
     {"vision": _STATIC, "qformer": _STATIC, "llm": _STATIC, "retrieval": _FLOATS},
     {"vision": "fp16", "qformer": "fp32", "llm": "fp16", "retrieval": "fp32"},
-    ("vision", "qformer", "llm"), _trt_graphs, _trt_apply,
+    ("vision", "qformer", "llm"), trt_precision.operands, _trt_graphs, _trt_apply,
 )  # fmt: skip
 TARGETS = {target.name: target for target in (ORT, TRT)}

@@ -8,12 +8,12 @@ int8: the same, and the constant weights of those products are int8 with a scale
 DequantizeLinear, their other operand passes a QuantizeLinear and a DequantizeLinear of one scale; all are symmetric
 with zero point 0, which is what TensorRT takes. Products of two activations stay float16.
 
-Knows graphs, nothing about models but one name (see _WIDE); ranges of activations come from export.trt_calibrate.
+Knows graphs, nothing about models but one name (see _WIDE); ranges of activations come from export.calibrate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -22,7 +22,7 @@ from blip2rt.bundle import LOGITS, PIXELS
 from blip2rt.errors import Blip2rtError
 
 from . import graphs
-from .quantize import Keep
+from .quantize import Keep, Ranges
 
 _HALF, _FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 _PRODUCTS = {"MatMul": 1, "Conv": 0}  # op -> axis of the output channels in its weight
@@ -33,7 +33,6 @@ _WIDE = ".wo."  # T5's second feed-forward matrix: its sums leave float16's rang
 _TABLE = 100_000  # numbers of a table of Gather that is worth storing as float16
 _LARGEST = 65504.0  # of float16
 _LEVELS = 127
-Ranges = Mapping[str, float]  # value -> largest magnitude seen
 
 
 def apply(model: ir.Model, precision: str, keep: Keep, ranges: Ranges) -> None:
@@ -59,6 +58,11 @@ def quantizable(model: ir.Model) -> Iterator[tuple[ir.Node, str]]:
         operand = node.inputs[0]
         if operand is not None and operand.name not in (None, PIXELS):
             yield node, str(operand.name)
+
+
+def operands(model: ir.Model) -> Iterable[str]:
+    """The values that int8 needs the ranges of."""
+    return (operand for _, operand in quantizable(model))
 
 
 def _product(node: ir.Node) -> bool:
@@ -180,7 +184,7 @@ class _Typing:
         """value -> QuantizeLinear -> DequantizeLinear, once for all who read it."""
         if source not in self.grids:
             name = str(source.name)
-            largest = self.ranges[name]
+            largest = max(-self.ranges[name].low, self.ranges[name].high)
             step = np.array(largest / _LEVELS if largest > 0 else 1, dtype.numpy())
             scale = self._constant(f"{name}.scale", np.maximum(step, np.finfo(step.dtype).tiny))
             zero = self._constant(f"{name}.zero", np.array(0, np.int8))

@@ -25,6 +25,7 @@ from .stepping import Stepper, session
 from .trt_stepping import TrtStepper
 
 PYTORCH, OWN = "PyTorch", "its own weights"  # what a graph is compared with
+WHOLE = "all"  # graphs together: from pixels to tokens
 EXACT = 1e-3  # largest error in units of the largest value, where graph and PyTorch have the same weights
 LEAST_COSINE = {
     "fp16": 0.9999,
@@ -46,7 +47,7 @@ class Row:
     against: str
     max_abs_error: float
     cosine: float  # mean over rows, of the output where it is least
-    agreement: float | None = None  # share of the graph's greedy tokens that PyTorch would have chosen too; llm only
+    agreement: float | None = None  # share of the graph's greedy tokens that PyTorch would have chosen too; llm and all
     fault: str = ""
 
 

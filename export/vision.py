@@ -31,6 +31,11 @@ _BATCH = 4
 _LARGEST = 2_000_000_000  # bytes: a graph in one file, as the calibrator wants it, holds no more
 
 
+def is_convolutional(model: ir.Model) -> bool:
+    """Whether there is more to the encoder's convolutions than the first, which cuts an image into patches."""
+    return sum(node.op_type == "Conv" for node in model.graph) > 1
+
+
 def vision_part(encoder: torch.nn.Module, image: ImageSpec) -> graphs.Part:
     example = {PIXELS: torch.zeros(2, 3, image.height, image.width)}
     return graphs.Part("vision", encoder, example, [VISION_FEATURES], {PIXELS: {0: "B"}})

@@ -77,7 +77,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def save(config: Blip2Config, folder: Path) -> Path:
     model = Blip2(config)
     for name, parameter in model.named_parameters():  # biases and norms start at 0 and 1: hide nothing behind that
-        if not name.startswith(("vision.", "llm.")):
+        if not name.startswith(("vision.", "llm.", "temperature")):  # no temperature is negative
             parameter.data.add_(torch.randn_like(parameter) * 0.05)
     folder.mkdir()
     checkpoints.save_model(model, folder)
@@ -144,7 +144,10 @@ def test_small_bundle_runs_and_says_what_it_is(made: Made) -> None:
     precisions = {name: component.precision for name, component in manifest.components.items()}
     assert precisions == {"vision": "int8-static", "qformer": "int8w", **dict.fromkeys(
         ("llm", "embed", "image_embed", "text_embed", "itm"), "int4")}  # fmt: skip
-    assert {check.component for check in manifest.verification} == set(precisions)
+    checks = {check.component: check for check in manifest.verification}
+    assert set(checks) == {*precisions, "all"}
+    assert checks["all"].precision == "int8-static/int8w/int4" and 0 <= checks["all"].agreement <= 1
+    assert -1 <= checks["all"].cosine < checks["llm"].cosine + 0.1, "three roundings are no better than one of them"
     assert [source.name for source in manifest.sources] == ["random numbers"]
     assert manifest.decoding["caption"].num_beams == 3
     model = blip2rt.load(made.small, threads=1)

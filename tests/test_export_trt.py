@@ -21,7 +21,7 @@ pytest.importorskip("onnxscript")
 import onnx
 
 from blip2rt import trt_builder
-from export import graphs, quantize, targets, trt_calibrate, trt_precision
+from export import calibrate, graphs, quantize, targets, trt_precision
 from export.stepping import session
 from export.trt_stepping import TrtStepper
 from export.verify import LlmGraphs, mean_cosine
@@ -149,9 +149,9 @@ def test_int8_is_symmetric_and_near(name: str, exact: Callable[[str], LlmGraphs]
     rows = prompts(build(name))
     tokens, want = exact(name).run(rows)
     traced = dict(targets.TRT.llm_graphs(build(name), 64))
-    ranges = trt_calibrate.of_language(traced, tmp_path, rows, exact(name).start)
+    ranges = calibrate.of_language(traced, tmp_path, rows, exact(name).start, trt_precision.operands)
     assert not list(tmp_path.iterdir())
-    assert all(value > 0 for each in ranges.values() for value in each.values())
+    assert all(low < high for each in ranges.values() for low, high, _ in each.values())
     own = write(traced.items(), tmp_path, targets.TRT, "int8-static", ranges)
     _, got = own.run(rows, tokens)
     assert mean_cosine(got, want) > 0.98
@@ -198,7 +198,7 @@ def test_int8_convolutions(tmp_path: Path) -> None:
     pixels = torch.randn(2, 3, 17, 21)
     part = graphs.Part("vision", _Encoder().eval(), {"pixels": pixels}, ["vision_features"], {"pixels": {0: "B"}})
     model = graphs.trace(part, targets.TRT.opset)
-    ranges = trt_calibrate.of_batches(model, tmp_path, "vision", [{"pixels": pixels.numpy()}])
+    ranges = calibrate.of_batches(model, tmp_path, "vision", [{"pixels": pixels.numpy()}], trt_precision.operands)
     assert len(ranges) == 2
     trt_precision.apply(model, "int8-static", lambda tensor: tensor, ranges)
     graphs.save(model, tmp_path / "vision.onnx", None)

@@ -16,7 +16,7 @@ from torch import nn
 
 from . import streaming
 
-_ROWS_AT_ONCE = 4096  # bounds the temporaries of the search to a few hundred MB
+_AT_ONCE = 2**18  # weights: the search's temporaries stay in a core's cache, which is five times as fast as in memory
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def quantize_blockwise(weight: torch.Tensor, bits: int = 4, block: int = 64) -> 
     rows, width = weight.shape
     blocks = -(-width // block)
     padded = nn.functional.pad(weight.detach().float(), (0, blocks * block - width)).view(rows, blocks, block)
-    parts = [_quantize_rows(chunk, bits) for chunk in padded.split(_ROWS_AT_ONCE)]
+    parts = [_quantize_rows(chunk, bits) for chunk in padded.split(max(1, _AT_ONCE // (blocks * block)))]
     codes, scales, zeros = (torch.cat(column) for column in zip(*parts, strict=True))
     return QuantizedWeight(_pack(codes, bits), scales.half(), _pack(zeros, bits), bits, block, (rows, width))
 

@@ -1,0 +1,84 @@
+"""int8 of fixed ranges: weights and activations of products on grids written into the graph as QuantizeLinear and
+DequantizeLinear (QDQ).
+
+MatMul with a constant (K,N): the weight is int8 with a scale for each column, its other operand uint8 with one scale
+and zero point from its range. ONNX Runtime makes one integer product of the four nodes when it loads the graph. Tables
+of Gather are int8w. Knows graphs, nothing about models; ranges come from export.calibrate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from . import graphs, quantize
+from .quantize import Encode, Keep, Progress, Range, Ranges
+from .trt_precision import channel_codes
+
+_STEPS = 255  # of uint8
+OUTLIERS = 400.0  # a range this many times the mean magnitude leaves too few steps for most values
+
+
+def operands(model: ir.Model) -> Iterator[str]:
+    """The values that `apply` needs the ranges of."""
+    for node in quantize.matrices(model, "MatMul"):
+        assert node.inputs[0] is not None and node.inputs[0].name is not None
+        yield node.inputs[0].name
+
+
+def apply(model: ir.Model, ranges: Ranges, block: int, keep: Keep, progress: Progress, encode: Encode) -> None:
+    """Quantize every product whose operand has a range, and every table, in place.
+
+    Where a few values are far larger than the rest, as behind the gates of language models, only weights are 8-bit.
+    """
+    work = [node for node in quantize.matrices(model, "MatMul") if node.inputs[0] and node.inputs[0].name in ranges]
+    grids: dict[ir.Value, ir.Value] = {}
+    for done, node in enumerate(work):
+        operand, weight = node.inputs
+        assert operand is not None and weight is not None
+        seen = ranges[str(operand.name)]
+        if seen.high - seen.low > OUTLIERS * seen.mean:
+            quantize.quantize_matmul(model, node, 8, block, keep, encode)
+            continue
+        if operand not in grids:
+            grids[operand] = _activation(model, node, operand, seen)
+        if weight not in grids:
+            grids[weight] = _weight(model, node, weight, keep)
+        node.replace_input_with(0, grids[operand])
+        node.replace_input_with(1, grids[weight])
+        progress(done + 1, len(work))
+    quantize.quantize_tables(model, 8, block, keep, encode)
+    graphs.drop_unused(model)
+
+
+def _activation(model: ir.Model, before: ir.Node, value: ir.Value, seen: Range) -> ir.Value:
+    low, high = min(seen.low, 0.0), max(seen.high, 0.0)
+    step = np.array((high - low) / _STEPS or 1.0, np.float32)
+    zero = np.array(np.clip(np.rint(-low / step), 0, _STEPS), np.uint8)
+    constants = [_constant(model, f"{value.name}.{name}", array) for name, array in (("scale", step), ("zero", zero))]
+    codes = ir.node("QuantizeLinear", [value, *constants], name=f"{value.name}.quantize")
+    return _insert(model, before, codes, ir.node("DequantizeLinear", [codes.outputs[0], *constants],
+                                                 name=f"{value.name}.grid"))  # fmt: skip
+
+
+def _weight(model: ir.Model, before: ir.Node, value: ir.Value, keep: Keep) -> ir.Value:
+    tensor = graphs.constant(value)
+    assert tensor is not None
+    codes, scales = channel_codes(np.asarray(tensor.numpy()), 1, np.dtype(np.float32))
+    arrays = {"codes": codes, "scales": scales, "zeros": np.zeros(scales.shape, np.int8)}
+    inputs = [_constant(model, f"{value.name}.{name}", array, keep) for name, array in arrays.items()]
+    return _insert(model, before, ir.node("DequantizeLinear", inputs, {"axis": 1}, name=f"{value.name}.grid"))
+
+
+def _insert(model: ir.Model, before: ir.Node, *nodes: ir.Node) -> ir.Value:
+    """The result of the last of `nodes`, which follow each other."""
+    for node in nodes:
+        node.outputs[0].name = node.name
+        model.graph.insert_before(before, node)
+    return nodes[-1].outputs[0]
+
+
+def _constant(model: ir.Model, name: str, array: np.ndarray, keep: Keep = quantize.in_memory) -> ir.Value:
+    return graphs.add_initializer(model, name, keep(ir.tensor(np.asarray(array), name=name)))
