@@ -147,7 +147,7 @@ def _use_timing_cache(config: Any, data: bytes | None) -> Any:
     if data is None:
         return None
     cache = config.create_timing_cache(data)
-    if not config.set_timing_cache(cache, ignore_mismatch=False):
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         _log.warning("the timing cache is of another TensorRT or GPU and starts anew")
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, ignore_mismatch=False)

@@ -65,9 +65,10 @@ def _ort_apply(
 
 
 def _trt_apply(
-    model: ir.Model, precision: str, _: int, keep: Keep, __: Progress, ___: quantize.Encode, ranges: Mapping[str, float]
-) -> None:
-    trt_precision.apply(model, precision, keep, ranges)
+    model: ir.Model, precision: str, block: int, keep: Keep, _: Progress, __: quantize.Encode,
+    ranges: Mapping[str, float],
+) -> None:  # fmt: skip
+    trt_precision.apply(model, precision, keep, ranges, block)
 
 
 ORT = Target(
@@ -79,7 +80,7 @@ ORT = Target(
 )  # fmt: skip
 TRT = Target(
     "trt", trt_llm.OPSET,
-    {"vision": _STATIC, "qformer": _STATIC, "llm": _STATIC, "retrieval": _FLOATS},
+    {"vision": _STATIC, "qformer": _STATIC, "llm": (*_STATIC, "int4"), "retrieval": _FLOATS},
     {"vision": "fp16", "qformer": "fp32", "llm": "fp16", "retrieval": "fp32"},
     ("vision", "qformer", "llm"), _trt_graphs, _trt_apply,
 )  # fmt: skip
