@@ -32,6 +32,34 @@ class Vocabulary:
 
     def __init__(self, tokens: list[bytes]) -> None: ...
     def __len__(self) -> int: ...
+    @property
+    def ends(self) -> NDArray[np.uint8]:
+        """Bytes of uint64: token i is bytes [ends[i], ends[i + 1])."""
+    @property
+    def bytes(self) -> NDArray[np.uint8]:
+        """Of all tokens, one after the other."""
+
+def kernels() -> tuple[str, dict[str, str]]:
+    """The source of the GPU's kernels, and the headers that it includes, by name."""
+
+class SearchBatch:
+    """The searches of a batch of images, in one piece of memory that a GPU can go on with."""
+
+    def __init__(self, images: int, given: Sequence[int], vocab_size: int, options: Mapping[str, Any]) -> None: ...
+    @property
+    def memory(self) -> NDArray[np.uint8]:
+        """The answers' blocks, to be taken to the device and overwritten with what comes back."""
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What the device has to know: images (of each answer), beams, stride, ..."""
+    def check(self) -> None:
+        """Raises RuntimeError: what an answer has run into."""
+    @property
+    def done(self) -> bool: ...
+    def added(self) -> list[tuple[int, int, int]]:
+        """(image, draw, token id) of what came since the last call; empty with beams."""
+    def results(self) -> Sequences:
+        """Before it is done, what there is."""
 
 Sequences = list[list[tuple[list[int], float]]]
 """For each image its best sequences: new token ids without the stop token, and their score."""

@@ -83,7 +83,7 @@ def _run(args: argparse.Namespace) -> int:
             _complain(fault)
         return 2 if faults else 0
     cache = EngineCache(args.cache or default_folder())
-    for device in asked or (_this_gpu(trt),):
+    for device in asked or (engines.this_gpu(trt),):
         for component in bundle.manifest.components:
             plan = engines.ensure(trt, bundle, component, options, device, cache, _say,
                                   timing_cache=args.timing_cache, progress=_progress(component))  # fmt: skip
@@ -99,17 +99,6 @@ def _memory(bundle: contract.Bundle, options: engines.Options) -> str:
     if not isinstance(device, str) and needed.weights + needed.cache > device.memory:
         text += f"; {device.name} has {device.memory / 1e6:.0f} MB in all, which is not enough to run it"
     return text
-
-
-def _this_gpu(trt: Any) -> str:
-    """How a plan is keyed: tensorrt chooses kernels by time, so that one is of a card (all Jetson Orins have the same
-    name, not the same number of multiprocessors); tensorrt_rtx's is of a kind."""
-    found = gpu.find()
-    if isinstance(found, str):
-        raise BackendError(f"there is no GPU to build for: {found}; --check needs none, --gpu SM86 builds for another")
-    if trt_builder.builds_for_any(trt):
-        return found.sm
-    return f"{found.name} ({found.sm}, {found.multiprocessors} multiprocessors)"
 
 
 def _progress(component: str) -> Callable[[str, int, int], None] | None:

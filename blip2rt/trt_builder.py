@@ -75,7 +75,7 @@ def build(
     `progress(phase, done, total)` hears of TensorRT's phases. Raises BackendError: every fault of the parser with its
     node, an axis that no profile names, or what the builder said when it gave up.
     """
-    log = _logger(trt)
+    log = logger(trt)
     builder = trt.Builder(log)
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if flag is None else 1 << int(flag))
@@ -154,7 +154,7 @@ def _use_timing_cache(config: Any, data: bytes | None) -> Any:
     return cache
 
 
-def _logger(trt: Any) -> Any:
+def logger(trt: Any) -> Any:
     """TensorRT's messages go to our log for those who look for them; the last error is kept, to be raised."""
 
     class Log(trt.ILogger):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import bundle as contract
-from . import trt_builder
+from . import gpu, trt_builder
 from .bundle import Bundle
 from .errors import BackendError, OptionError
 from .manifest import LlmSpec
@@ -146,6 +146,17 @@ def _position_bytes(bundle: Bundle, llm: LlmSpec) -> int:
     return caches * 2 * llm.layers * llm.kv_heads * llm.head_dim * np.dtype(tensor.dtype).itemsize
 
 
+def this_gpu(trt: Any) -> str:
+    """How a plan is keyed: tensorrt chooses kernels by time, so that one is of a card (all Jetson Orins have the same
+    name, not the same number of multiprocessors); tensorrt_rtx's is of a kind. Raises BackendError: there is none."""
+    found = gpu.find()
+    if isinstance(found, str):
+        raise BackendError(f"there is no GPU to build for: {found}; --check needs none, --gpu SM86 builds for another")
+    if trt_builder.builds_for_any(trt):
+        return found.sm
+    return f"{found.name} ({found.sm}, {found.multiprocessors} multiprocessors)"
+
+
 def origin(trt: Any, bundle: Bundle, component: str, options: Options, gpu: str) -> dict[str, Any]:
     """Everything that the plan of a component depends on: TensorRT, GPU, graph and weights, sizes."""
     files = bundle.manifest.files or {}
@@ -180,20 +191,20 @@ def check(trt: Any, bundle: Bundle, options: Options, gpus: tuple[str, ...], say
 
 
 def ensure(
-    trt: Any, bundle: Bundle, component: str, options: Options, gpu: str, cache: EngineCache, say: Say,
+    trt: Any, bundle: Bundle, component: str, options: Options, device: str, cache: EngineCache, say: Say,
     *, timing_cache: Path | None = None, progress: Callable[[str, int, int], None] | None = None,
 ) -> Path:  # fmt: skip
-    """The component's plan for `gpu` in `cache`, built first where it is missing, stale or of another machine.
+    """The component's plan for `device` in `cache`, built first where it is missing, stale or of another machine.
 
-    `gpu`: "SM86" for tensorrt_rtx; for tensorrt the name of the card that is there, the only one it builds for.
+    `device`: "SM86" for tensorrt_rtx; for tensorrt the name of the card that is there, the only one it builds for.
     """
-    source = origin(trt, bundle, component, options, gpu)
+    source = origin(trt, bundle, component, options, device)
     plan = cache.find(component, source)
     if plan is not None:
         say(f"{component}: {plan}")
         return plan
-    say(f"{component}: building for {gpu}")
-    gpus = (gpu,) if trt_builder.builds_for_any(trt) else ()
+    say(f"{component}: building for {device}")
+    gpus = (device,) if trt_builder.builds_for_any(trt) else ()
     settings = Settings(gpus, options.workspace, _read_timing(timing_cache))
     try:
         built = trt_builder.build(

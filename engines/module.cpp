@@ -15,6 +15,7 @@
 #include "chat.h"
 #include "generation.h"
 #include "generator.h"
+#include "kernel_sources.h"
 #include "ort_api.h"
 #include "python_options.h"
 #include "python_tensors.h"
@@ -151,6 +152,12 @@ struct Runtime {};
 NB_MODULE(_native, m) {
   using namespace blip2rt;
   m.doc() = "ONNX Runtime sessions and the generation loop";
+
+  m.def("kernels", [] {
+    nb::dict headers;
+    for (const KernelSource& header : kKernelHeaders) headers[header.name] = header.text;
+    return std::pair<std::string, nb::dict>(kKernels.text, headers);
+  });
 
   nb::class_<Runtime>(m, "Runtime")
       .def(
