@@ -52,6 +52,8 @@ class SearchBatch:
     @property
     def plan(self) -> dict[str, Any]:
         """What the device has to know: images (of each answer), beams, stride, ..."""
+    def advance(self, scores: NDArray[np.float32], last: bool = False) -> None:
+        """A step of every answer on the CPU; scores (rows, V) are overwritten: 1 row an answer at first, then its beams'."""
     def check(self) -> None:
         """Raises RuntimeError: what an answer has run into."""
     @property

@@ -213,6 +213,12 @@ NB_MODULE(_native, m) {
         return bytes_of(memory.data(), memory.size() * sizeof(memory[0]), self);
       })
       .def_prop_ro("plan", &plan_of)
+      .def(
+          "advance",
+          [](SearchBatch& self, nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> scores, bool last) {
+            self.advance(scores.data(), last);
+          },
+          "scores"_a.noconvert(), "last"_a = false)
       .def("check", &SearchBatch::check)
       .def_prop_ro("done", &SearchBatch::done)
       .def("added", [](SearchBatch& self) { return added_of(self.added()); })

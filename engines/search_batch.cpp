@@ -7,7 +7,7 @@
 namespace blip2rt {
 
 SearchBatch::SearchBatch(size_t images, const std::vector<int64_t>& given, size_t vocab_size, GenerationOptions options)
-    : options_(std::move(options)), images_(images) {
+    : options_(std::move(options)), images_(images), vocab_size_(vocab_size) {
   options_.validate(vocab_size);
   const size_t draws = options_.independent() ? static_cast<size_t>(options_.num_return_sequences) : 1;
   for (size_t image = 0; image < images; ++image) {
@@ -19,6 +19,18 @@ SearchBatch::SearchBatch(size_t images, const std::vector<int64_t>& given, size_
       answers_.push_back({image, draw});
     }
   }
+}
+
+void SearchBatch::advance(float* scores, bool last) {
+  const VocabularyView vocabulary = options_.vocabulary ? options_.vocabulary->view() : VocabularyView();
+  CpuReader reader(options_, vocab_size_);
+  for (size_t answer = 0; answer < answers(); ++answer) {
+    SearchBlock& one = block(answer);
+    const int32_t rows = one.length == 0 ? 1 : one.num_beams;
+    if (!one.done) one.advance(reader, scores, rows, last, vocabulary);
+    scores += static_cast<size_t>(rows) * vocab_size_;
+  }
+  check();
 }
 
 void SearchBatch::check() const {

@@ -29,6 +29,9 @@ class SearchBatch {
   size_t image(size_t answer) const { return answers_[answer].image; }
   const GenerationOptions& options() const { return options_; }
 
+  // One step of every answer on the CPU, with the rows of scores (see SearchBlock::advance) of one after the other.
+  void advance(float* scores, bool last);
+
   // Throws what an answer has run into, if one has.
   void check() const;
   bool done() const;
@@ -45,12 +48,15 @@ class SearchBatch {
     int told = 0;  // tokens that added() gave
   };
 
+  SearchBlock& block(size_t answer) {
+    return *reinterpret_cast<SearchBlock*>(memory_.data() + answer * stride_ / sizeof(uint64_t));
+  }
   const SearchBlock& block(size_t answer) const {
     return *reinterpret_cast<const SearchBlock*>(memory_.data() + answer * stride_ / sizeof(uint64_t));
   }
 
   GenerationOptions options_;
-  size_t images_, stride_ = 0;
+  size_t images_, vocab_size_, stride_ = 0;
   std::vector<Answer> answers_;
   BlockMemory memory_;
 };

@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("onnxscript")
+pytest.importorskip("onnx")
 
 import blip2rt
 from blip2rt import backends, gpu
@@ -22,8 +20,7 @@ from blip2rt import cuda as cuda_module
 from blip2rt.bundle import read
 from blip2rt.errors import BackendError, OptionError
 from blip2rt.trt_engines import Options
-from export import cli
-from tests import tiny_blip2
+from tests import tiny_trt
 from tests.gpu_stand_in import Driver, Misuse, Nvrtc, TensorRT
 
 SEED = random.randrange(2**31)
@@ -56,8 +53,19 @@ _cases: dict[str, Case] = {}
 def case_of(name: str, folder: pytest.TempPathFactory) -> Case:
     if name not in _cases:
         print(f"seed {SEED}")
-        torch.manual_seed(SEED)
         where = folder.mktemp(name)
+        if name == "tiny":
+            weights = tiny_trt.weights_of(np.random.default_rng(SEED))
+            made = [tiny_trt.write(where / target, weights, target) for target in ("ort", "trt")]
+            _cases[name] = Case(*made, name)
+            return _cases[name]
+        torch = pytest.importorskip("torch")
+        pytest.importorskip("transformers")
+        pytest.importorskip("onnxscript")
+        from export import cli
+        from tests import tiny_blip2
+
+        torch.manual_seed(SEED)
         source = tiny_blip2.generative(where / "hf", tiny_blip2.TEXT_CONFIGS[name]())
         for target in ("ort", "trt"):
             arguments = ["--ckpt", str(source), "--out", str(where / target), "--target", target, "--no-verify",
@@ -67,14 +75,17 @@ def case_of(name: str, folder: pytest.TempPathFactory) -> Case:
     return _cases[name]
 
 
-@pytest.fixture(params=["opt", pytest.param("llama", marks=pytest.mark.slow), pytest.param("t5", marks=pytest.mark.slow)])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "llama", "t5")]
+
+
+@pytest.fixture(params=["tiny", *SLOW])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return case_of(request.param, tmp_path_factory)
 
 
 @pytest.fixture
-def opt(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return case_of("opt", tmp_path_factory)
+def tiny_case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return case_of("tiny", tmp_path_factory)
 
 
 @dataclass
@@ -148,6 +159,3 @@ def test_the_native_loops_texts_with_random_options(case: Case, machine: Machine
         )  # fmt: skip
     assert "graph" in machine.driver.calls  # steps were replayed
 
-
-if __name__ == "__main__":
-    pass
