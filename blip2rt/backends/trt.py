@@ -119,10 +119,10 @@ class Backend:
         except RuntimeError as error:
             raise BackendError(f"generation failed: {error}") from error
         rows_each = plan["beams"] * max(len(plan["images"]), 1)
-        longest = max(map(len, prompts), default=0) + prefix_embeds.shape[1]
-        read = max(len(given), 1) if sizes.cross else longest + len(given)
-        check_room(sizes, rows_each, read, plan["max_new_tokens"])
-        check_room(sizes, rows_each, longest, 0)
+        if prompts:
+            longest = max(map(len, prompts)) + prefix_embeds.shape[1]
+            check_room(sizes, rows_each, len(given) + (0 if sizes.cross else longest), plan["max_new_tokens"])
+            check_room(sizes, rows_each, longest, 0)  # of an encoder too
         together = max(1, min(sizes.images, sizes.rows // rows_each))  # images
         parts = []
         for start in range(0, len(prompts), together):
