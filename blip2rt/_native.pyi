@@ -12,11 +12,16 @@ class Runtime:
     def __init__(self, library_path: str) -> None: ...
     @property
     def version(self) -> str: ...
+    @property
+    def providers(self) -> list[str]:
+        """What the library can run graphs on, e.g. CUDAExecutionProvider."""
 
 class Session:
     """A loaded graph. `run` may be called from any number of threads."""
 
-    def __init__(self, runtime: Runtime, graph_path: str, intra_op_threads: int = 0) -> None: ...
+    def __init__(
+        self, runtime: Runtime, graph_path: str, intra_op_threads: int = 0, cuda: bool = False
+    ) -> None: ...
     @property
     def inputs(self) -> list[tuple[str, str, list[int]]]:
         """(name, dtype, shape), -1 for a free axis."""

@@ -167,16 +167,17 @@ NB_MODULE(_native, m) {
             new (self) Runtime();
           },
           "library_path"_a)
-      .def_prop_ro("version", [](const Runtime&) { return ort_version(); });
+      .def_prop_ro("version", [](const Runtime&) { return ort_version(); })
+      .def_prop_ro("providers", [](const Runtime&) { return ort_providers(); });
 
   nb::class_<Session>(m, "Session")
       .def(
           "__init__",
-          [](Session* self, const Runtime&, const std::string& graph_path, int intra_op_threads) {
+          [](Session* self, const Runtime&, const std::string& graph_path, int intra_op_threads, bool cuda) {
             nb::gil_scoped_release release;
-            new (self) Session(graph_path, intra_op_threads);
+            new (self) Session(graph_path, intra_op_threads, cuda ? Device::kCuda : Device::kCpu);
           },
-          "runtime"_a, "graph_path"_a, "intra_op_threads"_a = 0)
+          "runtime"_a, "graph_path"_a, "intra_op_threads"_a = 0, "cuda"_a = false)
       .def_prop_ro("inputs", [](const Session& self) { return port_tuples(self.inputs()); })
       .def_prop_ro("outputs", [](const Session& self) { return port_tuples(self.outputs()); })
       .def("run", &run, "feeds"_a, "outputs"_a = nb::none());

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "ort_api.h"
+#include "tensor_memory.h"
 
 namespace blip2rt {
 
@@ -14,10 +15,13 @@ struct Port {
   TensorInfo tensor;
 };
 
+enum class Device { kCpu, kCuda };
+
 class Session {
  public:
-  // intra_op_threads 0 leaves the number to ONNX Runtime: one a physical core.
-  Session(const std::string& graph_path, int intra_op_threads);
+  // intra_op_threads 0 leaves the number to ONNX Runtime: one a physical core. On a GPU, what has no kernel there runs on
+  // the CPU.
+  Session(const std::string& graph_path, int intra_op_threads, Device device = Device::kCpu);
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -33,10 +37,14 @@ class Session {
 
   const std::string& path() const { return path_; }
 
+  // Where tensors lie best that one run writes and the next one reads.
+  const TensorMemory& memory() const { return *memory_; }
+
  private:
   friend class Binding;
 
   std::string path_;
+  const TensorMemory* memory_;
   OrtSession* session_ = nullptr;
   std::vector<Port> inputs_;
   std::vector<Port> outputs_;

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("onnx")
 
 import blip2rt
-from blip2rt import backends, gpu, trt_loop, trt_runtime
+from blip2rt import backends, gpu, trt_builder, trt_loop, trt_runtime
 from blip2rt import cuda as cuda_module
 from blip2rt.bundle import read
 from blip2rt.errors import BackendError, OptionError
@@ -485,3 +485,27 @@ def test_a_kernel_left_out_is_found(
     except Misuse:
         return
     assert tokens(got) != tokens(tiny_case.native().generate(prefix, prompts, options))
+
+
+# The real thing
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{"num_beams": 1}, {"num_beams": 3}, {"do_sample": True, "seed": 1, "num_return_sequences": 2}])
+def test_on_a_gpu(tiny_case: Case, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`pytest -m gpu`: TensorRT, the driver and NVRTC themselves in place of the stand-in."""
+    found = gpu.find()
+    if isinstance(found, str):
+        pytest.skip(f"needs a GPU: {found}")
+    pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings: pip install 'blip2rt[trt-cu12]', or trt-cu13")
+    try:
+        trt_builder.load_tensorrt()
+    except BackendError as error:
+        pytest.skip(str(error))
+    monkeypatch.setenv("BLIP2RT_CACHE", str(tmp_path))
+    prefix, prompts = tiny_case.inputs(3)
+    options = {"max_new_tokens": 12, "eos_token_ids": [], **options}
+    device, native = backends.create("trt", read(tiny_case.trt), None, "cuda", ENGINES), tiny_case.native()
+    for _ in range(3):  # enqueued, captured, replayed
+        got, want = device.generate(prefix, prompts, options), native.generate(prefix, prompts, options)
+        assert tokens(got) == tokens(want) or undecided(native, prefix, prompts, options, want)

@@ -40,6 +40,11 @@ class Backend:
         """`threads` of one operator: None asks BLIP2RT_NUM_THREADS, then ONNX Runtime takes every physical core."""
         if engines is not None:
             raise OptionError("engines are the backend trt's: leave them out, or give backend='trt'")
+        if device not in (None, "cpu", "cuda"):
+            raise OptionError(f"device is {device!r}: the backend ort runs on cpu and cuda")
+        if device == "cuda":
+            _check_cuda(_open_runtime())
+        self._cuda = device == "cuda"
         self._bundle = bundle
         self._threads = _num_threads() if threads is None else threads
         self._sessions: dict[str, Any] = {}
@@ -133,8 +138,15 @@ class Backend:
             if component not in self._sessions:
                 graph = self._bundle.graph(component)
                 try:
-                    self._sessions[component] = native().Session(_open_runtime(), str(graph), self._threads)
+                    self._sessions[component] = native().Session(
+                        _open_runtime(), str(graph), self._threads, self._cuda
+                    )
                 except RuntimeError as error:
+                    if self._cuda:
+                        raise BackendError(
+                            f"ONNX Runtime cannot run {graph} on the GPU: {' '.join(str(error).split())} "
+                            "(driver, CUDA and cuDNN: blip2rt doctor; device='cpu' needs none)"
+                        ) from error
                     raise BackendError(
                         f"ONNX Runtime cannot load {graph} (check: blip2rt verify {graph.parent}): {error}"
                     ) from error
@@ -200,6 +212,15 @@ def _open_runtime() -> Any:
             except RuntimeError as error:
                 raise BackendError(f"cannot load ONNX Runtime from {library}: {error}") from error
     return _runtime
+
+
+def _check_cuda(runtime: Any) -> None:
+    """Raises BackendError: the installed ONNX Runtime knows no NVIDIA GPU."""
+    if "CUDAExecutionProvider" not in runtime.providers:
+        raise BackendError(
+            f"device='cuda': the installed ONNX Runtime {runtime.version} has {', '.join(runtime.providers)} and no CUDA "
+            "provider: pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
+        )
 
 
 def find_library() -> Path:
