@@ -19,9 +19,7 @@ class Runtime:
 class Session:
     """A loaded graph. `run` may be called from any number of threads."""
 
-    def __init__(
-        self, runtime: Runtime, graph_path: str, intra_op_threads: int = 0, cuda: bool = False
-    ) -> None: ...
+    def __init__(self, runtime: Runtime, graph_path: str, intra_op_threads: int = 0, cuda: bool = False) -> None: ...
     @property
     def inputs(self) -> list[tuple[str, str, list[int]]]:
         """(name, dtype, shape), -1 for a free axis."""
@@ -58,7 +56,10 @@ class SearchBatch:
     def plan(self) -> dict[str, Any]:
         """What the device has to know: images (of each answer), beams, stride, ..."""
     def advance(self, scores: NDArray[np.float32], last: bool = False) -> None:
-        """A step of every answer on the CPU; scores (rows, V) are overwritten: 1 row an answer at first, then its beams'."""
+        """A step of every answer on the CPU; scores (rows, V) are overwritten.
+
+        An answer has 1 row in the first step, then one a beam.
+        """
     def check(self) -> None:
         """Raises RuntimeError: what an answer has run into."""
     @property

@@ -1,6 +1,6 @@
-"""The CUDA driver's few calls that the TensorRT backend makes: memory, streams, graphs, kernels compiled by NVRTC.
+"""The CUDA driver's few calls that the backend trt makes: memory, streams, graphs, kernels compiled by NVRTC.
 
-Over NVIDIA's cuda-bindings, whose functions return (error, values...). Knows addresses and bytes, nothing about engines.
+Over NVIDIA's cuda-bindings, whose functions return (error, values...). Knows addresses and bytes, nothing of engines.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Cuda:
         try:
             self._call("cuInit", 0)
         except (ImportError, OSError, RuntimeError) as error:
-            raise CudaError(f"no NVIDIA driver is installed ({' '.join(str(error).split())}); see blip2rt doctor") from None
+            raise CudaError(
+                f"no NVIDIA driver is installed ({' '.join(str(error).split())}); see blip2rt doctor"
+            ) from None
         version = self._call("cuDriverGetVersion")
         self.driver = (version // 1000, version % 1000 // 10)
         compiler = self._compiled("nvrtcVersion")
@@ -142,7 +144,7 @@ class Cuda:
         return "nvrtc {}.{}".format(*self._compiled("nvrtcVersion"))
 
     def compile(self, source: str, headers: Mapping[str, str], architecture: str) -> bytes:
-        """CUDA C++ -> machine code for `architecture` ("sm_87"). Needs no GPU. Raises CudaError with the first fault."""
+        """CUDA C++ to machine code for `architecture` ("sm_87"), without a GPU. Raises CudaError with the first fault."""
         program = self._compiled("nvrtcCreateProgram", source.encode(), b"kernels.cu", len(headers),
                                  [text.encode() for text in headers.values()],
                                  [name.encode() for name in headers])  # fmt: skip
@@ -175,8 +177,8 @@ class Cuda:
             if int(error) == _OUT_OF_MEMORY:
                 size = f" {arguments[0] / 1e6:.0f} MB" if name.startswith("cuMemAlloc") else " that"
                 raise OutOfMemory(
-                    f"the GPU has no room for{size} ({name}): engines for fewer rows or positions take less (max_batch, "
-                    "max_beams, capacity), and other programs may hold memory"
+                    f"the GPU has no room for{size} ({name}): engines for fewer rows or positions take less "
+                    "(max_batch, max_beams, capacity), and other programs may hold memory"
                 )
             raise CudaError(f"{name} failed: {getattr(error, 'name', error)}")
         return values[0] if len(values) == 1 else values

@@ -57,7 +57,7 @@ def load(
 
     backend: "ort" (ONNX Runtime) or "trt" (TensorRT, docs/jetson.md; a bundle exported for it).
     device: of ort "cpu" (None) or "cuda"; of trt "cuda".
-    engines: of trt, the sizes that its engines are built for (blip2rt.trt_engines.Options); building takes minutes, once.
+    engines: of trt, the sizes that engines are built for (blip2rt.trt_engines.Options); building takes minutes, once.
     threads: how many an operator may use; None asks BLIP2RT_NUM_THREADS, then ONNX Runtime takes every physical core.
     scaled_jpeg: large JPEGs are decoded at a fraction of their size, faster and not quite the same (blip2rt.image).
     Raises BundleError (missing, damaged, too new), BackendError (unknown name, no GPU), OptionError (threads, device,

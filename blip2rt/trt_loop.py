@@ -1,8 +1,9 @@
 """The generation loop on the device: prompts are read, then every step chooses the next tokens there.
 
-A step is one graph of embed, llm and three kernels (engines/kernels.cu): `scatter` writes the new keys and values into the
-cache, `choose` takes a step of every answer's search (engines/search_block.h, the source of the CPU's loop too), `reorder`
-moves the beams that changed places. The host launches steps and looks, some steps behind, whether all answers are done.
+A step is one graph of embed, llm and three kernels (engines/kernels.cu): `scatter` writes the new keys and values into
+the cache, `choose` takes a step of every answer's search (engines/search_block.h, the source of the CPU's loop too),
+`reorder` moves the beams that changed places. The host launches steps and looks, some steps behind, whether all answers
+are done.
 Knows rows, slots of the cache and kernels; what is searched for lies in the native SearchBatch.
 """
 
@@ -24,7 +25,7 @@ from . import bundle as contract
 from .cuda import Cuda, CudaError
 from .errors import BackendError, OptionError
 from .manifest import Manifest
-from .trt_runtime import DeviceTensor, Engine, Lane, Runner, aligned
+from .trt_runtime import DeviceTensor, Engine, Lane, aligned
 
 AHEAD = 2  # steps that the host launches beyond the one whose end it waits for: the device never does
 THREADS = 256  # of a block; `choose` reads a row of logits with so many
@@ -65,8 +66,8 @@ class Sizes:
         past = ports[contract.PAST_KEY.format(0)]
         cross = ports[contract.CROSS_KEY.format(0)].shape if spec.encoder_decoder else None
         return cls(
-            spec.layers, int(past.shape[1]), int(past.shape[3]), np.dtype(past.dtype), spec.hidden_size, spec.vocab_size,
-            min(contract.TOP_K, spec.vocab_size), images, rows, capacity,
+            spec.layers, int(past.shape[1]), int(past.shape[3]), np.dtype(past.dtype), spec.hidden_size,
+            spec.vocab_size, min(contract.TOP_K, spec.vocab_size), images, rows, capacity,
             None if cross is None else (int(cross[1]), int(cross[3])), spec.decoder_start_token_id or 0,
         )  # fmt: skip
 
@@ -321,7 +322,8 @@ class _SearchMemory:
                     lane.upload("vocabulary.bytes", vocabulary.bytes).address)  # fmt: skip
         draws = (0, 0, 0)
         if plan["samples"]:
-            draws = (lane.buffer("draws.rows", rows * plan["draw_bytes"]), lane.buffer("draws.weights", rows * vocab * 4),
+            draws = (lane.buffer("draws.rows", rows * plan["draw_bytes"]),
+                     lane.buffer("draws.weights", rows * vocab * 4),
                      lane.buffer("draws.sums", rows * -(-vocab // 64) * 8))  # fmt: skip
         packed = struct.pack(_PLAN, *text, self._blocks, *draws, plan["stride"], self.beams, 0, 0)
         lane.upload("plan", np.frombuffer(packed, np.uint8))
@@ -472,4 +474,3 @@ def check_room(sizes: Sizes, rows_each: int, read: int, most: int) -> None:
                       f"{sizes.capacity}: capacity={read + most}, or fewer new tokens")  # fmt: skip
     if faults:
         raise OptionError(f"the engines are too small for this call, load with larger ones: {'; '.join(faults)}")
-

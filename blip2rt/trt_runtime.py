@@ -50,8 +50,8 @@ class Engine:
         self._engine = runtime.deserialize_cuda_engine(plan.read_bytes())
         if self._engine is None:
             raise BackendError(
-                f"{component}: {trt_builder.identity(trt)} refuses the engine {plan}, as it does those of another GPU or "
-                "version, or where memory is short: remove the file, and it is built again"
+                f"{component}: {trt_builder.identity(trt)} refuses the engine {plan}, as it does those of another GPU "
+                "or version, or where memory is short: remove the file, and it is built again"
             )
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         self.inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
@@ -100,7 +100,9 @@ class Runner:
         for name, tensor in changed.items():
             wanted = self._engine.dtypes.get(name)
             if wanted != tensor.dtype:
-                raise BackendError(f"{self._engine.name}: {name} is {tensor.dtype}, but the engine's {wanted}: build it anew")
+                raise BackendError(
+                    f"{self._engine.name}: {name} is {tensor.dtype}, but the engine's {wanted}: build it anew"
+                )
             if name in self._engine.inputs and not self._context.set_input_shape(name, tensor.shape):
                 raise BackendError(
                     f"{self._engine.name}: the engine does not take {name} of shape {tensor.shape}; the largest is "
@@ -132,8 +134,10 @@ class Runner:
 
 
 class Lane:
-    """What one call at a time needs of the device: a stream, scratch memory, contexts, buffers by name. All of it is kept
-    for the next call. Work of a lane is done in order."""
+    """What one call at a time needs of the device: a stream, scratch memory, contexts, buffers by name.
+
+    All of it is kept for the next call. Work of a lane is done in order.
+    """
 
     def __init__(self, cuda: Cuda) -> None:
         self.cuda = cuda
@@ -143,7 +147,7 @@ class Lane:
         self._runners: dict[tuple[str, int, str], Runner] = {}
 
     def buffer(self, name: str, size: int) -> int:
-        """Address of a buffer of at least `size` bytes, zero where it is new. A larger one takes the place of a smaller."""
+        """Address of a buffer of at least `size` bytes, zeros where it is new. A larger one replaces a smaller."""
         address, have = self._buffers.get(name, (0, 0))
         if have >= size:
             return address

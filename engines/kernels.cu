@@ -26,12 +26,19 @@ constexpr int kMostThreads = 1024;
 // more of it than the K tokens.
 class TeamReader {
  public:
-  // `scores`: the first of the answer's rows. Of each row the graph's tops: top_logits, top_tokens (rows, k), log_sum_exp
-  // (rows).
+  // `scores`: the first of the answer's rows. Of each row the graph's tops: top_logits, top_tokens (rows, k),
+  // log_sum_exp (rows).
   TeamReader(SearchBlock& block, const Draws& draws, const float* scores, const float* top_logits,
              const int64_t* top_tokens, const float* log_sum_exp, int k, double* shared)
-      : block_(block), draws_(draws), scores_(scores), all_top_logits_(top_logits), all_top_tokens_(top_tokens),
-        log_sum_exp_(log_sum_exp), k_(k), shared_(shared), vocab_size_(block.vocab_size) {}
+      : block_(block),
+        draws_(draws),
+        scores_(scores),
+        all_top_logits_(top_logits),
+        all_top_tokens_(top_tokens),
+        log_sum_exp_(log_sum_exp),
+        k_(k),
+        shared_(shared),
+        vocab_size_(block.vocab_size) {}
 
   bool leader() const { return threadIdx.x == 0; }
   void sync() const { __syncthreads(); }
@@ -222,10 +229,10 @@ class TeamReader {
         found = i;
       }
     }
-    const double most = reduce(found == kNoToken ? -infinity() : best,
-                               [](double a, double b) { return a < b ? b : a; });
-    const double first = reduce(found != kNoToken && best == most ? found : kNoToken,
-                                [](double a, double b) { return b < a ? b : a; });
+    const double most =
+        reduce(found == kNoToken ? -infinity() : best, [](double a, double b) { return a < b ? b : a; });
+    const double first =
+        reduce(found != kNoToken && best == most ? found : kNoToken, [](double a, double b) { return b < a ? b : a; });
     return static_cast<int>(first);
   }
 
@@ -266,7 +273,7 @@ class TeamReader {
   const float* top_logits_ = nullptr;
   const int64_t* top_tokens_ = nullptr;
   float largest_ = 0, log_sum_ = 0;
-  float floor_ = 0;     // no token outside of the list had a larger score
+  float floor_ = 0;  // no token outside of the list had a larger score
   int row_ = -1;
   bool known_ = false;  // what was measured last is what the graph says
 };
@@ -277,8 +284,8 @@ class TeamReader {
 //
 // fresh: for each tensor (source rows, heads, length, width), `fresh_stride` words apart; cache: for each tensor (rows,
 // heads, capacity, width), `cache_stride` words apart; a word is 4 bytes. Row r takes what row sources[r] of `fresh`
-// says (r where sources is null): its positions 0 to last_index[source], from starts[r] on (positions[r] where starts is
-// null, 0 where both are). Grid: rows x tensors.
+// says (r where sources is null): its positions 0 to last_index[source], from starts[r] on (positions[r] where starts
+// is null, 0 where both are). Grid: rows x tensors.
 extern "C" __global__ void scatter(const uint32_t* fresh, uint32_t* cache, float* mask, const int32_t* sources,
                                    const int64_t* last_index, const int64_t* positions, int64_t fresh_stride,
                                    int64_t cache_stride, int heads, int length, int capacity, int width) {
@@ -302,8 +309,8 @@ extern "C" __global__ void scatter(const uint32_t* fresh, uint32_t* cache, float
 }
 
 // One step of every answer's search. Answer a owns the rows [a * beams, (a + 1) * beams) of logits (rows, V), tokens
-// (rows), positions (rows). `images`: in the first step, the row of `prompt_logits` that answer a begins from, and of the
-// top tensors; null after it. done (answers) says which have ended. Grid: answers.
+// (rows), positions (rows). `images`: in the first step, the row of `prompt_logits` that answer a begins from, and of
+// the top tensors; null after it. done (answers) says which have ended. Grid: answers.
 extern "C" __global__ void choose(const Plan* plan, float* logits, const float* prompt_logits, const int32_t* images,
                                   const float* top_logits, const int64_t* top_tokens, const float* log_sum_exp,
                                   const int32_t* prompt_lengths, int64_t* tokens, int64_t* positions, int32_t* parents,

@@ -12,7 +12,8 @@ KvCache::KvCache(const CacheShape& shape, const TensorMemory& memory)
       memory_(memory.allocate(buffer_size_ * static_cast<size_t>(shape.layers) * 2 * sizeof(float))) {}
 
 float* KvCache::row_start(int buffer, int row) {
-  return static_cast<float*>(memory_.get()) + static_cast<size_t>(buffer) * buffer_size_ + static_cast<size_t>(row) * row_size_;
+  return static_cast<float*>(memory_.get()) + static_cast<size_t>(buffer) * buffer_size_ +
+         static_cast<size_t>(row) * row_size_;
 }
 
 Value KvCache::tensor(int layer, int which, int rows) {

@@ -192,10 +192,11 @@ NB_MODULE(_native, m) {
           },
           "tokens"_a)
       .def("__len__", &Vocabulary::size)
-      .def_prop_ro("ends", [](nb::handle_t<Vocabulary> self) {
-        const auto& ends = nb::cast<const Vocabulary&>(self).ends();
-        return bytes_of(ends.data(), ends.size() * sizeof(ends[0]), self);
-      })
+      .def_prop_ro("ends",
+                   [](nb::handle_t<Vocabulary> self) {
+                     const auto& ends = nb::cast<const Vocabulary&>(self).ends();
+                     return bytes_of(ends.data(), ends.size() * sizeof(ends[0]), self);
+                   })
       .def_prop_ro("bytes", [](nb::handle_t<Vocabulary> self) {
         const auto& bytes = nb::cast<const Vocabulary&>(self).bytes();
         return bytes_of(bytes.data(), bytes.size(), self);
@@ -209,10 +210,11 @@ NB_MODULE(_native, m) {
             new (self) SearchBatch(images, given, vocab_size, options_from(options, vocab_size));
           },
           "images"_a, "given"_a, "vocab_size"_a, "options"_a)
-      .def_prop_ro("memory", [](nb::handle_t<SearchBatch> self) {
-        const auto& memory = nb::cast<SearchBatch&>(self).memory();
-        return bytes_of(memory.data(), memory.size() * sizeof(memory[0]), self);
-      })
+      .def_prop_ro("memory",
+                   [](nb::handle_t<SearchBatch> self) {
+                     const auto& memory = nb::cast<SearchBatch&>(self).memory();
+                     return bytes_of(memory.data(), memory.size() * sizeof(memory[0]), self);
+                   })
       .def_prop_ro("plan", &plan_of)
       .def(
           "advance",

@@ -102,8 +102,8 @@ const OrtMemoryInfo* cuda_memory_info() { return loaded->cuda_memory; }
 
 Value view(void* data, size_t bytes, const std::vector<int64_t>& shape, DType dtype, const OrtMemoryInfo* memory) {
   OrtValue* value = nullptr;
-  check(ort().CreateTensorWithDataAsOrtValue(memory == nullptr ? loaded->cpu_memory : memory, data, bytes, shape.data(), shape.size(),
-                                             static_cast<int>(dtype), &value));
+  check(ort().CreateTensorWithDataAsOrtValue(memory == nullptr ? loaded->cpu_memory : memory, data, bytes, shape.data(),
+                                             shape.size(), static_cast<int>(dtype), &value));
   return Value(value);
 }
 

@@ -32,7 +32,7 @@ constexpr float infinity() { return std::numeric_limits<float>::infinity(); }
 
 inline float forbidden() { return -infinity(); }  // the score of a token that cannot come
 
-constexpr int32_t kNoToken = 0x7fffffff;              // above every token
+constexpr int32_t kNoToken = 0x7fffffff;  // above every token
 
 template <class T>
 constexpr T larger_of(T a, T b) {

@@ -1,5 +1,5 @@
-// The searches of a batch of images in one piece of memory, to be taken to another device, advanced there, and read when
-// it has come back. Knows images, draws and token ids; nothing about devices.
+// The searches of a batch of images in one piece of memory, to be taken to another device, advanced there, and read
+// when it has come back. Knows images, draws and token ids; nothing about devices.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,8 @@ struct NewToken {
 
 class SearchBatch {
  public:
-  // An answer for each image, or one for each of its draws; `given` as in make_block. Throws when options make no sense.
+  // An answer for each image, or one for each of its draws; `given` as in make_block. Throws when options make no
+  // sense.
   SearchBatch(size_t images, const std::vector<int64_t>& given, size_t vocab_size, GenerationOptions options);
 
   // The blocks, one after the other, each `stride()` bytes. Overwritten when they come back from the device.

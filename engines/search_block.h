@@ -63,12 +63,12 @@ struct SearchBlock {
 
   // Offsets in bytes from here.
   uint32_t eos_at, word_ends_at, words_at, string_ends_at, strings_at;
-  uint32_t tokens_at, parents_at;              // (num_beams) int32: what to feed next; see tokens()
-  uint32_t scores_at, next_scores_at;          // (num_beams) sums of log-probabilities
-  uint32_t best_at, running_at;                // (wanted), (num_beams) candidates of a step, best first
-  uint32_t history_at;                         // (num_beams, longest) int32: given and chosen tokens
-  uint32_t finished_at, finished_tokens_at;    // (num_beams), best first; (num_beams, max_new_tokens) int32
-  uint32_t penalised_at;                       // scratch (longest)
+  uint32_t tokens_at, parents_at;            // (num_beams) int32: what to feed next; see tokens()
+  uint32_t scores_at, next_scores_at;        // (num_beams) sums of log-probabilities
+  uint32_t best_at, running_at;              // (wanted), (num_beams) candidates of a step, best first
+  uint32_t history_at;                       // (num_beams, longest) int32: given and chosen tokens
+  uint32_t finished_at, finished_tokens_at;  // (num_beams), best first; (num_beams, max_new_tokens) int32
+  uint32_t penalised_at;                     // scratch (longest)
 
   template <class T>
   T* at(uint32_t offset) {

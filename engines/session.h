@@ -19,8 +19,8 @@ enum class Device { kCpu, kCuda };
 
 class Session {
  public:
-  // intra_op_threads 0 leaves the number to ONNX Runtime: one a physical core. On a GPU, what has no kernel there runs on
-  // the CPU.
+  // intra_op_threads 0 leaves the number to ONNX Runtime: one a physical core. On a GPU, what has no kernel there runs
+  // on the CPU.
   Session(const std::string& graph_path, int intra_op_threads, Device device = Device::kCpu);
   ~Session();
   Session(const Session&) = delete;

@@ -1,5 +1,5 @@
-// The host's memory, and a GPU's through the few entries of the CUDA runtime that this needs. ONNX Runtime's CUDA provider
-// has loaded that library; its primary context is the provider's too.
+// The host's memory, and a GPU's through the few entries of the CUDA runtime that this needs. ONNX Runtime's CUDA
+// provider has loaded that library; its primary context is the provider's too.
 #include "tensor_memory.h"
 
 #include <dlfcn.h>

@@ -1,9 +1,9 @@
-"""A stand-in for the NVIDIA driver, NVRTC and TensorRT, on host memory: what the backend trt calls of them, and no more.
+"""A stand-in for the NVIDIA driver, NVRTC and TensorRT, on host memory: what the backend trt calls, and no more.
 
-It is as strict as it can be. Work on a stream is only written down, and done when somebody waits: what is freed or reused
-too early is found out. Every address that an engine or a kernel's launch names must lie in live memory, aligned, and be
-large enough; shapes must be within the profile; outputs must not lie over inputs or each other; fresh memory is full of
-NaN. Graphs are run by ONNX Runtime, kernels are engines/kernels.cu compiled for the CPU. What breaks a rule raises
+It is as strict as it can be. Work on a stream is only written down, and done when somebody waits: what is freed or
+reused too early is found out. Every address that an engine or a kernel's launch names must lie in live memory, aligned,
+with room enough; shapes must be within the profile; outputs must not lie over inputs or each other; fresh memory is full
+of NaN, and nobody may read it. Graphs are run by ONNX Runtime, kernels are engines/kernels.cu compiled for the CPU. What breaks a rule raises
 `Misuse`, which no code of ours catches.
 """
 
@@ -62,8 +62,9 @@ def cpu_kernels() -> Any:
     import tempfile
 
     library = Path(tempfile.mkdtemp(prefix="blip2rt-kernels-")) / "kernels.so"
+    source = ROOT / "tests" / "native" / "kernels_cpu.cpp"
     command = [compiler, "-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC",
-               "-pthread", f"-I{ROOT / 'engines'}", str(ROOT / "tests/native/kernels_cpu.cpp"), "-o", str(library)]  # fmt: skip
+               "-pthread", f"-I{ROOT / 'engines'}", str(source), "-o", str(library)]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True)
     loaded = ctypes.CDLL(str(library))
     loaded.launch.restype = ctypes.c_bool
@@ -595,8 +596,8 @@ class Context:
             spans.append((addresses[name], addresses[name] + size, name))
             if name in self.engine.inputs:
                 view = self.driver.host_view(addresses[name], size).view(dtype).reshape(shape)
-                must(not (view.view(np.uint8).reshape(-1, dtype.itemsize) == 0xFF).all(-1).any() if dtype.kind == "f" else True,
-                     f"{name} has numbers that nobody has written")  # fmt: skip
+                unset = (view.view(np.uint8).reshape(-1, dtype.itemsize) == 0xFF).all(-1)
+                must(dtype.kind != "f" or not unset.any(), f"{name} has numbers that nobody has written")
                 feeds[name] = view.copy()
         spans.append((scratch[0], sum(scratch), "scratch memory"))
         for start, end, name in spans:

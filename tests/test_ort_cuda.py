@@ -21,7 +21,9 @@ ROOT = Path(__file__).parent.parent
 def test_without_a_cuda_provider_it_is_one_line_with_the_fix(tiny: Tiny) -> None:
     if "CUDAExecutionProvider" in runtime().providers:
         pytest.skip("this ONNX Runtime has the CUDA provider")
-    with pytest.raises(BackendError, match=r"device='cuda'.*CPUExecutionProvider.*pip install 'onnxruntime-gpu") as found:
+    with pytest.raises(
+        BackendError, match=r"device='cuda'.*CPUExecutionProvider.*pip install 'onnxruntime-gpu"
+    ) as found:
         blip2rt.load(tiny.path, device="cuda")
     assert "\n" not in str(found.value)
     with pytest.raises(RuntimeError, match="CUDA"):  # what ONNX Runtime itself says
@@ -43,7 +45,10 @@ def test_rows_of_the_cache_on_the_device(tmp_path: Path) -> None:
     common = [compiler, "-std=c++17", "-O1", f"-I{engines}"]
     library = tmp_path / "libcudart_stand_in.so"
     subprocess.run([*common, "-shared", "-fPIC", native / "cudart_stand_in.cpp", "-o", library], check=True)
-    sources = [native / "cuda_memory.cpp", *(engines / f"{name}.cpp" for name in ("kv_cache", "tensor_memory", "ort_api"))]
+    sources = [
+        native / "cuda_memory.cpp",
+        *(engines / f"{name}.cpp" for name in ("kv_cache", "tensor_memory", "ort_api")),
+    ]
     subprocess.run([*common, *sources, "-o", tmp_path / "cuda_memory", "-ldl"], check=True)
     for _ in range(20):
         seed = random.randrange(2**31)

@@ -172,7 +172,6 @@ def test_the_native_loops_texts_with_random_options(case: Case, machine: Machine
     assert "graph" in machine.driver.calls  # steps were replayed
 
 
-
 def test_a_model_says_the_same(tiny_case: Case, machine: Machine, photo: Any, caplog: pytest.LogCaptureFixture) -> None:
     """From pixels to text, in batches larger than the engines', streamed, asked, and in conversation."""
     device = blip2rt.load(tiny_case.trt, backend="trt", engines=ENGINES)
@@ -241,7 +240,9 @@ def test_threads_have_lanes_of_their_own(tiny_case: Case, machine: Machine) -> N
         second.step()
     assert first.results() == want and second.results() == want[::-1]
     results: list[Any] = []
-    threads = [threading.Thread(target=lambda: results.append(device.generate(prefix, prompts, options))) for _ in range(3)]
+    threads = [
+        threading.Thread(target=lambda: results.append(device.generate(prefix, prompts, options))) for _ in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -353,7 +354,11 @@ def test_what_is_called_exists() -> None:
     driver = pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings")
     nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
     for stand_in, real in ((Driver, driver), (Nvrtc, nvrtc)):
-        assert not [name for name in vars(stand_in) if name.startswith(("cu", "nvrtc")) and name != "current" and not hasattr(real, name)]
+        assert not [
+            name
+            for name in vars(stand_in)
+            if name.startswith(("cu", "nvrtc")) and name != "current" and not hasattr(real, name)
+        ]
     assert driver.CUstreamCaptureMode(1).name.endswith("THREAD_LOCAL")
     assert driver.CUstream_flags.CU_STREAM_NON_BLOCKING == 1 and driver.CUevent_flags.CU_EVENT_DISABLE_TIMING == 2
     assert driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY == 2
@@ -408,9 +413,8 @@ def stale_shape(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
 
 
 def reused_buffer(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    real = trt_runtime.Lane.buffer
-    monkeypatch.setattr(trt_runtime.Lane, "buffer",
-                        lambda self, name, size: real(self, {"step.embeds": "logits"}.get(name, name), size))  # fmt: skip
+    real, other = trt_runtime.Lane.buffer, {"step.embeds": "logits"}
+    monkeypatch.setattr(trt_runtime.Lane, "buffer", lambda self, name, size: real(self, other.get(name, name), size))
 
 
 def freed_buffer(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
@@ -435,8 +439,11 @@ def short_buffer(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
 
 def uncleared_cache(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
     real = driver.cuMemsetD32Async
-    monkeypatch.setattr(driver, "cuMemsetD32Async",
-                        lambda address, word, count, stream: (0,) if count > 2000 else real(address, word, count, stream))  # fmt: skip
+
+    def small_ones(address: int, word: int, count: int, stream: Any) -> Any:
+        return (0,) if count > 2000 else real(address, word, count, stream)
+
+    monkeypatch.setattr(driver, "cuMemsetD32Async", small_ones)
 
 
 def other_stream(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
@@ -491,13 +498,17 @@ def test_a_kernel_left_out_is_found(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("options", [{"num_beams": 1}, {"num_beams": 3}, {"do_sample": True, "seed": 1, "num_return_sequences": 2}])
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 1}, {"num_beams": 3}, {"do_sample": True, "seed": 1, "num_return_sequences": 2}]
+)
 def test_on_a_gpu(tiny_case: Case, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`pytest -m gpu`: TensorRT, the driver and NVRTC themselves in place of the stand-in."""
     found = gpu.find()
     if isinstance(found, str):
         pytest.skip(f"needs a GPU: {found}")
-    pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings: pip install 'blip2rt[trt-cu12]', or trt-cu13")
+    pytest.importorskip(
+        "cuda.bindings.driver", reason="needs cuda-bindings: pip install 'blip2rt[trt-cu12]', or trt-cu13"
+    )
     try:
         trt_builder.load_tensorrt()
     except BackendError as error:

@@ -1,6 +1,6 @@
-"""engines/kernels.cu on the CPU, as one thread and as teams of several: the choice of tokens is that of the native loop's
-search on the same logits, whatever the options; keys and values go where numpy puts them. And NVRTC compiles it, where it is
-installed, for every GPU that is meant."""
+"""engines/kernels.cu on the CPU, as one thread and as teams of several: the choice of tokens is that of the native
+loop's search on the same logits, whatever the options; keys and values go where numpy puts them. And NVRTC compiles it,
+where it is installed, for every GPU that is meant."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def random_options(rng: random.Random, vocab: int) -> dict[str, Any]:
     if options["num_beams"] == 1 and "do_sample" in options:
         options["num_return_sequences"] = rng.randint(1, 3)
     if rng.random() < 0.5:
-        options |= rng.choice([{"repetition_penalty": rng.choice([0.7, 1.5])}, {"no_repeat_ngram_size": rng.randint(1, 3)},
+        options |= rng.choice([{"repetition_penalty": rng.choice([0.7, 1.5])},
+                               {"no_repeat_ngram_size": rng.randint(1, 3)},
                                {"bad_words_ids": [some[2:3], some[3:5], *([token] for token in range(0, vocab, 2))]},
                                {"min_new_tokens": 4}])  # fmt: skip
     return options
@@ -104,9 +105,11 @@ def test_the_native_loops_choice_on_the_same_logits(vocab: int, threads: int) ->
             theirs.check()
             assert theirs.added() == ours.added(), said
             got, want = theirs.results(), ours.results()
-            assert [[tokens for tokens, _ in image] for image in got] == [[tokens for tokens, _ in image] for image in want], said
+            assert [[tokens for tokens, _ in image] for image in got] == [
+                [tokens for tokens, _ in image] for image in want
+            ], said
             np.testing.assert_allclose([score for image in got for _, score in image],
-                                       [score for image in want for _, score in image], rtol=1e-5, atol=1e-5)  # fmt: skip
+                                       [score for image in want for _, score in image], 1e-5, 1e-5)  # fmt: skip
             if step == 0:
                 assert (device.positions == np.repeat(device.lengths, device.beams)).all()
             assert theirs.done == ours.done == bool(device.done.all()), said
@@ -177,7 +180,9 @@ def test_scatter_reorder_and_spread(threads: int) -> None:
         own = kept(want, tensor, rows, heads, capacity, width)
         own[1, :, 4:8] = own[0, :, 4:8]
         own[2, :, 5:8] = own[3, :, 5:8]
-    launch("reorder", (rows, tensors), threads, plan, cache, parents, lengths, ends, cache_stride, heads, capacity, width)
+    launch(
+        "reorder", (rows, tensors), threads, plan, cache, parents, lengths, ends, cache_stride, heads, capacity, width
+    )
     assert (cache == want).all()
 
     spread = np.zeros(tensors * rows * 7, np.uint32)
@@ -197,7 +202,9 @@ def nvrtc() -> Any:
     return module
 
 
-@pytest.mark.parametrize("architecture", [87, *(pytest.param(each, marks=pytest.mark.slow) for each in ARCHITECTURES if each != 87)])
+@pytest.mark.parametrize(
+    "architecture", [87, *(pytest.param(each, marks=pytest.mark.slow) for each in ARCHITECTURES if each != 87)]
+)
 def test_nvrtc_compiles_the_kernels(architecture: int) -> None:
     from blip2rt.cuda import Cuda
 

@@ -1,5 +1,5 @@
-"""A tiny language model of random weights as a bundle of either target, written node by node: with more words than a step
-returns of the likeliest, and without torch. Vision and Q-Former are those of tests/conftest.py."""
+"""A tiny language model of random weights as a bundle of either target, written node by node: with more words than a
+step returns of the likeliest, and without torch. Vision and Q-Former are those of tests/conftest.py."""
 
 from __future__ import annotations
 
@@ -102,7 +102,9 @@ def llm(weights: dict[str, np.ndarray], target: str) -> onnx.ModelProto:
         outputs += [value("top_logits", "B", contract.TOP_K), value("top_tokens", "B", contract.TOP_K, dtype=int64),
                     value("log_sum_exp", "B", 1)]  # fmt: skip
     names = contract.llm_tensors(LAYERS, target=target)
-    inputs += [value(name, "B", KV_HEADS, "T", WIDTH) for name in names[0] if name.startswith("past_") and name != "past_mask"]
+    inputs += [
+        value(name, "B", KV_HEADS, "T", WIDTH) for name in names[0] if name.startswith("past_") and name != "past_mask"
+    ]
     length = "T" if target == "ort" else "S"
     outputs += [value(name, "B", KV_HEADS, length, WIDTH) for name in names[1] if name.startswith(("present_", "new_"))]
     used = {name for each in nodes for name in each.input}

@@ -99,8 +99,8 @@ def create(
         raise BackendError(f"no backend {name!r}: choose from {', '.join(names())}")
     if bundle.manifest.target != name:
         raise BackendError(
-            f"{bundle.path} was exported for {bundle.manifest.target}, which the backend {name} cannot run: export it "
-            f"with blip2rt-export --target {name}"
+            f"{bundle.path} was exported for {bundle.manifest.target}, which the backend {name} cannot run: choose the "
+            f"backend {bundle.manifest.target}, or export it with blip2rt-export --target {name}"
         )
     backend: BackendLike = importlib.import_module(f"{__name__}.{name}").Backend(bundle, threads, device, engines)
     return backend

@@ -138,9 +138,7 @@ class Backend:
             if component not in self._sessions:
                 graph = self._bundle.graph(component)
                 try:
-                    self._sessions[component] = native().Session(
-                        _open_runtime(), str(graph), self._threads, self._cuda
-                    )
+                    self._sessions[component] = native().Session(_open_runtime(), str(graph), self._threads, self._cuda)
                 except RuntimeError as error:
                     if self._cuda:
                         raise BackendError(
@@ -218,8 +216,8 @@ def _check_cuda(runtime: Any) -> None:
     """Raises BackendError: the installed ONNX Runtime knows no NVIDIA GPU."""
     if "CUDAExecutionProvider" not in runtime.providers:
         raise BackendError(
-            f"device='cuda': the installed ONNX Runtime {runtime.version} has {', '.join(runtime.providers)} and no CUDA "
-            "provider: pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
+            f"device='cuda': the installed ONNX Runtime {runtime.version} has {', '.join(runtime.providers)} and no "
+            "CUDA provider: pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
         )
 
 

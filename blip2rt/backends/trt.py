@@ -1,8 +1,8 @@
 """TensorRT: a bundle of the target trt on an NVIDIA GPU. Knows engines and tensor names, nothing about images or text.
 
-Engines come from the cache, and are built first where they are missing, which takes minutes and is said. A call runs in a
-lane (blip2rt.trt_runtime) with memory of its own, which is kept for the next: calls from several threads at once take as
-many lanes.
+Engines come from the cache, and are built first where they are missing, which takes minutes and is said. A call runs in
+a lane (blip2rt.trt_runtime) with memory of its own, which is kept for the next: calls from several threads at once take
+as many lanes.
 """
 
 from __future__ import annotations
@@ -44,8 +44,11 @@ class Backend:
         self, bundle: Bundle, threads: int | None = None, device: str | None = None,
         engines: trt_engines.Options | None = None,
     ) -> None:  # fmt: skip
-        """`engines`: what they are built for. Raises BackendError: TensorRT, cuda-bindings, the driver, the GPU or memory
-        are lacking; OptionError: options that make no sense."""
+        """`engines`: what they are built for.
+
+        Raises BackendError: TensorRT, cuda-bindings, the driver, the GPU or memory are lacking; OptionError: options
+        that make no sense.
+        """
         if device not in (None, "cuda"):
             raise OptionError(f"device is {device!r}: the backend trt runs on cuda")
         del threads  # of the CPU: nothing runs there
@@ -143,6 +146,7 @@ class Backend:
 
     def _built(self, component: str, gpu: str) -> Any:
         """The component's plan. Building takes minutes, and is said."""
+
         def say(text: str) -> None:
             (_log.warning if "building" in text else _log.info)("TensorRT engine of %s", text)
 

@@ -1,5 +1,5 @@
-// KvCache on the memory of a GPU, through a stand-in of the CUDA runtime (cudart_stand_in.cpp): rows are copied as on the
-// host. Exits with 0 when they are.
+// KvCache on the memory of a GPU, through a stand-in of the CUDA runtime (cudart_stand_in.cpp): rows are copied as on
+// the host. Exits with 0 when they are.
 #include <cstdio>
 #include <cstdlib>
 #include <random>
@@ -16,7 +16,8 @@ int main(int, char** arguments) {
   const size_t row = static_cast<size_t>(shape.heads) * static_cast<size_t>(shape.capacity * shape.head_dim);
   for (int buffer = 0; buffer < shape.layers * 2; ++buffer) {
     for (int r = 0; r < shape.rows; ++r) {
-      for (size_t i = 0; i < row; ++i) host.row_start(buffer, r)[i] = device.row_start(buffer, r)[i] = static_cast<float>(random());
+      for (size_t i = 0; i < row; ++i)
+        host.row_start(buffer, r)[i] = device.row_start(buffer, r)[i] = static_cast<float>(random());
     }
   }
   for (int turn = 0; turn < 20; ++turn) {

@@ -1,5 +1,5 @@
-// The entries of the CUDA runtime that engines/tensor_memory.cpp calls, on host memory. A copy is done when the device is
-// waited for, and only then.
+// The entries of the CUDA runtime that engines/tensor_memory.cpp calls, on host memory. A copy is done when the device
+// is waited for, and only then.
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -19,7 +19,8 @@ int cudaFree(void* memory) {
   std::free(memory);
   return 0;
 }
-int cudaMemcpy2D(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height, int kind) {
+int cudaMemcpy2D(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height,
+                 int kind) {
   if (kind != 3 || width > to_pitch || width > from_pitch) return 1;
   pending.push_back([=] {
     for (size_t i = 0; i < height; ++i) {
