@@ -19,7 +19,17 @@ class Runtime:
 class Session:
     """A loaded graph. `run` may be called from any number of threads."""
 
-    def __init__(self, runtime: Runtime, graph_path: str, intra_op_threads: int = 0, cuda: bool = False) -> None: ...
+    def __init__(
+        self,
+        runtime: Runtime,
+        graph_path: str,
+        intra_op_threads: int = 0,
+        own_matmul: bool = True,
+        cuda: bool = False,
+    ) -> None: ...
+    @property
+    def int4_kernel(self) -> str | None:
+        """avx512, avx2 or neon: who multiplies int4 weights; None where ONNX Runtime does it."""
     @property
     def inputs(self) -> list[tuple[str, str, list[int]]]:
         """(name, dtype, shape), -1 for a free axis."""

@@ -173,13 +173,15 @@ NB_MODULE(_native, m) {
   nb::class_<Session>(m, "Session")
       .def(
           "__init__",
-          [](Session* self, const Runtime&, const std::string& graph_path, int intra_op_threads, bool cuda) {
+          [](Session* self, const Runtime&, const std::string& graph_path, int intra_op_threads, bool own_matmul,
+             bool cuda) {
             nb::gil_scoped_release release;
-            new (self) Session(graph_path, intra_op_threads, cuda ? Device::kCuda : Device::kCpu);
+            new (self) Session(graph_path, intra_op_threads, own_matmul, cuda ? Device::kCuda : Device::kCpu);
           },
-          "runtime"_a, "graph_path"_a, "intra_op_threads"_a = 0, "cuda"_a = false)
+          "runtime"_a, "graph_path"_a, "intra_op_threads"_a = 0, "own_matmul"_a = true, "cuda"_a = false)
       .def_prop_ro("inputs", [](const Session& self) { return port_tuples(self.inputs()); })
       .def_prop_ro("outputs", [](const Session& self) { return port_tuples(self.outputs()); })
+      .def_prop_ro("int4_kernel", [](const Session& self) { return self.int4_kernel(); })
       .def("run", &run, "feeds"_a, "outputs"_a = nb::none());
 
   nb::class_<Vocabulary>(m, "Vocabulary")

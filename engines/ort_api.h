@@ -13,13 +13,19 @@
 #include <vector>
 
 struct OrtAllocator;
+struct OrtApi;
 struct OrtCUDAProviderOptionsV2;
+struct OrtCustomOp;
+struct OrtCustomOpDomain;
 struct OrtEnv;
 struct OrtIoBinding;
+struct OrtKernelContext;
+struct OrtKernelInfo;
 struct OrtMemoryInfo;
 struct OrtRunOptions;
 struct OrtSession;
 struct OrtSessionOptions;
+struct OrtShapeInferContext;
 struct OrtStatus;
 struct OrtTensorTypeAndShapeInfo;
 struct OrtTypeInfo;
@@ -45,12 +51,45 @@ const char* dtype_name(DType dtype);
 // The oldest version whose table holds every slot below and that ONNX Runtime 1.20 still answers to.
 inline constexpr uint32_t kApiVersion = 20;
 
+// An operator of ours, as ONNX Runtime calls it. Entries that may be null are those of other kinds of operators.
+struct CustomOp {
+  uint32_t version;
+  void* (*CreateKernel)(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo*);
+  const char* (*GetName)(const OrtCustomOp*);
+  const char* (*GetExecutionProviderType)(const OrtCustomOp*);
+  int (*GetInputType)(const OrtCustomOp*, size_t);
+  size_t (*GetInputTypeCount)(const OrtCustomOp*);
+  int (*GetOutputType)(const OrtCustomOp*, size_t);
+  size_t (*GetOutputTypeCount)(const OrtCustomOp*);
+  void (*KernelCompute)(void*, OrtKernelContext*);
+  void (*KernelDestroy)(void*);
+  int (*GetInputCharacteristic)(const OrtCustomOp*, size_t);
+  int (*GetOutputCharacteristic)(const OrtCustomOp*, size_t);
+  int (*GetInputMemoryType)(const OrtCustomOp*, size_t);
+  int (*GetVariadicInputMinArity)(const OrtCustomOp*);
+  int (*GetVariadicInputHomogeneity)(const OrtCustomOp*);
+  int (*GetVariadicOutputMinArity)(const OrtCustomOp*);
+  int (*GetVariadicOutputHomogeneity)(const OrtCustomOp*);
+  OrtStatus* (*CreateKernelV2)(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo*, void**);
+  OrtStatus* (*KernelComputeV2)(void*, OrtKernelContext*);
+  OrtStatus* (*InferOutputShapeFn)(const OrtCustomOp*, OrtShapeInferContext*);
+  int (*GetStartVersion)(const OrtCustomOp*);
+  int (*GetEndVersion)(const OrtCustomOp*);
+  size_t (*GetMayInplace)(int**, int**);
+  void (*ReleaseMayInplace)(int*, int*);
+  size_t (*GetAliasMap)(int**, int**);
+  void (*ReleaseAliasMap)(int*, int*);
+};
+
 // X(name, slot, return type, arguments). Enumerations of the C API are passed as int.
 #define BLIP2RT_ORT_ENTRIES(X)                                                                                  \
+  X(CreateStatus, 0, OrtStatus*, (int, const char*))                                                            \
   X(GetErrorMessage, 2, const char*, (const OrtStatus*))                                                        \
   X(CreateEnv, 3, OrtStatus*, (int, const char*, OrtEnv**))                                                     \
   X(DisableTelemetryEvents, 6, OrtStatus*, (const OrtEnv*))                                                     \
   X(CreateSession, 7, OrtStatus*, (const OrtEnv*, const char*, const OrtSessionOptions*, OrtSession**))         \
+  X(CreateSessionFromArray, 8, OrtStatus*,                                                                      \
+    (const OrtEnv*, const void*, size_t, const OrtSessionOptions*, OrtSession**))                               \
   X(Run, 9, OrtStatus*,                                                                                         \
     (OrtSession*, const OrtRunOptions*, const char* const*, const OrtValue* const*, size_t, const char* const*, \
      size_t, OrtValue**))                                                                                       \
@@ -58,6 +97,9 @@ inline constexpr uint32_t kApiVersion = 20;
   X(DisableMemPattern, 17, OrtStatus*, (OrtSessionOptions*))                                                    \
   X(SetSessionGraphOptimizationLevel, 23, OrtStatus*, (OrtSessionOptions*, int))                                \
   X(SetIntraOpNumThreads, 24, OrtStatus*, (OrtSessionOptions*, int))                                            \
+  X(CreateCustomOpDomain, 26, OrtStatus*, (const char*, OrtCustomOpDomain**))                                   \
+  X(CustomOpDomain_Add, 27, OrtStatus*, (OrtCustomOpDomain*, const OrtCustomOp*))                               \
+  X(AddCustomOpDomain, 28, OrtStatus*, (OrtSessionOptions*, OrtCustomOpDomain*))                                \
   X(SessionGetInputCount, 30, OrtStatus*, (const OrtSession*, size_t*))                                         \
   X(SessionGetOutputCount, 31, OrtStatus*, (const OrtSession*, size_t*))                                        \
   X(SessionGetInputTypeInfo, 33, OrtStatus*, (const OrtSession*, size_t, OrtTypeInfo**))                        \
@@ -76,6 +118,9 @@ inline constexpr uint32_t kApiVersion = 20;
   X(CreateCpuMemoryInfo, 69, OrtStatus*, (int, int, OrtMemoryInfo**))                                           \
   X(AllocatorFree, 76, OrtStatus*, (OrtAllocator*, void*))                                                      \
   X(GetAllocatorWithDefaultOptions, 78, OrtStatus*, (OrtAllocator**))                                           \
+  X(KernelInfoGetAttribute_int64, 86, OrtStatus*, (const OrtKernelInfo*, const char*, int64_t*))                \
+  X(KernelContext_GetInput, 90, OrtStatus*, (const OrtKernelContext*, size_t, const OrtValue**))                \
+  X(KernelContext_GetOutput, 91, OrtStatus*, (OrtKernelContext*, size_t, const int64_t*, size_t, OrtValue**))   \
   X(ReleaseStatus, 93, void, (OrtStatus*))                                                                      \
   X(ReleaseSession, 95, void, (OrtSession*))                                                                    \
   X(ReleaseValue, 96, void, (OrtValue*))                                                                        \
@@ -93,7 +138,9 @@ inline constexpr uint32_t kApiVersion = 20;
   X(SessionOptionsAppendExecutionProvider_CUDA_V2, 204, OrtStatus*,                                             \
     (OrtSessionOptions*, const OrtCUDAProviderOptionsV2*))                                                      \
   X(CreateCUDAProviderOptions, 205, OrtStatus*, (OrtCUDAProviderOptionsV2**))                                   \
-  X(ReleaseCUDAProviderOptions, 208, void, (OrtCUDAProviderOptionsV2*))
+  X(ReleaseCUDAProviderOptions, 208, void, (OrtCUDAProviderOptionsV2*))                                         \
+  X(KernelContext_ParallelFor, 274, OrtStatus*,                                                                 \
+    (const OrtKernelContext*, void (*)(void*, size_t), size_t, size_t, void*))
 
 struct OrtEntries {
 #define BLIP2RT_DECLARE(name, slot, result, arguments) result(*name) arguments noexcept = nullptr;

@@ -19,9 +19,10 @@ enum class Device { kCpu, kCuda };
 
 class Session {
  public:
-  // intra_op_threads 0 leaves the number to ONNX Runtime: one a physical core. On a GPU, what has no kernel there runs
-  // on the CPU.
-  Session(const std::string& graph_path, int intra_op_threads, Device device = Device::kCpu);
+  // intra_op_threads 0 leaves the number to ONNX Runtime: one a physical core. own_matmul: int4 products by our
+  // operator (matmul_op.h) where it can do them. On a GPU, what has no kernel there runs on the CPU.
+  explicit Session(const std::string& graph_path, int intra_op_threads, bool own_matmul = true,
+                   Device device = Device::kCpu);
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -36,6 +37,8 @@ class Session {
                          const std::vector<const char*>& output_names) const;
 
   const std::string& path() const { return path_; }
+  // Of our int4 products in this graph; nullptr where ONNX Runtime does them all.
+  const char* int4_kernel() const { return int4_kernel_; }
 
   // Where tensors lie best that one run writes and the next one reads.
   const TensorMemory& memory() const { return *memory_; }
@@ -45,6 +48,7 @@ class Session {
 
   std::string path_;
   const TensorMemory* memory_;
+  const char* int4_kernel_ = nullptr;
   OrtSession* session_ = nullptr;
   std::vector<Port> inputs_;
   std::vector<Port> outputs_;

@@ -27,7 +27,7 @@ def test_without_a_cuda_provider_it_is_one_line_with_the_fix(tiny: Tiny) -> None
         blip2rt.load(tiny.path, device="cuda")
     assert "\n" not in str(found.value)
     with pytest.raises(RuntimeError, match="CUDA"):  # what ONNX Runtime itself says
-        Session(runtime(), str(tiny.path / "llm.onnx"), 1, True)
+        Session(runtime(), str(tiny.path / "llm.onnx"), 1, cuda=True)
 
 
 def test_other_devices_are_named(tiny: Tiny) -> None:

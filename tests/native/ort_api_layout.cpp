@@ -18,7 +18,7 @@ template <class F>
 struct Signature;
 template <class R, class... A>
 struct Signature<R (*)(A...) noexcept> {
-  using type = R (*)(typename Plain<A>::type...);
+  using type = typename Plain<R>::type (*)(typename Plain<A>::type...);
 };
 template <class R, class... A>
 struct Signature<R (*)(A...)> : Signature<R (*)(A...) noexcept> {};
@@ -41,3 +41,35 @@ static_assert(ORT_LOGGING_LEVEL_FATAL == 4 && OrtDeviceAllocator == 0 && OrtMemT
       std::is_same_v<Signature<decltype(OrtApi::name)>::type, Signature<decltype(blip2rt::OrtEntries::name)>::type>, \
       #name " has another signature");
 BLIP2RT_ORT_ENTRIES(BLIP2RT_COMPARE)
+
+// The operator that we hand over, field for field.
+#define BLIP2RT_SAME_FIELD(name)                                                                            \
+  static_assert(offsetof(OrtCustomOp, name) == offsetof(blip2rt::CustomOp, name), #name " sits elsewhere"); \
+  static_assert(std::is_same_v<Signature<decltype(OrtCustomOp::name)>::type,                                \
+                               Signature<decltype(blip2rt::CustomOp::name)>::type>,                         \
+                #name " has another signature");
+BLIP2RT_SAME_FIELD(CreateKernel)
+BLIP2RT_SAME_FIELD(GetName)
+BLIP2RT_SAME_FIELD(GetExecutionProviderType)
+BLIP2RT_SAME_FIELD(GetInputType)
+BLIP2RT_SAME_FIELD(GetInputTypeCount)
+BLIP2RT_SAME_FIELD(GetOutputType)
+BLIP2RT_SAME_FIELD(GetOutputTypeCount)
+BLIP2RT_SAME_FIELD(KernelCompute)
+BLIP2RT_SAME_FIELD(KernelDestroy)
+BLIP2RT_SAME_FIELD(GetInputCharacteristic)
+BLIP2RT_SAME_FIELD(GetOutputCharacteristic)
+BLIP2RT_SAME_FIELD(GetInputMemoryType)
+BLIP2RT_SAME_FIELD(GetVariadicInputMinArity)
+BLIP2RT_SAME_FIELD(GetVariadicInputHomogeneity)
+BLIP2RT_SAME_FIELD(GetVariadicOutputMinArity)
+BLIP2RT_SAME_FIELD(GetVariadicOutputHomogeneity)
+BLIP2RT_SAME_FIELD(CreateKernelV2)
+BLIP2RT_SAME_FIELD(KernelComputeV2)
+BLIP2RT_SAME_FIELD(InferOutputShapeFn)
+BLIP2RT_SAME_FIELD(GetStartVersion)
+BLIP2RT_SAME_FIELD(GetEndVersion)
+BLIP2RT_SAME_FIELD(GetMayInplace)
+BLIP2RT_SAME_FIELD(ReleaseMayInplace)
+BLIP2RT_SAME_FIELD(GetAliasMap)
+BLIP2RT_SAME_FIELD(ReleaseAliasMap)

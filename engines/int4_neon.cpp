@@ -1,0 +1,94 @@
+// int4_tile.h in NEON with the dot product of Armv8.2: 4 outputs at once. Knows instructions only.
+#if defined(__aarch64__) && defined(__linux__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
+#else
+#pragma GCC target("arch=armv8.2-a+dotprod")
+#endif
+#include <arm_neon.h>
+
+#include "int4_tile.h"
+
+namespace blip2rt {
+namespace {
+
+struct Neon {
+  static constexpr size_t kLanes = 4;
+  using Ints = int32x4_t;
+  using Floats = float32x4_t;
+
+  // 4 rows of 16 bytes -> to[j]: bytes 4j to 4j + 3 of each.
+  static void transpose(const uint8_t* base, size_t stride, Ints* to) {
+    int64x2_t rows[4];
+    for (size_t r = 0; r < 4; ++r) rows[r] = vreinterpretq_s64_u8(vld1q_u8(base + r * stride));
+    const auto words = [](int64x2_t value) { return vreinterpretq_s32_s64(value); };
+    const auto pair = [](int32x4_t value) { return vreinterpretq_s64_s32(value); };
+    const int64x2_t a = pair(vtrn1q_s32(words(rows[0]), words(rows[1])));
+    const int64x2_t b = pair(vtrn1q_s32(words(rows[2]), words(rows[3])));
+    const int64x2_t c = pair(vtrn2q_s32(words(rows[0]), words(rows[1])));
+    const int64x2_t d = pair(vtrn2q_s32(words(rows[2]), words(rows[3])));
+    to[0] = words(vtrn1q_s64(a, b));
+    to[1] = words(vtrn1q_s64(c, d));
+    to[2] = words(vtrn2q_s64(a, b));
+    to[3] = words(vtrn2q_s64(c, d));
+  }
+
+  static Ints load(const void* from) { return vld1q_s32(static_cast<const int32_t*>(from)); }
+  static void store(uint8_t* to, Ints value) { vst1q_s32(reinterpret_cast<int32_t*>(to), value); }
+  static Floats load_floats(const float* from) { return vld1q_f32(from); }
+  static void store(float* to, Floats value) { vst1q_f32(to, value); }
+  static Floats zero() { return vdupq_n_f32(0); }
+  static Floats broadcast(float value) { return vdupq_n_f32(value); }
+  static Floats mul(Floats a, Floats b) { return vmulq_f32(a, b); }
+  static Floats mul_add(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }
+  static Floats mul_sub(Floats a, Floats b, Floats c) { return vfmsq_f32(c, a, b); }  // c - a * b
+  static Floats to_float(Ints value) { return vcvtq_f32_s32(value); }
+  static Floats half(Ints pairs) { return vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(vreinterpretq_u32_s32(pairs)))); }
+  static Ints high_half(Ints pairs) { return vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(pairs), 16)); }
+  static Ints low_nibble_of_lane(Ints value) { return vandq_s32(value, vdupq_n_s32(15)); }
+  static Ints next_nibble_of_lane(Ints value) {
+    return vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(value), 4));
+  }
+  static Ints low_nibbles(Ints value) {
+    return vreinterpretq_s32_u8(vandq_u8(vreinterpretq_u8_s32(value), vdupq_n_u8(15)));
+  }
+  static Ints high_nibbles(Ints value) { return vreinterpretq_s32_u8(vshrq_n_u8(vreinterpretq_u8_s32(value), 4)); }
+  static Ints no_products() { return vdupq_n_s32(0); }
+  static Ints dot(Ints sum, Ints codes, const int8_t* values) {
+    int32_t four;
+    std::memcpy(&four, values, sizeof four);
+    return vdotq_s32(sum, vreinterpretq_s8_s32(codes), vreinterpretq_s8_s32(vdupq_n_s32(four)));
+  }
+
+  // The largest magnitude of x; NaN where one is NaN. `count` is a multiple of 32.
+  static float largest(const float* x, size_t count) {
+    Floats result = vdupq_n_f32(0);
+    for (size_t i = 0; i < count; i += 4) result = vmaxq_f32(result, vabsq_f32(vld1q_f32(x + i)));
+    return vmaxvq_f32(result);
+  }
+
+  // x * inverse, rounded; of every 8 the even ones first. Returns their sum.
+  static int quantize(const float* x, size_t count, float inverse, int8_t* to) {
+    const Floats factor = vdupq_n_f32(inverse);
+    Ints sum = vdupq_n_s32(0);
+    for (size_t i = 0; i < count; i += 8) {
+      const Ints first = vcvtnq_s32_f32(vmulq_f32(vld1q_f32(x + i), factor));
+      const Ints second = vcvtnq_s32_f32(vmulq_f32(vld1q_f32(x + i + 4), factor));
+      sum = vaddq_s32(sum, vaddq_s32(first, second));
+      const int16x8_t ordered =
+          vcombine_s16(vmovn_s32(vuzp1q_s32(first, second)), vmovn_s32(vuzp2q_s32(first, second)));
+      vst1_s8(to + i, vmovn_s16(ordered));
+    }
+    return vaddvq_s32(sum);
+  }
+};
+
+}  // namespace
+
+extern const Int4Kernel kInt4Neon = {"neon", Neon::kLanes, quantize_row<Neon>, multiply_tiles<Neon>};
+
+}  // namespace blip2rt
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

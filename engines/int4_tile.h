@@ -1,0 +1,202 @@
+// The product of int4_matmul.h written once for all instruction sets. Included behind the target pragma of the file
+// that has the vectors: V, with `kLanes` outputs side by side. Everything has internal linkage, as each such file
+// compiles it for another processor.
+#pragma once
+
+#include <cstring>
+
+#include "int4_matmul.h"
+
+namespace blip2rt {
+namespace {
+
+constexpr size_t kPiece = 32;  // weights a row that are unpacked at once: 16 bytes
+constexpr size_t kRows = 8;    // rows of activations whose sums are kept in registers
+
+// Of a tile, for each block: scales and scales * zero points of the outputs.
+template <class V>
+struct Scales {
+  float *scale, *offset;
+};
+
+// Reads L rows of 16 bytes, of which fewer may exist: beyond `rows` the last one counts, beyond `bytes` zeros.
+template <class V>
+void copy_rows(const uint8_t* base, size_t stride, size_t rows, size_t bytes, uint8_t* to) {
+  std::memset(to, 0, 16 * V::kLanes);
+  for (size_t lane = 0; lane < V::kLanes; ++lane) {
+    std::memcpy(to + 16 * lane, base + stride * (lane < rows ? lane : rows - 1), bytes);
+  }
+}
+
+template <class V>
+void read_scales(const Int4Matrix& m, size_t first, size_t rows, const Scales<V>& to) {
+  const size_t blocks = m.blocks(), zero_bytes = (blocks + 1) / 2;
+  const uint8_t* scales = reinterpret_cast<const uint8_t*>(m.scales + first * blocks);
+  const uint8_t* zeros = m.zero_points + first * zero_bytes;
+  alignas(64) uint8_t copy[16 * V::kLanes];
+  for (size_t block = 0; block < blocks; block += 8) {
+    const size_t count = blocks - block < 8 ? blocks - block : 8;
+    typename V::Ints pairs[4];
+    if (count == 8 && rows == V::kLanes) {
+      V::transpose(scales + 2 * block, 2 * blocks, pairs);
+    } else {
+      copy_rows<V>(scales + 2 * block, 2 * blocks, rows, 2 * count, copy);
+      V::transpose(copy, 16, pairs);
+    }
+    alignas(64) uint32_t packed[V::kLanes];
+    for (size_t lane = 0; lane < V::kLanes; ++lane) {
+      packed[lane] = 0;
+      std::memcpy(&packed[lane], zeros + zero_bytes * (lane < rows ? lane : rows - 1) + block / 2, (count + 1) / 2);
+    }
+    typename V::Ints codes = V::load(packed);
+    for (size_t i = 0; i < count; ++i) {
+      const typename V::Floats scale = V::half(i % 2 == 0 ? pairs[i / 2] : V::high_half(pairs[i / 2]));
+      V::store(to.scale + (block + i) * V::kLanes, scale);
+      V::store(to.offset + (block + i) * V::kLanes, V::mul(scale, V::to_float(V::low_nibble_of_lane(codes))));
+      codes = V::next_nibble_of_lane(codes);
+    }
+  }
+}
+
+// Codes of a tile, unpacked as they are needed.
+template <class V>
+struct Packed {
+  const uint8_t* codes;
+  size_t stride;
+  const uint8_t* next;  // what will be read after this tile, or nullptr
+
+  void piece(size_t index, typename V::Ints* to) const {
+    typename V::Ints packed[4];
+    if (next != nullptr) {  // L rows at once are too many streams for the processor to foresee
+      const uint8_t* ahead = next + V::kLanes * index * (kPiece / 2);
+      for (size_t line = 0; line < V::kLanes * (kPiece / 2); line += 64) __builtin_prefetch(ahead + line, 0, 2);
+    }
+    V::transpose(codes + index * (kPiece / 2), stride, packed);
+    for (size_t i = 0; i < 4; ++i) {
+      to[2 * i] = V::low_nibbles(packed[i]);
+      to[2 * i + 1] = V::high_nibbles(packed[i]);
+    }
+  }
+};
+
+// Codes of a tile that were unpacked before, for many rows.
+template <class V>
+struct Unpacked {
+  const uint8_t* codes;
+
+  void piece(size_t index, typename V::Ints* to) const {
+    for (size_t i = 0; i < 8; ++i) to[i] = V::load(codes + (8 * index + i) * sizeof(typename V::Ints));
+  }
+};
+
+// R rows from `row` on, times one tile.
+template <class V, size_t R, class Codes>
+void multiply_rows(const Int4Matrix& m, const Int4Input& input, const Codes& codes, const Scales<V>& scales, size_t row,
+                   float* sums) {
+  const size_t blocks = m.blocks(), width = blocks * m.block, pieces = m.block / kPiece;
+  typename V::Floats total[R];
+  for (size_t r = 0; r < R; ++r) total[r] = V::zero();
+  for (size_t block = 0; block < blocks; ++block) {
+    typename V::Ints products[R];
+    for (size_t r = 0; r < R; ++r) products[r] = V::no_products();
+    for (size_t piece = block * pieces; piece < (block + 1) * pieces; ++piece) {
+      typename V::Ints unpacked[8];
+      codes.piece(piece, unpacked);
+      for (size_t r = 0; r < R; ++r) {
+        const int8_t* values = input.values + (row + r) * width + piece * kPiece;
+        for (size_t i = 0; i < 8; ++i) products[r] = V::dot(products[r], unpacked[i], values + 4 * i);
+      }
+    }
+    const typename V::Floats scale = V::load_floats(scales.scale + block * V::kLanes);
+    const typename V::Floats offset = V::load_floats(scales.offset + block * V::kLanes);
+    for (size_t r = 0; r < R; ++r) {
+      const size_t at = (row + r) * blocks + block;
+      const typename V::Floats whole = V::mul(V::to_float(products[r]), V::broadcast(input.scales[at]));
+      total[r] = V::mul_add(whole, scale, V::mul_sub(offset, V::broadcast(input.sums[at]), total[r]));
+    }
+  }
+  for (size_t r = 0; r < R; ++r) V::store(sums + r * V::kLanes, total[r]);
+}
+
+template <class V, class Codes>
+void multiply_some(size_t rows, const Int4Matrix& m, const Int4Input& input, const Codes& codes,
+                   const Scales<V>& scales, size_t row, float* sums) {
+  switch (rows) {
+    case 1: return multiply_rows<V, 1>(m, input, codes, scales, row, sums);
+    case 2: return multiply_rows<V, 2>(m, input, codes, scales, row, sums);
+    case 3: return multiply_rows<V, 3>(m, input, codes, scales, row, sums);
+    case 4: return multiply_rows<V, 4>(m, input, codes, scales, row, sums);
+    case 5: return multiply_rows<V, 5>(m, input, codes, scales, row, sums);
+    case 6: return multiply_rows<V, 6>(m, input, codes, scales, row, sums);
+    case 7: return multiply_rows<V, 7>(m, input, codes, scales, row, sums);
+    default: return multiply_rows<V, kRows>(m, input, codes, scales, row, sums);
+  }
+}
+
+template <class V>
+void multiply_tiles(const Int4Matrix& m, const Int4Input& input, float* out, size_t first, size_t last,
+                    uint8_t* scratch) {
+  const size_t blocks = m.blocks(), stride = blocks * m.block / 2, pieces = blocks * m.block / kPiece;
+  const Scales<V> scales = {reinterpret_cast<float*>(scratch), reinterpret_cast<float*>(scratch) + blocks * V::kLanes};
+  uint8_t* unpacked = scratch + 2 * blocks * V::kLanes * sizeof(float);
+  for (size_t tile = first; tile < last; ++tile) {
+    const size_t begin = tile * V::kLanes, outputs = m.n - begin < V::kLanes ? m.n - begin : V::kLanes;
+    read_scales<V>(m, begin, outputs, scales);
+    const uint8_t* codes = m.codes + begin * stride;
+    const Packed<V> packed = {codes, stride, tile + 1 < last ? codes + V::kLanes * stride : nullptr};
+    const bool partial = outputs < V::kLanes;  // rows beyond the matrix must not be read
+    const bool ahead = input.rows > kRows || partial;
+    if (ahead) {
+      alignas(64) uint8_t copy[16 * V::kLanes];
+      for (size_t piece = 0; piece < pieces; ++piece) {
+        typename V::Ints unpacked_codes[8];
+        if (partial) {
+          copy_rows<V>(packed.codes + piece * (kPiece / 2), stride, outputs, 16, copy);
+          Packed<V>{copy, 16, nullptr}.piece(0, unpacked_codes);
+        } else {
+          packed.piece(piece, unpacked_codes);
+        }
+        for (size_t i = 0; i < 8; ++i)
+          V::store(unpacked + (8 * piece + i) * sizeof(typename V::Ints), unpacked_codes[i]);
+      }
+    }
+    for (size_t row = 0; row < input.rows; row += kRows) {
+      const size_t rows = input.rows - row < kRows ? input.rows - row : kRows;
+      alignas(64) float sums[kRows * V::kLanes];
+      if (ahead) {
+        multiply_some<V>(rows, m, input, Unpacked<V>{unpacked}, scales, row, sums);
+      } else {
+        multiply_some<V>(rows, m, input, packed, scales, row, sums);
+      }
+      for (size_t r = 0; r < rows; ++r) {
+        std::memcpy(out + (row + r) * m.n + begin, sums + r * V::kLanes, outputs * sizeof(float));
+      }
+    }
+  }
+}
+
+// One row of x (rows, K).
+template <class V>
+void quantize_row(const float* x, size_t row, const Int4Matrix& m, const Int4Input& input) {
+  const size_t blocks = m.blocks();
+  x += row * m.k;
+  for (size_t block = 0; block < blocks; ++block) {
+    const size_t begin = block * m.block, left = m.k - begin;
+    float padded[128];
+    const float* from = x + begin;
+    if (left < m.block) {
+      std::memcpy(padded, from, left * sizeof(float));
+      std::memset(padded + left, 0, (m.block - left) * sizeof(float));
+      from = padded;
+    }
+    const float largest = V::largest(from, m.block);
+    const float scale = largest / 127.0f, inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    const int sum = V::quantize(from, m.block, inverse, input.values + (row * blocks + block) * m.block);
+    const bool finite = largest <= 3.402823466e38f;  // false for NaN
+    input.scales[row * blocks + block] = finite ? scale : largest - largest;
+    input.sums[row * blocks + block] = finite ? scale * static_cast<float>(sum) : largest - largest;
+  }
+}
+
+}  // namespace
+}  // namespace blip2rt

@@ -1,0 +1,124 @@
+// Every int4 kernel that this processor has, on random matrices of awkward sizes, against plain arithmetic in double.
+//
+//   int4_check SEED     prints the kernels that it ran; fails with the case that differs
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "int4_matmul.h"
+
+namespace {
+
+using namespace blip2rt;
+
+float from_half(uint16_t half) {  // of finite positive ones
+  return std::ldexp(static_cast<float>((half & 1023) | 1024), (half >> 10 & 31) - 25);
+}
+
+struct Case {
+  size_t n, k, block, rows;
+  std::vector<uint8_t> codes, zeros;
+  std::vector<uint16_t> scales;
+  std::vector<float> x;
+  Int4Matrix matrix;
+
+  Case(size_t n_, size_t k_, size_t block_, size_t rows_, std::mt19937& random)
+      : n(n_), k(k_), block(block_), rows(rows_), matrix{n, k, block, nullptr, nullptr, nullptr} {
+    const size_t blocks = matrix.blocks();
+    codes.resize(n * blocks * block / 2);
+    zeros.resize(n * ((blocks + 1) / 2));
+    scales.resize(n * blocks);
+    x.resize(rows * k);
+    for (auto& code : codes) code = static_cast<uint8_t>(random());
+    for (auto& zero : zeros) zero = static_cast<uint8_t>(random());
+    for (auto& scale : scales) scale = static_cast<uint16_t>(8 << 10 | random() % (6 << 10));  // 2^-7 to 2^-1
+    std::normal_distribution<float> normal;
+    for (auto& value : x) value = normal(random);
+    if (rows > 1) std::fill_n(x.begin(), std::min(k, block), 0.0f);  // a block of zeros
+    matrix = {n, k, block, codes.data(), scales.data(), zeros.data()};
+  }
+
+  // What the int8 activations of a row and the weights give, in double.
+  double expected(size_t row, size_t output) const {
+    double total = 0;
+    const size_t blocks = matrix.blocks();
+    for (size_t b = 0; b < blocks; ++b) {
+      float largest = 0;
+      for (size_t i = b * block; i < std::min(k, (b + 1) * block); ++i) {
+        largest = std::max(largest, std::fabs(x[row * k + i]));
+      }
+      const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+      const int zero = zeros[output * ((blocks + 1) / 2) + b / 2] >> (b % 2 * 4) & 15;
+      double sum = 0;
+      for (size_t i = b * block; i < std::min(k, (b + 1) * block); ++i) {
+        const int code = codes[(output * blocks * block + i) / 2] >> (i % 2 * 4) & 15;
+        sum += (code - zero) * std::nearbyint(static_cast<double>(x[row * k + i] * inverse));
+      }
+      total += sum * from_half(scales[output * blocks + b]) * (largest / 127.0f);
+    }
+    return total;
+  }
+};
+
+std::vector<float> product(const Int4Kernel& kernel, const Case& given) {
+  const size_t blocks = given.matrix.blocks();
+  std::vector<int8_t> values(given.rows * blocks * given.block);
+  std::vector<float> scales(given.rows * blocks), sums(given.rows * blocks), out(given.rows * given.n, -1.0f);
+  const Int4Input input = {given.rows, values.data(), scales.data(), sums.data()};
+  for (size_t row = 0; row < given.rows; ++row) kernel.quantize(given.x.data(), row, given.matrix, input);
+  const size_t tiles = (given.n + kernel.tile - 1) / kernel.tile, half = tiles / 2;
+  void* scratch = std::aligned_alloc(64, (kernel.scratch_size(given.matrix) + 63) / 64 * 64);
+  kernel.multiply(given.matrix, input, out.data(), 0, half, static_cast<uint8_t*>(scratch));
+  kernel.multiply(given.matrix, input, out.data(), half, tiles, static_cast<uint8_t*>(scratch));
+  std::free(scratch);
+  return out;
+}
+
+void check_case(const Int4Kernel& kernel, Case& given) {
+  const std::vector<float> out = product(kernel, given);
+  const double tolerance = 1e-4 * std::sqrt(static_cast<double>(given.k));
+  for (size_t row = 0; row < given.rows; ++row) {
+    for (size_t i = 0; i < given.n; ++i) {
+      const double expected = given.expected(row, i), got = out[row * given.n + i];
+      if (!(std::fabs(got - expected) <= tolerance)) {
+        std::printf("%s: N %zu K %zu block %zu rows %zu: output (%zu, %zu) is %g instead of %g\n", kernel.name, given.n,
+                    given.k, given.block, given.rows, row, i, got, expected);
+        std::exit(1);
+      }
+    }
+  }
+  // What is not finite stays in its row, and is not finite there.
+  const size_t row = given.rows - 1;
+  given.x[row * given.k + given.k - 1] = given.rows % 2 == 0 ? std::numeric_limits<float>::infinity() : std::nanf("");
+  const std::vector<float> spoilt = product(kernel, given);
+  for (size_t i = 0; i < given.n; ++i) {
+    if (std::isfinite(spoilt[row * given.n + i]) || (row > 0 && spoilt[i] != out[i])) {
+      std::printf("%s: a value that is not finite gave %g, and %g in another row\n", kernel.name,
+                  static_cast<double>(spoilt[row * given.n + i]), static_cast<double>(spoilt[i]));
+      std::exit(1);
+    }
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::mt19937 random(argc > 1 ? static_cast<unsigned>(std::atoi(argv[1])) : 0);
+  for (const char* name : {"avx512", "avx2", "neon"}) {
+    const Int4Kernel* kernel = int4_kernel(name);
+    if (kernel == nullptr) continue;
+    for (size_t block : {32, 64, 128}) {
+      for (size_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 17}) {
+        Case given(1 + random() % 70, 1 + random() % 1300, block, rows, random);
+        check_case(*kernel, given);
+      }
+    }
+    std::printf("%s\n", name);
+  }
+  return 0;
+}
