@@ -20,6 +20,7 @@ struct Plan {
 namespace {
 
 constexpr int kMostThreads = 1024;
+constexpr float kLeastExponent = -87.33654f;  // of weights, as scoring.h has it: what may be drawn has a weight
 
 // A block of threads reads a row of scores. What the graph has computed of it (the K likeliest tokens, the log of the
 // sum of all exponentials) is used as far as it goes: the row is read only where the options have changed it, or need
@@ -171,7 +172,8 @@ class TeamReader {
       const int first = block * Draws::kBlock, end = smaller_of(vocab_size_, first + Draws::kBlock);
       double sum = 0;
       for (int i = first; i < end; ++i) {
-        weights[i] = weighs(scores[i], i, bound) ? expf((scores[i] - largest_) * draws_.scale) : 0.0f;
+        const float exponent = larger_of((scores[i] - largest_) * draws_.scale, kLeastExponent);
+        weights[i] = weighs(scores[i], i, bound) ? expf(exponent) : 0.0f;
         sum += weights[i];
       }
       sums[block] = sum;
