@@ -144,7 +144,7 @@ class Cuda:
         return "nvrtc {}.{}".format(*self._compiled("nvrtcVersion"))
 
     def compile(self, source: str, headers: Mapping[str, str], architecture: str) -> bytes:
-        """CUDA C++ to machine code for `architecture` ("sm_87"), without a GPU. Raises CudaError with the first fault."""
+        """CUDA C++ -> machine code for an architecture ("sm_87"), without a GPU. Raises CudaError: the first fault."""
         program = self._compiled("nvrtcCreateProgram", source.encode(), b"kernels.cu", len(headers),
                                  [text.encode() for text in headers.values()],
                                  [name.encode() for name in headers])  # fmt: skip

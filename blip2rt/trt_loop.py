@@ -2,8 +2,8 @@
 
 A step is one graph of embed, llm and three kernels (engines/kernels.cu): `scatter` writes the new keys and values into
 the cache, `choose` takes a step of every answer's search (engines/search_block.h, the source of the CPU's loop too),
-`reorder` moves the beams that changed places. The host launches steps and looks, some steps behind, whether all answers
-are done.
+`reorder` moves the beams that changed places. The host launches steps and looks, one step behind, whether all answers are
+done.
 Knows rows, slots of the cache and kernels; what is searched for lies in the native SearchBatch.
 """
 
@@ -27,7 +27,7 @@ from .errors import BackendError, OptionError
 from .manifest import Manifest
 from .trt_runtime import DeviceTensor, Engine, Lane, aligned
 
-AHEAD = 2  # steps that the host launches beyond the one whose end it waits for: the device never does
+AHEAD = 1  # steps that are launched beyond the one whose end the host waits for: the device never waits
 THREADS = 256  # of a block; `choose` reads a row of logits with so many
 _STEP, _PROMPT = 0, 1  # profiles of the llm's engine
 _MASKED = np.array(-1e9, np.float32)  # past_mask of a slot that holds nothing
@@ -268,7 +268,7 @@ class Decoder:
             self._capture()
 
     def _capture(self) -> None:
-        lane = self.lane
+        lane, graph = self.lane, None
         try:
             lane.cuda.begin_capture(lane.stream)
             try:
@@ -276,6 +276,8 @@ class Decoder:
             finally:
                 graph = lane.cuda.end_capture(lane.stream)
         except BackendError as error:
+            if graph is not None:
+                lane.cuda.destroy_graph(graph)
             self._refused = True
             _log.warning("the step cannot be captured as a CUDA graph, and is enqueued anew each time: %s", error)
             self._enqueue()

@@ -59,23 +59,19 @@ def case_of(name: str, folder: pytest.TempPathFactory) -> Case:
             made = [tiny_trt.write(where / target, weights, target) for target in ("ort", "trt")]
             _cases[name] = Case(*made, name)
             return _cases[name]
-        torch = pytest.importorskip("torch")
+        pytest.importorskip("torch")
         pytest.importorskip("transformers")
         pytest.importorskip("onnxscript")
-        from export import cli
-        from tests import tiny_blip2
+        from tests import test_export_llm, test_export_t5
 
-        torch.manual_seed(SEED)
-        source = tiny_blip2.generative(where / "hf", tiny_blip2.TEXT_CONFIGS[name]())
-        for target in ("ort", "trt"):
-            arguments = ["--ckpt", str(source), "--out", str(where / target), "--target", target, "--no-verify",
-                         "--precision", "vision=fp32,qformer=fp32,llm=fp32"]  # fmt: skip
-            assert cli.main(arguments) == 0
-        _cases[name] = Case(where / "ort", where / "trt", name)
+        model = (test_export_t5 if name == "flan" else test_export_llm).build(name)
+        model.get_output_embeddings().weight.data.mul_(3)  # decided opinions: few near ties
+        made = [tiny_trt.write_model(where / target, model, target) for target in ("ort", "trt")]
+        _cases[name] = Case(*made, name)
     return _cases[name]
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "llama", "t5")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "llama", "flan")]
 
 
 @pytest.fixture(params=["tiny", *SLOW])

@@ -111,8 +111,8 @@ def test_the_native_loops_choice_on_the_same_logits(vocab: int, threads: int) ->
             assert [[tokens for tokens, _ in image] for image in got] == [
                 [tokens for tokens, _ in image] for image in want
             ], said
-            np.testing.assert_allclose([score for image in got for _, score in image],
-                                       [score for image in want for _, score in image], 1e-5, 3e-6 * spread)  # fmt: skip
+            scores = [[score for image in each for _, score in image] for each in (got, want)]
+            np.testing.assert_allclose(*scores, rtol=1e-5, atol=3e-6 * spread)
             if step == 0:
                 assert (device.positions == np.repeat(device.lengths, device.beams)).all()
             assert theirs.done == ours.done == bool(device.done.all()), said

@@ -114,6 +114,35 @@ def llm(weights: dict[str, np.ndarray], target: str) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=opsets, ir_version=9)
 
 
+def write_model(path: Path, model: Any, target_name: str) -> Path:
+    """A Hugging Face language model as a bundle whose other graphs are not to be run."""
+    from export import targets
+    from tests.test_export_trt import write as write_llm
+
+    config, others = model.config, build_graphs(onnx, random_weights(np.random.default_rng(0)))
+    target = {"ort": targets.ORT, "trt": targets.TRT}[target_name]
+    with BundleWriter(path) as writer:
+        write_llm(target.llm_graphs(model, 64), writer.folder, target)
+        graphs = {name: others[name] for name in ("vision", "qformer")}
+        for name, graph in graphs.items():
+            onnx.save(graph, writer.folder / f"{name}.onnx")
+        for file in sorted(writer.folder.glob("*.onnx")):
+            graphs.setdefault(file.stem, onnx.load(file, load_external_data=False))
+        save_llm_tokenizer(writer.folder / "tokenizer.json")
+        manifest = make_manifest(graphs, True, False)
+        past = next(each for each in manifest.components["llm"].inputs if each.name == "past_key_0")
+        layers = sum(each.name.startswith("past_key_") for each in manifest.components["llm"].inputs)
+        encoded = bool(config.is_encoder_decoder)
+        assert manifest.llm is not None
+        spec = replace(
+            manifest.llm, layers=layers, kv_heads=int(past.shape[1]), head_dim=int(past.shape[3]),
+            hidden_size=config.hidden_size, vocab_size=config.vocab_size, max_positions=64, encoder_decoder=encoded,
+            decoder_start_token_id=config.decoder_start_token_id if encoded else None,
+        )  # fmt: skip
+        writer.finish(replace(manifest, llm=spec, target=target_name))
+    return path
+
+
 def write(path: Path, weights: dict[str, np.ndarray], target: str) -> Path:
     """A bundle that captions and asks."""
     others = build_graphs(onnx, random_weights(np.random.default_rng(0)))

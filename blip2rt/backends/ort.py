@@ -138,7 +138,9 @@ class Backend:
             if component not in self._sessions:
                 graph = self._bundle.graph(component)
                 try:
-                    self._sessions[component] = native().Session(_open_runtime(), str(graph), self._threads, cuda=self._cuda)
+                    self._sessions[component] = native().Session(
+                        _open_runtime(), str(graph), self._threads, cuda=self._cuda
+                    )
                 except RuntimeError as error:
                     if self._cuda:
                         raise BackendError(
