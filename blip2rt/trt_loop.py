@@ -2,8 +2,7 @@
 
 A step is one graph of embed, llm and three kernels (engines/kernels.cu): `scatter` writes the new keys and values into
 the cache, `choose` takes a step of every answer's search (engines/search_block.h, the source of the CPU's loop too),
-`reorder` moves the beams that changed places. The host launches steps and looks, one step behind, whether all answers are
-done.
+`reorder` moves the beams that changed places. The host launches steps and looks, one step behind, whether all is done.
 Knows rows, slots of the cache and kernels; what is searched for lies in the native SearchBatch.
 """
 
