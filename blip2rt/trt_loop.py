@@ -97,6 +97,10 @@ class Decoder:
         self._llm_step = lane.runner(engines[contract.LLM], _STEP)
         self._llm_prompt = lane.runner(engines[contract.LLM], _PROMPT)
         itemsize, slot = sizes.dtype.itemsize, sizes.heads * sizes.width
+        if sizes.width * itemsize % 4:
+            raise BackendError(
+                f"heads of {sizes.width} {sizes.dtype} numbers are no whole words of 4 bytes: export anew"
+            )
         self._cache_stride = aligned(sizes.rows * slot * sizes.capacity * itemsize)
         self._fresh_stride = aligned(max(sizes.rows, sizes.images * sizes.capacity) * slot * itemsize)
         self._cache = lane.buffer("cache", sizes.tensors * self._cache_stride)

@@ -286,8 +286,8 @@ class TeamReader {
 //
 // fresh: for each tensor (source rows, heads, length, width), `fresh_stride` words apart; cache: for each tensor (rows,
 // heads, capacity, width), `cache_stride` words apart; a word is 4 bytes. Row r takes what row sources[r] of `fresh`
-// says (r where sources is null): its positions 0 to last_index[source], from starts[r] on (positions[r] where starts
-// is null, 0 where both are). Grid: rows x tensors.
+// says (r where sources is null): its positions 0 to last_index[source] (0 where last_index is null), into the slots
+// from positions[r] on (0 where positions is null). Grid: rows x tensors.
 extern "C" __global__ void scatter(const uint32_t* fresh, uint32_t* cache, float* mask, const int32_t* sources,
                                    const int64_t* last_index, const int64_t* positions, int64_t fresh_stride,
                                    int64_t cache_stride, int heads, int length, int capacity, int width) {

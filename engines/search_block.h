@@ -15,7 +15,7 @@
 //   offer(scores, base, row, block)   offers tokens with the score base + log-probability: at least those that matter
 //   draws()                           memory of sampling
 //   nth(scores, n)                    Bound of the n largest scores: of equals all stay
-//   nucleus(scores, p, within, kept)  Bound of the likeliest tokens that have p of what `within` leaves; their number
+//   nucleus(scores, row, p, within, kept)  Bound of the likeliest tokens that have p of what `within` leaves; how many
 //   weigh(scores, row, bound)         fills the row of draws() with exp((score - largest) * scale); gives their sum
 #pragma once
 

@@ -271,6 +271,20 @@ def test_a_refused_capture_is_said_and_done_without(
     assert caplog.text.count("cannot be captured") == 1 and "graph" not in machine.driver.calls
 
 
+def test_keys_and_values_in_float16(tiny_case: Case, machine: Machine, tmp_path: Path) -> None:
+    """As the export's fp16 has them: near the native loop's float32, the same as long as that is clear."""
+    weights = tiny_trt.weights_of(np.random.default_rng(SEED))
+    half = Case(tiny_case.ort, tiny_trt.write(tmp_path / "half", weights, "trt", half=True), "half")
+    prefix, prompts = tiny_case.inputs(2)
+    options = {"max_new_tokens": 8, "num_beams": 2, "eos_token_ids": []}
+    got, want = (
+        machine.load(half).generate(prefix, prompts, options),
+        tiny_case.native().generate(prefix, prompts, options),
+    )
+    scores = np.array([[image[0][1] for image in each] for each in (got, want)])
+    np.testing.assert_allclose(scores[0], scores[1], atol=0.05)
+
+
 def test_teams_of_several_threads(tiny_case: Case, machine: Machine) -> None:
     machine.driver.threads = 3
     prefix, prompts = tiny_case.inputs(1)
@@ -452,7 +466,12 @@ def captured_cold(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
     monkeypatch.setattr(trt_loop.Decoder, "step", lambda self: self._capture())
 
 
-FAULTS = [wrong_address, skipped_shape, stale_shape, reused_buffer, freed_buffer, unaligned, short_buffer,
+def wrong_dtype(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
+    real = trt_loop.Sizes.of
+    monkeypatch.setattr(trt_loop.Sizes, "of", lambda *arguments: replace(real(*arguments), dtype=np.dtype(np.float16)))
+
+
+FAULTS = [wrong_address, wrong_dtype, skipped_shape, stale_shape, reused_buffer, freed_buffer, unaligned, short_buffer,
           uncleared_cache, other_stream, captured_cold]  # fmt: skip
 
 

@@ -28,8 +28,8 @@ def weights_of(rng: np.random.Generator) -> dict[str, np.ndarray]:
     return made
 
 
-def llm(weights: dict[str, np.ndarray], target: str) -> onnx.ModelProto:
-    """The graph `llm` of docs/design.md."""
+def llm(weights: dict[str, np.ndarray], target: str, half: bool = False) -> onnx.ModelProto:
+    """The graph `llm` of docs/design.md. half: keys and values are float16, of the target trt."""
     float_, int64 = TensorProto.FLOAT, TensorProto.INT64
     constants: dict[str, np.ndarray] = {
         "last": np.array([-1]), "scale": np.array(WIDTH**-0.5, np.float32), "masked": np.array(-1e9, np.float32),
@@ -64,10 +64,17 @@ def llm(weights: dict[str, np.ndarray], target: str) -> onnx.ModelProto:
             for part, shape, out in (("q", "heads", f"query_{i}"), ("k", "kv", f"new_key_{i}"),
                                      ("v", "kv", f"new_value_{i}")):  # fmt: skip
                 node("Reshape", f"{part}_{i} {shape}", f"{part}4_{i}")
-                node("Transpose", f"{part}4_{i}", out, perm=[0, 2, 1, 3])
+                cached = half and part != "q"
+                node("Transpose", f"{part}4_{i}", f"{out}_wide" if cached else out, perm=[0, 2, 1, 3])
+                if cached:
+                    node("Cast", f"{out}_wide", out, to=TensorProto.FLOAT16)
             for source in ("past", "new"):
                 for part in ("key", "value"):  # each key head serves HEADS / KV_HEADS neighbours
-                    node("Gather", f"{source}_{part}_{i} groups", f"{source}_{part}s_{i}", axis=1)
+                    read = f"{source}_{part}_{i}"
+                    if half:
+                        node("Cast", read, f"{read}_read", to=float_)
+                        read = f"{read}_read"
+                    node("Gather", f"{read} groups", f"{source}_{part}s_{i}", axis=1)
                 node("Transpose", f"{source}_keys_{i}", f"{source}_turned_{i}", perm=[0, 1, 3, 2])
                 node("MatMul", f"query_{i} {source}_turned_{i}", f"{source}_raw_{i}")
                 node("Mul", f"{source}_raw_{i} scale", f"{source}_scaled_{i}")
@@ -102,11 +109,11 @@ def llm(weights: dict[str, np.ndarray], target: str) -> onnx.ModelProto:
         outputs += [value("top_logits", "B", contract.TOP_K), value("top_tokens", "B", contract.TOP_K, dtype=int64),
                     value("log_sum_exp", "B", 1)]  # fmt: skip
     names = contract.llm_tensors(LAYERS, target=target)
-    inputs += [
-        value(name, "B", KV_HEADS, "T", WIDTH) for name in names[0] if name.startswith("past_") and name != "past_mask"
-    ]
-    length = "T" if target == "ort" else "S"
-    outputs += [value(name, "B", KV_HEADS, length, WIDTH) for name in names[1] if name.startswith(("present_", "new_"))]
+    cache, length = TensorProto.FLOAT16 if half else float_, "T" if target == "ort" else "S"
+    inputs += [value(name, "B", KV_HEADS, "T", WIDTH, dtype=cache) for name in names[0]
+               if name.startswith(("past_key", "past_value"))]  # fmt: skip
+    outputs += [value(name, "B", KV_HEADS, length, WIDTH, dtype=cache) for name in names[1]
+                if name.startswith(("present_", "new_"))]  # fmt: skip
     used = {name for each in nodes for name in each.input}
     tensors = [numpy_helper.from_array(array, name) for name, array in {**weights, **constants}.items() if name in used]
     graph = helper.make_graph(nodes, "llm", inputs, outputs, tensors)
@@ -143,7 +150,7 @@ def write_model(path: Path, model: Any, target_name: str) -> Path:
     return path
 
 
-def write(path: Path, weights: dict[str, np.ndarray], target: str) -> Path:
+def write(path: Path, weights: dict[str, np.ndarray], target: str, half: bool = False) -> Path:
     """A bundle that captions and asks."""
     others = build_graphs(onnx, random_weights(np.random.default_rng(0)))
     embed = helper.make_graph(
@@ -155,7 +162,7 @@ def write(path: Path, weights: dict[str, np.ndarray], target: str) -> Path:
     graphs = {
         "vision": others["vision"], "qformer": others["qformer"],
         "embed": helper.make_model(embed, opset_imports=[helper.make_opsetid("", 19)], ir_version=9),
-        "llm": llm(weights, target),
+        "llm": llm(weights, target, half),
     }  # fmt: skip
     manifest = make_manifest(graphs, True, False)
     assert manifest.llm is not None
