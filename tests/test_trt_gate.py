@@ -119,8 +119,11 @@ def test_language_models_build(name: str, precision: str, traced: Callable[..., 
     assert ("QuantizeLinear" in {op for op, _ in seen}) == (precision == "int8-static")
 
 
-@pytest.mark.parametrize(("name", "precision"), [("image", "fp16"), ("image", "int8-static"), ("retrieval", "fp16"),
-                                                 ("image", "fp32"), ("retrieval", "fp32")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [("image", "fp16"), ("image", "int8-static"), ("image", "fp32")]
+    + [pytest.param("retrieval", each, marks=pytest.mark.slow) for each in ("fp16", "fp32")],
+)
 def test_image_and_text_graphs_build(name: str, precision: str, traced: Callable[..., Any], tmp_path: Path) -> None:
     files = write(traced(name), precision, tmp_path)
     assert len(files) == {"image": 2, "retrieval": 3}[name]
