@@ -95,7 +95,7 @@ def write(models: dict[str, Any], precision: str, folder: Path) -> list[Path]:
     return sorted(folder.glob("*.onnx"))
 
 
-def plan(graph: Path) -> bytes:
+def plan(graph: Path) -> memoryview:
     """Built for the three GPUs; a language model with a profile of one new position besides."""
     profiles = [{**SIZES, "S": (1, 1, 1)}, SIZES] if graph.stem == "llm" else [SIZES]
     settings = trt_builder.Settings(build.CHECKED)
