@@ -34,7 +34,7 @@ class Settings:
 
 @dataclass
 class Built:
-    plan: bytes
+    plan: memoryview  # of TensorRT's own memory: a copy would be another of the weights
     timing_cache: bytes | None = None
     faults: list[str] = field(default_factory=list)
 
@@ -92,7 +92,7 @@ def build(
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BackendError(f"the builder gives up: {log.last or 'it does not say why'}")
-    return Built(bytes(plan), None if cache is None else bytes(cache.serialize()))
+    return Built(memoryview(plan), None if cache is None else bytes(cache.serialize()))
 
 
 def _parser_faults(parser: Any) -> list[str]:

@@ -182,11 +182,12 @@ def check(trt: Any, bundle: Bundle, options: Options, gpus: tuple[str, ...], say
         say(f"{component}: building for {', '.join(gpus) or 'this GPU'}")
         try:
             settings = Settings(gpus, options.workspace)
-            built = trt_builder.build(trt, bundle.graph(component), profiles(bundle, component, options), settings)
+            sizes = profiles(bundle, component, options)
+            plan = trt_builder.build(trt, bundle.graph(component), sizes, settings).plan.nbytes
         except BackendError as error:
             faults.append(f"{component}: {error}")
             continue
-        say(f"{component}: a plan of {len(built.plan) / 1e6:.1f} MB")
+        say(f"{component}: a plan of {plan / 1e6:.1f} MB")
     return faults
 
 
@@ -215,7 +216,7 @@ def ensure(
     plan = cache.store(component, source, built.plan)
     if timing_cache is not None and built.timing_cache is not None:
         _write_timing(timing_cache, built.timing_cache)
-    say(f"{component}: {plan}, {len(built.plan) / 1e6:.1f} MB")
+    say(f"{component}: {plan}, {built.plan.nbytes / 1e6:.1f} MB")
     return plan
 
 

@@ -8,8 +8,8 @@ int8: the same, and the constant weights of those products are int8 with a scale
 DequantizeLinear, their other operand passes a QuantizeLinear and a DequantizeLinear of one scale; all are symmetric
 with zero point 0, which is what TensorRT takes. Products of two activations stay float16.
 
-int4: the weights alone, with a scale for each block of rows of an output channel; such a graph is of opset 21, the first
-that has 4-bit integers and blocks.
+int4: the weights alone, with a scale for each block of rows of an output channel; such a graph is of opset 21, the
+first that has 4-bit integers and blocks.
 
 Knows graphs, nothing about models but one name (see _WIDE); ranges of activations come from export.trt_calibrate.
 """
@@ -38,9 +38,8 @@ _LARGEST = 65504.0  # of float16
 _LEVELS = 127
 _INT4_OPSET = 21  # differs from 19 in the types that operators take, in no operator that our graphs have
 _INT4 = (-8, 7)
-_SHRINKINGS = np.arange(
-    1, 0.69, -0.05, np.float32
-)  # of the scale that covers a block: outliers are cut for a finer grid
+# Of the scale that covers a block: outliers are cut for a finer grid.
+_SHRINKINGS = np.arange(1, 0.69, -0.05, np.float32)
 _COLUMNS_AT_ONCE = 1024  # bounds the temporaries of the search
 Ranges = Mapping[str, float]  # value -> largest magnitude seen
 
