@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("onnx")
 
 import blip2rt
-from blip2rt import backends, gpu, trt_builder, trt_loop, trt_runtime
+from blip2rt import backends, gpu, trt_builder, trt_decoder, trt_runtime
 from blip2rt import cuda as cuda_module
 from blip2rt.bundle import read
 from blip2rt.errors import BackendError, OptionError
@@ -428,17 +428,17 @@ def reused_buffer(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
 
 
 def freed_buffer(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    real = trt_loop.Decoder.begin
+    real = trt_decoder.Decoder.begin
 
     def begin(self: Any, *arguments: Any) -> None:
         real(self, *arguments)
         driver.cuMemFree(self._cache)
 
-    monkeypatch.setattr(trt_loop.Decoder, "begin", begin)
+    monkeypatch.setattr(trt_decoder.Decoder, "begin", begin)
 
 
 def unaligned(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    monkeypatch.setattr(trt_loop, "aligned", lambda size: size + 4)
+    monkeypatch.setattr(trt_decoder, "aligned", lambda size: size + 4)
 
 
 def short_buffer(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
@@ -462,13 +462,15 @@ def other_stream(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
 
 
 def captured_cold(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    monkeypatch.setattr(trt_loop.Decoder, "_enqueue", trt_loop.Decoder._enqueue)
-    monkeypatch.setattr(trt_loop.Decoder, "step", lambda self: self._capture())
+    monkeypatch.setattr(trt_decoder.Decoder, "_enqueue", trt_decoder.Decoder._enqueue)
+    monkeypatch.setattr(trt_decoder.Decoder, "step", lambda self: self._capture())
 
 
 def wrong_dtype(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    real = trt_loop.Sizes.of
-    monkeypatch.setattr(trt_loop.Sizes, "of", lambda *arguments: replace(real(*arguments), dtype=np.dtype(np.float16)))
+    real = trt_decoder.Sizes.of
+    monkeypatch.setattr(
+        trt_decoder.Sizes, "of", lambda *arguments: replace(real(*arguments), dtype=np.dtype(np.float16))
+    )
 
 
 FAULTS = [wrong_address, wrong_dtype, skipped_shape, stale_shape, reused_buffer, freed_buffer, unaligned, short_buffer,
@@ -499,8 +501,8 @@ def test_a_kernel_left_out_is_found(
 ) -> None:
     prefix, prompts = tiny_case.inputs(2)
     options = {"max_new_tokens": 10, "num_beams": 4, "eos_token_ids": [], "num_return_sequences": 4}
-    real = trt_loop.Kernels.launch
-    monkeypatch.setattr(trt_loop.Kernels, "launch",
+    real = trt_decoder.Kernels.launch
+    monkeypatch.setattr(trt_decoder.Kernels, "launch",
                         lambda self, name, *rest: None if name == kernel else real(self, name, *rest))  # fmt: skip
     try:
         got = machine.load(tiny_case).generate(prefix, prompts, options)

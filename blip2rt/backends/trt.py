@@ -24,7 +24,8 @@ from ..cuda import Cuda
 from ..errors import BackendError, OptionError
 from ..native import native
 from ..trt_cache import EngineCache, default_folder
-from ..trt_loop import Decoder, DeviceGeneration, Kernels, Sizes, check_room
+from ..trt_decoder import Decoder, Kernels, Sizes, check_room
+from ..trt_loop import DeviceGeneration
 from ..trt_runtime import Engine, Lane
 
 if TYPE_CHECKING:
