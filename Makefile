@@ -7,7 +7,7 @@ DEV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv-dev)
 RUN := $(DEV)/bin/python -m
 COMPAT := .venv-compat
 EXPORTED := $(wildcard tests/test_export_*.py) tests/test_hugging_face.py tests/test_lavis.py
-CORE := $(wildcard engines/*.cpp engines/*.h)
+CORE := $(wildcard engines/*.cpp engines/*.h engines/*.cu)
 SOURCES := $(CORE) $(wildcard tests/native/*.cpp)
 
 PLAIN_CORE := $(filter-out engines/module.cpp engines/python_%.cpp,$(wildcard engines/*.cpp))

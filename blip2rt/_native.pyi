@@ -12,12 +12,20 @@ class Runtime:
     def __init__(self, library_path: str) -> None: ...
     @property
     def version(self) -> str: ...
+    @property
+    def providers(self) -> list[str]:
+        """What the library can run graphs on, e.g. CUDAExecutionProvider."""
 
 class Session:
     """A loaded graph. `run` may be called from any number of threads."""
 
     def __init__(
-        self, runtime: Runtime, graph_path: str, intra_op_threads: int = 0, own_matmul: bool = True
+        self,
+        runtime: Runtime,
+        graph_path: str,
+        intra_op_threads: int = 0,
+        own_matmul: bool = True,
+        cuda: bool = False,
     ) -> None: ...
     @property
     def int4_kernel(self) -> str | None:
@@ -37,6 +45,39 @@ class Vocabulary:
 
     def __init__(self, tokens: list[bytes]) -> None: ...
     def __len__(self) -> int: ...
+    @property
+    def ends(self) -> NDArray[np.uint8]:
+        """Bytes of uint64: token i is bytes [ends[i], ends[i + 1])."""
+    @property
+    def bytes(self) -> NDArray[np.uint8]:
+        """Of all tokens, one after the other."""
+
+def kernels() -> tuple[str, dict[str, str]]:
+    """The source of the GPU's kernels, and the headers that it includes, by name."""
+
+class SearchBatch:
+    """The searches of a batch of images, in one piece of memory that a GPU can go on with."""
+
+    def __init__(self, images: int, given: Sequence[int], vocab_size: int, options: Mapping[str, Any]) -> None: ...
+    @property
+    def memory(self) -> NDArray[np.uint8]:
+        """The answers' blocks, to be taken to the device and overwritten with what comes back."""
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What the device has to know: images (of each answer), beams, stride, ..."""
+    def advance(self, scores: NDArray[np.float32], last: bool = False) -> None:
+        """A step of every answer on the CPU; scores (rows, V) are overwritten.
+
+        An answer has 1 row in the first step, then one a beam.
+        """
+    def check(self) -> None:
+        """Raises RuntimeError: what an answer has run into."""
+    @property
+    def done(self) -> bool: ...
+    def added(self) -> list[tuple[int, int, int]]:
+        """(image, draw, token id) of what came since the last call; empty with beams."""
+    def results(self) -> Sequences:
+        """Before it is done, what there is."""
 
 Sequences = list[list[tuple[list[int], float]]]
 """For each image its best sequences: new token ids without the stop token, and their score."""

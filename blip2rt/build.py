@@ -34,6 +34,9 @@ def _parser() -> argparse.ArgumentParser:
                         help="build every graph and keep nothing; tensorrt-rtx needs no GPU for it")  # fmt: skip
     parser.add_argument("--gpu", metavar="SM,...", help=f"for other GPUs than this one, by tensorrt-rtx (--check: "
                         f"{','.join(CHECKED)})")  # fmt: skip
+    parser.add_argument("--precision", type=_precisions, default={}, metavar="GRAPH=P,...",
+                        help="what the graphs have to be, e.g. vision=int8,llm=int4: it is chosen at export, and a "
+                        "bundle of another precision is refused")  # fmt: skip
     parser.add_argument("--max-batch", type=int, default=1, metavar="N", help="images at once (default: 1)")
     parser.add_argument("--max-beams", type=int, default=3, metavar="N", help="beams or draws (default: 3)")
     parser.add_argument("--capacity", type=int, metavar="N",
@@ -63,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     bundle = contract.read(args.bundle)
     engines.check_target(bundle)
+    engines.check_precision(bundle, args.precision)
     wanted = engines.Options(args.max_batch, args.max_beams, args.capacity, args.workspace)
     options = engines.resolve(bundle, wanted)
     trt = trt_builder.load_tensorrt(args.tensorrt)
@@ -79,7 +83,7 @@ def _run(args: argparse.Namespace) -> int:
             _complain(fault)
         return 2 if faults else 0
     cache = EngineCache(args.cache or default_folder())
-    for device in asked or (_this_gpu(trt),):
+    for device in asked or (engines.this_gpu(trt),):
         for component in bundle.manifest.components:
             plan = engines.ensure(trt, bundle, component, options, device, cache, _say,
                                   timing_cache=args.timing_cache, progress=_progress(component))  # fmt: skip
@@ -89,17 +93,12 @@ def _run(args: argparse.Namespace) -> int:
 
 def _memory(bundle: contract.Bundle, options: engines.Options) -> str:
     """What is to be expected, before the work begins."""
-    needed = engines.estimate(bundle, options)
-    return (f"on the device {needed.weights / 1e6:.0f} MB of weights, {needed.cache / 1e6:.0f} MB of keys and values; "
+    needed, device = engines.estimate(bundle, options), gpu.find()
+    text = (f"on the device {needed.weights / 1e6:.0f} MB of weights, {needed.cache / 1e6:.0f} MB of keys and values; "
             f"building takes about {needed.building / 1e6:.0f} MB more, one engine at a time")  # fmt: skip
-
-
-def _this_gpu(trt: Any) -> str:
-    """How a plan is keyed: tensorrt chooses kernels by time, so that one is of a card; tensorrt_rtx's is of a kind."""
-    found = gpu.find()
-    if isinstance(found, str):
-        raise BackendError(f"there is no GPU to build for: {found}; --check needs none, --gpu SM86 builds for another")
-    return found.sm if trt_builder.builds_for_any(trt) else f"{found.name} ({found.sm})"
+    if not isinstance(device, str) and needed.weights + needed.cache > device.memory:
+        text += f"; {device.name} has {device.memory / 1e6:.0f} MB in all, which is not enough to run it"
+    return text
 
 
 def _progress(component: str) -> Callable[[str, int, int], None] | None:
@@ -124,6 +123,17 @@ def _bytes(text: str) -> int:
     if not (number.isascii() and number.isdigit() and unit and int(number)):
         raise argparse.ArgumentTypeError(f"{text!r} is no size: give a number with K, M or G, e.g. 512M")
     return int(number) * unit
+
+
+def _precisions(text: str) -> dict[str, str]:
+    """ "vision=int8,llm=int4" -> {"vision": "int8", "llm": "int4"}"""
+    chosen = {}
+    for item in text.split(","):
+        graph, _, precision = (word.strip() for word in item.partition("="))
+        if not (graph and precision):
+            raise argparse.ArgumentTypeError(f"{item!r}: give graphs and their precisions, e.g. vision=int8,llm=int4")
+        chosen[graph] = precision
+    return chosen
 
 
 def _say(text: str) -> None:

@@ -153,7 +153,9 @@ def _progress() -> Callable[[int, int], None]:
 def _load(args: argparse.Namespace) -> Model:
     from .pipeline import load
 
-    return load(args.model, threads=args.threads, scaled_jpeg=args.scaled_jpeg)
+    return load(
+        args.model, backend=args.backend, device=args.device, threads=args.threads, scaled_jpeg=args.scaled_jpeg
+    )
 
 
 def _read_bundle(path: str | None) -> Bundle:
@@ -255,6 +257,9 @@ def _add_decoding(command: argparse.ArgumentParser) -> None:
 
 def _add_model(command: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
     command.add_argument("--model", metavar="BUNDLE", help="a bundle's folder (default: the embedded model)")
+    command.add_argument("--backend", default="ort", choices=("ort", "trt"),
+                         help="ONNX Runtime (default), or TensorRT for a bundle that was exported for it")  # fmt: skip
+    command.add_argument("--device", choices=("cpu", "cuda"), help="of ort: cpu (default) or cuda")
     command.add_argument("--threads", type=int, metavar="N", help="threads to use (default: every physical core)")
     command.add_argument("--scaled-jpeg", action="store_true",
                          help="decode large JPEGs at a fraction of their size: faster, almost the same")  # fmt: skip

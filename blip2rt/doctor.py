@@ -38,7 +38,7 @@ def examine() -> list[Finding]:
     device = gpu.find()
     return [
         _machine(), _memory(), _native(), _onnxruntime(), _driver(device), *_device(device), _cuda(),
-        _tensorrt(device), _cache(),
+        _tensorrt(device), _bindings(device), _cache(),
     ]  # fmt: skip
 
 
@@ -146,6 +146,15 @@ def _tensorrt(device: gpu.Gpu | str) -> Finding:
     else:
         mend = f"pip install tensorrt-cu{min(max(device.driver[0], 12), 13)}, or tensorrt-rtx for GeForce and RTX"
     return Finding("TensorRT", _MISSING, "not installed", mend)
+
+
+def _bindings(device: gpu.Gpu | str) -> Finding:
+    """What the backend trt calls the driver through; found, not imported."""
+    version = _version("cuda-bindings")
+    if version:
+        return Finding("cuda-bindings", _OK, version)
+    major = 12 if isinstance(device, str) else min(max(device.driver[0], 12), 13)
+    return Finding("cuda-bindings", _MISSING, "not installed", f"pip install '.[trt-cu{major}]' (in the checkout)")
 
 
 def _cache() -> Finding:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
-_MAJOR, _MINOR, _INTEGRATED = 75, 76, 18  # CUdevice_attribute
+_MAJOR, _MINOR, _INTEGRATED, _MULTIPROCESSORS = 75, 76, 18, 16  # CUdevice_attribute
 _RELEASE = Path("/etc/nv_tegra_release")  # Jetson's L4T, e.g. "# R36 (release), REVISION: 4.3, ..."
 
 
@@ -23,6 +23,7 @@ class Gpu:
     memory: int  # bytes in all
     driver: tuple[int, int]  # the newest CUDA that the driver runs
     integrated: bool  # shares the machine's memory, as on Jetson
+    multiprocessors: int
 
     @property
     def sm(self) -> str:
@@ -88,4 +89,5 @@ def _first(cuda: ctypes.CDLL) -> Gpu:
         memory.value,
         (version.value // 1000, version.value % 1000 // 10),
         bool(attribute(_INTEGRATED)),
+        attribute(_MULTIPROCESSORS),
     )

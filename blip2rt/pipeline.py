@@ -28,6 +28,8 @@ from .text import QFormerTokenizer
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from . import trt_engines
+
     Floats = NDArray[np.float32]
 
 BATCH = 8  # images that go through the graphs together
@@ -46,19 +48,25 @@ def load(
     bundle: str | os.PathLike[str] | None = None,
     *,
     backend: str = "ort",
+    device: str | None = None,
     threads: int | None = None,
+    engines: trt_engines.Options | None = None,
     scaled_jpeg: bool = False,
 ) -> Model:
     """Opens a bundle; None is the embedded model, "nano". Its graphs are loaded when they are first needed.
 
+    backend: "ort" (ONNX Runtime) or "trt" (TensorRT, docs/jetson.md; a bundle exported for it).
+    device: of ort "cpu" (None) or "cuda"; of trt "cuda".
+    engines: of trt, the sizes that engines are built for (blip2rt.trt_engines.Options); building takes minutes, once.
     threads: how many an operator may use; None asks BLIP2RT_NUM_THREADS, then ONNX Runtime takes every physical core.
     scaled_jpeg: large JPEGs are decoded at a fraction of their size, faster and not quite the same (blip2rt.image).
-    Raises BundleError (missing, damaged, too new), BackendError (unknown name), OptionError (threads).
+    Raises BundleError (missing, damaged, too new), BackendError (unknown name, no GPU), OptionError (threads, device,
+    engines).
     """
     if threads is not None and not is_whole(threads, 1, 1024):
         raise OptionError(f"threads is {threads!r}: give a whole number from 1 to 1024, or None for all cores")
     opened = contract.read(contract.embedded() if bundle is None else bundle)
-    return Model(opened, backends.create(backend, opened, threads), scaled_jpeg)
+    return Model(opened, backends.create(backend, opened, threads, device, engines), scaled_jpeg)
 
 
 class Model:

@@ -34,7 +34,7 @@ class Settings:
 
 @dataclass
 class Built:
-    plan: bytes
+    plan: memoryview  # of TensorRT's own memory: a copy would be another of the weights
     timing_cache: bytes | None = None
     faults: list[str] = field(default_factory=list)
 
@@ -75,7 +75,7 @@ def build(
     `progress(phase, done, total)` hears of TensorRT's phases. Raises BackendError: every fault of the parser with its
     node, an axis that no profile names, or what the builder said when it gave up.
     """
-    log = _logger(trt)
+    log = logger(trt)
     builder = trt.Builder(log)
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if flag is None else 1 << int(flag))
@@ -92,7 +92,7 @@ def build(
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BackendError(f"the builder gives up: {log.last or 'it does not say why'}")
-    return Built(bytes(plan), None if cache is None else bytes(cache.serialize()))
+    return Built(memoryview(plan), None if cache is None else bytes(cache.serialize()))
 
 
 def _parser_faults(parser: Any) -> list[str]:
@@ -147,14 +147,14 @@ def _use_timing_cache(config: Any, data: bytes | None) -> Any:
     if data is None:
         return None
     cache = config.create_timing_cache(data)
-    if not config.set_timing_cache(cache, ignore_mismatch=False):
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         _log.warning("the timing cache is of another TensorRT or GPU and starts anew")
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, ignore_mismatch=False)
     return cache
 
 
-def _logger(trt: Any) -> Any:
+def logger(trt: Any) -> Any:
     """TensorRT's messages go to our log for those who look for them; the last error is kept, to be raised."""
 
     class Log(trt.ILogger):

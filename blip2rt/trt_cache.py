@@ -50,7 +50,7 @@ class EngineCache:
         except (OSError, ValueError):
             return None
 
-    def store(self, component: str, origin: Mapping[str, Any], data: bytes) -> Path:
+    def store(self, component: str, origin: Mapping[str, Any], data: bytes | memoryview) -> Path:
         """Written beside its place and renamed, the note last: a killed build leaves nothing that is loaded.
 
         Raises BackendError: the folder cannot be written.
@@ -68,7 +68,7 @@ class EngineCache:
         return plan
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """`data` under `path`, or what was there before. Raises OSError."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     try:

@@ -5,7 +5,9 @@ Knows bundles and what their graphs are run with; TensorRT itself is trt_builder
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import bundle as contract
-from . import trt_builder
+from . import gpu, trt_builder
 from .bundle import Bundle
 from .errors import BackendError, OptionError
 from .manifest import LlmSpec
@@ -22,6 +24,8 @@ from .trt_cache import EngineCache
 
 _BUILD_COPIES = 3  # of an engine's weights while it is built: the parsed graph, the builder's own, the plan
 _POSITIONS = 256  # capacity of the cache unless asked otherwise: prefix, prompt and answer of captions and questions
+# Where a tensor lies in a data file, as ONNX's external_data has it: offset and length in decimal digits.
+_EXTERNAL = re.compile(rb"\n\x06offset\x12.(\d+)j.\n\x06length\x12.(\d+)", re.DOTALL)
 Say = Callable[[str], None]
 
 
@@ -57,6 +61,19 @@ def check_target(bundle: Bundle) -> None:
         raise BackendError(
             f"{bundle.path} was exported for {bundle.manifest.target}: export it with blip2rt-export --target trt"
         )
+
+
+def check_precision(bundle: Bundle, wanted: Mapping[str, str]) -> None:
+    """Raises OptionError: components that the bundle lacks, or has in another precision than `wanted`."""
+    components, faults = bundle.manifest.components, []
+    for name, precision in wanted.items():
+        if name not in components:
+            faults.append(f"{name!r}: the bundle has {', '.join(components)}")
+        elif components[name].precision not in (precision, f"{precision}-static"):
+            faults.append(f"{name} is {components[name].precision}, not {precision}: graphs get their precision from "
+                          f"blip2rt-export --target trt --precision")  # fmt: skip
+    if faults:
+        raise OptionError(f"--precision: {'; '.join(faults)}")
 
 
 def resolve(bundle: Bundle, options: Options) -> Options:
@@ -105,13 +122,21 @@ def _upto(rows: int) -> tuple[int, int, int]:
 
 
 def estimate(bundle: Bundle, options: Options) -> Estimate:
-    """Weights as the files hold them, and keys and values of every row; scratch memory comes to that."""
-    files = bundle.manifest.files or {}
-    sizes = {name: entry.size for name, entry in files.items() if name.endswith((".onnx", ".data"))}
+    """Weights of every engine, and keys and values of every row; scratch memory comes to that.
+
+    Weights that two graphs share in a file are counted for both: each engine has its own.
+    """
+    sizes = [_weights(bundle.graph(component)) for component in bundle.manifest.components]
     llm, cache = bundle.manifest.llm, 0
     if llm is not None:
         cache = options.max_batch * options.max_beams * _position_bytes(bundle, llm) * (options.capacity or 0)
-    return Estimate(sum(sizes.values()), cache, max(sizes.values()))
+    return Estimate(sum(sizes), cache, max(sizes))
+
+
+def _weights(graph: Path) -> int:
+    """Bytes of a graph and of its tensors in data files."""
+    text = graph.read_bytes()
+    return len(text) + sum(int(length) for _, length in set(_EXTERNAL.findall(text)))
 
 
 def _position_bytes(bundle: Bundle, llm: LlmSpec) -> int:
@@ -121,12 +146,24 @@ def _position_bytes(bundle: Bundle, llm: LlmSpec) -> int:
     return caches * 2 * llm.layers * llm.kv_heads * llm.head_dim * np.dtype(tensor.dtype).itemsize
 
 
+def this_gpu(trt: Any) -> str:
+    """How a plan is keyed: tensorrt chooses kernels by time, so that one is of a card (all Jetson Orins have the same
+    name, not the same number of multiprocessors); tensorrt_rtx's is of a kind. Raises BackendError: there is none."""
+    found = gpu.find()
+    if isinstance(found, str):
+        raise BackendError(f"there is no GPU to build for: {found}; --check needs none, --gpu SM86 builds for another")
+    if trt_builder.builds_for_any(trt):
+        return found.sm
+    return f"{found.name} ({found.sm}, {found.multiprocessors} multiprocessors)"
+
+
 def origin(trt: Any, bundle: Bundle, component: str, options: Options, gpu: str) -> dict[str, Any]:
     """Everything that the plan of a component depends on: TensorRT, GPU, graph and weights, sizes."""
     files = bundle.manifest.files or {}
     graph = bundle.graph(component)
     text = graph.read_bytes()  # names the files that its weights are in
-    data = {name: entry.sha256 for name, entry in files.items() if name == graph.name or name.encode() in text}
+    data = {name: entry.sha256 for name, entry in files.items() if name.encode() in text}
+    data[graph.name] = hashlib.sha256(text).hexdigest()  # of the file itself, should someone have changed it
     return {
         "tensorrt": trt_builder.identity(trt),
         "gpu": gpu,
@@ -145,29 +182,30 @@ def check(trt: Any, bundle: Bundle, options: Options, gpus: tuple[str, ...], say
         say(f"{component}: building for {', '.join(gpus) or 'this GPU'}")
         try:
             settings = Settings(gpus, options.workspace)
-            built = trt_builder.build(trt, bundle.graph(component), profiles(bundle, component, options), settings)
+            sizes = profiles(bundle, component, options)
+            plan = trt_builder.build(trt, bundle.graph(component), sizes, settings).plan.nbytes
         except BackendError as error:
             faults.append(f"{component}: {error}")
             continue
-        say(f"{component}: a plan of {len(built.plan) / 1e6:.1f} MB")
+        say(f"{component}: a plan of {plan / 1e6:.1f} MB")
     return faults
 
 
 def ensure(
-    trt: Any, bundle: Bundle, component: str, options: Options, gpu: str, cache: EngineCache, say: Say,
+    trt: Any, bundle: Bundle, component: str, options: Options, device: str, cache: EngineCache, say: Say,
     *, timing_cache: Path | None = None, progress: Callable[[str, int, int], None] | None = None,
 ) -> Path:  # fmt: skip
-    """The component's plan for `gpu` in `cache`, built first where it is missing, stale or of another machine.
+    """The component's plan for `device` in `cache`, built first where it is missing, stale or of another machine.
 
-    `gpu`: "SM86" for tensorrt_rtx; for tensorrt the name of the card that is there, the only one it builds for.
+    `device`: "SM86" for tensorrt_rtx; for tensorrt the name of the card that is there, the only one it builds for.
     """
-    source = origin(trt, bundle, component, options, gpu)
+    source = origin(trt, bundle, component, options, device)
     plan = cache.find(component, source)
     if plan is not None:
         say(f"{component}: {plan}")
         return plan
-    say(f"{component}: building for {gpu}")
-    gpus = (gpu,) if trt_builder.builds_for_any(trt) else ()
+    say(f"{component}: building for {device}")
+    gpus = (device,) if trt_builder.builds_for_any(trt) else ()
     settings = Settings(gpus, options.workspace, _read_timing(timing_cache))
     try:
         built = trt_builder.build(
@@ -178,7 +216,7 @@ def ensure(
     plan = cache.store(component, source, built.plan)
     if timing_cache is not None and built.timing_cache is not None:
         _write_timing(timing_cache, built.timing_cache)
-    say(f"{component}: {plan}, {len(built.plan) / 1e6:.1f} MB")
+    say(f"{component}: {plan}, {built.plan.nbytes / 1e6:.1f} MB")
     return plan
 
 

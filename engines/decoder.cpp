@@ -20,7 +20,7 @@ Value view_of(std::vector<T>& data, const std::vector<int64_t>& shape, DType dty
 Decoder::Decoder(const Generator& generator, int max_rows, int capacity)
     : generator_(generator),
       shape_(generator.shape()),
-      cache_({shape_.layers, max_rows, shape_.kv_heads, capacity, shape_.head_dim}) {
+      cache_({shape_.layers, max_rows, shape_.kv_heads, capacity, shape_.head_dim}, generator.llm().memory()) {
   const auto rows = static_cast<size_t>(max_rows);
   step_embeds_.resize(rows * static_cast<size_t>(shape_.hidden_size));
   logits_.resize(rows * static_cast<size_t>(shape_.vocab_size));
@@ -107,7 +107,8 @@ void Decoder::encode(const Prefix& prefix, const Prompts& prompts) {
   encoder_length_ = embeds.length;
   const int max_rows = cache_.rows();
   const CrossShape& cross = generator_.cross_shape();
-  cross_ = std::make_unique<KvCache>(CacheShape{shape_.layers, max_rows, cross.heads, embeds.length, cross.head_dim});
+  const CacheShape shape{shape_.layers, max_rows, cross.heads, embeds.length, cross.head_dim};
+  cross_ = std::make_unique<KvCache>(shape, generator_.llm().memory());
   encoder_mask_.assign(static_cast<size_t>(max_rows) * static_cast<size_t>(embeds.length), 0);
   for (size_t i = 0; i < prompts.size(); ++i) {
     std::fill_n(encoder_mask_.begin() + static_cast<ptrdiff_t>(i) * embeds.length, embeds.lengths[i], 1);

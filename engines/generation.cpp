@@ -123,8 +123,8 @@ void Generation::next_step() {
   if (rebind_) decoder_->set_rows(static_cast<int>(active_.size()) * beams);
   int row = 0;
   for (const Active& one : active_) {
-    for (int64_t token : one.search->tokens()) {
-      decoder_->token(row) = token;
+    for (int beam = 0; beam < beams; ++beam) {
+      decoder_->token(row) = one.search->token(beam);
       decoder_->set_position(row++, one.prompt_length + steps_);
     }
   }
@@ -134,9 +134,8 @@ void Generation::next_step() {
   rebind_ = retire(beams);
   int first = 0;
   for (const Active& one : active_) {  // a beam that has taken another's place takes its positions too
-    const std::vector<int>& parents = one.search->parents();
     for (int beam = 0; beam < beams; ++beam) {
-      const int parent = parents[static_cast<size_t>(beam)];
+      const int parent = one.search->parent(beam);
       decoder_->cache().copy_row(first + parent, first + beam, one.prompt_length, one.prompt_length + steps_);
     }
     first += beams;

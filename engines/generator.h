@@ -6,7 +6,7 @@
 #include <functional>
 #include <vector>
 
-#include "search.h"
+#include "search_batch.h"
 #include "session.h"
 
 namespace blip2rt {
@@ -30,13 +30,6 @@ struct Prefix {
   const float* data;
   int images;
   int length;
-};
-
-// A token that a step added to an answer: of which image, and which of its draws.
-struct NewToken {
-  size_t image;
-  size_t draw;
-  int64_t token;
 };
 
 class Generator {

@@ -1,23 +1,25 @@
 // Moves rows of the key/value cache. Knows rows and positions only.
 #include "kv_cache.h"
 
-#include <cstring>
-
 namespace blip2rt {
 
-KvCache::KvCache(const CacheShape& shape)
+KvCache::KvCache(const CacheShape& shape, const TensorMemory& memory)
     : shape_(shape),
+      where_(memory),
       row_size_(static_cast<size_t>(shape.heads) * static_cast<size_t>(shape.capacity) *
                 static_cast<size_t>(shape.head_dim)),
       buffer_size_(row_size_ * static_cast<size_t>(shape.rows)),
-      memory_(new float[buffer_size_ * static_cast<size_t>(shape.layers) * 2]) {}
+      memory_(memory.allocate(buffer_size_ * static_cast<size_t>(shape.layers) * 2 * sizeof(float))) {}
 
 float* KvCache::row_start(int buffer, int row) {
-  return memory_.get() + static_cast<size_t>(buffer) * buffer_size_ + static_cast<size_t>(row) * row_size_;
+  return static_cast<float*>(memory_.get()) + static_cast<size_t>(buffer) * buffer_size_ +
+         static_cast<size_t>(row) * row_size_;
 }
 
 Value KvCache::tensor(int layer, int which, int rows) {
-  return view(row_start(layer * 2 + which, 0), {rows, shape_.heads, shape_.capacity, shape_.head_dim});
+  const size_t bytes = row_size_ * static_cast<size_t>(rows) * sizeof(float);
+  return view(row_start(layer * 2 + which, 0), bytes, {rows, shape_.heads, shape_.capacity, shape_.head_dim},
+              DType::kFloat32, where_.info());
 }
 
 void KvCache::copy_row(int from, int to, int begin, int end) {
@@ -26,14 +28,10 @@ void KvCache::copy_row(int from, int to, int begin, int end) {
   const auto skip = static_cast<size_t>(begin) * static_cast<size_t>(shape_.head_dim);
   const auto count = static_cast<size_t>(end - begin) * static_cast<size_t>(shape_.head_dim);
   for (int buffer = 0; buffer < shape_.layers * 2; ++buffer) {
-    const float* source = row_start(buffer, from) + skip;
-    float* target = row_start(buffer, to) + skip;
-    for (int head = 0; head < shape_.heads; ++head) {
-      std::memcpy(target, source, count * sizeof(float));
-      source += head_size;
-      target += head_size;
-    }
+    where_.copy(row_start(buffer, to) + skip, row_start(buffer, from) + skip, head_size * sizeof(float),
+                count * sizeof(float), static_cast<size_t>(shape_.heads));
   }
+  where_.finish();
 }
 
 }  // namespace blip2rt

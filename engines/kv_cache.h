@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ort_api.h"
+#include "tensor_memory.h"
 
 namespace blip2rt {
 
@@ -20,7 +21,8 @@ struct CacheShape {
 
 class KvCache {
  public:
-  explicit KvCache(const CacheShape& shape);
+  // `memory` must outlive the cache.
+  explicit KvCache(const CacheShape& shape, const TensorMemory& memory = host_memory());
 
   // The tensor (rows, heads, capacity, head_dim) of one layer's keys (which = 0) or values (which = 1):
   // the first `rows` rows.
@@ -29,17 +31,19 @@ class KvCache {
   // Copies positions [begin, end) of row `from` to row `to`, in every layer.
   void copy_row(int from, int to, int begin, int end);
 
+  // Address of one layer's keys or values of a row.
+  float* row_start(int buffer, int row);
+
   int rows() const { return shape_.rows; }
   int capacity() const { return shape_.capacity; }
 
  private:
-  float* row_start(int buffer, int row);
-
   CacheShape shape_;
+  const TensorMemory& where_;
   size_t row_size_;     // floats
   size_t buffer_size_;  // floats
   // (layers * 2, rows, heads, capacity, head_dim), left unset: pages never used are never touched.
-  std::unique_ptr<float[]> memory_;
+  std::shared_ptr<void> memory_;
 };
 
 }  // namespace blip2rt

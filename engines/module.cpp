@@ -15,9 +15,11 @@
 #include "chat.h"
 #include "generation.h"
 #include "generator.h"
+#include "kernel_sources.h"
 #include "ort_api.h"
 #include "python_options.h"
 #include "python_tensors.h"
+#include "search_batch.h"
 #include "session.h"
 
 namespace nb = nanobind;
@@ -90,14 +92,41 @@ std::shared_ptr<Generation> begin(const Generator& generator, nb::handle prefix_
 
 using Added = std::vector<std::tuple<size_t, size_t, int64_t>>;
 
+Added added_of(const std::vector<NewToken>& tokens) {
+  Added added;
+  for (const NewToken& token : tokens) added.emplace_back(token.image, token.draw, token.token);
+  return added;
+}
+
 Added step(Generation& generation) {
   {
     nb::gil_scoped_release release;
     generation.step();
   }
-  Added added;
-  for (const NewToken& token : generation.added()) added.emplace_back(token.image, token.draw, token.token);
-  return added;
+  return added_of(generation.added());
+}
+
+using Bytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
+
+// A view of memory that `owner` keeps.
+Bytes bytes_of(const void* data, size_t size, nb::handle owner) {
+  return Bytes(const_cast<void*>(data), {size}, owner);
+}
+
+nb::dict plan_of(const SearchBatch& batch) {
+  const GenerationOptions& options = batch.options();
+  nb::list images;
+  for (size_t answer = 0; answer < batch.answers(); ++answer) images.append(batch.image(answer));
+  nb::dict plan;
+  plan["images"] = images;
+  plan["beams"] = options.num_beams;
+  plan["stride"] = batch.stride();
+  plan["max_new_tokens"] = options.max_new_tokens;
+  plan["max_time"] = options.max_time;
+  plan["samples"] = options.do_sample;
+  plan["draw_bytes"] = sizeof(DrawnRow);
+  plan["reads_text"] = !options.stop_strings.empty();
+  return plan;
 }
 
 // What Python calls a chat: the core's, and whose options it checks.
@@ -124,6 +153,12 @@ NB_MODULE(_native, m) {
   using namespace blip2rt;
   m.doc() = "ONNX Runtime sessions and the generation loop";
 
+  m.def("kernels", [] {
+    nb::dict headers;
+    for (const KernelSource& header : kKernelHeaders) headers[header.name] = header.text;
+    return std::pair<std::string, nb::dict>(kKernels.text, headers);
+  });
+
   nb::class_<Runtime>(m, "Runtime")
       .def(
           "__init__",
@@ -132,16 +167,18 @@ NB_MODULE(_native, m) {
             new (self) Runtime();
           },
           "library_path"_a)
-      .def_prop_ro("version", [](const Runtime&) { return ort_version(); });
+      .def_prop_ro("version", [](const Runtime&) { return ort_version(); })
+      .def_prop_ro("providers", [](const Runtime&) { return ort_providers(); });
 
   nb::class_<Session>(m, "Session")
       .def(
           "__init__",
-          [](Session* self, const Runtime&, const std::string& graph_path, int intra_op_threads, bool own_matmul) {
+          [](Session* self, const Runtime&, const std::string& graph_path, int intra_op_threads, bool own_matmul,
+             bool cuda) {
             nb::gil_scoped_release release;
-            new (self) Session(graph_path, intra_op_threads, own_matmul);
+            new (self) Session(graph_path, intra_op_threads, own_matmul, cuda ? Device::kCuda : Device::kCpu);
           },
-          "runtime"_a, "graph_path"_a, "intra_op_threads"_a = 0, "own_matmul"_a = true)
+          "runtime"_a, "graph_path"_a, "intra_op_threads"_a = 0, "own_matmul"_a = true, "cuda"_a = false)
       .def_prop_ro("inputs", [](const Session& self) { return port_tuples(self.inputs()); })
       .def_prop_ro("outputs", [](const Session& self) { return port_tuples(self.outputs()); })
       .def_prop_ro("int4_kernel", [](const Session& self) { return self.int4_kernel(); })
@@ -156,7 +193,41 @@ NB_MODULE(_native, m) {
             new (self) Vocabulary(texts);
           },
           "tokens"_a)
-      .def("__len__", &Vocabulary::size);
+      .def("__len__", &Vocabulary::size)
+      .def_prop_ro("ends",
+                   [](nb::handle_t<Vocabulary> self) {
+                     const auto& ends = nb::cast<const Vocabulary&>(self).ends();
+                     return bytes_of(ends.data(), ends.size() * sizeof(ends[0]), self);
+                   })
+      .def_prop_ro("bytes", [](nb::handle_t<Vocabulary> self) {
+        const auto& bytes = nb::cast<const Vocabulary&>(self).bytes();
+        return bytes_of(bytes.data(), bytes.size(), self);
+      });
+
+  nb::class_<SearchBatch>(m, "SearchBatch")
+      .def(
+          "__init__",
+          [](SearchBatch* self, size_t images, const std::vector<int64_t>& given, size_t vocab_size,
+             const nb::dict& options) {
+            new (self) SearchBatch(images, given, vocab_size, options_from(options, vocab_size));
+          },
+          "images"_a, "given"_a, "vocab_size"_a, "options"_a)
+      .def_prop_ro("memory",
+                   [](nb::handle_t<SearchBatch> self) {
+                     const auto& memory = nb::cast<SearchBatch&>(self).memory();
+                     return bytes_of(memory.data(), memory.size() * sizeof(memory[0]), self);
+                   })
+      .def_prop_ro("plan", &plan_of)
+      .def(
+          "advance",
+          [](SearchBatch& self, nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> scores, bool last) {
+            self.advance(scores.data(), last);
+          },
+          "scores"_a.noconvert(), "last"_a = false)
+      .def("check", &SearchBatch::check)
+      .def_prop_ro("done", &SearchBatch::done)
+      .def("added", [](SearchBatch& self) { return added_of(self.added()); })
+      .def("results", [](const SearchBatch& self) { return sequences_of(self.results()); });
 
   nb::class_<Generation>(m, "Generation")
       .def("step", &step)

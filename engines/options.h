@@ -9,11 +9,10 @@
 #include <string>
 #include <vector>
 
-#include "stop_strings.h"
+#include "search_block.h"
+#include "vocabulary.h"
 
 namespace blip2rt {
-
-enum class EarlyStopping { kFalse, kTrue, kNever };
 
 struct GenerationOptions {
   int num_beams = 1;

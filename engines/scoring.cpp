@@ -108,14 +108,6 @@ BLIP2RT_WIDE double weigh(const float* scores, float* weights, size_t count, flo
   return total;
 }
 
-void TopK::offer(const Candidate& candidate) {
-  if (!would_take(candidate.score)) return;
-  auto place = items_.end();
-  while (place != items_.begin() && candidate.score > std::prev(place)->score) --place;
-  items_.insert(place, candidate);
-  if (items_.size() > capacity_) items_.pop_back();
-}
-
 RowScorer::RowScorer(size_t vocab_size) : vocab_size_(vocab_size), block_max_((vocab_size + kBlock - 1) / kBlock) {}
 
 void RowScorer::find_block_max(const float* scores) {
@@ -144,7 +136,7 @@ void RowScorer::normalise(float* scores) {
   largest_ = log_sum_ = 0;
 }
 
-void RowScorer::offer(const float* scores, float base, int row, TopK& best) const {
+void RowScorer::offer(const float* scores, float base, int row, SearchBlock& best) const {
   // Rounding is monotonic, so a block whose largest score is too low holds nothing better.
   for (size_t block = 0; block < block_max_.size(); ++block) {
     if (!best.would_take(base + (block_max_[block] - largest_ - log_sum_))) continue;

@@ -6,27 +6,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "search_block.h"
+
 namespace blip2rt {
-
-struct Candidate {
-  float score;
-  int row;
-  int token;
-};
-
-// The best `capacity` candidates offered so far, best first. Of equal scores the one offered first wins.
-class TopK {
- public:
-  explicit TopK(size_t capacity) : capacity_(capacity) { items_.reserve(capacity + 1); }
-  void clear() { items_.clear(); }
-  bool would_take(float score) const { return items_.size() < capacity_ || score > items_.back().score; }
-  void offer(const Candidate& candidate);
-  const std::vector<Candidate>& items() const { return items_; }
-
- private:
-  size_t capacity_;
-  std::vector<Candidate> items_;
-};
 
 // Exponentials here do without libm: their relative error is below 4e-7 down to exp(-5), 4e-6 down to exp(-87), below
 // which nothing goes.
@@ -57,7 +39,7 @@ class RowScorer {
 
   // Offers every token with the score base + its log-probability as it was when measured. Tokens set to -inf since
   // then stay that.
-  void offer(const float* scores, float base, int row, TopK& best) const;
+  void offer(const float* scores, float base, int row, SearchBlock& best) const;
 
  private:
   void find_block_max(const float* scores);

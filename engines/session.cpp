@@ -26,7 +26,14 @@ std::string own_graph(const std::string& path) {
   }
 }
 
-SessionOptions session_options(int intra_op_threads) {
+void add_cuda(OrtSessionOptions* options) {
+  OrtCUDAProviderOptionsV2* raw = nullptr;
+  check(ort().CreateCUDAProviderOptions(&raw));
+  CUDAProviderOptions cuda(raw);
+  check(ort().SessionOptionsAppendExecutionProvider_CUDA_V2(options, raw));
+}
+
+SessionOptions session_options(int intra_op_threads, Device device) {
   OrtSessionOptions* raw = nullptr;
   check(ort().CreateSessionOptions(&raw));
   SessionOptions options(raw);
@@ -39,6 +46,7 @@ SessionOptions session_options(int intra_op_threads) {
   check(ort().AddSessionConfigEntry(raw, "session.use_device_allocator_for_initializers", "1"));
   // Threads spin within a run, where that pays, but not after it: an idle encoder's would take the decoder's cores.
   check(ort().AddSessionConfigEntry(raw, "session.force_spinning_stop", "1"));
+  if (device == Device::kCuda) add_cuda(raw);
   return options;
 }
 
@@ -76,9 +84,10 @@ const Port* find(const std::vector<Port>& ports, const std::string& name) {
 
 }  // namespace
 
-Session::Session(const std::string& graph_path, int intra_op_threads, bool own_matmul) : path_(graph_path) {
-  SessionOptions options = session_options(intra_op_threads);
-  const std::string graph = own_matmul ? own_graph(graph_path) : "";
+Session::Session(const std::string& graph_path, int intra_op_threads, bool own_matmul, Device device)
+    : path_(graph_path), memory_(&host_memory()) {
+  SessionOptions options = session_options(intra_op_threads, device);
+  const std::string graph = own_matmul && device == Device::kCpu ? own_graph(graph_path) : "";
   if (graph.empty()) {
     check(ort().CreateSession(ort_environment(), graph_path.c_str(), options.get(), &session_));
   } else {
@@ -91,6 +100,7 @@ Session::Session(const std::string& graph_path, int intra_op_threads, bool own_m
     check(ort().CreateSessionFromArray(ort_environment(), graph.data(), graph.size(), options.get(), &session_));
   }
   try {
+    if (device == Device::kCuda) memory_ = &cuda_memory();
     inputs_ = ports(session_, ort().SessionGetInputCount, ort().SessionGetInputTypeInfo, ort().SessionGetInputName);
     outputs_ = ports(session_, ort().SessionGetOutputCount, ort().SessionGetOutputTypeInfo, ort().SessionGetOutputName);
   } catch (...) {

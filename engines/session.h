@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "ort_api.h"
+#include "tensor_memory.h"
 
 namespace blip2rt {
 
@@ -14,11 +15,14 @@ struct Port {
   TensorInfo tensor;
 };
 
+enum class Device { kCpu, kCuda };
+
 class Session {
  public:
   // intra_op_threads 0 leaves the number to ONNX Runtime: one a physical core. own_matmul: int4 products by our
-  // operator (matmul_op.h) where it can do them.
-  explicit Session(const std::string& graph_path, int intra_op_threads, bool own_matmul = true);
+  // operator (matmul_op.h) where it can do them. On a GPU, what has no kernel there runs on the CPU.
+  explicit Session(const std::string& graph_path, int intra_op_threads, bool own_matmul = true,
+                   Device device = Device::kCpu);
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -36,10 +40,14 @@ class Session {
   // Of our int4 products in this graph; nullptr where ONNX Runtime does them all.
   const char* int4_kernel() const { return int4_kernel_; }
 
+  // Where tensors lie best that one run writes and the next one reads.
+  const TensorMemory& memory() const { return *memory_; }
+
  private:
   friend class Binding;
 
   std::string path_;
+  const TensorMemory* memory_;
   const char* int4_kernel_ = nullptr;
   OrtSession* session_ = nullptr;
   std::vector<Port> inputs_;

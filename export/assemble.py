@@ -233,7 +233,7 @@ class _Work:
         embed, ids = llm.embed_part(language), {"token_ids": tokens.astype(np.int64)}
         self._judge("embed", precision, ids, embed.run(ids))
         size = sum(parameter.numel() for parameter in language.parameters())
-        if precision not in quantize.BITS or size > OWN_LIMIT:
+        if self.target is targets.TRT or precision not in quantize.BITS or size > OWN_LIMIT:
             return
         t5.round_weights(language, quantize.BITS[precision], block)
         exact_encoder = contextlib.nullcontext() if encoder is None else verify.exact(encoder)

@@ -1,6 +1,7 @@
 """A bundle of a real geometry and random weights, written at its final precisions: for measuring without a download.
 
     python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --out BUNDLE [--precision vision=int8-dynamic,...]
+    python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --out BUNDLE --target trt [--precision llm=int4]
     python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --config FOLDER
 
 Graphs, files and sizes are those of an export of the real checkpoint. Block-wise integers are drawn as they are stored;
@@ -25,6 +26,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import Blip2Config, Blip2Processor, BlipImageProcessor, OPTConfig, PreTrainedTokenizerFast, T5Config
 
+from blip2rt.bundle import TARGETS
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import hugging_face, streaming
 from blip2rt.modeling.blip2 import Blip2
@@ -37,7 +39,10 @@ from .choices import Choices, Options
 from .cli import parse_precision
 from .progress import Progress
 
-PRECISION = {"vision": "int8-dynamic", "qformer": "fp32", "llm": "int4"}
+PRECISION = {
+    "ort": {"vision": "int8-dynamic", "qformer": "fp32", "llm": "int4"},
+    "trt": {"vision": "fp16", "qformer": "fp32", "llm": "fp16"},
+}
 QUERIES = 32
 _OPT: dict[str, Any] = {"vocab_size": 50304, "eos_token_id": 50118, "max_position_embeddings": 2048, "dropout": 0.0}
 _T5: dict[str, Any] = {
@@ -182,14 +187,19 @@ class _Random:
         return self.model
 
 
-def make(geometry: str, out: Path, precision: dict[str, str], progress: Progress) -> assemble.Result:
+def make(
+    geometry: str, out: Path, precision: dict[str, str], progress: Progress, target: targets.Target = targets.ORT
+) -> assemble.Result:
     """Write the bundle, or nothing and raise Blip2rtError."""
     with tempfile.TemporaryDirectory() as name:
         theirs = write_config(geometry, Path(name))
         model = random_model(Path(name), theirs)
         text = theirs.text_config
-        options = Options(ckpt=geometry, out=out, name=geometry, precision=precision, overwrite=True, verify=False)
-        choices = Choices(_Random(f"random weights of {geometry}", model), None, {**PRECISION, **precision}, [])
+        options = Options(
+            ckpt=geometry, out=out, name=geometry, target=target, precision=precision, overwrite=True, verify=False
+        )
+        chosen = {**PRECISION[target.name], **precision}
+        choices = Choices(_Random(f"random weights of {geometry}", model), None, chosen, [])
         encode = RandomBlocks(text.vocab_size if text.tie_word_embeddings else None)
         return assemble.export(options, progress, choices, encode)
 
@@ -199,21 +209,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--geometry", choices=sorted(GEOMETRIES), required=True)
     parser.add_argument("--out", type=Path, metavar="BUNDLE", help="the bundle's folder; one that is there is replaced")
     parser.add_argument("--config", type=Path, metavar="FOLDER", help="write Hugging Face's config and processor here")
-    parser.add_argument("--precision", default="", metavar="GROUP=P,...",
-                        help="of each group (default: " + ",".join(map("=".join, PRECISION.items())) + ")")  # fmt: skip
+    parser.add_argument("--target", choices=TARGETS, default=TARGETS[0], help="as of blip2rt-export (default: ort)")
+    defaults = "; ".join(f"{name}: {','.join(map('='.join, each.items()))}" for name, each in PRECISION.items())
+    parser.add_argument("--precision", default="", metavar="GROUP=P,...", help=f"of each group (default: {defaults})")
     args = parser.parse_args(argv)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        groups = {group: allowed for group, allowed in targets.ORT.precisions.items() if group in PRECISION}
+        target = targets.TARGETS[args.target]
+        groups = {group: target.precisions[group] for group in PRECISION[target.name]}
         precision = parse_precision(args.precision, groups)
-        if "int8-static" in precision.values():
-            raise Blip2rtError("--precision: int8-static is calibrated on a real encoder; give vision=int8-dynamic")
+        instead = "int8-dynamic" if target is targets.ORT else "fp16"
+        static = {"int8-static"} if target is targets.ORT else {"int8-static", "int8"}
+        if static & set(precision.values()):
+            raise Blip2rtError(f"--precision: int8-static is calibrated on a real encoder; give vision={instead}")
         if precision.get("vision") == "int8":
             precision["vision"] = "int8-dynamic"
         if args.config is not None:
             write_config(args.geometry, args.config)
         if args.out is not None:
-            print(make(args.geometry, args.out, precision, Progress()).bundle.path)
+            print(make(args.geometry, args.out, precision, Progress(), target).bundle.path)
     except Blip2rtError as error:
         print(f"blip2rt_export.synthetic: error: {error}", file=sys.stderr)
         return 2

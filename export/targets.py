@@ -69,9 +69,9 @@ def _ort_apply(
 
 
 def _trt_apply(
-    model: ir.Model, precision: str, _: int, keep: Keep, __: Progress, ___: quantize.Encode, ranges: Ranges
+    model: ir.Model, precision: str, block: int, keep: Keep, _: Progress, __: quantize.Encode, ranges: Ranges
 ) -> None:
-    trt_precision.apply(model, precision, keep, ranges)
+    trt_precision.apply(model, precision, keep, ranges, block)
 
 
 ORT = Target(
@@ -83,7 +83,7 @@ ORT = Target(
 )  # fmt: skip
 TRT = Target(
     "trt", trt_llm.OPSET,
-    {"vision": _STATIC, "qformer": _STATIC, "llm": _STATIC, "retrieval": _FLOATS},
+    {"vision": _STATIC, "qformer": _STATIC, "llm": (*_STATIC, "int4"), "retrieval": _FLOATS},
     {"vision": "fp16", "qformer": "fp32", "llm": "fp16", "retrieval": "fp32"},
     ("vision", "qformer", "llm"), trt_precision.operands, _trt_graphs, _trt_apply,
 )  # fmt: skip

@@ -8,6 +8,9 @@ int8: the same, and the constant weights of those products are int8 with a scale
 DequantizeLinear, their other operand passes a QuantizeLinear and a DequantizeLinear of one scale; all are symmetric
 with zero point 0, which is what TensorRT takes. Products of two activations stay float16.
 
+int4: the weights alone, with a scale for each block of rows of an output channel; such a graph is of opset 21, the
+first that has 4-bit integers and blocks.
+
 Knows graphs, nothing about models but one name (see _WIDE); ranges of activations come from export.calibrate.
 """
 
@@ -33,13 +36,21 @@ _WIDE = ".wo."  # T5's second feed-forward matrix: its sums leave float16's rang
 _TABLE = 100_000  # numbers of a table of Gather that is worth storing as float16
 _LARGEST = 65504.0  # of float16
 _LEVELS = 127
+_INT4_OPSET = 21  # differs from 19 in the types that operators take, in no operator that our graphs have
+_INT4 = (-8, 7)
+# Of the scale that covers a block: outliers are cut for a finer grid.
+_SHRINKINGS = np.arange(1, 0.69, -0.05, np.float32)
+_COLUMNS_AT_ONCE = 1024  # bounds the temporaries of the search
 
 
-def apply(model: ir.Model, precision: str, keep: Keep, ranges: Ranges) -> None:
-    """Bring the graph to `precision` in place: fp32, fp16 or int8-static, the last with `ranges` of `quantizable`."""
+def apply(model: ir.Model, precision: str, keep: Keep, ranges: Ranges, block: int) -> None:
+    """Bring the graph to `precision` in place: fp32, fp16, int8-static with `ranges` of `quantizable`, or int4 in
+    blocks of `block` weights."""
     if precision == "fp32":
         return
-    typing = _Typing(model, keep, ranges if precision == "int8-static" else {})
+    if precision == "int4":
+        model.graph.opset_imports[""] = _INT4_OPSET
+    typing = _Typing(model, keep, ranges if precision == "int8-static" else {}, block if precision == "int4" else None)
     typing.inputs()
     for node in list(model.graph):
         typing.visit(node)
@@ -76,9 +87,10 @@ def _product(node: ir.Node) -> bool:
 class _Typing:
     """One pass from inputs to outputs; every value has been typed before it is read."""
 
-    def __init__(self, model: ir.Model, keep: Keep, ranges: Ranges) -> None:
-        self.model, self.keep, self.ranges = model, keep, ranges
-        self.quantized = {node for node, _ in quantizable(model)} if ranges else set()
+    def __init__(self, model: ir.Model, keep: Keep, ranges: Ranges, block: int | None) -> None:
+        self.model, self.keep, self.ranges, self.block = model, keep, ranges, block
+        chosen = (node for node, _ in quantizable(model) if block is None or _in_blocks(node, block))
+        self.quantized = set(chosen) if ranges or block is not None else set()
         self.casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self.grids: dict[ir.Value, ir.Value] = {}
 
@@ -135,7 +147,7 @@ class _Typing:
             if value is None or not _is_float(value):
                 continue
             new = self._cast(node, value, dtype)
-            if quantized and index == 0:
+            if quantized and index == 0 and self.block is None:
                 new = self._quantize(node, value, new, dtype)
             elif quantized and index == 1:
                 new = self._quantized_weight(node, value, dtype)
@@ -198,11 +210,16 @@ class _Typing:
         if value not in self.grids:
             tensor = graphs.constant(value)
             assert tensor is not None
-            axis = _PRODUCTS[before.op_type]
-            codes, scales = channel_codes(np.asarray(tensor.numpy()), axis, dtype.numpy())
+            weight, axis = np.asarray(tensor.numpy()), _PRODUCTS[before.op_type]
+            if self.block is None:
+                codes, scales = channel_codes(weight, axis, dtype.numpy())
+                attributes = {"axis": axis}
+            else:
+                codes, scales = block_codes(weight, self.block, dtype.numpy())
+                codes, attributes = codes.astype(ir.DataType.INT4.numpy()), {"axis": 0, "block_size": self.block}
             inputs = [self._constant(f"{value.name}.codes", codes), self._constant(f"{value.name}.scales", scales),
-                      self._constant(f"{value.name}.zeros", np.zeros(scales.shape, np.int8))]  # fmt: skip
-            node = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=f"{value.name}.grid")
+                      self._constant(f"{value.name}.zeros", np.zeros(scales.shape, codes.dtype))]  # fmt: skip
+            node = ir.node("DequantizeLinear", inputs, attributes, name=f"{value.name}.grid")
             self.grids[value] = self._insert(node, before, dtype, value.shape)
         return self.grids[value]
 
@@ -215,6 +232,40 @@ def channel_codes(weight: np.ndarray, axis: int, dtype: np.dtype) -> tuple[np.nd
     scales = np.maximum(scales, np.finfo(dtype).tiny)
     codes = np.clip(np.rint(weight / scales.astype(np.float32)), -_LEVELS, _LEVELS).astype(np.int8)
     return codes, scales.reshape(-1)
+
+
+def _in_blocks(node: ir.Node, block: int) -> bool:
+    """Whether the node multiplies with a matrix (K,N) of whole blocks along K."""
+    tensor = graphs.constant(node.inputs[1])
+    assert tensor is not None
+    return node.op_type == "MatMul" and len(tensor.shape) == 2 and tensor.shape.numpy()[0] % block == 0
+
+
+def block_codes(weight: np.ndarray, block: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """weight (K,N) -> int8 codes (K,N) from -8 to 7, scales (K/block,N); weight is nearly codes * scales of its block.
+
+    Of the scale that covers a block and a few smaller ones, the one of the least squared error.
+    """
+    rows, columns = weight.shape
+    codes = np.empty((rows, columns), np.int8)
+    scales = np.empty((rows // block, columns), dtype)
+    for start in range(0, columns, _COLUMNS_AT_ONCE):
+        part = slice(start, start + _COLUMNS_AT_ONCE)
+        blocks = weight[:, part].astype(np.float32).reshape(rows // block, block, -1)
+        covering = np.maximum(blocks.max(1) / _INT4[1], blocks.min(1) / _INT4[0])
+        least = np.full(covering.shape, np.inf, np.float32)
+        best = codes[:, part].reshape(blocks.shape)
+        for shrinking in _SHRINKINGS:
+            scale = np.maximum(covering * shrinking, np.finfo(dtype).tiny).astype(dtype)
+            wide = scale.astype(np.float32)[:, None]
+            rounded = np.clip(np.rint(blocks / wide), *_INT4)
+            error = np.square(rounded * wide - blocks).sum(1)
+            better = error < least
+            least = np.where(better, error, least)
+            best = np.where(better[:, None], rounded.astype(np.int8), best)
+            scales[:, part] = np.where(better, scale, scales[:, part])
+        codes[:, part] = best.reshape(rows, -1)
+    return codes, scales
 
 
 def _is_float(value: ir.Value | None) -> bool:

@@ -32,6 +32,7 @@ LEAST_COSINE = {
     "int8w": 0.99,
     "int8-static": 0.95,
     "int8-dynamic": 0.95,
+    "int4": 0.9,
 }  # with the model as trained, where no model of the same weights exists
 STEPS = 12  # tokens that the llm graph is stepped through
 

@@ -123,7 +123,7 @@ def write_bundle(path: Path, weights: dict[str, np.ndarray], generative: bool = 
 
 def make_manifest(graphs: dict[str, Any], generative: bool, retrieval: bool) -> contract.Manifest:
     def tensors(values: Any) -> tuple[contract.TensorInfo, ...]:
-        types = {1: "float32", 6: "int32", 7: "int64"}
+        types = {1: "float32", 6: "int32", 7: "int64", 10: "float16"}
         return tuple(
             contract.TensorInfo(
                 value.name,

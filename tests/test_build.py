@@ -15,6 +15,7 @@ onnx = pytest.importorskip("onnx")
 
 from onnx import TensorProto, helper, numpy_helper
 
+from blip2rt import build as build_command
 from blip2rt import bundle as contract
 from blip2rt import trt_builder
 from blip2rt import trt_engines as engines
@@ -127,6 +128,65 @@ def test_an_engine_is_built_once(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not list(cache.glob(".*"))
 
 
+@needs_rtx
+def test_a_graph_changed_in_place_is_another(tmp_path: Path) -> None:
+    """The manifest still has the hash of the graph that was."""
+    read = contract.read(bundle(tmp_path / "b"))
+    trt, options = trt_builder.load_tensorrt("tensorrt_rtx"), engines.resolve(read, engines.Options())
+    before = engines.origin(trt, read, "vision", options, "SM86")
+    graph = read.graph("vision")
+    graph.write_bytes(graph.read_bytes().replace(b"the_activation", b"an_activation_"))
+    assert engines.origin(trt, contract.read(read.path), "vision", options, "SM86") != before
+
+
+@needs_rtx
+def test_a_timing_cache_is_written_and_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    where, file = bundle(tmp_path / "b"), tmp_path / "timing.bin"
+    arguments = [str(where), "--gpu", "SM86", "--timing-cache", str(file)]
+    assert main([*arguments, "--cache", str(tmp_path / "one")]) == 0 and file.stat().st_size
+    assert main([*arguments, "--cache", str(tmp_path / "two")]) == 0 and not caplog.records
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("parsed", [True, False])
+def test_a_timing_cache_of_another_gpu_starts_anew(parsed: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """As TensorRT says it: tensorrt-rtx takes any."""
+
+    class Config:
+        def create_timing_cache(self, data: bytes) -> bytes | None:
+            return data if parsed or not data else None
+
+        def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
+            assert cache is not None and not ignore_mismatch
+            return cache == b""
+
+    assert trt_builder._use_timing_cache(Config(), b"another's") == b"" and "starts anew" in caplog.text
+
+
+@needs_rtx
+def test_the_precision_is_that_of_the_graphs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = str(bundle(tmp_path / "b"))
+    assert main([where, "--check", "--gpu", "SM86", "--precision", "vision=fp32"]) == 0
+    capsys.readouterr()
+    assert main([where, "--check", "--precision", "vision=int8, llm=int4"]) == 2
+    said = capsys.readouterr().err
+    assert "vision is fp32, not int8" in said and "blip2rt-export" in said and "'llm': the bundle has vision" in said
+    with pytest.raises(SystemExit) as left:
+        main([where, "--precision", "int8"])
+    assert left.value.code == 2 and "'int8': give graphs" in capsys.readouterr().err
+
+
+def test_progress_is_a_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert build_command._progress("llm") is None
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    clock = iter(range(10))
+    monkeypatch.setattr(build_command.time, "monotonic", lambda: next(clock))
+    show = build_command._progress("llm")
+    assert show is not None
+    show("Compiling", 3, 40)
+    assert "llm: Compiling 3/40" in capsys.readouterr().err
+
+
 def test_what_a_killed_build_leaves_is_not_loaded(tmp_path: Path) -> None:
     cache, origin = EngineCache(tmp_path), {"gpu": "SM86"}
     plan = cache.store("llm", origin, b"plan")
@@ -186,17 +246,19 @@ def test_another_gpu_is_for_tensorrt_rtx_alone(
 
 
 def test_sizes_follow_the_bundle(tmp_path: Path) -> None:
-    """The capacity stays within the model's positions; the estimate counts every row's keys and values."""
+    """The capacity stays within the model's positions; the estimate counts every row's keys and values, and weights
+    once an engine: twice what two graphs share."""
+    graph = vision_graph()
+    for name in ("llm", "embed"):
+        onnx.save(graph, tmp_path / f"{name}.onnx", save_as_external_data=True, location="llm.data", size_threshold=64)
     manifest = replace(make_manifest({}, True, True), target="trt")
     inputs = (contract.TensorInfo("past_key_0", "float16", ("B", 1, "T", 8)),)
-    components = {"llm": contract.Component("llm.onnx", "fp16", inputs, ())}
-    files = {"llm.onnx": contract.FileEntry(100, ""), "llm.data": contract.FileEntry(900, "")}
-    manifest = replace(manifest, components=components, files=files)
-    tiny = contract.Bundle(tmp_path, manifest)
+    components = {name: contract.Component(f"{name}.onnx", "fp16", inputs, ()) for name in ("llm", "embed")}
+    tiny = contract.Bundle(tmp_path, replace(manifest, components=components))
     options = engines.resolve(tiny, engines.Options(max_batch=2, max_beams=3))
     assert options.capacity == 64  # the model has no more
-    sizes = engines.estimate(tiny, options)
-    assert (sizes.weights, sizes.cache, sizes.largest) == (1000, 2 * 3 * 64 * 2 * 8 * 2, 900)
+    sizes, one = engines.estimate(tiny, options), 2 * 8 * 3 * 4 * 4 + (tmp_path / "llm.onnx").stat().st_size
+    assert (sizes.weights, sizes.cache, sizes.largest) == (2 * one, 2 * 3 * 64 * 2 * 8 * 2, one)
     step, prompt = engines.profiles(tiny, "llm", options)
     assert step["S"] == (1, 1, 1) and prompt["S"][2] == 64 and step["T"] == prompt["T"] == (64, 64, 64)
     assert step["B"] == (1, 6, 6)

@@ -227,8 +227,8 @@ def test_source_folder_finds_the_installed_core(tmp_path):
     code = (
         "import sys; sys.meta_path = [f for f in sys.meta_path if not type(f).__module__.startswith('_editable')]\n"
         f"sys.path = [p for p in sys.path if not p.endswith('site-packages')] + [{str(tmp_path / 'site')!r}]\n"
-        "from blip2rt.backends.ort import _native\n"
-        "try: print(_native().__file__)\n"
+        "from blip2rt.native import native\n"
+        "try: print(native().__file__)\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
 

@@ -9,7 +9,7 @@ import pytest
 from blip2rt import doctor, gpu
 from blip2rt.cli import main
 
-ORIN = gpu.Gpu("Orin", (8, 7), 8 << 30, (12, 6), True)
+ORIN = gpu.Gpu("Orin", (8, 7), 8 << 30, (12, 6), True, 8)
 
 
 def lines(findings: list[doctor.Finding]) -> dict[str, doctor.Finding]:

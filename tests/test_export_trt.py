@@ -9,6 +9,7 @@ import importlib.util
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +41,14 @@ def build(name: str):
     return (test_export_t5 if name in test_export_t5.CONFIGS else test_export_llm).build(name)
 
 
-def write(traced, folder: Path, target: targets.Target, precision: str = "fp32", ranges=None) -> LlmGraphs:
+def write(
+    traced, folder: Path, target: targets.Target, precision: str = "fp32", ranges=None, block: int = 32
+) -> LlmGraphs:
     """The graphs of a language model, name and graph, as a bundle holds them."""
     folder.mkdir(exist_ok=True)
     with contextlib.closing(graphs.DataFile(folder, "llm.data")) as data:
         for name, graph in traced:
-            target.apply(graph, precision, 32, data.keep, lambda done, total: None, quantize.nearest,
+            target.apply(graph, precision, block, data.keep, lambda done, total: None, quantize.nearest,
                          (ranges or {}).get(name, {}))  # fmt: skip
             graphs.save(graph, folder / f"{name}.onnx", data)
     encoder = folder / "encoder.onnx"
@@ -166,6 +169,63 @@ def test_int8_is_symmetric_and_near(name: str, exact: Callable[[str], LlmGraphs]
     assert channels and all(tensors[node.input[1]].shape == (tensors[node.input[0]].shape[1],) for node in channels)
 
 
+@pytest.mark.parametrize(("name", "block"), [("opt", 32), *(pytest.param(*each, marks=pytest.mark.slow) for each in (
+    ("llama", 16), ("flan", 16)))])  # fmt: skip
+def test_int4_computes_with_the_weights_that_it_holds(
+    name: str, block: int, exact: Callable[[str], LlmGraphs], tmp_path: Path
+) -> None:
+    """As the float32 graph does when it is given these weights; and TensorRT builds it."""
+    rows = prompts(build(name))
+    tokens, unrounded = exact(name).run(rows)
+    own = write(targets.TRT.llm_graphs(build(name), 64), tmp_path, targets.TRT, "int4", block=block)
+    _, got = own.run(rows, tokens)
+    rounded = replace(exact(name), llm=with_weights(exact(name).llm, own.llm, block))
+    if own.encoder is not None:
+        rounded = replace(rounded, encoder=with_weights(exact(name).encoder, own.encoder, block))
+    _, want = rounded.run(rows, tokens)
+    assert mean_cosine(got, want) > 0.9999 and mean_cosine(got, unrounded) > 0.9
+    assert not np.allclose(want, unrounded, atol=1e-2)
+    builds(own.llm)
+
+
+def with_weights(graph: Path, quantized: Path, block: int) -> Path:
+    """A copy of `graph` with the weights that the int4 graph `quantized` stands for."""
+    proto, source = onnx.load(graph), onnx.load(quantized)
+    assert source.opset_import[0].version == 21
+    stored = {tensor.name: tensor for tensor in source.graph.initializer}
+    nodes = [node for node in source.graph.node if node.op_type == "DequantizeLinear"]
+    assert nodes and not any(node.op_type == "QuantizeLinear" for node in source.graph.node)
+    own = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in nodes:
+        codes, scales, zeros = (onnx.numpy_helper.to_array(stored[name]).astype(np.float32) for name in node.input)
+        assert stored[node.input[0]].data_type == stored[node.input[2]].data_type == onnx.TensorProto.INT4
+        assert scales.shape == zeros.shape == (len(codes) // block, codes.shape[1]) and not zeros.any()
+        name = node.input[0].removesuffix(".codes")
+        own[name].CopyFrom(onnx.numpy_helper.from_array(codes * scales.repeat(block, 0), name))
+    copy = quantized.with_name(f"{quantized.stem}.float.onnx")
+    onnx.save(proto, copy)
+    return copy
+
+
+def test_codes_of_a_block() -> None:
+    """Weights on a grid of 16 steps come back; others are nearer than by the scale that covers their block."""
+    rng = np.random.default_rng(SEED)
+    grid = rng.integers(-8, 8, (96, 1030))
+    grid[::32] = rng.choice((-8, 7), grid[::32].shape)
+    step = rng.uniform(1e-3, 0.1, (3, 1030)).astype(np.float16)
+    step[0, 0] = 0
+    weight = grid * step.astype(np.float32).repeat(32, 0)
+    codes, scales = trt_precision.block_codes(weight, 32, np.dtype(np.float16))
+    assert np.array_equal(codes * scales.astype(np.float32).repeat(32, 0), weight)
+    weight = rng.standard_t(4, weight.shape).astype(np.float32)
+    codes, scales = trt_precision.block_codes(weight, 32, np.dtype(np.float16))
+    assert codes.min() >= -8 and codes.max() <= 7 and scales.dtype == np.float16 and (scales > 0).all()
+    covering = np.maximum(weight.reshape(3, 32, -1).max(1) / 7, -weight.reshape(3, 32, -1).min(1) / 8).repeat(32, 0)
+    plain = np.rint(weight / covering) * covering
+    error, most = (np.square(each - weight).mean() for each in (codes * scales.astype(np.float32).repeat(32, 0), plain))
+    assert error < 0.95 * most
+
+
 def test_codes_of_a_channel() -> None:
     rng = np.random.default_rng(SEED)
     weight = rng.normal(size=(33, 17)).astype(np.float32)
@@ -200,7 +260,7 @@ def test_int8_convolutions(tmp_path: Path) -> None:
     model = graphs.trace(part, targets.TRT.opset)
     ranges = calibrate.of_batches(model, tmp_path, "vision", [{"pixels": pixels.numpy()}], trt_precision.operands)
     assert len(ranges) == 2
-    trt_precision.apply(model, "int8-static", lambda tensor: tensor, ranges)
+    trt_precision.apply(model, "int8-static", lambda tensor: tensor, ranges, 32)
     graphs.save(model, tmp_path / "vision.onnx", None)
     got = session(tmp_path / "vision.onnx", 1).run(None, {"pixels": pixels.numpy()})[0]
     assert mean_cosine(got, part.run({"pixels": pixels.numpy()})["vision_features"]) > 0.999

@@ -91,14 +91,16 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def create(name: str, bundle: Bundle, threads: int | None = None) -> BackendLike:
-    """The backend called `name`, ready to run `bundle`. Raises BackendError for an unknown name."""
+def create(
+    name: str, bundle: Bundle, threads: int | None = None, device: str | None = None, engines: Any = None
+) -> BackendLike:
+    """The backend called `name`, ready to run `bundle` on `device`. Raises BackendError for an unknown name."""
     if name not in names():
         raise BackendError(f"no backend {name!r}: choose from {', '.join(names())}")
     if bundle.manifest.target != name:
         raise BackendError(
-            f"{bundle.path} was exported for {bundle.manifest.target}, which the backend {name} cannot run: export it "
-            f"with blip2rt-export --target {name}"
+            f"{bundle.path} was exported for {bundle.manifest.target}, which the backend {name} cannot run: choose the "
+            f"backend {bundle.manifest.target}, or export it with blip2rt-export --target {name}"
         )
-    backend: BackendLike = importlib.import_module(f"{__name__}.{name}").Backend(bundle, threads)
+    backend: BackendLike = importlib.import_module(f"{__name__}.{name}").Backend(bundle, threads, device, engines)
     return backend

@@ -6,19 +6,18 @@ The Python package `onnxruntime` is never imported, only its shared library is l
 from __future__ import annotations
 
 import contextlib
-import importlib.machinery
 import importlib.util
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .. import bundle as contract
 from ..bundle import Bundle
 from ..errors import BackendError, OptionError
+from ..native import native
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,8 +34,17 @@ _runtime: Any = None
 class Backend:
     """One bundle's graphs, each opened at its first use."""
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, threads: int | None = None, device: str | None = None, engines: Any = None
+    ) -> None:
         """`threads` of one operator: None asks BLIP2RT_NUM_THREADS, then ONNX Runtime takes every physical core."""
+        if engines is not None:
+            raise OptionError("engines are the backend trt's: leave them out, or give backend='trt'")
+        if device not in (None, "cpu", "cuda"):
+            raise OptionError(f"device is {device!r}: the backend ort runs on cpu and cuda")
+        if device == "cuda":
+            _check_cuda(_open_runtime())
+        self._cuda = device == "cuda"
         self._bundle = bundle
         self._threads = _num_threads() if threads is None else threads
         self._sessions: dict[str, Any] = {}
@@ -94,10 +102,10 @@ class Backend:
     def chat(self, prefix_embeds: Floats, max_rows: int, capacity: int) -> Chat:
         generator = self._open_generator()
         with _named_failure():
-            return Chat(_native().Chat(generator, prefix_embeds, max_rows, capacity))
+            return Chat(native().Chat(generator, prefix_embeds, max_rows, capacity))
 
     def vocabulary(self, tokens: list[bytes]) -> Any:
-        return _native().Vocabulary(tokens)
+        return native().Vocabulary(tokens)
 
     def _open_generator(self) -> Any:
         """The native loop over the two graphs; it keeps nothing between calls, so all threads share it."""
@@ -110,7 +118,7 @@ class Backend:
                 shape = (spec.layers, spec.kv_heads, spec.head_dim, spec.hidden_size, spec.vocab_size)
                 with _named_failure():
                     start = spec.decoder_start_token_id or 0
-                    self._generator = _native().Generator(embed, llm, *shape, encoder, start)
+                    self._generator = native().Generator(embed, llm, *shape, encoder, start)
         return self._generator
 
     def _run(self, component: str, output: str, feeds: dict[str, Any]) -> Floats:
@@ -130,8 +138,15 @@ class Backend:
             if component not in self._sessions:
                 graph = self._bundle.graph(component)
                 try:
-                    self._sessions[component] = _native().Session(_open_runtime(), str(graph), self._threads)
+                    self._sessions[component] = native().Session(
+                        _open_runtime(), str(graph), self._threads, cuda=self._cuda
+                    )
                 except RuntimeError as error:
+                    if self._cuda:
+                        raise BackendError(
+                            f"ONNX Runtime cannot run {graph} on the GPU: {' '.join(str(error).split())} "
+                            "(driver, CUDA and cuDNN: blip2rt doctor; device='cpu' needs none)"
+                        ) from error
                     raise BackendError(
                         f"ONNX Runtime cannot load {graph} (check: blip2rt verify {graph.parent}): {error}"
                     ) from error
@@ -193,10 +208,19 @@ def _open_runtime() -> Any:
         if _runtime is None:
             library = find_library()
             try:
-                _runtime = _native().Runtime(str(library))
+                _runtime = native().Runtime(str(library))
             except RuntimeError as error:
                 raise BackendError(f"cannot load ONNX Runtime from {library}: {error}") from error
     return _runtime
+
+
+def _check_cuda(runtime: Any) -> None:
+    """Raises BackendError: the installed ONNX Runtime knows no NVIDIA GPU."""
+    if "CUDAExecutionProvider" not in runtime.providers:
+        raise BackendError(
+            f"device='cuda': the installed ONNX Runtime {runtime.version} has {', '.join(runtime.providers)} and no "
+            "CUDA provider: pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
+        )
 
 
 def find_library() -> Path:
@@ -211,22 +235,3 @@ def find_library() -> Path:
         if found:
             return found[0]
     raise BackendError(f"the installed onnxruntime has no capi/{pattern}: pip install --force-reinstall onnxruntime")
-
-
-def _native() -> ModuleType:
-    """blip2rt._native; where this package is a source folder without it, the installed package's."""
-    name = "blip2rt._native"
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-    folders = [str(Path(entry or ".") / "blip2rt") for entry in sys.path]
-    spec = importlib.machinery.PathFinder.find_spec(name, folders)
-    if spec is None or spec.loader is None:
-        raise BackendError(
-            f"blip2rt's native core is not built for this Python: pip install . in {Path(__file__).parents[2]}"
-        )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return sys.modules.setdefault(name, module)
