@@ -39,7 +39,7 @@ _LEVELS = 127
 _INT4_OPSET = 21  # differs from 19 in the types that operators take, in no operator that our graphs have
 _INT4 = (-8, 7)
 # Of the scale that covers a block: outliers are cut for a finer grid.
-_SHRINKINGS = np.arange(1, 0.69, -0.05, np.float32)
+_SHRINKINGS = np.arange(1, 0.69, -0.05).astype(np.float32)
 _COLUMNS_AT_ONCE = 1024  # bounds the temporaries of the search
 
 

@@ -21,9 +21,12 @@ VERSION = tuple(int(part) for part in runtime().version.split(".")[:2])
 
 @pytest.mark.parametrize(
     ("compiler", "runner"),
-    [(["c++", "-fsanitize=address,undefined"], []), (["aarch64-linux-gnu-g++", "-static"], ["qemu-aarch64", "-cpu", "max"])],
+    [
+        (["c++", "-fsanitize=address,undefined"], []),
+        (["aarch64-linux-gnu-g++", "-static"], ["qemu-aarch64", "-cpu", "max"]),
+    ],
     ids=["here", "aarch64"],
-)  # fmt: skip
+)
 def test_kernels(compiler: list[str], runner: list[str], tmp_path: Path) -> None:
     for program in compiler[:1] + runner[:1]:
         if shutil.which(program) is None:

@@ -111,7 +111,7 @@ def _names(model: nn.Module) -> dict[nn.Parameter, str]:
 
 def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     names = _names(model)
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for key in ("step", *MOMENTS):
         values = {names[cast(nn.Parameter, p)]: state[key] for p, state in optimizer.state.items() if key in state}
         found |= {f"{name}|{key}": value for name, value in here().collect(values).items()}
