@@ -75,7 +75,7 @@ def export(
             retrieval=retrieval,
             question=describe.question_spec(model2, writer.folder) if model2 is not None else None,
             prompts=describe.prompts(model2),
-            decoding=describe.decoding() if model2 is not None else {},
+            decoding=describe.decoding(options.length_penalty) if model2 is not None else {},
             target=options.target.name,
             sources=_sources(models),
             verification=tuple(

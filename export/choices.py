@@ -35,6 +35,7 @@ class Options:
     calib: Path | None = None
     card: Path | None = None
     max_positions: int = 1024
+    length_penalty: float = 1.0  # of captions, by default
     overwrite: bool = False
     verify: bool = True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -66,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--card", type=Path, metavar="FILE", help="copied in as MODEL_CARD.md")
     parser.add_argument("--max-positions", type=int, default=1024, metavar="N",
                         help="prefix, prompt and new tokens together, at most (default: 1024)")  # fmt: skip
+    parser.add_argument("--length-penalty", type=float, default=1.0, metavar="X",
+                        help="of captions, the bundle's default: lower is shorter (default: 1)")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle at --out")
     parser.add_argument("--no-verify", action="store_true", help="skip the comparison with PyTorch")
     return parser
@@ -116,6 +119,8 @@ def parts(args: argparse.Namespace) -> Any:
 def _run(args: argparse.Namespace) -> Result:
     if args.max_positions < 64:
         raise Blip2rtError(f"--max-positions is {args.max_positions}: give 64 or more")
+    if not math.isfinite(args.length_penalty):
+        raise Blip2rtError(f"--length-penalty is {args.length_penalty}: give a number, such as 0.5")
     try:
         from . import assemble, choices, targets
         from .progress import Progress
@@ -125,8 +130,8 @@ def _run(args: argparse.Namespace) -> Result:
     options = choices.Options(
         ckpt=args.ckpt, out=args.out, retrieval_ckpt=args.retrieval_ckpt, parts=parts(args), image_size=args.image_size,
         name=args.name, target=target, precision=parse_precision(args.precision, target.precisions), calib=args.calib,
-        card=args.card,
-        max_positions=args.max_positions, overwrite=args.overwrite, verify=not args.no_verify,
+        card=args.card, max_positions=args.max_positions, length_penalty=args.length_penalty,
+        overwrite=args.overwrite, verify=not args.no_verify,
     )  # fmt: skip
     return assemble.export(options, Progress())
 

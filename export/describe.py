@@ -43,9 +43,9 @@ def prompts(model: Any | None) -> dict[str, str]:
     return {"caption": model.config.llm.caption_prompt, "ask": model.config.llm.ask_prompt}
 
 
-def decoding() -> dict[str, Decoding]:
+def decoding(length_penalty: float) -> dict[str, Decoding]:
     """The paper's beams cost too much on the edge for what they give; three are the compromise."""
-    return {"caption": Decoding(3, 30, 1, 1.0), "ask": Decoding(3, 10, 1, 1.0)}
+    return {"caption": Decoding(3, 30, 1, length_penalty), "ask": Decoding(3, 10, 1, 1.0)}
 
 
 def llm_spec(model: Any, language: Any, folder: Path, max_positions: int) -> tuple[LlmSpec, list[list[int]]]:

@@ -275,6 +275,7 @@ def test_lora_is_part_of_the_weights_when_it_is_exported(parts: Path, tmp_path: 
         said = trained.llm.generate(
             inputs_embeds=torch.cat((prefix, bos), 1), attention_mask=torch.ones(1, prefix.shape[1] + 1),
             do_sample=False, max_new_tokens=6, min_new_tokens=1,
+            eos_token_id=list(bundle.bundle.manifest.llm.eos_token_ids),
         )  # fmt: skip
     tokenizer = stage2.Texts(merged.config.llm, 5, 9).tokenizer
     assert bundle.caption(image, num_beams=1, max_new_tokens=6).split() == (
