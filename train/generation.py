@@ -19,6 +19,8 @@ from blip2rt.modeling.checkpoints import qformer_tokenizer
 from blip2rt.modeling.llm import end_token_ids, load_tokenizer
 from blip2rt.text import clean_caption, tidy
 
+from .prompted import given_ids
+
 GREEDY = {"num_beams": 1, "max_new_tokens": 20}
 
 
@@ -64,20 +66,13 @@ class Generator:
             tokens = qformer_tokens(self.model.config, self._qformer_tokenizer, read)
             question = tuple(each.to(vision_features.device) for each in tokens)
         prefix = self.model.prefix_embeds(self.model.query_output(vision_features, *question))
-        embeds, mask = self._inputs(prefix, [self.encode(prompt) for prompt in prompts])
+        embeds, mask = self._inputs(prefix, [given_ids(self.tokenizer, self.config, prompt) for prompt in prompts])
         given: dict[str, Any] = {"do_sample": False, "eos_token_id": list(self.ends), "pad_token_id": self.ends[0]}
         start = 0
         if self.llm.config.is_encoder_decoder:
             given["decoder_start_token_id"], start = self.llm.config.decoder_start_token_id, 1
         ids = self.llm.generate(inputs_embeds=embeds, attention_mask=mask, **given, **options)
         return [tidy(self.tokenizer.decode(self._said(row[start:]), skip_special_tokens=True)) for row in ids.tolist()]
-
-    def encode(self, prompt: str) -> list[int]:
-        """A prompt's token ids."""
-        if prompt == "" and self.config.empty_prompt_ids is not None:
-            return list(self.config.empty_prompt_ids)
-        ids: list[int] = self.tokenizer.encode(prompt, add_special_tokens=self.config.add_special_tokens)
-        return [self.tokenizer.bos_token_id, *ids] if self.config.prepend_bos else ids
 
     def _said(self, ids: list[int]) -> list[int]:
         """The tokens before the end."""

@@ -53,13 +53,14 @@ class Questions:
         return clean_caption(asks) if self.config.clean_captions else asks
 
 
-def given_ids(tokenizer: Any, config: LlmConfig, prompt: str, most: int) -> list[int]:
-    """At most so many ids of a prompt as the runtime lays it out, special tokens included."""
+def given_ids(tokenizer: Any, config: LlmConfig, prompt: str, most: int | None = None) -> list[int]:
+    """Ids of a prompt as the runtime lays it out, special tokens included; `most` of them at most."""
     if prompt == "" and config.empty_prompt_ids is not None:
         return list(config.empty_prompt_ids)
     first = [tokenizer.bos_token_id] if config.prepend_bos else []
     special = config.add_special_tokens
-    return [*first, *tokenizer.encode(prompt, add_special_tokens=special, truncation=True, max_length=most)]
+    cut = {} if most is None else {"truncation": True, "max_length": most}
+    return [*first, *tokenizer.encode(prompt, add_special_tokens=special, **cut)]
 
 
 class Texts:
