@@ -7,6 +7,7 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .. import bundle as contract
 from ..bundle import Bundle
 from ..errors import BackendError
 
@@ -18,6 +19,38 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
     Sequences = list[list[tuple[list[int], float]]]
+
+
+class Graphs:
+    """What a backend's graphs give for arrays, whichever engine runs them."""
+
+    def _run(self, component: str, output: str, feeds: dict[str, Any]) -> Floats:
+        raise NotImplementedError
+
+    def vision(self, pixels: Floats) -> Floats:
+        return self._run(contract.VISION, contract.VISION_FEATURES, {contract.PIXELS: pixels})
+
+    def prefix_embeds(self, vision_features: Floats, question: tuple[Ints, Ints] | None = None) -> Floats:
+        feeds: dict[str, Any] = {contract.VISION_FEATURES: vision_features}
+        if question is not None:
+            feeds[contract.TOKEN_IDS], feeds[contract.TEXT_MASK] = question
+        return self._run(contract.QFORMER, contract.PREFIX_EMBEDS, feeds)
+
+    def image_embeds(self, vision_features: Floats) -> Floats:
+        feeds = {contract.VISION_FEATURES: vision_features}
+        return self._run(contract.IMAGE_EMBED, contract.IMAGE_EMBEDS, feeds)
+
+    def text_embeds(self, token_ids: Ints, text_mask: Ints) -> Floats:
+        feeds = {contract.TOKEN_IDS: token_ids, contract.TEXT_MASK: text_mask}
+        return self._run(contract.TEXT_EMBED, contract.TEXT_EMBEDS, feeds)
+
+    def itm_logits(self, vision_features: Floats, token_ids: Ints, text_mask: Ints) -> Floats:
+        feeds = {
+            contract.VISION_FEATURES: vision_features,
+            contract.TOKEN_IDS: token_ids,
+            contract.TEXT_MASK: text_mask,
+        }
+        return self._run(contract.ITM, contract.ITM_LOGITS, feeds)
 
 
 class GenerationLike(Protocol):

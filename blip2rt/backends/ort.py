@@ -18,6 +18,7 @@ from .. import bundle as contract
 from ..bundle import Bundle
 from ..errors import BackendError, OptionError
 from ..native import native
+from . import Graphs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +32,7 @@ _lock = threading.Lock()
 _runtime: Any = None
 
 
-class Backend:
+class Backend(Graphs):
     """One bundle's graphs, each opened at its first use."""
 
     def __init__(
@@ -56,31 +57,6 @@ class Backend:
         for component in components:
             if component not in self._sessions:
                 threading.Thread(target=self._try_session, args=(component,), name=f"blip2rt-{component}").start()
-
-    def vision(self, pixels: Floats) -> Floats:
-        return self._run(contract.VISION, contract.VISION_FEATURES, {contract.PIXELS: pixels})
-
-    def prefix_embeds(self, vision_features: Floats, question: tuple[Ints, Ints] | None = None) -> Floats:
-        feeds: dict[str, Any] = {contract.VISION_FEATURES: vision_features}
-        if question is not None:
-            feeds[contract.TOKEN_IDS], feeds[contract.TEXT_MASK] = question
-        return self._run(contract.QFORMER, contract.PREFIX_EMBEDS, feeds)
-
-    def image_embeds(self, vision_features: Floats) -> Floats:
-        feeds = {contract.VISION_FEATURES: vision_features}
-        return self._run(contract.IMAGE_EMBED, contract.IMAGE_EMBEDS, feeds)
-
-    def text_embeds(self, token_ids: Ints, text_mask: Ints) -> Floats:
-        feeds = {contract.TOKEN_IDS: token_ids, contract.TEXT_MASK: text_mask}
-        return self._run(contract.TEXT_EMBED, contract.TEXT_EMBEDS, feeds)
-
-    def itm_logits(self, vision_features: Floats, token_ids: Ints, text_mask: Ints) -> Floats:
-        feeds = {
-            contract.VISION_FEATURES: vision_features,
-            contract.TOKEN_IDS: token_ids,
-            contract.TEXT_MASK: text_mask,
-        }
-        return self._run(contract.ITM, contract.ITM_LOGITS, feeds)
 
     def generate(
         self,

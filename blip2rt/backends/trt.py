@@ -27,6 +27,7 @@ from ..trt_cache import EngineCache, default_folder
 from ..trt_decoder import Decoder, Kernels, Sizes, check_room
 from ..trt_loop import DeviceGeneration
 from ..trt_runtime import Engine, Lane
+from . import Graphs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("blip2rt")
 
 
-class Backend:
+class Backend(Graphs):
     """One bundle's engines on the first GPU."""
 
     def __init__(
@@ -70,31 +71,6 @@ class Backend:
 
     def preload(self, *components: str) -> None:
         """Nothing: engines are loaded one after the other, on the device that runs them."""
-
-    def vision(self, pixels: Floats) -> Floats:
-        return self._run(contract.VISION, contract.VISION_FEATURES, {contract.PIXELS: pixels})
-
-    def prefix_embeds(self, vision_features: Floats, question: tuple[Ints, Ints] | None = None) -> Floats:
-        feeds: dict[str, Any] = {contract.VISION_FEATURES: vision_features}
-        if question is not None:
-            feeds[contract.TOKEN_IDS], feeds[contract.TEXT_MASK] = question
-        return self._run(contract.QFORMER, contract.PREFIX_EMBEDS, feeds)
-
-    def image_embeds(self, vision_features: Floats) -> Floats:
-        feeds = {contract.VISION_FEATURES: vision_features}
-        return self._run(contract.IMAGE_EMBED, contract.IMAGE_EMBEDS, feeds)
-
-    def text_embeds(self, token_ids: Ints, text_mask: Ints) -> Floats:
-        feeds = {contract.TOKEN_IDS: token_ids, contract.TEXT_MASK: text_mask}
-        return self._run(contract.TEXT_EMBED, contract.TEXT_EMBEDS, feeds)
-
-    def itm_logits(self, vision_features: Floats, token_ids: Ints, text_mask: Ints) -> Floats:
-        feeds = {
-            contract.VISION_FEATURES: vision_features,
-            contract.TOKEN_IDS: token_ids,
-            contract.TEXT_MASK: text_mask,
-        }
-        return self._run(contract.ITM, contract.ITM_LOGITS, feeds)
 
     def generate(
         self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: dict[str, Any],
