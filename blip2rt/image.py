@@ -38,7 +38,7 @@ ImageLike: TypeAlias = Union[str, "os.PathLike[str]", bytes, bytearray, memoryvi
 
 ACCEPTED = "a path, the bytes of an image file, a PIL image or an ndarray"
 ACCEPTED_ARRAYS = "(H, W), (H, W, 3) or (H, W, 4), uint8 in 0..255 or float in 0..1"
-SCALED_TOLERANCE = 2.0  # of 255, the mean over an image: 12-megapixel photographs come to 0.2, white noise to 1.7
+SCALED_TOLERANCE = 4.0  # of 255, the mean over an image: 12-megapixel photographs come to 0.2, random tiles to 3.2
 _MARGIN = 2  # times the wanted size that scaled decoding keeps, for the filter to work on
 _ORIENTATION = 0x0112
 _open_lock = threading.Lock()  # warnings.catch_warnings is not thread-safe

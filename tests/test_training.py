@@ -23,7 +23,7 @@ from train.generation import itg_captions
 from train.loop import learning_rate, parameter_groups
 from train.settings import parse
 
-from .tiny_parts import llm_folder, tiny_settings
+from .tiny_parts import bert_folder, llm_folder, tiny_settings
 
 
 @pytest.fixture(scope="module")
@@ -185,13 +185,15 @@ def test_queries_do_not_collapse_in_training(stage1_run: Path) -> None:
     [
         (["--recipe", "no/such.yaml"], ["no/such.yaml", "recipes/"]),
         ([], ["missing", "--out"]),
-        (["--out", "x", "--images", "y", "--train_table", "no.tsv"], ["no.tsv", "image, caption"]),
+        (["--out", "{}/x", "--images", "y", "--train_table", "no.tsv"], ["no.tsv", "image, caption"]),
     ],
 )
 def test_wrong_settings_are_one_line(
     arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert stage1.main(arguments) == 2
+    init = ["--qformer_init", str(bert_folder(tmp_path / "bert"))]
+    capsys.readouterr()  # the progress bar of writing it
+    assert stage1.main([argument.format(tmp_path) for argument in arguments] + init) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and all(word in error for word in words), error
 

@@ -110,7 +110,8 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
         self.peaks = peaks or {}
         self.dtype = autocast_dtype(settings.precision)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        # From PyTorch's 2**16 the first steps overflow and are left out; the scale grows by itself.
+        self.scaler = torch.amp.GradScaler(self.device.type, 2.0**10, enabled=self.dtype == torch.float16)
         self.generator = torch.Generator(self.device) if self.parallel.world > 1 else None  # the same in all processes
         self.log = Log(self.out, self.parallel.main, settings)
 
