@@ -27,6 +27,7 @@ from .loader import Reader, image_batches, open_sources
 from .loop import PRECISIONS, autocast_dtype, check_batch, parameter_groups
 from .parallel import here
 from .readers import read_data
+from .rounding import check_rounding
 from .sources import Mixture
 from .start import lacks_text_branch
 from .transforms import eval_transform
@@ -148,6 +149,7 @@ def faults(settings: Any, config: Blip2Config, gpus: int) -> tuple[list[str], st
         return None
 
     check(lambda: check_batch(settings, gpus))
+    check(lambda: check_rounding(settings))
     check(lambda: autocast_dtype(settings.precision))
     check(lambda: _vision(config))
     if not settings.start or lacks_text_branch(settings, config):

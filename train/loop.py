@@ -27,6 +27,7 @@ from . import checkpoint as checkpoints
 from .logs import Log
 from .memory import keep_freed_memory
 from .parallel import here, whole
+from .rounding import Rounding, check_rounding
 from .settings import TrainSettings
 
 Losses = dict[str, torch.Tensor]
@@ -106,6 +107,7 @@ class Trainer:
         self.parallel = here()
         self.device = self.parallel.device
         check_batch(settings, self.parallel.world)
+        check_rounding(settings)
         self.out = Path(settings.out)
         self.out.mkdir(parents=True, exist_ok=True)
         self.peaks = peaks or {}
@@ -139,6 +141,7 @@ class Trainer:
             fused=True,
         )
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.rounding = Rounding(self.model, self.settings.qformer_bits, self.settings.qformer_block)
         self.step = checkpoints.resume(self.out, self.model, self.optimizer, self.scaler)
 
     def run(
@@ -183,7 +186,8 @@ class Trainer:
             self.generator.manual_seed(seed)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, group["peak"], self.settings)
-        losses = backward()
+        with self.rounding.active():
+            losses = backward()
         self.scaler.unscale_(self.optimizer)
         norm = whole(nn.utils.clip_grad_norm_(self.trained, self.settings.clip or math.inf))
         self.scaler.step(self.optimizer)  # without fp16 it does nothing else than the optimizer's
@@ -230,7 +234,8 @@ class Trainer:
 
     def _evaluate(self, evaluate: Callable[[], dict[str, float]], bar: tqdm[Any]) -> None:
         self.model.eval()
-        with torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        with torch.no_grad(), autocast, self.rounding.active():
             metrics = self.wrapped(evaluate)
         self.parallel.part(self.wrapped)
         self.model.train()

