@@ -82,7 +82,7 @@ $(DEMO)/installed: pyproject.toml CMakeLists.txt $(CORE) $(shell find blip2rt -n
 # Editable, so that only a change of the core or of what is needed installs anew.
 $(DEV)/blip2rt-installed: pyproject.toml CMakeLists.txt $(CORE)
 	test -x $(DEV)/bin/python || $(PYTHON) -m venv $(DEV)
-	$(DEV)/bin/python -m pip install --quiet -e ".[dev,trt-check]" -Ccmake.define.BLIP2RT_WERROR=ON
+	$(DEV)/bin/python -m pip install --quiet -e ".[dev,trt-check,trt-cu13]" -Ccmake.define.BLIP2RT_WERROR=ON
 	touch $@
 
 $(COMPAT)/blip2rt-installed: pyproject.toml CMakeLists.txt $(CORE)
