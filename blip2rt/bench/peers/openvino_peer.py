@@ -51,7 +51,7 @@ def _layer(keys: torch.Tensor, values: torch.Tensor) -> Any:
     return layer
 
 
-def convert(folder: str) -> ov.Model:
+def convert(folder: str, batch: int) -> ov.Model:
     llm = language_model(folder, torch.float32)
     config = llm.config
     if config.is_encoder_decoder:
@@ -65,15 +65,15 @@ def convert(folder: str) -> ov.Model:
         model = ov.convert_model(Step(llm), example_input=example)
     del llm
     gc.collect()
-    names = {}
+    names = {}  # a state begins with nothing in every dimension that is not given: the batch has to be
     for layer in range(2 * layers):
         source, target = model.inputs[2 + layer], model.outputs[1 + layer]
-        source.get_node().set_partial_shape(ov.PartialShape([-1, heads_kv, -1, config.hidden_size // heads]))
+        source.get_node().set_partial_shape(ov.PartialShape([batch, heads_kv, -1, config.hidden_size // heads]))
         source.get_tensor().set_names({f"past_{layer}"})
         target.get_tensor().set_names({f"present_{layer}"})
         names[f"past_{layer}"] = f"present_{layer}"
     for number in (0, 1):
-        model.inputs[number].get_node().set_partial_shape(ov.PartialShape([-1, -1]))
+        model.inputs[number].get_node().set_partial_shape(ov.PartialShape([batch, -1]))
     model.validate_nodes_and_infer_types()
     passes = Manager()
     passes.register_pass(MakeStateful(names))
@@ -85,7 +85,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     if given["beams"] > 1:
         raise ValueError("greedy alone is compared: leave --beams at 1")
     core = ov.Core()
-    model = convert(given["config"])
+    model = convert(given["config"], given["batch"])
     settings = {"INFERENCE_NUM_THREADS": given["threads"], "PERFORMANCE_HINT": "LATENCY"}
     request = core.compile_model(model, "CPU", settings).create_infer_request()
     length, batch = positions(given["config"]), given["batch"]
@@ -96,6 +96,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
         for step in range(tokens):
             mask = np.ones((batch, length + step), np.int64)
             logits = request.infer([ids, mask])[0]
+            assert logits.shape[0] == batch, logits.shape
             ids = logits.argmax(-1)[:, None].astype(np.int64)
 
     first = repeat(lambda: generate(1), given["repeat"])
