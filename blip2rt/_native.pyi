@@ -24,12 +24,15 @@ class Session:
         runtime: Runtime,
         graph_path: str,
         intra_op_threads: int = 0,
-        own_matmul: bool = True,
+        own_int4: bool = True,
+        own_int8: bool = False,
         cuda: bool = False,
-    ) -> None: ...
+    ) -> None:
+        """own_int4, own_int8: such products by our operators where they can; int8 pays with hundreds of rows."""
+
     @property
-    def int4_kernel(self) -> str | None:
-        """avx512, avx2 or neon: who multiplies int4 weights; None where ONNX Runtime does it."""
+    def own_kernels(self) -> list[str]:
+        """Who multiplies in place of ONNX Runtime: int4 with avx512, avx2 or neon; int8 with avx512 or avxvnni."""
     @property
     def inputs(self) -> list[tuple[str, str, list[int]]]:
         """(name, dtype, shape), -1 for a free axis."""

@@ -1,19 +1,18 @@
-// The product of int4_matmul.h as an operator of ONNX Runtime, and the graphs that use it. Knows tensors and node
-// types.
+// Our products as operators of ONNX Runtime. Knows tensors.
 #pragma once
-
-#include <string>
 
 #include "ort_api.h"
 
 namespace blip2rt {
 
-// The graph in `bytes` (an ONNX ModelProto) with our operator in place of every com.microsoft::MatMulNBits that it can
-// do: 4 bits, constant weights with zero points, scales cast from constant float16. Nothing else changes, and what can
-// be read both ways computes the same. Empty where there is nothing to replace or the processor has no kernel.
-std::string with_own_matmul(const std::string& bytes);
+constexpr char kOwnDomain[] = "blip2rt";
+// x (.., K) float32, codes, scales float16, zero points -> (.., N): int4_matmul.h. Attributes N, K, block_size.
+constexpr char kMatMulInt4[] = "MatMulInt4";
+// x (.., K) float32, codes (K, N) int8, scales (N) float32[, bias (N) float32] -> (.., N): int8_matmul.h. N, K,
+// bias: whether there is one.
+constexpr char kMatMulInt8[] = "MatMulInt8";
 
-// Makes the operator known to sessions with these options.
-void add_own_matmul(OrtSessionOptions* options);
+// Makes them known to sessions with these options.
+void add_own_products(OrtSessionOptions* options);
 
 }  // namespace blip2rt

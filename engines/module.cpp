@@ -173,15 +173,17 @@ NB_MODULE(_native, m) {
   nb::class_<Session>(m, "Session")
       .def(
           "__init__",
-          [](Session* self, const Runtime&, const std::string& graph_path, int intra_op_threads, bool own_matmul,
-             bool cuda) {
+          [](Session* self, const Runtime&, const std::string& graph_path, int intra_op_threads, bool own_int4,
+             bool own_int8, bool cuda) {
             nb::gil_scoped_release release;
-            new (self) Session(graph_path, intra_op_threads, own_matmul, cuda ? Device::kCuda : Device::kCpu);
+            new (self) Session(graph_path, intra_op_threads, OwnProducts{own_int4, own_int8},
+                               cuda ? Device::kCuda : Device::kCpu);
           },
-          "runtime"_a, "graph_path"_a, "intra_op_threads"_a = 0, "own_matmul"_a = true, "cuda"_a = false)
+          "runtime"_a, "graph_path"_a, "intra_op_threads"_a = 0, "own_int4"_a = true, "own_int8"_a = false,
+          "cuda"_a = false)
       .def_prop_ro("inputs", [](const Session& self) { return port_tuples(self.inputs()); })
       .def_prop_ro("outputs", [](const Session& self) { return port_tuples(self.outputs()); })
-      .def_prop_ro("int4_kernel", [](const Session& self) { return self.int4_kernel(); })
+      .def_prop_ro("own_kernels", [](const Session& self) { return self.own_kernels(); })
       .def("run", &run, "feeds"_a, "outputs"_a = nb::none());
 
   nb::class_<Vocabulary>(m, "Vocabulary")

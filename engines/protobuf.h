@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace blip2rt {
 namespace protobuf {
@@ -37,6 +38,8 @@ class Reader {
   }
 
  private:
+  friend void read_packed(std::string_view, std::vector<uint64_t>&);
+
   uint64_t varint() {
     uint64_t value = 0;
     for (int shift = 0; shift < 64; shift += 7) {
@@ -56,6 +59,11 @@ class Reader {
 
   std::string_view rest_;
 };
+
+// Appends the numbers of a packed field.
+inline void read_packed(std::string_view bytes, std::vector<uint64_t>& to) {
+  for (Reader reader(bytes); !reader.rest_.empty();) to.push_back(reader.varint());
+}
 
 inline void write_varint(std::string& to, uint64_t value) {
   for (; value >= 128; value >>= 7) to += static_cast<char>(value | 128);

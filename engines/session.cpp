@@ -6,23 +6,22 @@
 #include <fstream>
 #include <iterator>
 
-#include "int4_matmul.h"
 #include "matmul_op.h"
 
 namespace blip2rt {
 namespace {
 
-// The graph with our int4 product; empty where it is to be loaded as it is.
-std::string own_graph(const std::string& path) {
+// The graph with our products; empty where it is to be loaded as it is.
+OwnGraph own_graph(const std::string& path, OwnProducts products) {
   int major = 0, minor = 0;
   // Older ones cannot be told where the weights of a graph in memory lie.
-  if (std::sscanf(ort_version().c_str(), "%d.%d", &major, &minor) != 2 || (major == 1 && minor < 21)) return "";
+  if (std::sscanf(ort_version().c_str(), "%d.%d", &major, &minor) != 2 || (major == 1 && minor < 21)) return {};
   std::ifstream file(path, std::ios::binary);
   const std::string bytes((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
   try {
-    return with_own_matmul(bytes);
+    return with_own_products(bytes, products);
   } catch (const std::runtime_error&) {
-    return "";  // damaged: ONNX Runtime says how
+    return {};  // damaged: ONNX Runtime says how
   }
 }
 
@@ -84,20 +83,22 @@ const Port* find(const std::vector<Port>& ports, const std::string& name) {
 
 }  // namespace
 
-Session::Session(const std::string& graph_path, int intra_op_threads, bool own_matmul, Device device)
+Session::Session(const std::string& graph_path, int intra_op_threads, OwnProducts products, Device device)
     : path_(graph_path), memory_(&host_memory()) {
   SessionOptions options = session_options(intra_op_threads, device);
-  const std::string graph = own_matmul && device == Device::kCpu ? own_graph(graph_path) : "";
-  if (graph.empty()) {
+  OwnGraph graph;
+  if (device == Device::kCpu) graph = own_graph(graph_path, products);
+  if (graph.bytes.empty()) {
     check(ort().CreateSession(ort_environment(), graph_path.c_str(), options.get(), &session_));
   } else {
     const size_t slash = graph_path.rfind('/');
     const std::string folder = slash == std::string::npos ? "." : graph_path.substr(0, slash + 1);
     check(ort().AddSessionConfigEntry(options.get(), "session.model_external_initializers_file_folder_path",
                                       folder.c_str()));
-    add_own_matmul(options.get());
-    int4_kernel_ = blip2rt::int4_kernel()->name;
-    check(ort().CreateSessionFromArray(ort_environment(), graph.data(), graph.size(), options.get(), &session_));
+    add_own_products(options.get());
+    own_kernels_ = graph.kernels;
+    check(ort().CreateSessionFromArray(ort_environment(), graph.bytes.data(), graph.bytes.size(), options.get(),
+                                       &session_));
   }
   try {
     if (device == Device::kCuda) memory_ = &cuda_memory();

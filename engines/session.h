@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "ort_api.h"
+#include "own_graph.h"
 #include "tensor_memory.h"
 
 namespace blip2rt {
@@ -19,9 +20,9 @@ enum class Device { kCpu, kCuda };
 
 class Session {
  public:
-  // intra_op_threads 0 leaves the number to ONNX Runtime: one a physical core. own_matmul: int4 products by our
-  // operator (matmul_op.h) where it can do them. On a GPU, what has no kernel there runs on the CPU.
-  explicit Session(const std::string& graph_path, int intra_op_threads, bool own_matmul = true,
+  // intra_op_threads 0 leaves the number to ONNX Runtime: one a physical core. On a GPU, what has no kernel there runs
+  // on the CPU, and no product is ours.
+  explicit Session(const std::string& graph_path, int intra_op_threads, OwnProducts products = {},
                    Device device = Device::kCpu);
   ~Session();
   Session(const Session&) = delete;
@@ -37,8 +38,8 @@ class Session {
                          const std::vector<const char*>& output_names) const;
 
   const std::string& path() const { return path_; }
-  // Of our int4 products in this graph; nullptr where ONNX Runtime does them all.
-  const char* int4_kernel() const { return int4_kernel_; }
+  // Of our products in this graph, such as "int4 avx512"; empty where ONNX Runtime does them all.
+  const std::vector<std::string>& own_kernels() const { return own_kernels_; }
 
   // Where tensors lie best that one run writes and the next one reads.
   const TensorMemory& memory() const { return *memory_; }
@@ -48,7 +49,7 @@ class Session {
 
   std::string path_;
   const TensorMemory* memory_;
-  const char* int4_kernel_ = nullptr;
+  std::vector<std::string> own_kernels_;
   OrtSession* session_ = nullptr;
   std::vector<Port> inputs_;
   std::vector<Port> outputs_;

@@ -115,8 +115,9 @@ class Backend(Graphs):
                 graph = self._bundle.graph(component)
                 try:
                     self._sessions[component] = native().Session(
-                        _open_runtime(), str(graph), self._threads, cuda=self._cuda
-                    )
+                        _open_runtime(), str(graph), self._threads, own_int8=component == contract.VISION,
+                        cuda=self._cuda,
+                    )  # fmt: skip
                 except RuntimeError as error:
                     if self._cuda:
                         raise BackendError(

@@ -113,7 +113,7 @@ int main(int argc, char** argv) {
     const Int4Kernel* kernel = int4_kernel(name);
     if (kernel == nullptr) continue;
     for (size_t block : {32, 64, 128}) {
-      for (size_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 17}) {
+      for (size_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 17, 33}) {
         Case given(1 + random() % 70, 1 + random() % 1300, block, rows, random);
         check_case(*kernel, given);
       }

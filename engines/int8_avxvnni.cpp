@@ -1,0 +1,113 @@
+// int8_tile.h in AVX2 with AVX-VNNI: 32 outputs at once. Knows instructions only.
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,avxvnni"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,avxvnni")
+#endif
+#include <immintrin.h>
+
+#include "int8_tile.h"
+
+namespace blip2rt {
+namespace {
+
+struct AvxVnni {
+  static constexpr size_t kLanes = 8, kRows = 3;
+  using Ints = __m256i;
+
+  static Ints load(const uint8_t* from) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(from)); }
+  static void store(uint8_t* to, Ints value) { _mm256_store_si256(reinterpret_cast<__m256i*>(to), value); }
+  static void store(float* to, __m256 value) { _mm256_store_ps(to, value); }
+  static Ints zero_ints() { return _mm256_setzero_si256(); }
+  static Ints ones() { return _mm256_set1_epi8(1); }
+  static Ints broadcast(int32_t value) { return _mm256_set1_epi32(value); }
+  static Ints sub(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }
+  static Ints mul(Ints a, Ints b) { return _mm256_mullo_epi32(a, b); }
+  static Ints dot(Ints sum, Ints values, Ints codes) { return _mm256_dpbusd_avx_epi32(sum, values, codes); }
+  static Ints four_of(const uint8_t* values) {
+    int four;
+    std::memcpy(&four, values, sizeof four);
+    return _mm256_set1_epi32(four);
+  }
+
+  // 4 rows of 32 -> to[v]: of each 16 of a quarter of the columns the fours.
+  static void interleave(const int8_t* const* rows, Ints* to) {
+    const auto row = [&](size_t i) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[i])); };
+    const Ints low01 = _mm256_unpacklo_epi8(row(0), row(1)), high01 = _mm256_unpackhi_epi8(row(0), row(1));
+    const Ints low23 = _mm256_unpacklo_epi8(row(2), row(3)), high23 = _mm256_unpackhi_epi8(row(2), row(3));
+    to[0] = _mm256_unpacklo_epi16(low01, low23);
+    to[1] = _mm256_unpackhi_epi16(low01, low23);
+    to[2] = _mm256_unpacklo_epi16(high01, high23);
+    to[3] = _mm256_unpackhi_epi16(high01, high23);
+  }
+
+  // What `interleave` did to the outputs, undone.
+  static void in_order(Ints* v) {
+    const Ints a = _mm256_permute2x128_si256(v[0], v[1], 0x20), b = _mm256_permute2x128_si256(v[2], v[3], 0x20);
+    const Ints c = _mm256_permute2x128_si256(v[0], v[1], 0x31), d = _mm256_permute2x128_si256(v[2], v[3], 0x31);
+    v[0] = a;
+    v[1] = b;
+    v[2] = c;
+    v[3] = d;
+  }
+
+  static __m256 affine(Ints products, float scale, const float* scales, const float* bias) {
+    const __m256 both = _mm256_mul_ps(_mm256_set1_ps(scale), _mm256_load_ps(scales));
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), both, _mm256_load_ps(bias));
+  }
+
+  // Widens [low, high] to what is in x; whether all of it and the difference are finite.
+  static bool range(const float* x, size_t count, float* low, float* high) {
+    __m256 least = _mm256_set1_ps(*low), most = _mm256_set1_ps(*high), disordered = _mm256_setzero_ps();
+    const auto widen = [&](__m256 value) {
+      least = _mm256_min_ps(least, value);
+      most = _mm256_max_ps(most, value);
+      disordered = _mm256_or_ps(disordered, _mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+    };
+    size_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) widen(_mm256_loadu_ps(x + i));
+    for (; i < count; ++i) widen(_mm256_set1_ps(x[i]));
+    alignas(32) float of_lanes[2][kLanes];
+    _mm256_store_ps(of_lanes[0], least);
+    _mm256_store_ps(of_lanes[1], most);
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      *low = of_lanes[0][lane] < *low ? of_lanes[0][lane] : *low;
+      *high = of_lanes[1][lane] > *high ? of_lanes[1][lane] : *high;
+    }
+    return _mm256_movemask_ps(disordered) == 0 && *high - *low <= 3.402823466e38f;
+  }
+
+  static void quantize(const float* x, size_t count, float inverse, float zero, uint8_t* to) {
+    const __m256 factor = _mm256_set1_ps(inverse), offset = _mm256_set1_ps(zero);
+    // The lowest byte of every 32 bits.
+    const Ints order = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,  //
+                                        0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+    const auto eight = [&](const float* from) {
+      const __m256 value = _mm256_add_ps(_mm256_round_ps(_mm256_mul_ps(_mm256_loadu_ps(from), factor), 0), offset);
+      const Ints rounded =
+          _mm256_min_epi32(_mm256_max_epi32(_mm256_cvtps_epi32(value), _mm256_setzero_si256()), _mm256_set1_epi32(255));
+      const Ints bytes = _mm256_shuffle_epi8(rounded, order);
+      return _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+    };
+    size_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) _mm_storel_epi64(reinterpret_cast<__m128i*>(to + i), eight(x + i));
+    if (i == count) return;
+    float left[kLanes] = {};
+    uint8_t bytes[kLanes];
+    std::memcpy(left, x + i, (count - i) * sizeof(float));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(bytes), eight(left));
+    std::memcpy(to + i, bytes, count - i);
+  }
+};
+
+}  // namespace
+
+extern const Int8Kernel kInt8AvxVnni = {"avxvnni", kVectors * AvxVnni::kLanes, quantize_row<AvxVnni>,
+                                        multiply_tiles<AvxVnni>};
+
+}  // namespace blip2rt
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,24 @@
+// Graphs with our products in place of ONNX Runtime's. Knows node types.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace blip2rt {
+
+struct OwnProducts {
+  bool int4 = true;   // MatMulNBits of 4 bits with constant weights, zero points and scales cast from constant float16
+  bool int8 = false;  // DynamicQuantizeMatMul with constant int8 weights by columns and no zero points: faster with
+                      // some hundred rows, slower with few
+};
+
+struct OwnGraph {
+  std::string bytes;                 // empty where nothing is replaced
+  std::vector<std::string> kernels;  // what replaces, such as "int4 avx512"
+};
+
+// The graph in `bytes` (an ONNX ModelProto) with our operators in place of every com.microsoft node that is asked for
+// and that the processor has a kernel for. Nothing else changes.
+OwnGraph with_own_products(const std::string& bytes, OwnProducts products);
+
+}  // namespace blip2rt

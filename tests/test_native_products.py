@@ -1,0 +1,174 @@
+"""The int4 and int8 products of the core: kernels against plain arithmetic, and as an operator inside ONNX Runtime's graphs."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.native import Session, runtime
+
+onnx = pytest.importorskip("onnx")
+from onnx import TensorProto, helper, numpy_helper
+
+ROOT = Path(__file__).parent.parent
+VERSION = tuple(int(part) for part in runtime().version.split(".")[:2])
+
+
+@pytest.mark.parametrize(
+    ("kind", "compiler", "runner"),
+    [
+        ("int4", ["c++", "-fsanitize=address,undefined"], []),
+        ("int4", ["aarch64-linux-gnu-g++", "-static"], ["qemu-aarch64", "-cpu", "max"]),
+        ("int8", ["c++", "-fsanitize=address,undefined"], []),
+    ],
+    ids=["int4", "int4-aarch64", "int8"],
+)
+def test_kernels(kind: str, compiler: list[str], runner: list[str], tmp_path: Path) -> None:
+    for program in compiler[:1] + runner[:1]:
+        if shutil.which(program) is None:
+            pytest.skip(f"needs {program}")
+    sources = [ROOT / "tests" / "native" / f"{kind}_check.cpp", *sorted((ROOT / "engines").glob(f"{kind}_*.cpp"))]
+    program, seed = str(tmp_path / f"{kind}_check"), str(random.SystemRandom().randrange(2**31))
+    subprocess.run(
+        [*compiler, "-std=c++17", "-O1", f"-I{ROOT / 'engines'}", *map(str, sources), "-o", program], check=True
+    )
+    done = subprocess.run([*runner, program, seed], capture_output=True, text=True)
+    assert done.returncode == 0, f"seed {seed}: {done.stdout}{done.stderr}"
+    assert done.stdout.split() or not runner, "no kernel ran"
+
+
+def save_matmul(path: Path, k: int, n: int, block: int, cast: bool = True) -> None:
+    """y = x (.., K) times an int4 matrix and a plain one that shares nothing with it, weights in a file beside."""
+    rng, blocks = np.random.default_rng(k), -(-k // block)
+    scales = rng.uniform(0.01, 0.1, (n, blocks)).astype(np.float16 if cast else np.float32)
+    constants = {
+        "codes": rng.integers(0, 256, (n, blocks, block // 2), dtype=np.uint8),
+        "scales": scales,
+        "zeros": rng.integers(0, 256, (n, (blocks + 1) // 2), dtype=np.uint8),
+    }
+    kind = {"domain": "com.microsoft", "K": k, "N": n, "bits": 4, "block_size": block, "accuracy_level": 4}
+    used = ["x", "codes", "wide" if cast else "scales", "zeros"]
+    nodes = [helper.make_node("MatMulNBits", used, ["product"], **kind), helper.make_node("Neg", ["product"], ["y"])]
+    if cast:
+        nodes.insert(0, helper.make_node("Cast", ["scales"], ["wide"], to=TensorProto.FLOAT))
+    graph = helper.make_graph(
+        nodes,
+        "int4",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", "S", k])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", "S", n])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 19), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    onnx.save(model, path, save_as_external_data=True, location=path.name + ".data", size_threshold=0)
+
+
+@pytest.mark.skipif(VERSION < (1, 21), reason="ONNX Runtime before 1.21 keeps its own product")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_graph_uses_it_and_gives_the_same(threads: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng()
+    for block in (32, 64, 128):
+        k, n = int(rng.integers(1, 40)) * 32 + int(rng.integers(0, 2)), int(rng.integers(1, 300))
+        save_matmul(tmp_path / f"{block}.onnx", k, n, block)
+        ours, theirs = (
+            Session(runtime(), str(tmp_path / f"{block}.onnx"), threads, own_int4=own) for own in (True, False)
+        )
+        if not ours.own_kernels:
+            pytest.skip("this processor has none of our kernels")
+        assert theirs.own_kernels == []
+        for batch, length in ((1, 1), (5, 1), (2, 11)):
+            x = rng.standard_normal((batch, length, k)).astype(np.float32)
+            expected = theirs.run({"x": x})["y"]
+            np.testing.assert_allclose(
+                ours.run({"x": x})["y"], expected, atol=2e-2 * expected.std(), err_msg=f"{k}, {n}"
+            )
+        assert ours.run({"x": np.zeros((2, 0, k), np.float32)})["y"].shape == (2, 0, n)
+
+
+def test_other_products_stay_with_onnx_runtime(tmp_path: Path) -> None:
+    save_matmul(tmp_path / "float_scales.onnx", 64, 8, 32, cast=False)
+    session = Session(runtime(), str(tmp_path / "float_scales.onnx"), 1)
+    assert session.own_kernels == []
+    assert np.isfinite(session.run({"x": np.ones((1, 1, 64), np.float32)})["y"]).all()
+
+
+def save_dynamic(path: Path, k: int, n: int, bias: bool = True, zero_points: bool = False) -> dict[str, np.ndarray]:
+    """y = -(x (.., K) times an int8 matrix, and a bias); returns the constants."""
+    rng = np.random.default_rng(n)
+    constants = {
+        "codes": rng.integers(-127, 128, (k, n), dtype=np.int8),
+        "scales": rng.uniform(0.001, 0.01, n).astype(np.float32),
+    }
+    inputs = ["x", "codes", "scales", "", ""]
+    if bias:
+        constants["bias"] = rng.normal(size=n).astype(np.float32)
+        inputs[4] = "bias"
+    if zero_points:
+        constants["zeros"] = np.zeros(n, np.int8)
+        inputs[3] = "zeros"
+    while not inputs[-1]:
+        inputs.pop()
+    nodes = [
+        helper.make_node("DynamicQuantizeMatMul", inputs, ["product"], domain="com.microsoft"),
+        helper.make_node("Neg", ["product"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "int8",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", "S", k])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", "S", n])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 19), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    onnx.save(model, path, save_as_external_data=True, location=path.name + ".data", size_threshold=0)
+    return constants
+
+
+@pytest.mark.skipif(VERSION < (1, 21), reason="ONNX Runtime before 1.21 keeps its own product")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_int8_is_nearer_to_exact_than_onnx_runtimes(threads: int, tmp_path: Path) -> None:
+    """A scale for each row in place of one for all."""
+    rng = np.random.default_rng()
+    for bias in (True, False):
+        k, n = int(rng.integers(8, 600)), int(rng.integers(1, 300))
+        constants = save_dynamic(tmp_path / f"{bias}.onnx", k, n, bias)
+        ours, theirs = (
+            Session(runtime(), str(tmp_path / f"{bias}.onnx"), threads, own_int8=own) for own in (True, False)
+        )
+        assert theirs.own_kernels == []
+        if not ours.own_kernels:
+            pytest.skip("this processor has none of our kernels")
+        assert [kernel.split()[0] for kernel in ours.own_kernels] == ["int8"]
+        for batch, length in ((1, 1), (2, 40)):
+            x = rng.standard_normal((batch, length, k)).astype(np.float32) * rng.uniform(0.1, 2, (batch, length, 1))
+            x = x.astype(np.float32)
+            exact = -(
+                x.astype(float) @ (constants["codes"].astype(float) * constants["scales"]) + constants.get("bias", 0)
+            )
+            errors = [np.abs(session.run({"x": x})["y"] - exact).mean() for session in (ours, theirs)]
+            assert errors[0] <= 1.05 * errors[1] + 1e-6 and errors[0] < 0.02 * exact.std() + 1e-6, (k, n, errors)
+        assert ours.run({"x": np.zeros((2, 0, k), np.float32)})["y"].shape == (2, 0, n)
+
+
+def test_int8_with_zero_points_stays_with_onnx_runtime(tmp_path: Path) -> None:
+    save_dynamic(tmp_path / "zeros.onnx", 64, 8, zero_points=True)
+    session = Session(runtime(), str(tmp_path / "zeros.onnx"), 1, own_int8=True)
+    assert session.own_kernels == []
+    assert np.isfinite(session.run({"x": np.ones((1, 1, 64), np.float32)})["y"]).all()
+
+
+def test_a_damaged_graph_is_onnx_runtimes_to_name(tmp_path: Path) -> None:
+    save_matmul(tmp_path / "whole.onnx", 64, 8, 32)
+    whole = (tmp_path / "whole.onnx").read_bytes()
+    for length in range(1, len(whole), max(1, len(whole) // 40)):
+        (tmp_path / "cut.onnx").write_bytes(whole[:length])
+        try:
+            Session(runtime(), str(tmp_path / "cut.onnx"), 1, own_int8=True)
+        except RuntimeError:
+            continue
