@@ -14,8 +14,7 @@ namespace blip2rt {
 namespace {
 
 struct Avx2 {
-  static constexpr size_t kLanes = 8, kPairRows = 4;
-  static constexpr uint8_t kOffset = 128;
+  static constexpr size_t kLanes = 8;
   using Ints = __m256i;
   using Floats = __m256;
 
@@ -56,23 +55,12 @@ struct Avx2 {
   static Ints next_nibble_of_lane(Ints value) { return _mm256_srli_epi32(value, 4); }
   static Ints low_nibbles(Ints value) { return _mm256_and_si256(value, _mm256_set1_epi8(15)); }
   static Ints high_nibbles(Ints value) { return _mm256_and_si256(_mm256_srli_epi16(value, 4), _mm256_set1_epi8(15)); }
-  static Ints in_every_byte(Ints value) { return _mm256_mullo_epi32(value, _mm256_set1_epi32(0x01010101)); }
-  static Ints sub_bytes(Ints a, Ints b) { return _mm256_sub_epi8(a, b); }
-  static Ints sub(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }
-  static Ints four_of(const int8_t* values) {
-    int four;
-    std::memcpy(&four, values, sizeof four);
-    return _mm256_set1_epi32(four);
-  }
   static Ints no_products() { return _mm256_setzero_si256(); }
   // 15 * 127 * 2 fits 16 bits: nothing saturates.
   static Ints dot(Ints sum, Ints codes, const int8_t* values) {
-    const Ints pairs = _mm256_maddubs_epi16(codes, four_of(values));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-  }
-  // Codes from -15 to 15, values kOffset too high: 15 * 255 * 2 fits 16 bits too.
-  static Ints dot_signed(Ints sum, Ints codes, Ints four) {
-    const Ints pairs = _mm256_maddubs_epi16(four, codes);
+    int four;
+    std::memcpy(&four, values, sizeof four);
+    const Ints pairs = _mm256_maddubs_epi16(codes, _mm256_set1_epi32(four));
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
   static float largest(const float* x, size_t count) { return x86::largest(x, count); }

@@ -15,8 +15,7 @@ namespace blip2rt {
 namespace {
 
 struct Avx512 {
-  static constexpr size_t kLanes = 16, kPairRows = 6;
-  static constexpr uint8_t kOffset = 128;
+  static constexpr size_t kLanes = 16;
   using Ints = __m512i;
   using Floats = __m512;
 
@@ -55,20 +54,12 @@ struct Avx512 {
   static Ints next_nibble_of_lane(Ints value) { return _mm512_srli_epi32(value, 4); }
   static Ints low_nibbles(Ints value) { return _mm512_and_si512(value, _mm512_set1_epi8(15)); }
   static Ints high_nibbles(Ints value) { return _mm512_and_si512(_mm512_srli_epi16(value, 4), _mm512_set1_epi8(15)); }
-  static Ints in_every_byte(Ints value) { return _mm512_mullo_epi32(value, _mm512_set1_epi32(0x01010101)); }
-  static Ints sub_bytes(Ints a, Ints b) { return _mm512_sub_epi8(a, b); }
-  static Ints sub(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
-  static Ints four_of(const int8_t* values) {
-    int four;
-    std::memcpy(&four, values, sizeof four);
-    return _mm512_set1_epi32(four);
-  }
   static Ints no_products() { return _mm512_setzero_si512(); }
   static Ints dot(Ints sum, Ints codes, const int8_t* values) {
-    return _mm512_dpbusd_epi32(sum, codes, four_of(values));
+    int four;
+    std::memcpy(&four, values, sizeof four);
+    return _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(four));
   }
-  // Codes from -15 to 15, values kOffset too high.
-  static Ints dot_signed(Ints sum, Ints codes, Ints four) { return _mm512_dpbusd_epi32(sum, four, codes); }
   static float largest(const float* x, size_t count) { return x86::largest(x, count); }
   static int quantize(const float* x, size_t count, float inverse, int8_t* to) {
     return x86::quantize(x, count, inverse, to);

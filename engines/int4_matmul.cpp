@@ -10,8 +10,7 @@
 namespace blip2rt {
 
 size_t Int4Kernel::scratch_size(const Int4Matrix& matrix) const {
-  constexpr size_t kTiles = 2;  // that are unpacked together
-  return kTiles * tile * matrix.blocks() * (2 * sizeof(float) + matrix.block);
+  return tile * matrix.blocks() * (2 * sizeof(float) + matrix.block);
 }
 
 #if defined(__x86_64__)

@@ -13,8 +13,7 @@ namespace blip2rt {
 namespace {
 
 struct Neon {
-  static constexpr size_t kLanes = 4, kPairRows = 6;
-  static constexpr uint8_t kOffset = 0;  // both sides of a product are signed
+  static constexpr size_t kLanes = 4;
   using Ints = int32x4_t;
   using Floats = float32x4_t;
 
@@ -54,20 +53,11 @@ struct Neon {
     return vreinterpretq_s32_u8(vandq_u8(vreinterpretq_u8_s32(value), vdupq_n_u8(15)));
   }
   static Ints high_nibbles(Ints value) { return vreinterpretq_s32_u8(vshrq_n_u8(vreinterpretq_u8_s32(value), 4)); }
-  static Ints in_every_byte(Ints value) { return vmulq_n_s32(value, 0x01010101); }
-  static Ints sub_bytes(Ints a, Ints b) {
-    return vreinterpretq_s32_s8(vsubq_s8(vreinterpretq_s8_s32(a), vreinterpretq_s8_s32(b)));
-  }
-  static Ints sub(Ints a, Ints b) { return vsubq_s32(a, b); }
-  static Ints four_of(const int8_t* values) {
+  static Ints no_products() { return vdupq_n_s32(0); }
+  static Ints dot(Ints sum, Ints codes, const int8_t* values) {
     int32_t four;
     std::memcpy(&four, values, sizeof four);
-    return vdupq_n_s32(four);
-  }
-  static Ints no_products() { return vdupq_n_s32(0); }
-  static Ints dot(Ints sum, Ints codes, const int8_t* values) { return dot_signed(sum, codes, four_of(values)); }
-  static Ints dot_signed(Ints sum, Ints codes, Ints four) {
-    return vdotq_s32(sum, vreinterpretq_s8_s32(codes), vreinterpretq_s8_s32(four));
+    return vdotq_s32(sum, vreinterpretq_s8_s32(codes), vreinterpretq_s8_s32(vdupq_n_s32(four)));
   }
 
   // The largest magnitude of x; NaN where one is NaN. `count` is a multiple of 32.

@@ -119,11 +119,11 @@ struct MatMulInt4 {
     constexpr size_t kPart = 64 * 1024;
     const size_t tile_bytes = kernel->tile * matrix.blocks() * matrix.block / 2;
     const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile;
-    in_parts(
-        context, tiles, std::max<size_t>(1, kPart / std::max<size_t>(1, tile_bytes)), [&](size_t first, size_t last) {
-          thread_local Buffer scratch;
-          kernel->multiply(matrix, input, product.out, first, last, scratch.get<uint8_t>(kernel->scratch_size(matrix)));
-        });
+    const size_t at_once = std::max<size_t>(1, kPart / std::max<size_t>(1, tile_bytes));
+    in_parts(context, tiles, at_once, [&](size_t first, size_t last) {
+      thread_local Buffer scratch;
+      kernel->multiply(matrix, input, product.out, first, last, scratch.get<uint8_t>(kernel->scratch_size(matrix)));
+    });
   }
 };
 

@@ -183,7 +183,7 @@ def test_int4_computes_with_the_weights_that_it_holds(
     if own.encoder is not None:
         rounded = replace(rounded, encoder=with_weights(exact(name).encoder, own.encoder, block))
     _, want = rounded.run(rows, tokens)
-    assert mean_cosine(got, want) > 0.9999 and mean_cosine(got, unrounded) > 0.9
+    assert mean_cosine(got, want) > 0.999 and mean_cosine(got, unrounded) > 0.9  # in float16 against float32
     assert not np.allclose(want, unrounded, atol=1e-2)
     builds(own.llm)
 

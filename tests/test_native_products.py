@@ -1,4 +1,4 @@
-"""The int4 and int8 products of the core: kernels against plain arithmetic, and as an operator inside ONNX Runtime's graphs."""
+"""The int4 and int8 products of the core: kernels against plain arithmetic and inside ONNX Runtime's graphs."""
 
 from __future__ import annotations
 
