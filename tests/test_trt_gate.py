@@ -170,7 +170,7 @@ def test_checkpoint_to_check(name: str, precision: str, tmp_path: Path, capsys: 
     if precision == "int4":
         arguments.append(
             "--no-verify"
-        )  # of random weights some seeds' logits change by more than a trained model's may
+        )  # random weights change by more than a trained model's may
     assert cli.main(arguments) == 0
     check(tmp_path / "bundle", {"llm": "fp16", **chosen}, capsys)
     with pytest.raises(BackendError, match="exported for trt"):
