@@ -77,7 +77,7 @@ def overhead(runtime: Runtime, args: argparse.Namespace) -> None:
                 generation = run(generator, prefix, {**options, "max_new_tokens": args.tokens})
                 steps, inside = generation.seconds
                 spent.append(1e6 * (steps - inside) / (args.tokens - 1))
-            line(f"loop beside the graphs, {name}", f"{typical(spent)} us a token", goal and f"<= {goal} us")
+            line(f"loop beside the graphs, {name}", f"{typical(spent)} us a token", f"<= {goal} us" if goal else None)
 
 
 def large(runtime: Runtime, args: argparse.Namespace, folder: Path) -> None:
@@ -124,7 +124,8 @@ def decode(runtime: Runtime, model: Any, prefix: np.ndarray, args: argparse.Name
 def second_question(generator: Generator, prefix: np.ndarray, args: argparse.Namespace) -> tuple[float, float]:
     """Milliseconds to the first token of a second question of 8 tokens: in a chat, and with the whole history read."""
     question = list(range(10, 18))
-    kept, anew = [], []
+    kept: list[float] = []
+    anew: list[float] = []
     for _ in range(args.runs):
         chat = Chat(generator, prefix, 1, args.prompt + 2 * args.tokens + 32)
         first = chat.ask(question, {"max_new_tokens": args.tokens})
@@ -163,10 +164,10 @@ def native(runtime: Runtime, model: Any, threads: int, bits: int | None) -> Iter
                     quantize.quantize_weights(graph, bits, 32)
                 graphs.save(graph, folder / f"{part}.onnx", data)
         size = (folder / "llm.data").stat().st_size  # embedding and head share their weights; a step reads them once
-        sessions = [Session(runtime, str(folder / f"{part}.onnx"), threads) for part in ("embed", "llm")]
+        embed, decoder = (Session(runtime, str(folder / f"{part}.onnx"), threads) for part in ("embed", "llm"))
         shape = llm.geometry(model)
         sizes = (shape.layers, shape.kv_heads, shape.head_dim, shape.hidden_size, shape.vocab_size)
-        yield Generator(*sessions, *sizes), size
+        yield Generator(embed, decoder, *sizes), size
 
 
 def run(generator: Generator, prefix: np.ndarray, options: dict[str, Any]) -> Any:
@@ -224,7 +225,8 @@ def ctranslate2_token(model: Any, args: argparse.Namespace, folder: Path) -> flo
 
 def difference(generate: Callable[[int], None], args: argparse.Namespace) -> float:
     """Milliseconds a token: a long answer less a short one, so that the prompt does not count."""
-    short, long = [], []
+    short: list[float] = []
+    long: list[float] = []
     for _ in range(max(2, args.runs // 2)):
         for tokens, times in ((2, short), (args.tokens, long)):
             start = time.perf_counter()

@@ -24,7 +24,7 @@ from blip2rt.bundle import PAST_MASK, ImageSpec, LlmSpec
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import checkpoints
 from blip2rt.text import LlmTokenizer
-from export import assemble, describe, graphs, qformer, quantize, targets, trt_calibrate, vision
+from export import assemble, calibrate, describe, graphs, qformer, quantize, targets, vision
 from export.stepping import Stepper, session
 from export.trt_stepping import TrtStepper
 from train.data import Dataset, read_table
@@ -63,13 +63,13 @@ class Exports:
         self.ranges = self._ranges(model.llm, prompts, calib)
         self.written: dict[tuple[str, str], dict[str, Path]] = {}
 
-    def _ranges(self, language: Any, prompts: list[list[int]], calib: Path) -> dict[str, Mapping[str, float]]:
-        """Graph -> the largest magnitudes of its activations over the photographs."""
-        files, ranges = vision.photographs(calib), {}
+    def _ranges(self, language: Any, prompts: list[list[int]], calib: Path) -> dict[str, quantize.Ranges]:
+        """Graph -> the ranges of its activations over the photographs."""
+        files, operands = vision.photographs(calib), targets.TRT.operands
         prefixes: list[np.ndarray] = []
         with (
-            trt_calibrate.recorder(self.traced["vision"]["vision"].clone(), self.folder, "vision") as see,
-            trt_calibrate.recorder(self.traced["qformer"]["qformer"].clone(), self.folder, "qformer") as query,
+            calibrate.recorder(self.traced["vision"]["vision"].clone(), self.folder, "vision", operands) as see,
+            calibrate.recorder(self.traced["qformer"]["qformer"].clone(), self.folder, "qformer", operands) as query,
         ):
             for start in range(0, len(files), 3):
                 pixels = vision.pixels(files[start : start + 3], self.image)
@@ -80,7 +80,7 @@ class Exports:
         found = np.concatenate(prefixes)
         rows = describe.llm_inputs(language, (prompts * len(found))[: len(found)], found)
         copies = {name: graph.clone() for name, graph in self.traced["llm"].items()}
-        return {**ranges, **trt_calibrate.of_language(copies, self.folder, rows, None)}
+        return {**ranges, **calibrate.of_language(copies, self.folder, rows, None, operands)}
 
     def get(self, group: str, precision: str) -> dict[str, Path]:
         if (group, precision) not in self.written:
@@ -139,7 +139,7 @@ def measure(exports: Exports, data: Dataset, threads: int) -> Iterator[tuple[str
         folders = [next(iter(exports.get(group, p).values())).parent for group, p in zip(GROUPS, row, strict=True)]
         size = sum(file.stat().st_size for folder in folders for file in folder.iterdir())
         same = sum(one == two for one, two in zip(texts, exact, strict=True))
-        cider = caption_metrics(references, texts)["cider"]
+        cider = caption_metrics(references, texts)[0]["cider"]
         yield (*row, f"{size / 1e6:.0f}", f"{cider:.1f}", f"{same}/{len(texts)}")
 
 

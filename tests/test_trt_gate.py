@@ -168,9 +168,7 @@ def test_checkpoint_to_check(name: str, precision: str, tmp_path: Path, capsys: 
     if chosen:
         arguments += ["--precision", ",".join(map("=".join, chosen.items())), "--calib", str(tmp_path / "images")]
     if precision == "int4":
-        arguments.append(
-            "--no-verify"
-        )  # random weights change by more than a trained model's may
+        arguments.append("--no-verify")  # random weights change by more than a trained model's may
     assert cli.main(arguments) == 0
     check(tmp_path / "bundle", {"llm": "fp16", **chosen}, capsys)
     with pytest.raises(BackendError, match="exported for trt"):
