@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from blip2rt.modeling.checkpoints import list_checkpoints
+from blip2rt.modeling.blip2 import Blip2Config
+from blip2rt.modeling.checkpoints import list_checkpoints, load_model
 from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise
 from train import stage1, stage2
 from train.rounding import Rounding
@@ -23,14 +25,20 @@ def rounded(weight: torch.Tensor) -> torch.Tensor:
     return dequantize_blockwise(quantize_blockwise(weight, 4, 16))
 
 
+def rounded_model(parts: dict[str, nn.Module]) -> Any:
+    model: Any = nn.ModuleDict(parts)
+    model.config = Blip2Config(qformer_bits=4, qformer_block=16)
+    return model
+
+
 def test_a_step_learns_the_exact_weights_by_the_gradient_of_the_rounded() -> None:
     torch.manual_seed(0)
-    model = nn.ModuleDict(
+    model = rounded_model(
         {"qformer": nn.Linear(40, 8), "vision": nn.Sequential(nn.Linear(40, 8)), "norm": nn.LayerNorm(8)}
     )
     layer = model["qformer"]
     exact, frozen, x = layer.weight.detach().clone(), model["vision"][0].weight.detach().clone(), torch.randn(3, 40)
-    rounding = Rounding(model, 4, 16)
+    rounding = Rounding(model)  # type: ignore[arg-type]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with rounding.active():
         assert torch.equal(layer.weight, rounded(exact)) and not torch.equal(layer.weight, exact)
@@ -46,12 +54,13 @@ def test_a_step_learns_the_exact_weights_by_the_gradient_of_the_rounded() -> Non
 
 
 def test_an_error_leaves_the_exact_weights() -> None:
-    model = nn.ModuleDict({"qformer": nn.Linear(40, 8)})
+    model = rounded_model({"qformer": nn.Linear(40, 8)})
     exact = model["qformer"].weight.detach().clone()
-    with pytest.raises(KeyboardInterrupt), Rounding(model, 4, 16).active():
+    with pytest.raises(KeyboardInterrupt), Rounding(model).active():  # type: ignore[arg-type]
         raise KeyboardInterrupt
     assert torch.equal(model["qformer"].weight, exact)
-    assert not Rounding(model, 0, 16).weights
+    model.config = Blip2Config()
+    assert not Rounding(model).weights  # type: ignore[arg-type]
 
 
 def test_stage_2_learns_and_is_judged_with_rounded_weights(tmp_path: Path) -> None:
@@ -62,6 +71,13 @@ def test_stage_2_learns_and_is_judged_with_rounded_weights(tmp_path: Path) -> No
     kept = load_file(list_checkpoints(tmp_path / "run")[-1] / "model.safetensors")
     name = "qformer.layers.0.attention.query.weight"
     assert not torch.equal(rounded(kept[name]), kept[name])
+    loaded = load_model(tmp_path / "run", vision=False)
+    assert torch.equal(dict(loaded.named_parameters())[name], rounded(kept[name]))  # whoever exports it
+
+    started = [*arguments, "--start", str(tmp_path / "run"), "--out", str(tmp_path / "again")]
+    assert Stage2(parse(Stage2Settings, started, "")).model.config.qformer_bits == 4
+    plain = Stage2(parse(Stage2Settings, [*started, "--qformer_bits", "0"], "")).model
+    assert torch.equal(dict(plain.named_parameters())[name], rounded(kept[name])) and not plain.config.qformer_bits
 
     stage = Stage2(parse(Stage2Settings, arguments, ""))
     matrices = {id(weight) for weight in stage.trainer.rounding.weights}

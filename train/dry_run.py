@@ -149,7 +149,7 @@ def faults(settings: Any, config: Blip2Config, gpus: int) -> tuple[list[str], st
         return None
 
     check(lambda: check_batch(settings, gpus))
-    check(lambda: check_rounding(settings))
+    check(lambda: check_rounding(config, settings))
     check(lambda: autocast_dtype(settings.precision))
     check(lambda: _vision(config))
     if not settings.start or lacks_text_branch(settings, config):

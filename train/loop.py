@@ -107,7 +107,7 @@ class Trainer:
         self.parallel = here()
         self.device = self.parallel.device
         check_batch(settings, self.parallel.world)
-        check_rounding(settings)
+        check_rounding(model.config, settings)
         self.out = Path(settings.out)
         self.out.mkdir(parents=True, exist_ok=True)
         self.peaks = peaks or {}
@@ -141,7 +141,7 @@ class Trainer:
             fused=True,
         )
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.rounding = Rounding(self.model, self.settings.qformer_bits, self.settings.qformer_block)
+        self.rounding = Rounding(self.model)
         self.step = checkpoints.resume(self.out, self.model, self.optimizer, self.scaler)
 
     def run(

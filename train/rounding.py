@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from blip2rt.errors import OptionError
+from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise
 
 from .settings import TrainSettings
@@ -20,20 +21,24 @@ from .settings import TrainSettings
 _OTHERS = ("vision.", "llm.")  # frozen, or exported at a precision of their own
 
 
-def check_rounding(settings: TrainSettings) -> None:
+def check_rounding(config: Blip2Config, settings: TrainSettings) -> None:
     """Raises OptionError for bits that there are not, or with weights that no process has whole."""
-    if settings.qformer_bits not in (0, 4, 8):
-        raise OptionError(f"qformer_bits is {settings.qformer_bits}; choose 4, 8, or 0 for exact weights")
-    if settings.qformer_bits and settings.shard != "none":
+    if config.qformer_bits not in (0, 4, 8):
+        raise OptionError(f"qformer_bits is {config.qformer_bits}; choose 4, 8, or 0 for exact weights")
+    if config.qformer_bits and settings.shard != "none":
         raise OptionError(f"qformer_bits needs whole weights, not --shard {settings.shard}; give --shard none")
 
 
 class Rounding:
-    """The trained matrices of a model but those of its encoder and LLM, rounded while `active`."""
+    """The trained matrices of a model but those of its encoder and LLM, rounded while `active` as its config says.
 
-    def __init__(self, model: nn.Module, bits: int, block: int) -> None:
-        """bits: 4 or 8; 0 rounds nothing."""
-        self.bits, self.block = bits, block
+    Checkpoints keep the exact ones, which drift away from the others wherever a gradient does not reach the next code:
+    whoever loads a model rounds them (checkpoints.load_model), a resumed training does not.
+    """
+
+    def __init__(self, model: Blip2) -> None:
+        bits = self.bits = model.config.qformer_bits
+        self.block = model.config.qformer_block
         found = (
             module.weight
             for name, module in model.named_modules()

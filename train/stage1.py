@@ -176,6 +176,8 @@ def model_config(settings: Stage1Settings) -> Blip2Config:
         max_text_length=settings.max_text_length,
         clean_captions=True,
         learned_positions=settings.learned_positions,
+        qformer_bits=settings.qformer_bits,
+        qformer_block=settings.qformer_block,
         sources=settings.sources,
     )
     return learning_vision(settings, config)

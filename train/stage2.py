@@ -115,6 +115,8 @@ def model_config(settings: Stage2Settings) -> Blip2Config:
         question_prompt=settings.question_prompt,
         normalize_prefix=settings.normalize_prefix,
         query_offsets=settings.query_offsets,
+        qformer_bits=settings.qformer_bits,
+        qformer_block=settings.qformer_block,
         sources=settings.sources,
     )
     return learning_vision(settings, config)

@@ -26,7 +26,8 @@ from blip2rt.modeling.vision import VisionConfig, encoder_shape
 
 from .settings import VITS, TrainSettings
 
-_MODEL = ("learned_positions", "normalize_prefix", "query_offsets", "max_text_length", "question_prompt")
+_MODEL = ("learned_positions", "normalize_prefix", "query_offsets", "max_text_length", "question_prompt",
+          "qformer_bits", "qformer_block")  # fmt: skip
 _LLM = {"llm_source": "source", "llm_bits": "bits", "llm_block": "block", "prepend_bos": "prepend_bos",
         "caption_prompt": "caption_prompt", "ask_prompt": "ask_prompt"}  # fmt: skip
 _LORA = {"lora_rank": "lora_rank", "lora_alpha": "lora_alpha", "lora_layers": "lora_layers"}

@@ -39,6 +39,8 @@ class Blip2Config:
     question_prompt: str = "{}"  # what they read of a question
     normalize_prefix: bool = True  # LayerNorm after the projection, at the scale of the token embeddings
     query_offsets: bool = False  # a learned vector for each query, added to its output before the projection
+    qformer_bits: int = 0  # 4 or 8: what is trained beside encoder and LLM counts as rounded so, and was trained so
+    qformer_block: int = 64  # block of that quantization
     sources: tuple[dict[str, str], ...] = ()  # name, licence and origin of every part
 
     def to_json(self) -> dict[str, Any]:

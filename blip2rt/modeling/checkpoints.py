@@ -23,6 +23,7 @@ from .blip2 import Blip2, Blip2Config
 from .llm import load_llm, load_tokenizer
 from .names import hugging_face_name
 from .qformer import load_bert
+from .quantize import round_weights
 from .sources import fetch
 from .vision import VisionEncoder
 from .weights import Reader, Weights
@@ -93,6 +94,8 @@ def load_model(
     faults: list[str] = []
     try:
         streaming.bind(model, _trained_readers(model, path))
+        if config.qformer_bits:
+            round_weights(model, config.qformer_bits, config.qformer_block)
     except Blip2rtError as error:
         faults.append(str(error))
     try:
