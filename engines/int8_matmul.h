@@ -7,6 +7,8 @@
 
 namespace blip2rt {
 
+constexpr size_t kInt8MostRows = 65536;  // of K: 255 * 128 * K fits the int32 of a sum
+
 // (K, N) weights, w = scale * code with a scale for each output: the layout of
 // com.microsoft::DynamicQuantizeMatMul.
 struct Int8Matrix {
