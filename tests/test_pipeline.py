@@ -239,10 +239,12 @@ def test_leaving_a_stream_ends_it(model, photo, monkeypatch):
         return generation
 
     monkeypatch.setattr(model._backend, "begin", begin)
+    left = 0
     for count, _piece in enumerate(model.stream(photo(), max_new_tokens=30, min_new_tokens=30), 1):
         if count == 2:
+            left = len(steps)
             break
-    assert len(steps) <= 4  # two pieces, and what was held back
+    assert 2 <= left == len(steps) < 30  # a random model's pieces may take several tokens
 
 
 def test_streams_refuse_what_they_cannot_do_before_the_image_is_read(model):
