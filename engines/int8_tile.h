@@ -68,17 +68,13 @@ void multiply_rows(const Int8Input& input, const uint8_t* codes, size_t row, typ
   }
 }
 
-template <class V>
+template <class V, size_t R = V::kRows>
 void multiply_some(size_t rows, const Int8Input& input, const uint8_t* codes, size_t row,
                    typename V::Ints (*out)[kVectors]) {
-  switch (rows) {
-    case 1: return multiply_rows<V, 1>(input, codes, row, out);
-    case 2: return multiply_rows<V, 2>(input, codes, row, out);
-    case 3: return multiply_rows<V, 3>(input, codes, row, out);
-    case 4: return multiply_rows<V, 4>(input, codes, row, out);
-    case 5: return multiply_rows<V, 5>(input, codes, row, out);
-    default: return multiply_rows<V, 6>(input, codes, row, out);
+  if constexpr (R > 1) {
+    if (rows < R) return multiply_some<V, R - 1>(rows, input, codes, row, out);
   }
+  multiply_rows<V, R>(input, codes, row, out);
 }
 
 template <class V>

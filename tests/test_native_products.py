@@ -42,6 +42,20 @@ def test_kernels(kind: str, compiler: list[str], runner: list[str], tmp_path: Pa
     assert done.stdout.split() or not runner, "no kernel ran"
 
 
+def save_graph(path: Path, nodes: list[onnx.NodeProto], k: int, n: int, constants: dict[str, np.ndarray]) -> None:
+    """x (B, S, K) -> y (B, S, N), the constants in a file beside."""
+    graph = helper.make_graph(
+        nodes,
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", "S", k])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", "S", n])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 19), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    onnx.save(model, path, save_as_external_data=True, location=path.name + ".data", size_threshold=0)
+
+
 def save_matmul(path: Path, k: int, n: int, block: int, cast: bool = True) -> None:
     """y = x (.., K) times an int4 matrix and a plain one that shares nothing with it, weights in a file beside."""
     rng, blocks = np.random.default_rng(k), -(-k // block)
@@ -56,16 +70,7 @@ def save_matmul(path: Path, k: int, n: int, block: int, cast: bool = True) -> No
     nodes = [helper.make_node("MatMulNBits", used, ["product"], **kind), helper.make_node("Neg", ["product"], ["y"])]
     if cast:
         nodes.insert(0, helper.make_node("Cast", ["scales"], ["wide"], to=TensorProto.FLOAT))
-    graph = helper.make_graph(
-        nodes,
-        "int4",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", "S", k])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", "S", n])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    opsets = [helper.make_opsetid("", 19), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
-    onnx.save(model, path, save_as_external_data=True, location=path.name + ".data", size_threshold=0)
+    save_graph(path, nodes, k, n, constants)
 
 
 @pytest.mark.skipif(VERSION < (1, 21), reason="ONNX Runtime before 1.21 keeps its own product")
@@ -117,16 +122,7 @@ def save_dynamic(path: Path, k: int, n: int, bias: bool = True, zero_points: boo
         helper.make_node("DynamicQuantizeMatMul", inputs, ["product"], domain="com.microsoft"),
         helper.make_node("Neg", ["product"], ["y"]),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "int8",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", "S", k])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", "S", n])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    opsets = [helper.make_opsetid("", 19), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
-    onnx.save(model, path, save_as_external_data=True, location=path.name + ".data", size_threshold=0)
+    save_graph(path, nodes, k, n, constants)
     return constants
 
 

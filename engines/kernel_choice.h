@@ -1,0 +1,38 @@
+// The kernels of one product that the processor which runs has. Knows instruction sets and names, nothing of products.
+#pragma once
+
+#include <cstddef>
+#include <cstring>
+
+namespace blip2rt {
+
+#if defined(__x86_64__)
+inline bool has_avx512_vnni() {
+  return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+inline bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#endif
+
+// Best first, nullptr behind the last.
+template <class Kernel>
+class KernelChoice {
+ public:
+  void add(const Kernel& kernel) { found_[count_++] = &kernel; }
+
+  const Kernel* best() const { return found_[0]; }
+
+  const Kernel* named(const char* name) const {
+    for (const Kernel* kernel : found_) {
+      if (kernel != nullptr && std::strcmp(kernel->name, name) == 0) return kernel;
+    }
+    return nullptr;
+  }
+
+ private:
+  const Kernel* found_[2] = {};
+  size_t count_ = 0;
+};
+
+}  // namespace blip2rt
