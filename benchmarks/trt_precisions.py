@@ -25,7 +25,7 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import checkpoints
 from blip2rt.text import LlmTokenizer
 from export import assemble, calibrate, describe, graphs, qformer, quantize, targets, vision
-from export.stepping import Stepper, session
+from export.stepping import Stepper, as_written
 from export.trt_stepping import TrtStepper
 from train.data import Dataset, read_table
 from train.metrics import caption_metrics
@@ -107,7 +107,7 @@ def _silent(done: int, total: int) -> None:
 def captions(exports: Exports, row: Sequence[str], paths: Sequence[Path], threads: int) -> Iterator[str]:
     """Greedy captions by the graphs of a row."""
     files = {name: path for group, p in zip(GROUPS, row, strict=True) for name, path in exports.get(group, p).items()}
-    see, query, embed, llm = (session(files[name], threads) for name in ("vision", "qformer", "embed", "llm"))
+    see, query, embed, llm = (as_written(files[name], threads) for name in ("vision", "qformer", "embed", "llm"))
     ours = PAST_MASK in {value.name for value in llm.get_inputs()}
     step: Callable[..., Any] = TrtStepper if ours else Stepper
     ends = list(exports.llm.eos_token_ids)

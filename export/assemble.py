@@ -124,7 +124,7 @@ class _Work:
         if "int8-static" in (self.precision["qformer"], self.precision["llm"]):
             self.progress.line("vision: features of photographs to calibrate on")
             seen = self._photographs(image, self.files[:CALIBRATED])
-            self.calibration = [verify.run(self.folder / "vision.onnx", each)["vision_features"] for each in seen]
+            self.calibration = [self._run("vision", each)["vision_features"] for each in seen]
         self._judge("vision", precision, inputs, want)
         return want.get("vision_features", np.zeros(0, np.float32))
 
@@ -134,6 +134,10 @@ class _Work:
     def _photographs(self, image: ImageSpec, files: Sequence[Path]) -> Iterator[dict[str, np.ndarray]]:
         for start in range(0, len(files), 3):
             yield {"pixels": vision.pixels(files[start : start + 3], image)}
+
+    def _run(self, name: str, inputs: verify.Arrays) -> dict[str, np.ndarray]:
+        """Outputs of a graph that is written."""
+        return verify.run(self.folder / f"{name}.onnx", inputs, self.target.open)
 
     def _reference(self, part: graphs.Part, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What PyTorch answers, where that is to be compared."""
@@ -158,7 +162,7 @@ class _Work:
 
     def _prefixes(self, features: np.ndarray) -> np.ndarray:
         """prefix_embeds (3,Q,D) by the graph."""
-        return verify.run(self.folder / "qformer.onnx", {"vision_features": features, **self.question})["prefix_embeds"]
+        return self._run("qformer", {"vision_features": features, **self.question})["prefix_embeds"]
 
     def _group(self, group: str, model: Any, parts: Sequence[graphs.Part], inputs: dict[str, np.ndarray]) -> None:
         """Graphs that share one data file."""
@@ -221,7 +225,7 @@ class _Work:
         """rows: [prefix | prompt] as PyTorch has them, for the llm alone; whole: as the graphs before it give them."""
         precision, chosen = self.precision["llm"], [self.precision[each] for each in ("vision", "qformer", "llm")]
         encoder = None if start is None else self.folder / "encoder.onnx"
-        own = verify.LlmGraphs(self.folder / "llm.onnx", self.folder / "embed.onnx", encoder, start)
+        own = verify.LlmGraphs(self.folder / "llm.onnx", self.folder / "embed.onnx", encoder, start, self.target.open)
         tokens, got = own.run([*rows, *whole])
         want = verify.llm_logits(language, [*rows, *rows], tokens, start)
         parts = ("llm", precision, slice(len(rows))), (verify.WHOLE, "/".join(chosen), slice(len(rows), None))
@@ -268,7 +272,7 @@ class _Work:
                 got = verify.run(copy, inputs)
         else:
             self.progress.line(f"{name}: verifying")
-            got = verify.run(graph, inputs)
+            got = self._run(name, inputs)
             self.seen |= got
         self.rows.append(verify.judge(name, precision, against, got, want))
 

@@ -1,8 +1,8 @@
-"""Ranges of activations for int8: a float32 graph runs on real inputs in ONNX Runtime and tells its least, its
-largest and its mean magnitude.
+"""Ranges of activations for int8: a float32 graph runs on real inputs in ONNX Runtime and tells the least, the largest
+and the mean magnitude of each channel.
 
-The graph is written out once with three scalar outputs more for each tensor that will be quantized, so that nothing
-large is kept, whatever the model's size. Knows graphs and sessions, nothing about images or models.
+The graph is written out once with these outputs more for each tensor that will be quantized, so that nothing large is
+kept, whatever the model's size. Knows graphs and sessions, nothing about images or models.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .quantize import Range, Ranges
 from .stepping import session
 from .verify import Arrays, LlmGraphs
 
-_TOLD = {".least": "ReduceMin", ".largest": "ReduceMax", ".mean": "ReduceMean"}  # the last of magnitudes
+_TOLD = {".lows": "ReduceMin", ".highs": "ReduceMax", ".means": "ReduceMean"}  # the last of magnitudes
 Operands = Callable[[ir.Model], Iterable[str]]  # the values of a graph whose ranges are wanted
 
 
@@ -34,6 +34,7 @@ class Recorder:
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         self.session, self.names = session(path, packed=False), names
         self.ranges: dict[str, Range] = {}
+        self._runs = 0
         self._told = [name + kind for name in names for kind in _TOLD]
 
     def get_inputs(self) -> Any:
@@ -59,10 +60,10 @@ class Recorder:
         self._record([value.numpy() for value in binding.get_outputs()[: len(self._told)]])  # the first that were bound
 
     def _record(self, told: Sequence[np.ndarray]) -> None:
-        for name, *values in zip(self.names, told[::3], told[1::3], told[2::3], strict=True):
-            low, high, mean = map(float, values)
-            known = self.ranges.get(name, Range(0.0, 0.0, mean))
-            self.ranges[name] = Range(min(low, known.low), max(high, known.high), min(mean, known.mean))
+        for name, lows, highs, means in zip(self.names, told[::3], told[1::3], told[2::3], strict=True):
+            new = Range(lows, highs, means, float(means.mean()))
+            self.ranges[name] = self.ranges[name].joined(new, self._runs) if self._runs else new
+        self._runs += 1
 
 
 @contextlib.contextmanager
@@ -86,12 +87,15 @@ def recorder(model: ir.Model, folder: Path, name: str, operands: Operands) -> It
 
 def _add_outputs(path: Path, names: Sequence[str]) -> None:
     proto = onnx.load(path, load_external_data=False)
+    proto.graph.initializer.append(helper.make_tensor(".first", onnx.TensorProto.INT64, [1], [0]))
     for name in names:
-        proto.graph.node.append(helper.make_node("Abs", [name], [f"{name}.magnitude"]))
+        rows, magnitudes = f"{name}.rows", f"{name}.magnitudes"
+        proto.graph.node.append(helper.make_node("Flatten", [name], [rows], axis=-1))
+        proto.graph.node.append(helper.make_node("Abs", [rows], [magnitudes]))
         for kind, reduction in _TOLD.items():
-            source = f"{name}.magnitude" if reduction == "ReduceMean" else name
-            proto.graph.node.append(helper.make_node(reduction, [source], [name + kind], keepdims=0))
-            proto.graph.output.append(helper.make_tensor_value_info(name + kind, onnx.TensorProto.FLOAT, []))
+            source = magnitudes if reduction == "ReduceMean" else rows
+            proto.graph.node.append(helper.make_node(reduction, [source, ".first"], [name + kind], keepdims=0))
+            proto.graph.output.append(helper.make_tensor_value_info(name + kind, onnx.TensorProto.FLOAT, [None]))
     path.write_bytes(proto.SerializeToString())
 
 

@@ -34,11 +34,32 @@ _MANY = 50_000  # weights of a tensor that is worth int8 where int8 is not for a
 
 
 class Range(NamedTuple):
-    """What was seen of a value."""
+    """What was seen of a value, in each channel, which is its last axis: (K), or (1) for all."""
 
-    low: float
-    high: float
+    lows: np.ndarray
+    highs: np.ndarray
+    means: np.ndarray  # of magnitudes, over all runs
     mean: float  # magnitude, in the run where it was least
+
+    @property
+    def low(self) -> float:
+        return min(float(self.lows.min()), 0.0)
+
+    @property
+    def high(self) -> float:
+        return max(float(self.highs.max()), 0.0)
+
+    def joined(self, new: Range, runs: int) -> Range:
+        """With what one run more, after `runs`, has seen."""
+        means = self.means + (new.means - self.means) / (runs + 1)
+        ends = np.minimum(self.lows, new.lows), np.maximum(self.highs, new.highs)
+        return Range(*ends, means, min(self.mean, new.mean))
+
+    def over(self, scales: np.ndarray) -> Range:
+        """Of the value divided by `scales` (K)."""
+        means = self.means / scales
+        mean = self.mean * float(means.mean() / max(self.means.mean(), np.finfo(np.float32).tiny))
+        return Range(self.lows / scales, self.highs / scales, means, mean)
 
 
 Ranges = Mapping[str, Range]

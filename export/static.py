@@ -13,12 +13,11 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from . import graphs, quantize
+from . import graphs, quantize, smooth
 from .quantize import Encode, Keep, Progress, Range, Ranges
 from .trt_precision import channel_codes
 
 _STEPS = 255  # of uint8
-OUTLIERS = 400.0  # a range this many times the mean magnitude leaves too few steps for most values
 
 
 def operands(model: ir.Model) -> Iterator[str]:
@@ -29,21 +28,19 @@ def operands(model: ir.Model) -> Iterator[str]:
 
 
 def apply(model: ir.Model, ranges: Ranges, block: int, keep: Keep, progress: Progress, encode: Encode) -> None:
-    """Quantize every product whose operand has a range, and every table, in place.
-
-    Where a few values are far larger than the rest, as behind the gates of language models, only weights are 8-bit.
-    """
-    work = [node for node in quantize.matrices(model, "MatMul") if node.inputs[0] and node.inputs[0].name in ranges]
+    """Quantize every product and every table, in place; of products that are not worth it (see smooth.py), or whose
+    operand has no range, only the weights are 8-bit."""
+    work = list(quantize.matrices(model, "MatMul"))
+    ranges = smooth.apply(model, work, ranges)
     grids: dict[ir.Value, ir.Value] = {}
     for done, node in enumerate(work):
         operand, weight = node.inputs
         assert operand is not None and weight is not None
-        seen = ranges[str(operand.name)]
-        if seen.high - seen.low > OUTLIERS * seen.mean:
+        if operand.name not in ranges:
             quantize.quantize_matmul(model, node, 8, block, keep, encode)
             continue
         if operand not in grids:
-            grids[operand] = _activation(model, node, operand, seen)
+            grids[operand] = _activation(model, node, operand, ranges[str(operand.name)])
         if weight not in grids:
             grids[weight] = _weight(model, node, weight, keep)
         node.replace_input_with(0, grids[operand])
@@ -54,9 +51,8 @@ def apply(model: ir.Model, ranges: Ranges, block: int, keep: Keep, progress: Pro
 
 
 def _activation(model: ir.Model, before: ir.Node, value: ir.Value, seen: Range) -> ir.Value:
-    low, high = min(seen.low, 0.0), max(seen.high, 0.0)
-    step = np.array((high - low) / _STEPS or 1.0, np.float32)
-    zero = np.array(np.clip(np.rint(-low / step), 0, _STEPS), np.uint8)
+    step = np.array((seen.high - seen.low) / _STEPS or 1.0, np.float32)
+    zero = np.array(np.clip(np.rint(-seen.low / step), 0, _STEPS), np.uint8)
     constants = [_constant(model, f"{value.name}.{name}", array) for name, array in (("scale", step), ("zero", zero))]
     codes = ir.node("QuantizeLinear", [value, *constants], name=f"{value.name}.quantize")
     return _insert(model, before, codes, ir.node("DequantizeLinear", [codes.outputs[0], *constants],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -16,6 +17,7 @@ from blip2rt.bundle import EMBED, ENCODER, LLM
 from . import graphs, llm, quantize, static, t5, trt_llm, trt_precision, trt_t5
 from .calibrate import Operands
 from .quantize import Keep, Progress, Ranges
+from .stepping import as_written, session
 
 _FLOATS = ("fp32", "fp16")
 _WEIGHTS = ("int8", "int8-dynamic", "int8w", "int4")
@@ -38,6 +40,7 @@ class Target:
         [Any, int], LlmGraphs
     ]  # (language model, max_positions) -> one after the other, name and graph
     apply: Callable[[ir.Model, str, int, Keep, Progress, quantize.Encode, Ranges], None]
+    open: Callable[[Path], Any]  # a session of ONNX Runtime in which its graphs are verified
 
 
 def _ort_graphs(language: Any, max_positions: int) -> LlmGraphs:
@@ -69,9 +72,9 @@ def _ort_apply(
 
 
 def _trt_apply(
-    model: ir.Model, precision: str, block: int, keep: Keep, _: Progress, __: quantize.Encode, ranges: Ranges
+    model: ir.Model, precision: str, block: int, keep: Keep, _: Progress, encode: quantize.Encode, ranges: Ranges
 ) -> None:
-    trt_precision.apply(model, precision, keep, ranges, block)
+    trt_precision.apply(model, precision, keep, ranges, block, encode)
 
 
 ORT = Target(
@@ -79,12 +82,12 @@ ORT = Target(
     {**dict.fromkeys(("vision", "qformer", "llm"), (*_FLOATS, "int8-static", *_WEIGHTS)),
      "retrieval": (*_FLOATS, *_WEIGHTS)},
     {"vision": "int8w", "qformer": "int4", "llm": "int4", "retrieval": "int4"},
-    ("vision", "qformer", "llm"), static.operands, _ort_graphs, _ort_apply,
+    ("vision", "qformer", "llm"), static.operands, _ort_graphs, _ort_apply, session,
 )  # fmt: skip
 TRT = Target(
     "trt", trt_llm.OPSET,
     {"vision": _STATIC, "qformer": _STATIC, "llm": (*_STATIC, "int4"), "retrieval": _FLOATS},
     {"vision": "fp16", "qformer": "fp32", "llm": "fp16", "retrieval": "fp32"},
-    ("vision", "qformer", "llm"), trt_precision.operands, _trt_graphs, _trt_apply,
+    ("vision", "qformer", "llm"), trt_precision.operands, _trt_graphs, _trt_apply, as_written,
 )  # fmt: skip
 TARGETS = {target.name: target for target in (ORT, TRT)}

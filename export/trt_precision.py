@@ -6,10 +6,13 @@ choice of tokens) computes in float32. Inputs and outputs stay float32, but for 
 
 int8: the same, and the constant weights of those products are int8 with a scale for each output channel behind a
 DequantizeLinear, their other operand passes a QuantizeLinear and a DequantizeLinear of one scale; all are symmetric
-with zero point 0, which is what TensorRT takes. Products of two activations stay float16.
+with zero point 0, which is what TensorRT takes. Products of two activations stay float16, and so do those whose operand
+has outliers even when it is smoothed (see smooth.py).
 
-int4: the weights alone, with a scale for each block of rows of an output channel; such a graph is of opset 21, the
-first that has 4-bit integers and blocks.
+int4: the weights alone, and the very ones of the target ort: blocks of rows of an output channel with a scale and a zero
+point, w = s (q - z). TensorRT takes no zero point but 0, so a product is two: x @ s (q - 8), whose weights are 4-bit, and
+the sums of x over each block @ s (8 - z), 1/block as large, in float16. Such a graph is of opset 21, the first that has
+4-bit integers and blocks.
 
 Knows graphs, nothing about models but one name (see _WIDE); ranges of activations come from export.calibrate.
 """
@@ -17,15 +20,18 @@ Knows graphs, nothing about models but one name (see _WIDE); ranges of activatio
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from blip2rt.bundle import LOGITS, PIXELS
 from blip2rt.errors import Blip2rtError
+from blip2rt.modeling.quantize import unpacked
 
-from . import graphs
-from .quantize import Keep, Ranges
+from . import graphs, smooth
+from .quantize import BITS, Encode, Keep, Ranges
 
 _HALF, _FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 _PRODUCTS = {"MatMul": 1, "Conv": 0}  # op -> axis of the output channels in its weight
@@ -37,20 +43,23 @@ _TABLE = 100_000  # numbers of a table of Gather that is worth storing as float1
 _LARGEST = 65504.0  # of float16
 _LEVELS = 127
 _INT4_OPSET = 21  # differs from 19 in the types that operators take, in no operator that our graphs have
-_INT4 = (-8, 7)
-# Of the scale that covers a block: outliers are cut for a finer grid.
-_SHRINKINGS = np.arange(1, 0.69, -0.05).astype(np.float32)
-_COLUMNS_AT_ONCE = 1024  # bounds the temporaries of the search
+_MIDDLE = 8  # of the 16 codes of int4
 
 
-def apply(model: ir.Model, precision: str, keep: Keep, ranges: Ranges, block: int) -> None:
+def apply(model: ir.Model, precision: str, keep: Keep, ranges: Ranges, block: int, encode: Encode) -> None:
     """Bring the graph to `precision` in place: fp32, fp16, int8-static with `ranges` of `quantizable`, or int4 in
-    blocks of `block` weights."""
+    blocks of `block` weights, which `encode` makes."""
     if precision == "fp32":
         return
-    if precision == "int4":
+    products = [node for node, _ in quantizable(model)]
+    if precision == "int8-static":
+        ranges = smooth.apply(model, products, ranges)
+        typing = _Typing(model, keep, {node for node, operand in quantizable(model) if operand in ranges}, ranges)
+    elif precision == "int4":
         model.graph.opset_imports[""] = _INT4_OPSET
-    typing = _Typing(model, keep, ranges if precision == "int8-static" else {}, block if precision == "int4" else None)
+        typing = _Typing(model, keep, {n for n in products if _in_blocks(n, block)}, {}, Blocks(block, encode))
+    else:
+        typing = _Typing(model, keep, set(), {})
     typing.inputs()
     for node in list(model.graph):
         typing.visit(node)
@@ -84,20 +93,29 @@ def _product(node: ir.Node) -> bool:
     return not (node.op_type == "MatMul" and shape is not None and len(shape) > 0 and shape[-1] == 1)
 
 
+class Blocks(NamedTuple):
+    """How int4 weights are made."""
+
+    size: int
+    encode: Encode
+
+
 class _Typing:
     """One pass from inputs to outputs; every value has been typed before it is read."""
 
-    def __init__(self, model: ir.Model, keep: Keep, ranges: Ranges, block: int | None) -> None:
-        self.model, self.keep, self.ranges, self.block = model, keep, ranges, block
-        chosen = (node for node, _ in quantizable(model) if block is None or _in_blocks(node, block))
-        self.quantized = set(chosen) if ranges or block is not None else set()
+    def __init__(
+        self, model: ir.Model, keep: Keep, quantized: set[ir.Node], ranges: Ranges, blocks: Blocks | None = None
+    ) -> None:
+        self.model, self.keep, self.quantized, self.ranges, self.blocks = model, keep, quantized, ranges, blocks
+        self.sums: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}  # of blocks of an operand
+        self.shifted: set[ir.Value] = set()  # products of int4, whole
         self.casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self.grids: dict[ir.Value, ir.Value] = {}
 
     def inputs(self) -> None:
         for value in self.model.graph.inputs:
             if value.name is not None and value.name.startswith(_CACHED):
-                value.dtype = _HALF
+                value.type = ir.TensorType(_HALF)
 
     def outputs(self) -> None:
         graph = self.model.graph
@@ -112,7 +130,12 @@ class _Typing:
 
     def visit(self, node: ir.Node) -> None:
         if _product(node):
-            self._type(node, _FLOAT if self._wide(node) else _HALF)
+            dtype = _FLOAT if self._wide(node) else _HALF
+            source, weight = node.inputs[:2]
+            self._type(node, dtype)
+            if self.blocks is not None and node in self.quantized:
+                assert source is not None and weight is not None
+                self._shift(node, source, weight, dtype)
         elif node.op_type in _MOVES:
             moved = node.inputs if node.op_type == "Concat" else node.inputs[:1]
             self._type(node, _HALF if all(self._half(value) for value in moved) else _FLOAT)
@@ -136,7 +159,12 @@ class _Typing:
             return False
         for value, other in (node.inputs, node.inputs[::-1]):
             tensor, producer = graphs.constant(other), value.producer() if value is not None else None
-            if tensor is not None and len(tensor.shape) == 1 and producer is not None and _product(producer):
+            if (
+                tensor is not None
+                and len(tensor.shape) == 1
+                and producer is not None
+                and (_product(producer) or value in self.shifted)
+            ):
                 return value is not None and value.dtype == _HALF
         return False
 
@@ -147,7 +175,7 @@ class _Typing:
             if value is None or not _is_float(value):
                 continue
             new = self._cast(node, value, dtype)
-            if quantized and index == 0 and self.block is None:
+            if quantized and index == 0 and self.blocks is None:
                 new = self._quantize(node, value, new, dtype)
             elif quantized and index == 1:
                 new = self._quantized_weight(node, value, dtype)
@@ -158,7 +186,7 @@ class _Typing:
                 output.type = ir.TensorType(dtype)
             assert output.dtype is not None, f"{node.name} has results of unknown type"
             if output.dtype == _FLOAT:
-                output.dtype = dtype
+                output.type = ir.TensorType(dtype)  # a new one: clones of a graph share theirs
 
     def _cast(self, before: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         if value.dtype == dtype:
@@ -174,13 +202,11 @@ class _Typing:
         return self._insert(node, before, dtype, value.shape)
 
     def _insert(self, node: ir.Node, before: ir.Node | None, dtype: ir.DataType, shape: ir.Shape | None) -> ir.Value:
-        out = node.outputs[0]
-        out.name, out.type, out.shape = node.name, ir.TensorType(dtype), shape
         if before is None:
             self.model.graph.append(node)
         else:
             self.model.graph.insert_before(before, node)
-        return out
+        return _typed(node, dtype, shape)
 
     def _halved(self, value: ir.Value, tensor: ir.TensorProtocol) -> ir.Value:
         array = np.asarray(tensor.numpy())
@@ -210,18 +236,54 @@ class _Typing:
         if value not in self.grids:
             tensor = graphs.constant(value)
             assert tensor is not None
-            weight, axis = np.asarray(tensor.numpy()), _PRODUCTS[before.op_type]
-            if self.block is None:
-                codes, scales = channel_codes(weight, axis, dtype.numpy())
-                attributes = {"axis": axis}
+            attributes: dict[str, int] = {"axis": _PRODUCTS[before.op_type]}
+            if self.blocks is None:
+                codes, scales = channel_codes(np.asarray(tensor.numpy()), attributes["axis"], dtype.numpy())
             else:
-                codes, scales = block_codes(weight, self.block, dtype.numpy())
-                codes, attributes = codes.astype(ir.DataType.INT4.numpy()), {"axis": 0, "block_size": self.block}
+                codes, scales, offsets = block_codes(str(value.name), tensor, self.blocks)
+                codes, scales = codes.astype(ir.DataType.INT4.numpy()), scales.astype(dtype.numpy())
+                attributes = {"axis": 0, "block_size": self.blocks.size}
+                self._constant(f"{value.name}.offsets", offsets.astype(dtype.numpy()))
             inputs = [self._constant(f"{value.name}.codes", codes), self._constant(f"{value.name}.scales", scales),
                       self._constant(f"{value.name}.zeros", np.zeros(scales.shape, codes.dtype))]  # fmt: skip
             node = ir.node("DequantizeLinear", inputs, attributes, name=f"{value.name}.grid")
             self.grids[value] = self._insert(node, before, dtype, value.shape)
         return self.grids[value]
+
+    def _shift(self, node: ir.Node, source: ir.Value, weight: ir.Value, dtype: ir.DataType) -> None:
+        """Add what the zero points of int4 weights are worth to the product `node` of `source`."""
+        [product] = node.outputs
+        assert product not in self.model.graph.outputs
+        readers, offsets = list(product.uses()), self.model.graph.initializers[f"{weight.name}.offsets"]
+        second = ir.node("MatMul", [self._block_sums(node, source, dtype), offsets], name=f"{product.name}.shift")
+        shift = _typed(second, dtype, product.shape)
+        whole = ir.node("Add", [product, shift], name=f"{product.name}.shifted")
+        shifted = _typed(whole, dtype, product.shape)
+        self.model.graph.insert_after(node, [second, whole])
+        self.shifted.add(shifted)
+        for reader, index in readers:
+            reader.replace_input_with(index, shifted)
+
+    def _block_sums(self, before: ir.Node, source: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """(..., K) -> (..., K/block), summed in float32, once for all products of the same operand."""
+        assert self.blocks is not None
+        if (source, dtype) not in self.sums:
+            size, name = self.blocks.size, source.name
+            assert source.shape is not None
+            shape = self._constant(f"{name}.blocks", np.array([0] * (len(source.shape) - 1) + [-1, size], np.int64))
+            last = self._constant(f"{name}.last", np.array([-1], np.int64))
+            wide = self._cast(before, source, _FLOAT)
+            cut = self._insert(ir.node("Reshape", [wide, shape], name=f"{name}.cut"), before, _FLOAT, None)
+            summed = ir.node("ReduceSum", [cut, last], {"keepdims": 0}, name=f"{name}.sums")
+            self.sums[source, dtype] = self._cast(before, self._insert(summed, before, _FLOAT, None), dtype)
+        return self.sums[source, dtype]
+
+
+def _typed(node: ir.Node, dtype: ir.DataType, shape: ir.Shape | None) -> ir.Value:
+    """The result of a new node, named as it is."""
+    [out] = node.outputs
+    out.name, out.type, out.shape = node.name, ir.TensorType(dtype), shape
+    return out
 
 
 def channel_codes(weight: np.ndarray, axis: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
@@ -241,31 +303,17 @@ def _in_blocks(node: ir.Node, block: int) -> bool:
     return node.op_type == "MatMul" and len(tensor.shape) == 2 and tensor.shape.numpy()[0] % block == 0
 
 
-def block_codes(weight: np.ndarray, block: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """weight (K,N) -> int8 codes (K,N) from -8 to 7, scales (K/block,N); weight is nearly codes * scales of its block.
-
-    Of the scale that covers a block and a few smaller ones, the one of the least squared error.
-    """
-    rows, columns = weight.shape
-    codes = np.empty((rows, columns), np.int8)
-    scales = np.empty((rows // block, columns), dtype)
-    for start in range(0, columns, _COLUMNS_AT_ONCE):
-        part = slice(start, start + _COLUMNS_AT_ONCE)
-        blocks = weight[:, part].astype(np.float32).reshape(rows // block, block, -1)
-        covering = np.maximum(blocks.max(1) / _INT4[1], blocks.min(1) / _INT4[0])
-        least = np.full(covering.shape, np.inf, np.float32)
-        best = codes[:, part].reshape(blocks.shape)
-        for shrinking in _SHRINKINGS:
-            scale = np.maximum(covering * shrinking, np.finfo(dtype).tiny).astype(dtype)
-            wide = scale.astype(np.float32)[:, None]
-            rounded = np.clip(np.rint(blocks / wide), *_INT4)
-            error = np.square(rounded * wide - blocks).sum(1)
-            better = error < least
-            least = np.where(better, error, least)
-            best = np.where(better[:, None], rounded.astype(np.int8), best)
-            scales[:, part] = np.where(better, scale, scales[:, part])
-        codes[:, part] = best.reshape(rows, -1)
-    return codes, scales
+def block_codes(name: str, matrix: ir.TensorProtocol, blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """matrix (K,N) -> int8 codes (K,N) from -8 to 7, scales and offsets (K/block,N) float32; a weight is
+    code * scale + offset of its block."""
+    rows, columns = matrix.shape.numpy()
+    quantized = blocks.encode(
+        name, (columns, rows), lambda: torch.from_numpy(np.asarray(matrix.numpy())).T, BITS["int4"], blocks.size
+    )
+    codes, zeros = (part.numpy().astype(np.int8) for part in unpacked(quantized))
+    scales = quantized.scales.float().numpy()
+    offsets = scales * (_MIDDLE - zeros.astype(np.float32))
+    return (codes - _MIDDLE).reshape(columns, rows).T, scales.T, offsets.T
 
 
 def _is_float(value: ir.Value | None) -> bool:

@@ -483,6 +483,7 @@ class Engine:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.add_session_config_entry("session.disable_quant_qdq", "1")  # int8 as the operators say
         self.session = ort.InferenceSession(made["path"], options, providers=["CPUExecutionProvider"])
         graph = onnx.load(made["path"], load_external_data=False).graph
         self.inputs = [value.name for value in graph.input]

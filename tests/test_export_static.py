@@ -19,7 +19,7 @@ from PIL import Image
 
 import blip2rt
 from blip2rt.info import describe
-from export import graphs, quantize, static
+from export import calibrate, graphs, quantize, smooth, static
 from export.cli import main
 from tests import tiny_blip2
 
@@ -71,6 +71,11 @@ def test_every_part_is_static(name: str, images: Path, tmp_path: Path) -> None:
         assert found["MatMul"] == 0 and (found["MatMulIntegerToFloat"] > 3) == (component != "embed"), component
 
 
+def seen(low: float, high: float, mean: float) -> quantize.Range:
+    """In every channel."""
+    return quantize.Range(*np.array([[low], [high], [mean]]), mean)
+
+
 def apply(seen: quantize.Range, width: int) -> tuple[list[str], ort.InferenceSession]:
     """The kinds of nodes that a product with the unit matrix becomes, and a session of it."""
     linear = torch.nn.Linear(width, width, bias=False)
@@ -88,7 +93,7 @@ def test_ranges_lie_on_grids_that_hold_them() -> None:
     print(f"seed {SEED}")
     rng = np.random.default_rng(SEED)
     low, high = (float(end) for end in np.sort(rng.normal(size=2)) * 10.0 ** rng.integers(-3, 4))
-    _, session = apply(quantize.Range(low, high, abs(high)), 4)
+    _, session = apply(seen(low, high, abs(high)), 4)
     x = rng.uniform(min(low, 0), max(high, 0), (64, 4)).astype(np.float32)
     x[0] = 0
     [got] = session.run(None, {session.get_inputs()[0].name: x})
@@ -101,7 +106,59 @@ def test_outliers_leave_the_other_values_alone() -> None:
     print(f"seed {SEED}")
     x = np.random.default_rng(SEED).uniform(0.5, 1.5, (8, 64)).astype(np.float32)
     x[0, 0] = 3000
-    kinds, session = apply(quantize.Range(0.0, 3000.0, float(x[1:].mean())), 64)
+    kinds, session = apply(seen(0.0, 3000.0, float(x[1:].mean())), 64)
     assert "MatMulNBits" in kinds and "QuantizeLinear" not in kinds
     [got] = session.run(None, {session.get_inputs()[0].name: x})
     assert np.abs(got[1:] - x[1:]).max() < 0.02 and abs(got[0, 0] / 3000 - 1) < 0.02
+
+
+def test_smoothing_moves_outliers_and_changes_nothing_else(tmp_path: Path) -> None:
+    """Of two products of one operand with channels 200 times as large as the others; ranges are those of each channel."""
+    print(f"seed {SEED}")
+    rng = np.random.default_rng(SEED)
+    torch.manual_seed(SEED)
+
+    class Two(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(48, 20), torch.nn.Linear(48, 33)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.nn.functional.layer_norm(x, (48,)) * self.gain
+            return torch.cat((self.first(x), self.second(x)), -1)
+
+    module = Two()
+    module.gain = torch.ones(48)
+    module.gain[[3, 17]] = 200.0
+    x = rng.normal(size=(5, 7, 48)).astype(np.float32)
+    part = graphs.Part("p", module, {"x": torch.from_numpy(x)}, ["y"], {"x": {0: "B", 1: "S"}})
+    model = graphs.trace(part)
+    ranges = calibrate.of_batches(model, tmp_path, "p", [{"x": x[:2]}, {"x": x[2:]}], static.operands)
+    [(name, found)] = ranges.items()
+    seen = torch.nn.functional.layer_norm(torch.from_numpy(x), (48,)).numpy() * module.gain.numpy()
+    np.testing.assert_allclose(found.lows, seen.min((0, 1)), rtol=1e-4)
+    np.testing.assert_allclose(found.highs, seen.max((0, 1)), rtol=1e-4)
+    np.testing.assert_allclose(
+        found.means, (np.abs(seen[:2]).mean((0, 1)) + np.abs(seen[2:]).mean((0, 1))) / 2, rtol=1e-4
+    )
+
+    def answer(model: graphs.ir.Model) -> np.ndarray:
+        proto = graphs.ir.to_proto(model).SerializeToString()
+        return ort.InferenceSession(proto, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+
+    want, smoothed = answer(model), model.clone()
+    left = smooth.apply(smoothed, quantize.matrices(smoothed, "MatMul"), ranges)
+    [better] = left.values()
+    assert (better.high - better.low) / better.mean < (found.high - found.low) / found.mean / 5
+    np.testing.assert_allclose(answer(smoothed), want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
+    errors = []
+    for strength in (smooth.STRENGTH, None):
+        int8 = model.clone()
+        with pytest.MonkeyPatch.context() as patch:
+            if strength is None:  # one scale for all channels
+                patch.setattr(smooth, "_scales", lambda seen, nodes: np.ones(48, np.float32))
+                patch.setattr(smooth, "OUTLIERS", np.inf)
+            static.apply(int8, ranges, 32, lambda tensor: tensor, lambda *_: None, quantize.nearest)
+        assert sum(node.op_type == "QuantizeLinear" for node in int8.graph) == 1
+        errors.append(np.abs(answer(int8) - want).mean())
+    assert errors[0] < 0.4 * errors[1], errors

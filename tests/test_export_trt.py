@@ -22,8 +22,9 @@ pytest.importorskip("onnxscript")
 import onnx
 
 from blip2rt import trt_builder
+from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise
 from export import calibrate, graphs, quantize, targets, trt_precision
-from export.stepping import session
+from export.stepping import as_written, session
 from export.trt_stepping import TrtStepper
 from export.verify import LlmGraphs, mean_cosine
 from tests import test_export_llm, test_export_t5
@@ -53,7 +54,8 @@ def write(
             graphs.save(graph, folder / f"{name}.onnx", data)
     encoder = folder / "encoder.onnx"
     known = encoder.exists()
-    return LlmGraphs(folder / "llm.onnx", folder / "embed.onnx", encoder if known else None, 0 if known else None)
+    start = 0 if known else None
+    return LlmGraphs(folder / "llm.onnx", folder / "embed.onnx", encoder if known else None, start, target.open)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +156,7 @@ def test_int8_is_symmetric_and_near(name: str, exact: Callable[[str], LlmGraphs]
     traced = dict(targets.TRT.llm_graphs(build(name), 64))
     ranges = calibrate.of_language(traced, tmp_path, rows, exact(name).start, trt_precision.operands)
     assert not list(tmp_path.iterdir())
-    assert all(low < high for each in ranges.values() for low, high, _ in each.values())
+    assert all(seen.low < seen.high for each in ranges.values() for seen in each.values())
     own = write(traced.items(), tmp_path, targets.TRT, "int8-static", ranges)
     _, got = own.run(rows, tokens)
     assert mean_cosine(got, want) > 0.98
@@ -201,29 +203,24 @@ def with_weights(graph: Path, quantized: Path, block: int) -> Path:
         assert stored[node.input[0]].data_type == stored[node.input[2]].data_type == onnx.TensorProto.INT4
         assert scales.shape == zeros.shape == (len(codes) // block, codes.shape[1]) and not zeros.any()
         name = node.input[0].removesuffix(".codes")
-        own[name].CopyFrom(onnx.numpy_helper.from_array(codes * scales.repeat(block, 0), name))
+        offsets = onnx.numpy_helper.to_array(stored[f"{name}.offsets"]).astype(np.float32)
+        assert offsets.shape == scales.shape and offsets.any()
+        weight = codes * scales.repeat(block, 0) + offsets.repeat(block, 0)
+        own[name].CopyFrom(onnx.numpy_helper.from_array(weight, name))
     copy = quantized.with_name(f"{quantized.stem}.float.onnx")
     onnx.save(proto, copy)
     return copy
 
 
 def test_codes_of_a_block() -> None:
-    """Weights on a grid of 16 steps come back; others are nearer than by the scale that covers their block."""
+    """Are the weights of the target ort, to what float16 makes of their offsets."""
     rng = np.random.default_rng(SEED)
-    grid = rng.integers(-8, 8, (96, 1030))
-    grid[::32] = rng.choice((-8, 7), grid[::32].shape)
-    step = rng.uniform(1e-3, 0.1, (3, 1030)).astype(np.float16)
-    step[0, 0] = 0
-    weight = grid * step.astype(np.float32).repeat(32, 0)
-    codes, scales = trt_precision.block_codes(weight, 32, np.dtype(np.float16))
-    assert np.array_equal(codes * scales.astype(np.float32).repeat(32, 0), weight)
-    weight = rng.standard_t(4, weight.shape).astype(np.float32)
-    codes, scales = trt_precision.block_codes(weight, 32, np.dtype(np.float16))
-    assert codes.min() >= -8 and codes.max() <= 7 and scales.dtype == np.float16 and (scales > 0).all()
-    covering = np.maximum(weight.reshape(3, 32, -1).max(1) / 7, -weight.reshape(3, 32, -1).min(1) / 8).repeat(32, 0)
-    plain = np.rint(weight / covering) * covering
-    error, most = (np.square(each - weight).mean() for each in (codes * scales.astype(np.float32).repeat(32, 0), plain))
-    assert error < 0.95 * most
+    weight = rng.standard_t(4, (96, 33)).astype(np.float32) + rng.normal(size=33).astype(np.float32)
+    blocks = trt_precision.Blocks(32, quantize.nearest)
+    codes, scales, offsets = trt_precision.block_codes("w", graphs.ir.tensor(weight), blocks)
+    assert codes.min() >= -8 and codes.max() <= 7 and scales.shape == offsets.shape == (3, 33)
+    want = dequantize_blockwise(quantize_blockwise(torch.from_numpy(weight).T, 4, 32)).T.numpy()
+    np.testing.assert_allclose(codes * scales.repeat(32, 0) + offsets.repeat(32, 0), want, atol=1e-5)
 
 
 def test_codes_of_a_channel() -> None:
@@ -260,9 +257,9 @@ def test_int8_convolutions(tmp_path: Path) -> None:
     model = graphs.trace(part, targets.TRT.opset)
     ranges = calibrate.of_batches(model, tmp_path, "vision", [{"pixels": pixels.numpy()}], trt_precision.operands)
     assert len(ranges) == 2
-    trt_precision.apply(model, "int8-static", lambda tensor: tensor, ranges, 32)
+    trt_precision.apply(model, "int8-static", lambda tensor: tensor, ranges, 32, quantize.nearest)
     graphs.save(model, tmp_path / "vision.onnx", None)
-    got = session(tmp_path / "vision.onnx", 1).run(None, {"pixels": pixels.numpy()})[0]
+    got = as_written(tmp_path / "vision.onnx", 1).run(None, {"pixels": pixels.numpy()})[0]
     assert mean_cosine(got, part.run({"pixels": pixels.numpy()})["vision_features"]) > 0.999
     axes = [node.attribute[0].i for node in onnx.load(tmp_path / "vision.onnx").graph.node
             if node.op_type == "DequantizeLinear" and node.attribute]  # fmt: skip

@@ -323,6 +323,21 @@ def test_a_larger_image_interpolates_positions_of_any_start(parts: Path, tmp_pat
         assert read_config(out).vision.height == 42
 
 
+@pytest.mark.parametrize("size", [96, 32])
+def test_a_size_of_another_grid_interpolates_learned_positions(tmp_path: Path, size: int) -> None:
+    settings = tiny_settings(tmp_path)
+    llm_folder(tmp_path / "llm")
+    settings += options(workers=0, llm_source=tmp_path / "llm", end="<|end|>", lr=1e-2)
+    assert stage2.main([*settings, "--out", str(tmp_path / "run")]) == 0
+    at = settings.index("--vision_size")
+    other = [*settings[:at], *settings[at + 6 :], "--vision_size", str(size), "--start", str(tmp_path / "run")]
+    model = stage2.Stage2(parse(stage2.Stage2Settings, [*other, "--out", str(tmp_path / "larger")], "")).trainer.model
+    before, after = held(tmp_path / "run")["vision_positions"], model.vision_positions.detach()
+    assert before.abs().mean() > 1e-3 and after.shape == (1, (size // 32) ** 2, 256)
+    middle = after.shape[1] // 2  # of the 2 x 2 grid that was learned it sees all evenly
+    torch.testing.assert_close(after[0, middle], before[0].mean(0))
+
+
 def test_gradient_checkpointing_of_the_encoder_changes_nothing(parts: Path, tmp_path: Path) -> None:
     runs = [finetune(parts, tmp_path / name, "opt", *TRAINED, *more) for name, more in
             (("plain", []), ("recompute", ["--recompute"]))]  # fmt: skip

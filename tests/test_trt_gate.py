@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -89,7 +90,8 @@ def write(models: dict[str, Any], precision: str, folder: Path) -> list[Path]:
     """The graphs in `precision`, in files."""
     with contextlib.closing(graphs.DataFile(folder, "weights.data")) as data:
         for name, model in models.items():
-            ranges = {operand: quantize.Range(-3.0, 3.0, 1.0) for _, operand in trt_precision.quantizable(model)}
+            seen = quantize.Range(*np.array([[-3.0], [3.0], [1.0]]), 1.0)
+            ranges = {operand: seen for _, operand in trt_precision.quantizable(model)}
             targets.TRT.apply(model, precision, 64, data.keep, lambda done, of: None, quantize.nearest, ranges)
             graphs.save(model, folder / f"{name}.onnx", data)
     return sorted(folder.glob("*.onnx"))

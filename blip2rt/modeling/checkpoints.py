@@ -7,6 +7,7 @@ training: BERT into a fresh Q-Former, one checkpoint's tensors into another mode
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,12 @@ from .qformer import load_bert
 from .quantize import round_weights
 from .sources import fetch
 from .vision import VisionEncoder
+from .vit import resized_positions
 from .weights import Reader, Weights
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+POSITIONS = "vision_positions"
 
 
 def read_config(source: str | Path, parts: lavis.Parts = lavis.NO_PARTS) -> Blip2Config:
@@ -195,11 +198,14 @@ def init_from(
 ) -> None:
     """Carry the trained tensors of a checkpoint of any format into a model, whose encoder and LLM stay as they are.
 
-    What begins with a name of `fresh` stays as it is, what the model lacks is left behind. Raises Blip2rtError.
+    What begins with a name of `fresh` stays as it is, what the model lacks is left behind; learned positions of another
+    square grid are interpolated. Raises Blip2rtError.
     """
     state = load_model(source, vision=False, llm=False, parts=parts).trained_state()
     own = {name: t for name, t in model.trained_state().items() if not name.startswith(("vision.", "llm."))}
     shared = {name: tensor for name, tensor in state.items() if name in own and not name.startswith(fresh)}
+    if (learned := shared.get(POSITIONS)) is not None:
+        shared[POSITIONS] = _refitted(learned, own[POSITIONS].shape[1])
     misshaped = [name for name in shared if shared[name].shape != own[name].shape]
     missing = {name for name in own.keys() - shared.keys() if not name.startswith(fresh)}
     if misshaped or missing:
@@ -207,6 +213,15 @@ def init_from(
         faults += [f"has other shapes of {', '.join(sorted(misshaped))}"] * bool(misshaped)
         raise Blip2rtError(f"{source} does not fit: {'; '.join(faults)}")
     model.load_state_dict(shared, strict=False)
+
+
+def _refitted(positions: torch.Tensor, count: int) -> torch.Tensor:
+    """(1, N, C) -> (1, count, C) where both are a square grid, with or without [CLS]; or as they are."""
+    side, before = math.isqrt(count), math.isqrt(positions.shape[1])
+    first = count - side**2
+    if first > 1 or positions.shape[1] - before**2 != first:
+        return positions
+    return resized_positions(positions, (side, side), first)
 
 
 def init_adapters(model: Blip2, source: str | Path) -> None:

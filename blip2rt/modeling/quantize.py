@@ -91,13 +91,17 @@ def quantize_blockwise(weight: torch.Tensor, bits: int = 4, block: int = 64) -> 
     return QuantizedWeight(_pack(codes, bits), scales.half(), _pack(zeros, bits), bits, block, (rows, width))
 
 
+def unpacked(weight: QuantizedWeight) -> tuple[torch.Tensor, torch.Tensor]:
+    """codes (N, blocks, block) and zero points (N, blocks), a byte each."""
+    codes = _unpack(weight.codes, weight.bits, weight.block)
+    return codes, _unpack(weight.zero_points, weight.bits, weight.scales.shape[1])
+
+
 def dequantize_blockwise(weight: QuantizedWeight) -> torch.Tensor:
     """The (N, K) float32 matrix that the codes stand for."""
-    width = weight.shape[1]
-    codes = _unpack(weight.codes, weight.bits, weight.block).float()
-    zeros = _unpack(weight.zero_points, weight.bits, weight.scales.shape[1]).float()
-    values = (codes - zeros.unsqueeze(-1)) * weight.scales.float().unsqueeze(-1)
-    return values.flatten(1)[:, :width].contiguous()
+    codes, zeros = unpacked(weight)
+    values = (codes.float() - zeros.float().unsqueeze(-1)) * weight.scales.float().unsqueeze(-1)
+    return values.flatten(1)[:, : weight.shape[1]].contiguous()
 
 
 @torch.no_grad()

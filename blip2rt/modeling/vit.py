@@ -105,17 +105,18 @@ class Vit(nn.Module):
         return x
 
 
-def resized_positions(embedding: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Position embeddings (1, 1 + s * s, C) of a square grid -> (1, 1 + grid, C), bicubic; [CLS]'s as it is.
+def resized_positions(embedding: torch.Tensor, grid: tuple[int, int], first: int = 1) -> torch.Tensor:
+    """Position embeddings (1, first + s * s, C) of a square grid -> (1, first + grid, C), bicubic; the first ones,
+    [CLS]'s, as they are.
 
     Raises Blip2rtError where the source is no square grid.
     """
-    count = embedding.shape[1] - 1
+    count = embedding.shape[1] - first
     side = round(count**0.5)
     if side * side != count:
         raise Blip2rtError(f"position embeddings of {count} patches are no square grid, and cannot be resized")
     if (side, side) == grid:
         return embedding
-    patches = embedding[:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    patches = embedding[:, first:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
     resized = F.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
-    return torch.cat((embedding[:, :1].float(), resized.permute(0, 2, 3, 1).flatten(1, 2)), 1)
+    return torch.cat((embedding[:, :first].float(), resized.permute(0, 2, 3, 1).flatten(1, 2)), 1)
