@@ -9,10 +9,10 @@ DequantizeLinear, their other operand passes a QuantizeLinear and a DequantizeLi
 with zero point 0, which is what TensorRT takes. Products of two activations stay float16, and so do those whose operand
 has outliers even when it is smoothed (see smooth.py).
 
-int4: the weights alone, and the very ones of the target ort: blocks of rows of an output channel with a scale and a zero
-point, w = s (q - z). TensorRT takes no zero point but 0, so a product is two: x @ s (q - 8), whose weights are 4-bit, and
-the sums of x over each block @ s (8 - z), 1/block as large, in float16. Such a graph is of opset 21, the first that has
-4-bit integers and blocks.
+int4: the weights alone, and the very ones of the target ort: blocks of rows of an output channel with a scale and a
+zero point, w = s (q - z). TensorRT takes no zero point but 0, so a product is two: x @ s (q - 8), whose weights are
+4-bit, and the sums of x over each block @ s (8 - z), 1/block as large, in float16. Such a graph is of opset 21, the
+first that has 4-bit integers and blocks.
 
 Knows graphs, nothing about models but one name (see _WIDE); ranges of activations come from export.calibrate.
 """
