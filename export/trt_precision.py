@@ -26,7 +26,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from blip2rt.bundle import LOGITS, PIXELS
+from blip2rt.bundle import PIXELS
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.quantize import unpacked
 
@@ -70,10 +70,10 @@ def apply(model: ir.Model, precision: str, keep: Keep, ranges: Ranges, block: in
 def quantizable(model: ir.Model) -> Iterator[tuple[ir.Node, str]]:
     """Products with a constant weight, and the name of their other operand.
 
-    Not the first, which reads pixels, nor the vocabulary's matrix: a small gain for most of the loss.
+    Not the first, which reads pixels: a small gain for most of the loss.
     """
     for node in model.graph:
-        if not _product(node) or graphs.constant(node.inputs[1]) is None or node.outputs[0].name == LOGITS:
+        if not _product(node) or graphs.constant(node.inputs[1]) is None:
             continue
         operand = node.inputs[0]
         if operand is not None and operand.name not in (None, PIXELS):
@@ -174,11 +174,12 @@ class _Typing:
         for index, value in enumerate(node.inputs):
             if value is None or not _is_float(value):
                 continue
-            new = self._cast(node, value, dtype)
+            if quantized and index == 1:
+                new = self._quantized_weight(node, value, dtype)
+            else:
+                new = self._cast(node, value, dtype)
             if quantized and index == 0 and self.blocks is None:
                 new = self._quantize(node, value, new, dtype)
-            elif quantized and index == 1:
-                new = self._quantized_weight(node, value, dtype)
             if new is not value:
                 node.replace_input_with(index, new)
         for output in node.outputs:
@@ -253,7 +254,6 @@ class _Typing:
     def _shift(self, node: ir.Node, source: ir.Value, weight: ir.Value, dtype: ir.DataType) -> None:
         """Add what the zero points of int4 weights are worth to the product `node` of `source`."""
         [product] = node.outputs
-        assert product not in self.model.graph.outputs
         readers, offsets = list(product.uses()), self.model.graph.initializers[f"{weight.name}.offsets"]
         second = ir.node("MatMul", [self._block_sums(node, source, dtype), offsets], name=f"{product.name}.shift")
         shift = _typed(second, dtype, product.shape)
@@ -263,6 +263,10 @@ class _Typing:
         self.shifted.add(shifted)
         for reader, index in readers:
             reader.replace_input_with(index, shifted)
+        for index, output in enumerate(self.model.graph.outputs):
+            if output is product:
+                self.model.graph.outputs[index] = shifted
+                product.name, shifted.name = f"{product.name}.product", product.name
 
     def _block_sums(self, before: ir.Node, source: ir.Value, dtype: ir.DataType) -> ir.Value:
         """(..., K) -> (..., K/block), summed in float32, once for all products of the same operand."""

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from train import average
 
 
-def checkpoint(folder: Path, **tensors: torch.Tensor) -> str:
+def checkpoint(folder: Path, config: str = "{}", **tensors: torch.Tensor) -> str:
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text(config)
     return str(folder)
 
 
@@ -42,3 +42,11 @@ def test_other_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert average.main([first, str(tmp_path / "none"), "--out", str(tmp_path / "c")]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and "different models: w" in lines[0] and not (tmp_path / "c").exists()
+
+
+def test_other_rounding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rounded and exact weights part in a training against int4, and their mean is neither."""
+    exact = checkpoint(tmp_path / "a", w=torch.zeros(1))
+    rounded = checkpoint(tmp_path / "b", '{"qformer_bits": 4}', w=torch.zeros(1))
+    assert average.main([exact, rounded, "--out", str(tmp_path / "c")]) == 2
+    assert "qformer_bits is None in" in capsys.readouterr().err and not (tmp_path / "c").exists()

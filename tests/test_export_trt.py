@@ -55,7 +55,20 @@ def write(
     encoder = folder / "encoder.onnx"
     known = encoder.exists()
     start = 0 if known else None
+    assert nothing_unread(folder), precision
     return LlmGraphs(folder / "llm.onnx", folder / "embed.onnx", encoder if known else None, start, target.open)
+
+
+def nothing_unread(folder: Path) -> bool:
+    """Whether the data file holds tensors of the graphs and no others."""
+    pieces = set()
+    for path in folder.glob("*.onnx"):
+        for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+            where = {entry.key: entry.value for entry in tensor.external_data}
+            if where:
+                pieces.add((int(where["offset"]), int(where["length"])))
+    aligned = sum(-(-length // 64) * 64 for _, length in pieces)
+    return 0 <= aligned - (folder / "llm.data").stat().st_size < 64
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ that are better on unseen images than each (Izmailov et al. 2018; Wortsman et al
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.modeling.checkpoints import CONFIG, WEIGHTS, locate
 
 from .cli import run_main
+
+
+_ALIKE = ("stage", "qformer_bits", "qformer_block")  # of configs, beyond the shapes of tensors
 
 
 def average(sources: Sequence[str], weights: Sequence[float] | None, out: Path) -> Path:
@@ -30,6 +34,12 @@ def average(sources: Sequence[str], weights: Sequence[float] | None, out: Path) 
     for source, folder in zip(sources, folders, strict=True):
         if not (folder / WEIGHTS).is_file():
             raise OptionError(f"{source} holds no {WEIGHTS}: give checkpoints of this project")
+    for field in _ALIKE:
+        values = [json.loads((folder / CONFIG).read_text()).get(field) for folder in folders]
+        for source, value in zip(sources, values, strict=True):
+            if value != values[0]:
+                raise OptionError(f"{field} is {values[0]} in {sources[0]} and {value} in {source}: "
+                                  "the mean would be neither's; give checkpoints that have it alike")  # fmt: skip
     mean = load_file(folders[0] / WEIGHTS)
     dtypes = {name: tensor.dtype for name, tensor in mean.items()}
     mean = {name: tensor.double() * (weights[0] / sum(weights)) for name, tensor in mean.items()}
