@@ -127,7 +127,7 @@ def _trained_readers(model: Blip2, path: Path) -> dict[str, Reader]:
         unknown = sorted(n for n in weights.shapes.keys() - wanted.keys() if not n.startswith(("vision.", "llm.")))
         if unknown:
             raise Blip2rtError(f"{path} does not fit its {CONFIG}: unknown {', '.join(unknown)}")
-        return weights.readers(wanted, lambda name: name)
+        return _refitted(weights.readers(wanted | _learned(weights, wanted), lambda name: name), wanted)
     own = path / hugging_face.OWN_WEIGHTS
     extra = Weights(own) if own.is_file() else None
     beside = {name: shape for name, shape in wanted.items() if hugging_face_name(name) is None}
@@ -137,6 +137,30 @@ def _trained_readers(model: Blip2, path: Path) -> dict[str, Reader]:
         return readers | extra.readers(beside, lambda name: name)
     fresh = dict(Blip2(model.config, vision=False, llm=False).named_parameters())  # a temperature, a head never used
     return readers | {name: fresh[name].detach for name in beside}
+
+
+def _learned(weights: Weights, wanted: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shape of learned positions in the file, where it is of another square grid than the wanted one."""
+    ours, theirs = wanted.get(POSITIONS), weights.shapes.get(POSITIONS)
+    if ours is None or theirs is None or ours[2:] != theirs[2:] or _grid(ours[1])[1] != _grid(theirs[1])[1]:
+        return {}
+    return {POSITIONS: theirs} if _grid(ours[1])[1] <= 1 else {}
+
+
+def _refitted(readers: dict[str, Reader], wanted: dict[str, tuple[int, ...]]) -> dict[str, Reader]:
+    """Learned positions as they are wanted, interpolated if need be."""
+    if POSITIONS not in wanted:
+        return readers
+    read, (side, first) = readers[POSITIONS], _grid(wanted[POSITIONS][1])
+    if first > 1:
+        return readers
+    return readers | {POSITIONS: lambda: resized_positions(read(), (side, side), first)}
+
+
+def _grid(positions: int) -> tuple[int, int]:
+    """The side of a square grid, and what is left: 1 for [CLS]."""
+    side = math.isqrt(positions)
+    return side, positions - side**2
 
 
 def load_weights(model: Blip2, folder: str | Path) -> None:
@@ -201,11 +225,11 @@ def init_from(
     What begins with a name of `fresh` stays as it is, what the model lacks is left behind; learned positions of another
     square grid are interpolated. Raises Blip2rtError.
     """
-    state = load_model(source, vision=False, llm=False, parts=parts).trained_state()
+    config = read_config(source, parts)
+    config = replace(config, vision=replace(config.vision, positions=model.config.vision.positions))
+    state = load_model(source, vision=False, llm=False, parts=parts, config=config).trained_state()
     own = {name: t for name, t in model.trained_state().items() if not name.startswith(("vision.", "llm."))}
     shared = {name: tensor for name, tensor in state.items() if name in own and not name.startswith(fresh)}
-    if (learned := shared.get(POSITIONS)) is not None:
-        shared[POSITIONS] = _refitted(learned, own[POSITIONS].shape[1])
     misshaped = [name for name in shared if shared[name].shape != own[name].shape]
     missing = {name for name in own.keys() - shared.keys() if not name.startswith(fresh)}
     if misshaped or missing:
@@ -213,15 +237,6 @@ def init_from(
         faults += [f"has other shapes of {', '.join(sorted(misshaped))}"] * bool(misshaped)
         raise Blip2rtError(f"{source} does not fit: {'; '.join(faults)}")
     model.load_state_dict(shared, strict=False)
-
-
-def _refitted(positions: torch.Tensor, count: int) -> torch.Tensor:
-    """(1, N, C) -> (1, count, C) where both are a square grid, with or without [CLS]; or as they are."""
-    side, before = math.isqrt(count), math.isqrt(positions.shape[1])
-    first = count - side**2
-    if first > 1 or positions.shape[1] - before**2 != first:
-        return positions
-    return resized_positions(positions, (side, side), first)
 
 
 def init_adapters(model: Blip2, source: str | Path) -> None:
