@@ -194,7 +194,7 @@ ERRORS = [
     (["--target", "trt", "--precision", "llm=int8w"], "llm may be fp32, fp16, int8, int8-static, int4"),
     (["--target", "cuda"], "invalid choice"),
     (["--length-penalty", "nan"], "--length-penalty is nan"),
-    (["--image-size", "64"], "vision transformer"),
+    (["--image-size", "0"], "cannot read 0 x 0 pixels"),
     (["--calib", "/no/such"], "is no folder"),
     (["--card", "/no/such.md"], "is no file"),
     (["--out", "{exact}"], "exists already"),

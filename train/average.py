@@ -18,7 +18,6 @@ from blip2rt.modeling.checkpoints import CONFIG, WEIGHTS, locate
 
 from .cli import run_main
 
-
 _ALIKE = ("stage", "qformer_bits", "qformer_block")  # of configs, beyond the shapes of tensors
 
 
