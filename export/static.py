@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from . import graphs, quantize, smooth
+from .codes import channel_codes
 from .quantize import Encode, Keep, Progress, Range, Ranges
-from .trt_precision import channel_codes
 
 _STEPS = 255  # of uint8
 

@@ -20,18 +20,16 @@ Knows graphs, nothing about models but one name (see _WIDE); ranges of activatio
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
-import torch
 
 from blip2rt.bundle import PIXELS
 from blip2rt.errors import Blip2rtError
-from blip2rt.modeling.quantize import unpacked
 
 from . import graphs, smooth
-from .quantize import BITS, Encode, Keep, Ranges
+from .codes import LEVELS, Blocks, block_codes, channel_codes
+from .quantize import Encode, Keep, Ranges
 
 _HALF, _FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 _PRODUCTS = {"MatMul": 1, "Conv": 0}  # op -> axis of the output channels in its weight
@@ -41,9 +39,7 @@ _CACHED = ("past_key_", "past_value_", "new_", "cross_")  # keys and values, kep
 _WIDE = ".wo."  # T5's second feed-forward matrix: its sums leave float16's range, and transformers keeps it wide too
 _TABLE = 100_000  # numbers of a table of Gather that is worth storing as float16
 _LARGEST = 65504.0  # of float16
-_LEVELS = 127
 _INT4_OPSET = 21  # differs from 19 in the types that operators take, in no operator that our graphs have
-_MIDDLE = 8  # of the 16 codes of int4
 
 
 def apply(model: ir.Model, precision: str, keep: Keep, ranges: Ranges, block: int, encode: Encode) -> None:
@@ -91,13 +87,6 @@ def _product(node: ir.Node) -> bool:
         return False
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
     return not (node.op_type == "MatMul" and shape is not None and len(shape) > 0 and shape[-1] == 1)
-
-
-class Blocks(NamedTuple):
-    """How int4 weights are made."""
-
-    size: int
-    encode: Encode
 
 
 class _Typing:
@@ -224,7 +213,7 @@ class _Typing:
         if source not in self.grids:
             name = str(source.name)
             largest = max(-self.ranges[name].low, self.ranges[name].high)
-            step = np.array(largest / _LEVELS if largest > 0 else 1, dtype.numpy())
+            step = np.array(largest / LEVELS if largest > 0 else 1, dtype.numpy())
             scale = self._constant(f"{name}.scale", np.maximum(step, np.finfo(step.dtype).tiny))
             zero = self._constant(f"{name}.zero", np.array(0, np.int8))
             node = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}.codes")
@@ -290,34 +279,11 @@ def _typed(node: ir.Node, dtype: ir.DataType, shape: ir.Shape | None) -> ir.Valu
     return out
 
 
-def channel_codes(weight: np.ndarray, axis: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """weight -> int8 codes of the same shape, scales (size of `axis`); weight is nearly codes * scales."""
-    others = tuple(i for i in range(weight.ndim) if i != axis)
-    largest = np.abs(weight).max(others, keepdims=True)
-    scales = np.where(largest > 0, largest / _LEVELS, 1).astype(dtype)
-    scales = np.maximum(scales, np.finfo(dtype).tiny)
-    codes = np.clip(np.rint(weight / scales.astype(np.float32)), -_LEVELS, _LEVELS).astype(np.int8)
-    return codes, scales.reshape(-1)
-
-
 def _in_blocks(node: ir.Node, block: int) -> bool:
     """Whether the node multiplies with a matrix (K,N) of whole blocks along K."""
     tensor = graphs.constant(node.inputs[1])
     assert tensor is not None
     return node.op_type == "MatMul" and len(tensor.shape) == 2 and tensor.shape.numpy()[0] % block == 0
-
-
-def block_codes(name: str, matrix: ir.TensorProtocol, blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """matrix (K,N) -> int8 codes (K,N) from -8 to 7, scales and offsets (K/block,N) float32; a weight is
-    code * scale + offset of its block."""
-    rows, columns = matrix.shape.numpy()
-    quantized = blocks.encode(
-        name, (columns, rows), lambda: torch.from_numpy(np.asarray(matrix.numpy())).T, BITS["int4"], blocks.size
-    )
-    codes, zeros = (part.numpy().astype(np.int8) for part in unpacked(quantized))
-    scales = quantized.scales.float().numpy()
-    offsets = scales * (_MIDDLE - zeros.astype(np.float32))
-    return (codes - _MIDDLE).reshape(columns, rows).T, scales.T, offsets.T
 
 
 def _is_float(value: ir.Value | None) -> bool:

@@ -23,7 +23,7 @@ import onnx
 
 from blip2rt import trt_builder
 from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise
-from export import calibrate, graphs, quantize, targets, trt_precision
+from export import calibrate, codes, graphs, quantize, targets, trt_precision
 from export.stepping import as_written, session
 from export.trt_stepping import TrtStepper
 from export.verify import LlmGraphs, mean_cosine
@@ -229,20 +229,20 @@ def test_codes_of_a_block() -> None:
     """Are the weights of the target ort, to what float16 makes of their offsets."""
     rng = np.random.default_rng(SEED)
     weight = rng.standard_t(4, (96, 33)).astype(np.float32) + rng.normal(size=33).astype(np.float32)
-    blocks = trt_precision.Blocks(32, quantize.nearest)
-    codes, scales, offsets = trt_precision.block_codes("w", graphs.ir.tensor(weight), blocks)
-    assert codes.min() >= -8 and codes.max() <= 7 and scales.shape == offsets.shape == (3, 33)
+    blocks = codes.Blocks(32, quantize.nearest)
+    integers, scales, offsets = codes.block_codes("w", graphs.ir.tensor(weight), blocks)
+    assert integers.min() >= -8 and integers.max() <= 7 and scales.shape == offsets.shape == (3, 33)
     want = dequantize_blockwise(quantize_blockwise(torch.from_numpy(weight).T, 4, 32)).T.numpy()
-    np.testing.assert_allclose(codes * scales.repeat(32, 0) + offsets.repeat(32, 0), want, atol=1e-5)
+    np.testing.assert_allclose(integers * scales.repeat(32, 0) + offsets.repeat(32, 0), want, atol=1e-5)
 
 
 def test_codes_of_a_channel() -> None:
     rng = np.random.default_rng(SEED)
     weight = rng.normal(size=(33, 17)).astype(np.float32)
     weight[:, 3] = 0
-    codes, scales = trt_precision.channel_codes(weight, 1, np.dtype(np.float16))
-    assert codes.dtype == np.int8 and scales.shape == (17,) and np.abs(codes).max() == 127
-    error = np.abs(codes * scales.astype(np.float32) - weight)
+    integers, scales = codes.channel_codes(weight, 1, np.dtype(np.float16))
+    assert integers.dtype == np.int8 and scales.shape == (17,) and np.abs(integers).max() == 127
+    error = np.abs(integers * scales.astype(np.float32) - weight)
     assert (error <= 0.51 * scales.astype(np.float32) + 1e-3 * np.abs(weight)).all()
 
 
