@@ -28,7 +28,7 @@ together; one that deviates too far fails the export. Default: vision=int8w,qfor
 
 --target trt makes the graphs for TensorRT, strongly typed, with a cache of fixed capacity. precisions there: fp32; fp16
 (computed so, with norms, softmax and sums in fp32); int8 (8-bit weights and activations by --calib, not for retrieval);
-int4, for llm (4-bit block-wise weights, symmetric, computed in fp16).
+int4, for llm (4-bit block-wise weights, computed in fp16).
 Default: vision=fp16,qformer=fp32,llm=fp16,retrieval=fp32.
 
 examples:
