@@ -149,7 +149,7 @@ def test_smoothing_moves_outliers_and_changes_nothing_else(tmp_path: Path) -> No
     want, smoothed = answer(model), model.clone()
     left = smooth.apply(smoothed, quantize.matrices(smoothed, "MatMul"), ranges)
     [better] = left.values()
-    assert (better.high - better.low) / better.mean < (found.high - found.low) / found.mean / 5
+    assert (better.high - better.low) / better.mean < (found.high - found.low) / found.mean / 3
     np.testing.assert_allclose(answer(smoothed), want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
     errors = []
     for strength in (smooth.STRENGTH, None):
@@ -161,4 +161,4 @@ def test_smoothing_moves_outliers_and_changes_nothing_else(tmp_path: Path) -> No
             static.apply(int8, ranges, 32, lambda tensor: tensor, lambda *_: None, quantize.nearest)
         assert sum(node.op_type == "QuantizeLinear" for node in int8.graph) == 1
         errors.append(np.abs(answer(int8) - want).mean())
-    assert errors[0] < 0.4 * errors[1], errors
+    assert errors[0] < 0.5 * errors[1], errors
