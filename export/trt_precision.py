@@ -66,14 +66,21 @@ def apply(model: ir.Model, precision: str, keep: Keep, ranges: Ranges, block: in
 def quantizable(model: ir.Model) -> Iterator[tuple[ir.Node, str]]:
     """Products with a constant weight, and the name of their other operand.
 
-    Not the first, which reads pixels: a small gain for most of the loss.
+    Not the first, which reads pixels, nor convolutions of a channel alone, whose few products do not even out what
+    rounding does and which wait for memory anyway: a small gain for most of the loss.
     """
     for node in model.graph:
-        if not _product(node) or graphs.constant(node.inputs[1]) is None:
+        if not _product(node) or graphs.constant(node.inputs[1]) is None or _depthwise(node):
             continue
         operand = node.inputs[0]
         if operand is not None and operand.name not in (None, PIXELS):
             yield node, str(operand.name)
+
+
+def _depthwise(node: ir.Node) -> bool:
+    """Whether each output channel of a convolution reads one input channel."""
+    weight = graphs.constant(node.inputs[1])
+    return node.op_type == "Conv" and weight is not None and weight.shape.numpy()[1] == 1
 
 
 def operands(model: ir.Model) -> Iterable[str]:
