@@ -29,7 +29,8 @@ import transformers
 
 from blip2rt._native import Chat, Generator, Runtime, Session
 from blip2rt.backends.ort import find_library
-from export import assemble, graphs, llm, quantize
+from blip2rt.modeling.llm import LlmConfig
+from export import graphs, llm, quantize
 
 BEAMS = 5
 GEOMETRIES = {  # layers, hidden size, heads, width of the MLP
@@ -161,7 +162,7 @@ def native(runtime: Runtime, model: Any, threads: int, bits: int | None) -> Iter
         with contextlib.closing(graphs.DataFile(folder, "llm.data")) as data:
             for part, graph in (("llm", llm.trace_llm(model)), ("embed", graphs.trace(llm.embed_part(model)))):
                 if bits is not None:
-                    quantize.quantize_weights(graph, bits, assemble.BLOCK)
+                    quantize.quantize_weights(graph, bits, LlmConfig.block)
                 graphs.save(graph, folder / f"{part}.onnx", data)
         size = (folder / "llm.data").stat().st_size  # embedding and head share their weights; a step reads them once
         embed, decoder = (Session(runtime, str(folder / f"{part}.onnx"), threads) for part in ("embed", "llm"))

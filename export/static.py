@@ -30,7 +30,7 @@ def operands(model: ir.Model) -> Iterator[str]:
 def apply(model: ir.Model, ranges: Ranges, block: int, keep: Keep, progress: Progress, encode: Encode) -> None:
     """Quantize every product and every table, in place; of products that are not worth it (see smooth.py), or whose
     operand has no range, only the weights are 8-bit."""
-    work = list(quantize.matrices(model, "MatMul"))
+    work = quantize.matrices(model, "MatMul")
     ranges = smooth.apply(model, work, ranges)
     grids: dict[ir.Value, ir.Value] = {}
     for done, node in enumerate(work):

@@ -33,8 +33,9 @@ def average(sources: Sequence[str], weights: Sequence[float] | None, out: Path) 
     for source, folder in zip(sources, folders, strict=True):
         if not (folder / WEIGHTS).is_file():
             raise OptionError(f"{source} holds no {WEIGHTS}: give checkpoints of this project")
+    configs = [json.loads((folder / CONFIG).read_text()) for folder in folders]
     for field in _ALIKE:
-        values = [json.loads((folder / CONFIG).read_text()).get(field) for folder in folders]
+        values = [config.get(field) for config in configs]
         for source, value in zip(sources, values, strict=True):
             if value != values[0]:
                 raise OptionError(f"{field} is {values[0]} in {sources[0]} and {value} in {source}: "

@@ -22,7 +22,7 @@ from blip2rt.modeling.checkpoints import (
 )
 from blip2rt.modeling.lavis import Parts
 from blip2rt.modeling.llm import LlmConfig
-from blip2rt.modeling.vision import VisionConfig, encoder_shape
+from blip2rt.modeling.vision import VisionConfig, measured
 
 from .settings import VITS, TrainSettings
 
@@ -95,8 +95,7 @@ def _vision(settings: TrainSettings, config: Blip2Config) -> VisionConfig:
     changed = replace(vision, **changes)
     if (changed.source, changed.height, changed.width) == (vision.source, vision.height, vision.width):
         return changed
-    positions, features, _ = encoder_shape(changed)
-    return replace(changed, positions=positions, features=features)
+    return measured(changed)
 
 
 def _llm(settings: Any, llm: LlmConfig) -> LlmConfig:

@@ -127,7 +127,7 @@ def _trained_readers(model: Blip2, path: Path) -> dict[str, Reader]:
         unknown = sorted(n for n in weights.shapes.keys() - wanted.keys() if not n.startswith(("vision.", "llm.")))
         if unknown:
             raise Blip2rtError(f"{path} does not fit its {CONFIG}: unknown {', '.join(unknown)}")
-        return _refitted(weights.readers(wanted | _learned(weights, wanted), lambda name: name), wanted)
+        return _own_readers(weights, wanted)
     own = path / hugging_face.OWN_WEIGHTS
     extra = Weights(own) if own.is_file() else None
     beside = {name: shape for name, shape in wanted.items() if hugging_face_name(name) is None}
@@ -139,21 +139,16 @@ def _trained_readers(model: Blip2, path: Path) -> dict[str, Reader]:
     return readers | {name: fresh[name].detach for name in beside}
 
 
-def _learned(weights: Weights, wanted: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The shape of learned positions in the file, where it is of another square grid than the wanted one."""
+def _own_readers(weights: Weights, wanted: dict[str, tuple[int, ...]]) -> dict[str, Reader]:
+    """Of a file of ours; positions that were learned on another square grid are interpolated."""
     ours, theirs = wanted.get(POSITIONS), weights.shapes.get(POSITIONS)
-    if ours is None or theirs is None or ours[2:] != theirs[2:] or _grid(ours[1])[1] != _grid(theirs[1])[1]:
-        return {}
-    return {POSITIONS: theirs} if _grid(ours[1])[1] <= 1 else {}
-
-
-def _refitted(readers: dict[str, Reader], wanted: dict[str, tuple[int, ...]]) -> dict[str, Reader]:
-    """Learned positions as they are wanted, interpolated if need be."""
-    if POSITIONS not in wanted:
-        return readers
-    read, (side, first) = readers[POSITIONS], _grid(wanted[POSITIONS][1])
-    if first > 1:
-        return readers
+    if ours is None or theirs is None or ours == theirs or ours[2:] != theirs[2:]:
+        return weights.readers(wanted, lambda name: name)
+    (side, first), (_, before) = _grid(ours[1]), _grid(theirs[1])
+    if first > 1 or first != before:
+        return weights.readers(wanted, lambda name: name)
+    readers = weights.readers(wanted | {POSITIONS: theirs}, lambda name: name)
+    read = readers[POSITIONS]
     return readers | {POSITIONS: lambda: resized_positions(read(), (side, side), first)}
 
 

@@ -16,7 +16,7 @@ from blip2rt.errors import Blip2rtError
 from .blip2 import Blip2Config
 from .llm import LlmConfig, load_tokenizer, text_config
 from .qformer import QFormerConfig
-from .vision import VisionConfig, encoder_shape
+from .vision import VisionConfig, measured
 from .vit import ACTIVATIONS, VitConfig
 
 MODEL_TYPE = "blip-2"
@@ -119,9 +119,7 @@ def _vision(vision: dict[str, Any], folder: Path) -> VisionConfig:
 def resized(config: VisionConfig, size: int) -> VisionConfig:
     """The same encoder for square images of another size, position embeddings interpolated."""
     if config.vit is None:
-        changed = replace(config, height=size, width=size)
-        positions, features, _ = encoder_shape(changed)
-        return replace(changed, positions=positions, features=features)
+        return measured(replace(config, height=size, width=size))
     patch = config.vit.patch
     if size < patch:
         raise Blip2rtError(f"the image size is {size}, less than a patch of {patch}")

@@ -6,7 +6,7 @@ The paper's vision transformers, any timm model with `forward_features`, or a Hu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -135,6 +135,12 @@ def encoder_shape(config: VisionConfig) -> tuple[int, int, int]:
             size = f"{config.height} x {config.width}"
             raise Blip2rtError(f"{config.source} cannot read {size} pixels: {reason}") from error
     return features.shape[1], features.shape[2], sum(p.numel() for p in body.parameters())
+
+
+def measured(config: VisionConfig) -> VisionConfig:
+    """With positions and features as the encoder has them at the config's size. Raises Blip2rtError."""
+    positions, features, _ = encoder_shape(config)
+    return replace(config, positions=positions, features=features)
 
 
 def _without_weights(config: VisionConfig) -> nn.Module:
