@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from blip2rt.modeling.blip2 import Blip2Config
 from train import average
 
 
-def checkpoint(folder: Path, config: str = "{}", **tensors: torch.Tensor) -> str:
+def checkpoint(folder: Path, qformer_bits: int | None = None, **tensors: torch.Tensor) -> str:
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(config)
+    (folder / "config.json").write_text(json.dumps(Blip2Config(qformer_bits=qformer_bits).to_json()))
     return str(folder)
 
 
@@ -26,7 +28,7 @@ def test_mean_of_every_tensor(tmp_path: Path) -> None:
     weighted, alike = (load_file(tmp_path / name / "model.safetensors")["w"] for name in "de")
     torch.testing.assert_close(weighted, 0.3 * tensors["a"] + 0.7 * tensors["b"])
     torch.testing.assert_close(alike, sum(tensors.values()) / 3)
-    assert (tmp_path / "e" / "config.json").read_text() == "{}"
+    assert (tmp_path / "e" / "config.json").read_text() == (tmp_path / "a" / "config.json").read_text()
 
 
 @pytest.mark.parametrize("weights", [["1.5"], ["1", "-1"], ["0", "0"], ["1", "2", "3"], ["nan", "1"]])
@@ -47,6 +49,14 @@ def test_other_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_other_rounding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rounded and exact weights part in a training against int4, and their mean is neither."""
     exact = checkpoint(tmp_path / "a", w=torch.zeros(1))
-    rounded = checkpoint(tmp_path / "b", '{"qformer_bits": 4}', w=torch.zeros(1))
+    rounded = checkpoint(tmp_path / "b", qformer_bits=4, w=torch.zeros(1))
     assert average.main([exact, rounded, "--out", str(tmp_path / "c")]) == 2
     assert "qformer_bits is None in" in capsys.readouterr().err and not (tmp_path / "c").exists()
+
+
+def test_a_damaged_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = checkpoint(tmp_path / "a", w=torch.zeros(1)), checkpoint(tmp_path / "b", w=torch.zeros(1))
+    Path(second, "config.json").write_text('{"stage": 2')
+    assert average.main([first, second, "--out", str(tmp_path / "c")]) == 2
+    [error] = capsys.readouterr().err.splitlines()
+    assert f"{second}: its config.json is damaged" in error and not (tmp_path / "c").exists()

@@ -7,18 +7,17 @@ that are better on unseen images than each (Izmailov et al. 2018; Wortsman et al
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
 from blip2rt.errors import Blip2rtError, OptionError
-from blip2rt.modeling.checkpoints import CONFIG, WEIGHTS, locate
+from blip2rt.modeling.checkpoints import CONFIG, WEIGHTS, locate, read_config
 
 from .cli import run_main
 
-_ALIKE = ("stage", "qformer_bits", "qformer_block")  # of configs, beyond the shapes of tensors
+_ALIKE = ("stage", "qformer_bits", "qformer_block")  # fields of Blip2Config, beyond the shapes of tensors
 
 
 def average(sources: Sequence[str], weights: Sequence[float] | None, out: Path) -> Path:
@@ -33,9 +32,9 @@ def average(sources: Sequence[str], weights: Sequence[float] | None, out: Path) 
     for source, folder in zip(sources, folders, strict=True):
         if not (folder / WEIGHTS).is_file():
             raise OptionError(f"{source} holds no {WEIGHTS}: give checkpoints of this project")
-    configs = [json.loads((folder / CONFIG).read_text()) for folder in folders]
+    configs = [read_config(source) for source in sources]
     for field in _ALIKE:
-        values = [config.get(field) for config in configs]
+        values = [getattr(config, field) for config in configs]
         for source, value in zip(sources, values, strict=True):
             if value != values[0]:
                 raise OptionError(f"{field} is {values[0]} in {sources[0]} and {value} in {source}: "
