@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from blip2rt.errors import Blip2rtError
-from blip2rt.modeling.blip2 import Blip2
+from blip2rt.modeling.blip2 import Trained
 from blip2rt.modeling.checkpoints import list_checkpoints, load_weights, save_model
 
 from .parallel import here, like
@@ -31,7 +31,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 def save(
     out: Path,
     step: int,
-    model: Blip2,
+    model: Trained,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     settings: Any,
@@ -77,13 +77,13 @@ def _sync(folder: Path) -> None:
             os.fsync(descriptor)
 
 
-def resume_weights(out: Path, model: Blip2) -> None:
+def resume_weights(out: Path, model: Trained) -> None:
     """Load the newest checkpoint's weights, if there is one in `out`, into a model that is not yet sharded."""
     for newest in list_checkpoints(out)[-1:]:
         load_weights(model, newest)
 
 
-def resume(out: Path, model: Blip2, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> int:
+def resume(out: Path, model: Trained, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> int:
     """Load all but the weights of the newest checkpoint in `out`, if any; returns the step to go on from."""
     found = list_checkpoints(out)
     if not found:
@@ -114,5 +114,5 @@ def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
     found: dict[str, torch.Tensor] = {}
     for key in ("step", *MOMENTS):
         values = {names[cast(nn.Parameter, p)]: state[key] for p, state in optimizer.state.items() if key in state}
-        found |= {f"{name}|{key}": value for name, value in here().collect(values).items()}
+        found |= {f"{name}|{key}": value.contiguous() for name, value in here().collect(values).items()}
     return found

@@ -90,7 +90,7 @@ def draw_views(views: int, count: int, seed: tuple[int, int]) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, views, count)
 
 
-def _key(paths: list[Path], config: VisionConfig) -> str:
+def cache_key(paths: list[Path], config: VisionConfig) -> str:
     text = json.dumps([config.__dict__, [[path.name, path.stat().st_size] for path in paths]], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -99,7 +99,7 @@ def cached_features(paths: list[Path], config: VisionConfig, folder: str | Path,
     """One memory-mapped (images, N, C) float16 array a view; views that are not in `folder` are computed first."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    key = _key(paths, config)
+    key = cache_key(paths, config)
     files = [folder / f"{key}-view{view}.npy" for view in range(views)]
     missing = [view for view, file in enumerate(files) if not file.exists()]
     if missing:

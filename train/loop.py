@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from blip2rt.errors import Blip2rtError
-from blip2rt.modeling.blip2 import Blip2
+from blip2rt.modeling.blip2 import Trained
 from blip2rt.modeling.checkpoints import list_checkpoints
 from blip2rt.modeling.vision import layer_numbers, longest_list
 
@@ -101,7 +101,7 @@ class Trainer:
     """Runs steps until `settings.steps`, from the newest checkpoint in `settings.out` if there is one; `prepare` comes
     before anything else."""
 
-    def __init__(self, model: Blip2, settings: TrainSettings, peaks: dict[str, float] | None = None) -> None:
+    def __init__(self, model: Trained, settings: TrainSettings, peaks: dict[str, float] | None = None) -> None:
         keep_freed_memory()
         self.model, self.settings = model, settings
         self.parallel = here()

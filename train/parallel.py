@@ -196,11 +196,12 @@ def leave() -> None:
 
 
 def like(parameter: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Whole values as the parameter has its own: on its device, and of a sharded one this process' part."""
-    values = values.to(parameter.device)
+    """Whole values as the parameter has its own: on its device, in its memory format, of a sharded one this process'
+    part."""
     if isinstance(parameter, DTensor):
-        return distribute_tensor(values.reshape(parameter.shape), parameter.device_mesh, parameter.placements)
-    return values
+        values = values.to(parameter.device).reshape(parameter.shape)
+        return distribute_tensor(values, parameter.device_mesh, parameter.placements)
+    return torch.empty_like(parameter, dtype=values.dtype).copy_(values)
 
 
 def whole(value: torch.Tensor) -> torch.Tensor:

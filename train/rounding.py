@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from blip2rt.errors import OptionError
-from blip2rt.modeling.blip2 import Blip2, Blip2Config
+from blip2rt.modeling.blip2 import Blip2Config, Trained
 from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise
 
 from .settings import TrainSettings
@@ -36,7 +36,7 @@ class Rounding:
     whoever loads a model rounds them (checkpoints.load_model), a resumed training does not.
     """
 
-    def __init__(self, model: Blip2) -> None:
+    def __init__(self, model: Trained) -> None:
         bits = self.bits = model.config.qformer_bits
         self.block = model.config.qformer_block
         found = (

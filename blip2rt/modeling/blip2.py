@@ -64,12 +64,29 @@ class Blip2Config:
         )
 
 
-class Blip2(nn.Module):
+class Trained(nn.Module):
+    """What a training changes and a checkpoint holds, described by a config."""
+
+    def __init__(self, config: Blip2Config) -> None:
+        super().__init__()
+        self.config = config
+
+    def trained_state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds: everything but the frozen parts."""
+
+        def held(name: str) -> bool:
+            if name.startswith("vision."):
+                return self.config.vision_trained
+            return not name.startswith("llm.") or is_adapter(name)
+
+        return {name: tensor for name, tensor in self.state_dict().items() if held(name)}
+
+
+class Blip2(Trained):
     """Frozen parts are loaded on demand: `vision` and `llm` may be None where features or losses do not need them."""
 
     def __init__(self, config: Blip2Config, *, vision: bool = True, llm: bool = True) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         width = config.qformer.hidden_size
         self.vision = VisionEncoder(config.vision) if vision else None
         self.vision_norm = nn.LayerNorm(config.vision.features, eps=config.vision_norm_eps)
@@ -144,13 +161,3 @@ class Blip2(nn.Module):
     ) -> torch.Tensor:
         """Does the text describe the image: (B, 2), column 1 is yes; the mean over queries."""
         return self.itm_head(self.qformer.encode_pair(token_ids, text_mask, self.vision_kv(vision_features))).mean(1)
-
-    def trained_state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint holds: everything but the frozen parts."""
-
-        def held(name: str) -> bool:
-            if name.startswith("vision."):
-                return self.config.vision_trained
-            return not name.startswith("llm.") or is_adapter(name)
-
-        return {name: tensor for name, tensor in self.state_dict().items() if held(name)}

@@ -20,7 +20,7 @@ from blip2rt.errors import Blip2rtError
 
 from . import hugging_face, lavis, streaming
 from .adapters import is_adapter
-from .blip2 import Blip2, Blip2Config
+from .blip2 import Blip2, Blip2Config, Trained
 from .llm import load_llm, load_tokenizer
 from .names import hugging_face_name
 from .qformer import load_bert
@@ -58,7 +58,7 @@ def _at(config: Blip2Config, folder: Path) -> Blip2Config:
     return replace(config, vision=vision, llm=llm)
 
 
-def save_model(model: Blip2, folder: str | Path, trained: dict[str, torch.Tensor] | None = None) -> None:
+def save_model(model: Trained, folder: str | Path, trained: dict[str, torch.Tensor] | None = None) -> None:
     """Write config and trained tensors into an existing folder; `trained`: these, where the model has parts of them."""
     trained = model.trained_state() if trained is None else trained
     save_file({k: v.contiguous() for k, v in trained.items()}, Path(folder) / WEIGHTS)
@@ -158,7 +158,7 @@ def _grid(positions: int) -> tuple[int, int]:
     return side, positions - side**2
 
 
-def load_weights(model: Blip2, folder: str | Path) -> None:
+def load_weights(model: Trained, folder: str | Path) -> None:
     """Trained tensors of a checkpoint folder of ours into a model of the same config."""
     source = str(folder)
     try:

@@ -1,0 +1,288 @@
+"""A small image encoder learns to see as a larger one: `python -m train.distill --recipe recipes/nano/encoder.yaml`.
+
+For bundles that the larger one does not fit. At every position the small encoder's features are led to the teacher's
+there, and their mean to what the teacher says of the whole image; both see the same view, mixtures of two images among
+them (Beyer et al. 2022). The trainings that follow name its checkpoint as vision_weights. Knows images and encoders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+from blip2rt.errors import Blip2rtError, OptionError
+from blip2rt.modeling.blip2 import Blip2Config, Trained
+from blip2rt.modeling.sources import fetch
+from blip2rt.modeling.vision import VisionConfig, VisionEncoder, freeze, layer_numbers
+
+from .cli import run_main
+from .features import cache_key, to_pixels
+from .feed import bad_samples
+from .loop import Losses, Trainer, autocast_dtype, vision_peaks
+from .parallel import here
+from .readers import read_data
+from .settings import TrainSettings, option, parse, vision_config
+
+_BATCH = 16
+_KNOWN = 1000  # images whose targets say what is common to all
+_SHARPNESS = 20.0  # of the likeness between images, in which cosines become shares
+
+
+@dataclass(frozen=True)
+class DistillSettings(TrainSettings):
+    teacher: str = option("", "the larger encoder: a folder or hub id of transformers' CLIP, SigLIP, DINOv2 or ViT")
+    teacher_size: int = option(224, "height and width of the pixels that it reads")
+    teacher_mean: tuple[float, ...] = option((0.48145466, 0.4578275, 0.40821073), "per-channel mean of these pixels")
+    teacher_std: tuple[float, ...] = option((0.26862954, 0.26130258, 0.27577711), "and their standard deviation")
+    frozen_layers: int = option(0, "so many layers of the small encoder, and what is before them, stay as they are")
+    head_lr: float = option(2e-3, "peak learning rate of the maps from its features to the teacher's")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the loss of one micro-batch is computed of."""
+
+    pixels: torch.Tensor  # (b, 3, h, w)
+    positions: torch.Tensor  # (b, N, C) of the teacher
+    image: torch.Tensor  # (b, E) of the teacher
+
+
+class Student(Trained):
+    """The small encoder, and maps from its features to the teacher's, which nobody needs afterwards."""
+
+    def __init__(self, config: Blip2Config, widths: tuple[int, int]) -> None:
+        super().__init__(config)
+        self.vision = VisionEncoder(config.vision).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.positions_head = nn.Linear(config.vision.features, widths[0])
+        self.image_head = nn.Linear(config.vision.features, widths[1])
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(b, 3, h, w) -> what the teacher may say of each position, (b, N, C), and of the image, (b, E)."""
+        features = self.vision(pixels)
+        return self.positions_head(features), self.image_head(features.mean(1))
+
+
+class Teacher(nn.Module):
+    """A vision transformer behind one signature: its last but one layer's positions, and its word on the image."""
+
+    def __init__(self, source: str) -> None:
+        import transformers
+
+        super().__init__()
+        try:
+            config = transformers.AutoConfig.from_pretrained(fetch(source))
+            kind = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
+            model = kind.from_pretrained(fetch(source))
+        except (OSError, ValueError) as error:
+            raise Blip2rtError(f"teacher {source} cannot be loaded: {str(error).splitlines()[0]}") from error
+        self.model = freeze(getattr(model, "vision_model", model) if hasattr(model, "text_model") else model)
+
+    def forward(self, pixels: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(b, 3, h, w) -> (b, side * side, C), averaged over its own grid, and (b, E)."""
+        output = self.model(pixel_values=pixels, output_hidden_states=True)
+        features = output.hidden_states[-2].float()
+        own = math.isqrt(features.shape[1])
+        grid = features[:, features.shape[1] - own**2 :].transpose(1, 2).unflatten(2, (own, own))
+        image = getattr(output, "image_embeds", None)
+        summary = output.pooler_output if image is None else image
+        return F.interpolate(grid, (side, side), mode="area").flatten(2).transpose(1, 2), summary.float()
+
+
+def mixed_view(paths: list[Path], view: int, index: int) -> Image.Image:
+    """View 0 is the image, the others are random crops of it. Of every second view all, and a quarter of the rest, are
+    mixed with a crop of another image: laid over each other, or side by side."""
+    image = _read(paths[index])
+    if view == 0:
+        return image
+    rng = np.random.default_rng(view * len(paths) + index)
+    first = _crop(image, rng)
+    if view % 2 and rng.random() >= 0.25:
+        return first
+    second = _crop(_read(paths[int(rng.integers(len(paths)))]).resize(image.size), rng)
+    share = rng.uniform(0.2, 0.8)
+    if rng.random() < 0.5:
+        return Image.blend(second, first, share)
+    beside = rng.random() < 0.5
+    left, top = (int(share * image.width), 0) if beside else (0, int(share * image.height))
+    first.paste(second.crop((left, top, *image.size)), (left, top))
+    return first
+
+
+def _read(path: Path) -> Image.Image:
+    with Image.open(path) as file:
+        return file.convert("RGB")
+
+
+def _crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """0.4 of the area or more, at the size of the whole, mirrored or not."""
+    area, ratio = rng.uniform(0.4, 1.0), np.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+    width = min(image.width, max(1, round((area * ratio * image.width * image.height) ** 0.5)))
+    height = min(image.height, max(1, round((area / ratio * image.width * image.height) ** 0.5)))
+    left, top = int(rng.integers(image.width - width + 1)), int(rng.integers(image.height - height + 1))
+    cropped = image.resize(image.size, Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
+    return cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else cropped
+
+
+class Targets:
+    """What the teacher says of every view of the images, computed once: memory-mapped, view after view."""
+
+    def __init__(self, paths: list[Path], settings: DistillSettings, side: int, views: int) -> None:
+        self.paths = paths
+        size, (m, s) = settings.teacher_size, (settings.teacher_mean, settings.teacher_std)
+        config = VisionConfig(f"hf:{settings.teacher}", height=size, width=size, positions=side * side,
+                              mean=(m[0], m[1], m[2]), std=(s[0], s[1], s[2]))  # fmt: skip
+        folder = Path(settings.features)
+        folder.mkdir(parents=True, exist_ok=True)
+        key = hashlib.sha256(f"distill {cache_key(paths, config)}".encode()).hexdigest()[:16]
+        stems = [folder / f"{key}-view{view}" for view in range(views)]
+        missing = [view for view, stem in enumerate(stems) if not _image_file(stem).is_file()]
+        if missing and here().main:
+            self._compute(Teacher(settings.teacher), config, side, {view: stems[view] for view in missing})
+        here().wait()
+        self.positions = [np.load(_positions_file(stem), mmap_mode="r") for stem in stems]
+        self.image = [np.load(_image_file(stem), mmap_mode="r") for stem in stems]
+
+    def rows(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of rows view * images + index: (b, N, C) and (b, E), float32."""
+        where = [divmod(int(row), len(self.paths)) for row in rows]
+        of = ((array[v][i] for v, i in where) for array in (self.positions, self.image))
+        positions, image = (torch.from_numpy(np.stack(list(found))).float() for found in of)
+        return positions, image
+
+    @torch.no_grad()
+    def _compute(self, teacher: Teacher, config: VisionConfig, side: int, stems: dict[int, Path]) -> None:
+        device, dtype = here().device, autocast_dtype("auto")
+        teacher.to(device, dtype)
+        count = len(self.paths)
+        for view, stem in stems.items():
+            positions, image = [], []
+            for start in tqdm(range(0, count, _BATCH), desc=f"teacher, view {view}", unit="batch"):
+                some = range(start, min(start + _BATCH, count))
+                pixels = torch.stack([to_pixels(mixed_view(self.paths, view, index), config) for index in some])
+                found = teacher(pixels.to(device, dtype), side)
+                positions.append(found[0].half().cpu().numpy())
+                image.append(found[1].half().cpu().numpy())
+            np.save(_positions_file(stem), np.concatenate(positions))
+            partial = stem.with_suffix(".partial.npy")
+            np.save(partial, np.concatenate(image))
+            partial.rename(_image_file(stem))  # the last of the two: then both are whole
+
+
+def _positions_file(stem: Path) -> Path:
+    return stem.with_name(f"{stem.name}-positions.npy")
+
+
+def _image_file(stem: Path) -> Path:
+    return stem.with_name(f"{stem.name}-image.npy")
+
+
+class Distill:
+    """Encoders, data and the loss of one step."""
+
+    def __init__(self, settings: DistillSettings) -> None:
+        self.settings = settings
+        config = model_config(settings)
+        self.side = math.isqrt(config.vision.positions)
+        data = read_data(settings.train_table, settings.images, bad_samples(settings))
+        self.targets = Targets(data.paths, settings, self.side, settings.views)
+        known, image = self.targets.rows(np.arange(min(_KNOWN, len(data.paths))))
+        self.mean, self.std = known.mean((0, 1)), known.std((0, 1)) + 1e-4
+        self.common = F.normalize(image, dim=-1).mean(0)
+        torch.manual_seed(settings.seed)
+        self.model = Student(config, (known.shape[-1], image.shape[-1]))
+        self.model.vision.unfreeze()
+        for name, number in layer_numbers(self.model.vision).items():
+            if settings.frozen_layers and number <= settings.frozen_layers:
+                self.model.vision.get_parameter(name).requires_grad_(False)
+        peaks = vision_peaks(self.model.vision, settings) | dict.fromkeys(_HEADS, settings.head_lr)
+        self.trainer = Trainer(self.model, settings, peaks)
+        self.trainer.prepare([self.model.vision], frozen=[])
+        self.dev = None
+        if settings.dev_table:
+            unseen = read_data(settings.dev_table, settings.images, bad_samples(settings))
+            self.dev = Targets(unseen.paths, settings, self.side, 1)
+
+    def run(self) -> Path:
+        return self.trainer.run(self._batches(), self._loss, self._evaluate if self.dev else None)
+
+    def _batches(self) -> Iterator[tuple[int, list[Seen]]]:
+        settings = self.settings
+        total = settings.views * len(self.targets.paths)
+        for step in range(self.trainer.step, settings.steps):
+            rng = np.random.default_rng((settings.seed, step))
+            rows = rng.choice(total, settings.batch_size, replace=total < settings.batch_size)
+            mirrored = rng.random(settings.batch_size) < 0.5
+            pairs = here().share(list(zip(rows, mirrored, strict=True)))
+            each = len(pairs) // settings.accumulate
+            parts = (pairs[i : i + each] for i in range(0, len(pairs), each))
+            yield step, [self._seen(self.targets, *map(np.asarray, zip(*part, strict=True))) for part in parts]
+
+    def _seen(self, targets: Targets, rows: np.ndarray, mirrored: np.ndarray) -> Seen:
+        config, device = self.model.config.vision, self.trainer.device
+        where = [divmod(int(row), len(targets.paths)) for row in rows]
+        pixels = torch.stack([to_pixels(mixed_view(targets.paths, v, i), config) for v, i in where])
+        positions, image = targets.rows(rows)
+        flip = torch.from_numpy(mirrored)
+        pixels[flip] = pixels[flip].flip(3)
+        grid = positions.unflatten(1, (self.side, self.side))
+        grid[flip] = grid[flip].flip(2)
+        # A few dimensions of a transformer are far from the others in a few positions.
+        positions = ((grid.flatten(1, 2) - self.mean) / self.std).clamp(-8, 8)
+        image = F.normalize(F.normalize(image, dim=-1) - self.common, dim=-1)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        return Seen(pixels.to(device), positions.to(device), image.to(device))
+
+    def _loss(self, seen: Seen) -> Losses:
+        positions, image = self.model(seen.pixels)
+        image = F.normalize(image.float(), dim=-1)
+        apart = F.mse_loss(positions.float(), seen.positions)
+        angle = 1 - (image * seen.image).sum(-1).mean()
+        alike, wanted = (_SHARPNESS * vectors @ seen.image.T for vectors in (image, seen.image))
+        likeness = F.kl_div(alike.log_softmax(-1), wanted.softmax(-1), reduction="batchmean")
+        return {"loss": apart + 2 * angle + likeness, "positions": apart, "image": angle, "likeness": likeness}
+
+    def _evaluate(self) -> dict[str, float]:
+        """The same of unseen images, without likeness."""
+        assert self.dev is not None
+        count = len(self.dev.paths)
+        sums = {"positions": 0.0, "image": 0.0}
+        for start in range(0, count, _BATCH):
+            rows = np.arange(start, min(start + _BATCH, count))
+            losses = self._loss(self._seen(self.dev, rows, np.zeros(len(rows), bool)))
+            sums = {name: value + float(losses[name]) * len(rows) for name, value in sums.items()}
+        return {name: value / count for name, value in sums.items()}
+
+
+_HEADS = ("positions_head", "image_head")
+
+
+def model_config(settings: DistillSettings) -> Blip2Config:
+    """The small encoder that the settings name, of whose checkpoint the weights will be. Raises OptionError."""
+    if not settings.teacher:
+        raise OptionError("missing: teacher; give it in the recipe or as --teacher VALUE")
+    vision = vision_config(settings)
+    if math.isqrt(vision.positions) ** 2 != vision.positions:
+        raise OptionError(f"vision_source {settings.vision_source} has {vision.positions} positions, not a square grid")
+    return Blip2Config(vision=vision, vision_trained=True, sources=settings.sources)
+
+
+def main(argv: list[str] | None = None) -> int:
+    def work() -> Any:
+        return Distill(parse(DistillSettings, argv, __doc__ or "")).run()
+
+    return run_main(lambda: print(work()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
