@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import checkpoints
 from blip2rt.modeling.blip2 import Blip2Config
-from blip2rt.modeling.hugging_face import resized
 from blip2rt.modeling.lavis import NO_PARTS, Parts
+from blip2rt.modeling.vision import resized
 
 from . import vision
 from .targets import ORT, Target

@@ -16,7 +16,7 @@ from blip2rt.errors import Blip2rtError
 from .blip2 import Blip2Config
 from .llm import LlmConfig, load_tokenizer, text_config
 from .qformer import QFormerConfig
-from .vision import VisionConfig, measured
+from .vision import VisionConfig, resized
 from .vit import ACTIVATIONS, VitConfig
 
 MODEL_TYPE = "blip-2"
@@ -114,16 +114,6 @@ def _vision(vision: dict[str, Any], folder: Path) -> VisionConfig:
         source="vit", weights=str(folder), height=size, width=size, mean=_MEAN, std=_STD, features=vit.width, vit=vit
     )
     return with_preprocessing(resized(config, size), folder)
-
-
-def resized(config: VisionConfig, size: int) -> VisionConfig:
-    """The same encoder for square images of another size, position embeddings interpolated."""
-    if config.vit is None:
-        return measured(replace(config, height=size, width=size))
-    patch = config.vit.patch
-    if size < patch:
-        raise Blip2rtError(f"the image size is {size}, less than a patch of {patch}")
-    return replace(config, height=size, width=size, positions=1 + (size // patch) ** 2)
 
 
 def with_preprocessing(config: VisionConfig, folder: Path) -> VisionConfig:

@@ -14,11 +14,11 @@ from pathlib import Path
 from blip2rt.errors import Blip2rtError
 
 from .blip2 import Blip2Config
-from .hugging_face import hugging_face_llm, resized
+from .hugging_face import hugging_face_llm
 from .llm import LlmConfig, text_config
 from .names import lavis_name
 from .qformer import QFormerConfig
-from .vision import VisionConfig, vit_style
+from .vision import VisionConfig, resized, vit_style
 from .vit import VitConfig
 from .weights import Reader, Weights
 

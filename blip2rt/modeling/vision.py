@@ -143,6 +143,16 @@ def measured(config: VisionConfig) -> VisionConfig:
     return replace(config, positions=positions, features=features)
 
 
+def resized(config: VisionConfig, size: int) -> VisionConfig:
+    """The same encoder for square images of another size, position embeddings interpolated."""
+    if config.vit is None:
+        return measured(replace(config, height=size, width=size))
+    patch = config.vit.patch
+    if size < patch:
+        raise Blip2rtError(f"the image size is {size}, less than a patch of {patch}")
+    return replace(config, height=size, width=size, positions=1 + (size // patch) ** 2)
+
+
 def _without_weights(config: VisionConfig) -> nn.Module:
     kind, _, name = config.source.partition(":")
     if kind == "timm":
