@@ -13,7 +13,7 @@ import transformers
 import yaml
 
 from blip2rt.modeling.checkpoints import CONFIG
-from train import stage1, stage2
+from train import distill, stage1, stage2
 from train.dry_run import count_parameters, memory, rates, trained
 from train.settings import parse, vision_config
 
@@ -161,7 +161,8 @@ def test_finetunes_train_what_the_paper_says(geometries: Path, name: str) -> Non
 @pytest.mark.parametrize("path", sorted((RECIPES / "nano").glob("*.yaml")), ids=lambda path: path.stem)
 def test_nanos_encoder_is_as_large_as_it_was(path: Path) -> None:
     fields = yaml.safe_load(path.read_text())
-    cls = stage1.Stage1Settings if "head_lr" in fields else stage2.Stage2Settings
+    stage = stage1.Stage1Settings if "head_lr" in fields else stage2.Stage2Settings
+    cls = distill.DistillSettings if "teacher" in fields else stage
     vision = vision_config(parse(cls, ["--recipe", str(path)], ""))
     assert (vision.positions, vision.features, vision.source) == (81, 1280, "timm:tf_efficientnet_lite2")
 
