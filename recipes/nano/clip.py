@@ -9,7 +9,7 @@ The package holds its image tower as an ONNX file with int8 weights, a scale a c
 
 from __future__ import annotations
 
-import sys
+import argparse
 
 import numpy as np
 import onnx
@@ -46,7 +46,9 @@ def read_weights(graph: onnx.GraphProto) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    [out] = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", help="folder to write")
+    out = parser.parse_args().out
     model = CLIPVisionModelWithProjection(CLIPVisionConfig(**CONFIG))
     model.load_state_dict(read_weights(onnx.load(resolve(SOURCE)).graph))
     model.save_pretrained(out)
