@@ -265,10 +265,14 @@ class Distill:
 
 
 _HEADS = ("positions_head", "image_head")
+_OF_STAGES = ("start", "train_data", "dry_run", "qformer_bits")
 
 
 def model_config(settings: DistillSettings) -> Blip2Config:
     """The small encoder that the settings name, of whose checkpoint the weights will be. Raises OptionError."""
+    strange = [name for name in _OF_STAGES if name in settings.given]
+    if strange:
+        raise OptionError(f"{', '.join(strange)}: of stage 1 and 2 alone; a distillation goes on from vision_weights")
     if not settings.teacher:
         raise OptionError("missing: teacher; give it in the recipe or as --teacher VALUE")
     vision = vision_config(settings)
