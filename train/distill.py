@@ -33,6 +33,7 @@ from .loop import Losses, Trainer, autocast_dtype, vision_peaks
 from .parallel import here
 from .readers import read_data
 from .settings import TrainSettings, option, parse, vision_config
+from .transforms import read_image
 
 _BATCH = 16
 _KNOWN = 1000  # images whose targets say what is common to all
@@ -102,14 +103,14 @@ class Teacher(nn.Module):
 def mixed_view(paths: list[Path], view: int, index: int) -> Image.Image:
     """View 0 is the image, the others are random crops of it. Of every second view all, and a quarter of the rest, are
     mixed with a crop of another image: laid over each other, or side by side."""
-    image = _read(paths[index])
+    image = read_image(paths[index])
     if view == 0:
         return image
     rng = np.random.default_rng(view * len(paths) + index)
     first = _crop(image, rng)
     if view % 2 and rng.random() >= 0.25:
         return first
-    second = _crop(_read(paths[int(rng.integers(len(paths)))]).resize(image.size), rng)
+    second = _crop(read_image(paths[int(rng.integers(len(paths)))]).resize(image.size), rng)
     share = rng.uniform(0.2, 0.8)
     if rng.random() < 0.5:
         return Image.blend(second, first, share)
@@ -117,11 +118,6 @@ def mixed_view(paths: list[Path], view: int, index: int) -> Image.Image:
     left, top = (int(share * image.width), 0) if beside else (0, int(share * image.height))
     first.paste(second.crop((left, top, *image.size)), (left, top))
     return first
-
-
-def _read(path: Path) -> Image.Image:
-    with Image.open(path) as file:
-        return file.convert("RGB")
 
 
 def _crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -153,9 +149,13 @@ class Targets:
         self.positions = [np.load(_positions_file(stem), mmap_mode="r") for stem in stems]
         self.image = [np.load(_image_file(stem), mmap_mode="r") for stem in stems]
 
+    def where(self, rows: np.ndarray) -> list[tuple[int, int]]:
+        """The view and the index of rows view * images + index."""
+        return [divmod(int(row), len(self.paths)) for row in rows]
+
     def rows(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of rows view * images + index: (b, N, C) and (b, E), float32."""
-        where = [divmod(int(row), len(self.paths)) for row in rows]
+        """What it says of such rows: (b, N, C) and (b, E), float32."""
+        where = self.where(rows)
         of = ((array[v][i] for v, i in where) for array in (self.positions, self.image))
         positions, image = (torch.from_numpy(np.stack(list(found))).float() for found in of)
         return positions, image
@@ -230,8 +230,8 @@ class Distill:
 
     def _seen(self, targets: Targets, rows: np.ndarray, mirrored: np.ndarray) -> Seen:
         config, device = self.model.config.vision, self.trainer.device
-        where = [divmod(int(row), len(targets.paths)) for row in rows]
-        pixels = torch.stack([to_pixels(mixed_view(targets.paths, v, i), config) for v, i in where])
+        views = (mixed_view(targets.paths, view, index) for view, index in targets.where(rows))
+        pixels = torch.stack([to_pixels(image, config) for image in views])
         positions, image = targets.rows(rows)
         flip = torch.from_numpy(mirrored)
         pixels[flip] = pixels[flip].flip(3)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
 
 from .settings import TrainSettings
+from .transforms import read_image
 
 _BATCH = 16
 
@@ -34,9 +35,7 @@ class _Views(TorchDataset[torch.Tensor]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        with Image.open(self.paths[index]) as file:
-            image = file.convert("RGB")
-        return to_pixels(augment(image, self.view, index), self.config)
+        return to_pixels(augment(read_image(self.paths[index]), self.view, index), self.config)
 
 
 def augment(image: Image.Image, view: int, index: int) -> Image.Image:

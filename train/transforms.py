@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -16,9 +17,9 @@ from blip2rt.modeling.vision import VisionConfig
 Transform = Callable[[Image.Image], torch.Tensor]
 
 
-def read_image(data: bytes) -> Image.Image:
-    """RGB. Raises OSError, ValueError or SyntaxError for files that are none."""
-    with Image.open(io.BytesIO(data)) as file:
+def read_image(source: bytes | Path) -> Image.Image:
+    """RGB, of a file or its bytes. Raises OSError, ValueError or SyntaxError for files that are none."""
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
         return file.convert("RGB")
 
 
