@@ -105,6 +105,7 @@ def test_a_training_sees_by_it(settings: list[str], tmp_path: Path) -> None:
         (["--teacher", "nowhere"], ["nowhere"]),
         (["--dry-run", "--start", "x"], ["start, dry_run", "vision_weights"]),
         (["--teacher", "{images}"], ["teacher", "cannot be loaded"]),
+        (["--vision_weights", "nowhere.pth"], ["vision weights 'nowhere.pth'", "cannot be read"]),
         (["--vision_source", "timm:test_vit", "--vision_size", "160", "--vision_positions", "0"], ["test_vit", "101"]),
     ],
 )

@@ -92,12 +92,17 @@ class Teacher(nn.Module):
     def forward(self, pixels: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(b, 3, h, w) -> (b, side * side, C), averaged over its own grid, and (b, E)."""
         output = self.model(pixel_values=pixels, output_hidden_states=True)
-        features = output.hidden_states[-2].float()
+        states = getattr(output, "hidden_states", None)
+        image = getattr(output, "image_embeds", getattr(output, "pooler_output", None))
+        if states is None or image is None:
+            kind = type(self.model).__name__
+            raise Blip2rtError(
+                f"the teacher, a {kind}, says nothing of the image: give CLIP, SigLIP, DINOv2 or ViTModel"
+            )
+        features = states[-2].float()
         own = math.isqrt(features.shape[1])
         grid = features[:, features.shape[1] - own**2 :].transpose(1, 2).unflatten(2, (own, own))
-        image = getattr(output, "image_embeds", None)
-        summary = output.pooler_output if image is None else image
-        return F.interpolate(grid, (side, side), mode="area").flatten(2).transpose(1, 2), summary.float()
+        return F.interpolate(grid, (side, side), mode="area").flatten(2).transpose(1, 2), image.float()
 
 
 def mixed_view(paths: list[Path], view: int, index: int) -> Image.Image:

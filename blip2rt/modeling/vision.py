@@ -6,6 +6,7 @@ The paper's vision transformers, any timm model with `forward_features`, or a Hu
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -205,7 +206,10 @@ def _timm_encoder(name: str, weights: str | None) -> nn.Module:
     model = timm.create_model(name, pretrained=weights == PRETRAINED)
     if weights not in (None, PRETRAINED):
         assert weights is not None
-        state = torch.load(resolve(weights), map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(resolve(weights), map_location="cpu", weights_only=True)
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            raise Blip2rtError(f"vision weights {weights!r} cannot be read: {str(error).splitlines()[0]}") from error
         model.load_state_dict(_match_names(state, model.state_dict(), weights))
     model.reset_classifier(0)  # type: ignore[operator]
     return _TimmBody(model)
