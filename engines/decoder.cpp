@@ -5,6 +5,8 @@
 #include <chrono>
 #include <stdexcept>
 
+#include "own_ops.h"
+
 namespace blip2rt {
 namespace {
 
@@ -19,6 +21,7 @@ Value view_of(std::vector<T>& data, const std::vector<int64_t>& shape, DType dty
 
 Decoder::Decoder(const Generator& generator, int max_rows, int capacity)
     : generator_(generator),
+      shares_(generator.llm().find_input(kCacheRows) != nullptr),
       shape_(generator.shape()),
       cache_({shape_.layers, max_rows, shape_.kv_heads, capacity, shape_.head_dim}, generator.llm().memory()) {
   const auto rows = static_cast<size_t>(max_rows);
@@ -27,6 +30,7 @@ Decoder::Decoder(const Generator& generator, int max_rows, int capacity)
   tokens_.resize(rows);
   last_index_.resize(rows);
   seqlens_.resize(rows);
+  cache_rows_.resize(rows);
   for (int layer = 0; layer < shape_.layers; ++layer) {
     for (const char* part : {"key_", "value_"}) {
       for (const char* time : {"past_", "present_"}) cache_names_.push_back(time + (part + std::to_string(layer)));
@@ -48,6 +52,10 @@ void Decoder::bind_llm(Binding& binding, float* inputs_embeds, int rows, int len
   binding.input("seqlens_k", view_of(seqlens_, {rows}, DType::kInt32));
   binding.input("total_sequence_length", view(&total_length_, sizeof total_length_, {}, DType::kInt32));
   binding.output("logits", view_of(logits_, {rows, shape_.vocab_size}, DType::kFloat32));
+  if (shares_) {
+    const size_t bytes = static_cast<size_t>(rows) * sizeof(CacheRow);
+    binding.input(kCacheRows, view(cache_rows_.data(), bytes, {rows, 4}, DType::kInt32));
+  }
   for (int i = 0; i < shape_.layers * 2; ++i) {
     const Value buffer = cache_.tensor(i / 2, i % 2, rows);
     binding.input(cache_names_[static_cast<size_t>(i) * 2].c_str(), buffer);
@@ -127,12 +135,17 @@ void Decoder::read(const Prefix& prefix, const Prompts& prompts, int past) {
     for (size_t p = 0; p < length; ++p) positions_[i * length + p] = past + static_cast<int64_t>(p);
     last_index_[i] = embeds.lengths[i] - 1;
     seqlens_[i] = past + embeds.lengths[i] - 1;
+    cache_rows_[i] = {static_cast<int32_t>(i), 0, 0, past};
   }
   total_length_ = past + embeds.length;
   Binding binding(generator_.llm());
   bind_llm(binding, embeds.data.data(), embeds.rows, embeds.length);
   binding.run();
   std::fill(last_index_.begin(), last_index_.end(), 0);
+  // Answers begin behind the longest prompt: whatever row a shorter one's answer takes, it overwrites no prompt.
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    cache_rows_[i] = {static_cast<int32_t>(i), past + embeds.lengths[i], past + embeds.length, 0};
+  }
 }
 
 void Decoder::set_rows(int rows) {
@@ -144,9 +157,11 @@ void Decoder::set_rows(int rows) {
   bind_llm(*llm_step_, step_embeds_.data(), rows, 1);
 }
 
-void Decoder::set_position(int row, int position) {
-  positions_[static_cast<size_t>(row)] = position;
-  seqlens_[static_cast<size_t>(row)] = position;
+void Decoder::set_answered(int row, int answered) {
+  CacheRow& where = cache_rows_[static_cast<size_t>(row)];
+  where.before = answered;
+  positions_[static_cast<size_t>(row)] = where.prompt_length + answered;
+  seqlens_[static_cast<size_t>(row)] = where.prompt_length + answered;
 }
 
 void Decoder::step() {
@@ -157,13 +172,25 @@ void Decoder::step() {
   graph_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-void Decoder::copy_row(int from, int to, int length) {
+int Decoder::answer_start(int row) const {
+  const CacheRow& where = cache_rows_[static_cast<size_t>(row)];
+  return shares_ ? where.start : where.prompt_length;
+}
+
+void Decoder::copy_row(int from, int to, int answered) {
   if (from == to) return;
-  cache_.copy_row(from, to, 0, length);
+  const int start = answer_start(from);
+  cache_rows_[static_cast<size_t>(to)] = cache_rows_[static_cast<size_t>(from)];
+  cache_.copy_row(from, to, shares_ ? start : 0, start + answered);
   if (!cross_) return;
   cross_->copy_row(from, to, 0, encoder_length_);
   const auto mask = encoder_mask_.begin();
   std::copy_n(mask + from * encoder_length_, encoder_length_, mask + to * encoder_length_);
+}
+
+void Decoder::copy_answer(int from, int to, int answered) {
+  const int start = answer_start(from);
+  cache_.copy_row(from, to, start, start + answered);
 }
 
 void Decoder::copy_logits(int from, int to) {

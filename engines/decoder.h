@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "attention.h"
 #include "generator.h"
 #include "kv_cache.h"
 #include "session.h"
@@ -44,19 +45,23 @@ class Decoder {
   // Rows of the steps that follow. Binding allocates; call it when the number changes, not every step.
   void set_rows(int rows);
 
-  // Feeds token(row) at position(row) and updates logits() (rows, vocab_size).
+  // Feeds token(row) behind what the row has read and answered, and updates logits() (rows, vocab_size).
   void step();
   int64_t& token(int row) { return tokens_[static_cast<size_t>(row)]; }
-  void set_position(int row, int position);
+  void set_answered(int row, int answered);  // positions behind what the row read
 
-  // Makes row `to` a copy of row `from`: `length` positions of the cache, and what the encoder said. Not the logits.
-  void copy_row(int from, int to, int length);
+  // Makes row `to` a copy of row `from`: what it read, `answered` positions behind that, and what the encoder said. Not
+  // the logits. What was read is copied only where the graph cannot share it.
+  void copy_row(int from, int to, int answered);
+
+  // The answer alone, between rows that have read the same.
+  void copy_answer(int from, int to, int answered);
 
   double graph_seconds() const { return graph_seconds_; }  // spent within the graphs by all steps, not by read
 
   float* logits(int row) { return logits_.data() + static_cast<size_t>(row) * static_cast<size_t>(shape_.vocab_size); }
   void copy_logits(int from, int to);
-  KvCache& cache() { return cache_; }
+  const KvCache& cache() const { return cache_; }
 
  private:
   struct Embeds {
@@ -69,8 +74,10 @@ class Decoder {
   std::vector<float> embed_tokens(const Prompts& prompts) const;
   void bind_llm(Binding& binding, float* inputs_embeds, int rows, int length);
   void bind_cross(Binding& binding, int rows, bool outputs);
+  int answer_start(int row) const;
 
   const Generator& generator_;
+  const bool shares_;  // the graph reads cache_rows: what a row read may lie in another one
   LlmShape shape_;
   KvCache cache_;
   std::unique_ptr<KvCache> cross_;     // of an encoder-decoder: keys and values of what the encoder said
@@ -84,6 +91,7 @@ class Decoder {
   std::vector<int64_t> positions_;        // (rows, S)
   std::vector<int64_t> last_index_;       // (rows)
   std::vector<int32_t> seqlens_;          // (rows), valid positions - 1
+  std::vector<CacheRow> cache_rows_;      // (rows), what each attends to
   int32_t total_length_ = 0;
   int rows_ = 0;
   double graph_seconds_ = 0;

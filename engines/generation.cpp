@@ -110,7 +110,7 @@ void Generation::first_step() {
   steps_ = 0;
   // From one row an image to one row a draw. Backwards, so that no row is overwritten before it is read.
   for (size_t row = active_.size(); row-- > 0;) {
-    decoder_->copy_row(static_cast<int>(active_[row].image), static_cast<int>(row), active_[row].prompt_length);
+    decoder_->copy_row(static_cast<int>(active_[row].image), static_cast<int>(row), 0);
     decoder_->copy_logits(static_cast<int>(active_[row].image), static_cast<int>(row));
   }
   advance(1);
@@ -125,7 +125,7 @@ void Generation::next_step() {
   for (const Active& one : active_) {
     for (int beam = 0; beam < beams; ++beam) {
       decoder_->token(row) = one.search->token(beam);
-      decoder_->set_position(row++, one.prompt_length + steps_);
+      decoder_->set_answered(row++, steps_);
     }
   }
   decoder_->step();
@@ -136,7 +136,7 @@ void Generation::next_step() {
   for (const Active& one : active_) {  // a beam that has taken another's place takes its positions too
     for (int beam = 0; beam < beams; ++beam) {
       const int parent = one.search->parent(beam);
-      decoder_->cache().copy_row(first + parent, first + beam, one.prompt_length, one.prompt_length + steps_);
+      decoder_->copy_answer(first + parent, first + beam, steps_);
     }
     first += beams;
   }
@@ -168,7 +168,7 @@ bool Generation::retire(int rows_each) {
     if (i != last) {
       for (int beam = 0; beam < rows_each; ++beam) {
         const int from = static_cast<int>(last) * rows_each + beam, to = static_cast<int>(i) * rows_each + beam;
-        decoder_->copy_row(from, to, active_[last].prompt_length + steps_);
+        decoder_->copy_row(from, to, steps_);
       }
       active_[i] = std::move(active_[last]);
     }
@@ -182,7 +182,7 @@ void Generation::spread_to_beams() {
   const int beams = options_.num_beams;
   for (int i = static_cast<int>(active_.size()) - 1; i >= 0; --i) {
     for (int beam = beams - 1; beam >= 0; --beam) {
-      decoder_->copy_row(i, i * beams + beam, active_[static_cast<size_t>(i)].prompt_length);
+      decoder_->copy_row(i, i * beams + beam, 0);
     }
   }
 }

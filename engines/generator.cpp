@@ -6,6 +6,7 @@
 #include <string>
 
 #include "generation.h"
+#include "own_ops.h"
 
 namespace blip2rt {
 namespace {
@@ -58,6 +59,7 @@ Generator::Generator(const Session& embed, const Session& llm, const LlmShape& s
   Names outputs = {"logits"}, cross;
   append_layers(inputs, "past_", shape.layers);
   append_layers(outputs, "present_", shape.layers);
+  if (llm.find_input(kCacheRows) != nullptr) inputs.push_back(kCacheRows);
   if (encoder != nullptr) {
     append_layers(cross, "cross_", shape.layers);
     require_ports(*encoder, {"inputs_embeds", "attention_mask"}, cross);

@@ -174,13 +174,13 @@ NB_MODULE(_native, m) {
       .def(
           "__init__",
           [](Session* self, const Runtime&, const std::string& graph_path, int intra_op_threads, bool own_int4,
-             bool own_int8, bool cuda) {
+             bool own_int8, bool own_attention, bool cuda) {
             nb::gil_scoped_release release;
-            new (self) Session(graph_path, intra_op_threads, OwnProducts{own_int4, own_int8},
+            new (self) Session(graph_path, intra_op_threads, OwnOps{own_int4, own_int8, own_attention},
                                cuda ? Device::kCuda : Device::kCpu);
           },
           "runtime"_a, "graph_path"_a, "intra_op_threads"_a = 0, "own_int4"_a = true, "own_int8"_a = false,
-          "cuda"_a = false)
+          "own_attention"_a = true, "cuda"_a = false)
       .def_prop_ro("inputs", [](const Session& self) { return port_tuples(self.inputs()); })
       .def_prop_ro("outputs", [](const Session& self) { return port_tuples(self.outputs()); })
       .def_prop_ro("own_kernels", [](const Session& self) { return self.own_kernels(); })

@@ -1,13 +1,15 @@
 // A walk over an ONNX graph's bytes that puts our operators in place of ONNX Runtime's.
 #include "own_graph.h"
 
+#include <cstring>
 #include <map>
 #include <string_view>
 #include <utility>
 
+#include "attention.h"
 #include "int4_matmul.h"
 #include "int8_matmul.h"
-#include "matmul_op.h"
+#include "own_ops.h"
 #include "protobuf.h"
 
 namespace blip2rt {
@@ -15,7 +17,7 @@ namespace {
 
 // Field numbers of onnx.proto.
 enum Model : uint32_t { kGraph = 7, kOpsetImport = 8 };
-enum Graph : uint32_t { kNode = 1, kInitializer = 5, kGraphOutput = 12 };
+enum Graph : uint32_t { kNode = 1, kInitializer = 5, kGraphInput = 11, kGraphOutput = 12 };
 enum NodeField : uint32_t {
   kNodeInput = 1,
   kNodeOutput = 2,
@@ -24,15 +26,24 @@ enum NodeField : uint32_t {
   kAttribute = 5,
   kNodeDomain = 7
 };
-enum AttributeField : uint32_t { kAttributeName = 1, kAttributeInt = 3, kAttributeGraph = 6, kAttributeGraphs = 11 };
+enum AttributeField : uint32_t {
+  kAttributeName = 1,
+  kAttributeFloat = 2,
+  kAttributeInt = 3,
+  kAttributeGraph = 6,
+  kAttributeGraphs = 11,
+  kAttributeType = 20
+};
 enum Tensor : uint32_t { kDims = 1, kDataType = 2, kTensorName = 8 };
 enum Opset : uint32_t { kOpsetDomain = 1, kOpsetVersion = 2 };
-constexpr uint32_t kValueName = 1;
+enum ValueField : uint32_t { kValueName = 1, kValueType = 2 };
+enum Type : uint32_t { kTensorType = 1, kElementType = 1, kShape = 2, kDimension = 1, kDimValue = 1, kDimName = 2 };
 
 struct Node {
   std::vector<std::string_view> inputs, outputs;
   std::string_view name, op_type, domain, whole;
   std::map<std::string_view, int64_t> numbers;  // attributes
+  std::map<std::string_view, float> floats;
   bool has_graph = false;
 };
 
@@ -50,12 +61,18 @@ Node read_node(std::string_view bytes) {
       case kAttribute: {
         std::string_view name;
         int64_t number = 0;
+        float value = 0;
         for (protobuf::Reader attribute(field.bytes); attribute.next(part);) {
           if (part.number == kAttributeName) name = part.bytes;
           if (part.number == kAttributeInt) number = static_cast<int64_t>(part.value);
+          if (part.number == kAttributeFloat) {
+            const uint32_t bits = static_cast<uint32_t>(part.value);
+            std::memcpy(&value, &bits, sizeof value);
+          }
           if (part.number == kAttributeGraph || part.number == kAttributeGraphs) node.has_graph = true;
         }
         node.numbers[name] = number;
+        node.floats[name] = value;
         break;
       }
       default: break;
@@ -115,23 +132,28 @@ struct Parts {
 };
 
 using Numbers = std::vector<std::pair<std::string_view, uint64_t>>;
+using Factors = std::vector<std::pair<std::string_view, float>>;
+
+// `field` is where a value of `type` stands.
+template <class T>
+void write_attribute(std::string& node, std::string_view name, uint32_t field, uint64_t type, T value) {
+  std::string attribute;
+  protobuf::write(attribute, kAttributeName, name);
+  protobuf::write(attribute, field, value);
+  protobuf::write(attribute, kAttributeType, type);
+  protobuf::write(node, kAttribute, attribute);
+}
 
 std::string own_node(const Node& node, std::string_view type, const std::vector<std::string_view>& inputs,
-                     const Numbers& numbers) {
+                     const Numbers& numbers, const Factors& factors = {}) {
+  constexpr uint64_t kFloat = 1, kInt = 2;
   std::string result;
   for (std::string_view input : inputs) protobuf::write(result, kNodeInput, input);
-  protobuf::write(result, kNodeOutput, node.outputs[0]);
+  for (std::string_view output : node.outputs) protobuf::write(result, kNodeOutput, output);
   protobuf::write(result, kNodeName, node.name);
   protobuf::write(result, kOpType, type);
-  for (const auto& [name, number] : numbers) {
-    constexpr uint32_t kAttributeType = 20;
-    constexpr uint64_t kInt = 2;
-    std::string attribute;
-    protobuf::write(attribute, kAttributeName, name);
-    protobuf::write(attribute, kAttributeInt, number);
-    protobuf::write(attribute, kAttributeType, kInt);
-    protobuf::write(result, kAttribute, attribute);
-  }
+  for (const auto& [name, number] : numbers) write_attribute(result, name, kAttributeInt, kInt, number);
+  for (const auto& [name, factor] : factors) write_attribute(result, name, kAttributeFloat, kFloat, factor);
   protobuf::write(result, kNodeDomain, std::string_view(kOwnDomain));
   return result;
 }
@@ -181,8 +203,86 @@ std::string own_int8(const Node& node, const Parts& parts) {
   return own_node(node, kMatMulInt8, inputs, {{"N", n}, {"K", k}, {"bias", inputs.size() > kZeroPoints}});
 }
 
+// Ours for a GroupQueryAttention; empty where it asks for what ours cannot do.
+std::string own_attention(const Node& node) {
+  enum Input : size_t {
+    kQuery,
+    kKey,
+    kValue,
+    kPastKey,
+    kPastValue,
+    kLengths,
+    kTotal,
+    kCos,
+    kSin,
+    kPositions,
+    kBias,
+    kInputs
+  };
+  constexpr size_t kOutputs = 3;
+  const auto is_ours = [](std::string_view name) {
+    for (const char* known : {"num_heads", "kv_num_heads", "local_window_size", "do_rotary", "scale", "softcap"}) {
+      if (name == known) return true;
+    }
+    return false;
+  };
+  for (const auto& [name, number] : node.numbers) {
+    if (!is_ours(name) && (number != 0 || node.floats.at(name) != 0)) return "";
+  }
+  const auto input = [&](size_t index) { return index < node.inputs.size() ? node.inputs[index] : std::string_view(); };
+  const auto number = [&](const char* name, int64_t otherwise) {
+    const auto found = node.numbers.find(name);
+    return static_cast<uint64_t>(found == node.numbers.end() ? otherwise : found->second);
+  };
+  const auto factor = [&](const char* name) {
+    const auto found = node.floats.find(name);
+    return found == node.floats.end() ? 0.0f : found->second;
+  };
+  const bool rotates = number("do_rotary", 0) != 0;
+  if (node.outputs.size() != kOutputs || node.inputs.size() > kInputs || !input(kPositions).empty() ||
+      input(kPastKey).empty() || input(kPastValue).empty() ||
+      (rotates && (input(kCos).empty() || input(kSin).empty()))) {
+    return "";
+  }
+  const std::string_view none;
+  return own_node(node, kOwnAttention,
+                  {input(kQuery), input(kKey), input(kValue), input(kPastKey), input(kPastValue), kCacheRows,
+                   rotates ? input(kCos) : none, rotates ? input(kSin) : none, input(kBias)},
+                  {{"num_heads", number("num_heads", 0)},
+                   {"kv_num_heads", number("kv_num_heads", 0)},
+                   {"local_window_size", number("local_window_size", -1)}},
+                  {{"scale", factor("scale")}, {"softcap", factor("softcap")}});
+}
+
+// The graph's input cache_rows (B, 4) int32.
+std::string cache_rows_input() {
+  std::string rows, columns, shape, tensor, type, input;
+  protobuf::write(rows, kDimName, std::string_view("B"));
+  protobuf::write(columns, kDimValue, uint64_t{4});
+  protobuf::write(shape, kDimension, rows);
+  protobuf::write(shape, kDimension, columns);
+  protobuf::write(tensor, kElementType, static_cast<uint64_t>(DType::kInt32));
+  protobuf::write(tensor, kShape, shape);
+  protobuf::write(type, kTensorType, tensor);
+  protobuf::write(input, kValueName, std::string_view(kCacheRows));
+  protobuf::write(input, kValueType, type);
+  return input;
+}
+
+// Ours for every GroupQueryAttention, by its first output; none where one of them is to stay, as they share a cache.
+std::map<std::string_view, std::string> own_attentions(const Parts& parts) {
+  std::map<std::string_view, std::string> replaced;
+  for (const Node& node : parts.nodes) {
+    if (node.domain != "com.microsoft" || node.op_type != "GroupQueryAttention") continue;
+    const std::string own = own_attention(node);
+    if (own.empty()) return {};
+    replaced[node.outputs[0]] = own;
+  }
+  return replaced;
+}
+
 // The graph with our operators; empty where there is nothing to replace.
-std::string replace_in_graph(std::string_view graph, OwnProducts products, std::vector<std::string>& kernels) {
+std::string replace_in_graph(std::string_view graph, OwnOps ops, std::vector<std::string>& kernels) {
   Parts parts(graph);
   if (parts.has_graph) return "";  // a subgraph may use what we would remove
   Halves halves;
@@ -194,18 +294,21 @@ std::string replace_in_graph(std::string_view graph, OwnProducts products, std::
     }
   }
   std::map<std::string_view, std::string> replaced;  // by the node's first output
+  if (ops.attention) replaced = own_attentions(parts);
+  const bool attention = !replaced.empty();
   bool int4 = false, int8 = false;
   for (const Node& node : parts.nodes) {
     if (node.domain != "com.microsoft" || node.outputs.size() != 1) continue;
     std::string own;
-    if (products.int4) own = own_int4(node, parts, halves);
+    if (ops.int4) own = own_int4(node, parts, halves);
     int4 = int4 || !own.empty();
-    if (own.empty() && products.int8) {
+    if (own.empty() && ops.int8) {
       own = own_int8(node, parts);
       int8 = int8 || !own.empty();
     }
     if (!own.empty()) replaced[node.outputs[0]] = own;
   }
+  if (attention) kernels.push_back(std::string("attention ") + attention_kernel().name);
   if (int4) kernels.push_back(std::string("int4 ") + int4_kernel()->name);
   if (int8) kernels.push_back(std::string("int8 ") + int8_kernel()->name);
   if (replaced.empty()) return "";
@@ -226,12 +329,13 @@ std::string replace_in_graph(std::string_view graph, OwnProducts products, std::
     }
     ++node;
   }
+  if (attention) protobuf::write(result, kGraphInput, cache_rows_input());
   return result;
 }
 
 }  // namespace
 
-OwnGraph with_own_products(const std::string& bytes, OwnProducts products) {
+OwnGraph with_own_ops(const std::string& bytes, OwnOps ops) {
   OwnGraph own;
   std::string result, graph;
   protobuf::Field field;
@@ -240,7 +344,7 @@ OwnGraph with_own_products(const std::string& bytes, OwnProducts products) {
       result += field.whole;
       continue;
     }
-    graph = replace_in_graph(field.bytes, products, own.kernels);
+    graph = replace_in_graph(field.bytes, ops, own.kernels);
     protobuf::write(result, kGraph, graph);
   }
   if (graph.empty()) return {};

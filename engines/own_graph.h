@@ -1,4 +1,4 @@
-// Graphs with our products in place of ONNX Runtime's. Knows node types.
+// Graphs with our operators in place of ONNX Runtime's. Knows node types.
 #pragma once
 
 #include <string>
@@ -6,10 +6,11 @@
 
 namespace blip2rt {
 
-struct OwnProducts {
+struct OwnOps {
   bool int4 = true;   // MatMulNBits of 4 bits with constant weights, zero points and scales cast from constant float16
   bool int8 = false;  // DynamicQuantizeMatMul with constant int8 weights by columns and no zero points: faster with
                       // some hundred rows, slower with few
+  bool attention = true;  // GroupQueryAttention, all of them or none; the graph then has the input cache_rows
 };
 
 struct OwnGraph {
@@ -19,6 +20,6 @@ struct OwnGraph {
 
 // The graph in `bytes` (an ONNX ModelProto) with our operators in place of every com.microsoft node that is asked for
 // and that the processor has a kernel for. Nothing else changes.
-OwnGraph with_own_products(const std::string& bytes, OwnProducts products);
+OwnGraph with_own_ops(const std::string& bytes, OwnOps ops);
 
 }  // namespace blip2rt

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -12,7 +13,7 @@ namespace protobuf {
 
 struct Field {
   uint32_t number = 0;
-  uint64_t value = 0;      // of a varint or fixed-size field
+  uint64_t value = 0;      // of a varint, or the bits of a float
   std::string_view bytes;  // of a string or message
   std::string_view whole;  // tag and all: what is copied when nothing changes
 };
@@ -30,7 +31,11 @@ class Reader {
       case 0: field.value = varint(); break;
       case 1: take(8); break;
       case 2: field.bytes = take(varint()); break;
-      case 5: take(4); break;
+      case 5: {
+        const std::string_view little_endian = take(4);
+        for (size_t i = 4; i-- > 0;) field.value = field.value << 8 | static_cast<uint8_t>(little_endian[i]);
+        break;
+      }
       default: throw std::runtime_error("not a protobuf message: unknown wire type");
     }
     field.whole = std::string_view(begin, static_cast<size_t>(rest_.data() - begin));
@@ -79,6 +84,13 @@ inline void write(std::string& to, uint32_t number, std::string_view bytes) {
 inline void write(std::string& to, uint32_t number, uint64_t value) {
   write_varint(to, number << 3);
   write_varint(to, value);
+}
+
+inline void write(std::string& to, uint32_t number, float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  write_varint(to, number << 3 | 5);
+  for (int shift = 0; shift < 32; shift += 8) to += static_cast<char>(bits >> shift);
 }
 
 }  // namespace protobuf

@@ -6,20 +6,20 @@
 #include <fstream>
 #include <iterator>
 
-#include "matmul_op.h"
+#include "own_ops.h"
 
 namespace blip2rt {
 namespace {
 
-// The graph with our products; empty where it is to be loaded as it is.
-OwnGraph own_graph(const std::string& path, OwnProducts products) {
+// The graph with our operators; empty where it is to be loaded as it is.
+OwnGraph own_graph(const std::string& path, OwnOps own) {
   int major = 0, minor = 0;
   // Older ones cannot be told where the weights of a graph in memory lie.
   if (std::sscanf(ort_version().c_str(), "%d.%d", &major, &minor) != 2 || (major == 1 && minor < 21)) return {};
   std::ifstream file(path, std::ios::binary);
   const std::string bytes((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
   try {
-    return with_own_products(bytes, products);
+    return with_own_ops(bytes, own);
   } catch (const std::runtime_error&) {
     return {};  // damaged: ONNX Runtime says how
   }
@@ -83,11 +83,11 @@ const Port* find(const std::vector<Port>& ports, const std::string& name) {
 
 }  // namespace
 
-Session::Session(const std::string& graph_path, int intra_op_threads, OwnProducts products, Device device)
+Session::Session(const std::string& graph_path, int intra_op_threads, OwnOps own, Device device)
     : path_(graph_path), memory_(&host_memory()) {
   SessionOptions options = session_options(intra_op_threads, device);
   OwnGraph graph;
-  if (device == Device::kCpu) graph = own_graph(graph_path, products);
+  if (device == Device::kCpu) graph = own_graph(graph_path, own);
   if (graph.bytes.empty()) {
     check(ort().CreateSession(ort_environment(), graph_path.c_str(), options.get(), &session_));
   } else {
@@ -95,7 +95,7 @@ Session::Session(const std::string& graph_path, int intra_op_threads, OwnProduct
     const std::string folder = slash == std::string::npos ? "." : graph_path.substr(0, slash + 1);
     check(ort().AddSessionConfigEntry(options.get(), "session.model_external_initializers_file_folder_path",
                                       folder.c_str()));
-    add_own_products(options.get());
+    add_own_ops(options.get());
     own_kernels_ = graph.kernels;
     check(ort().CreateSessionFromArray(ort_environment(), graph.bytes.data(), graph.bytes.size(), options.get(),
                                        &session_));

@@ -21,9 +21,8 @@ enum class Device { kCpu, kCuda };
 class Session {
  public:
   // intra_op_threads 0 leaves the number to ONNX Runtime: one a physical core. On a GPU, what has no kernel there runs
-  // on the CPU, and no product is ours.
-  explicit Session(const std::string& graph_path, int intra_op_threads, OwnProducts products = {},
-                   Device device = Device::kCpu);
+  // on the CPU, and no operator is ours.
+  explicit Session(const std::string& graph_path, int intra_op_threads, OwnOps own = {}, Device device = Device::kCpu);
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -38,7 +37,7 @@ class Session {
                          const std::vector<const char*>& output_names) const;
 
   const std::string& path() const { return path_; }
-  // Of our products in this graph, such as "int4 avx512"; empty where ONNX Runtime does them all.
+  // Of our operators in this graph, such as "int4 avx512"; empty where all are ONNX Runtime's.
   const std::vector<std::string>& own_kernels() const { return own_kernels_; }
 
   // Where tensors lie best that one run writes and the next one reads.

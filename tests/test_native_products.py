@@ -1,4 +1,5 @@
-"""The int4 and int8 products of the core: kernels against plain arithmetic and inside ONNX Runtime's graphs."""
+"""The operators of the core: kernels against plain arithmetic, and products inside ONNX Runtime's graphs. (Attention
+inside a graph: tests/test_native_generate.py.)"""
 
 from __future__ import annotations
 
@@ -25,14 +26,17 @@ VERSION = tuple(int(part) for part in runtime().version.split(".")[:2])
         ("int4", ["c++", "-fsanitize=address,undefined"], []),
         ("int4", ["aarch64-linux-gnu-g++", "-static"], ["qemu-aarch64", "-cpu", "max"]),
         ("int8", ["c++", "-fsanitize=address,undefined"], []),
+        ("attention", ["c++", "-fsanitize=address,undefined"], []),
+        ("attention", ["aarch64-linux-gnu-g++", "-static"], ["qemu-aarch64", "-cpu", "max"]),
     ],
-    ids=["int4", "int4-aarch64", "int8"],
+    ids=["int4", "int4-aarch64", "int8", "attention", "attention-aarch64"],
 )
 def test_kernels(kind: str, compiler: list[str], runner: list[str], tmp_path: Path) -> None:
     for program in compiler[:1] + runner[:1]:
         if shutil.which(program) is None:
             pytest.skip(f"needs {program}")
-    sources = [ROOT / "tests" / "native" / f"{kind}_check.cpp", *sorted((ROOT / "engines").glob(f"{kind}_*.cpp"))]
+    kernels = sorted(path for path in (ROOT / "engines").glob(f"{kind}*.cpp") if not path.stem.endswith("_op"))
+    sources = [ROOT / "tests" / "native" / f"{kind}_check.cpp", *kernels]
     program, seed = str(tmp_path / f"{kind}_check"), str(random.SystemRandom().randrange(2**31))
     subprocess.run(
         [*compiler, "-std=c++17", "-O1", f"-I{ROOT / 'engines'}", *map(str, sources), "-o", program], check=True

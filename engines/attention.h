@@ -1,0 +1,67 @@
+// Attention of new positions to a key/value cache in which rows share what they have in common: a prompt is read into
+// one row, and the rows of all its beams go on from there without a copy of it. Knows numbers only.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace blip2rt {
+
+// What a row of the batch attends to, in this order: the first `prompt_length` positions of the cache's row
+// `prompt_row`, and `before` positions of its own row from `start` on, behind which the new ones are written.
+struct CacheRow {
+  int32_t prompt_row, prompt_length, start, before;
+};
+
+struct Attention {
+  static constexpr size_t kUnit = 8;  // heads are so many floats wide, or a multiple
+
+  size_t rows, length;               // of the batch; new positions of each row
+  size_t heads, kv_heads, width;     // heads of queries, a multiple of kv_heads; floats of a head
+  size_t query_step, key_step;       // floats from one position's to the next one's
+  const float *query, *key, *value;  // (rows, length, heads or kv_heads, width)
+  float *keys, *values;              // the cache, (any rows, kv_heads, capacity, width)
+  size_t capacity;
+  const CacheRow* where;  // (rows)
+  float* out;             // (rows, length, heads, width)
+  float scale;
+  float softcap = 0;                           // scores are softcap * tanh(score / softcap); 0: as they are
+  size_t window = 0;                           // the last so many positions are attended to; 0: all
+  size_t rotated = 0;                          // floats of a head that rotate with the position, half and half; 0: none
+  const float *cos = nullptr, *sin = nullptr;  // (positions, rotated / 2)
+  const float* bias = nullptr;                 // (1 or rows, 1 or heads, length, bias_width), added to scores
+  size_t bias_row_step = 0, bias_head_step = 0, bias_width = 0;
+
+  size_t group() const { return heads / kv_heads; }
+  // Positions that a row's new one with this index sees, and the first of them.
+  size_t seen(size_t row, size_t index) const {
+    return static_cast<size_t>(where[row].prompt_length + where[row].before) + index + 1;
+  }
+  size_t first_seen(size_t row, size_t index) const {
+    const size_t all = seen(row, index);
+    return window == 0 || all <= window ? 0 : all - window;
+  }
+};
+
+// The queries of a kv head, rows * length * group() of them, are taken in blocks of so many: those of beams, which look
+// at one prompt, read it once.
+constexpr size_t kQueryBlock = 4;
+
+// One way to do it for the processor that runs.
+struct AttentionKernel {
+  const char* name;
+  // Writes the new keys and values of one row and kv head into the cache.
+  void (*append)(const Attention& attention, size_t row, size_t kv_head);
+  // One block of the queries of a kv head, when all that they see is in the cache. scratch: scratch_floats().
+  void (*attend)(const Attention& attention, size_t kv_head, size_t block, float* scratch);
+
+  static size_t scratch_floats(const Attention& attention);
+};
+
+// The best for this processor.
+const AttentionKernel& attention_kernel();
+
+// By name ("avx512", "avx2", "plain"), for tests; nullptr where the processor lacks it.
+const AttentionKernel* attention_kernel(const char* name);
+
+}  // namespace blip2rt

@@ -1,0 +1,181 @@
+// Every attention kernel that this processor has, on random caches of awkward sizes, against plain arithmetic in
+// double.
+//
+//   attention_check SEED     prints the kernels that it ran; fails with the case that differs
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "attention.h"
+
+namespace {
+
+using namespace blip2rt;
+
+struct Case {
+  std::mt19937& random;
+  Attention a = {};
+  size_t cache_rows;
+  std::vector<CacheRow> where;
+  std::vector<float> x, keys, values, cos, sin, bias, out;
+
+  size_t below(size_t end) { return random() % end; }
+
+  std::vector<float> numbers(size_t count, float size = 1) {
+    std::normal_distribution<float> normal(0, size);
+    std::vector<float> made(count);
+    for (float& number : made) number = normal(random);
+    return made;
+  }
+
+  explicit Case(std::mt19937& random_) : random(random_) {
+    a.rows = 1 + below(6);
+    a.length = below(3) == 0 ? 1 + below(9) : 1;
+    a.kv_heads = 1 + below(3);
+    a.heads = a.kv_heads * (1 + below(3));
+    a.width = 8 * (1 + below(6));
+    const size_t of_queries = a.heads * a.width, of_keys = a.kv_heads * a.width, most = 1 + below(70);
+    a.query_step = a.key_step = of_queries + 2 * of_keys;
+    cache_rows = a.rows + below(3);  // prompts may lie behind the rows of the batch
+    const size_t longest = below(most), start = longest + below(3), before = below(20);
+    a.capacity = start + before + a.length + below(3);
+    const bool one_prompt = below(2) == 0;
+    for (size_t row = 0; row < a.rows; ++row) {
+      const size_t of = one_prompt ? cache_rows - 1 : below(cache_rows);
+      const size_t length = one_prompt ? longest : below(longest + 1);
+      where.push_back({static_cast<int32_t>(of), static_cast<int32_t>(length), static_cast<int32_t>(start),
+                       static_cast<int32_t>(below(before + 1))});
+    }
+    a.where = where.data();
+    x = numbers(a.rows * a.length * a.query_step);
+    a.query = x.data();
+    a.key = a.query + of_queries;
+    a.value = a.key + of_keys;
+    keys = numbers(cache_rows * of_keys * a.capacity);
+    values = numbers(cache_rows * of_keys * a.capacity);
+    a.keys = keys.data();
+    a.values = values.data();
+    out.assign(a.rows * a.length * of_queries, std::nanf(""));
+    a.out = out.data();
+    a.scale = below(2) == 0 ? 1.0f / std::sqrt(static_cast<float>(a.width)) : 1.0f;
+    if (below(3) == 0) a.softcap = 5;
+    if (below(3) == 0) a.window = 1 + below(most);
+    size_t seen = 0;
+    for (size_t row = 0; row < a.rows; ++row) seen = std::max(seen, a.seen(row, a.length - 1));
+    if (below(2) == 0) {
+      a.rotated = 2 * (1 + below(a.width / 2));
+      cos = numbers(seen * a.rotated / 2);
+      sin = numbers(seen * a.rotated / 2);
+      a.cos = cos.data();
+      a.sin = sin.data();
+    }
+    if (below(3) == 0) {
+      const bool each_row = below(2) == 0, each_head = below(2) == 0;
+      a.bias_width = seen + below(3);
+      a.bias_head_step = each_head ? a.length * a.bias_width : 0;
+      a.bias_row_step = each_row ? (each_head ? a.heads : 1) * a.length * a.bias_width : 0;
+      bias = numbers(a.rows * a.heads * a.length * a.bias_width);
+      a.bias = bias.data();
+    }
+  }
+
+  // One head of a position: rotated by it, or as it is.
+  std::vector<double> turned(const float* from, size_t position, bool rotates) const {
+    std::vector<double> to(from, from + a.width);
+    const size_t half = rotates ? a.rotated / 2 : 0;
+    for (size_t i = 0; i < half; ++i) {
+      const double c = cos[position * half + i], s = sin[position * half + i];
+      to[i] = from[i] * c - from[half + i] * s;
+      to[half + i] = from[half + i] * c + from[i] * s;
+    }
+    return to;
+  }
+
+  // Key or value `n` of what a row sees; the cache as it was before the new ones.
+  std::vector<double> seen_one(size_t row, size_t kv_head, size_t n, bool is_key) const {
+    const CacheRow& w = where[row];
+    const size_t prompt = static_cast<size_t>(w.prompt_length), old = prompt + static_cast<size_t>(w.before);
+    if (n >= old) {
+      const float* from = (is_key ? a.key : a.value) + (row * a.length + n - old) * a.key_step + kv_head * a.width;
+      return turned(from, n, is_key);
+    }
+    const size_t of = n < prompt ? static_cast<size_t>(w.prompt_row) : row;
+    const size_t at = n < prompt ? n : static_cast<size_t>(w.start) + n - prompt;
+    const std::vector<float>& cache = is_key ? keys : values;
+    return turned(cache.data() + ((of * a.kv_heads + kv_head) * a.capacity + at) * a.width, 0, false);
+  }
+
+  std::vector<double> expected(size_t row, size_t head, size_t position) const {
+    const size_t kv_head = head / a.group(), end = a.seen(row, position), first = a.first_seen(row, position);
+    const float* query_at = a.query + (row * a.length + position) * a.query_step + head * a.width;
+    const std::vector<double> query = turned(query_at, end - 1, true);
+    std::vector<double> weights, mean(a.width);
+    double total = 0;
+    for (size_t n = first; n < end; ++n) {
+      const std::vector<double> key = seen_one(row, kv_head, n, true);
+      double score = 0;
+      for (size_t i = 0; i < a.width; ++i) score += query[i] * key[i] * static_cast<double>(a.scale);
+      if (a.softcap != 0) score = static_cast<double>(a.softcap) * std::tanh(score / static_cast<double>(a.softcap));
+      if (a.bias != nullptr)
+        score += a.bias[row * a.bias_row_step + head * a.bias_head_step + position * a.bias_width + n];
+      weights.push_back(std::exp(score));
+      total += weights.back();
+    }
+    for (size_t n = first; n < end; ++n) {
+      const std::vector<double> value = seen_one(row, kv_head, n, false);
+      for (size_t i = 0; i < a.width; ++i) mean[i] += weights[n - first] / total * value[i];
+    }
+    return mean;
+  }
+};
+
+void check_case(const AttentionKernel& kernel, Case& given) {
+  Attention& a = given.a;
+  std::vector<std::vector<double>> expected;
+  for (size_t row = 0; row < a.rows; ++row) {
+    for (size_t position = 0; position < a.length; ++position) {
+      for (size_t head = 0; head < a.heads; ++head) expected.push_back(given.expected(row, head, position));
+    }
+  }
+  for (size_t row = 0; row < a.rows; ++row) {
+    for (size_t head = 0; head < a.kv_heads; ++head) kernel.append(a, row, head);
+  }
+  const size_t floats = AttentionKernel::scratch_floats(a);
+  const std::unique_ptr<float[]> scratch(new float[floats]);
+  const size_t blocks = (a.rows * a.length * a.group() + kQueryBlock - 1) / kQueryBlock;
+  for (size_t head = 0; head < a.kv_heads; ++head) {
+    for (size_t block = 0; block < blocks; ++block) kernel.attend(a, head, block, scratch.get());
+  }
+  for (size_t i = 0; i < expected.size(); ++i) {
+    for (size_t j = 0; j < a.width; ++j) {
+      const double got = given.out[i * a.width + j], wanted = expected[i][j];
+      if (std::fabs(got - wanted) <= 2e-5 * (1 + std::fabs(wanted))) continue;
+      std::printf(
+          "%s: rows %zu length %zu heads %zu of %zu width %zu window %zu rotated %zu softcap %g: (%zu, %zu) is %g "
+          "instead of %g\n",
+          kernel.name, a.rows, a.length, a.heads, a.kv_heads, a.width, a.window, a.rotated,
+          static_cast<double>(a.softcap), i, j, got, wanted);
+      std::exit(1);
+    }
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  for (const char* name : {"avx2", "plain"}) {
+    const AttentionKernel* kernel = attention_kernel(name);
+    if (kernel == nullptr) continue;
+    std::mt19937 random(argc > 1 ? static_cast<unsigned>(std::atoi(argv[1])) : 0);
+    for (int i = 0; i < 400; ++i) {
+      Case given(random);
+      check_case(*kernel, given);
+    }
+    std::printf("%s\n", name);
+  }
+  return 0;
+}
