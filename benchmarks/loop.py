@@ -116,8 +116,8 @@ def decode(runtime: Runtime, model: Any, prefix: np.ndarray, args: argparse.Name
         share = f"{speed:.1f} GB/s, {100 * speed / bandwidth:.0f}% of memory"
         line(f"int4 weights read, {size / 1e9:.2f} GB a token", share, ">= 80%")
         line(f"{BEAMS} beams against greedy", f"{step[BEAMS] / step[1]:.2f} x a step", "<= 1.8 x")
-        copied = 1000 * (first[BEAMS] - first[1])
-        line(f"first token, {BEAMS} beams less greedy: {args.prompt} positions copied", f"{copied:.1f} ms a call")
+        spread = 1000 * (first[BEAMS] - first[1])
+        line(f"first token, {BEAMS} beams less greedy, which share {args.prompt} positions", f"{spread:.1f} ms a call")
         kept, anew = second_question(generator, prefix, args)
         line("second question of a chat, to its first token", f"{kept:.0f} ms, recomputing everything {anew:.0f} ms")
 

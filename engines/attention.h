@@ -7,6 +7,13 @@
 
 namespace blip2rt {
 
+// Where a row's, a position's and a head's floats begin: at the sum of so many for each.
+struct Steps {
+  size_t row, position, head;
+
+  size_t at(size_t r, size_t p, size_t h) const { return r * row + p * position + h * head; }
+};
+
 // What a row of the batch attends to, in this order: the first `prompt_length` positions of the cache's row
 // `prompt_row`, and `before` positions of its own row from `start` on, behind which the new ones are written.
 struct CacheRow {
@@ -16,26 +23,32 @@ struct CacheRow {
 struct Attention {
   static constexpr size_t kUnit = 8;  // heads are so many floats wide, or a multiple
 
-  size_t rows, length;               // of the batch; new positions of each row
-  size_t heads, kv_heads, width;     // heads of queries, a multiple of kv_heads; floats of a head
-  size_t query_step, key_step;       // floats from one position's to the next one's
-  const float *query, *key, *value;  // (rows, length, heads or kv_heads, width)
-  float *keys, *values;              // the cache, (any rows, kv_heads, capacity, width)
+  size_t rows, length;            // of the batch; new positions of each row
+  size_t heads, kv_heads, width;  // heads of queries, a multiple of kv_heads; floats of a head
+  const float* query;
+  Steps query_steps;
+  // Of the new positions, one of a head after the other; nullptr where there are none, as what an encoder said is all
+  // that is seen: prompts, and nothing of the rows' own.
+  const float *key, *value;
+  Steps key_steps;
+  float *keys, *values;  // the cache, (any rows, kv_heads, capacity, width)
   size_t capacity;
   const CacheRow* where;  // (rows)
-  float* out;             // (rows, length, heads, width)
+  float* out;
+  Steps out_steps;
   float scale;
   float softcap = 0;                           // scores are softcap * tanh(score / softcap); 0: as they are
   size_t window = 0;                           // the last so many positions are attended to; 0: all
   size_t rotated = 0;                          // floats of a head that rotate with the position, half and half; 0: none
   const float *cos = nullptr, *sin = nullptr;  // (positions, rotated / 2)
-  const float* bias = nullptr;                 // (1 or rows, 1 or heads, length, bias_width), added to scores
-  size_t bias_row_step = 0, bias_head_step = 0, bias_width = 0;
+  const float* bias = nullptr;                 // added to scores, a number for each position that is seen
+  Steps bias_steps = {0, 0, 0};
 
   size_t group() const { return heads / kv_heads; }
   // Positions that a row's new one with this index sees, and the first of them.
   size_t seen(size_t row, size_t index) const {
-    return static_cast<size_t>(where[row].prompt_length + where[row].before) + index + 1;
+    const size_t prompt = static_cast<size_t>(where[row].prompt_length);
+    return key == nullptr ? prompt : prompt + static_cast<size_t>(where[row].before) + index + 1;
   }
   size_t first_seen(size_t row, size_t index) const {
     const size_t all = seen(row, index);

@@ -187,7 +187,7 @@ void append(const Attention& a, size_t row, size_t kv_head) {
   const CacheRow& where = a.where[row];
   const size_t to = row_start(a, row, kv_head) + static_cast<size_t>(where.start + where.before) * a.width;
   for (size_t i = 0; i < a.length; ++i) {
-    const size_t from = (row * a.length + i) * a.key_step + kv_head * a.width;
+    const size_t from = a.key_steps.at(row, i, kv_head);
     rotate(a, a.key + from, a.seen(row, i) - 1, 1.0f, a.keys + to + i * a.width);
     std::memcpy(a.values + to + i * a.width, a.value + from, a.width * sizeof(float));
   }
@@ -228,7 +228,7 @@ inline float weigh(const Attention& a, const Query& q, float* scores, size_t fro
     for (size_t n = first; n < end; ++n) scores[n] = a.softcap * __builtin_tanhf(scores[n] / a.softcap);
   }
   if (a.bias != nullptr) {
-    const float* bias = a.bias + q.row * a.bias_row_step + q.head * a.bias_head_step + q.position * a.bias_width;
+    const float* bias = a.bias + a.bias_steps.at(q.row, q.position, q.head);
     for (size_t n = first; n < end; ++n) scores[n] += bias[n];
   }
   fill(scores + from, scores + first, -__builtin_inff());
@@ -264,7 +264,7 @@ void attend_some(const Attention& a, size_t kv_head, size_t index, float* scratc
   float *queries = scratch, *outs = queries + R * a.width, *scores = outs + R * a.width, totals[R];
   for (size_t r = 0; r < R; ++r) {
     const Query q(a, kv_head, index + r);
-    const float* x = a.query + (q.row * a.length + q.position) * a.query_step + q.head * a.width;
+    const float* x = a.query + a.query_steps.at(q.row, q.position, q.head);
     rotate(a, x, end[r] - 1, a.scale, queries + r * a.width);
   }
   // Calls work(count of queries, first of them, where its positions lie in the cache, the first and the end of these).
@@ -300,7 +300,7 @@ void attend_some(const Attention& a, size_t kv_head, size_t index, float* scratc
   });
   for (size_t r = 0; r < R; ++r) {
     const Query q(a, kv_head, index + r);
-    float* out = a.out + ((q.row * a.length + q.position) * a.heads + q.head) * a.width;
+    float* out = a.out + a.out_steps.at(q.row, q.position, q.head);
     for (size_t i = 0; i < a.width; ++i) out[i] = outs[r * a.width + i] / totals[r];
   }
 }

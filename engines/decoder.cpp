@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <numeric>
 #include <stdexcept>
 
 #include "own_ops.h"
@@ -22,6 +23,7 @@ Value view_of(std::vector<T>& data, const std::vector<int64_t>& shape, DType dty
 Decoder::Decoder(const Generator& generator, int max_rows, int capacity)
     : generator_(generator),
       shares_(generator.llm().find_input(kCacheRows) != nullptr),
+      shares_cross_(generator.llm().find_input(kEncoderRows) != nullptr),
       shape_(generator.shape()),
       cache_({shape_.layers, max_rows, shape_.kv_heads, capacity, shape_.head_dim}, generator.llm().memory()) {
   const auto rows = static_cast<size_t>(max_rows);
@@ -72,6 +74,7 @@ void Decoder::bind_cross(Binding& binding, int rows, bool outputs) {
   }
   const char* mask = outputs ? "attention_mask" : "encoder_mask";  // the encoder's input, and the decoder's
   binding.input(mask, view_of(encoder_mask_, {rows, encoder_length_}, DType::kInt64));
+  if (shares_cross_ && !outputs) binding.input(kEncoderRows, view_of(encoder_rows_, {rows}, DType::kInt32));
 }
 
 std::vector<float> Decoder::embed_tokens(const Prompts& prompts) const {
@@ -121,6 +124,8 @@ void Decoder::encode(const Prefix& prefix, const Prompts& prompts) {
   for (size_t i = 0; i < prompts.size(); ++i) {
     std::fill_n(encoder_mask_.begin() + static_cast<ptrdiff_t>(i) * embeds.length, embeds.lengths[i], 1);
   }
+  encoder_rows_.resize(static_cast<size_t>(max_rows));
+  std::iota(encoder_rows_.begin(), encoder_rows_.end(), 0);
   Binding binding(*generator_.encoder());
   binding.input("inputs_embeds", view(embeds.data.data(), {embeds.rows, embeds.length, shape_.hidden_size}));
   bind_cross(binding, embeds.rows, true);
@@ -183,7 +188,8 @@ void Decoder::copy_row(int from, int to, int answered) {
   cache_rows_[static_cast<size_t>(to)] = cache_rows_[static_cast<size_t>(from)];
   cache_.copy_row(from, to, shares_ ? start : 0, start + answered);
   if (!cross_) return;
-  cross_->copy_row(from, to, 0, encoder_length_);
+  encoder_rows_[static_cast<size_t>(to)] = encoder_rows_[static_cast<size_t>(from)];
+  if (!shares_cross_) cross_->copy_row(from, to, 0, encoder_length_);
   const auto mask = encoder_mask_.begin();
   std::copy_n(mask + from * encoder_length_, encoder_length_, mask + to * encoder_length_);
 }

@@ -77,11 +77,13 @@ class Decoder {
   int answer_start(int row) const;
 
   const Generator& generator_;
-  const bool shares_;  // the graph reads cache_rows: what a row read may lie in another one
+  const bool shares_,
+      shares_cross_;  // the graph reads cache_rows, encoder_rows: what a row read may lie in another one
   LlmShape shape_;
   KvCache cache_;
   std::unique_ptr<KvCache> cross_;     // of an encoder-decoder: keys and values of what the encoder said
   std::vector<int64_t> encoder_mask_;  // (rows, length of the encoder's input)
+  std::vector<int32_t> encoder_rows_;  // (rows), where in cross_
   int encoder_length_ = 0;
   std::vector<std::string> cache_names_;  // past_key_0, present_key_0, past_value_0, present_value_0, ...
   std::vector<std::string> cross_names_;  // cross_key_0, cross_value_0, ...

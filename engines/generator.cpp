@@ -59,7 +59,9 @@ Generator::Generator(const Session& embed, const Session& llm, const LlmShape& s
   Names outputs = {"logits"}, cross;
   append_layers(inputs, "past_", shape.layers);
   append_layers(outputs, "present_", shape.layers);
-  if (llm.find_input(kCacheRows) != nullptr) inputs.push_back(kCacheRows);
+  for (const char* ours : {kCacheRows, kEncoderRows}) {
+    if (llm.find_input(ours) != nullptr) inputs.push_back(ours);
+  }
   if (encoder != nullptr) {
     append_layers(cross, "cross_", shape.layers);
     require_ports(*encoder, {"inputs_embeds", "attention_mask"}, cross);

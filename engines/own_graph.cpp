@@ -31,6 +31,7 @@ enum AttributeField : uint32_t {
   kAttributeFloat = 2,
   kAttributeInt = 3,
   kAttributeGraph = 6,
+  kAttributeInts = 8,
   kAttributeGraphs = 11,
   kAttributeType = 20
 };
@@ -44,6 +45,7 @@ struct Node {
   std::string_view name, op_type, domain, whole;
   std::map<std::string_view, int64_t> numbers;  // attributes
   std::map<std::string_view, float> floats;
+  std::map<std::string_view, std::vector<uint64_t>> lists;
   bool has_graph = false;
 };
 
@@ -62,6 +64,7 @@ Node read_node(std::string_view bytes) {
         std::string_view name;
         int64_t number = 0;
         float value = 0;
+        std::vector<uint64_t> list;
         for (protobuf::Reader attribute(field.bytes); attribute.next(part);) {
           if (part.number == kAttributeName) name = part.bytes;
           if (part.number == kAttributeInt) number = static_cast<int64_t>(part.value);
@@ -69,10 +72,13 @@ Node read_node(std::string_view bytes) {
             const uint32_t bits = static_cast<uint32_t>(part.value);
             std::memcpy(&value, &bits, sizeof value);
           }
+          if (part.number == kAttributeInts && part.bytes.empty()) list.push_back(part.value);
+          if (part.number == kAttributeInts) protobuf::read_packed(part.bytes, list);
           if (part.number == kAttributeGraph || part.number == kAttributeGraphs) node.has_graph = true;
         }
         node.numbers[name] = number;
         node.floats[name] = value;
+        node.lists[name] = list;
         break;
       }
       default: break;
@@ -102,7 +108,7 @@ Constant read_constant(std::string_view bytes, std::string_view& name) {
 struct Parts {
   std::map<std::string_view, Constant> constants;
   std::vector<Node> nodes;
-  std::map<std::string_view, size_t> uses;
+  std::map<std::string_view, size_t> uses, made_by;  // made_by: the node's place among `nodes`
   bool has_graph = false;
 
   explicit Parts(std::string_view graph) {
@@ -116,12 +122,23 @@ struct Parts {
         nodes.push_back(read_node(field.bytes));
         has_graph = has_graph || nodes.back().has_graph;
         for (std::string_view input : nodes.back().inputs) ++uses[input];
+        for (std::string_view output : nodes.back().outputs) made_by[output] = nodes.size() - 1;
       } else if (field.number == kGraphOutput) {
         for (protobuf::Reader value(field.bytes); value.next(part);) {
           if (part.number == kValueName) ++uses[part.bytes];
         }
       }
     }
+  }
+
+  // The node of this type with `inputs` inputs that makes a value nobody else reads; nullptr where there is none.
+  const Node* maker(std::string_view value, std::string_view op_type, size_t inputs) const {
+    const auto found = made_by.find(value);
+    if (found == made_by.end()) return nullptr;
+    const Node& node = nodes[found->second];
+    const auto used = uses.find(value);
+    const bool alone = used != uses.end() && used->second == 1 && node.outputs.size() == 1;
+    return alone && node.op_type == op_type && node.domain.empty() && node.inputs.size() == inputs ? &node : nullptr;
   }
 
   // nullptr where it is none, or of another type.
@@ -254,31 +271,68 @@ std::string own_attention(const Node& node) {
                   {{"scale", factor("scale")}, {"softcap", factor("softcap")}});
 }
 
-// The graph's input cache_rows (B, 4) int32.
-std::string cache_rows_input() {
-  std::string rows, columns, shape, tensor, type, input;
+// A graph's input of int32: (B), or (B, columns).
+std::string rows_input(std::string_view name, uint64_t columns) {
+  std::string rows, of_row, shape, tensor, type, input;
   protobuf::write(rows, kDimName, std::string_view("B"));
-  protobuf::write(columns, kDimValue, uint64_t{4});
+  protobuf::write(of_row, kDimValue, columns);
   protobuf::write(shape, kDimension, rows);
-  protobuf::write(shape, kDimension, columns);
+  if (columns > 0) protobuf::write(shape, kDimension, of_row);
   protobuf::write(tensor, kElementType, static_cast<uint64_t>(DType::kInt32));
   protobuf::write(tensor, kShape, shape);
   protobuf::write(type, kTensorType, tensor);
-  protobuf::write(input, kValueName, std::string_view(kCacheRows));
+  protobuf::write(input, kValueName, name);
   protobuf::write(input, kValueType, type);
   return input;
 }
 
-// Ours for every GroupQueryAttention, by its first output; none where one of them is to stay, as they share a cache.
-std::map<std::string_view, std::string> own_attentions(const Parts& parts) {
-  std::map<std::string_view, std::string> replaced;
+// What becomes of a graph's nodes, by their first output: another node, or none where it is empty.
+using Changes = std::map<std::string_view, std::string>;
+
+// Ours for every GroupQueryAttention; none where one of them is to stay, as they share a cache.
+Changes own_attentions(const Parts& parts) {
+  Changes changes;
   for (const Node& node : parts.nodes) {
     if (node.domain != "com.microsoft" || node.op_type != "GroupQueryAttention") continue;
     const std::string own = own_attention(node);
     if (own.empty()) return {};
-    replaced[node.outputs[0]] = own;
+    changes[node.outputs[0]] = own;
   }
-  return replaced;
+  return changes;
+}
+
+bool starts_with(std::string_view text, std::string_view with) { return text.substr(0, with.size()) == with; }
+
+// Ours for what makes MatMul(Softmax(MatMul(query, cross_key transposed) + mask), cross_value) of every layer; none
+// where one is written in another way.
+Changes own_cross_attentions(const Parts& parts) {
+  constexpr std::string_view kKeys = "cross_key_", kValues = "cross_value_";
+  const std::vector<uint64_t> transposed = {0, 1, 3, 2};
+  Changes changes;
+  size_t found = 0, used = 0;
+  for (const auto& [name, uses] : parts.uses) {
+    if (starts_with(name, kKeys) || starts_with(name, kValues)) used += uses;
+  }
+  for (const Node& node : parts.nodes) {
+    if (node.op_type != "MatMul" || node.inputs.size() != 2 || !starts_with(node.inputs[1], kValues)) continue;
+    const Node* softmax = parts.maker(node.inputs[0], "Softmax", 1);
+    const Node* add = softmax == nullptr ? nullptr : parts.maker(softmax->inputs[0], "Add", 2);
+    const Node* scores = add == nullptr ? nullptr : parts.maker(add->inputs[0], "MatMul", 2);
+    const Node* transpose = scores == nullptr ? nullptr : parts.maker(scores->inputs[1], "Transpose", 1);
+    if (transpose == nullptr || !starts_with(transpose->inputs[0], kKeys)) return {};
+    const auto axis = softmax->numbers.find("axis");
+    const auto order = transpose->lists.find("perm");
+    if ((axis != softmax->numbers.end() && axis->second != -1 && axis->second != 3) ||
+        order == transpose->lists.end() || order->second != transposed) {
+      return {};
+    }
+    for (const Node* dropped : {softmax, add, scores, transpose}) changes[dropped->outputs[0]] = "";
+    changes[node.outputs[0]] =
+        own_node(node, kOwnCrossAttention,
+                 {scores->inputs[0], transpose->inputs[0], node.inputs[1], add->inputs[1], kEncoderRows}, {});
+    ++found;
+  }
+  return 2 * found == used ? changes : Changes();
 }
 
 // The graph with our operators; empty where there is nothing to replace.
@@ -293,9 +347,11 @@ std::string replace_in_graph(std::string_view graph, OwnOps ops, std::vector<std
       halves[node.outputs[0]] = node.inputs[0];
     }
   }
-  std::map<std::string_view, std::string> replaced;  // by the node's first output
-  if (ops.attention) replaced = own_attentions(parts);
-  const bool attention = !replaced.empty();
+  Changes changes, crossing;
+  if (ops.attention) changes = own_attentions(parts);
+  const bool attention = !changes.empty();
+  if (attention) crossing = own_cross_attentions(parts);
+  changes.insert(crossing.begin(), crossing.end());
   bool int4 = false, int8 = false;
   for (const Node& node : parts.nodes) {
     if (node.domain != "com.microsoft" || node.outputs.size() != 1) continue;
@@ -306,12 +362,12 @@ std::string replace_in_graph(std::string_view graph, OwnOps ops, std::vector<std
       own = own_int8(node, parts);
       int8 = int8 || !own.empty();
     }
-    if (!own.empty()) replaced[node.outputs[0]] = own;
+    if (!own.empty()) changes[node.outputs[0]] = own;
   }
   if (attention) kernels.push_back(std::string("attention ") + attention_kernel().name);
   if (int4) kernels.push_back(std::string("int4 ") + int4_kernel()->name);
   if (int8) kernels.push_back(std::string("int8 ") + int8_kernel()->name);
-  if (replaced.empty()) return "";
+  if (changes.empty()) return "";
   std::string result;
   protobuf::Field field;
   auto node = parts.nodes.begin();
@@ -321,15 +377,16 @@ std::string replace_in_graph(std::string_view graph, OwnOps ops, std::vector<std
       continue;
     }
     const std::string_view output = node->outputs.empty() ? std::string_view() : node->outputs[0];
-    const auto own = replaced.find(output);
-    if (own != replaced.end()) {
-      protobuf::write(result, kNode, own->second);
+    const auto change = changes.find(output);
+    if (change != changes.end()) {
+      if (!change->second.empty()) protobuf::write(result, kNode, change->second);
     } else if (halves.count(output) == 0 || parts.uses[output] > 0) {
       result += field.whole;
     }
     ++node;
   }
-  if (attention) protobuf::write(result, kGraphInput, cache_rows_input());
+  if (attention) protobuf::write(result, kGraphInput, rows_input(kCacheRows, 4));
+  if (!crossing.empty()) protobuf::write(result, kGraphInput, rows_input(kEncoderRows, 0));
   return result;
 }
 

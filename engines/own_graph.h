@@ -10,7 +10,9 @@ struct OwnOps {
   bool int4 = true;   // MatMulNBits of 4 bits with constant weights, zero points and scales cast from constant float16
   bool int8 = false;  // DynamicQuantizeMatMul with constant int8 weights by columns and no zero points: faster with
                       // some hundred rows, slower with few
-  bool attention = true;  // GroupQueryAttention, all of them or none; the graph then has the input cache_rows
+  // GroupQueryAttention, all of them or none, and with them what attends to an encoder's cross_key_i and cross_value_i:
+  // the graph then has the inputs cache_rows and encoder_rows.
+  bool attention = true;
 };
 
 struct OwnGraph {

@@ -20,6 +20,10 @@ constexpr char kMatMulInt8[] = "MatMulInt8";
 constexpr char kOwnAttention[] = "Attention";
 // The input of a graph that it reads.
 constexpr char kCacheRows[] = "cache_rows";
+// query (B,H,S,hd), cross_key and cross_value (B,H,K,hd), what is added to the scores (B,1,1,K), encoder_rows (B)
+// int32: which row of cross_key and cross_value each looks at -> (B,H,S,hd). As above, that row may lie behind the B.
+constexpr char kOwnCrossAttention[] = "CrossAttention";
+constexpr char kEncoderRows[] = "encoder_rows";
 
 void add_own_products(OrtCustomOpDomain* domain);
 void add_own_attention(OrtCustomOpDomain* domain);

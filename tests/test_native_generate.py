@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("onnxscript")
 
-from tests.native.reference import Case, hugging_face, inputs, make_case, undecided
+from tests.native import Session, runtime
+from tests.native.reference import CONFIGS, Case, hugging_face, inputs, make_case, undecided
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,18 @@ def test_a_batch_says_what_hugging_face_says_of_the_batch(case: Case) -> None:
         want = want[: len(got[image])] if set(want[len(got[image]) :]) == {0} else want  # padding
         single, _ = hugging_face(same, image, options)
         assert got[image] == want or undecided(same, image, options, single), f"seed {case.seed}"
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_graphs_get_our_attention(name: str, tmp_path: Path) -> None:
+    """Without it beams copy what they share (tests/test_native_parity.py holds both to the same answers)."""
+    if tuple(int(part) for part in runtime().version.split(".")[:2]) < (1, 21):
+        pytest.skip("ONNX Runtime before 1.21 keeps its own operators")
+    make_case(name, tmp_path)
+    session = Session(runtime(), str(tmp_path / "llm.onnx"), 1)
+    ours = {port for port, *_ in session.inputs} & {"cache_rows", "encoder_rows"}
+    assert ours == ({"cache_rows", "encoder_rows"} if name == "t5" else {"cache_rows"})
+    assert [kernel.split()[0] for kernel in session.own_kernels] == ["attention"]
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])

@@ -39,7 +39,9 @@ struct Case {
     a.heads = a.kv_heads * (1 + below(3));
     a.width = 8 * (1 + below(6));
     const size_t of_queries = a.heads * a.width, of_keys = a.kv_heads * a.width, most = 1 + below(70);
-    a.query_step = a.key_step = of_queries + 2 * of_keys;
+    const size_t step = of_queries + 2 * of_keys;
+    a.query_steps = a.key_steps = {a.length * step, step, a.width};
+    a.out_steps = {a.length * of_queries, of_queries, a.width};
     cache_rows = a.rows + below(3);  // prompts may lie behind the rows of the batch
     const size_t longest = below(most), start = longest + below(3), before = below(20);
     a.capacity = start + before + a.length + below(3);
@@ -51,10 +53,12 @@ struct Case {
                        static_cast<int32_t>(below(before + 1))});
     }
     a.where = where.data();
-    x = numbers(a.rows * a.length * a.query_step);
+    x = numbers(a.rows * a.length * step);
     a.query = x.data();
     a.key = a.query + of_queries;
     a.value = a.key + of_keys;
+    if (below(4) == 0) a.key = a.value = nullptr;  // what an encoder said
+    for (CacheRow& row : where) row.prompt_length += a.key == nullptr && row.prompt_length == 0 ? 1 : 0;
     keys = numbers(cache_rows * of_keys * a.capacity);
     values = numbers(cache_rows * of_keys * a.capacity);
     a.keys = keys.data();
@@ -75,10 +79,9 @@ struct Case {
     }
     if (below(3) == 0) {
       const bool each_row = below(2) == 0, each_head = below(2) == 0;
-      a.bias_width = seen + below(3);
-      a.bias_head_step = each_head ? a.length * a.bias_width : 0;
-      a.bias_row_step = each_row ? (each_head ? a.heads : 1) * a.length * a.bias_width : 0;
-      bias = numbers(a.rows * a.heads * a.length * a.bias_width);
+      const size_t width = seen + below(3), of_head = a.length * width;
+      a.bias_steps = {each_row ? (each_head ? a.heads : 1) * of_head : 0, width, each_head ? of_head : 0};
+      bias = numbers(a.rows * a.heads * of_head);
       a.bias = bias.data();
     }
   }
@@ -98,9 +101,10 @@ struct Case {
   // Key or value `n` of what a row sees; the cache as it was before the new ones.
   std::vector<double> seen_one(size_t row, size_t kv_head, size_t n, bool is_key) const {
     const CacheRow& w = where[row];
-    const size_t prompt = static_cast<size_t>(w.prompt_length), old = prompt + static_cast<size_t>(w.before);
+    const size_t prompt = static_cast<size_t>(w.prompt_length);
+    const size_t old = a.key == nullptr ? prompt : prompt + static_cast<size_t>(w.before);
     if (n >= old) {
-      const float* from = (is_key ? a.key : a.value) + (row * a.length + n - old) * a.key_step + kv_head * a.width;
+      const float* from = (is_key ? a.key : a.value) + a.key_steps.at(row, n - old, kv_head);
       return turned(from, n, is_key);
     }
     const size_t of = n < prompt ? static_cast<size_t>(w.prompt_row) : row;
@@ -111,7 +115,7 @@ struct Case {
 
   std::vector<double> expected(size_t row, size_t head, size_t position) const {
     const size_t kv_head = head / a.group(), end = a.seen(row, position), first = a.first_seen(row, position);
-    const float* query_at = a.query + (row * a.length + position) * a.query_step + head * a.width;
+    const float* query_at = a.query + a.query_steps.at(row, position, head);
     const std::vector<double> query = turned(query_at, end - 1, true);
     std::vector<double> weights, mean(a.width);
     double total = 0;
@@ -120,8 +124,7 @@ struct Case {
       double score = 0;
       for (size_t i = 0; i < a.width; ++i) score += query[i] * key[i] * static_cast<double>(a.scale);
       if (a.softcap != 0) score = static_cast<double>(a.softcap) * std::tanh(score / static_cast<double>(a.softcap));
-      if (a.bias != nullptr)
-        score += a.bias[row * a.bias_row_step + head * a.bias_head_step + position * a.bias_width + n];
+      if (a.bias != nullptr) score += a.bias[a.bias_steps.at(row, position, head) + n];
       weights.push_back(std::exp(score));
       total += weights.back();
     }
@@ -142,7 +145,7 @@ void check_case(const AttentionKernel& kernel, Case& given) {
     }
   }
   for (size_t row = 0; row < a.rows; ++row) {
-    for (size_t head = 0; head < a.kv_heads; ++head) kernel.append(a, row, head);
+    for (size_t head = 0; head < a.kv_heads && a.key != nullptr; ++head) kernel.append(a, row, head);
   }
   const size_t floats = AttentionKernel::scratch_floats(a);
   const std::unique_ptr<float[]> scratch(new float[floats]);
