@@ -7,7 +7,7 @@
 #endif
 #include <immintrin.h>
 
-#include "int4_tile.h"
+#include "int4_row.h"
 #include "int4_x86.h"
 
 namespace blip2rt {
@@ -63,6 +63,31 @@ struct Avx2 {
     const Ints pairs = _mm256_maddubs_epi16(codes, _mm256_set1_epi32(four));
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
+  static Ints dot_all(Ints sum, Ints low, Ints high, const int8_t* values) {
+    const Ints pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low, load(values)),
+                                        _mm256_maddubs_epi16(high, load(values + sizeof(Ints))));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  static Floats load_halves(const uint16_t* from) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  }
+  static Floats load_nibbles(const uint8_t* from) {
+    int eight;
+    std::memcpy(&eight, from, sizeof eight);
+    const Ints shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    return to_float(low_nibble_of_lane(_mm256_srlv_epi32(_mm256_set1_epi32(eight), shifts)));
+  }
+  // B numbers, each for as many lanes.
+  template <size_t B>
+  static Floats spread(const float* from) {
+    return B == 1 ? broadcast(*from) : _mm256_set_m128(_mm_set1_ps(from[1]), _mm_set1_ps(from[0]));
+  }
+  static Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+  static float sum(Floats value) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+  }
   static float largest(const float* x, size_t count) { return x86::largest(x, count); }
   static int quantize(const float* x, size_t count, float inverse, int8_t* to) {
     return x86::quantize(x, count, inverse, to);
@@ -71,7 +96,7 @@ struct Avx2 {
 
 }  // namespace
 
-extern const Int4Kernel kInt4Avx2 = {"avx2", Avx2::kLanes, quantize_row<Avx2>, multiply_tiles<Avx2>};
+extern const Int4Kernel kInt4Avx2 = {"avx2", Avx2::kLanes, quantize<Avx2>, multiply<Avx2>};
 
 }  // namespace blip2rt
 #if defined(__clang__)

@@ -8,7 +8,7 @@
 #endif
 #include <immintrin.h>
 
-#include "int4_tile.h"
+#include "int4_row.h"
 #include "int4_x86.h"
 
 namespace blip2rt {
@@ -60,6 +60,29 @@ struct Avx512 {
     std::memcpy(&four, values, sizeof four);
     return _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(four));
   }
+  static Ints dot_all(Ints sum, Ints low, Ints high, const int8_t* values) {
+    return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, low, load(values)), high, load(values + sizeof(Ints)));
+  }
+  static Floats load_halves(const uint16_t* from) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  }
+  static Floats load_nibbles(const uint8_t* from) {
+    const Ints half = _mm512_castsi128_si512(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+    const Ints halves =
+        _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1), half);
+    const Ints shifts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+    return to_float(low_nibble_of_lane(_mm512_srlv_epi32(halves, shifts)));
+  }
+  // B numbers, each for as many lanes.
+  template <size_t B>
+  static Floats spread(const float* from) {
+    if (B == 1) return broadcast(*from);
+    if (B == 2) return _mm512_mask_broadcastss_ps(broadcast(from[0]), 0xff00, _mm_load_ss(from + 1));
+    const Ints lanes = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    return _mm512_permutexvar_ps(lanes, _mm512_castps128_ps512(_mm_loadu_ps(from)));
+  }
+  static Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+  static float sum(Floats value) { return _mm512_reduce_add_ps(value); }
   static float largest(const float* x, size_t count) { return x86::largest(x, count); }
   static int quantize(const float* x, size_t count, float inverse, int8_t* to) {
     return x86::quantize(x, count, inverse, to);
@@ -68,7 +91,7 @@ struct Avx512 {
 
 }  // namespace
 
-extern const Int4Kernel kInt4Avx512 = {"avx512", Avx512::kLanes, quantize_row<Avx512>, multiply_tiles<Avx512>};
+extern const Int4Kernel kInt4Avx512 = {"avx512", Avx512::kLanes, quantize<Avx512>, multiply<Avx512>};
 
 }  // namespace blip2rt
 #if defined(__clang__)

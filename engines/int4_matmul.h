@@ -20,10 +20,15 @@ struct Int4Matrix {
 
 // Rows of activations as int8, a scale for each block: |error| <= scale / 2 = largest / 254.
 struct Int4Input {
+  // What codes are unpacked to at once; a row that is alone has room for a whole number of that.
+  static constexpr size_t kRoom = 128;
+
   size_t rows;
-  int8_t* values;  // (rows, blocks * block), of every 8 the even ones before the odd ones, as codes lie
-  float* scales;   // (rows, blocks); NaN where the block has a value that is not finite
-  float* sums;     // (rows, blocks): scale * sum of the values
+  // (rows, blocks * block), of every 8 the even ones before the odd ones, as codes lie; one row alone: of as many as a
+  // register of codes holds.
+  int8_t* values;
+  float* scales;  // (rows, blocks); NaN where the block has a value that is not finite
+  float* sums;    // (rows, blocks): scale * sum of the values
 };
 
 // One way to do it for the processor that runs. `tile` outputs are computed at once.

@@ -7,7 +7,7 @@
 #endif
 #include <arm_neon.h>
 
-#include "int4_tile.h"
+#include "int4_row.h"
 
 namespace blip2rt {
 namespace {
@@ -60,6 +60,26 @@ struct Neon {
     return vdotq_s32(sum, vreinterpretq_s8_s32(codes), vreinterpretq_s8_s32(vdupq_n_s32(four)));
   }
 
+  static Ints dot_all(Ints sum, Ints low, Ints high, const int8_t* values) {
+    sum = vdotq_s32(sum, vreinterpretq_s8_s32(low), vld1q_s8(values));
+    return vdotq_s32(sum, vreinterpretq_s8_s32(high), vld1q_s8(values + sizeof(Ints)));
+  }
+  static Floats load_halves(const uint16_t* from) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from))); }
+  static Floats load_nibbles(const uint8_t* from) {
+    uint16_t four;
+    std::memcpy(&four, from, sizeof four);
+    const int32_t right[] = {0, -4, -8, -12};
+    const Ints shifted = vreinterpretq_s32_u32(vshlq_u32(vdupq_n_u32(four), vld1q_s32(right)));
+    return to_float(low_nibble_of_lane(shifted));
+  }
+  template <size_t B>
+  static Floats spread(const float* from) {
+    static_assert(B == 1, "a register holds no more than a block");
+    return vdupq_n_f32(*from);
+  }
+  static Floats add(Floats a, Floats b) { return vaddq_f32(a, b); }
+  static float sum(Floats value) { return vaddvq_f32(value); }
+
   // The largest magnitude of x; NaN where one is NaN. `count` is a multiple of 32.
   static float largest(const float* x, size_t count) {
     Floats result = vdupq_n_f32(0);
@@ -85,7 +105,7 @@ struct Neon {
 
 }  // namespace
 
-extern const Int4Kernel kInt4Neon = {"neon", Neon::kLanes, quantize_row<Neon>, multiply_tiles<Neon>};
+extern const Int4Kernel kInt4Neon = {"neon", Neon::kLanes, quantize<Neon>, multiply<Neon>};
 
 }  // namespace blip2rt
 #if defined(__clang__)

@@ -43,7 +43,7 @@ struct MatMulInt4 {
     thread_local Buffer values, scales;
     const size_t blocks = product.rows * matrix.blocks();
     float* of_blocks = scales.get<float>(2 * blocks);
-    const Int4Input quantized = {product.rows, values.get<int8_t>(blocks * matrix.block), of_blocks,
+    const Int4Input quantized = {product.rows, values.get<int8_t>(blocks * matrix.block + Int4Input::kRoom), of_blocks,
                                  of_blocks + blocks};
     const Int4Kernel* kernel = int4_kernel();
     for (size_t row = 0; row < product.rows; ++row) kernel->quantize(product.x, row, matrix, quantized);

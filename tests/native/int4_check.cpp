@@ -67,7 +67,7 @@ struct Case {
 
 std::vector<float> product(const Int4Kernel& kernel, const Case& given) {
   const size_t blocks = given.matrix.blocks();
-  std::vector<int8_t> values(given.rows * blocks * given.block);
+  std::vector<int8_t> values(given.rows * blocks * given.block + Int4Input::kRoom);
   std::vector<float> scales(given.rows * blocks), sums(given.rows * blocks), out(given.rows * given.n, -1.0f);
   const Int4Input input = {given.rows, values.data(), scales.data(), sums.data()};
   for (size_t row = 0; row < given.rows; ++row) kernel.quantize(given.x.data(), row, given.matrix, input);

@@ -1,0 +1,124 @@
+// The product of int4_matmul.h for one row of activations, which decides how fast a token is: one output after the
+// other, each a single stream of memory that the processor foresees. Included behind int4_tile.h, by the same rules.
+#pragma once
+
+#include "int4_tile.h"
+
+namespace blip2rt {
+namespace {
+
+// Codes that are read at once: as many bytes as a register has, two weights a byte.
+template <class V>
+constexpr size_t kChunk = 4 * V::kLanes;
+
+// What quantize() left of one row, of every 8 values the even ones before the odd ones -> of every chunk's.
+template <class V>
+void order_chunks(int8_t* values, size_t width) {
+  for (size_t begin = 0; begin < width; begin += 2 * kChunk<V>) {
+    const size_t eights = (width - begin < 2 * kChunk<V> ? width - begin : 2 * kChunk<V>) / 8;
+    int8_t ordered[2 * kChunk<V>] = {};
+    for (size_t i = 0; i < eights; ++i) {
+      std::memcpy(ordered + 4 * i, values + begin + 8 * i, 4);
+      std::memcpy(ordered + kChunk<V> + 4 * i, values + begin + 8 * i + 4, 4);
+    }
+    std::memcpy(values + begin, ordered, sizeof ordered);
+  }
+}
+
+// For each block of an output its scale times the activations', zeros up to a whole register behind the last; -> what
+// the zero points take from the product.
+template <class V>
+float prepare_row(const Int4Matrix& m, const Int4Input& input, size_t output, float* scales) {
+  const size_t blocks = m.blocks(), zero_bytes = (blocks + 1) / 2;
+  const uint16_t* halves = m.scales + output * blocks;
+  const uint8_t* zeros = m.zero_points + output * zero_bytes;
+  typename V::Floats offset = V::zero();
+  for (size_t block = 0; block < blocks; block += V::kLanes) {
+    const size_t left = blocks - block < V::kLanes ? blocks - block : V::kLanes;
+    uint16_t some_halves[V::kLanes] = {};
+    uint8_t some_zeros[V::kLanes / 2] = {};
+    float of_x[V::kLanes] = {}, sums[V::kLanes] = {};
+    const uint16_t* half = halves + block;
+    const uint8_t* zero = zeros + block / 2;
+    const float *scale = input.scales + block, *sum = input.sums + block;
+    if (left < V::kLanes) {
+      std::memcpy(some_halves, half, left * sizeof *half);
+      std::memcpy(some_zeros, zero, (left + 1) / 2);
+      std::memcpy(of_x, scale, left * sizeof *scale);
+      std::memcpy(sums, sum, left * sizeof *sum);
+      half = some_halves, zero = some_zeros, scale = of_x, sum = sums;
+    }
+    const typename V::Floats of_weights = V::load_halves(half);
+    V::store(scales + block, V::mul(of_weights, V::load_floats(scale)));
+    offset = V::mul_add(V::mul(of_weights, V::load_nibbles(zero)), V::load_floats(sum), offset);
+  }
+  return V::sum(offset);
+}
+
+// A chunk's products with what it is multiplied by, `values`.
+template <class V>
+void add_products(typename V::Ints& products, typename V::Ints codes, const int8_t* values) {
+  products = V::dot_all(products, V::low_nibbles(codes), V::high_nibbles(codes), values);
+}
+
+// One output. A chunk holds B blocks, or a block C chunks; the other of the two is 1.
+template <class V, size_t B, size_t C>
+float multiply_one(const uint8_t* codes, size_t bytes, const int8_t* values, const float* scales) {
+  typename V::Floats even = V::zero(), odd = V::zero();  // two sums: one would wait for itself
+  const auto add = [&](typename V::Floats& to, size_t first, size_t chunks) {
+    typename V::Ints products = V::no_products();
+    for (size_t i = first; i < first + chunks; ++i) {
+      add_products<V>(products, V::load(codes + i * kChunk<V>), values + 2 * i * kChunk<V>);
+    }
+    to = V::mul_add(V::to_float(products), V::template spread<B>(scales + first / C * B), to);
+  };
+  const size_t whole = bytes / kChunk<V> / C * C;
+  size_t chunk = 0;
+  for (; chunk + 2 * C <= whole; chunk += 2 * C) {
+    add(even, chunk, C);
+    add(odd, chunk + C, C);
+  }
+  if (chunk < whole) add(even, chunk, C);
+  const size_t left = bytes - whole * kChunk<V>;  // a part of a chunk of several blocks
+  if (left > 0) {
+    uint8_t last[kChunk<V>] = {};
+    std::memcpy(last, codes + whole * kChunk<V>, left);
+    typename V::Ints products = V::no_products();
+    add_products<V>(products, V::load(last), values + 2 * whole * kChunk<V>);
+    odd = V::mul_add(V::to_float(products), V::template spread<B>(scales + whole * B), odd);
+  }
+  return V::sum(V::add(even, odd));
+}
+
+template <class V, size_t Block>
+void multiply_outputs(const Int4Matrix& m, const Int4Input& input, float* out, size_t begin, size_t end,
+                      float* scales) {
+  constexpr size_t kWeights = 2 * kChunk<V>, kBlocks = kWeights > Block ? kWeights / Block : 1;
+  constexpr size_t kChunks = Block > kWeights ? Block / kWeights : 1;
+  const size_t bytes = m.blocks() * Block / 2;
+  for (size_t output = begin; output < end; ++output) {
+    const float offset = prepare_row<V>(m, input, output, scales);
+    out[output] = multiply_one<V, kBlocks, kChunks>(m.codes + output * bytes, bytes, input.values, scales) - offset;
+  }
+}
+
+template <class V>
+void quantize(const float* x, size_t row, const Int4Matrix& m, const Int4Input& input) {
+  quantize_row<V>(x, row, m, input);
+  if (input.rows == 1) order_chunks<V>(input.values, m.blocks() * m.block);
+}
+
+template <class V>
+void multiply(const Int4Matrix& m, const Int4Input& input, float* out, size_t first, size_t last, uint8_t* scratch) {
+  if (input.rows != 1) return multiply_tiles<V>(m, input, out, first, last, scratch);
+  const size_t begin = first * V::kLanes, end = last * V::kLanes < m.n ? last * V::kLanes : m.n;
+  float* scales = reinterpret_cast<float*>(scratch);
+  switch (m.block) {
+    case 32: return multiply_outputs<V, 32>(m, input, out, begin, end, scales);
+    case 64: return multiply_outputs<V, 64>(m, input, out, begin, end, scales);
+    default: return multiply_outputs<V, 128>(m, input, out, begin, end, scales);
+  }
+}
+
+}  // namespace
+}  // namespace blip2rt
