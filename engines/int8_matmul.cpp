@@ -3,10 +3,6 @@
 
 #include "kernel_choice.h"
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-
 namespace blip2rt {
 
 #if defined(__x86_64__)
@@ -14,14 +10,6 @@ extern const Int8Kernel kInt8Avx512, kInt8AvxVnni;
 #endif
 
 namespace {
-
-#if defined(__x86_64__)
-bool has_avx_vnni() {  // older compilers have no name for it
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  constexpr unsigned kFeatures = 7, kMore = 1, kAvxVnni = 1u << 4;
-  return has_avx2() && __get_cpuid_count(kFeatures, kMore, &eax, &ebx, &ecx, &edx) != 0 && (eax & kAvxVnni) != 0;
-}
-#endif
 
 const KernelChoice<Int8Kernel>& kernels() {
   static const KernelChoice<Int8Kernel> found = [] {

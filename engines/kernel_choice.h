@@ -4,6 +4,10 @@
 #include <cstddef>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace blip2rt {
 
 #if defined(__x86_64__)
@@ -13,6 +17,12 @@ inline bool has_avx512_vnni() {
 }
 
 inline bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+inline bool has_avx_vnni() {  // older compilers have no name for it
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  constexpr unsigned kFeatures = 7, kMore = 1, kAvxVnni = 1u << 4;
+  return has_avx2() && __get_cpuid_count(kFeatures, kMore, &eax, &ebx, &ecx, &edx) != 0 && (eax & kAvxVnni) != 0;
+}
 #endif
 
 // Best first, nullptr behind the last.
@@ -31,7 +41,7 @@ class KernelChoice {
   }
 
  private:
-  const Kernel* found_[2] = {};
+  const Kernel* found_[3] = {};
   size_t count_ = 0;
 };
 

@@ -109,7 +109,7 @@ void check_case(const Int4Kernel& kernel, Case& given) {
 
 int main(int argc, char** argv) {
   std::mt19937 random(argc > 1 ? static_cast<unsigned>(std::atoi(argv[1])) : 0);
-  for (const char* name : {"avx512", "avx2", "neon"}) {
+  for (const char* name : {"avx512", "avxvnni", "avx2", "neon"}) {
     const Int4Kernel* kernel = int4_kernel(name);
     if (kernel == nullptr) continue;
     for (size_t block : {32, 64, 128}) {
