@@ -21,7 +21,7 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import streaming
 from blip2rt.modeling.quantize import round_weights
 
-from . import calibrate, describe, graphs, llm, qformer, quantize, t5, targets, verify, vision
+from . import calibrate, describe, graphs, llm, qformer, quantize, t5, targets, unpack, verify, vision
 from .choices import Choices, Options, resolve
 from .progress import Progress
 
@@ -61,6 +61,8 @@ def export(
         del encoder
         retrieval = work.retrieval(model1, features) if model1 is not None else None
         language = work.generative(model2, features) if model2 is not None else None
+        for model in models:
+            unpack.save_config(model.config, writer.folder)
         if options.card is not None:
             shutil.copyfile(options.card, writer.folder / "MODEL_CARD.md")
         faults = [row.fault for row in work.rows if row.fault]

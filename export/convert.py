@@ -1,4 +1,4 @@
-"""`blip2rt-convert`: a checkpoint of any format -> a Hugging Face folder that transformers loads.
+"""`blip2rt-convert`: a checkpoint of any format -> a folder that transformers loads; a bundle -> checkpoints of ours.
 
 Tensors go from file to file one by one. What Hugging Face's format has no place for (the temperature, the head of the
 Q-Former's language modelling, our config) lies beside it in files that transformers ignores and we read again.
@@ -7,6 +7,7 @@ Q-Former's language modelling, our config) lies beside it in files that transfor
 from __future__ import annotations
 
 import argparse
+import contextlib
 import glob
 import json
 import os
@@ -18,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
+from blip2rt import bundle
 from blip2rt.errors import Blip2rtError
 
 from .cli import add_parts, parts
@@ -34,10 +36,16 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="blip2rt-convert",
-        description="A checkpoint of blip2rt or LAVIS -> a folder that transformers loads.",
+        description="A checkpoint of blip2rt or LAVIS -> a folder that transformers loads; a bundle -> checkpoints.",
     )
-    parser.add_argument("ckpt", metavar="CKPT", help="checkpoint: folder, .pth file or hub id")
-    parser.add_argument("--to", choices=("hf",), required=True, help="the format to write: hf, Hugging Face's")
+    parser.add_argument("ckpt", metavar="CKPT", help="checkpoint: folder, .pth file or hub id; or a bundle, --to ours")
+    parser.add_argument(
+        "--to",
+        choices=("hf", "ours"),
+        required=True,
+        help="hf: Hugging Face's format; ours, of a bundle: DIR/stage1 and DIR/stage2, which it was made "
+        "of, rounded as they ship: what trainings start from",
+    )
     parser.add_argument("out", type=Path, metavar="DIR", help="the folder to write, whole or not at all")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
     add_parts(parser)
@@ -48,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         args = _parser().parse_args(argv)
-        convert(args.ckpt, args.out, parts(args), args.dtype)
+        for folder in convert(args.ckpt, args.to, args.out, parts(args), args.dtype):
+            print(folder)
     except ModuleNotFoundError as error:
         print(f"blip2rt-convert: error: {error.name} is not installed; pip install 'blip2rt[export]'", file=sys.stderr)
         return 2
@@ -66,16 +75,50 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"blip2rt-convert: error: cannot write {args.out}: no space left on the disk", file=sys.stderr)
         return 2
-    print(args.out)
     return 0
 
 
-def convert(source: str, out: Path, given: Any, dtype: str) -> None:
-    """Raises Blip2rtError: `out` exists, the checkpoint cannot be read or has no equal in Hugging Face's format."""
-    from blip2rt.modeling import checkpoints
-
+def convert(source: str, to: str, out: Path, given: Any, dtype: str) -> list[Path]:
+    """Returns what was written. Raises Blip2rtError: `out` exists, the source cannot be read or has no equal."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Blip2rtError(f"{out} exists and is not empty: choose another place")
+    if (Path(source) / bundle.MANIFEST).is_file():
+        if to != "ours":
+            raise Blip2rtError(
+                f"{source} is a bundle: give --to ours, and then that folder's stage1 or stage2 --to {to}"
+            )
+        from .unpack import unpack
+
+        with _whole(out) as folder:
+            names = [written.name for written in unpack(Path(source), folder)]
+        return [out / name for name in names]
+    if to == "ours":
+        raise Blip2rtError(f"{source} is no bundle, and trainings start from checkpoints of any format as they are")
+    _to_hugging_face(source, out, given, dtype)
+    return [out]
+
+
+@contextlib.contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out` when it is done, or leaves nothing."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        if out.exists():
+            out.rmdir()
+        folder.rename(out)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _to_hugging_face(source: str, out: Path, given: Any, dtype: str) -> None:
+    from blip2rt.modeling import checkpoints
+
     config = checkpoints.read_config(source, given)
     faults = _faults(config)
     if faults:
@@ -89,23 +132,12 @@ def convert(source: str, out: Path, given: Any, dtype: str) -> None:
             file=sys.stderr,
         )
     model = checkpoints.load_model(source, streamed=True, config=config, parts=given)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for left in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):  # by a run that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    try:
+    with _whole(out) as folder:
         tokenizer = _save_processor(config, folder)
         theirs = hugging_face_config(config, tokenizer, dtype)
         theirs.save_pretrained(folder)
         save_tensors(model, folder, dtype, theirs)
         _save_own(model, folder)
-        folder.chmod(0o755)
-        if out.exists():
-            out.rmdir()
-        folder.rename(out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _faults(config: Any) -> list[str]:

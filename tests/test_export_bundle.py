@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import random
 import shutil
 import signal
@@ -28,8 +29,10 @@ from blip2rt.modeling import checkpoints
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.llm import LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
+from blip2rt.modeling.quantize import round_weights
 from blip2rt.modeling.vision import VisionConfig
 from export.cli import main
+from export.convert import main as convert
 from tests import tiny_parts
 
 ROOT = Path(blip2rt.__file__).parents[1]
@@ -262,3 +265,48 @@ def test_killed_in_the_middle_leaves_no_bundle(made: Made, tmp_path: Path) -> No
     assert main(arguments) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
     assert np.isfinite(blip2rt.load(out, threads=1).embed_text("a dog")).all()
+
+
+@pytest.mark.parametrize(("bundle", "bits"), [("exact", {}), ("small", {1: 4, 2: 8})])
+def test_a_bundle_gives_back_the_checkpoints_that_it_was_made_of(
+    made: Made, bundle: str, bits: dict[int, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert convert([str(getattr(made, bundle)), "--to", "ours", str(tmp_path / "ours")]) == 0
+    folders = [tmp_path / "ours" / f"stage{stage}" for stage in (1, 2)]
+    assert capsys.readouterr().out.split() == [str(folder) for folder in folders]
+    for stage, source, folder in zip((1, 2), (made.stage1, made.stage2), folders, strict=True):
+        assert checkpoints.read_config(folder) == checkpoints.read_config(source)
+        wanted, got = (checkpoints.load_model(path, vision=False, llm=False) for path in (source, folder))
+        if bits:
+            round_weights(wanted, bits[stage], 64)
+            if bits[stage] == 8:  # then other large constants are fp16
+                wanted.vision_positions.data = wanted.vision_positions.data.half().float()
+        theirs, ours = wanted.state_dict(), got.state_dict()
+        compared = [name for name in theirs if not name.startswith("lm_head.")]  # no graph has it
+        for name in compared:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0, msg=f"stage {stage}: {name}")
+        assert len(compared) > 40
+    # Exported again, the same; 8 bits are not a grid that is found again.
+    again = ["--ckpt", str(folders[1]), "--retrieval-ckpt", str(folders[0]), "--out", str(tmp_path / "again")]
+    precision = FLOAT if bundle == "exact" else "vision=int8,qformer=int8w"
+    assert main([*again, "--precision", precision, "--calib", str(made.images)]) == 0
+    for data in ("retrieval.data", "llm.data", *(["qformer.data"] if bundle == "exact" else [])):
+        assert (tmp_path / "again" / data).read_bytes() == (getattr(made, bundle) / data).read_bytes(), data
+
+
+def test_wrong_bundles_to_unpack(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    without = tmp_path / "without"
+    shutil.copytree(made.exact, without)
+    manifest = json.loads((without / "blip2rt.json").read_text())
+    manifest["files"] = {name: entry for name, entry in manifest["files"].items() if not name.startswith("stage")}
+    (without / "blip2rt.json").write_text(json.dumps(manifest))
+    for source, to, said in (
+        (without, "ours", "does not say what it was made of"),
+        (made.exact, "hf", "give --to ours"),
+        (made.stage2, "ours", "is no bundle"),
+        (made.exact, "theirs", "invalid choice"),
+    ):
+        assert convert([str(source), "--to", to, str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+        assert not (tmp_path / "out").exists()

@@ -120,7 +120,7 @@ def test_what_it_cannot_do_is_one_line(made: tuple[Path, Any, blip2rt.Model], tm
     with pytest.raises(CapabilityError, match="cannot chat: its Q-Former looks at the image anew"):
         model.chat(tiny_blip2.photographs(1, np.random.default_rng())[0])
     with pytest.raises(Blip2rtError, match="question_input"):
-        convert.convert(str(folder / "ckpt"), tmp_path / "hf", Parts(), "float32")
+        convert.convert(str(folder / "ckpt"), "hf", tmp_path / "hf", Parts(), "float32")
     manifest = folder / "bundle" / "blip2rt.json"
     text = manifest.read_text()
     try:
