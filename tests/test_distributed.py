@@ -45,14 +45,25 @@ def tell_apart(folder: Path) -> None:
     save_file(state, weights, metadata={"format": "pt"})
 
 
-def torchrun(processes: int, module: str, arguments: list[str]) -> None:
+def torchrun(processes: int, module: str, arguments: list[str], nodes: int = 1) -> None:
+    """`processes` on each of `nodes`, all of which are this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes),
-               "--master_addr", "127.0.0.1", "--master_port", str(port), "-m", module, *arguments]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--nnodes", str(nodes)),
+        *("--master_addr", "127.0.0.1", "--master_port", str(port)),
+    ]
+    running = [
+        subprocess.Popen(
+            [*command, "--node_rank", str(node), "-m", module, *arguments],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for node in range(nodes)
+    ]  # fmt: skip
+    for process in running:
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, said[-3000:]
 
 
 def lines(run: Path) -> list[dict[str, float]]:
@@ -102,6 +113,12 @@ def test_stage1_gathers_itc_and_draws_negatives_from_all(parts: tuple[Path, list
     torchrun(2, "train.stage1", [*settings, "--shard", shard, "--out", str(folder / shard)])
     assert_same_training(one, folder / shard)
     assert_same_moments(one, folder / shard)
+
+
+def test_two_nodes_are_two_processes(parts: tuple[Path, list[str]], one: Path) -> None:
+    folder, settings = parts
+    torchrun(1, "train.stage1", [*settings, "--out", str(folder / "nodes")], nodes=2)
+    assert_same_training(one, folder / "nodes")
 
 
 @pytest.mark.parametrize("shard", ["none", "all"])

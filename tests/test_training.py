@@ -198,6 +198,17 @@ def test_wrong_settings_are_one_line(
     assert error.count("\n") == 1 and all(word in error for word in words), error
 
 
+def test_an_out_with_checkpoints_is_refused_where_resume_is_never(
+    parts: tuple[Path, list[str]], stage1_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, settings = parts
+    assert stage1.main([*settings, "--out", str(stage1_run), "--resume", "never"]) == 2
+    error = capsys.readouterr().err
+    assert str(stage1_run) in error and "--resume auto" in error and error.count("\n") == 1
+    assert stage1.main([*settings, "--out", str(tmp_path / "x"), "--resume", "sometimes"]) == 2
+    assert "auto or never" in capsys.readouterr().err
+
+
 def test_unknown_recipe_fields_are_named_with_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("bath_size: 3\nwarm_up: 2\nsteps: many\n")

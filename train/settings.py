@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import yaml
 
 from blip2rt.errors import OptionError
-from blip2rt.modeling.checkpoints import read_bert_geometry
+from blip2rt.modeling.checkpoints import list_checkpoints, read_bert_geometry
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig, encoder_shape
 from blip2rt.modeling.vit import CLIP_L, EVA_G
@@ -37,6 +37,7 @@ class TrainSettings:
 
     given: tuple[str, ...] = ()
     out: str = option("", "folder for checkpoints, metrics.jsonl and loss.png; the same folder again resumes")
+    resume: str = option("auto", "auto: go on from the newest checkpoint in out; never: an out that has one is refused")
     train_table: str = option("", "images and texts with cached features: .tsv, .csv, .jsonl, COCO .json, a folder")
     train_data: tuple[dict[str, Any], ...] = option(
         (),
@@ -184,6 +185,11 @@ def value_faults(settings: Any) -> list[str]:
         *out_of(_NOT_NEGATIVE, lambda v: 0 <= v < math.inf, "0 or more"),
         *out_of(_SHARES, lambda v: 0 <= v <= 1, "0 to 1"),
         *out_of(["precision"], lambda v: v in ("auto", "bf16", "fp16", "fp32"), "auto, bf16, fp16 or fp32"),
+        *out_of(["resume"], lambda v: v in ("auto", "never"), "auto or never"),
+        *(
+            [f"out {settings.out!r} has checkpoints, and resume is never; give another folder, or --resume auto"]
+            * (settings.resume == "never" and bool(settings.out) and bool(list_checkpoints(settings.out)))
+        ),
         *out_of(["shard"], lambda v: v in ("none", "trained", "all"), "none, trained or all"),
         *out_of(["vision_mean", "vision_std"], lambda v: len(v) == 3, "three numbers, one a colour"),
         *([f"warmup {settings.warmup} leaves nothing of {settings.steps} steps"] * (settings.warmup > settings.steps)),
