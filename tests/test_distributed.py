@@ -121,6 +121,16 @@ def test_two_nodes_are_two_processes(parts: tuple[Path, list[str]], one: Path) -
     assert_same_training(one, folder / "nodes")
 
 
+def test_accelerate_launches_the_same(parts: tuple[Path, list[str]], one: Path) -> None:
+    folder, settings = parts
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1",
+               "--mixed_precision=no", "--dynamo_backend=no", "-m", "train.stage1"]  # fmt: skip
+    arguments = [*settings, "--out", str(folder / "launched")]
+    done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_training(one, folder / "launched")
+
+
 @pytest.mark.parametrize("shard", ["none", "all"])
 def test_stage2_counts_every_token_alike(parts: tuple[Path, list[str]], one2: Path, shard: str) -> None:
     folder, settings = parts
