@@ -6,12 +6,7 @@
 namespace blip2rt {
 
 size_t AttentionKernel::scratch_floats(const Attention& a) {
-  size_t longest = 0;
-  for (size_t row = 0; row < a.rows; ++row) {
-    const size_t seen = a.seen(row, a.length - 1);
-    if (seen > longest) longest = seen;
-  }
-  return kQueryBlock * (2 * a.width + longest + Attention::kUnit);
+  return kQueryBlock * (2 * a.width + a.most_seen() + Attention::kUnit);
 }
 
 extern const AttentionKernel kAttentionPlain;

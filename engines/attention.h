@@ -50,6 +50,14 @@ struct Attention {
     const size_t prompt = static_cast<size_t>(where[row].prompt_length);
     return key == nullptr ? prompt : prompt + static_cast<size_t>(where[row].before) + index + 1;
   }
+  size_t most_seen() const {
+    size_t most = 0;
+    for (size_t row = 0; row < rows && length > 0; ++row) {
+      const size_t all = seen(row, length - 1);
+      if (all > most) most = all;
+    }
+    return most;
+  }
   size_t first_seen(size_t row, size_t index) const {
     const size_t all = seen(row, index);
     return window == 0 || all <= window ? 0 : all - window;
@@ -74,7 +82,7 @@ struct AttentionKernel {
 // The best for this processor.
 const AttentionKernel& attention_kernel();
 
-// By name ("avx512", "avx2", "plain"), for tests; nullptr where the processor lacks it.
+// By name ("avx2", "plain"), for tests; nullptr where the processor lacks it.
 const AttentionKernel* attention_kernel(const char* name);
 
 }  // namespace blip2rt

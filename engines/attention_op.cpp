@@ -20,8 +20,6 @@ void run(OrtKernelContext* context, const Attention& a) {
   if (a.rows == 0 || a.length == 0) return;
   const AttentionKernel& kernel = attention_kernel();
   const size_t blocks = (a.rows * a.length * a.group() + kQueryBlock - 1) / kQueryBlock;
-  size_t longest = 0;
-  for (size_t row = 0; row < a.rows; ++row) longest = std::max(longest, a.seen(row, a.length - 1));
   // A part is worth a thread from some ten thousand products on.
   constexpr size_t kPart = 32 * 1024;
   const auto at_once = [&](size_t work) { return std::max<size_t>(1, kPart / std::max<size_t>(1, work)); };
@@ -30,11 +28,13 @@ void run(OrtKernelContext* context, const Attention& a) {
       for (size_t i = first; i < last; ++i) kernel.append(a, i % a.rows, i / a.rows);
     });
   }
-  in_parts(context, a.kv_heads * blocks, at_once(kQueryBlock * longest * a.width), [&](size_t first, size_t last) {
-    thread_local Buffer scratch;
-    float* memory = scratch.get<float>(AttentionKernel::scratch_floats(a));
-    for (size_t i = first; i < last; ++i) kernel.attend(a, i / blocks, i % blocks, memory);
-  });
+  const size_t floats = AttentionKernel::scratch_floats(a);
+  in_parts(context, a.kv_heads * blocks, at_once(kQueryBlock * a.most_seen() * a.width),
+           [&](size_t first, size_t last) {
+             thread_local Buffer scratch;
+             float* memory = scratch.get<float>(floats);
+             for (size_t i = first; i < last; ++i) kernel.attend(a, i / blocks, i % blocks, memory);
+           });
 }
 
 struct OwnAttention {
@@ -100,12 +100,6 @@ struct OwnAttention {
     run(context, a);
   }
 
-  static size_t most_seen(const Attention& a) {
-    size_t most = 0;
-    for (size_t row = 0; row < a.rows && a.length > 0; ++row) most = std::max(most, a.seen(row, a.length - 1));
-    return most;
-  }
-
   static void check_rows(const Attention& a) {
     for (size_t row = 0; row < a.rows; ++row) {
       const CacheRow& where = a.where[row];
@@ -119,7 +113,7 @@ struct OwnAttention {
   static void set_rotation(Attention& a, const Tensor& cos, const Tensor& sin) {
     if (!cos) return;
     require(cos.rank == 2 && sin.rank == 2 && std::equal(cos.axes, cos.axes + 2, sin.axes) &&
-                2 * axis(cos, 1) <= a.width && most_seen(a) <= axis(cos, 0),
+                2 * axis(cos, 1) <= a.width && a.most_seen() <= axis(cos, 0),
             "the tables of rotations are too short, or too wide");
     a.rotated = 2 * axis(cos, 1);
     a.cos = cos.as<float>();
@@ -130,7 +124,7 @@ struct OwnAttention {
     if (!bias) return;
     require(bias.rank == 4 && (axis(bias, 0) == 1 || axis(bias, 0) == a.rows) &&
                 (axis(bias, 1) == 1 || axis(bias, 1) == a.heads) && axis(bias, 2) == a.length &&
-                most_seen(a) <= axis(bias, 3),
+                a.most_seen() <= axis(bias, 3),
             "attention_bias has the wrong shape");
     const size_t of_head = a.length * axis(bias, 3);
     a.bias = bias.as<float>();

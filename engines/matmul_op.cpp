@@ -37,9 +37,9 @@ struct MatMulInt4 {
 
   void compute(OrtKernelContext* context) const {
     const Product product(context, n, k);
-    const Int4Matrix matrix = {static_cast<size_t>(n),           static_cast<size_t>(k),
-                               static_cast<size_t>(block),       input(context, 1).as<uint8_t>(),
-                               input(context, 2).as<uint16_t>(), input(context, 3).as<uint8_t>()};
+    const Int4Matrix matrix = {static_cast<size_t>(n),        static_cast<size_t>(k),
+                               static_cast<size_t>(block),    data_of<uint8_t>(context, 1),
+                               data_of<uint16_t>(context, 2), data_of<uint8_t>(context, 3)};
     thread_local Buffer values, scales;
     const size_t blocks = product.rows * matrix.blocks();
     float* of_blocks = scales.get<float>(2 * blocks);
@@ -72,8 +72,8 @@ struct MatMulInt8 {
 
   void compute(OrtKernelContext* context) const {
     const Product product(context, n, k);
-    const Int8Matrix matrix = {static_cast<size_t>(n), static_cast<size_t>(k), input(context, 1).as<int8_t>(),
-                               input(context, 2).as<float>(), bias ? input(context, kBias).as<float>() : nullptr};
+    const Int8Matrix matrix = {static_cast<size_t>(n), static_cast<size_t>(k), data_of<int8_t>(context, 1),
+                               data_of<float>(context, 2), bias ? data_of<float>(context, kBias) : nullptr};
     thread_local Buffer values, scales, zeros;
     const size_t width = Int8Input::width_of(matrix.k);
     const Int8Input quantized = {product.rows, width, values.get<uint8_t>(product.rows * width),

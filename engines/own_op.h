@@ -64,6 +64,16 @@ struct Tensor {
   }
 };
 
+// Where an input that is there lies, for those whose shape is known: asking for it allocates.
+template <class T>
+const T* data_of(OrtKernelContext* context, size_t index) {
+  const OrtValue* value = nullptr;
+  void* data = nullptr;
+  check(ort().KernelContext_GetInput(context, index, &value));
+  check(ort().GetTensorMutableData(const_cast<OrtValue*>(value), &data));
+  return static_cast<const T*>(data);
+}
+
 inline Tensor input(OrtKernelContext* context, size_t index) {
   Tensor tensor;
   const OrtValue* value = nullptr;

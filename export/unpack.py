@@ -55,7 +55,12 @@ def unpack(source: Path, out: Path) -> list[Path]:
 
 
 def _model(found: bundle.Bundle, stage: int) -> Blip2:
-    config = Blip2Config.from_json(json.loads(found.file(config_file(stage)).read_text()))
+    try:
+        config = Blip2Config.from_json(json.loads(found.file(config_file(stage)).read_text()))
+    except (ValueError, KeyError, TypeError) as error:
+        raise Blip2rtError(
+            f"{found.file(config_file(stage))} is damaged ({error}): blip2rt verify {found.path}"
+        ) from error
     faults = {
         "its image encoder was trained, and is in the bundle as a graph alone": config.vision_trained,
         "its language model learned by LoRA, and is in the bundle with that added": bool(
@@ -71,19 +76,16 @@ def _model(found: bundle.Bundle, stage: int) -> Blip2:
     for name in _GRAPHS[stage]:
         values |= _parameters(found.graph(name))
     own = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    missing = [name for name in own if name not in values and not name.startswith(_NOWHERE)]
+    nowhere: tuple[str, ...] = _NOWHERE
+    if stage == 2:  # nobody reads what the last layer says of a question
+        nowhere += (f"qformer.layers.{config.qformer.layers - 1}.text_ffn.",)
+    missing = [name for name in own if name not in values and not name.startswith(nowhere)]
     misshaped = [name for name, value in values.items() if name in own and value.shape != own[name]]
-    missing = [name for name in missing if not _unread(name, config)]
     if missing or misshaped:
         what = ", ".join(sorted(missing + misshaped)[:6])
         raise Blip2rtError(f"{found.path}: its graphs of stage {stage} do not hold {what}, or in another shape")
     model.load_state_dict({name: value for name, value in values.items() if name in own}, strict=False)
     return model
-
-
-def _unread(name: str, config: Blip2Config) -> bool:
-    """What stage 2's graph leaves out of a Q-Former that reads text: nobody reads what its last layer says of it."""
-    return config.stage == 2 and name.startswith(f"qformer.layers.{config.qformer.layers - 1}.text_ffn.")
 
 
 def _parameters(path: Path) -> dict[str, torch.Tensor]:
