@@ -20,8 +20,8 @@ ORT_LIBRARY = $(shell $(DEV)/bin/python -c "from blip2rt.backends.ort import fin
 demo: $(DEMO)/installed  ## the runtime alone, as a user installs it; captions a photograph
 	$(DEMO)/bin/blip2rt caption docs/photo.jpg
 
-test: $(DEV)/blip2rt-installed
-	$(RUN) pytest
+test: $(DEV)/blip2rt-installed  ## a process a core, a file of tests each at a time
+	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile
 
 test-slow: $(DEV)/blip2rt-installed
 	$(RUN) pytest -m slow

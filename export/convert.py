@@ -90,8 +90,7 @@ def convert(source: str, to: str, out: Path, given: Any, dtype: str) -> list[Pat
         from .unpack import unpack
 
         with _whole(out) as folder:
-            names = [written.name for written in unpack(Path(source), folder)]
-        return [out / name for name in names]
+            return [out / name for name in unpack(Path(source), folder, out)]
     if to == "ours":
         raise Blip2rtError(f"{source} is no bundle, and trainings start from checkpoints of any format as they are")
     _to_hugging_face(source, out, given, dtype)

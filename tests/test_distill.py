@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model
 
-from blip2rt.modeling.vision import VisionConfig, VisionEncoder
+from blip2rt.modeling.vision import VisionConfig, VisionEncoder, measured
 from train import distill, stage1
 from train.settings import parse
 
@@ -50,7 +50,7 @@ def test_targets_are_the_teachers(settings: list[str], tmp_path: Path) -> None:
     torch.testing.assert_close(image, exact, atol=0.05, rtol=0.05)
     plain = work._seen(work.targets, rows, np.zeros(3, bool))
     mirrored = work._seen(work.targets, rows, np.array([True, False, True]))
-    torch.testing.assert_close(mirrored.pixels[0], plain.pixels[0].flip(2))
+    torch.testing.assert_close(mirrored.hidden[0], plain.hidden[0].flip(2))
     torch.testing.assert_close(mirrored.positions[2], plain.positions[2][[1, 0, 3, 2]])
     torch.testing.assert_close(mirrored.positions[1], plain.positions[1])
 
@@ -71,7 +71,7 @@ def test_views_repeat_and_mix(tmp_path: Path) -> None:
 def test_it_learns_and_resumes_bit_for_bit(settings: list[str], tmp_path: Path) -> None:
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     given = [*settings, "--steps", "160", "--save_every", "80", "--batch_size", "8", "--lr", "4e-3",
-             "--frozen_layers", "1", "--eval_every", "160", "--out"]  # fmt: skip
+             "--frozen_layers", "1", "--cache_layers", "--eval_every", "160", "--out"]  # fmt: skip
     assert distill.main([*given, str(whole)]) == 0
     shutil.copytree(whole / "step-000080", halves / "step-000080")
     assert distill.main([*given, str(halves)]) == 0
@@ -84,6 +84,29 @@ def test_it_learns_and_resumes_bit_for_bit(settings: list[str], tmp_path: Path) 
     stays = {name for name in first if torch.equal(first[name], before[name])}
     frozen = [name for name in first if name.startswith(("vision.body.model.conv_stem", "vision.body.model.blocks.0."))]
     assert stays.issuperset(frozen) and "vision.body.model.conv_head.weight" not in stays
+
+
+@pytest.mark.parametrize("source", ["timm:test_efficientnet", "timm:test_vit"])
+def test_layers_may_be_left_and_entered(source: str) -> None:
+    """Lower and upper layers one after the other are the encoder, and it is whole afterwards."""
+    encoder = VisionEncoder(measured(VisionConfig(source, None, 160, 160)))
+    pixels, names = torch.randn(2, 3, 160, 160), list(encoder.state_dict())
+    for layers in (0, 1, 2):
+        hidden = encoder.lower(pixels, layers)
+        torch.testing.assert_close(encoder.upper(hidden, layers), encoder(pixels))
+        assert list(encoder.state_dict()) == names
+
+
+def test_kept_layers_say_what_computed_ones_do(settings: list[str], tmp_path: Path) -> None:
+    given = [*settings, "--features", str(tmp_path / "features"), "--frozen_layers", "2", "--out", str(tmp_path)]
+    work = distill.Distill(parse(distill.DistillSettings, [*given, "--cache_layers"], ""))
+    rows, mirrored = np.array([1, 9, 17]), np.array([False, True, True])
+    kept = work._seen(work.targets, rows, mirrored)
+    work.hidden = None
+    computed = work._seen(work.targets, rows, mirrored)
+    torch.testing.assert_close(kept.hidden, computed.hidden, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(kept.positions, computed.positions)
+    assert work._loss(kept)["loss"].item() == pytest.approx(work._loss(computed)["loss"].item(), rel=1e-2)
 
 
 def test_a_training_sees_by_it(settings: list[str], tmp_path: Path) -> None:
@@ -103,6 +126,7 @@ def test_a_training_sees_by_it(settings: list[str], tmp_path: Path) -> None:
     [
         (["--teacher", ""], ["missing: teacher", "--teacher VALUE"]),
         (["--teacher", "nowhere"], ["nowhere"]),
+        (["--cache_layers"], ["cache_layers", "frozen_layers"]),
         (["--dry-run", "--start", "x"], ["start, dry_run", "vision_weights"]),
         (["--teacher", "{images}"], ["teacher", "cannot be loaded"]),
         (["--vision_weights", "nowhere.pth"], ["vision weights 'nowhere.pth'", "cannot be read"]),

@@ -22,15 +22,16 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("blip2rt._native")
 
 import onnx
+import onnxruntime
 
 import blip2rt
 from blip2rt.bundle import read, verify
 from blip2rt.modeling import checkpoints
-from blip2rt.modeling.blip2 import Blip2, Blip2Config
+from blip2rt.modeling.blip2 import Blip2, Blip2Config, Trained
 from blip2rt.modeling.llm import LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.quantize import round_weights
-from blip2rt.modeling.vision import VisionConfig
+from blip2rt.modeling.vision import VisionConfig, VisionEncoder
 from export.cli import main
 from export.convert import main as convert
 from tests import tiny_parts
@@ -292,6 +293,41 @@ def test_a_bundle_gives_back_the_checkpoints_that_it_was_made_of(
     assert main([*again, "--precision", precision, "--calib", str(made.images)]) == 0
     for data in ("retrieval.data", *(["qformer.data", "llm.data"] if bundle == "exact" else [])):
         assert (tmp_path / "again" / data).read_bytes() == (getattr(made, bundle) / data).read_bytes(), data
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8w"])
+@torch.no_grad()
+def test_an_encoder_that_was_trained_comes_back(made: Made, precision: str, tmp_path: Path) -> None:
+    """With what its batch norms did, as the graph has it."""
+    config = checkpoints.read_config(made.stage2)
+    trained = Trained(Blip2Config(vision=config.vision, vision_trained=True))
+    trained.vision = VisionEncoder(config.vision)
+    for name, values in trained.vision.state_dict().items():
+        if values.is_floating_point():
+            values.mul_(1 + 0.1 * torch.rand_like(values))
+            if name.endswith(("bias", "running_mean")):
+                values.add_(0.1 * torch.randn_like(values))
+    (tmp_path / "was").mkdir()
+    checkpoints.save_model(trained, tmp_path / "was")
+    model = checkpoints.load_model(made.stage2, vision=False, llm=False)
+    model.config = replace(config, vision=replace(config.vision, weights=str(tmp_path / "was")))
+    (tmp_path / "stage2").mkdir()
+    checkpoints.save_model(model, tmp_path / "stage2")
+    arguments = ["--ckpt", str(tmp_path / "stage2"), "--precision", f"vision={precision},qformer=fp32,llm=fp32"]
+    assert main([*arguments, "--out", str(tmp_path / "b")]) == 0
+    shutil.rmtree(tmp_path / "was")
+    assert convert([str(tmp_path / "b"), "--to", "ours", str(tmp_path / "ours")]) == 0
+    got = checkpoints.load_model(tmp_path / "ours" / "stage2", llm=False)
+    assert got.config.vision.weights == str(tmp_path / "ours" / "encoder")
+    pixels = np.random.default_rng().normal(size=(2, 3, 64, 64)).astype(np.float32)
+    session = onnxruntime.InferenceSession(tmp_path / "b" / "vision.onnx")
+    [wanted] = session.run(None, {"pixels": pixels})
+    np.testing.assert_allclose(got.vision_features(torch.from_numpy(pixels)), wanted, atol=1e-3 * np.abs(wanted).max())
+    exact = trained.vision(torch.from_numpy(pixels)).numpy()
+    assert np.corrcoef(exact.ravel(), wanted.ravel())[0, 1] > 0.99
+    again = [*arguments[2:], "--ckpt", str(tmp_path / "ours" / "stage2"), "--out", str(tmp_path / "again")]
+    assert main(again) == 0
+    assert (tmp_path / "again" / "stage2.json").read_bytes() == (tmp_path / "b" / "stage2.json").read_bytes()
 
 
 def test_wrong_bundles_to_unpack(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

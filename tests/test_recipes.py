@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 import yaml
 
+from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.checkpoints import CONFIG
+from blip2rt.modeling.qformer import QFormerConfig
+from blip2rt.modeling.vision import VisionConfig
 from train import distill, stage1, stage2
 from train.dry_run import count_parameters, memory, rates, trained
 from train.settings import parse, vision_config
@@ -241,3 +246,22 @@ def test_checkpoints_that_do_not_fit_on_the_disk_are_foreseen(
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     settings = [*tiny_settings(tmp_path), "--vision_weights", str(weights), "--out", str(tmp_path / "out"), "--dry-run"]
     assert "2 checkpoints need" in errors(stage1, settings, capsys)
+
+
+def test_a_refit_model_sees_by_another_encoder_what_it_saw() -> None:
+    """The other encoder has the same channels in another order, three times as large."""
+    spec = importlib.util.spec_from_file_location("refit", RECIPES / "nano" / "refit.py")
+    assert spec is not None and spec.loader is not None
+    refit = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(refit)
+    geometry = QFormerConfig(16, 2, 2, 32, queries=4, vision_width=12, cross_attention_frequency=1, vocab_size=20)
+    model = Blip2(Blip2Config(1, VisionConfig(positions=9, features=12), geometry), vision=False)
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    old = np.random.default_rng().normal(size=(40, 9, 12)).astype(np.float16)
+    new = 3 * old[..., np.random.default_rng().permutation(12)]
+    before = model.query_output(torch.from_numpy(old).float())
+    other = model.query_output(torch.from_numpy(new).float())
+    assert refit.refit(model, new, old, 1e-7) == pytest.approx(1, abs=1e-3)
+    after = model.query_output(torch.from_numpy(new).float())
+    assert (after - before).abs().mean() < 0.01 * (other - before).abs().mean()

@@ -47,6 +47,9 @@ class DistillSettings(TrainSettings):
     teacher_mean: tuple[float, ...] = option((0.48145466, 0.4578275, 0.40821073), "per-channel mean of these pixels")
     teacher_std: tuple[float, ...] = option((0.26862954, 0.26130258, 0.27577711), "and their standard deviation")
     frozen_layers: int = option(0, "so many layers of the small encoder, and what is before them, stay as they are")
+    cache_layers: bool = option(
+        False, "what they make of every view, plain and mirrored, is computed once and kept in `features`, in 16 bits"
+    )
     head_lr: float = option(2e-3, "peak learning rate of the maps from its features to the teacher's")
 
 
@@ -54,7 +57,7 @@ class DistillSettings(TrainSettings):
 class Seen:
     """What the loss of one micro-batch is computed of."""
 
-    pixels: torch.Tensor  # (b, 3, h, w)
+    hidden: torch.Tensor  # (b, ...): what the frozen layers make of (b, 3, h, w) pixels; these themselves without such
     positions: torch.Tensor  # (b, N, C) of the teacher
     image: torch.Tensor  # (b, E) of the teacher
 
@@ -62,15 +65,23 @@ class Seen:
 class Student(Trained):
     """The small encoder, and maps from its features to the teacher's, which nobody needs afterwards."""
 
-    def __init__(self, config: Blip2Config, widths: tuple[int, int]) -> None:
+    def __init__(self, config: Blip2Config, frozen_layers: int, widths: tuple[int, int]) -> None:
         super().__init__(config)
+        self.frozen_layers = frozen_layers
         self.vision = VisionEncoder(config.vision).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.positions_head = nn.Linear(config.vision.features, widths[0])
         self.image_head = nn.Linear(config.vision.features, widths[1])
 
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(b, 3, h, w) -> what the teacher may say of each position, (b, N, C), and of the image, (b, E)."""
-        features = self.vision(pixels)
+    @torch.no_grad()
+    def lower(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(b, 3, h, w) -> what the frozen layers make of it."""
+        return self.vision.lower(pixels.contiguous(memory_format=torch.channels_last), self.frozen_layers)
+
+    def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `lower` gives -> what the teacher may say of each position, (b, N, C), and of the image, (b, E)."""
+        if hidden.dim() == 4:
+            hidden = hidden.contiguous(memory_format=torch.channels_last)
+        features = self.vision.upper(hidden, self.frozen_layers)
         return self.positions_head(features), self.image_head(features.mean(1))
 
 
@@ -192,6 +203,45 @@ def _image_file(stem: Path) -> Path:
     return stem.with_name(f"{stem.name}-image.npy")
 
 
+class Hidden:
+    """What the frozen layers make of every view of the images, plain and mirrored, computed once: memory-mapped."""
+
+    def __init__(self, paths: list[Path], student: Student, settings: DistillSettings) -> None:
+        config = student.config.vision
+        key = hashlib.sha256(f"lower {student.frozen_layers} {cache_key(paths, config)}".encode()).hexdigest()[:16]
+        names = [f"{key}-view{view}{end}.npy" for view in range(settings.views) for end in ("", "-mirrored")]
+        files = [Path(settings.features, name) for name in names]
+        if here().main:
+            for number, file in enumerate(files):
+                if not file.is_file():
+                    _write_hidden(file, student, paths, *divmod(number, 2))
+        here().wait()
+        self._arrays = [np.load(file, mmap_mode="r") for file in files]
+
+    def rows(self, where: list[tuple[int, int]], mirrored: np.ndarray) -> torch.Tensor:
+        """Of images by view and index, float32."""
+        found = [self._arrays[2 * view + int(m)][i] for (view, i), m in zip(where, mirrored, strict=True)]
+        return torch.from_numpy(np.stack(found)).float()
+
+
+@torch.no_grad()
+def _write_hidden(file: Path, student: Student, paths: list[Path], view: int, mirrored: int) -> None:
+    """It gets its name when it is whole."""
+    partial, out = file.with_suffix(".partial"), None
+    student.to(here().device)
+    for start in tqdm(range(0, len(paths), _BATCH), desc=f"frozen layers, view {view}{', mirrored' * mirrored}"):
+        some = range(start, min(start + _BATCH, len(paths)))
+        pixels = torch.stack([to_pixels(mixed_view(paths, view, index), student.config.vision) for index in some])
+        hidden = student.lower((pixels.flip(3) if mirrored else pixels).to(here().device)).half().cpu().numpy()
+        if out is None:
+            shape = (len(paths), *hidden.shape[1:])
+            out = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+        out[start : start + len(hidden)] = hidden
+    assert out is not None
+    out.flush()
+    partial.rename(file)
+
+
 class Distill:
     """Encoders, data and the loss of one step."""
 
@@ -205,11 +255,12 @@ class Distill:
         self.mean, self.std = known.mean((0, 1)), known.std((0, 1)) + 1e-4
         self.common = F.normalize(image, dim=-1).mean(0)
         torch.manual_seed(settings.seed)
-        self.model = Student(config, (known.shape[-1], image.shape[-1]))
+        self.model = Student(config, settings.frozen_layers, (known.shape[-1], image.shape[-1]))
         self.model.vision.unfreeze()
         for name, number in layer_numbers(self.model.vision).items():
             if settings.frozen_layers and number <= settings.frozen_layers:
                 self.model.vision.get_parameter(name).requires_grad_(False)
+        self.hidden = Hidden(data.paths, self.model, settings) if settings.cache_layers else None
         peaks = vision_peaks(self.model.vision, settings) | dict.fromkeys(_HEADS, settings.head_lr)
         self.trainer = Trainer(self.model, settings, peaks)
         self.trainer.prepare([self.model.vision], frozen=[])
@@ -235,21 +286,23 @@ class Distill:
 
     def _seen(self, targets: Targets, rows: np.ndarray, mirrored: np.ndarray) -> Seen:
         config, device = self.model.config.vision, self.trainer.device
-        views = (mixed_view(targets.paths, view, index) for view, index in targets.where(rows))
-        pixels = torch.stack([to_pixels(image, config) for image in views])
+        where, flip = targets.where(rows), torch.from_numpy(mirrored)
+        if self.hidden is not None and targets is self.targets:
+            hidden = self.hidden.rows(where, mirrored).to(device)
+        else:
+            pixels = torch.stack([to_pixels(mixed_view(targets.paths, view, index), config) for view, index in where])
+            pixels[flip] = pixels[flip].flip(3)
+            hidden = self.model.lower(pixels.to(device))
         positions, image = targets.rows(rows)
-        flip = torch.from_numpy(mirrored)
-        pixels[flip] = pixels[flip].flip(3)
         grid = positions.unflatten(1, (self.side, self.side))
         grid[flip] = grid[flip].flip(2)
         # A few dimensions of a transformer are far from the others in a few positions.
         positions = ((grid.flatten(1, 2) - self.mean) / self.std).clamp(-8, 8)
         image = F.normalize(F.normalize(image, dim=-1) - self.common, dim=-1)
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        return Seen(pixels.to(device), positions.to(device), image.to(device))
+        return Seen(hidden, positions.to(device), image.to(device))
 
     def _loss(self, seen: Seen) -> Losses:
-        positions, image = self.model(seen.pixels)
+        positions, image = self.model(seen.hidden)
         image = F.normalize(image.float(), dim=-1)
         apart = F.mse_loss(positions.float(), seen.positions)
         angle = 1 - (image * seen.image).sum(-1).mean()
@@ -278,6 +331,8 @@ def model_config(settings: DistillSettings) -> Blip2Config:
     strange = [name for name in _OF_STAGES if name in settings.given]
     if strange:
         raise OptionError(f"{', '.join(strange)}: of stage 1 and 2 alone; a distillation goes on from vision_weights")
+    if settings.cache_layers and not settings.frozen_layers:
+        raise OptionError("cache_layers keeps what frozen layers make of an image: give frozen_layers, 1 or more")
     if not settings.teacher:
         raise OptionError("missing: teacher; give it in the recipe or as --teacher VALUE")
     vision = vision_config(settings)

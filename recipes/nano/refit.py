@@ -1,0 +1,96 @@
+"""A checkpoint that reads another image encoder: its keys and values of the image are led to what they were.
+
+    python recipes/nano/refit.py CKPT --vision-weights ENCODER --data train.tsv --images FOLDER --out OUT
+
+Ridge regression, over the positions of some images, from the new encoder's features (normalised, as the Q-Former reads
+them) to the old one's. The map is linear, so it goes into the matrices of keys and values, and nothing of the model
+changes but its numbers. A training that goes on from there begins with captions instead of noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from blip2rt.modeling import checkpoints
+from blip2rt.modeling.blip2 import Blip2
+from train.features import cached_features
+from train.readers import read_data
+
+_BATCH = 50
+
+
+def normalised(features: np.ndarray) -> torch.Tensor:
+    """(b, N, C) -> (b * N, C), as a LayerNorm without weights has them."""
+    values = torch.from_numpy(np.asarray(features)).float().flatten(0, 1)
+    return F.layer_norm(values, values.shape[-1:])
+
+
+def moments(new: np.ndarray, old: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """X'X and X'Y of [features, 1], and the number of rows."""
+    gram = cross = torch.zeros(())
+    for start in range(0, len(new), _BATCH):
+        x = F.pad(normalised(new[start : start + _BATCH]), (0, 1), value=1.0)
+        gram, cross = gram + x.T @ x, cross + x.T @ normalised(old[start : start + _BATCH])
+    return gram.double(), cross.double(), len(new) * new.shape[1]
+
+
+@torch.no_grad()
+def refit(model: Blip2, new: np.ndarray, old: np.ndarray, ridge: float) -> float:
+    """Changes vision_norm, vision_positions, keys and values; returns the share of the old features' variance that the
+    new ones tell, on the last tenth of the images, which the map has not seen."""
+    seen = len(new) - len(new) // 10
+    gram, cross, rows = moments(new[:seen], old[:seen])
+    width = gram.shape[0] - 1
+    penalty = ridge * rows * torch.eye(width + 1, dtype=torch.float64)
+    penalty[-1, -1] = 0
+    solution = torch.linalg.solve(gram + penalty, cross).float()
+    linear, constant = solution[:-1].T, solution[-1]  # old = linear @ new + constant
+    x, y = normalised(new[seen:]), normalised(old[seen:])
+    told = 1 - float((x @ linear.T + constant - y).square().mean() / y.var(0).mean())
+
+    gain, shift = model.vision_norm.weight.clone(), model.vision_norm.bias.clone()
+    products = [product for layer in model.qformer.layers if layer.cross_attention is not None
+                for product in (layer.cross_attention.key, layer.cross_attention.value)]  # fmt: skip
+    before = torch.cat([product.weight for product in products])
+    wanted = model.vision_positions[0] @ before.T  # what a position adds to keys and values
+    for product in products:
+        product.bias += product.weight @ (gain * constant + shift)
+        product.weight.copy_(product.weight @ (gain[:, None] * linear))
+    model.vision_norm.weight.fill_(1.0)
+    model.vision_norm.bias.zero_()
+    after = torch.cat([product.weight for product in products])
+    small = 1e-4 * after.square().sum() / width * torch.eye(width)
+    model.vision_positions[0] = torch.linalg.solve(after.T @ after + small, after.T @ wanted.T).T
+    return told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("ckpt")
+    parser.add_argument("--vision-weights", required=True, help="checkpoint of the new encoder, of the same kind")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--images", required=True)
+    parser.add_argument("--count", type=int, default=2000, help="images that the map is made of")
+    parser.add_argument("--ridge", type=float, default=1e-3)
+    parser.add_argument("--features", default="runs/features", help="where trainings cache features")
+    parser.add_argument("--out", required=True)
+    given = parser.parse_args()
+    model = checkpoints.load_model(Path(given.ckpt), vision=False, llm=False)
+    paths = read_data(given.data, given.images).paths
+    vision = dataclasses.replace(model.config.vision, weights=given.vision_weights)
+    [old], [new] = (cached_features(paths, config, given.features) for config in (model.config.vision, vision))
+    told = refit(model, new[: given.count], old[: given.count], given.ridge)
+    print(f"{told:.3f} of the old features' variance is told by the new ones")
+    model.config = dataclasses.replace(model.config, vision=vision)
+    Path(given.out).mkdir(parents=True, exist_ok=True)
+    checkpoints.save_model(model, Path(given.out))
+
+
+if __name__ == "__main__":
+    main()
