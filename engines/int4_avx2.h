@@ -51,6 +51,7 @@ struct Avx2 {
   static Ints next_nibble_of_lane(Ints value) { return _mm256_srli_epi32(value, 4); }
   static Ints low_nibbles(Ints value) { return _mm256_and_si256(value, _mm256_set1_epi8(15)); }
   static Ints high_nibbles(Ints value) { return _mm256_and_si256(_mm256_srli_epi16(value, 4), _mm256_set1_epi8(15)); }
+  static Ints join(Ints high, Ints low) { return _mm256_add_epi32(_mm256_slli_epi32(high, 8), low); }
   static Ints no_products() { return _mm256_setzero_si256(); }
   // 15 * 127 * 2 fits 16 bits: nothing saturates.
   static Ints dot(Ints sum, Ints codes, const int8_t* values) {
@@ -85,8 +86,8 @@ struct Avx2 {
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
   }
   static float largest(const float* x, size_t count) { return x86::largest(x, count); }
-  static int quantize(const float* x, size_t count, float inverse, int8_t* to) {
-    return x86::quantize(x, count, inverse, to);
+  static int quantize(const float* x, size_t count, float inverse, int8_t* to, int8_t* low) {
+    return x86::quantize(x, count, inverse, to, low);
   }
 };
 

@@ -54,6 +54,7 @@ struct Avx512 {
   static Ints next_nibble_of_lane(Ints value) { return _mm512_srli_epi32(value, 4); }
   static Ints low_nibbles(Ints value) { return _mm512_and_si512(value, _mm512_set1_epi8(15)); }
   static Ints high_nibbles(Ints value) { return _mm512_and_si512(_mm512_srli_epi16(value, 4), _mm512_set1_epi8(15)); }
+  static Ints join(Ints high, Ints low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
   static Ints no_products() { return _mm512_setzero_si512(); }
   static Ints dot(Ints sum, Ints codes, const int8_t* values) {
     int four;
@@ -84,8 +85,8 @@ struct Avx512 {
   static Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
   static float sum(Floats value) { return _mm512_reduce_add_ps(value); }
   static float largest(const float* x, size_t count) { return x86::largest(x, count); }
-  static int quantize(const float* x, size_t count, float inverse, int8_t* to) {
-    return x86::quantize(x, count, inverse, to);
+  static int quantize(const float* x, size_t count, float inverse, int8_t* to, int8_t* low) {
+    return x86::quantize(x, count, inverse, to, low);
   }
 };
 

@@ -18,7 +18,8 @@ struct Int4Matrix {
   size_t blocks() const { return (k + block - 1) / block; }
 };
 
-// Rows of activations as int8, a scale for each block: |error| <= scale / 2 = largest / 254.
+// Rows of activations as int8, a scale for each block: |error| <= scale / 2 = largest / 254. With `low` as 16 bits in
+// two planes, value = 256 * values + low: |error| <= largest / 65024.
 struct Int4Input {
   // What codes are unpacked to at once; a row that is alone has room for a whole number of that.
   static constexpr size_t kRoom = 128;
@@ -27,6 +28,7 @@ struct Int4Input {
   // (rows, blocks * block), of every 8 the even ones before the odd ones, as codes lie; one row alone: of as many as a
   // register of codes holds.
   int8_t* values;
+  int8_t* low;    // the same, or nullptr
   float* scales;  // (rows, blocks); NaN where the block has a value that is not finite
   float* sums;    // (rows, blocks): scale * sum of the values
 };

@@ -53,6 +53,7 @@ struct Neon {
     return vreinterpretq_s32_u8(vandq_u8(vreinterpretq_u8_s32(value), vdupq_n_u8(15)));
   }
   static Ints high_nibbles(Ints value) { return vreinterpretq_s32_u8(vshrq_n_u8(vreinterpretq_u8_s32(value), 4)); }
+  static Ints join(Ints high, Ints low) { return vaddq_s32(vshlq_n_s32(high, 8), low); }
   static Ints no_products() { return vdupq_n_s32(0); }
   static Ints dot(Ints sum, Ints codes, const int8_t* values) {
     int32_t four;
@@ -87,17 +88,25 @@ struct Neon {
     return vmaxvq_f32(result);
   }
 
-  // x * inverse, rounded; of every 8 the even ones first. Returns their sum.
-  static int quantize(const float* x, size_t count, float inverse, int8_t* to) {
+  // Of every 8 the even ones first.
+  static void store_lowest(Ints first, Ints second, int8_t* to) {
+    vst1_s8(to, vmovn_s16(vcombine_s16(vmovn_s32(vuzp1q_s32(first, second)), vmovn_s32(vuzp2q_s32(first, second)))));
+  }
+
+  // x * inverse, rounded. Returns their sum. With `low` of 16 bits: 256 * to + low.
+  static int quantize(const float* x, size_t count, float inverse, int8_t* to, int8_t* low) {
     const Floats factor = vdupq_n_f32(inverse);
     Ints sum = vdupq_n_s32(0);
     for (size_t i = 0; i < count; i += 8) {
-      const Ints first = vcvtnq_s32_f32(vmulq_f32(vld1q_f32(x + i), factor));
-      const Ints second = vcvtnq_s32_f32(vmulq_f32(vld1q_f32(x + i + 4), factor));
+      Ints first = vcvtnq_s32_f32(vmulq_f32(vld1q_f32(x + i), factor));
+      Ints second = vcvtnq_s32_f32(vmulq_f32(vld1q_f32(x + i + 4), factor));
       sum = vaddq_s32(sum, vaddq_s32(first, second));
-      const int16x8_t ordered =
-          vcombine_s16(vmovn_s32(vuzp1q_s32(first, second)), vmovn_s32(vuzp2q_s32(first, second)));
-      vst1_s8(to + i, vmovn_s16(ordered));
+      if (low != nullptr) {
+        store_lowest(first, second, low + i);
+        first = vshrq_n_s32(vaddq_s32(first, vdupq_n_s32(128)), 8);
+        second = vshrq_n_s32(vaddq_s32(second, vdupq_n_s32(128)), 8);
+      }
+      store_lowest(first, second, to + i);
     }
     return vaddvq_s32(sum);
   }

@@ -55,22 +55,32 @@ float prepare_row(const Int4Matrix& m, const Int4Input& input, size_t output, fl
   return V::sum(offset);
 }
 
-// A chunk's products with what it is multiplied by, `values`.
-template <class V>
-void add_products(typename V::Ints& products, typename V::Ints codes, const int8_t* values) {
-  products = V::dot_all(products, V::low_nibbles(codes), V::high_nibbles(codes), values);
-}
+// Sums of the products of chunks of codes with the activations.
+template <class V, bool Split>
+struct Products {
+  const Int4Input& input;
+  typename V::Ints high = V::no_products(), low = V::no_products();
+
+  void add(typename V::Ints codes, size_t chunk) {
+    const typename V::Ints first = V::low_nibbles(codes), second = V::high_nibbles(codes);
+    high = V::dot_all(high, first, second, input.values + 2 * chunk * kChunk<V>);
+    if constexpr (Split) low = V::dot_all(low, first, second, input.low + 2 * chunk * kChunk<V>);
+  }
+
+  typename V::Floats sum() const {
+    if constexpr (Split) return V::to_float(V::join(high, low));
+    return V::to_float(high);
+  }
+};
 
 // One output. A chunk holds B blocks, or a block C chunks; the other of the two is 1.
-template <class V, size_t B, size_t C>
-float multiply_one(const uint8_t* codes, size_t bytes, const int8_t* values, const float* scales) {
+template <class V, bool Split, size_t B, size_t C>
+float multiply_one(const uint8_t* codes, size_t bytes, const Int4Input& input, const float* scales) {
   typename V::Floats even = V::zero(), odd = V::zero();  // two sums: one would wait for itself
   const auto add = [&](typename V::Floats& to, size_t first, size_t chunks) {
-    typename V::Ints products = V::no_products();
-    for (size_t i = first; i < first + chunks; ++i) {
-      add_products<V>(products, V::load(codes + i * kChunk<V>), values + 2 * i * kChunk<V>);
-    }
-    to = V::mul_add(V::to_float(products), V::template spread<B>(scales + first / C * B), to);
+    Products<V, Split> products{input};
+    for (size_t i = first; i < first + chunks; ++i) products.add(V::load(codes + i * kChunk<V>), i);
+    to = V::mul_add(products.sum(), V::template spread<B>(scales + first / C * B), to);
   };
   const size_t whole = bytes / kChunk<V> / C * C;
   size_t chunk = 0;
@@ -83,14 +93,14 @@ float multiply_one(const uint8_t* codes, size_t bytes, const int8_t* values, con
   if (left > 0) {
     uint8_t last[kChunk<V>] = {};
     std::memcpy(last, codes + whole * kChunk<V>, left);
-    typename V::Ints products = V::no_products();
-    add_products<V>(products, V::load(last), values + 2 * whole * kChunk<V>);
-    odd = V::mul_add(V::to_float(products), V::template spread<B>(scales + whole * B), odd);
+    Products<V, Split> products{input};
+    products.add(V::load(last), whole);
+    odd = V::mul_add(products.sum(), V::template spread<B>(scales + whole * B), odd);
   }
   return V::sum(V::add(even, odd));
 }
 
-template <class V, size_t Block>
+template <class V, bool Split, size_t Block>
 void multiply_outputs(const Int4Matrix& m, const Int4Input& input, float* out, size_t begin, size_t end,
                       float* scales) {
   constexpr size_t kWeights = 2 * kChunk<V>, kBlocks = kWeights > Block ? kWeights / Block : 1;
@@ -98,26 +108,35 @@ void multiply_outputs(const Int4Matrix& m, const Int4Input& input, float* out, s
   const size_t bytes = m.blocks() * Block / 2;
   for (size_t output = begin; output < end; ++output) {
     const float offset = prepare_row<V>(m, input, output, scales);
-    out[output] = multiply_one<V, kBlocks, kChunks>(m.codes + output * bytes, bytes, input.values, scales) - offset;
+    out[output] = multiply_one<V, Split, kBlocks, kChunks>(m.codes + output * bytes, bytes, input, scales) - offset;
   }
 }
 
 template <class V>
 void quantize(const float* x, size_t row, const Int4Matrix& m, const Int4Input& input) {
   quantize_row<V>(x, row, m, input);
-  if (input.rows == 1) order_chunks<V>(input.values, m.blocks() * m.block);
+  if (input.rows != 1) return;
+  order_chunks<V>(input.values, m.blocks() * m.block);
+  if (input.low != nullptr) order_chunks<V>(input.low, m.blocks() * m.block);
+}
+
+template <class V, bool Split>
+void multiply_planes(const Int4Matrix& m, const Int4Input& input, float* out, size_t first, size_t last,
+                     uint8_t* scratch) {
+  if (input.rows != 1) return multiply_tiles<V, Split>(m, input, out, first, last, scratch);
+  const size_t begin = first * V::kLanes, end = last * V::kLanes < m.n ? last * V::kLanes : m.n;
+  float* scales = reinterpret_cast<float*>(scratch);
+  switch (m.block) {
+    case 32: return multiply_outputs<V, Split, 32>(m, input, out, begin, end, scales);
+    case 64: return multiply_outputs<V, Split, 64>(m, input, out, begin, end, scales);
+    default: return multiply_outputs<V, Split, 128>(m, input, out, begin, end, scales);
+  }
 }
 
 template <class V>
 void multiply(const Int4Matrix& m, const Int4Input& input, float* out, size_t first, size_t last, uint8_t* scratch) {
-  if (input.rows != 1) return multiply_tiles<V>(m, input, out, first, last, scratch);
-  const size_t begin = first * V::kLanes, end = last * V::kLanes < m.n ? last * V::kLanes : m.n;
-  float* scales = reinterpret_cast<float*>(scratch);
-  switch (m.block) {
-    case 32: return multiply_outputs<V, 32>(m, input, out, begin, end, scales);
-    case 64: return multiply_outputs<V, 64>(m, input, out, begin, end, scales);
-    default: return multiply_outputs<V, 128>(m, input, out, begin, end, scales);
-  }
+  if (input.low != nullptr) return multiply_planes<V, true>(m, input, out, first, last, scratch);
+  multiply_planes<V, false>(m, input, out, first, last, scratch);
 }
 
 }  // namespace

@@ -12,7 +12,11 @@ namespace {
 
 constexpr size_t kPiece = 32;  // weights a row that are unpacked at once: 16 bytes
 constexpr size_t kAhead = 2;   // tiles that the memory is asked for in advance
-constexpr size_t kRows = 8;    // rows of activations whose sums are kept in registers
+constexpr size_t kSums = 8;    // sums that are kept in registers: of rows of activations, or of their planes
+
+// Rows of activations that are multiplied at once.
+template <bool Split>
+constexpr size_t kRows = Split ? kSums / 2 : kSums;
 
 // Of a tile, for each block: scales and scales * zero points of the outputs.
 template <class V>
@@ -91,27 +95,31 @@ struct Unpacked {
 };
 
 // R rows from `row` on, times one tile.
-template <class V, size_t R, class Codes>
+template <class V, bool Split, size_t R, class Codes>
 void multiply_rows(const Int4Matrix& m, const Int4Input& input, const Codes& codes, const Scales<V>& scales, size_t row,
                    float* sums) {
   const size_t blocks = m.blocks(), width = blocks * m.block, pieces = m.block / kPiece;
   typename V::Floats total[R];
   for (size_t r = 0; r < R; ++r) total[r] = V::zero();
   for (size_t block = 0; block < blocks; ++block) {
-    typename V::Ints products[R];
-    for (size_t r = 0; r < R; ++r) products[r] = V::no_products();
+    typename V::Ints products[R], lows[R];
+    for (size_t r = 0; r < R; ++r) products[r] = lows[r] = V::no_products();
     for (size_t piece = block * pieces; piece < (block + 1) * pieces; ++piece) {
       typename V::Ints unpacked[8];
       codes.piece(piece, unpacked);
       for (size_t r = 0; r < R; ++r) {
-        const int8_t* values = input.values + (row + r) * width + piece * kPiece;
-        for (size_t i = 0; i < 8; ++i) products[r] = V::dot(products[r], unpacked[i], values + 4 * i);
+        const size_t at = (row + r) * width + piece * kPiece;
+        for (size_t i = 0; i < 8; ++i) products[r] = V::dot(products[r], unpacked[i], input.values + at + 4 * i);
+        if constexpr (Split) {
+          for (size_t i = 0; i < 8; ++i) lows[r] = V::dot(lows[r], unpacked[i], input.low + at + 4 * i);
+        }
       }
     }
     const typename V::Floats scale = V::load_floats(scales.scale + block * V::kLanes);
     const typename V::Floats offset = V::load_floats(scales.offset + block * V::kLanes);
     for (size_t r = 0; r < R; ++r) {
       const size_t at = (row + r) * blocks + block;
+      if constexpr (Split) products[r] = V::join(products[r], lows[r]);
       const typename V::Floats whole = V::mul(V::to_float(products[r]), V::broadcast(input.scales[at]));
       total[r] = V::mul_add(whole, scale, V::mul_sub(offset, V::broadcast(input.sums[at]), total[r]));
     }
@@ -119,22 +127,16 @@ void multiply_rows(const Int4Matrix& m, const Int4Input& input, const Codes& cod
   for (size_t r = 0; r < R; ++r) V::store(sums + r * V::kLanes, total[r]);
 }
 
-template <class V, class Codes>
+template <class V, bool Split, class Codes, size_t R = 1>
 void multiply_some(size_t rows, const Int4Matrix& m, const Int4Input& input, const Codes& codes,
                    const Scales<V>& scales, size_t row, float* sums) {
-  switch (rows) {
-    case 1: return multiply_rows<V, 1>(m, input, codes, scales, row, sums);
-    case 2: return multiply_rows<V, 2>(m, input, codes, scales, row, sums);
-    case 3: return multiply_rows<V, 3>(m, input, codes, scales, row, sums);
-    case 4: return multiply_rows<V, 4>(m, input, codes, scales, row, sums);
-    case 5: return multiply_rows<V, 5>(m, input, codes, scales, row, sums);
-    case 6: return multiply_rows<V, 6>(m, input, codes, scales, row, sums);
-    case 7: return multiply_rows<V, 7>(m, input, codes, scales, row, sums);
-    default: return multiply_rows<V, kRows>(m, input, codes, scales, row, sums);
+  if constexpr (R < kRows<Split>) {
+    if (rows > R) return multiply_some<V, Split, Codes, R + 1>(rows, m, input, codes, scales, row, sums);
   }
+  multiply_rows<V, Split, R>(m, input, codes, scales, row, sums);
 }
 
-template <class V>
+template <class V, bool Split>
 void multiply_tiles(const Int4Matrix& m, const Int4Input& input, float* out, size_t first, size_t last,
                     uint8_t* scratch) {
   const size_t tiles = (m.n + V::kLanes - 1) / V::kLanes;
@@ -147,7 +149,7 @@ void multiply_tiles(const Int4Matrix& m, const Int4Input& input, float* out, siz
     const uint8_t* codes = m.codes + begin * stride;
     const Packed<V> packed = {codes, stride, tile + kAhead < tiles ? codes + kAhead * V::kLanes * stride : nullptr};
     const bool partial = outputs < V::kLanes;  // rows beyond the matrix must not be read
-    const bool ahead = input.rows > kRows || partial;
+    const bool ahead = input.rows > kRows<Split> || partial;
     if (ahead) {
       alignas(64) uint8_t copy[16 * V::kLanes];
       for (size_t piece = 0; piece < pieces; ++piece) {
@@ -162,13 +164,13 @@ void multiply_tiles(const Int4Matrix& m, const Int4Input& input, float* out, siz
           V::store(unpacked + (8 * piece + i) * sizeof(typename V::Ints), unpacked_codes[i]);
       }
     }
-    for (size_t row = 0; row < input.rows; row += kRows) {
-      const size_t rows = input.rows - row < kRows ? input.rows - row : kRows;
-      alignas(64) float sums[kRows * V::kLanes];
+    for (size_t row = 0; row < input.rows; row += kRows<Split>) {
+      const size_t rows = input.rows - row < kRows<Split> ? input.rows - row : kRows<Split>;
+      alignas(64) float sums[kRows<Split> * V::kLanes];
       if (ahead) {
-        multiply_some<V>(rows, m, input, Unpacked<V>{unpacked}, scales, row, sums);
+        multiply_some<V, Split>(rows, m, input, Unpacked<V>{unpacked}, scales, row, sums);
       } else {
-        multiply_some<V>(rows, m, input, packed, scales, row, sums);
+        multiply_some<V, Split>(rows, m, input, packed, scales, row, sums);
       }
       for (size_t r = 0; r < rows; ++r) {
         std::memcpy(out + (row + r) * m.n + begin, sums + r * V::kLanes, outputs * sizeof(float));
@@ -192,8 +194,11 @@ void quantize_row(const float* x, size_t row, const Int4Matrix& m, const Int4Inp
       from = padded;
     }
     const float largest = V::largest(from, m.block);
-    const float scale = largest / 127.0f, inverse = largest > 0 ? 127.0f / largest : 0.0f;
-    const int sum = V::quantize(from, m.block, inverse, input.values + (row * blocks + block) * m.block);
+    const float levels = input.low != nullptr ? 127.0f * 256.0f : 127.0f;
+    const float scale = largest / levels, inverse = largest > 0 ? levels / largest : 0.0f;
+    const size_t at = (row * blocks + block) * m.block;
+    const int sum =
+        V::quantize(from, m.block, inverse, input.values + at, input.low != nullptr ? input.low + at : nullptr);
     const bool finite = largest <= 3.402823466e38f;  // false for NaN
     input.scales[row * blocks + block] = finite ? scale : largest - largest;
     input.sums[row * blocks + block] = finite ? scale * static_cast<float>(sum) : largest - largest;

@@ -25,19 +25,27 @@ float largest(const float* x, size_t count) {
   return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
 }
 
-// x * inverse, rounded; of every 8 the even ones first. Returns their sum.
-int quantize(const float* x, size_t count, float inverse, int8_t* to) {
+// The two halves' bytes, which are apart, to 8.
+void store_lowest(__m256i bytes, int8_t* to) {
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to),
+                   _mm_or_si128(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
+}
+
+// x * inverse, rounded; of every 8 the even ones first. Returns their sum. With `low` of 16 bits: 256 * to + low.
+int quantize(const float* x, size_t count, float inverse, int8_t* to, int8_t* low) {
   const __m256 factor = _mm256_set1_ps(inverse);
   // The lowest byte of every 32 bits: lanes 0, 2 of a half to its bytes 0, 1, and 1, 3 to bytes 4, 5.
   const __m256i order = _mm256_setr_epi8(0, 8, -1, -1, 4, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,  //
                                          -1, -1, 0, 8, -1, -1, 4, 12, -1, -1, -1, -1, -1, -1, -1, -1);
   __m256i sum = _mm256_setzero_si256();
   for (size_t i = 0; i < count; i += 8) {
-    const __m256i rounded = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), factor));
+    __m256i rounded = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), factor));
     sum = _mm256_add_epi32(sum, rounded);
-    const __m256i bytes = _mm256_shuffle_epi8(rounded, order);
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(to + i),
-                     _mm_or_si128(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
+    if (low != nullptr) {
+      store_lowest(_mm256_shuffle_epi8(rounded, order), low + i);
+      rounded = _mm256_srai_epi32(_mm256_add_epi32(rounded, _mm256_set1_epi32(128)), 8);
+    }
+    store_lowest(_mm256_shuffle_epi8(rounded, order), to + i);
   }
   __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
   half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));

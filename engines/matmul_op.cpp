@@ -31,9 +31,13 @@ struct MatMulInt4 {
   static constexpr size_t kOutputs = 1;
   static bool optional(size_t) { return false; }
   int64_t n, k, block;
+  bool split;  // activations of 16 bits
 
   explicit MatMulInt4(const OrtKernelInfo* info)
-      : n(attribute(info, "N")), k(attribute(info, "K")), block(attribute(info, "block_size")) {}
+      : n(attribute(info, "N")),
+        k(attribute(info, "K")),
+        block(attribute(info, "block_size")),
+        split(attribute(info, "split") != 0) {}
 
   void compute(OrtKernelContext* context) const {
     const Product product(context, n, k);
@@ -41,10 +45,10 @@ struct MatMulInt4 {
                                static_cast<size_t>(block),    data_of<uint8_t>(context, 1),
                                data_of<uint16_t>(context, 2), data_of<uint8_t>(context, 3)};
     thread_local Buffer values, scales;
-    const size_t blocks = product.rows * matrix.blocks();
+    const size_t blocks = product.rows * matrix.blocks(), plane = blocks * matrix.block + Int4Input::kRoom;
     float* of_blocks = scales.get<float>(2 * blocks);
-    const Int4Input quantized = {product.rows, values.get<int8_t>(blocks * matrix.block + Int4Input::kRoom), of_blocks,
-                                 of_blocks + blocks};
+    int8_t* planes = values.get<int8_t>((split ? 2 : 1) * plane);
+    const Int4Input quantized = {product.rows, planes, split ? planes + plane : nullptr, of_blocks, of_blocks + blocks};
     const Int4Kernel* kernel = int4_kernel();
     for (size_t row = 0; row < product.rows; ++row) kernel->quantize(product.x, row, matrix, quantized);
     // Parts of about 64 KiB of weights: long enough to be worth a thread, short enough to keep all busy to the end.

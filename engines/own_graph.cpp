@@ -194,9 +194,12 @@ std::string own_int4(const Node& node, Parts& parts, const Halves& halves) {
     return "";
   }
   --parts.uses[scales->first];
-  return own_node(
-      node, kMatMulInt4, {node.inputs[kX], node.inputs[kCodes], scales->second, node.inputs[kZeroPoints]},
-      {{"N", static_cast<uint64_t>(n)}, {"K", static_cast<uint64_t>(k)}, {"block_size", static_cast<uint64_t>(block)}});
+  constexpr int64_t kInt8 = 4;  // accuracy_level: activations may be int8; of all others 16 bits are enough or better
+  return own_node(node, kMatMulInt4, {node.inputs[kX], node.inputs[kCodes], scales->second, node.inputs[kZeroPoints]},
+                  {{"N", static_cast<uint64_t>(n)},
+                   {"K", static_cast<uint64_t>(k)},
+                   {"block_size", static_cast<uint64_t>(block)},
+                   {"split", number("accuracy_level") == kInt8 ? 0 : 1}});
 }
 
 // Ours for a DynamicQuantizeMatMul; empty where it is another node, or one that we cannot do.

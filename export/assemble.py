@@ -28,6 +28,7 @@ from .progress import Progress
 BLOCK = 64  # of the Q-Former's weights; the LLM's is the checkpoint's
 NO_RANGES: quantize.Ranges = {}
 CALIBRATED = 24  # photographs that ranges behind the image encoder are taken from
+FINER_BELOW = 1_000_000_000  # parameters of an LLM whose int4 weights meet activations of 16 bits: small ones need it
 OWN_LIMIT = 500_000_000  # parameters of an LLM up to which its graph is also compared with its own rounded weights
 
 
@@ -200,9 +201,12 @@ class _Work:
             kept = dict(traced)
             ranges = self._llm_ranges(kept, language, prompts, spec.decoder_start_token_id)
             traced = iter(kept.items())
+        size = sum(parameter.numel() for parameter in language.parameters())
+        finer = (self.options.llm_activations or (16 if size < FINER_BELOW else 8)) == 16
         data = graphs.DataFile(self.folder, "llm.data")
         for name, graph in traced:
-            self._write(name, graph, precision, data, block=config.block, ranges=ranges.get(name, NO_RANGES))
+            seen = ranges.get(name, NO_RANGES)
+            self._write(name, graph, precision, data, block=config.block, ranges=seen, finer=finer)
         data.close()
         if prefixes:
             self.progress.line("llm: verifying")
@@ -252,7 +256,7 @@ class _Work:
 
     def _write(
         self, name: str, model: ir.Model, precision: str, data: graphs.DataFile, block: int = BLOCK,
-        signature: Any = None, ranges: quantize.Ranges = NO_RANGES,
+        signature: Any = None, ranges: quantize.Ranges = NO_RANGES, finer: bool = False,
     ) -> None:  # fmt: skip
         self.progress.line(f"{name}: writing in {precision}")
 
@@ -260,6 +264,8 @@ class _Work:
             self.progress.bar(name, done, total)
 
         self.target.apply(model, precision, block, data.keep, show, self.encode, ranges)
+        if finer and precision == "int4" and self.target is targets.ORT:
+            quantize.finer_activations(model)
         inputs, outputs = signature or (graphs.describe(model.graph.inputs), graphs.describe(model.graph.outputs))
         path = self.folder / f"{name}.onnx"
         self.sizes[name] = graphs.save(model, path, data)

@@ -36,6 +36,7 @@ class Options:
     card: Path | None = None
     max_positions: int = 1024
     length_penalty: float = 1.0  # of captions, by default
+    llm_activations: int | None = None  # bits that meet the language model's int4 weights, 8 or 16; None: by its size
     overwrite: bool = False
     verify: bool = True
 
@@ -87,6 +88,11 @@ def resolve(options: Options) -> Choices:
         instead = "fp16" if options.target.name == "trt" else "int8-dynamic"
         wanted = ", ".join(f"{group}=int8-static" for group in static)
         faults.append(f"{wanted} needs photographs to calibrate on: give --calib FOLDER, or {instead}")
+    if options.llm_activations is not None and (precision["llm"] != "int4" or options.target is not ORT):
+        faults.append(
+            f"--llm-activations {options.llm_activations} is of llm=int4 for the target ort, here it is "
+            f"{precision['llm']} for {options.target.name}"
+        )
     if options.card is not None and not options.card.is_file():
         faults.append(f"--card {options.card} is no file")
     stage2, stage1 = _stages(options, main, other, faults)

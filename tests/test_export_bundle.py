@@ -198,6 +198,8 @@ ERRORS = [
     (["--target", "trt", "--precision", "llm=int8w"], "llm may be fp32, fp16, int8, int8-static, int4"),
     (["--target", "cuda"], "invalid choice"),
     (["--length-penalty", "nan"], "--length-penalty is nan"),
+    (["--llm-activations", "16", "--precision", "llm=fp16"], "--llm-activations 16 is of llm=int4"),
+    (["--llm-activations", "12"], "invalid choice"),
     (["--image-size", "0"], "cannot read 0 x 0 pixels"),
     (["--calib", "/no/such"], "is no folder"),
     (["--card", "/no/such.md"], "is no file"),
@@ -230,6 +232,18 @@ def test_damaged_checkpoint_is_an_error(made: Made, tmp_path: Path, capsys: pyte
     assert main(["--ckpt", str(damaged), "--out", str(tmp_path / "out")]) == 2
     assert all("damaged" in line for line in capsys.readouterr().err.splitlines() if "error" in line)
     assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
+
+
+@pytest.mark.parametrize(("bits", "level"), [(None, 2), (16, 2), (8, 4)])
+def test_what_meets_int4_weights_is_chosen(made: Made, bits: int | None, level: int, tmp_path: Path) -> None:
+    """By size, if nothing is said: small models need 16 bits."""
+    chosen = [] if bits is None else ["--llm-activations", str(bits)]
+    arguments = ["--ckpt", str(made.stage2), "--out", str(tmp_path / "b"), "--no-verify"]
+    assert main([*arguments, "--precision", "vision=fp32,qformer=int4,llm=int4", *chosen]) == 0
+    for name, wanted in (("llm", level), ("qformer", 4)):
+        nodes = onnx.load(tmp_path / "b" / f"{name}.onnx", load_external_data=False).graph.node
+        products = [{a.name: a.i for a in node.attribute} for node in nodes if node.op_type == "MatMulNBits"]
+        assert {product["accuracy_level"] for product in products} == {wanted}
 
 
 @pytest.mark.parametrize("size", ["64k", "220k"])

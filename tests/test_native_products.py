@@ -60,7 +60,10 @@ def save_graph(path: Path, nodes: list[onnx.NodeProto], k: int, n: int, constant
     onnx.save(model, path, save_as_external_data=True, location=path.name + ".data", size_threshold=0)
 
 
-def save_matmul(path: Path, k: int, n: int, block: int, cast: bool = True) -> None:
+INT8, HALF_PRECISION = 4, 2  # accuracy_level: what activations may be rounded to
+
+
+def save_matmul(path: Path, k: int, n: int, block: int, cast: bool = True, level: int = INT8) -> None:
     """y = x (.., K) times an int4 matrix and a plain one that shares nothing with it, weights in a file beside."""
     rng, blocks = np.random.default_rng(k), -(-k // block)
     scales = rng.uniform(0.01, 0.1, (n, blocks)).astype(np.float16 if cast else np.float32)
@@ -69,7 +72,7 @@ def save_matmul(path: Path, k: int, n: int, block: int, cast: bool = True) -> No
         "scales": scales,
         "zeros": rng.integers(0, 256, (n, (blocks + 1) // 2), dtype=np.uint8),
     }
-    kind = {"domain": "com.microsoft", "K": k, "N": n, "bits": 4, "block_size": block, "accuracy_level": 4}
+    kind = {"domain": "com.microsoft", "K": k, "N": n, "bits": 4, "block_size": block, "accuracy_level": level}
     used = ["x", "codes", "wide" if cast else "scales", "zeros"]
     nodes = [helper.make_node("MatMulNBits", used, ["product"], **kind), helper.make_node("Neg", ["product"], ["y"])]
     if cast:
@@ -79,11 +82,13 @@ def save_matmul(path: Path, k: int, n: int, block: int, cast: bool = True) -> No
 
 @pytest.mark.skipif(VERSION < (1, 21), reason="ONNX Runtime before 1.21 keeps its own product")
 @pytest.mark.parametrize("threads", [1, 2])
-def test_graph_uses_it_and_gives_the_same(threads: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("level", "tolerance"), [(INT8, 2e-2), (HALF_PRECISION, 1e-3)])
+def test_graph_uses_it_and_gives_the_same(level: int, tolerance: float, threads: int, tmp_path: Path) -> None:
+    """Of half precision ONNX Runtime is exact. An outlier costs the others of its block their precision, too."""
     rng = np.random.default_rng()
     for block in (32, 64, 128):
         k, n = int(rng.integers(1, 40)) * 32 + int(rng.integers(0, 2)), int(rng.integers(1, 300))
-        save_matmul(tmp_path / f"{block}.onnx", k, n, block)
+        save_matmul(tmp_path / f"{block}.onnx", k, n, block, level=level)
         ours, theirs = (
             Session(runtime(), str(tmp_path / f"{block}.onnx"), threads, own_int4=own) for own in (True, False)
         )
@@ -92,9 +97,11 @@ def test_graph_uses_it_and_gives_the_same(threads: int, tmp_path: Path) -> None:
         assert theirs.own_kernels == []
         for batch, length in ((1, 1), (5, 1), (2, 11)):
             x = rng.standard_normal((batch, length, k)).astype(np.float32)
+            if level == HALF_PRECISION:
+                x[..., rng.integers(k)] *= 30
             expected = theirs.run({"x": x})["y"]
             np.testing.assert_allclose(
-                ours.run({"x": x})["y"], expected, atol=2e-2 * expected.std(), err_msg=f"{k}, {n}"
+                ours.run({"x": x})["y"], expected, atol=tolerance * expected.std(), err_msg=f"{k}, {n}"
             )
         assert ours.run({"x": np.zeros((2, 0, k), np.float32)})["y"].shape == (2, 0, n)
 

@@ -43,8 +43,8 @@ struct Case {
     matrix = {n, k, block, codes.data(), scales.data(), zeros.data()};
   }
 
-  // What the int8 activations of a row and the weights give, in double.
-  double expected(size_t row, size_t output) const {
+  // What the activations of a row, in so many steps to their largest, and the weights give, in double.
+  double expected(size_t row, size_t output, float levels) const {
     double total = 0;
     const size_t blocks = matrix.blocks();
     for (size_t b = 0; b < blocks; ++b) {
@@ -52,24 +52,24 @@ struct Case {
       for (size_t i = b * block; i < std::min(k, (b + 1) * block); ++i) {
         largest = std::max(largest, std::fabs(x[row * k + i]));
       }
-      const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+      const float inverse = largest > 0 ? levels / largest : 0.0f;
       const int zero = zeros[output * ((blocks + 1) / 2) + b / 2] >> (b % 2 * 4) & 15;
       double sum = 0;
       for (size_t i = b * block; i < std::min(k, (b + 1) * block); ++i) {
         const int code = codes[(output * blocks * block + i) / 2] >> (i % 2 * 4) & 15;
         sum += (code - zero) * std::nearbyint(static_cast<double>(x[row * k + i] * inverse));
       }
-      total += sum * from_half(scales[output * blocks + b]) * (largest / 127.0f);
+      total += sum * from_half(scales[output * blocks + b]) * (largest / levels);
     }
     return total;
   }
 };
 
-std::vector<float> product(const Int4Kernel& kernel, const Case& given) {
+std::vector<float> product(const Int4Kernel& kernel, const Case& given, bool split) {
   const size_t blocks = given.matrix.blocks();
-  std::vector<int8_t> values(given.rows * blocks * given.block + Int4Input::kRoom);
+  std::vector<int8_t> values(given.rows * blocks * given.block + Int4Input::kRoom), low(values.size());
   std::vector<float> scales(given.rows * blocks), sums(given.rows * blocks), out(given.rows * given.n, -1.0f);
-  const Int4Input input = {given.rows, values.data(), scales.data(), sums.data()};
+  const Int4Input input = {given.rows, values.data(), split ? low.data() : nullptr, scales.data(), sums.data()};
   for (size_t row = 0; row < given.rows; ++row) kernel.quantize(given.x.data(), row, given.matrix, input);
   const size_t tiles = (given.n + kernel.tile - 1) / kernel.tile, half = tiles / 2;
   void* scratch = std::aligned_alloc(64, (kernel.scratch_size(given.matrix) + 63) / 64 * 64);
@@ -79,15 +79,15 @@ std::vector<float> product(const Int4Kernel& kernel, const Case& given) {
   return out;
 }
 
-void check_case(const Int4Kernel& kernel, Case& given) {
-  const std::vector<float> out = product(kernel, given);
+void check_case(const Int4Kernel& kernel, Case given, bool split) {
+  const std::vector<float> out = product(kernel, given, split);
   const double tolerance = 1e-4 * std::sqrt(static_cast<double>(given.k));
   for (size_t row = 0; row < given.rows; ++row) {
     for (size_t i = 0; i < given.n; ++i) {
-      const double expected = given.expected(row, i), got = out[row * given.n + i];
+      const double expected = given.expected(row, i, split ? 127.0f * 256.0f : 127.0f), got = out[row * given.n + i];
       if (!(std::fabs(got - expected) <= tolerance)) {
-        std::printf("%s: N %zu K %zu block %zu rows %zu: output (%zu, %zu) is %g instead of %g\n", kernel.name, given.n,
-                    given.k, given.block, given.rows, row, i, got, expected);
+        std::printf("%s, %d bits: N %zu K %zu block %zu rows %zu: output (%zu, %zu) is %g instead of %g\n", kernel.name,
+                    split ? 16 : 8, given.n, given.k, given.block, given.rows, row, i, got, expected);
         std::exit(1);
       }
     }
@@ -95,7 +95,7 @@ void check_case(const Int4Kernel& kernel, Case& given) {
   // What is not finite stays in its row, and is not finite there.
   const size_t row = given.rows - 1;
   given.x[row * given.k + given.k - 1] = given.rows % 2 == 0 ? std::numeric_limits<float>::infinity() : std::nanf("");
-  const std::vector<float> spoilt = product(kernel, given);
+  const std::vector<float> spoilt = product(kernel, given, split);
   for (size_t i = 0; i < given.n; ++i) {
     if (std::isfinite(spoilt[row * given.n + i]) || (row > 0 && spoilt[i] != out[i])) {
       std::printf("%s: a value that is not finite gave %g, and %g in another row\n", kernel.name,
@@ -115,7 +115,7 @@ int main(int argc, char** argv) {
     for (size_t block : {32, 64, 128}) {
       for (size_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 17, 33}) {
         Case given(1 + random() % 70, 1 + random() % 1300, block, rows, random);
-        check_case(*kernel, given);
+        for (bool split : {false, true}) check_case(*kernel, given, split);
       }
     }
     std::printf("%s\n", name);
