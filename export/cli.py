@@ -70,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--length-penalty", type=float, default=1.0, metavar="X",
                         help="of captions, the bundle's default: lower is shorter (default: 1)")  # fmt: skip
     parser.add_argument("--llm-activations", type=int, choices=(8, 16), metavar="BITS",
-                        help="that meet the language model's int4 weights: 16 is as good as exact, a tenth or a fifth slower "
-                        "(default: 16 below a billion parameters, else 8)")  # fmt: skip
+                        help="that meet the language model's int4 weights: 16 is as good as exact, a step up to a fifth"
+                        " slower (default: 16 below a billion parameters, else 8)")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle at --out")
     parser.add_argument("--no-verify", action="store_true", help="skip the comparison with PyTorch")
     return parser
