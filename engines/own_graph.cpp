@@ -194,7 +194,7 @@ std::string own_int4(const Node& node, Parts& parts, const Halves& halves) {
     return "";
   }
   --parts.uses[scales->first];
-  constexpr int64_t kInt8 = 4;  // accuracy_level: activations may be int8; of all others 16 bits are enough or better
+  constexpr int64_t kInt8 = 4;  // accuracy_level: activations may be int8; what asks for more gets 16 bits
   return own_node(node, kMatMulInt4, {node.inputs[kX], node.inputs[kCodes], scales->second, node.inputs[kZeroPoints]},
                   {{"N", static_cast<uint64_t>(n)},
                    {"K", static_cast<uint64_t>(k)},

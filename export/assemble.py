@@ -201,7 +201,7 @@ class _Work:
             kept = dict(traced)
             ranges = self._llm_ranges(kept, language, prompts, spec.decoder_start_token_id)
             traced = iter(kept.items())
-        size = sum(parameter.numel() for parameter in language.parameters())
+        size = _parameters(language)
         finer = (self.options.llm_activations or (16 if size < FINER_BELOW else 8)) == 16
         data = graphs.DataFile(self.folder, "llm.data")
         for name, graph in traced:
@@ -242,7 +242,7 @@ class _Work:
         tokens = tokens[: len(rows)]
         embed, ids = llm.embed_part(language), {"token_ids": tokens.astype(np.int64)}
         self._judge("embed", precision, ids, embed.run(ids))
-        size = sum(parameter.numel() for parameter in language.parameters())
+        size = _parameters(language)
         if self.target is targets.TRT or precision not in quantize.BITS or size > OWN_LIMIT:
             return
         t5.round_weights(language, quantize.BITS[precision], block)
@@ -264,7 +264,7 @@ class _Work:
             self.progress.bar(name, done, total)
 
         self.target.apply(model, precision, block, data.keep, show, self.encode, ranges)
-        if finer and precision == "int4" and self.target is targets.ORT:
+        if finer:
             quantize.finer_activations(model)
         inputs, outputs = signature or (graphs.describe(model.graph.inputs), graphs.describe(model.graph.outputs))
         path = self.folder / f"{name}.onnx"
@@ -283,6 +283,10 @@ class _Work:
             got = self._run(name, inputs)
             self.seen |= got
         self.rows.append(verify.judge(name, precision, against, got, want))
+
+
+def _parameters(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _sources(models: Any) -> tuple[Source, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,11 @@ def mixed_view(paths: list[Path], view: int, index: int) -> Image.Image:
     return first
 
 
+def view_pixels(paths: list[Path], where: Iterable[tuple[int, int]], config: VisionConfig) -> torch.Tensor:
+    """(b, 3, h, w) of images by view and index."""
+    return torch.stack([to_pixels(mixed_view(paths, view, index), config) for view, index in where])
+
+
 def _crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """0.4 of the area or more, at the size of the whole, mirrored or not."""
     area, ratio = rng.uniform(0.4, 1.0), np.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
@@ -185,7 +190,7 @@ class Targets:
             positions, image = [], []
             for start in tqdm(range(0, count, _BATCH), desc=f"teacher, view {view}", unit="batch"):
                 some = range(start, min(start + _BATCH, count))
-                pixels = torch.stack([to_pixels(mixed_view(self.paths, view, index), config) for index in some])
+                pixels = view_pixels(self.paths, ((view, index) for index in some), config)
                 found = teacher(pixels.to(device, dtype), side)
                 positions.append(found[0].half().cpu().numpy())
                 image.append(found[1].half().cpu().numpy())
@@ -231,7 +236,7 @@ def _write_hidden(file: Path, student: Student, paths: list[Path], view: int, mi
     student.to(here().device)
     for start in tqdm(range(0, len(paths), _BATCH), desc=f"frozen layers, view {view}{', mirrored' * mirrored}"):
         some = range(start, min(start + _BATCH, len(paths)))
-        pixels = torch.stack([to_pixels(mixed_view(paths, view, index), student.config.vision) for index in some])
+        pixels = view_pixels(paths, ((view, index) for index in some), student.config.vision)
         hidden = student.lower((pixels.flip(3) if mirrored else pixels).to(here().device)).half().cpu().numpy()
         if out is None:
             shape = (len(paths), *hidden.shape[1:])
@@ -290,7 +295,7 @@ class Distill:
         if self.hidden is not None and targets is self.targets:
             hidden = self.hidden.rows(where, mirrored).to(device)
         else:
-            pixels = torch.stack([to_pixels(mixed_view(targets.paths, view, index), config) for view, index in where])
+            pixels = view_pixels(targets.paths, where, config)
             pixels[flip] = pixels[flip].flip(3)
             hidden = self.model.lower(pixels.to(device))
         positions, image = targets.rows(rows)

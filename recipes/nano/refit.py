@@ -27,17 +27,17 @@ _BATCH = 50
 
 def normalised(features: np.ndarray) -> torch.Tensor:
     """(b, N, C) -> (b * N, C), as a LayerNorm without weights has them."""
-    values = torch.from_numpy(np.asarray(features)).float().flatten(0, 1)
+    values = torch.from_numpy(np.array(features, np.float32)).flatten(0, 1)
     return F.layer_norm(values, values.shape[-1:])
 
 
-def moments(new: np.ndarray, old: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """X'X and X'Y of [features, 1], and the number of rows."""
+def moments(new: np.ndarray, old: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """X'X and X'Y of [features, 1]."""
     gram = cross = torch.zeros(())
     for start in range(0, len(new), _BATCH):
         x = F.pad(normalised(new[start : start + _BATCH]), (0, 1), value=1.0)
         gram, cross = gram + x.T @ x, cross + x.T @ normalised(old[start : start + _BATCH])
-    return gram.double(), cross.double(), len(new) * new.shape[1]
+    return gram.double(), cross.double()
 
 
 @torch.no_grad()
@@ -45,9 +45,9 @@ def refit(model: Blip2, new: np.ndarray, old: np.ndarray, ridge: float) -> float
     """Changes vision_norm, vision_positions, keys and values; returns the share of the old features' variance that the
     new ones tell, on the last tenth of the images, which the map has not seen."""
     seen = len(new) - len(new) // 10
-    gram, cross, rows = moments(new[:seen], old[:seen])
+    gram, cross = moments(new[:seen], old[:seen])
     width = gram.shape[0] - 1
-    penalty = ridge * rows * torch.eye(width + 1, dtype=torch.float64)
+    penalty = ridge * gram[-1, -1] * torch.eye(width + 1, dtype=torch.float64)
     penalty[-1, -1] = 0
     solution = torch.linalg.solve(gram + penalty, cross).float()
     linear, constant = solution[:-1].T, solution[-1]  # old = linear @ new + constant
