@@ -215,9 +215,15 @@ class Model:
         text_embeds = self._backend.text_embeds(*self._qformer_tokenizer.encode(list(texts)))  # (B, E)
         cosine = np.einsum("bqe,be->bq", image_embeds, text_embeds).max(axis=1)
         log_odds = itm_logits[:, 1].astype(np.float64) - itm_logits[:, 0]
-        score = log_odds + cosine / self._retrieval.temperature
+        score = log_odds + cosine / self.temperature
         columns = (1 / (1 + np.exp(-log_odds)), cosine, score)
         return [Match(*map(float, row)) for row in zip(*columns, strict=True)]
+
+    @property
+    def temperature(self) -> float:
+        """Of the contrast: cosine / temperature is its logit."""
+        self._need(contract.RETRIEVAL, "match")
+        return self._retrieval.temperature
 
     def itm_logits(self, vision_features: Floats, texts: Sequence[str]) -> Floats:
         """vision_features (B, N, C) and B texts -> (B, 2), pairwise: the matching head's "no match" and "match"."""

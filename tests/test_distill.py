@@ -121,6 +121,45 @@ def test_a_training_sees_by_it(settings: list[str], tmp_path: Path) -> None:
     assert stage1.main(arguments) == 0
 
 
+def test_what_a_former_encoder_knew_stays_readable(
+    settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It begins with nothing lost, loses less than without being held, and dev says how much."""
+    assert distill.main([*settings, "--out", str(tmp_path / "first")]) == 0
+    former = str(tmp_path / "first" / "step-000006")
+    table = settings[settings.index("--train_table") + 1]
+    given = [*settings, "--vision_weights", former, "--former", former, "--frozen_layers", "1", "--steps", "60",
+             "--lr", "4e-3", "--dev_table", table, "--eval_every", "60"]  # fmt: skip
+    work = distill.Distill(parse(distill.DistillSettings, [*given, "--out", str(tmp_path / "unused")], ""))
+    rows = np.arange(8)
+    losses = work._loss(work._seen(work.targets, rows, np.zeros(8, bool)))
+    assert losses["former"].item() < 1e-8 and losses["former_image"].item() < 1e-6
+    names = ("positions", "image", "likeness", "former", "former_image")
+    weights = (1, 2, 1, 1, 2)
+    assert losses["loss"].item() == pytest.approx(
+        sum(w * losses[n].item() for n, w in zip(names, weights, strict=True))
+    )
+    lost = {}
+    for weight in ("0", "4"):
+        out = tmp_path / weight
+        assert distill.main([*given, "--former_weight", weight, "--out", str(out)]) == 0
+        last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+        lost[weight] = last["dev_former"]
+    assert 0 < lost["4"] < 0.7 * lost["0"], lost
+    capsys.readouterr()
+    strange = [
+        *given,
+        "--former",
+        str(tmp_path / "4" / "step-000060"),
+        "--frozen_layers",
+        "3",
+        "--out",
+        str(tmp_path / "no"),
+    ]
+    assert distill.main(strange) == 2
+    assert "frozen_layers" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

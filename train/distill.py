@@ -2,7 +2,9 @@
 
 For bundles that the larger one does not fit. At every position the small encoder's features are led to the teacher's
 there, and their mean to what the teacher says of the whole image; both see the same view, mixtures of two images among
-them (Beyer et al. 2022). The trainings that follow name its checkpoint as vision_weights. Knows images and encoders.
+them (Beyer et al. 2022). What it knew before, of things that these images do not show, it is held to on request: a
+linear map of its features stays what `former` has there (after Li and Hoiem 2016). The trainings that follow name its
+checkpoint as vision_weights. Knows images and encoders.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ from .transforms import read_image
 
 _BATCH = 16
 _KNOWN = 1000  # images whose targets say what is common to all
+_KNOWN_TO_FORMER = 128  # the same, of a former encoder's features
+_FAR = 8.0  # standard deviations: what is farther counts as so far
 _SHARPNESS = 20.0  # of the likeness between images, in which cosines become shares
 
 
@@ -51,6 +55,8 @@ class DistillSettings(TrainSettings):
         False, "what they make of every view, plain and mirrored, is computed once and kept in `features`, in 16 bits"
     )
     head_lr: float = option(2e-3, "peak learning rate of the maps from its features to the teacher's")
+    former: str = option("", "weights of the small encoder whose features stay readable in its own; none: all may go")
+    former_weight: float = option(1.0, "of the loss that sees to it")
 
 
 @dataclass(frozen=True)
@@ -60,29 +66,55 @@ class Seen:
     hidden: torch.Tensor  # (b, ...): what the frozen layers make of (b, 3, h, w) pixels; these themselves without such
     positions: torch.Tensor  # (b, N, C) of the teacher
     image: torch.Tensor  # (b, E) of the teacher
+    former: torch.Tensor | None  # (b, N, C): features of the former encoder
 
 
 class Student(Trained):
     """The small encoder, and maps from its features to the teacher's, which nobody needs afterwards."""
 
-    def __init__(self, config: Blip2Config, frozen_layers: int, widths: tuple[int, int]) -> None:
+    def __init__(self, config: Blip2Config, frozen_layers: int, widths: tuple[int, int], former: bool) -> None:
         super().__init__(config)
         self.frozen_layers = frozen_layers
         self.vision = VisionEncoder(config.vision).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.positions_head = nn.Linear(config.vision.features, widths[0])
         self.image_head = nn.Linear(config.vision.features, widths[1])
+        if former:
+            self.former_head = nn.Linear(config.vision.features, config.vision.features)
 
     @torch.no_grad()
     def lower(self, pixels: torch.Tensor) -> torch.Tensor:
         """(b, 3, h, w) -> what the frozen layers make of it."""
-        return self.vision.lower(pixels.contiguous(memory_format=torch.channels_last), self.frozen_layers)
+        return self.vision.lower(_channels_last(pixels), self.frozen_layers)
 
-    def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `lower` gives -> what the teacher may say of each position, (b, N, C), and of the image, (b, E)."""
-        if hidden.dim() == 4:
-            hidden = hidden.contiguous(memory_format=torch.channels_last)
-        features = self.vision.upper(hidden, self.frozen_layers)
-        return self.positions_head(features), self.image_head(features.mean(1))
+    def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """What `lower` gives -> what the teacher may say of each position, (b, N, C), and of the image, (b, E); and the
+        former encoder of each position, (b, N, C)."""
+        features = self.vision.upper(_channels_last(hidden), self.frozen_layers)
+        former = self.former_head(features) if hasattr(self, "former_head") else None
+        return self.positions_head(features), self.image_head(features.mean(1)), former
+
+
+def _channels_last(hidden: torch.Tensor) -> torch.Tensor:
+    """A grid as convolutions like it; a sequence as it is."""
+    return hidden.contiguous(memory_format=torch.channels_last) if hidden.dim() == 4 else hidden
+
+
+class Former(nn.Module):
+    """An encoder of the same kind, frozen: its features, every channel at mean 0 and deviation 1."""
+
+    def __init__(self, encoder: VisionEncoder, layers: int, hidden: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self.encoder, self.layers = encoder, layers
+        with torch.no_grad():
+            features = torch.cat([encoder.upper(part, layers) for part in hidden])
+        self.mean = nn.Buffer(features.mean((0, 1)))
+        self.std = nn.Buffer(features.std((0, 1)) + 1e-4)
+
+    @torch.no_grad()
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(b, ...) of the frozen layers -> (b, N, C)."""
+        features = self.encoder.upper(_channels_last(hidden), self.layers)
+        return ((features - self.mean) / self.std).clamp(-_FAR, _FAR)
 
 
 class Teacher(nn.Module):
@@ -260,15 +292,19 @@ class Distill:
         self.mean, self.std = known.mean((0, 1)), known.std((0, 1)) + 1e-4
         self.common = F.normalize(image, dim=-1).mean(0)
         torch.manual_seed(settings.seed)
-        self.model = Student(config, settings.frozen_layers, (known.shape[-1], image.shape[-1]))
+        self.model = Student(config, settings.frozen_layers, (known.shape[-1], image.shape[-1]), bool(settings.former))
         self.model.vision.unfreeze()
         for name, number in layer_numbers(self.model.vision).items():
             if settings.frozen_layers and number <= settings.frozen_layers:
                 self.model.vision.get_parameter(name).requires_grad_(False)
         self.hidden = Hidden(data.paths, self.model, settings) if settings.cache_layers else None
-        peaks = vision_peaks(self.model.vision, settings) | dict.fromkeys(_HEADS, settings.head_lr)
+        heads = ["positions_head", "image_head"] + ["former_head"] * bool(settings.former)
+        peaks = vision_peaks(self.model.vision, settings) | dict.fromkeys(heads, settings.head_lr)
+        self.former = self._former() if settings.former else None
         self.trainer = Trainer(self.model, settings, peaks)
         self.trainer.prepare([self.model.vision], frozen=[])
+        if self.former:
+            self.former.to(self.trainer.device)
         self.dev = None
         if settings.dev_table:
             unseen = read_data(settings.dev_table, settings.images, bad_samples(settings))
@@ -276,6 +312,25 @@ class Distill:
 
     def run(self) -> Path:
         return self.trainer.run(self._batches(), self._loss, self._evaluate if self.dev else None)
+
+    def _former(self) -> Former:
+        """The former encoder; the map to its features begins as if they were the student's. Raises OptionError where
+        the student's frozen layers are not its own."""
+        settings, student = self.settings, self.model
+        config = replace(student.config.vision, weights=settings.former)
+        encoder = VisionEncoder(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for name, number in layer_numbers(encoder).items():
+            shared = settings.frozen_layers and number <= settings.frozen_layers
+            if shared and not torch.equal(encoder.get_parameter(name), student.vision.get_parameter(name)):
+                raise OptionError(f"former: {settings.former} has not the frozen_layers of {settings.vision_weights}")
+        where = [(0, index) for index in range(min(_KNOWN_TO_FORMER, len(self.targets.paths)))]
+        parts = (where[start : start + _BATCH] for start in range(0, len(where), _BATCH))
+        hidden = (student.lower(view_pixels(self.targets.paths, part, config)) for part in parts)
+        former = Former(encoder, settings.frozen_layers, hidden)
+        with torch.no_grad():
+            student.former_head.weight.copy_(torch.diag(1 / former.std))
+            student.former_head.bias.copy_(-former.mean / former.std)
+        return former
 
     def _batches(self) -> Iterator[tuple[int, list[Seen]]]:
         settings = self.settings
@@ -302,24 +357,32 @@ class Distill:
         grid = positions.unflatten(1, (self.side, self.side))
         grid[flip] = grid[flip].flip(2)
         # A few dimensions of a transformer are far from the others in a few positions.
-        positions = ((grid.flatten(1, 2) - self.mean) / self.std).clamp(-8, 8)
+        positions = ((grid.flatten(1, 2) - self.mean) / self.std).clamp(-_FAR, _FAR)
         image = F.normalize(F.normalize(image, dim=-1) - self.common, dim=-1)
-        return Seen(hidden, positions.to(device), image.to(device))
+        former = self.former(hidden) if self.former else None
+        return Seen(hidden, positions.to(device), image.to(device), former)
 
     def _loss(self, seen: Seen) -> Losses:
-        positions, image = self.model(seen.hidden)
+        positions, image, former = self.model(seen.hidden)
         image = F.normalize(image.float(), dim=-1)
         apart = F.mse_loss(positions.float(), seen.positions)
         angle = 1 - (image * seen.image).sum(-1).mean()
         alike, wanted = (_SHARPNESS * vectors @ seen.image.T for vectors in (image, seen.image))
         likeness = F.kl_div(alike.log_softmax(-1), wanted.softmax(-1), reduction="batchmean")
-        return {"loss": apart + 2 * angle + likeness, "positions": apart, "image": angle, "likeness": likeness}
+        losses = {"loss": apart + 2 * angle + likeness, "positions": apart, "image": angle, "likeness": likeness}
+        if seen.former is not None:
+            lost = F.mse_loss(former.float(), seen.former)
+            turned = 1 - F.cosine_similarity(former.float().mean(1), seen.former.mean(1)).mean()
+            losses["loss"] = losses["loss"] + self.settings.former_weight * (lost + 2 * turned)
+            losses |= {"former": lost, "former_image": turned}
+        return losses
 
     def _evaluate(self) -> dict[str, float]:
         """The same of unseen images, without likeness."""
         assert self.dev is not None
         count = len(self.dev.paths)
-        sums = {"positions": 0.0, "image": 0.0}
+        names = ["positions", "image"] + ["former", "former_image"] * bool(self.former)
+        sums = dict.fromkeys(names, 0.0)
         for start in range(0, count, _BATCH):
             rows = np.arange(start, min(start + _BATCH, count))
             losses = self._loss(self._seen(self.dev, rows, np.zeros(len(rows), bool)))
@@ -327,7 +390,6 @@ class Distill:
         return {name: value / count for name, value in sums.items()}
 
 
-_HEADS = ("positions_head", "image_head")
 _OF_STAGES = ("start", "train_data", "dry_run", "qformer_bits")
 
 

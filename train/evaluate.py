@@ -130,7 +130,7 @@ def _depends(args: argparse.Namespace) -> dict[str, Any]:
     depends = {"images": str(args.images), "precision": args.precision, "prompt": getattr(args, "prompt", None)}
     if written:  # another checkpoint may stand at the same place
         depends["model_written"] = datetime.fromtimestamp(max(written)).isoformat(" ", "seconds")
-    return depends | ({"limit": args.limit} if args.task == "retrieval" else {})
+    return depends | ({"limit": args.limit, "pairs": "both logits"} if args.task == "retrieval" else {})
 
 
 def _items(args: argparse.Namespace) -> tuple[list[Any], bool]:
@@ -260,7 +260,7 @@ def _parser() -> argparse.ArgumentParser:
     retrieval.add_argument("--data", type=Path, required=True, help=captions)
     retrieval.add_argument("--split", help="of Karpathy's files [test]")
     retrieval.add_argument(
-        "--rerank", type=_not_negative, default=128, help="of the best by ITC, by ITM; 0: none [128]"
+        "--rerank", type=_not_negative, default=128, help="of the best by ITC, with ITM; 0: none [128]"
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""Retrieval both ways over a set of images and their captions: by ITC, and with the best of it ordered again by ITM.
+"""Retrieval both ways over a set of images and their captions: by ITC, and with the best of it ordered again with ITM.
 
 Knows a predictor's features and scores, nothing about how they are made.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,8 @@ Pairs = Callable[[int, np.ndarray], np.ndarray]  # a query and its best (K) -> i
 
 
 def evaluate_retrieval(predictor: Predictor, items: Sequence[Captioned], rerank: int, kept: Predictions) -> Scores:
-    """Recall by ITC (the largest cosine over queries), and by ITM's logit + cosine among the `rerank` best of every
-    image and every text (the reference's sum; paper section 4.4)."""
+    """Recall by ITC (the largest cosine over queries), and among the `rerank` best of every image and every text by two
+    sums: itm, the matching head's logit + cosine (the reference's; paper section 4.4), and match, as Match.score."""
     texts = [text for item in items for text in item.references]
     owner = np.repeat(np.arange(len(items)), [len(item.references) for item in items])
     rows = []
@@ -40,24 +41,50 @@ def evaluate_retrieval(predictor: Predictor, items: Sequence[Captioned], rerank:
         def images_of(text: int, best: np.ndarray) -> np.ndarray:
             return predictor.itm_logits(features[best], [texts[text]] * len(best))
 
-        ranks = []
-        for image, scores in enumerate(_scores(sim, rerank, "i2t", kept, texts_of)):
-            ranks.append(best_rank(scores, owner == image))
-            said = " / ".join(texts[j] for j in _best(scores, _SHOWN))
-            item, shown = items[image], f"rank {ranks[-1] + 1}"
-            rows.append(Row(item.path, said, item.references, -ranks[-1], shown, f"texts of {item.id}"))
-        found = recall_at("i2t", np.array(ranks))
-        ranks = []
-        for text, scores in enumerate(_scores(sim.T, rerank, "t2i", kept, images_of)):
-            ranks.append(best_rank(scores, np.arange(len(items)) == owner[text]))
-            first = [items[j].path for j in _best(scores, _SHOWN)]
-            path, shown = items[owner[text]].path, f"rank {ranks[-1] + 1}"
-            rows.append(Row(path, "", [], -ranks[-1], shown, f"images of: {texts[text]}", first))
-        found |= recall_at("t2i", np.array(ranks))
-    columns = {f"itc_{name}": value for name, value in recall(sim, owner).items()}
-    if rerank:
-        columns |= {f"itm_{name}": value for name, value in found.items()}
+        columns = {f"itc_{name}": value for name, value in recall(sim, owner).items()}
+        for way, asked, pairs in (("i2t", sim, texts_of), ("t2i", sim.T, images_of)):
+            ranks: dict[str, list[int]] = {}
+            for query, sums in enumerate(_scores(asked, rerank, way, kept, pairs, predictor.temperature)):
+                own = owner == query if way == "i2t" else np.arange(len(items)) == owner[query]
+                for name, scores in sums.items():
+                    ranks.setdefault(name, []).append(best_rank(scores, own))
+                shown = next(iter(sums))
+                rank, first = ranks[shown][-1], _best(sums[shown], _SHOWN)
+                if way == "i2t":
+                    item, said = items[query], " / ".join(texts[j] for j in first)
+                    rows.append(Row(item.path, said, item.references, -rank, f"rank {rank + 1}", f"texts of {item.id}"))
+                else:
+                    path, seen = items[owner[query]].path, [items[j].path for j in first]
+                    rows.append(Row(path, "", [], -rank, f"rank {rank + 1}", f"images of: {texts[query]}", seen))
+            for name in (*_SUMS,) if rerank else ():
+                columns |= {f"{name}_{at}": value for at, value in recall_at(way, np.array(ranks[name])).items()}
     return Scores({ALL: columns}, rows, {"texts": len(texts)})
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The images that ITC thinks likeliest for each of some texts."""
+
+    images: np.ndarray  # (texts, K), likeliest first
+    own: np.ndarray  # (texts): the image that each text was written of
+    cosine: np.ndarray  # (texts, K)
+    log_odds: np.ndarray  # (texts, K): the matching head's "match" over "no match"
+
+
+def candidates(predictor: Predictor, items: Sequence[Captioned], count: int) -> Candidates:
+    """The `count` best images of the first text of each."""
+    texts = [item.references[0] for item in items]
+    with tempfile.TemporaryDirectory() as folder:
+        features, sim = _similarity(predictor, items, texts, Path(folder))
+        images = np.stack([_best(row, count) for row in sim.T])
+        pairs = zip(images, texts, strict=True)
+        logits = np.stack([
+            np.concatenate([predictor.itm_logits(features[best[i : i + _BATCH]], [text] * len(best[i : i + _BATCH]))
+                            for i in range(0, len(best), _BATCH)])
+            for best, text in tqdm(pairs, total=len(texts), desc="matching", unit="text")
+        ])  # fmt: skip
+    cosine = np.take_along_axis(sim.T, images, 1)
+    return Candidates(images, np.arange(len(items)), cosine, logits[..., 1] - logits[..., 0])
 
 
 def _similarity(
@@ -83,19 +110,27 @@ def _similarity(
     return features, sim
 
 
-def _scores(sim: np.ndarray, rerank: int, way: str, kept: Predictions, pairs: Pairs) -> Iterator[np.ndarray]:
-    """The scores (N) of every query in sim (queries, N): by ITC, the best of them with ITM."""
+_SUMS: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {  # of itm_logits (K, 2) and cosines (K)
+    "itm": lambda logits, cosine, temperature: logits[:, 1] + cosine,
+    "match": lambda logits, cosine, temperature: logits[:, 1] - logits[:, 0] + cosine / temperature,
+}
+
+
+def _scores(
+    sim: np.ndarray, rerank: int, way: str, kept: Predictions, pairs: Pairs, temperature: float
+) -> Iterator[dict[str, np.ndarray]]:
+    """The scores (N) of every query in sim (queries, N): by ITC, or the best of them by each of the sums."""
     for query, row in enumerate(tqdm(sim, desc=f"re-ranking, {way}", unit="query", disable=not rerank)):
         if not rerank:
-            yield row
+            yield {"itc": row}
             continue
         id = f"{way} {query}"
         if id not in kept.found:
             best = _best(row, rerank)
-            logits = [pairs(query, best[i : i + _BATCH])[:, 1] for i in range(0, len(best), _BATCH)]
-            kept.add([id], [{"best": best.tolist(), "itm": np.concatenate(logits).tolist()}])
-        said = kept.found[id]
-        yield reranked(row, np.array(said["best"]), np.array(said["itm"]))
+            logits = np.concatenate([pairs(query, best[i : i + _BATCH]) for i in range(0, len(best), _BATCH)])
+            kept.add([id], [{"best": best.tolist(), "itm_logits": logits.tolist()}])
+        best, logits = (np.array(kept.found[id][name]) for name in ("best", "itm_logits"))
+        yield {name: reranked(row, best, add(logits, row[best], temperature)) for name, add in _SUMS.items()}
 
 
 def _best(scores: np.ndarray, count: int) -> np.ndarray:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 class Predictor(Protocol):
     """See blip2rt.Model; images are paths."""
 
+    @property
+    def temperature(self) -> float: ...
+
     def caption(self, images: Sequence[Path], **options: Any) -> list[str]: ...
 
     def ask(self, images: Sequence[Path], questions: Sequence[str], **options: Any) -> list[str]: ...

@@ -30,9 +30,8 @@ def recall_at(name: str, ranks: np.ndarray) -> dict[str, float]:
     return {f"{name}_r@{k}": 100.0 * float((ranks < k).mean()) for k in RANKS}
 
 
-def reranked(sim: np.ndarray, best: np.ndarray, matching: np.ndarray) -> np.ndarray:
-    """Scores (N) of one query: those of `best` (K) are the matching head's (K) plus the cosine, as the reference has
-    it; the others follow in the order of sim (N)."""
+def reranked(sim: np.ndarray, best: np.ndarray, sums: np.ndarray) -> np.ndarray:
+    """Scores (N) of one query: those of `best` (K) are `sums` (K); the others follow in the order of sim (N)."""
     scores = sim.astype(np.float64) - 1e6
-    scores[best] = matching + sim[best]
+    scores[best] = sums
     return scores

@@ -49,6 +49,12 @@ class TorchPredictor:
         config = self.model.config.vision
         self.image = ImageSpec(config.height, config.width, config.resample, config.mean, config.std)
 
+    @property
+    def temperature(self) -> float:
+        """Of the contrast."""
+        self._need(1, "match")
+        return float(self.model.temperature)
+
     @torch.no_grad()
     def caption(self, images: Sequence[Path], **options: Any) -> list[str]:
         """See blip2rt.Model.caption."""

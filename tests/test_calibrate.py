@@ -1,0 +1,91 @@
+"""The sureness of a stage 1: the two numbers are those that the data were drawn with, and only they change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from train import calibrate, evaluate_retrieval, stage1
+from train.evaluate_retrieval import Candidates
+
+from .tiny_parts import tiny_settings
+
+
+def drawn(a: float, b: float, texts: int = 20_000, images: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """cosine, log_odds and own, whose likelihood a and b are."""
+    rng = np.random.default_rng(0)
+    cosine, log_odds = rng.normal(0.4, 0.1, (texts, images)), rng.normal(0, 3, (texts, images))
+    own = (a * cosine + b * log_odds + rng.gumbel(size=cosine.shape)).argmax(1)
+    return cosine, log_odds, own
+
+
+@pytest.mark.parametrize(("a", "b"), [(14.0, 1.0), (9.0, 0.15), (30.0, 0.02)])
+def test_the_numbers_are_found_that_texts_were_drawn_with(a: float, b: float) -> None:
+    assert calibrate.fit(*drawn(a, b)) == (pytest.approx(a, rel=0.06), pytest.approx(b, abs=0.012))
+
+
+def test_a_head_that_is_wrong_is_left_out() -> None:
+    cosine, log_odds, own = drawn(14.0, 1.0)
+    assert calibrate.fit(cosine, -log_odds, own)[1] < 1e-3
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], str]:
+    """Settings of a tiny stage 1, and its checkpoint."""
+    folder = tmp_path_factory.mktemp("calibrate")
+    given = tiny_settings(folder)
+    assert stage1.main([*given, "--out", str(folder / "out")]) == 0
+    return given, str(folder / "out")
+
+
+def test_only_sureness_changes(
+    trained: tuple[list[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    given, ckpt = trained
+    table, images = (given[given.index(name) + 1] for name in ("--train_table", "--images"))
+    asked = []
+
+    def candidates(predictor: Any, items: Any, count: int) -> Candidates:
+        found = evaluate_retrieval.candidates(predictor, items, count)
+        assert found.images.shape == found.cosine.shape == found.log_odds.shape == (len(items), count)
+        assert (np.diff(found.cosine) <= 0).all() and found.own.tolist() == list(range(len(items)))
+        features = predictor.vision_features([items[i].path for i in found.images[3]])
+        logits = predictor.itm_logits(features, [items[3].references[0]] * count)
+        np.testing.assert_allclose(found.log_odds[3], logits[:, 1] - logits[:, 0], atol=1e-4)
+        asked.append(len(items))
+        cosine, log_odds, own = drawn(9.0, 0.15, images=count)
+        places = np.tile(np.arange(count), (len(own), 1))
+        return Candidates(places, own, cosine, log_odds)
+
+    monkeypatch.setattr(calibrate, "candidates", candidates)
+    assert calibrate.main([ckpt, "--data", table, "--images", images, "--out", str(tmp_path), "--best", "4"]) == 0
+    before = load_file(sorted(Path(ckpt).glob("step-*"))[-1] / "model.safetensors")
+    after = load_file(tmp_path / "model.safetensors")
+    assert asked and before.keys() == after.keys()
+    assert float(after["temperature"]) == pytest.approx(1 / 9, rel=0.06)
+    for name in ("itm_head.weight", "itm_head.bias"):
+        torch.testing.assert_close(after.pop(name), before.pop(name) * 0.15, rtol=0.1, atol=1e-6)
+    after.pop("temperature")
+    assert all(torch.equal(values, before[name]) for name, values in after.items())
+    assert "by the new score" in capsys.readouterr().out
+
+
+def test_what_it_cannot_do_is_one_line(trained: tuple[list[str], str], tmp_path: Path, capsys: Any) -> None:
+    given, ckpt = trained
+    table, images = (given[given.index(name) + 1] for name in ("--train_table", "--images"))
+    out = ["--images", images, "--out", str(tmp_path / "out")]
+    for command, words in (
+        ([str(tmp_path), "--data", table], "no checkpoint"),
+        ([ckpt, "--data", table], "50 or more"),
+        ([ckpt, "--data", table, "--best", "1"], "best is 1"),
+        ([ckpt, "--data", str(tmp_path / "absent.tsv")], "does not exist"),
+        ([ckpt, "--data", table, "--images", str(tmp_path)], "are not in"),
+    ):
+        assert calibrate.main([*command[:1], *out, *command[1:]]) == 2, command
+        [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert words in line and not (tmp_path / "out").exists(), line
