@@ -221,7 +221,7 @@ class Model:
 
     @property
     def temperature(self) -> float:
-        """Of the contrast: cosine / temperature is its logit."""
+        """Of the contrast, in Match.score."""
         self._need(contract.RETRIEVAL, "match")
         return self._retrieval.temperature
 

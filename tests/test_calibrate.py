@@ -1,4 +1,4 @@
-"""The sureness of a stage 1: the two numbers are those that the data were drawn with, and only they change."""
+"""What the matching head weighs against the contrast: as much as data were drawn with, and only that changes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_numbers_are_found_that_texts_were_drawn_with(a: float, b: float) ->
     assert calibrate.fit(*drawn(a, b)) == (pytest.approx(a, rel=0.06), pytest.approx(b, abs=0.012))
 
 
-def test_a_head_that_is_wrong_is_left_out() -> None:
+def test_a_head_that_is_wrong_has_no_weight() -> None:
     cosine, log_odds, own = drawn(14.0, 1.0)
     assert calibrate.fit(cosine, -log_odds, own)[1] < 1e-3
 
@@ -43,7 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], str]:
     return given, str(folder / "out")
 
 
-def test_only_sureness_changes(
+def test_only_the_temperature_changes(
     trained: tuple[list[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     given, ckpt = trained
@@ -67,12 +67,19 @@ def test_only_sureness_changes(
     before = load_file(sorted(Path(ckpt).glob("step-*"))[-1] / "model.safetensors")
     after = load_file(tmp_path / "model.safetensors")
     assert asked and before.keys() == after.keys()
-    assert float(after["temperature"]) == pytest.approx(1 / 9, rel=0.06)
-    for name in ("itm_head.weight", "itm_head.bias"):
-        torch.testing.assert_close(after.pop(name), before.pop(name) * 0.15, rtol=0.1, atol=1e-6)
-    after.pop("temperature")
+    assert float(after.pop("temperature")) == pytest.approx(0.15 / 9, rel=0.1)
     assert all(torch.equal(values, before[name]) for name, values in after.items())
     assert "by the new score" in capsys.readouterr().out
+    wrong = calibrate.candidates
+
+    def upside_down(*given: Any) -> Candidates:
+        found = wrong(*given)
+        return Candidates(found.images, found.own, found.cosine, -found.log_odds)
+
+    monkeypatch.setattr(calibrate, "candidates", upside_down)
+    out = tmp_path / "wrong"
+    assert calibrate.main([ckpt, "--data", table, "--images", images, "--out", str(out), "--best", "4"]) == 2
+    assert "rank by Match.cosine" in capsys.readouterr().err and not out.exists()
 
 
 def test_what_it_cannot_do_is_one_line(trained: tuple[list[str], str], tmp_path: Path, capsys: Any) -> None:

@@ -1,10 +1,10 @@
-"""How sure a stage 1 may be of new images: `python -m train.calibrate CKPT --data dev.tsv --images FOLDER --out OUT`.
+"""How much a stage 1's two words weigh: `python -m train.calibrate CKPT --data dev.tsv --images FOLDER --out OUT`.
 
-A matching head is surer of images that it has not seen than it is right, and so is the contrast: their sum,
-`Match.score`, then ranks worse than the contrast alone. Two numbers mend it, as temperatures do for a classifier (Guo
-et al. 2017): a factor on the head's logits and the contrast's temperature, under which the images that texts were
-written of are likeliest among those that the contrast puts first (paper section 4.4). Recall by cosine stays as it is.
-Knows what evaluate_retrieval asks, and the tensors that it changes.
+`Match.score` is log(p / (1 - p)) + cosine / temperature. With the temperature that the contrast was trained with it
+ranks worse than the cosine alone where the matching head is surer of new images than it is right. So the temperature
+becomes the one under which the images that texts were written of are likeliest among those that the contrast puts first
+(paper section 4.4; Guo et al. 2017 of classifiers). Probability and cosine stay as they are. Knows what
+evaluate_retrieval asks, and the tensor that it changes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from .evaluate_retrieval import candidates
 from .predictors import open_predictor
 
 _LEAST = 50  # texts, for two numbers
+_COLDEST = 1e-3  # below, the matching head decides nothing
 
 
 def fit(cosine: np.ndarray, log_odds: np.ndarray, own: np.ndarray) -> tuple[float, float]:
@@ -47,7 +48,7 @@ def fit(cosine: np.ndarray, log_odds: np.ndarray, own: np.ndarray) -> tuple[floa
 
 
 def calibrate(ckpt: str, data: Path, images: Path, out: Path, best: int, limit: int | None) -> str:
-    """Writes the checkpoint with other sureness; says what changed. Raises Blip2rtError."""
+    """Writes the checkpoint with another temperature; says what it changes. Raises Blip2rtError."""
     folder = locate(ckpt)
     if not (folder / WEIGHTS).is_file() or read_config(ckpt).stage != 1:
         raise OptionError(f"{ckpt} is no stage 1 of this project: give the folder of a checkpoint that matches")
@@ -63,12 +64,13 @@ def calibrate(ckpt: str, data: Path, images: Path, out: Path, best: int, limit: 
             f"{data}: {inside.sum()} texts have their image among the best {best}; {_LEAST} or more are needed"
         )
     cosine, log_odds, own = found.cosine[inside], found.log_odds[inside], here[inside].argmax(1)
-    weight, factor = fit(cosine, log_odds, own)
+    a, b = fit(cosine, log_odds, own)
+    temperature = b / a
+    if temperature < _COLDEST:
+        raise Blip2rtError(f"the matching head of {ckpt} says nothing that the cosine does not: rank by Match.cosine")
     state = load_file(folder / WEIGHTS)
     before = float(state["temperature"])
-    for name in ("itm_head.weight", "itm_head.bias"):
-        state[name] = state[name] * factor
-    state["temperature"].fill_(1 / weight)
+    state["temperature"].fill_(temperature)
     out.mkdir(parents=True, exist_ok=True)
     save_file(state, out / WEIGHTS)
     (out / CONFIG).write_bytes((folder / CONFIG).read_bytes())
@@ -76,16 +78,16 @@ def calibrate(ckpt: str, data: Path, images: Path, out: Path, best: int, limit: 
     def first(scores: np.ndarray) -> str:
         return f"{100 * float((scores.argmax(1) == own).mean()):.1f}"
 
-    old, new = cosine / before + log_odds, cosine * weight + log_odds * factor
+    scores = [first(cosine), *(first(cosine / t + log_odds) for t in (before, temperature))]
     return (
         f"{len(own)} of {len(inside)} texts have their image among the best {best}; of these it is first for "
-        f"{first(cosine)} % by the cosine, {first(old)} % by the score so far, {first(new)} % by the new score\n"
-        f"temperature {before:.4f} -> {1 / weight:.4f}, logits of the matching head x {factor:.4f}: {out}"
+        f"{scores[0]} % by the cosine, {scores[1]} % by the score so far, {scores[2]} % by the new score\n"
+        f"temperature {before:.4f} -> {temperature:.4f}: {out}"
     )
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="How sure a stage 1 may be of images that it has not seen.")
+    parser = argparse.ArgumentParser(description="The temperature with which Match.score ranks new images best.")
     parser.add_argument("ckpt", help="checkpoint of stage 1, or the folder of a training (its newest)")
     parser.add_argument("--data", type=Path, required=True, help="captions of images that it was not trained on")
     parser.add_argument("--images", type=Path, required=True, help="their folder")

@@ -53,7 +53,7 @@ class TorchPredictor:
     def temperature(self) -> float:
         """Of the contrast."""
         self._need(1, "match")
-        return float(self.model.temperature)
+        return self.model.temperature.item()
 
     @torch.no_grad()
     def caption(self, images: Sequence[Path], **options: Any) -> list[str]:
