@@ -36,28 +36,34 @@ def evaluate_retrieval(predictor: Predictor, items: Sequence[Captioned], rerank:
         features, sim = _similarity(predictor, items, texts, Path(folder))
 
         def texts_of(image: int, best: np.ndarray) -> np.ndarray:
-            return predictor.itm_logits(np.repeat(features[image : image + 1], len(best), 0), [texts[j] for j in best])
+            return _matching(predictor, features, np.full(len(best), image), [texts[j] for j in best])
 
         def images_of(text: int, best: np.ndarray) -> np.ndarray:
-            return predictor.itm_logits(features[best], [texts[text]] * len(best))
+            return _matching(predictor, features, best, [texts[text]] * len(best))
+
+        def row_of_image(image: int, rank: int, best: np.ndarray) -> Row:
+            item, said = items[image], " / ".join(texts[j] for j in best)
+            return Row(item.path, said, item.references, -rank, f"rank {rank + 1}", f"texts of {item.id}")
+
+        def row_of_text(text: int, rank: int, best: np.ndarray) -> Row:
+            item, seen = items[owner[text]], [items[j].path for j in best]
+            return Row(item.path, "", [], -rank, f"rank {rank + 1}", f"images of: {texts[text]}", seen)
 
         columns = {f"itc_{name}": value for name, value in recall(sim, owner).items()}
-        for way, asked, pairs in (("i2t", sim, texts_of), ("t2i", sim.T, images_of)):
+        own = owner == np.arange(len(items))[:, None]  # (images, texts)
+        for way, cosine, right, pairs, row in (
+            ("i2t", sim, own, texts_of, row_of_image),
+            ("t2i", sim.T, own.T, images_of, row_of_text),
+        ):
             ranks: dict[str, list[int]] = {}
-            for query, sums in enumerate(_scores(asked, rerank, way, kept, pairs, predictor.temperature)):
-                own = owner == query if way == "i2t" else np.arange(len(items)) == owner[query]
+            for query, sums in enumerate(_scores(cosine, rerank, way, kept, pairs, predictor.temperature)):
                 for name, scores in sums.items():
-                    ranks.setdefault(name, []).append(best_rank(scores, own))
+                    ranks.setdefault(name, []).append(best_rank(scores, right[query]))
                 shown = next(iter(sums))
-                rank, first = ranks[shown][-1], _best(sums[shown], _SHOWN)
-                if way == "i2t":
-                    item, said = items[query], " / ".join(texts[j] for j in first)
-                    rows.append(Row(item.path, said, item.references, -rank, f"rank {rank + 1}", f"texts of {item.id}"))
-                else:
-                    path, seen = items[owner[query]].path, [items[j].path for j in first]
-                    rows.append(Row(path, "", [], -rank, f"rank {rank + 1}", f"images of: {texts[query]}", seen))
-            for name in (*_SUMS,) if rerank else ():
-                columns |= {f"{name}_{at}": value for at, value in recall_at(way, np.array(ranks[name])).items()}
+                rows.append(row(query, ranks[shown][-1], _best(sums[shown], _SHOWN)))
+            if rerank:
+                for name, found in ranks.items():
+                    columns |= {f"{name}_{at}": value for at, value in recall_at(way, np.array(found)).items()}
     return Scores({ALL: columns}, rows, {"texts": len(texts)})
 
 
@@ -77,12 +83,8 @@ def candidates(predictor: Predictor, items: Sequence[Captioned], count: int) -> 
     with tempfile.TemporaryDirectory() as folder:
         features, sim = _similarity(predictor, items, texts, Path(folder))
         images = np.stack([_best(row, count) for row in sim.T])
-        pairs = zip(images, texts, strict=True)
-        logits = np.stack([
-            np.concatenate([predictor.itm_logits(features[best[i : i + _BATCH]], [text] * len(best[i : i + _BATCH]))
-                            for i in range(0, len(best), _BATCH)])
-            for best, text in tqdm(pairs, total=len(texts), desc="matching", unit="text")
-        ])  # fmt: skip
+        pairs = tqdm(zip(images, texts, strict=True), total=len(texts), desc="matching", unit="text")
+        logits = np.stack([_matching(predictor, features, best, [text] * len(best)) for best, text in pairs])
     cosine = np.take_along_axis(sim.T, images, 1)
     return Candidates(images, np.arange(len(items)), cosine, logits[..., 1] - logits[..., 0])
 
@@ -110,6 +112,12 @@ def _similarity(
     return features, sim
 
 
+def _matching(predictor: Predictor, features: np.ndarray, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """itm_logits (K, 2) of K pairs: features (images, N, C) by index, and texts."""
+    parts = (slice(start, start + _BATCH) for start in range(0, len(texts), _BATCH))
+    return np.concatenate([predictor.itm_logits(features[images[part]], texts[part]) for part in parts])
+
+
 _SUMS: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {  # of itm_logits (K, 2) and cosines (K)
     "itm": lambda logits, cosine, temperature: logits[:, 1] + cosine,
     "match": lambda logits, cosine, temperature: logits[:, 1] - logits[:, 0] + cosine / temperature,
@@ -127,8 +135,7 @@ def _scores(
         id = f"{way} {query}"
         if id not in kept.found:
             best = _best(row, rerank)
-            logits = np.concatenate([pairs(query, best[i : i + _BATCH]) for i in range(0, len(best), _BATCH)])
-            kept.add([id], [{"best": best.tolist(), "itm_logits": logits.tolist()}])
+            kept.add([id], [{"best": best.tolist(), "itm_logits": pairs(query, best).tolist()}])
         best, logits = (np.array(kept.found[id][name]) for name in ("best", "itm_logits"))
         yield {name: reranked(row, best, add(logits, row[best], temperature)) for name, add in _SUMS.items()}
 
