@@ -130,15 +130,13 @@ def test_what_a_former_encoder_knew_stays_readable(
     table = settings[settings.index("--train_table") + 1]
     given = [*settings, "--vision_weights", former, "--former", former, "--frozen_layers", "1", "--steps", "60",
              "--lr", "4e-3", "--dev_table", table, "--eval_every", "60"]  # fmt: skip
+    given += ["--cache_layers", "--features", str(tmp_path / "features")]
     work = distill.Distill(parse(distill.DistillSettings, [*given, "--out", str(tmp_path / "unused")], ""))
     rows = np.arange(8)
     losses = work._loss(work._seen(work.targets, rows, np.zeros(8, bool)))
     assert losses["former"].item() < 1e-8 and losses["former_image"].item() < 1e-6
-    names = ("positions", "image", "likeness", "former", "former_image")
-    weights = (1, 2, 1, 1, 2)
-    assert losses["loss"].item() == pytest.approx(
-        sum(w * losses[n].item() for n, w in zip(names, weights, strict=True))
-    )
+    weights = {"positions": 1, "image": 2, "likeness": 1, "former": 1, "former_image": 2}
+    assert losses["loss"].item() == pytest.approx(sum(w * losses[name].item() for name, w in weights.items()))
     lost = {}
     for weight in ("0", "4"):
         out = tmp_path / weight
@@ -146,17 +144,12 @@ def test_what_a_former_encoder_knew_stays_readable(
         last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
         lost[weight] = last["dev_former"]
     assert 0 < lost["4"] < 0.7 * lost["0"], lost
+    other = str(tmp_path / "4" / "step-000060")
+    distill.Distill(parse(distill.DistillSettings, [*given, "--vision_weights", other, "--out", other], ""))
+    assert len(list((tmp_path / "features").glob("*-mirrored.npy"))) == 3, "one a view for all that share these layers"
     capsys.readouterr()
-    strange = [
-        *given,
-        "--former",
-        str(tmp_path / "4" / "step-000060"),
-        "--frozen_layers",
-        "3",
-        "--out",
-        str(tmp_path / "no"),
-    ]
-    assert distill.main(strange) == 2
+    wrong = ["--former", other, "--frozen_layers", "3", "--out", str(tmp_path / "no")]
+    assert distill.main([*given, *wrong]) == 2
     assert "frozen_layers" in capsys.readouterr().err
 
 

@@ -244,8 +244,7 @@ class Hidden:
     """What the frozen layers make of every view of the images, plain and mirrored, computed once: memory-mapped."""
 
     def __init__(self, paths: list[Path], student: Student, settings: DistillSettings) -> None:
-        config = student.config.vision
-        key = hashlib.sha256(f"lower {student.frozen_layers} {cache_key(paths, config)}".encode()).hexdigest()[:16]
+        key = _hidden_key(paths, student)
         names = [f"{key}-view{view}{end}.npy" for view in range(settings.views) for end in ("", "-mirrored")]
         files = [Path(settings.features, name) for name in names]
         if here().main:
@@ -259,6 +258,16 @@ class Hidden:
         """Of images by view and index, float32."""
         found = [self._arrays[2 * view + int(m)][i] for (view, i), m in zip(where, mirrored, strict=True)]
         return torch.from_numpy(np.stack(found)).float()
+
+
+def _hidden_key(paths: list[Path], student: Student) -> str:
+    """Of the images and the frozen layers' values: any encoder that has these finds what another one left."""
+    config = replace(student.config.vision, weights=None)
+    key = hashlib.sha256(f"lower {student.frozen_layers} {cache_key(paths, config)}".encode())
+    for name, number in layer_numbers(student.vision).items():
+        if number <= student.frozen_layers:
+            key.update(student.vision.get_parameter(name).detach().cpu().contiguous().numpy())
+    return key.hexdigest()[:16]
 
 
 @torch.no_grad()
