@@ -252,6 +252,8 @@ def _value_faults(manifest: Manifest) -> list[str]:
             sizes[f"{section}.max_text_length"] = spec.max_text_length
     if retrieval is not None and not 1e-4 <= retrieval.temperature <= 1e4:
         faults.append(f"retrieval.temperature is {retrieval.temperature}, not from 0.0001 to 10,000")
+    if retrieval is not None and not 0 <= retrieval.itm_weight <= 1e4:
+        faults.append(f"retrieval.itm_weight is {retrieval.itm_weight}, not from 0 to 10,000")
     faults += [f"{name} is {size}, not from 1 to 10,000,000" for name, size in sizes.items() if not 0 < size <= 10**7]
     return faults + [
         f"{name} is {token}, not a token id" for name, token in _token_ids(manifest) if not 0 <= token <= 10**7

@@ -72,6 +72,7 @@ class RetrievalSpec:
     max_text_length: int  # tokens, [CLS] and [SEP] included
     pad_token_id: int
     temperature: float = 0.07  # of the contrast: cosine / temperature is its logit
+    itm_weight: float = 1.0  # of the matching head's log-odds beside it, in Match.score
     clean_captions: bool = False  # texts pass text.clean_caption, as those that the model was trained on did
 
 

@@ -41,7 +41,7 @@ class Match:
 
     probability: float  # of "match", by the image-text matching head; 0 to 1
     cosine: float  # of the text's embedding and the nearest query's; -1 to 1
-    score: float  # the sum of both as logits: log(p / (1 - p)) + cosine / temperature
+    score: float  # both as logits: itm_weight * log(p / (1 - p)) + cosine / temperature
 
 
 def load(
@@ -214,16 +214,15 @@ class Model:
         image_embeds = self._backend.image_embeds(vision_features)  # (B, Q, E)
         text_embeds = self._backend.text_embeds(*self._qformer_tokenizer.encode(list(texts)))  # (B, E)
         cosine = np.einsum("bqe,be->bq", image_embeds, text_embeds).max(axis=1)
-        log_odds = itm_logits[:, 1].astype(np.float64) - itm_logits[:, 0]
-        score = log_odds + cosine / self.temperature
-        columns = (1 / (1 + np.exp(-log_odds)), cosine, score)
+        probability = 1 / (1 + np.exp(itm_logits[:, 0].astype(np.float64) - itm_logits[:, 1]))
+        columns = (probability, cosine, self.match_scores(itm_logits, cosine))
         return [Match(*map(float, row)) for row in zip(*columns, strict=True)]
 
-    @property
-    def temperature(self) -> float:
-        """Of the contrast, in Match.score."""
-        self._need(contract.RETRIEVAL, "match")
-        return self._retrieval.temperature
+    def match_scores(self, itm_logits: Floats, cosine: Floats) -> NDArray[np.float64]:
+        """Match.score (B) of the matching head's logits (B, 2) and the cosines (B)."""
+        spec = self._retrieval
+        log_odds = itm_logits[:, 1].astype(np.float64) - itm_logits[:, 0]
+        return spec.itm_weight * log_odds + cosine / spec.temperature
 
     def itm_logits(self, vision_features: Floats, texts: Sequence[str]) -> Floats:
         """vision_features (B, N, C) and B texts -> (B, 2), pairwise: the matching head's "no match" and "match"."""

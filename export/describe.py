@@ -107,10 +107,14 @@ def _save(tokenizer: Any, path: Path) -> None:
 def retrieval_spec(model: Any, folder: Path) -> RetrievalSpec:
     tokenizer = qformer_tokenizer(model.config)
     _save(tokenizer, folder / QFORMER_TOKENIZER)
-    temperature = model.temperature.item()
     config = model.config
     return RetrievalSpec(
-        QFORMER_TOKENIZER, config.max_text_length, tokenizer.pad_token_id, temperature, config.clean_captions
+        tokenizer=QFORMER_TOKENIZER,
+        max_text_length=config.max_text_length,
+        pad_token_id=tokenizer.pad_token_id,
+        temperature=model.temperature.item(),
+        itm_weight=config.itm_weight,
+        clean_captions=config.clean_captions,
     )
 
 

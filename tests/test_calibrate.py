@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
 
+from blip2rt.modeling.checkpoints import read_config
 from train import calibrate, evaluate_retrieval, stage1
 from train.evaluate_retrieval import Candidates
+from train.predictors import open_predictor
 
 from .tiny_parts import tiny_settings
 
@@ -43,7 +45,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], str]:
     return given, str(folder / "out")
 
 
-def test_only_the_temperature_changes(
+def test_only_the_weight_changes(
     trained: tuple[list[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     given, ckpt = trained
@@ -52,29 +54,33 @@ def test_only_the_temperature_changes(
 
     def candidates(predictor: Any, items: Any, count: int) -> Candidates:
         found = evaluate_retrieval.candidates(predictor, items, count)
-        assert found.images.shape == found.cosine.shape == found.log_odds.shape == (len(items), count)
+        assert found.images.shape == found.cosine.shape == found.itm_logits.shape[:2] == (len(items), count)
         assert (np.diff(found.cosine) <= 0).all() and found.own.tolist() == list(range(len(items)))
         features = predictor.vision_features([items[i].path for i in found.images[3]])
         logits = predictor.itm_logits(features, [items[3].references[0]] * count)
-        np.testing.assert_allclose(found.log_odds[3], logits[:, 1] - logits[:, 0], atol=1e-4)
+        np.testing.assert_allclose(found.itm_logits[3], logits, atol=1e-4)
         asked.append(len(items))
         cosine, log_odds, own = drawn(9.0, 0.15, images=count)
         places = np.tile(np.arange(count), (len(own), 1))
-        return Candidates(places, own, cosine, log_odds)
+        return Candidates(places, own, cosine, np.stack([0 * log_odds, log_odds], -1))
 
     monkeypatch.setattr(calibrate, "candidates", candidates)
     assert calibrate.main([ckpt, "--data", table, "--images", images, "--out", str(tmp_path), "--best", "4"]) == 0
-    before = load_file(sorted(Path(ckpt).glob("step-*"))[-1] / "model.safetensors")
-    after = load_file(tmp_path / "model.safetensors")
-    assert asked and before.keys() == after.keys()
-    assert float(after.pop("temperature")) == pytest.approx(0.15 / 9, rel=0.1)
-    assert all(torch.equal(values, before[name]) for name, values in after.items())
+    before = sorted(Path(ckpt).glob("step-*"))[-1]
+    assert asked and (tmp_path / "model.safetensors").read_bytes() == (before / "model.safetensors").read_bytes()
+    temperature = load_file(before / "model.safetensors")["temperature"].item()
+    old, new = (read_config(folder) for folder in (before, tmp_path))
+    assert new.itm_weight == pytest.approx(0.15 / 9 / temperature, rel=0.1) and old.itm_weight == 1
+    assert replace(new, itm_weight=1.0) == old
+    logits, cosine = np.array([[1.0, 3.0]], np.float32), np.array([0.5], np.float32)
+    scores = open_predictor(str(tmp_path)).match_scores(logits, cosine)
+    assert scores == pytest.approx(2 * new.itm_weight + 0.5 / temperature, rel=1e-4)
     assert "by the new score" in capsys.readouterr().out
     wrong = calibrate.candidates
 
     def upside_down(*given: Any) -> Candidates:
         found = wrong(*given)
-        return Candidates(found.images, found.own, found.cosine, -found.log_odds)
+        return Candidates(found.images, found.own, found.cosine, -found.itm_logits)
 
     monkeypatch.setattr(calibrate, "candidates", upside_down)
     out = tmp_path / "wrong"

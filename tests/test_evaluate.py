@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,25 @@ def test_retrieval_of_a_checkpoint_is_its_bundles(retrieval: tuple[Path, Path], 
     features = model.vision_features(paths)
     said = kept["t2i 3"]
     np.testing.assert_allclose(said["itm_logits"], model.itm_logits(features[said["best"]], [texts[3]] * 4), atol=1e-5)
+
+
+def test_a_bundle_says_what_the_matching_head_weighs(retrieval: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(retrieval[1], bundle)
+    manifest = json.loads((bundle / "blip2rt.json").read_text())
+    picture = str(data / "images" / "1.jpg")
+    for weight in (1.0, 0.25, 0.0):
+        manifest["retrieval"]["itm_weight"] = weight
+        (bundle / "blip2rt.json").write_text(json.dumps(manifest))
+        model = blip2rt.load(bundle, threads=1)
+        match = model.match(picture, "a dog")
+        [[no, yes]] = model.itm_logits(model.vision_features([picture]), ["a dog"])
+        want = weight * (yes - no) + match.cosine / manifest["retrieval"]["temperature"]
+        assert match.score == pytest.approx(want, abs=1e-4), f"seed {SEED}"
+    manifest["retrieval"]["itm_weight"] = -1
+    (bundle / "blip2rt.json").write_text(json.dumps(manifest))
+    with pytest.raises(blip2rt.Blip2rtError, match="itm_weight is -1"):
+        blip2rt.load(bundle)
 
 
 @OPT

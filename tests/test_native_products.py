@@ -82,7 +82,7 @@ def save_matmul(path: Path, k: int, n: int, block: int, cast: bool = True, level
 
 @pytest.mark.skipif(VERSION < (1, 21), reason="ONNX Runtime before 1.21 keeps its own product")
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(("level", "tolerance"), [(INT8, 2e-2), (HALF_PRECISION, 1e-3)])
+@pytest.mark.parametrize(("level", "tolerance"), [(INT8, 2e-2), (HALF_PRECISION, 2e-3)])
 def test_graph_uses_it_and_gives_the_same(level: int, tolerance: float, threads: int, tmp_path: Path) -> None:
     """Of half precision ONNX Runtime is exact. An outlier costs the others of its block their precision, too."""
     rng = np.random.default_rng()

@@ -1,21 +1,23 @@
 """How much a stage 1's two words weigh: `python -m train.calibrate CKPT --data dev.tsv --images FOLDER --out OUT`.
 
-`Match.score` is log(p / (1 - p)) + cosine / temperature. With the temperature that the contrast was trained with it
-ranks worse than the cosine alone where the matching head is surer of new images than it is right. So the temperature
-becomes the one under which the images that texts were written of are likeliest among those that the contrast puts first
-(paper section 4.4; Guo et al. 2017 of classifiers). Probability and cosine stay as they are. Knows what
-evaluate_retrieval asks, and the tensor that it changes.
+`Match.score` is itm_weight * log(p / (1 - p)) + cosine / temperature. With a weight of 1 it ranks worse than the cosine
+alone where the matching head is surer of new images than it is right. So the weight becomes the one under which the
+images that texts were written of are likeliest among those that the contrast puts first (paper section 4.4; Guo et al.
+2017 of classifiers). Probability and cosine stay as they are. Knows what evaluate_retrieval asks, and the config.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.modeling.checkpoints import CONFIG, WEIGHTS, locate, read_config
@@ -26,7 +28,7 @@ from .evaluate_retrieval import candidates
 from .predictors import open_predictor
 
 _LEAST = 50  # texts, for two numbers
-_COLDEST = 1e-3  # below, the matching head decides nothing
+_LIGHTEST = 0.01  # below, the matching head decides nothing
 
 
 def fit(cosine: np.ndarray, log_odds: np.ndarray, own: np.ndarray) -> tuple[float, float]:
@@ -48,7 +50,7 @@ def fit(cosine: np.ndarray, log_odds: np.ndarray, own: np.ndarray) -> tuple[floa
 
 
 def calibrate(ckpt: str, data: Path, images: Path, out: Path, best: int, limit: int | None) -> str:
-    """Writes the checkpoint with another temperature; says what it changes. Raises Blip2rtError."""
+    """Writes the checkpoint with another itm_weight; says what it changes. Raises Blip2rtError."""
     folder = locate(ckpt)
     if not (folder / WEIGHTS).is_file() or read_config(ckpt).stage != 1:
         raise OptionError(f"{ckpt} is no stage 1 of this project: give the folder of a checkpoint that matches")
@@ -63,31 +65,31 @@ def calibrate(ckpt: str, data: Path, images: Path, out: Path, best: int, limit: 
         raise Blip2rtError(
             f"{data}: {inside.sum()} texts have their image among the best {best}; {_LEAST} or more are needed"
         )
-    cosine, log_odds, own = found.cosine[inside], found.log_odds[inside], here[inside].argmax(1)
+    cosine, itm_logits, own = found.cosine[inside], found.itm_logits[inside], here[inside].argmax(1)
+    log_odds = itm_logits[..., 1] - itm_logits[..., 0]
     a, b = fit(cosine, log_odds, own)
-    temperature = b / a
-    if temperature < _COLDEST:
+    config = read_config(ckpt)
+    [temperature] = load_file(folder / WEIGHTS)["temperature"].reshape(1).tolist()
+    weight = b / a / temperature
+    if weight < _LIGHTEST:
         raise Blip2rtError(f"the matching head of {ckpt} says nothing that the cosine does not: rank by Match.cosine")
-    state = load_file(folder / WEIGHTS)
-    before = float(state["temperature"])
-    state["temperature"].fill_(temperature)
     out.mkdir(parents=True, exist_ok=True)
-    save_file(state, out / WEIGHTS)
-    (out / CONFIG).write_bytes((folder / CONFIG).read_bytes())
+    shutil.copyfile(folder / WEIGHTS, out / WEIGHTS)
+    (out / CONFIG).write_text(json.dumps(replace(config, itm_weight=weight).to_json(), indent=2))
 
-    def first(scores: np.ndarray) -> str:
-        return f"{100 * float((scores.argmax(1) == own).mean()):.1f}"
+    def first(itm_weight: float) -> str:
+        scores = cosine / temperature + itm_weight * log_odds
+        return f"{100 * float((scores.argmax(1) == own).mean()):.1f} %"
 
-    scores = [first(cosine), *(first(cosine / t + log_odds) for t in (before, temperature))]
     return (
         f"{len(own)} of {len(inside)} texts have their image among the best {best}; of these it is first for "
-        f"{scores[0]} % by the cosine, {scores[1]} % by the score so far, {scores[2]} % by the new score\n"
-        f"temperature {before:.4f} -> {temperature:.4f}: {out}"
+        f"{first(0)} by the cosine, {first(config.itm_weight)} by the score so far, {first(weight)} by the new score\n"
+        f"itm_weight {config.itm_weight:.3g} -> {weight:.3g}: {out}"
     )
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="The temperature with which Match.score ranks new images best.")
+    parser = argparse.ArgumentParser(description="The itm_weight with which Match.score ranks new images best.")
     parser.add_argument("ckpt", help="checkpoint of stage 1, or the folder of a training (its newest)")
     parser.add_argument("--data", type=Path, required=True, help="captions of images that it was not trained on")
     parser.add_argument("--images", type=Path, required=True, help="their folder")

@@ -56,7 +56,7 @@ def evaluate_retrieval(predictor: Predictor, items: Sequence[Captioned], rerank:
             ("t2i", sim.T, own.T, images_of, row_of_text),
         ):
             ranks: dict[str, list[int]] = {}
-            for query, sums in enumerate(_scores(cosine, rerank, way, kept, pairs, predictor.temperature)):
+            for query, sums in enumerate(_scores(predictor, cosine, rerank, way, kept, pairs)):
                 for name, scores in sums.items():
                     ranks.setdefault(name, []).append(best_rank(scores, right[query]))
                 shown = next(iter(sums))
@@ -74,7 +74,7 @@ class Candidates:
     images: np.ndarray  # (texts, K), likeliest first
     own: np.ndarray  # (texts): the image that each text was written of
     cosine: np.ndarray  # (texts, K)
-    log_odds: np.ndarray  # (texts, K): the matching head's "match" over "no match"
+    itm_logits: np.ndarray  # (texts, K, 2)
 
 
 def candidates(predictor: Predictor, items: Sequence[Captioned], count: int) -> Candidates:
@@ -86,7 +86,7 @@ def candidates(predictor: Predictor, items: Sequence[Captioned], count: int) -> 
         pairs = tqdm(zip(images, texts, strict=True), total=len(texts), desc="matching", unit="text")
         logits = np.stack([_matching(predictor, features, best, [text] * len(best)) for best, text in pairs])
     cosine = np.take_along_axis(sim.T, images, 1)
-    return Candidates(images, np.arange(len(items)), cosine, logits[..., 1] - logits[..., 0])
+    return Candidates(images, np.arange(len(items)), cosine, logits)
 
 
 def _similarity(
@@ -118,14 +118,8 @@ def _matching(predictor: Predictor, features: np.ndarray, images: np.ndarray, te
     return np.concatenate([predictor.itm_logits(features[images[part]], texts[part]) for part in parts])
 
 
-_SUMS: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {  # of itm_logits (K, 2) and cosines (K)
-    "itm": lambda logits, cosine, temperature: logits[:, 1] + cosine,
-    "match": lambda logits, cosine, temperature: logits[:, 1] - logits[:, 0] + cosine / temperature,
-}
-
-
 def _scores(
-    sim: np.ndarray, rerank: int, way: str, kept: Predictions, pairs: Pairs, temperature: float
+    predictor: Predictor, sim: np.ndarray, rerank: int, way: str, kept: Predictions, pairs: Pairs
 ) -> Iterator[dict[str, np.ndarray]]:
     """The scores (N) of every query in sim (queries, N): by ITC, or the best of them by each of the sums."""
     for query, row in enumerate(tqdm(sim, desc=f"re-ranking, {way}", unit="query", disable=not rerank)):
@@ -137,7 +131,8 @@ def _scores(
             best = _best(row, rerank)
             kept.add([id], [{"best": best.tolist(), "itm_logits": pairs(query, best).tolist()}])
         best, logits = (np.array(kept.found[id][name]) for name in ("best", "itm_logits"))
-        yield {name: reranked(row, best, add(logits, row[best], temperature)) for name, add in _SUMS.items()}
+        sums = {"itm": logits[:, 1] + row[best], "match": predictor.match_scores(logits, row[best])}
+        yield {name: reranked(row, best, scores) for name, scores in sums.items()}
 
 
 def _best(scores: np.ndarray, count: int) -> np.ndarray:

@@ -49,12 +49,6 @@ class TorchPredictor:
         config = self.model.config.vision
         self.image = ImageSpec(config.height, config.width, config.resample, config.mean, config.std)
 
-    @property
-    def temperature(self) -> float:
-        """Of the contrast."""
-        self._need(1, "match")
-        return self.model.temperature.item()
-
     @torch.no_grad()
     def caption(self, images: Sequence[Path], **options: Any) -> list[str]:
         """See blip2rt.Model.caption."""
@@ -93,6 +87,11 @@ class TorchPredictor:
         self._need(1, "match")
         with self._autocast():
             return self.model.itm_logits(self._tensor(vision_features), *self._tokens(texts)).float().cpu().numpy()
+
+    def match_scores(self, itm_logits: Floats, cosine: Floats) -> NDArray[np.float64]:
+        """See blip2rt.Model.match_scores."""
+        log_odds = itm_logits[:, 1].astype(np.float64) - itm_logits[:, 0]
+        return self.model.config.itm_weight * log_odds + cosine / self.model.temperature.item()
 
     def _features(self, images: Sequence[Path]) -> torch.Tensor:
         """(B, N, C) float32; an image that comes several times is encoded once."""
