@@ -264,4 +264,4 @@ def test_a_refit_model_sees_by_another_encoder_what_it_saw() -> None:
     other = model.query_output(torch.from_numpy(new).float())
     assert refit.refit(model, new, old, 1e-7) == pytest.approx(1, abs=1e-3)
     after = model.query_output(torch.from_numpy(new).float())
-    assert (after - before).abs().mean() < 0.01 * (other - before).abs().mean()
+    assert (after - before).abs().mean() < 0.05 * (other - before).abs().mean()
