@@ -44,6 +44,12 @@ class Match:
     score: float  # both as logits: itm_weight * log(p / (1 - p)) + cosine / temperature
 
 
+def match_scores(itm_logits: Floats, cosine: Floats, itm_weight: float, temperature: float) -> NDArray[np.float64]:
+    """Match.score (...) of the matching head's logits (..., 2) and cosines (...)."""
+    log_odds = itm_logits[..., 1].astype(np.float64) - itm_logits[..., 0]
+    return itm_weight * log_odds + cosine / temperature
+
+
 def load(
     bundle: str | os.PathLike[str] | None = None,
     *,
@@ -220,9 +226,8 @@ class Model:
 
     def match_scores(self, itm_logits: Floats, cosine: Floats) -> NDArray[np.float64]:
         """Match.score (B) of the matching head's logits (B, 2) and the cosines (B)."""
-        spec = self._retrieval
-        log_odds = itm_logits[:, 1].astype(np.float64) - itm_logits[:, 0]
-        return spec.itm_weight * log_odds + cosine / spec.temperature
+        self._need(contract.RETRIEVAL, "match")
+        return match_scores(itm_logits, cosine, self._retrieval.itm_weight, self._retrieval.temperature)
 
     def itm_logits(self, vision_features: Floats, texts: Sequence[str]) -> Floats:
         """vision_features (B, N, C) and B texts -> (B, 2), pairwise: the matching head's "no match" and "match"."""

@@ -249,7 +249,10 @@ def test_checkpoints_that_do_not_fit_on_the_disk_are_foreseen(
 
 
 def test_a_refit_model_sees_by_another_encoder_what_it_saw() -> None:
-    """The other encoder has the same channels in another order, three times as large."""
+    """The other encoder has the same channels in another order, three times as large. Seeded: where random keys and
+    values are nearly dependent, the small ridge on positions shows."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
     spec = importlib.util.spec_from_file_location("refit", RECIPES / "nano" / "refit.py")
     assert spec is not None and spec.loader is not None
     refit = importlib.util.module_from_spec(spec)
@@ -258,10 +261,10 @@ def test_a_refit_model_sees_by_another_encoder_what_it_saw() -> None:
     model = Blip2(Blip2Config(1, VisionConfig(positions=9, features=12), geometry), vision=False)
     for parameter in model.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
-    old = np.random.default_rng().normal(size=(40, 9, 12)).astype(np.float16)
-    new = 3 * old[..., np.random.default_rng().permutation(12)]
+    old = rng.normal(size=(40, 9, 12)).astype(np.float16)
+    new = 3 * old[..., rng.permutation(12)]
     before = model.query_output(torch.from_numpy(old).float())
     other = model.query_output(torch.from_numpy(new).float())
     assert refit.refit(model, new, old, 1e-7) == pytest.approx(1, abs=1e-3)
     after = model.query_output(torch.from_numpy(new).float())
-    assert (after - before).abs().mean() < 0.05 * (other - before).abs().mean()
+    assert (after - before).abs().mean() < 0.01 * (other - before).abs().mean()

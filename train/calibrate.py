@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.modeling.checkpoints import CONFIG, WEIGHTS, locate, read_config
+from blip2rt.pipeline import match_scores
 
 from .annotations import read_captions, require_images
 from .cli import run_main
@@ -78,7 +79,7 @@ def calibrate(ckpt: str, data: Path, images: Path, out: Path, best: int, limit: 
     (out / CONFIG).write_text(json.dumps(replace(config, itm_weight=weight).to_json(), indent=2))
 
     def first(itm_weight: float) -> str:
-        scores = cosine / temperature + itm_weight * log_odds
+        scores = match_scores(itm_logits, cosine, itm_weight, temperature)
         return f"{100 * float((scores.argmax(1) == own).mean()):.1f} %"
 
     return (

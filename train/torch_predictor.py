@@ -20,6 +20,7 @@ from blip2rt.image import to_pixels
 from blip2rt.manifest import ImageSpec
 from blip2rt.modeling.checkpoints import load_model, qformer_tokenizer
 from blip2rt.modeling.lavis import NO_PARTS, Parts
+from blip2rt.pipeline import match_scores
 
 from .generation import Generator, qformer_tokens
 from .loop import PRECISIONS
@@ -90,8 +91,7 @@ class TorchPredictor:
 
     def match_scores(self, itm_logits: Floats, cosine: Floats) -> NDArray[np.float64]:
         """See blip2rt.Model.match_scores."""
-        log_odds = itm_logits[:, 1].astype(np.float64) - itm_logits[:, 0]
-        return self.model.config.itm_weight * log_odds + cosine / self.model.temperature.item()
+        return match_scores(itm_logits, cosine, self.model.config.itm_weight, self.model.temperature.item())
 
     def _features(self, images: Sequence[Path]) -> torch.Tensor:
         """(B, N, C) float32; an image that comes several times is encoded once."""
