@@ -251,8 +251,8 @@ def test_checkpoints_that_do_not_fit_on_the_disk_are_foreseen(
 def test_a_refit_model_sees_by_another_encoder_what_it_saw() -> None:
     """The other encoder has the same channels in another order, three times as large. Seeded: where random keys and
     values are nearly dependent, the small ridge on positions shows."""
-    torch.manual_seed(0)
-    rng = np.random.default_rng(0)
+    torch.manual_seed(1)
+    rng = np.random.default_rng(1)
     spec = importlib.util.spec_from_file_location("refit", RECIPES / "nano" / "refit.py")
     assert spec is not None and spec.loader is not None
     refit = importlib.util.module_from_spec(spec)
