@@ -25,34 +25,38 @@ void order_chunks(int8_t* values, size_t width) {
   }
 }
 
+// The row's scales and sums, zeros up to a whole register behind the last. Where `beyond`, what an output reads may
+// reach into the next ones: it counts as nothing.
+struct Padded {
+  const float *scales, *sums;
+};
+
 // For each block of an output its scale times the activations', zeros up to a whole register behind the last; -> what
-// the zero points take from the product.
+// the zero points take from the product, as sums of lanes.
 template <class V>
-float prepare_row(const Int4Matrix& m, const Int4Input& input, size_t output, float* scales) {
+typename V::Floats prepare_row(const Int4Matrix& m, const Padded& x, size_t output, bool beyond, float* scales) {
   const size_t blocks = m.blocks(), zero_bytes = (blocks + 1) / 2;
   const uint16_t* halves = m.scales + output * blocks;
   const uint8_t* zeros = m.zero_points + output * zero_bytes;
   typename V::Floats offset = V::zero();
   for (size_t block = 0; block < blocks; block += V::kLanes) {
-    const size_t left = blocks - block < V::kLanes ? blocks - block : V::kLanes;
-    uint16_t some_halves[V::kLanes] = {};
-    uint8_t some_zeros[V::kLanes / 2] = {};
-    float of_x[V::kLanes] = {}, sums[V::kLanes] = {};
+    const size_t left = blocks - block;
+    uint16_t some_halves[V::kLanes];
+    uint8_t some_zeros[V::kLanes / 2];
     const uint16_t* half = halves + block;
     const uint8_t* zero = zeros + block / 2;
-    const float *scale = input.scales + block, *sum = input.sums + block;
-    if (left < V::kLanes) {
+    if (!beyond && left < V::kLanes) {
+      std::memset(some_halves, 0, sizeof some_halves);
+      std::memset(some_zeros, 0, sizeof some_zeros);
       std::memcpy(some_halves, half, left * sizeof *half);
       std::memcpy(some_zeros, zero, (left + 1) / 2);
-      std::memcpy(of_x, scale, left * sizeof *scale);
-      std::memcpy(sums, sum, left * sizeof *sum);
-      half = some_halves, zero = some_zeros, scale = of_x, sum = sums;
+      half = some_halves, zero = some_zeros;
     }
     const typename V::Floats of_weights = V::load_halves(half);
-    V::store(scales + block, V::mul(of_weights, V::load_floats(scale)));
-    offset = V::mul_add(V::mul(of_weights, V::load_nibbles(zero)), V::load_floats(sum), offset);
+    V::store(scales + block, V::mul(of_weights, V::load_floats(x.scales + block)));
+    offset = V::mul_sub(V::mul(of_weights, V::load_nibbles(zero)), V::load_floats(x.sums + block), offset);
   }
-  return V::sum(offset);
+  return offset;
 }
 
 // Sums of the products of chunks of codes with the activations.
@@ -73,42 +77,63 @@ struct Products {
   }
 };
 
-// One output. A chunk holds B blocks, or a block C chunks; the other of the two is 1.
+// One output, added to the sums of lanes `even`. A chunk holds B blocks, or a block C chunks; the other of the two
+// is 1.
 template <class V, bool Split, size_t B, size_t C>
-float multiply_one(const uint8_t* codes, size_t bytes, const Int4Input& input, const float* scales) {
-  typename V::Floats even = V::zero(), odd = V::zero();  // two sums: one would wait for itself
-  const auto add = [&](typename V::Floats& to, size_t first, size_t chunks) {
+float multiply_one(const uint8_t* codes, size_t bytes, const Int4Input& input, bool beyond, const float* scales,
+                   typename V::Floats even) {
+  typename V::Floats odd = V::zero();  // one sum would wait for itself
+  const auto add = [&](typename V::Floats& to, const uint8_t* from, size_t first, size_t chunks) {
     Products<V, Split> products{input};
-    for (size_t i = first; i < first + chunks; ++i) products.add(V::load(codes + i * kChunk<V>), i);
+    for (size_t i = 0; i < chunks; ++i) products.add(V::load(from + i * kChunk<V>), first + i);
     to = V::mul_add(products.sum(), V::template spread<B>(scales + first / C * B), to);
   };
   const size_t whole = bytes / kChunk<V> / C * C;
   size_t chunk = 0;
   for (; chunk + 2 * C <= whole; chunk += 2 * C) {
-    add(even, chunk, C);
-    add(odd, chunk + C, C);
+    add(even, codes + chunk * kChunk<V>, chunk, C);
+    add(odd, codes + (chunk + C) * kChunk<V>, chunk + C, C);
   }
-  if (chunk < whole) add(even, chunk, C);
+  if (chunk < whole) add(even, codes + chunk * kChunk<V>, chunk, C);
   const size_t left = bytes - whole * kChunk<V>;  // a part of a chunk of several blocks
   if (left > 0) {
-    uint8_t last[kChunk<V>] = {};
-    std::memcpy(last, codes + whole * kChunk<V>, left);
-    Products<V, Split> products{input};
-    products.add(V::load(last), whole);
-    odd = V::mul_add(products.sum(), V::template spread<B>(scales + whole * B), odd);
+    const uint8_t* from = codes + whole * kChunk<V>;
+    uint8_t last[kChunk<V>];
+    if (!beyond) {
+      std::memset(last, 0, sizeof last);
+      from = static_cast<const uint8_t*>(std::memcpy(last, from, left));
+    }
+    add(odd, from, whole, 1);
   }
   return V::sum(V::add(even, odd));
 }
 
 template <class V, bool Split, size_t Block>
 void multiply_outputs(const Int4Matrix& m, const Int4Input& input, float* out, size_t begin, size_t end,
-                      float* scales) {
+                      float* scratch) {
   constexpr size_t kWeights = 2 * kChunk<V>, kBlocks = kWeights > Block ? kWeights / Block : 1;
   constexpr size_t kChunks = Block > kWeights ? Block / kWeights : 1;
-  const size_t bytes = m.blocks() * Block / 2;
+  const auto round_up = [](size_t value, size_t unit) { return (value + unit - 1) / unit * unit; };
+  const size_t blocks = m.blocks(), bytes = blocks * Block / 2, zero_bytes = (blocks + 1) / 2;
+  const size_t padded = round_up(blocks, V::kLanes);
+  float *of_x = scratch + padded, *sums = of_x + padded;
+  std::memset(of_x, 0, 2 * padded * sizeof(float));
+  std::memcpy(of_x, input.scales, blocks * sizeof(float));
+  std::memcpy(sums, input.sums, blocks * sizeof(float));
+  // Whole registers are read where the matrix does not end before: partial ones would have to be put together in
+  // memory first, for which a short output's product has no time.
+  const auto safe = [&](size_t read, size_t own) {  // outputs that reach into no more than there is
+    const size_t behind = (read - 1) / own;
+    return m.n > behind ? m.n - behind : 0;
+  };
+  const size_t of_blocks = safe(padded, blocks), of_zeros = safe(padded / 2, zero_bytes);
+  const size_t of_codes = safe(round_up(bytes, kChunk<V>), bytes);
+  const size_t of_both = of_blocks < of_zeros ? of_blocks : of_zeros, inside = of_both < of_codes ? of_both : of_codes;
   for (size_t output = begin; output < end; ++output) {
-    const float offset = prepare_row<V>(m, input, output, scales);
-    out[output] = multiply_one<V, Split, kBlocks, kChunks>(m.codes + output * bytes, bytes, input, scales) - offset;
+    const bool beyond = output < inside;
+    const typename V::Floats offset = prepare_row<V>(m, {of_x, sums}, output, beyond, scratch);
+    out[output] =
+        multiply_one<V, Split, kBlocks, kChunks>(m.codes + output * bytes, bytes, input, beyond, scratch, offset);
   }
 }
 
