@@ -38,20 +38,27 @@ void read_scales(const Int4Matrix& m, size_t first, size_t rows, const Scales<V>
   const size_t blocks = m.blocks(), zero_bytes = (blocks + 1) / 2;
   const uint8_t* scales = reinterpret_cast<const uint8_t*>(m.scales + first * blocks);
   const uint8_t* zeros = m.zero_points + first * zero_bytes;
+  // Where the matrix goes on behind the tile, what is read of 8 blocks may be of the next row.
+  const size_t read = (blocks + 7) / 8 * 8, bottom = first + V::kLanes - 1;
+  const bool beyond =
+      rows == V::kLanes && bottom * blocks + read <= m.n * blocks && bottom * zero_bytes + read / 2 <= m.n * zero_bytes;
   alignas(64) uint8_t copy[16 * V::kLanes];
   for (size_t block = 0; block < blocks; block += 8) {
     const size_t count = blocks - block < 8 ? blocks - block : 8;
     typename V::Ints pairs[4];
-    if (count == 8 && rows == V::kLanes) {
+    alignas(64) uint32_t packed[V::kLanes];
+    if (beyond) {
       V::transpose(scales + 2 * block, 2 * blocks, pairs);
+      for (size_t lane = 0; lane < V::kLanes; ++lane) {
+        std::memcpy(&packed[lane], zeros + zero_bytes * lane + block / 2, sizeof packed[lane]);
+      }
     } else {
       copy_rows<V>(scales + 2 * block, 2 * blocks, rows, 2 * count, copy);
       V::transpose(copy, 16, pairs);
-    }
-    alignas(64) uint32_t packed[V::kLanes];
-    for (size_t lane = 0; lane < V::kLanes; ++lane) {
-      packed[lane] = 0;
-      std::memcpy(&packed[lane], zeros + zero_bytes * (lane < rows ? lane : rows - 1) + block / 2, (count + 1) / 2);
+      for (size_t lane = 0; lane < V::kLanes; ++lane) {
+        packed[lane] = 0;
+        std::memcpy(&packed[lane], zeros + zero_bytes * (lane < rows ? lane : rows - 1) + block / 2, (count + 1) / 2);
+      }
     }
     typename V::Ints codes = V::load(packed);
     for (size_t i = 0; i < count; ++i) {
