@@ -115,14 +115,6 @@ def test_stage1_gathers_itc_and_draws_negatives_from_all(parts: tuple[Path, list
     assert_same_moments(one, folder / shard)
 
 
-def test_groups_of_alike_images_are_whole_in_a_process(parts: tuple[Path, list[str]]) -> None:
-    folder, settings = parts
-    fields = [*settings, "--likeness", str(folder / "bert"), "--group", "2", "--neighbours", "3"]
-    assert stage1.main([*fields, "--out", str(folder / "alike1")]) == 0
-    torchrun(2, "train.stage1", [*fields, "--out", str(folder / "alike2")])
-    assert_same_training(folder / "alike1", folder / "alike2")
-
-
 def test_two_nodes_are_two_processes(parts: tuple[Path, list[str]], one: Path) -> None:
     folder, settings = parts
     torchrun(1, "train.stage1", [*settings, "--out", str(folder / "nodes")], nodes=2)

@@ -15,8 +15,6 @@ import numpy as np
 
 from blip2rt.errors import Blip2rtError
 
-_ABOUT = 3.0  # words that a length may differ
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -166,27 +164,3 @@ def _by_length(order: np.ndarray, lengths: np.ndarray, batch_size: int, rng: np.
     ]
     rows = np.concatenate(parts).reshape(-1, batch_size)
     return rows[rng.permutation(len(rows))].reshape(-1)
-
-
-def alike_batches(
-    near: np.ndarray, lengths: np.ndarray, texts: list[list[int]], batch_size: int, group: int, seed: int, start: int
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Endless (step, indices of texts) from step `start` on, in groups of images: the first one of a fresh permutation
-    every epoch, the others drawn from the images `near` it (images, count).
-
-    Of each image's `texts` comes one whose length is close to one drawn for the step: little padding is computed.
-    """
-    images, groups = len(near), batch_size // group
-    step = start
-    while True:
-        rng = np.random.default_rng((seed, step))
-        length = rng.choice(lengths)
-        chosen = []
-        for number in range(step * groups, (step + 1) * groups):
-            epoch, place = divmod(number, images)
-            first = np.random.default_rng((seed, epoch, 0)).permutation(images)[place]
-            for image in (first, *rng.choice(near[first], group - 1, replace=False)):
-                distance = np.abs(lengths[texts[image]] - length) + rng.uniform(0, _ABOUT, len(texts[image]))
-                chosen.append(texts[image][int(distance.argmin())])
-        yield step, np.array(chosen)
-        step += 1

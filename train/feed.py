@@ -5,7 +5,7 @@ Knows sources and steps; what a row's texts are for is the stages' business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,22 +29,15 @@ from .transforms import train_transform
 T = TypeVar("T")
 
 
-def text_lengths(samples: Sequence[Sample]) -> np.ndarray:
-    """Words of each text."""
-    return np.array([len(sample.text.split()) for sample in samples])
-
-
 @dataclass(frozen=True)
 class Rows:
     """A micro-batch of b images: either vision_features (b, N, C) or pixels (b, 3, h, w).
 
-    groups: the texts drawn of each image; image_ids (b): equal for the same image; text_rows (b): where a row is a
-    caption, its number in the table.
+    groups: the texts drawn of each image; image_ids (b): equal for the same image.
     """
 
     groups: list[list[Sample]]
     image_ids: torch.Tensor
-    text_rows: torch.Tensor | None = None
     vision_features: torch.Tensor | None = None
     pixels: torch.Tensor | None = None
 
@@ -56,8 +49,7 @@ def to_device(rows: Rows, device: torch.device) -> Rows:
         return None if values is None else values.to(device, non_blocking=True)
 
     ids = rows.image_ids.to(device)
-    features, pixels = move(rows.vision_features), move(rows.pixels)
-    return Rows(rows.groups, ids, move(rows.text_rows), vision_features=features, pixels=pixels)
+    return Rows(rows.groups, ids, vision_features=move(rows.vision_features), pixels=move(rows.pixels))
 
 
 def seen_features(model: Blip2, rows: Rows) -> torch.Tensor:
@@ -77,8 +69,7 @@ def divide(parallel: Parallel, settings: TrainSettings, rows: list[T]) -> list[l
 
 class TableFeed:
     """`train_table` with cached features. by_caption: a row is a caption, and captions of similar length come together;
-    otherwise it is an image with up to `texts` of its texts. order: step to start from -> the (step, indices) of what
-    comes; whoever wants another replaces it."""
+    otherwise it is an image with up to `texts` of its texts."""
 
     def __init__(
         self, settings: TrainSettings, parallel: Parallel, vision: VisionConfig, texts: int, by_caption: bool
@@ -87,33 +78,28 @@ class TableFeed:
         self.data: Dataset = read_data(settings.train_table, settings.images, bad_samples(settings))
         with parallel.main_first():
             self.vision = FeatureSource(self.data.paths, vision, settings, settings.views)
-        self.order: Callable[[int], Iterator[tuple[int, np.ndarray]]] = self._order
-
-    def _order(self, start: int) -> Iterator[tuple[int, np.ndarray]]:
-        settings, samples = self.settings, self.data.samples
-        if self.by_caption:
-            lengths = text_lengths(samples)
-            return batches(len(samples), settings.batch_size, settings.seed, start, lengths)
-        return batches(len(self.data.paths), settings.batch_size, settings.seed, start)
 
     def rows(self, start: int) -> Iterator[tuple[int, list[Rows]]]:
         """Endless (step, micro-batches) from step `start` on."""
         settings, samples, groups = self.settings, self.data.samples, self.data.by_image()
-        for step, chosen in self.order(start):
+        count = len(samples) if self.by_caption else len(groups)
+        lengths = np.array([len(sample.text.split()) for sample in samples]) if self.by_caption else None
+        for step, chosen in batches(count, settings.batch_size, settings.seed, start, lengths):
             if self.by_caption:
                 drawn = [[samples[i]] for i in chosen]
             else:
                 rng = np.random.default_rng((settings.seed, step, 1))
                 drawn = [draw_texts(groups[i], rng)[: self.texts] for i in chosen]
             views = draw_views(settings.views, len(drawn), (settings.seed, step))
-            whole = list(zip(chosen.tolist(), views.tolist(), drawn, strict=True))  # the same in each process
+            whole = [
+                (group[0].image, view, group) for group, view in zip(drawn, views.tolist(), strict=True)
+            ]  # of all processes: draws are the same in each
             yield step, [self._rows(part) for part in divide(self.parallel, settings, whole)]
 
     def _rows(self, part: list[tuple[int, int, list[Sample]]]) -> Rows:
-        images = [group[0].image for _, _, group in part]
-        features = self.vision.get(images, [view for _, view, _ in part])
-        rows = torch.tensor([number for number, _, _ in part]) if self.by_caption else None
-        return Rows([group for _, _, group in part], torch.tensor(images), rows, vision_features=features)
+        images = [row[0] for row in part]
+        features = self.vision.get(images, [row[1] for row in part])
+        return Rows([row[2] for row in part], torch.tensor(images), vision_features=features)
 
 
 class SourcesFeed:

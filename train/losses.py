@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,30 +12,17 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.blip2 import Blip2
 
 from .parallel import Parallel, here
-from .soft_targets import group_itm, soft_contrast
 
 LABEL_SMOOTHING = 0.1
 
 
 @dataclass(frozen=True)
 class TextBatch:
-    """token_ids (B, T) starting with [CLS], text_mask (B, T), image_ids (B): equal for captions of one image; rows (B):
-    each text's number in the table, where likeness is asked."""
+    """token_ids (B, T) starting with [CLS], text_mask (B, T), image_ids (B): equal for captions of one image."""
 
     token_ids: torch.Tensor
     text_mask: torch.Tensor
     image_ids: torch.Tensor
-    rows: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Alike:
-    """Images come in groups of `group`; `likeness` says of images and texts, (B) each, how well they fit (B, B), and a
-    `share` of the targets goes by it (soft_targets.py)."""
-
-    likeness: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    share: float
-    group: int
 
 
 def similarity(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
@@ -181,36 +167,6 @@ def _pair_kv(
     ]
 
 
-def _drawn_itm(
-    model: Blip2, vision_features: torch.Tensor, vision_kv: list[Any], text: TextBatch, sim: torch.Tensor,
-    hardness: float, parallel: Parallel, generator: torch.Generator | None,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """ITM of every pair, one wrong image and one wrong text each, drawn from all processes; and its accuracy."""
-    batch = len(text.image_ids)
-    token_ids, text_mask = parallel.gather_padded(text.token_ids), parallel.gather_padded(text.text_mask)
-    own = parallel.own(batch).to(sim.device)
-    drawn = hard_negatives(sim, model.temperature, parallel.gather(text.image_ids), hardness, generator)
-    wrong_image, wrong_text = (wrong[own] for wrong in drawn)
-    texts = torch.cat((own, own, wrong_text))
-    pair_kv = _pair_kv(model, vision_features, vision_kv, wrong_image, parallel)
-    fused = model.qformer.encode_pair(token_ids[texts], text_mask[texts], pair_kv)
-    return itm_loss(model.itm_head(fused).mean(1).float(), batch)
-
-
-def _grouped_itm(
-    model: Blip2, vision_kv: list[Any], text: TextBatch, likeness: torch.Tensor, alike: Alike
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """ITM of all pairs of each group; and how often a text's own image is the first of its group."""
-    groups = torch.arange(len(text.image_ids), device=likeness.device).view(-1, alike.group)
-    shape = (len(groups), alike.group, alike.group)
-    images, texts = groups[:, :, None].expand(shape), groups[:, None, :].expand(shape)
-    pair_kv = [None if kv is None else tuple(values[images.flatten()] for values in kv) for kv in vision_kv]
-    rows = texts.flatten()
-    fused = model.qformer.encode_pair(text.token_ids[rows], text.text_mask[rows], pair_kv)
-    logits = model.itm_head(fused).mean(1).float()
-    return group_itm((logits[:, 1] - logits[:, 0]).view(shape), likeness[images, texts], alike.share)
-
-
 def stage1_losses(
     model: Blip2,
     vision_features: torch.Tensor,
@@ -219,7 +175,6 @@ def stage1_losses(
     itm_weight: float = 1.0,
     hardness: float = 1.0,
     *,
-    alike: Alike | None = None,
     parallel: Parallel | None = None,
     generator: torch.Generator | None = None,
     itg_share: float = 1.0,
@@ -227,8 +182,8 @@ def stage1_losses(
     """ITC, ITM and ITG of one batch (b); the image is read once and its keys and values serve all three.
 
     With several processes ITC contrasts the rows of all and ITM's negatives are drawn from all, the same in each by
-    `generator`; or with `alike`, targets are soft, and ITM's pairs those of each group. itg_share: tokens here over the
-    mean of the processes and micro-batches, whose losses are averaged: every token then counts alike.
+    `generator`. itg_share: tokens here over the mean of the processes and micro-batches, whose losses are averaged:
+    every token then counts alike.
     """
     parallel = parallel or here()
     batch = len(text.image_ids)
@@ -236,19 +191,19 @@ def stage1_losses(
     query_output, query_kv = model.qformer.encode_image(vision_kv, batch)
     text_embeds = model.text_embeds(text.token_ids, text.text_mask)
     sim = similarity(parallel.gather(model.image_embeds(query_output)), parallel.gather(text_embeds))
-    image_ids = parallel.gather(text.image_ids)
-    if alike is None:
-        itc = itc_loss(sim, model.temperature, image_ids)
-        itm, itm_accuracy = _drawn_itm(
-            model, vision_features, vision_kv, text, sim, hardness, parallel, generator
-        )  # fmt: skip
-    else:
-        assert text.rows is not None
-        likeness = alike.likeness(image_ids, parallel.gather(text.rows))
-        same = image_ids[:, None] == image_ids[None, :]
-        itc = soft_contrast(sim / model.temperature, likeness, same, alike.share)
-        own = parallel.own(batch).to(sim.device)
-        itm, itm_accuracy = _grouped_itm(model, vision_kv, text, likeness[own][:, own], alike)
+    everyone = TextBatch(
+        parallel.gather_padded(text.token_ids), parallel.gather_padded(text.text_mask), parallel.gather(text.image_ids)
+    )
+    itc = itc_loss(sim, model.temperature, everyone.image_ids)
+
+    own = parallel.own(batch).to(sim.device)
+    wrong_image, wrong_text = (
+        drawn[own] for drawn in hard_negatives(sim, model.temperature, everyone.image_ids, hardness, generator)
+    )
+    texts = torch.cat((own, own, wrong_text))
+    pair_kv = _pair_kv(model, vision_features, vision_kv, wrong_image, parallel)
+    fused = model.qformer.encode_pair(everyone.token_ids[texts], everyone.text_mask[texts], pair_kv)
+    itm, itm_accuracy = itm_loss(model.itm_head(fused).mean(1).float(), batch)
 
     decoder_ids = text.token_ids.clone()
     decoder_ids[:, 0] = dec_token_id

@@ -170,8 +170,7 @@ _POSITIVE = "steps batch_size accumulate log_every save_every eval_every keep qu
 _POSITIVE += ["lora_alpha", "lora_lr"]
 _NOT_NEGATIVE = "warmup min_lr weight_decay clip workers max_bad query_gain vision_positions vision_features".split()
 _NOT_NEGATIVE += ["lora_rank"]
-_SHARES = "dropout crop_area beta1 beta2 layer_decay soft_targets".split()
-_OF_LIKENESS = ("group", "neighbours", "soft_targets")
+_SHARES = "dropout crop_area beta1 beta2 layer_decay".split()
 
 
 def value_faults(settings: Any) -> list[str]:
@@ -203,21 +202,6 @@ def value_faults(settings: Any) -> list[str]:
             * (settings.layer_decay != 1 and not settings.train_vision)
         ),
         *([f"min_lr {settings.min_lr} is above lr {settings.lr}"] * (settings.min_lr > settings.lr)),
-        *(_likeness_faults(settings) if hasattr(settings, "likeness") else []),
-    ]
-
-
-def _likeness_faults(settings: Any) -> list[str]:
-    if not settings.likeness:
-        idle = [name for name in _OF_LIKENESS if name in settings.given]
-        return [f"{', '.join(idle)} means something with likeness only; give a sentence encoder"] * bool(idle)
-    group, near = settings.group, settings.neighbours
-    uncached = bool(settings.train_data) or not settings.cache_features
-    return [
-        *([f"group is {group}; give 2 or more images"] * (group < 2)),
-        *([f"neighbours is {near}; a group of {group} needs {group - 1} or more"] * (near < group - 1)),
-        *(["itm_ramp is of negatives that are drawn, and with likeness none are; give 0"] * (settings.itm_ramp > 0)),
-        *(["likeness is of a train_table with cached features; give one, and leave out train_data"] * uncached),
     ]
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,14 +17,13 @@ from blip2rt.modeling.checkpoints import init_from_bert, qformer_tokenizer
 from blip2rt.text import clean_caption
 
 from .cli import run_main
-from .data import Dataset, alike_batches, sample_images
+from .data import Dataset, sample_images
 from .dry_run import dry_run
 from .features import FeatureSource
-from .feed import Rows, TableFeed, bad_samples, encodes, open_feed, seen_features, text_lengths, to_device
+from .feed import Rows, bad_samples, encodes, open_feed, seen_features, to_device
 from .generation import itg_captions
-from .likeness import Likeness
 from .loop import Trainer, vision_peaks
-from .losses import Alike, TextBatch, hard_negatives, itm_loss, query_cosine, similarity, stage1_losses
+from .losses import TextBatch, hard_negatives, itm_loss, query_cosine, similarity, stage1_losses
 from .parallel import here
 from .readers import read_data
 from .retrieval import recall
@@ -40,14 +38,6 @@ class Stage1Settings(TrainSettings):
     itm_weight: float = option(1.0, "weight of ITM beside ITC and ITG (the paper has 1)")
     itm_ramp: int = option(0, "steps over which ITM's negatives go from random to drawn by similarity")
     head_lr: float = option(1e-3, "peak learning rate of the projections and heads")
-    likeness: str = option(
-        "",
-        "sentence encoder (BERT-family folder) that says how alike the table's texts are: images come in groups of "
-        "alike ones, ITM judges every pair of a group, and targets say what else fits; empty: as the paper",
-    )
-    group: int = option(8, "with likeness: images of a group")
-    neighbours: int = option(192, "with likeness: of how many most alike images those beside the first are drawn")
-    soft_targets: float = option(0.5, "with likeness: share of ITC's and ITM's targets that goes by it; 0: none")
 
 
 @dataclass(frozen=True)
@@ -67,7 +57,6 @@ class Stage1:
         self.settings = settings
         config = model_config(settings)
         self.feed = open_feed(settings, here(), config.vision, texts=1, by_caption=True)
-        self.alike = self._alike() if settings.likeness else None
         self.model = build_model(settings, config)
         self.tokenizer = qformer_tokenizer(config)
         self.trainer = Trainer(self.model, settings, peak_rates(self.model, settings))
@@ -76,24 +65,6 @@ class Stage1:
         self.trainer.prepare([self.model.qformer, *learns], frozen=[None if learns else vision])
         self.dev = Stage1Dev(self, settings) if settings.dev_table else None
 
-    def _alike(self) -> Alike:
-        """How alike the table's texts are, and from now on groups of alike images."""
-        settings, feed = self.settings, self.feed
-        assert isinstance(feed, TableFeed), "a fault of the settings"
-        data, images = feed.data, len(feed.data.paths)
-        if settings.neighbours >= images:
-            raise OptionError(f"neighbours is {settings.neighbours}; {settings.train_table} has {images} images")
-        each = settings.batch_size // (here().world * settings.accumulate)
-        if each % settings.group:
-            raise OptionError(f"a micro-batch of {each} rows is no number of whole groups of {settings.group}")
-        with here().main_first():
-            likeness = Likeness(data, settings.likeness, settings.features)
-        near, lengths = likeness.neighbours(settings.neighbours), text_lengths(data.samples)
-        feed.order = partial(
-            alike_batches, near, lengths, likeness.of_image, settings.batch_size, settings.group, settings.seed
-        )
-        return Alike(likeness, settings.soft_targets, settings.group)
-
     def run(self) -> Path:
         return self.trainer.run(self._batches(), self._loss, self.dev.evaluate if self.dev else None)
 
@@ -101,17 +72,12 @@ class Stage1:
         settings, device = self.settings, self.trainer.device
         for step, rows in self.feed.rows(self.trainer.step):
             hardness = min(1.0, step / settings.itm_ramp) if settings.itm_ramp else 1.0
-            texts = [
-                self.text_batch([group[0].text for group in part.groups], part.image_ids, part.text_rows)
-                for part in rows
-            ]
+            texts = [self.text_batch([group[0].text for group in part.groups], part.image_ids) for part in rows]
             shares = here().shares([int(text.text_mask[:, 1:].sum()) for text in texts])
             images = [to_device(part, device) for part in rows]
             yield step, [Micro(*micro, hardness) for micro in zip(images, texts, shares, strict=True)]
 
-    def text_batch(
-        self, texts: list[str], images: Sequence[int] | torch.Tensor, rows: torch.Tensor | None = None
-    ) -> TextBatch:
+    def text_batch(self, texts: list[str], images: Sequence[int] | torch.Tensor) -> TextBatch:
         """Token ids padded to the longest of the batch."""
         encoded = self.tokenizer(
             [clean_caption(text) for text in texts],
@@ -122,8 +88,7 @@ class Stage1:
         )
         device = self.trainer.device
         ids, mask = encoded["input_ids"].to(device), encoded["attention_mask"].to(device)
-        rows = None if rows is None else rows.to(device)
-        return TextBatch(ids, mask, torch.as_tensor(images, device=device), rows)
+        return TextBatch(ids, mask, torch.as_tensor(images, device=device))
 
     def _loss(self, micro: Micro) -> dict[str, torch.Tensor]:
         return stage1_losses(
@@ -133,7 +98,6 @@ class Stage1:
             self.tokenizer.bos_token_id,
             self.settings.itm_weight,
             micro.hardness,
-            alike=self.alike,
             parallel=here(),
             generator=self.trainer.generator,
             itg_share=micro.share,
