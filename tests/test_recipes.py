@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -268,3 +270,10 @@ def test_a_refit_model_sees_by_another_encoder_what_it_saw() -> None:
     assert refit.refit(model, new, old, 1e-7) == pytest.approx(1, abs=1e-3)
     after = model.query_output(torch.from_numpy(new).float())
     assert (after - before).abs().mean() < 0.01 * (other - before).abs().mean()
+
+
+def test_the_recipes_scripts_answer_a_wrong_argument_in_one_line(tmp_path: Path) -> None:
+    arguments = ["no/such", "--vision-weights", "x", "--data", "y.tsv", "--images", "z", "--out", str(tmp_path)]
+    command = [sys.executable, str(RECIPES / "nano" / "refit.py"), *arguments]
+    done = subprocess.run(command, cwd=RECIPES.parent, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: 'no/such'") and done.stderr.count("\n") == 1
