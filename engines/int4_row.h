@@ -29,14 +29,14 @@ void order_chunks(int8_t* values, size_t width) {
   }
 }
 
-// The row's scales and sums, zeros up to a whole register behind the last. Where `beyond`, what an output reads may
-// reach into the next ones: it counts as nothing.
+// The row's scales and sums, zeros up to a whole register behind the last.
 struct Padded {
   const float *scales, *sums;
 };
 
 // For each block of an output its scale times the activations', zeros up to a whole register behind the last; -> what
-// the zero points take from the product, as sums of lanes.
+// the zero points take from the product, as sums of lanes. `beyond`: reading may reach into the next outputs, which the
+// zeros make nothing of.
 template <class V>
 typename V::Floats prepare_row(const Int4Matrix& m, const Padded& x, size_t output, bool beyond, float* scales) {
   const size_t blocks = m.blocks(), zero_bytes = (blocks + 1) / 2;
