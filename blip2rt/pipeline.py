@@ -198,6 +198,8 @@ class Model:
         """Image and text -> Match. Lists are taken pairwise; one image or one text goes with all of a list."""
         self._need(contract.RETRIEVAL, "match")
         many_images, many_texts, single = pairs(images, texts, "texts")
+        if not all(map(str.strip, many_texts)):
+            raise OptionError("a text is empty: say what the image may show, as in 'a dog on grass'")
         matches: list[Match] = []
         for start in range(0, len(many_images), BATCH):
             chunk = slice(start, start + BATCH)

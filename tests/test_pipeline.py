@@ -89,6 +89,8 @@ def test_match_equals_numpy(tiny, model, photo):
     assert single.probability == pytest.approx(got[0].probability, abs=1e-5)
     assert len(model.match(images[0], texts)) == 10
     assert len(model.match(images, texts[0])) == 10
+    with pytest.raises(OptionError, match="a text is empty"):
+        model.match(images[:2], ["a dog", " "])
 
 
 def test_embeddings(model, photo):
