@@ -125,17 +125,16 @@ void multiply_outputs(const Int4Matrix& m, const Int4Input& input, float* out, s
   std::memset(of_x, 0, 2 * padded * sizeof(float));
   std::memcpy(of_x, input.scales, blocks * sizeof(float));
   std::memcpy(sums, input.sums, blocks * sizeof(float));
-  // Whole registers are read where the matrix does not end before: partial ones would have to be put together in
-  // memory first, for which a short output's product has no time.
-  const auto safe = [&](size_t read, size_t own) {  // outputs that reach into no more than there is
-    const size_t behind = (read - 1) / own;
-    return m.n > behind ? m.n - behind : 0;
+  const auto may_reach = [&](size_t output) {
+    return inside(m, output, blocks, padded) && inside(m, output, zero_bytes, padded / 2) &&
+           inside(m, output, bytes, round_up(bytes, kChunk<V>));
   };
-  const size_t of_blocks = safe(padded, blocks), of_zeros = safe(padded / 2, zero_bytes);
-  const size_t of_codes = safe(round_up(bytes, kChunk<V>), bytes);
-  const size_t of_both = of_blocks < of_zeros ? of_blocks : of_zeros, inside = of_both < of_codes ? of_both : of_codes;
+  // Whole registers are read of all but the last outputs of the matrix: partial ones would have to be put together in
+  // memory first, for which a short output's product has no time.
+  size_t whole = end;
+  while (whole > begin && !may_reach(whole - 1)) --whole;
   for (size_t output = begin; output < end; ++output) {
-    const bool beyond = output < inside;
+    const bool beyond = output < whole;
     const typename V::Floats offset = prepare_row<V>(m, {of_x, sums}, output, beyond, scratch);
     out[output] =
         multiply_one<V, Split, kBlocks, kChunks>(m.codes + output * bytes, bytes, input, beyond, scratch, offset);

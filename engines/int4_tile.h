@@ -18,6 +18,10 @@ constexpr size_t kSums = 8;    // sums that are kept in registers: of rows of ac
 template <bool Split>
 constexpr size_t kRows = Split ? kSums / 2 : kSums;
 
+// Whether `read` values from the first of an output on, which has `own`, are all of the matrix: what is read beyond the
+// output is then of the next ones.
+bool inside(const Int4Matrix& m, size_t output, size_t own, size_t read) { return output * own + read <= m.n * own; }
+
 // Of a tile, for each block: scales and scales * zero points of the outputs.
 template <class V>
 struct Scales {
@@ -38,10 +42,8 @@ void read_scales(const Int4Matrix& m, size_t first, size_t rows, const Scales<V>
   const size_t blocks = m.blocks(), zero_bytes = (blocks + 1) / 2;
   const uint8_t* scales = reinterpret_cast<const uint8_t*>(m.scales + first * blocks);
   const uint8_t* zeros = m.zero_points + first * zero_bytes;
-  // Where the matrix goes on behind the tile, what is read of 8 blocks may be of the next row.
-  const size_t read = (blocks + 7) / 8 * 8, bottom = first + V::kLanes - 1;
-  const bool beyond =
-      rows == V::kLanes && bottom * blocks + read <= m.n * blocks && bottom * zero_bytes + read / 2 <= m.n * zero_bytes;
+  const size_t read = (blocks + 7) / 8 * 8, bottom = first + V::kLanes - 1;  // 8 blocks at once
+  const bool beyond = inside(m, bottom, blocks, read) && inside(m, bottom, zero_bytes, read / 2);
   alignas(64) uint8_t copy[16 * V::kLanes];
   for (size_t block = 0; block < blocks; block += 8) {
     const size_t count = blocks - block < 8 ? blocks - block : 8;
