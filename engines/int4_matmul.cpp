@@ -14,7 +14,7 @@ size_t Int4Kernel::scratch_size(const Int4Matrix& matrix) const {
 }
 
 #if defined(__x86_64__)
-extern const Int4Kernel kInt4Avx512, kInt4AvxVnni, kInt4Avx2;
+extern const Int4Kernel kInt4Amx, kInt4Avx512, kInt4AvxVnni, kInt4Avx2;
 #elif defined(__aarch64__) && defined(__linux__)
 extern const Int4Kernel kInt4Neon;
 #endif
@@ -25,6 +25,7 @@ const KernelChoice<Int4Kernel>& kernels() {
   static const KernelChoice<Int4Kernel> found = [] {
     KernelChoice<Int4Kernel> choice;
 #if defined(__x86_64__)
+    if (has_avx512_vnni() && may_use_amx()) choice.add(kInt4Amx);
     if (has_avx512_vnni()) choice.add(kInt4Avx512);
     if (has_avx_vnni()) choice.add(kInt4AvxVnni);
     if (has_avx2()) choice.add(kInt4Avx2);

@@ -48,7 +48,7 @@ struct Int4Kernel {
 // The best for this processor; nullptr where it has none of the instructions that we know how to use.
 const Int4Kernel* int4_kernel();
 
-// By name ("avx512", "avxvnni", "avx2", "neon"), for tests; nullptr where the processor lacks it.
+// By name ("amx", "avx512", "avxvnni", "avx2", "neon"), for tests; nullptr where the processor lacks it.
 const Int4Kernel* int4_kernel(const char* name);
 
 }  // namespace blip2rt

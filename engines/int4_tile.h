@@ -145,6 +145,13 @@ void multiply_some(size_t rows, const Int4Matrix& m, const Int4Input& input, con
   multiply_rows<V, Split, R>(m, input, codes, scales, row, sums);
 }
 
+// How an instruction set multiplies kRows rows at once with an unpacked tile, where it has a way of its own for many:
+// `template <bool Split> static void multiply(matrix, input, codes, scales, row, sums)`.
+template <class V>
+struct Many {
+  static constexpr size_t kRows = 0;
+};
+
 template <class V, bool Split>
 void multiply_tiles(const Int4Matrix& m, const Int4Input& input, float* out, size_t first, size_t last,
                     uint8_t* scratch) {
@@ -173,10 +180,16 @@ void multiply_tiles(const Int4Matrix& m, const Int4Input& input, float* out, siz
           V::store(unpacked + (8 * piece + i) * sizeof(typename V::Ints), unpacked_codes[i]);
       }
     }
-    for (size_t row = 0; row < input.rows; row += kRows<Split>) {
-      const size_t rows = input.rows - row < kRows<Split> ? input.rows - row : kRows<Split>;
-      alignas(64) float sums[kRows<Split> * V::kLanes];
-      if (ahead) {
+    constexpr size_t kMost = kRows<Split> > Many<V>::kRows ? kRows<Split> : Many<V>::kRows;
+    size_t rows = 0;
+    for (size_t row = 0; row < input.rows; row += rows) {
+      const size_t left = input.rows - row;
+      const bool many = Many<V>::kRows > 0 && left >= Many<V>::kRows;
+      rows = many ? Many<V>::kRows : left < kRows<Split> ? left : kRows<Split>;
+      alignas(64) float sums[kMost * V::kLanes];
+      if (many) {
+        if constexpr (Many<V>::kRows > 0) Many<V>::template multiply<Split>(m, input, unpacked, scales, row, sums);
+      } else if (ahead) {
         multiply_some<V, Split>(rows, m, input, Unpacked<V>{unpacked}, scales, row, sums);
       } else {
         multiply_some<V, Split>(rows, m, input, packed, scales, row, sums);

@@ -13,7 +13,7 @@ namespace blip2rt {
 namespace {
 
 struct AvxVnni {
-  static constexpr size_t kLanes = 8, kRows = 3;
+  static constexpr size_t kLanes = 8, kRows = 3, kDepth = kGroup;
   using Ints = __m256i;
 
   static Ints load(const uint8_t* from) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(from)); }
@@ -103,7 +103,7 @@ struct AvxVnni {
 
 }  // namespace
 
-extern const Int8Kernel kInt8AvxVnni = {"avxvnni", kVectors * AvxVnni::kLanes, quantize_row<AvxVnni>,
+extern const Int8Kernel kInt8AvxVnni = {"avxvnni", kVectors * AvxVnni::kLanes, AvxVnni::kDepth, quantize_row<AvxVnni>,
                                         multiply_tiles<AvxVnni>};
 
 }  // namespace blip2rt

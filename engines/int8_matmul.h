@@ -20,30 +20,29 @@ struct Int8Matrix {
 
 // Rows of activations as uint8, x = scale * (value - zero), a scale for each row: |error| <= scale / 2.
 struct Int8Input {
-  size_t rows, width;  // width: K, rounded up to whole groups of 4 with values of zero
+  size_t rows, width;  // width: K, rounded up with values of zero to what the kernel takes
   uint8_t* values;     // (rows, width)
   float* scales;       // (rows); NaN where the row has a value that is not finite
   int32_t* zeros;      // (rows)
-
-  static size_t width_of(size_t k) { return (k + 3) / 4 * 4; }
 };
 
-// One way to do it for the processor that runs. `tile` outputs are computed at once.
+// One way to do it for the processor that runs. `tile` outputs are computed at once, of `depth` weights each.
 struct Int8Kernel {
   const char* name;
-  size_t tile;
+  size_t tile, depth;
   void (*quantize)(const float* x, size_t row, size_t k, const Int8Input& input);
   // Outputs first * tile to last * tile of (rows, N) `out`. scratch: scratch_size() bytes at a multiple of 64.
   void (*multiply)(const Int8Matrix& matrix, const Int8Input& input, float* out, size_t first, size_t last,
                    uint8_t* scratch);
 
-  size_t scratch_size(const Int8Matrix& matrix) const { return tile * Int8Input::width_of(matrix.k); }
+  size_t width_of(size_t k) const { return (k + depth - 1) / depth * depth; }
+  size_t scratch_size(const Int8Matrix& matrix) const { return tile * width_of(matrix.k); }
 };
 
 // The best for this processor; nullptr where it has none of the instructions that we know how to use.
 const Int8Kernel* int8_kernel();
 
-// By name ("avx512", "avxvnni"), for tests; nullptr where the processor lacks it.
+// By name ("amx", "avx512", "avxvnni"), for tests; nullptr where the processor lacks it.
 const Int8Kernel* int8_kernel(const char* name);
 
 }  // namespace blip2rt

@@ -18,24 +18,25 @@ constexpr size_t kSoon = 64;    // rows that the cache is
 constexpr size_t kLine = 16;    // floats that a line of it holds
 
 // Codes of a tile in the order that they are multiplied in: of every group of 4 rows of the matrix the four vectors.
-// Outputs stand as `interleave` leaves them. Also sums over K of each output's codes.
+// Outputs stand as `interleave` leaves them; rows that are not there are zeros. Also sums over K of each output's
+// codes.
 template <class V>
-void unpack_tile(const Int8Matrix& m, size_t begin, size_t outputs, uint8_t* to, int32_t* sums) {
+void unpack_tile(const Int8Matrix& m, size_t width, size_t begin, size_t outputs, uint8_t* to, int32_t* sums) {
   constexpr size_t kTile = kVectors * V::kLanes;
   const bool whole = outputs == kTile;
   typename V::Ints total[kVectors];
   for (auto& t : total) t = V::zero_ints();
-  for (size_t k = 0; k < m.k; k += kGroup) {
+  for (size_t k = 0; k < width; k += kGroup) {
     const int8_t* rows[kGroup];
     alignas(64) int8_t copy[kGroup][kTile];
-    const size_t count = m.k - k < kGroup ? m.k - k : kGroup;
     for (size_t i = 0; i < kGroup; ++i) {
-      if (k + i + kSoon < m.k) __builtin_prefetch(m.codes + (k + i + kSoon) * m.n + begin, 0, 3);
-      rows[i] = m.codes + (k + i) * m.n + begin;
-      if (i < count && whole) continue;
+      const int8_t* row = m.codes + (k + i) * m.n + begin;
+      const bool there = k + i < m.k;
+      if (k + i + kSoon < m.k) __builtin_prefetch(row + kSoon * m.n, 0, 3);
+      rows[i] = there && whole ? row : copy[i];
+      if (there && whole) continue;
       std::memset(copy[i], 0, kTile);
-      if (i < count) std::memcpy(copy[i], rows[i], outputs);
-      rows[i] = copy[i];
+      if (there) std::memcpy(copy[i], row, outputs);
     }
     typename V::Ints quads[kVectors];
     V::interleave(rows, quads);
@@ -85,7 +86,7 @@ void multiply_tiles(const Int8Matrix& m, const Int8Input& input, float* out, siz
     const size_t begin = tile * kTile, outputs = m.n - begin < kTile ? m.n - begin : kTile;
     alignas(64) int32_t code_sums[kTile];
     alignas(64) float scales[kTile] = {}, bias[kTile] = {}, result[kTile];
-    unpack_tile<V>(m, begin, outputs, codes, code_sums);
+    unpack_tile<V>(m, input.width, begin, outputs, codes, code_sums);
     std::memcpy(scales, m.scales + begin, outputs * sizeof(float));
     if (m.bias != nullptr) std::memcpy(bias, m.bias + begin, outputs * sizeof(float));
     const size_t ahead = begin + kAhead * kTile < m.n ? begin + kAhead * kTile : begin;
@@ -112,7 +113,12 @@ void multiply_tiles(const Int8Matrix& m, const Int8Input& input, float* out, siz
           V::store(result + v * V::kLanes,
                    V::affine(products[r][v], input.scales[row + r], scales + v * V::kLanes, bias + v * V::kLanes));
         }
-        std::memcpy(out + (row + r) * m.n + begin, result, outputs * sizeof(float));
+        float* to = out + (row + r) * m.n + begin;
+        if (outputs == kTile) {  // whose size the compiler knows
+          std::memcpy(to, result, sizeof result);
+        } else {
+          std::memcpy(to, result, outputs * sizeof(float));
+        }
       }
     }
   }

@@ -6,6 +6,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace blip2rt {
@@ -22,6 +26,19 @@ inline bool has_avx_vnni() {  // older compilers have no name for it
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   constexpr unsigned kFeatures = 7, kMore = 1, kAvxVnni = 1u << 4;
   return has_avx2() && __get_cpuid_count(kFeatures, kMore, &eax, &ebx, &ecx, &edx) != 0 && (eax & kAvxVnni) != 0;
+}
+
+// Whether there is AMX for int8, and the system lets the process use it, which has to be asked for.
+inline bool may_use_amx() {
+#if defined(__linux__)
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  constexpr unsigned kFeatures = 7, kTiles = 1u << 24, kInt8 = 1u << 25;
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return __get_cpuid_count(kFeatures, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kTiles) != 0 && (edx & kInt8) != 0 &&
+         syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 #endif
 
@@ -41,7 +58,7 @@ class KernelChoice {
   }
 
  private:
-  const Kernel* found_[3] = {};
+  const Kernel* found_[4] = {};
   size_t count_ = 0;
 };
 

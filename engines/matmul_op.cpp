@@ -79,10 +79,10 @@ struct MatMulInt8 {
     const Int8Matrix matrix = {static_cast<size_t>(n), static_cast<size_t>(k), data_of<int8_t>(context, 1),
                                data_of<float>(context, 2), bias ? data_of<float>(context, kBias) : nullptr};
     thread_local Buffer values, scales, zeros;
-    const size_t width = Int8Input::width_of(matrix.k);
+    const Int8Kernel* kernel = int8_kernel();
+    const size_t width = kernel->width_of(matrix.k);
     const Int8Input quantized = {product.rows, width, values.get<uint8_t>(product.rows * width),
                                  scales.get<float>(product.rows), zeros.get<int32_t>(product.rows)};
-    const Int8Kernel* kernel = int8_kernel();
     constexpr size_t kRows = 16;
     in_parts(context, product.rows, kRows, [&](size_t first, size_t last) {
       for (size_t row = first; row < last; ++row) kernel->quantize(product.x, row, matrix.k, quantized);

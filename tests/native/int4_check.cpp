@@ -109,11 +109,11 @@ void check_case(const Int4Kernel& kernel, Case given, bool split) {
 
 int main(int argc, char** argv) {
   std::mt19937 random(argc > 1 ? static_cast<unsigned>(std::atoi(argv[1])) : 0);
-  for (const char* name : {"avx512", "avxvnni", "avx2", "neon"}) {
+  for (const char* name : {"amx", "avx512", "avxvnni", "avx2", "neon"}) {
     const Int4Kernel* kernel = int4_kernel(name);
     if (kernel == nullptr) continue;
     for (size_t block : {32, 64, 128}) {
-      for (size_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 17, 33}) {
+      for (size_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 16, 17, 33}) {
         Case given(1 + random() % 70, 1 + random() % 1300, block, rows, random);
         for (bool split : {false, true}) check_case(*kernel, given, split);
       }

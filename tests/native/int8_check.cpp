@@ -52,7 +52,7 @@ struct Case {
 };
 
 std::vector<float> product(const Int8Kernel& kernel, const Case& given) {
-  const size_t width = Int8Input::width_of(given.k);
+  const size_t width = kernel.width_of(given.k);
   std::vector<uint8_t> values(given.rows * width);
   std::vector<float> scales(given.rows), out(given.rows * given.n, -1.0f);
   std::vector<int32_t> zeros(given.rows);
@@ -96,10 +96,10 @@ void check_case(const Int8Kernel& kernel, Case& given) {
 
 int main(int argc, char** argv) {
   std::mt19937 random(argc > 1 ? static_cast<unsigned>(std::atoi(argv[1])) : 0);
-  for (const char* name : {"avx512", "avxvnni"}) {
+  for (const char* name : {"amx", "avx512", "avxvnni"}) {
     const Int8Kernel* kernel = int8_kernel(name);
     if (kernel == nullptr) continue;
-    for (size_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 40}) {
+    for (size_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 32, 33, 40, 65}) {
       for (int i = 0; i < 3; ++i) {
         Case given(1 + random() % 200, 1 + random() % 700, rows, random() % 2 == 0, random);
         check_case(*kernel, given);

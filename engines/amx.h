@@ -1,0 +1,34 @@
+// The tiles of Intel's AMX: 8 registers of 16 rows of 64 bytes each. Included behind the target pragma of the file that
+// multiplies with them.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+
+namespace blip2rt {
+namespace {
+namespace amx {
+
+constexpr size_t kTileRows = 16, kTileBytes = 64;
+
+// Rows and bytes a row of every tile. From use() to release() the tiles belong to the thread that runs.
+struct alignas(64) Shapes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes[16] = {};
+  uint8_t rows[16] = {};
+
+  void set(std::initializer_list<size_t> tiles, size_t of_rows, size_t of_bytes) {
+    for (size_t tile : tiles) {
+      rows[tile] = static_cast<uint8_t>(of_rows);
+      bytes[tile] = static_cast<uint16_t>(of_bytes);
+    }
+  }
+  void use() const { _tile_loadconfig(this); }
+};
+
+}  // namespace amx
+}  // namespace
+}  // namespace blip2rt

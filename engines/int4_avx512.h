@@ -1,0 +1,90 @@
+// The vectors of int4_tile.h in AVX-512 with VNNI: 16 outputs at once. Included behind the target pragma of the file
+// that uses them.
+#pragma once
+
+#include <immintrin.h>
+
+#include "int4_row.h"
+#include "int4_x86.h"
+
+namespace blip2rt {
+namespace {
+
+struct Avx512 {
+  static constexpr size_t kLanes = 16;
+  using Ints = __m512i;
+  using Floats = __m512;
+
+  // 16 rows of 16 bytes -> to[j]: bytes 4j to 4j + 3 of each. Rows r, r + 4, ... share a register: 4 x 4 in each lane.
+  static void transpose(const uint8_t* base, size_t stride, Ints* to) {
+    Ints rows[4];
+    for (size_t r = 0; r < 4; ++r) {
+      const auto part = [&](size_t group) {
+        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(base + (4 * group + r) * stride));
+      };
+      const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(part(0)), part(1), 1);
+      const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(part(2)), part(3), 1);
+      rows[r] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+    }
+    const Ints a = _mm512_unpacklo_epi32(rows[0], rows[1]), b = _mm512_unpacklo_epi32(rows[2], rows[3]);
+    const Ints c = _mm512_unpackhi_epi32(rows[0], rows[1]), d = _mm512_unpackhi_epi32(rows[2], rows[3]);
+    to[0] = _mm512_unpacklo_epi64(a, b);
+    to[1] = _mm512_unpackhi_epi64(a, b);
+    to[2] = _mm512_unpacklo_epi64(c, d);
+    to[3] = _mm512_unpackhi_epi64(c, d);
+  }
+
+  static Ints load(const void* from) { return _mm512_loadu_si512(from); }
+  static void store(uint8_t* to, Ints value) { _mm512_storeu_si512(to, value); }
+  static Floats load_floats(const float* from) { return _mm512_loadu_ps(from); }
+  static void store(float* to, Floats value) { _mm512_storeu_ps(to, value); }
+  static Floats zero() { return _mm512_setzero_ps(); }
+  static Floats broadcast(float value) { return _mm512_set1_ps(value); }
+  static Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+  static Floats mul_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+  static Floats mul_sub(Floats a, Floats b, Floats c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a * b
+  static Floats to_float(Ints value) { return _mm512_cvtepi32_ps(value); }
+  static Floats half(Ints pairs) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(pairs)); }
+  static Ints high_half(Ints pairs) { return _mm512_srli_epi32(pairs, 16); }
+  static Ints low_nibble_of_lane(Ints value) { return _mm512_and_si512(value, _mm512_set1_epi32(15)); }
+  static Ints next_nibble_of_lane(Ints value) { return _mm512_srli_epi32(value, 4); }
+  static Ints low_nibbles(Ints value) { return _mm512_and_si512(value, _mm512_set1_epi8(15)); }
+  static Ints high_nibbles(Ints value) { return _mm512_and_si512(_mm512_srli_epi16(value, 4), _mm512_set1_epi8(15)); }
+  static Ints join(Ints high, Ints low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
+  static Ints no_products() { return _mm512_setzero_si512(); }
+  static Ints dot(Ints sum, Ints codes, const int8_t* values) {
+    int four;
+    std::memcpy(&four, values, sizeof four);
+    return _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(four));
+  }
+  static Ints dot_all(Ints sum, Ints low, Ints high, const int8_t* values) {
+    return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, low, load(values)), high, load(values + sizeof(Ints)));
+  }
+  static Floats load_halves(const uint16_t* from) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  }
+  static Floats load_nibbles(const uint8_t* from) {
+    const Ints half = _mm512_castsi128_si512(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+    const Ints halves =
+        _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1), half);
+    const Ints shifts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+    return to_float(low_nibble_of_lane(_mm512_srlv_epi32(halves, shifts)));
+  }
+  // B numbers, each for as many lanes.
+  template <size_t B>
+  static Floats spread(const float* from) {
+    if (B == 1) return broadcast(*from);
+    if (B == 2) return _mm512_mask_broadcastss_ps(broadcast(from[0]), 0xff00, _mm_load_ss(from + 1));
+    const Ints lanes = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    return _mm512_permutexvar_ps(lanes, _mm512_castps128_ps512(_mm_loadu_ps(from)));
+  }
+  static Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+  static float sum(Floats value) { return _mm512_reduce_add_ps(value); }
+  static float largest(const float* x, size_t count) { return x86::largest(x, count); }
+  static int quantize(const float* x, size_t count, float inverse, int8_t* to, int8_t* low) {
+    return x86::quantize(x, count, inverse, to, low);
+  }
+};
+
+}  // namespace
+}  // namespace blip2rt
