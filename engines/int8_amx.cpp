@@ -14,7 +14,7 @@ namespace blip2rt {
 namespace {
 
 struct Amx : Avx512 {
-  static constexpr size_t kRows = 2 * amx::kTileRows, kDepth = amx::kTileBytes;
+  static constexpr size_t kRows = 2 * amx::kTileRows, kDepth = amx::kTileBytes, kTogether = 4;
 };
 
 // Compilers want the numbers of tiles as digits: 0 and 1 are sums of the upper 16 rows, of the one vector and the next,
@@ -30,7 +30,7 @@ void use_tiles(size_t rows) {
 
 // Up to 32 rows times two of a tile's four vectors.
 template <bool Lower>
-void multiply_two(const Int8Input& input, const uint8_t* codes, size_t row, uint8_t* out) {
+void multiply_two(const Int8Input& input, const uint8_t* codes, size_t row, Ahead& ahead, size_t lines, uint8_t* out) {
   constexpr size_t kStride = kVectors * sizeof(Amx::Ints);
   const uint8_t* values = input.values + row * input.width;
   _tile_zero(0);
@@ -38,6 +38,7 @@ void multiply_two(const Int8Input& input, const uint8_t* codes, size_t row, uint
   if (Lower) _tile_zero(2);
   if (Lower) _tile_zero(3);
   for (size_t k = 0; k < input.width; k += amx::kTileBytes) {
+    ahead.ask(lines);
     const uint8_t* of_k = codes + k / kGroup * kStride;
     _tile_loadd(6, of_k, kStride);
     _tile_loadd(4, values + k, input.width);
@@ -57,16 +58,18 @@ void multiply_two(const Int8Input& input, const uint8_t* codes, size_t row, uint
 }
 
 template <>
-void multiply_some<Amx>(size_t rows, const Int8Input& input, const uint8_t* codes, size_t row,
+void multiply_some<Amx>(size_t rows, const Int8Input& input, const uint8_t* codes, size_t row, Ahead& ahead,
                         Amx::Ints (*out)[kVectors]) {
   if (rows < Amx::kRows) use_tiles(rows);
+  // All at once would keep the tiles' own lines waiting.
+  const size_t steps = kVectors / 2 * (input.width / amx::kTileBytes), lines = (ahead.left() + steps - 1) / steps;
   for (size_t v = 0; v < kVectors; v += 2) {
     const uint8_t* of_vectors = codes + v * sizeof(Amx::Ints);
     uint8_t* to = reinterpret_cast<uint8_t*>(out[0] + v);
     if (rows > amx::kTileRows) {
-      multiply_two<true>(input, of_vectors, row, to);
+      multiply_two<true>(input, of_vectors, row, ahead, lines, to);
     } else {
-      multiply_two<false>(input, of_vectors, row, to);
+      multiply_two<false>(input, of_vectors, row, ahead, lines, to);
     }
   }
   if (rows < Amx::kRows) use_tiles(Amx::kRows);
@@ -81,7 +84,7 @@ void multiply(const Int8Matrix& matrix, const Int8Input& input, float* out, size
 
 }  // namespace
 
-extern const Int8Kernel kInt8Amx = {"amx", kVectors * Amx::kLanes, Amx::kDepth, quantize_row<Amx>, multiply};
+extern const Int8Kernel kInt8Amx = kernel<Amx>("amx", multiply);
 
 }  // namespace blip2rt
 #if defined(__clang__)

@@ -10,8 +10,7 @@
 
 namespace blip2rt {
 
-extern const Int8Kernel kInt8Avx512 = {"avx512", kVectors * Avx512::kLanes, Avx512::kDepth, quantize_row<Avx512>,
-                                       multiply_tiles<Avx512>};
+extern const Int8Kernel kInt8Avx512 = kernel<Avx512>("avx512", multiply_tiles<Avx512>);
 
 }  // namespace blip2rt
 #if defined(__clang__)

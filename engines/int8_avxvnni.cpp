@@ -13,7 +13,7 @@ namespace blip2rt {
 namespace {
 
 struct AvxVnni {
-  static constexpr size_t kLanes = 8, kRows = 3, kDepth = kGroup;
+  static constexpr size_t kLanes = 8, kRows = 3, kDepth = kGroup, kTogether = 1;
   using Ints = __m256i;
 
   static Ints load(const uint8_t* from) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(from)); }
@@ -103,8 +103,7 @@ struct AvxVnni {
 
 }  // namespace
 
-extern const Int8Kernel kInt8AvxVnni = {"avxvnni", kVectors * AvxVnni::kLanes, AvxVnni::kDepth, quantize_row<AvxVnni>,
-                                        multiply_tiles<AvxVnni>};
+extern const Int8Kernel kInt8AvxVnni = kernel<AvxVnni>("avxvnni", multiply_tiles<AvxVnni>);
 
 }  // namespace blip2rt
 #if defined(__clang__)

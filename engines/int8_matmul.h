@@ -2,6 +2,7 @@
 // copied, so that a mapped file is all the memory that the weights take. Knows numbers only.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -26,17 +27,23 @@ struct Int8Input {
   int32_t* zeros;      // (rows)
 };
 
-// One way to do it for the processor that runs. `tile` outputs are computed at once, of `depth` weights each.
+// One way to do it for the processor that runs. `tile` outputs are computed at once, of `depth` weights each; up to
+// `together` tiles are put in the order of the instructions together, as many as a core's cache holds.
 struct Int8Kernel {
   const char* name;
-  size_t tile, depth;
+  size_t tile, depth, together;
   void (*quantize)(const float* x, size_t row, size_t k, const Int8Input& input);
-  // Outputs first * tile to last * tile of (rows, N) `out`. scratch: scratch_size() bytes at a multiple of 64.
+  // Outputs first * tile to last * tile of (rows, N) `out`, at most tiles_together(). scratch: scratch_size() bytes at
+  // a multiple of 64.
   void (*multiply)(const Int8Matrix& matrix, const Int8Input& input, float* out, size_t first, size_t last,
                    uint8_t* scratch);
 
   size_t width_of(size_t k) const { return (k + depth - 1) / depth * depth; }
-  size_t scratch_size(const Int8Matrix& matrix) const { return tile * width_of(matrix.k); }
+  size_t tiles_together(size_t k) const {
+    constexpr size_t kCache = 800 * 1000;
+    return std::max<size_t>(1, std::min(together, kCache / (tile * width_of(k))));
+  }
+  size_t scratch_size(size_t k) const { return tiles_together(k) * tile * width_of(k); }
 };
 
 // The best for this processor; nullptr where it has none of the instructions that we know how to use.

@@ -87,9 +87,11 @@ struct MatMulInt8 {
     in_parts(context, product.rows, kRows, [&](size_t first, size_t last) {
       for (size_t row = first; row < last; ++row) kernel->quantize(product.x, row, matrix.k, quantized);
     });
-    in_parts(context, (matrix.n + kernel->tile - 1) / kernel->tile, 1, [&](size_t first, size_t last) {
+    const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile;
+    in_parts(context, tiles, kernel->tiles_together(matrix.k), [&](size_t first, size_t last) {
       thread_local Buffer scratch;
-      kernel->multiply(matrix, quantized, product.out, first, last, scratch.get<uint8_t>(kernel->scratch_size(matrix)));
+      uint8_t* codes = scratch.get<uint8_t>(kernel->scratch_size(matrix.k));
+      kernel->multiply(matrix, quantized, product.out, first, last, codes);
     });
   }
 };
