@@ -14,7 +14,7 @@ namespace blip2rt {
 namespace {
 
 struct Amx : Avx512 {
-  static constexpr size_t kRows = 2 * amx::kTileRows, kDepth = amx::kTileBytes, kTogether = 4;
+  static constexpr size_t kRows = 2 * amx::kTileRows, kDepth = amx::kTileBytes;
 };
 
 // Compilers want the numbers of tiles as digits: 0 and 1 are sums of the upper 16 rows, of the one vector and the next,

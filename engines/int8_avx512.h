@@ -10,7 +10,7 @@ namespace blip2rt {
 namespace {
 
 struct Avx512 {
-  static constexpr size_t kLanes = 16, kRows = 6, kDepth = kGroup, kTogether = 1;
+  static constexpr size_t kLanes = 16, kRows = 6, kDepth = kGroup;
   using Ints = __m512i;
 
   static Ints load(const uint8_t* from) { return _mm512_load_si512(from); }

@@ -13,7 +13,7 @@ namespace blip2rt {
 namespace {
 
 struct AvxVnni {
-  static constexpr size_t kLanes = 8, kRows = 3, kDepth = kGroup, kTogether = 1;
+  static constexpr size_t kLanes = 8, kRows = 3, kDepth = kGroup;
   using Ints = __m256i;
 
   static Ints load(const uint8_t* from) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(from)); }

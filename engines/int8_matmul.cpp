@@ -1,6 +1,10 @@
 // Chooses the kernel for the processor that runs. Knows instruction sets by name.
 #include "int8_matmul.h"
 
+#include <unistd.h>
+
+#include <algorithm>
+
 #include "kernel_choice.h"
 
 namespace blip2rt {
@@ -24,7 +28,21 @@ const KernelChoice<Int8Kernel>& kernels() {
   return found;
 }
 
+// Bytes of a core's second-level cache.
+size_t core_cache() {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  static const long found = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (found > 0) return static_cast<size_t>(found);
+#endif
+  return size_t{1} << 20;
+}
+
 }  // namespace
+
+size_t Int8Kernel::tiles_together(size_t k) const {
+  const size_t room = core_cache() / 8 * 3;  // the rest is the activations' and the next tiles'
+  return std::max<size_t>(1, std::min(together, room / (tile * width_of(k))));
+}
 
 const Int8Kernel* int8_kernel() { return kernels().best(); }
 

@@ -2,7 +2,6 @@
 // copied, so that a mapped file is all the memory that the weights take. Knows numbers only.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -39,10 +38,7 @@ struct Int8Kernel {
                    uint8_t* scratch);
 
   size_t width_of(size_t k) const { return (k + depth - 1) / depth * depth; }
-  size_t tiles_together(size_t k) const {
-    constexpr size_t kCache = 800 * 1000;
-    return std::max<size_t>(1, std::min(together, kCache / (tile * width_of(k))));
-  }
+  size_t tiles_together(size_t k) const;
   size_t scratch_size(size_t k) const { return tiles_together(k) * tile * width_of(k); }
 };
 

@@ -13,14 +13,18 @@ namespace {
 
 constexpr size_t kGroup = 4;    // weights of an output that one instruction takes
 constexpr size_t kVectors = 4;  // side by side in a tile
+constexpr size_t kStrip = 128;  // outputs of the tiles that are unpacked together, at most
 constexpr size_t kSoon = 64;    // rows that the cache is
 constexpr size_t kLine = 64;    // bytes of a line of it
 constexpr size_t kAhead = 2;    // tiles, at least, that the memory is asked for in advance
 
+template <class V>
+constexpr size_t kTogether = kStrip / (kVectors * V::kLanes);
+
 // Codes of some tiles side by side, each in the order that it is multiplied in: of every group of 4 rows of the matrix
 // the four vectors. Outputs stand as `interleave` leaves them; what is not there is zero. Also sums over K of each
 // output's codes. All at once, as rows lie far apart in memory.
-template <class V, size_t Tiles = V::kTogether>
+template <class V, size_t Tiles = kTogether<V>>
 void unpack_tiles(size_t tiles, const Int8Matrix& m, size_t width, size_t begin, uint8_t* to, int32_t* sums) {
   if constexpr (Tiles > 1) {
     if (tiles < Tiles) return unpack_tiles<V, Tiles - 1>(tiles, m, width, begin, to, sums);
@@ -149,7 +153,7 @@ void multiply_tiles(const Int8Matrix& m, const Int8Input& input, float* out, siz
                     uint8_t* codes) {
   constexpr size_t kTile = kVectors * V::kLanes;
   const size_t tiles = last - first, begin = first * kTile;
-  alignas(64) int32_t code_sums[V::kTogether * kTile];
+  alignas(64) int32_t code_sums[kTogether<V> * kTile];
   unpack_tiles<V>(tiles, m, input.width, begin, codes, code_sums);
   const size_t next = begin + (tiles < kAhead ? kAhead : tiles) * kTile, ahead = next < m.n ? next : begin;
   const size_t lines = (tiles * kTile + kLine - 1) / kLine, all = input.rows * tiles;
@@ -185,7 +189,7 @@ void quantize_row(const float* x, size_t row, size_t k, const Int8Input& input) 
 
 template <class V>
 constexpr Int8Kernel kernel(const char* name, decltype(Int8Kernel::multiply) multiply) {
-  return {name, kVectors * V::kLanes, V::kDepth, V::kTogether, quantize_row<V>, multiply};
+  return {name, kVectors * V::kLanes, V::kDepth, kTogether<V>, quantize_row<V>, multiply};
 }
 
 }  // namespace
