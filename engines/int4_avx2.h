@@ -10,7 +10,7 @@ namespace blip2rt {
 namespace {
 
 struct Avx2 {
-  static constexpr size_t kLanes = 8;
+  static constexpr size_t kLanes = 8, kWholeRows = 4, kSplitRows = 4;
   using Ints = __m256i;
   using Floats = __m256;
 
@@ -53,17 +53,22 @@ struct Avx2 {
   static Ints high_nibbles(Ints value) { return _mm256_and_si256(_mm256_srli_epi16(value, 4), _mm256_set1_epi8(15)); }
   static Ints join(Ints high, Ints low) { return _mm256_add_epi32(_mm256_slli_epi32(high, 8), low); }
   static Ints no_products() { return _mm256_setzero_si256(); }
-  // 15 * 127 * 2 fits 16 bits: nothing saturates.
-  static Ints dot(Ints sum, Ints codes, const int8_t* values) {
-    int four;
-    std::memcpy(&four, values, sizeof four);
-    const Ints pairs = _mm256_maddubs_epi16(codes, _mm256_set1_epi32(four));
+  // Sums of pairs: 8 * 2 * 15 * 128 fits 16 bits, so that nothing of a piece saturates.
+  static Ints pairs(Ints codes, Ints values) { return _mm256_maddubs_epi16(codes, values); }
+  static Ints add_pairs(Ints sum, Ints pairs) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
+  static Ints dot_piece(Ints sum, const Ints* codes, const int8_t* values) {
+    Ints total = _mm256_setzero_si256();
+    for (size_t i = 0; i < kPiece / 4; ++i) {
+      int four;
+      std::memcpy(&four, values + 4 * i, sizeof four);
+      total = _mm256_add_epi16(total, pairs(codes[i], _mm256_set1_epi32(four)));
+    }
+    return add_pairs(sum, total);
+  }
   static Ints dot_all(Ints sum, Ints low, Ints high, const int8_t* values) {
-    const Ints pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low, load(values)),
-                                        _mm256_maddubs_epi16(high, load(values + sizeof(Ints))));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    return add_pairs(sum, _mm256_add_epi16(pairs(low, load(values)), pairs(high, load(values + sizeof(Ints)))));
   }
   static Floats load_halves(const uint16_t* from) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));

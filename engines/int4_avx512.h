@@ -11,7 +11,7 @@ namespace blip2rt {
 namespace {
 
 struct Avx512 {
-  static constexpr size_t kLanes = 16;
+  static constexpr size_t kLanes = 16, kWholeRows = 8, kSplitRows = 4;
   using Ints = __m512i;
   using Floats = __m512;
 
@@ -52,10 +52,9 @@ struct Avx512 {
   static Ints high_nibbles(Ints value) { return _mm512_and_si512(_mm512_srli_epi16(value, 4), _mm512_set1_epi8(15)); }
   static Ints join(Ints high, Ints low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
   static Ints no_products() { return _mm512_setzero_si512(); }
-  static Ints dot(Ints sum, Ints codes, const int8_t* values) {
-    int four;
-    std::memcpy(&four, values, sizeof four);
-    return _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(four));
+  static Ints dot(Ints sum, Ints codes, int four) { return _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(four)); }
+  static Ints dot_piece(Ints sum, const Ints* codes, const int8_t* values) {
+    return dot_fours<Avx512>(sum, codes, values);
   }
   static Ints dot_all(Ints sum, Ints low, Ints high, const int8_t* values) {
     return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, low, load(values)), high, load(values + sizeof(Ints)));

@@ -12,10 +12,13 @@ namespace blip2rt {
 namespace {
 
 struct AvxVnni : Avx2 {
-  static Ints dot(Ints sum, Ints codes, const int8_t* values) {
-    int four;
-    std::memcpy(&four, values, sizeof four);
+  static constexpr size_t kWholeRows = 8;
+
+  static Ints dot(Ints sum, Ints codes, int four) {
     return _mm256_dpbusd_avx_epi32(sum, codes, _mm256_set1_epi32(four));
+  }
+  static Ints dot_piece(Ints sum, const Ints* codes, const int8_t* values) {
+    return dot_fours<AvxVnni>(sum, codes, values);
   }
   static Ints dot_all(Ints sum, Ints low, Ints high, const int8_t* values) {
     sum = _mm256_dpbusd_avx_epi32(sum, low, load(values));

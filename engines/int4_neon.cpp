@@ -13,7 +13,7 @@ namespace blip2rt {
 namespace {
 
 struct Neon {
-  static constexpr size_t kLanes = 4;
+  static constexpr size_t kLanes = 4, kWholeRows = 8, kSplitRows = 4;
   using Ints = int32x4_t;
   using Floats = float32x4_t;
 
@@ -55,12 +55,19 @@ struct Neon {
   static Ints high_nibbles(Ints value) { return vreinterpretq_s32_u8(vshrq_n_u8(vreinterpretq_u8_s32(value), 4)); }
   static Ints join(Ints high, Ints low) { return vaddq_s32(vshlq_n_s32(high, 8), low); }
   static Ints no_products() { return vdupq_n_s32(0); }
-  static Ints dot(Ints sum, Ints codes, const int8_t* values) {
-    int32_t four;
-    std::memcpy(&four, values, sizeof four);
-    return vdotq_s32(sum, vreinterpretq_s8_s32(codes), vreinterpretq_s8_s32(vdupq_n_s32(four)));
+  // Values are read once and picked from the register by the instruction.
+  static Ints dot_piece(Ints sum, const Ints* codes, const int8_t* values) {
+    const int8x16_t first = vld1q_s8(values), second = vld1q_s8(values + 16);
+    const auto of = [&](size_t i) { return vreinterpretq_s8_s32(codes[i]); };
+    sum = vdotq_laneq_s32(sum, of(0), first, 0);
+    sum = vdotq_laneq_s32(sum, of(1), first, 1);
+    sum = vdotq_laneq_s32(sum, of(2), first, 2);
+    sum = vdotq_laneq_s32(sum, of(3), first, 3);
+    sum = vdotq_laneq_s32(sum, of(4), second, 0);
+    sum = vdotq_laneq_s32(sum, of(5), second, 1);
+    sum = vdotq_laneq_s32(sum, of(6), second, 2);
+    return vdotq_laneq_s32(sum, of(7), second, 3);
   }
-
   static Ints dot_all(Ints sum, Ints low, Ints high, const int8_t* values) {
     sum = vdotq_s32(sum, vreinterpretq_s8_s32(low), vld1q_s8(values));
     return vdotq_s32(sum, vreinterpretq_s8_s32(high), vld1q_s8(values + sizeof(Ints)));

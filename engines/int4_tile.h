@@ -12,11 +12,21 @@ namespace {
 
 constexpr size_t kPiece = 32;  // weights a row that are unpacked at once: 16 bytes
 constexpr size_t kAhead = 2;   // tiles that the memory is asked for in advance
-constexpr size_t kSums = 8;    // sums that are kept in registers: of rows of activations, or of their planes
 
-// Rows of activations that are multiplied at once.
-template <bool Split>
-constexpr size_t kRows = Split ? kSums / 2 : kSums;
+// Rows of activations that are multiplied at once: as many as registers hold sums of, for rows of two planes twice.
+template <class V, bool Split>
+constexpr size_t kRows = Split ? V::kSplitRows : V::kWholeRows;
+
+// Sums of what a piece of codes and 32 values give, where there is an instruction for four of them.
+template <class V>
+typename V::Ints dot_fours(typename V::Ints sum, const typename V::Ints* codes, const int8_t* values) {
+  for (size_t i = 0; i < kPiece / 4; ++i) {
+    int32_t four;
+    std::memcpy(&four, values + 4 * i, sizeof four);
+    sum = V::dot(sum, codes[i], four);
+  }
+  return sum;
+}
 
 // Whether `read` values from the first of an output on, which has `own`, are all of the matrix: what is read beyond the
 // output is then of the next ones.
@@ -118,10 +128,8 @@ void multiply_rows(const Int4Matrix& m, const Int4Input& input, const Codes& cod
       codes.piece(piece, unpacked);
       for (size_t r = 0; r < R; ++r) {
         const size_t at = (row + r) * width + piece * kPiece;
-        for (size_t i = 0; i < 8; ++i) products[r] = V::dot(products[r], unpacked[i], input.values + at + 4 * i);
-        if constexpr (Split) {
-          for (size_t i = 0; i < 8; ++i) lows[r] = V::dot(lows[r], unpacked[i], input.low + at + 4 * i);
-        }
+        products[r] = V::dot_piece(products[r], unpacked, input.values + at);
+        if constexpr (Split) lows[r] = V::dot_piece(lows[r], unpacked, input.low + at);
       }
     }
     const typename V::Floats scale = V::load_floats(scales.scale + block * V::kLanes);
@@ -139,7 +147,7 @@ void multiply_rows(const Int4Matrix& m, const Int4Input& input, const Codes& cod
 template <class V, bool Split, class Codes, size_t R = 1>
 void multiply_some(size_t rows, const Int4Matrix& m, const Int4Input& input, const Codes& codes,
                    const Scales<V>& scales, size_t row, float* sums) {
-  if constexpr (R < kRows<Split>) {
+  if constexpr (R < kRows<V, Split>) {
     if (rows > R) return multiply_some<V, Split, Codes, R + 1>(rows, m, input, codes, scales, row, sums);
   }
   multiply_rows<V, Split, R>(m, input, codes, scales, row, sums);
@@ -165,7 +173,7 @@ void multiply_tiles(const Int4Matrix& m, const Int4Input& input, float* out, siz
     const uint8_t* codes = m.codes + begin * stride;
     const Packed<V> packed = {codes, stride, tile + kAhead < tiles ? codes + kAhead * V::kLanes * stride : nullptr};
     const bool partial = outputs < V::kLanes;  // rows beyond the matrix must not be read
-    const bool ahead = input.rows > kRows<Split> || partial;
+    const bool ahead = input.rows > kRows<V, Split> || partial;
     if (ahead) {
       alignas(64) uint8_t copy[16 * V::kLanes];
       for (size_t piece = 0; piece < pieces; ++piece) {
@@ -180,12 +188,12 @@ void multiply_tiles(const Int4Matrix& m, const Int4Input& input, float* out, siz
           V::store(unpacked + (8 * piece + i) * sizeof(typename V::Ints), unpacked_codes[i]);
       }
     }
-    constexpr size_t kMost = kRows<Split> > Many<V>::kRows ? kRows<Split> : Many<V>::kRows;
+    constexpr size_t kMost = kRows<V, Split> > Many<V>::kRows ? kRows<V, Split> : Many<V>::kRows;
     size_t rows = 0;
     for (size_t row = 0; row < input.rows; row += rows) {
       const size_t left = input.rows - row;
       const bool many = Many<V>::kRows > 0 && left >= Many<V>::kRows;
-      rows = many ? Many<V>::kRows : left < kRows<Split> ? left : kRows<Split>;
+      rows = many ? Many<V>::kRows : left < kRows<V, Split> ? left : kRows<V, Split>;
       alignas(64) float sums[kMost * V::kLanes];
       if (many) {
         if constexpr (Many<V>::kRows > 0) Many<V>::template multiply<Split>(m, input, unpacked, scales, row, sums);

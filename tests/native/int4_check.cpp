@@ -27,7 +27,7 @@ struct Case {
   std::vector<float> x;
   Int4Matrix matrix;
 
-  Case(size_t n_, size_t k_, size_t block_, size_t rows_, std::mt19937& random)
+  Case(size_t n_, size_t k_, size_t block_, size_t rows_, bool greatest, std::mt19937& random)
       : n(n_), k(k_), block(block_), rows(rows_), matrix{n, k, block, nullptr, nullptr, nullptr} {
     const size_t blocks = matrix.blocks();
     codes.resize(n * blocks * block / 2);
@@ -40,6 +40,12 @@ struct Case {
     std::normal_distribution<float> normal;
     for (auto& value : x) value = normal(random);
     if (rows > 1) std::fill_n(x.begin(), std::min(k, block), 0.0f);  // a block of zeros
+    if (greatest) {
+      const float sign = random() % 2 == 0 ? 1.0f : -1.0f;
+      const float others = random() % 2 == 0 ? 1.0f : 32384.0f / 32512.0f;  // of 16 bits: 127 * 256 - 128
+      std::fill(codes.begin(), codes.end(), 255);
+      for (size_t i = 0; i < x.size(); ++i) x[i] = sign * (i % k % block == 0 ? 1.0f : others);
+    }
     matrix = {n, k, block, codes.data(), scales.data(), zeros.data()};
   }
 
@@ -114,8 +120,10 @@ int main(int argc, char** argv) {
     if (kernel == nullptr) continue;
     for (size_t block : {32, 64, 128}) {
       for (size_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 16, 17, 33}) {
-        Case given(1 + random() % 70, 1 + random() % 1300, block, rows, random);
-        for (bool split : {false, true}) check_case(*kernel, given, split);
+        for (bool greatest : {false, true}) {  // of codes and values: no sum may overflow
+          const Case given(1 + random() % 70, 1 + random() % 1300, block, rows, greatest, random);
+          for (bool split : {false, true}) check_case(*kernel, given, split);
+        }
       }
     }
     std::printf("%s\n", name);
