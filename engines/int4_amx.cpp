@@ -52,13 +52,14 @@ struct Many<Amx> {
 
   template <bool Split>
   static void multiply(const Int4Matrix& m, const Int4Input& input, const uint8_t* codes, const Scales<Amx>& scales,
-                       size_t row, float* sums) {
+                       size_t row, Ahead& ahead, float* sums) {
     const size_t blocks = m.blocks(), width = blocks * m.block;
     Amx::Floats total[kRows];
     for (auto& t : total) t = Amx::zero();
     alignas(64) Amx::Ints products[2][kRows];
     for (size_t block = 0; block < blocks; ++block) {
       const size_t at = row * width + block * m.block;
+      ahead.step();
       multiply_block<Split>(input, codes + block * m.block * Amx::kLanes, m.block, at, width, products);
       const Amx::Floats scale = Amx::load_floats(scales.scale + block * Amx::kLanes);
       const Amx::Floats offset = Amx::load_floats(scales.offset + block * Amx::kLanes);

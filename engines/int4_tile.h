@@ -12,6 +12,7 @@ namespace {
 
 constexpr size_t kPiece = 32;  // weights a row that are unpacked at once: 16 bytes
 constexpr size_t kAhead = 2;   // tiles that the memory is asked for in advance
+constexpr size_t kLine = 64;   // bytes that it gives at once
 
 // Rows of activations that are multiplied at once: as many as registers hold sums of, for rows of two planes twice.
 template <class V, bool Split>
@@ -113,16 +114,28 @@ struct Unpacked {
   }
 };
 
+// Lines of a tile that will be read after this one, a few of them asked of the memory at each step: all at once would
+// keep what is needed now waiting.
+struct Ahead {
+  const uint8_t* line;
+  size_t lines, of_step;
+
+  void step() {
+    for (size_t i = 0; i < of_step && lines > 0; ++i, --lines, line += kLine) __builtin_prefetch(line, 0, 2);
+  }
+};
+
 // R rows from `row` on, times one tile.
 template <class V, bool Split, size_t R, class Codes>
 void multiply_rows(const Int4Matrix& m, const Int4Input& input, const Codes& codes, const Scales<V>& scales, size_t row,
-                   float* sums) {
+                   Ahead& ahead, float* sums) {
   const size_t blocks = m.blocks(), width = blocks * m.block, pieces = m.block / kPiece;
   typename V::Floats total[R];
   for (size_t r = 0; r < R; ++r) total[r] = V::zero();
   for (size_t block = 0; block < blocks; ++block) {
     typename V::Ints products[R], lows[R];
     for (size_t r = 0; r < R; ++r) products[r] = lows[r] = V::no_products();
+    ahead.step();
     for (size_t piece = block * pieces; piece < (block + 1) * pieces; ++piece) {
       typename V::Ints unpacked[8];
       codes.piece(piece, unpacked);
@@ -146,15 +159,15 @@ void multiply_rows(const Int4Matrix& m, const Int4Input& input, const Codes& cod
 
 template <class V, bool Split, class Codes, size_t R = 1>
 void multiply_some(size_t rows, const Int4Matrix& m, const Int4Input& input, const Codes& codes,
-                   const Scales<V>& scales, size_t row, float* sums) {
+                   const Scales<V>& scales, size_t row, Ahead& ahead, float* sums) {
   if constexpr (R < kRows<V, Split>) {
-    if (rows > R) return multiply_some<V, Split, Codes, R + 1>(rows, m, input, codes, scales, row, sums);
+    if (rows > R) return multiply_some<V, Split, Codes, R + 1>(rows, m, input, codes, scales, row, ahead, sums);
   }
-  multiply_rows<V, Split, R>(m, input, codes, scales, row, sums);
+  multiply_rows<V, Split, R>(m, input, codes, scales, row, ahead, sums);
 }
 
 // How an instruction set multiplies kRows rows at once with an unpacked tile, where it has a way of its own for many:
-// `template <bool Split> static void multiply(matrix, input, codes, scales, row, sums)`.
+// `template <bool Split> static void multiply(matrix, input, codes, scales, row, ahead, sums)`.
 template <class V>
 struct Many {
   static constexpr size_t kRows = 0;
@@ -166,15 +179,20 @@ void multiply_tiles(const Int4Matrix& m, const Int4Input& input, float* out, siz
   const size_t tiles = (m.n + V::kLanes - 1) / V::kLanes;
   const size_t blocks = m.blocks(), stride = blocks * m.block / 2, pieces = blocks * m.block / kPiece;
   const Scales<V> scales = {reinterpret_cast<float*>(scratch), reinterpret_cast<float*>(scratch) + blocks * V::kLanes};
+  constexpr size_t kMost = kRows<V, Split> > Many<V>::kRows ? kRows<V, Split> : Many<V>::kRows;
   uint8_t* unpacked = scratch + 2 * blocks * V::kLanes * sizeof(float);
   for (size_t tile = first; tile < last; ++tile) {
     const size_t begin = tile * V::kLanes, outputs = m.n - begin < V::kLanes ? m.n - begin : V::kLanes;
     read_scales<V>(m, begin, outputs, scales);
     const uint8_t* codes = m.codes + begin * stride;
-    const Packed<V> packed = {codes, stride, tile + kAhead < tiles ? codes + kAhead * V::kLanes * stride : nullptr};
-    const bool partial = outputs < V::kLanes;  // rows beyond the matrix must not be read
-    const bool ahead = input.rows > kRows<V, Split> || partial;
-    if (ahead) {
+    const uint8_t* later = tile + kAhead < tiles ? codes + kAhead * V::kLanes * stride : nullptr;
+    const bool partial = outputs < V::kLanes;                        // rows beyond the matrix must not be read
+    const bool first_all = input.rows > kRows<V, Split> || partial;  // unpack all before anything is multiplied
+    const Packed<V> packed = {codes, stride, first_all ? nullptr : later};
+    const size_t lines = first_all && later != nullptr ? V::kLanes * stride / kLine : 0;
+    const size_t steps = blocks * ((input.rows + kMost - 1) / kMost);
+    Ahead ahead = {later, lines, (lines + steps - 1) / steps};
+    if (first_all) {
       alignas(64) uint8_t copy[16 * V::kLanes];
       for (size_t piece = 0; piece < pieces; ++piece) {
         typename V::Ints unpacked_codes[8];
@@ -188,7 +206,6 @@ void multiply_tiles(const Int4Matrix& m, const Int4Input& input, float* out, siz
           V::store(unpacked + (8 * piece + i) * sizeof(typename V::Ints), unpacked_codes[i]);
       }
     }
-    constexpr size_t kMost = kRows<V, Split> > Many<V>::kRows ? kRows<V, Split> : Many<V>::kRows;
     size_t rows = 0;
     for (size_t row = 0; row < input.rows; row += rows) {
       const size_t left = input.rows - row;
@@ -196,11 +213,12 @@ void multiply_tiles(const Int4Matrix& m, const Int4Input& input, float* out, siz
       rows = many ? Many<V>::kRows : left < kRows<V, Split> ? left : kRows<V, Split>;
       alignas(64) float sums[kMost * V::kLanes];
       if (many) {
-        if constexpr (Many<V>::kRows > 0) Many<V>::template multiply<Split>(m, input, unpacked, scales, row, sums);
-      } else if (ahead) {
-        multiply_some<V, Split>(rows, m, input, Unpacked<V>{unpacked}, scales, row, sums);
+        if constexpr (Many<V>::kRows > 0)
+          Many<V>::template multiply<Split>(m, input, unpacked, scales, row, ahead, sums);
+      } else if (first_all) {
+        multiply_some<V, Split>(rows, m, input, Unpacked<V>{unpacked}, scales, row, ahead, sums);
       } else {
-        multiply_some<V, Split>(rows, m, input, packed, scales, row, sums);
+        multiply_some<V, Split>(rows, m, input, packed, scales, row, ahead, sums);
       }
       for (size_t r = 0; r < rows; ++r) {
         std::memcpy(out + (row + r) * m.n + begin, sums + r * V::kLanes, outputs * sizeof(float));
