@@ -10,7 +10,8 @@
 namespace blip2rt {
 
 size_t Int4Kernel::scratch_size(const Int4Matrix& matrix) const {
-  return tile * matrix.blocks() * (2 * sizeof(float) + matrix.block);
+  // A tile's scales, offsets and codes; or of few rows three numbers a block, rounded up to a register.
+  return tile * (matrix.blocks() * (2 * sizeof(float) + matrix.block) + 3 * Int4Input::kFew * sizeof(float));
 }
 
 #if defined(__x86_64__)

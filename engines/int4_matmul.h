@@ -21,16 +21,21 @@ struct Int4Matrix {
 // Rows of activations as int8, a scale for each block: |error| <= scale / 2 = largest / 254. With `low` as 16 bits in
 // two planes, value = 256 * values + low: |error| <= largest / 65024.
 struct Int4Input {
-  // What codes are unpacked to at once; a row that is alone has room for a whole number of that.
+  // What a register of codes is unpacked to, at most: for so many more values each row has room.
   static constexpr size_t kRoom = 128;
+  static constexpr size_t kFew = 4;  // rows, at most, that are multiplied output by output
 
   size_t rows;
-  // (rows, blocks * block), of every 8 the even ones before the odd ones, as codes lie; one row alone: of as many as a
-  // register of codes holds.
+  // (rows, blocks * block), of every 8 the even ones before the odd ones, as codes lie; of few rows: of as many as a
+  // register of codes holds, each row rounded up to that.
   int8_t* values;
   int8_t* low;    // the same, or nullptr
   float* scales;  // (rows, blocks); NaN where the block has a value that is not finite
   float* sums;    // (rows, blocks): scale * sum of the values
+
+  static size_t plane_size(const Int4Matrix& matrix, size_t rows) {
+    return rows * (matrix.blocks() * matrix.block + kRoom);
+  }
 };
 
 // One way to do it for the processor that runs. `tile` outputs are computed at once.

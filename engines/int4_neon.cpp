@@ -13,7 +13,7 @@ namespace blip2rt {
 namespace {
 
 struct Neon {
-  static constexpr size_t kLanes = 4, kWholeRows = 8, kSplitRows = 4;
+  static constexpr size_t kLanes = 4, kWholeRows = 8, kSplitRows = 4, kFewRows = 1;
   using Ints = int32x4_t;
   using Floats = float32x4_t;
 

@@ -1,5 +1,6 @@
-// The product of int4_matmul.h for one row of activations, which decides how fast a token is: one output after the
-// other, each a single stream of memory that the processor foresees. Included behind int4_tile.h, by the same rules.
+// The product of int4_matmul.h for one row of activations, or for the few of a beam search, which decide how fast a
+// token is: one output after the other, each a single stream of memory that the processor foresees. Included behind
+// int4_tile.h, by the same rules.
 #pragma once
 
 #include "int4_tile.h"
@@ -29,20 +30,24 @@ void order_chunks(int8_t* values, size_t width) {
   }
 }
 
-// The row's scales and sums, zeros up to a whole register behind the last.
-struct Padded {
+// Some rows of activations as this product reads them: values in the order of chunks, and scales and sums of blocks,
+// with zeros up to a whole register behind the last; where one row ends and the next begins.
+struct FewRows {
+  const int8_t *values, *low;
   const float *scales, *sums;
+  size_t width, blocks;
 };
 
-// For each block of an output its scale times the activations', zeros up to a whole register behind the last; -> what
-// the zero points take from the product, as sums of lanes. `beyond`: reading may reach into the next outputs, which the
-// zeros make nothing of.
-template <class V>
-typename V::Floats prepare_row(const Int4Matrix& m, const Padded& x, size_t output, bool beyond, float* scales) {
+// For each block of an output its scale times each row's, as many registers as hold them; -> what the zero points take
+// from the products, as sums of lanes. `beyond`: reading may reach into the next outputs, which the zeros make nothing
+// of.
+template <class V, size_t R>
+void prepare(const Int4Matrix& m, const FewRows& x, size_t output, bool beyond, float* scales,
+             typename V::Floats* offsets) {
   const size_t blocks = m.blocks(), zero_bytes = (blocks + 1) / 2;
   const uint16_t* halves = m.scales + output * blocks;
   const uint8_t* zeros = m.zero_points + output * zero_bytes;
-  typename V::Floats offset = V::zero();
+  for (size_t r = 0; r < R; ++r) offsets[r] = V::zero();
   for (size_t block = 0; block < blocks; block += V::kLanes) {
     const size_t left = blocks - block;
     uint16_t some_halves[V::kLanes];
@@ -57,47 +62,46 @@ typename V::Floats prepare_row(const Int4Matrix& m, const Padded& x, size_t outp
       half = some_halves, zero = some_zeros;
     }
     const typename V::Floats of_weights = V::load_halves(half);
-    V::store(scales + block, V::mul(of_weights, V::load_floats(x.scales + block)));
-    offset = V::mul_sub(V::mul(of_weights, V::load_nibbles(zero)), V::load_floats(x.sums + block), offset);
+    const typename V::Floats of_zeros = V::mul(of_weights, V::load_nibbles(zero));
+    for (size_t r = 0; r < R; ++r) {
+      const size_t at = r * x.blocks + block;
+      V::store(scales + at, V::mul(of_weights, V::load_floats(x.scales + at)));
+      offsets[r] = V::mul_sub(of_zeros, V::load_floats(x.sums + at), offsets[r]);
+    }
   }
-  return offset;
 }
 
-// Sums of the products of chunks of codes with the activations.
-template <class V, bool Split>
-struct Products {
-  const Int4Input& input;
-  typename V::Ints high = V::no_products(), low = V::no_products();
-
-  void add(typename V::Ints codes, size_t chunk) {
-    const typename V::Ints first = V::low_nibbles(codes), second = V::high_nibbles(codes);
-    high = V::dot_all(high, first, second, input.values + 2 * chunk * kChunk<V>);
-    if constexpr (Split) low = V::dot_all(low, first, second, input.low + 2 * chunk * kChunk<V>);
-  }
-
-  typename V::Floats sum() const {
-    if constexpr (Split) return V::to_float(V::join(high, low));
-    return V::to_float(high);
-  }
-};
-
-// One output, added to the sums of lanes `even`. A chunk holds B blocks, or a block C chunks; the other of the two
-// is 1.
-template <class V, bool Split, size_t B, size_t C>
-float multiply_one(const uint8_t* codes, size_t bytes, const Int4Input& input, bool beyond, const float* scales,
-                   typename V::Floats even) {
-  typename V::Floats odd = V::zero();  // one sum would wait for itself
-  const auto add = [&](typename V::Floats& to, const uint8_t* from, size_t first, size_t chunks) {
-    Products<V, Split> products{input};
+// One output of R rows, `n` apart, added to the sums of lanes `even`. A chunk holds B blocks, or a block C chunks; the
+// other of the two is 1.
+template <class V, bool Split, size_t B, size_t C, size_t R>
+void multiply_one(const uint8_t* codes, size_t bytes, const FewRows& x, bool beyond, const float* scales,
+                  typename V::Floats* even, float* out, size_t n) {
+  typename V::Floats odd[R];
+  for (auto& sum : odd) sum = V::zero();
+  const auto add = [&](typename V::Floats* to, const uint8_t* from, size_t first, size_t chunks) {
+    typename V::Ints high[R], low[R];
+    for (size_t r = 0; r < R; ++r) high[r] = low[r] = V::no_products();
     __builtin_prefetch(from + kForesight);
-    for (size_t i = 0; i < chunks; ++i) products.add(V::load(from + i * kChunk<V>), first + i);
-    to = V::mul_add(products.sum(), V::template spread<B>(scales + first / C * B), to);
+    for (size_t i = 0; i < chunks; ++i) {
+      const typename V::Ints both = V::load(from + i * kChunk<V>);
+      const typename V::Ints evens = V::low_nibbles(both), odds = V::high_nibbles(both);
+      for (size_t r = 0; r < R; ++r) {
+        const size_t at = r * x.width + 2 * (first + i) * kChunk<V>;
+        high[r] = V::dot_all(high[r], evens, odds, x.values + at);
+        if constexpr (Split) low[r] = V::dot_all(low[r], evens, odds, x.low + at);
+      }
+    }
+    for (size_t r = 0; r < R; ++r) {
+      if constexpr (Split) high[r] = V::join(high[r], low[r]);
+      to[r] = V::mul_add(V::to_float(high[r]), V::template spread<B>(scales + r * x.blocks + first / C * B), to[r]);
+    }
   };
+  typename V::Floats* second = R == 1 ? odd : even;  // the sum of a row that is alone would wait for itself
   const size_t whole = bytes / kChunk<V> / C * C;
   size_t chunk = 0;
   for (; chunk + 2 * C <= whole; chunk += 2 * C) {
     add(even, codes + chunk * kChunk<V>, chunk, C);
-    add(odd, codes + (chunk + C) * kChunk<V>, chunk + C, C);
+    add(second, codes + (chunk + C) * kChunk<V>, chunk + C, C);
   }
   if (chunk < whole) add(even, codes + chunk * kChunk<V>, chunk, C);
   const size_t left = bytes - whole * kChunk<V>;  // a part of a chunk of several blocks
@@ -108,23 +112,42 @@ float multiply_one(const uint8_t* codes, size_t bytes, const Int4Input& input, b
       std::memset(last, 0, sizeof last);
       from = static_cast<const uint8_t*>(std::memcpy(last, from, left));
     }
-    add(odd, from, whole, 1);
+    add(second, from, whole, 1);
   }
-  return V::sum(V::add(even, odd));
+  for (size_t r = 0; r < R; ++r) out[r * n] = V::sum(V::add(even[r], odd[r]));
 }
 
-template <class V, bool Split, size_t Block>
+// Whether that is the way: several rows repay the sums over lanes at the end of every output where it is long, and
+// where each is one plane.
+template <class V>
+bool is_few(const Int4Matrix& m, const Int4Input& input) {
+  constexpr size_t kLong = 1024;  // bytes
+  const bool long_outputs = m.blocks() * m.block / 2 >= kLong;
+  return input.rows == 1 || (input.rows <= V::kFewRows && long_outputs && input.low == nullptr);
+}
+
+size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
+
+// Where the next row's values begin.
+template <class V>
+size_t few_width(const Int4Matrix& m) {
+  return round_up(m.blocks() * m.block, 2 * kChunk<V>);
+}
+
+template <class V, bool Split, size_t Block, size_t R>
 void multiply_outputs(const Int4Matrix& m, const Int4Input& input, float* out, size_t begin, size_t end,
                       float* scratch) {
   constexpr size_t kWeights = 2 * kChunk<V>, kBlocks = kWeights > Block ? kWeights / Block : 1;
   constexpr size_t kChunks = Block > kWeights ? Block / kWeights : 1;
-  const auto round_up = [](size_t value, size_t unit) { return (value + unit - 1) / unit * unit; };
   const size_t blocks = m.blocks(), bytes = blocks * Block / 2, zero_bytes = (blocks + 1) / 2;
   const size_t padded = round_up(blocks, V::kLanes);
-  float *of_x = scratch + padded, *sums = of_x + padded;
-  std::memset(of_x, 0, 2 * padded * sizeof(float));
-  std::memcpy(of_x, input.scales, blocks * sizeof(float));
-  std::memcpy(sums, input.sums, blocks * sizeof(float));
+  float *of_x = scratch + R * padded, *sums = of_x + R * padded;
+  std::memset(of_x, 0, 2 * R * padded * sizeof(float));
+  for (size_t r = 0; r < R; ++r) {
+    std::memcpy(of_x + r * padded, input.scales + r * blocks, blocks * sizeof(float));
+    std::memcpy(sums + r * padded, input.sums + r * blocks, blocks * sizeof(float));
+  }
+  const FewRows x = {input.values, input.low, of_x, sums, few_width<V>(m), padded};
   const auto may_reach = [&](size_t output) {
     return inside(m, output, blocks, padded) && inside(m, output, zero_bytes, padded / 2) &&
            inside(m, output, bytes, round_up(bytes, kChunk<V>));
@@ -135,31 +158,42 @@ void multiply_outputs(const Int4Matrix& m, const Int4Input& input, float* out, s
   while (whole > begin && !may_reach(whole - 1)) --whole;
   for (size_t output = begin; output < end; ++output) {
     const bool beyond = output < whole;
-    const typename V::Floats offset = prepare_row<V>(m, {of_x, sums}, output, beyond, scratch);
-    out[output] =
-        multiply_one<V, Split, kBlocks, kChunks>(m.codes + output * bytes, bytes, input, beyond, scratch, offset);
+    typename V::Floats offsets[R];
+    prepare<V, R>(m, x, output, beyond, scratch, offsets);
+    multiply_one<V, Split, kBlocks, kChunks, R>(m.codes + output * bytes, bytes, x, beyond, scratch, offsets,
+                                                out + output, m.n);
   }
 }
 
 template <class V>
 void quantize(const float* x, size_t row, const Int4Matrix& m, const Int4Input& input) {
-  quantize_row<V>(x, row, m, input);
-  if (input.rows != 1) return;
-  order_chunks<V>(input.values, m.blocks() * m.block);
-  if (input.low != nullptr) order_chunks<V>(input.low, m.blocks() * m.block);
+  const size_t width = m.blocks() * m.block;
+  if (!is_few<V>(m, input)) return quantize_row<V>(x, row, m, input, width);
+  const size_t padded = few_width<V>(m);
+  quantize_row<V>(x, row, m, input, padded);
+  order_chunks<V>(input.values + row * padded, width);
+  if (input.low != nullptr) order_chunks<V>(input.low + row * padded, width);
+}
+
+template <class V, bool Split, size_t R = Split ? 1 : V::kFewRows>
+void multiply_few(const Int4Matrix& m, const Int4Input& input, float* out, size_t begin, size_t end, float* scratch) {
+  static_assert(R <= Int4Input::kFew, "scratch has no room for more");
+  if constexpr (R > 1) {
+    if (input.rows < R) return multiply_few<V, Split, R - 1>(m, input, out, begin, end, scratch);
+  }
+  switch (m.block) {
+    case 32: return multiply_outputs<V, Split, 32, R>(m, input, out, begin, end, scratch);
+    case 64: return multiply_outputs<V, Split, 64, R>(m, input, out, begin, end, scratch);
+    default: return multiply_outputs<V, Split, 128, R>(m, input, out, begin, end, scratch);
+  }
 }
 
 template <class V, bool Split>
 void multiply_planes(const Int4Matrix& m, const Int4Input& input, float* out, size_t first, size_t last,
                      uint8_t* scratch) {
-  if (input.rows != 1) return multiply_tiles<V, Split>(m, input, out, first, last, scratch);
+  if (!is_few<V>(m, input)) return multiply_tiles<V, Split>(m, input, out, first, last, scratch);
   const size_t begin = first * V::kLanes, end = last * V::kLanes < m.n ? last * V::kLanes : m.n;
-  float* scales = reinterpret_cast<float*>(scratch);
-  switch (m.block) {
-    case 32: return multiply_outputs<V, Split, 32>(m, input, out, begin, end, scales);
-    case 64: return multiply_outputs<V, Split, 64>(m, input, out, begin, end, scales);
-    default: return multiply_outputs<V, Split, 128>(m, input, out, begin, end, scales);
-  }
+  multiply_few<V, Split>(m, input, out, begin, end, reinterpret_cast<float*>(scratch));
 }
 
 template <class V>

@@ -227,9 +227,9 @@ void multiply_tiles(const Int4Matrix& m, const Int4Input& input, float* out, siz
   }
 }
 
-// One row of x (rows, K).
+// One row of x (rows, K); `width`: how far apart rows of values are.
 template <class V>
-void quantize_row(const float* x, size_t row, const Int4Matrix& m, const Int4Input& input) {
+void quantize_row(const float* x, size_t row, const Int4Matrix& m, const Int4Input& input, size_t width) {
   const size_t blocks = m.blocks();
   x += row * m.k;
   for (size_t block = 0; block < blocks; ++block) {
@@ -244,7 +244,7 @@ void quantize_row(const float* x, size_t row, const Int4Matrix& m, const Int4Inp
     const float largest = V::largest(from, m.block);
     const float levels = input.low != nullptr ? 127.0f * 256.0f : 127.0f;
     const float scale = largest / levels, inverse = largest > 0 ? levels / largest : 0.0f;
-    const size_t at = (row * blocks + block) * m.block;
+    const size_t at = row * width + begin;
     const int sum =
         V::quantize(from, m.block, inverse, input.values + at, input.low != nullptr ? input.low + at : nullptr);
     const bool finite = largest <= 3.402823466e38f;  // false for NaN

@@ -45,7 +45,7 @@ struct MatMulInt4 {
                                static_cast<size_t>(block),    data_of<uint8_t>(context, 1),
                                data_of<uint16_t>(context, 2), data_of<uint8_t>(context, 3)};
     thread_local Buffer values, scales;
-    const size_t blocks = product.rows * matrix.blocks(), plane = blocks * matrix.block + Int4Input::kRoom;
+    const size_t blocks = product.rows * matrix.blocks(), plane = Int4Input::plane_size(matrix, product.rows);
     float* of_blocks = scales.get<float>(2 * blocks);
     int8_t* planes = values.get<int8_t>((split ? 2 : 1) * plane);
     const Int4Input quantized = {product.rows, planes, split ? planes + plane : nullptr, of_blocks, of_blocks + blocks};
