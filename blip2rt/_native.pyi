@@ -58,6 +58,9 @@ class Vocabulary:
 def kernels() -> tuple[str, dict[str, str]]:
     """The source of the GPU's kernels, and the headers that it includes, by name."""
 
+def processor_kernels() -> list[str]:
+    """Those of the core that this processor runs, such as "int4 avx512"; ONNX Runtime does what is not among them."""
+
 class SearchBatch:
     """The searches of a batch of images, in one piece of memory that a GPU can go on with."""
 

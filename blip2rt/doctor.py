@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from . import gpu
+from .errors import BackendError
+from .native import native
 from .trt_cache import default_folder
 
 _TENSORRT = ("tensorrt", "tensorrt-rtx", "tensorrt_rtx")
@@ -95,9 +97,15 @@ def _meminfo() -> dict[str, int]:
 
 
 def _native() -> Finding:
-    found = importlib.util.find_spec("blip2rt._native") is not None
-    mend = "" if found else "pip install . (in the checkout; needs a C++ compiler)"
-    return Finding("native core", _OK if found else _MISSING, "built" if found else "not built", mend, needed=True)
+    """Built, and what it multiplies and attends with on this processor."""
+    mend = "pip install . (in the checkout; needs a C++ compiler)"
+    try:
+        kernels = native().processor_kernels()
+    except BackendError:
+        return Finding("native core", _MISSING, "not built", mend, needed=True)
+    except ImportError as error:
+        return Finding("native core", _BROKEN, str(error), mend, needed=True)
+    return Finding("native core", _OK, f"built; kernels: {', '.join(kernels)}", needed=True)
 
 
 def _onnxruntime() -> Finding:

@@ -14,6 +14,10 @@ namespace amx {
 
 constexpr size_t kTileRows = 16, kTileBytes = 64;
 
+// What lies at `memory` and elsewhere is written before what follows: not all compilers know that tiles are read from
+// there.
+inline void written(const void* memory) { __asm__ volatile("" : : "r"(memory) : "memory"); }
+
 // Rows and bytes a row of every tile. From use() to release() the tiles belong to the thread that runs.
 struct alignas(64) Shapes {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -26,7 +30,10 @@ struct alignas(64) Shapes {
       bytes[tile] = static_cast<uint16_t>(of_bytes);
     }
   }
-  void use() const { _tile_loadconfig(this); }
+  void use() const {
+    written(this);
+    _tile_loadconfig(this);
+  }
 };
 
 }  // namespace amx

@@ -32,18 +32,18 @@ template <bool Split>
 void multiply_block(const Int4Input& input, const uint8_t* codes, size_t block, size_t at, size_t width,
                     Amx::Ints (*sums)[amx::kTileRows]) {
   _tile_zero(0);
-  if (Split) _tile_zero(1);
+  if constexpr (Split) _tile_zero(1);
   for (size_t k = 0; k < block; k += amx::kTileBytes) {
     _tile_loadd(4, codes + k * Amx::kLanes, amx::kTileBytes);
     _tile_loadd(2, input.values + at + k, width);
     _tile_dpbsud(0, 2, 4);
-    if (Split) {
+    if constexpr (Split) {
       _tile_loadd(3, input.low + at + k, width);
       _tile_dpbsud(1, 3, 4);
     }
   }
   _tile_stored(0, sums[0], amx::kTileBytes);
-  if (Split) _tile_stored(1, sums[1], amx::kTileBytes);
+  if constexpr (Split) _tile_stored(1, sums[1], amx::kTileBytes);
 }
 
 template <>
@@ -53,6 +53,7 @@ struct Many<Amx> {
   template <bool Split>
   static void multiply(const Int4Matrix& m, const Int4Input& input, const uint8_t* codes, const Scales<Amx>& scales,
                        size_t row, Ahead& ahead, float* sums) {
+    amx::written(codes);
     const size_t blocks = m.blocks(), width = blocks * m.block;
     Amx::Floats total[kRows];
     for (auto& t : total) t = Amx::zero();

@@ -25,7 +25,7 @@ struct Int4Input {
   static constexpr size_t kRoom = 128;
   static constexpr size_t kFew = 4;  // rows, at most, that are multiplied output by output
 
-  size_t rows;
+  size_t rows;  // at least one
   // (rows, blocks * block), of every 8 the even ones before the odd ones, as codes lie; of few rows: of as many as a
   // register of codes holds, each row rounded up to that.
   int8_t* values;

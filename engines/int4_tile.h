@@ -166,11 +166,13 @@ void multiply_some(size_t rows, const Int4Matrix& m, const Int4Input& input, con
   multiply_rows<V, Split, R>(m, input, codes, scales, row, ahead, sums);
 }
 
-// How an instruction set multiplies kRows rows at once with an unpacked tile, where it has a way of its own for many:
-// `template <bool Split> static void multiply(matrix, input, codes, scales, row, ahead, sums)`.
+// How an instruction set multiplies kRows rows at once with an unpacked tile, where it has a way of its own for many.
 template <class V>
 struct Many {
   static constexpr size_t kRows = 0;
+
+  template <bool Split>
+  static void multiply(const Int4Matrix&, const Int4Input&, const uint8_t*, const Scales<V>&, size_t, Ahead&, float*) {}
 };
 
 template <class V, bool Split>
@@ -213,8 +215,7 @@ void multiply_tiles(const Int4Matrix& m, const Int4Input& input, float* out, siz
       rows = many ? Many<V>::kRows : left < kRows<V, Split> ? left : kRows<V, Split>;
       alignas(64) float sums[kMost * V::kLanes];
       if (many) {
-        if constexpr (Many<V>::kRows > 0)
-          Many<V>::template multiply<Split>(m, input, unpacked, scales, row, ahead, sums);
+        Many<V>::template multiply<Split>(m, input, unpacked, scales, row, ahead, sums);
       } else if (first_all) {
         multiply_some<V, Split>(rows, m, input, Unpacked<V>{unpacked}, scales, row, ahead, sums);
       } else {

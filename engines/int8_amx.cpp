@@ -35,8 +35,8 @@ void multiply_two(const Int8Input& input, const uint8_t* codes, size_t row, Ahea
   const uint8_t* values = input.values + row * input.width;
   _tile_zero(0);
   _tile_zero(1);
-  if (Lower) _tile_zero(2);
-  if (Lower) _tile_zero(3);
+  if constexpr (Lower) _tile_zero(2);
+  if constexpr (Lower) _tile_zero(3);
   for (size_t k = 0; k < input.width; k += amx::kTileBytes) {
     ahead.ask(lines);
     const uint8_t* of_k = codes + k / kGroup * kStride;
@@ -45,7 +45,7 @@ void multiply_two(const Int8Input& input, const uint8_t* codes, size_t row, Ahea
     _tile_dpbusd(0, 4, 6);
     _tile_loadd(7, of_k + sizeof(Amx::Ints), kStride);
     _tile_dpbusd(1, 4, 7);
-    if (Lower) {
+    if constexpr (Lower) {
       _tile_loadd(5, values + amx::kTileRows * input.width + k, input.width);
       _tile_dpbusd(2, 5, 6);
       _tile_dpbusd(3, 5, 7);
@@ -53,13 +53,14 @@ void multiply_two(const Int8Input& input, const uint8_t* codes, size_t row, Ahea
   }
   _tile_stored(0, out, kStride);
   _tile_stored(1, out + sizeof(Amx::Ints), kStride);
-  if (Lower) _tile_stored(2, out + amx::kTileRows * kStride, kStride);
-  if (Lower) _tile_stored(3, out + amx::kTileRows * kStride + sizeof(Amx::Ints), kStride);
+  if constexpr (Lower) _tile_stored(2, out + amx::kTileRows * kStride, kStride);
+  if constexpr (Lower) _tile_stored(3, out + amx::kTileRows * kStride + sizeof(Amx::Ints), kStride);
 }
 
 template <>
 void multiply_some<Amx>(size_t rows, const Int8Input& input, const uint8_t* codes, size_t row, Ahead& ahead,
                         Amx::Ints (*out)[kVectors]) {
+  amx::written(codes);
   if (rows < Amx::kRows) use_tiles(rows);
   // All at once would keep the tiles' own lines waiting.
   const size_t steps = kVectors / 2 * (input.width / amx::kTileBytes), lines = (ahead.left() + steps - 1) / steps;

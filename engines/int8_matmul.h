@@ -20,7 +20,7 @@ struct Int8Matrix {
 
 // Rows of activations as uint8, x = scale * (value - zero), a scale for each row: |error| <= scale / 2.
 struct Int8Input {
-  size_t rows, width;  // width: K, rounded up with values of zero to what the kernel takes
+  size_t rows, width;  // at least one row; width: K, rounded up with values of zero to what the kernel takes
   uint8_t* values;     // (rows, width)
   float* scales;       // (rows); NaN where the row has a value that is not finite
   int32_t* zeros;      // (rows)

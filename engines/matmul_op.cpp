@@ -41,6 +41,7 @@ struct MatMulInt4 {
 
   void compute(OrtKernelContext* context) const {
     const Product product(context, n, k);
+    if (product.rows == 0) return;
     const Int4Matrix matrix = {static_cast<size_t>(n),        static_cast<size_t>(k),
                                static_cast<size_t>(block),    data_of<uint8_t>(context, 1),
                                data_of<uint16_t>(context, 2), data_of<uint8_t>(context, 3)};
@@ -76,6 +77,7 @@ struct MatMulInt8 {
 
   void compute(OrtKernelContext* context) const {
     const Product product(context, n, k);
+    if (product.rows == 0) return;
     const Int8Matrix matrix = {static_cast<size_t>(n), static_cast<size_t>(k), data_of<int8_t>(context, 1),
                                data_of<float>(context, 2), bias ? data_of<float>(context, kBias) : nullptr};
     thread_local Buffer values, scales, zeros;

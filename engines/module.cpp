@@ -159,6 +159,8 @@ NB_MODULE(_native, m) {
     return std::pair<std::string, nb::dict>(kKernels.text, headers);
   });
 
+  m.def("processor_kernels", &processor_kernels);
+
   nb::class_<Runtime>(m, "Runtime")
       .def(
           "__init__",

@@ -338,6 +338,10 @@ Changes own_cross_attentions(const Parts& parts) {
   return 2 * found == used ? changes : Changes();
 }
 
+std::string attention_name() { return std::string("attention ") + attention_kernel().name; }
+std::string int4_name() { return std::string("int4 ") + int4_kernel()->name; }
+std::string int8_name() { return std::string("int8 ") + int8_kernel()->name; }
+
 // The graph with our operators; empty where there is nothing to replace.
 std::string replace_in_graph(std::string_view graph, OwnOps ops, std::vector<std::string>& kernels) {
   Parts parts(graph);
@@ -367,9 +371,9 @@ std::string replace_in_graph(std::string_view graph, OwnOps ops, std::vector<std
     }
     if (!own.empty()) changes[node.outputs[0]] = own;
   }
-  if (attention) kernels.push_back(std::string("attention ") + attention_kernel().name);
-  if (int4) kernels.push_back(std::string("int4 ") + int4_kernel()->name);
-  if (int8) kernels.push_back(std::string("int8 ") + int8_kernel()->name);
+  if (attention) kernels.push_back(attention_name());
+  if (int4) kernels.push_back(int4_name());
+  if (int8) kernels.push_back(int8_name());
   if (changes.empty()) return "";
   std::string result;
   protobuf::Field field;
@@ -414,6 +418,13 @@ OwnGraph with_own_ops(const std::string& bytes, OwnOps ops) {
   protobuf::write(result, kOpsetImport, opset);
   own.bytes = std::move(result);
   return own;
+}
+
+std::vector<std::string> processor_kernels() {
+  std::vector<std::string> names = {attention_name()};
+  if (int4_kernel() != nullptr) names.push_back(int4_name());
+  if (int8_kernel() != nullptr) names.push_back(int8_name());
+  return names;
 }
 
 }  // namespace blip2rt

@@ -24,4 +24,7 @@ struct OwnGraph {
 // and that the processor has a kernel for. Nothing else changes.
 OwnGraph with_own_ops(const std::string& bytes, OwnOps ops);
 
+// The kernels that this processor would run, such as "int4 avx512".
+std::vector<std::string> processor_kernels();
+
 }  // namespace blip2rt

@@ -8,6 +8,7 @@ import pytest
 
 from blip2rt import doctor, gpu
 from blip2rt.cli import main
+from blip2rt.errors import BackendError
 
 ORIN = gpu.Gpu("Orin", (8, 7), 8 << 30, (12, 6), True, 8)
 
@@ -23,6 +24,27 @@ def test_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0 and all(
         word in said for word in ("driver", "TensorRT", "ONNX Runtime", "memory", "captions run here")
     )
+
+
+def test_the_kernels_of_this_processor_are_named() -> None:
+    native = pytest.importorskip("blip2rt._native")
+    text = lines(doctor.examine())["native core"].text
+    assert native.processor_kernels()[0].startswith("attention ")
+    assert all(kernel in text for kernel in native.processor_kernels())
+
+
+@pytest.mark.parametrize(("error", "state"), [(BackendError("none"), "missing"), (ImportError("GLIBCXX"), "broken")])
+def test_a_core_that_is_absent_or_cannot_be_loaded(
+    error: Exception, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def native() -> None:
+        raise error
+
+    monkeypatch.setattr(doctor, "native", native)
+    found = doctor.examine()
+    assert lines(found)["native core"].state == state
+    text, code = doctor.report(found)
+    assert code == 2 and "-> pip install ." in text
 
 
 def test_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..native import native
 from . import wire
 
 ROWS, WIDTH = 512, 2048  # of the products
@@ -25,7 +26,7 @@ _LARGEST = 10**9  # bytes that reading is measured on
 
 
 def describe() -> dict[str, Any]:
-    """Processor, cores, memory, system and versions."""
+    """Processor, cores, memory, system and versions, and the kernels that the native core has for it."""
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {"python": platform.python_version()}
@@ -35,6 +36,7 @@ def describe() -> dict[str, Any]:
     return {
         "processor": _processor(), "architecture": platform.machine(), "cores": cores(),
         "memory_bytes": _meminfo("MemTotal"), "system": platform.platform(), "versions": versions,
+        "kernels": native().processor_kernels(),
     }  # fmt: skip
 
 

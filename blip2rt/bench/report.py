@@ -32,6 +32,7 @@ def heading(result: dict[str, Any]) -> list[str]:
         f"{work['threads']} threads, batch {work['batch']}, {work['beams']} beam{'s' * (work['beams'] > 1)}, "
         f"{work['new_tokens']} new tokens",
         f"{versions}; {machine['system']}; {result['date']}",
+        f"kernels: {', '.join(machine['kernels'])}",
         f"{bundle['name']}, {bundle['bytes'] / 1e6:.1f} MB: {precisions}",
         f"limits measured: reads {limits['read_bytes'] / 1e9:.1f} GB/s, multiplies int8 "
         f"{limits['int8_ops'] / 1e12:.2f} and fp32 {limits['fp32_ops'] / 1e12:.2f} TOP/s",
