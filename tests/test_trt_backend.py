@@ -500,7 +500,9 @@ def test_a_kernel_left_out_is_found(
     tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch, kernel: str
 ) -> None:
     prefix, prompts = tiny_case.inputs(2)
-    options = {"max_new_tokens": 10, "num_beams": 4, "eos_token_ids": [], "num_return_sequences": 4}
+    # A model of random weights may say one word for ever, whatever it is shown: not with this.
+    options = {"max_new_tokens": 10, "num_beams": 4, "eos_token_ids": [], "num_return_sequences": 4,
+               "no_repeat_ngram_size": 1}  # fmt: skip
     real = trt_decoder.Kernels.launch
     monkeypatch.setattr(trt_decoder.Kernels, "launch",
                         lambda self, name, *rest: None if name == kernel else real(self, name, *rest))  # fmt: skip
@@ -508,7 +510,9 @@ def test_a_kernel_left_out_is_found(
         got = machine.load(tiny_case).generate(prefix, prompts, options)
     except Misuse:
         return
-    assert tokens(got) != tokens(tiny_case.native().generate(prefix, prompts, options))
+    want = tiny_case.native().generate(prefix, prompts, options)
+    scores = np.array([[score for image in each for _, score in image] for each in (got, want)])
+    assert tokens(got) != tokens(want) or not np.allclose(scores[0], scores[1], rtol=2e-4, atol=2e-4)
 
 
 # The real thing
