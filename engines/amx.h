@@ -18,7 +18,7 @@ constexpr size_t kTileRows = 16, kTileBytes = 64;
 // there.
 inline void written(const void* memory) { __asm__ volatile("" : : "r"(memory) : "memory"); }
 
-// Rows and bytes a row of every tile. From use() to release() the tiles belong to the thread that runs.
+// Rows and bytes a row of every tile. From use() to _tile_release() the tiles belong to the thread that runs.
 struct alignas(64) Shapes {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t bytes[16] = {};

@@ -26,7 +26,7 @@ const KernelChoice<Int4Kernel>& kernels() {
   static const KernelChoice<Int4Kernel> found = [] {
     KernelChoice<Int4Kernel> choice;
 #if defined(__x86_64__)
-    if (has_avx512_vnni() && may_use_amx()) choice.add(kInt4Amx);
+    if (may_use_amx()) choice.add(kInt4Amx);
     if (has_avx512_vnni()) choice.add(kInt4Avx512);
     if (has_avx_vnni()) choice.add(kInt4AvxVnni);
     if (has_avx2()) choice.add(kInt4Avx2);

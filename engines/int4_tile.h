@@ -88,14 +88,9 @@ template <class V>
 struct Packed {
   const uint8_t* codes;
   size_t stride;
-  const uint8_t* next;  // a tile that will be read after this one, or nullptr
 
   void piece(size_t index, typename V::Ints* to) const {
     typename V::Ints packed[4];
-    if (next != nullptr) {  // L rows at once are too many streams for the processor to foresee
-      const uint8_t* ahead = next + V::kLanes * index * (kPiece / 2);
-      for (size_t line = 0; line < V::kLanes * (kPiece / 2); line += 64) __builtin_prefetch(ahead + line, 0, 2);
-    }
     V::transpose(codes + index * (kPiece / 2), stride, packed);
     for (size_t i = 0; i < 4; ++i) {
       to[2 * i] = V::low_nibbles(packed[i]);
@@ -114,8 +109,8 @@ struct Unpacked {
   }
 };
 
-// Lines of a tile that will be read after this one, a few of them asked of the memory at each step: all at once would
-// keep what is needed now waiting.
+// Lines of a tile that will be read after this one, as L rows at once are too many streams for the processor to
+// foresee. A few of them are asked of the memory at each step: all at once would keep what is needed now waiting.
 struct Ahead {
   const uint8_t* line;
   size_t lines, of_step;
@@ -190,8 +185,8 @@ void multiply_tiles(const Int4Matrix& m, const Int4Input& input, float* out, siz
     const uint8_t* later = tile + kAhead < tiles ? codes + kAhead * V::kLanes * stride : nullptr;
     const bool partial = outputs < V::kLanes;                        // rows beyond the matrix must not be read
     const bool first_all = input.rows > kRows<V, Split> || partial;  // unpack all before anything is multiplied
-    const Packed<V> packed = {codes, stride, first_all ? nullptr : later};
-    const size_t lines = first_all && later != nullptr ? V::kLanes * stride / kLine : 0;
+    const Packed<V> packed = {codes, stride};
+    const size_t lines = later != nullptr ? V::kLanes * stride / kLine : 0;
     const size_t steps = blocks * ((input.rows + kMost - 1) / kMost);
     Ahead ahead = {later, lines, (lines + steps - 1) / steps};
     if (first_all) {
@@ -200,7 +195,7 @@ void multiply_tiles(const Int4Matrix& m, const Int4Input& input, float* out, siz
         typename V::Ints unpacked_codes[8];
         if (partial) {
           copy_rows<V>(packed.codes + piece * (kPiece / 2), stride, outputs, 16, copy);
-          Packed<V>{copy, 16, nullptr}.piece(0, unpacked_codes);
+          Packed<V>{copy, 16}.piece(0, unpacked_codes);
         } else {
           packed.piece(piece, unpacked_codes);
         }

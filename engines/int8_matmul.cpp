@@ -19,7 +19,7 @@ const KernelChoice<Int8Kernel>& kernels() {
   static const KernelChoice<Int8Kernel> found = [] {
     KernelChoice<Int8Kernel> choice;
 #if defined(__x86_64__)
-    if (has_avx512_vnni() && may_use_amx()) choice.add(kInt8Amx);
+    if (may_use_amx()) choice.add(kInt8Amx);
     if (has_avx512_vnni()) choice.add(kInt8Avx512);
     if (has_avx_vnni()) choice.add(kInt8AvxVnni);
 #endif

@@ -510,9 +510,7 @@ def test_a_kernel_left_out_is_found(
         got = machine.load(tiny_case).generate(prefix, prompts, options)
     except Misuse:
         return
-    want = tiny_case.native().generate(prefix, prompts, options)
-    scores = np.array([[score for image in each for _, score in image] for each in (got, want)])
-    assert tokens(got) != tokens(want) or not np.allclose(scores[0], scores[1], rtol=2e-4, atol=2e-4)
+    assert tokens(got) != tokens(tiny_case.native().generate(prefix, prompts, options))
 
 
 # The real thing
