@@ -28,17 +28,23 @@ void use_tiles(size_t rows) {
   shapes.use();
 }
 
-// Up to 32 rows times two of a tile's four vectors.
+// Up to 32 rows times two of a tile's four vectors, `depth` weights of each: added to `out`, or in place of it.
 template <bool Lower>
-void multiply_two(const Int8Input& input, const uint8_t* codes, size_t row, Ahead& ahead, size_t lines, uint8_t* out) {
-  constexpr size_t kStride = kVectors * sizeof(Amx::Ints);
-  const uint8_t* values = input.values + row * input.width;
-  _tile_zero(0);
-  _tile_zero(1);
-  if constexpr (Lower) _tile_zero(2);
-  if constexpr (Lower) _tile_zero(3);
-  for (size_t k = 0; k < input.width; k += amx::kTileBytes) {
-    ahead.ask(lines);
+void multiply_two(const Int8Input& input, const uint8_t* values, const uint8_t* codes, size_t depth, bool add,
+                  uint8_t* out) {
+  constexpr size_t kStride = kVectors * sizeof(Amx::Ints), kLower = amx::kTileRows * kStride;
+  if (add) {
+    _tile_loadd(0, out, kStride);
+    _tile_loadd(1, out + sizeof(Amx::Ints), kStride);
+    if constexpr (Lower) _tile_loadd(2, out + kLower, kStride);
+    if constexpr (Lower) _tile_loadd(3, out + kLower + sizeof(Amx::Ints), kStride);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    if constexpr (Lower) _tile_zero(2);
+    if constexpr (Lower) _tile_zero(3);
+  }
+  for (size_t k = 0; k < depth; k += amx::kTileBytes) {
     const uint8_t* of_k = codes + k / kGroup * kStride;
     _tile_loadd(6, of_k, kStride);
     _tile_loadd(4, values + k, input.width);
@@ -53,24 +59,25 @@ void multiply_two(const Int8Input& input, const uint8_t* codes, size_t row, Ahea
   }
   _tile_stored(0, out, kStride);
   _tile_stored(1, out + sizeof(Amx::Ints), kStride);
-  if constexpr (Lower) _tile_stored(2, out + amx::kTileRows * kStride, kStride);
-  if constexpr (Lower) _tile_stored(3, out + amx::kTileRows * kStride + sizeof(Amx::Ints), kStride);
+  if constexpr (Lower) _tile_stored(2, out + kLower, kStride);
+  if constexpr (Lower) _tile_stored(3, out + kLower + sizeof(Amx::Ints), kStride);
 }
 
+// A part of K after the other: the rows' values of one stay in the first cache for all vectors of all tiles.
 template <>
-void multiply_some<Amx>(size_t rows, const Int8Input& input, const uint8_t* codes, size_t row, Ahead& ahead,
-                        Amx::Ints (*out)[kVectors]) {
+void multiply_strip<Amx>(size_t rows, size_t tiles, const Int8Input& input, size_t depth, const uint8_t* codes,
+                         size_t row, Products<Amx>* out) {
+  constexpr size_t kPart = 11 * amx::kTileBytes, kTile = kVectors * Amx::kLanes;
   amx::written(codes);
   if (rows < Amx::kRows) use_tiles(rows);
-  // All at once would keep the tiles' own lines waiting.
-  const size_t steps = kVectors / 2 * (input.width / amx::kTileBytes), lines = (ahead.left() + steps - 1) / steps;
-  for (size_t v = 0; v < kVectors; v += 2) {
-    const uint8_t* of_vectors = codes + v * sizeof(Amx::Ints);
-    uint8_t* to = reinterpret_cast<uint8_t*>(out[0] + v);
-    if (rows > amx::kTileRows) {
-      multiply_two<true>(input, of_vectors, row, ahead, lines, to);
-    } else {
-      multiply_two<false>(input, of_vectors, row, ahead, lines, to);
+  const auto multiply_vectors = rows > amx::kTileRows ? multiply_two<true> : multiply_two<false>;
+  for (size_t k = 0; k < depth; k += kPart) {
+    const uint8_t* values = input.values + row * input.width + k;
+    for (size_t v = 0; v < tiles * kVectors; v += 2) {
+      const size_t tile = v / kVectors, of_tile = v % kVectors;
+      const uint8_t* of_vectors = codes + (tile * depth + k) * kTile + of_tile * sizeof(Amx::Ints);
+      multiply_vectors(input, values, of_vectors, depth - k < kPart ? depth - k : kPart, k > 0,
+                       reinterpret_cast<uint8_t*>(out[tile][0] + of_tile));
     }
   }
   if (rows < Amx::kRows) use_tiles(Amx::kRows);

@@ -41,7 +41,7 @@ size_t core_cache() {
 
 size_t Int8Kernel::tiles_together(size_t k) const {
   const size_t room = core_cache() / 8 * 3;  // the rest is the activations' and the next tiles'
-  return std::max<size_t>(1, std::min(together, room / (tile * width_of(k))));
+  return std::max<size_t>(1, std::min(together, room / (tile * whole_lines(k))));
 }
 
 const Int8Kernel* int8_kernel() { return kernels().best(); }

@@ -20,26 +20,29 @@ struct Int8Matrix {
 
 // Rows of activations as uint8, x = scale * (value - zero), a scale for each row: |error| <= scale / 2.
 struct Int8Input {
-  size_t rows, width;  // at least one row; width: K, rounded up with values of zero to what the kernel takes
+  size_t rows, width;  // at least one row; width: Int8Kernel::width_of(K), filled up with values of zero
   uint8_t* values;     // (rows, width)
   float* scales;       // (rows); NaN where the row has a value that is not finite
   int32_t* zeros;      // (rows)
 };
 
-// One way to do it for the processor that runs. `tile` outputs are computed at once, of `depth` weights each; up to
-// `together` tiles are put in the order of the instructions together, as many as a core's cache holds.
+// One way to do it for the processor that runs. `tile` outputs are computed at once; up to `together` tiles are put in
+// the order of the instructions together, as many as a core's cache holds.
 struct Int8Kernel {
+  static constexpr size_t kLine = 64;  // bytes
   const char* name;
-  size_t tile, depth, together;
+  size_t tile, together;
   void (*quantize)(const float* x, size_t row, size_t k, const Int8Input& input);
   // Outputs first * tile to last * tile of (rows, N) `out`, at most tiles_together(). scratch: scratch_size() bytes at
   // a multiple of 64.
   void (*multiply)(const Int8Matrix& matrix, const Int8Input& input, float* out, size_t first, size_t last,
                    uint8_t* scratch);
 
-  size_t width_of(size_t k) const { return (k + depth - 1) / depth * depth; }
+  // An odd number of the cache's lines: rows that lie a power of two apart would fall on each other there.
+  static size_t width_of(size_t k) { return (whole_lines(k) / kLine | 1) * kLine; }
+  static size_t whole_lines(size_t k) { return (k + kLine - 1) / kLine * kLine; }
   size_t tiles_together(size_t k) const;
-  size_t scratch_size(size_t k) const { return tiles_together(k) * tile * width_of(k); }
+  size_t scratch_size(size_t k) const { return tiles_together(k) * tile * whole_lines(k); }
 };
 
 // The best for this processor; nullptr where it has none of the instructions that we know how to use.

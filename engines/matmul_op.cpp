@@ -71,9 +71,13 @@ struct MatMulInt8 {
   static bool optional(size_t index) { return index == kBias; }
   int64_t n, k;
   bool bias;
+  size_t threads;
 
   explicit MatMulInt8(const OrtKernelInfo* info)
-      : n(attribute(info, "N")), k(attribute(info, "K")), bias(attribute(info, "bias") != 0) {}
+      : n(attribute(info, "N")),
+        k(attribute(info, "K")),
+        bias(attribute(info, "bias") != 0),
+        threads(static_cast<size_t>(attribute(info, "threads"))) {}
 
   void compute(OrtKernelContext* context) const {
     const Product product(context, n, k);
@@ -89,11 +93,14 @@ struct MatMulInt8 {
     in_parts(context, product.rows, kRows, [&](size_t first, size_t last) {
       for (size_t row = first; row < last; ++row) kernel->quantize(product.x, row, matrix.k, quantized);
     });
-    const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile;
-    in_parts(context, tiles, kernel->tiles_together(matrix.k), [&](size_t first, size_t last) {
+    // As many parts for every thread, two at least.
+    const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile, most = kernel->tiles_together(matrix.k);
+    const size_t of_thread = std::max<size_t>(2, (tiles + threads * most - 1) / (threads * most));
+    const size_t parts = std::min(tiles, threads * of_thread);
+    in_parts(context, parts, 1, [&](size_t part, size_t) {
       thread_local Buffer scratch;
       uint8_t* codes = scratch.get<uint8_t>(kernel->scratch_size(matrix.k));
-      kernel->multiply(matrix, quantized, product.out, first, last, codes);
+      kernel->multiply(matrix, quantized, product.out, tiles * part / parts, tiles * (part + 1) / parts, codes);
     });
   }
 };

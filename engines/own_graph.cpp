@@ -203,7 +203,7 @@ std::string own_int4(const Node& node, Parts& parts, const Halves& halves) {
 }
 
 // Ours for a DynamicQuantizeMatMul; empty where it is another node, or one that we cannot do.
-std::string own_int8(const Node& node, const Parts& parts) {
+std::string own_int8(const Node& node, const Parts& parts, size_t threads) {
   enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kBias, kInputs };
   if (node.op_type != "DynamicQuantizeMatMul" || node.inputs.size() <= kScales || int8_kernel() == nullptr) return "";
   const auto given = [&](size_t input) { return input < node.inputs.size() && !node.inputs[input].empty(); };
@@ -220,7 +220,8 @@ std::string own_int8(const Node& node, const Parts& parts) {
     if (!is_vector(parts.constant(node.inputs[kBias], DType::kFloat32))) return "";
     inputs.push_back(node.inputs[kBias]);
   }
-  return own_node(node, kMatMulInt8, inputs, {{"N", n}, {"K", k}, {"bias", inputs.size() > kZeroPoints}});
+  return own_node(node, kMatMulInt8, inputs,
+                  {{"N", n}, {"K", k}, {"bias", inputs.size() > kZeroPoints}, {"threads", threads}});
 }
 
 // Ours for a GroupQueryAttention; empty where it asks for what ours cannot do.
@@ -366,7 +367,7 @@ std::string replace_in_graph(std::string_view graph, OwnOps ops, std::vector<std
     if (ops.int4) own = own_int4(node, parts, halves);
     int4 = int4 || !own.empty();
     if (own.empty() && ops.int8) {
-      own = own_int8(node, parts);
+      own = own_int8(node, parts, ops.threads);
       int8 = int8 || !own.empty();
     }
     if (!own.empty()) changes[node.outputs[0]] = own;

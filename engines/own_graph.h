@@ -13,6 +13,7 @@ struct OwnOps {
   // GroupQueryAttention, all of them or none, and with them what attends to an encoder's cross_key_i and cross_value_i:
   // the graph then has the inputs cache_rows and encoder_rows.
   bool attention = true;
+  size_t threads = 1;  // that will run the graph: products are divided by them
 };
 
 struct OwnGraph {

@@ -2,9 +2,11 @@
 // Knows tensors by name; not what they mean.
 #include "session.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <iterator>
+#include <thread>
 
 #include "own_ops.h"
 
@@ -12,10 +14,12 @@ namespace blip2rt {
 namespace {
 
 // The graph with our operators; empty where it is to be loaded as it is.
-OwnGraph own_graph(const std::string& path, OwnOps own) {
+OwnGraph own_graph(const std::string& path, int intra_op_threads, OwnOps own) {
   int major = 0, minor = 0;
   // Older ones cannot be told where the weights of a graph in memory lie.
   if (std::sscanf(ort_version().c_str(), "%d.%d", &major, &minor) != 2 || (major == 1 && minor < 21)) return {};
+  const size_t asked = static_cast<size_t>(std::max(0, intra_op_threads));
+  own.threads = asked > 0 ? asked : std::max<size_t>(1, std::thread::hardware_concurrency());
   std::ifstream file(path, std::ios::binary);
   const std::string bytes((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
   try {
@@ -87,7 +91,7 @@ Session::Session(const std::string& graph_path, int intra_op_threads, OwnOps own
     : path_(graph_path), memory_(&host_memory()) {
   SessionOptions options = session_options(intra_op_threads, device);
   OwnGraph graph;
-  if (device == Device::kCpu) graph = own_graph(graph_path, own);
+  if (device == Device::kCpu) graph = own_graph(graph_path, intra_op_threads, own);
   if (graph.bytes.empty()) {
     check(ort().CreateSession(ort_environment(), graph_path.c_str(), options.get(), &session_));
   } else {
