@@ -28,11 +28,12 @@ class Session:
         own_int8: bool = False,
         cuda: bool = False,
     ) -> None:
-        """own_int4, own_int8: such products by our operators where they can; int8 pays with hundreds of rows."""
+        """own_int4, own_int8: such products by our operators where they can; int8 pays with hundreds of rows, and has
+        an encoder's attention in bfloat16."""
 
     @property
     def own_kernels(self) -> list[str]:
-        """Who multiplies in place of ONNX Runtime: int4 with avx512, avx2 or neon; int8 with avx512 or avxvnni."""
+        """What runs in place of ONNX Runtime's, and how, such as "int4 avx512"."""
     @property
     def inputs(self) -> list[tuple[str, str, list[int]]]:
         """(name, dtype, shape), -1 for a free axis."""

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "attention.h"
+#include "encoder_attention.h"
 #include "own_op.h"
 #include "own_ops.h"
 
@@ -177,11 +178,43 @@ struct OwnCrossAttention {
   }
 };
 
+struct OwnEncoderAttention {
+  static constexpr const char* kName = kOwnEncoderAttention;
+  static constexpr DType kInputs[] = {DType::kFloat32};
+  static constexpr size_t kOutputs = 1;
+  static bool optional(size_t) { return false; }
+  size_t heads;
+  float scale;
+
+  explicit OwnEncoderAttention(const OrtKernelInfo* info)
+      : heads(static_cast<size_t>(attribute(info, "num_heads"))), scale(float_attribute(info, "scale")) {
+    require(heads > 0, "there are no heads");
+  }
+
+  void compute(OrtKernelContext* context) const {
+    const Tensor qkv = input(context, 0);
+    require(qkv.rank == 3 && axis(qkv, 2) % (3 * heads) == 0, "query, key and value have the wrong width");
+    const size_t images = axis(qkv, 0), of_position = axis(qkv, 2) / 3;
+    EncoderAttention a = {axis(qkv, 1), heads, of_position / heads, qkv.as<float>(), scale, nullptr};
+    const int64_t out_axes[] = {qkv.axes[0], qkv.axes[1], static_cast<int64_t>(of_position)};
+    a.out = output(context, 0, out_axes, 3);
+    const EncoderAttentionKernel* kernel = encoder_attention_kernel();
+    in_parts(context, images * heads, 1, [&](size_t part, size_t) {
+      thread_local Buffer scratch;
+      EncoderAttention of_image = a;
+      of_image.qkv += part / heads * a.positions * 3 * of_position;
+      of_image.out += part / heads * a.positions * of_position;
+      kernel->attend(of_image, part % heads, scratch.get<uint8_t>(kernel->scratch_size(a)));
+    });
+  }
+};
+
 }  // namespace
 
 void add_own_attention(OrtCustomOpDomain* domain) {
   check(ort().CustomOpDomain_Add(domain, custom_op<OwnAttention>()));
   check(ort().CustomOpDomain_Add(domain, custom_op<OwnCrossAttention>()));
+  check(ort().CustomOpDomain_Add(domain, custom_op<OwnEncoderAttention>()));
 }
 
 }  // namespace blip2rt

@@ -7,172 +7,19 @@
 #include <utility>
 
 #include "attention.h"
+#include "encoder_attention.h"
 #include "int4_matmul.h"
 #include "int8_matmul.h"
+#include "onnx_graph.h"
 #include "own_ops.h"
 #include "protobuf.h"
 
 namespace blip2rt {
 namespace {
 
-// Field numbers of onnx.proto.
-enum Model : uint32_t { kGraph = 7, kOpsetImport = 8 };
-enum Graph : uint32_t { kNode = 1, kInitializer = 5, kGraphInput = 11, kGraphOutput = 12 };
-enum NodeField : uint32_t {
-  kNodeInput = 1,
-  kNodeOutput = 2,
-  kNodeName = 3,
-  kOpType = 4,
-  kAttribute = 5,
-  kNodeDomain = 7
-};
-enum AttributeField : uint32_t {
-  kAttributeName = 1,
-  kAttributeFloat = 2,
-  kAttributeInt = 3,
-  kAttributeGraph = 6,
-  kAttributeInts = 8,
-  kAttributeGraphs = 11,
-  kAttributeType = 20
-};
-enum Tensor : uint32_t { kDims = 1, kDataType = 2, kTensorName = 8 };
-enum Opset : uint32_t { kOpsetDomain = 1, kOpsetVersion = 2 };
-enum ValueField : uint32_t { kValueName = 1, kValueType = 2 };
-enum Type : uint32_t { kTensorType = 1, kElementType = 1, kShape = 2, kDimension = 1, kDimValue = 1, kDimName = 2 };
-
-struct Node {
-  std::vector<std::string_view> inputs, outputs;
-  std::string_view name, op_type, domain, whole;
-  std::map<std::string_view, int64_t> numbers;  // attributes
-  std::map<std::string_view, float> floats;
-  std::map<std::string_view, std::vector<uint64_t>> lists;
-  bool has_graph = false;
-};
-
-Node read_node(std::string_view bytes) {
-  Node node;
-  node.whole = bytes;
-  protobuf::Field field, part;
-  for (protobuf::Reader reader(bytes); reader.next(field);) {
-    switch (field.number) {
-      case kNodeInput: node.inputs.push_back(field.bytes); break;
-      case kNodeOutput: node.outputs.push_back(field.bytes); break;
-      case kNodeName: node.name = field.bytes; break;
-      case kOpType: node.op_type = field.bytes; break;
-      case kNodeDomain: node.domain = field.bytes; break;
-      case kAttribute: {
-        std::string_view name;
-        int64_t number = 0;
-        float value = 0;
-        std::vector<uint64_t> list;
-        for (protobuf::Reader attribute(field.bytes); attribute.next(part);) {
-          if (part.number == kAttributeName) name = part.bytes;
-          if (part.number == kAttributeInt) number = static_cast<int64_t>(part.value);
-          if (part.number == kAttributeFloat) {
-            const uint32_t bits = static_cast<uint32_t>(part.value);
-            std::memcpy(&value, &bits, sizeof value);
-          }
-          if (part.number == kAttributeInts && part.bytes.empty()) list.push_back(part.value);
-          if (part.number == kAttributeInts) protobuf::read_packed(part.bytes, list);
-          if (part.number == kAttributeGraph || part.number == kAttributeGraphs) node.has_graph = true;
-        }
-        node.numbers[name] = number;
-        node.floats[name] = value;
-        node.lists[name] = list;
-        break;
-      }
-      default: break;
-    }
-  }
-  return node;
-}
-
-struct Constant {
-  DType dtype = DType::kUndefined;
-  std::vector<uint64_t> shape;
-};
-
-Constant read_constant(std::string_view bytes, std::string_view& name) {
-  Constant constant;
-  protobuf::Field field;
-  for (protobuf::Reader reader(bytes); reader.next(field);) {
-    if (field.number == kDims && field.bytes.empty()) constant.shape.push_back(field.value);
-    if (field.number == kDims) protobuf::read_packed(field.bytes, constant.shape);
-    if (field.number == kDataType) constant.dtype = static_cast<DType>(field.value);
-    if (field.number == kTensorName) name = field.bytes;
-  }
-  return constant;
-}
-
-// Constants by name, nodes, and how often a name is used.
-struct Parts {
-  std::map<std::string_view, Constant> constants;
-  std::vector<Node> nodes;
-  std::map<std::string_view, size_t> uses, made_by;  // made_by: the node's place among `nodes`
-  bool has_graph = false;
-
-  explicit Parts(std::string_view graph) {
-    protobuf::Field field, part;
-    for (protobuf::Reader reader(graph); reader.next(field);) {
-      if (field.number == kInitializer) {
-        std::string_view name;
-        const Constant constant = read_constant(field.bytes, name);
-        constants[name] = constant;
-      } else if (field.number == kNode) {
-        nodes.push_back(read_node(field.bytes));
-        has_graph = has_graph || nodes.back().has_graph;
-        for (std::string_view input : nodes.back().inputs) ++uses[input];
-        for (std::string_view output : nodes.back().outputs) made_by[output] = nodes.size() - 1;
-      } else if (field.number == kGraphOutput) {
-        for (protobuf::Reader value(field.bytes); value.next(part);) {
-          if (part.number == kValueName) ++uses[part.bytes];
-        }
-      }
-    }
-  }
-
-  // The node of this type with `inputs` inputs that makes a value nobody else reads; nullptr where there is none.
-  const Node* maker(std::string_view value, std::string_view op_type, size_t inputs) const {
-    const auto found = made_by.find(value);
-    if (found == made_by.end()) return nullptr;
-    const Node& node = nodes[found->second];
-    const auto used = uses.find(value);
-    const bool alone = used != uses.end() && used->second == 1 && node.outputs.size() == 1;
-    return alone && node.op_type == op_type && node.domain.empty() && node.inputs.size() == inputs ? &node : nullptr;
-  }
-
-  // nullptr where it is none, or of another type.
-  const Constant* constant(std::string_view name, DType dtype) const {
-    const auto found = constants.find(name);
-    return found != constants.end() && found->second.dtype == dtype ? &found->second : nullptr;
-  }
-};
-
-using Numbers = std::vector<std::pair<std::string_view, uint64_t>>;
-using Factors = std::vector<std::pair<std::string_view, float>>;
-
-// `field` is where a value of `type` stands.
-template <class T>
-void write_attribute(std::string& node, std::string_view name, uint32_t field, uint64_t type, T value) {
-  std::string attribute;
-  protobuf::write(attribute, kAttributeName, name);
-  protobuf::write(attribute, field, value);
-  protobuf::write(attribute, kAttributeType, type);
-  protobuf::write(node, kAttribute, attribute);
-}
-
 std::string own_node(const Node& node, std::string_view type, const std::vector<std::string_view>& inputs,
                      const Numbers& numbers, const Factors& factors = {}) {
-  constexpr uint64_t kFloat = 1, kInt = 2;
-  std::string result;
-  for (std::string_view input : inputs) protobuf::write(result, kNodeInput, input);
-  for (std::string_view output : node.outputs) protobuf::write(result, kNodeOutput, output);
-  protobuf::write(result, kNodeName, node.name);
-  protobuf::write(result, kOpType, type);
-  for (const auto& [name, number] : numbers) write_attribute(result, name, kAttributeInt, kInt, number);
-  for (const auto& [name, factor] : factors) write_attribute(result, name, kAttributeFloat, kFloat, factor);
-  protobuf::write(result, kNodeDomain, std::string_view(kOwnDomain));
-  return result;
+  return written_node(node, kOwnDomain, type, inputs, numbers, factors);
 }
 
 // A cast constant -> the constant of float16.
@@ -182,10 +29,7 @@ using Halves = std::map<std::string_view, std::string_view>;
 std::string own_int4(const Node& node, Parts& parts, const Halves& halves) {
   enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kInputs };
   if (node.op_type != "MatMulNBits" || node.inputs.size() != kInputs || int4_kernel() == nullptr) return "";
-  const auto number = [&](const char* name) {
-    const auto found = node.numbers.find(name);
-    return found == node.numbers.end() ? 0 : found->second;
-  };
+  const auto number = [&](const char* name) { return node.number(name, 0); };
   const int64_t block = number("block_size"), n = number("N"), k = number("K");
   const auto scales = halves.find(node.inputs[kScales]);
   if (number("bits") != 4 || (block != 32 && block != 64 && block != 128) || n <= 0 || k <= 0 ||
@@ -252,8 +96,7 @@ std::string own_attention(const Node& node) {
   }
   const auto input = [&](size_t index) { return index < node.inputs.size() ? node.inputs[index] : std::string_view(); };
   const auto number = [&](const char* name, int64_t otherwise) {
-    const auto found = node.numbers.find(name);
-    return static_cast<uint64_t>(found == node.numbers.end() ? otherwise : found->second);
+    return static_cast<uint64_t>(node.number(name, otherwise));
   };
   const auto factor = [&](const char* name) {
     const auto found = node.floats.find(name);
@@ -275,21 +118,6 @@ std::string own_attention(const Node& node) {
                   {{"scale", factor("scale")}, {"softcap", factor("softcap")}});
 }
 
-// A graph's input of int32: (B), or (B, columns).
-std::string rows_input(std::string_view name, uint64_t columns) {
-  std::string rows, of_row, shape, tensor, type, input;
-  protobuf::write(rows, kDimName, std::string_view("B"));
-  protobuf::write(of_row, kDimValue, columns);
-  protobuf::write(shape, kDimension, rows);
-  if (columns > 0) protobuf::write(shape, kDimension, of_row);
-  protobuf::write(tensor, kElementType, static_cast<uint64_t>(DType::kInt32));
-  protobuf::write(tensor, kShape, shape);
-  protobuf::write(type, kTensorType, tensor);
-  protobuf::write(input, kValueName, name);
-  protobuf::write(input, kValueType, type);
-  return input;
-}
-
 // What becomes of a graph's nodes, by their first output: another node, or none where it is empty.
 using Changes = std::map<std::string_view, std::string>;
 
@@ -305,13 +133,17 @@ Changes own_attentions(const Parts& parts) {
   return changes;
 }
 
+bool is_over_last_axis(const Node& node, int64_t axes) {
+  const int64_t axis = node.number("axis", -1);
+  return axis == -1 || axis == axes - 1;
+}
+
 bool starts_with(std::string_view text, std::string_view with) { return text.substr(0, with.size()) == with; }
 
 // Ours for what makes MatMul(Softmax(MatMul(query, cross_key transposed) + mask), cross_value) of every layer; none
 // where one is written in another way.
 Changes own_cross_attentions(const Parts& parts) {
   constexpr std::string_view kKeys = "cross_key_", kValues = "cross_value_";
-  const std::vector<uint64_t> transposed = {0, 1, 3, 2};
   Changes changes;
   size_t found = 0, used = 0;
   for (const auto& [name, uses] : parts.uses) {
@@ -319,15 +151,12 @@ Changes own_cross_attentions(const Parts& parts) {
   }
   for (const Node& node : parts.nodes) {
     if (node.op_type != "MatMul" || node.inputs.size() != 2 || !starts_with(node.inputs[1], kValues)) continue;
-    const Node* softmax = parts.maker(node.inputs[0], "Softmax", 1);
-    const Node* add = softmax == nullptr ? nullptr : parts.maker(softmax->inputs[0], "Add", 2);
-    const Node* scores = add == nullptr ? nullptr : parts.maker(add->inputs[0], "MatMul", 2);
-    const Node* transpose = scores == nullptr ? nullptr : parts.maker(scores->inputs[1], "Transpose", 1);
-    if (transpose == nullptr || !starts_with(transpose->inputs[0], kKeys)) return {};
-    const auto axis = softmax->numbers.find("axis");
-    const auto order = transpose->lists.find("perm");
-    if ((axis != softmax->numbers.end() && axis->second != -1 && axis->second != 3) ||
-        order == transpose->lists.end() || order->second != transposed) {
+    const Node* softmax = parts.maker(&node, 0, "Softmax", 1);
+    const Node* add = parts.maker(softmax, 0, "Add", 2);
+    const Node* scores = parts.maker(add, 0, "MatMul", 2);
+    const Node* transpose = parts.maker(scores, 1, "Transpose", 1);
+    if (transpose == nullptr || !starts_with(transpose->inputs[0], kKeys) || !is_over_last_axis(*softmax, 4) ||
+        !transpose->has_list("perm", {0, 1, 3, 2})) {
       return {};
     }
     for (const Node* dropped : {softmax, add, scores, transpose}) changes[dropped->outputs[0]] = "";
@@ -339,9 +168,60 @@ Changes own_cross_attentions(const Parts& parts) {
   return 2 * found == used ? changes : Changes();
 }
 
+// Ours for what a vision transformer does with the product that makes its queries, keys and values: Split in three, of
+// each Reshape into heads and Transpose; MatMul(Softmax(MatMul(query, key) * scale), value), Transpose and Reshape
+// back.
+Changes own_encoder_attentions(const Parts& parts) {
+  Changes changes;
+  if (encoder_attention_kernel() == nullptr) return changes;
+  for (const Node& node : parts.nodes) {
+    if (node.op_type != "Reshape" || node.inputs.size() != 2) continue;
+    const Node* back = parts.maker(&node, 0, "Transpose", 1);
+    const Node* sum = parts.maker(back, 0, "MatMul", 2);
+    const Node* softmax = parts.maker(sum, 0, "Softmax", 1);
+    const Node* scaled = parts.maker(softmax, 0, "Mul", 2);
+    const Node* scores = parts.maker(scaled, 0, "MatMul", 2);
+    const Node* turned[] = {parts.maker(scores, 0, "Transpose", 1), parts.maker(scores, 1, "Transpose", 1),
+                            parts.maker(sum, 1, "Transpose", 1)};
+    const Node *heads[3], *split = nullptr;
+    for (size_t i = 0; i < 3; ++i) {
+      heads[i] = parts.maker(turned[i], 0, "Reshape", 2);
+      const Node* whole = parts.maker(heads[i], 0, "Split", 1);
+      const bool alike =
+          i == 0 || (heads[i] != nullptr && whole == split && heads[i]->inputs[1] == heads[0]->inputs[1]);
+      split = alike && whole != nullptr && whole->outputs.size() == 3 && whole->outputs[i] == heads[i]->inputs[0]
+                  ? whole
+                  : nullptr;
+      if (split == nullptr) break;
+    }
+    if (split == nullptr || !turned[0]->has_list("perm", {0, 2, 1, 3}) || !turned[1]->has_list("perm", {0, 2, 3, 1}) ||
+        !turned[2]->has_list("perm", {0, 2, 1, 3}) || !back->has_list("perm", {0, 2, 1, 3}) ||
+        !is_over_last_axis(*softmax, 4) || !is_over_last_axis(*split, 3)) {
+      continue;
+    }
+    const auto values = [&](std::string_view name, DType type, auto like, size_t count) {
+      const Constant* constant = parts.constant(name, type);
+      return constant == nullptr ? std::vector<decltype(like)>() : constant->values<decltype(like)>(count);
+    };
+    const auto shape = values(heads[0]->inputs[1], DType::kInt64, int64_t(), 4);
+    const auto joined = values(node.inputs[1], DType::kInt64, int64_t(), 3);
+    const auto scale = values(scaled->inputs[1], DType::kFloat32, float(), 1);
+    if (shape.empty() || joined.empty() || scale.empty() || shape[2] <= 0 || shape[3] <= 0 || joined[0] != shape[0] ||
+        joined[1] != shape[1] || joined[2] != shape[2] * shape[3]) {
+      continue;
+    }
+    for (const Node* dropped : {back, sum, softmax, scaled, scores, split}) changes[dropped->outputs[0]] = "";
+    for (size_t i = 0; i < 3; ++i) changes[turned[i]->outputs[0]] = changes[heads[i]->outputs[0]] = "";
+    changes[node.outputs[0]] = own_node(node, kOwnEncoderAttention, {split->inputs[0]},
+                                        {{"num_heads", static_cast<uint64_t>(shape[2])}}, {{"scale", scale[0]}});
+  }
+  return changes;
+}
+
 std::string attention_name() { return std::string("attention ") + attention_kernel().name; }
 std::string int4_name() { return std::string("int4 ") + int4_kernel()->name; }
 std::string int8_name() { return std::string("int8 ") + int8_kernel()->name; }
+std::string encoder_attention_name() { return std::string("encoder attention ") + encoder_attention_kernel()->name; }
 
 // The graph with our operators; empty where there is nothing to replace.
 std::string replace_in_graph(std::string_view graph, OwnOps ops, std::vector<std::string>& kernels) {
@@ -372,9 +252,14 @@ std::string replace_in_graph(std::string_view graph, OwnOps ops, std::vector<std
     }
     if (!own.empty()) changes[node.outputs[0]] = own;
   }
+  // Where products are int8, what the attention's bfloat16 costs is below what they do.
+  Changes encoder;
+  if (int8) encoder = own_encoder_attentions(parts);
+  changes.insert(encoder.begin(), encoder.end());
   if (attention) kernels.push_back(attention_name());
   if (int4) kernels.push_back(int4_name());
   if (int8) kernels.push_back(int8_name());
+  if (!encoder.empty()) kernels.push_back(encoder_attention_name());
   if (changes.empty()) return "";
   std::string result;
   protobuf::Field field;
@@ -393,8 +278,8 @@ std::string replace_in_graph(std::string_view graph, OwnOps ops, std::vector<std
     }
     ++node;
   }
-  if (attention) protobuf::write(result, kGraphInput, rows_input(kCacheRows, 4));
-  if (!crossing.empty()) protobuf::write(result, kGraphInput, rows_input(kEncoderRows, 0));
+  if (attention) protobuf::write(result, kGraphInput, written_input(kCacheRows, 4));
+  if (!crossing.empty()) protobuf::write(result, kGraphInput, written_input(kEncoderRows, 0));
   return result;
 }
 
@@ -425,6 +310,7 @@ std::vector<std::string> processor_kernels() {
   std::vector<std::string> names = {attention_name()};
   if (int4_kernel() != nullptr) names.push_back(int4_name());
   if (int8_kernel() != nullptr) names.push_back(int8_name());
+  if (encoder_attention_kernel() != nullptr) names.push_back(encoder_attention_name());
   return names;
 }
 

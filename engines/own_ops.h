@@ -9,7 +9,7 @@ constexpr char kOwnDomain[] = "blip2rt";
 // x (.., K) float32, codes, scales float16, zero points -> (.., N): int4_matmul.h. Attributes N, K, block_size.
 constexpr char kMatMulInt4[] = "MatMulInt4";
 // x (.., K) float32, codes (K, N) int8, scales (N) float32[, bias (N) float32] -> (.., N): int8_matmul.h. N, K,
-// bias: whether there is one.
+// bias: whether there is one, threads: how many there are.
 constexpr char kMatMulInt8[] = "MatMulInt8";
 // query (B,S,H*hd), key and value (B,S,Hkv*hd), or query with both behind it, past_key and past_value (B,Hkv,T,hd),
 // cache_rows (B,4) int32: a CacheRow for each row[, cos and sin (positions, half of what rotates)]
@@ -24,6 +24,9 @@ constexpr char kCacheRows[] = "cache_rows";
 // int32: which row of cross_key and cross_value each looks at -> (B,H,S,hd). As above, that row may lie behind the B.
 constexpr char kOwnCrossAttention[] = "CrossAttention";
 constexpr char kEncoderRows[] = "encoder_rows";
+// Query, key and value of all positions side by side (B,S,3*H*hd) float32 -> (B,S,H*hd): encoder_attention.h.
+// num_heads, scale.
+constexpr char kOwnEncoderAttention[] = "EncoderAttention";
 
 void add_own_products(OrtCustomOpDomain* domain);
 void add_own_attention(OrtCustomOpDomain* domain);

@@ -14,12 +14,13 @@ import pytest
 from PIL import Image
 
 import blip2rt
+from blip2rt._native import processor_kernels
 from blip2rt.bench import collect, costs, geometry, machine, peers, report, wire
 from blip2rt.bench.cli import main, picture
 from blip2rt.bench.stages import STAGES, Work
 from blip2rt.bundle import embedded, read
+from tests.native import Session, runtime
 
-pytest.importorskip("blip2rt._native")
 ROOT = Path(blip2rt.__file__).parents[1]
 SEED = random.randrange(2**31)
 
@@ -262,6 +263,18 @@ def test_a_synthetic_bundle_is_whole_and_captions(tiny_geometry, photo):
     scored = blip2rt.load(path).caption(photo(), num_beams=1, min_new_tokens=5, max_new_tokens=5, scores=True)
     assert np.isfinite(scored.score)
     assert geometry.bundle("tiny", "vision=int8-dynamic,qformer=int8w,llm=int4", cache) == path, "made once"
+
+
+def test_every_kernel_of_ours_finds_its_work_in_what_the_exporter_writes(tiny_geometry):
+    if tuple(int(part) for part in runtime().version.split(".")[:2]) < (1, 21):
+        pytest.skip("ONNX Runtime before 1.21 keeps its own kernels")
+    path, _ = tiny_geometry
+    found = {
+        kernel
+        for name in ("vision", "llm")
+        for kernel in Session(runtime(), str(path / f"{name}.onnx"), 1, own_int8=name == "vision").own_kernels
+    }
+    assert found == set(processor_kernels())
 
 
 def test_random_blocks_are_no_two_alike_but_the_tied_table(tiny_geometry):

@@ -28,8 +28,9 @@ VERSION = tuple(int(part) for part in runtime().version.split(".")[:2])
         ("int8", ["c++", "-fsanitize=address,undefined"], []),
         ("attention", ["c++", "-fsanitize=address,undefined"], []),
         ("attention", ["aarch64-linux-gnu-g++", "-static"], ["qemu-aarch64", "-cpu", "max"]),
+        ("encoder_attention", ["c++", "-fsanitize=address,undefined"], []),
     ],
-    ids=["int4", "int4-aarch64", "int8", "attention", "attention-aarch64"],
+    ids=["int4", "int4-aarch64", "int8", "attention", "attention-aarch64", "encoder-attention"],
 )
 def test_kernels(kind: str, compiler: list[str], runner: list[str], tmp_path: Path) -> None:
     for program in compiler[:1] + runner[:1]:
@@ -57,7 +58,7 @@ def save_graph(path: Path, nodes: list[onnx.NodeProto], k: int, n: int, constant
     )
     opsets = [helper.make_opsetid("", 19), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
-    onnx.save(model, path, save_as_external_data=True, location=path.name + ".data", size_threshold=0)
+    onnx.save(model, path, save_as_external_data=True, location=path.name + ".data", size_threshold=128)
 
 
 INT8, HALF_PRECISION = 4, 2  # accuracy_level: what activations may be rounded to
@@ -87,7 +88,7 @@ def test_graph_uses_it_and_gives_the_same(level: int, tolerance: float, threads:
     """Of half precision ONNX Runtime is exact. An outlier costs the others of its block their precision, too."""
     rng = np.random.default_rng()
     for block in (32, 64, 128):
-        k, n = int(rng.integers(1, 40)) * 32 + int(rng.integers(0, 2)), int(rng.integers(1, 300))
+        k, n = int(rng.integers(1, 40)) * 32 + int(rng.integers(0, 2)), int(rng.integers(16, 300))
         save_matmul(tmp_path / f"{block}.onnx", k, n, block, level=level)
         ours, theirs = (
             Session(runtime(), str(tmp_path / f"{block}.onnx"), threads, own_int4=own) for own in (True, False)
@@ -168,6 +169,94 @@ def test_int8_with_zero_points_stays_with_onnx_runtime(tmp_path: Path) -> None:
     session = Session(runtime(), str(tmp_path / "zeros.onnx"), 1, own_int8=True)
     assert session.own_kernels == []
     assert np.isfinite(session.run({"x": np.ones((1, 1, 64), np.float32)})["y"]).all()
+
+
+POSITIONS, HEADS, WIDTH = 21, 3, 10
+
+
+def save_attention(path: Path, change: str = "") -> dict[str, np.ndarray]:
+    """x (B, 21, 16) -> y (B, 21, 30), as a vision transformer attends; `change` names what is otherwise."""
+    rng = np.random.default_rng()
+    k, n = 16, HEADS * WIDTH
+    constants = {
+        "codes": rng.integers(-127, 128, (k, 3 * n), dtype=np.int8),
+        "scales": rng.uniform(0.001, 0.003, 3 * n).astype(np.float32),
+        "heads": np.array([-1, POSITIONS, HEADS, WIDTH]),
+        "joined": np.array([-1, POSITIONS, n]),
+        "scale": np.float32(WIDTH**-0.5),
+    }
+    if change == "one-head":
+        constants["joined"] = np.array([-1, 1, POSITIONS * n])
+        constants["flat"] = np.array([-1, POSITIONS, n])
+    names = ["query", "key", "value"]
+    if change == "other-order":
+        names = ["key", "query", "value"]
+    turned = {"query": [0, 2, 1, 3], "key": [0, 2, 3, 1], "value": [0, 2, 1, 3]}
+    nodes = [
+        helper.make_node("DynamicQuantizeMatMul", ["x", "codes", "scales"], ["qkv"], domain="com.microsoft"),
+        helper.make_node("Split", ["qkv"], names, axis=2, num_outputs=3),
+    ]
+    for name, order in turned.items():
+        nodes.append(helper.make_node("Reshape", [name, "heads"], [f"{name}_heads"]))
+        nodes.append(helper.make_node("Transpose", [f"{name}_heads"], [f"{name}_turned"], perm=order))
+    axis = 2 if change == "other-axis" else -1
+    nodes += [
+        helper.make_node("MatMul", ["query_turned", "key_turned"], ["scores"]),
+        helper.make_node("Mul", ["scores", "scale"], ["scaled"]),
+        helper.make_node("Softmax", ["scaled"], ["weights"], axis=axis),
+        helper.make_node("MatMul", ["weights", "value_turned"], ["sum"]),
+        helper.make_node("Transpose", ["sum"], ["back"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["back", "joined"], ["y"]),
+    ]
+    if change == "read-twice":
+        nodes[-1].output[0] = "once"
+        nodes.append(helper.make_node("ReduceMean", ["weights"], ["mean"], keepdims=0))
+        nodes.append(helper.make_node("Add", ["once", "mean"], ["y"]))
+    if change == "one-head":
+        nodes[-1].output[0] = "row"
+        nodes.append(helper.make_node("Reshape", ["row", "flat"], ["y"]))
+    if change == "scale-of-an-input":
+        nodes.insert(-4, helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0))
+        scaled = next(node for node in nodes if node.output[0] == "scaled")
+        scaled.input[1] = "largest"
+    save_graph(path, nodes, k, n, constants)
+    return constants
+
+
+def attention(x: np.ndarray, constants: dict[str, np.ndarray]) -> np.ndarray:
+    """Attention of x (B, S, K), in float64."""
+    qkv = x.astype(float) @ (constants["codes"].astype(float) * constants["scales"])
+    query, key, value = qkv.reshape(*x.shape[:2], 3, HEADS, WIDTH).transpose(2, 0, 3, 1, 4)
+    scores = query @ key.transpose(0, 1, 3, 2) * float(constants["scale"])
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return (weights / weights.sum(-1, keepdims=True) @ value).transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1)
+
+
+@pytest.mark.skipif(VERSION < (1, 21), reason="ONNX Runtime before 1.21 keeps its own attention")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_encoders_attention(threads: int, tmp_path: Path) -> None:
+    constants = save_attention(tmp_path / "attention.onnx")
+    ours, theirs = (
+        Session(runtime(), str(tmp_path / "attention.onnx"), threads, own_int8=own) for own in (True, False)
+    )
+    if not any(kernel.startswith("encoder attention ") for kernel in ours.own_kernels):
+        pytest.skip("this processor has none of our kernels")
+    for batch in (1, 3):
+        x = np.random.default_rng().standard_normal((batch, POSITIONS, 16)).astype(np.float32)
+        exact = attention(x, constants)
+        errors = [np.abs(session.run({"x": x})["y"] - exact).mean() for session in (ours, theirs)]
+        assert errors[0] <= 1.2 * errors[1] and errors[0] < 0.02 * exact.std(), errors
+    assert ours.run({"x": np.zeros((0, POSITIONS, 16), np.float32)})["y"].shape == (0, POSITIONS, HEADS * WIDTH)
+
+
+@pytest.mark.parametrize("change", ["other-order", "other-axis", "read-twice", "one-head", "scale-of-an-input"])
+def test_another_attention_stays_with_onnx_runtime(change: str, tmp_path: Path) -> None:
+    save_attention(tmp_path / "other.onnx", change)
+    ours, theirs = (Session(runtime(), str(tmp_path / "other.onnx"), 1, own_int8=own) for own in (True, False))
+    assert not any(kernel.startswith("encoder attention ") for kernel in ours.own_kernels)
+    x = np.random.default_rng().standard_normal((2, POSITIONS, 16)).astype(np.float32)
+    expected = theirs.run({"x": x})["y"]
+    assert np.abs(ours.run({"x": x})["y"] - expected).mean() < 0.05 * expected.std()
 
 
 def test_a_damaged_graph_is_onnx_runtimes_to_name(tmp_path: Path) -> None:
