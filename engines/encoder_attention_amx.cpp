@@ -56,15 +56,18 @@ __m512 part(const float* row, size_t at, size_t count) {
   return at < count ? _mm512_maskz_loadu_ps(first(count - at), row + at) : _mm512_setzero_ps();
 }
 
-// Its upper 16 bits alone.
-__m512 upper(__m512 x) { return _mm512_and_ps(x, _mm512_castsi512_ps(_mm512_set1_epi32(-0x10000))); }
+// To a bfloat16, as a float.
+__m512 rounded(__m512 x) {
+  const __m512i bits = _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000));
+  return _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(-0x10000)));
+}
 
 struct Split {
   __m512i high, low;  // 32 halves
 
   Split(__m512 a, __m512 b) {
-    high = halves(upper(a), upper(b));
-    low = halves(_mm512_sub_ps(a, upper(a)), _mm512_sub_ps(b, upper(b)));
+    high = halves(rounded(a), rounded(b));
+    low = halves(_mm512_sub_ps(a, rounded(a)), _mm512_sub_ps(b, rounded(b)));
   }
 
   static __m512i halves(__m512 a, __m512 b) { return (__m512i)_mm512_cvtne2ps_pbh(b, a); }

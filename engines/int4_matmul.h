@@ -23,7 +23,8 @@ struct Int4Matrix {
 struct Int4Input {
   // What a register of codes is unpacked to, at most: for so many more values each row has room.
   static constexpr size_t kRoom = 128;
-  static constexpr size_t kFew = 4;  // rows, at most, that are multiplied output by output
+  static constexpr size_t kFew = 4;    // rows, at most, that are multiplied output by output
+  static constexpr size_t kTile = 16;  // rows that may be read together: so many have room
 
   size_t rows;  // at least one
   // (rows, blocks * block), of every 8 the even ones before the odd ones, as codes lie; of few rows: of as many as a
@@ -34,7 +35,7 @@ struct Int4Input {
   float* sums;    // (rows, blocks): scale * sum of the values
 
   static size_t plane_size(const Int4Matrix& matrix, size_t rows) {
-    return rows * (matrix.blocks() * matrix.block + kRoom);
+    return (rows + kTile - 1) / kTile * kTile * (matrix.blocks() * matrix.block + kRoom);
   }
 };
 

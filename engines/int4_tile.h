@@ -48,8 +48,9 @@ void copy_rows(const uint8_t* base, size_t stride, size_t rows, size_t bytes, ui
   }
 }
 
-template <class V>
-void read_scales(const Int4Matrix& m, size_t first, size_t rows, const Scales<V>& to) {
+// Calls put(block, scales, zero points) for every block of a tile.
+template <class V, class Put>
+void read_scales(const Int4Matrix& m, size_t first, size_t rows, const Put& put) {
   const size_t blocks = m.blocks(), zero_bytes = (blocks + 1) / 2;
   const uint8_t* scales = reinterpret_cast<const uint8_t*>(m.scales + first * blocks);
   const uint8_t* zeros = m.zero_points + first * zero_bytes;
@@ -75,9 +76,7 @@ void read_scales(const Int4Matrix& m, size_t first, size_t rows, const Scales<V>
     }
     typename V::Ints codes = V::load(packed);
     for (size_t i = 0; i < count; ++i) {
-      const typename V::Floats scale = V::half(i % 2 == 0 ? pairs[i / 2] : V::high_half(pairs[i / 2]));
-      V::store(to.scale + (block + i) * V::kLanes, scale);
-      V::store(to.offset + (block + i) * V::kLanes, V::mul(scale, V::to_float(V::low_nibble_of_lane(codes))));
+      put(block + i, V::half(i % 2 == 0 ? pairs[i / 2] : V::high_half(pairs[i / 2])), V::low_nibble_of_lane(codes));
       codes = V::next_nibble_of_lane(codes);
     }
   }
@@ -99,6 +98,24 @@ struct Packed {
   }
 };
 
+// Calls put(index, eight registers of codes) for pieces of a tile, of which fewer outputs may exist.
+template <class V, class Put>
+void unpack_pieces(const Int4Matrix& m, size_t begin, size_t outputs, size_t first, size_t last, const Put& put) {
+  const size_t stride = m.blocks() * m.block / 2;
+  const Packed<V> packed = {m.codes + begin * stride, stride};
+  alignas(64) uint8_t copy[16 * V::kLanes];
+  for (size_t piece = first; piece < last; ++piece) {
+    typename V::Ints codes[8];
+    if (outputs < V::kLanes) {  // rows beyond the matrix must not be read
+      copy_rows<V>(packed.codes + piece * (kPiece / 2), stride, outputs, 16, copy);
+      Packed<V>{copy, 16}.piece(0, codes);
+    } else {
+      packed.piece(piece, codes);
+    }
+    put(piece, codes);
+  }
+}
+
 // Codes of a tile that were unpacked before, for many rows.
 template <class V>
 struct Unpacked {
@@ -114,6 +131,13 @@ struct Unpacked {
 struct Ahead {
   const uint8_t* line;
   size_t lines, of_step;
+
+  Ahead(const Int4Matrix& m, size_t tile, size_t outputs, size_t steps) {
+    const size_t stride = m.blocks() * m.block / 2, begin = (tile + kAhead) * outputs;
+    line = m.codes + begin * stride;
+    lines = begin < m.n ? outputs * stride / kLine : 0;
+    of_step = (lines + steps - 1) / steps;
+  }
 
   void step() {
     for (size_t i = 0; i < of_step && lines > 0; ++i, --lines, line += kLine) __builtin_prefetch(line, 0, 2);
@@ -161,57 +185,31 @@ void multiply_some(size_t rows, const Int4Matrix& m, const Int4Input& input, con
   multiply_rows<V, Split, R>(m, input, codes, scales, row, ahead, sums);
 }
 
-// How an instruction set multiplies kRows rows at once with an unpacked tile, where it has a way of its own for many.
-template <class V>
-struct Many {
-  static constexpr size_t kRows = 0;
-
-  template <bool Split>
-  static void multiply(const Int4Matrix&, const Int4Input&, const uint8_t*, const Scales<V>&, size_t, Ahead&, float*) {}
-};
-
 template <class V, bool Split>
 void multiply_tiles(const Int4Matrix& m, const Int4Input& input, float* out, size_t first, size_t last,
                     uint8_t* scratch) {
-  const size_t tiles = (m.n + V::kLanes - 1) / V::kLanes;
-  const size_t blocks = m.blocks(), stride = blocks * m.block / 2, pieces = blocks * m.block / kPiece;
+  const size_t blocks = m.blocks(), stride = blocks * m.block / 2;
   const Scales<V> scales = {reinterpret_cast<float*>(scratch), reinterpret_cast<float*>(scratch) + blocks * V::kLanes};
-  constexpr size_t kMost = kRows<V, Split> > Many<V>::kRows ? kRows<V, Split> : Many<V>::kRows;
+  constexpr size_t kMost = kRows<V, Split>;
   uint8_t* unpacked = scratch + 2 * blocks * V::kLanes * sizeof(float);
   for (size_t tile = first; tile < last; ++tile) {
     const size_t begin = tile * V::kLanes, outputs = m.n - begin < V::kLanes ? m.n - begin : V::kLanes;
-    read_scales<V>(m, begin, outputs, scales);
-    const uint8_t* codes = m.codes + begin * stride;
-    const uint8_t* later = tile + kAhead < tiles ? codes + kAhead * V::kLanes * stride : nullptr;
-    const bool partial = outputs < V::kLanes;                        // rows beyond the matrix must not be read
-    const bool first_all = input.rows > kRows<V, Split> || partial;  // unpack all before anything is multiplied
-    const Packed<V> packed = {codes, stride};
-    const size_t lines = later != nullptr ? V::kLanes * stride / kLine : 0;
-    const size_t steps = blocks * ((input.rows + kMost - 1) / kMost);
-    Ahead ahead = {later, lines, (lines + steps - 1) / steps};
+    read_scales<V>(m, begin, outputs, [&](size_t block, auto scale, auto zeros) {
+      V::store(scales.scale + block * V::kLanes, scale);
+      V::store(scales.offset + block * V::kLanes, V::mul(scale, V::to_float(zeros)));
+    });
+    const Packed<V> packed = {m.codes + begin * stride, stride};
+    const bool first_all = input.rows > kMost || outputs < V::kLanes;  // unpack all before anything is multiplied
     if (first_all) {
-      alignas(64) uint8_t copy[16 * V::kLanes];
-      for (size_t piece = 0; piece < pieces; ++piece) {
-        typename V::Ints unpacked_codes[8];
-        if (partial) {
-          copy_rows<V>(packed.codes + piece * (kPiece / 2), stride, outputs, 16, copy);
-          Packed<V>{copy, 16}.piece(0, unpacked_codes);
-        } else {
-          packed.piece(piece, unpacked_codes);
-        }
-        for (size_t i = 0; i < 8; ++i)
-          V::store(unpacked + (8 * piece + i) * sizeof(typename V::Ints), unpacked_codes[i]);
-      }
+      unpack_pieces<V>(m, begin, outputs, 0, blocks * m.block / kPiece, [&](size_t piece, const auto* codes) {
+        for (size_t i = 0; i < 8; ++i) V::store(unpacked + (8 * piece + i) * sizeof codes[i], codes[i]);
+      });
     }
-    size_t rows = 0;
-    for (size_t row = 0; row < input.rows; row += rows) {
-      const size_t left = input.rows - row;
-      const bool many = Many<V>::kRows > 0 && left >= Many<V>::kRows;
-      rows = many ? Many<V>::kRows : left < kRows<V, Split> ? left : kRows<V, Split>;
+    Ahead ahead(m, tile, V::kLanes, blocks * ((input.rows + kMost - 1) / kMost));
+    for (size_t row = 0; row < input.rows; row += kMost) {
+      const size_t rows = input.rows - row < kMost ? input.rows - row : kMost;
       alignas(64) float sums[kMost * V::kLanes];
-      if (many) {
-        Many<V>::template multiply<Split>(m, input, unpacked, scales, row, ahead, sums);
-      } else if (first_all) {
+      if (first_all) {
         multiply_some<V, Split>(rows, m, input, Unpacked<V>{unpacked}, scales, row, ahead, sums);
       } else {
         multiply_some<V, Split>(rows, m, input, packed, scales, row, ahead, sums);

@@ -28,14 +28,16 @@ inline bool has_avx_vnni() {  // older compilers have no name for it
   return has_avx2() && __get_cpuid_count(kFeatures, kMore, &eax, &ebx, &ecx, &edx) != 0 && (eax & kAvxVnni) != 0;
 }
 
-// Whether there is AMX for int8 beside AVX-512, and the system lets the process use it, which has to be asked for.
+// Whether there is AMX beside AVX-512, both for int8 and bfloat16, and the system lets the process use it, which has to
+// be asked for.
 inline bool may_use_amx() {
 #if defined(__linux__)
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  constexpr unsigned kFeatures = 7, kTiles = 1u << 24, kInt8 = 1u << 25;
-  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  return has_avx512_vnni() && __get_cpuid_count(kFeatures, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kTiles) != 0 &&
-         (edx & kInt8) != 0 && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  constexpr unsigned kFeatures = 7, kAmx = 1u << 22 | 1u << 24 | 1u << 25;  // bfloat16, tiles, int8
+  constexpr long kRequest = 0x1023, kTileData = 18;                         // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16") &&
+         __get_cpuid_count(kFeatures, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kAmx) == kAmx &&
+         syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 #else
   return false;
 #endif

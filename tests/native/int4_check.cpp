@@ -119,7 +119,7 @@ int main(int argc, char** argv) {
     const Int4Kernel* kernel = int4_kernel(name);
     if (kernel == nullptr) continue;
     for (size_t block : {32, 64, 128}) {
-      for (size_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 16, 17, 33}) {
+      for (size_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 16, 17, 33, 145}) {
         for (bool greatest : {false, true}) {  // of codes and values: no sum may overflow
           const size_t k =
               1 + random() % 1300 + (random() % 2 == 0 ? 2048 : 0);  // long outputs have a way of their own
