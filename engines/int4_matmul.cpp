@@ -1,6 +1,8 @@
 // Chooses the kernel for the processor that runs. Knows instruction sets by name.
 #include "int4_matmul.h"
 
+#include <algorithm>
+
 #include "kernel_choice.h"
 
 #if defined(__aarch64__) && defined(__linux__)
@@ -10,8 +12,10 @@
 namespace blip2rt {
 
 size_t Int4Kernel::scratch_size(const Int4Matrix& matrix) const {
-  // A tile's scales, offsets and codes; or of few rows three numbers a block, rounded up to a register.
-  return tile * (matrix.blocks() * (2 * sizeof(float) + matrix.block) + 3 * Int4Input::kFew * sizeof(float));
+  // A tile's scales, offsets and codes; or of few rows, and of the outputs that are multiplied at once, numbers of
+  // blocks.
+  const size_t of_tile = tile * matrix.blocks() * (2 * sizeof(float) + matrix.block);
+  return std::max(of_tile, Int4Input::kFewNumbers * (matrix.blocks() + tile) * sizeof(float));
 }
 
 #if defined(__x86_64__)

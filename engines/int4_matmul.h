@@ -23,8 +23,8 @@ struct Int4Matrix {
 struct Int4Input {
   // What a register of codes is unpacked to, at most: for so many more values each row has room.
   static constexpr size_t kRoom = 128;
-  static constexpr size_t kFew = 4;    // rows, at most, that are multiplied output by output
-  static constexpr size_t kTile = 16;  // rows that may be read together: so many have room
+  static constexpr size_t kFewNumbers = 16;  // a block, at most, that this needs
+  static constexpr size_t kTile = 16;        // rows that may be read together: so many have room
 
   size_t rows;  // at least one
   // (rows, blocks * block), of every 8 the even ones before the odd ones, as codes lie; of few rows: of as many as a

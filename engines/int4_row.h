@@ -1,6 +1,6 @@
 // The product of int4_matmul.h for one row of activations, or for the few of a beam search, which decide how fast a
-// token is: one output after the other, each a single stream of memory that the processor foresees. Included behind
-// int4_tile.h, by the same rules.
+// token is: each output by itself, in a few streams of memory that the processor foresees. Included behind int4_tile.h,
+// by the same rules.
 #pragma once
 
 #include "int4_tile.h"
@@ -71,50 +71,52 @@ void prepare(const Int4Matrix& m, const FewRows& x, size_t output, bool beyond, 
   }
 }
 
-// One output of R rows, `n` apart, added to the sums of lanes `even`. A chunk holds B blocks, or a block C chunks; the
-// other of the two is 1.
-template <class V, bool Split, size_t B, size_t C, size_t R>
-void multiply_one(const uint8_t* codes, size_t bytes, const FewRows& x, bool beyond, const float* scales,
-                  typename V::Floats* even, float* out, size_t n) {
-  typename V::Floats odd[R];
-  for (auto& sum : odd) sum = V::zero();
-  const auto add = [&](typename V::Floats* to, const uint8_t* from, size_t first, size_t chunks) {
-    typename V::Ints high[R], low[R];
-    for (size_t r = 0; r < R; ++r) high[r] = low[r] = V::no_products();
-    __builtin_prefetch(from + kForesight);
+// Outputs that are multiplied at once, far apart: so many streams get more from the memory than one, which waits at the
+// end of every page.
+template <size_t R>
+constexpr size_t kStreams = R == 1 ? 4 : 2;
+
+// S outputs whose codes lie `stride` apart, of R rows, added to the sums of lanes. A chunk holds B blocks, or a block C
+// chunks; the other of the two is 1. scales: of each output each row's.
+template <class V, bool Split, size_t B, size_t C, size_t R, size_t S>
+void add_outputs(const uint8_t* codes, size_t stride, size_t bytes, const FewRows& x, bool beyond, const float* scales,
+                 typename V::Floats (*sums)[R]) {
+  const auto add = [&](const uint8_t* from, size_t apart, size_t first, size_t chunks) {
+    typename V::Ints high[S][R], low[S][R];
+    for (size_t s = 0; s < S; ++s) {
+      for (size_t r = 0; r < R; ++r) high[s][r] = low[s][r] = V::no_products();
+    }
     for (size_t i = 0; i < chunks; ++i) {
-      const typename V::Ints both = V::load(from + i * kChunk<V>);
-      const typename V::Ints evens = V::low_nibbles(both), odds = V::high_nibbles(both);
-      for (size_t r = 0; r < R; ++r) {
-        const size_t at = r * x.width + 2 * (first + i) * kChunk<V>;
-        high[r] = V::dot_all(high[r], evens, odds, x.values + at);
-        if constexpr (Split) low[r] = V::dot_all(low[r], evens, odds, x.low + at);
+      for (size_t s = 0; s < S; ++s) {
+        const typename V::Ints both = V::load(from + s * apart + i * kChunk<V>);
+        const typename V::Ints evens = V::low_nibbles(both), odds = V::high_nibbles(both);
+        for (size_t r = 0; r < R; ++r) {
+          const size_t at = r * x.width + 2 * (first + i) * kChunk<V>;
+          high[s][r] = V::dot_all(high[s][r], evens, odds, x.values + at);
+          if constexpr (Split) low[s][r] = V::dot_all(low[s][r], evens, odds, x.low + at);
+        }
       }
     }
-    for (size_t r = 0; r < R; ++r) {
-      if constexpr (Split) high[r] = V::join(high[r], low[r]);
-      to[r] = V::mul_add(V::to_float(high[r]), V::template spread<B>(scales + r * x.blocks + first / C * B), to[r]);
+    for (size_t s = 0; s < S; ++s) {
+      for (size_t r = 0; r < R; ++r) {
+        if constexpr (Split) high[s][r] = V::join(high[s][r], low[s][r]);
+        const float* of_blocks = scales + (s * R + r) * x.blocks + first / C * B;
+        sums[s][r] = V::mul_add(V::to_float(high[s][r]), V::template spread<B>(of_blocks), sums[s][r]);
+      }
     }
   };
-  typename V::Floats* second = R == 1 ? odd : even;  // the sum of a row that is alone would wait for itself
-  const size_t whole = bytes / kChunk<V> / C * C;
-  size_t chunk = 0;
-  for (; chunk + 2 * C <= whole; chunk += 2 * C) {
-    add(even, codes + chunk * kChunk<V>, chunk, C);
-    add(second, codes + (chunk + C) * kChunk<V>, chunk + C, C);
+  const size_t whole = bytes / kChunk<V> / C * C, left = bytes - whole * kChunk<V>;
+  for (size_t chunk = 0; chunk < whole; chunk += C) {
+    const uint8_t* from = codes + chunk * kChunk<V>;
+    for (size_t s = 0; s < S; ++s) __builtin_prefetch(from + s * stride + kForesight);
+    add(from, stride, chunk, C);
   }
-  if (chunk < whole) add(even, codes + chunk * kChunk<V>, chunk, C);
-  const size_t left = bytes - whole * kChunk<V>;  // a part of a chunk of several blocks
-  if (left > 0) {
-    const uint8_t* from = codes + whole * kChunk<V>;
-    uint8_t last[kChunk<V>];
-    if (!beyond) {
-      std::memset(last, 0, sizeof last);
-      from = static_cast<const uint8_t*>(std::memcpy(last, from, left));
-    }
-    add(second, from, whole, 1);
-  }
-  for (size_t r = 0; r < R; ++r) out[r * n] = V::sum(V::add(even[r], odd[r]));
+  if (left == 0) return;
+  const uint8_t* from = codes + whole * kChunk<V>;  // a part of a chunk of several blocks
+  if (beyond) return add(from, stride, whole, 1);
+  uint8_t last[S * kChunk<V>] = {};
+  for (size_t s = 0; s < S; ++s) std::memcpy(last + s * kChunk<V>, from + s * stride, left);
+  add(last, kChunk<V>, whole, 1);
 }
 
 // Whether that is the way: several rows repay the sums over lanes at the end of every output where it is long, and
@@ -134,14 +136,30 @@ size_t few_width(const Int4Matrix& m) {
   return round_up(m.blocks() * m.block, 2 * kChunk<V>);
 }
 
-template <class V, bool Split, size_t Block, size_t R>
-void multiply_outputs(const Int4Matrix& m, const Int4Input& input, float* out, size_t begin, size_t end,
-                      float* scratch) {
+// S outputs from `output` on, `step` apart. `beyond`: reading may reach into the next outputs.
+template <class V, bool Split, size_t Block, size_t R, size_t S>
+void multiply_outputs(const Int4Matrix& m, const FewRows& x, float* out, size_t output, size_t step, bool beyond,
+                      float* scales) {
   constexpr size_t kWeights = 2 * kChunk<V>, kBlocks = kWeights > Block ? kWeights / Block : 1;
   constexpr size_t kChunks = Block > kWeights ? Block / kWeights : 1;
+  const size_t bytes = m.blocks() * Block / 2;
+  typename V::Floats sums[S][R];
+  for (size_t s = 0; s < S; ++s) {
+    prepare<V, R>(m, x, output + s * step, beyond, scales + s * R * x.blocks, sums[s]);
+  }
+  add_outputs<V, Split, kBlocks, kChunks, R, S>(m.codes + output * bytes, step * bytes, bytes, x, beyond, scales, sums);
+  for (size_t s = 0; s < S; ++s) {
+    for (size_t r = 0; r < R; ++r) out[r * m.n + output + s * step] = V::sum(sums[s][r]);
+  }
+}
+
+template <class V, bool Split, size_t Block, size_t R>
+void multiply_part(const Int4Matrix& m, const Int4Input& input, float* out, size_t begin, size_t end, float* scratch) {
+  constexpr size_t kAtOnce = kStreams<R>;
+  static_assert((kAtOnce + 2) * R <= Int4Input::kFewNumbers, "scratch has no room for more");
   const size_t blocks = m.blocks(), bytes = blocks * Block / 2, zero_bytes = (blocks + 1) / 2;
   const size_t padded = round_up(blocks, V::kLanes);
-  float *of_x = scratch + R * padded, *sums = of_x + R * padded;
+  float *of_x = scratch + kAtOnce * R * padded, *sums = of_x + R * padded;
   std::memset(of_x, 0, 2 * R * padded * sizeof(float));
   for (size_t r = 0; r < R; ++r) {
     std::memcpy(of_x + r * padded, input.scales + r * blocks, blocks * sizeof(float));
@@ -156,12 +174,12 @@ void multiply_outputs(const Int4Matrix& m, const Int4Input& input, float* out, s
   // memory first, for which a short output's product has no time.
   size_t whole = end;
   while (whole > begin && !may_reach(whole - 1)) --whole;
-  for (size_t output = begin; output < end; ++output) {
-    const bool beyond = output < whole;
-    typename V::Floats offsets[R];
-    prepare<V, R>(m, x, output, beyond, scratch, offsets);
-    multiply_one<V, Split, kBlocks, kChunks, R>(m.codes + output * bytes, bytes, x, beyond, scratch, offsets,
-                                                out + output, m.n);
+  const size_t step = (whole - begin) / kAtOnce;
+  for (size_t i = 0; i < step; ++i) {
+    multiply_outputs<V, Split, Block, R, kAtOnce>(m, x, out, begin + i, step, true, scratch);
+  }
+  for (size_t output = begin + kAtOnce * step; output < end; ++output) {
+    multiply_outputs<V, Split, Block, R, 1>(m, x, out, output, 0, output < whole, scratch);
   }
 }
 
@@ -177,14 +195,13 @@ void quantize(const float* x, size_t row, const Int4Matrix& m, const Int4Input& 
 
 template <class V, bool Split, size_t R = Split ? 1 : V::kFewRows>
 void multiply_few(const Int4Matrix& m, const Int4Input& input, float* out, size_t begin, size_t end, float* scratch) {
-  static_assert(R <= Int4Input::kFew, "scratch has no room for more");
   if constexpr (R > 1) {
     if (input.rows < R) return multiply_few<V, Split, R - 1>(m, input, out, begin, end, scratch);
   }
   switch (m.block) {
-    case 32: return multiply_outputs<V, Split, 32, R>(m, input, out, begin, end, scratch);
-    case 64: return multiply_outputs<V, Split, 64, R>(m, input, out, begin, end, scratch);
-    default: return multiply_outputs<V, Split, 128, R>(m, input, out, begin, end, scratch);
+    case 32: return multiply_part<V, Split, 32, R>(m, input, out, begin, end, scratch);
+    case 64: return multiply_part<V, Split, 64, R>(m, input, out, begin, end, scratch);
+    default: return multiply_part<V, Split, 128, R>(m, input, out, begin, end, scratch);
   }
 }
 

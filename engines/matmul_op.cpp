@@ -25,6 +25,15 @@ struct Product {
   }
 };
 
+// Calls work(first, last) for parts of `tiles`: as many for every thread, two at least, so that one which is late can
+// be helped; `amount` of them in all, at most `most` in a part.
+template <class F>
+void in_even_parts(OrtKernelContext* context, size_t threads, size_t tiles, size_t amount, size_t most, const F& work) {
+  const size_t of_thread = std::max<size_t>(2, (amount + threads * most - 1) / (threads * most));
+  const size_t parts = std::min(tiles, threads * of_thread);
+  in_parts(context, parts, 1, [&](size_t part, size_t) { work(tiles * part / parts, tiles * (part + 1) / parts); });
+}
+
 struct MatMulInt4 {
   static constexpr const char* kName = kMatMulInt4;
   static constexpr DType kInputs[] = {DType::kFloat32, DType::kUInt8, DType::kFloat16, DType::kUInt8};
@@ -32,12 +41,14 @@ struct MatMulInt4 {
   static bool optional(size_t) { return false; }
   int64_t n, k, block;
   bool split;  // activations of 16 bits
+  size_t threads;
 
   explicit MatMulInt4(const OrtKernelInfo* info)
       : n(attribute(info, "N")),
         k(attribute(info, "K")),
         block(attribute(info, "block_size")),
-        split(attribute(info, "split") != 0) {}
+        split(attribute(info, "split") != 0),
+        threads(static_cast<size_t>(attribute(info, "threads"))) {}
 
   void compute(OrtKernelContext* context) const {
     const Product product(context, n, k);
@@ -52,12 +63,11 @@ struct MatMulInt4 {
     const Int4Input quantized = {product.rows, planes, split ? planes + plane : nullptr, of_blocks, of_blocks + blocks};
     const Int4Kernel* kernel = int4_kernel();
     for (size_t row = 0; row < product.rows; ++row) kernel->quantize(product.x, row, matrix, quantized);
-    // Parts of about 64 KiB of weights: long enough to be worth a thread, short enough to keep all busy to the end.
-    constexpr size_t kPart = 64 * 1024;
-    const size_t tile_bytes = kernel->tile * matrix.blocks() * matrix.block / 2;
-    const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile;
-    const size_t at_once = std::max<size_t>(1, kPart / std::max<size_t>(1, tile_bytes));
-    in_parts(context, tiles, at_once, [&](size_t first, size_t last) {
+    // Parts as long as streams of memory want to be, that leave none waiting for the last.
+    constexpr size_t kPart = 256 * 1024;
+    const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile,
+                 bytes = matrix.n * matrix.blocks() * matrix.block / 2;
+    in_even_parts(context, threads, tiles, bytes, kPart, [&](size_t first, size_t last) {
       thread_local Buffer scratch;
       kernel->multiply(matrix, quantized, product.out, first, last, scratch.get<uint8_t>(kernel->scratch_size(matrix)));
     });
@@ -93,14 +103,11 @@ struct MatMulInt8 {
     in_parts(context, product.rows, kRows, [&](size_t first, size_t last) {
       for (size_t row = first; row < last; ++row) kernel->quantize(product.x, row, matrix.k, quantized);
     });
-    // As many parts for every thread, two at least.
-    const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile, most = kernel->tiles_together(matrix.k);
-    const size_t of_thread = std::max<size_t>(2, (tiles + threads * most - 1) / (threads * most));
-    const size_t parts = std::min(tiles, threads * of_thread);
-    in_parts(context, parts, 1, [&](size_t part, size_t) {
+    const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile, together = kernel->tiles_together(matrix.k);
+    in_even_parts(context, threads, tiles, tiles, together, [&](size_t first, size_t last) {
       thread_local Buffer scratch;
-      uint8_t* codes = scratch.get<uint8_t>(kernel->scratch_size(matrix.k));
-      kernel->multiply(matrix, quantized, product.out, tiles * part / parts, tiles * (part + 1) / parts, codes);
+      kernel->multiply(matrix, quantized, product.out, first, last,
+                       scratch.get<uint8_t>(kernel->scratch_size(matrix.k)));
     });
   }
 };

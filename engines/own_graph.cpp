@@ -26,7 +26,7 @@ std::string own_node(const Node& node, std::string_view type, const std::vector<
 using Halves = std::map<std::string_view, std::string_view>;
 
 // Ours for a MatMulNBits; empty where it is another node, or one that we cannot do.
-std::string own_int4(const Node& node, Parts& parts, const Halves& halves) {
+std::string own_int4(const Node& node, Parts& parts, const Halves& halves, size_t threads) {
   enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kInputs };
   if (node.op_type != "MatMulNBits" || node.inputs.size() != kInputs || int4_kernel() == nullptr) return "";
   const auto number = [&](const char* name) { return node.number(name, 0); };
@@ -43,7 +43,8 @@ std::string own_int4(const Node& node, Parts& parts, const Halves& halves) {
                   {{"N", static_cast<uint64_t>(n)},
                    {"K", static_cast<uint64_t>(k)},
                    {"block_size", static_cast<uint64_t>(block)},
-                   {"split", number("accuracy_level") == kInt8 ? 0 : 1}});
+                   {"split", number("accuracy_level") == kInt8 ? 0 : 1},
+                   {"threads", threads}});
 }
 
 // Ours for a DynamicQuantizeMatMul; empty where it is another node, or one that we cannot do.
@@ -244,7 +245,7 @@ std::string replace_in_graph(std::string_view graph, OwnOps ops, std::vector<std
   for (const Node& node : parts.nodes) {
     if (node.domain != "com.microsoft" || node.outputs.size() != 1) continue;
     std::string own;
-    if (ops.int4) own = own_int4(node, parts, halves);
+    if (ops.int4) own = own_int4(node, parts, halves, ops.threads);
     int4 = int4 || !own.empty();
     if (own.empty() && ops.int8) {
       own = own_int8(node, parts, ops.threads);
