@@ -25,14 +25,17 @@ struct Product {
   }
 };
 
-// Calls work(first, last) for parts of `tiles`: as many for every thread, two at least, so that one which is late can
-// be helped; `amount` of them in all, at most `most` in a part.
+// Calls work(first, last) for parts of `tiles`: `fewest` of them to `most`, as many for every thread and two where that
+// is possible, so that one which is late can be helped.
 template <class F>
-void in_even_parts(OrtKernelContext* context, size_t threads, size_t tiles, size_t amount, size_t most, const F& work) {
-  const size_t of_thread = std::max<size_t>(2, (amount + threads * most - 1) / (threads * most));
-  const size_t parts = std::min(tiles, threads * of_thread);
+void in_even_parts(OrtKernelContext* context, size_t threads, size_t tiles, size_t fewest, size_t most, const F& work) {
+  const size_t of_thread = std::max<size_t>(2, (fewest + threads - 1) / threads);
+  const size_t parts = std::min({tiles, most, threads * of_thread});
   in_parts(context, parts, 1, [&](size_t part, size_t) { work(tiles * part / parts, tiles * (part + 1) / parts); });
 }
+
+// Rows that are quantized in one part.
+constexpr size_t kRows = 16;
 
 struct MatMulInt4 {
   static constexpr const char* kName = kMatMulInt4;
@@ -62,12 +65,14 @@ struct MatMulInt4 {
     int8_t* planes = values.get<int8_t>((split ? 2 : 1) * plane);
     const Int4Input quantized = {product.rows, planes, split ? planes + plane : nullptr, of_blocks, of_blocks + blocks};
     const Int4Kernel* kernel = int4_kernel();
-    for (size_t row = 0; row < product.rows; ++row) kernel->quantize(product.x, row, matrix, quantized);
-    // Parts as long as streams of memory want to be, that leave none waiting for the last.
-    constexpr size_t kPart = 256 * 1024;
-    const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile,
-                 bytes = matrix.n * matrix.blocks() * matrix.block / 2;
-    in_even_parts(context, threads, tiles, bytes, kPart, [&](size_t first, size_t last) {
+    in_parts(context, product.rows, kRows, [&](size_t first, size_t last) {
+      for (size_t row = first; row < last; ++row) kernel->quantize(product.x, row, matrix, quantized);
+    });
+    // Parts as long as streams of memory want to be, and none so short that it is not worth a thread.
+    constexpr size_t kLong = 256 * 1024, kShort = 16 * 1024;
+    const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile;
+    const size_t bytes = matrix.n * matrix.blocks() * matrix.block / 2;
+    in_even_parts(context, threads, tiles, bytes / kLong + 1, bytes / kShort + 1, [&](size_t first, size_t last) {
       thread_local Buffer scratch;
       kernel->multiply(matrix, quantized, product.out, first, last, scratch.get<uint8_t>(kernel->scratch_size(matrix)));
     });
@@ -99,12 +104,11 @@ struct MatMulInt8 {
     const size_t width = kernel->width_of(matrix.k);
     const Int8Input quantized = {product.rows, width, values.get<uint8_t>(product.rows * width),
                                  scales.get<float>(product.rows), zeros.get<int32_t>(product.rows)};
-    constexpr size_t kRows = 16;
     in_parts(context, product.rows, kRows, [&](size_t first, size_t last) {
       for (size_t row = first; row < last; ++row) kernel->quantize(product.x, row, matrix.k, quantized);
     });
     const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile, together = kernel->tiles_together(matrix.k);
-    in_even_parts(context, threads, tiles, tiles, together, [&](size_t first, size_t last) {
+    in_even_parts(context, threads, tiles, (tiles + together - 1) / together, tiles, [&](size_t first, size_t last) {
       thread_local Buffer scratch;
       kernel->multiply(matrix, quantized, product.out, first, last,
                        scratch.get<uint8_t>(kernel->scratch_size(matrix.k)));
