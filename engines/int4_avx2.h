@@ -10,7 +10,7 @@ namespace blip2rt {
 namespace {
 
 struct Avx2 {
-  static constexpr size_t kLanes = 8, kWholeRows = 4, kSplitRows = 4, kFewRows = 3;
+  static constexpr size_t kLanes = 8, kWholeRows = 4, kSplitRows = 4, kFewRows = 5;
   using Ints = __m256i;
   using Floats = __m256;
 

@@ -11,7 +11,7 @@ namespace blip2rt {
 namespace {
 
 struct Avx512 {
-  static constexpr size_t kLanes = 16, kWholeRows = 8, kSplitRows = 4, kFewRows = 4;
+  static constexpr size_t kLanes = 16, kWholeRows = 8, kSplitRows = 4, kFewRows = 6;
   using Ints = __m512i;
   using Floats = __m512;
 

@@ -23,7 +23,7 @@ struct Int4Matrix {
 struct Int4Input {
   // What a register of codes is unpacked to, at most: for so many more values each row has room.
   static constexpr size_t kRoom = 128;
-  static constexpr size_t kFewNumbers = 16;  // a block, at most, that this needs
+  static constexpr size_t kFewNumbers = 24;  // a block, at most, that this needs
   static constexpr size_t kTile = 16;        // rows that may be read together: so many have room
 
   size_t rows;  // at least one
