@@ -183,20 +183,24 @@ struct OwnEncoderAttention {
   static constexpr DType kInputs[] = {DType::kFloat32};
   static constexpr size_t kOutputs = 1;
   static bool optional(size_t) { return false; }
-  size_t heads;
+  size_t positions, heads;
   float scale;
 
   explicit OwnEncoderAttention(const OrtKernelInfo* info)
-      : heads(static_cast<size_t>(attribute(info, "num_heads"))), scale(float_attribute(info, "scale")) {
-    require(heads > 0, "there are no heads");
+      : positions(static_cast<size_t>(attribute(info, "positions"))),
+        heads(static_cast<size_t>(attribute(info, "num_heads"))),
+        scale(float_attribute(info, "scale")) {
+    require(positions > 0 && heads > 0, "there are no positions or no heads");
   }
 
   void compute(OrtKernelContext* context) const {
     const Tensor qkv = input(context, 0);
     require(qkv.rank == 3 && axis(qkv, 2) % (3 * heads) == 0, "query, key and value have the wrong width");
-    const size_t images = axis(qkv, 0), of_position = axis(qkv, 2) / 3;
-    EncoderAttention a = {axis(qkv, 1), heads, of_position / heads, qkv.as<float>(), scale, nullptr};
-    const int64_t out_axes[] = {qkv.axes[0], qkv.axes[1], static_cast<int64_t>(of_position)};
+    require(axis(qkv, 0) * axis(qkv, 1) % positions == 0, "positions are no whole images");
+    const size_t images = axis(qkv, 0) * axis(qkv, 1) / positions, of_position = axis(qkv, 2) / 3;
+    EncoderAttention a = {positions, heads, of_position / heads, qkv.as<float>(), scale, nullptr};
+    const int64_t out_axes[] = {static_cast<int64_t>(images), static_cast<int64_t>(positions),
+                                static_cast<int64_t>(of_position)};
     a.out = output(context, 0, out_axes, 3);
     const EncoderAttentionKernel* kernel = encoder_attention_kernel();
     in_parts(context, images * heads, 1, [&](size_t part, size_t) {

@@ -17,8 +17,8 @@ namespace {
 constexpr size_t kAtOnce = amx::kTileRows, kLanes = Avx512::kLanes;
 constexpr size_t kMany = 9;    // rows, at least, for which tiles of them pay
 constexpr size_t kMost = 128;  // rows whose sums are kept while a tile is multiplied
-constexpr size_t kTogether =
-    8;  // blocks that are multiplied before their products are scaled, as each waits for its tile
+// Blocks that are multiplied before their products are scaled, as each waits for its tile.
+constexpr size_t kTogether = 8;
 static_assert(Int4Input::kTile == kAtOnce, "room for whole tiles of rows");
 
 // Compilers want the numbers of tiles as digits: 0 are the sums of the values' products, 1 of the low values'; 2 and 3

@@ -1,7 +1,6 @@
 // A walk over an ONNX graph's bytes that puts our operators in place of ONNX Runtime's.
 #include "own_graph.h"
 
-#include <cstring>
 #include <map>
 #include <string_view>
 #include <utility>
@@ -134,8 +133,9 @@ Changes own_attentions(const Parts& parts) {
   return changes;
 }
 
-bool is_over_last_axis(const Node& node, int64_t axes) {
-  const int64_t axis = node.number("axis", -1);
+// Whether a node is about the last of so many axes; `otherwise`: about which it is when it does not say.
+bool is_over_last_axis(const Node& node, int64_t axes, int64_t otherwise) {
+  const int64_t axis = node.number("axis", otherwise);
   return axis == -1 || axis == axes - 1;
 }
 
@@ -156,7 +156,7 @@ Changes own_cross_attentions(const Parts& parts) {
     const Node* add = parts.maker(softmax, 0, "Add", 2);
     const Node* scores = parts.maker(add, 0, "MatMul", 2);
     const Node* transpose = parts.maker(scores, 1, "Transpose", 1);
-    if (transpose == nullptr || !starts_with(transpose->inputs[0], kKeys) || !is_over_last_axis(*softmax, 4) ||
+    if (transpose == nullptr || !starts_with(transpose->inputs[0], kKeys) || !is_over_last_axis(*softmax, 4, -1) ||
         !transpose->has_list("perm", {0, 1, 3, 2})) {
       return {};
     }
@@ -197,7 +197,7 @@ Changes own_encoder_attentions(const Parts& parts) {
     }
     if (split == nullptr || !turned[0]->has_list("perm", {0, 2, 1, 3}) || !turned[1]->has_list("perm", {0, 2, 3, 1}) ||
         !turned[2]->has_list("perm", {0, 2, 1, 3}) || !back->has_list("perm", {0, 2, 1, 3}) ||
-        !is_over_last_axis(*softmax, 4) || !is_over_last_axis(*split, 3)) {
+        !is_over_last_axis(*softmax, 4, -1) || !is_over_last_axis(*split, 3, 0)) {
       continue;
     }
     const auto values = [&](std::string_view name, DType type, auto like, size_t count) {
@@ -207,14 +207,16 @@ Changes own_encoder_attentions(const Parts& parts) {
     const auto shape = values(heads[0]->inputs[1], DType::kInt64, int64_t(), 4);
     const auto joined = values(node.inputs[1], DType::kInt64, int64_t(), 3);
     const auto scale = values(scaled->inputs[1], DType::kFloat32, float(), 1);
-    if (shape.empty() || joined.empty() || scale.empty() || shape[2] <= 0 || shape[3] <= 0 || joined[0] != shape[0] ||
-        joined[1] != shape[1] || joined[2] != shape[2] * shape[3]) {
+    if (shape.empty() || joined.empty() || scale.empty() || shape[1] <= 0 || shape[2] <= 0 || shape[3] <= 0 ||
+        joined[0] != shape[0] || joined[1] != shape[1] || joined[2] != shape[2] * shape[3]) {
       continue;
     }
     for (const Node* dropped : {back, sum, softmax, scaled, scores, split}) changes[dropped->outputs[0]] = "";
     for (size_t i = 0; i < 3; ++i) changes[turned[i]->outputs[0]] = changes[heads[i]->outputs[0]] = "";
-    changes[node.outputs[0]] = own_node(node, kOwnEncoderAttention, {split->inputs[0]},
-                                        {{"num_heads", static_cast<uint64_t>(shape[2])}}, {{"scale", scale[0]}});
+    changes[node.outputs[0]] =
+        own_node(node, kOwnEncoderAttention, {split->inputs[0]},
+                 {{"positions", static_cast<uint64_t>(shape[1])}, {"num_heads", static_cast<uint64_t>(shape[2])}},
+                 {{"scale", scale[0]}});
   }
   return changes;
 }

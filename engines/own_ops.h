@@ -25,8 +25,8 @@ constexpr char kCacheRows[] = "cache_rows";
 // int32: which row of cross_key and cross_value each looks at -> (B,H,S,hd). As above, that row may lie behind the B.
 constexpr char kOwnCrossAttention[] = "CrossAttention";
 constexpr char kEncoderRows[] = "encoder_rows";
-// Query, key and value of all positions side by side (B,S,3*H*hd) float32 -> (B,S,H*hd): encoder_attention.h.
-// num_heads, scale.
+// Query, key and value of all positions side by side, (B,S,3*H*hd) float32, of which so many positions are an image ->
+// (images, positions, H*hd): encoder_attention.h. Attributes positions, num_heads, scale.
 constexpr char kOwnEncoderAttention[] = "EncoderAttention";
 
 void add_own_products(OrtCustomOpDomain* domain);
