@@ -98,7 +98,7 @@ void multiply_tile(const Int4Matrix& m, const Int4Input& input, float* out, size
   alignas(64) float sums[kMost * kLanes];
   alignas(64) uint8_t codes[kTogether * 128 * kLanes];
   std::memset(sums, 0, rows * kLanes * sizeof *sums);
-  Ahead ahead(m, tile, kLanes, blocks * ((rows + kAtOnce - 1) / kAtOnce));
+  Ahead ahead = next_tile(m, tile, kLanes, blocks * ((rows + kAtOnce - 1) / kAtOnce));
   for (size_t first = 0; first < blocks; first += kTogether) {
     const size_t count = blocks - first < kTogether ? blocks - first : kTogether;
     const auto put = [&](size_t piece, const Avx512::Ints* unpacked) {

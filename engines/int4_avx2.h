@@ -5,6 +5,7 @@
 
 #include "int4_row.h"
 #include "int4_x86.h"
+#include "transpose_avx2.h"
 
 namespace blip2rt {
 namespace {
@@ -14,22 +15,7 @@ struct Avx2 {
   using Ints = __m256i;
   using Floats = __m256;
 
-  // 8 rows of 16 bytes -> to[j]: bytes 4j to 4j + 3 of each. Rows r and r + 4 share a register: 4 x 4 in each half.
-  static void transpose(const uint8_t* base, size_t stride, Ints* to) {
-    Ints rows[4];
-    for (size_t r = 0; r < 4; ++r) {
-      const auto part = [&](size_t group) {
-        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(base + (4 * group + r) * stride));
-      };
-      rows[r] = _mm256_inserti128_si256(_mm256_castsi128_si256(part(0)), part(1), 1);
-    }
-    const Ints a = _mm256_unpacklo_epi32(rows[0], rows[1]), b = _mm256_unpacklo_epi32(rows[2], rows[3]);
-    const Ints c = _mm256_unpackhi_epi32(rows[0], rows[1]), d = _mm256_unpackhi_epi32(rows[2], rows[3]);
-    to[0] = _mm256_unpacklo_epi64(a, b);
-    to[1] = _mm256_unpackhi_epi64(a, b);
-    to[2] = _mm256_unpacklo_epi64(c, d);
-    to[3] = _mm256_unpackhi_epi64(c, d);
-  }
+  static void transpose(const uint8_t* base, size_t stride, Ints* to) { fours_of(base, stride, to); }
 
   static Ints load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
   static void store(uint8_t* to, Ints value) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value); }

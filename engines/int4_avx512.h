@@ -6,6 +6,7 @@
 
 #include "int4_row.h"
 #include "int4_x86.h"
+#include "transpose_avx512.h"
 
 namespace blip2rt {
 namespace {
@@ -15,24 +16,7 @@ struct Avx512 {
   using Ints = __m512i;
   using Floats = __m512;
 
-  // 16 rows of 16 bytes -> to[j]: bytes 4j to 4j + 3 of each. Rows r, r + 4, ... share a register: 4 x 4 in each lane.
-  static void transpose(const uint8_t* base, size_t stride, Ints* to) {
-    Ints rows[4];
-    for (size_t r = 0; r < 4; ++r) {
-      const auto part = [&](size_t group) {
-        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(base + (4 * group + r) * stride));
-      };
-      const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(part(0)), part(1), 1);
-      const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(part(2)), part(3), 1);
-      rows[r] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-    }
-    const Ints a = _mm512_unpacklo_epi32(rows[0], rows[1]), b = _mm512_unpacklo_epi32(rows[2], rows[3]);
-    const Ints c = _mm512_unpackhi_epi32(rows[0], rows[1]), d = _mm512_unpackhi_epi32(rows[2], rows[3]);
-    to[0] = _mm512_unpacklo_epi64(a, b);
-    to[1] = _mm512_unpackhi_epi64(a, b);
-    to[2] = _mm512_unpacklo_epi64(c, d);
-    to[3] = _mm512_unpackhi_epi64(c, d);
-  }
+  static void transpose(const uint8_t* base, size_t stride, Ints* to) { fours_of(base, stride, to); }
 
   static Ints load(const void* from) { return _mm512_loadu_si512(from); }
   static void store(uint8_t* to, Ints value) { _mm512_storeu_si512(to, value); }

@@ -5,10 +5,6 @@
 
 #include "kernel_choice.h"
 
-#if defined(__aarch64__) && defined(__linux__)
-#include <sys/auxv.h>
-#endif
-
 namespace blip2rt {
 
 size_t Int4Kernel::scratch_size(const Int4Matrix& matrix) const {
@@ -35,8 +31,7 @@ const KernelChoice<Int4Kernel>& kernels() {
     if (has_avx_vnni()) choice.add(kInt4AvxVnni);
     if (has_avx2()) choice.add(kInt4Avx2);
 #elif defined(__aarch64__) && defined(__linux__)
-    constexpr unsigned long kDotProduct = 1ul << 20;  // HWCAP_ASIMDDP
-    if ((getauxval(AT_HWCAP) & kDotProduct) != 0) choice.add(kInt4Neon);
+    if (has_dot_product()) choice.add(kInt4Neon);
 #endif
     return choice;
   }();

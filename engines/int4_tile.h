@@ -5,14 +5,13 @@
 
 #include <cstring>
 
+#include "ahead.h"
 #include "int4_matmul.h"
 
 namespace blip2rt {
 namespace {
 
 constexpr size_t kPiece = 32;  // weights a row that are unpacked at once: 16 bytes
-constexpr size_t kAhead = 2;   // tiles that the memory is asked for in advance
-constexpr size_t kLine = 64;   // bytes that it gives at once
 
 // Rows of activations that are multiplied at once: as many as registers hold sums of, for rows of two planes twice.
 template <class V, bool Split>
@@ -126,23 +125,12 @@ struct Unpacked {
   }
 };
 
-// Lines of a tile that will be read after this one, as L rows at once are too many streams for the processor to
-// foresee. A few of them are asked of the memory at each step: all at once would keep what is needed now waiting.
-struct Ahead {
-  const uint8_t* line;
-  size_t lines, of_step;
-
-  Ahead(const Int4Matrix& m, size_t tile, size_t outputs, size_t steps) {
-    const size_t stride = m.blocks() * m.block / 2, begin = (tile + kAhead) * outputs;
-    line = m.codes + begin * stride;
-    lines = begin < m.n ? outputs * stride / kLine : 0;
-    of_step = (lines + steps - 1) / steps;
-  }
-
-  void step() {
-    for (size_t i = 0; i < of_step && lines > 0; ++i, --lines, line += kLine) __builtin_prefetch(line, 0, 2);
-  }
-};
+// The tile behind one of `outputs` outputs, asked of the memory in so many steps: L rows at once are too many streams
+// for the processor to foresee.
+Ahead next_tile(const Int4Matrix& m, size_t tile, size_t outputs, size_t steps) {
+  const size_t stride = m.blocks() * m.block / 2, begin = (tile + 1) * outputs, left = begin < m.n ? m.n - begin : 0;
+  return {m.codes + (m.n - left) * stride, left < outputs ? left : outputs, stride, stride, steps};
+}
 
 // R rows from `row` on, times one tile.
 template <class V, bool Split, size_t R, class Codes>
@@ -205,7 +193,7 @@ void multiply_tiles(const Int4Matrix& m, const Int4Input& input, float* out, siz
         for (size_t i = 0; i < 8; ++i) V::store(unpacked + (8 * piece + i) * sizeof codes[i], codes[i]);
       });
     }
-    Ahead ahead(m, tile, V::kLanes, blocks * ((input.rows + kMost - 1) / kMost));
+    Ahead ahead = next_tile(m, tile, V::kLanes, blocks * ((input.rows + kMost - 1) / kMost));
     for (size_t row = 0; row < input.rows; row += kMost) {
       const size_t rows = input.rows - row < kMost ? input.rows - row : kMost;
       alignas(64) float sums[kMost * V::kLanes];

@@ -10,7 +10,7 @@
 
 namespace blip2rt {
 
-extern const Int8Kernel kInt8Avx512 = kernel<Avx512>("avx512", multiply_tiles<Avx512>);
+extern const Int8Kernel kInt8Avx512 = kernel<Avx512>("avx512");
 
 }  // namespace blip2rt
 #if defined(__clang__)

@@ -5,12 +5,14 @@
 #include <immintrin.h>
 
 #include "int8_tile.h"
+#include "transpose_avx512.h"
 
 namespace blip2rt {
 namespace {
 
 struct Avx512 {
-  static constexpr size_t kLanes = 16, kRows = 6, kDepth = kGroup;
+  static constexpr size_t kLanes = 16, kRows = 6;
+  static constexpr int32_t kMiddle = 0;
   using Ints = __m512i;
 
   static Ints load(const uint8_t* from) { return _mm512_load_si512(from); }
@@ -22,32 +24,18 @@ struct Avx512 {
   static Ints sub(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
   static Ints mul(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
   static Ints dot(Ints sum, Ints values, Ints codes) { return _mm512_dpbusd_epi32(sum, values, codes); }
-  static Ints four_of(const uint8_t* values) {
+
+  // 16 values of a row, and the group of them that is multiplied with four vectors of codes.
+  using Values = const uint8_t*;
+  static Values values(const uint8_t* from) { return from; }
+  template <size_t Group>
+  static void dot_group(Ints* sums, Values values, const Ints* codes) {
     int four;
-    std::memcpy(&four, values, sizeof four);
-    return _mm512_set1_epi32(four);
+    std::memcpy(&four, values + Group * kGroup, sizeof four);
+    for (size_t v = 0; v < kVectors; ++v) sums[v] = dot(sums[v], _mm512_set1_epi32(four), codes[v]);
   }
 
-  // 4 rows of 64 -> to[v]: of each 16 of a quarter of the columns the fours.
-  static void interleave(const int8_t* const* rows, Ints* to) {
-    const auto row = [&](size_t i) { return _mm512_loadu_si512(rows[i]); };
-    const Ints low01 = _mm512_unpacklo_epi8(row(0), row(1)), high01 = _mm512_unpackhi_epi8(row(0), row(1));
-    const Ints low23 = _mm512_unpacklo_epi8(row(2), row(3)), high23 = _mm512_unpackhi_epi8(row(2), row(3));
-    to[0] = _mm512_unpacklo_epi16(low01, low23);
-    to[1] = _mm512_unpackhi_epi16(low01, low23);
-    to[2] = _mm512_unpacklo_epi16(high01, high23);
-    to[3] = _mm512_unpackhi_epi16(high01, high23);
-  }
-
-  // What `interleave` did to the outputs, undone: quarter q of vector v is quarter v of output vector q.
-  static void in_order(Ints* v) {
-    const Ints a = _mm512_shuffle_i32x4(v[0], v[1], 0x44), b = _mm512_shuffle_i32x4(v[0], v[1], 0xee);
-    const Ints c = _mm512_shuffle_i32x4(v[2], v[3], 0x44), d = _mm512_shuffle_i32x4(v[2], v[3], 0xee);
-    v[0] = _mm512_shuffle_i32x4(a, c, 0x88);
-    v[1] = _mm512_shuffle_i32x4(a, c, 0xdd);
-    v[2] = _mm512_shuffle_i32x4(b, d, 0x88);
-    v[3] = _mm512_shuffle_i32x4(b, d, 0xdd);
-  }
+  static void transpose(const uint8_t* base, size_t stride, Ints* to) { fours_of(base, stride, to); }
 
   static __m512 affine(Ints products, float scale, const float* scales, const float* bias) {
     const __m512 both = _mm512_mul_ps(_mm512_set1_ps(scale), _mm512_load_ps(scales));
@@ -81,7 +69,7 @@ struct Avx512 {
     }
   }
 
- private:
+  // Of the first `left` lanes, at most all.
   static __mmask16 mask(size_t left) { return static_cast<__mmask16>(left < kLanes ? (1u << left) - 1 : 0xffff); }
 };
 

@@ -8,12 +8,14 @@
 #include <immintrin.h>
 
 #include "int8_tile.h"
+#include "transpose_avx2.h"
 
 namespace blip2rt {
 namespace {
 
 struct AvxVnni {
-  static constexpr size_t kLanes = 8, kRows = 3, kDepth = kGroup;
+  static constexpr size_t kLanes = 8, kRows = 3;
+  static constexpr int32_t kMiddle = 0;
   using Ints = __m256i;
 
   static Ints load(const uint8_t* from) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(from)); }
@@ -25,32 +27,18 @@ struct AvxVnni {
   static Ints sub(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }
   static Ints mul(Ints a, Ints b) { return _mm256_mullo_epi32(a, b); }
   static Ints dot(Ints sum, Ints values, Ints codes) { return _mm256_dpbusd_avx_epi32(sum, values, codes); }
-  static Ints four_of(const uint8_t* values) {
+
+  // 16 values of a row, and the group of them that is multiplied with four vectors of codes.
+  using Values = const uint8_t*;
+  static Values values(const uint8_t* from) { return from; }
+  template <size_t Group>
+  static void dot_group(Ints* sums, Values values, const Ints* codes) {
     int four;
-    std::memcpy(&four, values, sizeof four);
-    return _mm256_set1_epi32(four);
+    std::memcpy(&four, values + Group * kGroup, sizeof four);
+    for (size_t v = 0; v < kVectors; ++v) sums[v] = dot(sums[v], _mm256_set1_epi32(four), codes[v]);
   }
 
-  // 4 rows of 32 -> to[v]: of each 16 of a quarter of the columns the fours.
-  static void interleave(const int8_t* const* rows, Ints* to) {
-    const auto row = [&](size_t i) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[i])); };
-    const Ints low01 = _mm256_unpacklo_epi8(row(0), row(1)), high01 = _mm256_unpackhi_epi8(row(0), row(1));
-    const Ints low23 = _mm256_unpacklo_epi8(row(2), row(3)), high23 = _mm256_unpackhi_epi8(row(2), row(3));
-    to[0] = _mm256_unpacklo_epi16(low01, low23);
-    to[1] = _mm256_unpackhi_epi16(low01, low23);
-    to[2] = _mm256_unpacklo_epi16(high01, high23);
-    to[3] = _mm256_unpackhi_epi16(high01, high23);
-  }
-
-  // What `interleave` did to the outputs, undone.
-  static void in_order(Ints* v) {
-    const Ints a = _mm256_permute2x128_si256(v[0], v[1], 0x20), b = _mm256_permute2x128_si256(v[2], v[3], 0x20);
-    const Ints c = _mm256_permute2x128_si256(v[0], v[1], 0x31), d = _mm256_permute2x128_si256(v[2], v[3], 0x31);
-    v[0] = a;
-    v[1] = b;
-    v[2] = c;
-    v[3] = d;
-  }
+  static void transpose(const uint8_t* base, size_t stride, Ints* to) { fours_of(base, stride, to); }
 
   static __m256 affine(Ints products, float scale, const float* scales, const float* bias) {
     const __m256 both = _mm256_mul_ps(_mm256_set1_ps(scale), _mm256_load_ps(scales));
@@ -103,7 +91,7 @@ struct AvxVnni {
 
 }  // namespace
 
-extern const Int8Kernel kInt8AvxVnni = kernel<AvxVnni>("avxvnni", multiply_tiles<AvxVnni>);
+extern const Int8Kernel kInt8AvxVnni = kernel<AvxVnni>("avxvnni");
 
 }  // namespace blip2rt
 #if defined(__clang__)

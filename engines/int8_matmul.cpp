@@ -11,6 +11,8 @@ namespace blip2rt {
 
 #if defined(__x86_64__)
 extern const Int8Kernel kInt8Amx, kInt8Avx512, kInt8AvxVnni;
+#elif defined(__aarch64__) && defined(__linux__)
+extern const Int8Kernel kInt8Neon;
 #endif
 
 namespace {
@@ -22,6 +24,8 @@ const KernelChoice<Int8Kernel>& kernels() {
     if (may_use_amx()) choice.add(kInt8Amx);
     if (has_avx512_vnni()) choice.add(kInt8Avx512);
     if (has_avx_vnni()) choice.add(kInt8AvxVnni);
+#elif defined(__aarch64__) && defined(__linux__)
+    if (has_dot_product()) choice.add(kInt8Neon);
 #endif
     return choice;
   }();

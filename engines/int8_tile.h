@@ -1,11 +1,14 @@
 // The product of int8_matmul.h written once for all instruction sets. Included behind the target pragma of the file
-// that has the vectors: V, with `kLanes` outputs side by side; a tile is four of them. Everything has internal linkage,
+// that has the vectors: V, with `kLanes` outputs side by side; a tile is four of them. `kMiddle` is taken from values
+// where the instructions want them signed. Everything has internal linkage,
 // as each such file compiles it for another processor.
 #pragma once
 
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
+#include "ahead.h"
 #include "int8_matmul.h"
 
 namespace blip2rt {
@@ -13,59 +16,48 @@ namespace {
 
 constexpr size_t kGroup = 4;    // weights of an output that one instruction takes
 constexpr size_t kVectors = 4;  // side by side in a tile
+constexpr size_t kPiece = 16;   // weights of an output that are unpacked at once
 constexpr size_t kStrip = 256;  // outputs of the tiles that are unpacked together, at most
-constexpr size_t kSoon = 64;    // rows of the matrix that the memory is asked for in advance
 
 template <class V>
 constexpr size_t kTogether = kStrip / (kVectors * V::kLanes);
 
-// 4 rows of one tile -> the four vectors that are multiplied, and added to the sums of each output's codes.
-template <class V>
-inline void unpack_group(const int8_t* const* rows, uint8_t* to, int32_t* sums) {
-  typename V::Ints quads[kVectors];
-  V::interleave(rows, quads);
-  for (size_t v = 0; v < kVectors; ++v) {
-    uint8_t* sum = reinterpret_cast<uint8_t*>(sums + v * V::kLanes);
-    V::store(to + v * sizeof(typename V::Ints), quads[v]);
-    V::store(sum, V::dot(V::load(sum), V::ones(), quads[v]));
-  }
-}
-
-// Codes of some tiles side by side, each in the order that it is multiplied in: of every group of 4 rows of the matrix
-// the four vectors. Outputs stand as `interleave` leaves them; what is not there is zero. Also sums over K of each
-// output's codes. All at once, as rows lie far apart in memory: no processor foresees them.
+// Codes of some tiles side by side, each in the order that it is multiplied in: of every group of 4 of K the four
+// vectors. What is not there is zero. Also sums over K of each output's codes. The memory is asked for the next
+// vector's outputs meanwhile: so many streams at once no processor foresees.
 template <class V>
 void unpack_tiles(size_t tiles, const Int8Matrix& m, size_t depth, size_t begin, uint8_t* to, int32_t* sums) {
   constexpr size_t kTile = kVectors * V::kLanes;
-  std::memset(sums, 0, tiles * kTile * sizeof *sums);
-  for (size_t k = 0; k < depth; k += kGroup) {
-    const int8_t* group = m.codes + k * m.n;
-    for (size_t tile = 0; tile < tiles; ++tile) {
-      const size_t first = begin + tile * kTile, outputs = m.n - first < kTile ? m.n - first : kTile;
-      const int8_t* rows[kGroup];
-      alignas(64) int8_t copy[kGroup][kTile];
-      if (k + kGroup <= m.k && outputs == kTile) {
-        for (size_t i = 0; i < kGroup; ++i) rows[i] = group + i * m.n + first;
+  for (size_t vector = 0; vector < tiles * kVectors; ++vector) {
+    const size_t first = begin + vector * V::kLanes, left = first < m.n ? m.n - first : 0;
+    const size_t outputs = left < V::kLanes ? left : V::kLanes;
+    const uint8_t* codes = reinterpret_cast<const uint8_t*>(m.codes + (m.n - left) * m.k);
+    uint8_t* of_vector = to + vector / kVectors * depth * kTile + vector % kVectors * sizeof(typename V::Ints);
+    typename V::Ints sum = V::zero_ints();
+    const size_t behind = left - outputs;
+    Ahead ahead(codes + outputs * m.k, behind < V::kLanes ? behind : V::kLanes, m.k, m.k, depth / kPiece);
+    for (size_t k = 0; k < depth; k += kPiece) {
+      typename V::Ints quads[kPiece / kGroup];
+      ahead.step();
+      if (outputs == V::kLanes && k + kPiece <= m.k) {
+        V::transpose(codes + k, m.k, quads);
       } else {
-        std::memset(copy, 0, sizeof copy);
-        for (size_t i = 0; i < kGroup; ++i) {
-          if (k + i < m.k) std::memcpy(copy[i], group + i * m.n + first, outputs);
-          rows[i] = copy[i];
-        }
+        uint8_t copy[V::kLanes * kPiece] = {};
+        const size_t some = m.k - k < kPiece ? m.k - k : kPiece;
+        for (size_t i = 0; i < outputs; ++i) std::memcpy(copy + i * kPiece, codes + i * m.k + k, some);
+        V::transpose(copy, kPiece, quads);
       }
-      if (k + kSoon + kGroup <= m.k) {
-        for (size_t i = 0; i < kGroup; ++i) __builtin_prefetch(group + (kSoon + i) * m.n + first, 0, 2);
+      for (size_t group = 0; group < kPiece / kGroup; ++group) {
+        V::store(of_vector + (k + group * kGroup) * kTile, quads[group]);
+        sum = V::dot(sum, V::ones(), quads[group]);
       }
-      unpack_group<V>(rows, to + (tile * depth + k) * kTile, sums + tile * kTile);
     }
+    V::store(reinterpret_cast<uint8_t*>(sums + vector * V::kLanes), sum);
   }
 }
 
-// K, rounded up with codes of zero to what an instruction takes.
-template <class V>
-size_t depth_of(const Int8Matrix& m) {
-  return (m.k + V::kDepth - 1) / V::kDepth * V::kDepth;
-}
+// K, rounded up with codes of zero to whole pieces.
+size_t depth_of(const Int8Matrix& m) { return (m.k + kPiece - 1) / kPiece * kPiece; }
 
 // R rows from `row` on, times one tile.
 template <class V, size_t R>
@@ -76,13 +68,19 @@ void multiply_rows(const Int8Input& input, size_t depth, const uint8_t* codes, s
     for (size_t v = 0; v < kVectors; ++v) products[r][v] = V::zero_ints();
   }
   const uint8_t* values = input.values + row * input.width;
-  for (size_t k = 0; k < depth; k += kGroup) {
-    typename V::Ints quads[kVectors];
-    for (size_t v = 0; v < kVectors; ++v) quads[v] = V::load(codes + (k * V::kLanes * kVectors) + v * sizeof(quads[v]));
-    for (size_t r = 0; r < R; ++r) {
-      const typename V::Ints four = V::four_of(values + r * input.width + k);
-      for (size_t v = 0; v < kVectors; ++v) products[r][v] = V::dot(products[r][v], four, quads[v]);
-    }
+  for (size_t k = 0; k < depth; k += kPiece) {
+    typename V::Values of_rows[R];
+    for (size_t r = 0; r < R; ++r) of_rows[r] = V::values(values + r * input.width + k);
+    const auto add_group = [&](auto group) {
+      const uint8_t* from = codes + (k + group * kGroup) * kVectors * V::kLanes;
+      typename V::Ints quads[kVectors];
+      for (size_t v = 0; v < kVectors; ++v) quads[v] = V::load(from + v * sizeof(quads[v]));
+      for (size_t r = 0; r < R; ++r) V::template dot_group<group>(products[r], of_rows[r], quads);
+    };
+    add_group(std::integral_constant<size_t, 0>());
+    add_group(std::integral_constant<size_t, 1>());
+    add_group(std::integral_constant<size_t, 2>());
+    add_group(std::integral_constant<size_t, 3>());
   }
   for (size_t r = 0; r < R; ++r) {
     for (size_t v = 0; v < kVectors; ++v) out[r][v] = products[r][v];
@@ -96,19 +94,6 @@ void multiply_some(size_t rows, const Int8Input& input, size_t depth, const uint
     if (rows < R) return multiply_some<V, R - 1>(rows, input, depth, codes, row, out);
   }
   multiply_rows<V, R>(input, depth, codes, row, out);
-}
-
-template <class V>
-using Products = typename V::Ints[V::kRows][kVectors];  // of some rows and a tile
-
-// Up to kRows rows from `row` on, times tiles that lie side by side.
-template <class V>
-void multiply_strip(size_t rows, size_t tiles, const Int8Input& input, size_t depth, const uint8_t* codes, size_t row,
-                    Products<V>* out) {
-  constexpr size_t kTile = kVectors * V::kLanes;
-  for (size_t tile = 0; tile < tiles; ++tile) {
-    multiply_some<V>(rows, input, depth, codes + tile * kTile * depth, row, out[tile]);
-  }
 }
 
 // Products of integers -> outputs of one tile.
@@ -126,7 +111,6 @@ void finish_rows(const Int8Matrix& m, const Int8Input& input, size_t row, size_t
       const typename V::Ints sums = V::load(reinterpret_cast<const uint8_t*>(code_sums + v * V::kLanes));
       products[r][v] = V::sub(products[r][v], V::mul(zero, sums));
     }
-    V::in_order(products[r]);
     for (size_t v = 0; v < kVectors; ++v) {
       V::store(result + v * V::kLanes,
                V::affine(products[r][v], input.scales[row + r], scales + v * V::kLanes, bias + v * V::kLanes));
@@ -144,37 +128,51 @@ template <class V>
 void multiply_tiles(const Int8Matrix& m, const Int8Input& input, float* out, size_t first, size_t last,
                     uint8_t* codes) {
   constexpr size_t kTile = kVectors * V::kLanes;
-  const size_t tiles = last - first, begin = first * kTile, depth = depth_of<V>(m);
+  const size_t tiles = last - first, begin = first * kTile, depth = depth_of(m);
   alignas(64) int32_t code_sums[kTogether<V> * kTile];
   unpack_tiles<V>(tiles, m, depth, begin, codes, code_sums);
-  Products<V> products[kTogether<V>];
   for (size_t row = 0; row < input.rows; row += V::kRows) {
     const size_t rows = input.rows - row < V::kRows ? input.rows - row : V::kRows;
-    multiply_strip<V>(rows, tiles, input, depth, codes, row, products);
     for (size_t tile = 0; tile < tiles; ++tile) {
-      finish_rows<V>(m, input, row, rows, begin + tile * kTile, code_sums + tile * kTile, products[tile], out);
+      typename V::Ints products[V::kRows][kVectors];
+      multiply_some<V>(rows, input, depth, codes + tile * kTile * depth, row, products);
+      finish_rows<V>(m, input, row, rows, begin + tile * kTile, code_sums + tile * kTile, products, out);
     }
   }
 }
 
-// One row of x (rows, K).
+// What a row's values are multiplied with and then moved by, to be rounded.
+struct Rounding {
+  float inverse, zero;
+};
+
+// Of a row of K values; its scale and zero point go where they belong.
 template <class V>
-void quantize_row(const float* x, size_t row, size_t k, const Int8Input& input) {
-  x += row * k;
+Rounding rounding_of(const float* x, size_t row, size_t k, const Int8Input& input) {
   float low = 0, high = 0;
   const bool finite = V::range(x, k, &low, &high);
-  const float scale = (high - low) / 255.0f, inverse = high > low ? 255.0f / (high - low) : 0.0f;
-  const float zero = std::nearbyint(-low * inverse);
-  uint8_t* to = input.values + row * input.width;
-  V::quantize(x, k, inverse, zero, to);
-  std::memset(to + k, static_cast<int>(zero), input.width - k);
-  input.scales[row] = finite ? scale : std::nanf("");
-  input.zeros[row] = static_cast<int32_t>(zero);
+  const float inverse = finite && high > low ? 255.0f / (high - low) : 0.0f;
+  const float zero = finite ? std::nearbyint(-low * inverse) : 0.0f;
+  input.scales[row] = finite ? (high - low) / 255.0f : std::nanf("");
+  input.zeros[row] = static_cast<int32_t>(zero) - V::kMiddle;
+  return {inverse, zero};
+}
+
+// Values as (rows, width), behind K zeros.
+template <class V>
+void quantize_rows(const float* x, size_t first, size_t rows, size_t k, const Int8Input& input) {
+  for (size_t row = first; row < first + rows; ++row) {
+    const Rounding rounding = rounding_of<V>(x + row * k, row, k, input);
+    uint8_t* to = input.values + row * input.width;
+    V::quantize(x + row * k, k, rounding.inverse, rounding.zero, to);
+    std::memset(to + k, 0, input.width - k);
+  }
 }
 
 template <class V>
-constexpr Int8Kernel kernel(const char* name, decltype(Int8Kernel::multiply) multiply) {
-  return {name, kVectors * V::kLanes, kTogether<V>, quantize_row<V>, multiply};
+constexpr Int8Kernel kernel(const char* name) {
+  const auto scratch_of_tile = [](size_t k) { return kVectors * V::kLanes * Int8Kernel::whole_lines(k); };
+  return {name, kVectors * V::kLanes, kTogether<V>, scratch_of_tile, quantize_rows<V>, multiply_tiles<V>};
 }
 
 }  // namespace

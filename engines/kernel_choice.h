@@ -10,6 +10,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace blip2rt {
@@ -41,6 +43,11 @@ inline bool may_use_amx() {
 #else
   return false;
 #endif
+}
+#elif defined(__aarch64__) && defined(__linux__)
+inline bool has_dot_product() {
+  constexpr unsigned long kDotProduct = 1ul << 20;  // HWCAP_ASIMDDP
+  return (getauxval(AT_HWCAP) & kDotProduct) != 0;
 }
 #endif
 

@@ -102,11 +102,10 @@ struct MatMulInt8 {
     thread_local Buffer values, scales, zeros;
     const Int8Kernel* kernel = int8_kernel();
     const size_t width = kernel->width_of(matrix.k);
-    const Int8Input quantized = {product.rows, width, values.get<uint8_t>(product.rows * width),
+    const Int8Input quantized = {product.rows, width, values.get<uint8_t>(kernel->values_size(product.rows, matrix.k)),
                                  scales.get<float>(product.rows), zeros.get<int32_t>(product.rows)};
-    in_parts(context, product.rows, kRows, [&](size_t first, size_t last) {
-      for (size_t row = first; row < last; ++row) kernel->quantize(product.x, row, matrix.k, quantized);
-    });
+    in_parts(context, product.rows, kernel->kRows,
+             [&](size_t first, size_t last) { kernel->quantize(product.x, first, last - first, matrix.k, quantized); });
     const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile, together = kernel->tiles_together(matrix.k);
     in_even_parts(context, threads, tiles, (tiles + together - 1) / together, tiles, [&](size_t first, size_t last) {
       thread_local Buffer scratch;

@@ -21,18 +21,31 @@ std::string own_node(const Node& node, std::string_view type, const std::vector<
   return written_node(node, kOwnDomain, type, inputs, numbers, factors);
 }
 
-// A cast constant -> the constant of float16.
-using Halves = std::map<std::string_view, std::string_view>;
+// What is made of a constant for ONNX Runtime's operators -> the constant, which ours read as it is: scales cast from
+// float16, int8 codes transposed.
+using Stored = std::map<std::string_view, std::string_view>;
+
+Stored stored_of(const Parts& parts) {
+  Stored stored;
+  for (const Node& node : parts.nodes) {
+    if (node.inputs.size() != 1 || node.outputs.size() != 1 || !node.domain.empty()) continue;
+    const bool cast = node.op_type == "Cast" && parts.constant(node.inputs[0], DType::kFloat16) != nullptr;
+    const bool turned = node.op_type == "Transpose" && node.has_list("perm", {1, 0}) &&
+                        parts.constant(node.inputs[0], DType::kInt8) != nullptr;
+    if (cast || turned) stored[node.outputs[0]] = node.inputs[0];
+  }
+  return stored;
+}
 
 // Ours for a MatMulNBits; empty where it is another node, or one that we cannot do.
-std::string own_int4(const Node& node, Parts& parts, const Halves& halves, size_t threads) {
+std::string own_int4(const Node& node, Parts& parts, const Stored& stored, size_t threads) {
   enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kInputs };
   if (node.op_type != "MatMulNBits" || node.inputs.size() != kInputs || int4_kernel() == nullptr) return "";
   const auto number = [&](const char* name) { return node.number(name, 0); };
   const int64_t block = number("block_size"), n = number("N"), k = number("K");
-  const auto scales = halves.find(node.inputs[kScales]);
+  const auto scales = stored.find(node.inputs[kScales]);
   if (number("bits") != 4 || (block != 32 && block != 64 && block != 128) || n <= 0 || k <= 0 ||
-      scales == halves.end() || parts.constant(node.inputs[kCodes], DType::kUInt8) == nullptr ||
+      scales == stored.end() || parts.constant(node.inputs[kCodes], DType::kUInt8) == nullptr ||
       parts.constant(node.inputs[kZeroPoints], DType::kUInt8) == nullptr) {
     return "";
   }
@@ -46,24 +59,27 @@ std::string own_int4(const Node& node, Parts& parts, const Halves& halves, size_
                    {"threads", threads}});
 }
 
-// Ours for a DynamicQuantizeMatMul; empty where it is another node, or one that we cannot do.
-std::string own_int8(const Node& node, const Parts& parts, size_t threads) {
+// Ours for a DynamicQuantizeMatMul of codes that are transposed; empty where it is another node, or one that we cannot
+// do.
+std::string own_int8(const Node& node, Parts& parts, const Stored& stored, size_t threads) {
   enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kBias, kInputs };
   if (node.op_type != "DynamicQuantizeMatMul" || node.inputs.size() <= kScales || int8_kernel() == nullptr) return "";
   const auto given = [&](size_t input) { return input < node.inputs.size() && !node.inputs[input].empty(); };
-  const Constant* codes = parts.constant(node.inputs[kCodes], DType::kInt8);
+  const auto turned = stored.find(node.inputs[kCodes]);
+  const Constant* codes = turned == stored.end() ? nullptr : parts.constant(turned->second, DType::kInt8);
   const Constant* scales = parts.constant(node.inputs[kScales], DType::kFloat32);
   if (codes == nullptr || codes->shape.size() != 2 || scales == nullptr || given(kZeroPoints)) return "";
-  const uint64_t k = codes->shape[0], n = codes->shape[1];
+  const uint64_t n = codes->shape[0], k = codes->shape[1];
   const auto is_vector = [&](const Constant* constant) {
     return constant != nullptr && constant->shape.size() == 1 && constant->shape[0] == n;
   };
   if (n == 0 || k == 0 || k > kInt8MostRows || !is_vector(scales)) return "";
-  std::vector<std::string_view> inputs = {node.inputs[kX], node.inputs[kCodes], node.inputs[kScales]};
+  std::vector<std::string_view> inputs = {node.inputs[kX], turned->second, node.inputs[kScales]};
   if (given(kBias)) {
     if (!is_vector(parts.constant(node.inputs[kBias], DType::kFloat32))) return "";
     inputs.push_back(node.inputs[kBias]);
   }
+  --parts.uses[turned->first];
   return own_node(node, kMatMulInt8, inputs,
                   {{"N", n}, {"K", k}, {"bias", inputs.size() > kZeroPoints}, {"threads", threads}});
 }
@@ -230,14 +246,7 @@ std::string encoder_attention_name() { return std::string("encoder attention ") 
 std::string replace_in_graph(std::string_view graph, OwnOps ops, std::vector<std::string>& kernels) {
   Parts parts(graph);
   if (parts.has_graph) return "";  // a subgraph may use what we would remove
-  Halves halves;
-  for (const Node& node : parts.nodes) {
-    const bool unary = node.inputs.size() == 1 && node.outputs.size() == 1;
-    if (unary && node.op_type == "Cast" && node.domain.empty() &&
-        parts.constant(node.inputs[0], DType::kFloat16) != nullptr) {
-      halves[node.outputs[0]] = node.inputs[0];
-    }
-  }
+  const Stored stored = stored_of(parts);
   Changes changes, crossing;
   if (ops.attention) changes = own_attentions(parts);
   const bool attention = !changes.empty();
@@ -247,10 +256,10 @@ std::string replace_in_graph(std::string_view graph, OwnOps ops, std::vector<std
   for (const Node& node : parts.nodes) {
     if (node.domain != "com.microsoft" || node.outputs.size() != 1) continue;
     std::string own;
-    if (ops.int4) own = own_int4(node, parts, halves, ops.threads);
+    if (ops.int4) own = own_int4(node, parts, stored, ops.threads);
     int4 = int4 || !own.empty();
     if (own.empty() && ops.int8) {
-      own = own_int8(node, parts, ops.threads);
+      own = own_int8(node, parts, stored, ops.threads);
       int8 = int8 || !own.empty();
     }
     if (!own.empty()) changes[node.outputs[0]] = own;
@@ -276,7 +285,7 @@ std::string replace_in_graph(std::string_view graph, OwnOps ops, std::vector<std
     const auto change = changes.find(output);
     if (change != changes.end()) {
       if (!change->second.empty()) protobuf::write(result, kNode, change->second);
-    } else if (halves.count(output) == 0 || parts.uses[output] > 0) {
+    } else if (stored.count(output) == 0 || parts.uses[output] > 0) {
       result += field.whole;
     }
     ++node;

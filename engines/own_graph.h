@@ -8,8 +8,9 @@ namespace blip2rt {
 
 struct OwnOps {
   bool int4 = true;  // MatMulNBits of 4 bits with constant weights, zero points and scales cast from constant float16
-  // DynamicQuantizeMatMul with constant int8 weights by columns and no zero points: faster with some hundred rows,
-  // slower with few. With it what a vision transformer computes between its products, in bfloat16.
+  // DynamicQuantizeMatMul with int8 weights that are a Transpose of a constant, each output's together, and no zero
+  // points: faster with some hundred rows, slower with few. With it what a vision transformer computes between its
+  // products, in bfloat16.
   bool int8 = false;
   // GroupQueryAttention, all of them or none, and with them what attends to an encoder's cross_key_i and cross_value_i:
   // the graph then has the inputs cache_rows and encoder_rows.

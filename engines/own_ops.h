@@ -9,7 +9,7 @@ constexpr char kOwnDomain[] = "blip2rt";
 // x (.., K) float32, codes, scales float16, zero points -> (.., N): int4_matmul.h. Attributes N, K, block_size, split:
 // whether activations are of 16 bits, threads: how many there are.
 constexpr char kMatMulInt4[] = "MatMulInt4";
-// x (.., K) float32, codes (K, N) int8, scales (N) float32[, bias (N) float32] -> (.., N): int8_matmul.h. N, K,
+// x (.., K) float32, codes (N, K) int8, scales (N) float32[, bias (N) float32] -> (.., N): int8_matmul.h. N, K,
 // bias: whether there is one, threads.
 constexpr char kMatMulInt8[] = "MatMulInt8";
 // query (B,S,H*hd), key and value (B,S,Hkv*hd), or query with both behind it, past_key and past_value (B,Hkv,T,hd),

@@ -149,10 +149,10 @@ def _quantize_dynamic(model: ir.Model, node: ir.Node, keep: Keep) -> None:
         largest = np.abs(array).max(axis=0)
         scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
         codes = np.rint(array / scales).astype(np.int8)
-        _keep(model, keep, codes_name, codes)
+        _keep(model, keep, codes_name, np.ascontiguousarray(codes.T))
         _keep(model, keep, scales_name, scales)
     initializers = model.graph.initializers
-    inputs = [activation, initializers[codes_name], initializers[scales_name], None, None]
+    inputs = [activation, _columns(model, node, initializers[codes_name]), initializers[scales_name], None, None]
     out, old = node.outputs[0], [node]
     bias = _bias(out)
     if bias is not None:
@@ -160,6 +160,17 @@ def _quantize_dynamic(model: ir.Model, node: ir.Node, keep: Keep) -> None:
         out, old = add.outputs[0], [add, node]
     new = ir.node("DynamicQuantizeMatMul", inputs, domain=DOMAIN, name=node.name)
     ir.convenience.replace_nodes_and_values(model.graph, old[0], old, [new], [out], new.outputs)
+
+
+def _columns(model: ir.Model, before: ir.Node, stored: ir.Value) -> ir.Value:
+    """(K,N) codes from the stored (N,K): what an output reads lies together, as our kernels want it. ONNX Runtime folds
+    the Transpose when it loads the graph."""
+    for use in stored.uses():
+        return use.node.outputs[0]
+    node = ir.node("Transpose", [stored], {"perm": [1, 0]}, name=f"{stored.name}.turn")
+    node.outputs[0].name = f"{stored.name}.T"
+    model.graph.insert_before(before, node)
+    return node.outputs[0]
 
 
 def _bias(product: ir.Value) -> tuple[ir.Node, ir.Value] | None:

@@ -190,14 +190,15 @@ def test_products_and_bytes_are_counted(tmp_path):
         helper.make_node("Conv", ["x", "conv"], ["c"], pads=[1, 1, 1, 1], strides=[stride, stride]),
         helper.make_node("Reshape", ["c", "flat"], ["r"]),
         helper.make_node("MatMul", ["r", "w"], ["m"]),
-        helper.make_node("DynamicQuantizeMatMul", ["m", "q", "s"], ["d"], domain="com.microsoft"),
+        helper.make_node("Transpose", ["q"], ["t"], perm=[1, 0]),
+        helper.make_node("DynamicQuantizeMatMul", ["m", "t", "s"], ["d"], domain="com.microsoft"),
         helper.make_node("Gather", ["table", "ids"], ["g"]),
         helper.make_node("Cast", ["half"], ["f"], to=kinds.FLOAT),
         helper.make_node("Mul", ["d", "f"], ["y"]),
     ]
     initializers = [
         constant("conv", (out, channels, 3, 3)), constant("flat", (3,), np.int64), constant("w", (out, 11)),
-        constant("q", (11, 13), np.int8), constant("s", (13,)), constant("table", (1000, 4)),
+        constant("q", (13, 11), np.int8), constant("s", (13,)), constant("table", (1000, 4)),
         constant("half", (13,), np.float16), constant("ids", (3,), np.int64),
     ]  # fmt: skip
     graph = helper.make_graph(nodes, "g", [], [], initializers)

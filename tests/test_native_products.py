@@ -26,11 +26,12 @@ VERSION = tuple(int(part) for part in runtime().version.split(".")[:2])
         ("int4", ["c++", "-fsanitize=address,undefined"], []),
         ("int4", ["aarch64-linux-gnu-g++", "-static"], ["qemu-aarch64", "-cpu", "max"]),
         ("int8", ["c++", "-fsanitize=address,undefined"], []),
+        ("int8", ["aarch64-linux-gnu-g++", "-static"], ["qemu-aarch64", "-cpu", "max"]),
         ("attention", ["c++", "-fsanitize=address,undefined"], []),
         ("attention", ["aarch64-linux-gnu-g++", "-static"], ["qemu-aarch64", "-cpu", "max"]),
         ("encoder_attention", ["c++", "-fsanitize=address,undefined"], []),
     ],
-    ids=["int4", "int4-aarch64", "int8", "attention", "attention-aarch64", "encoder-attention"],
+    ids=["int4", "int4-aarch64", "int8", "int8-aarch64", "attention", "attention-aarch64", "encoder-attention"],
 )
 def test_kernels(kind: str, compiler: list[str], runner: list[str], tmp_path: Path) -> None:
     for program in compiler[:1] + runner[:1]:
@@ -114,14 +115,16 @@ def test_other_products_stay_with_onnx_runtime(tmp_path: Path) -> None:
     assert np.isfinite(session.run({"x": np.ones((1, 1, 64), np.float32)})["y"]).all()
 
 
-def save_dynamic(path: Path, k: int, n: int, bias: bool = True, zero_points: bool = False) -> dict[str, np.ndarray]:
-    """y = -(x (.., K) times an int8 matrix, and a bias); returns the constants."""
+def save_dynamic(
+    path: Path, k: int, n: int, bias: bool = True, zero_points: bool = False, by_columns: bool = False
+) -> dict[str, np.ndarray]:
+    """y = -(x (.., K) times an int8 matrix (N, K), and a bias); returns the constants."""
     rng = np.random.default_rng(n)
     constants = {
-        "codes": rng.integers(-127, 128, (k, n), dtype=np.int8),
+        "codes": rng.integers(-127, 128, (n, k), dtype=np.int8),
         "scales": rng.uniform(0.001, 0.01, n).astype(np.float32),
     }
-    inputs = ["x", "codes", "scales", "", ""]
+    inputs = ["x", "columns", "scales", "", ""]
     if bias:
         constants["bias"] = rng.normal(size=n).astype(np.float32)
         inputs[4] = "bias"
@@ -130,7 +133,10 @@ def save_dynamic(path: Path, k: int, n: int, bias: bool = True, zero_points: boo
         inputs[3] = "zeros"
     while not inputs[-1]:
         inputs.pop()
-    nodes = [
+    if by_columns:
+        constants["columns"] = constants.pop("codes").T.copy()
+    nodes = [] if by_columns else [helper.make_node("Transpose", ["codes"], ["columns"], perm=[1, 0])]
+    nodes += [
         helper.make_node("DynamicQuantizeMatMul", inputs, ["product"], domain="com.microsoft"),
         helper.make_node("Neg", ["product"], ["y"]),
     ]
@@ -157,16 +163,17 @@ def test_int8_is_nearer_to_exact_than_onnx_runtimes(threads: int, tmp_path: Path
             x = rng.standard_normal((batch, length, k)).astype(np.float32) * rng.uniform(0.1, 2, (batch, length, 1))
             x = x.astype(np.float32)
             exact = -(
-                x.astype(float) @ (constants["codes"].astype(float) * constants["scales"]) + constants.get("bias", 0)
+                x.astype(float) @ (constants["codes"].T * constants["scales"].astype(float)) + constants.get("bias", 0)
             )
             errors = [np.abs(session.run({"x": x})["y"] - exact).mean() for session in (ours, theirs)]
             assert errors[0] <= 1.05 * errors[1] + 1e-6 and errors[0] < 0.02 * exact.std() + 1e-6, (k, n, errors)
         assert ours.run({"x": np.zeros((2, 0, k), np.float32)})["y"].shape == (2, 0, n)
 
 
-def test_int8_with_zero_points_stays_with_onnx_runtime(tmp_path: Path) -> None:
-    save_dynamic(tmp_path / "zeros.onnx", 64, 8, zero_points=True)
-    session = Session(runtime(), str(tmp_path / "zeros.onnx"), 1, own_int8=True)
+@pytest.mark.parametrize("change", ["zero_points", "by_columns"])
+def test_other_int8_stays_with_onnx_runtime(change: str, tmp_path: Path) -> None:
+    save_dynamic(tmp_path / "other.onnx", 64, 8, **{change: True})
+    session = Session(runtime(), str(tmp_path / "other.onnx"), 1, own_int8=True)
     assert session.own_kernels == []
     assert np.isfinite(session.run({"x": np.ones((1, 1, 64), np.float32)})["y"]).all()
 
@@ -179,7 +186,7 @@ def save_attention(path: Path, change: str = "") -> dict[str, np.ndarray]:
     rng = np.random.default_rng()
     k, n = 16, HEADS * WIDTH
     constants = {
-        "codes": rng.integers(-127, 128, (k, 3 * n), dtype=np.int8),
+        "codes": rng.integers(-127, 128, (3 * n, k), dtype=np.int8),
         "scales": rng.uniform(0.001, 0.003, 3 * n).astype(np.float32),
         "heads": np.array([-1, POSITIONS, HEADS, WIDTH]),
         "joined": np.array([-1, POSITIONS, n]),
@@ -190,12 +197,13 @@ def save_attention(path: Path, change: str = "") -> dict[str, np.ndarray]:
         constants["flat"] = np.array([-1, POSITIONS, n])
     names, split = ["query", "key", "value"], {"axis": 2}
     if change == "split-of-images":  # what Split is about when it does not say
-        constants["codes"], constants["scales"], split = constants["codes"][:, :n], constants["scales"][:n], {}
+        constants["codes"], constants["scales"], split = constants["codes"][:n], constants["scales"][:n], {}
     if change == "other-order":
         names = ["key", "query", "value"]
     turned = {"query": [0, 2, 1, 3], "key": [0, 2, 3, 1], "value": [0, 2, 1, 3]}
     nodes = [
-        helper.make_node("DynamicQuantizeMatMul", ["x", "codes", "scales"], ["qkv"], domain="com.microsoft"),
+        helper.make_node("Transpose", ["codes"], ["columns"], perm=[1, 0]),
+        helper.make_node("DynamicQuantizeMatMul", ["x", "columns", "scales"], ["qkv"], domain="com.microsoft"),
         helper.make_node("Split", ["qkv"], names, num_outputs=3, **split),
     ]
     for name, order in turned.items():
@@ -227,7 +235,7 @@ def save_attention(path: Path, change: str = "") -> dict[str, np.ndarray]:
 
 def attention(x: np.ndarray, constants: dict[str, np.ndarray]) -> np.ndarray:
     """Attention of x (B, S, K), in float64."""
-    qkv = x.astype(float) @ (constants["codes"].astype(float) * constants["scales"])
+    qkv = x.astype(float) @ (constants["codes"].T * constants["scales"].astype(float))
     query, key, value = qkv.reshape(*x.shape[:2], 3, HEADS, WIDTH).transpose(2, 0, 3, 1, 4)
     scores = query @ key.transpose(0, 1, 3, 2) * float(constants["scale"])
     weights = np.exp(scores - scores.max(-1, keepdims=True))

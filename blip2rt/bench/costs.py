@@ -149,8 +149,8 @@ def _weight(graph: wire.Graph, producers: dict[str, wire.Node], node: wire.Node)
     """The constant that a node multiplies with, and whether in integers; None: it multiplies with none."""
     if node.op_type in _INTEGER:
         place = 3 if node.op_type.startswith("QLinear") else 1
-        tensor = graph.initializers.get(node.inputs[place])
-        return None if tensor is None else (tensor, True)
+        stored = (name for name, _ in _chain(producers, node.inputs[place]) if name in graph.initializers)
+        return next(((graph.initializers[name], True) for name in stored), None)
     if node.op_type not in ("MatMul", "Gemm", "Conv"):
         return None
     integer = False
