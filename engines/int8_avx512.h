@@ -30,9 +30,7 @@ struct Avx512 {
   static Values values(const uint8_t* from) { return from; }
   template <size_t Group>
   static void dot_group(Ints* sums, Values values, const Ints* codes) {
-    int four;
-    std::memcpy(&four, values + Group * kGroup, sizeof four);
-    for (size_t v = 0; v < kVectors; ++v) sums[v] = dot(sums[v], _mm512_set1_epi32(four), codes[v]);
+    dot_broadcast<Avx512, Group>(sums, values, codes);
   }
 
   static void transpose(const uint8_t* base, size_t stride, Ints* to) { fours_of(base, stride, to); }

@@ -7,7 +7,7 @@
 
 namespace blip2rt {
 
-constexpr size_t kInt8MostRows = 65536;  // of K: 255 * 128 * K fits the int32 of a sum
+constexpr size_t kInt8MostDepth = 65536;  // of K: 255 * 128 * K fits the int32 of a sum
 
 // Weights of N outputs, w = scale * code with a scale for each.
 struct Int8Matrix {

@@ -17,7 +17,7 @@ namespace {
 constexpr size_t kGroup = 4;    // weights of an output that one instruction takes
 constexpr size_t kVectors = 4;  // side by side in a tile
 constexpr size_t kPiece = 16;   // weights of an output that are unpacked at once
-constexpr size_t kStrip = 256;  // outputs of the tiles that are unpacked together, at most
+constexpr size_t kStrip = 256;  // outputs of a call, at most
 
 template <class V>
 constexpr size_t kTogether = kStrip / (kVectors * V::kLanes);
@@ -56,8 +56,16 @@ void unpack_tiles(size_t tiles, const Int8Matrix& m, size_t depth, size_t begin,
   }
 }
 
+// Sums of what four vectors of codes and a group of 16 values give, where an instruction wants it in every lane.
+template <class V, size_t Group>
+void dot_broadcast(typename V::Ints* sums, const uint8_t* values, const typename V::Ints* codes) {
+  int32_t four;
+  std::memcpy(&four, values + Group * kGroup, sizeof four);
+  for (size_t v = 0; v < kVectors; ++v) sums[v] = V::dot(sums[v], V::broadcast(four), codes[v]);
+}
+
 // K, rounded up with codes of zero to whole pieces.
-size_t depth_of(const Int8Matrix& m) { return (m.k + kPiece - 1) / kPiece * kPiece; }
+inline size_t depth_of(const Int8Matrix& m) { return (m.k + kPiece - 1) / kPiece * kPiece; }
 
 // R rows from `row` on, times one tile.
 template <class V, size_t R>
@@ -151,7 +159,8 @@ template <class V>
 Rounding rounding_of(const float* x, size_t row, size_t k, const Int8Input& input) {
   float low = 0, high = 0;
   const bool finite = V::range(x, k, &low, &high);
-  const float inverse = finite && high > low ? 255.0f / (high - low) : 0.0f;
+  constexpr float kLeast = 255.0f / 3.402823466e38f;  // whose inverse is finite
+  const float inverse = finite && high - low > kLeast ? 255.0f / (high - low) : 0.0f;
   const float zero = finite ? std::nearbyint(-low * inverse) : 0.0f;
   input.scales[row] = finite ? (high - low) / 255.0f : std::nanf("");
   input.zeros[row] = static_cast<int32_t>(zero) - V::kMiddle;

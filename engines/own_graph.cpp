@@ -73,7 +73,7 @@ std::string own_int8(const Node& node, Parts& parts, const Stored& stored, size_
   const auto is_vector = [&](const Constant* constant) {
     return constant != nullptr && constant->shape.size() == 1 && constant->shape[0] == n;
   };
-  if (n == 0 || k == 0 || k > kInt8MostRows || !is_vector(scales)) return "";
+  if (n == 0 || k == 0 || k > kInt8MostDepth || !is_vector(scales)) return "";
   std::vector<std::string_view> inputs = {node.inputs[kX], turned->second, node.inputs[kScales]};
   if (given(kBias)) {
     if (!is_vector(parts.constant(node.inputs[kBias], DType::kFloat32))) return "";

@@ -178,6 +178,26 @@ def test_other_int8_stays_with_onnx_runtime(change: str, tmp_path: Path) -> None
     assert np.isfinite(session.run({"x": np.ones((1, 1, 64), np.float32)})["y"]).all()
 
 
+@pytest.mark.skipif(VERSION < (1, 21), reason="ONNX Runtime before 1.21 keeps its own product")
+def test_codes_stay_turned_for_who_else_reads_them(tmp_path: Path) -> None:
+    """Two products with the same weights, of which ONNX Runtime keeps one."""
+    rng = np.random.default_rng()
+    k, n = 70, 50
+    constants = {
+        "codes": rng.integers(-127, 128, (n, k), dtype=np.int8),
+        "scales": rng.uniform(0.001, 0.01, n).astype(np.float32),
+        "zeros": np.zeros(n, np.int8),
+    }
+    nodes = [helper.make_node("Transpose", ["codes"], ["columns"], perm=[1, 0])]
+    for name, more in (("ours", []), ("theirs", ["zeros"])):
+        inputs = ["x", "columns", "scales", *more]
+        nodes.append(helper.make_node("DynamicQuantizeMatMul", inputs, [name], domain="com.microsoft"))
+    save_graph(tmp_path / "two.onnx", [*nodes, helper.make_node("Add", ["ours", "theirs"], ["y"])], k, n, constants)
+    x = rng.standard_normal((1, 1, k)).astype(np.float32)
+    both = [Session(runtime(), str(tmp_path / "two.onnx"), 1, own_int8=own).run({"x": x})["y"] for own in (True, False)]
+    np.testing.assert_allclose(*both, atol=1e-4 * np.abs(both[1]).max())
+
+
 POSITIONS, HEADS, WIDTH = 21, 3, 10
 
 

@@ -15,6 +15,10 @@ namespace {
 
 using namespace blip2rt;
 
+struct Sizes {
+  size_t n, k, rows;
+};
+
 struct Case {
   size_t n, k, rows;
   std::vector<int8_t> codes;
@@ -111,6 +115,11 @@ int main(int argc, char** argv) {
         Case given(1 + random() % outputs, 1 + random() % 1600, rows, random() % 2 == 0, random);
         check_case(*kernel, given);
       }
+    }
+    // Where what is done part by part ends: of outputs, of K, of rows.
+    for (const auto& [n, k, rows] : {Sizes{1, 1, 1}, {64, 704, 17}, {33, 1408, 300}, {32, 1472, 289}, {256, 64, 288}}) {
+      Case given(n, k, rows, true, random);
+      check_case(*kernel, given);
     }
     std::printf("%s\n", name);
   }
