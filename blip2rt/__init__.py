@@ -6,8 +6,8 @@
     blip2rt.ask("photo.jpg", "what colour is the dog?")
     blip2rt.match("photo.jpg", "a dog on a beach")
 
-    model = blip2rt.load("my_bundle")
-    model.caption(["a.jpg", "b.jpg"], num_beams=5)
+    model = blip2rt.load("my_bundle")  # threads and backends: help(blip2rt.load)
+    model.caption(["a.jpg", "b.jpg"], num_beams=5)  # options: help(blip2rt.Options)
 
 The functions use the embedded model, "nano", loaded at the first call. Importing loads nothing else.
 """
@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .errors import BackendError, Blip2rtError, BundleError, CapabilityError, ImageError, OptionError
     from .language import Chat, Scored
+    from .options import Options
     from .pipeline import Match, Model, load
 
 __version__ = "0.1.0"
 __all__ = [
     "BackendError", "Blip2rtError", "BundleError", "CapabilityError", "Chat", "ImageError", "Match", "Model",
-    "OptionError", "Scored", "ask", "caption", "load", "match",
+    "OptionError", "Options", "Scored", "ask", "caption", "load", "match",
 ]  # fmt: skip
 
 _default: Model | None = None
@@ -63,6 +64,8 @@ def __getattr__(name: str) -> Any:
     """The other public names, imported when they are first asked for."""
     if name in ("Chat", "Scored"):
         return getattr(importlib.import_module(f"{__name__}.language"), name)
+    if name == "Options":
+        return importlib.import_module(f"{__name__}.options").Options
     if name in ("Match", "Model", "load"):
         return getattr(importlib.import_module(f"{__name__}.pipeline"), name)
     if name in __all__:

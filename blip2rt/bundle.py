@@ -156,6 +156,8 @@ def read(path: str | os.PathLike[str]) -> Bundle:
     Raises BundleError: no bundle there, a newer format version, faults in the manifest, and all missing or
     changed files at once.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise BundleError(f"a bundle is {path!r}: give its folder's path")
     folder = Path(path)
     data = _read_json(folder)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -213,13 +215,13 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
 
 def _read_json(folder: Path) -> Any:
     file = folder / MANIFEST
-    if folder.is_file():
-        raise BundleError(f"{folder} is a file; a bundle is the folder that holds {MANIFEST}")
-    if not folder.exists():
-        raise BundleError(f"no bundle at {folder}: there is no such folder")
-    if not file.is_file():
-        raise BundleError(f"no bundle at {folder}: the folder has no {MANIFEST}")
     try:
+        if folder.is_file():
+            raise BundleError(f"{folder} is a file; a bundle is the folder that holds {MANIFEST}")
+        if not folder.exists():
+            raise BundleError(f"no bundle at {folder}: there is no such folder")
+        if not file.is_file():
+            raise BundleError(f"no bundle at {folder}: the folder has no {MANIFEST}")
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise BundleError(f"cannot read {file}: {error.strerror or error}") from None
@@ -325,9 +327,13 @@ def _name_faults(manifest: Manifest) -> list[str]:
 def _size_faults(folder: Path, manifest: Manifest) -> list[str]:
     faults = []
     for name, entry in sorted((manifest.files or {}).items()):
-        file = folder / name
-        if not file.is_file():
+        try:
+            size = (folder / name).stat().st_size if (folder / name).is_file() else None
+        except OSError as error:
+            faults.append(f"{name} cannot be read: {error.strerror or error}")
+            continue
+        if size is None:
             faults.append(f"{name} is missing")
-        elif (size := file.stat().st_size) != entry.size:
+        elif size != entry.size:
             faults.append(f"{name} has {size} bytes instead of {entry.size}")
     return faults

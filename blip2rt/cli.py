@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
@@ -22,17 +23,24 @@ if TYPE_CHECKING:
     from .bundle import Bundle
     from .pipeline import Model
 
+# Options whose flag has another name.
+_FLAGS = {"num_beams": "--beams", "do_sample": "--sample", "bad_words": "--bad-word", "stop_strings": "--stop-string"}
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs `blip2rt` with `arguments`, or the process's own; gives the exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # file names and texts that the terminal cannot show
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell: what is printed goes nowhere
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        if hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")  # names and texts that the terminal cannot show
     warnings.filterwarnings("ignore", module="PIL")  # about odd metadata: what matters is whether the image can be read
     args = _parser().parse_args(arguments)
     try:
         code: int = args.run(args)
         sys.stdout.flush()
+    except OptionError as error:
+        return _complain(_as_flags(str(error)))
     except Blip2rtError as error:
         return _complain(error)
     except KeyboardInterrupt:
@@ -42,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except OSError as error:  # stdout is on a full disk
         _abandon_stdout()
-        return _complain(error.strerror or error)
+        return _complain(f"{error.filename or 'standard output'}: {error.strerror or error}")
     except MemoryError:
         return _complain("not enough memory")
     return code
@@ -51,6 +59,15 @@ def main(arguments: list[str] | None = None) -> int:
 def _complain(error: object) -> int:
     print(f"blip2rt: error: {error}", file=sys.stderr)
     return 2
+
+
+def _as_flags(message: str) -> str:
+    """Options by the names that they have on the command line."""
+    for name in (*(field.name for field in fields(Options)), "threads"):
+        flag = _FLAGS.get(name, "--" + name.replace("_", "-"))
+        place = r"\b" if "_" in name else r"(?:(?<=; )|^)"  # else it is a word like any other
+        message = re.sub(rf"{place}{name}\b", flag, message)
+    return message
 
 
 def _abandon_stdout() -> None:
@@ -104,10 +121,9 @@ def _check_stream(args: argparse.Namespace, images: int) -> None:
 def _match(args: argparse.Namespace) -> int:
     match = _load(args).match(_image(args.image), args.text)
     if args.json:
-        line = {"image": args.image, "text": args.text, "probability": match.probability, "cosine": match.cosine}
-        print(json.dumps(line, ensure_ascii=False))
+        print(json.dumps({"image": args.image, "text": args.text, **asdict(match)}, ensure_ascii=False))
     else:
-        print(f"probability {match.probability:.3f}  cosine {match.cosine:.3f}")
+        print(f"probability {match.probability:.3f}  cosine {match.cosine:.3f}  score {match.score:.2f}")
     return 0
 
 
@@ -166,6 +182,8 @@ def _read_bundle(path: str | None) -> Bundle:
 
 def _image(path: str) -> str | bytes:
     """`-` is the image that comes through standard input."""
+    if path == "-" and sys.stdin is None:
+        raise ImageError("- is standard input, which is closed: give a file, or send the image through a pipe")
     return sys.stdin.buffer.read() if path == "-" else path
 
 
@@ -239,6 +257,7 @@ def _add_decoding(command: argparse.ArgumentParser) -> None:
     add("--beams", int, "N", "beams of the search; 1 is greedy", dest="num_beams")
     add("--max-new-tokens", int, "N", "longest text, in tokens")
     add("--min-new-tokens", int, "N", "shortest text, in tokens")
+    switch("--early-stopping", "early_stopping", "of beams: end with as many texts as there are beams")
     add("--length-penalty", float, "X", "above 0 favours longer texts, below 0 shorter ones")
     add("--repetition-penalty", float, "X", "above 1 makes words that were said less likely")
     add("--no-repeat-ngram-size", int, "N", "no N tokens in a row come twice")

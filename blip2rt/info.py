@@ -35,6 +35,7 @@ def describe(bundle: Bundle) -> str:
         (name, component.precision, f"{_size(bundle, component) / 1e6:.2f} MB", _signature(component))
         for name, component in manifest.components.items()
     ]
+    components += [(f"({name})", "", f"{size / 1e6:.2f} MB", "of several") for name, size in _shared(bundle)]
     lines += ["", *_table(("component", "precision", "size", "inputs -> outputs"), components)]
     decoding = [(task, *map(str, asdict(defaults).values())) for task, defaults in manifest.decoding.items()]
     if decoding:
@@ -64,6 +65,13 @@ def _size(bundle: Bundle, component: Component) -> int:
     files = bundle.manifest.files or {}
     stem = component.graph.rsplit(".", 1)[0]
     return sum(entry.size for name, entry in files.items() if name == component.graph or name.startswith(f"{stem}."))
+
+
+def _shared(bundle: Bundle) -> list[tuple[str, int]]:
+    """External data that belongs to several components: (file, bytes)."""
+    stems = {component.graph.rsplit(".", 1)[0] for component in bundle.manifest.components.values()}
+    files = (bundle.manifest.files or {}).items()
+    return [(name, entry.size) for name, entry in files if name.endswith(".data") and name[:-5] not in stems]
 
 
 def _signature(component: Component) -> str:

@@ -13,7 +13,7 @@ from .backends import BackendLike, ChatLike, GenerationLike
 from .bundle import Bundle
 from .errors import OptionError
 from .manifest import Decoding
-from .options import Options, merge, resolve, strings
+from .options import Options, Room, merge, resolve, strings
 from .text import LlmTokenizer, TextStream
 
 if TYPE_CHECKING:
@@ -67,8 +67,16 @@ class Language:
         """
         longest = max((len(self.encode(prompt)) for prompt in prompts), default=0)
         forced = self._forced_prefix(options, any(prompts))
-        read = 1 if self._spec.encoder_decoder else self._spec.prefix_length + longest + used
-        room = self._spec.max_positions - read - len(forced)
+        read = {"the image": self._spec.prefix_length, "what was said": used, "the prompt": longest}
+        if self._spec.encoder_decoder:  # its decoder reads neither image nor prompt
+            read = {"the first token": 1}
+        read["the forced prefix"] = len(forced)
+        behind = ", ".join(f"{what} ({tokens})" for what, tokens in read.items() if tokens)
+        room = Room(
+            self._spec.max_positions - sum(read.values()),
+            f"{behind}, of {self._spec.max_positions} tokens in all",
+            "begin a new chat" if used else "shorten them",
+        )
         settings = resolve(options, self._manifest.decoding.get(task, Decoding()), room)
         settings["eos_token_ids"] = list(self._spec.eos_token_ids)
         settings["forced_prefix"] = forced

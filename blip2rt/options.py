@@ -14,6 +14,8 @@ from .manifest import Decoding
 
 MAX_BEAMS = 100  # far beyond use; a typing error must not fill the memory
 SEEDS = 2**63
+_MOST = 2**31 - 1  # tokens, n-grams: what the core's integers hold
+_SMALLEST, _LARGEST = 1e-37, 1e38  # what a float32 holds
 TOP_K = 50  # what sampling draws from where nothing is said, as Hugging Face has it
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 
@@ -22,37 +24,56 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 class Options:
     """What the caller may set; None means the bundle's default. Meanings are Hugging Face `generate`'s.
 
-    Lengths are in tokens of the answer; repetition, n-grams and bad words are looked for in the answer, not the prompt.
+    Repetition, n-grams and bad words are looked for in the answer, not the prompt.
+
+    num_captions: texts for each image: the best num_captions of num_beams, or independent draws
+    num_beams: 1: greedy; with do_sample, beams whose candidates are drawn
+    max_new_tokens, min_new_tokens: length of the answer, in tokens
+    length_penalty: of beams: above 0 favours longer texts, below 0 shorter ones
+    early_stopping: of beams: True ends with num_beams texts; "never" where none can get better
+    repetition_penalty: above 1 makes said tokens less likely
+    no_repeat_ngram_size: n-grams of this size come once; 0 is off
+    bad_words: never said, neither after a space nor within a word
+    forced_prefix: the answer begins with it
+    stop_strings: the text ends with the token that completes one
+    max_time: seconds for the images decoded together, after which texts end where they are
+    do_sample: draw tokens
+    temperature: of sampling: above 1 is wilder, below 1 tamer
+    top_k: of sampling: from this many likeliest tokens; None is 50, 0 all
+    top_p: of sampling: from the likeliest tokens that together have this probability
+    min_p: of sampling: from tokens at least this likely, relative to the likeliest
+    seed: of sampling: the same texts for the same seed; None draws one
     """
 
-    num_captions: int = 1  # texts for each image: the best num_captions of num_beams, or independent draws
-    num_beams: int | None = None  # 1: greedy; with do_sample, beams whose candidates are drawn
+    num_captions: int = 1
+    num_beams: int | None = None
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None
-    length_penalty: float | None = None  # of beams: above 0 favours longer texts, below 0 shorter ones
-    early_stopping: bool | str = False  # of beams: True ends with num_beams texts; "never" where none can get better
-    repetition_penalty: float = 1.0  # above 1 makes said tokens less likely
-    no_repeat_ngram_size: int = 0  # n-grams of this size come once; 0 is off
-    bad_words: str | Sequence[str] = ()  # never said, neither after a space nor within a word
-    forced_prefix: str = ""  # the answer begins with it
-    stop_strings: str | Sequence[str] = ()  # the text ends with the token that completes one
-    max_time: float | None = None  # seconds for the images decoded together, after which texts end where they are
-    do_sample: bool = False  # draw tokens
-    temperature: float | None = None  # of sampling: above 1 is wilder, below 1 tamer
-    top_k: int | None = None  # of sampling: from this many likeliest tokens; None is 50, 0 all
-    top_p: float | None = None  # of sampling: from the likeliest tokens that together have this probability
-    min_p: float | None = None  # of sampling: from tokens at least this likely, relative to the likeliest
-    seed: int | None = None  # of sampling: the same texts for the same seed; None draws one
+    length_penalty: float | None = None
+    early_stopping: bool | str = False
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    bad_words: str | Sequence[str] = ()
+    forced_prefix: str = ""
+    stop_strings: str | Sequence[str] = ()
+    max_time: float | None = None
+    do_sample: bool = False
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    seed: int | None = None
 
 
-_WHOLE: dict[str, tuple[int, int | None]] = {  # name -> lowest, highest
-    "num_captions": (1, MAX_BEAMS), "num_beams": (1, MAX_BEAMS), "max_new_tokens": (1, None),
-    "min_new_tokens": (0, None), "no_repeat_ngram_size": (0, None), "top_k": (0, None), "seed": (0, SEEDS - 1),
+_WHOLE: dict[str, tuple[int, int]] = {  # name -> lowest, highest
+    "num_captions": (1, MAX_BEAMS), "num_beams": (1, MAX_BEAMS), "max_new_tokens": (1, _MOST),
+    "min_new_tokens": (0, _MOST), "no_repeat_ngram_size": (0, _MOST), "top_k": (0, _MOST), "seed": (0, SEEDS - 1),
 }  # fmt: skip
+_POSITIVE = (f"a number above 0, from {_SMALLEST:g} to {_LARGEST:g}", lambda x: _SMALLEST <= x <= _LARGEST)
 _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {  # name -> what it must be, test
-    "length_penalty": ("a finite number", lambda x: True),
-    "repetition_penalty": ("a finite number above 0", lambda x: x > 0),
-    "temperature": ("a finite number above 0", lambda x: x > 0),
+    "length_penalty": (f"a number from {-_LARGEST:g} to {_LARGEST:g}", lambda x: abs(x) <= _LARGEST),
+    "repetition_penalty": _POSITIVE,
+    "temperature": _POSITIVE,
     "top_p": ("a number from 0 to 1", lambda x: 0 <= x <= 1),
     "min_p": ("a number from 0 to 1", lambda x: 0 <= x <= 1),
     "max_time": ("a number of seconds, at least 0", lambda x: x >= 0),
@@ -73,11 +94,19 @@ def merge(options: Options, given: dict[str, Any]) -> Options:
     return merged
 
 
-def resolve(given: Options, defaults: Decoding, room: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Room:
+    """How many tokens fit behind what is read, in words for whoever asks for more."""
+
+    tokens: int
+    behind: str  # what is read: "the image (32) and the prompt (7), of 1024"
+    mend: str  # what gives more room
+
+
+def resolve(given: Options, defaults: Decoding, room: Room) -> dict[str, Any]:
     """The native generator's options, without what needs a tokenizer: stop ids, bad words, prefix and stop strings.
 
-    `room`: how many tokens fit after the image, the longest prompt and the forced prefix. Raises OptionError that names
-    every fault.
+    Raises OptionError that names every fault.
     """
     wrong = _single_faults(given)
     faults = list(wrong.values())
@@ -88,7 +117,7 @@ def resolve(given: Options, defaults: Decoding, room: int) -> dict[str, Any]:
         beams = 1 if sampled else max(defaults.num_beams, captions)
     most, least = given.max_new_tokens, given.min_new_tokens
     if most is None:  # a default never stands in the way of what the caller asked for
-        most = max(min(defaults.max_new_tokens, room), least or 1)
+        most = max(min(defaults.max_new_tokens, room.tokens), least or 1)
     if least is None:
         least = min(defaults.min_new_tokens, most)
     if captions > beams and not (sampled and beams == 1):
@@ -96,8 +125,13 @@ def resolve(given: Options, defaults: Decoding, room: int) -> dict[str, Any]:
         faults.append(f"num_captions is {captions}, more than num_beams, {beams}: {mend}")
     if least > most:
         faults.append(f"min_new_tokens is {least}, more than max_new_tokens, {most}")
-    if most > room:
-        faults.append(f"max_new_tokens is {most}, but only {max(room, 0)} fit after the image and the prompt")
+    if room.tokens < 1:
+        faults.append(f"no token fits behind {room.behind}: {room.mend}")
+    elif most > room.tokens:
+        asked = "min_new_tokens" if given.max_new_tokens is None else "max_new_tokens"
+        faults.append(
+            f"{asked} is {most}, but only {room.tokens} fit behind {room.behind}: {room.mend}, or ask for fewer"
+        )
     if not sampled and "do_sample" not in wrong:
         idle = [name for name in _SAMPLING if getattr(given, name) is not None]
         faults += [f"{name} is {getattr(given, name)}, but tokens are not drawn: set do_sample" for name in idle]
@@ -139,9 +173,7 @@ def _single_faults(given: Options) -> dict[str, str]:
     for name, (low, high) in _WHOLE.items():
         value = getattr(given, name)
         if value is not None and not is_whole(value, low, high):
-            faults[name] = (
-                f"{name} is {value!r}: give a whole number from {low} {'up' if high is None else f'to {high}'}"
-            )
+            faults[name] = f"{name} is {value!r}: give a whole number from {low} to {high}"
     for name, (what, test) in _NUMBERS.items():
         value = getattr(given, name)
         if value is not None and not (_is_finite(value) and test(value)):

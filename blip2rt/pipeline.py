@@ -16,7 +16,7 @@ import numpy as np
 
 from . import backends
 from . import bundle as contract
-from .arguments import as_list, pairs
+from .arguments import as_list, pairs, texts_of
 from .bundle import Bundle
 from .errors import CapabilityError, ImageError, OptionError
 from .image import ImageLike, normalize, prepare
@@ -70,7 +70,9 @@ def load(
     engines).
     """
     if threads is not None and not is_whole(threads, 1, 1024):
-        raise OptionError(f"threads is {threads!r}: give a whole number from 1 to 1024, or None for all cores")
+        raise OptionError(f"threads is {threads!r}: give a whole number from 1 to 1024, or leave it out for all cores")
+    if not isinstance(scaled_jpeg, bool):
+        raise OptionError(f"scaled_jpeg is {scaled_jpeg!r}: give True or False")
     opened = contract.read(contract.embedded() if bundle is None else bundle)
     return Model(opened, backends.create(backend, opened, threads, device, engines), scaled_jpeg)
 
@@ -130,6 +132,10 @@ class Model:
         text = self._language.caption_prompt(prompt)
         settings = self._language.settings("caption", merge(Options(), options), [text])
         _check_on_token(on_token, settings)
+        if isinstance(images, str | bytes | os.PathLike) or not isinstance(images, Iterable):
+            raise ImageError(
+                f"caption_each takes images one by one, not {type(images).__name__}: give a list, or call caption"
+            )
         return self._generate_each(images, repeat((text, text)), settings, scores, keep_going, on_token)
 
     def ask(
@@ -195,11 +201,14 @@ class Model:
         return Chat(self._language, self._prefix_embeds(self._prepare([image]), [""]), chosen)
 
     def match(self, images: ImageLike | Sequence[ImageLike], texts: str | Sequence[str]) -> Any:
-        """Image and text -> Match. Lists are taken pairwise; one image or one text goes with all of a list."""
+        """Image and text -> Match. Lists are taken pairwise; one image or one text goes with all of a list.
+
+        Texts too long for the model are cut.
+        """
         self._need(contract.RETRIEVAL, "match")
         many_images, many_texts, single = pairs(images, texts, "texts")
-        if not all(map(str.strip, many_texts)):
-            raise OptionError("a text is empty: say what the image may show, as in 'a dog on grass'")
+        if not all(any(map(str.isalnum, text)) for text in many_texts):
+            raise OptionError("a text has no words: say what the image may show, as in 'a dog on grass'")
         matches: list[Match] = []
         for start in range(0, len(many_images), BATCH):
             chunk = slice(start, start + BATCH)
@@ -255,13 +264,13 @@ class Model:
     def embed_text(self, texts: str | Sequence[str]) -> Floats:
         """Text -> (E,) float32 of unit length, list of texts -> (B, E). Texts too long for the model are cut."""
         self._need((contract.TEXT_EMBED,), "embed_text")
-        many = [texts] if isinstance(texts, str) else list(texts)
+        many, single = texts_of(texts, "texts")
         chunks = [
             self._backend.text_embeds(*self._qformer_tokenizer.encode(many[start : start + BATCH]))
             for start in range(0, len(many), BATCH)
         ]
         embeds = np.concatenate(chunks) if chunks else self._empty(contract.TEXT_EMBED)
-        return embeds[0] if isinstance(texts, str) else embeds
+        return embeds[0] if single else embeds
 
     # The path of the data.
 
@@ -366,6 +375,8 @@ class Model:
 
 
 def _check_on_token(on_token: OnToken | None, settings: dict[str, Any]) -> None:
+    if on_token is not None and not callable(on_token):
+        raise OptionError(f"on_token is {on_token!r}: give a function of image, draw and token_id")
     if on_token is not None and settings["num_beams"] > 1:
         raise OptionError(
             f"on_token with num_beams {settings['num_beams']}: beams settle on tokens only at the end; give num_beams=1"

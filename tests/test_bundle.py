@@ -138,6 +138,11 @@ def test_no_bundle(tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / contract.MANIFEST).write_text('{"format": "blip2')
+    for path in (5, b"x", ["a"]):
+        with pytest.raises(BundleError, match="give its folder's path"):
+            contract.read(path)
+    with pytest.raises(BundleError, match="cannot read .*name too long"):
+        contract.read("x" * 5000)
     for name, words in {"file": "is a file", "none": "no such folder", ".": "has no", "cut": "not JSON"}.items():
         with pytest.raises(BundleError, match=words):
             contract.read(tmp_path / name)

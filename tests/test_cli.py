@@ -93,9 +93,11 @@ def test_ask_and_match(tiny, folder, capsys):
     out = run(capsys, "ask", "a.png", "what is red", "--model", tiny.path, "--json")[1]
     assert json.loads(out) == {"image": "a.png", "question": "what is red", "answer": answer}
     out = run(capsys, "match", "a.png", "a dog", "--model", tiny.path)[1]
-    assert out == f"probability {match.probability:.3f}  cosine {match.cosine:.3f}\n"
+    assert out == f"probability {match.probability:.3f}  cosine {match.cosine:.3f}  score {match.score:.2f}\n"
     out = json.loads(run(capsys, "match", "a.png", "a dog", "--model", tiny.path, "--json")[1])
-    assert out["probability"] == pytest.approx(match.probability)
+    assert [out[name] for name in ("probability", "cosine", "score")] == pytest.approx(
+        [match.probability, match.cosine, match.score]
+    )
 
 
 def test_decoding_flags_are_the_options(tiny, folder, capsys):
@@ -169,6 +171,28 @@ def test_mistakes_are_one_line(tiny, folder, capsys, arguments):
     refused(capsys, *arguments, *model)
 
 
+def test_options_have_their_flags_names(tiny, folder, capsys):
+    model = ["--model", tiny.path]
+    for flags, words in (
+        (["--seed", 1], ["--seed is 1", "set --sample"]),
+        (["--beams", 0], ["--beams is 0"]),
+        (["--threads", 0], ["--threads is 0"]),
+        (["--bad-word", ""], ["--bad-word is ['']"]),
+        (["--num-captions", 5, "--beams", 2], ["--num-captions is 5", "--beams, 2", "set --sample"]),
+    ):
+        line = refused(capsys, "caption", "a.png", *flags, *model)
+        assert all(word in line for word in words), line
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX shells close streams")
+def test_closed_streams(tiny, folder):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for more, code, words in (("a.png >&-", 0, ""), ("- <&-", 2, "- is standard input, which is closed")):
+        command = f"{sys.executable} -m blip2rt caption --model {tiny.path} {more}"
+        done = subprocess.run(command, check=False, shell=True, stderr=subprocess.PIPE, text=True, env=env)
+        assert done.returncode == code and words in done.stderr and done.stderr.count("\n") == (code > 0), done
+
+
 def test_no_embedded_model(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(contract, "__file__", str(tmp_path / "bundle.py"))
     assert "no embedded model" in refused(capsys, "caption", "x.png")
@@ -213,7 +237,7 @@ def test_full_disk(tiny, folder):
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "blip2rt", "caption", "a.png", "--model", str(tiny.path)]
         done = subprocess.run(command, check=False, stdout=full, stderr=subprocess.PIPE, text=True, env=env)
-    assert (done.returncode, done.stderr) == (2, "blip2rt: error: No space left on device\n")
+    assert (done.returncode, done.stderr) == (2, "blip2rt: error: standard output: No space left on device\n")
 
 
 def test_source_folder_finds_the_installed_core(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -89,7 +90,7 @@ def test_match_equals_numpy(tiny, model, photo):
     assert single.probability == pytest.approx(got[0].probability, abs=1e-5)
     assert len(model.match(images[0], texts)) == 10
     assert len(model.match(images, texts[0])) == 10
-    with pytest.raises(OptionError, match="a text is empty"):
+    with pytest.raises(OptionError, match="a text has no words"):
         model.match(images[:2], ["a dog", " "])
 
 
@@ -148,6 +149,14 @@ BAD_OPTIONS = [
         ["temperature is -1", "only 61 fit", "num_captions is 9"],
     ),
     ({"num_beans": 3, "top_p": 7, "num_beams": 0}, ["unknown option num_beans:", "top_p is 7", "num_beams is 0"]),
+    ({"prompt": "a dog " * 40}, ["no token fits behind the image (", "the prompt (", "in all: shorten them"]),
+    ({"forced_prefix": "a dog " * 40}, ["no token fits", "the forced prefix (", "shorten them"]),
+    ({"min_new_tokens": 62}, ["min_new_tokens is 62, but only 61 fit behind the image ("]),
+    (
+        {"do_sample": True, "top_k": 3 * 10**9, "temperature": 1e-300, "length_penalty": 1e300},
+        ["top_k is 3000000000", "temperature is 1e-300", "length_penalty is 1e+300"],
+    ),
+    ({"on_token": 5, "num_beams": 1}, ["on_token is 5"]),
     ({"prompt": 3}, ["a text is int"]),
     ({"prompt": "\ud800"}, ["not valid Unicode"]),
 ]
@@ -158,6 +167,31 @@ def test_bad_options_are_named_before_any_image_is_read(model, options, words):
     with pytest.raises(OptionError) as caught:
         model.caption("/no/such.jpg", **options)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_what_is_no_list_of_images(model, photo):
+    """An open file is one thing, though it can be iterated over; a path is no sequence of letters."""
+    stream = io.BytesIO()
+    Image.fromarray(photo()).save(stream, "PNG")
+    for call in (model.caption, model.embed_image, lambda image: model.match(image, "a dog")):
+        with pytest.raises(ImageError, match="type BytesIO: give"):
+            call(stream)
+    for images in ("a.jpg", Path("a.jpg"), b"x", None):
+        with pytest.raises(ImageError, match="give a list"):
+            model.caption_each(images)
+
+
+@pytest.mark.parametrize("texts", [None, 5, b"x", ["a dog", 5]])
+def test_what_is_no_text(model, photo, texts):
+    for call in (model.embed_text, lambda texts: model.match(photo(), texts)):
+        with pytest.raises(OptionError, match="texts hold (NoneType|int|bytes): give a str"):
+            call(texts)
+
+
+@pytest.mark.parametrize("text", ["", " ", "...", "!?"])
+def test_a_text_without_words_matches_nothing(model, photo, text):
+    with pytest.raises(OptionError, match="no words"):
+        model.match(photo(), text)
 
 
 def test_no_fault_is_made_of_another(model):
@@ -287,7 +321,7 @@ def test_chats_end_and_complain(model, photo):
             chat.ask("who runs", **options)
     with pytest.raises(OptionError, match="a question is empty"):
         chat.ask(" ")
-    with pytest.raises(OptionError, match=r"only \d fit"):
+    with pytest.raises(OptionError, match=r"what was said \(\d+\).*begin a new chat"):
         for _ in range(12):
             chat.ask("what is red", min_new_tokens=2)
     with pytest.raises(OptionError, match="num_beams is 0"):
