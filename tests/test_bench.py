@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from blip2rt._native import processor_kernels
 from blip2rt.bench import collect, costs, geometry, machine, peers, report, wire
 from blip2rt.bench.cli import main, picture
 from blip2rt.bench.stages import STAGES, Work
-from blip2rt.bundle import embedded, read
+from blip2rt.bundle import MANIFEST, embedded, read
 from tests.native import Session, runtime
 
 ROOT = Path(blip2rt.__file__).parents[1]
@@ -103,14 +106,21 @@ def test_peers_and_scaling_have_tables_and_plots(measured, tmp_path):
         (["--peer", "hf-fp32"], "--geometry"),
         (["--precision", "llm=int4"], "--geometry"),
         (["--checkpoint", "x"], "--peer"),
+        (["--checkpoint", "./no/such", "--peer", "hf-fp32"], "./no/such"),
+        (["--checkpoint", "tests", "--peer", "hf-fp32"], "config.json"),
+        (["--checkpoint", __file__, "--peer", "hf-fp32"], "config.json"),
+        *(([flag, ""], f"{flag}: '' is empty") for flag in
+          ("--model", "--precision", "--cache", "--image", "--checkpoint", "--json", "--markdown", "--plot")),
         (["--image", "no.jpg"], "no.jpg"),
+        (["--image", "tests"], "--image tests is a folder"),
         (["--image", __file__], "not an image"),
         (["--plot", "out.txt"], ".png"),
         (["--json", "no/such/folder.json", "--plot", "x.bmp"], ".png"),
         (["--nonsense"], "--nonsense"),
     ],
-)
-def test_wrong_flags_are_one_line(capsys, arguments, words):
+)  # fmt: skip
+def test_wrong_flags_are_one_line(capsys, monkeypatch, arguments, words):
+    monkeypatch.chdir(ROOT)
     code, out, err = run(capsys, *arguments)
     assert (code, out) == (2, "")
     assert err.count("\n") == 1 and err.startswith("blip2rt-bench: error: ") and words in err
@@ -119,7 +129,7 @@ def test_wrong_flags_are_one_line(capsys, arguments, words):
 def test_what_a_geometry_needs_is_named(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(geometry.importlib.util, "find_spec", lambda name: None)
     code, _, err = run(capsys, "--geometry", "blip2-opt-2.7b", "--cache", tmp_path)
-    assert code == 2 and "pip install 'blip2rt[bench,export]'" in err.splitlines()[-1]
+    assert code == 2 and err.count("\n") == 1 and "pip install 'blip2rt[bench,export]'" in err
 
 
 def test_a_peer_that_is_not_installed_is_named_with_its_command(monkeypatch):
@@ -127,6 +137,105 @@ def test_a_peer_that_is_not_installed_is_named_with_its_command(monkeypatch):
     for name, peer in peers.PEERS.items():
         got = collect._peer(collect.Plan(Work("x", "y")), name)
         assert got["error"].endswith(peer.install) and peer.needs[0] in got["error"]
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """The plans that the command would have measured."""
+    plans = []
+
+    def collected(plan):
+        plans.append(plan)
+        return {}
+
+    monkeypatch.setattr(collect, "collect", collected)
+    monkeypatch.setattr(report, "show", lambda result, out: print("tables", file=out))
+    monkeypatch.setattr(report, "markdown", lambda result: "**Markdown**\n")
+    return plans
+
+
+def test_peers_that_are_not_installed_are_named_before_anything_is_measured(capsys, monkeypatch, planned):
+    absent = ("ctranslate2", "nncf")
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None if name in absent else object())
+    given = [f"--peer={name}" for name in ("openvino-int4", "hf-fp32", "ctranslate2-int8", "openvino-int4")]
+    code, _, err = run(capsys, *given, "--checkpoint", "Salesforce/blip2-opt-2.7b")
+    assert code == 0 and len(err.splitlines()) == 2
+    for line, name, module in zip(err.splitlines(), ("openvino-int4", "ctranslate2-int8"), absent[::-1], strict=True):
+        assert line == f"{name} is not measured: {module} is not installed: {peers.PEERS[name].install}"
+    [plan] = planned
+    assert plan.peers == ("openvino-int4", "hf-fp32", "ctranslate2-int8"), "the table names them too"
+    assert plan.config == "Salesforce/blip2-opt-2.7b", "no folder: the hub has it"
+
+
+def test_without_a_peer_that_is_installed_no_config_is_made(capsys, monkeypatch, planned, tmp_path):
+    monkeypatch.setattr(geometry, "bundle", lambda *_: embedded())
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    code, _, err = run(capsys, "--geometry", "tiny", "--cache", tmp_path, "--peer", "hf-fp32")
+    assert (code, err.count("\n"), planned[0].config) == (0, 1, None)
+
+
+def test_threads_are_those_of_the_variable(capsys, monkeypatch, planned):
+    """As blip2rt.load reads it: obeyed unless --threads is given, and refused before anything is made."""
+    monkeypatch.setenv("BLIP2RT_NUM_THREADS", "3")
+    assert run(capsys)[0] == 0 and run(capsys, "--threads", "2")[0] == 0
+    monkeypatch.setenv("BLIP2RT_NUM_THREADS", "")
+    assert run(capsys)[0] == 0
+    assert [plan.work.threads for plan in planned] == [3, 2, machine.cores()]
+    monkeypatch.setenv("BLIP2RT_NUM_THREADS", "many")
+    monkeypatch.setattr(geometry, "bundle", None)
+    code, out, err = run(capsys, "--geometry", "tiny")
+    assert (code, out) == (2, "")
+    assert err.startswith("blip2rt-bench: error: BLIP2RT_NUM_THREADS is 'many'") and err.count("\n") == 1
+
+
+def test_markdown_and_json_go_to_stdout(capsys, planned, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, "--json", "-", "--markdown", "-") == (0, "tables\n**Markdown**\n{}\n", "")
+    assert run(capsys, "--markdown", "-") == (0, "tables\n**Markdown**\n", "")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("flag", ["--json", "--markdown"])
+def test_a_file_that_cannot_be_written_is_named(capsys, planned, flag):
+    want = f"blip2rt-bench: error: {flag} /dev/full: No space left on device\n"
+    assert run(capsys, flag, "/dev/full") == (2, "tables\n", want)
+
+
+def _ended(process: subprocess.Popen[str], temporary: Path) -> None:
+    """SIGTERM ends it, and its child, which holds the same stdin; nothing remains."""
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert not [*temporary.glob("blip2rt-*"), *temporary.glob("tmp*")]
+    with pytest.raises(BrokenPipeError):
+        os.write(process.stdin.fileno(), b"nobody reads this")
+
+
+def _started(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+    (tmp_path / "tmp").mkdir()
+    command = [sys.executable, "-m", "blip2rt.bench", "--threads", "1", *arguments]
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                            text=True, cwd=ROOT, env=environment)  # fmt: skip
+
+
+def test_sigterm_ends_the_worker_and_removes_files(tmp_path):
+    with _started(tmp_path, "--new-tokens", "2", "--repeat", "10000") as process:
+        while process.stderr.readline() != "measuring the stages\n":
+            assert process.poll() is None
+        time.sleep(1)  # for the worker to start
+        _ended(process, tmp_path / "tmp")
+
+
+def test_sigterm_ends_the_exporter_and_removes_what_it_began(tmp_path):
+    pytest.importorskip("onnxscript")
+    (tmp_path / "cache").mkdir()
+    with _started(tmp_path, "--geometry", "tiny", "--cache", str(tmp_path / "cache")) as process:
+        while not list((tmp_path / "cache").glob("*.partial")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        _ended(process, tmp_path / "tmp")
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_interrupted_is_one_line(capsys, monkeypatch):
@@ -244,6 +353,23 @@ def test_the_made_up_picture_is_like_a_photograph(tmp_path):
 
 
 # Bundles of random weights, and peers on the same geometry.
+
+
+def test_a_bundle_of_another_exporter_is_made_anew(tmp_path, monkeypatch):
+    made = []
+
+    def make(geometry, flag, path, *more):
+        path.mkdir()
+        (path / MANIFEST).touch()
+        made.append(path)
+
+    monkeypatch.setattr(geometry, "_make", make)
+    old = tmp_path / f"tiny-{blip2rt.__version__}-llm-int4"
+    make("tiny", "--out", old)
+    first = geometry.bundle("tiny", "llm=int4", tmp_path)
+    assert geometry.bundle("tiny", "llm = int4", tmp_path) == first
+    monkeypatch.setattr(geometry, "REVISION", geometry.REVISION + 1)
+    assert made == [old, first] and geometry.bundle("tiny", "llm=int4", tmp_path) == made[2] != first
 
 
 @pytest.fixture(scope="module")

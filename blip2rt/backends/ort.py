@@ -47,7 +47,7 @@ class Backend(Graphs):
             _check_cuda(_open_runtime())
         self._cuda = device == "cuda"
         self._bundle = bundle
-        self._threads = _num_threads() if threads is None else threads
+        self._threads = num_threads() if threads is None else threads
         self._sessions: dict[str, Any] = {}
         self._generator: Any = None
         self._locks = {name: threading.Lock() for name in contract.COMPONENTS}
@@ -169,7 +169,7 @@ def _named_failure() -> Iterator[None]:
         raise BackendError(f"generation failed: {error}") from error
 
 
-def _num_threads() -> int:
+def num_threads() -> int:
     value = os.environ.get("BLIP2RT_NUM_THREADS", "")
     if not value:
         return 0

@@ -1,6 +1,6 @@
 """The command `blip2rt-bench`: parses, measures, prints. Results on stdout, everything else on stderr.
 
-Exit codes: 0 all went well, 2 a mistake in the input (one line says which), 130 interrupted.
+Exit codes: 0 all went well, 2 a mistake in the input (one line says which), 130 interrupted, 143 ended by SIGTERM.
 """
 
 from __future__ import annotations
@@ -8,12 +8,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import __version__
+from ..backends.ort import num_threads
 from ..bundle import embedded, read
 from ..errors import Blip2rtError, OptionError
 from . import collect, geometry, machine, peers, report
@@ -31,6 +35,8 @@ examples:
   blip2rt-bench --model opt --checkpoint Salesforce/blip2-opt-2.7b --peer hf-bf16 --json -
 """
 
+_HUB_ID = r"(\w[\w.-]*/)?\w[\w.-]*"
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -46,6 +52,12 @@ def _whole(low: int, high: int) -> Any:
     return read_number
 
 
+def _text(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("'' is empty (an unset variable?): give a value, or leave the flag out")
+    return text
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="blip2rt-bench", epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -53,25 +65,31 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"blip2rt {__version__}")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--model", metavar="BUNDLE", help="a bundle's folder (default: the embedded model)")
+    source.add_argument("--model", type=_text, metavar="BUNDLE",
+                        help="a bundle's folder (default: the embedded model)")  # fmt: skip
     source.add_argument("--geometry", choices=geometry.GEOMETRIES, metavar="NAME", help="random weights, see below")
-    parser.add_argument("--precision", default=None, metavar="GROUP=P,...",
+    parser.add_argument("--precision", type=_text, metavar="GROUP=P,...",
                         help=f"of a geometry's parts (default: {geometry.PRECISION})")  # fmt: skip
-    parser.add_argument("--cache", metavar="FOLDER", help="where such bundles are kept (default: ~/.cache/blip2rt)")
-    parser.add_argument("--image", metavar="FILE", help="the picture to caption (default: one that is made up)")
+    parser.add_argument("--cache", type=_text, metavar="FOLDER",
+                        help="where such bundles are kept (default: BLIP2RT_CACHE, or ~/.cache/blip2rt)")  # fmt: skip
+    parser.add_argument("--image", type=_text, metavar="FILE",
+                        help="the picture to caption (default: one that is made up)")  # fmt: skip
     parser.add_argument("--batch", type=_whole(1, 64), default=1, metavar="N", help="images together (default: 1)")
     parser.add_argument("--beams", type=_whole(1, 100), default=1, metavar="N", help="of the search (default: 1)")
     parser.add_argument("--new-tokens", type=_whole(1, 1000), default=20, metavar="N",
                         help="of every caption, exactly (default: 20)")  # fmt: skip
-    parser.add_argument("--threads", type=_whole(1, 1024), default=None, metavar="N", help="(default: every core)")
+    parser.add_argument("--threads", type=_whole(1, 1024), metavar="N",
+                        help="of every operator (default: BLIP2RT_NUM_THREADS, or every core)")  # fmt: skip
     parser.add_argument("--repeat", type=_whole(1, 10000), default=10, metavar="N", help="runs of each (default: 10)")
     parser.add_argument("--peer", action="append", choices=list(peers.PEERS), default=[], metavar="NAME",
                         help="measure this one too; may be given several times")  # fmt: skip
-    parser.add_argument("--checkpoint", metavar="CKPT", help="Hugging Face BLIP-2 folder or hub id, for the peers")
+    parser.add_argument("--checkpoint", type=_text, metavar="CKPT",
+                        help="Hugging Face BLIP-2 folder or hub id, for the peers")  # fmt: skip
     parser.add_argument("--scaling", action="store_true", help="batches of 1 to 16, 1 to 8 callers, 1 and 2 threads")
-    parser.add_argument("--json", metavar="FILE", help="write everything measured; - is the last line of stdout")
-    parser.add_argument("--markdown", metavar="FILE", help="write the tables as Markdown")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw stages, limits, peers and scaling")
+    parser.add_argument("--json", type=_text, metavar="FILE",
+                        help="write everything measured; - is the last line of stdout")  # fmt: skip
+    parser.add_argument("--markdown", type=_text, metavar="FILE", help="write the tables as Markdown; - is stdout")
+    parser.add_argument("--plot", type=_text, metavar="FILE.png", help="draw stages, limits, peers and scaling")
     return parser
 
 
@@ -93,68 +111,108 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
+def _end(number: int, frame: object) -> NoReturn:
+    """On SIGTERM every `with` is left, which ends the worker and removes files; once, as `timeout` sends it twice."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def _run(args: argparse.Namespace) -> int:
     _check(args)
+    for name in dict.fromkeys(args.peer):
+        if reason := collect.absent(name):
+            print(f"{name} is not measured: {reason}", file=sys.stderr)
+    signal.signal(signal.SIGTERM, _end)
     with tempfile.TemporaryDirectory(prefix="blip2rt-bench-") as folder:
         result = collect.collect(_plan(args, Path(folder)))
     report.show(result, sys.stdout)
-    if args.plot:
+    if args.plot is not None:
         from . import plot
 
         plot.save(result, Path(args.plot))
-    if args.markdown:
-        Path(args.markdown).write_text(report.markdown(result), encoding="utf-8")
-    if args.json == "-":
-        print(json.dumps(result), flush=True)
-    elif args.json:
-        Path(args.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if args.markdown is not None:
+        _write("markdown", args.markdown, report.markdown(result))
+    if args.json is not None:  # after Markdown: of stdout it is the last line
+        _write("json", args.json, json.dumps(result, indent=None if args.json == "-" else 2) + "\n")
     return 0
+
+
+def _write(flag: str, given: str, text: str) -> None:
+    """Into the file that was given, - being stdout. Raises OptionError: it cannot be written."""
+    if given == "-":
+        print(text, end="", flush=True)
+        return
+    try:
+        Path(given).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OptionError(f"--{flag} {given}: {error.strerror or error}") from error
 
 
 def _check(args: argparse.Namespace) -> None:
     """Everything that minutes of measuring would end in. Raises OptionError: all faults at once."""
-    import importlib.util
-
-    faults = []
-    for flag in ("json", "markdown", "plot"):
-        given = getattr(args, flag)
-        if given and given != "-" and not Path(given).resolve().parent.is_dir():
-            faults.append(f"--{flag} {given}: there is no folder {Path(given).resolve().parent}")
-        elif given and Path(given).is_dir():
-            faults.append(f"--{flag} {given} is a folder: name a file")
-    if args.plot and importlib.util.find_spec("matplotlib") is None:
-        faults.append("--plot needs matplotlib: pip install 'blip2rt[bench]'")
-    if args.plot and Path(args.plot).suffix.lower() not in (".png", ".svg", ".pdf"):
-        faults.append(f"--plot {args.plot}: name a file ending in .png, .svg or .pdf")
+    faults = [*_output_faults(args), *_peer_faults(args)]
     if args.precision is not None and args.geometry in (None, geometry.NANO):
         faults.append("--precision is of a bundle that is made: give --geometry, and not nano")
-    if args.peer and not args.checkpoint and args.geometry in (None, geometry.NANO):
-        faults.append(
-            "--peer needs a model that the others have too: give --geometry (not nano, whose encoder transformers "
-            "lacks), or --checkpoint with the Hugging Face checkpoint of --model"
-        )
-    if args.checkpoint and not args.peer:
-        faults.append(f"--checkpoint {args.checkpoint} is what peers load: give --peer")
-    if args.image is not None and not Path(args.image).is_file():
+    if args.image is not None and Path(args.image).is_dir():
+        faults.append(f"--image {args.image} is a folder: name a file")
+    elif args.image is not None and not Path(args.image).is_file():
         faults.append(f"--image: no such file: {args.image!r}")
     if faults:
         raise OptionError("; ".join(faults))
 
 
+def _output_faults(args: argparse.Namespace) -> Iterator[str]:
+    import importlib.util
+
+    for flag in ("json", "markdown", "plot"):
+        given = getattr(args, flag)
+        if given in (None, "-"):
+            continue
+        if not Path(given).resolve().parent.is_dir():
+            yield f"--{flag} {given}: there is no folder {Path(given).resolve().parent}"
+        elif Path(given).is_dir():
+            yield f"--{flag} {given} is a folder: name a file"
+    if args.plot is None:
+        return
+    if importlib.util.find_spec("matplotlib") is None:
+        yield "--plot needs matplotlib: pip install 'blip2rt[bench]'"
+    if Path(args.plot).suffix.lower() not in (".png", ".svg", ".pdf"):
+        yield f"--plot {args.plot}: name a file ending in .png, .svg or .pdf"
+
+
+def _peer_faults(args: argparse.Namespace) -> Iterator[str]:
+    if args.checkpoint is None:
+        if args.peer and args.geometry in (None, geometry.NANO):
+            yield (
+                "--peer needs a model that the others have too: give --geometry (not nano, whose encoder transformers "
+                "lacks), or --checkpoint with the Hugging Face checkpoint of --model"
+            )
+        return
+    if not args.peer:
+        yield f"--checkpoint {args.checkpoint} is what peers load: give --peer"
+    folder = Path(args.checkpoint)
+    hub = not folder.exists() and re.fullmatch(_HUB_ID, args.checkpoint)
+    if not hub and not (folder / "config.json").is_file():
+        yield (
+            f"--checkpoint {args.checkpoint} is no folder with a config.json: give that of a Hugging Face BLIP-2 "
+            "checkpoint, or a hub id as Salesforce/blip2-opt-2.7b"
+        )
+
+
 def _plan(args: argparse.Namespace, folder: Path) -> collect.Plan:
+    threads = args.threads or num_threads() or machine.cores()
     kept = geometry.cache(args.cache)
-    if args.geometry:
-        bundle = geometry.bundle(args.geometry, args.precision or geometry.PRECISION, kept)
+    if args.geometry is not None:
+        precision = geometry.PRECISION if args.precision is None else args.precision
+        bundle = geometry.bundle(args.geometry, precision, kept)
     else:
-        bundle = Path(args.model) if args.model else embedded()
+        bundle = embedded() if args.model is None else Path(args.model)
     _check_bundle(bundle, args)
-    image = args.image or str(picture(folder / "photograph.jpg"))
-    work = Work(
-        str(bundle), image, args.batch, args.beams, args.new_tokens, args.threads or machine.cores(), args.repeat
-    )
-    config = None
-    if args.peer:
-        config = args.checkpoint or str(geometry.config(args.geometry, kept))
+    image = str(picture(folder / "photograph.jpg")) if args.image is None else args.image
+    work = Work(str(bundle), image, args.batch, args.beams, args.new_tokens, threads, args.repeat)
+    config = args.checkpoint
+    if config is None and any(collect.absent(name) is None for name in args.peer):
+        config = str(geometry.config(args.geometry, kept))
     return collect.Plan(work, args.geometry, tuple(dict.fromkeys(args.peer)), config, args.scaling)
 
 

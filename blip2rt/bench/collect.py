@@ -124,10 +124,15 @@ def _rates(stages: dict[str, Any], work: Work) -> dict[str, float | None]:
     }
 
 
-def _peer(plan: Plan, name: str) -> dict[str, Any]:
+def absent(name: str) -> str | None:
+    """Why a peer cannot be measured, and the command that mends it; None: it is installed."""
     missing = peers.missing(name)
-    if missing:
-        return {"error": f"{', '.join(missing)} is not installed: {peers.PEERS[name].install}"}
+    return f"{', '.join(missing)} is not installed: {peers.PEERS[name].install}" if missing else None
+
+
+def _peer(plan: Plan, name: str) -> dict[str, Any]:
+    if reason := absent(name):
+        return {"error": reason}
     _say(f"{name}: {peers.PEERS[name].about}")
     given = {**asdict(plan.work), "name": name, "config": plan.config}
     try:

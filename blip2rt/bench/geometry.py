@@ -5,8 +5,10 @@ They are made by the exporter in a process of its own, which needs the extra `ex
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,8 @@ NANO = "nano"  # the embedded model: nothing has to be made
 GEOMETRIES = ("blip2-opt-2.7b", "blip2-opt-6.7b", "blip2-flan-t5-xl", "blip2-flan-t5-xxl", NANO, "tiny")
 MODULE = "blip2rt_export.synthetic"
 PRECISION = "vision=int8-dynamic,qformer=fp32,llm=int4"
+REVISION = 2  # of what the exporter writes: raised when that changes, so that older folders are made anew
+_GRACE = 10  # seconds that the exporter has to remove what it has begun
 
 
 def cache(given: str | None) -> Path:
@@ -33,11 +37,10 @@ def bundle(geometry: str, precision: str, folder: Path) -> Path:
     """The bundle of a geometry, made where the cache has none. Raises Blip2rtError."""
     if geometry == NANO:
         return embedded()
-    name = "-".join((geometry, __version__, precision.replace(" ", "").replace(",", "-").replace("=", "-")))
-    path = folder / name
+    parts = precision.replace(" ", "").replace(",", "-").replace("=", "-")
+    path = folder / f"{geometry}-{__version__}-r{REVISION}-{parts}"
     if not (path / MANIFEST).is_file():
-        print(f"making {path}, once", file=sys.stderr)
-        _make(geometry, "--out", str(path), "--precision", precision)
+        _make(geometry, "--out", path, "--precision", precision)
     return path
 
 
@@ -45,11 +48,11 @@ def config(geometry: str, folder: Path) -> Path:
     """Hugging Face's config and processor of a geometry, for peers. Raises Blip2rtError."""
     path = folder / f"{geometry}-{__version__}-config"
     if not (path / "preprocessor_config.json").is_file() and not (path / "processor_config.json").is_file():
-        _make(geometry, "--config", str(path))
+        _make(geometry, "--config", path)
     return path
 
 
-def _make(geometry: str, *arguments: str) -> None:
+def _make(geometry: str, flag: str, path: Path, *more: str) -> None:
     needed = ("blip2rt_export", "torch", "transformers", "onnx", "onnxscript")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
@@ -57,15 +60,28 @@ def _make(geometry: str, *arguments: str) -> None:
             f"--geometry {geometry} is made by the exporter, and {', '.join(missing)} is not installed: "
             "pip install 'blip2rt[bench,export]', or measure a bundle with --model"
         )
-    command = [sys.executable, "-m", MODULE, "--geometry", geometry, *arguments]
+    print(f"making {path}, once", file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", MODULE, "--geometry", geometry, flag, str(path), *more]
     last = "it said nothing"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        for line in process.stderr:
-            last = line.strip() or last
-            if ": error: " not in line:
-                print(line, end="", file=sys.stderr, flush=True)
+        try:
+            for line in process.stderr:
+                last = line.strip() or last
+                if ": error: " not in line:
+                    print(line, end="", file=sys.stderr, flush=True)
+        except SystemExit:  # SIGTERM; Ctrl-C reaches the exporter by itself
+            _stop(process)
+            raise
     if process.returncode in (130, -2):
         raise KeyboardInterrupt
     if process.returncode:
         raise Blip2rtError(f"{geometry} cannot be made: {last.rpartition(': error: ')[2]}")
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """As Ctrl-C does, so that nothing half made remains; by force where that is not heeded."""
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_GRACE)
+    process.kill()

@@ -7,8 +7,10 @@ a peer's, and gives what it printed.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
 from ..errors import Blip2rtError
@@ -23,7 +25,10 @@ def run_json(what: str, module: str, *arguments: Any) -> dict[str, Any]:
     """
     words = [each if isinstance(each, str) else json.dumps(each) for each in arguments]
     command = [sys.executable, "-m", module, *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # Whatever ends us here, SIGTERM or Ctrl-C, ends the process; what that one leaves goes with the folder.
+    with tempfile.TemporaryDirectory(prefix="blip2rt-bench-", ignore_cleanup_errors=True) as folder:
+        environment = {**os.environ, "TMPDIR": folder}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode == 0:
         result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
         return result
