@@ -170,6 +170,7 @@ def _named_failure() -> Iterator[None]:
 
 
 def num_threads() -> int:
+    """BLIP2RT_NUM_THREADS; 0: as many as ONNX Runtime takes by itself. Raises OptionError."""
     value = os.environ.get("BLIP2RT_NUM_THREADS", "")
     if not value:
         return 0
