@@ -235,7 +235,9 @@ def test_sigterm_ends_the_exporter_and_removes_what_it_began(tmp_path):
             assert process.poll() is None
             time.sleep(0.01)
         _ended(process, tmp_path / "tmp")
-    assert not list((tmp_path / "cache").iterdir())
+    assert not list((tmp_path / "cache").glob("*.partial"))
+    for path in (tmp_path / "cache").iterdir():  # it was done before the signal came
+        read(path)
 
 
 def test_interrupted_is_one_line(capsys, monkeypatch):

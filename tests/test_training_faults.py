@@ -1,21 +1,33 @@
-"""What ends a training: a loss that is no number, a full disk, a damaged checkpoint; and what is left then."""
+"""What ends a training: a loss that is no number, a full disk, a damaged checkpoint; and what is left then; before it
+begins, a package that is not installed."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from blip2rt.modeling.checkpoints import list_checkpoints
-from train import checkpoint, stage1
+from train import checkpoint, language_model, stage1
+from train.cli import tell_missing
 from train.logs import Log
 from train.settings import parse
 
 from .tiny_parts import tiny_settings
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = sorted(p.stem for p in (ROOT / "train").glob("*.py") if '__name__ == "__main__"' in p.read_text("utf-8"))
+WITHOUT_TORCH = {"evaluate", "questions"}  # of bundles and tables
+MISSING = [(command, "torch") for command in COMMANDS]
+MISSING += [("stage1", "yaml"), ("average", "safetensors"), ("prepare", "tqdm")]
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +113,41 @@ def test_metrics_of_steps_that_are_run_again_go(tmp_path: Path) -> None:
     with log.running(2):
         pass
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_a_language_model_has_no_dry_run(
+    settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert language_model.main([*settings, "--out", str(tmp_path / "llm"), "--dry-run"]) == 2
+    assert capsys.readouterr().err == "error: dry_run: of stage 1 and 2 alone; leave it out\n"
+    assert not (tmp_path / "llm").exists()
+
+
+def run_without(module: str, folder: Path, *command: str) -> tuple[int, str]:
+    """Exit code and stderr of `python -m COMMAND` where the module is not installed."""
+    (folder / f"{module}.py").write_text(f"raise ModuleNotFoundError({module!r}, name={module!r})")
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": path})  # fmt: skip
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(("command", "module"), MISSING)
+def test_what_is_not_installed_is_one_line_of_every_command(command: str, module: str, tmp_path: Path) -> None:
+    ended = run_without(module, tmp_path, f"train.{command}", "--help")
+    said = f"error: {module} is not installed; pip install 'blip2rt[train]'\n"
+    assert ended == ((0, "") if module == "torch" and command in WITHOUT_TORCH else (2, said))
+
+
+def test_evaluating_a_checkpoint_without_torch_names_the_extra(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg")
+    (tmp_path / "photo.txt").write_text("a dog")
+    where = ["--model", "some/checkpoint", "--data", str(tmp_path), "--images", str(tmp_path)]
+    code, said = run_without("torch", tmp_path, "train.evaluate", "retrieval", *where)
+    assert (code, said.count("\n")) == (2, 1) and "torch is not installed; pip install 'blip2rt[train]'" in said
+
+
+def test_a_missing_module_of_ours_is_a_bug_and_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    error = ModuleNotFoundError("No module named 'train.nothing'", name="train.nothing")
+    tell_missing(type(error), error, None)
+    assert "ModuleNotFoundError: No module named 'train.nothing'" in capsys.readouterr().err

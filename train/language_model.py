@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from blip2rt.errors import Blip2rtError
+from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.text import clean_caption
 
 from .cli import run_main
@@ -75,6 +75,8 @@ def build(settings: LanguageModelSettings, vocab_size: int) -> Any:
 
 def train(settings: LanguageModelSettings) -> Path:
     """Train on every text of the table (questions before their answers); returns the folder, written when whole."""
+    if settings.dry_run:
+        raise OptionError("dry_run: of stage 1 and 2 alone; leave it out")
     out = Path(settings.out)
     if out.exists():
         raise Blip2rtError(f"out {settings.out!r} exists; remove it or choose another folder")

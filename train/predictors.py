@@ -56,7 +56,9 @@ def open_predictor(
     try:
         from .torch_predictor import TorchPredictor
     except ModuleNotFoundError as error:
-        raise Blip2rtError(f"{source} is no bundle, and for checkpoints {error.name} is not installed") from error
+        raise Blip2rtError(
+            f"{source} is no bundle, and for checkpoints {error.name} is not installed; pip install 'blip2rt[train]'"
+        ) from error
     return TorchPredictor(source, parts, precision, prompt)
 
 
