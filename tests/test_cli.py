@@ -262,3 +262,10 @@ def test_source_folder_finds_the_installed_core(tmp_path):
     assert output().startswith("BackendError blip2rt's native core is not built for this Python: pip install .")
     shutil.copy(native.__file__, tmp_path / "site" / "blip2rt")
     assert output().strip() == str(tmp_path / "site" / "blip2rt" / Path(native.__file__).name)
+
+
+def test_the_core_is_found_in_one_place():
+    """Imported by its name, it would be looked for in a source folder alone."""
+    direct = ("from .._native", "from ._native", "from . import _native", "import blip2rt._native")
+    found = [p.name for p in (ROOT / "blip2rt").rglob("*.py") if any(each in p.read_text("utf-8") for each in direct)]
+    assert found == []
