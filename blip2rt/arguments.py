@@ -9,10 +9,15 @@ from .errors import OptionError
 
 
 def as_list(images: Any) -> tuple[list[Any], bool]:
-    """One image or several -> list, whether it was one. An open file is an iterator, too, and one thing."""
-    if isinstance(images, list | tuple | Iterator) and not hasattr(images, "read"):
+    """One image or several -> list, whether it was one."""
+    if isinstance(images, list | tuple | Iterator) and not is_file(images):
         return list(images), False
     return [images], True
+
+
+def is_file(images: Any) -> bool:
+    """Whether it is an open file: an iterator, too, and one thing."""
+    return hasattr(images, "read")
 
 
 def texts_of(texts: Any, name: str) -> tuple[list[str], bool]:

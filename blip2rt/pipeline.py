@@ -16,7 +16,7 @@ import numpy as np
 
 from . import backends
 from . import bundle as contract
-from .arguments import as_list, pairs, texts_of
+from .arguments import as_list, is_file, pairs, texts_of
 from .bundle import Bundle
 from .errors import CapabilityError, ImageError, OptionError
 from .image import ImageLike, normalize, prepare
@@ -132,7 +132,7 @@ class Model:
         text = self._language.caption_prompt(prompt)
         settings = self._language.settings("caption", merge(Options(), options), [text])
         _check_on_token(on_token, settings)
-        if isinstance(images, str | bytes | os.PathLike) or not isinstance(images, Iterable):
+        if isinstance(images, str | bytes | os.PathLike) or is_file(images) or not isinstance(images, Iterable):
             raise ImageError(
                 f"caption_each takes images one by one, not {type(images).__name__}: give a list, or call caption"
             )

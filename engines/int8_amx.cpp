@@ -148,8 +148,8 @@ void multiply(const Int8Matrix& m, const Int8Input& input, float* out, size_t fi
         Scratch& own = reinterpret_cast<Scratch*>(scratch)[pair - first];
         const size_t begin = pair * kPair;
         const Weights weights = weights_of(m, begin, k, own.copy);
-        if (k == 0) std::memset(own.sums, 0, sizeof own.sums);
-        add_codes(weights, own.sums);
+        if (row == 0 && k == 0) std::memset(own.sums, 0, sizeof own.sums);
+        if (row == 0) add_codes(weights, own.sums);  // of all rows the same
         Ahead ahead = next_pair(m, begin, k, weights, (blocks + 1) / 2 * weights.tiles);
         for (size_t block = 0; block < blocks; block += 2) {
           const uint8_t* values = input.values + row * input.width + block * block_size(input) + k * kSide;

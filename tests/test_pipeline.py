@@ -176,7 +176,7 @@ def test_what_is_no_list_of_images(model, photo):
     for call in (model.caption, model.embed_image, lambda image: model.match(image, "a dog")):
         with pytest.raises(ImageError, match="type BytesIO: give"):
             call(stream)
-    for images in ("a.jpg", Path("a.jpg"), b"x", None):
+    for images in ("a.jpg", Path("a.jpg"), b"x", None, stream):
         with pytest.raises(ImageError, match="give a list"):
             model.caption_each(images)
 
