@@ -19,11 +19,11 @@ import torch
 from PIL import Image
 
 from blip2rt.modeling.vision import VisionConfig
-from train.data import Bad
-from train.loader import Reader, image_batches, open_sources
-from train.memory import keep_freed_memory
-from train.sources import Mixture
-from train.transforms import train_transform
+from train.data.loader import Reader, image_batches, open_sources
+from train.data.order import Mixture
+from train.data.samples import Bad
+from train.data.transforms import train_transform
+from train.loop.memory import keep_freed_memory
 
 
 def make_shard(folder: Path, count: int, width: int, height: int) -> None:

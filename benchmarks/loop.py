@@ -30,7 +30,8 @@ import transformers
 from blip2rt._native import Chat, Generator, Runtime, Session
 from blip2rt.backends.ort import find_library
 from blip2rt.modeling.llm import LlmConfig
-from export import graphs, llm, quantize
+from export.graphs import llm, trace
+from export.precision import weights
 
 BEAMS = 5
 GEOMETRIES = {  # layers, hidden size, heads, width of the MLP
@@ -159,11 +160,11 @@ def native(runtime: Runtime, model: Any, threads: int, bits: int | None) -> Iter
     """A model in the native loop, and the bytes of weights that a step reads."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with contextlib.closing(graphs.DataFile(folder, "llm.data")) as data:
-            for part, graph in (("llm", llm.trace_llm(model)), ("embed", graphs.trace(llm.embed_part(model)))):
+        with contextlib.closing(trace.DataFile(folder, "llm.data")) as data:
+            for part, graph in (("llm", llm.trace_llm(model)), ("embed", trace.trace(llm.embed_part(model)))):
                 if bits is not None:
-                    quantize.quantize_weights(graph, bits, LlmConfig.block)
-                graphs.save(graph, folder / f"{part}.onnx", data)
+                    weights.quantize_weights(graph, bits, LlmConfig.block)
+                trace.save(graph, folder / f"{part}.onnx", data)
         size = (folder / "llm.data").stat().st_size  # embedding and head share their weights; a step reads them once
         embed, decoder = (Session(runtime, str(folder / f"{part}.onnx"), threads) for part in ("embed", "llm"))
         shape = llm.geometry(model)

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from blip2rt.bench.cli import picture
+from blip2rt.bundle.manifest import ImageSpec
 from blip2rt.image import normalize, prepare, to_pixels
-from blip2rt.manifest import ImageSpec
 
 SPEC = ImageSpec(224, 224, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 

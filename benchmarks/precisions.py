@@ -22,13 +22,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import blip2rt
-from blip2rt.bundle import Bundle, BundleWriter, read
+from blip2rt.bundle import Bundle, read
+from blip2rt.bundle.writer import BundleWriter
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import checkpoints
 from export import assemble, choices, targets
 from export.progress import Progress
-from train.data import Dataset, read_table
-from train.metrics import caption_metrics
+from train.data.samples import Dataset, read_table
+from train.evaluation.metrics import caption_metrics
 
 GROUPS = ("vision", "qformer", "llm")
 _OWN = {"vision": ("vision",), "qformer": ("qformer",), "llm": ("llm", "embed", "encoder")}  # graphs of a group

@@ -1,6 +1,7 @@
 """What sharing saves in stage 1: `python -m benchmarks.train`.
 
-Steps of `train.losses.stage1_losses` (the image is read once, its keys and values serve all three losses; ITG goes on
+Steps of `train.objectives.stage1.stage1_losses` (the image is read once, its keys and values serve all three losses;
+ITG goes on
 from the queries' keys and values that ITC has computed) beside steps of the same losses by three forward passes that
 know nothing of each other. Steps alternate on one model with one batch; what is compared is processor time (`--wall`:
 the clock's). tests/test_shared_passes.py compares the gradients.
@@ -19,9 +20,18 @@ import torch
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
-from train.loop import autocast_dtype, compile_layers
-from train.losses import TextBatch, hard_negatives, itc_loss, itg_loss, itm_loss, next_tokens, similarity, stage1_losses
-from train.memory import keep_freed_memory
+from train.loop.memory import keep_freed_memory
+from train.loop.trainer import autocast_dtype, compile_layers
+from train.objectives.stage1 import (
+    TextBatch,
+    hard_negatives,
+    itc_loss,
+    itg_loss,
+    itm_loss,
+    next_tokens,
+    similarity,
+    stage1_losses,
+)
 
 PAPER = QFormerConfig(
     hidden_size=768, layers=12, heads=12, intermediate_size=3072, queries=32, vision_width=1408, dropout=0.0,

@@ -24,11 +24,14 @@ from blip2rt.bundle import PAST_MASK, ImageSpec, LlmSpec
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import checkpoints
 from blip2rt.text import LlmTokenizer
-from export import assemble, calibrate, describe, graphs, qformer, quantize, targets, vision
-from export.stepping import Stepper, as_written
-from export.trt_stepping import TrtStepper
-from train.data import Dataset, read_table
-from train.metrics import caption_metrics
+from export import assemble, describe, targets
+from export.checks import ranges as calibrate
+from export.checks.stepping import Stepper, as_written
+from export.checks.trt_stepping import TrtStepper
+from export.graphs import qformer, trace, vision
+from export.precision import weights
+from train.data.samples import Dataset, read_table
+from train.evaluation.metrics import caption_metrics
 
 GROUPS = ("vision", "qformer", "llm")
 ROWS = (
@@ -55,15 +58,15 @@ class Exports:
         self.tokenizer = LlmTokenizer(folder / self.llm.tokenizer, self.llm)
         self.prompt = np.array([self.tokenizer.encode(model.config.llm.caption_prompt)], np.int64)
         self.traced: dict[str, dict[str, ir.Model]] = {
-            "vision": {"vision": graphs.trace(vision.vision_part(model.vision, self.image), targets.TRT.opset)},
-            "qformer": {"qformer": graphs.trace(qformer.generative_parts(model)[0], targets.TRT.opset)},
+            "vision": {"vision": trace.trace(vision.vision_part(model.vision, self.image), targets.TRT.opset)},
+            "qformer": {"qformer": trace.trace(qformer.generative_parts(model)[0], targets.TRT.opset)},
             "llm": dict(targets.TRT.llm_graphs(model.llm, _POSITIONS)),
             "llm (ort)": dict(targets.ORT.llm_graphs(model.llm, _POSITIONS)),
         }
         self.ranges = self._ranges(model.llm, prompts, calib)
         self.written: dict[tuple[str, str], dict[str, Path]] = {}
 
-    def _ranges(self, language: Any, prompts: list[list[int]], calib: Path) -> dict[str, quantize.Ranges]:
+    def _ranges(self, language: Any, prompts: list[list[int]], calib: Path) -> dict[str, weights.Ranges]:
         """Graph -> the ranges of its activations over the photographs."""
         files, operands = vision.photographs(calib), targets.TRT.operands
         prefixes: list[np.ndarray] = []
@@ -92,11 +95,11 @@ class Exports:
         kind = {"int8": "int8-static"}.get(source, source)
         folder = self.folder / f"{group}-{precision.replace(' ', '')}"
         folder.mkdir()
-        with contextlib.closing(graphs.DataFile(folder, f"{group}.data")) as data:
+        with contextlib.closing(trace.DataFile(folder, f"{group}.data")) as data:
             for name, traced in self.traced[f"{group} {target}".strip()].items():
                 graph, apply = traced.clone(), (targets.ORT if target else targets.TRT).apply
-                apply(graph, kind, self.block, data.keep, _silent, quantize.nearest, self.ranges.get(name, {}))
-                graphs.save(graph, folder / f"{name}.onnx", data)
+                apply(graph, kind, self.block, data.keep, _silent, weights.nearest, self.ranges.get(name, {}))
+                trace.save(graph, folder / f"{name}.onnx", data)
         return {path.stem: path for path in folder.glob("*.onnx")}
 
 

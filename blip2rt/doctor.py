@@ -14,10 +14,10 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 
-from . import gpu
+from .backends.trt import gpu
+from .backends.trt.cache import default_folder
 from .errors import BackendError
 from .native import native
-from .trt_cache import default_folder
 
 _TENSORRT = ("tensorrt", "tensorrt-rtx", "tensorrt_rtx")
 _LEAST_MEMORY = 8 << 30  # bytes of memory and swap below which large engines are hard to build

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .bundle.manifest import ImageSpec
 from .errors import ImageError
-from .manifest import ImageSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from .bundle import Bundle
-from .manifest import Component
+from .bundle.manifest import Component
 
 
 def to_dict(bundle: Bundle) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .backends import BackendLike, ChatLike, GenerationLike
 from .bundle import Bundle
+from .bundle.manifest import Decoding
 from .errors import OptionError
-from .manifest import Decoding
 from .options import Options, Room, merge, resolve, strings
 from .text import LlmTokenizer, TextStream
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from .bundle.manifest import Decoding
 from .errors import OptionError
-from .manifest import Decoding
 
 MAX_BEAMS = 100  # far beyond use; a typing error must not fill the memory
 SEEDS = 2**63

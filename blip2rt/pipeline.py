@@ -18,17 +18,17 @@ from . import backends
 from . import bundle as contract
 from .arguments import as_list, is_file, pairs, texts_of
 from .bundle import Bundle
+from .bundle.manifest import RetrievalSpec
 from .errors import CapabilityError, ImageError, OptionError
 from .image import ImageLike, normalize, prepare
 from .language import Chat, Language, OnToken
-from .manifest import RetrievalSpec
 from .options import Options, is_whole, merge
 from .text import QFormerTokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from . import trt_engines
+    from .backends.trt import plans
 
     Floats = NDArray[np.float32]
 
@@ -56,14 +56,15 @@ def load(
     backend: str = "ort",
     device: str | None = None,
     threads: int | None = None,
-    engines: trt_engines.Options | None = None,
+    engines: plans.Options | None = None,
     scaled_jpeg: bool = False,
 ) -> Model:
     """Opens a bundle; None is the embedded model, "nano". Its graphs are loaded when they are first needed.
 
     backend: "ort" (ONNX Runtime) or "trt" (TensorRT, docs/jetson.md; a bundle exported for it).
     device: of ort "cpu" (None) or "cuda"; of trt "cuda".
-    engines: of trt, the sizes that engines are built for (blip2rt.trt_engines.Options); building takes minutes, once.
+    engines: of trt, the sizes that engines are built for (blip2rt.backends.trt.plans.Options); building takes
+    minutes, once.
     threads: how many an operator may use; None asks BLIP2RT_NUM_THREADS, then ONNX Runtime takes every physical core.
     scaled_jpeg: large JPEGs are decoded at a fraction of their size, faster and not quite the same (blip2rt.image).
     Raises BundleError (missing, damaged, too new), BackendError (unknown name, no GPU), OptionError (threads, device,

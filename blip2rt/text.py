@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tokenizers import Tokenizer
 
+from .bundle.manifest import LlmSpec, QuestionSpec, RetrievalSpec
 from .errors import BundleError, OptionError
-from .manifest import LlmSpec, QuestionSpec, RetrievalSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -16,17 +16,22 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from blip2rt.bundle import Bundle, BundleWriter, Component, ImageSpec, Manifest, Source, Verification
+from blip2rt.bundle import Bundle, Component, ImageSpec, Manifest, Source, Verification
+from blip2rt.bundle.writer import BundleWriter
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import streaming
 from blip2rt.modeling.quantize import round_weights
 
-from . import calibrate, describe, graphs, llm, qformer, quantize, t5, targets, unpack, verify, vision
+from . import describe, targets, unpack
+from .checks import ranges as calibrate
+from .checks import verify
 from .choices import Choices, Options, resolve
+from .graphs import llm, qformer, t5, trace, vision
+from .precision import weights
 from .progress import Progress
 
 BLOCK = 64  # of the Q-Former's weights; the LLM's is the checkpoint's
-NO_RANGES: quantize.Ranges = {}
+NO_RANGES: weights.Ranges = {}
 CALIBRATED = 24  # photographs that ranges behind the image encoder are taken from
 FINER_BELOW = 1_000_000_000  # parameters of an LLM whose int4 weights meet activations of 16 bits: small ones need it
 OWN_LIMIT = 500_000_000  # parameters of an LLM up to which its graph is also compared with its own rounded weights
@@ -40,7 +45,7 @@ class Result:
 
 
 def export(
-    options: Options, progress: Progress, choices: Choices | None = None, encode: quantize.Encode = quantize.nearest
+    options: Options, progress: Progress, choices: Choices | None = None, encode: weights.Encode = weights.nearest
 ) -> Result:
     """Write the bundle, or nothing and raise Blip2rtError.
 
@@ -94,7 +99,7 @@ class _Work:
     """Writes the graphs of each group into the bundle's folder, and keeps what the manifest and the table need."""
 
     def __init__(
-        self, folder: Path, choices: Choices, options: Options, progress: Progress, encode: quantize.Encode
+        self, folder: Path, choices: Choices, options: Options, progress: Progress, encode: weights.Encode
     ) -> None:
         self.folder, self.options, self.progress, self.encode = folder, options, progress, encode
         self.precision, self.files, self.target = choices.precision, choices.photographs, options.target
@@ -113,15 +118,15 @@ class _Work:
         inputs = {"pixels": vision.pixels(self.files[:3], image) if self.files else noise}
         self.progress.line("vision: tracing")
         want = self._reference(part, inputs)
-        model, ranges = graphs.trace(part, self.target.opset), NO_RANGES
-        signature = graphs.describe(model.graph.inputs), graphs.describe(model.graph.outputs)
+        model, ranges = trace.trace(part, self.target.opset), NO_RANGES
+        signature = trace.describe(model.graph.inputs), trace.describe(model.graph.outputs)
         if precision == "int8-static":
             self.progress.line(f"vision: calibrating int8 on {len(self.files)} images")
             if self.target is targets.ORT and vision.is_convolutional(model):
                 model = vision.quantize_int8(model, self.folder, self.files, image)
             else:
                 ranges = self._ranges("vision", model, self._photographs(image, self.files))
-        data = graphs.DataFile(self.folder, "vision.data")
+        data = trace.DataFile(self.folder, "vision.data")
         self._write("vision", model, precision, data, signature=signature, ranges=ranges)
         data.close()
         if "int8-static" in (self.precision["qformer"], self.precision["llm"]):
@@ -131,7 +136,7 @@ class _Work:
         self._judge("vision", precision, inputs, want)
         return want.get("vision_features", np.zeros(0, np.float32))
 
-    def _ranges(self, name: str, model: ir.Model, batches: Iterable[verify.Arrays]) -> quantize.Ranges:
+    def _ranges(self, name: str, model: ir.Model, batches: Iterable[verify.Arrays]) -> weights.Ranges:
         return calibrate.of_batches(model, self.folder, name, batches, self.target.operands)
 
     def _photographs(self, image: ImageSpec, files: Sequence[Path]) -> Iterator[dict[str, np.ndarray]]:
@@ -142,7 +147,7 @@ class _Work:
         """Outputs of a graph that is written."""
         return verify.run(self.folder / f"{name}.onnx", inputs, self.target.open)
 
-    def _reference(self, part: graphs.Part, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _reference(self, part: trace.Part, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What PyTorch answers, where that is to be compared."""
         return part.run(inputs) if self.options.verify else {}
 
@@ -167,14 +172,14 @@ class _Work:
         """prefix_embeds (3,Q,D) by the graph."""
         return self._run("qformer", {"vision_features": features, **self.question})["prefix_embeds"]
 
-    def _group(self, group: str, model: Any, parts: Sequence[graphs.Part], inputs: dict[str, np.ndarray]) -> None:
+    def _group(self, group: str, model: Any, parts: Sequence[trace.Part], inputs: dict[str, np.ndarray]) -> None:
         """Graphs that share one data file."""
         precision = self.precision[group]
         wants = {part.name: self._reference(part, inputs) for part in parts}
-        data = graphs.DataFile(self.folder, f"{group}.data")
+        data = trace.DataFile(self.folder, f"{group}.data")
         for part in parts:
             self.progress.line(f"{part.name}: tracing")
-            graph, ranges = graphs.trace(part, self.target.opset), NO_RANGES
+            graph, ranges = trace.trace(part, self.target.opset), NO_RANGES
             if precision == "int8-static":
                 self.progress.line(f"{part.name}: calibrating int8")
                 batches = ({**inputs, "vision_features": seen} for seen in self.calibration if len(seen) == 3)
@@ -183,27 +188,27 @@ class _Work:
         data.close()
         for part in parts:
             self._judge(part.name, precision, inputs, wants[part.name])
-        if precision in quantize.BITS and self.options.verify:
-            round_weights(model, quantize.BITS[precision], BLOCK)
+        if precision in weights.BITS and self.options.verify:
+            round_weights(model, weights.BITS[precision], BLOCK)
             for part in parts:
                 self._judge(part.name, precision, inputs, part.run(inputs), verify.OWN)
 
     def _llm(self, model: Any, language: Any, prefixes: Sequence[np.ndarray]) -> Any:
         """prefixes: what PyTorch makes of the images, and what the graphs do; nothing where nothing is verified."""
         config, precision = model.config.llm, self.precision["llm"]
-        if config.bits and config.bits != quantize.BITS.get(precision):
+        if config.bits and config.bits != weights.BITS.get(precision):
             self.progress.line(f"llm: trained against {config.bits}-bit weights, exported as {precision}")
         spec, prompts = describe.llm_spec(model, language, self.folder, self.options.max_positions)
         self.progress.line("llm: tracing")
         traced = self.target.llm_graphs(language, self.options.max_positions)
-        ranges: dict[str, quantize.Ranges] = {}
+        ranges: dict[str, weights.Ranges] = {}
         if precision == "int8-static":
             kept = dict(traced)
             ranges = self._llm_ranges(kept, language, prompts, spec.decoder_start_token_id)
             traced = iter(kept.items())
         size = _parameters(language)
         finer = (self.options.llm_activations or (16 if size < FINER_BELOW else 8)) == 16
-        data = graphs.DataFile(self.folder, "llm.data")
+        data = trace.DataFile(self.folder, "llm.data")
         for name, graph in traced:
             seen = ranges.get(name, NO_RANGES)
             self._write(name, graph, precision, data, block=config.block, ranges=seen, finer=finer)
@@ -217,7 +222,7 @@ class _Work:
 
     def _llm_ranges(
         self, traced: dict[str, ir.Model], language: Any, prompts: list[list[int]], start: int | None
-    ) -> dict[str, quantize.Ranges]:
+    ) -> dict[str, weights.Ranges]:
         """Graph -> ranges, from the photographs' prefixes and what the language model says to them."""
         self.progress.line("llm: calibrating int8")
         prefixes = np.concatenate([self._prefixes(seen) for seen in self.calibration if len(seen) == 3])
@@ -243,9 +248,9 @@ class _Work:
         embed, ids = llm.embed_part(language), {"token_ids": tokens.astype(np.int64)}
         self._judge("embed", precision, ids, embed.run(ids))
         size = _parameters(language)
-        if self.target is targets.TRT or precision not in quantize.BITS or size > OWN_LIMIT:
+        if self.target is targets.TRT or precision not in weights.BITS or size > OWN_LIMIT:
             return
-        t5.round_weights(language, quantize.BITS[precision], block)
+        t5.round_weights(language, weights.BITS[precision], block)
         exact_encoder = contextlib.nullcontext() if encoder is None else verify.exact(encoder)
         with verify.exact(own.llm) as exact_llm, exact_encoder as seen:
             copies = verify.LlmGraphs(exact_llm, own.embed, seen, start)
@@ -255,8 +260,8 @@ class _Work:
         self._judge("embed", precision, ids, embed.run(ids), verify.OWN)
 
     def _write(
-        self, name: str, model: ir.Model, precision: str, data: graphs.DataFile, block: int = BLOCK,
-        signature: Any = None, ranges: quantize.Ranges = NO_RANGES, finer: bool = False,
+        self, name: str, model: ir.Model, precision: str, data: trace.DataFile, block: int = BLOCK,
+        signature: Any = None, ranges: weights.Ranges = NO_RANGES, finer: bool = False,
     ) -> None:  # fmt: skip
         self.progress.line(f"{name}: writing in {precision}")
 
@@ -265,10 +270,10 @@ class _Work:
 
         self.target.apply(model, precision, block, data.keep, show, self.encode, ranges)
         if finer:
-            quantize.finer_activations(model)
-        inputs, outputs = signature or (graphs.describe(model.graph.inputs), graphs.describe(model.graph.outputs))
+            weights.finer_activations(model)
+        inputs, outputs = signature or (trace.describe(model.graph.inputs), trace.describe(model.graph.outputs))
         path = self.folder / f"{name}.onnx"
-        self.sizes[name] = graphs.save(model, path, data)
+        self.sizes[name] = trace.save(model, path, data)
         self.components[name] = Component(path.name, precision, inputs, outputs)
 
     def _judge(self, name: str, precision: str, inputs: Any, want: Any, against: str = verify.PYTORCH) -> None:

@@ -16,7 +16,7 @@ from blip2rt.modeling.blip2 import Blip2Config
 from blip2rt.modeling.lavis import NO_PARTS, Parts
 from blip2rt.modeling.vision import resized
 
-from . import vision
+from .graphs import vision
 from .targets import ORT, Target
 
 

@@ -17,8 +17,7 @@ from blip2rt.modeling.checkpoints import qformer_tokenizer
 from blip2rt.modeling.llm import end_token_ids, load_tokenizer
 from blip2rt.text import LlmTokenizer
 
-from . import llm as llm_graphs
-from . import t5
+from .graphs import llm, t5
 
 TOKENIZER, QFORMER_TOKENIZER, QUESTION_TOKENIZER = "tokenizer.json", "qformer_tokenizer.json", "question_tokenizer.json"
 _TEXTS = ("a dog", "two people are walking on a beach at sunset", "red", "the man in a blue shirt rides a bike")
@@ -54,7 +53,7 @@ def llm_spec(model: Any, language: Any, folder: Path, max_positions: int) -> tup
     tokenizer = load_tokenizer(config.source)
     _save(tokenizer, folder / TOKENIZER)
     encoder_decoder = language.config.is_encoder_decoder
-    shape = t5.geometry(language, max_positions) if encoder_decoder else llm_graphs.geometry(language)
+    shape = t5.geometry(language, max_positions) if encoder_decoder else llm.geometry(language)
     ends = end_token_ids(tokenizer, config)
     pad = tokenizer.pad_token_id
     spec = LlmSpec(

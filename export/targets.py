@@ -14,10 +14,14 @@ import onnx_ir as ir
 
 from blip2rt.bundle import EMBED, ENCODER, LLM
 
-from . import graphs, llm, quantize, static, t5, trt_llm, trt_precision, trt_t5
-from .calibrate import Operands
-from .quantize import Keep, Progress, Ranges
-from .stepping import as_written, session
+from .checks.ranges import Operands
+from .checks.stepping import as_written, session
+from .graphs import llm, t5, trace
+from .precision import static, weights
+from .precision.weights import Keep, Progress, Ranges
+from .trt import llm as trt_llm
+from .trt import precision as trt_precision
+from .trt import t5 as trt_t5
 
 _FLOATS = ("fp32", "fp16")
 _WEIGHTS = ("int8", "int8-dynamic", "int8w", "int4")
@@ -39,7 +43,7 @@ class Target:
     llm_graphs: Callable[
         [Any, int], LlmGraphs
     ]  # (language model, max_positions) -> one after the other, name and graph
-    apply: Callable[[ir.Model, str, int, Keep, Progress, quantize.Encode, Ranges], None]
+    apply: Callable[[ir.Model, str, int, Keep, Progress, weights.Encode, Ranges], None]
     open: Callable[[Path], Any]  # a session of ONNX Runtime in which its graphs are verified
 
 
@@ -49,36 +53,36 @@ def _ort_graphs(language: Any, max_positions: int) -> LlmGraphs:
         yield LLM, t5.trace_decoder(language)
     else:
         yield LLM, llm.trace_llm(language, max_positions)
-    yield EMBED, graphs.trace(llm.embed_part(language))
+    yield EMBED, trace.trace(llm.embed_part(language))
 
 
 def _trt_graphs(language: Any, max_positions: int) -> LlmGraphs:
     if language.config.is_encoder_decoder:
-        yield ENCODER, graphs.trace(t5.encoder_part(language), trt_llm.OPSET)
+        yield ENCODER, trace.trace(t5.encoder_part(language), trt_llm.OPSET)
         yield LLM, trt_t5.trace_decoder(language)
     else:
         yield LLM, trt_llm.trace_llm(language, max_positions)
-    yield EMBED, graphs.trace(llm.embed_part(language), trt_llm.OPSET)
+    yield EMBED, trace.trace(llm.embed_part(language), trt_llm.OPSET)
 
 
 def _ort_apply(
-    model: ir.Model, precision: str, block: int, keep: Keep, progress: Progress, encode: quantize.Encode,
+    model: ir.Model, precision: str, block: int, keep: Keep, progress: Progress, encode: weights.Encode,
     ranges: Ranges,
 ) -> None:  # fmt: skip
     if precision == "int8-static":
         static.apply(model, ranges, block, keep, progress, encode)
     else:
-        quantize.apply(model, precision, block, keep, progress, encode)
+        weights.apply(model, precision, block, keep, progress, encode)
 
 
 def _trt_apply(
-    model: ir.Model, precision: str, block: int, keep: Keep, _: Progress, encode: quantize.Encode, ranges: Ranges
+    model: ir.Model, precision: str, block: int, keep: Keep, _: Progress, encode: weights.Encode, ranges: Ranges
 ) -> None:
     trt_precision.apply(model, precision, keep, ranges, block, encode)
 
 
 ORT = Target(
-    "ort", graphs.OPSET,
+    "ort", trace.OPSET,
     {**dict.fromkeys(("vision", "qformer", "llm"), (*_FLOATS, "int8-static", *_WEIGHTS)),
      "retrieval": (*_FLOATS, *_WEIGHTS)},
     {"vision": "int8w", "qformer": "int4", "llm": "int4", "retrieval": "int4"},

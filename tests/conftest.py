@@ -20,7 +20,7 @@ if file := os.environ.get("BLIP2RT_NATIVE"):  # another build of the core, as `m
     spec.loader.exec_module(sys.modules["blip2rt._native"])
 
 from blip2rt import bundle as contract
-from blip2rt.bundle import BundleWriter
+from blip2rt.bundle.writer import BundleWriter
 
 HEIGHT, WIDTH = 8, 12
 N, C, Q, D, E = 6, 8, 3, 16, 4  # vision positions and width, queries, LLM width, contrastive width

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from blip2rt.modeling.blip2 import Blip2Config
-from train import average
+from train.extras import average
 
 
 def checkpoint(folder: Path, qformer_bits: int | None = None, **tensors: torch.Tensor) -> str:

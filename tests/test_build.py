@@ -15,14 +15,12 @@ onnx = pytest.importorskip("onnx")
 
 from onnx import TensorProto, helper, numpy_helper
 
-from blip2rt import build as build_command
 from blip2rt import bundle as contract
-from blip2rt import trt_builder
-from blip2rt import trt_engines as engines
-from blip2rt.build import main
-from blip2rt.bundle import BundleWriter
+from blip2rt.backends.trt import builder, cli, plans
+from blip2rt.backends.trt.cache import EngineCache
+from blip2rt.backends.trt.cli import main
+from blip2rt.bundle.writer import BundleWriter
 from blip2rt.errors import BackendError, BundleError, OptionError
-from blip2rt.trt_cache import EngineCache
 from tests.conftest import make_manifest
 
 needs_rtx = pytest.mark.skipif(
@@ -132,11 +130,11 @@ def test_an_engine_is_built_once(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_a_graph_changed_in_place_is_another(tmp_path: Path) -> None:
     """The manifest still has the hash of the graph that was."""
     read = contract.read(bundle(tmp_path / "b"))
-    trt, options = trt_builder.load_tensorrt("tensorrt_rtx"), engines.resolve(read, engines.Options())
-    before = engines.origin(trt, read, "vision", options, "SM86")
+    trt, options = builder.load_tensorrt("tensorrt_rtx"), plans.resolve(read, plans.Options())
+    before = plans.origin(trt, read, "vision", options, "SM86")
     graph = read.graph("vision")
     graph.write_bytes(graph.read_bytes().replace(b"the_activation", b"an_activation_"))
-    assert engines.origin(trt, contract.read(read.path), "vision", options, "SM86") != before
+    assert plans.origin(trt, contract.read(read.path), "vision", options, "SM86") != before
 
 
 @needs_rtx
@@ -160,7 +158,7 @@ def test_a_timing_cache_of_another_gpu_starts_anew(parsed: bool, caplog: pytest.
             assert cache is not None and not ignore_mismatch
             return cache == b""
 
-    assert trt_builder._use_timing_cache(Config(), b"another's") == b"" and "starts anew" in caplog.text
+    assert builder._use_timing_cache(Config(), b"another's") == b"" and "starts anew" in caplog.text
 
 
 @needs_rtx
@@ -177,11 +175,11 @@ def test_the_precision_is_that_of_the_graphs(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_progress_is_a_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert build_command._progress("llm") is None
+    assert cli._progress("llm") is None
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     clock = iter(range(10))
-    monkeypatch.setattr(build_command.time, "monotonic", lambda: next(clock))
-    show = build_command._progress("llm")
+    monkeypatch.setattr(cli.time, "monotonic", lambda: next(clock))
+    show = cli._progress("llm")
     assert show is not None
     show("Compiling", 3, 40)
     assert "llm: Compiling 3/40" in capsys.readouterr().err
@@ -225,7 +223,7 @@ def test_a_bundle_for_onnx_runtime_is_refused(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_without_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in trt_builder.MODULES:
+    for name in builder.MODULES:
         monkeypatch.setitem(sys.modules, name, None)
     assert main([str(bundle(tmp_path / "b")), "--check"]) == 2
     assert "tensorrt" in capsys.readouterr().err
@@ -255,15 +253,15 @@ def test_sizes_follow_the_bundle(tmp_path: Path) -> None:
     inputs = (contract.TensorInfo("past_key_0", "float16", ("B", 1, "T", 8)),)
     components = {name: contract.Component(f"{name}.onnx", "fp16", inputs, ()) for name in ("llm", "embed")}
     tiny = contract.Bundle(tmp_path, replace(manifest, components=components))
-    options = engines.resolve(tiny, engines.Options(max_batch=2, max_beams=3))
+    options = plans.resolve(tiny, plans.Options(max_batch=2, max_beams=3))
     assert options.capacity == 64  # the model has no more
-    sizes, one = engines.estimate(tiny, options), 2 * 8 * 3 * 4 * 4 + (tmp_path / "llm.onnx").stat().st_size
+    sizes, one = plans.estimate(tiny, options), 2 * 8 * 3 * 4 * 4 + (tmp_path / "llm.onnx").stat().st_size
     assert (sizes.weights, sizes.cache, sizes.largest) == (2 * one, 2 * 3 * 64 * 2 * 8 * 2, one)
-    step, prompt = engines.profiles(tiny, "llm", options)
+    step, prompt = plans.profiles(tiny, "llm", options)
     assert step["S"] == (1, 1, 1) and prompt["S"][2] == 64 and step["T"] == prompt["T"] == (64, 64, 64)
     assert step["B"] == (1, 6, 6)
     with pytest.raises(OptionError, match="capacity is 65"):
-        engines.resolve(tiny, engines.Options(capacity=65))
+        plans.resolve(tiny, plans.Options(capacity=65))
 
 
 def test_an_unknown_target_is_named(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from blip2rt import bundle as contract
-from blip2rt.bundle import BundleWriter
+from blip2rt.bundle.manifest import from_json, to_json
+from blip2rt.bundle.writer import BundleWriter
 from blip2rt.errors import BundleError
-from blip2rt.manifest import from_json, to_json
 
 
 def minimal_manifest() -> contract.Manifest:
@@ -181,11 +181,11 @@ def test_full_disk_is_one_line(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_a_killed_writer_leaves_no_bundle_and_the_next_run_cleans(tmp_path):
     code = (
-        "import sys, time; from blip2rt.bundle import BundleWriter\n"
+        "import sys, time; from blip2rt.bundle.writer import BundleWriter\n"
         f"with BundleWriter({str(tmp_path / 'b')!r}) as w:\n"
         "    (w.folder / 'vision.onnx').write_bytes(b'half'); print('ready', flush=True); time.sleep(60)\n"
     )
-    env = {**os.environ, "PYTHONPATH": str(Path(contract.__file__).parents[1])}
+    env = {**os.environ, "PYTHONPATH": str(Path(contract.__file__).parents[2])}
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env)
     assert child.stdout is not None and child.stdout.readline()
     write(tmp_path / "b")  # a living writer's folder is left alone

@@ -11,9 +11,11 @@ import pytest
 from safetensors.torch import load_file
 
 from blip2rt.modeling.checkpoints import read_config
-from train import calibrate, evaluate_retrieval, stage1
-from train.evaluate_retrieval import Candidates
-from train.predictors import open_predictor
+from train import stage1
+from train.evaluation import retrieval
+from train.evaluation.predictors import open_predictor
+from train.evaluation.retrieval import Candidates
+from train.extras import calibrate
 
 from .tiny_parts import tiny_settings
 
@@ -53,7 +55,7 @@ def test_only_the_weight_changes(
     asked = []
 
     def candidates(predictor: Any, items: Any, count: int) -> Candidates:
-        found = evaluate_retrieval.candidates(predictor, items, count)
+        found = retrieval.candidates(predictor, items, count)
         assert found.images.shape == found.cosine.shape == found.itm_logits.shape[:2] == (len(items), count)
         assert (np.diff(found.cosine) <= 0).all() and found.own.tolist() == list(range(len(items)))
         features = predictor.vision_features([items[i].path for i in found.images[3]])

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from train.cider import CiderReward
+from train.extras.cider import CiderReward
 
 
 def test_reward_is_the_metric_of_each_image() -> None:

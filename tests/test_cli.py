@@ -194,7 +194,7 @@ def test_closed_streams(tiny, folder):
 
 
 def test_no_embedded_model(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(contract, "__file__", str(tmp_path / "bundle.py"))
+    monkeypatch.setattr("blip2rt.bundle.reader.EMBEDDED", tmp_path)
     assert "no embedded model" in refused(capsys, "caption", "x.png")
     assert "no embedded model" in refused(capsys, "info")
 

@@ -20,14 +20,14 @@ from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.modeling.checkpoints import list_checkpoints
 from blip2rt.modeling.vision import VisionConfig
 from train import prepare, stage1
-from train.data import Bad, Dataset, Sample, draw_texts, first_answers
-from train.features import to_pixels
-from train.loader import Images, Reader, image_batches, open_sources
-from train.readers import read_data
+from train.data.features import to_pixels
+from train.data.loader import Images, Reader, image_batches, open_sources
+from train.data.order import Mixture, Order
+from train.data.readers import read_data
+from train.data.samples import Bad, Dataset, Sample, draw_texts, first_answers
+from train.data.shards import Shards, expand, texts_of
+from train.data.transforms import eval_transform, train_transform
 from train.settings import parse
-from train.shards import Shards, expand, texts_of
-from train.sources import Mixture, Order
-from train.transforms import eval_transform, train_transform
 
 from .tiny_parts import caption_table, tiny_settings
 

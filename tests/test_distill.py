@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model
 
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder, measured
-from train import distill, stage1
+from train import stage1
+from train.extras import distill
 from train.settings import parse
 
 from .tiny_parts import tiny_settings

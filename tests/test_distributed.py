@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from blip2rt.modeling.checkpoints import list_checkpoints
 from train import stage1, stage2
-from train.loop import check_batch
+from train.loop.trainer import check_batch
 
 from .tiny_parts import llm_folder, tiny_settings
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from blip2rt import doctor, gpu
+from blip2rt import doctor
+from blip2rt.backends.trt import gpu
 from blip2rt.cli import main
 from blip2rt.errors import BackendError
 

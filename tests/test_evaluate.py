@@ -29,11 +29,11 @@ from tests import tiny_blip2
 from tests.test_lavis import Parts, stage2
 from tests.test_question import made
 from train import evaluate
-from train.annotations import read_captions, read_questions
-from train.generation import Generator
-from train.metrics import caption_metrics
-from train.predictors import open_predictor
-from train.vqa import vqa_accuracy
+from train.evaluation.annotations import read_captions, read_questions
+from train.evaluation.generation import Generator
+from train.evaluation.metrics import caption_metrics
+from train.evaluation.predictors import open_predictor
+from train.evaluation.vqa import vqa_accuracy
 
 __all__ = ["made", "stage2"]  # fixtures of LAVIS' files, and of a Q-Former that reads the question
 SEED = int(os.environ.get("BLIP2RT_SEED") or random.randrange(2**31))

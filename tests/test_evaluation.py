@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from blip2rt.text import clean_caption
-from train.data import batches
-from train.metrics import caption_metrics, tokenize
-from train.questions import questions
-from train.retrieval import best_rank, recall, recall_at, reranked
-from train.vqa import exact_match, normalize_answer, vqa_accuracy
+from train.data.samples import batches
+from train.evaluation.metrics import caption_metrics, tokenize
+from train.evaluation.recall import best_rank, recall, recall_at, reranked
+from train.evaluation.vqa import exact_match, normalize_answer, vqa_accuracy
+from train.extras.questions import questions
 
 
 def test_recall_by_hand() -> None:

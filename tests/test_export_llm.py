@@ -14,8 +14,9 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("onnxscript")
 
 from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise, round_weights
-from export import graphs, llm, quantize
-from export.stepping import Stepper, session
+from export.checks.stepping import Stepper, session
+from export.graphs import llm, trace
+from export.precision import weights
 
 SEED = random.randrange(2**31)
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 97,
@@ -67,11 +68,11 @@ def build(name: str):
 
 
 def export(model, folder: Path, bits: int | None = None, block: int = 32) -> None:
-    with contextlib.closing(graphs.DataFile(folder, "llm.data")) as data:
-        for name, graph in (("llm", llm.trace_llm(model)), ("embed", graphs.trace(llm.embed_part(model)))):
+    with contextlib.closing(trace.DataFile(folder, "llm.data")) as data:
+        for name, graph in (("llm", llm.trace_llm(model)), ("embed", trace.trace(llm.embed_part(model)))):
             if bits:
-                assert quantize.quantize_weights(graph, bits, block)
-            graphs.save(graph, folder / f"{name}.onnx", data)
+                assert weights.quantize_weights(graph, bits, block)
+            trace.save(graph, folder / f"{name}.onnx", data)
 
 
 def reference(model, embeds: torch.Tensor, lengths: list[int]) -> torch.Tensor:
@@ -137,10 +138,10 @@ def test_embedding_of_an_odd_number_of_blocks(width: int, bits: int, tmp_path: P
     print(f"seed {SEED}")
     torch.manual_seed(SEED)
     table = torch.nn.Embedding(51, width)
-    part = graphs.Part("e", table, {"ids": torch.zeros(2, 3, dtype=torch.int64)}, ["out"], {"ids": {0: "B", 1: "S"}})
-    graph = graphs.trace(part)
-    assert quantize.quantize_weights(graph, bits, 32) == 1
-    graphs.save(graph, tmp_path / "e.onnx", None)
+    part = trace.Part("e", table, {"ids": torch.zeros(2, 3, dtype=torch.int64)}, ["out"], {"ids": {0: "B", 1: "S"}})
+    graph = trace.trace(part)
+    assert weights.quantize_weights(graph, bits, 32) == 1
+    trace.save(graph, tmp_path / "e.onnx", None)
     ids = np.arange(51)[None]
     got = session(tmp_path / "e.onnx", 1).run(None, {"ids": ids})[0]
     round_weights(table, bits, 32)

@@ -13,8 +13,9 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("onnxscript")
 
-from export import graphs, llm, quantize, t5
-from export.stepping import Stepper, session
+from export.checks.stepping import Stepper, session
+from export.graphs import llm, t5, trace
+from export.precision import weights
 
 SEED = random.randrange(2**31)
 VOCAB, WIDTH = 89, 48
@@ -37,15 +38,15 @@ def build(name: str):
 
 
 def export(model, folder: Path, bits: int | None = None) -> None:
-    with contextlib.closing(graphs.DataFile(folder, "llm.data")) as data:
+    with contextlib.closing(trace.DataFile(folder, "llm.data")) as data:
         for name, graph in (
             ("encoder", t5.trace_encoder(model)),
             ("llm", t5.trace_decoder(model)),
-            ("embed", graphs.trace(llm.embed_part(model))),
+            ("embed", trace.trace(llm.embed_part(model))),
         ):
             if bits:
-                assert quantize.quantize_weights(graph, bits, 16)
-            graphs.save(graph, folder / f"{name}.onnx", data)
+                assert weights.quantize_weights(graph, bits, 16)
+            trace.save(graph, folder / f"{name}.onnx", data)
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
@@ -115,6 +116,7 @@ def test_manifest_of_an_encoder_decoder(tmp_path: Path) -> None:
 
     from blip2rt import bundle as contract
     from blip2rt.bundle import encoder_tensors, llm_tensors
+    from blip2rt.bundle.faults import manifest_faults
     from tests.conftest import make_manifest
 
     def component(name: str, tensors: tuple[tuple[str, ...], tuple[str, ...]]) -> contract.Component:
@@ -131,8 +133,8 @@ def test_manifest_of_an_encoder_decoder(tmp_path: Path) -> None:
     files = {name: contract.FileEntry(1, "") for name in ("tokenizer.json", *(c.graph for c in whole.values()))}
     spec = replace(manifest.llm, encoder_decoder=True, decoder_start_token_id=0)
     good = replace(manifest, components=whole, llm=spec, files=files)
-    assert not contract.manifest_faults(good)
+    assert not manifest_faults(good)
     lacking = replace(good, components={n: c for n, c in whole.items() if n != "encoder"})
-    assert any("encoder are missing" in fault for fault in contract.manifest_faults(lacking))
+    assert any("encoder are missing" in fault for fault in manifest_faults(lacking))
     unstarted = replace(good, llm=replace(spec, decoder_start_token_id=None))
-    assert any("decoder_start_token_id" in fault for fault in contract.manifest_faults(unstarted))
+    assert any("decoder_start_token_id" in fault for fault in manifest_faults(unstarted))

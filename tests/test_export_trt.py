@@ -21,12 +21,16 @@ pytest.importorskip("onnxscript")
 
 import onnx
 
-from blip2rt import trt_builder
+from blip2rt.backends.trt import builder
 from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise
-from export import calibrate, codes, graphs, quantize, targets, trt_precision
-from export.stepping import as_written, session
-from export.trt_stepping import TrtStepper
-from export.verify import LlmGraphs, mean_cosine
+from export import targets
+from export.checks import ranges as calibrate
+from export.checks.stepping import as_written, session
+from export.checks.trt_stepping import TrtStepper
+from export.checks.verify import LlmGraphs, mean_cosine
+from export.graphs import trace
+from export.precision import codes, weights
+from export.trt import precision as trt_precision
 from tests import test_export_llm, test_export_t5
 
 SEED = random.randrange(2**31)
@@ -47,11 +51,11 @@ def write(
 ) -> LlmGraphs:
     """The graphs of a language model, name and graph, as a bundle holds them."""
     folder.mkdir(exist_ok=True)
-    with contextlib.closing(graphs.DataFile(folder, "llm.data")) as data:
+    with contextlib.closing(trace.DataFile(folder, "llm.data")) as data:
         for name, graph in traced:
-            target.apply(graph, precision, block, data.keep, lambda done, total: None, quantize.nearest,
+            target.apply(graph, precision, block, data.keep, lambda done, total: None, weights.nearest,
                          (ranges or {}).get(name, {}))  # fmt: skip
-            graphs.save(graph, folder / f"{name}.onnx", data)
+            trace.save(graph, folder / f"{name}.onnx", data)
     encoder = folder / "encoder.onnx"
     known = encoder.exists()
     start = 0 if known else None
@@ -95,9 +99,7 @@ def builds(graph: Path) -> None:
         return
     fixed = {"B": (1, 2, 3), "T": (32, 32, 32), "S_enc": (1, 8, 32)}
     profiles = [{**fixed, "S": (1, 1, 1)}, {**fixed, "S": (1, 8, 32)}]
-    assert trt_builder.build(
-        trt_builder.load_tensorrt("tensorrt_rtx"), graph, profiles, trt_builder.Settings(GPUS)
-    ).plan
+    assert builder.build(builder.load_tensorrt("tensorrt_rtx"), graph, profiles, builder.Settings(GPUS)).plan
 
 
 @pytest.mark.parametrize("name", ["opt", *slow("flan", "llama", "qwen2", "narrow", "tied")])
@@ -125,12 +127,12 @@ def test_what_a_step_returns(exact: Callable[[str], LlmGraphs]) -> None:
 
 def test_windows_are_refused_or_too_wide_to_matter(tmp_path: Path) -> None:
     from blip2rt.errors import Blip2rtError
-    from export import trt_llm
+    from export.trt import llm
 
     model = build("mistral")  # looks back 4 positions
     with pytest.raises(Blip2rtError, match="--max-positions 4"):
-        trt_llm.trace_llm(model, 64)
-    assert trt_llm.trace_llm(model, 4)
+        llm.trace_llm(model, 64)
+    assert llm.trace_llm(model, 4)
 
 
 @pytest.mark.parametrize("name", ["opt", *slow("flan", "llama")])
@@ -229,8 +231,8 @@ def test_codes_of_a_block() -> None:
     """Are the weights of the target ort, to what float16 makes of their offsets."""
     rng = np.random.default_rng(SEED)
     weight = rng.standard_t(4, (96, 33)).astype(np.float32) + rng.normal(size=33).astype(np.float32)
-    blocks = codes.Blocks(32, quantize.nearest)
-    integers, scales, offsets = codes.block_codes("w", graphs.ir.tensor(weight), blocks)
+    blocks = codes.Blocks(32, weights.nearest)
+    integers, scales, offsets = codes.block_codes("w", trace.ir.tensor(weight), blocks)
     assert integers.min() >= -8 and integers.max() <= 7 and scales.shape == offsets.shape == (3, 33)
     want = dequantize_blockwise(quantize_blockwise(torch.from_numpy(weight).T, 4, 32)).T.numpy()
     np.testing.assert_allclose(integers * scales.repeat(32, 0) + offsets.repeat(32, 0), want, atol=1e-5)
@@ -266,17 +268,17 @@ def test_int8_convolutions(tmp_path: Path) -> None:
     print(f"seed {SEED}")
     torch.manual_seed(SEED)
     pixels = torch.randn(2, 3, 17, 21)
-    part = graphs.Part("vision", _Encoder().eval(), {"pixels": pixels}, ["vision_features"], {"pixels": {0: "B"}})
-    model = graphs.trace(part, targets.TRT.opset)
+    part = trace.Part("vision", _Encoder().eval(), {"pixels": pixels}, ["vision_features"], {"pixels": {0: "B"}})
+    model = trace.trace(part, targets.TRT.opset)
     ranges = calibrate.of_batches(model, tmp_path, "vision", [{"pixels": pixels.numpy()}], trt_precision.operands)
     assert len(ranges) == 1
-    trt_precision.apply(model, "int8-static", lambda tensor: tensor, ranges, 32, quantize.nearest)
-    graphs.save(model, tmp_path / "vision.onnx", None)
+    trt_precision.apply(model, "int8-static", lambda tensor: tensor, ranges, 32, weights.nearest)
+    trace.save(model, tmp_path / "vision.onnx", None)
     got = as_written(tmp_path / "vision.onnx", 1).run(None, {"pixels": pixels.numpy()})[0]
     assert mean_cosine(got, part.run({"pixels": pixels.numpy()})["vision_features"]) > 0.999
     axes = [node.attribute[0].i for node in onnx.load(tmp_path / "vision.onnx").graph.node
             if node.op_type == "DequantizeLinear" and node.attribute]  # fmt: skip
     assert axes == [0]
     if importlib.util.find_spec("tensorrt_rtx") is not None:
-        trt = trt_builder.load_tensorrt("tensorrt_rtx")
-        assert trt_builder.build(trt, tmp_path / "vision.onnx", [{"B": (1, 2, 3)}], trt_builder.Settings(GPUS)).plan
+        trt = builder.load_tensorrt("tensorrt_rtx")
+        assert builder.build(trt, tmp_path / "vision.onnx", [{"B": (1, 2, 3)}], builder.Settings(GPUS)).plan

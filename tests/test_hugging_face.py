@@ -23,8 +23,8 @@ import blip2rt
 from blip2rt.errors import CapabilityError
 from blip2rt.image import to_pixels
 from blip2rt.modeling import checkpoints, streaming
+from export.checks.verify import STEPS, LlmGraphs
 from export.cli import main
-from export.verify import STEPS, LlmGraphs
 from tests import tiny_blip2
 
 SEED = int(os.environ.get("BLIP2RT_SEED") or random.randrange(2**31))

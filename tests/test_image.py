@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 import blip2rt
+from blip2rt.bundle.manifest import ImageSpec
 from blip2rt.errors import ImageError
 from blip2rt.image import SCALED_TOLERANCE, load_rgb, prepare, to_pixels
-from blip2rt.manifest import ImageSpec
 
 SEED = random.randrange(2**31)
 SPEC = ImageSpec(24, 32, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("torch")
 
 from blip2rt.errors import Blip2rtError
-from train.logs import Log
+from train.loop.logs import Log
 
 LINE = {"step": 10, "loss": 2.5, "samples_per_second": 33.33, "waiting_for_data": 0.024}
 FAKE = '''

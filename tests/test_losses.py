@@ -11,7 +11,7 @@ import torch
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
-from train.losses import (
+from train.objectives.stage1 import (
     TextBatch,
     frozen_head_loss,
     hard_negatives,

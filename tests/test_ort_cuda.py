@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import blip2rt
-from blip2rt import gpu
+from blip2rt.backends.trt import gpu
 from blip2rt.errors import BackendError, OptionError
 from tests.conftest import Tiny
 from tests.native import Session, runtime

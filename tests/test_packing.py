@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-from train.packing import Tokens, pack
+from train.objectives.packing import Tokens, pack
 
 
 def tiny_llama() -> torch.nn.Module:

@@ -11,8 +11,8 @@ import torch
 from blip2rt.modeling.checkpoints import load_model
 from blip2rt.modeling.llm import LlmConfig
 from train import stage1, stage2
-from train.data import Sample
-from train.prefix_lm import PrefixTexts
+from train.data.samples import Sample
+from train.objectives.prefix_lm import PrefixTexts
 
 from .tiny_parts import LLM_WORDS, t5_folder, tiny_settings
 

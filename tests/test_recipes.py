@@ -20,8 +20,9 @@ from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.checkpoints import CONFIG
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
-from train import distill, stage1, stage2
+from train import stage1, stage2
 from train.dry_run import count_parameters, memory, rates, trained
+from train.extras import distill
 from train.settings import parse, vision_config
 
 from .tiny_parts import llm_folder, t5_folder, tiny_settings

@@ -14,10 +14,10 @@ from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.llm import LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
-from train.losses import TextBatch, stage1_losses
-from train.packing import Tokens, pack
-from train.prefix_lm import SplitTexts, prefix_lm_loss
-from train.prompted import lm_loss
+from train.objectives.lm import lm_loss
+from train.objectives.packing import Tokens, pack
+from train.objectives.prefix_lm import SplitTexts, prefix_lm_loss
+from train.objectives.stage1 import TextBatch, stage1_losses
 
 from .numpy_blip2 import NumpyBlip2, NumpyT5, opt_losses
 from .tiny_blip2 import shake

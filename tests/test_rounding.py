@@ -14,7 +14,7 @@ from blip2rt.modeling.blip2 import Blip2Config
 from blip2rt.modeling.checkpoints import list_checkpoints, load_model
 from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise
 from train import stage1, stage2
-from train.rounding import Rounding
+from train.loop.rounding import Rounding
 from train.settings import parse
 from train.stage2 import Stage2, Stage2Settings
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from train.self_critical import draw
+from train.extras.self_critical import draw
 
 
 @pytest.mark.parametrize("vocabulary", [2, 7, 50, 64])

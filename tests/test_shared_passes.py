@@ -11,7 +11,7 @@ from benchmarks.train import independent_losses
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
-from train.losses import TextBatch, stage1_losses
+from train.objectives.stage1 import TextBatch, stage1_losses
 
 from .tiny_blip2 import shake
 

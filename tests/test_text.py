@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from blip2rt.bundle.manifest import LlmSpec, RetrievalSpec
 from blip2rt.errors import BundleError, OptionError
-from blip2rt.manifest import LlmSpec, RetrievalSpec
 from blip2rt.text import LlmTokenizer, QFormerTokenizer, TextStream
 from tests.conftest import EOS, TEXT_WORDS, WORDS
 

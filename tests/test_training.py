@@ -19,8 +19,8 @@ from blip2rt.modeling.blip2 import Blip2
 from blip2rt.modeling.checkpoints import list_checkpoints, load_model, qformer_tokenizer
 from blip2rt.text import tidy
 from train import language_model, stage1, stage2
-from train.generation import itg_captions
-from train.loop import learning_rate, parameter_groups
+from train.evaluation.generation import itg_captions
+from train.loop.trainer import learning_rate, parameter_groups
 from train.settings import parse
 
 from .tiny_parts import bert_folder, llm_folder, tiny_settings

@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 
 from blip2rt.modeling.checkpoints import list_checkpoints
-from train import checkpoint, language_model, stage1
+from train import language_model, stage1
 from train.cli import tell_missing
-from train.logs import Log
+from train.loop import checkpoint
+from train.loop.logs import Log
 from train.settings import parse
 
 from .tiny_parts import tiny_settings

@@ -15,11 +15,11 @@ import pytest
 pytest.importorskip("onnx")
 
 import blip2rt
-from blip2rt import backends, gpu, trt_builder, trt_decoder, trt_runtime
-from blip2rt import cuda as cuda_module
+from blip2rt import backends
+from blip2rt.backends.trt import builder, cuda, decoder, gpu, lane
+from blip2rt.backends.trt.plans import Options
 from blip2rt.bundle import read
 from blip2rt.errors import BackendError, OptionError
-from blip2rt.trt_engines import Options
 from tests import gpu_stand_in, tiny_trt
 from tests.gpu_stand_in import Driver, Misuse, Nvrtc, TensorRT
 
@@ -99,11 +99,11 @@ class Machine:
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     driver = Driver()
     found = Machine(driver, TensorRT(driver))
-    monkeypatch.setattr("blip2rt.trt_builder.load_tensorrt", lambda name=None: found.trt)
-    monkeypatch.setattr("blip2rt.trt_builder.identity", lambda trt: f"tensorrt {trt.__version__}")
-    monkeypatch.setattr("blip2rt.trt_builder.builds_for_any", lambda trt: False)
-    monkeypatch.setattr(cuda_module, "load_bindings", lambda: (found.driver, Nvrtc()))
-    monkeypatch.setattr("blip2rt.gpu.find", lambda: GPU)
+    monkeypatch.setattr("blip2rt.backends.trt.builder.load_tensorrt", lambda name=None: found.trt)
+    monkeypatch.setattr("blip2rt.backends.trt.builder.identity", lambda trt: f"tensorrt {trt.__version__}")
+    monkeypatch.setattr("blip2rt.backends.trt.builder.builds_for_any", lambda trt: False)
+    monkeypatch.setattr(cuda, "load_bindings", lambda: (found.driver, Nvrtc()))
+    monkeypatch.setattr("blip2rt.backends.trt.gpu.find", lambda: GPU)
     monkeypatch.setenv("BLIP2RT_CACHE", str(tmp_path / "engines"))
     return found
 
@@ -334,7 +334,7 @@ def test_an_engine_of_another_gpu(tiny_case: Case, machine: Machine, monkeypatch
     machine.trt.gpu = "another"
     with pytest.raises(BackendError, match=r"embed: .*refuses the engine .*embed-\w+\.plan.*remove the file"):
         machine.load(tiny_case).generate(prefix, prompts, {"max_new_tokens": 3})
-    monkeypatch.setattr("blip2rt.gpu.find", lambda: gpu.Gpu("another", (8, 7), 8 << 30, (12, 6), True, 16))
+    monkeypatch.setattr("blip2rt.backends.trt.gpu.find", lambda: gpu.Gpu("another", (8, 7), 8 << 30, (12, 6), True, 16))
     assert machine.load(tiny_case).generate(prefix, prompts, {"max_new_tokens": 3})
     assert machine.trt.builds == 8
 
@@ -346,17 +346,17 @@ def test_a_driver_too_old(tiny_case: Case, machine: Machine) -> None:
 
 
 def test_no_gpu_no_driver_no_bindings(tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blip2rt.gpu.find", lambda: "no NVIDIA driver is installed")
+    monkeypatch.setattr("blip2rt.backends.trt.gpu.find", lambda: "no NVIDIA driver is installed")
     with pytest.raises(BackendError, match="there is no GPU to build for"):
         machine.load(tiny_case)
     monkeypatch.undo()
     if isinstance(gpu.find(), str):
         bindings = pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings")
         with pytest.raises(BackendError, match="no NVIDIA driver|cuInit failed"):
-            cuda_module.Cuda(bindings, Nvrtc())
+            cuda.Cuda(bindings, Nvrtc())
     monkeypatch.setitem(__import__("sys").modules, "cuda.bindings.driver", None)
     with pytest.raises(BackendError, match="needs cuda-bindings.*trt-cu12"):
-        cuda_module.load_bindings()
+        cuda.load_bindings()
 
 
 def test_what_is_called_exists() -> None:
@@ -394,13 +394,13 @@ def test_what_is_called_of_tensorrt_exists() -> None:
 
 
 def wrong_address(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    real = trt_runtime.Runner.set
+    real = lane.Runner.set
 
     def shifted(self: Any, tensors: Any) -> bool:
         return real(self, {name: replace(each, address=each.address + (1 << 24)) if name == "past_value_1" else each
                            for name, each in tensors.items()})  # fmt: skip
 
-    monkeypatch.setattr(trt_runtime.Runner, "set", shifted)
+    monkeypatch.setattr(lane.Runner, "set", shifted)
 
 
 def skipped_shape(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
@@ -423,27 +423,27 @@ def stale_shape(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
 
 
 def reused_buffer(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    real, other = trt_runtime.Lane.buffer, {"step.embeds": "logits"}
-    monkeypatch.setattr(trt_runtime.Lane, "buffer", lambda self, name, size: real(self, other.get(name, name), size))
+    real, other = lane.Lane.buffer, {"step.embeds": "logits"}
+    monkeypatch.setattr(lane.Lane, "buffer", lambda self, name, size: real(self, other.get(name, name), size))
 
 
 def freed_buffer(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    real = trt_decoder.Decoder.begin
+    real = decoder.Decoder.begin
 
     def begin(self: Any, *arguments: Any) -> None:
         real(self, *arguments)
         driver.cuMemFree(self._cache)
 
-    monkeypatch.setattr(trt_decoder.Decoder, "begin", begin)
+    monkeypatch.setattr(decoder.Decoder, "begin", begin)
 
 
 def unaligned(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    monkeypatch.setattr(trt_decoder, "aligned", lambda size: size + 4)
+    monkeypatch.setattr(decoder, "aligned", lambda size: size + 4)
 
 
 def short_buffer(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    real = trt_runtime.Lane.buffer
-    monkeypatch.setattr(trt_runtime.Lane, "buffer",
+    real = lane.Lane.buffer
+    monkeypatch.setattr(lane.Lane, "buffer",
                         lambda self, name, size: real(self, name, size // 2 if name == "cache" else size))  # fmt: skip
 
 
@@ -462,15 +462,13 @@ def other_stream(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
 
 
 def captured_cold(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    monkeypatch.setattr(trt_decoder.Decoder, "_enqueue", trt_decoder.Decoder._enqueue)
-    monkeypatch.setattr(trt_decoder.Decoder, "step", lambda self: self._capture())
+    monkeypatch.setattr(decoder.Decoder, "_enqueue", decoder.Decoder._enqueue)
+    monkeypatch.setattr(decoder.Decoder, "step", lambda self: self._capture())
 
 
 def wrong_dtype(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    real = trt_decoder.Sizes.of
-    monkeypatch.setattr(
-        trt_decoder.Sizes, "of", lambda *arguments: replace(real(*arguments), dtype=np.dtype(np.float16))
-    )
+    real = decoder.Sizes.of
+    monkeypatch.setattr(decoder.Sizes, "of", lambda *arguments: replace(real(*arguments), dtype=np.dtype(np.float16)))
 
 
 FAULTS = [wrong_address, wrong_dtype, skipped_shape, stale_shape, reused_buffer, freed_buffer, unaligned, short_buffer,
@@ -503,8 +501,8 @@ def test_a_kernel_left_out_is_found(
     # A model of random weights may say one word for ever, whatever it is shown: not with this.
     options = {"max_new_tokens": 10, "num_beams": 4, "eos_token_ids": [], "num_return_sequences": 4,
                "no_repeat_ngram_size": 1}  # fmt: skip
-    real = trt_decoder.Kernels.launch
-    monkeypatch.setattr(trt_decoder.Kernels, "launch",
+    real = decoder.Kernels.launch
+    monkeypatch.setattr(decoder.Kernels, "launch",
                         lambda self, name, *rest: None if name == kernel else real(self, name, *rest))  # fmt: skip
     try:
         got = machine.load(tiny_case).generate(prefix, prompts, options)
@@ -529,7 +527,7 @@ def test_on_a_gpu(tiny_case: Case, options: dict[str, Any], monkeypatch: pytest.
         "cuda.bindings.driver", reason="needs cuda-bindings: pip install 'blip2rt[trt-cu12]', or trt-cu13"
     )
     try:
-        trt_builder.load_tensorrt()
+        builder.load_tensorrt()
     except BackendError as error:
         pytest.skip(str(error))
     monkeypatch.setenv("BLIP2RT_CACHE", str(tmp_path))

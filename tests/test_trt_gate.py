@@ -24,7 +24,8 @@ transformers = pytest.importorskip("transformers")
 import onnx
 
 import blip2rt
-from blip2rt import build, trt_builder
+from blip2rt.backends.trt import builder
+from blip2rt.backends.trt import cli as build
 from blip2rt.bundle import read
 from blip2rt.errors import BackendError
 from blip2rt.modeling import checkpoints
@@ -32,7 +33,10 @@ from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.llm import LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
-from export import cli, describe, graphs, qformer, quantize, targets, trt_precision, vision
+from export import cli, describe, targets
+from export.graphs import qformer, trace, vision
+from export.precision import weights as quantize
+from export.trt import precision as trt_precision
 from tests import tiny_blip2, tiny_parts
 
 SEED = random.randrange(2**31)
@@ -85,10 +89,10 @@ def parts(name: str, folder: Path) -> Iterator[tuple[str, Any]]:
     else:
         found = image_parts(checkpoints.load_model(tiny_blip2.generative(folder, text_config("opt"))))
     for part in found:
-        yield part.name, graphs.trace(part, targets.TRT.opset)
+        yield part.name, trace.trace(part, targets.TRT.opset)
 
 
-def image_parts(model: Blip2) -> list[graphs.Part]:
+def image_parts(model: Blip2) -> list[trace.Part]:
     assert model.vision is not None
     return [
         vision.vision_part(model.vision, describe.image_spec(model.config.vision)),
@@ -113,20 +117,20 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str
 
 def write(models: dict[str, Any], precision: str, folder: Path) -> list[Path]:
     """The graphs in `precision`, in files."""
-    with contextlib.closing(graphs.DataFile(folder, "weights.data")) as data:
+    with contextlib.closing(trace.DataFile(folder, "weights.data")) as data:
         for name, model in models.items():
             seen = quantize.Range(*np.array([[-3.0], [3.0], [1.0]]), 1.0)
             ranges = {operand: seen for _, operand in trt_precision.quantizable(model)}
             targets.TRT.apply(model, precision, 64, data.keep, lambda done, of: None, quantize.nearest, ranges)
-            graphs.save(model, folder / f"{name}.onnx", data)
+            trace.save(model, folder / f"{name}.onnx", data)
     return sorted(folder.glob("*.onnx"))
 
 
 def plan(graph: Path) -> memoryview:
     """Built for the three GPUs; a language model with a profile of one new position besides."""
     profiles = [{**SIZES, "S": (1, 1, 1)}, SIZES] if graph.stem == "llm" else [SIZES]
-    settings = trt_builder.Settings(build.CHECKED)
-    return trt_builder.build(trt_builder.load_tensorrt("tensorrt_rtx"), graph, profiles, settings).plan
+    settings = builder.Settings(build.CHECKED)
+    return builder.build(builder.load_tensorrt("tensorrt_rtx"), graph, profiles, settings).plan
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8-static", "int4"])

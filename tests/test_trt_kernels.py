@@ -209,7 +209,7 @@ def nvrtc() -> Any:
     "architecture", [87, *(pytest.param(each, marks=pytest.mark.slow) for each in ARCHITECTURES if each != 87)]
 )
 def test_nvrtc_compiles_the_kernels(architecture: int) -> None:
-    from blip2rt.cuda import Cuda
+    from blip2rt.backends.trt.cuda import Cuda
 
     module = nvrtc()
     known = module.nvrtcGetSupportedArchs()[1]

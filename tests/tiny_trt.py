@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from blip2rt import bundle as contract
-from blip2rt.bundle import BundleWriter
+from blip2rt.bundle.writer import BundleWriter
 from tests.conftest import D, Q, build_graphs, make_manifest, random_weights, save_llm_tokenizer
 
 LAYERS, HEADS, KV_HEADS, WIDTH, POSITIONS, VOCAB = 2, 4, 2, 8, 64, 300

@@ -17,7 +17,7 @@ def run_main(work: Callable[[], object]) -> int:
     try:
         work()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from .parallel import leave  # torch, which not every command needs
+            from .loop.parallel import leave  # torch, which not every command needs
 
             leave()
     except Blip2rtError as error:

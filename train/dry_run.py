@@ -21,16 +21,16 @@ from blip2rt.modeling.sources import fetch
 from blip2rt.modeling.vision import VisionEncoder, encoder_shape, layer_numbers
 from blip2rt.modeling.weights import has_weights
 
-from .data import Bad
-from .feed import data_entries, divide, encodes
-from .loader import Reader, image_batches, open_sources
-from .loop import PRECISIONS, autocast_dtype, check_batch, parameter_groups
-from .parallel import here
-from .readers import read_data
-from .rounding import check_rounding
-from .sources import Mixture
-from .start import lacks_text_branch
-from .transforms import eval_transform
+from .data.feed import data_entries, divide, encodes
+from .data.loader import Reader, image_batches, open_sources
+from .data.order import Mixture
+from .data.readers import read_data
+from .data.samples import Bad
+from .data.transforms import eval_transform
+from .loop.parallel import here
+from .loop.rounding import check_rounding
+from .loop.trainer import PRECISIONS, autocast_dtype, check_batch, parameter_groups
+from .model import lacks_text_branch
 
 GB = 1e9
 BERT_BYTES = (

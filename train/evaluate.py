@@ -19,16 +19,16 @@ from tqdm import tqdm
 
 from blip2rt.errors import Blip2rtError, OptionError
 
-from . import report
-from .annotations import Asked, Captioned, Questions, read_captions, read_questions, require_images
 from .cli import run_main
-from .evaluate_retrieval import evaluate_retrieval
-from .metrics import caption_metrics, coco_scorers
-from .predictions import Predictions, require_writable, write_whole
-from .predictors import Predictor, open_predictor
-from .report import Row
-from .scores import ALL, Scores, by_group
-from .vqa import exact_match, vqa_accuracy
+from .evaluation import report
+from .evaluation.annotations import Asked, Captioned, Questions, read_captions, read_questions, require_images
+from .evaluation.metrics import caption_metrics, coco_scorers
+from .evaluation.predictions import Predictions, require_writable, write_whole
+from .evaluation.predictors import Predictor, open_predictor
+from .evaluation.report import Row
+from .evaluation.retrieval import evaluate_retrieval
+from .evaluation.scores import ALL, Scores, by_group
+from .evaluation.vqa import exact_match, vqa_accuracy
 
 Item = TypeVar("Item", Captioned, Asked)
 

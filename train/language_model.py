@@ -19,8 +19,8 @@ from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.text import clean_caption
 
 from .cli import run_main
-from .data import batches, read_table
-from .loop import autocast_dtype, learning_rate
+from .data.samples import batches, read_table
+from .loop.trainer import autocast_dtype, learning_rate
 from .settings import TrainSettings, option, parse
 
 END = "</s>"

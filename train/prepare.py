@@ -36,10 +36,10 @@ from tqdm import tqdm
 from blip2rt.errors import Blip2rtError
 
 from .cli import run_main
-from .data import Bad, Dataset, Sample
-from .readers import read_data
-from .shards import expand, index_of
-from .transforms import read_image
+from .data.readers import read_data
+from .data.samples import Bad, Dataset, Sample
+from .data.shards import expand, index_of
+from .data.transforms import read_image
 
 
 def write_shards(data: Dataset, out: Path, per_shard: int, bad: Bad, seed: int = 0) -> list[Path]:

@@ -17,18 +17,18 @@ from blip2rt.modeling.checkpoints import init_from_bert, qformer_tokenizer
 from blip2rt.text import clean_caption
 
 from .cli import run_main
-from .data import Dataset, sample_images
+from .data.features import FeatureSource
+from .data.feed import Rows, bad_samples, encodes, open_feed, seen_features, to_device
+from .data.readers import read_data
+from .data.samples import Dataset, sample_images
 from .dry_run import dry_run
-from .features import FeatureSource
-from .feed import Rows, bad_samples, encodes, open_feed, seen_features, to_device
-from .generation import itg_captions
-from .loop import Trainer, vision_peaks
-from .losses import TextBatch, hard_negatives, itm_loss, query_cosine, similarity, stage1_losses
-from .parallel import here
-from .readers import read_data
-from .retrieval import recall
+from .evaluation.generation import itg_captions
+from .evaluation.recall import recall
+from .loop.parallel import here
+from .loop.trainer import Trainer, vision_peaks
+from .model import learning_vision, start_from, started_config
+from .objectives.stage1 import TextBatch, hard_negatives, itm_loss, query_cosine, similarity, stage1_losses
 from .settings import TrainSettings, option, parse, qformer_config, vision_config
-from .start import learning_vision, start_from, started_config
 
 
 @dataclass(frozen=True)

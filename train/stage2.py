@@ -20,20 +20,20 @@ from blip2rt.modeling.checkpoints import init_from_bert, init_from_stage1, read_
 from blip2rt.modeling.llm import LlmConfig, encoder_decoder
 
 from .cli import run_main
-from .data import Sample, first_answers, sample_images
+from .data.features import FeatureSource
+from .data.feed import Rows, TableFeed, bad_samples, encodes, open_feed, seen_features, to_device
+from .data.readers import read_data
+from .data.samples import Sample, first_answers, sample_images
 from .dry_run import dry_run
-from .features import FeatureSource
-from .feed import Rows, TableFeed, bad_samples, encodes, open_feed, seen_features, to_device
-from .generation import GREEDY, Generator
-from .loop import Trainer, vision_peaks
-from .packing import PackedTexts
-from .parallel import here
-from .prefix_lm import PrefixTexts, SplitTexts, prefix_lm_loss
-from .prompted import Asked, Questions, Texts, lm_loss
-from .readers import read_data
-from .self_critical import SelfCritical, mean_cider
+from .evaluation.generation import GREEDY, Generator
+from .extras.self_critical import SelfCritical, mean_cider
+from .loop.parallel import here
+from .loop.trainer import Trainer, vision_peaks
+from .model import learning_vision, start_from, started_config, with_text_branch
+from .objectives.lm import Asked, Questions, Texts, lm_loss
+from .objectives.packing import PackedTexts
+from .objectives.prefix_lm import PrefixTexts, SplitTexts, prefix_lm_loss
 from .settings import TrainSettings, option, parse, qformer_config, vision_config
-from .start import learning_vision, start_from, started_config, with_text_branch
 
 
 @dataclass(frozen=True)

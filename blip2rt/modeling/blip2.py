@@ -32,7 +32,7 @@ class Blip2Config:
     embed_dim: int = 256  # E, the contrastive space
     max_text_length: int = 32
     clean_captions: bool = False  # the Q-Former has seen texts without capitals and punctuation only (see blip2rt.text)
-    itm_weight: float = 1.0  # stage 1: of the matching head's log-odds beside the contrast's logit (train.calibrate)
+    itm_weight: float = 1.0  # stage 1: of the matching head's log-odds beside the contrast (train.extras.calibrate)
     vision_trained: bool = False  # the encoder's weights are the checkpoint's own, no longer those of its source
     vision_norm_eps: float = 1e-5  # of the LayerNorm over vision_features
     learned_positions: bool = True  # position embeddings added to vision_features, for encoders without any

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from blip2rt.modeling import checkpoints
 from blip2rt.modeling.blip2 import Blip2
 from train.cli import run_main
-from train.features import cached_features
-from train.readers import read_data
+from train.data.features import cached_features
+from train.data.readers import read_data
 
 _BATCH = 50
 

@@ -19,7 +19,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models
 
 from blip2rt._native import Vocabulary
-from export import graphs, llm, t5
+from export.graphs import llm, t5, trace
 from tests.native import Generator, Session, runtime
 
 HIDDEN, POSITIONS = 32, 64
@@ -100,7 +100,7 @@ def make_case(
 
 def export(model: Any, folder: Path, own_attention: bool = True) -> Generator:
     """The model's graphs in the native loop."""
-    parts = {"embed": graphs.trace(llm.embed_part(model))}
+    parts = {"embed": trace.trace(llm.embed_part(model))}
     if model.config.is_encoder_decoder:
         parts |= {"llm": t5.trace_decoder(model), "encoder": t5.trace_encoder(model)}
         shape = t5.geometry(model, POSITIONS)
@@ -108,7 +108,7 @@ def export(model: Any, folder: Path, own_attention: bool = True) -> Generator:
         parts["llm"] = llm.trace_llm(model)
         shape = llm.geometry(model)
     for name, graph in parts.items():
-        graphs.save(graph, folder / f"{name}.onnx", None)
+        trace.save(graph, folder / f"{name}.onnx", None)
     sessions = {
         name: Session(runtime(), str(folder / f"{name}.onnx"), 1, own_attention=own_attention) for name in parts
     }

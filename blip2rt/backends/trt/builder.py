@@ -1,0 +1,195 @@
+"""An ONNX graph -> a serialized TensorRT engine ("plan"): parse, profiles, build.
+
+One code for both of NVIDIA's modules: `tensorrt` builds for the GPU that is there, `tensorrt_rtx` for any, without one.
+Graphs are strongly typed: their tensors say what is float16, int8 or float32, and no builder flag does.
+Knows TensorRT's builder and parser, nothing about bundles, caches or running an engine.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...errors import BackendError
+
+MODULES = ("tensorrt", "tensorrt_rtx")
+Axes = Mapping[str, tuple[int, int, int]]  # a free axis -> its least, usual and largest size
+_NO_CUDA = "catchCudaError"
+_log = logging.getLogger("blip2rt")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How engines are built, whatever the graph."""
+
+    gpus: tuple[str, ...] = ()  # compute capabilities to build for, e.g. "SM86"; tensorrt_rtx only; (): what is there
+    workspace: int | None = None  # bytes of scratch memory that a layer may take; None: TensorRT's choice
+    timing_cache: bytes | None = None  # measured times of kernels, from an earlier build
+
+
+@dataclass
+class Built:
+    plan: memoryview  # of TensorRT's own memory: a copy would be another of the weights
+    timing_cache: bytes | None = None
+    faults: list[str] = field(default_factory=list)
+
+
+def load_tensorrt(name: str | None = None) -> Any:
+    """The module `name`, or the first of MODULES that is installed. Raises BackendError: none is, or it is broken."""
+    for each in MODULES if name is None else (name,):
+        try:
+            return importlib.import_module(each)
+        except ModuleNotFoundError as error:
+            if error.name != each:
+                raise BackendError(
+                    f"{each} is installed but lacks {error.name}: pip install --force-reinstall {each}"
+                ) from error
+        except (ImportError, OSError, RuntimeError) as error:
+            raise BackendError(f"{each} is installed but cannot be loaded: {error}") from error
+    wanted = " or ".join(MODULES if name is None else (name,))
+    raise BackendError(f"{wanted} is not installed: on Jetson it comes with JetPack (docs/jetson.md); elsewhere "
+                       "pip install tensorrt, or tensorrt-rtx for GeForce and RTX")  # fmt: skip
+
+
+def builds_for_any(trt: Any) -> bool:
+    """Whether it builds for GPUs that are not there; tensorrt itself measures on the one that is."""
+    return bool(trt.__name__ == "tensorrt_rtx")
+
+
+def identity(trt: Any) -> str:
+    """Which TensorRT it is: a plan is loaded by the one that built it."""
+    return f"{trt.__name__} {trt.__version__}"
+
+
+def build(
+    trt: Any, graph: Path, profiles: Sequence[Axes], settings: Settings = Settings(),
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Built:  # fmt: skip
+    """One engine with `profiles`, each the sizes of the graph's free axes by name.
+
+    `progress(phase, done, total)` hears of TensorRT's phases. Raises BackendError: every fault of the parser with its
+    node, an axis that no profile names, or what the builder said when it gave up.
+    """
+    log = logger(trt)
+    builder = trt.Builder(log)
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if flag is None else 1 << int(flag))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(graph)):
+        raise BackendError("; ".join(_parser_faults(parser)) or f"the parser refuses it: {log.last}")
+    config = builder.create_builder_config()
+    _configure(trt, config, settings)
+    for axes in profiles:
+        _add_profile(builder, config, network, axes)
+    if progress is not None:
+        config.progress_monitor = _monitor(trt, progress)
+    cache = _use_timing_cache(config, settings.timing_cache)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise BackendError(f"the builder gives up: {log.last or 'it does not say why'}")
+    return Built(memoryview(plan), None if cache is None else bytes(cache.serialize()))
+
+
+def _parser_faults(parser: Any) -> list[str]:
+    faults = []
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        name, operator = error.node_name() or error.node(), error.node_operator()
+        node = f"node {name} ({operator}): " if operator else ""  # a file that is no graph has no node to blame
+        faults.append(node + _plain(error.desc()))
+    return faults
+
+
+def _plain(message: str) -> str:
+    """One line, without the complaint about CUDA that the builder adds to every error where there is no GPU."""
+    return " ".join(" ".join(line for line in message.splitlines() if _NO_CUDA not in line).split())
+
+
+def _configure(trt: Any, config: Any, settings: Settings) -> None:
+    if settings.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace)
+    if not settings.gpus:
+        return
+    known = [name for name in dir(trt.ComputeCapability) if name.startswith("SM")]
+    unknown = [name for name in settings.gpus if name not in known]
+    if unknown:
+        raise BackendError(f"{identity(trt)} does not know {', '.join(unknown)}: choose from {', '.join(known)}")
+    config.num_compute_capabilities = len(settings.gpus)
+    for index, name in enumerate(settings.gpus):
+        config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
+
+
+def _add_profile(builder: Any, config: Any, network: Any, axes: Axes) -> None:
+    profile, free, missing = builder.create_optimization_profile(), False, set()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        sizes = []
+        for axis, size in enumerate(tensor.shape):
+            name = tensor.get_dimension_name(axis) if size < 0 else ""
+            if size < 0 and name not in axes:
+                missing.add(f"{name or axis} of {tensor.name}")
+            sizes.append(axes.get(name, (size,) * 3) if size < 0 else (size,) * 3)
+        if -1 in tuple(tensor.shape) and not missing:
+            profile.set_shape(tensor.name, *(tuple(each) for each in zip(*sizes, strict=True)))
+            free = True
+    if missing:
+        raise BackendError(f"no size is known for the axis {', '.join(sorted(missing))}")
+    if free:
+        config.add_optimization_profile(profile)
+
+
+def _use_timing_cache(config: Any, data: bytes | None) -> Any:
+    if data is None:
+        return None
+    cache = config.create_timing_cache(data)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        _log.warning("the timing cache is of another TensorRT or GPU and starts anew")
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, ignore_mismatch=False)
+    return cache
+
+
+def logger(trt: Any) -> Any:
+    """TensorRT's messages go to our log for those who look for them; the last error is kept, to be raised."""
+
+    class Log(trt.ILogger):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                self.last = _plain(message) or self.last
+            _log.debug("%s: %s", trt.__name__, message)
+
+    return Log()
+
+
+def _monitor(trt: Any, progress: Callable[[str, int, int], None]) -> Any:
+    """TensorRT calls it from its own threads."""
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            super().__init__()
+            self.totals: dict[str, int] = {}
+            self.lock = threading.Lock()
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            with self.lock:
+                self.totals[phase_name] = num_steps
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            with self.lock:
+                progress(phase_name, step + 1, self.totals.get(phase_name, 0))
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            with self.lock:
+                self.totals.pop(phase_name, None)
+
+    return Monitor()

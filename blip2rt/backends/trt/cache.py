@@ -1,0 +1,99 @@
+"""Built engines on disk, so that each is built once: a plan and a note of what it was built from.
+
+A plan is found under a key of everything that it depends on, and loaded only if its note says the same and its hash is
+right; anything else is as if it were not there. Knows files, nothing about TensorRT.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...errors import BackendError
+
+
+def default_folder() -> Path:
+    """$BLIP2RT_CACHE, or the user's cache folder."""
+    if given := os.environ.get("BLIP2RT_CACHE"):
+        return Path(given)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "blip2rt" / "engines"
+
+
+class EngineCache:
+    """Plans of one folder. `origin` is what a plan was built from and for, in JSON: any difference is another plan."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, component: str, origin: Mapping[str, Any]) -> Path:
+        key = hashlib.sha256(_canonical(origin)).hexdigest()[:20]
+        return self.folder / f"{component}-{key}.plan"
+
+    def find(self, component: str, origin: Mapping[str, Any]) -> Path | None:
+        """The plan built from `origin`, whole and unaltered; None when it has to be built."""
+        plan = self.path(component, origin)
+        try:
+            note = json.loads(_note(plan).read_text(encoding="utf-8"))
+            known = isinstance(note, dict) and _canonical(note.get("origin")) == _canonical(origin)
+            return plan if known and note.get("sha256") == _hash_file(plan) else None
+        except (OSError, ValueError):
+            return None
+
+    def store(self, component: str, origin: Mapping[str, Any], data: bytes | memoryview) -> Path:
+        """Written beside its place and renamed, the note last: a killed build leaves nothing that is loaded.
+
+        Raises BackendError: the folder cannot be written.
+        """
+        plan = self.path(component, origin)
+        note = {"origin": origin, "sha256": hashlib.sha256(data).hexdigest()}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(plan, data)
+            write_atomically(_note(plan), json.dumps(note, indent=2).encode())
+        except OSError as error:
+            raise BackendError(
+                f"cannot write {plan}: {error.strerror or error}; --cache or BLIP2RT_CACHE names another folder"
+            ) from error
+        return plan
+
+
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
+    """`data` under `path`, or what was there before. Raises OSError."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def _note(plan: Path) -> Path:
+    return plan.with_suffix(".json")
+
+
+def _canonical(origin: Any) -> bytes:
+    return json.dumps(origin, sort_keys=True).encode()
+
+
+def _hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,356 @@
+"""The language model on the device: its cache and buffers, and the graph of a step.
+
+A step is one graph of embed, llm and three kernels (engines/kernels.cu): `scatter` writes the new keys and values into
+the cache, `choose` takes a step of every answer's search (engines/search_block.h, the source of the CPU's loop too),
+`reorder` moves the beams that changed places. Knows rows, slots of the cache and kernels; not when a text is done.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ... import bundle as contract
+from ...bundle.manifest import Manifest
+from ...errors import BackendError, OptionError
+from .cuda import Cuda
+from .lane import DeviceTensor, Engine, Lane, aligned
+
+THREADS = 256  # of a block; `choose` reads a row of logits with so many
+_STEP, _PROMPT = 0, 1  # profiles of the llm's engine
+_MASKED = np.array(-1e9, np.float32)  # past_mask of a slot that holds nothing
+_PLAN = "=qqqqqqiiii"  # kernels.cu's Plan
+_LAST_AT = 56  # where its `last` lies
+_log = logging.getLogger("blip2rt")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the language model and of what its engines were built for."""
+
+    layers: int
+    heads: int
+    width: int  # numbers of a head
+    dtype: np.dtype[Any]  # of keys and values
+    hidden: int
+    vocab: int
+    k: int  # likeliest tokens that a step returns
+    images: int  # at once, at most
+    rows: int  # beams or draws of all images, at most
+    capacity: int  # positions of the cache
+    cross: tuple[int, int] | None  # heads and their width, of an encoder-decoder
+    start: int  # the token that its decoder starts from
+
+    @property
+    def tensors(self) -> int:
+        """Keys and values."""
+        return 2 * self.layers
+
+    @classmethod
+    def of(cls, manifest: Manifest, images: int, rows: int, capacity: int) -> Sizes:
+        spec = manifest.llm
+        assert spec is not None
+        ports = {tensor.name: tensor for tensor in manifest.components[contract.LLM].inputs}
+        past = ports[contract.PAST_KEY.format(0)]
+        cross = ports[contract.CROSS_KEY.format(0)].shape if spec.encoder_decoder else None
+        return cls(
+            spec.layers, int(past.shape[1]), int(past.shape[3]), np.dtype(past.dtype), spec.hidden_size,
+            spec.vocab_size, min(contract.TOP_K, spec.vocab_size), images, rows, capacity,
+            None if cross is None else (int(cross[1]), int(cross[3])), spec.decoder_start_token_id or 0,
+        )  # fmt: skip
+
+
+class Kernels:
+    """Those of engines/kernels.cu, compiled for this GPU."""
+
+    NAMES = ("scatter", "choose", "reorder", "spread")
+
+    def __init__(self, cuda: Cuda, code: bytes) -> None:
+        self._cuda = cuda
+        module = cuda.module(code)
+        self._kernels = {name: cuda.kernel(module, name) for name in self.NAMES}
+
+    def launch(self, name: str, grid: tuple[int, int], stream: Any, *arguments: int | ctypes.c_int) -> None:
+        """An int is an address or a count of 64 bits, a c_int one of 32."""
+        values = [ctypes.c_int64(each) if isinstance(each, int) else each for each in arguments]
+        self._cuda.launch(self._kernels[name], grid, THREADS, values, stream)
+
+
+class Decoder:
+    """The language model in one lane: its buffers, allocated once, and the graph of its step."""
+
+    def __init__(self, lane: Lane, kernels: Kernels, engines: Mapping[str, Engine], sizes: Sizes) -> None:
+        self.lane, self.sizes = lane, sizes
+        self._kernels, self._engines = kernels, engines
+        self._embed = lane.runner(engines[contract.EMBED], purpose="step")  # its shapes stay, as the graph wants them
+        self._llm_step = lane.runner(engines[contract.LLM], _STEP)
+        self._llm_prompt = lane.runner(engines[contract.LLM], _PROMPT)
+        itemsize, slot = sizes.dtype.itemsize, sizes.heads * sizes.width
+        if sizes.width * itemsize % 4:
+            raise BackendError(
+                f"heads of {sizes.width} {sizes.dtype} numbers are no whole words of 4 bytes: export anew"
+            )
+        self._cache_stride = aligned(sizes.rows * slot * sizes.capacity * itemsize)
+        self._fresh_stride = aligned(max(sizes.rows, sizes.images * sizes.capacity) * slot * itemsize)
+        self._cache = lane.buffer("cache", sizes.tensors * self._cache_stride)
+        self._fresh = lane.buffer("fresh", sizes.tensors * self._fresh_stride)
+        if sizes.cross is not None:
+            slot = sizes.cross[0] * sizes.cross[1]
+            self._cross_strides = tuple(
+                aligned(rows * sizes.capacity * slot * itemsize) for rows in (sizes.images, sizes.rows)
+            )
+            for name, stride in zip(("cross.images", "cross.rows"), self._cross_strides, strict=True):
+                lane.buffer(name, sizes.tensors * stride)
+        for name, numbers, dtype in (
+            ("mask", sizes.capacity, np.float32), ("logits", sizes.vocab, np.float32), ("tokens", 1, np.int64),
+            ("top.logits", sizes.k, np.float32), ("top.tokens", sizes.k, np.int64), ("top.sum", 1, np.float32),
+            ("step.embeds", sizes.hidden, np.float32), ("step.last_index", 1, np.int64), ("positions", 1, np.int64),
+            ("parents", 1, np.int32), ("done", 1, np.int32), ("sources", 1, np.int32), ("prompt.lengths", 1, np.int32),
+            ("prompt.images", 1, np.int32),
+        ):  # fmt: skip
+            lane.tensor(name, (sizes.rows, numbers), dtype)
+        lane.tensor("prompt.logits", (sizes.images, sizes.vocab), np.float32)
+        lane.buffer("plan", struct.calcsize(_PLAN))
+        self._graph: Any = None
+        self._known: Any = None  # what the graph holds for, or the last step that was enqueued without one
+        self._refused = False
+        self._rows = self._seen = 0
+
+    # The prompts
+
+    def encode(self, embeds: np.ndarray[Any, Any], mask: np.ndarray[Any, Any], sources: np.ndarray[Any, Any]) -> None:
+        """Encoder-decoder only: embeds (B,S,D), mask (B,S) -> cross keys and values of every row; sources (rows)."""
+        sizes, lane = self.sizes, self.lane
+        assert sizes.cross is not None
+        images, self._seen = mask.shape
+        heads, width = sizes.cross
+        row = heads * self._seen * width * sizes.dtype.itemsize
+        small, large = lane.address("cross.images"), lane.address("cross.rows")
+        self._cross_images = self._cross(small, self._cross_strides[0], images)
+        self._cross_rows = self._cross(large, self._cross_strides[1], len(sources))
+        encoder = lane.runner(self._engines[contract.ENCODER])
+        encoder.set({
+            contract.INPUTS_EMBEDS: lane.upload("encoder.embeds", embeds),
+            contract.ATTENTION_MASK: lane.upload("encoder.mask", mask), **self._cross_images,
+        })  # fmt: skip
+        encoder.enqueue()
+        self._cross_images[contract.ENCODER_MASK] = lane.upload("encoder.mask", mask)
+        self._cross_rows[contract.ENCODER_MASK] = lane.upload("encoder.mask.rows", mask[sources])
+        self._kernels.launch("spread", (len(sources), sizes.tensors), lane.stream, small, large,
+                             lane.address("sources"), self._cross_strides[0] // 4, self._cross_strides[1] // 4,
+                             ctypes.c_int(row // 4))  # fmt: skip
+
+    def _cross(self, address: int, stride: int, rows: int) -> dict[str, DeviceTensor]:
+        heads, width = self.sizes.cross or (0, 0)
+        names = [name.format(layer) for layer in range(self.sizes.layers)
+                 for name in (contract.CROSS_KEY, contract.CROSS_VALUE)]  # fmt: skip
+        shape = (rows, heads, self._seen, width)
+        return {name: DeviceTensor(address + i * stride, shape, self.sizes.dtype) for i, name in enumerate(names)}
+
+    def embed(self, prompts: Sequence[list[int]]) -> np.ndarray[Any, Any]:
+        """B prompts -> their embeddings (B, longest, D); what follows a shorter one means nothing."""
+        longest = max(map(len, prompts))
+        if longest == 0:
+            return np.zeros((len(prompts), 0, self.sizes.hidden), np.float32)
+        ids = np.array([prompt + [0] * (longest - len(prompt)) for prompt in prompts], np.int64)
+        outputs = self.lane.run(self._engines[contract.EMBED], {contract.TOKEN_IDS: ids})
+        return self.lane.download(outputs[contract.TOKEN_EMBEDS])
+
+    def read(self, embeds: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any], sources: np.ndarray[Any, Any]) -> None:
+        """embeds (B,S,D) of prompts of `lengths` (B) -> keys and values of every row, logits of every image.
+
+        sources (rows) int32: the image that a row belongs to.
+        """
+        sizes, lane = self.sizes, self.lane
+        images, length, _ = embeds.shape
+        self._rows = len(sources)
+        mask = lane.tensor("mask", (sizes.rows, sizes.capacity), np.float32)
+        closed = lane.tensor("mask.closed", (images, sizes.capacity), np.float32)
+        for each in (mask, closed):
+            lane.cuda.fill(each.address, int(_MASKED.view(np.uint32)), each.size // 4, lane.stream)
+        last_index = lane.upload("prompt.last_index", lengths.astype(np.int64) - 1)
+        positions = np.broadcast_to(np.arange(length), (images, length))
+        self._llm_prompt.set({
+            contract.INPUTS_EMBEDS: lane.upload("prompt.embeds", embeds),
+            contract.POSITION_IDS: lane.upload("prompt.positions", positions),
+            contract.LAST_INDEX: last_index, contract.PAST_MASK: closed,
+            **self._past(images), **(self._cross_images if sizes.cross else {}),
+            **self._outputs(images, length, "prompt.logits"),
+        })  # fmt: skip
+        self._llm_prompt.enqueue()
+        self._scatter(mask.address, last_index.address, 0, length)
+
+    def _past(self, rows: int) -> dict[str, DeviceTensor]:
+        sizes = self.sizes
+        names = contract.llm_tensors(sizes.layers, target="trt")[0][4:]
+        shape = (rows, sizes.heads, sizes.capacity, sizes.width)
+        return {name: DeviceTensor(self._cache + i * self._cache_stride, shape, sizes.dtype)
+                for i, name in enumerate(names)}  # fmt: skip
+
+    def _outputs(self, rows: int, length: int, logits: str) -> dict[str, DeviceTensor]:
+        sizes, lane = self.sizes, self.lane
+        names = contract.llm_tensors(sizes.layers, target="trt")[1][4:]
+        shape = (rows, sizes.heads, length, sizes.width)
+        fresh = {name: DeviceTensor(self._fresh + i * self._fresh_stride, shape, sizes.dtype)
+                 for i, name in enumerate(names)}  # fmt: skip
+        return {
+            contract.LOGITS: lane.tensor(logits, (rows, sizes.vocab), np.float32),
+            contract.TOP_LOGITS: lane.tensor("top.logits", (rows, sizes.k), np.float32),
+            contract.TOP_TOKENS: lane.tensor("top.tokens", (rows, sizes.k), np.int64),
+            contract.LOG_SUM_EXP: lane.tensor("top.sum", (rows, 1), np.float32),
+            **fresh,
+        }
+
+    def _scatter(self, mask: int, last_index: int, positions: int, length: int) -> None:
+        """New keys and values of images (last_index given) or rows into the cache."""
+        sizes, words = self.sizes, self.sizes.width * self.sizes.dtype.itemsize // 4
+        self._kernels.launch(
+            "scatter", (self._rows, sizes.tensors), self.lane.stream, self._fresh, self._cache, mask,
+            self.lane.address("sources") if last_index else 0, last_index, positions, self._fresh_stride // 4,
+            self._cache_stride // 4, ctypes.c_int(sizes.heads), ctypes.c_int(length), ctypes.c_int(sizes.capacity),
+            ctypes.c_int(words),
+        )  # fmt: skip
+
+    # The steps
+
+    def begin(self, search: SearchMemory, lengths: np.ndarray[Any, Any], images: np.ndarray[Any, Any]) -> None:
+        """The first tokens. lengths (answers): positions that are read; images (answers): the row of the prompts."""
+        sizes, lane, rows = self.sizes, self.lane, self._rows
+        self._search = search
+        lane.upload("prompt.lengths", lengths.astype(np.int32))
+        first = lane.upload("prompt.images", images.astype(np.int32))
+        for name, dtype in (("tokens", np.int64), ("positions", np.int64), ("parents", np.int32), ("done", np.int32)):
+            tensor = lane.tensor(name, (sizes.rows,), dtype)
+            lane.cuda.fill(tensor.address, 0, tensor.size // 4, lane.stream)
+        self._choose(lane.address("prompt.logits"), first.address)
+        step_embeds = lane.tensor("step.embeds", (rows, 1, sizes.hidden), np.float32)
+        changed = self._embed.set({
+            contract.TOKEN_IDS: lane.tensor("tokens", (rows, 1), np.int64), contract.TOKEN_EMBEDS: step_embeds,
+        })  # fmt: skip
+        changed |= self._llm_step.set({
+            contract.INPUTS_EMBEDS: step_embeds,
+            contract.POSITION_IDS: lane.tensor("positions", (rows, 1), np.int64),
+            contract.LAST_INDEX: lane.tensor("step.last_index", (rows,), np.int64),  # zeros
+            contract.PAST_MASK: lane.tensor("mask", (rows, sizes.capacity), np.float32),
+            **self._past(rows), **(self._cross_rows if sizes.cross else {}), **self._outputs(rows, 1, "logits"),
+        })  # fmt: skip
+
+        key = (rows, search.beams, lane.version)
+        if changed or key != self._known:
+            self.drop_graph()
+
+    def _choose(self, prompt_logits: int = 0, images: int = 0) -> None:
+        lane, address = self.lane, self.lane.address
+        self._kernels.launch(
+            "choose", (self._search.answers, 1), lane.stream, address("plan"), address("logits"), prompt_logits, images,
+            address("top.logits"), address("top.tokens"), address("top.sum"), address("prompt.lengths"),
+            address("tokens"), address("positions"), address("parents"), address("done"), ctypes.c_int(self.sizes.k),
+        )  # fmt: skip
+
+    def step(self) -> None:
+        """Launches one step: as it is the first time, captured the second, replayed from then on."""
+        key = (self._rows, self._search.beams, self.lane.version)
+        if self._graph is not None:
+            assert key == self._known, "a buffer has moved since the step was captured"
+            self.lane.cuda.launch_graph(self._graph, self.lane.stream)
+        elif self._refused or self._known != key:  # TensorRT prepares itself in the first run with new shapes
+            self._enqueue()
+            self._known = key
+        else:
+            self._capture()
+
+    def _capture(self) -> None:
+        lane, graph = self.lane, None
+        try:
+            lane.cuda.begin_capture(lane.stream)
+            try:
+                self._enqueue()
+            finally:
+                graph = lane.cuda.end_capture(lane.stream)
+        except BackendError as error:
+            if graph is not None:
+                lane.cuda.destroy_graph(graph)
+            self._refused = True
+            _log.warning("the step cannot be captured as a CUDA graph, and is enqueued anew each time: %s", error)
+            self._enqueue()
+            return
+        self._graph = graph
+        lane.cuda.launch_graph(graph, lane.stream)
+
+    def _enqueue(self) -> None:
+        sizes, lane, address = self.sizes, self.lane, self.lane.address
+        self._embed.enqueue()
+        self._llm_step.enqueue()
+        self._scatter(address("mask"), 0, address("positions"), 1)
+        self._choose()
+        if self._search.beams > 1:
+            self._kernels.launch(
+                "reorder", (self._rows, sizes.tensors), lane.stream, address("plan"), self._cache,
+                address("parents"), address("prompt.lengths"), address("positions"), self._cache_stride // 4,
+                ctypes.c_int(sizes.heads), ctypes.c_int(sizes.capacity),
+                ctypes.c_int(sizes.width * sizes.dtype.itemsize // 4),
+            )  # fmt: skip
+
+    def drop_graph(self) -> None:
+        if self._graph is not None:
+            self.lane.cuda.wait(self.lane.stream)
+            self.lane.cuda.destroy_graph(self._graph)
+        self._graph = self._known = None
+
+
+class SearchMemory:
+    """A native SearchBatch's blocks on the device, with what `choose` needs beside them."""
+
+    def __init__(self, lane: Lane, batch: Any, vocab: int, vocabulary: Any) -> None:
+        plan = batch.plan
+        self._lane, self._batch = lane, batch
+        self.images, self.beams = plan["images"], plan["beams"]
+        self.answers = len(self.images)
+        rows = self.answers * self.beams
+        memory = batch.memory
+        self._blocks = lane.buffer("blocks", memory.nbytes)
+        lane.cuda.upload(self._blocks, memory.ctypes.data, memory.nbytes, lane.stream)
+        text = (0, 0)
+        if plan["reads_text"]:
+            text = (lane.upload("vocabulary.ends", vocabulary.ends).address,
+                    lane.upload("vocabulary.bytes", vocabulary.bytes).address)  # fmt: skip
+        draws = (0, 0, 0)
+        if plan["samples"]:
+            draws = (lane.buffer("draws.rows", rows * plan["draw_bytes"]),
+                     lane.buffer("draws.weights", rows * vocab * 4),
+                     lane.buffer("draws.sums", rows * -(-vocab // 64) * 8))  # fmt: skip
+        packed = struct.pack(_PLAN, *text, self._blocks, *draws, plan["stride"], self.beams, 0, 0)
+        lane.upload("plan", np.frombuffer(packed, np.uint8))
+
+    def last(self) -> None:
+        """The tokens of the step to come are the last."""
+        word = np.array([1], np.int32)
+        self._lane.cuda.upload(self._lane.address("plan") + _LAST_AT, word.ctypes.data, 4, self._lane.stream)
+
+    def fetch(self) -> None:
+        """Waits for the device; the batch then says what it has found. Raises BackendError."""
+        memory = self._batch.memory
+        self._lane.cuda.download(memory.ctypes.data, self._blocks, memory.nbytes, self._lane.stream)
+        self._lane.cuda.wait(self._lane.stream)
+        try:
+            self._batch.check()
+        except RuntimeError as error:
+            raise BackendError(f"generation failed: {error}") from error
+
+
+def check_room(sizes: Sizes, rows_each: int, read: int, most: int) -> None:
+    """Raises OptionError: what a generation needs is more than the engines were built for."""
+    faults = []
+    if rows_each > sizes.rows:
+        faults.append(f"{rows_each} beams or draws of an image, but they hold {sizes.rows}: max_beams={rows_each}")
+    if read + most > sizes.capacity:
+        faults.append(f"{read} positions of prefix and prompt and {most} of max_new_tokens, but they hold "
+                      f"{sizes.capacity}: capacity={read + most}, or fewer new tokens")  # fmt: skip
+    if faults:
+        raise OptionError(f"the engines are too small for this call, load with larger ones: {'; '.join(faults)}")

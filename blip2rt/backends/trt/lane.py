@@ -1,0 +1,221 @@
+"""Runs TensorRT engines: a plan's tensors, contexts with their shapes and addresses, one stream, memory that is kept.
+
+Knows tensors by name and what an engine asks of them; nothing about captions, tokens or how plans are built.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import BackendError
+from . import builder
+from .cuda import Cuda
+
+ALIGNMENT = 256  # bytes; what TensorRT asks of every address
+_DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "INT8": "int8", "BOOL": "bool"}
+
+
+def aligned(size: int) -> int:
+    """`size` bytes, rounded up to the alignment."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True)
+class DeviceTensor:
+    """Memory of the device as a tensor."""
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Engine:
+    """A plan, loaded: its weights are on the device once, however many contexts run it."""
+
+    def __init__(self, trt: Any, runtime: Any, plan: Path, component: str) -> None:
+        """Raises BackendError: TensorRT refuses the plan."""
+        self.name = component
+        self._trt = trt
+        self._engine = runtime.deserialize_cuda_engine(plan.read_bytes())
+        if self._engine is None:
+            raise BackendError(
+                f"{component}: {builder.identity(trt)} refuses the engine {plan}, as it does those of another GPU "
+                "or version, or where memory is short: remove the file, and it is built again"
+            )
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        self.inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        self.outputs = [name for name in names if name not in self.inputs]
+        self.dtypes = {name: self._dtype(name) for name in names}
+
+    @property
+    def scratch(self) -> int:
+        """Bytes that a context needs while it runs, whatever the profile."""
+        return int(self._engine.device_memory_size_v2)
+
+    def largest(self, name: str, profile: int) -> tuple[int, ...]:
+        """The largest shape of an input."""
+        return tuple(self._engine.get_tensor_profile_shape(name, profile)[2])
+
+    def context(self, profile: int, stream: Any) -> Any:
+        context = self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if context is None:
+            raise BackendError(f"{self.name}: TensorRT has no memory for a context of the engine")
+        if not context.set_optimization_profile_async(profile, int(stream)):
+            raise BackendError(f"{self.name}: TensorRT refuses profile {profile} of the engine")
+        return context
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
+        kind = str(self._engine.get_tensor_dtype(name)).rpartition(".")[2]
+        if kind not in _DTYPES:
+            raise BackendError(f"{self.name}: the engine's tensor {name} is {kind}, which this backend does not know")
+        return np.dtype(_DTYPES[kind])
+
+
+class Runner:
+    """An engine's context with one profile on one lane's stream; tensors stay set until others take their place."""
+
+    def __init__(self, lane: Lane, engine: Engine, profile: int) -> None:
+        self._lane, self._engine, self._profile = lane, engine, profile
+        self._context = engine.context(profile, lane.stream)
+        self._set: dict[str, DeviceTensor] = {}
+        self._scratch: tuple[int, int] | None = None
+
+    def set(self, tensors: Mapping[str, DeviceTensor]) -> bool:
+        """Gives the engine's tensors shapes and addresses; whether anything is another than before.
+
+        Raises BackendError: a tensor's dtype is not the engine's, or no profile allows its shape.
+        """
+        changed = {name: tensor for name, tensor in tensors.items() if self._set.get(name) != tensor}
+        for name, tensor in changed.items():
+            wanted = self._engine.dtypes.get(name)
+            if wanted != tensor.dtype:
+                raise BackendError(
+                    f"{self._engine.name}: {name} is {tensor.dtype}, but the engine's {wanted}: build it anew"
+                )
+            if name in self._engine.inputs and not self._context.set_input_shape(name, tensor.shape):
+                raise BackendError(
+                    f"{self._engine.name}: the engine does not take {name} of shape {tensor.shape}; the largest is "
+                    f"{self._engine.largest(name, self._profile)}"
+                )
+            if not self._context.set_tensor_address(name, tensor.address):
+                raise BackendError(f"{self._engine.name}: TensorRT refuses the address of {name}")
+            self._set[name] = tensor
+        scratch = self._lane.scratch(self._engine.scratch)
+        if scratch != self._scratch:
+            self._context.set_device_memory(*scratch)
+            self._scratch = scratch
+            return True
+        return bool(changed)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of an output, once every input is set."""
+        shape = tuple(self._context.get_tensor_shape(name))
+        if min(shape, default=0) < 0:
+            raise BackendError(f"{self._engine.name}: the engine does not know the shape of {name} beforehand: {shape}")
+        return shape
+
+    def enqueue(self) -> None:
+        """Puts one run on the lane's stream. Raises BackendError."""
+        missing = [name for name in (*self._engine.inputs, *self._engine.outputs) if name not in self._set]
+        assert not missing, f"{self._engine.name}: {missing} were never set"
+        if not self._context.execute_async_v3(int(self._lane.stream)):
+            raise BackendError(f"{self._engine.name}: TensorRT cannot run the engine")
+
+
+class Lane:
+    """What one call at a time needs of the device: a stream, scratch memory, contexts, buffers by name.
+
+    All of it is kept for the next call. Work of a lane is done in order.
+    """
+
+    def __init__(self, cuda: Cuda) -> None:
+        self.cuda = cuda
+        self.stream = cuda.stream()
+        self.version = 0  # another one when a buffer has moved: what was captured before knows its old place
+        self._buffers: dict[str, tuple[int, int]] = {}
+        self._runners: dict[tuple[str, int, str], Runner] = {}
+
+    def buffer(self, name: str, size: int) -> int:
+        """Address of a buffer of at least `size` bytes, zeros where it is new. A larger one replaces a smaller."""
+        address, have = self._buffers.get(name, (0, 0))
+        if have >= size:
+            return address
+        if address:
+            self.cuda.wait(self.stream)
+            del self._buffers[name]
+            self.cuda.free(address)
+            self.version += 1
+        size = aligned(max(size, 1))
+        address = self.cuda.allocate(size)
+        self._buffers[name] = (address, size)
+        self.cuda.fill(address, 0, size // 4, self.stream)
+        return address
+
+    def address(self, name: str) -> int:
+        """Of a buffer that is there."""
+        return self._buffers[name][0]
+
+    def tensor(self, name: str, shape: tuple[int, ...], dtype: Any) -> DeviceTensor:
+        """A buffer as a tensor."""
+        kind = np.dtype(dtype)
+        return DeviceTensor(self.buffer(name, math.prod(shape) * kind.itemsize), shape, kind)
+
+    def scratch(self, size: int) -> tuple[int, int]:
+        """Memory that contexts share, as they run one after the other."""
+        address = self.buffer("scratch", size)
+        return address, self._buffers["scratch"][1]
+
+    def upload(self, name: str, array: np.ndarray[Any, Any]) -> DeviceTensor:
+        """An array into the buffer of its name."""
+        data = np.ascontiguousarray(array)
+        tensor = self.tensor(name, data.shape, data.dtype)
+        if tensor.size:
+            self.cuda.upload(tensor.address, data.ctypes.data, tensor.size, self.stream)
+        return tensor
+
+    def download(self, tensor: DeviceTensor) -> np.ndarray[Any, Any]:
+        """Waits for the stream."""
+        array = np.empty(tensor.shape, tensor.dtype)
+        self.cuda.download(array.ctypes.data, tensor.address, tensor.size, self.stream)
+        self.cuda.wait(self.stream)
+        return array
+
+    def runner(self, engine: Engine, profile: int = 0, purpose: str = "") -> Runner:
+        """The lane's one context of an engine, a profile and a purpose."""
+        key = (engine.name, profile, purpose)
+        if key not in self._runners:
+            self._runners[key] = Runner(self, engine, profile)
+        return self._runners[key]
+
+    def run(self, engine: Engine, feeds: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, DeviceTensor]:
+        """Arrays by name -> the outputs, on the device until the next run of the engine."""
+        runner = self.runner(engine)
+        runner.set({name: self.upload(f"{engine.name}.{name}", array) for name, array in feeds.items()})
+        outputs = {
+            name: self.tensor(f"{engine.name}.{name}", runner.shape(name), engine.dtypes[name])
+            for name in engine.outputs
+        }
+        runner.set(outputs)
+        runner.enqueue()
+        return outputs
+
+    def close(self) -> None:
+        """Gives everything back; the lane is not used any more."""
+        self.cuda.activate()
+        self.cuda.wait(self.stream)
+        self._runners.clear()
+        for address, _size in self._buffers.values():
+            self.cuda.free(address)
+        self._buffers.clear()
+        self.cuda.destroy_stream(self.stream)

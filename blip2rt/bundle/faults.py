@@ -1,0 +1,118 @@
+"""What is wrong with a manifest beyond its types: values, components, file names. Touches no files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from .manifest import Manifest, TensorInfo
+from .names import (
+    ENCODER,
+    GENERATIVE,
+    LLM,
+    QFORMER,
+    RESAMPLE,
+    RETRIEVAL,
+    TARGETS,
+    TENSORS,
+    TEXT_MASK,
+    TOKEN_IDS,
+    VISION,
+    encoder_tensors,
+    llm_tensors,
+)  # fmt: skip
+
+
+def manifest_faults(manifest: Manifest) -> list[str]:
+    """What the types cannot say, fault by fault."""
+    return _value_faults(manifest) or [*_component_faults(manifest), *_name_faults(manifest)]
+
+
+def _value_faults(manifest: Manifest) -> list[str]:
+    """Numbers that make no sense."""
+    faults = []
+    image, llm, retrieval = manifest.image, manifest.llm, manifest.retrieval
+    sane = all(abs(x) <= 100 for x in image.mean) and all(1e-4 <= x <= 100 for x in image.std)
+    if not len(image.mean) == len(image.std) == 3 or not sane:
+        faults.append("image.mean needs three numbers from -100 to 100, image.std three from 0.0001 to 100")
+    if image.resample not in RESAMPLE:
+        faults.append(f"image.resample is {image.resample!r}: choose from {', '.join(RESAMPLE)}")
+    if manifest.target not in TARGETS:
+        faults.append(f"target is {manifest.target!r}: this blip2rt knows {', '.join(TARGETS)}")
+    sizes = {"image.height": image.height, "image.width": image.width}
+    if llm is not None:
+        names = ("layers", "kv_heads", "head_dim", "hidden_size", "vocab_size", "max_positions", "prefix_length")
+        sizes |= {f"llm.{name}": getattr(llm, name) for name in names}
+    for section, spec in (("retrieval", retrieval), ("question", manifest.question)):
+        if spec is not None:
+            sizes[f"{section}.max_text_length"] = spec.max_text_length
+    if retrieval is not None and not 1e-4 <= retrieval.temperature <= 1e4:
+        faults.append(f"retrieval.temperature is {retrieval.temperature}, not from 0.0001 to 10,000")
+    if retrieval is not None and not 0 <= retrieval.itm_weight <= 1e4:
+        faults.append(f"retrieval.itm_weight is {retrieval.itm_weight}, not from 0 to 10,000")
+    faults += [f"{name} is {size}, not from 1 to 10,000,000" for name, size in sizes.items() if not 0 < size <= 10**7]
+    return faults + [
+        f"{name} is {token}, not a token id" for name, token in _token_ids(manifest) if not 0 <= token <= 10**7
+    ]
+
+
+def _token_ids(manifest: Manifest) -> Iterator[tuple[str, int]]:
+    """Every token id that the manifest names, and where."""
+    for section, spec in (("llm", manifest.llm), ("retrieval", manifest.retrieval), ("question", manifest.question)):
+        for name in ("bos_token_id", "pad_token_id", "decoder_start_token_id", "eos_token_ids", "empty_prompt_ids"):
+            value = getattr(spec, name, None)
+            for token in value if isinstance(value, tuple) else () if value is None else (value,):
+                yield f"{section}.{name}", token
+
+
+def _component_faults(manifest: Manifest) -> list[str]:
+    """Groups that are not whole, tensors that the contract asks for."""
+    faults = []
+    have = set(manifest.components)
+    if VISION not in have:
+        faults.append("the component vision is missing")
+    llm = manifest.llm
+    generative = (*GENERATIVE, ENCODER) if llm is not None and llm.encoder_decoder else GENERATIVE
+    for group, section, key in ((generative, llm, "llm"), (RETRIEVAL, manifest.retrieval, "retrieval")):
+        missing = [name for name in group if name not in have]
+        if section is not None and missing:
+            faults.append(f"{key} is given but the components {', '.join(missing)} are missing")
+        if section is None and len(missing) < len(group):
+            faults.append(f"{', '.join(name for name in group if name in have)} are given but {key} is null")
+    if llm is not None and llm.encoder_decoder and llm.decoder_start_token_id is None:
+        faults.append("llm.encoder_decoder is true but llm.decoder_start_token_id is null")
+    if QFORMER in have and manifest.question is None and TOKEN_IDS in _names(manifest.components[QFORMER].inputs):
+        faults.append("qformer reads token_ids but question is null")
+    for name, component in manifest.components.items():
+        expected = TENSORS.get(name, ((), ()))
+        if llm is not None and name == LLM:
+            expected = llm_tensors(llm.layers, llm.encoder_decoder, manifest.target)
+        elif llm is not None and name == ENCODER:
+            expected = encoder_tensors(llm.layers)
+        elif manifest.question is not None and name == QFORMER:
+            expected = ((*expected[0], TOKEN_IDS, TEXT_MASK), expected[1])
+        for kind, want, tensors in zip(
+            ("inputs", "outputs"), expected, (component.inputs, component.outputs), strict=True
+        ):
+            lacking = [wanted for wanted in want if wanted not in _names(tensors)]
+            if lacking:
+                faults.append(f"{name} lacks the {kind} {', '.join(lacking[:3])}{'...' if lacking[3:] else ''}")
+    return faults
+
+
+def _names(tensors: tuple[TensorInfo, ...]) -> set[str]:
+    return {tensor.name for tensor in tensors}
+
+
+def _name_faults(manifest: Manifest) -> list[str]:
+    """Files that are used but not listed, or lie outside the bundle."""
+    files = manifest.files or {}
+    needed = {component.graph for component in manifest.components.values()}
+    sections = (manifest.llm, manifest.retrieval, manifest.question)
+    needed |= {section.tokenizer for section in sections if section is not None}
+    faults = [f"{name} is used but not in files" for name in sorted(needed) if name not in files]
+    for name in files:
+        parts = PurePosixPath(name).parts
+        if not parts or parts[0] == "/" or ".." in parts or "\\" in name or ":" in name or "\0" in name:
+            faults.append(f"the file name {name!r} leads outside the bundle")
+    return faults

@@ -1,0 +1,148 @@
+"""Reads a bundle: manifest and file sizes at once, hashes on demand. Opens no graph.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import BundleError
+from .faults import manifest_faults
+from .manifest import Manifest, from_json
+from .names import FORMAT, FORMAT_VERSION, MANIFEST
+
+EMBEDDED = Path(__file__).parents[1] / "models" / "nano"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose manifest and file sizes have been checked."""
+
+    path: Path
+    manifest: Manifest
+
+    def has(self, *components: str) -> bool:
+        """Whether every one of `components` is in the bundle."""
+        return all(name in self.manifest.components for name in components)
+
+    def graph(self, component: str) -> Path:
+        """Path of a component's ONNX graph."""
+        return self.path / self.manifest.components[component].graph
+
+    def file(self, name: str) -> Path:
+        """Path of a file of the bundle."""
+        return self.path / name
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files, without the manifest."""
+        return sum(entry.size for entry in (self.manifest.files or {}).values())
+
+
+def embedded() -> Path:
+    """Where the model that comes with the package is. Raises BundleError when this installation has none."""
+    if not (EMBEDDED / MANIFEST).is_file():
+        raise BundleError(
+            f"this installation has no embedded model ({EMBEDDED}): name a bundle, --model or load(bundle)"
+        )
+    return EMBEDDED
+
+
+def read(path: str | os.PathLike[str]) -> Bundle:
+    """Reads and checks a bundle's manifest and the sizes of its files; opens no graph.
+
+    Raises BundleError: no bundle there, a newer format version, faults in the manifest, and all missing or
+    changed files at once.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise BundleError(f"a bundle is {path!r}: give its folder's path")
+    folder = Path(path)
+    data = _read_json(folder)
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise BundleError(f'{folder / MANIFEST} is not the manifest of a blip2rt bundle (no "format": "{FORMAT}")')
+    version = data.get("format_version")
+    if type(version) is not int or version < 1:
+        raise BundleError(f"{folder / MANIFEST}: format_version is {version!r}, not a whole number from 1 up")
+    if version > FORMAT_VERSION:
+        raise BundleError(
+            f"{folder} has bundle format version {version}, this blip2rt reads versions up to {FORMAT_VERSION}: "
+            "install a newer blip2rt, or export the bundle again with this one"
+        )
+    try:
+        manifest = from_json(data)
+    except ValueError as error:
+        raise BundleError(f"{folder / MANIFEST} is damaged: {error}") from None
+    faults = manifest_faults(manifest)
+    if faults:
+        raise BundleError(f"{folder / MANIFEST} is damaged: {'; '.join(faults)}")
+    faults = _size_faults(folder, manifest)
+    if faults:
+        raise BundleError(f"bundle {folder} is not whole: {'; '.join(faults)}: copy or export it again")
+    return Bundle(folder, manifest)
+
+
+def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> Bundle:
+    """`read`, then the sha256 of every file. `progress(bytes_done, bytes_in_all)` is called as it goes on.
+
+    Raises BundleError that names every altered file.
+    """
+    import hashlib  # only here: loading a bundle does not hash
+
+    bundle = read(path)
+    done, altered = 0, []
+    for name, entry in sorted((bundle.manifest.files or {}).items()):
+        digest = hashlib.sha256()
+        try:
+            with open(bundle.file(name), "rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+                    done += len(chunk)
+                    if progress is not None:
+                        progress(done, bundle.size)
+        except OSError as error:
+            raise BundleError(f"cannot read {bundle.file(name)}: {error.strerror or error}") from None
+        if digest.hexdigest() != entry.sha256:
+            altered.append(name)
+    if altered:
+        raise BundleError(
+            f"bundle {bundle.path} is altered: the sha256 of {', '.join(altered)} differs from the manifest's: "
+            "copy or export it again"
+        )
+    return bundle
+
+
+def _read_json(folder: Path) -> Any:
+    file = folder / MANIFEST
+    try:
+        if folder.is_file():
+            raise BundleError(f"{folder} is a file; a bundle is the folder that holds {MANIFEST}")
+        if not folder.exists():
+            raise BundleError(f"no bundle at {folder}: there is no such folder")
+        if not file.is_file():
+            raise BundleError(f"no bundle at {folder}: the folder has no {MANIFEST}")
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BundleError(f"cannot read {file}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{file} is damaged: not JSON ({error})") from None
+
+
+def _size_faults(folder: Path, manifest: Manifest) -> list[str]:
+    faults = []
+    for name, entry in sorted((manifest.files or {}).items()):
+        try:
+            size = (folder / name).stat().st_size if (folder / name).is_file() else None
+        except OSError as error:
+            faults.append(f"{name} cannot be read: {error.strerror or error}")
+            continue
+        if size is None:
+            faults.append(f"{name} is missing")
+        elif size != entry.size:
+            faults.append(f"{name} has {size} bytes instead of {entry.size}")
+    return faults

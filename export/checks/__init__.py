@@ -1,0 +1,1 @@
+"""Measures exported graphs: their error beside PyTorch, and the ranges of their activations."""

@@ -1,0 +1,1 @@
+"""PyTorch modules -> ONNX graphs for ONNX Runtime: one file a component, `trace.py` for what they share."""

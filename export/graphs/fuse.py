@@ -1,0 +1,200 @@
+"""Fusions that ONNX Runtime does not make by itself when it loads a graph, worth milliseconds a token.
+
+x * rsqrt(mean(x^2) + eps) * w        -> SimplifiedLayerNormalization(x, w)
+chains of Reshape and Transpose that end where they began -> nothing
+Add(x, skip) before SimplifiedLayerNormalization           -> SkipSimplifiedLayerNormalization, with the sum
+MatMul of one x with the weights of query, key and value  -> one MatMul and GroupQueryAttention's packed input
+
+Knows patterns of nodes, nothing about models; a pattern that does not match is left as it is, which costs time
+and never correctness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from . import trace
+
+
+def fuse_decoder(model: ir.Model) -> None:
+    """Everything that helps a decoder's step."""
+    fuse_rms_norms(model)
+    collapse_layout(model)
+    pack_qkv(model)
+    fuse_residuals(model)
+
+
+def fuse_rms_norms(model: ir.Model) -> int:
+    """Replace every RMS normalisation over the last axis; returns how many."""
+    found = 0
+    for node in list(model.graph):
+        if node.op_type == "Mul" and node.graph is not None:
+            found += _fuse_rms_norm(model, node)
+    trace.drop_unused(model)
+    return found
+
+
+def _fuse_rms_norm(model: ir.Model, scaled: ir.Node) -> bool:
+    """`scaled` = Mul(w, Mul(x, Reciprocal(Sqrt(Add(ReduceMean(Pow(x, 2)), eps)))))"""
+    for weight, normed in (scaled.inputs, scaled.inputs[::-1]):
+        tensor = trace.constant(weight)
+        inner = _producer(normed, "Mul")
+        if tensor is None or len(tensor.shape) != 1 or inner is None:
+            continue
+        for x, inverse in (inner.inputs, inner.inputs[::-1]):
+            epsilon = _inverse_rms(x, inverse)
+            if epsilon is None or x is None or tensor.size == 1:
+                continue
+            attributes = {"axis": -1, "epsilon": epsilon, "stash_type": 1}
+            node = ir.node("SimplifiedLayerNormalization", [x, weight], attributes, name=f"{scaled.name}_rms")
+            ir.convenience.replace_nodes_and_values(model.graph, scaled, [scaled], [node], scaled.outputs, node.outputs)
+            return True
+    return False
+
+
+def _inverse_rms(x: ir.Value | None, value: ir.Value | None) -> float | None:
+    """Epsilon when `value` is Reciprocal(Sqrt(Add(ReduceMean(Pow(x, 2)), eps))) over the last axis."""
+    add = _producer(_input(_producer(_input(_producer(value, "Reciprocal")), "Sqrt")), "Add")
+    if add is None:
+        return None
+    epsilon = _scalar(add.inputs[1])
+    mean = _producer(add.inputs[0], "ReduceMean")
+    if epsilon is None or mean is None:
+        return None
+    axes = trace.constant(mean.inputs[1]) if len(mean.inputs) > 1 else None
+    power = _producer(mean.inputs[0], "Pow")
+    if axes is None or axes.numpy().tolist() != [-1] or power is None:
+        return None
+    return epsilon if power.inputs[0] is x and _scalar(power.inputs[1]) == 2 else None
+
+
+def fuse_residuals(model: ir.Model) -> int:
+    """Join each RMS norm with the residual addition before it."""
+    found = 0
+    for norm in list(model.graph):
+        add = _producer(_input(norm), "Add") if norm.op_type == "SimplifiedLayerNormalization" else None
+        if add is None or any(trace.constant(value) is not None for value in add.inputs):
+            continue
+        left, right = add.inputs
+        if left is None or right is None or left.shape is None or left.shape != right.shape:
+            continue
+        attributes = {"epsilon": norm.attributes["epsilon"].as_float()}
+        inputs = [left, right, norm.inputs[1]]
+        node = ir.node("SkipSimplifiedLayerNormalization", inputs, attributes, num_outputs=4, domain="com.microsoft",
+                       name=norm.name)  # fmt: skip
+        out, total = norm.outputs[0], add.outputs[0]
+        for index, unused in enumerate(node.outputs[1:3]):
+            unused.name = f"{norm.name}_unused_{index}"
+        ir.convenience.replace_nodes_and_values(
+            model.graph, add, [norm, add], [node], [out, total], [node.outputs[0], node.outputs[3]]
+        )
+        found += 1
+    return found
+
+
+def collapse_layout(model: ir.Model) -> int:
+    """Cut out chains of Reshape and cancelling Transposes whose end has the shape of their start."""
+    found = 0
+    for node in list(model.graph):
+        if node.op_type != "Reshape":
+            continue
+        start = _same_layout(node)
+        if start is not None:
+            ir.convenience.replace_all_uses_with(node.outputs[0], start)
+            found += 1
+    trace.drop_unused(model)
+    return found
+
+
+def _same_layout(end: ir.Node) -> ir.Value | None:
+    """The earliest value with the elements of `end`'s output, in the same order and shape."""
+    shape, value, best = end.outputs[0].shape, end.inputs[0], None
+    while value is not None:
+        if shape is not None and value.shape is not None and value.shape == shape:
+            best = value
+        node = value.producer()
+        if node is not None and node.op_type == "Reshape":
+            value = node.inputs[0]
+        elif node is not None and node.op_type == "Transpose" and (inner := _producer(node.inputs[0], "Transpose")):
+            outer_perm, inner_perm = (list(n.attributes["perm"].as_ints()) for n in (node, inner))
+            if [inner_perm[axis] for axis in outer_perm] != list(range(len(outer_perm))):
+                break
+            value = inner.inputs[0]
+        else:
+            break
+    return best
+
+
+def pack_qkv(model: ir.Model) -> int:
+    """Give GroupQueryAttention one packed input from one MatMul [+ Add], where its three come from one value."""
+    found = 0
+    for node in list(model.graph):
+        if node.op_type == "GroupQueryAttention":
+            found += _pack_one(model, node)
+    trace.drop_unused(model)
+    return found
+
+
+def _pack_one(model: ir.Model, attention: ir.Node) -> bool:
+    linears = [_linear(value) for value in attention.inputs[:3]]
+    if any(linear is None for linear in linears):
+        return False
+    xs, weights, biases = zip(*(linear for linear in linears if linear is not None), strict=True)
+    if any(x is not xs[0] for x in xs) or len({bias is None for bias in biases}) > 1:
+        return False
+    packed = ir.node("MatMul", [xs[0], _concatenated(model, weights, 1)], name=f"{attention.name}_qkv")
+    packed.outputs[0].name = f"{attention.name}_qkv"
+    model.graph.insert_before(attention, packed)
+    value = packed.outputs[0]
+    if biases[0] is not None:
+        add = ir.node("Add", [value, _concatenated(model, biases, 0)], name=f"{attention.name}_qkv_bias")
+        add.outputs[0].name = f"{attention.name}_qkv_biased"
+        model.graph.insert_before(attention, add)
+        value = add.outputs[0]
+    for index, new in enumerate((value, None, None)):
+        attention.replace_input_with(index, new)
+    return True
+
+
+def _linear(value: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value | None] | None:
+    """(x, weight, bias) when `value` is MatMul(x, constant) or Add(MatMul(x, constant), constant)."""
+    bias = None
+    add = _producer(value, "Add")
+    if add is not None:
+        bias, value = add.inputs if trace.constant(add.inputs[0]) is not None else add.inputs[::-1]
+    product = _producer(value, "MatMul")
+    if product is None or trace.constant(product.inputs[1]) is None or (add is not None and bias is None):
+        return None
+    x, weight = product.inputs
+    return (x, weight, bias) if x is not None and weight is not None else None
+
+
+def _concatenated(model: ir.Model, parts: Sequence[ir.Value], axis: int) -> ir.Value:
+    """An initializer that joins others, put together only when it is written."""
+    tensors = [part.const_value for part in parts if part.const_value is not None]
+    assert len(tensors) == len(parts), "only initializers are joined"
+    shape = list(tensors[0].shape.numpy())
+    shape[axis] = sum(tensor.shape.numpy()[axis] for tensor in tensors)
+    name = "+".join(str(part.name) for part in parts)
+
+    def join() -> np.ndarray:
+        return np.concatenate([tensor.numpy() for tensor in tensors], axis)
+
+    return trace.add_initializer(model, name, trace.lazy(join, shape, tensors[0].dtype, name))
+
+
+def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == op_type else None
+
+
+def _input(node: ir.Node | None) -> ir.Value | None:
+    return node.inputs[0] if node is not None else None
+
+
+def _scalar(value: ir.Value | None) -> float | None:
+    tensor = trace.constant(value)
+    return float(tensor.numpy().reshape(-1)[0]) if tensor is not None and tensor.size == 1 else None

@@ -1,0 +1,258 @@
+"""Any Hugging Face decoder-only language model -> the graphs `embed` and `llm`.
+
+embed: token_ids (B,S) -> token_embeds (B,S,D)
+llm:   inputs_embeds (B,S,D), position_ids (B,S), last_index (B), seqlens_k (B), total_sequence_length (),
+       past_key_i, past_value_i (B,Hkv,T,hd) -> logits (B,V), present_key_i, present_value_i (B,Hkv,T,hd)
+
+Attention becomes com.microsoft::GroupQueryAttention, which writes the new keys and values in place into the buffer that
+the caller binds to past and present. It is put there through transformers' attention interface, so that no architecture
+is named here. Knows nothing about prompts, tokenizers or how tokens are chosen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from blip2rt.errors import Blip2rtError
+
+from . import fuse, trace
+from .rotary import Rotary
+
+_NAME = "blip2rt_group_query"  # our key in transformers' table of attention functions
+HEAD_MULTIPLE = 8  # of the width of heads
+_IGNORED = {"dropout", "is_causal", "position_ids", "use_cache", "cache_position", "cache", "past_key_values"}
+_NEUTRAL = (None, False)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What the KV cache and the graphs' I/O are made of."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int  # of the cache: a multiple of HEAD_MULTIPLE
+    hidden_size: int
+    vocab_size: int
+    max_positions: int
+
+
+def padded(head_dim: int) -> int:
+    """The width that GroupQueryAttention takes: heads are filled up with zeros, which change no score and no value."""
+    return -(-head_dim // HEAD_MULTIPLE) * HEAD_MULTIPLE
+
+
+def geometry(llm: Any) -> Geometry:
+    """The geometry of a causal LM, read from its config and its embedding table."""
+    config = llm.config.get_text_config()
+    heads = config.num_attention_heads
+    table = llm.get_input_embeddings().weight
+    return Geometry(
+        layers=config.num_hidden_layers,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=padded(getattr(config, "head_dim", None) or config.hidden_size // heads),
+        hidden_size=table.shape[1],
+        vocab_size=llm.get_output_embeddings().weight.shape[0],
+        max_positions=config.max_position_embeddings,
+    )
+
+
+def refuse_unknown(
+    layer: int | None, options: dict[str, Any], masked: bool, present: dict[int, Any], layers: int
+) -> None:  # fmt: skip
+    """Raises Blip2rtError: the model asks an attention function for something that our graphs do not express."""
+    unknown = [k for k, v in options.items() if k not in _IGNORED and not any(v is n for n in _NEUTRAL)]
+    if masked:
+        unknown.append("attention mask")
+    if unknown or layer in present or layer is None or layer >= layers:
+        raise Blip2rtError(f"this language model's attention needs {', '.join(unknown) or 'shared layers'}, "
+                           "which the llm graph cannot express; use a plain causal decoder")  # fmt: skip
+
+
+def last_logits(
+    llm: Any, attention: Any, layers: int, inputs_embeds: Tensor, position_ids: Tensor, last_index: Tensor
+) -> Tensor:
+    """The model run with `attention` in every layer, inputs_embeds (B,S,D) -> logits (B,V) of each row's last position.
+
+    `attention.present` holds what each layer left in the cache.
+    """
+    rows = last_index[:, None, None]
+
+    def last_only(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        """hidden (B,S,D) -> (B,1,D), before the vocabulary's matrix sees it."""
+        hidden = args[0]
+        shape = (hidden.shape[0], 1, hidden.shape[2])
+        gathered = torch.onnx.ops.symbolic(
+            "GatherND", (hidden, rows), {"batch_dims": 1}, dtype=hidden.dtype, shape=shape, version=13
+        )
+        return (gathered,)
+
+    ALL_ATTENTION_FUNCTIONS.register(_NAME, attention)
+    handle = llm.get_output_embeddings().register_forward_pre_hook(last_only)
+    try:
+        logits: Tensor = llm(inputs_embeds=inputs_embeds, position_ids=position_ids, use_cache=False).logits
+    finally:
+        handle.remove()
+    if len(attention.present) != layers:
+        raise Blip2rtError(
+            f"{type(llm).__name__} bypasses transformers' attention interface in "
+            f"{layers - len(attention.present)} of {layers} layers; it cannot be exported"
+        )
+    return logits[:, 0]
+
+
+class _Attention:
+    """The attention function of one trace: hands each layer its past and collects its present."""
+
+    def __init__(
+        self, past: list[tuple[Tensor, Tensor]], seqlens_k: Tensor, total: Tensor, rotary: Rotary,
+        tables: tuple[Tensor, ...], causal_masks: bool,
+    ) -> None:  # fmt: skip
+        self.past, self.lengths, self.rotary = past, (seqlens_k, total), rotary
+        self.tables = tables
+        self.causal_masks = causal_masks
+        self.present: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(
+        self,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, None]:
+        """query (B,H,S,hd), key and value (B,Hkv,S,hd) -> (B,S,H,hd)"""
+        layer = module.layer_idx
+        window, softcap = options.pop("sliding_window", None), options.pop("softcap", None)
+        refuse_unknown(layer, options, mask is not None and not self.causal_masks, self.present, len(self.past))
+        batch, heads, length, width = query.shape
+        attributes: dict[str, Any] = {
+            "num_heads": heads,
+            "kv_num_heads": key.shape[1],
+            "scale": float(width**-0.5 if scaling is None else scaling),
+        }
+        if window is not None:
+            attributes["local_window_size"] = int(window)
+        if softcap is not None:
+            attributes["softcap"] = float(softcap)
+        tables = self.tables if self.rotary.take() else ()
+        if tables:
+            attributes["do_rotary"] = 1
+        fill = padded(width) - width
+        if fill:
+            query, key, value = (nn.functional.pad(each, (0, fill)) for each in (query, key, value))
+        flat = [each.transpose(1, 2).reshape(batch, length, -1) for each in (query, key, value)]
+        past = self.past[layer]
+        out, *present = torch.onnx.ops.symbolic_multi_out(
+            "com.microsoft::GroupQueryAttention",
+            (*flat, *past, *self.lengths, *tables),
+            attributes,
+            dtypes=(query.dtype, key.dtype, value.dtype),
+            shapes=(flat[0].shape, past[0].shape, past[1].shape),
+            version=1,
+        )
+        self.present[layer] = (present[0], present[1])
+        return out.reshape(batch, length, heads, width + fill)[..., :width], None
+
+
+class _Decoder(nn.Module):
+    """The llm graph as a module: the arguments are the graph's inputs."""
+
+    def __init__(self, llm: Any, layers: int, rotary: Rotary, causal_masks: bool) -> None:
+        super().__init__()
+        self.llm, self.layers, self.rotary, self.causal_masks = llm, layers, rotary, causal_masks
+        for name, table in zip(("cos", "sin"), rotary.tables, strict=False):
+            self.register_buffer(name, table)
+
+    def forward(
+        self, inputs_embeds: Tensor, position_ids: Tensor, last_index: Tensor, seqlens_k: Tensor,
+        total_sequence_length: Tensor, *past: Tensor,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        pairs = list(zip(past[::2], past[1::2], strict=True))
+        tables = tuple(self.buffers(recurse=False))
+        attention = _Attention(pairs, seqlens_k, total_sequence_length, self.rotary, tables, self.causal_masks)
+        logits = last_logits(self.llm, attention, self.layers, inputs_embeds, position_ids, last_index)
+        present = [tensor for layer in range(self.layers) for tensor in attention.present[layer]]
+        return logits, *present
+
+
+@contextlib.contextmanager
+def our_attention(llm: Any) -> Iterator[None]:
+    """transformers makes no mask for an attention function that it has no mask for, so none is traced."""
+    config = llm.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = _NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        ALL_ATTENTION_FUNCTIONS._global_mapping.pop(_NAME, None)
+
+
+@torch.no_grad()
+def makes_causal_masks(llm: Any) -> bool:
+    """Whether the model makes its masks itself, as some do in older releases of transformers, and they hide nothing but
+    the future, which GroupQueryAttention does by itself."""
+    if not any(hasattr(module, "_update_causal_mask") for module in llm.modules()):
+        return False
+    masks: list[Tensor | None] = []
+
+    def record(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **_: Any) -> Any:
+        masks.append(mask)
+        return query.transpose(1, 2), None
+
+    ALL_ATTENTION_FUNCTIONS.register(_NAME, record)
+    length = 4
+    llm(inputs_embeds=torch.zeros(1, length, llm.get_input_embeddings().weight.shape[1]), use_cache=False)
+    past = torch.ones(length, length, dtype=torch.bool).tril()
+    seen = [None if mask is None else (mask if mask.dtype == torch.bool else mask == 0)[0, 0] for mask in masks]
+    return all(mask is not None and torch.equal(mask[:, :length], past) for mask in seen)
+
+
+def cache_names(layers: int, kind: str) -> list[str]:
+    """past_key_0, past_value_0, past_key_1, ... in the order of the graph's inputs (or present_... of its outputs)."""
+    return [f"{kind}_{part}_{layer}" for layer in range(layers) for part in ("key", "value")]
+
+
+def trace_llm(llm: Any, max_positions: int = 1024) -> ir.Model:
+    """The `llm` graph of a Hugging Face causal LM in eval mode and float32, for up to `max_positions` positions."""
+    if llm.config.is_encoder_decoder:
+        raise Blip2rtError(f"{type(llm).__name__} is an encoder-decoder; only decoder-only models are exported")
+    shape = geometry(llm)
+    batch, length, capacity = 2, 3, 5
+    past = torch.zeros(batch, shape.kv_heads, capacity, shape.head_dim)
+    names = cache_names(shape.layers, "past")
+    example = {
+        "inputs_embeds": torch.zeros(batch, length, shape.hidden_size),
+        "position_ids": torch.arange(length).expand(batch, length).contiguous(),
+        "last_index": torch.tensor([length - 1, length - 2]),
+        "seqlens_k": torch.tensor([length - 1, length - 2], dtype=torch.int32),
+        "total_sequence_length": torch.tensor(length, dtype=torch.int32),
+        **{name: past.clone() for name in names},
+    }
+    axes = {"inputs_embeds": {0: "B", 1: "S"}, "position_ids": {0: "B", 1: "S"}, "last_index": {0: "B"},
+            "seqlens_k": {0: "B"}, **{name: {0: "B", 2: "T"} for name in names}}  # fmt: skip
+    rotary = Rotary(llm, shape.head_dim, min(max_positions, shape.max_positions))
+    outputs = ["logits", *cache_names(shape.layers, "present")]
+    with our_attention(llm):
+        decoder = _Decoder(llm, shape.layers, rotary, makes_causal_masks(llm))
+        with rotary.removed():
+            model = trace.trace(trace.Part("llm", decoder, example, outputs, axes))
+    fuse.fuse_decoder(model)
+    return model
+
+
+def embed_part(llm: Any) -> trace.Part:
+    """The `embed` graph: the LM's own input embedding, with whatever scaling it applies."""
+    example = {"token_ids": torch.zeros(2, 3, dtype=torch.int64)}
+    axes = {"token_ids": {0: "B", 1: "S"}}
+    return trace.Part("embed", llm.get_input_embeddings(), example, ["token_embeds"], axes)

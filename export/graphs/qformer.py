@@ -1,0 +1,75 @@
+"""Q-Former and its heads -> the graphs that read vision_features and text.
+
+qformer:     vision_features (B,N,C) -> query_output (B,Q,H), prefix_embeds (B,Q,D)       of a stage-2 checkpoint;
+             with question_input also token_ids (B,L), text_mask (B,L) of the question
+image_embed: vision_features (B,N,C) -> image_embeds (B,Q,E)                              these three of a stage-1 one
+text_embed:  token_ids (B,L), text_mask (B,L) -> text_embeds (B,E)
+itm:         vision_features (B,N,C), token_ids (B,L), text_mask (B,L) -> itm_logits (B,2)
+
+Knows the forward pieces of Blip2, nothing about precision or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blip2rt.bundle import GENERATIVE, QFORMER, RETRIEVAL, TENSORS, TEXT_MASK, TOKEN_IDS, VISION_FEATURES
+from blip2rt.modeling.blip2 import Blip2
+
+from .trace import Part
+
+_AXES = {VISION_FEATURES: {0: "B"}, TOKEN_IDS: {0: "B", 1: "L"}, TEXT_MASK: {0: "B", 1: "L"}}
+
+
+def generative_parts(model: Blip2) -> list[Part]:
+    return [_part(QFORMER, model)]
+
+
+def retrieval_parts(model: Blip2) -> list[Part]:
+    return [_part(name, model) for name in RETRIEVAL]
+
+
+def _part(name: str, model: Blip2) -> Part:
+    config, (inputs, outputs) = model.config, TENSORS[name]
+    if name == QFORMER and config.question_input:
+        inputs = (*inputs, TOKEN_IDS, TEXT_MASK)
+    text_mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    example = {
+        VISION_FEATURES: torch.zeros(2, config.vision.positions, config.vision.features),
+        TOKEN_IDS: torch.ones(2, 5, dtype=torch.int64),
+        TEXT_MASK: text_mask,
+    }
+    axes = {tensor: _AXES[tensor] for tensor in inputs}
+    return Part(name, _Graph(model, _FORWARD[name]), {tensor: example[tensor] for tensor in inputs}, outputs, axes)
+
+
+class _Graph(nn.Module):
+    """A model under the signature of one graph."""
+
+    def __init__(self, model: Blip2, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(self.model, *inputs)
+
+
+def _qformer(model: Blip2, vision_features: Tensor, *question: Tensor) -> tuple[Tensor, Tensor]:
+    query_output = model.query_output(vision_features, *question)
+    return query_output, model.prefix_embeds(query_output)
+
+
+def _image_embed(model: Blip2, vision_features: Tensor) -> Tensor:
+    return model.image_embeds(model.query_output(vision_features))
+
+
+_FORWARD: dict[str, Callable[..., Any]] = {
+    GENERATIVE[0]: _qformer,
+    RETRIEVAL[0]: _image_embed,
+    RETRIEVAL[1]: Blip2.text_embeds,
+    RETRIEVAL[2]: Blip2.itm_logits,
+}

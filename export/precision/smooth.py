@@ -1,0 +1,76 @@
+"""Which operands of products are worth int8, and outliers moved from them into the weights first (SmoothQuant, Xiao et
+al. 2022, arXiv 2211.10438).
+
+x @ W = (x / s) @ (s[:, None] * W) for any scale s of each channel. Language models have channels a hundred times as
+large as the others, which one scale for all of x leaves no steps, while weights have a scale for each column. Knows
+float32 graphs and ranges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..graphs import trace
+from .weights import Range, Ranges
+
+STRENGTH = 0.7  # share of the outliers that the weights take: s = largest of x ** 0.7 / largest of W ** 0.3
+OUTLIERS = 100.0  # a range this many times the mean magnitude leaves most values too few steps
+
+
+def apply(model: ir.Model, products: Iterable[ir.Node], ranges: Ranges) -> dict[str, Range]:
+    """Scale the operands of `products`, MatMul or Conv with a constant, in place. Returns the ranges of those that are
+    worth int8; what even then has outliers stays as it was."""
+    readers: dict[ir.Value, list[ir.Node]] = {}
+    for node in products:
+        operand = node.inputs[0]
+        if operand is not None and operand.name in ranges:
+            readers.setdefault(operand, []).append(node)
+    found: dict[str, Range] = {}
+    for operand, nodes in readers.items():
+        name, seen = str(operand.name), ranges[str(operand.name)]
+        scales = _scales(seen, nodes) if nodes[0].op_type == "MatMul" else np.ones(1, np.float32)
+        smoothed = seen.over(scales)
+        if smoothed.high - smoothed.low > OUTLIERS * smoothed.mean:
+            continue
+        if nodes[0].op_type == "MatMul":
+            name = _scale(model, operand, nodes, scales)
+        found[name] = smoothed
+    trace.drop_unused(model)
+    return found
+
+
+def _scales(seen: Range, nodes: list[ir.Node]) -> np.ndarray:
+    """(K) scales of the channels of what all `nodes` read; 1 where it or the weights are nothing."""
+    matrices = [trace.constant(node.inputs[1]) for node in nodes]
+    weights = np.max([np.abs(matrix.numpy()).max(1) for matrix in matrices if matrix is not None], 0)
+    values = np.broadcast_to(np.maximum(-seen.lows, seen.highs), weights.shape)
+    some = (values > 0) & (weights > 0)
+    values, weights = np.where(some, values, 1), np.where(some, weights, 1)
+    return (values**STRENGTH / weights ** (1 - STRENGTH)).astype(np.float32)
+
+
+def _scale(model: ir.Model, operand: ir.Value, nodes: list[ir.Node], scales: np.ndarray) -> str:
+    """Divide the operand and multiply the rows of the weights; returns the new operand's name."""
+    divisors = trace.add_initializer(model, f"{operand.name}.smoothing", ir.tensor(1 / scales))
+    product = ir.node("Mul", [operand, divisors], name=f"{operand.name}.smooth")
+    smooth = product.outputs[0]
+    smooth.name, smooth.type, smooth.shape = product.name, operand.type, operand.shape
+    model.graph.insert_before(nodes[0], product)
+    for node in nodes:
+        weight, matrix = node.inputs[1], trace.constant(node.inputs[1])
+        assert weight is not None and matrix is not None
+        name = f"{weight.name}.{smooth.name}"
+        if name not in model.graph.initializers:
+            trace.add_initializer(model, name, _scaled(matrix, scales, name))
+        node.replace_input_with(0, smooth)
+        node.replace_input_with(1, model.graph.initializers[name])
+    return str(smooth.name)
+
+
+def _scaled(matrix: Any, scales: np.ndarray, name: str) -> ir.LazyTensor:
+    """(K,N) with its rows multiplied."""
+    return trace.lazy(lambda: matrix.numpy() * scales[:, None], matrix.shape.numpy(), matrix.dtype, name)

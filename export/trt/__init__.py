@@ -1,0 +1,1 @@
+"""Graphs for TensorRT: attention with explicit masks, and precisions as QuantizeLinear pairs."""

@@ -1,0 +1,1 @@
+"""Data of a training: samples, their files and shards, their order, and the batches that a step reads."""

@@ -1,0 +1,181 @@
+"""From sources on a disk to batches of pixels and texts, by worker processes ahead of the training.
+
+A source is a list of images (any format of readers.py) or shards; rows of a step are chosen by sources.py. A sample
+that cannot be read is replaced by the next one of its source and reported. Knows files and pixels, no models.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from blip2rt.errors import Blip2rtError, OptionError
+
+from ..loop.memory import keep_freed_memory
+from .order import Mixture, Order
+from .readers import read_data
+from .samples import Bad, Dataset, Sample, draw_texts
+from .shards import Shards
+from .transforms import Transform, read_image
+
+_FIELDS = ("path", "images", "weight")
+_TRIES = 64  # samples in a row that may be bad
+Row = tuple[int, int]  # source, position
+
+
+@dataclass(frozen=True)
+class Images:
+    """B images with their texts. pixels (B, 3, h, w); groups: the texts of each; image_ids (B), the same for the same
+    image; bad: names and reasons of samples that were left out."""
+
+    pixels: torch.Tensor
+    groups: list[list[Sample]]
+    image_ids: torch.Tensor
+    bad: list[tuple[str, str]]
+
+    def pin_memory(self) -> Images:
+        return Images(self.pixels.pin_memory(), self.groups, self.image_ids, self.bad)
+
+
+class ListedImages:
+    """A Dataset as a source: one sample an image, with all its texts."""
+
+    def __init__(self, data: Dataset) -> None:
+        self.paths, self.groups = data.paths, data.by_image()
+        self.counts = [len(self.paths)]
+
+    def name(self, number: int) -> str:
+        return str(self.paths[number])
+
+    def read(self, number: int) -> tuple[bytes, list[Sample]]:
+        return self.paths[number].read_bytes(), self.groups[number]
+
+
+Source = ListedImages | Shards
+
+
+def open_sources(entries: tuple[dict[str, Any], ...], cache: Path, bad: Bad) -> tuple[list[Source], list[float]]:
+    """Sources and weights of the recipe's `train_data`: path, images and weight each; without weights every sample is
+    as likely as any other. Raises OptionError: all faults of all entries."""
+    faults = []
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
+            faults.append(f"train_data, entry {number}: {entry!r} must be a mapping with a path")
+            continue
+        for key in entry.keys() - set(_FIELDS):
+            near = difflib.get_close_matches(str(key), _FIELDS, 1)
+            faults.append(
+                f"train_data, entry {number}: unknown {key!r}; choose {near[0] if near else ', '.join(_FIELDS)}"
+            )
+        weight = entry.get("weight", 1)
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
+            faults.append(f"train_data, entry {number}: weight is {weight!r}; give a number above 0")
+    if 0 < sum("weight" in entry for entry in entries if isinstance(entry, dict)) < len(entries):
+        faults.append("train_data: give a weight to every entry or to none")
+    if faults:
+        raise OptionError("; ".join(faults))
+    sources = [_open(entry, cache, bad) for entry in entries]
+    sizes = [float(sum(source.counts)) for source in sources]
+    return sources, [float(entry.get("weight", size)) for entry, size in zip(entries, sizes, strict=True)]
+
+
+def _open(entry: dict[str, Any], cache: Path, bad: Bad) -> Source:
+    path = entry["path"]
+    if path.endswith(".tar") or (Path(path).is_dir() and any(Path(path).glob("*.tar"))):
+        return Shards(path, cache)
+    return ListedImages(read_data(path, entry.get("images", ""), bad))
+
+
+class Reader(TorchDataset[Images | Blip2rtError]):
+    """Rows of (source, position) -> Images, their texts in random order."""
+
+    def __init__(self, sources: list[Source], seed: int, transform: Transform) -> None:
+        self.sources, self.seed, self.transform = sources, seed, transform
+        self.orders = self._orders()
+
+    def _orders(self) -> list[Order]:
+        return [Order(source.counts, (self.seed, number)) for number, source in enumerate(self.sources)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "orders"}  # their caches cannot be sent to a worker
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.orders = self._orders()
+
+    def __getitem__(self, rows: list[Row]) -> Images | Blip2rtError:
+        bad: list[tuple[str, str]] = []
+        try:
+            read = [self._sample(source, position, bad) for source, position in rows]
+        except Blip2rtError as error:  # returned, since a worker raises with its whole traceback in the message
+            return error
+        pixels = torch.stack([sample[0] for sample in read])
+        return Images(pixels, [sample[1] for sample in read], torch.tensor([sample[2] for sample in read]), bad)
+
+    def _sample(self, source: int, position: int, bad: list[tuple[str, str]]) -> tuple[torch.Tensor, list[Sample], int]:
+        files = self.sources[source]
+        number = self.orders[source][position]
+        for _ in range(min(_TRIES, self.orders[source].total)):
+            try:
+                data, texts = files.read(number)
+                with torch.random.fork_rng(devices=[]):  # the draws of a row are its own, whoever reads it
+                    # torch.manual_seed seeds GPUs too, and formats a stack for it
+                    torch.default_generator.manual_seed(hash((self.seed, source, position)) % 2**62)
+                    pixels = self.transform(read_image(data))
+                drawn = draw_texts(texts, np.random.default_rng((self.seed, source, position)))
+                return pixels, drawn, (source << 40) + number
+            except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for files that are no image
+                bad.append((files.name(number), " ".join(str(error).split())[:200]))
+                number = (number + 1) % self.orders[source].total
+        raise Blip2rtError(f"no readable sample among {_TRIES} of source {source + 1} in train_data: {bad[-1]}")
+
+
+def image_batches(
+    reader: Reader,
+    mixture: Mixture,
+    start: int,
+    parts: Callable[[list[Row]], list[list[Row]]],
+    workers: int,
+    bad: Bad,
+) -> Iterator[tuple[int, list[Images]]]:
+    """Endless (step, micro-batches) from step `start` on; `parts` gives this process' rows of a step."""
+    micros = len(parts(mixture.batch(start)))
+
+    def rows() -> Iterator[list[Row]]:
+        step = start
+        while True:
+            yield from parts(mixture.batch(step))
+            step += 1
+
+    loader = DataLoader(
+        reader,
+        sampler=rows(),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_settle,
+    )
+    batches, step = iter(loader), start
+    while True:
+        images = [next(batches) for _ in range(micros)]
+        for micro in images:
+            if isinstance(micro, Blip2rtError):
+                raise micro
+        for sample, reason in (fault for micro in images for fault in micro.bad):
+            bad.add(sample, reason)
+        yield step, images
+        step += 1
+
+
+def _settle(worker: int) -> None:
+    torch.set_num_threads(1)
+    keep_freed_memory()  # pixels of every image anew

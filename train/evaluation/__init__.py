@@ -1,0 +1,1 @@
+"""Evaluation: annotations, predictions and the metrics of captions, answers and retrieval."""

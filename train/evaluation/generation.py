@@ -1,0 +1,108 @@
+"""What a PyTorch model says: vision_features -> query_output -> soft prompt -> token ids -> text.
+
+Stage 2 by transformers' `generate`, its prompts and texts laid out as blip2rt.language has them, so that a checkpoint
+and its bundle say the same; stage 1 by its ITG head. Knows models and tokenizers, nothing about images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig
+
+from blip2rt.modeling.blip2 import Blip2, Blip2Config
+from blip2rt.modeling.checkpoints import qformer_tokenizer
+from blip2rt.modeling.llm import end_token_ids, load_tokenizer
+from blip2rt.text import clean_caption, tidy
+
+from ..objectives.lm import given_ids
+
+GREEDY = {"num_beams": 1, "max_new_tokens": 20}
+
+
+def qformer_tokens(config: Blip2Config, tokenizer: Any, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """B texts as the Q-Former reads them: token_ids, text_mask (B, L)."""
+    given = [clean_caption(text) if config.clean_captions else text for text in texts]
+    tokens = tokenizer(given, padding=True, truncation=True, max_length=config.max_text_length, return_tensors="pt")
+    return tokens["input_ids"], tokens["attention_mask"]
+
+
+class Generator:
+    """Captions and answers of a stage-2 model."""
+
+    def __init__(self, model: Blip2) -> None:
+        assert model.llm is not None and model.config.llm is not None
+        self.model, self.config = model, model.config.llm
+        llm: Any = model.llm
+        llm.generation_config = GenerationConfig()  # what the source's own says would come into every option
+        self.llm = llm
+        self.tokenizer = load_tokenizer(self.config.source)
+        self.ends = end_token_ids(self.tokenizer, self.config)
+
+    def captions(self, vision_features: torch.Tensor, **options: Any) -> list[str]:
+        """Of images (B, N, C). options: `generate`'s, beams and lengths among them."""
+        prompts = [self.config.caption_prompt] * len(vision_features)
+        return self._texts(vision_features, prompts, prompts, options)
+
+    def answers(self, vision_features: torch.Tensor, questions: Sequence[str], **options: Any) -> list[str]:
+        """To questions about images (B, N, C), pairwise."""
+        asked = [question.strip() for question in questions]
+        prompts = [self.config.ask_prompt.replace("{}", question) for question in asked]
+        read = [self.model.config.question_prompt.replace("{}", question) for question in asked]
+        return self._texts(vision_features, prompts, read, options)
+
+    @torch.no_grad()
+    @torch.compiler.set_stance("force_eager")  # a compiled block would be compiled again for the cache
+    def _texts(
+        self, vision_features: torch.Tensor, prompts: Sequence[str], read: Sequence[str], options: dict[str, Any]
+    ) -> list[str]:
+        """read: what the Q-Former reads beside the prompt, where it reads at all."""
+        question: tuple[torch.Tensor, ...] = ()
+        if self.model.config.question_input:
+            tokens = qformer_tokens(self.model.config, self._qformer_tokenizer, read)
+            question = tuple(each.to(vision_features.device) for each in tokens)
+        prefix = self.model.prefix_embeds(self.model.query_output(vision_features, *question))
+        embeds, mask = self._inputs(prefix, [given_ids(self.tokenizer, self.config, prompt) for prompt in prompts])
+        given: dict[str, Any] = {"do_sample": False, "eos_token_id": list(self.ends), "pad_token_id": self.ends[0]}
+        start = 0
+        if self.llm.config.is_encoder_decoder:
+            given["decoder_start_token_id"], start = self.llm.config.decoder_start_token_id, 1
+        ids = self.llm.generate(inputs_embeds=embeds, attention_mask=mask, **given, **options)
+        return [tidy(self.tokenizer.decode(self._said(row[start:]), skip_special_tokens=True)) for row in ids.tolist()]
+
+    def _said(self, ids: list[int]) -> list[int]:
+        """The tokens before the end."""
+        return ids[: next((i for i, token in enumerate(ids) if token in self.ends), len(ids))]
+
+    def _inputs(self, prefix: torch.Tensor, prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """[image | prompt] (B, S, D) and what of it is real (B, S): padded where the text does not go on."""
+        table = self.llm.get_input_embeddings()
+        rows = [
+            torch.cat((image, table(torch.tensor(ids, dtype=torch.int64, device=image.device))))
+            for image, ids in zip(prefix.to(table.weight.dtype), prompts, strict=True)
+        ]
+        side = "right" if self.llm.config.is_encoder_decoder else "left"
+        mask = [torch.ones(len(row), dtype=torch.int64, device=row.device) for row in rows]
+        return pad_sequence(rows, True, padding_side=side), pad_sequence(mask, True, padding_side=side)
+
+    @cached_property
+    def _qformer_tokenizer(self) -> Any:
+        return qformer_tokenizer(self.model.config)
+
+
+@torch.no_grad()
+def itg_captions(model: Blip2, tokenizer: Any, vision_features: torch.Tensor) -> list[str]:
+    """Greedy captions of images (B, N, C) by a stage-1 model's ITG."""
+    qformer, device = model.qformer, vision_features.device
+    _, query_kv = qformer.encode_image(model.vision_kv(vision_features), len(vision_features))
+    ids = torch.full((len(vision_features), 1), tokenizer.bos_token_id, device=device)
+    for _ in range(GREEDY["max_new_tokens"]):
+        hidden = qformer.decode_text(ids, torch.ones_like(ids), query_kv)[:, -1]
+        logits = model.lm_head(hidden, qformer.word_embeddings.weight)
+        ids = torch.cat((ids, logits.argmax(-1, keepdim=True)), 1)
+    rows = [row[: row.index(end)] if (end := tokenizer.sep_token_id) in row else row for row in ids.tolist()]
+    return [tidy(tokenizer.decode(row, skip_special_tokens=True)) for row in rows]

@@ -1,0 +1,140 @@
+"""Retrieval both ways over a set of images and their captions: by ITC, and with the best of it ordered again with ITM.
+
+Knows a predictor's features and scores, nothing about how they are made.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from .annotations import Captioned
+from .predictions import Predictions
+from .predictors import Predictor
+from .recall import best_rank, recall, recall_at, reranked
+from .report import Row
+from .scores import ALL, Scores
+
+_BATCH = 32  # images or pairs that go through the model together
+_SHOWN = 3
+
+Pairs = Callable[[int, np.ndarray], np.ndarray]  # a query and its best (K) -> itm_logits (K, 2)
+
+
+def evaluate_retrieval(predictor: Predictor, items: Sequence[Captioned], rerank: int, kept: Predictions) -> Scores:
+    """Recall by ITC (the largest cosine over queries), and among the `rerank` best of every image and every text by two
+    sums: itm, the matching head's logit + cosine (the reference's; paper section 4.4), and match, as Match.score."""
+    texts = [text for item in items for text in item.references]
+    owner = np.repeat(np.arange(len(items)), [len(item.references) for item in items])
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        features, sim = _similarity(predictor, items, texts, Path(folder))
+
+        def texts_of(image: int, best: np.ndarray) -> np.ndarray:
+            return _matching(predictor, features, np.full(len(best), image), [texts[j] for j in best])
+
+        def images_of(text: int, best: np.ndarray) -> np.ndarray:
+            return _matching(predictor, features, best, [texts[text]] * len(best))
+
+        def row_of_image(image: int, rank: int, best: np.ndarray) -> Row:
+            item, said = items[image], " / ".join(texts[j] for j in best)
+            return Row(item.path, said, item.references, -rank, f"rank {rank + 1}", f"texts of {item.id}")
+
+        def row_of_text(text: int, rank: int, best: np.ndarray) -> Row:
+            item, seen = items[owner[text]], [items[j].path for j in best]
+            return Row(item.path, "", [], -rank, f"rank {rank + 1}", f"images of: {texts[text]}", seen)
+
+        columns = {f"itc_{name}": value for name, value in recall(sim, owner).items()}
+        own = owner == np.arange(len(items))[:, None]  # (images, texts)
+        for way, cosine, right, pairs, row in (
+            ("i2t", sim, own, texts_of, row_of_image),
+            ("t2i", sim.T, own.T, images_of, row_of_text),
+        ):
+            ranks: dict[str, list[int]] = {}
+            for query, sums in enumerate(_scores(predictor, cosine, rerank, way, kept, pairs)):
+                for name, scores in sums.items():
+                    ranks.setdefault(name, []).append(best_rank(scores, right[query]))
+                shown = next(iter(sums))
+                rows.append(row(query, ranks[shown][-1], _best(sums[shown], _SHOWN)))
+            if rerank:
+                for name, found in ranks.items():
+                    columns |= {f"{name}_{at}": value for at, value in recall_at(way, np.array(found)).items()}
+    return Scores({ALL: columns}, rows, {"texts": len(texts)})
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The images that ITC thinks likeliest for each of some texts."""
+
+    images: np.ndarray  # (texts, K), likeliest first
+    own: np.ndarray  # (texts): the image that each text was written of
+    cosine: np.ndarray  # (texts, K)
+    itm_logits: np.ndarray  # (texts, K, 2)
+
+
+def candidates(predictor: Predictor, items: Sequence[Captioned], count: int) -> Candidates:
+    """The `count` best images of the first text of each."""
+    texts = [item.references[0] for item in items]
+    with tempfile.TemporaryDirectory() as folder:
+        features, sim = _similarity(predictor, items, texts, Path(folder))
+        images = np.stack([_best(row, count) for row in sim.T])
+        pairs = tqdm(zip(images, texts, strict=True), total=len(texts), desc="matching", unit="text")
+        logits = np.stack([_matching(predictor, features, best, [text] * len(best)) for best, text in pairs])
+    cosine = np.take_along_axis(sim.T, images, 1)
+    return Candidates(images, np.arange(len(items)), cosine, logits)
+
+
+def _similarity(
+    predictor: Predictor, items: Sequence[Captioned], texts: Sequence[str], folder: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """vision_features (images, N, C), on the disk, and the cosine (images, texts) of the best query."""
+    text_embeds = np.concatenate(
+        [predictor.embed_text(texts[i : i + _BATCH]) for i in tqdm(range(0, len(texts), _BATCH), desc="texts")]
+    )
+    sim = np.empty((len(items), len(texts)), np.float32)
+    features: np.ndarray | None = None
+    with tqdm(total=len(items), desc="images", unit="img") as bar:
+        for start in range(0, len(items), _BATCH):
+            part = predictor.vision_features([item.path for item in items[start : start + _BATCH]])
+            if features is None:
+                shape = (len(items), *part.shape[1:])
+                features = np.memmap(folder / "vision_features", np.float32, "w+", shape=shape)
+            features[start : start + len(part)] = part
+            embeds = predictor.embed_features(part)
+            sim[start : start + len(part)] = [(each @ text_embeds.T).max(0) for each in embeds]
+            bar.update(len(part))
+    assert features is not None
+    return features, sim
+
+
+def _matching(predictor: Predictor, features: np.ndarray, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """itm_logits (K, 2) of K pairs: features (images, N, C) by index, and texts."""
+    parts = (slice(start, start + _BATCH) for start in range(0, len(texts), _BATCH))
+    return np.concatenate([predictor.itm_logits(features[images[part]], texts[part]) for part in parts])
+
+
+def _scores(
+    predictor: Predictor, sim: np.ndarray, rerank: int, way: str, kept: Predictions, pairs: Pairs
+) -> Iterator[dict[str, np.ndarray]]:
+    """The scores (N) of every query in sim (queries, N): by ITC, or the best of them by each of the sums."""
+    for query, row in enumerate(tqdm(sim, desc=f"re-ranking, {way}", unit="query", disable=not rerank)):
+        if not rerank:
+            yield {"itc": row}
+            continue
+        id = f"{way} {query}"
+        if id not in kept.found:
+            best = _best(row, rerank)
+            kept.add([id], [{"best": best.tolist(), "itm_logits": pairs(query, best).tolist()}])
+        best, logits = (np.array(kept.found[id][name]) for name in ("best", "itm_logits"))
+        sums = {"itm": logits[:, 1] + row[best], "match": predictor.match_scores(logits, row[best])}
+        yield {name: reranked(row, best, scores) for name, scores in sums.items()}
+
+
+def _best(scores: np.ndarray, count: int) -> np.ndarray:
+    """The `count` highest of scores (N), highest first."""
+    return np.argsort(-scores, kind="stable")[:count]

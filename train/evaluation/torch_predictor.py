@@ -1,0 +1,130 @@
+"""A checkpoint of ours, Hugging Face's or LAVIS' as an evaluation asks it (train.evaluation.predictors.Predictor), in
+PyTorch.
+
+Images and texts enter as they enter the runtime: blip2rt.image, the tokenizers' templates, cleaned captions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from blip2rt.bundle.manifest import ImageSpec
+from blip2rt.errors import CapabilityError
+from blip2rt.image import to_pixels
+from blip2rt.modeling.checkpoints import load_model, qformer_tokenizer
+from blip2rt.modeling.lavis import NO_PARTS, Parts
+from blip2rt.pipeline import match_scores
+
+from ..loop.trainer import PRECISIONS
+from .generation import Generator, qformer_tokens
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+
+
+class TorchPredictor:
+    """See train.evaluation.predictors.open_predictor."""
+
+    def __init__(self, source: str, parts: Parts | None, precision: str | None, prompt: str | None) -> None:
+        self.source = source
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = PRECISIONS[precision or ("fp32" if self.device.type == "cpu" else "bf16")]
+        self.model = load_model(source, parts=parts or NO_PARTS)
+        if prompt is not None and self.model.config.llm is not None:
+            llm = self.model.config.llm
+            llm = replace(llm, ask_prompt=prompt) if "{}" in prompt else replace(llm, caption_prompt=prompt)
+            self.model.config = replace(self.model.config, llm=llm)
+        for part in (self.model.vision, getattr(self.model, "llm", None)):
+            if isinstance(part, nn.Module):
+                part.to(self.dtype)
+        self.model.to(self.device)
+        config = self.model.config.vision
+        self.image = ImageSpec(config.height, config.width, config.resample, config.mean, config.std)
+
+    @torch.no_grad()
+    def caption(self, images: Sequence[Path], **options: Any) -> list[str]:
+        """See blip2rt.Model.caption."""
+        with self._autocast():
+            return self._generator.captions(self._features(images), **options)
+
+    @torch.no_grad()
+    def ask(self, images: Sequence[Path], questions: Sequence[str], **options: Any) -> list[str]:
+        """See blip2rt.Model.ask; images and questions are taken pairwise."""
+        with self._autocast():
+            return self._generator.answers(self._features(images), questions, **options)
+
+    @torch.no_grad()
+    def vision_features(self, images: Sequence[Path]) -> Floats:
+        """Images -> (B, N, C) float32."""
+        return self._features(images).cpu().numpy()
+
+    @torch.no_grad()
+    def embed_features(self, vision_features: Floats) -> Floats:
+        """(B, N, C) -> (B, Q, E) float32."""
+        self._need(1, "embed images")
+        with self._autocast():
+            query_output = self.model.query_output(self._tensor(vision_features))
+            return self.model.image_embeds(query_output).float().cpu().numpy()
+
+    @torch.no_grad()
+    def embed_text(self, texts: Sequence[str]) -> Floats:
+        """Texts -> (B, E) float32."""
+        self._need(1, "embed texts")
+        with self._autocast():
+            return self.model.text_embeds(*self._tokens(texts)).float().cpu().numpy()
+
+    @torch.no_grad()
+    def itm_logits(self, vision_features: Floats, texts: Sequence[str]) -> Floats:
+        """(B, N, C) and B texts -> (B, 2) float32."""
+        self._need(1, "match")
+        with self._autocast():
+            return self.model.itm_logits(self._tensor(vision_features), *self._tokens(texts)).float().cpu().numpy()
+
+    def match_scores(self, itm_logits: Floats, cosine: Floats) -> NDArray[np.float64]:
+        """See blip2rt.Model.match_scores."""
+        return match_scores(itm_logits, cosine, self.model.config.itm_weight, self.model.temperature.item())
+
+    def _features(self, images: Sequence[Path]) -> torch.Tensor:
+        """(B, N, C) float32; an image that comes several times is encoded once."""
+        unique = list(dict.fromkeys(images))
+        pixels = torch.from_numpy(to_pixels([str(path) for path in unique], self.image))
+        features = self.model.vision_features(pixels.to(self.device, self.dtype))
+        return features[[unique.index(path) for path in images]].float()
+
+    def _tokens(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """token_ids, text_mask (B, L) for the Q-Former."""
+        token_ids, text_mask = qformer_tokens(self.model.config, self._tokenizer, texts)
+        return token_ids.to(self.device), text_mask.to(self.device)
+
+    def _tensor(self, values: Floats) -> torch.Tensor:
+        return torch.tensor(values).to(self.device)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def _need(self, stage: int, what: str) -> None:
+        have = self.model.config.stage
+        if have != stage:
+            kind = "Blip2ForImageTextRetrieval" if stage == 1 else "Blip2ForConditionalGeneration"
+            raise CapabilityError(
+                f"checkpoint {self.source!r} cannot {what}: it is of stage {have}; give one of stage {stage}, or {kind}"
+            )
+
+    @cached_property
+    def _generator(self) -> Generator:
+        self._need(2, "generate")
+        return Generator(self.model)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return qformer_tokenizer(self.model.config)

@@ -1,0 +1,1 @@
+"""Methods beyond the paper that the embedded model needed: distillation, CIDEr reward, calibration, averaging."""

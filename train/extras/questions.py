@@ -1,0 +1,133 @@
+"""Questions and short answers made from captions by rule: `python -m train.extras.questions --table T --out T2`.
+
+Captions hold answers: "a brown dog" says what colour the dog is, "two men" how many there are. The written table
+repeats the captions and adds rows of answer and question, for stage 2. Knows English words, nothing about images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from blip2rt.errors import Blip2rtError
+from blip2rt.text import clean_caption
+
+from ..cli import run_main
+from ..data.samples import Dataset, read_table
+
+COLOURS = "black white brown red blue green yellow orange pink purple gray grey tan golden".split()
+THINGS = (
+    "dog man woman boy girl child shirt jacket dress hat coat shorts pants ball car truck bike bicycle bird cat horse "
+    "helmet umbrella collar toy frisbee boat kayak swimsuit uniform sweater vest jeans bucket slide rope couch bench "
+    "wall building grass water hair bag backpack motorcycle raft surfboard sweatshirt"
+).split()
+PLURALS = {
+    "dogs": "dog", "men": "man", "women": "woman", "boys": "boy", "girls": "girl", "children": "child",
+    "kids": "kid", "people": "person", "players": "player", "birds": "bird", "horses": "horse", "bikers": "biker",
+}  # fmt: skip
+NUMBERS = "two three four five six".split()
+# Words that make the answer to "is there a KEY?" uncertain where the key itself is not mentioned.
+PRESENCE = {
+    "dog": "dog dogs puppy puppies poodle terrier labrador retriever greyhound animal animals",
+    "man": "man men guy guys person people adult couple player players biker climber surfer someone crowd he his him",
+    "woman": "woman women lady ladies person people adult couple player players someone crowd she her",
+    "child": "child children kid kids boy boys girl girls baby toddler infant people person",
+    "ball": "ball balls basketball football soccer baseball tennis volleyball softball rugby game",
+    "snow": "snow snowy snowboard snowboarder ski skier skiing sled winter ice icy white",
+    "water": "water ocean sea lake river pool wave waves beach swim swimming splash splashing stream pond surf wet "
+    "boat",
+    "bike": "bike bikes bicycle bicycles biker bikers cyclist cyclists cycling motorcycle motorbike bmx",
+    "car": "car cars truck van vehicle street road race racing traffic",
+    "horse": "horse horses pony rodeo bull cowboy animal animals",
+}
+PLACES = "snow grass water beach street sand pool field park ocean woods sidewalk road air mountain couch bench".split()
+
+_COLOUR = re.compile(rf"\b((?:{'|'.join(COLOURS)})(?: and (?:{'|'.join(COLOURS)}))?) ({'|'.join(THINGS)})\b")
+_COUNT = re.compile(rf"\b({'|'.join(NUMBERS)}) (?:\w+ )?({'|'.join(PLURALS)})\b")
+_DOING = re.compile(
+    r"^(?:a|the|an|one) (?:\w+ )?(?:and \w+ )?(dog|man|woman|boy|girl|child) (?:is )?(\w+ing\b(?: \w+){0,4})"
+)
+_DANGLING = re.compile(
+    r"(?: (?:a|an|the|on|in|of|with|and|to|at|by|for|from|through|over|its|his|her|is|while|as|\w+ing))+$"
+)
+_WHERE = re.compile(rf"\b((?:in|on|through|at) the (?:{'|'.join(PLACES)}))\b")
+
+Question = tuple[str, str]
+
+
+def questions(captions: list[str], rng: random.Random) -> Iterator[Question]:
+    """(question, answer) pairs that the captions of one image answer."""
+    words = {word for caption in captions for word in caption.split()}
+    for caption in captions:
+        for colour, thing in _COLOUR.findall(caption):
+            yield f"what {rng.choice(['color', 'colour'])} is the {thing}?", colour
+        for number, things in _COUNT.findall(caption):
+            yield f"how many {things} are there?", number
+        doing = _DOING.match(caption)
+        if doing:
+            yield f"what is the {doing[1]} doing?", _DANGLING.sub("", doing[2])
+            where = _WHERE.search(caption)
+            if where:
+                yield f"where is the {doing[1]}?", where[1]
+    for things, thing in PLURALS.items():
+        mentions = sum(bool(re.search(rf"\b(a|the|one) (\w+ )?{thing}\b", caption)) for caption in captions)
+        if mentions >= 3 and things not in words and not words & set(NUMBERS):
+            yield f"how many {things} are there?", "one"
+    for thing, related in PRESENCE.items():
+        mentions = sum(thing in caption.split() for caption in captions)
+        if mentions >= 2:
+            yield _presence(thing, rng), "yes"
+        elif not words & set(related.split()) and rng.random() < 0.1:  # most things are absent: balance the answers
+            yield _presence(thing, rng), "no"
+
+
+def _presence(thing: str, rng: random.Random) -> str:
+    article = "" if thing in ("snow", "water") else "a "
+    return f"is there {article}{thing}{rng.choice(['', ' in the picture', ' in the image'])}?"
+
+
+def with_questions(data: Dataset, per_image: int, seed: int) -> Iterator[tuple[str, str, str]]:
+    """Rows (image, caption or answer, question or nothing), at most `per_image` questions an image, kinds mixed."""
+    for image, samples in enumerate(data.by_image()):
+        rng = random.Random(f"{seed}-{image}")
+        name = data.paths[image].name
+        for sample in samples:
+            yield name, sample.text, ""
+        found = list(dict(questions([clean_caption(s.text) for s in samples], rng)).items())
+        rng.shuffle(found)
+        kinds: dict[str, list[Question]] = {}
+        for question, answer in found:
+            kinds.setdefault(" ".join(question.split()[:2]), []).append((question, answer))
+        rounds = [item for depth in range(per_image) for kind in kinds.values() for item in kind[depth : depth + 1]]
+        for question, answer in rounds[:per_image]:
+            yield name, answer, question
+
+
+def _write(args: argparse.Namespace) -> None:
+    data = read_table(args.table, args.images)
+    rows = list(with_questions(data, args.per_image, args.seed))
+    out = Path(args.out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text("image\tcaption\tprompt\n" + "".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
+    except OSError as error:
+        raise Blip2rtError(f"--out {args.out!r} cannot be written: {error.strerror}") from error
+    asked = sum(bool(row[2]) for row in rows)
+    print(f"{args.out}: {len(rows) - asked} captions, {asked} questions")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--table", required=True, help="TSV of image, caption")
+    parser.add_argument("--images", required=True, help="folder of the images")
+    parser.add_argument("--out", required=True, help="TSV to write: image, caption or answer, question")
+    parser.add_argument("--per_image", type=int, default=3, help="questions an image at most")
+    parser.add_argument("--seed", type=int, default=0)
+    return run_main(lambda: _write(parser.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,128 @@
+"""Self-critical sequence training (Rennie et al. 2017): captions are sampled and learned by how much better than the
+image's other samples they are, by CIDEr. A finetune on top of stage 2's likelihood.
+
+Knows captions and rewards; nothing about data or steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+from transformers import DynamicCache
+
+from blip2rt.modeling.blip2 import Blip2
+
+from ..data.samples import Sample
+from ..evaluation.metrics import tokenize
+from ..objectives.lm import Texts, lm_loss
+from ..objectives.packing import Tokens
+from .cider import CiderReward
+
+_MAX_NEW_TOKENS = 20
+_END = "</s>"  # judged like a word, or captions learn to break off
+
+
+class SelfCritical:
+    """The loss of one step; questions among the samples are learned as they are, beside it."""
+
+    def __init__(
+        self, model: Blip2, texts: Texts, groups: list[list[Sample]], samples: int, temperature: float = 1.0
+    ) -> None:
+        """groups: the samples of every training image, whose captions are the references."""
+        assert samples > 1, "each sample is judged against the others"
+        self.reward = CiderReward(_references(groups))
+        self.model, self.texts, self.samples, self.temperature = model, texts, samples, temperature
+        self.prompt = texts.given(texts.config.caption_prompt)
+
+    def loss(self, images: list[int], features: torch.Tensor, groups: list[list[Sample]]) -> dict[str, torch.Tensor]:
+        """features (B, N, C) of `images`; a sample's advantage is its reward less the mean of the other samples'."""
+        rows = self._generate(features, self.samples, lambda logits: draw(logits / self.temperature))
+        sampled = [rows[i : i + self.samples] for i in range(0, len(rows), self.samples)]
+        rewards = torch.tensor(
+            [[self.reward(image, self._judged(ids)) for ids in of] for image, of in zip(images, sampled, strict=True)]
+        )
+        advantages = (rewards - rewards.mean(1, keepdim=True)) * self.samples / (self.samples - 1)
+        given = len(self.prompt)
+        tokens = [
+            [
+                Tokens(self.prompt + ids, given, weight, self.temperature)
+                for ids, weight in zip(row, weights, strict=True)
+            ]
+            + [self.texts.tokens(sample) for sample in group if sample.prompt]
+            for row, weights, group in zip(sampled, advantages.tolist(), groups, strict=True)
+        ]
+        losses = lm_loss(self.model, features, self.texts.packed(tokens, features.device))
+        return losses | {"cider": 100 * rewards.mean()}
+
+    def greedy(self, features: torch.Tensor) -> list[str]:
+        """The most probable caption, token by token, of each of features (B, N, C), as CIDEr judges it."""
+        return [self._judged(ids) for ids in self._generate(features, 1, lambda logits: logits.argmax(1))]
+
+    def _judged(self, ids: list[int]) -> str:
+        text = tokenize(self.texts.tokenizer.decode(ids, skip_special_tokens=True))
+        return f"{text} {_END}" if ids[-1] == self.texts.end else text
+
+    @torch.no_grad()
+    @torch.compiler.set_stance("force_eager")  # a compiled block would be compiled again for the cache
+    def _generate(
+        self, features: torch.Tensor, count: int, choose: Callable[[torch.Tensor], torch.Tensor]
+    ) -> list[list[int]]:
+        """Token ids of `count` captions of each image, one image's after the other's, the end included."""
+        llm = self.model.llm
+        assert llm is not None
+        embed, head = llm.get_input_embeddings(), llm.get_output_embeddings()  # type: ignore[operator]
+        prefix = self.model.prefix_embeds(self.model.query_output(features)).to(embed.weight.dtype)
+        if self.prompt:
+            prompt = embed(torch.tensor([self.prompt], device=features.device)).expand(len(prefix), -1, -1)
+            prefix = torch.cat((prefix, prompt), 1)
+        cache = DynamicCache(config=llm.config)  # type: ignore[arg-type]
+        hidden = llm.base_model(inputs_embeds=prefix, past_key_values=cache).last_hidden_state[:, -1]  # type: ignore[operator]
+        cache.batch_repeat_interleave(count)
+        hidden = hidden.repeat_interleave(count, 0)
+        ids: list[list[int]] = [[] for _ in range(len(hidden))]
+        running = torch.arange(len(ids), device=hidden.device)
+        for _ in range(_MAX_NEW_TOKENS):
+            chosen = choose(head(hidden).float())
+            for row, token in zip(running.tolist(), chosen.tolist(), strict=True):
+                ids[row].append(token)
+            going = (chosen != self.texts.end).nonzero().squeeze(1)
+            if not len(going):
+                break
+            if len(going) < len(running):  # what has ended costs nothing more
+                running, chosen = running[going], chosen[going]
+                cache.batch_select_indices(going)
+            embeds = embed(chosen[:, None])
+            hidden = llm.base_model(inputs_embeds=embeds, past_key_values=cache).last_hidden_state[:, -1]  # type: ignore[operator]
+        return ids
+
+
+def draw(logits: torch.Tensor) -> torch.Tensor:
+    """A token of each row's softmax of (B, V), (B), by the inverse of its cumulative distribution, first of blocks of
+    the vocabulary, then within one: torch.multinomial takes longer over 50,000 tokens than the model's step."""
+    rows, block = torch.arange(len(logits), device=logits.device), math.isqrt(logits.shape[1])
+    weights = (logits - logits.amax(1, keepdim=True)).exp_()
+    weights = F.pad(weights, (0, -logits.shape[1] % block)).unflatten(1, (-1, block))
+    of_blocks = weights.sum(2)
+    chosen = _invert(of_blocks)
+    return chosen * block + _invert(weights[rows, chosen])
+
+
+def _invert(weights: torch.Tensor) -> torch.Tensor:
+    """An index of each row of weights (B, N), drawn in proportion to them."""
+    cumulative = weights.cumsum(1)
+    total = cumulative[:, -1:]
+    drawn = torch.searchsorted(cumulative, torch.rand_like(total) * total, right=True).squeeze(1)
+    return drawn.clamp_(max=weights.shape[1] - 1)
+
+
+def mean_cider(groups: list[list[Sample]], captions: list[str]) -> float:
+    """CIDEr, times 100, of one judged caption an image against the captions among its samples."""
+    reward = CiderReward(_references(groups))
+    return 100 * sum(reward(image, caption) for image, caption in enumerate(captions)) / len(captions)
+
+
+def _references(groups: list[list[Sample]]) -> list[list[str]]:
+    return [[f"{tokenize(sample.text)} {_END}" for sample in group if not sample.prompt] for group in groups]

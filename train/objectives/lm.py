@@ -1,0 +1,133 @@
+"""Texts behind soft prompts: samples to tokens, and the LLM's loss on them (paper section 3.3).
+
+Knows prompts, tokens and the model; nothing about data or steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from blip2rt.modeling.blip2 import Blip2
+from blip2rt.modeling.checkpoints import qformer_tokenizer
+from blip2rt.modeling.llm import LlmConfig, end_token_ids, load_tokenizer
+from blip2rt.text import clean_caption
+
+from ..data.samples import Sample
+from .packing import PackedTexts, Tokens, pack
+from .stage1 import frozen_head_loss, query_cosine
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the queries read of T texts beside the image: image (T), its row; token_ids and text_mask (T, L)."""
+
+    image: torch.Tensor
+    token_ids: torch.Tensor
+    text_mask: torch.Tensor
+
+
+class Questions:
+    """Samples to what a Q-Former that reads questions reads of them, as the runtime has it."""
+
+    def __init__(self, model: Blip2) -> None:
+        assert model.config.llm is not None
+        self.config, self.caption_prompt = model.config, model.config.llm.caption_prompt
+        self.tokenizer = qformer_tokenizer(model.config)
+
+    def asked(self, groups: Sequence[Sequence[Sample]], device: torch.device) -> Asked:
+        """One row a sample of each image's group."""
+        rows = [(image, self._text(sample)) for image, group in enumerate(groups) for sample in group]
+        encoded = self.tokenizer(
+            [text for _, text in rows], padding=True, truncation=True, max_length=self.config.max_text_length,
+            return_tensors="pt",
+        )  # fmt: skip
+        image = torch.tensor([image for image, _ in rows])
+        return Asked(image.to(device), encoded["input_ids"].to(device), encoded["attention_mask"].to(device))
+
+    def _text(self, sample: Sample) -> str:
+        asks = self.config.question_prompt.replace("{}", sample.prompt) if sample.prompt else self.caption_prompt
+        return clean_caption(asks) if self.config.clean_captions else asks
+
+
+def given_ids(tokenizer: Any, config: LlmConfig, prompt: str, most: int | None = None) -> list[int]:
+    """Ids of a prompt as the runtime lays it out, special tokens included; `most` of them at most."""
+    if prompt == "" and config.empty_prompt_ids is not None:
+        return list(config.empty_prompt_ids)
+    first = [tokenizer.bos_token_id] if config.prepend_bos else []
+    special = config.add_special_tokens
+    cut = {} if most is None else {"truncation": True, "max_length": most}
+    return [*first, *tokenizer.encode(prompt, add_special_tokens=special, **cut)]
+
+
+class Texts:
+    """Samples to tokens: prompt, text, end."""
+
+    def __init__(self, config: LlmConfig, queries: int, max_tokens: int) -> None:
+        self.config, self.queries, self.max_tokens = config, queries, max_tokens
+        self.tokenizer = load_tokenizer(config.source)
+        self.end = end_token_ids(self.tokenizer, config)[0]
+
+    def tokens(self, sample: Sample) -> Tokens:
+        prompt = self.config.ask_prompt.format(sample.prompt) if sample.prompt else self.config.caption_prompt
+        text = clean_caption(sample.text)
+        given = self.given(prompt)
+        learned = self.encode(f" {text}" if prompt else text)
+        kept = (given + learned)[: self.max_tokens - 1]
+        return Tokens([*kept, self.end], len(given))
+
+    def given(self, prompt: str) -> list[int]:
+        return given_ids(self.tokenizer, self.config, prompt, self.max_tokens)
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False) if text else []
+
+    def packed(self, groups: list[list[Tokens]], device: torch.device) -> PackedTexts:
+        """The texts of each image behind its soft prompt."""
+        texts = pack(groups, self.queries, self.end)
+        return PackedTexts(*(value.to(device) for value in vars(texts).values()))
+
+
+def part_seen(
+    model: Blip2, vision_features: torch.Tensor, hidden_positions: float, asked: Asked | None
+) -> torch.Tensor:
+    """query_output (B, Q, H) of images of which a random share of the positions is left out; (T, Q, H) of T texts that
+    the queries read too, which look at their images' one set of keys and values."""
+    vision_kv = model.vision_kv(vision_features)
+    if hidden_positions:
+        count = vision_features.shape[1]
+        seen = torch.randperm(count, device=vision_features.device)[: count - int(hidden_positions * count)]
+        vision_kv = [None if kv is None else (kv[0][:, :, seen], kv[1][:, :, seen]) for kv in vision_kv]
+    if asked is None:
+        return model.qformer.encode_image(vision_kv, len(vision_features))[0]
+    vision_kv = [None if kv is None else (kv[0][asked.image], kv[1][asked.image]) for kv in vision_kv]
+    return model.qformer.encode_pair(asked.token_ids, asked.text_mask, vision_kv)
+
+
+def lm_loss(
+    model: Blip2,
+    vision_features: torch.Tensor,
+    texts: PackedTexts,
+    hidden_positions: float = 0.0,
+    asked: Asked | None = None,
+) -> dict[str, torch.Tensor]:
+    """Next-token cross-entropy of the packed texts behind the images' soft prompts; `hidden_positions`: the share of
+    the image's positions that is left out, another one every time; `asked`: each text has a soft prompt of its own."""
+    assert model.llm is not None
+    query_output = part_seen(model, vision_features, hidden_positions, asked)
+    token_embeds = model.llm.get_input_embeddings()(texts.token_ids)  # type: ignore[operator]
+    prefix = model.prefix_embeds(query_output).to(token_embeds.dtype)
+    hidden = model.llm.base_model(  # type: ignore[operator]
+        inputs_embeds=torch.cat((prefix, token_embeds), 1),
+        attention_mask=texts.mask,
+        position_ids=texts.position_ids,
+        use_cache=False,
+    ).last_hidden_state
+    head = model.llm.get_output_embeddings()  # type: ignore[operator]
+    softcap = getattr(model.llm.config, "final_logit_softcapping", None) or 0.0
+    states = hidden.flatten(0, 1)[texts.source]
+    loss = frozen_head_loss(states, head, texts.target, texts.weight, texts.temperature, softcap)
+    return {"loss": loss, "query_cosine": query_cosine(query_output)}

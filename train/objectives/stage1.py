@@ -1,0 +1,221 @@
+"""The three losses of stage 1 (Li et al. 2023, section 3.2): ITC, ITM, ITG. Knows tensors, no data or steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from blip2rt.errors import Blip2rtError
+from blip2rt.modeling.blip2 import Blip2
+
+from ..loop.parallel import Parallel, here
+
+LABEL_SMOOTHING = 0.1
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """token_ids (B, T) starting with [CLS], text_mask (B, T), image_ids (B): equal for captions of one image."""
+
+    token_ids: torch.Tensor
+    text_mask: torch.Tensor
+    image_ids: torch.Tensor
+
+
+def similarity(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+    """Cosine of every image (B, Q, E) with every text (T, E), the maximum over queries: (B, T)."""
+    with torch.autocast(image_embeds.device.type, enabled=False):  # bf16 would blur what a small temperature magnifies
+        return torch.einsum("bqe,te->btq", image_embeds.float(), text_embeds.float()).amax(-1)
+
+
+def itc_loss(sim: torch.Tensor, temperature: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
+    """Image-text contrast over sim (B, B), both ways; captions of one image share the target, smoothed by 0.1."""
+    same = (image_ids[:, None] == image_ids[None, :]).float()
+    target = (1 - LABEL_SMOOTHING) * same / same.sum(1, keepdim=True) + LABEL_SMOOTHING / len(image_ids)
+    logits = sim / temperature
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
+
+
+@torch.no_grad()
+def hard_negatives(
+    sim: torch.Tensor,
+    temperature: torch.Tensor,
+    image_ids: torch.Tensor,
+    hardness: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each text a wrong image, for each image a wrong text, (B) each: drawn by similarity.
+
+    Own positives and other captions of the same image are never drawn. hardness: 1 draws by softmax(sim / temperature),
+    0 uniformly; what cannot yet tell a dog from a beach learns nothing from two dogs.
+    """
+    same = image_ids[:, None] == image_ids[None, :]
+    logits = (hardness * sim.float() / temperature).masked_fill(same, float("-inf"))
+    if bool(same.all(1).any()):
+        raise Blip2rtError(
+            "all texts of a micro-batch of stage 1 are of one image, and none is wrong; give more images, a "
+            "larger batch_size or a smaller accumulate"
+        )
+    return (
+        torch.multinomial(logits.t().softmax(1), 1, generator=generator).squeeze(1),
+        torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1),
+    )
+
+
+def itm_loss(logits: torch.Tensor, positives: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of logits (3B, 2) whose first `positives` rows match; also the mean of both classes' accuracies."""
+    labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    labels[:positives] = 1
+    right = (logits.argmax(1) == labels).float()
+    accuracy = (right[:positives].mean() + right[positives:].mean()) / 2
+    return F.cross_entropy(logits, labels), accuracy.detach()
+
+
+def next_tokens(
+    hidden: torch.Tensor, token_ids: torch.Tensor, text_mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """hidden (B, T, H) -> the M states that have a next token, (M, H), and those tokens, (M); padding is left out."""
+    learned = text_mask[:, 1:].bool()
+    return hidden[:, :-1][learned], token_ids[:, 1:][learned]
+
+
+def itg_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Next-token cross-entropy of logits (M, V), smoothed by 0.1."""
+    return F.cross_entropy(logits.float(), targets, label_smoothing=LABEL_SMOOTHING)
+
+
+class _FrozenHeadLoss(torch.autograd.Function):
+    """Cross-entropy behind a frozen output layer, a few rows at a time: the (M, V) logits, their softmax and their
+    gradient are never in memory as a whole, which is what this loss otherwise spends its time on."""
+
+    ROWS = 128
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+        temperatures: torch.Tensor,
+        softcap: float,
+    ) -> torch.Tensor:
+        total = hidden.new_zeros((), dtype=torch.float32)
+        gradient = torch.empty_like(hidden)
+        for start in range(0, len(hidden), _FrozenHeadLoss.ROWS):
+            rows = slice(start, start + _FrozenHeadLoss.ROWS)
+            logits = F.linear(hidden[rows].to(weight.dtype), weight, bias).float()
+            if softcap:
+                logits = softcap * torch.tanh(logits / softcap)
+            target, counts, warmth = targets[rows, None], weights[rows, None], temperatures[rows, None]
+            warm = logits / warmth
+            norm = warm.logsumexp(1, keepdim=True)
+            total += (counts * (norm - warm.gather(1, target))).sum()
+            if not ctx.needs_input_grad[0]:
+                continue
+            slope = (warm - norm).exp_().scatter_add_(1, target, -torch.ones_like(norm)).mul_(counts / warmth)
+            if softcap:
+                slope *= 1 - (logits / softcap) ** 2
+            gradient[rows] = slope.to(weight.dtype) @ weight
+        ctx.save_for_backward(gradient / len(hidden))
+        return total / len(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[0], None, None, None, None, None, None
+
+
+def frozen_head_loss(
+    hidden: torch.Tensor,
+    head: torch.nn.Linear,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    temperatures: torch.Tensor,
+    softcap: float = 0.0,
+) -> torch.Tensor:
+    """Mean over M tokens of weights (M) times next-token cross-entropy, of hidden (M, D) behind a frozen `head`, for
+    targets (M); logits are softcapped where softcap is not 0 (`cap * tanh(logits / cap)`), then divided by
+    temperatures (M)."""
+    loss: torch.Tensor = _FrozenHeadLoss.apply(hidden, head.weight, head.bias, targets, weights, temperatures, softcap)
+    return loss
+
+
+def query_cosine(query_output: torch.Tensor) -> torch.Tensor:
+    """Mean cosine between different queries of (B, Q, H): 1.0 means that they have collapsed into one."""
+    unit = F.normalize(query_output.detach().float(), dim=-1)
+    count = unit.shape[1]
+    return ((unit @ unit.transpose(1, 2)).sum((1, 2)) - count).mean() / (count * (count - 1))
+
+
+def _pair_kv(
+    model: Blip2, vision_features: torch.Tensor, vision_kv: list[Any], wrong_image: torch.Tensor, parallel: Parallel
+) -> list[Any]:
+    """Keys and values of (3b) images: own, wrong, own. A wrong image may be of another process; its features come, and
+    what the model makes of them is computed here."""
+    if parallel.world > 1:
+        elsewhere = model.vision_kv(parallel.gather(vision_features)[wrong_image])
+    else:
+        elsewhere = [None if kv is None else (kv[0][wrong_image], kv[1][wrong_image]) for kv in vision_kv]
+    return [
+        None if own is None else tuple(torch.cat((mine, wrong, mine)) for mine, wrong in zip(own, other, strict=True))
+        for own, other in zip(vision_kv, elsewhere, strict=True)
+    ]
+
+
+def stage1_losses(
+    model: Blip2,
+    vision_features: torch.Tensor,
+    text: TextBatch,
+    dec_token_id: int,
+    itm_weight: float = 1.0,
+    hardness: float = 1.0,
+    *,
+    parallel: Parallel | None = None,
+    generator: torch.Generator | None = None,
+    itg_share: float = 1.0,
+) -> dict[str, torch.Tensor]:
+    """ITC, ITM and ITG of one batch (b); the image is read once and its keys and values serve all three.
+
+    With several processes ITC contrasts the rows of all and ITM's negatives are drawn from all, the same in each by
+    `generator`. itg_share: tokens here over the mean of the processes and micro-batches, whose losses are averaged:
+    every token then counts alike.
+    """
+    parallel = parallel or here()
+    batch = len(text.image_ids)
+    vision_kv = model.vision_kv(vision_features)
+    query_output, query_kv = model.qformer.encode_image(vision_kv, batch)
+    text_embeds = model.text_embeds(text.token_ids, text.text_mask)
+    sim = similarity(parallel.gather(model.image_embeds(query_output)), parallel.gather(text_embeds))
+    everyone = TextBatch(
+        parallel.gather_padded(text.token_ids), parallel.gather_padded(text.text_mask), parallel.gather(text.image_ids)
+    )
+    itc = itc_loss(sim, model.temperature, everyone.image_ids)
+
+    own = parallel.own(batch).to(sim.device)
+    wrong_image, wrong_text = (
+        drawn[own] for drawn in hard_negatives(sim, model.temperature, everyone.image_ids, hardness, generator)
+    )
+    texts = torch.cat((own, own, wrong_text))
+    pair_kv = _pair_kv(model, vision_features, vision_kv, wrong_image, parallel)
+    fused = model.qformer.encode_pair(everyone.token_ids[texts], everyone.text_mask[texts], pair_kv)
+    itm, itm_accuracy = itm_loss(model.itm_head(fused).mean(1).float(), batch)
+
+    decoder_ids = text.token_ids.clone()
+    decoder_ids[:, 0] = dec_token_id
+    hidden = model.qformer.decode_text(decoder_ids, text.text_mask, query_kv)
+    states, targets = next_tokens(hidden, decoder_ids, text.text_mask)
+    itg = itg_share * itg_loss(model.lm_head(states, model.qformer.word_embeddings.weight), targets)
+    return {
+        "loss": itc + itm_weight * itm + itg,
+        "itc": itc.detach(),
+        "itm": itm.detach(),
+        "itg": itg.detach(),
+        "itm_accuracy": itm_accuracy,
+        "temperature": model.temperature.detach().clone(),
+        "query_cosine": query_cosine(query_output),
+    }
