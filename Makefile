@@ -6,9 +6,9 @@ DEMO := .venv
 DEV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv-dev)
 RUN := $(DEV)/bin/python -m
 COMPAT := .venv-compat
-EXPORTED := $(wildcard tests/test_export_*.py) tests/test_hugging_face.py tests/test_lavis.py
+EXPORTED := tests/export
 CORE := $(wildcard engines/*.cpp engines/*.h engines/*.cu)
-SOURCES := $(CORE) $(wildcard tests/native/*.cpp)
+SOURCES := $(CORE) $(wildcard tests/engines/native/*.cpp)
 
 PLAIN_CORE := $(filter-out engines/module.cpp engines/python_%.cpp,$(wildcard engines/*.cpp))
 COMPILERS := $(foreach c,c++ g++-11 g++-12 g++-13 g++-14 clang++ clang++-14 clang++-19 aarch64-linux-gnu-g++,$(if $(shell command -v $(c)),$(c)))
@@ -52,19 +52,18 @@ micro-loop micro-image micro-graphs: micro-%: $(DEV)/blip2rt-installed  ## micro
 
 # Each sanitizer builds the core anew; the tests then run on it, and threads share a generator.
 sanitize: $(DEV)/blip2rt-installed  ## the tests of the core under ASan and UBSan, the threads under TSan too
-	$(RUN) tests.native.tiny_graphs build/tiny
+	$(RUN) tests.engines.native.tiny_graphs build/tiny
 	for kind in address,undefined thread; do \
 	  cmake -S . -B build/sanitize-$$kind -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(abspath $(DEV))/bin/python \
 	    -DBLIP2RT_SANITIZE=$$kind >/dev/null && cmake --build build/sanitize-$$kind --target stress && \
-	  TSAN_OPTIONS="suppressions=tests/native/tsan.supp report_mutex_bugs=0" build/sanitize-$$kind/stress $(ORT_LIBRARY) build/tiny 4 100 \
+	  TSAN_OPTIONS="suppressions=tests/engines/native/tsan.supp report_mutex_bugs=0" build/sanitize-$$kind/stress $(ORT_LIBRARY) build/tiny 4 100 \
 	    || exit 1; \
 	done
 	cmake --build build/sanitize-address,undefined
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
 	  BLIP2RT_NATIVE="$$(ls build/sanitize-address,undefined/_native*.so)" \
-	  $(RUN) pytest tests/test_native_core.py tests/test_native_generate.py tests/test_native_sampling.py \
-	  tests/test_native_chat.py tests/test_native_parity.py tests/test_pipeline.py tests/test_fuzz.py
+	  $(RUN) pytest tests/engines tests/runtime/test_pipeline.py tests/runtime/test_fuzz.py
 
 fuzz: $(DEV)/blip2rt-installed  ## ten minutes of random options and damaged manifests
 	$(RUN) tests.fuzz --seconds 600

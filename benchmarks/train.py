@@ -4,7 +4,7 @@ Steps of `train.objectives.stage1.stage1_losses` (the image is read once, its ke
 ITG goes on
 from the queries' keys and values that ITC has computed) beside steps of the same losses by three forward passes that
 know nothing of each other. Steps alternate on one model with one batch; what is compared is processor time (`--wall`:
-the clock's). tests/test_shared_passes.py compares the gradients.
+the clock's). tests/train/test_shared_passes.py compares the gradients.
 """
 
 from __future__ import annotations

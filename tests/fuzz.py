@@ -1,7 +1,7 @@
 """Throws random options and damaged manifests at the runtime: `python -m tests.fuzz [--seconds N] [--seed N]`.
 
 Everything must either work or be refused with an error that is meant for the user; a crash, another exception or a hang
-is a finding. tests/test_fuzz.py runs it for a moment, `make fuzz` for long.
+is a finding. tests/runtime/test_fuzz.py runs it for a moment, `make fuzz` for long.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import blip2rt
 from blip2rt import bundle as contract
 from blip2rt.errors import Blip2rtError
 from tests.conftest import HEAD_DIM, WORDS, D, random_weights, write_bundle
-from tests.native import Generator, Session, Vocabulary, runtime
+from tests.engines.native import Generator, Session, Vocabulary, runtime
 
 JUNK: list[Any] = [
     None, True, False, 0, 1, -1, 2, 3, 7, 2**31 - 1, 2**31, -(2**31), 2**63, 2**64, 10**30, 0.0, -0.0, 0.5, 1.0, 1.5,

@@ -1,0 +1,1 @@
+"""blip2rt-bench."""

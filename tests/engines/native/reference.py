@@ -1,0 +1,207 @@
+"""Hugging Face `generate` as the reference of the native loop: the same tiny random model in both worlds.
+
+Tokens may only differ where Hugging Face itself is undecided: where noise of 3e-5 in its logits changes its own answer.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models
+
+from blip2rt._native import Vocabulary
+from export.graphs import llm, t5, trace
+from tests.engines.native import Generator, Session, runtime
+
+HIDDEN, POSITIONS = 32, 64
+SMALL = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": POSITIONS,
+         "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}  # fmt: skip
+CONFIGS = {
+    "llama": lambda: transformers.LlamaConfig(
+        vocab_size=83, intermediate_size=48, num_key_value_heads=1, head_dim=16, **SMALL
+    ),
+    "opt": lambda: transformers.OPTConfig(vocab_size=83, ffn_dim=48, word_embed_proj_dim=HIDDEN, dropout=0.0, **SMALL),
+    "t5": lambda: transformers.T5Config(
+        vocab_size=83,
+        d_model=HIDDEN,
+        d_kv=16,
+        d_ff=48,
+        num_layers=2,
+        num_heads=2,
+        dropout_rate=0.0,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=12,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+        eos_token_id=None,
+        pad_token_id=0,
+    ),
+    "wide": lambda: transformers.OPTConfig(  # enough words that selection skips most of them
+        vocab_size=1111, ffn_dim=48, word_embed_proj_dim=HIDDEN, dropout=0.0, **SMALL
+    ),
+}
+# The text of each token: so few letters that stop strings come up by chance.
+TEXTS = ["".join(letters) for length in range(1, 8) for letters in product("abc", repeat=length)]
+
+
+@dataclass
+class Case:
+    """A model in both worlds, and a batch of images with unequal prompts."""
+
+    model: Any
+    generator: Any
+    prefix: np.ndarray
+    prompts: list[list[int]]
+    seed: int
+    said: list[int] = field(default_factory=list)  # tokens which the model likes to say, the likeliest first
+
+    @property
+    def texts(self) -> list[str]:
+        """The text of each token."""
+        return TEXTS[: self.model.config.vocab_size]
+
+
+def make_case(
+    name: str, folder: Path, seed: int | None = None, images: int = 3, own_attention: bool = True
+) -> Case:  # fmt: skip
+    seed = random.randrange(2**31) if seed is None else seed
+    print(f"{name}, seed {seed}")  # pytest shows it when a test fails
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)  # the models are too small to share
+    config = CONFIGS[name]()
+    kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+    model = kind.from_config(config).eval()
+    start = getattr(config, "decoder_start_token_id", None)
+    model.generation_config = transformers.GenerationConfig(decoder_start_token_id=start)
+    for parameter in model.parameters():  # biases and norms start at 0 and 1: hide nothing behind that
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    model.get_output_embeddings().weight.data.mul_(3)  # decided opinions: few near ties
+    generator = export(model, folder, own_attention)
+
+    rng = np.random.default_rng(seed)
+    prefix = rng.normal(size=(images, 3, HIDDEN)).astype(np.float32)
+    prompts = [rng.integers(0, config.vocab_size, length).tolist() for length in (2, 0, 5, 1, 3)[:images]]
+    case = Case(model, generator, prefix, prompts, seed)
+    free = {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 8, "eos_token_ids": []}
+    said = Counter(token for image in range(images) for row in hugging_face(case, image, free)[0] for token in row[2:])
+    case.said = [token for token, _ in said.most_common()]
+    return case
+
+
+def export(model: Any, folder: Path, own_attention: bool = True) -> Generator:
+    """The model's graphs in the native loop."""
+    parts = {"embed": trace.trace(llm.embed_part(model))}
+    if model.config.is_encoder_decoder:
+        parts |= {"llm": t5.trace_decoder(model), "encoder": t5.trace_encoder(model)}
+        shape = t5.geometry(model, POSITIONS)
+    else:
+        parts["llm"] = llm.trace_llm(model)
+        shape = llm.geometry(model)
+    for name, graph in parts.items():
+        trace.save(graph, folder / f"{name}.onnx", None)
+    sessions = {
+        name: Session(runtime(), str(folder / f"{name}.onnx"), 1, own_attention=own_attention) for name in parts
+    }
+    sizes = (shape.layers, shape.kv_heads, shape.head_dim, shape.hidden_size, shape.vocab_size)
+    encoder = sessions.get("encoder")
+    start = getattr(model.config, "decoder_start_token_id", None) or 0
+    return Generator(sessions["embed"], sessions["llm"], *sizes, encoder, start)
+
+
+@cache
+def vocabulary(size: int) -> Vocabulary:
+    return Vocabulary([text.encode() for text in TEXTS[:size]])
+
+
+@cache
+def tokenizer(size: int) -> Any:
+    """What Hugging Face reads the tokens' texts from."""
+    texts = {text: i for i, text in enumerate(TEXTS[:size])}
+    backend = Tokenizer(models.WordLevel(texts, unk_token=TEXTS[0]))
+    backend.decoder = decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token=TEXTS[0])
+
+
+def inputs(case: Case, image: int, forced: list[int]) -> dict[str, torch.Tensor]:
+    """One image's prefix, prompt and what is given of the answer, as `generate` wants them."""
+    prefix = torch.from_numpy(case.prefix[image : image + 1])
+
+    def embeds(ids: list[int]) -> torch.Tensor:
+        return torch.cat((prefix, case.model.get_input_embeddings()(torch.tensor([ids], dtype=torch.int64))), dim=1)
+
+    if case.model.config.is_encoder_decoder:
+        start = [case.model.config.decoder_start_token_id]
+        return {"inputs_embeds": embeds(case.prompts[image]), "decoder_input_ids": torch.tensor([start + forced])}
+    read = embeds(case.prompts[image] + forced)
+    given = torch.tensor([forced], dtype=torch.int64)
+    # Without a mask generate takes the length of input_ids for that of inputs_embeds.
+    return {"inputs_embeds": read, "attention_mask": torch.ones(read.shape[:2], dtype=torch.int64), "input_ids": given}
+
+
+class Noise(transformers.LogitsProcessor):
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores + (torch.rand_like(scores) - 0.5) * 6e-5
+
+
+def hugging_face(
+    case: Case, image: int, options: dict[str, Any], noise: bool = False
+) -> tuple[list[list[int]], list[float] | None]:
+    """What `generate` says about one image: new tokens without the stop token and padding, and scores of beams."""
+    given = dict(options)
+    stops, forced = given.pop("eos_token_ids", []), given.pop("forced_prefix", [])
+    given["early_stopping"] = {"true": True, "false": False, "never": "never"}[given.pop("early_stopping", "false")]
+    if given.get("num_beams", 1) == 1:
+        given = {key: value for key, value in given.items() if key not in ("early_stopping", "length_penalty")}
+    if given.pop("vocabulary", None) is not None:
+        texts = [text.decode() for text in given["stop_strings"]]
+        given |= {"stop_strings": texts, "tokenizer": tokenizer(len(case.texts))}
+    told = inputs(case, image, forced)
+    before = (told["decoder_input_ids"] if "decoder_input_ids" in told else told["input_ids"]).shape[1]
+    with torch.no_grad():
+        output = case.model.generate(
+            **told,
+            do_sample=False,
+            eos_token_id=stops or None,
+            pad_token_id=0,
+            return_dict_in_generate=True,
+            output_scores=True,
+            logits_processor=transformers.LogitsProcessorList([Noise()] if noise else []),
+            **given,
+        )
+    scores = output.get("sequences_scores")
+    beams = output.get("beam_indices")
+    sequences = []
+    for number, row in enumerate(output.sequences.tolist()):
+        new = row[before:]
+        if beams is not None:  # where a hypothesis ends, padding begins
+            new = new[: int((beams[number] >= 0).sum())]
+        end = next((i for i, token in enumerate(new) if token in stops), len(new))
+        sequences.append(new[:end])
+    return sequences, None if scores is None else scores.tolist()
+
+
+def undecided(case: Case, image: int, options: dict[str, Any], want: list[list[int]]) -> bool:
+    return any(hugging_face(case, image, options, noise=True)[0] != want for _ in range(10))
+
+
+def compare(case: Case, options: dict[str, Any]) -> None:
+    """Asserts that the native loop says of every image of the case what Hugging Face says."""
+    got = case.generator.generate(case.prefix, case.prompts, options)
+    for image in range(len(case.prompts)):
+        want, scores = hugging_face(case, image, options)
+        tokens = [sequence for sequence, _ in got[image]]
+        if tokens != want and undecided(case, image, options, want):
+            continue
+        assert tokens == want, f"seed {case.seed}, image {image}, {options}"
+        if scores is not None:
+            np.testing.assert_allclose([score for _, score in got[image]], scores, rtol=1e-4, atol=1e-4)

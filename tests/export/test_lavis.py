@@ -1,0 +1,241 @@
+"""LAVIS' .pth files -> our model -> Hugging Face's folder and back. Random tiny models, new seeds in every run.
+
+The .pth files are made from transformers' models by the names that LAVIS' conversion to Hugging Face documents.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("onnxscript")
+
+from blip2rt.errors import Blip2rtError
+from blip2rt.modeling import checkpoints
+from blip2rt.modeling.lavis import Parts
+from export.convert import main
+from tests.tiny import blip2 as tiny_blip2
+
+SEED = random.randrange(2**31)
+RENAMED = [
+    (r"^vision_model\.embeddings\.class_embedding", "visual_encoder.cls_token"),
+    (r"^vision_model\.embeddings\.position_embedding", "visual_encoder.pos_embed"),
+    (r"^vision_model\.embeddings\.patch_embedding", "visual_encoder.patch_embed.proj"),
+    (r"^vision_model\.post_layernorm", "ln_vision"),
+    (r"^vision_model\.encoder\.layers", "visual_encoder.blocks"),
+    (r"layer_norm([12])", r"norm\1"),
+    (r"self_attn\.", "attn."),
+    (r"attn\.projection", "attn.proj"),
+    (r"^qformer\.layernorm", "Qformer.bert.embeddings.LayerNorm"),
+    (r"^embeddings\.", "Qformer.bert.embeddings."),
+    (r"^qformer\.", "Qformer.bert."),
+    (r"attention\.attention\.", "attention.self."),
+    (r"^vision_projection", "vision_proj"),
+    (r"^text_projection", "text_proj"),
+]
+CLIP_NAMES = {"attn.out_proj": "self_attn.out_proj", "ln_1": "layer_norm1", "ln_2": "layer_norm2",
+              "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}  # fmt: skip
+QFORMER = {"num_attention_heads": 2}
+
+
+def lavis_state(model: Any, projection: str) -> dict[str, Any]:
+    state = {}
+    for name, tensor in model.state_dict().items():
+        for pattern, replacement in [*RENAMED, (r"^language_projection", projection)]:
+            name = re.sub(pattern, replacement, name)
+        if name.endswith("attn.qkv.bias"):
+            query, key, value = tensor.chunk(3)
+            key.zero_()  # LAVIS has none
+            state[name.replace("qkv.bias", "q_bias")], state[name.replace("qkv.bias", "v_bias")] = query, value
+        elif not name.startswith("language_model."):
+            state[name] = tensor.clone()
+    return state
+
+
+def split(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What was trained, and the frozen encoder as its own file has it: no prefix, one block more."""
+    encoder = {n.removeprefix("visual_encoder."): t for n, t in state.items() if n.startswith("visual_encoder.")}
+    last = max(int(name.split(".")[1]) for name in encoder if name.startswith("blocks."))
+    encoder |= {
+        name.replace(f"blocks.{last}.", f"blocks.{last + 1}."): torch.randn_like(tensor)
+        for name, tensor in encoder.items()
+        if name.startswith(f"blocks.{last}.")
+    }
+    return {n: t for n, t in state.items() if not n.startswith("visual_encoder.")}, encoder
+
+
+@pytest.fixture(scope="module")
+def stage2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, Path, Parts]:
+    """A model of transformers', the .pth files of it (trained parts alone, and all), and its frozen parts."""
+    print(f"seed {SEED}")
+    torch.manual_seed(SEED)
+    folder = tmp_path_factory.mktemp("lavis")
+    hf = tiny_blip2.generative(folder / "hf", tiny_blip2.TEXT_CONFIGS["opt"](), qformer=QFORMER)
+    model = transformers.Blip2ForConditionalGeneration.from_pretrained(hf).eval()
+    state = lavis_state(model, "opt_proj")
+    trained, encoder = split(state)
+    torch.save({"model": trained, "epoch": 3, "config": {"run": {"seed": 42}}}, folder / "trained.pth")
+    torch.save({"model": state}, folder / "finetuned.pth")
+    torch.save(encoder, folder / "eva.pth")
+    model.language_model.save_pretrained(folder / "llm")
+    tiny_blip2.llm_tokenizer().save_pretrained(folder / "llm")
+    model.vision_model.post_layernorm.eps = 1e-5
+    parts = Parts(str(folder / "eva.pth"), str(folder / "llm"), vision_heads=4, qformer_heads=2)
+    return model, folder / "trained.pth", folder / "finetuned.pth", parts
+
+
+@torch.no_grad()
+def outputs(model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    features = model.vision_features(pixels)
+    prefix = model.prefix_embeds(model.query_output(features))
+    return model.vision_norm(features), prefix, model.llm(inputs_embeds=prefix).logits
+
+
+@torch.no_grad()
+def theirs(model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    seen = model.vision_model(pixels).last_hidden_state
+    queries = model.query_tokens.expand(len(pixels), -1, -1)
+    prefix = model.language_projection(model.qformer(query_embeds=queries, encoder_hidden_states=seen)[0])
+    return seen, prefix, model.language_model(inputs_embeds=prefix).logits
+
+
+@pytest.mark.parametrize("finetuned", [False, True])
+def test_stage_2_equals_hugging_face(stage2: tuple[Any, Path, Path, Parts], finetuned: bool) -> None:
+    model, trained, whole, parts = stage2
+    if finetuned:
+        parts = Parts(llm=parts.llm, vision_heads=4, qformer_heads=2)
+    ours = checkpoints.load_model(whole if finetuned else trained, parts=parts)
+    assert ours.config.vision.vit.layers == tiny_blip2.VISION["num_hidden_layers"]
+    pixels = torch.randn(2, 3, 28, 28)
+    for got, want in zip(outputs(ours, pixels), theirs(model, pixels), strict=True):
+        assert (got - want).abs().max() < 1e-4, f"seed {SEED}"
+
+
+def test_stage_2_to_hugging_face(stage2: tuple[Any, Path, Path, Parts], tmp_path: Path) -> None:
+    _, trained, _, parts = stage2
+    flags = ["--vision", str(parts.vision), "--llm", str(parts.llm), "--vision-heads", "4", "--qformer-heads", "2"]
+    assert main([str(trained), "--to", "hf", str(tmp_path / "hf"), *flags]) == 0
+    model = transformers.Blip2ForConditionalGeneration.from_pretrained(tmp_path / "hf").eval()
+    pixels = torch.randn(2, 3, 28, 28)
+    ours = checkpoints.load_model(trained, parts=parts)
+    for got, want in zip(theirs(model, pixels), outputs(ours, pixels), strict=True):
+        assert (got - want).abs().max() < 1e-3  # its epsilon is another
+    back = checkpoints.load_model(tmp_path / "hf")
+    for got, want in zip(outputs(back, pixels), outputs(ours, pixels), strict=True):
+        assert (got - want).abs().max() < 1e-6
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "hf")
+    inputs = processor(
+        images=tiny_blip2.photographs(1, np.random.default_rng()), text="a photo of", return_tensors="pt"
+    )
+    assert model.generate(**inputs, max_new_tokens=3).shape[0] == 1
+
+
+@torch.no_grad()
+def test_stage_1_comes_back_whole(tmp_path: Path) -> None:
+    print(f"seed {SEED}")
+    torch.manual_seed(SEED)
+    hf = tiny_blip2.retrieval(tmp_path / "itm", qformer=QFORMER)
+    model = transformers.Blip2ForImageTextRetrieval.from_pretrained(hf).eval()
+    state = lavis_state(model, "none")
+    words, width = state["Qformer.bert.embeddings.word_embeddings.weight"].shape
+    state |= {
+        "temp": torch.tensor(0.0321),
+        "Qformer.cls.predictions.bias": torch.randn(words),
+        "Qformer.cls.predictions.transform.dense.weight": torch.randn(width, width),
+        "Qformer.cls.predictions.transform.dense.bias": torch.randn(width),
+        "Qformer.cls.predictions.transform.LayerNorm.weight": torch.randn(width),
+        "Qformer.cls.predictions.transform.LayerNorm.bias": torch.randn(width),
+        "Qformer.cls.predictions.decoder.weight": state["Qformer.bert.embeddings.word_embeddings.weight"],
+        "Qformer.bert.embeddings.position_ids": torch.arange(48)[None],
+    }
+    torch.save({"model": state}, tmp_path / "stage1.pth")
+    parts = Parts(vision_heads=4, qformer_heads=2, qformer_tokenizer=str(hf / "bert"))
+    ours = checkpoints.load_model(tmp_path / "stage1.pth", parts=parts)
+    assert float(ours.temperature) == pytest.approx(0.0321)
+    arguments = ["--vision-heads", "4", "--qformer-heads", "2", "--qformer-tokenizer", str(hf / "bert")]
+    assert main([str(tmp_path / "stage1.pth"), "--to", "hf", str(tmp_path / "back"), *arguments]) == 0
+    back = checkpoints.load_model(tmp_path / "back")
+    assert back.state_dict().keys() == ours.state_dict().keys()
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(tensor, back.state_dict()[name]), name
+    again = transformers.Blip2ForImageTextRetrieval.from_pretrained(tmp_path / "back").eval()
+    pixels, ids = torch.randn(2, 3, 28, 28), torch.randint(5, words, (2, 7))
+    mask = torch.tensor([[1] * 7, [1, 1, 1, 1, 0, 0, 0]])
+    for head in (True, False):
+        want, got = (
+            each(pixel_values=pixels, input_ids=ids, attention_mask=mask, use_image_text_matching_head=head)[0]
+            for each in (model, again)
+        )
+        assert (got - want).abs().max() < 1e-4
+    assert (
+        ours.itm_logits(ours.vision_features(pixels), ids, mask) - want_itm(model, pixels, ids, mask)
+    ).abs().max() < 1e-3
+
+
+def want_itm(model: Any, pixels: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    model.vision_model.post_layernorm.eps = 1e-5
+    return model(
+        pixel_values=pixels, input_ids=ids, attention_mask=mask, use_image_text_matching_head=True
+    ).logits_per_image
+
+
+@torch.no_grad()
+def test_clip_encoder_equals_transformers(tmp_path: Path) -> None:
+    """The features before CLIP's last block."""
+    from blip2rt.modeling.vision import VisionConfig, VisionEncoder
+    from blip2rt.modeling.vit import VitConfig
+
+    print(f"seed {SEED}")
+    torch.manual_seed(SEED)
+    config = transformers.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=28, patch_size=7
+    )
+    model = tiny_blip2.shake(transformers.CLIPVisionModel(config))
+    state = {}
+    source = {name.removeprefix("vision_model."): tensor for name, tensor in model.state_dict().items()}
+    state["class_embedding"] = source["embeddings.class_embedding"]
+    state["positional_embedding"] = source["embeddings.position_embedding.weight"]
+    state["conv1.weight"] = source["embeddings.patch_embedding.weight"]
+    for kind in ("weight", "bias"):
+        state[f"ln_pre.{kind}"], state[f"ln_post.{kind}"] = source[f"pre_layrnorm.{kind}"], torch.randn(32)
+        for i in range(3):
+            layer, block = f"encoder.layers.{i}", f"transformer.resblocks.{i}"
+            parts = [source[f"{layer}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            state[f"{block}.attn.in_proj_{kind}"] = torch.cat(parts)
+            for here, there in CLIP_NAMES.items():
+                state[f"{block}.{here}.{kind}"] = source[f"{layer}.{there}.{kind}"]
+    torch.save(state, tmp_path / "clip.pth")
+    vit = VitConfig(32, 2, 4, 64, 7, "quick_gelu", 1e-5, patch_bias=False, pre_norm=True)
+    encoder = VisionEncoder(VisionConfig("vit", str(tmp_path / "clip.pth"), 28, 28, positions=17, features=32, vit=vit))
+    pixels = torch.randn(2, 3, 28, 28)
+    want = model(pixels, output_hidden_states=True).hidden_states[-2]
+    assert (encoder(pixels) - want).abs().max() < 1e-4
+
+
+def test_what_is_missing_is_named(stage2: tuple[Any, Path, Path, Parts], tmp_path: Path) -> None:
+    _, trained, _, parts = stage2
+    with pytest.raises(Blip2rtError, match=r"--vision.*--llm"):
+        checkpoints.load_model(trained)
+    with pytest.raises(Blip2rtError, match="no BLIP-2 checkpoint of LAVIS"):
+        checkpoints.load_model(str(parts.vision))
+    (tmp_path / "junk.pth").write_bytes(b"no tensors")
+    with pytest.raises(Blip2rtError, match="damaged"):
+        checkpoints.load_model(tmp_path / "junk.pth")
+
+
+def test_code_in_a_pth_is_never_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "ran",)
+
+    torch.save({"model": {"query_tokens": Evil()}}, tmp_path / "evil.pth")
+    with pytest.raises(Blip2rtError):
+        checkpoints.load_model(tmp_path / "evil.pth")
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,166 @@
+"""int8 by photographs for transformers and language models: near PyTorch, and one integer product a matrix."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("onnxscript")
+pytest.importorskip("blip2rt._native")
+
+import onnx
+import onnxruntime as ort
+from PIL import Image
+
+import blip2rt
+from blip2rt.info import describe
+from export.checks import ranges as calibrate
+from export.cli import main
+from export.graphs import trace
+from export.precision import smooth, static, weights
+from tests.tiny import blip2 as tiny_blip2
+
+SEED = random.randrange(2**31)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for number, image in enumerate(tiny_blip2.photographs(9, np.random.default_rng(SEED))):
+        (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(folder / f"{number}.png")
+    return folder
+
+
+def products(graph: Path, folder: Path) -> dict[str, int]:
+    """How often each kind of product is left when ONNX Runtime has optimized the graph; those of constants alone."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    proto = onnx.load(folder / "optimized.onnx", load_external_data=False).graph
+    constants = {tensor.name for tensor in proto.initializer}
+    counts = {"MatMul": 0, "MatMulIntegerToFloat": 0}
+    for node in proto.node:
+        if node.op_type in counts and node.input[1] in constants:
+            counts[node.op_type] += 1
+    return counts
+
+
+@pytest.mark.parametrize("name", ["opt", "t5"])
+def test_every_part_is_static(name: str, images: Path, tmp_path: Path) -> None:
+    print(f"seed {SEED}")
+    torch.manual_seed(SEED)
+    checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS[name]())
+    out = tmp_path / "bundle"
+    precision = "vision=int8-static,qformer=int8,llm=int8-static"
+    assert main(["--ckpt", str(checkpoint), "--out", str(out), "--precision", precision, "--calib", str(images)]) == 0
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+    model = blip2rt.load(out, threads=1)
+    assert isinstance(model.caption(next(images.iterdir()), num_beams=1), str)
+    checks = {check.component: check for check in model.bundle.manifest.verification}
+    assert set(checks) == {*model.bundle.manifest.components, "all"} - {"encoder"}  # which is seen through the llm
+    for component in ("vision", "qformer", "llm"):
+        assert checks[component].precision == "int8-static" and 0.95 < checks[component].cosine < 1
+    assert checks["all"].agreement is not None and checks["all"].precision == "int8-static/int8-static/int8-static"
+    assert "int8-static/int8-static/int8-static" in describe(model.bundle)
+    for component in model.bundle.manifest.components:
+        found = products(out / f"{component}.onnx", tmp_path)
+        assert found["MatMul"] == 0 and (found["MatMulIntegerToFloat"] > 3) == (component != "embed"), component
+
+
+def seen(low: float, high: float, mean: float) -> weights.Range:
+    """In every channel."""
+    return weights.Range(*np.array([[low], [high], [mean]]), mean)
+
+
+def apply(seen: weights.Range, width: int) -> tuple[list[str], ort.InferenceSession]:
+    """The kinds of nodes that a product with the unit matrix becomes, and a session of it."""
+    linear = torch.nn.Linear(width, width, bias=False)
+    linear.weight.data.copy_(torch.eye(width))
+    part = trace.Part("p", linear, {"x": torch.zeros(2, width)}, ["y"], {"x": {0: "B"}})
+    model = trace.trace(part)
+    [name] = static.operands(model)
+    static.apply(model, {name: seen}, 32, lambda tensor: tensor, lambda *_: None, weights.nearest)
+    proto = trace.ir.to_proto(model).SerializeToString()
+    return [node.op_type for node in model.graph], ort.InferenceSession(proto, providers=["CPUExecutionProvider"])
+
+
+def test_ranges_lie_on_grids_that_hold_them() -> None:
+    """A value within the range that was seen comes back to within half a step, 0 exactly."""
+    print(f"seed {SEED}")
+    rng = np.random.default_rng(SEED)
+    low, high = (float(end) for end in np.sort(rng.normal(size=2)) * 10.0 ** rng.integers(-3, 4))
+    _, session = apply(seen(low, high, abs(high)), 4)
+    x = rng.uniform(min(low, 0), max(high, 0), (64, 4)).astype(np.float32)
+    x[0] = 0
+    [got] = session.run(None, {session.get_inputs()[0].name: x})
+    assert np.abs(got - x).max() <= 0.51 * (max(high, 0) - min(low, 0)) / 255 + 1e-6 * np.abs(x).max()
+    assert (got[0] == 0).all()
+
+
+def test_outliers_leave_the_other_values_alone() -> None:
+    """One value of a thousand times the others' size: a grid over all would round the others to 0."""
+    print(f"seed {SEED}")
+    x = np.random.default_rng(SEED).uniform(0.5, 1.5, (8, 64)).astype(np.float32)
+    x[0, 0] = 3000
+    kinds, session = apply(seen(0.0, 3000.0, float(x[1:].mean())), 64)
+    assert "MatMulNBits" in kinds and "QuantizeLinear" not in kinds
+    [got] = session.run(None, {session.get_inputs()[0].name: x})
+    assert np.abs(got[1:] - x[1:]).max() < 0.02 and abs(got[0, 0] / 3000 - 1) < 0.02
+
+
+def test_smoothing_moves_outliers_and_changes_nothing_else(tmp_path: Path) -> None:
+    """Of two products of one operand with channels 200 times as large as others; ranges are those of each channel."""
+    print(f"seed {SEED}")
+    rng = np.random.default_rng(SEED)
+    torch.manual_seed(SEED)
+
+    class Two(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(48, 20), torch.nn.Linear(48, 33)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.nn.functional.layer_norm(x, (48,)) * self.gain
+            return torch.cat((self.first(x), self.second(x)), -1)
+
+    module = Two()
+    module.gain = torch.ones(48)
+    module.gain[[3, 17]] = 200.0
+    x = rng.normal(size=(5, 7, 48)).astype(np.float32)
+    part = trace.Part("p", module, {"x": torch.from_numpy(x)}, ["y"], {"x": {0: "B", 1: "S"}})
+    model = trace.trace(part)
+    ranges = calibrate.of_batches(model, tmp_path, "p", [{"x": x[:2]}, {"x": x[2:]}], static.operands)
+    [found] = ranges.values()
+    seen = torch.nn.functional.layer_norm(torch.from_numpy(x), (48,)).numpy() * module.gain.numpy()
+    np.testing.assert_allclose(found.lows, seen.min((0, 1)), rtol=1e-4)
+    np.testing.assert_allclose(found.highs, seen.max((0, 1)), rtol=1e-4)
+    np.testing.assert_allclose(
+        found.means, (np.abs(seen[:2]).mean((0, 1)) + np.abs(seen[2:]).mean((0, 1))) / 2, rtol=1e-4
+    )
+
+    def answer(model: trace.ir.Model) -> np.ndarray:
+        proto = trace.ir.to_proto(model).SerializeToString()
+        return ort.InferenceSession(proto, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+
+    want, smoothed = answer(model), model.clone()
+    left = smooth.apply(smoothed, weights.matrices(smoothed, "MatMul"), ranges)
+    [better] = left.values()
+    assert (better.high - better.low) / better.mean < (found.high - found.low) / found.mean / 3
+    np.testing.assert_allclose(answer(smoothed), want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
+    errors = []
+    for strength in (smooth.STRENGTH, None):
+        int8 = model.clone()
+        with pytest.MonkeyPatch.context() as patch:
+            if strength is None:  # one scale for all channels
+                patch.setattr(smooth, "_scales", lambda seen, nodes: np.ones(48, np.float32))
+                patch.setattr(smooth, "OUTLIERS", np.inf)
+            static.apply(int8, ranges, 32, lambda tensor: tensor, lambda *_: None, weights.nearest)
+        assert sum(node.op_type == "QuantizeLinear" for node in int8.graph) == 1
+        errors.append(np.abs(answer(int8) - want).mean())
+    assert errors[0] < 0.5 * errors[1], errors

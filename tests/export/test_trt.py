@@ -1,0 +1,285 @@
+"""The llm graph of the target trt on ONNX Runtime: the same tokens as the target ort's (which other tests hold to those
+of Hugging Face); float16 and int8; and built by tensorrt-rtx."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("onnxscript")
+
+import onnx
+
+from blip2rt.backends.trt import builder
+from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise
+from export import targets
+from export.checks import ranges as calibrate
+from export.checks.stepping import as_written, session
+from export.checks.trt_stepping import TrtStepper
+from export.checks.verify import LlmGraphs, mean_cosine
+from export.graphs import trace
+from export.precision import codes, weights
+from export.trt import precision as trt_precision
+from tests.export import test_llm as test_export_llm
+from tests.export import test_t5 as test_export_t5
+
+SEED = random.randrange(2**31)
+GPUS = ("SM86", "SM89", "SM120")
+
+
+def slow(*names: str) -> list:
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@functools.cache
+def build(name: str):
+    return (test_export_t5 if name in test_export_t5.CONFIGS else test_export_llm).build(name)
+
+
+def write(
+    traced, folder: Path, target: targets.Target, precision: str = "fp32", ranges=None, block: int = 32
+) -> LlmGraphs:
+    """The graphs of a language model, name and graph, as a bundle holds them."""
+    folder.mkdir(exist_ok=True)
+    with contextlib.closing(trace.DataFile(folder, "llm.data")) as data:
+        for name, graph in traced:
+            target.apply(graph, precision, block, data.keep, lambda done, total: None, weights.nearest,
+                         (ranges or {}).get(name, {}))  # fmt: skip
+            trace.save(graph, folder / f"{name}.onnx", data)
+    encoder = folder / "encoder.onnx"
+    known = encoder.exists()
+    start = 0 if known else None
+    assert nothing_unread(folder), precision
+    return LlmGraphs(folder / "llm.onnx", folder / "embed.onnx", encoder if known else None, start, target.open)
+
+
+def nothing_unread(folder: Path) -> bool:
+    """Whether the data file holds tensors of the graphs and no others."""
+    pieces = set()
+    for path in folder.glob("*.onnx"):
+        for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+            where = {entry.key: entry.value for entry in tensor.external_data}
+            if where:
+                pieces.add((int(where["offset"]), int(where["length"])))
+    aligned = sum(-(-length // 64) * 64 for _, length in pieces)
+    return 0 <= aligned - (folder / "llm.data").stat().st_size < 64
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LlmGraphs]:
+    """Graphs of the target trt in float32, of the model of a name."""
+
+    @functools.cache
+    def make(name: str) -> LlmGraphs:
+        return write(targets.TRT.llm_graphs(build(name), 64), tmp_path_factory.mktemp(name), targets.TRT)
+
+    return make
+
+
+def prompts(model) -> list[np.ndarray]:
+    """[prefix | prompt] rows of unequal length."""
+    rng = np.random.default_rng(SEED)
+    width = model.get_input_embeddings().weight.shape[1]
+    return [rng.normal(size=(length, width)).astype(np.float32) for length in (7, 3, 5)]
+
+
+def builds(graph: Path) -> None:
+    """TensorRT parses and builds it, where tensorrt-rtx is installed; it needs no GPU."""
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        return
+    fixed = {"B": (1, 2, 3), "T": (32, 32, 32), "S_enc": (1, 8, 32)}
+    profiles = [{**fixed, "S": (1, 1, 1)}, {**fixed, "S": (1, 8, 32)}]
+    assert builder.build(builder.load_tensorrt("tensorrt_rtx"), graph, profiles, builder.Settings(GPUS)).plan
+
+
+@pytest.mark.parametrize("name", ["opt", *slow("flan", "llama", "qwen2", "narrow", "tied")])
+def test_same_tokens_as_the_target_ort(name: str, exact: Callable[[str], LlmGraphs], tmp_path: Path) -> None:
+    """Greedy tokens of unequal rows, and logits to the rounding of float32."""
+    rows = prompts(build(name))
+    want_tokens, want = write(targets.ORT.llm_graphs(build(name), 64), tmp_path, targets.ORT).run(rows)
+    _, got = exact(name).run(rows, want_tokens)
+    assert np.abs(got - want).max() < 1e-4 * max(1, np.abs(want).max())
+    best = np.sort(want, -1)
+    clear = best[..., -1] - best[..., -2] > 1e-3  # a near tie is decided by rounding
+    assert clear.mean() > 0.5 and (got.argmax(-1) == want_tokens)[clear].all()
+
+
+def test_what_a_step_returns(exact: Callable[[str], LlmGraphs]) -> None:
+    """The likeliest tokens in order, their logits, and the log of the sum that makes log-probabilities of them."""
+    rows = prompts(build("opt"))[:1]
+    stepper = TrtStepper(session(exact("opt").llm, 1), 1, 8)
+    logits = stepper.prefill(rows[0][None], np.array([7]))[0].astype(np.float64)
+    top, tokens, total = (stepper.chosen[name][0] for name in ("top_logits", "top_tokens", "log_sum_exp"))
+    assert len(tokens) == 64 and set(tokens) == set(np.argsort(-logits)[:64])
+    assert np.array_equal(top, np.sort(top)[::-1]) and np.allclose(top, logits[tokens])
+    assert total == pytest.approx(np.log(np.exp(logits).sum()), abs=1e-5)
+
+
+def test_windows_are_refused_or_too_wide_to_matter(tmp_path: Path) -> None:
+    from blip2rt.errors import Blip2rtError
+    from export.trt import llm
+
+    model = build("mistral")  # looks back 4 positions
+    with pytest.raises(Blip2rtError, match="--max-positions 4"):
+        llm.trace_llm(model, 64)
+    assert llm.trace_llm(model, 4)
+
+
+@pytest.mark.parametrize("name", ["opt", *slow("flan", "llama")])
+def test_fp16_is_near_and_typed(name: str, exact: Callable[[str], LlmGraphs], tmp_path: Path) -> None:
+    """Products in float16, the rest in float32; the cache in float16. Errors are those of rounding to 11 bits."""
+    rows = prompts(build(name))
+    tokens, want = exact(name).run(rows)
+    own = write(targets.TRT.llm_graphs(build(name), 64), tmp_path, targets.TRT, "fp16")
+    _, got = own.run(rows, tokens)
+    assert mean_cosine(got, want) > 0.9999
+    builds(own.llm)
+    proto = onnx.shape_inference.infer_shapes(onnx.load(own.llm), strict_mode=True, data_prop=True)
+    types = {value.name: value.type.tensor_type.elem_type for value in (
+        *proto.graph.value_info, *proto.graph.input, *proto.graph.output)}  # fmt: skip
+    types |= {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    half, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    seen = Counter()
+    for node in proto.graph.node:
+        if node.op_type in ("Softmax", "LayerNormalization", "Pow", "ReduceMean", "Exp", "TopK", "Tanh", "Log"):
+            assert types[node.input[0]] == full, node.name
+        elif node.op_type == "MatMul":
+            wide = ".wo." in node.input[1]
+            assert {types[each] for each in (*node.input, *node.output)} == {full if wide else half}, node.name
+        seen[node.op_type] += 1
+    assert seen["MatMul"] and seen["Softmax"]
+    ends = {value.name for value in (*proto.graph.input, *proto.graph.output)}
+    cached = ("past_key", "past_value", "cross_", "new_")
+    assert all((types[name] == half) == name.startswith(cached) for name in ends if types[name] in (half, full))
+
+
+@pytest.mark.parametrize("name", ["opt", *slow("llama", "flan")])
+def test_int8_is_symmetric_and_near(name: str, exact: Callable[[str], LlmGraphs], tmp_path: Path) -> None:
+    """8 bits for weights and activations: the cosine of the logits is what that allows on random models."""
+    rows = prompts(build(name))
+    tokens, want = exact(name).run(rows)
+    traced = dict(targets.TRT.llm_graphs(build(name), 64))
+    ranges = calibrate.of_language(traced, tmp_path, rows, exact(name).start, trt_precision.operands)
+    assert not list(tmp_path.iterdir())
+    assert all(seen.low < seen.high for each in ranges.values() for seen in each.values())
+    own = write(traced.items(), tmp_path, targets.TRT, "int8-static", ranges)
+    _, got = own.run(rows, tokens)
+    assert mean_cosine(got, want) > 0.98
+    builds(own.llm)
+    proto = onnx.load(own.llm)
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    ends = [node for node in proto.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert {node.op_type for node in ends} == {"QuantizeLinear", "DequantizeLinear"}
+    for node in ends:
+        assert (tensors[node.input[1]] > 0).all() and not tensors[node.input[2]].any()
+    channels = [node for node in ends if node.input[0] in tensors]
+    assert channels and all(tensors[node.input[1]].shape == (tensors[node.input[0]].shape[1],) for node in channels)
+
+
+@pytest.mark.parametrize(("name", "block"), [("opt", 32), *(pytest.param(*each, marks=pytest.mark.slow) for each in (
+    ("llama", 16), ("flan", 16)))])  # fmt: skip
+def test_int4_computes_with_the_weights_that_it_holds(
+    name: str, block: int, exact: Callable[[str], LlmGraphs], tmp_path: Path
+) -> None:
+    """As the float32 graph does when it is given these weights; and TensorRT builds it."""
+    rows = prompts(build(name))
+    tokens, unrounded = exact(name).run(rows)
+    own = write(targets.TRT.llm_graphs(build(name), 64), tmp_path, targets.TRT, "int4", block=block)
+    _, got = own.run(rows, tokens)
+    rounded = replace(exact(name), llm=with_weights(exact(name).llm, own.llm, block))
+    if own.encoder is not None:
+        rounded = replace(rounded, encoder=with_weights(exact(name).encoder, own.encoder, block))
+    _, want = rounded.run(rows, tokens)
+    assert mean_cosine(got, want) > 0.999 and mean_cosine(got, unrounded) > 0.9  # in float16 against float32
+    assert not np.allclose(want, unrounded, atol=1e-2)
+    builds(own.llm)
+
+
+def with_weights(graph: Path, quantized: Path, block: int) -> Path:
+    """A copy of `graph` with the weights that the int4 graph `quantized` stands for."""
+    proto, source = onnx.load(graph), onnx.load(quantized)
+    assert source.opset_import[0].version == 21
+    stored = {tensor.name: tensor for tensor in source.graph.initializer}
+    nodes = [node for node in source.graph.node if node.op_type == "DequantizeLinear"]
+    assert nodes and not any(node.op_type == "QuantizeLinear" for node in source.graph.node)
+    own = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in nodes:
+        codes, scales, zeros = (onnx.numpy_helper.to_array(stored[name]).astype(np.float32) for name in node.input)
+        assert stored[node.input[0]].data_type == stored[node.input[2]].data_type == onnx.TensorProto.INT4
+        assert scales.shape == zeros.shape == (len(codes) // block, codes.shape[1]) and not zeros.any()
+        name = node.input[0].removesuffix(".codes")
+        offsets = onnx.numpy_helper.to_array(stored[f"{name}.offsets"]).astype(np.float32)
+        assert offsets.shape == scales.shape and offsets.any()
+        weight = codes * scales.repeat(block, 0) + offsets.repeat(block, 0)
+        own[name].CopyFrom(onnx.numpy_helper.from_array(weight, name))
+    copy = quantized.with_name(f"{quantized.stem}.float.onnx")
+    onnx.save(proto, copy)
+    return copy
+
+
+def test_codes_of_a_block() -> None:
+    """Are the weights of the target ort, to what float16 makes of their offsets."""
+    rng = np.random.default_rng(SEED)
+    weight = rng.standard_t(4, (96, 33)).astype(np.float32) + rng.normal(size=33).astype(np.float32)
+    blocks = codes.Blocks(32, weights.nearest)
+    integers, scales, offsets = codes.block_codes("w", trace.ir.tensor(weight), blocks)
+    assert integers.min() >= -8 and integers.max() <= 7 and scales.shape == offsets.shape == (3, 33)
+    want = dequantize_blockwise(quantize_blockwise(torch.from_numpy(weight).T, 4, 32)).T.numpy()
+    np.testing.assert_allclose(integers * scales.repeat(32, 0) + offsets.repeat(32, 0), want, atol=1e-5)
+
+
+def test_codes_of_a_channel() -> None:
+    rng = np.random.default_rng(SEED)
+    weight = rng.normal(size=(33, 17)).astype(np.float32)
+    weight[:, 3] = 0
+    integers, scales = codes.channel_codes(weight, 1, np.dtype(np.float16))
+    assert integers.dtype == np.int8 and scales.shape == (17,) and np.abs(integers).max() == 127
+    error = np.abs(integers * scales.astype(np.float32) - weight)
+    assert (error <= 0.51 * scales.astype(np.float32) + 1e-3 * np.abs(weight)).all()
+
+
+class _Encoder(torch.nn.Module):
+    """Convolutions as in a mobile encoder: a stem, one for each channel alone, one of 1x1 with a residual sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 16, 3, stride=2)
+        self.depthwise = torch.nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.pointwise = torch.nn.Conv2d(16, 16, 1)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        x = torch.nn.functional.relu6(self.stem(pixels))
+        x = x + self.pointwise(torch.nn.functional.relu6(self.depthwise(x)))
+        return x.flatten(2).transpose(1, 2)
+
+
+def test_int8_convolutions(tmp_path: Path) -> None:
+    """Scales of the first axis of their weights; those that read pixels, or one channel each, stay float16."""
+    print(f"seed {SEED}")
+    torch.manual_seed(SEED)
+    pixels = torch.randn(2, 3, 17, 21)
+    part = trace.Part("vision", _Encoder().eval(), {"pixels": pixels}, ["vision_features"], {"pixels": {0: "B"}})
+    model = trace.trace(part, targets.TRT.opset)
+    ranges = calibrate.of_batches(model, tmp_path, "vision", [{"pixels": pixels.numpy()}], trt_precision.operands)
+    assert len(ranges) == 1
+    trt_precision.apply(model, "int8-static", lambda tensor: tensor, ranges, 32, weights.nearest)
+    trace.save(model, tmp_path / "vision.onnx", None)
+    got = as_written(tmp_path / "vision.onnx", 1).run(None, {"pixels": pixels.numpy()})[0]
+    assert mean_cosine(got, part.run({"pixels": pixels.numpy()})["vision_features"]) > 0.999
+    axes = [node.attribute[0].i for node in onnx.load(tmp_path / "vision.onnx").graph.node
+            if node.op_type == "DequantizeLinear" and node.attribute]  # fmt: skip
+    assert axes == [0]
+    if importlib.util.find_spec("tensorrt_rtx") is not None:
+        trt = builder.load_tensorrt("tensorrt_rtx")
+        assert builder.build(trt, tmp_path / "vision.onnx", [{"B": (1, 2, 3)}], builder.Settings(GPUS)).plan

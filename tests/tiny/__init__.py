@@ -1,0 +1,1 @@
+"""Builders of tiny models, checkpoints and bundles that the tests share."""

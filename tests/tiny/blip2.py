@@ -1,0 +1,125 @@
+"""Tiny random BLIP-2 models in Hugging Face's format, saved by transformers, with processor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2ForImageTextRetrieval,
+    Blip2Processor,
+    BlipImageProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from . import parts as tiny_parts
+
+WORDS = [*tiny_parts.WORDS, "photo", "of", "Question", "Answer", "Short", "answer", ":", "?", "what", "colour"]
+SPECIAL = ["<pad>", "</s>", "<s>", "<unk>"]
+IMAGE = len(SPECIAL) + len(WORDS)  # the processor adds <image>
+VOCAB = IMAGE + 6
+SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": VOCAB, "bos_token_id": 2,
+         "eos_token_id": 1, "pad_token_id": 0, "max_position_embeddings": 96}  # fmt: skip
+
+TEXT_CONFIGS: dict[str, Any] = {
+    "opt": lambda: transformers.OPTConfig(ffn_dim=80, word_embed_proj_dim=48, dropout=0.0, **SMALL),
+    "llama": lambda: transformers.LlamaConfig(intermediate_size=80, num_key_value_heads=2, **SMALL),
+    "qwen2": lambda: transformers.Qwen2Config(
+        intermediate_size=80, num_key_value_heads=1, tie_word_embeddings=True, **SMALL
+    ),
+    "gemma": lambda: transformers.GemmaConfig(intermediate_size=80, num_key_value_heads=1, head_dim=16, **SMALL),
+    "t5": lambda: transformers.T5Config(
+        vocab_size=VOCAB, d_model=48, d_kv=12, d_ff=80, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False, decoder_start_token_id=0, bos_token_id=1, eos_token_id=1, pad_token_id=0,
+    ),
+}  # fmt: skip
+NEWER_TEXT_CONFIGS: dict[str, Any] = {
+    "gemma2": lambda: transformers.Gemma2Config(
+        intermediate_size=80, num_key_value_heads=2, head_dim=16, query_pre_attn_scalar=20, sliding_window=8,
+        attn_logit_softcapping=2.0, final_logit_softcapping=6.0, **SMALL,
+    ),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        intermediate_size=80, num_key_value_heads=2, head_dim=16, query_pre_attn_scalar=20, sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"], **SMALL,
+    ),
+    "qwen3": lambda: transformers.Qwen3Config(intermediate_size=80, num_key_value_heads=2, head_dim=24, **SMALL),
+}  # fmt: skip
+VISION = {"hidden_size": 40, "intermediate_size": 72, "num_hidden_layers": 3, "num_attention_heads": 4,
+          "image_size": 28, "patch_size": 7}  # fmt: skip
+QFORMER = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 56,
+           "max_position_embeddings": 48}  # fmt: skip
+QUERIES = 5
+
+
+def shake(model: torch.nn.Module, by: float = 0.08) -> torch.nn.Module:
+    """Biases and norms start at 0 and 1, some of BLIP-2's weights at almost nothing: hide nothing behind that."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * by)
+    return model.eval()
+
+
+def llm_tokenizer(bos: bool = True, eos: bool = False) -> PreTrainedTokenizerFast:
+    """A word vocabulary; a template that puts <s> first, and </s> last, if wanted."""
+    vocab = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    backend.decoder = decoders.WordPiece(prefix="##")
+    template = ["<s>"] * bos + ["$A"] + ["</s>"] * eos
+    specials = [("<s>", 2), ("</s>", 1)]
+    backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=specials)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+def image_processor(size: int = VISION["image_size"]) -> Any:
+    return BlipImageProcessor(size={"height": size, "width": size})
+
+
+def generative(folder: Path, text: Any, *, vision: Any = None, qformer: Any = None, **saving: Any) -> Path:
+    """A Blip2ForConditionalGeneration around the language model of `text` (a config), with its processor."""
+    config = Blip2Config(
+        vision_config={**VISION, **(vision or {})},
+        qformer_config={**QFORMER, **(qformer or {})},
+        text_config=text.to_dict(),
+        num_query_tokens=QUERIES,
+        image_token_index=IMAGE,
+    )
+    model = shake(Blip2ForConditionalGeneration(config))
+    if not text.is_encoder_decoder:  # T5's own are large enough
+        shake(model.language_model, 0.15)  # or it says one token for ever
+    model.to(saving.pop("dtype", torch.float32)).save_pretrained(folder, **saving)
+    tokenizer = llm_tokenizer(bos=not text.is_encoder_decoder, eos=text.is_encoder_decoder)
+    Blip2Processor(image_processor(config.vision_config.image_size), tokenizer, QUERIES).save_pretrained(folder)
+    return folder
+
+
+def retrieval(folder: Path, *, vision: Any = None, qformer: Any = None, **saving: Any) -> Path:
+    """A Blip2ForImageTextRetrieval, with its processor."""
+    tiny_parts.bert_folder(folder / "bert")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "bert")
+    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    config = Blip2Config(
+        vision_config={**VISION, **(vision or {})},
+        qformer_config={**QFORMER, "vocab_size": len(tokenizer), "use_qformer_text_input": True, **(qformer or {})},
+        num_query_tokens=QUERIES,
+        image_text_hidden_size=12,
+    )
+    shake(Blip2ForImageTextRetrieval(config)).save_pretrained(folder, **saving)
+    image_processor(config.vision_config.image_size).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def photographs(count: int, rng: np.random.Generator) -> list[Image.Image]:
+    """Random pictures of unequal size."""
+    sizes = rng.integers(20, 90, (count, 2))
+    return [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in sizes]

@@ -1,0 +1,345 @@
+"""Lists of every format, shards, the order of samples, bad samples, and exact resume on `train_data`."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from blip2rt.errors import Blip2rtError, OptionError
+from blip2rt.modeling.checkpoints import list_checkpoints
+from blip2rt.modeling.vision import VisionConfig
+from train import prepare, stage1
+from train.data.features import to_pixels
+from train.data.loader import Images, Reader, image_batches, open_sources
+from train.data.order import Mixture, Order
+from train.data.readers import read_data
+from train.data.samples import Bad, Dataset, Sample, draw_texts, first_answers
+from train.data.shards import Shards, expand, texts_of
+from train.data.transforms import eval_transform, train_transform
+from train.settings import parse
+
+from ..tiny.parts import caption_table, tiny_settings
+
+# more workers than cores, where cores are few
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+CAPTIONS = {"0.jpg": ["a dog runs", "the dog"], "1.jpg": ["a cat sits"], "2.jpg": ["snow"]}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    caption_table(tmp_path, 3)
+    return tmp_path / "images"
+
+
+def jpeg(colour: int = 0) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (20, 16), (colour, 90, 30)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def rows() -> list[tuple[str, str]]:
+    return [(name, text) for name, texts in CAPTIONS.items() for text in texts]
+
+
+def write(images: Path, form: str) -> Path:
+    """CAPTIONS as a list of one format."""
+    path = images.parent / f"list{form}"
+    if form == ".tsv":
+        path.write_text("image\tcaption\n" + "".join(f"{name}\t{text}\n" for name, text in rows()))
+    elif form == ".csv":
+        path.write_text("caption,file_name\n" + "".join(f'"{text}",{name}\n' for name, text in rows()))
+    elif form == ".jsonl":
+        path.write_text("".join(json.dumps({"image": name, "captions": t}) + "\n" for name, t in CAPTIONS.items()))
+    elif form == ".json":
+        names = list(CAPTIONS)
+        coco = {
+            "images": [{"id": 7 + i, "file_name": name} for i, name in enumerate(names)],
+            "annotations": [{"id": i, "image_id": 7 + names.index(n), "caption": t} for i, (n, t) in enumerate(rows())],
+        }
+        path.write_text(json.dumps(coco))
+    else:
+        for name, texts in CAPTIONS.items():
+            (images / name).with_suffix(".txt").write_text("\n".join(texts) + "\n")
+        return images
+    return path
+
+
+@pytest.mark.parametrize("form", [".tsv", ".csv", ".jsonl", ".json", "folder"])
+def test_every_format_says_the_same(images: Path, form: str) -> None:
+    data = read_data(write(images, form), images)
+    found = {p.name: [s.text for s in group] for p, group in zip(data.paths, data.by_image(), strict=True)}
+    assert found == CAPTIONS
+
+
+@pytest.mark.parametrize("form", [".tsv", ".csv", ".jsonl", ".json", "folder"])
+def test_images_that_are_missing_are_left_out_up_to_the_limit(images: Path, form: str) -> None:
+    path = write(images, form)
+    (images / "1.jpg").unlink() if form != "folder" else (images / "1.txt").unlink()
+    bad = Bad(1, images.parent / "bad.tsv")
+    assert [p.name for p in read_data(path, images, bad).paths] == ["0.jpg", "2.jpg"]
+    assert "1.jpg" in (images.parent / "bad.tsv").read_text() and len(bad.found) == 1
+    with pytest.raises(Blip2rtError, match="1.jpg"):
+        read_data(path, images, Bad(0))
+
+
+def test_questions_and_karpathys_lists(images: Path) -> None:
+    path = images.parent / "qa.jsonl"
+    path.write_text('{"image": "0.jpg", "question": "what is it?", "answer": "a dog"}\nno json\n')
+    bad = Bad(1)
+    assert read_data(path, images, bad).samples == [Sample(0, "a dog", "what is it?")] and len(bad.found) == 1
+    karpathy = images.parent / "karpathy.json"
+    karpathy.write_text(json.dumps([{"image": "0.jpg", "caption": ["a", "b"]}, {"image": "1.jpg", "caption": "c"}]))
+    assert [s.text for s in read_data(karpathy, images).samples] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("no.json", None, ["no.json", "does not exist"]),
+        ("empty.jsonl", "", ["empty.jsonl", "no rows"]),
+        ("captions.jsonl", '{"image": "nowhere.jpg", "caption": "a dog"}', ["captions.jsonl", "image in"]),
+        ("mute.jsonl", '{"image": "0.jpg", "caption": " "}', ["mute.jsonl", "caption"]),
+        ("other.json", "{}", ["COCO", "annotations"]),
+        ("broken.json", "{", ["no JSON", ".jsonl"]),
+        ("columns.csv", "a,b\n1,2\n", ["column for the image", "file_name"]),
+        ("data.xml", "", [".tsv", "shards"]),
+    ],
+)
+def test_unusable_lists_are_one_line(images: Path, name: str, content: str | None, words: list[str]) -> None:
+    path = images.parent / name
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(Blip2rtError) as error:
+        read_data(path, images, Bad(10))
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def shard(path: Path, samples: dict[str, bytes | str]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in samples.items():
+            data = content if isinstance(content, bytes) else content.encode()
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_shards_as_img2dataset_and_as_webdataset_have_them(tmp_path: Path) -> None:
+    shard(
+        tmp_path / "s" / "00000.tar", {"a/1.jpg": jpeg(1), "a/1.txt": "one\ntwo\n", "a/1.json": '{"caption": "json"}'}
+    )
+    shard(tmp_path / "s" / "00001.tar", {"2.txt": "two", "2.png": jpeg(2), "3.jpg": jpeg(3), "4.txt": "no image"})
+    shards = Shards(str(tmp_path / "s" / "{00000..00001}.tar"), tmp_path / "cache")
+    assert shards.counts == [1, 1]
+    assert shards.read(0) == (jpeg(1), [Sample(0, "json")]) and shards.read(1) == (jpeg(2), [Sample(0, "two")])
+    assert shards.name(1).endswith("00001.tar#0")
+    assert len(list((tmp_path / "cache").glob("*.index.npy"))) == 2
+    assert texts_of('{"captions": ["a", {"text": "b", "prompt": "c"}]}', True) == [Sample(0, "a"), Sample(0, "b", "c")]
+    with pytest.raises(Blip2rtError, match="1 of 3 shards"):
+        expand(str(tmp_path / "s" / "{00000..00002}.tar"))
+
+
+def test_of_a_shard_that_ends_too_early_the_whole_samples_are_kept(tmp_path: Path) -> None:
+    samples = {f"{i}.{kind}": jpeg(i) if kind == "jpg" else "text" for i in range(4) for kind in ("jpg", "txt")}
+    path = shard(tmp_path / "0.tar", samples)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    assert 0 < Shards(str(path), tmp_path / "cache").counts[0] < 4
+
+
+def test_prepare_writes_shards_with_all_texts(images: Path) -> None:
+    out = images.parent / "shards"
+    (images / "bad.jpg").write_bytes(b"no image")
+    path = write(images, ".csv")
+    path.write_text(path.read_text() + "broken,bad.jpg\n")
+    arguments = ["shards", "--data", str(path), "--images", str(images), "--out", str(out), "--per_shard", "2"]
+    assert prepare.main(arguments) == 0
+    shards = Shards(str(out), images.parent / "cache")
+    assert shards.counts == [2, 1]
+    assert sorted([s.text for s in shards.read(i)[1]] for i in range(3)) == sorted(CAPTIONS.values())
+    assert prepare.main(arguments) == 2, "it never writes over a folder"
+    assert prepare.main(["index", "--data", str(out), "--cache", str(images.parent / "cache")]) == 0
+
+
+def test_lists_of_urls_become_img2datasets(tmp_path: Path) -> None:
+    (tmp_path / "cc3m.tsv").write_text("a dog\thttp://x/1.jpg\nbroken\n")
+    (tmp_path / "cc12m.tsv").write_text("http://x/2.jpg\ta cat\n")
+    for name, want in (("cc3m", ("http://x/1.jpg", "a dog")), ("cc12m", ("http://x/2.jpg", "a cat"))):
+        out = tmp_path / f"{name}.jsonl"
+        assert prepare.main(["list", "--data", str(tmp_path / f"{name}.tsv"), "--out", str(out)]) == 0
+        assert json.loads(out.read_text()) == {"url": want[0], "caption": want[1]}
+
+
+def test_an_epoch_has_every_sample_once_and_few_shards_at_a_time() -> None:
+    rng = random.Random()
+    counts = [rng.randint(0, 9) for _ in range(60)]
+    order = Order(counts, (rng.randrange(100), 0))
+    for epoch in range(2):
+        seen = [order[epoch * order.total + i] for i in range(order.total)]
+        assert sorted(seen) == list(range(order.total))
+        of_shard = np.searchsorted(np.cumsum(counts), seen, "right")
+        assert len(set(of_shard[: order.total // 8].tolist())) <= 32
+    assert [order[i] for i in range(20)] != [order[order.total + i] for i in range(20)]
+    assert [Order(counts, order.seed)[i] for i in range(30)] == [order[i] for i in range(30)]
+
+
+def test_a_mixture_keeps_its_weights_and_uses_every_position_once() -> None:
+    seed = random.randrange(1000)
+    mixture = Mixture([3.0, 1.0], 16, seed)
+    rows = [row for step in range(1500) for row in mixture.batch(step)]
+    for source in (0, 1):
+        positions = sorted(position for s, position in rows if s == source)
+        assert positions == list(range(len(positions)))
+    assert Counter(source for source, _ in rows)[0] / len(rows) == pytest.approx(0.75, abs=0.02)
+    assert Mixture([3.0, 1.0], 16, seed).batch(1300) == mixture.batch(1300), "any step, without those before"
+
+
+def reader(tmp_path: Path, broken: bool = False) -> Reader:
+    samples: dict[str, bytes | str] = {}
+    for i in range(12):
+        samples[f"{i}.jpg"] = b"no image" if broken and i % 4 == 0 else jpeg(20 * i)
+        samples[f"{i}.txt"] = f"text {i}\nother {i}"
+    shard(tmp_path / "data" / "0.tar", samples)
+    config = VisionConfig(height=8, width=8)
+    sources, _ = open_sources(({"path": str(tmp_path / "data")},), tmp_path / "cache", Bad(0))
+    return Reader(sources, 5, train_transform(config))
+
+
+def stream(reader: Reader, start: int, workers: int, bad: Bad, ranks: int = 1) -> list[Images]:
+    """Three steps of 4 rows, each rank's after the other."""
+
+    def part(rank: int) -> Iterator[tuple[int, list[Images]]]:
+        each = 4 // ranks
+        mixture = Mixture([1.0], 4, 5)
+        return image_batches(reader, mixture, start, lambda rows: [rows[rank * each :][:each]], workers, bad)
+
+    parts = [part(rank) for rank in range(ranks)]
+    return [images for _ in range(3) for part in parts for images in next(part)[1]]
+
+
+def test_batches_depend_on_the_step_alone(tmp_path: Path) -> None:
+    data = reader(tmp_path)
+    whole = [stream(data, start, 0, Bad(0)) for start in (0, 2)]
+    torch.testing.assert_close(whole[0][2].pixels, whole[1][0].pixels, rtol=0, atol=0)
+    assert whole[0][2].groups == whole[1][0].groups
+    by_workers = stream(data, 0, 2, Bad(0))
+    by_ranks = stream(data, 0, 0, Bad(0), ranks=2)
+    for step in range(3):
+        halves = by_ranks[2 * step : 2 * step + 2]
+        for other in (by_workers[step].pixels, torch.cat([half.pixels for half in halves])):
+            torch.testing.assert_close(whole[0][step].pixels, other, rtol=0, atol=0)
+    ids = torch.cat([images.image_ids for images in whole[0]])
+    assert sorted(ids.tolist()) == list(range(12)), "one epoch"
+
+
+def test_bad_samples_are_replaced_reported_and_limited(tmp_path: Path) -> None:
+    data = reader(tmp_path, broken=True)
+    bad = Bad(3, tmp_path / "bad.tsv")
+    images = stream(data, 0, 2, bad)
+    assert sum(len(part.groups) for part in images) == 12
+    assert len(bad.found) == 3 and all("0.tar#" in name for name in bad.found)
+    assert (tmp_path / "bad.tsv").read_text().count("\n") == 3
+    with pytest.raises(Blip2rtError, match="max_bad is 2"):
+        stream(data, 0, 0, Bad(2))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_source_without_a_readable_image_is_one_line(tmp_path: Path, workers: int) -> None:
+    shard(tmp_path / "data" / "0.tar", {"1.jpg": b"no", "1.txt": "a"})
+    sources, _ = open_sources(({"path": str(tmp_path / "data")},), tmp_path / "cache", Bad(0))
+    with pytest.raises(Blip2rtError, match="no readable sample") as error:
+        stream(Reader(sources, 0, eval_transform(VisionConfig())), 0, workers, Bad(9))
+    assert "Traceback" not in str(error.value)
+
+
+def test_wrong_sources_are_named_together(tmp_path: Path) -> None:
+    entries = ({"path": "a", "wieght": 1}, {"images": "b"}, {"path": "c", "weight": 0})
+    with pytest.raises(OptionError) as error:
+        open_sources(entries, tmp_path, Bad(0))
+    assert all(word in str(error.value) for word in ("'wieght'", "choose weight", "entry 2", "weight is 0"))
+
+
+def test_transforms_are_the_runtimes_and_the_papers() -> None:
+    config = VisionConfig(height=32, width=32, mean=(0.48, 0.45, 0.4), std=(0.26, 0.26, 0.27))
+    picture = Image.fromarray(np.random.default_rng().integers(0, 256, (50, 70, 3), dtype=np.uint8))
+    torch.testing.assert_close(eval_transform(config)(picture), to_pixels(picture, config))
+    ramp = Image.fromarray(np.tile(np.linspace(0, 255, 64, dtype=np.uint8)[None, :, None], (64, 1, 3)))
+    shown = [train_transform(config)(ramp)[0, 16] * 0.26 + 0.48 for _ in range(100)]
+    rises = [bool(row[-1] > row[0]) for row in shown]
+    assert 20 < sum(rises) < 80, "half of them are mirrored"
+    widths = [float((row[-1] - row[0]).abs()) for row in shown]
+    assert min(widths) > 0.3 and max(widths) > 0.8 and np.std(widths) > 0.05, "crops of half to all of the image"
+
+
+def test_a_training_on_sources_goes_on_bit_for_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = tiny_settings(tmp_path)
+    out = tmp_path / "shards"
+    arguments = ["--data", str(tmp_path / "table.tsv"), "--images", str(tmp_path / "images"), "--out", str(out)]
+    assert prepare.main(["shards", *arguments, "--per_shard", "3"]) == 0
+    data = [
+        {"path": str(out), "weight": 2},
+        {"path": str(tmp_path / "table.tsv"), "images": str(tmp_path / "images"), "weight": 1},
+    ]
+    settings = [*settings[:1], "", *settings[2:], "--train_data", *map(json.dumps, data), "--workers", "1"]
+    assert stage1.main([*settings, "--out", str(tmp_path / "whole")]) == 0
+    run = stage1.Stage1(parse(stage1.Stage1Settings, [*settings, "--out", str(tmp_path / "two")], ""))
+    original = run.trainer._step
+
+    def interrupted(step: int, backward: object) -> dict[str, float]:
+        if step == 4:
+            raise KeyboardInterrupt
+        return original(step, backward)  # type: ignore[arg-type]
+
+    run.trainer._step = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert stage1.main([*settings, "--out", str(tmp_path / "two")]) == 0
+    mine, theirs = (load_file(list_checkpoints(tmp_path / n)[-1] / "model.safetensors") for n in ("whole", "two"))
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_answers_are_drawn_as_often_as_they_were_given(tmp_path: Path) -> None:
+    """VQAv2's pair of files, and lists of questions with answers in any form."""
+    (tmp_path / "train2014").mkdir()
+    name = "train2014/COCO_train2014_000000000042.jpg"
+    (tmp_path / name).write_bytes(jpeg())
+    ten = ["yes"] * 7 + ["no"] * 3
+    answers = [{"question_id": 1, "image_id": 42, "answers": [{"answer": a, "answer_confidence": "yes"} for a in ten]}]
+    files = {
+        "v2_mscoco_train2014_annotations.json": {"data_subtype": "train2014", "annotations": answers},
+        "v2_OpenEnded_mscoco_train2014_questions.json": {
+            "questions": [{"question_id": 1, "image_id": 42, "question": "Is it?"}]
+        },
+        "list.json": [{"image": name, "question": "Is it?", "answer": ten}],
+    }
+    for file, content in files.items():
+        (tmp_path / file).write_text(json.dumps(content))
+    (tmp_path / "lines.jsonl").write_text(
+        json.dumps({"image": name, "question": "Is it?", "answers": {"yes": 7, "no": 3}}) + "\n"
+    )
+    for file in ("v2_mscoco_train2014_annotations.json", "list.json", "lines.jsonl"):
+        data = read_data(tmp_path / file, tmp_path)
+        assert data.samples == [Sample(0, "yes", "Is it?", 7), Sample(0, "no", "Is it?", 3)], file
+    samples = [*data.samples, Sample(0, "a dog")]
+    assert first_answers(samples) == [samples[0], samples[2]]
+    drawn = [draw_texts(samples, np.random.default_rng(i)) for i in range(2000)]
+    assert all(sorted(bool(s.prompt) for s in texts) == [False, True] for texts in drawn)
+    said = [next(s.text for s in texts if s.prompt) for texts in drawn]
+    assert said.count("yes") / len(said) == pytest.approx(0.7, abs=0.05)
+    out = prepare.write_shards(Dataset(data.paths, samples), tmp_path / "shards", 9, Bad(0))
+    assert sorted(Shards(str(out[0].parent), tmp_path).read(0)[1], key=str) == sorted(samples, key=str)
+    (tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json").unlink()
+    with pytest.raises(Blip2rtError, match="v2_OpenEnded_mscoco_train2014_questions.json"):
+        read_data(tmp_path / "v2_mscoco_train2014_annotations.json", tmp_path)

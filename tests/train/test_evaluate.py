@@ -1,0 +1,447 @@
+"""`python -m train.evaluate`: the official formats, checkpoint = bundle, going on after a kill, the report, bad input.
+
+Random tiny models and photographs, new ones in every run.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("onnxscript")
+pytest.importorskip("pycocoevalcap")
+pytest.importorskip("blip2rt._native")
+
+import blip2rt
+from export.cli import main as export
+from tests.export.test_lavis import Parts, stage2
+from tests.export.test_question import made
+from tests.tiny import blip2 as tiny_blip2
+from train import evaluate
+from train.evaluation.annotations import read_captions, read_questions
+from train.evaluation.generation import Generator
+from train.evaluation.metrics import caption_metrics
+from train.evaluation.predictors import open_predictor
+from train.evaluation.vqa import vqa_accuracy
+
+__all__ = ["made", "stage2"]  # fixtures of LAVIS' files, and of a Q-Former that reads the question
+SEED = int(os.environ.get("BLIP2RT_SEED") or random.randrange(2**31))
+FLOAT = "vision=fp32,qformer=fp32,llm=fp32,retrieval=fp32"
+IMAGES = 7
+OPT = pytest.mark.parametrize("generative", ["opt"], indirect=True)
+TIE = 2e-4  # between scores of two texts that rounding may put in another order
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photographs 1.jpg to 7.jpg in images/, and the same data in the official formats."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "images").mkdir()
+    rng = np.random.default_rng(SEED)
+    words = tiny_blip2.tiny_parts.WORDS
+    captions = {i: [" ".join(rng.choice(words, 5)) for _ in range(1 + i % 3)] for i in range(1, IMAGES + 1)}
+    for i, photo in enumerate(tiny_blip2.photographs(IMAGES, rng), 1):
+        photo.save(folder / "images" / f"{i}.jpg")
+    coco = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "domain": ("in-domain", "near-domain")[i % 2]} for i in captions],
+        "annotations": [{"image_id": i, "id": i, "caption": text} for i, texts in captions.items() for text in texts],
+    }
+    write(folder / "nocaps.json", coco)
+    karpathy = [
+        {"filepath": "val", "filename": f"{i}.jpg", "split": ("test", "val")[i == 3], "cocoid": i,
+         "sentences": [{"raw": text} for text in texts]} for i, texts in captions.items()
+    ]  # fmt: skip
+    write(folder / "karpathy.json", {"images": karpathy, "dataset": "coco"})
+    lines = [f"{i}.jpg#{n}\t{text}\n" for i, texts in captions.items() for n, text in enumerate(texts)]
+    (folder / "flickr.token").write_text("".join(lines))
+    rows = [f"{i}.jpg| {n}| {text}\n" for i, texts in captions.items() for n, text in enumerate(texts)]
+    (folder / "results.csv").write_text("image_name| comment_number| comment\n" + "".join(rows))
+    table = [f"{i}.jpg\t{text}\n" for i, texts in captions.items() for text in texts]
+    (folder / "table.tsv").write_text("image\tcaption\n" + "".join(table))
+    asked = [(10 * i + n, i, f"what is {words[n]}?") for i in captions for n in range(2)]
+    questions = [{"question_id": q, "image_id": i, "question": text} for q, i, text in asked]
+    write(folder / "questions.json", {"questions": questions, "data_subtype": "val2014", "task_type": "Open-Ended"})
+    annotations = [
+        {"question_id": q, "image_id": i, "answer_type": ("other", "yes/no")[q % 2], "question_type": "what",
+         "answers": [{"answer_id": n, "answer": str(rng.choice(words))} for n in range(10)]} for q, i, _ in asked
+    ]  # fmt: skip
+    write(folder / "annotations.json", {"annotations": annotations})
+    gqa = {f"q{q}": {"imageId": str(i), "question": text, "answer": "dog", "types": {"structural": "query"}}
+           for q, i, text in asked}  # fmt: skip
+    write(folder / "gqa.json", gqa)
+    return folder
+
+
+def write(file: Path, data: Any) -> None:
+    file.write_text(json.dumps(data))
+
+
+@pytest.fixture(scope="module", params=["opt", "t5"])
+def generative(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A Hugging Face checkpoint and its bundle."""
+    print(f"seed {SEED}")
+    torch.manual_seed(SEED)
+    folder = tmp_path_factory.mktemp(request.param)
+    checkpoint = tiny_blip2.generative(folder / "hf", tiny_blip2.TEXT_CONFIGS[request.param]())
+    assert export(["--ckpt", str(checkpoint), "--out", str(folder / "bundle"), "--precision", FLOAT]) == 0
+    return checkpoint, folder / "bundle"
+
+
+@pytest.fixture(scope="module")
+def retrieval(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    print(f"seed {SEED}")
+    torch.manual_seed(SEED)
+    folder = tmp_path_factory.mktemp("itm")
+    checkpoint = tiny_blip2.retrieval(folder / "hf")
+    assert export(["--ckpt", str(checkpoint), "--out", str(folder / "bundle"), "--precision", FLOAT]) == 0
+    return checkpoint, folder / "bundle"
+
+
+def run(task: str, model: Path, out: Path, *flags: Any) -> dict[str, Any]:
+    """Evaluates; its totals. The predictions are out.predictions.jsonl."""
+    assert evaluate.main([task, "--model", str(model), "--json", str(out), *map(str, flags)]) == 0
+    return json.loads(out.read_text())
+
+
+def predictions(out: Path) -> dict[Any, Any]:
+    lines = out.with_suffix(".predictions.jsonl").read_text().splitlines()
+    return {line["id"]: line["said"] for line in map(json.loads, lines[1:])}
+
+
+def assert_same(bundle: Path, data: Path, ours: dict[Any, Any], theirs: dict[Any, Any], beams: int) -> None:
+    """Captions are equal, but for ties: then the other one is among the beams, as good as the best."""
+    assert ours.keys() == theirs.keys()
+    model = blip2rt.load(bundle, threads=1)
+    for id in ours:
+        if ours[id] != theirs[id]:
+            best = model.caption(data / "images" / f"{id}.jpg", num_beams=beams, num_captions=beams, scores=True)
+            scores = {each.text: each.score for each in best}
+            assert theirs[id] in scores and max(scores.values()) - scores[theirs[id]] < TIE, f"seed {SEED}: {id}"
+
+
+def test_captions_of_a_checkpoint_are_its_bundles(generative: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+    checkpoint, bundle = generative
+    flags = ["--data", data / "nocaps.json", "--batch-size", 3]
+    by_torch = run("caption", checkpoint, tmp_path / "torch.json", *flags)
+    by_runtime = run("caption", bundle, tmp_path / "runtime.json", *flags)
+    said = predictions(tmp_path / "runtime.json")
+    assert_same(bundle, data, said, predictions(tmp_path / "torch.json"), 5)
+    if said == predictions(tmp_path / "torch.json"):
+        assert {**by_torch, "model": "", "seconds": 0} == {**by_runtime, "model": "", "seconds": 0}
+    items = read_captions(data / "nocaps.json", data / "images")
+    want, _ = caption_metrics([item.references for item in items], [said[item.id] for item in items])
+    assert by_runtime["cider"] == pytest.approx(want["cider"], abs=0.01)
+    inside = [item for item in items if item.group == "in-domain"]
+    want, _ = caption_metrics([item.references for item in inside], [said[item.id] for item in inside])
+    assert by_runtime["in-domain"]["cider"] == pytest.approx(want["cider"], abs=0.01)
+    assert by_runtime["near-domain"].keys() == want.keys()
+
+
+def test_answers_of_a_checkpoint_are_its_bundles(generative: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+    checkpoint, bundle = generative
+    flags = ["--data", data / "questions.json", "--annotations", data / "annotations.json"]
+    run("vqa", checkpoint, tmp_path / "torch.json", *flags)
+    totals = run("vqa", bundle, tmp_path / "runtime.json", *flags, "--results", tmp_path / "results.json")
+    said, other = predictions(tmp_path / "runtime.json"), predictions(tmp_path / "torch.json")
+    assert said.keys() == other.keys() and sum(said[id] != other[id] for id in said) <= 1  # one tie in a long while
+    asked = read_questions(data / "questions.json", data / "annotations.json", data / "images").asked
+    scores = [vqa_accuracy(said[item.id], item.answers) for item in asked]
+    assert totals["accuracy"] == pytest.approx(100 * np.mean(scores), abs=0.01)
+    kinds = [score for item, score in zip(asked, scores, strict=True) if item.group == "yes/no"]
+    assert totals["yes/no"]["accuracy"] == pytest.approx(100 * np.mean(kinds), abs=0.01)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results == [{"question_id": item.id, "answer": said[item.id]} for item in asked]
+
+
+def test_prompts_and_options_reach_both(generative: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+    """And change what is said."""
+    checkpoint, bundle = generative
+    image = data / "images" / "1.jpg"
+    for model, name in ((checkpoint, "torch"), (bundle, "runtime")):
+        shown = [
+            "--data",
+            data / "nocaps.json",
+            "--limit",
+            3,
+            "--beams",
+            1,
+            "--min-new-tokens",
+            6,
+            "--max-new-tokens",
+            6,
+        ]
+        run("caption", model, tmp_path / f"{name}.json", *shown, "--prompt", "a photo of")
+        kept = predictions(tmp_path / f"{name}.json")
+        want = blip2rt.load(bundle, threads=1).caption(
+            image, prompt="a photo of", num_beams=1, min_new_tokens=6, max_new_tokens=6
+        )
+        assert kept[1] == want, f"seed {SEED}, {name}"
+        flags = ["--data", data / "gqa.json", "--limit", 1, "--prompt", "what {} is", "--beams", 1]
+        run("vqa", model, tmp_path / f"{name}-asked.json", *flags)
+        assert len(predictions(tmp_path / f"{name}-asked.json")) == 1
+        predictor = open_predictor(str(model), prompt="what {} is")
+        asked = predictor.ask([image], ["red"], num_beams=1, max_new_tokens=5, min_new_tokens=5)
+        want = blip2rt.load(bundle, threads=1).caption(
+            image, prompt="what red is", num_beams=1, min_new_tokens=5, max_new_tokens=5
+        )
+        assert asked == [want], f"seed {SEED}, {name}"
+
+
+def test_soft_prompts_are_the_bundles(
+    made: tuple[Path, Any, blip2rt.Model], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a Q-Former that reads the question, in the words of its own prompt: a random LLM might not tell."""
+    folder, _, model = made
+    predictor: Any = open_predictor(str(folder / "ckpt"))
+    original, seen = Generator._inputs, []
+
+    def inputs(self: Generator, prefix: torch.Tensor, prompts: list[list[int]]) -> Any:
+        seen.append(prefix.numpy())
+        return original(self, prefix, prompts)
+
+    monkeypatch.setattr(Generator, "_inputs", inputs)
+    images = [data / "images" / f"{i}.jpg" for i in (1, 1, 2)]
+    questions = ["What is red?", "is the man in the snow with a dog and two cats", "the ball "]
+    options = {"num_beams": 1, "max_new_tokens": 3, "min_new_tokens": 1}
+    assert predictor.ask(images, questions, **options) == model.ask(images, questions, **options)
+    assert predictor.caption(images, **options) == model.caption(images, **options)
+    prepared = model._prepare(images)
+    for prefix, read in zip(seen, [[model._read_question(q) for q in questions], [""] * 3], strict=True):
+        assert np.abs(prefix - model._prefix_embeds(prepared, read)).max() < 1e-4, f"seed {SEED}"
+    assert np.abs(seen[0][0] - seen[0][1]).max() > 1e-3, "the question changes nothing: this tests nothing"
+
+
+def test_files_of_lavis(stage2: tuple[Any, Path, Path, Parts], data: Path, tmp_path: Path) -> None:
+    _, trained, _, parts = stage2
+    flags = ["--vision", parts.vision, "--llm", parts.llm, "--vision-heads", 4, "--qformer-heads", 2]
+    totals = run("caption", trained, tmp_path / "lavis.json", "--data", data / "table.tsv", *flags)
+    assert totals["images"] == IMAGES and set(predictions(tmp_path / "lavis.json")) == {
+        f"{i}.jpg" for i in range(1, IMAGES + 1)
+    }
+
+
+def test_retrieval_of_a_checkpoint_is_its_bundles(retrieval: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+    checkpoint, bundle = retrieval
+    found = {}
+    for model, name in ((checkpoint, "torch"), (bundle, "runtime")):
+        totals = run("retrieval", model, tmp_path / f"{name}.json", "--data", data / "table.tsv", "--rerank", 4)
+        found[name] = totals, predictions(tmp_path / f"{name}.json")
+    kept, other = found["runtime"][1], found["torch"][1]
+    items = read_captions(data / "table.tsv", data / "images")
+    texts = [text for item in items for text in item.references]
+    assert kept.keys() == other.keys() == {f"i2t {i}" for i in range(IMAGES)} | {f"t2i {i}" for i in range(len(texts))}
+    for id in kept:
+        mine, theirs = (dict(zip(each[id]["best"], each[id]["itm_logits"], strict=True)) for each in (kept, other))
+        shared = mine.keys() & theirs.keys()
+        assert len(shared) >= 3  # cosines that are equal but for rounding may stand in another order
+        np.testing.assert_allclose([mine[k] for k in shared], [theirs[k] for k in shared], atol=1e-3, err_msg=f"{SEED}")
+    model, paths = blip2rt.load(bundle, threads=1), [str(item.path) for item in items]
+    owner = np.repeat(np.arange(IMAGES), [len(item.references) for item in items])
+    sim = np.einsum("iqe,te->itq", model.embed_image(paths), model.embed_text(texts)).max(-1)
+    totals = found["runtime"][0]
+    for way, rows, own in (
+        ("t2i", sim.T, owner[:, None] == np.arange(IMAGES)),
+        ("i2t", sim, owner == np.arange(IMAGES)[:, None]),
+    ):
+        right: dict[str, list[bool]] = {"itm": [], "match": []}
+        for query, row in enumerate(rows):
+            said = kept[f"{way} {query}"]
+            best, logits = said["best"], np.array(said["itm_logits"])
+            assert sorted(row[best], reverse=True) == pytest.approx(sorted(row, reverse=True)[:4], abs=1e-6)
+            right["itm"].append(own[query][best[int((logits[:, 1] + row[best]).argmax())]])
+            asked = [(image, query) if way == "t2i" else (query, image) for image in best]
+            scores = [match.score for match in model.match([paths[i] for i, _ in asked], [texts[j] for _, j in asked])]
+            right["match"].append(own[query][best[int(np.argmax(scores))]])
+        for name, ones in right.items():
+            assert totals[f"{name}_{way}_r@1"] == pytest.approx(100 * np.mean(ones), abs=0.01), f"{name}, seed {SEED}"
+    assert totals["itc_t2i_r@1"] == pytest.approx(100 * np.mean(sim.argmax(0) == owner), abs=0.01)
+    assert totals["itc_t2i_r@10"] == totals["itm_t2i_r@10"] == 100.0  # there are seven images
+    features = model.vision_features(paths)
+    said = kept["t2i 3"]
+    np.testing.assert_allclose(said["itm_logits"], model.itm_logits(features[said["best"]], [texts[3]] * 4), atol=1e-5)
+
+
+def test_a_bundle_says_what_the_matching_head_weighs(retrieval: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(retrieval[1], bundle)
+    manifest = json.loads((bundle / "blip2rt.json").read_text())
+    picture = str(data / "images" / "1.jpg")
+    for weight in (1.0, 0.25, 0.0):
+        manifest["retrieval"]["itm_weight"] = weight
+        (bundle / "blip2rt.json").write_text(json.dumps(manifest))
+        model = blip2rt.load(bundle, threads=1)
+        match = model.match(picture, "a dog")
+        [[no, yes]] = model.itm_logits(model.vision_features([picture]), ["a dog"])
+        want = weight * (yes - no) + match.cosine / manifest["retrieval"]["temperature"]
+        assert match.score == pytest.approx(want, abs=1e-4), f"seed {SEED}"
+    manifest["retrieval"]["itm_weight"] = -1
+    (bundle / "blip2rt.json").write_text(json.dumps(manifest))
+    with pytest.raises(blip2rt.Blip2rtError, match="itm_weight is -1"):
+        blip2rt.load(bundle)
+
+
+@OPT
+def test_a_killed_evaluation_goes_on(
+    generative: tuple[Path, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    bundle = generative[1]
+    flags = ["--data", data / "table.tsv", "--batch-size", 2, "--beams", 2]
+    whole = run("caption", bundle, tmp_path / "whole.json", *flags)
+    original, asked = blip2rt.Model.caption, []
+
+    def caption(self: Any, images: Any, **options: Any) -> Any:
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        asked.extend(images)
+        return original(self, images, **options)
+
+    monkeypatch.setattr(blip2rt.Model, "caption", caption)
+    out = tmp_path / "killed.json"
+    assert evaluate.main(["caption", "--model", str(bundle), "--json", str(out), *map(str, flags)]) == 130
+    assert not out.exists() and len(predictions(out)) == 4
+    kept = out.with_suffix(".predictions.jsonl")
+    kept.write_text(kept.read_text() + '{"id": "6.jpg", "sa')  # killed within a line
+    monkeypatch.setattr(blip2rt.Model, "caption", original)
+    again = run("caption", bundle, out, *flags)
+    assert {**again, "seconds": 0} == {**whole, "seconds": 0}
+    assert predictions(out) == predictions(tmp_path / "whole.json")
+    # Other options are another evaluation.
+    assert evaluate.main(["caption", "--model", str(bundle), "--json", str(out), *map(str, flags[:-1]), "3"]) == 2
+    assert "num_beams was 2" in capsys.readouterr().err
+
+
+@OPT
+def test_report(generative: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Self-contained, worst first, everything escaped."""
+    folder = tmp_path / "<b>pictures"
+    folder.mkdir()
+    said = {"<i>.jpg": "a cat <sits>", "two.jpg": "two dogs play in the snow", "three.jpg": "a man on a red bike"}
+    truth = ["<script>alert(1)</script> & more", said["two.jpg"], "a man rides a red bike"]
+    for name, photo in zip(said, tiny_blip2.photographs(3, np.random.default_rng()), strict=True):
+        photo.save(folder / name)
+    monkeypatch.setattr(blip2rt.Model, "caption", lambda _, images, **options: [said[path.name] for path in images])
+    rows = "".join(f"{name}\t{text}\n" for name, text in zip(said, truth, strict=True))
+    (tmp_path / "table.tsv").write_text("image\tcaption\n" + rows)
+    page = tmp_path / "report.html"
+    flags = ["--data", tmp_path / "table.tsv", "--images", folder, "--report", page]
+    totals = run("caption", generative[1], tmp_path / "totals.json", *flags)
+    text = page.read_text()
+    assert "<script" not in text and "<i>" not in text and "<b>" not in text and "<sits>" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in text
+    assert "http" not in text and text.count("data:image/jpeg;base64,") == 3
+    assert f"{totals['cider']:g}" in text
+    order = [text.index(f">{html.escape(name)}</div>") for name in ("<i>.jpg", "three.jpg", "two.jpg")]
+    assert order == sorted(order), "worst first"
+    run("caption", generative[1], tmp_path / "totals.json", *flags, "--report-rows", 1)
+    assert page.read_text().count("<article>") == 1 and "2 better ones are left out" in page.read_text()
+
+
+@pytest.mark.parametrize("name", ["nocaps.json", "flickr.token", "results.csv", "table.tsv", "karpathy.json"])
+def test_caption_formats_say_the_same(data: Path, name: str) -> None:
+    want = {item.path.name: item.references for item in read_captions(data / "table.tsv", data / "images")}
+    if name == "karpathy.json":
+        del want["3.jpg"]  # of another split
+    found = read_captions(data / name, data / "images")
+    assert {item.path.name: item.references for item in found} == want
+    assert {item.id for item in found} == {int(Path(each).stem) if name.endswith(".json") else each for each in want}
+
+
+def test_vqa_formats(data: Path, tmp_path: Path) -> None:
+    official = read_questions(data / "questions.json", data / "annotations.json", data / "images")
+    assert official.graded and len(official.asked) == 2 * IMAGES and len(official.asked[0].answers) == 10
+    gqa = read_questions(data / "gqa.json", None, data / "images")
+    assert not gqa.graded and [item.path for item in gqa.asked] == [item.path for item in official.asked]
+    (tmp_path / "mine.jsonl").write_text(
+        '{"image": "1.jpg", "question": "what is red?", "answer": "ball"}\n'
+        '{"image": "1.jpg", "question": "what is red?", "answer": "the ball"}\n{"image": "2.jpg", "caption": "a dog"}\n'
+    )
+    [mine] = read_questions(tmp_path / "mine.jsonl", None, data / "images").asked
+    assert mine.answers == ["ball", "the ball"] and mine.path.name == "1.jpg"
+    # COCO's names of images, in their folder and without.
+    for place in ("val2014", "."):
+        folder = tmp_path / place.replace(".", "flat")
+        (folder / place).mkdir(parents=True)
+        for i in range(1, IMAGES + 1):
+            (folder / place / f"COCO_val2014_{i:012d}.jpg").write_bytes((data / "images" / f"{i}.jpg").read_bytes())
+        found = read_questions(data / "questions.json", data / "annotations.json", folder).asked
+        assert all(item.path.is_file() for item in found)
+
+
+@OPT
+def test_unpublished_answers_are_handed_in(
+    generative: tuple[Path, Path], data: Path, tmp_path: Path, capsys: Any
+) -> None:
+    flags = ["vqa", "--model", str(generative[1]), "--data", str(data / "questions.json"), "--beams", "1"]
+    assert evaluate.main([*flags, "--limit", "2"]) == 2
+    assert "no answers to compare with" in capsys.readouterr().err
+    assert evaluate.main([*flags, "--limit", "2", "--results", str(tmp_path / "results.json")]) == 0
+    assert [each["question_id"] for each in json.loads((tmp_path / "results.json").read_text())] == [10, 11]
+    assert "accuracy" not in json.loads(capsys.readouterr().out)
+
+
+def faulty(folder: Path, data: Path) -> dict[str, tuple[list[Any], str]]:
+    """Name -> a command, and what its one line says."""
+    coco = json.loads((data / "nocaps.json").read_text())
+    annotations = json.loads((data / "annotations.json").read_text())
+    write(folder / "bare.json", {**coco, "annotations": coco["annotations"][:1]})
+    write(folder / "unknown.json", {**coco, "images": coco["images"][1:]})
+    write(folder / "nameless.json", {**coco, "images": [{"id": 1}, *coco["images"][1:]]})
+    write(folder / "strange.json", {"pictures": []})
+    write(folder / "few.json", {"annotations": annotations["annotations"][1:]})
+    write(
+        folder / "one.json",
+        {"annotations": [{**each, "answers": each["answers"][:1]} for each in annotations["annotations"]]},
+    )
+    write(folder / "twice.json", {**coco, "images": [*coco["images"], {"id": 9, "file_name": "9.jpg"}],
+          "annotations": [*coco["annotations"], {"image_id": 9, "caption": "a dog"}]})  # fmt: skip
+    (folder / "broken.json").write_text("{")
+    (folder / "notes.md").write_text("a dog")
+    questions = ["vqa", "--data", data / "questions.json", "--images", data / "images"]
+    table = ["--data", data / "table.tsv"]
+    return {
+        "an image without caption": (["caption", "--data", folder / "bare.json"], "6 images without caption"),
+        "a caption without image": (["caption", "--data", folder / "unknown.json"], "images that are not listed"),
+        "an image without name": (["caption", "--data", folder / "nameless.json"], "lacks 'file_name'"),
+        "a missing image": (["caption", "--data", folder / "twice.json"], "1 images of .*, the first .*9.jpg"),
+        "another format": (["caption", "--data", folder / "strange.json"], "keys pictures: give COCO's"),
+        "no JSON": (["caption", "--data", folder / "broken.json"], "is no JSON"),
+        "no file": (["caption", "--data", folder / "absent.json"], "cannot be read: No such file"),
+        "no list": (["caption", "--data", folder / "notes.md"], "choose a .tsv"),
+        "no split": (["caption", "--data", data / "karpathy.json", "--split", "dev"], "choose test, val"),
+        "splits": (["caption", *table, "--split", "test"], "has no splits"),
+        "no annotation": ([*questions, "--annotations", folder / "few.json"], "question 10 of .* has no annotation"),
+        "one answer": ([*questions, "--annotations", folder / "one.json"], "has 1 answers"),
+        "captions as answers": ([*questions, "--annotations", data / "nocaps.json"], "lacks 'question_id'"),
+        "no questions": (["vqa", *table], "has no questions"),
+        "needless annotations": (["vqa", "--data", data / "gqa.json", "--annotations", folder / "few.json"], "itself"),
+        "no such folder": (["caption", *table, "--json", folder / "absent" / "a.json"], "there is no folder"),
+        "no model": (["caption", *table, "--model", folder / "absent"], "does not exist"),
+        "a model that cannot": (["retrieval", *table], "cannot"),
+        "no place for a question": (["vqa", "--data", data / "gqa.json", "--prompt", "Question:"], "it holds {}"),
+        "options": (["caption", *table, "--min-new-tokens", "40"], "--min-new-tokens is 40: give 0 to"),
+    }  # fmt: skip
+
+
+@OPT
+@pytest.mark.parametrize("kind", ["bundle", "checkpoint"])
+def test_bad_input_is_one_line(
+    generative: tuple[Path, Path], data: Path, tmp_path: Path, kind: str, capsys: Any
+) -> None:
+    model = generative[kind == "bundle"]
+    for name, (command, message) in faulty(tmp_path, data).items():
+        flags = [*command, *([] if "--model" in command else ["--model", model])]
+        flags += [] if "--images" in command else ["--images", data / "images"]
+        assert evaluate.main([str(flag) for flag in flags]) == 2, name
+        lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+        assert len(lines) == 1 and re.search(message, lines[0]), f"{name}: {lines}"

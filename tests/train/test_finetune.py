@@ -1,0 +1,443 @@
+"""Finetunes on tiny models: the encoder learns layer by layer, questions reach the queries, LoRA leaves no trace."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import blip2rt
+from blip2rt.cli import main as cli
+from blip2rt.image import to_pixels
+from blip2rt.modeling.checkpoints import list_checkpoints, load_model, read_config
+from blip2rt.modeling.vision import layer_numbers
+from export.cli import main as export
+from export.convert import main as convert
+from train import stage1, stage2
+from train.settings import parse
+
+from ..tiny import blip2 as tiny_blip2
+from ..tiny.parts import WORDS, bert_folder, caption_table, llm_folder, tiny_settings
+
+STEPS = {"steps": 4, "warmup": 1, "batch_size": 4, "save_every": 2, "log_every": 1, "precision": "fp32", "lr": 1e-3,
+         "projection_lr": 1e-3, "min_lr": 0, "workers": 0, "texts_per_image": 2, "eval_every": 4}  # fmt: skip
+ROOT = Path(__file__).parents[2]
+TRAINED = ["--train_vision", "--no-cache_features"]
+FLOAT = "vision=fp32,qformer=fp32,llm=fp32"
+
+
+def options(**fields: Any) -> list[str]:
+    return [text for name, value in fields.items() for text in (f"--{name}", str(value))]
+
+
+def question_table(folder: Path) -> Path:
+    """Captions, and questions with answers, for the images of `caption_table`."""
+    lines = (folder / "table.tsv").read_text().splitlines()
+    rows = ["image\tcaption\tprompt", *(f"{line}\t" for line in lines[1:])]
+    rows += [f"{i}.jpg\t{word}\twhat is {word}?" for i in range(8) for word in ("red", "blue")]
+    table = folder / "questions.tsv"
+    table.write_text("\n".join(rows) + "\n")
+    return table
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """BLIP-2 in Hugging Face's format, generative and retrieving, a BERT of its Q-Former's width, and data."""
+    folder = tmp_path_factory.mktemp("finetune")
+    torch.manual_seed(torch.seed() % 2**31)
+    caption_table(folder)
+    question_table(folder)
+    bert_folder(folder / "bert")
+    qformer = {"num_hidden_layers": 2, "intermediate_size": 48, "max_position_embeddings": 40}  # the BERT's geometry
+    for name in ("opt", "t5"):
+        tiny_blip2.generative(folder / name, tiny_blip2.TEXT_CONFIGS[name](), qformer=qformer)
+    tiny_blip2.retrieval(folder / "itm", qformer=qformer)
+    llm_folder(folder / "wide")  # of another width
+    return folder
+
+
+def data(parts: Path) -> list[str]:
+    return [*options(train_table=parts / "table.tsv", dev_table=parts / "table.tsv", images=parts / "images",
+                     features=parts / "features"), *options(**STEPS)]  # fmt: skip
+
+
+def finetune(parts: Path, out: Path, start: str, *more: str) -> Path:
+    arguments = [*data(parts), "--start", str(parts / start), "--out", str(out), *more]
+    assert stage2.main(arguments) == 0
+    return out
+
+
+def held(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(list_checkpoints(run)[-1] / "model.safetensors")
+
+
+def pixels_of(images: list[Any], config: Any) -> torch.Tensor:
+    from export.describe import image_spec
+
+    return torch.from_numpy(to_pixels(images, image_spec(config.vision)))
+
+
+def test_each_layer_learns_at_its_rate(parts: Path) -> None:
+    arguments = [*data(parts), "--start", str(parts / "opt"), "--out", str(parts / "rates"), *TRAINED,
+                 *options(layer_decay=0.5, projection_lr=7e-3)]  # fmt: skip
+    trainer = stage2.Stage2(parse(stage2.Stage2Settings, arguments, "")).trainer
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    rates = {names[id(p)]: group["peak"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    wanted = {"class_embedding": 1e-3 / 16, "patch_embedding.weight": 1e-3 / 16, "layers.0.qkv.bias": 1e-3 / 8,
+              "layers.1.fc1.weight": 1e-3 / 4, "layers.2.norm2.weight": 1e-3 / 2}  # fmt: skip
+    for name, rate in wanted.items():
+        assert rates[f"vision.body.{name}"] == pytest.approx(rate), name
+    assert rates["qformer.query_tokens"] == rates["vision_norm.weight"] == 1e-3
+    assert rates["projection.weight"] == 7e-3
+    vision = [n for n, p in trainer.model.vision.named_parameters()]
+    assert {f"vision.{name}" for name in vision} <= rates.keys(), "all of it learns"
+    decay = {names[id(p)]: g["weight_decay"] for g in trainer.optimizer.param_groups for p in g["params"]}
+    assert decay["vision.body.layers.0.qkv.bias"] == 0 and decay["vision.body.layers.0.qkv.weight"] > 0
+
+
+def test_low_layers_move_less(parts: Path) -> None:
+    """By Adam's first step every weight moves as far as its rate is high."""
+    common = options(steps=1, warmup=0, weight_decay=0, save_every=1, clip=0)
+    moved: dict[float, list[float]] = {}
+    for decay in (1.0, 0.5):
+        run = finetune(parts, parts / f"decay-{decay}", "opt", *TRAINED, *common, "--layer_decay", str(decay))
+        before = load_model(parts / "opt", llm=False).vision
+        after = held(run)
+        assert before is not None
+        moved[decay] = [
+            float((after[f"vision.body.layers.{i}.fc1.weight"] - before.body.layers[i].fc1.weight).abs().mean())
+            for i in range(3)
+        ]
+    for layer, (whole, less) in enumerate(zip(moved[1.0], moved[0.5], strict=True)):
+        assert less / whole == pytest.approx(0.5 ** (3 - layer), rel=0.05), moved
+
+
+def test_a_trained_encoder_lies_in_the_checkpoint_and_is_exported(parts: Path, tmp_path: Path) -> None:
+    """Hugging Face's folder -> caption finetune -> export -> runtime; the start is gone by then."""
+    shutil.copytree(parts / "opt", tmp_path / "start")
+    arguments = [*data(parts), "--start", str(tmp_path / "start"), "--out", str(tmp_path / "run"), *TRAINED,
+                 "--caption_prompt", "a photo of", "--layer_decay", "0.9"]  # fmt: skip
+    assert stage2.main(arguments) == 0
+    state = held(tmp_path / "run")
+    assert {"vision.body.class_embedding", "vision.body.layers.2.fc2.weight"} <= state.keys()
+    assert not any(name.startswith("llm.") for name in state)
+    for file in (tmp_path / "start").glob("*.safetensors"):  # of the encoder nothing is needed any more
+        from safetensors.torch import save_file
+
+        kept = {
+            n: t for n, t in load_file(file).items() if not n.startswith(("vision_model.encoder", "vision_model.emb"))
+        }
+        save_file(kept, file, metadata={"format": "pt"})
+    model = load_model(tmp_path / "run")
+    body = model.vision.body.state_dict()
+    assert all(
+        torch.equal(body[n.removeprefix("vision.body.")], t) for n, t in state.items() if n.startswith("vision.")
+    )
+    images = tiny_blip2.photographs(2, np.random.default_rng())
+    assert export(["--ckpt", str(tmp_path / "run"), "--out", str(tmp_path / "bundle"), "--precision", FLOAT]) == 0
+    bundle = blip2rt.load(tmp_path / "bundle", threads=1)
+    assert bundle.bundle.manifest.prompts["caption"] == "a photo of"
+    with torch.no_grad():
+        seen = model.vision_features(pixels_of(images, model.config))
+        want = model.prefix_embeds(model.query_output(seen))
+    assert np.abs(bundle.vision_features(images) - seen.numpy()).max() < 1e-4
+    got = bundle._prefix_embeds(bundle._prepare(images), ["", ""])
+    assert np.abs(got - want.numpy()).max() < 1e-4
+    assert all(isinstance(text, str) for text in bundle.caption(images, num_beams=1, max_new_tokens=5))
+
+
+def test_the_prompt_is_given_and_not_learned(parts: Path) -> None:
+    arguments = [*data(parts), "--start", str(parts / "opt"), "--out", str(parts / "prompt"),
+                 "--caption_prompt", "a photo of"]  # fmt: skip
+    stage = stage2.Stage2(parse(stage2.Stage2Settings, arguments, ""))
+    _, [micro] = next(iter(stage._batches()))
+    tokenizer = stage.texts.tokenizer
+    said = tokenizer.convert_ids_to_tokens(micro.texts.target.tolist())
+    assert "photo" not in said and said.count("</s>") == sum(len(group) for group in micro.images.groups)
+    words = [word for group in micro.images.groups for s in group for word in s.text.split() if word in WORDS]
+    assert [word for word in said if word != "</s>"] == words
+    first = tokenizer.convert_ids_to_tokens(micro.texts.token_ids[0, :4].tolist())
+    assert first == ["<s>", "a", "photo", "of"], "laid out as Blip2Processor does"
+
+
+@pytest.mark.parametrize("source", ["timm:test_efficientnet", "hf"])
+def test_encoders_of_others_learn_and_are_kept(parts: Path, tmp_path: Path, source: str) -> None:
+    """Of timm and Hugging Face; what the features do not depend on is left alone, and a resumed run is the same."""
+    settings = tiny_settings(tmp_path)
+    llm_folder(tmp_path / "llm")
+    if source == "hf":
+        from transformers import CLIPVisionConfig, CLIPVisionModel
+
+        config = CLIPVisionConfig(hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2,
+                                  image_size=64, patch_size=32)  # fmt: skip
+        CLIPVisionModel(config).save_pretrained(tmp_path / "clip")
+        settings += options(vision_source=f"hf:{tmp_path / 'clip'}", vision_positions=5, vision_features=24)
+    settings += [*options(workers=0, llm_source=tmp_path / "llm", end="<|end|>", layer_decay=0.8), *TRAINED]
+    assert stage2.main([*settings, "--out", str(tmp_path / "whole")]) == 0
+    state = held(tmp_path / "whole")
+    run = stage2.Stage2(parse(stage2.Stage2Settings, [*settings, "--out", str(tmp_path / "again")], ""))
+    assert run.trainer.model.vision is not None and not run.trainer.model.vision.training
+    frozen = [n for n, p in run.trainer.model.vision.named_parameters() if not p.requires_grad]
+    assert all("post_layernorm" in name for name in frozen) and bool(frozen) == (source == "hf")
+    original = run.trainer._step
+
+    def interrupted(step: int, loss: Any) -> dict[str, float]:
+        if step == 4:
+            raise KeyboardInterrupt
+        return original(step, loss)
+
+    run.trainer._step = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert stage2.main([*settings, "--out", str(tmp_path / "again")]) == 0
+    again = held(tmp_path / "again")
+    assert [name for name in state if not torch.equal(state[name], again[name])] == []
+    model = load_model(tmp_path / "whole")
+    for name, values in model.vision.state_dict().items():
+        assert torch.equal(values, state[f"vision.{name}"]), name
+    rates = layer_numbers(run.trainer.model.vision)
+    assert min(rates.values()) == 0 and max(rates.values()) >= 2
+
+
+@pytest.mark.parametrize("llm", ["opt", "t5"])
+def test_vqa_reads_the_question_twice(parts: Path, tmp_path: Path, llm: str) -> None:
+    table = ["--train_table", str(parts / "questions.tsv"), "--dev_table", str(parts / "questions.tsv")]
+    vqa = [*TRAINED, *table, "--question_to_qformer", "--qformer_init", str(parts / "bert"),
+           "--ask_prompt", "Question: {} Answer:"]  # fmt: skip
+    arguments = [*data(parts), "--start", str(parts / llm), *vqa]
+    stage = stage2.Stage2(parse(stage2.Stage2Settings, [*arguments, "--out", str(tmp_path / "look")], ""))
+    _, [micro] = next(iter(stage._batches()))
+    texts = [sample for group in micro.images.groups for sample in group]
+    assert micro.asked.image.tolist() == [i for i, group in enumerate(micro.images.groups) for _ in group]
+    read = stage.questions.tokenizer.batch_decode(micro.asked.token_ids, skip_special_tokens=True)
+    spoken = [sample.prompt.replace("?", "").replace(" ", "") for sample in texts]  # BERT has no ? here
+    assert [text.replace(" ", "") for text in read] == spoken
+    with torch.no_grad():  # what the question is decides what is said of the image
+        loss = stage._loss(micro)["loss"]
+        asked = replace(micro.asked, token_ids=micro.asked.token_ids.roll(1, 1))
+        changed = stage._loss(replace(micro, asked=asked))["loss"]
+    assert (loss - changed).abs() > 1e-6
+    bert = load_file(parts / "bert" / "model.safetensors")
+    started = stage.model.qformer.layers[0].text_ffn.inner.weight
+    assert torch.equal(started, bert["encoder.layer.0.intermediate.dense.weight"]), "the text branch is BERT's"
+    hf = load_model(parts / llm, vision=False, llm=False).qformer
+    assert torch.equal(stage.model.qformer.layers[0].query_ffn.inner.weight, hf.layers[0].query_ffn.inner.weight)
+
+    run = finetune(parts, tmp_path / "run", llm, *vqa)
+    assert stage2.main([*arguments, "--out", str(run), "--steps", "5"]) == 0, "it goes on"
+    assert export(["--ckpt", str(run), "--out", str(tmp_path / "bundle"), "--precision", FLOAT]) == 0
+    bundle = blip2rt.load(tmp_path / "bundle", threads=1)
+    model = load_model(run)
+    images = tiny_blip2.photographs(2, np.random.default_rng())
+    questions = ["what is red?", "is the dog on the grass"]
+    tokens = stage.questions.tokenizer(questions, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        seen = model.vision_features(pixels_of(images, model.config))
+        want = model.prefix_embeds(model.query_output(seen, tokens["input_ids"], tokens["attention_mask"]))
+    got = bundle._prefix_embeds(bundle._prepare(images), [bundle._read_question(q) for q in questions])
+    assert np.abs(got - want.numpy()).max() < 1e-4
+    assert all(isinstance(text, str) for text in bundle.ask(images, questions, num_beams=1, max_new_tokens=3))
+
+
+def test_lora_is_part_of_the_weights_when_it_is_exported(parts: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    lora = ["--lora_rank", "3", "--lora_alpha", "12", "--lora_lr", "0.03", *TRAINED]
+    run = finetune(parts, tmp_path / "run", "opt", *lora)
+    state = held(run)
+    adapters = {name for name in state if name.startswith("llm.")}
+    assert len(adapters) == 2 * 2 * 6 and all(".lora_" in name for name in adapters)
+    arguments = [*data(parts), "--start", str(parts / "opt"), "--out", str(run), *lora]
+    trained = stage2.Stage2(parse(stage2.Stage2Settings, arguments, "")).model.eval()  # with peft's layers
+    merged = load_model(run)
+    assert not [m for m in merged.modules() if "lora" in type(m).__module__]
+    plain = load_model(parts / "opt")
+    embeds = torch.randn(2, 7, 48)
+    with torch.no_grad():
+        want, got, before = (m.llm(inputs_embeds=embeds).logits for m in (trained, merged, plain))
+    assert (got - want).abs().max() < 1e-4
+    assert (got - before).abs().max() > 1e-2, "the adapters have learned nothing: this tests nothing"
+    assert convert([str(run), "--to", "hf", str(tmp_path / "hf")]) == 0
+    with torch.no_grad():
+        assert (load_model(tmp_path / "hf").llm(inputs_embeds=embeds).logits - got).abs().max() < 1e-5
+    assert export(["--ckpt", str(run), "--out", str(tmp_path / "bundle"), "--precision", FLOAT]) == 0
+    bundle = blip2rt.load(tmp_path / "bundle", threads=1)
+    [image] = tiny_blip2.photographs(1, np.random.default_rng())
+    with torch.no_grad():
+        prefix = merged.prefix_embeds(merged.query_output(merged.vision_features(pixels_of([image], merged.config))))
+        bos = trained.llm.get_input_embeddings()(torch.tensor([[2]]))
+        said = trained.llm.generate(
+            inputs_embeds=torch.cat((prefix, bos), 1), attention_mask=torch.ones(1, prefix.shape[1] + 1),
+            do_sample=False, max_new_tokens=6, min_new_tokens=1,
+            eos_token_id=list(bundle.bundle.manifest.llm.eos_token_ids),
+        )  # fmt: skip
+    tokenizer = stage2.Texts(merged.config.llm, 5, 9).tokenizer
+    assert bundle.caption(image, num_beams=1, max_new_tokens=6).split() == (
+        tokenizer.decode(said[0], skip_special_tokens=True).split()
+    )
+
+
+def test_lora_goes_on_where_it_was(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("peft")
+    run = finetune(parts, tmp_path / "run", "opt", "--lora_rank", "2", "--lora_layers", "q_proj", "v_proj")
+    more = [*data(parts), "--start", str(run)]
+    model = stage2.Stage2(parse(stage2.Stage2Settings, [*more, "--out", str(tmp_path / "more")], "")).model
+    state, held_ = held(run), model.trained_state()
+    assert state.keys() == held_.keys() and all(torch.equal(held_[name], state[name]) for name in state)
+    assert sum(".lora_A" in name for name in state) == 4
+    capsys.readouterr()
+    assert stage2.main([*more, "--out", str(tmp_path / "other"), "--lora_rank", "3"]) == 2
+    assert "lora_rank 2" in capsys.readouterr().err
+    wrong = [*data(parts), "--start", str(parts / "opt"), "--out", str(tmp_path / "w"), "--lora_rank", "2"]
+    assert stage2.main([*wrong, "--lora_layers", "c_attn"]) == 2
+    assert "c_attn" in (error := capsys.readouterr().err) and "q_proj" in error
+
+
+def test_retrieval_finetune_from_hugging_face(parts: Path, tmp_path: Path) -> None:
+    fields = [f for f in data(parts) if f]
+    for name in ("--projection_lr", "--texts_per_image"):
+        at = fields.index(name)
+        del fields[at : at + 2]
+    arguments = [*fields, "--start", str(parts / "itm"), "--out", str(tmp_path / "run"), *TRAINED,
+                 *options(layer_decay=0.9, head_lr=1e-3)]  # fmt: skip
+    assert stage1.main(arguments) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {"itc", "itm", "itg"} <= lines[0].keys() and any("dev_t2i_r@1" in line for line in lines)
+    before, state = load_model(parts / "itm"), held(tmp_path / "run")
+    assert not torch.equal(state["vision.body.layers.0.fc1.weight"], before.vision.body.layers[0].fc1.weight)
+
+
+def test_a_larger_image_interpolates_positions_of_any_start(parts: Path, tmp_path: Path) -> None:
+    run = finetune(parts, tmp_path / "small", "opt", *TRAINED, "--steps", "1", "--save_every", "1")
+    for start in (parts / "opt", run):
+        out = tmp_path / f"large-{start.name}"
+        large = ["--vision_size", "42", "--steps", "1", "--save_every", "1"]
+        assert stage2.main([*data(parts), "--start", str(start), "--out", str(out), *TRAINED, *large]) == 0
+        assert held(out)["vision.body.position_embedding"].shape[1] == 1 + 6 * 6
+        assert read_config(out).vision.height == 42
+
+
+@pytest.mark.parametrize("size", [96, 32])
+def test_a_size_of_another_grid_interpolates_learned_positions(tmp_path: Path, size: int) -> None:
+    settings = tiny_settings(tmp_path)
+    llm_folder(tmp_path / "llm")
+    settings += options(workers=0, llm_source=tmp_path / "llm", end="<|end|>", lr=1e-2)
+    assert stage2.main([*settings, "--out", str(tmp_path / "run")]) == 0
+    at = settings.index("--vision_size")
+    other = [*settings[:at], *settings[at + 6 :], "--vision_size", str(size), "--start", str(tmp_path / "run")]
+    model = stage2.Stage2(parse(stage2.Stage2Settings, [*other, "--out", str(tmp_path / "larger")], "")).trainer.model
+    before, after = held(tmp_path / "run")["vision_positions"], model.vision_positions.detach()
+    assert before.abs().mean() > 1e-3 and after.shape == (1, (size // 32) ** 2, 256)
+    middle = after.shape[1] // 2  # of the 2 x 2 grid that was learned it sees all evenly
+    torch.testing.assert_close(after[0, middle], before[0].mean(0))
+    exported = ["--ckpt", str(tmp_path / "run"), "--image-size", str(size), "--out", str(tmp_path / "bundle")]
+    assert export([*exported, "--precision", FLOAT, "--no-verify"]) == 0, exported
+    constants = onnx.load(tmp_path / "bundle" / "qformer.onnx").graph.initializer
+    [positions] = [onnx.numpy_helper.to_array(c) for c in constants if c.name.endswith("vision_positions")]
+    np.testing.assert_allclose(positions, after.numpy(), atol=1e-6)
+
+
+def test_gradient_checkpointing_of_the_encoder_changes_nothing(parts: Path, tmp_path: Path) -> None:
+    runs = [finetune(parts, tmp_path / name, "opt", *TRAINED, *more) for name, more in
+            (("plain", []), ("recompute", ["--recompute"]))]  # fmt: skip
+    plain, again = (held(run) for run in runs)
+    for name in plain:
+        torch.testing.assert_close(plain[name], again[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--train_vision"], ["train_vision", "--no-cache_features"]),
+        (["--layer_decay", "0.9"], ["layer_decay 0.9", "--train_vision"]),
+        (["--layer_decay", "2", *TRAINED], ["layer_decay is 2.0", "0 to 1"]),
+        (["--queries", "9"], ["queries is 9", "has 5"]),
+        (["--llm_source", "{wide}"], ["does not fit", "projection.weight"]),
+        (["--lora_rank", "-1"], ["lora_rank is -1", "0 or more"]),
+        (["--question_to_qformer"], ["question_to_qformer", "stage1", "qformer_init"]),
+        (["--start", "{itm}"], ["stage 1", "stage1"]),
+    ],
+)
+def test_wrong_finetunes_are_one_line(
+    parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], words: list[str]
+) -> None:
+    given = [text.format(itm=parts / "itm", wide=parts / "wide") for text in more]
+    assert stage2.main([*data(parts), "--start", str(parts / "opt"), "--out", str(tmp_path / "out"), *given]) == 2
+    told = capsys.readouterr().err
+    [error] = [line for line in told.splitlines() if line.startswith("error: ")]  # beside progress
+    assert all(word in error for word in words) and "Traceback" not in told, told
+
+
+@pytest.mark.parametrize("recipe", ["captions", "vqa", "retrieval"])
+def test_a_recipe_a_folder_and_someones_checkpoint(
+    parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str
+) -> None:
+    """The commands of the README: dry run, finetune, export, use."""
+    photos = tmp_path / "photos"
+    shutil.copytree(parts / "images", photos)
+    for image in photos.iterdir():
+        image.with_suffix(".txt").write_text("a dog runs\nthe cat sits in the snow\n")
+    table = [photos] if recipe != "vqa" else [parts / "questions.tsv", "--images", parts / "images"]
+    start = parts / ("itm" if recipe == "retrieval" else "opt")
+    module = stage1 if recipe == "retrieval" else stage2
+    fields = options(steps=2, warmup=1, batch_size=4, views=2, out=tmp_path / "run", features=tmp_path / "features")
+    arguments = ["--recipe", str(ROOT / "recipes" / "finetune" / f"{recipe}.yaml"), "--start", str(start),
+                 "--train_table", *map(str, table), *fields, "--precision", "fp32"]  # fmt: skip
+    assert module.main([*arguments, "--dry-run"]) == 0
+    assert "peak learning rates" in (told := capsys.readouterr().out) and "8 images" in told
+    assert module.main(arguments) == 0
+    bundle = tmp_path / "bundle"
+    assert export(["--ckpt", str(tmp_path / "run"), "--out", str(bundle), "--no-verify"]) == 0
+    capsys.readouterr()
+    image = str(photos / "0.jpg")
+    asks = {"captions": ["caption", image], "vqa": ["ask", image, "is it?"], "retrieval": ["match", image, "a dog"]}
+    assert cli([*asks[recipe], "--model", str(bundle)]) == 0
+    assert capsys.readouterr().out.strip() or recipe != "retrieval"
+
+
+@pytest.mark.parametrize("module", ["train.stage1", "train.stage2"])
+def test_two_processes_train_the_encoder_as_one_does(parts: Path, tmp_path: Path, module: str) -> None:
+    """Stage 1 sends gradients to the encoder of whoever has the negative; LoRA learns beside it in stage 2."""
+    from .test_distributed import STEPS as FIVE
+    from .test_distributed import assert_same_training, torchrun
+
+    pytest.importorskip("peft")
+    retrieves = module == "train.stage1"
+    kept = {name: value for name, value in STEPS.items() if not retrieves or name[:4] not in ("proj", "text")}
+    lora = [] if retrieves else ["--lora_rank", "2"]
+    recipe = tmp_path / "recipe.yaml"  # torchrun takes --start for its own --start-method
+    recipe.write_text(f"start: {parts / ('itm' if retrieves else 'opt')}\nlayer_decay: 0.9\n")
+    arguments = [*options(train_table=parts / "table.tsv", images=parts / "images", features=tmp_path / "features"),
+                 *options(**kept), *FIVE, *TRAINED, *lora, "--recipe", str(recipe)]  # fmt: skip
+    main = stage1.main if retrieves else stage2.main
+    assert main([*arguments, "--out", str(tmp_path / "one")]) == 0
+    torchrun(2, module, [*arguments, "--out", str(tmp_path / "two")])
+    assert_same_training(tmp_path / "one", tmp_path / "two")
+
+
+def test_files_of_lavis_are_a_start(parts: Path, tmp_path: Path) -> None:
+    from transformers import Blip2ForConditionalGeneration
+
+    from ..export.test_lavis import lavis_state
+
+    theirs = Blip2ForConditionalGeneration.from_pretrained(parts / "opt")
+    state = lavis_state(theirs, "opt_proj")
+    frozen = {name: state.pop(name) for name in list(state) if name.startswith("visual_encoder.")}
+    torch.save({"model": state}, tmp_path / "caption.pth")
+    torch.save(frozen, tmp_path / "eva.pth")
+    theirs.language_model.save_pretrained(tmp_path / "llm")
+    tiny_blip2.llm_tokenizer().save_pretrained(tmp_path / "llm")
+    arguments = [*data(parts), "--start", str(tmp_path / "caption.pth"), "--out", str(tmp_path / "out"), *options(
+        vision_weights=tmp_path / "eva.pth", llm_source=tmp_path / "llm", caption_prompt="a photo of")]  # fmt: skip
+    settings = parse(stage2.Stage2Settings, arguments, "")
+    model = stage2.build_model(settings, stage2.model_config(settings))
+    assert torch.equal(model.projection.weight, theirs.language_projection.weight)
+    assert torch.equal(model.qformer.query_tokens, theirs.query_tokens)
+    assert model.config.llm is not None and model.config.llm.caption_prompt == "a photo of"

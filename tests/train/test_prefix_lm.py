@@ -1,0 +1,89 @@
+"""The prefix split of encoder-decoder LLMs: what goes to which side, and a stage 2 with a T5 end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from blip2rt.modeling.checkpoints import load_model
+from blip2rt.modeling.llm import LlmConfig
+from train import stage1, stage2
+from train.data.samples import Sample
+from train.objectives.prefix_lm import PrefixTexts
+
+from ..tiny.parts import LLM_WORDS, t5_folder, tiny_settings
+
+CPU = torch.device("cpu")
+
+
+def ids(text: str) -> list[int]:
+    return [LLM_WORDS.index(word) for word in text.split()]
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return t5_folder(tmp_path_factory.mktemp("t5"))
+
+
+def texts(llm: Path, **fields: object) -> PrefixTexts:
+    config = LlmConfig(source=str(llm), add_special_tokens=True, end="<|end|>", **fields)  # type: ignore[arg-type]
+    return PrefixTexts(config, queries=4, max_tokens=12)
+
+
+def test_a_caption_is_split_at_every_word_and_loses_none(llm: Path) -> None:
+    sample = Sample(0, "A dog runs in the snow.")
+    whole, rng = ids("a dog runs in the snow"), np.random.default_rng()
+    cuts = set()
+    for _ in range(200):
+        given, learned = texts(llm).split(sample, rng)
+        assert given[-1] == 1 and learned[-1] == 1, "the encoder's text and the decoder's end"
+        assert given[:-1] + learned[:-1] == whole
+        cuts.add(len(given) - 1)
+    assert cuts == set(range(6)), "the decoder always has a word to say, the encoder may have none"
+
+
+def test_questions_stay_whole_and_evaluation_does_not_split(llm: Path) -> None:
+    made = texts(llm, ask_prompt="Question : {} Answer :")
+    rng = np.random.default_rng()
+    assert made.split(Sample(0, "red", "what ?"), rng) == (
+        ids("Question : what ? Answer : <|end|>"),
+        ids("red <|end|>"),
+    )
+    assert made.split(Sample(0, "a dog"), None) == ([1], ids("a dog <|end|>"))
+    prompted = texts(llm, caption_prompt="a")
+    for draws in (None, rng):
+        assert prompted.split(Sample(0, "dog runs"), draws) == (ids("a <|end|>"), ids("dog runs <|end|>"))
+
+
+def test_long_texts_are_cut_and_still_end(llm: Path) -> None:
+    long = "a dog " * 40
+    given, learned = texts(llm, caption_prompt=long.strip()).split(Sample(0, long), None)
+    assert len(given) == 12 and len(learned) == 12 and given[-1] == learned[-1] == 1
+
+
+def test_padding_is_neither_read_nor_learned(llm: Path) -> None:
+    groups = [[Sample(0, "a dog")], [Sample(1, "red", "what ?"), Sample(1, "two")]]
+    batch = texts(llm).packed(groups, CPU)
+    assert batch.image.tolist() == [0, 1, 1]
+    assert (batch.encoder_mask.sum(1) > 0).all() and (batch.encoder_mask == 0).any()
+    assert batch.target.tolist() == ids("a dog <|end|> red <|end|> two <|end|>")
+
+
+def test_stage2_trains_through_a_t5(llm: Path, tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path)
+    assert stage1.main([*settings, "--out", str(tmp_path / "stage1"), "--steps", "2"]) == 0
+    arguments = [
+        "--stage1",
+        str(tmp_path / "stage1"),
+        "--llm_source",
+        str(llm),
+        "--end",
+        "<|end|>",
+        "--no-query_offsets",
+    ]
+    assert stage2.main([*settings, *arguments, "--out", str(tmp_path / "stage2")]) == 0
+    model = load_model(tmp_path / "stage2", vision=False)
+    assert model.config.llm is not None and model.config.llm.add_special_tokens

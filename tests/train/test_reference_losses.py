@@ -1,0 +1,164 @@
+"""Every loss of both stages against float64 NumPy (tests/tiny/numpy_blip2.py) on whole models, and what learns."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from blip2rt.modeling.blip2 import Blip2, Blip2Config
+from blip2rt.modeling.llm import LlmConfig
+from blip2rt.modeling.qformer import QFormerConfig
+from blip2rt.modeling.vision import VisionConfig
+from train.objectives.lm import lm_loss
+from train.objectives.packing import Tokens, pack
+from train.objectives.prefix_lm import SplitTexts, prefix_lm_loss
+from train.objectives.stage1 import TextBatch, stage1_losses
+
+from ..tiny.blip2 import shake
+from ..tiny.numpy_blip2 import NumpyBlip2, NumpyT5, opt_losses
+
+QUERIES, POSITIONS, FEATURES, VOCAB = 3, 5, 12, 41
+IMAGE_IDS = [0, 1, 0, 2, 3]
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    seed = random.randrange(2**31)
+    print("seed", seed)
+    torch.manual_seed(seed)
+    return np.random.default_rng(seed)
+
+
+def build(stage: int, paper: bool, llm: str = "") -> Blip2:
+    """A random model. paper: queries share the text's LayerNorm; no learned positions, no norm of the prefix."""
+    qformer = QFormerConfig(
+        hidden_size=16, layers=3, heads=2, intermediate_size=20, queries=QUERIES, vision_width=FEATURES,
+        vocab_size=VOCAB, max_positions=12, dropout=0.0, query_gain=None if paper else 3.0, text_branch=stage == 1,
+    )  # fmt: skip
+    config = Blip2Config(
+        stage=stage,
+        vision=VisionConfig(positions=POSITIONS, features=FEATURES),
+        qformer=qformer,
+        llm=LlmConfig(source=llm) if llm else None,
+        embed_dim=8,
+        learned_positions=not paper,
+        normalize_prefix=not paper,
+        query_offsets=not paper,
+    )
+    model = Blip2(config, vision=False)
+    shake(model).train()  # the frozen LLM's weights too
+    if stage == 1:  # a temperature near 0 makes losses too large for 1e-5
+        torch.nn.init.constant_(model.temperature, random.uniform(0.05, 0.1))
+    return model
+
+
+def batch(rng: np.random.Generator) -> tuple[torch.Tensor, list[np.ndarray], TextBatch]:
+    images = torch.randn(len(IMAGE_IDS), POSITIONS, FEATURES)
+    texts = [rng.integers(1, VOCAB - 1, rng.integers(3, 8)) for _ in IMAGE_IDS]
+    ids = torch.zeros(len(texts), 8, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)], mask[row, : len(text)] = torch.from_numpy(text), 1
+    return images, texts, TextBatch(ids, mask, torch.tensor(IMAGE_IDS))
+
+
+@pytest.mark.parametrize("paper", [True, False])
+def test_stage1(paper: bool, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(1, paper)
+    reference, (images, texts, text_batch) = NumpyBlip2(model), batch(rng)
+    drawn: list[torch.Tensor] = []
+
+    def most_likely(weights: torch.Tensor, count: int, generator: object = None) -> torch.Tensor:
+        drawn.append(weights)
+        return weights.argmax(1, keepdim=True)
+
+    monkeypatch.setattr(torch, "multinomial", most_likely)
+    got = stage1_losses(model, images, text_batch, dec_token_id=VOCAB - 1)
+    seen, ids = images.double().numpy(), np.array(IMAGE_IDS)
+    sim = reference.similarity(seen, texts)
+    weights = reference.negative_weights(sim, ids)
+    for mine, theirs in zip(drawn, weights, strict=True):
+        np.testing.assert_allclose(mine.numpy(), theirs, atol=1e-4)
+    wrong = [mine.argmax(1).numpy() for mine in drawn]
+    assert got["itc"].item() == pytest.approx(reference.itc(sim, ids), abs=1e-5)
+    assert got["itm"].item() == pytest.approx(reference.itm(seen, texts, *wrong), abs=1e-5)
+    assert got["itg"].item() == pytest.approx(reference.itg(seen, texts, VOCAB - 1), abs=1e-5)
+
+
+@pytest.mark.parametrize("paper", [True, False])
+def test_lm(paper: bool, rng: np.random.Generator, tmp_path: Path) -> None:
+    config = transformers.OPTConfig(
+        vocab_size=VOCAB, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2,
+        word_embed_proj_dim=16, max_position_embeddings=40, dropout=0.1,
+    )  # fmt: skip
+    transformers.OPTForCausalLM(config).save_pretrained(tmp_path)
+    model = build(2, paper, str(tmp_path))
+    groups = [
+        [Tokens(rng.integers(1, VOCAB, rng.integers(2, 6)).tolist(), int(rng.integers(0, 2))) for _ in range(count)]
+        for count in (1, 3)
+    ]
+    images = torch.randn(2, POSITIONS, FEATURES)
+    loss = lm_loss(model, images, pack(groups, QUERIES, 0))["loss"]
+    reference = NumpyBlip2(model)
+    want = [
+        value
+        for image, group in zip(images.double().numpy(), groups, strict=True)
+        for text in group
+        for value in opt_losses(model.llm, reference.prefix_embeds(image), text.ids, text.prompt)
+    ]
+    assert loss.item() == pytest.approx(np.mean(want), abs=1e-5)
+    loss.backward()
+    assert_only_the_query_branch_learns(model)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_prefix_lm(tied: bool, rng: np.random.Generator, tmp_path: Path) -> None:
+    config = transformers.T5Config(
+        vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, decoder_start_token_id=0,
+        relative_attention_num_buckets=8, relative_attention_max_distance=12, feed_forward_proj="gated-gelu",
+        tie_word_embeddings=tied,
+    )  # fmt: skip
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    model = build(2, True, str(tmp_path))
+    images = torch.randn(2, POSITIONS, FEATURES)
+    rows = [
+        (
+            image,
+            rng.integers(1, VOCAB, rng.integers(1, 5)).tolist(),
+            rng.integers(1, VOCAB, rng.integers(1, 6)).tolist(),
+        )
+        for image in (0, 1, 1)
+    ]
+    texts = split_texts(rows)
+    loss = prefix_lm_loss(model, images, texts)["loss"]
+    reference, t5 = NumpyBlip2(model), NumpyT5(model.llm)
+    if tied:  # the first T5 scales what its output layer reads; Flan-T5 does not
+        t5.values["lm_head.weight"] = t5["lm_head.weight"] * config.d_model**-0.5
+    want = [
+        value
+        for image, given, learned in rows
+        for value in t5.losses(reference.prefix_embeds(images[image].double().numpy()), given, learned)
+    ]
+    assert loss.item() == pytest.approx(np.mean(want), abs=1e-5)
+    loss.backward()
+    assert_only_the_query_branch_learns(model)
+
+
+def split_texts(rows: list[tuple[int, list[int], list[int]]]) -> SplitTexts:
+    given, learned = (torch.full((len(rows), 6), fill) for fill in (7, -100))
+    mask = torch.zeros(len(rows), 6, dtype=torch.long)
+    for row, (_, first, second) in enumerate(rows):
+        given[row, : len(first)], mask[row, : len(first)] = torch.tensor(first), 1
+        learned[row, : len(second)] = torch.tensor(second)
+    return SplitTexts(torch.tensor([row[0] for row in rows]), given, mask, learned)
+
+
+def assert_only_the_query_branch_learns(model: Blip2) -> None:
+    with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert with_gradient == set(model.trained_state())
+    assert not any(parameter.requires_grad for parameter in model.llm.parameters())

@@ -1,0 +1,104 @@
+"""Training against weights as they will ship."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from blip2rt.modeling.blip2 import Blip2Config
+from blip2rt.modeling.checkpoints import list_checkpoints, load_model
+from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise
+from train import stage1, stage2
+from train.loop.rounding import Rounding
+from train.settings import parse
+from train.stage2 import Stage2, Stage2Settings
+
+from ..tiny.parts import llm_folder, tiny_settings
+
+
+def rounded(weight: torch.Tensor) -> torch.Tensor:
+    return dequantize_blockwise(quantize_blockwise(weight, 4, 16))
+
+
+def rounded_model(parts: dict[str, nn.Module]) -> Any:
+    model: Any = nn.ModuleDict(parts)
+    model.config = Blip2Config(qformer_bits=4, qformer_block=16)
+    return model
+
+
+def test_a_step_learns_the_exact_weights_by_the_gradient_of_the_rounded() -> None:
+    torch.manual_seed(0)
+    model = rounded_model(
+        {"qformer": nn.Linear(40, 8), "vision": nn.Sequential(nn.Linear(40, 8)), "norm": nn.LayerNorm(8)}
+    )
+    layer = model["qformer"]
+    exact, frozen, x = layer.weight.detach().clone(), model["vision"][0].weight.detach().clone(), torch.randn(3, 40)
+    rounding = Rounding(model)  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with rounding.active():
+        assert torch.equal(layer.weight, rounded(exact)) and not torch.equal(layer.weight, exact)
+        assert torch.equal(model["vision"][0].weight, frozen)
+        model["norm"](layer(x)).square().sum().backward()
+    assert torch.equal(layer.weight, exact)
+    other = nn.Linear(40, 8)
+    other.load_state_dict({"weight": rounded(exact), "bias": layer.bias})
+    model["norm"](other(x)).square().sum().backward()
+    torch.testing.assert_close(layer.weight.grad, other.weight.grad)
+    optimizer.step()
+    torch.testing.assert_close(layer.weight.detach(), exact - 0.1 * other.weight.grad)
+
+
+def test_an_error_leaves_the_exact_weights() -> None:
+    model = rounded_model({"qformer": nn.Linear(40, 8)})
+    exact = model["qformer"].weight.detach().clone()
+    with pytest.raises(KeyboardInterrupt), Rounding(model).active():  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+    assert torch.equal(model["qformer"].weight, exact)
+    model.config = Blip2Config()
+    assert not Rounding(model).weights  # type: ignore[arg-type]
+
+
+def test_stage_2_learns_and_is_judged_with_rounded_weights(tmp_path: Path) -> None:
+    llm_folder(tmp_path / "llm")
+    arguments = [*tiny_settings(tmp_path), "--llm_source", str(tmp_path / "llm"), "--end", "<|end|>", "--dropout", "0"]
+    arguments += ["--qformer_bits", "4", "--qformer_block", "16", "--out", str(tmp_path / "run")]
+    assert stage2.main(arguments) == 0
+    kept = load_file(list_checkpoints(tmp_path / "run")[-1] / "model.safetensors")
+    name = "qformer.layers.0.attention.query.weight"
+    assert not torch.equal(rounded(kept[name]), kept[name])
+    loaded = load_model(tmp_path / "run", vision=False)
+    assert torch.equal(dict(loaded.named_parameters())[name], rounded(kept[name]))  # whoever exports it
+
+    started = [*arguments, "--start", str(tmp_path / "run"), "--out", str(tmp_path / "again")]
+    assert Stage2(parse(Stage2Settings, started, "")).model.config.qformer_bits == 4
+    plain = Stage2(parse(Stage2Settings, [*started, "--qformer_bits", "0"], "")).model
+    assert torch.equal(dict(plain.named_parameters())[name], rounded(kept[name])) and not plain.config.qformer_bits
+
+    stage = Stage2(parse(Stage2Settings, arguments, ""))
+    matrices = {id(weight) for weight in stage.trainer.rounding.weights}
+    named = {key for key, value in stage.model.named_parameters() if id(value) in matrices}
+    assert {name, "projection.weight"} <= named and not any(key.startswith(("llm.", "vision.")) for key in named)
+    seen = []
+    evaluate = lambda: seen.append(stage.model.qformer.layers[0].attention.query.weight.clone()) or {"loss": 0.0}  # noqa: E731
+    with stage.trainer.log.running(0) as bar:
+        stage.trainer._evaluate(evaluate, bar)
+    assert torch.equal(seen[0], rounded(kept[name]))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [(["--qformer_bits", "3"], "qformer_bits is 3; choose 4, 8"), (["--qformer_bits", "4", "--shard", "all"], "whole")],
+)
+def test_what_cannot_be_rounded_is_said(
+    flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*tiny_settings(tmp_path), "--out", str(tmp_path / "run"), *flags]
+    for more in ([], ["--dry-run"]):
+        capsys.readouterr()
+        assert stage1.main([*arguments, *more]) == 2
+        assert words in capsys.readouterr().err

@@ -1,0 +1,244 @@
+"""Both stages end to end on tiny parts: they learn, what is frozen stays, and a killed run goes on bit for bit."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from blip2rt.modeling.blip2 import Blip2
+from blip2rt.modeling.checkpoints import list_checkpoints, load_model, qformer_tokenizer
+from blip2rt.text import tidy
+from train import language_model, stage1, stage2
+from train.evaluation.generation import itg_captions
+from train.loop.trainer import learning_rate, parameter_groups
+from train.settings import parse
+
+from ..tiny.parts import bert_folder, llm_folder, tiny_settings
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    folder = tmp_path_factory.mktemp("parts")
+    llm_folder(folder / "llm")
+    return folder, tiny_settings(folder)
+
+
+@pytest.fixture(scope="module")
+def stage1_run(parts: tuple[Path, list[str]]) -> Path:
+    folder, settings = parts
+    assert stage1.main([*settings, "--out", str(folder / "stage1")]) == 0
+    return folder / "stage1"
+
+
+def stage2_settings(parts: tuple[Path, list[str]], start: Path) -> list[str]:
+    folder, settings = parts
+    return [*settings, "--stage1", str(start), "--llm_source", str(folder / "llm"), "--end", "<|end|>"]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(list_checkpoints(run)[-1] / "model.safetensors")
+
+
+def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+def test_stage1_writes_checkpoint_metrics_and_plot(stage1_run: Path) -> None:
+    lines = [json.loads(line) for line in (stage1_run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert {"itc", "itm", "itg", "query_cosine", "lr"} <= lines[0].keys()
+    assert any("dev_t2i_r@1" in line and "dev_itm_accuracy" in line for line in lines)
+    assert_samples(lines)
+    assert (stage1_run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(stage1_run.glob(".*partial"))
+    model = load_model(stage1_run, vision=False)
+    assert not model.training and model.config.stage == 1
+
+
+def assert_samples(lines: list[dict[str, Any]]) -> None:
+    """What is said of the same images at every evaluation."""
+    said = [line["samples"] for line in lines if "samples" in line]
+    assert len(said) == sum("dev_query_cosine" in line or "dev_loss" in line for line in lines)
+    assert all(set(texts) == {f"{i}.jpg" for i in range(8)} for texts in said)
+    assert all(isinstance(text, str) for texts in said for text in texts.values())
+
+
+def test_stage2_trains_the_query_branch_alone(
+    parts: tuple[Path, list[str]], stage1_run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = parts[0] / "stage2"
+    assert stage2.main([*stage2_settings(parts, stage1_run), "--out", str(out), "--eval_every", "3"]) == 0
+    shown = capfd.readouterr().err
+    assert "samples/s=" in shown and "waiting=" in shown
+    assert_samples([json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()])
+    trained, before = weights(out), weights(stage1_run)
+    assert not [name for name in trained if name.startswith(("llm.", "vision.")) or "text" in name]
+    assert not torch.equal(trained["qformer.query_tokens"], before["qformer.query_tokens"])
+    model = load_model(out, vision=False)
+    assert isinstance(model, Blip2) and model.llm is not None
+    model.train()
+    assert not model.llm.training, "a frozen LLM stays in eval mode"
+    assert not any(parameter.requires_grad for parameter in model.llm.parameters())
+
+
+def test_stage2_goes_on_from_a_checkpoint_of_its_own(parts: tuple[Path, list[str]], stage1_run: Path) -> None:
+    first, settings = parts[0] / "first", stage2_settings(parts, stage1_run)
+    assert stage2.main([*settings, "--fresh_layers", "1", "--out", str(first)]) == 0
+    arguments = [*settings, "--out", str(parts[0] / "second"), "--start", str(first)]
+    assert_equal(stage2.Stage2(parse(stage2.Stage2Settings, arguments, "")).model.trained_state(), weights(first))
+
+
+def test_stage2_learns_from_the_cider_of_its_own_samples(parts: tuple[Path, list[str]], stage1_run: Path) -> None:
+    first, out = parts[0] / "likelihood", parts[0] / "cider"
+    settings = stage2_settings(parts, stage1_run)
+    assert stage2.main([*settings, "--out", str(first)]) == 0
+    assert stage2.main([*settings, "--out", str(out), "--start", str(first), "--cider_samples", "3"]) == 0
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 <= line["cider"] <= 1000 for line in lines if "loss" in line)
+    assert any("dev_cider" in line for line in lines)
+    assert weights(out).keys() == weights(first).keys()
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_resume_continues_bit_for_bit(parts: tuple[Path, list[str]], stage1_run: Path, stage: str) -> None:
+    folder, settings = parts
+    module, whole = (stage1, stage1_run) if stage == "stage1" else (stage2, folder / "whole2")
+    if stage == "stage2":
+        settings = stage2_settings(parts, stage1_run)
+        assert module.main([*settings, "--out", str(whole)]) == 0
+    out = folder / f"resumed-{stage}"
+    run = module.Stage1(parse(stage1.Stage1Settings, [*settings, "--out", str(out)], "")) if stage == "stage1" else (
+        module.Stage2(parse(stage2.Stage2Settings, [*settings, "--out", str(out)], ""))
+    )  # fmt: skip
+    original = run.trainer._step
+
+    def interrupted(step: int, loss: object) -> dict[str, float]:
+        if step == 4:  # after the checkpoint of step 3, in the middle of the next ones
+            raise KeyboardInterrupt
+        return original(step, loss)  # type: ignore[arg-type]
+
+    run.trainer._step = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert module.main([*settings, "--out", str(out)]) == 0
+    assert_equal(weights(out), weights(whole))
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines() if '"lr"' in line]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_at_any_moment(parts: tuple[Path, list[str]], stage1_run: Path) -> None:
+    folder, settings = parts
+    out = folder / "killed"
+    command = [sys.executable, "-m", "train.stage1", *settings, "--out", str(out), "--save_every", "1", "--keep", "9"]
+    for _ in range(3):
+        process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
+        have = len(list_checkpoints(out))
+        deadline = time.time() + 120
+        while len(list_checkpoints(out)) <= have and process.poll() is None and time.time() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True).returncode == 0
+    assert_equal(weights(out), weights(stage1_run))
+
+
+def test_learning_rate_warms_up_and_follows_a_cosine_every_step() -> None:
+    settings = stage1.Stage1Settings(steps=110, warmup=10, lr=1.0, min_lr=0.1)
+    rates = [learning_rate(step, 1.0, settings) for step in range(111)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0)
+    assert rates[60] == pytest.approx(0.55) and rates[110] == pytest.approx(0.1)
+    assert all(a > b for a, b in pairwise(rates[10:]))
+
+
+def test_scalars_biases_and_norms_do_not_decay(stage1_run: Path) -> None:
+    model = load_model(stage1_run, vision=False)
+    settings = stage1.Stage1Settings(weight_decay=0.05)
+    decay = {
+        id(p): g["weight_decay"] for g in parameter_groups(model, settings, {"itm_head": 1.0}) for p in g["params"]
+    }
+    named = dict(model.named_parameters())
+    for name in ("temperature", "itm_head.bias", "qformer.query_norm.weight"):
+        assert decay[id(named[name])] == 0.0
+    for name in ("itm_head.weight", "qformer.query_tokens", "qformer.layers.0.attention.query.weight"):
+        assert decay[id(named[name])] == 0.05
+
+
+def test_queries_do_not_collapse_in_training(stage1_run: Path) -> None:
+    lines = [json.loads(line) for line in (stage1_run / "metrics.jsonl").read_text().splitlines()]
+    assert max(line["query_cosine"] for line in lines if "query_cosine" in line) < 0.95
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--recipe", "no/such.yaml"], ["no/such.yaml", "recipes/"]),
+        ([], ["missing", "--out"]),
+        (["--out", "{}/x", "--images", "y", "--train_table", "no.tsv"], ["no.tsv", "image, caption"]),
+    ],
+)
+def test_wrong_settings_are_one_line(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    init = ["--qformer_init", str(bert_folder(tmp_path / "bert"))]
+    capsys.readouterr()  # the progress bar of writing it
+    assert stage1.main([argument.format(tmp_path) for argument in arguments] + init) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and all(word in error for word in words), error
+
+
+def test_an_out_with_checkpoints_is_refused_where_resume_is_never(
+    parts: tuple[Path, list[str]], stage1_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, settings = parts
+    assert stage1.main([*settings, "--out", str(stage1_run), "--resume", "never"]) == 2
+    error = capsys.readouterr().err
+    assert str(stage1_run) in error and "--resume auto" in error and error.count("\n") == 1
+    assert stage1.main([*settings, "--out", str(tmp_path / "x"), "--resume", "sometimes"]) == 2
+    assert "auto or never" in capsys.readouterr().err
+
+
+def test_unknown_recipe_fields_are_named_with_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("bath_size: 3\nwarm_up: 2\nsteps: many\n")
+    assert stage1.main(["--recipe", str(recipe)]) == 2
+    error = capsys.readouterr().err
+    assert "'batch_size'" in error and "'warmup'" in error and "steps is 'many'" in error
+
+
+def test_a_language_model_of_ones_own_serves_stage2(parts: tuple[Path, list[str]], stage1_run: Path) -> None:
+    folder, settings = parts
+    fields = {"--out": str(folder / "own"), "--hidden_size": "32", "--layers": "1", "--vocab_size": "300"}
+    own = [item for pair in fields.items() for item in pair]
+    assert language_model.main([*settings, *own]) == 0
+    assert language_model.main([*settings, *own]) == 2, "it never writes over a folder"
+    arguments = [*settings, "--stage1", str(stage1_run), "--llm_source", str(folder / "own"), "--end", "</s>"]
+    assert stage2.main([*arguments, "--out", str(folder / "stage2-own")]) == 0
+
+
+def test_itg_captions_are_greedy_and_end_at_the_separator(stage1_run: Path) -> None:
+    """Each token is the likeliest after those before it, by the forward pass that ITG is trained with."""
+    model = load_model(stage1_run, vision=False)
+    tokenizer = qformer_tokenizer(model.config)
+    features = torch.randn(3, model.config.vision.positions, model.config.vision.features)
+    captions = itg_captions(model, tokenizer, features)
+    assert captions == [itg_captions(model, tokenizer, row[None])[0] for row in features]
+    for row, caption in zip(features, captions, strict=True):
+        _, query_kv = model.qformer.encode_image(model.vision_kv(row[None]), 1)
+        ids = [tokenizer.bos_token_id]
+        while len(ids) < 21 and ids[-1] != tokenizer.sep_token_id:
+            given = torch.tensor([ids])
+            hidden = model.qformer.decode_text(given, torch.ones_like(given), query_kv)
+            ids.append(int(model.lm_head(hidden, model.qformer.word_embeddings.weight)[0, -1].argmax()))
+        assert caption == tidy(tokenizer.decode(ids, skip_special_tokens=True))

@@ -1,0 +1,154 @@
+"""What ends a training: a loss that is no number, a full disk, a damaged checkpoint; and what is left then; before it
+begins, a package that is not installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from blip2rt.modeling.checkpoints import list_checkpoints
+from train import language_model, stage1
+from train.cli import tell_missing
+from train.loop import checkpoint
+from train.loop.logs import Log
+from train.settings import parse
+
+from ..tiny.parts import tiny_settings
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = sorted(p.stem for p in (ROOT / "train").glob("*.py") if '__name__ == "__main__"' in p.read_text("utf-8"))
+WITHOUT_TORCH = {"evaluate", "questions"}  # of bundles and tables
+MISSING = [(command, "torch") for command in COMMANDS]
+MISSING += [("stage1", "yaml"), ("average", "safetensors"), ("prepare", "tqdm")]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return [*tiny_settings(tmp_path_factory.mktemp("parts")), "--save_every", "2"]
+
+
+def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert stage1.main(arguments) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    return error
+
+
+def test_a_loss_that_is_no_number_names_the_step_and_keeps_its_batch(
+    settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = stage1.stage1_losses, []
+
+    def third_is_nan(*arguments: Any, **options: Any) -> dict[str, torch.Tensor]:
+        losses = original(*arguments, **options)
+        calls.append(None)
+        return losses | {"loss": losses["loss"] * (torch.nan if len(calls) == 3 else 1.0)}
+
+    monkeypatch.setattr(stage1, "stage1_losses", third_is_nan)
+    error = error_of([*settings, "--out", str(tmp_path)], capsys)
+    assert "the loss is nan at step 3" in error and "bad-batch-step-3" in error
+    (kept,) = tmp_path.glob("bad-batch-*.pt")
+    batch = torch.load(kept, weights_only=True)
+    assert batch["text"]["token_ids"].shape[0] == 4 and batch["images"]["vision_features"].shape[0] == 4
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000002"]
+
+
+def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_stays(
+    settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = checkpoint.save_file
+
+    def full(state: dict[str, torch.Tensor], path: Path) -> None:
+        if "step-000004" in str(path):
+            path.write_bytes(b"half of it")
+            raise OSError(28, "No space left on device")
+        original(state, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    error = error_of([*settings, "--out", str(tmp_path)], capsys)
+    assert "No space left on device" in error and "step-000004" in error and "free some space" in error
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000002"]
+    assert not list(tmp_path.glob(".*partial"))
+    monkeypatch.undo()
+    assert stage1.main([*settings, "--out", str(tmp_path), "--keep", "1"]) == 0
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000006"], "the last `keep`"
+
+
+def test_damaged_checkpoints_are_named(settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*settings, "--out", str(tmp_path)]
+    assert stage1.main([*arguments, "--steps", "4"]) == 0
+    (tmp_path / "step-000004" / "optimizer.safetensors").write_bytes(b"")
+    error = error_of(arguments, capsys)
+    assert "step-000004" in error and "damaged" in error and "remove it" in error
+
+
+def test_the_scaler_of_fp16_is_part_of_a_checkpoint(settings: list[str], tmp_path: Path) -> None:
+    stage = stage1.Stage1(parse(stage1.Stage1Settings, [*settings, "--out", str(tmp_path)], ""))
+    trainer = stage.trainer
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
+    trainer.scaler.scale(torch.ones(1))
+    step, batch = next(iter(stage._batches()))
+    trainer._step(step, lambda: trainer._backward(stage._loss, batch))
+    trainer.step = 2
+    trainer._save()
+    resumed = torch.amp.GradScaler("cpu", init_scale=4.0)
+    assert checkpoint.resume(tmp_path, trainer.model, trainer.optimizer, resumed) == 2
+    assert resumed.get_scale() == trainer.scaler.get_scale() == 512.0
+
+
+def test_metrics_of_steps_that_are_run_again_go(tmp_path: Path) -> None:
+    log = Log(tmp_path, True, SimpleNamespace(steps=9, wandb=""))
+    for step in (1, 2, 3):
+        log.write({"step": step, "loss": 1.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    with log.running(2):
+        pass
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_a_language_model_has_no_dry_run(
+    settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert language_model.main([*settings, "--out", str(tmp_path / "llm"), "--dry-run"]) == 2
+    assert capsys.readouterr().err == "error: dry_run: of stage 1 and 2 alone; leave it out\n"
+    assert not (tmp_path / "llm").exists()
+
+
+def run_without(module: str, folder: Path, *command: str) -> tuple[int, str]:
+    """Exit code and stderr of `python -m COMMAND` where the module is not installed."""
+    (folder / f"{module}.py").write_text(f"raise ModuleNotFoundError({module!r}, name={module!r})")
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": path})  # fmt: skip
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(("command", "module"), MISSING)
+def test_what_is_not_installed_is_one_line_of_every_command(command: str, module: str, tmp_path: Path) -> None:
+    ended = run_without(module, tmp_path, f"train.{command}", "--help")
+    said = f"error: {module} is not installed; pip install 'blip2rt[train]'\n"
+    assert ended == ((0, "") if module == "torch" and command in WITHOUT_TORCH else (2, said))
+
+
+def test_evaluating_a_checkpoint_without_torch_names_the_extra(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg")
+    (tmp_path / "photo.txt").write_text("a dog")
+    where = ["--model", "some/checkpoint", "--data", str(tmp_path), "--images", str(tmp_path)]
+    code, said = run_without("torch", tmp_path, "train.evaluate", "retrieval", *where)
+    assert (code, said.count("\n")) == (2, 1) and "torch is not installed; pip install 'blip2rt[train]'" in said
+
+
+def test_a_missing_module_of_ours_is_a_bug_and_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    error = ModuleNotFoundError("No module named 'train.nothing'", name="train.nothing")
+    tell_missing(type(error), error, None)
+    assert "ModuleNotFoundError: No module named 'train.nothing'" in capsys.readouterr().err

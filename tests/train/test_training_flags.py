@@ -1,0 +1,119 @@
+"""Precision, compilation, recomputation: flags of speed and memory, that change no result beyond their rounding."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from blip2rt.modeling.checkpoints import list_checkpoints
+from train import stage1, stage2
+from train.settings import parse
+
+from ..tiny.parts import llm_folder, tiny_settings
+from .test_distributed import tell_apart
+
+STAGES = {"stage1": stage1, "stage2": stage2}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    folder = tmp_path_factory.mktemp("parts")
+    llm_folder(folder / "llm")
+    settings = [*tiny_settings(folder), "--save_every", "3", "--keep", "9"]
+    tell_apart(folder)
+    return folder, settings
+
+
+def trained(parts: tuple[Path, list[str]], stage: str, name: str, flags: list[str]) -> Path:
+    """The folder of a training of six steps, done once for each name."""
+    out = parts[0] / f"{stage}-{name}"
+    if not out.exists():
+        assert STAGES[stage].main([*arguments(parts, stage), *flags, "--out", str(out)]) == 0
+    return out
+
+
+def arguments(parts: tuple[Path, list[str]], stage: str) -> list[str]:
+    folder, settings = parts
+    own = ["--llm_source", str(folder / "llm"), "--end", "<|end|>"]
+    return [*settings, *own] if stage == "stage2" else settings
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(list_checkpoints(run)[-1] / "model.safetensors")
+
+
+def losses(run: Path) -> torch.Tensor:
+    """(6, 2): loss and norm of the gradient at every step."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return torch.tensor([[line["loss"], line["gradient_norm"]] for line in lines if "loss" in line])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_recomputed_activations_are_the_same_bit_for_bit(parts: tuple[Path, list[str]], stage: str) -> None:
+    flags = ["--dropout", "0.3"]  # drawn again alike
+    plain = weights(trained(parts, stage, "dropout", flags))
+    again = weights(trained(parts, stage, "recompute", [*flags, "--recompute"]))
+    assert [name for name in plain if not torch.equal(plain[name], again[name])] == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 0.005), ("bf16", 0.03)])
+def test_half_precision_learns_the_same(
+    parts: tuple[Path, list[str]], stage: str, precision: str, tolerance: float
+) -> None:
+    single = losses(trained(parts, stage, "plain", ["--dropout", "0"]))
+    half = losses(trained(parts, stage, precision, ["--dropout", "0", "--precision", precision]))
+    assert not torch.equal(single, half)
+    torch.testing.assert_close(half[:, 0], single[:, 0], rtol=tolerance, atol=0)
+    apart = (half[:, 1] / single[:, 1] - 1).abs()
+    # The median: where two queries of an image are equally near to a text, rounding decides which of them has ITC's
+    # gradient, and one step's norm is another while its loss is not.
+    assert apart.median() < 5 * tolerance
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_compiled_layers_compute_the_same(parts: tuple[Path, list[str]], stage: str) -> None:
+    plain, compiled = (
+        trained(parts, stage, name, ["--dropout", "0", *flags])
+        for name, flags in (("plain", []), ("compile", ["--compile"]))
+    )
+    torch.testing.assert_close(losses(compiled), losses(plain), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(weights(compiled), weights(plain), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_fp16_resumes_bit_for_bit_scaler_and_all(parts: tuple[Path, list[str]], stage: str) -> None:
+    folder, _ = parts
+    whole = trained(parts, stage, "fp16", ["--dropout", "0", "--precision", "fp16"])
+    out = folder / f"{stage}-fp16-resumed"
+    run = build(stage, [*arguments(parts, stage), "--dropout", "0", "--precision", "fp16", "--out", str(out)])
+    original = run.trainer._step
+
+    def interrupted(step: int, backward: Any) -> dict[str, float]:
+        if step == 4:  # after the checkpoint of step 3
+            raise KeyboardInterrupt
+        return original(step, backward)
+
+    run.trainer._step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    flags = ["--dropout", "0", "--precision", "fp16", "--out", str(out)]
+    assert STAGES[stage].main([*arguments(parts, stage), *flags]) == 0
+    mine, theirs = weights(out), weights(whole)
+    assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
+    scalers = [json.loads((list_checkpoints(run)[-1] / "trainer.json").read_text())["scaler"] for run in (out, whole)]
+    assert scalers[0] == scalers[1] and scalers[0]["scale"] > 1
+    assert torch.equal(losses(out), losses(whole))
+
+
+def build(stage: str, arguments: list[str]) -> Any:
+    module: ModuleType = STAGES[stage]
+    name = stage.capitalize()
+    return getattr(module, name)(parse(getattr(module, f"{name}Settings"), arguments, ""))

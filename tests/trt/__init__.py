@@ -1,0 +1,1 @@
+"""The backend trt, on a stand-in of driver and TensorRT."""

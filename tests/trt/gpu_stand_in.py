@@ -1,0 +1,612 @@
+"""A stand-in for the NVIDIA driver, NVRTC and TensorRT, on host memory: what the backend trt calls, and no more.
+
+It is as strict as it can be. Work on a stream is only written down, and done when somebody waits: what is freed or
+reused too early is found out. Every address that an engine or a kernel's launch names must lie in live memory, aligned,
+with room enough; shapes must be within the profile; outputs must not lie over inputs or each other; fresh memory is
+full of NaN, and nobody may read it. ONNX Runtime runs the graphs, the kernels are engines/kernels.cu compiled for the
+CPU. What breaks a rule raises `Misuse`, which no code of ours catches.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import math
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable
+from enum import IntEnum
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ALIGNMENT = 256
+
+
+class Misuse(BaseException):
+    """A rule of CUDA or TensorRT was broken."""
+
+
+def must(holds: Any, fault: str) -> None:
+    if not holds:
+        raise Misuse(fault)
+
+
+class CUresult(IntEnum):
+    CUDA_SUCCESS = 0
+    CUDA_ERROR_OUT_OF_MEMORY = 2
+    CUDA_ERROR_NO_DEVICE = 100
+    CUDA_ERROR_INVALID_IMAGE = 200
+    CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
+    CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901
+
+
+OK = CUresult.CUDA_SUCCESS
+_one_kernel = threading.Lock()
+
+
+@functools.cache
+def cpu_kernels() -> Any:
+    """kernels.cu compiled for the CPU."""
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("needs a C++ compiler")
+    import tempfile
+
+    library = Path(tempfile.mkdtemp(prefix="blip2rt-kernels-")) / "kernels.so"
+    source = ROOT / "tests" / "engines" / "native" / "kernels_cpu.cpp"
+    command = [compiler, "-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC",
+               "-pthread", f"-I{ROOT / 'engines'}", str(source), "-o", str(library)]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+    loaded = ctypes.CDLL(str(library))
+    loaded.launch.restype = ctypes.c_bool
+    return loaded
+
+
+class Stream:
+    """Work that is written down; `captured` is where it goes while the stream is being captured."""
+
+    def __init__(self, handle: int) -> None:
+        self.handle, self.work, self.captured, self.invalid = handle, [], None, False
+
+    def __int__(self) -> int:
+        return self.handle
+
+    def put(self, work: Callable[[], None]) -> None:
+        (self.work if self.captured is None else self.captured).append(work)
+
+    def run(self) -> None:
+        while self.work:
+            self.work.pop(0)()
+
+
+class Driver:
+    """cuda.bindings.driver on host memory."""
+
+    def __init__(self, memory: int = 1 << 30, version: int = 12060, threads: int = 1) -> None:
+        self.memory, self.version, self.threads = memory, version, threads
+        self.live: dict[int, tuple[int, Any]] = {}
+        self.host: dict[int, Any] = {}
+        self.copying: dict[int, int] = {}  # copies to host memory that are not done
+        self.streams: dict[int, Stream] = {}
+        self.calls: list[str] = []
+        self.launched: list[str] = []
+        self.current = False
+        self.CUstreamCaptureMode = int
+
+    # What tests look at
+
+    @property
+    def used(self) -> int:
+        return sum(size for size, _ in self.live.values())
+
+    def require(self, address: int, size: int, what: str) -> None:
+        """`size` bytes at `address` lie within one live piece of memory."""
+        for start, (length, _) in self.live.items():
+            if start <= address and address + size <= start + length:
+                return
+        raise Misuse(f"{what}: {size} bytes at {address:#x} do not lie in memory of the device that is in use")
+
+    def host_view(self, address: int, size: int) -> np.ndarray:
+        return np.frombuffer((ctypes.c_char * size).from_address(address), np.uint8)
+
+    def _stream(self, stream: Any) -> Stream:
+        must(int(stream) in self.streams, "a stream that does not exist, or not any more")
+        must(self.current, "no context is current")
+        return self.streams[int(stream)]
+
+    # Device
+
+    def cuInit(self, flags: int) -> tuple:
+        return (OK,)
+
+    def cuDriverGetVersion(self) -> tuple:
+        return OK, self.version
+
+    def cuDeviceGet(self, ordinal: int) -> tuple:
+        return OK, ordinal
+
+    def cuDeviceGetAttribute(self, attribute: int, device: int) -> tuple:
+        return OK, {75: 8, 76: 7}[attribute]
+
+    def cuDevicePrimaryCtxRetain(self, device: int) -> tuple:
+        return OK, "context"
+
+    def cuCtxSetCurrent(self, context: Any) -> tuple:
+        must(context == "context", "no such context")
+        self.current = True
+        return (OK,)
+
+    # Memory
+
+    def cuMemAlloc(self, size: int) -> tuple:
+        must(size > 0, "an allocation of nothing")
+        must(self.current, "no context is current")
+        if self.used + size > self.memory:
+            return CUresult.CUDA_ERROR_OUT_OF_MEMORY, 0
+        raw = (ctypes.c_uint8 * (size + ALIGNMENT))()
+        start = -(-ctypes.addressof(raw) // ALIGNMENT) * ALIGNMENT
+        ctypes.memset(start, 0xFF, size)  # NaN of every kind
+        self.live[start] = (size, raw)
+        return OK, start
+
+    def cuMemFree(self, address: int) -> tuple:
+        must(address in self.live, "memory is freed that is not in use")
+        del self.live[address]
+        return (OK,)
+
+    def cuMemAllocHost(self, size: int) -> tuple:
+        raw = (ctypes.c_uint8 * size)()
+        self.host[ctypes.addressof(raw)] = raw
+        return OK, ctypes.addressof(raw)
+
+    def cuMemFreeHost(self, address: int) -> tuple:
+        must(address in self.host, "host memory is freed that is not in use")
+        must(not self.copying.get(address), "host memory is freed before what is copied to it is there")
+        del self.host[address]
+        return (OK,)
+
+    def cuMemsetD32Async(self, address: int, word: int, count: int, stream: Any) -> tuple:
+        def work() -> None:
+            self.require(address, count * 4, "memset")
+            self.host_view(address, count * 4).view(np.uint32)[:] = word
+
+        self._stream(stream).put(work)
+        return (OK,)
+
+    def cuMemcpyHtoDAsync(self, address: int, host: int, size: int, stream: Any) -> tuple:
+        data = self.host_view(host, size).copy()  # pageable memory is read before the call returns
+
+        def work() -> None:
+            self.require(address, size, "copy to the device")
+            self.host_view(address, size)[:] = data
+
+        must(self._stream(stream).captured is None, "a copy from pageable memory is captured")
+        self._stream(stream).put(work)
+        return (OK,)
+
+    def cuMemcpyDtoHAsync(self, host: int, address: int, size: int, stream: Any) -> tuple:
+        def work() -> None:
+            self.require(address, size, "copy from the device")
+            self.host_view(host, size)[:] = self.host_view(address, size)
+            self.copying[start] -= 1
+
+        start = next((each for each, raw in self.host.items() if each <= host < each + len(raw)), host)
+        self.copying[start] = self.copying.get(start, 0) + 1
+        self._stream(stream).put(work)
+        return (OK,)
+
+    # Streams, events, graphs
+
+    def cuStreamCreate(self, flags: int) -> tuple:
+        must(flags == 1, "the stream would wait for the default stream")
+        stream = Stream(0x1000 + len(self.streams))
+        self.streams[stream.handle] = stream
+        return OK, stream
+
+    def cuStreamDestroy(self, stream: Any) -> tuple:
+        del self.streams[int(stream)]
+        return (OK,)
+
+    def cuStreamSynchronize(self, stream: Any) -> tuple:
+        must(self._stream(stream).captured is None, "a stream is waited for while it is captured")
+        self._stream(stream).run()
+        return (OK,)
+
+    def cuEventCreate(self, flags: int) -> tuple:
+        return OK, SimpleNamespace(stream=None, done=True)
+
+    def cuEventRecord(self, event: Any, stream: Any) -> tuple:
+        event.stream, event.done = self._stream(stream), False
+        event.stream.put(lambda: setattr(event, "done", True))
+        return (OK,)
+
+    def cuEventSynchronize(self, event: Any) -> tuple:
+        must(event.stream is not None, "an event is waited for that was never recorded")
+        while not event.done:
+            event.stream.work.pop(0)()
+        return (OK,)
+
+    def cuEventDestroy(self, event: Any) -> tuple:
+        return (OK,)
+
+    def cuStreamBeginCapture(self, stream: Any, mode: int) -> tuple:
+        must(mode == 1, "captured in a mode in which other threads may not allocate")
+        must(self._stream(stream).captured is None, "a stream is captured twice")
+        self._stream(stream).captured = []
+        return (OK,)
+
+    def cuStreamEndCapture(self, stream: Any) -> tuple:
+        own = self._stream(stream)
+        must(own.captured is not None, "a stream that is not captured")
+        graph, own.captured = own.captured, None
+        if own.invalid:
+            own.invalid = False
+            return CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, None
+        return OK, graph
+
+    def cuGraphInstantiate(self, graph: Any, flags: int) -> tuple:
+        return OK, SimpleNamespace(work=list(graph), live=True, running=0)
+
+    def cuGraphDestroy(self, graph: Any) -> tuple:
+        return (OK,)
+
+    def cuGraphExecDestroy(self, graph: Any) -> tuple:
+        must(not graph.running, "a graph is destroyed while it is running")
+        graph.live = False
+        return (OK,)
+
+    def cuGraphLaunch(self, graph: Any, stream: Any) -> tuple:
+        must(graph.live, "a graph is launched that was destroyed")
+        self.calls.append("graph")
+        graph.running += 1
+        for work in (*graph.work, lambda: setattr(graph, "running", graph.running - 1)):
+            self._stream(stream).put(work)
+        return (OK,)
+
+    # Kernels
+
+    def cuModuleLoadData(self, code: bytes) -> tuple:
+        return (OK, "module") if code.startswith(b"stand-in of sm_87") else (CUresult.CUDA_ERROR_INVALID_IMAGE, None)
+
+    def cuModuleGetFunction(self, module: Any, name: bytes) -> tuple:
+        return OK, name
+
+    def cuLaunchKernel(self, kernel: bytes, *rest: Any) -> tuple:
+        (x, y, z, threads, block_y, block_z, shared, stream, arguments, extra) = rest
+        must((z, block_y, block_z, shared, extra) == (1, 1, 1, 0, 0), "an unusual launch")
+        must(x >= 1 and 1 <= y <= 65535 and 1 <= threads <= 1024, "a grid that no GPU takes")
+        values = copied(kernel.decode(), arguments)  # by the call
+        self.launched.append(kernel.decode())
+
+        def work() -> None:
+            check_launch(self, kernel.decode(), values, x, y)
+            pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+            with _one_kernel:  # as they share their static memory
+                must(cpu_kernels().launch(kernel, x, y, self.threads, pointers), f"no kernel {kernel.decode()}")
+
+        self._stream(stream).put(work)
+        return (OK,)
+
+
+# The kernels' parameters: p a pointer, q 64 bits, i 32 bits.
+PARAMETERS = {"scatter": "ppppppqqiiii", "choose": "ppppppppppppi", "reorder": "pppppqiii", "spread": "pppqqi"}
+
+
+def copied(kernel: str, arguments: int) -> list[Any]:
+    kinds = {"p": ctypes.c_int64, "q": ctypes.c_int64, "i": ctypes.c_int32}
+    pointers = (ctypes.c_void_p * len(PARAMETERS[kernel])).from_address(arguments)
+    return [kinds[kind](kinds[kind].from_address(pointer).value)
+            for kind, pointer in zip(PARAMETERS[kernel], pointers, strict=True)]  # fmt: skip
+
+
+def check_launch(driver: Driver, kernel: str, arguments: list[Any], rows: int, tensors: int) -> None:
+    """Whatever the kernel reads and writes lies in live memory."""
+    values = [argument.value for argument in arguments]
+
+    def array(address: int, dtype: Any, count: int) -> np.ndarray:
+        driver.require(address, np.dtype(dtype).itemsize * count, kernel)
+        return driver.host_view(address, np.dtype(dtype).itemsize * count).view(dtype)
+
+    if kernel == "scatter":
+        fresh, cache, mask, sources, last_index, positions, fresh_stride, cache_stride, *sizes = values
+        heads, length, capacity, width = sizes
+        source = array(sources, np.int32, rows) if sources else np.arange(rows)
+        counts = array(last_index, np.int64, int(source.max()) + 1)[source] + 1 if last_index else np.ones(rows, int)
+        starts = array(positions, np.int64, rows) if positions else np.zeros(rows, int)
+        must((counts >= 1).all() and (counts <= length).all(), "scatter: more positions than there are")
+        must((starts >= 0).all() and (starts + counts <= capacity).all(), "scatter: behind the end of the cache")
+        last = (tensors - 1) * 4
+        driver.require(fresh, last * fresh_stride + (int(source.max()) + 1) * heads * length * width * 4, kernel)
+        driver.require(cache, last * cache_stride + rows * heads * capacity * width * 4, kernel)
+        driver.require(mask, rows * capacity * 4, kernel)
+        must(tensors == 1 or cache_stride >= rows * heads * capacity * width, "scatter: tensors lie over each other")
+    elif kernel == "choose":
+        plan, logits, prompt_logits, images, *tops, lengths, tokens, positions, parents, done, k = values
+        words = array(plan, np.int64, 8)
+        stride, beams = words.view(np.int32)[12:14]
+        block = array(int(words[2]), np.uint8, rows * int(stride))
+        vocab = int(block[:96].view(np.int32)[8])
+        used = rows * int(beams)
+        driver.require(logits, used * vocab * 4, kernel)
+        top_rows = used
+        if images:
+            top_rows = int(array(images, np.int32, rows).max()) + 1
+            driver.require(prompt_logits, top_rows * vocab * 4, kernel)
+            driver.require(lengths, rows * 4, kernel)
+        for address, size in zip(tops, (k * 4, k * 8, 4), strict=True):
+            driver.require(address, top_rows * size, kernel)
+        for address, size in ((tokens, 8), (positions, 8), (parents, 4)):
+            driver.require(address, used * size, kernel)
+        driver.require(done, rows * 4, kernel)
+        if words[3]:
+            driver.require(int(words[4]), used * vocab * 4, kernel)
+    elif kernel == "reorder":
+        plan, cache, parents, lengths, positions, stride, heads, capacity, width = values
+        beams = int(array(plan, np.int64, 8).view(np.int32)[13])
+        parent = array(parents, np.int32, rows)
+        must((parent // beams == np.arange(rows) // beams).all(), "reorder: a beam takes another answer's place")
+        must((parent[parent] == parent).all(), "reorder: a parent is overwritten")
+        begin = array(lengths, np.int32, rows // beams)[np.arange(rows) // beams]
+        end = array(positions, np.int64, rows)
+        must((begin <= end).all() and (end <= capacity).all(), "reorder: behind the end of the cache")
+        driver.require(cache, (tensors - 1) * stride * 4 + rows * heads * capacity * width * 4, kernel)
+    else:
+        source, target, sources, from_stride, to_stride, words = values
+        images = int(array(sources, np.int32, rows).max()) + 1
+        driver.require(source, ((tensors - 1) * from_stride + images * words) * 4, kernel)
+        driver.require(target, ((tensors - 1) * to_stride + rows * words) * 4, kernel)
+
+
+class Nvrtc:
+    """cuda.bindings.nvrtc: compiles nothing, and says what for."""
+
+    def nvrtcVersion(self) -> tuple:
+        return 0, 12, 6
+
+    def nvrtcCreateProgram(self, source: bytes, name: bytes, count: int, headers: list, names: list) -> tuple:
+        assert len(headers) == len(names) == count and b"scatter" in source
+        return 0, SimpleNamespace(options=())
+
+    def nvrtcCompileProgram(self, program: Any, count: int, options: list) -> tuple:
+        program.options = options
+        return (0,)
+
+    def nvrtcGetCUBINSize(self, program: Any) -> tuple:
+        return 0, 32
+
+    def nvrtcGetCUBIN(self, program: Any, code: bytes) -> tuple:
+        text = b"stand-in of " + program.options[0].split(b"=")[1]
+        ctypes.memmove(code, text.ljust(32), 32)
+        return (0,)
+
+
+# TensorRT
+
+
+class TensorRT:
+    """The module `tensorrt`: builder, parser, runtime. A plan is the graph's path, its profiles and whom it is for."""
+
+    __name__, __version__ = "tensorrt", "10.3.0"
+    TensorIOMode = SimpleNamespace(INPUT="INPUT", OUTPUT="OUTPUT")
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="USER_MANAGED")
+    NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
+    MemoryPoolType = SimpleNamespace(WORKSPACE="WORKSPACE")
+
+    class ILogger:
+        ERROR = 1
+
+        def log(self, severity: int, message: str) -> None: ...
+
+    def __init__(self, driver: Driver, gpu: str = "Orin") -> None:
+        self.driver, self.gpu = driver, gpu
+        self.builds = 0
+        self.refuses_builds: str | None = None
+        self.refuses_capture = False
+        self.contexts: list[Context] = []
+
+    def Builder(self, log: Any) -> Any:
+        return Builder(self, log)
+
+    def OnnxParser(self, network: Any, log: Any) -> Any:
+        def parse(path: str) -> bool:
+            network.load(path)
+            return True
+
+        return SimpleNamespace(parse_from_file=parse, num_errors=0)
+
+    def Runtime(self, log: Any) -> Any:
+        def deserialize(plan: bytes) -> Engine | None:
+            made = json.loads(plan)
+            return Engine(self, made) if made["gpu"] == self.gpu else None
+
+        return SimpleNamespace(deserialize_cuda_engine=deserialize)
+
+
+class Network:
+    def load(self, path: str) -> None:
+        self.path = path
+        self.inputs = onnx.load(path, load_external_data=False).graph.input
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.inputs)
+
+    def get_input(self, index: int) -> Any:
+        value = self.inputs[index]
+        dims = value.type.tensor_type.shape.dim
+        return SimpleNamespace(
+            name=value.name, shape=tuple(-1 if dim.dim_param else dim.dim_value for dim in dims),
+            get_dimension_name=lambda axis: dims[axis].dim_param,
+        )  # fmt: skip
+
+
+class Builder:
+    def __init__(self, trt: TensorRT, log: Any) -> None:
+        self.trt, self.log = trt, log
+
+    def create_network(self, flags: int) -> Network:
+        assert flags == 2, "strongly typed"
+        return Network()
+
+    def create_builder_config(self) -> Any:
+        profiles: list[Any] = []
+        return SimpleNamespace(profiles=profiles, add_optimization_profile=profiles.append)
+
+    def create_optimization_profile(self) -> Any:
+        shapes: dict[str, Any] = {}
+        return SimpleNamespace(shapes=shapes, set_shape=lambda name, *sizes: shapes.__setitem__(name, sizes))
+
+    def build_serialized_network(self, network: Network, config: Any) -> bytes | None:
+        self.trt.builds += 1
+        if self.trt.refuses_builds:
+            self.log.log(1, self.trt.refuses_builds)
+            return None
+        profiles = [profile.shapes for profile in config.profiles] or [{}]
+        return json.dumps({"gpu": self.trt.gpu, "path": network.path, "profiles": profiles}).encode()
+
+
+TYPES = {1: ("FLOAT", np.float32), 6: ("INT32", np.int32), 7: ("INT64", np.int64), 10: ("HALF", np.float16)}
+
+
+class Engine:
+    def __init__(self, trt: TensorRT, made: dict) -> None:
+        self.trt, self.profiles = trt, made["profiles"]
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.add_session_config_entry("session.disable_quant_qdq", "1")  # int8 as the operators say
+        self.session = ort.InferenceSession(made["path"], options, providers=["CPUExecutionProvider"])
+        graph = onnx.load(made["path"], load_external_data=False).graph
+        self.inputs = [value.name for value in graph.input]
+        self.values = {value.name: value for value in (*graph.input, *graph.output)}
+        self.names = list(self.values)
+        self.num_io_tensors = len(self.names)
+        self.num_optimization_profiles = len(self.profiles)
+        self.device_memory_size_v2 = 1000 + 64 * len(graph.node)
+
+    def get_tensor_name(self, index: int) -> str:
+        return self.names[index]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "INPUT" if name in self.inputs else "OUTPUT"
+
+    def get_tensor_dtype(self, name: str) -> str:
+        return "DataType." + TYPES[self.values[name].type.tensor_type.elem_type][0]
+
+    def numpy_dtype(self, name: str) -> np.dtype:
+        return np.dtype(TYPES[self.values[name].type.tensor_type.elem_type][1])
+
+    def dims(self, name: str) -> list[Any]:
+        return [dim.dim_param or dim.dim_value for dim in self.values[name].type.tensor_type.shape.dim]
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
+        shapes = self.profiles[profile].get(name)
+        return [tuple(shape) for shape in shapes] if shapes else [tuple(self.dims(name))] * 3
+
+    def create_execution_context(self, strategy: str) -> Context:
+        assert strategy == "USER_MANAGED"
+        self.trt.contexts.append(Context(self))
+        return self.trt.contexts[-1]
+
+
+class Context:
+    """Checks everything that it is told, and runs the graph when its stream is waited for."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.driver = engine, engine.trt.driver
+        self.profile: int | None = None
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.scratch = (0, 0)
+        self.warm: Any = None  # the shapes with which it has run
+
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        self.driver._stream(stream)
+        self.profile = profile
+        return 0 <= profile < self.engine.num_optimization_profiles
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        must(size >= self.engine.device_memory_size_v2, "less scratch memory than the engine asks for")
+        self.scratch = (address, size)
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        must(self.profile is not None, "a shape before the profile")
+        must(name in self.engine.inputs, f"{name} is no input")
+        least, _, most = self.engine.get_tensor_profile_shape(name, self.profile)
+        if len(shape) != len(most) or any(not a <= b <= c for a, b, c in zip(least, shape, most, strict=True)):
+            return False
+        self.shapes[name] = tuple(shape)
+        return True
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        must(name in self.engine.values, f"the engine has no tensor {name}")
+        self.addresses[name] = address
+        return address % ALIGNMENT == 0
+
+    def axes(self) -> dict[str, int]:
+        """Free axes by name, as the inputs' shapes have them."""
+        sizes: dict[str, int] = {}
+        for name in self.engine.inputs:
+            for axis, size in zip(self.engine.dims(name), self.shapes[name], strict=True):
+                must(not isinstance(axis, str) or sizes.setdefault(axis, size) == size,
+                     f"{name} has {size} of {axis}, another input {sizes.get(axis)}")  # fmt: skip
+        return sizes
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        if name in self.engine.inputs:
+            return self.shapes.get(name, (-1,))
+        if any(each not in self.shapes for each in self.engine.inputs):
+            return (-1,)
+        return tuple(self.axes()[axis] if isinstance(axis, str) else axis for axis in self.engine.dims(name))
+
+    def execute_async_v3(self, stream: int) -> bool:
+        own = self.driver._stream(stream)
+        for name in self.engine.inputs:
+            must(name in self.shapes, f"{name} has no shape")
+        for name in self.engine.names:
+            must(self.addresses.get(name), f"{name} has no address")
+        shapes = {name: self.get_tensor_shape(name) for name in self.engine.names}
+        if own.captured is not None:
+            must(self.warm == shapes, "captured before it has run once with these shapes")
+            if self.engine.trt.refuses_capture:
+                own.invalid = True
+                return False
+        self.warm = shapes
+        addresses, scratch = dict(self.addresses), self.scratch
+        own.put(lambda: self.run(shapes, addresses, scratch))
+        return True
+
+    def run(self, shapes: dict, addresses: dict, scratch: tuple[int, int]) -> None:
+        must(scratch[0] and scratch[1] >= self.engine.device_memory_size_v2, "no scratch memory")
+        self.driver.require(*scratch, "scratch memory")
+        self.driver.host_view(*scratch)[:] = 0xFF
+        spans, feeds = [], {}
+        for name, shape in shapes.items():
+            dtype = self.engine.numpy_dtype(name)
+            size = math.prod(shape) * dtype.itemsize
+            self.driver.require(addresses[name], size, name)
+            spans.append((addresses[name], addresses[name] + size, name))
+            if name in self.engine.inputs:
+                view = self.driver.host_view(addresses[name], size).view(dtype).reshape(shape)
+                unset = (view.view(np.uint8).reshape(-1, dtype.itemsize) == 0xFF).all(-1)
+                must(dtype.kind != "f" or not unset.any(), f"{name} has numbers that nobody has written")
+                feeds[name] = view.copy()
+        spans.append((scratch[0], sum(scratch), "scratch memory"))
+        for start, end, name in spans:
+            if name in self.engine.inputs:
+                continue
+            for other_start, other_end, other in spans:
+                must(name == other or end <= other_start or other_end <= start, f"{name} lies over {other}")
+        results = self.engine.session.run(None, feeds)
+        for output, result in zip(self.engine.session.get_outputs(), results, strict=True):
+            must(result.shape == shapes[output.name], f"{output.name} is {result.shape}")
+            self.driver.host_view(addresses[output.name], result.nbytes)[:] = np.frombuffer(result.tobytes(), np.uint8)
