@@ -7,12 +7,12 @@ DEV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv-dev)
 RUN := $(DEV)/bin/python -m
 COMPAT := .venv-compat
 EXPORTED := tests/export
-CORE := $(wildcard engines/*.cpp engines/*.h engines/*.cu)
+CORE := $(sort $(shell find engines -name '*.cpp' -o -name '*.h' -o -name '*.cu'))
 SOURCES := $(CORE) $(wildcard tests/engines/native/*.cpp)
 
-PLAIN_CORE := $(filter-out engines/module.cpp engines/python_%.cpp,$(wildcard engines/*.cpp))
+PLAIN_CORE := $(filter-out engines/python/%,$(filter %.cpp,$(CORE)))
 COMPILERS := $(foreach c,c++ g++-11 g++-12 g++-13 g++-14 clang++ clang++-14 clang++-19 aarch64-linux-gnu-g++,$(if $(shell command -v $(c)),$(c)))
-WARNINGS := -std=c++17 -O2 -Wall -Wextra -Werror
+WARNINGS := -std=c++17 -O2 -Wall -Wextra -Werror -Iengines
 ORT_LIBRARY = $(shell $(DEV)/bin/python -c "from blip2rt.backends.ort import find_library; print(find_library())")
 
 .PHONY: demo test test-slow test-compat lint format bench bench-loop micro-loop micro-image micro-graphs sanitize fuzz compilers clean
@@ -69,8 +69,10 @@ fuzz: $(DEV)/blip2rt-installed  ## ten minutes of random options and damaged man
 	$(RUN) tests.fuzz --seconds 600
 
 compilers:  ## the core with every compiler that is installed, and for aarch64
+	@test -n "$(PLAIN_CORE)" || { echo "no source is found under engines/: mend PLAIN_CORE in the Makefile"; exit 1; }
+	@test -n "$(COMPILERS)" || { echo "no compiler is found: install one, such as g++"; exit 1; }
 	set -e; for compiler in $(COMPILERS); do \
-	  echo $$compiler; for source in $(PLAIN_CORE); do $$compiler $(WARNINGS) -c $$source -o /dev/null; done; \
+	  echo "$$compiler: $(words $(PLAIN_CORE)) files"; for source in $(PLAIN_CORE); do $$compiler $(WARNINGS) -c $$source -o /dev/null; done; \
 	done
 
 $(DEMO)/installed: pyproject.toml CMakeLists.txt $(CORE) $(shell find blip2rt -name '*.py')

@@ -37,7 +37,8 @@ def test_kernels(kind: str, compiler: list[str], runner: list[str], tmp_path: Pa
     for program in compiler[:1] + runner[:1]:
         if shutil.which(program) is None:
             pytest.skip(f"needs {program}")
-    kernels = sorted(path for path in (ROOT / "engines").glob(f"{kind}*.cpp") if not path.stem.endswith("_op"))
+    folder, pattern = ("attention", f"{kind}*.cpp") if kind.endswith("attention") else (kind, "*.cpp")
+    kernels = sorted((ROOT / "engines" / "kernels" / folder).glob(pattern))
     sources = [ROOT / "tests" / "engines" / "native" / f"{kind}_check.cpp", *kernels]
     program, seed = str(tmp_path / f"{kind}_check"), str(random.SystemRandom().randrange(2**31))
     subprocess.run(

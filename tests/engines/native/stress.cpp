@@ -8,9 +8,9 @@
 #include <random>
 #include <thread>
 
-#include "chat.h"
-#include "generation.h"
-#include "generator.h"
+#include "loop/chat.h"
+#include "loop/generation.h"
+#include "loop/generator.h"
 
 namespace {
 

@@ -1,0 +1,87 @@
+// One generation, step by step: which rows of the batch belong to which image, from the prefill to the last stop token.
+// Scoring, cache and graphs are its neighbours' work.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "loop/decoder.h"
+#include "loop/generator.h"
+#include "search/search.h"
+
+namespace blip2rt {
+
+class Generation {
+ public:
+  // Of images with a prompt each. `prefix` is read in the first step. Throws when prompts or options make no sense.
+  Generation(const Generator& generator, const Prefix& prefix, Prompts prompts, GenerationOptions options);
+
+  // Of one prompt that goes on after the `past` positions in row 0 of a decoder with rows enough.
+  Generation(const Generator& generator, std::shared_ptr<Decoder> decoder, const Prefix& prefix, int past,
+             std::vector<int64_t> prompt, GenerationOptions options);
+
+  Generation(const Generation&) = delete;
+  Generation& operator=(const Generation&) = delete;
+
+  // One token for every running answer: the first step reads the prompts. Does nothing once done().
+  void step();
+  bool done() const { return done_; }
+
+  // Ends it where it is.
+  void close() { done_ = true; }
+
+  // Tokens that the last step added; greedy search and sampling only.
+  const std::vector<NewToken>& added() const { return added_; }
+
+  // For each image its best sequences. Before done(), what there is.
+  std::vector<std::vector<Hypothesis>> results() const;
+
+  // Seconds of all steps after the first one, and of these the seconds within the graphs: the rest is the loop's own.
+  struct Spent {
+    double steps;
+    double graphs;
+  };
+  Spent spent() const { return spent_; }
+
+  // How much of row 0 of the cache goes with what was read and chosen: the positions that hold past, prompt and
+  // forced prefix, and behind them `in_cache` of the answer's tokens. With beams no row is the answer's: none.
+  struct Kept {
+    int positions;
+    int in_cache;
+  };
+  Kept kept() const;
+
+ private:
+  // An answer in the making. The i-th one in the batch owns the rows [i * beams, (i + 1) * beams).
+  struct Active {
+    size_t image, draw;
+    int prompt_length;  // in positions of the cache
+    std::unique_ptr<Search> search;
+  };
+
+  void begin(int past);
+  void first_step();
+  void next_step();
+  bool retire(int rows_each);
+  void spread_to_beams();
+  void advance(int rows_each);
+
+  const Generator& generator_;
+  GenerationOptions options_;
+  Prefix prefix_;
+  Prompts prompts_;
+  int past_ = 0;
+  std::shared_ptr<Decoder> decoder_;
+  std::vector<Active> active_;
+  std::vector<NewToken> added_;
+  std::vector<std::vector<Hypothesis>> results_;
+  std::chrono::steady_clock::time_point deadline_;
+  int steps_ = -1;  // tokens of each answer that are in the cache; -1 before the first step
+  Spent spent_ = {0, 0};
+  bool rebind_ = true;
+  bool done_ = false;
+};
+
+}  // namespace blip2rt

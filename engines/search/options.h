@@ -1,0 +1,56 @@
+// What a caller may ask of a generation. Names and meanings are Hugging Face `generate`'s, given inputs_embeds: lengths
+// and histories count the tokens of the answer only. Knows numbers; nothing about graphs.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "search/search_block.h"
+#include "search/vocabulary.h"
+
+namespace blip2rt {
+
+struct GenerationOptions {
+  int num_beams = 1;
+  int num_return_sequences = 1;  // with beams the best ones, with sampling and one beam independent draws
+  int max_new_tokens = 20;
+  int min_new_tokens = 0;
+  double length_penalty = 1.0;
+  EarlyStopping early_stopping = EarlyStopping::kFalse;
+
+  double repetition_penalty = 1.0;  // 1: off
+  int no_repeat_ngram_size = 0;     // 0: off
+  std::vector<std::vector<int64_t>> bad_words_ids;
+  std::vector<int64_t> forced_prefix;  // tokens with which the answer begins, as `input_ids` beside inputs_embeds
+
+  std::vector<int64_t> eos_token_ids;
+  std::vector<std::string> stop_strings;                      // bytes
+  std::shared_ptr<const Vocabulary> vocabulary;               // needed with stop_strings
+  double max_time = std::numeric_limits<double>::infinity();  // seconds, after which no further token is chosen
+
+  bool do_sample = false;
+  double temperature = 1.0;
+  int top_k = 0;       // 0: off
+  double top_p = 1.0;  // 1: off
+  double min_p = 0.0;  // 0: off
+  uint64_t seed = 0;
+  uint64_t first_image = 0;  // number of the call's first image: image i draws from the stream first_image + i
+
+  // Every fault, separated by "; "; empty when there is none.
+  std::string faults(size_t vocab_size) const;
+
+  // Throws std::runtime_error that names every fault.
+  void validate(size_t vocab_size) const;
+
+  // Whether an image's answers are independent draws, and not a search's best.
+  bool independent() const { return do_sample && num_beams == 1; }
+
+  // Rows of one image that are decoded together.
+  int rows_each() const { return independent() ? num_return_sequences : num_beams; }
+};
+
+}  // namespace blip2rt
