@@ -24,15 +24,15 @@ class Session:
         runtime: Runtime,
         graph_path: str,
         intra_op_threads: int = 0,
-        own_int4: bool = True,
-        own_int8: bool = False,
+        custom_int4: bool = True,
+        custom_int8: bool = False,
         cuda: bool = False,
     ) -> None:
-        """own_int4, own_int8: such products by our operators where they can; int8 pays with hundreds of rows, and has
+        """custom_int4, custom_int8: such products by our operators where they can; int8 pays with hundreds of rows, and has
         an encoder's attention in bfloat16."""
 
     @property
-    def own_kernels(self) -> list[str]:
+    def custom_kernels(self) -> list[str]:
         """What runs in place of ONNX Runtime's, and how, such as "int4 avx512"."""
     @property
     def inputs(self) -> list[tuple[str, str, list[int]]]:

@@ -1,4 +1,4 @@
-// Reads and writes an ONNX graph's bytes.
+// Walks the bytes of ONNX models, and writes them.
 #include "graphs/onnx_graph.h"
 
 #include <cstring>
@@ -8,6 +8,10 @@
 namespace blip2rt {
 namespace {
 
+// Field numbers of onnx.proto.
+enum Model : uint32_t { kGraph = 7, kOpsetImport = 8 };
+enum Graph : uint32_t { kNode = 1, kInitializer = 5, kGraphInput = 11, kGraphOutput = 12 };
+enum Opset : uint32_t { kOpsetDomain = 1, kOpsetVersion = 2 };
 enum NodeField : uint32_t {
   kNodeInput = 1,
   kNodeOutput = 2,
@@ -42,7 +46,7 @@ Constant read_constant(std::string_view bytes, std::string_view& name) {
   return constant;
 }
 
-// `field` is where a value of `type` stands.
+// Writes an attribute. `field` is the field that holds a value of `type`.
 template <class T>
 void write_attribute(std::string& node, std::string_view name, uint32_t field, uint64_t type, T value) {
   std::string attribute;
@@ -159,6 +163,52 @@ std::string written_input(std::string_view name, uint64_t columns) {
   protobuf::write(input, kValueName, name);
   protobuf::write(input, kValueType, type);
   return input;
+}
+
+std::string_view graph_of(std::string_view model) {
+  std::string_view graph;
+  protobuf::Field field;
+  for (protobuf::Reader reader(model); reader.next(field);) {
+    if (field.number == kGraph) graph = field.bytes;
+  }
+  return graph;
+}
+
+std::string changed_graph(std::string_view graph, const Parts& parts, const Changes& changes,
+                          const std::vector<std::string>& inputs) {
+  std::string result;
+  auto node = parts.nodes.begin();
+  protobuf::Field field;
+  for (protobuf::Reader reader(graph); reader.next(field);) {
+    auto change = changes.end();
+    if (field.number == kNode) {
+      if (!node->outputs.empty()) change = changes.find(node->outputs[0]);
+      ++node;
+    }
+    if (change == changes.end()) {
+      result += field.whole;
+    } else if (!change->second.empty()) {
+      protobuf::write(result, kNode, change->second);
+    }
+  }
+  for (const std::string& input : inputs) protobuf::write(result, kGraphInput, input);
+  return result;
+}
+
+std::string changed_model(std::string_view model, const std::string& graph, std::string_view domain) {
+  std::string result, opset;
+  protobuf::Field field;
+  for (protobuf::Reader reader(model); reader.next(field);) {
+    if (field.number == kGraph) {
+      protobuf::write(result, kGraph, graph);
+    } else {
+      result += field.whole;
+    }
+  }
+  protobuf::write(opset, kOpsetDomain, domain);
+  protobuf::write(opset, kOpsetVersion, uint64_t{1});
+  protobuf::write(result, kOpsetImport, opset);
+  return result;
 }
 
 }  // namespace blip2rt

@@ -1,5 +1,5 @@
-// An ONNX graph's nodes and constants as its bytes have them, and what is written in their place. Knows onnx.proto;
-// nothing about what operators mean.
+// Reads and changes ONNX models in the form of bytes: the core's one reader of them. Knows onnx.proto; nothing about
+// what operators mean.
 #pragma once
 
 #include <cstdint>
@@ -13,11 +13,7 @@
 
 namespace blip2rt {
 
-// Field numbers of onnx.proto.
-enum Model : uint32_t { kGraph = 7, kOpsetImport = 8 };
-enum Graph : uint32_t { kNode = 1, kInitializer = 5, kGraphInput = 11, kGraphOutput = 12 };
-enum Opset : uint32_t { kOpsetDomain = 1, kOpsetVersion = 2 };
-
+// A node, as views of the graph's bytes.
 struct Node {
   std::vector<std::string_view> inputs, outputs;
   std::string_view name, op_type, domain;
@@ -28,7 +24,7 @@ struct Node {
 
   explicit Node(std::string_view bytes);
 
-  // An attribute, or what it is where it is not there.
+  // An attribute, or `otherwise` where the node has none of that name.
   int64_t number(std::string_view name, int64_t otherwise) const;
   bool has_list(std::string_view name, const std::vector<uint64_t>& list) const;
 };
@@ -36,9 +32,9 @@ struct Node {
 struct Constant {
   DType dtype = DType::kUndefined;
   std::vector<uint64_t> shape;
-  std::string_view raw;  // its numbers; empty where they lie in another file, or otherwise
+  std::string_view raw;  // its numbers; empty where they lie in another file, or in another field
 
-  // The numbers, where there are so many and they lie here; else empty.
+  // Returns the numbers where `raw` holds exactly `count` of them, else an empty list.
   template <class T>
   std::vector<T> values(size_t count) const {
     std::vector<T> found;
@@ -49,32 +45,46 @@ struct Constant {
   }
 };
 
-// Constants by name, nodes, and how often a name is used.
+// A graph (GraphProto), as views of its bytes.
 struct Parts {
   std::map<std::string_view, Constant> constants;
   std::vector<Node> nodes;
-  std::map<std::string_view, size_t> uses, made_by;  // made_by: the node's place among `nodes`
-  bool has_graph = false;
+  std::map<std::string_view, size_t> uses;     // value -> how many nodes and outputs of the graph read it
+  std::map<std::string_view, size_t> made_by;  // value -> place of its node among `nodes`
+  bool has_graph = false;                      // a node has a subgraph
 
   explicit Parts(std::string_view graph);
 
-  // The node of this type with `inputs` inputs that makes what a node reads as its input `index` and nobody else reads;
-  // nullptr where there is none, or the node is nullptr.
+  // Returns the node that makes input `index` of `reader`, where it has this type and `inputs` inputs and nobody else
+  // reads what it makes. Returns nullptr otherwise, and where `reader` is nullptr.
   const Node* maker(const Node* reader, size_t index, std::string_view op_type, size_t inputs) const;
 
-  // nullptr where it is none, or of another type.
+  // Returns nullptr where `name` is no constant, or one of another type.
   const Constant* constant(std::string_view name, DType dtype) const;
 };
 
 using Numbers = std::vector<std::pair<std::string_view, uint64_t>>;
 using Factors = std::vector<std::pair<std::string_view, float>>;
 
-// A node with a name and outputs of `node`, and what else is given.
+// What becomes of nodes, by their first output: other bytes, or none where the node goes.
+using Changes = std::map<std::string_view, std::string>;
+
+// Writes a node with the name and outputs of `node`.
 std::string written_node(const Node& node, std::string_view domain, std::string_view type,
                          const std::vector<std::string_view>& inputs, const Numbers& numbers,
                          const Factors& factors = {});
 
-// A graph's input of int32: (B), or (B, columns).
+// Writes an input of a graph: int32 (B), or (B, columns) where `columns` is not 0.
 std::string written_input(std::string_view name, uint64_t columns);
+
+// The graph of a model (ModelProto), as a view of its bytes; empty where the model has none.
+std::string_view graph_of(std::string_view model);
+
+// Writes `graph` with `changes` to its nodes and more `inputs` behind its own. `parts` are the graph's.
+std::string changed_graph(std::string_view graph, const Parts& parts, const Changes& changes,
+                          const std::vector<std::string>& inputs);
+
+// Writes `model` with another graph, and imports version 1 of `domain`.
+std::string changed_model(std::string_view model, const std::string& graph, std::string_view domain);
 
 }  // namespace blip2rt

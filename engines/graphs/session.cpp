@@ -13,17 +13,17 @@
 namespace blip2rt {
 namespace {
 
-// The graph with our operators; empty where it is to be loaded as it is.
-OwnGraph own_graph(const std::string& path, int intra_op_threads, OwnOps own) {
+// Returns the graph with our operators; without bytes where the file is to be loaded as it is.
+RewrittenGraph rewritten_file(const std::string& path, int intra_op_threads, CustomOps ops) {
   int major = 0, minor = 0;
-  // Older ones cannot be told where the weights of a graph in memory lie.
+  // Versions before 1.21 cannot be told where the weights of a graph in memory lie.
   if (std::sscanf(ort_version().c_str(), "%d.%d", &major, &minor) != 2 || (major == 1 && minor < 21)) return {};
   const size_t asked = static_cast<size_t>(std::max(0, intra_op_threads));
-  own.threads = asked > 0 ? asked : std::max<size_t>(1, std::thread::hardware_concurrency());
+  ops.threads = asked > 0 ? asked : std::max<size_t>(1, std::thread::hardware_concurrency());
   std::ifstream file(path, std::ios::binary);
   const std::string bytes((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
   try {
-    return with_own_ops(bytes, own);
+    return rewritten(bytes, ops);
   } catch (const std::runtime_error&) {
     return {};  // damaged: ONNX Runtime says how
   }
@@ -87,11 +87,11 @@ const Port* find(const std::vector<Port>& ports, const std::string& name) {
 
 }  // namespace
 
-Session::Session(const std::string& graph_path, int intra_op_threads, OwnOps own, Device device)
+Session::Session(const std::string& graph_path, int intra_op_threads, CustomOps ops, Device device)
     : path_(graph_path), memory_(&host_memory()) {
   SessionOptions options = session_options(intra_op_threads, device);
-  OwnGraph graph;
-  if (device == Device::kCpu) graph = own_graph(graph_path, intra_op_threads, own);
+  RewrittenGraph graph;
+  if (device == Device::kCpu) graph = rewritten_file(graph_path, intra_op_threads, ops);
   if (graph.bytes.empty()) {
     check(ort().CreateSession(ort_environment(), graph_path.c_str(), options.get(), &session_));
   } else {
@@ -99,8 +99,8 @@ Session::Session(const std::string& graph_path, int intra_op_threads, OwnOps own
     const std::string folder = slash == std::string::npos ? "." : graph_path.substr(0, slash + 1);
     check(ort().AddSessionConfigEntry(options.get(), "session.model_external_initializers_file_folder_path",
                                       folder.c_str()));
-    add_own_ops(options.get());
-    own_kernels_ = graph.kernels;
+    add_domain(options.get());
+    custom_kernels_ = graph.kernels;
     check(ort().CreateSessionFromArray(ort_environment(), graph.bytes.data(), graph.bytes.size(), options.get(),
                                        &session_));
   }

@@ -22,7 +22,8 @@ class Session {
  public:
   // intra_op_threads 0 leaves the number to ONNX Runtime: one a physical core. On a GPU, what has no kernel there runs
   // on the CPU, and no operator is ours.
-  explicit Session(const std::string& graph_path, int intra_op_threads, OwnOps own = {}, Device device = Device::kCpu);
+  explicit Session(const std::string& graph_path, int intra_op_threads, CustomOps ops = {},
+                   Device device = Device::kCpu);
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -37,8 +38,8 @@ class Session {
                          const std::vector<const char*>& output_names) const;
 
   const std::string& path() const { return path_; }
-  // Of our operators in this graph, such as "int4 avx512"; empty where all are ONNX Runtime's.
-  const std::vector<std::string>& own_kernels() const { return own_kernels_; }
+  // The kernels that run in place of ONNX Runtime's, such as "int4 avx512".
+  const std::vector<std::string>& custom_kernels() const { return custom_kernels_; }
 
   // Where tensors lie best that one run writes and the next one reads.
   const TensorMemory& memory() const { return *memory_; }
@@ -48,7 +49,7 @@ class Session {
 
   std::string path_;
   const TensorMemory* memory_;
-  std::vector<std::string> own_kernels_;
+  std::vector<std::string> custom_kernels_;
   OrtSession* session_ = nullptr;
   std::vector<Port> inputs_;
   std::vector<Port> outputs_;

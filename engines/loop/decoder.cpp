@@ -6,7 +6,7 @@
 #include <numeric>
 #include <stdexcept>
 
-#include "ops/domain.h"
+#include "ops/attention_op.h"
 
 namespace blip2rt {
 namespace {

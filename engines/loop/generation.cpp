@@ -206,4 +206,20 @@ Generation::Kept Generation::kept() const {
   return {past_ + prefix_.length + static_cast<int>(prompts_[0].size()) + in_cache, in_cache};
 }
 
+std::vector<std::vector<Hypothesis>> generate(const Generator& generator, const Prefix& prefix, const Prompts& prompts,
+                                              const GenerationOptions& options,
+                                              const std::function<void()>& before_step,
+                                              const std::function<bool(const NewToken&)>& on_token) {
+  Generation generation(generator, prefix, prompts, options);
+  while (!generation.done()) {
+    before_step();
+    generation.step();
+    if (!on_token) continue;
+    for (const NewToken& token : generation.added()) {
+      if (!on_token(token)) return generation.results();
+    }
+  }
+  return generation.results();
+}
+
 }  // namespace blip2rt

@@ -4,12 +4,14 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
 #include "loop/decoder.h"
 #include "loop/generator.h"
 #include "search/search.h"
+#include "search/search_batch.h"
 
 namespace blip2rt {
 
@@ -83,5 +85,14 @@ class Generation {
   bool rebind_ = true;
   bool done_ = false;
 };
+
+// Generates from beginning to end. Returns each image's best sequences, best first; with sampling in the order drawn.
+// Calls `before_step` before every step; what it throws ends the call. Calls `on_token` for every token of greedy
+// search and sampling as it comes; where it returns false, the call ends with what there is. Holds no state between
+// calls: any number of threads may call it.
+std::vector<std::vector<Hypothesis>> generate(const Generator& generator, const Prefix& prefix, const Prompts& prompts,
+                                              const GenerationOptions& options,
+                                              const std::function<void()>& before_step,
+                                              const std::function<bool(const NewToken&)>& on_token);
 
 }  // namespace blip2rt

@@ -1,12 +1,11 @@
-// Checks the graphs of a language model, and generates from beginning to end. Knows tensor names.
+// Checks the graphs of a language model. Knows tensor names.
 #include "loop/generator.h"
 
 #include <algorithm>
 #include <stdexcept>
 #include <string>
 
-#include "loop/generation.h"
-#include "ops/domain.h"
+#include "ops/attention_op.h"
 
 namespace blip2rt {
 namespace {
@@ -87,23 +86,6 @@ Generator::Generator(const Session& embed, const Session& llm, const LlmShape& s
     throw std::runtime_error("decoder_start_token_id is " + std::to_string(decoder_start_token_id) +
                              ", outside the vocabulary of " + std::to_string(shape.vocab_size));
   }
-}
-
-std::vector<std::vector<Hypothesis>> Generator::generate(const Prefix& prefix,
-                                                         const std::vector<std::vector<int64_t>>& prompts,
-                                                         const GenerationOptions& options,
-                                                         const std::function<void()>& before_step,
-                                                         const std::function<bool(const NewToken&)>& on_token) const {
-  Generation generation(*this, prefix, prompts, options);
-  while (!generation.done()) {
-    before_step();
-    generation.step();
-    if (!on_token) continue;
-    for (const NewToken& token : generation.added()) {
-      if (!on_token(token)) return generation.results();
-    }
-  }
-  return generation.results();
 }
 
 }  // namespace blip2rt

@@ -3,11 +3,8 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
-#include <vector>
 
 #include "graphs/session.h"
-#include "search/search_batch.h"
 
 namespace blip2rt {
 
@@ -38,14 +35,6 @@ class Generator {
   // encoder-decoder's, null and ignored otherwise. Throws when inputs and outputs are not the contract's.
   Generator(const Session& embed, const Session& llm, const LlmShape& shape, const Session* encoder = nullptr,
             int64_t decoder_start_token_id = 0);
-
-  // For each image its best sequences, best first; with sampling in the order drawn. `before_step` runs before every
-  // step; what it throws ends the call. `on_token` sees every token of greedy search and sampling as it comes; where it
-  // says false the call ends with what there is. Holds no state between calls: any number of threads may call it.
-  std::vector<std::vector<Hypothesis>> generate(const Prefix& prefix, const std::vector<std::vector<int64_t>>& prompts,
-                                                const GenerationOptions& options,
-                                                const std::function<void()>& before_step,
-                                                const std::function<bool(const NewToken&)>& on_token) const;
 
   const Session& embed() const { return embed_; }
   const Session& llm() const { return llm_; }

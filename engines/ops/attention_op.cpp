@@ -1,4 +1,6 @@
 // Our attention inside ONNX Runtime: its threads, its tensors, our arithmetic.
+#include "ops/attention_op.h"
+
 #include <algorithm>
 #include <cmath>
 #include <string>
@@ -6,7 +8,6 @@
 #include "kernels/attention/attention.h"
 #include "kernels/attention/encoder_attention.h"
 #include "ops/custom_op.h"
-#include "ops/domain.h"
 
 namespace blip2rt {
 namespace {
@@ -38,9 +39,9 @@ void run(OrtKernelContext* context, const Attention& a) {
            });
 }
 
-struct OwnAttention {
+struct AttentionOp {
   enum Input : size_t { kQuery, kKey, kValue, kPastKey, kPastValue, kRows, kCos, kSin, kBias };
-  static constexpr const char* kName = kOwnAttention;
+  static constexpr const char* kName = kAttention;
   static constexpr DType kInputs[] = {DType::kFloat32, DType::kFloat32, DType::kFloat32,
                                       DType::kFloat32, DType::kFloat32, DType::kInt32,
                                       DType::kFloat32, DType::kFloat32, DType::kFloat32};
@@ -49,7 +50,7 @@ struct OwnAttention {
   size_t heads, kv_heads, window;
   float scale, softcap;
 
-  explicit OwnAttention(const OrtKernelInfo* info)
+  explicit AttentionOp(const OrtKernelInfo* info)
       : heads(static_cast<size_t>(attribute(info, "num_heads"))),
         kv_heads(static_cast<size_t>(attribute(info, "kv_num_heads"))),
         window(static_cast<size_t>(std::max<int64_t>(0, attribute(info, "local_window_size")))),
@@ -133,15 +134,15 @@ struct OwnAttention {
   }
 };
 
-struct OwnCrossAttention {
+struct CrossAttentionOp {
   enum Input : size_t { kQuery, kKey, kValue, kBias, kRows };
-  static constexpr const char* kName = kOwnCrossAttention;
+  static constexpr const char* kName = kCrossAttention;
   static constexpr DType kInputs[] = {DType::kFloat32, DType::kFloat32, DType::kFloat32, DType::kFloat32,
                                       DType::kInt32};
   static constexpr size_t kOutputs = 1;
   static bool optional(size_t) { return false; }
 
-  explicit OwnCrossAttention(const OrtKernelInfo*) {}
+  explicit CrossAttentionOp(const OrtKernelInfo*) {}
 
   void compute(OrtKernelContext* context) const {
     const Tensor query = input(context, kQuery), key = input(context, kKey), value = input(context, kValue);
@@ -178,15 +179,15 @@ struct OwnCrossAttention {
   }
 };
 
-struct OwnEncoderAttention {
-  static constexpr const char* kName = kOwnEncoderAttention;
+struct EncoderAttentionOp {
+  static constexpr const char* kName = kEncoderAttention;
   static constexpr DType kInputs[] = {DType::kFloat32};
   static constexpr size_t kOutputs = 1;
   static bool optional(size_t) { return false; }
   size_t positions, heads;
   float scale;
 
-  explicit OwnEncoderAttention(const OrtKernelInfo* info)
+  explicit EncoderAttentionOp(const OrtKernelInfo* info)
       : positions(static_cast<size_t>(attribute(info, "positions"))),
         heads(static_cast<size_t>(attribute(info, "num_heads"))),
         scale(float_attribute(info, "scale")) {
@@ -215,10 +216,10 @@ struct OwnEncoderAttention {
 
 }  // namespace
 
-void add_own_attention(OrtCustomOpDomain* domain) {
-  check(ort().CustomOpDomain_Add(domain, custom_op<OwnAttention>()));
-  check(ort().CustomOpDomain_Add(domain, custom_op<OwnCrossAttention>()));
-  check(ort().CustomOpDomain_Add(domain, custom_op<OwnEncoderAttention>()));
+void add_attention_ops(OrtCustomOpDomain* domain) {
+  check(ort().CustomOpDomain_Add(domain, custom_op<AttentionOp>()));
+  check(ort().CustomOpDomain_Add(domain, custom_op<CrossAttentionOp>()));
+  check(ort().CustomOpDomain_Add(domain, custom_op<EncoderAttentionOp>()));
 }
 
 }  // namespace blip2rt

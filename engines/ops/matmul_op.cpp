@@ -1,8 +1,9 @@
 // Our products inside ONNX Runtime: its threads, its tensors, our arithmetic.
+#include "ops/matmul_op.h"
+
 #include "kernels/int4/matmul.h"
 #include "kernels/int8/matmul.h"
 #include "ops/custom_op.h"
-#include "ops/domain.h"
 
 namespace blip2rt {
 namespace {
@@ -117,7 +118,7 @@ struct MatMulInt8 {
 
 }  // namespace
 
-void add_own_products(OrtCustomOpDomain* domain) {
+void add_matmul_ops(OrtCustomOpDomain* domain) {
   check(ort().CustomOpDomain_Add(domain, custom_op<MatMulInt4>()));
   check(ort().CustomOpDomain_Add(domain, custom_op<MatMulInt8>()));
 }

@@ -69,8 +69,8 @@ Sequences sequences_of(std::vector<std::vector<Hypothesis>> results) {
   return sequences;
 }
 
-Sequences generate(const Generator& generator, nb::handle prefix_embeds, const Prompts& prompts,
-                   const nb::dict& options, const std::optional<nb::callable>& on_token) {
+Sequences generate_all(const Generator& generator, nb::handle prefix_embeds, const Prompts& prompts,
+                       const nb::dict& options, const std::optional<nb::callable>& on_token) {
   const Prefix prefix = borrow_prefix(generator, prefix_embeds);
   const GenerationOptions native = options_for(generator, options);
   std::function<bool(const NewToken&)> callback;
@@ -81,7 +81,7 @@ Sequences generate(const Generator& generator, nb::handle prefix_embeds, const P
     };
   }
   nb::gil_scoped_release release;
-  return sequences_of(generator.generate(prefix, prompts, native, SignalCheck(), callback));
+  return sequences_of(generate(generator, prefix, prompts, native, SignalCheck(), callback));
 }
 
 std::shared_ptr<Generation> begin(const Generator& generator, nb::handle prefix_embeds, Prompts prompts,
@@ -175,17 +175,17 @@ NB_MODULE(_native, m) {
   nb::class_<Session>(m, "Session")
       .def(
           "__init__",
-          [](Session* self, const Runtime&, const std::string& graph_path, int intra_op_threads, bool own_int4,
-             bool own_int8, bool own_attention, bool cuda) {
+          [](Session* self, const Runtime&, const std::string& graph_path, int intra_op_threads, bool custom_int4,
+             bool custom_int8, bool custom_attention, bool cuda) {
             nb::gil_scoped_release release;
-            new (self) Session(graph_path, intra_op_threads, OwnOps{own_int4, own_int8, own_attention},
+            new (self) Session(graph_path, intra_op_threads, CustomOps{custom_int4, custom_int8, custom_attention},
                                cuda ? Device::kCuda : Device::kCpu);
           },
-          "runtime"_a, "graph_path"_a, "intra_op_threads"_a = 0, "own_int4"_a = true, "own_int8"_a = false,
-          "own_attention"_a = true, "cuda"_a = false)
+          "runtime"_a, "graph_path"_a, "intra_op_threads"_a = 0, "custom_int4"_a = true, "custom_int8"_a = false,
+          "custom_attention"_a = true, "cuda"_a = false)
       .def_prop_ro("inputs", [](const Session& self) { return port_tuples(self.inputs()); })
       .def_prop_ro("outputs", [](const Session& self) { return port_tuples(self.outputs()); })
-      .def_prop_ro("own_kernels", [](const Session& self) { return self.own_kernels(); })
+      .def_prop_ro("custom_kernels", [](const Session& self) { return self.custom_kernels(); })
       .def("run", &run, "feeds"_a, "outputs"_a = nb::none());
 
   nb::class_<Vocabulary>(m, "Vocabulary")
@@ -251,7 +251,8 @@ NB_MODULE(_native, m) {
           "embed"_a, "llm"_a, "layers"_a, "kv_heads"_a, "head_dim"_a, "hidden_size"_a, "vocab_size"_a,
           "encoder"_a = nb::none(), "decoder_start_token_id"_a = 0, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(),
           nb::keep_alive<1, 9>())
-      .def("generate", &generate, "prefix_embeds"_a, "prompts"_a, "options"_a = nb::dict(), "on_token"_a = nb::none())
+      .def("generate", &generate_all, "prefix_embeds"_a, "prompts"_a, "options"_a = nb::dict(),
+           "on_token"_a = nb::none())
       .def("begin", &begin, "prefix_embeds"_a, "prompts"_a, "options"_a = nb::dict(), nb::keep_alive<0, 1>(),
            nb::keep_alive<0, 2>());
 

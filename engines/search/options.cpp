@@ -6,8 +6,6 @@
 #include <sstream>
 #include <stdexcept>
 
-#include "search/search.h"
-
 namespace blip2rt {
 namespace {
 
@@ -76,9 +74,13 @@ std::string GenerationOptions::faults(size_t vocab_size) const {
   faults.require(stop_strings.empty() || vocabulary != nullptr, "stop_strings need a vocabulary");
   faults.require(vocabulary == nullptr || vocabulary->size() == vocab_size, "the vocabulary has ",
                  vocabulary ? vocabulary->size() : 0, " tokens, but the language model ", vocab_size);
-  faults.require(num_beams < 1 || num_beams > kMostBeams || candidates_kept(*this) + eos_token_ids.size() <= vocab_size,
+  faults.require(num_beams < 1 || num_beams > kMostBeams || candidates_kept() + eos_token_ids.size() <= vocab_size,
                  "num_beams is ", num_beams, ", too many for a vocabulary of ", vocab_size);
   return faults.text();
+}
+
+size_t GenerationOptions::candidates_kept() const {
+  return std::max<size_t>(2, 1 + eos_token_ids.size()) * static_cast<size_t>(num_beams);
 }
 
 void GenerationOptions::validate(size_t vocab_size) const {

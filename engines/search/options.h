@@ -51,6 +51,9 @@ struct GenerationOptions {
 
   // Rows of one image that are decoded together.
   int rows_each() const { return independent() ? num_return_sequences : num_beams; }
+
+  // Candidates of a step of beam search: num_beams of them go on even when every beam's best tokens are stop tokens.
+  size_t candidates_kept() const;
 };
 
 }  // namespace blip2rt

@@ -45,10 +45,6 @@ void write_lists(SearchBlock& block, const std::vector<T>& lists, uint32_t ends_
 
 }  // namespace
 
-size_t candidates_kept(const GenerationOptions& options) {
-  return std::max<size_t>(2, 1 + options.eos_token_ids.size()) * static_cast<size_t>(options.num_beams);
-}
-
 BlockMemory make_block(const GenerationOptions& options, size_t vocab_size, const std::vector<int64_t>& given,
                        const Random& random) {
   const auto beams = static_cast<size_t>(options.num_beams), most = static_cast<size_t>(options.max_new_tokens);
@@ -68,7 +64,7 @@ BlockMemory make_block(const GenerationOptions& options, size_t vocab_size, cons
   block.early_stopping = options.early_stopping;
   block.penalty = static_cast<float>(options.repetition_penalty);
   block.scale = static_cast<float>(1.0 / options.temperature);
-  block.wanted = static_cast<int32_t>(candidates_kept(options));
+  block.wanted = static_cast<int32_t>(options.candidates_kept());
   block.fewest = options.num_beams == 1 ? 1 : block.wanted / options.num_beams;
   block.eos_count = static_cast<int32_t>(options.eos_token_ids.size());
   block.word_count = static_cast<int32_t>(options.bad_words_ids.size());

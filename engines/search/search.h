@@ -18,10 +18,6 @@ struct Hypothesis {
   float score;                  // sum of log-probabilities / length^length_penalty, the stop token counted
 };
 
-// Candidates looked at in a step of beam search: even when every beam's best tokens are stop tokens, num_beams that go
-// on remain.
-size_t candidates_kept(const GenerationOptions& options);
-
 // Memory of a block: of 8 bytes each, so that it is aligned.
 using BlockMemory = std::vector<uint64_t>;
 

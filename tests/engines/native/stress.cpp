@@ -54,7 +54,7 @@ Answers answers_of(const Generator& generator, const Prefix& prefix, int kind) {
       for (const Hypothesis& hypothesis : image) best.push_back(hypothesis.tokens);
     }
   };
-  add(generator.generate(prefix, prompts, options_of(kind), [] {}, nullptr));
+  add(generate(generator, prefix, prompts, options_of(kind), [] {}, nullptr));
   Chat chat(generator, {prefix.data, 1, prefix.length}, 4, 64);
   for (int turn = 0; turn < 2; ++turn) {
     GenerationOptions options = options_of(kind + turn);
