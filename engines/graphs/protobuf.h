@@ -1,4 +1,4 @@
-// Just enough of protobuf's wire format to walk a message and to write one. Knows bytes, nothing about ONNX.
+// Walks and writes messages in protobuf's wire format, as far as onnx_graph needs it. Knows bytes; nothing about ONNX.
 #pragma once
 
 #include <cstdint>
@@ -13,9 +13,9 @@ namespace protobuf {
 
 struct Field {
   uint32_t number = 0;
-  uint64_t value = 0;      // of a varint, or the bits of a float
-  std::string_view bytes;  // of a string or message
-  std::string_view whole;  // tag and all: what is copied when nothing changes
+  uint64_t value = 0;      // a varint, or the bits of a float
+  std::string_view bytes;  // a string or a message
+  std::string_view whole;  // all of the field with its tag: what is copied when nothing changes
 };
 
 class Reader {

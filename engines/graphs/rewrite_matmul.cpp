@@ -32,7 +32,7 @@ std::string int4_product(const Node& node, Parts& parts, const Stored& stored, s
     return "";
   }
   --parts.uses[scales->first];
-  constexpr int64_t kInt8 = 4;  // accuracy_level: activations may be int8; what asks for more gets 16 bits
+  constexpr int64_t kInt8 = 4;  // accuracy_level 4: activations may be int8; nodes that ask for more get 16 bits
   return written_node(node, kDomain, kMatMulInt4,
                       {node.inputs[kX], node.inputs[kCodes], scales->second, node.inputs[kZeroPoints]},
                       {{"N", static_cast<uint64_t>(n)},

@@ -10,8 +10,8 @@
 
 namespace blip2rt {
 
-// What ONNX Runtime's operators read -> the constant that it is made of and that ours read as it is stored: scales are
-// cast from float16, int8 codes are transposed.
+// Maps a value that ONNX Runtime's operators read to the constant that it is made of, which ours read as it is stored:
+// scales are cast from float16, int8 codes are transposed.
 using Stored = std::map<std::string_view, std::string_view>;
 Stored stored_of(const Parts& parts);
 

@@ -1,5 +1,5 @@
-// Creates ONNX Runtime sessions with the options that suit a small machine, and runs them.
-// Knows tensors by name; not what they mean.
+// Creates ONNX Runtime sessions with the options that suit a small machine, and runs them. Knows tensors by name; not
+// what they mean.
 #include "graphs/session.h"
 
 #include <algorithm>
@@ -43,11 +43,11 @@ SessionOptions session_options(int intra_op_threads, Device device) {
   constexpr int kAllOptimizations = 99;
   check(ort().SetSessionGraphOptimizationLevel(raw, kAllOptimizations));
   if (intra_op_threads > 0) check(ort().SetIntraOpNumThreads(raw, intra_op_threads));
-  // The cache's capacity differs from call to call: a memory pattern a shape would pile up.
+  // The cache's capacity differs from call to call: memory patterns, one a shape, would pile up.
   check(ort().DisableMemPattern(raw));
-  // Weights outside the arena: the arena grows by powers of two and would keep the slack.
+  // Keeps weights outside of the arena, which grows by powers of two and would keep the slack.
   check(ort().AddSessionConfigEntry(raw, "session.use_device_allocator_for_initializers", "1"));
-  // Threads spin within a run, where that pays, but not after it: an idle encoder's would take the decoder's cores.
+  // Lets threads spin within a run, where that pays, but not after it: an idle encoder would take the decoder's cores.
   check(ort().AddSessionConfigEntry(raw, "session.force_spinning_stop", "1"));
   if (device == Device::kCuda) add_cuda(raw);
   return options;

@@ -1,5 +1,5 @@
-// One loaded graph: its inputs and outputs, and ways to run it. Holds no state of a call, so that one
-// Session serves any number of threads. Knows tensors by name; not what they mean.
+// One loaded graph: its inputs and outputs, and ways to run it. Holds no state of a call: one Session serves any number
+// of threads. Knows tensors by name; not what they mean.
 #pragma once
 
 #include <string>
@@ -20,8 +20,8 @@ enum class Device { kCpu, kCuda };
 
 class Session {
  public:
-  // intra_op_threads 0 leaves the number to ONNX Runtime: one a physical core. On a GPU, what has no kernel there runs
-  // on the CPU, and no operator is ours.
+  // Loads a graph. intra_op_threads 0 leaves the number to ONNX Runtime: one a physical core. On a GPU no operator is
+  // ours, and operators that have no kernel there run on the CPU.
   explicit Session(const std::string& graph_path, int intra_op_threads, CustomOps ops = {},
                    Device device = Device::kCpu);
   ~Session();
@@ -33,7 +33,7 @@ class Session {
   const Port* find_input(const std::string& name) const;
   const Port* find_output(const std::string& name) const;
 
-  // Runs with ONNX Runtime allocating the outputs.
+  // Runs the graph. ONNX Runtime allocates the outputs.
   std::vector<Value> run(const std::vector<const char*>& input_names, const std::vector<const OrtValue*>& inputs,
                          const std::vector<const char*>& output_names) const;
 
@@ -41,7 +41,7 @@ class Session {
   // The kernels that run in place of ONNX Runtime's, such as "int4 avx512".
   const std::vector<std::string>& custom_kernels() const { return custom_kernels_; }
 
-  // Where tensors lie best that one run writes and the next one reads.
+  // The best memory for tensors that one run writes and the next one reads.
   const TensorMemory& memory() const { return *memory_; }
 
  private:
@@ -55,8 +55,8 @@ class Session {
   std::vector<Port> outputs_;
 };
 
-// Inputs and outputs fixed in the caller's memory: running again reads and writes the same buffers and
-// allocates nothing on our side.
+// Binds inputs and outputs to the caller's memory. Running again reads and writes the same buffers, and allocates
+// nothing on our side.
 class Binding {
  public:
   explicit Binding(const Session& session);

@@ -1,4 +1,4 @@
-// Memory that is asked for before it is read. Knows addresses only.
+// Asks the memory for rows before they are read. Knows addresses only.
 #pragma once
 
 #include <cstddef>
@@ -7,8 +7,8 @@
 namespace blip2rt {
 namespace {
 
-// Rows that will be read after these, a few lines of them at each of some steps: all at once would keep what is needed
-// now waiting. Four streams far apart, as one alone waits at the end of every page.
+// Prefetches rows that will be read later, a few cache lines at each of `steps` steps: all of them at once would keep
+// waiting what is needed now. Goes through four parts of the rows in turn: one stream waits at the end of every page.
 class Ahead {
  public:
   Ahead(const void* base, size_t rows, size_t stride, size_t bytes, size_t steps)

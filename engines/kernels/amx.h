@@ -1,5 +1,5 @@
-// The tiles of Intel's AMX: 8 registers of 16 rows of 64 bytes each. Included behind the target pragma of the file that
-// multiplies with them.
+// Sets up the tiles of Intel's AMX: 8 registers of 16 rows of 64 bytes each. A file includes this behind its target
+// pragma.
 #pragma once
 
 #include <immintrin.h>
@@ -14,11 +14,11 @@ namespace amx {
 
 constexpr size_t kTileRows = 16, kTileBytes = 64;
 
-// What lies at `memory` and elsewhere is written before what follows: not all compilers know that tiles are read from
-// there.
+// Makes the compiler write everything, at `memory` too, before it goes on: not all compilers know that tiles are loaded
+// from memory.
 inline void written(const void* memory) { __asm__ volatile("" : : "r"(memory) : "memory"); }
 
-// Rows and bytes a row of every tile. From use() to _tile_release() the tiles belong to the thread that runs.
+// The shape of every tile: its rows, and the bytes of a row. From use() to _tile_release() the thread has the tiles.
 struct alignas(64) Shapes {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t bytes[16] = {};

@@ -1,4 +1,4 @@
-// The kernels of one product that the processor which runs has. Knows instruction sets and names, nothing of products.
+// Asks the processor for its instruction sets, and keeps the kernels that it can run. Knows nothing of products.
 #pragma once
 
 #include <cstddef>
@@ -30,8 +30,8 @@ inline bool has_avx_vnni() {  // older compilers have no name for it
   return has_avx2() && __get_cpuid_count(kFeatures, kMore, &eax, &ebx, &ecx, &edx) != 0 && (eax & kAvxVnni) != 0;
 }
 
-// Whether there is AMX beside AVX-512, both for int8 and bfloat16, and the system lets the process use it, which has to
-// be asked for.
+// Returns whether the processor has AMX and AVX-512 for int8 and bfloat16. Asks Linux for AMX's tiles, and returns
+// false where it refuses them.
 inline bool may_use_amx() {
 #if defined(__linux__)
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
@@ -51,7 +51,7 @@ inline bool has_dot_product() {
 }
 #endif
 
-// Best first, nullptr behind the last.
+// The kernels that were added, the best one first.
 template <class Kernel>
 class KernelChoice {
  public:

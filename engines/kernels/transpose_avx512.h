@@ -1,4 +1,4 @@
-// Groups of 4 bytes, transposed in AVX-512. Included behind the target pragma of the file that uses it.
+// Transposes groups of 4 bytes in AVX-512. A file includes this behind its target pragma.
 #pragma once
 
 #include <immintrin.h>
@@ -9,7 +9,8 @@
 namespace blip2rt {
 namespace {
 
-// 16 rows of 16 bytes -> to[j]: bytes 4j to 4j + 3 of each. Rows r, r + 4, ... share a register: 4 x 4 in each lane.
+// Takes 16 rows of 16 bytes. Vector to[j] gets bytes 4j to 4j + 3 of each row. Rows r, r + 4, ... share a register,
+// whose quarters are transposed as 4 x 4.
 inline void fours_of(const uint8_t* base, size_t stride, __m512i* to) {
   __m512i rows[4];
   for (size_t r = 0; r < 4; ++r) {

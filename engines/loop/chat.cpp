@@ -1,4 +1,4 @@
-// Keeps a conversation's cache and what it holds in step. Knows token ids.
+// Keeps a conversation's cache in step with what was said. Knows token ids.
 #include "loop/chat.h"
 
 #include <stdexcept>
@@ -42,7 +42,7 @@ std::shared_ptr<Generation> Chat::ask(std::vector<int64_t> prompt, const Generat
   return current_;
 }
 
-// Takes over what the current answer has read and said. One that was never stepped was never asked.
+// Keeps what the current answer has read and said. An answer that was never stepped leaves nothing.
 void Chat::remember() {
   if (current_ == nullptr) return;
   current_->close();

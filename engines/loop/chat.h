@@ -1,5 +1,5 @@
-// A conversation about one image: what was said stays in the cache, so that a question costs only its own tokens.
-// Knows token ids; nothing about how questions are worded.
+// Holds a conversation about one image. What was said stays in the cache: a question costs only its own tokens. Knows
+// token ids; nothing about how questions are worded.
 #pragma once
 
 #include <cstdint>
@@ -14,15 +14,15 @@ namespace blip2rt {
 
 class Chat {
  public:
-  // prefix_embeds (1, length, hidden_size) is copied. `max_rows`: the most beams of an answer. `capacity`: positions of
-  // image, questions and answers together; memory is touched as it fills. `generator` must outlive the chat.
+  // Copies the prefix (1, length, hidden_size). `max_rows`: the most beams of an answer. `capacity`: positions of
+  // image, questions and answers together; their memory is touched as it fills. `generator` must outlive the chat.
   Chat(const Generator& generator, const Prefix& prefix, int max_rows, int capacity);
 
-  // The answer to come after [image][all that was said][prompt]. Ends the answer before it where that is: what it said
-  // so far has been said. Throws when the options make no sense or the capacity is used up; then nothing has changed.
+  // Begins the answer to [image][all that was said][prompt]. Ends the answer before it where that is, and keeps what it
+  // has said. Throws where options make no sense or the capacity is used up; then nothing has changed.
   std::shared_ptr<Generation> ask(std::vector<int64_t> prompt, const GenerationOptions& options);
 
-  int positions() const { return past_; }  // read and kept so far
+  int positions() const { return past_; }  // of the cache, that hold what was said
 
  private:
   void remember();

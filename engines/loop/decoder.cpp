@@ -72,7 +72,7 @@ void Decoder::bind_cross(Binding& binding, int rows, bool outputs) {
     const char* name = cross_names_[static_cast<size_t>(i)].c_str();
     outputs ? binding.output(name, buffer) : binding.input(name, buffer);
   }
-  const char* mask = outputs ? "attention_mask" : "encoder_mask";  // the encoder's input, and the decoder's
+  const char* mask = outputs ? "attention_mask" : "encoder_mask";  // its name in the encoder, and in the decoder
   binding.input(mask, view_of(encoder_mask_, {rows, encoder_length_}, DType::kInt64));
   if (shares_cross_ && !outputs) binding.input(kEncoderRows, view_of(encoder_rows_, {rows}, DType::kInt32));
 }
@@ -147,7 +147,7 @@ void Decoder::read(const Prefix& prefix, const Prompts& prompts, int past) {
   bind_llm(binding, embeds.data.data(), embeds.rows, embeds.length);
   binding.run();
   std::fill(last_index_.begin(), last_index_.end(), 0);
-  // Answers begin behind the longest prompt: whatever row a shorter one's answer takes, it overwrites no prompt.
+  // Every answer begins behind the longest prompt: whatever row it takes, it overwrites no prompt.
   for (size_t i = 0; i < prompts.size(); ++i) {
     cache_rows_[i] = {static_cast<int32_t>(i), past + embeds.lengths[i], past + embeds.length, 0};
   }

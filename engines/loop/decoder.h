@@ -1,5 +1,5 @@
-// Steps the language model: owns the buffers of one generation and binds them to the graphs, so that a step only
-// rewrites numbers in place. Knows rows of tokens; not beams or scores.
+// Steps the language model. Owns the buffers of one generation and binds them to the graphs: a step only rewrites
+// numbers in place. Knows rows of tokens; not beams or scores.
 #pragma once
 
 #include <atomic>
@@ -23,7 +23,7 @@ class Decoder {
   // `generator` must outlive the decoder.
   Decoder(const Generator& generator, int max_rows, int capacity);
 
-  // Says while it lives that a thread uses the decoder. Throws where another one does.
+  // Marks the decoder as used by a thread while it lives. Throws where another thread uses it.
   class InUse {
    public:
     explicit InUse(Decoder& decoder);
@@ -35,14 +35,14 @@ class Decoder {
     Decoder& decoder_;
   };
 
-  // Encoder-decoder only, before `read`: [prefix][prompt] of each row through the encoder.
+  // Runs [prefix][prompt] of each row through the encoder. For an encoder-decoder, before `read`.
   void encode(const Prefix& prefix, const Prompts& prompts);
 
-  // Reads [prefix][prompt] into row i of the cache, for each prompt i, after the `past` positions that are there; a
-  // past is for a single row without prefix. logits() then has one row a prompt.
+  // Reads [prefix][prompt i] into row i of the cache, behind the `past` positions that are there. Only a single row may
+  // have a past. logits() then has a row for each prompt.
   void read(const Prefix& prefix, const Prompts& prompts, int past = 0);
 
-  // Rows of the steps that follow. Binding allocates; call it when the number changes, not every step.
+  // Sets the rows of the steps that follow. Binding allocates: call it when the number changes, not every step.
   void set_rows(int rows);
 
   // Feeds token(row) behind what the row has read and answered, and updates logits() (rows, vocab_size).
@@ -50,11 +50,11 @@ class Decoder {
   int64_t& token(int row) { return tokens_[static_cast<size_t>(row)]; }
   void set_answered(int row, int answered);  // positions behind what the row read
 
-  // Makes row `to` a copy of row `from`: what it read, `answered` positions behind that, and what the encoder said. Not
-  // the logits. What was read is copied only where the graph cannot share it.
+  // Makes row `to` a copy of row `from`: what it read, `answered` positions behind that, and what the encoder said, but
+  // not the logits. Copies what was read only where the graph cannot share it.
   void copy_row(int from, int to, int answered);
 
-  // The answer alone, between rows that have read the same.
+  // Copies the answer alone, between rows that have read the same.
   void copy_answer(int from, int to, int answered);
 
   double graph_seconds() const { return graph_seconds_; }  // spent within the graphs by all steps, not by read
@@ -77,13 +77,13 @@ class Decoder {
   int answer_start(int row) const;
 
   const Generator& generator_;
-  const bool shares_,
-      shares_cross_;  // the graph reads cache_rows, encoder_rows: what a row read may lie in another one
+  const bool shares_;        // the graph reads cache_rows: a row's prompt may lie in another row
+  const bool shares_cross_;  // the graph reads encoder_rows: what a row's encoder said may lie in another row
   LlmShape shape_;
   KvCache cache_;
-  std::unique_ptr<KvCache> cross_;     // of an encoder-decoder: keys and values of what the encoder said
+  std::unique_ptr<KvCache> cross_;     // of an encoder-decoder: keys and values that the encoder made
   std::vector<int64_t> encoder_mask_;  // (rows, length of the encoder's input)
-  std::vector<int32_t> encoder_rows_;  // (rows), where in cross_
+  std::vector<int32_t> encoder_rows_;  // (rows), the row of cross_
   int encoder_length_ = 0;
   std::vector<std::string> cache_names_;  // past_key_0, present_key_0, past_value_0, present_value_0, ...
   std::vector<std::string> cross_names_;  // cross_key_0, cross_value_0, ...
@@ -93,7 +93,7 @@ class Decoder {
   std::vector<int64_t> positions_;        // (rows, S)
   std::vector<int64_t> last_index_;       // (rows)
   std::vector<int32_t> seqlens_;          // (rows), valid positions - 1
-  std::vector<CacheRow> cache_rows_;      // (rows), what each attends to
+  std::vector<CacheRow> cache_rows_;      // (rows), what each row attends to
   int32_t total_length_ = 0;
   int rows_ = 0;
   double graph_seconds_ = 0;

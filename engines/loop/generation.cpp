@@ -1,4 +1,4 @@
-// The generation loop. Reads top to bottom as the data flows. Knows rows and images.
+// Steps a generation. Reads top to bottom as the data flows. Knows rows and images.
 #include "loop/generation.h"
 
 #include <algorithm>
@@ -64,7 +64,7 @@ void Generation::begin(int past) {
   results_.resize(prompts_.size());
   done_ = prompts_.empty();
 
-  const bool encoded = generator_.encoder() != nullptr;  // then the cache holds the answer alone
+  const bool encoded = generator_.encoder() != nullptr;  // the cache then holds the answer alone
   std::vector<int64_t> given = options_.forced_prefix;
   if (encoded) given.insert(given.begin(), generator_.decoder_start_token_id());
   const size_t draws = options_.independent() ? static_cast<size_t>(options_.num_return_sequences) : 1;
@@ -108,7 +108,7 @@ void Generation::first_step() {
     decoder_->read(prefix_, prompts_, past_);
   }
   steps_ = 0;
-  // From one row an image to one row a draw. Backwards, so that no row is overwritten before it is read.
+  // Spreads one row an image to one row a draw. Goes backwards: no row is overwritten before it is read.
   for (size_t row = active_.size(); row-- > 0;) {
     decoder_->copy_row(static_cast<int>(active_[row].image), static_cast<int>(row), 0);
     decoder_->copy_logits(static_cast<int>(active_[row].image), static_cast<int>(row));
@@ -133,7 +133,7 @@ void Generation::next_step() {
   advance(beams);
   rebind_ = retire(beams);
   int first = 0;
-  for (const Active& one : active_) {  // a beam that has taken another's place takes its positions too
+  for (const Active& one : active_) {  // a beam takes over its parent's positions
     for (int beam = 0; beam < beams; ++beam) {
       const int parent = one.search->parent(beam);
       decoder_->copy_answer(first + parent, first + beam, steps_);
@@ -153,7 +153,8 @@ void Generation::advance(int rows_each) {
   }
 }
 
-// Takes finished answers out of the batch: the last one takes a finished one's rows. True if any left.
+// Takes finished answers out of the batch: the last answer moves into the rows of a finished one. Returns whether an
+// answer was taken out.
 bool Generation::retire(int rows_each) {
   const size_t before = active_.size();
   for (size_t i = active_.size(); i-- > 0;) {
@@ -177,7 +178,7 @@ bool Generation::retire(int rows_each) {
   return active_.size() != before;
 }
 
-// From one row an image to one row a beam. Backwards, so that no row is overwritten before it is read.
+// Spreads one row an image to one row a beam. Goes backwards: no row is overwritten before it is read.
 void Generation::spread_to_beams() {
   const int beams = options_.num_beams;
   for (int i = static_cast<int>(active_.size()) - 1; i >= 0; --i) {

@@ -1,5 +1,5 @@
-// One generation, step by step: which rows of the batch belong to which image, from the prefill to the last stop token.
-// Scoring, cache and graphs are its neighbours' work.
+// The generation loop. Takes one generation from the prompts to the last stop token, step by step, or from beginning to
+// end. Knows which rows of the batch belong to which image; nothing about scores, memory or graphs.
 #pragma once
 
 #include <chrono>
@@ -17,38 +17,39 @@ namespace blip2rt {
 
 class Generation {
  public:
-  // Of images with a prompt each. `prefix` is read in the first step. Throws when prompts or options make no sense.
+  // Begins to answer one prompt for each image. The first step reads `prefix`. Throws where prompts or options make no
+  // sense.
   Generation(const Generator& generator, const Prefix& prefix, Prompts prompts, GenerationOptions options);
 
-  // Of one prompt that goes on after the `past` positions in row 0 of a decoder with rows enough.
+  // Begins to answer one prompt behind the `past` positions in row 0 of a decoder that has rows enough.
   Generation(const Generator& generator, std::shared_ptr<Decoder> decoder, const Prefix& prefix, int past,
              std::vector<int64_t> prompt, GenerationOptions options);
 
   Generation(const Generation&) = delete;
   Generation& operator=(const Generation&) = delete;
 
-  // One token for every running answer: the first step reads the prompts. Does nothing once done().
+  // Chooses one token for every running answer. The first step reads the prompts. Does nothing once done().
   void step();
   bool done() const { return done_; }
 
-  // Ends it where it is.
+  // Ends the generation where it is.
   void close() { done_ = true; }
 
-  // Tokens that the last step added; greedy search and sampling only.
+  // The tokens that the last step added; with beams none.
   const std::vector<NewToken>& added() const { return added_; }
 
-  // For each image its best sequences. Before done(), what there is.
+  // Returns each image's best sequences. Before done(), returns what there is.
   std::vector<std::vector<Hypothesis>> results() const;
 
-  // Seconds of all steps after the first one, and of these the seconds within the graphs: the rest is the loop's own.
+  // Seconds of all steps after the first one, and the part of them within the graphs. The rest is the loop's own.
   struct Spent {
     double steps;
     double graphs;
   };
   Spent spent() const { return spent_; }
 
-  // How much of row 0 of the cache goes with what was read and chosen: the positions that hold past, prompt and
-  // forced prefix, and behind them `in_cache` of the answer's tokens. With beams no row is the answer's: none.
+  // What row 0 of the cache holds: `positions` of past, prompt, forced prefix and, among these, `in_cache` of the
+  // answer's tokens. With beams no row is the answer's, and in_cache is 0.
   struct Kept {
     int positions;
     int in_cache;
@@ -56,10 +57,10 @@ class Generation {
   Kept kept() const;
 
  private:
-  // An answer in the making. The i-th one in the batch owns the rows [i * beams, (i + 1) * beams).
+  // An answer in the making. Number i of the batch owns the rows [i * beams, (i + 1) * beams).
   struct Active {
     size_t image, draw;
-    int prompt_length;  // in positions of the cache
+    int prompt_length;  // positions of the cache
     std::unique_ptr<Search> search;
   };
 

@@ -24,7 +24,7 @@ void require_ports(const Session& session, const Names& inputs, const Names& out
   if (!missing.empty()) throw std::runtime_error(session.path() + " does not fit the loop; it lacks:" + missing);
 }
 
-// The graph's own sizes, where it fixes them, must be the geometry's.
+// Throws where a size that the graph fixes is not the geometry's.
 void require_sizes(const Session& session, const Port& port, const std::vector<int64_t>& sizes) {
   const std::vector<int64_t>& shape = port.tensor.shape;
   bool fits = shape.size() == sizes.size();
@@ -39,7 +39,7 @@ void require_sizes(const Session& session, const Port& port, const std::vector<i
                            ", but the model's geometry says " + text(sizes));
 }
 
-// prefix + key_0, prefix + value_0, prefix + key_1, ...
+// Appends prefix + key_0, prefix + value_0, prefix + key_1, ...
 void append_layers(Names& names, const std::string& prefix, int layers) {
   for (int layer = 0; layer < layers; ++layer) {
     for (const char* part : {"key_", "value_"}) names.push_back(prefix + part + std::to_string(layer));

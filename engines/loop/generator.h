@@ -1,5 +1,5 @@
-// A language model that can be generated with: its graphs, checked against the contract of docs/design.md, and its
-// geometry. Knows the tensor names of the graphs; nothing about images, text or Python.
+// A language model to generate with: its graphs, checked against the contract of docs/design.md, and its geometry.
+// Knows the tensor names of the graphs; nothing about images, text or Python.
 #pragma once
 
 #include <cstdint>
@@ -16,13 +16,13 @@ struct LlmShape {
   int vocab_size;
 };
 
-// Of an encoder-decoder: heads of its attention to the encoder.
+// The heads of an encoder-decoder's attention to its encoder.
 struct CrossShape {
   int heads = 0;
   int head_dim = 0;
 };
 
-// prefix_embeds (images, length, hidden_size), borrowed.
+// Borrows prefix_embeds (images, length, hidden_size).
 struct Prefix {
   const float* data;
   int images;
@@ -31,8 +31,8 @@ struct Prefix {
 
 class Generator {
  public:
-  // The sessions must outlive the generator. `encoder` and the token that the decoder starts from are an
-  // encoder-decoder's, null and ignored otherwise. Throws when inputs and outputs are not the contract's.
+  // Checks the graphs. Throws where their inputs and outputs are not the contract's. An encoder-decoder has `encoder`,
+  // and the token that its decoder starts from. The sessions must outlive the generator.
   Generator(const Session& embed, const Session& llm, const LlmShape& shape, const Session* encoder = nullptr,
             int64_t decoder_start_token_id = 0);
 

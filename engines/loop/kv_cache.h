@@ -1,5 +1,5 @@
-// The key/value cache of one generation: one allocation, updated in place by the graph. Knows rows and positions; not
-// which image or beam a row belongs to.
+// The key/value cache of one generation: one allocation, which the graph updates in place. Knows rows and positions;
+// not which image or beam a row belongs to.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +13,7 @@ namespace blip2rt {
 
 struct CacheShape {
   int layers;
-  int rows;  // most rows ever alive at once
+  int rows;  // the most rows that live together
   int heads;
   int capacity;  // positions
   int head_dim;
@@ -24,14 +24,14 @@ class KvCache {
   // `memory` must outlive the cache.
   explicit KvCache(const CacheShape& shape, const TensorMemory& memory = host_memory());
 
-  // The tensor (rows, heads, capacity, head_dim) of one layer's keys (which = 0) or values (which = 1):
-  // the first `rows` rows.
+  // Returns the first `rows` rows of one layer's keys (which = 0) or values (which = 1) as a tensor (rows, heads,
+  // capacity, head_dim).
   Value tensor(int layer, int which, int rows);
 
   // Copies positions [begin, end) of row `from` to row `to`, in every layer.
   void copy_row(int from, int to, int begin, int end);
 
-  // Address of one layer's keys or values of a row.
+  // Returns the address of a row in one buffer: 2 * layer for keys, 2 * layer + 1 for values.
   float* row_start(int buffer, int row);
 
   int rows() const { return shape_.rows; }
@@ -42,7 +42,7 @@ class KvCache {
   const TensorMemory& where_;
   size_t row_size_;     // floats
   size_t buffer_size_;  // floats
-  // (layers * 2, rows, heads, capacity, head_dim), left unset: pages never used are never touched.
+  // (layers * 2, rows, heads, capacity, head_dim). Left unset: pages that are never used are never touched.
   std::shared_ptr<void> memory_;
 };
 

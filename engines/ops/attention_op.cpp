@@ -1,4 +1,4 @@
-// Our attention inside ONNX Runtime: its threads, its tensors, our arithmetic.
+// Runs the attention of kernels/ on ONNX Runtime's threads and tensors.
 #include "ops/attention_op.h"
 
 #include <algorithm>

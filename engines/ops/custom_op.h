@@ -1,5 +1,5 @@
-// What an operator of ours is made of: ONNX Runtime's threads and tensors, and memory that stays. Knows its C API;
-// nothing about what is computed.
+// Makes operators for ONNX Runtime out of C++ classes: its threads, its tensors, and memory that stays. Knows its C
+// API; nothing about what is computed.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 
 namespace blip2rt {
 
-// Memory of one thread, grown when needed and kept: a token allocates nothing.
+// Memory of one thread. It grows when needed and is kept: a token allocates nothing.
 class Buffer {
  public:
   template <class T>
@@ -36,7 +36,7 @@ class Buffer {
   size_t size_ = 0;
 };
 
-// Calls work(first, last) for parts of 0 to count, `at_once` of them together, on ONNX Runtime's threads.
+// Calls work(first, last) for parts of [0, count), each of `at_once` items, on ONNX Runtime's threads.
 template <class F>
 void in_parts(OrtKernelContext* context, size_t count, size_t at_once, const F& work) {
   struct Parts {
@@ -50,9 +50,9 @@ void in_parts(OrtKernelContext* context, size_t count, size_t at_once, const F& 
   check(ort().KernelContext_ParallelFor(context, one, (count + at_once - 1) / at_once, 0, &parts));
 }
 
-// A tensor that a kernel is given or gives.
+// A tensor that an operator reads.
 struct Tensor {
-  static constexpr size_t kMostAxes = 8;  // no vector: a token allocates nothing
+  static constexpr size_t kMostAxes = 8;  // an array and no vector: a token allocates nothing
   void* data = nullptr;                   // nullptr where an optional input is absent
   int64_t axes[kMostAxes] = {};
   size_t rank = 0;
@@ -64,7 +64,7 @@ struct Tensor {
   }
 };
 
-// Where an input that is there lies, for those whose shape is known: asking for it allocates.
+// Returns where an input lies, whose shape is known: asking for the shape would allocate.
 template <class T>
 const T* data_of(OrtKernelContext* context, size_t index) {
   const OrtValue* value = nullptr;

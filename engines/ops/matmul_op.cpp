@@ -1,4 +1,4 @@
-// Our products inside ONNX Runtime: its threads, its tensors, our arithmetic.
+// Runs the products of kernels/ on ONNX Runtime's threads and tensors.
 #include "ops/matmul_op.h"
 
 #include "kernels/int4/matmul.h"
@@ -8,7 +8,7 @@
 namespace blip2rt {
 namespace {
 
-// What every product has: rows of width K in, rows of width N out.
+// What every product has: rows of width K as input, rows of width N as output.
 struct Product {
   size_t rows = 1;
   const float* x;
@@ -26,8 +26,8 @@ struct Product {
   }
 };
 
-// Calls work(first, last) for parts of `tiles`: `fewest` of them to `most`, as many for every thread and two where that
-// is possible, so that one which is late can be helped.
+// Calls work(first, last) for `fewest` to `most` parts of `tiles`. Gives every thread the same number of parts, and at
+// least two where it can: others then help a thread that is late.
 template <class F>
 void in_even_parts(OrtKernelContext* context, size_t threads, size_t tiles, size_t fewest, size_t most, const F& work) {
   const size_t of_thread = std::max<size_t>(2, (fewest + threads - 1) / threads);
@@ -44,7 +44,7 @@ struct MatMulInt4 {
   static constexpr size_t kOutputs = 1;
   static bool optional(size_t) { return false; }
   int64_t n, k, block;
-  bool split;  // activations of 16 bits
+  bool split;  // activations have 16 bits
   size_t threads;
 
   explicit MatMulInt4(const OrtKernelInfo* info)
@@ -69,7 +69,7 @@ struct MatMulInt4 {
     in_parts(context, product.rows, kRows, [&](size_t first, size_t last) {
       for (size_t row = first; row < last; ++row) kernel->quantize(product.x, row, matrix, quantized);
     });
-    // Parts as long as streams of memory want to be, and none so short that it is not worth a thread.
+    // A part is as long as a stream of memory wants to be, and not so short that it is not worth a thread.
     constexpr size_t kLong = 256 * 1024, kShort = 16 * 1024;
     const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile;
     const size_t bytes = matrix.n * matrix.blocks() * matrix.block / 2;

@@ -33,7 +33,7 @@ struct OrtValue;
 
 namespace blip2rt {
 
-// ONNXTensorElementDataType of the C API; only the types that our graphs may use.
+// ONNXTensorElementDataType of the C API: the types that our graphs may use.
 enum class DType : int {
   kUndefined = 0,
   kFloat32 = 1,
@@ -51,7 +51,8 @@ const char* dtype_name(DType dtype);
 // The oldest version whose table holds every slot below and that ONNX Runtime 1.20 still answers to.
 inline constexpr uint32_t kApiVersion = 20;
 
-// An operator of ours, as ONNX Runtime calls it. Entries that may be null are those of other kinds of operators.
+// OrtCustomOp of the C API: an operator of ours, as ONNX Runtime calls it. Entries for other kinds of operators are
+// null.
 struct CustomOp {
   uint32_t version;
   void* (*CreateKernel)(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo*);
@@ -149,16 +150,16 @@ struct OrtEntries {
 #undef BLIP2RT_DECLARE
 };
 
-// Loads the library and makes the process's one environment. A second call with the same path does
-// nothing; another path is refused, as two copies of ONNX Runtime would fight over the same cores.
+// Loads the library and makes the process's one environment. A second call with the same path does nothing. Throws at
+// another path: two copies of ONNX Runtime would fight over the same cores.
 void load_onnxruntime(const std::string& library_path);
 
-// What load_onnxruntime loaded; asserts that it was called.
+// The entries that load_onnxruntime found. Asserts that it was called.
 const OrtEntries& ort();
 const OrtEnv* ort_environment();
 const std::string& ort_version();
 
-// Turns a failed status into a std::runtime_error with ONNX Runtime's message.
+// Throws std::runtime_error with ONNX Runtime's message where a call failed.
 void check(OrtStatus* status);
 
 #define BLIP2RT_OWNED(Type, Alias)                              \
@@ -174,13 +175,13 @@ BLIP2RT_OWNED(OrtIoBinding, IoBinding)
 BLIP2RT_OWNED(OrtCUDAProviderOptionsV2, CUDAProviderOptions)
 #undef BLIP2RT_OWNED
 
-// Names of the devices that the loaded library can run graphs on, e.g. "CUDAExecutionProvider".
+// Returns the devices that the loaded library can run graphs on, such as "CUDAExecutionProvider".
 std::vector<std::string> ort_providers();
 
 // The first NVIDIA GPU's memory.
 const OrtMemoryInfo* cuda_memory_info();
 
-// A tensor over the caller's memory, which must outlive it: the host's, or that which `memory` says.
+// Makes a tensor over the caller's memory, which must outlive it. `memory` says where that lies; nullptr is the host.
 Value view(void* data, size_t bytes, const std::vector<int64_t>& shape, DType dtype,
            const OrtMemoryInfo* memory = nullptr);
 

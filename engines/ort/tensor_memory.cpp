@@ -1,5 +1,5 @@
-// The host's memory, and a GPU's through the few entries of the CUDA runtime that this needs. ONNX Runtime's CUDA
-// provider has loaded that library; its primary context is the provider's too.
+// Allocates and copies on the host, and on a GPU through a few entries of the CUDA runtime. ONNX Runtime's CUDA
+// provider has loaded that library, and shares its primary context.
 #include "ort/tensor_memory.h"
 
 #include <dlfcn.h>

@@ -1,5 +1,5 @@
-// blip2rt._native: the core as Python sees it. Checks what Python hands over, releases the GIL, lets Ctrl-C through.
-// Knows no graph's meaning.
+// The module blip2rt._native: the core as Python sees it. Checks what Python hands over, releases the GIL, lets Ctrl-C
+// through. Knows no graph's meaning.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -28,8 +28,8 @@ using namespace nb::literals;
 namespace blip2rt {
 namespace {
 
-// Lets Ctrl-C through while the GIL is released. Taking the GIL can wait for other Python threads, so
-// not at every token.
+// Lets Ctrl-C through while the GIL is released. Taking the GIL can wait for other Python threads: it does so from time
+// to time, not at every token.
 class SignalCheck {
  public:
   void operator()() {
@@ -108,7 +108,7 @@ Added step(Generation& generation) {
 
 using Bytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
 
-// A view of memory that `owner` keeps.
+// Returns a view of memory that `owner` keeps alive.
 Bytes bytes_of(const void* data, size_t size, nb::handle owner) {
   return Bytes(const_cast<void*>(data), {size}, owner);
 }
@@ -129,7 +129,7 @@ nb::dict plan_of(const SearchBatch& batch) {
   return plan;
 }
 
-// What Python calls a chat: the core's, and whose options it checks.
+// A chat, with the generator that its options are checked against.
 struct PythonChat {
   const Generator& generator;
   Chat chat;
@@ -143,7 +143,7 @@ std::vector<PortTuple> port_tuples(const std::vector<Port>& ports) {
   return tuples;
 }
 
-// ONNX Runtime is loaded once a process (see load_onnxruntime); this object only says that it is.
+// Stands for ONNX Runtime, which load_onnxruntime has loaded for the process.
 struct Runtime {};
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Reads options out of a dict. Knows their names and types; what values make sense is options.cpp's.
+// Reads options out of a dict. Knows their names and types; search/options.cpp knows which values make sense.
 #include "python/python_options.h"
 
 #include <nanobind/stl/string.h>
@@ -45,7 +45,7 @@ bool read(nb::handle value, std::shared_ptr<const Vocabulary>& into) {
   nb::object object = nb::borrow(value);
   const Vocabulary* vocabulary = nullptr;
   if (!nb::try_cast(object, vocabulary) || vocabulary == nullptr) return false;
-  // Shares the Python object, which may be let go of only with the GIL.
+  // Shares the Python object. Letting go of it needs the GIL.
   PyObject* owner = object.release().ptr();
   into = std::shared_ptr<const Vocabulary>(vocabulary, [owner](const Vocabulary*) {
     nb::gil_scoped_acquire acquire;
@@ -59,7 +59,7 @@ constexpr const char* kNames =
     "repetition_penalty, no_repeat_ngram_size, bad_words_ids, forced_prefix, eos_token_ids, stop_strings, vocabulary, "
     "max_time, do_sample, temperature, top_k, top_p, min_p, seed, first_image";
 
-// Reads one option; the fault, or nothing.
+// Reads one option. Returns the fault, or nothing.
 std::string read_option(std::string_view name, nb::handle value, GenerationOptions& options) {
   const auto must = [name, value](auto& into, const char* what) {
     return read(value, into) ? std::string() : std::string(name) + " must be " + what;

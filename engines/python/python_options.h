@@ -1,4 +1,4 @@
-// A dict of options -> GenerationOptions. Knows the options' names in Python.
+// Turns a dict of options into GenerationOptions. Knows the options' names in Python.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -9,7 +9,7 @@
 
 namespace blip2rt {
 
-// Throws std::runtime_error that names every fault: unknown names, wrong types, values that make no sense.
+// Throws std::runtime_error with every fault: unknown names, wrong types, values that make no sense.
 GenerationOptions options_from(const nanobind::dict& given, size_t vocab_size);
 
 }  // namespace blip2rt

@@ -51,7 +51,7 @@ std::string port_names(const std::vector<Port>& ports) {
   return names;
 }
 
-// An input as Python gave it, and why it is kept: the tensor borrows the array's memory.
+// An input. It keeps Python's array alive, whose memory the tensor borrows.
 struct Feed {
   const Port* port;
   Array array;
@@ -84,7 +84,7 @@ Feed make_feed(const Session& session, const std::string& name, nb::handle objec
   return {port, std::move(array), std::move(value)};
 }
 
-// The array owns the tensor: no copy.
+// Wraps a tensor without a copy: the array owns it.
 nb::object to_numpy(Value value) {
   const TensorInfo info = tensor_info(value.get());
   void* data = nullptr;

@@ -1,4 +1,4 @@
-// Sampling's part of reading a row on a CPU: selection without sorting. Knows scores only.
+// Selects the tokens of a row that sampling draws from, without sorting. Knows scores only.
 #include "search/cpu_reader.h"
 
 #include <algorithm>
@@ -9,7 +9,8 @@
 
 namespace blip2rt {
 
-static_assert(Draws::kBlock == static_cast<int32_t>(RowScorer::kBlock), "sums of the blocks that are measured");
+static_assert(Draws::kBlock == static_cast<int32_t>(RowScorer::kBlock),
+              "draws sums the blocks that the scorer measures");
 
 CpuReader::CpuReader(const GenerationOptions& options, size_t vocab_size)
     : vocab_size_(vocab_size),
@@ -33,7 +34,7 @@ Bound CpuReader::nth(const float* scores, int n) {
   const auto count = static_cast<size_t>(n);
   Bound bound;
   if (count > vocab_size_) return bound;
-  if (count <= block_max_.size()) {  // at least so many scores are not below the count-th largest maximum of a block
+  if (count <= block_max_.size()) {  // at least `count` scores reach the count-th largest maximum of a block
     block_max_ = scorer_.block_max();
     const auto last = block_max_.begin() + static_cast<ptrdiff_t>(count - 1);
     std::nth_element(block_max_.begin(), last, block_max_.end(), std::greater<>());
@@ -46,15 +47,15 @@ Bound CpuReader::nth(const float* scores, int n) {
   return {last->score, kNoToken};
 }
 
-// The token with which the likeliest ones together have p of what `within` leaves: found by halves.
+// Finds, by halves, the token with which the likeliest ones together have p of the weight that `within` leaves.
 Bound CpuReader::nucleus(const float* scores, int row, double p, Bound within, int& kept) {
   const double total = weigh(scores, row, within);
-  // So light are tokens that even all of them together are too few to reach: they need not be looked at.
+  // Tokens that are lighter than this do not reach 1 - p even all together: they need not be looked at.
   const double light = (1 - p) * total / (2 * static_cast<double>(vocab_size_));
   const auto least = static_cast<float>(largest() + std::log(light) / draws_.scale);
   collect(scores, std::max(within.score, least));
   const float* weights = draws_.row_weights(row);
-  double wanted = p * total;  // by those from `first` on
+  double wanted = p * total;  // the weight that tokens from `first` on must have
   auto first = kept_.begin(), end = kept_.end();
   while (end - first > 1) {
     const auto middle = first + (end - first) / 2;
@@ -72,7 +73,7 @@ Bound CpuReader::nucleus(const float* scores, int row, double p, Bound within, i
   return {first->score, first->token};
 }
 
-// kept_: the tokens of a score from `least` on.
+// Fills kept_ with the tokens whose score is at least `least`.
 void CpuReader::collect(const float* scores, float least) {
   kept_.clear();
   const std::vector<float>& block_max = scorer_.block_max();
@@ -96,7 +97,7 @@ double CpuReader::weigh(const float* scores, int row, Bound bound) {
     const size_t first = block * RowScorer::kBlock, end = std::min(vocab_size_, first + RowScorer::kBlock);
     sums[block] =
         blip2rt::weigh(scores + first, weights + first, end - first, scorer_.largest(), draws_.scale, bound.score);
-    if (static_cast<int>(end) > bound.token) {  // of equals at the bound only the first ones
+    if (static_cast<int>(end) > bound.token) {  // of scores equal to the bound's, those of larger tokens go
       for (size_t i = first; i < end; ++i) {
         if (scores[i] == bound.score && static_cast<int>(i) > bound.token) weights[i] = 0;
       }

@@ -1,4 +1,5 @@
-// Reads rows of scores on a CPU for SearchBlock: a team of one thread, and vector code. Knows scores only.
+// Reads rows of scores on a CPU for SearchBlock: the Reader of search_block.h as a team of one thread, in vector code.
+// Knows scores only.
 #pragma once
 
 #include <cstddef>
@@ -49,7 +50,7 @@ class CpuReader {
   std::vector<float> weights_;      // (num_beams, V)
   std::vector<double> block_sums_;  // (num_beams, ceil(V / kBlock))
   std::vector<float> block_max_;    // scratch (ceil(V / kBlock))
-  std::vector<Kept> kept_;          // scratch (V): tokens from a bound on
+  std::vector<Kept> kept_;          // scratch (V): tokens above a bound
   Draws draws_;
 };
 

@@ -1,5 +1,5 @@
-// Draws tokens from rows of weights: which tokens the options leave, with the meaning of Hugging Face's logits warpers,
-// and one draw after the other. For CPU and GPU; how a row is read is the reader's.
+// Draws tokens from rows of weights, one after the other, among those that the options leave: with the meaning of
+// Hugging Face's logits warpers. Compiled for CPU and GPU. Knows weights; not how a row of scores is read.
 #pragma once
 
 #include "search/portable.h"
@@ -13,7 +13,7 @@ struct Candidate {
   int32_t token;
 };
 
-// Drawn from are tokens of a larger score, and of an equal one those up to `token`.
+// Leaves tokens of a larger score, and those of an equal score up to `token`.
 struct Bound {
   float score = -3.402823466e38f;
   int32_t token = kNoToken;
@@ -22,11 +22,11 @@ struct Bound {
 struct DrawnRow {
   const float* scores;
   float base;
-  double log_weight;  // by which its weights are to be multiplied
-  double sum;         // of its weights
+  double log_weight;  // log of the factor of its weights
+  double sum;         // the sum of its weights
 };
 
-// The rows that are drawn from together. Memory is the owner's.
+// The rows that tokens are drawn from together. Borrows its memory.
 struct Draws {
   static constexpr int32_t kBlock = 64;
   static constexpr int32_t blocks(int32_t vocab_size) { return (vocab_size + kBlock - 1) / kBlock; }
@@ -40,8 +40,8 @@ struct Draws {
   float* row_weights(int32_t row) const { return weights + static_cast<size_t>(row) * vocab_size; }
   double* row_sums(int32_t row) const { return block_sums + static_cast<size_t>(row) * blocks(vocab_size); }
 
-  // One of the first `count` rows' tokens, with the weight exp(base + score / temperature), which is not drawn again;
-  // its score is base + score / temperature. False when none is left.
+  // Draws one token of the first `count` rows, with a probability proportional to exp(base + score / temperature), and
+  // does not draw it again. Its candidate's score is base + score / temperature. Returns false when no token is left.
   bool draw(int32_t count, Random& random, Candidate& drawn) const {
     double most = -infinity();
     for (int32_t row = 0; row < count; ++row) {
@@ -64,12 +64,12 @@ struct Draws {
     }
     const int32_t token = pick(chosen, left_there);
     DrawnRow& row = rows[chosen];
-    float* own_weights = row_weights(chosen);
+    float* its_weights = row_weights(chosen);
     double* sums = row_sums(chosen);
-    own_weights[token] = 0;
+    its_weights[token] = 0;
     const int32_t first = token - token % kBlock, end = smaller_of(vocab_size, first + kBlock);
     double sum = 0;
-    for (int32_t i = first; i < end; ++i) sum += own_weights[i];
+    for (int32_t i = first; i < end; ++i) sum += its_weights[i];
     sums[token / kBlock] = sum;
     row.sum = 0;
     for (int32_t block = 0; block < blocks(vocab_size); ++block) row.sum += sums[block];
@@ -80,8 +80,8 @@ struct Draws {
  private:
   double share(int32_t row, double most) const { return rows[row].sum > 0 ? exp(rows[row].log_weight - most) : 0; }
 
-  // Of the row's tokens with a weight that on which `left`, from 0 to their sum, falls: its block first. Where rounding
-  // leaves none, the last.
+  // Returns the row's token on which `left`, from 0 to the sum of its weights, falls. Finds its block first. Where
+  // rounding leaves no token, returns the last one that has a weight.
   int32_t pick(int32_t row, double left) const {
     const double* sums = row_sums(row);
     int32_t block = 0;
@@ -93,13 +93,13 @@ struct Draws {
       left -= sums[i];
       if (left < 0) break;
     }
-    const float* own_weights = row_weights(row);
+    const float* its_weights = row_weights(row);
     const int32_t end = smaller_of(vocab_size, (block + 1) * kBlock);
     int32_t token = 0;
     for (int32_t i = block * kBlock; i < end; ++i) {
-      if (own_weights[i] == 0) continue;
+      if (its_weights[i] == 0) continue;
       token = i;
-      left_there -= own_weights[i];
+      left_there -= its_weights[i];
       if (left_there < 0) break;
     }
     return token;

@@ -1,34 +1,33 @@
-// The loop's kernels: keys and values into the cache, the choice of tokens, beams that take others' places. One source
-// for NVRTC and, with a few macros for threadIdx and the like, for a CPU (tests/native/kernels_cpu.cpp). Knows rows of
-// tokens; what a row's search does is search_block.h's, in the same source as the CPU's loop.
+// The loop's kernels on a GPU: they write keys and values into the cache, choose tokens, and move beams. NVRTC compiles
+// this source, and a C++ compiler does so for a CPU, with a few macros for threadIdx and the like
+// (tests/native/kernels_cpu.cpp). Knows rows of tokens; search_block.h knows what a row's search does.
 //
-// A row's slots [0, positions[row]) of the cache are filled. All tensors are those of docs/design.md, "The target trt".
+// A row's slots [0, positions[row]) of the cache are filled. docs/design.md, "The target trt", describes the tensors.
 #include "search/search_block.h"
 
 using namespace blip2rt;
 
-// What the host fixes for a generation; lies in the device's memory, so that a captured graph needs no new arguments.
+// What the host fixes for a generation. It lies in the device's memory: a captured graph then needs no new arguments.
 struct Plan {
   int64_t vocabulary_ends, vocabulary_bytes;  // addresses, 0 without stop strings
   int64_t blocks;                             // address of the answers' search blocks
-  int64_t draw_rows, weights, block_sums;     // addresses, 0 without sampling: for each answer those of Draws
+  int64_t draw_rows, weights, block_sums;     // addresses of each answer's Draws, 0 without sampling
   int32_t stride;                             // bytes of a search block
   int32_t beams;                              // rows of an answer
-  int32_t last;                               // the tokens of the step to come are the last
+  int32_t last;                               // 1: the next step chooses the last tokens
 };
 
 namespace {
 
 constexpr int kMostThreads = 1024;
-constexpr float kLeastExponent = -87.33654f;  // of weights, as scoring.h has it: what may be drawn has a weight
+constexpr float kLeastExponent = -87.33654f;  // as in scoring.h: every token that may be drawn has a weight above 0
 
-// A block of threads reads a row of scores. What the graph has computed of it (the K likeliest tokens, the log of the
-// sum of all exponentials) is used as far as it goes: the row is read only where the options have changed it, or need
-// more of it than the K tokens.
+// Reads a row of scores with a block of threads. Uses what the graph has computed of the row (its K likeliest tokens
+// and the log of the sum of all exponentials), and reads the row itself only where options changed it or need more
+// tokens.
 class TeamReader {
  public:
-  // `scores`: the first of the answer's rows. Of each row the graph's tops: top_logits, top_tokens (rows, k),
-  // log_sum_exp (rows).
+  // `scores`: the first of the answer's rows. From the graph: top_logits and top_tokens (rows, k), log_sum_exp (rows).
   TeamReader(SearchBlock& block, const Draws& draws, const float* scores, const float* top_logits,
              const int64_t* top_tokens, const float* log_sum_exp, int k, double* shared)
       : block_(block),
@@ -86,7 +85,7 @@ class TeamReader {
   void measure_again(const float*) {}
 
   void offer(const float* scores, float base, int row, SearchBlock& block) {
-    bool whole = block.penalty < 1;  // then a token may rise past those of the list
+    bool whole = block.penalty < 1;  // a penalty below 1 may raise a token past those of the list
     if (!whole) {
       if (leader()) {
         for (int i = 0; i < k_; ++i) {
@@ -95,7 +94,7 @@ class TeamReader {
         }
       }
       sync();
-      // Scores outside of the list are at most that of its last token, as it was.
+      // Scores outside of the list are at most what its last token had.
       whole = k_ < vocab_size_ && block.would_take(base + (floor_ - largest_ - log_sum_));
       sync();
     }
@@ -128,7 +127,8 @@ class TeamReader {
   Bound nucleus(const float* scores, int row, double p, Bound within, int& kept) {
     const double wanted = p * weigh(scores, row, within);
     const float* weights = draws_.row_weights(row);
-    const auto weight_from = [&](uint32_t key, int last_equal) {  // of larger scores, and equal ones up to a token
+    // Sums the weights of larger scores, and those of equal scores up to a token.
+    const auto weight_from = [&](uint32_t key, int last_equal) {
       double sum = 0;
       for (int i = rank(); i < vocab_size_; i += size()) {
         const uint32_t own = key_of(scores[i]);
@@ -141,7 +141,7 @@ class TeamReader {
       return sum > 0 && sum >= wanted;
     };
     const uint32_t key = largest_key([&](uint32_t from) { return enough(from, kNoToken); });
-    if (key <= key_of(forbidden())) {  // by rounding all together are not enough
+    if (key <= key_of(forbidden())) {  // rounding: not even all tokens are enough
       kept = vocab_size_;
       return within;
     }
@@ -190,7 +190,7 @@ class TeamReader {
     return score > bound.score || (score == bound.score && token <= bound.token);
   }
 
-  // Floats as integers of the same order.
+  // Maps floats to integers of the same order.
   static uint32_t key_of(float score) {
     const float plain = score + 0.0f;  // -0 is 0
     uint32_t bits;
@@ -204,7 +204,7 @@ class TeamReader {
     return score;
   }
 
-  // The largest key of which `holds` is true, which is false from some key on.
+  // Returns the largest key for which `holds` is true. From some key on it is false.
   template <class Holds>
   static uint32_t largest_key(Holds holds) {
     uint32_t key = 0;
@@ -220,7 +220,8 @@ class TeamReader {
     return static_cast<int>(reduce(count, [](double a, double b) { return a + b; }));
   }
 
-  // The likeliest token after (score, token): the smaller token first among equals. kNoToken when none is left.
+  // Returns the likeliest token after (score, token), or kNoToken when none is left. The smaller of two equals comes
+  // first.
   int best_after(const float* scores, float score, int token) {
     float best = forbidden();
     int found = kNoToken;
@@ -238,7 +239,7 @@ class TeamReader {
     return static_cast<int>(first);
   }
 
-  // Takes the candidates of a row back out of the list.
+  // Removes the candidates of a row from the list.
   static void forget(int row, SearchBlock& block) {
     auto* items = block.at<Candidate>(block.best_at);
     int kept = 0;
@@ -248,7 +249,7 @@ class TeamReader {
     block.best_count = kept;
   }
 
-  // The value of all threads joined, for all of them.
+  // Joins the values of all threads, and gives each of them the result.
   template <class Join>
   double reduce(double own, Join join) {
     shared_[rank()] = own;
@@ -277,17 +278,17 @@ class TeamReader {
   float largest_ = 0, log_sum_ = 0;
   float floor_ = 0;  // no token outside of the list had a larger score
   int row_ = -1;
-  bool known_ = false;  // what was measured last is what the graph says
+  bool known_ = false;  // the graph has said what was measured last
 };
 
 }  // namespace
 
 // Writes new keys and values behind what is in the cache, and opens the mask for them.
 //
-// fresh: for each tensor (source rows, heads, length, width), `fresh_stride` words apart; cache: for each tensor (rows,
-// heads, capacity, width), `cache_stride` words apart; a word is 4 bytes. Row r takes what row sources[r] of `fresh`
-// says (r where sources is null): its positions 0 to last_index[source] (0 where last_index is null), into the slots
-// from positions[r] on (0 where positions is null). Grid: rows x tensors.
+// fresh holds tensors (source rows, heads, length, width), `fresh_stride` words apart; cache holds tensors (rows,
+// heads, capacity, width), `cache_stride` words apart; a word is 4 bytes. Row r takes positions 0 to last_index[source]
+// of row source = sources[r] of `fresh`, and writes them to the slots from positions[r] on. Where sources is null,
+// source is r; where last_index or positions is null, it counts as 0. Grid: rows x tensors.
 extern "C" __global__ void scatter(const uint32_t* fresh, uint32_t* cache, float* mask, const int32_t* sources,
                                    const int64_t* last_index, const int64_t* positions, int64_t fresh_stride,
                                    int64_t cache_stride, int heads, int length, int capacity, int width) {
@@ -310,9 +311,9 @@ extern "C" __global__ void scatter(const uint32_t* fresh, uint32_t* cache, float
   }
 }
 
-// One step of every answer's search. Answer a owns the rows [a * beams, (a + 1) * beams) of logits (rows, V), tokens
-// (rows), positions (rows). `images`: in the first step, the row of `prompt_logits` that answer a begins from, and of
-// the top tensors; null after it. done (answers) says which have ended. Grid: answers.
+// Takes one step of every answer's search. Answer a owns the rows [a * beams, (a + 1) * beams) of logits (rows, V),
+// tokens (rows) and positions (rows). In the first step, answer a begins from row images[a] of `prompt_logits` and of
+// the top tensors; after it `images` is null. done (answers) says which answers have ended. Grid: answers.
 extern "C" __global__ void choose(const Plan* plan, float* logits, const float* prompt_logits, const int32_t* images,
                                   const float* top_logits, const int64_t* top_tokens, const float* log_sum_exp,
                                   const int32_t* prompt_lengths, int64_t* tokens, int64_t* positions, int32_t* parents,
@@ -320,7 +321,7 @@ extern "C" __global__ void choose(const Plan* plan, float* logits, const float* 
   __shared__ double shared[kMostThreads];
   const int answer = static_cast<int>(blockIdx.x), beams = plan->beams, first_row = answer * beams;
   SearchBlock& block = *reinterpret_cast<SearchBlock*>(plan->blocks + static_cast<int64_t>(answer) * plan->stride);
-  if (block.done) {  // its rows go on being computed, and change nothing
+  if (block.done) {  // the graph goes on computing its rows; they change nothing
     for (int i = static_cast<int>(threadIdx.x); i < beams; i += static_cast<int>(blockDim.x)) {
       parents[first_row + i] = first_row + i;
     }
@@ -355,8 +356,8 @@ extern "C" __global__ void choose(const Plan* plan, float* logits, const float* 
   if (threadIdx.x == 0) done[answer] = block.done;
 }
 
-// Beams that have taken another's place take its generated positions too: [prompt length, positions[row]). A parent is
-// never overwritten, see SearchBlock::parents. Grid: rows x tensors.
+// Copies the generated positions [prompt length, positions[row]) of each row's parent to the row. A parent is never
+// overwritten, see SearchBlock::parents. Grid: rows x tensors.
 extern "C" __global__ void reorder(const Plan* plan, uint32_t* cache, const int32_t* parents,
                                    const int32_t* prompt_lengths, const int64_t* positions, int64_t cache_stride,
                                    int heads, int capacity, int width) {
@@ -372,8 +373,8 @@ extern "C" __global__ void reorder(const Plan* plan, uint32_t* cache, const int3
   }
 }
 
-// Rows of tensors that lie `from_stride` and `to_stride` words apart: row r becomes row sources[r] of `from`, which has
-// `words` words a row. Grid: rows x tensors.
+// Copies row sources[r] of `from` to row r of `to`, for tensors that lie `from_stride` and `to_stride` words apart. A
+// row has `words` words. Grid: rows x tensors.
 extern "C" __global__ void spread(const uint32_t* from, uint32_t* to, const int32_t* sources, int64_t from_stride,
                                   int64_t to_stride, int words) {
   const int64_t row = blockIdx.x, tensor = blockIdx.y;

@@ -1,4 +1,4 @@
-// Says what is wrong with options, all of it at once. Knows numbers only.
+// Finds all faults of options at once. Knows numbers only.
 #include "search/options.h"
 
 #include <algorithm>
@@ -9,10 +9,10 @@
 namespace blip2rt {
 namespace {
 
-// Far beyond use: a typing error must not fill the memory.
+// Limits far beyond use: a typing error must not fill the memory.
 constexpr int kMostBeams = 1000, kMostDraws = 10000, kMostTokens = 1 << 16;
 
-// Above 0 and finite, its inverse too: as floats, with which the loop computes.
+// Returns whether value and 1 / value are finite and above 0 as floats, which the loop computes with.
 bool positive(double value) {
   const auto narrow = static_cast<float>(value);
   return narrow > 0 && std::isfinite(narrow) && std::isfinite(1.0f / narrow);

@@ -1,5 +1,5 @@
-// What the search's source needs to compile for a CPU and, by NVRTC, for a GPU: NVRTC knows no standard headers, and
-// compiles every function for the device (-default-device).
+// Lets the search's source compile for a CPU and, by NVRTC, for a GPU. NVRTC knows no standard headers, and compiles
+// every function for the device (-default-device).
 #pragma once
 
 #ifdef __CUDACC_RTC__

@@ -1,4 +1,4 @@
-// Random numbers of our own, so that a seed gives the same text on every machine. For CPU and GPU.
+// Makes random numbers without the standard library: a seed gives the same text on every machine. For CPU and GPU.
 #pragma once
 
 #include "search/portable.h"

@@ -1,5 +1,5 @@
-// Log-softmax and top-k over a vocabulary in streaming passes, written as plain loops over fixed blocks so that any
-// compiler turns them into vector code. Knows numbers only.
+// Computes log-softmax and top-k over a vocabulary in streaming passes. They are plain loops over fixed blocks, which
+// any compiler turns into vector code. Knows numbers only.
 #include "search/scoring.h"
 
 #include <algorithm>
@@ -8,8 +8,8 @@
 #include <limits>
 #include <stdexcept>
 
-// The same code for wider registers, chosen when the library is loaded. Lanes and order are fixed and nothing is
-// contracted, so that every variant gives the same bits.
+// Compiles the same code for wider registers too; loading the library chooses one. Lanes and order are fixed and
+// nothing is contracted: every variant gives the same bits.
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GLIBC__) && !defined(BLIP2RT_SANITIZE)
 #define BLIP2RT_WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
@@ -21,7 +21,7 @@ namespace blip2rt {
 namespace {
 
 constexpr size_t kBlock = RowScorer::kBlock;
-constexpr size_t kLanes = 16;  // independent sums and maxima: the order is ours, not -ffast-math's
+constexpr size_t kLanes = 16;  // independent sums and maxima: their order is fixed, as -ffast-math would not leave it
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
 // 2^y = 2^n 2^f, |f| <= 1/2. Adding 1.5 * 2^23 rounds y to n, and 127 more leaves the exponent's bits of 2^n in the
@@ -54,7 +54,7 @@ BLIP2RT_INLINE float max_of(const float* values, size_t count) {
   return result;
 }
 
-// maxima[i] of each whole block. GCC makes scalar code of a nest of loops over the block: hence four at once.
+// Writes the maximum of each whole block. GCC makes scalar code of a loop over the block: hence four values at once.
 BLIP2RT_WIDE void block_maxima(const float* values, size_t blocks, float* maxima) {
   static_assert(kBlock == 4 * kLanes, "four values a lane");
   for (size_t block = 0; block < blocks; ++block, values += kBlock) {

@@ -1,4 +1,4 @@
-// Blocks of memory for searches, and what is read out of them. Knows scores and token ids.
+// Lays out blocks of memory for searches, and reads them. Knows scores and token ids.
 #include "search/search.h"
 
 #include <algorithm>
@@ -32,7 +32,7 @@ size_t total_size(const std::vector<T>& lists) {
   return total;
 }
 
-// Lists one after the other, and where each ends.
+// Writes lists one after the other, and where each ends.
 template <class Element, class T>
 void write_lists(SearchBlock& block, const std::vector<T>& lists, uint32_t ends_at, uint32_t elements_at) {
   int32_t end = 0;
@@ -113,7 +113,7 @@ std::vector<Hypothesis> results_of(const SearchBlock& block, const GenerationOpt
     const int32_t* tokens = block.finished_tokens(one.row);
     results.push_back({{tokens, tokens + one.length}, one.score});
   }
-  if (results.empty()) {  // none has finished yet, or none can: the best of those that run
+  if (results.empty()) {  // none has finished yet, or none can: take the best of those that run
     const float* scores = block.scores();
     const auto best = static_cast<int32_t>(std::max_element(scores, scores + block.num_beams) - scores);
     const int32_t* tokens = block.history(best) + block.given;

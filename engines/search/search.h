@@ -1,5 +1,5 @@
-// Makes the blocks in which answers are searched for (search_block.h), takes their steps on the CPU, and reads what
-// they found. Knows scores and token ids; nothing about graphs, caches or other images.
+// Makes the blocks of searches (search_block.h), takes their steps on the CPU, and reads what they found. Knows scores
+// and token ids; nothing about graphs, caches or other images.
 #pragma once
 
 #include <cstddef>
@@ -18,21 +18,21 @@ struct Hypothesis {
   float score;                  // sum of log-probabilities / length^length_penalty, the stop token counted
 };
 
-// Memory of a block: of 8 bytes each, so that it is aligned.
+// The memory of a block, in words of 8 bytes, which align it.
 using BlockMemory = std::vector<uint64_t>;
 
-// A block before its first step. `given`: tokens with which the answer begins; processors and stop strings see them.
-// `random` is drawn from when sampling.
+// Makes a block before its first step. `given`: tokens that the answer begins with; processors and stop strings see
+// them. Sampling draws from `random`.
 BlockMemory make_block(const GenerationOptions& options, size_t vocab_size, const std::vector<int64_t>& given,
                        const Random& random);
 
-// Throws what a step has run into, if it has.
+// Throws std::runtime_error where a step set block.fault.
 void check_fault(const SearchBlock& block);
 
-// The best num_return_sequences, best first. Before the search is done, what there is.
+// Returns the best num_return_sequences sequences, best first. Before the search is done, returns what there is.
 std::vector<Hypothesis> results_of(const SearchBlock& block, const GenerationOptions& options);
 
-// With one beam: the tokens of the answer from the `first` on, the stop token left out.
+// Returns, with one beam, the answer's tokens from `first` on, without the stop token.
 std::vector<int64_t> tokens_from(const SearchBlock& block, int first);
 
 // One answer's search on the CPU.
@@ -49,7 +49,7 @@ class Search {
   int64_t token(int beam) const { return block().tokens()[beam]; }
   int parent(int beam) const { return block().parents()[beam]; }
 
-  // With one beam: the token that the step added to the answer; nothing when that was a stop token.
+  // Returns, with one beam, the token that the step added to the answer; nothing when that was a stop token.
   std::optional<int64_t> added() const;
 
   std::vector<Hypothesis> results() const { return results_of(block(), options_); }

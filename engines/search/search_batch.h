@@ -1,5 +1,5 @@
-// The searches of a batch of images in one piece of memory, to be taken to another device, advanced there, and read
-// when it has come back. Knows images, draws and token ids; nothing about devices.
+// Holds the searches of a batch of images in one piece of memory. It is copied to another device, advanced there,
+// copied back and read. Knows images, draws and token ids; nothing about devices.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace blip2rt {
 
-// A token that a step added to an answer: of which image, and which of its draws.
+// A token that a step added to an answer: the answer's image and draw.
 struct NewToken {
   size_t image;
   size_t draw;
@@ -19,34 +19,35 @@ struct NewToken {
 
 class SearchBatch {
  public:
-  // An answer for each image, or one for each of its draws; `given` as in make_block. Throws when options make no
+  // Makes an answer for each image, or one for each of its draws. `given`: see make_block. Throws where options make no
   // sense.
   SearchBatch(size_t images, const std::vector<int64_t>& given, size_t vocab_size, GenerationOptions options);
 
-  // The blocks, one after the other, each `stride()` bytes. Overwritten when they come back from the device.
+  // The blocks, one after the other, each of stride() bytes. What comes back from the device overwrites them.
   BlockMemory& memory() { return memory_; }
   size_t stride() const { return stride_; }
   size_t answers() const { return answers_.size(); }
   size_t image(size_t answer) const { return answers_[answer].image; }
   const GenerationOptions& options() const { return options_; }
 
-  // One step of every answer on the CPU, with the rows of scores (see SearchBlock::advance) of one after the other.
+  // Takes one step of every answer on the CPU. `scores`: the answers' rows (see SearchBlock::advance), one answer after
+  // the other.
   void advance(float* scores, bool last);
 
-  // Throws what an answer has run into, if one has.
+  // Throws std::runtime_error where an answer has a fault.
   void check() const;
   bool done() const;
 
-  // Tokens that came since the last call; greedy search and sampling only.
+  // Returns the tokens that came since the last call; with beams none.
   std::vector<NewToken> added();
 
-  // For each image its best sequences. Before done(), what there is.
+  // Returns each image's best sequences. Before done(), returns what there is.
   std::vector<std::vector<Hypothesis>> results() const;
 
  private:
   struct Answer {
     size_t image, draw;
-    int told = 0;  // tokens that added() gave
+    int told = 0;  // how many tokens added() has returned
   };
 
   SearchBlock& block(size_t answer) {

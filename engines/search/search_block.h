@@ -1,22 +1,23 @@
-// Chooses the tokens of one answer: greedy, sampling, beam search and both, with the meaning of Hugging Face
-// `generate`. For CPU and GPU: everything that an answer's search knows lies in one block of memory, offsets and no
-// pointers in it, so that a block made on the host goes on in the device's memory and is read when it comes back. Knows
-// scores and token ids; nothing about graphs, caches or other images.
+// Chooses the tokens of one answer by greedy search, sampling, beam search or beam sampling, with the meaning of
+// Hugging Face's `generate`. Compiled for CPU and GPU. All that a search knows lies in one block of memory, which holds
+// offsets and no pointers: the host makes a block, the device goes on with it, the host reads it when it comes back.
+// Knows scores and token ids; nothing about graphs, caches or other images.
 //
-// A step is taken by a team of threads that all call advance(): a GPU's block of threads, or one thread of a CPU. The
-// team's `Reader` is how it reads a row of scores, all together; what follows from it, the leader decides:
+// A team of threads takes a step: all of them call advance(). On a GPU the team is a block of threads, on a CPU one
+// thread. All threads read a row of scores together, through the team's `Reader`; the leader alone decides:
 //
-//   leader(), sync()                  which thread decides; waits for all, and shows each what the others wrote
-//   measure(scores)                   before the following; throws, or sets `fault`, when a score is NaN or +inf
-//   largest(), log_sum()              of the measured row; log_sum: log(sum(exp(score - largest)))
-//   argmax(scores)                    the first of the largest
+//   leader(), sync()                  is this the thread that decides; wait for all and see what they wrote
+//   measure(scores)                   reads a row, before all below; throws, or sets `fault`, at NaN or +inf
+//   largest(), log_sum()              the measured row's largest score and log(sum(exp(score - largest)))
+//   argmax(scores)                    returns the first token that has the largest score
 //   normalise(scores)                 turns a measured row into its log-probabilities
-//   measure_again(scores)             a normalised row after some of its scores were changed
+//   measure_again(scores)             reads a normalised row again after some scores were changed
 //   offer(scores, base, row, block)   offers tokens with the score base + log-probability: at least those that matter
-//   draws()                           memory of sampling
-//   nth(scores, n)                    Bound of the n largest scores: of equals all stay
-//   nucleus(scores, row, p, within, kept)  Bound of the likeliest tokens that have p of what `within` leaves; how many
-//   weigh(scores, row, bound)         fills the row of draws() with exp((score - largest) * scale); gives their sum
+//   draws()                           returns the memory of sampling
+//   nth(scores, n)                    returns the Bound of the n largest scores; scores equal to the last stay
+//   nucleus(scores, row, p, within, kept)  returns the Bound of the likeliest tokens that have p of the weight that
+//                                     `within` leaves; kept: how many these are
+//   weigh(scores, row, bound)         fills the row of draws() with exp((score - largest) * scale); returns their sum
 #pragma once
 
 #include "search/draws.h"
@@ -29,7 +30,7 @@ enum class EarlyStopping : int32_t { kFalse, kTrue, kNever };
 // Why a search ended before its time.
 enum class Fault : int32_t { kNone, kNotFinite, kNothingToDraw };
 
-// The text of every token, where its bytes are. On a GPU these point into its memory.
+// The text of every token. On a GPU the pointers lie in its memory.
 struct VocabularyView {
   const uint64_t* ends = nullptr;  // token i is bytes [ends[i], ends[i + 1])
   const char* bytes = nullptr;
@@ -40,28 +41,28 @@ struct SearchBlock {
 
   struct Finished {
     float score;
-    int32_t row;     // of finished_tokens
+    int32_t row;     // its row of finished_tokens
     int32_t length;  // without the stop token
   };
 
-  // What was asked, see options.h.
+  // The options, see options.h.
   double length_penalty, top_p, min_p;
   Random random;
   int32_t vocab_size, num_beams, max_new_tokens, min_new_tokens, no_repeat_ngram_size, do_sample, top_k;
   EarlyStopping early_stopping;
   float penalty, scale;  // scale: 1 / temperature
-  int32_t wanted;        // candidates of a step of beam search
-  int32_t fewest;        // tokens of a row that sampling leaves at least
+  int32_t wanted;        // how many candidates a step of beam search keeps
+  int32_t fewest;        // how many tokens of a row sampling leaves at least
   int32_t eos_count, word_count, string_count, longest_string;
-  int32_t given, longest;  // tokens given, and at most in a history
+  int32_t given, longest;  // tokens that the answer begins with; the most tokens of a history
 
-  // Where it stands.
+  // The state of the search.
   int32_t length;  // tokens chosen so far, the same for every running beam
   int32_t last, done;
   Fault fault;
   int32_t best_count, running_count, finished_count;
 
-  // Offsets in bytes from here.
+  // Offsets of arrays, in bytes from the block's begin.
   uint32_t eos_at, word_ends_at, words_at, string_ends_at, strings_at;
   uint32_t tokens_at, parents_at;            // (num_beams) int32: what to feed next; see tokens()
   uint32_t scores_at, next_scores_at;        // (num_beams) sums of log-probabilities
@@ -79,8 +80,8 @@ struct SearchBlock {
     return reinterpret_cast<const T*>(reinterpret_cast<const char*>(this) + offset);
   }
 
-  // What to feed next: beam b goes on from what was beam parents()[b] before the step, with tokens()[b]. A beam that is
-  // another's parent stays where it is: parents()[parents()[b]] == parents()[b].
+  // What to feed next: beam b continues what beam parents()[b] was before the step, with the token tokens()[b]. A beam
+  // that is another's parent stays in its place: parents()[parents()[b]] == parents()[b].
   const int32_t* tokens() const { return at<int32_t>(tokens_at); }
   const int32_t* parents() const { return at<int32_t>(parents_at); }
   const float* scores() const { return at<float>(scores_at); }
@@ -97,8 +98,8 @@ struct SearchBlock {
   }
   int32_t written() const { return given + length; }
 
-  // Takes one step; allocates nothing. `scores` (rows, V), the logits, are overwritten; rows is 1 in the first step,
-  // when all beams are still the same, and num_beams after it. `is_last`: this step's tokens are the last.
+  // Takes one step; allocates nothing. Overwrites the logits `all_scores` (rows, V). rows is 1 in the first step, when
+  // all beams are the same, and num_beams after it. `is_last`: this step chooses the last tokens.
   template <class Reader>
   void advance(Reader& reader, float* all_scores, int32_t rows, bool is_last, const VocabularyView& vocabulary) {
     if (reader.leader()) {
@@ -115,7 +116,7 @@ struct SearchBlock {
     reader.sync();
   }
 
-  // Of equal scores the candidate offered first wins.
+  // The candidate that was offered first wins among equal scores.
   bool would_take(float score) const { return best_count < wanted || score > best()[best_count - 1].score; }
   void offer(const Candidate& candidate) {
     if (!would_take(candidate.score)) return;
@@ -125,10 +126,10 @@ struct SearchBlock {
     items[place] = candidate;
   }
 
-  // Whether scores are changed by more than forbidding some.
+  // Returns whether options change scores beyond forbidding some.
   bool penalises() const { return penalty != 1.0f; }
 
-  // Whether the options may change scores of the step to come.
+  // Returns whether options may change scores in the next step.
   bool edits() const {
     return penalises() || no_repeat_ngram_size > 0 || word_count > 0 || (length < min_new_tokens && eos_count > 0);
   }
@@ -188,13 +189,13 @@ struct SearchBlock {
       const Candidate& candidate = best()[rank];
       if (!stops(candidate, vocabulary)) {
         if (running_count < num_beams) running[running_count++] = candidate;
-      } else if (rank < num_beams) {  // those after num_beams are there to go on, not to be returned
+      } else if (rank < num_beams) {  // candidates after num_beams may go on, but are not returned
         finish(candidate);
       }
     }
     const bool all_stopped = running_count == 0;
     for (int32_t rank = 0; rank < best_count && running_count < num_beams; ++rank) {
-      const Candidate& candidate = best()[rank];  // so many stopped that some must go on, without hope
+      const Candidate& candidate = best()[rank];  // too many stopped: some must go on, without hope
       if (stops(candidate, vocabulary)) {
         running[running_count++] = {candidate.score + kHopeless, candidate.row, candidate.token};
       }
@@ -220,7 +221,7 @@ struct SearchBlock {
     reader.normalise(scores);
     if (reader.leader()) edit(scores, row);
     reader.sync();
-    reader.measure(scores);  // of what the options have left
+    reader.measure(scores);  // what the options have left
     add_row(reader, scores, this->scores()[row], row);
   }
 
@@ -251,8 +252,8 @@ struct SearchBlock {
     reader.sync();
   }
 
-  // Candidates drawn from the continuations of all beams together, none twice. Where too few have any probability, some
-  // that have none fill up.
+  // Draws candidates from the continuations of all beams together, none twice. Where too few have a probability, adds
+  // some that have none.
   template <class Reader>
   void draw_beams(Reader& reader, int32_t rows) {
     Candidate drawn;
@@ -264,8 +265,8 @@ struct SearchBlock {
     }
   }
 
-  // Hugging Face's logits processors on the scores of the token after beam `row`: repetition penalty, no repeated
-  // n-grams, bad words, no stop token before min_new_tokens.
+  // Applies Hugging Face's logits processors to the scores of the token after beam `row`: repetition penalty, no
+  // repeated n-grams, bad words, no stop token before min_new_tokens.
   void edit(float* scores, int32_t row) {
     const int32_t* said = history(row);
     const int32_t count = written();
@@ -311,7 +312,8 @@ struct SearchBlock {
     at<float>(next_scores_at)[beam] = candidate.score;
   }
 
-  // A beam's best child takes its place, the others the places of beams without children: what is not copied stays.
+  // Gives each beam's place to its best child, and the places of beams without children to the other children: a best
+  // child needs no copy.
   void place_running() {
     Candidate* running = at<Candidate>(running_at);
     for (int32_t beam = 0; beam < num_beams; ++beam) at<int32_t>(parents_at)[beam] = -1;
@@ -362,7 +364,7 @@ struct SearchBlock {
     return last || is_eos(candidate.token) || completes_string(candidate, vocabulary);
   }
 
-  // Whether a stop string ends within the candidate's token, coming after its beam's history.
+  // Returns whether a stop string ends within the candidate's token, behind its beam's history.
   bool completes_string(const Candidate& candidate, const VocabularyView& vocabulary) const {
     const int32_t* ends = at<int32_t>(string_ends_at);
     for (int32_t i = 0, start = 0; i < string_count; start = ends[i++]) {
@@ -375,7 +377,7 @@ struct SearchBlock {
     return false;
   }
 
-  // Whether `text` ends at byte `stop` of the candidate's token: compared backwards, over token after token.
+  // Returns whether `text` ends at byte `stop` of the candidate's token. Compares backwards, token after token.
   bool ends_here(const char* text, int32_t size, const Candidate& candidate, uint64_t stop,
                  const VocabularyView& vocabulary) const {
     int32_t token = candidate.token, before = written();

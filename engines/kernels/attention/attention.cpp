@@ -1,4 +1,4 @@
-// Chooses the kernel for the processor that runs. Knows instruction sets by name.
+// Chooses the kernel for this processor. Knows instruction sets by name.
 #include "kernels/attention/attention.h"
 
 #include "kernels/kernel_choice.h"

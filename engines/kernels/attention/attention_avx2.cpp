@@ -1,4 +1,4 @@
-// attention_tile.h in AVX2.
+// Compiles attention_tile.h for AVX2.
 #if defined(__x86_64__)
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)

@@ -1,4 +1,4 @@
-// attention_tile.h in the instructions that every processor of the kind has: SSE2, NEON.
+// Compiles attention_tile.h for the instructions that every processor has: SSE2 on x86-64, NEON on aarch64.
 #define BLIP2RT_LANES 4
 #include "kernels/attention/attention_tile.h"
 

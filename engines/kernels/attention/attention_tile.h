@@ -1,7 +1,9 @@
-// The attention of attention.h written once for all instruction sets, in the compiler's own vectors. Included behind
-// the target pragma of the file that compiles it and says BLIP2RT_LANES; everything has internal linkage, as each such
-// file compiles it for another processor: so no templates of the standard library either, whose one copy might be this
-// file's. Vectors are no arguments or results, as how they are passed differs between instruction sets.
+// The attention of attention.h, written once for all instruction sets in the compiler's own vectors. A file defines
+// BLIP2RT_LANES and includes this behind its target pragma.
+//
+// Everything has internal linkage, because each such file compiles it for another processor. For the same reason it
+// uses no templates of the standard library: the linker keeps one copy of these, which could be this file's. Functions
+// take and return no vectors by value, because instruction sets pass them differently.
 #pragma once
 
 #include <cstring>
@@ -11,7 +13,7 @@
 namespace blip2rt {
 namespace {
 
-constexpr size_t kUnit = BLIP2RT_LANES;  // floats computed at once, 4 or 8: a register of the processor
+constexpr size_t kUnit = BLIP2RT_LANES;  // floats of a register: 4 or 8
 typedef float Floats __attribute__((vector_size(kUnit * sizeof(float))));
 typedef int32_t Ints __attribute__((vector_size(kUnit * sizeof(int32_t))));
 typedef float Quarter __attribute__((vector_size(4 * sizeof(float))));
@@ -39,7 +41,7 @@ inline void add(float* to, const Floats& from) {
   store(sum, to);
 }
 
-// Four at a time from a register of four or eight.
+// Adds the upper half of eight lanes to the lower half; keeps four lanes as they are.
 inline void fold(const Floats& lanes, Quarter& to) {
   Quarter parts[kUnit / 4];
   std::memcpy(parts, &lanes, sizeof parts);
@@ -52,7 +54,7 @@ inline float sum_of(const Floats& lanes) {
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-// sum_of each of four.
+// Writes sum_of each of four vectors.
 inline void sums_of(const Floats* four, float* to) {
   Quarter sums[4];
   for (size_t i = 0; i < 4; ++i) fold(four[i], sums[i]);
@@ -62,7 +64,7 @@ inline void sums_of(const Floats* four, float* to) {
   std::memcpy(to, &all, sizeof all);
 }
 
-// Zero where `which` is.
+// Sets lanes to zero where `which` is zero.
 inline void keep(const Ints& which, Floats& of) {
   Ints bits;
   std::memcpy(&bits, &of, sizeof bits);
@@ -70,7 +72,7 @@ inline void keep(const Ints& which, Floats& of) {
   std::memcpy(&of, &bits, sizeof of);
 }
 
-// Scores of R queries (R, width) with N keys that follow one another; N is 1 or 4.
+// Computes the scores of R queries (R, width) with N keys that follow one another; N is 1 or 4.
 template <size_t R, size_t N>
 void dot(const float* queries, const float* keys, size_t width, float* scores, size_t score_step) {
   Floats sums[R][N] = {};
@@ -108,7 +110,7 @@ void scores_of(const float* queries, const float* keys, size_t count, size_t wid
   }
 }
 
-// out (R, width) += weights (R, count) times values (count, width), U vectors of each row at once.
+// out (R, width) += weights (R, count) * values (count, width), for U vectors of each row.
 template <size_t R, size_t U>
 void mix_part(const float* weights, size_t weight_step, const float* values, size_t count, size_t width, float* out) {
   Floats sums[R][U] = {};
@@ -134,8 +136,8 @@ void mix(const float* weights, size_t weight_step, const float* values, size_t c
   for (; i < width; i += kUnit) mix_part<R, 1>(weights, weight_step, values + i, count, width, out + i);
 }
 
-// x -> e^(x - largest) in place, for `count` floats, a multiple of kUnit, none above `largest`; their sum. To 2e-7 of
-// the exact value: e^r of |r| <= log(2) / 2 by its series, times a power of two; 0 below e^-87.
+// Replaces each x by e^(x - largest) and returns their sum. `count` is a multiple of kUnit; no x is above `largest`.
+// The relative error is 2e-7: e^r by its series for |r| <= log(2) / 2, times a power of two. Below e^-87 it writes 0.
 inline float exponentials(float* x, size_t count, float largest) {
   constexpr float kLeast = -87.0f, kLog2e = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   constexpr float kRounding = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to a whole number
@@ -167,7 +169,7 @@ inline float exponentials(float* x, size_t count, float largest) {
   return sum_of(total);
 }
 
-// One head of one position, turned by it: (x, y) -> (x cos - y sin, y cos + x sin) of the halves of what rotates.
+// Rotates one head by its position: x of the first half and y of the second become x cos - y sin and y cos + x sin.
 inline void rotate(const Attention& a, const float* from, size_t position, float factor, float* to) {
   const size_t half = a.rotated / 2;
   const float *cos = a.cos + position * half, *sin = a.sin + position * half;
@@ -208,7 +210,7 @@ inline float largest_of(const float* x, size_t count) {
   return largest;
 }
 
-// A query: of which row of the batch, new position and head.
+// Which row of the batch, new position and head a query belongs to.
 struct Query {
   size_t row, position, head;
 
@@ -220,8 +222,8 @@ struct Query {
   }
 };
 
-// Scores of a query for positions first to end -> their exponentials, 0 where it does not look, from `from` to `to`,
-// multiples of kUnit around that; their sum.
+// Replaces a query's scores by their exponentials, and returns the sum of these. From `from` to `to`, multiples of
+// kUnit around the positions that the query sees, it writes 0 for all others.
 inline float weigh(const Attention& a, const Query& q, float* scores, size_t from, size_t to) {
   const size_t first = a.first_seen(q.row, q.position), end = a.seen(q.row, q.position);
   if (a.softcap != 0) {
@@ -241,23 +243,23 @@ struct Count {
   static constexpr size_t value = R;
 };
 
-// R queries of one kv head, from `index` on.
+// Computes R queries of one kv head, from `index` on.
 template <size_t R>
 void attend_some(const Attention& a, size_t kv_head, size_t index, float* scratch) {
-  // The prompts' positions count from 0, the answers' go on behind each prompt.
-  size_t prompt_start[R], own_start[R], prompt[R], end[R], from = ~size_t{0}, to = 0;
+  // Positions of a prompt count from 0; those of an answer go on behind its prompt.
+  size_t prompt_start[R], answer_start[R], prompt[R], end[R], from = ~size_t{0}, to = 0;
   bool one_prompt = true, one_row = true;
   for (size_t r = 0; r < R; ++r) {
     const Query q(a, kv_head, index + r);
     const CacheRow& where = a.where[q.row];
     prompt_start[r] = row_start(a, static_cast<size_t>(where.prompt_row), kv_head);
-    own_start[r] = row_start(a, q.row, kv_head) + static_cast<size_t>(where.start) * a.width;
+    answer_start[r] = row_start(a, q.row, kv_head) + static_cast<size_t>(where.start) * a.width;
     prompt[r] = static_cast<size_t>(where.prompt_length);
     end[r] = a.seen(q.row, q.position);
     from = smaller(from, a.first_seen(q.row, q.position));
     to = larger(to, end[r]);
     one_prompt = one_prompt && prompt_start[r] == prompt_start[0] && prompt[r] == prompt[0];
-    one_row = one_row && own_start[r] == own_start[0];
+    one_row = one_row && answer_start[r] == answer_start[0];
   }
   from = from / kUnit * kUnit;
   const size_t step = (to + kUnit - 1) / kUnit * kUnit;
@@ -267,7 +269,7 @@ void attend_some(const Attention& a, size_t kv_head, size_t index, float* scratc
     const float* x = a.query + a.query_steps.at(q.row, q.position, q.head);
     rotate(a, x, end[r] - 1, a.scale, queries + r * a.width);
   }
-  // Calls work(count of queries, first of them, where its positions lie in the cache, the first and the end of these).
+  // Calls work(number of queries, first query, offset in the cache, first position, end of the positions).
   const auto each_part = [&](const auto& work) {
     const size_t skipped = smaller(from, prompt[0]);
     if (one_prompt) {
@@ -280,11 +282,11 @@ void attend_some(const Attention& a, size_t kv_head, size_t index, float* scratc
     }
     if (one_row) {
       const size_t first = larger(from, prompt[0]);
-      work(Count<R>{}, 0, own_start[0] + (first - prompt[0]) * a.width, first, to);
+      work(Count<R>{}, 0, answer_start[0] + (first - prompt[0]) * a.width, first, to);
     } else {
       for (size_t r = 0; r < R; ++r) {
         const size_t first = larger(from, prompt[r]);
-        work(Count<1>{}, r, own_start[r] + (first - prompt[r]) * a.width, first, end[r]);
+        work(Count<1>{}, r, answer_start[r] + (first - prompt[r]) * a.width, first, end[r]);
       }
     }
   };

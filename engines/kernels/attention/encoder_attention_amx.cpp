@@ -1,4 +1,4 @@
-// The attention of encoder_attention.h in AMX: 32 queries at once, products of bfloat16. Knows instructions only.
+// The attention of encoder_attention.h in AMX: 32 queries together, in products of bfloat16. Knows instructions only.
 #if defined(__x86_64__)
 #if defined(__clang__)
 #pragma clang attribute push(                                                                            \
@@ -22,9 +22,8 @@ static_assert(kDepth * sizeof(Half) == amx::kTileBytes, "a tile's row");
 
 size_t padded(size_t count) { return (count + kDepth - 1) / kDepth * kDepth; }
 
-// Where things lie in the scratch. Keys and values are in tiles as they are multiplied with: of 32 rows of a product's
-// right side and 16 of its columns the pairs of two rows. `high` and `low` are a float's upper 16 bits and what is
-// left.
+// Where things lie in the scratch. Keys and values lie in tiles of 32 rows and 16 columns of a product's right side,
+// two rows interleaved, as AMX reads them. `high` is a float's upper 16 bits, `low` the rest.
 struct Places {
   size_t keys, width;  // padded with zeros
   Half *key_high, *key_low, *values, *query_high, *query_low, *weights;
@@ -51,12 +50,12 @@ struct Places {
 
 __mmask16 first(size_t count) { return static_cast<__mmask16>(count < kLanes ? (1u << count) - 1 : 0xffff); }
 
-// What there is of 16 floats from `at` on of a row of `count`.
+// Loads 16 floats of a row from `at` on; zeros behind its `count` floats.
 __m512 part(const float* row, size_t at, size_t count) {
   return at < count ? _mm512_maskz_loadu_ps(first(count - at), row + at) : _mm512_setzero_ps();
 }
 
-// To a bfloat16, as a float.
+// Rounds to a bfloat16, and keeps it as a float.
 __m512 rounded(__m512 x) {
   const __m512i bits = _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000));
   return _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(-0x10000)));
@@ -73,7 +72,7 @@ struct Split {
   static __m512i halves(__m512 a, __m512 b) { return (__m512i)_mm512_cvtne2ps_pbh(b, a); }
 };
 
-// 16 x 16 numbers of 32 bits.
+// Transposes 16 x 16 numbers of 32 bits.
 void transpose(__m512i* rows) {
   __m512i pairs[kLanes], fours[kLanes];
   for (size_t i = 0; i < kLanes; i += 2) {
@@ -98,7 +97,7 @@ void transpose(__m512i* rows) {
   }
 }
 
-// Tiles of the keys' transpose: those of a column of 16 keys one after the other.
+// Packs the keys' transpose into tiles: those of 16 keys lie one after the other.
 void pack_keys(const EncoderAttention& a, const float* key, size_t step, const Places& p) {
   for (size_t begin = 0; begin < p.keys; begin += kLanes) {
     for (size_t k = 0; k < p.width; k += kDepth) {
@@ -121,7 +120,7 @@ void pack_keys(const EncoderAttention& a, const float* key, size_t step, const P
   }
 }
 
-// Tiles of the values: those of 16 columns one after the other.
+// Packs the values into tiles: those of 16 columns lie one after the other.
 void pack_values(const EncoderAttention& a, const float* value, size_t step, const Places& p) {
   alignas(64) uint16_t order[2 * kLanes];
   for (uint16_t i = 0; i < 2 * kLanes; ++i) order[i] = static_cast<uint16_t>(i / 2 + i % 2 * kLanes);
@@ -137,20 +136,20 @@ void pack_values(const EncoderAttention& a, const float* value, size_t step, con
   }
 }
 
-// A product's left side, rows of `depth` halves, and right side, in tiles.
+// One product: the left side in rows of `depth` halves, the right side in tiles.
 struct Term {
   const Half *left, *right;
 };
 
-// Compilers want the numbers of tiles as digits: 0 and 1 are sums of the upper 16 rows, of 16 columns and the next 16,
-// 2 and 3 of the lower 16; 4 and 5 the left side's rows; 6 and 7 the right side.
+// Compilers want the numbers of tiles as digits. 0 and 1 hold the sums of the upper 16 rows, for 16 columns and the
+// next 16; 2 and 3 those of the lower 16 rows; 4 and 5 the rows of the left side; 6 and 7 the right side.
 void use_tiles() {
   amx::Shapes shapes;
   shapes.set({0, 1, 2, 3, 4, 5, 6, 7}, amx::kTileRows, amx::kTileBytes);
   shapes.use();
 }
 
-// The sum of some products: 16 or 32 rows, `columns` a multiple of 32.
+// Writes the sum of some products: 16 or 32 rows, and a multiple of 32 columns.
 template <bool Lower, size_t Terms>
 void multiply(const Term (&terms)[Terms], size_t depth, size_t columns, float* out) {
   const size_t from_row = depth * sizeof(Half), to_row = columns * sizeof(float);
@@ -184,7 +183,7 @@ void multiply(const Term (&terms)[Terms], size_t depth, size_t columns, float* o
   amx::written(out);
 }
 
-// 2 to the power of x <= 0, to 3e-6 of it: a Taylor series around the nearest integer.
+// 2^x for x <= 0, with a relative error of 3e-6: a Taylor series around the nearest integer.
 __m512 power_of_two(__m512 x) {
   const __m512 whole = _mm512_roundscale_ps(x, 0), t = _mm512_sub_ps(x, whole);
   __m512 result = _mm512_set1_ps(1.3333558e-3f);
@@ -194,7 +193,7 @@ __m512 power_of_two(__m512 x) {
   return _mm512_scalef_ps(result, whole);
 }
 
-// Scores of one query -> their exponentials, the largest 1. Returns the sum.
+// Writes the exponentials of one query's scores, of which the largest is 1. Returns their sum.
 float exponentials(const float* scores, size_t count, size_t all, float scale, Half* weights) {
   constexpr float kLog2E = 1.44269504f;
   __m512 most = _mm512_set1_ps(-__builtin_inff()), sum = _mm512_setzero_ps();
@@ -236,7 +235,7 @@ void attend(const EncoderAttention& a, size_t head, uint8_t* scratch) {
         _mm512_store_si512(p.query_low + r * p.width + k, split.low);
       }
     }
-    // What is left of the low parts' product is below a float's own error.
+    // The product of the low parts is left out: it is below a float's own error.
     const Term scores[] = {{p.query_high, p.key_high}, {p.query_low, p.key_high}, {p.query_high, p.key_low}};
     const bool lower = rows > amx::kTileRows;
     (lower ? multiply<true, 3> : multiply<false, 3>)(scores, p.width, p.keys, p.scores);

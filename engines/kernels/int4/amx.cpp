@@ -1,5 +1,5 @@
-// The products of int4_matmul.h in AMX where there are many rows: 16 of them times 16 outputs at once. Few are
-// multiplied as int4_avx512.cpp does. Knows instructions only.
+// The products of matmul.h in AMX: 16 rows times 16 outputs together. Few rows are multiplied as avx512.cpp does it.
+// Knows instructions only.
 #if defined(__x86_64__)
 #if defined(__clang__)
 #pragma clang attribute push(                                                                                 \
@@ -18,12 +18,12 @@ namespace {
 constexpr size_t kAtOnce = amx::kTileRows, kLanes = Avx512::kLanes;
 constexpr size_t kMany = 9;    // rows, at least, for which tiles of them pay
 constexpr size_t kMost = 128;  // rows whose sums are kept while a tile is multiplied
-// Blocks that are multiplied before their products are scaled, as each waits for its tile.
+// Blocks that are multiplied before their products are scaled: scaling would wait for each tile.
 constexpr size_t kTogether = 8;
 static_assert(Int4Input::kTile == kAtOnce, "room for whole tiles of rows");
 
-// Compilers want the numbers of tiles as digits: 0 are the sums of the values' products, 1 of the low values'; 2 and 3
-// the two, 4 the codes. A block of 32 fills half a tile.
+// Compilers want the numbers of tiles as digits. 0 holds the sums of the values' products, 1 those of the low values; 2
+// holds values, 3 low values, 4 codes. A block of 32 fills half a tile.
 void use_tiles(size_t block) {
   const size_t depth = block < amx::kTileBytes ? block : amx::kTileBytes;
   amx::Shapes shapes;
@@ -33,7 +33,7 @@ void use_tiles(size_t block) {
   shapes.use();
 }
 
-// Values (and low ones) of 16 rows times one block of a tile.
+// Multiplies values (and low ones) of 16 rows with one block of a tile.
 template <bool Split>
 void multiply_block(const Int4Input& input, const uint8_t* codes, size_t block, size_t at, size_t width,
                     Avx512::Ints (*products)[kAtOnce]) {
@@ -52,15 +52,15 @@ void multiply_block(const Int4Input& input, const uint8_t* codes, size_t block, 
   if constexpr (Split) _tile_stored(1, products[1], amx::kTileBytes);
 }
 
-// Some blocks of a tile: codes less zero points, and scales.
+// Some blocks of a tile: codes minus zero points, and scales.
 struct Blocks {
   size_t first, count;
   const uint8_t* codes;
   const float* scales;
 };
 
-// Adds to the sums of up to 16 rows from `row` on what some blocks give. All 16 are multiplied: those that are not
-// there have room, and nobody asks for their products.
+// Adds the products of some blocks to the sums of `rows` rows, up to 16, from `row` on. It multiplies 16: values have
+// room for them, and nobody reads the products of those that do not exist.
 template <bool Split>
 void add_blocks(const Int4Matrix& m, const Int4Input& input, const Blocks& some, size_t row, size_t rows, Ahead& ahead,
                 float* sums) {
@@ -84,13 +84,13 @@ void add_blocks(const Int4Matrix& m, const Int4Input& input, const Blocks& some,
   }
 }
 
-// Scales and zero points of a tile's blocks, the latter in every byte.
+// Scales and zero points of a tile's blocks. A zero point fills every byte of its lane.
 struct Scale {
   float* scales;
   uint8_t* zeros;
 };
 
-// Up to kMost rows from `row` on, times one tile.
+// Multiplies up to kMost rows from `row` on with one tile.
 template <bool Split>
 void multiply_tile(const Int4Matrix& m, const Int4Input& input, float* out, size_t tile, size_t row, size_t rows,
                    const Scale& scale) {

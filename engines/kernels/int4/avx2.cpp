@@ -1,4 +1,4 @@
-// The products of int4_matmul.h in AVX2. Knows instructions only.
+// The products of matmul.h in AVX2. Knows instructions only.
 #if defined(__x86_64__)
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,f16c,fma"))), apply_to = function)

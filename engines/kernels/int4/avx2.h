@@ -1,4 +1,5 @@
-// int4_tile.h's vectors in AVX2: 8 outputs at once. Knows instructions only. Included behind the target pragma.
+// The vectors of tile.h in AVX2: 8 outputs side by side. Knows instructions only. A file includes this behind its
+// target pragma.
 #pragma once
 
 #include <immintrin.h>
@@ -39,7 +40,7 @@ struct Avx2 {
   static Ints high_nibbles(Ints value) { return _mm256_and_si256(_mm256_srli_epi16(value, 4), _mm256_set1_epi8(15)); }
   static Ints join(Ints high, Ints low) { return _mm256_add_epi32(_mm256_slli_epi32(high, 8), low); }
   static Ints no_products() { return _mm256_setzero_si256(); }
-  // Sums of pairs: 8 * 2 * 15 * 128 fits 16 bits, so that nothing of a piece saturates.
+  // Adds pairs of products. The largest sum of a piece, 8 * 2 * 15 * 128, fits 16 bits: nothing saturates.
   static Ints pairs(Ints codes, Ints values) { return _mm256_maddubs_epi16(codes, values); }
   static Ints add_pairs(Ints sum, Ints pairs) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
@@ -65,7 +66,7 @@ struct Avx2 {
     const Ints shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
     return to_float(low_nibble_of_lane(_mm256_srlv_epi32(_mm256_set1_epi32(eight), shifts)));
   }
-  // B numbers, each for as many lanes.
+  // Spreads B numbers over the lanes, each over as many.
   template <size_t B>
   static Floats spread(const float* from) {
     return B == 1 ? broadcast(*from) : _mm256_set_m128(_mm_set1_ps(from[1]), _mm_set1_ps(from[0]));

@@ -1,5 +1,5 @@
-// The vectors of int4_tile.h in AVX-512 with VNNI: 16 outputs at once. Included behind the target pragma of the file
-// that uses them.
+// The vectors of tile.h in AVX-512 with VNNI: 16 outputs side by side. Knows instructions only. A file includes this
+// behind its target pragma.
 #pragma once
 
 #include <immintrin.h>
@@ -53,7 +53,7 @@ struct Avx512 {
     const Ints shifts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
     return to_float(low_nibble_of_lane(_mm512_srlv_epi32(halves, shifts)));
   }
-  // B numbers, each for as many lanes.
+  // Spreads B numbers over the lanes, each over as many.
   template <size_t B>
   static Floats spread(const float* from) {
     if (B == 1) return broadcast(*from);

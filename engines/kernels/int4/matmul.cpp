@@ -1,4 +1,4 @@
-// Chooses the kernel for the processor that runs. Knows instruction sets by name.
+// Chooses the kernel for this processor. Knows instruction sets by name.
 #include "kernels/int4/matmul.h"
 
 #include <algorithm>
@@ -8,8 +8,8 @@
 namespace blip2rt {
 
 size_t Int4Kernel::scratch_size(const Int4Matrix& matrix) const {
-  // A tile's scales, offsets and codes; or of few rows, and of the outputs that are multiplied at once, numbers of
-  // blocks.
+  // With many rows: the scales, offsets and codes of a tile. With few rows: numbers for each block, of the rows and of
+  // the outputs that are multiplied together.
   const size_t of_tile = tile * matrix.blocks() * (2 * sizeof(float) + matrix.block);
   return std::max(of_tile, Int4Input::kFewNumbers * (matrix.blocks() + tile) * sizeof(float));
 }

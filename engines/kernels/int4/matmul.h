@@ -1,5 +1,5 @@
-// Products of float rows and a matrix whose weights are 4-bit integers in blocks, read where they lie: nothing is
-// packed or copied, so that a mapped file is all the memory that the weights take. Knows numbers only.
+// Products of float rows with a matrix of 4-bit weights in blocks. Reads weights where they lie and packs nothing: a
+// mapped file is all the memory that they take. Knows numbers only.
 #pragma once
 
 #include <cstddef>
@@ -18,19 +18,18 @@ struct Int4Matrix {
   size_t blocks() const { return (k + block - 1) / block; }
 };
 
-// Rows of activations as int8, a scale for each block: |error| <= scale / 2 = largest / 254. With `low` as 16 bits in
-// two planes, value = 256 * values + low: |error| <= largest / 65024.
+// Rows of activations in int8 with a scale for each block: |error| <= scale / 2 = largest / 254. With `low` they have
+// 16 bits in two planes, 256 * values + low: |error| <= largest / 65024.
 struct Int4Input {
-  // What a register of codes is unpacked to, at most: for so many more values each row has room.
-  static constexpr size_t kRoom = 128;
-  static constexpr size_t kFewNumbers = 24;  // a block, at most, that this needs
-  static constexpr size_t kTile = 16;        // rows that may be read together: so many have room
+  static constexpr size_t kRoom = 128;       // values behind each row: the most that a register of codes unpacks to
+  static constexpr size_t kFewNumbers = 24;  // floats of scratch for each block, at most, that few rows need
+  static constexpr size_t kTile = 16;        // rows that are read together: values hold a multiple of them
 
   size_t rows;  // at least one
-  // (rows, blocks * block), of every 8 the even ones before the odd ones, as codes lie; of few rows: of as many as a
-  // register of codes holds, each row rounded up to that.
+  // (rows, blocks * block). As in codes, the even ones of every 8 values stand before the odd ones. With few rows this
+  // holds for as many values as a register of codes has, and the row is rounded up to that.
   int8_t* values;
-  int8_t* low;    // the same, or nullptr
+  int8_t* low;    // like values, or nullptr
   float* scales;  // (rows, blocks); NaN where the block has a value that is not finite
   float* sums;    // (rows, blocks): scale * sum of the values
 
@@ -39,22 +38,23 @@ struct Int4Input {
   }
 };
 
-// One way to do it for the processor that runs. `tile` outputs are computed at once.
+// An implementation for one instruction set. `tile` outputs are computed together.
 struct Int4Kernel {
   const char* name;
   size_t tile;
   void (*quantize)(const float* x, size_t row, const Int4Matrix& matrix, const Int4Input& input);
-  // Outputs first * tile to last * tile of (rows, N) `out`. scratch: scratch_size() bytes at a multiple of 64.
+  // Computes outputs first * tile to last * tile of `out` (rows, N). scratch: scratch_size() bytes at a multiple of 64.
   void (*multiply)(const Int4Matrix& matrix, const Int4Input& input, float* out, size_t first, size_t last,
                    uint8_t* scratch);
 
   size_t scratch_size(const Int4Matrix& matrix) const;
 };
 
-// The best for this processor; nullptr where it has none of the instructions that we know how to use.
+// The best kernel for this processor. Returns nullptr where it has none of the instructions.
 const Int4Kernel* int4_kernel();
 
-// By name ("amx", "avx512", "avxvnni", "avx2", "neon"), for tests; nullptr where the processor lacks it.
+// The kernel "amx", "avx512", "avxvnni", "avx2" or "neon", for tests. Returns nullptr where the processor lacks its
+// instructions.
 const Int4Kernel* int4_kernel(const char* name);
 
 }  // namespace blip2rt

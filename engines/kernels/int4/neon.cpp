@@ -1,4 +1,4 @@
-// int4_tile.h in NEON with the dot product of Armv8.2: 4 outputs at once. Knows instructions only.
+// The products of matmul.h in NEON with the dot product of Armv8.2: 4 outputs side by side. Knows instructions only.
 #if defined(__aarch64__) && defined(__linux__)
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
@@ -82,7 +82,7 @@ struct Neon {
     return vmaxvq_f32(result);
   }
 
-  // Of every 8 the even ones first.
+  // Writes the even ones of every 8 values before the odd ones.
   static void store_lowest(Ints first, Ints second, int8_t* to) {
     vst1_s8(to, vmovn_s16(vcombine_s16(vmovn_s32(vuzp1q_s32(first, second)), vmovn_s32(vuzp2q_s32(first, second)))));
   }

@@ -1,6 +1,5 @@
-// The product of int4_matmul.h for one row of activations, or for the few of a beam search, which decide how fast a
-// token is: each output by itself, in a few streams of memory that the processor foresees. Included behind int4_tile.h,
-// by the same rules.
+// The product of matmul.h for one row of activations, or for the few of a beam search. Reads each output by itself, in
+// a few streams of memory that the processor foresees. The rules of tile.h hold here too.
 #pragma once
 
 #include "kernels/int4/tile.h"
@@ -8,15 +7,16 @@
 namespace blip2rt {
 namespace {
 
-// Codes that are read at once: as many bytes as a register has, two weights a byte.
+// Bytes of codes that are read together: a register, with two weights a byte.
 template <class V>
 constexpr size_t kChunk = 4 * V::kLanes;
 
-// Bytes that the memory is asked for in advance: a processor foresees the stream, but not beyond its page, nor far
-// enough where memory answers late.
+// Bytes that are prefetched ahead: a processor foresees a stream, but not beyond its page, nor far enough for slow
+// memory.
 constexpr size_t kForesight = 2048;
 
-// What quantize() left of one row, of every 8 values the even ones before the odd ones -> of every chunk's.
+// Reorders one row of quantize_row(), whose even values stand before the odd ones in every 8, to have them so in every
+// chunk.
 template <class V>
 void order_chunks(int8_t* values, size_t width) {
   for (size_t begin = 0; begin < width; begin += 2 * kChunk<V>) {
@@ -30,17 +30,16 @@ void order_chunks(int8_t* values, size_t width) {
   }
 }
 
-// Some rows of activations as this product reads them: values in the order of chunks, and scales and sums of blocks,
-// with zeros up to a whole register behind the last; where one row ends and the next begins.
+// Rows of activations as this product reads them: values in the order of chunks; scales and sums of blocks, with zeros
+// up to a whole register behind the last. Rows of values lie `width` apart, rows of scales and sums `blocks`.
 struct FewRows {
   const int8_t *values, *low;
   const float *scales, *sums;
   size_t width, blocks;
 };
 
-// For each block of an output its scale times each row's, as many registers as hold them; -> what the zero points take
-// from the products, as sums of lanes. `beyond`: reading may reach into the next outputs, which the zeros make nothing
-// of.
+// Writes each block's scale of an output times each row's into `scales`, and what the zero points take from the
+// products into `offsets`, as sums of lanes. `beyond`: reading may reach into the next outputs, which zeros cancel.
 template <class V, size_t R>
 void prepare(const Int4Matrix& m, const FewRows& x, size_t output, bool beyond, float* scales,
              typename V::Floats* offsets) {
@@ -71,13 +70,13 @@ void prepare(const Int4Matrix& m, const FewRows& x, size_t output, bool beyond, 
   }
 }
 
-// Outputs that are multiplied at once, far apart: so many streams get more from the memory than one, which waits at the
-// end of every page.
+// Outputs, far apart, that are multiplied together: several streams get more from the memory than one, which waits at
+// the end of every page.
 template <size_t R>
 constexpr size_t kStreams = R == 1 ? 4 : 2;
 
-// S outputs whose codes lie `stride` apart, of R rows, added to the sums of lanes. A chunk holds B blocks, or a block C
-// chunks; the other of the two is 1. scales: of each output each row's.
+// Adds the products of R rows with S outputs, whose codes lie `stride` apart, to the sums of lanes. A chunk holds B
+// blocks, or a block holds C chunks; the other of the two is 1. scales (S, R, blocks).
 template <class V, bool Split, size_t B, size_t C, size_t R, size_t S>
 void add_outputs(const uint8_t* codes, size_t stride, size_t bytes, const FewRows& x, bool beyond, const float* scales,
                  typename V::Floats (*sums)[R]) {
@@ -119,8 +118,8 @@ void add_outputs(const uint8_t* codes, size_t stride, size_t bytes, const FewRow
   add(last, kChunk<V>, whole, 1);
 }
 
-// Whether that is the way: several rows repay the sums over lanes at the end of every output where it is long, and
-// where each is one plane.
+// Returns whether the rows are few enough for this product. Several rows repay the sums over lanes at the end of every
+// output where outputs are long and rows have one plane.
 template <class V>
 bool is_few(const Int4Matrix& m, const Int4Input& input) {
   constexpr size_t kLong = 1024;  // bytes
@@ -130,13 +129,13 @@ bool is_few(const Int4Matrix& m, const Int4Input& input) {
 
 size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
 
-// Where the next row's values begin.
+// How far apart rows of values lie.
 template <class V>
 size_t few_width(const Int4Matrix& m) {
   return round_up(m.blocks() * m.block, 2 * kChunk<V>);
 }
 
-// S outputs from `output` on, `step` apart. `beyond`: reading may reach into the next outputs.
+// Multiplies R rows with S outputs from `output` on, `step` apart. `beyond`: reading may reach into the next outputs.
 template <class V, bool Split, size_t Block, size_t R, size_t S>
 void multiply_outputs(const Int4Matrix& m, const FewRows& x, float* out, size_t output, size_t step, bool beyond,
                       float* scales) {
@@ -170,8 +169,8 @@ void multiply_part(const Int4Matrix& m, const Int4Input& input, float* out, size
     return inside(m, output, blocks, padded) && inside(m, output, zero_bytes, padded / 2) &&
            inside(m, output, bytes, round_up(bytes, kChunk<V>));
   };
-  // Whole registers are read of all but the last outputs of the matrix: partial ones would have to be put together in
-  // memory first, for which a short output's product has no time.
+  // All but the last outputs of the matrix are read in whole registers: copying the rest of an output first would take
+  // too long for a short one.
   size_t whole = end;
   while (whole > begin && !may_reach(whole - 1)) --whole;
   const size_t step = (whole - begin) / kAtOnce;

@@ -1,5 +1,5 @@
-// The product of int4_matmul.h written once for all instruction sets. Included behind the target pragma of the file
-// that has the vectors: V, with `kLanes` outputs side by side. Everything has internal linkage, as each such file
+// The product of matmul.h, written once for all instruction sets. A file includes this behind its target pragma and
+// passes its vectors as V, with `kLanes` outputs side by side. Everything has internal linkage, because each such file
 // compiles it for another processor.
 #pragma once
 
@@ -11,13 +11,13 @@
 namespace blip2rt {
 namespace {
 
-constexpr size_t kPiece = 32;  // weights a row that are unpacked at once: 16 bytes
+constexpr size_t kPiece = 32;  // weights of an output that are unpacked together: 16 bytes
 
-// Rows of activations that are multiplied at once: as many as registers hold sums of, for rows of two planes twice.
+// Rows of activations that are multiplied together: as many as the registers hold sums of. Two planes need two sums.
 template <class V, bool Split>
 constexpr size_t kRows = Split ? V::kSplitRows : V::kWholeRows;
 
-// Sums of what a piece of codes and 32 values give, where there is an instruction for four of them.
+// Multiplies a piece of codes with 32 values, where one instruction multiplies four.
 template <class V>
 typename V::Ints dot_fours(typename V::Ints sum, const typename V::Ints* codes, const int8_t* values) {
   for (size_t i = 0; i < kPiece / 4; ++i) {
@@ -28,17 +28,17 @@ typename V::Ints dot_fours(typename V::Ints sum, const typename V::Ints* codes, 
   return sum;
 }
 
-// Whether `read` values from the first of an output on, which has `own`, are all of the matrix: what is read beyond the
-// output is then of the next ones.
+// Returns whether `read` values from the first one of an output on, which has `own`, lie in the matrix. What is read
+// beyond the output then belongs to the next ones.
 bool inside(const Int4Matrix& m, size_t output, size_t own, size_t read) { return output * own + read <= m.n * own; }
 
-// Of a tile, for each block: scales and scales * zero points of the outputs.
+// A tile's scales and scales * zero points (blocks, kLanes).
 template <class V>
 struct Scales {
   float *scale, *offset;
 };
 
-// Reads L rows of 16 bytes, of which fewer may exist: beyond `rows` the last one counts, beyond `bytes` zeros.
+// Copies kLanes rows of 16 bytes. Behind the last of `rows` it repeats that one; behind `bytes` it writes zeros.
 template <class V>
 void copy_rows(const uint8_t* base, size_t stride, size_t rows, size_t bytes, uint8_t* to) {
   std::memset(to, 0, 16 * V::kLanes);
@@ -81,7 +81,7 @@ void read_scales(const Int4Matrix& m, size_t first, size_t rows, const Put& put)
   }
 }
 
-// Codes of a tile, unpacked as they are needed.
+// The codes of a tile, which are unpacked as they are needed.
 template <class V>
 struct Packed {
   const uint8_t* codes;
@@ -97,7 +97,7 @@ struct Packed {
   }
 };
 
-// Calls put(index, eight registers of codes) for pieces of a tile, of which fewer outputs may exist.
+// Calls put(index, eight registers of codes) for pieces of a tile, of which `outputs` exist.
 template <class V, class Put>
 void unpack_pieces(const Int4Matrix& m, size_t begin, size_t outputs, size_t first, size_t last, const Put& put) {
   const size_t stride = m.blocks() * m.block / 2;
@@ -115,7 +115,7 @@ void unpack_pieces(const Int4Matrix& m, size_t begin, size_t outputs, size_t fir
   }
 }
 
-// Codes of a tile that were unpacked before, for many rows.
+// The codes of a tile that were unpacked before, for many rows.
 template <class V>
 struct Unpacked {
   const uint8_t* codes;
@@ -125,14 +125,14 @@ struct Unpacked {
   }
 };
 
-// The tile behind one of `outputs` outputs, asked of the memory in so many steps: L rows at once are too many streams
-// for the processor to foresee.
+// Prefetches the tile behind a tile of `outputs` outputs, in so many steps: a tile's rows are too many streams for the
+// processor to foresee.
 Ahead next_tile(const Int4Matrix& m, size_t tile, size_t outputs, size_t steps) {
   const size_t stride = m.blocks() * m.block / 2, begin = (tile + 1) * outputs, left = begin < m.n ? m.n - begin : 0;
   return {m.codes + (m.n - left) * stride, left < outputs ? left : outputs, stride, stride, steps};
 }
 
-// R rows from `row` on, times one tile.
+// Multiplies R rows from `row` on with one tile.
 template <class V, bool Split, size_t R, class Codes>
 void multiply_rows(const Int4Matrix& m, const Int4Input& input, const Codes& codes, const Scales<V>& scales, size_t row,
                    Ahead& ahead, float* sums) {
@@ -209,7 +209,7 @@ void multiply_tiles(const Int4Matrix& m, const Int4Input& input, float* out, siz
   }
 }
 
-// One row of x (rows, K); `width`: how far apart rows of values are.
+// Quantizes one row of x (rows, K). Rows of values lie `width` apart.
 template <class V>
 void quantize_row(const float* x, size_t row, const Int4Matrix& m, const Int4Input& input, size_t width) {
   const size_t blocks = m.blocks();

@@ -1,4 +1,4 @@
-// The products of int8_matmul.h in AMX: 32 outputs times 32 rows at once, weights as they lie in the file. Knows
+// The products of matmul.h in AMX: 32 outputs times 32 rows together, from the weights as they lie in the file. Knows
 // instructions only.
 #if defined(__x86_64__)
 #if defined(__clang__)
@@ -16,14 +16,14 @@ namespace blip2rt {
 namespace {
 
 constexpr size_t kSide = amx::kTileRows;     // outputs and rows of a tile's products
-constexpr size_t kDepth = amx::kTileBytes;   // of K, that a tile takes
-constexpr size_t kPair = 2 * kSide;          // outputs that are multiplied at once
-constexpr size_t kPart = 11 * kDepth;        // of K: what 32 outputs read stays in the first cache for all rows
-constexpr size_t kMost = 288;                // rows whose products are kept while K is gone through
-constexpr size_t kProducts = kSide * kSide;  // of a tile
+constexpr size_t kDepth = amx::kTileBytes;   // how much of K a tile takes
+constexpr size_t kPair = 2 * kSide;          // outputs that are multiplied together
+constexpr size_t kPart = 11 * kDepth;        // how much of K stays in the first cache, for 32 outputs and all rows
+constexpr size_t kMost = 288;                // rows whose products are kept until K ends
+constexpr size_t kProducts = kSide * kSide;  // products of a tile
 static_assert(Int8Kernel::kRows == kSide, "a tile of rows is quantized at once");
 
-// Values lie by blocks of 16 rows, in these by tiles: 64 of K, of which 4 of every row lie together.
+// Values lie in blocks of 16 rows, a block in tiles of 64 of K, in which 4 values of every row lie together.
 size_t block_size(const Int8Input& input) { return input.width * kSide; }
 
 void use_tiles() {
@@ -32,13 +32,13 @@ void use_tiles() {
   shapes.use();
 }
 
-// A part of K of 32 outputs.
+// The codes of 32 outputs, for a part of K.
 struct Weights {
   const int8_t* codes;
   size_t stride, tiles;
 };
 
-// Where they lie; where there are fewer, or K ends within a tile, a copy filled up with zeros.
+// Returns where the codes lie. Where fewer outputs exist, or K ends within a tile, copies them and adds zeros.
 Weights weights_of(const Int8Matrix& m, size_t begin, size_t k, int8_t* copy) {
   const size_t depth = m.k - k < kPart ? m.k - k : kPart, outputs = m.n - begin < kPair ? m.n - begin : kPair;
   const size_t tiles = (depth + kDepth - 1) / kDepth;
@@ -50,15 +50,15 @@ Weights weights_of(const Int8Matrix& m, size_t begin, size_t k, int8_t* copy) {
   return {copy, kPart, tiles};
 }
 
-// The same part of the next 32 outputs, asked of the memory in so many steps.
+// Prefetches the same part of the next 32 outputs, in so many steps.
 Ahead next_pair(const Int8Matrix& m, size_t begin, size_t k, const Weights& weights, size_t steps) {
   const size_t left = begin + kPair < m.n ? m.n - begin - kPair : 0;
   return {m.codes + (m.n - left) * m.k + k, left < kPair ? left : kPair, m.k, weights.tiles * kDepth, steps};
 }
 
-// Compilers want the numbers of tiles as digits: 0 and 1 are products of the upper 16 outputs with the one block of
-// rows and the next, 2 and 3 of the lower 16; 4 and 5 the outputs' codes; 6 and 7 the blocks' values. Adds to
-// `products`, or takes their place.
+// Adds to `products`, or overwrites them. Compilers want the numbers of tiles as digits. 0 and 1 hold the products of
+// the upper 16 outputs with one block of rows and the next; 2 and 3 those of the lower 16; 4 and 5 the outputs' codes;
+// 6 and 7 the blocks' values.
 template <bool Both>
 void multiply_pair(const Weights& weights, const uint8_t* values, size_t block, bool add, Ahead& ahead,
                    int32_t* products) {
@@ -95,7 +95,7 @@ void multiply_pair(const Weights& weights, const uint8_t* values, size_t block, 
   if constexpr (Both) _tile_stored(3, of_next + kProducts, kDepth);
 }
 
-// Adds what the outputs' codes sum up to.
+// Adds up each output's codes.
 void add_codes(const Weights& weights, int32_t* sums) {
   for (size_t i = 0; i < kPair; ++i) {
     Avx512::Ints sum = Avx512::zero_ints();
@@ -107,7 +107,7 @@ void add_codes(const Weights& weights, int32_t* sums) {
   }
 }
 
-// Products of integers, outputs by rows -> 32 outputs of `rows` rows from `first` on.
+// Turns products of integers (outputs, rows) into 32 outputs of `rows` rows from `first` on.
 void finish(const Int8Matrix& m, const Int8Input& input, size_t begin, size_t first, size_t rows, const int32_t* sums,
             const int32_t* products, float* out) {
   const size_t outputs = m.n - begin < kPair ? m.n - begin : kPair;
@@ -134,7 +134,7 @@ void finish(const Int8Matrix& m, const Int8Input& input, size_t begin, size_t fi
   }
 }
 
-// What 32 outputs need while they are multiplied.
+// The memory that 32 outputs need while they are multiplied.
 struct alignas(64) Scratch {
   int32_t products[kMost / kSide * 2 * kProducts], sums[kPair];
   int8_t copy[kPair * kPart];
@@ -150,7 +150,7 @@ void multiply(const Int8Matrix& m, const Int8Input& input, float* out, size_t fi
         const size_t begin = pair * kPair;
         const Weights weights = weights_of(m, begin, k, own.copy);
         if (row == 0 && k == 0) std::memset(own.sums, 0, sizeof own.sums);
-        if (row == 0) add_codes(weights, own.sums);  // of all rows the same
+        if (row == 0) add_codes(weights, own.sums);  // the same for all rows
         Ahead ahead = next_pair(m, begin, k, weights, (blocks + 1) / 2 * weights.tiles);
         for (size_t block = 0; block < blocks; block += 2) {
           const uint8_t* values = input.values + row * input.width + block * block_size(input) + k * kSide;

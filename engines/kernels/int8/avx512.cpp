@@ -1,4 +1,4 @@
-// The products of int8_matmul.h in AVX-512 with VNNI. Knows instructions only.
+// The products of matmul.h in AVX-512 with VNNI. Knows instructions only.
 #if defined(__x86_64__)
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), \

@@ -1,5 +1,4 @@
-// The vectors of int8_tile.h in AVX-512 with VNNI: 64 outputs at once. Included behind the target pragma of the file
-// that uses them.
+// The vectors of tile.h in AVX-512 with VNNI: 64 outputs side by side. A file includes this behind its target pragma.
 #pragma once
 
 #include <immintrin.h>
@@ -40,7 +39,7 @@ struct Avx512 {
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), both, _mm512_load_ps(bias));
   }
 
-  // Widens [low, high] to what is in x; whether all of it and the difference are finite.
+  // Widens [low, high] to hold x. Returns whether all of x and high - low are finite.
   static bool range(const float* x, size_t count, float* low, float* high) {
     __m512 least = _mm512_set1_ps(*low), most = _mm512_set1_ps(*high);
     __mmask16 ordered = 0xffff;
@@ -67,7 +66,7 @@ struct Avx512 {
     }
   }
 
-  // Of the first `left` lanes, at most all.
+  // The mask of the first `left` lanes, of all where `left` is more.
   static __mmask16 mask(size_t left) { return static_cast<__mmask16>(left < kLanes ? (1u << left) - 1 : 0xffff); }
 };
 

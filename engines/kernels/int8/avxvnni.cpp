@@ -1,4 +1,4 @@
-// int8_tile.h in AVX2 with AVX-VNNI: 32 outputs at once. Knows instructions only.
+// The products of matmul.h in AVX2 with AVX-VNNI: 32 outputs side by side. Knows instructions only.
 #if defined(__x86_64__)
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,avxvnni"))), apply_to = function)
@@ -43,7 +43,7 @@ struct AvxVnni {
     return _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), both, _mm256_load_ps(bias));
   }
 
-  // Widens [low, high] to what is in x; whether all of it and the difference are finite.
+  // Widens [low, high] to hold x. Returns whether all of x and high - low are finite.
   static bool range(const float* x, size_t count, float* low, float* high) {
     __m256 least = _mm256_set1_ps(*low), most = _mm256_set1_ps(*high), disordered = _mm256_setzero_ps();
     const auto widen = [&](__m256 value) {

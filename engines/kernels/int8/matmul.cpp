@@ -1,4 +1,4 @@
-// Chooses the kernel for the processor that runs. Knows instruction sets by name.
+// Chooses the kernel for this processor. Knows instruction sets by name.
 #include "kernels/int8/matmul.h"
 
 #include <unistd.h>
@@ -32,7 +32,7 @@ const KernelChoice<Int8Kernel>& kernels() {
   return found;
 }
 
-// Bytes of a core's second-level cache.
+// Returns the bytes of a core's second-level cache.
 size_t core_cache() {
 #ifdef _SC_LEVEL2_CACHE_SIZE
   static const long found = sysconf(_SC_LEVEL2_CACHE_SIZE);

@@ -1,4 +1,4 @@
-// int8_tile.h in NEON with the dot product of Armv8.2: 16 outputs at once. Knows instructions only.
+// The products of matmul.h in NEON with the dot product of Armv8.2: 16 outputs side by side. Knows instructions only.
 #if defined(__aarch64__) && defined(__linux__)
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
@@ -48,7 +48,7 @@ struct Neon {
     return vfmaq_f32(vld1q_f32(bias), vcvtq_f32_s32(products), vmulq_n_f32(vld1q_f32(scales), scale));
   }
 
-  // Widens [low, high] to what is in x; whether all of it and the difference are finite.
+  // Widens [low, high] to hold x. Returns whether all of x and high - low are finite.
   static bool range(const float* x, size_t count, float* low, float* high) {
     Floats least = vdupq_n_f32(*low), most = vdupq_n_f32(*high);
     uint32x4_t ordered = vdupq_n_u32(~0u);

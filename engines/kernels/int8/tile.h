@@ -1,7 +1,7 @@
-// The product of int8_matmul.h written once for all instruction sets. Included behind the target pragma of the file
-// that has the vectors: V, with `kLanes` outputs side by side; a tile is four of them. `kMiddle` is taken from values
-// where the instructions want them signed. Everything has internal linkage,
-// as each such file compiles it for another processor.
+// The product of matmul.h, written once for all instruction sets. A file includes this behind its target pragma and
+// passes its vectors as V, with `kLanes` outputs side by side; a tile is four of them. `kMiddle` is subtracted from
+// values where the instructions want them signed. Everything has internal linkage, because each such file compiles it
+// for another processor.
 #pragma once
 
 #include <cmath>
@@ -22,9 +22,9 @@ constexpr size_t kStrip = 256;  // outputs of a call, at most
 template <class V>
 constexpr size_t kTogether = kStrip / (kVectors * V::kLanes);
 
-// Codes of some tiles side by side, each in the order that it is multiplied in: of every group of 4 of K the four
-// vectors. What is not there is zero. Also sums over K of each output's codes. The memory is asked for the next
-// vector's outputs meanwhile: so many streams at once no processor foresees.
+// Unpacks the codes of some tiles, each in the order that it is multiplied in: for every 4 of K the four vectors, zeros
+// where the matrix ends. Sums each output's codes over K. Prefetches the outputs of the next vector: no processor
+// foresees so many streams.
 template <class V>
 void unpack_tiles(size_t tiles, const Int8Matrix& m, size_t depth, size_t begin, uint8_t* to, int32_t* sums) {
   constexpr size_t kTile = kVectors * V::kLanes;
@@ -56,7 +56,7 @@ void unpack_tiles(size_t tiles, const Int8Matrix& m, size_t depth, size_t begin,
   }
 }
 
-// Sums of what four vectors of codes and a group of 16 values give, where an instruction wants it in every lane.
+// Multiplies four vectors of codes with one group of 16 values, where the instruction wants the group in every lane.
 template <class V, size_t Group>
 void dot_broadcast(typename V::Ints* sums, const uint8_t* values, const typename V::Ints* codes) {
   int32_t four;
@@ -64,10 +64,10 @@ void dot_broadcast(typename V::Ints* sums, const uint8_t* values, const typename
   for (size_t v = 0; v < kVectors; ++v) sums[v] = V::dot(sums[v], V::broadcast(four), codes[v]);
 }
 
-// K, rounded up with codes of zero to whole pieces.
+// K rounded up to whole pieces, which codes of zero fill.
 inline size_t depth_of(const Int8Matrix& m) { return (m.k + kPiece - 1) / kPiece * kPiece; }
 
-// R rows from `row` on, times one tile.
+// Multiplies R rows from `row` on with one tile.
 template <class V, size_t R>
 void multiply_rows(const Int8Input& input, size_t depth, const uint8_t* codes, size_t row,
                    typename V::Ints (*out)[kVectors]) {
@@ -104,7 +104,7 @@ void multiply_some(size_t rows, const Int8Input& input, size_t depth, const uint
   multiply_rows<V, R>(input, depth, codes, row, out);
 }
 
-// Products of integers -> outputs of one tile.
+// Turns products of integers into the outputs of one tile.
 template <class V>
 void finish_rows(const Int8Matrix& m, const Int8Input& input, size_t row, size_t rows, size_t begin,
                  const int32_t* code_sums, typename V::Ints (*products)[kVectors], float* out) {
@@ -149,12 +149,12 @@ void multiply_tiles(const Int8Matrix& m, const Int8Input& input, float* out, siz
   }
 }
 
-// What a row's values are multiplied with and then moved by, to be rounded.
+// How a row is quantized: value = round(x * inverse) + zero.
 struct Rounding {
   float inverse, zero;
 };
 
-// Of a row of K values; its scale and zero point go where they belong.
+// Returns how a row of K values is quantized, and writes its scale and zero point to `input`.
 template <class V>
 Rounding rounding_of(const float* x, size_t row, size_t k, const Int8Input& input) {
   float low = 0, high = 0;
@@ -167,7 +167,7 @@ Rounding rounding_of(const float* x, size_t row, size_t k, const Int8Input& inpu
   return {inverse, zero};
 }
 
-// Values as (rows, width), behind K zeros.
+// Quantizes rows to values (rows, width), with zeros behind K.
 template <class V>
 void quantize_rows(const float* x, size_t first, size_t rows, size_t k, const Int8Input& input) {
   for (size_t row = first; row < first + rows; ++row) {
