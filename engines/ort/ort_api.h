@@ -1,7 +1,7 @@
 // Declares the few entries of ONNX Runtime's C API that the core uses, and owns what they return.
 //
 // No wheel ships the C headers, so the entries are declared here: OrtApi is an append-only table of
-// function pointers, and a slot, once published, never moves (tests/native/ort_api_layout.cpp checks
+// function pointers, and a slot, once published, never moves (tests/engines/native/ort_api_layout.cpp checks
 // slots and signatures against the real header). Knows nothing about graphs or generation.
 #pragma once
 

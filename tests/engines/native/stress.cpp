@@ -1,7 +1,7 @@
 // Threads that share one generator, each with generations and a conversation of its own: every answer must be the one
 // that a single thread got. Built with ThreadSanitizer, and with AddressSanitizer, by `make sanitize`.
 //
-//   stress LIBONNXRUNTIME FOLDER THREADS ROUNDS     FOLDER: embed.onnx and llm.onnx, of tests/engines/native/tiny_graphs.py
+//   stress LIBONNXRUNTIME FOLDER THREADS ROUNDS     FOLDER: embed.onnx and llm.onnx, as tiny_graphs.py writes them
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
