@@ -46,9 +46,7 @@ class Session:
     @property
     def outputs(self) -> list[tuple[str, str, list[int]]]:
         """(name, dtype, shape), -1 for a free axis."""
-    def run(
-        self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None
-    ) -> dict[str, NDArray[Any]]:
+    def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
         """Run the graph on arrays by name. Return the outputs by name; None asks for all of them."""
 
 class Vocabulary:
