@@ -1,4 +1,4 @@
-"""The native core (engines/), as Python sees it."""
+"""The types of the native core (engines/). tests/engines/test_native_stub.py compares them with the built module."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ class Runtime:
     def version(self) -> str: ...
     @property
     def providers(self) -> list[str]:
-        """What the library can run graphs on, e.g. CUDAExecutionProvider."""
+        """The devices that the library can run graphs on, such as CUDAExecutionProvider."""
 
 class Session:
     """A loaded graph. `run` may be called from any number of threads."""
@@ -24,43 +24,48 @@ class Session:
         runtime: Runtime,
         graph_path: str,
         intra_op_threads: int = 0,
-        own_int4: bool = True,
-        own_int8: bool = False,
+        custom_int4: bool = True,
+        custom_int8: bool = False,
+        custom_attention: bool = True,
         cuda: bool = False,
     ) -> None:
-        """own_int4, own_int8: such products by our operators where they can; int8 pays with hundreds of rows, and has
-        an encoder's attention in bfloat16."""
+        """Load a graph. Raises RuntimeError with ONNX Runtime's message.
+
+        intra_op_threads: 0 leaves the number to ONNX Runtime, which takes one a physical core.
+        custom_int4, custom_int8, custom_attention: run such nodes by the core's operators where it has a kernel for
+        them. int8 pays with hundreds of rows, and takes an encoder's attention along, in bfloat16.
+        cuda: run on the first NVIDIA GPU, with ONNX Runtime's operators alone.
+        """
 
     @property
-    def own_kernels(self) -> list[str]:
-        """What runs in place of ONNX Runtime's, and how, such as "int4 avx512"."""
+    def custom_kernels(self) -> list[str]:
+        """The kernels that run in place of ONNX Runtime's, such as "int4 avx512"."""
     @property
     def inputs(self) -> list[tuple[str, str, list[int]]]:
         """(name, dtype, shape), -1 for a free axis."""
     @property
     def outputs(self) -> list[tuple[str, str, list[int]]]:
         """(name, dtype, shape), -1 for a free axis."""
-    def run(
-        self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None
-    ) -> dict[str, NDArray[Any]]: ...
+    def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+        """Run the graph on arrays by name. Return the outputs by name; None asks for all of them."""
 
 class Vocabulary:
-    """The text of every token as bytes, by which stop strings are found."""
+    """The text of every token, in bytes. Stop strings are searched for in it."""
 
-    def __init__(self, tokens: list[bytes]) -> None: ...
+    def __init__(self, tokens: Sequence[bytes]) -> None: ...
     def __len__(self) -> int: ...
     @property
     def ends(self) -> NDArray[np.uint8]:
-        """Bytes of uint64: token i is bytes [ends[i], ends[i + 1])."""
+        """The bytes of tokens + 1 numbers of uint64: token i is bytes [ends[i], ends[i + 1])."""
     @property
     def bytes(self) -> NDArray[np.uint8]:
-        """Of all tokens, one after the other."""
+        """The bytes of all tokens, one token after the other."""
 
 def kernels() -> tuple[str, dict[str, str]]:
-    """The source of the GPU's kernels, and the headers that it includes, by name."""
+    """Return the source of the GPU's kernels, and the headers that it includes, by name."""
 
 def processor_kernels() -> list[str]:
-    """Those of the core that this processor runs, such as "int4 avx512"; ONNX Runtime does what is not among them."""
+    """Return the core's kernels that this processor runs, such as "int4 avx512". ONNX Runtime runs all else."""
 
 class SearchBatch:
     """The searches of a batch of images, in one piece of memory that a GPU can go on with."""
@@ -68,41 +73,41 @@ class SearchBatch:
     def __init__(self, images: int, given: Sequence[int], vocab_size: int, options: Mapping[str, Any]) -> None: ...
     @property
     def memory(self) -> NDArray[np.uint8]:
-        """The answers' blocks, to be taken to the device and overwritten with what comes back."""
+        """The answers' blocks. They are copied to the device, and overwritten with what comes back."""
     @property
     def plan(self) -> dict[str, Any]:
-        """What the device has to know: images (of each answer), beams, stride, ..."""
+        """What the device has to know: images (of each answer), beams, stride (bytes of a block), ..."""
     def advance(self, scores: NDArray[np.float32], last: bool = False) -> None:
-        """A step of every answer on the CPU; scores (rows, V) are overwritten.
+        """Take a step of every answer on the CPU. scores (rows, V) are overwritten.
 
-        An answer has 1 row in the first step, then one a beam.
+        An answer has 1 row in the first step, then one row for each beam. last: no step follows.
         """
     def check(self) -> None:
-        """Raises RuntimeError: what an answer has run into."""
+        """Raise RuntimeError where an answer cannot go on, and say why."""
     @property
     def done(self) -> bool: ...
     def added(self) -> list[tuple[int, int, int]]:
-        """(image, draw, token id) of what came since the last call; empty with beams."""
+        """Return (image, draw, token id) of every token that came since the last call; nothing with beams."""
     def results(self) -> Sequences:
-        """Before it is done, what there is."""
+        """Return each image's best sequences. Before the search is done, return what there is."""
 
 Sequences = list[list[tuple[list[int], float]]]
-"""For each image its best sequences: new token ids without the stop token, and their score."""
+"""Each image's best sequences: new token ids without the stop token, and their score."""
 
 class Generation:
     """A generation under way; one thread steps it at a time."""
 
     def step(self) -> list[tuple[int, int, int]]:
-        """One token more for every running answer. (image, draw, token id) of each; empty with beams."""
+        """Choose one token more for each running answer. Return (image, draw, token id) of each; nothing with beams."""
     def close(self) -> None:
-        """Ends it where it is."""
+        """End the generation where it is."""
     @property
     def done(self) -> bool: ...
     @property
     def seconds(self) -> tuple[float, float]:
-        """Of all steps after the first, and of these within the graphs; the rest is the loop's own."""
+        """Seconds of all steps after the first, and the part of them within the graphs. The rest is the loop's own."""
     def results(self) -> Sequences:
-        """Before it is done, what there is."""
+        """Return each image's best sequences. Before the generation is done, return what there is."""
 
 class Generator:
     """The generation loop over `embed` and `llm`, and `encoder` where the language model has one.
@@ -129,9 +134,9 @@ class Generator:
         options: Mapping[str, Any] = ...,
         on_token: Callable[[int, int, int], object] | None = None,
     ) -> Sequences:
-        """prefix_embeds (B, Q, D), B prompts -> Sequences.
+        """Answer B prompts behind prefix_embeds (B, Q, D).
 
-        on_token(image, draw, token id) is called for every token of greedy search and sampling; False ends the call.
+        on_token(image, draw, token id) is called for every token of greedy search and sampling. False ends the call.
         """
     def begin(
         self,
@@ -139,7 +144,7 @@ class Generator:
         prompts: Sequence[Sequence[int]],
         options: Mapping[str, Any] = ...,
     ) -> Generation:
-        """As generate, step by step."""
+        """Begin what generate does, to be taken step by step."""
 
 class Chat:
     """A conversation about one image, whose cache stays; one thread uses it at a time."""
@@ -148,7 +153,7 @@ class Chat:
         self, generator: Generator, prefix_embeds: NDArray[np.float32], max_rows: int, capacity: int
     ) -> None: ...
     def ask(self, prompt: Sequence[int], options: Mapping[str, Any] = ...) -> Generation:
-        """The answer after [image][all that was said][prompt]; ends the one before where that is."""
+        """Begin the answer to [image][all that was said][prompt]. Ends the answer before it where that is."""
     @property
     def positions(self) -> int:
-        """Positions of the cache in use when the last question was asked."""
+        """Positions of the cache that were in use when the last question was asked."""

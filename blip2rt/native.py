@@ -1,4 +1,4 @@
-"""Finds blip2rt._native, the C++ core (engines/)."""
+"""Finds blip2rt._native, the C++ core (engines/), and says what types it has."""
 
 from __future__ import annotations
 
@@ -7,16 +7,38 @@ import importlib.machinery
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
+from typing import TYPE_CHECKING, Protocol, cast
 
 from .errors import BackendError
 
+if TYPE_CHECKING:
+    from . import _native
 
-def native() -> ModuleType:
-    """blip2rt._native; where this package is a source folder without it, the installed package's."""
+
+class Core(Protocol):
+    """The module blip2rt._native. Its types are those of _native.pyi."""
+
+    Chat: type[_native.Chat]
+    Generation: type[_native.Generation]
+    Generator: type[_native.Generator]
+    Runtime: type[_native.Runtime]
+    SearchBatch: type[_native.SearchBatch]
+    Session: type[_native.Session]
+    Vocabulary: type[_native.Vocabulary]
+
+    def kernels(self) -> tuple[str, dict[str, str]]: ...
+    def processor_kernels(self) -> list[str]: ...
+
+
+if TYPE_CHECKING:
+    _core: Core = _native  # mypy compares the two
+
+
+def native() -> Core:
+    """Return blip2rt._native. Where this package is a source folder without it, take the installed package's."""
     name = "blip2rt._native"
     try:
-        return importlib.import_module(name)
+        return cast("Core", importlib.import_module(name))
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
@@ -28,4 +50,4 @@ def native() -> ModuleType:
         )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return sys.modules.setdefault(name, module)
+    return cast("Core", sys.modules.setdefault(name, module))

@@ -115,7 +115,7 @@ class Backend(Graphs):
                 graph = self._bundle.graph(component)
                 try:
                     self._sessions[component] = native().Session(
-                        _open_runtime(), str(graph), self._threads, own_int8=component == contract.VISION,
+                        _open_runtime(), str(graph), self._threads, custom_int8=component == contract.VISION,
                         cuda=self._cuda,
                     )  # fmt: skip
                 except RuntimeError as error:

@@ -61,7 +61,7 @@ def test_graphs_get_our_attention(name: str, tmp_path: Path) -> None:
     session = Session(runtime(), str(tmp_path / "llm.onnx"), 1)
     ours = {port for port, *_ in session.inputs} & {"cache_rows", "encoder_rows"}
     assert ours == ({"cache_rows", "encoder_rows"} if name == "t5" else {"cache_rows"})
-    assert [kernel.split()[0] for kernel in session.own_kernels] == ["attention"]
+    assert [kernel.split()[0] for kernel in session.custom_kernels] == ["attention"]
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])

@@ -66,7 +66,7 @@ def test_random_options_say_what_hugging_face_says(cases: list[Case], part: int)
 def test_so_they_do_where_attention_is_onnx_runtimes(tmp_path_factory: pytest.TempPathFactory) -> None:
     """As on a GPU and with older releases of ONNX Runtime: what was read is copied to every beam."""
     names = sorted(CONFIGS)
-    cases = [make_case(name, tmp_path_factory.mktemp(name), images=2, own_attention=False) for name in names]
+    cases = [make_case(name, tmp_path_factory.mktemp(name), images=2, custom_attention=False) for name in names]
     compare_some(cases, CASES // PARTS)
 
 

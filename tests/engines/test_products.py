@@ -37,7 +37,8 @@ def test_kernels(kind: str, compiler: list[str], runner: list[str], tmp_path: Pa
     for program in compiler[:1] + runner[:1]:
         if shutil.which(program) is None:
             pytest.skip(f"needs {program}")
-    kernels = sorted(path for path in (ROOT / "engines").glob(f"{kind}*.cpp") if not path.stem.endswith("_op"))
+    folder, pattern = ("attention", f"{kind}*.cpp") if kind.endswith("attention") else (kind, "*.cpp")
+    kernels = sorted((ROOT / "engines" / "kernels" / folder).glob(pattern))
     sources = [ROOT / "tests" / "engines" / "native" / f"{kind}_check.cpp", *kernels]
     program, seed = str(tmp_path / f"{kind}_check"), str(random.SystemRandom().randrange(2**31))
     subprocess.run(
@@ -92,11 +93,11 @@ def test_graph_uses_it_and_gives_the_same(level: int, tolerance: float, threads:
         k, n = int(rng.integers(1, 40)) * 32 + int(rng.integers(0, 2)), int(rng.integers(16, 300))
         save_matmul(tmp_path / f"{block}.onnx", k, n, block, level=level)
         ours, theirs = (
-            Session(runtime(), str(tmp_path / f"{block}.onnx"), threads, own_int4=own) for own in (True, False)
+            Session(runtime(), str(tmp_path / f"{block}.onnx"), threads, custom_int4=own) for own in (True, False)
         )
-        if not ours.own_kernels:
+        if not ours.custom_kernels:
             pytest.skip("this processor has none of our kernels")
-        assert theirs.own_kernels == []
+        assert theirs.custom_kernels == []
         for batch, length in ((1, 1), (5, 1), (2, 11)):
             x = rng.standard_normal((batch, length, k)).astype(np.float32)
             if level == HALF_PRECISION:
@@ -111,7 +112,7 @@ def test_graph_uses_it_and_gives_the_same(level: int, tolerance: float, threads:
 def test_other_products_stay_with_onnx_runtime(tmp_path: Path) -> None:
     save_matmul(tmp_path / "float_scales.onnx", 64, 8, 32, cast=False)
     session = Session(runtime(), str(tmp_path / "float_scales.onnx"), 1)
-    assert session.own_kernels == []
+    assert session.custom_kernels == []
     assert np.isfinite(session.run({"x": np.ones((1, 1, 64), np.float32)})["y"]).all()
 
 
@@ -153,12 +154,12 @@ def test_int8_is_nearer_to_exact_than_onnx_runtimes(threads: int, tmp_path: Path
         k, n = int(rng.integers(8, 600)), int(rng.integers(1, 300))
         constants = save_dynamic(tmp_path / f"{bias}.onnx", k, n, bias)
         ours, theirs = (
-            Session(runtime(), str(tmp_path / f"{bias}.onnx"), threads, own_int8=own) for own in (True, False)
+            Session(runtime(), str(tmp_path / f"{bias}.onnx"), threads, custom_int8=own) for own in (True, False)
         )
-        assert theirs.own_kernels == []
-        if not ours.own_kernels:
+        assert theirs.custom_kernels == []
+        if not ours.custom_kernels:
             pytest.skip("this processor has none of our kernels")
-        assert [kernel.split()[0] for kernel in ours.own_kernels] == ["int8"]
+        assert [kernel.split()[0] for kernel in ours.custom_kernels] == ["int8"]
         for batch, length in ((1, 1), (2, 40)):
             x = rng.standard_normal((batch, length, k)).astype(np.float32) * rng.uniform(0.1, 2, (batch, length, 1))
             x = x.astype(np.float32)
@@ -173,8 +174,8 @@ def test_int8_is_nearer_to_exact_than_onnx_runtimes(threads: int, tmp_path: Path
 @pytest.mark.parametrize("change", ["zero_points", "by_columns"])
 def test_other_int8_stays_with_onnx_runtime(change: str, tmp_path: Path) -> None:
     save_dynamic(tmp_path / "other.onnx", 64, 8, **{change: True})
-    session = Session(runtime(), str(tmp_path / "other.onnx"), 1, own_int8=True)
-    assert session.own_kernels == []
+    session = Session(runtime(), str(tmp_path / "other.onnx"), 1, custom_int8=True)
+    assert session.custom_kernels == []
     assert np.isfinite(session.run({"x": np.ones((1, 1, 64), np.float32)})["y"]).all()
 
 
@@ -194,7 +195,9 @@ def test_codes_stay_turned_for_who_else_reads_them(tmp_path: Path) -> None:
         nodes.append(helper.make_node("DynamicQuantizeMatMul", inputs, [name], domain="com.microsoft"))
     save_graph(tmp_path / "two.onnx", [*nodes, helper.make_node("Add", ["ours", "theirs"], ["y"])], k, n, constants)
     x = rng.standard_normal((1, 1, k)).astype(np.float32)
-    both = [Session(runtime(), str(tmp_path / "two.onnx"), 1, own_int8=own).run({"x": x})["y"] for own in (True, False)]
+    both = [
+        Session(runtime(), str(tmp_path / "two.onnx"), 1, custom_int8=own).run({"x": x})["y"] for own in (True, False)
+    ]
     np.testing.assert_allclose(*both, atol=1e-4 * np.abs(both[1]).max())
 
 
@@ -267,9 +270,9 @@ def attention(x: np.ndarray, constants: dict[str, np.ndarray]) -> np.ndarray:
 def test_an_encoders_attention(threads: int, tmp_path: Path) -> None:
     constants = save_attention(tmp_path / "attention.onnx")
     ours, theirs = (
-        Session(runtime(), str(tmp_path / "attention.onnx"), threads, own_int8=own) for own in (True, False)
+        Session(runtime(), str(tmp_path / "attention.onnx"), threads, custom_int8=own) for own in (True, False)
     )
-    if not any(kernel.startswith("encoder attention ") for kernel in ours.own_kernels):
+    if not any(kernel.startswith("encoder attention ") for kernel in ours.custom_kernels):
         pytest.skip("this processor has none of our kernels")
     for batch in (1, 3):
         x = np.random.default_rng().standard_normal((batch, POSITIONS, 16)).astype(np.float32)
@@ -286,8 +289,8 @@ def test_an_encoders_attention(threads: int, tmp_path: Path) -> None:
 )
 def test_another_attention_stays_with_onnx_runtime(change: str, tmp_path: Path) -> None:
     save_attention(tmp_path / "other.onnx", change)
-    ours, theirs = (Session(runtime(), str(tmp_path / "other.onnx"), 1, own_int8=own) for own in (True, False))
-    assert not any(kernel.startswith("encoder attention ") for kernel in ours.own_kernels)
+    ours, theirs = (Session(runtime(), str(tmp_path / "other.onnx"), 1, custom_int8=own) for own in (True, False))
+    assert not any(kernel.startswith("encoder attention ") for kernel in ours.custom_kernels)
     x = np.random.default_rng().standard_normal((3, POSITIONS, 16)).astype(np.float32)
     expected = theirs.run({"x": x})["y"]
     assert np.abs(ours.run({"x": x})["y"] - expected).mean() < 0.05 * expected.std()
@@ -299,6 +302,6 @@ def test_a_damaged_graph_is_onnx_runtimes_to_name(tmp_path: Path) -> None:
     for length in range(1, len(whole), max(1, len(whole) // 40)):
         (tmp_path / "cut.onnx").write_bytes(whole[:length])
         try:
-            Session(runtime(), str(tmp_path / "cut.onnx"), 1, own_int8=True)
+            Session(runtime(), str(tmp_path / "cut.onnx"), 1, custom_int8=True)
         except RuntimeError:
             continue

@@ -47,7 +47,7 @@ def test_rows_of_the_cache_on_the_device(tmp_path: Path) -> None:
     subprocess.run([*common, "-shared", "-fPIC", native / "cudart_stand_in.cpp", "-o", library], check=True)
     sources = [
         native / "cuda_memory.cpp",
-        *(engines / f"{name}.cpp" for name in ("kv_cache", "tensor_memory", "ort_api")),
+        *(engines / f"{name}.cpp" for name in ("loop/kv_cache", "ort/tensor_memory", "ort/ort_api")),
     ]
     subprocess.run([*common, *sources, "-o", tmp_path / "cuda_memory", "-ldl"], check=True)
     for _ in range(20):

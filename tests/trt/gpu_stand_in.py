@@ -3,8 +3,8 @@
 It is as strict as it can be. Work on a stream is only written down, and done when somebody waits: what is freed or
 reused too early is found out. Every address that an engine or a kernel's launch names must lie in live memory, aligned,
 with room enough; shapes must be within the profile; outputs must not lie over inputs or each other; fresh memory is
-full of NaN, and nobody may read it. ONNX Runtime runs the graphs, the kernels are engines/kernels.cu compiled for the
-CPU. What breaks a rule raises `Misuse`, which no code of ours catches.
+full of NaN, and nobody may read it. ONNX Runtime runs the graphs, the kernels are engines/search/kernels.cu compiled
+for the CPU. What breaks a rule raises `Misuse`, which no code of ours catches.
 """
 
 from __future__ import annotations

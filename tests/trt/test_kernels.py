@@ -1,6 +1,6 @@
-"""engines/kernels.cu on the CPU, as one thread and as teams of several: the choice of tokens is that of the native
-loop's search on the same logits, whatever the options; keys and values go where numpy puts them. And NVRTC compiles it,
-where it is installed, for every GPU that is meant."""
+"""engines/search/kernels.cu on the CPU, as one thread and as teams of several: the choice of tokens is that of the
+native loop's search on the same logits, whatever the options; keys and values go where numpy puts them. And NVRTC
+compiles it, where it is installed, for every GPU that is meant."""
 
 from __future__ import annotations
 

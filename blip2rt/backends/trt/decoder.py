@@ -1,8 +1,9 @@
 """The language model on the device: its cache and buffers, and the graph of a step.
 
-A step is one graph of embed, llm and three kernels (engines/kernels.cu): `scatter` writes the new keys and values into
-the cache, `choose` takes a step of every answer's search (engines/search_block.h, the source of the CPU's loop too),
-`reorder` moves the beams that changed places. Knows rows, slots of the cache and kernels; not when a text is done.
+A step is one graph of embed, llm and three kernels (engines/search/kernels.cu). `scatter` writes the new keys and
+values into the cache. `choose` takes a step of every answer's search (engines/search/search_block.h, the source of the
+CPU's loop too). `reorder` moves the beams that changed places. Knows rows, slots of the cache and kernels; not when a
+text is done.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Sizes:
 
 
 class Kernels:
-    """Those of engines/kernels.cu, compiled for this GPU."""
+    """Those of engines/search/kernels.cu, compiled for this GPU."""
 
     NAMES = ("scatter", "choose", "reorder", "spread")
 

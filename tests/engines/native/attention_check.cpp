@@ -10,7 +10,7 @@
 #include <random>
 #include <vector>
 
-#include "attention.h"
+#include "kernels/attention/attention.h"
 
 namespace {
 

@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <random>
 
-#include "kv_cache.h"
+#include "loop/kv_cache.h"
 
 int main(int, char** arguments) {
   using namespace blip2rt;

@@ -1,5 +1,5 @@
-// The entries of the CUDA runtime that engines/tensor_memory.cpp calls, on host memory. A copy is done when the device
-// is waited for, and only then.
+// The entries of the CUDA runtime that engines/ort/tensor_memory.cpp calls, on host memory. A copy is done when the
+// device is waited for, and only then.
 #include <cstdlib>
 #include <cstring>
 #include <functional>

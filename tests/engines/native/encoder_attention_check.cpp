@@ -10,7 +10,7 @@
 #include <random>
 #include <vector>
 
-#include "encoder_attention.h"
+#include "kernels/attention/encoder_attention.h"
 
 namespace {
 

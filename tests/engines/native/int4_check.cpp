@@ -10,7 +10,7 @@
 #include <random>
 #include <vector>
 
-#include "int4_matmul.h"
+#include "kernels/int4/matmul.h"
 
 namespace {
 

@@ -9,7 +9,7 @@
 #include <random>
 #include <vector>
 
-#include "int8_matmul.h"
+#include "kernels/int8/matmul.h"
 
 namespace {
 

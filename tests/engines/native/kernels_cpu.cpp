@@ -1,5 +1,5 @@
-// engines/kernels.cu on a CPU: a grid's blocks one after the other, a block's threads as threads that wait for each
-// other at __syncthreads.
+// engines/search/kernels.cu on a CPU: a grid's blocks one after the other, a block's threads as threads that wait for
+// each other at __syncthreads.
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
@@ -45,7 +45,7 @@ void __syncthreads() { barrier->wait(); }
 
 #define __global__
 #define __shared__ static
-#include "kernels.cu"
+#include "search/kernels.cu"
 
 namespace {
 

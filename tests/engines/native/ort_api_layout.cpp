@@ -1,9 +1,9 @@
-// Compares engines/ort_api.h with the real header: each entry's slot and signature. Compiling is the test.
+// Compares engines/ort/ort_api.h with the real header: each entry's slot and signature. Compiling is the test.
 #include <onnxruntime_c_api.h>
 
 #include <type_traits>
 
-#include "ort_api.h"
+#include "ort/ort_api.h"
 
 // Our declarations pass enumerations as int.
 template <class T>

@@ -72,7 +72,7 @@ class Case:
 
 
 def make_case(
-    name: str, folder: Path, seed: int | None = None, images: int = 3, own_attention: bool = True
+    name: str, folder: Path, seed: int | None = None, images: int = 3, custom_attention: bool = True
 ) -> Case:  # fmt: skip
     seed = random.randrange(2**31) if seed is None else seed
     print(f"{name}, seed {seed}")  # pytest shows it when a test fails
@@ -86,7 +86,7 @@ def make_case(
     for parameter in model.parameters():  # biases and norms start at 0 and 1: hide nothing behind that
         parameter.data.add_(torch.randn_like(parameter) * 0.1)
     model.get_output_embeddings().weight.data.mul_(3)  # decided opinions: few near ties
-    generator = export(model, folder, own_attention)
+    generator = export(model, folder, custom_attention)
 
     rng = np.random.default_rng(seed)
     prefix = rng.normal(size=(images, 3, HIDDEN)).astype(np.float32)
@@ -98,7 +98,7 @@ def make_case(
     return case
 
 
-def export(model: Any, folder: Path, own_attention: bool = True) -> Generator:
+def export(model: Any, folder: Path, custom_attention: bool = True) -> Generator:
     """The model's graphs in the native loop."""
     parts = {"embed": trace.trace(llm.embed_part(model))}
     if model.config.is_encoder_decoder:
@@ -110,7 +110,7 @@ def export(model: Any, folder: Path, own_attention: bool = True) -> Generator:
     for name, graph in parts.items():
         trace.save(graph, folder / f"{name}.onnx", None)
     sessions = {
-        name: Session(runtime(), str(folder / f"{name}.onnx"), 1, own_attention=own_attention) for name in parts
+        name: Session(runtime(), str(folder / f"{name}.onnx"), 1, custom_attention=custom_attention) for name in parts
     }
     sizes = (shape.layers, shape.kv_heads, shape.head_dim, shape.hidden_size, shape.vocab_size)
     encoder = sessions.get("encoder")

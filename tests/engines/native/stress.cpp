@@ -1,16 +1,16 @@
 // Threads that share one generator, each with generations and a conversation of its own: every answer must be the one
 // that a single thread got. Built with ThreadSanitizer, and with AddressSanitizer, by `make sanitize`.
 //
-//   stress LIBONNXRUNTIME FOLDER THREADS ROUNDS     FOLDER: embed.onnx and llm.onnx, of tests/engines/native/tiny_graphs.py
+//   stress LIBONNXRUNTIME FOLDER THREADS ROUNDS     FOLDER: embed.onnx and llm.onnx, as tiny_graphs.py writes them
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <random>
 #include <thread>
 
-#include "chat.h"
-#include "generation.h"
-#include "generator.h"
+#include "loop/chat.h"
+#include "loop/generation.h"
+#include "loop/generator.h"
 
 namespace {
 
@@ -54,7 +54,7 @@ Answers answers_of(const Generator& generator, const Prefix& prefix, int kind) {
       for (const Hypothesis& hypothesis : image) best.push_back(hypothesis.tokens);
     }
   };
-  add(generator.generate(prefix, prompts, options_of(kind), [] {}, nullptr));
+  add(generate(generator, prefix, prompts, options_of(kind), [] {}, nullptr));
   Chat chat(generator, {prefix.data, 1, prefix.length}, 4, 64);
   for (int turn = 0; turn < 2; ++turn) {
     GenerationOptions options = options_of(kind + turn);

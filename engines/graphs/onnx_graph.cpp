@@ -1,0 +1,214 @@
+// Walks the bytes of ONNX models, and writes them.
+#include "graphs/onnx_graph.h"
+
+#include <cstring>
+
+#include "graphs/protobuf.h"
+
+namespace blip2rt {
+namespace {
+
+// Field numbers of onnx.proto.
+enum Model : uint32_t { kGraph = 7, kOpsetImport = 8 };
+enum Graph : uint32_t { kNode = 1, kInitializer = 5, kGraphInput = 11, kGraphOutput = 12 };
+enum Opset : uint32_t { kOpsetDomain = 1, kOpsetVersion = 2 };
+enum NodeField : uint32_t {
+  kNodeInput = 1,
+  kNodeOutput = 2,
+  kNodeName = 3,
+  kOpType = 4,
+  kAttribute = 5,
+  kNodeDomain = 7
+};
+enum AttributeField : uint32_t {
+  kAttributeName = 1,
+  kAttributeFloat = 2,
+  kAttributeInt = 3,
+  kAttributeGraph = 6,
+  kAttributeInts = 8,
+  kAttributeGraphs = 11,
+  kAttributeType = 20
+};
+enum TensorField : uint32_t { kDims = 1, kDataType = 2, kTensorName = 8, kRawData = 9 };
+enum ValueField : uint32_t { kValueName = 1, kValueType = 2 };
+enum Type : uint32_t { kTensorType = 1, kElementType = 1, kShape = 2, kDimension = 1, kDimValue = 1, kDimName = 2 };
+
+Constant read_constant(std::string_view bytes, std::string_view& name) {
+  Constant constant;
+  protobuf::Field field;
+  for (protobuf::Reader reader(bytes); reader.next(field);) {
+    if (field.number == kDims && field.bytes.empty()) constant.shape.push_back(field.value);
+    if (field.number == kDims) protobuf::read_packed(field.bytes, constant.shape);
+    if (field.number == kDataType) constant.dtype = static_cast<DType>(field.value);
+    if (field.number == kTensorName) name = field.bytes;
+    if (field.number == kRawData) constant.raw = field.bytes;
+  }
+  return constant;
+}
+
+// Writes an attribute. `field` is the field that holds a value of `type`.
+template <class T>
+void write_attribute(std::string& node, std::string_view name, uint32_t field, uint64_t type, T value) {
+  std::string attribute;
+  protobuf::write(attribute, kAttributeName, name);
+  protobuf::write(attribute, field, value);
+  protobuf::write(attribute, kAttributeType, type);
+  protobuf::write(node, kAttribute, attribute);
+}
+
+}  // namespace
+
+Node::Node(std::string_view bytes) {
+  protobuf::Field field, part;
+  for (protobuf::Reader reader(bytes); reader.next(field);) {
+    switch (field.number) {
+      case kNodeInput: inputs.push_back(field.bytes); break;
+      case kNodeOutput: outputs.push_back(field.bytes); break;
+      case kNodeName: name = field.bytes; break;
+      case kOpType: op_type = field.bytes; break;
+      case kNodeDomain: domain = field.bytes; break;
+      case kAttribute: {
+        std::string_view name;
+        int64_t number = 0;
+        float value = 0;
+        std::vector<uint64_t> list;
+        for (protobuf::Reader attribute(field.bytes); attribute.next(part);) {
+          if (part.number == kAttributeName) name = part.bytes;
+          if (part.number == kAttributeInt) number = static_cast<int64_t>(part.value);
+          if (part.number == kAttributeFloat) {
+            const uint32_t bits = static_cast<uint32_t>(part.value);
+            std::memcpy(&value, &bits, sizeof value);
+          }
+          if (part.number == kAttributeInts && part.bytes.empty()) list.push_back(part.value);
+          if (part.number == kAttributeInts) protobuf::read_packed(part.bytes, list);
+          if (part.number == kAttributeGraph || part.number == kAttributeGraphs) has_graph = true;
+        }
+        numbers[name] = number;
+        floats[name] = value;
+        lists[name] = list;
+        break;
+      }
+      default: break;
+    }
+  }
+}
+
+int64_t Node::number(std::string_view name, int64_t otherwise) const {
+  const auto found = numbers.find(name);
+  return found == numbers.end() ? otherwise : found->second;
+}
+
+bool Node::has_list(std::string_view name, const std::vector<uint64_t>& list) const {
+  const auto found = lists.find(name);
+  return found != lists.end() && found->second == list;
+}
+
+Parts::Parts(std::string_view graph) {
+  protobuf::Field field, part;
+  for (protobuf::Reader reader(graph); reader.next(field);) {
+    if (field.number == kInitializer) {
+      std::string_view name;
+      const Constant constant = read_constant(field.bytes, name);
+      constants[name] = constant;
+    } else if (field.number == kNode) {
+      nodes.emplace_back(field.bytes);
+      has_graph = has_graph || nodes.back().has_graph;
+      for (std::string_view input : nodes.back().inputs) ++uses[input];
+      for (std::string_view output : nodes.back().outputs) made_by[output] = nodes.size() - 1;
+    } else if (field.number == kGraphOutput) {
+      for (protobuf::Reader value(field.bytes); value.next(part);) {
+        if (part.number == kValueName) ++uses[part.bytes];
+      }
+    }
+  }
+}
+
+const Node* Parts::maker(const Node* reader, size_t index, std::string_view op_type, size_t inputs) const {
+  if (reader == nullptr) return nullptr;
+  const std::string_view value = reader->inputs[index];
+  const auto found = made_by.find(value), end = made_by.end();
+  if (found == end || uses.at(value) != 1) return nullptr;
+  const Node& node = nodes[found->second];
+  return node.op_type == op_type && node.domain.empty() && node.inputs.size() == inputs ? &node : nullptr;
+}
+
+const Constant* Parts::constant(std::string_view name, DType dtype) const {
+  const auto found = constants.find(name);
+  return found != constants.end() && found->second.dtype == dtype ? &found->second : nullptr;
+}
+
+std::string written_node(const Node& node, std::string_view domain, std::string_view type,
+                         const std::vector<std::string_view>& inputs, const Numbers& numbers, const Factors& factors) {
+  constexpr uint64_t kFloat = 1, kInt = 2;
+  std::string result;
+  for (std::string_view input : inputs) protobuf::write(result, kNodeInput, input);
+  for (std::string_view output : node.outputs) protobuf::write(result, kNodeOutput, output);
+  protobuf::write(result, kNodeName, node.name);
+  protobuf::write(result, kOpType, type);
+  for (const auto& [name, number] : numbers) write_attribute(result, name, kAttributeInt, kInt, number);
+  for (const auto& [name, factor] : factors) write_attribute(result, name, kAttributeFloat, kFloat, factor);
+  protobuf::write(result, kNodeDomain, domain);
+  return result;
+}
+
+std::string written_input(std::string_view name, uint64_t columns) {
+  std::string rows, of_row, shape, tensor, type, input;
+  protobuf::write(rows, kDimName, std::string_view("B"));
+  protobuf::write(of_row, kDimValue, columns);
+  protobuf::write(shape, kDimension, rows);
+  if (columns > 0) protobuf::write(shape, kDimension, of_row);
+  protobuf::write(tensor, kElementType, static_cast<uint64_t>(DType::kInt32));
+  protobuf::write(tensor, kShape, shape);
+  protobuf::write(type, kTensorType, tensor);
+  protobuf::write(input, kValueName, name);
+  protobuf::write(input, kValueType, type);
+  return input;
+}
+
+std::string_view graph_of(std::string_view model) {
+  std::string_view graph;
+  protobuf::Field field;
+  for (protobuf::Reader reader(model); reader.next(field);) {
+    if (field.number == kGraph) graph = field.bytes;
+  }
+  return graph;
+}
+
+std::string changed_graph(std::string_view graph, const Parts& parts, const Changes& changes,
+                          const std::vector<std::string>& inputs) {
+  std::string result;
+  auto node = parts.nodes.begin();
+  protobuf::Field field;
+  for (protobuf::Reader reader(graph); reader.next(field);) {
+    auto change = changes.end();
+    if (field.number == kNode) {
+      if (!node->outputs.empty()) change = changes.find(node->outputs[0]);
+      ++node;
+    }
+    if (change == changes.end()) {
+      result += field.whole;
+    } else if (!change->second.empty()) {
+      protobuf::write(result, kNode, change->second);
+    }
+  }
+  for (const std::string& input : inputs) protobuf::write(result, kGraphInput, input);
+  return result;
+}
+
+std::string changed_model(std::string_view model, const std::string& graph, std::string_view domain) {
+  std::string result, opset;
+  protobuf::Field field;
+  for (protobuf::Reader reader(model); reader.next(field);) {
+    if (field.number == kGraph) {
+      protobuf::write(result, kGraph, graph);
+    } else {
+      result += field.whole;
+    }
+  }
+  protobuf::write(opset, kOpsetDomain, domain);
+  protobuf::write(opset, kOpsetVersion, uint64_t{1});
+  protobuf::write(result, kOpsetImport, opset);
+  return result;
+}
+
+}  // namespace blip2rt

@@ -1,0 +1,90 @@
+// Reads and changes ONNX models in the form of bytes: the core's one reader of them. Knows onnx.proto; nothing about
+// what operators mean.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "ort/ort_api.h"
+
+namespace blip2rt {
+
+// A node, as views of the graph's bytes.
+struct Node {
+  std::vector<std::string_view> inputs, outputs;
+  std::string_view name, op_type, domain;
+  std::map<std::string_view, int64_t> numbers;  // attributes
+  std::map<std::string_view, float> floats;
+  std::map<std::string_view, std::vector<uint64_t>> lists;
+  bool has_graph = false;
+
+  explicit Node(std::string_view bytes);
+
+  // An attribute, or `otherwise` where the node has none of that name.
+  int64_t number(std::string_view name, int64_t otherwise) const;
+  bool has_list(std::string_view name, const std::vector<uint64_t>& list) const;
+};
+
+struct Constant {
+  DType dtype = DType::kUndefined;
+  std::vector<uint64_t> shape;
+  std::string_view raw;  // its numbers; empty where they lie in another file, or in another field
+
+  // Returns the numbers where `raw` holds exactly `count` of them, else an empty list.
+  template <class T>
+  std::vector<T> values(size_t count) const {
+    std::vector<T> found;
+    if (raw.size() != count * sizeof(T)) return found;
+    found.resize(count);
+    raw.copy(reinterpret_cast<char*>(found.data()), raw.size());
+    return found;
+  }
+};
+
+// A graph (GraphProto), as views of its bytes.
+struct Parts {
+  std::map<std::string_view, Constant> constants;
+  std::vector<Node> nodes;
+  std::map<std::string_view, size_t> uses;     // value -> how many nodes and outputs of the graph read it
+  std::map<std::string_view, size_t> made_by;  // value -> place of its node among `nodes`
+  bool has_graph = false;                      // a node has a subgraph
+
+  explicit Parts(std::string_view graph);
+
+  // Returns the node that makes input `index` of `reader`, where it has this type and `inputs` inputs and nobody else
+  // reads what it makes. Returns nullptr otherwise, and where `reader` is nullptr.
+  const Node* maker(const Node* reader, size_t index, std::string_view op_type, size_t inputs) const;
+
+  // Returns nullptr where `name` is no constant, or one of another type.
+  const Constant* constant(std::string_view name, DType dtype) const;
+};
+
+using Numbers = std::vector<std::pair<std::string_view, uint64_t>>;
+using Factors = std::vector<std::pair<std::string_view, float>>;
+
+// What becomes of nodes, by their first output: other bytes, or none where the node goes.
+using Changes = std::map<std::string_view, std::string>;
+
+// Writes a node with the name and outputs of `node`.
+std::string written_node(const Node& node, std::string_view domain, std::string_view type,
+                         const std::vector<std::string_view>& inputs, const Numbers& numbers,
+                         const Factors& factors = {});
+
+// Writes an input of a graph: int32 (B), or (B, columns) where `columns` is not 0.
+std::string written_input(std::string_view name, uint64_t columns);
+
+// The graph of a model (ModelProto), as a view of its bytes; empty where the model has none.
+std::string_view graph_of(std::string_view model);
+
+// Writes `graph` with `changes` to its nodes and more `inputs` behind its own. `parts` are the graph's.
+std::string changed_graph(std::string_view graph, const Parts& parts, const Changes& changes,
+                          const std::vector<std::string>& inputs);
+
+// Writes `model` with another graph, and imports version 1 of `domain`.
+std::string changed_model(std::string_view model, const std::string& graph, std::string_view domain);
+
+}  // namespace blip2rt

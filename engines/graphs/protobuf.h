@@ -1,0 +1,97 @@
+// Walks and writes messages in protobuf's wire format, as far as onnx_graph needs it. Knows bytes; nothing about ONNX.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace blip2rt {
+namespace protobuf {
+
+struct Field {
+  uint32_t number = 0;
+  uint64_t value = 0;      // a varint, or the bits of a float
+  std::string_view bytes;  // a string or a message
+  std::string_view whole;  // all of the field with its tag: what is copied when nothing changes
+};
+
+class Reader {
+ public:
+  explicit Reader(std::string_view message) : rest_(message) {}
+
+  bool next(Field& field) {
+    if (rest_.empty()) return false;
+    const char* begin = rest_.data();
+    const uint64_t tag = varint();
+    field = {static_cast<uint32_t>(tag >> 3), 0, {}, {}};
+    switch (tag & 7) {
+      case 0: field.value = varint(); break;
+      case 1: take(8); break;
+      case 2: field.bytes = take(varint()); break;
+      case 5: {
+        const std::string_view little_endian = take(4);
+        for (size_t i = 4; i-- > 0;) field.value = field.value << 8 | static_cast<uint8_t>(little_endian[i]);
+        break;
+      }
+      default: throw std::runtime_error("not a protobuf message: unknown wire type");
+    }
+    field.whole = std::string_view(begin, static_cast<size_t>(rest_.data() - begin));
+    return true;
+  }
+
+ private:
+  friend void read_packed(std::string_view, std::vector<uint64_t>&);
+
+  uint64_t varint() {
+    uint64_t value = 0;
+    for (int shift = 0; shift < 64; shift += 7) {
+      const uint8_t byte = static_cast<uint8_t>(take(1)[0]);
+      value |= static_cast<uint64_t>(byte & 127) << shift;
+      if (byte < 128) return value;
+    }
+    throw std::runtime_error("not a protobuf message: a number of more than ten bytes");
+  }
+
+  std::string_view take(uint64_t count) {
+    if (count > rest_.size()) throw std::runtime_error("not a protobuf message: it ends too early");
+    const std::string_view taken = rest_.substr(0, count);
+    rest_.remove_prefix(count);
+    return taken;
+  }
+
+  std::string_view rest_;
+};
+
+// Appends the numbers of a packed field.
+inline void read_packed(std::string_view bytes, std::vector<uint64_t>& to) {
+  for (Reader reader(bytes); !reader.rest_.empty();) to.push_back(reader.varint());
+}
+
+inline void write_varint(std::string& to, uint64_t value) {
+  for (; value >= 128; value >>= 7) to += static_cast<char>(value | 128);
+  to += static_cast<char>(value);
+}
+
+inline void write(std::string& to, uint32_t number, std::string_view bytes) {
+  write_varint(to, number << 3 | 2);
+  write_varint(to, bytes.size());
+  to += bytes;
+}
+
+inline void write(std::string& to, uint32_t number, uint64_t value) {
+  write_varint(to, number << 3);
+  write_varint(to, value);
+}
+
+inline void write(std::string& to, uint32_t number, float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  write_varint(to, number << 3 | 5);
+  for (int shift = 0; shift < 32; shift += 8) to += static_cast<char>(bits >> shift);
+}
+
+}  // namespace protobuf
+}  // namespace blip2rt

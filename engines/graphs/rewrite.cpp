@@ -1,0 +1,91 @@
+// Chooses what our operators replace in a graph. Knows operators by what they do; not how nodes are recognised.
+#include "graphs/rewrite.h"
+
+#include <string_view>
+#include <utility>
+
+#include "graphs/onnx_graph.h"
+#include "graphs/rewrite_attention.h"
+#include "graphs/rewrite_matmul.h"
+#include "kernels/attention/attention.h"
+#include "kernels/attention/encoder_attention.h"
+#include "kernels/int4/matmul.h"
+#include "kernels/int8/matmul.h"
+#include "ops/attention_op.h"
+#include "ops/domain.h"
+
+namespace blip2rt {
+namespace {
+
+std::string attention_name() { return std::string("attention ") + attention_kernel().name; }
+std::string int4_name() { return std::string("int4 ") + int4_kernel()->name; }
+std::string int8_name() { return std::string("int8 ") + int8_kernel()->name; }
+std::string encoder_attention_name() { return std::string("encoder attention ") + encoder_attention_kernel()->name; }
+
+struct Products {
+  Changes changes;
+  bool int4 = false, int8 = false;  // whether some product is ours
+};
+
+Products replace_products(Parts& parts, const CustomOps& ops) {
+  Products products;
+  const Stored stored = stored_of(parts);
+  for (const Node& node : parts.nodes) {
+    if (node.domain != "com.microsoft" || node.outputs.size() != 1) continue;
+    std::string written;
+    if (ops.int4) written = int4_product(node, parts, stored, ops.threads);
+    products.int4 = products.int4 || !written.empty();
+    if (written.empty() && ops.int8) {
+      written = int8_product(node, parts, stored, ops.threads);
+      products.int8 = products.int8 || !written.empty();
+    }
+    if (!written.empty()) products.changes[node.outputs[0]] = written;
+  }
+  for (const auto& [made, constant] : stored) {  // nobody reads what was made of a constant any more
+    if (parts.uses[made] == 0) products.changes[made] = "";
+  }
+  return products;
+}
+
+// Returns the graph with our operators, or an empty string where there is nothing to replace.
+std::string rewritten_graph(std::string_view graph, const CustomOps& ops, std::vector<std::string>& kernels) {
+  Parts parts(graph);
+  if (parts.has_graph) return "";  // a subgraph may use what would be removed
+  Changes cache, cross, encoder;
+  if (ops.attention) cache = cache_attentions(parts);
+  if (!cache.empty()) cross = cross_attentions(parts);
+  Products products = replace_products(parts, ops);
+  // int8 products cost more precision than bfloat16 attention: where they are accepted, it is too.
+  if (products.int8) encoder = encoder_attentions(parts);
+  if (!cache.empty()) kernels.push_back(attention_name());
+  if (products.int4) kernels.push_back(int4_name());
+  if (products.int8) kernels.push_back(int8_name());
+  if (!encoder.empty()) kernels.push_back(encoder_attention_name());
+  if (kernels.empty()) return "";
+
+  std::vector<std::string> inputs;
+  if (!cache.empty()) inputs.push_back(written_input(kCacheRows, 4));
+  if (!cross.empty()) inputs.push_back(written_input(kEncoderRows, 0));
+  Changes changes = std::move(products.changes);
+  for (Changes* more : {&cache, &cross, &encoder}) changes.merge(*more);
+  return changed_graph(graph, parts, changes, inputs);
+}
+
+}  // namespace
+
+RewrittenGraph rewritten(const std::string& model, CustomOps ops) {
+  RewrittenGraph result;
+  const std::string graph = rewritten_graph(graph_of(model), ops, result.kernels);
+  if (!graph.empty()) result.bytes = changed_model(model, graph, kDomain);
+  return result;
+}
+
+std::vector<std::string> processor_kernels() {
+  std::vector<std::string> names = {attention_name()};
+  if (int4_kernel() != nullptr) names.push_back(int4_name());
+  if (int8_kernel() != nullptr) names.push_back(int8_name());
+  if (encoder_attention_kernel() != nullptr) names.push_back(encoder_attention_name());
+  return names;
+}
+
+}  // namespace blip2rt

@@ -1,0 +1,68 @@
+// Recognises products and writes our operators for them. Knows node types.
+#include "graphs/rewrite_matmul.h"
+
+#include "kernels/int4/matmul.h"
+#include "kernels/int8/matmul.h"
+#include "ops/domain.h"
+#include "ops/matmul_op.h"
+
+namespace blip2rt {
+
+Stored stored_of(const Parts& parts) {
+  Stored stored;
+  for (const Node& node : parts.nodes) {
+    if (node.inputs.size() != 1 || node.outputs.size() != 1 || !node.domain.empty()) continue;
+    const bool cast = node.op_type == "Cast" && parts.constant(node.inputs[0], DType::kFloat16) != nullptr;
+    const bool turned = node.op_type == "Transpose" && node.has_list("perm", {1, 0}) &&
+                        parts.constant(node.inputs[0], DType::kInt8) != nullptr;
+    if (cast || turned) stored[node.outputs[0]] = node.inputs[0];
+  }
+  return stored;
+}
+
+std::string int4_product(const Node& node, Parts& parts, const Stored& stored, size_t threads) {
+  enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kInputs };
+  if (node.op_type != "MatMulNBits" || node.inputs.size() != kInputs || int4_kernel() == nullptr) return "";
+  const auto number = [&](const char* name) { return node.number(name, 0); };
+  const int64_t block = number("block_size"), n = number("N"), k = number("K");
+  const auto scales = stored.find(node.inputs[kScales]);
+  if (number("bits") != 4 || (block != 32 && block != 64 && block != 128) || n <= 0 || k <= 0 ||
+      scales == stored.end() || parts.constant(node.inputs[kCodes], DType::kUInt8) == nullptr ||
+      parts.constant(node.inputs[kZeroPoints], DType::kUInt8) == nullptr) {
+    return "";
+  }
+  --parts.uses[scales->first];
+  constexpr int64_t kInt8 = 4;  // accuracy_level 4: activations may be int8; nodes that ask for more get 16 bits
+  return written_node(node, kDomain, kMatMulInt4,
+                      {node.inputs[kX], node.inputs[kCodes], scales->second, node.inputs[kZeroPoints]},
+                      {{"N", static_cast<uint64_t>(n)},
+                       {"K", static_cast<uint64_t>(k)},
+                       {"block_size", static_cast<uint64_t>(block)},
+                       {"split", number("accuracy_level") == kInt8 ? 0 : 1},
+                       {"threads", threads}});
+}
+
+std::string int8_product(const Node& node, Parts& parts, const Stored& stored, size_t threads) {
+  enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kBias, kInputs };
+  if (node.op_type != "DynamicQuantizeMatMul" || node.inputs.size() <= kScales || int8_kernel() == nullptr) return "";
+  const auto given = [&](size_t input) { return input < node.inputs.size() && !node.inputs[input].empty(); };
+  const auto turned = stored.find(node.inputs[kCodes]);
+  const Constant* codes = turned == stored.end() ? nullptr : parts.constant(turned->second, DType::kInt8);
+  const Constant* scales = parts.constant(node.inputs[kScales], DType::kFloat32);
+  if (codes == nullptr || codes->shape.size() != 2 || scales == nullptr || given(kZeroPoints)) return "";
+  const uint64_t n = codes->shape[0], k = codes->shape[1];
+  const auto is_vector = [&](const Constant* constant) {
+    return constant != nullptr && constant->shape.size() == 1 && constant->shape[0] == n;
+  };
+  if (n == 0 || k == 0 || k > kInt8MostDepth || !is_vector(scales)) return "";
+  std::vector<std::string_view> inputs = {node.inputs[kX], turned->second, node.inputs[kScales]};
+  if (given(kBias)) {
+    if (!is_vector(parts.constant(node.inputs[kBias], DType::kFloat32))) return "";
+    inputs.push_back(node.inputs[kBias]);
+  }
+  --parts.uses[turned->first];
+  return written_node(node, kDomain, kMatMulInt8, inputs,
+                      {{"N", n}, {"K", k}, {"bias", inputs.size() > kZeroPoints}, {"threads", threads}});
+}
+
+}  // namespace blip2rt

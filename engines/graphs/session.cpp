@@ -1,0 +1,147 @@
+// Creates ONNX Runtime sessions with the options that suit a small machine, and runs them. Knows tensors by name; not
+// what they mean.
+#include "graphs/session.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
+#include <iterator>
+#include <thread>
+
+#include "ops/domain.h"
+
+namespace blip2rt {
+namespace {
+
+// Returns the graph with our operators; without bytes where the file is to be loaded as it is.
+RewrittenGraph rewritten_file(const std::string& path, int intra_op_threads, CustomOps ops) {
+  int major = 0, minor = 0;
+  // Versions before 1.21 cannot be told where the weights of a graph in memory lie.
+  if (std::sscanf(ort_version().c_str(), "%d.%d", &major, &minor) != 2 || (major == 1 && minor < 21)) return {};
+  const size_t asked = static_cast<size_t>(std::max(0, intra_op_threads));
+  ops.threads = asked > 0 ? asked : std::max<size_t>(1, std::thread::hardware_concurrency());
+  std::ifstream file(path, std::ios::binary);
+  const std::string bytes((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  try {
+    return rewritten(bytes, ops);
+  } catch (const std::runtime_error&) {
+    return {};  // damaged: ONNX Runtime says how
+  }
+}
+
+void add_cuda(OrtSessionOptions* options) {
+  OrtCUDAProviderOptionsV2* raw = nullptr;
+  check(ort().CreateCUDAProviderOptions(&raw));
+  CUDAProviderOptions cuda(raw);
+  check(ort().SessionOptionsAppendExecutionProvider_CUDA_V2(options, raw));
+}
+
+SessionOptions session_options(int intra_op_threads, Device device) {
+  OrtSessionOptions* raw = nullptr;
+  check(ort().CreateSessionOptions(&raw));
+  SessionOptions options(raw);
+  constexpr int kAllOptimizations = 99;
+  check(ort().SetSessionGraphOptimizationLevel(raw, kAllOptimizations));
+  if (intra_op_threads > 0) check(ort().SetIntraOpNumThreads(raw, intra_op_threads));
+  // The cache's capacity differs from call to call: memory patterns, one a shape, would pile up.
+  check(ort().DisableMemPattern(raw));
+  // Keeps weights outside of the arena, which grows by powers of two and would keep the slack.
+  check(ort().AddSessionConfigEntry(raw, "session.use_device_allocator_for_initializers", "1"));
+  // Lets threads spin within a run, where that pays, but not after it: an idle encoder would take the decoder's cores.
+  check(ort().AddSessionConfigEntry(raw, "session.force_spinning_stop", "1"));
+  if (device == Device::kCuda) add_cuda(raw);
+  return options;
+}
+
+using CountPorts = OrtStatus* (*)(const OrtSession*, size_t*) noexcept;
+using PortType = OrtStatus* (*)(const OrtSession*, size_t, OrtTypeInfo**) noexcept;
+using PortName = OrtStatus* (*)(const OrtSession*, size_t, OrtAllocator*, char**) noexcept;
+
+std::vector<Port> ports(const OrtSession* session, CountPorts count_of, PortType type_of, PortName name_of) {
+  OrtAllocator* allocator = nullptr;
+  check(ort().GetAllocatorWithDefaultOptions(&allocator));
+  size_t count = 0;
+  check(count_of(session, &count));
+  std::vector<Port> result(count);
+  for (size_t i = 0; i < count; ++i) {
+    char* name = nullptr;
+    check(name_of(session, i, allocator, &name));
+    result[i].name = name;
+    check(ort().AllocatorFree(allocator, name));
+    OrtTypeInfo* raw = nullptr;
+    check(type_of(session, i, &raw));
+    TypeInfo type(raw);
+    const OrtTensorTypeAndShapeInfo* info = nullptr;
+    check(ort().CastTypeInfoToTensorInfo(raw, &info));
+    if (info != nullptr) result[i].tensor = tensor_info(info);
+  }
+  return result;
+}
+
+const Port* find(const std::vector<Port>& ports, const std::string& name) {
+  for (const Port& port : ports) {
+    if (port.name == name) return &port;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+Session::Session(const std::string& graph_path, int intra_op_threads, CustomOps ops, Device device)
+    : path_(graph_path), memory_(&host_memory()) {
+  SessionOptions options = session_options(intra_op_threads, device);
+  RewrittenGraph graph;
+  if (device == Device::kCpu) graph = rewritten_file(graph_path, intra_op_threads, ops);
+  if (graph.bytes.empty()) {
+    check(ort().CreateSession(ort_environment(), graph_path.c_str(), options.get(), &session_));
+  } else {
+    const size_t slash = graph_path.rfind('/');
+    const std::string folder = slash == std::string::npos ? "." : graph_path.substr(0, slash + 1);
+    check(ort().AddSessionConfigEntry(options.get(), "session.model_external_initializers_file_folder_path",
+                                      folder.c_str()));
+    add_domain(options.get());
+    custom_kernels_ = graph.kernels;
+    check(ort().CreateSessionFromArray(ort_environment(), graph.bytes.data(), graph.bytes.size(), options.get(),
+                                       &session_));
+  }
+  try {
+    if (device == Device::kCuda) memory_ = &cuda_memory();
+    inputs_ = ports(session_, ort().SessionGetInputCount, ort().SessionGetInputTypeInfo, ort().SessionGetInputName);
+    outputs_ = ports(session_, ort().SessionGetOutputCount, ort().SessionGetOutputTypeInfo, ort().SessionGetOutputName);
+  } catch (...) {
+    ort().ReleaseSession(session_);
+    throw;
+  }
+}
+
+Session::~Session() { ort().ReleaseSession(session_); }
+
+const Port* Session::find_input(const std::string& name) const { return find(inputs_, name); }
+
+const Port* Session::find_output(const std::string& name) const { return find(outputs_, name); }
+
+std::vector<Value> Session::run(const std::vector<const char*>& input_names, const std::vector<const OrtValue*>& inputs,
+                                const std::vector<const char*>& output_names) const {
+  std::vector<OrtValue*> raw(output_names.size(), nullptr);
+  OrtStatus* status = ort().Run(session_, nullptr, input_names.data(), inputs.data(), inputs.size(),
+                                output_names.data(), raw.size(), raw.data());
+  std::vector<Value> outputs(raw.begin(), raw.end());  // owns what there is, even when the run failed
+  check(status);
+  return outputs;
+}
+
+Binding::Binding(const Session& session) : session_(session.session_) {
+  OrtIoBinding* raw = nullptr;
+  check(ort().CreateIoBinding(session_, &raw));
+  binding_.reset(raw);
+}
+
+void Binding::input(const char* name, const Value& value) { check(ort().BindInput(binding_.get(), name, value.get())); }
+
+void Binding::output(const char* name, const Value& value) {
+  check(ort().BindOutput(binding_.get(), name, value.get()));
+}
+
+void Binding::run() { check(ort().RunWithBinding(session_, nullptr, binding_.get())); }
+
+}  // namespace blip2rt

@@ -1,0 +1,72 @@
+// One loaded graph: its inputs and outputs, and ways to run it. Holds no state of a call: one Session serves any number
+// of threads. Knows tensors by name; not what they mean.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "graphs/rewrite.h"
+#include "ort/ort_api.h"
+#include "ort/tensor_memory.h"
+
+namespace blip2rt {
+
+struct Port {
+  std::string name;
+  TensorInfo tensor;
+};
+
+enum class Device { kCpu, kCuda };
+
+class Session {
+ public:
+  // Loads a graph. intra_op_threads 0 leaves the number to ONNX Runtime: one a physical core. On a GPU no operator is
+  // ours, and operators that have no kernel there run on the CPU.
+  explicit Session(const std::string& graph_path, int intra_op_threads, CustomOps ops = {},
+                   Device device = Device::kCpu);
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  const std::vector<Port>& inputs() const { return inputs_; }
+  const std::vector<Port>& outputs() const { return outputs_; }
+  const Port* find_input(const std::string& name) const;
+  const Port* find_output(const std::string& name) const;
+
+  // Runs the graph. ONNX Runtime allocates the outputs.
+  std::vector<Value> run(const std::vector<const char*>& input_names, const std::vector<const OrtValue*>& inputs,
+                         const std::vector<const char*>& output_names) const;
+
+  const std::string& path() const { return path_; }
+  // The kernels that run in place of ONNX Runtime's, such as "int4 avx512".
+  const std::vector<std::string>& custom_kernels() const { return custom_kernels_; }
+
+  // The best memory for tensors that one run writes and the next one reads.
+  const TensorMemory& memory() const { return *memory_; }
+
+ private:
+  friend class Binding;
+
+  std::string path_;
+  const TensorMemory* memory_;
+  std::vector<std::string> custom_kernels_;
+  OrtSession* session_ = nullptr;
+  std::vector<Port> inputs_;
+  std::vector<Port> outputs_;
+};
+
+// Binds inputs and outputs to the caller's memory. Running again reads and writes the same buffers, and allocates
+// nothing on our side.
+class Binding {
+ public:
+  explicit Binding(const Session& session);
+  void input(const char* name, const Value& value);
+  void output(const char* name, const Value& value);
+  void run();
+
+ private:
+  OrtSession* session_;
+  IoBinding binding_;
+};
+
+}  // namespace blip2rt

@@ -1,0 +1,41 @@
+// Asks the memory for rows before they are read. Knows addresses only.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace blip2rt {
+namespace {
+
+// Prefetches rows that will be read later, a few cache lines at each of `steps` steps: all of them at once would keep
+// waiting what is needed now. Goes through four parts of the rows in turn: one stream waits at the end of every page.
+class Ahead {
+ public:
+  Ahead(const void* base, size_t rows, size_t stride, size_t bytes, size_t steps)
+      : row_(static_cast<const uint8_t*>(base)),
+        rows_((rows + kStreams - 1) / kStreams),
+        stride_(stride),
+        apart_(rows_ * stride),
+        lines_((bytes + kLine - 1) / kLine),
+        of_step_((kStreams * rows_ * lines_ + steps - 1) / steps) {}
+
+  void step() {
+    for (size_t i = 0; i < of_step_ && rows_ > 0; ++i) {
+      __builtin_prefetch(row_ + stream_ * apart_ + line_ * kLine, 0, 2);
+      if (++stream_ < kStreams) continue;
+      stream_ = 0;
+      if (++line_ < lines_) continue;
+      line_ = 0;
+      row_ += stride_;
+      --rows_;
+    }
+  }
+
+ private:
+  static constexpr size_t kStreams = 4, kLine = 64;  // bytes that the memory gives at once
+  const uint8_t* row_;
+  size_t rows_, stride_, apart_, lines_, of_step_, line_ = 0, stream_ = 0;
+};
+
+}  // namespace
+}  // namespace blip2rt

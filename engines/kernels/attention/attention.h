@@ -1,0 +1,87 @@
+// Attention of new positions to a key/value cache whose rows share prompts: a prompt lies in one row, and all its beams
+// read it there, without a copy. Knows numbers only.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace blip2rt {
+
+// How many floats apart rows, positions and heads lie.
+struct Steps {
+  size_t row, position, head;
+
+  size_t at(size_t r, size_t p, size_t h) const { return r * row + p * position + h * head; }
+};
+
+// What a row of the batch attends to, in this order: the first `prompt_length` positions of the cache's row
+// `prompt_row`, then `before` positions of its own row from `start` on, then its new positions, which are written
+// behind them.
+struct CacheRow {
+  int32_t prompt_row, prompt_length, start, before;
+};
+
+struct Attention {
+  static constexpr size_t kUnit = 8;  // the width of a head is a multiple of this
+
+  size_t rows, length;            // rows of the batch; new positions of each row
+  size_t heads, kv_heads, width;  // heads of queries, a multiple of kv_heads; floats of a head
+  const float* query;
+  Steps query_steps;
+  // Keys and values of the new positions. nullptr for attention to an encoder: then rows attend to prompts alone.
+  const float *key, *value;
+  Steps key_steps;
+  float *keys, *values;  // the cache (any number of rows, kv_heads, capacity, width)
+  size_t capacity;
+  const CacheRow* where;  // (rows)
+  float* out;
+  Steps out_steps;
+  float scale;
+  float softcap = 0;                           // scores become softcap * tanh(score / softcap); 0: they stay
+  size_t window = 0;                           // how many of the last positions are attended to; 0: all
+  size_t rotated = 0;                          // floats of a head that rotate with the position, in pairs (i, i + half)
+  const float *cos = nullptr, *sin = nullptr;  // (positions, rotated / 2)
+  const float* bias = nullptr;                 // a number for each position, added to its score
+  Steps bias_steps = {0, 0, 0};
+
+  size_t group() const { return heads / kv_heads; }
+  // The row's new position `index` sees the positions [first_seen, seen).
+  size_t seen(size_t row, size_t index) const {
+    const size_t prompt = static_cast<size_t>(where[row].prompt_length);
+    return key == nullptr ? prompt : prompt + static_cast<size_t>(where[row].before) + index + 1;
+  }
+  size_t most_seen() const {
+    size_t most = 0;
+    for (size_t row = 0; row < rows && length > 0; ++row) {
+      const size_t all = seen(row, length - 1);
+      if (all > most) most = all;
+    }
+    return most;
+  }
+  size_t first_seen(size_t row, size_t index) const {
+    const size_t all = seen(row, index);
+    return window == 0 || all <= window ? 0 : all - window;
+  }
+};
+
+// A kv head has rows * length * group() queries. So many are computed together: beams then read their prompt once.
+constexpr size_t kQueryBlock = 4;
+
+// An implementation for one instruction set.
+struct AttentionKernel {
+  const char* name;
+  // Writes the new keys and values of one row and kv head into the cache.
+  void (*append)(const Attention& attention, size_t row, size_t kv_head);
+  // Computes one block of queries of a kv head, after all that they see was appended. scratch: scratch_floats().
+  void (*attend)(const Attention& attention, size_t kv_head, size_t block, float* scratch);
+
+  static size_t scratch_floats(const Attention& attention);
+};
+
+// The best kernel for this processor.
+const AttentionKernel& attention_kernel();
+
+// The kernel "avx2" or "plain", for tests. Returns nullptr where the processor lacks its instructions.
+const AttentionKernel* attention_kernel(const char* name);
+
+}  // namespace blip2rt

@@ -1,0 +1,317 @@
+// The attention of attention.h, written once for all instruction sets in the compiler's own vectors. A file defines
+// BLIP2RT_LANES and includes this behind its target pragma.
+//
+// Everything has internal linkage, because each such file compiles it for another processor. For the same reason it
+// uses no templates of the standard library: the linker keeps one copy of these, which could be this file's. Functions
+// take and return no vectors by value, because instruction sets pass them differently.
+#pragma once
+
+#include <cstring>
+
+#include "kernels/attention/attention.h"
+
+namespace blip2rt {
+namespace {
+
+constexpr size_t kUnit = BLIP2RT_LANES;  // floats of a register: 4 or 8
+typedef float Floats __attribute__((vector_size(kUnit * sizeof(float))));
+typedef int32_t Ints __attribute__((vector_size(kUnit * sizeof(int32_t))));
+typedef float Quarter __attribute__((vector_size(4 * sizeof(float))));
+#if defined(__clang__) || __GNUC__ >= 12
+#define BLIP2RT_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef int32_t QuarterInts __attribute__((vector_size(4 * sizeof(int32_t))));
+#define BLIP2RT_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, QuarterInts{__VA_ARGS__})
+#endif
+
+inline size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+inline size_t larger(size_t a, size_t b) { return a < b ? b : a; }
+
+inline void fill(float* from, const float* to, float value) {
+  for (; from != to; ++from) *from = value;
+}
+
+inline void load(const float* from, Floats& to) { std::memcpy(&to, from, sizeof to); }
+inline void store(const Floats& from, float* to) { std::memcpy(to, &from, sizeof from); }
+
+inline void add(float* to, const Floats& from) {
+  Floats sum;
+  load(to, sum);
+  sum += from;
+  store(sum, to);
+}
+
+// Adds the upper half of eight lanes to the lower half; keeps four lanes as they are.
+inline void fold(const Floats& lanes, Quarter& to) {
+  Quarter parts[kUnit / 4];
+  std::memcpy(parts, &lanes, sizeof parts);
+  to = kUnit == 4 ? parts[0] : parts[0] + parts[kUnit / 4 - 1];
+}
+
+inline float sum_of(const Floats& lanes) {
+  Quarter four;
+  fold(lanes, four);
+  return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+// Writes sum_of each of four vectors.
+inline void sums_of(const Floats* four, float* to) {
+  Quarter sums[4];
+  for (size_t i = 0; i < 4; ++i) fold(four[i], sums[i]);
+  const Quarter first = BLIP2RT_SHUFFLE(sums[0], sums[1], 0, 4, 1, 5) + BLIP2RT_SHUFFLE(sums[0], sums[1], 2, 6, 3, 7);
+  const Quarter second = BLIP2RT_SHUFFLE(sums[2], sums[3], 0, 4, 1, 5) + BLIP2RT_SHUFFLE(sums[2], sums[3], 2, 6, 3, 7);
+  const Quarter all = BLIP2RT_SHUFFLE(first, second, 0, 1, 4, 5) + BLIP2RT_SHUFFLE(first, second, 2, 3, 6, 7);
+  std::memcpy(to, &all, sizeof all);
+}
+
+// Sets lanes to zero where `which` is zero.
+inline void keep(const Ints& which, Floats& of) {
+  Ints bits;
+  std::memcpy(&bits, &of, sizeof bits);
+  bits &= which;
+  std::memcpy(&of, &bits, sizeof of);
+}
+
+// Computes the scores of R queries (R, width) with N keys that follow one another; N is 1 or 4.
+template <size_t R, size_t N>
+void dot(const float* queries, const float* keys, size_t width, float* scores, size_t score_step) {
+  Floats sums[R][N] = {};
+  for (size_t i = 0; i < width; i += kUnit) {
+    Floats key[N];
+    for (size_t n = 0; n < N; ++n) load(keys + n * width + i, key[n]);
+    for (size_t r = 0; r < R; ++r) {
+      Floats query;
+      load(queries + r * width + i, query);
+      for (size_t n = 0; n < N; ++n) sums[r][n] += query * key[n];
+    }
+  }
+  for (size_t r = 0; r < R; ++r) {
+    if (N == 4) {
+      sums_of(sums[r], scores + r * score_step);
+    } else {
+      scores[r * score_step] = sum_of(sums[r][0]);
+    }
+  }
+}
+
+template <size_t R>
+void scores_of(const float* queries, const float* keys, size_t count, size_t width, float* scores, size_t step) {
+  constexpr size_t kPair = R == 1 ? 1 : 2;  // more would not fit into the registers
+  const size_t whole = count / 4 * 4;
+  for (size_t n = 0; n < whole; n += 4) {
+    for (size_t r = 0; r < R; r += kPair) {
+      dot<kPair, 4>(queries + r * width, keys + n * width, width, scores + r * step + n, step);
+    }
+  }
+  for (size_t n = whole; n < count; ++n) {
+    for (size_t r = 0; r < R; r += kPair) {
+      dot<kPair, 1>(queries + r * width, keys + n * width, width, scores + r * step + n, step);
+    }
+  }
+}
+
+// out (R, width) += weights (R, count) * values (count, width), for U vectors of each row.
+template <size_t R, size_t U>
+void mix_part(const float* weights, size_t weight_step, const float* values, size_t count, size_t width, float* out) {
+  Floats sums[R][U] = {};
+  for (size_t n = 0; n < count; ++n) {
+    Floats value[U];
+    for (size_t u = 0; u < U; ++u) load(values + n * width + u * kUnit, value[u]);
+    for (size_t r = 0; r < R; ++r) {
+      for (size_t u = 0; u < U; ++u) sums[r][u] += weights[r * weight_step + n] * value[u];
+    }
+  }
+  for (size_t r = 0; r < R; ++r) {
+    for (size_t u = 0; u < U; ++u) add(out + r * width + u * kUnit, sums[r][u]);
+  }
+}
+
+template <size_t R>
+void mix(const float* weights, size_t weight_step, const float* values, size_t count, size_t width, float* out) {
+  constexpr size_t kAtOnce = R == 1 ? 4 : 2;
+  size_t i = 0;
+  for (; i + kAtOnce * kUnit <= width; i += kAtOnce * kUnit) {
+    mix_part<R, kAtOnce>(weights, weight_step, values + i, count, width, out + i);
+  }
+  for (; i < width; i += kUnit) mix_part<R, 1>(weights, weight_step, values + i, count, width, out + i);
+}
+
+// Replaces each x by e^(x - largest) and returns their sum. `count` is a multiple of kUnit; no x is above `largest`.
+// The relative error is 2e-7: e^r by its series for |r| <= log(2) / 2, times a power of two. Below e^-87 it writes 0.
+inline float exponentials(float* x, size_t count, float largest) {
+  constexpr float kLeast = -87.0f, kLog2e = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  constexpr float kRounding = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to a whole number
+  Floats total = {};
+  for (size_t i = 0; i < count; i += kUnit) {
+    Floats v;
+    load(x + i, v);
+    v -= largest;
+    const Ints alive = ~(v <= kLeast);  // NaN goes through
+    keep(alive, v);
+    const Floats power = (v * kLog2e + kRounding) - kRounding;
+    const Floats r = (v - power * kLn2High) - power * kLn2Low;
+    Floats e = r * (1.0f / 720) + 1.0f / 120;
+    e = e * r + 1.0f / 24;
+    e = e * r + 1.0f / 6;
+    e = e * r + 0.5f;
+    e = e * r + 1.0f;
+    e = e * r + 1.0f;
+    // The power of two through its exponent's bits: 2^23 * (127 + power), which a float holds exactly.
+    const Floats exponent = power * 8388608.0f + 1065353216.0f;
+    const Ints bits = __builtin_convertvector(exponent, Ints);
+    Floats scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    e *= scale;
+    keep(alive, e);
+    store(e, x + i);
+    total += e;
+  }
+  return sum_of(total);
+}
+
+// Rotates one head by its position: x of the first half and y of the second become x cos - y sin and y cos + x sin.
+inline void rotate(const Attention& a, const float* from, size_t position, float factor, float* to) {
+  const size_t half = a.rotated / 2;
+  const float *cos = a.cos + position * half, *sin = a.sin + position * half;
+  for (size_t i = 0; i < half; ++i) {
+    const float x = from[i] * factor, y = from[half + i] * factor;
+    to[i] = x * cos[i] - y * sin[i];
+    to[half + i] = y * cos[i] + x * sin[i];
+  }
+  for (size_t i = a.rotated; i < a.width; ++i) to[i] = from[i] * factor;
+}
+
+inline size_t row_start(const Attention& a, size_t cache_row, size_t kv_head) {
+  return (cache_row * a.kv_heads + kv_head) * a.capacity * a.width;
+}
+
+void append(const Attention& a, size_t row, size_t kv_head) {
+  const CacheRow& where = a.where[row];
+  const size_t to = row_start(a, row, kv_head) + static_cast<size_t>(where.start + where.before) * a.width;
+  for (size_t i = 0; i < a.length; ++i) {
+    const size_t from = a.key_steps.at(row, i, kv_head);
+    rotate(a, a.key + from, a.seen(row, i) - 1, 1.0f, a.keys + to + i * a.width);
+    std::memcpy(a.values + to + i * a.width, a.value + from, a.width * sizeof(float));
+  }
+}
+
+// The largest of `count` floats.
+inline float largest_of(const float* x, size_t count) {
+  Floats best = x[0] - Floats{};
+  size_t i = 0;
+  for (; i + kUnit <= count; i += kUnit) {
+    Floats v;
+    load(x + i, v);
+    best = v > best ? v : best;
+  }
+  float largest = best[0];
+  for (size_t lane = 1; lane < kUnit; ++lane) largest = best[lane] > largest ? best[lane] : largest;
+  for (; i < count; ++i) largest = x[i] > largest ? x[i] : largest;
+  return largest;
+}
+
+// Which row of the batch, new position and head a query belongs to.
+struct Query {
+  size_t row, position, head;
+
+  Query(const Attention& a, size_t kv_head, size_t index) {
+    const size_t group = a.group();
+    row = index / (a.length * group);
+    position = index / group % a.length;
+    head = kv_head * group + index % group;
+  }
+};
+
+// Replaces a query's scores by their exponentials, and returns the sum of these. From `from` to `to`, multiples of
+// kUnit around the positions that the query sees, it writes 0 for all others.
+inline float weigh(const Attention& a, const Query& q, float* scores, size_t from, size_t to) {
+  const size_t first = a.first_seen(q.row, q.position), end = a.seen(q.row, q.position);
+  if (a.softcap != 0) {
+    for (size_t n = first; n < end; ++n) scores[n] = a.softcap * __builtin_tanhf(scores[n] / a.softcap);
+  }
+  if (a.bias != nullptr) {
+    const float* bias = a.bias + a.bias_steps.at(q.row, q.position, q.head);
+    for (size_t n = first; n < end; ++n) scores[n] += bias[n];
+  }
+  fill(scores + from, scores + first, -__builtin_inff());
+  fill(scores + end, scores + to, -__builtin_inff());
+  return exponentials(scores + from, to - from, largest_of(scores + first, end - first));
+}
+
+template <size_t R>
+struct Count {
+  static constexpr size_t value = R;
+};
+
+// Computes R queries of one kv head, from `index` on.
+template <size_t R>
+void attend_some(const Attention& a, size_t kv_head, size_t index, float* scratch) {
+  // Positions of a prompt count from 0; those of an answer go on behind its prompt.
+  size_t prompt_start[R], answer_start[R], prompt[R], end[R], from = ~size_t{0}, to = 0;
+  bool one_prompt = true, one_row = true;
+  for (size_t r = 0; r < R; ++r) {
+    const Query q(a, kv_head, index + r);
+    const CacheRow& where = a.where[q.row];
+    prompt_start[r] = row_start(a, static_cast<size_t>(where.prompt_row), kv_head);
+    answer_start[r] = row_start(a, q.row, kv_head) + static_cast<size_t>(where.start) * a.width;
+    prompt[r] = static_cast<size_t>(where.prompt_length);
+    end[r] = a.seen(q.row, q.position);
+    from = smaller(from, a.first_seen(q.row, q.position));
+    to = larger(to, end[r]);
+    one_prompt = one_prompt && prompt_start[r] == prompt_start[0] && prompt[r] == prompt[0];
+    one_row = one_row && answer_start[r] == answer_start[0];
+  }
+  from = from / kUnit * kUnit;
+  const size_t step = (to + kUnit - 1) / kUnit * kUnit;
+  float *queries = scratch, *outs = queries + R * a.width, *scores = outs + R * a.width, totals[R];
+  for (size_t r = 0; r < R; ++r) {
+    const Query q(a, kv_head, index + r);
+    const float* x = a.query + a.query_steps.at(q.row, q.position, q.head);
+    rotate(a, x, end[r] - 1, a.scale, queries + r * a.width);
+  }
+  // Calls work(number of queries, first query, offset in the cache, first position, end of the positions).
+  const auto each_part = [&](const auto& work) {
+    const size_t skipped = smaller(from, prompt[0]);
+    if (one_prompt) {
+      work(Count<R>{}, 0, prompt_start[0] + skipped * a.width, skipped, prompt[0]);
+    } else {
+      for (size_t r = 0; r < R; ++r) {
+        const size_t first = smaller(from, prompt[r]);
+        work(Count<1>{}, r, prompt_start[r] + first * a.width, first, prompt[r]);
+      }
+    }
+    if (one_row) {
+      const size_t first = larger(from, prompt[0]);
+      work(Count<R>{}, 0, answer_start[0] + (first - prompt[0]) * a.width, first, to);
+    } else {
+      for (size_t r = 0; r < R; ++r) {
+        const size_t first = larger(from, prompt[r]);
+        work(Count<1>{}, r, answer_start[r] + (first - prompt[r]) * a.width, first, end[r]);
+      }
+    }
+  };
+  each_part([&](auto count, size_t r, size_t at, size_t first, size_t last) {
+    scores_of<count.value>(queries + r * a.width, a.keys + at, last - first, a.width, scores + r * step + first, step);
+  });
+  for (size_t r = 0; r < R; ++r) {
+    totals[r] = weigh(a, Query(a, kv_head, index + r), scores + r * step, from, step);
+  }
+  fill(outs, outs + R * a.width, 0.0f);
+  each_part([&](auto count, size_t r, size_t at, size_t first, size_t last) {
+    mix<count.value>(scores + r * step + first, step, a.values + at, last - first, a.width, outs + r * a.width);
+  });
+  for (size_t r = 0; r < R; ++r) {
+    const Query q(a, kv_head, index + r);
+    float* out = a.out + a.out_steps.at(q.row, q.position, q.head);
+    for (size_t i = 0; i < a.width; ++i) out[i] = outs[r * a.width + i] / totals[r];
+  }
+}
+
+void attend(const Attention& a, size_t kv_head, size_t block, float* scratch) {
+  const size_t index = block * kQueryBlock, queries = a.rows * a.length * a.group();
+  if (index + kQueryBlock <= queries) return attend_some<kQueryBlock>(a, kv_head, index, scratch);
+  for (size_t one = index; one < queries; ++one) attend_some<1>(a, kv_head, one, scratch);
+}
+
+}  // namespace
+}  // namespace blip2rt

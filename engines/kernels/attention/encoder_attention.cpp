@@ -1,0 +1,20 @@
+// Chooses the kernel for this processor. Knows instruction sets by name.
+#include "kernels/attention/encoder_attention.h"
+
+#include "kernels/kernel_choice.h"
+
+namespace blip2rt {
+
+#if defined(__x86_64__)
+extern const EncoderAttentionKernel kEncoderAttentionAmx;
+#endif
+
+const EncoderAttentionKernel* encoder_attention_kernel() {
+#if defined(__x86_64__)
+  static const bool has_amx = may_use_amx();
+  if (has_amx) return &kEncoderAttentionAmx;
+#endif
+  return nullptr;
+}
+
+}  // namespace blip2rt

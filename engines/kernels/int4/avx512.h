@@ -1,0 +1,73 @@
+// The vectors of tile.h in AVX-512 with VNNI: 16 outputs side by side. Knows instructions only. A file includes this
+// behind its target pragma.
+#pragma once
+
+#include <immintrin.h>
+
+#include "kernels/int4/row.h"
+#include "kernels/int4/x86.h"
+#include "kernels/transpose_avx512.h"
+
+namespace blip2rt {
+namespace {
+
+struct Avx512 {
+  static constexpr size_t kLanes = 16, kWholeRows = 8, kSplitRows = 4, kFewRows = 6;
+  using Ints = __m512i;
+  using Floats = __m512;
+
+  static void transpose(const uint8_t* base, size_t stride, Ints* to) { fours_of(base, stride, to); }
+
+  static Ints load(const void* from) { return _mm512_loadu_si512(from); }
+  static void store(uint8_t* to, Ints value) { _mm512_storeu_si512(to, value); }
+  static Floats load_floats(const float* from) { return _mm512_loadu_ps(from); }
+  static void store(float* to, Floats value) { _mm512_storeu_ps(to, value); }
+  static Floats zero() { return _mm512_setzero_ps(); }
+  static Floats broadcast(float value) { return _mm512_set1_ps(value); }
+  static Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+  static Floats mul_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+  static Floats mul_sub(Floats a, Floats b, Floats c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a * b
+  static Floats to_float(Ints value) { return _mm512_cvtepi32_ps(value); }
+  static Floats half(Ints pairs) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(pairs)); }
+  static Ints high_half(Ints pairs) { return _mm512_srli_epi32(pairs, 16); }
+  static Ints low_nibble_of_lane(Ints value) { return _mm512_and_si512(value, _mm512_set1_epi32(15)); }
+  static Ints next_nibble_of_lane(Ints value) { return _mm512_srli_epi32(value, 4); }
+  static Ints low_nibbles(Ints value) { return _mm512_and_si512(value, _mm512_set1_epi8(15)); }
+  static Ints high_nibbles(Ints value) { return _mm512_and_si512(_mm512_srli_epi16(value, 4), _mm512_set1_epi8(15)); }
+  static Ints join(Ints high, Ints low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
+  static Ints no_products() { return _mm512_setzero_si512(); }
+  static Ints dot(Ints sum, Ints codes, int four) { return _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(four)); }
+  static Ints dot_piece(Ints sum, const Ints* codes, const int8_t* values) {
+    return dot_fours<Avx512>(sum, codes, values);
+  }
+  static Ints dot_all(Ints sum, Ints low, Ints high, const int8_t* values) {
+    return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, low, load(values)), high, load(values + sizeof(Ints)));
+  }
+  static Floats load_halves(const uint16_t* from) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  }
+  static Floats load_nibbles(const uint8_t* from) {
+    const Ints half = _mm512_castsi128_si512(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+    const Ints halves =
+        _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1), half);
+    const Ints shifts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+    return to_float(low_nibble_of_lane(_mm512_srlv_epi32(halves, shifts)));
+  }
+  // Spreads B numbers over the lanes, each over as many.
+  template <size_t B>
+  static Floats spread(const float* from) {
+    if (B == 1) return broadcast(*from);
+    if (B == 2) return _mm512_mask_broadcastss_ps(broadcast(from[0]), 0xff00, _mm_load_ss(from + 1));
+    const Ints lanes = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    return _mm512_permutexvar_ps(lanes, _mm512_castps128_ps512(_mm_loadu_ps(from)));
+  }
+  static Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+  static float sum(Floats value) { return _mm512_reduce_add_ps(value); }
+  static float largest(const float* x, size_t count) { return x86::largest(x, count); }
+  static int quantize(const float* x, size_t count, float inverse, int8_t* to, int8_t* low) {
+    return x86::quantize(x, count, inverse, to, low);
+  }
+};
+
+}  // namespace
+}  // namespace blip2rt

@@ -1,0 +1,60 @@
+// Products of float rows with a matrix of 4-bit weights in blocks. Reads weights where they lie and packs nothing: a
+// mapped file is all the memory that they take. Knows numbers only.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace blip2rt {
+
+// (N, K) weights in blocks of `block` along K, w = scale * (code - zero_point): the layout of
+// com.microsoft::MatMulNBits.
+struct Int4Matrix {
+  size_t n, k, block;          // block is 32, 64 or 128
+  const uint8_t* codes;        // (N, blocks, block / 2), the first of two codes in the low half
+  const uint16_t* scales;      // (N, blocks), float16
+  const uint8_t* zero_points;  // (N, ceil(blocks / 2)), packed like the codes
+
+  size_t blocks() const { return (k + block - 1) / block; }
+};
+
+// Rows of activations in int8 with a scale for each block: |error| <= scale / 2 = largest / 254. With `low` they have
+// 16 bits in two planes, 256 * values + low: |error| <= largest / 65024.
+struct Int4Input {
+  static constexpr size_t kRoom = 128;       // values behind each row: the most that a register of codes unpacks to
+  static constexpr size_t kFewNumbers = 24;  // floats of scratch for each block, at most, that few rows need
+  static constexpr size_t kTile = 16;        // rows that are read together: values hold a multiple of them
+
+  size_t rows;  // at least one
+  // (rows, blocks * block). As in codes, the even ones of every 8 values stand before the odd ones. With few rows this
+  // holds for as many values as a register of codes has, and the row is rounded up to that.
+  int8_t* values;
+  int8_t* low;    // like values, or nullptr
+  float* scales;  // (rows, blocks); NaN where the block has a value that is not finite
+  float* sums;    // (rows, blocks): scale * sum of the values
+
+  static size_t plane_size(const Int4Matrix& matrix, size_t rows) {
+    return (rows + kTile - 1) / kTile * kTile * (matrix.blocks() * matrix.block + kRoom);
+  }
+};
+
+// An implementation for one instruction set. `tile` outputs are computed together.
+struct Int4Kernel {
+  const char* name;
+  size_t tile;
+  void (*quantize)(const float* x, size_t row, const Int4Matrix& matrix, const Int4Input& input);
+  // Computes outputs first * tile to last * tile of `out` (rows, N). scratch: scratch_size() bytes at a multiple of 64.
+  void (*multiply)(const Int4Matrix& matrix, const Int4Input& input, float* out, size_t first, size_t last,
+                   uint8_t* scratch);
+
+  size_t scratch_size(const Int4Matrix& matrix) const;
+};
+
+// The best kernel for this processor. Returns nullptr where it has none of the instructions.
+const Int4Kernel* int4_kernel();
+
+// The kernel "amx", "avx512", "avxvnni", "avx2" or "neon", for tests. Returns nullptr where the processor lacks its
+// instructions.
+const Int4Kernel* int4_kernel(const char* name);
+
+}  // namespace blip2rt

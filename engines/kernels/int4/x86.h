@@ -1,0 +1,58 @@
+// Rounds activations to int8 in AVX2, for AVX2 and AVX-512 kernels. A file includes this behind its target pragma.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace blip2rt {
+namespace {
+namespace x86 {
+
+// Returns the largest magnitude of x, NaN where x has a NaN. `count` is a multiple of 32.
+float largest(const float* x, size_t count) {
+  const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  __m256 largest = _mm256_setzero_ps(), not_a_number = _mm256_setzero_ps();
+  for (size_t i = 0; i < count; i += 8) {
+    const __m256 value = _mm256_and_ps(_mm256_loadu_ps(x + i), magnitude);
+    largest = _mm256_max_ps(value, largest);
+    not_a_number = _mm256_or_ps(not_a_number, _mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+  }
+  if (_mm256_movemask_ps(not_a_number) != 0) return __builtin_nanf("");
+  __m128 half = _mm_max_ps(_mm256_castps256_ps128(largest), _mm256_extractf128_ps(largest, 1));
+  half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+}
+
+// Stores 8 bytes, joined from the two halves: each is zero where the other has bytes.
+void store_lowest(__m256i bytes, int8_t* to) {
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to),
+                   _mm_or_si128(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
+}
+
+// Writes x * inverse, rounded: of every 8 numbers the even ones, then the odd ones. Returns their sum. With `low` the
+// numbers have 16 bits: 256 * to + low.
+int quantize(const float* x, size_t count, float inverse, int8_t* to, int8_t* low) {
+  const __m256 factor = _mm256_set1_ps(inverse);
+  // Takes the lowest byte of every 32 bits: lanes 0 and 2 of a half go to its bytes 0 and 1, lanes 1 and 3 to 4 and 5.
+  const __m256i order = _mm256_setr_epi8(0, 8, -1, -1, 4, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,  //
+                                         -1, -1, 0, 8, -1, -1, 4, 12, -1, -1, -1, -1, -1, -1, -1, -1);
+  __m256i sum = _mm256_setzero_si256();
+  for (size_t i = 0; i < count; i += 8) {
+    __m256i rounded = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), factor));
+    sum = _mm256_add_epi32(sum, rounded);
+    if (low != nullptr) {
+      store_lowest(_mm256_shuffle_epi8(rounded, order), low + i);
+      rounded = _mm256_srai_epi32(_mm256_add_epi32(rounded, _mm256_set1_epi32(128)), 8);
+    }
+    store_lowest(_mm256_shuffle_epi8(rounded, order), to + i);
+  }
+  __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+  half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
+}
+
+}  // namespace x86
+}  // namespace
+}  // namespace blip2rt

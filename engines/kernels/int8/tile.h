@@ -1,0 +1,188 @@
+// The product of matmul.h, written once for all instruction sets. A file includes this behind its target pragma and
+// passes its vectors as V, with `kLanes` outputs side by side; a tile is four of them. `kMiddle` is subtracted from
+// values where the instructions want them signed. Everything has internal linkage, because each such file compiles it
+// for another processor.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include "kernels/ahead.h"
+#include "kernels/int8/matmul.h"
+
+namespace blip2rt {
+namespace {
+
+constexpr size_t kGroup = 4;    // weights of an output that one instruction takes
+constexpr size_t kVectors = 4;  // side by side in a tile
+constexpr size_t kPiece = 16;   // weights of an output that are unpacked at once
+constexpr size_t kStrip = 256;  // outputs of a call, at most
+
+template <class V>
+constexpr size_t kTogether = kStrip / (kVectors * V::kLanes);
+
+// Unpacks the codes of some tiles, each in the order that it is multiplied in: for every 4 of K the four vectors, zeros
+// where the matrix ends. Sums each output's codes over K. Prefetches the outputs of the next vector: no processor
+// foresees so many streams.
+template <class V>
+void unpack_tiles(size_t tiles, const Int8Matrix& m, size_t depth, size_t begin, uint8_t* to, int32_t* sums) {
+  constexpr size_t kTile = kVectors * V::kLanes;
+  for (size_t vector = 0; vector < tiles * kVectors; ++vector) {
+    const size_t first = begin + vector * V::kLanes, left = first < m.n ? m.n - first : 0;
+    const size_t outputs = left < V::kLanes ? left : V::kLanes;
+    const uint8_t* codes = reinterpret_cast<const uint8_t*>(m.codes + (m.n - left) * m.k);
+    uint8_t* of_vector = to + vector / kVectors * depth * kTile + vector % kVectors * sizeof(typename V::Ints);
+    typename V::Ints sum = V::zero_ints();
+    const size_t behind = left - outputs;
+    Ahead ahead(codes + outputs * m.k, behind < V::kLanes ? behind : V::kLanes, m.k, m.k, depth / kPiece);
+    for (size_t k = 0; k < depth; k += kPiece) {
+      typename V::Ints quads[kPiece / kGroup];
+      ahead.step();
+      if (outputs == V::kLanes && k + kPiece <= m.k) {
+        V::transpose(codes + k, m.k, quads);
+      } else {
+        uint8_t copy[V::kLanes * kPiece] = {};
+        const size_t some = m.k - k < kPiece ? m.k - k : kPiece;
+        for (size_t i = 0; i < outputs; ++i) std::memcpy(copy + i * kPiece, codes + i * m.k + k, some);
+        V::transpose(copy, kPiece, quads);
+      }
+      for (size_t group = 0; group < kPiece / kGroup; ++group) {
+        V::store(of_vector + (k + group * kGroup) * kTile, quads[group]);
+        sum = V::dot(sum, V::ones(), quads[group]);
+      }
+    }
+    V::store(reinterpret_cast<uint8_t*>(sums + vector * V::kLanes), sum);
+  }
+}
+
+// Multiplies four vectors of codes with one group of 16 values, where the instruction wants the group in every lane.
+template <class V, size_t Group>
+void dot_broadcast(typename V::Ints* sums, const uint8_t* values, const typename V::Ints* codes) {
+  int32_t four;
+  std::memcpy(&four, values + Group * kGroup, sizeof four);
+  for (size_t v = 0; v < kVectors; ++v) sums[v] = V::dot(sums[v], V::broadcast(four), codes[v]);
+}
+
+// K rounded up to whole pieces, which codes of zero fill.
+inline size_t depth_of(const Int8Matrix& m) { return (m.k + kPiece - 1) / kPiece * kPiece; }
+
+// Multiplies R rows from `row` on with one tile.
+template <class V, size_t R>
+void multiply_rows(const Int8Input& input, size_t depth, const uint8_t* codes, size_t row,
+                   typename V::Ints (*out)[kVectors]) {
+  typename V::Ints products[R][kVectors];
+  for (size_t r = 0; r < R; ++r) {
+    for (size_t v = 0; v < kVectors; ++v) products[r][v] = V::zero_ints();
+  }
+  const uint8_t* values = input.values + row * input.width;
+  for (size_t k = 0; k < depth; k += kPiece) {
+    typename V::Values of_rows[R];
+    for (size_t r = 0; r < R; ++r) of_rows[r] = V::values(values + r * input.width + k);
+    const auto add_group = [&](auto group) {
+      const uint8_t* from = codes + (k + group * kGroup) * kVectors * V::kLanes;
+      typename V::Ints quads[kVectors];
+      for (size_t v = 0; v < kVectors; ++v) quads[v] = V::load(from + v * sizeof(quads[v]));
+      for (size_t r = 0; r < R; ++r) V::template dot_group<group>(products[r], of_rows[r], quads);
+    };
+    add_group(std::integral_constant<size_t, 0>());
+    add_group(std::integral_constant<size_t, 1>());
+    add_group(std::integral_constant<size_t, 2>());
+    add_group(std::integral_constant<size_t, 3>());
+  }
+  for (size_t r = 0; r < R; ++r) {
+    for (size_t v = 0; v < kVectors; ++v) out[r][v] = products[r][v];
+  }
+}
+
+template <class V, size_t R = V::kRows>
+void multiply_some(size_t rows, const Int8Input& input, size_t depth, const uint8_t* codes, size_t row,
+                   typename V::Ints (*out)[kVectors]) {
+  if constexpr (R > 1) {
+    if (rows < R) return multiply_some<V, R - 1>(rows, input, depth, codes, row, out);
+  }
+  multiply_rows<V, R>(input, depth, codes, row, out);
+}
+
+// Turns products of integers into the outputs of one tile.
+template <class V>
+void finish_rows(const Int8Matrix& m, const Int8Input& input, size_t row, size_t rows, size_t begin,
+                 const int32_t* code_sums, typename V::Ints (*products)[kVectors], float* out) {
+  constexpr size_t kTile = kVectors * V::kLanes;
+  const size_t outputs = m.n - begin < kTile ? m.n - begin : kTile;
+  alignas(64) float scales[kTile] = {}, bias[kTile] = {}, result[kTile];
+  std::memcpy(scales, m.scales + begin, outputs * sizeof(float));
+  if (m.bias != nullptr) std::memcpy(bias, m.bias + begin, outputs * sizeof(float));
+  for (size_t r = 0; r < rows; ++r) {
+    const typename V::Ints zero = V::broadcast(input.zeros[row + r]);
+    for (size_t v = 0; v < kVectors; ++v) {
+      const typename V::Ints sums = V::load(reinterpret_cast<const uint8_t*>(code_sums + v * V::kLanes));
+      products[r][v] = V::sub(products[r][v], V::mul(zero, sums));
+    }
+    for (size_t v = 0; v < kVectors; ++v) {
+      V::store(result + v * V::kLanes,
+               V::affine(products[r][v], input.scales[row + r], scales + v * V::kLanes, bias + v * V::kLanes));
+    }
+    float* to = out + (row + r) * m.n + begin;
+    if (outputs == kTile) {  // whose size the compiler knows
+      std::memcpy(to, result, sizeof result);
+    } else {
+      std::memcpy(to, result, outputs * sizeof(float));
+    }
+  }
+}
+
+template <class V>
+void multiply_tiles(const Int8Matrix& m, const Int8Input& input, float* out, size_t first, size_t last,
+                    uint8_t* codes) {
+  constexpr size_t kTile = kVectors * V::kLanes;
+  const size_t tiles = last - first, begin = first * kTile, depth = depth_of(m);
+  alignas(64) int32_t code_sums[kTogether<V> * kTile];
+  unpack_tiles<V>(tiles, m, depth, begin, codes, code_sums);
+  for (size_t row = 0; row < input.rows; row += V::kRows) {
+    const size_t rows = input.rows - row < V::kRows ? input.rows - row : V::kRows;
+    for (size_t tile = 0; tile < tiles; ++tile) {
+      typename V::Ints products[V::kRows][kVectors];
+      multiply_some<V>(rows, input, depth, codes + tile * kTile * depth, row, products);
+      finish_rows<V>(m, input, row, rows, begin + tile * kTile, code_sums + tile * kTile, products, out);
+    }
+  }
+}
+
+// How a row is quantized: value = round(x * inverse) + zero.
+struct Rounding {
+  float inverse, zero;
+};
+
+// Returns how a row of K values is quantized, and writes its scale and zero point to `input`.
+template <class V>
+Rounding rounding_of(const float* x, size_t row, size_t k, const Int8Input& input) {
+  float low = 0, high = 0;
+  const bool finite = V::range(x, k, &low, &high);
+  constexpr float kLeast = 255.0f / 3.402823466e38f;  // whose inverse is finite
+  const float inverse = finite && high - low > kLeast ? 255.0f / (high - low) : 0.0f;
+  const float zero = finite ? std::nearbyint(-low * inverse) : 0.0f;
+  input.scales[row] = finite ? (high - low) / 255.0f : std::nanf("");
+  input.zeros[row] = static_cast<int32_t>(zero) - V::kMiddle;
+  return {inverse, zero};
+}
+
+// Quantizes rows to values (rows, width), with zeros behind K.
+template <class V>
+void quantize_rows(const float* x, size_t first, size_t rows, size_t k, const Int8Input& input) {
+  for (size_t row = first; row < first + rows; ++row) {
+    const Rounding rounding = rounding_of<V>(x + row * k, row, k, input);
+    uint8_t* to = input.values + row * input.width;
+    V::quantize(x + row * k, k, rounding.inverse, rounding.zero, to);
+    std::memset(to + k, 0, input.width - k);
+  }
+}
+
+template <class V>
+constexpr Int8Kernel kernel(const char* name) {
+  const auto scratch_of_tile = [](size_t k) { return kVectors * V::kLanes * Int8Kernel::whole_lines(k); };
+  return {name, kVectors * V::kLanes, kTogether<V>, scratch_of_tile, quantize_rows<V>, multiply_tiles<V>};
+}
+
+}  // namespace
+}  // namespace blip2rt

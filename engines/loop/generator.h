@@ -1,0 +1,55 @@
+// A language model to generate with: its graphs, checked against the contract of docs/design.md, and its geometry.
+// Knows the tensor names of the graphs; nothing about images, text or Python.
+#pragma once
+
+#include <cstdint>
+
+#include "graphs/session.h"
+
+namespace blip2rt {
+
+struct LlmShape {
+  int layers;
+  int kv_heads;
+  int head_dim;
+  int hidden_size;
+  int vocab_size;
+};
+
+// The heads of an encoder-decoder's attention to its encoder.
+struct CrossShape {
+  int heads = 0;
+  int head_dim = 0;
+};
+
+// Borrows prefix_embeds (images, length, hidden_size).
+struct Prefix {
+  const float* data;
+  int images;
+  int length;
+};
+
+class Generator {
+ public:
+  // Checks the graphs. Throws where their inputs and outputs are not the contract's. An encoder-decoder has `encoder`,
+  // and the token that its decoder starts from. The sessions must outlive the generator.
+  Generator(const Session& embed, const Session& llm, const LlmShape& shape, const Session* encoder = nullptr,
+            int64_t decoder_start_token_id = 0);
+
+  const Session& embed() const { return embed_; }
+  const Session& llm() const { return llm_; }
+  const Session* encoder() const { return encoder_; }
+  const LlmShape& shape() const { return shape_; }
+  const CrossShape& cross_shape() const { return cross_shape_; }
+  int64_t decoder_start_token_id() const { return decoder_start_token_id_; }
+
+ private:
+  const Session& embed_;
+  const Session& llm_;
+  const Session* encoder_;
+  LlmShape shape_;
+  CrossShape cross_shape_;
+  int64_t decoder_start_token_id_;
+};
+
+}  // namespace blip2rt

@@ -1,0 +1,37 @@
+// Moves rows of the key/value cache. Knows rows and positions only.
+#include "loop/kv_cache.h"
+
+namespace blip2rt {
+
+KvCache::KvCache(const CacheShape& shape, const TensorMemory& memory)
+    : shape_(shape),
+      where_(memory),
+      row_size_(static_cast<size_t>(shape.heads) * static_cast<size_t>(shape.capacity) *
+                static_cast<size_t>(shape.head_dim)),
+      buffer_size_(row_size_ * static_cast<size_t>(shape.rows)),
+      memory_(memory.allocate(buffer_size_ * static_cast<size_t>(shape.layers) * 2 * sizeof(float))) {}
+
+float* KvCache::row_start(int buffer, int row) {
+  return static_cast<float*>(memory_.get()) + static_cast<size_t>(buffer) * buffer_size_ +
+         static_cast<size_t>(row) * row_size_;
+}
+
+Value KvCache::tensor(int layer, int which, int rows) {
+  const size_t bytes = row_size_ * static_cast<size_t>(rows) * sizeof(float);
+  return view(row_start(layer * 2 + which, 0), bytes, {rows, shape_.heads, shape_.capacity, shape_.head_dim},
+              DType::kFloat32, where_.info());
+}
+
+void KvCache::copy_row(int from, int to, int begin, int end) {
+  if (from == to || begin == end) return;
+  const auto head_size = static_cast<size_t>(shape_.capacity) * static_cast<size_t>(shape_.head_dim);
+  const auto skip = static_cast<size_t>(begin) * static_cast<size_t>(shape_.head_dim);
+  const auto count = static_cast<size_t>(end - begin) * static_cast<size_t>(shape_.head_dim);
+  for (int buffer = 0; buffer < shape_.layers * 2; ++buffer) {
+    where_.copy(row_start(buffer, to) + skip, row_start(buffer, from) + skip, head_size * sizeof(float),
+                count * sizeof(float), static_cast<size_t>(shape_.heads));
+  }
+  where_.finish();
+}
+
+}  // namespace blip2rt

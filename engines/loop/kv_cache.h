@@ -1,0 +1,49 @@
+// The key/value cache of one generation: one allocation, which the graph updates in place. Knows rows and positions;
+// not which image or beam a row belongs to.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <vector>
+
+#include "ort/ort_api.h"
+#include "ort/tensor_memory.h"
+
+namespace blip2rt {
+
+struct CacheShape {
+  int layers;
+  int rows;  // the most rows that live together
+  int heads;
+  int capacity;  // positions
+  int head_dim;
+};
+
+class KvCache {
+ public:
+  // `memory` must outlive the cache.
+  explicit KvCache(const CacheShape& shape, const TensorMemory& memory = host_memory());
+
+  // Returns the first `rows` rows of one layer's keys (which = 0) or values (which = 1) as a tensor (rows, heads,
+  // capacity, head_dim).
+  Value tensor(int layer, int which, int rows);
+
+  // Copies positions [begin, end) of row `from` to row `to`, in every layer.
+  void copy_row(int from, int to, int begin, int end);
+
+  // Returns the address of a row in one buffer: 2 * layer for keys, 2 * layer + 1 for values.
+  float* row_start(int buffer, int row);
+
+  int rows() const { return shape_.rows; }
+  int capacity() const { return shape_.capacity; }
+
+ private:
+  CacheShape shape_;
+  const TensorMemory& where_;
+  size_t row_size_;     // floats
+  size_t buffer_size_;  // floats
+  // (layers * 2, rows, heads, capacity, head_dim). Left unset: pages that are never used are never touched.
+  std::shared_ptr<void> memory_;
+};
+
+}  // namespace blip2rt

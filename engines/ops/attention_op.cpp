@@ -1,0 +1,225 @@
+// Runs the attention of kernels/ on ONNX Runtime's threads and tensors.
+#include "ops/attention_op.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "kernels/attention/attention.h"
+#include "kernels/attention/encoder_attention.h"
+#include "ops/custom_op.h"
+
+namespace blip2rt {
+namespace {
+
+void require(bool holds, const char* what) {
+  if (!holds) throw std::runtime_error(std::string("attention: ") + what);
+}
+
+size_t axis(const Tensor& tensor, size_t index) { return static_cast<size_t>(tensor.axes[index]); }
+
+void run(OrtKernelContext* context, const Attention& a) {
+  if (a.rows == 0 || a.length == 0) return;
+  const AttentionKernel& kernel = attention_kernel();
+  const size_t blocks = (a.rows * a.length * a.group() + kQueryBlock - 1) / kQueryBlock;
+  // A part is worth a thread from some ten thousand products on.
+  constexpr size_t kPart = 32 * 1024;
+  const auto at_once = [&](size_t work) { return std::max<size_t>(1, kPart / std::max<size_t>(1, work)); };
+  if (a.key != nullptr) {
+    in_parts(context, a.rows * a.kv_heads, at_once(a.length * a.width), [&](size_t first, size_t last) {
+      for (size_t i = first; i < last; ++i) kernel.append(a, i % a.rows, i / a.rows);
+    });
+  }
+  const size_t floats = AttentionKernel::scratch_floats(a);
+  in_parts(context, a.kv_heads * blocks, at_once(kQueryBlock * a.most_seen() * a.width),
+           [&](size_t first, size_t last) {
+             thread_local Buffer scratch;
+             float* memory = scratch.get<float>(floats);
+             for (size_t i = first; i < last; ++i) kernel.attend(a, i / blocks, i % blocks, memory);
+           });
+}
+
+struct AttentionOp {
+  enum Input : size_t { kQuery, kKey, kValue, kPastKey, kPastValue, kRows, kCos, kSin, kBias };
+  static constexpr const char* kName = kAttention;
+  static constexpr DType kInputs[] = {DType::kFloat32, DType::kFloat32, DType::kFloat32,
+                                      DType::kFloat32, DType::kFloat32, DType::kInt32,
+                                      DType::kFloat32, DType::kFloat32, DType::kFloat32};
+  static constexpr size_t kOutputs = 3;
+  static bool optional(size_t index) { return index == kKey || index == kValue || index > kRows; }
+  size_t heads, kv_heads, window;
+  float scale, softcap;
+
+  explicit AttentionOp(const OrtKernelInfo* info)
+      : heads(static_cast<size_t>(attribute(info, "num_heads"))),
+        kv_heads(static_cast<size_t>(attribute(info, "kv_num_heads"))),
+        window(static_cast<size_t>(std::max<int64_t>(0, attribute(info, "local_window_size")))),
+        scale(float_attribute(info, "scale")),
+        softcap(float_attribute(info, "softcap")) {
+    require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0, "num_heads is no multiple of kv_num_heads");
+  }
+
+  void compute(OrtKernelContext* context) const {
+    const Tensor query = input(context, kQuery), key = input(context, kKey), value = input(context, kValue);
+    const Tensor past_key = input(context, kPastKey), past_value = input(context, kPastValue);
+    const Tensor rows = input(context, kRows);
+    require(query.rank == 3 && past_key.rank == 4 && past_value.rank == 4, "query or past has too few axes");
+    require(past_key.axes[0] == query.axes[0] && axis(past_key, 1) == kv_heads &&
+                std::equal(past_key.axes, past_key.axes + 4, past_value.axes),
+            "past has the wrong shape");
+    const size_t width = axis(past_key, 3), of_queries = heads * width, of_keys = kv_heads * width;
+    require(width % Attention::kUnit == 0, "heads are no multiple of 8 wide");
+    require(axis(query, 2) == of_queries + (key ? 0 : 2 * of_keys), "query has the wrong width");
+    require(!key || (key.rank == 3 && axis(key, 2) == of_keys && value.rank == 3 && axis(value, 2) == of_keys),
+            "key or value has the wrong width");
+    require(rows.rank == 2 && rows.axes[0] == query.axes[0] && rows.axes[1] == 4, "cache_rows is not (B, 4)");
+
+    Attention a = {};
+    a.rows = axis(query, 0);
+    a.length = axis(query, 1);
+    a.heads = heads;
+    a.kv_heads = kv_heads;
+    a.width = width;
+    a.query = query.as<float>();
+    a.query_steps = {a.length * axis(query, 2), axis(query, 2), width};
+    a.key = key ? key.as<float>() : a.query + of_queries;
+    a.value = key ? value.as<float>() : a.key + of_keys;
+    a.key_steps = key ? Steps{a.length * of_keys, of_keys, width} : a.query_steps;
+    a.capacity = axis(past_key, 2);
+    a.where = rows.as<CacheRow>();
+    a.scale = scale == 0 ? 1.0f / std::sqrt(static_cast<float>(width)) : scale;
+    a.softcap = softcap;
+    a.window = window;
+    const int64_t out_axes[] = {query.axes[0], query.axes[1], static_cast<int64_t>(of_queries)};
+    a.out = output(context, 0, out_axes, 3);
+    a.out_steps = {a.length * of_queries, of_queries, width};
+    a.keys = output(context, 1, past_key.axes, past_key.rank);
+    a.values = output(context, 2, past_value.axes, past_value.rank);
+    require(a.keys == past_key.data && a.values == past_value.data, "present is not past");
+    check_rows(a);
+    set_rotation(a, input(context, kCos), input(context, kSin));
+    set_bias(a, input(context, kBias));
+    run(context, a);
+  }
+
+  static void check_rows(const Attention& a) {
+    for (size_t row = 0; row < a.rows; ++row) {
+      const CacheRow& where = a.where[row];
+      const size_t end = static_cast<size_t>(where.start) + static_cast<size_t>(where.before) + a.length;
+      require(where.prompt_row >= 0 && where.prompt_length >= 0 && where.start >= 0 && where.before >= 0 &&
+                  static_cast<size_t>(where.prompt_length) <= a.capacity && end <= a.capacity,
+              "cache_rows points outside the cache");
+    }
+  }
+
+  static void set_rotation(Attention& a, const Tensor& cos, const Tensor& sin) {
+    if (!cos) return;
+    require(cos.rank == 2 && sin.rank == 2 && std::equal(cos.axes, cos.axes + 2, sin.axes) &&
+                2 * axis(cos, 1) <= a.width && a.most_seen() <= axis(cos, 0),
+            "the tables of rotations are too short, or too wide");
+    a.rotated = 2 * axis(cos, 1);
+    a.cos = cos.as<float>();
+    a.sin = sin.as<float>();
+  }
+
+  static void set_bias(Attention& a, const Tensor& bias) {
+    if (!bias) return;
+    require(bias.rank == 4 && (axis(bias, 0) == 1 || axis(bias, 0) == a.rows) &&
+                (axis(bias, 1) == 1 || axis(bias, 1) == a.heads) && axis(bias, 2) == a.length &&
+                a.most_seen() <= axis(bias, 3),
+            "attention_bias has the wrong shape");
+    const size_t of_head = a.length * axis(bias, 3);
+    a.bias = bias.as<float>();
+    a.bias_steps = {axis(bias, 0) == 1 ? 0 : axis(bias, 1) * of_head, axis(bias, 3), axis(bias, 1) == 1 ? 0 : of_head};
+  }
+};
+
+struct CrossAttentionOp {
+  enum Input : size_t { kQuery, kKey, kValue, kBias, kRows };
+  static constexpr const char* kName = kCrossAttention;
+  static constexpr DType kInputs[] = {DType::kFloat32, DType::kFloat32, DType::kFloat32, DType::kFloat32,
+                                      DType::kInt32};
+  static constexpr size_t kOutputs = 1;
+  static bool optional(size_t) { return false; }
+
+  explicit CrossAttentionOp(const OrtKernelInfo*) {}
+
+  void compute(OrtKernelContext* context) const {
+    const Tensor query = input(context, kQuery), key = input(context, kKey), value = input(context, kValue);
+    const Tensor bias = input(context, kBias), rows = input(context, kRows);
+    require(query.rank == 4 && key.rank == 4 && value.rank == 4 && std::equal(key.axes, key.axes + 4, value.axes) &&
+                axis(key, 0) == axis(query, 0) && axis(key, 1) == axis(query, 1) && axis(key, 3) == axis(query, 3) &&
+                axis(key, 2) > 0 && axis(key, 3) % Attention::kUnit == 0,
+            "query, key and value of the encoder do not fit");
+    require(bias.rank == 4 && axis(bias, 0) == axis(query, 0) && axis(bias, 1) == 1 && axis(bias, 2) == 1 &&
+                axis(bias, 3) == axis(key, 2) && rows.rank == 1 && axis(rows, 0) == axis(query, 0),
+            "the encoder's mask or encoder_rows does not fit");
+    Attention a = {};
+    a.rows = axis(query, 0);
+    a.heads = a.kv_heads = axis(query, 1);
+    a.length = axis(query, 2);
+    a.width = axis(query, 3);
+    a.query = query.as<float>();
+    a.query_steps = a.out_steps = {a.heads * a.length * a.width, a.width, a.length * a.width};
+    a.keys = key.as<float>();
+    a.values = value.as<float>();
+    a.capacity = axis(key, 2);
+    a.scale = 1;
+    a.bias = bias.as<float>();
+    a.bias_steps = {a.capacity, 0, 0};
+    a.out = output(context, 0, query.axes, query.rank);
+    thread_local Buffer memory;
+    CacheRow* where = memory.get<CacheRow>(std::max<size_t>(1, a.rows));
+    for (size_t row = 0; row < a.rows; ++row) {
+      where[row] = {rows.as<int32_t>()[row], static_cast<int32_t>(a.capacity), 0, 0};
+      require(where[row].prompt_row >= 0, "encoder_rows has a negative row");
+    }
+    a.where = where;
+    run(context, a);
+  }
+};
+
+struct EncoderAttentionOp {
+  static constexpr const char* kName = kEncoderAttention;
+  static constexpr DType kInputs[] = {DType::kFloat32};
+  static constexpr size_t kOutputs = 1;
+  static bool optional(size_t) { return false; }
+  size_t positions, heads;
+  float scale;
+
+  explicit EncoderAttentionOp(const OrtKernelInfo* info)
+      : positions(static_cast<size_t>(attribute(info, "positions"))),
+        heads(static_cast<size_t>(attribute(info, "num_heads"))),
+        scale(float_attribute(info, "scale")) {
+    require(positions > 0 && heads > 0, "there are no positions or no heads");
+  }
+
+  void compute(OrtKernelContext* context) const {
+    const Tensor qkv = input(context, 0);
+    require(qkv.rank == 3 && axis(qkv, 2) % (3 * heads) == 0, "query, key and value have the wrong width");
+    require(axis(qkv, 0) * axis(qkv, 1) % positions == 0, "positions are no whole images");
+    const size_t images = axis(qkv, 0) * axis(qkv, 1) / positions, of_position = axis(qkv, 2) / 3;
+    EncoderAttention a = {positions, heads, of_position / heads, qkv.as<float>(), scale, nullptr};
+    const int64_t out_axes[] = {static_cast<int64_t>(images), static_cast<int64_t>(positions),
+                                static_cast<int64_t>(of_position)};
+    a.out = output(context, 0, out_axes, 3);
+    const EncoderAttentionKernel* kernel = encoder_attention_kernel();
+    in_parts(context, images * heads, 1, [&](size_t part, size_t) {
+      thread_local Buffer scratch;
+      EncoderAttention of_image = a;
+      of_image.qkv += part / heads * a.positions * 3 * of_position;
+      of_image.out += part / heads * a.positions * of_position;
+      kernel->attend(of_image, part % heads, scratch.get<uint8_t>(kernel->scratch_size(a)));
+    });
+  }
+};
+
+}  // namespace
+
+void add_attention_ops(OrtCustomOpDomain* domain) {
+  check(ort().CustomOpDomain_Add(domain, custom_op<AttentionOp>()));
+  check(ort().CustomOpDomain_Add(domain, custom_op<CrossAttentionOp>()));
+  check(ort().CustomOpDomain_Add(domain, custom_op<EncoderAttentionOp>()));
+}
+
+}  // namespace blip2rt

@@ -1,0 +1,153 @@
+// Makes operators for ONNX Runtime out of C++ classes: its threads, its tensors, and memory that stays. Knows its C
+// API; nothing about what is computed.
+#pragma once
+
+#include <algorithm>
+#include <cstdlib>
+#include <iterator>
+#include <memory>
+#include <stdexcept>
+
+#include "ort/ort_api.h"
+
+namespace blip2rt {
+
+// Memory of one thread. It grows when needed and is kept: a token allocates nothing.
+class Buffer {
+ public:
+  template <class T>
+  T* get(size_t count) {
+    constexpr size_t kAlignment = 64;
+    const size_t bytes = (count * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+    if (bytes > size_) {
+      memory_.reset();
+      memory_.reset(std::aligned_alloc(kAlignment, bytes));
+      size_ = memory_ == nullptr ? 0 : bytes;
+      if (memory_ == nullptr) throw std::bad_alloc();
+    }
+    return static_cast<T*>(memory_.get());
+  }
+
+ private:
+  struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<void, Free> memory_;
+  size_t size_ = 0;
+};
+
+// Calls work(first, last) for parts of [0, count), each of `at_once` items, on ONNX Runtime's threads.
+template <class F>
+void in_parts(OrtKernelContext* context, size_t count, size_t at_once, const F& work) {
+  struct Parts {
+    const F* work;
+    size_t count, at_once;
+  } parts = {&work, count, at_once};
+  const auto one = [](void* data, size_t part) {
+    const Parts& p = *static_cast<const Parts*>(data);
+    (*p.work)(part* p.at_once, std::min(p.count, (part + 1) * p.at_once));
+  };
+  check(ort().KernelContext_ParallelFor(context, one, (count + at_once - 1) / at_once, 0, &parts));
+}
+
+// A tensor that an operator reads.
+struct Tensor {
+  static constexpr size_t kMostAxes = 8;  // an array and no vector: a token allocates nothing
+  void* data = nullptr;                   // nullptr where an optional input is absent
+  int64_t axes[kMostAxes] = {};
+  size_t rank = 0;
+
+  explicit operator bool() const { return data != nullptr; }
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data);
+  }
+};
+
+// Returns where an input lies, whose shape is known: asking for the shape would allocate.
+template <class T>
+const T* data_of(OrtKernelContext* context, size_t index) {
+  const OrtValue* value = nullptr;
+  void* data = nullptr;
+  check(ort().KernelContext_GetInput(context, index, &value));
+  check(ort().GetTensorMutableData(const_cast<OrtValue*>(value), &data));
+  return static_cast<const T*>(data);
+}
+
+inline Tensor input(OrtKernelContext* context, size_t index) {
+  Tensor tensor;
+  const OrtValue* value = nullptr;
+  check(ort().KernelContext_GetInput(context, index, &value));
+  if (value == nullptr) return tensor;
+  check(ort().GetTensorMutableData(const_cast<OrtValue*>(value), &tensor.data));
+  OrtTensorTypeAndShapeInfo* raw = nullptr;
+  check(ort().GetTensorTypeAndShape(value, &raw));
+  TensorTypeAndShapeInfo info(raw);
+  check(ort().GetDimensionsCount(raw, &tensor.rank));
+  if (tensor.rank > Tensor::kMostAxes) throw std::runtime_error("an operator's input has more than 8 axes");
+  check(ort().GetDimensions(raw, tensor.axes, tensor.rank));
+  return tensor;
+}
+
+inline float* output(OrtKernelContext* context, size_t index, const int64_t* axes, size_t rank) {
+  OrtValue* value = nullptr;
+  void* data = nullptr;
+  check(ort().KernelContext_GetOutput(context, index, axes, rank, &value));
+  check(ort().GetTensorMutableData(value, &data));
+  return static_cast<float*>(data);
+}
+
+inline int64_t attribute(const OrtKernelInfo* info, const char* name) {
+  int64_t value = 0;
+  check(ort().KernelInfoGetAttribute_int64(info, name, &value));
+  return value;
+}
+
+inline float float_attribute(const OrtKernelInfo* info, const char* name) {
+  float value = 0;
+  check(ort().KernelInfoGetAttribute_float(info, name, &value));
+  return value;
+}
+
+template <class F>
+OrtStatus* guarded(const F& work) {
+  constexpr int kFail = 1;
+  try {
+    work();
+    return nullptr;
+  } catch (const std::exception& error) {
+    return ort().CreateStatus(kFail, error.what());
+  }
+}
+
+// Op has kName, kInputs (the type of each), optional(index), kOutputs (all of them float32), a constructor from
+// OrtKernelInfo and compute(OrtKernelContext*).
+template <class Op>
+const OrtCustomOp* custom_op() {
+  static const CustomOp op = [] {
+    CustomOp made = {};
+    made.version = kApiVersion;
+    made.GetName = [](const OrtCustomOp*) { return Op::kName; };
+    made.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
+    made.GetInputType = [](const OrtCustomOp*, size_t index) { return static_cast<int>(Op::kInputs[index]); };
+    made.GetInputTypeCount = [](const OrtCustomOp*) { return std::size(Op::kInputs); };
+    made.GetOutputType = [](const OrtCustomOp*, size_t) { return static_cast<int>(DType::kFloat32); };
+    made.GetOutputTypeCount = [](const OrtCustomOp*) { return Op::kOutputs; };
+    made.KernelDestroy = [](void* kernel) { delete static_cast<Op*>(kernel); };
+    made.GetInputCharacteristic = [](const OrtCustomOp*, size_t index) { return Op::optional(index) ? 1 : 0; };
+    made.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return 0; };  // required
+    made.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return 0; };       // the provider's own
+    made.CreateKernelV2 = [](const OrtCustomOp*, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
+      return guarded([&] { *kernel = new Op(info); });
+    };
+    made.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
+      return guarded([&] { static_cast<const Op*>(kernel)->compute(context); });
+    };
+    made.GetStartVersion = [](const OrtCustomOp*) { return 1; };
+    made.GetEndVersion = [](const OrtCustomOp*) { return 1; };
+    return made;
+  }();
+  return reinterpret_cast<const OrtCustomOp*>(&op);
+}
+
+}  // namespace blip2rt

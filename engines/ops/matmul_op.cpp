@@ -1,0 +1,126 @@
+// Runs the products of kernels/ on ONNX Runtime's threads and tensors.
+#include "ops/matmul_op.h"
+
+#include "kernels/int4/matmul.h"
+#include "kernels/int8/matmul.h"
+#include "ops/custom_op.h"
+
+namespace blip2rt {
+namespace {
+
+// What every product has: rows of width K as input, rows of width N as output.
+struct Product {
+  size_t rows = 1;
+  const float* x;
+  float* out;
+
+  Product(OrtKernelContext* context, int64_t n, int64_t k) {
+    Tensor tensor = input(context, 0);
+    if (tensor.rank == 0 || tensor.axes[tensor.rank - 1] != k) {
+      throw std::runtime_error("a product's input has the wrong width");
+    }
+    for (size_t i = 0; i + 1 < tensor.rank; ++i) rows *= static_cast<size_t>(tensor.axes[i]);
+    tensor.axes[tensor.rank - 1] = n;
+    x = tensor.as<float>();
+    out = output(context, 0, tensor.axes, tensor.rank);
+  }
+};
+
+// Calls work(first, last) for `fewest` to `most` parts of `tiles`. Gives every thread the same number of parts, and at
+// least two where it can: others then help a thread that is late.
+template <class F>
+void in_even_parts(OrtKernelContext* context, size_t threads, size_t tiles, size_t fewest, size_t most, const F& work) {
+  const size_t of_thread = std::max<size_t>(2, (fewest + threads - 1) / threads);
+  const size_t parts = std::min({tiles, most, threads * of_thread});
+  in_parts(context, parts, 1, [&](size_t part, size_t) { work(tiles * part / parts, tiles * (part + 1) / parts); });
+}
+
+// Rows that are quantized in one part.
+constexpr size_t kRows = 16;
+
+struct MatMulInt4 {
+  static constexpr const char* kName = kMatMulInt4;
+  static constexpr DType kInputs[] = {DType::kFloat32, DType::kUInt8, DType::kFloat16, DType::kUInt8};
+  static constexpr size_t kOutputs = 1;
+  static bool optional(size_t) { return false; }
+  int64_t n, k, block;
+  bool split;  // activations have 16 bits
+  size_t threads;
+
+  explicit MatMulInt4(const OrtKernelInfo* info)
+      : n(attribute(info, "N")),
+        k(attribute(info, "K")),
+        block(attribute(info, "block_size")),
+        split(attribute(info, "split") != 0),
+        threads(static_cast<size_t>(attribute(info, "threads"))) {}
+
+  void compute(OrtKernelContext* context) const {
+    const Product product(context, n, k);
+    if (product.rows == 0) return;
+    const Int4Matrix matrix = {static_cast<size_t>(n),        static_cast<size_t>(k),
+                               static_cast<size_t>(block),    data_of<uint8_t>(context, 1),
+                               data_of<uint16_t>(context, 2), data_of<uint8_t>(context, 3)};
+    thread_local Buffer values, scales;
+    const size_t blocks = product.rows * matrix.blocks(), plane = Int4Input::plane_size(matrix, product.rows);
+    float* of_blocks = scales.get<float>(2 * blocks);
+    int8_t* planes = values.get<int8_t>((split ? 2 : 1) * plane);
+    const Int4Input quantized = {product.rows, planes, split ? planes + plane : nullptr, of_blocks, of_blocks + blocks};
+    const Int4Kernel* kernel = int4_kernel();
+    in_parts(context, product.rows, kRows, [&](size_t first, size_t last) {
+      for (size_t row = first; row < last; ++row) kernel->quantize(product.x, row, matrix, quantized);
+    });
+    // A part is as long as a stream of memory wants to be, and not so short that it is not worth a thread.
+    constexpr size_t kLong = 256 * 1024, kShort = 16 * 1024;
+    const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile;
+    const size_t bytes = matrix.n * matrix.blocks() * matrix.block / 2;
+    in_even_parts(context, threads, tiles, bytes / kLong + 1, bytes / kShort + 1, [&](size_t first, size_t last) {
+      thread_local Buffer scratch;
+      kernel->multiply(matrix, quantized, product.out, first, last, scratch.get<uint8_t>(kernel->scratch_size(matrix)));
+    });
+  }
+};
+
+struct MatMulInt8 {
+  static constexpr const char* kName = kMatMulInt8;
+  static constexpr DType kInputs[] = {DType::kFloat32, DType::kInt8, DType::kFloat32, DType::kFloat32};
+  static constexpr size_t kOutputs = 1, kBias = 3;
+  static bool optional(size_t index) { return index == kBias; }
+  int64_t n, k;
+  bool bias;
+  size_t threads;
+
+  explicit MatMulInt8(const OrtKernelInfo* info)
+      : n(attribute(info, "N")),
+        k(attribute(info, "K")),
+        bias(attribute(info, "bias") != 0),
+        threads(static_cast<size_t>(attribute(info, "threads"))) {}
+
+  void compute(OrtKernelContext* context) const {
+    const Product product(context, n, k);
+    if (product.rows == 0) return;
+    const Int8Matrix matrix = {static_cast<size_t>(n), static_cast<size_t>(k), data_of<int8_t>(context, 1),
+                               data_of<float>(context, 2), bias ? data_of<float>(context, kBias) : nullptr};
+    thread_local Buffer values, scales, zeros;
+    const Int8Kernel* kernel = int8_kernel();
+    const size_t width = kernel->width_of(matrix.k);
+    const Int8Input quantized = {product.rows, width, values.get<uint8_t>(kernel->values_size(product.rows, matrix.k)),
+                                 scales.get<float>(product.rows), zeros.get<int32_t>(product.rows)};
+    in_parts(context, product.rows, kernel->kRows,
+             [&](size_t first, size_t last) { kernel->quantize(product.x, first, last - first, matrix.k, quantized); });
+    const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile, together = kernel->tiles_together(matrix.k);
+    in_even_parts(context, threads, tiles, (tiles + together - 1) / together, tiles, [&](size_t first, size_t last) {
+      thread_local Buffer scratch;
+      kernel->multiply(matrix, quantized, product.out, first, last,
+                       scratch.get<uint8_t>(kernel->scratch_size(matrix.k)));
+    });
+  }
+};
+
+}  // namespace
+
+void add_matmul_ops(OrtCustomOpDomain* domain) {
+  check(ort().CustomOpDomain_Add(domain, custom_op<MatMulInt4>()));
+  check(ort().CustomOpDomain_Add(domain, custom_op<MatMulInt8>()));
+}
+
+}  // namespace blip2rt

@@ -1,0 +1,144 @@
+// Finds ONNX Runtime at run time, fills the entry table, and wraps the calls that own something.
+// Knows nothing about graphs or generation.
+#include "ort/ort_api.h"
+
+#include <dlfcn.h>
+
+#include <cassert>
+#include <mutex>
+
+namespace blip2rt {
+namespace {
+
+struct ApiBase {
+  const void* const* (*get_api)(uint32_t version) noexcept;
+  const char* (*get_version)() noexcept;
+};
+
+struct Loaded {
+  std::string path;
+  std::string version;
+  OrtEntries entries;
+  OrtEnv* environment = nullptr;
+  OrtMemoryInfo* cpu_memory = nullptr;
+  OrtMemoryInfo* cuda_memory = nullptr;
+};
+
+// Never destroyed: sessions and arrays of the interpreter may outlive static destruction.
+Loaded* loaded = nullptr;
+std::mutex loading;
+
+const ApiBase& api_base(const std::string& path) {
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) throw std::runtime_error("cannot load ONNX Runtime: " + std::string(dlerror()));
+  void* symbol = dlsym(library, "OrtGetApiBase");
+  if (symbol == nullptr) throw std::runtime_error(path + " is not ONNX Runtime: it has no OrtGetApiBase");
+  return *reinterpret_cast<const ApiBase* (*)()>(symbol)();
+}
+
+}  // namespace
+
+void load_onnxruntime(const std::string& library_path) {
+  std::lock_guard<std::mutex> lock(loading);
+  if (loaded != nullptr) {
+    if (loaded->path == library_path) return;
+    throw std::runtime_error("ONNX Runtime is already loaded from " + loaded->path + "; one process cannot also use " +
+                             library_path);
+  }
+  const ApiBase& base = api_base(library_path);
+  auto fresh = std::make_unique<Loaded>();
+  fresh->path = library_path;
+  fresh->version = base.get_version();
+  const void* const* table = base.get_api(kApiVersion);
+  if (table == nullptr) {
+    throw std::runtime_error("ONNX Runtime " + fresh->version + " is too old: blip2rt needs 1.20 or newer");
+  }
+#define BLIP2RT_FILL(name, slot, result, arguments) \
+  fresh->entries.name = reinterpret_cast<decltype(fresh->entries.name)>(const_cast<void*>(table[slot]));
+  BLIP2RT_ORT_ENTRIES(BLIP2RT_FILL)
+#undef BLIP2RT_FILL
+
+  loaded = fresh.get();  // check() below reads messages through it
+  try {
+    constexpr int kFatal = 4, kDeviceAllocator = 0, kDefaultMemory = 0;
+    // Errors arrive as exceptions; logging them as well would only litter stderr.
+    check(ort().CreateEnv(kFatal, "blip2rt", &fresh->environment));
+    check(ort().DisableTelemetryEvents(fresh->environment));
+    check(ort().CreateCpuMemoryInfo(kDeviceAllocator, kDefaultMemory, &fresh->cpu_memory));
+    check(ort().CreateMemoryInfo("Cuda", kDeviceAllocator, 0, kDefaultMemory, &fresh->cuda_memory));
+  } catch (...) {
+    loaded = nullptr;
+    throw;
+  }
+  fresh.release();
+}
+
+const OrtEntries& ort() {
+  assert(loaded != nullptr);
+  return loaded->entries;
+}
+
+const OrtEnv* ort_environment() { return loaded->environment; }
+
+const std::string& ort_version() { return loaded->version; }
+
+void check(OrtStatus* status) {
+  if (status == nullptr) return;
+  std::string message = ort().GetErrorMessage(status);
+  ort().ReleaseStatus(status);
+  throw std::runtime_error(message);
+}
+
+std::vector<std::string> ort_providers() {
+  char** names = nullptr;
+  int count = 0;
+  check(ort().GetAvailableProviders(&names, &count));
+  std::vector<std::string> providers(names, names + count);
+  check(ort().ReleaseAvailableProviders(names, count));
+  return providers;
+}
+
+const OrtMemoryInfo* cuda_memory_info() { return loaded->cuda_memory; }
+
+Value view(void* data, size_t bytes, const std::vector<int64_t>& shape, DType dtype, const OrtMemoryInfo* memory) {
+  OrtValue* value = nullptr;
+  check(ort().CreateTensorWithDataAsOrtValue(memory == nullptr ? loaded->cpu_memory : memory, data, bytes, shape.data(),
+                                             shape.size(), static_cast<int>(dtype), &value));
+  return Value(value);
+}
+
+TensorInfo tensor_info(const OrtTensorTypeAndShapeInfo* info) {
+  TensorInfo result;
+  int dtype = 0;
+  size_t rank = 0;
+  check(ort().GetTensorElementType(info, &dtype));
+  check(ort().GetDimensionsCount(info, &rank));
+  result.dtype = static_cast<DType>(dtype);
+  result.shape.resize(rank);
+  check(ort().GetDimensions(info, result.shape.data(), rank));
+  return result;
+}
+
+TensorInfo tensor_info(const OrtValue* value) {
+  OrtTensorTypeAndShapeInfo* raw = nullptr;
+  check(ort().GetTensorTypeAndShape(value, &raw));
+  TensorTypeAndShapeInfo info(raw);
+  return tensor_info(info.get());
+}
+
+const char* dtype_name(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32: return "float32";
+    case DType::kUInt8: return "uint8";
+    case DType::kInt8: return "int8";
+    case DType::kInt32: return "int32";
+    case DType::kInt64: return "int64";
+    case DType::kBool: return "bool";
+    case DType::kFloat16: return "float16";
+    case DType::kFloat64: return "float64";
+    case DType::kUndefined: break;
+  }
+  return "unsupported";
+}
+
+}  // namespace blip2rt

@@ -1,0 +1,202 @@
+// Declares the few entries of ONNX Runtime's C API that the core uses, and owns what they return.
+//
+// No wheel ships the C headers, so the entries are declared here: OrtApi is an append-only table of
+// function pointers, and a slot, once published, never moves (tests/engines/native/ort_api_layout.cpp checks
+// slots and signatures against the real header). Knows nothing about graphs or generation.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+struct OrtAllocator;
+struct OrtApi;
+struct OrtCUDAProviderOptionsV2;
+struct OrtCustomOp;
+struct OrtCustomOpDomain;
+struct OrtEnv;
+struct OrtIoBinding;
+struct OrtKernelContext;
+struct OrtKernelInfo;
+struct OrtMemoryInfo;
+struct OrtRunOptions;
+struct OrtSession;
+struct OrtSessionOptions;
+struct OrtShapeInferContext;
+struct OrtStatus;
+struct OrtTensorTypeAndShapeInfo;
+struct OrtTypeInfo;
+struct OrtValue;
+
+namespace blip2rt {
+
+// ONNXTensorElementDataType of the C API: the types that our graphs may use.
+enum class DType : int {
+  kUndefined = 0,
+  kFloat32 = 1,
+  kUInt8 = 2,
+  kInt8 = 3,
+  kInt32 = 6,
+  kInt64 = 7,
+  kBool = 9,
+  kFloat16 = 10,
+  kFloat64 = 11,
+};
+
+const char* dtype_name(DType dtype);
+
+// The oldest version whose table holds every slot below and that ONNX Runtime 1.20 still answers to.
+inline constexpr uint32_t kApiVersion = 20;
+
+// OrtCustomOp of the C API: an operator of ours, as ONNX Runtime calls it. Entries for other kinds of operators are
+// null.
+struct CustomOp {
+  uint32_t version;
+  void* (*CreateKernel)(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo*);
+  const char* (*GetName)(const OrtCustomOp*);
+  const char* (*GetExecutionProviderType)(const OrtCustomOp*);
+  int (*GetInputType)(const OrtCustomOp*, size_t);
+  size_t (*GetInputTypeCount)(const OrtCustomOp*);
+  int (*GetOutputType)(const OrtCustomOp*, size_t);
+  size_t (*GetOutputTypeCount)(const OrtCustomOp*);
+  void (*KernelCompute)(void*, OrtKernelContext*);
+  void (*KernelDestroy)(void*);
+  int (*GetInputCharacteristic)(const OrtCustomOp*, size_t);
+  int (*GetOutputCharacteristic)(const OrtCustomOp*, size_t);
+  int (*GetInputMemoryType)(const OrtCustomOp*, size_t);
+  int (*GetVariadicInputMinArity)(const OrtCustomOp*);
+  int (*GetVariadicInputHomogeneity)(const OrtCustomOp*);
+  int (*GetVariadicOutputMinArity)(const OrtCustomOp*);
+  int (*GetVariadicOutputHomogeneity)(const OrtCustomOp*);
+  OrtStatus* (*CreateKernelV2)(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo*, void**);
+  OrtStatus* (*KernelComputeV2)(void*, OrtKernelContext*);
+  OrtStatus* (*InferOutputShapeFn)(const OrtCustomOp*, OrtShapeInferContext*);
+  int (*GetStartVersion)(const OrtCustomOp*);
+  int (*GetEndVersion)(const OrtCustomOp*);
+  size_t (*GetMayInplace)(int**, int**);
+  void (*ReleaseMayInplace)(int*, int*);
+  size_t (*GetAliasMap)(int**, int**);
+  void (*ReleaseAliasMap)(int*, int*);
+};
+
+// X(name, slot, return type, arguments). Enumerations of the C API are passed as int.
+#define BLIP2RT_ORT_ENTRIES(X)                                                                                  \
+  X(CreateStatus, 0, OrtStatus*, (int, const char*))                                                            \
+  X(GetErrorMessage, 2, const char*, (const OrtStatus*))                                                        \
+  X(CreateEnv, 3, OrtStatus*, (int, const char*, OrtEnv**))                                                     \
+  X(DisableTelemetryEvents, 6, OrtStatus*, (const OrtEnv*))                                                     \
+  X(CreateSession, 7, OrtStatus*, (const OrtEnv*, const char*, const OrtSessionOptions*, OrtSession**))         \
+  X(CreateSessionFromArray, 8, OrtStatus*,                                                                      \
+    (const OrtEnv*, const void*, size_t, const OrtSessionOptions*, OrtSession**))                               \
+  X(Run, 9, OrtStatus*,                                                                                         \
+    (OrtSession*, const OrtRunOptions*, const char* const*, const OrtValue* const*, size_t, const char* const*, \
+     size_t, OrtValue**))                                                                                       \
+  X(CreateSessionOptions, 10, OrtStatus*, (OrtSessionOptions**))                                                \
+  X(DisableMemPattern, 17, OrtStatus*, (OrtSessionOptions*))                                                    \
+  X(SetSessionGraphOptimizationLevel, 23, OrtStatus*, (OrtSessionOptions*, int))                                \
+  X(SetIntraOpNumThreads, 24, OrtStatus*, (OrtSessionOptions*, int))                                            \
+  X(CreateCustomOpDomain, 26, OrtStatus*, (const char*, OrtCustomOpDomain**))                                   \
+  X(CustomOpDomain_Add, 27, OrtStatus*, (OrtCustomOpDomain*, const OrtCustomOp*))                               \
+  X(AddCustomOpDomain, 28, OrtStatus*, (OrtSessionOptions*, OrtCustomOpDomain*))                                \
+  X(SessionGetInputCount, 30, OrtStatus*, (const OrtSession*, size_t*))                                         \
+  X(SessionGetOutputCount, 31, OrtStatus*, (const OrtSession*, size_t*))                                        \
+  X(SessionGetInputTypeInfo, 33, OrtStatus*, (const OrtSession*, size_t, OrtTypeInfo**))                        \
+  X(SessionGetOutputTypeInfo, 34, OrtStatus*, (const OrtSession*, size_t, OrtTypeInfo**))                       \
+  X(SessionGetInputName, 36, OrtStatus*, (const OrtSession*, size_t, OrtAllocator*, char**))                    \
+  X(SessionGetOutputName, 37, OrtStatus*, (const OrtSession*, size_t, OrtAllocator*, char**))                   \
+  X(CreateTensorWithDataAsOrtValue, 49, OrtStatus*,                                                             \
+    (const OrtMemoryInfo*, void*, size_t, const int64_t*, size_t, int, OrtValue**))                             \
+  X(GetTensorMutableData, 51, OrtStatus*, (OrtValue*, void**))                                                  \
+  X(CastTypeInfoToTensorInfo, 55, OrtStatus*, (const OrtTypeInfo*, const OrtTensorTypeAndShapeInfo**))          \
+  X(GetTensorElementType, 60, OrtStatus*, (const OrtTensorTypeAndShapeInfo*, int*))                             \
+  X(GetDimensionsCount, 61, OrtStatus*, (const OrtTensorTypeAndShapeInfo*, size_t*))                            \
+  X(GetDimensions, 62, OrtStatus*, (const OrtTensorTypeAndShapeInfo*, int64_t*, size_t))                        \
+  X(GetTensorTypeAndShape, 65, OrtStatus*, (const OrtValue*, OrtTensorTypeAndShapeInfo**))                      \
+  X(CreateMemoryInfo, 68, OrtStatus*, (const char*, int, int, int, OrtMemoryInfo**))                            \
+  X(CreateCpuMemoryInfo, 69, OrtStatus*, (int, int, OrtMemoryInfo**))                                           \
+  X(AllocatorFree, 76, OrtStatus*, (OrtAllocator*, void*))                                                      \
+  X(GetAllocatorWithDefaultOptions, 78, OrtStatus*, (OrtAllocator**))                                           \
+  X(KernelInfoGetAttribute_float, 85, OrtStatus*, (const OrtKernelInfo*, const char*, float*))                  \
+  X(KernelInfoGetAttribute_int64, 86, OrtStatus*, (const OrtKernelInfo*, const char*, int64_t*))                \
+  X(KernelContext_GetInput, 90, OrtStatus*, (const OrtKernelContext*, size_t, const OrtValue**))                \
+  X(KernelContext_GetOutput, 91, OrtStatus*, (OrtKernelContext*, size_t, const int64_t*, size_t, OrtValue**))   \
+  X(ReleaseStatus, 93, void, (OrtStatus*))                                                                      \
+  X(ReleaseSession, 95, void, (OrtSession*))                                                                    \
+  X(ReleaseValue, 96, void, (OrtValue*))                                                                        \
+  X(ReleaseTypeInfo, 98, void, (OrtTypeInfo*))                                                                  \
+  X(ReleaseTensorTypeAndShapeInfo, 99, void, (OrtTensorTypeAndShapeInfo*))                                      \
+  X(ReleaseSessionOptions, 100, void, (OrtSessionOptions*))                                                     \
+  X(GetAvailableProviders, 125, OrtStatus*, (char***, int*))                                                    \
+  X(ReleaseAvailableProviders, 126, OrtStatus*, (char**, int))                                                  \
+  X(AddSessionConfigEntry, 130, OrtStatus*, (OrtSessionOptions*, const char*, const char*))                     \
+  X(RunWithBinding, 133, OrtStatus*, (OrtSession*, const OrtRunOptions*, const OrtIoBinding*))                  \
+  X(CreateIoBinding, 134, OrtStatus*, (OrtSession*, OrtIoBinding**))                                            \
+  X(ReleaseIoBinding, 135, void, (OrtIoBinding*))                                                               \
+  X(BindInput, 136, OrtStatus*, (OrtIoBinding*, const char*, const OrtValue*))                                  \
+  X(BindOutput, 137, OrtStatus*, (OrtIoBinding*, const char*, const OrtValue*))                                 \
+  X(SessionOptionsAppendExecutionProvider_CUDA_V2, 204, OrtStatus*,                                             \
+    (OrtSessionOptions*, const OrtCUDAProviderOptionsV2*))                                                      \
+  X(CreateCUDAProviderOptions, 205, OrtStatus*, (OrtCUDAProviderOptionsV2**))                                   \
+  X(ReleaseCUDAProviderOptions, 208, void, (OrtCUDAProviderOptionsV2*))                                         \
+  X(KernelContext_ParallelFor, 274, OrtStatus*,                                                                 \
+    (const OrtKernelContext*, void (*)(void*, size_t), size_t, size_t, void*))
+
+struct OrtEntries {
+#define BLIP2RT_DECLARE(name, slot, result, arguments) result(*name) arguments noexcept = nullptr;
+  BLIP2RT_ORT_ENTRIES(BLIP2RT_DECLARE)
+#undef BLIP2RT_DECLARE
+};
+
+// Loads the library and makes the process's one environment. A second call with the same path does nothing. Throws at
+// another path: two copies of ONNX Runtime would fight over the same cores.
+void load_onnxruntime(const std::string& library_path);
+
+// The entries that load_onnxruntime found. Asserts that it was called.
+const OrtEntries& ort();
+const OrtEnv* ort_environment();
+const std::string& ort_version();
+
+// Throws std::runtime_error with ONNX Runtime's message where a call failed.
+void check(OrtStatus* status);
+
+#define BLIP2RT_OWNED(Type, Alias)                              \
+  struct Alias##Deleter {                                       \
+    void operator()(Type* p) const { ort().Release##Alias(p); } \
+  };                                                            \
+  using Alias = std::unique_ptr<Type, Alias##Deleter>;
+BLIP2RT_OWNED(OrtValue, Value)
+BLIP2RT_OWNED(OrtTypeInfo, TypeInfo)
+BLIP2RT_OWNED(OrtTensorTypeAndShapeInfo, TensorTypeAndShapeInfo)
+BLIP2RT_OWNED(OrtSessionOptions, SessionOptions)
+BLIP2RT_OWNED(OrtIoBinding, IoBinding)
+BLIP2RT_OWNED(OrtCUDAProviderOptionsV2, CUDAProviderOptions)
+#undef BLIP2RT_OWNED
+
+// Returns the devices that the loaded library can run graphs on, such as "CUDAExecutionProvider".
+std::vector<std::string> ort_providers();
+
+// The first NVIDIA GPU's memory.
+const OrtMemoryInfo* cuda_memory_info();
+
+// Makes a tensor over the caller's memory, which must outlive it. `memory` says where that lies; nullptr is the host.
+Value view(void* data, size_t bytes, const std::vector<int64_t>& shape, DType dtype,
+           const OrtMemoryInfo* memory = nullptr);
+
+inline Value view(float* data, const std::vector<int64_t>& shape) {
+  size_t count = 1;
+  for (int64_t axis : shape) count *= static_cast<size_t>(axis);
+  return view(data, count * sizeof(float), shape, DType::kFloat32);
+}
+
+struct TensorInfo {
+  DType dtype = DType::kUndefined;
+  std::vector<int64_t> shape;  // -1 for a free axis
+};
+
+TensorInfo tensor_info(const OrtTensorTypeAndShapeInfo* info);
+TensorInfo tensor_info(const OrtValue* value);
+
+}  // namespace blip2rt

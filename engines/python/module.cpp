@@ -1,0 +1,274 @@
+// The module blip2rt._native: the core as Python sees it. Checks what Python hands over, releases the GIL, lets Ctrl-C
+// through. Knows no graph's meaning.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <chrono>
+#include <optional>
+
+#include "graphs/session.h"
+#include "kernel_sources.h"
+#include "loop/chat.h"
+#include "loop/generation.h"
+#include "loop/generator.h"
+#include "ort/ort_api.h"
+#include "python/python_options.h"
+#include "python/python_tensors.h"
+#include "search/search_batch.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace blip2rt {
+namespace {
+
+// Lets Ctrl-C through while the GIL is released. Taking the GIL can wait for other Python threads: it does so from time
+// to time, not at every token.
+class SignalCheck {
+ public:
+  void operator()() {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - last_ < std::chrono::milliseconds(50)) return;
+    nb::gil_scoped_acquire acquire;
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+    last_ = std::chrono::steady_clock::now();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+Prefix borrow_prefix(const Generator& generator, nb::handle prefix_embeds) {
+  nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu> prefix;
+  const int width = generator.shape().hidden_size;
+  if (!nb::try_cast(prefix_embeds, prefix, false) || prefix.shape(2) != static_cast<size_t>(width)) {
+    throw std::runtime_error("prefix_embeds must be a C-contiguous float32 array (images, length, " +
+                             std::to_string(width) + ")");
+  }
+  return {prefix.data(), static_cast<int>(prefix.shape(0)), static_cast<int>(prefix.shape(1))};
+}
+
+GenerationOptions options_for(const Generator& generator, const nb::dict& given) {
+  return options_from(given, static_cast<size_t>(generator.shape().vocab_size));
+}
+
+using Sequences = std::vector<std::vector<std::pair<std::vector<int64_t>, float>>>;
+
+Sequences sequences_of(std::vector<std::vector<Hypothesis>> results) {
+  Sequences sequences;
+  for (auto& image : results) {
+    auto& best = sequences.emplace_back();
+    for (Hypothesis& hypothesis : image) best.emplace_back(std::move(hypothesis.tokens), hypothesis.score);
+  }
+  return sequences;
+}
+
+Sequences generate_all(const Generator& generator, nb::handle prefix_embeds, const Prompts& prompts,
+                       const nb::dict& options, const std::optional<nb::callable>& on_token) {
+  const Prefix prefix = borrow_prefix(generator, prefix_embeds);
+  const GenerationOptions native = options_for(generator, options);
+  std::function<bool(const NewToken&)> callback;
+  if (on_token) {
+    callback = [&on_token](const NewToken& token) {
+      nb::gil_scoped_acquire acquire;
+      return !(*on_token)(token.image, token.draw, token.token).is(nb::handle(Py_False));
+    };
+  }
+  nb::gil_scoped_release release;
+  return sequences_of(generate(generator, prefix, prompts, native, SignalCheck(), callback));
+}
+
+std::shared_ptr<Generation> begin(const Generator& generator, nb::handle prefix_embeds, Prompts prompts,
+                                  const nb::dict& options) {
+  const Prefix prefix = borrow_prefix(generator, prefix_embeds);
+  return std::make_shared<Generation>(generator, prefix, std::move(prompts), options_for(generator, options));
+}
+
+using Added = std::vector<std::tuple<size_t, size_t, int64_t>>;
+
+Added added_of(const std::vector<NewToken>& tokens) {
+  Added added;
+  for (const NewToken& token : tokens) added.emplace_back(token.image, token.draw, token.token);
+  return added;
+}
+
+Added step(Generation& generation) {
+  {
+    nb::gil_scoped_release release;
+    generation.step();
+  }
+  return added_of(generation.added());
+}
+
+using Bytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
+
+// Returns a view of memory that `owner` keeps alive.
+Bytes bytes_of(const void* data, size_t size, nb::handle owner) {
+  return Bytes(const_cast<void*>(data), {size}, owner);
+}
+
+nb::dict plan_of(const SearchBatch& batch) {
+  const GenerationOptions& options = batch.options();
+  nb::list images;
+  for (size_t answer = 0; answer < batch.answers(); ++answer) images.append(batch.image(answer));
+  nb::dict plan;
+  plan["images"] = images;
+  plan["beams"] = options.num_beams;
+  plan["stride"] = batch.stride();
+  plan["max_new_tokens"] = options.max_new_tokens;
+  plan["max_time"] = options.max_time;
+  plan["samples"] = options.do_sample;
+  plan["draw_bytes"] = sizeof(DrawnRow);
+  plan["reads_text"] = !options.stop_strings.empty();
+  return plan;
+}
+
+// A chat, with the generator that its options are checked against.
+struct PythonChat {
+  const Generator& generator;
+  Chat chat;
+};
+
+using PortTuple = std::tuple<std::string, std::string, std::vector<int64_t>>;
+
+std::vector<PortTuple> port_tuples(const std::vector<Port>& ports) {
+  std::vector<PortTuple> tuples;
+  for (const Port& port : ports) tuples.emplace_back(port.name, dtype_name(port.tensor.dtype), port.tensor.shape);
+  return tuples;
+}
+
+// Stands for ONNX Runtime, which load_onnxruntime has loaded for the process.
+struct Runtime {};
+
+}  // namespace
+}  // namespace blip2rt
+
+NB_MODULE(_native, m) {
+  using namespace blip2rt;
+  m.doc() = "ONNX Runtime sessions and the generation loop";
+
+  m.def("kernels", [] {
+    nb::dict headers;
+    for (const KernelSource& header : kKernelHeaders) headers[header.name] = header.text;
+    return std::pair<std::string, nb::dict>(kKernels.text, headers);
+  });
+
+  m.def("processor_kernels", &processor_kernels);
+
+  nb::class_<Runtime>(m, "Runtime")
+      .def(
+          "__init__",
+          [](Runtime* self, const std::string& library_path) {
+            load_onnxruntime(library_path);
+            new (self) Runtime();
+          },
+          "library_path"_a)
+      .def_prop_ro("version", [](const Runtime&) { return ort_version(); })
+      .def_prop_ro("providers", [](const Runtime&) { return ort_providers(); });
+
+  nb::class_<Session>(m, "Session")
+      .def(
+          "__init__",
+          [](Session* self, const Runtime&, const std::string& graph_path, int intra_op_threads, bool custom_int4,
+             bool custom_int8, bool custom_attention, bool cuda) {
+            nb::gil_scoped_release release;
+            new (self) Session(graph_path, intra_op_threads, CustomOps{custom_int4, custom_int8, custom_attention},
+                               cuda ? Device::kCuda : Device::kCpu);
+          },
+          "runtime"_a, "graph_path"_a, "intra_op_threads"_a = 0, "custom_int4"_a = true, "custom_int8"_a = false,
+          "custom_attention"_a = true, "cuda"_a = false)
+      .def_prop_ro("inputs", [](const Session& self) { return port_tuples(self.inputs()); })
+      .def_prop_ro("outputs", [](const Session& self) { return port_tuples(self.outputs()); })
+      .def_prop_ro("custom_kernels", [](const Session& self) { return self.custom_kernels(); })
+      .def("run", &run, "feeds"_a, "outputs"_a = nb::none());
+
+  nb::class_<Vocabulary>(m, "Vocabulary")
+      .def(
+          "__init__",
+          [](Vocabulary* self, const std::vector<nb::bytes>& tokens) {
+            std::vector<std::string> texts;
+            for (const nb::bytes& token : tokens) texts.emplace_back(token.c_str(), token.size());
+            new (self) Vocabulary(texts);
+          },
+          "tokens"_a)
+      .def("__len__", &Vocabulary::size)
+      .def_prop_ro("ends",
+                   [](nb::handle_t<Vocabulary> self) {
+                     const auto& ends = nb::cast<const Vocabulary&>(self).ends();
+                     return bytes_of(ends.data(), ends.size() * sizeof(ends[0]), self);
+                   })
+      .def_prop_ro("bytes", [](nb::handle_t<Vocabulary> self) {
+        const auto& bytes = nb::cast<const Vocabulary&>(self).bytes();
+        return bytes_of(bytes.data(), bytes.size(), self);
+      });
+
+  nb::class_<SearchBatch>(m, "SearchBatch")
+      .def(
+          "__init__",
+          [](SearchBatch* self, size_t images, const std::vector<int64_t>& given, size_t vocab_size,
+             const nb::dict& options) {
+            new (self) SearchBatch(images, given, vocab_size, options_from(options, vocab_size));
+          },
+          "images"_a, "given"_a, "vocab_size"_a, "options"_a)
+      .def_prop_ro("memory",
+                   [](nb::handle_t<SearchBatch> self) {
+                     const auto& memory = nb::cast<SearchBatch&>(self).memory();
+                     return bytes_of(memory.data(), memory.size() * sizeof(memory[0]), self);
+                   })
+      .def_prop_ro("plan", &plan_of)
+      .def(
+          "advance",
+          [](SearchBatch& self, nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> scores, bool last) {
+            self.advance(scores.data(), last);
+          },
+          "scores"_a.noconvert(), "last"_a = false)
+      .def("check", &SearchBatch::check)
+      .def_prop_ro("done", &SearchBatch::done)
+      .def("added", [](SearchBatch& self) { return added_of(self.added()); })
+      .def("results", [](const SearchBatch& self) { return sequences_of(self.results()); });
+
+  nb::class_<Generation>(m, "Generation")
+      .def("step", &step)
+      .def("close", &Generation::close)
+      .def_prop_ro("done", &Generation::done)
+      .def_prop_ro("seconds", [](const Generation& self) { return std::pair(self.spent().steps, self.spent().graphs); })
+      .def("results", [](const Generation& self) { return sequences_of(self.results()); });
+
+  nb::class_<Generator>(m, "Generator")
+      .def(
+          "__init__",
+          [](Generator* self, const Session& embed, const Session& llm, int layers, int kv_heads, int head_dim,
+             int hidden_size, int vocab_size, const Session* encoder, int64_t decoder_start_token_id) {
+            new (self) Generator(embed, llm, {layers, kv_heads, head_dim, hidden_size, vocab_size}, encoder,
+                                 decoder_start_token_id);
+          },
+          "embed"_a, "llm"_a, "layers"_a, "kv_heads"_a, "head_dim"_a, "hidden_size"_a, "vocab_size"_a,
+          "encoder"_a = nb::none(), "decoder_start_token_id"_a = 0, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(),
+          nb::keep_alive<1, 9>())
+      .def("generate", &generate_all, "prefix_embeds"_a, "prompts"_a, "options"_a = nb::dict(),
+           "on_token"_a = nb::none())
+      .def("begin", &begin, "prefix_embeds"_a, "prompts"_a, "options"_a = nb::dict(), nb::keep_alive<0, 1>(),
+           nb::keep_alive<0, 2>());
+
+  nb::class_<PythonChat>(m, "Chat")
+      .def(
+          "__init__",
+          [](PythonChat* self, const Generator& generator, nb::handle prefix_embeds, int max_rows, int capacity) {
+            const Prefix prefix = borrow_prefix(generator, prefix_embeds);
+            new (self) PythonChat{generator, Chat(generator, prefix, max_rows, capacity)};
+          },
+          "generator"_a, "prefix_embeds"_a, "max_rows"_a, "capacity"_a, nb::keep_alive<1, 2>())
+      .def(
+          "ask",
+          [](PythonChat& self, std::vector<int64_t> prompt, const nb::dict& options) {
+            return self.chat.ask(std::move(prompt), options_for(self.generator, options));
+          },
+          "prompt"_a, "options"_a = nb::dict(), nb::keep_alive<0, 1>())
+      .def_prop_ro("positions", [](const PythonChat& self) { return self.chat.positions(); });
+}

@@ -1,0 +1,109 @@
+// Reads options out of a dict. Knows their names and types; search/options.cpp knows which values make sense.
+#include "python/python_options.h"
+
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace nb = nanobind;
+
+namespace blip2rt {
+namespace {
+
+using Tokens = std::vector<int64_t>;
+
+bool read(nb::handle value, bool& into) { return nb::isinstance<nb::bool_>(value) && nb::try_cast(value, into); }
+
+template <class T>
+bool read(nb::handle value, T& into) {
+  return !nb::isinstance<nb::bool_>(value) && nb::try_cast(value, into);
+}
+
+bool read(nb::handle value, EarlyStopping& into) {
+  std::string text;
+  if (!nb::try_cast(value, text)) return false;
+  if (text != "true" && text != "false" && text != "never") return false;
+  into = text == "true" ? EarlyStopping::kTrue : text == "false" ? EarlyStopping::kFalse : EarlyStopping::kNever;
+  return true;
+}
+
+bool read(nb::handle value, std::vector<std::string>& into) {
+  if (!nb::isinstance<nb::list>(value)) return false;
+  for (nb::handle one : nb::cast<nb::list>(value)) {
+    if (!nb::isinstance<nb::bytes>(one)) return false;
+    const auto bytes = nb::cast<nb::bytes>(one);
+    into.emplace_back(bytes.c_str(), bytes.size());
+  }
+  return true;
+}
+
+bool read(nb::handle value, std::shared_ptr<const Vocabulary>& into) {
+  nb::object object = nb::borrow(value);
+  const Vocabulary* vocabulary = nullptr;
+  if (!nb::try_cast(object, vocabulary) || vocabulary == nullptr) return false;
+  // Shares the Python object. Letting go of it needs the GIL.
+  PyObject* owner = object.release().ptr();
+  into = std::shared_ptr<const Vocabulary>(vocabulary, [owner](const Vocabulary*) {
+    nb::gil_scoped_acquire acquire;
+    Py_DECREF(owner);
+  });
+  return true;
+}
+
+constexpr const char* kNames =
+    "num_beams, num_return_sequences, max_new_tokens, min_new_tokens, length_penalty, early_stopping, "
+    "repetition_penalty, no_repeat_ngram_size, bad_words_ids, forced_prefix, eos_token_ids, stop_strings, vocabulary, "
+    "max_time, do_sample, temperature, top_k, top_p, min_p, seed, first_image";
+
+// Reads one option. Returns the fault, or nothing.
+std::string read_option(std::string_view name, nb::handle value, GenerationOptions& options) {
+  const auto must = [name, value](auto& into, const char* what) {
+    return read(value, into) ? std::string() : std::string(name) + " must be " + what;
+  };
+  constexpr const char *kWhole = "an integer", *kNumber = "a number", *kTokens = "a list of integers";
+  if (name == "num_beams") return must(options.num_beams, kWhole);
+  if (name == "num_return_sequences") return must(options.num_return_sequences, kWhole);
+  if (name == "max_new_tokens") return must(options.max_new_tokens, kWhole);
+  if (name == "min_new_tokens") return must(options.min_new_tokens, kWhole);
+  if (name == "length_penalty") return must(options.length_penalty, kNumber);
+  if (name == "early_stopping") return must(options.early_stopping, "'true', 'false' or 'never'");
+  if (name == "repetition_penalty") return must(options.repetition_penalty, kNumber);
+  if (name == "no_repeat_ngram_size") return must(options.no_repeat_ngram_size, kWhole);
+  if (name == "bad_words_ids") return must(options.bad_words_ids, "a list of lists of integers");
+  if (name == "forced_prefix") return must(options.forced_prefix, kTokens);
+  if (name == "eos_token_ids") return must(options.eos_token_ids, kTokens);
+  if (name == "stop_strings") return must(options.stop_strings, "a list of bytes");
+  if (name == "vocabulary") return must(options.vocabulary, "a Vocabulary");
+  if (name == "max_time") return must(options.max_time, kNumber);
+  if (name == "do_sample") return must(options.do_sample, "a bool");
+  if (name == "temperature") return must(options.temperature, kNumber);
+  if (name == "top_k") return must(options.top_k, kWhole);
+  if (name == "top_p") return must(options.top_p, kNumber);
+  if (name == "min_p") return must(options.min_p, kNumber);
+  if (name == "seed") return must(options.seed, "an integer from 0 to 2^64 - 1");
+  if (name == "first_image") return must(options.first_image, "an integer from 0 up");
+  return "unknown generation option '" + std::string(name) + "', choose from " + kNames;
+}
+
+}  // namespace
+
+GenerationOptions options_from(const nb::dict& given, size_t vocab_size) {
+  GenerationOptions options;
+  std::string faults;
+  const auto add = [&faults](const std::string& fault) {
+    faults += (faults.empty() || fault.empty() ? "" : "; ") + fault;
+  };
+  for (auto [key, value] : given) {
+    std::string name;
+    add(nb::try_cast(key, name) ? read_option(name, value, options) : "an option's name is not a string");
+  }
+  add(options.faults(vocab_size));
+  if (!faults.empty()) throw std::runtime_error("bad generation options: " + faults);
+  return options;
+}
+
+}  // namespace blip2rt

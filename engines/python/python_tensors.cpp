@@ -1,0 +1,135 @@
+// Feeds arrays to sessions and wraps what they return. Knows tensors by name.
+#include "python/python_tensors.h"
+
+#include <nanobind/stl/string.h>
+
+#include <utility>
+
+namespace nb = nanobind;
+
+namespace blip2rt {
+namespace {
+
+using Array = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
+
+DType dtype_of(nb::dlpack::dtype dtype) {
+  for (const auto& [ours, theirs] :
+       {std::pair{DType::kFloat32, nb::dtype<float>()}, std::pair{DType::kFloat64, nb::dtype<double>()},
+        std::pair{DType::kInt64, nb::dtype<int64_t>()}, std::pair{DType::kInt32, nb::dtype<int32_t>()},
+        std::pair{DType::kUInt8, nb::dtype<uint8_t>()}, std::pair{DType::kInt8, nb::dtype<int8_t>()},
+        std::pair{DType::kBool, nb::dtype<bool>()}}) {
+    if (dtype == theirs) return ours;
+  }
+  if (dtype.code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float) && dtype.bits == 16) return DType::kFloat16;
+  return DType::kUndefined;
+}
+
+nb::dlpack::dtype dtype_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32: return nb::dtype<float>();
+    case DType::kFloat64: return nb::dtype<double>();
+    case DType::kInt64: return nb::dtype<int64_t>();
+    case DType::kInt32: return nb::dtype<int32_t>();
+    case DType::kUInt8: return nb::dtype<uint8_t>();
+    case DType::kInt8: return nb::dtype<int8_t>();
+    case DType::kBool: return nb::dtype<bool>();
+    case DType::kFloat16: return {static_cast<uint8_t>(nb::dlpack::dtype_code::Float), 16, 1};
+    case DType::kUndefined: break;
+  }
+  throw std::runtime_error("the graph returned a tensor of a type that numpy does not have");
+}
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text = "(";
+  for (int64_t axis : shape) text += (text.size() > 1 ? ", " : "") + (axis < 0 ? "?" : std::to_string(axis));
+  return text + ")";
+}
+
+std::string port_names(const std::vector<Port>& ports) {
+  std::string names;
+  for (const Port& port : ports) names += (names.empty() ? "" : ", ") + port.name;
+  return names;
+}
+
+// An input. It keeps Python's array alive, whose memory the tensor borrows.
+struct Feed {
+  const Port* port;
+  Array array;
+  Value value;
+};
+
+Feed make_feed(const Session& session, const std::string& name, nb::handle object) {
+  const Port* port = session.find_input(name);
+  if (port == nullptr) {
+    throw std::runtime_error("no input named '" + name + "' in " + session.path() + "; it has " +
+                             port_names(session.inputs()));
+  }
+  Array array;
+  if (!nb::try_cast(object, array)) {
+    throw std::runtime_error("input '" + name + "' must be a numpy array");
+  }
+  std::vector<int64_t> shape;
+  for (size_t i = 0; i < array.ndim(); ++i) shape.push_back(static_cast<int64_t>(array.shape(i)));
+  const DType dtype = dtype_of(array.dtype());
+  bool fits = dtype == port->tensor.dtype && shape.size() == port->tensor.shape.size();
+  for (size_t i = 0; fits && i < shape.size(); ++i) {
+    fits = port->tensor.shape[i] < 0 || port->tensor.shape[i] == shape[i];
+  }
+  if (!fits) {
+    throw std::runtime_error("input '" + name + "' is " + dtype_name(dtype) + " " + shape_text(shape) + ", but " +
+                             session.path() + " takes " + dtype_name(port->tensor.dtype) + " " +
+                             shape_text(port->tensor.shape));
+  }
+  Value value = view(const_cast<void*>(array.data()), array.nbytes(), shape, dtype);
+  return {port, std::move(array), std::move(value)};
+}
+
+// Wraps a tensor without a copy: the array owns it.
+nb::object to_numpy(Value value) {
+  const TensorInfo info = tensor_info(value.get());
+  void* data = nullptr;
+  check(ort().GetTensorMutableData(value.get(), &data));
+  std::vector<size_t> shape(info.shape.begin(), info.shape.end());
+  nb::capsule owner(value.release(), [](void* p) noexcept { ort().ReleaseValue(static_cast<OrtValue*>(p)); });
+  return nb::cast(nb::ndarray<nb::numpy>(data, shape.size(), shape.data(), owner, nullptr, dtype_of(info.dtype)));
+}
+
+}  // namespace
+
+nb::dict run(const Session& session, const nb::dict& feeds, const std::optional<std::vector<std::string>>& outputs) {
+  std::vector<Feed> held;
+  for (auto [name, object] : feeds) held.push_back(make_feed(session, nb::cast<std::string>(name), object));
+  for (const Port& port : session.inputs()) {
+    if (!feeds.contains(port.name.c_str())) {
+      throw std::runtime_error("input '" + port.name + "' of " + session.path() + " is missing");
+    }
+  }
+  std::vector<const char*> input_names, output_names;
+  std::vector<const OrtValue*> inputs;
+  for (const Feed& feed : held) {
+    input_names.push_back(feed.port->name.c_str());
+    inputs.push_back(feed.value.get());
+  }
+  if (outputs) {
+    for (const std::string& name : *outputs) {
+      const Port* port = session.find_output(name);
+      if (port == nullptr) {
+        throw std::runtime_error("no output named '" + name + "' in " + session.path() + "; it has " +
+                                 port_names(session.outputs()));
+      }
+      output_names.push_back(port->name.c_str());
+    }
+  } else {
+    for (const Port& port : session.outputs()) output_names.push_back(port.name.c_str());
+  }
+  std::vector<Value> values;
+  {
+    nb::gil_scoped_release release;
+    values = session.run(input_names, inputs, output_names);
+  }
+  nb::dict result;
+  for (size_t i = 0; i < values.size(); ++i) result[output_names[i]] = to_numpy(std::move(values[i]));
+  return result;
+}
+
+}  // namespace blip2rt

@@ -1,0 +1,111 @@
+// Selects the tokens of a row that sampling draws from, without sorting. Knows scores only.
+#include "search/cpu_reader.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <numeric>
+
+namespace blip2rt {
+
+static_assert(Draws::kBlock == static_cast<int32_t>(RowScorer::kBlock),
+              "draws sums the blocks that the scorer measures");
+
+CpuReader::CpuReader(const GenerationOptions& options, size_t vocab_size)
+    : vocab_size_(vocab_size),
+      scorer_(vocab_size),
+      draws_{static_cast<int32_t>(vocab_size), static_cast<float>(1.0 / options.temperature), nullptr, nullptr,
+             nullptr} {
+  if (!options.do_sample) return;
+  const auto rows = static_cast<size_t>(options.num_beams);
+  const auto blocks = static_cast<size_t>(Draws::blocks(draws_.vocab_size));
+  rows_.resize(rows);
+  weights_.resize(rows * vocab_size);
+  block_sums_.resize(rows * blocks);
+  block_max_.resize(blocks);
+  kept_.reserve(vocab_size);
+  draws_.rows = rows_.data();
+  draws_.weights = weights_.data();
+  draws_.block_sums = block_sums_.data();
+}
+
+Bound CpuReader::nth(const float* scores, int n) {
+  const auto count = static_cast<size_t>(n);
+  Bound bound;
+  if (count > vocab_size_) return bound;
+  if (count <= block_max_.size()) {  // at least `count` scores reach the count-th largest maximum of a block
+    block_max_ = scorer_.block_max();
+    const auto last = block_max_.begin() + static_cast<ptrdiff_t>(count - 1);
+    std::nth_element(block_max_.begin(), last, block_max_.end(), std::greater<>());
+    bound.score = std::max(bound.score, *last);
+  }
+  collect(scores, bound.score);
+  if (count > kept_.size()) return Bound();
+  const auto last = kept_.begin() + static_cast<ptrdiff_t>(count - 1);
+  std::nth_element(kept_.begin(), last, kept_.end(), likelier);
+  return {last->score, kNoToken};
+}
+
+// Finds, by halves, the token with which the likeliest ones together have p of the weight that `within` leaves.
+Bound CpuReader::nucleus(const float* scores, int row, double p, Bound within, int& kept) {
+  const double total = weigh(scores, row, within);
+  // Tokens that are lighter than this do not reach 1 - p even all together: they need not be looked at.
+  const double light = (1 - p) * total / (2 * static_cast<double>(vocab_size_));
+  const auto least = static_cast<float>(largest() + std::log(light) / draws_.scale);
+  collect(scores, std::max(within.score, least));
+  const float* weights = draws_.row_weights(row);
+  double wanted = p * total;  // the weight that tokens from `first` on must have
+  auto first = kept_.begin(), end = kept_.end();
+  while (end - first > 1) {
+    const auto middle = first + (end - first) / 2;
+    std::nth_element(first, middle, end, likelier);
+    double ahead = 0;
+    for (auto one = first; one != middle; ++one) ahead += weights[one->token];
+    if (ahead >= wanted) {
+      end = middle;
+    } else {
+      wanted -= ahead;
+      first = middle;
+    }
+  }
+  kept = static_cast<int>(first - kept_.begin()) + 1;
+  return {first->score, first->token};
+}
+
+// Fills kept_ with the tokens whose score is at least `least`.
+void CpuReader::collect(const float* scores, float least) {
+  kept_.clear();
+  const std::vector<float>& block_max = scorer_.block_max();
+  for (size_t block = 0; block < block_max.size(); ++block) {
+    if (block_max[block] < least) continue;
+    const size_t end = std::min(vocab_size_, (block + 1) * RowScorer::kBlock);
+    for (size_t i = block * RowScorer::kBlock; i < end; ++i) {
+      if (scores[i] >= least) kept_.push_back({scores[i], static_cast<int>(i)});
+    }
+  }
+}
+
+double CpuReader::weigh(const float* scores, int row, Bound bound) {
+  float* weights = draws_.row_weights(row);
+  double* sums = draws_.row_sums(row);
+  double total = 0;
+  const std::vector<float>& block_max = scorer_.block_max();
+  for (size_t block = 0; block < block_max.size(); ++block) {
+    sums[block] = 0;
+    if (block_max[block] < bound.score) continue;
+    const size_t first = block * RowScorer::kBlock, end = std::min(vocab_size_, first + RowScorer::kBlock);
+    sums[block] =
+        blip2rt::weigh(scores + first, weights + first, end - first, scorer_.largest(), draws_.scale, bound.score);
+    if (static_cast<int>(end) > bound.token) {  // of scores equal to the bound's, those of larger tokens go
+      for (size_t i = first; i < end; ++i) {
+        if (scores[i] == bound.score && static_cast<int>(i) > bound.token) weights[i] = 0;
+      }
+      sums[block] = std::accumulate(weights + first, weights + end, 0.0);
+    }
+    total += sums[block];
+  }
+  return total;
+}
+
+}  // namespace blip2rt

@@ -1,0 +1,109 @@
+// Draws tokens from rows of weights, one after the other, among those that the options leave: with the meaning of
+// Hugging Face's logits warpers. Compiled for CPU and GPU. Knows weights; not how a row of scores is read.
+#pragma once
+
+#include "search/portable.h"
+#include "search/random.h"
+
+namespace blip2rt {
+
+struct Candidate {
+  float score;
+  int32_t row;
+  int32_t token;
+};
+
+// Leaves tokens of a larger score, and those of an equal score up to `token`.
+struct Bound {
+  float score = -3.402823466e38f;
+  int32_t token = kNoToken;
+};
+
+struct DrawnRow {
+  const float* scores;
+  float base;
+  double log_weight;  // log of the factor of its weights
+  double sum;         // the sum of its weights
+};
+
+// The rows that tokens are drawn from together. Borrows its memory.
+struct Draws {
+  static constexpr int32_t kBlock = 64;
+  static constexpr int32_t blocks(int32_t vocab_size) { return (vocab_size + kBlock - 1) / kBlock; }
+
+  int32_t vocab_size;
+  float scale;         // 1 / temperature
+  DrawnRow* rows;      // (at most num_beams)
+  float* weights;      // (num_beams, V), relative to the row's likeliest token
+  double* block_sums;  // (num_beams, ceil(V / kBlock)) of weights
+
+  float* row_weights(int32_t row) const { return weights + static_cast<size_t>(row) * vocab_size; }
+  double* row_sums(int32_t row) const { return block_sums + static_cast<size_t>(row) * blocks(vocab_size); }
+
+  // Draws one token of the first `count` rows, with a probability proportional to exp(base + score / temperature), and
+  // does not draw it again. Its candidate's score is base + score / temperature. Returns false when no token is left.
+  bool draw(int32_t count, Random& random, Candidate& drawn) const {
+    double most = -infinity();
+    for (int32_t row = 0; row < count; ++row) {
+      if (rows[row].sum > 0) most = larger_of(most, rows[row].log_weight);
+    }
+    double total = 0;
+    for (int32_t row = 0; row < count; ++row) total += share(row, most) * rows[row].sum;
+    if (!(total > 0)) return false;
+
+    double left = random.uniform() * total;
+    int32_t chosen = 0;
+    double left_there = 0;
+    for (int32_t row = 0; row < count; ++row) {
+      const double factor = share(row, most);
+      if (factor == 0) continue;
+      chosen = row;
+      left_there = left / factor;
+      left -= rows[row].sum * factor;
+      if (left < 0) break;
+    }
+    const int32_t token = pick(chosen, left_there);
+    DrawnRow& row = rows[chosen];
+    float* its_weights = row_weights(chosen);
+    double* sums = row_sums(chosen);
+    its_weights[token] = 0;
+    const int32_t first = token - token % kBlock, end = smaller_of(vocab_size, first + kBlock);
+    double sum = 0;
+    for (int32_t i = first; i < end; ++i) sum += its_weights[i];
+    sums[token / kBlock] = sum;
+    row.sum = 0;
+    for (int32_t block = 0; block < blocks(vocab_size); ++block) row.sum += sums[block];
+    drawn = {row.base + row.scores[token] * scale, chosen, token};
+    return true;
+  }
+
+ private:
+  double share(int32_t row, double most) const { return rows[row].sum > 0 ? exp(rows[row].log_weight - most) : 0; }
+
+  // Returns the row's token on which `left`, from 0 to the sum of its weights, falls. Finds its block first. Where
+  // rounding leaves no token, returns the last one that has a weight.
+  int32_t pick(int32_t row, double left) const {
+    const double* sums = row_sums(row);
+    int32_t block = 0;
+    double left_there = left;
+    for (int32_t i = 0; i < blocks(vocab_size); ++i) {
+      if (sums[i] == 0) continue;
+      block = i;
+      left_there = left;
+      left -= sums[i];
+      if (left < 0) break;
+    }
+    const float* its_weights = row_weights(row);
+    const int32_t end = smaller_of(vocab_size, (block + 1) * kBlock);
+    int32_t token = 0;
+    for (int32_t i = block * kBlock; i < end; ++i) {
+      if (its_weights[i] == 0) continue;
+      token = i;
+      left_there -= its_weights[i];
+      if (left_there < 0) break;
+    }
+    return token;
+  }
+};
+
+}  // namespace blip2rt

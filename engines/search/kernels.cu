@@ -1,0 +1,384 @@
+// The loop's kernels on a GPU: they write keys and values into the cache, choose tokens, and move beams. NVRTC compiles
+// this source, and a C++ compiler does so for a CPU, with a few macros for threadIdx and the like
+// (tests/engines/native/kernels_cpu.cpp). Knows rows of tokens; search_block.h knows what a row's search does.
+//
+// A row's slots [0, positions[row]) of the cache are filled. docs/design.md, "The target trt", describes the tensors.
+#include "search/search_block.h"
+
+using namespace blip2rt;
+
+// What the host fixes for a generation. It lies in the device's memory: a captured graph then needs no new arguments.
+struct Plan {
+  int64_t vocabulary_ends, vocabulary_bytes;  // addresses, 0 without stop strings
+  int64_t blocks;                             // address of the answers' search blocks
+  int64_t draw_rows, weights, block_sums;     // addresses of each answer's Draws, 0 without sampling
+  int32_t stride;                             // bytes of a search block
+  int32_t beams;                              // rows of an answer
+  int32_t last;                               // 1: the next step chooses the last tokens
+};
+
+namespace {
+
+constexpr int kMostThreads = 1024;
+constexpr float kLeastExponent = -87.33654f;  // as in scoring.h: every token that may be drawn has a weight above 0
+
+// Reads a row of scores with a block of threads. Uses what the graph has computed of the row (its K likeliest tokens
+// and the log of the sum of all exponentials), and reads the row itself only where options changed it or need more
+// tokens.
+class TeamReader {
+ public:
+  // `scores`: the first of the answer's rows. From the graph: top_logits and top_tokens (rows, k), log_sum_exp (rows).
+  TeamReader(SearchBlock& block, const Draws& draws, const float* scores, const float* top_logits,
+             const int64_t* top_tokens, const float* log_sum_exp, int k, double* shared)
+      : block_(block),
+        draws_(draws),
+        scores_(scores),
+        all_top_logits_(top_logits),
+        all_top_tokens_(top_tokens),
+        log_sum_exp_(log_sum_exp),
+        k_(k),
+        shared_(shared),
+        vocab_size_(block.vocab_size) {}
+
+  bool leader() const { return threadIdx.x == 0; }
+  void sync() const { __syncthreads(); }
+  const Draws& draws() const { return draws_; }
+  float largest() const { return largest_; }
+  float log_sum() const { return log_sum_; }
+
+  void measure(const float* scores) {
+    const int row = static_cast<int>((scores - scores_) / vocab_size_);
+    const bool fresh = row != row_;
+    row_ = row;
+    top_logits_ = all_top_logits_ + static_cast<int64_t>(row) * k_;
+    top_tokens_ = all_top_tokens_ + static_cast<int64_t>(row) * k_;
+    if (fresh) floor_ = top_logits_[k_ - 1];
+    known_ = fresh && !(block_.num_beams == 1 && block_.edits());  // beams are measured before they are edited
+    if (known_) {
+      largest_ = top_logits_[0];
+      log_sum_ = log_sum_exp_[row] - largest_;
+    } else {
+      float most = forbidden();
+      for (int i = rank(); i < vocab_size_; i += size()) most = larger_of(most, scores[i]);
+      largest_ = static_cast<float>(reduce(most, [](double a, double b) { return a < b ? b : a; }));
+      double sum = 0;
+      for (int i = rank(); i < vocab_size_; i += size()) sum += expf(scores[i] - largest_);
+      sum = reduce(sum, [](double a, double b) { return a + b; });
+      log_sum_ = static_cast<float>(log(sum));
+    }
+    const bool all_forbidden = largest_ == forbidden();
+    if (!isfinite(log_sum_) && !all_forbidden && leader()) block_.fault = Fault::kNotFinite;
+    sync();  // what was read of the block is not changed before all have read it
+  }
+
+  int argmax(const float* scores) {
+    if (known_) return static_cast<int>(top_tokens_[0]);
+    return best_after(scores, infinity(), kNoToken);
+  }
+
+  void normalise(float* scores) {
+    for (int i = rank(); i < vocab_size_; i += size()) scores[i] = scores[i] - largest_ - log_sum_;
+    floor_ = floor_ - largest_ - log_sum_;
+    largest_ = log_sum_ = 0;
+    sync();
+  }
+  void measure_again(const float*) {}
+
+  void offer(const float* scores, float base, int row, SearchBlock& block) {
+    bool whole = block.penalty < 1;  // a penalty below 1 may raise a token past those of the list
+    if (!whole) {
+      if (leader()) {
+        for (int i = 0; i < k_; ++i) {
+          const auto token = static_cast<int32_t>(top_tokens_[i]);
+          block.offer({base + (scores[token] - largest_ - log_sum_), row, token});
+        }
+      }
+      sync();
+      // Scores outside of the list are at most what its last token had.
+      whole = k_ < vocab_size_ && block.would_take(base + (floor_ - largest_ - log_sum_));
+      sync();
+    }
+    if (!whole) return;
+    if (leader()) forget(row, block);
+    float score = infinity();
+    int token = kNoToken;
+    for (int i = 0; i < block.wanted; ++i) {
+      token = best_after(scores, score, token);
+      if (token == kNoToken) break;
+      score = scores[token];
+      if (leader()) block.offer({base + (score - largest_ - log_sum_), row, token});
+    }
+    sync();
+  }
+
+  Bound nth(const float* scores, int n) {
+    Bound bound;
+    if (n > vocab_size_) return bound;
+    if (known_ && n <= k_) {
+      bound.score = top_logits_[n - 1];
+      return bound;
+    }
+    const auto enough = [&](uint32_t key) { return count_from(scores, key) >= n; };
+    const uint32_t key = largest_key(enough);
+    if (key > key_of(forbidden())) bound.score = score_of(key);
+    return bound;
+  }
+
+  Bound nucleus(const float* scores, int row, double p, Bound within, int& kept) {
+    const double wanted = p * weigh(scores, row, within);
+    const float* weights = draws_.row_weights(row);
+    // Sums the weights of larger scores, and those of equal scores up to a token.
+    const auto weight_from = [&](uint32_t key, int last_equal) {
+      double sum = 0;
+      for (int i = rank(); i < vocab_size_; i += size()) {
+        const uint32_t own = key_of(scores[i]);
+        if (own > key || (own == key && i <= last_equal)) sum += weighs(scores[i], i, within) ? weights[i] : 0;
+      }
+      return reduce(sum, [](double a, double b) { return a + b; });
+    };
+    const auto enough = [&](uint32_t from, int last_equal) {
+      const double sum = weight_from(from, last_equal);
+      return sum > 0 && sum >= wanted;
+    };
+    const uint32_t key = largest_key([&](uint32_t from) { return enough(from, kNoToken); });
+    if (key <= key_of(forbidden())) {  // rounding: not even all tokens are enough
+      kept = vocab_size_;
+      return within;
+    }
+    int low = -1, high = vocab_size_ - 1;  // the first equal token with which it is enough
+    while (high - low > 1) {
+      const int middle = low + (high - low) / 2;
+      if (enough(key, middle)) {
+        high = middle;
+      } else {
+        low = middle;
+      }
+    }
+    kept = count_from(scores, key + 1);
+    int equals = 0;
+    for (int i = rank(); i <= high; i += size()) equals += key_of(scores[i]) == key;
+    kept += static_cast<int>(reduce(equals, [](double a, double b) { return a + b; }));
+    Bound bound;
+    bound.score = score_of(key);
+    bound.token = high;
+    return bound;
+  }
+
+  double weigh(const float* scores, int row, Bound bound) {
+    float* weights = draws_.row_weights(row);
+    double* sums = draws_.row_sums(row);
+    double total = 0;
+    for (int block = rank(); block < Draws::blocks(vocab_size_); block += size()) {
+      const int first = block * Draws::kBlock, end = smaller_of(vocab_size_, first + Draws::kBlock);
+      double sum = 0;
+      for (int i = first; i < end; ++i) {
+        const float exponent = larger_of((scores[i] - largest_) * draws_.scale, kLeastExponent);
+        weights[i] = weighs(scores[i], i, bound) ? expf(exponent) : 0.0f;
+        sum += weights[i];
+      }
+      sums[block] = sum;
+      total += sum;
+    }
+    return reduce(total, [](double a, double b) { return a + b; });
+  }
+
+ private:
+  static int rank() { return static_cast<int>(threadIdx.x); }
+  static int size() { return static_cast<int>(blockDim.x); }
+
+  static bool weighs(float score, int token, Bound bound) {
+    return score > bound.score || (score == bound.score && token <= bound.token);
+  }
+
+  // Maps floats to integers of the same order.
+  static uint32_t key_of(float score) {
+    const float plain = score + 0.0f;  // -0 is 0
+    uint32_t bits;
+    memcpy(&bits, &plain, sizeof bits);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  }
+  static float score_of(uint32_t key) {
+    const uint32_t bits = key & 0x80000000u ? key & 0x7fffffffu : ~key;
+    float score;
+    memcpy(&score, &bits, sizeof score);
+    return score;
+  }
+
+  // Returns the largest key for which `holds` is true. From some key on it is false.
+  template <class Holds>
+  static uint32_t largest_key(Holds holds) {
+    uint32_t key = 0;
+    for (uint32_t bit = 0x80000000u; bit != 0; bit >>= 1) {
+      if (holds(key | bit)) key |= bit;
+    }
+    return key;
+  }
+
+  int count_from(const float* scores, uint32_t key) {
+    int count = 0;
+    for (int i = rank(); i < vocab_size_; i += size()) count += key_of(scores[i]) >= key;
+    return static_cast<int>(reduce(count, [](double a, double b) { return a + b; }));
+  }
+
+  // Returns the likeliest token after (score, token), or kNoToken when none is left. The smaller of two equals comes
+  // first.
+  int best_after(const float* scores, float score, int token) {
+    float best = forbidden();
+    int found = kNoToken;
+    for (int i = rank(); i < vocab_size_; i += size()) {
+      const bool after = token == kNoToken || scores[i] < score || (scores[i] == score && i > token);
+      if (after && (found == kNoToken || scores[i] > best)) {
+        best = scores[i];
+        found = i;
+      }
+    }
+    const double most =
+        reduce(found == kNoToken ? -infinity() : best, [](double a, double b) { return a < b ? b : a; });
+    const double first =
+        reduce(found != kNoToken && best == most ? found : kNoToken, [](double a, double b) { return b < a ? b : a; });
+    return static_cast<int>(first);
+  }
+
+  // Removes the candidates of a row from the list.
+  static void forget(int row, SearchBlock& block) {
+    auto* items = block.at<Candidate>(block.best_at);
+    int kept = 0;
+    for (int i = 0; i < block.best_count; ++i) {
+      if (items[i].row != row) items[kept++] = items[i];
+    }
+    block.best_count = kept;
+  }
+
+  // Joins the values of all threads, and gives each of them the result.
+  template <class Join>
+  double reduce(double own, Join join) {
+    shared_[rank()] = own;
+    sync();
+    for (int width = size(); width > 1;) {
+      const int half = (width + 1) / 2;
+      if (rank() + half < width) shared_[rank()] = join(shared_[rank()], shared_[rank() + half]);
+      width = half;
+      sync();
+    }
+    const double joined = shared_[0];
+    sync();
+    return joined;
+  }
+
+  SearchBlock& block_;
+  const Draws& draws_;
+  const float *scores_, *all_top_logits_;
+  const int64_t* all_top_tokens_;
+  const float* log_sum_exp_;
+  int k_;
+  double* shared_;
+  int vocab_size_;
+  const float* top_logits_ = nullptr;
+  const int64_t* top_tokens_ = nullptr;
+  float largest_ = 0, log_sum_ = 0;
+  float floor_ = 0;  // no token outside of the list had a larger score
+  int row_ = -1;
+  bool known_ = false;  // the graph has said what was measured last
+};
+
+}  // namespace
+
+// Writes new keys and values behind what is in the cache, and opens the mask for them.
+//
+// fresh holds tensors (source rows, heads, length, width), `fresh_stride` words apart; cache holds tensors (rows,
+// heads, capacity, width), `cache_stride` words apart; a word is 4 bytes. Row r takes positions 0 to last_index[source]
+// of row source = sources[r] of `fresh`, and writes them to the slots from positions[r] on. Where sources is null,
+// source is r; where last_index or positions is null, it counts as 0. Grid: rows x tensors.
+extern "C" __global__ void scatter(const uint32_t* fresh, uint32_t* cache, float* mask, const int32_t* sources,
+                                   const int64_t* last_index, const int64_t* positions, int64_t fresh_stride,
+                                   int64_t cache_stride, int heads, int length, int capacity, int width) {
+  const int row = static_cast<int>(blockIdx.x), tensor = static_cast<int>(blockIdx.y);
+  const int source = sources == nullptr ? row : sources[row];
+  const int count = last_index == nullptr ? 1 : static_cast<int>(last_index[source]) + 1;
+  const int start = positions == nullptr ? 0 : static_cast<int>(positions[row]);
+  const uint32_t* from = fresh + tensor * fresh_stride + static_cast<int64_t>(source) * heads * length * width;
+  uint32_t* to = cache + tensor * cache_stride + static_cast<int64_t>(row) * heads * capacity * width;
+  const int words = count * width;
+  for (int i = static_cast<int>(threadIdx.x); i < heads * words; i += static_cast<int>(blockDim.x)) {
+    const int head = i / words, within = i % words;
+    const int64_t from_head = static_cast<int64_t>(head) * length * width;
+    const int64_t to_head = (static_cast<int64_t>(head) * capacity + start) * width;
+    to[to_head + within] = from[from_head + within];
+  }
+  if (tensor > 0) return;
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+    mask[static_cast<int64_t>(row) * capacity + start + i] = 0;
+  }
+}
+
+// Takes one step of every answer's search. Answer a owns the rows [a * beams, (a + 1) * beams) of logits (rows, V),
+// tokens (rows) and positions (rows). In the first step, answer a begins from row images[a] of `prompt_logits` and of
+// the top tensors; after it `images` is null. done (answers) says which answers have ended. Grid: answers.
+extern "C" __global__ void choose(const Plan* plan, float* logits, const float* prompt_logits, const int32_t* images,
+                                  const float* top_logits, const int64_t* top_tokens, const float* log_sum_exp,
+                                  const int32_t* prompt_lengths, int64_t* tokens, int64_t* positions, int32_t* parents,
+                                  int32_t* done, int k) {
+  __shared__ double shared[kMostThreads];
+  const int answer = static_cast<int>(blockIdx.x), beams = plan->beams, first_row = answer * beams;
+  SearchBlock& block = *reinterpret_cast<SearchBlock*>(plan->blocks + static_cast<int64_t>(answer) * plan->stride);
+  if (block.done) {  // the graph goes on computing its rows; they change nothing
+    for (int i = static_cast<int>(threadIdx.x); i < beams; i += static_cast<int>(blockDim.x)) {
+      parents[first_row + i] = first_row + i;
+    }
+    return;
+  }
+  const int vocab_size = block.vocab_size;
+  float* scores = logits + static_cast<int64_t>(first_row) * vocab_size;
+  if (images != nullptr) {
+    const float* from = prompt_logits + static_cast<int64_t>(images[answer]) * vocab_size;
+    for (int i = static_cast<int>(threadIdx.x); i < vocab_size; i += static_cast<int>(blockDim.x)) scores[i] = from[i];
+  }
+  Draws draws = {vocab_size, block.scale, nullptr, nullptr, nullptr};
+  if (block.do_sample) {
+    draws.rows = reinterpret_cast<DrawnRow*>(plan->draw_rows) + first_row;
+    draws.weights = reinterpret_cast<float*>(plan->weights) + static_cast<int64_t>(first_row) * vocab_size;
+    draws.block_sums =
+        reinterpret_cast<double*>(plan->block_sums) + static_cast<int64_t>(first_row) * Draws::blocks(vocab_size);
+  }
+  const VocabularyView vocabulary = {reinterpret_cast<const uint64_t*>(plan->vocabulary_ends),
+                                     reinterpret_cast<const char*>(plan->vocabulary_bytes)};
+  __syncthreads();
+  const int64_t top_row = images == nullptr ? first_row : images[answer];
+  TeamReader reader(block, draws, scores, top_logits + top_row * k, top_tokens + top_row * k, log_sum_exp + top_row, k,
+                    shared);
+  block.advance(reader, scores, images == nullptr ? beams : 1, plan->last != 0, vocabulary);
+  for (int i = static_cast<int>(threadIdx.x); i < beams; i += static_cast<int>(blockDim.x)) {
+    const int row = first_row + i;
+    tokens[row] = block.tokens()[i];
+    parents[row] = first_row + block.parents()[i];
+    positions[row] = images == nullptr ? positions[row] + (block.done ? 0 : 1) : prompt_lengths[answer];
+  }
+  if (threadIdx.x == 0) done[answer] = block.done;
+}
+
+// Copies the generated positions [prompt length, positions[row]) of each row's parent to the row. A parent is never
+// overwritten, see SearchBlock::parents. Grid: rows x tensors.
+extern "C" __global__ void reorder(const Plan* plan, uint32_t* cache, const int32_t* parents,
+                                   const int32_t* prompt_lengths, const int64_t* positions, int64_t cache_stride,
+                                   int heads, int capacity, int width) {
+  const int row = static_cast<int>(blockIdx.x), tensor = static_cast<int>(blockIdx.y), parent = parents[row];
+  if (parent == row) return;
+  const int begin = prompt_lengths[row / plan->beams], words = (static_cast<int>(positions[row]) - begin) * width;
+  const int64_t row_size = static_cast<int64_t>(heads) * capacity * width;
+  const uint32_t* from = cache + tensor * cache_stride + parent * row_size;
+  uint32_t* to = cache + tensor * cache_stride + row * row_size;
+  for (int i = static_cast<int>(threadIdx.x); i < heads * words; i += static_cast<int>(blockDim.x)) {
+    const int64_t place = (static_cast<int64_t>(i / words) * capacity + begin) * width + i % words;
+    to[place] = from[place];
+  }
+}
+
+// Copies row sources[r] of `from` to row r of `to`, for tensors that lie `from_stride` and `to_stride` words apart. A
+// row has `words` words. Grid: rows x tensors.
+extern "C" __global__ void spread(const uint32_t* from, uint32_t* to, const int32_t* sources, int64_t from_stride,
+                                  int64_t to_stride, int words) {
+  const int64_t row = blockIdx.x, tensor = blockIdx.y;
+  const uint32_t* source = from + tensor * from_stride + static_cast<int64_t>(sources[row]) * words;
+  uint32_t* target = to + tensor * to_stride + row * words;
+  for (int i = static_cast<int>(threadIdx.x); i < words; i += static_cast<int>(blockDim.x)) target[i] = source[i];
+}

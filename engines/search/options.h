@@ -1,0 +1,59 @@
+// The options of a generation. Names and meanings are those of Hugging Face's `generate` with inputs_embeds: lengths
+// and histories count the tokens of the answer only. Knows numbers; nothing about graphs.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "search/search_block.h"
+#include "search/vocabulary.h"
+
+namespace blip2rt {
+
+struct GenerationOptions {
+  int num_beams = 1;
+  int num_return_sequences = 1;  // beams return the best ones; sampling with one beam draws them independently
+  int max_new_tokens = 20;
+  int min_new_tokens = 0;
+  double length_penalty = 1.0;
+  EarlyStopping early_stopping = EarlyStopping::kFalse;
+
+  double repetition_penalty = 1.0;  // 1: off
+  int no_repeat_ngram_size = 0;     // 0: off
+  std::vector<std::vector<int64_t>> bad_words_ids;
+  std::vector<int64_t> forced_prefix;  // tokens that the answer begins with, like `input_ids` beside inputs_embeds
+
+  std::vector<int64_t> eos_token_ids;
+  std::vector<std::string> stop_strings;                      // bytes
+  std::shared_ptr<const Vocabulary> vocabulary;               // needed with stop_strings
+  double max_time = std::numeric_limits<double>::infinity();  // seconds; after them no further token is chosen
+
+  bool do_sample = false;
+  double temperature = 1.0;
+  int top_k = 0;       // 0: off
+  double top_p = 1.0;  // 1: off
+  double min_p = 0.0;  // 0: off
+  uint64_t seed = 0;
+  uint64_t first_image = 0;  // image i of the call draws from the stream first_image + i
+
+  // Returns every fault, separated by "; "; nothing when there is none.
+  std::string faults(size_t vocab_size) const;
+
+  // Throws std::runtime_error that names every fault.
+  void validate(size_t vocab_size) const;
+
+  // Returns whether an image's answers are independent draws, and not the best of one search.
+  bool independent() const { return do_sample && num_beams == 1; }
+
+  // How many rows of one image are decoded together.
+  int rows_each() const { return independent() ? num_return_sequences : num_beams; }
+
+  // Candidates of a step of beam search: num_beams of them go on even when every beam's best tokens are stop tokens.
+  size_t candidates_kept() const;
+};
+
+}  // namespace blip2rt

@@ -1,0 +1,53 @@
+// Reads rows of scores, one score a token: log-softmax, and selection without sorting. Knows numbers; not what a beam
+// or a stop token is.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "search/search_block.h"
+
+namespace blip2rt {
+
+// Exponentials here need no libm. Their relative error is below 4e-7 down to exp(-5), and below 4e-6 down to exp(-87);
+// lower exponents count as -87.
+
+// Writes weights[i] = exp((scores[i] - largest) * scale) where scores[i] is at least `least`, else 0. Returns their
+// sum.
+double weigh(const float* scores, float* weights, size_t count, float largest, float scale, float least);
+
+// Reads one row at a time, of a fixed length: call `measure` first, then ask. Keeps its scratch memory between rows.
+class RowScorer {
+ public:
+  static constexpr size_t kBlock = 64;
+
+  explicit RowScorer(size_t vocab_size);
+
+  // Reads the row. Throws when a score is NaN or +inf; -inf is a forbidden token.
+  void measure(const float* scores);
+
+  float largest() const { return largest_; }
+  float log_sum() const { return log_sum_; }  // log(sum(exp(score - largest))), NaN where every token is forbidden
+  int argmax(const float* scores) const;      // the first token that has the largest score
+  size_t vocab_size() const { return vocab_size_; }
+  const std::vector<float>& block_max() const { return block_max_; }  // (ceil(V / kBlock))
+
+  // Turns the row into its log-probabilities. offer() then leaves them as they are.
+  void normalise(float* scores);
+  // Reads a normalised row again after some of its scores were changed.
+  void measure_again(const float* scores) { find_block_max(scores); }
+
+  // Offers every token with the score base + its log-probability, as measured. Tokens that were set to -inf since then
+  // keep -inf.
+  void offer(const float* scores, float base, int row, SearchBlock& best) const;
+
+ private:
+  void find_block_max(const float* scores);
+
+  size_t vocab_size_;
+  float largest_ = 0, log_sum_ = 0;
+  std::vector<float> block_max_;  // by it the selection skips nearly every block
+};
+
+}  // namespace blip2rt

@@ -1,0 +1,148 @@
+// Lays out blocks of memory for searches, and reads them. Knows scores and token ids.
+#include "search/search.h"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+
+namespace blip2rt {
+namespace {
+
+// Places arrays one after the other, each aligned to 8 bytes.
+class Layout {
+ public:
+  template <class T>
+  uint32_t place(size_t count) {
+    const size_t start = bytes_;
+    bytes_ += (count * sizeof(T) + 7) / 8 * 8;
+    if (bytes_ > UINT32_MAX) throw std::runtime_error("the options need more than 4 GB for one answer's search");
+    return static_cast<uint32_t>(start);
+  }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  size_t bytes_ = (sizeof(SearchBlock) + 7) / 8 * 8;
+};
+
+template <class T>
+size_t total_size(const std::vector<T>& lists) {
+  size_t total = 0;
+  for (const T& list : lists) total += list.size();
+  return total;
+}
+
+// Writes lists one after the other, and where each ends.
+template <class Element, class T>
+void write_lists(SearchBlock& block, const std::vector<T>& lists, uint32_t ends_at, uint32_t elements_at) {
+  int32_t end = 0;
+  int32_t* ends = block.at<int32_t>(ends_at);
+  for (const T& list : lists) {
+    std::copy(list.begin(), list.end(), block.at<Element>(elements_at) + end);
+    *ends++ = end += static_cast<int32_t>(list.size());
+  }
+}
+
+}  // namespace
+
+BlockMemory make_block(const GenerationOptions& options, size_t vocab_size, const std::vector<int64_t>& given,
+                       const Random& random) {
+  const auto beams = static_cast<size_t>(options.num_beams), most = static_cast<size_t>(options.max_new_tokens);
+  const size_t longest = given.size() + most;
+  SearchBlock block{};
+  block.length_penalty = options.length_penalty;
+  block.top_p = options.top_p;
+  block.min_p = options.min_p;
+  block.random = random;
+  block.vocab_size = static_cast<int32_t>(vocab_size);
+  block.num_beams = options.num_beams;
+  block.max_new_tokens = options.max_new_tokens;
+  block.min_new_tokens = options.min_new_tokens;
+  block.no_repeat_ngram_size = options.no_repeat_ngram_size;
+  block.do_sample = options.do_sample;
+  block.top_k = options.top_k;
+  block.early_stopping = options.early_stopping;
+  block.penalty = static_cast<float>(options.repetition_penalty);
+  block.scale = static_cast<float>(1.0 / options.temperature);
+  block.wanted = static_cast<int32_t>(options.candidates_kept());
+  block.fewest = options.num_beams == 1 ? 1 : block.wanted / options.num_beams;
+  block.eos_count = static_cast<int32_t>(options.eos_token_ids.size());
+  block.word_count = static_cast<int32_t>(options.bad_words_ids.size());
+  block.string_count = static_cast<int32_t>(options.stop_strings.size());
+  block.given = static_cast<int32_t>(given.size());
+  block.longest = static_cast<int32_t>(longest);
+
+  Layout layout;
+  block.eos_at = layout.place<int32_t>(options.eos_token_ids.size());
+  block.word_ends_at = layout.place<int32_t>(options.bad_words_ids.size());
+  block.words_at = layout.place<int32_t>(total_size(options.bad_words_ids));
+  block.string_ends_at = layout.place<int32_t>(options.stop_strings.size());
+  block.strings_at = layout.place<char>(total_size(options.stop_strings));
+  block.tokens_at = layout.place<int32_t>(beams);
+  block.parents_at = layout.place<int32_t>(beams);
+  block.scores_at = layout.place<float>(beams);
+  block.next_scores_at = layout.place<float>(beams);
+  block.best_at = layout.place<Candidate>(static_cast<size_t>(block.wanted));
+  block.running_at = layout.place<Candidate>(beams);
+  block.history_at = layout.place<int32_t>(beams * longest);
+  block.finished_at = layout.place<SearchBlock::Finished>(beams);
+  block.finished_tokens_at = layout.place<int32_t>(beams * most);
+  block.penalised_at = layout.place<float>(longest);
+
+  BlockMemory memory(layout.bytes() / 8, 0);
+  SearchBlock& placed = *new (memory.data()) SearchBlock(block);
+  std::copy(options.eos_token_ids.begin(), options.eos_token_ids.end(), placed.at<int32_t>(block.eos_at));
+  write_lists<int32_t>(placed, options.bad_words_ids, block.word_ends_at, block.words_at);
+  write_lists<char>(placed, options.stop_strings, block.string_ends_at, block.strings_at);
+  for (int beam = 0; beam < options.num_beams; ++beam) std::copy(given.begin(), given.end(), placed.history(beam));
+  return memory;
+}
+
+void check_fault(const SearchBlock& block) {
+  switch (block.fault) {
+    case Fault::kNone: return;
+    case Fault::kNotFinite: throw std::runtime_error("the language model returned logits that are not finite");
+    case Fault::kNothingToDraw: throw std::runtime_error("the options forbid every token: there is nothing to draw");
+  }
+}
+
+std::vector<Hypothesis> results_of(const SearchBlock& block, const GenerationOptions& options) {
+  std::vector<Hypothesis> results;
+  for (int i = 0; i < std::min(block.finished_count, options.num_return_sequences); ++i) {
+    const SearchBlock::Finished& one = block.finished()[i];
+    const int32_t* tokens = block.finished_tokens(one.row);
+    results.push_back({{tokens, tokens + one.length}, one.score});
+  }
+  if (results.empty()) {  // none has finished yet, or none can: take the best of those that run
+    const float* scores = block.scores();
+    const auto best = static_cast<int32_t>(std::max_element(scores, scores + block.num_beams) - scores);
+    const int32_t* tokens = block.history(best) + block.given;
+    results.push_back({{tokens, tokens + block.length}, block.normalised(scores[best], std::max(block.length, 1))});
+  }
+  return results;
+}
+
+std::vector<int64_t> tokens_from(const SearchBlock& block, int first) {
+  const int32_t* tokens = block.history(0) + block.given;
+  const bool stopped = block.length > 0 && block.is_eos(tokens[block.length - 1]);
+  const int end = block.length - (stopped ? 1 : 0);
+  return first < end ? std::vector<int64_t>(tokens + first, tokens + end) : std::vector<int64_t>();
+}
+
+Search::Search(const GenerationOptions& options, size_t vocab_size, const std::vector<int64_t>& given,
+               const Random& random)
+    : options_(options), memory_(make_block(options, vocab_size, given, random)), reader_(options, vocab_size) {}
+
+void Search::advance(float* scores, int rows, bool last) {
+  const VocabularyView vocabulary = options_.vocabulary ? options_.vocabulary->view() : VocabularyView();
+  block().advance(reader_, scores, rows, last, vocabulary);
+  check_fault(block());
+}
+
+std::optional<int64_t> Search::added() const {
+  const SearchBlock& state = block();
+  if (state.length == 0 || state.is_eos(state.tokens()[0])) return std::nullopt;
+  return state.tokens()[0];
+}
+
+}  // namespace blip2rt

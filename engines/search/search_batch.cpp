@@ -1,0 +1,78 @@
+// Lays out the searches of a batch and reads them. Knows images, draws and token ids.
+#include "search/search_batch.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace blip2rt {
+
+SearchBatch::SearchBatch(size_t images, const std::vector<int64_t>& given, size_t vocab_size, GenerationOptions options)
+    : options_(std::move(options)), images_(images), vocab_size_(vocab_size) {
+  options_.validate(vocab_size);
+  const size_t draws = options_.independent() ? static_cast<size_t>(options_.num_return_sequences) : 1;
+  for (size_t image = 0; image < images; ++image) {
+    for (size_t draw = 0; draw < draws; ++draw) {
+      const Random random(options_.seed, options_.first_image + image, draw);
+      const BlockMemory made = make_block(options_, vocab_size, given, random);
+      stride_ = made.size() * sizeof(uint64_t);
+      memory_.insert(memory_.end(), made.begin(), made.end());
+      answers_.push_back({image, draw});
+    }
+  }
+}
+
+void SearchBatch::advance(float* scores, bool last) {
+  const VocabularyView vocabulary = options_.vocabulary ? options_.vocabulary->view() : VocabularyView();
+  CpuReader reader(options_, vocab_size_);
+  for (size_t answer = 0; answer < answers(); ++answer) {
+    SearchBlock& one = block(answer);
+    const int32_t rows = one.length == 0 ? 1 : one.num_beams;
+    if (!one.done) one.advance(reader, scores, rows, last, vocabulary);
+    scores += static_cast<size_t>(rows) * vocab_size_;
+  }
+  check();
+}
+
+void SearchBatch::check() const {
+  for (size_t answer = 0; answer < answers(); ++answer) check_fault(block(answer));
+}
+
+bool SearchBatch::done() const {
+  for (size_t answer = 0; answer < answers(); ++answer) {
+    if (!block(answer).done) return false;
+  }
+  return true;
+}
+
+std::vector<NewToken> SearchBatch::added() {
+  std::vector<NewToken> added;
+  if (options_.num_beams > 1) return added;
+  std::vector<std::vector<int64_t>> fresh;
+  size_t most = 0;
+  for (size_t answer = 0; answer < answers(); ++answer) {
+    fresh.push_back(tokens_from(block(answer), answers_[answer].told));
+    answers_[answer].told += static_cast<int>(fresh.back().size());
+    most = std::max(most, fresh.back().size());
+  }
+  for (size_t step = 0; step < most; ++step) {  // in the order of the steps, as they came
+    for (size_t answer = 0; answer < answers(); ++answer) {
+      if (step >= fresh[answer].size()) continue;
+      added.push_back({answers_[answer].image, answers_[answer].draw, fresh[answer][step]});
+    }
+  }
+  return added;
+}
+
+std::vector<std::vector<Hypothesis>> SearchBatch::results() const {
+  std::vector<std::vector<Hypothesis>> results(images_);
+  for (size_t answer = 0; answer < answers(); ++answer) {
+    auto& image = results[answers_[answer].image];
+    for (Hypothesis& one : results_of(block(answer), options_)) {
+      image.push_back(std::move(one));
+      if (options_.independent()) break;
+    }
+  }
+  return results;
+}
+
+}  // namespace blip2rt

@@ -1,0 +1,66 @@
+// Holds the searches of a batch of images in one piece of memory. It is copied to another device, advanced there,
+// copied back and read. Knows images, draws and token ids; nothing about devices.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "search/options.h"
+#include "search/search.h"
+
+namespace blip2rt {
+
+// A token that a step added to an answer: the answer's image and draw.
+struct NewToken {
+  size_t image;
+  size_t draw;
+  int64_t token;
+};
+
+class SearchBatch {
+ public:
+  // Makes an answer for each image, or one for each of its draws. `given`: see make_block. Throws where options make no
+  // sense.
+  SearchBatch(size_t images, const std::vector<int64_t>& given, size_t vocab_size, GenerationOptions options);
+
+  // The blocks, one after the other, each of stride() bytes. What comes back from the device overwrites them.
+  BlockMemory& memory() { return memory_; }
+  size_t stride() const { return stride_; }
+  size_t answers() const { return answers_.size(); }
+  size_t image(size_t answer) const { return answers_[answer].image; }
+  const GenerationOptions& options() const { return options_; }
+
+  // Takes one step of every answer on the CPU. `scores`: the answers' rows (see SearchBlock::advance), one answer after
+  // the other.
+  void advance(float* scores, bool last);
+
+  // Throws std::runtime_error where an answer has a fault.
+  void check() const;
+  bool done() const;
+
+  // Returns the tokens that came since the last call; with beams none.
+  std::vector<NewToken> added();
+
+  // Returns each image's best sequences. Before done(), returns what there is.
+  std::vector<std::vector<Hypothesis>> results() const;
+
+ private:
+  struct Answer {
+    size_t image, draw;
+    int told = 0;  // how many tokens added() has returned
+  };
+
+  SearchBlock& block(size_t answer) {
+    return *reinterpret_cast<SearchBlock*>(memory_.data() + answer * stride_ / sizeof(uint64_t));
+  }
+  const SearchBlock& block(size_t answer) const {
+    return *reinterpret_cast<const SearchBlock*>(memory_.data() + answer * stride_ / sizeof(uint64_t));
+  }
+
+  GenerationOptions options_;
+  size_t images_, vocab_size_, stride_ = 0;
+  std::vector<Answer> answers_;
+  BlockMemory memory_;
+};
+
+}  // namespace blip2rt

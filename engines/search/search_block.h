@@ -1,0 +1,399 @@
+// Chooses the tokens of one answer by greedy search, sampling, beam search or beam sampling, with the meaning of
+// Hugging Face's `generate`. Compiled for CPU and GPU. All that a search knows lies in one block of memory, which holds
+// offsets and no pointers: the host makes a block, the device goes on with it, the host reads it when it comes back.
+// Knows scores and token ids; nothing about graphs, caches or other images.
+//
+// A team of threads takes a step: all of them call advance(). On a GPU the team is a block of threads, on a CPU one
+// thread. All threads read a row of scores together, through the team's `Reader`; the leader alone decides:
+//
+//   leader(), sync()                  is this the thread that decides; wait for all and see what they wrote
+//   measure(scores)                   reads a row, before all below; throws, or sets `fault`, at NaN or +inf
+//   largest(), log_sum()              the measured row's largest score and log(sum(exp(score - largest)))
+//   argmax(scores)                    returns the first token that has the largest score
+//   normalise(scores)                 turns a measured row into its log-probabilities
+//   measure_again(scores)             reads a normalised row again after some scores were changed
+//   offer(scores, base, row, block)   offers tokens with the score base + log-probability: at least those that matter
+//   draws()                           returns the memory of sampling
+//   nth(scores, n)                    returns the Bound of the n largest scores; scores equal to the last stay
+//   nucleus(scores, row, p, within, kept)  returns the Bound of the likeliest tokens that have p of the weight that
+//                                     `within` leaves; kept: how many these are
+//   weigh(scores, row, bound)         fills the row of draws() with exp((score - largest) * scale); returns their sum
+#pragma once
+
+#include "search/draws.h"
+#include "search/portable.h"
+
+namespace blip2rt {
+
+enum class EarlyStopping : int32_t { kFalse, kTrue, kNever };
+
+// Why a search ended before its time.
+enum class Fault : int32_t { kNone, kNotFinite, kNothingToDraw };
+
+// The text of every token. On a GPU the pointers lie in its memory.
+struct VocabularyView {
+  const uint64_t* ends = nullptr;  // token i is bytes [ends[i], ends[i + 1])
+  const char* bytes = nullptr;
+};
+
+struct SearchBlock {
+  static constexpr float kHopeless = -1e9f;  // what Hugging Face adds to the score of a beam that has stopped
+
+  struct Finished {
+    float score;
+    int32_t row;     // its row of finished_tokens
+    int32_t length;  // without the stop token
+  };
+
+  // The options, see options.h.
+  double length_penalty, top_p, min_p;
+  Random random;
+  int32_t vocab_size, num_beams, max_new_tokens, min_new_tokens, no_repeat_ngram_size, do_sample, top_k;
+  EarlyStopping early_stopping;
+  float penalty, scale;  // scale: 1 / temperature
+  int32_t wanted;        // how many candidates a step of beam search keeps
+  int32_t fewest;        // how many tokens of a row sampling leaves at least
+  int32_t eos_count, word_count, string_count, longest_string;
+  int32_t given, longest;  // tokens that the answer begins with; the most tokens of a history
+
+  // The state of the search.
+  int32_t length;  // tokens chosen so far, the same for every running beam
+  int32_t last, done;
+  Fault fault;
+  int32_t best_count, running_count, finished_count;
+
+  // Offsets of arrays, in bytes from the block's begin.
+  uint32_t eos_at, word_ends_at, words_at, string_ends_at, strings_at;
+  uint32_t tokens_at, parents_at;            // (num_beams) int32: what to feed next; see tokens()
+  uint32_t scores_at, next_scores_at;        // (num_beams) sums of log-probabilities
+  uint32_t best_at, running_at;              // (wanted), (num_beams) candidates of a step, best first
+  uint32_t history_at;                       // (num_beams, longest) int32: given and chosen tokens
+  uint32_t finished_at, finished_tokens_at;  // (num_beams), best first; (num_beams, max_new_tokens) int32
+  uint32_t penalised_at;                     // scratch (longest)
+
+  template <class T>
+  T* at(uint32_t offset) {
+    return reinterpret_cast<T*>(reinterpret_cast<char*>(this) + offset);
+  }
+  template <class T>
+  const T* at(uint32_t offset) const {
+    return reinterpret_cast<const T*>(reinterpret_cast<const char*>(this) + offset);
+  }
+
+  // What to feed next: beam b continues what beam parents()[b] was before the step, with the token tokens()[b]. A beam
+  // that is another's parent stays in its place: parents()[parents()[b]] == parents()[b].
+  const int32_t* tokens() const { return at<int32_t>(tokens_at); }
+  const int32_t* parents() const { return at<int32_t>(parents_at); }
+  const float* scores() const { return at<float>(scores_at); }
+  const Candidate* best() const { return at<Candidate>(best_at); }
+  int32_t* history(int32_t row) { return at<int32_t>(history_at) + static_cast<size_t>(row) * longest; }
+  const int32_t* history(int32_t row) const { return at<int32_t>(history_at) + static_cast<size_t>(row) * longest; }
+  Finished* finished() { return at<Finished>(finished_at); }
+  const Finished* finished() const { return at<Finished>(finished_at); }
+  int32_t* finished_tokens(int32_t row) {
+    return at<int32_t>(finished_tokens_at) + static_cast<size_t>(row) * max_new_tokens;
+  }
+  const int32_t* finished_tokens(int32_t row) const {
+    return at<int32_t>(finished_tokens_at) + static_cast<size_t>(row) * max_new_tokens;
+  }
+  int32_t written() const { return given + length; }
+
+  // Takes one step; allocates nothing. Overwrites the logits `all_scores` (rows, V). rows is 1 in the first step, when
+  // all beams are the same, and num_beams after it. `is_last`: this step chooses the last tokens.
+  template <class Reader>
+  void advance(Reader& reader, float* all_scores, int32_t rows, bool is_last, const VocabularyView& vocabulary) {
+    if (reader.leader()) {
+      last = is_last || length + 1 == max_new_tokens;
+      best_count = 0;
+    }
+    reader.sync();
+    if (num_beams == 1) {
+      choose_one(reader, all_scores, vocabulary);
+    } else {
+      choose_beams(reader, all_scores, rows, vocabulary);
+    }
+    if (reader.leader() && fault != Fault::kNone) done = 1;
+    reader.sync();
+  }
+
+  // The candidate that was offered first wins among equal scores.
+  bool would_take(float score) const { return best_count < wanted || score > best()[best_count - 1].score; }
+  void offer(const Candidate& candidate) {
+    if (!would_take(candidate.score)) return;
+    Candidate* items = at<Candidate>(best_at);
+    int32_t place = best_count < wanted ? best_count++ : wanted - 1;
+    for (; place > 0 && candidate.score > items[place - 1].score; --place) items[place] = items[place - 1];
+    items[place] = candidate;
+  }
+
+  // Returns whether options change scores beyond forbidding some.
+  bool penalises() const { return penalty != 1.0f; }
+
+  // Returns whether options may change scores in the next step.
+  bool edits() const {
+    return penalises() || no_repeat_ngram_size > 0 || word_count > 0 || (length < min_new_tokens && eos_count > 0);
+  }
+
+  bool is_eos(int32_t token) const {
+    for (int32_t i = 0; i < eos_count; ++i) {
+      if (at<int32_t>(eos_at)[i] == token) return true;
+    }
+    return false;
+  }
+
+  float normalised(float sum, int32_t tokens_counted) const {
+    return sum / static_cast<float>(pow(static_cast<double>(tokens_counted), length_penalty));
+  }
+
+ private:
+  template <class Reader>
+  void choose_one(Reader& reader, float* scores, const VocabularyView& vocabulary) {
+    if (reader.leader()) edit(scores, 0);
+    reader.sync();
+    reader.measure(scores);
+    int32_t token = reader.argmax(scores);
+    if (do_sample) add_row(reader, scores, 0, 0);
+    if (!reader.leader()) return;
+    Candidate drawn;
+    if (do_sample) {
+      if (reader.draws().draw(1, random, drawn)) {
+        token = drawn.token;
+      } else {
+        fault = fault == Fault::kNone ? Fault::kNothingToDraw : fault;
+      }
+    }
+    if (fault != Fault::kNone) return;
+    float& sum = at<float>(scores_at)[0];
+    const float score = sum + (scores[token] - reader.largest() - reader.log_sum());
+    const Candidate choice{score, 0, token};
+    done = stops(choice, vocabulary);
+    if (done) finish(choice);
+    sum = score;
+    go_on(0, choice);
+    history(0)[written()] = token;
+    ++length;
+  }
+
+  template <class Reader>
+  void choose_beams(Reader& reader, float* all_scores, int32_t rows, const VocabularyView& vocabulary) {
+    for (int32_t row = 0; row < rows; ++row) {
+      float* scores = all_scores + static_cast<size_t>(row) * vocab_size;
+      do_sample ? sample_beam(reader, scores, row) : offer_beam(reader, scores, row);
+    }
+    if (!reader.leader() || fault != Fault::kNone) return;
+    if (do_sample) draw_beams(reader, rows);
+
+    running_count = 0;
+    Candidate* running = at<Candidate>(running_at);
+    for (int32_t rank = 0; rank < best_count; ++rank) {
+      const Candidate& candidate = best()[rank];
+      if (!stops(candidate, vocabulary)) {
+        if (running_count < num_beams) running[running_count++] = candidate;
+      } else if (rank < num_beams) {  // candidates after num_beams may go on, but are not returned
+        finish(candidate);
+      }
+    }
+    const bool all_stopped = running_count == 0;
+    for (int32_t rank = 0; rank < best_count && running_count < num_beams; ++rank) {
+      const Candidate& candidate = best()[rank];  // too many stopped: some must go on, without hope
+      if (stops(candidate, vocabulary)) {
+        running[running_count++] = {candidate.score + kHopeless, candidate.row, candidate.token};
+      }
+    }
+    place_running();
+    ++length;
+    done = all_stopped || !can_improve();
+  }
+
+  template <class Reader>
+  void offer_beam(Reader& reader, float* scores, int32_t row) {
+    reader.measure(scores);
+    if (penalises()) reader.normalise(scores);  // Hugging Face's beams penalise log-probabilities, not logits
+    if (reader.leader()) edit(scores, row);
+    reader.sync();
+    if (penalises()) reader.measure_again(scores);
+    reader.offer(scores, this->scores()[row], row, *this);
+  }
+
+  template <class Reader>
+  void sample_beam(Reader& reader, float* scores, int32_t row) {
+    reader.measure(scores);
+    reader.normalise(scores);
+    if (reader.leader()) edit(scores, row);
+    reader.sync();
+    reader.measure(scores);  // what the options have left
+    add_row(reader, scores, this->scores()[row], row);
+  }
+
+  // Adds a measured row to those that are drawn from: the tokens that the options leave.
+  template <class Reader>
+  void add_row(Reader& reader, const float* scores, float base, int32_t row) {
+    const Draws& draws = reader.draws();
+    if (reader.leader()) draws.rows[row] = {scores, base, 0, 0};
+    reader.sync();
+    if (!isfinite(reader.largest())) return;  // every token is forbidden
+    Bound bound;
+    if (top_k > 0) bound = reader.nth(scores, larger_of(top_k, fewest));
+    if (top_p < 1) {
+      int32_t kept = 0;
+      bound = reader.nucleus(scores, row, top_p, bound, kept);
+      if (kept < fewest) bound = reader.nth(scores, fewest);
+    }
+    if (min_p > 0) {
+      Bound other;
+      other.score = static_cast<float>(reader.largest() + log(min_p) / scale);
+      if (fewest > 1) other.score = smaller_of(other.score, reader.nth(scores, fewest).score);
+      if (other.score > bound.score) bound = other;
+    }
+    const double log_weight = static_cast<double>(base) + static_cast<double>(reader.largest()) * scale;
+    if (!isfinite(log_weight)) return;  // a beam of no probability
+    const double sum = reader.weigh(scores, row, bound);
+    if (reader.leader()) draws.rows[row] = {scores, base, log_weight, sum};
+    reader.sync();
+  }
+
+  // Draws candidates from the continuations of all beams together, none twice. Where too few have a probability, adds
+  // some that have none.
+  template <class Reader>
+  void draw_beams(Reader& reader, int32_t rows) {
+    Candidate drawn;
+    while (best_count < wanted && reader.draws().draw(rows, random, drawn)) offer(drawn);
+    for (int32_t token = 0; best_count < wanted; ++token) {
+      bool same = false;
+      for (int32_t i = 0; i < best_count; ++i) same = same || (best()[i].row == 0 && best()[i].token == token);
+      if (!same) offer({forbidden(), 0, token});
+    }
+  }
+
+  // Applies Hugging Face's logits processors to the scores of the token after beam `row`: repetition penalty, no
+  // repeated n-grams, bad words, no stop token before min_new_tokens.
+  void edit(float* scores, int32_t row) {
+    const int32_t* said = history(row);
+    const int32_t count = written();
+    if (penalises()) {
+      float* penalised = at<float>(penalised_at);
+      for (int32_t i = 0; i < count; ++i) {  // all are read before any is written: a token counts once
+        const float score = scores[said[i]];
+        penalised[i] = score < 0 ? score * penalty : score / penalty;
+      }
+      for (int32_t i = 0; i < count; ++i) scores[said[i]] = penalised[i];
+    }
+    const int32_t begun = no_repeat_ngram_size - 1;  // tokens of the n-gram that the next token would complete
+    if (no_repeat_ngram_size > 0) {
+      for (int32_t start = 0; start + begun < count; ++start) {
+        if (equal(said + count - begun, said + start, begun)) scores[said[start + begun]] = forbidden();
+      }
+    }
+    const int32_t* words = at<int32_t>(words_at);
+    for (int32_t i = 0, start = 0; i < word_count; start = at<int32_t>(word_ends_at)[i++]) {
+      const int32_t before = at<int32_t>(word_ends_at)[i] - start - 1;  // tokens of the word but its last
+      if (before > count || !equal(said + count - before, words + start, before)) continue;
+      const int32_t token = words[start + before];
+      if (before > 0 || !is_eos(token)) scores[token] = forbidden();  // a stop token alone is no word
+    }
+    if (length < min_new_tokens) {
+      for (int32_t i = 0; i < eos_count; ++i) scores[at<int32_t>(eos_at)[i]] = forbidden();
+    }
+  }
+
+  static bool equal(const int32_t* a, const int32_t* b, int32_t count) {
+    for (int32_t i = 0; i < count; ++i) {
+      if (a[i] != b[i]) return false;
+    }
+    return true;
+  }
+
+  void go_on(int32_t beam, const Candidate& candidate) {
+    if (candidate.row != beam) {
+      for (int32_t i = 0; i < written(); ++i) history(beam)[i] = history(candidate.row)[i];
+    }
+    at<int32_t>(parents_at)[beam] = candidate.row;
+    at<int32_t>(tokens_at)[beam] = candidate.token;
+    at<float>(next_scores_at)[beam] = candidate.score;
+  }
+
+  // Gives each beam's place to its best child, and the places of beams without children to the other children: a best
+  // child needs no copy.
+  void place_running() {
+    Candidate* running = at<Candidate>(running_at);
+    for (int32_t beam = 0; beam < num_beams; ++beam) at<int32_t>(parents_at)[beam] = -1;
+    for (int32_t i = 0; i < running_count; ++i) {
+      if (parents()[running[i].row] >= 0) continue;
+      go_on(running[i].row, running[i]);
+      running[i].token = -1;
+    }
+    int32_t free = 0;
+    for (int32_t i = 0; i < running_count; ++i) {
+      if (running[i].token < 0) continue;
+      while (parents()[free] >= 0) ++free;
+      go_on(free, running[i]);
+    }
+    for (int32_t beam = 0; beam < num_beams; ++beam) {
+      at<float>(scores_at)[beam] = at<float>(next_scores_at)[beam];
+      history(beam)[written()] = tokens()[beam];
+    }
+  }
+
+  void finish(const Candidate& candidate) {
+    const float score = normalised(candidate.score, length + 1);
+    int32_t place = 0;
+    while (place < finished_count && !(finished()[place].score < score)) ++place;
+    const bool full = finished_count == num_beams;
+    if (place == finished_count && full) return;
+
+    const int32_t row = full ? finished()[finished_count - 1].row : finished_count;
+    const int32_t kept = length + (is_eos(candidate.token) ? 0 : 1);
+    for (int32_t i = 0; i < length; ++i) finished_tokens(row)[i] = history(candidate.row)[given + i];
+    if (kept > length) finished_tokens(row)[length] = candidate.token;
+    for (int32_t i = full ? finished_count - 1 : finished_count; i > place; --i) finished()[i] = finished()[i - 1];
+    finished()[place] = {score, row, kept};
+    finished_count += full ? 0 : 1;
+  }
+
+  bool can_improve() const {
+    float highest = scores()[0];
+    for (int32_t beam = 1; beam < num_beams; ++beam) highest = larger_of(highest, scores()[beam]);
+    // Only "never" allows for a running beam whose score still rises with its length.
+    const bool may_rise = early_stopping == EarlyStopping::kNever && length_penalty > 0;
+    const float hope = normalised(highest, may_rise ? max_new_tokens : length);
+    if (finished_count < num_beams) return hope > kHopeless;
+    return early_stopping != EarlyStopping::kTrue && hope > finished()[finished_count - 1].score;
+  }
+
+  bool stops(const Candidate& candidate, const VocabularyView& vocabulary) const {
+    return last || is_eos(candidate.token) || completes_string(candidate, vocabulary);
+  }
+
+  // Returns whether a stop string ends within the candidate's token, behind its beam's history.
+  bool completes_string(const Candidate& candidate, const VocabularyView& vocabulary) const {
+    const int32_t* ends = at<int32_t>(string_ends_at);
+    for (int32_t i = 0, start = 0; i < string_count; start = ends[i++]) {
+      const char* text = at<char>(strings_at) + start;
+      const uint64_t first = vocabulary.ends[candidate.token], end = vocabulary.ends[candidate.token + 1];
+      for (uint64_t stop = first; stop < end; ++stop) {  // its last byte
+        if (ends_here(text, ends[i] - start, candidate, stop, vocabulary)) return true;
+      }
+    }
+    return false;
+  }
+
+  // Returns whether `text` ends at byte `stop` of the candidate's token. Compares backwards, token after token.
+  bool ends_here(const char* text, int32_t size, const Candidate& candidate, uint64_t stop,
+                 const VocabularyView& vocabulary) const {
+    int32_t token = candidate.token, before = written();
+    uint64_t byte = stop + 1;
+    for (int32_t left = size; left > 0; --left) {
+      while (byte == vocabulary.ends[token]) {
+        if (before == 0) return false;
+        token = history(candidate.row)[--before];
+        byte = vocabulary.ends[token + 1];
+      }
+      if (vocabulary.bytes[--byte] != text[left - 1]) return false;
+    }
+    return true;
+  }
+};
+
+static_assert(sizeof(SearchBlock) == 192, "the same on every compiler: a block goes from one to the other");
+
+}  // namespace blip2rt

@@ -1,0 +1,31 @@
+// Holds the text of every token in bytes: a token may hold half a character.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "search/search_block.h"
+
+namespace blip2rt {
+
+class Vocabulary {
+ public:
+  explicit Vocabulary(const std::vector<std::string>& tokens) {
+    for (const std::string& token : tokens) {
+      bytes_ += token;
+      ends_.push_back(bytes_.size());
+    }
+  }
+
+  size_t size() const { return ends_.size() - 1; }
+  const std::vector<uint64_t>& ends() const { return ends_; }
+  const std::string& bytes() const { return bytes_; }
+  VocabularyView view() const { return {ends_.data(), bytes_.data()}; }
+
+ private:
+  std::string bytes_;              // all tokens, one after the other
+  std::vector<uint64_t> ends_{0};  // token i is bytes [ends_[i], ends_[i + 1])
+};
+
+}  // namespace blip2rt
