@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import operator
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypedDict
 
 from .bundle.manifest import Decoding
 from .errors import OptionError
@@ -65,6 +65,34 @@ class Options:
     seed: int | None = None
 
 
+class TextOptions(TypedDict, total=False):
+    """The fields of Options as keywords of a call that gives one text for each image."""
+
+    num_beams: int | None
+    max_new_tokens: int | None
+    min_new_tokens: int | None
+    length_penalty: float | None
+    early_stopping: bool | str
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    bad_words: str | Sequence[str]
+    forced_prefix: str
+    stop_strings: str | Sequence[str]
+    max_time: float | None
+    do_sample: bool
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    seed: int | None
+
+
+class CaptionOptions(TextOptions, total=False):
+    """The fields of Options, all of them, as keywords."""
+
+    num_captions: int
+
+
 _WHOLE: dict[str, tuple[int, int]] = {  # name -> lowest, highest
     "num_captions": (1, MAX_BEAMS), "num_beams": (1, MAX_BEAMS), "max_new_tokens": (1, _MOST),
     "min_new_tokens": (0, _MOST), "no_repeat_ngram_size": (0, _MOST), "top_k": (0, _MOST), "seed": (0, SEEDS - 1),
@@ -80,7 +108,7 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {  # name -> what it 
 }
 
 
-def merge(options: Options, given: dict[str, Any]) -> Options:
+def merge(options: Options, given: Mapping[str, Any]) -> Options:
     """`options` with keyword arguments over them, where these are not None.
 
     Raises OptionError where some are unknown: it names these, and what is wrong with the others by themselves.
