@@ -18,7 +18,7 @@ import numpy as np
 from ... import bundle as contract
 from ...errors import BackendError
 from .lane import DeviceTensor, Lane, Plan, aligned
-from .search import PLAN, Kernels, SearchMemory
+from .search import LAYOUT, Kernels, SearchMemory
 from .sizes import Sizes
 
 _STEP, _PROMPT = 0, 1  # profiles of the llm's plan
@@ -60,7 +60,7 @@ class Decoder:
         ):  # fmt: skip
             lane.tensor(name, (sizes.rows, numbers), dtype)
         lane.tensor("prompt.logits", (sizes.images, sizes.vocab), np.float32)
-        lane.buffer("plan", struct.calcsize(PLAN))
+        lane.buffer("plan", struct.calcsize(LAYOUT))
         self._graph: Any = None
         self._known: Any = None  # what the graph holds for, or the last step that was enqueued without one
         self._refused = False

@@ -1,6 +1,6 @@
 """Runs plans: their tensors, contexts with their shapes and addresses, one stream, memory that is kept.
 
-Knows tensors by name and what an plan asks of them; nothing about captions, tokens or how plans are built.
+Knows tensors by name and what a plan asks of them; nothing about captions, tokens or how plans are built.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Plan:
 
 
 class Runner:
-    """An plan's context with one profile on one lane's stream; tensors stay set until others take their place."""
+    """A plan's context with one profile on one lane's stream; tensors stay set until others take their place."""
 
     def __init__(self, lane: Lane, plan: Plan, profile: int) -> None:
         self._lane, self._plan, self._profile = lane, plan, profile
@@ -192,7 +192,7 @@ class Lane:
         return array
 
     def runner(self, plan: Plan, profile: int = 0, purpose: str = "") -> Runner:
-        """The lane's one context of an plan, a profile and a purpose."""
+        """The lane's one context of a plan, a profile and a purpose."""
         key = (plan.name, profile, purpose)
         if key not in self._runners:
             self._runners[key] = Runner(self, plan, profile)

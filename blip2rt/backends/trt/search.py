@@ -13,7 +13,7 @@ from .cuda import Cuda
 from .lane import Lane
 
 THREADS = 256  # of a block; `choose` reads a row of logits with so many
-PLAN = "=qqqqqqiiii"  # kernels.cu's Plan
+LAYOUT = "=qqqqqqiiii"  # of struct Plan in kernels.cu: where a search lies
 _LAST_AT = 56  # where its `last` lies
 
 
@@ -54,7 +54,7 @@ class SearchMemory:
             draws = (lane.buffer("draws.rows", rows * plan["draw_bytes"]),
                      lane.buffer("draws.weights", rows * vocab * 4),
                      lane.buffer("draws.sums", rows * -(-vocab // 64) * 8))  # fmt: skip
-        packed = struct.pack(PLAN, *text, self._blocks, *draws, plan["stride"], self.beams, 0, 0)
+        packed = struct.pack(LAYOUT, *text, self._blocks, *draws, plan["stride"], self.beams, 0, 0)
         lane.upload("plan", np.frombuffer(packed, np.uint8))
 
     def last(self) -> None:

@@ -14,7 +14,7 @@ from ...errors import OptionError
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the language model is, and what its plans were built for."""
+    """Sizes of the language model, and of what its plans were built for."""
 
     layers: int
     heads: int
