@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .errors import BackendError, Blip2rtError, BundleError, CapabilityError, ImageError, OptionError
     from .language import Chat, Scored
+    from .model import Model, load
     from .options import Options
-    from .pipeline import Match, Model, load
+    from .pipeline import Match
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,23 +31,10 @@ __all__ = [
     "OptionError", "Options", "Scored", "ask", "caption", "load", "match",
 ]  # fmt: skip
 
+_MODULES = {"Chat": "language", "Scored": "language", "Options": "options", "Match": "pipeline", "Model": "model",
+            "load": "model"}  # fmt: skip
 _default: Model | None = None
 _lock = threading.Lock()
-
-
-def caption(images: Any, **options: Any) -> Any:
-    """Captions one image (-> str) or a list of images (-> list of str); see Model.caption."""
-    return _default_model().caption(images, **options)
-
-
-def ask(images: Any, questions: Any, **options: Any) -> Any:
-    """Answers a question about an image; see Model.ask."""
-    return _default_model().ask(images, questions, **options)
-
-
-def match(images: Any, texts: Any) -> Any:
-    """How well a text describes an image; see Model.match."""
-    return _default_model().match(images, texts)
 
 
 def _default_model() -> Model:
@@ -54,22 +42,31 @@ def _default_model() -> Model:
     global _default
     with _lock:
         if _default is None:
-            from .pipeline import load
-
-            _default = load()
+            _default = importlib.import_module(f"{__name__}.model").load()
     return _default
 
 
+if TYPE_CHECKING:  # the signatures are the methods' own
+    caption, ask, match = _default_model().caption, _default_model().ask, _default_model().match
+else:
+
+    def caption(images, **options):
+        """Caption one image (-> str) or a list of images (-> list of str); see Model.caption."""
+        return _default_model().caption(images, **options)
+
+    def ask(images, questions, **options):
+        """Answer a question about an image; see Model.ask."""
+        return _default_model().ask(images, questions, **options)
+
+    def match(images, texts):
+        """Tell how well a text describes an image; see Model.match."""
+        return _default_model().match(images, texts)
+
+
 def __getattr__(name: str) -> Any:
-    """The other public names, imported when they are first asked for."""
-    if name in ("Chat", "Scored"):
-        return getattr(importlib.import_module(f"{__name__}.language"), name)
-    if name == "Options":
-        return importlib.import_module(f"{__name__}.options").Options
-    if name in ("Match", "Model", "load"):
-        return getattr(importlib.import_module(f"{__name__}.pipeline"), name)
+    """Import the other public names when they are first asked for."""
     if name in __all__:
-        return getattr(importlib.import_module(f"{__name__}.errors"), name)
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

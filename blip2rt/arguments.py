@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .errors import OptionError
+from .errors import ImageError, OptionError
 
 
 def as_list(images: Any) -> tuple[list[Any], bool]:
-    """One image or several -> list, whether it was one."""
+    """One image or several -> a list, and whether it was one."""
     if isinstance(images, list | tuple | Iterator) and not is_file(images):
         return list(images), False
     return [images], True
 
 
 def is_file(images: Any) -> bool:
-    """Whether it is an open file: an iterator, too, and one thing."""
+    """Whether it is an open file, which is an iterator and yet one thing."""
     return hasattr(images, "read")
 
 
+def one_by_one(images: Any) -> None:
+    """Raise ImageError for what does not hold images one by one."""
+    one = isinstance(images, str | bytes | os.PathLike) or is_file(images)
+    if one or not isinstance(images, Iterable):
+        raise ImageError(
+            f"caption_each takes images one by one, not {type(images).__name__}: give a list, or call caption"
+        )
+
+
 def texts_of(texts: Any, name: str) -> tuple[list[str], bool]:
-    """One text or several -> list, whether it was one. Raises OptionError for what is no text."""
+    """One text or several -> a list, and whether it was one. Raises OptionError for what is no text."""
     many, one = as_list(texts)
     wrong = sorted({type(text).__name__ for text in many if not isinstance(text, str)})
     if wrong:
@@ -30,7 +40,7 @@ def texts_of(texts: Any, name: str) -> tuple[list[str], bool]:
 
 
 def pairs(images: Any, texts: Any, name: str) -> tuple[list[Any], list[str], bool]:
-    """Images and texts of equal number; a single one is repeated for a list of the other."""
+    """Images and texts -> lists of one length, and whether both were one. A single one is repeated for a list."""
     many_images, one_image = as_list(images)
     many_texts, one_text = texts_of(texts, name)
     if one_image and not one_text:

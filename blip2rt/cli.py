@@ -21,7 +21,7 @@ from .options import Options
 
 if TYPE_CHECKING:
     from .bundle import Bundle
-    from .pipeline import Model
+    from .model import Model
 
 # Options whose flag has another name.
 _FLAGS = {"num_beams": "--beams", "do_sample": "--sample", "bad_words": "--bad-word", "stop_strings": "--stop-string"}
@@ -167,7 +167,7 @@ def _progress() -> Callable[[int, int], None]:
 
 
 def _load(args: argparse.Namespace) -> Model:
-    from .pipeline import load
+    from .model import load
 
     return load(
         args.model, backend=args.backend, device=args.device, threads=args.threads, scaled_jpeg=args.scaled_jpeg

@@ -1,7 +1,7 @@
-"""`blip2rt doctor`: what of this machine blip2rt's engines need, what is missing, and the command that mends it.
+"""`blip2rt doctor`: what this machine has, what is missing, and the command that mends it.
 
-Looks at the driver, the installed packages and the disk; opens no graph, imports no engine. Exit code 0 when captions
-can be made on this machine, 2 when not even that.
+Looks at the driver, the installed packages and the disk; opens no graph, imports neither ONNX Runtime nor TensorRT.
+Exit code 0 when captions can be made on this machine, 2 when not even that.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .errors import BackendError
 from .native import native
 
 _TENSORRT = ("tensorrt", "tensorrt-rtx", "tensorrt_rtx")
-_LEAST_MEMORY = 8 << 30  # bytes of memory and swap below which large engines are hard to build
+_LEAST_MEMORY = 8 << 30  # bytes of memory and swap below which large plans are hard to build
 _OK, _MISSING, _BROKEN = "ok", "missing", "broken"
 
 
@@ -58,9 +58,7 @@ def report(findings: list[Finding]) -> tuple[str, int]:
     if fatal:
         lines.append("blip2rt does not run here until the above is mended")
     else:
-        lines.append(
-            "captions run here, on the CPU" if bad else "captions run here; TensorRT engines can be built here"
-        )
+        lines.append("captions run here, on the CPU" if bad else "captions run here; TensorRT plans can be built here")
     return "\n".join(lines), 2 if fatal else 0
 
 
@@ -73,7 +71,7 @@ def _machine() -> Finding:
 
 
 def _memory() -> Finding:
-    """Memory and swap together decide whether a large engine can be built."""
+    """Memory and swap, which together decide whether a large plan can be built."""
     sizes = _meminfo()
     if not sizes:
         return Finding("memory", _OK, "not known on this system")
@@ -97,7 +95,7 @@ def _meminfo() -> dict[str, int]:
 
 
 def _native() -> Finding:
-    """Built, and what it multiplies and attends with on this processor."""
+    """Whether the core is built, and its kernels for this processor."""
     mend = "pip install . (in the checkout; needs a C++ compiler)"
     try:
         kernels = native().processor_kernels()
@@ -134,14 +132,14 @@ def _device(device: gpu.Gpu | str) -> list[Finding]:
 
 
 def _cuda() -> Finding:
-    """The toolkit itself is not needed: the driver runs engines. TensorRT's wheels bring what they use."""
+    """The toolkit, which is not needed: the driver runs plans, and TensorRT's wheels bring what they use."""
     toolkit = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
     text = f"compiler at {os.path.realpath(toolkit)}" if toolkit else "no toolkit, and none is needed"
     return Finding("CUDA", _OK, text)
 
 
 def _tensorrt(device: gpu.Gpu | str) -> Finding:
-    """Found, not imported: that takes a second and a driver."""
+    """Which TensorRT is installed. It is found, not imported: importing takes a second and a driver."""
     for package in _TENSORRT:
         module = package.replace("-", "_")
         if importlib.util.find_spec(module) is not None:
@@ -157,7 +155,7 @@ def _tensorrt(device: gpu.Gpu | str) -> Finding:
 
 
 def _bindings(device: gpu.Gpu | str) -> Finding:
-    """What the backend trt calls the driver through; found, not imported."""
+    """cuda-bindings, by which the backend trt calls the driver. Found, not imported."""
     version = _version("cuda-bindings")
     if version:
         return Finding("cuda-bindings", _OK, version)
@@ -169,8 +167,8 @@ def _cache() -> Finding:
     folder = default_folder()
     near = next(each for each in (folder, *folder.parents) if each.exists())
     if not os.access(near, os.W_OK):
-        return Finding("engine cache", _BROKEN, f"{folder} cannot be written", "export BLIP2RT_CACHE=A_WRITABLE_FOLDER")
-    return Finding("engine cache", _OK, f"{folder}, {shutil.disk_usage(near).free / 1e9:.1f} GB free")
+        return Finding("plan cache", _BROKEN, f"{folder} cannot be written", "export BLIP2RT_CACHE=A_WRITABLE_FOLDER")
+    return Finding("plan cache", _OK, f"{folder}, {shutil.disk_usage(near).free / 1e9:.1f} GB free")
 
 
 def _version(package: str) -> str | None:

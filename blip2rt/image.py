@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ImageLike: TypeAlias = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, Image.Image, "NDArray[np.generic]"]
+"""What an image may be: a path, the bytes of a file, a PIL image or an ndarray."""
 
 ACCEPTED = "a path, the bytes of an image file, a PIL image or an ndarray"
 ACCEPTED_ARRAYS = "(H, W), (H, W, 3) or (H, W, 4), uint8 in 0..255 or float in 0..1"
@@ -68,7 +69,7 @@ def normalize(rgb: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]:
 
 
 def load_rgb(image: ImageLike, least: int | None = None) -> Image.Image:
-    """Any accepted image as a PIL image of mode RGB, upright. Raises ImageError.
+    """Any accepted image -> a PIL image of mode RGB, upright. Raises ImageError.
 
     least: a JPEG file may be decoded smaller, as long as neither side has fewer pixels; None: as it is.
     """
@@ -105,7 +106,7 @@ def _load_file(path: str | os.PathLike[str], least: int | None) -> Image.Image:
 
 
 def _open(stream: io.IOBase, name: str) -> Image.Image:
-    """Reads the header only."""
+    """Open an image: reads the header only. Raises ImageError."""
     try:
         with _open_lock, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large but below the limit; broken metadata
@@ -120,7 +121,7 @@ def _open(stream: io.IOBase, name: str) -> Image.Image:
 
 
 def _decode(image: Image.Image, name: str, least: int | None = None) -> Image.Image:
-    """Decodes, turns upright and converts to RGB."""
+    """Decode an image, turn it upright, convert it to RGB. Raises ImageError."""
     try:
         if least is not None:
             image.draft(None, (least, least))  # in the mode that it has

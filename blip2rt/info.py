@@ -7,16 +7,16 @@ from dataclasses import asdict
 from typing import Any
 
 from .bundle import Bundle
-from .bundle.manifest import Component
+from .bundle.manifest import Component, TensorInfo
 
 
 def to_dict(bundle: Bundle) -> dict[str, Any]:
-    """The manifest as JSON has it, with the bundle's path and size in bytes."""
+    """The manifest as plain dicts and lists, with the bundle's path and size in bytes."""
     return {"path": str(bundle.path), "size": bundle.size, **asdict(bundle.manifest)}
 
 
 def describe(bundle: Bundle) -> str:
-    """A page of text."""
+    """Describe a bundle in a page of text."""
     manifest = bundle.manifest
     image = manifest.image
     lines = [
@@ -61,7 +61,7 @@ def describe(bundle: Bundle) -> str:
 
 
 def _size(bundle: Bundle, component: Component) -> int:
-    """Bytes of a component's graph and its external data, which is named after the graph."""
+    """Bytes of a component's graph and of its external data, which is named after the graph."""
     files = bundle.manifest.files or {}
     stem = component.graph.rsplit(".", 1)[0]
     return sum(entry.size for name, entry in files.items() if name == component.graph or name.startswith(f"{stem}."))
@@ -75,9 +75,9 @@ def _shared(bundle: Bundle) -> list[tuple[str, int]]:
 
 
 def _signature(component: Component) -> str:
-    """Inputs -> outputs; the layers' caches, all alike, are left out."""
+    """A component as "inputs -> outputs". The layers' caches, all alike, are left out."""
 
-    def names(tensors: Any) -> str:
+    def names(tensors: Sequence[TensorInfo]) -> str:
         return ", ".join(
             f"{tensor.name} ({','.join(map(str, tensor.shape))})"
             for tensor in tensors

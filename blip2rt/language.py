@@ -5,24 +5,22 @@ Knows prompts, tokens and options; nothing about images, whose prefix_embeds it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .backends import BackendLike, ChatLike, GenerationLike
+from . import backends
+from .backends import Backend, Generation, OnToken
 from .bundle import Bundle
 from .bundle.manifest import Decoding
-from .errors import OptionError
-from .options import Options, Room, merge, resolve, strings
+from .errors import CapabilityError, OptionError
+from .options import Options, Room, TextOptions, merge, resolve, strings
 from .text import LlmTokenizer, TextStream
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from typing_extensions import Unpack
 
-    Floats = NDArray[np.float32]
-
-OnToken = Callable[[int, int, int], object]
+    from .backends import Floats
 
 
 class Scored(NamedTuple):
@@ -35,7 +33,7 @@ class Scored(NamedTuple):
 class Language:
     """A bundle's language model and its words. Raises OptionError for texts and options before anything runs."""
 
-    def __init__(self, bundle: Bundle, backend: BackendLike) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
         assert bundle.manifest.llm is not None, "reading the bundle checks that llm comes with its components"
         self._spec = bundle.manifest.llm
         self._manifest = bundle.manifest
@@ -49,7 +47,7 @@ class Language:
         return self._manifest.prompts.get("caption", "") if prompt is None else prompt
 
     def ask_prompt(self, question: str) -> str:
-        """A question in the bundle's template. Raises OptionError."""
+        """A question -> the bundle's template, filled with it. Raises OptionError."""
         if not isinstance(question, str):
             raise OptionError(f"a question: a text is {type(question).__name__}, not str")
         if not question.strip():
@@ -57,7 +55,7 @@ class Language:
         return self._manifest.prompts.get("ask", "{}").replace("{}", question.strip())
 
     def encode(self, prompt: str) -> list[int]:
-        """A prompt's token ids."""
+        """A prompt -> its token ids."""
         return self._tokenizer.encode(prompt)
 
     def settings(self, task: str, options: Options, prompts: Sequence[str], used: int = 0) -> dict[str, Any]:
@@ -92,11 +90,14 @@ class Language:
         self,
         prefix_embeds: Floats,
         prompts: Sequence[str],
-        settings: dict[str, Any],
+        settings: Mapping[str, Any],
         first_image: int = 0,
         on_token: OnToken | None = None,
     ) -> list[list[Scored]]:
-        """prefix_embeds (B, Q, D), B prompts -> the texts of each image. first_image: the number of the first one."""
+        """prefix_embeds (B, Q, D), B prompts -> the texts of each image, best first.
+
+        first_image: the number that draws know the first image by.
+        """
         prompt_ids = [self.encode(prompt) for prompt in prompts]
         options = {**settings, "first_image": first_image}
         sequences = self._backend.generate(prefix_embeds, prompt_ids, options, on_token)
@@ -106,11 +107,11 @@ class Language:
             for best in sequences
         ]
 
-    def stream(self, prefix_embeds: Floats, prompt: str, settings: dict[str, Any]) -> Iterator[str]:
+    def stream(self, prefix_embeds: Floats, prompt: str, settings: Mapping[str, Any]) -> Iterator[str]:
         """prefix_embeds (1, Q, D) -> pieces of the text, as they come."""
         return self.pieces(self._backend.begin(prefix_embeds, [self.encode(prompt)], settings), settings)
 
-    def pieces(self, generation: GenerationLike, settings: dict[str, Any]) -> Iterator[str]:
+    def pieces(self, generation: Generation, settings: Mapping[str, Any]) -> Iterator[str]:
         """A generation of one text -> its pieces. A token is computed when the piece before it has been taken."""
         stream = TextStream(self._tokenizer, settings["forced_prefix"])
         while not generation.done:
@@ -120,7 +121,7 @@ class Language:
         if piece := stream.end():
             yield piece
 
-    def text(self, generation: GenerationLike, settings: dict[str, Any]) -> str:
+    def text(self, generation: Generation, settings: Mapping[str, Any]) -> str:
         """A generation of one text, run to its end."""
         while not generation.done:
             generation.step()
@@ -128,20 +129,24 @@ class Language:
         return self._tokenizer.decode(settings["forced_prefix"] + token_ids)
 
     def encode_more(self, text: str) -> list[int]:
-        """Token ids of a text that goes on from another."""
+        """A text that goes on from another -> its token ids."""
         return self._tokenizer.encode_more(text)
 
-    @property
-    def can_chat(self) -> bool:
-        """Whether its cache holds what was said: an encoder-decoder reads every question anew."""
-        return not self._spec.encoder_decoder
+    def need_chat(self) -> None:
+        """Raise CapabilityError for a model that reads every question anew, so that no cache holds what was said."""
+        why = "its Q-Former looks at the image anew for every question" if self._manifest.question is not None else None
+        why = "its language model is an encoder-decoder" if self._spec.encoder_decoder else why
+        if why is not None:
+            raise CapabilityError(
+                f"bundle {self._manifest.name!r} cannot chat: {why}; use ask, with what was said in the question"
+            )
 
-    def open_chat(self, prefix_embeds: Floats, max_beams: int) -> ChatLike:
+    def open_chat(self, prefix_embeds: Floats, max_beams: int) -> backends.Chat:
         """prefix_embeds (1, Q, D) -> the backend's conversation, as long as the language model allows."""
         return self._backend.chat(prefix_embeds, max_beams, self._spec.max_positions)
 
     def _forced_prefix(self, options: Options, after_prompt: bool) -> list[int]:
-        """Its tokens. In a text that goes on from a prompt it is a further word, as answers are in training."""
+        """Tokens of the option forced_prefix. After a prompt it is a further word, as answers are in training."""
         after_prompt = after_prompt and not self._spec.encoder_decoder
         text = options.forced_prefix
         if not isinstance(text, str) or not text:  # what is no str is named with the other faults
@@ -168,21 +173,21 @@ class Chat:
         settings = language.settings("ask", options, [])
         self._max_beams = settings["num_beams"]
         self._chat = language.open_chat(prefix_embeds, self._max_beams)
-        self._last: tuple[GenerationLike, int] | None = None  # the answer under way, and what was read for it
+        self._last: tuple[Generation, int] | None = None  # the answer under way, and what was read for it
 
-    def ask(self, question: str, **options: Any) -> str:
+    def ask(self, question: str, **options: Unpack[TextOptions]) -> str:
         """Question -> answer. Options are those of Model.ask, over those of the chat."""
         generation, settings = self._begin(question, options, {})
         return self._language.text(generation, settings)
 
-    def stream(self, question: str, **options: Any) -> Iterator[str]:
+    def stream(self, question: str, **options: Unpack[TextOptions]) -> Iterator[str]:
         """Question -> pieces of the answer, as they come; see Model.stream. What was not taken was not said."""
         generation, settings = self._begin(question, options, {"num_beams": 1})
         return self._language.pieces(generation, settings)
 
     def _begin(
-        self, question: str, given: dict[str, Any], defaults: dict[str, Any]
-    ) -> tuple[GenerationLike, dict[str, Any]]:
+        self, question: str, given: Mapping[str, Any], defaults: Mapping[str, Any]
+    ) -> tuple[Generation, dict[str, Any]]:
         self._remember()
         options = merge(self._options, {**defaults, **given})
         first = self._used == 0
@@ -199,7 +204,7 @@ class Chat:
         return generation, settings
 
     def _remember(self) -> None:
-        """Counts what the last answer has used."""
+        """Count the positions that the last answer has used."""
         if self._last is not None:
             generation, read = self._last
             self._used += read + len(generation.results()[0][0][0])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import operator
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypedDict
 
 from .bundle.manifest import Decoding
 from .errors import OptionError
@@ -29,8 +29,8 @@ class Options:
     num_captions: texts for each image: the best num_captions of num_beams, or independent draws
     num_beams: 1: greedy; with do_sample, beams whose candidates are drawn
     max_new_tokens, min_new_tokens: length of the answer, in tokens
-    length_penalty: of beams: above 0 favours longer texts, below 0 shorter ones
-    early_stopping: of beams: True ends with num_beams texts; "never" where none can get better
+    length_penalty: for beams: above 0 favours longer texts, below 0 shorter ones
+    early_stopping: for beams: True ends with num_beams texts; "never" where none can get better
     repetition_penalty: above 1 makes said tokens less likely
     no_repeat_ngram_size: n-grams of this size come once; 0 is off
     bad_words: never said, neither after a space nor within a word
@@ -38,11 +38,11 @@ class Options:
     stop_strings: the text ends with the token that completes one
     max_time: seconds for the images decoded together, after which texts end where they are
     do_sample: draw tokens
-    temperature: of sampling: above 1 is wilder, below 1 tamer
-    top_k: of sampling: from this many likeliest tokens; None is 50, 0 all
-    top_p: of sampling: from the likeliest tokens that together have this probability
-    min_p: of sampling: from tokens at least this likely, relative to the likeliest
-    seed: of sampling: the same texts for the same seed; None draws one
+    temperature: for sampling: above 1 is wilder, below 1 tamer
+    top_k: for sampling: from this many likeliest tokens; None is 50, 0 all
+    top_p: for sampling: from the likeliest tokens that together have this probability
+    min_p: for sampling: from tokens at least this likely, relative to the likeliest
+    seed: for sampling: the same texts for the same seed; None draws one
     """
 
     num_captions: int = 1
@@ -65,6 +65,37 @@ class Options:
     seed: int | None = None
 
 
+class TextOptions(TypedDict, total=False):
+    """The fields of Options as keywords of a call that gives one text for each image."""
+
+    num_beams: int | None
+    max_new_tokens: int | None
+    min_new_tokens: int | None
+    length_penalty: float | None
+    early_stopping: bool | str
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    bad_words: str | Sequence[str]
+    forced_prefix: str
+    stop_strings: str | Sequence[str]
+    max_time: float | None
+    do_sample: bool
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    seed: int | None
+
+
+class CaptionOptions(TextOptions, total=False):
+    """The fields of Options, all of them, as keywords.
+
+    A call that is handed such a dict counts as one of several captions; TextOptions is for one.
+    """
+
+    num_captions: int
+
+
 _WHOLE: dict[str, tuple[int, int]] = {  # name -> lowest, highest
     "num_captions": (1, MAX_BEAMS), "num_beams": (1, MAX_BEAMS), "max_new_tokens": (1, _MOST),
     "min_new_tokens": (0, _MOST), "no_repeat_ngram_size": (0, _MOST), "top_k": (0, _MOST), "seed": (0, SEEDS - 1),
@@ -80,10 +111,10 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {  # name -> what it 
 }
 
 
-def merge(options: Options, given: dict[str, Any]) -> Options:
-    """`options` with keyword arguments over them, where these are not None.
+def merge(options: Options, given: Mapping[str, Any]) -> Options:
+    """Lay keyword arguments over `options`, where they are not None.
 
-    Raises OptionError where some are unknown: it names these, and what is wrong with the others by themselves.
+    Raises OptionError for unknown ones. It names these, and what is wrong with each of the others.
     """
     known = [field.name for field in fields(Options)]
     unknown = [name for name in given if name not in known]
@@ -99,12 +130,12 @@ class Room:
     """How many tokens fit behind what is read, in words for whoever asks for more."""
 
     tokens: int
-    behind: str  # what is read: "the image (32) and the prompt (7), of 1024"
+    behind: str  # what is read, as in "the image (32), the prompt (7), of 1024 tokens in all"
     mend: str  # what gives more room
 
 
 def resolve(given: Options, defaults: Decoding, room: Room) -> dict[str, Any]:
-    """The native generator's options, without what needs a tokenizer: stop ids, bad words, prefix and stop strings.
+    """The core's options of generation, without those that need a tokenizer: stop ids, bad words, prefix, stop strings.
 
     Raises OptionError that names every fault.
     """
@@ -168,7 +199,7 @@ def strings(value: str | Sequence[str]) -> list[str]:
 
 
 def _single_faults(given: Options) -> dict[str, str]:
-    """Name -> fault of each option by itself."""
+    """Name -> fault, for each option that is wrong by itself."""
     faults = {}
     for name, (low, high) in _WHOLE.items():
         value = getattr(given, name)

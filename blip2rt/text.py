@@ -17,12 +17,9 @@ from .errors import BundleError, OptionError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-
 _JOINED = re.compile(r" (?=[.,!?;:](\s|$)|n't\b|'(s|m|re|ve|ll|d)\b)")  # spaces that writing does not have
 _MAY_JOIN = re.compile(r"[.,!?;:]|n|n'|n't|'|'s|'m|'r|'re|'v|'ve|'l|'ll|'d")  # words before which one may stand
-
-
-_PUNCTUATION = re.compile(r"[.!\"()*#:;~]")  # what captions are cleaned of
+_PUNCTUATION = re.compile(r"[.!\"()*#:;~]")  # clean_caption removes it
 
 
 class LlmTokenizer:
@@ -36,36 +33,36 @@ class LlmTokenizer:
         self._special, self._empty = spec.add_special_tokens, spec.empty_prompt_ids
 
     def encode(self, prompt: str) -> list[int]:
-        """Ids of the prompt, with the special tokens that the model's prompts have. Raises OptionError."""
+        """A prompt -> its token ids, with the special tokens that the model's prompts have. Raises OptionError."""
         if prompt == "" and self._empty is not None:
             return list(self._empty)
         return self._first + _encode(self._tokenizer, prompt, special=self._special)
 
     def encode_more(self, text: str) -> list[int]:
-        """Ids of a text that goes on from another. Raises OptionError."""
+        """A text that goes on from another -> its token ids. Raises OptionError."""
         return _encode(self._tokenizer, text, special=False)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text on a single line, special tokens left out, no space before punctuation."""
+        """Token ids -> text on a single line, special tokens left out, no space before punctuation."""
         return tidy(self.decode_raw(token_ids))
 
     def decode_raw(self, token_ids: Sequence[int]) -> str:
-        """Text as the tokenizer has it, special tokens left out."""
+        """Token ids -> text as the tokenizer has it, special tokens left out."""
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
         return text
 
     def token_bytes(self) -> list[bytes]:
-        """What each token adds to a text, one entry a token of the language model; nothing for special tokens."""
+        """The bytes that each token of the language model adds to a text; none for special tokens."""
         return token_bytes(self._tokenizer, self._size)
 
 
 def clean_caption(text: str) -> str:
-    """Lower case, no sentence punctuation, single spaces (the reference's caption processor)."""
+    """Write a text as the reference's caption processor does: lower case, no sentence punctuation, single spaces."""
     return " ".join(_PUNCTUATION.sub(" ", text.lower()).split())
 
 
 def tidy(text: str) -> str:
-    """A generated text on a single line, no space before punctuation and clitics."""
+    """Write a generated text on a single line, without spaces before punctuation and clitics."""
     return _JOINED.sub("", " ".join(text.split()))
 
 
@@ -93,7 +90,7 @@ class QFormerTokenizer:
         return token_ids, text_mask
 
     def _written(self, text: str) -> str:
-        """As the model's training had it."""
+        """The text as the model's training wrote it."""
         return clean_caption(text) if self._clean and isinstance(text, str) else text
 
 
@@ -121,7 +118,7 @@ def token_bytes(tokenizer: Tokenizer, size: int) -> list[bytes]:
 
 
 def _byte_letters() -> dict[str, int]:
-    """The letter by which byte-level tokenizers write each byte: printable ones themselves, others from U+0100 on."""
+    """Letter -> byte, as byte-level tokenizers write bytes: printable ones as themselves, others from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -149,7 +146,7 @@ def _encode(tokenizer: Tokenizer, text: str, *, special: bool) -> list[int]:
 
 
 class TextStream:
-    """Tokens of one text, one by one -> pieces of it that join to what `decode` makes of all tokens.
+    """Tokens of one text, one by one -> pieces of the text. Joined they are what `decode` makes of all tokens.
 
     A piece never ends within a character, nor where what follows may still change it.
     """
@@ -161,7 +158,7 @@ class TextStream:
         self._said = 0  # characters given out
 
     def push(self, token_id: int) -> str:
-        """What is certain of the text with one token more, after what was given out before; may be empty."""
+        """Take one token more. Return what is now certain of the text and was not given out before; it may be empty."""
         self._ids.append(token_id)
         text = self._tokenizer.decode_raw(self._ids).rstrip("\ufffd")  # the end may be half a character
         text = " ".join(text.split())
@@ -171,7 +168,7 @@ class TextStream:
         return self._give(tidy(text))
 
     def end(self) -> str:
-        """The rest."""
+        """Return the rest of the text."""
         return self._give(self._tokenizer.decode(self._ids))
 
     def _give(self, text: str) -> str:

@@ -1,51 +1,128 @@
-"""Engines that run a bundle's graphs. One module a backend, found by its name; each has a class `Backend`."""
+"""Backends run a bundle's graphs: ort (ONNX Runtime) and trt (TensorRT).
+
+How to add one, called NAME:
+
+1. Write `blip2rt/backends/NAME.py` (or a folder of that name) with a class `Backend` derived from `Backend` below. Its
+   constructor takes the bundle, and keyword-only what else it needs, each with a default: `create` reads the signature
+   and refuses what it does not name. A keyword that `load` has not got yet is added there. Nothing is registered:
+   the file's name is the backend's.
+2. Write `_run`, which runs one graph, and `generate`, `begin`, `chat` and `vocabulary`, which run the language model.
+   The searches themselves are in the core: `SearchBatch` takes logits and gives the next tokens.
+3. Add NAME to `bundle.names.TARGETS`, and a target to `export/targets.py`: a bundle runs on the backend that it was
+   exported for.
+4. Test it against ort, token for token, as `tests/trt/test_backend.py` does: `pytest tests/runtime/test_backends.py
+   tests/NAME`. The former holds that every backend keeps to what this page says.
+"""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import bundle as contract
 from ..bundle import Bundle
-from ..errors import BackendError
+from ..errors import BackendError, OptionError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Floats = NDArray[np.float32]
-    Ints = NDArray[np.int64]
+    Floats: TypeAlias = NDArray[np.float32]
+    Ints: TypeAlias = NDArray[np.int64]
 
-    Sequences = list[list[tuple[list[int], float]]]
+Token: TypeAlias = tuple[int, int, int]  # number of the image, number of the draw, token id
+OnToken: TypeAlias = Callable[[int, int, int], object]  # is told each Token; False ends the call
+Sequences: TypeAlias = list[list[tuple[list[int], float]]]  # for each image its best: new token ids, score
 
 
-class Graphs:
-    """What a backend's graphs give for arrays, whichever engine runs them."""
+class Generation(ABC):
+    """A generation under way. One thread steps it at a time. Raises BackendError."""
 
-    def _run(self, component: str, output: str, feeds: dict[str, Any]) -> Floats:
-        raise NotImplementedError
+    @property
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether every text has ended."""
+
+    @abstractmethod
+    def step(self) -> list[Token]:
+        """Compute one token more for every running text. Return those that are settled; with beams none is."""
+
+    @abstractmethod
+    def results(self) -> Sequences:
+        """The texts; before it is done, what there is."""
+
+
+class Chat(ABC):
+    """A conversation about one image. One thread uses it at a time. Raises BackendError."""
+
+    @abstractmethod
+    def ask(self, prompt: list[int], options: Mapping[str, Any]) -> Generation:
+        """Begin the answer to [image][all that was said][prompt]. End the answer before, where it still runs."""
+
+
+class Backend(ABC):
+    """What runs a bundle. Graphs load at first use; every method may be called from any thread."""
+
+    @abstractmethod
+    def _run(self, component: str, output: str, feeds: Mapping[str, NDArray[Any]]) -> Floats:
+        """Run the graph of a component on arrays by input name. Return one output. Raises BackendError."""
+
+    @abstractmethod
+    def generate(
+        self,
+        prefix_embeds: Floats,
+        prompts: Sequence[list[int]],
+        options: Mapping[str, Any],
+        on_token: OnToken | None = None,
+    ) -> Sequences:
+        """prefix_embeds (B, Q, D), B prompts -> Sequences. The options are listed in docs/design.md."""
+
+    @abstractmethod
+    def begin(self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: Mapping[str, Any]) -> Generation:
+        """Begin what `generate` does. The caller steps it."""
+
+    @abstractmethod
+    def chat(self, prefix_embeds: Floats, max_rows: int, capacity: int) -> Chat:
+        """prefix_embeds (1, Q, D), most beams of an answer, positions in all -> a conversation about one image."""
+
+    @abstractmethod
+    def vocabulary(self, tokens: list[bytes]) -> Any:
+        """The text of every token -> the option `vocabulary`, which goes with the option `stop_strings`."""
+
+    def preload(self, *components: str) -> None:  # noqa: B027  # a backend may leave it
+        """Begin to load graphs that will soon be needed. Return at once, and never fail."""
 
     def vision(self, pixels: Floats) -> Floats:
+        """pixels (B, 3, H, W) -> vision_features (B, N, C)"""
         return self._run(contract.VISION, contract.VISION_FEATURES, {contract.PIXELS: pixels})
 
     def prefix_embeds(self, vision_features: Floats, question: tuple[Ints, Ints] | None = None) -> Floats:
-        feeds: dict[str, Any] = {contract.VISION_FEATURES: vision_features}
+        """vision_features (B, N, C) -> prefix_embeds (B, Q, D)
+
+        question: token_ids, text_mask (B, L), for a Q-Former that reads it, and for no other.
+        """
+        feeds: dict[str, NDArray[Any]] = {contract.VISION_FEATURES: vision_features}
         if question is not None:
             feeds[contract.TOKEN_IDS], feeds[contract.TEXT_MASK] = question
         return self._run(contract.QFORMER, contract.PREFIX_EMBEDS, feeds)
 
     def image_embeds(self, vision_features: Floats) -> Floats:
+        """vision_features (B, N, C) -> image_embeds (B, Q, E), rows of unit length"""
         feeds = {contract.VISION_FEATURES: vision_features}
         return self._run(contract.IMAGE_EMBED, contract.IMAGE_EMBEDS, feeds)
 
     def text_embeds(self, token_ids: Ints, text_mask: Ints) -> Floats:
+        """token_ids, text_mask (B, L) -> text_embeds (B, E), of unit length"""
         feeds = {contract.TOKEN_IDS: token_ids, contract.TEXT_MASK: text_mask}
         return self._run(contract.TEXT_EMBED, contract.TEXT_EMBEDS, feeds)
 
     def itm_logits(self, vision_features: Floats, token_ids: Ints, text_mask: Ints) -> Floats:
-        feeds = {
+        """vision_features (B, N, C), token_ids, text_mask (B, L) -> itm_logits (B, 2)"""
+        feeds: dict[str, NDArray[Any]] = {
             contract.VISION_FEATURES: vision_features,
             contract.TOKEN_IDS: token_ids,
             contract.TEXT_MASK: text_mask,
@@ -53,81 +130,16 @@ class Graphs:
         return self._run(contract.ITM, contract.ITM_LOGITS, feeds)
 
 
-class GenerationLike(Protocol):
-    """A generation under way; one thread steps it at a time. Raises BackendError."""
-
-    @property
-    def done(self) -> bool: ...
-
-    def step(self) -> list[tuple[int, int, int]]:
-        """One token more for every running text: (image, draw, token id) of each that is settled."""
-
-    def results(self) -> Sequences:
-        """Before it is done, what there is."""
-
-
-class ChatLike(Protocol):
-    """A conversation whose cache stays; one thread uses it at a time."""
-
-    def ask(self, prompt: list[int], options: dict[str, Any]) -> GenerationLike:
-        """The answer after [image][all that was said][prompt]; ends the one before where that is."""
-
-
-class BackendLike(Protocol):
-    """What the pipeline asks of a backend. Graphs load at first use; every method may be called from any thread."""
-
-    def preload(self, *components: str) -> None:
-        """Begins to load graphs that will soon be needed; returns at once, and never fails."""
-
-    def vision(self, pixels: Floats) -> Floats:
-        """pixels (B, 3, H, W) -> vision_features (B, N, C)"""
-
-    def prefix_embeds(self, vision_features: Floats, question: tuple[Ints, Ints] | None = None) -> Floats:
-        """vision_features (B, N, C) -> prefix_embeds (B, Q, D)
-
-        question: token_ids, text_mask (B, L), for a Q-Former that reads it, and for no other.
-        """
-
-    def image_embeds(self, vision_features: Floats) -> Floats:
-        """vision_features (B, N, C) -> image_embeds (B, Q, E), rows of unit length"""
-
-    def text_embeds(self, token_ids: Ints, text_mask: Ints) -> Floats:
-        """token_ids, text_mask (B, L) -> text_embeds (B, E), of unit length"""
-
-    def itm_logits(self, vision_features: Floats, token_ids: Ints, text_mask: Ints) -> Floats:
-        """vision_features (B, N, C), token_ids, text_mask (B, L) -> itm_logits (B, 2)"""
-
-    def generate(
-        self,
-        prefix_embeds: Floats,
-        prompts: Sequence[list[int]],
-        options: dict[str, Any],
-        on_token: Callable[[int, int, int], object] | None = None,
-    ) -> Sequences:
-        """prefix_embeds (B, Q, D), B prompts -> for each image its best sequences: new token ids, score.
-
-        Options: docs/design.md. on_token(image, draw, token id) sees every token that is settled; False ends the call.
-        """
-
-    def begin(self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: dict[str, Any]) -> GenerationLike:
-        """As generate, to be stepped by the caller."""
-
-    def chat(self, prefix_embeds: Floats, max_rows: int, capacity: int) -> ChatLike:
-        """A conversation about one image: prefix_embeds (1, Q, D), most beams of an answer, positions in all."""
-
-    def vocabulary(self, tokens: list[bytes]) -> Any:
-        """The option `vocabulary` that goes with the option `stop_strings`, of the text of every token."""
-
-
 def names() -> list[str]:
     """Names of the backends that exist."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def create(
-    name: str, bundle: Bundle, threads: int | None = None, device: str | None = None, engines: Any = None
-) -> BackendLike:
-    """The backend called `name`, ready to run `bundle` on `device`. Raises BackendError for an unknown name."""
+def create(name: str, bundle: Bundle, **keywords: Any) -> Backend:
+    """The backend called `name`, ready to run `bundle`. A keyword that is None counts as not given.
+
+    Raises BackendError for an unknown name and another target's bundle, OptionError for keywords of another backend.
+    """
     if name not in names():
         raise BackendError(f"no backend {name!r}: choose from {', '.join(names())}")
     if bundle.manifest.target != name:
@@ -135,5 +147,27 @@ def create(
             f"{bundle.path} was exported for {bundle.manifest.target}, which the backend {name} cannot run: choose the "
             f"backend {bundle.manifest.target}, or export it with blip2rt-export --target {name}"
         )
-    backend: BackendLike = importlib.import_module(f"{__name__}.{name}").Backend(bundle, threads, device, engines)
+    given = {keyword: value for keyword, value in keywords.items() if value is not None}
+    faults = [_foreign(keyword) for keyword in given if keyword not in _keywords(name)]
+    if faults:
+        raise OptionError("; ".join(faults))
+    backend: Backend = _class(name)(bundle, **given)
     return backend
+
+
+def _class(name: str) -> Any:
+    return importlib.import_module(f"{__name__}.{name}").Backend
+
+
+def _keywords(name: str) -> list[str]:
+    """The keyword-only parameters of a backend's constructor."""
+    parameters = inspect.signature(_class(name)).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+def _foreign(keyword: str) -> str:
+    """The fault of a keyword that the chosen backend has not got."""
+    owners = [name for name in names() if keyword in _keywords(name)]
+    if not owners:
+        return f"no backend takes {keyword}: leave it out"
+    return f"{keyword} are the backend {' and '.join(owners)}'s: leave them out, or give backend={owners[0]!r}"

@@ -1,4 +1,4 @@
-"""ONNX Runtime through the native core. Knows sessions and tensor names, nothing about images or text.
+"""ONNX Runtime, by way of the core. Knows sessions and tensor names, nothing about images or text.
 
 The Python package `onnxruntime` is never imported, only its shared library is loaded: that saves 0.15 s a process.
 """
@@ -10,38 +10,34 @@ import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import backends
 from .. import bundle as contract
 from ..bundle import Bundle
 from ..errors import BackendError, OptionError
 from ..native import native
-from . import Graphs
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
-    Floats = NDArray[np.float32]
-    Ints = NDArray[np.int64]
-    Sequences = list[list[tuple[list[int], float]]]
+    from . import Floats, OnToken, Sequences, Token
 
 _lock = threading.Lock()
 _runtime: Any = None
 
 
-class Backend(Graphs):
+class Backend(backends.Backend):
     """One bundle's graphs, each opened at its first use."""
 
-    def __init__(
-        self, bundle: Bundle, threads: int | None = None, device: str | None = None, engines: Any = None
-    ) -> None:
-        """`threads` of one operator: None asks BLIP2RT_NUM_THREADS, then ONNX Runtime takes every physical core."""
-        if engines is not None:
-            raise OptionError("engines are the backend trt's: leave them out, or give backend='trt'")
-        if device not in (None, "cpu", "cuda"):
+    def __init__(self, bundle: Bundle, *, threads: int | None = None, device: str = "cpu") -> None:
+        """threads: how many an operator may use; None asks BLIP2RT_NUM_THREADS, then ONNX Runtime takes every core.
+
+        Raises OptionError for an unknown device, BackendError where "cuda" is not to be had.
+        """
+        if device not in ("cpu", "cuda"):
             raise OptionError(f"device is {device!r}: the backend ort runs on cpu and cuda")
         if device == "cuda":
             _check_cuda(_open_runtime())
@@ -62,15 +58,15 @@ class Backend(Graphs):
         self,
         prefix_embeds: Floats,
         prompts: Sequence[list[int]],
-        options: dict[str, Any],
-        on_token: Callable[[int, int, int], object] | None = None,
+        options: Mapping[str, Any],
+        on_token: OnToken | None = None,
     ) -> Sequences:
         generator = self._open_generator()
         with _named_failure():
             sequences: Sequences = generator.generate(prefix_embeds, list(prompts), options, on_token)
         return sequences
 
-    def begin(self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: dict[str, Any]) -> Generation:
+    def begin(self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: Mapping[str, Any]) -> Generation:
         generator = self._open_generator()
         with _named_failure():
             return Generation(generator.begin(prefix_embeds, list(prompts), options))
@@ -84,7 +80,7 @@ class Backend(Graphs):
         return native().Vocabulary(tokens)
 
     def _open_generator(self) -> Any:
-        """The native loop over the two graphs; it keeps nothing between calls, so all threads share it."""
+        """The core's loop over the language model's graphs. It keeps nothing between calls, so all threads share it."""
         with self._generator_lock:
             if self._generator is None:
                 spec = self._bundle.manifest.llm
@@ -97,7 +93,7 @@ class Backend(Graphs):
                     self._generator = native().Generator(embed, llm, *shape, encoder, start)
         return self._generator
 
-    def _run(self, component: str, output: str, feeds: dict[str, Any]) -> Floats:
+    def _run(self, component: str, output: str, feeds: Mapping[str, NDArray[Any]]) -> Floats:
         try:
             result: Floats = self._session(component).run(feeds, [output])[output]
             return result
@@ -105,7 +101,7 @@ class Backend(Graphs):
             raise BackendError(f"{self._bundle.graph(component)} failed: {error}") from error
 
     def _try_session(self, component: str) -> None:
-        """Who needs the session meets the same error, and tells."""
+        """Open a session ahead of need. A failure is left to whoever needs the session: it meets the same error."""
         with contextlib.suppress(Exception):
             self._session(component)
 
@@ -130,8 +126,8 @@ class Backend(Graphs):
         return self._sessions[component]
 
 
-class Generation:
-    """A generation under way: the native one, its failures named."""
+class Generation(backends.Generation):
+    """The core's generation, its failures named."""
 
     def __init__(self, native: Any) -> None:
         self._native = native
@@ -140,9 +136,9 @@ class Generation:
     def done(self) -> bool:
         return bool(self._native.done)
 
-    def step(self) -> list[tuple[int, int, int]]:
+    def step(self) -> list[Token]:
         with _named_failure():
-            added: list[tuple[int, int, int]] = self._native.step()
+            added: list[Token] = self._native.step()
         return added
 
     def results(self) -> Sequences:
@@ -150,13 +146,13 @@ class Generation:
         return sequences
 
 
-class Chat:
-    """A conversation: the native one, its failures named."""
+class Chat(backends.Chat):
+    """The core's conversation, its failures named."""
 
     def __init__(self, native: Any) -> None:
         self._native = native
 
-    def ask(self, prompt: list[int], options: dict[str, Any]) -> Generation:
+    def ask(self, prompt: list[int], options: Mapping[str, Any]) -> Generation:
         with _named_failure():
             return Generation(self._native.ask(prompt, options))
 
@@ -170,7 +166,7 @@ def _named_failure() -> Iterator[None]:
 
 
 def num_threads() -> int:
-    """BLIP2RT_NUM_THREADS; 0: as many as ONNX Runtime takes by itself. Raises OptionError."""
+    """The number in BLIP2RT_NUM_THREADS; 0 where it is unset: ONNX Runtime then chooses. Raises OptionError."""
     value = os.environ.get("BLIP2RT_NUM_THREADS", "")
     if not value:
         return 0
@@ -193,7 +189,7 @@ def _open_runtime() -> Any:
 
 
 def _check_cuda(runtime: Any) -> None:
-    """Raises BackendError: the installed ONNX Runtime knows no NVIDIA GPU."""
+    """Raise BackendError where the installed ONNX Runtime knows no NVIDIA GPU."""
     if "CUDAExecutionProvider" not in runtime.providers:
         raise BackendError(
             f"device='cuda': the installed ONNX Runtime {runtime.version} has {', '.join(runtime.providers)} and no "

@@ -16,8 +16,8 @@ import numpy as np
 
 from .. import bundle as contract
 from ..image import prepare, to_pixels
+from ..model import Model, load
 from ..options import Options
-from ..pipeline import Model, load
 from .machine import peak_rss
 
 WARM_UP = 2

@@ -16,8 +16,7 @@ pytest.importorskip("onnx")
 
 import blip2rt
 from blip2rt import backends
-from blip2rt.backends.trt import builder, cuda, decoder, gpu, lane
-from blip2rt.backends.trt.plans import Options
+from blip2rt.backends.trt import PlanSizes, builder, cuda, decoder, gpu, lane
 from blip2rt.bundle import read
 from blip2rt.errors import BackendError, OptionError
 from tests.tiny import trt as tiny_trt
@@ -26,7 +25,7 @@ from tests.trt.gpu_stand_in import Driver, Misuse, Nvrtc, TensorRT
 
 SEED = random.randrange(2**31)
 GPU = gpu.Gpu("Orin", (8, 7), 8 << 30, (12, 6), True, 16)
-ENGINES = Options(max_batch=2, max_beams=4, capacity=48)
+SIZES = PlanSizes(max_batch=2, max_beams=4, capacity=48)
 
 
 @dataclass
@@ -38,7 +37,7 @@ class Case:
     name: str
 
     def native(self) -> Any:
-        return backends.create("ort", read(self.ort), 1)
+        return backends.create("ort", read(self.ort), threads=1)
 
     def inputs(self, images: int) -> tuple[np.ndarray, list[list[int]]]:
         rng = np.random.default_rng(SEED)
@@ -93,8 +92,8 @@ class Machine:
     driver: Driver
     trt: TensorRT
 
-    def load(self, case: Case, engines: Options = ENGINES) -> Any:
-        return backends.create("trt", read(case.trt), None, "cuda", engines)
+    def load(self, case: Case, engines: PlanSizes = SIZES) -> Any:
+        return backends.create("trt", read(case.trt), device="cuda", engines=engines)
 
 
 @pytest.fixture
@@ -171,8 +170,8 @@ def test_the_native_loops_texts_with_random_options(case: Case, machine: Machine
 
 
 def test_a_model_says_the_same(tiny_case: Case, machine: Machine, photo: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """From pixels to text, in batches larger than the engines', streamed, asked, and in conversation."""
-    device = blip2rt.load(tiny_case.trt, backend="trt", engines=ENGINES)
+    """From pixels to text, in batches larger than the plans', streamed, asked, and in conversation."""
+    device = blip2rt.load(tiny_case.trt, backend="trt", engines=SIZES)
     assert "building for Orin" in caplog.text  # the first load builds, and says so
     caplog.clear()
     assert machine.trt.builds == 4
@@ -185,7 +184,7 @@ def test_a_model_says_the_same(tiny_case: Case, machine: Machine, photo: Any, ca
     one, other = device.chat(photos[1]), native.chat(photos[1])
     for question in ("what is the dog", "who sits", "red or blue"):
         assert one.ask(question, max_new_tokens=4) == other.ask(question, max_new_tokens=4)
-    again = blip2rt.load(tiny_case.trt, backend="trt", engines=ENGINES)
+    again = blip2rt.load(tiny_case.trt, backend="trt", engines=SIZES)
     assert again.caption(photos[0]) == native.caption(photos[0])
     assert machine.trt.builds == 4 and "building" not in caplog.text
 
@@ -298,18 +297,18 @@ def test_teams_of_several_threads(tiny_case: Case, machine: Machine) -> None:
 # What a machine lacks
 
 
-def test_a_call_too_large_for_the_engines(tiny_case: Case, machine: Machine) -> None:
+def test_a_call_too_large_for_the_plans(tiny_case: Case, machine: Machine) -> None:
     prefix, prompts = tiny_case.inputs(2)
-    device = machine.load(tiny_case, Options(max_batch=1, max_beams=2, capacity=20))
+    device = machine.load(tiny_case, PlanSizes(max_batch=1, max_beams=2, capacity=20))
     with pytest.raises(OptionError, match="3 beams or draws.*max_beams=3; .* positions .*capacity="):
         device.generate(prefix, prompts, {"num_beams": 3, "max_new_tokens": 30})
     with pytest.raises(BackendError, match="num_beams is 0"):
         device.generate(prefix, prompts, {"num_beams": 0})
     assert device.generate(prefix[:0], [], {}) == []
     with pytest.raises(OptionError, match="device is 'cpu'"):
-        backends.create("trt", read(tiny_case.trt), None, "cpu")
+        backends.create("trt", read(tiny_case.trt), device="cpu")
     with pytest.raises(OptionError, match="engines are the backend trt's"):
-        backends.create("ort", read(tiny_case.ort), None, None, ENGINES)
+        backends.create("ort", read(tiny_case.ort), engines=SIZES)
 
 
 def test_out_of_memory(tiny_case: Case, machine: Machine) -> None:
@@ -329,12 +328,12 @@ def test_a_build_that_fails(tiny_case: Case, machine: Machine) -> None:
         machine.load(tiny_case)
 
 
-def test_an_engine_of_another_gpu(tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_of_another_gpu(tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under another card's name it is never looked at; what TensorRT refuses is named, with the fix."""
     prefix, prompts = tiny_case.inputs(1)
     machine.load(tiny_case)
     machine.trt.gpu = "another"
-    with pytest.raises(BackendError, match=r"embed: .*refuses the engine .*embed-\w+\.plan.*remove the file"):
+    with pytest.raises(BackendError, match=r"embed: .*refuses the plan .*embed-\w+\.plan.*remove the file"):
         machine.load(tiny_case).generate(prefix, prompts, {"max_new_tokens": 3})
     monkeypatch.setattr("blip2rt.backends.trt.gpu.find", lambda: gpu.Gpu("another", (8, 7), 8 << 30, (12, 6), True, 16))
     assert machine.load(tiny_case).generate(prefix, prompts, {"max_new_tokens": 3})
@@ -535,7 +534,7 @@ def test_on_a_gpu(tiny_case: Case, options: dict[str, Any], monkeypatch: pytest.
     monkeypatch.setenv("BLIP2RT_CACHE", str(tmp_path))
     prefix, prompts = tiny_case.inputs(3)
     options = {"max_new_tokens": 12, "eos_token_ids": [], **options}
-    device, native = backends.create("trt", read(tiny_case.trt), None, "cuda", ENGINES), tiny_case.native()
+    device, native = backends.create("trt", read(tiny_case.trt), device="cuda", engines=SIZES), tiny_case.native()
     for _ in range(3):  # enqueued, captured, replayed
         got, want = device.generate(prefix, prompts, options), native.generate(prefix, prompts, options)
         assert tokens(got) == tokens(want) or undecided(native, prefix, prompts, options, want)

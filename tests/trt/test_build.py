@@ -1,4 +1,4 @@
-"""blip2rt-build with tensorrt_rtx, which needs no GPU: the check, the parser's complaints, the cache of engines."""
+"""blip2rt-build with tensorrt_rtx, which needs no GPU: the check, the parser's complaints, the cache of plans."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from blip2rt import bundle as contract
 from blip2rt.backends.trt import builder, cli, plans
-from blip2rt.backends.trt.cache import EngineCache
+from blip2rt.backends.trt.cache import PlanCache
 from blip2rt.backends.trt.cli import main
 from blip2rt.bundle.writer import BundleWriter
 from blip2rt.errors import BackendError, BundleError, OptionError
@@ -101,7 +101,7 @@ def test_a_broken_graph_is_one_line_with_its_node(
 
 
 @needs_rtx
-def test_an_engine_is_built_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_is_built_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And again for other sizes, another GPU, other weights, or when it was tampered with."""
     where, cache = bundle(tmp_path / "b"), tmp_path / "cache"
 
@@ -130,11 +130,11 @@ def test_an_engine_is_built_once(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_a_graph_changed_in_place_is_another(tmp_path: Path) -> None:
     """The manifest still has the hash of the graph that was."""
     read = contract.read(bundle(tmp_path / "b"))
-    trt, options = builder.load_tensorrt("tensorrt_rtx"), plans.resolve(read, plans.Options())
-    before = plans.origin(trt, read, "vision", options, "SM86")
+    trt, sizes = builder.load_tensorrt("tensorrt_rtx"), plans.resolve(read, plans.PlanSizes())
+    before = plans.origin(trt, read, "vision", sizes, "SM86")
     graph = read.graph("vision")
     graph.write_bytes(graph.read_bytes().replace(b"the_activation", b"an_activation_"))
-    assert plans.origin(trt, contract.read(read.path), "vision", options, "SM86") != before
+    assert plans.origin(trt, contract.read(read.path), "vision", sizes, "SM86") != before
 
 
 @needs_rtx
@@ -186,14 +186,14 @@ def test_progress_is_a_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_what_a_killed_build_leaves_is_not_loaded(tmp_path: Path) -> None:
-    cache, origin = EngineCache(tmp_path), {"gpu": "SM86"}
+    cache, origin = PlanCache(tmp_path), {"gpu": "SM86"}
     plan = cache.store("llm", origin, b"plan")
     assert cache.find("llm", origin) == plan and cache.find("llm", {"gpu": "SM89"}) is None
     plan.with_suffix(".json").unlink()
     assert cache.find("llm", origin) is None
     (tmp_path / "file").write_text("")
     with pytest.raises(BackendError, match="BLIP2RT_CACHE"):
-        EngineCache(tmp_path / "file" / "cache").store("llm", origin, b"plan")
+        PlanCache(tmp_path / "file" / "cache").store("llm", origin, b"plan")
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_another_gpu_is_for_tensorrt_rtx_alone(
 
 def test_sizes_follow_the_bundle(tmp_path: Path) -> None:
     """The capacity stays within the model's positions; the estimate counts every row's keys and values, and weights
-    once an engine: twice what two graphs share."""
+    once a plan: twice what two graphs share."""
     graph = vision_graph()
     for name in ("llm", "embed"):
         onnx.save(graph, tmp_path / f"{name}.onnx", save_as_external_data=True, location="llm.data", size_threshold=64)
@@ -253,15 +253,15 @@ def test_sizes_follow_the_bundle(tmp_path: Path) -> None:
     inputs = (contract.TensorInfo("past_key_0", "float16", ("B", 1, "T", 8)),)
     components = {name: contract.Component(f"{name}.onnx", "fp16", inputs, ()) for name in ("llm", "embed")}
     tiny = contract.Bundle(tmp_path, replace(manifest, components=components))
-    options = plans.resolve(tiny, plans.Options(max_batch=2, max_beams=3))
-    assert options.capacity == 64  # the model has no more
-    sizes, one = plans.estimate(tiny, options), 2 * 8 * 3 * 4 * 4 + (tmp_path / "llm.onnx").stat().st_size
+    wanted = plans.resolve(tiny, plans.PlanSizes(max_batch=2, max_beams=3))
+    assert wanted.capacity == 64  # the model has no more
+    sizes, one = plans.estimate(tiny, wanted), 2 * 8 * 3 * 4 * 4 + (tmp_path / "llm.onnx").stat().st_size
     assert (sizes.weights, sizes.cache, sizes.largest) == (2 * one, 2 * 3 * 64 * 2 * 8 * 2, one)
-    step, prompt = plans.profiles(tiny, "llm", options)
+    step, prompt = plans.profiles(tiny, "llm", wanted)
     assert step["S"] == (1, 1, 1) and prompt["S"][2] == 64 and step["T"] == prompt["T"] == (64, 64, 64)
     assert step["B"] == (1, 6, 6)
     with pytest.raises(OptionError, match="capacity is 65"):
-        plans.resolve(tiny, plans.Options(capacity=65))
+        plans.resolve(tiny, plans.PlanSizes(capacity=65))
 
 
 def test_an_unknown_target_is_named(tmp_path: Path) -> None:

@@ -8,19 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from blip2rt import backends
 from blip2rt import bundle as contract
 from blip2rt.errors import Blip2rtError
-from blip2rt.pipeline import Model
+from blip2rt.model import Model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from typing_extensions import Unpack
 
     from blip2rt.modeling.lavis import Parts
+    from blip2rt.options import TextOptions
 
     Floats = NDArray[np.float32]
 
@@ -28,9 +30,9 @@ if TYPE_CHECKING:
 class Predictor(Protocol):
     """See blip2rt.Model; images are paths."""
 
-    def caption(self, images: Sequence[Path], **options: Any) -> list[str]: ...
+    def caption(self, images: Sequence[Path], **options: Unpack[TextOptions]) -> list[str]: ...
 
-    def ask(self, images: Sequence[Path], questions: Sequence[str], **options: Any) -> list[str]: ...
+    def ask(self, images: Sequence[Path], questions: Sequence[str], **options: Unpack[TextOptions]) -> list[str]: ...
 
     def vision_features(self, images: Sequence[Path]) -> Floats: ...
 
@@ -67,4 +69,4 @@ def _bundle(source: str | None, prompt: str | None) -> Predictor:
     if prompt is not None:
         prompts = {**bundle.manifest.prompts, "ask" if "{}" in prompt else "caption": prompt}
         bundle = replace(bundle, manifest=replace(bundle.manifest, prompts=prompts))
-    return Model(bundle, backends.create("ort", bundle, None))
+    return Model(bundle, backends.create("ort", bundle))

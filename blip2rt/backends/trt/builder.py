@@ -1,8 +1,8 @@
-"""An ONNX graph -> a serialized TensorRT engine ("plan"): parse, profiles, build.
+"""An ONNX graph -> a plan (TensorRT's serialized engine): parse, profiles, build.
 
 One code for both of NVIDIA's modules: `tensorrt` builds for the GPU that is there, `tensorrt_rtx` for any, without one.
 Graphs are strongly typed: their tensors say what is float16, int8 or float32, and no builder flag does.
-Knows TensorRT's builder and parser, nothing about bundles, caches or running an engine.
+Knows TensorRT's builder and parser, nothing about bundles, caches or running a plan.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _log = logging.getLogger("blip2rt")
 
 @dataclass(frozen=True)
 class Settings:
-    """How engines are built, whatever the graph."""
+    """How plans are built, whatever the graph."""
 
     gpus: tuple[str, ...] = ()  # compute capabilities to build for, e.g. "SM86"; tensorrt_rtx only; (): what is there
     workspace: int | None = None  # bytes of scratch memory that a layer may take; None: TensorRT's choice
@@ -34,13 +34,15 @@ class Settings:
 
 @dataclass
 class Built:
+    """A plan, and what was measured on the way."""
+
     plan: memoryview  # of TensorRT's own memory: a copy would be another of the weights
     timing_cache: bytes | None = None
     faults: list[str] = field(default_factory=list)
 
 
 def load_tensorrt(name: str | None = None) -> Any:
-    """The module `name`, or the first of MODULES that is installed. Raises BackendError: none is, or it is broken."""
+    """The module `name`, or the first of MODULES that is installed. Raises BackendError for a missing or broken one."""
     for each in MODULES if name is None else (name,):
         try:
             return importlib.import_module(each)
@@ -57,12 +59,12 @@ def load_tensorrt(name: str | None = None) -> Any:
 
 
 def builds_for_any(trt: Any) -> bool:
-    """Whether it builds for GPUs that are not there; tensorrt itself measures on the one that is."""
+    """Whether the module builds for GPUs that are not there. tensorrt itself measures on the one that is."""
     return bool(trt.__name__ == "tensorrt_rtx")
 
 
 def identity(trt: Any) -> str:
-    """Which TensorRT it is: a plan is loaded by the one that built it."""
+    """Name and version of TensorRT: only the one that built a plan loads it."""
     return f"{trt.__name__} {trt.__version__}"
 
 
@@ -70,10 +72,10 @@ def build(
     trt: Any, graph: Path, profiles: Sequence[Axes], settings: Settings = Settings(),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Built:  # fmt: skip
-    """One engine with `profiles`, each the sizes of the graph's free axes by name.
+    """Build a plan with `profiles`, each the sizes of the graph's free axes by name.
 
-    `progress(phase, done, total)` hears of TensorRT's phases. Raises BackendError: every fault of the parser with its
-    node, an axis that no profile names, or what the builder said when it gave up.
+    progress(phase, done, total) is told of TensorRT's phases. Raises BackendError that names every fault of the parser
+    with its node, an axis that no profile names, or what the builder said when it gave up.
     """
     log = logger(trt)
     builder = trt.Builder(log)
@@ -155,7 +157,7 @@ def _use_timing_cache(config: Any, data: bytes | None) -> Any:
 
 
 def logger(trt: Any) -> Any:
-    """TensorRT's messages go to our log for those who look for them; the last error is kept, to be raised."""
+    """TensorRT's logger: passes messages to our log at the level debug, and keeps the last error, to be raised."""
 
     class Log(trt.ILogger):
         def __init__(self) -> None:
@@ -171,7 +173,7 @@ def logger(trt: Any) -> Any:
 
 
 def _monitor(trt: Any, progress: Callable[[str, int, int], None]) -> Any:
-    """TensorRT calls it from its own threads."""
+    """TensorRT's monitor of progress. TensorRT calls it from its own threads."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:

@@ -1,7 +1,7 @@
-"""Built engines on disk, so that each is built once: a plan and a note of what it was built from.
+"""Plans on disk, so that each is built once: beside a plan lies a note of what it was built from.
 
 A plan is found under a key of everything that it depends on, and loaded only if its note says the same and its hash is
-right; anything else is as if it were not there. Knows files, nothing about TensorRT.
+right. Anything else counts as missing. Knows files, nothing about TensorRT.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ...errors import BackendError
 
 
 def default_folder() -> Path:
-    """$BLIP2RT_CACHE, or the user's cache folder."""
+    """$BLIP2RT_CACHE, or a folder in the user's cache."""
     if given := os.environ.get("BLIP2RT_CACHE"):
         return Path(given)
     if sys.platform == "win32":
@@ -30,8 +30,8 @@ def default_folder() -> Path:
     return Path(base) / "blip2rt" / "engines"
 
 
-class EngineCache:
-    """Plans of one folder. `origin` is what a plan was built from and for, in JSON: any difference is another plan."""
+class PlanCache:
+    """The plans in a folder. `origin` says in JSON what a plan was built from and for: each has its own plan."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -41,7 +41,7 @@ class EngineCache:
         return self.folder / f"{component}-{key}.plan"
 
     def find(self, component: str, origin: Mapping[str, Any]) -> Path | None:
-        """The plan built from `origin`, whole and unaltered; None when it has to be built."""
+        """The plan built from `origin`, whole and unaltered; None where it has to be built."""
         plan = self.path(component, origin)
         try:
             note = json.loads(_note(plan).read_text(encoding="utf-8"))
@@ -51,9 +51,9 @@ class EngineCache:
             return None
 
     def store(self, component: str, origin: Mapping[str, Any], data: bytes | memoryview) -> Path:
-        """Written beside its place and renamed, the note last: a killed build leaves nothing that is loaded.
+        """Write a plan, then its note. A killed build leaves nothing that is loaded.
 
-        Raises BackendError: the folder cannot be written.
+        Raises BackendError where the folder cannot be written.
         """
         plan = self.path(component, origin)
         note = {"origin": origin, "sha256": hashlib.sha256(data).hexdigest()}
@@ -69,7 +69,7 @@ class EngineCache:
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """`data` under `path`, or what was there before. Raises OSError."""
+    """Write `data` to `path`, or leave what was there before. Raises OSError."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from ... import bundle as contract
 from ...errors import BackendError, Blip2rtError
 from . import builder, gpu, plans
-from .cache import EngineCache, default_folder
+from .cache import PlanCache, default_folder
 
 CHECKED = ("SM86", "SM89", "SM120")  # what --check builds for with tensorrt-rtx: Ampere, Ada, Blackwell
 
@@ -66,10 +66,10 @@ def _run(args: argparse.Namespace) -> int:
     bundle = contract.read(args.bundle)
     plans.check_target(bundle)
     plans.check_precision(bundle, args.precision)
-    wanted = plans.Options(args.max_batch, args.max_beams, args.capacity, args.workspace)
-    options = plans.resolve(bundle, wanted)
+    wanted = plans.PlanSizes(args.max_batch, args.max_beams, args.capacity, args.workspace)
+    sizes = plans.resolve(bundle, wanted)
     trt = builder.load_tensorrt(args.tensorrt)
-    _say(f"{builder.identity(trt)}; {_memory(bundle, options)}")
+    _say(f"{builder.identity(trt)}; {_memory(bundle, sizes)}")
     asked = tuple(filter(None, (args.gpu or "").upper().replace(" ", "").split(",")))
     if asked and not builder.builds_for_any(trt):
         raise BackendError(
@@ -77,22 +77,22 @@ def _run(args: argparse.Namespace) -> int:
         )
     if args.check:
         gpus = asked or (CHECKED if builder.builds_for_any(trt) else ())
-        faults = plans.check(trt, bundle, options, gpus, _say)
+        faults = plans.check(trt, bundle, sizes, gpus, _say)
         for fault in faults:
             _complain(fault)
         return 2 if faults else 0
-    cache = EngineCache(args.cache or default_folder())
+    cache = PlanCache(args.cache or default_folder())
     for device in asked or (plans.this_gpu(trt),):
         for component in bundle.manifest.components:
-            plan = plans.ensure(trt, bundle, component, options, device, cache, _say,
+            plan = plans.ensure(trt, bundle, component, sizes, device, cache, _say,
                                   timing_cache=args.timing_cache, progress=_progress(component))  # fmt: skip
             print(plan)
     return 0
 
 
-def _memory(bundle: contract.Bundle, options: plans.Options) -> str:
+def _memory(bundle: contract.Bundle, sizes: plans.PlanSizes) -> str:
     """What is to be expected, before the work begins."""
-    needed, device = plans.estimate(bundle, options), gpu.find()
+    needed, device = plans.estimate(bundle, sizes), gpu.find()
     text = (f"on the device {needed.weights / 1e6:.0f} MB of weights, {needed.cache / 1e6:.0f} MB of keys and values; "
             f"building takes about {needed.building / 1e6:.0f} MB more, one engine at a time")  # fmt: skip
     if not isinstance(device, str) and needed.weights + needed.cache > device.memory:

@@ -1,6 +1,6 @@
 """The CUDA driver's few calls that the backend trt makes: memory, streams, graphs, kernels compiled by NVRTC.
 
-Over NVIDIA's cuda-bindings, whose functions return (error, values...). Knows addresses and bytes, nothing of engines.
+Over NVIDIA's cuda-bindings, whose functions return (error, values...). Knows addresses and bytes, nothing about plans.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class Cuda:
             if int(error) == _OUT_OF_MEMORY:
                 size = f" {arguments[0] / 1e6:.0f} MB" if name.startswith("cuMemAlloc") else " that"
                 raise OutOfMemory(
-                    f"the GPU has no room for{size} ({name}): engines for fewer rows or positions take less "
+                    f"the GPU has no room for{size} ({name}): plans for fewer rows or positions take less "
                     "(max_batch, max_beams, capacity), and other programs may hold memory"
                 )
             raise CudaError(f"{name} failed: {getattr(error, 'name', error)}")

@@ -12,86 +12,30 @@ import ctypes
 import logging
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ... import bundle as contract
-from ...bundle.manifest import Manifest
-from ...errors import BackendError, OptionError
-from .cuda import Cuda
-from .lane import DeviceTensor, Engine, Lane, aligned
+from ...errors import BackendError
+from .lane import DeviceTensor, Lane, Plan, aligned
+from .search import LAYOUT, Kernels, SearchMemory
+from .sizes import Sizes
 
-THREADS = 256  # of a block; `choose` reads a row of logits with so many
-_STEP, _PROMPT = 0, 1  # profiles of the llm's engine
+_STEP, _PROMPT = 0, 1  # profiles of the llm's plan
 _MASKED = np.array(-1e9, np.float32)  # past_mask of a slot that holds nothing
-_PLAN = "=qqqqqqiiii"  # kernels.cu's Plan
-_LAST_AT = 56  # where its `last` lies
 _log = logging.getLogger("blip2rt")
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Of the language model and of what its engines were built for."""
-
-    layers: int
-    heads: int
-    width: int  # numbers of a head
-    dtype: np.dtype[Any]  # of keys and values
-    hidden: int
-    vocab: int
-    k: int  # likeliest tokens that a step returns
-    images: int  # at once, at most
-    rows: int  # beams or draws of all images, at most
-    capacity: int  # positions of the cache
-    cross: tuple[int, int] | None  # heads and their width, of an encoder-decoder
-    start: int  # the token that its decoder starts from
-
-    @property
-    def tensors(self) -> int:
-        """Keys and values."""
-        return 2 * self.layers
-
-    @classmethod
-    def of(cls, manifest: Manifest, images: int, rows: int, capacity: int) -> Sizes:
-        spec = manifest.llm
-        assert spec is not None
-        ports = {tensor.name: tensor for tensor in manifest.components[contract.LLM].inputs}
-        past = ports[contract.PAST_KEY.format(0)]
-        cross = ports[contract.CROSS_KEY.format(0)].shape if spec.encoder_decoder else None
-        return cls(
-            spec.layers, int(past.shape[1]), int(past.shape[3]), np.dtype(past.dtype), spec.hidden_size,
-            spec.vocab_size, min(contract.TOP_K, spec.vocab_size), images, rows, capacity,
-            None if cross is None else (int(cross[1]), int(cross[3])), spec.decoder_start_token_id or 0,
-        )  # fmt: skip
-
-
-class Kernels:
-    """Those of engines/search/kernels.cu, compiled for this GPU."""
-
-    NAMES = ("scatter", "choose", "reorder", "spread")
-
-    def __init__(self, cuda: Cuda, code: bytes) -> None:
-        self._cuda = cuda
-        module = cuda.module(code)
-        self._kernels = {name: cuda.kernel(module, name) for name in self.NAMES}
-
-    def launch(self, name: str, grid: tuple[int, int], stream: Any, *arguments: int | ctypes.c_int) -> None:
-        """An int is an address or a count of 64 bits, a c_int one of 32."""
-        values = [ctypes.c_int64(each) if isinstance(each, int) else each for each in arguments]
-        self._cuda.launch(self._kernels[name], grid, THREADS, values, stream)
 
 
 class Decoder:
     """The language model in one lane: its buffers, allocated once, and the graph of its step."""
 
-    def __init__(self, lane: Lane, kernels: Kernels, engines: Mapping[str, Engine], sizes: Sizes) -> None:
+    def __init__(self, lane: Lane, kernels: Kernels, plans: Mapping[str, Plan], sizes: Sizes) -> None:
         self.lane, self.sizes = lane, sizes
-        self._kernels, self._engines = kernels, engines
-        self._embed = lane.runner(engines[contract.EMBED], purpose="step")  # its shapes stay, as the graph wants them
-        self._llm_step = lane.runner(engines[contract.LLM], _STEP)
-        self._llm_prompt = lane.runner(engines[contract.LLM], _PROMPT)
+        self._kernels, self._plans = kernels, plans
+        self._embed = lane.runner(plans[contract.EMBED], purpose="step")  # its shapes stay, as the graph wants them
+        self._llm_step = lane.runner(plans[contract.LLM], _STEP)
+        self._llm_prompt = lane.runner(plans[contract.LLM], _PROMPT)
         itemsize, slot = sizes.dtype.itemsize, sizes.heads * sizes.width
         if sizes.width * itemsize % 4:
             raise BackendError(
@@ -117,7 +61,7 @@ class Decoder:
         ):  # fmt: skip
             lane.tensor(name, (sizes.rows, numbers), dtype)
         lane.tensor("prompt.logits", (sizes.images, sizes.vocab), np.float32)
-        lane.buffer("plan", struct.calcsize(_PLAN))
+        lane.buffer("plan", struct.calcsize(LAYOUT))
         self._graph: Any = None
         self._known: Any = None  # what the graph holds for, or the last step that was enqueued without one
         self._refused = False
@@ -126,7 +70,10 @@ class Decoder:
     # The prompts
 
     def encode(self, embeds: np.ndarray[Any, Any], mask: np.ndarray[Any, Any], sources: np.ndarray[Any, Any]) -> None:
-        """Encoder-decoder only: embeds (B,S,D), mask (B,S) -> cross keys and values of every row; sources (rows)."""
+        """Encoder-decoder only: embeds (B, S, D), mask (B, S) -> cross keys and values of every row.
+
+        sources (rows): the image that a row belongs to.
+        """
         sizes, lane = self.sizes, self.lane
         assert sizes.cross is not None
         images, self._seen = mask.shape
@@ -135,7 +82,7 @@ class Decoder:
         small, large = lane.address("cross.images"), lane.address("cross.rows")
         self._cross_images = self._cross(small, self._cross_strides[0], images)
         self._cross_rows = self._cross(large, self._cross_strides[1], len(sources))
-        encoder = lane.runner(self._engines[contract.ENCODER])
+        encoder = lane.runner(self._plans[contract.ENCODER])
         encoder.set({
             contract.INPUTS_EMBEDS: lane.upload("encoder.embeds", embeds),
             contract.ATTENTION_MASK: lane.upload("encoder.mask", mask), **self._cross_images,
@@ -155,16 +102,16 @@ class Decoder:
         return {name: DeviceTensor(address + i * stride, shape, self.sizes.dtype) for i, name in enumerate(names)}
 
     def embed(self, prompts: Sequence[list[int]]) -> np.ndarray[Any, Any]:
-        """B prompts -> their embeddings (B, longest, D); what follows a shorter one means nothing."""
+        """B prompts -> their embeddings (B, longest, D). What follows a shorter prompt means nothing."""
         longest = max(map(len, prompts))
         if longest == 0:
             return np.zeros((len(prompts), 0, self.sizes.hidden), np.float32)
         ids = np.array([prompt + [0] * (longest - len(prompt)) for prompt in prompts], np.int64)
-        outputs = self.lane.run(self._engines[contract.EMBED], {contract.TOKEN_IDS: ids})
+        outputs = self.lane.run(self._plans[contract.EMBED], {contract.TOKEN_IDS: ids})
         return self.lane.download(outputs[contract.TOKEN_EMBEDS])
 
     def read(self, embeds: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any], sources: np.ndarray[Any, Any]) -> None:
-        """embeds (B,S,D) of prompts of `lengths` (B) -> keys and values of every row, logits of every image.
+        """embeds (B, S, D) of prompts of lengths (B) -> keys and values of every row, logits of every image.
 
         sources (rows) int32: the image that a row belongs to.
         """
@@ -209,7 +156,7 @@ class Decoder:
         }
 
     def _scatter(self, mask: int, last_index: int, positions: int, length: int) -> None:
-        """New keys and values of images (last_index given) or rows into the cache."""
+        """Write new keys and values into the cache: those of images, where last_index is given, or of rows."""
         sizes, words = self.sizes, self.sizes.width * self.sizes.dtype.itemsize // 4
         self._kernels.launch(
             "scatter", (self._rows, sizes.tensors), self.lane.stream, self._fresh, self._cache, mask,
@@ -221,7 +168,10 @@ class Decoder:
     # The steps
 
     def begin(self, search: SearchMemory, lengths: np.ndarray[Any, Any], images: np.ndarray[Any, Any]) -> None:
-        """The first tokens. lengths (answers): positions that are read; images (answers): the row of the prompts."""
+        """Choose the first tokens, and bind the step.
+
+        lengths (answers): positions that were read; images (answers): the row of the prompts.
+        """
         sizes, lane, rows = self.sizes, self.lane, self._rows
         self._search = search
         lane.upload("prompt.lengths", lengths.astype(np.int32))
@@ -255,7 +205,7 @@ class Decoder:
         )  # fmt: skip
 
     def step(self) -> None:
-        """Launches one step: as it is the first time, captured the second, replayed from then on."""
+        """Launch one step: enqueued the first time, captured the second, replayed from then on."""
         key = (self._rows, self._search.beams, self.lane.version)
         if self._graph is not None:
             assert key == self._known, "a buffer has moved since the step was captured"
@@ -303,55 +253,3 @@ class Decoder:
             self.lane.cuda.wait(self.lane.stream)
             self.lane.cuda.destroy_graph(self._graph)
         self._graph = self._known = None
-
-
-class SearchMemory:
-    """A native SearchBatch's blocks on the device, with what `choose` needs beside them."""
-
-    def __init__(self, lane: Lane, batch: Any, vocab: int, vocabulary: Any) -> None:
-        plan = batch.plan
-        self._lane, self._batch = lane, batch
-        self.images, self.beams = plan["images"], plan["beams"]
-        self.answers = len(self.images)
-        rows = self.answers * self.beams
-        memory = batch.memory
-        self._blocks = lane.buffer("blocks", memory.nbytes)
-        lane.cuda.upload(self._blocks, memory.ctypes.data, memory.nbytes, lane.stream)
-        text = (0, 0)
-        if plan["reads_text"]:
-            text = (lane.upload("vocabulary.ends", vocabulary.ends).address,
-                    lane.upload("vocabulary.bytes", vocabulary.bytes).address)  # fmt: skip
-        draws = (0, 0, 0)
-        if plan["samples"]:
-            draws = (lane.buffer("draws.rows", rows * plan["draw_bytes"]),
-                     lane.buffer("draws.weights", rows * vocab * 4),
-                     lane.buffer("draws.sums", rows * -(-vocab // 64) * 8))  # fmt: skip
-        packed = struct.pack(_PLAN, *text, self._blocks, *draws, plan["stride"], self.beams, 0, 0)
-        lane.upload("plan", np.frombuffer(packed, np.uint8))
-
-    def last(self) -> None:
-        """The tokens of the step to come are the last."""
-        word = np.array([1], np.int32)
-        self._lane.cuda.upload(self._lane.address("plan") + _LAST_AT, word.ctypes.data, 4, self._lane.stream)
-
-    def fetch(self) -> None:
-        """Waits for the device; the batch then says what it has found. Raises BackendError."""
-        memory = self._batch.memory
-        self._lane.cuda.download(memory.ctypes.data, self._blocks, memory.nbytes, self._lane.stream)
-        self._lane.cuda.wait(self._lane.stream)
-        try:
-            self._batch.check()
-        except RuntimeError as error:
-            raise BackendError(f"generation failed: {error}") from error
-
-
-def check_room(sizes: Sizes, rows_each: int, read: int, most: int) -> None:
-    """Raises OptionError: what a generation needs is more than the engines were built for."""
-    faults = []
-    if rows_each > sizes.rows:
-        faults.append(f"{rows_each} beams or draws of an image, but they hold {sizes.rows}: max_beams={rows_each}")
-    if read + most > sizes.capacity:
-        faults.append(f"{read} positions of prefix and prompt and {most} of max_new_tokens, but they hold "
-                      f"{sizes.capacity}: capacity={read + most}, or fewer new tokens")  # fmt: skip
-    if faults:
-        raise OptionError(f"the engines are too small for this call, load with larger ones: {'; '.join(faults)}")

@@ -1,6 +1,6 @@
 """The NVIDIA GPU of this machine, asked through the driver's own library: no CUDA toolkit and no Python package needed.
 
-Knows the driver API's few calls that describe a device, nothing about engines.
+Knows the driver API's few calls that describe a device, nothing about plans.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Runs TensorRT engines: a plan's tensors, contexts with their shapes and addresses, one stream, memory that is kept.
+"""Runs plans: their tensors, contexts with their shapes and addresses, one stream, memory that is kept.
 
-Knows tensors by name and what an engine asks of them; nothing about captions, tokens or how plans are built.
+Knows tensors by name and what a plan asks of them; nothing about captions, tokens or how plans are built.
 """
 
 from __future__ import annotations
@@ -36,82 +36,82 @@ class DeviceTensor:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-class Engine:
+class Plan:
     """A plan, loaded: its weights are on the device once, however many contexts run it."""
 
-    def __init__(self, trt: Any, runtime: Any, plan: Path, component: str) -> None:
-        """Raises BackendError: TensorRT refuses the plan."""
+    def __init__(self, trt: Any, runtime: Any, file: Path, component: str) -> None:
+        """Raises BackendError where TensorRT refuses the plan."""
         self.name = component
         self._trt = trt
-        self._engine = runtime.deserialize_cuda_engine(plan.read_bytes())
-        if self._engine is None:
+        self._loaded = runtime.deserialize_cuda_engine(file.read_bytes())
+        if self._loaded is None:
             raise BackendError(
-                f"{component}: {builder.identity(trt)} refuses the engine {plan}, as it does those of another GPU "
+                f"{component}: {builder.identity(trt)} refuses the plan {file}, as it does those of another GPU "
                 "or version, or where memory is short: remove the file, and it is built again"
             )
-        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
-        self.inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        names = [self._loaded.get_tensor_name(index) for index in range(self._loaded.num_io_tensors)]
+        self.inputs = [name for name in names if self._loaded.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         self.outputs = [name for name in names if name not in self.inputs]
         self.dtypes = {name: self._dtype(name) for name in names}
 
     @property
     def scratch(self) -> int:
         """Bytes that a context needs while it runs, whatever the profile."""
-        return int(self._engine.device_memory_size_v2)
+        return int(self._loaded.device_memory_size_v2)
 
     def largest(self, name: str, profile: int) -> tuple[int, ...]:
         """The largest shape of an input."""
-        return tuple(self._engine.get_tensor_profile_shape(name, profile)[2])
+        return tuple(self._loaded.get_tensor_profile_shape(name, profile)[2])
 
     def context(self, profile: int, stream: Any) -> Any:
-        context = self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        context = self._loaded.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
-            raise BackendError(f"{self.name}: TensorRT has no memory for a context of the engine")
+            raise BackendError(f"{self.name}: TensorRT has no memory for a context of the plan")
         if not context.set_optimization_profile_async(profile, int(stream)):
-            raise BackendError(f"{self.name}: TensorRT refuses profile {profile} of the engine")
+            raise BackendError(f"{self.name}: TensorRT refuses profile {profile} of the plan")
         return context
 
     def _dtype(self, name: str) -> np.dtype[Any]:
-        kind = str(self._engine.get_tensor_dtype(name)).rpartition(".")[2]
+        kind = str(self._loaded.get_tensor_dtype(name)).rpartition(".")[2]
         if kind not in _DTYPES:
-            raise BackendError(f"{self.name}: the engine's tensor {name} is {kind}, which this backend does not know")
+            raise BackendError(f"{self.name}: the plan's tensor {name} is {kind}, which this backend does not know")
         return np.dtype(_DTYPES[kind])
 
 
 class Runner:
-    """An engine's context with one profile on one lane's stream; tensors stay set until others take their place."""
+    """A plan's context with one profile on one lane's stream; tensors stay set until others take their place."""
 
-    def __init__(self, lane: Lane, engine: Engine, profile: int) -> None:
-        self._lane, self._engine, self._profile = lane, engine, profile
-        self._context = engine.context(profile, lane.stream)
+    def __init__(self, lane: Lane, plan: Plan, profile: int) -> None:
+        self._lane, self._plan, self._profile = lane, plan, profile
+        self._context = plan.context(profile, lane.stream)
         self._set: dict[str, DeviceTensor] = {}
         self._scratch: tuple[int, int] | None = None
 
     def set(self, tensors: Mapping[str, DeviceTensor]) -> bool:
-        """Gives the engine's tensors shapes and addresses; whether anything is another than before.
+        """Bind shapes and device addresses. Return whether any binding changed.
 
-        Raises BackendError: a tensor's dtype is not the engine's, or no profile allows its shape.
+        Raises BackendError: a tensor's dtype is not the plan's, or no profile allows its shape.
         """
         changed = {name: tensor for name, tensor in tensors.items() if self._set.get(name) != tensor}
         for name, tensor in changed.items():
-            wanted = self._engine.dtypes.get(name)
+            wanted = self._plan.dtypes.get(name)
             if wanted != tensor.dtype:
                 raise BackendError(
-                    f"{self._engine.name}: {name} is {tensor.dtype}, but the engine's {wanted}: build it anew"
+                    f"{self._plan.name}: {name} is {tensor.dtype}, but the plan's {wanted}: build it anew"
                 )
-            if name in self._engine.inputs and not self._context.set_input_shape(name, tensor.shape):
+            if name in self._plan.inputs and not self._context.set_input_shape(name, tensor.shape):
                 raise BackendError(
-                    f"{self._engine.name}: the engine does not take {name} of shape {tensor.shape}; the largest is "
-                    f"{self._engine.largest(name, self._profile)}"
+                    f"{self._plan.name}: the plan does not take {name} of shape {tensor.shape}; the largest is "
+                    f"{self._plan.largest(name, self._profile)}"
                 )
             if not self._context.set_tensor_address(name, tensor.address):
-                raise BackendError(f"{self._engine.name}: TensorRT refuses the address of {name}")
+                raise BackendError(f"{self._plan.name}: TensorRT refuses the address of {name}")
             self._set[name] = tensor
-        scratch = self._lane.scratch(self._engine.scratch)
+        scratch = self._lane.scratch(self._plan.scratch)
         if scratch != self._scratch:
             self._context.set_device_memory(*scratch)
             self._scratch = scratch
@@ -119,18 +119,18 @@ class Runner:
         return bool(changed)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of an output, once every input is set."""
+        """The shape of an output, once every input is set."""
         shape = tuple(self._context.get_tensor_shape(name))
         if min(shape, default=0) < 0:
-            raise BackendError(f"{self._engine.name}: the engine does not know the shape of {name} beforehand: {shape}")
+            raise BackendError(f"{self._plan.name}: the plan does not know the shape of {name} beforehand: {shape}")
         return shape
 
     def enqueue(self) -> None:
-        """Puts one run on the lane's stream. Raises BackendError."""
-        missing = [name for name in (*self._engine.inputs, *self._engine.outputs) if name not in self._set]
-        assert not missing, f"{self._engine.name}: {missing} were never set"
+        """Put one run on the lane's stream. Raises BackendError."""
+        missing = [name for name in (*self._plan.inputs, *self._plan.outputs) if name not in self._set]
+        assert not missing, f"{self._plan.name}: {missing} were never set"
         if not self._context.execute_async_v3(int(self._lane.stream)):
-            raise BackendError(f"{self._engine.name}: TensorRT cannot run the engine")
+            raise BackendError(f"{self._plan.name}: TensorRT cannot run the plan")
 
 
 class Lane:
@@ -142,7 +142,7 @@ class Lane:
     def __init__(self, cuda: Cuda) -> None:
         self.cuda = cuda
         self.stream = cuda.stream()
-        self.version = 0  # another one when a buffer has moved: what was captured before knows its old place
+        self.version = 0  # counts buffers that have moved: a graph that was captured before knows their old places
         self._buffers: dict[str, tuple[int, int]] = {}
         self._runners: dict[tuple[str, int, str], Runner] = {}
 
@@ -163,7 +163,7 @@ class Lane:
         return address
 
     def address(self, name: str) -> int:
-        """Of a buffer that is there."""
+        """The address of a buffer that is there."""
         return self._buffers[name][0]
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: Any) -> DeviceTensor:
@@ -177,7 +177,7 @@ class Lane:
         return address, self._buffers["scratch"][1]
 
     def upload(self, name: str, array: np.ndarray[Any, Any]) -> DeviceTensor:
-        """An array into the buffer of its name."""
+        """Copy an array into the buffer of its name."""
         data = np.ascontiguousarray(array)
         tensor = self.tensor(name, data.shape, data.dtype)
         if tensor.size:
@@ -185,33 +185,32 @@ class Lane:
         return tensor
 
     def download(self, tensor: DeviceTensor) -> np.ndarray[Any, Any]:
-        """Waits for the stream."""
+        """Wait for the stream. Return the tensor as an array."""
         array = np.empty(tensor.shape, tensor.dtype)
         self.cuda.download(array.ctypes.data, tensor.address, tensor.size, self.stream)
         self.cuda.wait(self.stream)
         return array
 
-    def runner(self, engine: Engine, profile: int = 0, purpose: str = "") -> Runner:
-        """The lane's one context of an engine, a profile and a purpose."""
-        key = (engine.name, profile, purpose)
+    def runner(self, plan: Plan, profile: int = 0, purpose: str = "") -> Runner:
+        """The lane's one context of a plan, a profile and a purpose."""
+        key = (plan.name, profile, purpose)
         if key not in self._runners:
-            self._runners[key] = Runner(self, engine, profile)
+            self._runners[key] = Runner(self, plan, profile)
         return self._runners[key]
 
-    def run(self, engine: Engine, feeds: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, DeviceTensor]:
-        """Arrays by name -> the outputs, on the device until the next run of the engine."""
-        runner = self.runner(engine)
-        runner.set({name: self.upload(f"{engine.name}.{name}", array) for name, array in feeds.items()})
+    def run(self, plan: Plan, feeds: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, DeviceTensor]:
+        """Arrays by name -> the outputs, on the device until the next run of the plan."""
+        runner = self.runner(plan)
+        runner.set({name: self.upload(f"{plan.name}.{name}", array) for name, array in feeds.items()})
         outputs = {
-            name: self.tensor(f"{engine.name}.{name}", runner.shape(name), engine.dtypes[name])
-            for name in engine.outputs
+            name: self.tensor(f"{plan.name}.{name}", runner.shape(name), plan.dtypes[name]) for name in plan.outputs
         }
         runner.set(outputs)
         runner.enqueue()
         return outputs
 
     def close(self) -> None:
-        """Gives everything back; the lane is not used any more."""
+        """Give everything back. The lane is not used any more."""
         self.cuda.activate()
         self.cuda.wait(self.stream)
         self._runners.clear()

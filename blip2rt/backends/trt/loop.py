@@ -1,8 +1,7 @@
 """One generation on the device, from prompts to texts.
 
-The host launches steps (blip2rt.backends.trt.decoder) and looks, one step behind, whether all is done; a stream waits
-for each.
-What is searched for lies in the native SearchBatch: made on the host, gone on with on the device, read on the host.
+The host launches the decoder's steps and looks, one step behind, whether all is done; a stream waits for each step.
+The search lies in the core's SearchBatch: the host makes it, the device goes on with it, the host reads it.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class DeviceGeneration:
 
     def __init__(self, decoder: Decoder, batch: Any, prefix: np.ndarray[Any, Any], prompts: Sequence[list[int]],
                  given: list[int], vocabulary: Any) -> None:  # fmt: skip
-        """prefix (B,Q,D); `given`: tokens with which every answer begins. The first step reads the prompts."""
+        """prefix (B, Q, D); given: tokens that every answer begins with. The first step reads the prompts."""
         self._decoder, self._batch = decoder, batch
         self._prefix, self._prompts, self._given, self._vocabulary = prefix, prompts, given, vocabulary
         self._most = batch.plan["max_new_tokens"]
@@ -42,7 +41,7 @@ class DeviceGeneration:
         return bool(self._batch.done)
 
     def step(self) -> list[tuple[int, int, int]]:
-        """One token more, and what came."""
+        """Compute one token more. Return (image, draw, token id) of each that is settled."""
         self._decoder.lane.cuda.activate()
         self._launch()
         self._search.fetch()
@@ -50,7 +49,7 @@ class DeviceGeneration:
         return added
 
     def run(self) -> None:
-        """To the end: the device is some steps ahead of what the host knows of it."""
+        """Run to the end. The device is AHEAD steps ahead of what the host knows of it."""
         lane, answers = self._decoder.lane, len(self._batch.plan["images"])
         lane.cuda.activate()
         with _flags(lane, answers) as flags:
@@ -97,7 +96,7 @@ class DeviceGeneration:
         decoder.begin(self._search, lengths[images], images)
 
     def _joined(self, prompts: Sequence[list[int]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """[prefix][prompt] of each image (B,S,D), and the lengths (B)."""
+        """[prefix][prompt] of each image (B, S, D), and the lengths (B)."""
         embeds = np.concatenate([self._prefix, self._decoder.embed(prompts)], axis=1)
         return embeds, np.array([self._prefix.shape[1] + len(prompt) for prompt in prompts])
 
@@ -113,7 +112,7 @@ class _Flags:
         self._next = 0
 
     def record(self, done: int, stream: Any) -> int:
-        """Asks for a copy; gives its number."""
+        """Ask for a copy. Return its number."""
         number = self._next
         self._next = (number + 1) % len(self._events)
         self._cuda.download(self._memory + number * self._bytes, done, self._bytes, stream)
@@ -121,7 +120,7 @@ class _Flags:
         return number
 
     def all_set(self, number: int) -> bool:
-        """Waits for the copy."""
+        """Wait for the copy. Return whether every answer is done."""
         self._cuda.wait_event(self._events[number])
         copy = (ctypes.c_int32 * self._answers).from_address(self._memory + number * self._bytes)
         return all(copy)

@@ -1,0 +1,73 @@
+"""What runs on the device beside TensorRT's plans: the kernels of engines/kernels.cu, and the searches' memory."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from typing import Any
+
+import numpy as np
+
+from ...errors import BackendError
+from .cuda import Cuda
+from .lane import Lane
+
+THREADS = 256  # of a block; `choose` reads a row of logits with so many
+LAYOUT = "=qqqqqqiiii"  # of struct Plan in kernels.cu: where a search lies
+_LAST_AT = 56  # where its `last` lies
+
+
+class Kernels:
+    """The kernels, compiled for this GPU."""
+
+    NAMES = ("scatter", "choose", "reorder", "spread")
+
+    def __init__(self, cuda: Cuda, code: bytes) -> None:
+        self._cuda = cuda
+        module = cuda.module(code)
+        self._kernels = {name: cuda.kernel(module, name) for name in self.NAMES}
+
+    def launch(self, name: str, grid: tuple[int, int], stream: Any, *arguments: int | ctypes.c_int) -> None:
+        """Launch a kernel. An int is an address or a count of 64 bits, a c_int a count of 32 bits."""
+        values = [ctypes.c_int64(each) if isinstance(each, int) else each for each in arguments]
+        self._cuda.launch(self._kernels[name], grid, THREADS, values, stream)
+
+
+class SearchMemory:
+    """The blocks of a SearchBatch on the device, with what `choose` needs beside them."""
+
+    def __init__(self, lane: Lane, batch: Any, vocab: int, vocabulary: Any) -> None:
+        plan = batch.plan
+        self._lane, self._batch = lane, batch
+        self.images, self.beams = plan["images"], plan["beams"]
+        self.answers = len(self.images)
+        rows = self.answers * self.beams
+        memory = batch.memory
+        self._blocks = lane.buffer("blocks", memory.nbytes)
+        lane.cuda.upload(self._blocks, memory.ctypes.data, memory.nbytes, lane.stream)
+        text = (0, 0)
+        if plan["reads_text"]:
+            text = (lane.upload("vocabulary.ends", vocabulary.ends).address,
+                    lane.upload("vocabulary.bytes", vocabulary.bytes).address)  # fmt: skip
+        draws = (0, 0, 0)
+        if plan["samples"]:
+            draws = (lane.buffer("draws.rows", rows * plan["draw_bytes"]),
+                     lane.buffer("draws.weights", rows * vocab * 4),
+                     lane.buffer("draws.sums", rows * -(-vocab // 64) * 8))  # fmt: skip
+        packed = struct.pack(LAYOUT, *text, self._blocks, *draws, plan["stride"], self.beams, 0, 0)
+        lane.upload("plan", np.frombuffer(packed, np.uint8))
+
+    def last(self) -> None:
+        """Tell the device that the tokens of the step to come are the last."""
+        word = np.array([1], np.int32)
+        self._lane.cuda.upload(self._lane.address("plan") + _LAST_AT, word.ctypes.data, 4, self._lane.stream)
+
+    def fetch(self) -> None:
+        """Wait for the device, and give the batch what it found. Raises BackendError."""
+        memory = self._batch.memory
+        self._lane.cuda.download(memory.ctypes.data, self._blocks, memory.nbytes, self._lane.stream)
+        self._lane.cuda.wait(self._lane.stream)
+        try:
+            self._batch.check()
+        except RuntimeError as error:
+            raise BackendError(f"generation failed: {error}") from error

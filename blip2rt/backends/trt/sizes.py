@@ -1,0 +1,60 @@
+"""How large the language model is, and what its plans hold: whether a call fits. Knows the manifest, no GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ... import bundle as contract
+from ...bundle.manifest import Manifest
+from ...errors import OptionError
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the language model, and of what its plans were built for."""
+
+    layers: int
+    heads: int
+    width: int  # numbers of a head
+    dtype: np.dtype[Any]  # of keys and values
+    hidden: int
+    vocab: int
+    k: int  # likeliest tokens that a step returns
+    images: int  # at once, at most
+    rows: int  # beams or draws of all images, at most
+    capacity: int  # positions of the cache
+    cross: tuple[int, int] | None  # heads and their width, of an encoder-decoder
+    start: int  # the token that its decoder starts from
+
+    @property
+    def tensors(self) -> int:
+        """Number of the cache's tensors: keys and values."""
+        return 2 * self.layers
+
+    @classmethod
+    def of(cls, manifest: Manifest, images: int, rows: int, capacity: int) -> Sizes:
+        spec = manifest.llm
+        assert spec is not None
+        ports = {tensor.name: tensor for tensor in manifest.components[contract.LLM].inputs}
+        past = ports[contract.PAST_KEY.format(0)]
+        cross = ports[contract.CROSS_KEY.format(0)].shape if spec.encoder_decoder else None
+        return cls(
+            spec.layers, int(past.shape[1]), int(past.shape[3]), np.dtype(past.dtype), spec.hidden_size,
+            spec.vocab_size, min(contract.TOP_K, spec.vocab_size), images, rows, capacity,
+            None if cross is None else (int(cross[1]), int(cross[3])), spec.decoder_start_token_id or 0,
+        )  # fmt: skip
+
+
+def check_room(sizes: Sizes, rows_each: int, read: int, most: int) -> None:
+    """Raise OptionError where a generation needs more than the plans were built for."""
+    faults = []
+    if rows_each > sizes.rows:
+        faults.append(f"{rows_each} beams or draws of an image, but they hold {sizes.rows}: max_beams={rows_each}")
+    if read + most > sizes.capacity:
+        faults.append(f"{read} positions of prefix and prompt and {most} of max_new_tokens, but they hold "
+                      f"{sizes.capacity}: capacity={read + most}, or fewer new tokens")  # fmt: skip
+    if faults:
+        raise OptionError(f"the plans are too small for this call, load with larger ones: {'; '.join(faults)}")

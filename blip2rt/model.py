@@ -1,0 +1,345 @@
+"""What a user calls: `load` opens a bundle, a `Model` captions, answers and matches.
+
+Checks what a caller gives, and returns one result for one image and a list for a list. The path of the data is
+pipeline's.
+"""
+
+# mypy: disable-error-code="overload-overlap"
+# A str is a sequence of str and 1 is an int: of several signatures that fit, the first one holds.
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+
+import numpy as np
+
+from . import backends
+from . import bundle as contract
+from .arguments import as_list, one_by_one, pairs, texts_of
+from .backends import OnToken
+from .errors import ImageError, OptionError
+from .image import ImageLike
+from .language import Chat, Scored
+from .options import CaptionOptions, Options, TextOptions, is_whole, merge
+from .pipeline import BATCH, Match, Pipeline
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .backends import Floats
+    from .backends.trt.plans import PlanSizes
+
+    Images: TypeAlias = Sequence[ImageLike]
+    One: TypeAlias = Literal[1]
+    No: TypeAlias = Literal[False]
+    Yes: TypeAlias = Literal[True]
+    Text: TypeAlias = str | Scored | list[str] | list[Scored]  # of one image
+
+
+class Asked(TextOptions, total=False):
+    """Keywords of `ask`, besides scores and num_captions."""
+
+    on_token: OnToken | None
+
+
+class Captioned(Asked, total=False):
+    """Keywords of `caption`, besides scores and num_captions."""
+
+    prompt: str | None
+
+
+def load(
+    bundle: str | os.PathLike[str] | None = None,
+    *,
+    backend: str = "ort",
+    device: str | None = None,
+    threads: int | None = None,
+    engines: PlanSizes | None = None,
+    scaled_jpeg: bool = False,
+) -> Model:
+    """Open a bundle; None is the embedded model, "nano". Its graphs are loaded when they are first needed.
+
+    backend: "ort" (ONNX Runtime) or "trt" (TensorRT, docs/jetson.md; a bundle exported for it).
+    device: for ort "cpu" (None) or "cuda"; for trt "cuda".
+    engines: for trt, the sizes that plans are built for (blip2rt.backends.trt.PlanSizes). Building takes minutes, once.
+    threads: for ort, how many an operator may use; None asks BLIP2RT_NUM_THREADS, then takes every physical core.
+    scaled_jpeg: large JPEGs are decoded at a fraction of their size, faster and not quite the same (blip2rt.image).
+
+    Raises BundleError (missing, damaged, too new), BackendError (unknown name, no GPU), OptionError (threads, device,
+    engines).
+    """
+    if threads is not None and not is_whole(threads, 1, 1024):
+        raise OptionError(f"threads is {threads!r}: give a whole number from 1 to 1024, or leave it out for all cores")
+    if not isinstance(scaled_jpeg, bool):
+        raise OptionError(f"scaled_jpeg is {scaled_jpeg!r}: give True or False")
+    opened = contract.read(contract.embedded() if bundle is None else bundle)
+    return Model(opened, backends.create(backend, opened, threads=threads, device=device, engines=engines), scaled_jpeg)
+
+
+class Model(Pipeline):
+    """A loaded bundle. Every method may be called from any thread.
+
+    One image (or text) gives one result, a list gives a list; blip2rt.image says what an image may be.
+    Every method raises ImageError for a bad image, OptionError for bad options and texts (all faults at once),
+    CapabilityError where the bundle lacks the components, and BackendError when the backend fails.
+    """
+
+    # fmt: off
+    @overload
+    def caption(self, images: ImageLike, *,
+            scores: No = ..., num_captions: One = ..., **options: Unpack[Captioned]) -> str: ...
+    @overload
+    def caption(self, images: ImageLike, *,
+            scores: No = ..., num_captions: int, **options: Unpack[Captioned]) -> list[str]: ...
+    @overload
+    def caption(self, images: ImageLike, *,
+            scores: Yes, num_captions: One = ..., **options: Unpack[Captioned]) -> Scored: ...
+    @overload
+    def caption(self, images: ImageLike, *,
+            scores: Yes, num_captions: int, **options: Unpack[Captioned]) -> list[Scored]: ...
+    @overload
+    def caption(self, images: Images, *,
+            scores: No = ..., num_captions: One = ..., **options: Unpack[Captioned]) -> list[str]: ...
+    @overload
+    def caption(self, images: Images, *,
+            scores: No = ..., num_captions: int, **options: Unpack[Captioned]) -> list[list[str]]: ...
+    @overload
+    def caption(self, images: Images, *,
+            scores: Yes, num_captions: One = ..., **options: Unpack[Captioned]) -> list[Scored]: ...
+    @overload
+    def caption(self, images: Images, *,
+            scores: Yes, num_captions: int, **options: Unpack[Captioned]) -> list[list[Scored]]: ...
+    # fmt: on
+    def caption(
+        self,
+        images: ImageLike | Images,
+        *,
+        prompt: str | None = None,
+        scores: bool = False,
+        on_token: OnToken | None = None,
+        **options: Unpack[CaptionOptions],
+    ) -> Text | list[Any]:
+        """Image -> caption, list of images -> list of captions.
+
+        prompt: words that the caption goes on from, not repeated in it; None is the bundle's own.
+        options: the fields of blip2rt.Options, with the meaning of Hugging Face's `generate`. num_captions above 1
+            gives a list of str for each image: the best first, with do_sample and 1 beam in the order drawn.
+        scores: gives Scored(text, score) in place of each str.
+        on_token(image, draw, token_id): called for each token as it is chosen, by greedy search (num_beams=1) or
+            sampling; returning False ends the images decoded together (8 at most) with what there is.
+        """
+        many, single = as_list(images)
+        results: list[Any] = list(self._captions(many, prompt, scores, on_token, options, False))
+        return results[0] if single else results
+
+    # fmt: off
+    @overload
+    def caption_each(self, images: Iterable[ImageLike], *, keep_going: No = ...,
+            scores: No = ..., num_captions: One = ..., **options: Unpack[Captioned]) -> Iterator[str]: ...
+    @overload
+    def caption_each(self, images: Iterable[ImageLike], *, keep_going: No = ...,
+            scores: No = ..., num_captions: int, **options: Unpack[Captioned]) -> Iterator[list[str]]: ...
+    @overload
+    def caption_each(self, images: Iterable[ImageLike], *, keep_going: No = ...,
+            scores: Yes, num_captions: One = ..., **options: Unpack[Captioned]) -> Iterator[Scored]: ...
+    @overload
+    def caption_each(self, images: Iterable[ImageLike], *, keep_going: No = ...,
+            scores: Yes, num_captions: int, **options: Unpack[Captioned]) -> Iterator[list[Scored]]: ...
+    @overload
+    def caption_each(self, images: Iterable[ImageLike], *, keep_going: bool,
+            scores: No = ..., num_captions: One = ..., **options: Unpack[Captioned]) -> Iterator[str | ImageError]: ...
+    @overload
+    def caption_each(self, images: Iterable[ImageLike], *, keep_going: bool,
+            scores: No = ..., num_captions: int, **options: Unpack[Captioned]) -> Iterator[list[str] | ImageError]: ...
+    @overload
+    def caption_each(self, images: Iterable[ImageLike], *, keep_going: bool,
+            scores: Yes, num_captions: One = ..., **options: Unpack[Captioned]) -> Iterator[Scored | ImageError]: ...
+    @overload
+    def caption_each(self, images: Iterable[ImageLike], *, keep_going: bool,
+            scores: Yes, num_captions: int, **options: Unpack[Captioned]) -> Iterator[list[Scored] | ImageError]: ...
+    # fmt: on
+    def caption_each(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        prompt: str | None = None,
+        keep_going: bool = False,
+        scores: bool = False,
+        on_token: OnToken | None = None,
+        **options: Unpack[CaptionOptions],
+    ) -> Iterator[Any]:
+        """Captions of any number of images, in order and as they come; a few images are in memory at a time.
+
+        keep_going: a bad image's ImageError takes the place of its caption instead of being raised.
+        The options are those of `caption`; they are checked before the first image is read.
+        """
+        return self._captions(images, prompt, scores, on_token, options, keep_going)
+
+    # fmt: off
+    @overload
+    def ask(self, images: ImageLike, questions: str, *,
+            scores: No = ..., num_captions: One = ..., **options: Unpack[Asked]) -> str: ...
+    @overload
+    def ask(self, images: ImageLike, questions: str, *,
+            scores: No = ..., num_captions: int, **options: Unpack[Asked]) -> list[str]: ...
+    @overload
+    def ask(self, images: ImageLike, questions: str, *,
+            scores: Yes, num_captions: One = ..., **options: Unpack[Asked]) -> Scored: ...
+    @overload
+    def ask(self, images: ImageLike, questions: str, *,
+            scores: Yes, num_captions: int, **options: Unpack[Asked]) -> list[Scored]: ...
+    @overload
+    def ask(self, images: ImageLike | Images, questions: str | Sequence[str], *,
+            scores: No = ..., num_captions: One = ..., **options: Unpack[Asked]) -> list[str]: ...
+    @overload
+    def ask(self, images: ImageLike | Images, questions: str | Sequence[str], *,
+            scores: No = ..., num_captions: int, **options: Unpack[Asked]) -> list[list[str]]: ...
+    @overload
+    def ask(self, images: ImageLike | Images, questions: str | Sequence[str], *,
+            scores: Yes, num_captions: One = ..., **options: Unpack[Asked]) -> list[Scored]: ...
+    @overload
+    def ask(self, images: ImageLike | Images, questions: str | Sequence[str], *,
+            scores: Yes, num_captions: int, **options: Unpack[Asked]) -> list[list[Scored]]: ...
+    # fmt: on
+    def ask(
+        self,
+        images: ImageLike | Images,
+        questions: str | Sequence[str],
+        *,
+        scores: bool = False,
+        on_token: OnToken | None = None,
+        **options: Unpack[CaptionOptions],
+    ) -> Text | list[Any]:
+        """Image and question -> answer. Lists are taken pairwise; one image or one question goes with all of a list.
+
+        The question is put into the bundle's template; a Q-Former that reads questions reads it too. Options, scores
+        and on_token are those of `caption`.
+        """
+        self._need(contract.GENERATIVE, "ask")
+        many_images, many_questions, single = pairs(images, questions, "questions")
+        prompts = [self._language.ask_prompt(question) for question in many_questions]
+        settings = self._language.settings("ask", merge(Options(), options), prompts)
+        _check_on_token(on_token, settings)
+        asked = zip(prompts, map(self._read_question, many_questions), strict=True)
+        found = self._generate_each(many_images, asked, settings, on_token, False)
+        answers: list[Any] = [_shaped(texts, scores, settings) for texts in found]
+        return answers[0] if single else answers
+
+    def stream(
+        self,
+        image: ImageLike,
+        prompt: str | None = None,
+        *,
+        question: str | None = None,
+        **options: Unpack[TextOptions],
+    ) -> Iterator[str]:
+        """Image -> pieces of its caption, or of the answer to `question`, as they come; joined they are the text.
+
+        A piece holds whole characters. The next token is computed when a piece has been taken: leaving the loop ends
+        the generation. Greedy, or with do_sample; the other options and `prompt` are those of `caption`.
+        """
+        self._need(contract.GENERATIVE, "stream")
+        if prompt is not None and question is not None:
+            raise OptionError("prompt and question are both given: a question has the bundle's own prompt")
+        task = "caption" if question is None else "ask"
+        text = self._language.caption_prompt(prompt) if question is None else self._language.ask_prompt(question)
+        settings = self._language.settings(task, merge(Options(), {"num_beams": 1, **options}), [text])
+        if settings["num_beams"] > 1 or settings["num_return_sequences"] > 1:
+            raise OptionError("stream gives one text, token by token: leave num_beams and num_captions at 1")
+        read = text if question is None else self._read_question(question)
+        return self._language.stream(self._prefix_embeds(self._prepare([image]), [read]), text, settings)
+
+    def chat(self, image: ImageLike, **options: Unpack[TextOptions]) -> Chat:
+        """Image -> conversation about it, in which a question costs only its own tokens; see Chat.
+
+        The options are those of `caption` and hold for every question that says nothing else.
+        """
+        self._need(contract.GENERATIVE, "chat")
+        self._language.need_chat()
+        chosen = merge(Options(), options)
+        self._language.settings("ask", chosen, [])  # checked before the image is read
+        return Chat(self._language, self._prefix_embeds(self._prepare([image]), [""]), chosen)
+
+    @overload
+    def match(self, images: ImageLike, texts: str) -> Match: ...
+    @overload
+    def match(self, images: ImageLike | Images, texts: str | Sequence[str]) -> list[Match]: ...
+    def match(self, images: ImageLike | Images, texts: str | Sequence[str]) -> Match | list[Match]:
+        """Image and text -> Match. Lists are taken pairwise; one image or one text goes with all of a list.
+
+        Texts too long for the model are cut.
+        """
+        self._need(contract.RETRIEVAL, "match")
+        many_images, many_texts, single = pairs(images, texts, "texts")
+        if not all(any(map(str.isalnum, text)) for text in many_texts):
+            raise OptionError("a text has no words: say what the image may show, as in 'a dog on grass'")
+        matches: list[Match] = []
+        for vision_features in self._features_each(many_images):
+            start = len(matches)
+            matches += self.match_features(vision_features, many_texts[start : start + len(vision_features)])
+        return matches[0] if single else matches
+
+    def vision_features(self, images: ImageLike | Images) -> Floats:
+        """Image -> (N, C) float32, list of images -> (B, N, C): kept, they spare match_features the encoder."""
+        many, single = as_list(images)
+        features = self._joined(contract.VISION, self._features_each(many))
+        return features[0] if single else features
+
+    def embed_image(self, images: ImageLike | Images) -> Floats:
+        """Image -> (Q, E) float32, list of images -> (B, Q, E): an embedding of unit length for each query."""
+        self._need((contract.IMAGE_EMBED,), "embed_image")
+        many, single = as_list(images)
+        embeds = self._joined(contract.IMAGE_EMBED, map(self._backend.image_embeds, self._features_each(many)))
+        return embeds[0] if single else embeds
+
+    def embed_text(self, texts: str | Sequence[str]) -> Floats:
+        """Text -> (E,) float32 of unit length, list of texts -> (B, E). Texts too long for the model are cut."""
+        self._need((contract.TEXT_EMBED,), "embed_text")
+        many, single = texts_of(texts, "texts")
+        chunks = (many[start : start + BATCH] for start in range(0, len(many), BATCH))
+        encoded = map(self._qformer_tokenizer.encode, chunks)
+        embeds = self._joined(contract.TEXT_EMBED, (self._backend.text_embeds(*rows) for rows in encoded))
+        return embeds[0] if single else embeds
+
+    def _captions(
+        self,
+        images: Iterable[ImageLike],
+        prompt: str | None,
+        scores: bool,
+        on_token: OnToken | None,
+        options: Mapping[str, Any],
+        keep_going: bool,
+    ) -> Iterator[Text | ImageError]:
+        self._need(contract.GENERATIVE, "caption")
+        text = self._language.caption_prompt(prompt)
+        settings = self._language.settings("caption", merge(Options(), options), [text])
+        _check_on_token(on_token, settings)
+        one_by_one(images)
+        found = self._generate_each(images, repeat((text, text)), settings, on_token, keep_going)
+        return (_shaped(texts, scores, settings) for texts in found)
+
+    def _joined(self, component: str, chunks: Iterable[Floats]) -> Floats:
+        """Join the chunks of a component's first output. No chunks are a batch of no rows."""
+        shape = self._manifest.components[component].outputs[0].shape
+        none = np.zeros([0, *(size if isinstance(size, int) else 0 for size in shape[1:])], np.float32)
+        return np.concatenate(list(chunks) or [none])
+
+
+def _shaped(texts: list[Scored] | ImageError, scores: bool, settings: Mapping[str, Any]) -> Text | ImageError:
+    """The texts of an image as the caller asked for them: one or a list, with scores or without."""
+    if isinstance(texts, ImageError):
+        return texts
+    captions = texts if scores else [each.text for each in texts]
+    return captions if settings["num_return_sequences"] > 1 else captions[0]
+
+
+def _check_on_token(on_token: OnToken | None, settings: Mapping[str, Any]) -> None:
+    if on_token is not None and not callable(on_token):
+        raise OptionError(f"on_token is {on_token!r}: give a function of image, draw and token_id")
+    if on_token is not None and settings["num_beams"] > 1:
+        raise OptionError(
+            f"on_token with num_beams {settings['num_beams']}: beams settle on tokens only at the end; give num_beams=1"
+        )

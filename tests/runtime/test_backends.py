@@ -1,0 +1,62 @@
+"""Every backend keeps to what blip2rt.backends asks of it; what a backend has not got is refused by name."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from dataclasses import replace
+
+import pytest
+
+from blip2rt import backends, load
+from blip2rt.backends.trt import PlanSizes
+from blip2rt.bundle import TARGETS, read
+from blip2rt.errors import BackendError, OptionError
+from tests.conftest import Tiny
+
+
+def test_the_backends_are_the_targets_of_bundles() -> None:
+    assert backends.names() == sorted(TARGETS)
+
+
+@pytest.mark.parametrize("name", backends.names())
+def test_a_backend_is_whole_and_takes_keywords_alone(name: str) -> None:
+    found = importlib.import_module(f"blip2rt.backends.{name}").Backend
+    assert issubclass(found, backends.Backend) and not inspect.isabstract(found)
+    bundle, *others = inspect.signature(found).parameters.values()
+    assert bundle.name == "bundle"
+    for parameter in others:
+        assert parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.default is not inspect.Parameter.empty
+        assert parameter.name in inspect.signature(load).parameters
+
+
+@pytest.mark.parametrize("name", backends.names())
+def test_a_method_of_a_backend_has_the_parameters_of_the_base(name: str) -> None:
+    found = importlib.import_module(f"blip2rt.backends.{name}").Backend
+    for method in ("generate", "begin", "chat", "vocabulary", "preload", "_run"):
+        want = list(inspect.signature(getattr(backends.Backend, method)).parameters)
+        assert list(inspect.signature(getattr(found, method)).parameters) == want, method
+
+
+def test_keywords_of_another_backend_are_named(tiny: Tiny) -> None:
+    bundle = read(tiny.path)
+    with pytest.raises(OptionError, match=r"^engines are the backend trt's: leave them out, or give backend='trt'$"):
+        backends.create("ort", bundle, engines=PlanSizes())
+    with pytest.raises(OptionError, match="engines are the backend trt's.*; no backend takes speed: leave it out$"):
+        backends.create("ort", bundle, engines=PlanSizes(), speed=3)
+    with pytest.raises(OptionError, match="engines are the backend trt's"):
+        load(tiny.path, engines=PlanSizes())
+    on_trt = replace(bundle, manifest=replace(bundle.manifest, target="trt"))
+    with pytest.raises(OptionError, match=r"^threads are the backend ort's: leave them out, or give backend='ort'$"):
+        backends.create("trt", on_trt, threads=2)
+
+
+def test_a_keyword_that_is_none_is_not_given(tiny: Tiny) -> None:
+    assert backends.create("ort", read(tiny.path), threads=None, device=None, engines=None)
+
+
+def test_other_names_and_targets_are_refused(tiny: Tiny) -> None:
+    with pytest.raises(BackendError, match="no backend 'abacus': choose from ort, trt"):
+        backends.create("abacus", read(tiny.path))
+    with pytest.raises(BackendError, match="was exported for ort, which the backend trt cannot run"):
+        backends.create("trt", read(tiny.path))

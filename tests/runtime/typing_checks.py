@@ -1,0 +1,162 @@
+"""What type checkers say of the public calls. mypy reads this file in `make lint`; nothing runs it.
+
+`assert_type` states the type of a result. An ignored error states that a wrong use is found: mypy reports an `ignore`
+that is not needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+import blip2rt
+from blip2rt import Chat, ImageError, Match, Model, Scored
+from blip2rt.backends.trt import PlanSizes
+from blip2rt.options import CaptionOptions, TextOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import assert_type
+
+    Floats = NDArray[np.float32]
+
+
+def images_of_every_kind(model: Model, pixels: NDArray[np.uint8], picture: Image.Image, data: bytes) -> None:
+    assert_type(model.caption("a.jpg"), str)
+    assert_type(model.caption(Path("a.jpg")), str)
+    assert_type(model.caption(data), str)
+    assert_type(model.caption(bytearray(data)), str)
+    assert_type(model.caption(memoryview(data)), str)
+    assert_type(model.caption(picture), str)
+    assert_type(model.caption(pixels), str)
+    assert_type(model.caption([pixels]), list[str])
+    assert_type(model.caption((picture, data)), list[str])
+    assert_type(model.caption([pixels, "a.jpg", picture, data, Path("b.jpg")]), list[str])
+    model.caption(3)  # type: ignore[call-overload]
+    model.caption(None)  # type: ignore[call-overload]
+    model.caption([1, 2])  # type: ignore[list-item]
+    model.caption(open("a.jpg", "rb"))  # type: ignore[call-overload]  # noqa: SIM115
+
+
+def captions(model: Model, one_or_many: Path | list[Path]) -> None:
+    assert_type(model.caption("a.jpg", scores=True), Scored)
+    assert_type(model.caption("a.jpg", num_captions=3), list[str])
+    assert_type(model.caption("a.jpg", num_captions=1), str)
+    assert_type(model.caption("a.jpg", num_captions=3, scores=True), list[Scored])
+    assert_type(model.caption(["a.jpg"]), list[str])
+    assert_type(model.caption(["a.jpg"], scores=False), list[str])
+    assert_type(model.caption(["a.jpg"], scores=True), list[Scored])
+    assert_type(model.caption(["a.jpg"], num_captions=3), list[list[str]])
+    assert_type(model.caption(["a.jpg"], num_captions=3, scores=True), list[list[Scored]])
+    assert_type(model.caption("a.jpg", prompt="a photo of", num_beams=5, temperature=0.5, do_sample=True), str)
+    assert_type(model.caption("a.jpg", on_token=lambda image, draw, token_id: token_id != 2), str)
+    assert_type(model.caption("a.jpg", stop_strings=["."], bad_words="dog", early_stopping="never"), str)
+    assert_type(model.caption(one_or_many), str | list[str])
+    assert_type(model.caption("a.jpg", scores=True).score, float)
+    model.caption("a.jpg", beams=5)  # type: ignore[call-overload]
+    model.caption("a.jpg", num_beams="five")  # type: ignore[call-overload]
+    model.caption("a.jpg", stop_strings=1)  # type: ignore[call-overload]
+    model.caption("a.jpg", "a photo of")  # type: ignore[call-overload]
+    model.caption("a.jpg", on_token=lambda token_id: True)  # type: ignore[arg-type, misc]
+
+
+def captions_one_by_one(model: Model, paths: Iterator[Path]) -> None:
+    assert_type(model.caption_each(paths), Iterator[str])
+    assert_type(model.caption_each(["a.jpg"], num_captions=2), Iterator[list[str]])
+    assert_type(model.caption_each(["a.jpg"], scores=True), Iterator[Scored])
+    assert_type(model.caption_each(["a.jpg"], scores=True, num_captions=2), Iterator[list[Scored]])
+    assert_type(model.caption_each(["a.jpg"], keep_going=True), Iterator[str | ImageError])
+    assert_type(model.caption_each(["a.jpg"], keep_going=True, num_captions=2), Iterator[list[str] | ImageError])
+    assert_type(model.caption_each(["a.jpg"], keep_going=True, scores=True), Iterator[Scored | ImageError])
+    model.caption_each(3)  # type: ignore[call-overload]
+
+
+def answers(model: Model) -> None:
+    assert_type(model.ask("a.jpg", "who?"), str)
+    assert_type(model.ask(["a.jpg"], "who?"), list[str])
+    assert_type(model.ask("a.jpg", ["who?", "where?"]), list[str])
+    assert_type(model.ask(["a.jpg"], ["who?"]), list[str])
+    assert_type(model.ask("a.jpg", "who?", scores=True), Scored)
+    assert_type(model.ask("a.jpg", "who?", num_captions=2, do_sample=True), list[str])
+    assert_type(model.ask("a.jpg", "who?", num_captions=2, scores=True), list[Scored])
+    assert_type(model.ask("a.jpg", ["who?"], scores=True), list[Scored])
+    assert_type(model.ask(["a.jpg"], ["who?"], num_captions=2), list[list[str]])
+    assert_type(model.ask(["a.jpg"], "who?", num_captions=2, scores=True), list[list[Scored]])
+    model.ask("a.jpg")  # type: ignore[call-overload]
+    model.ask("a.jpg", b"who?")  # type: ignore[arg-type]
+    model.ask("a.jpg", "who?", prompt="a photo of")  # type: ignore[call-overload]
+
+
+def streams_and_chats(model: Model) -> None:
+    assert_type(model.stream("a.jpg"), Iterator[str])
+    assert_type(model.stream("a.jpg", "a photo of", max_new_tokens=5), Iterator[str])
+    assert_type(model.stream("a.jpg", question="who?"), Iterator[str])
+    chat = model.chat("a.jpg", num_beams=3)
+    assert_type(chat, Chat)
+    assert_type(chat.ask("who?", seed=1, do_sample=True), str)
+    assert_type(chat.stream("who?"), Iterator[str])
+    model.stream(["a.jpg"])  # type: ignore[arg-type]
+    model.stream("a.jpg", num_captions=2)  # type: ignore[call-arg]
+    model.stream("a.jpg", beams=1)  # type: ignore[call-arg]
+    chat.ask(3)  # type: ignore[arg-type]
+    chat.ask("who?", num_captions=2)  # type: ignore[call-arg]
+
+
+def matches(model: Model) -> None:
+    assert_type(model.match("a.jpg", "a dog"), Match)
+    assert_type(model.match(["a.jpg"], "a dog"), list[Match])
+    assert_type(model.match("a.jpg", ["a dog", "a cat"]), list[Match])
+    assert_type(model.match(["a.jpg"], ["a dog"]), list[Match])
+    assert_type(model.match("a.jpg", "a dog").probability, float)
+    model.match("a.jpg", 3)  # type: ignore[call-overload]
+
+
+def embeddings(model: Model) -> None:
+    assert_type(model.embed_image("a.jpg"), Floats)
+    assert_type(model.embed_image(["a.jpg"]), Floats)
+    assert_type(model.embed_text("a dog"), Floats)
+    assert_type(model.embed_text(["a dog"]), Floats)
+    features = model.vision_features(["a.jpg"])
+    assert_type(features, Floats)
+    assert_type(model.embed_features(features), Floats)
+    assert_type(model.match_features(features, ["a dog"]), list[Match])
+    assert_type(model.itm_logits(features, ["a dog"]), Floats)
+    assert_type(model.match_scores(model.itm_logits(features, ["a dog"]), features), NDArray[np.float64])
+    model.embed_text(b"a dog")  # type: ignore[arg-type]
+    model.embed_image(3)  # type: ignore[arg-type]
+
+
+def the_embedded_model() -> None:
+    assert_type(blip2rt.caption("a.jpg"), str)
+    assert_type(blip2rt.caption(["a.jpg"], scores=True), list[Scored])
+    assert_type(blip2rt.caption(["a.jpg"], num_captions=2, do_sample=True), list[list[str]])
+    assert_type(blip2rt.ask("a.jpg", "who?"), str)
+    assert_type(blip2rt.ask(["a.jpg"], "who?", max_new_tokens=5), list[str])
+    assert_type(blip2rt.match("a.jpg", "a dog"), Match)
+    assert_type(blip2rt.match("a.jpg", ["a dog"]), list[Match])
+    blip2rt.caption("a.jpg", beams=5)  # type: ignore[call-overload]
+    blip2rt.match("a.jpg")  # type: ignore[call-overload]
+
+
+def loading() -> None:
+    assert_type(blip2rt.load(), Model)
+    assert_type(blip2rt.load(Path("bundle"), threads=2, device="cpu", scaled_jpeg=True), Model)
+    assert_type(blip2rt.load("bundle", backend="trt", engines=PlanSizes(max_batch=4)), Model)
+    blip2rt.load("bundle", "trt")  # type: ignore[call-arg]
+    blip2rt.load(threads="2")  # type: ignore[arg-type]
+    blip2rt.load(engines=4)  # type: ignore[arg-type]
+    blip2rt.load(verbose=True)  # type: ignore[call-arg]
+
+
+def options_handed_on(model: Model) -> None:
+    text: TextOptions = {"num_beams": 3, "seed": None}
+    assert_type(model.caption("a.jpg", **text), str)
+    assert_type(model.ask(["a.jpg"], "who?", **text), list[str])
+    several: CaptionOptions = {"num_captions": 3, **text}
+    assert_type(model.caption("a.jpg", **several), list[str])
+    wrong: TextOptions = {"beams": 3}  # type: ignore[typeddict-unknown-key]
+    assert_type(wrong, TextOptions)
