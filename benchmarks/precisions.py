@@ -65,7 +65,8 @@ def export(args: argparse.Namespace, folder: Path, kind: str, convolutional: boo
     if not out.exists():
         vision = _FLOAT if convolutional and kind in _ALONE else kind
         precision = {"vision": vision, "qformer": kind, "llm": kind}
-        options = choices.Options(ckpt=args.ckpt, out=out, precision=precision, calib=args.calib)
+        source = choices.ModelSource(args.ckpt)
+        options = choices.ExportOptions(source, out, precision=precision, calib=args.calib)
         try:
             assemble.export(options, Progress())
         except Blip2rtError as error:

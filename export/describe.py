@@ -1,17 +1,18 @@
-"""What the manifest says of a model: preprocessing, geometry, special ids, prompts; and the tokenizers' files.
+"""Tells what the manifest says of a model: preprocessing, geometry, special ids, prompts. Writes the tokenizers' files.
 
 Knows the checkpoint's config and Hugging Face tokenizers, nothing about graphs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from blip2rt.bundle import Decoding, ImageSpec, LlmSpec, QuestionSpec, RetrievalSpec
+from blip2rt.bundle import Decoding, ImageSpec, LlmSpec, QuestionSpec, RetrievalSpec, Source
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.checkpoints import qformer_tokenizer
 from blip2rt.modeling.llm import end_token_ids, load_tokenizer
@@ -36,6 +37,13 @@ def image_spec(config: Any) -> ImageSpec:
     return ImageSpec(config.height, config.width, config.resample, tuple(config.mean), tuple(config.std))
 
 
+def sources(models: Iterable[Any]) -> tuple[Source, ...]:
+    """Every part once, as the checkpoints name them."""
+    found = {tuple(sorted(source.items())): source for model in models for source in model.config.sources}
+    keys = ("part", "name", "licence", "origin")
+    return tuple(Source(*(str(source.get(key, "")) for key in keys)) for source in found.values())
+
+
 def prompts(model: Any | None) -> dict[str, str]:
     if model is None:
         return {}
@@ -48,7 +56,7 @@ def decoding(length_penalty: float) -> dict[str, Decoding]:
 
 
 def llm_spec(model: Any, language: Any, folder: Path, max_positions: int) -> tuple[LlmSpec, list[list[int]]]:
-    """The llm section, its tokenizer written to `folder`; and the token ids of a few prompts to verify with."""
+    """Return the llm section, and the token ids of a few prompts to verify with. Write the tokenizer into `folder`."""
     config = model.config.llm
     tokenizer = load_tokenizer(config.source)
     _save(tokenizer, folder / TOKENIZER)
@@ -86,7 +94,8 @@ def llm_spec(model: Any, language: Any, folder: Path, max_positions: int) -> tup
 
 @torch.no_grad()
 def llm_inputs(language: Any, token_ids: list[list[int]], prefixes: np.ndarray) -> list[np.ndarray]:
-    """[prefix | prompt] embeddings (S_b, D), one row a prompt, of unequal length."""
+    """token ids of prompts, prefixes (n,Q,D) -> [prefix | prompt] embeddings (S_b,D), one row a prompt, of unequal
+    length."""
     table = language.get_input_embeddings()
     rows = []
     for number, ids in enumerate(token_ids):
@@ -96,7 +105,7 @@ def llm_inputs(language: Any, token_ids: list[list[int]], prefixes: np.ndarray) 
 
 
 def _save(tokenizer: Any, path: Path) -> None:
-    """The fast tokenizer alone, as small as JSON gets; how it pads and cuts is the reader's affair."""
+    """Write the fast tokenizer alone, as small as JSON gets. How it pads and cuts is the reader's affair."""
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
@@ -118,7 +127,7 @@ def retrieval_spec(model: Any, folder: Path) -> RetrievalSpec:
 
 
 def question_spec(model: Any, folder: Path) -> QuestionSpec | None:
-    """How a question enters the Q-Former; None where it does not."""
+    """Tell how a question enters the Q-Former; None where it does not."""
     if not model.config.question_input:
         return None
     config, tokenizer = model.config, qformer_tokenizer(model.config)

@@ -35,7 +35,7 @@ from blip2rt.modeling.quantize import QuantizedWeight
 from blip2rt.modeling.vision import VisionEncoder
 
 from . import assemble, targets
-from .choices import Choices, Options
+from .choices import About, Choices, ExportOptions, ModelSource
 from .cli import parse_precision
 from .progress import Progress
 
@@ -195,8 +195,8 @@ def make(
         theirs = write_config(geometry, Path(name))
         model = random_model(Path(name), theirs)
         text = theirs.text_config
-        options = Options(
-            ckpt=geometry, out=out, name=geometry, target=target, precision=precision, overwrite=True, verify=False
+        options = ExportOptions(
+            ModelSource(geometry), out, target, precision, about=About(geometry), overwrite=True, verify=False
         )
         chosen = {**PRECISION[target.name], **precision}
         choices = Choices(_Random(f"random weights of {geometry}", model), None, chosen, [])

@@ -20,7 +20,7 @@ from onnx import helper
 from blip2rt.bundle import EMBED, ENCODER, LLM
 
 from ..graphs import trace
-from ..precision.weights import Range, Ranges
+from ..precision.activations import Range, Ranges
 from .stepping import session
 from .verify import Arrays, LlmGraphs
 

@@ -288,8 +288,12 @@ def _strip(proto: onnx.ModelProto) -> None:
         del item.metadata_props[:]
 
 
-def describe(values: Sequence[ir.Value]) -> tuple[TensorInfo, ...]:
-    """A graph's inputs or outputs as the manifest lists them: name, dtype, shape with free axes by name."""
+def signature(model: ir.Model) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+    """A graph's inputs and outputs as the manifest lists them: name, dtype, shape with free axes by name."""
+    return _described(model.graph.inputs), _described(model.graph.outputs)
+
+
+def _described(values: Sequence[ir.Value]) -> tuple[TensorInfo, ...]:
 
     def one(value: ir.Value) -> TensorInfo:
         assert value.name is not None and value.shape is not None and value.dtype is not None

@@ -29,8 +29,9 @@ from blip2rt.errors import Blip2rtError
 
 from ..graphs import trace
 from ..precision import smooth
-from ..precision.codes import LEVELS, Blocks, block_codes, channel_codes
-from ..precision.weights import Encode, Keep, Ranges
+from ..precision.activations import NO_RANGES, Ranges
+from ..precision.codes import LEVELS, block_codes, channel_codes
+from ..precision.rounding import Blocks, Rounding
 
 _HALF, _FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 _PRODUCTS = {"MatMul": 1, "Conv": 0}  # op -> axis of the output channels in its weight
@@ -43,20 +44,21 @@ _LARGEST = 65504.0  # of float16
 _INT4_OPSET = 21  # differs from 19 in the types that operators take, in no operator that our graphs have
 
 
-def apply(model: ir.Model, precision: str, keep: Keep, ranges: Ranges, block: int, encode: Encode) -> None:
-    """Bring the graph to `precision` in place: fp32, fp16, int8-static with `ranges` of `quantizable`, or int4 in
-    blocks of `block` weights, which `encode` makes."""
+def apply(model: ir.Model, precision: str, rounding: Rounding, ranges: Ranges = NO_RANGES) -> None:
+    """Bring the graph to `precision` in place: fp32, fp16, int4, or int8-static with the `ranges` of `operands`."""
     if precision == "fp32":
         return
     products = [node for node, _ in quantizable(model)]
     if precision == "int8-static":
         ranges = smooth.apply(model, products, ranges)
-        typing = _Typing(model, keep, {node for node, operand in quantizable(model) if operand in ranges}, ranges)
+        quantized = {node for node, operand in quantizable(model) if operand in ranges}
+        typing = _Typing(model, rounding, quantized, ranges)
     elif precision == "int4":
         model.graph.opset_imports[""] = _INT4_OPSET
-        typing = _Typing(model, keep, {n for n in products if _in_blocks(n, block)}, {}, Blocks(block, encode))
+        quantized = {node for node in products if _in_blocks(node, rounding.blocks.size)}
+        typing = _Typing(model, rounding, quantized, blocks=rounding.blocks)
     else:
-        typing = _Typing(model, keep, set(), {})
+        typing = _Typing(model, rounding, set())
     typing.inputs()
     for node in list(model.graph):
         typing.visit(node)
@@ -101,9 +103,11 @@ class _Typing:
     """One pass from inputs to outputs; every value has been typed before it is read."""
 
     def __init__(
-        self, model: ir.Model, keep: Keep, quantized: set[ir.Node], ranges: Ranges, blocks: Blocks | None = None
-    ) -> None:
-        self.model, self.keep, self.quantized, self.ranges, self.blocks = model, keep, quantized, ranges, blocks
+        self, model: ir.Model, rounding: Rounding, quantized: set[ir.Node], ranges: Ranges = NO_RANGES,
+        blocks: Blocks | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.rounding, self.quantized = model, rounding, quantized
+        self.ranges, self.blocks = ranges, blocks  # of int8; of int4
         self.sums: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}  # of blocks of an operand
         self.shifted: set[ir.Value] = set()  # products of int4, whole
         self.casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
@@ -214,7 +218,7 @@ class _Typing:
         return self._constant(f"{value.name}.half", array.astype(np.float16))
 
     def _constant(self, name: str, array: np.ndarray) -> ir.Value:
-        return trace.add_initializer(self.model, name, self.keep(ir.tensor(array, name=name)))
+        return self.rounding.add(self.model, name, array)
 
     def _quantize(self, before: ir.Node, source: ir.Value, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         """value -> QuantizeLinear -> DequantizeLinear, once for all who read it."""
