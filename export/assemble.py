@@ -36,6 +36,8 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Result:
+    """A bundle that is written, and what the comparisons with PyTorch said."""
+
     bundle: Bundle
     rows: list[verify.Row]
     sizes: dict[str, int]  # component -> bytes of its graph and weights; shared weights count for each
@@ -51,11 +53,12 @@ class Features:
 
     @property
     def inputs(self) -> Arrays:
+        """What graphs that read features are verified with."""
         return self.want or {"vision_features": np.zeros(0, np.float32)}
 
     @property
     def batches(self) -> Iterator[np.ndarray]:
-        """Those of the calibration that are whole."""
+        """The batches of the calibration that are whole."""
         return (each for each in self.calibration if len(each) == 3)
 
 
@@ -101,7 +104,7 @@ def export(
 
 
 def _load(choices: Choices, progress: Progress) -> list[Any]:
-    """The models of stage 2 and stage 1, those that were asked for. The first has the image encoder."""
+    """Load the models of stage 2 and stage 1, those that were asked for. The first has the image encoder."""
     models: list[Any] = []
     for checkpoint in (choices.stage2, choices.stage1):
         if checkpoint is not None:
@@ -136,19 +139,25 @@ def _vision(shop: Workshop, model: Any, image: ImageSpec, choices: Choices) -> F
 
 
 def _photographs(files: Sequence[Path], image: ImageSpec) -> Iterator[Arrays]:
-    """pixels (3,3,h,w) of photographs; the last batch may be smaller."""
+    """Read photographs as batches of pixels (3,3,h,w); the last batch may be smaller."""
     for start in range(0, len(files), 3):
         yield {"pixels": vision.pixels(files[start : start + 3], image)}
 
 
 def _retrieval(shop: Workshop, model: Any, features: Features, choices: Choices) -> RetrievalSpec:
-    """Write `image_embed`, `text_embed` and `itm`."""
+    """Write three graphs.
+
+    image_embed: vision_features (B,N,C) -> image_embeds (B,Q,E)
+    text_embed:  token_ids (B,L), text_mask (B,L) -> text_embeds (B,E)
+    itm:         vision_features (B,N,C), token_ids (B,L), text_mask (B,L) -> itm_logits (B,2)
+    """
     _group(shop, "retrieval", choices.precision["retrieval"], model, features, describe.example_texts(model))
     return describe.retrieval_spec(model, shop.folder)
 
 
 def _generative(shop: Workshop, model: Any, features: Features, choices: Choices, options: LlmOptions) -> LlmSpec:
-    """Write `qformer` and the language model's graphs. The model loses its language model."""
+    """Write `qformer`: vision_features (B,N,C) -> query_output (B,Q,H), prefix_embeds (B,Q,D); and what language.py
+    makes. The model loses its language model."""
     llm, model.llm = model.llm, None
     question = describe.example_texts(model) if model.config.question_input else {}
     precision = choices.precision

@@ -25,6 +25,7 @@ _TEXTS = ("a dog", "two people are walking on a beach at sunset", "red", "the ma
 
 
 def created_by() -> str:
+    """Name the package and its version."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -34,6 +35,7 @@ def created_by() -> str:
 
 
 def image_spec(config: Any) -> ImageSpec:
+    """Tell how an image becomes pixels, from the vision part of a config."""
     return ImageSpec(config.height, config.width, config.resample, tuple(config.mean), tuple(config.std))
 
 
@@ -45,13 +47,14 @@ def sources(models: Iterable[Any]) -> tuple[Source, ...]:
 
 
 def prompts(model: Any | None) -> dict[str, str]:
+    """The templates of captions and questions; none without a model that generates."""
     if model is None:
         return {}
     return {"caption": model.config.llm.caption_prompt, "ask": model.config.llm.ask_prompt}
 
 
 def decoding(length_penalty: float) -> dict[str, Decoding]:
-    """The paper's beams cost too much on the edge for what they give; three are the compromise."""
+    """The defaults of captions and answers: three beams, as the paper's five cost more on the edge than they give."""
     return {"caption": Decoding(3, 30, 1, length_penalty), "ask": Decoding(3, 10, 1, 1.0)}
 
 
@@ -113,6 +116,7 @@ def _save(tokenizer: Any, path: Path) -> None:
 
 
 def retrieval_spec(model: Any, folder: Path) -> RetrievalSpec:
+    """Tell how a text enters the Q-Former, and what scores are made of. Write the tokenizer into `folder`."""
     tokenizer = qformer_tokenizer(model.config)
     _save(tokenizer, folder / QFORMER_TOKENIZER)
     config = model.config
@@ -142,7 +146,7 @@ def question_spec(model: Any, folder: Path) -> QuestionSpec | None:
 
 
 def example_texts(model: Any) -> dict[str, np.ndarray]:
-    """token_ids and text_mask (3,L) of a few captions, of unequal length."""
+    """Make token_ids and text_mask (3,L) of captions of unequal length."""
     tokenizer = qformer_tokenizer(model.config)
     length = model.config.max_text_length
     encoded = tokenizer(list(_TEXTS[:3]), padding=True, truncation=True, max_length=length, return_tensors="np")

@@ -1,7 +1,11 @@
-"""The language model's graphs: `embed`, `llm`, and `encoder` of an encoder-decoder.
+"""Makes the language model's graphs: `embed`, `llm`, and `encoder` of an encoder-decoder.
 
-Describes the model, takes ranges, writes the graphs and verifies them. Knows the order of its graphs; images reach it
-as prefix_embeds (n,Q,D).
+embed:   token_ids (B,S) -> token_embeds (B,S,D)
+llm:     inputs_embeds (B,S,D), positions, cache -> logits (B,V), cache; see graphs/llm.py and trt/llm.py
+encoder: inputs_embeds (B,S,D), attention_mask (B,S) -> cross_key_i, cross_value_i (B,H,S,hd); see graphs/t5.py
+
+Describes the model, takes ranges, writes the graphs and verifies them. Knows nothing about images, which reach it as
+prefix_embeds (n,Q,D).
 """
 
 from __future__ import annotations
@@ -47,6 +51,7 @@ class Language:
 
     @property
     def size(self) -> int:
+        """Parameters of the model."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 

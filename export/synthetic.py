@@ -1,11 +1,11 @@
-"""A bundle of a real geometry and random weights, written at its final precisions: for measuring without a download.
+"""Makes a bundle of a real geometry and random weights, to measure without a download.
 
     python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --out BUNDLE [--precision vision=int8-dynamic,...]
     python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --out BUNDLE --target trt [--precision llm=int4]
     python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --config FOLDER
 
 Graphs, files and sizes are those of an export of the real checkpoint. Block-wise integers are drawn as they are stored;
-of other precisions one tensor at a time passes through float32. --config writes Hugging Face's config and processor
+in other precisions one tensor at a time passes through float32. --config writes Hugging Face's config and processor
 alone, of which transformers builds the same model. Knows geometries and random numbers; the graphs are assemble's.
 """
 
@@ -26,6 +26,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import Blip2Config, Blip2Processor, BlipImageProcessor, OPTConfig, PreTrainedTokenizerFast, T5Config
 
+from blip2rt import command
 from blip2rt.bundle import TARGETS
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import hugging_face, streaming
@@ -87,7 +88,7 @@ GEOMETRIES = {
 
 
 def write_config(geometry: str, folder: Path) -> Any:
-    """Hugging Face's config and processor of a geometry; the tokenizer's words are made up."""
+    """Write Hugging Face's config and processor of a geometry. The tokenizer's words are made up."""
     shape = GEOMETRIES[geometry]
     text = shape.text()
     theirs: Any = Blip2Config(
@@ -106,7 +107,10 @@ def write_config(geometry: str, folder: Path) -> Any:
 
 
 def tokenizer(vocabulary: int, encoder_decoder: bool) -> PreTrainedTokenizerFast:
-    """Bytes, and made-up words up to the size of the real vocabulary; </s> before a text as OPT's, or after as T5's."""
+    """Make a tokenizer of bytes, and of made-up words up to the size of the real vocabulary.
+
+    </s> stands before a text as OPT's, or after as T5's.
+    """
     specials = ["<pad>", "</s>", "<s>", "<unk>"] if encoder_decoder else ["<s>", "<pad>", "</s>", "<unk>"]
     template = ["$A", "</s>"] if encoder_decoder else ["</s>", "$A"]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -122,7 +126,7 @@ def tokenizer(vocabulary: int, encoder_decoder: bool) -> PreTrainedTokenizerFast
 
 
 def random_model(folder: Path, theirs: Any) -> Blip2:
-    """The model of a config folder; each parameter is made when it is read."""
+    """Make the model of a config folder; each parameter is made when it is read."""
     config = hugging_face.read_config(folder)
     source = {"part": "all", "name": "random weights", "licence": "", "origin": "blip2rt_export.synthetic"}
     with streaming.empty():
@@ -137,7 +141,7 @@ def random_model(folder: Path, theirs: Any) -> Blip2:
 
 
 def _reader(noise: torch.Tensor, index: int, name: str, shape: torch.Size) -> streaming.Reader:
-    """The weights of norms are 1, everything else is noise, no two tensors the same."""
+    """Return a reader: the weights of norms are 1, everything else is noise, no two tensors the same."""
 
     def read() -> torch.Tensor:
         if "norm" in name and name.endswith("weight"):
@@ -150,7 +154,7 @@ def _reader(noise: torch.Tensor, index: int, name: str, shape: torch.Size) -> st
 
 
 class RandomBlocks:
-    """Draws block-wise integers in place of rounding weights to them (quantize.Encode).
+    """Draws block-wise integers in place of rounding weights to them (precision.rounding.Encode).
 
     tied_rows: the vocabulary's size where embedding and head are one table, which is then drawn the same twice.
     """
@@ -205,35 +209,39 @@ def make(
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="blip2rt_export.synthetic", description=(__doc__ or "").splitlines()[0])
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    return command.run("blip2rt_export.synthetic", lambda: _run(_parser().parse_args(argv)))
+
+
+def _parser() -> command.Parser:
+    parser = command.Parser(prog="blip2rt_export.synthetic", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--geometry", choices=sorted(GEOMETRIES), required=True)
     parser.add_argument("--out", type=Path, metavar="BUNDLE", help="the bundle's folder; one that is there is replaced")
     parser.add_argument("--config", type=Path, metavar="FOLDER", help="write Hugging Face's config and processor here")
-    parser.add_argument("--target", choices=TARGETS, default=TARGETS[0], help="as of blip2rt-export (default: ort)")
+    parser.add_argument("--target", choices=TARGETS, default=TARGETS[0], help="what the graphs are for")
     defaults = "; ".join(f"{name}: {','.join(map('='.join, each.items()))}" for name, each in PRECISION.items())
     parser.add_argument("--precision", default="", metavar="GROUP=P,...", help=f"of each group (default: {defaults})")
-    args = parser.parse_args(argv)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    try:
-        target = targets.TARGETS[args.target]
-        groups = {group: target.precisions[group] for group in PRECISION[target.name]}
-        precision = parse_precision(args.precision, groups)
-        instead = "int8-dynamic" if target is targets.ORT else "fp16"
-        static = {"int8-static"} if target is targets.ORT else {"int8-static", "int8"}
-        if static & set(precision.values()):
-            raise Blip2rtError(f"--precision: int8-static is calibrated on a real encoder; give vision={instead}")
-        if precision.get("vision") == "int8":
-            precision["vision"] = "int8-dynamic"
-        if args.config is not None:
-            write_config(args.geometry, args.config)
-        if args.out is not None:
-            print(make(args.geometry, args.out, precision, Progress(), target).bundle.path)
-    except Blip2rtError as error:
-        print(f"blip2rt_export.synthetic: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    target = targets.TARGETS[args.target]
+    if args.config is not None:
+        write_config(args.geometry, args.config)
+    if args.out is not None:
+        print(make(args.geometry, args.out, _precision(args.precision, target), Progress(), target).bundle.path)
+
+
+def _precision(text: str, target: targets.Target) -> dict[str, str]:
+    """Read --precision. Raises Blip2rtError: int8-static, which random weights cannot be calibrated for."""
+    precision = parse_precision(text, {group: target.precisions[group] for group in PRECISION[target.name]})
+    instead = "int8-dynamic" if target is targets.ORT else "fp16"
+    static = {"int8-static"} if target is targets.ORT else {"int8-static", "int8"}
+    if static & set(precision.values()):
+        raise Blip2rtError(f"--precision: int8-static is calibrated on a real encoder: give vision={instead}")
+    if precision.get("vision") == "int8":
+        precision["vision"] = "int8-dynamic"
+    return precision
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ class Workshop:
             yield Group(precision, Blocks(block, self.encode, activations), data)
 
     def trace(self, part: Part) -> ir.Model:
+        """Trace a graph for the target."""
         self.progress.line(f"{part.name}: tracing")
         return trace.trace(part, self.target.opset)
 

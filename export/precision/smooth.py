@@ -43,7 +43,7 @@ def apply(model: ir.Model, products: Iterable[ir.Node], ranges: Ranges) -> dict[
 
 
 def _scales(seen: Range, nodes: list[ir.Node]) -> np.ndarray:
-    """(K) scales of the channels of what all `nodes` read; 1 where it or the weights are nothing."""
+    """Choose scales (K) for the channels of what all `nodes` read; 1 where it or the weights are 0."""
     matrices = [trace.constant(node.inputs[1]) for node in nodes]
     weights = np.max([np.abs(matrix.numpy()).max(1) for matrix in matrices if matrix is not None], 0)
     values = np.broadcast_to(np.maximum(-seen.lows, seen.highs), weights.shape)

@@ -24,7 +24,7 @@ _STEPS = 255  # of uint8
 
 
 def operands(model: ir.Model) -> Iterator[str]:
-    """The values that `apply` needs the ranges of."""
+    """Name the values that `apply` needs the ranges of."""
     for node in matrices(model, "MatMul"):
         assert node.inputs[0] is not None and node.inputs[0].name is not None
         yield node.inputs[0].name

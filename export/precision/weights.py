@@ -87,8 +87,10 @@ def quantize_gather(model: ir.Model, node: ir.Node, bits: int, rounding: Roundin
 
 
 def _zero_point_table(weight: QuantizedWeight) -> np.ndarray:
-    """Zero points packed without a gap between rows, as GatherBlockQuantized wants them; MatMulNBits starts each row
-    at a whole byte, which differs when the number of blocks is odd."""
+    """Pack zero points without a gap between rows, as GatherBlockQuantized wants them.
+
+    MatMulNBits starts each row at a whole byte, which differs where the number of blocks is odd.
+    """
     packed = weight.zero_points.numpy()
     if weight.bits == 8:
         return packed
@@ -99,14 +101,14 @@ def _zero_point_table(weight: QuantizedWeight) -> np.ndarray:
 
 
 def _unsigned(packed: np.ndarray, bits: int, shape: tuple[int, int], name: str) -> ir.TensorProtocol:
-    """Packed bytes as a tensor of uint4 (or uint8) of the given shape."""
+    """Make of packed bytes a tensor of uint4 (or uint8) of the given shape."""
     if bits == 8:
         return ir.tensor(packed.reshape(shape), name=name)
     return ir.PackedTensor(packed.reshape(-1), ir.DataType.UINT4, shape=ir.Shape(shape), name=name)
 
 
 def _scales(model: ir.Model, before: ir.Node, weight: str) -> ir.Value:
-    """float32 scales from the stored float16 ones."""
+    """Return float32 scales of the stored float16 ones."""
     stored = model.graph.initializers[f"{weight}.scales"]
     for use in stored.uses():
         return use.node.outputs[0]

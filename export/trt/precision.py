@@ -4,14 +4,14 @@ One rule, that of autocast: what tensor cores do (MatMul and Conv, with the bias
 what only moves or selects values keeps the type that it gets; all else (softmax, norms, residual sums, rotation, the
 choice of tokens) computes in float32. Inputs and outputs stay float32, but for keys and values.
 
-int8: the same, and the constant weights of those products are int8 with a scale for each output channel behind a
-DequantizeLinear, their other operand passes a QuantizeLinear and a DequantizeLinear of one scale; all are symmetric
+int8: besides, the constant weights of those products are int8 with a scale for each output channel behind a
+DequantizeLinear. Their other operand passes a QuantizeLinear and a DequantizeLinear of one scale. All are symmetric
 with zero point 0, which is what TensorRT takes. Products of two activations stay float16, and so do those whose operand
 has outliers even when it is smoothed (see smooth.py).
 
-int4: the weights alone, and the very ones of the target ort: blocks of rows of an output channel with a scale and a
-zero point, w = s (q - z). TensorRT takes no zero point but 0, so a product is two: x @ s (q - 8), whose weights are
-4-bit, and the sums of x over each block @ s (8 - z), 1/block as large, in float16. Such a graph is of opset 21, the
+int4: the weights alone are integers, the very ones of the target ort: blocks of rows of an output channel have a scale
+and a zero point, w = s (q - z). TensorRT takes no zero point but 0, so a product is two: x @ s (q - 8), whose weights
+are 4-bit, and the sums of x over each block @ s (8 - z), 1/block as large, in float16. Such a graph is of opset 21, the
 first that has 4-bit integers and blocks.
 
 Knows graphs, nothing about models but one name (see _WIDE); ranges of activations come from export.checks.ranges.
@@ -67,10 +67,10 @@ def apply(model: ir.Model, precision: str, rounding: Rounding, ranges: Ranges = 
 
 
 def quantizable(model: ir.Model) -> Iterator[tuple[ir.Node, str]]:
-    """Products with a constant weight, and the name of their other operand.
+    """Yield products with a constant weight, and the name of their other operand.
 
-    Not the first, which reads pixels, nor convolutions of a channel alone, whose few products do not even out what
-    rounding does and which wait for memory anyway: a small gain for most of the loss.
+    Left out are the first, which reads pixels, and convolutions of one channel each: their few products do not even
+    out what rounding does, and they wait for memory anyway.
     """
     for node in model.graph:
         if not _product(node) or trace.constant(node.inputs[1]) is None or _depthwise(node):
@@ -87,12 +87,12 @@ def _depthwise(node: ir.Node) -> bool:
 
 
 def operands(model: ir.Model) -> Iterable[str]:
-    """The values that int8 needs the ranges of."""
+    """Name the values that int8 needs the ranges of."""
     return (operand for _, operand in quantizable(model))
 
 
 def _product(node: ir.Node) -> bool:
-    """An outer product, as rotary positions have it, is pointwise: float16 would only lose the positions."""
+    """Whether tensor cores do it. The outer product of rotary positions is pointwise: float16 would lose them."""
     if node.op_type not in _PRODUCTS:
         return False
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
@@ -285,7 +285,7 @@ class _Typing:
 
 
 def _typed(node: ir.Node, dtype: ir.DataType, shape: ir.Shape | None) -> ir.Value:
-    """The result of a new node, named as it is."""
+    """Type the result of a new node, and name it as the node."""
     [out] = node.outputs
     out.name, out.type, out.shape = node.name, ir.TensorType(dtype), shape
     return out
