@@ -26,7 +26,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import Blip2Config, Blip2Processor, BlipImageProcessor, OPTConfig, PreTrainedTokenizerFast, T5Config
 
-from blip2rt import command
 from blip2rt.bundle import TARGETS
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import hugging_face, streaming
@@ -209,39 +208,35 @@ def make(
 
 
 def main(argv: list[str] | None = None) -> int:
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    return command.run("blip2rt_export.synthetic", lambda: _run(_parser().parse_args(argv)))
-
-
-def _parser() -> command.Parser:
-    parser = command.Parser(prog="blip2rt_export.synthetic", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="blip2rt_export.synthetic", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--geometry", choices=sorted(GEOMETRIES), required=True)
     parser.add_argument("--out", type=Path, metavar="BUNDLE", help="the bundle's folder; one that is there is replaced")
     parser.add_argument("--config", type=Path, metavar="FOLDER", help="write Hugging Face's config and processor here")
-    parser.add_argument("--target", choices=TARGETS, default=TARGETS[0], help="what the graphs are for")
+    parser.add_argument("--target", choices=TARGETS, default=TARGETS[0], help="as of blip2rt-export (default: ort)")
     defaults = "; ".join(f"{name}: {','.join(map('='.join, each.items()))}" for name, each in PRECISION.items())
     parser.add_argument("--precision", default="", metavar="GROUP=P,...", help=f"of each group (default: {defaults})")
-    return parser
-
-
-def _run(args: argparse.Namespace) -> None:
-    target = targets.TARGETS[args.target]
-    if args.config is not None:
-        write_config(args.geometry, args.config)
-    if args.out is not None:
-        print(make(args.geometry, args.out, _precision(args.precision, target), Progress(), target).bundle.path)
-
-
-def _precision(text: str, target: targets.Target) -> dict[str, str]:
-    """Read --precision. Raises Blip2rtError: int8-static, which random weights cannot be calibrated for."""
-    precision = parse_precision(text, {group: target.precisions[group] for group in PRECISION[target.name]})
-    instead = "int8-dynamic" if target is targets.ORT else "fp16"
-    static = {"int8-static"} if target is targets.ORT else {"int8-static", "int8"}
-    if static & set(precision.values()):
-        raise Blip2rtError(f"--precision: int8-static is calibrated on a real encoder: give vision={instead}")
-    if precision.get("vision") == "int8":
-        precision["vision"] = "int8-dynamic"
-    return precision
+    args = parser.parse_args(argv)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        target = targets.TARGETS[args.target]
+        groups = {group: target.precisions[group] for group in PRECISION[target.name]}
+        precision = parse_precision(args.precision, groups)
+        instead = "int8-dynamic" if target is targets.ORT else "fp16"
+        static = {"int8-static"} if target is targets.ORT else {"int8-static", "int8"}
+        if static & set(precision.values()):
+            raise Blip2rtError(f"--precision: int8-static is calibrated on a real encoder; give vision={instead}")
+        if precision.get("vision") == "int8":
+            precision["vision"] = "int8-dynamic"
+        if args.config is not None:
+            write_config(args.geometry, args.config)
+        if args.out is not None:
+            print(make(args.geometry, args.out, precision, Progress(), target).bundle.path)
+    except Blip2rtError as error:
+        print(f"blip2rt_export.synthetic: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 if __name__ == "__main__":

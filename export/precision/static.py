@@ -59,7 +59,7 @@ def _activation(model: ir.Model, before: ir.Node, seen: Range, rounding: Roundin
     assert value is not None
     step = np.array((seen.high - seen.low) / _STEPS or 1.0, np.float32)
     zero = np.array(np.clip(np.rint(-seen.low / step), 0, _STEPS), np.uint8)
-    arrays = {"scale": step, "zero": zero}
+    arrays: dict[str, np.ndarray] = {"scale": step, "zero": zero}
     constants = [rounding.add(model, f"{value.name}.{name}", array) for name, array in arrays.items()]
     codes = ir.node("QuantizeLinear", [value, *constants], name=f"{value.name}.quantize")
     return _insert(model, before, codes, ir.node("DequantizeLinear", [codes.outputs[0], *constants],
