@@ -292,14 +292,10 @@ def _strip(proto: onnx.ModelProto) -> None:
 
 def signature(model: ir.Model) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
     """List a graph's inputs and outputs as the manifest does: name, dtype, shape with free axes by name."""
-    return _described(model.graph.inputs), _described(model.graph.outputs)
+    return tuple(map(_described, model.graph.inputs)), tuple(map(_described, model.graph.outputs))
 
 
-def _described(values: Sequence[ir.Value]) -> tuple[TensorInfo, ...]:
-
-    def one(value: ir.Value) -> TensorInfo:
-        assert value.name is not None and value.shape is not None and value.dtype is not None
-        shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
-        return TensorInfo(value.name, np.dtype(value.dtype.numpy()).name, shape)
-
-    return tuple(one(value) for value in values)
+def _described(value: ir.Value) -> TensorInfo:
+    assert value.name is not None and value.shape is not None and value.dtype is not None
+    shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
+    return TensorInfo(value.name, np.dtype(value.dtype.numpy()).name, shape)
