@@ -59,13 +59,13 @@ def name(precision: Precision) -> str:
     return ", ".join(f"{group} {each}" for group, each in precision.items() if each != _FLOAT)
 
 
-def export(args: argparse.Namespace, folder: Path, kind: str, convolutional: bool) -> Bundle:
-    """The bundle with all groups in `kind`, or the encoder in fp32 where it has no such precision."""
-    out = folder / kind
+def export(source: choices.ModelSource, calib: Path | None, out: Path, convolutional: bool) -> Bundle:
+    """Export with all groups in the precision that `out` is named by, or the encoder in fp32 where it has no such."""
+    kind = out.name
     if not out.exists():
         vision = _FLOAT if convolutional and kind in _ALONE else kind
         precision = {"vision": vision, "qformer": kind, "llm": kind}
-        options = choices.Options(ckpt=args.ckpt, out=out, precision=precision, calib=args.calib)
+        options = choices.ExportOptions(source, out, precision=precision, calib=calib)
         try:
             assemble.export(options, Progress())
         except Blip2rtError as error:
@@ -102,11 +102,10 @@ def ratio(model: blip2rt.Model, beside: blip2rt.Model, data: Dataset) -> float:
     return statistics.median(found[1:])  # the first caption loads the graphs
 
 
-def measure(args: argparse.Namespace, data: Dataset, folder: Path) -> Iterator[tuple[str, ...]]:
-    """A row after the other, as cells."""
-    convolutional = checkpoints.read_config(args.ckpt).vision.vit is None
-    wanted = rows(convolutional, args.kinds)
-    exports = {kind: export(args, folder, kind, convolutional) for kind in (_FLOAT, *args.kinds)}
+def measure(
+    exports: Mapping[str, Bundle], wanted: list[Precision], data: Dataset, folder: Path
+) -> Iterator[tuple[str, ...]]:
+    """Yield a row after the other, as cells."""
     plain, before = blip2rt.load(exports[_FLOAT].path, threads=1), None
     for precision in wanted:
         bundle = combine(precision, exports, folder / "row")
@@ -144,7 +143,12 @@ def main() -> int:
     lines = ["| " + " | ".join(_HEAD) + " |", "|" + "---|" * len(_HEAD)]
     try:
         with tempfile.TemporaryDirectory() as passing:
-            for cells in measure(args, data, args.keep or Path(passing)):
+            convolutional, folder = checkpoints.read_config(args.ckpt).vision.vit is None, args.keep or Path(passing)
+            exports = {
+                kind: export(choices.ModelSource(args.ckpt), args.calib, folder / kind, convolutional)
+                for kind in (_FLOAT, *args.kinds)
+            }
+            for cells in measure(exports, rows(convolutional, args.kinds), data, folder):
                 lines.append("| " + " | ".join(cells) + " |")
                 print(lines[-1], flush=True)
     except Blip2rtError as error:

@@ -25,11 +25,12 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import checkpoints
 from blip2rt.text import LlmTokenizer
 from export import assemble, describe, targets
-from export.checks import ranges as calibrate
+from export.checks import ranges
 from export.checks.stepping import Stepper, as_written
 from export.checks.trt_stepping import TrtStepper
 from export.graphs import qformer, trace, vision
-from export.precision import weights
+from export.precision.activations import NO_RANGES, Ranges
+from export.precision.rounding import Blocks, Rounding
 from train.data.samples import Dataset, read_table
 from train.evaluation.metrics import caption_metrics
 
@@ -66,24 +67,24 @@ class Exports:
         self.ranges = self._ranges(model.llm, prompts, calib)
         self.written: dict[tuple[str, str], dict[str, Path]] = {}
 
-    def _ranges(self, language: Any, prompts: list[list[int]], calib: Path) -> dict[str, weights.Ranges]:
+    def _ranges(self, language: Any, prompts: list[list[int]], calib: Path) -> dict[str, Ranges]:
         """Graph -> the ranges of its activations over the photographs."""
         files, operands = vision.photographs(calib), targets.TRT.operands
         prefixes: list[np.ndarray] = []
         with (
-            calibrate.recorder(self.traced["vision"]["vision"].clone(), self.folder, "vision", operands) as see,
-            calibrate.recorder(self.traced["qformer"]["qformer"].clone(), self.folder, "qformer", operands) as query,
+            ranges.recorder(self.traced["vision"]["vision"].clone(), self.folder, "vision", operands) as see,
+            ranges.recorder(self.traced["qformer"]["qformer"].clone(), self.folder, "qformer", operands) as query,
         ):
             for start in range(0, len(files), 3):
                 pixels = vision.pixels(files[start : start + 3], self.image)
                 features = see.run(["vision_features"], {"pixels": pixels})[0]
                 if start < assemble.CALIBRATED:
                     prefixes += [query.run(["prefix_embeds"], {"vision_features": features})[0]]
-        ranges = {"vision": see.ranges, "qformer": query.ranges}
         found = np.concatenate(prefixes)
         rows = describe.llm_inputs(language, (prompts * len(found))[: len(found)], found)
         copies = {name: graph.clone() for name, graph in self.traced["llm"].items()}
-        return {**ranges, **calibrate.of_language(copies, self.folder, rows, None, operands)}
+        said = ranges.of_language(copies, self.folder, rows, None, operands)
+        return {"vision": see.ranges, "qformer": query.ranges, **said}
 
     def get(self, group: str, precision: str) -> dict[str, Path]:
         if (group, precision) not in self.written:
@@ -98,13 +99,9 @@ class Exports:
         with contextlib.closing(trace.DataFile(folder, f"{group}.data")) as data:
             for name, traced in self.traced[f"{group} {target}".strip()].items():
                 graph, apply = traced.clone(), (targets.ORT if target else targets.TRT).apply
-                apply(graph, kind, self.block, data.keep, _silent, weights.nearest, self.ranges.get(name, {}))
+                apply(graph, kind, Rounding(Blocks(self.block), data.keep), self.ranges.get(name, NO_RANGES))
                 trace.save(graph, folder / f"{name}.onnx", data)
         return {path.stem: path for path in folder.glob("*.onnx")}
-
-
-def _silent(done: int, total: int) -> None:
-    pass
 
 
 def captions(exports: Exports, row: Sequence[str], paths: Sequence[Path], threads: int) -> Iterator[str]:

@@ -1,11 +1,11 @@
-"""What an export was asked for, checked before any work: checkpoints, precisions, photographs, files.
+"""Options of an export, checked before any work: checkpoints, precisions, photographs, files.
 
 Knows options and configs, no weights and no graphs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,22 +21,43 @@ from .targets import ORT, Target
 
 
 @dataclass(frozen=True)
-class Options:
-    """What `blip2rt-export` was asked for."""
+class ModelSource:
+    """Which checkpoints, and what they leave out or have otherwise."""
 
     ckpt: str  # a folder, a LAVIS file or a hub id
-    out: Path
     retrieval_ckpt: str | None = None
     parts: Parts = NO_PARTS  # what LAVIS' files leave out
     image_size: int | None = None  # pixels; position embeddings are interpolated
+
+
+@dataclass(frozen=True)
+class LlmOptions:
+    """What is asked of the language model's graphs."""
+
+    max_positions: int = 1024  # prefix, prompt and new tokens together
+    activations: int | None = None  # bits that meet int4 weights, 8 or 16; None: by the model's size
+
+
+@dataclass(frozen=True)
+class About:
+    """What the bundle says of itself."""
+
     name: str | None = None  # default: the bundle folder's
-    target: Target = ORT
-    precision: dict[str, str] = field(default_factory=dict)  # group -> precision; the target's defaults for others
-    calib: Path | None = None
-    card: Path | None = None
-    max_positions: int = 1024
+    card: Path | None = None  # copied in as MODEL_CARD.md
     length_penalty: float = 1.0  # of captions, by default
-    llm_activations: int | None = None  # bits that meet the language model's int4 weights, 8 or 16; None: by its size
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What `blip2rt-export` was asked for."""
+
+    source: ModelSource
+    out: Path
+    target: Target = ORT
+    precision: Mapping[str, str] = field(default_factory=dict)  # group -> precision; the target's defaults for others
+    calib: Path | None = None  # a folder of photographs
+    llm: LlmOptions = LlmOptions()
+    about: About = About()
     overwrite: bool = False
     verify: bool = True
 
@@ -52,6 +73,8 @@ class Loadable(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """A checkpoint on disk or on the hub."""
+
     source: str
     config: Blip2Config
     parts: Parts
@@ -65,7 +88,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Choices:
-    """The options, resolved."""
+    """What an export is made from, resolved."""
 
     stage2: Loadable | None
     stage1: Loadable | None
@@ -73,14 +96,14 @@ class Choices:
     photographs: list[Path]
 
 
-def resolve(options: Options) -> Choices:
-    """Raises Blip2rtError: everything that is wrong, at once."""
+def resolve(options: ExportOptions) -> Choices:
+    """Read configs and find files. Raises Blip2rtError: everything that is wrong, at once."""
     faults: list[str] = []
-    main = _try(faults, lambda: _checkpoint(options.ckpt, options))
-    other = None
-    if options.retrieval_ckpt is not None:
-        source = options.retrieval_ckpt
-        other = _try(faults, lambda: _checkpoint(source, options))
+    source, other = options.source, None
+    main = _try(faults, lambda: _checkpoint(source.ckpt, source))
+    if source.retrieval_ckpt is not None:
+        retrieval = source.retrieval_ckpt
+        other = _try(faults, lambda: _checkpoint(retrieval, source))
     files = _try(faults, lambda: [] if options.calib is None else vision.photographs(options.calib)) or []
     precision = {group: _precision(group, options) for group in options.target.defaults}
     static = [group for group, chosen in precision.items() if chosen == "int8-static"]
@@ -88,14 +111,15 @@ def resolve(options: Options) -> Choices:
         instead = "fp16" if options.target.name == "trt" else "int8-dynamic"
         wanted = ", ".join(f"{group}=int8-static" for group in static)
         faults.append(f"{wanted} needs photographs to calibrate on: give --calib FOLDER, or {instead}")
-    if options.llm_activations is not None and (precision["llm"] != "int4" or options.target is not ORT):
+    if options.llm.activations is not None and (precision["llm"] != "int4" or options.target is not ORT):
         faults.append(
-            f"--llm-activations {options.llm_activations} is of llm=int4 for the target ort, here it is "
+            f"--llm-activations {options.llm.activations} is of llm=int4 for the target ort, here it is "
             f"{precision['llm']} for {options.target.name}"
         )
-    if options.card is not None and not options.card.is_file():
-        faults.append(f"--card {options.card} is no file")
-    stage2, stage1 = _stages(options, main, other, faults)
+    card = options.about.card
+    if card is not None and not card.is_file():
+        faults.append(f"--card {card} is no file: name one")
+    stage2, stage1 = _stages(source, main, other, faults)
     if faults:
         raise Blip2rtError("; ".join(faults))
     return Choices(stage2, stage1, precision, files)
@@ -109,16 +133,16 @@ def _try(faults: list[str], function: Callable[[], Any]) -> Any:
         return None
 
 
-def _checkpoint(source: str, options: Options) -> Checkpoint:
-    config = checkpoints.read_config(source, options.parts)
-    if options.image_size is not None:
-        config = replace(config, vision=resized(config.vision, options.image_size))
-    return Checkpoint(source, config, options.parts)
+def _checkpoint(ckpt: str, source: ModelSource) -> Checkpoint:
+    config = checkpoints.read_config(ckpt, source.parts)
+    if source.image_size is not None:
+        config = replace(config, vision=resized(config.vision, source.image_size))
+    return Checkpoint(ckpt, config, source.parts)
 
 
-def _precision(group: str, options: Options) -> str:
-    """int8 alone: with photographs the ranges of activations are fixed, without they are taken as they come, where the
-    target can do that."""
+def _precision(group: str, options: ExportOptions) -> str:
+    """The precision of a group. int8 is static where there are photographs to calibrate on, or where the target has
+    nothing else, and dynamic elsewhere."""
     target = options.target
     chosen = options.precision.get(group, target.defaults[group])
     if chosen != "int8":
@@ -129,10 +153,10 @@ def _precision(group: str, options: Options) -> str:
 
 
 def _stages(
-    options: Options, main: Checkpoint | None, other: Checkpoint | None, faults: list[str]
+    source: ModelSource, main: Checkpoint | None, other: Checkpoint | None, faults: list[str]
 ) -> tuple[Checkpoint | None, Checkpoint | None]:
-    """(stage 2, stage 1)"""
-    if main is None or (options.retrieval_ckpt is not None and other is None):
+    """Tell which checkpoint is stage 2 and which is stage 1."""
+    if main is None or (source.retrieval_ckpt is not None and other is None):
         return None, None
     if other is None:
         return (None, main) if main.config.stage == 1 else (main, None)
@@ -147,7 +171,7 @@ def _stages(
 
 
 def same_encoder(one: Blip2Config, two: Blip2Config) -> bool:
-    """Whether two checkpoints see the same: the same config, or the same weights from different files."""
+    """Whether two checkpoints see the same: they have one config, or the same weights from different files."""
     if one.vision == two.vision:
         return True
     if one.vision.vit is None or replace(one.vision, weights=None) != replace(two.vision, weights=None):

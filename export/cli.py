@@ -130,12 +130,17 @@ def _run(args: argparse.Namespace) -> Result:
     except ModuleNotFoundError as error:
         raise Blip2rtError(f"{error.name} is not installed; pip install 'blip2rt[export]'") from error
     target = targets.TARGETS[args.target]
-    options = choices.Options(
-        ckpt=args.ckpt, out=args.out, retrieval_ckpt=args.retrieval_ckpt, parts=parts(args), image_size=args.image_size,
-        name=args.name, target=target, precision=parse_precision(args.precision, target.precisions), calib=args.calib,
-        card=args.card, max_positions=args.max_positions, length_penalty=args.length_penalty,
-        llm_activations=args.llm_activations, overwrite=args.overwrite, verify=not args.no_verify,
-    )  # fmt: skip
+    options = choices.ExportOptions(
+        source=choices.ModelSource(args.ckpt, args.retrieval_ckpt, parts(args), args.image_size),
+        out=args.out,
+        target=target,
+        precision=parse_precision(args.precision, target.precisions),
+        calib=args.calib,
+        llm=choices.LlmOptions(args.max_positions, args.llm_activations),
+        about=choices.About(args.name, args.card, args.length_penalty),
+        overwrite=args.overwrite,
+        verify=not args.no_verify,
+    )
     return assemble.export(options, Progress())
 
 

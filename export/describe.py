@@ -1,17 +1,18 @@
-"""What the manifest says of a model: preprocessing, geometry, special ids, prompts; and the tokenizers' files.
+"""Tells what the manifest says of a model: preprocessing, geometry, special ids, prompts. Writes the tokenizers' files.
 
 Knows the checkpoint's config and Hugging Face tokenizers, nothing about graphs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from blip2rt.bundle import Decoding, ImageSpec, LlmSpec, QuestionSpec, RetrievalSpec
+from blip2rt.bundle import Decoding, ImageSpec, LlmSpec, QuestionSpec, RetrievalSpec, Source
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.checkpoints import qformer_tokenizer
 from blip2rt.modeling.llm import end_token_ids, load_tokenizer
@@ -24,6 +25,7 @@ _TEXTS = ("a dog", "two people are walking on a beach at sunset", "red", "the ma
 
 
 def created_by() -> str:
+    """Name the package and its version."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -33,22 +35,31 @@ def created_by() -> str:
 
 
 def image_spec(config: Any) -> ImageSpec:
+    """Tell how an image becomes pixels, from the vision part of a config."""
     return ImageSpec(config.height, config.width, config.resample, tuple(config.mean), tuple(config.std))
 
 
+def sources(models: Iterable[Any]) -> tuple[Source, ...]:
+    """Every part once, as the checkpoints name them."""
+    found = {tuple(sorted(source.items())): source for model in models for source in model.config.sources}
+    keys = ("part", "name", "licence", "origin")
+    return tuple(Source(*(str(source.get(key, "")) for key in keys)) for source in found.values())
+
+
 def prompts(model: Any | None) -> dict[str, str]:
+    """The templates of captions and questions; none without a model that generates."""
     if model is None:
         return {}
     return {"caption": model.config.llm.caption_prompt, "ask": model.config.llm.ask_prompt}
 
 
 def decoding(length_penalty: float) -> dict[str, Decoding]:
-    """The paper's beams cost too much on the edge for what they give; three are the compromise."""
+    """The defaults of captions and answers: three beams, as the paper's five cost more on the edge than they give."""
     return {"caption": Decoding(3, 30, 1, length_penalty), "ask": Decoding(3, 10, 1, 1.0)}
 
 
 def llm_spec(model: Any, language: Any, folder: Path, max_positions: int) -> tuple[LlmSpec, list[list[int]]]:
-    """The llm section, its tokenizer written to `folder`; and the token ids of a few prompts to verify with."""
+    """Return the llm section, and the token ids of a few prompts to verify with. Write the tokenizer into `folder`."""
     config = model.config.llm
     tokenizer = load_tokenizer(config.source)
     _save(tokenizer, folder / TOKENIZER)
@@ -86,7 +97,8 @@ def llm_spec(model: Any, language: Any, folder: Path, max_positions: int) -> tup
 
 @torch.no_grad()
 def llm_inputs(language: Any, token_ids: list[list[int]], prefixes: np.ndarray) -> list[np.ndarray]:
-    """[prefix | prompt] embeddings (S_b, D), one row a prompt, of unequal length."""
+    """token ids of prompts, prefixes (n,Q,D) -> [prefix | prompt] embeddings (S_b,D), one row a prompt, of unequal
+    length."""
     table = language.get_input_embeddings()
     rows = []
     for number, ids in enumerate(token_ids):
@@ -96,7 +108,7 @@ def llm_inputs(language: Any, token_ids: list[list[int]], prefixes: np.ndarray) 
 
 
 def _save(tokenizer: Any, path: Path) -> None:
-    """The fast tokenizer alone, as small as JSON gets; how it pads and cuts is the reader's affair."""
+    """Write the fast tokenizer alone, as small as JSON gets. How it pads and cuts is the reader's affair."""
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
@@ -104,6 +116,7 @@ def _save(tokenizer: Any, path: Path) -> None:
 
 
 def retrieval_spec(model: Any, folder: Path) -> RetrievalSpec:
+    """Tell how a text enters the Q-Former, and what scores are made of. Write the tokenizer into `folder`."""
     tokenizer = qformer_tokenizer(model.config)
     _save(tokenizer, folder / QFORMER_TOKENIZER)
     config = model.config
@@ -118,7 +131,7 @@ def retrieval_spec(model: Any, folder: Path) -> RetrievalSpec:
 
 
 def question_spec(model: Any, folder: Path) -> QuestionSpec | None:
-    """How a question enters the Q-Former; None where it does not."""
+    """Tell how a question enters the Q-Former; None where it does not."""
     if not model.config.question_input:
         return None
     config, tokenizer = model.config, qformer_tokenizer(model.config)
@@ -133,7 +146,7 @@ def question_spec(model: Any, folder: Path) -> QuestionSpec | None:
 
 
 def example_texts(model: Any) -> dict[str, np.ndarray]:
-    """token_ids and text_mask (3,L) of a few captions, of unequal length."""
+    """Make token_ids and text_mask (3,L) of captions of unequal length."""
     tokenizer = qformer_tokenizer(model.config)
     length = model.config.max_text_length
     encoded = tokenizer(list(_TEXTS[:3]), padding=True, truncation=True, max_length=length, return_tensors="np")

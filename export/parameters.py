@@ -19,7 +19,10 @@ from blip2rt.modeling.quantize import QuantizedWeight, dequantize_blockwise
 
 
 def parameters(path: Path, prefix: str) -> dict[str, torch.Tensor]:
-    """Those whose names begin with `prefix`, without it. Raises Blip2rtError: a precision that cannot be undone."""
+    """Read the tensors whose names begin with `prefix`, by the rest of the name.
+
+    Raises Blip2rtError: a precision that cannot be undone.
+    """
     model = onnx.load(str(path))
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
@@ -34,13 +37,16 @@ def parameters(path: Path, prefix: str) -> dict[str, torch.Tensor]:
 
 
 def convolutions(path: Path, prefix: str) -> Iterator[tuple[str, torch.Tensor, torch.Tensor | None]]:
-    """Name, weight and bias of every convolution; weights are floats, fp16 or int8 with scales. Raises Blip2rtError."""
+    """Yield name, weight and bias of every convolution. Weights are floats, fp16 or int8 with scales.
+
+    Raises Blip2rtError: a graph in int8.
+    """
     model = onnx.load(str(path))
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     made = {output: node for node in model.graph.node for output in node.output}
 
     def value(name: str) -> tuple[str, torch.Tensor]:
-        """A constant and its name, through what brings it back to float32."""
+        """Find a constant and its name behind the nodes that bring it back to float32."""
         node = made.get(name)
         if node is None:
             return name, _array(constants[name]).float()
@@ -68,7 +74,7 @@ def _array(tensor: onnx.TensorProto) -> torch.Tensor:
 
 
 def _matrices(graph: Any, constants: dict[str, Any], prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Matrices of linear layers (out, in) and embeddings. One that lost its name is that of the bias behind it."""
+    """Yield matrices of linear layers (out,in) and embeddings. A bias behind one names it, where its name is lost."""
     made = {output: node for node in graph.node for output in node.output}
     readers: dict[str, Any] = {}
     for node in graph.node:
@@ -76,7 +82,7 @@ def _matrices(graph: Any, constants: dict[str, Any], prefix: str) -> Iterator[tu
             readers.setdefault(name, node)
 
     def constant(name: str) -> Any:
-        """The initializer, through casts from fp16."""
+        """Find the initializer behind casts from fp16."""
         while name in made and made[name].op_type == "Cast":
             name = made[name].input[0]
         return constants.get(name)
@@ -119,17 +125,17 @@ def _name(stem: str, node: Any, readers: dict[str, Any], prefix: str) -> str:
 
 
 def _stem(name: str, prefix: str) -> str:
-    """A parameter's name of its constant's: transposed, or in fp16."""
+    """A constant's name -> its parameter's; the constant may be transposed, or in fp16."""
     return name.removeprefix(prefix).removesuffix(".half").removesuffix(".T")
 
 
 def _table(codes: Any, scales: Any, zeros: Any, block: int) -> torch.Tensor:
-    """An embedding whose rows are codes in blocks."""
+    """Bring back an embedding whose rows are codes in blocks."""
     rounded, zero, scale = (_array(each) if each is scales else _unpacked(each) for each in (codes, zeros, scales))
     wide = [each.float().repeat_interleave(block, 1)[:, : rounded.shape[1]] for each in (zero, scale)]
     return (rounded.float() - wide[0]) * wide[1]
 
 
 def _unpacked(tensor: Any) -> torch.Tensor:
-    """4-bit or 8-bit numbers, each in a byte."""
+    """Unpack 4-bit or 8-bit numbers, each into a byte."""
     return torch.from_numpy(np.array(numpy_helper.to_array(tensor)).astype(np.uint8))

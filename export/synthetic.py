@@ -1,11 +1,11 @@
-"""A bundle of a real geometry and random weights, written at its final precisions: for measuring without a download.
+"""Makes a bundle of a real geometry and random weights, to measure without a download.
 
     python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --out BUNDLE [--precision vision=int8-dynamic,...]
     python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --out BUNDLE --target trt [--precision llm=int4]
     python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --config FOLDER
 
 Graphs, files and sizes are those of an export of the real checkpoint. Block-wise integers are drawn as they are stored;
-of other precisions one tensor at a time passes through float32. --config writes Hugging Face's config and processor
+in other precisions one tensor at a time passes through float32. --config writes Hugging Face's config and processor
 alone, of which transformers builds the same model. Knows geometries and random numbers; the graphs are assemble's.
 """
 
@@ -35,7 +35,7 @@ from blip2rt.modeling.quantize import QuantizedWeight
 from blip2rt.modeling.vision import VisionEncoder
 
 from . import assemble, targets
-from .choices import Choices, Options
+from .choices import About, Choices, ExportOptions, ModelSource
 from .cli import parse_precision
 from .progress import Progress
 
@@ -87,7 +87,7 @@ GEOMETRIES = {
 
 
 def write_config(geometry: str, folder: Path) -> Any:
-    """Hugging Face's config and processor of a geometry; the tokenizer's words are made up."""
+    """Write Hugging Face's config and processor of a geometry. The tokenizer's words are made up."""
     shape = GEOMETRIES[geometry]
     text = shape.text()
     theirs: Any = Blip2Config(
@@ -106,7 +106,10 @@ def write_config(geometry: str, folder: Path) -> Any:
 
 
 def tokenizer(vocabulary: int, encoder_decoder: bool) -> PreTrainedTokenizerFast:
-    """Bytes, and made-up words up to the size of the real vocabulary; </s> before a text as OPT's, or after as T5's."""
+    """Make a tokenizer of bytes, and of made-up words up to the size of the real vocabulary.
+
+    </s> stands before a text as OPT's, or after as T5's.
+    """
     specials = ["<pad>", "</s>", "<s>", "<unk>"] if encoder_decoder else ["<s>", "<pad>", "</s>", "<unk>"]
     template = ["$A", "</s>"] if encoder_decoder else ["</s>", "$A"]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -122,7 +125,7 @@ def tokenizer(vocabulary: int, encoder_decoder: bool) -> PreTrainedTokenizerFast
 
 
 def random_model(folder: Path, theirs: Any) -> Blip2:
-    """The model of a config folder; each parameter is made when it is read."""
+    """Make the model of a config folder; each parameter is made when it is read."""
     config = hugging_face.read_config(folder)
     source = {"part": "all", "name": "random weights", "licence": "", "origin": "blip2rt_export.synthetic"}
     with streaming.empty():
@@ -137,7 +140,7 @@ def random_model(folder: Path, theirs: Any) -> Blip2:
 
 
 def _reader(noise: torch.Tensor, index: int, name: str, shape: torch.Size) -> streaming.Reader:
-    """The weights of norms are 1, everything else is noise, no two tensors the same."""
+    """Return a reader: the weights of norms are 1, everything else is noise, no two tensors the same."""
 
     def read() -> torch.Tensor:
         if "norm" in name and name.endswith("weight"):
@@ -150,7 +153,7 @@ def _reader(noise: torch.Tensor, index: int, name: str, shape: torch.Size) -> st
 
 
 class RandomBlocks:
-    """Draws block-wise integers in place of rounding weights to them (quantize.Encode).
+    """Draws block-wise integers in place of rounding weights to them (precision.rounding.Encode).
 
     tied_rows: the vocabulary's size where embedding and head are one table, which is then drawn the same twice.
     """
@@ -195,8 +198,8 @@ def make(
         theirs = write_config(geometry, Path(name))
         model = random_model(Path(name), theirs)
         text = theirs.text_config
-        options = Options(
-            ckpt=geometry, out=out, name=geometry, target=target, precision=precision, overwrite=True, verify=False
+        options = ExportOptions(
+            ModelSource(geometry), out, target, precision, about=About(geometry), overwrite=True, verify=False
         )
         chosen = {**PRECISION[target.name], **precision}
         choices = Choices(_Random(f"random weights of {geometry}", model), None, chosen, [])

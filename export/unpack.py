@@ -1,4 +1,4 @@
-"""A bundle -> the checkpoints that it was made of, to train on from: `blip2rt-convert BUNDLE --to ours DIR`.
+"""A bundle -> the checkpoints that it was made of: `blip2rt-convert BUNDLE --to ours DIR`. Trainings start from them.
 
 What was trained lies in the graphs, rounded as it ships, an encoder that was trained too; other encoders and the
 language model are named in the config that the exporter leaves beside them. Knows models; nothing about training.
@@ -30,19 +30,22 @@ ENCODER = "encoder"  # in such a config: weights that are nowhere but in the bun
 
 
 def config_file(stage: int) -> str:
-    """Where a bundle has the config of the checkpoint that its graphs of this stage came from."""
+    """Name the file of the config that a bundle's graphs of this stage were made from."""
     return f"stage{stage}.json"
 
 
 def save_config(config: Blip2Config, folder: Path) -> None:
+    """Leave a checkpoint's config in the bundle's folder."""
     if config.vision_trained or is_checkpoint(config.vision):
         config = replace(config, vision=replace(config.vision, weights=ENCODER), vision_trained=False)
     (folder / config_file(config.stage)).write_text(json.dumps(config.to_json(), indent=2) + "\n")
 
 
 def unpack(source: Path, folder: Path, out: Path) -> list[str]:
-    """Writes stage1 and stage2, those that the bundle has, and encoder where that was trained, into `folder`, which
-    will be `out`; returns their names. Raises Blip2rtError."""
+    """Write stage1 and stage2, those that the bundle has, and encoder where that was trained. Return their names.
+
+    They are written into `folder`, which will be `out`. Raises Blip2rtError.
+    """
     found = bundle.read(source)
     files = found.manifest.files or {}
     stages = [stage for stage in _GRAPHS if config_file(stage) in files]
@@ -70,9 +73,10 @@ def _config(found: bundle.Bundle, stage: int) -> Blip2Config:
 
 
 def _encoder(found: bundle.Bundle, config: Blip2Config) -> Trained:
-    """A checkpoint of the encoder alone. Batch norms are in the convolutions, and have nothing left to do.
+    """Make a checkpoint of the encoder alone. Batch norms are in the convolutions, and have nothing left to do.
 
-    What is in int8 is as it was rounded. Raises Blip2rtError: it does not say its weights, as with int8 activations.
+    Weights in int8 stay as they were rounded. Raises Blip2rtError: the graph does not say them, as with int8
+    activations.
     """
     model = Trained(Blip2Config(vision=config.vision, vision_trained=True, sources=config.sources))
     model.vision = encoder = VisionEncoder(config.vision, empty=True)
@@ -99,7 +103,7 @@ def _encoder(found: bundle.Bundle, config: Blip2Config) -> Trained:
 
 
 def _norms_behind(encoder: VisionEncoder) -> dict[str, str]:
-    """The batch norm that reads each convolution, by name."""
+    """Find the batch norm that reads each convolution, by name."""
     named = {module: name for name, module in encoder.named_modules()}
     order: list[torch.nn.Module] = []
     kinds = torch.nn.Conv2d | torch.nn.BatchNorm2d

@@ -1,5 +1,5 @@
-"""Ranges of activations for int8: a float32 graph runs on real inputs in ONNX Runtime and tells the least, the largest
-and the mean magnitude of each channel.
+"""Takes the ranges of activations that int8 wants: a float32 graph runs on real inputs in ONNX Runtime and tells the
+least, the largest and the mean magnitude of each channel.
 
 The graph is written out once with these outputs more for each tensor that will be quantized, so that nothing large is
 kept, whatever the model's size. Knows graphs and sessions, nothing about images or models.
@@ -20,7 +20,7 @@ from onnx import helper
 from blip2rt.bundle import EMBED, ENCODER, LLM
 
 from ..graphs import trace
-from ..precision.weights import Range, Ranges
+from ..precision.activations import Range, Ranges
 from .stepping import session
 from .verify import Arrays, LlmGraphs
 
@@ -29,7 +29,7 @@ Operands = Callable[[ir.Model], Iterable[str]]  # the values of a graph whose ra
 
 
 class Recorder:
-    """A session of a graph, which keeps in `ranges` what all its runs told of each name."""
+    """A session of a graph that keeps in `ranges` what its runs told of each name."""
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         self.session, self.names = session(path, packed=False), names
@@ -68,7 +68,7 @@ class Recorder:
 
 @contextlib.contextmanager
 def recorder(model: ir.Model, folder: Path, name: str, operands: Operands) -> Iterator[Recorder]:
-    """A Recorder of the float32 graph; its files lie in `folder` for as long."""
+    """Open a Recorder of the float32 graph. Its files lie in `folder` until it is closed."""
     path, data_name = folder / f".{name}.calibration.onnx", f".{name}.calibration.data"
     names = sorted(set(operands(model)))
     tensors = {key: value.const_value for key, value in model.graph.initializers.items()}
@@ -100,7 +100,7 @@ def _add_outputs(path: Path, names: Sequence[str]) -> None:
 
 
 def of_batches(model: ir.Model, folder: Path, name: str, batches: Iterable[Arrays], operands: Operands) -> Ranges:
-    """Ranges of the graph's operands over all batches of its inputs."""
+    """Take the ranges of a graph's operands over all batches of its inputs."""
     with recorder(model, folder, name, operands) as record:
         for inputs in batches:
             record.run(None, inputs)
@@ -110,7 +110,7 @@ def of_batches(model: ir.Model, folder: Path, name: str, batches: Iterable[Array
 def of_language(
     models: dict[str, ir.Model], folder: Path, rows: Sequence[np.ndarray], start: int | None, operands: Operands
 ) -> dict[str, Ranges]:
-    """Ranges of each graph of a language model, over [prefix | prompt] rows (S_b, D) and what it says to them."""
+    """Take the ranges of a language model's graphs, over [prefix | prompt] rows (S_b,D) and what it says to them."""
     with contextlib.ExitStack() as stack:
         records = {name: stack.enter_context(recorder(model, folder, name, operands)) for name, model in models.items()}
         encoder = Path(ENCODER) if ENCODER in models else None

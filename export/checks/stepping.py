@@ -15,7 +15,9 @@ from blip2rt.bundle import llm_tensors
 
 
 def session(path: Path, threads: int = 0, packed: bool = True, fused: bool = True) -> ort.InferenceSession:
-    """packed: matrices are copied into the order that products want; otherwise they stay in the mapped file.
+    """Open a graph in ONNX Runtime, on the CPU.
+
+    packed: matrices are copied into the order that products want; otherwise they stay in the mapped file.
     fused: products between QuantizeLinear and DequantizeLinear are ONNX Runtime's integer ones; otherwise as written.
     """
     options = ort.SessionOptions()
@@ -29,8 +31,10 @@ def session(path: Path, threads: int = 0, packed: bool = True, fused: bool = Tru
 
 
 def as_written(path: Path, threads: int = 0) -> ort.InferenceSession:
-    """A graph of TensorRT, whose int8 means what the operators say: symmetric int8 convolutions that ONNX Runtime 1.32
-    has fused are far from that (an encoder's features at a cosine of 0.42 instead of 0.96)."""
+    """Open a graph that is made for TensorRT, and compute what its operators say.
+
+    ONNX Runtime 1.32 fuses symmetric int8 convolutions into ones that compute something else.
+    """
     return session(path, threads, fused=False)
 
 

@@ -1,7 +1,6 @@
 """Steps an `llm` graph of the target trt in ONNX Runtime as TensorRT will: the cache is read, we write into it.
 
-The counterpart of export.checks.stepping.Stepper, with the same methods; exists to verify graphs before an engine is
-built.
+TrtStepper has the methods of export.checks.stepping.Stepper. It verifies graphs before a plan is built.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fusions that ONNX Runtime does not make by itself when it loads a graph, worth milliseconds a token.
+"""Fuses nodes that ONNX Runtime does not fuse by itself when it loads a graph.
 
 x * rsqrt(mean(x^2) + eps) * w        -> SimplifiedLayerNormalization(x, w)
 chains of Reshape and Transpose that end where they began -> nothing
@@ -20,7 +20,7 @@ from . import trace
 
 
 def fuse_decoder(model: ir.Model) -> None:
-    """Everything that helps a decoder's step."""
+    """Make every fusion that helps a decoder's step."""
     fuse_rms_norms(model)
     collapse_layout(model)
     pack_qkv(model)
@@ -28,7 +28,7 @@ def fuse_decoder(model: ir.Model) -> None:
 
 
 def fuse_rms_norms(model: ir.Model) -> int:
-    """Replace every RMS normalisation over the last axis; returns how many."""
+    """Replace every RMS normalisation over the last axis. Return how many there were."""
     found = 0
     for node in list(model.graph):
         if node.op_type == "Mul" and node.graph is not None:
@@ -38,7 +38,7 @@ def fuse_rms_norms(model: ir.Model) -> int:
 
 
 def _fuse_rms_norm(model: ir.Model, scaled: ir.Node) -> bool:
-    """`scaled` = Mul(w, Mul(x, Reciprocal(Sqrt(Add(ReduceMean(Pow(x, 2)), eps)))))"""
+    """Replace one: `scaled` is Mul(w, Mul(x, Reciprocal(Sqrt(Add(ReduceMean(Pow(x, 2)), eps)))))"""
     for weight, normed in (scaled.inputs, scaled.inputs[::-1]):
         tensor = trace.constant(weight)
         inner = _producer(normed, "Mul")
@@ -56,7 +56,7 @@ def _fuse_rms_norm(model: ir.Model, scaled: ir.Node) -> bool:
 
 
 def _inverse_rms(x: ir.Value | None, value: ir.Value | None) -> float | None:
-    """Epsilon when `value` is Reciprocal(Sqrt(Add(ReduceMean(Pow(x, 2)), eps))) over the last axis."""
+    """Return epsilon where `value` is Reciprocal(Sqrt(Add(ReduceMean(Pow(x, 2)), eps))) over the last axis."""
     add = _producer(_input(_producer(_input(_producer(value, "Reciprocal")), "Sqrt")), "Add")
     if add is None:
         return None
@@ -110,7 +110,7 @@ def collapse_layout(model: ir.Model) -> int:
 
 
 def _same_layout(end: ir.Node) -> ir.Value | None:
-    """The earliest value with the elements of `end`'s output, in the same order and shape."""
+    """Find the earliest value that has the elements of `end`'s output in the same order and shape."""
     shape, value, best = end.outputs[0].shape, end.inputs[0], None
     while value is not None:
         if shape is not None and value.shape is not None and value.shape == shape:
@@ -160,7 +160,7 @@ def _pack_one(model: ir.Model, attention: ir.Node) -> bool:
 
 
 def _linear(value: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value | None] | None:
-    """(x, weight, bias) when `value` is MatMul(x, constant) or Add(MatMul(x, constant), constant)."""
+    """Return (x, weight, bias) where `value` is MatMul(x, constant) or Add(MatMul(x, constant), constant)."""
     bias = None
     add = _producer(value, "Add")
     if add is not None:
@@ -173,7 +173,7 @@ def _linear(value: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value | None
 
 
 def _concatenated(model: ir.Model, parts: Sequence[ir.Value], axis: int) -> ir.Value:
-    """An initializer that joins others, put together only when it is written."""
+    """Add an initializer that joins others; it is put together when it is written."""
     tensors = [part.const_value for part in parts if part.const_value is not None]
     assert len(tensors) == len(parts), "only initializers are joined"
     shape = list(tensors[0].shape.numpy())

@@ -45,12 +45,12 @@ class Geometry:
 
 
 def padded(head_dim: int) -> int:
-    """The width that GroupQueryAttention takes: heads are filled up with zeros, which change no score and no value."""
+    """Return the width that GroupQueryAttention takes. Zeros fill heads up to it; they change no score and no value."""
     return -(-head_dim // HEAD_MULTIPLE) * HEAD_MULTIPLE
 
 
 def geometry(llm: Any) -> Geometry:
-    """The geometry of a causal LM, read from its config and its embedding table."""
+    """Read the geometry of a causal LM from its config and its embedding table."""
     config = llm.config.get_text_config()
     heads = config.num_attention_heads
     table = llm.get_input_embeddings().weight
@@ -67,7 +67,7 @@ def geometry(llm: Any) -> Geometry:
 def refuse_unknown(
     layer: int | None, options: dict[str, Any], masked: bool, present: dict[int, Any], layers: int
 ) -> None:  # fmt: skip
-    """Raises Blip2rtError: the model asks an attention function for something that our graphs do not express."""
+    """Raise Blip2rtError where the model asks an attention function for something that our graphs do not express."""
     unknown = [k for k, v in options.items() if k not in _IGNORED and not any(v is n for n in _NEUTRAL)]
     if masked:
         unknown.append("attention mask")
@@ -79,7 +79,7 @@ def refuse_unknown(
 def last_logits(
     llm: Any, attention: Any, layers: int, inputs_embeds: Tensor, position_ids: Tensor, last_index: Tensor
 ) -> Tensor:
-    """The model run with `attention` in every layer, inputs_embeds (B,S,D) -> logits (B,V) of each row's last position.
+    """Run the model with `attention` in every layer: inputs_embeds (B,S,D) -> logits (B,V) of each row's last position.
 
     `attention.present` holds what each layer left in the cache.
     """
@@ -187,7 +187,7 @@ class _Decoder(nn.Module):
 
 @contextlib.contextmanager
 def our_attention(llm: Any) -> Iterator[None]:
-    """transformers makes no mask for an attention function that it has no mask for, so none is traced."""
+    """Have the model call our attention function. transformers has no mask for it, so none is traced."""
     config = llm.config.get_text_config()
     before = config._attn_implementation
     config._attn_implementation = _NAME
@@ -200,8 +200,10 @@ def our_attention(llm: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def makes_causal_masks(llm: Any) -> bool:
-    """Whether the model makes its masks itself, as some do in older releases of transformers, and they hide nothing but
-    the future, which GroupQueryAttention does by itself."""
+    """Whether the model makes its masks itself, and they hide the future alone, as GroupQueryAttention does.
+
+    Some models do so in older releases of transformers.
+    """
     if not any(hasattr(module, "_update_causal_mask") for module in llm.modules()):
         return False
     masks: list[Tensor | None] = []
@@ -219,12 +221,12 @@ def makes_causal_masks(llm: Any) -> bool:
 
 
 def cache_names(layers: int, kind: str) -> list[str]:
-    """past_key_0, past_value_0, past_key_1, ... in the order of the graph's inputs (or present_... of its outputs)."""
+    """past_key_0, past_value_0, past_key_1, ... in the order of the graph's inputs; its outputs are of kind present."""
     return [f"{kind}_{part}_{layer}" for layer in range(layers) for part in ("key", "value")]
 
 
 def trace_llm(llm: Any, max_positions: int = 1024) -> ir.Model:
-    """The `llm` graph of a Hugging Face causal LM in eval mode and float32, for up to `max_positions` positions."""
+    """Trace `llm` of a Hugging Face causal LM in eval mode and float32, for up to `max_positions` positions."""
     if llm.config.is_encoder_decoder:
         raise Blip2rtError(f"{type(llm).__name__} is an encoder-decoder; only decoder-only models are exported")
     shape = geometry(llm)
@@ -252,7 +254,7 @@ def trace_llm(llm: Any, max_positions: int = 1024) -> ir.Model:
 
 
 def embed_part(llm: Any) -> trace.Part:
-    """The `embed` graph: the LM's own input embedding, with whatever scaling it applies."""
+    """token_ids (B,S) -> token_embeds (B,S,D): the LM's own input embedding, with the scaling that it applies."""
     example = {"token_ids": torch.zeros(2, 3, dtype=torch.int64)}
     axes = {"token_ids": {0: "B", 1: "S"}}
     return trace.Part("embed", llm.get_input_embeddings(), example, ["token_embeds"], axes)

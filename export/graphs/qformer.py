@@ -1,8 +1,10 @@
-"""Q-Former and its heads -> the graphs that read vision_features and text.
+"""The Q-Former and its heads -> the graphs that read vision_features and text.
 
-qformer:     vision_features (B,N,C) -> query_output (B,Q,H), prefix_embeds (B,Q,D)       of a stage-2 checkpoint;
-             with question_input also token_ids (B,L), text_mask (B,L) of the question
-image_embed: vision_features (B,N,C) -> image_embeds (B,Q,E)                              these three of a stage-1 one
+A stage-2 checkpoint has one graph; with question_input it also reads token_ids (B,L), text_mask (B,L) of the question:
+qformer:     vision_features (B,N,C) -> query_output (B,Q,H), prefix_embeds (B,Q,D)
+
+A stage-1 checkpoint has three:
+image_embed: vision_features (B,N,C) -> image_embeds (B,Q,E)
 text_embed:  token_ids (B,L), text_mask (B,L) -> text_embeds (B,E)
 itm:         vision_features (B,N,C), token_ids (B,L), text_mask (B,L) -> itm_logits (B,2)
 
@@ -26,10 +28,12 @@ _AXES = {VISION_FEATURES: {0: "B"}, TOKEN_IDS: {0: "B", 1: "L"}, TEXT_MASK: {0: 
 
 
 def generative_parts(model: Blip2) -> list[Part]:
+    """The graph of a stage-2 model."""
     return [_part(QFORMER, model)]
 
 
 def retrieval_parts(model: Blip2) -> list[Part]:
+    """The graphs of a stage-1 model."""
     return [_part(name, model) for name in RETRIEVAL]
 
 

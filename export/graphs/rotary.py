@@ -58,6 +58,7 @@ class Rotary:
 
     @contextlib.contextmanager
     def removed(self) -> Iterator[None]:
+        """Have the model's function rotate nothing, and note that it was asked to."""
         if not self.tables:
             yield
             return
@@ -75,6 +76,6 @@ class Rotary:
 
 
 def _rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (B,H,S,hd) by tables (1,1,S,hd)"""
+    """x (B,H,S,hd), tables (1,1,S,hd) -> x rotated"""
     first, second = x.chunk(2, -1)
     return x * cos + torch.cat((-second, first), -1) * sin

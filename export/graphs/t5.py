@@ -1,8 +1,9 @@
 """T5 (an encoder-decoder) -> the graphs `encoder` and `llm`.
 
 encoder: inputs_embeds (B,S,D), attention_mask (B,S) -> cross_key_i, cross_value_i (B,H,S,hd) of each decoder layer i
-llm:     as of a decoder-only model (export.graphs.llm), and cross_key_i, cross_value_i (B,H,S_enc,hd), encoder_mask
-(B,S_enc) -> logits (B,V), present_key_i, present_value_i (B,H,T,hd)
+llm:     inputs_embeds (B,S,D), position_ids (B,S), last_index (B), seqlens_k (B), total_sequence_length (),
+         past_key_i, past_value_i (B,H,T,hd), cross_key_i, cross_value_i (B,H,S_enc,hd), encoder_mask (B,S_enc)
+         -> logits (B,V), present_key_i, present_value_i (B,H,T,hd)
 
 What the decoder sees of image and prompt is computed once. Its own attention is com.microsoft::GroupQueryAttention, in
 place as elsewhere, with T5's relative position bias as attention_bias. The layers are transformers' modules; the
@@ -28,7 +29,7 @@ _MASKED = torch.finfo(torch.float32).min
 
 
 def geometry(t5: Any, max_positions: int) -> Geometry:
-    """The decoder's; relative positions have no limit of their own."""
+    """Read the decoder's geometry. Relative positions have no limit of their own."""
     config = t5.config
     return Geometry(
         layers=len(t5.decoder.block),
@@ -41,7 +42,7 @@ def geometry(t5: Any, max_positions: int) -> Geometry:
 
 
 def round_weights(llm: Any, bits: int, block: int) -> None:
-    """As blip2rt.modeling.quantize.round_weights, without T5's relative positions, which the graphs keep in float."""
+    """Round a language model's weights in place, but for T5's relative positions, which the graphs keep in float."""
     biases = [(m, m.weight) for name, m in llm.named_modules() if name.endswith("relative_attention_bias")]
     kept = [(module, weight, weight.detach().clone()) for module, weight in biases]
     quantize.round_weights(llm, bits, block)
@@ -51,6 +52,7 @@ def round_weights(llm: Any, bits: int, block: int) -> None:
 
 
 def encoder_part(t5: Any) -> trace.Part:
+    """The graph `encoder`, not traced yet."""
     example = {
         "inputs_embeds": torch.zeros(2, 3, t5.config.d_model),
         "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]),
@@ -60,6 +62,7 @@ def encoder_part(t5: Any) -> trace.Part:
 
 
 def trace_encoder(t5: Any) -> ir.Model:
+    """Trace `encoder`."""
     model = trace.trace(encoder_part(t5))
     fuse.fuse_rms_norms(model)
     fuse.fuse_residuals(model)
@@ -67,6 +70,7 @@ def trace_encoder(t5: Any) -> ir.Model:
 
 
 def trace_decoder(t5: Any) -> ir.Model:
+    """Trace `llm`."""
     shape = geometry(t5, 0)
     batch, length, capacity, seen = 2, 3, 5, 4
     names, outputs = llm_tensors(shape.layers, encoder_decoder=True)
@@ -99,7 +103,7 @@ def trace_decoder(t5: Any) -> ir.Model:
 
 
 def head_scale(t5: Any) -> float:
-    """What the hidden state is multiplied by before the vocabulary's matrix."""
+    """Return what the hidden state is multiplied by before the vocabulary's matrix."""
     scaled = getattr(t5.config, "scale_decoder_outputs", t5.config.tie_word_embeddings)  # the older name
     return float(t5.config.d_model) ** -0.5 if scaled else 1.0
 
@@ -133,7 +137,7 @@ def _fill(x: Tensor, attention: Any) -> Tensor:
 
 
 def cut(x: Tensor, attention: Any) -> Tensor:
-    """What _fill made wider -> (B,S,H*d_kv)"""
+    """(B,S,H*hd) -> (B,S,H*d_kv): cut off what _fill added."""
     width = attention.key_value_proj_dim
     return x if padded(width) == width else x.unflatten(-1, (-1, padded(width)))[..., :width].flatten(2)
 
@@ -144,7 +148,7 @@ def split(x: Tensor, attention: Any) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    """(B,H,S,hd), (B,H,K,hd) twice, a bias that broadcasts to (B,H,S,K) -> (B,S,H*hd); T5 does not scale."""
+    """query (B,H,S,hd), key and value (B,H,K,hd), bias that broadcasts to (B,H,S,K) -> (B,S,H*hd), without a scale."""
     weights = (query @ key.transpose(-1, -2) + bias).softmax(-1)
     return (weights @ value).transpose(1, 2).flatten(2)
 
@@ -229,7 +233,7 @@ def _own_attention(
 
 
 def _first(bias: Tensor, count: Tensor) -> Tensor:
-    """bias (B,H,S,T) -> (B,H,S,count): the op wants no more. (The shape that tracing sees is the longer one.)"""
+    """bias (B,H,S,T) -> (B,H,S,count), which is what the op wants. Tracing sees the longer shape."""
     start, axis = torch.tensor([0]), torch.tensor([3])
     end = count.to(torch.int64).reshape(1)
     inputs = (bias, start, end, axis)

@@ -49,7 +49,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_errors() -> Iterator[None]:
-    """What a module refuses in words of its own leaves the exporter as it was raised, not wrapped into others."""
+    """Raise a Blip2rtError of a module as it was, not wrapped into the exporter's errors."""
     try:
         yield
     except Exception as error:
@@ -76,7 +76,7 @@ class Part:
 
     @torch.no_grad()
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What PyTorch answers; inputs and outputs by name, as an ONNX Runtime session has them."""
+        """Return PyTorch's outputs. Inputs and outputs go by name, as in a session of ONNX Runtime."""
         with streaming.streamed(self.module):
             result = self.module(*(torch.from_numpy(inputs[name]) for name in self.example))
         tensors = result if isinstance(result, tuple) else (result,)
@@ -84,7 +84,7 @@ class Part:
 
 
 def trace(part: Part, opset: int = OPSET) -> ir.Model:
-    """The part's graph, linear layers normalised."""
+    """Trace the part. Linear layers are normalised."""
     example, axes = part.example, part.axes
     dims = {name: torch.export.Dim(name, max=2**31 - 1) for free in axes.values() for name in free.values()}
     shapes = [{axis: dims[d] for axis, d in axes.get(name, {}).items()} for name in example]
@@ -150,6 +150,7 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 
 def add_initializer(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """Add a constant to the graph."""
     shape = ir.Shape(tensor.shape.numpy())
     value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.register_initializer(value)
@@ -206,7 +207,7 @@ def _split_gemm(model: ir.Model, node: ir.Node) -> None:
 
 
 def transposed(model: ir.Model, value: ir.Value | None) -> ir.Value:
-    """An initializer with the transpose of a constant; made once, as a view, however often it is asked for."""
+    """Return an initializer with the transpose of a constant. It is a view, made once."""
     assert value is not None and value.const_value is not None
     name = f"{value.name}.T"
     if name in model.graph.initializers:
@@ -231,6 +232,7 @@ class DataFile:
         self.written = False
 
     def add(self, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
+        """Write a tensor, unless the file has it. Return where it lies."""
         packed = tensor.dtype.bitwidth < 8
         data: Any = tensor.tobytes() if packed else np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
         key = f"{len(data)}:{hashlib.sha256(data).hexdigest()}"
@@ -246,7 +248,7 @@ class DataFile:
         )
 
     def keep(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-        """A large tensor is written now and found in the file; a small one stays as it is."""
+        """Write a large tensor now; a small one stays as it is."""
         return self.add(tensor) if tensor.nbytes > INLINE_BYTES else tensor
 
     def close(self) -> None:
@@ -288,12 +290,12 @@ def _strip(proto: onnx.ModelProto) -> None:
         del item.metadata_props[:]
 
 
-def describe(values: Sequence[ir.Value]) -> tuple[TensorInfo, ...]:
-    """A graph's inputs or outputs as the manifest lists them: name, dtype, shape with free axes by name."""
+def signature(model: ir.Model) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+    """List a graph's inputs and outputs as the manifest does: name, dtype, shape with free axes by name."""
+    return tuple(map(_described, model.graph.inputs)), tuple(map(_described, model.graph.outputs))
 
-    def one(value: ir.Value) -> TensorInfo:
-        assert value.name is not None and value.shape is not None and value.dtype is not None
-        shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
-        return TensorInfo(value.name, np.dtype(value.dtype.numpy()).name, shape)
 
-    return tuple(one(value) for value in values)
+def _described(value: ir.Value) -> TensorInfo:
+    assert value.name is not None and value.shape is not None and value.dtype is not None
+    shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
+    return TensorInfo(value.name, np.dtype(value.dtype.numpy()).name, shape)

@@ -1,8 +1,8 @@
 """Image encoder -> the graph `vision`: pixels (B,3,h,w) -> vision_features (B,N,C).
 
-float: the encoder as it is, batch norms folded into convolutions. int8: static quantization of weights (a scale for
-each output channel) and activations (ranges seen on photographs). Knows encoders and image files, nothing about what
-reads the features.
+A float graph is the encoder as it is, batch norms folded into convolutions. In an int8 graph of convolutions, weights
+have a scale for each output channel, and activations have the ranges that were seen on photographs. Knows encoders and
+image files, nothing about what reads the features.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ _LARGEST = 2_000_000_000  # bytes: a graph in one file, as the calibrator wants 
 
 
 def is_convolutional(model: ir.Model) -> bool:
-    """Whether there is more to the encoder's convolutions than the first, which cuts an image into patches."""
+    """Whether the encoder has convolutions besides the first, which cuts an image into patches."""
     return sum(node.op_type == "Conv" for node in model.graph) > 1
 
 
 def vision_part(encoder: torch.nn.Module, image: ImageSpec) -> trace.Part:
+    """The graph `vision`, not traced yet."""
     example = {PIXELS: torch.zeros(2, 3, image.height, image.width)}
     return trace.Part("vision", encoder, example, [VISION_FEATURES], {PIXELS: {0: "B"}})
 
 
 def photographs(folder: Path) -> list[Path]:
-    """Up to CALIBRATION images of a folder, spread over the order of their names."""
+    """List up to CALIBRATION images of a folder, spread over the order of their names."""
     if not folder.is_dir():
         raise Blip2rtError(f"--calib {folder} is no folder; name one with a hundred or more photographs")
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
@@ -53,12 +54,12 @@ def photographs(folder: Path) -> list[Path]:
 
 
 def pixels(files: Sequence[Path], image: ImageSpec) -> np.ndarray:
-    """pixels (n,3,h,w), prepared as the runtime does."""
+    """Read files as pixels (n,3,h,w), as the runtime does."""
     return to_pixels(list(files), image)
 
 
 def quantize_int8(model: ir.Model, folder: Path, files: Sequence[Path], image: ImageSpec) -> ir.Model:
-    """An int8 graph from a float one; passing files are written into `folder` and removed."""
+    """Make an int8 graph of a float one. Passing files are written into `folder` and removed."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
@@ -95,7 +96,7 @@ def quantize_int8(model: ir.Model, folder: Path, files: Sequence[Path], image: I
 
 
 class _Reader:
-    """A calibration data reader: photographs in small batches, then None."""
+    """Reads photographs for ONNX Runtime's calibrator: small batches, then None."""
 
     def __init__(self, files: Sequence[Path], image: ImageSpec) -> None:
         self.files, self.image, self.at = files, image, 0

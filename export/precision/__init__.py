@@ -1,1 +1,1 @@
-"""Precisions of a graph: weights in 4 and 8 bits, static int8, and the smoothing before it."""
+"""Brings a graph to a precision: floats, weights in 4 and 8 bits, int8. `apply.py` is the way in."""

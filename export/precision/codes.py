@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import onnx_ir as ir
 import torch
 
 from blip2rt.modeling.quantize import unpacked
 
-from .weights import BITS, Encode
+from .rounding import BITS, Blocks
 
 LEVELS = 127  # of int8, on either side of 0
 _MIDDLE = 8  # of the 16 codes of int4
 
 
-class Blocks(NamedTuple):
-    """How int4 weights are made."""
-
-    size: int
-    encode: Encode
-
-
 def channel_codes(weight: np.ndarray, axis: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """weight -> int8 codes of the same shape, scales (size of `axis`); weight is nearly codes * scales."""
+    """weight -> int8 codes of the same shape, scales (size of `axis`); codes * scales are nearly the weight."""
     others = tuple(i for i in range(weight.ndim) if i != axis)
     largest = np.abs(weight).max(others, keepdims=True)
     scales = np.where(largest > 0, largest / LEVELS, 1).astype(dtype)
@@ -34,8 +25,10 @@ def channel_codes(weight: np.ndarray, axis: int, dtype: np.dtype) -> tuple[np.nd
 
 
 def block_codes(name: str, matrix: ir.TensorProtocol, blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """matrix (K,N) -> int8 codes (K,N) from -8 to 7, scales and offsets (K/block,N) float32; a weight is
-    code * scale + offset of its block."""
+    """matrix (K,N) -> int8 codes (K,N) from -8 to 7, scales and offsets (K/block,N) float32.
+
+    A weight is code * scale + offset of its block.
+    """
     rows, columns = matrix.shape.numpy()
     quantized = blocks.encode(
         name, (columns, rows), lambda: torch.from_numpy(np.asarray(matrix.numpy())).T, BITS["int4"], blocks.size

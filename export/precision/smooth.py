@@ -1,9 +1,8 @@
-"""Which operands of products are worth int8, and outliers moved from them into the weights first (SmoothQuant, Xiao et
-al. 2022, arXiv 2211.10438).
+"""Moves outliers of activations into the weights, and tells which operands of products are then worth int8.
 
-x @ W = (x / s) @ (s[:, None] * W) for any scale s of each channel. Language models have channels a hundred times as
-large as the others, which one scale for all of x leaves no steps, while weights have a scale for each column. Knows
-float32 graphs and ranges.
+This is SmoothQuant (Xiao et al. 2022, arXiv 2211.10438): x @ W = (x / s) @ (s[:, None] * W) for any scale s
+of each channel. Language models have channels a hundred times as large as the others. One scale for all of x leaves
+the others no steps, while weights have a scale for each column. Knows float32 graphs and ranges.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ import numpy as np
 import onnx_ir as ir
 
 from ..graphs import trace
-from .weights import Range, Ranges
+from .activations import Range, Ranges
 
 STRENGTH = 0.7  # share of the outliers that the weights take: s = largest of x ** 0.7 / largest of W ** 0.3
 OUTLIERS = 100.0  # a range this many times the mean magnitude leaves most values too few steps
 
 
 def apply(model: ir.Model, products: Iterable[ir.Node], ranges: Ranges) -> dict[str, Range]:
-    """Scale the operands of `products`, MatMul or Conv with a constant, in place. Returns the ranges of those that are
-    worth int8; what even then has outliers stays as it was."""
+    """Scale the operands of `products`, MatMul or Conv with a constant, in place. Return the ranges of those that are
+    worth int8. An operand that has outliers even then stays as it was."""
     readers: dict[ir.Value, list[ir.Node]] = {}
     for node in products:
         operand = node.inputs[0]
@@ -44,7 +43,7 @@ def apply(model: ir.Model, products: Iterable[ir.Node], ranges: Ranges) -> dict[
 
 
 def _scales(seen: Range, nodes: list[ir.Node]) -> np.ndarray:
-    """(K) scales of the channels of what all `nodes` read; 1 where it or the weights are nothing."""
+    """Choose scales (K) for the channels of what all `nodes` read; 1 where it or the weights are 0."""
     matrices = [trace.constant(node.inputs[1]) for node in nodes]
     weights = np.max([np.abs(matrix.numpy()).max(1) for matrix in matrices if matrix is not None], 0)
     values = np.broadcast_to(np.maximum(-seen.lows, seen.highs), weights.shape)
@@ -54,7 +53,7 @@ def _scales(seen: Range, nodes: list[ir.Node]) -> np.ndarray:
 
 
 def _scale(model: ir.Model, operand: ir.Value, nodes: list[ir.Node], scales: np.ndarray) -> str:
-    """Divide the operand and multiply the rows of the weights; returns the new operand's name."""
+    """Divide the operand and multiply the rows of the weights. Return the new operand's name."""
     divisors = trace.add_initializer(model, f"{operand.name}.smoothing", ir.tensor(1 / scales))
     product = ir.node("Mul", [operand, divisors], name=f"{operand.name}.smooth")
     smooth = product.outputs[0]
@@ -72,5 +71,5 @@ def _scale(model: ir.Model, operand: ir.Value, nodes: list[ir.Node], scales: np.
 
 
 def _scaled(matrix: Any, scales: np.ndarray, name: str) -> ir.LazyTensor:
-    """(K,N) with its rows multiplied."""
+    """matrix (K,N), its rows multiplied by scales (K)."""
     return trace.lazy(lambda: matrix.numpy() * scales[:, None], matrix.shape.numpy(), matrix.dtype, name)

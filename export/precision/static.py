@@ -1,5 +1,5 @@
-"""int8 of fixed ranges: weights and activations of products on grids written into the graph as QuantizeLinear and
-DequantizeLinear (QDQ).
+"""int8 of fixed ranges: grids of weights and activations are written into the graph as QuantizeLinear and
+DequantizeLinear.
 
 MatMul with a constant (K,N): the weight is int8 with a scale for each column, its other operand uint8 with one scale
 and zero point from its range. ONNX Runtime makes one integer product of the four nodes when it loads the graph. Tables
@@ -14,68 +14,72 @@ import numpy as np
 import onnx_ir as ir
 
 from ..graphs import trace
-from . import smooth, weights
+from . import smooth
+from .activations import Range, Ranges
 from .codes import channel_codes
-from .weights import Encode, Keep, Progress, Range, Ranges
+from .rounding import Rounding, matrices
+from .weights import quantize_matmul, quantize_tables
 
 _STEPS = 255  # of uint8
 
 
 def operands(model: ir.Model) -> Iterator[str]:
-    """The values that `apply` needs the ranges of."""
-    for node in weights.matrices(model, "MatMul"):
+    """Name the values that `apply` needs the ranges of."""
+    for node in matrices(model, "MatMul"):
         assert node.inputs[0] is not None and node.inputs[0].name is not None
         yield node.inputs[0].name
 
 
-def apply(model: ir.Model, ranges: Ranges, block: int, keep: Keep, progress: Progress, encode: Encode) -> None:
-    """Quantize every product and every table, in place; of products that are not worth it (see smooth.py), or whose
-    operand has no range, only the weights are 8-bit."""
-    work = weights.matrices(model, "MatMul")
+def apply(model: ir.Model, rounding: Rounding, ranges: Ranges) -> None:
+    """Quantize every product and every table in place. A product that is not worth it (see smooth.py), or whose
+    operand has no range, gets 8-bit weights alone."""
+    work = matrices(model, "MatMul")
     ranges = smooth.apply(model, work, ranges)
     grids: dict[ir.Value, ir.Value] = {}
     for done, node in enumerate(work):
         operand, weight = node.inputs
         assert operand is not None and weight is not None
         if operand.name not in ranges:
-            weights.quantize_matmul(model, node, 8, block, keep, encode)
+            quantize_matmul(model, node, 8, rounding)
             continue
         if operand not in grids:
-            grids[operand] = _activation(model, node, operand, ranges[str(operand.name)])
+            grids[operand] = _activation(model, node, ranges[str(operand.name)], rounding)
         if weight not in grids:
-            grids[weight] = _weight(model, node, weight, keep)
+            grids[weight] = _weight(model, node, rounding)
         node.replace_input_with(0, grids[operand])
         node.replace_input_with(1, grids[weight])
-        progress(done + 1, len(work))
-    weights.quantize_tables(model, 8, block, keep, encode)
+        rounding.progress(done + 1, len(work))
+    quantize_tables(model, 8, rounding)
     trace.drop_unused(model)
 
 
-def _activation(model: ir.Model, before: ir.Node, value: ir.Value, seen: Range) -> ir.Value:
+def _activation(model: ir.Model, before: ir.Node, seen: Range, rounding: Rounding) -> ir.Value:
+    """Put the operand of `before` on a grid of uint8 that spans `seen`."""
+    value = before.inputs[0]
+    assert value is not None
     step = np.array((seen.high - seen.low) / _STEPS or 1.0, np.float32)
     zero = np.array(np.clip(np.rint(-seen.low / step), 0, _STEPS), np.uint8)
-    constants = [_constant(model, f"{value.name}.{name}", array) for name, array in (("scale", step), ("zero", zero))]
+    arrays: dict[str, np.ndarray] = {"scale": step, "zero": zero}
+    constants = [rounding.add(model, f"{value.name}.{name}", array) for name, array in arrays.items()]
     codes = ir.node("QuantizeLinear", [value, *constants], name=f"{value.name}.quantize")
     return _insert(model, before, codes, ir.node("DequantizeLinear", [codes.outputs[0], *constants],
                                                  name=f"{value.name}.grid"))  # fmt: skip
 
 
-def _weight(model: ir.Model, before: ir.Node, value: ir.Value, keep: Keep) -> ir.Value:
+def _weight(model: ir.Model, before: ir.Node, rounding: Rounding) -> ir.Value:
+    """Put the weight (K,N) of `before` on grids of int8, one for each column."""
+    value = before.inputs[1]
     tensor = trace.constant(value)
-    assert tensor is not None
+    assert value is not None and tensor is not None
     codes, scales = channel_codes(np.asarray(tensor.numpy()), 1, np.dtype(np.float32))
     arrays = {"codes": codes, "scales": scales, "zeros": np.zeros(scales.shape, np.int8)}
-    inputs = [_constant(model, f"{value.name}.{name}", array, keep) for name, array in arrays.items()]
+    inputs = [rounding.add(model, f"{value.name}.{name}", array) for name, array in arrays.items()]
     return _insert(model, before, ir.node("DequantizeLinear", inputs, {"axis": 1}, name=f"{value.name}.grid"))
 
 
 def _insert(model: ir.Model, before: ir.Node, *nodes: ir.Node) -> ir.Value:
-    """The result of the last of `nodes`, which follow each other."""
+    """Insert `nodes`, which follow each other. Return the result of the last."""
     for node in nodes:
         node.outputs[0].name = node.name
         model.graph.insert_before(before, node)
     return nodes[-1].outputs[0]
-
-
-def _constant(model: ir.Model, name: str, array: np.ndarray, keep: Keep = weights.in_memory) -> ir.Value:
-    return trace.add_initializer(model, name, keep(ir.tensor(np.asarray(array), name=name)))

@@ -31,7 +31,7 @@ Pair = Sequence[Tensor]  # key, value
 
 
 def attend(query: Tensor, past: Pair, new: Pair, past_bias: Tensor, new_bias: Tensor, softcap: float | None) -> Tensor:
-    """query (B,H,S,hd), scaled; past (B,Hkv,T,hd), new (B,Hkv,S,hd); biases that broadcast -> (B,H,S,hd)
+    """query (B,H,S,hd), scaled; past (B,Hkv,T,hd), new (B,Hkv,S,hd); biases that broadcast -> (B,H,S,hd).
 
     Query heads that share a key head are rows of one product: (B,Hkv,G*S,hd).
     """
@@ -49,13 +49,13 @@ def attend(query: Tensor, past: Pair, new: Pair, past_bias: Tensor, new_bias: Te
 
 
 def causal_bias(length: int) -> Tensor:
-    """(S,S): 0 up to the diagonal, MASKED right of it."""
+    """Make (S,S): 0 up to the diagonal, MASKED right of it."""
     position = torch.arange(length)
     return (position[None, :] > position[:, None]).float() * MASKED
 
 
 def chosen(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """logits (B,V) -> logits, top_logits (B,K), top_tokens (B,K), log_sum_exp (B,1): a step's few bytes"""
+    """logits (B,V) -> logits, top_logits (B,K), top_tokens (B,K), log_sum_exp (B,1), a step's few bytes."""
     values, tokens = logits.topk(min(TOP_K, logits.shape[-1]))
     largest = values[:, :1]
     return logits, values, tokens, (logits - largest).exp().sum(-1, keepdim=True).log() + largest
@@ -106,7 +106,7 @@ class _Decoder(nn.Module):
 
 
 def example(inputs: Sequence[str], shape: Any) -> tuple[dict[str, Tensor], dict[str, Mapping[int, str]]]:
-    """What an llm graph of this target is traced with, and its free axes, for the tensors named `inputs`."""
+    """Make what an llm graph is traced with, and its free axes, for the tensors named `inputs`."""
     batch, length, capacity, seen = 2, 3, 5, 4
     past, cross = (torch.zeros(batch, shape.kv_heads, size, shape.head_dim) for size in (capacity, seen))
     fixed = {
@@ -129,7 +129,7 @@ def example(inputs: Sequence[str], shape: Any) -> tuple[dict[str, Tensor], dict[
 
 
 def trace_llm(llm: Any, max_positions: int) -> ir.Model:
-    """The `llm` graph of a Hugging Face causal LM in eval mode and float32, for up to `max_positions` positions."""
+    """Trace `llm` of a Hugging Face causal LM in eval mode and float32, for up to `max_positions` positions."""
     shape = geometry(llm)
     inputs, outputs = llm_tensors(shape.layers, target="trt")
     values, axes = example(inputs, shape)

@@ -4,14 +4,14 @@ One rule, that of autocast: what tensor cores do (MatMul and Conv, with the bias
 what only moves or selects values keeps the type that it gets; all else (softmax, norms, residual sums, rotation, the
 choice of tokens) computes in float32. Inputs and outputs stay float32, but for keys and values.
 
-int8: the same, and the constant weights of those products are int8 with a scale for each output channel behind a
-DequantizeLinear, their other operand passes a QuantizeLinear and a DequantizeLinear of one scale; all are symmetric
+int8: besides, the constant weights of those products are int8 with a scale for each output channel behind a
+DequantizeLinear. Their other operand passes a QuantizeLinear and a DequantizeLinear of one scale. All are symmetric
 with zero point 0, which is what TensorRT takes. Products of two activations stay float16, and so do those whose operand
 has outliers even when it is smoothed (see smooth.py).
 
-int4: the weights alone, and the very ones of the target ort: blocks of rows of an output channel with a scale and a
-zero point, w = s (q - z). TensorRT takes no zero point but 0, so a product is two: x @ s (q - 8), whose weights are
-4-bit, and the sums of x over each block @ s (8 - z), 1/block as large, in float16. Such a graph is of opset 21, the
+int4: the weights alone are integers, the very ones of the target ort: blocks of rows of an output channel have a scale
+and a zero point, w = s (q - z). TensorRT takes no zero point but 0, so a product is two: x @ s (q - 8), whose weights
+are 4-bit, and the sums of x over each block @ s (8 - z), 1/block as large, in float16. Such a graph is of opset 21, the
 first that has 4-bit integers and blocks.
 
 Knows graphs, nothing about models but one name (see _WIDE); ranges of activations come from export.checks.ranges.
@@ -29,8 +29,9 @@ from blip2rt.errors import Blip2rtError
 
 from ..graphs import trace
 from ..precision import smooth
-from ..precision.codes import LEVELS, Blocks, block_codes, channel_codes
-from ..precision.weights import Encode, Keep, Ranges
+from ..precision.activations import NO_RANGES, Ranges
+from ..precision.codes import LEVELS, block_codes, channel_codes
+from ..precision.rounding import Blocks, Rounding
 
 _HALF, _FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 _PRODUCTS = {"MatMul": 1, "Conv": 0}  # op -> axis of the output channels in its weight
@@ -43,20 +44,21 @@ _LARGEST = 65504.0  # of float16
 _INT4_OPSET = 21  # differs from 19 in the types that operators take, in no operator that our graphs have
 
 
-def apply(model: ir.Model, precision: str, keep: Keep, ranges: Ranges, block: int, encode: Encode) -> None:
-    """Bring the graph to `precision` in place: fp32, fp16, int8-static with `ranges` of `quantizable`, or int4 in
-    blocks of `block` weights, which `encode` makes."""
+def apply(model: ir.Model, precision: str, rounding: Rounding, ranges: Ranges = NO_RANGES) -> None:
+    """Bring the graph to `precision` in place: fp32, fp16, int4, or int8-static with the `ranges` of `operands`."""
     if precision == "fp32":
         return
     products = [node for node, _ in quantizable(model)]
     if precision == "int8-static":
         ranges = smooth.apply(model, products, ranges)
-        typing = _Typing(model, keep, {node for node, operand in quantizable(model) if operand in ranges}, ranges)
+        quantized = {node for node, operand in quantizable(model) if operand in ranges}
+        typing = _Typing(model, rounding, quantized, ranges)
     elif precision == "int4":
         model.graph.opset_imports[""] = _INT4_OPSET
-        typing = _Typing(model, keep, {n for n in products if _in_blocks(n, block)}, {}, Blocks(block, encode))
+        quantized = {node for node in products if _in_blocks(node, rounding.blocks.size)}
+        typing = _Typing(model, rounding, quantized, blocks=rounding.blocks)
     else:
-        typing = _Typing(model, keep, set(), {})
+        typing = _Typing(model, rounding, set())
     typing.inputs()
     for node in list(model.graph):
         typing.visit(node)
@@ -65,10 +67,10 @@ def apply(model: ir.Model, precision: str, keep: Keep, ranges: Ranges, block: in
 
 
 def quantizable(model: ir.Model) -> Iterator[tuple[ir.Node, str]]:
-    """Products with a constant weight, and the name of their other operand.
+    """Yield products with a constant weight, and the name of their other operand.
 
-    Not the first, which reads pixels, nor convolutions of a channel alone, whose few products do not even out what
-    rounding does and which wait for memory anyway: a small gain for most of the loss.
+    Left out are the first, which reads pixels, and convolutions of one channel each: their few products do not even
+    out what rounding does, and they wait for memory anyway.
     """
     for node in model.graph:
         if not _product(node) or trace.constant(node.inputs[1]) is None or _depthwise(node):
@@ -85,12 +87,12 @@ def _depthwise(node: ir.Node) -> bool:
 
 
 def operands(model: ir.Model) -> Iterable[str]:
-    """The values that int8 needs the ranges of."""
+    """Name the values that int8 needs the ranges of."""
     return (operand for _, operand in quantizable(model))
 
 
 def _product(node: ir.Node) -> bool:
-    """An outer product, as rotary positions have it, is pointwise: float16 would only lose the positions."""
+    """Whether tensor cores do it. The outer product of rotary positions is pointwise: float16 would lose them."""
     if node.op_type not in _PRODUCTS:
         return False
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
@@ -101,9 +103,11 @@ class _Typing:
     """One pass from inputs to outputs; every value has been typed before it is read."""
 
     def __init__(
-        self, model: ir.Model, keep: Keep, quantized: set[ir.Node], ranges: Ranges, blocks: Blocks | None = None
-    ) -> None:
-        self.model, self.keep, self.quantized, self.ranges, self.blocks = model, keep, quantized, ranges, blocks
+        self, model: ir.Model, rounding: Rounding, quantized: set[ir.Node], ranges: Ranges = NO_RANGES,
+        blocks: Blocks | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.rounding, self.quantized = model, rounding, quantized
+        self.ranges, self.blocks = ranges, blocks  # of int8; of int4
         self.sums: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}  # of blocks of an operand
         self.shifted: set[ir.Value] = set()  # products of int4, whole
         self.casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
@@ -214,7 +218,7 @@ class _Typing:
         return self._constant(f"{value.name}.half", array.astype(np.float16))
 
     def _constant(self, name: str, array: np.ndarray) -> ir.Value:
-        return trace.add_initializer(self.model, name, self.keep(ir.tensor(array, name=name)))
+        return self.rounding.add(self.model, name, array)
 
     def _quantize(self, before: ir.Node, source: ir.Value, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         """value -> QuantizeLinear -> DequantizeLinear, once for all who read it."""
@@ -281,7 +285,7 @@ class _Typing:
 
 
 def _typed(node: ir.Node, dtype: ir.DataType, shape: ir.Shape | None) -> ir.Value:
-    """The result of a new node, named as it is."""
+    """Type the result of a new node, and name it as the node."""
     [out] = node.outputs
     out.name, out.type, out.shape = node.name, ir.TensorType(dtype), shape
     return out

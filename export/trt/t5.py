@@ -1,4 +1,4 @@
-"""T5's decoder -> the graph `llm` of the target trt: as export.trt.llm, with cross keys and values besides.
+"""T5's decoder -> the graph `llm` of the target trt; export.trt.llm tells how its cache is read.
 
 llm: inputs_embeds (B,S,D), position_ids (B,S), last_index (B), past_mask (B,T), past_key_i, past_value_i (B,H,T,hd),
      cross_key_i, cross_value_i (B,H,S_enc,hd), encoder_mask (B,S_enc)
@@ -23,6 +23,7 @@ from .llm import OPSET, attend, causal_bias, chosen, example
 
 
 def trace_decoder(model: Any) -> ir.Model:
+    """Trace `llm`."""
     shape = t5.geometry(model, 0)
     inputs, outputs = llm_tensors(shape.layers, encoder_decoder=True, target="trt")
     values, axes = example(inputs, shape)

@@ -16,7 +16,8 @@ pytest.importorskip("onnxscript")
 from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise, round_weights
 from export.checks.stepping import Stepper, session
 from export.graphs import llm, trace
-from export.precision import weights
+from export.precision.rounding import Blocks, Rounding
+from export.precision.weights import quantize_weights
 
 SEED = random.randrange(2**31)
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 97,
@@ -71,7 +72,7 @@ def export(model, folder: Path, bits: int | None = None, block: int = 32) -> Non
     with contextlib.closing(trace.DataFile(folder, "llm.data")) as data:
         for name, graph in (("llm", llm.trace_llm(model)), ("embed", trace.trace(llm.embed_part(model)))):
             if bits:
-                assert weights.quantize_weights(graph, bits, block)
+                assert quantize_weights(graph, bits, Rounding(Blocks(block)))
             trace.save(graph, folder / f"{name}.onnx", data)
 
 
@@ -140,7 +141,7 @@ def test_embedding_of_an_odd_number_of_blocks(width: int, bits: int, tmp_path: P
     table = torch.nn.Embedding(51, width)
     part = trace.Part("e", table, {"ids": torch.zeros(2, 3, dtype=torch.int64)}, ["out"], {"ids": {0: "B", 1: "S"}})
     graph = trace.trace(part)
-    assert weights.quantize_weights(graph, bits, 32) == 1
+    assert quantize_weights(graph, bits, Rounding(Blocks(32))) == 1
     trace.save(graph, tmp_path / "e.onnx", None)
     ids = np.arange(51)[None]
     got = session(tmp_path / "e.onnx", 1).run(None, {"ids": ids})[0]

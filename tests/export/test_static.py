@@ -19,10 +19,12 @@ from PIL import Image
 
 import blip2rt
 from blip2rt.info import describe
-from export.checks import ranges as calibrate
+from export.checks.ranges import of_batches
 from export.cli import main
 from export.graphs import trace
-from export.precision import smooth, static, weights
+from export.precision import smooth, static
+from export.precision.activations import Range
+from export.precision.rounding import Blocks, Rounding, matrices
 from tests.tiny import blip2 as tiny_blip2
 
 SEED = random.randrange(2**31)
@@ -73,19 +75,19 @@ def test_every_part_is_static(name: str, images: Path, tmp_path: Path) -> None:
         assert found["MatMul"] == 0 and (found["MatMulIntegerToFloat"] > 3) == (component != "embed"), component
 
 
-def seen(low: float, high: float, mean: float) -> weights.Range:
+def seen(low: float, high: float, mean: float) -> Range:
     """In every channel."""
-    return weights.Range(*np.array([[low], [high], [mean]]), mean)
+    return Range(*np.array([[low], [high], [mean]]), mean)
 
 
-def apply(seen: weights.Range, width: int) -> tuple[list[str], ort.InferenceSession]:
+def apply(seen: Range, width: int) -> tuple[list[str], ort.InferenceSession]:
     """The kinds of nodes that a product with the unit matrix becomes, and a session of it."""
     linear = torch.nn.Linear(width, width, bias=False)
     linear.weight.data.copy_(torch.eye(width))
     part = trace.Part("p", linear, {"x": torch.zeros(2, width)}, ["y"], {"x": {0: "B"}})
     model = trace.trace(part)
     [name] = static.operands(model)
-    static.apply(model, {name: seen}, 32, lambda tensor: tensor, lambda *_: None, weights.nearest)
+    static.apply(model, Rounding(Blocks(32)), {name: seen})
     proto = trace.ir.to_proto(model).SerializeToString()
     return [node.op_type for node in model.graph], ort.InferenceSession(proto, providers=["CPUExecutionProvider"])
 
@@ -135,7 +137,7 @@ def test_smoothing_moves_outliers_and_changes_nothing_else(tmp_path: Path) -> No
     x = rng.normal(size=(5, 7, 48)).astype(np.float32)
     part = trace.Part("p", module, {"x": torch.from_numpy(x)}, ["y"], {"x": {0: "B", 1: "S"}})
     model = trace.trace(part)
-    ranges = calibrate.of_batches(model, tmp_path, "p", [{"x": x[:2]}, {"x": x[2:]}], static.operands)
+    ranges = of_batches(model, tmp_path, "p", [{"x": x[:2]}, {"x": x[2:]}], static.operands)
     [found] = ranges.values()
     seen = torch.nn.functional.layer_norm(torch.from_numpy(x), (48,)).numpy() * module.gain.numpy()
     np.testing.assert_allclose(found.lows, seen.min((0, 1)), rtol=1e-4)
@@ -149,7 +151,7 @@ def test_smoothing_moves_outliers_and_changes_nothing_else(tmp_path: Path) -> No
         return ort.InferenceSession(proto, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
 
     want, smoothed = answer(model), model.clone()
-    left = smooth.apply(smoothed, weights.matrices(smoothed, "MatMul"), ranges)
+    left = smooth.apply(smoothed, matrices(smoothed, "MatMul"), ranges)
     [better] = left.values()
     assert (better.high - better.low) / better.mean < (found.high - found.low) / found.mean / 3
     np.testing.assert_allclose(answer(smoothed), want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
@@ -160,7 +162,7 @@ def test_smoothing_moves_outliers_and_changes_nothing_else(tmp_path: Path) -> No
             if strength is None:  # one scale for all channels
                 patch.setattr(smooth, "_scales", lambda seen, nodes: np.ones(48, np.float32))
                 patch.setattr(smooth, "OUTLIERS", np.inf)
-            static.apply(int8, ranges, 32, lambda tensor: tensor, lambda *_: None, weights.nearest)
+            static.apply(int8, Rounding(Blocks(32)), ranges)
         assert sum(node.op_type == "QuantizeLinear" for node in int8.graph) == 1
         errors.append(np.abs(answer(int8) - want).mean())
     assert errors[0] < 0.5 * errors[1], errors

@@ -15,7 +15,8 @@ pytest.importorskip("onnxscript")
 
 from export.checks.stepping import Stepper, session
 from export.graphs import llm, t5, trace
-from export.precision import weights
+from export.precision.rounding import Blocks, Rounding
+from export.precision.weights import quantize_weights
 
 SEED = random.randrange(2**31)
 VOCAB, WIDTH = 89, 48
@@ -45,7 +46,7 @@ def export(model, folder: Path, bits: int | None = None) -> None:
             ("embed", trace.trace(llm.embed_part(model))),
         ):
             if bits:
-                assert weights.quantize_weights(graph, bits, 16)
+                assert quantize_weights(graph, bits, Rounding(Blocks(16)))
             trace.save(graph, folder / f"{name}.onnx", data)
 
 

@@ -24,12 +24,13 @@ import onnx
 from blip2rt.backends.trt import builder
 from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise
 from export import targets
-from export.checks import ranges as calibrate
+from export.checks.ranges import of_batches, of_language
 from export.checks.stepping import as_written, session
 from export.checks.trt_stepping import TrtStepper
 from export.checks.verify import LlmGraphs, mean_cosine
 from export.graphs import trace
-from export.precision import codes, weights
+from export.precision import codes
+from export.precision.rounding import Blocks, Rounding
 from export.trt import precision as trt_precision
 from tests.export import test_llm as test_export_llm
 from tests.export import test_t5 as test_export_t5
@@ -54,8 +55,7 @@ def write(
     folder.mkdir(exist_ok=True)
     with contextlib.closing(trace.DataFile(folder, "llm.data")) as data:
         for name, graph in traced:
-            target.apply(graph, precision, block, data.keep, lambda done, total: None, weights.nearest,
-                         (ranges or {}).get(name, {}))  # fmt: skip
+            target.apply(graph, precision, Rounding(Blocks(block), data.keep), (ranges or {}).get(name, {}))
             trace.save(graph, folder / f"{name}.onnx", data)
     encoder = folder / "encoder.onnx"
     known = encoder.exists()
@@ -170,7 +170,7 @@ def test_int8_is_symmetric_and_near(name: str, exact: Callable[[str], LlmGraphs]
     rows = prompts(build(name))
     tokens, want = exact(name).run(rows)
     traced = dict(targets.TRT.llm_graphs(build(name), 64))
-    ranges = calibrate.of_language(traced, tmp_path, rows, exact(name).start, trt_precision.operands)
+    ranges = of_language(traced, tmp_path, rows, exact(name).start, trt_precision.operands)
     assert not list(tmp_path.iterdir())
     assert all(seen.low < seen.high for each in ranges.values() for seen in each.values())
     own = write(traced.items(), tmp_path, targets.TRT, "int8-static", ranges)
@@ -232,8 +232,7 @@ def test_codes_of_a_block() -> None:
     """Are the weights of the target ort, to what float16 makes of their offsets."""
     rng = np.random.default_rng(SEED)
     weight = rng.standard_t(4, (96, 33)).astype(np.float32) + rng.normal(size=33).astype(np.float32)
-    blocks = codes.Blocks(32, weights.nearest)
-    integers, scales, offsets = codes.block_codes("w", trace.ir.tensor(weight), blocks)
+    integers, scales, offsets = codes.block_codes("w", trace.ir.tensor(weight), Blocks(32))
     assert integers.min() >= -8 and integers.max() <= 7 and scales.shape == offsets.shape == (3, 33)
     want = dequantize_blockwise(quantize_blockwise(torch.from_numpy(weight).T, 4, 32)).T.numpy()
     np.testing.assert_allclose(integers * scales.repeat(32, 0) + offsets.repeat(32, 0), want, atol=1e-5)
@@ -271,9 +270,9 @@ def test_int8_convolutions(tmp_path: Path) -> None:
     pixels = torch.randn(2, 3, 17, 21)
     part = trace.Part("vision", _Encoder().eval(), {"pixels": pixels}, ["vision_features"], {"pixels": {0: "B"}})
     model = trace.trace(part, targets.TRT.opset)
-    ranges = calibrate.of_batches(model, tmp_path, "vision", [{"pixels": pixels.numpy()}], trt_precision.operands)
+    ranges = of_batches(model, tmp_path, "vision", [{"pixels": pixels.numpy()}], trt_precision.operands)
     assert len(ranges) == 1
-    trt_precision.apply(model, "int8-static", lambda tensor: tensor, ranges, 32, weights.nearest)
+    trt_precision.apply(model, "int8-static", Rounding(Blocks(32)), ranges)
     trace.save(model, tmp_path / "vision.onnx", None)
     got = as_written(tmp_path / "vision.onnx", 1).run(None, {"pixels": pixels.numpy()})[0]
     assert mean_cosine(got, part.run({"pixels": pixels.numpy()})["vision_features"]) > 0.999

@@ -35,7 +35,8 @@ from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
 from export import cli, describe, targets
 from export.graphs import qformer, trace, vision
-from export.precision import weights as quantize
+from export.precision.activations import Range
+from export.precision.rounding import Blocks, Rounding
 from export.trt import precision as trt_precision
 from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import parts as tiny_parts
@@ -120,9 +121,9 @@ def write(models: dict[str, Any], precision: str, folder: Path) -> list[Path]:
     """The graphs in `precision`, in files."""
     with contextlib.closing(trace.DataFile(folder, "weights.data")) as data:
         for name, model in models.items():
-            seen = quantize.Range(*np.array([[-3.0], [3.0], [1.0]]), 1.0)
+            seen = Range(*np.array([[-3.0], [3.0], [1.0]]), 1.0)
             ranges = {operand: seen for _, operand in trt_precision.quantizable(model)}
-            targets.TRT.apply(model, precision, 64, data.keep, lambda done, of: None, quantize.nearest, ranges)
+            targets.TRT.apply(model, precision, Rounding(Blocks(64), data.keep), ranges)
             trace.save(model, folder / f"{name}.onnx", data)
     return sorted(folder.glob("*.onnx"))
 

@@ -1,0 +1,142 @@
+"""Makes the language model's graphs: `embed`, `llm`, and `encoder` of an encoder-decoder.
+
+embed:   token_ids (B,S) -> token_embeds (B,S,D)
+llm:     inputs_embeds (B,S,D), positions, cache -> logits (B,V), cache; see graphs/llm.py and trt/llm.py
+encoder: inputs_embeds (B,S,D), attention_mask (B,S) -> cross_key_i, cross_value_i (B,H,S,hd); see graphs/t5.py
+
+Describes the model, takes ranges, writes the graphs and verifies them. Knows nothing about images, which reach it as
+prefix_embeds (n,Q,D).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from blip2rt.bundle import EMBED, ENCODER, LLM, LlmSpec
+from blip2rt.modeling import streaming
+from blip2rt.modeling.llm import LlmConfig
+
+from . import describe, targets
+from .checks import ranges, verify
+from .choices import LlmOptions
+from .graphs import llm, t5
+from .precision.activations import NO_RANGES, Ranges
+from .precision.rounding import BITS
+from .workshop import Workshop
+
+FINER_BELOW = 1_000_000_000  # parameters of a model whose int4 weights meet activations of 16 bits: small ones need it
+EXACT_BELOW = 500_000_000  # parameters of a model whose graph is also compared with its own rounded weights
+
+
+@dataclass(frozen=True)
+class Language:
+    """A language model, and what is known of it."""
+
+    model: Any  # Hugging Face's
+    config: LlmConfig
+    spec: LlmSpec
+    prompts: list[list[int]]  # token ids of a few prompts, to calibrate and to verify with
+
+    @property
+    def start(self) -> int | None:
+        """The id that an encoder-decoder's answer starts from."""
+        return self.spec.decoder_start_token_id
+
+    @property
+    def size(self) -> int:
+        """Parameters of the model."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def read(model: Any, language: Any, folder: Path, max_positions: int) -> Language:
+    """Describe `language`, the language model of the BLIP-2 `model`. Its tokenizer is written into `folder`."""
+    spec, prompts = describe.llm_spec(model, language, folder, max_positions)
+    return Language(language, model.config.llm, spec, prompts)
+
+
+def write(shop: Workshop, language: Language, precision: str, options: LlmOptions, prefixes: np.ndarray | None) -> None:
+    """Trace and write every graph. prefixes: prefix_embeds (n,Q,D) of photographs, which int8-static calibrates on."""
+    config = language.config
+    if config.bits and config.bits != BITS.get(precision):
+        shop.progress.line(f"llm: trained against {config.bits}-bit weights, exported as {precision}")
+    shop.progress.line("llm: tracing")
+    traced = shop.target.llm_graphs(language.model, options.max_positions)
+    seen: dict[str, Ranges] = {}
+    if precision == "int8-static":
+        assert prefixes is not None
+        kept = dict(traced)
+        seen = _ranges(shop, language, kept, prefixes)
+        traced = iter(kept.items())
+    activations = options.activations or (16 if language.size < FINER_BELOW else 8)
+    with shop.group("llm", precision, config.block, activations) as group:
+        for name, graph in traced:
+            shop.write(name, graph, group, seen.get(name, NO_RANGES))
+
+
+def _ranges(shop: Workshop, language: Language, traced: dict[str, ir.Model], prefixes: np.ndarray) -> dict[str, Ranges]:
+    """Graph -> ranges, over the photographs' prefixes and what the language model says to them."""
+    shop.progress.line("llm: calibrating int8")
+    prompts = (language.prompts * len(prefixes))[: len(prefixes)]
+    with streaming.streamed(language.model):
+        rows = describe.llm_inputs(language.model, prompts, prefixes)
+    return ranges.of_language(traced, shop.folder, rows, language.start, shop.target.operands)
+
+
+def verify_graphs(
+    shop: Workshop, language: Language, precision: Mapping[str, str], prefixes: Sequence[np.ndarray]
+) -> None:
+    """Compare the written graphs with PyTorch, alone and behind the graphs before them.
+
+    precision: of all groups. prefixes: prefix_embeds (3,Q,D) of the same images by PyTorch, and by the graphs.
+    """
+    shop.progress.line("llm: verifying")
+    with streaming.streamed(language.model):
+        rows, whole = (describe.llm_inputs(language.model, language.prompts, each) for each in prefixes)
+    encoder = None if language.start is None else shop.graph(ENCODER)
+    graphs = verify.LlmGraphs(shop.graph(LLM), shop.graph(EMBED), encoder, language.start, shop.target.open)
+    tokens = _judge(shop, language, precision, graphs, (rows, whole))
+    embed, ids = llm.embed_part(language.model), {"token_ids": tokens.astype(np.int64)}
+    shop.judge(EMBED, precision["llm"], ids, embed.run(ids))
+    if shop.target is targets.TRT or precision["llm"] not in BITS or language.size > EXACT_BELOW:
+        return
+    t5.round_weights(language.model, BITS[precision["llm"]], language.config.block)
+    _judge_exact(shop, language, precision["llm"], graphs, rows, tokens)
+    shop.judge_exact(EMBED, precision["llm"], ids, embed.run(ids))
+
+
+def _judge(
+    shop: Workshop, language: Language, precision: Mapping[str, str], graphs: verify.LlmGraphs,
+    prompts: tuple[list[np.ndarray], list[np.ndarray]],
+) -> np.ndarray:  # fmt: skip
+    """Compare logits with PyTorch's, for [prefix | prompt] rows (S_b,D) by PyTorch and by the graphs. Return the tokens
+    (B,STEPS) that the graphs say to the first."""
+    rows, whole = prompts
+    tokens, got = graphs.run([*rows, *whole])
+    want = verify.llm_logits(language.model, [*rows, *rows], tokens, language.start)
+    chosen = "/".join(precision[group] for group in ("vision", "qformer", "llm"))
+    parts = (LLM, precision["llm"], slice(len(rows))), (verify.WHOLE, chosen, slice(len(rows), None))
+    for name, used, part in parts:
+        agreement = float((got[part].argmax(-1) == want[part].argmax(-1)).mean())
+        compared = {"logits": got[part]}, {"logits": want[part]}
+        shop.rows.append(verify.judge(name, used, verify.PYTORCH, *compared, agreement))
+    return tokens[: len(rows)]
+
+
+def _judge_exact(
+    shop: Workshop, language: Language, precision: str, graphs: verify.LlmGraphs, rows: list[np.ndarray],
+    tokens: np.ndarray,
+) -> None:  # fmt: skip
+    """Compare logits, computed in float32, with PyTorch's of the very weights that the graphs store."""
+    exact_encoder = contextlib.nullcontext() if graphs.encoder is None else verify.exact(graphs.encoder)
+    with verify.exact(graphs.llm) as exact_llm, exact_encoder as encoder:
+        copies = verify.LlmGraphs(exact_llm, graphs.embed, encoder, language.start)
+        _, got = copies.run(rows, tokens)
+    want = verify.llm_logits(language.model, rows, tokens, language.start)
+    shop.rows.append(verify.judge(LLM, precision, verify.OWN, {"logits": got}, {"logits": want}))

@@ -1,0 +1,39 @@
+"""A float32 graph -> one of the precisions of the target ort. Knows graphs, nothing about models.
+
+fp32; fp16 (stored.py); int4 and int8w (weights.py); int8-dynamic (dynamic.py); int8-static (static.py).
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from blip2rt.errors import Blip2rtError
+
+from . import static
+from .activations import NO_RANGES, Ranges
+from .dynamic import quantize_dynamic
+from .rounding import BITS, Rounding
+from .stored import store_fp16, store_int8
+from .weights import quantize_weights
+
+
+def apply(model: ir.Model, precision: str, rounding: Rounding, ranges: Ranges = NO_RANGES) -> None:
+    """Bring the graph to `precision` in place; int8-static takes the `ranges` of static.operands."""
+    if precision == "fp32":
+        return
+    if precision == "int8-static":
+        static.apply(model, rounding, ranges)
+        return
+    found = 1
+    if precision == "int8-dynamic":
+        found = quantize_dynamic(model, rounding)
+    elif precision in BITS:
+        found = quantize_weights(model, BITS[precision], rounding)
+    if not found and precision != "int8w":
+        raise Blip2rtError(
+            f"an image encoder of convolutions alone cannot be {precision}: choose int8w, or int8 with --calib"
+        )
+    if precision in ("int8w", "int8-dynamic"):
+        store_int8(model, rounding)
+    if precision != "int4":
+        store_fp16(model, rounding)

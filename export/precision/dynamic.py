@@ -1,0 +1,72 @@
+"""int8 matrices whose activations are quantized as they come: MatMul becomes com.microsoft::DynamicQuantizeMatMul.
+
+A matrix has a scale for each column. Tables of Gather become int8w. Knows graphs, nothing about models.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from ..graphs import trace
+from .rounding import DOMAIN, Rounding, matrices, matrix
+from .weights import quantize_gather
+
+
+def quantize_dynamic(model: ir.Model, rounding: Rounding) -> int:
+    """Quantize every constant matrix of MatMul and Gather nodes in place. Return how many there were."""
+    work = matrices(model, "MatMul", "Gather")
+    for done, node in enumerate(work):
+        if node.op_type == "MatMul":
+            _quantize_matmul(model, node, rounding)
+        else:
+            quantize_gather(model, node, 8, rounding)
+        rounding.progress(done + 1, len(work))
+    trace.drop_unused(model)
+    model.graph.opset_imports[DOMAIN] = 1
+    return len(work)
+
+
+def _quantize_matmul(model: ir.Model, node: ir.Node, rounding: Rounding) -> None:
+    activation, weight = node.inputs
+    tensor = matrix(node)
+    assert tensor is not None and weight is not None and weight.name is not None
+    codes_name, scales_name = f"{weight.name}.codes", f"{weight.name}.scales"
+    if codes_name not in model.graph.initializers:
+        array = np.asarray(tensor.numpy())
+        largest = np.abs(array).max(axis=0)
+        scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+        codes = np.rint(array / scales).astype(np.int8)
+        rounding.add(model, codes_name, np.ascontiguousarray(codes.T))
+        rounding.add(model, scales_name, scales)
+    initializers = model.graph.initializers
+    inputs = [activation, _columns(model, node, initializers[codes_name]), initializers[scales_name], None, None]
+    out, old = node.outputs[0], [node]
+    bias = _bias(out)
+    if bias is not None:
+        add, inputs[4] = bias
+        out, old = add.outputs[0], [add, node]
+    new = ir.node("DynamicQuantizeMatMul", inputs, domain=DOMAIN, name=node.name)
+    ir.convenience.replace_nodes_and_values(model.graph, old[0], old, [new], [out], new.outputs)
+
+
+def _columns(model: ir.Model, before: ir.Node, stored: ir.Value) -> ir.Value:
+    """(K,N) codes from the stored (N,K): what an output reads lies together, as our kernels want it. ONNX Runtime folds
+    the Transpose when it loads the graph."""
+    for use in stored.uses():
+        return use.node.outputs[0]
+    node = ir.node("Transpose", [stored], {"perm": [1, 0]}, name=f"{stored.name}.turn")
+    node.outputs[0].name = f"{stored.name}.T"
+    model.graph.insert_before(before, node)
+    return node.outputs[0]
+
+
+def _bias(product: ir.Value) -> tuple[ir.Node, ir.Value] | None:
+    """The Add of a constant vector and that vector, where the Add alone reads the product."""
+    uses = list(product.uses())
+    if len(uses) != 1 or uses[0].node.op_type != "Add":
+        return None
+    add = uses[0].node
+    other = add.inputs[1 - uses[0].idx]
+    tensor = trace.constant(other)
+    return (add, other) if other is not None and tensor is not None and len(tensor.shape) == 1 else None
