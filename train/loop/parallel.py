@@ -74,7 +74,7 @@ class Parallel:
         kind = self._accelerator.distributed_type
         if kind not in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
             raise Blip2rtError(
-                f"accelerate is set up for {kind.value}; choose multi-GPU in `accelerate config`, and for FSDP give "
+                f"accelerate is set up for {kind.value}: choose multi-GPU in `accelerate config`, and for FSDP give "
                 "--shard trained or --shard all"
             )
         self.rank, self.device = self._accelerator.process_index, self._accelerator.device
