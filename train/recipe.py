@@ -1,8 +1,8 @@
 """Settings from one YAML recipe and the command line, where fields are flat, into groups of fields.
 
 A group is a frozen dataclass of `option` fields or of other groups; its docstring is its title in --help. A field's
-name is the recipe's key and, with hyphens, the command line's option. `parse` fills the field `given` of a group with what
-recipe and command line name. Knows groups and fields, nothing about what they mean.
+name is the recipe's key and, with hyphens, the command line's option. `parse` fills the field `given` of a group with
+what recipe and command line name. Knows groups and fields, nothing about what they mean.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from blip2rt.modeling.checkpoints import list_checkpoints, load_model
 from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise
 from train import stage1, stage2
 from train.loop.rounding import Rounding
-from train.settings import parse
+from train.recipe import parse
 from train.stage2 import Stage2, Stage2Settings
 
 from ..tiny.parts import llm_folder, tiny_settings
