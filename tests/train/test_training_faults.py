@@ -137,7 +137,7 @@ def test_evaluating_a_checkpoint_without_torch_names_the_extra(tmp_path: Path) -
     (tmp_path / "photo.txt").write_text("a dog")
     where = ["--model", "some/checkpoint", "--data", str(tmp_path), "--images", str(tmp_path)]
     code, said = run_without("torch", tmp_path, "train.evaluate", "retrieval", *where)
-    assert (code, said.count("\n")) == (2, 1) and "torch is not installed; pip install 'blip2rt[train]'" in said
+    assert (code, said.count("\n")) == (2, 1) and "torch is not installed: pip install 'blip2rt[train]'" in said
 
 
 def test_a_missing_module_of_ours_is_a_bug_and_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
