@@ -13,14 +13,17 @@ import difflib
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import yaml
 
 from blip2rt.command import Parser
 from blip2rt.errors import OptionError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 Given = Mapping[str, Any]  # the fields that recipe or command line name, with their values
 
 
@@ -42,7 +45,7 @@ def option(
 
 def parse(cls: type[T], argv: list[str] | None, description: str) -> T:
     """Settings from `--recipe FILE` and `--field VALUE`. Raise OptionError, which names all that is wrong."""
-    hints = {name: hint for _, _, hints in groups(cls) for name, (_, hint) in hints.items()}
+    hints = {field.name: each.hints[field.name] for each in _groups(cls) for field in each.fields}
     named = vars(_parser(cls, description).parse_args(argv))
     recipe = _read_recipe(named.pop("recipe"), hints)
     told = {name: value for name, value in named.items() if value is not None}
@@ -57,7 +60,7 @@ def compose(cls: type[T], values: Given) -> T:
     """The settings of class `cls` that have these values; every other field has its default."""
     hints = typing.get_type_hints(cls)
     arguments: dict[str, Any] = {}
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+    for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[field.name]):
             arguments[field.name] = compose(hints[field.name], values)
         elif field.name == "given":
@@ -67,55 +70,64 @@ def compose(cls: type[T], values: Given) -> T:
     return cls(**arguments)
 
 
-def flat(settings: Any) -> dict[str, Any]:
+def flat(settings: DataclassInstance) -> dict[str, Any]:
     """Every field of every group by its name, and `given`: the names that recipe or command line gave."""
     found: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
+        if _is_group(value):
             found |= flat(value)
         else:
             found[field.name] = sorted(value) if field.name == "given" else value
     return found
 
 
-def faults(settings: Any) -> list[str]:
+def faults(settings: DataclassInstance) -> list[str]:
     """Everything that makes no sense in itself: what a field's check says, then what a group's `faults` says."""
     found: list[str] = []
     for field in dataclasses.fields(settings):
         value, check = getattr(settings, field.name), field.metadata.get("check")
-        if dataclasses.is_dataclass(value):
+        if _is_group(value):
             found += faults(value)
         elif check is not None and not check.good(value):
             found.append(f"{field.name} is {value!r}: give {check.want}")
     return found + (settings.faults() if hasattr(settings, "faults") else [])
 
 
-def groups(cls: type) -> Iterator[tuple[str, bool, dict[str, tuple[dataclasses.Field[Any], Any]]]]:
-    """Title, whether --help shows it, and the fields with their types of every group that has fields of its own."""
-    yield from _groups(cls, True)
+def _is_group(value: object) -> TypeGuard[DataclassInstance]:
+    return dataclasses.is_dataclass(value)
 
 
-def _groups(cls: type, shown: bool) -> Iterator[tuple[str, bool, dict[str, tuple[dataclasses.Field[Any], Any]]]]:
-    hints, own = typing.get_type_hints(cls), {}
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """A group that has fields of its own. hints: their types, by name."""
+
+    title: str
+    shown: bool  # by --help
+    fields: list[dataclasses.Field[Any]]
+    hints: dict[str, Any]
+
+
+def _groups(cls: type, shown: bool = True) -> Iterator[_Group]:
+    """The groups in `cls`, then itself if it has fields of its own."""
+    hints, own = typing.get_type_hints(cls), []
     for field in dataclasses.fields(cls):
-        hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            yield from _groups(typing.cast(type, hint), shown and field.metadata.get("shown", True))
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _groups(hints[field.name], shown and field.metadata.get("shown", True))
         elif "help" in field.metadata:
-            own[field.name] = (field, hint)
+            own.append(field)
     if own:
-        yield (cls.__doc__ or "").splitlines()[0].rstrip("."), shown, own
+        yield _Group((cls.__doc__ or "").splitlines()[0].rstrip("."), shown, own, hints)
 
 
 def _parser(cls: type, description: str) -> Parser:
     usage = "%(prog)s [--recipe FILE.yaml] [--FIELD VALUE ...]"
     parser = Parser(usage=usage, description=description)
     parser.add_argument("--recipe", metavar="FILE.yaml", help="take any of the fields below from a file")
-    for title, shown, fields in groups(cls):
-        add_to = parser.add_argument_group(title) if shown else parser
-        for field, hint in fields.values():
-            _add(add_to, field, hint, shown)
+    for each in _groups(cls):
+        options = parser.add_argument_group(each.title) if each.shown else parser
+        for field in each.fields:
+            _add(options, field, each.hints[field.name], each.shown)
     return parser
 
 

@@ -44,6 +44,7 @@ def test_a_training_learns_from_the_cider_of_its_own_samples(settings: list[str]
     assert json.loads((step / "trainer.json").read_text())["settings"]["cider_samples"] == 3
 
 
+@torch.no_grad()
 def test_the_loss_is_the_likelihood_of_samples_weighed_by_their_advantage(settings: list[str], tmp_path: Path) -> None:
     """Computed again for each sample alone, from the logits of a plain forward pass."""
     training = SelfCriticalTraining(parse(SelfCriticalSettings, [*settings, "--out", str(tmp_path)], ""))
