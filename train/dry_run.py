@@ -1,12 +1,13 @@
 """What a training would be, before the first second of a GPU: every mistake at once, parameters, memory, samples.
 
-Weights are neither read nor made: parameters are counted on tensors without storage. Knows the geometry, runs nothing.
+Parameters are counted on tensors without storage; weights are neither read nor made. Knows the geometry, runs nothing.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from blip2rt.modeling.sources import fetch
 from blip2rt.modeling.vision import VisionEncoder, encoder_shape, layer_numbers
 from blip2rt.modeling.weights import has_weights
 
-from .data.feed import data_entries, divide, encodes
+from .data.feed import divide
 from .data.loader import Reader, image_batches, open_sources
 from .data.order import Mixture
 from .data.readers import read_data
@@ -30,17 +31,61 @@ from .data.transforms import eval_transform
 from .loop.parallel import here
 from .loop.rounding import check_rounding
 from .loop.trainer import PRECISIONS, autocast_dtype, check_batch, parameter_groups
-from .model import lacks_text_branch
+from .model import Start, lacks_text_branch
+from .settings import BatchSettings, DataSettings, LoopSettings
 
 GB = 1e9
-BERT_BYTES = (
-    34  # a token, layer and unit of width keeps for the backward pass in 16 bits (Korthikanti et al. 2022, eq. 2)
-)
+# A token, layer and unit of width keeps so many for the backward pass in 16 bits (Korthikanti et al. 2022, eq. 2).
+BERT_BYTES = 34
 FROZEN = ("vision", "llm", "unread")
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A training that is described and not run."""
+
+    config: Blip2Config
+    start: Start
+    loop: LoopSettings
+    data: DataSettings
+    train_vision: bool
+    peaks: Callable[[Blip2], dict[str, float]]  # peak rates, by the beginnings of parameters' names
+    texts: int  # of an image
+    tokens: int  # of a text, at most
+
+
+def dry_run(plan: Plan) -> str:
+    """The description. Raise Blip2rtError, which names all faults."""
+    gpus, batch, steps = plan.loop.run.dry_run, plan.loop.batch, plan.loop.optimizer.steps
+    found, data = faults(plan, gpus)
+    if found:
+        raise Blip2rtError("; ".join(dict.fromkeys(found)))
+    counts = count_parameters(plan.config, plan.train_vision)
+    need = memory(plan, counts, gpus)
+    lines = [
+        f"{part:<20}{count / 1e6:>10.1f} M  {'frozen' if part in FROZEN else 'trained'}"
+        for part, count in sorted(counts.items(), key=lambda item: -item[1])
+    ]
+    frozen = sum(counts.values()) - trained(counts)
+    return "\n".join(
+        [
+            *lines,
+            f"trained: {trained(counts) / 1e6:.1f} M, frozen: {frozen / 1e6:.1f} M",
+            "peak learning rates:",
+            *rates(plan),
+            f"memory of one of {gpus} GPUs, estimated: {sum(need.values()) / GB:.1f} GB ("
+            + ", ".join(f"{name} {value / GB:.1f}" for name, value in need.items())
+            + ")",
+            f"a step: {batch.batch_size} images ({batch.batch_size // gpus} a GPU in {batch.accumulate} "
+            f"micro-batches), at most {batch.batch_size * plan.texts * plan.tokens} tokens of text",
+            f"{steps} steps: {steps * batch.batch_size / 1e6:.1f} M images",
+            f"data: {data}",
+        ]
+    )
+
+
 def empty_model(config: Blip2Config, train_vision: bool = False) -> Blip2:
-    """What learns, but the LLM's adapters, on tensors without storage."""
+    """A model of what learns, but the LLM's adapters, on tensors without storage."""
     with torch.device("meta"):
         model = Blip2(config, vision=False, llm=False)
         if train_vision:
@@ -50,8 +95,10 @@ def empty_model(config: Blip2Config, train_vision: bool = False) -> Blip2:
 
 
 def count_parameters(config: Blip2Config, train_vision: bool = False) -> dict[str, int]:
-    """Parameters of each part: what learns under its module's name, `encoder` if that does and `adapters` of the LLM;
-    the frozen ones as `vision`, `llm` and `unread`."""
+    """Parameters of each part.
+
+    What learns has its module's name, `encoder` or `adapters` (of the LLM); frozen are `vision`, `llm` and `unread`.
+    """
     counts: dict[str, int] = {}
     for name, parameter in empty_model(config, train_vision).named_parameters():
         part = _part(name) if parameter.requires_grad else "unread"
@@ -73,72 +120,81 @@ def _part(name: str) -> str:
 
 
 def trained(counts: dict[str, int]) -> int:
+    """Parameters that learn."""
     return sum(count for part, count in counts.items() if part not in FROZEN)
 
 
-def rates(config: Blip2Config, settings: Any, peak_rates: Callable[[Any, Any], dict[str, float]]) -> list[str]:
+def rates(plan: Plan) -> list[str]:
     """A line for each peak of the learning rate: how much learns at it, and what."""
-    model = empty_model(config, settings.train_vision)
-    numbers = layer_numbers(model.vision) if model.vision is not None and settings.layer_decay != 1 else {}
+    model, optimizer, llm = empty_model(plan.config, plan.train_vision), plan.loop.optimizer, plan.config.llm
+    peaks = plan.peaks(model)
+    numbers = layer_numbers(model.vision) if model.vision is not None and optimizer.layer_decay != 1 else {}
     layers = {f"vision.{name}": number for name, number in numbers.items()}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found: dict[float, dict[str, int]] = {}
-    for group in parameter_groups(model, settings, peak_rates(model, settings)):
+    for group in parameter_groups(model, optimizer, peaks):
         for parameter in group["params"]:
             name = names[id(parameter)]
             what = f"encoder, layer {layers[name]}" if name in layers else _part(name)
             parts = found.setdefault(group["peak"], {})
             parts[what] = parts.get(what, 0) + parameter.numel()
-    if config.llm is not None and config.llm.lora_rank:
-        found.setdefault(settings.lora_lr, {})["adapters"] = count_parameters(config)["adapters"]
+    if llm is not None and llm.lora_rank:
+        found.setdefault(peaks["llm."], {})["adapters"] = count_parameters(plan.config)["adapters"]
     return [
         f"{rate:>12.2e}{sum(parts.values()) / 1e6:>10.1f} M  {', '.join(parts)}"
         for rate, parts in sorted(found.items())
     ]
 
 
-def memory(config: Blip2Config, settings: Any, counts: dict[str, int], gpus: int) -> dict[str, float]:
+def memory(plan: Plan, counts: dict[str, int], gpus: int) -> dict[str, float]:
     """Estimated bytes of one GPU: weights, gradients and moments, frozen parts, activations of a micro-batch."""
-    size = PRECISIONS.get(settings.precision, torch.bfloat16).itemsize
-    rows = settings.batch_size // gpus // settings.accumulate
-    kept = 16.0 if settings.shard == "none" else 16.0 / gpus + 8  # of a shard weights and gradients are whole in a step
-    parts = {"trained weights, gradients, moments": kept * trained(counts)}
-    frozen = counts.get("llm", 0) + (counts.get("vision", 0) if encodes(settings) else 0)
-    if settings.shard == "all":
-        llm = None if config.llm is None else text_config(config.llm.source)
+    machine, source = plan.loop.machine, None if plan.config.llm is None else plan.config.llm.source
+    size = PRECISIONS.get(machine.precision, torch.bfloat16).itemsize
+    kept = 16.0 if machine.shard == "none" else 16.0 / gpus + 8  # of a shard weights and gradients are whole in a step
+    frozen = counts.get("llm", 0) + (counts.get("vision", 0) if plan.data.encodes else 0)
+    if machine.shard == "all":
+        llm = None if source is None else text_config(source)
         whole = 0 if llm is None else 2 * llm.vocab_size * llm.hidden_size  # embeddings and head
         frozen = whole + (frozen - whole) // gpus
-    parts["frozen parts"] = float(size * frozen)
-    q, text = config.qformer, config.max_text_length if config.stage == 1 else 0
-    scale = size / 2
+    return {
+        "trained weights, gradients, moments": kept * trained(counts),
+        "frozen parts": float(size * frozen),
+        "activations": _activations(plan, "encoder" in counts, size, gpus),
+    }
+
+
+def _activations(plan: Plan, encoder_learns: bool, size: int, gpus: int) -> float:
+    """Bytes that a micro-batch keeps for the backward pass, numbers being `size` bytes large."""
+    config, batch = plan.config, plan.loop.batch
+    rows, scale, recompute = batch.batch_size // gpus // batch.accumulate, size / 2, plan.loop.machine.recompute
+    vision, q, text = config.vision, config.qformer, config.max_text_length if config.stage == 1 else 0
 
     def layers(count: int, sequences: int, tokens: int, width: int, heads: int) -> float:
-        if settings.recompute:
+        if recompute:
             return scale * sequences * tokens * width * (2 * count + BERT_BYTES)
         return scale * sequences * tokens * count * (BERT_BYTES * width + 5 * heads * tokens)
 
     crossing = -(-q.layers // q.cross_attention_frequency)
-    seen = rows * config.vision.positions * (config.vision.features + 2 * crossing * q.hidden_size) * size
-    activations = seen + layers(q.layers, rows, q.queries, q.hidden_size, q.heads)
-    if "encoder" in counts and (vit := config.vision.vit) is not None:
-        activations += layers(vit.layers, rows, config.vision.positions, vit.width, vit.heads)
+    seen = rows * vision.positions * (vision.features + 2 * crossing * q.hidden_size) * size
+    total = seen + layers(q.layers, rows, q.queries, q.hidden_size, q.heads)
+    if encoder_learns and (vit := vision.vit) is not None:
+        total += layers(vit.layers, rows, vision.positions, vit.width, vit.heads)
     if config.stage == 1:
-        activations += layers(q.layers, 2 * rows, text, q.hidden_size, q.heads)
-        activations += layers(q.layers, 3 * rows, q.queries + text, q.hidden_size, q.heads) + 2 * seen
-        activations += rows * text * q.vocab_size * (size + 8)
-        everyone = settings.batch_size // settings.accumulate
-        activations += 8.0 * everyone**2 * q.queries + everyone * config.vision.positions * config.vision.features * 4
-    else:
-        assert config.llm is not None
-        llm = text_config(config.llm.source)
-        stacks = 2 if llm.is_encoder_decoder else 1
-        tokens = q.queries + settings.max_text_tokens * settings.texts_per_image
-        activations += layers(stacks * llm.num_hidden_layers, rows, tokens, llm.hidden_size, llm.num_attention_heads)
-    return parts | {"activations": activations}
+        total += layers(q.layers, 2 * rows, text, q.hidden_size, q.heads)
+        total += layers(q.layers, 3 * rows, q.queries + text, q.hidden_size, q.heads) + 2 * seen
+        total += rows * text * q.vocab_size * (size + 8)
+        everyone = batch.batch_size // batch.accumulate
+        return total + 8.0 * everyone**2 * q.queries + everyone * vision.positions * vision.features * 4
+    assert config.llm is not None
+    llm = text_config(config.llm.source)
+    stacks = 2 if llm.is_encoder_decoder else 1
+    tokens = q.queries + plan.tokens * plan.texts
+    return total + layers(stacks * llm.num_hidden_layers, rows, tokens, llm.hidden_size, llm.num_attention_heads)
 
 
-def faults(settings: Any, config: Blip2Config, gpus: int) -> tuple[list[str], str]:
+def faults(plan: Plan, gpus: int) -> tuple[list[str], str]:
     """Everything that would stop the training later, and a line about the data."""
+    config, machine, checkpoint = plan.config, plan.loop.machine, plan.start.checkpoint
     found: list[str] = []
 
     def check(work: Callable[[], object]) -> Any:
@@ -148,32 +204,32 @@ def faults(settings: Any, config: Blip2Config, gpus: int) -> tuple[list[str], st
             found.append(str(error))
         return None
 
-    check(lambda: check_batch(settings, gpus))
-    check(lambda: check_rounding(config, settings))
-    check(lambda: autocast_dtype(settings.precision))
+    check(lambda: check_batch(plan.loop.batch, gpus))
+    check(lambda: check_rounding(config, machine.shard))
+    check(lambda: autocast_dtype(machine.precision))
     check(lambda: _vision(config))
-    if not settings.start or lacks_text_branch(settings, config):
+    if not checkpoint or lacks_text_branch(config, plan.start):
         check(lambda: _bert(config))
-    if settings.start and not Path(settings.start).is_file():
-        check(lambda: load_model(settings.start, vision=False, llm=False, streamed=True))
+    if checkpoint and not Path(checkpoint).is_file():
+        check(lambda: load_model(checkpoint, vision=False, llm=False, streamed=True))
     if config.llm is not None:
         check(lambda: _llm(config))
-    data = check(lambda: _data(settings, config))
-    check(lambda: _disk(settings, config))
+    data = check(lambda: _data(plan.data, plan.loop.batch, config))
+    check(lambda: _disk(plan))
     return found, str(data)
 
 
 def _vision(config: Blip2Config) -> None:
     source = config.vision.source
     if config.vision.weights is None and not source.startswith("hf:"):
-        what = "vision_weights: pretrained" if source.startswith("timm:") else "its file as vision_weights"
-        raise Blip2rtError(f"the frozen encoder {source} would have random weights; give {what}")
+        what = "vision_weights pretrained" if source.startswith("timm:") else "its file as vision_weights"
+        raise Blip2rtError(f"the frozen encoder {source} would have random weights: give {what}")
     VisionEncoder(config.vision, streamed=True)
     positions, features, _ = encoder_shape(config.vision)
     if (positions, features) != (config.vision.positions, config.vision.features):
         raise Blip2rtError(
             f"vision_positions x vision_features is {config.vision.positions} x {config.vision.features}; {source} "
-            f"gives {positions} x {features}; leave them out"
+            f"gives {positions} x {features}: leave them out"
         )
 
 
@@ -181,7 +237,7 @@ def _bert(config: Blip2Config) -> None:
     qformer_tokenizer(config)
     folder = Path(fetch(config.qformer_init))
     if not (folder / WEIGHTS).is_file():
-        raise Blip2rtError(f"qformer_init {config.qformer_init!r}: there is no {WEIGHTS} in {folder}")
+        raise Blip2rtError(f"qformer_init {config.qformer_init!r} has no {WEIGHTS} in {folder}: give a BERT's folder")
 
 
 def _llm(config: Blip2Config) -> None:
@@ -189,73 +245,38 @@ def _llm(config: Blip2Config) -> None:
     tokenizer = load_tokenizer(config.llm.source)
     end_token_ids(tokenizer, config.llm)
     if config.llm.prepend_bos and tokenizer.bos_token_id is None:
-        raise Blip2rtError(f"prepend_bos: the tokenizer of {config.llm.source!r} has no bos token; leave it out")
+        raise Blip2rtError(f"prepend_bos is on, and the tokenizer of {config.llm.source!r} has none: leave it out")
     folder = Path(fetch(config.llm.source))
     if folder.is_dir() and not has_weights(folder):
-        raise Blip2rtError(f"llm_source {config.llm.source!r} holds no weights")
+        raise Blip2rtError(f"llm_source {config.llm.source!r} holds no weights: give a folder with some")
 
 
-def _data(settings: Any, config: Blip2Config) -> str:
-    """Opens everything, decodes the first row."""
-    bad = Bad(settings.max_bad)
-    if not encodes(settings):
-        data = read_data(settings.train_table, settings.images, bad)
-        rows = len(data.samples if config.stage == 1 else data.paths)
-        if rows < settings.batch_size:
-            raise Blip2rtError(f"batch_size {settings.batch_size} is more than the {rows} samples there are; lower it")
-        if config.stage == 1 and len(data.paths) < 2:
-            raise Blip2rtError("stage 1 tells images apart, and there is one only")
-        return f"{len(data.paths)} images, {len(data.samples)} texts, {len(bad.found)} unusable"
-    sources, weights = open_sources(data_entries(settings), Path(settings.features), bad)
-    reader = Reader(sources, settings.seed, eval_transform(config.vision))
-    mixture = Mixture(weights, settings.batch_size, settings.seed)
-    next(image_batches(reader, mixture, 0, lambda rows: divide(here(), settings, rows)[:1], 0, bad))
+def _data(data: DataSettings, batch: BatchSettings, config: Blip2Config) -> str:
+    """A line about the data; opens everything and decodes the first row."""
+    bad = Bad(data.max_bad)
+    if not data.encodes:
+        read = read_data(data.train_table, data.images, bad)
+        rows = len(read.samples if config.stage == 1 else read.paths)
+        if rows < batch.batch_size:
+            raise Blip2rtError(f"batch_size {batch.batch_size} is more than the {rows} samples there are: lower it")
+        if config.stage == 1 and len(read.paths) < 2:
+            raise Blip2rtError("stage 1 tells images apart, and there is one only: give more")
+        return f"{len(read.paths)} images, {len(read.samples)} texts, {len(bad.found)} unusable"
+    sources, weights = open_sources(data.entries, Path(data.features), bad)
+    reader = Reader(sources, batch.seed, eval_transform(config.vision))
+    mixture = Mixture(weights, batch.batch_size, batch.seed)
+    next(image_batches(reader, mixture, 0, lambda rows: divide(here(), batch.accumulate, rows)[:1], 0, bad))
     images = sum(sum(source.counts) for source in sources)
     shares = [f"{100 * weight / sum(weights):.0f} %" for weight in weights]
     return f"{images} images in {len(sources)} sources, drawn {', '.join(shares)}, {len(bad.found)} unusable so far"
 
 
-def _disk(settings: Any, config: Blip2Config) -> None:
-    out = Path(settings.out)
+def _disk(plan: Plan) -> None:
+    out, keep = Path(plan.loop.run.out), plan.loop.log.keep
     out.mkdir(parents=True, exist_ok=True)
-    need = 12.0 * trained(count_parameters(config, settings.train_vision)) * (settings.keep + 1)
+    need = 12.0 * trained(count_parameters(plan.config, plan.train_vision)) * (keep + 1)
     free = shutil.disk_usage(out).free
     if need > free:
-        raise Blip2rtError(f"{settings.keep} checkpoints need {need / GB:.1f} GB in {out}, {free / GB:.1f} GB are free")
-
-
-def dry_run(
-    settings: Any,
-    model_config: Callable[[Any], Blip2Config],
-    peak_rates: Callable[[Any, Any], dict[str, float]],
-) -> str:
-    """The description. Raises Blip2rtError: all faults."""
-    gpus = settings.dry_run
-    config = model_config(settings)
-    found, data = faults(settings, config, gpus)
-    if found:
-        raise Blip2rtError("; ".join(dict.fromkeys(found)))
-    counts = count_parameters(config, settings.train_vision)
-    need = memory(config, settings, counts, gpus)
-    texts = 1 if config.stage == 1 else settings.texts_per_image
-    tokens = config.max_text_length if config.stage == 1 else settings.max_text_tokens
-    lines = [
-        f"{part:<20}{count / 1e6:>10.1f} M  {'frozen' if part in FROZEN else 'trained'}"
-        for part, count in sorted(counts.items(), key=lambda item: -item[1])
-    ]
-    frozen = sum(counts.values()) - trained(counts)
-    return "\n".join(
-        [
-            *lines,
-            f"trained: {trained(counts) / 1e6:.1f} M, frozen: {frozen / 1e6:.1f} M",
-            "peak learning rates:",
-            *rates(config, settings, peak_rates),
-            f"memory of one of {gpus} GPUs, estimated: {sum(need.values()) / GB:.1f} GB ("
-            + ", ".join(f"{name} {value / GB:.1f}" for name, value in need.items())
-            + ")",
-            f"a step: {settings.batch_size} images ({settings.batch_size // gpus} a GPU in {settings.accumulate} "
-            f"micro-batches), at most {settings.batch_size * texts * tokens} tokens of text",
-            f"{settings.steps} steps: {settings.steps * settings.batch_size / 1e6:.1f} M images",
-            f"data: {data}",
-        ]
-    )
+        raise Blip2rtError(
+            f"{keep} checkpoints need {need / GB:.1f} GB in {out}, {free / GB:.1f} GB are free: free some or keep less"
+        )

@@ -1,4 +1,4 @@
-"""Where a training starts from: a checkpoint of any format, changed where recipe or command line say so.
+"""The model that the settings describe, or a checkpoint of any format changed where they say so.
 
 Without `start` the settings describe the model; with it the checkpoint does, and a field that is given besides changes
 it. Knows configs and tensors, nothing about data or steps.
@@ -7,7 +7,7 @@ it. Knows configs and tensors, nothing about data or steps.
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from blip2rt.errors import OptionError
@@ -21,111 +21,186 @@ from blip2rt.modeling.checkpoints import (
     read_config,
 )
 from blip2rt.modeling.lavis import Parts
-from blip2rt.modeling.llm import LlmConfig
-from blip2rt.modeling.vision import VisionConfig, measured
+from blip2rt.modeling.llm import LlmConfig, encoder_decoder
+from blip2rt.modeling.qformer import QFormerConfig
+from blip2rt.modeling.vision import VisionConfig, encoder_shape, measured
+from blip2rt.modeling.vit import CLIP_L, EVA_G
 
-from .settings import VITS, TrainSettings
+from .recipe import Given
+from .settings import LlmSettings, QFormerSettings, VisionSettings
 
+VITS = {"vit:g": EVA_G, "vit:l": CLIP_L}
 _MODEL = ("learned_positions", "normalize_prefix", "query_offsets", "max_text_length", "question_prompt",
           "qformer_bits", "qformer_block")  # fmt: skip
 _LLM = {"llm_source": "source", "llm_bits": "bits", "llm_block": "block", "prepend_bos": "prepend_bos",
         "caption_prompt": "caption_prompt", "ask_prompt": "ask_prompt"}  # fmt: skip
-_LORA = {"lora_rank": "lora_rank", "lora_alpha": "lora_alpha", "lora_layers": "lora_layers"}
+_LORA = ("lora_rank", "lora_alpha", "lora_layers")
 _GEOMETRY = ("hidden_size", "layers", "heads", "intermediate_size", "vocab_size", "max_positions")
-_FIXED = {"queries": "queries", "query_gain": "query_gain"}  # of the Q-Former, and nothing changes them
+_FIXED = ("queries", "query_gain")  # of the Q-Former, and nothing changes them
 
 
-def started_config(settings: Any, stage: int) -> Blip2Config:
-    """The config of `start`, changed by the fields that are given. Raises Blip2rtError."""
-    config = read_config(settings.start, _parts(settings))
+def vision_config(vision: VisionSettings) -> VisionConfig:
+    """The image encoder that the settings name. Raise OptionError where there is no such ViT."""
+    (r, g, b), (r_std, g_std, b_std) = vision.vision_mean, vision.vision_std
+    vit = VITS.get(vision.vision_source)
+    if vit is None and vision.vision_source.startswith("vit:"):
+        raise OptionError(f"vision_source is {vision.vision_source!r}: choose {' or '.join(VITS)}")
+    config = VisionConfig(
+        source=vision.vision_source if vit is None else "vit",
+        weights=vision.vision_weights or None,
+        height=vision.vision_size,
+        width=vision.vision_size,
+        mean=(r, g, b),
+        std=(r_std, g_std, b_std),
+        positions=vision.vision_positions,
+        features=vision.vision_features,
+        vit=vit,
+    )
+    if config.positions and config.features:
+        return config
+    positions, features, _ = encoder_shape(config)
+    return replace(config, positions=config.positions or positions, features=config.features or features)
+
+
+def qformer_config(qformer: QFormerSettings, vision_width: int, text_branch: bool) -> QFormerConfig:
+    """The Q-Former that the settings and their BERT describe, for vision_features of a width."""
+    return QFormerConfig(
+        **read_bert_geometry(qformer.qformer_init),
+        queries=qformer.queries,
+        vision_width=vision_width,
+        dropout=qformer.dropout,
+        query_gain=qformer.query_gain or None,
+        text_branch=text_branch,
+    )
+
+
+def llm_config(llm: LlmSettings) -> LlmConfig:
+    """The LLM that the settings name."""
+    return LlmConfig(
+        source=llm.llm_source,
+        bits=llm.llm_bits,
+        block=llm.llm_block,
+        prepend_bos=llm.prepend_bos,
+        add_special_tokens=encoder_decoder(llm.llm_source),  # an encoder reads whole texts: T5's end in </s>
+        end=llm.end,
+        caption_prompt=llm.caption_prompt,
+        ask_prompt=llm.ask_prompt,
+        lora_rank=llm.lora_rank,
+        lora_alpha=llm.lora_alpha,
+        lora_layers=llm.lora_layers,
+    )
+
+
+def learning_vision(config: Blip2Config, train_vision: bool, cached: bool, source: str) -> Blip2Config:
+    """The config, whose encoder is the checkpoint's own once it learns or has learned in `source`.
+
+    Raise OptionError where features of such an encoder, which is another one in every checkpoint, would be cached.
+    """
+    if config.vision_trained and cached:
+        raise OptionError(
+            f"the encoder of {source!r} was trained, and features are cached of frozen ones: give --no-cache-features"
+        )
+    return replace(config, vision_trained=config.vision_trained or train_vision)
+
+
+def learning(model: Blip2, train_vision: bool) -> Blip2:
+    """The model in training mode; its encoder learns too where train_vision says so."""
+    if train_vision:
+        assert model.vision is not None
+        model.vision.unfreeze()
+    return model.train()
+
+
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint to go on from. given: the fields that change it; stage1: a checkpoint with the text branch that it
+    may lack."""
+
+    checkpoint: str
+    given: Given
+    stage1: str = ""
+
+    @property
+    def parts(self) -> Parts:
+        """What LAVIS' files leave out, of the fields that are given."""
+        named = {"vision": "vision_weights", "llm": "llm_source", "qformer_tokenizer": "qformer_init"}
+        return Parts(**{part: self.given[name] for part, name in named.items() if name in self.given})
+
+
+def started_config(start: Start, stage: int) -> Blip2Config:
+    """The config of the checkpoint, changed by the fields that are given. Raise OptionError."""
+    given, checkpoint = start.given, start.checkpoint
+    config = read_config(checkpoint, start.parts)
     if config.stage != stage:
-        other = f"train.stage{config.stage} goes on from it" + (", here it is given as stage1" if stage == 2 else "")
-        raise OptionError(f"start {settings.start!r} is a checkpoint of stage {config.stage}; {other}")
+        other = f"use train.stage{config.stage}, which goes on from it"
+        here = ", or give it as stage1" if stage == 2 else ""
+        raise OptionError(f"start {checkpoint!r} is a checkpoint of stage {config.stage}: {other}{here}")
     faults = [
-        f"{ours} is {getattr(settings, ours)}; {settings.start!r} has {getattr(config.qformer, theirs)}"
-        for ours, theirs in _FIXED.items()
-        if ours in settings.given and getattr(settings, ours) != (getattr(config.qformer, theirs) or 0)
+        f"{name} is {given[name]}, and {checkpoint!r} has {getattr(config.qformer, name)}: leave it out"
+        for name in _FIXED
+        if name in given and given[name] != (getattr(config.qformer, name) or 0)
     ]
     if faults:
         raise OptionError("; ".join(faults))
-    changes: dict[str, Any] = {name: getattr(settings, name) for name in _MODEL if name in settings.given}
-    changes["vision"] = _vision(settings, config)
-    changes["sources"] = _sources(*config.sources, *settings.sources)
-    if "dropout" in settings.given:
-        changes["qformer"] = replace(config.qformer, dropout=settings.dropout)
+    changes: dict[str, Any] = {name: given[name] for name in _MODEL if name in given}
+    changes["vision"] = _changed_vision(config, given)
+    changes["sources"] = _once(*config.sources, *given.get("sources", ()))
+    if "dropout" in given:
+        changes["qformer"] = replace(config.qformer, dropout=given["dropout"])
     if config.llm is not None:
-        changes["llm"] = _llm(settings, config.llm)
+        changes["llm"] = _changed_llm(config.llm, start)
     return replace(config, **changes)
 
 
-def learning_vision(settings: TrainSettings, config: Blip2Config) -> Blip2Config:
-    """Checkpoints of an encoder that learns hold it, and it says another thing at every step. Raises OptionError."""
-    if config.vision_trained and settings.cache_features:
-        source = settings.start or getattr(settings, "stage1", "")
-        raise OptionError(
-            f"the encoder of {source!r} was trained, and features are cached of frozen ones; give --no-cache_features"
-        )
-    return replace(config, vision_trained=config.vision_trained or settings.train_vision)
-
-
-def _sources(*sources: dict[str, str]) -> tuple[dict[str, str], ...]:
-    """Each once."""
+def _once(*sources: dict[str, str]) -> tuple[dict[str, str], ...]:
+    """The sources, each once."""
     return tuple({tuple(sorted(source.items())): source for source in sources}.values())
 
 
-def _parts(settings: TrainSettings) -> Parts:
-    """What LAVIS' files leave out, of the fields that are given."""
-    named = {"vision": "vision_weights", "llm": "llm_source", "qformer_tokenizer": "qformer_init"}
-    return Parts(**{part: getattr(settings, name) for part, name in named.items() if name in settings.given})
-
-
-def _vision(settings: TrainSettings, config: Blip2Config) -> VisionConfig:
-    given, vision = settings.given, config.vision
-    changes: dict[str, Any] = {}
+def _changed_vision(config: Blip2Config, given: Given) -> VisionConfig:
+    vision, changes = config.vision, dict[str, Any]()
     if "vision_source" in given:
-        vit = VITS.get(settings.vision_source)
-        changes |= {"source": "vit", "vit": vit} if vit else {"source": settings.vision_source, "vit": None}
+        vit = VITS.get(given["vision_source"])
+        changes |= {"source": "vit" if vit else given["vision_source"], "vit": vit}
     if "vision_weights" in given and not config.vision_trained:
-        changes["weights"] = settings.vision_weights or None
+        changes["weights"] = given["vision_weights"] or None
     if "vision_size" in given:
-        changes |= {"height": settings.vision_size, "width": settings.vision_size}
-    changes |= {
-        name: tuple(getattr(settings, f"vision_{name}")) for name in ("mean", "std") if f"vision_{name}" in given
-    }
+        changes |= {"height": given["vision_size"], "width": given["vision_size"]}
+    changes |= {name: tuple(given[f"vision_{name}"]) for name in ("mean", "std") if f"vision_{name}" in given}
     changed = replace(vision, **changes)
     if (changed.source, changed.height, changed.width) == (vision.source, vision.height, vision.width):
         return changed
     return measured(changed)
 
 
-def _llm(settings: Any, llm: LlmConfig) -> LlmConfig:
-    given = settings.given
-    changes: dict[str, Any] = {theirs: getattr(settings, ours) for ours, theirs in _LLM.items() if ours in given}
+def _changed_llm(llm: LlmConfig, start: Start) -> LlmConfig:
+    given = start.given
+    changes: dict[str, Any] = {theirs: given[ours] for ours, theirs in _LLM.items() if ours in given}
     if "end" in given:
-        changes |= {"end": settings.end, "end_ids": ()}
-    lora = {theirs: getattr(settings, ours) for ours, theirs in _LORA.items() if ours in given}
+        changes |= {"end": given["end"], "end_ids": ()}
+    lora = {name: given[name] for name in _LORA if name in given}
     if llm.lora_rank and any(getattr(llm, name) != value for name, value in lora.items()):
         raise OptionError(
-            f"{settings.start!r} has adapters of lora_rank {llm.lora_rank}, lora_alpha {llm.lora_alpha:g}, lora_layers "
-            f"{list(llm.lora_layers)}, and goes on with them; leave these fields out"
+            f"{start.checkpoint!r} has adapters of lora_rank {llm.lora_rank}, lora_alpha {llm.lora_alpha:g}, "
+            f"lora_layers {list(llm.lora_layers)}, and goes on with them: leave these fields out"
         )
     return replace(llm, adapters=None, **changes, **({} if llm.lora_rank else lora))
 
 
-def with_text_branch(settings: Any, config: Blip2Config) -> Blip2Config:
-    """A stage-2 config whose Q-Former also reads text: with the text branch of `start`, of `stage1`, or BERT's.
+def with_text_branch(config: Blip2Config, start: Start) -> Blip2Config:
+    """A stage-2 config whose Q-Former also reads text: by its own text branch, that of `stage1`, or BERT's.
 
-    Raises OptionError: there is none that fits.
+    Raise OptionError where none fits.
     """
     qformer = config.qformer
     if qformer.text_branch:
         return replace(config, question_input=True)
-    if settings.stage1:
-        other = read_config(settings.stage1)
+    if start.stage1:
+        other = read_config(start.stage1)
         geometry = {name: getattr(other.qformer, name) for name in _GEOMETRY}
         init = other.qformer_init
     else:
-        init = settings.qformer_init if "qformer_init" in settings.given else config.qformer_init
+        init = start.given.get("qformer_init", config.qformer_init)
         try:
             geometry = read_bert_geometry(init)
         except KeyError:
@@ -134,8 +209,8 @@ def with_text_branch(settings: Any, config: Blip2Config) -> Blip2Config:
     if any(geometry[name] != getattr(qformer, name) for name in shared):
         shape = f"{qformer.layers} layers x {qformer.hidden_size}"
         raise OptionError(
-            f"question_to_qformer: the Q-Former of {settings.start!r} reads no text yet, and "
-            f"{settings.stage1 or init!r} has no {shape} that do; give the stage-1 checkpoint that it came from as "
+            f"question_to_qformer: the Q-Former of {start.checkpoint!r} reads no text yet, and "
+            f"{start.stage1 or init!r} has no {shape} that do: give the stage-1 checkpoint that it came from as "
             "stage1, or its BERT as qformer_init"
         )
     sizes = {name: geometry[name] for name in ("vocab_size", "max_positions")}
@@ -145,27 +220,26 @@ def with_text_branch(settings: Any, config: Blip2Config) -> Blip2Config:
     )
 
 
-def lacks_text_branch(settings: Any, config: Blip2Config) -> bool:
-    """Whether `start` has no text branch for a Q-Former that reads text."""
-    return config.qformer.text_branch and not read_config(settings.start, _parts(settings)).qformer.text_branch
+def lacks_text_branch(config: Blip2Config, start: Start) -> bool:
+    """Whether the checkpoint has no text branch for a Q-Former that reads text."""
+    return config.qformer.text_branch and not read_config(start.checkpoint, start.parts).qformer.text_branch
 
 
-def start_from(model: Blip2, settings: Any) -> None:
-    """The tensors of `start`; what it has no text branch for comes from `stage1` or BERT."""
-    parts = _parts(settings)
-    before = read_config(settings.start, parts)
+def start_from(model: Blip2, start: Start) -> None:
+    """Load the checkpoint's tensors; what it has no text branch for comes from `stage1` or BERT."""
+    before = read_config(start.checkpoint, start.parts)
     fresh: tuple[str, ...] = ()
-    if lacks_text_branch(settings, model.config):
+    if lacks_text_branch(model.config, start):
         fresh = text_branch(model)
-        if settings.stage1:
-            init_from_stage1(model, settings.stage1)
+        if start.stage1:
+            init_from_stage1(model, start.stage1)
         else:
             init_from_bert(model)
     if model.config.query_offsets and not before.query_offsets:
         fresh = (*fresh, "query_offsets")
-    init_from(model, settings.start, fresh, parts)
+    init_from(model, start.checkpoint, fresh, start.parts)
     if before.llm is not None and before.llm.lora_rank:
-        init_adapters(model, settings.start)
+        init_adapters(model, start.checkpoint)
 
 
 def text_branch(model: Blip2) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ The Q-Former learns from a frozen image encoder to extract what text needs: ITC,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,26 +18,80 @@ from blip2rt.text import clean_caption
 
 from .cli import run_main
 from .data.features import FeatureSource
-from .data.feed import Rows, bad_samples, encodes, open_feed, seen_features, to_device
+from .data.feed import Rows, bad_samples, open_feed, seen_features, to_device
 from .data.readers import read_data
 from .data.samples import Dataset, sample_images
-from .dry_run import dry_run
+from .dry_run import Plan, dry_run
 from .evaluation.generation import itg_captions
 from .evaluation.recall import recall
 from .loop.parallel import here
 from .loop.trainer import Trainer, vision_peaks
-from .model import learning_vision, start_from, started_config
+from .model import Start, learning, learning_vision, qformer_config, start_from, started_config, vision_config
 from .objectives.stage1 import TextBatch, hard_negatives, itm_loss, query_cosine, similarity, stage1_losses
-from .settings import TrainSettings, option, parse, qformer_config, vision_config
+from .recipe import flat, option, parse
+from .settings import NOT_NEGATIVE, POSITIVE, DataSettings, TrainSettings
+
+
+@dataclass(frozen=True)
+class ContrastSettings:
+    """Heads and losses of stage 1."""
+
+    embed_dim: int = option(256, "width E of the contrastive space", check=POSITIVE)
+    max_text_length: int = option(32, "tokens of a caption, [CLS] and [SEP] included", check=POSITIVE)
+    itm_weight: float = option(1.0, "weight of ITM beside ITC and ITG; the paper has 1")
+    itm_ramp: int = option(
+        0, "steps over which ITM's negatives go from random to drawn by similarity", check=NOT_NEGATIVE
+    )
+    head_lr: float = option(1e-3, "peak learning rate of the projections and heads", check=NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
 class Stage1Settings(TrainSettings):
-    embed_dim: int = option(256, "width E of the contrastive space")
-    max_text_length: int = option(32, "tokens of a caption, [CLS] and [SEP] included")
-    itm_weight: float = option(1.0, "weight of ITM beside ITC and ITG (the paper has 1)")
-    itm_ramp: int = option(0, "steps over which ITM's negatives go from random to drawn by similarity")
-    head_lr: float = option(1e-3, "peak learning rate of the projections and heads")
+    contrast: ContrastSettings = field(default_factory=ContrastSettings)
+
+
+def model_config(settings: Stage1Settings) -> Blip2Config:
+    """The stage-1 model that the settings describe, or `start` changed by the fields that are given."""
+    contrast, qformer, start = settings.contrast, settings.qformer, settings.origin.start
+    if start:
+        config = started_config(Start(start, settings.given), stage=1)
+        if "embed_dim" in settings.given and contrast.embed_dim != config.embed_dim:
+            raise OptionError(f"embed_dim is {contrast.embed_dim}, and {start!r} has {config.embed_dim}: leave it out")
+        config = replace(config, clean_captions=True)
+    else:
+        vision = vision_config(settings.vision)
+        config = Blip2Config(
+            stage=1,
+            vision=vision,
+            qformer=qformer_config(qformer, vision.features, text_branch=True),
+            qformer_init=qformer.qformer_init,
+            embed_dim=contrast.embed_dim,
+            max_text_length=contrast.max_text_length,
+            clean_captions=True,
+            learned_positions=qformer.learned_positions,
+            qformer_bits=qformer.qformer_bits,
+            qformer_block=qformer.qformer_block,
+            sources=settings.origin.sources,
+        )
+    return learning_vision(config, settings.vision.train_vision, settings.data.cache_features, start)
+
+
+def build_model(settings: Stage1Settings, config: Blip2Config) -> Blip2:
+    """A model from `start` or BERT; it has no image encoder where that is asked for cached features alone."""
+    torch.manual_seed(settings.loop.batch.seed)
+    model = Blip2(config, vision=settings.data.encodes)
+    if settings.origin.start:
+        start_from(model, Start(settings.origin.start, settings.given))
+    else:
+        init_from_bert(model)
+    return learning(model, settings.vision.train_vision)
+
+
+def peak_rates(settings: Stage1Settings, model: Blip2) -> dict[str, float]:
+    """Peak rates of what does not learn at lr, by the beginnings of parameters' names."""
+    encoder = model.vision if settings.vision.train_vision else None
+    heads = ("vision_proj", "text_proj", "itm_head", "lm_head")
+    return vision_peaks(encoder, settings.loop.optimizer) | dict.fromkeys(heads, settings.contrast.head_lr)
 
 
 @dataclass(frozen=True)
@@ -47,31 +101,35 @@ class Micro:
     images: Rows
     text: TextBatch
     share: float  # tokens here over the mean of all micro-batches and processes
-    hardness: float
+    hardness: float  # of ITM's negatives: 0 random, 1 drawn by similarity
 
 
 class Stage1:
     """Model, data and the loss of one step."""
 
     def __init__(self, settings: Stage1Settings) -> None:
-        self.settings = settings
+        self.contrast = settings.contrast
         config = model_config(settings)
-        self.feed = open_feed(settings, here(), config.vision, texts=1, by_caption=True)
+        self.feed = open_feed(
+            settings.data, settings.loop.batch, config.vision, settings.loop.run.out, texts=1, by_caption=True
+        )
         self.model = build_model(settings, config)
         self.tokenizer = qformer_tokenizer(config)
-        self.trainer = Trainer(self.model, settings, peak_rates(self.model, settings))
+        self.trainer = Trainer(self.model, settings.loop, peak_rates(settings, self.model), flat(settings))
         vision = self.model.vision
-        learns = [vision] if vision is not None and settings.train_vision else []
+        learns = [vision] if vision is not None and settings.vision.train_vision else []
         self.trainer.prepare([self.model.qformer, *learns], frozen=[None if learns else vision])
-        self.dev = Stage1Dev(self, settings) if settings.dev_table else None
+        self.dev = Dev(self, settings.data) if settings.data.dev_table else None
 
     def run(self) -> Path:
-        return self.trainer.run(self._batches(), self._loss, self.dev.evaluate if self.dev else None)
+        """Train. Return the last checkpoint's folder."""
+        return self.trainer.run(self.batches(), self.loss, self.dev.evaluate if self.dev else None)
 
-    def _batches(self) -> Iterator[tuple[int, list[Micro]]]:
-        settings, device = self.settings, self.trainer.device
+    def batches(self) -> Iterator[tuple[int, list[Micro]]]:
+        """Endless (step, micro-batches) from the trainer's step on."""
+        ramp, device = self.contrast.itm_ramp, self.trainer.device
         for step, rows in self.feed.rows(self.trainer.step):
-            hardness = min(1.0, step / settings.itm_ramp) if settings.itm_ramp else 1.0
+            hardness = min(1.0, step / ramp) if ramp else 1.0
             texts = [self.text_batch([group[0].text for group in part.groups], part.image_ids) for part in rows]
             shares = here().shares([int(text.text_mask[:, 1:].sum()) for text in texts])
             images = [to_device(part, device) for part in rows]
@@ -90,13 +148,14 @@ class Stage1:
         ids, mask = encoded["input_ids"].to(device), encoded["attention_mask"].to(device)
         return TextBatch(ids, mask, torch.as_tensor(images, device=device))
 
-    def _loss(self, micro: Micro) -> dict[str, torch.Tensor]:
+    def loss(self, micro: Micro) -> dict[str, torch.Tensor]:
+        """ITC + ITM + ITG."""
         return stage1_losses(
             self.model,
             seen_features(self.model, micro.images),
             micro.text,
             self.tokenizer.bos_token_id,
-            self.settings.itm_weight,
+            self.contrast.itm_weight,
             micro.hardness,
             parallel=here(),
             generator=self.trainer.generator,
@@ -104,18 +163,19 @@ class Stage1:
         )
 
 
-class Stage1Dev:
-    """Recall by ITC over all of dev, ITM accuracy against hard negatives, and the queries' diversity."""
+class Dev:
+    """Judges unseen images: recall by ITC over all of them, ITM against hard negatives, the queries' diversity."""
 
-    def __init__(self, stage: Stage1, settings: Stage1Settings) -> None:
+    def __init__(self, stage: Stage1, data: DataSettings) -> None:
         self.stage = stage
-        self.data: Dataset = read_data(settings.dev_table, settings.images, bad_samples(settings))
+        self.data: Dataset = read_data(data.dev_table, data.images, bad_samples(stage.trainer.out, data.max_bad))
         model = stage.model
-        encoder = None if settings.cache_features else model.vision
+        encoder = None if data.cache_features else model.vision
         with here().main_first():
-            self.vision = FeatureSource(self.data.paths, model.config.vision, settings, 1, encoder)
+            self.vision = FeatureSource(self.data.paths, model.config.vision, data.features, encoder=encoder)
 
     def evaluate(self) -> dict[str, float]:
+        """Measures by name; tells the log a few captions."""
         model, samples, device = self.stage.model, self.data.samples, self.stage.trainer.device
         outputs = [
             model.query_output(self.vision.get(list(range(i, min(i + 50, len(self.data.paths))))).to(device))
@@ -160,54 +220,25 @@ class Stage1Dev:
         return float(itm_loss(torch.cat(logits).float(), len(rows))[1])
 
 
-def model_config(settings: Stage1Settings) -> Blip2Config:
-    """The stage-1 model that the settings describe, or `start` and what of them is given."""
-    if settings.start:
-        config = started_config(settings, 1)
-        if "embed_dim" in settings.given and settings.embed_dim != config.embed_dim:
-            raise OptionError(f"embed_dim is {settings.embed_dim}; {settings.start!r} has {config.embed_dim}")
-        return learning_vision(settings, replace(config, clean_captions=True))
-    config = Blip2Config(
-        stage=1,
-        vision=vision_config(settings),
-        qformer=qformer_config(settings, text_branch=True),
-        qformer_init=settings.qformer_init,
-        embed_dim=settings.embed_dim,
-        max_text_length=settings.max_text_length,
-        clean_captions=True,
-        learned_positions=settings.learned_positions,
-        qformer_bits=settings.qformer_bits,
-        qformer_block=settings.qformer_block,
-        sources=settings.sources,
+def plan(settings: Stage1Settings) -> Plan:
+    """What a dry run describes."""
+    config = model_config(settings)
+    return Plan(
+        config=config,
+        start=Start(settings.origin.start, settings.given),
+        loop=settings.loop,
+        data=settings.data,
+        train_vision=settings.vision.train_vision,
+        peaks=lambda model: peak_rates(settings, model),
+        texts=1,
+        tokens=config.max_text_length,
     )
-    return learning_vision(settings, config)
-
-
-def build_model(settings: Stage1Settings, config: Blip2Config) -> Blip2:
-    """A stage-1 model, from `start` or BERT; of cached features the image encoder stays with their source."""
-    torch.manual_seed(settings.seed)
-    model = Blip2(config, vision=encodes(settings))
-    if settings.start:
-        start_from(model, settings)
-    else:
-        init_from_bert(model)
-    if settings.train_vision:
-        assert model.vision is not None
-        model.vision.unfreeze()
-    return model.train()
-
-
-def peak_rates(model: Blip2, settings: Stage1Settings) -> dict[str, float]:
-    """By the names' beginnings; of an encoder that learns, by its parameters' names."""
-    of_vision = vision_peaks(model.vision, settings) if model.vision is not None and settings.train_vision else {}
-    heads = ("vision_proj", "text_proj", "itm_head", "lm_head")
-    return of_vision | dict.fromkeys(heads, settings.head_lr)
 
 
 def main(argv: list[str] | None = None) -> int:
     def work() -> object:
         settings = parse(Stage1Settings, argv, __doc__ or "")
-        return dry_run(settings, model_config, peak_rates) if settings.dry_run else Stage1(settings).run()
+        return dry_run(plan(settings)) if settings.loop.run.dry_run else Stage1(settings).run()
 
     return run_main(lambda: print(work()))
 

@@ -27,7 +27,7 @@ from train.data.readers import read_data
 from train.data.samples import Bad, Dataset, Sample, draw_texts, first_answers
 from train.data.shards import Shards, expand, texts_of
 from train.data.transforms import eval_transform, train_transform
-from train.settings import parse
+from train.recipe import parse
 
 from ..tiny.parts import caption_table, tiny_settings
 

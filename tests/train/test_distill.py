@@ -15,8 +15,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2
 
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder, measured
 from train import stage1
-from train.extras import distill
-from train.settings import parse
+from train.data.features import to_pixels
+from train.extras import distill, teacher
+from train.recipe import parse
 
 from ..tiny.parts import tiny_settings
 
@@ -39,9 +40,10 @@ def settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def test_targets_are_the_teachers(settings: list[str], tmp_path: Path) -> None:
     """Positions averaged over the grid, mirrored with their image; both in float16."""
     work = distill.Distill(parse(distill.DistillSettings, [*settings, "--out", str(tmp_path)], ""))
-    config = VisionConfig(height=32, width=32, mean=work.settings.teacher_mean, std=work.settings.teacher_std)  # type: ignore[arg-type]
-    pixels = torch.stack([distill.to_pixels(distill.mixed_view(work.targets.paths, v, 1), config) for v in range(3)])
-    model = distill.Teacher(work.settings.teacher).model
+    told = parse(distill.DistillSettings, [*settings, "--out", str(tmp_path)], "").teacher
+    config = VisionConfig(height=32, width=32, mean=told.teacher_mean, std=told.teacher_std)  # type: ignore[arg-type]
+    pixels = torch.stack([to_pixels(teacher.mixed_view(work.targets.paths, v, 1), config) for v in range(3)])
+    model = teacher.Teacher(told.teacher).model
     output = model(pixel_values=pixels, output_hidden_states=True)
     grid = output.hidden_states[-2][:, 1:].unflatten(1, (2, 2, 2, 2)).mean((2, 4)).flatten(1, 2)
     rows = np.array([1, 9, 17])
@@ -61,9 +63,9 @@ def test_views_repeat_and_mix(tmp_path: Path) -> None:
     for number in range(40):  # flat images, so that a pixel says which of them it comes from
         paths.append(tmp_path / f"{number}.png")
         Image.new("RGB", (16, 12), (5 * number, 0, 0)).save(paths[-1])
-    assert all(distill.mixed_view(paths, 0, i).getcolors() == [(192, (5 * i, 0, 0))] for i in range(40))
+    assert all(teacher.mixed_view(paths, 0, i).getcolors() == [(192, (5 * i, 0, 0))] for i in range(40))
     for view, least, most in ((1, 2, 20), (2, 36, 40)):  # a quarter, and all but where both are one
-        first, again = ([np.asarray(distill.mixed_view(paths, view, i)) for i in range(40)] for _ in range(2))
+        first, again = ([np.asarray(teacher.mixed_view(paths, view, i)) for i in range(40)] for _ in range(2))
         np.testing.assert_array_equal(first, again)
         alone = sum((pixels[..., 0] == 5 * i).all() for i, pixels in enumerate(first))
         assert least <= 40 - alone <= most and first[0].shape == (12, 16, 3)
@@ -107,7 +109,7 @@ def test_kept_layers_say_what_computed_ones_do(settings: list[str], tmp_path: Pa
     computed = work._seen(work.targets, rows, mirrored)
     torch.testing.assert_close(kept.hidden, computed.hidden, atol=2e-3, rtol=2e-3)
     torch.testing.assert_close(kept.positions, computed.positions)
-    assert work._loss(kept)["loss"].item() == pytest.approx(work._loss(computed)["loss"].item(), rel=1e-2)
+    assert work.loss(kept)["loss"].item() == pytest.approx(work.loss(computed)["loss"].item(), rel=1e-2)
 
 
 def test_a_training_sees_by_it(settings: list[str], tmp_path: Path) -> None:
@@ -134,7 +136,7 @@ def test_what_a_former_encoder_knew_stays_readable(
     given += ["--cache_layers", "--features", str(tmp_path / "features")]
     work = distill.Distill(parse(distill.DistillSettings, [*given, "--out", str(tmp_path / "unused")], ""))
     rows = np.arange(8)
-    losses = work._loss(work._seen(work.targets, rows, np.zeros(8, bool)))
+    losses = work.loss(work._seen(work.targets, rows, np.zeros(8, bool)))
     assert losses["former"].item() < 1e-8 and losses["former_image"].item() < 1e-6
     weights = {"positions": 1, "image": 2, "likeness": 1, "former": 1, "former_image": 2}
     assert losses["loss"].item() == pytest.approx(sum(w * losses[name].item() for name, w in weights.items()))
@@ -157,7 +159,7 @@ def test_what_a_former_encoder_knew_stays_readable(
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--teacher", ""], ["missing: teacher", "--teacher VALUE"]),
+        (["--teacher", ""], ["teacher is missing", "--teacher VALUE"]),
         (["--teacher", "nowhere"], ["nowhere"]),
         (["--cache_layers"], ["cache_layers", "frozen_layers"]),
         (["--dry-run", "--start", "x"], ["start, dry_run", "vision_weights"]),

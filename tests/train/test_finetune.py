@@ -22,7 +22,7 @@ from blip2rt.modeling.vision import layer_numbers
 from export.cli import main as export
 from export.convert import main as convert
 from train import stage1, stage2
-from train.settings import parse
+from train.recipe import parse
 
 from ..tiny import blip2 as tiny_blip2
 from ..tiny.parts import WORDS, bert_folder, caption_table, llm_folder, tiny_settings
@@ -158,7 +158,7 @@ def test_the_prompt_is_given_and_not_learned(parts: Path) -> None:
     arguments = [*data(parts), "--start", str(parts / "opt"), "--out", str(parts / "prompt"),
                  "--caption_prompt", "a photo of"]  # fmt: skip
     stage = stage2.Stage2(parse(stage2.Stage2Settings, arguments, ""))
-    _, [micro] = next(iter(stage._batches()))
+    _, [micro] = next(iter(stage.batches()))
     tokenizer = stage.texts.tokenizer
     said = tokenizer.convert_ids_to_tokens(micro.texts.target.tolist())
     assert "photo" not in said and said.count("</s>") == sum(len(group) for group in micro.images.groups)
@@ -214,16 +214,16 @@ def test_vqa_reads_the_question_twice(parts: Path, tmp_path: Path, llm: str) -> 
            "--ask_prompt", "Question: {} Answer:"]  # fmt: skip
     arguments = [*data(parts), "--start", str(parts / llm), *vqa]
     stage = stage2.Stage2(parse(stage2.Stage2Settings, [*arguments, "--out", str(tmp_path / "look")], ""))
-    _, [micro] = next(iter(stage._batches()))
+    _, [micro] = next(iter(stage.batches()))
     texts = [sample for group in micro.images.groups for sample in group]
     assert micro.asked.image.tolist() == [i for i, group in enumerate(micro.images.groups) for _ in group]
     read = stage.questions.tokenizer.batch_decode(micro.asked.token_ids, skip_special_tokens=True)
     spoken = [sample.prompt.replace("?", "").replace(" ", "") for sample in texts]  # BERT has no ? here
     assert [text.replace(" ", "") for text in read] == spoken
     with torch.no_grad():  # what the question is decides what is said of the image
-        loss = stage._loss(micro)["loss"]
+        loss = stage.loss(micro)["loss"]
         asked = replace(micro.asked, token_ids=micro.asked.token_ids.roll(1, 1))
-        changed = stage._loss(replace(micro, asked=asked))["loss"]
+        changed = stage.loss(replace(micro, asked=asked))["loss"]
     assert (loss - changed).abs() > 1e-6
     bert = load_file(parts / "bert" / "model.safetensors")
     started = stage.model.qformer.layers[0].text_ffn.inner.weight

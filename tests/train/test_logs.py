@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,16 +38,12 @@ def init(**given):
 '''
 
 
-def settings(**given: Any) -> Any:
-    return SimpleNamespace(**{"steps": 20, "wandb": "", "lr": 0.1, **given})
-
-
 def lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_lines_samples_and_the_bar(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    log = Log(tmp_path, True, settings())
+    log = Log(tmp_path, True, 20)
     with log.running(0) as bar:
         log.write(LINE)
         log.samples(10, {"1.jpg": "a dog"})
@@ -60,12 +55,12 @@ def test_lines_samples_and_the_bar(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert "samples/s=33.3" in shown and "waiting=2%" in shown and "10/20 [00:00<" in shown
     log.plot()
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
-    with Log(tmp_path, True, settings()).running(5):  # goes on from before
+    with Log(tmp_path, True, 20).running(5):  # goes on from before
         assert lines(tmp_path) == []
 
 
 def test_other_processes_are_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    log = Log(tmp_path, False, settings(wandb="absent"))
+    log = Log(tmp_path, False, 20, "absent")
     with log.running(0) as bar:
         log.write(LINE)
         log.samples(10, {"1.jpg": "a dog"})
@@ -77,7 +72,7 @@ def test_tensorboard(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    log = Log(tmp_path, True, settings())
+    log = Log(tmp_path, True, 20)
     with log.running(0):
         log.write(LINE)
         log.write({"step": 10, "dev_loss": 3.25})
@@ -98,9 +93,9 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name)
     out = tmp_path / "out"
     out.mkdir()
-    with Log(out, True, settings(wandb="blip2")).running(0):
+    with Log(out, True, 20, "blip2", {"lr": 0.1}).running(0):
         pass
-    log = Log(out, True, settings(wandb="blip2"))
+    log = Log(out, True, 20, "blip2", {"lr": 0.1})
     with pytest.raises(KeyboardInterrupt), log.running(0):
         log.write({**LINE, "dev_loss": 3.0})
         log.samples(10, {"1.jpg": "a dog"})
@@ -119,5 +114,5 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_wandb_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(Blip2rtError, match="wandb is 'mine' and not installed; pip install wandb"):
-        Log(tmp_path, True, settings(wandb="mine"))
+    with pytest.raises(Blip2rtError, match="wandb is 'mine' and not installed: pip install wandb"):
+        Log(tmp_path, True, 20, "mine")

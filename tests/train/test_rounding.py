@@ -15,7 +15,7 @@ from blip2rt.modeling.checkpoints import list_checkpoints, load_model
 from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise
 from train import stage1, stage2
 from train.loop.rounding import Rounding
-from train.settings import parse
+from train.recipe import parse
 from train.stage2 import Stage2, Stage2Settings
 
 from ..tiny.parts import llm_folder, tiny_settings
@@ -92,7 +92,7 @@ def test_stage_2_learns_and_is_judged_with_rounded_weights(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("flags", "words"),
-    [(["--qformer_bits", "3"], "qformer_bits is 3; choose 4, 8"), (["--qformer_bits", "4", "--shard", "all"], "whole")],
+    [(["--qformer_bits", "3"], "qformer_bits is 3: choose 4, 8"), (["--qformer_bits", "4", "--shard", "all"], "whole")],
 )
 def test_what_cannot_be_rounded_is_said(
     flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

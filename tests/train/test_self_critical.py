@@ -2,13 +2,106 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from train.extras.self_critical import draw
+from blip2rt.modeling.checkpoints import list_checkpoints
+from train import stage2
+from train.extras import self_critical
+from train.extras.cider import CiderReward
+from train.extras.self_critical import SelfCriticalSettings, SelfCriticalTraining, draw
+from train.recipe import parse
+
+from ..tiny.parts import llm_folder, tiny_settings
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A training from what a few steps of stage 2 have learned."""
+    folder = tmp_path_factory.mktemp("likelihood")
+    llm = ["--llm_source", str(llm_folder(folder / "llm")), "--end", "<|end|>"]
+    given = [*tiny_settings(folder), *llm, "--dropout", "0"]
+    assert stage2.main([*given, "--out", str(folder / "run")]) == 0
+    return [*given, "--start", str(folder / "run"), "--cider_samples", "3"]
+
+
+def test_a_training_learns_from_the_cider_of_its_own_samples(settings: list[str], tmp_path: Path) -> None:
+    assert self_critical.main([*settings, "--out", str(tmp_path)]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 <= line["cider"] <= 1000 for line in lines if "loss" in line)
+    assert any("dev_cider" in line and "dev_loss" in line for line in lines)
+    [step] = list_checkpoints(tmp_path)[-1:]
+    before = list_checkpoints(Path(settings[settings.index("--start") + 1]))[-1]
+    trained, started = (load_file(folder / "model.safetensors") for folder in (step, before))
+    assert trained.keys() == started.keys() and any(not torch.equal(trained[name], started[name]) for name in started)
+    assert json.loads((step / "trainer.json").read_text())["settings"]["cider_samples"] == 3
+
+
+@torch.no_grad()
+def test_the_loss_is_the_likelihood_of_samples_weighed_by_their_advantage(settings: list[str], tmp_path: Path) -> None:
+    """Computed again for each sample alone, from the logits of a plain forward pass."""
+    training = SelfCriticalTraining(parse(SelfCriticalSettings, [*settings, "--out", str(tmp_path)], ""))
+    stage, sampled = training.stage, training.sampled
+    _, [micro] = next(iter(stage.batches()))
+    drawn: list[list[list[int]]] = []
+    original = sampled._generate
+
+    def kept(*given: Any) -> list[list[int]]:
+        drawn.append(original(*given))
+        return drawn[-1]
+
+    sampled._generate = kept  # type: ignore[method-assign]
+    told = training.loss(micro)
+    features, images = micro.images.vision_features, micro.images.image_ids.tolist()
+    groups = stage.feed.data.by_image()  # type: ignore[union-attr]
+    reward = CiderReward([[f"{self_critical.tokenize(s.text)} </s>" for s in group] for group in groups])
+    prefix = stage.model.prefix_embeds(stage.model.query_output(features))
+    llm: Any = stage.model.llm
+    total, count, rewards = 0.0, 0, []
+    for row, image in enumerate(images):
+        texts = drawn[0][3 * row : 3 * row + 3]
+        found = [reward(image, sampled._judged(ids)) for ids in texts]
+        rewards += found
+        for number, ids in enumerate(texts):
+            others = [value for other, value in enumerate(found) if other != number]
+            embeds = torch.cat((prefix[row], llm.get_input_embeddings()(torch.tensor(ids))))[None, :-1]
+            logits = llm(inputs_embeds=embeds).logits[0, -len(ids) :] / 0.6
+            likelihood = logits.log_softmax(1)[range(len(ids)), ids].sum()
+            total -= float((found[number] - sum(others) / 2) * likelihood)
+            count += len(ids)
+    assert float(told["loss"]) == pytest.approx(total / count, rel=1e-3, abs=1e-4)
+    assert float(told["cider"]) == pytest.approx(100 * sum(rewards) / len(rewards))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--cider_samples", "1"], ["cider_samples is 1", "2 or more"]),
+        (["--shard", "all"], ["shard is all", "--shard trained"]),
+        (["--no-cache-features"], ["captions cannot be sampled", "cached features"]),
+    ],
+)
+def test_what_cannot_be_sampled_is_one_line(
+    settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], words: list[str]
+) -> None:
+    capsys.readouterr()
+    assert self_critical.main([*settings, *more, "--out", str(tmp_path)]) == 2
+    [error] = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert all(word in error for word in words)
+
+
+def test_stage_2_knows_nothing_of_it(settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("cider_samples: 5\n")
+    assert stage2.main([*settings[:-2], "--recipe", str(recipe), "--out", str(tmp_path)]) == 2
+    assert "unknown field 'cider_samples'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("vocabulary", [2, 7, 50, 64])

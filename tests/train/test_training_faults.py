@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,19 +15,20 @@ import torch
 from PIL import Image
 
 from blip2rt.modeling.checkpoints import list_checkpoints
-from train import language_model, stage1
+from train import stage1
 from train.cli import tell_missing
 from train.loop import checkpoint
 from train.loop.logs import Log
-from train.settings import parse
+from train.recipe import parse
 
 from ..tiny.parts import tiny_settings
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = sorted(p.stem for p in (ROOT / "train").glob("*.py") if '__name__ == "__main__"' in p.read_text("utf-8"))
-WITHOUT_TORCH = {"evaluate", "questions"}  # of bundles and tables
+FILES = [path for path in (ROOT / "train").rglob("*.py") if '__name__ == "__main__"' in path.read_text("utf-8")]
+COMMANDS = sorted(".".join(path.relative_to(ROOT / "train").with_suffix("").parts) for path in FILES)
+WITHOUT_TORCH = {"evaluate", "extras.questions"}  # of bundles and tables
 MISSING = [(command, "torch") for command in COMMANDS]
-MISSING += [("stage1", "yaml"), ("average", "safetensors"), ("prepare", "tqdm")]
+MISSING += [("stage1", "yaml"), ("extras.average", "safetensors"), ("prepare", "tqdm")]
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +96,8 @@ def test_the_scaler_of_fp16_is_part_of_a_checkpoint(settings: list[str], tmp_pat
     trainer = stage.trainer
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
     trainer.scaler.scale(torch.ones(1))
-    step, batch = next(iter(stage._batches()))
-    trainer._step(step, lambda: trainer._backward(stage._loss, batch))
+    step, batch = next(iter(stage.batches()))
+    trainer._step(step, lambda: trainer._backward(stage.loss, batch))
     trainer.step = 2
     trainer._save()
     resumed = torch.amp.GradScaler("cpu", init_scale=4.0)
@@ -106,7 +106,7 @@ def test_the_scaler_of_fp16_is_part_of_a_checkpoint(settings: list[str], tmp_pat
 
 
 def test_metrics_of_steps_that_are_run_again_go(tmp_path: Path) -> None:
-    log = Log(tmp_path, True, SimpleNamespace(steps=9, wandb=""))
+    log = Log(tmp_path, True, steps=9)
     for step in (1, 2, 3):
         log.write({"step": step, "loss": 1.0})
     with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -114,14 +114,6 @@ def test_metrics_of_steps_that_are_run_again_go(tmp_path: Path) -> None:
     with log.running(2):
         pass
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
-
-
-def test_a_language_model_has_no_dry_run(
-    settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert language_model.main([*settings, "--out", str(tmp_path / "llm"), "--dry-run"]) == 2
-    assert capsys.readouterr().err == "error: dry_run: of stage 1 and 2 alone; leave it out\n"
-    assert not (tmp_path / "llm").exists()
 
 
 def run_without(module: str, folder: Path, *command: str) -> tuple[int, str]:
@@ -145,7 +137,7 @@ def test_evaluating_a_checkpoint_without_torch_names_the_extra(tmp_path: Path) -
     (tmp_path / "photo.txt").write_text("a dog")
     where = ["--model", "some/checkpoint", "--data", str(tmp_path), "--images", str(tmp_path)]
     code, said = run_without("torch", tmp_path, "train.evaluate", "retrieval", *where)
-    assert (code, said.count("\n")) == (2, 1) and "torch is not installed; pip install 'blip2rt[train]'" in said
+    assert (code, said.count("\n")) == (2, 1) and "torch is not installed: pip install 'blip2rt[train]'" in said
 
 
 def test_a_missing_module_of_ours_is_a_bug_and_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:

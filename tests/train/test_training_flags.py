@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from blip2rt.modeling.checkpoints import list_checkpoints
 from train import stage1, stage2
-from train.settings import parse
+from train.recipe import parse
 
 from ..tiny.parts import llm_folder, tiny_settings
 from .test_distributed import tell_apart

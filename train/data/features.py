@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
 
-from ..settings import TrainSettings
 from .transforms import read_image
 
 _BATCH = 16
@@ -39,7 +38,7 @@ class _Views(TorchDataset[torch.Tensor]):
 
 
 def augment(image: Image.Image, view: int, index: int) -> Image.Image:
-    """View 0 as is, view 1 mirrored, then random resized crops (area 0.5 to 1) with every second one mirrored."""
+    """The image as view 0, mirrored as view 1, then random resized crops (area 0.5 to 1), every second one mirrored."""
     if view >= 2:
         rng = np.random.default_rng((view, index))
         area, ratio = rng.uniform(0.5, 1.0), np.exp(rng.uniform(-0.2, 0.2))
@@ -59,20 +58,20 @@ def to_pixels(image: Image.Image, config: VisionConfig) -> torch.Tensor:
 
 
 class FeatureSource:
-    """vision_features of images by index: from the cache of a frozen encoder, or what `encoder` says at every call."""
+    """vision_features of images by index: from the cache of a frozen encoder, or from `encoder` at every call."""
 
     def __init__(
-        self, paths: list[Path], config: VisionConfig, settings: TrainSettings, views: int,
-        encoder: VisionEncoder | None = None,
-    ) -> None:  # fmt: skip
+        self, paths: list[Path], config: VisionConfig, cache: str, views: int = 1, encoder: VisionEncoder | None = None
+    ) -> None:
+        """cache: a folder; views: augmented views of every image in it."""
         self._encoder = encoder
         if encoder is None:
-            self._cache = cached_features(paths, config, settings.features, views)
+            self._cache = cached_features(paths, config, cache, views)
         else:
             self._pixels = _Views(paths, config, 0)
 
     def get(self, images: list[int], views: list[int] | None = None) -> torch.Tensor:
-        """(B, N, C) float32 of one view of each image, by default view 0, which is all that an encoder is asked for."""
+        """(B, N, C) float32 of one view of each image; view 0 by default, the only one that an encoder is asked for."""
         drawn = views or [0] * len(images)
         if self._encoder is None:
             rows = np.stack([self._cache[view][image] for view, image in zip(drawn, images, strict=True)])
@@ -95,7 +94,7 @@ def cache_key(paths: list[Path], config: VisionConfig) -> str:
 
 
 def cached_features(paths: list[Path], config: VisionConfig, folder: str | Path, views: int = 1) -> list[np.ndarray]:
-    """One memory-mapped (images, N, C) float16 array a view; views that are not in `folder` are computed first."""
+    """One memory-mapped (images, N, C) float16 array a view; compute views that are not in `folder` first."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     key = cache_key(paths, config)

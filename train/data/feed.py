@@ -1,6 +1,6 @@
 """Rows of every step for this process: from one table with cached features, or from `train_data` through loader.py.
 
-Knows sources and steps; what a row's texts are for is the stages' business.
+Knows sources and steps, nothing about what a row's texts are for.
 """
 
 from __future__ import annotations
@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.blip2 import Blip2
 from blip2rt.modeling.vision import VisionConfig
 
-from ..loop.parallel import Parallel
-from ..settings import TrainSettings
+from ..loop.parallel import Parallel, here
+from ..settings import BatchSettings, DataSettings
 from .features import FeatureSource, draw_views
 from .loader import Images, Reader, image_batches, open_sources
 from .order import Mixture
@@ -43,7 +42,7 @@ class Rows:
 
 
 def to_device(rows: Rows, device: torch.device) -> Rows:
-    """The same with its tensors on the device."""
+    """The rows with their tensors on the device."""
 
     def move(values: torch.Tensor | None) -> torch.Tensor | None:
         return None if values is None else values.to(device, non_blocking=True)
@@ -60,41 +59,42 @@ def seen_features(model: Blip2, rows: Rows) -> torch.Tensor:
     return model.vision_features(rows.pixels)
 
 
-def divide(parallel: Parallel, settings: TrainSettings, rows: list[T]) -> list[list[T]]:
+def divide(parallel: Parallel, accumulate: int, rows: list[T]) -> list[list[T]]:
     """This process' rows of a step, by micro-batch."""
     own = list(parallel.share(rows))
-    each = len(own) // settings.accumulate
-    return [own[i * each : (i + 1) * each] for i in range(settings.accumulate)]
+    each = len(own) // accumulate
+    return [own[i * each : (i + 1) * each] for i in range(accumulate)]
 
 
 class TableFeed:
-    """`train_table` with cached features. by_caption: a row is a caption, and captions of similar length come together;
-    otherwise it is an image with up to `texts` of its texts."""
+    """A `train_table` with cached features."""
 
     def __init__(
-        self, settings: TrainSettings, parallel: Parallel, vision: VisionConfig, texts: int, by_caption: bool
+        self, data: DataSettings, batch: BatchSettings, vision: VisionConfig, bad: Bad, texts: int, by_caption: bool
     ) -> None:
-        self.settings, self.parallel, self.texts, self.by_caption = settings, parallel, texts, by_caption
-        self.data: Dataset = read_data(settings.train_table, settings.images, bad_samples(settings))
-        with parallel.main_first():
-            self.vision = FeatureSource(self.data.paths, vision, settings, settings.views)
+        """by_caption: a row is a caption, and captions of similar length come together; otherwise it is an image with
+        up to `texts` of its texts."""
+        self.batch, self.views, self.texts, self.by_caption = batch, data.views, texts, by_caption
+        self.data: Dataset = read_data(data.train_table, data.images, bad)
+        with here().main_first():
+            self.vision = FeatureSource(self.data.paths, vision, data.features, data.views)
 
     def rows(self, start: int) -> Iterator[tuple[int, list[Rows]]]:
         """Endless (step, micro-batches) from step `start` on."""
-        settings, samples, groups = self.settings, self.data.samples, self.data.by_image()
+        seed, samples, groups = self.batch.seed, self.data.samples, self.data.by_image()
         count = len(samples) if self.by_caption else len(groups)
         lengths = np.array([len(sample.text.split()) for sample in samples]) if self.by_caption else None
-        for step, chosen in batches(count, settings.batch_size, settings.seed, start, lengths):
+        for step, chosen in batches(count, self.batch.batch_size, seed, start, lengths):
             if self.by_caption:
                 drawn = [[samples[i]] for i in chosen]
             else:
-                rng = np.random.default_rng((settings.seed, step, 1))
+                rng = np.random.default_rng((seed, step, 1))
                 drawn = [draw_texts(groups[i], rng)[: self.texts] for i in chosen]
-            views = draw_views(settings.views, len(drawn), (settings.seed, step))
+            views = draw_views(self.views, len(drawn), (seed, step))
             whole = [
                 (group[0].image, view, group) for group, view in zip(drawn, views.tolist(), strict=True)
             ]  # of all processes: draws are the same in each
-            yield step, [self._rows(part) for part in divide(self.parallel, settings, whole)]
+            yield step, [self._rows(part) for part in divide(here(), self.batch.accumulate, whole)]
 
     def _rows(self, part: list[tuple[int, int, list[Sample]]]) -> Rows:
         images = [row[0] for row in part]
@@ -105,51 +105,38 @@ class TableFeed:
 class SourcesFeed:
     """`train_data`, or a `train_table` without a cache: a row is an image with up to `texts` of its texts."""
 
-    def __init__(self, settings: TrainSettings, parallel: Parallel, vision: VisionConfig, texts: int) -> None:
-        self.settings, self.parallel, self.texts = settings, parallel, texts
-        self.bad = bad_samples(settings)
-        with parallel.main_first():  # indices of shards are made once
-            sources, weights = open_sources(data_entries(settings), Path(settings.features), self.bad)
-        self.mixture = Mixture(weights, settings.batch_size, settings.seed)
-        transform = train_transform(vision, settings.crop_area)
-        self.reader = Reader(sources, settings.seed, transform)
+    def __init__(self, data: DataSettings, batch: BatchSettings, vision: VisionConfig, bad: Bad, texts: int) -> None:
+        self.workers, self.accumulate, self.bad, self.texts = data.workers, batch.accumulate, bad, texts
+        with here().main_first():  # indices of shards are made once
+            sources, weights = open_sources(data.entries, Path(data.features), bad)
+        self.mixture = Mixture(weights, batch.batch_size, batch.seed)
+        self.reader = Reader(sources, batch.seed, train_transform(vision, data.crop_area))
 
     def rows(self, start: int) -> Iterator[tuple[int, list[Rows]]]:
         """Endless (step, micro-batches) from step `start` on."""
 
         def parts(rows: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-            return divide(self.parallel, self.settings, rows)
+            return divide(here(), self.accumulate, rows)
 
-        for step, micros in image_batches(self.reader, self.mixture, start, parts, self.settings.workers, self.bad):
+        for step, micros in image_batches(self.reader, self.mixture, start, parts, self.workers, self.bad):
             yield step, [self._rows(images) for images in micros]
 
     def _rows(self, images: Images) -> Rows:
         return Rows([group[: self.texts] for group in images.groups], images.image_ids, pixels=images.pixels)
 
 
-def encodes(settings: TrainSettings) -> bool:
-    """Whether the encoder is asked at every step, and not once for a cache."""
-    return bool(settings.train_data) or not settings.cache_features
-
-
-def data_entries(settings: TrainSettings) -> tuple[dict[str, Any], ...]:
-    """`train_data`, of which a `train_table` would be the only entry."""
-    return settings.train_data or ({"path": settings.train_table, "images": settings.images},)
-
-
 def open_feed(
-    settings: TrainSettings, parallel: Parallel, vision: VisionConfig, texts: int, by_caption: bool
+    data: DataSettings, batch: BatchSettings, vision: VisionConfig, out: str, *, texts: int, by_caption: bool
 ) -> TableFeed | SourcesFeed:
-    """Where the recipe says its data are."""
-    if settings.train_data and settings.train_table:
-        raise Blip2rtError("train_table and train_data are both given; give a table as an entry of train_data")
-    if encodes(settings):
-        return SourcesFeed(settings, parallel, vision, texts)
-    return TableFeed(settings, parallel, vision, texts, by_caption)
+    """The feed of where the recipe says its data are; out: the training's folder, which lists unusable samples."""
+    bad = bad_samples(out, data.max_bad)
+    if data.encodes:
+        return SourcesFeed(data, batch, vision, bad, texts)
+    return TableFeed(data, batch, vision, bad, texts, by_caption)
 
 
-def bad_samples(settings: TrainSettings) -> Bad:
-    """Counted against `max_bad`, listed in the training's folder."""
-    out = Path(settings.out)
-    out.mkdir(parents=True, exist_ok=True)
-    return Bad(settings.max_bad, out / "bad_samples.tsv")
+def bad_samples(out: str | Path, limit: int) -> Bad:
+    """Counts unusable samples against `limit` and lists them in the training's folder."""
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Bad(limit, folder / "bad_samples.tsv")

@@ -1,6 +1,6 @@
 """From sources on a disk to batches of pixels and texts, by worker processes ahead of the training.
 
-A source is a list of images (any format of readers.py) or shards; rows of a step are chosen by sources.py. A sample
+A source is a list of images (any format of readers.py) or shards; order.py chooses the rows of a step. A sample
 that cannot be read is replaced by the next one of its source and reported. Knows files and pixels, no models.
 """
 
@@ -63,23 +63,25 @@ Source = ListedImages | Shards
 
 
 def open_sources(entries: tuple[dict[str, Any], ...], cache: Path, bad: Bad) -> tuple[list[Source], list[float]]:
-    """Sources and weights of the recipe's `train_data`: path, images and weight each; without weights every sample is
-    as likely as any other. Raises OptionError: all faults of all entries."""
+    """Sources and weights of the recipe's `train_data`: path, images and weight each.
+
+    Without weights every sample is as likely as any other. Raise OptionError, which names all faults of all entries.
+    """
     faults = []
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
-            faults.append(f"train_data, entry {number}: {entry!r} must be a mapping with a path")
+            faults.append(f"train_data, entry {number}: {entry!r} has no path: give a mapping with one")
             continue
         for key in entry.keys() - set(_FIELDS):
             near = difflib.get_close_matches(str(key), _FIELDS, 1)
             faults.append(
-                f"train_data, entry {number}: unknown {key!r}; choose {near[0] if near else ', '.join(_FIELDS)}"
+                f"train_data, entry {number}: unknown {key!r}: choose {near[0] if near else ', '.join(_FIELDS)}"
             )
         weight = entry.get("weight", 1)
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
-            faults.append(f"train_data, entry {number}: weight is {weight!r}; give a number above 0")
+            faults.append(f"train_data, entry {number}: weight is {weight!r}: give a number above 0")
     if 0 < sum("weight" in entry for entry in entries if isinstance(entry, dict)) < len(entries):
-        faults.append("train_data: give a weight to every entry or to none")
+        faults.append("some entries of train_data have a weight: give one to every entry or to none")
     if faults:
         raise OptionError("; ".join(faults))
     sources = [_open(entry, cache, bad) for entry in entries]
@@ -135,7 +137,7 @@ class Reader(TorchDataset[Images | Blip2rtError]):
             except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for files that are no image
                 bad.append((files.name(number), " ".join(str(error).split())[:200]))
                 number = (number + 1) % self.orders[source].total
-        raise Blip2rtError(f"no readable sample among {_TRIES} of source {source + 1} in train_data: {bad[-1]}")
+        raise Blip2rtError(f"{_TRIES} samples in a row of source {source + 1} cannot be read, as {bad[-1]}: mend it")
 
 
 def image_batches(

@@ -30,7 +30,7 @@ _NAMES = {
 def read_data(path: str | Path, images: str | Path = "", bad: Bad | None = None) -> Dataset:
     """Read a list of any format by its ending; a folder is read as images with texts beside them.
 
-    Image names are relative to the folder `images`, which a folder of images does not need. Raises Blip2rtError where
+    Image names are relative to the folder `images`, which a folder of images does not need. Raise Blip2rtError where
     nothing usable is left, or more is wrong than `bad` allows.
     """
     path = Path(path)
@@ -41,7 +41,7 @@ def read_data(path: str | Path, images: str | Path = "", bad: Bad | None = None)
         rows, images = _folder(path, bad), path
     elif path.suffix.lower() in _READERS:
         if not path.is_file():
-            raise Blip2rtError(f"data {str(path)!r} does not exist")
+            raise Blip2rtError(f"data {str(path)!r} does not exist: give another path")
         rows = _READERS[path.suffix.lower()](path, bad)
     else:
         raise Blip2rtError(
@@ -142,7 +142,7 @@ def _coco(path: Path, bad: Bad) -> Iterator[Row]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise Blip2rtError(f"{path} is no JSON: {error}; one object a line is .jsonl") from error
+        raise Blip2rtError(f"{path} is no JSON ({error}): name it .jsonl if every line is an object") from error
     if isinstance(data, list):
         for number, row in enumerate(data):
             try:
@@ -167,10 +167,10 @@ def _coco(path: Path, bad: Bad) -> Iterator[Row]:
 
 
 def _vqa(path: Path, data: dict[str, Any], bad: Bad) -> Iterator[Row]:
-    """VQAv2's annotations; the questions are a file of the same folder, called as VQAv2 calls it."""
+    """VQAv2's annotations, whose questions are a file of the same folder with VQAv2's name."""
     other = path.with_name(path.name.replace("v2_mscoco", "v2_OpenEnded_mscoco").replace("annotations", "questions"))
     if other == path or not other.is_file():
-        raise Blip2rtError(f"{path} holds answers; put their questions beside it, as {other.name}")
+        raise Blip2rtError(f"{path} holds answers: put their questions beside it, as {other.name}")
     asked = {q["question_id"]: q["question"] for q in json.loads(other.read_text(encoding="utf-8"))["questions"]}
     subset = data["data_subtype"]  # train2014
     for annotation in data["annotations"]:

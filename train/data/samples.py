@@ -1,4 +1,4 @@
-"""Images and captions from tables of `image<TAB>caption` (a third column, when there, is the prompt in between).
+"""Images and captions from tables of `image<TAB>caption`, whose third column, if there is one, is a prompt.
 
 Knows files, rows and the order of samples; nothing about models. Every draw depends on the seed and the step alone, so
 that a resumed training sees what an uninterrupted one would have seen.
@@ -43,7 +43,7 @@ class Dataset:
 
 
 def count_answers(samples: list[Sample]) -> list[Sample]:
-    """The same, with what was answered several times to one question once, weighing so much more."""
+    """The samples, each answer to a question once, with its number as weight."""
     counts: dict[Sample, float] = {}
     for sample in samples:
         if sample.prompt:
@@ -56,7 +56,7 @@ def count_answers(samples: list[Sample]) -> list[Sample]:
 
 
 def first_answers(samples: list[Sample]) -> list[Sample]:
-    """The captions, and of a question's answers the one that was given most."""
+    """The captions, and each question's most frequent answer."""
     best: dict[str, Sample] = {}
     for sample in samples:
         if sample.prompt and sample.weight > best.get(sample.prompt, Sample(0, "", weight=0.0)).weight:
@@ -65,7 +65,7 @@ def first_answers(samples: list[Sample]) -> list[Sample]:
 
 
 def draw_texts(samples: list[Sample], rng: np.random.Generator) -> list[Sample]:
-    """The texts of an image in random order; of a question's answers one, drawn by weight."""
+    """The texts of an image in random order, with one answer to each question, drawn by weight."""
     order = [samples[i] for i in rng.permutation(len(samples))]
     answers: dict[str, list[Sample]] = {}
     for sample in order:
@@ -86,7 +86,7 @@ class Bad:
         self.found: dict[str, str] = {}
 
     def add(self, sample: str, reason: str) -> None:
-        """Raises Blip2rtError where this is one more than the limit."""
+        """Count a sample and list it. Raise Blip2rtError where it is one more than the limit."""
         if sample in self.found:
             return
         self.found[sample] = reason
@@ -94,10 +94,10 @@ class Bad:
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(f"{sample}\t{reason}\n")
         if len(self.found) > self.limit:
-            listed = f"; all are in {self.file}" if self.file else ""
+            listed = f", listed in {self.file}" if self.file else ""
             raise Blip2rtError(
-                f"{len(self.found)} samples cannot be used, max_bad is {self.limit}; "
-                f"the last: {sample}: {reason}{listed}"
+                f"{len(self.found)} samples cannot be used{listed}, the last {sample} ({reason}), and max_bad is "
+                f"{self.limit}: mend them, or raise max_bad"
             )
 
 
@@ -105,7 +105,7 @@ def read_table(table: str | Path, images: str | Path, bad: Bad | None = None) ->
     """Read `image<TAB>caption[<TAB>prompt]` with a header line; image paths are relative to the folder `images`."""
     table, images = Path(table), Path(images)
     if not table.is_file():
-        raise Blip2rtError(f"table {table} does not exist; give a .tsv file with the columns image, caption[, prompt]")
+        raise Blip2rtError(f"table {table} does not exist: give a .tsv file with the columns image, caption[, prompt]")
     with table.open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     if not rows or rows[0][:2] != ["image", "caption"]:
@@ -125,7 +125,7 @@ def read_table(table: str | Path, images: str | Path, bad: Bad | None = None) ->
         if len(row) > 1 and row[0] in index
     ]
     if not samples:
-        raise Blip2rtError(f"{table} has no rows")
+        raise Blip2rtError(f"{table} has no rows: give some")
     return Dataset([images / name for name in names], count_answers(samples))
 
 
@@ -142,7 +142,7 @@ def batches(
     With `lengths` (count), samples of similar length are put together, so that little padding is computed.
     """
     if count < batch_size:
-        raise Blip2rtError(f"batch_size {batch_size} is more than the {count} samples there are; lower it")
+        raise Blip2rtError(f"batch_size {batch_size} is more than the {count} samples there are: lower it")
     per_epoch = count // batch_size
     step = start
     while True:

@@ -28,7 +28,7 @@ _OPEN = 64  # files held open in one process
 
 
 def expand(pattern: str) -> list[Path]:
-    """The shards of `a/{0000..0099}.tar`, of `a/*.tar`, or of a folder. Raises Blip2rtError where there are none."""
+    """The shards of `a/{0000..0099}.tar`, of `a/*.tar`, or of a folder. Raise Blip2rtError where there are none."""
     if Path(pattern).is_dir():
         pattern = str(Path(pattern) / "*.tar")
     braces = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
@@ -40,18 +40,20 @@ def expand(pattern: str) -> list[Path]:
         ]
         missing = [name for name in names if not Path(name).is_file()]
         if missing:
-            raise Blip2rtError(f"{len(missing)} of {len(names)} shards of {pattern!r} do not exist: {missing[0]}...")
+            raise Blip2rtError(
+                f"{len(missing)} of {len(names)} shards of {pattern!r} are missing: download them, as {missing[0]}"
+            )
     else:
         names = sorted(glob.glob(pattern))
     if not names:
-        raise Blip2rtError(f"there are no shards {pattern!r}; `python -m train.prepare` makes some")
+        raise Blip2rtError(f"there are no shards {pattern!r}: make some by `python -m train.prepare shards`")
     return [Path(name) for name in names]
 
 
 def index_of(shard: Path, cache: Path) -> np.ndarray:
     """(samples, 4) int64: offset and size of the image, offset and size of its text (size negative: of its .json).
 
-    Read from `cache` or made there. Of a shard that ends too early the whole samples are kept.
+    Read it from `cache`, or make it there. A shard that ends too early gives its whole samples.
     """
     status = shard.stat()
     name = hashlib.sha256(f"{shard.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:20]
@@ -80,7 +82,7 @@ def _scan(shard: Path) -> np.ndarray:
                     found.setdefault(f"{folder}/{key}", {})[f".{ending.lower()}"] = (member.offset_data, member.size)
     except tarfile.TarError as error:
         if not found:
-            raise Blip2rtError(f"shard {shard} is no .tar file ({error}); remove it or download it again") from error
+            raise Blip2rtError(f"shard {shard} is no .tar file ({error}): remove it or download it again") from error
     rows = []
     for files in found.values():
         image = next((place for ending, place in files.items() if ending in IMAGES), None)
@@ -100,7 +102,7 @@ class Shards:
         self._ends = np.cumsum(self.counts)
         self._open: OrderedDict[int, tuple[int, np.ndarray]] = OrderedDict()
         if not sum(self.counts):
-            raise Blip2rtError(f"the shards {pattern!r} hold no image with a .txt or .json beside it")
+            raise Blip2rtError(f"the shards {pattern!r} hold no image with a .txt or .json beside it: give others")
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_open": OrderedDict()}  # a loader's worker opens its own files
@@ -110,7 +112,7 @@ class Shards:
         return f"{self.paths[shard]}#{row}"
 
     def read(self, number: int) -> tuple[bytes, list[Sample]]:
-        """The image file and its texts. Raises ValueError or OSError for a sample that is damaged."""
+        """The image file and its texts. Raise ValueError or OSError for a sample that is damaged."""
         shard, row = self._place(number)
         descriptor, index = self._shard(shard)
         offset, size, text_offset, text_size = (int(value) for value in index[row])

@@ -18,7 +18,7 @@ Transform = Callable[[Image.Image], torch.Tensor]
 
 
 def read_image(source: bytes | Path) -> Image.Image:
-    """RGB, of a file or its bytes. Raises OSError, ValueError or SyntaxError for files that are none."""
+    """An RGB image from a file or its bytes. Raise OSError, ValueError or SyntaxError where it is none."""
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
         return file.convert("RGB")
 

@@ -243,7 +243,7 @@ def _checked(file: Path, found: list[Any]) -> list[Any]:
 
 
 def require_images(file: Path, paths: Iterable[Path]) -> None:
-    """Raises Blip2rtError where one of them is not there."""
+    """Raise Blip2rtError where one of them is not there."""
     missing = [path for path in dict.fromkeys(paths) if not path.is_file()]
     if missing:
         raise Blip2rtError(

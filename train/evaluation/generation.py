@@ -44,12 +44,12 @@ class Generator:
         self.ends = end_token_ids(self.tokenizer, self.config)
 
     def captions(self, vision_features: torch.Tensor, **options: Any) -> list[str]:
-        """Of images (B, N, C). options: `generate`'s, beams and lengths among them."""
+        """Captions of images (B, N, C). options: `generate`'s, beams and lengths among them."""
         prompts = [self.config.caption_prompt] * len(vision_features)
         return self._texts(vision_features, prompts, prompts, options)
 
     def answers(self, vision_features: torch.Tensor, questions: Sequence[str], **options: Any) -> list[str]:
-        """To questions about images (B, N, C), pairwise."""
+        """Answers to questions about images (B, N, C), pairwise."""
         asked = [question.strip() for question in questions]
         prompts = [self.config.ask_prompt.replace("{}", question) for question in asked]
         read = [self.model.config.question_prompt.replace("{}", question) for question in asked]

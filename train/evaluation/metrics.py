@@ -34,13 +34,13 @@ def tokenize(text: str) -> str:
 
 
 def coco_scorers() -> tuple[Any, Any, Any]:
-    """pycocoevalcap's BLEU, ROUGE-L and CIDEr. Raises Blip2rtError where it is not installed."""
+    """pycocoevalcap's BLEU, ROUGE-L and CIDEr. Raise Blip2rtError where it is not installed."""
     try:
         from pycocoevalcap.bleu.bleu import Bleu
         from pycocoevalcap.cider.cider import Cider
         from pycocoevalcap.rouge.rouge import Rouge
     except ImportError as error:
-        raise Blip2rtError("pycocoevalcap is not installed; pip install 'blip2rt[eval]'") from error
+        raise Blip2rtError("pycocoevalcap is not installed: pip install 'blip2rt[eval]'") from error
     return Bleu(4), Rouge(), Cider()
 
 

@@ -16,10 +16,10 @@ from blip2rt.errors import Blip2rtError
 
 
 class Predictions:
-    """What was predicted for each id; in a file of JSON lines, where one is given, from which the next run goes on."""
+    """Predictions by id, kept in a file of JSON lines where one is given, from which the next run goes on."""
 
     def __init__(self, file: Path | None, of: dict[str, Any]) -> None:
-        """of: everything that the predictions depend on. Raises Blip2rtError where the file's are of something else."""
+        """of: everything that the predictions depend on. Raise Blip2rtError where the file has others."""
         self.file = file
         self.found: dict[Any, Any] = {}
         if file is None:
@@ -37,7 +37,7 @@ class Predictions:
         write_whole(file, whole)  # half a line of a killed run is gone
 
     def add(self, ids: Iterable[Any], said: Sequence[Any]) -> None:
-        """Keeps what was said, on the disk too."""
+        """Keep what was said, on the disk too."""
         new = dict(zip(ids, said, strict=True))
         self.found |= new
         if self.file is not None:
@@ -55,7 +55,7 @@ def _whole_lines(file: Path) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _reporting(file: Path) -> Iterator[None]:
-    """OSErrors of a file as one line."""
+    """Turn OSErrors of a file into one line."""
     try:
         yield
     except OSError as error:
@@ -63,7 +63,7 @@ def _reporting(file: Path) -> Iterator[None]:
 
 
 def require_writable(*files: Path | None) -> None:
-    """Raises Blip2rtError where a file will not be writable, before hours are spent on what it is to hold."""
+    """Raise Blip2rtError where a file will not be writable, before hours are spent on what it is to hold."""
     for file in files:
         if file is None:
             continue
@@ -74,7 +74,7 @@ def require_writable(*files: Path | None) -> None:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Writes a file under a temporary name, then gives it its own. Raises Blip2rtError."""
+    """Write a file under a temporary name, then rename it. Raise Blip2rtError."""
     partial = file.with_name(f".{file.name}.partial")
     with _reporting(file):
         partial.write_text(text, encoding="utf-8")

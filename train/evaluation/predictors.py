@@ -51,7 +51,7 @@ def open_predictor(
     """source: a bundle, or a checkpoint of ours, Hugging Face's or LAVIS'; None is the embedded bundle.
 
     parts: what LAVIS' files leave out. precision: of a checkpoint, fp32, bf16 or fp16; None: fp32 on CPUs, else bf16.
-    prompt: instead of the model's own, of captions, or of questions where it holds {}. Raises Blip2rtError.
+    prompt: instead of the model's own, of captions, or of questions where it holds {}. Raise Blip2rtError.
     """
     if source is None or (Path(source) / contract.MANIFEST).is_file():
         return _bundle(source, prompt)
@@ -59,7 +59,7 @@ def open_predictor(
         from .torch_predictor import TorchPredictor
     except ModuleNotFoundError as error:
         raise Blip2rtError(
-            f"{source} is no bundle, and for checkpoints {error.name} is not installed; pip install 'blip2rt[train]'"
+            f"{source} is no bundle, and for checkpoints {error.name} is not installed: pip install 'blip2rt[train]'"
         ) from error
     return TorchPredictor(source, parts, precision, prompt)
 

@@ -117,7 +117,7 @@ class TorchPredictor:
         if have != stage:
             kind = "Blip2ForImageTextRetrieval" if stage == 1 else "Blip2ForConditionalGeneration"
             raise CapabilityError(
-                f"checkpoint {self.source!r} cannot {what}: it is of stage {have}; give one of stage {stage}, or {kind}"
+                f"checkpoint {self.source!r} of stage {have} cannot {what}: give one of stage {stage}, or {kind}"
             )
 
     @cached_property

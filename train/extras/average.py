@@ -22,8 +22,8 @@ _ALIKE = ("stage", "qformer_bits", "qformer_block")  # fields of Blip2Config, be
 
 
 def average(sources: Sequence[str], weights: Sequence[float] | None, out: Path) -> Path:
-    """Writes the mean of every tensor, weighted by `weights` over their sum (None: all alike), with the first one's
-    config. Raises Blip2rtError."""
+    """Write the mean of every tensor, weighted by `weights` over their sum (None: all alike), with the first one's
+    config. Raise Blip2rtError."""
     weights = [1.0] * len(sources) if weights is None else weights
     if len(weights) != len(sources) or min(weights) < 0 or not sum(weights) > 0:
         raise OptionError(
@@ -38,8 +38,8 @@ def average(sources: Sequence[str], weights: Sequence[float] | None, out: Path) 
         values = [getattr(config, field) for config in configs]
         for source, value in zip(sources, values, strict=True):
             if value != values[0]:
-                raise OptionError(f"{field} is {values[0]} in {sources[0]} and {value} in {source}: "
-                                  "the mean would be neither's; give checkpoints that have it alike")  # fmt: skip
+                raise OptionError(f"{field} is {values[0]} in {sources[0]} and {value} in {source}, "
+                                  "and the mean would be neither's: give checkpoints that have it alike")  # fmt: skip
     mean = load_file(folders[0] / WEIGHTS)
     dtypes = {name: tensor.dtype for name, tensor in mean.items()}
     mean = {name: tensor.double() * (weights[0] / sum(weights)) for name, tensor in mean.items()}

@@ -4,7 +4,7 @@ OUT`.
 `Match.score` is itm_weight * log(p / (1 - p)) + cosine / temperature. With a weight of 1 it ranks worse than the cosine
 alone where the matching head is surer of new images than it is right. So the weight becomes the one under which the
 images that texts were written of are likeliest among those that the contrast puts first (paper section 4.4; Guo et al.
-2017 of classifiers). Probability and cosine stay as they are. Knows what evaluate_retrieval asks, and the config.
+2017 of classifiers). Probability and cosine stay as they are. Knows what a retrieval asks, and the config.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def fit(cosine: np.ndarray, log_odds: np.ndarray, own: np.ndarray) -> tuple[floa
 
 
 def calibrate(ckpt: str, data: Path, images: Path, out: Path, best: int, limit: int | None) -> str:
-    """Writes the checkpoint with another itm_weight; says what it changes. Raises Blip2rtError."""
+    """Write the checkpoint with another itm_weight. Return what it changes. Raise Blip2rtError."""
     folder = locate(ckpt)
     if not (folder / WEIGHTS).is_file() or read_config(ckpt).stage != 1:
         raise OptionError(f"{ckpt} is no stage 1 of this project: give the folder of a checkpoint that matches")

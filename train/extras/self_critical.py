@@ -1,32 +1,94 @@
-"""Self-critical sequence training (Rennie et al. 2017): captions are sampled and learned by how much better than the
-image's other samples they are, by CIDEr. A finetune on top of stage 2's likelihood.
+"""Self-critical training: `python -m train.extras.self_critical --recipe recipes/nano/captions.yaml`.
 
-Knows captions and rewards; nothing about data or steps.
+A finetune of stage 2 (Rennie et al. 2017): captions are sampled, and learned by how much better by CIDEr they are than
+the image's other samples. Everything but the loss is stage 2's; questions are learned by likelihood, beside it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+from blip2rt.errors import OptionError
 from blip2rt.modeling.blip2 import Blip2
 
+from ..cli import run_main
+from ..data.feed import TableFeed, seen_features
 from ..data.samples import Sample
+from ..dry_run import dry_run
 from ..evaluation.metrics import tokenize
 from ..objectives.lm import Texts, lm_loss
 from ..objectives.packing import Tokens
+from ..recipe import Check, flat, option, parse
+from ..settings import POSITIVE
+from ..stage2 import Dev, Micro, Stage2, Stage2Settings, plan
 from .cider import CiderReward
 
 _MAX_NEW_TOKENS = 20
 _END = "</s>"  # judged like a word, or captions learn to break off
 
 
+@dataclass(frozen=True)
+class CiderSettings:
+    """Captions that are sampled."""
+
+    cider_samples: int = option(
+        5, "captions sampled of each image and rewarded by CIDEr", check=Check("2 or more", lambda count: count > 1)
+    )
+    cider_temperature: float = option(
+        0.6, "temperature at which they are drawn, near what a search will choose", check=POSITIVE
+    )
+
+
+@dataclass(frozen=True)
+class SelfCriticalSettings:
+    stage2: Stage2Settings = field(default_factory=Stage2Settings)
+    cider: CiderSettings = field(default_factory=CiderSettings)
+
+    def faults(self) -> list[str]:
+        shard = self.stage2.loop.machine.shard
+        unequal = "shard is all, and sampled captions end at unequal lengths: give --shard trained"
+        return [unequal] if shard == "all" else []
+
+
+class SelfCriticalTraining:
+    """A stage 2 with another loss."""
+
+    def __init__(self, settings: SelfCriticalSettings) -> None:
+        self.stage = stage = Stage2(settings.stage2, flat(settings))
+        if not isinstance(stage.texts, Texts) or not isinstance(stage.feed, TableFeed) or stage.questions:
+            raise OptionError(
+                "captions cannot be sampled here: give a decoder-only LLM, a Q-Former that reads no questions, and a "
+                "train_table with cached features, whose captions are the references"
+            )
+        groups, cider = stage.feed.data.by_image(), settings.cider
+        self.sampled = SelfCritical(stage.model, stage.texts, groups, cider.cider_samples, cider.cider_temperature)
+
+    def run(self) -> Path:
+        """Train. Return the last checkpoint's folder."""
+        stage, dev = self.stage, self.stage.dev
+        return stage.trainer.run(stage.batches(), self.loss, (lambda: self.evaluate(dev)) if dev else None)
+
+    def loss(self, micro: Micro) -> dict[str, torch.Tensor]:
+        """The loss of the samples, and their mean CIDEr."""
+        images = micro.images
+        return self.sampled.loss(images.image_ids.tolist(), seen_features(self.stage.model, images), images.groups)
+
+    def evaluate(self, dev: Dev) -> dict[str, float]:
+        """Stage 2's measures, and CIDEr of greedy captions."""
+        metrics = dev.evaluate()
+        captions = [caption for _, features in dev.parts() for caption in self.sampled.greedy(features)]
+        return metrics | {"cider": mean_cider(dev.groups, captions)}
+
+
 class SelfCritical:
-    """The loss of one step; questions among the samples are learned as they are, beside it."""
+    """Samples captions, and computes the loss of one step."""
 
     def __init__(
         self, model: Blip2, texts: Texts, groups: list[list[Sample]], samples: int, temperature: float = 1.0
@@ -38,7 +100,7 @@ class SelfCritical:
         self.prompt = texts.given(texts.config.caption_prompt)
 
     def loss(self, images: list[int], features: torch.Tensor, groups: list[list[Sample]]) -> dict[str, torch.Tensor]:
-        """features (B, N, C) of `images`; a sample's advantage is its reward less the mean of the other samples'."""
+        """Loss on features (B, N, C) of `images`: a sample's tokens weigh its reward less the other samples' mean."""
         rows = self._generate(features, self.samples, lambda logits: draw(logits / self.temperature))
         sampled = [rows[i : i + self.samples] for i in range(0, len(rows), self.samples)]
         rewards = torch.tensor(
@@ -100,8 +162,11 @@ class SelfCritical:
 
 
 def draw(logits: torch.Tensor) -> torch.Tensor:
-    """A token of each row's softmax of (B, V), (B), by the inverse of its cumulative distribution, first of blocks of
-    the vocabulary, then within one: torch.multinomial takes longer over 50,000 tokens than the model's step."""
+    """Draw a token (B) from the softmax of each row of (B, V).
+
+    Inverts the cumulative distribution, first over blocks of the vocabulary, then within one: torch.multinomial takes
+    longer over 50,000 tokens than the model's step.
+    """
     rows, block = torch.arange(len(logits), device=logits.device), math.isqrt(logits.shape[1])
     weights = (logits - logits.amax(1, keepdim=True)).exp_()
     weights = F.pad(weights, (0, -logits.shape[1] % block)).unflatten(1, (-1, block))
@@ -111,7 +176,7 @@ def draw(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _invert(weights: torch.Tensor) -> torch.Tensor:
-    """An index of each row of weights (B, N), drawn in proportion to them."""
+    """Draw an index of each row of weights (B, N) in proportion to them."""
     cumulative = weights.cumsum(1)
     total = cumulative[:, -1:]
     drawn = torch.searchsorted(cumulative, torch.rand_like(total) * total, right=True).squeeze(1)
@@ -126,3 +191,16 @@ def mean_cider(groups: list[list[Sample]], captions: list[str]) -> float:
 
 def _references(groups: list[list[Sample]]) -> list[list[str]]:
     return [[f"{tokenize(sample.text)} {_END}" for sample in group if not sample.prompt] for group in groups]
+
+
+def main(argv: list[str] | None = None) -> int:
+    def work() -> object:
+        settings = parse(SelfCriticalSettings, argv, __doc__ or "")
+        stage2 = settings.stage2
+        return dry_run(plan(stage2)) if stage2.loop.run.dry_run else SelfCriticalTraining(settings).run()
+
+    return run_main(lambda: print(work()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,14 +35,15 @@ def save(
     model: Trained,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    settings: Any,
+    *,
+    record: Mapping[str, Any],
     keep: int,
 ) -> None:
-    """Write step-NNNNNN under a temporary name, then give it its own; older ones than the last `keep` go afterwards.
+    """Write step-NNNNNN under a temporary name, rename it, then remove all but the last `keep` checkpoints.
 
-    Every process calls, the main one writes: tensors that are sharded are whole on the disk.
+    Every process calls and the main one writes: sharded tensors are whole on the disk. record: all settings.
 
-    Raises Blip2rtError where it cannot be written, as on a full disk; earlier checkpoints are untouched then.
+    Raise Blip2rtError where it cannot be written, as on a full disk; earlier checkpoints are untouched then.
     """
     trained = here().collect(model.trained_state())
     moments = _optimizer_state(model, optimizer)
@@ -54,7 +56,7 @@ def save(
         partial.mkdir()
         save_model(model, partial, trained)
         save_file(moments, partial / OPTIMIZER)
-        state = {"step": step, "scaler": scaler.state_dict(), "settings": vars(settings)}
+        state = {"step": step, "scaler": scaler.state_dict(), "settings": dict(record)}
         (partial / STATE).write_text(json.dumps(state))
         _sync(partial)
         shutil.rmtree(final, ignore_errors=True)
@@ -62,7 +64,7 @@ def save(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise Blip2rtError(
-            f"checkpoint {final} cannot be written: {error}; earlier checkpoints are whole; free some space and "
+            f"checkpoint {final} cannot be written, earlier ones are whole ({error}): free some space and "
             "give the same command again"
         ) from error
     for old in list_checkpoints(out)[:-keep]:
@@ -84,7 +86,7 @@ def resume_weights(out: Path, model: Trained) -> None:
 
 
 def resume(out: Path, model: Trained, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> int:
-    """Load all but the weights of the newest checkpoint in `out`, if any; returns the step to go on from."""
+    """Load all but the weights of the newest checkpoint in `out`, if any. Return the step to go on from."""
     found = list_checkpoints(out)
     if not found:
         return 0
@@ -93,11 +95,11 @@ def resume(out: Path, model: Trained, optimizer: torch.optim.Optimizer, scaler: 
         kept = json.loads((found[-1] / STATE).read_text())
     except (OSError, SafetensorError, ValueError) as error:
         raise Blip2rtError(
-            f"checkpoint {found[-1]} is damaged ({error}); remove it to go on from the one before"
+            f"checkpoint {found[-1]} is damaged ({error}): remove it to go on from the one before"
         ) from error
     for parameter, name in _names(model).items():
         if f"{name}|step" not in state:
-            raise Blip2rtError(f"checkpoint {found[-1]} has no optimizer state of {name}; give another folder as out")
+            raise Blip2rtError(f"checkpoint {found[-1]} has no optimizer state of {name}: give another folder as out")
         moments = {key: like(parameter, state[f"{name}|{key}"]) for key in MOMENTS}
         optimizer.state[parameter] = {"step": state[f"{name}|step"].to(parameter.device)} | moments
     if kept.get("scaler"):

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import math
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +22,30 @@ from blip2rt.errors import Blip2rtError
 class Log:
     """The log of one process; all but the main one are silent."""
 
-    def __init__(self, out: Path, main: bool, settings: Any) -> None:
-        """settings: the training's. Raises Blip2rtError where its `wandb` is given and not installed."""
-        self.out, self.main, self.settings = out, main, settings
+    def __init__(
+        self, out: Path, main: bool, steps: int, wandb: str = "", record: Mapping[str, Any] | None = None
+    ) -> None:
+        """steps: of the whole training; wandb: a project that is told too, together with `record`, all settings.
+
+        Raise Blip2rtError where wandb is asked for and not installed.
+        """
+        self.out, self.main, self.steps = out, main, steps
+        self.wandb, self.record = wandb, dict(record or {})
         self.speed: dict[str, str] = {}  # of the last line, for the bar
         self._writers: list[Any] = []
-        spec = importlib.util.find_spec("wandb") if main and settings.wandb else None
-        if main and settings.wandb and (spec is None or spec.origin is None):  # its folder of runs is no package
-            raise Blip2rtError(f"wandb is {settings.wandb!r} and not installed; pip install wandb, or leave it empty")
+        spec = importlib.util.find_spec("wandb") if main and wandb else None
+        if main and wandb and (spec is None or spec.origin is None):  # its folder of runs is no package
+            raise Blip2rtError(f"wandb is {wandb!r} and not installed: pip install wandb, or leave it empty")
 
     @contextlib.contextmanager
     def running(self, step: int) -> Iterator[tqdm[Any]]:
-        """The progress bar from `step` on, with all that is written to; lines of steps that will be run again go."""
+        """Show the progress bar from `step` on and open every log; drop lines of steps that will be run again."""
         if self.main:
             self._drop_after(step)
-            self._writers = [*_tensorboard(self.out, step), *_wandb(self.out, self.settings)]
-        total, name = self.settings.steps, self.out.name
+            self._writers = [*_tensorboard(self.out, step), *_wandb(self.out, self.wandb, self.record)]
+        name = self.out.name
         try:
-            with tqdm(total=total, initial=step, unit="step", desc=name, disable=not self.main) as bar:
+            with tqdm(total=self.steps, initial=step, unit="step", desc=name, disable=not self.main) as bar:
                 yield bar
         finally:
             for writer in self._writers:
@@ -47,7 +53,7 @@ class Log:
             self._writers = []
 
     def write(self, line: dict[str, float]) -> None:
-        """One line of metrics, which holds its step."""
+        """Write one line of metrics, which holds its step."""
         if "samples_per_second" in line:
             waiting = 100 * line["waiting_for_data"]
             self.speed = {"samples/s": f"{line['samples_per_second']:.3g}", "waiting": f"{waiting:.0f}%"}
@@ -56,7 +62,7 @@ class Log:
             writer.numbers(line)
 
     def samples(self, step: int, texts: dict[str, str]) -> None:
-        """What the model says at `step` of images, by their names."""
+        """Write what the model says of images at `step`, by their names."""
         self._append({"step": step, "samples": texts})
         for writer in self._writers:
             writer.texts(step, texts)
@@ -73,7 +79,7 @@ class Log:
             path.write_text("".join(line + "\n" for line in kept))
 
     def plot(self) -> None:
-        """loss.png from metrics.jsonl."""
+        """Draw loss.png."""
         if self.main and (self.out / "metrics.jsonl").exists():  # the first line may come after the first checkpoint
             plot_losses(self.out)
 
@@ -128,23 +134,21 @@ class _Wandb:
         self.run.finish()
 
 
-def _wandb(out: Path, settings: Any) -> Iterator[_Wandb]:
-    if not settings.wandb:
+def _wandb(out: Path, project: str, record: dict[str, Any]) -> Iterator[_Wandb]:
+    if not project:
         return
     import wandb
 
     file = out / "wandb.id"
     if not file.exists():
         file.write_text(uuid.uuid4().hex[:12])
-    run = wandb.init(
-        project=settings.wandb, name=out.name, id=file.read_text(), resume="allow", dir=str(out), config=vars(settings)
-    )
+    run = wandb.init(project=project, name=out.name, id=file.read_text(), resume="allow", dir=str(out), config=record)
     run.define_metric("*", step_metric="step")
     yield _Wandb(run, wandb.Table)
 
 
 def plot_losses(out: Path) -> None:
-    """loss.png from metrics.jsonl."""
+    """Draw loss.png from metrics.jsonl."""
     import matplotlib
 
     matplotlib.use("Agg")

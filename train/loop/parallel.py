@@ -54,7 +54,7 @@ class Inside(nn.Module):
 
 @cache
 def here() -> Parallel:
-    """The one of this process."""
+    """This process, made once."""
     return Parallel()
 
 
@@ -74,7 +74,7 @@ class Parallel:
         kind = self._accelerator.distributed_type
         if kind not in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
             raise Blip2rtError(
-                f"accelerate is set up for {kind.value}; choose multi-GPU in `accelerate config`, and for FSDP give "
+                f"accelerate is set up for {kind.value}: choose multi-GPU in `accelerate config`, and for FSDP give "
                 "--shard trained or --shard all"
             )
         self.rank, self.device = self._accelerator.process_index, self._accelerator.device
@@ -120,7 +120,7 @@ class Parallel:
                 yield
 
     def part(self, module: nn.Module) -> None:
-        """Of a sharded module every process keeps its part again; without gradients that does not happen by itself."""
+        """Leave each process its part of a sharded module; without gradients that does not happen by itself."""
         if isinstance(module, FSDPModule):
             module.reshard()
 
@@ -188,16 +188,18 @@ class Parallel:
 
 
 def leave() -> None:
-    """The end of all talk. The group's threads die with its last owner, which may be a model in a circle of references;
-    one that is still at work when Python ends aborts the process."""
+    """Destroy the process group.
+
+    Its threads die with its last owner, which may be a model in a circle of references. A thread that is still at work
+    when Python ends aborts the process.
+    """
     gc.collect()
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
 def like(parameter: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Whole values as the parameter has its own: on its device, in its memory format, of a sharded one this process'
-    part."""
+    """Whole values in the parameter's form: its device, its memory format, this process' part of a sharded one."""
     if isinstance(parameter, DTensor):
         values = values.to(parameter.device).reshape(parameter.shape)
         return distribute_tensor(values, parameter.device_mesh, parameter.placements)
@@ -205,5 +207,5 @@ def like(parameter: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 
 def whole(value: torch.Tensor) -> torch.Tensor:
-    """A value computed of sharded tensors, as each process may read it."""
+    """A value computed of sharded tensors, in a form that each process may read."""
     return value.full_tensor() if isinstance(value, DTensor) else value

@@ -1,7 +1,7 @@
-"""Weights as they will ship: a step computes with their rounded values and changes the exact ones, so that what learns
-makes up for the rounding (the straight-through estimator, Bengio et al. 2013).
+"""Weights as they will ship: a step computes with rounded weights and changes the exact ones.
 
-Knows matrices and one step, nothing about what it computes.
+What learns makes up for the rounding (the straight-through estimator, Bengio et al. 2013). Knows matrices and one step,
+nothing about what it computes.
 """
 
 from __future__ import annotations
@@ -16,24 +16,22 @@ from blip2rt.errors import OptionError
 from blip2rt.modeling.blip2 import Blip2Config, Trained
 from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise
 
-from ..settings import TrainSettings
-
 _OTHERS = ("vision.", "llm.")  # frozen, or exported at a precision of their own
 
 
-def check_rounding(config: Blip2Config, settings: TrainSettings) -> None:
-    """Raises OptionError for bits that there are not, or with weights that no process has whole."""
+def check_rounding(config: Blip2Config, shard: str) -> None:
+    """Raise OptionError for bits that there are not, and for weights that no process has whole."""
     if config.qformer_bits not in (0, 4, 8):
-        raise OptionError(f"qformer_bits is {config.qformer_bits}; choose 4, 8, or 0 for exact weights")
-    if config.qformer_bits and settings.shard != "none":
-        raise OptionError(f"qformer_bits needs whole weights, not --shard {settings.shard}; give --shard none")
+        raise OptionError(f"qformer_bits is {config.qformer_bits}: choose 4, 8, or 0 for exact weights")
+    if config.qformer_bits and shard != "none":
+        raise OptionError(f"qformer_bits needs whole weights, and shard is {shard}: give --shard none")
 
 
 class Rounding:
-    """The trained matrices of a model but those of its encoder and LLM, rounded while `active` as its config says.
+    """Rounds a model's trained matrices, but not its encoder's and LLM's, while `active`, as its config says.
 
-    Checkpoints keep the exact ones, which drift away from the others wherever a gradient does not reach the next code:
-    whoever loads a model rounds them (checkpoints.load_model), a resumed training does not.
+    Checkpoints keep the exact values. They drift away from the rounded ones wherever a gradient does not reach the next
+    code: whoever loads a model rounds them (checkpoints.load_model), a resumed training does not.
     """
 
     def __init__(self, model: Trained) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from blip2rt.modeling.blip2 import Trained
 from blip2rt.modeling.checkpoints import list_checkpoints
 from blip2rt.modeling.vision import layer_numbers, longest_list
 
-from ..settings import TrainSettings
+from ..settings import BatchSettings, LoopSettings, OptimizerSettings
 from . import checkpoint as checkpoints
 from .logs import Log
 from .memory import keep_freed_memory
@@ -33,31 +33,37 @@ from .rounding import Rounding, check_rounding
 Losses = dict[str, torch.Tensor]
 
 
-def learning_rate(step: int, peak: float, settings: TrainSettings) -> float:
-    """Linear warm-up to `peak`, then a cosine, every step, down to min_lr (in proportion to `peak`) at the last."""
-    if step < settings.warmup:
-        return peak * (step + 1) / settings.warmup
-    progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    floor = settings.min_lr * peak / settings.lr
+def learning_rate(step: int, peak: float, optimizer: OptimizerSettings) -> float:
+    """Rise linearly to `peak`, then fall by a cosine to min_lr (in proportion to `peak`) at the last step."""
+    if step < optimizer.warmup:
+        return peak * (step + 1) / optimizer.warmup
+    progress = (step - optimizer.warmup) / max(1, optimizer.steps - optimizer.warmup)
+    floor = optimizer.min_lr * peak / optimizer.lr
     return floor + (peak - floor) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
-def vision_peaks(encoder: nn.Module, settings: TrainSettings) -> dict[str, float]:
-    """Peak rates of an encoder's parameters by their names in the model: `layer_decay` to the power of the number of
-    layers above, what is behind the last block as one of them; the rest of the model learns at `lr`."""
+def vision_peaks(encoder: nn.Module | None, optimizer: OptimizerSettings) -> dict[str, float]:
+    """Peak rates of an encoder's parameters by their names in the model; none where no encoder learns.
+
+    A layer's is lr * layer_decay ** (layers above it). What is behind the last block counts as one layer.
+    """
+    if encoder is None:
+        return {}
     numbers = layer_numbers(encoder)
     top = 1 + len(longest_list(encoder)[1])  # type: ignore[arg-type]
-    return {f"vision.{name}": settings.lr * settings.layer_decay ** (top - n) for name, n in numbers.items()}
+    return {f"vision.{name}": optimizer.lr * optimizer.layer_decay ** (top - n) for name, n in numbers.items()}
 
 
-def parameter_groups(model: nn.Module, settings: TrainSettings, peaks: dict[str, float]) -> list[dict[str, Any]]:
-    """Trained parameters by decay (matrices decay; biases, norms and scalars do not) and peak rate (by name prefix)."""
+def parameter_groups(
+    model: nn.Module, optimizer: OptimizerSettings, peaks: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Group trained parameters by decay (matrices alone decay) and peak rate (by the beginnings of their names)."""
     groups: dict[tuple[float, float], list[torch.Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decay = 0.0 if parameter.dim() < 2 or name.endswith(".bias") else settings.weight_decay
+            decay = 0.0 if parameter.dim() < 2 or name.endswith(".bias") else optimizer.weight_decay
             prefixed = (value for prefix, value in peaks.items() if name.startswith(prefix))
-            peak = peaks[name] if name in peaks else next(prefixed, settings.lr)
+            peak = peaks[name] if name in peaks else next(prefixed, optimizer.lr)
             groups.setdefault((peak, decay), []).append(parameter)
     return [
         {"params": params, "lr": peak, "peak": peak, "weight_decay": decay} for (peak, decay), params in groups.items()
@@ -68,76 +74,80 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float
 
 
 def autocast_dtype(precision: str) -> torch.dtype:
-    """bf16 where the device multiplies it in hardware and `auto` is asked for; else what is asked for."""
+    """The type that is asked for; of `auto` bf16 where the device multiplies it in hardware, else fp32."""
     if precision in PRECISIONS:
         return PRECISIONS[precision]
     if precision != "auto":
-        raise Blip2rtError(f"precision is {precision!r}; choose auto, bf16, fp16 or fp32")
+        raise Blip2rtError(f"precision is {precision!r}: choose auto, bf16, fp16 or fp32")
     on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     on_cpu = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if on_gpu or on_cpu else torch.float32
 
 
 def _blocks(models: Sequence[nn.Module]) -> Iterator[nn.Module]:
-    """Of each model its blocks: what its outermost lists hold, such as those of an encoder and of a decoder."""
+    """Each model's blocks: what its outermost lists hold, such as those of an encoder and of a decoder."""
     for model in models:
         for child in model.children():
             yield from child if isinstance(child, nn.ModuleList | nn.Sequential) else _blocks([child])
 
 
 def compile_layers(*models: nn.Module) -> None:
-    """torch.compile every block of each model: one compilation serves all blocks."""
+    """Compile every block of each model: one compilation serves all blocks."""
     for block in _blocks(models):
         block.compile(dynamic=True)
 
 
 def recompute_layers(*models: nn.Module) -> None:
-    """Activation checkpointing: of every block of each model its inputs are kept, the rest is computed again."""
+    """Checkpoint activations: keep every block's inputs, compute the rest again."""
     for block in _blocks(models):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 class Trainer:
-    """Runs steps until `settings.steps`, from the newest checkpoint in `settings.out` if there is one; `prepare` comes
-    before anything else."""
+    """Runs all steps, from the newest checkpoint in `out` if there is one; `prepare` comes before anything else."""
 
-    def __init__(self, model: Trained, settings: TrainSettings, peaks: dict[str, float] | None = None) -> None:
+    def __init__(
+        self, model: Trained, settings: LoopSettings, peaks: Mapping[str, float], record: Mapping[str, Any]
+    ) -> None:
+        """peaks: peak rates by the beginnings of parameters' names, where not lr; record: all settings, to be kept."""
         keep_freed_memory()
         self.model, self.settings = model, settings
         self.parallel = here()
         self.device = self.parallel.device
-        check_batch(settings, self.parallel.world)
-        check_rounding(model.config, settings)
-        self.out = Path(settings.out)
+        check_batch(settings.batch, self.parallel.world)
+        check_rounding(model.config, settings.machine.shard)
+        self.out = Path(settings.run.out)
         self.out.mkdir(parents=True, exist_ok=True)
-        self.peaks = peaks or {}
-        self.dtype = autocast_dtype(settings.precision)
+        self.peaks, self.record = peaks, record
+        self.dtype = autocast_dtype(settings.machine.precision)
         # From PyTorch's 2**16 the first steps overflow and are left out; the scale grows by itself.
         self.scaler = torch.amp.GradScaler(self.device.type, 2.0**10, enabled=self.dtype == torch.float16)
         self.generator = torch.Generator(self.device) if self.parallel.world > 1 else None  # the same in all processes
-        self.log = Log(self.out, self.parallel.main, settings)
+        self.log = Log(self.out, self.parallel.main, settings.optimizer.steps, settings.log.wandb, record)
 
     def prepare(self, layered: Sequence[nn.Module], frozen: Sequence[nn.Module | None]) -> None:
-        """What the settings ask of the models' layers, the newest checkpoint, the device or this process' share.
+        """Change layers as the settings say, load the newest checkpoint, and move the model to the device.
 
-        Frozen parts are held in the precision of the computation: they have no master weights, and autocast would cast
-        them at every step. Adapters in them stay as they are."""
+        Frozen parts take the precision of the computation: they have no master weights, and autocast would cast them at
+        every step. Adapters in them stay as they are.
+        """
+        machine, optimizer = self.settings.machine, self.settings.optimizer
         for part in frozen:
             if part is not None:
                 learns = {parameter: parameter.data for parameter in part.parameters() if parameter.requires_grad}
                 part.to(self.dtype)
                 for parameter, values in learns.items():
                     parameter.data = values
-        if self.settings.recompute:
+        if machine.recompute:
             recompute_layers(*layered)
-        if self.settings.compile:
+        if machine.compile:
             compile_layers(*layered)
         checkpoints.resume_weights(self.out, self.model)
         blocks = list(_blocks([part for part in frozen if part is not None]))
-        self.wrapped = self.parallel.wrap(self.model, self.settings.shard, blocks)
+        self.wrapped = self.parallel.wrap(self.model, machine.shard, blocks)
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, self.settings, self.peaks),
-            betas=(self.settings.beta1, self.settings.beta2),
+            parameter_groups(self.model, optimizer, self.peaks),
+            betas=(optimizer.beta1, optimizer.beta2),
             fused=True,
         )
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -150,14 +160,14 @@ class Trainer:
         loss: Callable[[Any], Losses],
         evaluate: Callable[[], dict[str, float]] | None = None,
     ) -> Path:
-        """Train on `batches` (step, micro-batches) from `self.step` on; returns the last checkpoint's folder."""
-        settings = self.settings
+        """Train on `batches` (step, micro-batches) from `self.step` on. Return the last checkpoint's folder."""
+        steps, log = self.settings.optimizer.steps, self.settings.log
         window: list[dict[str, float]] = []
         started = waiting = time.perf_counter()
         waited = 0.0
         with self.log.running(self.step) as bar:  # an error has a line of its own
             for step, micros in batches:
-                if step >= settings.steps:
+                if step >= steps:
                     break
                 waited += time.perf_counter() - waiting
                 metrics = self._step(step, partial(self._backward, loss, micros))
@@ -165,38 +175,39 @@ class Trainer:
                 self.step = step + 1
                 bar.update()
                 bar.set_postfix(loss=f"{metrics['loss']:.3f}", **self.log.speed)
-                last = self.step == settings.steps
-                if self.step % settings.log_every == 0 or last:
+                last = self.step == steps
+                if self.step % log.log_every == 0 or last:
                     self._log_window(window, time.perf_counter() - started, waited)
                     window.clear()
                     started, waited = time.perf_counter(), 0.0
-                if evaluate and (self.step % settings.eval_every == 0 or last):
+                if evaluate and (self.step % log.eval_every == 0 or last):
                     self._evaluate(evaluate, bar)
                     started = time.perf_counter()
-                if self.step % settings.save_every == 0 or last:
+                if self.step % log.save_every == 0 or last:
                     self._save()
                 waiting = time.perf_counter()
         return list_checkpoints(self.out)[-1]
 
     def _step(self, step: int, backward: Callable[[], Losses]) -> dict[str, float]:
-        """One update; `backward` leaves gradients and returns the losses. The learning rate is that of `step`."""
-        seed = self.settings.seed * 1_000_003 + step  # dropout and negatives repeat after a resume
+        """Update the weights once; `backward` leaves gradients and returns the losses."""
+        optimizer = self.settings.optimizer
+        seed = self.settings.batch.seed * 1_000_003 + step  # dropout and negatives repeat after a resume
         torch.manual_seed(seed + self.parallel.rank * 2**40)
         if self.generator is not None:
             self.generator.manual_seed(seed)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, group["peak"], self.settings)
+            group["lr"] = learning_rate(step, group["peak"], optimizer)
         with self.rounding.active():
             losses = backward()
         self.scaler.unscale_(self.optimizer)
-        norm = whole(nn.utils.clip_grad_norm_(self.trained, self.settings.clip or math.inf))
+        norm = whole(nn.utils.clip_grad_norm_(self.trained, optimizer.clip or math.inf))
         self.scaler.step(self.optimizer)  # without fp16 it does nothing else than the optimizer's
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return {name: float(value) for name, value in losses.items()} | {"gradient_norm": float(norm)}
 
     def _backward(self, loss: Callable[[Any], Losses], micros: Sequence[Any]) -> Losses:
-        """Gradients of the mean loss over the micro-batches, and the mean of all that is reported."""
+        """Add up gradients of the mean loss over the micro-batches. Return the mean of all that is reported."""
         total: Losses = {}
         for number, micro in enumerate(micros, 1):
             with self.parallel.summing(self.wrapped) if number < len(micros) else contextlib.nullcontext():
@@ -209,25 +220,26 @@ class Trainer:
         return total
 
     def _check(self, loss: torch.Tensor, micro: Any) -> None:
-        """A loss that is no number ends the training, in all processes; the batch is kept to look at."""
+        """Raise Blip2rtError in all processes where a loss is no number; the batch is kept to look at."""
         value = float(loss.detach())
         if not self.parallel.total(not math.isfinite(value)):
             return
         kept = self.out / f"bad-batch-step-{self.step + 1}-process-{self.parallel.rank}.pt"
         torch.save(micro_tensors(micro), kept)
         raise Blip2rtError(
-            f"the loss is {value} at step {self.step + 1}; its batch is in {kept}; lower lr or use --precision fp32"
+            f"the loss is {value} at step {self.step + 1}, its batch is in {kept}: lower lr or use --precision fp32"
         )
 
     def _log_window(self, window: list[dict[str, float]], seconds: float, waited: float) -> None:
-        """Means over the steps and processes since the last line."""
+        """Log means over processes and the steps since the last line."""
         sums = torch.tensor([sum(m[name] for m in window) for name in window[0]], dtype=torch.float64)
         means = (self.parallel.reduce(sums) / len(window) / self.parallel.world).tolist()
-        rate = learning_rate(self.step - 1, self.settings.lr, self.settings)
+        optimizer = self.settings.optimizer
+        rate = learning_rate(self.step - 1, optimizer.lr, optimizer)
         line = {"step": self.step, "lr": rate} | dict(zip(window[0], means, strict=True))
         speed = {
             "seconds_per_step": seconds / len(window),
-            "samples_per_second": len(window) * self.settings.batch_size / seconds,
+            "samples_per_second": len(window) * self.settings.batch.batch_size / seconds,
             "waiting_for_data": waited / seconds,
         }
         self.log.write(line | speed)
@@ -244,25 +256,24 @@ class Trainer:
         self.log.write({"step": self.step} | {f"dev_{name}": value for name, value in metrics.items()})
 
     def _save(self) -> None:
-        checkpoints.save(
-            self.out, self.step, self.model, self.optimizer, self.scaler, self.settings, self.settings.keep
-        )
+        checkpoints.save(self.out, self.step, self.model, self.optimizer, self.scaler,
+                         record=self.record, keep=self.settings.log.keep)  # fmt: skip
         self.log.plot()
         self.parallel.wait()
 
 
-def check_batch(settings: TrainSettings, world: int) -> None:
-    """Raises Blip2rtError where the batch cannot be divided among processes and micro-batches."""
-    parts = world * settings.accumulate
-    if settings.accumulate < 1 or settings.batch_size % parts:
+def check_batch(batch: BatchSettings, world: int) -> None:
+    """Raise Blip2rtError where the batch cannot be divided among processes and micro-batches."""
+    parts = world * batch.accumulate
+    if batch.accumulate < 1 or batch.batch_size % parts:
         raise Blip2rtError(
-            f"batch_size {settings.batch_size} cannot be divided among {world} processes x accumulate "
-            f"{settings.accumulate}; choose a multiple of {max(parts, 1)}"
+            f"batch_size {batch.batch_size} cannot be divided among {world} processes x accumulate "
+            f"{batch.accumulate}: choose a multiple of {max(parts, 1)}"
         )
 
 
 def micro_tensors(micro: Any) -> dict[str, Any]:
-    """The tensors of a micro-batch, by field, to be saved."""
+    """A micro-batch's tensors by field, to be saved."""
     fields = vars(micro) if hasattr(micro, "__dict__") else dict(enumerate(micro))
     found: dict[str, Any] = {}
     for name, value in fields.items():

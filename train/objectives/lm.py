@@ -23,7 +23,7 @@ from .stage1 import frozen_head_loss, query_cosine
 
 @dataclass(frozen=True)
 class Asked:
-    """What the queries read of T texts beside the image: image (T), its row; token_ids and text_mask (T, L)."""
+    """T texts that the queries read beside the image. image (T): its row; token_ids and text_mask (T, L)."""
 
     image: torch.Tensor
     token_ids: torch.Tensor
@@ -31,7 +31,7 @@ class Asked:
 
 
 class Questions:
-    """Samples to what a Q-Former that reads questions reads of them, as the runtime has it."""
+    """Samples to the texts that a Q-Former reads beside the image, as the runtime lays them out."""
 
     def __init__(self, model: Blip2) -> None:
         assert model.config.llm is not None
@@ -94,8 +94,10 @@ class Texts:
 def part_seen(
     model: Blip2, vision_features: torch.Tensor, hidden_positions: float, asked: Asked | None
 ) -> torch.Tensor:
-    """query_output (B, Q, H) of images of which a random share of the positions is left out; (T, Q, H) of T texts that
-    the queries read too, which look at their images' one set of keys and values."""
+    """query_output (B, Q, H) of images without a random share of their positions.
+
+    With `asked` it is (T, Q, H): the queries read T texts too, which share the keys and values of their images.
+    """
     vision_kv = model.vision_kv(vision_features)
     if hidden_positions:
         count = vision_features.shape[1]

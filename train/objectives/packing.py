@@ -14,8 +14,7 @@ import torch
 
 @dataclass(frozen=True)
 class Tokens:
-    """One text: token ids, of which the first `prompt` are given and not learned; the others weigh `weight` each, in a
-    softmax of `temperature`."""
+    """One text: the first `prompt` ids are given, the others are learned, at `weight` and `temperature`."""
 
     ids: list[int]
     prompt: int = 0

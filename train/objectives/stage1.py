@@ -56,7 +56,7 @@ def hard_negatives(
     logits = (hardness * sim.float() / temperature).masked_fill(same, float("-inf"))
     if bool(same.all(1).any()):
         raise Blip2rtError(
-            "all texts of a micro-batch of stage 1 are of one image, and none is wrong; give more images, a "
+            "all texts of a micro-batch of stage 1 are of one image, and none is wrong: give more images, a "
             "larger batch_size or a smaller accumulate"
         )
     return (

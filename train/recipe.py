@@ -1,0 +1,196 @@
+"""Settings from one YAML recipe and the command line, where fields are flat, into groups of fields.
+
+A group is a frozen dataclass of `option` fields or of other groups; its docstring is its title in --help. A field's
+name is the recipe's key and, with hyphens, the command line's option. `parse` fills the field `given` of a group with
+what recipe and command line name. Knows groups and fields, nothing about what they mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
+
+import yaml
+
+from blip2rt.command import Parser
+from blip2rt.errors import OptionError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
+Given = Mapping[str, Any]  # the fields that recipe or command line name, with their values
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What a field's value must be: a test, and words for it."""
+
+    want: str
+    good: Callable[[Any], bool]
+
+
+def option(
+    default: Any, help: str, *, check: Check | None = None, metavar: str | None = None, bare: int | None = None
+) -> Any:
+    """A field with its help. bare: the value of an option that is named without one."""
+    described = {"help": help, "check": check, "metavar": metavar, "bare": bare}
+    return dataclasses.field(default=default, metadata=described)
+
+
+def parse(cls: type[T], argv: list[str] | None, description: str) -> T:
+    """Settings from `--recipe FILE` and `--field VALUE`. Raise OptionError, which names all that is wrong."""
+    hints = {field.name: each.hints[field.name] for each in _groups(cls) for field in each.fields}
+    named = vars(_parser(cls, description).parse_args(argv))
+    recipe = _read_recipe(named.pop("recipe"), hints)
+    told = {name: value for name, value in named.items() if value is not None}
+    settings = compose(cls, recipe | {name: tuple(v) if isinstance(v, list) else v for name, v in told.items()})
+    found = faults(settings)
+    if found:
+        raise OptionError("; ".join(found))
+    return settings
+
+
+def compose(cls: type[T], values: Given) -> T:
+    """The settings of class `cls` that have these values; every other field has its default."""
+    hints = typing.get_type_hints(cls)
+    arguments: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[field.name]):
+            arguments[field.name] = compose(hints[field.name], values)
+        elif field.name == "given":
+            arguments["given"] = dict(values)
+        elif field.name in values:
+            arguments[field.name] = values[field.name]
+    return cls(**arguments)
+
+
+def flat(settings: DataclassInstance) -> dict[str, Any]:
+    """Every field of every group by its name, and `given`: the names that recipe or command line gave."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if _is_group(value):
+            found |= flat(value)
+        else:
+            found[field.name] = sorted(value) if field.name == "given" else value
+    return found
+
+
+def faults(settings: DataclassInstance) -> list[str]:
+    """Everything that makes no sense in itself: what a field's check says, then what a group's `faults` says."""
+    found: list[str] = []
+    for field in dataclasses.fields(settings):
+        value, check = getattr(settings, field.name), field.metadata.get("check")
+        if _is_group(value):
+            found += faults(value)
+        elif check is not None and not check.good(value):
+            found.append(f"{field.name} is {value!r}: give {check.want}")
+    return found + (settings.faults() if hasattr(settings, "faults") else [])
+
+
+def _is_group(value: object) -> TypeGuard[DataclassInstance]:
+    return dataclasses.is_dataclass(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """A group that has fields of its own. hints: their types, by name."""
+
+    title: str
+    shown: bool  # by --help
+    fields: list[dataclasses.Field[Any]]
+    hints: dict[str, Any]
+
+
+def _groups(cls: type, shown: bool = True) -> Iterator[_Group]:
+    """The groups in `cls`, then itself if it has fields of its own."""
+    hints, own = typing.get_type_hints(cls), []
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _groups(hints[field.name], shown and field.metadata.get("shown", True))
+        elif "help" in field.metadata:
+            own.append(field)
+    if own:
+        yield _Group((cls.__doc__ or "").splitlines()[0].rstrip("."), shown, own, hints)
+
+
+def _parser(cls: type, description: str) -> Parser:
+    usage = "%(prog)s [--recipe FILE.yaml] [--FIELD VALUE ...]"
+    parser = Parser(usage=usage, description=description)
+    parser.add_argument("--recipe", metavar="FILE.yaml", help="take any of the fields below from a file")
+    for each in _groups(cls):
+        options = parser.add_argument_group(each.title) if each.shown else parser
+        for field in each.fields:
+            _add(options, field, each.hints[field.name], each.shown)
+    return parser
+
+
+def _add(parser: argparse._ActionsContainer, field: dataclasses.Field[Any], hint: Any, shown: bool) -> None:
+    name, described = f"--{field.name.replace('_', '-')}", field.metadata
+    default = "" if described["bare"] is not None else _default(field.default)
+    text = f"{described['help']}{default}".replace("%", "%%") if shown else argparse.SUPPRESS
+    metavar = described["metavar"] or {int: "N", float: "X", str: "TEXT"}.get(hint)
+    if hint is bool:
+        parser.add_argument(name, action=argparse.BooleanOptionalAction, help=text)
+    elif typing.get_origin(hint) is tuple:
+        numbers = hint == tuple[float, ...]
+        parse_item, metavar = (float, "X") if numbers else (yaml.safe_load, metavar or "ITEM")
+        parser.add_argument(name, nargs="*", type=parse_item, metavar=metavar, help=text)
+    elif described["bare"] is not None:
+        parser.add_argument(name, nargs="?", const=described["bare"], type=hint, metavar=metavar, help=text)
+    else:
+        parser.add_argument(name, type=hint, metavar=metavar, help=text)
+
+
+def _default(value: Any) -> str:
+    """The default as --help shows it; none where it is empty."""
+    if isinstance(value, bool):
+        return f" (default: {'on' if value else 'off'})"
+    shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f" (default: {shown})" if shown else ""
+
+
+def _read_recipe(path: str | None, hints: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a recipe; those of its `base`, a file beside it, where it does not say them itself."""
+    if path is None:
+        return {}
+    if not Path(path).is_file():
+        raise OptionError(f"recipe {path!r} does not exist: see the folder recipes/")
+    data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(data, dict):
+        raise OptionError(f"recipe {path!r} is no mapping: give lines of field: value")
+    base = data.pop("base", None)
+    inherited = {} if base is None else _read_recipe(str(Path(path).parent / str(base)), hints)
+    found = [_unknown(key, hints) for key in data if key not in hints]
+    found += [
+        f"{key} is {value!r}: give {_ARTICLES.get(hints[key], 'a')} {hints[key].__name__}"
+        for key, value in data.items()
+        if key in hints and isinstance(hints[key], type) and not isinstance(value, _accepted(hints[key]))
+    ]
+    if found:
+        raise OptionError(f"recipe {path!r}: {'; '.join(found)}")
+    return inherited | {key: _convert(value, hints[key]) for key, value in data.items()}
+
+
+_ARTICLES = {int: "an"}
+
+
+def _accepted(hint: type) -> tuple[type, ...]:
+    return (int, float) if hint is float else (hint,)
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    if typing.get_origin(hint) is tuple:
+        return tuple(value)
+    return float(value) if hint is float else value
+
+
+def _unknown(key: str, hints: dict[str, Any]) -> str:
+    near = difflib.get_close_matches(str(key), hints, 1)
+    return f"unknown field {key!r}" + (f": did you mean {near[0]!r}?" if near else ": leave it out")
