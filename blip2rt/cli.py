@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
-from .command import Parser, complain, run, text
+from .command import Parser, complain, flags_named, run, text
 from .errors import ImageError, OptionError
 from .options import Options
 
@@ -22,9 +21,11 @@ if TYPE_CHECKING:
     from .bundle import Bundle
     from .pipeline import Model
 
-# Options whose flag has another name than the field.
-_FLAGS = {"num_beams": "--beams", "do_sample": "--sample", "bad_words": "--bad-word", "stop_strings": "--stop-string"}
-_RENAMED = {"--" + field.replace("_", "-"): flag for field, flag in _FLAGS.items()}
+# Options whose flag has another name than the field; the field's name is accepted, too.
+_SHORT = {"num_beams": "--beams", "do_sample": "--sample", "bad_words": "--bad-word", "stop_strings": "--stop-string"}
+_RENAMED = {"--" + field.replace("_", "-"): flag for field, flag in _SHORT.items()}
+_FLAGS = {name: "--" + name.replace("_", "-") for name in (*(field.name for field in fields(Options)), "threads")}
+_FLAGS |= _SHORT
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,20 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _call(args: argparse.Namespace) -> int:
-    try:
+    with flags_named(_FLAGS):
         code: int = args.run(args)
-    except OptionError as error:
-        raise OptionError(_as_flags(str(error))) from error
     return code
-
-
-def _as_flags(message: str) -> str:
-    """Options by the names that they have on the command line."""
-    for name in (*(field.name for field in fields(Options)), "threads"):
-        flag = _FLAGS.get(name, "--" + name.replace("_", "-"))
-        place = r"\b" if "_" in name else r"(?:(?<=; )|^)"  # else it is a word like any other
-        message = re.sub(rf"{place}{name}\b", flag, message)
-    return message
 
 
 def _caption(args: argparse.Namespace) -> int:

@@ -7,11 +7,13 @@ Exit codes: 0 all went well, 1 some inputs failed and others did not, 2 a mistak
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn
@@ -129,8 +131,8 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text, default = action.help, action.default
-        hidden = default is None or default is False or default in (argparse.SUPPRESS, "", [], ())
-        if not text or "default:" in text or hidden or not action.option_strings:
+        told = default is None or default is False or default == argparse.SUPPRESS or "default:" in (text or "")
+        if not text or told or (isinstance(default, Sized) and not default) or not action.option_strings:
             return text
         shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
         return f"{text} (default: {shown.replace('%', '%%')})"
@@ -178,11 +180,31 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
     return read
 
 
-def run(program: str, work: Callable[[], int | None], *, extra: str = "", interrupted: str = "interrupted") -> int:
+@contextlib.contextmanager
+def flags_named(flags: Mapping[str, str]) -> Iterator[None]:
+    """Where an OptionError names a field of `flags`, let it name the field's flag."""
+    try:
+        yield
+    except OptionError as error:
+        message = str(error)
+        for field, flag in flags.items():
+            place = r"\b" if "_" in field else r"(?:(?<=; )|^)"  # else it is a word like any other
+            message = re.sub(rf"{place}{field}\b", flag, message)
+        raise OptionError(message) from error
+
+
+def run(
+    program: str,
+    work: Callable[[], int | None],
+    *,
+    extra: str = "",
+    interrupted: str = "interrupted",
+    memory: str = "close other programs, or give less at once",
+) -> int:
     """Call `work` and return the exit code; an error is one line on stderr, "PROGRAM: error: what is wrong: the fix".
 
     extra: the extra of blip2rt that has the packages `program` needs, named where one is missing. interrupted: what
-    Ctrl-C leaves behind, in a few words.
+    Ctrl-C leaves behind, in a few words. memory: what helps where there is not enough.
     """
     _prepare_streams()
     before = _program.set(program)
@@ -204,7 +226,7 @@ def run(program: str, work: Callable[[], int | None], *, extra: str = "", interr
     except OSError as error:
         return complain(program, _os_fault(error))
     except MemoryError:
-        return complain(program, "not enough memory: close other programs, or give less at once")
+        return complain(program, f"not enough memory: {memory}")
     except Exception as error:  # noqa: BLE001  # safetensors and tokenizers have no OSError for a full disk
         if "(os error 28)" not in str(error):
             raise
