@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
-from .command import Parser, complain, flags_named, run, text
+from .command import Parser, complain, flags_named, nonempty, run
 from .errors import ImageError, OptionError
 from .options import Options
 
@@ -209,10 +209,10 @@ def _parser() -> Parser:
 
     where = "a bundle's folder (default: the embedded model, nano)"
     command = add("info", _info, "show what a bundle holds", renamed={"--model": ""})
-    command.add_argument("bundle", nargs="?", type=text, metavar="BUNDLE", help=where)
+    command.add_argument("bundle", nargs="?", type=nonempty, metavar="BUNDLE", help=where)
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command = add("verify", _verify, "check the sha256 of a bundle's files", renamed={"--model": ""})
-    command.add_argument("bundle", nargs="?", type=text, metavar="BUNDLE", help=where)
+    command.add_argument("bundle", nargs="?", type=nonempty, metavar="BUNDLE", help=where)
     add("doctor", _doctor, "examine this machine: driver, TensorRT, memory, what is missing")
     return parser
 
@@ -260,7 +260,7 @@ def _adder(group: argparse._ArgumentGroup) -> Callable[..., None]:
 
 def _add_model(command: Parser) -> None:
     group = command.add_argument_group("model")
-    group.add_argument("--model", type=text, metavar="BUNDLE",
+    group.add_argument("--model", type=nonempty, metavar="BUNDLE",
                        help="a bundle's folder (default: the embedded model, nano)")  # fmt: skip
     group.add_argument("--backend", default="ort", choices=("ort", "trt"),
                        help="ONNX Runtime, or TensorRT for a bundle that was exported for it")  # fmt: skip

@@ -153,16 +153,16 @@ def _name(action: argparse.Action) -> str:
     return max(action.option_strings, key=len) if action.option_strings else str(action.metavar or action.dest)
 
 
-def text(value: str) -> str:
+def nonempty(value: str) -> str:
     """The type of an option whose value may not be empty."""
     if not value:
-        raise argparse.ArgumentTypeError("give a value, or leave it out (is a variable unset?)")
+        raise argparse.ArgumentTypeError("give a value, or leave it out")
     return value
 
 
 def path(value: str) -> Path:
     """The type of a file or a folder."""
-    return Path(text(value))
+    return Path(nonempty(value))
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from ..backends.ort import num_threads
 from ..bundle import embedded, read
-from ..command import Parser, run, text, whole
+from ..command import Parser, nonempty, run, whole
 from ..errors import OptionError
 from . import collect, geometry, machine, peers, report
 from .stages import Work
@@ -50,23 +50,23 @@ def _parser() -> Parser:
     )
     measured = parser.add_argument_group("what is measured")
     source = measured.add_mutually_exclusive_group()
-    source.add_argument("--model", type=text, metavar="BUNDLE",
+    source.add_argument("--model", type=nonempty, metavar="BUNDLE",
                         help="a bundle's folder (default: the embedded model, nano)")  # fmt: skip
     source.add_argument("--geometry", choices=geometry.GEOMETRIES, metavar="NAME",
                         help="a bundle of random weights, see below")  # fmt: skip
-    measured.add_argument("--precision", type=text, metavar="GROUP=P,...",
+    measured.add_argument("--precision", type=nonempty, metavar="GROUP=P,...",
                           help=f"precisions of a geometry's parts (default: {geometry.PRECISION})")  # fmt: skip
-    measured.add_argument("--cache", type=text, metavar="FOLDER",
+    measured.add_argument("--cache", type=nonempty, metavar="FOLDER",
                           help="where bundles of random weights are kept (default: $BLIP2RT_CACHE, or "
                           "~/.cache/blip2rt)")  # fmt: skip
     measured.add_argument("--peer", action="append", choices=list(peers.PEERS), default=[], metavar="NAME",
                           help="measure this one too; may be given several times")  # fmt: skip
-    measured.add_argument("--checkpoint", type=text, metavar="CKPT",
+    measured.add_argument("--checkpoint", type=nonempty, metavar="CKPT",
                           help="Hugging Face BLIP-2 folder or hub id, for the peers")  # fmt: skip
     measured.add_argument("--scaling", action="store_true",
                           help="also measure batches of 1 to 16, 1 to 8 callers, 1 and 2 threads")  # fmt: skip
     how = parser.add_argument_group("how")
-    how.add_argument("--image", type=text, metavar="FILE", help="picture to caption (default: one that is made up)")
+    how.add_argument("--image", type=nonempty, metavar="FILE", help="picture to caption (default: one that is made up)")
     how.add_argument("--batch", type=whole(1, 64), default=1, metavar="N", help="images in one call")
     how.add_argument("--beams", type=whole(1, 100), default=1, metavar="N", help="beam width; 1 is greedy")
     how.add_argument("--new-tokens", type=whole(1, 1000), default=20, metavar="N", help="tokens of every caption")
@@ -74,10 +74,10 @@ def _parser() -> Parser:
                      help="threads of every operator (default: $BLIP2RT_NUM_THREADS, or every core)")  # fmt: skip
     how.add_argument("--repeat", type=whole(1, 10000), default=10, metavar="N", help="runs of each stage")
     output = parser.add_argument_group("output")
-    output.add_argument("--json", type=text, metavar="FILE",
+    output.add_argument("--json", type=nonempty, metavar="FILE",
                         help="write everything measured; - is the last line of stdout")  # fmt: skip
-    output.add_argument("--markdown", type=text, metavar="FILE", help="write the tables as Markdown; - is stdout")
-    output.add_argument("--plot", type=text, metavar="FILE.png", help="draw stages, limits, peers and scaling")
+    output.add_argument("--markdown", type=nonempty, metavar="FILE", help="write the tables as Markdown; - is stdout")
+    output.add_argument("--plot", type=nonempty, metavar="FILE.png", help="draw stages, limits, peers and scaling")
     return parser
 
 

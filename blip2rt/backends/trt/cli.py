@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from ... import bundle as contract
-from ...command import Parser, complain, flags_named, path, run, text
+from ...command import Parser, complain, flags_named, nonempty, path, run
 from ...errors import BackendError
 from . import builder, gpu, plans
 from .cache import EngineCache, default_folder
@@ -32,18 +32,20 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser(description="Build the TensorRT engines of a bundle, which blip2rt-export --target trt wrote.",
                     renamed={"--model": "", "--num-beams": "--max-beams", "--beams": "--max-beams"})  # fmt: skip
-    parser.add_argument("bundle", type=text, metavar="BUNDLE", help="a bundle's folder")
+    parser.add_argument("bundle", type=nonempty, metavar="BUNDLE", help="a bundle's folder")
     parser.add_argument("--check", action="store_true",
                         help="build every graph and keep nothing; tensorrt-rtx needs no GPU for it")  # fmt: skip
-    parser.add_argument("--gpu", type=text, metavar="SM,...", help="build for these GPUs, by tensorrt-rtx "
+    parser.add_argument("--gpu", type=nonempty, metavar="SM,...", help="build for these GPUs, by tensorrt-rtx "
                         f"(default: this machine's; with --check {','.join(CHECKED)})")  # fmt: skip
     parser.add_argument("--precision", type=_precisions, default={}, metavar="GRAPH=P,...",
-                        help="refuse a bundle of other precisions, which are chosen at export, e.g. vision=int8,llm=int4")  # fmt: skip
+                        help="refuse a bundle whose graphs have other precisions, e.g. vision=int8,llm=int4: export "
+                        "chooses them")  # fmt: skip
     sizes = parser.add_argument_group("sizes")
     sizes.add_argument("--max-batch", type=int, default=1, metavar="N", help="most images in one call")
     sizes.add_argument("--max-beams", type=int, default=3, metavar="N", help="most beams, or draws, of an image")
     sizes.add_argument("--capacity", type=int, metavar="N",
-                       help="positions of prefix, prompt and new tokens together (default: 256, or the model's fewer)")  # fmt: skip
+                       help="positions of prefix, prompt and new tokens together (default: 256, or the model's "
+                       "fewer)")  # fmt: skip
     sizes.add_argument("--workspace", type=_bytes, metavar="SIZE",
                        help="scratch memory of a layer, e.g. 512M or 2G (default: TensorRT's choice)")  # fmt: skip
     places = parser.add_argument_group("places")
