@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str | None = None, *, renamed: dict[str, str] | None = None, **more: Any) -> None:
         more.setdefault("formatter_class", Formatter)
-        super().__init__(prog or _program.get() or None, **more)
+        super().__init__(prog or running() or None, **more)
         self.renamed = renamed or {}
         if self.add_help:
             self.add_argument("--version", action="version", version=f"blip2rt {__version__}", help="print the version")
@@ -128,6 +128,11 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
         if usage is None and len(needed) < len(actions):
             needed = [_Options(), *needed]
         super().add_usage(usage, needed, [], prefix)
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            self._action_max_length += self._indent_increment  # argparse forgets that subcommands are indented
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text, default = action.help, action.default
@@ -233,6 +238,11 @@ def run(
         return complain(program, "no space left on the disk: free some and run again")
     finally:
         _program.reset(before)
+
+
+def running() -> str:
+    """The program that `run` runs, or ""."""
+    return _program.get()
 
 
 def complain(program: str, error: object) -> int:

@@ -6,6 +6,12 @@ The paper's finetunes (section 4) are that with an encoder that learns, a prompt
 
 from __future__ import annotations
 
+from .cli import run_command, run_main
+
+if __name__ == "__main__":  # by its name, so that a package that is missing below is one line
+    raise SystemExit(run_command("stage2"))
+
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +25,6 @@ from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.checkpoints import init_from_bert, init_from_stage1, read_config
 from blip2rt.modeling.llm import LlmConfig, encoder_decoder
 
-from .cli import run_main
 from .data.features import FeatureSource
 from .data.feed import Rows, TableFeed, bad_samples, encodes, open_feed, seen_features, to_device
 from .data.readers import read_data
@@ -276,7 +281,3 @@ def main(argv: list[str] | None = None) -> int:
         return dry_run(settings, model_config, peak_rates) if settings.dry_run else Stage2(settings).run()
 
     return run_main(lambda: print(work()))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -10,6 +10,12 @@ checkpoint as vision_weights. Knows images and encoders.
 
 from __future__ import annotations
 
+from ..cli import run_command, run_main
+
+if __name__ == "__main__":  # by its name, so that a package that is missing below is one line
+    raise SystemExit(run_command("distill"))
+
+
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
@@ -29,7 +35,6 @@ from blip2rt.modeling.blip2 import Blip2Config, Trained
 from blip2rt.modeling.sources import fetch
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder, freeze, layer_numbers
 
-from ..cli import run_main
 from ..data.features import cache_key, to_pixels
 from ..data.feed import bad_samples
 from ..data.readers import read_data
@@ -423,7 +428,3 @@ def main(argv: list[str] | None = None) -> int:
         return Distill(parse(DistillSettings, argv, __doc__ or "")).run()
 
     return run_main(lambda: print(work()))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
