@@ -37,8 +37,11 @@ def run_command(name: str, argv: list[str] | None = None) -> int:
     return _run(_program(name), lambda: importlib.import_module(module).main(argv))
 
 
-def run_main(work: Callable[[], object]) -> int:
-    """What the main() of every command calls: do the work, by the policy of all commands. Return the exit code."""
+def run_main(work: Callable[[], object], program: str = PROGRAM) -> int:
+    """What the main() of every command calls: do the work, by the policy of all commands. Return the exit code.
+
+    program: its name where run_command has not told it.
+    """
 
     def all_of_it() -> int:
         work()
@@ -48,7 +51,7 @@ def run_main(work: Callable[[], object]) -> int:
             leave()
         return 0
 
-    return _run(running() or PROGRAM, all_of_it)
+    return _run(running() or program, all_of_it)
 
 
 def _run(program: str, work: Callable[[], int]) -> int:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from blip2rt.modeling.blip2 import Blip2
 from blip2rt.modeling.checkpoints import list_checkpoints, load_model, qformer_tokenizer
 from blip2rt.text import tidy
-from train import language_model, stage1, stage2
+from train import stage1, stage2
 from train.evaluation.generation import itg_captions
 from train.loop.trainer import learning_rate, parameter_groups
 from train.settings import parse
@@ -215,16 +215,6 @@ def test_unknown_recipe_fields_are_named_with_the_nearest(tmp_path: Path, capsys
     assert stage1.main(["--recipe", str(recipe)]) == 2
     error = capsys.readouterr().err
     assert "'batch_size'" in error and "'warmup'" in error and "steps is 'many'" in error
-
-
-def test_a_language_model_of_ones_own_serves_stage2(parts: tuple[Path, list[str]], stage1_run: Path) -> None:
-    folder, settings = parts
-    fields = {"--out": str(folder / "own"), "--hidden_size": "32", "--layers": "1", "--vocab_size": "300"}
-    own = [item for pair in fields.items() for item in pair]
-    assert language_model.main([*settings, *own]) == 0
-    assert language_model.main([*settings, *own]) == 2, "it never writes over a folder"
-    arguments = [*settings, "--stage1", str(stage1_run), "--llm_source", str(folder / "own"), "--end", "</s>"]
-    assert stage2.main([*arguments, "--out", str(folder / "stage2-own")]) == 0
 
 
 def test_itg_captions_are_greedy_and_end_at_the_separator(stage1_run: Path) -> None:
