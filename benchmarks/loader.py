@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import sys
 import tarfile
 import tempfile
 import time
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from blip2rt.command import Parser, run, whole
 from blip2rt.modeling.vision import VisionConfig
 from train.data.loader import Reader, image_batches, open_sources
 from train.data.order import Mixture
@@ -54,14 +56,23 @@ def measure(data: str, cache: Path, size: int, batch: int, workers: int, batches
     return images / (time.perf_counter() - started), (time.process_time() - busy) / images
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", default="", help="shards; empty: 500 random pictures of 640 x 480")
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--batches", type=int, default=24)
-    parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
-    args = parser.parse_args()
+def main() -> int:
+    return run("python -m benchmarks.loader", lambda: _run(_parser().parse_args()))
+
+
+def _parser() -> Parser:
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", default="", metavar="SHARDS",
+                        help="shards to read (default: 500 random pictures of 640 x 480)")  # fmt: skip
+    parser.add_argument("--size", type=whole(1), default=224, metavar="PIXELS", help="height and width of the pixels")
+    parser.add_argument("--batch", type=whole(1), default=32, metavar="N", help="images of a batch")
+    parser.add_argument("--batches", type=whole(1), default=24, metavar="N", help="batches to read")
+    parser.add_argument("--workers", type=whole(0), nargs="*", default=[0, 1, 2], metavar="N",
+                        help="numbers of workers to compare")  # fmt: skip
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -74,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

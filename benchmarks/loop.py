@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ import numpy as np
 import torch
 import transformers
 
+from blip2rt import command
 from blip2rt._native import Chat, Generator, Runtime, Session
 from blip2rt.backends.ort import find_library
 from blip2rt.modeling.llm import LlmConfig
@@ -43,16 +45,25 @@ GEOMETRIES = {  # layers, hidden size, heads, width of the MLP
 PARTS = ("overhead", "decode", "compare")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--geometry", choices=GEOMETRIES, default="opt-2.7b")
-    parser.add_argument("--vocab", type=int, default=50272)
-    parser.add_argument("--prompt", type=int, default=32, help="positions before the answer (default: 32)")
-    parser.add_argument("--tokens", type=int, default=32, help="tokens of the answer (default: 32)")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    args = parser.parse_args()
+def main() -> int:
+    return command.run("python -m benchmarks.loop", lambda: _run(_parser().parse_args()))
+
+
+def _parser() -> command.Parser:
+    parser = command.Parser(description=__doc__.splitlines()[0] if __doc__ else None)
+    number = command.whole(1)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
+    parser.add_argument("--geometry", choices=GEOMETRIES, default="opt-2.7b", help="sizes of the language model")
+    parser.add_argument("--vocab", type=number, default=50272, metavar="N", help="tokens of the vocabulary")
+    parser.add_argument("--prompt", type=number, default=32, metavar="N", help="positions before the answer")
+    parser.add_argument("--tokens", type=number, default=32, metavar="N", help="tokens of the answer")
+    parser.add_argument("--runs", type=number, default=5, metavar="N", help="runs of each")
+    parser.add_argument("--threads", type=number, default=len(os.sched_getaffinity(0)), metavar="N",
+                        help="threads of every operator")  # fmt: skip
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     runtime = Runtime(str(find_library()))
     print(f"{args.threads} threads, onnxruntime {runtime.version}, torch {torch.__version__}", flush=True)
@@ -261,4 +272,4 @@ def line(name: str, value: str, goal: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,6 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from blip2rt.command import Parser, path, run
+from blip2rt.errors import OptionError
 from export.convert import save_tensors
 from export.synthetic import GEOMETRIES, random_model, write_config
 
@@ -21,17 +23,22 @@ def make(geometry: str, out: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Random weights in the format of a real BLIP-2 checkpoint.")
-    parser.add_argument("--geometry", choices=sorted(GEOMETRIES), default="blip2-opt-2.7b")
-    parser.add_argument("--out", type=Path, help="folder to write (default: ./GEOMETRY)")
-    args = parser.parse_args()
+    return run("python -m benchmarks.make_checkpoint", lambda: _run(_parser().parse_args()))
+
+
+def _parser() -> Parser:
+    parser = Parser(description="Random weights in the format of a real BLIP-2 checkpoint.")
+    parser.add_argument("--geometry", choices=sorted(GEOMETRIES), default="blip2-opt-2.7b", help="sizes of the model")
+    parser.add_argument("--out", type=path, metavar="FOLDER", help="folder to write (default: ./GEOMETRY)")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
     out = args.out or Path(args.geometry)
     if out.exists():
-        print(f"make_checkpoint: error: {out} exists already: choose another place", file=sys.stderr)
-        return 2
+        raise OptionError(f"--out {out} exists already: choose another place")
     make(args.geometry, out)
     print(out)
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What each precision of each component costs: the table of size, speed, captions and CIDEr, a bundle a row.
 
-    python -m benchmarks.precisions --ckpt runs/nano/stage2 --calib photographs/ --data dev.tsv --images images/ \
-        --limit 300 --out precisions.md
+    python -m benchmarks.precisions --checkpoint runs/nano/stage2 --calibration photographs/ --data dev.tsv \
+        --images images/ --limit 300 --out precisions.md
 
 Each precision is exported once, and a row takes each component's graphs from one of these exports. CIDEr is by
 `train.evaluate`, greedy. `time` is the processor time of a caption of 12 tokens beside that of fp32, the two taken turn
@@ -24,6 +24,7 @@ from pathlib import Path
 import blip2rt
 from blip2rt.bundle import Bundle, read
 from blip2rt.bundle.writer import BundleWriter
+from blip2rt.command import Parser, nonempty, path, run, whole
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import checkpoints
 from export import assemble, choices, targets
@@ -92,11 +93,11 @@ def combine(precision: Precision, exports: Mapping[str, Bundle], out: Path) -> B
 def ratio(model: blip2rt.Model, beside: blip2rt.Model, data: Dataset) -> float:
     """Median processor time of a caption in units of the other model's on the same image."""
     found = []
-    for path in data.paths[:1] + (data.paths * _TIMED)[:_TIMED]:
+    for image in data.paths[:1] + (data.paths * _TIMED)[:_TIMED]:
         spent = []
         for each in (model, beside):
             start = time.process_time()
-            each.caption(path, num_beams=1, max_new_tokens=_TIMED, min_new_tokens=_TIMED)
+            each.caption(image, num_beams=1, max_new_tokens=_TIMED, min_new_tokens=_TIMED)
             spent.append(time.process_time() - start)
         found.append(spent[0] / spent[1])
     return statistics.median(found[1:])  # the first caption loads the graphs
@@ -127,37 +128,44 @@ def measure(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--ckpt", required=True, help="a checkpoint that generates")
-    parser.add_argument("--data", required=True, help="TSV of image, caption")
-    parser.add_argument("--images", help="folder of the images [images/ beside the table]")
-    parser.add_argument("--calib", type=Path, help="photographs to calibrate on; without: no int8-static")
-    parser.add_argument("--limit", type=int, default=300, help="first N images only (default: 300)")
+    return run("python -m benchmarks.precisions", lambda: _run(_parser().parse_args()))
+
+
+def _parser() -> Parser:
+    parser = Parser(description=(__doc__ or "").splitlines()[0],
+                    renamed={"--ckpt": "--checkpoint", "--calib": "--calibration"})  # fmt: skip
+    parser.add_argument("--checkpoint", type=nonempty, required=True, metavar="CKPT",
+                        help="a checkpoint that generates")  # fmt: skip
+    parser.add_argument("--data", type=nonempty, required=True, metavar="FILE", help="TSV of image, caption")
+    parser.add_argument("--images", type=nonempty, metavar="FOLDER",
+                        help="folder of the images (default: images beside the table)")  # fmt: skip
+    parser.add_argument("--calibration", type=path, metavar="FOLDER",
+                        help="photographs to calibrate on; without them int8-static is left out")  # fmt: skip
+    parser.add_argument("--limit", type=whole(1), default=300, metavar="N", help="use the first N images only")
     parser.add_argument("--kinds", nargs="+", choices=_KINDS, help="these precisions only (default: all)")
-    parser.add_argument("--keep", type=Path, help="folder of the exports, used again where they are there")
-    parser.add_argument("--out", type=Path, help="file to write the table to (default: stdout only)")
-    args = parser.parse_args()
-    args.kinds = args.kinds or [kind for kind in _KINDS if args.calib is not None or kind != "int8-static"]
+    parser.add_argument("--keep", type=path, metavar="FOLDER",
+                        help="folder of the exports, used again where they are there")  # fmt: skip
+    parser.add_argument("--out", type=path, metavar="FILE", help="write the table here, too")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    args.kinds = args.kinds or [kind for kind in _KINDS if args.calibration is not None or kind != "int8-static"]
     data = read_table(args.data, args.images or str(Path(args.data).parent / "images"))
     data = Dataset(data.paths[: args.limit], [sample for sample in data.samples if sample.image < args.limit])
     lines = ["| " + " | ".join(_HEAD) + " |", "|" + "---|" * len(_HEAD)]
-    try:
-        with tempfile.TemporaryDirectory() as passing:
-            convolutional, folder = checkpoints.read_config(args.ckpt).vision.vit is None, args.keep or Path(passing)
-            exports = {
-                kind: export(choices.ModelSource(args.ckpt), args.calib, folder / kind, convolutional)
-                for kind in (_FLOAT, *args.kinds)
-            }
-            for cells in measure(exports, rows(convolutional, args.kinds), data, folder):
-                lines.append("| " + " | ".join(cells) + " |")
-                print(lines[-1], flush=True)
-    except Blip2rtError as error:
-        print(f"precisions: error: {error}", file=sys.stderr)
-        return 2
+    convolutional = checkpoints.read_config(args.checkpoint).vision.vit is None
+    with tempfile.TemporaryDirectory() as passing:
+        folder, source = args.keep or Path(passing), choices.ModelSource(args.checkpoint)
+        exports = {
+            kind: export(source, args.calibration, folder / kind, convolutional) for kind in (_FLOAT, *args.kinds)
+        }
+        for cells in measure(exports, rows(convolutional, args.kinds), data, folder):
+            lines.append("| " + " | ".join(cells) + " |")
+            print(lines[-1], flush=True)
     print("\n".join(lines))
     if args.out is not None:
         args.out.write_text("\n".join(lines) + "\n")
-    return 0
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
+from blip2rt.command import Parser, run, whole
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
@@ -129,18 +130,26 @@ def compare(
     return independent, shared
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--geometry", nargs="*", choices=list(GEOMETRIES), default=list(GEOMETRIES))
-    parser.add_argument("--batch", type=int, nargs="*", default=[4, 32], help="one for each geometry")
-    parser.add_argument("--tokens", type=int, default=16, help="of the longest text")
-    parser.add_argument("--precision", nargs="*", choices=["fp32", "bf16"], default=["fp32", "bf16"])
-    parser.add_argument("--compile", action="store_true", help="the blocks, as the recipes' `compile` does")
-    parser.add_argument("--repeat", type=int, default=9)
-    parser.add_argument("--wall", action="store_true")
-    args: Any = parser.parse_args(argv)
+def main(argv: list[str] | None = None) -> int:
+    return run("python -m benchmarks.train", lambda: _run(_parser().parse_args(argv)))
+
+
+def _parser() -> Parser:
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--geometry", nargs="*", choices=list(GEOMETRIES), default=list(GEOMETRIES),
+                        help="sizes of the models")  # fmt: skip
+    parser.add_argument("--batch", type=whole(1), nargs="*", default=[4, 32], metavar="N",
+                        help="pairs of a batch, one number for each geometry")  # fmt: skip
+    parser.add_argument("--tokens", type=whole(1), default=16, metavar="N", help="tokens of the longest text")
+    parser.add_argument("--precision", nargs="*", choices=["fp32", "bf16"], default=["fp32", "bf16"],
+                        help="precisions to compare")  # fmt: skip
+    parser.add_argument("--compile", action="store_true", help="compile the blocks, as the recipes' `compile` does")
+    parser.add_argument("--repeat", type=whole(1), default=9, metavar="N", help="steps of each")
+    parser.add_argument("--wall", action="store_true", help="compare the clock's time, not the processor's")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     clock = time.perf_counter if args.wall else time.process_time
@@ -155,4 +164,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,7 @@
 """What the precisions of the target trt cost in CIDEr: greedy captions of the graphs themselves, on ONNX Runtime's CPU.
 
-    python -m benchmarks.trt_precisions --ckpt runs/nano/stage2 --calib photographs/ --data dev.tsv --limit 300
+    python -m benchmarks.trt_precisions --checkpoint runs/nano/stage2 --calibration photographs/ \
+        --data dev.tsv --limit 300
 
 The model is traced once and its graphs are brought to each precision as blip2rt-export does it. In the first row the
 language model's graph is that of the target ort, in fp32; `same` counts captions that are word for word those.
@@ -21,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from blip2rt.bundle import PAST_MASK, ImageSpec, LlmSpec
-from blip2rt.errors import Blip2rtError
+from blip2rt.command import Parser, nonempty, path, run, whole
 from blip2rt.modeling import checkpoints
 from blip2rt.text import LlmTokenizer
 from export import assemble, describe, targets
@@ -144,26 +145,33 @@ def measure(exports: Exports, data: Dataset, threads: int) -> Iterator[tuple[str
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--ckpt", required=True, help="a checkpoint that generates, with a decoder-only language model")
-    parser.add_argument("--data", required=True, help="TSV of image, caption")
-    parser.add_argument("--images", help="folder of the images [images/ beside the table]")
-    parser.add_argument("--calib", type=Path, required=True, help="photographs to calibrate int8 on")
-    parser.add_argument("--limit", type=int, default=300, help="first N images only (default: 300)")
-    parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime (default: its own choice)")
-    args = parser.parse_args()
+    return run("python -m benchmarks.trt_precisions", lambda: _run(_parser().parse_args()))
+
+
+def _parser() -> Parser:
+    parser = Parser(description=(__doc__ or "").splitlines()[0],
+                    renamed={"--ckpt": "--checkpoint", "--calib": "--calibration"})  # fmt: skip
+    parser.add_argument("--checkpoint", type=nonempty, required=True, metavar="CKPT",
+                        help="a checkpoint that generates, with a decoder-only language model")  # fmt: skip
+    parser.add_argument("--data", type=nonempty, required=True, metavar="FILE", help="TSV of image, caption")
+    parser.add_argument("--images", type=nonempty, metavar="FOLDER",
+                        help="folder of the images (default: images beside the table)")  # fmt: skip
+    parser.add_argument("--calibration", type=path, required=True, metavar="FOLDER",
+                        help="photographs to calibrate int8 on")  # fmt: skip
+    parser.add_argument("--limit", type=whole(1), default=300, metavar="N", help="use the first N images only")
+    parser.add_argument("--threads", type=whole(0), metavar="N", default=0,
+                        help="threads of ONNX Runtime; 0 is its own choice")  # fmt: skip
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
     data = read_table(args.data, args.images or str(Path(args.data).parent / "images"))
     data = Dataset(data.paths[: args.limit], [sample for sample in data.samples if sample.image < args.limit])
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            exports = Exports(args.ckpt, args.calib, Path(folder))
-            print("| " + " | ".join(_HEAD) + " |\n|" + "---|" * len(_HEAD), flush=True)
-            for cells in measure(exports, data, args.threads):
-                print("| " + " | ".join(cells) + " |", flush=True)
-    except Blip2rtError as error:
-        print(f"trt_precisions: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    with tempfile.TemporaryDirectory() as folder:
+        exports = Exports(args.checkpoint, args.calibration, Path(folder))
+        print("| " + " | ".join(_HEAD) + " |\n|" + "---|" * len(_HEAD), flush=True)
+        for cells in measure(exports, data, args.threads):
+            print("| " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

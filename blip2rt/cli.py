@@ -1,92 +1,57 @@
-"""The command `blip2rt`: parses, calls one function, prints. Results on stdout, everything else on stderr.
+"""The command `blip2rt`: parse, call one function, print. Results on stdout, everything else on stderr.
 
-Exit codes: 0 all went well, 2 a mistake in the input (one line says which), 130 interrupted.
+Exit codes: 0 all went well, 1 some images failed and others did not, 2 a mistake in the input (one line says which),
+130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from . import __version__
-from .errors import Blip2rtError, ImageError, OptionError
+from .command import Parser, complain, flags_named, nonempty, run
+from .errors import ImageError, OptionError
 from .options import Options
 
 if TYPE_CHECKING:
     from .bundle import Bundle
     from .model import Model
 
-# Options whose flag has another name.
-_FLAGS = {"num_beams": "--beams", "do_sample": "--sample", "bad_words": "--bad-word", "stop_strings": "--stop-string"}
+# Options whose flag has another name than the field; the field's name is accepted, too.
+_SHORT = {"num_beams": "--beams", "do_sample": "--sample", "bad_words": "--bad-word", "stop_strings": "--stop-string"}
+_RENAMED = {"--" + field.replace("_", "-"): flag for field, flag in _SHORT.items()}
+_FLAGS = {name: "--" + name.replace("_", "-") for name in (*(field.name for field in fields(Options)), "threads")}
+_FLAGS |= _SHORT
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs `blip2rt` with `arguments`, or the process's own; gives the exit code."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the shell: what is printed goes nowhere
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        if hasattr(getattr(sys, name), "reconfigure"):
-            getattr(sys, name).reconfigure(errors="backslashreplace")  # names and texts that the terminal cannot show
-    warnings.filterwarnings("ignore", module="PIL")  # about odd metadata: what matters is whether the image can be read
-    args = _parser().parse_args(arguments)
-    try:
+    """Run `blip2rt` with `arguments`, or the process's own; return the exit code."""
+    return run("blip2rt", lambda: _call(_parser().parse_args(arguments)))
+
+
+def _call(args: argparse.Namespace) -> int:
+    with flags_named(_FLAGS):
         code: int = args.run(args)
-        sys.stdout.flush()
-    except OptionError as error:
-        return _complain(_as_flags(str(error)))
-    except Blip2rtError as error:
-        return _complain(error)
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # the reader of our output left, as `| head` does
-        _abandon_stdout()
-        return 0
-    except OSError as error:  # stdout is on a full disk
-        _abandon_stdout()
-        return _complain(f"{error.filename or 'standard output'}: {error.strerror or error}")
-    except MemoryError:
-        return _complain("not enough memory")
     return code
 
 
-def _complain(error: object) -> int:
-    print(f"blip2rt: error: {error}", file=sys.stderr)
-    return 2
-
-
-def _as_flags(message: str) -> str:
-    """Options by the names that they have on the command line."""
-    for name in (*(field.name for field in fields(Options)), "threads"):
-        flag = _FLAGS.get(name, "--" + name.replace("_", "-"))
-        place = r"\b" if "_" in name else r"(?:(?<=; )|^)"  # else it is a word like any other
-        message = re.sub(rf"{place}{name}\b", flag, message)
-    return message
-
-
-def _abandon_stdout() -> None:
-    """What is still buffered goes nowhere, so that the interpreter does not stumble over it at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def _caption(args: argparse.Namespace) -> int:
-    """One image: its caption(s). Several: path<TAB>caption a line. A bad image does not stop the others."""
+    """Print the captions of one image; of several, path<TAB>caption a line. A bad image does not stop the others."""
     model = _load(args)
     images = map(_image, args.images)
     if args.stream:
         _check_stream(args, len(args.images))
         return _say(model.stream(next(images), args.prompt, **_decoding(args)))
     results = model.caption_each(images, prompt=args.prompt, keep_going=True, **_decoding(args))
-    code = 0
+    failed = 0
     for path, result in zip(args.images, results, strict=True):
         if isinstance(result, ImageError):
-            code = _complain(result)
+            complain("blip2rt", result)
+            failed += 1
             if args.json:
                 print(json.dumps({"image": path, "error": str(result)}, ensure_ascii=False), flush=True)
             continue
@@ -99,7 +64,7 @@ def _caption(args: argparse.Namespace) -> int:
         else:
             for caption in captions:
                 print(caption if len(args.images) == 1 else f"{path}\t{caption}", flush=True)
-    return code
+    return 0 if not failed else 1 if failed < len(args.images) else 2
 
 
 def _ask(args: argparse.Namespace) -> int:
@@ -136,9 +101,9 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from .bundle import verify
+    from .bundle import embedded, verify
 
-    bundle = verify(args.bundle, _progress() if sys.stderr.isatty() else None)
+    bundle = verify(args.bundle or embedded(), _progress() if sys.stderr.isatty() else None)
     files = bundle.manifest.files or {}
     print(f"{bundle.path}: {len(files)} files, {bundle.size / 1e6:.1f} MB, all as exported")
     return 0
@@ -199,88 +164,114 @@ def _say(pieces: Iterator[str]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """Complains in one line, as every other error does."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"blip2rt: error: {' '.join(message.split())} (see {self.prog} --help)\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="blip2rt", description="Captions, answers and matches for images, by BLIP-2 on this machine.")
-    parser.add_argument("--version", action="version", version=f"blip2rt {__version__}")
+def _parser() -> Parser:
+    parser = Parser(
+        description="Captions, answers and matches for images, by BLIP-2 on this machine.",
+        epilog="exit codes: 0 all went well, 1 some images failed, 2 a mistake, 130 interrupted",
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    command = commands.add_parser("caption", help="describe images", description=_caption.__doc__)
+    def add(name: str, work: Callable[[argparse.Namespace], int], about: str, **more: Any) -> Parser:
+        more.setdefault("description", f"{about[0].upper()}{about[1:]}.")
+        command: Parser = commands.add_parser(name, help=about, **more)
+        command.set_defaults(run=work)
+        return command
+
+    one_image = "image file; - reads it from standard input"
+    command = add("caption", _caption, "describe images", renamed=_RENAMED,
+                  description="Describe images. One image: its caption. Several: path<TAB>caption a line; a bad image "
+                  "does not\nstop the others, and the exit code is 1, or 2 where all are bad.")  # fmt: skip
     command.add_argument("images", nargs="+", metavar="IMAGE", help="image file; - reads one from standard input")
-    command.add_argument("--prompt", help="words that the caption goes on from")
-    command.add_argument("--num-captions", type=int, default=argparse.SUPPRESS, metavar="N",
-                         help="captions for each image, best first")  # fmt: skip
-    _add_decoding(command)
-    _add_model(command, _caption)
+    decoding = command.add_argument_group("decoding")
+    decoding.add_argument("--prompt", metavar="TEXT", help="words that the caption goes on from")
+    decoding.add_argument(
+        "--num-captions", type=int, default=argparse.SUPPRESS, metavar="N",
+        help="captions of each image, best first (default: 1)",
+    )  # fmt: skip
+    _add_decoding(decoding)
+    _add_sampling(command)
+    _add_model(command)
+    _add_output(command, stream=True)
 
-    command = commands.add_parser("ask", help="answer a question about an image")
-    command.add_argument("image", metavar="IMAGE", help="image file; - reads it from standard input")
-    command.add_argument("question", metavar="QUESTION")
-    _add_decoding(command)
-    _add_model(command, _ask)
+    command = add("ask", _ask, "answer a question about an image", renamed=_RENAMED)
+    command.add_argument("image", metavar="IMAGE", help=one_image)
+    command.add_argument("question", metavar="QUESTION", help="the question, in quotes")
+    _add_decoding(command.add_argument_group("decoding"))
+    _add_sampling(command)
+    _add_model(command)
+    _add_output(command, stream=True)
 
-    command = commands.add_parser("match", help="tell how well a text describes an image")
-    command.add_argument("image", metavar="IMAGE", help="image file; - reads it from standard input")
-    command.add_argument("text", metavar="TEXT")
-    _add_model(command, _match)
+    command = add("match", _match, "tell how well a text describes an image")
+    command.add_argument("image", metavar="IMAGE", help=one_image)
+    command.add_argument("text", metavar="TEXT", help="the text, in quotes")
+    _add_model(command)
+    _add_output(command)
 
-    command = commands.add_parser("info", help="show what a bundle holds")
-    command.add_argument("bundle", nargs="?", metavar="BUNDLE", help="a bundle's folder (default: the embedded model)")
-    command.add_argument("--json", action="store_true", help="print JSON")
-    command.set_defaults(run=_info)
-
-    command = commands.add_parser("verify", help="check the sha256 of a bundle's files")
-    command.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
-    command.set_defaults(run=_verify)
-
-    command = commands.add_parser("doctor", help="examine this machine: driver, TensorRT, memory, what is missing")
-    command.set_defaults(run=_doctor)
+    where = "a bundle's folder (default: the embedded model, nano)"
+    command = add("info", _info, "show what a bundle holds", renamed={"--model": ""})
+    command.add_argument("bundle", nargs="?", type=nonempty, metavar="BUNDLE", help=where)
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command = add("verify", _verify, "check the sha256 of a bundle's files", renamed={"--model": ""})
+    command.add_argument("bundle", nargs="?", type=nonempty, metavar="BUNDLE", help=where)
+    add("doctor", _doctor, "examine this machine: driver, TensorRT, memory, what is missing")
     return parser
 
 
-def _add_decoding(command: argparse.ArgumentParser) -> None:
-    """Flags of the fields of Options that make sense on a command line; what is not given stays out."""
+def _add_decoding(group: argparse._ArgumentGroup) -> None:
+    """Options of every search; what is not given stays out of the namespace, and is the bundle's."""
+    add = _adder(group)
+    add("--beams", int, "N", "beam width (default: the bundle's, for nano 3; 1 is greedy)", dest="num_beams")
+    add("--max-new-tokens", int, "N", "longest text, in tokens (default: the bundle's)")
+    add("--min-new-tokens", int, "N", "shortest text, in tokens (default: the bundle's)")
+    add("--length-penalty", float, "X",
+        "with beams, above 0 favours longer texts and below 0 shorter ones (default: the bundle's)")  # fmt: skip
+    group.add_argument("--early-stopping", action="store_true", default=argparse.SUPPRESS,
+                       help="with beams, end as soon as there are as many texts as beams")  # fmt: skip
+    add("--repetition-penalty", float, "X", "above 1 makes words that were said less likely (default: 1)")
+    add("--no-repeat-ngram-size", int, "N", "let no N tokens in a row come twice (default: 0, which is off)")
+    add("--bad-word", str, "TEXT", "never say TEXT; may be given several times", dest="bad_words", action="append")
+    add("--forced-prefix", str, "TEXT", "begin the text with TEXT")
+    add("--stop-string", str, "TEXT", "end the text where TEXT comes up; may be given several times",
+        dest="stop_strings", action="append")  # fmt: skip
+    add("--max-time", float, "SECONDS", "end the text after so many seconds, as far as it is")
+
+
+def _add_sampling(command: Parser) -> None:
+    group = command.add_argument_group("sampling (with --sample)")
+    add = _adder(group)
+    group.add_argument("--sample", dest="do_sample", action="store_true", default=argparse.SUPPRESS,
+                       help="draw tokens; with beams, draw their candidates")  # fmt: skip
+    add("--temperature", float, "X", "above 1 is wilder, below 1 tamer (default: 1)")
+    add("--top-k", int, "N", "draw from the N likeliest tokens; 0 draws from all (default: 50)")
+    add("--top-p", float, "P", "draw from the likeliest tokens that have probability P together (default: 1)")
+    add("--min-p", float, "P", "draw from tokens at least P times as likely as the likeliest (default: 0)")
+    add("--seed", int, "N", "draw the same text for the same number (default: another number each time)")
+
+
+def _adder(group: argparse._ArgumentGroup) -> Callable[..., None]:
+    """Add an option of a field of Options to `group`."""
 
     def add(flag: str, kind: Callable[[str], Any], metavar: str, about: str, **more: Any) -> None:
         name = more.pop("dest", flag[2:].replace("-", "_"))
-        command.add_argument(flag, dest=name, type=kind, metavar=metavar, help=about, default=argparse.SUPPRESS, **more)
+        group.add_argument(flag, dest=name, type=kind, metavar=metavar, help=about, default=argparse.SUPPRESS, **more)
 
-    def switch(flag: str, name: str, about: str) -> None:
-        command.add_argument(flag, dest=name, action="store_true", help=about, default=argparse.SUPPRESS)
-
-    add("--beams", int, "N", "beams of the search; 1 is greedy", dest="num_beams")
-    add("--max-new-tokens", int, "N", "longest text, in tokens")
-    add("--min-new-tokens", int, "N", "shortest text, in tokens")
-    switch("--early-stopping", "early_stopping", "of beams: end with as many texts as there are beams")
-    add("--length-penalty", float, "X", "above 0 favours longer texts, below 0 shorter ones")
-    add("--repetition-penalty", float, "X", "above 1 makes words that were said less likely")
-    add("--no-repeat-ngram-size", int, "N", "no N tokens in a row come twice")
-    add("--bad-word", str, "TEXT", "never say it; may be given several times", dest="bad_words", action="append")
-    add("--forced-prefix", str, "TEXT", "the text begins with it")
-    add("--stop-string", str, "TEXT", "end where it comes up; may be repeated", dest="stop_strings", action="append")
-    add("--max-time", float, "SECONDS", "end where the text is by then")
-    switch("--sample", "do_sample", "draw tokens; with beams, draw their candidates")
-    add("--temperature", float, "X", "of sampling: above 1 is wilder, below 1 tamer")
-    add("--top-k", int, "N", "of sampling: from the N likeliest tokens (default: 50; 0: all)")
-    add("--top-p", float, "P", "of sampling: from the likeliest tokens that have probability P together")
-    add("--min-p", float, "P", "of sampling: from tokens at least P times as likely as the likeliest")
-    add("--seed", int, "N", "of sampling: the same text for the same number")
-    command.add_argument("--stream", action="store_true", help="print the text as it comes; one image, no beams")
+    return add
 
 
-def _add_model(command: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
-    command.add_argument("--model", metavar="BUNDLE", help="a bundle's folder (default: the embedded model)")
-    command.add_argument("--backend", default="ort", choices=("ort", "trt"),
-                         help="ONNX Runtime (default), or TensorRT for a bundle that was exported for it")  # fmt: skip
-    command.add_argument("--device", choices=("cpu", "cuda"), help="of ort: cpu (default) or cuda")
-    command.add_argument("--threads", type=int, metavar="N", help="threads to use (default: every physical core)")
-    command.add_argument("--scaled-jpeg", action="store_true",
-                         help="decode large JPEGs at a fraction of their size: faster, almost the same")  # fmt: skip
-    command.add_argument("--json", action="store_true", help="print one JSON object a line")
-    command.set_defaults(run=run)
+def _add_model(command: Parser) -> None:
+    group = command.add_argument_group("model")
+    group.add_argument("--model", type=nonempty, metavar="BUNDLE",
+                       help="a bundle's folder (default: the embedded model, nano)")  # fmt: skip
+    group.add_argument("--backend", default="ort", choices=("ort", "trt"),
+                       help="ONNX Runtime, or TensorRT for a bundle that was exported for it")  # fmt: skip
+    group.add_argument("--device", choices=("cpu", "cuda"), help="where ONNX Runtime computes (default: cpu)")
+    group.add_argument("--threads", type=int, metavar="N", help="threads to use (default: every physical core)")
+    group.add_argument("--scaled-jpeg", action="store_true",
+                       help="decode large JPEGs at a fraction of their size: faster, almost the same")  # fmt: skip
+
+
+def _add_output(command: Parser, stream: bool = False) -> None:
+    group = command.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="print one JSON object a line")
+    if stream:
+        group.add_argument("--stream", action="store_true", help="print the text as it comes; one image, no beams")

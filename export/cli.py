@@ -1,4 +1,7 @@
-"""`blip2rt-export`: reads the command line, calls `assemble.export`, prints the table."""
+"""`blip2rt-export`: read the command line, call `assemble.export`, print the table.
+
+Exit codes: 0 all went well, 2 a mistake in the input (one line says which), 130 interrupted.
+"""
 
 from __future__ import annotations
 
@@ -7,107 +10,98 @@ import math
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from blip2rt.bundle import TARGETS
-from blip2rt.errors import Blip2rtError
+from blip2rt.command import Parser, nonempty, path, run
+from blip2rt.errors import OptionError
 
 if TYPE_CHECKING:
     from .assemble import Result
 
+# transformers' bars would tear our lines.
+_QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+
 _EPILOG = """\
 CKPT is a folder that training wrote, a Hugging Face folder or hub id of Blip2ForConditionalGeneration or
 Blip2ForImageTextRetrieval, or a .pth file of LAVIS. One that generates gives the graphs vision, qformer, embed, llm
-(caption, ask); one that matches, alone or as --retrieval-ckpt, gives image_embed, text_embed, itm (match, embed).
+(caption, ask); one that matches, alone or as --retrieval-checkpoint, gives image_embed, text_embed, itm (match, embed).
 
 precisions: fp32; fp16 (stored so, computed in fp32); int8w (8-bit weights, computed in fp32); int4 (4-bit block-wise
 weights); int8-dynamic (8-bit weights and activations, the latter as they come); int8-static, not for retrieval (the
-same, calibrated on --calib); int8 (static with --calib, else dynamic). Every graph is compared with PyTorch, and all
-together; one that deviates too far fails the export. Default: vision=int8w,qformer=int4,llm=int4,retrieval=int4.
+same, calibrated with --calibration); int8 (static with --calibration, else dynamic). Every graph is compared with
+PyTorch, and all together; one that deviates too far fails the export.
+Default: vision=int8w,qformer=int4,llm=int4,retrieval=int4.
 
 --target trt makes the graphs for TensorRT, strongly typed, with a cache of fixed capacity. precisions there: fp32; fp16
-(computed so, with norms, softmax and sums in fp32); int8 (8-bit weights and activations by --calib, not for retrieval);
-int4, for llm (4-bit block-wise weights, computed in fp16).
+(computed so, with norms, softmax and sums in fp32); int8 (8-bit weights and activations, with --calibration, not for
+retrieval); int4, for llm (4-bit block-wise weights, computed in fp16).
 Default: vision=fp16,qformer=fp32,llm=fp16,retrieval=fp32.
 
 examples:
-  blip2rt-export --ckpt Salesforce/blip2-opt-2.7b --out opt --precision vision=int8,qformer=fp32,llm=int4
-  blip2rt-export --ckpt blip2_pretrained_opt2.7b.pth --vision eva_vit_g.pth --llm opt-2.7b/ --out opt
-  blip2rt-export --ckpt runs/nano/stage2 --retrieval-ckpt runs/nano/stage1 --out nano --calib photographs/
+  blip2rt-export --checkpoint Salesforce/blip2-opt-2.7b --out opt --precision vision=int8,qformer=fp32,llm=int4
+  blip2rt-export --checkpoint blip2_pretrained_opt2.7b.pth --vision eva_vit_g.pth --llm opt-2.7b/ --out opt
+  blip2rt-export --checkpoint runs/nano/stage2 --retrieval-checkpoint runs/nano/stage1 --out nano --calibration photos/
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise Blip2rtError(f"{message}; see blip2rt-export --help")
+def main(argv: list[str] | None = None) -> int:
+    """Run `blip2rt-export` with `argv`, or the process's own; return the exit code."""
+    return run("blip2rt-export", lambda: _run(_parser().parse_args(argv)), extra="export",
+               interrupted="interrupted, nothing was written")  # fmt: skip
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="blip2rt-export", description="Checkpoint -> bundle of ONNX graphs, verified against PyTorch.",
-        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+def _parser() -> Parser:
+    parser = Parser(
+        description="Checkpoint -> bundle of ONNX graphs, verified against PyTorch.", epilog=_EPILOG,
+        renamed={"--ckpt": "--checkpoint", "--retrieval-ckpt": "--retrieval-checkpoint", "--calib": "--calibration"},
     )  # fmt: skip
-    parser.add_argument("--ckpt", required=True, metavar="CKPT", help="checkpoint: folder, .pth file or hub id")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="BUNDLE", help="the bundle's folder, written whole or not at all"
-    )
-    parser.add_argument("--retrieval-ckpt", metavar="CKPT", help="a second checkpoint, for match and embed")
-    add_parts(parser)
-    parser.add_argument("--image-size", type=int, metavar="PIXELS",
-                        help="other than the checkpoint's; position embeddings are interpolated")  # fmt: skip
-    parser.add_argument("--name", help="the bundle's name (default: its folder's)")
-    parser.add_argument("--target", choices=TARGETS, default=TARGETS[0],
-                        help="the engine that the graphs are for: ONNX Runtime or TensorRT (default: ort)")  # fmt: skip
-    parser.add_argument("--precision", default="", metavar="GROUP=P,...",
-                        help="of the groups vision, qformer, llm, retrieval; see below")  # fmt: skip
-    parser.add_argument(
-        "--calib", type=Path, metavar="FOLDER", help="photographs: int8 calibration, and to verify with"
-    )
-    parser.add_argument("--card", type=Path, metavar="FILE", help="copied in as MODEL_CARD.md")
-    parser.add_argument("--max-positions", type=int, default=1024, metavar="N",
-                        help="prefix, prompt and new tokens together, at most (default: 1024)")  # fmt: skip
-    parser.add_argument("--length-penalty", type=float, default=1.0, metavar="X",
-                        help="of captions, the bundle's default: lower is shorter (default: 1)")  # fmt: skip
-    parser.add_argument("--llm-activations", type=int, choices=(8, 16), metavar="BITS",
-                        help="that meet the language model's int4 weights: 16 is as good as exact, a step up to a fifth"
-                        " slower (default: 16 below a billion parameters, else 8)")  # fmt: skip
+    parser.add_argument("--checkpoint", type=nonempty, required=True, metavar="CKPT",
+                        help="checkpoint: folder, .pth file or hub id")  # fmt: skip
+    parser.add_argument("--out", type=path, required=True, metavar="BUNDLE",
+                        help="the bundle's folder, written whole or not at all")  # fmt: skip
+    parser.add_argument("--retrieval-checkpoint", type=nonempty, metavar="CKPT",
+                        help="a second checkpoint, for match and embed")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle at --out")
     parser.add_argument("--no-verify", action="store_true", help="skip the comparison with PyTorch")
+    graphs = parser.add_argument_group("graphs")
+    graphs.add_argument("--target", choices=TARGETS, default=TARGETS[0],
+                        help="the engine that the graphs are for: ONNX Runtime or TensorRT")  # fmt: skip
+    graphs.add_argument("--precision", default="", metavar="GROUP=P,...",
+                        help="precisions of the groups vision, qformer, llm, retrieval; see below")  # fmt: skip
+    graphs.add_argument("--calibration", type=path, metavar="FOLDER",
+                        help="photographs: int8 is calibrated on them, and graphs are verified with them")  # fmt: skip
+    graphs.add_argument("--image-size", type=int, metavar="PIXELS",
+                        help="size of the images, to which position embeddings are interpolated (default: the "
+                        "checkpoint's)")  # fmt: skip
+    graphs.add_argument("--max-positions", type=int, default=1024, metavar="N",
+                        help="longest prefix, prompt and new tokens together")  # fmt: skip
+    graphs.add_argument("--llm-activations", type=int, choices=(8, 16), metavar="BITS",
+                        help="bits of the activations that meet the language model's int4 weights; 16 is as good as "
+                        "exact and makes a step up to a fifth slower (default: 16 below a billion parameters, "
+                        "else 8)")  # fmt: skip
+    about = parser.add_argument_group("what the bundle says of itself")
+    about.add_argument("--name", type=nonempty, help="its name (default: its folder's)")
+    about.add_argument("--card", type=path, metavar="FILE", help="model card, copied in as MODEL_CARD.md")
+    about.add_argument("--length-penalty", type=float, default=1.0, metavar="X",
+                       help="length penalty of its captions; lower is shorter")  # fmt: skip
+    add_parts(parser)
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' bars would tear our lines
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    try:
-        result = _run(_parser().parse_args(argv))
-    except Blip2rtError as error:
-        print(f"blip2rt-export: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("blip2rt-export: interrupted, nothing was written", file=sys.stderr)
-        return 130
-    except MemoryError:
-        print("blip2rt-export: error: not enough memory", file=sys.stderr)
-        return 2
-    print("\n".join(table(result)))
-    return 0
-
-
-def add_parts(parser: argparse.ArgumentParser) -> None:
-    """Flags for what LAVIS' files leave out."""
+def add_parts(parser: Parser) -> None:
+    """Add options for what LAVIS' files leave out."""
     group = parser.add_argument_group("for .pth files of LAVIS")
-    group.add_argument("--vision", metavar="FILE", help="frozen image encoder: eva_vit_g.pth or clip_vit_L.pth")
-    group.add_argument("--llm", metavar="FOLDER", help="frozen language model: folder or hub id")
-    group.add_argument("--qformer-tokenizer", metavar="FOLDER", default="bert-base-uncased",
-                       help="folder or hub id of the Q-Former's tokenizer (default: bert-base-uncased)")  # fmt: skip
-    group.add_argument(
-        "--vision-layers", type=int, metavar="N", help="of the encoder (default: a frozen one's but the last)"
-    )
-    group.add_argument("--vision-heads", type=int, default=16, metavar="N", help="attention heads (default: 16)")
-    group.add_argument("--qformer-heads", type=int, metavar="N", help="attention heads (default: 64 wide each)")
+    group.add_argument("--vision", type=nonempty, metavar="FILE",
+                       help="frozen image encoder: eva_vit_g.pth or clip_vit_L.pth")  # fmt: skip
+    group.add_argument("--llm", type=nonempty, metavar="FOLDER", help="frozen language model: folder or hub id")
+    group.add_argument("--qformer-tokenizer", type=nonempty, metavar="FOLDER", default="bert-base-uncased",
+                       help="the Q-Former's tokenizer: folder or hub id")  # fmt: skip
+    group.add_argument("--vision-layers", type=int, metavar="N",
+                       help="layers of the encoder (default: a frozen one's but the last)")  # fmt: skip
+    group.add_argument("--vision-heads", type=int, default=16, metavar="N", help="attention heads of the encoder")
+    group.add_argument("--qformer-heads", type=int, metavar="N",
+                       help="attention heads of the Q-Former (default: so many that each is 64 wide)")  # fmt: skip
 
 
 def parts(args: argparse.Namespace) -> Any:
@@ -119,35 +113,35 @@ def parts(args: argparse.Namespace) -> Any:
     )
 
 
-def _run(args: argparse.Namespace) -> Result:
+def _run(args: argparse.Namespace) -> None:
     if args.max_positions < 64:
-        raise Blip2rtError(f"--max-positions is {args.max_positions}: give 64 or more")
+        raise OptionError(f"--max-positions is {args.max_positions}: give 64 or more")
     if not math.isfinite(args.length_penalty):
-        raise Blip2rtError(f"--length-penalty is {args.length_penalty}: give a number, such as 0.5")
-    try:
-        from . import assemble, choices, targets
-        from .progress import Progress
-    except ModuleNotFoundError as error:
-        raise Blip2rtError(f"{error.name} is not installed; pip install 'blip2rt[export]'") from error
+        raise OptionError(f"--length-penalty is {args.length_penalty}: give a number, such as 0.5")
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    from . import assemble, choices, targets
+    from .progress import Progress
+
     target = targets.TARGETS[args.target]
     options = choices.ExportOptions(
-        source=choices.ModelSource(args.ckpt, args.retrieval_ckpt, parts(args), args.image_size),
+        source=choices.ModelSource(args.checkpoint, args.retrieval_checkpoint, parts(args), args.image_size),
         out=args.out,
         target=target,
         precision=parse_precision(args.precision, target.precisions),
-        calib=args.calib,
+        calib=args.calibration,
         llm=choices.LlmOptions(args.max_positions, args.llm_activations),
         about=choices.About(args.name, args.card, args.length_penalty),
         overwrite=args.overwrite,
         verify=not args.no_verify,
     )
-    return assemble.export(options, Progress())
+    print("\n".join(table(assemble.export(options, Progress()))))
 
 
-def parse_precision(text: str, choices: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+def parse_precision(given: str, choices: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     """ "vision=int8,llm=int4" -> {"vision": "int8", "llm": "int4"}; all faults at once."""
     chosen, faults = {}, []
-    for item in filter(None, (item.strip() for item in text.split(","))):
+    for item in filter(None, (item.strip() for item in given.split(","))):
         group, _, precision = (word.strip() for word in item.partition("="))
         if group not in choices:
             faults.append(f"{item!r}: the groups are {', '.join(choices)}")
@@ -155,7 +149,7 @@ def parse_precision(text: str, choices: Mapping[str, tuple[str, ...]]) -> dict[s
             faults.append(f"{item!r}: {group} may be {', '.join(choices[group])}")
         chosen[group] = precision
     if faults:
-        raise Blip2rtError(f"--precision: {'; '.join(faults)}")
+        raise OptionError(f"--precision: {'; '.join(faults)}")
     return chosen
 
 
@@ -173,8 +167,8 @@ def table(result: Result) -> list[str]:
         lines += [(n, c.precision, "not verified", "", "", f"{result.sizes[n] / 1e6:.1f} MB", "")
                   for n, c in components.items()]  # fmt: skip
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return [*text, f"{result.bundle.path}: {result.bundle.size / 1e6:.1f} MB in all"]
+    rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return [*rows, f"{result.bundle.path}: {result.bundle.size / 1e6:.1f} MB in all"]
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from blip2rt import bundle
+from blip2rt.command import Parser, nonempty, path, run
 from blip2rt.errors import Blip2rtError
 
 from .cli import add_parts, parts
@@ -28,54 +29,39 @@ SHARD = 2_000_000_000  # bytes of a file of weights, at most
 DTYPES = ("float32", "float16", "bfloat16")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise Blip2rtError(f"{message}; see blip2rt-convert --help")
+def main(argv: list[str] | None = None) -> int:
+    """Run `blip2rt-convert` with `argv`, or the process's own; return the exit code."""
+    return run("blip2rt-convert", lambda: _run(sys.argv[1:] if argv is None else argv), extra="export",
+               interrupted="interrupted, nothing was written")  # fmt: skip
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="blip2rt-convert",
+def _parser(out_is_last: bool) -> Parser:
+    """out_is_last: the folder to write is the second positional argument, as it once was, and not --out."""
+    parser = Parser(
+        usage="%(prog)s CKPT --to hf|ours --out DIR [options]",
         description="A checkpoint of blip2rt or LAVIS -> a folder that transformers loads; a bundle -> checkpoints.",
+        renamed={"--checkpoint": "", "--ckpt": "", "--model": ""},
     )
-    parser.add_argument("ckpt", metavar="CKPT", help="checkpoint: folder, .pth file or hub id; or a bundle, --to ours")
-    parser.add_argument(
-        "--to",
-        choices=("hf", "ours"),
-        required=True,
-        help="hf: Hugging Face's format; ours, of a bundle: DIR/stage1 and DIR/stage2, which it was made "
-        "of, rounded as they ship: what trainings start from",
-    )
-    parser.add_argument("out", type=Path, metavar="DIR", help="the folder to write, whole or not at all")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
+    parser.add_argument("ckpt", type=nonempty, metavar="CKPT",
+                        help="checkpoint: folder, .pth file or hub id; or a bundle, --to ours")  # fmt: skip
+    parser.add_argument("--to", choices=("hf", "ours"), required=True,
+                        help="hf: Hugging Face's format; ours, of a bundle: DIR/stage1 and DIR/stage2, which it was "
+                        "made of, rounded as they ship: what trainings start from")  # fmt: skip
+    shown = "the folder to write, whole or not at all"
+    parser.add_argument("--out", type=path, required=not out_is_last, metavar="DIR", help=shown)
+    if out_is_last:
+        parser.add_argument("out", type=path, metavar="--out", help=argparse.SUPPRESS)
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the weights")
     add_parts(parser)
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
+def _run(argv: list[str]) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    try:
-        args = _parser().parse_args(argv)
-        for folder in convert(args.ckpt, args.to, args.out, parts(args), args.dtype):
-            print(folder)
-    except ModuleNotFoundError as error:
-        print(f"blip2rt-convert: error: {error.name} is not installed; pip install 'blip2rt[export]'", file=sys.stderr)
-        return 2
-    except Blip2rtError as error:
-        print(f"blip2rt-convert: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"blip2rt-convert: error: cannot write {args.out}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("blip2rt-convert: interrupted, nothing was written", file=sys.stderr)
-        return 130
-    except Exception as error:  # noqa: BLE001  # safetensors and tokenizers have no OSError for a full disk
-        if "(os error 28)" not in str(error):
-            raise
-        print(f"blip2rt-convert: error: cannot write {args.out}: no space left on the disk", file=sys.stderr)
-        return 2
-    return 0
+    named = any(word.partition("=")[0] == "--out" for word in argv)
+    args = _parser(out_is_last=not named).parse_args(argv)
+    for folder in convert(args.ckpt, args.to, args.out, parts(args), args.dtype):
+        print(folder)
 
 
 def convert(source: str, to: str, out: Path, given: Any, dtype: str) -> list[Path]:
@@ -99,7 +85,7 @@ def convert(source: str, to: str, out: Path, given: Any, dtype: str) -> list[Pat
 
 @contextlib.contextmanager
 def _whole(out: Path) -> Iterator[Path]:
-    """A folder that becomes `out` when it is done, or leaves nothing."""
+    """A folder that becomes `out` when it is done, or leaves nothing. Raises Blip2rtError: it cannot be written."""
     out.parent.mkdir(parents=True, exist_ok=True)
     for left in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):  # by a run that was killed
         shutil.rmtree(left, ignore_errors=True)
@@ -110,8 +96,10 @@ def _whole(out: Path) -> Iterator[Path]:
         if out.exists():
             out.rmdir()
         folder.rename(out)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise Blip2rtError(f"--out {out} cannot be written: {error.strerror}") from error
         raise
 
 

@@ -1,38 +1,75 @@
-"""How the training commands end: one line and exit code 2 for the user's mistakes and what is not installed, 130 for
-Ctrl-C."""
+"""`blip2rt-train COMMAND ...`, which is `python -m train.COMMAND ...`, and how these commands end.
+
+Exit codes: 0 all went well, 2 a mistake or a package that is not installed (one line says which), 130 interrupted.
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable
-from types import TracebackType
 
-from blip2rt.errors import Blip2rtError
+from blip2rt.command import Parser, run, running
 
-_OURS = ("blip2rt", "blip2rt_train", "train")  # one of these that is missing is a bug
+PROGRAM = "blip2rt-train"
+COMMANDS = {  # name -> module, help; a module is imported when its command runs
+    "prepare": ("prepare", "lists of images and texts into shards"),
+    "stage1": ("stage1", "representation learning: the Q-Former learns to see what texts say"),
+    "stage2": ("stage2", "generative learning: a language model learns to read the Q-Former"),
+    "evaluate": ("evaluate", "quality of a model: captions, answers, retrieval"),
+    "questions": ("extras.questions", "questions and answers made from captions by rule"),
+    "self-critical": ("extras.self_critical", "captions are sampled and learned by their CIDEr"),
+    "distill": ("extras.distill", "a small image encoder learns to see as a larger one"),
+    "calibrate": ("extras.calibrate", "how much a stage 1's two words weigh in Match.score"),
+    "average": ("extras.average", "the weighted mean of checkpoints"),
+}
 
 
-def run_main(work: Callable[[], object]) -> int:
-    try:
+def main(argv: list[str] | None = None) -> int:
+    """Run `blip2rt-train` with `argv`, or the process's own; return the exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    return _run(PROGRAM, lambda: run_command(_parser().parse_args(words[:1]).command, words[1:]))
+
+
+def run_command(name: str, argv: list[str] | None = None) -> int:
+    """Import a command and call its main(). A package that its imports lack is one line, as every mistake is."""
+    module = f"{__package__}.{COMMANDS[name][0]}"
+    return _run(_program(name), lambda: importlib.import_module(module).main(argv))
+
+
+def run_main(work: Callable[[], object], program: str = PROGRAM) -> int:
+    """What the main() of every command calls: do the work, by the policy of all commands. Return the exit code.
+
+    program: its name where run_command has not told it.
+    """
+
+    def all_of_it() -> int:
         work()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from .loop.parallel import leave  # torch, which not every command needs
 
             leave()
-    except Blip2rtError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from what has been kept", file=sys.stderr)
-        return 130
-    return 0
+        return 0
+
+    return _run(running() or program, all_of_it)
 
 
-def tell_missing(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """sys.excepthook of the commands (train/__init__.py)."""
-    if not isinstance(error, ModuleNotFoundError) or not error.name or error.name.partition(".")[0] in _OURS:
-        sys.__excepthook__(kind, error, traceback)
-        return
-    print(f"error: {error.name} is not installed; pip install 'blip2rt[train]'", file=sys.stderr)
-    raise SystemExit(2)
+def _run(program: str, work: Callable[[], int]) -> int:
+    return run(
+        program, work, extra="train", interrupted="interrupted; the same command goes on from what has been kept"
+    )
+
+
+def _program(name: str) -> str:
+    """How the command was called: `python -m train.stage1` or `blip2rt-train stage1`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name}" if spec and spec.name.endswith(f".{name.replace('-', '_')}") else f"{PROGRAM} {name}"
+
+
+def _parser() -> Parser:
+    parser = Parser(description="Train BLIP-2 and measure it; `blip2rt-train COMMAND --help` tells of each command.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (_, about) in COMMANDS.items():
+        commands.add_parser(name, help=about)
+    return parser

@@ -1,10 +1,16 @@
-"""Quality of a model: `python -m train.evaluate caption|vqa|retrieval --model MODEL --data FILE --images FOLDER`.
+"""Quality of a model: `blip2rt-train evaluate caption|vqa|retrieval --model MODEL --data FILE --images FOLDER`.
 
 MODEL is a bundle, run by the runtime, or a checkpoint of any format, run by PyTorch. Prints the totals as JSON; writes
 a report with pictures, the predictions as they come, and the official results file.
 """
 
 from __future__ import annotations
+
+from .cli import run_command, run_main
+
+if __name__ == "__main__":  # by its name, so that a package that is missing below is one line
+    raise SystemExit(run_command("evaluate"))
+
 
 import argparse
 import json
@@ -17,9 +23,9 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from blip2rt.command import Parser, nonempty, path, whole
 from blip2rt.errors import Blip2rtError, OptionError
 
-from .cli import run_main
 from .evaluation import report
 from .evaluation.annotations import Asked, Captioned, Questions, read_captions, read_questions, require_images
 from .evaluation.metrics import caption_metrics, coco_scorers
@@ -210,75 +216,72 @@ def _parts(args: argparse.Namespace) -> Any:
 _LAVIS: dict[str, tuple[type, str]] = {
     "vision": (str, "frozen image encoder: eva_vit_g.pth or clip_vit_L.pth"),
     "llm": (str, "frozen language model: folder or hub id"),
-    "qformer_tokenizer": (str, "of the Q-Former: folder or hub id [bert-base-uncased]"),
-    "vision_layers": (int, "of the encoder [a frozen one's but the last]"),
-    "vision_heads": (int, "attention heads of the encoder [16]"),
-    "qformer_heads": (int, "attention heads of the Q-Former [64 wide each]"),
+    "qformer_tokenizer": (str, "the Q-Former's tokenizer: folder or hub id (default: bert-base-uncased)"),
+    "vision_layers": (int, "layers of the encoder (default: a frozen one's but the last)"),
+    "vision_heads": (int, "attention heads of the encoder (default: 16)"),
+    "qformer_heads": (int, "attention heads of the Q-Former (default: so many that each is 64 wide)"),
 }
 
 
-def _common() -> argparse.ArgumentParser:
-    """The flags of all tasks."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--model", help="bundle or checkpoint: folder, .pth or hub id [the embedded bundle]")
-    parser.add_argument("--images", type=Path, help="folder of the images [images/ beside the data]")
-    parser.add_argument("--limit", type=_positive, help="the first N images or questions only")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the totals here")
-    parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with pictures here")
-    parser.add_argument("--report-rows", type=_positive, default=200, help="pictures in it, the worst ones [200]")
-    parser.add_argument("--predictions", type=Path, metavar="FILE.jsonl",
-                        help="keep predictions here; the same command goes on from them [beside --json]")  # fmt: skip
-    parser.add_argument(
-        "--precision", choices=("fp32", "bf16", "fp16"), help="of a checkpoint [fp32 on CPUs, bf16 on GPUs]"
-    )
+def _parser() -> Parser:
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    tasks = parser.add_subparsers(dest="task", metavar="TASK", required=True)
+    listed = "COCO's, NoCaps' or Karpathy's JSON, Flickr's tables, or a list: .tsv, .csv, .jsonl, a folder"
+    asked = "questions: VQAv2's, OK-VQA's or GQA's JSON, or a list with the column question"
+    data = _add_task(tasks, "caption", "BLEU, ROUGE-L and CIDEr of captions", listed)
+    data.add_argument("--split", type=nonempty, help="split of Karpathy's files (default: test)")
+    data = _add_task(tasks, "vqa", "accuracy of answers, zero-shot", asked)
+    data.add_argument("--annotations", type=path, metavar="FILE", help="VQAv2's and OK-VQA's answers")
+    for name, texts, most, penalty in (("caption", "captions", 30, 1.0), ("vqa", "answers", 10, -1.0)):
+        _add_decoding(tasks.choices[name], texts, most, penalty)
+    data = _add_task(tasks, "retrieval", "recall of images by texts, and of texts by images", listed)
+    data.add_argument("--split", type=nonempty, help="split of Karpathy's files (default: test)")
+    data.add_argument("--rerank", type=whole(0), default=128, metavar="N",
+                      help="judge so many of the best by ITC with ITM, too; 0 judges none")  # fmt: skip
+    return parser
+
+
+def _add_task(tasks: Any, name: str, about: str, data: str) -> argparse._ArgumentGroup:
+    """Add a task with the options that all have; return the group of its data's options."""
+    renamed = {"--checkpoint": "--model", "--ckpt": "--model", "--num-beams": "--beams"}
+    parser = tasks.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.", renamed=renamed)
+    group: argparse._ArgumentGroup = parser.add_argument_group("data")
+    group.add_argument("--data", type=path, required=True, metavar="FILE", help=data)
+    group.add_argument("--images", type=path, metavar="FOLDER",
+                       help="folder of the images (default: images beside the data)")  # fmt: skip
+    group.add_argument("--limit", type=whole(1), metavar="N", help="use the first N images or questions only")
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", type=nonempty, metavar="MODEL",
+                       help="bundle, or checkpoint: folder, .pth or hub id (default: the embedded model, "
+                       "nano)")  # fmt: skip
+    model.add_argument("--precision", choices=("fp32", "bf16", "fp16"),
+                       help="precision of a checkpoint (default: fp32 on CPUs, bf16 on GPUs)")  # fmt: skip
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", type=path, metavar="FILE", help="write the totals here")
+    output.add_argument("--report", type=path, metavar="FILE.html", help="write a page with pictures here")
+    output.add_argument("--report-rows", type=whole(1), default=200, metavar="N",
+                        help="pictures in the report, the worst ones")  # fmt: skip
+    output.add_argument("--predictions", type=path, metavar="FILE.jsonl",
+                        help="keep predictions here; the same command goes on from them (default: beside "
+                        "--json)")  # fmt: skip
     lavis = parser.add_argument_group("for .pth files of LAVIS")
-    for name, (kind, text) in _LAVIS.items():
-        lavis.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
-    return parser
+    for field, (kind, text) in _LAVIS.items():
+        lavis.add_argument(f"--{field.replace('_', '-')}", type=kind, metavar="N" if kind is int else "PATH", help=text)
+    return group
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    tasks = parser.add_subparsers(dest="task", required=True)
-    captions = "COCO's, NoCaps' or Karpathy's JSON, Flickr's tables, or a list: .tsv, .csv, .jsonl, a folder"
-    caption = tasks.add_parser("caption", parents=[_common()], help="BLEU, ROUGE-L and CIDEr of captions")
-    caption.add_argument("--data", type=Path, required=True, help=captions)
-    caption.add_argument("--split", help="of Karpathy's files [test]")
-    vqa = tasks.add_parser("vqa", parents=[_common()], help="accuracy of answers, zero-shot")
-    questions = "questions: VQAv2's, OK-VQA's or GQA's JSON, or a list with the column question"
-    vqa.add_argument("--data", type=Path, required=True, help=questions)
-    vqa.add_argument("--annotations", type=Path, help="VQAv2's and OK-VQA's answers")
-    for task, name, most, penalty in ((caption, "captions", 30, 1.0), (vqa, "answers", 10, -1.0)):
-        task.add_argument("--prompt", help=f"of {name} [the model's own]")
-        task.add_argument("--beams", type=_positive, default=5, help="[5]")
-        task.add_argument("--max-new-tokens", type=_positive, default=most, help=f"[{most}]")
-        task.add_argument("--min-new-tokens", type=int, default=1, help="[1]")
-        task.add_argument("--length-penalty", type=float, default=penalty, help=f"[{penalty}]")
-        task.add_argument("--batch-size", type=_positive, default=8, help="asked together [8]")
-        task.add_argument("--results", type=Path, help=f"write {name} here, as the official servers take them")
-    retrieval = tasks.add_parser("retrieval", parents=[_common()], help="recall of images by texts and the other way")
-    retrieval.add_argument("--data", type=Path, required=True, help=captions)
-    retrieval.add_argument("--split", help="of Karpathy's files [test]")
-    retrieval.add_argument(
-        "--rerank", type=_not_negative, default=128, help="of the best by ITC, with ITM; 0: none [128]"
-    )
-    return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
-def _not_negative(text: str) -> int:
-    return 0 if text == "0" else _positive(text)
+def _add_decoding(parser: Parser, texts: str, most: int, penalty: float) -> None:
+    group = parser.add_argument_group("decoding")
+    group.add_argument("--prompt", metavar="TEXT", help=f"prompt of {texts} (default: the model's own)")
+    group.add_argument("--beams", type=whole(1), default=5, metavar="N", help="beam width; 1 is greedy")
+    group.add_argument("--max-new-tokens", type=whole(1), default=most, metavar="N", help="longest text, in tokens")
+    group.add_argument("--min-new-tokens", type=int, default=1, metavar="N", help="shortest text, in tokens")
+    group.add_argument("--length-penalty", type=float, default=penalty, metavar="X",
+                       help="with beams, above 0 favours longer texts and below 0 shorter ones")  # fmt: skip
+    group.add_argument("--batch-size", type=whole(1), default=8, metavar="N", help="images or questions in one call")
+    group.add_argument("--results", type=path, metavar="FILE",
+                       help=f"write {texts} here, as the official servers take them")  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
     return run_main(lambda: _run(_parser().parse_args(argv)))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

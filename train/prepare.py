@@ -20,6 +20,12 @@ Knows files, nothing about models.
 
 from __future__ import annotations
 
+from .cli import run_command, run_main
+
+if __name__ == "__main__":  # by its name, so that a package that is missing below is one line
+    raise SystemExit(run_command("prepare"))
+
+
 import argparse
 import csv
 import io
@@ -33,9 +39,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from blip2rt.command import Parser, nonempty, whole
 from blip2rt.errors import Blip2rtError
 
-from .cli import run_main
 from .data.readers import read_data
 from .data.samples import Bad, Dataset, Sample
 from .data.shards import expand, index_of
@@ -153,30 +159,36 @@ def _index(args: argparse.Namespace) -> None:
     print(f"{args.data}: {len(counts)} shards, {sum(counts)} samples, {counts.count(0)} empty shards")
 
 
-def main(argv: list[str] | None = None) -> int:
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    commands = parser.add_subparsers(required=True, metavar="shards|list|index")
+def _parser() -> Parser:
+    parser = Parser(description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
     shards = commands.add_parser("shards", help="a list of images and texts -> shards")
-    shards.add_argument("--data", required=True, help=".tsv, .csv, .jsonl, COCO .json, or a folder of images with .txt")
-    shards.add_argument("--images", default="", help="folder of the images that the list names")
-    shards.add_argument("--out", required=True, help="folder to write")
-    shards.add_argument("--per_shard", type=int, default=5000, help="images a shard")
-    shards.add_argument("--max_bad", type=int, default=1000, help="images that may be unusable")
-    shards.add_argument("--cache", default="", help="folder for indices: `features` of the recipe [beside the shards]")
-    shards.add_argument("--seed", type=int, default=0, help="of the order")
+    shards.add_argument("--data", type=nonempty, required=True, metavar="FILE",
+                        help=".tsv, .csv, .jsonl, COCO .json, or a folder of images with .txt")  # fmt: skip
+    shards.add_argument("--images", default="", metavar="FOLDER", help="folder of the images that the list names")
+    shards.add_argument("--out", type=nonempty, required=True, metavar="FOLDER", help="folder to write")
+    shards.add_argument("--per-shard", type=whole(1), default=5000, metavar="N", help="images of a shard")
+    shards.add_argument("--max-bad", type=whole(0), default=1000, metavar="N", help="images that may be unusable")
+    shards.add_argument("--cache", default="", metavar="FOLDER",
+                        help="folder of the indices, `features` of the recipe (default: --out)")  # fmt: skip
+    shards.add_argument("--seed", type=whole(0), default=0, metavar="N", help="seed of the images' order")
     shards.set_defaults(work=_shards)
     urls = commands.add_parser("list", help="URLs and captions -> the list that img2dataset takes")
-    urls.add_argument("--data", required=True, help=".parquet or .tsv")
-    urls.add_argument("--out", required=True, help=".jsonl to write")
+    urls.add_argument("--data", type=nonempty, required=True, metavar="FILE", help=".parquet or .tsv")
+    urls.add_argument("--out", type=nonempty, required=True, metavar="FILE", help=".jsonl to write")
     urls.set_defaults(work=_list)
     index = commands.add_parser("index", help="indices of shards, made ahead of a training")
-    index.add_argument("--data", required=True, help="a folder, 'a/*.tar' or 'a/{0000..0099}.tar'")
-    index.add_argument("--cache", required=True, help="folder for indices: `features` of the recipe")
+    index.add_argument("--data", type=nonempty, required=True, metavar="SHARDS",
+                       help="a folder, 'a/*.tar' or 'a/{0000..0099}.tar'")  # fmt: skip
+    index.add_argument("--cache", type=nonempty, required=True, metavar="FOLDER",
+                       help="folder of the indices, `features` of the recipe")  # fmt: skip
     index.set_defaults(work=_index)
-    args = parser.parse_args(argv)
-    return run_main(lambda: args.work(args))
+    return parser
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+def main(argv: list[str] | None = None) -> int:
+    def work() -> None:
+        args = _parser().parse_args(argv)
+        args.work(args)
+
+    return run_main(work)

@@ -5,6 +5,12 @@ The Q-Former learns from a frozen image encoder to extract what text needs: ITC,
 
 from __future__ import annotations
 
+from .cli import run_command, run_main
+
+if __name__ == "__main__":  # by its name, so that a package that is missing below is one line
+    raise SystemExit(run_command("stage1"))
+
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +22,6 @@ from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.checkpoints import init_from_bert, qformer_tokenizer
 from blip2rt.text import clean_caption
 
-from .cli import run_main
 from .data.features import FeatureSource
 from .data.feed import Rows, bad_samples, open_feed, seen_features, to_device
 from .data.readers import read_data
@@ -241,7 +246,3 @@ def main(argv: list[str] | None = None) -> int:
         return dry_run(plan(settings)) if settings.loop.run.dry_run else Stage1(settings).run()
 
     return run_main(lambda: print(work()))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

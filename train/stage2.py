@@ -6,6 +6,12 @@ The paper's finetunes (section 4) add an encoder that learns, a prompt, and ques
 
 from __future__ import annotations
 
+from .cli import run_command, run_main
+
+if __name__ == "__main__":  # by its name, so that a package that is missing below is one line
+    raise SystemExit(run_command("stage2"))
+
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +26,6 @@ from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.checkpoints import init_from_bert, init_from_stage1, read_config
 from blip2rt.modeling.llm import encoder_decoder
 
-from .cli import run_main
 from .data.features import FeatureSource
 from .data.feed import Rows, bad_samples, open_feed, seen_features, to_device
 from .data.readers import read_data
@@ -297,7 +302,3 @@ def main(argv: list[str] | None = None) -> int:
         return dry_run(plan(settings)) if settings.loop.run.dry_run else Stage2(settings).run()
 
     return run_main(lambda: print(work()))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

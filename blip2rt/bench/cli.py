@@ -1,4 +1,4 @@
-"""The command `blip2rt-bench`: parses, measures, prints. Results on stdout, everything else on stderr.
+"""The command `blip2rt-bench`: parse, measure, print. Results on stdout, everything else on stderr.
 
 Exit codes: 0 all went well, 2 a mistake in the input (one line says which), 130 interrupted, 143 ended by SIGTERM.
 """
@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import signal
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from .. import __version__
 from ..backends.ort import num_threads
 from ..bundle import embedded, read
-from ..errors import Blip2rtError, OptionError
+from ..command import Parser, nonempty, run, whole
+from ..errors import OptionError
 from . import collect, geometry, machine, peers, report
 from .stages import Work
 
@@ -38,77 +37,48 @@ examples:
 _HUB_ID = r"(\w[\w.-]*/)?\w[\w.-]*"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise OptionError(f"{' '.join(message.split())} (see blip2rt-bench --help)")
-
-
-def _whole(low: int, high: int) -> Any:
-    def read_number(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {low} to {high}")
-        return int(text)
-
-    return read_number
-
-
-def _text(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("'' is empty (an unset variable?): give a value, or leave the flag out")
-    return text
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="blip2rt-bench", epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="How fast a bundle is on this machine, how close to its limits, and against whom.",
-    )  # fmt: skip
-    parser.add_argument("--version", action="version", version=f"blip2rt {__version__}")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--model", type=_text, metavar="BUNDLE",
-                        help="a bundle's folder (default: the embedded model)")  # fmt: skip
-    source.add_argument("--geometry", choices=geometry.GEOMETRIES, metavar="NAME", help="random weights, see below")
-    parser.add_argument("--precision", type=_text, metavar="GROUP=P,...",
-                        help=f"of a geometry's parts (default: {geometry.PRECISION})")  # fmt: skip
-    parser.add_argument("--cache", type=_text, metavar="FOLDER",
-                        help="where such bundles are kept (default: BLIP2RT_CACHE, or ~/.cache/blip2rt)")  # fmt: skip
-    parser.add_argument("--image", type=_text, metavar="FILE",
-                        help="the picture to caption (default: one that is made up)")  # fmt: skip
-    parser.add_argument("--batch", type=_whole(1, 64), default=1, metavar="N", help="images together (default: 1)")
-    parser.add_argument("--beams", type=_whole(1, 100), default=1, metavar="N", help="of the search (default: 1)")
-    parser.add_argument("--new-tokens", type=_whole(1, 1000), default=20, metavar="N",
-                        help="of every caption, exactly (default: 20)")  # fmt: skip
-    parser.add_argument("--threads", type=_whole(1, 1024), metavar="N",
-                        help="of every operator (default: BLIP2RT_NUM_THREADS, or every core)")  # fmt: skip
-    parser.add_argument("--repeat", type=_whole(1, 10000), default=10, metavar="N", help="runs of each (default: 10)")
-    parser.add_argument("--peer", action="append", choices=list(peers.PEERS), default=[], metavar="NAME",
-                        help="measure this one too; may be given several times")  # fmt: skip
-    parser.add_argument("--checkpoint", type=_text, metavar="CKPT",
-                        help="Hugging Face BLIP-2 folder or hub id, for the peers")  # fmt: skip
-    parser.add_argument("--scaling", action="store_true", help="batches of 1 to 16, 1 to 8 callers, 1 and 2 threads")
-    parser.add_argument("--json", type=_text, metavar="FILE",
-                        help="write everything measured; - is the last line of stdout")  # fmt: skip
-    parser.add_argument("--markdown", type=_text, metavar="FILE", help="write the tables as Markdown; - is stdout")
-    parser.add_argument("--plot", type=_text, metavar="FILE.png", help="draw stages, limits, peers and scaling")
-    return parser
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Runs `blip2rt-bench` with `arguments`, or the process's own; gives the exit code."""
-    try:
-        return _run(_parser().parse_args(arguments))
-    except Blip2rtError as error:
-        print(f"blip2rt-bench: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("blip2rt-bench: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        print(f"blip2rt-bench: error: {error.filename or 'stdout'}: {error.strerror or error}", file=sys.stderr)
-        return 2
+    """Run `blip2rt-bench` with `arguments`, or the process's own; return the exit code."""
+    return run("blip2rt-bench", lambda: _run(_parser().parse_args(arguments)))
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        description="How fast a bundle is on this machine, how close to its limits, and against whom.",
+        epilog=_EPILOG,
+        renamed={"--num-beams": "--beams", "--max-new-tokens": "--new-tokens", "--ckpt": "--checkpoint"},
+    )
+    measured = parser.add_argument_group("what is measured")
+    source = measured.add_mutually_exclusive_group()
+    source.add_argument("--model", type=nonempty, metavar="BUNDLE",
+                        help="a bundle's folder (default: the embedded model, nano)")  # fmt: skip
+    source.add_argument("--geometry", choices=geometry.GEOMETRIES, metavar="NAME",
+                        help="a bundle of random weights, see below")  # fmt: skip
+    measured.add_argument("--precision", type=nonempty, metavar="GROUP=P,...",
+                          help=f"precisions of a geometry's parts (default: {geometry.PRECISION})")  # fmt: skip
+    measured.add_argument("--cache", type=nonempty, metavar="FOLDER",
+                          help="where bundles of random weights are kept (default: $BLIP2RT_CACHE, or "
+                          "~/.cache/blip2rt)")  # fmt: skip
+    measured.add_argument("--peer", action="append", choices=list(peers.PEERS), default=[], metavar="NAME",
+                          help="measure this one too; may be given several times")  # fmt: skip
+    measured.add_argument("--checkpoint", type=nonempty, metavar="CKPT",
+                          help="Hugging Face BLIP-2 folder or hub id, for the peers")  # fmt: skip
+    measured.add_argument("--scaling", action="store_true",
+                          help="also measure batches of 1 to 16, 1 to 8 callers, 1 and 2 threads")  # fmt: skip
+    how = parser.add_argument_group("how")
+    how.add_argument("--image", type=nonempty, metavar="FILE", help="picture to caption (default: one that is made up)")
+    how.add_argument("--batch", type=whole(1, 64), default=1, metavar="N", help="images in one call")
+    how.add_argument("--beams", type=whole(1, 100), default=1, metavar="N", help="beam width; 1 is greedy")
+    how.add_argument("--new-tokens", type=whole(1, 1000), default=20, metavar="N", help="tokens of every caption")
+    how.add_argument("--threads", type=whole(1, 1024), metavar="N",
+                     help="threads of every operator (default: $BLIP2RT_NUM_THREADS, or every core)")  # fmt: skip
+    how.add_argument("--repeat", type=whole(1, 10000), default=10, metavar="N", help="runs of each stage")
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", type=nonempty, metavar="FILE",
+                        help="write everything measured; - is the last line of stdout")  # fmt: skip
+    output.add_argument("--markdown", type=nonempty, metavar="FILE", help="write the tables as Markdown; - is stdout")
+    output.add_argument("--plot", type=nonempty, metavar="FILE.png", help="draw stages, limits, peers and scaling")
+    return parser
 
 
 def _end(number: int, frame: object) -> NoReturn:
@@ -137,13 +107,13 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _write(flag: str, given: str, text: str) -> None:
-    """Into the file that was given, - being stdout. Raises OptionError: it cannot be written."""
+def _write(flag: str, given: str, content: str) -> None:
+    """Write into the file that was given, - being stdout. Raises OptionError: it cannot be written."""
     if given == "-":
-        print(text, end="", flush=True)
+        print(content, end="", flush=True)
         return
     try:
-        Path(given).write_text(text, encoding="utf-8")
+        Path(given).write_text(content, encoding="utf-8")
     except OSError as error:
         raise OptionError(f"--{flag} {given}: {error.strerror or error}") from error
 

@@ -109,7 +109,7 @@ def test_peers_and_scaling_have_tables_and_plots(measured, tmp_path):
         (["--checkpoint", "./no/such", "--peer", "hf-fp32"], "./no/such"),
         (["--checkpoint", "tests", "--peer", "hf-fp32"], "config.json"),
         (["--checkpoint", __file__, "--peer", "hf-fp32"], "config.json"),
-        *(([flag, ""], f"{flag}: '' is empty") for flag in
+        *(([flag, ""], f"{flag} is '': give a value") for flag in
           ("--model", "--precision", "--cache", "--image", "--checkpoint", "--json", "--markdown", "--plot")),
         (["--image", "no.jpg"], "no.jpg"),
         (["--image", "tests"], "--image tests is a folder"),

@@ -102,5 +102,5 @@ def test_what_it_cannot_do_is_one_line(trained: tuple[list[str], str], tmp_path:
         ([ckpt, "--data", table, "--images", str(tmp_path)], "are not in"),
     ):
         assert calibrate.main([*command[:1], *out, *command[1:]]) == 2, command
-        [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        [line] = [line for line in capsys.readouterr().err.splitlines() if ": error: " in line]
         assert words in line and not (tmp_path / "out").exists(), line

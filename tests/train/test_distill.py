@@ -175,5 +175,5 @@ def test_wrong_settings_are_one_line(
     arguments = [*settings, "--out", str(tmp_path), *(text.format(images=images) for text in more)]
     assert distill.main(arguments) == 2
     told = capsys.readouterr().err
-    [error] = [line for line in told.splitlines() if line.startswith("error: ")]
+    [error] = [line for line in told.splitlines() if ": error: " in line]
     assert all(word in error for word in words) and "Traceback" not in told, told

@@ -371,7 +371,7 @@ def test_wrong_finetunes_are_one_line(
     given = [text.format(itm=parts / "itm", wide=parts / "wide") for text in more]
     assert stage2.main([*data(parts), "--start", str(parts / "opt"), "--out", str(tmp_path / "out"), *given]) == 2
     told = capsys.readouterr().err
-    [error] = [line for line in told.splitlines() if line.startswith("error: ")]  # beside progress
+    [error] = [line for line in told.splitlines() if ": error: " in line]  # beside progress
     assert all(word in error for word in words) and "Traceback" not in told, told
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from blip2rt.modeling.checkpoints import list_checkpoints
 from train import stage1
-from train.cli import tell_missing
+from train.cli import COMMANDS
 from train.loop import checkpoint
 from train.loop.logs import Log
 from train.recipe import parse
@@ -24,9 +24,8 @@ from train.recipe import parse
 from ..tiny.parts import tiny_settings
 
 ROOT = Path(__file__).parents[2]
-FILES = [path for path in (ROOT / "train").rglob("*.py") if '__name__ == "__main__"' in path.read_text("utf-8")]
-COMMANDS = sorted(".".join(path.relative_to(ROOT / "train").with_suffix("").parts) for path in FILES)
-WITHOUT_TORCH = {"evaluate", "extras.questions"}  # of bundles and tables
+MODULES = {name: f"train.{module}" for name, (module, _) in COMMANDS.items()}
+WITHOUT_TORCH = {"evaluate", "questions"}  # of bundles and tables
 MISSING = [(command, "torch") for command in COMMANDS]
 MISSING += [("stage1", "yaml"), ("extras.average", "safetensors"), ("prepare", "tqdm")]
 
@@ -39,7 +38,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
     assert stage1.main(arguments) == 2
-    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("blip2rt-train: error: ")]
     return error
 
 
@@ -125,11 +124,23 @@ def run_without(module: str, folder: Path, *command: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+def test_every_module_that_can_be_run_is_a_command() -> None:
+    files = [path for path in (ROOT / "train").rglob("*.py") if '__name__ == "__main__"' in path.read_text("utf-8")]
+    found = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
+    assert found - {"train.__main__"} == set(MODULES.values())
+
+
 @pytest.mark.parametrize(("command", "module"), MISSING)
 def test_what_is_not_installed_is_one_line_of_every_command(command: str, module: str, tmp_path: Path) -> None:
-    ended = run_without(module, tmp_path, f"train.{command}", "--help")
-    said = f"error: {module} is not installed; pip install 'blip2rt[train]'\n"
+    ended = run_without(module, tmp_path, MODULES[command], "--help")
+    said = f"python -m {MODULES[command]}: error: {module} is not installed: pip install 'blip2rt[train]'\n"
     assert ended == ((0, "") if module == "torch" and command in WITHOUT_TORCH else (2, said))
+
+
+def test_what_is_not_installed_is_one_line_of_the_script(tmp_path: Path) -> None:
+    ended = run_without("torch", tmp_path, "train", "stage1", "--help")
+    assert ended == (2, "blip2rt-train stage1: error: torch is not installed: pip install 'blip2rt[train]'\n")
+    assert run_without("torch", tmp_path, "train", "--help") == (0, ""), "the list needs none of them"
 
 
 def test_evaluating_a_checkpoint_without_torch_names_the_extra(tmp_path: Path) -> None:
@@ -138,9 +149,3 @@ def test_evaluating_a_checkpoint_without_torch_names_the_extra(tmp_path: Path) -
     where = ["--model", "some/checkpoint", "--data", str(tmp_path), "--images", str(tmp_path)]
     code, said = run_without("torch", tmp_path, "train.evaluate", "retrieval", *where)
     assert (code, said.count("\n")) == (2, 1) and "torch is not installed: pip install 'blip2rt[train]'" in said
-
-
-def test_a_missing_module_of_ours_is_a_bug_and_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    error = ModuleNotFoundError("No module named 'train.nothing'", name="train.nothing")
-    tell_missing(type(error), error, None)
-    assert "ModuleNotFoundError: No module named 'train.nothing'" in capsys.readouterr().err

@@ -169,9 +169,7 @@ def test_the_precision_is_that_of_the_graphs(tmp_path: Path, capsys: pytest.Capt
     assert main([where, "--check", "--precision", "vision=int8, llm=int4"]) == 2
     said = capsys.readouterr().err
     assert "vision is fp32, not int8" in said and "blip2rt-export" in said and "'llm': the bundle has vision" in said
-    with pytest.raises(SystemExit) as left:
-        main([where, "--precision", "int8"])
-    assert left.value.code == 2 and "'int8': give graphs" in capsys.readouterr().err
+    assert main([where, "--precision", "int8"]) == 2 and "'int8': give graphs" in capsys.readouterr().err
 
 
 def test_progress_is_a_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,8 +197,8 @@ def test_what_a_killed_build_leaves_is_not_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--max-batch", "0", "--max-beams", "99"], "max_beams is 99"),
-        (["--workspace", "much"], "'much' is no size"),
+        (["--max-batch", "0", "--max-beams", "99"], "--max-beams is 99"),
+        (["--workspace", "much"], "--workspace is 'much': give a number with K"),
         (["--gpu", "SM1"], "does not know SM1: choose from"),
         (["--cache"], "--cache"),
     ],
@@ -209,10 +207,7 @@ def test_what_a_killed_build_leaves_is_not_loaded(tmp_path: Path) -> None:
 def test_wrong_options_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
-    try:
-        code = main([str(bundle(tmp_path / "b")), *arguments])
-    except SystemExit as error:
-        code = error.code
+    code = main([str(bundle(tmp_path / "b")), *arguments])
     lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert code == 2 and len(lines) == 1 and words in lines[0]
 

@@ -1,5 +1,4 @@
-"""The weighted mean of checkpoints of one training: `python -m train.extras.average A B [C ...] --weights 0.3 0.7
---out D`.
+"""The weighted mean of checkpoints of one training: `blip2rt-train average A B [C ...] --weights 0.3 0.7 --out D`.
 
 Between a model and what a longer training made of it, and among the last checkpoints of a noisy one, are weights
 that are better on unseen images than each (Izmailov et al. 2018; Wortsman et al. 2022). Knows tensors and files.
@@ -7,16 +6,20 @@ that are better on unseen images than each (Izmailov et al. 2018; Wortsman et al
 
 from __future__ import annotations
 
-import argparse
+from ..cli import run_command, run_main
+
+if __name__ == "__main__":  # by its name, so that a package that is missing below is one line
+    raise SystemExit(run_command("average"))
+
+
 from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+from blip2rt.command import Parser, nonempty, path
 from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.modeling.checkpoints import CONFIG, WEIGHTS, locate, read_config
-
-from ..cli import run_main
 
 _ALIKE = ("stage", "qformer_bits", "qformer_block")  # fields of Blip2Config, beyond the shapes of tensors
 
@@ -58,14 +61,18 @@ def average(sources: Sequence[str], weights: Sequence[float] | None, out: Path) 
     return out
 
 
+def _parser() -> Parser:
+    parser = Parser(description=(__doc__ or "").splitlines()[0], renamed={"--checkpoint": "", "--ckpt": ""})
+    parser.add_argument("checkpoints", nargs="+", type=nonempty, metavar="CKPT",
+                        help="checkpoints, or folders of trainings (their newest)")  # fmt: skip
+    parser.add_argument("--out", type=path, required=True, metavar="FOLDER", help="folder of the mean")
+    parser.add_argument("--weights", nargs="*", type=float, metavar="X", help="one for each (default: all alike)")
+    return parser
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("checkpoints", nargs="+", help="checkpoints, or folders of trainings (their newest)")
-    parser.add_argument("--weights", nargs="*", type=float, default=None, help="one for each [all alike]")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the mean")
-    args = parser.parse_args(argv)
-    return run_main(lambda: print(average(args.checkpoints, args.weights, args.out)))
+    def work() -> None:
+        args = _parser().parse_args(argv)
+        print(average(args.checkpoints, args.weights, args.out))
 
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    return run_main(work)

@@ -1,5 +1,4 @@
-"""How much a stage 1's two words weigh: `python -m train.extras.calibrate CKPT --data dev.tsv --images FOLDER --out
-OUT`.
+"""How much a stage 1's two words weigh: `blip2rt-train calibrate CKPT --data dev.tsv --images FOLDER --out OUT`.
 
 `Match.score` is itm_weight * log(p / (1 - p)) + cosine / temperature. With a weight of 1 it ranks worse than the cosine
 alone where the matching head is surer of new images than it is right. So the weight becomes the one under which the
@@ -9,7 +8,12 @@ images that texts were written of are likeliest among those that the contrast pu
 
 from __future__ import annotations
 
-import argparse
+from ..cli import run_command, run_main
+
+if __name__ == "__main__":  # by its name, so that a package that is missing below is one line
+    raise SystemExit(run_command("calibrate"))
+
+
 import json
 import shutil
 from dataclasses import replace
@@ -20,11 +24,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from blip2rt.command import Parser, nonempty, path, whole
 from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.modeling.checkpoints import CONFIG, WEIGHTS, locate, read_config
 from blip2rt.pipeline import match_scores
 
-from ..cli import run_main
 from ..evaluation.annotations import read_captions, require_images
 from ..evaluation.predictors import open_predictor
 from ..evaluation.retrieval import candidates
@@ -90,17 +94,23 @@ def calibrate(ckpt: str, data: Path, images: Path, out: Path, best: int, limit: 
     )
 
 
+def _parser() -> Parser:
+    parser = Parser(description="Find the itm_weight with which Match.score ranks new images best.",
+                    renamed={"--checkpoint": "", "--ckpt": ""})  # fmt: skip
+    parser.add_argument("ckpt", type=nonempty, metavar="CKPT",
+                        help="checkpoint of stage 1, or the folder of a training (its newest)")  # fmt: skip
+    parser.add_argument("--data", type=path, required=True, metavar="FILE",
+                        help="captions of images that it was not trained on")  # fmt: skip
+    parser.add_argument("--images", type=path, required=True, metavar="FOLDER", help="folder of these images")
+    parser.add_argument("--out", type=path, required=True, metavar="FOLDER", help="folder to write")
+    parser.add_argument("--best", type=int, default=32, metavar="N", help="images by cosine that a text chooses from")
+    parser.add_argument("--limit", type=whole(1), metavar="N", help="use the first N images (default: all)")
+    return parser
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="The itm_weight with which Match.score ranks new images best.")
-    parser.add_argument("ckpt", help="checkpoint of stage 1, or the folder of a training (its newest)")
-    parser.add_argument("--data", type=Path, required=True, help="captions of images that it was not trained on")
-    parser.add_argument("--images", type=Path, required=True, help="their folder")
-    parser.add_argument("--best", type=int, default=32, help="images by cosine that a text chooses from [32]")
-    parser.add_argument("--limit", type=int, help="use so many images [all]")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    args = parser.parse_args(argv)
-    return run_main(lambda: print(calibrate(args.ckpt, args.data, args.images, args.out, args.best, args.limit)))
+    def work() -> None:
+        args = _parser().parse_args(argv)
+        print(calibrate(args.ckpt, args.data, args.images, args.out, args.best, args.limit))
 
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    return run_main(work)

@@ -10,6 +10,12 @@ as vision_weights. Knows images and encoders.
 
 from __future__ import annotations
 
+from ..cli import run_command, run_main
+
+if __name__ == "__main__":  # by its name, so that a package that is missing below is one line
+    raise SystemExit(run_command("distill"))
+
+
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -23,7 +29,6 @@ from blip2rt.errors import OptionError
 from blip2rt.modeling.blip2 import Blip2Config
 from blip2rt.modeling.vision import VisionEncoder, layer_numbers
 
-from ..cli import run_main
 from ..data.feed import bad_samples
 from ..data.readers import read_data
 from ..loop.parallel import here
@@ -228,7 +233,3 @@ class Distill:
 
 def main(argv: list[str] | None = None) -> int:
     return run_main(lambda: print(Distill(parse(DistillSettings, argv, __doc__ or "")).run()))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""Questions and short answers made from captions by rule: `python -m train.extras.questions --table T --out T2`.
+"""Questions and short answers made from captions by rule: `blip2rt-train questions --data T --images FOLDER --out T2`.
 
 Captions hold answers: "a brown dog" says what colour the dog is, "two men" how many there are. The written table
 repeats the captions and adds rows of answer and question, for stage 2. Knows English words, nothing about images.
@@ -6,16 +6,22 @@ repeats the captions and adds rows of answer and question, for stage 2. Knows En
 
 from __future__ import annotations
 
+from ..cli import run_command, run_main
+
+if __name__ == "__main__":  # by its name, so that a package that is missing below is one line
+    raise SystemExit(run_command("questions"))
+
+
 import argparse
 import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from blip2rt.command import Parser, nonempty, whole
 from blip2rt.errors import Blip2rtError
 from blip2rt.text import clean_caption
 
-from ..cli import run_main
 from ..data.samples import Dataset, read_table
 
 COLOURS = "black white brown red blue green yellow orange pink purple gray grey tan golden".split()
@@ -107,7 +113,7 @@ def with_questions(data: Dataset, per_image: int, seed: int) -> Iterator[tuple[s
 
 
 def _write(args: argparse.Namespace) -> None:
-    data = read_table(args.table, args.images)
+    data = read_table(args.data, args.images)
     rows = list(with_questions(data, args.per_image, args.seed))
     out = Path(args.out)
     try:
@@ -119,15 +125,16 @@ def _write(args: argparse.Namespace) -> None:
     print(f"{args.out}: {len(rows) - asked} captions, {asked} questions")
 
 
+def _parser() -> Parser:
+    parser = Parser(description=(__doc__ or "").splitlines()[0], renamed={"--table": "--data"})
+    parser.add_argument("--data", type=nonempty, required=True, metavar="FILE", help="TSV of image, caption")
+    parser.add_argument("--images", type=nonempty, required=True, metavar="FOLDER", help="folder of the images")
+    parser.add_argument("--out", type=nonempty, required=True, metavar="FILE",
+                        help="TSV to write: image, caption or answer, question")  # fmt: skip
+    parser.add_argument("--per-image", type=whole(0), default=3, metavar="N", help="most questions of an image")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of what is chosen and how it is worded")
+    return parser
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--table", required=True, help="TSV of image, caption")
-    parser.add_argument("--images", required=True, help="folder of the images")
-    parser.add_argument("--out", required=True, help="TSV to write: image, caption or answer, question")
-    parser.add_argument("--per_image", type=int, default=3, help="questions an image at most")
-    parser.add_argument("--seed", type=int, default=0)
-    return run_main(lambda: _write(parser.parse_args(argv)))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    return run_main(lambda: _write(_parser().parse_args(argv)))

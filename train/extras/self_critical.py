@@ -6,6 +6,12 @@ the image's other samples. Everything but the loss is stage 2's; questions are l
 
 from __future__ import annotations
 
+from ..cli import run_command, run_main
+
+if __name__ == "__main__":  # by its name, so that a package that is missing below is one line
+    raise SystemExit(run_command("self-critical"))
+
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +24,6 @@ from transformers import DynamicCache
 from blip2rt.errors import OptionError
 from blip2rt.modeling.blip2 import Blip2
 
-from ..cli import run_main
 from ..data.feed import TableFeed, seen_features
 from ..data.samples import Sample
 from ..dry_run import dry_run
@@ -200,7 +205,3 @@ def main(argv: list[str] | None = None) -> int:
         return dry_run(plan(stage2)) if stage2.loop.run.dry_run else SelfCriticalTraining(settings).run()
 
     return run_main(lambda: print(work()))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

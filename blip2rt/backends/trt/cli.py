@@ -1,6 +1,6 @@
 """`blip2rt-build`: a bundle of the target trt -> TensorRT engines in the cache, or a check that they can be built.
 
-Parses, calls blip2rt.backends.trt.plans, prints. Exit codes: 0 all went well, 2 a mistake or a graph that does not
+Parse, call blip2rt.backends.trt.plans, print. Exit codes: 0 all went well, 2 a mistake or a graph that does not
 build (one line says which), 130 interrupted.
 """
 
@@ -10,56 +10,52 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NoReturn
 
 from ... import bundle as contract
-from ...errors import BackendError, Blip2rtError
+from ...command import Parser, complain, flags_named, nonempty, path, run
+from ...errors import BackendError
 from . import builder, gpu, plans
 from .cache import PlanCache, default_folder
 
+PROGRAM = "blip2rt-build"
+_SIZES = {name: "--" + name.replace("_", "-") for name in ("max_batch", "max_beams", "capacity", "workspace")}
 CHECKED = ("SM86", "SM89", "SM120")  # what --check builds for with tensorrt-rtx: Ampere, Ada, Blackwell
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"blip2rt-build: error: {' '.join(message.split())} (see blip2rt-build --help)\n")
+def main(arguments: list[str] | None = None) -> int:
+    """Run `blip2rt-build` with `arguments`, or the process's own; return the exit code."""
+    kept = "interrupted; engines that were whole are kept"
+    memory = "close other programs, add swap (docs/jetson.md), or give a smaller --max-batch"
+    return run(PROGRAM, lambda: _run(_parser().parse_args(arguments)), interrupted=kept, memory=memory)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="blip2rt-build", description="Builds the TensorRT engines of a bundle (--target trt).")
-    parser.add_argument("bundle", metavar="BUNDLE", help="a folder that blip2rt-export --target trt wrote")
+def _parser() -> Parser:
+    parser = Parser(description="Build the TensorRT engines of a bundle, which blip2rt-export --target trt wrote.",
+                    renamed={"--model": "", "--num-beams": "--max-beams", "--beams": "--max-beams"})  # fmt: skip
+    parser.add_argument("bundle", type=nonempty, metavar="BUNDLE", help="a bundle's folder")
     parser.add_argument("--check", action="store_true",
                         help="build every graph and keep nothing; tensorrt-rtx needs no GPU for it")  # fmt: skip
-    parser.add_argument("--gpu", metavar="SM,...", help=f"for other GPUs than this one, by tensorrt-rtx (--check: "
-                        f"{','.join(CHECKED)})")  # fmt: skip
+    parser.add_argument("--gpu", type=nonempty, metavar="SM,...", help="build for these GPUs, by tensorrt-rtx "
+                        f"(default: this machine's; with --check {','.join(CHECKED)})")  # fmt: skip
     parser.add_argument("--precision", type=_precisions, default={}, metavar="GRAPH=P,...",
-                        help="what the graphs have to be, e.g. vision=int8,llm=int4: it is chosen at export, and a "
-                        "bundle of another precision is refused")  # fmt: skip
-    parser.add_argument("--max-batch", type=int, default=1, metavar="N", help="images at once (default: 1)")
-    parser.add_argument("--max-beams", type=int, default=3, metavar="N", help="beams or draws (default: 3)")
-    parser.add_argument("--capacity", type=int, metavar="N",
-                        help="prefix, prompt and new tokens together (default: 256, or the model's fewer)")  # fmt: skip
-    parser.add_argument("--workspace", type=_bytes, metavar="SIZE", help="scratch memory of a layer, e.g. 512M or 2G")
-    parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="measured kernels, kept between builds")
-    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="where engines are kept (default: BLIP2RT_CACHE, "
+                        help="refuse a bundle whose graphs have other precisions, e.g. vision=int8,llm=int4: export "
+                        "chooses them")  # fmt: skip
+    sizes = parser.add_argument_group("sizes")
+    sizes.add_argument("--max-batch", type=int, default=1, metavar="N", help="most images in one call")
+    sizes.add_argument("--max-beams", type=int, default=3, metavar="N", help="most beams, or draws, of an image")
+    sizes.add_argument("--capacity", type=int, metavar="N",
+                       help="positions of prefix, prompt and new tokens together (default: 256, or the model's "
+                       "fewer)")  # fmt: skip
+    sizes.add_argument("--workspace", type=_bytes, metavar="SIZE",
+                       help="scratch memory of a layer, e.g. 512M or 2G (default: TensorRT's choice)")  # fmt: skip
+    places = parser.add_argument_group("places")
+    places.add_argument("--timing-cache", type=path, metavar="FILE", help="keep measured kernels here between builds")
+    places.add_argument("--cache", type=path, metavar="FOLDER", help="where engines are kept (default: $BLIP2RT_CACHE, "
                         "or blip2rt/engines in the user's cache)")  # fmt: skip
-    parser.add_argument("--tensorrt", choices=builder.MODULES, help="which of them (default: the first installed)")
+    places.add_argument(
+        "--tensorrt", choices=builder.MODULES, help="which TensorRT builds (default: the first that is installed)"
+    )
     return parser
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs `blip2rt-build` with `arguments`, or the process's own; gives the exit code."""
-    args = _parser().parse_args(arguments)
-    try:
-        return _run(args)
-    except Blip2rtError as error:
-        return _complain(error)
-    except MemoryError:
-        return _complain("not enough memory: close other programs, add swap (docs/jetson.md), or a smaller --max-batch")
-    except KeyboardInterrupt:
-        print("blip2rt-build: interrupted; engines that were whole are kept", file=sys.stderr)
-        return 130
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -67,7 +63,8 @@ def _run(args: argparse.Namespace) -> int:
     plans.check_target(bundle)
     plans.check_precision(bundle, args.precision)
     wanted = plans.PlanSizes(args.max_batch, args.max_beams, args.capacity, args.workspace)
-    sizes = plans.resolve(bundle, wanted)
+    with flags_named(_SIZES):
+        sizes = plans.resolve(bundle, wanted)
     trt = builder.load_tensorrt(args.tensorrt)
     _say(f"{builder.identity(trt)}; {_memory(bundle, sizes)}")
     asked = tuple(filter(None, (args.gpu or "").upper().replace(" ", "").split(",")))
@@ -79,7 +76,7 @@ def _run(args: argparse.Namespace) -> int:
         gpus = asked or (CHECKED if builder.builds_for_any(trt) else ())
         faults = plans.check(trt, bundle, sizes, gpus, _say)
         for fault in faults:
-            _complain(fault)
+            complain(PROGRAM, fault)
         return 2 if faults else 0
     cache = PlanCache(args.cache or default_folder())
     for device in asked or (plans.this_gpu(trt),):
@@ -120,7 +117,7 @@ def _bytes(text: str) -> int:
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     number, unit = (text[:-1], units.get(text[-1:].upper(), 0)) if text[-1:].isalpha() else (text, 1)
     if not (number.isascii() and number.isdigit() and unit and int(number)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: give a number with K, M or G, e.g. 512M")
+        raise argparse.ArgumentTypeError("give a number with K, M or G, e.g. 512M")
     return int(number) * unit
 
 
@@ -130,18 +127,13 @@ def _precisions(text: str) -> dict[str, str]:
     for item in text.split(","):
         graph, _, precision = (word.strip() for word in item.partition("="))
         if not (graph and precision):
-            raise argparse.ArgumentTypeError(f"{item!r}: give graphs and their precisions, e.g. vision=int8,llm=int4")
+            raise argparse.ArgumentTypeError("give graphs and their precisions, e.g. vision=int8,llm=int4")
         chosen[graph] = precision
     return chosen
 
 
 def _say(text: str) -> None:
-    print(f"blip2rt-build: {text}", file=sys.stderr, flush=True)
-
-
-def _complain(error: Any) -> int:
-    print(f"blip2rt-build: error: {error}", file=sys.stderr)
-    return 2
+    print(f"{PROGRAM}: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,359 @@
+"""One command line: every command's help, version and mistakes have one form; the parser and the policy alone, too."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import blip2rt
+from blip2rt import command
+from blip2rt.command import Parser, UsageError, nonempty, path, run, whole
+from blip2rt.errors import ImageError, OptionError
+
+ROOT = Path(__file__).parents[2]
+
+# How each command is called, and an option with a choice: None where it has none.
+COMMANDS: dict[str, tuple[str, ...] | None] = {
+    "blip2rt": ("captions",),
+    "blip2rt caption": ("a.png", "--backend", "onnx"),
+    "blip2rt ask": ("a.png", "who?", "--device", "gpu"),
+    "blip2rt match": ("a.png", "a dog", "--backend", "tensorrt"),
+    "blip2rt info": None,
+    "blip2rt verify": None,
+    "blip2rt doctor": None,
+    "blip2rt-bench": ("--geometry", "huge"),
+    "blip2rt-build": ("bundle", "--tensorrt", "rtx"),
+    "blip2rt-export": ("--checkpoint", "x", "--out", "y", "--target", "onnx"),
+    "blip2rt-convert": ("x", "--out", "y", "--to", "lavis"),
+    "blip2rt-train": ("stage3",),
+    "blip2rt-train prepare": ("shard",),
+    "blip2rt-train prepare shards": None,
+    "blip2rt-train prepare list": None,
+    "blip2rt-train prepare index": None,
+    "blip2rt-train stage1": None,
+    "blip2rt-train stage2": None,
+    "blip2rt-train evaluate": ("captions",),
+    "blip2rt-train evaluate caption": ("--data", "x", "--precision", "int8"),
+    "blip2rt-train evaluate vqa": ("--data", "x", "--precision", "int8"),
+    "blip2rt-train evaluate retrieval": ("--data", "x", "--precision", "int8"),
+    "blip2rt-train questions": None,
+    "blip2rt-train distill": None,
+    "blip2rt-train calibrate": None,
+    "blip2rt-train average": None,
+    "blip2rt_export.synthetic": ("--geometry", "huge"),
+    "python -m benchmarks.loader": None,
+    "python -m benchmarks.loop": ("--geometry", "huge"),
+    "python -m benchmarks.make_checkpoint": ("--geometry", "huge"),
+    "python -m benchmarks.precisions": ("--checkpoint", "x", "--data", "y", "--kinds", "int3"),
+    "python -m benchmarks.train": ("--precision", "int8"),
+    "python -m benchmarks.trt_precisions": None,
+}
+# What the imports of a package's commands need.
+HEAVY = {
+    "blip2rt_export": "onnxscript",
+    "blip2rt_train": "torch",
+    "benchmarks": "onnxscript",
+}  # what their imports need
+
+
+def scripts() -> dict[str, str]:
+    """Name -> module:function of pyproject's scripts."""
+    text = (ROOT / "pyproject.toml").read_text("utf-8").partition("[project.scripts]\n")[2].partition("\n\n")[0]
+    return dict(re.findall(r'^(\S+) = "(\S+)"$', text, re.MULTILINE))
+
+
+def main_of(called: str) -> tuple[Callable[[list[str]], int], list[str]]:
+    """The function behind a command's name, and the subcommands that the name holds."""
+    name, *subcommands = called.removeprefix("python -m ").split()
+    where, _, function = scripts().get(name, f"{name}:main").partition(":")
+    package = where.partition(".")[0]
+    if package in HEAVY:
+        pytest.importorskip(HEAVY[package])
+    return getattr(importlib.import_module(where), function), subcommands
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """Run a command by its name in this process: exit code, stdout, stderr."""
+
+    def call(called: str, *arguments: str) -> tuple[int, str, str]:
+        function, subcommands = main_of(called)
+        words = [*subcommands, *arguments]
+        monkeypatch.setattr(sys, "argv", [called.split()[0], *words])  # which a main() without arguments reads
+        capsys.readouterr()
+        code = function() if called.startswith("python -m benchmarks.") else function(words)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def refusal(called: str, ended: tuple[int, str, str]) -> str:
+    """The one line of a mistake, after the program's name and before where to read on."""
+    code, out, err = ended
+    program = called if called.startswith(("blip2rt-train ", "python")) else called.split()[0]
+    program = " ".join(program.split()[:2]) if called.startswith("blip2rt-train ") else program
+    assert (code, out, err.count("\n")) == (2, "", 1), ended
+    assert err.startswith(f"{program}: error: "), err
+    return err.removeprefix(f"{program}: error: ").rstrip("\n")
+
+
+def shown(help_text: str) -> dict[str, str]:
+    """Option, or options, of a help page -> what is said of it, in one line."""
+    blocks = re.findall(r"^  (-\S.*(?:\n {4,}\S.*)*)", help_text, re.MULTILINE)
+    return {
+        " ".join(re.findall(r"(?<![\w-])--?\w[\w-]*", block.split("  ")[0])): " ".join(block.split())
+        for block in blocks
+    }
+
+
+def test_every_command_is_in_the_table() -> None:
+    """A script, a module that can be run, or a subcommand that is new has to be tested, too."""
+    from train.cli import COMMANDS as TRAINING
+
+    programs = {called.removeprefix("python -m ").split()[0] for called in COMMANDS}
+    modules = {where.partition(":")[0] for where in scripts().values()}
+    modules |= {name for name in programs if name not in scripts()} | {
+        f"train.{module}" for module, _ in TRAINING.values()
+    }
+    modules = {name.replace("blip2rt_export", "export").replace("blip2rt_train", "train") for name in modules}
+    workers = ("blip2rt.bench.report", "blip2rt.bench.worker", "blip2rt.bench.peers")  # blip2rt-bench starts them
+    for package in ("blip2rt", "train", "export", "benchmarks"):
+        for file in (ROOT / package).rglob("*.py"):
+            name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+            if '__name__ == "__main__"' in file.read_text("utf-8") and not name.startswith(workers):
+                assert file.name == "__main__.py" or name in modules, name
+    assert set(scripts()) <= programs
+    assert {called.split()[1] for called in COMMANDS if called.startswith("blip2rt-train ")} == set(TRAINING)
+
+
+@pytest.mark.parametrize("called", COMMANDS)
+def test_help(called: str, call: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, err = call(called, "--help")
+    assert (code, err) == (0, "") and call(called, "-h") == (code, out, err)
+    assert out.startswith(f"usage: {called} "), out
+    subcommands = re.findall(
+        r"^    (\w+) {2,}\S", out.partition("positional arguments:")[2].partition("\n\n")[0], re.MULTILINE
+    )
+    assert all(f"{called} {name}" in COMMANDS for name in subcommands), "a subcommand that is new has to be tested, too"
+    options = shown(out)
+    assert "-h --help" in options and "--version" in options
+    for option, about in options.items():
+        assert "_" not in option, about
+        assert about.count("default") <= 1 and not re.search(r"\[[^\]]*\]$", about), about
+        assert "default" not in about or re.search(r"\(default: [^)]+\)", about), about
+        assert " of sampling: " not in about and len(about.split()) > 1, about
+
+
+@pytest.mark.parametrize("called", COMMANDS)
+def test_version(called: str, call: Callable[..., tuple[int, str, str]]) -> None:
+    assert call(called, "--version") == (0, f"blip2rt {blip2rt.__version__}\n", "")
+
+
+@pytest.mark.parametrize("called", COMMANDS)
+def test_unknown_option(called: str, call: Callable[..., tuple[int, str, str]]) -> None:
+    """It is told before what is missing, and the nearest one is named, with the help of the very subcommand."""
+    line = refusal(called, call(called, "--verzion"))
+    assert line == f"unknown option --verzion: did you mean --version? (see {called} --help)"
+    assert refusal(called, call(called, "--not-at-all=3")).startswith("unknown option --not-at-all")
+
+
+@pytest.mark.parametrize("called", [called for called, choice in COMMANDS.items() if choice])
+def test_wrong_choice(called: str, call: Callable[..., tuple[int, str, str]]) -> None:
+    arguments = COMMANDS[called]
+    assert arguments is not None
+    line = refusal(called, call(called, *arguments))
+    assert repr(arguments[-1]) in line and "choose from " in line and line.endswith(f"(see {called} --help)"), line
+
+
+@pytest.mark.parametrize(
+    ("called", "arguments"),
+    [
+        *((f"blip2rt {name}", ("a.png", *more, "--model", "")) for name, more in
+          (("caption", ()), ("ask", ("who?",)), ("match", ("a dog",)))),
+        ("blip2rt info", ("",)),
+        ("blip2rt verify", ("--model=",)),
+        ("blip2rt-bench", ("--model", "")),
+        ("blip2rt-build", ("",)),
+        ("blip2rt-export", ("--checkpoint", "", "--out", "x")),
+        ("blip2rt-export", ("--checkpoint", "x", "--out", "")),
+        ("blip2rt-export", ("--checkpoint", "x", "--out", "y", "--retrieval-checkpoint", "")),
+        ("blip2rt-convert", ("", "--to", "hf", "--out", "x")),
+        ("blip2rt-convert", ("x", "--to", "hf", "--out", "")),
+        ("blip2rt-convert", ("x", "--to", "hf", "")),
+        ("blip2rt-train evaluate caption", ("--model", "", "--data", "x")),
+        ("blip2rt-train calibrate", ("", "--data", "x", "--images", "y", "--out", "z")),
+        ("blip2rt-train average", ("a", "", "--out", "z")),
+        ("blip2rt-train questions", ("--data", "x", "--images", "y", "--out", "")),
+    ],
+)  # fmt: skip
+def test_an_empty_value_is_a_mistake(
+    called: str, arguments: tuple[str, ...], call: Callable[..., tuple[int, str, str]]
+) -> None:
+    assert " is '': give a value, or leave it out" in refusal(called, call(called, *arguments))
+
+
+@pytest.mark.parametrize("called", ["blip2rt", "blip2rt-train", "blip2rt-train prepare", "blip2rt-train evaluate"])
+def test_without_a_subcommand_the_help_is_shown(called: str, call: Callable[..., tuple[int, str, str]]) -> None:
+    assert call(called) == call(called, "--help") and call(called)[0] == 0
+
+
+def test_old_names_are_accepted_and_not_shown(call: Callable[..., tuple[int, str, str]]) -> None:
+    """Each pair ends alike, and beyond the parser: at what the value names, which does not exist."""
+    for called, old, new in (
+        ("blip2rt-export", "--ckpt /none --out y --calib z", "--checkpoint /none --out y --calibration z"),
+        ("blip2rt-convert", "/none --to hf y", "/none --to hf --out y"),
+        ("blip2rt-convert", "--ckpt /none --to hf y", "--checkpoint=/none --to hf --out=y"),
+        ("blip2rt-bench", "--ckpt /none --num_beams 2", "--checkpoint /none --beams 2"),
+        ("blip2rt-train questions", "--table /none --images x --out y --per_image 1",
+         "--data /none --images x --out y --per-image 1"),
+        ("blip2rt-train prepare shards", "--data /none --out y --per_shard 5 --max_bad 2",
+         "--data /none --out y --per-shard 5 --max-bad 2"),
+        ("blip2rt-train calibrate", "--ckpt /none --data x --images y --out z",
+         "/none --data x --images y --out z"),
+        ("blip2rt-train evaluate caption", "--ckpt /none --data /none --num-beams 2",
+         "--model /none --data /none --beams 2"),
+    ):  # fmt: skip
+        before = refusal(called, call(called, *old.split()))
+        assert "/none" in before and before == refusal(called, call(called, *new.split()))
+        page = call(called, "--help")[1]
+        assert not [
+            word for word in old.split() if word.startswith("--") and word not in new.split() and word in shown(page)
+        ]
+
+
+def parser() -> Parser:
+    made = Parser("tool", renamed={"--width": "--beams", "--file": ""})
+    made.add_argument("file", type=path, metavar="FILE")
+    made.add_argument("--beams", type=whole(1, 9), default=3, metavar="N", help="beam width")
+    made.add_argument("--max-tokens", type=int, default=0, metavar="N", help="longest text")
+    made.add_argument("--name", type=nonempty)
+    made.add_argument("--rate", type=float, default=0.0, help="rate in %%")
+    made.add_argument("--kind", choices=("ort", "trt"), required=True)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("f --kind ort --beams 0", "--beams is '0': give a whole number from 1 to 9"),
+        ("f --kind ort --beams=1e3", "--beams is '1e3': give a whole number from 1 to 9"),
+        ("f --kind ort --max_tokens x", "--max-tokens is 'x': give a whole number"),
+        ("f --kind ort --rate fast", "--rate is 'fast': give a number"),
+        ("f --kind ort --name=", "--name is '': give a value, or leave it out"),
+        ("f --kind trtx", "--kind is 'trtx': did you mean trt? choose from ort, trt"),
+        ("f", "missing: --kind"),
+        ("--beems 3", "unknown option --beems: did you mean --beams?"),
+        ("--widht=3", "unknown option --widht: did you mean --beams?"),
+        ("f g --kind ort", "unexpected 'g': quote a text of several words"),
+        ("f --kind ort --beams", "--beams: expected one argument"),
+    ],
+)
+def test_a_mistake_names_value_choices_and_fix(words: str, message: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        parser().parse_args(words.split())
+    assert str(raised.value) == f"{message} (see tool --help)"
+
+
+def test_spellings_of_one_option() -> None:
+    want = vars(parser().parse_args("f --kind ort --beams 2 --max-tokens 5".split()))
+    for words in (
+        "f --kind ort --width 2 --max_tokens 5", "--file f --kind=ort --beams=2 --max_tokens=5",
+        "--file=f --kind ort --width=2 --max-tok 5", "--kind ort --beams 2 --max-tokens 5 -- f",
+    ):  # fmt: skip
+        assert vars(parser().parse_args(words.split())) == want, words
+    assert parser().parse_args(["--kind", "ort", "--", "--max_tokens"]).file == Path("--max_tokens"), (
+        "no option: a file"
+    )
+
+
+def test_defaults_are_shown_once() -> None:
+    page = " ".join(parser().format_help().split())
+    assert "beam width (default: 3)" in page and "longest text (default: 0)" in page
+    assert "rate in % (default: 0.0)" in page and page.count("(default: ") == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ImageError("no such file: 'a.png'"), 2, "error: no such file: 'a.png'"),
+        (
+            ModuleNotFoundError("No module", name="torch"),
+            2,
+            "error: torch is not installed: pip install 'blip2rt[train]'",
+        ),
+        (KeyboardInterrupt(), 130, "half of it is kept"),
+        (OSError(13, "Permission denied", "out.json"), 2, "error: out.json: Permission denied"),
+        (ConnectionError("the hub\ncannot be reached"), 2, "error: the hub cannot be reached"),
+        (MemoryError(), 2, "error: not enough memory: close other programs, or give less at once"),
+        (RuntimeError("(os error 28)"), 2, "error: no space left on the disk: free some and run again"),
+    ],
+)
+def test_the_policy(error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> int:
+        raise error
+
+    assert run("tool", work, extra="train", interrupted="half of it is kept") == code
+    assert capsys.readouterr() == ("", f"tool: {said}\n")
+
+
+@pytest.mark.parametrize("error", [ModuleNotFoundError(name="train.nothing"), RuntimeError("a bug")])
+def test_a_bug_keeps_its_traceback(error: Exception) -> None:
+    def work() -> int:
+        raise error
+
+    with pytest.raises(type(error)):
+        run("tool", work)
+
+
+def test_the_codes_of_work_are_the_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [run("tool", lambda code=code: code) for code in (None, 0, 1, 2)] == [0, 0, 1, 2]  # type: ignore[misc]
+    assert run("tool", lambda: run("inner", lambda: 1)) == 1
+    with pytest.raises(SystemExit) as left:
+        run("tool", lambda: sys.exit(143))  # as on SIGTERM
+    assert left.value.code == 143 and capsys.readouterr() == ("", "")
+
+
+def test_a_parser_is_named_by_the_program_that_runs() -> None:
+    names: list[str] = []
+    run("outer", lambda: run("outer inner", lambda: names.append(Parser().prog)))
+    assert names == ["outer inner"] and command.running() == ""
+
+
+def test_faults_name_flags_for_fields() -> None:
+    with pytest.raises(OptionError, match="^--max-beams is 9: give 1 to 3; --capacity is 0: a capacity is above 0$"), \
+         command.flags_named({"max_beams": "--max-beams", "capacity": "--capacity"}):  # fmt: skip
+        raise OptionError("max_beams is 9: give 1 to 3; capacity is 0: a capacity is above 0")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_during_a_commands_imports_is_one_line(tmp_path: Path) -> None:
+    """A training imports for seconds; `torch` waits here for the signal."""
+    (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    for called, program in (("train.stage1", "python -m train.stage1"), ("train stage1", "blip2rt-train stage1")):
+        process = subprocess.Popen(
+            [sys.executable, "-m", *called.split(), "--help"], cwd=ROOT, env=env, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+        assert process.stdout is not None and process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        said = f"{program}: interrupted; the same command goes on from what has been kept\n"
+        assert (process.returncode, err) == (130, said)
+
+
+def test_python_m_is_the_script(tmp_path: Path) -> None:
+    for module, program in (("blip2rt", "blip2rt"), ("blip2rt.bench", "blip2rt-bench"), ("train", "blip2rt-train"),
+                            ("blip2rt_train", "blip2rt-train"), ("export", "blip2rt-export"),
+                            ("blip2rt_export", "blip2rt-export")):  # fmt: skip
+        done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0 and done.stdout.startswith(f"usage: {program} "), done
