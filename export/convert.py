@@ -1,5 +1,7 @@
 """`blip2rt-convert`: a checkpoint of any format -> a folder that transformers loads; a bundle -> checkpoints of ours.
 
+With --set, a checkpoint of ours -> the same one with other fields in its config.
+
 Tensors go from file to file one by one. What Hugging Face's format has no place for (the temperature, the head of the
 Q-Former's language modelling, our config) lies beside it in files that transformers ignores and we read again.
 """
@@ -14,7 +16,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -42,9 +44,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--to",
         choices=("hf", "ours"),
-        required=True,
         help="hf: Hugging Face's format; ours, of a bundle: DIR/stage1 and DIR/stage2, which it was made "
-        "of, rounded as they ship: what trainings start from",
+        "of, rounded as they ship: what trainings start from (default with --set: ours)",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="of a checkpoint of ours: write it with this field of its config changed, as qformer_bits=4 or "
+        "vision.weights=PATH, and the same tensors; may be given several times",
     )
     parser.add_argument("out", type=Path, metavar="DIR", help="the folder to write, whole or not at all")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
@@ -56,7 +65,9 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         args = _parser().parse_args(argv)
-        for folder in convert(args.ckpt, args.to, args.out, parts(args), args.dtype):
+        if not args.to and not args.set:
+            raise Blip2rtError("the following arguments are required: --to; see blip2rt-convert --help")
+        for folder in convert(args.ckpt, args.to or "ours", args.out, parts(args), args.dtype, args.set):
             print(folder)
     except ModuleNotFoundError as error:
         print(f"blip2rt-convert: error: {error.name} is not installed; pip install 'blip2rt[export]'", file=sys.stderr)
@@ -78,10 +89,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def convert(source: str, to: str, out: Path, given: Any, dtype: str) -> list[Path]:
+def convert(source: str, to: str, out: Path, given: Any, dtype: str, fields: Sequence[str] = ()) -> list[Path]:
     """Returns what was written. Raises Blip2rtError: `out` exists, the source cannot be read or has no equal."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Blip2rtError(f"{out} exists and is not empty: choose another place")
+    if fields:
+        return [_changed(source, to, out, fields)]
     if (Path(source) / bundle.MANIFEST).is_file():
         if to != "ours":
             raise Blip2rtError(
@@ -95,6 +108,19 @@ def convert(source: str, to: str, out: Path, given: Any, dtype: str) -> list[Pat
         raise Blip2rtError(f"{source} is no bundle, and trainings start from checkpoints of any format as they are")
     _to_hugging_face(source, out, given, dtype)
     return [out]
+
+
+def _changed(source: str, to: str, out: Path, fields: Sequence[str]) -> Path:
+    """The checkpoint with other fields in its config. Raises Blip2rtError."""
+    if to != "ours":
+        raise Blip2rtError(f"--set is of checkpoints of ours: leave --to {to} out, and convert what was written")
+    if (Path(source) / bundle.MANIFEST).is_file():
+        raise Blip2rtError(f"--set: {source} is a bundle: --to ours, and then --set of that folder's stage1 or stage2")
+    from .change import change
+
+    with _whole(out) as folder:
+        change(source, fields, folder)
+    return out
 
 
 @contextlib.contextmanager
