@@ -1,5 +1,7 @@
-r"""Lists of images and texts into shards: `python -m train.prepare shards|list|index` (each has a --help).
+r"""Data before a training: `python -m train.prepare flickr8k|shards|list|index` (each has a --help).
 
+    python -m train.prepare flickr8k --source data/flickr8k
+        Flickr8k's own text files -> train.tsv, dev.tsv and test.tsv beside them
     python -m train.prepare shards --data captions.json --images coco/train2014 --out DIR
         any list of readers.py -> DIR/000000.tar, 000001.tar, ..., with their indices
     python -m train.prepare list --data laion.parquet --out laion.jsonl
@@ -36,6 +38,7 @@ from tqdm import tqdm
 from blip2rt.errors import Blip2rtError
 
 from .cli import run_main
+from .data.flickr8k import write_tables
 from .data.readers import read_data
 from .data.samples import Bad, Dataset, Sample
 from .data.shards import expand, index_of
@@ -123,6 +126,12 @@ def url_list(source: Path) -> Iterator[dict[str, str]]:
 _URL, _TEXT = ("url", "image_url"), ("caption", "text", "top_caption")
 
 
+def _flickr8k(args: argparse.Namespace) -> None:
+    source = Path(args.source)
+    images, out = Path(args.images or source / "images"), Path(args.out or source)
+    print("\n".join(write_tables(source, images, out)))
+
+
 def _shards(args: argparse.Namespace) -> None:
     bad = Bad(args.max_bad)
     data = read_data(args.data, args.images, bad)
@@ -156,7 +165,12 @@ def _index(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    commands = parser.add_subparsers(required=True, metavar="shards|list|index")
+    commands = parser.add_subparsers(required=True, metavar="flickr8k|shards|list|index")
+    flickr8k = commands.add_parser("flickr8k", help="Flickr8k's own text files -> tables of images and captions")
+    flickr8k.add_argument("--source", required=True, help="folder of Flickr8k.token.txt and Flickr_8k.*Images.txt")
+    flickr8k.add_argument("--images", default="", help="folder of the photographs [images in --source]")
+    flickr8k.add_argument("--out", default="", help="folder to write train.tsv, dev.tsv and test.tsv in [--source]")
+    flickr8k.set_defaults(work=_flickr8k)
     shards = commands.add_parser("shards", help="a list of images and texts -> shards")
     shards.add_argument("--data", required=True, help=".tsv, .csv, .jsonl, COCO .json, or a folder of images with .txt")
     shards.add_argument("--images", default="", help="folder of the images that the list names")

@@ -106,7 +106,7 @@ def test_an_encoder_of_its_own_keeps_its_source(tmp_path: Path, capsys: pytest.C
         (["--set", "clean_captions=1"], "clean_captions is '1': give true or false"),
         (["--set", "vision.mean=[1, 2]"], "vision.mean is '[1, 2]': give a list in JSON"),
         (["--set", "itm_weight=much", "--set", "nothing=1"], "itm_weight is 'much': give a number; unknown field"),
-        (["--set", "qformer.queries=5"], "qformer.queries"),
+        (["--set", "qformer.queries=5"], "query_tokens has the shape (1, 4, 16), and (1, 5, 16) would be needed"),
         (["--set", "embed_dim=8"], "do not fit: "),
         (["--set", "learned_positions=false"], "vision_positions has the shape (1, 9, 12), and none would be needed"),
         (["--set", "vision_trained=true"], "vision_trained says which tensors the checkpoint holds"),
@@ -121,7 +121,7 @@ def test_a_wrong_field_is_one_line(
     assert convert([str(checkpoint), *arguments, str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith("blip2rt-convert: error: ")
-    assert said in error or said == "qformer.queries" and "do not fit: " in error
+    assert said in error
     assert not list(tmp_path.iterdir()), "nothing was written"
 
 
