@@ -80,7 +80,7 @@ refit() { # NAME CHECKPOINT: it reads the new encoder; keys and values are led t
     --data "$table" --images "$data/images" --count 4000 --features "$features" --out "$out/$1"
 }
 
-partly() { # FILE COMMAND... FILE.partial: the command's last word is a file or folder that gets its name when it is whole
+partly() { # FILE COMMAND... FILE.partial: the last word is what is written; it gets its name when it is whole
   local whole=$1
   shift
   rm -rf "$whole.partial"
