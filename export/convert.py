@@ -1,5 +1,7 @@
 """`blip2rt-convert`: a checkpoint of any format -> a folder that transformers loads; a bundle -> checkpoints of ours.
 
+With --set, a checkpoint of ours -> the same one with other fields in its config.
+
 Tensors go from file to file one by one. What Hugging Face's format has no place for (the temperature, the head of the
 Q-Former's language modelling, our config) lies beside it in files that transformers ignores and we read again.
 """
@@ -14,7 +16,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,9 +46,12 @@ def _parser(out_is_last: bool) -> Parser:
     )
     parser.add_argument("ckpt", type=nonempty, metavar="CKPT",
                         help="checkpoint: folder, .pth file or hub id; or a bundle, --to ours")  # fmt: skip
-    parser.add_argument("--to", choices=("hf", "ours"), required=True,
+    parser.add_argument("--to", choices=("hf", "ours"),
                         help="hf: Hugging Face's format; ours, of a bundle: DIR/stage1 and DIR/stage2, which it was "
-                        "made of, rounded as they ship: what trainings start from")  # fmt: skip
+                        "made of, rounded as they ship: what trainings start from (default with --set: ours)")  # fmt: skip
+    parser.add_argument("--set", type=nonempty, action="append", default=[], metavar="FIELD=VALUE",
+                        help="write a checkpoint of ours with this field of its config changed and the same tensors, "
+                        "as qformer_bits=4 or vision.weights=PATH; may be given several times")  # fmt: skip
     shown = "the folder to write, whole or not at all"
     parser.add_argument("--out", type=path, required=not out_is_last, metavar="DIR", help=shown)
     if out_is_last:
@@ -59,15 +64,20 @@ def _parser(out_is_last: bool) -> Parser:
 def _run(argv: list[str]) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     named = any(word.partition("=")[0] == "--out" for word in argv)
-    args = _parser(out_is_last=not named).parse_args(argv)
-    for folder in convert(args.ckpt, args.to, args.out, parts(args), args.dtype):
+    parser = _parser(out_is_last=not named)
+    args = parser.parse_args(argv)
+    if not args.to and not args.set:
+        parser.error("--to is missing: give --to hf or --to ours")
+    for folder in convert(args.ckpt, args.to or "ours", args.out, parts(args), args.dtype, args.set):
         print(folder)
 
 
-def convert(source: str, to: str, out: Path, given: Any, dtype: str) -> list[Path]:
+def convert(source: str, to: str, out: Path, given: Any, dtype: str, fields: Sequence[str] = ()) -> list[Path]:
     """Returns what was written. Raises Blip2rtError: `out` exists, the source cannot be read or has no equal."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Blip2rtError(f"{out} exists and is not empty: choose another place")
+    if fields:
+        return [_changed(source, to, out, fields)]
     if (Path(source) / bundle.MANIFEST).is_file():
         if to != "ours":
             raise Blip2rtError(
@@ -81,6 +91,19 @@ def convert(source: str, to: str, out: Path, given: Any, dtype: str) -> list[Pat
         raise Blip2rtError(f"{source} is no bundle, and trainings start from checkpoints of any format as they are")
     _to_hugging_face(source, out, given, dtype)
     return [out]
+
+
+def _changed(source: str, to: str, out: Path, fields: Sequence[str]) -> Path:
+    """The checkpoint with other fields in its config. Raises Blip2rtError."""
+    if to != "ours":
+        raise Blip2rtError(f"--set is of checkpoints of ours: leave --to {to} out, and convert what was written")
+    if (Path(source) / bundle.MANIFEST).is_file():
+        raise Blip2rtError(f"--set: {source} is a bundle: --to ours, and then --set of that folder's stage1 or stage2")
+    from .change import change
+
+    with _whole(out) as folder:
+        change(source, fields, folder)
+    return out
 
 
 @contextlib.contextmanager

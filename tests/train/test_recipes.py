@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,13 +17,13 @@ import torch
 import transformers
 import yaml
 
-from blip2rt.modeling.blip2 import Blip2, Blip2Config
-from blip2rt.modeling.checkpoints import CONFIG
+from blip2rt.modeling.blip2 import Blip2, Blip2Config, Trained
+from blip2rt.modeling.checkpoints import CONFIG, save_model
 from blip2rt.modeling.qformer import QFormerConfig
-from blip2rt.modeling.vision import VisionConfig
+from blip2rt.modeling.vision import VisionConfig, VisionEncoder
 from train import stage1, stage2
 from train.dry_run import count_parameters, memory, rates, trained
-from train.extras import distill, self_critical
+from train.extras import distill, refit, self_critical
 from train.model import vision_config
 from train.recipe import parse
 from train.settings import MachineSettings
@@ -268,10 +269,6 @@ def test_a_refit_model_sees_by_another_encoder_what_it_saw() -> None:
     values are nearly dependent, the small ridge on positions shows."""
     torch.manual_seed(1)
     rng = np.random.default_rng(1)
-    spec = importlib.util.spec_from_file_location("refit", RECIPES / "nano" / "refit.py")
-    assert spec is not None and spec.loader is not None
-    refit = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(refit)
     geometry = QFormerConfig(16, 2, 2, 32, queries=4, vision_width=12, cross_attention_frequency=1, vocab_size=20)
     model = Blip2(Blip2Config(1, VisionConfig(positions=9, features=12), geometry), vision=False)
     for parameter in model.parameters():
@@ -285,8 +282,60 @@ def test_a_refit_model_sees_by_another_encoder_what_it_saw() -> None:
     assert (after - before).abs().mean() < 0.01 * (other - before).abs().mean()
 
 
-def test_the_recipes_scripts_answer_a_wrong_argument_in_one_line(tmp_path: Path) -> None:
+def test_refit_answers_a_wrong_checkpoint_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["no/such", "--vision-weights", "x", "--data", "y.tsv", "--images", "z", "--out", str(tmp_path)]
-    command = [sys.executable, str(RECIPES / "nano" / "refit.py"), *arguments]
-    done = subprocess.run(command, cwd=RECIPES.parent, capture_output=True, text=True)
-    assert done.returncode == 2 and ": error: 'no/such'" in done.stderr and done.stderr.count("\n") == 1
+    assert refit.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "error: 'no/such'" in error and error.count("\n") == 1
+
+
+def script(name: str, *arguments: str, blocked: str = "") -> str:
+    """What a script of recipes/nano says on stderr as it ends with exit code 2; `blocked` cannot be imported."""
+    path = RECIPES / "nano" / name
+    code = f"import sys, runpy; sys.argv = {[str(path), *arguments]}; sys.path.insert(0, {str(RECIPES.parent)!r})\n"
+    code += f"sys.modules[{blocked!r}] = None\n" if blocked else ""
+    code += f"runpy.run_path({str(path)!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("clip.py", ["o"]), ("mean_encoder.py", ["c", "w", "o"])])
+def test_nanos_scripts_answer_what_is_wrong_in_one_line(name: str, arguments: list[str]) -> None:
+    assert (
+        script(name)
+        == f"{name}: error: the following arguments are required: "
+        + ("out" if name == "clip.py" else "ckpt, weights, out")
+        + f" (see {name} --help)\n"
+    )
+    assert "torch is not installed: pip install 'blip2rt[train" in script(name, *arguments, blocked="torch")
+
+
+def test_half_of_an_encoder_is_what_it_began_with(tmp_path: Path) -> None:
+    """As the mean of two checkpoints has it; the frozen part of nano's, alike in both, stays as it is."""
+    before, after = tmp_path / "before.pt", tmp_path / "after"
+    save_encoder(before, "test_efficientnet")
+    vision = VisionConfig("timm:test_efficientnet", str(before), 64, 64, positions=4, features=256)
+    model = Trained(Blip2Config(vision=vision, vision_trained=True))
+    model.vision = VisionEncoder(vision)
+    first = {name: tensor.clone() for name, tensor in model.vision.state_dict().items()}
+    with torch.no_grad():
+        model.vision.body.model.conv_stem.weight.add_(1)
+    after.mkdir()
+    save_model(model, after)
+    script = [sys.executable, str(RECIPES / "nano" / "mean_encoder.py"), str(after), str(before), str(tmp_path / "out")]
+    subprocess.run(script, check=True, cwd=RECIPES.parent, env={**os.environ, "PYTHONPATH": str(RECIPES.parent)})
+    mean = VisionEncoder(replace(vision, weights=str(tmp_path / "out"))).state_dict()
+    assert torch.allclose(mean["body.model.conv_stem.weight"], first["body.model.conv_stem.weight"] + 0.5)
+    assert all(torch.equal(tensor, mean[name]) for name, tensor in first.items() if "conv_stem" not in name)
+
+
+def test_nanos_script_names_what_there_is() -> None:
+    """Every recipe of the folder, and no step that the script does not know."""
+    text = (RECIPES / "nano" / "build.sh").read_text()
+    recipes = {path.stem for path in (RECIPES / "nano").glob("*.yaml")}
+    assert set(re.findall(r"\$recipes/(\w+)\.yaml", text)) == recipes
+    assert subprocess.run(["bash", "-n", str(RECIPES / "nano" / "build.sh")], check=False).returncode == 0
+    for recipe in (RECIPES / "nano").glob("*.yaml"):
+        comments = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
+        assert len(comments) == 1 and "python" not in comments[0], recipe

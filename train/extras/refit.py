@@ -1,13 +1,18 @@
-"""A checkpoint that reads another image encoder: its keys and values of the image are led to what they were.
+"""A checkpoint reads another image encoder: `python -m train.extras.refit CKPT --vision-weights ENCODER ...`.
 
-    python recipes/nano/refit.py CKPT --vision-weights ENCODER --data train.tsv --images FOLDER --out OUT
-
-Ridge regression, over the positions of some images, from the new encoder's features (normalised, as the Q-Former reads
-them) to the old one's. The map is linear, so it goes into the matrices of keys and values, and nothing of the model
-changes but its numbers. A training that goes on from there begins with captions instead of noise.
+Keys and values of the image are led to what they were. A ridge regression, over the positions of some images, maps the
+new encoder's features (normalised, as the Q-Former reads them) to the old one's. The map is linear, so it goes into the
+matrices of keys and values, and nothing of the model changes but its numbers. A training that goes on from there begins
+with captions instead of noise. Knows features and the Q-Former's first products.
 """
 
 from __future__ import annotations
+
+from ..cli import run_command, run_main
+
+if __name__ == "__main__":  # by its name, so that a package that is missing below is one line
+    raise SystemExit(run_command("refit"))
+
 
 import argparse
 import dataclasses
@@ -17,11 +22,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from blip2rt.command import Parser, nonempty, whole
 from blip2rt.modeling import checkpoints
 from blip2rt.modeling.blip2 import Blip2
-from train.cli import run_main
-from train.data.features import cached_features
-from train.data.readers import read_data
+
+from ..data.features import cached_features
+from ..data.readers import read_data
 
 _BATCH = 50
 
@@ -71,27 +77,32 @@ def refit(model: Blip2, new: np.ndarray, old: np.ndarray, ridge: float) -> float
     return told
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("ckpt")
-    parser.add_argument("--vision-weights", required=True, help="checkpoint of the new encoder, of the same kind")
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--images", required=True)
-    parser.add_argument("--count", type=int, default=2000, help="images that the map is made of")
-    parser.add_argument("--ridge", type=float, default=1e-3)
-    parser.add_argument("--features", default="runs/features", help="where trainings cache features")
-    parser.add_argument("--out", required=True)
-    given = parser.parse_args()
-    model = checkpoints.load_model(Path(given.ckpt), vision=False, llm=False)
-    paths = read_data(given.data, given.images).paths
-    vision = dataclasses.replace(model.config.vision, weights=given.vision_weights)
-    [old], [new] = (cached_features(paths, config, given.features) for config in (model.config.vision, vision))
-    told = refit(model, new[: given.count], old[: given.count], given.ridge)
+def _write(args: argparse.Namespace) -> None:
+    model = checkpoints.load_model(Path(args.ckpt), vision=False, llm=False)
+    paths = read_data(args.data, args.images).paths
+    vision = dataclasses.replace(model.config.vision, weights=args.vision_weights)
+    [old], [new] = (cached_features(paths, config, args.features) for config in (model.config.vision, vision))
+    told = refit(model, new[: args.count], old[: args.count], args.ridge)
     print(f"{told:.3f} of the old features' variance is told by the new ones")
     model.config = dataclasses.replace(model.config, vision=vision)
-    Path(given.out).mkdir(parents=True, exist_ok=True)
-    checkpoints.save_model(model, Path(given.out))
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    checkpoints.save_model(model, Path(args.out))
 
 
-if __name__ == "__main__":
-    raise SystemExit(run_main(main))
+def _parser() -> Parser:
+    parser = Parser(description=(__doc__ or "").splitlines()[0], renamed={"--checkpoint": "", "--ckpt": ""})
+    parser.add_argument("ckpt", type=nonempty, metavar="CKPT", help="checkpoint of stage 2")
+    parser.add_argument("--vision-weights", type=nonempty, required=True, metavar="FILE",
+                        help="weights of the new encoder, of the same kind as the old")  # fmt: skip
+    parser.add_argument("--data", type=nonempty, required=True, metavar="FILE", help="table of images and captions")
+    parser.add_argument("--images", type=nonempty, required=True, metavar="FOLDER", help="folder of its images")
+    parser.add_argument("--count", type=whole(1), default=2000, metavar="N", help="images that the map is made of")
+    parser.add_argument("--ridge", type=float, default=1e-3, metavar="X", help="weight of the map's own size")
+    parser.add_argument("--features", type=nonempty, default="runs/features", metavar="FOLDER",
+                        help="folder where trainings cache features")  # fmt: skip
+    parser.add_argument("--out", type=nonempty, required=True, metavar="FOLDER", help="folder to write")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_main(lambda: _write(_parser().parse_args(argv)))
