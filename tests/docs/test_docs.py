@@ -10,6 +10,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
+
+import blip2rt
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("docs", "examples", "benchmarks", "recipes")
@@ -114,6 +117,12 @@ def test_each_release_says_what_a_user_can_do_one_line_an_entry() -> None:
         entries = [line for line in release.splitlines()[1:] if line and not line.startswith("### ")]
         assert entries and all(line.startswith("- ") and len(line) <= 100 for line in entries), release
     assert releases[-1].startswith("[0.1.0]") and releases[-1].count("\n- ") <= 40
+
+
+def test_the_citation_is_of_this_version_and_of_the_paper() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == blip2rt.__version__
+    assert citation["references"][0]["identifiers"][0]["value"] == "arXiv:2301.12597"
 
 
 def test_the_site_builds_and_has_the_reference(tmp_path: Path) -> None:
