@@ -28,7 +28,7 @@ def main() -> None:
     code = stage2.main(["--recipe", str(RECIPE), *table, *more])
     if code or "--dry-run" in more:
         raise SystemExit(code)
-    if code := export.main(["--ckpt", args.run, "--out", args.out]):
+    if code := export.main(["--checkpoint", args.run, "--out", args.out]):
         raise SystemExit(code)
     photo = next(path for path in sorted(args.photos.iterdir()) if path.suffix != ".txt")
     print(f"{photo}: {blip2rt.load(args.out).caption(photo)}")
