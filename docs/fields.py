@@ -38,6 +38,6 @@ class Fields(griffe.Extension):
         if obj.docstring is not None:
             obj.docstring.value = as_list(obj.docstring.value)
         elif obj.is_attribute and obj.parent is not None and obj.parent.is_class and obj.lines:
-            _, _, comment = obj.lines[-1].partition("  # ")
+            comment = obj.lines[-1].partition("  # ")[2]
             if comment and not comment.startswith(("type:", "noqa", "fmt:")):
                 obj.docstring = griffe.Docstring(comment, parent=obj)
