@@ -9,13 +9,14 @@ COMPAT := .venv-compat
 EXPORTED := tests/export
 CORE := $(sort $(shell find engines -name '*.cpp' -o -name '*.h' -o -name '*.cu'))
 SOURCES := $(CORE) $(wildcard tests/engines/native/*.cpp)
+MARKDOWN := $(wildcard *.md) docs examples benchmarks recipes  # not nano's card: its hash is in the bundle
 
 PLAIN_CORE := $(filter-out engines/python/%,$(filter %.cpp,$(CORE)))
 COMPILERS := $(foreach c,c++ g++-11 g++-12 g++-13 g++-14 clang++ clang++-14 clang++-19 aarch64-linux-gnu-g++,$(if $(shell command -v $(c)),$(c)))
 WARNINGS := -std=c++17 -O2 -Wall -Wextra -Werror -Iengines
 ORT_LIBRARY = $(shell $(DEV)/bin/python -c "from blip2rt.backends.ort import find_library; print(find_library())")
 
-.PHONY: demo test test-slow test-compat lint format bench bench-loop micro-loop micro-image micro-graphs sanitize fuzz compilers clean
+.PHONY: demo test test-slow test-compat lint docs format bench bench-loop micro-loop micro-image micro-graphs sanitize fuzz compilers clean
 
 demo: $(DEMO)/installed  ## the runtime alone, as a user installs it; captions a photograph
 	$(DEMO)/bin/blip2rt caption docs/photo.jpg
@@ -35,6 +36,10 @@ lint: $(DEV)/blip2rt-installed
 	$(RUN) mypy
 	$(DEV)/bin/lint-imports
 	$(DEV)/bin/clang-format --dry-run --Werror $(SOURCES)
+	$(RUN) pymarkdown scan --recurse $(MARKDOWN)
+
+docs: $(DEV)/blip2rt-installed  ## the site with the API reference, into build/site; fetches nothing
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 
 format: $(DEV)/blip2rt-installed
 	$(RUN) ruff check --fix .

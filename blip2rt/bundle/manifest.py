@@ -18,7 +18,7 @@ class TensorInfo:
 
     name: str
     dtype: str  # numpy's name: "float32", "int64", "int32"
-    shape: tuple[int | str, ...]  # a number, or the letter of a free axis as in docs/design.md
+    shape: tuple[int | str, ...]  # a number, or the letter of a free axis as in docs/bundle.md
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Component:
     """One ONNX graph."""
 
     graph: str  # file name inside the bundle
-    precision: str  # "fp32", "fp16", "int8-static", "int8-dynamic", "int8w", "int4"; docs/design.md says what they are
+    precision: str  # "fp32", "fp16", "int8-static", "int8-dynamic", "int8w", "int4"; docs/bundle.md says what they are
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
 

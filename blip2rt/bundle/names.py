@@ -13,7 +13,7 @@ GENERATIVE = (QFORMER, EMBED, LLM)
 RETRIEVAL = (IMAGE_EMBED, TEXT_EMBED, ITM)
 COMPONENTS = (VISION, *GENERATIVE, ENCODER, *RETRIEVAL)
 
-# Tensors. Shapes: docs/design.md.
+# Tensors. Shapes: docs/bundle.md.
 PIXELS, VISION_FEATURES, QUERY_OUTPUT, PREFIX_EMBEDS = "pixels", "vision_features", "query_output", "prefix_embeds"
 TOKEN_IDS, TOKEN_EMBEDS, TEXT_MASK = "token_ids", "token_embeds", "text_mask"
 INPUTS_EMBEDS, POSITION_IDS, LAST_INDEX = "inputs_embeds", "position_ids", "last_index"

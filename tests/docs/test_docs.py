@@ -1,0 +1,148 @@
+"""The pages say what is so: links lead somewhere, files and options exist, the site builds."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+import blip2rt
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("docs", "examples", "benchmarks", "recipes")
+PAGES = [*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in sorted((ROOT / folder).rglob("*.md")))]
+ROOMS = ("blip2rt", "engines", "export", "train", "tests", "recipes", "docs", "examples", "benchmarks", "docker")
+DIARIES = ("LOG.md", "CHANGELOG.md")  # say what was, too
+EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+TODAY = [page for page in PAGES if page.name not in DIARIES]
+EVERY_PAGE_OF_TODAY = pytest.mark.parametrize("page", TODAY, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def prose(page: Path) -> str:
+    """The page without its blocks of code."""
+    return re.sub(r"^( *)```.*?^\1```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The names of a page's headings, as GitHub and mkdocs make them."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@EVERY_PAGE
+def test_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"https?:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name) if name else page
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            broken.append(target)
+    assert not broken
+
+
+@EVERY_PAGE_OF_TODAY
+def test_files_that_are_named_exist(page: Path) -> None:
+    names = re.findall(
+        r"`((?:blip2rt|engines|export|train|tests|recipes|docs|examples|docker)/[\w./*-]+)`", prose(page)
+    )
+    missing = [name for name in names if not list(ROOT.glob(name.rstrip("/")))]
+    assert not missing
+
+
+COMMANDS = {
+    "blip2rt": "blip2rt.cli",
+    "blip2rt-export": "export.cli",
+    "blip2rt-convert": "export.convert",
+    "blip2rt-build": "blip2rt.backends.trt.cli",
+    "blip2rt-bench": "blip2rt.bench.cli",
+}
+
+
+@cache
+def told(module: str, subcommand: str) -> str:
+    """What a command's --help says."""
+    out = io.StringIO()
+    words = [*([subcommand] if subcommand else []), "--help"]
+    with contextlib.redirect_stdout(out):
+        try:
+            code = importlib.import_module(module).main(words)
+        except SystemExit as end:
+            code = end.code
+    assert not code, f"{module} {' '.join(words)} ends with {code}"
+    return out.getvalue()
+
+
+def typed(page: Path) -> list[str]:
+    """The commands of a page's console blocks, each on one line."""
+    blocks = re.findall(r"^ *```console\n(.*?)^ *```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [re.sub(r"[\[\]]", "", line[2:].split("#")[0]) for line in lines if line.startswith("$ ")]
+
+
+def unknown_options(command: str) -> list[str]:
+    words = shlex.split(command)
+    if "-m" in words and words[words.index("-m") + 1].startswith("train."):
+        words = words[words.index("-m") + 1 :]
+        module = words[0]
+    elif words[0] == "blip2rt-train":
+        module, words = f"train.{words[1]}", words[1:]
+    elif words[0] in COMMANDS:
+        module = COMMANDS[words[0]]
+    else:
+        return []
+    takes_subcommands = module in ("blip2rt.cli", "train.prepare", "train.evaluate")
+    help_text = told(module, words[1] if takes_subcommands and len(words) > 1 else "")
+    options = {word.split("=")[0] for word in words[1:] if word.startswith("--")}
+    return [f"{module}: {option}" for option in options if not re.search(rf"{option}(?![\w-])", help_text)]
+
+
+@EVERY_PAGE_OF_TODAY
+def test_options_that_are_shown_exist(page: Path) -> None:
+    assert not [fault for command in typed(page) for fault in unknown_options(command)]
+
+
+def test_pages_are_short_enough_to_be_read() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 100
+    assert len((ROOT / "docs" / "design.md").read_text().splitlines()) <= 200
+    for page in (ROOT / "docs").glob("*.md"):
+        assert len(page.read_text().splitlines()) < 300, page
+
+
+def test_each_release_says_what_a_user_can_do_one_line_an_entry() -> None:
+    _, *releases = re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    for release in releases:
+        entries = [line for line in release.splitlines()[1:] if line and not line.startswith("### ")]
+        assert entries and all(line.startswith("- ") and len(line) <= 100 for line in entries), release
+    assert releases[-1].startswith("[0.1.0]") and releases[-1].count("\n- ") <= 40
+
+
+def test_the_citation_is_of_this_version_and_of_the_paper() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == blip2rt.__version__
+    assert citation["references"][0]["identifiers"][0]["value"] == "arXiv:2301.12597"
+
+
+def test_the_site_builds_and_has_the_reference(tmp_path: Path) -> None:
+    """Strict: a link or a name that leads nowhere is an error."""
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    reference = (tmp_path / "api.html").read_text()
+    for name in ("Model.caption", "Options", "Manifest", "OptionError"):
+        assert f'{name}"' in reference
+    pages = [page.read_text() for page in tmp_path.rglob("*.html")]
+    fetched = {
+        url for page in pages for url in re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)', page)
+    }
+    assert not fetched, "the reader's browser is sent nowhere"

@@ -1,0 +1,121 @@
+"""Every file of examples/ runs, on the embedded model and the photograph that the README shows."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+PHOTO = ROOT / "docs" / "photo.jpg"
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+CAPTION = "a kitten is sitting on a towel"
+
+
+def run(name: str, *arguments: object, stdin: str = "", code: int = 0) -> str:
+    """What examples/NAME.py prints."""
+    command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), *map(str, arguments)]
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_short_says_how_to_run_it_and_is_listed(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) < 40
+    assert f"examples/{path.name}" in (ast.get_docstring(ast.parse(text)) or "")
+    assert f"[{path.name}]({path.name})" in (ROOT / "examples" / "README.md").read_text()
+
+
+def test_caption() -> None:
+    lines = run("caption", PHOTO).splitlines()
+    assert lines[0] == f"{PHOTO}: {CAPTION}"
+    assert CAPTION in lines[2], "the best of five beams"
+    assert len(lines) == 9 and len(set(lines[6:])) == 3
+
+
+def test_ask_and_stream() -> None:
+    question = "what colour is the cat?"
+    asked, streamed, caption = run("ask_and_stream", PHOTO, question).splitlines()
+    assert asked.removeprefix(question).strip() and streamed
+    assert CAPTION.startswith(caption.removesuffix("...").strip())
+
+
+def test_chat_answers_every_line() -> None:
+    said = run("chat", PHOTO, stdin="what colour is the cat?\nwhere is it?\n")
+    answers = [line for line in said.split("you: ") if line.startswith("model: ")]
+    assert len(answers) == 2 and all(answer.removeprefix("model: ").strip() for answer in answers)
+
+
+def test_retrieval_puts_the_photograph_before_a_diagram() -> None:
+    lines = run("retrieval", "a cat on a towel", ROOT / "docs" / "opt-2.7b.png", PHOTO).splitlines()
+    assert [line.split()[-1] for line in lines] == [str(PHOTO), str(ROOT / "docs" / "opt-2.7b.png")]
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("frames")
+    for i in range(3):
+        Image.open(PHOTO).save(folder / f"{i}.png")
+    return folder
+
+
+def test_webcam_captions_numbered_images(frames: Path) -> None:
+    lines = run("webcam", "--source", frames / "%d.png", "--every", 0).splitlines()
+    assert [line.split("s  ", 1)[1] for line in lines] == [CAPTION] * 3, "colours are in the right order"
+
+
+def test_webcam_names_a_source_that_is_not_there(tmp_path: Path) -> None:
+    assert run("webcam", "--source", tmp_path / "none.mp4", code=1) == ""
+
+
+def test_the_picture_in_the_readme_is_what_the_command_makes(tmp_path: Path) -> None:
+    run("picture", PHOTO, tmp_path / "caption.png")
+    made, shown = (Image.open(path).convert("RGB") for path in (tmp_path / "caption.png", ROOT / "docs/caption.png"))
+    assert made.size == shown.size
+    difference = np.abs(np.asarray(made, np.float32) - np.asarray(shown, np.float32))
+    assert difference.mean() < 1, "another Pillow may draw letters a little otherwise"
+
+
+@pytest.fixture(scope="module")
+def opt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random BLIP-2 in Hugging Face's format, and a folder of photographs with captions."""
+    import torch
+
+    from ..tiny import blip2
+
+    folder = tmp_path_factory.mktemp("finetune")
+    torch.manual_seed(0)
+    blip2.generative(folder / "opt", blip2.TEXT_CONFIGS["opt"]())
+    (folder / "photos").mkdir()
+    for i in range(4):
+        Image.open(PHOTO).rotate(90 * i).save(folder / "photos" / f"{i}.jpg")
+        (folder / "photos" / f"{i}.txt").write_text("a cat sits on a red towel\nthe cat\n")
+    return folder
+
+
+def finetune(opt: Path, out: Path, *more: object) -> str:
+    small = ["--steps", 2, "--warmup", 1, "--batch-size", 4, "--views", 1, "--features", out / "features"]
+    places = ["--start", opt / "opt", "--run", out / "run", "--out", out / "bundle"]
+    return run("finetune", opt / "photos", *places, *small, "--precision", "fp32", *more)
+
+
+def test_finetune_checks_everything_and_trains_nothing(opt: Path, tmp_path: Path) -> None:
+    from blip2rt.modeling.checkpoints import list_checkpoints
+
+    told = finetune(opt, tmp_path, "--dry-run")
+    assert "4 images" in told
+    assert not (tmp_path / "bundle").exists() and not list_checkpoints(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_finetune_ends_in_a_bundle_that_captions(opt: Path, tmp_path: Path) -> None:
+    photo = opt / "photos" / "0.jpg"
+    assert finetune(opt, tmp_path).splitlines()[-1].startswith(f"{photo}:")
+    assert (tmp_path / "bundle" / "blip2rt.json").is_file()
