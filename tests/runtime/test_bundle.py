@@ -218,10 +218,3 @@ def test_a_killed_writer_leaves_no_bundle_and_the_next_run_cleans(tmp_path):
     child.stdout.close()
     write(tmp_path / "b", overwrite=True)
     assert os.listdir(tmp_path) == ["b"]
-
-
-def test_killed_between_two_renames(tmp_path):
-    write(tmp_path / "b").rename(tmp_path / ".b.old")
-    with pytest.raises(BundleError, match="exists already"):
-        write(tmp_path / "b")
-    contract.verify(tmp_path / "b")
