@@ -16,7 +16,8 @@ COMPILERS := $(foreach c,c++ g++-11 g++-12 g++-13 g++-14 clang++ clang++-14 clan
 WARNINGS := -std=c++17 -O2 -Wall -Wextra -Werror -Iengines
 ORT_LIBRARY = $(shell $(DEV)/bin/python -c "from blip2rt.backends.ort import find_library; print(find_library())")
 
-.PHONY: demo test test-slow test-compat lint docs format bench bench-loop micro-loop micro-image micro-graphs sanitize fuzz compilers clean
+.PHONY: demo test test-locked test-lowest test-slow test-compat lint docs format lock sbom bench bench-loop micro-loop \
+  micro-image micro-graphs sanitize fuzz compilers clean
 
 demo: $(DEMO)/installed  ## the runtime alone, as a user installs it; captions a photograph
 	$(DEMO)/bin/blip2rt caption docs/photo.jpg
@@ -99,3 +100,27 @@ $(COMPAT)/blip2rt-installed: pyproject.toml CMakeLists.txt $(CORE)
 
 clean:
 	rm -rf build .venv .venv-dev .venv-compat
+
+LOCK := uv pip compile --universal --python-version 3.10 --no-annotate --quiet --upgrade --custom-compile-command "make lock"
+lock: $(DEV)/blip2rt-installed  ## requirements/*.txt anew from pyproject.toml, with hashes
+	$(RUN) $(LOCK) --generate-hashes pyproject.toml --output-file requirements/runtime.txt
+	$(RUN) $(LOCK) --generate-hashes requirements/build.in --output-file requirements/build.txt
+	$(RUN) $(LOCK) --resolution lowest-direct pyproject.toml --output-file requirements/lowest.txt
+
+# Only what the locks name is installed, each file against its hash.
+test-locked:  ## the package from hashed requirements alone captions a photograph
+	$(PYTHON) -m venv --clear .venv-locked
+	.venv-locked/bin/python -m pip install --quiet --require-hashes -r requirements/build.txt
+	.venv-locked/bin/python -m pip install --quiet --require-hashes -r requirements/runtime.txt
+	.venv-locked/bin/python -m pip install --quiet --no-deps --no-build-isolation .
+	.venv-locked/bin/blip2rt caption docs/photo.jpg
+
+test-lowest:  ## the runtime on the oldest releases that pyproject.toml allows
+	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet -r requirements/lowest.txt pytest "onnx<1.18"
+	.venv-lowest/bin/python -m pip install --quiet --no-deps .
+	.venv-lowest/bin/python -m pytest -p no:cacheprovider tests/runtime/test_pipeline.py tests/runtime/test_text.py \
+	  tests/runtime/test_image.py tests/runtime/test_bundle.py
+
+sbom: $(DEV)/blip2rt-installed  ## what the runtime is made of, as CycloneDX
+	$(RUN) cyclonedx_py requirements requirements/runtime.txt --pyproject pyproject.toml --output-file build/sbom.json

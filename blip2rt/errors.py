@@ -5,12 +5,21 @@ Knows nothing of the rest of the package, so that every module may raise them.
 
 from __future__ import annotations
 
+import re
+
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # controls, and turns of direction
+
+
+def printable(text: str) -> str:
+    """A stranger's text with what would steer a terminal written as escapes; line ends and tabs stay."""
+    return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
 
 class Blip2rtError(Exception):
     """Base of every error that blip2rt raises for the user's input; its message is always a single line."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(line.strip() for line in message.splitlines() if line.strip()))
+        super().__init__(printable(" ".join(line.strip() for line in message.splitlines() if line.strip())))
 
 
 class ImageError(Blip2rtError):

@@ -1,14 +1,16 @@
 """Image -> pixels. Knows Pillow and numpy, nothing about models: the manifest's ImageSpec says what comes out.
 
 Accepted images:
-- a path (str or os.PathLike) or the bytes of a file in any format that Pillow reads,
+- a path (str or os.PathLike) or the bytes of a file in one of FORMATS, told by its content and not by its name,
 - a PIL image,
 - an ndarray (H, W), (H, W, 1), (H, W, 3) or (H, W, 4): uint8 in 0..255, or float in 0..1. Channels are RGB(A).
 
 What is done with the unusual ones: EXIF orientation is applied; transparent parts are laid over white; 16-bit grey
 (and Pillow's "I", read as 0..65535) is scaled to 8 bits, "F" is read as 0..1; of an animation the first frame counts
-(of an open PIL image its current one). Files of more than twice Pillow's MAX_IMAGE_PIXELS, 178,956,970 pixels unless
-you changed it, are refused before anything is decoded.
+(of an open PIL image its current one).
+
+A file comes from a stranger. Its header alone is read before its size is judged: more than `max_pixels` pixels, or a
+side of more than MAX_SIDE, is an ImageError and takes no memory. Pipes and devices are refused before they can block.
 
 Scaled decoding (`scaled`, off unless asked for) lets the JPEG decoder itself shrink a large photograph by 2, 4 or 8, to
 no less than twice the size that is wanted: several times faster, and within a mean difference of SCALED_TOLERANCE of
@@ -17,13 +19,16 @@ the exact way. Other formats, and images that are decoded already, are not touch
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import io
 import os
+import stat
 import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, Union
+from typing import IO, TYPE_CHECKING, TypeAlias, Union
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -40,23 +45,35 @@ ImageLike: TypeAlias = Union[str, "os.PathLike[str]", bytes, bytearray, memoryvi
 ACCEPTED = "a path, the bytes of an image file, a PIL image or an ndarray"
 ACCEPTED_ARRAYS = "(H, W), (H, W, 3) or (H, W, 4), uint8 in 0..255 or float in 0..1"
 SCALED_TOLERANCE = 4.0  # of 255, the mean over an image: 12-megapixel photographs come to 0.2, random tiles to 3.2
+MAX_PIXELS = 50_000_000  # of an image file, unless load(max_pixels=) says otherwise
+MAX_SIDE = 65_535  # pixels of an image file's width or height
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF")  # no plugin of Pillow runs but theirs
 _MARGIN = 2  # times the wanted size that scaled decoding keeps, for the filter to work on
 _ORIENTATION = 0x0112
 _open_lock = threading.Lock()  # warnings.catch_warnings is not thread-safe
 
 
-def to_pixels(images: Sequence[ImageLike], spec: ImageSpec, *, scaled: bool = False) -> NDArray[np.float32]:
+def to_pixels(
+    images: Sequence[ImageLike], spec: ImageSpec, *, scaled: bool = False, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.float32]:
     """Images -> pixels (B, 3, height, width) float32. Raises ImageError."""
     if not images:
         return np.zeros((0, 3, spec.height, spec.width), np.float32)
-    return normalize(np.stack([prepare(image, spec, scaled=scaled) for image in images]), spec)
+    rgb = [prepare(image, spec, scaled=scaled, max_pixels=max_pixels) for image in images]
+    return normalize(np.stack(rgb), spec)
 
 
-def prepare(image: ImageLike, spec: ImageSpec, *, scaled: bool = False) -> NDArray[np.uint8]:
+def prepare(
+    image: ImageLike, spec: ImageSpec, *, scaled: bool = False, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
     """Image -> RGB (height, width, 3) uint8, resized by the spec's filter, aspect ratio ignored. Raises ImageError."""
     resample = Image.Resampling[spec.resample.upper()]
     least = _MARGIN * max(spec.width, spec.height) if scaled else None  # the larger: the image may lie on its side
-    return np.asarray(load_rgb(image, least).resize((spec.width, spec.height), resample))
+    rgb = load_rgb(image, least, max_pixels)
+    try:
+        return np.asarray(rgb.resize((spec.width, spec.height), resample))
+    except MemoryError:
+        raise ImageError(f"not enough memory for an image of {rgb.width} x {rgb.height}: scale it down first") from None
 
 
 def normalize(rgb: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]:
@@ -68,10 +85,11 @@ def normalize(rgb: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]:
     return pixels
 
 
-def load_rgb(image: ImageLike, least: int | None = None) -> Image.Image:
+def load_rgb(image: ImageLike, least: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Any accepted image -> a PIL image of mode RGB, upright. Raises ImageError.
 
     least: a JPEG file may be decoded smaller, as long as neither side has fewer pixels; None: as it is.
+    max_pixels: width times height of a file, at most.
     """
     if isinstance(image, np.ndarray):
         return _to_rgb(_from_array(image), "the ndarray")
@@ -81,14 +99,14 @@ def load_rgb(image: ImageLike, least: int | None = None) -> Image.Image:
         name = f"the image of {len(image):,} bytes"
         if len(image) == 0:
             raise ImageError("the image is empty: 0 bytes")
-        with _open(io.BytesIO(image), name) as opened:
+        with _open(io.BytesIO(image), name, max_pixels) as opened:
             return _decode(opened, name, least)
     if isinstance(image, str | os.PathLike):
-        return _load_file(image, least)
+        return _load_file(image, least, max_pixels)
     raise ImageError(f"cannot take an image of type {type(image).__name__}: give {ACCEPTED}")
 
 
-def _load_file(path: str | os.PathLike[str], least: int | None) -> Image.Image:
+def _load_file(path: str | os.PathLike[str], least: int | None, max_pixels: int) -> Image.Image:
     file, name = Path(path), repr(os.fspath(path))
     if os.fspath(path).startswith(("http://", "https://")):
         raise ImageError(f"{name} is a web address: download the image first")
@@ -97,27 +115,52 @@ def _load_file(path: str | os.PathLike[str], least: int | None) -> Image.Image:
             raise ImageError(f"{name} is a directory: name the images in it, as in {file}/*.jpg")
         if not file.exists():
             raise ImageError(f"no such file: {name}")
-        if file.is_file() and file.stat().st_size == 0:
-            raise ImageError(f"{name} is empty: 0 bytes")
-        with open(file, "rb") as stream, _open(stream, name) as image:
-            return _decode(image, name, least)
+        with open(file, "rb", opener=_without_waiting) as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError(f"{name} is a pipe or a device: give a file, or pipe the image to -")
+            if status.st_size == 0:
+                raise ImageError(f"{name} is empty: 0 bytes")
+            with _open(stream, name, max_pixels) as image:
+                return _decode(image, name, least)
     except (OSError, ValueError) as error:  # permission, name too long, a null character in the name...
         raise ImageError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _open(stream: io.IOBase, name: str) -> Image.Image:
-    """Open an image: reads the header only. Raises ImageError."""
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a pipe that nobody writes to without waiting for its writer."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that the installed Pillow has."""
+    plugin = importlib.util.find_spec("PIL.AvifImagePlugin")  # from Pillow 11.3 on
+    return FORMATS if plugin is not None else tuple(name for name in FORMATS if name != "AVIF")
+
+
+def _open(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
+    """Read the header only, and judge the size that it tells."""
     try:
         with _open_lock, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large but below the limit; broken metadata
-            return Image.open(stream)  # type: ignore[arg-type]
+            image = Image.open(stream, formats=_formats())
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise ImageError(f"{name} has more than {limit:,} pixels: scale it down first") from None
     except UnidentifiedImageError:
-        raise ImageError(f"{name} is not an image that Pillow can read (JPEG, PNG, GIF, BMP, TIFF, WebP...)") from None
+        raise ImageError(f"{name} is not an image: give one of {', '.join(_formats())}") from None
+    except MemoryError:
+        raise ImageError(f"not enough memory to open {name}: scale it down first") from None
     except Exception as error:  # noqa: BLE001  # plugins raise whatever a broken header made them stumble over
         raise ImageError(f"{name} is damaged: {error or type(error).__name__}") from None
+    if image.width * image.height > max_pixels or max(image.size) > MAX_SIDE:
+        image.close()
+        raise ImageError(
+            f"{name} has {image.width} x {image.height} pixels, and {max_pixels:,} in all and {MAX_SIDE:,} a side are "
+            "allowed: scale it down first, or load(max_pixels=N)"
+        )
+    return image
 
 
 def _decode(image: Image.Image, name: str, least: int | None = None) -> Image.Image:

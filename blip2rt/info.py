@@ -8,6 +8,7 @@ from typing import Any
 
 from .bundle import Bundle
 from .bundle.manifest import Component, TensorInfo
+from .errors import printable
 
 
 def to_dict(bundle: Bundle) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def describe(bundle: Bundle) -> str:
     sources = [(source.part, source.name, source.licence, source.origin) for source in manifest.sources]
     if sources:
         lines += ["", *_table(("part", "source", "licence", "origin"), sources)]
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def _size(bundle: Bundle, component: Component) -> int:

@@ -10,6 +10,7 @@ from .names import (
     ENCODER,
     GENERATIVE,
     LLM,
+    PIXELS,
     QFORMER,
     RESAMPLE,
     RETRIEVAL,
@@ -21,6 +22,13 @@ from .names import (
     encoder_tensors,
     llm_tensors,
 )  # fmt: skip
+
+# Upper bounds: far above every model that there is, far below what would fill a machine's memory.
+_MOST = {
+    "side": 16_384, "layers": 1_000, "kv_heads": 10_000, "head_dim": 10_000, "hidden_size": 1_000_000,
+    "vocab_size": 10_000_000, "max_positions": 10_000_000, "prefix_length": 100_000, "max_text_length": 100_000,
+    "num_beams": 1_000, "entries": 10_000, "characters": 100_000,
+}  # fmt: skip
 
 
 def manifest_faults(manifest: Manifest) -> list[str]:
@@ -39,20 +47,62 @@ def _value_faults(manifest: Manifest) -> list[str]:
         faults.append(f"image.resample is {image.resample!r}: choose from {', '.join(RESAMPLE)}")
     if manifest.target not in TARGETS:
         faults.append(f"target is {manifest.target!r}: this blip2rt knows {', '.join(TARGETS)}")
-    sizes = {"image.height": image.height, "image.width": image.width}
+    sizes = {"image.height": (image.height, _MOST["side"]), "image.width": (image.width, _MOST["side"])}
     if llm is not None:
         names = ("layers", "kv_heads", "head_dim", "hidden_size", "vocab_size", "max_positions", "prefix_length")
-        sizes |= {f"llm.{name}": getattr(llm, name) for name in names}
+        sizes |= {f"llm.{name}": (getattr(llm, name), _MOST[name]) for name in names}
     for section, spec in (("retrieval", retrieval), ("question", manifest.question)):
         if spec is not None:
-            sizes[f"{section}.max_text_length"] = spec.max_text_length
+            sizes[f"{section}.max_text_length"] = (spec.max_text_length, _MOST["max_text_length"])
+    for task, defaults in manifest.decoding.items():
+        sizes[f"decoding.{task}.num_beams"] = (defaults.num_beams, _MOST["num_beams"])
+        sizes[f"decoding.{task}.max_new_tokens"] = (defaults.max_new_tokens, _MOST["max_positions"])
+        if not 0 <= defaults.min_new_tokens <= _MOST["max_positions"] or not abs(defaults.length_penalty) <= 100:
+            faults.append(f"decoding.{task}: min_new_tokens is 0 or more, length_penalty from -100 to 100")
     if retrieval is not None and not 1e-4 <= retrieval.temperature <= 1e4:
         faults.append(f"retrieval.temperature is {retrieval.temperature}, not from 0.0001 to 10,000")
     if retrieval is not None and not 0 <= retrieval.itm_weight <= 1e4:
         faults.append(f"retrieval.itm_weight is {retrieval.itm_weight}, not from 0 to 10,000")
-    faults += [f"{name} is {size}, not from 1 to 10,000,000" for name, size in sizes.items() if not 0 < size <= 10**7]
+    faults += [
+        f"{name} is {size}, not from 1 to {most:,}" for name, (size, most) in sizes.items() if not 0 < size <= most
+    ]
+    faults += _image_faults(manifest)
+    faults += _length_faults(manifest)
     return faults + [
         f"{name} is {token}, not a token id" for name, token in _token_ids(manifest) if not 0 <= token <= 10**7
+    ]
+
+
+def _image_faults(manifest: Manifest) -> list[str]:
+    """Pixels of another size than the vision graph reads."""
+    image, vision = manifest.image, manifest.components.get(VISION)
+    shapes = [tensor.shape for tensor in vision.inputs if tensor.name == PIXELS] if vision is not None else []
+    wanted = (3, image.height, image.width)
+
+    def fits(shape: tuple[int | str, ...]) -> bool:
+        sides = zip(shape[1:], wanted, strict=False)
+        return len(shape) == 4 and all(isinstance(axis, str) or axis == side for axis, side in sides)
+
+    return [
+        f"image is {image.height} x {image.width}, but vision reads pixels {list(shape)}"
+        for shape in shapes
+        if not fits(shape)
+    ]
+
+
+def _length_faults(manifest: Manifest) -> list[str]:
+    """Lists and texts longer than any bundle needs."""
+    counts = {"components": manifest.components, "files": manifest.files or {}, "sources": manifest.sources,
+              "prompts": manifest.prompts, "decoding": manifest.decoding,
+              "verification": manifest.verification}  # fmt: skip
+    faults = [f"{name} has {len(n):,} entries, more than {_MOST['entries']:,}" for name, n in counts.items()
+              if len(n) > _MOST["entries"]]  # fmt: skip
+    texts = {"name": manifest.name, "created_by": manifest.created_by}
+    texts |= {f"prompts.{task}": prompt for task, prompt in manifest.prompts.items()}
+    return faults + [
+        f"{name} has {len(text):,} characters, more than {_MOST['characters']:,}"
+        for name, text in texts.items()
+        if len(text) > _MOST["characters"]
     ]
 
 

@@ -17,6 +17,7 @@ from .faults import manifest_faults
 from .manifest import Manifest, from_json
 from .names import FORMAT, FORMAT_VERSION, MANIFEST
 
+MOST_BYTES = 16 << 20  # of a manifest
 EMBEDDED = Path(__file__).parents[1] / "models" / "nano"
 
 
@@ -126,6 +127,8 @@ def _read_json(folder: Path) -> Any:
             raise BundleError(f"no bundle at {folder}: there is no such folder")
         if not file.is_file():
             raise BundleError(f"no bundle at {folder}: the folder has no {MANIFEST}")
+        if file.stat().st_size > MOST_BYTES:
+            raise BundleError(f"{file} is damaged: a manifest has {MOST_BYTES:,} bytes at most")
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise BundleError(f"cannot read {file}: {error.strerror or error}") from None

@@ -23,6 +23,7 @@ from .vision import freeze
 from .weights import Weights, has_weights
 
 _INSIDE = "language_model."  # of a BLIP-2 checkpoint
+OVERRIDES = {"dense_act_fn": ("relu", "gelu", "gelu_new", "silu")}  # what a checkpoint may change of the LLM's config
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class LlmConfig:
     add_special_tokens: bool = False  # lay a prompt out by the tokenizer's own template, as Blip2Processor does
     empty_prompt_ids: tuple[int, ...] | None = None  # what stands for no prompt, where that is not an empty one
     end: str = "<|im_end|>"  # the token that ends a caption or an answer
-    overrides: dict[str, Any] = field(default_factory=dict)  # values of the source's config that are others here
+    overrides: dict[str, str] = field(default_factory=dict)  # values of the source's config that differ; see OVERRIDES
     end_ids: tuple[int, ...] = ()  # the ids that do, instead of `end`
     caption_prompt: str = ""
     ask_prompt: str = "Question: {} Answer:"
@@ -45,9 +46,16 @@ class LlmConfig:
     lora_layers: tuple[str, ...] = ()  # last names of the layers; (): all
     adapters: str | None = None  # the checkpoint that holds them, to be added to the weights
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for an override that is not listed: from_pretrained would take it as an option."""
+        for name, value in self.overrides.items():
+            if value not in OVERRIDES.get(name, ()):
+                allowed = "; ".join(f"{known} may be {', '.join(values)}" for known, values in OVERRIDES.items())
+                raise ValueError(f"llm.overrides: {name} = {value!r} is not allowed: {allowed}")
+
     @staticmethod
     def from_json(data: dict[str, Any]) -> LlmConfig:
-        """Raises TypeError for fields that there are not."""
+        """Raises TypeError for fields that there are not, ValueError for values that are not allowed."""
         values: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in data.items()}
         return LlmConfig(**values)
 
@@ -58,7 +66,7 @@ def load_tokenizer(source: str) -> Any:
 
     path = fetch(source)
     try:
-        return AutoTokenizer.from_pretrained(*_location(path), **_gguf(path))
+        return AutoTokenizer.from_pretrained(*_location(path), **_gguf(path), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise Blip2rtError(f"no tokenizer can be loaded from {source!r}: {str(error).splitlines()[0]}") from error
 
@@ -69,7 +77,7 @@ def text_config(source: str, overrides: Mapping[str, Any] | None = None) -> Any:
 
     path = fetch(source)
     try:
-        config = AutoConfig.from_pretrained(*_location(path), **_gguf(path))
+        config = AutoConfig.from_pretrained(*_location(path), **_gguf(path), trust_remote_code=False)
     except Exception as error:  # noqa: BLE001  # OSError, ValueError, and what its validation of values raises
         raise Blip2rtError(f"LLM source {source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     config = config.text_config if config.model_type == "blip-2" else config.get_text_config()
@@ -124,7 +132,7 @@ def empty_llm(config: Any) -> Any:
     """The LM of a Hugging Face config, its parameters without values (see streaming.py)."""
     setattr(config, _dtype_name(config), torch.float32)
     with streaming.empty():
-        llm = _auto_class(config).from_config(config)
+        llm = _auto_class(config).from_config(config, trust_remote_code=False)
     llm.tie_weights()
     return llm
 
@@ -137,9 +145,9 @@ def _auto_class(config: Any) -> Any:
 
 def _pretrained(config: LlmConfig, path: str) -> nn.Module:
     theirs = text_config(config.source)
-    dtype = {_dtype_name(theirs): torch.float32}
+    values = {**_gguf(path), **config.overrides, _dtype_name(theirs): torch.float32}
     try:
-        return _auto_class(theirs).from_pretrained(*_location(path), **_gguf(path), **config.overrides, **dtype)
+        return _auto_class(theirs).from_pretrained(*_location(path), **values, trust_remote_code=False)
     except OSError as error:
         raise Blip2rtError(f"LLM source {config.source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
 

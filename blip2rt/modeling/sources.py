@@ -20,6 +20,8 @@ def resolve(source: str) -> str:
     if not source.startswith("pkg:"):
         return source
     package, _, inner = source[len("pkg:") :].partition("/")
+    if not package.isidentifier():  # find_spec would import what stands before a dot
+        raise Blip2rtError(f"source {source!r}: {package!r} is not the name of a package: give pkg:PACKAGE/FILE")
     spec = importlib.util.find_spec(package)  # located, never imported: such packages may need others that we do not
     if spec is None or spec.origin is None:
         raise Blip2rtError(

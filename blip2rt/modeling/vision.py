@@ -238,11 +238,11 @@ def _empty_hugging_face(name: str) -> nn.Module:
     from transformers import AutoConfig, AutoModel
 
     try:
-        config = AutoConfig.from_pretrained(fetch(name))
+        config = AutoConfig.from_pretrained(fetch(name), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise Blip2rtError(f"vision source hf:{name} cannot be loaded: {str(error).splitlines()[0]}") from error
     config = getattr(config, "vision_config", config)
-    model = AutoModel.from_config(config)
+    model = AutoModel.from_config(config, trust_remote_code=False)
     return getattr(model, "vision_model", model)
 
 
@@ -301,7 +301,10 @@ class _HuggingFaceBody(nn.Module):
 def _hugging_face_encoder(path: str) -> nn.Module:
     from transformers import AutoModel
 
-    model = AutoModel.from_pretrained(fetch(path)).float()
+    try:
+        model = AutoModel.from_pretrained(fetch(path), trust_remote_code=False).float()
+    except (OSError, ValueError) as error:
+        raise Blip2rtError(f"vision source hf:{path} cannot be loaded: {str(error).splitlines()[0]}") from error
     return _HuggingFaceBody(getattr(model, "vision_model", model))
 
 

@@ -94,10 +94,17 @@ class Weights:
                     shards = json.loads(index.read_text())["weight_map"].values()
                 except (ValueError, KeyError, AttributeError) as error:
                     raise Blip2rtError(f"{index} is damaged ({error}); copy or download the checkpoint again") from None
-                return [self.source / shard for shard in sorted(set(shards))]
+                return [self.source / _plain(shard, index) for shard in sorted(set(map(str, shards)))]
             if (self.source / name).is_file():
                 return [self.source / name]
         raise Blip2rtError(f"{self.source} holds no weights: neither {' nor '.join(_WHOLE)}, nor an index of shards")
+
+
+def _plain(shard: str, index: Path) -> str:
+    """The name of a shard beside its index. Raise Blip2rtError for one that leads elsewhere."""
+    if Path(shard).name != shard or "\\" in shard:
+        raise Blip2rtError(f"{index} names {shard!r}, which is not a file beside it: download the checkpoint again")
+    return shard
 
 
 def _few(items: list[str], verb: str) -> list[str]:

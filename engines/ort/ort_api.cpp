@@ -5,6 +5,7 @@
 #include <dlfcn.h>
 
 #include <cassert>
+#include <cstdlib>
 #include <mutex>
 
 namespace blip2rt {
@@ -28,7 +29,12 @@ struct Loaded {
 Loaded* loaded = nullptr;
 std::mutex loading;
 
+// Version 1.32 opens a store of events in the user's home and looks up a host as soon as an environment is made; asking
+// for silence through its API comes too late. What the user has set stays.
+void disable_telemetry() { setenv("ORT_DISABLE_TELEMETRY", "1", 0); }
+
 const ApiBase& api_base(const std::string& path) {
+  disable_telemetry();
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) throw std::runtime_error("cannot load ONNX Runtime: " + std::string(dlerror()));
   void* symbol = dlsym(library, "OrtGetApiBase");

@@ -18,6 +18,7 @@ from blip2rt import bundle as contract
 from blip2rt.bundle.manifest import from_json, to_json
 from blip2rt.bundle.writer import BundleWriter
 from blip2rt.errors import BundleError
+from blip2rt.info import describe
 
 
 def minimal_manifest() -> contract.Manifest:
@@ -83,6 +84,14 @@ def test_fields_of_the_future_are_ignored(tmp_path):
         (lambda d: d["image"].update(std=[0, 1, 1]), ["image.std"]),
         (lambda d: d["image"].update(width=-3, resample="cubic"), ["image.width is -3", "'cubic': choose"]),
         (lambda d: d.update(components=[]), ["components is [], not an object"]),
+        (lambda d: d["image"].update(height=5), ["image is 5 x 6, but vision reads pixels ['B', 3, 4, 6]"]),
+        (lambda d: d["image"].update(height=10**6), ["image.height is 1000000, not from 1 to 16,384"]),
+        (lambda d: d.update(name="x" * 10**6), ["name has 1,000,000 characters, more than 100,000"]),
+        (lambda d: d["files"].update({f"{i}": {"size": 1, "sha256": ""} for i in range(10_001)}),
+         ["files has 10,002 entries, more than 10,000"]),
+        (lambda d: d.update(decoding={"caption": {"num_beams": 10**9, "length_penalty": 1e9}}),
+         ["decoding.caption.num_beams is 1000000000, not from 1 to 1,000", "length_penalty from -100 to 100"]),
+        (lambda d: d["image"].update(resample="\x1b[2J\u202e"), ["'\\x1b[2J\\u202e': choose"]),
         (lambda d: d.update(question={"tokenizer": "q.json", "max_text_length": 9, "pad_token_id": 0}),
          ["q.json is used"]),
         (lambda d: d.update(question={"tokenizer": "q.json", "max_text_length": 0, "pad_token_id": 0}),
@@ -118,6 +127,20 @@ def test_random_damage_of_the_manifest_is_one_error(tmp_path):
             assert "\n" not in str(error)
         except Exception as error:
             raise AssertionError(f"seed {seed}: {place[key]!r} at {key!r}") from error
+
+
+def test_a_manifest_of_a_gigabyte_is_not_read(tmp_path):
+    write(tmp_path / "b")
+    os.truncate(tmp_path / "b" / contract.MANIFEST, 1 << 30)
+    with pytest.raises(BundleError, match="a manifest has 16,777,216 bytes at most"):
+        contract.read(tmp_path / "b")
+
+
+def test_control_characters_are_shown_as_escapes(tmp_path):
+    write(tmp_path / "b")
+    edit(tmp_path / "b", lambda d: d.update(name="a\x1b]0;b\x07c\u202ed"))
+    shown = describe(contract.read(tmp_path / "b"))
+    assert shown.startswith("a\\x1b]0;b\\x07c\\u202ed") and "\x1b" not in shown
 
 
 def test_damaged_files(tmp_path):
@@ -195,10 +218,3 @@ def test_a_killed_writer_leaves_no_bundle_and_the_next_run_cleans(tmp_path):
     child.stdout.close()
     write(tmp_path / "b", overwrite=True)
     assert os.listdir(tmp_path) == ["b"]
-
-
-def test_killed_between_two_renames(tmp_path):
-    write(tmp_path / "b").rename(tmp_path / ".b.old")
-    with pytest.raises(BundleError, match="exists already"):
-        write(tmp_path / "b")
-    contract.verify(tmp_path / "b")

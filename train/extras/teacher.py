@@ -59,9 +59,9 @@ class Teacher(nn.Module):
 
         super().__init__()
         try:
-            config = transformers.AutoConfig.from_pretrained(fetch(source))
+            config = transformers.AutoConfig.from_pretrained(fetch(source), trust_remote_code=False)
             kind = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
-            model = kind.from_pretrained(fetch(source))
+            model = kind.from_pretrained(fetch(source), trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise Blip2rtError(
                 f"teacher {source} cannot be loaded ({str(error).splitlines()[0]}): give a folder or a hub id"

@@ -53,16 +53,16 @@ def language_model(folder: str, dtype: torch.dtype) -> Any:
     """The language model alone, of random weights."""
     import transformers
 
-    text: Any = transformers.Blip2Config.from_pretrained(folder).text_config
+    text: Any = transformers.Blip2Config.from_pretrained(folder, trust_remote_code=False).text_config
     kind = transformers.AutoModelForSeq2SeqLM if text.is_encoder_decoder else transformers.AutoModelForCausalLM
-    return empty(lambda: kind.from_config(text), dtype)
+    return empty(lambda: kind.from_config(text, trust_remote_code=False), dtype)
 
 
 def positions(folder: str) -> int:
     """What is read before the first new token: the queries and </s>."""
     import transformers
 
-    return int(transformers.Blip2Config.from_pretrained(folder).num_query_tokens) + 1
+    return int(transformers.Blip2Config.from_pretrained(folder, trust_remote_code=False).num_query_tokens) + 1
 
 
 def main(measure: Callable[[dict[str, Any]], dict[str, Any]]) -> int:

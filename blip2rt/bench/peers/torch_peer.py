@@ -31,8 +31,10 @@ def build(folder: str, dtype: torch.dtype) -> Any:
     stored = not Path(folder).is_dir() or any(Path(folder).glob("*.safetensors")) or any(Path(folder).glob("*.bin"))
     if stored:
         kind: dict[str, Any] = {"dtype" if transformers.__version__ >= "5" else "torch_dtype": dtype}
-        return transformers.Blip2ForConditionalGeneration.from_pretrained(folder, **kind).eval()
-    config = transformers.Blip2Config.from_pretrained(folder)
+        return transformers.Blip2ForConditionalGeneration.from_pretrained(
+            folder, **kind, trust_remote_code=False
+        ).eval()
+    config = transformers.Blip2Config.from_pretrained(folder, trust_remote_code=False)
     return empty(lambda: transformers.Blip2ForConditionalGeneration(config), dtype)
 
 
@@ -43,7 +45,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     begin = time.perf_counter()
     model = build(given["config"], dtype)
     loaded = time.perf_counter() - begin
-    processor = transformers.AutoProcessor.from_pretrained(given["config"])
+    processor = transformers.AutoProcessor.from_pretrained(given["config"], trust_remote_code=False)
     data = Path(given["image"]).read_bytes()
     if given["name"] == "hf-compile":
         model.vision_model = torch.compile(model.vision_model)

@@ -1,0 +1,84 @@
+"""Who made a bundle: its manifest's signature by minisign (Ed25519). Knows bytes and keys, nothing about manifests.
+
+The manifest holds the sha256 of every file, so that a signature of it and the hashes together vouch for the bundle.
+
+    minisign -G -p maker.pub -s maker.key     # once, by who makes bundles
+    minisign -S -s maker.key -m bundle/blip2rt.json     # writes bundle/blip2rt.json.minisig
+    blip2rt verify bundle --key maker.pub
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from pathlib import Path
+
+from ..errors import BundleError, OptionError
+
+SUFFIX = ".minisig"
+_ID, _KEY, _SIGNATURE = slice(2, 10), slice(10, 42), slice(10, 74)
+
+
+def verify_signature(file: Path, key: Path) -> str:
+    """Check FILE.minisig of `file` against a public key; return the comment that the signature vouches for.
+
+    Raises OptionError for a key that is none, BundleError for a signature that is missing, damaged or another's.
+    """
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    public = _public_key(key)
+    beside = file.with_name(file.name + SUFFIX)
+    try:
+        lines = beside.read_text(encoding="utf-8").splitlines()
+        content = file.read_bytes()
+    except FileNotFoundError:
+        raise BundleError(f"{file} is not signed: there is no {beside.name} beside it") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"cannot read {beside}: {error}") from None
+    mark = "trusted comment: "
+    if len(lines) < 4 or not lines[2].startswith(mark):
+        raise BundleError(f"{beside} is not a signature of minisign: copy it again")
+    signature, whole = _decoded(lines[1], 74, beside), _decoded(lines[3], 64, beside)
+    if signature[_ID] != public[_ID]:
+        raise BundleError(f"{file} is signed with key {_name(signature)}, and {key} is {_name(public)}: do not use it")
+    comment = lines[2][len(mark) :]
+    signed = content if signature[:2] == b"Ed" else hashlib.blake2b(content).digest()  # "ED": of the file's hash
+    verifier = Ed25519PublicKey.from_public_bytes(public[_KEY])
+    try:
+        verifier.verify(signature[_SIGNATURE], signed)
+        verifier.verify(whole, signature[_SIGNATURE] + comment.encode())
+    except InvalidSignature:
+        raise BundleError(f"{file} is not what key {_name(public)} has signed: do not use it") from None
+    return comment
+
+
+def _public_key(key: Path) -> bytes:
+    try:
+        lines = key.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"--key {key}: {getattr(error, 'strerror', None) or error}") from None
+    encoded = next((line for line in lines if line and not line.startswith("untrusted comment:")), "")
+    try:
+        public = base64.b64decode(encoded, validate=True)
+    except binascii.Error:
+        public = b""
+    if len(public) != 42 or public[:2] != b"Ed":
+        raise OptionError(f"--key {key} is not a public key of minisign: give the file that minisign -G -p wrote")
+    return public
+
+
+def _decoded(line: str, size: int, file: Path) -> bytes:
+    try:
+        decoded = base64.b64decode(line, validate=True)
+    except binascii.Error:
+        decoded = b""
+    if len(decoded) != size or (size == 74 and decoded[:2] not in (b"Ed", b"ED")):
+        raise BundleError(f"{file} is not a signature of minisign: copy it again")
+    return decoded
+
+
+def _name(key: bytes) -> str:
+    """A key's number as minisign prints it."""
+    return key[_ID][::-1].hex().upper()

@@ -1,0 +1,171 @@
+"""Writes a folder whole or not at all. Knows names and renames, nothing about what is in the folder.
+
+    with WholeFolder("out/nano") as whole:
+        ...write files into whole.folder...
+        whole.finish()  # the folder takes its place
+
+Until finish() the files lie in a hidden folder beside the place. On Linux an existing folder and the new one change
+places in one step (RENAME_EXCHANGE); where the file system cannot do that, the old one is moved aside for a moment,
+and a run that finds it there puts it back. A marker file tells folders of ours from the user's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import glob
+import os
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+MARKER = ".blip2rt-partial"  # in a folder that is being written, or about to be thrown away
+_EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
+
+
+class WholeFolder:
+    """A folder that becomes `path` when it is finished, or leaves nothing. Raises OSError.
+
+    Several writers of one path do not disturb each other: the last one that finishes stays. What killed runs left
+    behind is removed by the next run there.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(os.path.realpath(path))
+        self._folder: Path | None = None
+        self._lock: IO[str] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where to write the files, sub-folders allowed; exists inside the `with` block."""
+        assert self._folder is not None, "use it in a `with` block"
+        return self._folder
+
+    def __enter__(self) -> WholeFolder:  # noqa: PYI034  # typing.Self came with Python 3.11
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._clean()
+        self._folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", suffix=".partial", dir=self.path.parent))
+        self._folder.chmod(0o777 & ~_umask())
+        (self._folder / MARKER).touch()
+        self._lock = _try_lock(self._folder)
+        return self
+
+    def finish(self) -> None:
+        """Bring the files to the disk, then the folder to its place."""
+        _sync(self.folder)
+        old: Path | None = None
+        if not self.path.exists():
+            self.folder.rename(self.path)
+        else:
+            _mark(self.path)
+            if _exchange(self.folder, self.path):
+                old = self.folder
+            else:
+                old = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.aside")
+                self.path.rename(old)
+                self.folder.rename(self.path)
+        self._folder = None
+        self._unlock()
+        _unmark(self.path)
+        _sync_names(self.path.parent)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._unlock()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def _clean(self) -> None:
+        """Remove what killed runs left; put back a folder that was moved aside for one which never came."""
+        for aside in self._left("aside"):
+            if not self.path.exists():
+                aside.rename(self.path)
+            else:
+                shutil.rmtree(aside, ignore_errors=True)
+        for left in (self.path, *self._left("partial")):
+            lock = _try_lock(left)
+            if lock is None:
+                continue
+            lock.close()
+            if left == self.path:
+                _unmark(left)
+            else:
+                shutil.rmtree(left, ignore_errors=True)
+
+    def _left(self, kind: str) -> list[Path]:
+        found = self.path.parent.glob(f".{glob.escape(self.path.name)}.*.{kind}")
+        return [folder for folder in found if (folder / MARKER).is_file()]
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def _mark(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # of a folder that may not be written to, nothing is left behind but itself
+        (folder / MARKER).touch()
+
+
+def _unmark(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        (folder / MARKER).unlink()
+
+
+def _try_lock(folder: Path) -> IO[str] | None:
+    """The open marker of a folder; None where there is none, or another living process holds it."""
+    try:
+        file = open(folder / MARKER, "r+")  # noqa: SIM115  # held open for the writer's life
+    except OSError:
+        return None
+    try:
+        import fcntl
+    except ImportError:  # Windows: an open file cannot be removed, which is lock enough
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step. Return False where that cannot be done."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
+    return rename is not None and rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
+
+
+def _sync(folder: Path) -> None:
+    """Bring every file of a folder to the disk, so that no crash leaves an empty one under a good name."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_dir():
+            _sync_names(path)
+        elif path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
+
+def _sync_names(folder: Path) -> None:
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # file systems that have nothing to bring
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

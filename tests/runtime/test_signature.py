@@ -1,0 +1,107 @@
+"""Signed manifests: minisign's own signatures are accepted, and nothing else is."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("cryptography")
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from blip2rt.bundle.signature import verify_signature
+from blip2rt.errors import BundleError, OptionError
+
+RAW = (serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+
+
+class Maker:
+    """A key pair, and signatures as minisign writes them."""
+
+    def __init__(self, folder: Path, number: bytes = b"12345678") -> None:
+        self.private, self.number = Ed25519PrivateKey.generate(), number
+        self.key = folder / f"{number.decode()}.pub"
+        public = base64.b64encode(b"Ed" + number + self.private.public_key().public_bytes(*RAW)).decode()
+        self.key.write_text(f"untrusted comment: minisign public key\n{public}\n")
+
+    def sign(self, file: Path, comment: str = "nano of 2026", hashed: bool = True) -> None:
+        content = file.read_bytes()
+        signature = self.private.sign(hashlib.blake2b(content).digest() if hashed else content)
+        first = base64.b64encode((b"ED" if hashed else b"Ed") + self.number + signature).decode()
+        whole = base64.b64encode(self.private.sign(signature + comment.encode())).decode()
+        text = f"untrusted comment: x\n{first}\ntrusted comment: {comment}\n{whole}\n"
+        file.with_name(file.name + ".minisig").write_text(text)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "blip2rt.json").write_text('{"name": "nano"}')
+    return tmp_path / "blip2rt.json"
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_a_good_signature_gives_its_comment(file: Path, hashed: bool) -> None:
+    maker = Maker(file.parent)
+    maker.sign(file, "made by us", hashed)
+    assert verify_signature(file, maker.key) == "made by us"
+
+
+def test_a_changed_manifest_is_refused(file: Path) -> None:
+    maker = Maker(file.parent)
+    maker.sign(file)
+    file.write_text('{"name": "nanO"}')
+    with pytest.raises(BundleError, match="is not what key 3837363534333231 has signed"):
+        verify_signature(file, maker.key)
+
+
+def test_a_changed_comment_is_refused(file: Path) -> None:
+    maker = Maker(file.parent)
+    maker.sign(file)
+    beside = file.with_name("blip2rt.json.minisig")
+    beside.write_text(beside.read_text().replace("nano of 2026", "nano of 2027"))
+    with pytest.raises(BundleError, match="has signed: do not use it"):
+        verify_signature(file, maker.key)
+
+
+def test_another_s_signature_is_refused(file: Path) -> None:
+    Maker(file.parent, b"87654321").sign(file)
+    with pytest.raises(BundleError, match="is signed with key 3132333435363738"):
+        verify_signature(file, Maker(file.parent).key)
+
+
+def test_the_same_number_with_another_key_is_refused(file: Path) -> None:
+    Maker(file.parent).sign(file)
+    with pytest.raises(BundleError, match="has signed"):
+        verify_signature(file, Maker(file.parent).key)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x\ny\nz\n", "a\n!!\ntrusted comment: b\n!!\n", "a\nAAAA\ntrusted comment: \nAA==\n"]
+)
+def test_what_is_no_signature_is_told(file: Path, text: str) -> None:
+    maker = Maker(file.parent)
+    file.with_name("blip2rt.json.minisig").write_text(text)
+    with pytest.raises(BundleError, match="is not a signature of minisign"):
+        verify_signature(file, maker.key)
+
+
+def test_no_signature_and_no_key_are_told(file: Path) -> None:
+    with pytest.raises(BundleError, match=r"is not signed: there is no blip2rt\.json\.minisig"):
+        verify_signature(file, Maker(file.parent).key)
+    for key, word in ((file, "is not a public key"), (file.with_name("none"), "No such file")):
+        with pytest.raises(OptionError, match=word):
+            verify_signature(file, key)
+
+
+@pytest.mark.skipif(shutil.which("minisign") is None, reason="minisign is not installed")
+def test_minisign_itself_is_understood(file: Path) -> None:
+    key, secret = file.parent / "maker.pub", file.parent / "maker.key"
+    subprocess.run(["minisign", "-G", "-W", "-p", key, "-s", secret], check=True, capture_output=True)
+    subprocess.run(["minisign", "-S", "-s", secret, "-m", file, "-t", "hello"], check=True, capture_output=True)
+    assert verify_signature(file, key) == "hello"

@@ -1,0 +1,118 @@
+"""Image files from a stranger: what they claim is judged before memory is taken, and no other program is started."""
+
+from __future__ import annotations
+
+import io
+import os
+import resource
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from blip2rt.bundle.manifest import ImageSpec
+from blip2rt.errors import ImageError
+from blip2rt.image import FORMATS, MAX_PIXELS, load_rgb, prepare
+
+SPEC = ImageSpec(24, 32, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(touched) print\n%%EOF\n"
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header promises width x height RGBA pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def test_a_header_that_claims_too_much_costs_no_memory() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ImageError, match="13000 x 13000 pixels, and 50,000,000 in all"):
+        load_rgb(png_that_claims(13_000, 13_000))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB; the pixels would be 660,156
+
+
+def test_the_limit_is_of_the_caller() -> None:
+    data = io.BytesIO()
+    Image.new("L", (100, 100), 7).save(data, "PNG")
+    assert (prepare(data.getvalue(), SPEC, max_pixels=10_000) == 7).all()
+    with pytest.raises(ImageError, match=r"9,999 in all .* load\(max_pixels=N\)"):
+        prepare(data.getvalue(), SPEC, max_pixels=9_999)
+    assert MAX_PIXELS == 50_000_000
+
+
+def test_a_side_has_a_limit_of_its_own() -> None:
+    with pytest.raises(ImageError, match="65,535 a side"):
+        load_rgb(png_that_claims(70_000, 1))
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PSD", "WMF", "ICNS", "SPIDER", "PDF", "FLI"])
+def test_only_the_named_formats_are_opened(kind: str) -> None:
+    assert kind not in FORMATS
+
+
+def test_postscript_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would call gs for an EPS file whatever its name is."""
+    called = tmp_path / "called"
+    for name in ("gs", "gswin64c"):
+        (tmp_path / name).write_text(f"#!/bin/sh\ntouch {called}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "photo.jpg").write_bytes(EPS)
+    for image in (EPS, tmp_path / "photo.jpg"):
+        with pytest.raises(ImageError, match="is not an image: give one of JPEG, PNG"):
+            load_rgb(image)
+    assert not called.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_pipes_and_devices_do_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    started = time.monotonic()
+    for name in (tmp_path / "pipe.jpg", Path("/dev/zero"), Path("/dev/null")):
+        with pytest.raises(ImageError, match="is a pipe or a device"):
+            load_rgb(name)
+    assert time.monotonic() - started < 10
+
+
+def test_what_does_not_fit_into_memory_is_that_image_s_error() -> None:
+    """In a process that may have little: a MemoryError of one picture is its ImageError, and the next is read."""
+    code = """
+import io, resource
+import numpy as np
+from PIL import Image
+from blip2rt.bundle.manifest import ImageSpec
+from blip2rt.errors import ImageError
+from blip2rt.image import prepare
+data = io.BytesIO()
+Image.new("RGBA", (6000, 6000), (1, 2, 3, 4)).save(data, "PNG", compress_level=1)
+spec = ImageSpec(24, 32, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+small = np.zeros((5, 5, 3), np.uint8)
+prepare(small, spec)
+held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + (64 << 20), -1))
+try:
+    prepare(data.getvalue(), spec)
+except ImageError as error:
+    print(error)
+print(prepare(small, spec).shape)
+"""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("needs /proc")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].startswith("not enough memory"), done.stdout
+    assert done.stdout.splitlines()[1] == "(24, 32, 3)"
+
+
+def test_arrays_have_no_limit() -> None:
+    assert prepare(np.zeros((70_000, 2, 3), np.uint8), SPEC).shape == (24, 32, 3)

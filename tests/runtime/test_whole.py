@@ -1,0 +1,161 @@
+"""A folder is written whole or not at all, whenever its writer dies, whoever else writes, whatever the disk can do."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import blip2rt
+from blip2rt.bundle import whole
+from blip2rt.bundle.whole import MARKER, WholeFolder
+
+ROOT = Path(blip2rt.__file__).parents[1]
+
+# Writes version after version of a folder of three files, each of which holds the version's number.
+WRITER = """
+import sys
+from blip2rt.bundle import whole
+if sys.argv[2] == "aside":
+    whole._exchange = lambda one, other: False
+for version in range(1_000_000):
+    with whole.WholeFolder(sys.argv[1]) as writer:
+        for name in "abc":
+            (writer.folder / name).write_text(f"{version}\\n" * 2000)
+        writer.finish()
+    print(version, flush=True)
+"""
+
+
+def write(path: Path, text: str) -> None:
+    with WholeFolder(path) as writer:
+        for name in "abc":
+            (writer.folder / name).write_text(text)
+        writer.finish()
+
+
+def content(path: Path) -> str:
+    """What all files of a folder hold, which must be the same."""
+    texts = {(path / name).read_text() for name in "abc"}
+    assert len(texts) == 1
+    (text,) = texts
+    lines = text.split()
+    assert len(set(lines)) == 1 and len(lines) in (1, 2000)
+    return lines[0]
+
+
+@pytest.mark.parametrize("way", ["exchange", "aside"])
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_writer_killed_at_any_moment_leaves_the_old_or_the_new(tmp_path: Path, way: str) -> None:
+    seed = random.randrange(2**31)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    path = tmp_path / "b"
+    for _ in range(15):
+        child = subprocess.Popen([sys.executable, "-c", WRITER, str(path), way], stdout=subprocess.PIPE, text=True,
+                                 env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+        assert child.stdout is not None
+        assert child.stdout.readline() == "0\n"
+        time.sleep(rng.random() * 0.05)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+        if way == "exchange":
+            content(path)  # without any cleaning
+        else:
+            with WholeFolder(path):  # puts back what stood aside
+                pass
+            content(path)
+    write(path, "last")
+    assert content(path) == "last" and sorted(os.listdir(path)) == ["a", "b", "c"]
+    assert os.listdir(tmp_path) == ["b"]
+
+
+def test_readers_never_see_half_a_folder(tmp_path: Path) -> None:
+    path = tmp_path / "b"
+    child = subprocess.Popen([sys.executable, "-c", WRITER, str(path), "exchange"], stdout=subprocess.PIPE, text=True,
+                             env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert child.stdout is not None
+    child.stdout.readline()
+    try:
+        for _ in range(200):
+            folder = os.open(path, os.O_RDONLY)  # a reader that has opened the folder keeps that version
+            try:
+                names = set(os.listdir(folder)) - {MARKER}
+            finally:
+                os.close(folder)
+            assert names in ({"a", "b", "c"}, set())  # none: the version has been thrown away meanwhile
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+
+
+def test_several_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "b"
+    with WholeFolder(path) as first, WholeFolder(path) as second:
+        for writer, text in ((first, "1"), (second, "2")):
+            for name in "abc":
+                (writer.folder / name).write_text(text)
+        second.finish()
+        assert content(path) == "2"
+        first.finish()
+    assert content(path) == "1" and os.listdir(tmp_path) == ["b"]
+
+
+def test_folders_of_the_user_stay(tmp_path: Path) -> None:
+    for name in (".b.mine.partial", ".b.mine.aside", ".b.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("x")
+    write(tmp_path / "b", "1")
+    write(tmp_path / "b", "2")
+    assert sorted(os.listdir(tmp_path)) == [".b.mine.aside", ".b.mine.partial", ".b.old", "b"]
+
+
+def test_a_folder_moved_aside_is_put_back(tmp_path: Path) -> None:
+    path = tmp_path / "b"
+    write(path, "1")
+    (path / MARKER).touch()
+    path.rename(tmp_path / ".b.00ff.aside")
+    with pytest.raises(KeyError), WholeFolder(path):
+        assert content(path) == "1"
+        raise KeyError
+    assert content(path) == "1" and os.listdir(tmp_path) == ["b"]
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    write(tmp_path / "real", "1")
+    (tmp_path / "b").symlink_to(tmp_path / "real")
+    write(tmp_path / "b", "2")
+    assert content(tmp_path / "real") == "2" and (tmp_path / "b").is_symlink()
+
+
+def test_where_no_exchange_is_known_the_old_is_moved_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole, "_exchange", lambda one, other: False)
+    for text in "12":
+        write(tmp_path / "b", text)
+    assert content(tmp_path / "b") == "2" and os.listdir(tmp_path) == ["b"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_FSIZE")
+def test_a_file_too_large_for_the_disk_is_one_line_and_the_old_stays(tmp_path: Path) -> None:
+    code = (
+        "import resource, signal, sys\n"
+        "from blip2rt.bundle.writer import BundleWriter\n"
+        "from blip2rt.errors import BundleError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n"
+        "    with BundleWriter(sys.argv[1]) as writer: (writer.folder / 'a').write_bytes(b'x' * 5000)\n"
+        "except BundleError as error: print(error)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "b")], capture_output=True, text=True, env=env)
+    assert done.stdout == f"no space left on the disk of {tmp_path}: free some and run again\n", done.stderr
+    assert os.listdir(tmp_path) == []
