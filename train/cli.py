@@ -65,7 +65,8 @@ def _run(program: str, work: Callable[[], int]) -> int:
 def _program(name: str) -> str:
     """How the command was called: `python -m train.stage1` or `blip2rt-train stage1`."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return f"python -m {spec.name}" if spec and spec.name.endswith(f".{name.replace('-', '_')}") else f"{PROGRAM} {name}"
+    module = name.replace("-", "_")
+    return f"python -m {spec.name}" if spec and spec.name.endswith(f".{module}") else f"{PROGRAM} {name}"
 
 
 def _parser() -> Parser:

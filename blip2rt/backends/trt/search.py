@@ -1,4 +1,4 @@
-"""What runs on the device beside TensorRT's plans: the kernels of engines/search/kernels.cu, and the searches' memory."""
+"""What runs on the device beside the plans: the kernels of engines/search/kernels.cu, and the searches' memory."""
 
 from __future__ import annotations
 
