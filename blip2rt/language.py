@@ -15,7 +15,7 @@ from .bundle import Bundle
 from .bundle.manifest import Decoding
 from .errors import CapabilityError, OptionError
 from .options import Options, Room, TextOptions, merge, resolve, strings
-from .text import LlmTokenizer, TextStream
+from .text import LlmTokenizer, Prompt, TextStream
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -33,38 +33,39 @@ class Scored(NamedTuple):
 class Language:
     """A bundle's language model and its words. Raises OptionError for texts and options before anything runs."""
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, special_tokens: bool = True) -> None:
         assert bundle.manifest.llm is not None, "reading the bundle checks that llm comes with its components"
         self._spec = bundle.manifest.llm
         self._manifest = bundle.manifest
         self._backend = backend
-        self._tokenizer = LlmTokenizer(bundle.file(self._spec.tokenizer), self._spec)
+        self._tokenizer = LlmTokenizer(bundle.file(self._spec.tokenizer), self._spec, special_tokens)
 
-    def caption_prompt(self, prompt: str | None) -> str:
+    def caption_prompt(self, prompt: str | None) -> Prompt:
         """The words that a caption goes on from; None is the bundle's own. Raises OptionError."""
         if prompt is not None and not isinstance(prompt, str):
             raise OptionError(f"prompt: a text is {type(prompt).__name__}, not str; None is the bundle's own")
-        return self._manifest.prompts.get("caption", "") if prompt is None else prompt
+        return Prompt(self._manifest.prompts.get("caption", "")) if prompt is None else Prompt(text=prompt)
 
-    def ask_prompt(self, question: str) -> str:
+    def ask_prompt(self, question: str) -> Prompt:
         """A question -> the bundle's template, filled with it. Raises OptionError."""
         if not isinstance(question, str):
             raise OptionError(f"a question: a text is {type(question).__name__}, not str")
         if not question.strip():
             raise OptionError("a question is empty: ask something, as in 'what colour is the dog?'")
-        return self._manifest.prompts.get("ask", "{}").replace("{}", question.strip())
+        before, _, after = self._manifest.prompts.get("ask", "{}").partition("{}")
+        return Prompt(before, question.strip(), after)
 
-    def encode(self, prompt: str) -> list[int]:
+    def encode(self, prompt: Prompt) -> list[int]:
         """A prompt -> its token ids."""
         return self._tokenizer.encode(prompt)
 
-    def settings(self, task: str, options: Options, prompts: Sequence[str], used: int = 0) -> dict[str, Any]:
+    def settings(self, task: str, options: Options, prompts: Sequence[Prompt], used: int = 0) -> dict[str, Any]:
         """The backend's options for a task and the prompts it will go on from.
 
         used: positions that are taken already, besides the image's and the prompts'.
         """
         longest = max((len(self.encode(prompt)) for prompt in prompts), default=0)
-        forced = self._forced_prefix(options, any(prompts))
+        forced = self._forced_prefix(options, any(prompt.whole for prompt in prompts))
         read = {"the image": self._spec.prefix_length, "what was said": used, "the prompt": longest}
         if self._spec.encoder_decoder:  # its decoder reads neither image nor prompt
             read = {"the first token": 1}
@@ -79,7 +80,7 @@ class Language:
         settings["eos_token_ids"] = list(self._spec.eos_token_ids)
         settings["forced_prefix"] = forced
         words = strings(options.bad_words)
-        ids = [self._tokenizer.encode_more(text) for word in words for text in (word, f" {word}")]
+        ids = [self._tokenizer.encode_more(Prompt(text)) for word in words for text in (word, f" {word}")]
         settings["bad_words_ids"] = [word for word in ids if word]
         if options.stop_strings:
             settings["stop_strings"] = [text.encode() for text in strings(options.stop_strings)]
@@ -89,7 +90,7 @@ class Language:
     def generate(
         self,
         prefix_embeds: Floats,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         settings: Mapping[str, Any],
         first_image: int = 0,
         on_token: OnToken | None = None,
@@ -107,7 +108,7 @@ class Language:
             for best in sequences
         ]
 
-    def stream(self, prefix_embeds: Floats, prompt: str, settings: Mapping[str, Any]) -> Iterator[str]:
+    def stream(self, prefix_embeds: Floats, prompt: Prompt, settings: Mapping[str, Any]) -> Iterator[str]:
         """prefix_embeds (1, Q, D) -> pieces of the text, as they come."""
         return self.pieces(self._backend.begin(prefix_embeds, [self.encode(prompt)], settings), settings)
 
@@ -128,9 +129,9 @@ class Language:
         token_ids, _score = generation.results()[0][0]
         return self._tokenizer.decode(settings["forced_prefix"] + token_ids)
 
-    def encode_more(self, text: str) -> list[int]:
+    def encode_more(self, prompt: Prompt) -> list[int]:
         """A text that goes on from another -> its token ids."""
-        return self._tokenizer.encode_more(text)
+        return self._tokenizer.encode_more(prompt)
 
     def need_chat(self) -> None:
         """Raise CapabilityError for a model that reads every question anew, so that no cache holds what was said."""
@@ -151,7 +152,7 @@ class Language:
         text = options.forced_prefix
         if not isinstance(text, str) or not text:  # what is no str is named with the other faults
             return []
-        return self._tokenizer.encode_more(f" {text}" if after_prompt and not text[0].isspace() else text)
+        return self._tokenizer.encode_more(Prompt(f" {text}" if after_prompt and not text[0].isspace() else text))
 
     @cached_property
     def _vocabulary(self) -> Any:
@@ -192,7 +193,8 @@ class Chat:
         options = merge(self._options, {**defaults, **given})
         first = self._used == 0
         prompt = self._language.ask_prompt(question)
-        prompt_ids = self._language.encode(prompt) if first else self._language.encode_more(f" {prompt}")
+        more = prompt._replace(before=f" {prompt.before}")  # it goes on from what was said
+        prompt_ids = self._language.encode(prompt) if first else self._language.encode_more(more)
         settings = self._language.settings("ask", options, [prompt], self._used)
         if settings["num_return_sequences"] > 1 or settings["num_beams"] > self._max_beams:
             raise OptionError(

@@ -21,10 +21,10 @@ from . import bundle as contract
 from .arguments import as_list, one_by_one, pairs, texts_of
 from .backends import OnToken
 from .errors import ImageError, OptionError
-from .image import ImageLike
+from .image import MAX_PIXELS, ImageLike
 from .language import Chat, Scored
 from .options import CaptionOptions, Options, TextOptions, is_whole, merge
-from .pipeline import BATCH, Match, Pipeline
+from .pipeline import BATCH, Intake, Match, Pipeline
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -59,6 +59,8 @@ def load(
     threads: int | None = None,
     engines: PlanSizes | None = None,
     scaled_jpeg: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    special_tokens: bool = True,
 ) -> Model:
     """Open a bundle; None is the embedded model, "nano". Its graphs are loaded when they are first needed.
 
@@ -67,6 +69,8 @@ def load(
     engines: for trt, the sizes that plans are built for (blip2rt.backends.trt.PlanSizes). Building takes minutes, once.
     threads: for ort, how many an operator may use; None asks BLIP2RT_NUM_THREADS, then takes every physical core.
     scaled_jpeg: large JPEGs are decoded at a fraction of their size, faster and not quite the same (blip2rt.image).
+    max_pixels: width times height of an image file, at most; what has more is an ImageError.
+    special_tokens: False makes "<|im_end|>" in a caller's prompt, question or text plain text, not that token.
 
     Raises BundleError (missing, damaged, too new), BackendError (unknown name, no GPU), OptionError (threads, device,
     engines).
@@ -75,8 +79,13 @@ def load(
         raise OptionError(f"threads is {threads!r}: give a whole number from 1 to 1024, or leave it out for all cores")
     if not isinstance(scaled_jpeg, bool):
         raise OptionError(f"scaled_jpeg is {scaled_jpeg!r}: give True or False")
+    if not is_whole(max_pixels, 1, 1 << 40):
+        raise OptionError(f"max_pixels is {max_pixels!r}: give a number of pixels, 1 or more")
+    if not isinstance(special_tokens, bool):
+        raise OptionError(f"special_tokens is {special_tokens!r}: give True or False")
     opened = contract.read(contract.embedded() if bundle is None else bundle)
-    return Model(opened, backends.create(backend, opened, threads=threads, device=device, engines=engines), scaled_jpeg)
+    chosen = backends.create(backend, opened, threads=threads, device=device, engines=engines)
+    return Model(opened, chosen, Intake(scaled_jpeg, max_pixels, special_tokens))
 
 
 class Model(Pipeline):
@@ -249,7 +258,7 @@ class Model(Pipeline):
         settings = self._language.settings(task, merge(Options(), {"num_beams": 1, **options}), [text])
         if settings["num_beams"] > 1 or settings["num_return_sequences"] > 1:
             raise OptionError("stream gives one text, token by token: leave num_beams and num_captions at 1")
-        read = text if question is None else self._read_question(question)
+        read = text.whole if question is None else self._read_question(question)
         return self._language.stream(self._prefix_embeds(self._prepare([image]), [read]), text, settings)
 
     def chat(self, image: ImageLike, **options: Unpack[TextOptions]) -> Chat:
@@ -318,7 +327,7 @@ class Model(Pipeline):
         settings = self._language.settings("caption", merge(Options(), options), [text])
         _check_on_token(on_token, settings)
         one_by_one(images)
-        found = self._generate_each(images, repeat((text, text)), settings, on_token, keep_going)
+        found = self._generate_each(images, repeat((text, text.whole)), settings, on_token, keep_going)
         return (_shaped(texts, scores, settings) for texts in found)
 
     def _joined(self, component: str, chunks: Iterable[Floats]) -> Floats:

@@ -20,9 +20,9 @@ from .backends import Backend, OnToken
 from .bundle import Bundle
 from .bundle.manifest import RetrievalSpec
 from .errors import CapabilityError, ImageError
-from .image import ImageLike, normalize, prepare
+from .image import MAX_PIXELS, ImageLike, normalize, prepare
 from .language import Language, Scored
-from .text import QFormerTokenizer
+from .text import Prompt, QFormerTokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,21 +47,30 @@ def match_scores(itm_logits: Floats, cosine: Floats, itm_weight: float, temperat
     return itm_weight * log_odds + cosine / temperature
 
 
+@dataclass(frozen=True)
+class Intake:
+    """How images and texts are taken; see model.load."""
+
+    scaled_jpeg: bool = False
+    max_pixels: int = MAX_PIXELS
+    special_tokens: bool = True
+
+
 class Pipeline:
     """A bundle's graphs and words, in the order in which data goes through them."""
 
-    def __init__(self, bundle: Bundle, backend: Backend, scaled_jpeg: bool = False) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, intake: Intake | None = None) -> None:
         self.bundle = bundle
         self._manifest = bundle.manifest
         self._backend = backend
-        self._scaled_jpeg = scaled_jpeg
+        self._intake = Intake() if intake is None else intake
 
     # Image -> text
 
     def _generate_each(
         self,
         images: Iterable[ImageLike],
-        prompts: Iterator[tuple[str, str]],
+        prompts: Iterator[tuple[Prompt, str]],
         settings: Mapping[str, Any],
         on_token: OnToken | None,
         keep_going: bool,
@@ -94,10 +103,11 @@ class Pipeline:
     def _prepare_each(self, images: Sequence[ImageLike], keep_going: bool) -> list[NDArray[np.uint8] | ImageError]:
         """Images -> RGB (height, width, 3) each, or its error. An object that is given twice is decoded once."""
         done: dict[int, NDArray[np.uint8] | ImageError] = {}
+        spec, scaled, most = self._manifest.image, self._intake.scaled_jpeg, self._intake.max_pixels
         for image in images:
             if id(image) not in done:
                 try:
-                    done[id(image)] = prepare(image, self._manifest.image, scaled=self._scaled_jpeg)
+                    done[id(image)] = prepare(image, spec, scaled=scaled, max_pixels=most)
                 except ImageError as error:
                     if not keep_going:
                         raise
@@ -170,16 +180,19 @@ class Pipeline:
 
     @cached_property
     def _language(self) -> Language:
-        return Language(self.bundle, self._backend)
+        return Language(self.bundle, self._backend, self._intake.special_tokens)
 
     @cached_property
     def _qformer_tokenizer(self) -> QFormerTokenizer:
-        return QFormerTokenizer(self.bundle.file(self._retrieval.tokenizer), self._retrieval)
+        file, spec = self.bundle.file(self._retrieval.tokenizer), self._retrieval
+        return QFormerTokenizer(file, spec, self._intake.special_tokens)
 
     @cached_property
     def _question_tokenizer(self) -> QFormerTokenizer | None:
         spec = self._manifest.question
-        return None if spec is None else QFormerTokenizer(self.bundle.file(spec.tokenizer), spec)
+        if spec is None:
+            return None
+        return QFormerTokenizer(self.bundle.file(spec.tokenizer), spec, self._intake.special_tokens)
 
     @property
     def _retrieval(self) -> RetrievalSpec:

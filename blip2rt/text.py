@@ -5,42 +5,102 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from .bundle.manifest import LlmSpec, QuestionSpec, RetrievalSpec
-from .errors import BundleError, OptionError
+from .errors import OptionError
+from .tokenizer_file import guarded, read_tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _JOINED = re.compile(r" (?=[.,!?;:](\s|$)|n't\b|'(s|m|re|ve|ll|d)\b)")  # spaces that writing does not have
 _MAY_JOIN = re.compile(r"[.,!?;:]|n|n'|n't|'|'s|'m|'r|'re|'v|'ve|'l|'ll|'d")  # words before which one may stand
+_LONGEST = 100  # characters of a token, at most: a text of more than so many times the model's tokens has no room
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")  # clean_caption removes it
 
 
-class LlmTokenizer:
-    """Prompts -> token ids of the language model, and back to text."""
+class Prompt(NamedTuple):
+    """What the language model reads: a caller's text, and what the bundle's template has before and after it."""
 
-    def __init__(self, file: Path, spec: LlmSpec) -> None:
-        """Raises BundleError when `file` is not a tokenizer."""
-        self._tokenizer = _read(file)
+    before: str = ""
+    text: str = ""
+    after: str = ""
+
+    @property
+    def whole(self) -> str:
+        return self.before + self.text + self.after
+
+
+class LlmTokenizer:
+    """Prompts -> token ids of the language model, and back to text. Raises BundleError when its file fails."""
+
+    def __init__(self, file: Path, spec: LlmSpec, special_tokens: bool = True) -> None:
+        """special_tokens: whether "<|im_end|>" in a caller's text is that token; else it is text like any other."""
+        self._file = file
+        self._tokenizer = read_tokenizer(file)
+        self._special_tokens = special_tokens
+        self._room = _LONGEST * spec.max_positions
         self._size = spec.vocab_size
         self._first = [spec.bos_token_id] if spec.prepend_bos and spec.bos_token_id is not None else []
         self._special, self._empty = spec.add_special_tokens, spec.empty_prompt_ids
 
-    def encode(self, prompt: str) -> list[int]:
-        """A prompt -> its token ids, with the special tokens that the model's prompts have. Raises OptionError."""
-        if prompt == "" and self._empty is not None:
-            return list(self._empty)
-        return self._first + _encode(self._tokenizer, prompt, special=self._special)
+    def encode(self, prompt: Prompt | str) -> list[int]:
+        """A prompt -> its token ids, with the special tokens that the model's prompts have. Raises OptionError.
 
-    def encode_more(self, text: str) -> list[int]:
-        """A text that goes on from another -> its token ids. Raises OptionError."""
-        return _encode(self._tokenizer, text, special=False)
+        A str is a caller's text without a template.
+        """
+        prompt = _as_prompt(prompt)
+        if prompt.whole == "" and self._empty is not None:
+            return list(self._empty)
+        return self._first + self._encode(prompt, self._special)
+
+    def encode_more(self, prompt: Prompt | str) -> list[int]:
+        """A prompt that goes on from another text -> its token ids. Raises OptionError."""
+        return self._encode(_as_prompt(prompt), False)
+
+    def _encode(self, prompt: Prompt, special: bool) -> list[int]:
+        if len(prompt.text) > self._room:
+            raise OptionError(
+                f"a text has {len(prompt.text):,} characters, and the model has no room for so many: shorten it"
+            )
+        words = None if self._special_tokens else self._special_words
+        with guarded(self._file):
+            if words is not None and _count(words, prompt.whole) > _count(words, prompt.before, prompt.after):
+                return self._encode_plain(prompt, words, special)
+            return _encode(self._tokenizer, prompt.whole, special=special)
+
+    def _encode_plain(self, prompt: Prompt, words: re.Pattern[str], special: bool) -> list[int]:
+        """Special tokens of the template alone are such: they part a text before anything else is done with it."""
+        before, after = words.split(prompt.before), words.split(prompt.after)  # every second piece is a special token
+        pieces = [*before[:-1], before[-1] + prompt.text + after[0], *after[1:]]
+        encodings = [
+            (self._tokenizer if i % 2 else self._plain).encode(piece, add_special_tokens=False)
+            for i, piece in enumerate(pieces)
+        ]
+        whole = Encoding.merge(encodings, growing_offsets=True)
+        return list(self._tokenizer.post_process(whole, add_special_tokens=special).ids)
+
+    @cached_property
+    def _special_words(self) -> re.Pattern[str] | None:
+        special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
+        return (
+            re.compile("(" + "|".join(map(re.escape, sorted(special, key=len, reverse=True))) + ")")
+            if special
+            else None
+        )
+
+    @cached_property
+    def _plain(self) -> Tokenizer:
+        """The tokenizer to which a special token is text."""
+        tokenizer = read_tokenizer(self._file)
+        tokenizer.encode_special_tokens = True
+        return tokenizer
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Token ids -> text on a single line, special tokens left out, no space before punctuation."""
@@ -48,12 +108,14 @@ class LlmTokenizer:
 
     def decode_raw(self, token_ids: Sequence[int]) -> str:
         """Token ids -> text as the tokenizer has it, special tokens left out."""
-        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        with guarded(self._file):
+            text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
         return text
 
     def token_bytes(self) -> list[bytes]:
         """The bytes that each token of the language model adds to a text; none for special tokens."""
-        return token_bytes(self._tokenizer, self._size)
+        with guarded(self._file):
+            return token_bytes(self._tokenizer, self._size)
 
 
 def clean_caption(text: str) -> str:
@@ -69,10 +131,13 @@ def tidy(text: str) -> str:
 class QFormerTokenizer:
     """Texts -> token ids and mask of the Q-Former: [CLS] ... [SEP], as the tokenizer's own template has it."""
 
-    def __init__(self, file: Path, spec: RetrievalSpec | QuestionSpec) -> None:
-        """Raises BundleError when `file` is not a tokenizer."""
+    def __init__(self, file: Path, spec: RetrievalSpec | QuestionSpec, special_tokens: bool = True) -> None:
+        """Raises BundleError when `file` is not a tokenizer. special_tokens: as of LlmTokenizer."""
+        self._file = file
         self._pad, self._clean = spec.pad_token_id, spec.clean_captions
-        self._tokenizer = _read(file)
+        self._most = 10 * _LONGEST * spec.max_text_length  # characters: what stands behind them is cut in any case
+        self._tokenizer = read_tokenizer(file)
+        self._tokenizer.encode_special_tokens = not special_tokens
         self._tokenizer.enable_truncation(spec.max_text_length)
 
     def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -80,7 +145,8 @@ class QFormerTokenizer:
 
         L is the longest text's length in tokens; longer ones than the model's are cut. Raises OptionError.
         """
-        rows = [_encode(self._tokenizer, self._written(text), special=True) for text in texts]
+        with guarded(self._file):
+            rows = [_encode(self._tokenizer, self._written(text), special=True) for text in texts]
         length = max(map(len, rows), default=0)
         token_ids = np.full((len(rows), length), self._pad, np.int64)
         text_mask = np.zeros((len(rows), length), np.int64)
@@ -91,7 +157,9 @@ class QFormerTokenizer:
 
     def _written(self, text: str) -> str:
         """The text as the model's training wrote it."""
-        return clean_caption(text) if self._clean and isinstance(text, str) else text
+        if not isinstance(text, str):
+            return text
+        return clean_caption(text[: self._most]) if self._clean else text[: self._most]
 
 
 def token_bytes(tokenizer: Tokenizer, size: int) -> list[bytes]:
@@ -124,25 +192,30 @@ def _byte_letters() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
-def _read(file: Path) -> Tokenizer:
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # noqa: BLE001  # the library raises plain Exception
-        raise BundleError(f"{file} is not a tokenizer: {error}") from None
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
+def _as_prompt(prompt: Prompt | str) -> Prompt:
+    if isinstance(prompt, Prompt):
+        return prompt
+    _check_text(prompt)
+    return Prompt(text=prompt)
+
+
+def _count(words: re.Pattern[str], *texts: str) -> int:
+    return sum(len(words.findall(text)) for text in texts)
 
 
 def _encode(tokenizer: Tokenizer, text: str, *, special: bool) -> list[int]:
+    _check_text(text)
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=special).ids
+    return ids
+
+
+def _check_text(text: object) -> None:
     if not isinstance(text, str):
         raise OptionError(f"a text is {type(text).__name__}, not str")
     try:
         text.encode()
     except UnicodeError:  # lone surrogates, of which the library's versions make different things
         raise OptionError(f"the text {text!r} is not valid Unicode") from None
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=special).ids
-    return ids
 
 
 class TextStream:

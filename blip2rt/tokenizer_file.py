@@ -30,7 +30,7 @@ def read_tokenizer(file: Path) -> Tokenizer:
     try:
         size = file.stat().st_size
     except OSError as error:
-        raise BundleError(f"cannot read {file}: {error.strerror or error}") from None
+        raise BundleError(f"{file} is not a tokenizer: {error.strerror or error}") from None
     if size > MOST_BYTES:
         raise BundleError(f"{file} is not a tokenizer: it has {size:,} bytes, and {MOST_BYTES:,} are allowed")
     with guarded(file, "is not a tokenizer"), _silent():
