@@ -48,9 +48,7 @@ def photographs(folder: Path) -> list[Path]:
         raise Blip2rtError(f"--calibration {folder} is no folder: name one with a hundred or more photographs")
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
     if len(files) < _FEWEST:
-        raise Blip2rtError(
-            f"--calibration {folder} holds {len(files)} images: give {_FEWEST}, better a hundred"
-        )
+        raise Blip2rtError(f"--calibration {folder} holds {len(files)} images: give {_FEWEST}, better a hundred")
     count = min(len(files), CALIBRATION)
     return [files[i * len(files) // count] for i in range(count)]
 
