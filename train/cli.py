@@ -64,9 +64,9 @@ def _run(program: str, work: Callable[[], int]) -> int:
 
 def _program(name: str) -> str:
     """How the command was called: `python -m train.stage1` or `blip2rt-train stage1`."""
+    module = f"{__package__}.{COMMANDS[name][0]}"
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    as_module = spec is not None and spec.name == f"{__package__}.{COMMANDS[name][0]}"
-    return f"python -m {spec.name}" if as_module else f"{PROGRAM} {name}"
+    return f"python -m {module}" if spec is not None and spec.name == module else f"{PROGRAM} {name}"
 
 
 def _parser() -> Parser:
