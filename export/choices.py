@@ -110,7 +110,7 @@ def resolve(options: ExportOptions) -> Choices:
     if static and options.calib is None:
         instead = "fp16" if options.target.name == "trt" else "int8-dynamic"
         wanted = ", ".join(f"{group}=int8-static" for group in static)
-        faults.append(f"{wanted} needs photographs to calibrate on: give --calib FOLDER, or {instead}")
+        faults.append(f"{wanted} needs photographs to calibrate on: give --calibration FOLDER, or {instead}")
     if options.llm.activations is not None and (precision["llm"] != "int4" or options.target is not ORT):
         faults.append(
             f"--llm-activations {options.llm.activations} is of llm=int4 for the target ort, here it is "
@@ -162,9 +162,13 @@ def _stages(
         return (None, main) if main.config.stage == 1 else (main, None)
     if main.config.stage != 2:
         stage = main.config.stage
-        faults.append(f"--ckpt {main.source} is of stage {stage}: with --retrieval-ckpt it has to be of stage 2")
+        faults.append(
+            f"--checkpoint {main.source} is of stage {stage}: with --retrieval-checkpoint it has to be of stage 2"
+        )
     if other.config.stage != 1:
-        faults.append(f"--retrieval-ckpt {other.source} is of stage {other.config.stage}: it has to be of stage 1")
+        faults.append(
+            f"--retrieval-checkpoint {other.source} is of stage {other.config.stage}: it has to be of stage 1"
+        )
     if not same_encoder(main.config, other.config):
         faults.append("the two checkpoints look through different image encoders, and a bundle has one")
     return main, other

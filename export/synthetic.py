@@ -27,6 +27,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import Blip2Config, Blip2Processor, BlipImageProcessor, OPTConfig, PreTrainedTokenizerFast, T5Config
 
 from blip2rt.bundle import TARGETS
+from blip2rt.command import Parser, path, run
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import hugging_face, streaming
 from blip2rt.modeling.blip2 import Blip2
@@ -208,35 +209,41 @@ def make(
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="blip2rt_export.synthetic", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--geometry", choices=sorted(GEOMETRIES), required=True)
-    parser.add_argument("--out", type=Path, metavar="BUNDLE", help="the bundle's folder; one that is there is replaced")
-    parser.add_argument("--config", type=Path, metavar="FOLDER", help="write Hugging Face's config and processor here")
-    parser.add_argument("--target", choices=TARGETS, default=TARGETS[0], help="as of blip2rt-export (default: ort)")
+    return run("blip2rt_export.synthetic", lambda: _run(_parser().parse_args(argv)), extra="export")
+
+
+def _parser() -> Parser:
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--geometry", choices=sorted(GEOMETRIES), required=True, help="sizes of the model")
+    parser.add_argument("--out", type=path, metavar="BUNDLE", help="the bundle's folder; one that is there is replaced")
+    parser.add_argument("--config", type=path, metavar="FOLDER", help="write Hugging Face's config and processor here")
+    parser.add_argument("--target", choices=TARGETS, default=TARGETS[0], help="the engine that the graphs are for")
     defaults = "; ".join(f"{name}: {','.join(map('='.join, each.items()))}" for name, each in PRECISION.items())
-    parser.add_argument("--precision", default="", metavar="GROUP=P,...", help=f"of each group (default: {defaults})")
-    args = parser.parse_args(argv)
+    parser.add_argument("--precision", default="", metavar="GROUP=P,...",
+                        help=f"precisions of the groups (default: {defaults})")  # fmt: skip
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    try:
-        target = targets.TARGETS[args.target]
-        groups = {group: target.precisions[group] for group in PRECISION[target.name]}
-        precision = parse_precision(args.precision, groups)
-        instead = "int8-dynamic" if target is targets.ORT else "fp16"
-        static = {"int8-static"} if target is targets.ORT else {"int8-static", "int8"}
-        if static & set(precision.values()):
-            raise Blip2rtError(f"--precision: int8-static is calibrated on a real encoder; give vision={instead}")
-        if precision.get("vision") == "int8":
-            precision["vision"] = "int8-dynamic"
-        if args.config is not None:
-            write_config(args.geometry, args.config)
-        if args.out is not None:
-            print(make(args.geometry, args.out, precision, Progress(), target).bundle.path)
-    except Blip2rtError as error:
-        print(f"blip2rt_export.synthetic: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    target = targets.TARGETS[args.target]
+    precision = _precision(args.precision, target)
+    if args.config is not None:
+        write_config(args.geometry, args.config)
+    if args.out is not None:
+        print(make(args.geometry, args.out, precision, Progress(), target).bundle.path)
+
+
+def _precision(given: str, target: targets.Target) -> dict[str, str]:
+    """Read --precision. Raises Blip2rtError: int8-static, which random weights cannot be calibrated for."""
+    precision = parse_precision(given, {group: target.precisions[group] for group in PRECISION[target.name]})
+    instead = "int8-dynamic" if target is targets.ORT else "fp16"
+    static = {"int8-static"} if target is targets.ORT else {"int8-static", "int8"}
+    if static & set(precision.values()):
+        raise Blip2rtError(f"--precision: int8-static is calibrated on a real encoder: give vision={instead}")
+    if precision.get("vision") == "int8":
+        precision["vision"] = "int8-dynamic"
+    return precision
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from blip2rt.command import Parser, run, running
 
 PROGRAM = "blip2rt-train"
 COMMANDS = {  # name -> module, help; a module is imported when its command runs
-    "prepare": ("prepare", "lists of images and texts into shards"),
+    "prepare": ("prepare", "data before a training: tables, shards and their indices"),
     "stage1": ("stage1", "representation learning: the Q-Former learns to see what texts say"),
     "stage2": ("stage2", "generative learning: a language model learns to read the Q-Former"),
     "evaluate": ("evaluate", "quality of a model: captions, answers, retrieval"),
@@ -64,9 +64,9 @@ def _run(program: str, work: Callable[[], int]) -> int:
 
 def _program(name: str) -> str:
     """How the command was called: `python -m train.stage1` or `blip2rt-train stage1`."""
+    module = f"{__package__}.{COMMANDS[name][0]}"
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    module = name.replace("-", "_")
-    return f"python -m {spec.name}" if spec and spec.name.endswith(f".{module}") else f"{PROGRAM} {name}"
+    return f"python -m {module}" if spec is not None and spec.name == module else f"{PROGRAM} {name}"
 
 
 def _parser() -> Parser:

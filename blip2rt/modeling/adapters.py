@@ -37,7 +37,7 @@ def adapted_layers(llm: nn.Module, names: Sequence[str]) -> dict[str, nn.Linear]
     unknown = [name for name in names if name not in last.values()]
     if unknown or not linear:
         have = ", ".join(sorted(set(last.values())))
-        raise OptionError(f"lora_layers: the LLM has no {', '.join(unknown)}; choose of {have or 'another LLM'}")
+        raise OptionError(f"lora_layers: the LLM has no {', '.join(unknown)}: choose of {have or 'another LLM'}")
     return {name: module for name, module in linear.items() if not names or last[name] in names}
 
 
@@ -46,7 +46,7 @@ def add_adapters(llm: nn.Module, rank: int, alpha: float, names: Sequence[str]) 
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise Blip2rtError("peft is not installed; pip install 'blip2rt[lora]'") from error
+        raise Blip2rtError("peft is not installed: pip install 'blip2rt[lora]'") from error
     layers = list(adapted_layers(llm, names))
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers), llm)  # type: ignore[arg-type]
 

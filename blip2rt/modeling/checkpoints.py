@@ -164,7 +164,7 @@ def load_weights(model: Trained, folder: str | Path) -> None:
     try:
         state = load_file(Path(folder) / WEIGHTS)
     except (OSError, SafetensorError) as error:
-        raise Blip2rtError(f"{Path(folder) / WEIGHTS} cannot be read ({error}); name a whole checkpoint") from error
+        raise Blip2rtError(f"{Path(folder) / WEIGHTS} cannot be read ({error}): name a whole checkpoint") from error
     wanted = model.trained_state()
     missing, extra = wanted.keys() - state.keys(), state.keys() - wanted.keys()
     misshaped = [k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape]

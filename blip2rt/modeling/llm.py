@@ -183,7 +183,7 @@ def end_token_id(tokenizer: Any, config: LlmConfig) -> int:
     """The one id of `config.end`."""
     ids = tokenizer.encode(config.end, add_special_tokens=False)
     if len(ids) != 1:
-        raise Blip2rtError(f"end {config.end!r} is {len(ids)} tokens of {config.source}; choose a string of one token")
+        raise Blip2rtError(f"end {config.end!r} is {len(ids)} tokens of {config.source}: choose a string of one token")
     return int(ids[0])
 
 

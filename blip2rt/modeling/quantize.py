@@ -82,7 +82,7 @@ def _quantize_rows(w: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tens
 def quantize_blockwise(weight: torch.Tensor, bits: int = 4, block: int = 64) -> QuantizedWeight:
     """Quantize weight (N, K) to `bits` (4 or 8). K is padded with zeros to whole blocks."""
     if bits not in (4, 8):
-        raise ValueError(f"bits is {bits}; choose 4 or 8")
+        raise ValueError(f"bits is {bits}: choose 4 or 8")
     rows, width = weight.shape
     blocks = -(-width // block)
     padded = nn.functional.pad(weight.detach().float(), (0, blocks * block - width)).view(rows, blocks, block)

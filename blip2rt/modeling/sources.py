@@ -42,7 +42,7 @@ def fetch(source: str) -> str:
     if Path(path).exists() or path.endswith(".gguf"):
         return path
     if not _HUB_ID.fullmatch(path):
-        raise Blip2rtError(f"{source!r} does not exist; give a path, or a hub id as in Salesforce/blip2-opt-2.7b")
+        raise Blip2rtError(f"{source!r} does not exist: give a path, or a hub id as in Salesforce/blip2-opt-2.7b")
     from huggingface_hub import snapshot_download
 
     try:

@@ -259,9 +259,9 @@ def _timm_encoder(name: str, weights: str | None) -> nn.Module:
     try:
         import timm
     except ImportError as error:
-        raise Blip2rtError("timm is not installed; pip install 'blip2rt[train]'") from error
+        raise Blip2rtError("timm is not installed: pip install 'blip2rt[train]'") from error
     if not timm.is_model(name):
-        raise Blip2rtError(f"vision source timm:{name}: timm has no such model; see timm.list_models()")
+        raise Blip2rtError(f"vision source timm:{name}: timm has no such model: see timm.list_models()")
     model = timm.create_model(name, pretrained=weights == PRETRAINED)
     if weights not in (None, PRETRAINED):
         assert weights is not None
@@ -338,7 +338,7 @@ def _vit_readers(vit: Vit, weights: Weights) -> dict[str, Reader]:
     found = vit_style(weights)
     if found is None:
         raise Blip2rtError(
-            f"{weights.source} holds no image encoder; give the file of EVA-CLIP ViT-g (eva_vit_g.pth), of CLIP ViT-L "
+            f"{weights.source} holds no image encoder: give the file of EVA-CLIP ViT-g (eva_vit_g.pth), of CLIP ViT-L "
             "(clip_vit_L.pth), or a Hugging Face BLIP-2 folder"
         )
     prefix, style = found

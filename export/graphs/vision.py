@@ -45,10 +45,10 @@ def vision_part(encoder: torch.nn.Module, image: ImageSpec) -> trace.Part:
 def photographs(folder: Path) -> list[Path]:
     """List up to CALIBRATION images of a folder, spread over the order of their names."""
     if not folder.is_dir():
-        raise Blip2rtError(f"--calib {folder} is no folder; name one with a hundred or more photographs")
+        raise Blip2rtError(f"--calibration {folder} is no folder: name one with a hundred or more photographs")
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
     if len(files) < _FEWEST:
-        raise Blip2rtError(f"--calib {folder} holds {len(files)} images: give {_FEWEST} at least, better a hundred")
+        raise Blip2rtError(f"--calibration {folder} holds {len(files)} images: give {_FEWEST}, better a hundred")
     count = min(len(files), CALIBRATION)
     return [files[i * len(files) // count] for i in range(count)]
 

@@ -31,7 +31,7 @@ def apply(model: ir.Model, precision: str, rounding: Rounding, ranges: Ranges = 
         found = quantize_weights(model, BITS[precision], rounding)
     if not found and precision != "int8w":
         raise Blip2rtError(
-            f"an image encoder of convolutions alone cannot be {precision}: choose int8w, or int8 with --calib"
+            f"an image encoder of convolutions alone cannot be {precision}: choose int8w, or int8 with --calibration"
         )
     if precision in ("int8w", "int8-dynamic"):
         store_int8(model, rounding)
