@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 MODULES = {name: f"train.{module}" for name, (module, _) in COMMANDS.items()}
 WITHOUT_TORCH = {"evaluate", "questions"}  # of bundles and tables
 MISSING = [(command, "torch") for command in COMMANDS]
-MISSING += [("stage1", "yaml"), ("extras.average", "safetensors"), ("prepare", "tqdm")]
+MISSING += [("stage1", "yaml"), ("average", "safetensors"), ("prepare", "tqdm")]
 
 
 @pytest.fixture(scope="module")
