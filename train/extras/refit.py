@@ -17,6 +17,7 @@ if __name__ == "__main__":  # by its name, so that a package that is missing bel
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,8 +50,11 @@ def moments(new: np.ndarray, old: np.ndarray) -> tuple[torch.Tensor, torch.Tenso
 
 @torch.no_grad()
 def refit(model: Blip2, new: np.ndarray, old: np.ndarray, ridge: float) -> float:
-    """Changes vision_norm, vision_positions, keys and values; returns the share of the old features' variance that the
-    new ones tell, on the last tenth of the images, which the map has not seen."""
+    """Change vision_norm, vision_positions, keys and values.
+
+    Return the share of the old features' variance that the new ones tell, on the last tenth of the images, which the
+    map has not seen.
+    """
     seen = len(new) - len(new) // 10
     gram, cross = moments(new[:seen], old[:seen])
     width = gram.shape[0] - 1
@@ -62,7 +66,8 @@ def refit(model: Blip2, new: np.ndarray, old: np.ndarray, ridge: float) -> float
     told = 1 - float((x @ linear.T + constant - y).square().mean() / y.var(0).mean())
 
     gain, shift = model.vision_norm.weight.clone(), model.vision_norm.bias.clone()
-    products = [product for layer in model.qformer.layers if layer.cross_attention is not None
+    layers: Any = model.qformer.layers
+    products = [product for layer in layers if layer.cross_attention is not None
                 for product in (layer.cross_attention.key, layer.cross_attention.value)]  # fmt: skip
     before = torch.cat([product.weight for product in products])
     wanted = model.vision_positions[0] @ before.T  # what a position adds to keys and values
