@@ -22,7 +22,7 @@ COMMANDS = {  # name -> module, help; a module is imported when its command runs
     "self-critical": ("extras.self_critical", "captions are sampled and learned by their CIDEr"),
     "distill": ("extras.distill", "a small image encoder learns to see as a larger one"),
     "calibrate": ("extras.calibrate", "how much a stage 1's two words weigh in Match.score"),
-    "refit": ("extras.refit", "a stage 2 sees by another image encoder, without a training"),
+    "refit": ("extras.refit", "a checkpoint sees by another image encoder, without a training"),
     "average": ("extras.average", "the weighted mean of checkpoints"),
 }
 
@@ -65,7 +65,9 @@ def _run(program: str, work: Callable[[], int]) -> int:
 def _program(name: str) -> str:
     """How the command was called: `python -m train.stage1` or `blip2rt-train stage1`."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return f"python -m {spec.name}" if spec and spec.name.endswith(f".{name.replace('-', '_')}") else f"{PROGRAM} {name}"
+    return (
+        f"python -m {spec.name}" if spec and spec.name.endswith(f".{name.replace('-', '_')}") else f"{PROGRAM} {name}"
+    )
 
 
 def _parser() -> Parser:

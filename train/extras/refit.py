@@ -17,6 +17,7 @@ if __name__ == "__main__":  # by its name, so that a package that is missing bel
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ def moments(new: np.ndarray, old: np.ndarray) -> tuple[torch.Tensor, torch.Tenso
 
 @torch.no_grad()
 def refit(model: Blip2, new: np.ndarray, old: np.ndarray, ridge: float) -> float:
-    """Changes vision_norm, vision_positions, keys and values; returns the share of the old features' variance that the
+    """Change vision_norm, vision_positions, keys and values. Return the share of the old features' variance that the
     new ones tell, on the last tenth of the images, which the map has not seen."""
     seen = len(new) - len(new) // 10
     gram, cross = moments(new[:seen], old[:seen])
@@ -62,8 +63,8 @@ def refit(model: Blip2, new: np.ndarray, old: np.ndarray, ridge: float) -> float
     told = 1 - float((x @ linear.T + constant - y).square().mean() / y.var(0).mean())
 
     gain, shift = model.vision_norm.weight.clone(), model.vision_norm.bias.clone()
-    products = [product for layer in model.qformer.layers if layer.cross_attention is not None
-                for product in (layer.cross_attention.key, layer.cross_attention.value)]  # fmt: skip
+    readers: list[Any] = [layer.cross_attention for layer in model.qformer.layers]
+    products = [product for reader in readers if reader is not None for product in (reader.key, reader.value)]
     before = torch.cat([product.weight for product in products])
     wanted = model.vision_positions[0] @ before.T  # what a position adds to keys and values
     for product in products:
@@ -91,7 +92,8 @@ def _write(args: argparse.Namespace) -> None:
 
 def _parser() -> Parser:
     parser = Parser(description=(__doc__ or "").splitlines()[0], renamed={"--checkpoint": "", "--ckpt": ""})
-    parser.add_argument("ckpt", type=nonempty, metavar="CKPT", help="checkpoint of stage 2")
+    parser.add_argument("ckpt", type=nonempty, metavar="CKPT",
+                        help="checkpoint of stage 1 or 2, or the folder of a training: the newest one in it")  # fmt: skip
     parser.add_argument("--vision-weights", type=nonempty, required=True, metavar="FILE",
                         help="weights of the new encoder, of the same kind as the old")  # fmt: skip
     parser.add_argument("--data", type=nonempty, required=True, metavar="FILE", help="table of images and captions")
