@@ -17,7 +17,6 @@ import glob
 import os
 import secrets
 import shutil
-import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -47,10 +46,14 @@ class WholeFolder:
     def __enter__(self) -> WholeFolder:  # noqa: PYI034  # typing.Self came with Python 3.11
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._clean()
-        self._folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", suffix=".partial", dir=self.path.parent))
-        self._folder.chmod(0o777 & ~_umask())
-        (self._folder / MARKER).touch()
-        self._lock = _try_lock(self._folder)
+        try:
+            self._folder = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.partial")
+            self._folder.mkdir()
+            (self._folder / MARKER).touch()
+            self._lock = _try_lock(self._folder)
+        except BaseException as error:  # Ctrl-C, too: no __exit__ will come
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
     def finish(self) -> None:
@@ -163,9 +166,3 @@ def _sync_names(folder: Path) -> None:
         pass
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

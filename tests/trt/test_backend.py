@@ -19,11 +19,12 @@ from blip2rt import backends
 from blip2rt.backends.trt import PlanSizes, builder, cuda, decoder, gpu, lane
 from blip2rt.bundle import read
 from blip2rt.errors import BackendError, OptionError
+from tests.seeds import seed_of
 from tests.tiny import trt as tiny_trt
 from tests.trt import gpu_stand_in
 from tests.trt.gpu_stand_in import Driver, Misuse, Nvrtc, TensorRT
 
-SEED = random.randrange(2**31)
+SEED = seed_of(__name__)
 GPU = gpu.Gpu("Orin", (8, 7), 8 << 30, (12, 6), True, 16)
 SIZES = PlanSizes(max_batch=2, max_beams=4, capacity=48)
 
@@ -52,7 +53,6 @@ _cases: dict[str, Case] = {}
 
 def case_of(name: str, folder: pytest.TempPathFactory) -> Case:
     if name not in _cases:
-        print(f"seed {SEED}")
         where = folder.mktemp(name)
         if name == "tiny":
             weights = tiny_trt.weights_of(np.random.default_rng(SEED))
@@ -62,10 +62,9 @@ def case_of(name: str, folder: pytest.TempPathFactory) -> Case:
         pytest.importorskip("torch")
         pytest.importorskip("transformers")
         pytest.importorskip("onnxscript")
-        from tests.export import test_llm as test_export_llm
-        from tests.export import test_t5 as test_export_t5
+        from tests.tiny.language import build
 
-        model = (test_export_t5 if name == "flan" else test_export_llm).build(name)
+        model = build(name, SEED)
         model.get_output_embeddings().weight.data.mul_(3)  # decided opinions: few near ties
         made = [tiny_trt.write_model(where / target, model, target) for target in ("ort", "trt")]
         _cases[name] = Case(*made, name)
@@ -140,7 +139,7 @@ def tokens(sequences: Any) -> Any:
 
 
 @pytest.mark.parametrize("turn", range(3))
-def test_the_native_loops_texts_with_random_options(case: Case, machine: Machine, turn: int) -> None:
+def test_texts_equal_the_native_loops_with_random_options(case: Case, machine: Machine, turn: int) -> None:
     rng = random.Random(SEED + turn)
     prefix, prompts = case.inputs(3)
     native, device = case.native(), machine.load(case)
@@ -158,7 +157,7 @@ def test_the_native_loops_texts_with_random_options(case: Case, machine: Machine
             both.append(backend.generate(prefix, prompts, {**options, **more}))
         want, got = both
         if tokens(got) != tokens(want):
-            assert undecided(native, prefix, prompts, options, want), f"seed {SEED}, turn {turn}, {options}, {stops}"
+            assert undecided(native, prefix, prompts, options, want), f"turn {turn}, {options}, {stops}"
             continue
         clear += 1
         np.testing.assert_allclose(
@@ -169,7 +168,9 @@ def test_the_native_loops_texts_with_random_options(case: Case, machine: Machine
     assert "graph" in machine.driver.calls  # steps were replayed
 
 
-def test_a_model_says_the_same(tiny_case: Case, machine: Machine, photo: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_says_what_it_says_on_the_cpu(
+    tiny_case: Case, machine: Machine, photo: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     """From pixels to text, in batches larger than the plans', streamed, asked, and in conversation."""
     device = blip2rt.load(tiny_case.trt, backend="trt", engines=SIZES)
     assert "building for Orin" in caplog.text  # the first load builds, and says so
@@ -189,7 +190,7 @@ def test_a_model_says_the_same(tiny_case: Case, machine: Machine, photo: Any, ca
     assert machine.trt.builds == 4 and "building" not in caplog.text
 
 
-def test_step_by_step(tiny_case: Case, machine: Machine) -> None:
+def test_steps_give_the_tokens_of_the_whole(tiny_case: Case, machine: Machine) -> None:
     prefix, prompts = tiny_case.inputs(3)
     options = {"max_new_tokens": 6, "eos_token_ids": []}
     native, device = tiny_case.native(), machine.load(tiny_case)
@@ -272,7 +273,7 @@ def test_a_refused_capture_is_said_and_done_without(
     assert caplog.text.count("cannot be captured") == 1 and "graph" not in machine.driver.calls
 
 
-def test_keys_and_values_in_float16(tiny_case: Case, machine: Machine, tmp_path: Path) -> None:
+def test_keys_and_values_may_be_float16(tiny_case: Case, machine: Machine, tmp_path: Path) -> None:
     """As the export's fp16 has them: near the native loop's float32, the same as long as that is clear."""
     weights = tiny_trt.weights_of(np.random.default_rng(SEED))
     half = Case(tiny_case.ort, tiny_trt.write(tmp_path / "half", weights, "trt", half=True), "half")
@@ -286,7 +287,7 @@ def test_keys_and_values_in_float16(tiny_case: Case, machine: Machine, tmp_path:
     np.testing.assert_allclose(scores[0], scores[1], atol=0.05)
 
 
-def test_teams_of_several_threads(tiny_case: Case, machine: Machine) -> None:
+def test_teams_of_several_threads_choose_the_same(tiny_case: Case, machine: Machine) -> None:
     machine.driver.threads = 3
     prefix, prompts = tiny_case.inputs(1)
     options = {"max_new_tokens": 4, "num_beams": 3, "repetition_penalty": 1.3}
@@ -297,7 +298,7 @@ def test_teams_of_several_threads(tiny_case: Case, machine: Machine) -> None:
 # What a machine lacks
 
 
-def test_a_call_too_large_for_the_plans(tiny_case: Case, machine: Machine) -> None:
+def test_a_call_too_large_for_the_plans_is_one_line(tiny_case: Case, machine: Machine) -> None:
     prefix, prompts = tiny_case.inputs(2)
     device = machine.load(tiny_case, PlanSizes(max_batch=1, max_beams=2, capacity=20))
     with pytest.raises(OptionError, match="3 beams or draws.*max_beams=3; .* positions .*capacity="):
@@ -311,7 +312,7 @@ def test_a_call_too_large_for_the_plans(tiny_case: Case, machine: Machine) -> No
         backends.create("ort", read(tiny_case.ort), engines=SIZES)
 
 
-def test_out_of_memory(tiny_case: Case, machine: Machine) -> None:
+def test_memory_that_is_lacking_is_one_line(tiny_case: Case, machine: Machine) -> None:
     prefix, prompts = tiny_case.inputs(1)
     machine.driver.memory = 40_000
     device = machine.load(tiny_case)
@@ -322,13 +323,13 @@ def test_out_of_memory(tiny_case: Case, machine: Machine) -> None:
     assert device.generate(prefix, prompts, {"max_new_tokens": 3})
 
 
-def test_a_build_that_fails(tiny_case: Case, machine: Machine) -> None:
+def test_a_build_that_fails_is_one_line(tiny_case: Case, machine: Machine) -> None:
     machine.trt.refuses_builds = "no implementation for node the_node"
     with pytest.raises(BackendError, match="vision: the builder gives up: no implementation for node the_node"):
         machine.load(tiny_case)
 
 
-def test_a_plan_of_another_gpu(tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_of_another_gpu_is_refused(tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under another card's name it is never looked at; what TensorRT refuses is named, with the fix."""
     prefix, prompts = tiny_case.inputs(1)
     machine.load(tiny_case)
@@ -340,13 +341,15 @@ def test_a_plan_of_another_gpu(tiny_case: Case, machine: Machine, monkeypatch: p
     assert machine.trt.builds == 8
 
 
-def test_a_driver_too_old(tiny_case: Case, machine: Machine) -> None:
+def test_a_driver_too_old_is_one_line(tiny_case: Case, machine: Machine) -> None:
     machine.driver = Driver(version=11040)
     with pytest.raises(BackendError, match=r"runs CUDA up to 11.4.*of CUDA 12.6: update the driver"):
         machine.load(tiny_case)
 
 
-def test_no_gpu_no_driver_no_bindings(tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lacking_gpu_driver_or_bindings_is_one_line(
+    tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("blip2rt.backends.trt.gpu.find", lambda: "no NVIDIA driver is installed")
     with pytest.raises(BackendError, match="there is no GPU to build for"):
         machine.load(tiny_case)
@@ -519,7 +522,9 @@ def test_a_kernel_left_out_is_found(
 @pytest.mark.parametrize(
     "options", [{"num_beams": 1}, {"num_beams": 3}, {"do_sample": True, "seed": 1, "num_return_sequences": 2}]
 )
-def test_on_a_gpu(tiny_case: Case, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_gpu_says_what_the_cpu_says(
+    tiny_case: Case, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """`pytest -m gpu`: TensorRT, the driver and NVRTC themselves in place of the stand-in."""
     found = gpu.find()
     if isinstance(found, str):
