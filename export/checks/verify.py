@@ -62,11 +62,13 @@ def judge(
     if (against == OWN or precision == "fp32") and not relative <= EXACT:
         fault = f"{component} ({precision}) by {relative:.1e} of its largest value, more than {EXACT:g}"
     if component == ITM:
-        error, largest = (float(np.abs(each).max()) for each in _differences(got[ITM_LOGITS], want[ITM_LOGITS]))
-        # A vector of just that cosine is off by this share of its length.
-        most = float("inf") if least is None else (1 - least**2) ** 0.5 * max(largest, 1)
-        if not error <= most:
-            fault = f"the difference of {component}'s logits is {error:.2f} off in {precision}, more than {most:.2f}"
+        wrong, wanted = _differences(got[ITM_LOGITS], want[ITM_LOGITS])
+        error = float(np.abs(wrong).max())
+        # A vector of just that cosine is off by this share of its length; where logits are alike, of a log-odds of 1.
+        most = float("inf") if least is None else (1 - least**2) ** 0.5 * max(_mean_square(wanted), 1)
+        if not _mean_square(wrong) <= most:
+            off = f"{_mean_square(wrong):.2f} off (root mean square)"
+            fault = f"the difference of {component}'s logits is {off} in {precision}, more than {most:.2f}"
     else:
         error = max(float(np.abs(got[name] - want[name]).max()) for name in want)
         cosine = min(mean_cosine(got[name], want[name]) for name in want)
@@ -75,6 +77,11 @@ def judge(
     if least is not None and fault:
         fault += ": choose another precision"
     return Row(component, precision, against, error, cosine, agreement, fault)
+
+
+def _mean_square(values: np.ndarray) -> float:
+    """Its root, over all values."""
+    return float(np.sqrt(np.square(values, dtype=np.float64).mean()))
 
 
 def _differences(got: np.ndarray, want: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
