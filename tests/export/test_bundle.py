@@ -82,6 +82,8 @@ def save(config: Blip2Config, folder: Path) -> Path:
     for name, parameter in model.named_parameters():  # biases and norms start at 0 and 1: hide nothing behind that
         if not name.startswith(("vision.", "llm.", "temperature")):  # no temperature is negative
             parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    if config.stage == 1:  # or int4's rounding, coarse in so narrow a model, is seldom near the bound of its log-odds
+        model.itm_head.weight.data.mul_(0.5)
     folder.mkdir()
     checkpoints.save_model(model, folder)
     return folder
