@@ -16,14 +16,18 @@ COMPILERS := $(foreach c,c++ g++-11 g++-12 g++-13 g++-14 clang++ clang++-14 clan
 WARNINGS := -std=c++17 -O2 -Wall -Wextra -Werror -Iengines
 ORT_LIBRARY = $(shell $(DEV)/bin/python -c "from blip2rt.backends.ort import find_library; print(find_library())")
 
-.PHONY: demo test test-locked test-lowest test-slow test-compat lint docs format lock sbom bench bench-loop micro-loop \
+.PHONY: demo test test-fast test-locked test-lowest test-slow test-compat lint docs format lock sbom bench bench-loop micro-loop \
   micro-image micro-graphs sanitize fuzz compilers clean
 
 demo: $(DEMO)/installed  ## the runtime alone, as a user installs it; captions a photograph
 	$(DEMO)/bin/blip2rt caption docs/photo.jpg
 
-test: $(DEV)/blip2rt-installed  ## a process a core, a file of tests each at a time
-	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile
+test: $(DEV)/blip2rt-installed  ## a process a core, a file of tests each at a time, the longest first
+	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile --no-loadscope-reorder
+
+# Whole files are left out: those that are marked `long`, with the seconds of one core that they were measured to take.
+test-fast: $(DEV)/blip2rt-installed  ## two minutes for the inner loop: what trains, exports and builds little
+	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not long"
 
 test-slow: $(DEV)/blip2rt-installed
 	$(RUN) pytest -m slow

@@ -160,8 +160,8 @@ def table(result: Result) -> list[str]:
         listed = row.component in result.sizes and row.against == "PyTorch"
         size = f"{result.sizes[row.component] / 1e6:.1f} MB" if listed else ""
         note = "" if row.agreement is None else f"{row.agreement:.0%} of greedy tokens agree"
-        lines.append((row.component, row.precision, row.against, f"{row.max_abs_error:.2e}", f"{row.cosine:.6f}", size,
-                      note))  # fmt: skip
+        lines.append((row.component, row.precision, row.against, f"{row.max_abs_error:.2e}",
+                      "" if row.cosine is None else f"{row.cosine:.6f}", size, note))  # fmt: skip
     if not result.rows:
         components = result.bundle.manifest.components
         lines += [(n, c.precision, "not verified", "", "", f"{result.sizes[n] / 1e6:.1f} MB", "")

@@ -24,8 +24,8 @@ import numpy as np
 import blip2rt
 from blip2rt import bundle as contract
 from blip2rt.errors import Blip2rtError
-from tests.conftest import HEAD_DIM, WORDS, D, random_weights, write_bundle
 from tests.engines.native import Generator, Session, Vocabulary, runtime
+from tests.tiny.bundle import HEAD_DIM, WORDS, D, random_weights, write_bundle
 
 JUNK: list[Any] = [
     None, True, False, 0, 1, -1, 2, 3, 7, 2**31 - 1, 2**31, -(2**31), 2**63, 2**64, 10**30, 0.0, -0.0, 0.5, 1.0, 1.5,

@@ -10,16 +10,14 @@ import json
 import re
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 from ..backends.ort import num_threads
 from ..bundle import embedded, read
 from ..command import Parser, nonempty, run, whole
 from ..errors import OptionError
-from . import collect, geometry, machine, peers, report
+from . import collect, ending, geometry, machine, peers, report
 from .stages import Work
 
 _EPILOG = f"""\
@@ -81,19 +79,13 @@ def _parser() -> Parser:
     return parser
 
 
-def _end(number: int, frame: object) -> NoReturn:
-    """On SIGTERM every `with` is left, which ends the worker and removes files; once, as `timeout` sends it twice."""
-    signal.signal(number, signal.SIG_IGN)
-    sys.exit(128 + number)
-
-
 def _run(args: argparse.Namespace) -> int:
     _check(args)
     for name in dict.fromkeys(args.peer):
         if reason := collect.absent(name):
             print(f"{name} is not measured: {reason}", file=sys.stderr)
-    signal.signal(signal.SIGTERM, _end)
-    with tempfile.TemporaryDirectory(prefix="blip2rt-bench-") as folder:
+    signal.signal(signal.SIGTERM, ending.on_sigterm)
+    with ending.temporary_folder() as folder:
         result = collect.collect(_plan(args, Path(folder)))
     report.show(result, sys.stdout)
     if args.plot is not None:

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from .. import __version__
 from ..bundle import MANIFEST, embedded
+from ..bundle.whole import WholeFolder
 from ..errors import Blip2rtError
+from . import ending
 
 NANO = "nano"  # the embedded model: nothing has to be made
 GEOMETRIES = ("blip2-opt-2.7b", "blip2-opt-6.7b", "blip2-flan-t5-xl", "blip2-flan-t5-xxl", NANO, "tiny")
@@ -63,15 +65,22 @@ def _make(geometry: str, flag: str, path: Path, *more: str) -> None:
     print(f"making {path}, once", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", MODULE, "--geometry", geometry, flag, str(path), *more]
     last = "it said nothing"
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with (
+        ending.temporary_folder() as folder,
+        ending.child(command, env={**os.environ, "TMPDIR": folder}, **pipes) as process,
+    ):
         assert process.stderr is not None
         try:
             for line in process.stderr:
                 last = line.strip() or last
                 if ": error: " not in line:
                     print(line, end="", file=sys.stderr, flush=True)
+            process.wait()
         except SystemExit:  # SIGTERM; Ctrl-C reaches the exporter by itself
             _stop(process)
+            with WholeFolder(path):  # which removes what an exporter left that had to be killed
+                pass
             raise
     if process.returncode in (130, -2):
         raise KeyboardInterrupt
@@ -85,3 +94,4 @@ def _stop(process: subprocess.Popen[str]) -> None:
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_GRACE)
     process.kill()
+    process.wait()

@@ -10,10 +10,10 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from typing import Any
 
 from ..errors import Blip2rtError
+from . import ending
 
 TASKS = ("start", "stages", "throughput", "jpeg")
 
@@ -26,17 +26,20 @@ def run_json(what: str, module: str, *arguments: Any) -> dict[str, Any]:
     words = [each if isinstance(each, str) else json.dumps(each) for each in arguments]
     command = [sys.executable, "-m", module, *words]
     # Whatever ends us here, SIGTERM or Ctrl-C, ends the process; what that one leaves goes with the folder.
-    with tempfile.TemporaryDirectory(prefix="blip2rt-bench-", ignore_cleanup_errors=True) as folder:
-        environment = {**os.environ, "TMPDIR": folder}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode == 0:
-        result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with (
+        ending.temporary_folder() as folder,
+        ending.child(command, env={**os.environ, "TMPDIR": folder}, **pipes) as process,
+    ):
+        out, err = process.communicate()
+    if process.returncode == 0:
+        result: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
         return result
-    if done.returncode in (130, -2):
+    if process.returncode in (130, -2):
         raise KeyboardInterrupt
-    lines = done.stderr.strip().splitlines() or ["it said nothing"]
+    lines = err.strip().splitlines() or ["it said nothing"]
     reason = lines[-1].removeprefix("error: ")
-    if done.returncode in (-9, 137):
+    if process.returncode in (-9, 137):
         reason = "the system ended it, which it does where memory runs out"
     raise Blip2rtError(f"{what}: {reason}")
 

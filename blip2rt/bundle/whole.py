@@ -17,12 +17,12 @@ import glob
 import os
 import secrets
 import shutil
-import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 MARKER = ".blip2rt-partial"  # in a folder that is being written, or about to be thrown away
+_TRIES = 10  # folders that a writer begins until one is its own
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
 
 
@@ -47,10 +47,18 @@ class WholeFolder:
     def __enter__(self) -> WholeFolder:  # noqa: PYI034  # typing.Self came with Python 3.11
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._clean()
-        self._folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", suffix=".partial", dir=self.path.parent))
-        self._folder.chmod(0o777 & ~_umask())
-        (self._folder / MARKER).touch()
-        self._lock = _try_lock(self._folder)
+        try:
+            for _ in range(_TRIES):  # another writer may take a folder that has no lock yet for an abandoned one
+                self._folder = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.partial")
+                self._folder.mkdir()
+                with contextlib.suppress(FileNotFoundError):
+                    (self._folder / MARKER).touch()
+                    self._lock = _try_lock(self._folder)
+                if self._lock is not None:
+                    break
+        except BaseException as error:  # Ctrl-C, too: no __exit__ will come
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
     def finish(self) -> None:
@@ -72,14 +80,14 @@ class WholeFolder:
         _unmark(self.path)
         _sync_names(self.path.parent)
         if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._unlock()
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            _remove(self._folder)
             self._folder = None
 
     def _clean(self) -> None:
@@ -88,7 +96,7 @@ class WholeFolder:
             if not self.path.exists():
                 aside.rename(self.path)
             else:
-                shutil.rmtree(aside, ignore_errors=True)
+                _remove(aside)
         for left in (self.path, *self._left("partial")):
             lock = _try_lock(left)
             if lock is None:
@@ -97,16 +105,30 @@ class WholeFolder:
             if left == self.path:
                 _unmark(left)
             else:
-                shutil.rmtree(left, ignore_errors=True)
+                _remove(left)
 
     def _left(self, kind: str) -> list[Path]:
-        found = self.path.parent.glob(f".{glob.escape(self.path.name)}.*.{kind}")
+        found = list(self.path.parent.glob(f".{glob.escape(self.path.name)}.*.{kind}"))
+        for folder in found:
+            with contextlib.suppress(OSError):  # killed before it had a marker, or after: then it is empty
+                folder.rmdir()
         return [folder for folder in found if (folder / MARKER).is_file()]
 
     def _unlock(self) -> None:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, its marker last: whoever is killed here leaves what the next run knows for ours."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != MARKER:
+                path.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _mark(folder: Path) -> None:
@@ -163,9 +185,3 @@ def _sync_names(folder: Path) -> None:
         pass
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

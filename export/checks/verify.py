@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import torch
 
-from blip2rt.bundle import PAST_MASK
+from blip2rt.bundle import ITM, ITM_LOGITS, PAST_MASK
 from blip2rt.modeling import streaming
 
 from .stepping import Stepper, session
@@ -46,8 +46,8 @@ class Row:
     component: str
     precision: str
     against: str
-    max_abs_error: float
-    cosine: float  # mean over rows, of the output where it is least
+    max_abs_error: float  # of itm, the error of the difference of its two logits, which is what its probability is of
+    cosine: float | None  # mean over rows, of the output where it is least; None of itm: of two logits it says nothing
     agreement: float | None = None  # share of the graph's greedy tokens that PyTorch would have chosen too; llm and all
     fault: str = ""
 
@@ -56,16 +56,38 @@ def judge(
     component: str, precision: str, against: str, got: Arrays, want: Arrays, agreement: float | None = None
 ) -> Row:
     """Compare outputs by name."""
-    error = max(float(np.abs(got[name] - want[name]).max()) for name in want)
     relative = max(float(np.abs(got[n] - want[n]).max()) / max(float(np.abs(want[n]).max()), 1e-6) for n in want)
-    cosine = min(mean_cosine(got[name], want[name]) for name in want)
-    fault = ""
+    least = LEAST_COSINE.get(precision) if against == PYTORCH else None
+    cosine, fault = None, ""
     if (against == OWN or precision == "fp32") and not relative <= EXACT:
         fault = f"{component} ({precision}) by {relative:.1e} of its largest value, more than {EXACT:g}"
-    least = LEAST_COSINE.get(precision)
-    if against == PYTORCH and least is not None and not cosine >= least:
-        fault = f"{component} has a cosine of {cosine:.5f} in {precision}, less than {least}: choose another precision"
+    if component == ITM:
+        wrong, wanted = _differences(got[ITM_LOGITS], want[ITM_LOGITS])
+        error = float(np.abs(wrong).max())
+        # A vector of just that cosine is off by this share of its length; where logits are alike, of a log-odds of 1.
+        most = float("inf") if least is None else (1 - least**2) ** 0.5 * max(_mean_square(wanted), 1)
+        if not _mean_square(wrong) <= most:
+            off = f"{_mean_square(wrong):.2f} off (root mean square)"
+            fault = f"the difference of {component}'s logits is {off} in {precision}, more than {most:.2f}"
+    else:
+        error = max(float(np.abs(got[name] - want[name]).max()) for name in want)
+        cosine = min(mean_cosine(got[name], want[name]) for name in want)
+        if least is not None and not cosine >= least:
+            fault = f"{component} has a cosine of {cosine:.5f} in {precision}, less than {least}"
+    if least is not None and fault:
+        fault += ": choose another precision"
     return Row(component, precision, against, error, cosine, agreement, fault)
+
+
+def _mean_square(values: np.ndarray) -> float:
+    """Its root, over all values."""
+    return float(np.sqrt(np.square(values, dtype=np.float64).mean()))
+
+
+def _differences(got: np.ndarray, want: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (..., 2) of a match -> the error of their difference (...), the difference (...)."""
+    wanted = want[..., 1] - want[..., 0]
+    return got[..., 1] - got[..., 0] - wanted, wanted
 
 
 def mean_cosine(got: np.ndarray, want: np.ndarray) -> float:

@@ -136,7 +136,7 @@ def test_the_citation_is_of_this_version_and_of_the_paper() -> None:
 def test_the_site_builds_and_has_the_reference(tmp_path: Path) -> None:
     """Strict: a link or a name that leads nowhere is an error."""
     words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
     reference = (tmp_path / "api.html").read_text()
     for name in ("Model.caption", "Options", "Manifest", "OptionError"):

@@ -75,12 +75,12 @@ def test_declarations_match_the_real_header() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_ports(session: Session) -> None:
+def test_inputs_and_outputs_are_those_of_the_graph(session: Session) -> None:
     assert session.inputs == [("a", "float32", [-1, 3]), ("b", "float32", [3]), ("ids", "int64", [-1])]
     assert session.outputs == [("sum", "float32", [-1, 3]), ("shape", "int64", [2]), ("flags", "bool", [-1])]
 
 
-def test_run(session: Session) -> None:
+def test_a_session_computes(session: Session) -> None:
     given = feeds()
     result = session.run(given)
     np.testing.assert_array_equal(result["sum"], given["a"] + given["b"])
@@ -89,7 +89,7 @@ def test_run(session: Session) -> None:
     assert list(session.run(given, ["shape"])) == ["shape"]
 
 
-def test_empty_and_strided_and_read_only_arrays(session: Session) -> None:
+def test_empty_strided_and_read_only_arrays_are_taken(session: Session) -> None:
     assert session.run(feeds(rows=0))["sum"].shape == (0, 3)
     given = feeds()
     given["a"] = np.asfortranarray(given["a"])
@@ -142,7 +142,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         Session(runtime(), str(tmp_path / "text.onnx"))
 
 
-def test_one_library_a_process() -> None:
+def test_a_process_has_one_library() -> None:
     assert Runtime(library_path()).version == runtime().version
     with pytest.raises(RuntimeError, match="already loaded"):
         Runtime("/elsewhere/libonnxruntime.so")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import HEAD_DIM, WORDS, D, Q, Tiny
 from tests.engines.native import library_path
+from tests.engines.native.compiled import compiled
+from tests.tiny.bundle import HEAD_DIM, WORDS, D, Q, Tiny
 
 ROOT = Path(__file__).parents[2]
 COUNT = """
@@ -43,14 +44,12 @@ OPTIONS = [
 
 
 @pytest.fixture(scope="module")
-def counter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def counter() -> Path:
     compiler = shutil.which("c++")
     if compiler is None or sys.platform != "linux":
         pytest.skip("needs Linux and a C++ compiler")
-    library = tmp_path_factory.mktemp("counter") / "count_new.so"
     source = ROOT / "tests" / "engines" / "native" / "count_new.cpp"
-    subprocess.run([compiler, "-std=c++17", "-O1", "-shared", "-fPIC", source, "-o", library, "-ldl"], check=True)
-    return library
+    return compiled([compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-Wl,--no-as-needed", "-ldl"], [source], ".so")
 
 
 @pytest.mark.parametrize("options", OPTIONS)

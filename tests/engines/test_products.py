@@ -3,7 +3,6 @@ inside a graph: tests/engines/test_generate.py.)"""
 
 from __future__ import annotations
 
-import random
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,6 +11,8 @@ import numpy as np
 import pytest
 
 from tests.engines.native import Session, runtime
+from tests.engines.native.compiled import compiled
+from tests.seeds import new_seed
 
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper
@@ -33,19 +34,16 @@ VERSION = tuple(int(part) for part in runtime().version.split(".")[:2])
     ],
     ids=["int4", "int4-aarch64", "int8", "int8-aarch64", "attention", "attention-aarch64", "encoder-attention"],
 )
-def test_kernels(kind: str, compiler: list[str], runner: list[str], tmp_path: Path) -> None:
+def test_kernels_compute_what_plain_arithmetic_does(kind: str, compiler: list[str], runner: list[str]) -> None:
     for program in compiler[:1] + runner[:1]:
         if shutil.which(program) is None:
             pytest.skip(f"needs {program}")
     folder, pattern = ("attention", f"{kind}*.cpp") if kind.endswith("attention") else (kind, "*.cpp")
     kernels = sorted((ROOT / "engines" / "kernels" / folder).glob(pattern))
     sources = [ROOT / "tests" / "engines" / "native" / f"{kind}_check.cpp", *kernels]
-    program, seed = str(tmp_path / f"{kind}_check"), str(random.SystemRandom().randrange(2**31))
-    subprocess.run(
-        [*compiler, "-std=c++17", "-O1", f"-I{ROOT / 'engines'}", *map(str, sources), "-o", program], check=True
-    )
-    done = subprocess.run([*runner, program, seed], capture_output=True, text=True)
-    assert done.returncode == 0, f"seed {seed}: {done.stdout}{done.stderr}"
+    program = compiled([*compiler, "-std=c++17", "-O1", f"-I{ROOT / 'engines'}"], sources)
+    done = subprocess.run([*runner, str(program), str(new_seed())], capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
     assert done.stdout.split() or not runner, "no kernel ran"
 
 
@@ -86,9 +84,11 @@ def save_matmul(path: Path, k: int, n: int, block: int, cast: bool = True, level
 @pytest.mark.skipif(VERSION < (1, 21), reason="ONNX Runtime before 1.21 keeps its own product")
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(("level", "tolerance"), [(INT8, 2e-2), (HALF_PRECISION, 2e-3)])
-def test_graph_uses_it_and_gives_the_same(level: int, tolerance: float, threads: int, tmp_path: Path) -> None:
+def test_int4_products_of_a_graph_are_ours_and_equal_onnx_runtimes(
+    level: int, tolerance: float, threads: int, tmp_path: Path
+) -> None:
     """Of half precision ONNX Runtime is exact. An outlier costs the others of its block their precision, too."""
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(new_seed())
     for block in (32, 64, 128):
         k, n = int(rng.integers(1, 40)) * 32 + int(rng.integers(0, 2)), int(rng.integers(16, 300))
         save_matmul(tmp_path / f"{block}.onnx", k, n, block, level=level)
@@ -109,7 +109,7 @@ def test_graph_uses_it_and_gives_the_same(level: int, tolerance: float, threads:
         assert ours.run({"x": np.zeros((2, 0, k), np.float32)})["y"].shape == (2, 0, n)
 
 
-def test_other_products_stay_with_onnx_runtime(tmp_path: Path) -> None:
+def test_other_int4_products_stay_with_onnx_runtime(tmp_path: Path) -> None:
     save_matmul(tmp_path / "float_scales.onnx", 64, 8, 32, cast=False)
     session = Session(runtime(), str(tmp_path / "float_scales.onnx"), 1)
     assert session.custom_kernels == []
@@ -149,7 +149,7 @@ def save_dynamic(
 @pytest.mark.parametrize("threads", [1, 2])
 def test_int8_is_nearer_to_exact_than_onnx_runtimes(threads: int, tmp_path: Path) -> None:
     """A scale for each row in place of one for all."""
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(new_seed())
     for bias in (True, False):
         k, n = int(rng.integers(8, 600)), int(rng.integers(1, 300))
         constants = save_dynamic(tmp_path / f"{bias}.onnx", k, n, bias)
@@ -172,7 +172,7 @@ def test_int8_is_nearer_to_exact_than_onnx_runtimes(threads: int, tmp_path: Path
 
 
 @pytest.mark.parametrize("change", ["zero_points", "by_columns"])
-def test_other_int8_stays_with_onnx_runtime(change: str, tmp_path: Path) -> None:
+def test_other_int8_products_stay_with_onnx_runtime(change: str, tmp_path: Path) -> None:
     save_dynamic(tmp_path / "other.onnx", 64, 8, **{change: True})
     session = Session(runtime(), str(tmp_path / "other.onnx"), 1, custom_int8=True)
     assert session.custom_kernels == []
@@ -180,9 +180,9 @@ def test_other_int8_stays_with_onnx_runtime(change: str, tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(VERSION < (1, 21), reason="ONNX Runtime before 1.21 keeps its own product")
-def test_codes_stay_turned_for_who_else_reads_them(tmp_path: Path) -> None:
+def test_codes_that_two_products_read_are_turned_once(tmp_path: Path) -> None:
     """Two products with the same weights, of which ONNX Runtime keeps one."""
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(new_seed())
     k, n = 70, 50
     constants = {
         "codes": rng.integers(-127, 128, (n, k), dtype=np.int8),
@@ -206,7 +206,7 @@ POSITIONS, HEADS, WIDTH = 21, 3, 10
 
 def save_attention(path: Path, change: str = "") -> dict[str, np.ndarray]:
     """x (B, 21, 16) -> y (B, 21, 30), as a vision transformer attends; `change` names what is otherwise."""
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(new_seed())
     k, n = 16, HEADS * WIDTH
     constants = {
         "codes": rng.integers(-127, 128, (3 * n, k), dtype=np.int8),
@@ -267,7 +267,7 @@ def attention(x: np.ndarray, constants: dict[str, np.ndarray]) -> np.ndarray:
 
 @pytest.mark.skipif(VERSION < (1, 21), reason="ONNX Runtime before 1.21 keeps its own attention")
 @pytest.mark.parametrize("threads", [1, 2])
-def test_an_encoders_attention(threads: int, tmp_path: Path) -> None:
+def test_an_encoders_attention_equals_onnx_runtimes(threads: int, tmp_path: Path) -> None:
     constants = save_attention(tmp_path / "attention.onnx")
     ours, theirs = (
         Session(runtime(), str(tmp_path / "attention.onnx"), threads, custom_int8=own) for own in (True, False)
@@ -275,7 +275,7 @@ def test_an_encoders_attention(threads: int, tmp_path: Path) -> None:
     if not any(kernel.startswith("encoder attention ") for kernel in ours.custom_kernels):
         pytest.skip("this processor has none of our kernels")
     for batch in (1, 3):
-        x = np.random.default_rng().standard_normal((batch, POSITIONS, 16)).astype(np.float32)
+        x = np.random.default_rng(new_seed()).standard_normal((batch, POSITIONS, 16)).astype(np.float32)
         exact = attention(x, constants)
         errors = [np.abs(session.run({"x": x})["y"] - exact).mean() for session in (ours, theirs)]
         assert errors[0] <= 1.2 * errors[1] and errors[0] < 0.02 * exact.std(), errors
@@ -291,7 +291,7 @@ def test_another_attention_stays_with_onnx_runtime(change: str, tmp_path: Path) 
     save_attention(tmp_path / "other.onnx", change)
     ours, theirs = (Session(runtime(), str(tmp_path / "other.onnx"), 1, custom_int8=own) for own in (True, False))
     assert not any(kernel.startswith("encoder attention ") for kernel in ours.custom_kernels)
-    x = np.random.default_rng().standard_normal((3, POSITIONS, 16)).astype(np.float32)
+    x = np.random.default_rng(new_seed()).standard_normal((3, POSITIONS, 16)).astype(np.float32)
     expected = theirs.run({"x": x})["y"]
     assert np.abs(ours.run({"x": x})["y"] - expected).mean() < 0.05 * expected.std()
 

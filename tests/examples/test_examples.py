@@ -20,7 +20,7 @@ CAPTION = "a kitten is sitting on a towel"
 def run(name: str, *arguments: object, stdin: str = "", code: int = 0) -> str:
     """What examples/NAME.py prints."""
     command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), *map(str, arguments)]
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, cwd=ROOT, timeout=1800)
     assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 

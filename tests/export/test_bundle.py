@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +32,8 @@ from blip2rt.modeling.quantize import round_weights
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
 from export.cli import main
 from export.convert import main as convert
+from export.graphs import trace
+from tests.seeds import new_seed
 from tests.tiny import parts as tiny_parts
 
 ROOT = Path(blip2rt.__file__).parents[1]
@@ -57,8 +57,7 @@ class Made:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    seed = random.randrange(2**31)
-    print(f"seed {seed}")
+    seed = new_seed()
     torch.manual_seed(seed)
     folder = tmp_path_factory.mktemp("export")
     tiny_parts.caption_table(folder, images=12)
@@ -83,6 +82,8 @@ def save(config: Blip2Config, folder: Path) -> Path:
     for name, parameter in model.named_parameters():  # biases and norms start at 0 and 1: hide nothing behind that
         if not name.startswith(("vision.", "llm.", "temperature")):  # no temperature is negative
             parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    if config.stage == 1:  # or int4's rounding, coarse in so narrow a model, is seldom near the bound of its log-odds
+        model.itm_head.weight.data.mul_(0.5)
     folder.mkdir()
     checkpoints.save_model(model, folder)
     return folder
@@ -211,12 +212,16 @@ ERRORS = [
 
 @pytest.mark.parametrize(("arguments", "words"), ERRORS)
 def test_errors_are_one_line_and_come_before_the_work(
-    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+    made: Made,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    words: str,
 ) -> None:
     given = [text.format(**vars(made)) for text in arguments]
-    start = time.monotonic()
+    monkeypatch.setattr(trace, "trace", lambda *_, **__: pytest.fail("the work began"))
     assert main([*made.arguments(tmp_path / "out"), *given]) == 2
-    assert time.monotonic() - start < 20
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("blip2rt-export: error: ") and words in lines[0]
     assert not list(tmp_path.iterdir())
@@ -268,15 +273,29 @@ def test_full_disk_is_one_line(made: Made, tmp_path: Path, capsys: pytest.Captur
     )
 
 
+STOPPING = """
+import sys, time
+from export.cli import main
+from export.graphs import trace
+
+def save(*arguments, whole=trace.save):
+    whole(*arguments)
+    print("written", flush=True)
+    time.sleep(10000)
+
+trace.save = save
+main(sys.argv[1:])
+"""  # an export that stops when the first graph is written
+
+
 def test_killed_in_the_middle_leaves_no_bundle(made: Made, tmp_path: Path) -> None:
     out = tmp_path / "b"
     arguments = ["--ckpt", str(made.stage1), "--out", str(out), "--no-verify", "--precision", "vision=fp16"]
-    process = subprocess.Popen([sys.executable, "-m", "export.cli", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list(tmp_path.glob(".b.*/*.onnx")):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it was done too soon"
-    assert not out.exists() and len(list(tmp_path.iterdir())) == 1
+    with subprocess.Popen([sys.executable, "-c", STOPPING, *arguments], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"written\n"
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert list(tmp_path.glob(".b.*/*.onnx")) and not out.exists() and len(list(tmp_path.iterdir())) == 1
     assert main(arguments) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
     assert np.isfinite(blip2rt.load(out, threads=1).embed_text("a dog")).all()
@@ -333,7 +352,7 @@ def test_an_encoder_that_was_trained_comes_back(made: Made, precision: str, tmp_
     assert convert([str(tmp_path / "b"), "--to", "ours", str(tmp_path / "ours")]) == 0
     got = checkpoints.load_model(tmp_path / "ours" / "stage2", llm=False)
     assert got.config.vision.weights == str(tmp_path / "ours" / "encoder")
-    pixels = np.random.default_rng().normal(size=(2, 3, 64, 64)).astype(np.float32)
+    pixels = np.random.default_rng(new_seed()).normal(size=(2, 3, 64, 64)).astype(np.float32)
     session = onnxruntime.InferenceSession(tmp_path / "b" / "vision.onnx")
     [wanted] = session.run(None, {"pixels": pixels})
     np.testing.assert_allclose(got.vision_features(torch.from_numpy(pixels)), wanted, atol=1e-3 * np.abs(wanted).max())

@@ -5,8 +5,6 @@ Random tiny models, saved by transformers, new ones in every run; BLIP2RT_SEED d
 
 from __future__ import annotations
 
-import os
-import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +23,10 @@ from blip2rt.image import to_pixels
 from blip2rt.modeling import checkpoints, streaming
 from export.checks.verify import STEPS, LlmGraphs
 from export.cli import main
+from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2
 
-SEED = int(os.environ.get("BLIP2RT_SEED") or random.randrange(2**31))
+SEED = seed_of(__name__)
 FLOAT = "vision=fp32,qformer=fp32,llm=fp32,retrieval=fp32"
 PROMPTS = ["a photo of", "Question: what colour is the dog? Answer:", "the", "two dog"]
 TIE = 5e-5  # what rounding in float32 may change in a logit: so far is transformers from itself in float64 (3e-5 seen)
@@ -117,7 +116,6 @@ SAVING: dict[str, Any] = {"opt": {"max_shard_size": "60KB"}, "llama": {"dtype": 
 
 
 def make(name: str, folder: Path, **saving: Any) -> Pair:
-    print(f"seed {SEED}")
     torch.manual_seed(SEED)
     text = (tiny_blip2.TEXT_CONFIGS | tiny_blip2.NEWER_TEXT_CONFIGS)[name]()
     checkpoint = tiny_blip2.generative(folder / "hf", text, **saving)
@@ -134,7 +132,7 @@ def make(name: str, folder: Path, **saving: Any) -> Pair:
 
 
 @torch.no_grad()
-def test_features(pair: Pair) -> None:
+def test_features_equal_hugging_face(pair: Pair) -> None:
     pixels = torch.from_numpy(to_pixels(pair.images, pair.model.bundle.manifest.image))
     seen = pair.reference.vision_model(pixels).last_hidden_state
     queries = pair.reference.query_tokens.expand(len(pixels), -1, -1)
@@ -149,7 +147,7 @@ def test_features(pair: Pair) -> None:
 CASES = ([None] * 3, PROMPTS)  # captions; prompted captions and questions, of unequal length
 
 
-def test_logits_equal_generate(pair: Pair) -> None:
+def test_logits_equal_those_of_generate(pair: Pair) -> None:
     """Of every step, from photographs to the language model's last layer."""
     for prompts in CASES:
         check_logits(pair, prompts)
@@ -158,11 +156,11 @@ def test_logits_equal_generate(pair: Pair) -> None:
 def check_logits(pair: Pair, prompts: list[str | None]) -> None:
     rows, want = pair.generate(prompts, num_beams=1, min_new_tokens=STEPS)
     got = pair.logits(prompts, np.array(rows))
-    assert np.abs(got - want.swapaxes(0, 1)).max() < 1e-4, f"seed {SEED}, {prompts}"
+    assert np.abs(got - want.swapaxes(0, 1)).max() < 1e-4, f"{prompts}"
 
 
 @pytest.mark.parametrize("num_beams", [1, 5])
-def test_tokens_equal_generate(pair: Pair, num_beams: int) -> None:
+def test_tokens_equal_those_of_generate(pair: Pair, num_beams: int) -> None:
     for prompts in CASES:
         check_tokens(pair, prompts, num_beams)
 
@@ -171,12 +169,12 @@ def check_tokens(pair: Pair, prompts: list[str | None], num_beams: int) -> None:
     ours, theirs = pair.tokens(prompts, num_beams), pair.wanted(prompts, num_beams)
     for row, (got, want) in enumerate(zip(ours, theirs, strict=True)):
         same = got == want or pair.is_tie(prompts, num_beams, row, got, want)
-        assert same, f"seed {SEED}, {num_beams} beams, {prompts[row]!r}: {got} is not {want}"
+        assert same, f"{num_beams} beams, {prompts[row]!r}: {got} is not {want}"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(tiny_blip2.NEWER_TEXT_CONFIGS))
-def test_newer_models(name: str, tmp_path: Path) -> None:
+def test_newer_models_say_what_generate_says(name: str, tmp_path: Path) -> None:
     """Soft caps, windows, normed queries and keys; their graphs alone are tested in test_export_llm.py.
 
     One image at a time: in transformers' padded batches the padding takes room in a sliding window.
@@ -207,8 +205,7 @@ def test_pixels_equal_the_processor() -> None:
 
 
 @torch.no_grad()
-def test_retrieval_scores(tmp_path: Path) -> None:
-    print(f"seed {SEED}")
+def test_retrieval_scores_equal_hugging_face(tmp_path: Path) -> None:
     torch.manual_seed(SEED)
     checkpoint = tiny_blip2.retrieval(tmp_path / "hf")
     assert main(["--ckpt", str(checkpoint), "--out", str(tmp_path / "bundle"), "--precision", FLOAT]) == 0
@@ -229,7 +226,6 @@ def test_retrieval_scores(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_streamed_weights_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a model too large for the memory: nearly every weight stays on disk until it is used."""
-    print(f"seed {SEED}")
     torch.manual_seed(SEED)
     monkeypatch.setattr(streaming, "SMALL", 200)
     checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS["opt"](), dtype=torch.bfloat16)
@@ -241,14 +237,13 @@ def test_streamed_weights_give_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     checks = {check.component: check for check in bundle.bundle.manifest.verification}
     assert checks["vision"].precision == "int8-dynamic" and checks["vision"].cosine > 0.99
     assert checks["llm"].agreement > 0.3
-    assert isinstance(bundle.caption(tiny_blip2.photographs(1, np.random.default_rng())[0]), str)
+    assert isinstance(bundle.caption(tiny_blip2.photographs(1, np.random.default_rng(new_seed()))[0]), str)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [364, 490])
 def test_larger_images_interpolate_positions(size: int, tmp_path: Path) -> None:
     """The sizes of the finetuned models from a checkpoint of 224 pixels; ViT-g/14 but for its width and depth."""
-    print(f"seed {SEED}")
     torch.manual_seed(SEED)
     vit = {"image_size": 224, "patch_size": 14, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS["llama"](), vision=vit)
@@ -262,7 +257,7 @@ def test_larger_images_interpolate_positions(size: int, tmp_path: Path) -> None:
     assert pixels.shape[2:] == (size, size) and features.shape[1] == 1 + (size // 14) ** 2
     seen = reference.vision_model(pixels, interpolate_pos_encoding=True).last_hidden_state
     ours = checkpoints.load_model(checkpoint, llm=False).vision_norm(torch.from_numpy(features))
-    assert (ours - seen).abs().max() < 1e-4, f"seed {SEED}"
+    assert (ours - seen).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("pair", ["t5"], indirect=True)

@@ -5,8 +5,6 @@ The .pth files are made from transformers' models by the names that LAVIS' conve
 
 from __future__ import annotations
 
-import random
-import re
 from pathlib import Path
 from typing import Any
 
@@ -21,74 +19,17 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import checkpoints
 from blip2rt.modeling.lavis import Parts
 from export.convert import main
+from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2
+from tests.tiny import lavis as tiny_lavis
 
-SEED = random.randrange(2**31)
-RENAMED = [
-    (r"^vision_model\.embeddings\.class_embedding", "visual_encoder.cls_token"),
-    (r"^vision_model\.embeddings\.position_embedding", "visual_encoder.pos_embed"),
-    (r"^vision_model\.embeddings\.patch_embedding", "visual_encoder.patch_embed.proj"),
-    (r"^vision_model\.post_layernorm", "ln_vision"),
-    (r"^vision_model\.encoder\.layers", "visual_encoder.blocks"),
-    (r"layer_norm([12])", r"norm\1"),
-    (r"self_attn\.", "attn."),
-    (r"attn\.projection", "attn.proj"),
-    (r"^qformer\.layernorm", "Qformer.bert.embeddings.LayerNorm"),
-    (r"^embeddings\.", "Qformer.bert.embeddings."),
-    (r"^qformer\.", "Qformer.bert."),
-    (r"attention\.attention\.", "attention.self."),
-    (r"^vision_projection", "vision_proj"),
-    (r"^text_projection", "text_proj"),
-]
-CLIP_NAMES = {"attn.out_proj": "self_attn.out_proj", "ln_1": "layer_norm1", "ln_2": "layer_norm2",
-              "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}  # fmt: skip
-QFORMER = {"num_attention_heads": 2}
-
-
-def lavis_state(model: Any, projection: str) -> dict[str, Any]:
-    state = {}
-    for name, tensor in model.state_dict().items():
-        for pattern, replacement in [*RENAMED, (r"^language_projection", projection)]:
-            name = re.sub(pattern, replacement, name)
-        if name.endswith("attn.qkv.bias"):
-            query, key, value = tensor.chunk(3)
-            key.zero_()  # LAVIS has none
-            state[name.replace("qkv.bias", "q_bias")], state[name.replace("qkv.bias", "v_bias")] = query, value
-        elif not name.startswith("language_model."):
-            state[name] = tensor.clone()
-    return state
-
-
-def split(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What was trained, and the frozen encoder as its own file has it: no prefix, one block more."""
-    encoder = {n.removeprefix("visual_encoder."): t for n, t in state.items() if n.startswith("visual_encoder.")}
-    last = max(int(name.split(".")[1]) for name in encoder if name.startswith("blocks."))
-    encoder |= {
-        name.replace(f"blocks.{last}.", f"blocks.{last + 1}."): torch.randn_like(tensor)
-        for name, tensor in encoder.items()
-        if name.startswith(f"blocks.{last}.")
-    }
-    return {n: t for n, t in state.items() if not n.startswith("visual_encoder.")}, encoder
+SEED = seed_of(__name__)
 
 
 @pytest.fixture(scope="module")
 def stage2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, Path, Parts]:
-    """A model of transformers', the .pth files of it (trained parts alone, and all), and its frozen parts."""
-    print(f"seed {SEED}")
     torch.manual_seed(SEED)
-    folder = tmp_path_factory.mktemp("lavis")
-    hf = tiny_blip2.generative(folder / "hf", tiny_blip2.TEXT_CONFIGS["opt"](), qformer=QFORMER)
-    model = transformers.Blip2ForConditionalGeneration.from_pretrained(hf).eval()
-    state = lavis_state(model, "opt_proj")
-    trained, encoder = split(state)
-    torch.save({"model": trained, "epoch": 3, "config": {"run": {"seed": 42}}}, folder / "trained.pth")
-    torch.save({"model": state}, folder / "finetuned.pth")
-    torch.save(encoder, folder / "eva.pth")
-    model.language_model.save_pretrained(folder / "llm")
-    tiny_blip2.llm_tokenizer().save_pretrained(folder / "llm")
-    model.vision_model.post_layernorm.eps = 1e-5
-    parts = Parts(str(folder / "eva.pth"), str(folder / "llm"), vision_heads=4, qformer_heads=2)
-    return model, folder / "trained.pth", folder / "finetuned.pth", parts
+    return tiny_lavis.stage2(tmp_path_factory.mktemp("lavis"))
 
 
 @torch.no_grad()
@@ -115,10 +56,10 @@ def test_stage_2_equals_hugging_face(stage2: tuple[Any, Path, Path, Parts], fine
     assert ours.config.vision.vit.layers == tiny_blip2.VISION["num_hidden_layers"]
     pixels = torch.randn(2, 3, 28, 28)
     for got, want in zip(outputs(ours, pixels), theirs(model, pixels), strict=True):
-        assert (got - want).abs().max() < 1e-4, f"seed {SEED}"
+        assert (got - want).abs().max() < 1e-4
 
 
-def test_stage_2_to_hugging_face(stage2: tuple[Any, Path, Path, Parts], tmp_path: Path) -> None:
+def test_stage_2_converts_to_hugging_face_and_back(stage2: tuple[Any, Path, Path, Parts], tmp_path: Path) -> None:
     _, trained, _, parts = stage2
     flags = ["--vision", str(parts.vision), "--llm", str(parts.llm), "--vision-heads", "4", "--qformer-heads", "2"]
     assert main([str(trained), "--to", "hf", str(tmp_path / "hf"), *flags]) == 0
@@ -132,18 +73,17 @@ def test_stage_2_to_hugging_face(stage2: tuple[Any, Path, Path, Parts], tmp_path
         assert (got - want).abs().max() < 1e-6
     processor = transformers.AutoProcessor.from_pretrained(tmp_path / "hf")
     inputs = processor(
-        images=tiny_blip2.photographs(1, np.random.default_rng()), text="a photo of", return_tensors="pt"
+        images=tiny_blip2.photographs(1, np.random.default_rng(new_seed())), text="a photo of", return_tensors="pt"
     )
     assert model.generate(**inputs, max_new_tokens=3).shape[0] == 1
 
 
 @torch.no_grad()
 def test_stage_1_comes_back_whole(tmp_path: Path) -> None:
-    print(f"seed {SEED}")
     torch.manual_seed(SEED)
-    hf = tiny_blip2.retrieval(tmp_path / "itm", qformer=QFORMER)
+    hf = tiny_blip2.retrieval(tmp_path / "itm", qformer=tiny_lavis.QFORMER)
     model = transformers.Blip2ForImageTextRetrieval.from_pretrained(hf).eval()
-    state = lavis_state(model, "none")
+    state = tiny_lavis.state_of(model, "none")
     words, width = state["Qformer.bert.embeddings.word_embeddings.weight"].shape
     state |= {
         "temp": torch.tensor(0.0321),
@@ -192,7 +132,6 @@ def test_clip_encoder_equals_transformers(tmp_path: Path) -> None:
     from blip2rt.modeling.vision import VisionConfig, VisionEncoder
     from blip2rt.modeling.vit import VitConfig
 
-    print(f"seed {SEED}")
     torch.manual_seed(SEED)
     config = transformers.CLIPVisionConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=28, patch_size=7
@@ -209,7 +148,7 @@ def test_clip_encoder_equals_transformers(tmp_path: Path) -> None:
             layer, block = f"encoder.layers.{i}", f"transformer.resblocks.{i}"
             parts = [source[f"{layer}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
             state[f"{block}.attn.in_proj_{kind}"] = torch.cat(parts)
-            for here, there in CLIP_NAMES.items():
+            for here, there in tiny_lavis.CLIP_NAMES.items():
                 state[f"{block}.{here}.{kind}"] = source[f"{layer}.{there}.{kind}"]
     torch.save(state, tmp_path / "clip.pth")
     vit = VitConfig(32, 2, 4, 64, 7, "quick_gelu", 1e-5, patch_bias=False, pre_norm=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from pathlib import Path
 
 import numpy as np
@@ -18,54 +17,10 @@ from export.checks.stepping import Stepper, session
 from export.graphs import llm, trace
 from export.precision.rounding import Blocks, Rounding
 from export.precision.weights import quantize_weights
+from tests.seeds import seed_of
+from tests.tiny.language import CONFIGS, build
 
-SEED = random.randrange(2**31)
-SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 97,
-         "max_position_embeddings": 64}  # fmt: skip
-CONFIGS = {
-    "llama": lambda: transformers.LlamaConfig(
-        intermediate_size=96, num_key_value_heads=2, tie_word_embeddings=True, **SMALL
-    ),
-    "narrow": lambda: transformers.LlamaConfig(  # heads of 8: too narrow for the op to rotate
-        **{**SMALL, "num_attention_heads": 8}, intermediate_size=96, num_key_value_heads=2
-    ),
-    "opt": lambda: transformers.OPTConfig(ffn_dim=96, word_embed_proj_dim=64, dropout=0.0, **SMALL),
-    "qwen2": lambda: transformers.Qwen2Config(intermediate_size=96, num_key_value_heads=1, **SMALL),
-    "mistral": lambda: transformers.MistralConfig(
-        intermediate_size=96, num_key_value_heads=2, sliding_window=4, **SMALL
-    ),
-    "gemma": lambda: transformers.GemmaConfig(intermediate_size=96, num_key_value_heads=1, head_dim=16, **SMALL),
-    "gemma2": lambda: transformers.Gemma2Config(  # soft caps of scores and logits, every second layer with a window
-        intermediate_size=96,
-        num_key_value_heads=2,
-        head_dim=16,
-        query_pre_attn_scalar=20,
-        sliding_window=4,
-        attn_logit_softcapping=0.5,
-        final_logit_softcapping=3.0,
-        **SMALL,
-    ),
-    "gemma3": lambda: transformers.Gemma3TextConfig(  # norms of queries and keys, two rotations
-        intermediate_size=96,
-        num_key_value_heads=2,
-        head_dim=16,
-        query_pre_attn_scalar=20,
-        sliding_window=4,
-        layer_types=["sliding_attention", "full_attention"],
-        **SMALL,
-    ),
-    "qwen3": lambda: transformers.Qwen3Config(intermediate_size=96, num_key_value_heads=2, head_dim=24, **SMALL),
-}
-
-
-def build(name: str):
-    print(f"seed {SEED}")  # pytest shows it when the test fails
-    torch.manual_seed(SEED)
-    # Not sdpa, which in transformers 4 leaves out Gemma 2's soft cap.
-    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name](), attn_implementation="eager").eval()
-    for parameter in model.parameters():  # biases and norms start at 0 and 1: hide nothing behind that
-        parameter.data.add_(torch.randn_like(parameter) * 0.05)
-    return model
+SEED = seed_of(__name__)
 
 
 def export(model, folder: Path, bits: int | None = None, block: int = 32) -> None:
@@ -106,7 +61,7 @@ def compare(model, folder: Path, tolerance: float, batch: int = 3, steps: int = 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_fp32_graph_equals_hugging_face(name: str, tmp_path: Path) -> None:
-    model = build(name)
+    model = build(name, SEED)
     export(model, tmp_path)
     compare(model, tmp_path, tolerance=1e-4)
     compare(model, tmp_path, tolerance=1e-4, batch=1)
@@ -115,7 +70,7 @@ def test_fp32_graph_equals_hugging_face(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["llama", "opt"])
 def test_int4_graph_equals_dequantized_weights(name: str, tmp_path: Path) -> None:
     """accuracy_level 4 rounds activations to 8 bits, block by block: that is what the tolerance allows."""
-    model = build(name)
+    model = build(name, SEED)
     export(model, tmp_path, bits=4)
     round_weights(model, bits=4, block=32)
     compare(model, tmp_path, tolerance=0.1)
@@ -124,7 +79,6 @@ def test_int4_graph_equals_dequantized_weights(name: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("width", [96, 128, 100])
 def test_what_training_saw_is_what_ships(width: int) -> None:
     """Rounded weights quantize to themselves."""
-    print(f"seed {SEED}")
     weight = torch.randn(50, width, generator=torch.Generator().manual_seed(SEED))
     once = quantize_blockwise(weight, 4, 32)
     again = quantize_blockwise(dequantize_blockwise(once), 4, 32)
@@ -136,7 +90,6 @@ def test_what_training_saw_is_what_ships(width: int) -> None:
 @pytest.mark.parametrize("width", [96, 128])
 def test_embedding_of_an_odd_number_of_blocks(width: int, bits: int, tmp_path: Path) -> None:
     """The two ops pack zero points differently where the blocks of a row are odd in number."""
-    print(f"seed {SEED}")
     torch.manual_seed(SEED)
     table = torch.nn.Embedding(51, width)
     part = trace.Part("e", table, {"ids": torch.zeros(2, 3, dtype=torch.int64)}, ["out"], {"ids": {0: "B", 1: "S"}})

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,50 +18,23 @@ import blip2rt
 from blip2rt.errors import Blip2rtError, BundleError, CapabilityError
 from blip2rt.image import to_pixels
 from blip2rt.modeling import checkpoints
-from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.lavis import Parts
-from blip2rt.modeling.llm import LlmConfig
-from blip2rt.modeling.qformer import QFormerConfig
-from blip2rt.modeling.vision import VisionConfig
-from blip2rt.modeling.vit import VitConfig
 from export import convert
-from export.cli import main
-from tests.export import test_lavis
+from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2
+from tests.tiny import lavis as tiny_lavis
 from tests.tiny import parts as tiny_parts
+from tests.tiny import question as tiny_question
 
-SEED = random.randrange(2**31)
+SEED = seed_of(__name__)
 QUESTIONS = ["What is red?", "is the man in the snow with a dog and two cats", "a dog"]
-FLOAT = "vision=fp32,qformer=fp32,llm=fp32"
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, blip2rt.Model]:
     """A checkpoint of ours, in PyTorch's hands and as a bundle."""
-    print(f"seed {SEED}")
     torch.manual_seed(SEED)
-    folder = tmp_path_factory.mktemp("question")
-    bert = str(tiny_parts.bert_folder(folder / "bert"))
-    vit = VitConfig(32, 2, 4, 48, 7)
-    vision = VisionConfig("vit", None, 28, 28, positions=17, features=32, vit=vit)
-    config = Blip2Config(
-        2, vision, QFormerConfig(**checkpoints.read_bert_geometry(bert), queries=4, vision_width=32), qformer_init=bert,
-        llm=LlmConfig(str(tiny_parts.llm_folder(folder / "llm")), end="<|end|>"), max_text_length=9,
-        clean_captions=True, question_input=True, question_prompt="the {}",
-    )  # fmt: skip
-    (folder / "ckpt").mkdir()
-    model = tiny_blip2.shake(Blip2(config), 0.3)
-    torch.save({f"vision_model.{n}": t for n, t in hugging_face_names(model.vision.body)}, folder / "vit.pth")
-    model.config = replace(config, vision=replace(vision, weights=str(folder / "vit.pth")))
-    checkpoints.save_model(model, folder / "ckpt")
-    assert main(["--ckpt", str(folder / "ckpt"), "--out", str(folder / "bundle"), "--precision", FLOAT]) == 0
-    return folder, checkpoints.load_model(folder / "ckpt"), blip2rt.load(folder / "bundle", threads=1)
-
-
-def hugging_face_names(vit: Any) -> list[tuple[str, Any]]:
-    from blip2rt.modeling.names import vit_name
-
-    return [(str(vit_name(name, "hf")), tensor.detach().clone()) for name, tensor in vit.named_parameters()]
+    return tiny_question.made(tmp_path_factory.mktemp("question"))
 
 
 @torch.no_grad()
@@ -97,12 +68,12 @@ def test_answers_equal_pytorch(made: tuple[Path, Any, blip2rt.Model]) -> None:
     read = ["the what is red?", "the is the man in the snow with a dog and two cats", "the a dog"]
     want = prefix(reference, pixels, read)
     got = model._prefix_embeds(model._prepare(images), [model._read_question(question) for question in QUESTIONS])
-    assert np.abs(got - want.numpy()).max() < 1e-4, f"seed {SEED}"
+    assert np.abs(got - want.numpy()).max() < 1e-4
     other = prefix(reference, pixels, ["the blue"] * 3)
     assert (other - want).abs().max() > 1e-2, "the question changes nothing: this tests nothing"
     answers = model.ask(images, QUESTIONS, num_beams=1, max_new_tokens=8)
     texts = said(reference, want, [f"Question: {question} Answer:" for question in QUESTIONS])
-    assert ["".join(answer.split()) for answer in answers] == texts, f"seed {SEED}"
+    assert ["".join(answer.split()) for answer in answers] == texts
     assert model.ask(images[0], QUESTIONS, num_beams=1, max_new_tokens=8)[0] == answers[0]
     pieces = model.stream(images[1], question=QUESTIONS[1], max_new_tokens=8)
     assert "".join(pieces) == answers[1]
@@ -120,7 +91,7 @@ def test_captions_read_their_prompt(made: tuple[Path, Any, blip2rt.Model]) -> No
 def test_what_it_cannot_do_is_one_line(made: tuple[Path, Any, blip2rt.Model], tmp_path: Path) -> None:
     folder, _, model = made
     with pytest.raises(CapabilityError, match="cannot chat: its Q-Former looks at the image anew"):
-        model.chat(tiny_blip2.photographs(1, np.random.default_rng())[0])
+        model.chat(tiny_blip2.photographs(1, np.random.default_rng(new_seed()))[0])
     with pytest.raises(Blip2rtError, match="question_input"):
         convert.convert(str(folder / "ckpt"), "hf", tmp_path / "hf", Parts(), "float32")
     manifest = folder / "bundle" / "blip2rt.json"
@@ -143,12 +114,11 @@ def test_lavis_instruct_models_read_their_prompt(tmp_path: Path) -> None:
     """A stage-2 .pth with the text branch; the queries after image and text equal transformers'."""
     import transformers
 
-    print(f"seed {SEED}")
     torch.manual_seed(SEED)
-    hf = tiny_blip2.retrieval(tmp_path / "itm", qformer=test_lavis.QFORMER)
+    hf = tiny_blip2.retrieval(tmp_path / "itm", qformer=tiny_lavis.QFORMER)
     theirs = transformers.Blip2ForImageTextRetrieval.from_pretrained(hf).eval()
     theirs.vision_model.post_layernorm.eps = 1e-5
-    state = test_lavis.lavis_state(theirs, "none")
+    state = tiny_lavis.state_of(theirs, "none")
     unused = ("vision_proj", "text_proj", "itm_head")
     state = {name: tensor for name, tensor in state.items() if not name.startswith(unused)}
     state |= {"opt_proj.weight": torch.randn(32, tiny_blip2.QFORMER["hidden_size"]), "opt_proj.bias": torch.randn(32)}
@@ -167,4 +137,4 @@ def test_lavis_instruct_models_read_their_prompt(tmp_path: Path) -> None:
         attention_mask=torch.cat((torch.ones(2, count, dtype=torch.int64), mask), 1), encoder_hidden_states=seen,
     ).last_hidden_state[:, :count]  # fmt: skip
     got = ours.query_output(ours.vision_features(pixels), ids, mask)
-    assert (got - want).abs().max() < 1e-4, f"seed {SEED}"
+    assert (got - want).abs().max() < 1e-4

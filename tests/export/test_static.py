@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +24,10 @@ from export.graphs import trace
 from export.precision import smooth, static
 from export.precision.activations import Range
 from export.precision.rounding import Blocks, Rounding, matrices
+from tests.seeds import seed_of
 from tests.tiny import blip2 as tiny_blip2
 
-SEED = random.randrange(2**31)
+SEED = seed_of(__name__)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,6 @@ def products(graph: Path, folder: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("name", ["opt", "t5"])
 def test_every_part_is_static(name: str, images: Path, tmp_path: Path) -> None:
-    print(f"seed {SEED}")
     torch.manual_seed(SEED)
     checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS[name]())
     out = tmp_path / "bundle"
@@ -94,7 +93,6 @@ def apply(seen: Range, width: int) -> tuple[list[str], ort.InferenceSession]:
 
 def test_ranges_lie_on_grids_that_hold_them() -> None:
     """A value within the range that was seen comes back to within half a step, 0 exactly."""
-    print(f"seed {SEED}")
     rng = np.random.default_rng(SEED)
     low, high = (float(end) for end in np.sort(rng.normal(size=2)) * 10.0 ** rng.integers(-3, 4))
     _, session = apply(seen(low, high, abs(high)), 4)
@@ -107,7 +105,6 @@ def test_ranges_lie_on_grids_that_hold_them() -> None:
 
 def test_outliers_leave_the_other_values_alone() -> None:
     """One value of a thousand times the others' size: a grid over all would round the others to 0."""
-    print(f"seed {SEED}")
     x = np.random.default_rng(SEED).uniform(0.5, 1.5, (8, 64)).astype(np.float32)
     x[0, 0] = 3000
     kinds, session = apply(seen(0.0, 3000.0, float(x[1:].mean())), 64)
@@ -118,7 +115,6 @@ def test_outliers_leave_the_other_values_alone() -> None:
 
 def test_smoothing_moves_outliers_and_changes_nothing_else(tmp_path: Path) -> None:
     """Of two products of one operand with channels 200 times as large as others; ranges are those of each channel."""
-    print(f"seed {SEED}")
     rng = np.random.default_rng(SEED)
     torch.manual_seed(SEED)
 

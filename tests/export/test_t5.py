@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from pathlib import Path
 
 import numpy as np
@@ -17,25 +16,11 @@ from export.checks.stepping import Stepper, session
 from export.graphs import llm, t5, trace
 from export.precision.rounding import Blocks, Rounding
 from export.precision.weights import quantize_weights
+from tests.seeds import seed_of
+from tests.tiny.bundle import make_manifest
+from tests.tiny.language import T5_CONFIGS, T5_VOCAB, T5_WIDTH, build
 
-SEED = random.randrange(2**31)
-VOCAB, WIDTH = 89, 48
-SMALL = {"vocab_size": VOCAB, "d_model": WIDTH, "d_kv": 16, "d_ff": 72, "num_layers": 2, "num_decoder_layers": 3,
-         "num_heads": 4, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 12,
-         "decoder_start_token_id": 0, "dropout_rate": 0.0}  # fmt: skip
-CONFIGS = {
-    "flan": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
-    "tied": {"feed_forward_proj": "relu", "tie_word_embeddings": True},
-}
-
-
-def build(name: str):
-    print(f"seed {SEED}")  # pytest shows it when the test fails
-    torch.manual_seed(SEED)
-    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**SMALL, **CONFIGS[name])).eval()
-    for parameter in model.parameters():
-        parameter.data.add_(torch.randn_like(parameter) * 0.1)
-    return model
+SEED = seed_of(__name__)
 
 
 def export(model, folder: Path, bits: int | None = None) -> None:
@@ -50,16 +35,16 @@ def export(model, folder: Path, bits: int | None = None) -> None:
             trace.save(graph, folder / f"{name}.onnx", data)
 
 
-@pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.parametrize("name", sorted(T5_CONFIGS))
 @torch.no_grad()
 def test_graphs_equal_hugging_face(name: str, tmp_path: Path) -> None:
     """Teacher-forced: image and prompt through the encoder, then steps; the whole of Hugging Face's model each time."""
-    model = build(name)
+    model = build(name, SEED)
     export(model, tmp_path)
     rng = np.random.default_rng(SEED)
     batch, longest, steps = 3, 20, 16  # farther than the relative positions tell apart
     lengths = [longest, 7, 11]
-    embeds = rng.normal(size=(batch, longest, WIDTH)).astype(np.float32)
+    embeds = rng.normal(size=(batch, longest, T5_WIDTH)).astype(np.float32)
     mask = (np.arange(longest)[None] < np.array(lengths)[:, None]).astype(np.int64)
     encoder = session(tmp_path / "encoder.onnx", 1)
     names = [value.name for value in encoder.get_outputs()]
@@ -67,7 +52,7 @@ def test_graphs_equal_hugging_face(name: str, tmp_path: Path) -> None:
     assert seen["cross_key_2"].shape == (batch, 4, longest, 16)
     stepper = Stepper(session(tmp_path / "llm.onnx", 1), batch, steps + 1, {**seen, "encoder_mask": mask})
     table = session(tmp_path / "embed.onnx", 1)
-    tokens = rng.integers(0, VOCAB, (batch, steps))
+    tokens = rng.integers(0, T5_VOCAB, (batch, steps))
     tokens[:, 0] = 0
     want = model(
         inputs_embeds=torch.from_numpy(embeds),
@@ -83,18 +68,18 @@ def test_graphs_equal_hugging_face(name: str, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_several_tokens_at_once(tmp_path: Path) -> None:
+def test_several_tokens_at_once_equal_one_by_one(tmp_path: Path) -> None:
     """The decoder may also be prefilled with more than its start."""
     model = build("flan")
     export(model, tmp_path)
     rng = np.random.default_rng(SEED)
-    embeds = rng.normal(size=(2, 6, WIDTH)).astype(np.float32)
+    embeds = rng.normal(size=(2, 6, T5_WIDTH)).astype(np.float32)
     mask = np.ones((2, 6), np.int64)
     encoder = session(tmp_path / "encoder.onnx", 1)
     names = [value.name for value in encoder.get_outputs()]
     seen = dict(zip(names, encoder.run(None, {"inputs_embeds": embeds, "attention_mask": mask}), strict=True))
     stepper = Stepper(session(tmp_path / "llm.onnx", 1), 2, 9, {**seen, "encoder_mask": mask})
-    tokens = rng.integers(0, VOCAB, (2, 5))
+    tokens = rng.integers(0, T5_VOCAB, (2, 5))
     rows = session(tmp_path / "embed.onnx", 1).run(None, {"token_ids": tokens})[0]
     got = stepper.prefill(rows, np.array([5, 3]))
     want = model(inputs_embeds=torch.from_numpy(embeds), decoder_input_ids=torch.from_numpy(tokens)).logits.numpy()
@@ -118,7 +103,6 @@ def test_manifest_of_an_encoder_decoder(tmp_path: Path) -> None:
     from blip2rt import bundle as contract
     from blip2rt.bundle import encoder_tensors, llm_tensors
     from blip2rt.bundle.faults import manifest_faults
-    from tests.conftest import make_manifest
 
     def component(name: str, tensors: tuple[tuple[str, ...], tuple[str, ...]]) -> contract.Component:
         inputs, outputs = (tuple(contract.TensorInfo(n, "float32", ("B",)) for n in names) for names in tensors)

@@ -3,14 +3,13 @@ of Hugging Face); float16 and int8; and built by tensorrt-rtx."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
-import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,10 +31,11 @@ from export.graphs import trace
 from export.precision import codes
 from export.precision.rounding import Blocks, Rounding
 from export.trt import precision as trt_precision
-from tests.export import test_llm as test_export_llm
-from tests.export import test_t5 as test_export_t5
+from tests.seeds import seed_of
+from tests.tiny import language
+from tests.tiny.language import write
 
-SEED = random.randrange(2**31)
+SEED = seed_of(__name__)
 GPUS = ("SM86", "SM89", "SM120")
 
 
@@ -44,36 +44,8 @@ def slow(*names: str) -> list:
 
 
 @functools.cache
-def build(name: str):
-    return (test_export_t5 if name in test_export_t5.CONFIGS else test_export_llm).build(name)
-
-
-def write(
-    traced, folder: Path, target: targets.Target, precision: str = "fp32", ranges=None, block: int = 32
-) -> LlmGraphs:
-    """The graphs of a language model, name and graph, as a bundle holds them."""
-    folder.mkdir(exist_ok=True)
-    with contextlib.closing(trace.DataFile(folder, "llm.data")) as data:
-        for name, graph in traced:
-            target.apply(graph, precision, Rounding(Blocks(block), data.keep), (ranges or {}).get(name, {}))
-            trace.save(graph, folder / f"{name}.onnx", data)
-    encoder = folder / "encoder.onnx"
-    known = encoder.exists()
-    start = 0 if known else None
-    assert nothing_unread(folder), precision
-    return LlmGraphs(folder / "llm.onnx", folder / "embed.onnx", encoder if known else None, start, target.open)
-
-
-def nothing_unread(folder: Path) -> bool:
-    """Whether the data file holds tensors of the graphs and no others."""
-    pieces = set()
-    for path in folder.glob("*.onnx"):
-        for tensor in onnx.load(path, load_external_data=False).graph.initializer:
-            where = {entry.key: entry.value for entry in tensor.external_data}
-            if where:
-                pieces.add((int(where["offset"]), int(where["length"])))
-    aligned = sum(-(-length // 64) * 64 for _, length in pieces)
-    return 0 <= aligned - (folder / "llm.data").stat().st_size < 64
+def build(name: str) -> Any:
+    return language.build(name, SEED)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +87,7 @@ def test_same_tokens_as_the_target_ort(name: str, exact: Callable[[str], LlmGrap
     assert clear.mean() > 0.5 and (got.argmax(-1) == want_tokens)[clear].all()
 
 
-def test_what_a_step_returns(exact: Callable[[str], LlmGraphs]) -> None:
+def test_a_step_returns_the_likeliest_tokens_and_the_log_of_the_sum(exact: Callable[[str], LlmGraphs]) -> None:
     """The likeliest tokens in order, their logits, and the log of the sum that makes log-probabilities of them."""
     rows = prompts(build("opt"))[:1]
     stepper = TrtStepper(session(exact("opt").llm, 1), 1, 8)
@@ -137,7 +109,7 @@ def test_windows_are_refused_or_too_wide_to_matter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["opt", *slow("flan", "llama")])
-def test_fp16_is_near_and_typed(name: str, exact: Callable[[str], LlmGraphs], tmp_path: Path) -> None:
+def test_fp16_is_near_float32_and_typed(name: str, exact: Callable[[str], LlmGraphs], tmp_path: Path) -> None:
     """Products in float16, the rest in float32; the cache in float16. Errors are those of rounding to 11 bits."""
     rows = prompts(build(name))
     tokens, want = exact(name).run(rows)
@@ -165,7 +137,7 @@ def test_fp16_is_near_and_typed(name: str, exact: Callable[[str], LlmGraphs], tm
 
 
 @pytest.mark.parametrize("name", ["opt", *slow("llama", "flan")])
-def test_int8_is_symmetric_and_near(name: str, exact: Callable[[str], LlmGraphs], tmp_path: Path) -> None:
+def test_int8_is_symmetric_and_near_float32(name: str, exact: Callable[[str], LlmGraphs], tmp_path: Path) -> None:
     """8 bits for weights and activations: the cosine of the logits is what that allows on random models."""
     rows = prompts(build(name))
     tokens, want = exact(name).run(rows)
@@ -228,7 +200,7 @@ def with_weights(graph: Path, quantized: Path, block: int) -> Path:
     return copy
 
 
-def test_codes_of_a_block() -> None:
+def test_codes_of_a_block_give_the_weights_back() -> None:
     """Are the weights of the target ort, to what float16 makes of their offsets."""
     rng = np.random.default_rng(SEED)
     weight = rng.standard_t(4, (96, 33)).astype(np.float32) + rng.normal(size=33).astype(np.float32)
@@ -238,7 +210,7 @@ def test_codes_of_a_block() -> None:
     np.testing.assert_allclose(integers * scales.repeat(32, 0) + offsets.repeat(32, 0), want, atol=1e-5)
 
 
-def test_codes_of_a_channel() -> None:
+def test_codes_of_a_channel_give_the_weights_back() -> None:
     rng = np.random.default_rng(SEED)
     weight = rng.normal(size=(33, 17)).astype(np.float32)
     weight[:, 3] = 0
@@ -263,9 +235,8 @@ class _Encoder(torch.nn.Module):
         return x.flatten(2).transpose(1, 2)
 
 
-def test_int8_convolutions(tmp_path: Path) -> None:
+def test_int8_convolutions_are_near_and_build(tmp_path: Path) -> None:
     """Scales of the first axis of their weights; those that read pixels, or one channel each, stay float16."""
-    print(f"seed {SEED}")
     torch.manual_seed(SEED)
     pixels = torch.randn(2, 3, 17, 21)
     part = trace.Part("vision", _Encoder().eval(), {"pixels": pixels}, ["vision_features"], {"pixels": {0: "B"}})

@@ -38,10 +38,11 @@ from export.graphs import qformer, trace, vision
 from export.precision.activations import Range
 from export.precision.rounding import Blocks, Rounding
 from export.trt import precision as trt_precision
+from tests.seeds import seed_of
 from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import parts as tiny_parts
 
-SEED = random.randrange(2**31)
+SEED = seed_of(__name__)
 FAMILIES = ("opt", "llama", "t5")
 WIDE = {**tiny_blip2.SMALL, "hidden_size": 64}
 SIZES = {"B": (1, 2, 3), "T": (64, 64, 64), "S": (1, 8, 32), "S_enc": (1, 8, 32), "L": (1, 8, 16)}
@@ -105,7 +106,6 @@ def image_parts(model: Blip2) -> list[trace.Part]:
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
     """What `parts` gives of a name, traced once; new random weights in every run."""
-    print(f"seed {SEED}")
     known: dict[str, dict[str, Any]] = {}
 
     def get(name: str) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def plan(graph: Path) -> memoryview:
 
 @pytest.mark.parametrize("precision", ["fp16", "int8-static", "int4"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_language_models_build(name: str, precision: str, traced: Callable[..., Any], tmp_path: Path) -> None:
+def test_tensorrt_builds_language_models(name: str, precision: str, traced: Callable[..., Any], tmp_path: Path) -> None:
     files = write(traced(name), precision, tmp_path)
     assert {file.stem for file in files} == {"llm", "embed"} | ({"encoder"} if name == "t5" else set())
     assert all(plan(file) for file in files)
@@ -157,14 +157,16 @@ def test_language_models_build(name: str, precision: str, traced: Callable[..., 
     [("image", "fp16"), ("image", "int8-static"), ("image", "fp32")]
     + [pytest.param("retrieval", each, marks=pytest.mark.slow) for each in ("fp16", "fp32")],
 )
-def test_image_and_text_graphs_build(name: str, precision: str, traced: Callable[..., Any], tmp_path: Path) -> None:
+def test_tensorrt_builds_image_and_text_graphs(
+    name: str, precision: str, traced: Callable[..., Any], tmp_path: Path
+) -> None:
     files = write(traced(name), precision, tmp_path)
     assert len(files) == {"image": 2, "retrieval": 3}[name]
     assert all(plan(file) for file in files)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8-static"])
-def test_nano_builds(precision: str, traced: Callable[..., Any], tmp_path: Path) -> None:
+def test_tensorrt_builds_nano(precision: str, traced: Callable[..., Any], tmp_path: Path) -> None:
     """Its seven graphs; match and embed have no int8."""
     models = traced("nano")
     retrieval = {name for name in models if precision != "fp16" and name not in ("vision", "qformer", "embed", "llm")}
@@ -198,9 +200,10 @@ def test_a_broken_graph_names_its_node(traced: Callable[..., Any], tmp_path: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_checkpoint_to_check(name: str, precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_is_exported_and_checked(
+    name: str, precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """By the commands: export, calibrated where it is int8, and check."""
-    print(f"seed {SEED}")
     torch.manual_seed(SEED)
     source = tiny_blip2.generative(tmp_path / "hf", text_config(name))
     tiny_parts.caption_table(tmp_path, images=12)
@@ -227,9 +230,8 @@ def check(bundle: Path, precision: dict[str, str], capsys: pytest.CaptureFixture
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
-def test_nano_from_checkpoint_to_check(precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nano_is_exported_and_checked(precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By the commands."""
-    print(f"seed {SEED}")
     torch.manual_seed(SEED)
     tiny_parts.caption_table(tmp_path, images=12)
     for config in nano(tmp_path):

@@ -52,7 +52,7 @@ def test_missing_shards_are_all_named(copy: Path, tmp_path: Path, capsys: pytest
     assert line.count(shards[0].name) == 1
 
 
-def test_missing_and_misshaped_tensors_of_every_part(
+def test_missing_and_misshaped_tensors_of_every_part_are_named(
     copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lost = ("query_tokens", "vision_model.encoder.layers.1.mlp.fc1.weight", "language_model.model.norm.weight")
@@ -65,13 +65,15 @@ def test_missing_and_misshaped_tensors_of_every_part(
     assert all(name in line for name in lost) and "language_projection.weight is (3, 5)" in line
 
 
-def test_unknown_architecture(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_architecture_is_named(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit(copy, model_type="blip", architectures=["BlipForConditionalGeneration"])
     line = complaint(copy, tmp_path, capsys)
     assert "BlipForConditionalGeneration" in line and "Blip2ForImageTextRetrieval" in line and "LAVIS" in line
 
 
-def test_unsupported_values_all_at_once(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unsupported_values_are_named_all_at_once(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = json.loads((copy / "config.json").read_text())
     edit(copy, vision_config={**data["vision_config"], "hidden_act": "swish9", "num_attention_heads": 7},
          qformer_config={**data["qformer_config"], "hidden_act": "relu"})  # fmt: skip
@@ -80,12 +82,12 @@ def test_unsupported_values_all_at_once(copy: Path, tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"model_type": "blip-2", "vision_config": 3}'])
-def test_damaged_config(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+def test_a_damaged_config_is_named(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
     (copy / "config.json").write_text(text)
     assert "damaged" in complaint(copy, tmp_path, capsys)
 
 
-def test_images_that_are_cropped(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_that_are_cropped_are_refused(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = next(file for file in copy.glob("*processor_config.json") if "image_mean" in file.read_text())
     data = json.loads(file.read_text())
     data.get("image_processor", data)["do_center_crop"] = True
@@ -93,7 +95,7 @@ def test_images_that_are_cropped(copy: Path, tmp_path: Path, capsys: pytest.Capt
     assert "do_center_crop is True" in complaint(copy, tmp_path, capsys)
 
 
-def test_not_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_checkpoint_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "photographs"
     folder.mkdir()
     assert "is no checkpoint" in complaint(folder, tmp_path, capsys)
@@ -102,7 +104,9 @@ def test_not_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "does not exist" in complaint("/no/such/folder", tmp_path, capsys)
 
 
-def test_hub_out_of_reach(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_out_of_reach_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub
 
     def unreachable(*_: Any, **__: Any) -> str:

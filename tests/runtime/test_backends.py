@@ -12,7 +12,7 @@ from blip2rt import backends, load
 from blip2rt.backends.trt import PlanSizes
 from blip2rt.bundle import TARGETS, read
 from blip2rt.errors import BackendError, OptionError
-from tests.conftest import Tiny
+from tests.tiny.bundle import Tiny
 
 
 def test_the_backends_are_the_targets_of_bundles() -> None:

@@ -19,6 +19,7 @@ from blip2rt.bundle.manifest import from_json, to_json
 from blip2rt.bundle.writer import BundleWriter
 from blip2rt.errors import BundleError
 from blip2rt.info import describe
+from tests.seeds import new_seed
 
 
 def minimal_manifest() -> contract.Manifest:
@@ -52,7 +53,7 @@ def edit(path: Path, change) -> None:
     (path / contract.MANIFEST).write_text(json.dumps(data))
 
 
-def test_round_trip(tmp_path):
+def test_a_bundle_reads_back_as_it_was_written(tmp_path):
     bundle = contract.verify(write(tmp_path / "deep" / "b"))
     assert replace(bundle.manifest, files=None) == minimal_manifest()
     assert bundle.size == 5 and bundle.graph("vision").read_bytes() == b"graph"
@@ -98,7 +99,7 @@ def test_fields_of_the_future_are_ignored(tmp_path):
          ["question.max_text_length is 0"]),
     ],
 )  # fmt: skip
-def test_damaged_manifest(tmp_path, change, words):
+def test_a_damaged_manifest_is_one_line(tmp_path, change, words):
     write(tmp_path / "b")
     edit(tmp_path / "b", change)
     with pytest.raises(BundleError) as caught:
@@ -111,7 +112,7 @@ def test_damaged_manifest(tmp_path, change, words):
 def test_random_damage_of_the_manifest_is_one_error(tmp_path):
     file = write(tmp_path / "b") / contract.MANIFEST
     whole = json.loads(file.read_text())
-    seed = random.randrange(2**31)
+    seed = new_seed()
     rng = random.Random(seed)
     for _ in range(300):
         data = json.loads(json.dumps(whole))
@@ -126,7 +127,7 @@ def test_random_damage_of_the_manifest_is_one_error(tmp_path):
         except BundleError as error:
             assert "\n" not in str(error)
         except Exception as error:
-            raise AssertionError(f"seed {seed}: {place[key]!r} at {key!r}") from error
+            raise AssertionError(f"{place[key]!r} at {key!r}") from error
 
 
 def test_a_manifest_of_a_gigabyte_is_not_read(tmp_path):
@@ -143,7 +144,7 @@ def test_control_characters_are_shown_as_escapes(tmp_path):
     assert shown.startswith("a\\x1b]0;b\\x07c\\u202ed") and "\x1b" not in shown
 
 
-def test_damaged_files(tmp_path):
+def test_damaged_files_are_named(tmp_path):
     path = write(tmp_path / "b")
     (path / "vision.onnx").write_bytes(b"grapH")
     contract.read(path)
@@ -157,7 +158,7 @@ def test_damaged_files(tmp_path):
         contract.read(path)
 
 
-def test_no_bundle(tmp_path):
+def test_what_is_no_bundle_is_said(tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / contract.MANIFEST).write_text('{"format": "blip2')
@@ -171,7 +172,7 @@ def test_no_bundle(tmp_path):
             contract.read(tmp_path / name)
 
 
-def test_overwriting(tmp_path):
+def test_only_a_bundle_is_overwritten_and_only_where_allowed(tmp_path):
     path = write(tmp_path / "b")
     with pytest.raises(BundleError, match="exists already"):
         write(path, b"other")
@@ -193,6 +194,18 @@ def test_an_error_leaves_nothing(tmp_path):
         raise KeyError
     assert os.listdir(tmp_path) == ["b"]
     contract.verify(path)
+
+
+def test_interrupted_while_it_begins_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(folder):
+        if folder.name != "b":
+            assert folder.is_dir()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("blip2rt.bundle.whole._try_lock", interrupted)
+    with pytest.raises(KeyboardInterrupt), BundleWriter(tmp_path / "b"):
+        raise AssertionError("it never began")
+    assert os.listdir(tmp_path) == []
 
 
 def test_full_disk_is_one_line(tmp_path):

@@ -18,7 +18,7 @@ def lines(findings: list[doctor.Finding]) -> dict[str, doctor.Finding]:
     return {finding.name: finding for finding in findings}
 
 
-def test_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_describes_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("blip2rt._native")
     code = main(["doctor"])
     said = capsys.readouterr().out
@@ -35,7 +35,7 @@ def test_the_kernels_of_this_processor_are_named() -> None:
 
 
 @pytest.mark.parametrize(("error", "state"), [(BackendError("none"), "missing"), (ImportError("GLIBCXX"), "broken")])
-def test_a_core_that_is_absent_or_cannot_be_loaded(
+def test_a_core_that_is_absent_or_cannot_be_loaded_is_named(
     error: Exception, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def native() -> None:
@@ -48,13 +48,13 @@ def test_a_core_that_is_absent_or_cannot_be_loaded(
     assert code == 2 and "-> pip install ." in text
 
 
-def test_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lacking_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "_LIBRARIES", ("libnothing.so",))
     found = lines(doctor.examine())
     assert found["driver"].state == "missing" and "libcuda" in found["driver"].text and "GPU" not in found
 
 
-def test_on_a_jetson(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_jetson_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     release = tmp_path / "nv_tegra_release"
     release.write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n")
     monkeypatch.setattr(gpu, "_RELEASE", release)
@@ -77,7 +77,7 @@ def test_little_memory_asks_for_swap(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "swapon" in lines(doctor.examine())["memory"].mend
 
 
-def test_a_driver_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver's own words, when it is there and no device is."""
 
     class Library:

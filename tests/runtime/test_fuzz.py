@@ -9,5 +9,5 @@ pytest.importorskip("onnx")
 from tests.fuzz import run
 
 
-def test_nothing_is_found_in_a_moment() -> None:
+def test_a_moment_of_fuzzing_finds_nothing() -> None:
     assert run(seconds=4, seed=20261125) > 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import random
 import warnings
 from pathlib import Path
 
@@ -16,14 +15,14 @@ import blip2rt
 from blip2rt.bundle.manifest import ImageSpec
 from blip2rt.errors import ImageError
 from blip2rt.image import SCALED_TOLERANCE, load_rgb, prepare, to_pixels
+from tests.seeds import seed_of
 
-SEED = random.randrange(2**31)
+SEED = seed_of(__name__)
 SPEC = ImageSpec(24, 32, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
 
 @pytest.fixture
 def rng() -> np.random.Generator:
-    print(f"seed {SEED}")
     return np.random.default_rng(SEED)
 
 
@@ -58,7 +57,7 @@ def test_pixels_equal_hugging_face(rng, resample):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
 
 
-def test_every_way_to_give_an_image(rng, tmp_path):
+def test_every_way_to_give_an_image_gives_the_same_pixels(rng, tmp_path):
     array = rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)
     data = encode(Image.fromarray(array))
     path = tmp_path / "ünï côdé 图.png"
@@ -71,7 +70,7 @@ def test_every_way_to_give_an_image(rng, tmp_path):
     assert to_pixels(kinds, SPEC).shape == (len(kinds), 3, 24, 32)
 
 
-def test_arrays_of_one_and_four_channels(rng):
+def test_arrays_of_one_and_four_channels_are_read(rng):
     grey = rng.integers(0, 256, (5, 6), dtype=np.uint8)
     np.testing.assert_array_equal(rgb(grey), np.stack([grey] * 3, -1))
     np.testing.assert_array_equal(rgb(grey[:, :, None]), rgb(grey))
@@ -104,7 +103,7 @@ def test_sixteen_bits_are_scaled():
     np.testing.assert_array_equal(rgb(Image.fromarray((values / 65535).astype(np.float32)))[0, :, 0], want)
 
 
-def test_modes_one_cmyk_and_ycbcr(rng):
+def test_modes_1_cmyk_and_ycbcr_are_read(rng):
     bits = Image.fromarray(rng.integers(0, 2, (7, 9), dtype=np.uint8) * 255).convert("1")
     np.testing.assert_array_equal(rgb(encode(bits))[..., 0], np.asarray(bits) * 255)
     cmyk = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
@@ -116,7 +115,7 @@ def test_modes_one_cmyk_and_ycbcr(rng):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
-def test_exif_orientation(kind, orientation):
+def test_exif_orientation_is_obeyed(kind, orientation):
     upright = np.zeros((16, 32, 3), np.uint8)
     upright[:8, :16] = 255  # white in the top left corner
     back = {2: [Image.Transpose.FLIP_LEFT_RIGHT], 3: [Image.Transpose.ROTATE_180], 4: [Image.Transpose.FLIP_TOP_BOTTOM],
@@ -146,7 +145,7 @@ def test_animations_give_their_first_frame():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (20_000, 3)])
-def test_extreme_sizes(size):
+def test_extreme_sizes_are_read(size):
     for image in (Image.new("L", size, 128), encode(Image.new("L", size, 128))):
         assert (prepare(image, SPEC) == 128).all()
 
@@ -184,7 +183,7 @@ BAD_ARRAYS = [
 
 
 @pytest.mark.parametrize(("array", "words"), BAD_ARRAYS)
-def test_bad_arrays(array, words):
+def test_bad_arrays_are_named(array, words):
     with pytest.raises(ImageError) as caught:
         load_rgb(array)
     assert all(word in str(caught.value) for word in [*words, "(H, W, 3)"]), str(caught.value)
@@ -229,7 +228,7 @@ def test_bad_files_are_one_line(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read everything")
-def test_no_permission(tmp_path):
+def test_a_file_without_permission_is_one_line(tmp_path):
     file = tmp_path / "x.png"
     file.write_bytes(encode(Image.new("L", (2, 2))))
     file.chmod(0)

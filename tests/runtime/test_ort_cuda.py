@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,8 +11,10 @@ import pytest
 import blip2rt
 from blip2rt.backends.trt import gpu
 from blip2rt.errors import BackendError, OptionError
-from tests.conftest import Tiny
 from tests.engines.native import Session, runtime
+from tests.engines.native.compiled import compiled
+from tests.seeds import new_seed
+from tests.tiny.bundle import Tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,24 +37,23 @@ def test_other_devices_are_named(tiny: Tiny) -> None:
     assert blip2rt.load(tiny.path, device="cpu")
 
 
-def test_rows_of_the_cache_on_the_device(tmp_path: Path) -> None:
+def test_rows_of_the_cache_on_the_device() -> None:
     """Through a stand-in of the CUDA runtime, whose copies are done when they are waited for."""
     compiler = shutil.which("c++")
     if compiler is None:
         pytest.skip("needs a C++ compiler")
     native, engines = ROOT / "tests" / "engines" / "native", ROOT / "engines"
     common = [compiler, "-std=c++17", "-O1", f"-I{engines}"]
-    library = tmp_path / "libcudart_stand_in.so"
-    subprocess.run([*common, "-shared", "-fPIC", native / "cudart_stand_in.cpp", "-o", library], check=True)
+    library = compiled([*common, "-shared", "-fPIC"], [native / "cudart_stand_in.cpp"], ".so")
     sources = [
         native / "cuda_memory.cpp",
         *(engines / f"{name}.cpp" for name in ("loop/kv_cache", "ort/tensor_memory", "ort/ort_api")),
     ]
-    subprocess.run([*common, *sources, "-o", tmp_path / "cuda_memory", "-ldl"], check=True)
+    program = compiled([*common, "-Wl,--no-as-needed", "-ldl"], sources)
     for _ in range(20):
-        seed = random.randrange(2**31)
-        done = subprocess.run([tmp_path / "cuda_memory", library, str(seed)], capture_output=True, text=True)
-        assert done.returncode == 0, f"seed {seed}: {done.stdout}{done.stderr}"
+        seed = new_seed()
+        done = subprocess.run([program, library, str(seed)], capture_output=True, text=True)
+        assert done.returncode == 0, f"{done.stdout}{done.stderr}"
         assert "no room for 1125899906 MB of keys and values: out of memory" in done.stdout
 
 

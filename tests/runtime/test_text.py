@@ -13,7 +13,7 @@ import pytest
 from blip2rt.bundle.manifest import LlmSpec, RetrievalSpec
 from blip2rt.errors import BundleError, OptionError
 from blip2rt.text import LlmTokenizer, QFormerTokenizer, TextStream
-from tests.conftest import EOS, TEXT_WORDS, WORDS
+from tests.tiny.bundle import EOS, TEXT_WORDS, WORDS
 
 LLM = LlmSpec(1, 1, 8, 16, len(WORDS), 64, 3, 0, False, (1,), 0, "tokenizer.json")
 
@@ -28,7 +28,7 @@ def qformer(tiny) -> QFormerTokenizer:
     return QFormerTokenizer(tiny.path / "qformer_tokenizer.json", RetrievalSpec("", 6, 0))
 
 
-def test_prompt_and_back(llm_file):
+def test_a_prompt_comes_back_from_its_tokens(llm_file):
     tokenizer = LlmTokenizer(llm_file, LLM)
     ids = tokenizer.encode("a red dog")
     assert [WORDS[i] for i in ids] == ["a", "red", "dog"]
@@ -37,7 +37,7 @@ def test_prompt_and_back(llm_file):
     assert tokenizer.decode([]) == ""
 
 
-def test_bos(llm_file):
+def test_a_first_token_is_put_before_the_prompt(llm_file):
     assert LlmTokenizer(llm_file, replace(LLM, prepend_bos=True)).encode("a") == [0, 2]
     assert LlmTokenizer(llm_file, replace(LLM, prepend_bos=True)).encode("") == [0]
     assert LlmTokenizer(llm_file, replace(LLM, prepend_bos=True, bos_token_id=None)).encode("") == []
@@ -59,7 +59,7 @@ def test_text_is_cleaned(tmp_path):
         assert tokenizer.decode([vocabulary[word] for word in said.split(" ")]) == want
 
 
-def test_qformer_padding_and_mask(qformer):
+def test_texts_of_the_qformer_are_padded_and_masked(qformer):
     ids, mask = qformer.encode(["a dog runs", "red", ""])
     assert ids.dtype == mask.dtype == np.int64
     assert [[TEXT_WORDS[i] for i in row] for row in ids] == [
@@ -76,19 +76,19 @@ def test_qformer_cuts_long_texts_and_keeps_the_end_token(qformer):
 
 
 @pytest.mark.parametrize("text", [None, 3, b"bytes", ["a"]])
-def test_wrong_types(llm_file, qformer, text):
+def test_wrong_types_are_named(llm_file, qformer, text):
     with pytest.raises(OptionError, match="not str"):
         LlmTokenizer(llm_file, LLM).encode(text)
     with pytest.raises(OptionError, match="not str"):
         qformer.encode([text])
 
 
-def test_lone_surrogates(llm_file):
+def test_lone_surrogates_are_named(llm_file):
     with pytest.raises(OptionError, match="not valid Unicode"):
         LlmTokenizer(llm_file, LLM).encode("a \udfff")
 
 
-def test_broken_files(tmp_path):
+def test_broken_files_are_named(tmp_path):
     (tmp_path / "t.json").write_text('{"model": 3}')
     for name in ("t.json", "none.json"):
         with pytest.raises(BundleError, match="is not a tokenizer"):
@@ -173,7 +173,7 @@ def test_pieces_come_as_soon_as_they_may(llm_file):
     assert stream.end() == ""
 
 
-def test_bytes_of_tokens(tmp_path, llm_file):
+def test_bytes_of_tokens_are_those_of_the_text(tmp_path, llm_file):
     tokenizer = byte_level(tmp_path)
     texts = tokenizer.token_bytes()
     for text in TEXTS:

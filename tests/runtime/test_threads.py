@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 import blip2rt
-from tests.conftest import Tiny
+from tests.seeds import new_seed
+from tests.tiny.bundle import Tiny
 
 pytest.importorskip("blip2rt._native")
 THREADS = 32
@@ -66,7 +67,7 @@ def test_many_threads_get_what_one_thread_gets(tiny: Tiny, photo: Callable[..., 
     model = blip2rt.load(tiny.path, threads=1)
     jobs = jobs_of(model, [photo(*size) for size in ((5, 7), (20, 30), (9, 9))])
     want = [job() for job in jobs]
-    seed = random.randrange(2**31)
+    seed = new_seed()
     end = time.monotonic() + SECONDS
     done, wrong = [0] * THREADS, []
 
@@ -89,7 +90,7 @@ def test_many_threads_get_what_one_thread_gets(tiny: Tiny, photo: Callable[..., 
     warm = resident()
     for thread in threads:
         thread.join()
-    assert not wrong, f"bundle seed {tiny.seed}, seed {seed}: {wrong[0]}"
+    assert not wrong, f"{wrong[0]}"
     assert all(done) and sum(done) > THREADS
     assert resident() - warm < GROWTH
     print(f"{sum(done)} calls, {(resident() - warm) / 2**20:+.1f} MiB")

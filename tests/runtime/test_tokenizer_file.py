@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from blip2rt.errors import BundleError
 from blip2rt.tokenizer_file import MOST_BYTES, guarded, read_tokenizer
+from tests.seeds import new_seed
 
 WORDS = ["[UNK]", "[CLS]", "[SEP]", "a", "dog", "cat", "##s"]
 VALUES = [
@@ -126,8 +127,7 @@ def test_interrupts_pass() -> None:
 
 
 def test_damaged_files_are_one_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    seed = random.randrange(2**31)
-    print(f"seed {seed}")
+    seed = new_seed()
     rng, whole, file = random.Random(seed), json.loads(word_piece().to_str()), tmp_path / "tokenizer.json"
     for _ in range(300):
         data = json.loads(json.dumps(whole))

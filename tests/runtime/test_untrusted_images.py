@@ -81,7 +81,7 @@ def test_pipes_and_devices_do_not_block(tmp_path: Path) -> None:
     for name in (tmp_path / "pipe.jpg", Path("/dev/zero"), Path("/dev/null")):
         with pytest.raises(ImageError, match="is a pipe or a device"):
             load_rgb(name)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 120, "a pipe of no writer never ends"
 
 
 def test_what_does_not_fit_into_memory_is_that_image_s_error() -> None:

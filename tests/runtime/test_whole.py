@@ -15,6 +15,7 @@ import pytest
 import blip2rt
 from blip2rt.bundle import whole
 from blip2rt.bundle.whole import MARKER, WholeFolder
+from tests.seeds import new_seed
 
 ROOT = Path(blip2rt.__file__).parents[1]
 
@@ -53,9 +54,7 @@ def content(path: Path) -> str:
 @pytest.mark.parametrize("way", ["exchange", "aside"])
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_a_writer_killed_at_any_moment_leaves_the_old_or_the_new(tmp_path: Path, way: str) -> None:
-    seed = random.randrange(2**31)
-    print(f"seed {seed}")
-    rng = random.Random(seed)
+    rng = random.Random(new_seed())
     path = tmp_path / "b"
     for _ in range(15):
         child = subprocess.Popen([sys.executable, "-c", WRITER, str(path), way], stdout=subprocess.PIPE, text=True,
@@ -88,13 +87,49 @@ def test_readers_never_see_half_a_folder(tmp_path: Path) -> None:
             folder = os.open(path, os.O_RDONLY)  # a reader that has opened the folder keeps that version
             try:
                 names = set(os.listdir(folder)) - {MARKER}
+                thrown_away = not os.path.samestat(os.fstat(folder), os.stat(path))
             finally:
                 os.close(folder)
-            assert names in ({"a", "b", "c"}, set())  # none: the version has been thrown away meanwhile
+            assert names == {"a", "b", "c"} or thrown_away
     finally:
         child.kill()
         child.wait()
         child.stdout.close()
+
+
+@pytest.mark.parametrize("left", [[], [MARKER], [MARKER, "a"]])
+def test_what_a_writer_left_that_was_killed_at_its_beginning_or_end_is_removed(tmp_path: Path, left: list[str]) -> None:
+    (tmp_path / ".b.00ff.partial").mkdir()
+    for name in left:
+        (tmp_path / ".b.00ff.partial" / name).touch()
+    write(tmp_path / "b", "1")
+    assert os.listdir(tmp_path) == ["b"]
+
+
+def test_a_folder_is_thrown_away_with_its_marker_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "old" / "sub").mkdir(parents=True)
+    for name in ("a", "sub/b", MARKER):
+        (tmp_path / "old" / name).touch()
+    monkeypatch.setattr(whole.shutil, "rmtree", lambda path, **_: removed.append((path.name, sorted(os.listdir(path)))))
+    removed: list[tuple[str, list[str]]] = []
+    whole._remove(tmp_path / "old")
+    assert removed == [("sub", ["b"]), ("old", [MARKER, "sub"])]
+
+
+def test_a_folder_that_another_took_for_abandoned_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, locked = [], whole._try_lock
+
+    def try_lock(folder: Path) -> object:
+        if folder.name.endswith(".partial") and not taken:
+            taken.append(folder)
+            whole._remove(folder)
+        return locked(folder)
+
+    monkeypatch.setattr(whole, "_try_lock", try_lock)
+    write(tmp_path / "b", "1")
+    assert taken and content(tmp_path / "b") == "1" and os.listdir(tmp_path) == ["b"]
 
 
 def test_several_writers_do_not_disturb_each_other(tmp_path: Path) -> None:

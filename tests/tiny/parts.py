@@ -18,6 +18,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from tests.seeds import new_seed
+
 WORDS = "a the dog cat man woman runs sits in on grass snow red blue ball plays with two and is".split()
 
 
@@ -89,7 +91,7 @@ def llm_folder(folder: Path) -> Path:
 
 def caption_table(folder: Path, images: int = 8) -> Path:
     """`images` random photographs in folder/images and two captions each in folder/table.tsv."""
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(new_seed())
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = ["image\tcaption"]
     for i in range(images):
@@ -103,7 +105,7 @@ def caption_table(folder: Path, images: int = 8) -> Path:
 
 def tiny_settings(folder: Path) -> list[str]:
     """Command-line settings, common to both stages, of a training on these parts; writes them below `folder`."""
-    torch.manual_seed(torch.seed() % 2**31)
+    torch.manual_seed(new_seed())
     table = caption_table(folder)
     bert_folder(folder / "bert")
     fields = {

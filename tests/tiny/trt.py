@@ -1,5 +1,5 @@
 """A tiny language model of random weights as a bundle of either target, written node by node: with more words than a
-step returns of the likeliest, and without torch. Vision and Q-Former are those of tests/conftest.py."""
+step returns of the likeliest, and without torch. Vision and Q-Former are those of tests/tiny/bundle.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from blip2rt import bundle as contract
 from blip2rt.bundle.writer import BundleWriter
-from tests.conftest import D, Q, build_graphs, make_manifest, random_weights, save_llm_tokenizer
+from tests.tiny.bundle import D, Q, build_graphs, make_manifest, random_weights, save_llm_tokenizer
 
 LAYERS, HEADS, KV_HEADS, WIDTH, POSITIONS, VOCAB = 2, 4, 2, 8, 64, 300
 
@@ -124,7 +124,8 @@ def llm(weights: dict[str, np.ndarray], target: str, half: bool = False) -> onnx
 def write_model(path: Path, model: Any, target_name: str) -> Path:
     """A Hugging Face language model as a bundle whose other graphs are not to be run."""
     from export import targets
-    from tests.export.test_trt import write as write_llm
+
+    from .language import write as write_llm
 
     config, others = model.config, build_graphs(onnx, random_weights(np.random.default_rng(0)))
     target = {"ort": targets.ORT, "trt": targets.TRT}[target_name]

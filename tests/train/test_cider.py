@@ -6,13 +6,13 @@ import random
 
 import pytest
 
+from tests.seeds import new_seed
 from train.extras.cider import CiderReward
 
 
 def test_reward_is_the_metric_of_each_image() -> None:
     scorer = pytest.importorskip("pycocoevalcap.cider.cider").Cider()
-    seed = random.randrange(2**31)
-    print("seed", seed)
+    seed = new_seed()
     rng = random.Random(seed)
     words = "a dog man runs on the grass red ball with two".split()
 

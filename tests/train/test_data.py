@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.modeling.checkpoints import list_checkpoints
 from blip2rt.modeling.vision import VisionConfig
+from tests.seeds import new_seed
 from train import prepare, stage1
 from train.data.features import to_pixels
 from train.data.loader import Images, Reader, image_batches, open_sources
@@ -96,7 +97,7 @@ def test_images_that_are_missing_are_left_out_up_to_the_limit(images: Path, form
         read_data(path, images, Bad(0))
 
 
-def test_questions_and_karpathys_lists(images: Path) -> None:
+def test_questions_and_karpathys_lists_are_read(images: Path) -> None:
     path = images.parent / "qa.jsonl"
     path.write_text('{"image": "0.jpg", "question": "what is it?", "answer": "a dog"}\nno json\n')
     bad = Bad(1)
@@ -139,7 +140,7 @@ def shard(path: Path, samples: dict[str, bytes | str]) -> Path:
     return path
 
 
-def test_shards_as_img2dataset_and_as_webdataset_have_them(tmp_path: Path) -> None:
+def test_shards_of_img2dataset_and_webdataset_are_read(tmp_path: Path) -> None:
     shard(
         tmp_path / "s" / "00000.tar", {"a/1.jpg": jpeg(1), "a/1.txt": "one\ntwo\n", "a/1.json": '{"caption": "json"}'}
     )
@@ -154,7 +155,7 @@ def test_shards_as_img2dataset_and_as_webdataset_have_them(tmp_path: Path) -> No
         expand(str(tmp_path / "s" / "{00000..00002}.tar"))
 
 
-def test_of_a_shard_that_ends_too_early_the_whole_samples_are_kept(tmp_path: Path) -> None:
+def test_a_shard_that_ends_too_early_gives_its_whole_samples(tmp_path: Path) -> None:
     samples = {f"{i}.{kind}": jpeg(i) if kind == "jpg" else "text" for i in range(4) for kind in ("jpg", "txt")}
     path = shard(tmp_path / "0.tar", samples)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
@@ -238,7 +239,7 @@ def test_missing_files_of_flickr8k_are_named_with_where_they_are(
 
 
 def test_an_epoch_has_every_sample_once_and_few_shards_at_a_time() -> None:
-    rng = random.Random()
+    rng = random.Random(new_seed())
     counts = [rng.randint(0, 9) for _ in range(60)]
     order = Order(counts, (rng.randrange(100), 0))
     for epoch in range(2):
@@ -328,7 +329,7 @@ def test_wrong_sources_are_named_together(tmp_path: Path) -> None:
 
 def test_transforms_are_the_runtimes_and_the_papers() -> None:
     config = VisionConfig(height=32, width=32, mean=(0.48, 0.45, 0.4), std=(0.26, 0.26, 0.27))
-    picture = Image.fromarray(np.random.default_rng().integers(0, 256, (50, 70, 3), dtype=np.uint8))
+    picture = Image.fromarray(np.random.default_rng(new_seed()).integers(0, 256, (50, 70, 3), dtype=np.uint8))
     torch.testing.assert_close(eval_transform(config)(picture), to_pixels(picture, config))
     ramp = Image.fromarray(np.tile(np.linspace(0, 255, 64, dtype=np.uint8)[None, :, None], (64, 1, 3)))
     shown = [train_transform(config)(ramp)[0, 16] * 0.26 + 0.48 for _ in range(100)]

@@ -100,7 +100,7 @@ def test_layers_may_be_left_and_entered(source: str) -> None:
         assert list(encoder.state_dict()) == names
 
 
-def test_kept_layers_say_what_computed_ones_do(settings: list[str], tmp_path: Path) -> None:
+def test_kept_features_equal_computed_ones(settings: list[str], tmp_path: Path) -> None:
     given = [*settings, "--features", str(tmp_path / "features"), "--frozen_layers", "2", "--out", str(tmp_path)]
     work = distill.Distill(parse(distill.DistillSettings, [*given, "--cache_layers"], ""))
     rows, mirrored = np.array([1, 9, 17]), np.array([False, True, True])
@@ -112,7 +112,7 @@ def test_kept_layers_say_what_computed_ones_do(settings: list[str], tmp_path: Pa
     assert work.loss(kept)["loss"].item() == pytest.approx(work.loss(computed)["loss"].item(), rel=1e-2)
 
 
-def test_a_training_sees_by_it(settings: list[str], tmp_path: Path) -> None:
+def test_a_training_sees_by_the_distilled_encoder(settings: list[str], tmp_path: Path) -> None:
     assert distill.main([*settings, "--out", str(tmp_path / "encoder")]) == 0
     weights = str(tmp_path / "encoder" / "step-000006")
     student = load_file(Path(weights, "model.safetensors"))

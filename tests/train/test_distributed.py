@@ -2,89 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
-from safetensors.torch import load_file, save_file
 
 from blip2rt.modeling.checkpoints import list_checkpoints
 from train import stage1, stage2
 from train.loop.trainer import check_batch
 
 from ..tiny.parts import llm_folder, tiny_settings
-
-ROOT = Path(__file__).parents[2]
-STEPS = ["--steps", "5", "--warmup", "2", "--dropout", "0", "--batch_size", "8", "--save_every", "2", "--keep", "9"]
+from .processes import (
+    FIVE_STEPS,
+    ROOT,
+    TIMEOUT,
+    assert_same_moments,
+    assert_same_training,
+    tell_apart,
+    torchrun,
+    train_together,
+)
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("parts")
     llm_folder(folder / "llm")
-    settings = [*tiny_settings(folder), *STEPS]
+    settings = [*tiny_settings(folder), *FIVE_STEPS]
     tell_apart(folder)
     return folder, settings
-
-
-def tell_apart(folder: Path) -> None:
-    """Pictures that differ, and a BERT that tells texts apart: where all are alike, rounding decides which query is the
-    most similar one, and with it where the gradient goes."""
-    rng = np.random.default_rng()
-    for path in (folder / "images").iterdir():
-        Image.fromarray(rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)).resize((48, 48)).save(path)
-    weights = folder / "bert" / "model.safetensors"
-    state = {name: 5 * t if t.dim() > 1 else t for name, t in load_file(weights).items()}
-    save_file(state, weights, metadata={"format": "pt"})
-
-
-def torchrun(processes: int, module: str, arguments: list[str], nodes: int = 1) -> None:
-    """`processes` on each of `nodes`, all of which are this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--nnodes", str(nodes)),
-        *("--master_addr", "127.0.0.1", "--master_port", str(port)),
-    ]
-    running = [
-        subprocess.Popen(
-            [*command, "--node_rank", str(node), "-m", module, *arguments],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for node in range(nodes)
-    ]  # fmt: skip
-    for process in running:
-        said, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, said[-3000:]
-
-
-def lines(run: Path) -> list[dict[str, float]]:
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in found if "loss" in line]
-
-
-def assert_same_training(left: Path, right: Path, tolerance: float = 1e-4) -> None:
-    assert len(lines(left)) == len(lines(right)) == 5
-    for mine, theirs in zip(lines(left), lines(right), strict=True):
-        for name in mine.keys() & {"loss", "itc", "itm", "itg", "itm_accuracy", "gradient_norm", "query_cosine"}:
-            assert mine[name] == pytest.approx(theirs[name], abs=tolerance, rel=tolerance), (name, mine["step"])
-    mine, theirs = (load_file(list_checkpoints(run)[-1] / "model.safetensors") for run in (left, right))
-    assert mine.keys() == theirs.keys()
-    for name in mine:
-        torch.testing.assert_close(mine[name], theirs[name], atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
-
-
-def assert_same_moments(left: Path, right: Path, tolerance: float = 1e-4) -> None:
-    mine, theirs = (load_file(list_checkpoints(run)[-1] / "optimizer.safetensors") for run in (left, right))
-    torch.testing.assert_close(mine, theirs, atol=tolerance, rtol=0)
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +56,15 @@ def stage2_fields(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("shard", ["none", "trained"])
-def test_stage1_gathers_itc_and_draws_negatives_from_all(parts: tuple[Path, list[str]], one: Path, shard: str) -> None:
+def test_stage1_gathers_itc_and_draws_negatives_from_all(
+    parts: tuple[Path, list[str]], one: Path, shard: str, tmp_path: Path
+) -> None:
     folder, settings = parts
-    torchrun(2, "train.stage1", [*settings, "--shard", shard, "--out", str(folder / shard)])
+    arguments = [*settings, "--shard", shard, "--out", str(folder / shard)]
+    if shard == "none":
+        torchrun(2, "train.stage1", arguments)
+    else:
+        train_together("train.stage1", arguments, tmp_path)
     assert_same_training(one, folder / shard)
     assert_same_moments(one, folder / shard)
 
@@ -126,25 +80,27 @@ def test_accelerate_launches_the_same(parts: tuple[Path, list[str]], one: Path) 
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1",
                "--mixed_precision=no", "--dynamo_backend=no", "-m", "train.stage1"]  # fmt: skip
     arguments = [*settings, "--out", str(folder / "launched")]
-    done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same_training(one, folder / "launched")
 
 
 @pytest.mark.parametrize("shard", ["none", "all"])
-def test_stage2_counts_every_token_alike(parts: tuple[Path, list[str]], one2: Path, shard: str) -> None:
+def test_stage2_counts_every_token_alike(parts: tuple[Path, list[str]], one2: Path, shard: str, tmp_path: Path) -> None:
     folder, settings = parts
     fields = [*stage2_fields(folder), "--accumulate", "2", "--shard", shard]
-    torchrun(2, "train.stage2", [*settings, *fields, "--out", str(folder / f"{shard}2")])
+    train_together("train.stage2", [*settings, *fields, "--out", str(folder / f"{shard}2")], tmp_path)
     assert_same_training(one2, folder / f"{shard}2")
 
 
-def test_one_process_goes_on_from_sharded_ones_and_they_from_one(parts: tuple[Path, list[str]], one: Path) -> None:
+def test_one_process_goes_on_from_sharded_ones_and_they_from_one(
+    parts: tuple[Path, list[str]], one: Path, tmp_path: Path
+) -> None:
     folder, settings = parts
     sharded, back = folder / "sharded", folder / "back"
     until(2, one, sharded)
     arguments = [*settings, "--save_every", "1", "--keep", "9"]
-    torchrun(2, "train.stage1", [*arguments, "--shard", "trained", "--out", str(sharded)])
+    train_together("train.stage1", [*arguments, "--shard", "trained", "--out", str(sharded)], tmp_path)
     assert_same_training(one, sharded)
     until(4, sharded, back)
     assert stage1.main([*arguments, "--out", str(back)]) == 0

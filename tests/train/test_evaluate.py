@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
-import random
 import re
 import shutil
 from pathlib import Path
@@ -25,9 +23,10 @@ pytest.importorskip("blip2rt._native")
 
 import blip2rt
 from export.cli import main as export
-from tests.export.test_lavis import Parts, stage2
-from tests.export.test_question import made
+from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2
+from tests.tiny import lavis as tiny_lavis
+from tests.tiny import question as tiny_question
 from train import evaluate
 from train.evaluation.annotations import read_captions, read_questions
 from train.evaluation.generation import Generator
@@ -35,62 +34,22 @@ from train.evaluation.metrics import caption_metrics
 from train.evaluation.predictors import open_predictor
 from train.evaluation.vqa import vqa_accuracy
 
-__all__ = ["made", "stage2"]  # fixtures of LAVIS' files, and of a Q-Former that reads the question
-SEED = int(os.environ.get("BLIP2RT_SEED") or random.randrange(2**31))
+from .official import IMAGES, faulty, official_formats
+
+SEED = seed_of(__name__)
 FLOAT = "vision=fp32,qformer=fp32,llm=fp32,retrieval=fp32"
-IMAGES = 7
 OPT = pytest.mark.parametrize("generative", ["opt"], indirect=True)
 TIE = 2e-4  # between scores of two texts that rounding may put in another order
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photographs 1.jpg to 7.jpg in images/, and the same data in the official formats."""
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "images").mkdir()
-    rng = np.random.default_rng(SEED)
-    words = tiny_blip2.tiny_parts.WORDS
-    captions = {i: [" ".join(rng.choice(words, 5)) for _ in range(1 + i % 3)] for i in range(1, IMAGES + 1)}
-    for i, photo in enumerate(tiny_blip2.photographs(IMAGES, rng), 1):
-        photo.save(folder / "images" / f"{i}.jpg")
-    coco = {
-        "images": [{"id": i, "file_name": f"{i}.jpg", "domain": ("in-domain", "near-domain")[i % 2]} for i in captions],
-        "annotations": [{"image_id": i, "id": i, "caption": text} for i, texts in captions.items() for text in texts],
-    }
-    write(folder / "nocaps.json", coco)
-    karpathy = [
-        {"filepath": "val", "filename": f"{i}.jpg", "split": ("test", "val")[i == 3], "cocoid": i,
-         "sentences": [{"raw": text} for text in texts]} for i, texts in captions.items()
-    ]  # fmt: skip
-    write(folder / "karpathy.json", {"images": karpathy, "dataset": "coco"})
-    lines = [f"{i}.jpg#{n}\t{text}\n" for i, texts in captions.items() for n, text in enumerate(texts)]
-    (folder / "flickr.token").write_text("".join(lines))
-    rows = [f"{i}.jpg| {n}| {text}\n" for i, texts in captions.items() for n, text in enumerate(texts)]
-    (folder / "results.csv").write_text("image_name| comment_number| comment\n" + "".join(rows))
-    table = [f"{i}.jpg\t{text}\n" for i, texts in captions.items() for text in texts]
-    (folder / "table.tsv").write_text("image\tcaption\n" + "".join(table))
-    asked = [(10 * i + n, i, f"what is {words[n]}?") for i in captions for n in range(2)]
-    questions = [{"question_id": q, "image_id": i, "question": text} for q, i, text in asked]
-    write(folder / "questions.json", {"questions": questions, "data_subtype": "val2014", "task_type": "Open-Ended"})
-    annotations = [
-        {"question_id": q, "image_id": i, "answer_type": ("other", "yes/no")[q % 2], "question_type": "what",
-         "answers": [{"answer_id": n, "answer": str(rng.choice(words))} for n in range(10)]} for q, i, _ in asked
-    ]  # fmt: skip
-    write(folder / "annotations.json", {"annotations": annotations})
-    gqa = {f"q{q}": {"imageId": str(i), "question": text, "answer": "dog", "types": {"structural": "query"}}
-           for q, i, text in asked}  # fmt: skip
-    write(folder / "gqa.json", gqa)
-    return folder
-
-
-def write(file: Path, data: Any) -> None:
-    file.write_text(json.dumps(data))
+    return official_formats(tmp_path_factory.mktemp("data"), SEED)
 
 
 @pytest.fixture(scope="module", params=["opt", "t5"])
 def generative(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A Hugging Face checkpoint and its bundle."""
-    print(f"seed {SEED}")
     torch.manual_seed(SEED)
     folder = tmp_path_factory.mktemp(request.param)
     checkpoint = tiny_blip2.generative(folder / "hf", tiny_blip2.TEXT_CONFIGS[request.param]())
@@ -100,7 +59,6 @@ def generative(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def retrieval(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    print(f"seed {SEED}")
     torch.manual_seed(SEED)
     folder = tmp_path_factory.mktemp("itm")
     checkpoint = tiny_blip2.retrieval(folder / "hf")
@@ -127,10 +85,10 @@ def assert_same(bundle: Path, data: Path, ours: dict[Any, Any], theirs: dict[Any
         if ours[id] != theirs[id]:
             best = model.caption(data / "images" / f"{id}.jpg", num_beams=beams, num_captions=beams, scores=True)
             scores = {each.text: each.score for each in best}
-            assert theirs[id] in scores and max(scores.values()) - scores[theirs[id]] < TIE, f"seed {SEED}: {id}"
+            assert theirs[id] in scores and max(scores.values()) - scores[theirs[id]] < TIE, f"{id}"
 
 
-def test_captions_of_a_checkpoint_are_its_bundles(generative: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+def test_captions_of_a_checkpoint_equal_its_bundles(generative: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
     checkpoint, bundle = generative
     flags = ["--data", data / "nocaps.json", "--batch-size", 3]
     by_torch = run("caption", checkpoint, tmp_path / "torch.json", *flags)
@@ -148,7 +106,7 @@ def test_captions_of_a_checkpoint_are_its_bundles(generative: tuple[Path, Path],
     assert by_runtime["near-domain"].keys() == want.keys()
 
 
-def test_answers_of_a_checkpoint_are_its_bundles(generative: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+def test_answers_of_a_checkpoint_equal_its_bundles(generative: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
     checkpoint, bundle = generative
     flags = ["--data", data / "questions.json", "--annotations", data / "annotations.json"]
     run("vqa", checkpoint, tmp_path / "torch.json", *flags)
@@ -186,7 +144,7 @@ def test_prompts_and_options_reach_both(generative: tuple[Path, Path], data: Pat
         want = blip2rt.load(bundle, threads=1).caption(
             image, prompt="a photo of", num_beams=1, min_new_tokens=6, max_new_tokens=6
         )
-        assert kept[1] == want, f"seed {SEED}, {name}"
+        assert kept[1] == want, f"{name}"
         flags = ["--data", data / "gqa.json", "--limit", 1, "--prompt", "what {} is", "--beams", 1]
         run("vqa", model, tmp_path / f"{name}-asked.json", *flags)
         assert len(predictions(tmp_path / f"{name}-asked.json")) == 1
@@ -195,14 +153,14 @@ def test_prompts_and_options_reach_both(generative: tuple[Path, Path], data: Pat
         want = blip2rt.load(bundle, threads=1).caption(
             image, prompt="what red is", num_beams=1, min_new_tokens=5, max_new_tokens=5
         )
-        assert asked == [want], f"seed {SEED}, {name}"
+        assert asked == [want], f"{name}"
 
 
-def test_soft_prompts_are_the_bundles(
-    made: tuple[Path, Any, blip2rt.Model], data: Path, monkeypatch: pytest.MonkeyPatch
+def test_prefixes_that_read_the_question_equal_its_bundles(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a Q-Former that reads the question, in the words of its own prompt: a random LLM might not tell."""
-    folder, _, model = made
+    folder, _, model = tiny_question.made(tmp_path)
     predictor: Any = open_predictor(str(folder / "ckpt"))
     original, seen = Generator._inputs, []
 
@@ -218,12 +176,12 @@ def test_soft_prompts_are_the_bundles(
     assert predictor.caption(images, **options) == model.caption(images, **options)
     prepared = model._prepare(images)
     for prefix, read in zip(seen, [[model._read_question(q) for q in questions], [""] * 3], strict=True):
-        assert np.abs(prefix - model._prefix_embeds(prepared, read)).max() < 1e-4, f"seed {SEED}"
+        assert np.abs(prefix - model._prefix_embeds(prepared, read)).max() < 1e-4
     assert np.abs(seen[0][0] - seen[0][1]).max() > 1e-3, "the question changes nothing: this tests nothing"
 
 
-def test_files_of_lavis(stage2: tuple[Any, Path, Path, Parts], data: Path, tmp_path: Path) -> None:
-    _, trained, _, parts = stage2
+def test_files_of_lavis_are_evaluated(data: Path, tmp_path: Path) -> None:
+    _, trained, _, parts = tiny_lavis.stage2(tmp_path)
     flags = ["--vision", parts.vision, "--llm", parts.llm, "--vision-heads", 4, "--qformer-heads", 2]
     totals = run("caption", trained, tmp_path / "lavis.json", "--data", data / "table.tsv", *flags)
     assert totals["images"] == IMAGES and set(predictions(tmp_path / "lavis.json")) == {
@@ -231,7 +189,7 @@ def test_files_of_lavis(stage2: tuple[Any, Path, Path, Parts], data: Path, tmp_p
     }
 
 
-def test_retrieval_of_a_checkpoint_is_its_bundles(retrieval: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+def test_retrieval_of_a_checkpoint_equals_its_bundles(retrieval: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
     checkpoint, bundle = retrieval
     found = {}
     for model, name in ((checkpoint, "torch"), (bundle, "runtime")):
@@ -264,7 +222,7 @@ def test_retrieval_of_a_checkpoint_is_its_bundles(retrieval: tuple[Path, Path], 
             scores = [match.score for match in model.match([paths[i] for i, _ in asked], [texts[j] for _, j in asked])]
             right["match"].append(own[query][best[int(np.argmax(scores))]])
         for name, ones in right.items():
-            assert totals[f"{name}_{way}_r@1"] == pytest.approx(100 * np.mean(ones), abs=0.01), f"{name}, seed {SEED}"
+            assert totals[f"{name}_{way}_r@1"] == pytest.approx(100 * np.mean(ones), abs=0.01), name
     assert totals["itc_t2i_r@1"] == pytest.approx(100 * np.mean(sim.argmax(0) == owner), abs=0.01)
     assert totals["itc_t2i_r@10"] == totals["itm_t2i_r@10"] == 100.0  # there are seven images
     features = model.vision_features(paths)
@@ -284,7 +242,7 @@ def test_a_bundle_says_what_the_matching_head_weighs(retrieval: tuple[Path, Path
         match = model.match(picture, "a dog")
         [[no, yes]] = model.itm_logits(model.vision_features([picture]), ["a dog"])
         want = weight * (yes - no) + match.cosine / manifest["retrieval"]["temperature"]
-        assert match.score == pytest.approx(want, abs=1e-4), f"seed {SEED}"
+        assert match.score == pytest.approx(want, abs=1e-4)
     manifest["retrieval"]["itm_weight"] = -1
     (bundle / "blip2rt.json").write_text(json.dumps(manifest))
     with pytest.raises(blip2rt.Blip2rtError, match="itm_weight is -1"):
@@ -322,13 +280,15 @@ def test_a_killed_evaluation_goes_on(
 
 
 @OPT
-def test_report(generative: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_is_self_contained_and_worst_first(
+    generative: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Self-contained, worst first, everything escaped."""
     folder = tmp_path / "<b>pictures"
     folder.mkdir()
     said = {"<i>.jpg": "a cat <sits>", "two.jpg": "two dogs play in the snow", "three.jpg": "a man on a red bike"}
     truth = ["<script>alert(1)</script> & more", said["two.jpg"], "a man rides a red bike"]
-    for name, photo in zip(said, tiny_blip2.photographs(3, np.random.default_rng()), strict=True):
+    for name, photo in zip(said, tiny_blip2.photographs(3, np.random.default_rng(new_seed())), strict=True):
         photo.save(folder / name)
     monkeypatch.setattr(blip2rt.Model, "caption", lambda _, images, **options: [said[path.name] for path in images])
     rows = "".join(f"{name}\t{text}\n" for name, text in zip(said, truth, strict=True))
@@ -357,7 +317,7 @@ def test_caption_formats_say_the_same(data: Path, name: str) -> None:
     assert {item.id for item in found} == {int(Path(each).stem) if name.endswith(".json") else each for each in want}
 
 
-def test_vqa_formats(data: Path, tmp_path: Path) -> None:
+def test_vqa_formats_say_the_same(data: Path, tmp_path: Path) -> None:
     official = read_questions(data / "questions.json", data / "annotations.json", data / "images")
     assert official.graded and len(official.asked) == 2 * IMAGES and len(official.asked[0].answers) == 10
     gqa = read_questions(data / "gqa.json", None, data / "images")
@@ -388,49 +348,6 @@ def test_unpublished_answers_are_handed_in(
     assert evaluate.main([*flags, "--limit", "2", "--results", str(tmp_path / "results.json")]) == 0
     assert [each["question_id"] for each in json.loads((tmp_path / "results.json").read_text())] == [10, 11]
     assert "accuracy" not in json.loads(capsys.readouterr().out)
-
-
-def faulty(folder: Path, data: Path) -> dict[str, tuple[list[Any], str]]:
-    """Name -> a command, and what its one line says."""
-    coco = json.loads((data / "nocaps.json").read_text())
-    annotations = json.loads((data / "annotations.json").read_text())
-    write(folder / "bare.json", {**coco, "annotations": coco["annotations"][:1]})
-    write(folder / "unknown.json", {**coco, "images": coco["images"][1:]})
-    write(folder / "nameless.json", {**coco, "images": [{"id": 1}, *coco["images"][1:]]})
-    write(folder / "strange.json", {"pictures": []})
-    write(folder / "few.json", {"annotations": annotations["annotations"][1:]})
-    write(
-        folder / "one.json",
-        {"annotations": [{**each, "answers": each["answers"][:1]} for each in annotations["annotations"]]},
-    )
-    write(folder / "twice.json", {**coco, "images": [*coco["images"], {"id": 9, "file_name": "9.jpg"}],
-          "annotations": [*coco["annotations"], {"image_id": 9, "caption": "a dog"}]})  # fmt: skip
-    (folder / "broken.json").write_text("{")
-    (folder / "notes.md").write_text("a dog")
-    questions = ["vqa", "--data", data / "questions.json", "--images", data / "images"]
-    table = ["--data", data / "table.tsv"]
-    return {
-        "an image without caption": (["caption", "--data", folder / "bare.json"], "6 images without caption"),
-        "a caption without image": (["caption", "--data", folder / "unknown.json"], "images that are not listed"),
-        "an image without name": (["caption", "--data", folder / "nameless.json"], "lacks 'file_name'"),
-        "a missing image": (["caption", "--data", folder / "twice.json"], "1 images of .*, the first .*9.jpg"),
-        "another format": (["caption", "--data", folder / "strange.json"], "keys pictures: give COCO's"),
-        "no JSON": (["caption", "--data", folder / "broken.json"], "is no JSON"),
-        "no file": (["caption", "--data", folder / "absent.json"], "cannot be read: No such file"),
-        "no list": (["caption", "--data", folder / "notes.md"], "choose a .tsv"),
-        "no split": (["caption", "--data", data / "karpathy.json", "--split", "dev"], "choose test, val"),
-        "splits": (["caption", *table, "--split", "test"], "has no splits"),
-        "no annotation": ([*questions, "--annotations", folder / "few.json"], "question 10 of .* has no annotation"),
-        "one answer": ([*questions, "--annotations", folder / "one.json"], "has 1 answers"),
-        "captions as answers": ([*questions, "--annotations", data / "nocaps.json"], "lacks 'question_id'"),
-        "no questions": (["vqa", *table], "has no questions"),
-        "needless annotations": (["vqa", "--data", data / "gqa.json", "--annotations", folder / "few.json"], "itself"),
-        "no such folder": (["caption", *table, "--json", folder / "absent" / "a.json"], "there is no folder"),
-        "no model": (["caption", *table, "--model", folder / "absent"], "does not exist"),
-        "a model that cannot": (["retrieval", *table], "cannot"),
-        "no place for a question": (["vqa", "--data", data / "gqa.json", "--prompt", "Question:"], "it holds {}"),
-        "options": (["caption", *table, "--min-new-tokens", "40"], "--min-new-tokens is 40: give 0 to"),
-    }  # fmt: skip
 
 
 @OPT

@@ -21,11 +21,14 @@ from blip2rt.modeling.checkpoints import list_checkpoints, load_model, read_conf
 from blip2rt.modeling.vision import layer_numbers
 from export.cli import main as export
 from export.convert import main as convert
+from tests.seeds import new_seed
 from train import stage1, stage2
 from train.recipe import parse
 
 from ..tiny import blip2 as tiny_blip2
+from ..tiny.lavis import state_of
 from ..tiny.parts import WORDS, bert_folder, caption_table, llm_folder, tiny_settings
+from .processes import FIVE_STEPS, assert_same_training, train_together
 
 STEPS = {"steps": 4, "warmup": 1, "batch_size": 4, "save_every": 2, "log_every": 1, "precision": "fp32", "lr": 1e-3,
          "projection_lr": 1e-3, "min_lr": 0, "workers": 0, "texts_per_image": 2, "eval_every": 4}  # fmt: skip
@@ -52,7 +55,7 @@ def question_table(folder: Path) -> Path:
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """BLIP-2 in Hugging Face's format, generative and retrieving, a BERT of its Q-Former's width, and data."""
     folder = tmp_path_factory.mktemp("finetune")
-    torch.manual_seed(torch.seed() % 2**31)
+    torch.manual_seed(new_seed())
     caption_table(folder)
     question_table(folder)
     bert_folder(folder / "bert")
@@ -141,7 +144,7 @@ def test_a_trained_encoder_lies_in_the_checkpoint_and_is_exported(parts: Path, t
     assert all(
         torch.equal(body[n.removeprefix("vision.body.")], t) for n, t in state.items() if n.startswith("vision.")
     )
-    images = tiny_blip2.photographs(2, np.random.default_rng())
+    images = tiny_blip2.photographs(2, np.random.default_rng(new_seed()))
     assert export(["--ckpt", str(tmp_path / "run"), "--out", str(tmp_path / "bundle"), "--precision", FLOAT]) == 0
     bundle = blip2rt.load(tmp_path / "bundle", threads=1)
     assert bundle.bundle.manifest.prompts["caption"] == "a photo of"
@@ -236,7 +239,7 @@ def test_vqa_reads_the_question_twice(parts: Path, tmp_path: Path, llm: str) -> 
     assert export(["--ckpt", str(run), "--out", str(tmp_path / "bundle"), "--precision", FLOAT]) == 0
     bundle = blip2rt.load(tmp_path / "bundle", threads=1)
     model = load_model(run)
-    images = tiny_blip2.photographs(2, np.random.default_rng())
+    images = tiny_blip2.photographs(2, np.random.default_rng(new_seed()))
     questions = ["what is red?", "is the dog on the grass"]
     tokens = stage.questions.tokenizer(questions, padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -269,7 +272,7 @@ def test_lora_is_part_of_the_weights_when_it_is_exported(parts: Path, tmp_path: 
         assert (load_model(tmp_path / "hf").llm(inputs_embeds=embeds).logits - got).abs().max() < 1e-5
     assert export(["--ckpt", str(run), "--out", str(tmp_path / "bundle"), "--precision", FLOAT]) == 0
     bundle = blip2rt.load(tmp_path / "bundle", threads=1)
-    [image] = tiny_blip2.photographs(1, np.random.default_rng())
+    [image] = tiny_blip2.photographs(1, np.random.default_rng(new_seed()))
     with torch.no_grad():
         prefix = merged.prefix_embeds(merged.query_output(merged.vision_features(pixels_of([image], merged.config))))
         bos = trained.llm.get_input_embeddings()(torch.tensor([[2]]))
@@ -376,7 +379,7 @@ def test_wrong_finetunes_are_one_line(
 
 
 @pytest.mark.parametrize("recipe", ["captions", "vqa", "retrieval"])
-def test_a_recipe_a_folder_and_someones_checkpoint(
+def test_a_recipe_finetunes_a_checkpoint_of_others(
     parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str
 ) -> None:
     """The commands of the README: dry run, finetune, export, use."""
@@ -405,30 +408,25 @@ def test_a_recipe_a_folder_and_someones_checkpoint(
 @pytest.mark.parametrize("module", ["train.stage1", "train.stage2"])
 def test_two_processes_train_the_encoder_as_one_does(parts: Path, tmp_path: Path, module: str) -> None:
     """Stage 1 sends gradients to the encoder of whoever has the negative; LoRA learns beside it in stage 2."""
-    from .test_distributed import STEPS as FIVE
-    from .test_distributed import assert_same_training, torchrun
-
     pytest.importorskip("peft")
     retrieves = module == "train.stage1"
     kept = {name: value for name, value in STEPS.items() if not retrieves or name[:4] not in ("proj", "text")}
     lora = [] if retrieves else ["--lora_rank", "2"]
-    recipe = tmp_path / "recipe.yaml"  # torchrun takes --start for its own --start-method
+    recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"start: {parts / ('itm' if retrieves else 'opt')}\nlayer_decay: 0.9\n")
     arguments = [*options(train_table=parts / "table.tsv", images=parts / "images", features=tmp_path / "features"),
-                 *options(**kept), *FIVE, *TRAINED, *lora, "--recipe", str(recipe)]  # fmt: skip
+                 *options(**kept), *FIVE_STEPS, *TRAINED, *lora, "--recipe", str(recipe)]  # fmt: skip
     main = stage1.main if retrieves else stage2.main
     assert main([*arguments, "--out", str(tmp_path / "one")]) == 0
-    torchrun(2, module, [*arguments, "--out", str(tmp_path / "two")])
+    train_together(module, [*arguments, "--out", str(tmp_path / "two")], tmp_path)
     assert_same_training(tmp_path / "one", tmp_path / "two")
 
 
 def test_files_of_lavis_are_a_start(parts: Path, tmp_path: Path) -> None:
     from transformers import Blip2ForConditionalGeneration
 
-    from ..export.test_lavis import lavis_state
-
     theirs = Blip2ForConditionalGeneration.from_pretrained(parts / "opt")
-    state = lavis_state(theirs, "opt_proj")
+    state = state_of(theirs, "opt_proj")
     frozen = {name: state.pop(name) for name in list(state) if name.startswith("visual_encoder.")}
     torch.save({"model": state}, tmp_path / "caption.pth")
     torch.save(frozen, tmp_path / "eva.pth")

@@ -42,7 +42,7 @@ def lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_lines_samples_and_the_bar(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_lines_samples_and_the_bar_are_shown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     log = Log(tmp_path, True, 20)
     with log.running(0) as bar:
         log.write(LINE)
@@ -68,7 +68,7 @@ def test_other_processes_are_silent(tmp_path: Path, capfd: pytest.CaptureFixture
     assert not list(tmp_path.iterdir()) and capfd.readouterr().err == ""
 
 
-def test_tensorboard(tmp_path: Path) -> None:
+def test_tensorboard_has_every_number(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -84,7 +84,7 @@ def test_tensorboard(tmp_path: Path) -> None:
     assert b"a dog on grass" in text.tensor_proto.string_val[0]
 
 
-def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_has_every_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a stand-in that records what it is told; a training that goes on goes on with its run."""
     (tmp_path / "packages" / "wandb").mkdir(parents=True)
     (tmp_path / "packages" / "wandb" / "__init__.py").write_text(FAKE)

@@ -11,6 +11,7 @@ import torch
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
+from tests.seeds import new_seed
 from train.objectives.stage1 import (
     TextBatch,
     frozen_head_loss,
@@ -28,8 +29,7 @@ QUERIES, POSITIONS, FEATURES = 4, 9, 24
 
 @pytest.fixture
 def model() -> Blip2:
-    seed = random.randrange(2**31)
-    print("seed", seed)
+    seed = new_seed()
     torch.manual_seed(seed)
     qformer = QFormerConfig(
         hidden_size=32,
@@ -59,7 +59,7 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
 
 
 def test_itc_equals_numpy() -> None:
-    torch.manual_seed(random.randrange(2**31))
+    torch.manual_seed(new_seed())
     image = torch.nn.functional.normalize(torch.randn(5, QUERIES, 16), dim=-1)
     text = torch.nn.functional.normalize(torch.randn(5, 16), dim=-1)
     ids = np.array([0, 1, 0, 2, 3])
@@ -75,7 +75,7 @@ def test_itc_equals_numpy() -> None:
 
 
 def test_itg_equals_numpy() -> None:
-    torch.manual_seed(random.randrange(2**31))
+    torch.manual_seed(new_seed())
     text = text_batch()
     logits = torch.randn(5, 7, 61)
     got = itg_loss(*next_tokens(logits, text.token_ids, text.text_mask)).item()
@@ -152,8 +152,7 @@ def test_fresh_queries_differ_and_collapse_is_seen(model: Blip2) -> None:
 @pytest.mark.parametrize("softcap", [0.0, 3.0])
 @pytest.mark.parametrize("bias", [False, True])
 def test_frozen_head_loss_is_cross_entropy_with_its_gradient(bias: bool, softcap: float) -> None:
-    seed = random.randrange(2**31)
-    print("seed", seed)
+    seed = new_seed()
     torch.manual_seed(seed)
     head = torch.nn.Linear(16, 50, bias=bias).requires_grad_(False)
     hidden = torch.randn(300, 16, requires_grad=True)  # more rows than are computed at once

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
+from tests.seeds import new_seed
 from train.objectives.packing import Tokens, pack
 
 
@@ -34,8 +35,7 @@ def tiny_opt() -> torch.nn.Module:
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("build", [tiny_llama, tiny_opt])
 def test_packed_loss_equals_separate_losses(build: object, attention: str) -> None:
-    seed = random.randrange(2**31)
-    print("seed", seed)
+    seed = new_seed()
     torch.manual_seed(seed)
     rng = random.Random(seed)
     llm = build().eval()  # type: ignore[operator]

@@ -14,6 +14,7 @@ from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.llm import LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
+from tests.seeds import new_seed
 from train.objectives.lm import lm_loss
 from train.objectives.packing import Tokens, pack
 from train.objectives.prefix_lm import SplitTexts, prefix_lm_loss
@@ -28,8 +29,7 @@ IMAGE_IDS = [0, 1, 0, 2, 3]
 
 @pytest.fixture
 def rng() -> np.random.Generator:
-    seed = random.randrange(2**31)
-    print("seed", seed)
+    seed = new_seed()
     torch.manual_seed(seed)
     return np.random.default_rng(seed)
 
@@ -68,7 +68,7 @@ def batch(rng: np.random.Generator) -> tuple[torch.Tensor, list[np.ndarray], Tex
 
 
 @pytest.mark.parametrize("paper", [True, False])
-def test_stage1(paper: bool, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stage1_losses_equal_numpy(paper: bool, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(1, paper)
     reference, (images, texts, text_batch) = NumpyBlip2(model), batch(rng)
     drawn: list[torch.Tensor] = []
@@ -91,7 +91,7 @@ def test_stage1(paper: bool, rng: np.random.Generator, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("paper", [True, False])
-def test_lm(paper: bool, rng: np.random.Generator, tmp_path: Path) -> None:
+def test_lm_loss_equals_numpy(paper: bool, rng: np.random.Generator, tmp_path: Path) -> None:
     config = transformers.OPTConfig(
         vocab_size=VOCAB, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2,
         word_embed_proj_dim=16, max_position_embeddings=40, dropout=0.1,
@@ -117,7 +117,7 @@ def test_lm(paper: bool, rng: np.random.Generator, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_prefix_lm(tied: bool, rng: np.random.Generator, tmp_path: Path) -> None:
+def test_prefix_lm_loss_equals_numpy(tied: bool, rng: np.random.Generator, tmp_path: Path) -> None:
     config = transformers.T5Config(
         vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, decoder_start_token_id=0,
         relative_attention_num_buckets=8, relative_attention_max_distance=12, feed_forward_proj="gated-gelu",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from blip2rt.modeling.checkpoints import list_checkpoints
+from tests.seeds import new_seed
 from train import stage2
 from train.extras import self_critical
 from train.extras.cider import CiderReward
@@ -106,8 +106,7 @@ def test_stage_2_knows_nothing_of_it(settings: list[str], tmp_path: Path, capsys
 
 @pytest.mark.parametrize("vocabulary", [2, 7, 50, 64])
 def test_draws_follow_the_softmax(vocabulary: int) -> None:
-    seed = random.randrange(2**31)
-    print("seed", seed)
+    seed = new_seed()
     torch.manual_seed(seed)
     logits = 2 * torch.randn(1, vocabulary)
     count = 20_000

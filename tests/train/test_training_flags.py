@@ -16,7 +16,7 @@ from train import stage1, stage2
 from train.recipe import parse
 
 from ..tiny.parts import llm_folder, tiny_settings
-from .test_distributed import tell_apart
+from .processes import tell_apart
 
 STAGES = {"stage1": stage1, "stage2": stage2}
 

@@ -14,7 +14,6 @@ import functools
 import json
 import math
 import shutil
-import subprocess
 import threading
 from collections.abc import Callable
 from enum import IntEnum
@@ -26,6 +25,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+
+from tests.engines.native.compiled import compiled
 
 ROOT = Path(__file__).parents[2]
 ALIGNMENT = 256
@@ -59,13 +60,10 @@ def cpu_kernels() -> Any:
     compiler = shutil.which("c++")
     if compiler is None:
         pytest.skip("needs a C++ compiler")
-    import tempfile
-
-    library = Path(tempfile.mkdtemp(prefix="blip2rt-kernels-")) / "kernels.so"
     source = ROOT / "tests" / "engines" / "native" / "kernels_cpu.cpp"
     command = [compiler, "-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC",
-               "-pthread", f"-I{ROOT / 'engines'}", str(source), "-o", str(library)]  # fmt: skip
-    subprocess.run(command, check=True, capture_output=True)
+               "-pthread", f"-I{ROOT / 'engines'}"]  # fmt: skip
+    library = compiled(command, [source], ".so")
     loaded = ctypes.CDLL(str(library))
     loaded.launch.restype = ctypes.c_bool
     return loaded

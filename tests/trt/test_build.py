@@ -21,7 +21,8 @@ from blip2rt.backends.trt.cache import PlanCache
 from blip2rt.backends.trt.cli import main
 from blip2rt.bundle.writer import BundleWriter
 from blip2rt.errors import BackendError, BundleError, OptionError
-from tests.conftest import make_manifest
+from tests.seeds import new_seed
+from tests.tiny.bundle import make_manifest
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="needs tensorrt-rtx: pip install 'blip2rt[trt-check]'"
@@ -30,7 +31,7 @@ needs_rtx = pytest.mark.skipif(
 
 def vision_graph() -> onnx.ModelProto:
     """pixels (B,3,8,12) -> a convolution in float16 -> vision_features (B,6,8)"""
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(new_seed())
     tensors = {
         "weight": rng.normal(size=(8, 3, 4, 4)).astype(np.float16), "shape": np.array([0, 8, 6]),
     }  # fmt: skip
@@ -217,7 +218,9 @@ def test_a_bundle_for_onnx_runtime_is_refused(tmp_path: Path, capsys: pytest.Cap
     assert "--target trt" in capsys.readouterr().err
 
 
-def test_without_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lacking_tensorrt_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in builder.MODULES:
         monkeypatch.setitem(sys.modules, name, None)
     assert main([str(bundle(tmp_path / "b")), "--check"]) == 2

@@ -5,7 +5,6 @@ Tokens may only differ where Hugging Face itself is undecided: where noise of 3e
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models
 from blip2rt._native import Vocabulary
 from export.graphs import llm, t5, trace
 from tests.engines.native import Generator, Session, runtime
+from tests.seeds import seed_of
 
 HIDDEN, POSITIONS = 32, 64
 SMALL = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": POSITIONS,
@@ -74,8 +74,8 @@ class Case:
 def make_case(
     name: str, folder: Path, seed: int | None = None, images: int = 3, custom_attention: bool = True
 ) -> Case:  # fmt: skip
-    seed = random.randrange(2**31) if seed is None else seed
-    print(f"{name}, seed {seed}")  # pytest shows it when a test fails
+    """seed: None is the one that every file of tests has, so that a model's graphs are traced once."""
+    seed = seed_of(__name__, name) if seed is None else seed
     torch.manual_seed(seed)
     torch.set_num_threads(1)  # the models are too small to share
     config = CONFIGS[name]()

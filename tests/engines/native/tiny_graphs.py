@@ -1,4 +1,4 @@
-"""`python -m tests.engines.native.tiny_graphs FOLDER`: the tiny random embed.onnx and llm.onnx of tests/conftest.py."""
+"""`python -m tests.engines.native.tiny_graphs FOLDER`: the embed.onnx and llm.onnx of tests/tiny/bundle.py, random."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from tests.conftest import build_graphs, random_weights
+from tests.seeds import new_seed
+from tests.tiny.bundle import build_graphs, random_weights
 
 
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    graphs = build_graphs(onnx, random_weights(np.random.default_rng()))
+    graphs = build_graphs(onnx, random_weights(np.random.default_rng(new_seed())))
     for name in ("embed", "llm"):
         onnx.save(graphs[name], folder / f"{name}.onnx")
 

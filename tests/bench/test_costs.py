@@ -1,0 +1,118 @@
+"""What graphs cost, and what the machine can do at most."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from blip2rt.bench import collect, costs, machine, wire
+from blip2rt.bench.cli import picture
+from blip2rt.bench.stages import Work
+from blip2rt.bundle import embedded, read
+from tests.engines.native import Session, runtime
+from tests.seeds import seed_of
+
+SEED = seed_of(__name__)
+
+
+@pytest.mark.parametrize("kind, left", [("fp32", np.float32), ("int8", np.int8), ("int8", np.uint8)])
+def test_the_product_that_rates_are_measured_on(kind, left, tmp_path):
+    """Its graph is one that ONNX accepts, and multiplies."""
+    onnx = pytest.importorskip("onnx")
+
+    rng = np.random.default_rng(SEED)
+    integer = kind == "int8"
+    weight = rng.integers(-9, 9, (5, 7)).astype(np.int8 if integer else np.float32)
+    x = rng.integers(0, 9, (3, 5)).astype(left)
+    dtypes = (wire.UINT8 if left is np.uint8 else wire.INT8, wire.INT8, wire.INT32) if integer else (wire.FLOAT,) * 3
+    data = wire.matmul("MatMulInteger" if integer else "MatMul", *dtypes, (5, 7), weight.tobytes())
+    onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
+    (tmp_path / "product.onnx").write_bytes(data)
+    got = Session(runtime(), str(tmp_path / "product.onnx"), 1).run({"a": x})["y"]
+    assert np.array_equal(got, x.astype(np.int64) @ weight.astype(np.int64))
+    assert machine.product_rate(kind, left, 1) > 0
+
+
+@pytest.mark.parametrize("name", ["vision", "qformer", "llm", "itm"])
+def test_graphs_are_read_as_onnx_reads_them(name):
+    onnx = pytest.importorskip("onnx")
+    path = embedded() / f"{name}.onnx"
+    theirs = onnx.load(path, load_external_data=False).graph
+    ours = wire.read(path)
+    assert Counter(node.op_type for node in ours.nodes) == Counter(node.op_type for node in theirs.node)
+    assert [node.inputs for node in ours.nodes] == [tuple(node.input) for node in theirs.node]
+    assert {n: (t.dims, t.dtype) for n, t in ours.initializers.items()} == {
+        t.name: (tuple(t.dims), t.data_type) for t in theirs.initializer
+    }
+
+
+def test_products_and_bytes_are_counted(tmp_path):
+    """A convolution, a product in floats and one in integers of known sizes; a table's rows are not read whole."""
+    onnx = pytest.importorskip("onnx")
+    helper, kinds = onnx.helper, onnx.TensorProto
+    rng = np.random.default_rng(SEED)
+    channels, width, height, out = (int(n) for n in rng.integers(2, 9, 4))
+    height, width, stride = 4 * height, 4 * width, int(rng.integers(1, 3))
+    positions = (-(-height // stride)) * (-(-width // stride))
+
+    def constant(name, shape, dtype=np.float32):
+        return onnx.numpy_helper.from_array(np.zeros(shape, dtype), name)
+
+    nodes = [
+        helper.make_node("Conv", ["x", "conv"], ["c"], pads=[1, 1, 1, 1], strides=[stride, stride]),
+        helper.make_node("Reshape", ["c", "flat"], ["r"]),
+        helper.make_node("MatMul", ["r", "w"], ["m"]),
+        helper.make_node("Transpose", ["q"], ["t"], perm=[1, 0]),
+        helper.make_node("DynamicQuantizeMatMul", ["m", "t", "s"], ["d"], domain="com.microsoft"),
+        helper.make_node("Gather", ["table", "ids"], ["g"]),
+        helper.make_node("Cast", ["half"], ["f"], to=kinds.FLOAT),
+        helper.make_node("Mul", ["d", "f"], ["y"]),
+    ]
+    initializers = [
+        constant("conv", (out, channels, 3, 3)), constant("flat", (3,), np.int64), constant("w", (out, 11)),
+        constant("q", (13, 11), np.int8), constant("s", (13,)), constant("table", (1000, 4)),
+        constant("half", (13,), np.float16), constant("ids", (3,), np.int64),
+    ]  # fmt: skip
+    graph = helper.make_graph(nodes, "g", [], [], initializers)
+    onnx.save(helper.make_model(graph), tmp_path / "graph.onnx")
+    cost = costs.of_graph(tmp_path / "graph.onnx", {}, positions, 1, ("x", height, width))
+    assert cost.float_macs == positions * (9 * channels * out + 11 * out)
+    assert cost.int8_macs == positions * 11 * 13
+    assert cost.weight_bytes == 4 * (9 * channels * out + 11 * out + 13 + 13) + 11 * 13 + 3 * 8
+
+
+def test_a_decode_step_of_the_embedded_model_costs_its_parameters():
+    """SmolLM2-135M: 134,515,008 parameters, all but the norms multiplied once a token."""
+    spec = read(embedded()).manifest.llm
+    found = collect.stage_costs(read(embedded()), Work(str(embedded()), ""), 20)
+    step, prefill = found["decode step"], found["prefill"]
+    norms = (2 * spec.layers + 1) * spec.hidden_size
+    assert step.int8_macs == 134_515_008 - norms
+    head = spec.vocab_size * spec.hidden_size
+    assert prefill.int8_macs == 20 * (step.int8_macs - head) + head, "logits of the last position alone"
+    files = read(embedded()).manifest.files
+    assert files["llm.data"].size <= step.weight_bytes < 1.1 * files["llm.data"].size, "scales take twice their size"
+
+
+def test_queries_and_image_cost_their_own_positions():
+    """MiniLM's six layers for 16 queries; keys and values of 81 positions in three of them."""
+    found = collect.stage_costs(read(embedded()), Work(str(embedded()), ""), 20)["qformer"]
+    width, queries, positions, features = 384, 16, 81, 1280
+    own = 6 * (4 * width * width + 2 * width * 4 * width) + 3 * 2 * width * width + width * 576
+    assert found.int8_macs == queries * own + positions * 3 * 2 * features * width
+
+
+def test_a_limit_is_the_longer_of_reading_and_multiplying():
+    rates = costs.Rates(read_bytes=100.0, int8_ops=10.0, fp32_ops=1.0)
+    assert costs.limit(costs.Cost(500, 5, 1), rates) == (5.0, "memory")
+    assert costs.limit(costs.Cost(500, 50, 1), rates) == (12.0, "compute")
+
+
+def test_the_made_up_picture_is_like_a_photograph(tmp_path):
+    path = picture(tmp_path / "p.jpg", 800, 600)
+    with Image.open(path) as image:
+        assert image.size == (800, 600)
+    assert 0.5 < 8 * path.stat().st_size / (800 * 600) < 4, "bits a pixel"

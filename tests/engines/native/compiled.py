@@ -1,0 +1,41 @@
+"""C++ of the tests compiled once: kept in build/tests by what went into it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+KEPT = ROOT / "build" / "tests"
+
+
+def compiled(command: Sequence[str], sources: Sequence[Path], suffix: str = "") -> Path:
+    """What `command` with `sources` writes: a program, or a library where the command says so.
+
+    command: the compiler and its flags, without -o. Headers count as all those of engines/ do.
+    """
+    folders = (ROOT / "engines", ROOT / "tests" / "engines" / "native")
+    read = {*sources, *(path for folder in folders for kind in ("*.h", "*.cu") for path in folder.rglob(kind))}
+    digest = hashlib.sha256("\0".join((*command, _version(command[0]))).encode())
+    for path in sorted(read):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    program = KEPT / f"{sources[0].stem}-{digest.hexdigest()[:16]}{suffix}"
+    if not program.exists():
+        KEPT.mkdir(parents=True, exist_ok=True)
+        unfinished = program.with_name(f".{os.getpid()}-{program.name}")  # other processes may be compiling it too
+        try:
+            done = subprocess.run([*command, *map(str, sources), "-o", str(unfinished)], capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            unfinished.rename(program)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                unfinished.unlink()
+    return program
+
+
+def _version(compiler: str) -> str:
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout

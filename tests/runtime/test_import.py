@@ -1,0 +1,55 @@
+"""What `import blip2rt` costs, needs and offers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import blip2rt
+
+pytest.importorskip("blip2rt._native")
+ROOT = Path(blip2rt.__file__).parents[1]
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    command, path = [sys.executable, "-c", code], os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(command, check=False, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+
+
+def test_captions_with_torch_and_friends_blocked(tiny, tmp_path, photo):
+    Image.fromarray(photo()).save(tmp_path / "x.png")
+    blocked = ["torch", "torchvision", "transformers", "onnx", "onnxruntime.capi.onnxruntime_pybind11_state", "train",
+               "export", "blip2rt_train", "blip2rt_export", "blip2rt.modeling"]  # fmt: skip
+    code = (
+        f"import sys\nfor name in {blocked!r}: sys.modules[name] = None\n"
+        f"import blip2rt; print(blip2rt.load({str(tiny.path)!r}).caption({str(tmp_path / 'x.png')!r}))"
+    )
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_import_is_light():
+    code = (
+        "import sys, time; start = time.process_time(); import blip2rt; spent = time.process_time() - start\n"
+        "heavy = {'numpy', 'PIL', 'tokenizers', 'onnxruntime', 'blip2rt._native'} & set(sys.modules)\n"
+        "assert not heavy, heavy\nprint(spent)"
+    )
+    assert min(float(run_python(code).stdout) for _ in range(3)) < 0.2, "seconds of one core"
+
+
+def test_version_is_the_packages():
+    from importlib.metadata import version
+
+    assert version("blip2rt") == blip2rt.__version__
+
+
+def test_every_public_name_exists():
+    for name in blip2rt.__all__:
+        assert getattr(blip2rt, name) is not None
+    with pytest.raises(AttributeError):
+        blip2rt.nothing  # noqa: B018

@@ -1,0 +1,138 @@
+"""Options of generation, streams and chats of a model."""
+
+from __future__ import annotations
+
+import pytest
+
+import blip2rt
+from blip2rt.errors import ImageError, OptionError
+from blip2rt.image import to_pixels
+from tests.tiny.bundle import EOS, WORDS, Tiny
+
+pytest.importorskip("blip2rt._native")
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Tiny) -> blip2rt.Model:
+    return blip2rt.load(tiny.path, threads=1)
+
+
+def spoken(model, image, **options) -> tuple[str, list[int]]:
+    """A greedy caption, and its tokens."""
+    ids: list[int] = []
+    text = model.caption(image, num_beams=1, max_new_tokens=6, on_token=lambda *new: ids.append(new[2]), **options)
+    return text, ids
+
+
+def test_words_are_forbidden_forced_and_final(model, photo):
+    image = photo()
+    ids = spoken(model, image)[1]
+    assert ids[0] > EOS
+    word = WORDS[ids[0]]
+    assert ids[0] not in spoken(model, image, bad_words=word)[1]
+    assert spoken(model, image, stop_strings=[f" {word}", "xyz"])[1] == ids[:1]
+    text, more = spoken(model, image, forced_prefix="a red")
+    assert text.startswith("a red") and more == spoken(model, image, prompt="a red")[1]
+    repeated = spoken(model, image, no_repeat_ngram_size=1, repetition_penalty=2.0)[1]
+    assert len(set(repeated)) == len(repeated)
+
+
+def test_sampling_repeats_under_a_seed(model, photo):
+    images = [photo() for _ in range(11)]
+    options = {"do_sample": True, "temperature": 20.0, "top_k": 0, "seed": 3, "max_new_tokens": 8}
+    captions = model.caption(images, **options)
+    assert captions == model.caption(images, **options)
+    assert captions != model.caption(images, **{**options, "seed": 4})
+    same = model.caption([images[0]] * 11, **options)
+    assert len(set(same)) > 1 and same[0] == captions[0]
+    draws = model.caption(images[0], num_captions=5, **options)
+    assert len(draws) == 5 and len(set(draws)) > 1
+    assert isinstance(model.caption(images[0], do_sample=True), str)
+
+
+def test_on_token_is_given_every_token(tiny, model, photo):
+    images, seen = [photo() for _ in range(10)], []
+    options = {"num_beams": 1, "max_new_tokens": 4, "min_new_tokens": 4}
+    captions = model.caption(images, on_token=lambda *new: seen.append(new), **options)
+    assert len(seen) == 40 and {image for image, _, _ in seen} == set(range(10))
+    for number, caption in enumerate(captions):
+        ids = [token for image, _, token in seen if image == number]
+        assert model._language._tokenizer.decode(ids) == caption
+    first = model.caption(images[0], num_beams=1, max_new_tokens=1)
+    assert model.caption(images[0], on_token=lambda *_: False, **options) == first
+    with pytest.raises(OptionError, match="on_token with num_beams 3"):
+        model.caption(images[0], on_token=print)
+
+
+def test_streams_join_to_the_text(model, photo):
+    image = photo()
+    assert "".join(model.stream(image)) == model.caption(image, num_beams=1)
+    assert "".join(model.stream(image, "a red")) == model.caption(image, prompt="a red", num_beams=1)
+    question = "what is red"
+    assert "".join(model.stream(image, question=question)) == model.ask(image, question, num_beams=1)
+    sampled = {"do_sample": True, "seed": 1, "forced_prefix": "the dog"}
+    assert "".join(model.stream(image, **sampled)) == model.caption(image, **sampled)
+
+
+def test_leaving_a_stream_ends_it(model, photo, monkeypatch):
+    steps = []
+    real = model._backend.begin
+
+    def begin(*arguments):
+        generation = real(*arguments)
+        step = generation.step
+        generation.step = lambda: steps.append(1) or step()
+        return generation
+
+    monkeypatch.setattr(model._backend, "begin", begin)
+    left = 0
+    for count, _piece in enumerate(model.stream(photo(), max_new_tokens=30, min_new_tokens=30), 1):
+        if count == 2:
+            left = len(steps)
+            break
+    assert 2 <= left == len(steps) < 30  # a random model's pieces may take several tokens
+
+
+def test_streams_refuse_what_they_cannot_do_before_the_image_is_read(model):
+    for options, words in (
+        ({"num_beams": 2}, "leave num_beams"),
+        ({"question": "x", "prompt": "y"}, "both given"),
+        ({"num_captions": 2, "do_sample": True, "num_beams": None}, "leave num_beams and num_captions at 1"),
+    ):
+        with pytest.raises(OptionError, match=words):
+            model.stream("/no/such.jpg", **options)
+    with pytest.raises(ImageError):
+        model.stream("/no/such.jpg")
+
+
+def test_chat_equals_recomputation(tiny, model, photo):
+    image = photo()
+    prefix = tiny.prefix(tiny.vision(to_pixels([image], model.bundle.manifest.image)))[0]
+    chat = model.chat(image, num_beams=1, max_new_tokens=4)
+    said: list[int] = []  # token ids: an answer may hold some that its text does not show
+
+    def recomputed(question: str, most: int) -> str:
+        said.extend(WORDS.index(word) for word in f"Question : {question} Answer :".split())
+        answer = [i for i in tiny.greedy(prefix, said, most) if i != EOS]
+        said.extend(answer)
+        return " ".join(WORDS[i] for i in answer if i > EOS).replace(" :", ":")
+
+    for question in ("what is red", "who runs", "is the dog in the water"):
+        assert chat.ask(question) == recomputed(question, 4)
+    streamed = "".join(chat.stream("who is the cat", max_new_tokens=2))
+    assert streamed == recomputed("who is the cat", 2)
+
+
+def test_chats_end_and_name_mistakes(model, photo):
+    chat = model.chat(photo(), num_beams=2)
+    for options, words in (({"num_beams": 3}, "at most 2 beams"), ({"num_captions": 2}, "gives 1 answer"),
+                           ({"beams": 1}, "unknown option beams")):  # fmt: skip
+        with pytest.raises(OptionError, match=words):
+            chat.ask("who runs", **options)
+    with pytest.raises(OptionError, match="a question is empty"):
+        chat.ask(" ")
+    with pytest.raises(OptionError, match=r"what was said \(\d+\).*begin a new chat"):
+        for _ in range(12):
+            chat.ask("what is red", min_new_tokens=2)
+    with pytest.raises(OptionError, match="num_beams is 0"):
+        model.chat("/no/such.jpg", num_beams=0)

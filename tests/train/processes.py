@@ -1,0 +1,122 @@
+"""Trainings of several processes, and whether two trainings did the same."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from blip2rt.modeling.checkpoints import list_checkpoints
+from tests.seeds import new_seed
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT = 1800  # seconds after which processes have hung, however busy the machine is
+FIVE_STEPS = [
+    "--steps",
+    "5",
+    "--warmup",
+    "2",
+    "--dropout",
+    "0",
+    "--batch_size",
+    "8",
+    "--save_every",
+    "2",
+    "--keep",
+    "9",
+]
+
+
+def tell_apart(folder: Path) -> None:
+    """Pictures that differ, and a BERT that tells texts apart: where all are alike, rounding decides which query is the
+    most similar one, and with it where the gradient goes."""
+    rng = np.random.default_rng(new_seed())
+    for path in (folder / "images").iterdir():
+        Image.fromarray(rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)).resize((48, 48)).save(path)
+    weights = folder / "bert" / "model.safetensors"
+    state = {name: 5 * t if t.dim() > 1 else t for name, t in load_file(weights).items()}
+    save_file(state, weights, metadata={"format": "pt"})
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def torchrun(processes: int, module: str, arguments: list[str], nodes: int = 1) -> None:
+    """`processes` on each of `nodes`, all of which are this machine."""
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--nnodes", str(nodes)),
+        *("--master_addr", "127.0.0.1", "--master_port", str(free_port())),
+    ]
+    running = [
+        subprocess.Popen(
+            [*command, "--node_rank", str(node), "-m", module, *arguments],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for node in range(nodes)
+    ]  # fmt: skip
+    for process in running:
+        said, _ = process.communicate(timeout=TIMEOUT)
+        assert process.returncode == 0, said[-3000:]
+
+
+def train_together(module: str, arguments: list[str], folder: Path, processes: int = 2) -> None:
+    """What torchrun does, without importing torch in every process anew: a server that has it forks them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train.stage1", "train.stage2", "accelerate"])
+    shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1",
+              "MASTER_PORT": free_port()}  # fmt: skip
+    said = [folder / f"said-by-{rank}.txt" for rank in range(processes)]
+    running = []
+    for rank, file in enumerate(said):
+        given = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        running.append(context.Process(target=_train, args=(module, arguments, given, file)))
+        running[-1].start()
+    for process, file in zip(running, said, strict=True):
+        process.join(TIMEOUT)
+        assert process.exitcode == 0, file.read_text()[-3000:]
+
+
+def _train(module: str, arguments: list[str], environment: dict[str, str], said: Path) -> None:
+    """One process of several."""
+    with open(said, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    sys.exit(importlib.import_module(module).main(arguments))
+
+
+def lines(run: Path) -> list[dict[str, float]]:
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in found if "loss" in line]
+
+
+def assert_same_training(left: Path, right: Path, tolerance: float = 1e-4) -> None:
+    assert len(lines(left)) == len(lines(right)) == 5
+    for mine, theirs in zip(lines(left), lines(right), strict=True):
+        for name in mine.keys() & {"loss", "itc", "itm", "itg", "itm_accuracy", "gradient_norm", "query_cosine"}:
+            assert mine[name] == pytest.approx(theirs[name], abs=tolerance, rel=tolerance), (name, mine["step"])
+    mine, theirs = (load_file(list_checkpoints(run)[-1] / "model.safetensors") for run in (left, right))
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        torch.testing.assert_close(mine[name], theirs[name], atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def assert_same_moments(left: Path, right: Path, tolerance: float = 1e-4) -> None:
+    mine, theirs = (load_file(list_checkpoints(run)[-1] / "optimizer.safetensors") for run in (left, right))
+    torch.testing.assert_close(mine, theirs, atol=tolerance, rtol=0)

@@ -1,0 +1,38 @@
+"""Fixtures: bundles, and the machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("onnx")
+
+from blip2rt.backends.trt import cuda
+from tests.trt.gpu_stand_in import Driver, Nvrtc, TensorRT
+from tests.trt.machine import GPU, Case, Machine, case_of
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "llama", "flan")]
+
+
+@pytest.fixture(params=["tiny", *SLOW])
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return case_of(request.param, tmp_path_factory)
+
+
+@pytest.fixture
+def tiny_case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return case_of("tiny", tmp_path_factory)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
+    driver = Driver()
+    found = Machine(driver, TensorRT(driver))
+    monkeypatch.setattr("blip2rt.backends.trt.builder.load_tensorrt", lambda name=None: found.trt)
+    monkeypatch.setattr("blip2rt.backends.trt.builder.identity", lambda trt: f"tensorrt {trt.__version__}")
+    monkeypatch.setattr("blip2rt.backends.trt.builder.builds_for_any", lambda trt: False)
+    monkeypatch.setattr(cuda, "load_bindings", lambda: (found.driver, Nvrtc()))
+    monkeypatch.setattr("blip2rt.backends.trt.gpu.find", lambda: GPU)
+    monkeypatch.setenv("BLIP2RT_CACHE", str(tmp_path / "engines"))
+    return found

@@ -1,0 +1,80 @@
+"""A tiny model as a bundle of either target, and the stand-in machine that the backend trt finds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+
+from blip2rt import backends
+from blip2rt.backends.trt import PlanSizes, gpu
+from blip2rt.bundle import read
+from tests.seeds import seed_of
+from tests.tiny import trt as tiny_trt
+from tests.trt.gpu_stand_in import Driver, TensorRT
+
+SEED = seed_of(__name__)
+GPU = gpu.Gpu("Orin", (8, 7), 8 << 30, (12, 6), True, 16)
+SIZES = PlanSizes(max_batch=2, max_beams=4, capacity=48)
+
+
+@dataclass
+class Case:
+    """The same tiny model as a bundle of either target, in float32."""
+
+    ort: Path
+    trt: Path
+    name: str
+
+    def native(self) -> Any:
+        return backends.create("ort", read(self.ort), threads=1)
+
+    def inputs(self, images: int) -> tuple[np.ndarray, list[list[int]]]:
+        rng = np.random.default_rng(SEED)
+        spec = read(self.ort).manifest.llm
+        prefix = rng.normal(size=(images, spec.prefix_length, spec.hidden_size)).astype(np.float32)
+        prompts = [rng.integers(4, spec.vocab_size, size).tolist() for size in rng.integers(0, 5, images)]
+        return prefix, prompts
+
+
+_cases: dict[str, Case] = {}
+
+
+def case_of(name: str, folder: pytest.TempPathFactory) -> Case:
+    if name not in _cases:
+        where = folder.mktemp(name)
+        if name == "tiny":
+            weights = tiny_trt.weights_of(np.random.default_rng(SEED))
+            made = [tiny_trt.write(where / target, weights, target) for target in ("ort", "trt")]
+            _cases[name] = Case(*made, name)
+            return _cases[name]
+        pytest.importorskip("torch")
+        pytest.importorskip("transformers")
+        pytest.importorskip("onnxscript")
+        from tests.tiny.language import build
+
+        model = build(name, SEED)
+        model.get_output_embeddings().weight.data.mul_(3)  # decided opinions: few near ties
+        made = [tiny_trt.write_model(where / target, model, target) for target in ("ort", "trt")]
+        _cases[name] = Case(*made, name)
+    return _cases[name]
+
+
+@dataclass
+class Machine:
+    """The stand-in machine that the backend finds."""
+
+    driver: Driver
+    trt: TensorRT
+
+    def load(self, case: Case, engines: PlanSizes = SIZES) -> Any:
+        return backends.create("trt", read(case.trt), device="cuda", engines=engines)
+
+
+def tokens(sequences: Any) -> Any:
+    return [[sequence for sequence, _ in image] for image in sequences]

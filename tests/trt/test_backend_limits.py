@@ -1,0 +1,113 @@
+"""What the backend trt says where the machine cannot do what it should."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("onnx")
+
+from blip2rt import backends
+from blip2rt.backends.trt import PlanSizes, cuda, gpu
+from blip2rt.bundle import read
+from blip2rt.errors import BackendError, OptionError
+from tests.trt.gpu_stand_in import Driver, Nvrtc
+from tests.trt.machine import SIZES, Case, Machine
+
+
+def test_a_call_too_large_for_the_plans_is_one_line(tiny_case: Case, machine: Machine) -> None:
+    prefix, prompts = tiny_case.inputs(2)
+    device = machine.load(tiny_case, PlanSizes(max_batch=1, max_beams=2, capacity=20))
+    with pytest.raises(OptionError, match="3 beams or draws.*max_beams=3; .* positions .*capacity="):
+        device.generate(prefix, prompts, {"num_beams": 3, "max_new_tokens": 30})
+    with pytest.raises(BackendError, match="num_beams is 0"):
+        device.generate(prefix, prompts, {"num_beams": 0})
+    assert device.generate(prefix[:0], [], {}) == []
+    with pytest.raises(OptionError, match="device is 'cpu'"):
+        backends.create("trt", read(tiny_case.trt), device="cpu")
+    with pytest.raises(OptionError, match="engines are the backend trt's"):
+        backends.create("ort", read(tiny_case.ort), engines=SIZES)
+
+
+def test_memory_that_is_lacking_is_one_line(tiny_case: Case, machine: Machine) -> None:
+    prefix, prompts = tiny_case.inputs(1)
+    machine.driver.memory = 40_000
+    device = machine.load(tiny_case)
+    with pytest.raises(BackendError, match=r"the GPU has no room for .* MB .*max_beams, capacity"):
+        device.generate(prefix, prompts, {"max_new_tokens": 3})
+    assert machine.driver.used == 0
+    machine.driver.memory = 1 << 30
+    assert device.generate(prefix, prompts, {"max_new_tokens": 3})
+
+
+def test_a_build_that_fails_is_one_line(tiny_case: Case, machine: Machine) -> None:
+    machine.trt.refuses_builds = "no implementation for node the_node"
+    with pytest.raises(BackendError, match="vision: the builder gives up: no implementation for node the_node"):
+        machine.load(tiny_case)
+
+
+def test_a_plan_of_another_gpu_is_refused(tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under another card's name it is never looked at; what TensorRT refuses is named, with the fix."""
+    prefix, prompts = tiny_case.inputs(1)
+    machine.load(tiny_case)
+    machine.trt.gpu = "another"
+    with pytest.raises(BackendError, match=r"embed: .*refuses the plan .*embed-\w+\.plan.*remove the file"):
+        machine.load(tiny_case).generate(prefix, prompts, {"max_new_tokens": 3})
+    monkeypatch.setattr("blip2rt.backends.trt.gpu.find", lambda: gpu.Gpu("another", (8, 7), 8 << 30, (12, 6), True, 16))
+    assert machine.load(tiny_case).generate(prefix, prompts, {"max_new_tokens": 3})
+    assert machine.trt.builds == 8
+
+
+def test_a_driver_too_old_is_one_line(tiny_case: Case, machine: Machine) -> None:
+    machine.driver = Driver(version=11040)
+    with pytest.raises(BackendError, match=r"runs CUDA up to 11.4.*of CUDA 12.6: update the driver"):
+        machine.load(tiny_case)
+
+
+def test_a_lacking_gpu_driver_or_bindings_is_one_line(
+    tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blip2rt.backends.trt.gpu.find", lambda: "no NVIDIA driver is installed")
+    with pytest.raises(BackendError, match="there is no GPU to build for"):
+        machine.load(tiny_case)
+    monkeypatch.undo()
+    if isinstance(gpu.find(), str):
+        bindings = pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings")
+        with pytest.raises(BackendError, match="no NVIDIA driver|cuInit failed"):
+            cuda.Cuda(bindings, Nvrtc())
+    monkeypatch.setitem(__import__("sys").modules, "cuda.bindings.driver", None)
+    with pytest.raises(BackendError, match="needs cuda-bindings.*trt-cu12"):
+        cuda.load_bindings()
+
+
+def test_what_is_called_exists() -> None:
+    """The stand-in has no function that the real modules lack."""
+    driver = pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings")
+    nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
+    for stand_in, real in ((Driver, driver), (Nvrtc, nvrtc)):
+        assert not [
+            name
+            for name in vars(stand_in)
+            if name.startswith(("cu", "nvrtc")) and name != "current" and not hasattr(real, name)
+        ]
+    assert driver.CUstreamCaptureMode(1).name.endswith("THREAD_LOCAL")
+    assert driver.CUstream_flags.CU_STREAM_NON_BLOCKING == 1 and driver.CUevent_flags.CU_EVENT_DISABLE_TIMING == 2
+    assert driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY == 2
+    attribute = driver.CUdevice_attribute
+    assert attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR == 75
+    assert attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR == 76
+
+
+def test_what_is_called_of_tensorrt_exists() -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx: pip install 'blip2rt[trt-check]'")
+    from tests.trt.gpu_stand_in import Context, Engine
+
+    own = {"dims", "numpy_dtype", "axes", "run", "profiles"}  # of the stand-in alone
+    for stand_in, real in ((Engine, trt.ICudaEngine), (Context, trt.IExecutionContext)):
+        assert not [name for name in vars(stand_in) if name[0] != "_" and name not in own and not hasattr(real, name)]
+    for name in ("num_io_tensors", "num_optimization_profiles", "device_memory_size_v2"):
+        assert hasattr(trt.ICudaEngine, name)
+    assert hasattr(trt.ExecutionContextAllocationStrategy, "USER_MANAGED") and hasattr(trt.TensorIOMode, "INPUT")
+    assert str(trt.DataType.HALF) == "DataType.HALF" and hasattr(trt.Runtime, "deserialize_cuda_engine")
+
+
+# Faults put in by hand

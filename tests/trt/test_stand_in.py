@@ -1,0 +1,138 @@
+"""Faults put in by hand are found by the stand-in (tests/trt/gpu_stand_in.py)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+
+from blip2rt.backends.trt import decoder, lane
+from blip2rt.errors import BackendError
+from tests.trt import gpu_stand_in
+from tests.trt.gpu_stand_in import Driver, Misuse
+from tests.trt.machine import Case, Machine, tokens
+
+
+def wrong_address(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
+    real = lane.Runner.set
+
+    def shifted(self: Any, tensors: Any) -> bool:
+        return real(self, {name: replace(each, address=each.address + (1 << 24)) if name == "past_value_1" else each
+                           for name, each in tensors.items()})  # fmt: skip
+
+    monkeypatch.setattr(lane.Runner, "set", shifted)
+
+
+def skipped_shape(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
+    real = gpu_stand_in.Context.set_input_shape
+    monkeypatch.setattr(gpu_stand_in.Context, "set_input_shape",
+                        lambda self, name, shape: name == "past_mask" or real(self, name, shape))  # fmt: skip
+
+
+def stale_shape(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
+    """One input keeps the rows of the first generation."""
+    real, seen = gpu_stand_in.Context.set_input_shape, set()
+
+    def keep(self: Any, name: str, shape: Any) -> bool:
+        if name == "position_ids" and (id(self), name) in seen:
+            return True
+        seen.add((id(self), name))
+        return real(self, name, shape)
+
+    monkeypatch.setattr(gpu_stand_in.Context, "set_input_shape", keep)
+
+
+def reused_buffer(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
+    real, other = lane.Lane.buffer, {"step.embeds": "logits"}
+    monkeypatch.setattr(lane.Lane, "buffer", lambda self, name, size: real(self, other.get(name, name), size))
+
+
+def freed_buffer(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
+    real = decoder.Decoder.begin
+
+    def begin(self: Any, *arguments: Any) -> None:
+        real(self, *arguments)
+        driver.cuMemFree(self._cache)
+
+    monkeypatch.setattr(decoder.Decoder, "begin", begin)
+
+
+def unaligned(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
+    monkeypatch.setattr(decoder, "aligned", lambda size: size + 4)
+
+
+def short_buffer(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
+    real = lane.Lane.buffer
+    monkeypatch.setattr(lane.Lane, "buffer",
+                        lambda self, name, size: real(self, name, size // 2 if name == "cache" else size))  # fmt: skip
+
+
+def uncleared_cache(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
+    real = driver.cuMemsetD32Async
+
+    def small_ones(address: int, word: int, count: int, stream: Any) -> Any:
+        return (0,) if count > 2000 else real(address, word, count, stream)
+
+    monkeypatch.setattr(driver, "cuMemsetD32Async", small_ones)
+
+
+def other_stream(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
+    real = gpu_stand_in.Context.execute_async_v3
+    monkeypatch.setattr(gpu_stand_in.Context, "execute_async_v3", lambda self, stream: real(self, stream + 77))
+
+
+def captured_cold(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
+    monkeypatch.setattr(decoder.Decoder, "_enqueue", decoder.Decoder._enqueue)
+    monkeypatch.setattr(decoder.Decoder, "step", lambda self: self._capture())
+
+
+def wrong_dtype(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
+    real = decoder.Sizes.of
+    monkeypatch.setattr(decoder.Sizes, "of", lambda *arguments: replace(real(*arguments), dtype=np.dtype(np.float16)))
+
+
+FAULTS = [wrong_address, wrong_dtype, skipped_shape, stale_shape, reused_buffer, freed_buffer, unaligned, short_buffer,
+          uncleared_cache, other_stream, captured_cold]  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_put_in_by_hand_is_found(
+    tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch, fault: Any
+) -> None:
+    prefix, prompts = tiny_case.inputs(2)
+
+    def use() -> None:
+        device = machine.load(tiny_case)
+        device.generate(prefix[:1], prompts[:1], {"max_new_tokens": 5, "num_beams": 1, "eos_token_ids": []})
+        device.generate(prefix, prompts, {"max_new_tokens": 5, "num_beams": 2, "eos_token_ids": []})
+
+    use()
+    fault(monkeypatch, machine.driver)
+    with pytest.raises((Misuse, BackendError)) as found:
+        use()
+    print(found.value)
+
+
+@pytest.mark.parametrize("kernel", ["scatter", "choose", "reorder"])
+def test_a_kernel_left_out_is_found(
+    tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch, kernel: str
+) -> None:
+    prefix, prompts = tiny_case.inputs(2)
+    # A model of random weights may say one word for ever, whatever it is shown: not with this.
+    options = {"max_new_tokens": 10, "num_beams": 4, "eos_token_ids": [], "num_return_sequences": 4,
+               "no_repeat_ngram_size": 1}  # fmt: skip
+    real = decoder.Kernels.launch
+    monkeypatch.setattr(decoder.Kernels, "launch",
+                        lambda self, name, *rest: None if name == kernel else real(self, name, *rest))  # fmt: skip
+    try:
+        got = machine.load(tiny_case).generate(prefix, prompts, options)
+    except Misuse:
+        return
+    assert tokens(got) != tokens(tiny_case.native().generate(prefix, prompts, options))
+
+
+# The real thing
