@@ -13,6 +13,7 @@ import pytest
 
 import blip2rt
 from blip2rt.options import Options
+from blip2rt.text import Prompt
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +40,8 @@ def test_qformer(benchmark: Any, model: blip2rt.Model, pixels: np.ndarray) -> No
 def test_llm(benchmark: Any, model: blip2rt.Model, pixels: np.ndarray, tokens: int) -> None:
     prefix_embeds = model._backend.prefix_embeds(model._backend.vision(pixels))
     options = Options(num_beams=1, max_new_tokens=tokens, min_new_tokens=tokens)
-    settings = model._language.settings("caption", options, [""])
-    [[(token_ids, _)]] = benchmark(model._backend.generate, prefix_embeds, [model._language.encode("")], settings)
+    settings = model._language.settings("caption", options, [Prompt()])
+    [[(token_ids, _)]] = benchmark(model._backend.generate, prefix_embeds, [model._language.encode(Prompt())], settings)
     assert len(token_ids) == tokens
 
 

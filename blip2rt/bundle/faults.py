@@ -30,6 +30,8 @@ _MOST = {
     "num_beams": 1_000, "entries": 10_000, "characters": 100_000,
 }  # fmt: skip
 
+_LISTS = ("components", "files", "sources", "prompts", "decoding", "verification")
+
 
 def manifest_faults(manifest: Manifest) -> list[str]:
     """What the types cannot say, fault by fault."""
@@ -92,11 +94,12 @@ def _image_faults(manifest: Manifest) -> list[str]:
 
 def _length_faults(manifest: Manifest) -> list[str]:
     """Lists and texts longer than any bundle needs."""
-    counts = {"components": manifest.components, "files": manifest.files or {}, "sources": manifest.sources,
-              "prompts": manifest.prompts, "decoding": manifest.decoding,
-              "verification": manifest.verification}  # fmt: skip
-    faults = [f"{name} has {len(n):,} entries, more than {_MOST['entries']:,}" for name, n in counts.items()
-              if len(n) > _MOST["entries"]]  # fmt: skip
+    lists = {name: len(getattr(manifest, name) or ()) for name in _LISTS}
+    faults = [
+        f"{name} has {count:,} entries, more than {_MOST['entries']:,}"
+        for name, count in lists.items()
+        if count > _MOST["entries"]
+    ]
     texts = {"name": manifest.name, "created_by": manifest.created_by}
     texts |= {f"prompts.{task}": prompt for task, prompt in manifest.prompts.items()}
     return faults + [
