@@ -48,7 +48,7 @@ def _parser(out_is_last: bool) -> Parser:
                         help="checkpoint: folder, .pth file or hub id; or a bundle, --to ours")  # fmt: skip
     parser.add_argument("--to", choices=("hf", "ours"),
                         help="hf: Hugging Face's format; ours, of a bundle: DIR/stage1 and DIR/stage2, which it was "
-                        "made of, rounded as they ship, to train on from (default with --set: ours)")  # fmt: skip
+                        "made of, rounded as they ship, to train on from (default: ours with --set)")  # fmt: skip
     parser.add_argument("--set", type=nonempty, action="append", default=[], metavar="FIELD=VALUE",
                         help="write a checkpoint of ours with this field of its config changed and the same tensors, "
                         "as qformer_bits=4 or vision.weights=PATH; may be given several times")  # fmt: skip
