@@ -11,10 +11,11 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .command import Parser, complain, flags_named, nonempty, run
-from .errors import ImageError, OptionError
+from .command import Parser, complain, flags_named, nonempty, path, run
+from .errors import ImageError, OptionError, printable
 from .options import Options
 
 if TYPE_CHECKING:
@@ -48,22 +49,22 @@ def _caption(args: argparse.Namespace) -> int:
         return _say(model.stream(next(images), args.prompt, **_decoding(args)))
     results = model.caption_each(images, prompt=args.prompt, keep_going=True, **_decoding(args))
     failed = 0
-    for path, result in zip(args.images, results, strict=True):
+    for image, result in zip(args.images, results, strict=True):
         if isinstance(result, ImageError):
             complain("blip2rt", result)
             failed += 1
             if args.json:
-                print(json.dumps({"image": path, "error": str(result)}, ensure_ascii=False), flush=True)
+                print(json.dumps({"image": image, "error": str(result)}, ensure_ascii=False), flush=True)
             continue
         captions = [result] if isinstance(result, str) else result
         if args.json:
-            line: dict[str, Any] = {"image": path, "caption": captions[0]}
+            line: dict[str, Any] = {"image": image, "caption": captions[0]}
             if len(captions) > 1:
                 line["captions"] = captions
             print(json.dumps(line, ensure_ascii=False), flush=True)
         else:
             for caption in captions:
-                print(caption if len(args.images) == 1 else f"{path}\t{caption}", flush=True)
+                print(caption if len(args.images) == 1 else f"{image}\t{caption}", flush=True)
     return 0 if not failed else 1 if failed < len(args.images) else 2
 
 
@@ -101,11 +102,17 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from .bundle import embedded, verify
+    from .bundle import MANIFEST, embedded, verify
 
-    bundle = verify(args.bundle or embedded(), _progress() if sys.stderr.isatty() else None)
+    folder = args.bundle or embedded()
+    signed = ""
+    if args.key is not None:
+        from .bundle.signature import verify_signature
+
+        signed = f", signed: {printable(verify_signature(Path(folder) / MANIFEST, args.key))}"
+    bundle = verify(folder, _progress() if sys.stderr.isatty() else None)
     files = bundle.manifest.files or {}
-    print(f"{bundle.path}: {len(files)} files, {bundle.size / 1e6:.1f} MB, all as exported")
+    print(f"{bundle.path}: {len(files)} files, {bundle.size / 1e6:.1f} MB, all as exported{signed}")
     return 0
 
 
@@ -213,6 +220,9 @@ def _parser() -> Parser:
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command = add("verify", _verify, "check the sha256 of a bundle's files", renamed={"--model": ""})
     command.add_argument("bundle", nargs="?", type=nonempty, metavar="BUNDLE", help=where)
+    command.add_argument("--key", type=path, metavar="FILE",
+                         help="check the manifest's signature, blip2rt.json.minisig, by this public key of minisign, "
+                         "too")  # fmt: skip
     add("doctor", _doctor, "examine this machine: driver, TensorRT, memory, what is missing")
     return parser
 

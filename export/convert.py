@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import glob
 import json
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from blip2rt import bundle
+from blip2rt.bundle.whole import WholeFolder
 from blip2rt.command import Parser, nonempty, path, run
 from blip2rt.errors import Blip2rtError
 
@@ -109,21 +107,14 @@ def _changed(source: str, to: str, out: Path, fields: Sequence[str]) -> Path:
 @contextlib.contextmanager
 def _whole(out: Path) -> Iterator[Path]:
     """A folder that becomes `out` when it is done, or leaves nothing. Raises Blip2rtError: it cannot be written."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for left in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):  # by a run that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     try:
-        yield folder
-        folder.chmod(0o755)
-        if out.exists():
-            out.rmdir()
-        folder.rename(out)
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno is not None:
-            raise Blip2rtError(f"--out {out} cannot be written: {error.strerror}") from error
-        raise
+        with WholeFolder(out) as whole:
+            yield whole.folder
+            whole.finish()
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise Blip2rtError(f"--out {out} cannot be written: {error.strerror}") from error
 
 
 def _to_hugging_face(source: str, out: Path, given: Any, dtype: str) -> None:

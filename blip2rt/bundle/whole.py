@@ -131,6 +131,14 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def discard(folder: Path) -> None:
+    """Remove a folder. It loses its name first: killed amid it, nothing that looks whole is left."""
+    _mark(folder)
+    unnamed = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+    folder.rename(unnamed)
+    shutil.rmtree(unnamed, ignore_errors=True)
+
+
 def _mark(folder: Path) -> None:
     with contextlib.suppress(OSError):  # of a folder that may not be written to, nothing is left behind but itself
         (folder / MARKER).touch()

@@ -15,7 +15,9 @@ pytest.importorskip("cryptography")
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from blip2rt.bundle import embedded
 from blip2rt.bundle.signature import verify_signature
+from blip2rt.cli import main
 from blip2rt.errors import BundleError, OptionError
 
 RAW = (serialization.Encoding.Raw, serialization.PublicFormat.Raw)
@@ -97,6 +99,20 @@ def test_no_signature_and_no_key_are_told(file: Path) -> None:
     for key, word in ((file, "is not a public key"), (file.with_name("none"), "No such file")):
         with pytest.raises(OptionError, match=word):
             verify_signature(file, key)
+
+
+def test_verify_checks_the_signature_and_the_hashes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = tmp_path / "nano"
+    shutil.copytree(embedded(), bundle)
+    maker = Maker(tmp_path)
+    assert main(["verify", str(bundle), "--key", str(maker.key)]) == 2
+    assert "is not signed" in capsys.readouterr().err
+    maker.sign(bundle / "blip2rt.json", "made by us")
+    assert main(["verify", str(bundle), "--key", str(maker.key)]) == 0
+    assert capsys.readouterr().out.endswith("all as exported, signed: made by us\n")
+    (bundle / "MODEL_CARD.md").write_bytes((bundle / "MODEL_CARD.md").read_bytes()[::-1])
+    assert main(["verify", str(bundle), "--key", str(maker.key)]) == 2
+    assert "the sha256 of MODEL_CARD.md differs" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(shutil.which("minisign") is None, reason="minisign is not installed")

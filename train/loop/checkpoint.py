@@ -6,10 +6,7 @@ position in the data. Knows files, nothing about losses.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from blip2rt.bundle.whole import WholeFolder, discard
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.blip2 import Trained
 from blip2rt.modeling.checkpoints import list_checkpoints, load_weights, save_model
@@ -50,33 +48,20 @@ def save(
     if not here().main:
         return
     final = out / f"step-{step:06d}"
-    partial = out / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir()
-        save_model(model, partial, trained)
-        save_file(moments, partial / OPTIMIZER)
-        state = {"step": step, "scaler": scaler.state_dict(), "settings": dict(record)}
-        (partial / STATE).write_text(json.dumps(state))
-        _sync(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
+        with WholeFolder(final) as whole:
+            save_model(model, whole.folder, trained)
+            save_file(moments, whole.folder / OPTIMIZER)
+            state = {"step": step, "scaler": scaler.state_dict(), "settings": dict(record)}
+            (whole.folder / STATE).write_text(json.dumps(state))
+            whole.finish()
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise Blip2rtError(
             f"checkpoint {final} cannot be written, earlier ones are whole ({error}): free some space and "
             "give the same command again"
         ) from error
     for old in list_checkpoints(out)[:-keep]:
-        shutil.rmtree(old)
-
-
-def _sync(folder: Path) -> None:
-    """Bring the files to the disk before the folder gets its name, so that no crash leaves an empty one."""
-    for path in folder.iterdir():
-        descriptor = os.open(path, os.O_RDONLY)
-        with contextlib.closing(os.fdopen(descriptor)):
-            os.fsync(descriptor)
+        discard(old)
 
 
 def resume_weights(out: Path, model: Trained) -> None:
