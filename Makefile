@@ -102,9 +102,6 @@ $(COMPAT)/blip2rt-installed: pyproject.toml CMakeLists.txt $(CORE)
 	$(COMPAT)/bin/python -m pip install --quiet -e ".[export]" pytest "transformers==4.57.*"
 	touch $@
 
-clean:
-	rm -rf build .venv .venv-dev .venv-compat
-
 LOCK := uv pip compile --universal --python-version 3.10 --no-annotate --quiet --upgrade --custom-compile-command "make lock"
 lock: $(DEV)/blip2rt-installed  ## requirements/*.txt anew from pyproject.toml, with hashes
 	$(RUN) $(LOCK) --generate-hashes pyproject.toml --output-file requirements/runtime.txt
@@ -128,3 +125,6 @@ test-lowest:  ## the runtime on the oldest releases that pyproject.toml allows
 
 sbom: $(DEV)/blip2rt-installed  ## what the runtime is made of, as CycloneDX
 	$(RUN) cyclonedx_py requirements requirements/runtime.txt --pyproject pyproject.toml --output-file build/sbom.json
+
+clean:
+	rm -rf build .venv .venv-dev .venv-compat .venv-locked .venv-lowest
