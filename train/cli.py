@@ -22,7 +22,7 @@ COMMANDS = {  # name -> module, help; a module is imported when its command runs
     "self-critical": ("extras.self_critical", "captions are sampled and learned by their CIDEr"),
     "distill": ("extras.distill", "a small image encoder learns to see as a larger one"),
     "calibrate": ("extras.calibrate", "how much a stage 1's two words weigh in Match.score"),
-    "refit": ("extras.refit", "a stage 2 sees by another image encoder, without a training"),
+    "refit": ("extras.refit", "a checkpoint sees by another image encoder, without a training"),
     "average": ("extras.average", "the weighted mean of checkpoints"),
 }
 

@@ -302,12 +302,8 @@ def script(name: str, *arguments: str, blocked: str = "") -> str:
 
 @pytest.mark.parametrize(("name", "arguments"), [("clip.py", ["o"]), ("mean_encoder.py", ["c", "w", "o"])])
 def test_nanos_scripts_answer_what_is_wrong_in_one_line(name: str, arguments: list[str]) -> None:
-    assert (
-        script(name)
-        == f"{name}: error: the following arguments are required: "
-        + ("out" if name == "clip.py" else "ckpt, weights, out")
-        + f" (see {name} --help)\n"
-    )
+    missing = "out" if name == "clip.py" else "ckpt, weights, out"
+    assert script(name) == f"{name}: error: missing: {missing} (see {name} --help)\n"
     assert "torch is not installed: pip install 'blip2rt[train" in script(name, *arguments, blocked="torch")
 
 

@@ -96,7 +96,8 @@ def _write(args: argparse.Namespace) -> None:
 
 def _parser() -> Parser:
     parser = Parser(description=(__doc__ or "").splitlines()[0], renamed={"--checkpoint": "", "--ckpt": ""})
-    parser.add_argument("ckpt", type=nonempty, metavar="CKPT", help="checkpoint of stage 2")
+    parser.add_argument("ckpt", type=nonempty, metavar="CKPT",
+                        help="checkpoint of stage 1 or 2, or the folder of a training (its newest)")  # fmt: skip
     parser.add_argument("--vision-weights", type=nonempty, required=True, metavar="FILE",
                         help="weights of the new encoder, of the same kind as the old")  # fmt: skip
     parser.add_argument("--data", type=nonempty, required=True, metavar="FILE", help="table of images and captions")
