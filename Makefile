@@ -17,7 +17,7 @@ WARNINGS := -std=c++17 -O2 -Wall -Wextra -Werror -Iengines
 ORT_LIBRARY = $(shell $(DEV)/bin/python -c "from blip2rt.backends.ort import find_library; print(find_library())")
 
 .PHONY: demo test test-fast test-locked test-lowest test-slow test-compat lint docs format lock sbom bench bench-loop micro-loop \
-  micro-image micro-graphs sanitize fuzz compilers clean
+  micro-image micro-graphs sanitize fuzz $(FUZZED) compilers clean
 
 demo: $(DEMO)/installed  ## the runtime alone, as a user installs it; captions a photograph
 	$(DEMO)/bin/blip2rt caption docs/photo.jpg
@@ -76,8 +76,14 @@ sanitize: $(DEV)/blip2rt-installed  ## the tests of the core under ASan and UBSa
 	  $(RUN) pytest tests/engines --ignore tests/engines/test_memory.py --ignore tests/engines/test_products.py \
 	  tests/runtime/test_pipeline.py tests/runtime/test_fuzz.py
 
-fuzz: $(DEV)/blip2rt-installed  ## ten minutes of random options and damaged manifests
-	$(RUN) tests.fuzz --seconds 600
+# An hour each by default; FUZZ_SECONDS=60 for a look, and -j2 to use both cores. build/fuzz keeps what is found.
+FUZZ_SECONDS ?= 3600
+FUZZED := fuzz-options fuzz-manifest fuzz-tokenizer fuzz-image fuzz-checkpoint
+fuzz: $(FUZZED)  ## random options, and strangers' files guided by coverage
+fuzz-options: $(DEV)/blip2rt-installed
+	$(RUN) tests.fuzz.options --seconds $(FUZZ_SECONDS)
+fuzz-manifest fuzz-tokenizer fuzz-image fuzz-checkpoint: fuzz-%: $(DEV)/blip2rt-installed
+	$(RUN) tests.fuzz.files $* --seconds $(FUZZ_SECONDS)
 
 compilers:  ## the core with every compiler that is installed, and for aarch64
 	@test -n "$(PLAIN_CORE)" || { echo "no source is found under engines/: mend PLAIN_CORE in the Makefile"; exit 1; }

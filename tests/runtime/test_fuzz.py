@@ -1,13 +1,25 @@
-"""A moment of tests/fuzz.py, always the same; `make fuzz` draws fresh seeds for as long as one likes."""
+"""A moment of tests/fuzz; `make fuzz` goes on for as long as one likes."""
 
 from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("onnx")
+from tests.fuzz import files
+from tests.seeds import new_seed
 
-from tests.fuzz import run
 
+def test_a_moment_of_random_options_finds_nothing() -> None:
+    pytest.importorskip("onnx")
+    from tests.fuzz.options import run
 
-def test_a_moment_of_fuzzing_finds_nothing() -> None:
     assert run(seconds=4, seed=20261125) > 0
+
+
+@pytest.mark.parametrize("target", ["manifest", "tokenizer", "image"])
+def test_a_moment_of_damaged_files_finds_nothing(target: str) -> None:
+    assert files.run_random(target, seconds=2, seed=new_seed()) > 0
+
+
+def test_a_moment_of_damaged_checkpoints_finds_nothing() -> None:
+    pytest.importorskip("torch")
+    assert files.run_random("checkpoint", seconds=4, seed=new_seed()) > 0

@@ -1,4 +1,4 @@
-"""Throws random options and damaged manifests at the runtime: `python -m tests.fuzz [--seconds N] [--seed N]`.
+"""Throws random options and damaged manifests at the runtime: `python -m tests.fuzz.options [--seconds N] [--seed N]`.
 
 Everything must either work or be refused with an error that is meant for the user; a crash, another exception or a hang
 is a finding. tests/runtime/test_fuzz.py runs it for a moment, `make fuzz` for long.

@@ -1,0 +1,161 @@
+"""Throws bytes at what reads a stranger's files: `python -m tests.fuzz.files TARGET [--seconds N]`.
+
+Each target takes the bytes of one file and may only raise Blip2rtError, in one line. Atheris (libFuzzer for Python)
+guides the bytes by what they reach; without it, they are random changes of the corpus, tests/corpus/TARGET. What is
+found lies in build/fuzz/TARGET, and belongs into the corpus when it is mended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import inspect
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from blip2rt import bundle as contract
+from blip2rt.bundle.manifest import ImageSpec
+from blip2rt.errors import Blip2rtError
+from blip2rt.image import prepare
+from blip2rt.info import describe
+from blip2rt.tokenizer_file import guarded, read_tokenizer
+
+ROOT = Path(__file__).parents[2]
+CORPUS, FOUND = ROOT / "tests" / "corpus", ROOT / "build" / "fuzz"
+_SPEC = ImageSpec(8, 8, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_MOST_PIXELS = 100_000  # or a run is spent on decoding
+
+
+def manifest(data: bytes, folder: Path) -> None:
+    """blip2rt.json of a bundle."""
+    (folder / contract.MANIFEST).write_bytes(data)
+    describe(contract.read(folder))
+
+
+def tokenizer(data: bytes, folder: Path) -> None:
+    """tokenizer.json of a bundle."""
+    file = folder / "tokenizer.json"
+    file.write_bytes(data)
+    read = read_tokenizer(file)
+    with guarded(file):
+        read.decode(read.encode("a dog, 2 cats").ids)
+
+
+def image(data: bytes, folder: Path) -> None:
+    """A picture in any format."""
+    del folder
+    prepare(data, _SPEC, max_pixels=_MOST_PIXELS)
+
+
+def checkpoint(data: bytes, folder: Path) -> None:
+    """config.json of a checkpoint, and its tensors."""
+    from blip2rt.modeling import checkpoints, weights
+
+    head, _, tail = data.partition(b"\0\0\0\0")
+    (folder / "config.json").write_bytes(head)
+    (folder / "model.safetensors").write_bytes(tail)
+    for read in (lambda: checkpoints.read_config(folder), lambda: weights.Weights(folder)):
+        try:
+            read()
+        except Blip2rtError as error:
+            assert "\n" not in str(error)
+
+
+TARGETS: dict[str, Callable[[bytes, Path], None]] = {
+    "manifest": manifest, "tokenizer": tokenizer, "image": image, "checkpoint": checkpoint,
+}  # fmt: skip
+
+
+def attempt(name: str, data: bytes) -> None:
+    """Give the bytes to a target. What is no Blip2rtError of one line is a finding."""
+    folder = Path(tempfile.mkdtemp(prefix="blip2rt-fuzz-"))
+    try:
+        TARGETS[name](data, folder)
+    except Blip2rtError as error:
+        assert "\n" not in str(error), error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def seeds(name: str) -> list[bytes]:
+    """The corpus of a target, the smallest first."""
+    return sorted((file.read_bytes() for file in (CORPUS / name).iterdir()), key=len)
+
+
+def mutate(rng: random.Random, corpus: list[bytes]) -> bytes:
+    """A file of the corpus with some bytes changed, cut out, doubled, or taken from another."""
+    data = bytearray(rng.choice(corpus))
+    for _ in range(rng.randint(1, 6)):
+        start = rng.randrange(len(data) + 1)
+        end = min(len(data), start + rng.randint(1, 16))
+        kind = rng.randrange(5)
+        if kind == 0:
+            data[start:end] = rng.randbytes(end - start)
+        elif kind == 1:
+            del data[start:end]
+        elif kind == 2:
+            data[start:start] = data[start:end]
+        elif kind == 3:
+            other = rng.choice(corpus)
+            cut = rng.randrange(len(other) + 1)
+            data[start:start] = other[cut : cut + rng.randint(1, 64)]
+        else:
+            data[start:end] = rng.choice([b"0", b"-1", b"null", b"[]", b"{}", b'""', b"1e999", b"99999999999999999999"])
+    return bytes(data)
+
+
+def run_random(name: str, seconds: float, seed: int) -> int:
+    """Random changes for so long; return how many. Raise what is found, its bytes kept."""
+    rng, corpus, end, done = random.Random(seed), seeds(name), time.monotonic() + seconds, 0
+    for data in corpus:
+        attempt(name, data)
+    while time.monotonic() < end:
+        data = mutate(rng, corpus)
+        try:
+            attempt(name, data)
+        except BaseException:
+            (FOUND / name).mkdir(parents=True, exist_ok=True)
+            (FOUND / name / f"seed-{seed}-{done}").write_bytes(data)
+            raise
+        done += 1
+    return done
+
+
+def run_guided(name: str, seconds: int) -> None:
+    """libFuzzer for so long. It ends the process itself, with exit code 1 or more where something was found."""
+    import atheris
+
+    for data in seeds(name):
+        attempt(name, data)  # imports what the target needs
+    for module in [module for key, module in sys.modules.items() if key.partition(".")[0] == "blip2rt"]:
+        for function in vars(module).values():
+            if inspect.isfunction(function) and function.__module__ == module.__name__:
+                atheris.instrument_func(function)
+    (FOUND / name / "corpus").mkdir(parents=True, exist_ok=True)
+    arguments = [sys.argv[0], f"-max_total_time={seconds}", f"-artifact_prefix={FOUND / name}{os.sep}",
+                 str(FOUND / name / "corpus"), str(CORPUS / name)]  # fmt: skip
+    atheris.Setup(arguments, lambda data: attempt(name, data))
+    atheris.Fuzz()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--random", action="store_true", help="do not use atheris")
+    args = parser.parse_args()
+    if not args.random and importlib.util.find_spec("atheris") is not None:
+        run_guided(args.target, args.seconds)
+    seed = random.randrange(2**31)
+    print(f"{args.target}: seed {seed}", flush=True)
+    print(f"{args.target}: {run_random(args.target, args.seconds, seed)} files, nothing found")
+
+
+if __name__ == "__main__":
+    main()
