@@ -315,7 +315,7 @@ def test_bad_samples_are_replaced_reported_and_limited(tmp_path: Path) -> None:
 def test_a_source_without_a_readable_image_is_one_line(tmp_path: Path, workers: int) -> None:
     shard(tmp_path / "data" / "0.tar", {"1.jpg": b"no", "1.txt": "a"})
     sources, _ = open_sources(({"path": str(tmp_path / "data")},), tmp_path / "cache", Bad(0))
-    with pytest.raises(Blip2rtError, match="no readable sample") as error:
+    with pytest.raises(Blip2rtError, match="64 samples in a row of source 1 cannot be read") as error:
         stream(Reader(sources, 0, eval_transform(VisionConfig())), 0, workers, Bad(9))
     assert "Traceback" not in str(error.value)
 
