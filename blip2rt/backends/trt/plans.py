@@ -209,8 +209,9 @@ def ensure(
     say(f"{component}: building for {device}")
     gpus = (device,) if builder.builds_for_any(trt) else ()
     settings = Settings(gpus, sizes.workspace, _read_timing(timing_cache))
+    graph, axes = checked_graph(bundle, component), profiles(bundle, component, sizes)
     try:
-        built = builder.build(trt, checked_graph(bundle, component), profiles(bundle, component, sizes), settings, progress)
+        built = builder.build(trt, graph, axes, settings, progress)
     except BackendError as error:
         raise BackendError(f"{component}: {error}") from error
     plan = cache.store(component, source, built.plan)
