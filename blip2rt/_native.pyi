@@ -16,6 +16,15 @@ class Runtime:
     def providers(self) -> list[str]:
         """The devices that the library can run graphs on, such as CUDAExecutionProvider."""
 
+class GraphError(RuntimeError):
+    """A graph's file that is damaged, or asks for what it may not. The message is one line and names the file."""
+
+def check_graph(graph_path: str, files: Mapping[str, int] | None = None) -> None:
+    """Raise GraphError where a graph's file is damaged, uses the core's own operators, or has data elsewhere.
+
+    files: the files beside the graph that it may read, and their bytes; None allows every regular file beside it.
+    """
+
 class Session:
     """A loaded graph. `run` may be called from any number of threads."""
 
@@ -28,8 +37,9 @@ class Session:
         custom_int8: bool = False,
         custom_attention: bool = True,
         cuda: bool = False,
+        files: Mapping[str, int] | None = None,
     ) -> None:
-        """Load a graph. Raises RuntimeError with ONNX Runtime's message.
+        """Load a graph. Raises RuntimeError with ONNX Runtime's message, GraphError as check_graph does.
 
         intra_op_threads: 0 leaves the number to ONNX Runtime, which takes one a physical core.
         custom_int4, custom_int8, custom_attention: run such nodes by the core's operators where it has a kernel for

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 from .errors import BackendError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from . import _native
 
 
@@ -21,11 +23,13 @@ class Core(Protocol):
     Chat: type[_native.Chat]
     Generation: type[_native.Generation]
     Generator: type[_native.Generator]
+    GraphError: type[_native.GraphError]
     Runtime: type[_native.Runtime]
     SearchBatch: type[_native.SearchBatch]
     Session: type[_native.Session]
     Vocabulary: type[_native.Vocabulary]
 
+    def check_graph(self, graph_path: str, files: Mapping[str, int] | None = None) -> None: ...
     def kernels(self) -> tuple[str, dict[str, str]]: ...
     def processor_kernels(self) -> list[str]: ...
 

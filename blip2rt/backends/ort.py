@@ -6,6 +6,7 @@ The Python package `onnxruntime` is never imported, only its shared library is l
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
 import sys
@@ -19,11 +20,17 @@ from .. import bundle as contract
 from ..bundle import Bundle
 from ..errors import BackendError, OptionError
 from ..native import native
+from .graphs import readable_files, refused
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from . import Floats, OnToken, Sequences, Token
+
+FORKED = (
+    "this process was forked after the model was loaded: load it in the child, or start processes by spawn"
+    " (multiprocessing.set_start_method('spawn'))"
+)
 
 _lock = threading.Lock()
 _runtime: Any = None
@@ -48,6 +55,8 @@ class Backend(backends.Backend):
         self._generator: Any = None
         self._locks = {name: threading.Lock() for name in contract.COMPONENTS}
         self._generator_lock = threading.Lock()
+
+        self._process = os.getpid()
 
     def preload(self, *components: str) -> None:
         for component in components:
@@ -81,6 +90,7 @@ class Backend(backends.Backend):
 
     def _open_generator(self) -> Any:
         """The core's loop over the language model's graphs. It keeps nothing between calls, so all threads share it."""
+        self._check_process()
         with self._generator_lock:
             if self._generator is None:
                 spec = self._bundle.manifest.llm
@@ -97,6 +107,8 @@ class Backend(backends.Backend):
         try:
             result: Floats = self._session(component).run(feeds, [output])[output]
             return result
+        except MemoryError:
+            raise BackendError(f"{self._bundle.graph(component)} failed: out of memory") from None
         except RuntimeError as error:
             raise BackendError(f"{self._bundle.graph(component)} failed: {error}") from error
 
@@ -105,15 +117,25 @@ class Backend(backends.Backend):
         with contextlib.suppress(Exception):
             self._session(component)
 
+    def _check_process(self) -> None:
+        """Raise BackendError in a fork. Sessions have threads, and locks may be held by threads, that are not there."""
+        if os.getpid() != self._process:
+            raise BackendError(FORKED)
+
     def _session(self, component: str) -> Any:
+        self._check_process()
         with self._locks[component]:
             if component not in self._sessions:
                 graph = self._bundle.graph(component)
                 try:
                     self._sessions[component] = native().Session(
                         _open_runtime(), str(graph), self._threads, custom_int8=component == contract.VISION,
-                        cuda=self._cuda,
+                        cuda=self._cuda, files=readable_files(self._bundle, component),
                     )  # fmt: skip
+                except native().GraphError as error:
+                    raise refused(error) from None
+                except MemoryError:
+                    raise BackendError(f"ONNX Runtime cannot load {graph}: out of memory") from None
                 except RuntimeError as error:
                     if self._cuda:
                         raise BackendError(
@@ -142,7 +164,8 @@ class Generation(backends.Generation):
         return added
 
     def results(self) -> Sequences:
-        sequences: Sequences = self._native.results()
+        with _named_failure():
+            sequences: Sequences = self._native.results()
         return sequences
 
 
@@ -161,6 +184,8 @@ class Chat(backends.Chat):
 def _named_failure() -> Iterator[None]:
     try:
         yield
+    except MemoryError:
+        raise BackendError("generation failed: out of memory: ask for fewer tokens, beams or images") from None
     except RuntimeError as error:
         raise BackendError(f"generation failed: {error}") from error
 
@@ -178,6 +203,7 @@ def num_threads() -> int:
 def _open_runtime() -> Any:
     """The process's one ONNX Runtime environment."""
     global _runtime
+    _hold_forks()
     with _lock:
         if _runtime is None:
             library = find_library()
@@ -186,6 +212,13 @@ def _open_runtime() -> Any:
             except RuntimeError as error:
                 raise BackendError(f"cannot load ONNX Runtime from {library}: {error}") from error
     return _runtime
+
+
+@functools.cache
+def _hold_forks() -> None:
+    """Let a fork wait while the library is being loaded: the child can then load a model of its own."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 def _check_cuda(runtime: Any) -> None:

@@ -1,7 +1,10 @@
 // Walks the bytes of ONNX models, and writes them.
 #include "graphs/onnx_graph.h"
 
+#include <algorithm>
 #include <cstring>
+#include <set>
+#include <stdexcept>
 
 #include "graphs/protobuf.h"
 
@@ -9,8 +12,8 @@ namespace blip2rt {
 namespace {
 
 // Field numbers of onnx.proto.
-enum Model : uint32_t { kGraph = 7, kOpsetImport = 8 };
-enum Graph : uint32_t { kNode = 1, kInitializer = 5, kGraphInput = 11, kGraphOutput = 12 };
+enum ModelField : uint32_t { kGraph = 7, kOpsetImport = 8, kFunction = 25 };
+enum GraphField : uint32_t { kNode = 1, kInitializer = 5, kGraphInput = 11, kGraphOutput = 12 };
 enum Opset : uint32_t { kOpsetDomain = 1, kOpsetVersion = 2 };
 enum NodeField : uint32_t {
   kNodeInput = 1,
@@ -27,18 +30,47 @@ enum AttributeField : uint32_t {
   kAttributeGraph = 6,
   kAttributeInts = 8,
   kAttributeGraphs = 11,
-  kAttributeType = 20
+  kAttributeType = 20,
+  kAttributeReference = 21
 };
 enum TensorField : uint32_t { kDims = 1, kDataType = 2, kTensorName = 8, kRawData = 9 };
 enum ValueField : uint32_t { kValueName = 1, kValueType = 2 };
 enum Type : uint32_t { kTensorType = 1, kElementType = 1, kShape = 2, kDimension = 1, kDimValue = 1, kDimName = 2 };
 
+// Appends what one field of a repeated number holds, packed or not.
+void append(const protobuf::Field& field, std::vector<uint64_t>& to) {
+  if (field.wire == protobuf::kBytes) {
+    protobuf::read_packed(field.bytes, to);
+  } else {
+    to.push_back(field.value);
+  }
+}
+
+// Returns a message within `message`; empty where there is none.
+std::string_view part_of(std::string_view message, uint32_t number) {
+  std::string_view part;
+  protobuf::Field field;
+  for (protobuf::Reader reader(message); reader.next(field);) {
+    if (field.number == number) part = field.bytes;
+  }
+  return part;
+}
+
+// Returns the type of a tensor's elements out of a ValueInfoProto.
+DType element_type(std::string_view value) {
+  DType dtype = DType::kUndefined;
+  protobuf::Field field;
+  for (protobuf::Reader reader(part_of(part_of(value, kValueType), kTensorType)); reader.next(field);) {
+    if (field.number == kElementType) dtype = static_cast<DType>(field.value);
+  }
+  return dtype;
+}
+
 Constant read_constant(std::string_view bytes, std::string_view& name) {
   Constant constant;
   protobuf::Field field;
   for (protobuf::Reader reader(bytes); reader.next(field);) {
-    if (field.number == kDims && field.bytes.empty()) constant.shape.push_back(field.value);
-    if (field.number == kDims) protobuf::read_packed(field.bytes, constant.shape);
+    if (field.number == kDims) append(field, constant.shape);
     if (field.number == kDataType) constant.dtype = static_cast<DType>(field.value);
     if (field.number == kTensorName) name = field.bytes;
     if (field.number == kRawData) constant.raw = field.bytes;
@@ -59,7 +91,7 @@ void write_attribute(std::string& node, std::string_view name, uint32_t field, u
 }  // namespace
 
 Node::Node(std::string_view bytes) {
-  protobuf::Field field, part;
+  protobuf::Field field;
   for (protobuf::Reader reader(bytes); reader.next(field);) {
     switch (field.number) {
       case kNodeInput: inputs.push_back(field.bytes); break;
@@ -67,30 +99,62 @@ Node::Node(std::string_view bytes) {
       case kNodeName: name = field.bytes; break;
       case kOpType: op_type = field.bytes; break;
       case kNodeDomain: domain = field.bytes; break;
-      case kAttribute: {
-        std::string_view name;
-        int64_t number = 0;
-        float value = 0;
-        std::vector<uint64_t> list;
-        for (protobuf::Reader attribute(field.bytes); attribute.next(part);) {
-          if (part.number == kAttributeName) name = part.bytes;
-          if (part.number == kAttributeInt) number = static_cast<int64_t>(part.value);
-          if (part.number == kAttributeFloat) {
-            const uint32_t bits = static_cast<uint32_t>(part.value);
-            std::memcpy(&value, &bits, sizeof value);
-          }
-          if (part.number == kAttributeInts && part.bytes.empty()) list.push_back(part.value);
-          if (part.number == kAttributeInts) protobuf::read_packed(part.bytes, list);
-          if (part.number == kAttributeGraph || part.number == kAttributeGraphs) has_graph = true;
-        }
-        numbers[name] = number;
-        floats[name] = value;
-        lists[name] = list;
-        break;
-      }
+      case kAttribute: read_attribute(field.bytes); break;
       default: break;
     }
   }
+}
+
+void Node::read_attribute(std::string_view bytes) {
+  enum AttributeType : uint64_t { kFloat = 1, kInt = 2, kInts = 7 };
+  std::string_view name;
+  uint64_t type = 0;
+  int64_t number = 0;
+  float value = 0;
+  std::vector<uint64_t> list;
+  bool refers = false;
+  protobuf::Field part;
+  for (protobuf::Reader attribute(bytes); attribute.next(part);) {
+    switch (part.number) {
+      case kAttributeName: name = part.bytes; break;
+      case kAttributeType: type = part.value; break;
+      case kAttributeInt: number = static_cast<int64_t>(part.value); break;
+      case kAttributeFloat: {
+        const uint32_t bits = static_cast<uint32_t>(part.value);
+        std::memcpy(&value, &bits, sizeof value);
+        break;
+      }
+      case kAttributeInts: append(part, list); break;
+      case kAttributeGraph:
+      case kAttributeGraphs: has_graph = true; break;
+      case kAttributeReference: refers = true; break;
+      default: break;
+    }
+  }
+  if (!attributes_.insert(name).second) throw std::runtime_error("a node has an attribute twice");
+  if (type == kInt && !refers) {
+    numbers[name] = number;
+  } else if (type == kFloat && !refers) {
+    floats[name] = value;
+  } else if (type == kInts && !refers) {
+    lists[name] = list;
+  } else {
+    others.push_back(name);
+  }
+}
+
+bool Node::has_only(std::initializer_list<std::string_view> of_numbers,
+                    std::initializer_list<std::string_view> of_floats) const {
+  const auto among = [](std::string_view name, const auto& names) {
+    return std::find(names.begin(), names.end(), name) != names.end();
+  };
+  for (const auto& [name, number] : numbers) {
+    if (!among(name, of_numbers)) return false;
+  }
+  for (const auto& [name, value] : floats) {
+    if (!among(name, of_floats)) return false;
+  }
+  return lists.empty() && others.empty();
 }
 
 int64_t Node::number(std::string_view name, int64_t otherwise) const {
@@ -104,32 +168,61 @@ bool Node::has_list(std::string_view name, const std::vector<uint64_t>& list) co
 }
 
 Parts::Parts(std::string_view graph) {
-  protobuf::Field field, part;
+  std::set<std::string_view> named;
+  const auto name_once = [&named](std::string_view name) {
+    if (!name.empty() && !named.insert(name).second) throw std::runtime_error("two values of the graph have one name");
+  };
+  protobuf::Field field;
   for (protobuf::Reader reader(graph); reader.next(field);) {
-    if (field.number == kInitializer) {
-      std::string_view name;
-      const Constant constant = read_constant(field.bytes, name);
-      constants[name] = constant;
-    } else if (field.number == kNode) {
-      nodes.emplace_back(field.bytes);
-      has_graph = has_graph || nodes.back().has_graph;
-      for (std::string_view input : nodes.back().inputs) ++uses[input];
-      for (std::string_view output : nodes.back().outputs) made_by[output] = nodes.size() - 1;
-    } else if (field.number == kGraphOutput) {
-      for (protobuf::Reader value(field.bytes); value.next(part);) {
-        if (part.number == kValueName) ++uses[part.bytes];
+    switch (field.number) {
+      case kInitializer: {
+        std::string_view name;
+        const Constant constant = read_constant(field.bytes, name);
+        if (!constants.emplace(name, constant).second) throw std::runtime_error("a constant stands twice");
+        break;
       }
+      case kNode:
+        nodes.emplace_back(field.bytes);
+        has_graph = has_graph || nodes.back().has_graph;
+        for (std::string_view input : nodes.back().inputs) ++uses[input];
+        for (std::string_view output : nodes.back().outputs) {
+          name_once(output);
+          made_by[output] = nodes.size() - 1;
+        }
+        break;
+      case kGraphInput: {
+        const std::string_view name = part_of(field.bytes, kValueName);
+        name_once(name);
+        inputs[name] = element_type(field.bytes);
+        break;
+      }
+      case kGraphOutput: {
+        const std::string_view name = part_of(field.bytes, kValueName);
+        ++uses[name];
+        outputs.insert(name);
+        break;
+      }
+      default: break;
     }
   }
+  for (const auto& [name, dtype] : inputs) constants.erase(name);  // whoever runs the graph may give another
+  for (const auto& [name, constant] : constants) name_once(name);
 }
 
-const Node* Parts::maker(const Node* reader, size_t index, std::string_view op_type, size_t inputs) const {
+bool Parts::has(std::string_view value) const {
+  return constants.count(value) + uses.count(value) + made_by.count(value) + inputs.count(value) > 0;
+}
+
+const Node* Parts::maker(const Node* reader, size_t index, std::string_view op_type, size_t inputs,
+                         size_t outputs) const {
   if (reader == nullptr) return nullptr;
   const std::string_view value = reader->inputs[index];
   const auto found = made_by.find(value), end = made_by.end();
-  if (found == end || uses.at(value) != 1) return nullptr;
+  if (value.empty() || found == end || uses.at(value) != 1) return nullptr;
   const Node& node = nodes[found->second];
-  return node.op_type == op_type && node.domain.empty() && node.inputs.size() == inputs ? &node : nullptr;
+  const bool fits =
+      node.op_type == op_type && node.domain.empty() && node.inputs.size() == inputs && node.outputs.size() == outputs;
+  return fits ? &node : nullptr;
 }
 
 const Constant* Parts::constant(std::string_view name, DType dtype) const {
@@ -165,13 +258,16 @@ std::string written_input(std::string_view name, uint64_t columns) {
   return input;
 }
 
-std::string_view graph_of(std::string_view model) {
-  std::string_view graph;
-  protobuf::Field field;
+Model::Model(std::string_view model) {
+  protobuf::Field field, part;
   for (protobuf::Reader reader(model); reader.next(field);) {
     if (field.number == kGraph) graph = field.bytes;
+    if (field.number == kFunction) has_functions = true;
+    if (field.number != kOpsetImport || !part_of(field.bytes, kOpsetDomain).empty()) continue;
+    for (protobuf::Reader import(field.bytes); import.next(part);) {
+      if (part.number == kOpsetVersion) opset = part.value;
+    }
   }
-  return graph;
 }
 
 std::string changed_graph(std::string_view graph, const Parts& parts, const Changes& changes,

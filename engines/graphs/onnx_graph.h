@@ -2,8 +2,11 @@
 // what operators mean.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 #include <map>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -17,9 +20,10 @@ namespace blip2rt {
 struct Node {
   std::vector<std::string_view> inputs, outputs;
   std::string_view name, op_type, domain;
-  std::map<std::string_view, int64_t> numbers;  // attributes
+  std::map<std::string_view, int64_t> numbers;  // attributes, by their types
   std::map<std::string_view, float> floats;
   std::map<std::string_view, std::vector<uint64_t>> lists;
+  std::vector<std::string_view> others;  // attributes of other types
   bool has_graph = false;
 
   explicit Node(std::string_view bytes);
@@ -27,12 +31,25 @@ struct Node {
   // An attribute, or `otherwise` where the node has none of that name.
   int64_t number(std::string_view name, int64_t otherwise) const;
   bool has_list(std::string_view name, const std::vector<uint64_t>& list) const;
+
+  // Returns whether every attribute is one of these numbers and floats.
+  bool has_only(std::initializer_list<std::string_view> numbers,
+                std::initializer_list<std::string_view> floats = {}) const;
+
+ private:
+  void read_attribute(std::string_view bytes);
+
+  std::set<std::string_view> attributes_;  // names
 };
 
 struct Constant {
   DType dtype = DType::kUndefined;
   std::vector<uint64_t> shape;
   std::string_view raw;  // its numbers; empty where they lie in another file, or in another field
+
+  bool has_shape(std::initializer_list<uint64_t> sizes) const {
+    return std::equal(shape.begin(), shape.end(), sizes.begin(), sizes.end());
+  }
 
   // Returns the numbers where `raw` holds exactly `count` of them, else an empty list.
   template <class T>
@@ -51,13 +68,19 @@ struct Parts {
   std::vector<Node> nodes;
   std::map<std::string_view, size_t> uses;     // value -> how many nodes and outputs of the graph read it
   std::map<std::string_view, size_t> made_by;  // value -> place of its node among `nodes`
-  bool has_graph = false;                      // a node has a subgraph
+  std::map<std::string_view, DType> inputs;    // of the graph
+  std::set<std::string_view> outputs;
+  bool has_graph = false;  // a node has a subgraph
 
+  // Throws std::runtime_error where two values have one name.
   explicit Parts(std::string_view graph);
 
-  // Returns the node that makes input `index` of `reader`, where it has this type and `inputs` inputs and nobody else
-  // reads what it makes. Returns nullptr otherwise, and where `reader` is nullptr.
-  const Node* maker(const Node* reader, size_t index, std::string_view op_type, size_t inputs) const;
+  bool has(std::string_view value) const;  // anything of this name
+
+  // Returns the node that makes input `index` of `reader`, where it has this type, `inputs` inputs and `outputs`
+  // outputs, and nobody else reads what it makes. Returns nullptr otherwise, and where `reader` is nullptr.
+  const Node* maker(const Node* reader, size_t index, std::string_view op_type, size_t inputs,
+                    size_t outputs = 1) const;
 
   // Returns nullptr where `name` is no constant, or one of another type.
   const Constant* constant(std::string_view name, DType dtype) const;
@@ -77,8 +100,14 @@ std::string written_node(const Node& node, std::string_view domain, std::string_
 // Writes an input of a graph: int32 (B), or (B, columns) where `columns` is not 0.
 std::string written_input(std::string_view name, uint64_t columns);
 
-// The graph of a model (ModelProto), as a view of its bytes; empty where the model has none.
-std::string_view graph_of(std::string_view model);
+// A model (ModelProto), as views of its bytes.
+struct Model {
+  std::string_view graph;      // empty where the model has none
+  uint64_t opset = 0;          // of ONNX's own operators
+  bool has_functions = false;  // which may stand in for operators
+
+  explicit Model(std::string_view model);
+};
 
 // Writes `graph` with `changes` to its nodes and more `inputs` behind its own. `parts` are the graph's.
 std::string changed_graph(std::string_view graph, const Parts& parts, const Changes& changes,

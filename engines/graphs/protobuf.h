@@ -11,8 +11,11 @@
 namespace blip2rt {
 namespace protobuf {
 
+enum Wire : uint8_t { kVarint = 0, kFixed64 = 1, kBytes = 2, kFixed32 = 5 };
+
 struct Field {
   uint32_t number = 0;
+  Wire wire = kVarint;
   uint64_t value = 0;      // a varint, or the bits of a float
   std::string_view bytes;  // a string or a message
   std::string_view whole;  // all of the field with its tag: what is copied when nothing changes
@@ -26,12 +29,13 @@ class Reader {
     if (rest_.empty()) return false;
     const char* begin = rest_.data();
     const uint64_t tag = varint();
-    field = {static_cast<uint32_t>(tag >> 3), 0, {}, {}};
+    if (tag > UINT32_MAX || tag < 8) throw std::runtime_error("not a protobuf message: a field without a number");
+    field = {static_cast<uint32_t>(tag >> 3), static_cast<Wire>(tag & 7), 0, {}, {}};
     switch (tag & 7) {
-      case 0: field.value = varint(); break;
-      case 1: take(8); break;
-      case 2: field.bytes = take(varint()); break;
-      case 5: {
+      case kVarint: field.value = varint(); break;
+      case kFixed64: take(8); break;
+      case kBytes: field.bytes = take(varint()); break;
+      case kFixed32: {
         const std::string_view little_endian = take(4);
         for (size_t i = 4; i-- > 0;) field.value = field.value << 8 | static_cast<uint8_t>(little_endian[i]);
         break;
@@ -43,7 +47,8 @@ class Reader {
   }
 
  private:
-  friend void read_packed(std::string_view, std::vector<uint64_t>&);
+  template <class F>
+  friend void each_packed(std::string_view, const F&);
 
   uint64_t varint() {
     uint64_t value = 0;
@@ -65,9 +70,15 @@ class Reader {
   std::string_view rest_;
 };
 
+// Calls take(number) for every number of a packed field.
+template <class F>
+void each_packed(std::string_view bytes, const F& take) {
+  for (Reader reader(bytes); !reader.rest_.empty();) take(reader.varint());
+}
+
 // Appends the numbers of a packed field.
 inline void read_packed(std::string_view bytes, std::vector<uint64_t>& to) {
-  for (Reader reader(bytes); !reader.rest_.empty();) to.push_back(reader.varint());
+  each_packed(bytes, [&to](uint64_t number) { to.push_back(number); });
 }
 
 inline void write_varint(std::string& to, uint64_t value) {

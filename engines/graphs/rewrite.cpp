@@ -48,15 +48,18 @@ Products replace_products(Parts& parts, const CustomOps& ops) {
 }
 
 // Returns the graph with our operators, or an empty string where there is nothing to replace.
-std::string rewritten_graph(std::string_view graph, const CustomOps& ops, std::vector<std::string>& kernels) {
-  Parts parts(graph);
-  if (parts.has_graph) return "";  // a subgraph may use what would be removed
+std::string rewritten_graph(const Model& model, const CustomOps& ops, std::vector<std::string>& kernels) {
+  constexpr uint64_t kOldest = 13;  // the version of ONNX's operators from which on Softmax and Split are what they are
+  Parts parts(model.graph);
+  if (parts.has_graph) return "";      // a subgraph may use what would be removed
+  if (model.has_functions) return "";  // a function may be what an operator's name stands for
+  if (parts.has(kCacheRows) || parts.has(kEncoderRows)) return "";
   Changes cache, cross, encoder;
   if (ops.attention) cache = cache_attentions(parts);
-  if (!cache.empty()) cross = cross_attentions(parts);
+  if (!cache.empty() && model.opset >= kOldest) cross = cross_attentions(parts);
   Products products = replace_products(parts, ops);
   // int8 products cost more precision than bfloat16 attention: where they are accepted, it is too.
-  if (products.int8) encoder = encoder_attentions(parts);
+  if (products.int8 && model.opset >= kOldest) encoder = encoder_attentions(parts);
   if (!cache.empty()) kernels.push_back(attention_name());
   if (products.int4) kernels.push_back(int4_name());
   if (products.int8) kernels.push_back(int8_name());
@@ -68,14 +71,14 @@ std::string rewritten_graph(std::string_view graph, const CustomOps& ops, std::v
   if (!cross.empty()) inputs.push_back(written_input(kEncoderRows, 0));
   Changes changes = std::move(products.changes);
   for (Changes* more : {&cache, &cross, &encoder}) changes.merge(*more);
-  return changed_graph(graph, parts, changes, inputs);
+  return changed_graph(model.graph, parts, changes, inputs);
 }
 
 }  // namespace
 
 RewrittenGraph rewritten(const std::string& model, CustomOps ops) {
   RewrittenGraph result;
-  const std::string graph = rewritten_graph(graph_of(model), ops, result.kernels);
+  const std::string graph = rewritten_graph(Model(model), ops, result.kernels);
   if (!graph.empty()) result.bytes = changed_model(model, graph, kDomain);
   return result;
 }

@@ -1,6 +1,8 @@
 // Recognises attention and writes our operators for it. Knows node types.
 #include "graphs/rewrite_attention.h"
 
+#include <cmath>
+
 #include "kernels/attention/encoder_attention.h"
 #include "ops/attention_op.h"
 #include "ops/domain.h"
@@ -8,8 +10,27 @@
 namespace blip2rt {
 namespace {
 
+constexpr int64_t kMostHeads = 1 << 16;
+
+// Returns whether a GroupQueryAttention has no attribute beyond those that ours knows, but for zeros.
+bool asks_for_no_more(const Node& node) {
+  const auto is_ours = [](std::string_view name) {
+    for (const char* known : {"num_heads", "kv_num_heads", "local_window_size", "do_rotary"}) {
+      if (name == known) return true;
+    }
+    return false;
+  };
+  for (const auto& [name, number] : node.numbers) {
+    if (!is_ours(name) && number != 0) return false;
+  }
+  for (const auto& [name, value] : node.floats) {
+    if (name != "scale" && name != "softcap" && value != 0) return false;
+  }
+  return node.lists.empty() && node.others.empty();
+}
+
 // Writes our Attention for a GroupQueryAttention. Returns an empty string where it asks for what ours cannot do.
-std::string cache_attention(const Node& node) {
+std::string cache_attention(const Node& node, const Parts& parts) {
   enum Input : size_t {
     kQuery,
     kKey,
@@ -25,26 +46,30 @@ std::string cache_attention(const Node& node) {
     kInputs
   };
   constexpr size_t kOutputs = 3;
-  const auto is_ours = [](std::string_view name) {
-    for (const char* known : {"num_heads", "kv_num_heads", "local_window_size", "do_rotary", "scale", "softcap"}) {
-      if (name == known) return true;
-    }
-    return false;
-  };
-  for (const auto& [name, number] : node.numbers) {
-    if (!is_ours(name) && (number != 0 || node.floats.at(name) != 0)) return "";
-  }
   const auto input = [&](size_t index) { return index < node.inputs.size() ? node.inputs[index] : std::string_view(); };
-  const auto number = [&](const char* name, int64_t otherwise) {
-    return static_cast<uint64_t>(node.number(name, otherwise));
+  const auto is_input = [&](std::string_view value, std::string_view name) {
+    return value == name && parts.inputs.count(name) != 0;
   };
   const auto factor = [&](const char* name) {
     const auto found = node.floats.find(name);
     return found == node.floats.end() ? 0.0f : found->second;
   };
-  const bool rotates = number("do_rotary", 0) != 0;
-  if (node.outputs.size() != kOutputs || node.inputs.size() > kInputs || !input(kPositions).empty() ||
-      input(kPastKey).empty() || input(kPastValue).empty() ||
+  const int64_t heads = node.number("num_heads", 0), kv_heads = node.number("kv_num_heads", 0);
+  const int64_t window = node.number("local_window_size", -1), rotary = node.number("do_rotary", 0);
+  const bool rotates = rotary == 1;
+  const bool fits = heads > 0 && heads <= kMostHeads && kv_heads > 0 && heads % kv_heads == 0 &&
+                    (window == -1 || (window > 0 && window <= INT32_MAX)) && (rotary == 0 || rotates) &&
+                    std::isfinite(factor("scale")) && factor("softcap") >= 0 && std::isfinite(factor("softcap")) &&
+                    asks_for_no_more(node);
+  // The cache is the loop's own memory, which the graph is fed with: rows may lie behind those that a tensor shows.
+  const auto is_cache = [&](std::string_view past, std::string_view present) {
+    const auto found = parts.inputs.find(past);
+    return found != parts.inputs.end() && found->second == DType::kFloat32 && parts.outputs.count(present) != 0;
+  };
+  if (!fits || node.outputs.size() != kOutputs || node.outputs[0].empty() || node.inputs.size() > kInputs ||
+      input(kQuery).empty() || input(kKey).empty() != input(kValue).empty() || !input(kPositions).empty() ||
+      !is_cache(input(kPastKey), node.outputs[1]) || !is_cache(input(kPastValue), node.outputs[2]) ||
+      !is_input(input(kLengths), "seqlens_k") || !is_input(input(kTotal), "total_sequence_length") ||
       (rotates && (input(kCos).empty() || input(kSin).empty()))) {
     return "";
   }
@@ -52,9 +77,9 @@ std::string cache_attention(const Node& node) {
   return written_node(node, kDomain, kAttention,
                       {input(kQuery), input(kKey), input(kValue), input(kPastKey), input(kPastValue), kCacheRows,
                        rotates ? input(kCos) : none, rotates ? input(kSin) : none, input(kBias)},
-                      {{"num_heads", number("num_heads", 0)},
-                       {"kv_num_heads", number("kv_num_heads", 0)},
-                       {"local_window_size", number("local_window_size", -1)}},
+                      {{"num_heads", static_cast<uint64_t>(heads)},
+                       {"kv_num_heads", static_cast<uint64_t>(kv_heads)},
+                       {"local_window_size", static_cast<uint64_t>(window)}},
                       {{"scale", factor("scale")}, {"softcap", factor("softcap")}});
 }
 
@@ -72,7 +97,7 @@ Changes cache_attentions(const Parts& parts) {
   Changes changes;
   for (const Node& node : parts.nodes) {
     if (node.domain != "com.microsoft" || node.op_type != "GroupQueryAttention") continue;
-    const std::string written = cache_attention(node);
+    const std::string written = cache_attention(node, parts);
     if (written.empty()) return {};
     changes[node.outputs[0]] = written;
   }
@@ -84,10 +109,16 @@ Changes cross_attentions(const Parts& parts) {
   Changes changes;
   size_t found = 0, used = 0;
   for (const auto& [name, uses] : parts.uses) {
-    if (starts_with(name, kKeys) || starts_with(name, kValues)) used += uses;
+    if (!starts_with(name, kKeys) && !starts_with(name, kValues)) continue;
+    const auto fed = parts.inputs.find(name);  // by the loop, which owns the rows behind those that it shows
+    if (fed == parts.inputs.end() || fed->second != DType::kFloat32) return {};
+    used += uses;
   }
   for (const Node& node : parts.nodes) {
-    if (node.op_type != "MatMul" || node.inputs.size() != 2 || !starts_with(node.inputs[1], kValues)) continue;
+    if (node.op_type != "MatMul" || !node.domain.empty() || node.inputs.size() != 2 || node.outputs.size() != 1 ||
+        !starts_with(node.inputs[1], kValues)) {
+      continue;
+    }
     const Node* softmax = parts.maker(&node, 0, "Softmax", 1);
     const Node* add = parts.maker(softmax, 0, "Add", 2);
     const Node* scores = parts.maker(add, 0, "MatMul", 2);
@@ -109,7 +140,9 @@ Changes encoder_attentions(const Parts& parts) {
   Changes changes;
   if (encoder_attention_kernel() == nullptr) return changes;
   for (const Node& node : parts.nodes) {
-    if (node.op_type != "Reshape" || node.inputs.size() != 2) continue;
+    if (node.op_type != "Reshape" || !node.domain.empty() || node.inputs.size() != 2 || node.outputs.size() != 1) {
+      continue;
+    }
     const Node* back = parts.maker(&node, 0, "Transpose", 1);
     const Node* sum = parts.maker(back, 0, "MatMul", 2);
     const Node* softmax = parts.maker(sum, 0, "Softmax", 1);
@@ -120,12 +153,11 @@ Changes encoder_attentions(const Parts& parts) {
     const Node *heads[3], *split = nullptr;
     for (size_t i = 0; i < 3; ++i) {
       heads[i] = parts.maker(turned[i], 0, "Reshape", 2);
-      const Node* whole = parts.maker(heads[i], 0, "Split", 1);
+      const Node* whole = parts.maker(heads[i], 0, "Split", 1, 3);
       const bool alike =
           i == 0 || (heads[i] != nullptr && whole == split && heads[i]->inputs[1] == heads[0]->inputs[1]);
-      split = alike && whole != nullptr && whole->outputs.size() == 3 && whole->outputs[i] == heads[i]->inputs[0]
-                  ? whole
-                  : nullptr;
+      const bool in_order = whole != nullptr && whole->outputs[i] == heads[i]->inputs[0];
+      split = alike && in_order ? whole : nullptr;
       if (split == nullptr) break;
     }
     if (split == nullptr || !turned[0]->has_list("perm", {0, 2, 1, 3}) || !turned[1]->has_list("perm", {0, 2, 3, 1}) ||
@@ -133,23 +165,29 @@ Changes encoder_attentions(const Parts& parts) {
         !is_over_last_axis(*softmax, 4, -1) || !is_over_last_axis(*split, 3, 0)) {
       continue;
     }
-    const auto values = [&](std::string_view name, DType type, auto like, size_t count) {
-      const Constant* constant = parts.constant(name, type);
-      return constant == nullptr ? std::vector<decltype(like)>() : constant->values<decltype(like)>(count);
+    const auto sizes = [&](std::string_view name, uint64_t count) {
+      const Constant* constant = parts.constant(name, DType::kInt64);
+      const bool fits = constant != nullptr && constant->has_shape({count});
+      return fits ? constant->values<int64_t>(count) : std::vector<int64_t>();
     };
-    const auto shape = values(heads[0]->inputs[1], DType::kInt64, int64_t(), 4);
-    const auto joined = values(node.inputs[1], DType::kInt64, int64_t(), 3);
-    const auto scale = values(scaled->inputs[1], DType::kFloat32, float(), 1);
-    if (shape.empty() || joined.empty() || scale.empty() || shape[1] <= 0 || shape[2] <= 0 || shape[3] <= 0 ||
-        joined[0] != shape[0] || joined[1] != shape[1] || joined[2] != shape[2] * shape[3]) {
+    const auto shape = sizes(heads[0]->inputs[1], 4), joined = sizes(node.inputs[1], 3);
+    const Constant* factor = parts.constant(scaled->inputs[1], DType::kFloat32);
+    const auto scale = factor == nullptr || factor->shape.size() > 4 ? std::vector<float>() : factor->values<float>(1);
+    const auto is_size = [](int64_t size) { return size > 0 && size < 1 << 20; };
+    // -1: as many images as there are; a number: so many. 0 would be what the input's first axis has.
+    if (shape.empty() || joined.empty() || scale.empty() || (shape[0] != -1 && !is_size(shape[0])) ||
+        !is_size(shape[1]) || !is_size(shape[2]) || !is_size(shape[3]) || joined[0] != shape[0] ||
+        joined[1] != shape[1] || joined[2] != shape[2] * shape[3]) {
       continue;
     }
     for (const Node* dropped : {back, sum, softmax, scaled, scores, split}) changes[dropped->outputs[0]] = "";
     for (size_t i = 0; i < 3; ++i) changes[turned[i]->outputs[0]] = changes[heads[i]->outputs[0]] = "";
-    changes[node.outputs[0]] =
-        written_node(node, kDomain, kEncoderAttention, {split->inputs[0]},
-                     {{"positions", static_cast<uint64_t>(shape[1])}, {"num_heads", static_cast<uint64_t>(shape[2])}},
-                     {{"scale", scale[0]}});
+    changes[node.outputs[0]] = written_node(node, kDomain, kEncoderAttention, {split->inputs[0]},
+                                            {{"images", static_cast<uint64_t>(shape[0])},
+                                             {"positions", static_cast<uint64_t>(shape[1])},
+                                             {"num_heads", static_cast<uint64_t>(shape[2])},
+                                             {"width", static_cast<uint64_t>(shape[3])}},
+                                            {{"scale", scale[0]}});
   }
   return changes;
 }

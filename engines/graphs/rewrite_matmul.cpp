@@ -8,11 +8,27 @@
 
 namespace blip2rt {
 
+namespace {
+
+// Limits far beyond use, within which no product of sizes overflows.
+constexpr uint64_t kMostSize = uint64_t{1} << 31;
+
+bool is_size(int64_t size) { return size > 0 && static_cast<uint64_t>(size) < kMostSize; }
+
+// Returns whether a constant is (n, columns), or the same in one axis where `flat` says that this is allowed.
+bool is_matrix(const Constant* constant, uint64_t n, uint64_t columns, bool flat) {
+  return constant != nullptr && (constant->has_shape({n, columns}) || (flat && constant->has_shape({n * columns})));
+}
+
+}  // namespace
+
 Stored stored_of(const Parts& parts) {
+  constexpr int64_t kFloat = 1;
   Stored stored;
   for (const Node& node : parts.nodes) {
     if (node.inputs.size() != 1 || node.outputs.size() != 1 || !node.domain.empty()) continue;
-    const bool cast = node.op_type == "Cast" && parts.constant(node.inputs[0], DType::kFloat16) != nullptr;
+    const bool cast = node.op_type == "Cast" && node.number("to", 0) == kFloat &&
+                      parts.constant(node.inputs[0], DType::kFloat16) != nullptr;
     const bool turned = node.op_type == "Transpose" && node.has_list("perm", {1, 0}) &&
                         parts.constant(node.inputs[0], DType::kInt8) != nullptr;
     if (cast || turned) stored[node.outputs[0]] = node.inputs[0];
@@ -25,17 +41,24 @@ std::string int4_product(const Node& node, Parts& parts, const Stored& stored, s
   if (node.op_type != "MatMulNBits" || node.inputs.size() != kInputs || int4_kernel() == nullptr) return "";
   const auto number = [&](const char* name) { return node.number(name, 0); };
   const int64_t block = number("block_size"), n = number("N"), k = number("K");
+  if (number("bits") != 4 || (block != 32 && block != 64 && block != 128) || !is_size(n) || !is_size(k) ||
+      !node.has_only({"bits", "block_size", "N", "K", "accuracy_level"})) {
+    return "";
+  }
+  const auto rows = static_cast<uint64_t>(n), half = static_cast<uint64_t>(block / 2);
+  const auto blocks = static_cast<uint64_t>((k + block - 1) / block);
   const auto scales = stored.find(node.inputs[kScales]);
-  if (number("bits") != 4 || (block != 32 && block != 64 && block != 128) || n <= 0 || k <= 0 ||
-      scales == stored.end() || parts.constant(node.inputs[kCodes], DType::kUInt8) == nullptr ||
-      parts.constant(node.inputs[kZeroPoints], DType::kUInt8) == nullptr) {
+  const Constant* codes = parts.constant(node.inputs[kCodes], DType::kUInt8);
+  if (scales == stored.end() || codes == nullptr || !codes->has_shape({rows, blocks, half}) ||
+      !is_matrix(parts.constant(scales->second, DType::kFloat16), rows, blocks, true) ||
+      !is_matrix(parts.constant(node.inputs[kZeroPoints], DType::kUInt8), rows, (blocks + 1) / 2, true)) {
     return "";
   }
   --parts.uses[scales->first];
   constexpr int64_t kInt8 = 4;  // accuracy_level 4: activations may be int8; nodes that ask for more get 16 bits
   return written_node(node, kDomain, kMatMulInt4,
                       {node.inputs[kX], node.inputs[kCodes], scales->second, node.inputs[kZeroPoints]},
-                      {{"N", static_cast<uint64_t>(n)},
+                      {{"N", rows},
                        {"K", static_cast<uint64_t>(k)},
                        {"block_size", static_cast<uint64_t>(block)},
                        {"split", number("accuracy_level") == kInt8 ? 0 : 1},
@@ -49,12 +72,13 @@ std::string int8_product(const Node& node, Parts& parts, const Stored& stored, s
   const auto turned = stored.find(node.inputs[kCodes]);
   const Constant* codes = turned == stored.end() ? nullptr : parts.constant(turned->second, DType::kInt8);
   const Constant* scales = parts.constant(node.inputs[kScales], DType::kFloat32);
-  if (codes == nullptr || codes->shape.size() != 2 || scales == nullptr || given(kZeroPoints)) return "";
+  if (codes == nullptr || codes->shape.size() != 2 || given(kZeroPoints) || node.inputs.size() > kInputs ||
+      !node.has_only({})) {
+    return "";
+  }
   const uint64_t n = codes->shape[0], k = codes->shape[1];
-  const auto is_vector = [&](const Constant* constant) {
-    return constant != nullptr && constant->shape.size() == 1 && constant->shape[0] == n;
-  };
-  if (n == 0 || k == 0 || k > kInt8MostDepth || !is_vector(scales)) return "";
+  const auto is_vector = [&](const Constant* constant) { return constant != nullptr && constant->has_shape({n}); };
+  if (n == 0 || n >= kMostSize || k == 0 || k > kInt8MostDepth || !is_vector(scales)) return "";
   std::vector<std::string_view> inputs = {node.inputs[kX], turned->second, node.inputs[kScales]};
   if (given(kBias)) {
     if (!is_vector(parts.constant(node.inputs[kBias], DType::kFloat32))) return "";

@@ -2,31 +2,26 @@
 // what they mean.
 #include "graphs/session.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
-#include <fstream>
-#include <iterator>
 #include <thread>
 
+#include "ops/attention_op.h"
 #include "ops/domain.h"
 
 namespace blip2rt {
 namespace {
 
 // Returns the graph with our operators; without bytes where the file is to be loaded as it is.
-RewrittenGraph rewritten_file(const std::string& path, int intra_op_threads, CustomOps ops) {
+RewrittenGraph rewritten_graph(const std::string& bytes, int intra_op_threads, CustomOps ops) {
   int major = 0, minor = 0;
   // Versions before 1.21 cannot be told where the weights of a graph in memory lie.
   if (std::sscanf(ort_version().c_str(), "%d.%d", &major, &minor) != 2 || (major == 1 && minor < 21)) return {};
   const size_t asked = static_cast<size_t>(std::max(0, intra_op_threads));
   ops.threads = asked > 0 ? asked : std::max<size_t>(1, std::thread::hardware_concurrency());
-  std::ifstream file(path, std::ios::binary);
-  const std::string bytes((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  try {
-    return rewritten(bytes, ops);
-  } catch (const std::runtime_error&) {
-    return {};  // damaged: ONNX Runtime says how
-  }
+  return rewritten(bytes, ops);
 }
 
 void add_cuda(OrtSessionOptions* options) {
@@ -87,11 +82,18 @@ const Port* find(const std::vector<Port>& ports, const std::string& name) {
 
 }  // namespace
 
-Session::Session(const std::string& graph_path, int intra_op_threads, CustomOps ops, Device device)
-    : path_(graph_path), memory_(&host_memory()) {
+Session::Session(const std::string& graph_path, int intra_op_threads, CustomOps ops, Device device, const Files& files)
+    : path_(graph_path), process_(getpid()), memory_(&host_memory()) {
   SessionOptions options = session_options(intra_op_threads, device);
   RewrittenGraph graph;
-  if (device == Device::kCpu) graph = rewritten_file(graph_path, intra_op_threads, ops);
+  {
+    const std::string bytes = read_graph(graph_path, files);
+    try {
+      if (device == Device::kCpu) graph = rewritten_graph(bytes, intra_op_threads, ops);
+    } catch (const std::runtime_error& error) {
+      throw GraphError(graph_path + " is refused: " + error.what());
+    }
+  }
   if (graph.bytes.empty()) {
     check(ort().CreateSession(ort_environment(), graph_path.c_str(), options.get(), &session_));
   } else {
@@ -108,13 +110,26 @@ Session::Session(const std::string& graph_path, int intra_op_threads, CustomOps 
     if (device == Device::kCuda) memory_ = &cuda_memory();
     inputs_ = ports(session_, ort().SessionGetInputCount, ort().SessionGetInputTypeInfo, ort().SessionGetInputName);
     outputs_ = ports(session_, ort().SessionGetOutputCount, ort().SessionGetOutputTypeInfo, ort().SessionGetOutputName);
+    if (graph.bytes.empty() && is_the_loops()) {
+      throw GraphError(graph_path + " is refused: it has an input that the loop gives to graphs of its own");
+    }
   } catch (...) {
     ort().ReleaseSession(session_);
     throw;
   }
 }
 
-Session::~Session() { ort().ReleaseSession(session_); }
+Session::~Session() {
+  if (getpid() == process_) ort().ReleaseSession(session_);  // elsewhere it would wait for threads that are not there
+}
+
+void Session::check_process() const {
+  if (getpid() == process_) return;
+  throw std::runtime_error(
+      "this process was forked after the model was loaded: load it in the child, or start processes by spawn");
+}
+
+bool Session::is_the_loops() const { return find_input(kCacheRows) != nullptr || find_input(kEncoderRows) != nullptr; }
 
 const Port* Session::find_input(const std::string& name) const { return find(inputs_, name); }
 
@@ -122,6 +137,7 @@ const Port* Session::find_output(const std::string& name) const { return find(ou
 
 std::vector<Value> Session::run(const std::vector<const char*>& input_names, const std::vector<const OrtValue*>& inputs,
                                 const std::vector<const char*>& output_names) const {
+  check_process();
   std::vector<OrtValue*> raw(output_names.size(), nullptr);
   OrtStatus* status = ort().Run(session_, nullptr, input_names.data(), inputs.data(), inputs.size(),
                                 output_names.data(), raw.size(), raw.data());
@@ -130,7 +146,8 @@ std::vector<Value> Session::run(const std::vector<const char*>& input_names, con
   return outputs;
 }
 
-Binding::Binding(const Session& session) : session_(session.session_) {
+Binding::Binding(const Session& session) : owner_(session), session_(session.session_) {
+  session.check_process();
   OrtIoBinding* raw = nullptr;
   check(ort().CreateIoBinding(session_, &raw));
   binding_.reset(raw);
@@ -142,6 +159,9 @@ void Binding::output(const char* name, const Value& value) {
   check(ort().BindOutput(binding_.get(), name, value.get()));
 }
 
-void Binding::run() { check(ort().RunWithBinding(session_, nullptr, binding_.get())); }
+void Binding::run() {
+  owner_.check_process();
+  check(ort().RunWithBinding(session_, nullptr, binding_.get()));
+}
 
 }  // namespace blip2rt

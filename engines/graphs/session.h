@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "graphs/external.h"
 #include "graphs/rewrite.h"
 #include "ort/ort_api.h"
 #include "ort/tensor_memory.h"
@@ -21,9 +22,10 @@ enum class Device { kCpu, kCuda };
 class Session {
  public:
   // Loads a graph. intra_op_threads 0 leaves the number to ONNX Runtime: one a physical core. On a GPU no operator is
-  // ours, and operators that have no kernel there run on the CPU.
+  // ours, and operators that have no kernel there run on the CPU. Throws GraphError where the file asks for what it may
+  // not, see read_graph.
   explicit Session(const std::string& graph_path, int intra_op_threads, CustomOps ops = {},
-                   Device device = Device::kCpu);
+                   Device device = Device::kCpu, const Files& files = {});
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -38,6 +40,13 @@ class Session {
                          const std::vector<const char*>& output_names) const;
 
   const std::string& path() const { return path_; }
+
+  // Throws where the process was forked after the session was loaded: its threads are not in the child.
+  void check_process() const;
+
+  // Returns whether the loop alone may run the graph: it reads rows that lie behind what its tensors show.
+  bool is_the_loops() const;
+
   // The kernels that run in place of ONNX Runtime's, such as "int4 avx512".
   const std::vector<std::string>& custom_kernels() const { return custom_kernels_; }
 
@@ -48,6 +57,7 @@ class Session {
   friend class Binding;
 
   std::string path_;
+  int process_;
   const TensorMemory* memory_;
   std::vector<std::string> custom_kernels_;
   OrtSession* session_ = nullptr;
@@ -65,6 +75,7 @@ class Binding {
   void run();
 
  private:
+  const Session& owner_;
   OrtSession* session_;
   IoBinding binding_;
 };

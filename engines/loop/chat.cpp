@@ -22,6 +22,7 @@ Chat::Chat(const Generator& generator, const Prefix& prefix, int max_rows, int c
 }
 
 std::shared_ptr<Generation> Chat::ask(std::vector<int64_t> prompt, const GenerationOptions& options) {
+  generator_.llm().check_process();
   const Decoder::InUse in_use(*decoder_);
   remember();
   prompt.insert(prompt.begin(), pending_.begin(), pending_.end());

@@ -2,6 +2,8 @@
 #include "loop/generation.h"
 
 #include <algorithm>
+#include <cstdint>
+#include <new>
 #include <stdexcept>
 #include <string>
 
@@ -40,9 +42,13 @@ Generation::Generation(const Generator& generator, const Prefix& prefix, Prompts
     : generator_(generator), options_(std::move(options)), prefix_(prefix), prompts_(std::move(prompts)) {
   begin(0);
   if (done_) return;
-  const int rows = static_cast<int>(prompts_.size()) * options_.rows_each();
   int longest = 0;
   for (const Active& one : active_) longest = std::max(longest, one.prompt_length);
+  if (longest > INT32_MAX - options_.max_new_tokens ||
+      prompts_.size() > INT32_MAX / static_cast<size_t>(options_.rows_each())) {
+    throw std::bad_alloc();
+  }
+  const int rows = static_cast<int>(prompts_.size()) * options_.rows_each();
   decoder_ = std::make_shared<Decoder>(generator, rows, longest + options_.max_new_tokens);
 }
 
@@ -57,6 +63,7 @@ Generation::Generation(const Generator& generator, std::shared_ptr<Decoder> deco
 }
 
 void Generation::begin(int past) {
+  generator_.llm().check_process();
   validate(prefix_, prompts_, generator_);
   options_.validate(static_cast<size_t>(generator_.shape().vocab_size));
   past_ = past;
@@ -82,20 +89,33 @@ void Generation::begin(int past) {
   added_.reserve(active_.size());
 }
 
+Generation::InUse::InUse(const Generation& generation) : generation_(generation) {
+  if (generation.in_use_.test_and_set(std::memory_order_acquire)) {
+    throw std::runtime_error("this generation is being stepped already: one thread at a time");
+  }
+}
+
 void Generation::step() {
+  generator_.llm().check_process();
   added_.clear();
   if (done_) return;
   const Decoder::InUse in_use(*decoder_);
-  if (steps_ < 0) {
-    first_step();
-  } else {
-    const auto start = Clock::now();
-    const double graphs = decoder_->graph_seconds();
-    next_step();
-    spent_.graphs += decoder_->graph_seconds() - graphs;
-    spent_.steps += std::chrono::duration<double>(Clock::now() - start).count();
+  if (done_) return;  // a chat has ended it in the meantime
+  try {
+    if (steps_ < 0) {
+      first_step();
+    } else {
+      const auto start = Clock::now();
+      const double graphs = decoder_->graph_seconds();
+      next_step();
+      spent_.graphs += decoder_->graph_seconds() - graphs;
+      spent_.steps += std::chrono::duration<double>(Clock::now() - start).count();
+    }
+    done_ = active_.empty();
+  } catch (...) {
+    done_ = true;  // nothing can follow half a step
+    throw;
   }
-  done_ = active_.empty();
 }
 
 void Generation::first_step() {

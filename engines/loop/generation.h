@@ -2,6 +2,7 @@
 // end. Knows which rows of the batch belong to which image; nothing about scores, memory or graphs.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -27,6 +28,19 @@ class Generation {
 
   Generation(const Generation&) = delete;
   Generation& operator=(const Generation&) = delete;
+
+  // Marks the generation as used by a thread while it lives. Throws where another thread uses it. Whoever shares one
+  // between threads holds this around everything below.
+  class InUse {
+   public:
+    explicit InUse(const Generation& generation);
+    ~InUse() { generation_.in_use_.clear(std::memory_order_release); }
+    InUse(const InUse&) = delete;
+    InUse& operator=(const InUse&) = delete;
+
+   private:
+    const Generation& generation_;
+  };
 
   // Chooses one token for every running answer. The first step reads the prompts. Does nothing once done().
   void step();
@@ -84,7 +98,8 @@ class Generation {
   int steps_ = -1;  // tokens of each answer that are in the cache; -1 before the first step
   Spent spent_ = {0, 0};
   bool rebind_ = true;
-  bool done_ = false;
+  std::atomic<bool> done_{false};
+  mutable std::atomic_flag in_use_ = ATOMIC_FLAG_INIT;
 };
 
 // Generates from beginning to end. Returns each image's best sequences, best first; with sampling in the order drawn.

@@ -2,6 +2,7 @@
 #include "loop/generator.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -24,8 +25,16 @@ void require_ports(const Session& session, const Names& inputs, const Names& out
   if (!missing.empty()) throw std::runtime_error(session.path() + " does not fit the loop; it lacks:" + missing);
 }
 
-// Throws where a size that the graph fixes is not the geometry's.
+// Throws where a tensor is not float32, as the loop's memory is.
+void require_floats(const Session& session, const Port& port) {
+  if (port.tensor.dtype == DType::kFloat32) return;
+  throw std::runtime_error(session.path() + ": " + port.name + " is " + dtype_name(port.tensor.dtype) +
+                           ", but the loop takes float32");
+}
+
+// Throws where a tensor is not float32, or a size that the graph fixes is not the geometry's.
 void require_sizes(const Session& session, const Port& port, const std::vector<int64_t>& sizes) {
+  require_floats(session, port);
   const std::vector<int64_t>& shape = port.tensor.shape;
   bool fits = shape.size() == sizes.size();
   for (size_t i = 0; fits && i < sizes.size(); ++i) fits = shape[i] < 0 || sizes[i] < 0 || shape[i] == sizes[i];
@@ -75,11 +84,16 @@ Generator::Generator(const Session& embed, const Session& llm, const LlmShape& s
   for (size_t i = 5; i < 5 + static_cast<size_t>(shape.layers) * 2; ++i) {
     require_sizes(llm, *llm.find_input(inputs[i]), {-1, shape.kv_heads, -1, shape.head_dim});
   }
+  for (const std::string& name : outputs) require_floats(llm, *llm.find_output(name));
   if (encoder == nullptr) return;
 
   const std::vector<int64_t>& heads = llm.find_input("cross_key_0")->tensor.shape;
-  if (heads.size() != 4 || heads[1] < 1 || heads[3] < 1) {
+  if (heads.size() != 4 || heads[1] < 1 || heads[3] < 1 || std::max(heads[1], heads[3]) > INT32_MAX) {
     throw std::runtime_error(llm.path() + ": cross_key_0 must have the shape (B, heads, S, head_dim)");
+  }
+  for (const std::string& name : cross) {
+    require_floats(llm, *llm.find_input(name));
+    require_floats(*encoder, *encoder->find_output(name));
   }
   cross_shape_ = {static_cast<int>(heads[1]), static_cast<int>(heads[3])};
   if (decoder_start_token_id < 0 || decoder_start_token_id >= shape.vocab_size) {

@@ -1,15 +1,30 @@
 // Moves rows of the key/value cache. Knows rows and positions only.
 #include "loop/kv_cache.h"
 
+#include <initializer_list>
+#include <new>
+
 namespace blip2rt {
+
+namespace {
+
+size_t product_of(std::initializer_list<int> sizes) {
+  size_t product = 1;
+  for (int size : sizes) {
+    if (size < 0 || __builtin_mul_overflow(product, static_cast<size_t>(size), &product)) throw std::bad_alloc();
+  }
+  return product;
+}
+
+}  // namespace
 
 KvCache::KvCache(const CacheShape& shape, const TensorMemory& memory)
     : shape_(shape),
       where_(memory),
-      row_size_(static_cast<size_t>(shape.heads) * static_cast<size_t>(shape.capacity) *
-                static_cast<size_t>(shape.head_dim)),
-      buffer_size_(row_size_ * static_cast<size_t>(shape.rows)),
-      memory_(memory.allocate(buffer_size_ * static_cast<size_t>(shape.layers) * 2 * sizeof(float))) {}
+      row_size_(product_of({shape.heads, shape.capacity, shape.head_dim})),
+      buffer_size_(product_of({shape.heads, shape.capacity, shape.head_dim, shape.rows})),
+      memory_(memory.allocate(product_of({shape.heads, shape.capacity, shape.head_dim, shape.rows, shape.layers,
+                                          2 * static_cast<int>(sizeof(float))}))) {}
 
 float* KvCache::row_start(int buffer, int row) {
   return static_cast<float*>(memory_.get()) + static_cast<size_t>(buffer) * buffer_size_ +

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <initializer_list>
 #include <string>
 
 #include "kernels/attention/attention.h"
@@ -14,6 +16,24 @@ namespace {
 
 void require(bool holds, const char* what) {
   if (!holds) throw std::runtime_error(std::string("attention: ") + what);
+}
+
+// Limits far beyond use, within which no product of sizes overflows.
+constexpr int64_t kMostHeads = 1 << 16, kMostWidth = 1 << 16, kMostPositions = 1 << 20;
+
+// Returns an attribute from 1 to `most`. Throws std::runtime_error.
+size_t size_attribute(const OrtKernelInfo* info, const char* name, int64_t most) {
+  const int64_t size = attribute(info, name);
+  require(size >= 1 && size <= most, name);
+  return static_cast<size_t>(size);
+}
+
+bool has_axes(const Tensor& tensor, std::initializer_list<size_t> axes) {
+  size_t i = 0;
+  for (size_t wanted : axes) {
+    if (i >= tensor.rank || static_cast<size_t>(tensor.axes[i++]) != wanted) return false;
+  }
+  return tensor.rank == axes.size();
 }
 
 size_t axis(const Tensor& tensor, size_t index) { return static_cast<size_t>(tensor.axes[index]); }
@@ -51,12 +71,12 @@ struct AttentionOp {
   float scale, softcap;
 
   explicit AttentionOp(const OrtKernelInfo* info)
-      : heads(static_cast<size_t>(attribute(info, "num_heads"))),
-        kv_heads(static_cast<size_t>(attribute(info, "kv_num_heads"))),
+      : heads(size_attribute(info, "num_heads", kMostHeads)),
+        kv_heads(size_attribute(info, "kv_num_heads", kMostHeads)),
         window(static_cast<size_t>(std::max<int64_t>(0, attribute(info, "local_window_size")))),
         scale(float_attribute(info, "scale")),
         softcap(float_attribute(info, "softcap")) {
-    require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0, "num_heads is no multiple of kv_num_heads");
+    require(heads % kv_heads == 0, "num_heads is no multiple of kv_num_heads");
   }
 
   void compute(OrtKernelContext* context) const {
@@ -68,11 +88,13 @@ struct AttentionOp {
                 std::equal(past_key.axes, past_key.axes + 4, past_value.axes),
             "past has the wrong shape");
     const size_t width = axis(past_key, 3), of_queries = heads * width, of_keys = kv_heads * width;
-    require(width % Attention::kUnit == 0, "heads are no multiple of 8 wide");
+    require(width > 0 && width <= kMostWidth && width % Attention::kUnit == 0, "heads are no multiple of 8 wide");
     require(axis(query, 2) == of_queries + (key ? 0 : 2 * of_keys), "query has the wrong width");
-    require(!key || (key.rank == 3 && axis(key, 2) == of_keys && value.rank == 3 && axis(value, 2) == of_keys),
-            "key or value has the wrong width");
-    require(rows.rank == 2 && rows.axes[0] == query.axes[0] && rows.axes[1] == 4, "cache_rows is not (B, 4)");
+    require(key.given == value.given, "there are keys without values");
+    require(!key || (has_axes(key, {axis(query, 0), axis(query, 1), of_keys}) &&
+                     has_axes(value, {axis(query, 0), axis(query, 1), of_keys})),
+            "key or value does not fit query");
+    require(has_axes(rows, {axis(query, 0), 4}), "cache_rows is not (B, 4)");
 
     Attention a = {};
     a.rows = axis(query, 0);
@@ -95,6 +117,7 @@ struct AttentionOp {
     a.out_steps = {a.length * of_queries, of_queries, width};
     a.keys = output(context, 1, past_key.axes, past_key.rank);
     a.values = output(context, 2, past_value.axes, past_value.rank);
+    // So they are the loop's own memory, whose rows cache_rows names: the loop alone gives both.
     require(a.keys == past_key.data && a.values == past_value.data, "present is not past");
     check_rows(a);
     set_rotation(a, input(context, kCos), input(context, kSin));
@@ -113,7 +136,7 @@ struct AttentionOp {
   }
 
   static void set_rotation(Attention& a, const Tensor& cos, const Tensor& sin) {
-    if (!cos) return;
+    if (!cos && !sin) return;
     require(cos.rank == 2 && sin.rank == 2 && std::equal(cos.axes, cos.axes + 2, sin.axes) &&
                 2 * axis(cos, 1) <= a.width && a.most_seen() <= axis(cos, 0),
             "the tables of rotations are too short, or too wide");
@@ -149,7 +172,8 @@ struct CrossAttentionOp {
     const Tensor bias = input(context, kBias), rows = input(context, kRows);
     require(query.rank == 4 && key.rank == 4 && value.rank == 4 && std::equal(key.axes, key.axes + 4, value.axes) &&
                 axis(key, 0) == axis(query, 0) && axis(key, 1) == axis(query, 1) && axis(key, 3) == axis(query, 3) &&
-                axis(key, 2) > 0 && axis(key, 3) % Attention::kUnit == 0,
+                axis(key, 2) > 0 && axis(key, 2) <= INT32_MAX && axis(key, 3) > 0 && axis(key, 3) <= kMostWidth &&
+                axis(key, 3) % Attention::kUnit == 0,
             "query, key and value of the encoder do not fit");
     require(bias.rank == 4 && axis(bias, 0) == axis(query, 0) && axis(bias, 1) == 1 && axis(bias, 2) == 1 &&
                 axis(bias, 3) == axis(key, 2) && rows.rank == 1 && axis(rows, 0) == axis(query, 0),
@@ -184,22 +208,25 @@ struct EncoderAttentionOp {
   static constexpr DType kInputs[] = {DType::kFloat32};
   static constexpr size_t kOutputs = 1;
   static bool optional(size_t) { return false; }
-  size_t positions, heads;
+  int64_t asked;  // images, -1: as many as there are
+  size_t positions, heads, width;
   float scale;
 
   explicit EncoderAttentionOp(const OrtKernelInfo* info)
-      : positions(static_cast<size_t>(attribute(info, "positions"))),
-        heads(static_cast<size_t>(attribute(info, "num_heads"))),
-        scale(float_attribute(info, "scale")) {
-    require(positions > 0 && heads > 0, "there are no positions or no heads");
-  }
+      : asked(attribute(info, "images")),
+        positions(size_attribute(info, "positions", kMostPositions)),
+        heads(size_attribute(info, "num_heads", kMostHeads)),
+        width(size_attribute(info, "width", kMostWidth)),
+        scale(float_attribute(info, "scale")) {}
 
   void compute(OrtKernelContext* context) const {
     const Tensor qkv = input(context, 0);
-    require(qkv.rank == 3 && axis(qkv, 2) % (3 * heads) == 0, "query, key and value have the wrong width");
+    const size_t of_position = heads * width;
+    require(qkv.rank == 3 && axis(qkv, 2) == 3 * of_position, "query, key and value have the wrong width");
     require(axis(qkv, 0) * axis(qkv, 1) % positions == 0, "positions are no whole images");
-    const size_t images = axis(qkv, 0) * axis(qkv, 1) / positions, of_position = axis(qkv, 2) / 3;
-    EncoderAttention a = {positions, heads, of_position / heads, qkv.as<float>(), scale, nullptr};
+    const size_t images = axis(qkv, 0) * axis(qkv, 1) / positions;
+    require(asked == -1 || static_cast<size_t>(asked) == images, "there is another number of images");
+    EncoderAttention a = {positions, heads, width, qkv.as<float>(), scale, nullptr};
     const int64_t out_axes[] = {static_cast<int64_t>(images), static_cast<int64_t>(positions),
                                 static_cast<int64_t>(of_position)};
     a.out = output(context, 0, out_axes, 3);

@@ -28,7 +28,7 @@ constexpr char kEncoderRows[] = "encoder_rows";
 
 // An image encoder's attention, see kernels/attention/encoder_attention.h.
 // query, key and value side by side (B,S,3*H*hd) -> (images, positions, H*hd), where B*S = images * positions.
-// Attributes: positions, num_heads, scale.
+// Attributes: images (-1: any number), positions, num_heads, width (hd), scale.
 constexpr char kEncoderAttention[] = "EncoderAttention";
 
 void add_attention_ops(OrtCustomOpDomain* domain);

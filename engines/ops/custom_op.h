@@ -3,9 +3,12 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
+#include <exception>
 #include <iterator>
 #include <memory>
+#include <new>
 #include <stdexcept>
 
 #include "ort/ort_api.h"
@@ -36,28 +39,37 @@ class Buffer {
   size_t size_ = 0;
 };
 
-// Calls work(first, last) for parts of [0, count), each of `at_once` items, on ONNX Runtime's threads.
+// Calls work(first, last) for parts of [0, count), each of `at_once` items, on ONNX Runtime's threads. Throws what one
+// part throws, when all have ended: no exception passes through ONNX Runtime.
 template <class F>
 void in_parts(OrtKernelContext* context, size_t count, size_t at_once, const F& work) {
   struct Parts {
     const F* work;
     size_t count, at_once;
+    std::atomic_flag failed = ATOMIC_FLAG_INIT;
+    std::exception_ptr failure = nullptr;  // of the first that failed
   } parts = {&work, count, at_once};
   const auto one = [](void* data, size_t part) {
-    const Parts& p = *static_cast<const Parts*>(data);
-    (*p.work)(part* p.at_once, std::min(p.count, (part + 1) * p.at_once));
+    Parts& p = *static_cast<Parts*>(data);
+    try {
+      (*p.work)(part* p.at_once, std::min(p.count, (part + 1) * p.at_once));
+    } catch (...) {
+      if (!p.failed.test_and_set()) p.failure = std::current_exception();
+    }
   };
   check(ort().KernelContext_ParallelFor(context, one, (count + at_once - 1) / at_once, 0, &parts));
+  if (parts.failure) std::rethrow_exception(parts.failure);
 }
 
 // A tensor that an operator reads.
 struct Tensor {
   static constexpr size_t kMostAxes = 8;  // an array and no vector: a token allocates nothing
-  void* data = nullptr;                   // nullptr where an optional input is absent
+  void* data = nullptr;
   int64_t axes[kMostAxes] = {};
   size_t rank = 0;
+  bool given = false;  // false where an optional input is absent
 
-  explicit operator bool() const { return data != nullptr; }
+  explicit operator bool() const { return given; }
   template <class T>
   T* as() const {
     return static_cast<T*>(data);
@@ -79,6 +91,7 @@ inline Tensor input(OrtKernelContext* context, size_t index) {
   const OrtValue* value = nullptr;
   check(ort().KernelContext_GetInput(context, index, &value));
   if (value == nullptr) return tensor;
+  tensor.given = true;
   check(ort().GetTensorMutableData(const_cast<OrtValue*>(value), &tensor.data));
   OrtTensorTypeAndShapeInfo* raw = nullptr;
   check(ort().GetTensorTypeAndShape(value, &raw));
@@ -87,6 +100,22 @@ inline Tensor input(OrtKernelContext* context, size_t index) {
   if (tensor.rank > Tensor::kMostAxes) throw std::runtime_error("an operator's input has more than 8 axes");
   check(ort().GetDimensions(raw, tensor.axes, tensor.rank));
   return tensor;
+}
+
+// Throws where an input of the kernel is no constant of exactly `rows` * `columns` elements of this type. What is
+// constant is checked once, when the kernel is made; a run then only asks where it lies.
+inline void require_constant(const OrtKernelInfo* info, size_t index, DType dtype, uint64_t rows, uint64_t columns) {
+  int is_constant = 0;
+  const OrtValue* value = nullptr;
+  check(ort().KernelInfoGetConstantInput_tensor(info, index, &is_constant, &value));
+  if (is_constant == 0 || value == nullptr) throw std::runtime_error("an operator's weights are no constant");
+  const TensorInfo tensor = tensor_info(value);
+  uint64_t count = 1, wanted = 0;
+  bool fits = tensor.dtype == dtype && !__builtin_mul_overflow(rows, columns, &wanted);
+  for (int64_t axis : tensor.shape) {
+    fits = fits && axis >= 0 && !__builtin_mul_overflow(count, static_cast<uint64_t>(axis), &count);
+  }
+  if (!fits || count != wanted) throw std::runtime_error("an operator's weights have the wrong type or size");
 }
 
 inline float* output(OrtKernelContext* context, size_t index, const int64_t* axes, size_t rank) {
@@ -115,8 +144,12 @@ OrtStatus* guarded(const F& work) {
   try {
     work();
     return nullptr;
+  } catch (const std::bad_alloc&) {
+    return ort().CreateStatus(kFail, "out of memory");
   } catch (const std::exception& error) {
     return ort().CreateStatus(kFail, error.what());
+  } catch (...) {
+    return ort().CreateStatus(kFail, "an operator failed");
   }
 }
 

@@ -1,6 +1,8 @@
 // Runs the products of kernels/ on ONNX Runtime's threads and tensors.
 #include "ops/matmul_op.h"
 
+#include <string>
+
 #include "kernels/int4/matmul.h"
 #include "kernels/int8/matmul.h"
 #include "ops/custom_op.h"
@@ -26,6 +28,16 @@ struct Product {
   }
 };
 
+// Sizes beyond use, within which no product of them overflows.
+constexpr int64_t kMostSize = int64_t{1} << 31, kMostThreads = 1 << 16;
+
+// Returns an attribute from 1 to `most`. Throws std::runtime_error.
+int64_t size_attribute(const OrtKernelInfo* info, const char* name, int64_t most) {
+  const int64_t size = attribute(info, name);
+  if (size < 1 || size > most) throw std::runtime_error(std::string("a product has a senseless ") + name);
+  return size;
+}
+
 // Calls work(first, last) for `fewest` to `most` parts of `tiles`. Gives every thread the same number of parts, and at
 // least two where it can: others then help a thread that is late.
 template <class F>
@@ -48,11 +60,18 @@ struct MatMulInt4 {
   size_t threads;
 
   explicit MatMulInt4(const OrtKernelInfo* info)
-      : n(attribute(info, "N")),
-        k(attribute(info, "K")),
-        block(attribute(info, "block_size")),
+      : n(size_attribute(info, "N", kMostSize)),
+        k(size_attribute(info, "K", kMostSize)),
+        block(size_attribute(info, "block_size", 128)),
         split(attribute(info, "split") != 0),
-        threads(static_cast<size_t>(attribute(info, "threads"))) {}
+        threads(static_cast<size_t>(size_attribute(info, "threads", kMostThreads))) {
+    if (block != 32 && block != 64 && block != 128) throw std::runtime_error("a product has blocks of no known size");
+    const auto rows = static_cast<uint64_t>(n), half = static_cast<uint64_t>(block / 2);
+    const auto blocks = static_cast<uint64_t>((k + block - 1) / block);
+    require_constant(info, 1, DType::kUInt8, rows, blocks * half);
+    require_constant(info, 2, DType::kFloat16, rows, blocks);
+    require_constant(info, 3, DType::kUInt8, rows, (blocks + 1) / 2);
+  }
 
   void compute(OrtKernelContext* context) const {
     const Product product(context, n, k);
@@ -90,10 +109,15 @@ struct MatMulInt8 {
   size_t threads;
 
   explicit MatMulInt8(const OrtKernelInfo* info)
-      : n(attribute(info, "N")),
-        k(attribute(info, "K")),
+      : n(size_attribute(info, "N", kMostSize)),
+        k(size_attribute(info, "K", static_cast<int64_t>(kInt8MostDepth))),
         bias(attribute(info, "bias") != 0),
-        threads(static_cast<size_t>(attribute(info, "threads"))) {}
+        threads(static_cast<size_t>(size_attribute(info, "threads", kMostThreads))) {
+    const auto rows = static_cast<uint64_t>(n);
+    require_constant(info, 1, DType::kInt8, rows, static_cast<uint64_t>(k));
+    require_constant(info, 2, DType::kFloat32, rows, 1);
+    if (bias) require_constant(info, kBias, DType::kFloat32, rows, 1);
+  }
 
   void compute(OrtKernelContext* context) const {
     const Product product(context, n, k);

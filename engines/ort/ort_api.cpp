@@ -8,6 +8,8 @@
 #include <cstdlib>
 #include <mutex>
 
+#include "ort/text.h"
+
 namespace blip2rt {
 namespace {
 
@@ -90,7 +92,7 @@ const std::string& ort_version() { return loaded->version; }
 
 void check(OrtStatus* status) {
   if (status == nullptr) return;
-  std::string message = ort().GetErrorMessage(status);
+  const std::string message = one_line(ort().GetErrorMessage(status));  // it may quote names of any bytes
   ort().ReleaseStatus(status);
   throw std::runtime_error(message);
 }

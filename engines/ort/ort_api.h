@@ -141,6 +141,7 @@ struct CustomOp {
     (OrtSessionOptions*, const OrtCUDAProviderOptionsV2*))                                                      \
   X(CreateCUDAProviderOptions, 205, OrtStatus*, (OrtCUDAProviderOptionsV2**))                                   \
   X(ReleaseCUDAProviderOptions, 208, void, (OrtCUDAProviderOptionsV2*))                                         \
+  X(KernelInfoGetConstantInput_tensor, 249, OrtStatus*, (const OrtKernelInfo*, size_t, int*, const OrtValue**)) \
   X(KernelContext_ParallelFor, 274, OrtStatus*,                                                                 \
     (const OrtKernelContext*, void (*)(void*, size_t), size_t, size_t, void*))
 

@@ -2,6 +2,7 @@
 // through. Knows no graph's meaning.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
@@ -10,14 +11,19 @@
 #include <nanobind/stl/vector.h>
 
 #include <chrono>
+#include <new>
 #include <optional>
+#include <stdexcept>
 
+#include "graphs/external.h"
 #include "graphs/session.h"
 #include "kernel_sources.h"
 #include "loop/chat.h"
 #include "loop/generation.h"
 #include "loop/generator.h"
 #include "ort/ort_api.h"
+#include "ort/text.h"
+#include "python/gil.h"
 #include "python/python_options.h"
 #include "python/python_tensors.h"
 #include "search/search_batch.h"
@@ -35,7 +41,7 @@ class SignalCheck {
   void operator()() {
     const auto now = std::chrono::steady_clock::now();
     if (now - last_ < std::chrono::milliseconds(50)) return;
-    nb::gil_scoped_acquire acquire;
+    const HeldGil held;
     if (PyErr_CheckSignals() != 0) throw nb::python_error();
     last_ = std::chrono::steady_clock::now();
   }
@@ -76,11 +82,11 @@ Sequences generate_all(const Generator& generator, nb::handle prefix_embeds, con
   std::function<bool(const NewToken&)> callback;
   if (on_token) {
     callback = [&on_token](const NewToken& token) {
-      nb::gil_scoped_acquire acquire;
+      const HeldGil held;
       return !(*on_token)(token.image, token.draw, token.token).is(nb::handle(Py_False));
     };
   }
-  nb::gil_scoped_release release;
+  const ReleasedGil released;
   return sequences_of(generate(generator, prefix, prompts, native, SignalCheck(), callback));
 }
 
@@ -99,8 +105,9 @@ Added added_of(const std::vector<NewToken>& tokens) {
 }
 
 Added step(Generation& generation) {
+  const Generation::InUse in_use(generation);  // until what the step added is read
   {
-    nb::gil_scoped_release release;
+    const ReleasedGil released;
     generation.step();
   }
   return added_of(generation.added());
@@ -143,6 +150,21 @@ std::vector<PortTuple> port_tuples(const std::vector<Port>& ports) {
   return tuples;
 }
 
+// Gives Python our errors. Their text may quote a stranger's bytes, and Python takes UTF-8 alone.
+void translate(const std::exception_ptr& error, void*) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const nb::builtin_exception&) {
+    throw;
+  } catch (const std::length_error&) {  // of a container that would not fit any memory
+    PyErr_SetString(PyExc_MemoryError, "out of memory");
+  } catch (const std::bad_alloc&) {
+    PyErr_SetString(PyExc_MemoryError, "out of memory");
+  } catch (const std::runtime_error& error) {
+    PyErr_SetString(PyExc_RuntimeError, one_line(error.what()).c_str());
+  }
+}
+
 // Stands for ONNX Runtime, which load_onnxruntime has loaded for the process.
 struct Runtime {};
 
@@ -152,6 +174,9 @@ struct Runtime {};
 NB_MODULE(_native, m) {
   using namespace blip2rt;
   m.doc() = "ONNX Runtime sessions and the generation loop";
+  nb::set_leak_warnings(false);  // a daemon thread may hold a model when the interpreter ends
+  nb::register_exception_translator(&translate);
+  nb::exception<GraphError>(m, "GraphError", PyExc_RuntimeError);
 
   m.def("kernels", [] {
     nb::dict headers;
@@ -160,6 +185,13 @@ NB_MODULE(_native, m) {
   });
 
   m.def("processor_kernels", &processor_kernels);
+  m.def(
+      "check_graph",
+      [](const std::string& graph_path, const Files& files) {
+        const ReleasedGil released;
+        read_graph(graph_path, files);
+      },
+      "graph_path"_a, "files"_a = nb::none());
 
   nb::class_<Runtime>(m, "Runtime")
       .def(
@@ -176,13 +208,13 @@ NB_MODULE(_native, m) {
       .def(
           "__init__",
           [](Session* self, const Runtime&, const std::string& graph_path, int intra_op_threads, bool custom_int4,
-             bool custom_int8, bool custom_attention, bool cuda) {
-            nb::gil_scoped_release release;
+             bool custom_int8, bool custom_attention, bool cuda, const Files& files) {
+            const ReleasedGil released;
             new (self) Session(graph_path, intra_op_threads, CustomOps{custom_int4, custom_int8, custom_attention},
-                               cuda ? Device::kCuda : Device::kCpu);
+                               cuda ? Device::kCuda : Device::kCpu, files);
           },
           "runtime"_a, "graph_path"_a, "intra_op_threads"_a = 0, "custom_int4"_a = true, "custom_int8"_a = false,
-          "custom_attention"_a = true, "cuda"_a = false)
+          "custom_attention"_a = true, "cuda"_a = false, "files"_a = nb::none())
       .def_prop_ro("inputs", [](const Session& self) { return port_tuples(self.inputs()); })
       .def_prop_ro("outputs", [](const Session& self) { return port_tuples(self.outputs()); })
       .def_prop_ro("custom_kernels", [](const Session& self) { return self.custom_kernels(); })
@@ -237,8 +269,15 @@ NB_MODULE(_native, m) {
       .def("step", &step)
       .def("close", &Generation::close)
       .def_prop_ro("done", &Generation::done)
-      .def_prop_ro("seconds", [](const Generation& self) { return std::pair(self.spent().steps, self.spent().graphs); })
-      .def("results", [](const Generation& self) { return sequences_of(self.results()); });
+      .def_prop_ro("seconds",
+                   [](const Generation& self) {
+                     const Generation::InUse in_use(self);
+                     return std::pair(self.spent().steps, self.spent().graphs);
+                   })
+      .def("results", [](const Generation& self) {
+        const Generation::InUse in_use(self);
+        return sequences_of(self.results());
+      });
 
   nb::class_<Generator>(m, "Generator")
       .def(

@@ -9,6 +9,8 @@
 #include <string_view>
 #include <vector>
 
+#include "python/gil.h"
+
 namespace nb = nanobind;
 
 namespace blip2rt {
@@ -48,7 +50,7 @@ bool read(nb::handle value, std::shared_ptr<const Vocabulary>& into) {
   // Shares the Python object. Letting go of it needs the GIL.
   PyObject* owner = object.release().ptr();
   into = std::shared_ptr<const Vocabulary>(vocabulary, [owner](const Vocabulary*) {
-    nb::gil_scoped_acquire acquire;
+    const HeldGil held;
     Py_DECREF(owner);
   });
   return true;

@@ -5,6 +5,8 @@
 
 #include <utility>
 
+#include "python/gil.h"
+
 namespace nb = nanobind;
 
 namespace blip2rt {
@@ -97,6 +99,9 @@ nb::object to_numpy(Value value) {
 }  // namespace
 
 nb::dict run(const Session& session, const nb::dict& feeds, const std::optional<std::vector<std::string>>& outputs) {
+  if (session.is_the_loops()) {
+    throw std::runtime_error(session.path() + " is run by the loop alone: it reads rows behind those of its tensors");
+  }
   std::vector<Feed> held;
   for (auto [name, object] : feeds) held.push_back(make_feed(session, nb::cast<std::string>(name), object));
   for (const Port& port : session.inputs()) {
@@ -124,7 +129,7 @@ nb::dict run(const Session& session, const nb::dict& feeds, const std::optional<
   }
   std::vector<Value> values;
   {
-    nb::gil_scoped_release release;
+    const ReleasedGil released;
     values = session.run(input_names, inputs, output_names);
   }
   nb::dict result;

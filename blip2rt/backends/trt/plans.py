@@ -17,7 +17,8 @@ import numpy as np
 from ... import bundle as contract
 from ...bundle import Bundle
 from ...bundle.manifest import LlmSpec
-from ...errors import BackendError, OptionError
+from ...errors import BackendError, BundleError, OptionError
+from ..graphs import checked_graph
 from . import builder, gpu
 from .builder import Axes, Settings
 from .cache import PlanCache
@@ -184,8 +185,8 @@ def check(trt: Any, bundle: Bundle, sizes: PlanSizes, gpus: tuple[str, ...], say
         try:
             settings = Settings(gpus, sizes.workspace)
             axes = profiles(bundle, component, sizes)
-            plan = builder.build(trt, bundle.graph(component), axes, settings).plan.nbytes
-        except BackendError as error:
+            plan = builder.build(trt, checked_graph(bundle, component), axes, settings).plan.nbytes
+        except (BackendError, BundleError) as error:
             faults.append(f"{component}: {error}")
             continue
         say(f"{component}: a plan of {plan / 1e6:.1f} MB")
@@ -208,8 +209,9 @@ def ensure(
     say(f"{component}: building for {device}")
     gpus = (device,) if builder.builds_for_any(trt) else ()
     settings = Settings(gpus, sizes.workspace, _read_timing(timing_cache))
+    graph, axes = checked_graph(bundle, component), profiles(bundle, component, sizes)
     try:
-        built = builder.build(trt, bundle.graph(component), profiles(bundle, component, sizes), settings, progress)
+        built = builder.build(trt, graph, axes, settings, progress)
     except BackendError as error:
         raise BackendError(f"{component}: {error}") from error
     plan = cache.store(component, source, built.plan)

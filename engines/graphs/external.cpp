@@ -1,0 +1,203 @@
+// Holds the rules for what lies outside of a graph.
+#include "graphs/external.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <vector>
+
+#include "graphs/onnx_walk.h"
+#include "graphs/protobuf.h"
+#include "ops/domain.h"
+#include "ort/text.h"
+
+namespace blip2rt {
+namespace {
+
+constexpr uint64_t kMostBytes = INT32_MAX;  // of a graph's file: protobuf reads no more
+
+enum TensorField : uint32_t { kDims = 1, kDataType = 2, kName = 8, kExternal = 13, kLocation = 14 };
+constexpr uint32_t kInlineData[] = {4, 5, 6, 7, 9, 10, 11};
+enum EntryField : uint32_t { kKey = 1, kValue = 2 };
+
+std::string quoted(std::string_view name) {
+  constexpr size_t kMost = 100;
+  return "'" + one_line(name.substr(0, kMost)) + (name.size() > kMost ? "...'" : "'");
+}
+
+// Where the numbers of a tensor lie in another file. Empty: the graph does not say.
+struct Place {
+  std::string_view location, offset, length, checksum;
+};
+
+Place read_place(const std::vector<std::string_view>& entries) {
+  Place place;
+  for (std::string_view entry : entries) {
+    std::string_view key, value;
+    protobuf::Field field;
+    for (protobuf::Reader reader(entry); reader.next(field);) {
+      if (field.number == kKey) key = field.bytes;
+      if (field.number == kValue) value = field.bytes;
+    }
+    std::string_view* into = key == "location"   ? &place.location
+                             : key == "offset"   ? &place.offset
+                             : key == "length"   ? &place.length
+                             : key == "checksum" ? &place.checksum
+                                                 : nullptr;
+    if (into == nullptr) throw std::runtime_error("external data has the unknown entry " + quoted(key));
+    if (into->data() != nullptr) throw std::runtime_error("external data has the entry " + quoted(key) + " twice");
+    *into = value.data() == nullptr ? std::string_view("", 0) : value;
+  }
+  return place;
+}
+
+// Returns a decimal number; `otherwise` where the graph gives none.
+uint64_t number_of(std::string_view text, uint64_t otherwise, const char* what) {
+  constexpr size_t kMostDigits = 18;  // 64 bits hold all of these
+  if (text.data() == nullptr) return otherwise;
+  uint64_t number = 0;
+  for (char digit : text) {
+    if (digit < '0' || digit > '9') number = UINT64_MAX;
+    if (number != UINT64_MAX) number = number * 10 + static_cast<uint64_t>(digit - '0');
+  }
+  if (text.empty() || text.size() > kMostDigits || number == UINT64_MAX) {
+    throw std::runtime_error(std::string("external data has the ") + what + " " + quoted(text));
+  }
+  return number;
+}
+
+// Returns the bytes of a file beside the graph. Throws where it is none, or not one that the graph may read.
+uint64_t size_beside(const std::string& folder, const std::string& name, const Files& files) {
+  struct stat found;
+  if (lstat((folder + name).c_str(), &found) != 0) {
+    throw std::runtime_error("external data lies in " + quoted(name) + ": " + std::strerror(errno));
+  }
+  if (!S_ISREG(found.st_mode)) {
+    throw std::runtime_error("external data lies in " + quoted(name) + ", which is a link or no file");
+  }
+  const auto size = static_cast<uint64_t>(found.st_size);
+  if (!files) return size;
+  const auto listed = files->find(name);
+  if (listed == files->end()) {
+    throw std::runtime_error("external data lies in " + quoted(name) + ", which the manifest does not list");
+  }
+  if (listed->second != size) {
+    throw std::runtime_error("external data lies in " + quoted(name) + ", which has " + std::to_string(size) +
+                             " bytes instead of " + std::to_string(listed->second));
+  }
+  return size;
+}
+
+void check_place(const Place& place, std::optional<uint64_t> bytes, const std::string& folder, const Files& files) {
+  const std::string name(place.location);
+  const bool plain = !name.empty() && name != "." && name != ".." &&
+                     name.find_first_of(std::string("/\\:*\0", 5)) == std::string::npos;
+  if (!plain) throw std::runtime_error("external data lies in " + quoted(name) + ", which is no plain file name");
+  if (!bytes) throw std::runtime_error("external data of a type or size that no file has");
+  const uint64_t size = size_beside(folder, name, files);
+  const uint64_t offset = number_of(place.offset, 0, "offset"), length = number_of(place.length, *bytes, "length");
+  if (length != *bytes) {
+    throw std::runtime_error("external data has " + std::to_string(length) + " bytes for a tensor of " +
+                             std::to_string(*bytes));
+  }
+  if (offset > size || length > size - offset) {
+    throw std::runtime_error("external data ends behind the end of " + quoted(name));
+  }
+}
+
+void check_tensor(std::string_view bytes, const std::string& folder, const Files& files) {
+  std::vector<uint64_t> shape;
+  std::vector<std::string_view> entries;
+  std::string_view name;
+  uint64_t dtype = 0, location = 0;
+  bool has_data = false;
+  protobuf::Field field;
+  for (protobuf::Reader reader(bytes); reader.next(field);) {
+    if (field.number == kDims && field.wire == protobuf::kVarint) shape.push_back(field.value);
+    if (field.number == kDims && field.wire == protobuf::kBytes) protobuf::read_packed(field.bytes, shape);
+    if (field.number == kDataType) dtype = field.value;
+    if (field.number == kName) name = field.bytes;
+    if (field.number == kExternal) entries.push_back(field.bytes);
+    if (field.number == kLocation) location = field.value;
+    for (uint32_t data : kInlineData) has_data = has_data || field.number == data;
+  }
+  try {
+    uint64_t count = 1;
+    bool fits = true;
+    for (uint64_t axis : shape) {
+      fits = fits && axis <= INT64_MAX && !__builtin_mul_overflow(count, axis == 0 ? 1 : axis, &count);
+    }
+    if (!fits || count > INT64_MAX / 16) throw std::runtime_error("its shape is negative or too large");
+    if (location > 1) throw std::runtime_error("data_location is " + std::to_string(location));
+    if (location == 0 && entries.empty()) return;
+    if (has_data) throw std::runtime_error("it has its numbers twice, in the graph and in a file");
+    check_place(read_place(entries), tensor_bytes(shape, dtype), folder, files);
+  } catch (const std::runtime_error& error) {
+    throw std::runtime_error("tensor " + quoted(name) + ": " + error.what());
+  }
+}
+
+struct Descriptor {
+  int number;
+  ~Descriptor() {
+    if (number >= 0) close(number);
+  }
+};
+
+// Reads a whole regular file. A FIFO or a device is refused before it can block.
+std::string read_file(const std::string& path) {
+  const Descriptor file{open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
+  struct stat found;
+  if (file.number < 0 || fstat(file.number, &found) != 0) throw std::runtime_error(std::strerror(errno));
+  if (!S_ISREG(found.st_mode)) throw std::runtime_error("it is no file");
+  if (static_cast<uint64_t>(found.st_size) > kMostBytes) throw std::runtime_error("a graph has 2 GB at most");
+  std::string bytes(static_cast<size_t>(found.st_size), '\0');
+  size_t done = 0;
+  while (done < bytes.size()) {
+    const ssize_t count = read(file.number, &bytes[done], bytes.size() - done);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) throw std::runtime_error(std::strerror(errno));
+    if (count == 0) throw std::runtime_error("it became shorter while it was read");
+    done += static_cast<size_t>(count);
+  }
+  return bytes;
+}
+
+}  // namespace
+
+std::optional<uint64_t> tensor_bytes(const std::vector<uint64_t>& shape, uint64_t dtype) {
+  // Bits of each TensorProto.DataType; 0: none that a file holds.
+  constexpr uint8_t kBits[] = {0,  32,  8,  8, 16, 16, 32, 64, 0, 8, 16, 64, 32, 64,
+                               64, 128, 16, 8, 8,  8,  8,  4,  4, 4, 8,  2,  2};
+  if (dtype >= sizeof kBits || kBits[dtype] == 0) return std::nullopt;
+  uint64_t count = 1, bits = 0;
+  for (uint64_t axis : shape) {
+    if (__builtin_mul_overflow(count, axis, &count)) return std::nullopt;
+  }
+  if (__builtin_mul_overflow(count, kBits[dtype], &bits) || bits > UINT64_MAX - 7) return std::nullopt;
+  return (bits + 7) / 8;
+}
+
+void check_model(std::string_view model, const std::string& folder, const Files& files) {
+  const Found found = walk_model(model);
+  for (std::string_view domain : found.domains) {
+    if (domain == kDomain) throw std::runtime_error("it uses operators of the domain " + quoted(kDomain));
+  }
+  for (std::string_view tensor : found.tensors) check_tensor(tensor, folder, files);
+}
+
+std::string read_graph(const std::string& path, const Files& files) {
+  try {
+    std::string bytes = read_file(path);
+    const size_t slash = path.rfind('/');
+    check_model(bytes, slash == std::string::npos ? "" : path.substr(0, slash + 1), files);
+    return bytes;
+  } catch (const std::runtime_error& error) {
+    throw GraphError(path + " is refused: " + error.what());
+  }
+}
+
+}  // namespace blip2rt

@@ -1,0 +1,261 @@
+// Checks bytes against the tables of onnx.proto.
+#include "graphs/onnx_walk.h"
+
+#include <cstdint>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "graphs/protobuf.h"
+#include "ort/text.h"
+
+namespace blip2rt {
+namespace {
+
+enum class Type : uint8_t { kInt32, kInt64, kFloat, kDouble, kText, kDomain, kData, kMessage };
+enum class Often : uint8_t { kOnce, kOneOf, kMany };  // kOneOf: at most one of the message's fields of this kind
+
+struct Message;
+
+struct Rule {
+  uint32_t number;
+  Type type;
+  Often often;
+  const Message* message;  // of a kMessage
+};
+
+struct Message {
+  const char* name;
+  const Rule* rules;
+  size_t count;
+};
+
+constexpr Often once = Often::kOnce, one_of = Often::kOneOf, many = Often::kMany;
+
+constexpr Rule int32(uint32_t number, Often often = once) { return {number, Type::kInt32, often, nullptr}; }
+constexpr Rule int64(uint32_t number, Often often = once) { return {number, Type::kInt64, often, nullptr}; }
+constexpr Rule float32(uint32_t number, Often often = once) { return {number, Type::kFloat, often, nullptr}; }
+constexpr Rule float64(uint32_t number, Often often = once) { return {number, Type::kDouble, often, nullptr}; }
+constexpr Rule text(uint32_t number, Often often = once) { return {number, Type::kText, often, nullptr}; }
+constexpr Rule domain(uint32_t number) { return {number, Type::kDomain, once, nullptr}; }
+constexpr Rule data(uint32_t number, Often often = once) { return {number, Type::kData, often, nullptr}; }
+constexpr Rule message(uint32_t number, const Message& of, Often often = once) {
+  return {number, Type::kMessage, often, &of};
+}
+
+template <size_t N>
+constexpr Message table(const char* name, const Rule (&rules)[N]) {
+  static_assert(N <= 64, "a mask holds what was seen");
+  return {name, rules, N};
+}
+
+extern const Message kGraph, kType;
+
+const Rule kEntryRules[] = {text(1), text(2)};
+const Message kEntry = table("StringStringEntryProto", kEntryRules);
+const Rule kSegmentRules[] = {int64(1), int64(2)};
+const Message kSegment = table("Segment", kSegmentRules);
+const Rule kTensorRules[] = {int64(1, many),
+                             int32(2),
+                             message(3, kSegment),
+                             float32(4, many),
+                             int32(5, many),
+                             data(6, many),
+                             int64(7, many),
+                             text(8),
+                             data(9),
+                             float64(10, many),
+                             int64(11, many),
+                             text(12),
+                             message(13, kEntry, many),
+                             int32(14),
+                             message(16, kEntry, many)};
+const Message kTensor = table("TensorProto", kTensorRules);
+const Rule kSparseRules[] = {message(1, kTensor), message(2, kTensor), int64(3, many)};
+const Message kSparse = table("SparseTensorProto", kSparseRules);
+
+const Rule kDimensionRules[] = {int64(1, one_of), text(2, one_of), text(3)};
+const Message kDimension = table("Dimension", kDimensionRules);
+const Rule kShapeRules[] = {message(1, kDimension, many)};
+const Message kShape = table("TensorShapeProto", kShapeRules);
+const Rule kTensorTypeRules[] = {int32(1), message(2, kShape)};
+const Message kTensorType = table("TypeProto.Tensor", kTensorTypeRules);
+const Rule kElementsRules[] = {message(1, kType)};
+const Message kElements = table("TypeProto.Sequence", kElementsRules);
+const Rule kMapRules[] = {int32(1), message(2, kType)};
+const Message kMap = table("TypeProto.Map", kMapRules);
+const Rule kOpaqueRules[] = {text(1), text(2)};
+const Message kOpaque = table("TypeProto.Opaque", kOpaqueRules);
+const Rule kTypeRules[] = {
+    message(1, kTensorType, one_of), message(4, kElements, one_of),   message(5, kMap, one_of),     text(6),
+    message(7, kOpaque, one_of),     message(8, kTensorType, one_of), message(9, kElements, one_of)};
+const Message kType = table("TypeProto", kTypeRules);
+const Rule kValueRules[] = {text(1), message(2, kType), text(3), message(4, kEntry, many)};
+const Message kValue = table("ValueInfoProto", kValueRules);
+
+const Rule kAttributeRules[] = {text(1),
+                                float32(2),
+                                int64(3),
+                                data(4),
+                                message(5, kTensor),
+                                message(6, kGraph),
+                                float32(7, many),
+                                int64(8, many),
+                                data(9, many),
+                                message(10, kTensor, many),
+                                message(11, kGraph, many),
+                                text(13),
+                                message(14, kType),
+                                message(15, kType, many),
+                                int32(20),
+                                text(21),
+                                message(22, kSparse),
+                                message(23, kSparse, many)};
+const Message kAttribute = table("AttributeProto", kAttributeRules);
+
+const Rule kIntListRules[] = {int64(1), int64(2, many)};
+const Message kIntList = table("IntIntListEntryProto", kIntListRules);
+const Rule kSimpleDimRules[] = {int64(1, one_of), text(2, one_of), int64(3)};
+const Message kSimpleDim = table("SimpleShardedDimProto", kSimpleDimRules);
+const Rule kShardedDimRules[] = {int64(1), message(2, kSimpleDim, many)};
+const Message kShardedDim = table("ShardedDimProto", kShardedDimRules);
+const Rule kShardingRules[] = {text(1), int64(2, many), message(3, kIntList, many), message(4, kShardedDim, many)};
+const Message kSharding = table("ShardingSpecProto", kShardingRules);
+const Rule kNodeDeviceRules[] = {text(1), message(2, kSharding, many), int32(3)};
+const Message kNodeDevice = table("NodeDeviceConfigurationProto", kNodeDeviceRules);
+const Rule kDeviceRules[] = {text(1), int32(2), text(3, many)};
+const Message kDevice = table("DeviceConfigurationProto", kDeviceRules);
+
+const Rule kNodeRules[] = {text(1, many),
+                           text(2, many),
+                           text(3),
+                           text(4),
+                           message(5, kAttribute, many),
+                           text(6),
+                           domain(7),
+                           text(8),
+                           message(9, kEntry, many),
+                           message(10, kNodeDevice, many)};
+const Message kNode = table("NodeProto", kNodeRules);
+const Rule kOpsetRules[] = {domain(1), int64(2)};
+const Message kOpset = table("OperatorSetIdProto", kOpsetRules);
+const Rule kAnnotationRules[] = {text(1), message(2, kEntry, many)};
+const Message kAnnotation = table("TensorAnnotation", kAnnotationRules);
+const Rule kGraphRules[] = {message(1, kNode, many),    text(2),
+                            message(5, kTensor, many),  text(10),
+                            message(11, kValue, many),  message(12, kValue, many),
+                            message(13, kValue, many),  message(14, kAnnotation, many),
+                            message(15, kSparse, many), message(16, kEntry, many)};
+const Message kGraph = table("GraphProto", kGraphRules);
+const Rule kFunctionRules[] = {text(1),
+                               text(4, many),
+                               text(5, many),
+                               text(6, many),
+                               message(7, kNode, many),
+                               text(8),
+                               message(9, kOpset, many),
+                               domain(10),
+                               message(11, kAttribute, many),
+                               message(12, kValue, many),
+                               text(13),
+                               message(14, kEntry, many)};
+const Message kFunction = table("FunctionProto", kFunctionRules);
+const Rule kTrainingRules[] = {message(1, kGraph), message(2, kGraph), message(3, kEntry, many),
+                               message(4, kEntry, many)};
+const Message kTraining = table("TrainingInfoProto", kTrainingRules);
+const Rule kModelRules[] = {int64(1),
+                            text(2),
+                            text(3),
+                            text(4),
+                            int64(5),
+                            text(6),
+                            message(7, kGraph),
+                            message(8, kOpset, many),
+                            message(14, kEntry, many),
+                            message(20, kTraining, many),
+                            message(25, kFunction, many),
+                            message(26, kDevice, many)};
+const Message kModel = table("ModelProto", kModelRules);
+
+[[noreturn]] void fail(const Message& message, uint32_t number, const char* what) {
+  throw std::runtime_error("field " + std::to_string(number) + " of " + message.name + " " + what);
+}
+
+bool is_int32(uint64_t value) {
+  const auto number = static_cast<int64_t>(value);
+  return number >= std::numeric_limits<int32_t>::min() && number <= std::numeric_limits<int32_t>::max();
+}
+
+void check_packed(const Message& message, const Rule& rule, std::string_view bytes) {
+  const size_t size = rule.type == Type::kFloat ? 4 : rule.type == Type::kDouble ? 8 : 0;
+  if (size != 0) {
+    if (bytes.size() % size != 0) fail(message, rule.number, "ends within a number");
+    return;
+  }
+  protobuf::each_packed(bytes, [&](uint64_t number) {
+    if (rule.type == Type::kInt32 && !is_int32(number)) fail(message, rule.number, "has a number of more than 32 bits");
+  });
+}
+
+void walk(const Message& message, std::string_view bytes, int depth, Found& found);
+
+void check_field(const Message& message, const Rule& rule, const protobuf::Field& field, int depth, Found& found) {
+  const auto require = [&](protobuf::Wire wire) {
+    if (field.wire != wire) fail(message, rule.number, "has the wrong wire type");
+  };
+  const bool number = rule.type <= Type::kDouble;
+  if (number && rule.often == many && field.wire == protobuf::kBytes) return check_packed(message, rule, field.bytes);
+  switch (rule.type) {
+    case Type::kInt32:
+    case Type::kInt64:
+      require(protobuf::kVarint);
+      if (rule.type == Type::kInt32 && !is_int32(field.value)) {
+        fail(message, rule.number, "has a number of more than 32 bits");
+      }
+      break;
+    case Type::kFloat: require(protobuf::kFixed32); break;
+    case Type::kDouble: require(protobuf::kFixed64); break;
+    case Type::kText:
+    case Type::kDomain:
+      require(protobuf::kBytes);
+      if (!is_utf8(field.bytes)) fail(message, rule.number, "is not UTF-8");
+      if (rule.type == Type::kDomain) found.domains.push_back(field.bytes);
+      break;
+    case Type::kData: require(protobuf::kBytes); break;
+    case Type::kMessage:
+      require(protobuf::kBytes);
+      walk(*rule.message, field.bytes, depth + 1, found);
+      break;
+  }
+}
+
+void walk(const Message& message, std::string_view bytes, int depth, Found& found) {
+  constexpr int kDeepest = 100;  // protobuf's own limit
+  if (depth > kDeepest) throw std::runtime_error("its messages lie deeper than 100 in each other");
+  if (&message == &kTensor) found.tensors.push_back(bytes);
+  uint64_t seen = 0;
+  bool chosen = false;
+  protobuf::Field field;
+  for (protobuf::Reader reader(bytes); reader.next(field);) {
+    for (size_t i = 0; i < message.count; ++i) {
+      const Rule& rule = message.rules[i];
+      if (rule.number != field.number) continue;
+      check_field(message, rule, field, depth, found);
+      if (rule.often != many && (seen >> i & 1) != 0) fail(message, rule.number, "stands twice");
+      if (rule.often == one_of && chosen) fail(message, rule.number, "stands beside another of its choices");
+      chosen = chosen || rule.often == one_of;
+      seen |= uint64_t{1} << i;
+      break;
+    }
+  }
+}
+
+}  // namespace
+
+Found walk_model(std::string_view model) {
+  Found found;
+  walk(kModel, model, 0, found);
+  return found;
+}
+
+}  // namespace blip2rt

@@ -1,0 +1,53 @@
+// Reads UTF-8.
+#include "ort/text.h"
+
+#include <cstdint>
+
+namespace blip2rt {
+namespace {
+
+// Returns the bytes of the character at `i`; 0 where there is none.
+size_t size_at(std::string_view text, size_t i) {
+  const auto byte = [&](size_t at) { return at < text.size() ? static_cast<uint8_t>(text[at]) : uint8_t{0}; };
+  const uint8_t first = byte(i);
+  const size_t size = first < 0x80 ? 1 : first >> 5 == 6 ? 2 : first >> 4 == 14 ? 3 : first >> 3 == 30 ? 4 : 0;
+  if (size < 2) return size;
+  uint32_t code = first & (0x7Fu >> size);
+  for (size_t more = 1; more < size; ++more) {
+    if (byte(i + more) >> 6 != 2) return 0;
+    code = code << 6 | (byte(i + more) & 63u);
+  }
+  constexpr uint32_t kSmallest[] = {0, 0, 0x80, 0x800, 0x10000};
+  const bool surrogate = code >= 0xD800 && code < 0xE000;
+  return code < kSmallest[size] || code > 0x10FFFF || surrogate ? 0 : size;
+}
+
+}  // namespace
+
+bool is_utf8(std::string_view text) {
+  for (size_t i = 0, size = 0; i < text.size(); i += size) {
+    size = size_at(text, i);
+    if (size == 0) return false;
+  }
+  return true;
+}
+
+std::string one_line(std::string_view text) {
+  std::string line;
+  for (size_t i = 0; i < text.size();) {
+    const size_t size = size_at(text, i);
+    const auto first = static_cast<uint8_t>(text[i]);
+    if (size == 0) {
+      line += '?';
+    } else if (first < 0x20 || first == 0x7F) {
+      if (!line.empty() && line.back() != ' ') line += ' ';
+    } else {
+      line += text.substr(i, size);
+    }
+    i += size == 0 ? 1 : size;
+  }
+  while (!line.empty() && line.back() == ' ') line.pop_back();
+  return line;
+}
+
+}  // namespace blip2rt

@@ -1,0 +1,186 @@
+"""The process stays: at the interpreter's end, after a fork, with one generation in two threads, without memory."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.engines.native import Chat, Generator, Session, library_path, runtime
+from tests.seeds import new_seed
+from tests.tiny.bundle import HEAD_DIM, WORDS, D, Q, Tiny
+
+ROOT = Path(__file__).parents[2]
+LOAD = """
+import os, sys, threading, time
+import numpy as np
+import blip2rt
+model = blip2rt.load(sys.argv[1], threads=1)
+image = np.random.default_rng(int(sys.argv[2])).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+"""
+
+
+def run(script: str, *arguments: object, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, cwd=ROOT)
+
+
+@pytest.mark.parametrize("call", ["model.caption(image, max_new_tokens=9)",
+                                  "model.caption(image, on_token=print_nothing, num_beams=1)",
+                                  "blip2rt.load(sys.argv[1], threads=1).caption(image)"])  # fmt: skip
+def test_daemon_threads_do_not_end_the_process(tiny: Tiny, call: str) -> None:
+    script = (
+        LOAD
+        + f"""
+model.caption(image)
+def print_nothing(*token):
+    print(end="")
+def work():
+    while True:
+        {call}
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(float(sys.argv[3]))
+"""
+    )
+    rng = np.random.default_rng(new_seed())
+    for _ in range(5):
+        done = run(script, tiny.path, rng.integers(1000), rng.uniform(0.01, 0.3))
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+CORE = """
+import os, sys, resource
+import numpy as np
+from blip2rt._native import Chat, Generator, Runtime, Session
+library, folder, *geometry = sys.argv[1:]
+layers, heads, head_dim, d, words = map(int, geometry)
+rt = Runtime(library)
+embed, llm = (Session(rt, f"{folder}/{name}.onnx", 1) for name in ("embed", "llm"))
+generator = Generator(embed, llm, layers, heads, head_dim, d, words)
+prefix = np.ones((1, 3, d), np.float32)
+"""
+GEOMETRY = [1, 1, HEAD_DIM, D, len(WORDS)]
+
+
+@pytest.mark.parametrize("call", ["generator.generate(prefix, [[2]])", "generator.begin(prefix, [[2]])", "begun.step()",
+                                  "chat.ask([3])", "embed.run({'token_ids': np.zeros((1, 1), np.int64)})"])  # fmt: skip
+def test_a_fork_after_loading_is_told_so(tiny: Tiny, call: str) -> None:
+    script = (
+        CORE
+        + f"""
+begun, chat = generator.begin(prefix, [[2]]), Chat(generator, prefix, 1, 40)
+begun.step()
+child = os.fork()
+if child == 0:
+    try:
+        {call}
+    except RuntimeError as error:
+        print(error, flush=True)
+    sys.exit(0)  # frees everything, and waits for no thread of the parent's
+assert os.waitpid(child, 0)[1] == 0
+begun.step()
+"""
+    )
+    done = run(script, library_path(), tiny.path, *GEOMETRY, seconds=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (
+        "this process was forked after the model was loaded: load it in the child, or start processes by spawn\n"
+    )
+
+
+def test_a_fork_loads_a_model_of_its_own(tiny: Tiny) -> None:
+    script = (
+        LOAD
+        + """
+want = model.caption(image)
+child = os.fork()
+if child == 0:
+    try:
+        model.caption(image)
+    except blip2rt.BackendError as error:
+        assert "forked" in str(error)
+        assert blip2rt.load(sys.argv[1], threads=1).caption(image) == want
+        sys.exit(0)
+    sys.exit(1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    )
+    done = run(script, tiny.path, new_seed(), seconds=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_generation_in_two_threads_is_told_so(tiny: Tiny) -> None:
+    embed, llm = (Session(runtime(), str(tiny.path / f"{name}.onnx"), 1) for name in ("embed", "llm"))
+    generator = Generator(embed, llm, *GEOMETRY)
+    prefix = np.random.default_rng(new_seed()).normal(size=(40, Q, D)).astype(np.float32)
+    ended, faults, seen = threading.Event(), set(), []
+
+    def look(begun: list[Any]) -> None:
+        while not ended.is_set():
+            try:
+                seen.append(len(begun[0].results()))
+                begun[0].step()
+            except RuntimeError as error:
+                faults.add(str(error))
+
+    begun = [generator.begin(prefix, [[2]] * 40, {"num_beams": 3, "max_new_tokens": 30})]
+    threads = [threading.Thread(target=look, args=(begun,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        begun[0] = generator.begin(prefix, [[2]] * 40, {"num_beams": 3, "max_new_tokens": 30})
+        while not begun[0].done:
+            with contextlib.suppress(RuntimeError):
+                begun[0].step()
+    ended.set()
+    for thread in threads:
+        thread.join()
+    assert set(seen) == {40}
+    assert faults == {"this generation is being stepped already: one thread at a time"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_AS")
+def test_a_lack_of_memory_is_an_error(tiny: Tiny) -> None:
+    """The limit rises from what the process has to what the call needs: wherever memory ends, Python says so."""
+    script = (
+        CORE
+        + """
+def used():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+options = {"max_new_tokens": 30000, "num_beams": 3}
+told, most = set(), used() + 300 * 2**20
+generator.generate(prefix, [[2]], {"max_new_tokens": 3})
+for limit in range(used(), most, (most - used()) // 12):
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    try:
+        generator.begin(np.ones((64, 3, d), np.float32), [[2]] * 64, options)
+    except MemoryError:
+        told.add("memory")
+    except RuntimeError as error:
+        told.add("runtime")
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert told, "there was memory enough"
+generator.generate(prefix, [[2]], {"max_new_tokens": 3})
+"""
+    )
+    done = run(script, library_path(), tiny.path, *GEOMETRY)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_sizes_that_no_memory_holds_are_a_memory_error(tiny: Tiny) -> None:
+    embed, llm = (Session(runtime(), str(tiny.path / f"{name}.onnx"), 1) for name in ("embed", "llm"))
+    generator = Generator(embed, llm, *GEOMETRY)
+    prefix = np.ones((1, Q, D), np.float32)
+    for rows, capacity in ((2**31 - 1, 2**31 - 1), (2**30, 1), (1, 2**31 - 1)):
+        with pytest.raises(MemoryError):
+            Chat(generator, prefix, rows, capacity)
