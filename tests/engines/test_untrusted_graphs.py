@@ -85,9 +85,11 @@ def test_a_sound_graph_passes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("location", "../product.data"), ("location", "/etc/passwd"), ("location", "sub/product.data"), ("location", ""),
+        ("location", "../product.data"), ("location", "/etc/passwd"), ("location", "sub/product.data"),
+        ("location", ""),
         ("location", "."), ("location", ".."), ("location", "a\\product.data"), ("location", "*/_ORT_MEM_ADDR_/*"),
-        ("location", "link.data"), ("location", "hard/../product.data"), ("location", "missing.data"), ("location", "pipe"),
+        ("location", "link.data"), ("location", "hard/../product.data"), ("location", "missing.data"),
+        ("location", "pipe"),
         ("location", "folder"), ("location", "product.data\0"), ("location", "_ORT_MEM_ADDR_:*"), ("offset", "-1"),
         ("offset", "65"), ("offset", "0x10"), ("offset", ""), ("offset", "18446744073709551615"), ("offset", " 64"),
         ("length", "1"), ("length", "99999"), ("length", "-1"), ("length", "1e3"),

@@ -1,6 +1,7 @@
-"""`python -m tests.engines.native.mutants SEED COUNT FOLDER FIRST`: graphs as a stranger might alter them, loaded and run.
+"""`python -m tests.engines.native.mutants SEED COUNT FOLDER FIRST`: graphs as a stranger might alter them.
 
-Each one is an error, or says what ONNX Runtime's own operators say. The altered graph lies in FOLDER while it runs.
+Each one is loaded and run. It is an error, or says what ONNX Runtime's own operators say.
+The altered graph lies in FOLDER while it runs.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ def int8(rng: np.random.Generator) -> Model:
         nodes.append(helper.make_node("Transpose", [f"{name}h"], [f"{name}t"], perm=order))
     nodes += [
         helper.make_node("MatMul", ["qt", "kt"], ["scores"]), helper.make_node("Mul", ["scores", "scale"], ["scaled"]),
-        helper.make_node("Softmax", ["scaled"], ["weights"], axis=-1), helper.make_node("MatMul", ["weights", "vt"], ["sum"]),
+        helper.make_node("Softmax", ["scaled"], ["weights"], axis=-1),
+        helper.make_node("MatMul", ["weights", "vt"], ["sum"]),
         helper.make_node("Transpose", ["sum"], ["back"], perm=[0, 2, 1, 3]),
         helper.make_node("Reshape", ["back", "joined"], ["y"]),
     ]  # fmt: skip
@@ -104,7 +106,8 @@ def decoder(rng: np.random.Generator, crosses: bool) -> Model:
             helper.make_node("Reshape", ["mixed", "heads"], ["mh"]),
             helper.make_node("Transpose", ["mh"], ["query"], perm=[0, 2, 1, 3]),
             helper.make_node("Transpose", ["cross_key_0"], ["keys"], perm=[0, 1, 3, 2]),
-            helper.make_node("MatMul", ["query", "keys"], ["scores"]), helper.make_node("Add", ["scores", "mask"], ["sums"]),
+            helper.make_node("MatMul", ["query", "keys"], ["scores"]),
+            helper.make_node("Add", ["scores", "mask"], ["sums"]),
             helper.make_node("Softmax", ["sums"], ["weights"], axis=-1),
             helper.make_node("MatMul", ["weights", "cross_value_0"], ["seen"]),
             helper.make_node("Transpose", ["seen"], ["st"], perm=[0, 2, 1, 3]),
@@ -202,8 +205,8 @@ def mutate(model: Model, rng: random.Random) -> None:
         if array.ndim:
             axis = rng.randrange(array.ndim)
             size = max(0, array.shape[axis] + rng.choice([-1, 1, -array.shape[axis] // 2]))
-            tensor.CopyFrom(numpy_helper.from_array(np.resize(array, [*array.shape[:axis], size, *array.shape[axis + 1:]]),
-                                                    tensor.name))  # fmt: skip
+            shape = [*array.shape[:axis], size, *array.shape[axis + 1 :]]
+            tensor.CopyFrom(numpy_helper.from_array(np.resize(array, shape), tensor.name))
 
     def numbers() -> None:
         array = numpy_helper.to_array(tensor).copy()
@@ -267,8 +270,8 @@ def mutate(model: Model, rng: random.Random) -> None:
     def opset() -> None:
         model.opset_import[rng.randrange(len(model.opset_import))].version = rng.choice([1, 10, 11, 13, 18, 21, 2**31])
 
-    rng.choice([attribute] * 5 + [dims] * 4 + [wires] * 4 + [resize] * 3 + [numbers] * 2 +
-               [more_attribute, dtype, dtype, bare, copy_node, feed_constant, name, ports, ports, outside, opset])()  # fmt: skip
+    often = [attribute] * 5 + [dims] * 4 + [wires] * 4 + [resize] * 3 + [numbers, dtype, ports] * 2
+    rng.choice([*often, more_attribute, bare, copy_node, feed_constant, name, outside, opset])()
 
 
 def damage(data: bytes, rng: random.Random) -> bytes:
