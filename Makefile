@@ -78,12 +78,29 @@ sanitize: $(DEV)/blip2rt-installed  ## the tests of the core under ASan and UBSa
 
 # An hour each by default; FUZZ_SECONDS=60 for a look, and -j2 to use both cores. build/fuzz keeps what is found.
 FUZZ_SECONDS ?= 3600
-FUZZED := fuzz-options fuzz-manifest fuzz-tokenizer fuzz-image fuzz-checkpoint
+FUZZED := fuzz-core fuzz-options fuzz-manifest fuzz-tokenizer fuzz-image fuzz-checkpoint
 fuzz: $(FUZZED)  ## random options, and strangers' files guided by coverage
 fuzz-options: $(DEV)/blip2rt-installed
 	$(RUN) tests.fuzz.options --seconds $(FUZZ_SECONDS)
 fuzz-manifest fuzz-tokenizer fuzz-image fuzz-checkpoint: fuzz-%: $(DEV)/blip2rt-installed
 	$(RUN) tests.fuzz.files $* --seconds $(FUZZ_SECONDS)
+
+FUZZER ?= $(or $(shell command -v clang++),$(shell command -v clang++-14))
+FUZZED_CORE := tests/fuzz/graph_walker.cpp engines/ort/text.cpp \
+  $(filter engines/graphs/% engines/kernels/%,$(filter-out %/session.cpp,$(PLAIN_CORE)))
+
+fuzz-core:  ## libFuzzer on the core's reader of graphs, where clang brings it
+	@if echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, long) { return 0; }' | \
+	  $(FUZZER) -x c++ -fsanitize=fuzzer,address - -o /dev/null 2>/dev/null; then \
+	  $(MAKE) build/fuzz/graph_walker && mkdir -p build/fuzz/graphs && \
+	  build/fuzz/graph_walker -max_total_time=$(FUZZ_SECONDS) -max_len=20000 -timeout=20 -rss_limit_mb=4096 \
+	    -artifact_prefix=build/fuzz/ build/fuzz/graphs tests/corpus/graphs; \
+	else echo "fuzz-core is left out, libFuzzer is not here: apt-get install clang-14 libclang-rt-14-dev"; fi
+
+build/fuzz/graph_walker: $(FUZZED_CORE) $(CORE)
+	mkdir -p build/fuzz
+	$(FUZZER) -std=c++17 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -Iengines \
+	  $(FUZZED_CORE) -o $@
 
 compilers:  ## the core with every compiler that is installed, and for aarch64
 	@test -n "$(PLAIN_CORE)" || { echo "no source is found under engines/: mend PLAIN_CORE in the Makefile"; exit 1; }

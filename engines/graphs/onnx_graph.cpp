@@ -143,18 +143,21 @@ void Node::read_attribute(std::string_view bytes) {
   }
 }
 
-bool Node::has_only(std::initializer_list<std::string_view> of_numbers,
-                    std::initializer_list<std::string_view> of_floats) const {
-  const auto among = [](std::string_view name, const auto& names) {
-    return std::find(names.begin(), names.end(), name) != names.end();
-  };
-  for (const auto& [name, number] : numbers) {
-    if (!among(name, of_numbers)) return false;
+bool Node::has_only(std::initializer_list<std::string_view> names) const {
+  for (std::string_view attribute : attributes_) {
+    if (std::find(names.begin(), names.end(), attribute) == names.end()) return false;
   }
-  for (const auto& [name, value] : floats) {
-    if (!among(name, of_floats)) return false;
-  }
-  return lists.empty() && others.empty();
+  return others.empty();
+}
+
+bool Node::is(std::string_view type) const {
+  if (op_type != type || !domain.empty()) return false;
+  if (type == "Cast") return has_only({"to", "saturate"});
+  if (type == "Transpose") return has_only({"perm"});
+  if (type == "Split") return has_only({"axis", "num_outputs"});
+  if (type == "Softmax") return has_only({"axis"});
+  if (type == "Reshape") return has_only({"allowzero"});
+  return has_only({});  // MatMul, Mul, Add
 }
 
 int64_t Node::number(std::string_view name, int64_t otherwise) const {
@@ -263,9 +266,12 @@ Model::Model(std::string_view model) {
   for (protobuf::Reader reader(model); reader.next(field);) {
     if (field.number == kGraph) graph = field.bytes;
     if (field.number == kFunction) has_functions = true;
-    if (field.number != kOpsetImport || !part_of(field.bytes, kOpsetDomain).empty()) continue;
+    if (field.number != kOpsetImport) continue;
+    const std::string_view domain = part_of(field.bytes, kOpsetDomain);
     for (protobuf::Reader import(field.bytes); import.next(part);) {
-      if (part.number == kOpsetVersion) opset = part.value;
+      if (part.number != kOpsetVersion) continue;
+      if (domain.empty()) opset = part.value;
+      if (domain == "com.microsoft") microsoft = part.value;
     }
   }
 }

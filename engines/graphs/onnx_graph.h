@@ -32,9 +32,11 @@ struct Node {
   int64_t number(std::string_view name, int64_t otherwise) const;
   bool has_list(std::string_view name, const std::vector<uint64_t>& list) const;
 
-  // Returns whether every attribute is one of these numbers and floats.
-  bool has_only(std::initializer_list<std::string_view> numbers,
-                std::initializer_list<std::string_view> floats = {}) const;
+  // Returns whether every attribute has one of these names, and is a number, a float or a list of numbers.
+  bool has_only(std::initializer_list<std::string_view> names) const;
+
+  // Returns whether this is such an operator of ONNX's own, with no attribute that it does not have.
+  bool is(std::string_view type) const;
 
  private:
   void read_attribute(std::string_view bytes);
@@ -104,6 +106,7 @@ std::string written_input(std::string_view name, uint64_t columns);
 struct Model {
   std::string_view graph;      // empty where the model has none
   uint64_t opset = 0;          // of ONNX's own operators
+  uint64_t microsoft = 0;      // of ONNX Runtime's
   bool has_functions = false;  // which may stand in for operators
 
   explicit Model(std::string_view model);

@@ -51,8 +51,9 @@ Products replace_products(Parts& parts, const CustomOps& ops) {
 std::string rewritten_graph(const Model& model, const CustomOps& ops, std::vector<std::string>& kernels) {
   constexpr uint64_t kOldest = 13;  // the version of ONNX's operators from which on Softmax and Split are what they are
   Parts parts(model.graph);
-  if (parts.has_graph) return "";      // a subgraph may use what would be removed
-  if (model.has_functions) return "";  // a function may be what an operator's name stands for
+  if (parts.has_graph) return "";       // a subgraph may use what would be removed
+  if (model.microsoft != 1) return "";  // operators of another version may be others
+  if (model.has_functions) return "";   // a function may be what an operator's name stands for
   if (parts.has(kCacheRows) || parts.has(kEncoderRows)) return "";
   Changes cache, cross, encoder;
   if (ops.attention) cache = cache_attentions(parts);

@@ -115,7 +115,7 @@ Changes cross_attentions(const Parts& parts) {
     used += uses;
   }
   for (const Node& node : parts.nodes) {
-    if (node.op_type != "MatMul" || !node.domain.empty() || node.inputs.size() != 2 || node.outputs.size() != 1 ||
+    if (!node.is("MatMul") || node.inputs.size() != 2 || node.outputs.size() != 1 ||
         !starts_with(node.inputs[1], kValues)) {
       continue;
     }
@@ -140,7 +140,7 @@ Changes encoder_attentions(const Parts& parts) {
   Changes changes;
   if (encoder_attention_kernel() == nullptr) return changes;
   for (const Node& node : parts.nodes) {
-    if (node.op_type != "Reshape" || !node.domain.empty() || node.inputs.size() != 2 || node.outputs.size() != 1) {
+    if (!node.is("Reshape") || node.inputs.size() != 2 || node.outputs.size() != 1) {
       continue;
     }
     const Node* back = parts.maker(&node, 0, "Transpose", 1);

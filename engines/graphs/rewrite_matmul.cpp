@@ -26,10 +26,10 @@ Stored stored_of(const Parts& parts) {
   constexpr int64_t kFloat = 1;
   Stored stored;
   for (const Node& node : parts.nodes) {
-    if (node.inputs.size() != 1 || node.outputs.size() != 1 || !node.domain.empty()) continue;
-    const bool cast = node.op_type == "Cast" && node.number("to", 0) == kFloat &&
-                      parts.constant(node.inputs[0], DType::kFloat16) != nullptr;
-    const bool turned = node.op_type == "Transpose" && node.has_list("perm", {1, 0}) &&
+    if (node.inputs.size() != 1 || node.outputs.size() != 1) continue;
+    const bool cast =
+        node.is("Cast") && node.number("to", 0) == kFloat && parts.constant(node.inputs[0], DType::kFloat16) != nullptr;
+    const bool turned = node.is("Transpose") && node.has_list("perm", {1, 0}) &&
                         parts.constant(node.inputs[0], DType::kInt8) != nullptr;
     if (cast || turned) stored[node.outputs[0]] = node.inputs[0];
   }

@@ -1,0 +1,300 @@
+"""A graph is a stranger's file: nothing that it says reads foreign memory, other files, or ends the process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from blip2rt._native import GraphError, check_graph
+from tests.engines.native import Session, runtime
+from tests.seeds import new_seed
+
+onnx = pytest.importorskip("onnx")
+from onnx import TensorProto, helper, numpy_helper
+
+from tests.engines.native import mutants
+
+ROOT = Path(__file__).parents[2]
+CRASHES = (-6, -11, -7, -8, -4)  # what a signal ended
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["fixed-seed", "fresh-seed"])
+def test_altered_graphs_are_errors_or_right(fresh: bool, tmp_path: Path) -> None:
+    """Every mutant runs in one process. Where that ends, ONNX Runtime's own operators must end it, too."""
+    seed, first, count = new_seed() if fresh else 21, 0, 350
+    print(f"seed {seed}")
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "tests.engines.native.mutants", str(seed), str(count), str(tmp_path)]
+        return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT)
+
+    while True:
+        done = run(first)
+        if done.returncode == 0:
+            break
+        last = [line.split() for line in done.stdout.splitlines()][-1]
+        assert done.returncode in CRASHES and run(last[1]).returncode in CRASHES, (
+            f"seed {seed}, mutant {last}: {done.returncode} {done.stderr[-2000:]}"
+        )
+        first = int(last[0]) + 1
+
+
+def save(folder: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
+    """The int4 product with its codes in product.data, changed."""
+    model = mutants.int4(np.random.default_rng(new_seed()))
+    codes = model.graph.initializer[0]
+    (folder / "product.data").write_bytes(bytes(64) + codes.raw_data)
+    length = len(codes.raw_data)
+    codes.ClearField("raw_data")
+    codes.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "product.data"), ("offset", "64"), ("length", str(length))):
+        codes.external_data.add(key=key, value=value)
+    change(model)
+    path = folder / "product.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def entry(name: str, value: str) -> Callable[[onnx.ModelProto], None]:
+    def change(model: onnx.ModelProto) -> None:
+        for one in model.graph.initializer[0].external_data:
+            if one.key == name:
+                one.value = value
+
+    return change
+
+
+def test_a_sound_graph_passes(tmp_path: Path) -> None:
+    path = save(tmp_path, lambda model: None)
+    size = (tmp_path / "product.data").stat().st_size
+    check_graph(str(path))
+    check_graph(str(path), {"product.data": size, "product.onnx": 1})
+    Session(runtime(), str(path), 1, files={"product.data": size})
+    with pytest.raises(GraphError, match=r"product.onnx is refused: tensor 'codes': .*the manifest does not list"):
+        check_graph(str(path), {"other.data": size})
+    with pytest.raises(GraphError, match=rf"which has {size} bytes instead of {size + 1}"):
+        Session(runtime(), str(path), 1, files={"product.data": size + 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("location", "../product.data"), ("location", "/etc/passwd"), ("location", "sub/product.data"),
+        ("location", ""),
+        ("location", "."), ("location", ".."), ("location", "a\\product.data"), ("location", "*/_ORT_MEM_ADDR_/*"),
+        ("location", "link.data"), ("location", "hard/../product.data"), ("location", "missing.data"),
+        ("location", "pipe"),
+        ("location", "folder"), ("location", "product.data\0"), ("location", "_ORT_MEM_ADDR_:*"), ("offset", "-1"),
+        ("offset", "65"), ("offset", "0x10"), ("offset", ""), ("offset", "18446744073709551615"), ("offset", " 64"),
+        ("length", "1"), ("length", "99999"), ("length", "-1"), ("length", "1e3"),
+    ],
+)  # fmt: skip
+def test_external_data_stays_in_the_bundle(name: str, value: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.data").symlink_to("product.data")
+    os.mkfifo(tmp_path / "pipe")
+    path = save(tmp_path, entry(name, value))
+    files = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
+    for allowed in (None, files):
+        with pytest.raises(GraphError, match="product.onnx is refused: tensor 'codes': external data") as error:
+            Session(runtime(), str(path), 1, files=allowed)
+        assert len(str(error.value).splitlines()) == 1
+
+
+def outside(name: str = "stranger") -> onnx.TensorProto:
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="../secret")
+    return tensor
+
+
+def in_graph() -> onnx.GraphProto:
+    return helper.make_graph([], "inner", [], [], [outside()])
+
+
+def in_sparse() -> onnx.SparseTensorProto:
+    return onnx.SparseTensorProto(values=outside(), indices=outside(), dims=[1])
+
+
+def attribute(**parts: object) -> onnx.AttributeProto:
+    return onnx.AttributeProto(name="a", **parts)
+
+
+HIDDEN: dict[str, Callable[[onnx.ModelProto], object]] = {
+    "initializer": lambda m: m.graph.initializer.append(outside()),
+    "sparse initializer": lambda m: m.graph.sparse_initializer.append(in_sparse()),
+    "t": lambda m: m.graph.node[0].attribute.append(attribute(t=outside())),
+    "tensors": lambda m: m.graph.node[0].attribute.append(attribute(tensors=[outside()])),
+    "sparse_tensor": lambda m: m.graph.node[0].attribute.append(attribute(sparse_tensor=in_sparse())),
+    "sparse_tensors": lambda m: m.graph.node[0].attribute.append(attribute(sparse_tensors=[in_sparse()])),
+    "g": lambda m: m.graph.node[0].attribute.append(attribute(g=in_graph())),
+    "graphs": lambda m: m.graph.node[0].attribute.append(attribute(graphs=[in_graph()])),
+    "function": lambda m: m.functions.append(
+        helper.make_function("d", "f", [], [], [helper.make_node("Constant", [], ["c"], value=outside())], [])
+    ),
+    "training": lambda m: m.training_info.append(onnx.TrainingInfoProto(algorithm=in_graph())),
+    "without location": lambda m: m.graph.initializer[0].ClearField("data_location") or entry("location", "../s")(m),
+    "without entries": lambda m: m.graph.initializer[0].ClearField("external_data"),
+    "with numbers": lambda m: setattr(m.graph.initializer[0], "raw_data", b"1"),
+    "twice": lambda m: m.graph.initializer[0].external_data.add(key="location", value="product.data"),
+    "prepacked": lambda m: m.graph.initializer[0].external_data.add(key="prepacked_0", value="x"),
+}
+
+
+@pytest.mark.parametrize("place", list(HIDDEN))
+def test_no_tensor_is_overlooked(place: str, tmp_path: Path) -> None:
+    with pytest.raises(GraphError, match="product.onnx is refused: tensor '(stranger|codes)': "):
+        check_graph(str(save(tmp_path, lambda model: HIDDEN[place](model) and None)))
+
+
+@pytest.mark.parametrize("place", ["node", "opset", "function", "inner"])
+def test_the_cores_own_operators_are_refused(place: str, tmp_path: Path) -> None:
+    ours = helper.make_node("MatMulInt4", ["x"], ["z"], domain="blip2rt")
+
+    def change(model: onnx.ModelProto) -> None:
+        if place == "node":
+            model.graph.node.append(ours)
+        elif place == "opset":
+            model.opset_import.append(helper.make_opsetid("blip2rt", 1))
+        elif place == "function":
+            model.functions.append(helper.make_function("blip2rt", "f", [], [], [], []))
+        else:
+            model.graph.node[0].attribute.append(attribute(g=helper.make_graph([ours], "inner", [], [])))
+
+    with pytest.raises(GraphError, match="it uses operators of the domain 'blip2rt'"):
+        Session(runtime(), str(save(tmp_path, change)), 1)
+
+
+@pytest.mark.parametrize("name", ["cache_rows", "encoder_rows"])
+def test_the_loops_own_inputs_are_refused(name: str, tmp_path: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT32, ["B"]))
+
+    with pytest.raises(GraphError, match="an input that the loop gives"):
+        Session(runtime(), str(save(tmp_path, change)), 1)
+
+
+def field(number: int, wire: int, rest: bytes) -> bytes:
+    return bytes([number << 3 | wire]) + rest
+
+
+TENSOR = {
+    "dims as a float": field(1, 5, b"\0\0\0\0"),
+    "dims as a double": field(1, 1, bytes(8)),
+    "dims cut off": field(1, 2, b"\x02\x80\x80"),
+    "a negative dim": field(1, 0, b"\xff" * 9 + b"\x01"),
+    "a product of dims that overflows": field(1, 0, b"\xff" * 4 + b"\x7f") * 4,
+    "a type as text": field(2, 2, b"\x01a"),
+    "a type of 64 bits": field(2, 0, b"\xff\xff\xff\xff\x7f"),
+    "a name as a number": field(8, 0, b"\x01"),
+    "two names": field(8, 2, b"\x01a") * 2,
+    "a name that is not UTF-8": field(8, 2, b"\x01\xff"),
+    "a group": field(17, 3, field(17, 4, b"")),
+    "field 0": field(0, 0, b"\0"),
+    "a tag of more than 32 bits": b"\x88\x80\x80\x80\x80\x01\x00",
+    "a location that is none": field(14, 0, b"\x02"),
+    "an end too early": field(9, 2, b"\x7f"),
+}
+
+
+@pytest.mark.parametrize("fault", list(TENSOR))
+def test_a_damaged_tensor_is_refused(fault: str, tmp_path: Path) -> None:
+    """protobuf would skip such a field, or read another number than the core."""
+    tensor = TENSOR[fault]
+    graph = field(5, 2, bytes([len(tensor)]) + tensor)
+    path = tmp_path / "damaged.onnx"
+    path.write_bytes(field(7, 2, bytes([len(graph)]) + graph))
+    with pytest.raises(GraphError, match="damaged.onnx is refused: ") as error:
+        Session(runtime(), str(path), 1)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_packed_and_unpacked_dims_are_the_same(tmp_path: Path) -> None:
+    model = mutants.int4(np.random.default_rng(new_seed()))
+    tensor = model.graph.initializer[0]
+    dims = list(tensor.dims)
+    plain = model.SerializeToString()
+    old = b"".join(field(1, 0, bytes([d])) for d in dims)
+    assert plain.count(old) == 1
+    packed = plain.replace(old, field(1, 2, bytes([len(dims), *dims])))
+    assert len(packed) < len(plain)
+    tensor.CopyFrom(onnx.TensorProto.FromString(field(1, 2, bytes([len(dims), *dims]))))
+    assert list(tensor.dims) == dims
+    # The lengths of the messages around it differ by the bytes that packing saves.
+    whole = onnx.ModelProto.FromString(plain)
+    inner = whole.graph.initializer[0].SerializeToString().replace(old, field(1, 2, bytes([len(dims), *dims])))
+    del whole.graph.initializer[0]
+    graph = whole.graph.SerializeToString() + field(5, 2, varint(len(inner)) + inner)
+    whole.ClearField("graph")
+    path = tmp_path / "packed.onnx"
+    path.write_bytes(whole.SerializeToString() + field(7, 2, varint(len(graph)) + graph))
+    mine = Session(runtime(), str(path), 1)
+    (tmp_path / "plain.onnx").write_bytes(plain)
+    x = np.random.default_rng(new_seed()).standard_normal((3, mutants.K)).astype(np.float32)
+    theirs = Session(runtime(), str(tmp_path / "plain.onnx"), 1)
+    assert mine.custom_kernels == theirs.custom_kernels
+    np.testing.assert_array_equal(mine.run({"x": x})["y"], theirs.run({"x": x})["y"])
+
+
+def varint(number: int) -> bytes:
+    return bytes([number]) if number < 128 else bytes([number & 127 | 128]) + varint(number >> 7)
+
+
+def test_deep_and_strange_files_are_refused(tmp_path: Path) -> None:
+    graph = b""
+    for _ in range(200):  # a graph in an attribute of a node of a graph ...
+        inner = field(6, 2, varint(len(graph)) + graph)
+        node = field(5, 2, varint(len(inner)) + inner)
+        graph = field(1, 2, varint(len(node)) + node)
+    path = tmp_path / "deep.onnx"
+    path.write_bytes(field(7, 2, varint(len(graph)) + graph))
+    with pytest.raises(GraphError, match="deeper than 100"):
+        check_graph(str(path))
+    os.mkfifo(tmp_path / "pipe.onnx")
+    for name, message in (("pipe.onnx", "it is no file"), ("missing.onnx", "No such file")):
+        with pytest.raises(GraphError, match=message):
+            check_graph(str(tmp_path / name))
+
+
+def test_onnx_runtimes_messages_are_one_line_of_text(tmp_path: Path) -> None:
+    model = mutants.int4(np.random.default_rng(new_seed()))
+    model.graph.node[1].op_type = "é\n\x1b[31m"
+    path = tmp_path / "odd.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(RuntimeError) as error:
+        Session(runtime(), str(path), 1)
+    assert "é [31m" in str(error.value) and str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("change", ["n", "k", "block", "codes", "zeros", "scales", "input", "no outputs"])
+def test_a_product_that_does_not_fit_is_left_alone(change: str, tmp_path: Path) -> None:
+    def alter(model: onnx.ModelProto) -> None:
+        node, constants = model.graph.node[1], {tensor.name: tensor for tensor in model.graph.initializer}
+        attributes = {one.name: one for one in node.attribute}
+        if change in ("n", "k"):
+            attributes[change.upper()].i = 2**31 - 1
+        elif change == "block":
+            attributes["block_size"].i = 128
+        elif change == "input":
+            zeros = constants["zeros"]
+            model.graph.input.append(helper.make_tensor_value_info("zeros", TensorProto.UINT8, list(zeros.dims)))
+        elif change == "no outputs":
+            del node.output[:]
+        else:
+            array = numpy_helper.to_array(constants[change])
+            constants[change].CopyFrom(numpy_helper.from_array(array[: len(array) // 2], change))
+
+    model = mutants.int4(np.random.default_rng(new_seed()))
+    alter(model)
+    path = tmp_path / "other.onnx"
+    path.write_bytes(model.SerializeToString())
+    try:
+        session = Session(runtime(), str(path), 1)
+    except RuntimeError:
+        return
+    assert session.custom_kernels == []
