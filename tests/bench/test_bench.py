@@ -17,6 +17,8 @@ from blip2rt.bench.stages import STAGES, Work
 from blip2rt.bundle import embedded, read
 from tests.seeds import seed_of
 
+pytestmark = pytest.mark.long(20)
+
 ROOT = Path(blip2rt.__file__).parents[1]
 SEED = seed_of(__name__)
 

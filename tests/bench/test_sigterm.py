@@ -17,6 +17,8 @@ import blip2rt
 from blip2rt.bench import ending, worker
 from blip2rt.bundle import read
 
+pytestmark = pytest.mark.long(25)
+
 ROOT = Path(blip2rt.__file__).parents[1]
 
 

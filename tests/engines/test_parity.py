@@ -14,6 +14,8 @@ pytest.importorskip("onnxscript")
 from tests.engines.native.reference import CONFIGS, Case, compare, make_case, vocabulary
 from tests.seeds import new_seed
 
+pytestmark = pytest.mark.long(60)
+
 CASES = 320
 PARTS = 8
 

@@ -27,7 +27,7 @@ image = np.random.default_rng(int(sys.argv[2])).integers(0, 256, (20, 30, 3), dt
 """
 
 
-def run(script: str, *arguments: object, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+def run(script: str, *arguments: object, seconds: float = 900) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=seconds, cwd=ROOT)
 
@@ -89,7 +89,7 @@ assert os.waitpid(child, 0)[1] == 0
 begun.step()
 """
     )
-    done = run(script, library_path(), tiny.path, *GEOMETRY, seconds=60)
+    done = run(script, library_path(), tiny.path, *GEOMETRY, seconds=900)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (
         "this process was forked after the model was loaded: load it in the child, or start processes by spawn\n"
@@ -113,7 +113,7 @@ if child == 0:
 assert os.waitpid(child, 0)[1] == 0
 """
     )
-    done = run(script, tiny.path, new_seed(), seconds=60)
+    done = run(script, tiny.path, new_seed(), seconds=900)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.long(40)
+
 ROOT = Path(__file__).parents[2]
 PHOTO = ROOT / "docs" / "photo.jpg"
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))

@@ -278,6 +278,8 @@ import sys, time
 from export.cli import main
 from export.graphs import trace
 
+pytestmark = pytest.mark.long(150)
+
 def save(*arguments, whole=trace.save):
     whole(*arguments)
     print("written", flush=True)

@@ -26,6 +26,8 @@ from export.cli import main
 from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2
 
+pytestmark = pytest.mark.long(130)
+
 SEED = seed_of(__name__)
 FLOAT = "vision=fp32,qformer=fp32,llm=fp32,retrieval=fp32"
 PROMPTS = ["a photo of", "Question: what colour is the dog? Answer:", "the", "two dog"]

@@ -20,6 +20,8 @@ from export.precision.weights import quantize_weights
 from tests.seeds import seed_of
 from tests.tiny.language import CONFIGS, build
 
+pytestmark = pytest.mark.long(90)
+
 SEED = seed_of(__name__)
 
 

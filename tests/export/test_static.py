@@ -27,6 +27,8 @@ from export.precision.rounding import Blocks, Rounding, matrices
 from tests.seeds import seed_of
 from tests.tiny import blip2 as tiny_blip2
 
+pytestmark = pytest.mark.long(60)
+
 SEED = seed_of(__name__)
 
 

@@ -20,6 +20,8 @@ from tests.seeds import seed_of
 from tests.tiny.bundle import make_manifest
 from tests.tiny.language import T5_CONFIGS, T5_VOCAB, T5_WIDTH, build
 
+pytestmark = pytest.mark.long(50)
+
 SEED = seed_of(__name__)
 
 

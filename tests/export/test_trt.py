@@ -35,6 +35,8 @@ from tests.seeds import seed_of
 from tests.tiny import language
 from tests.tiny.language import write
 
+pytestmark = pytest.mark.long(60)
+
 SEED = seed_of(__name__)
 GPUS = ("SM86", "SM89", "SM120")
 

@@ -42,6 +42,8 @@ from tests.seeds import seed_of
 from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import parts as tiny_parts
 
+pytestmark = pytest.mark.long(120)
+
 SEED = seed_of(__name__)
 FAMILIES = ("opt", "llama", "t5")
 WIDE = {**tiny_blip2.SMALL, "hidden_size": 64}

@@ -26,6 +26,8 @@ from .processes import (
     train_together,
 )
 
+pytestmark = pytest.mark.long(90)
+
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:

@@ -30,6 +30,8 @@ from train.settings import MachineSettings
 
 from ..tiny.parts import llm_folder, t5_folder, tiny_settings
 
+pytestmark = pytest.mark.long(46)
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 OPT = {"vocab_size": 50272, "num_hidden_layers": 32, "num_attention_heads": 32, "max_position_embeddings": 2048}

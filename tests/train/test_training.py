@@ -26,6 +26,8 @@ from train.settings import OptimizerSettings
 
 from ..tiny.parts import bert_folder, llm_folder, tiny_settings
 
+pytestmark = pytest.mark.long(50)
+
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:

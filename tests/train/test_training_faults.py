@@ -23,6 +23,8 @@ from train.recipe import parse
 
 from ..tiny.parts import tiny_settings
 
+pytestmark = pytest.mark.long(40)
+
 ROOT = Path(__file__).parents[2]
 MODULES = {name: f"train.{module}" for name, (module, _) in COMMANDS.items()}
 WITHOUT_TORCH = {"evaluate", "questions"}  # of bundles and tables

@@ -18,6 +18,8 @@ from train.recipe import parse
 from ..tiny.parts import llm_folder, tiny_settings
 from .processes import tell_apart
 
+pytestmark = pytest.mark.long(30)
+
 STAGES = {"stage1": stage1, "stage2": stage2}
 
 
