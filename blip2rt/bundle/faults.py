@@ -83,7 +83,7 @@ def _image_faults(manifest: Manifest) -> list[str]:
 
     def fits(shape: tuple[int | str, ...]) -> bool:
         sides = zip(shape[1:], wanted, strict=False)
-        return len(shape) == 4 and all(isinstance(axis, str) or axis == side for axis, side in sides)
+        return len(shape) != 4 or all(isinstance(axis, str) or axis == side for axis, side in sides)
 
     return [
         f"image is {image.height} x {image.width}, but vision reads pixels {list(shape)}"

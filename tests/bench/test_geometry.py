@@ -60,7 +60,7 @@ def test_every_kernel_of_ours_finds_its_work_in_what_the_exporter_writes(tiny_ge
     found = {
         kernel
         for name in ("vision", "llm")
-        for kernel in Session(runtime(), str(path / f"{name}.onnx"), 1, own_int8=name == "vision").own_kernels
+        for kernel in Session(runtime(), str(path / f"{name}.onnx"), 1, custom_int8=name == "vision").custom_kernels
     }
     assert found == set(processor_kernels())
 

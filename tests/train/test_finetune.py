@@ -360,8 +360,8 @@ def test_gradient_checkpointing_of_the_encoder_changes_nothing(parts: Path, tmp_
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--train_vision"], ["train_vision", "--no-cache_features"]),
-        (["--layer_decay", "0.9"], ["layer_decay 0.9", "--train_vision"]),
+        (["--train_vision"], ["train_vision", "--no-cache-features"]),
+        (["--layer_decay", "0.9"], ["layer_decay 0.9", "--train-vision"]),
         (["--layer_decay", "2", *TRAINED], ["layer_decay is 2.0", "0 to 1"]),
         (["--queries", "9"], ["queries is 9", "has 5"]),
         (["--llm_source", "{wide}"], ["does not fit", "projection.weight"]),
