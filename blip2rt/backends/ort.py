@@ -20,7 +20,7 @@ from .. import bundle as contract
 from ..bundle import Bundle
 from ..errors import BackendError, OptionError
 from ..native import native
-from .graphs import readable_files, refused
+from ..trusted_graphs import readable_files, refused
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

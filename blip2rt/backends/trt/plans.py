@@ -18,7 +18,7 @@ from ... import bundle as contract
 from ...bundle import Bundle
 from ...bundle.manifest import LlmSpec
 from ...errors import BackendError, BundleError, OptionError
-from ..graphs import checked_graph
+from ...trusted_graphs import checked_graph
 from . import builder, gpu
 from .builder import Axes, Settings
 from .cache import PlanCache
