@@ -73,6 +73,7 @@ ship() { # NAME CHECKPOINT [RETRIEVAL]: OUT/NAME/stage2 and stage1 are the Q-For
   step "$1.bundle" "$out/$1.bundle" "$python" -m export.cli --checkpoint "$out/$2" ${3:+--retrieval-ckpt "$out/$3"} \
     --out "$out/$1.bundle" --precision llm=fp16 --no-verify --overwrite
   step "$1" "$out/$1" "$python" -m export.convert "$out/$1.bundle" --to ours --out "$out/$1"
+  rm -r "$out/$1.bundle"
 }
 
 refit() { # NAME CHECKPOINT: it reads the new encoder; keys and values are led to what they were
