@@ -20,7 +20,7 @@ from .errors import Blip2rtError, BundleError
 
 MOST_BYTES = 256 << 20  # of a file; Gemma's has 33 MB
 MOST_GROWTH = 64  # times, all normalizers or decoders together; NFKC makes at most 18 characters of one
-_NFKC_GROWTH = 18
+_GROWTH = {"NFKC": 18, "NFKD": 18, "NFC": 18, "NFD": 18, "Precompiled": 4}  # by the kind of a normalizer
 _PROBE = "A dog, 2 cats; Ünïcode 日本 \u200d."
 _silence = threading.Lock()
 
@@ -77,17 +77,15 @@ def _growth(state: Any) -> float:
     """How many characters a normalizer or decoder can make of one, at most."""
     if not isinstance(state, dict):
         return 1
-    total = 1.0
+    kind = state.get("type")
+    total = float(_GROWTH.get(kind, 1))
     for each in [*state.get("normalizers", ()), *state.get("decoders", ())]:
         total *= _growth(each)
-    kind = state.get("type")
     if kind == "Replace":
         pattern, content = state.get("pattern", {}), len(state.get("content", ""))
         total *= max(1, content / max(1, len(pattern["String"])) if "String" in pattern else content + 1)
     elif kind == "Prepend":
         total *= max(1, len(state.get("prepend", "")))
-    elif kind in ("NFKC", "NFKD", "NFC", "NFD", "Precompiled"):
-        total *= _NFKC_GROWTH if "Precompiled" not in kind else 4
     return total
 
 
