@@ -32,7 +32,6 @@ import argparse
 import csv
 import io
 import json
-import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +40,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from blip2rt.bundle.whole import WholeFolder
 from blip2rt.command import Parser, nonempty, whole
 from blip2rt.errors import Blip2rtError
 
@@ -58,28 +58,26 @@ def write_shards(data: Dataset, out: Path, per_shard: int, bad: Bad, seed: int =
     """
     if out.exists():
         raise Blip2rtError(f"--out {str(out)!r} exists; remove it or choose another folder")
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     groups = data.by_image()
     order = np.random.default_rng(seed).permutation(len(groups))
     good = _readable(tqdm(order, unit="img", desc=out.name), data, groups, bad)
-    shards = 0
-    writer: tarfile.TarFile | None = None
-    for key, (path, content, texts) in enumerate(good):
-        if key % per_shard == 0:
-            if writer is not None:
-                writer.close()
-            writer = tarfile.open(partial / f"{shards:06d}.tar", "w")  # noqa: SIM115  # closed when it is full
-            shards += 1
-        assert writer is not None
-        captions = [{"text": t.text, "prompt": t.prompt, "weight": t.weight} if t.prompt else t.text for t in texts]
-        _add(writer, f"{key:09d}{path.suffix.lower()}", content)
-        _add(writer, f"{key:09d}.json", json.dumps({"captions": captions, "source": path.name}).encode())
-    if writer is None:
-        raise Blip2rtError("no image can be read; nothing was written")
-    writer.close()
-    partial.rename(out)
+    with WholeFolder(out) as whole:
+        shards = 0
+        writer: tarfile.TarFile | None = None
+        for key, (path, content, texts) in enumerate(good):
+            if key % per_shard == 0:
+                if writer is not None:
+                    writer.close()
+                writer = tarfile.open(whole.folder / f"{shards:06d}.tar", "w")  # noqa: SIM115  # closed when it is full
+                shards += 1
+            assert writer is not None
+            captions = [{"text": t.text, "prompt": t.prompt, "weight": t.weight} if t.prompt else t.text for t in texts]
+            _add(writer, f"{key:09d}{path.suffix.lower()}", content)
+            _add(writer, f"{key:09d}.json", json.dumps({"captions": captions, "source": path.name}).encode())
+        if writer is None:
+            raise Blip2rtError("no image can be read; nothing was written")
+        writer.close()
+        whole.finish()
     return expand(str(out))
 
 

@@ -1,4 +1,4 @@
-"""Writes a folder whole or not at all. Knows names and renames, nothing about what is in the folder.
+"""Writes a folder, or a file, whole or not at all. Knows names and renames, nothing about what is in it.
 
     with WholeFolder("out/nano") as whole:
         ...write files into whole.folder...
@@ -17,6 +17,7 @@ import glob
 import os
 import secrets
 import shutil
+import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -129,6 +130,21 @@ def _remove(folder: Path) -> None:
             elif path.name != MARKER:
                 path.unlink()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_file(path: Path, data: bytes | memoryview) -> None:
+    """Write `data` to `path`, or leave what was there before. Raises OSError."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
 
 
 def discard(folder: Path) -> None:

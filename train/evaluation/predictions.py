@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from blip2rt.bundle.whole import write_file
 from blip2rt.errors import Blip2rtError
 
 
@@ -75,7 +76,5 @@ def require_writable(*files: Path | None) -> None:
 
 def write_whole(file: Path, text: str) -> None:
     """Write a file under a temporary name, then rename it. Raise Blip2rtError."""
-    partial = file.with_name(f".{file.name}.partial")
     with _reporting(file):
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, file)
+        write_file(file, text.encode())

@@ -6,16 +6,15 @@ right. Anything else counts as missing. Knows files, nothing about TensorRT.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...bundle.whole import write_file
 from ...errors import BackendError
 
 
@@ -59,28 +58,13 @@ class PlanCache:
         note = {"origin": origin, "sha256": hashlib.sha256(data).hexdigest()}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(plan, data)
-            write_atomically(_note(plan), json.dumps(note, indent=2).encode())
+            write_file(plan, data)
+            write_file(_note(plan), json.dumps(note, indent=2).encode())
         except OSError as error:
             raise BackendError(
                 f"cannot write {plan}: {error.strerror or error}; --cache or BLIP2RT_CACHE names another folder"
             ) from error
         return plan
-
-
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` to `path`, or leave what was there before. Raises OSError."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
 
 
 def _note(plan: Path) -> Path:

@@ -231,9 +231,9 @@ def _read_timing(path: Path | None) -> bytes | None:
 
 
 def _write_timing(path: Path, data: bytes) -> None:
-    from .cache import write_atomically
+    from ...bundle.whole import write_file
 
     try:
-        write_atomically(path, data)
+        write_file(path, data)
     except OSError as error:
         raise BackendError(f"cannot write the timing cache {path}: {error.strerror or error}") from error
