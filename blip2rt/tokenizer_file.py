@@ -78,7 +78,7 @@ def _growth(state: Any) -> float:
     if not isinstance(state, dict):
         return 1
     kind = state.get("type")
-    total = float(_GROWTH.get(kind, 1))
+    total = float(_GROWTH.get(str(kind), 1))
     for each in [*state.get("normalizers", ()), *state.get("decoders", ())]:
         total *= _growth(each)
     if kind == "Replace":
