@@ -125,7 +125,7 @@ def _open(file: Path) -> dict[str, tuple[tuple[int, ...], Reader]]:
         raise Blip2rtError(f"{file.name} is missing")
     try:
         return _open_safetensors(file) if file.suffix == ".safetensors" else _open_torch(file)
-    except (OSError, ValueError, KeyError, struct.error) as error:
+    except (OSError, ValueError, KeyError, RecursionError, struct.error) as error:
         raise Blip2rtError(f"{file.name} is damaged ({error})") from None
 
 
@@ -137,13 +137,15 @@ def _open_safetensors(file: Path) -> dict[str, tuple[tuple[int, ...], Reader]]:
         if length > size:
             raise ValueError("no safetensors file")
         header: dict[str, Any] = json.loads(stream.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("no safetensors file")
     header.pop("__metadata__", None)
     start, found, end = 8 + length, {}, 8 + length
     for name, entry in header.items():
-        first, last = entry["data_offsets"]
-        dtype, shape = _DTYPES.get(entry["dtype"]), tuple(entry["shape"])
+        kind, shape, (first, last) = _described(name, entry)
+        dtype = _DTYPES.get(kind)
         if dtype is None:
-            raise ValueError(f"{name} is of type {entry['dtype']}; {', '.join(_DTYPES)} can be read")
+            raise ValueError(f"{name} is of type {kind}; {', '.join(_DTYPES)} can be read")
         if last - first != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{name} has {last - first} bytes, which is not {shape}")
         end = max(end, start + last)
@@ -151,6 +153,19 @@ def _open_safetensors(file: Path) -> dict[str, tuple[tuple[int, ...], Reader]]:
     if size < end:
         raise ValueError(f"{size:,} bytes instead of {end:,}")
     return found
+
+
+def _described(name: str, entry: Any) -> tuple[str, tuple[int, ...], list[int]]:
+    """A tensor's type, shape and offsets, as its entry in the header says."""
+    fields = entry if isinstance(entry, dict) else {}
+    kind, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if (
+        not (isinstance(kind, str) and isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2)
+        or any(type(number) is not int or number < 0 for number in (*shape, *offsets))
+        or offsets[0] > offsets[1]
+    ):
+        raise ValueError(f"the header's entry of {name} is none")
+    return kind, tuple(shape), offsets
 
 
 def _slice(file: Path, offset: int, size: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Reader:

@@ -85,28 +85,33 @@ class Part:
 
 def trace(part: Part, opset: int = OPSET) -> ir.Model:
     """Trace the part. Linear layers are normalised."""
-    example, axes = part.example, part.axes
-    dims = {name: torch.export.Dim(name, max=2**31 - 1) for free in axes.values() for name in free.values()}
-    shapes = [{axis: dims[d] for axis, d in axes.get(name, {}).items()} for name in example]
     with _quiet(), _own_errors(), torch.no_grad():
-        program = torch.onnx.export(
-            _Positional(part.module).eval(),
-            (list(example.values()),),
-            input_names=list(example),
-            output_names=list(part.outputs),
-            dynamic_shapes=(shapes,),
-            opset_version=opset,
-            dynamo=True,
-            verbose=False,
-            optimize=False,
-        )
-        assert program is not None
-        model = program.model
+        model = capture(part, opset)
         _stream(model, part.module)
         optimize_ir(model, should_fold=_foldable)
     model.ir_version = IR_VERSION
     normalise_linears(model)
     return model
+
+
+def capture(part: Part, opset: int) -> ir.Model:
+    """Record what the part computes, as PyTorch's exporter gives it. Initializer module.NAME is the module's NAME."""
+    example, axes = part.example, part.axes
+    dims = {name: torch.export.Dim(name, max=2**31 - 1) for free in axes.values() for name in free.values()}
+    shapes = [{axis: dims[d] for axis, d in axes.get(name, {}).items()} for name in example]
+    program = torch.onnx.export(
+        _Positional(part.module).eval(),
+        (list(example.values()),),
+        input_names=list(example),
+        output_names=list(part.outputs),
+        dynamic_shapes=(shapes,),
+        opset_version=opset,
+        dynamo=True,
+        verbose=False,
+        optimize=False,
+    )
+    assert program is not None
+    return program.model
 
 
 def _stream(model: ir.Model, module: torch.nn.Module) -> None:

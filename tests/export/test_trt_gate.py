@@ -64,11 +64,11 @@ def text_config(name: str) -> Any:
     )  # fmt: skip
 
 
-def nano(folder: Path) -> tuple[Blip2Config, Blip2Config]:
-    """Both stages of nano with random weights: its checkpoints are not here."""
+def nano(folder: Path, layers: int = 30) -> tuple[Blip2Config, Blip2Config]:
+    """Both stages of nano with random weights: its checkpoints are not here. layers: of its language model's 30."""
     bert, encoder = str(tiny_parts.bert_folder(folder / "bert")), VisionConfig()
     language = transformers.LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=layers, num_attention_heads=9,
         num_key_value_heads=3, tie_word_embeddings=True, max_position_embeddings=8192, eos_token_id=1,
     )  # fmt: skip
     source = tiny_parts.llm_folder(folder / "llm")
@@ -86,7 +86,7 @@ def parts(name: str, folder: Path) -> Iterator[tuple[str, Any]]:
         yield from targets.TRT.llm_graphs(model.llm, 64)
         return
     if name == "nano":
-        first, second = map(Blip2, nano(folder))
+        first, second = map(Blip2, nano(folder, layers=2))
         yield from targets.TRT.llm_graphs(second.llm, 64)
         found = qformer.retrieval_parts(first) + image_parts(second)
     elif name == "retrieval":
@@ -169,7 +169,7 @@ def test_tensorrt_builds_image_and_text_graphs(
 
 @pytest.mark.parametrize("precision", ["fp16", "int8-static"])
 def test_tensorrt_builds_nano(precision: str, traced: Callable[..., Any], tmp_path: Path) -> None:
-    """Its seven graphs; match and embed have no int8."""
+    """Its seven graphs, with two of the language model's layers, which are alike; match and embed have no int8."""
     models = traced("nano")
     retrieval = {name for name in models if precision != "fp16" and name not in ("vision", "qformer", "embed", "llm")}
     files = write({name: model for name, model in models.items() if name not in retrieval}, precision, tmp_path)

@@ -19,8 +19,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tests.seeds import seed_of
-
 from . import parts as tiny_parts
 
 WORDS = [*tiny_parts.WORDS, "photo", "of", "Question", "Answer", "Short", "answer", ":", "?", "what", "colour"]
@@ -68,20 +66,6 @@ def shake(model: torch.nn.Module, by: float = 0.08) -> torch.nn.Module:
     return model.eval()
 
 
-def alike(model: torch.nn.Module) -> torch.nn.Module:
-    """Give all but the language model the weights that every model of this geometry has in a session of tests.
-
-    Their graphs are traced once then, whatever language model follows (tests/tiny/traced.py).
-    """
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if not name.startswith("language_model."):
-                own = torch.Generator().manual_seed(seed_of(__name__, name))
-                start = parameter.mean().round()  # 1 of a norm, or 0
-                parameter.copy_(start + torch.randn(parameter.shape, generator=own) * 0.08)
-    return model
-
-
 def llm_tokenizer(bos: bool = True, eos: bool = False) -> PreTrainedTokenizerFast:
     """A word vocabulary; a template that puts <s> first, and </s> last, if wanted."""
     vocab = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
@@ -109,7 +93,7 @@ def generative(folder: Path, text: Any, *, vision: Any = None, qformer: Any = No
         num_query_tokens=QUERIES,
         image_token_index=IMAGE,
     )
-    model = alike(shake(Blip2ForConditionalGeneration(config)))
+    model = shake(Blip2ForConditionalGeneration(config))
     if not text.is_encoder_decoder:  # T5's own are large enough
         shake(model.language_model, 0.15)  # or it says one token for ever
     model.to(saving.pop("dtype", torch.float32)).save_pretrained(folder, **saving)
@@ -129,7 +113,7 @@ def retrieval(folder: Path, *, vision: Any = None, qformer: Any = None, **saving
         num_query_tokens=QUERIES,
         image_text_hidden_size=12,
     )
-    alike(shake(Blip2ForImageTextRetrieval(config))).save_pretrained(folder, **saving)
+    shake(Blip2ForImageTextRetrieval(config)).save_pretrained(folder, **saving)
     image_processor(config.vision_config.image_size).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
