@@ -10,7 +10,9 @@ from .errors import ImageError, OptionError
 
 
 def as_list(images: Any) -> tuple[list[Any], bool]:
-    """One image or several -> a list, and whether it was one."""
+    """One image or several -> a list, and whether it was one. An array of four axes is a batch."""
+    if hasattr(images, "__array__") and len(getattr(images, "shape", ())) == 4:
+        return list(images), False
     if isinstance(images, list | tuple | Iterator) and not is_file(images):
         return list(images), False
     return [images], True

@@ -85,11 +85,14 @@ def _check_stream(args: argparse.Namespace, images: int) -> None:
 
 
 def _match(args: argparse.Namespace) -> int:
-    match = _load(args).match(_image(args.image), args.text)
-    if args.json:
-        print(json.dumps({"image": args.image, "text": args.text, **asdict(match)}, ensure_ascii=False))
-    else:
-        print(f"probability {match.probability:.3f}  cosine {match.cosine:.3f}  score {match.score:.2f}")
+    """Print how well each text describes the image, the best first."""
+    matches = _load(args).match(_image(args.image), args.texts)
+    for text, match in sorted(zip(args.texts, matches, strict=True), key=lambda row: -row[1].score):
+        if args.json:
+            print(json.dumps({"image": args.image, "text": text, **asdict(match)}, ensure_ascii=False))
+        else:
+            line = f"score {match.score:6.2f}  probability {match.probability:.3f}  cosine {match.cosine:6.3f}"
+            print(line if len(args.texts) == 1 else f"{line}  {text}")
     return 0
 
 
@@ -117,10 +120,11 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from .doctor import examine, report
+    from .doctor import examine, report, to_dict
 
-    text, code = report(examine())
-    print(text)
+    findings = examine()
+    text, code = report(findings)
+    print(json.dumps(to_dict(findings), indent=2, ensure_ascii=False) if args.json else text)
     return code
 
 
@@ -208,9 +212,13 @@ def _parser() -> Parser:
     _add_model(command)
     _add_output(command, stream=True)
 
-    command = add("match", _match, "tell how well a text describes an image")
+    command = add("match", _match, "tell how well texts describe an image",
+                  description="Tell how well texts describe an image, the best first.\n\n"
+                  "score        ranks texts for an image or images for a text: higher is better, on no fixed scale\n"
+                  "probability  that the text describes the image, 0 to 1, by the matching head\n"
+                  "cosine       between the text's embedding and the image's nearest one, -1 to 1")  # fmt: skip
     command.add_argument("image", metavar="IMAGE", help=one_image)
-    command.add_argument("text", metavar="TEXT", help="the text, in quotes")
+    command.add_argument("texts", nargs="+", metavar="TEXT", help="a text, in quotes; several are ranked")
     _add_model(command)
     _add_output(command)
 
@@ -223,7 +231,8 @@ def _parser() -> Parser:
     command.add_argument("--key", type=path, metavar="FILE",
                          help="check the manifest's signature, blip2rt.json.minisig, by this public key of minisign, "
                          "too")  # fmt: skip
-    add("doctor", _doctor, "examine this machine: driver, TensorRT, memory, what is missing")
+    command = add("doctor", _doctor, "examine this machine: what is missing, and the command that mends it")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .errors import Blip2rtError, OptionError
+from .installing import pip_install
 
 PACKAGES = ("blip2rt", "blip2rt_train", "blip2rt_export", "train", "export")  # one of these that is missing is a bug
 _KINDS: dict[Any, str] = {int: "give a whole number", float: "give a number"}
@@ -43,7 +44,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog or running() or None, **more)
         self.renamed = renamed or {}
         if self.add_help:
-            self.add_argument("--version", action="version", version=f"blip2rt {__version__}", help="print the version")
+            self.add_argument(
+                "-V", "--version", action="version", version=f"blip2rt {__version__}", help="print the version"
+            )
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse all of `args`; subparsers are called through here too. Raise UsageError for what is left over."""
@@ -220,7 +223,7 @@ def run(
     except ModuleNotFoundError as error:
         if not error.name or error.name.partition(".")[0] in PACKAGES:
             raise
-        fix = f"pip install 'blip2rt[{extra}]'" if extra else f"pip install {error.name}"
+        fix = pip_install(extra) if extra else f"pip install {error.name}"
         return complain(program, f"{error.name} is not installed: {fix}")
     except KeyboardInterrupt:
         print(f"{program}: {interrupted}", file=sys.stderr)

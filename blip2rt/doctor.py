@@ -1,7 +1,7 @@
 """`blip2rt doctor`: what this machine has, what is missing, and the command that mends it.
 
-Looks at the driver, the installed packages and the disk; opens no graph, imports neither ONNX Runtime nor TensorRT.
-Exit code 0 when captions can be made on this machine, 2 when not even that.
+Opens what the runtime opens and captions a picture. Of NVIDIA it looks at the driver, the packages and the disk, where
+there is any of them, and imports no TensorRT. Exit code 0 when a picture was captioned, 2 when not.
 """
 
 from __future__ import annotations
@@ -11,12 +11,19 @@ import os
 import platform
 import shutil
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass
 from importlib import metadata
+from typing import Any
 
+import numpy as np
+
+from .backends import ort
 from .backends.trt import gpu
 from .backends.trt.cache import default_folder
-from .errors import BackendError
+from .errors import BackendError, Blip2rtError
+from .installing import pip_install
+from .model import load
 from .native import native
 
 _TENSORRT = ("tensorrt", "tensorrt-rtx", "tensorrt_rtx")
@@ -37,11 +44,18 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Every finding, from the machine to TensorRT."""
-    device = gpu.find()
-    return [
-        _machine(), _memory(), _native(), _onnxruntime(), _driver(device), *_device(device), _cuda(),
-        _tensorrt(device), _bindings(device), _cache(),
-    ]  # fmt: skip
+    needed = [_machine(), _memory(), _native(), _onnxruntime()]
+    if all(finding.state == _OK for finding in needed if finding.needed):
+        needed.append(_captions())
+    return [*needed, *_nvidia(gpu.find())]
+
+
+def _nvidia(device: gpu.Gpu | str) -> list[Finding]:
+    """What TensorRT needs; one line where there is neither a GPU nor anything that is made for one."""
+    packages = (*_TENSORRT, "cuda-bindings")
+    if isinstance(device, str) and gpu.l4t_release() is None and not any(map(_version, packages)):
+        return [Finding("NVIDIA GPU", _OK, f"none is used: {device}")]
+    return [_driver(device), *_device(device), _cuda(), _tensorrt(device), _bindings(device), _cache()]
 
 
 def report(findings: list[Finding]) -> tuple[str, int]:
@@ -58,8 +72,17 @@ def report(findings: list[Finding]) -> tuple[str, int]:
     if fatal:
         lines.append("blip2rt does not run here until the above is mended")
     else:
-        lines.append("captions run here, on the CPU" if bad else "captions run here; TensorRT plans can be built here")
+        plans = any(finding.name == "TensorRT" for finding in findings) and not bad
+        lines.append(
+            "captions run here; TensorRT plans can be built here" if plans else "captions run here, on the CPU"
+        )
     return "\n".join(lines), 2 if fatal else 0
+
+
+def to_dict(findings: list[Finding]) -> dict[str, Any]:
+    """The findings for `--json`: {"runs": whether captions are made here, "findings": [...]}."""
+    runs = all(finding.state == _OK for finding in findings if finding.needed)
+    return {"runs": runs, "findings": [asdict(finding) for finding in findings]}
 
 
 def _machine() -> Finding:
@@ -96,7 +119,7 @@ def _meminfo() -> dict[str, int]:
 
 def _native() -> Finding:
     """Whether the core is built, and its kernels for this processor."""
-    mend = "pip install . (in the checkout; needs a C++ compiler)"
+    mend = f"{pip_install()} (where it is built, it needs a C++ compiler)"
     try:
         kernels = native().processor_kernels()
     except BackendError:
@@ -114,7 +137,27 @@ def _onnxruntime() -> Finding:
         return Finding("ONNX Runtime", _BROKEN, f"{' and '.join(have)} overwrite each other", mend, needed=True)
     if not have:
         return Finding("ONNX Runtime", _MISSING, "not installed", "pip install onnxruntime", needed=True)
-    return Finding("ONNX Runtime", _OK, have[0], needed=True)
+    try:
+        ort.open_runtime()
+    except (Blip2rtError, ImportError) as error:
+        mend = f"pip install --force-reinstall {have[0].partition(' ')[0]}"
+        return Finding(
+            "ONNX Runtime", _BROKEN, f"{have[0]}, but {error}".partition(": pip install")[0], mend, needed=True
+        )
+    return Finding("ONNX Runtime", _OK, f"{have[0]}, and its library opens", needed=True)
+
+
+def _captions() -> Finding:
+    """Caption a picture with the embedded model, as `blip2rt caption` does."""
+    started = time.perf_counter()
+    try:
+        load().caption(np.full((64, 64, 3), 128, np.uint8), max_new_tokens=4)
+    except Blip2rtError as error:
+        mend = "blip2rt verify says which file was altered: install blip2rt again"
+        return Finding("captions", _BROKEN, str(error), mend, needed=True)
+    return Finding(
+        "captions", _OK, f"a grey picture is captioned in {time.perf_counter() - started:.1f} s", needed=True
+    )
 
 
 def _driver(device: gpu.Gpu | str) -> Finding:
@@ -160,7 +203,7 @@ def _bindings(device: gpu.Gpu | str) -> Finding:
     if version:
         return Finding("cuda-bindings", _OK, version)
     major = 12 if isinstance(device, str) else min(max(device.driver[0], 12), 13)
-    return Finding("cuda-bindings", _MISSING, "not installed", f"pip install '.[trt-cu{major}]' (in the checkout)")
+    return Finding("cuda-bindings", _MISSING, "not installed", pip_install(f"trt-cu{major}"))
 
 
 def _cache() -> Finding:

@@ -1,9 +1,12 @@
 """Image -> pixels. Knows Pillow and numpy, nothing about models: the manifest's ImageSpec says what comes out.
 
 Accepted images:
-- a path (str or os.PathLike) or the bytes of a file in one of FORMATS, told by its content and not by its name,
+- a path (str or os.PathLike), the bytes of a file or an open binary file, in one of FORMATS, told by its content and
+  not by its name,
 - a PIL image,
-- an ndarray (H, W), (H, W, 1), (H, W, 3) or (H, W, 4): uint8 in 0..255, or float in 0..1. Channels are RGB(A).
+- an array, or what gives one by `__array__`: (H, W), (H, W, C) or (C, H, W) of C = 1, 3 or 4 channels, uint8 in 0..255
+  or float in 0..1. Channels are RGB(A), or BGR(A) with color="bgr", and come last where both places fit. An array of
+  four axes is a batch of images (blip2rt.arguments).
 
 What is done with the unusual ones: EXIF orientation is applied; transparent parts are laid over white; 16-bit grey
 (and Pillow's "I", read as 0..65535) is scaled to 8 bits, "F" is read as 0..1; of an animation the first frame counts
@@ -28,7 +31,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeAlias, Union
+from typing import IO, TYPE_CHECKING, Protocol, TypeAlias, Union
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -39,37 +42,53 @@ from .errors import ImageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-ImageLike: TypeAlias = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, Image.Image, "NDArray[np.generic]"]
-"""What an image may be: a path, the bytes of a file, a PIL image or an ndarray."""
 
-ACCEPTED = "a path, the bytes of an image file, a PIL image or an ndarray"
+class HasArray(Protocol):
+    """A tensor of another library."""
+
+    def __array__(self) -> NDArray[np.generic]: ...
+
+
+ImageLike: TypeAlias = Union[
+    str, "os.PathLike[str]", bytes, bytearray, memoryview, IO[bytes], Image.Image, "NDArray[np.generic]", HasArray
+]
+"""What an image may be: a path, the bytes of a file, an open file, a PIL image or an array."""
+
+ACCEPTED = "a path, the bytes of an image file, an open file, a PIL image or an array"
 ACCEPTED_ARRAYS = "(H, W), (H, W, 3) or (H, W, 4), uint8 in 0..255 or float in 0..1"
+COLORS = ("rgb", "bgr")  # what an array's channels may be
 SCALED_TOLERANCE = 4.0  # of 255, the mean over an image: 12-megapixel photographs come to 0.2, random tiles to 3.2
 MAX_PIXELS = 50_000_000  # of an image file, unless load(max_pixels=) says otherwise
 MAX_SIDE = 65_535  # pixels of an image file's width or height
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF")  # no plugin of Pillow runs but theirs
 _MARGIN = 2  # times the wanted size that scaled decoding keeps, for the filter to work on
 _ORIENTATION = 0x0112
+_CHANNELS = (1, 3, 4)
 _open_lock = threading.Lock()  # warnings.catch_warnings is not thread-safe
 
 
 def to_pixels(
-    images: Sequence[ImageLike], spec: ImageSpec, *, scaled: bool = False, max_pixels: int = MAX_PIXELS
+    images: Sequence[ImageLike],
+    spec: ImageSpec,
+    *,
+    scaled: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    color: str = "rgb",
 ) -> NDArray[np.float32]:
     """Images -> pixels (B, 3, height, width) float32. Raises ImageError."""
     if not images:
         return np.zeros((0, 3, spec.height, spec.width), np.float32)
-    rgb = [prepare(image, spec, scaled=scaled, max_pixels=max_pixels) for image in images]
+    rgb = [prepare(image, spec, scaled=scaled, max_pixels=max_pixels, color=color) for image in images]
     return normalize(np.stack(rgb), spec)
 
 
 def prepare(
-    image: ImageLike, spec: ImageSpec, *, scaled: bool = False, max_pixels: int = MAX_PIXELS
+    image: ImageLike, spec: ImageSpec, *, scaled: bool = False, max_pixels: int = MAX_PIXELS, color: str = "rgb"
 ) -> NDArray[np.uint8]:
     """Image -> RGB (height, width, 3) uint8, resized by the spec's filter, aspect ratio ignored. Raises ImageError."""
     resample = Image.Resampling[spec.resample.upper()]
     least = _MARGIN * max(spec.width, spec.height) if scaled else None  # the larger: the image may lie on its side
-    rgb = load_rgb(image, least, max_pixels)
+    rgb = load_rgb(image, least, max_pixels, color)
     try:
         return np.asarray(rgb.resize((spec.width, spec.height), resample))
     except MemoryError:
@@ -85,25 +104,49 @@ def normalize(rgb: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]:
     return pixels
 
 
-def load_rgb(image: ImageLike, least: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_rgb(
+    image: ImageLike, least: int | None = None, max_pixels: int = MAX_PIXELS, color: str = "rgb"
+) -> Image.Image:
     """Any accepted image -> a PIL image of mode RGB, upright. Raises ImageError.
 
     least: a JPEG file may be decoded smaller, as long as neither side has fewer pixels; None: as it is.
-    max_pixels: width times height of a file, at most.
+    max_pixels: width times height of a file, at most. color: of an array's channels, one of COLORS.
     """
-    if isinstance(image, np.ndarray):
-        return _to_rgb(_from_array(image), "the ndarray")
     if isinstance(image, Image.Image):
         return _decode(image, f"the PIL image ({image.mode}, {image.width} x {image.height})")
-    if isinstance(image, bytes | bytearray | memoryview):
+    if isinstance(image, str | os.PathLike):
+        return _load_file(image, least, max_pixels)
+    if hasattr(image, "read"):
+        image = _contents(image)
+    if isinstance(image, bytes | bytearray) or (isinstance(image, memoryview) and image.ndim == 1):
         name = f"the image of {len(image):,} bytes"
         if len(image) == 0:
             raise ImageError("the image is empty: 0 bytes")
         with _open(io.BytesIO(image), name, max_pixels) as opened:
             return _decode(opened, name, least)
-    if isinstance(image, str | os.PathLike):
-        return _load_file(image, least, max_pixels)
+    if isinstance(image, memoryview) or hasattr(image, "__array__"):
+        return _to_rgb(_from_array(_array(image), color), "the array")
     raise ImageError(f"cannot take an image of type {type(image).__name__}: give {ACCEPTED}")
+
+
+def _contents(file: IO[bytes]) -> bytes:
+    """What an open file holds from where it stands. Raises ImageError."""
+    try:
+        data = file.read()
+    except (OSError, ValueError) as error:  # closed, or opened for writing
+        raise ImageError(f"cannot read the open file: {error}") from None
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise ImageError(f"the open file gives {type(data).__name__}, not bytes: open it with mode 'rb'")
+    return bytes(data)
+
+
+def _array(image: HasArray | memoryview) -> NDArray[np.generic]:
+    """The array of a tensor of any library. Raises ImageError."""
+    try:
+        return np.asarray(image)
+    except (TypeError, ValueError, RuntimeError) as error:  # it is on a GPU, or wants gradients
+        reason = " ".join(str(error).split())
+        raise ImageError(f"cannot take the {type(image).__name__} as an array: {reason}") from None
 
 
 def _load_file(path: str | os.PathLike[str], least: int | None, max_pixels: int) -> Image.Image:
@@ -218,18 +261,15 @@ def _to_eight_bits(image: Image.Image, name: str) -> Image.Image:
     return Image.fromarray(np.rint(values * np.float32(255 / top)).astype(np.uint8))
 
 
-def _from_array(array: NDArray[np.generic]) -> Image.Image:
-    """An accepted ndarray -> PIL image of mode L, RGB or RGBA."""
-    what = f"an ndarray of dtype {array.dtype} and shape {array.shape}"
+def _from_array(array: NDArray[np.generic], color: str) -> Image.Image:
+    """An accepted array -> PIL image of mode L, RGB or RGBA."""
+    what = f"an array of dtype {array.dtype} and shape {array.shape}"
+    if array.ndim == 3 and array.shape[2] not in _CHANNELS and array.shape[0] in _CHANNELS:
+        array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    if array.ndim == 4:
-        raise ImageError(f"{what} is not one image: pass a batch as a list of {ACCEPTED_ARRAYS}")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        hint = (
-            "; channels come last: array.transpose(1, 2, 0)" if array.ndim == 3 and array.shape[0] in (1, 3, 4) else ""
-        )
-        raise ImageError(f"{what} is not an image: give {ACCEPTED_ARRAYS}{hint}")
+        raise ImageError(f"{what} is not an image: give {ACCEPTED_ARRAYS}")
     if array.size == 0:
         raise ImageError(f"{what} has no pixels: give {ACCEPTED_ARRAYS}")
     if array.dtype.kind == "f":
@@ -239,4 +279,6 @@ def _from_array(array: NDArray[np.generic]) -> Image.Image:
         array = np.rint(array.astype(np.float32) * 255).astype(np.uint8)
     if array.dtype != np.uint8:
         raise ImageError(f"{what} is not an image: give {ACCEPTED_ARRAYS}")
+    if color == "bgr" and array.ndim == 3:
+        array = array[:, :, [2, 1, 0, 3][: array.shape[2]]]
     return Image.fromarray(np.ascontiguousarray(array))

@@ -133,6 +133,13 @@ class Language:
         """A text that goes on from another -> its token ids."""
         return self._tokenizer.encode_more(prompt)
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Token ids -> text. Raises OptionError for what is no token of the model."""
+        wrong = [each for each in token_ids if not 0 <= each < self._spec.vocab_size]
+        if wrong:
+            raise OptionError(f"{wrong[0]} is no token id: give numbers from 0 to {self._spec.vocab_size - 1}")
+        return self._tokenizer.decode(token_ids)
+
     def need_chat(self) -> None:
         """Raise CapabilityError for a model that reads every question anew, so that no cache holds what was said."""
         why = "its Q-Former looks at the image anew for every question" if self._manifest.question is not None else None

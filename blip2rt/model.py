@@ -10,7 +10,8 @@ pipeline's.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
@@ -21,7 +22,7 @@ from . import bundle as contract
 from .arguments import as_list, one_by_one, pairs, texts_of
 from .backends import OnToken
 from .errors import ImageError, OptionError
-from .image import MAX_PIXELS, ImageLike
+from .image import COLORS, MAX_PIXELS, ImageLike
 from .language import Chat, Scored
 from .options import CaptionOptions, Options, TextOptions, is_whole, merge
 from .pipeline import BATCH, Intake, Match, Pipeline
@@ -29,8 +30,9 @@ from .pipeline import BATCH, Intake, Match, Pipeline
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from .backends import Floats
+    from .backends import Backend, Floats
     from .backends.trt.plans import PlanSizes
+    from .bundle import Bundle
 
     Images: TypeAlias = Sequence[ImageLike]
     One: TypeAlias = Literal[1]
@@ -61,8 +63,9 @@ def load(
     scaled_jpeg: bool = False,
     max_pixels: int = MAX_PIXELS,
     special_tokens: bool = True,
+    color: str = "rgb",
 ) -> Model:
-    """Open a bundle; None is the embedded model, "nano". Its graphs are loaded when they are first needed.
+    """Open a bundle; None or "nano" is the embedded model. Its graphs are loaded when they are first needed.
 
     backend: "ort" (ONNX Runtime) or "trt" (TensorRT, docs/jetson.md; a bundle exported for it).
     device: for ort "cpu" (None) or "cuda"; for trt "cuda".
@@ -71,9 +74,10 @@ def load(
     scaled_jpeg: large JPEGs are decoded at a fraction of their size, faster and not quite the same (blip2rt.image).
     max_pixels: width times height of an image file, at most; what has more is an ImageError.
     special_tokens: False makes "<|im_end|>" in a caller's prompt, question or text plain text, not that token.
+    color: "rgb", or "bgr" where arrays come from OpenCV.
 
     Raises BundleError (missing, damaged, too new), BackendError (unknown name, no GPU), OptionError (threads, device,
-    engines).
+    engines, color).
     """
     if threads is not None and not is_whole(threads, 1, 1024):
         raise OptionError(f"threads is {threads!r}: give a whole number from 1 to 1024, or leave it out for all cores")
@@ -83,9 +87,22 @@ def load(
         raise OptionError(f"max_pixels is {max_pixels!r}: give a number of pixels, 1 or more")
     if not isinstance(special_tokens, bool):
         raise OptionError(f"special_tokens is {special_tokens!r}: give True or False")
-    opened = contract.read(contract.embedded() if bundle is None else bundle)
+    if color not in COLORS:
+        raise OptionError(f"color is {color!r}: give 'rgb', or 'bgr' where arrays come from OpenCV")
+    folder = _folder(bundle)
+    opened = contract.read(folder)
     chosen = backends.create(backend, opened, threads=threads, device=device, engines=engines)
-    return Model(opened, chosen, Intake(scaled_jpeg, max_pixels, special_tokens))
+    again = {"backend": backend, "device": device, "threads": threads, "engines": engines, "scaled_jpeg": scaled_jpeg,
+             "max_pixels": max_pixels, "special_tokens": special_tokens, "color": color}  # fmt: skip
+    opening = partial(load, os.path.abspath(folder), **again)
+    return Model(opened, chosen, Intake(scaled_jpeg, max_pixels, special_tokens, color), opening)
+
+
+def _folder(bundle: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
+    """The bundle's folder. A folder called nano comes before the embedded model."""
+    if bundle is None or (bundle == "nano" and not os.path.exists(bundle)):
+        return contract.embedded()
+    return bundle
 
 
 class Model(Pipeline):
@@ -94,7 +111,47 @@ class Model(Pipeline):
     One image (or text) gives one result, a list gives a list; blip2rt.image says what an image may be.
     Every method raises ImageError for a bad image, OptionError for bad options and texts (all faults at once),
     CapabilityError where the bundle lacks the components, and BackendError when the backend fails.
+
+    A pickled model is opened anew from its folder. `with` closes it at the end.
     """
+
+    def __init__(
+        self, bundle: Bundle, backend: Backend, intake: Intake | None = None, opening: Callable[[], Model] | None = None
+    ) -> None:
+        """opening: loads the same model again, in the process that unpickles it."""
+        super().__init__(bundle, backend, intake)
+        self._opening = opening
+
+    def __reduce__(self) -> tuple[Callable[[], Model], tuple[()]]:
+        if self._opening is None:
+            raise TypeError("this model was not made by blip2rt.load, which is what a pickle calls")
+        return self._opening, ()
+
+    def __repr__(self) -> str:
+        return f"<blip2rt.Model {self._manifest.name!r} for {self._manifest.target}, of {self.bundle.path}>"
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the graphs' memory back. What is called afterwards raises BackendError; closing again does nothing."""
+        self._backend.close()
+
+    def warm_up(self) -> None:
+        """Load every graph and run it once, so that the first call is as fast as those after it."""
+        image = np.zeros((self._manifest.image.height, self._manifest.image.width, 3), np.uint8)
+        if all(map(self.bundle.has, contract.GENERATIVE)):
+            self.caption(image, max_new_tokens=2)
+        if all(map(self.bundle.has, contract.RETRIEVAL)):
+            self.match(image, "a photo")
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Token ids -> the text that a caption of them is. Raises CapabilityError without a language model."""
+        self._need(contract.GENERATIVE, "decode")
+        return self._language.decode(token_ids)
 
     # fmt: off
     @overload
@@ -313,6 +370,41 @@ class Model(Pipeline):
         embeds = self._joined(contract.TEXT_EMBED, (self._backend.text_embeds(*rows) for rows in encoded))
         return embeds[0] if single else embeds
 
+    # Awaited: what is done runs in a thread, and the event loop goes on
+
+    async def acaption(self, image: ImageLike, **options: Unpack[Captioned]) -> str:
+        """`caption` of one image, awaited. Several at once: asyncio.gather."""
+        return await _in_thread(self.caption, image, **options)
+
+    async def aask(self, image: ImageLike, question: str, **options: Unpack[Asked]) -> str:
+        """`ask` of one image and question, awaited."""
+        return await _in_thread(self.ask, image, question, **options)
+
+    async def amatch(self, image: ImageLike, text: str) -> Match:
+        """`match` of one image and text, awaited."""
+        return await _in_thread(self.match, image, text)
+
+    async def astream(
+        self,
+        image: ImageLike,
+        prompt: str | None = None,
+        *,
+        question: str | None = None,
+        **options: Unpack[TextOptions],
+    ) -> AsyncIterator[str]:
+        """`stream`, piece by piece awaited. Leaving the loop ends the generation."""
+        pieces = await _in_thread(self.stream, image, prompt, question=question, **options)
+        while (piece := await _in_thread(next, pieces, None)) is not None:
+            yield piece
+
+    async def aembed_image(self, image: ImageLike) -> Floats:
+        """`embed_image` of one image, awaited: (Q, E) float32."""
+        return await _in_thread(self.embed_image, image)
+
+    async def aembed_text(self, text: str) -> Floats:
+        """`embed_text` of one text, awaited: (E,) float32."""
+        return await _in_thread(self.embed_text, text)
+
     def _captions(
         self,
         images: Iterable[ImageLike],
@@ -335,6 +427,12 @@ class Model(Pipeline):
         shape = self._manifest.components[component].outputs[0].shape
         none = np.zeros([0, *(size if isinstance(size, int) else 0 for size in shape[1:])], np.float32)
         return np.concatenate(list(chunks) or [none])
+
+
+async def _in_thread(function: Callable[..., Any], *given: Any, **options: Any) -> Any:
+    import asyncio  # 50 ms, for those who wait
+
+    return await asyncio.to_thread(function, *given, **options)
 
 
 def _shaped(texts: list[Scored] | ImageError, scores: bool, settings: Mapping[str, Any]) -> Text | ImageError:

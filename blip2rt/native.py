@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from .errors import BackendError
+from .installing import pip_install
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,9 +50,7 @@ def native() -> Core:
     folders = [str(Path(entry or ".") / "blip2rt") for entry in sys.path]
     spec = importlib.machinery.PathFinder.find_spec(name, folders)
     if spec is None or spec.loader is None:
-        raise BackendError(
-            f"blip2rt's native core is not built for this Python: pip install . in {Path(__file__).parents[1]}"
-        )
+        raise BackendError(f"blip2rt's native core is not built for this Python: {pip_install()}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return cast("Core", sys.modules.setdefault(name, module))

@@ -54,6 +54,7 @@ class Intake:
     scaled_jpeg: bool = False
     max_pixels: int = MAX_PIXELS
     special_tokens: bool = True
+    color: str = "rgb"
 
 
 class Pipeline:
@@ -103,11 +104,12 @@ class Pipeline:
     def _prepare_each(self, images: Sequence[ImageLike], keep_going: bool) -> list[NDArray[np.uint8] | ImageError]:
         """Images -> RGB (height, width, 3) each, or its error. An object that is given twice is decoded once."""
         done: dict[int, NDArray[np.uint8] | ImageError] = {}
-        spec, scaled, most = self._manifest.image, self._intake.scaled_jpeg, self._intake.max_pixels
+        spec, intake = self._manifest.image, self._intake
+        how: dict[str, Any] = {"scaled": intake.scaled_jpeg, "max_pixels": intake.max_pixels, "color": intake.color}
         for image in images:
             if id(image) not in done:
                 try:
-                    done[id(image)] = prepare(image, spec, scaled=scaled, max_pixels=most)
+                    done[id(image)] = prepare(image, spec, **how)
                 except ImageError as error:
                     if not keep_going:
                         raise

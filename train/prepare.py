@@ -107,7 +107,7 @@ def url_list(source: Path) -> Iterator[dict[str, str]]:
         try:
             from pyarrow import parquet
         except ImportError as error:
-            raise Blip2rtError("pyarrow is not installed; pip install pyarrow") from error
+            raise Blip2rtError("pyarrow is not installed: pip install pyarrow") from error
         table = parquet.ParquetFile(source)
         columns = {name.lower(): name for name in table.schema_arrow.names}
         url, text = (next((columns[n] for n in names if n in columns), None) for names in (_URL, _TEXT))

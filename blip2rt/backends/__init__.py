@@ -96,6 +96,9 @@ class Backend(ABC):
     def preload(self, *components: str) -> None:  # noqa: B027  # a backend may leave it
         """Begin to load graphs that will soon be needed. Return at once, and never fail."""
 
+    def close(self) -> None:  # noqa: B027  # a backend may leave it
+        """Give back what is held. What is called afterwards raises BackendError; closing again does nothing."""
+
     def vision(self, pixels: Floats) -> Floats:
         """pixels (B, 3, H, W) -> vision_features (B, N, C)"""
         return self._run(contract.VISION, contract.VISION_FEATURES, {contract.PIXELS: pixels})

@@ -32,6 +32,8 @@ FORKED = (
     " (multiprocessing.set_start_method('spawn'))"
 )
 
+CLOSED = "this model is closed: load it again"
+
 _lock = threading.Lock()
 _runtime: Any = None
 
@@ -47,7 +49,7 @@ class Backend(backends.Backend):
         if device not in ("cpu", "cuda"):
             raise OptionError(f"device is {device!r}: the backend ort runs on cpu and cuda")
         if device == "cuda":
-            _check_cuda(_open_runtime())
+            _check_cuda(open_runtime())
         self._cuda = device == "cuda"
         self._bundle = bundle
         self._threads = num_threads() if threads is None else threads
@@ -57,6 +59,15 @@ class Backend(backends.Backend):
         self._generator_lock = threading.Lock()
 
         self._process = os.getpid()
+        self._closed = False
+
+    def close(self) -> None:
+        self._closed = True
+        with self._generator_lock:
+            self._generator = None
+        for component, lock in self._locks.items():
+            with lock:
+                self._sessions.pop(component, None)
 
     def preload(self, *components: str) -> None:
         for component in components:
@@ -118,7 +129,9 @@ class Backend(backends.Backend):
             self._session(component)
 
     def _check_process(self) -> None:
-        """Raise BackendError in a fork. Sessions have threads, and locks may be held by threads, that are not there."""
+        """Raise BackendError of a closed model, and in a fork: threads of sessions are not there, locks are held."""
+        if self._closed:
+            raise BackendError(CLOSED)
         if os.getpid() != self._process:
             raise BackendError(FORKED)
 
@@ -129,7 +142,7 @@ class Backend(backends.Backend):
                 graph = self._bundle.graph(component)
                 try:
                     self._sessions[component] = native().Session(
-                        _open_runtime(), str(graph), self._threads, custom_int8=component == contract.VISION,
+                        open_runtime(), str(graph), self._threads, custom_int8=component == contract.VISION,
                         cuda=self._cuda, files=readable_files(self._bundle, component),
                     )  # fmt: skip
                 except native().GraphError as error:
@@ -200,8 +213,8 @@ def num_threads() -> int:
     return int(value)
 
 
-def _open_runtime() -> Any:
-    """The process's one ONNX Runtime environment."""
+def open_runtime() -> Any:
+    """The process's one ONNX Runtime environment. Raises BackendError."""
     global _runtime
     _hold_forks()
     with _lock:

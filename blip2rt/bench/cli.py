@@ -17,12 +17,13 @@ from ..backends.ort import num_threads
 from ..bundle import embedded, read
 from ..command import Parser, nonempty, run, whole
 from ..errors import OptionError
+from ..installing import pip_install
 from . import collect, ending, geometry, machine, peers, report
 from .stages import Work
 
 _EPILOG = f"""\
 geometries: {", ".join(geometry.GEOMETRIES)}. A bundle of random weights is made once, by the
-exporter (pip install 'blip2rt[export]'), and kept in --cache; nano is the embedded model.
+exporter (the extra `export`), and kept in --cache; nano is the embedded model.
 peers: {", ".join(peers.PEERS)}. Each runs alone, after the others have given back their
 memory, on random weights of the same geometry, or on those of --checkpoint.
 
@@ -137,7 +138,7 @@ def _output_faults(args: argparse.Namespace) -> Iterator[str]:
     if args.plot is None:
         return
     if importlib.util.find_spec("matplotlib") is None:
-        yield "--plot needs matplotlib: pip install 'blip2rt[bench]'"
+        yield f"--plot needs matplotlib: {pip_install('bench')}"
     if Path(args.plot).suffix.lower() not in (".png", ".svg", ".pdf"):
         yield f"--plot {args.plot}: name a file ending in .png, .svg or .pdf"
 

@@ -17,6 +17,7 @@ from .. import __version__
 from ..bundle import MANIFEST, embedded
 from ..bundle.whole import WholeFolder
 from ..errors import Blip2rtError
+from ..installing import pip_install
 from . import ending
 
 NANO = "nano"  # the embedded model: nothing has to be made
@@ -60,7 +61,7 @@ def _make(geometry: str, flag: str, path: Path, *more: str) -> None:
     if missing:
         raise Blip2rtError(
             f"--geometry {geometry} is made by the exporter, and {', '.join(missing)} is not installed: "
-            "pip install 'blip2rt[bench,export]', or measure a bundle with --model"
+            f"{pip_install('bench', 'export')}, or measure a bundle with --model"
         )
     print(f"making {path}, once", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", MODULE, "--geometry", geometry, flag, str(path), *more]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Blip2rtError
+from ..installing import pip_install
 from .report import LABELS
 
 
@@ -17,7 +18,7 @@ def save(result: dict[str, Any], path: Path) -> None:
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise Blip2rtError("--plot needs matplotlib: pip install 'blip2rt[bench]'") from error
+        raise Blip2rtError(f"--plot needs matplotlib: {pip_install('bench')}") from error
     peers = any("stages" in peer for peer in result["peers"].values())
     parts = [_stages, *([_peers] * peers), *([_speed, _memory] * bool(result["scaling"]))]
     figure, axes = plt.subplots(len(parts), 1, figsize=(9, 3.4 * len(parts)), squeeze=False, layout="constrained")

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from blip2rt.errors import Blip2rtError, OptionError
+from blip2rt.installing import pip_install
 
 from . import streaming
 from .weights import Weights
@@ -46,7 +47,7 @@ def add_adapters(llm: nn.Module, rank: int, alpha: float, names: Sequence[str]) 
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise Blip2rtError("peft is not installed: pip install 'blip2rt[lora]'") from error
+        raise Blip2rtError(f"peft is not installed: {pip_install('lora')}") from error
     layers = list(adapted_layers(llm, names))
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers), llm)  # type: ignore[arg-type]
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from blip2rt.errors import Blip2rtError
+from blip2rt.installing import pip_install
 
 from . import streaming
 from .names import vit_name
@@ -259,7 +260,7 @@ def _timm_encoder(name: str, weights: str | None) -> nn.Module:
     try:
         import timm
     except ImportError as error:
-        raise Blip2rtError("timm is not installed: pip install 'blip2rt[train]'") from error
+        raise Blip2rtError(f"timm is not installed: {pip_install('train')}") from error
     if not timm.is_model(name):
         raise Blip2rtError(f"vision source timm:{name}: timm has no such model: see timm.list_models()")
     model = timm.create_model(name, pretrained=weights == PRETRAINED)

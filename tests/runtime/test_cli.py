@@ -98,7 +98,14 @@ def test_ask_and_match_print_answers_and_scores(tiny, folder, capsys):
     out = run(capsys, "ask", "a.png", "what is red", "--model", tiny.path, "--json")[1]
     assert json.loads(out) == {"image": "a.png", "question": "what is red", "answer": answer}
     out = run(capsys, "match", "a.png", "a dog", "--model", tiny.path)[1]
-    assert out == f"probability {match.probability:.3f}  cosine {match.cosine:.3f}  score {match.score:.2f}\n"
+    line = "score {0.score:6.2f}  probability {0.probability:.3f}  cosine {0.cosine:6.3f}".format
+    assert out == line(match) + "\n"
+    texts = ["a dog", "a red cat", "the sea"]
+    ranked = sorted(zip(model.match("a.png", texts), texts, strict=True), key=lambda row: -row[0].score)
+    out = run(capsys, "match", "a.png", *texts, "--model", tiny.path)[1]
+    assert out.splitlines() == [f"{line(match)}  {text}" for match, text in ranked]
+    out = run(capsys, "match", "a.png", *texts, "--model", tiny.path, "--json")[1]
+    assert [json.loads(line)["text"] for line in out.splitlines()] == [text for _, text in ranked]
     out = json.loads(run(capsys, "match", "a.png", "a dog", "--model", tiny.path, "--json")[1])
     assert [out[name] for name in ("probability", "cosine", "score")] == pytest.approx(
         [match.probability, match.cosine, match.score]
@@ -289,7 +296,7 @@ def test_source_folder_finds_the_installed_core(tmp_path):
     def output() -> str:
         return subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path / "source", text=True)
 
-    assert output().startswith("BackendError blip2rt's native core is not built for this Python: pip install .")
+    assert output().startswith("BackendError blip2rt's native core is not built for this Python: pip install blip2rt")
     shutil.copy(native.__file__, tmp_path / "site" / "blip2rt")
     assert output().strip() == str(tmp_path / "site" / "blip2rt" / Path(native.__file__).name)
 

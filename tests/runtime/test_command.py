@@ -17,6 +17,7 @@ import blip2rt
 from blip2rt import command
 from blip2rt.command import Parser, UsageError, nonempty, path, run, whole
 from blip2rt.errors import ImageError, OptionError
+from blip2rt.installing import pip_install
 
 ROOT = Path(__file__).parents[2]
 
@@ -147,7 +148,7 @@ def test_help(called: str, call: Callable[..., tuple[int, str, str]]) -> None:
     )
     assert all(f"{called} {name}" in COMMANDS for name in subcommands), "a subcommand that is new has to be tested, too"
     options = shown(out)
-    assert "-h --help" in options and "--version" in options
+    assert "-h --help" in options and "-V --version" in options
     for option, about in options.items():
         assert "_" not in option, about
         assert about.count("default") <= 1 and not re.search(r"\[[^\]]*\]$", about), about
@@ -290,7 +291,7 @@ def test_defaults_are_shown_once() -> None:
         (
             ModuleNotFoundError("No module", name="torch"),
             2,
-            "error: torch is not installed: pip install 'blip2rt[train]'",
+            f"error: torch is not installed: {pip_install('train')}",
         ),
         (KeyboardInterrupt(), 130, "half of it is kept"),
         (OSError(13, "Permission denied", "out.json"), 2, "error: out.json: Permission denied"),

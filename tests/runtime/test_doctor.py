@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from blip2rt import doctor
+from blip2rt.backends import ort
 from blip2rt.backends.trt import gpu
 from blip2rt.cli import main
-from blip2rt.errors import BackendError
+from blip2rt.errors import BackendError, BundleError
+from blip2rt.installing import pip_install
 
 ORIN = gpu.Gpu("Orin", (8, 7), 8 << 30, (12, 6), True, 8)
 
@@ -23,7 +26,7 @@ def test_doctor_describes_this_machine(capsys: pytest.CaptureFixture[str]) -> No
     code = main(["doctor"])
     said = capsys.readouterr().out
     assert code == 0 and all(
-        word in said for word in ("driver", "TensorRT", "ONNX Runtime", "memory", "captions run here")
+        word in said for word in ("machine", "ONNX Runtime", "memory", "is captioned in", "captions run here")
     )
 
 
@@ -45,11 +48,50 @@ def test_a_core_that_is_absent_or_cannot_be_loaded_is_named(
     found = doctor.examine()
     assert lines(found)["native core"].state == state
     text, code = doctor.report(found)
-    assert code == 2 and "-> pip install ." in text
+    assert code == 2 and f"-> {pip_install()} (where it is built" in text
+
+
+def test_without_a_gpu_nvidia_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless something is installed that is made for one."""
+    monkeypatch.setattr(gpu, "_LIBRARIES", ("libnothing.so",))
+    version = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda package: version(package) if package == "onnxruntime" else None)
+    found = lines(doctor.examine())
+    assert list(found) == ["machine", "memory", "native core", "ONNX Runtime", "captions", "NVIDIA GPU"]
+    assert "no NVIDIA driver" in found["NVIDIA GPU"].text
+    assert "captions run here, on the CPU" in doctor.report(list(found.values()))[0]
+
+
+def test_a_library_that_is_gone_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As onnxruntime and onnxruntime-gpu leave it, when one is removed."""
+    (tmp_path / "onnxruntime" / "capi").mkdir(parents=True)
+    (tmp_path / "onnxruntime" / "__init__.py").touch()
+    monkeypatch.setattr(ort, "_runtime", None)
+    monkeypatch.syspath_prepend(tmp_path)
+    text, code = doctor.report(doctor.examine())
+    assert code == 2 and "-> pip install --force-reinstall onnxruntime" in text and "libonnxruntime" in text
+    assert "captioned" not in text
+
+
+def test_a_damaged_model_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load() -> None:
+        raise BundleError("vision.onnx is missing")
+
+    monkeypatch.setattr(doctor, "load", load)
+    text, code = doctor.report(doctor.examine())
+    assert code == 2 and "vision.onnx is missing" in text and "blip2rt verify" in text
+
+
+def test_json_has_every_finding(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["runs"] is True
+    assert {"machine", "captions"} <= {finding["name"] for finding in said["findings"]}
 
 
 def test_a_lacking_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "_LIBRARIES", ("libnothing.so",))
+    monkeypatch.setattr(doctor, "_version", lambda package: "1.0" if package != "onnxruntime-gpu" else None)
     found = lines(doctor.examine())
     assert found["driver"].state == "missing" and "libcuda" in found["driver"].text and "GPU" not in found
 

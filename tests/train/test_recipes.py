@@ -306,7 +306,7 @@ def script(name: str, *arguments: str, blocked: str = "") -> str:
 def test_nanos_scripts_answer_what_is_wrong_in_one_line(name: str, arguments: list[str]) -> None:
     missing = "out" if name == "clip.py" else "ckpt, weights, out"
     assert script(name) == f"{name}: error: missing: {missing} (see {name} --help)\n"
-    assert "torch is not installed: pip install 'blip2rt[train" in script(name, *arguments, blocked="torch")
+    assert "torch is not installed: pip install " in script(name, *arguments, blocked="torch")
 
 
 def test_half_of_an_encoder_is_what_it_began_with(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from blip2rt.errors import Blip2rtError
+from blip2rt.installing import pip_install
 
 _TOKEN = re.compile(
     r"""https?://\S+ | [\w.]+@\w+(?:\.\w+)+ | \w+(?:\.\w+)*\.(?:com|org|net|edu|gov)\b  # addresses
@@ -40,7 +41,7 @@ def coco_scorers() -> tuple[Any, Any, Any]:
         from pycocoevalcap.cider.cider import Cider
         from pycocoevalcap.rouge.rouge import Rouge
     except ImportError as error:
-        raise Blip2rtError("pycocoevalcap is not installed: pip install 'blip2rt[eval]'") from error
+        raise Blip2rtError(f"pycocoevalcap is not installed: {pip_install('eval')}") from error
     return Bleu(4), Rouge(), Cider()
 
 

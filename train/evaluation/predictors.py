@@ -15,6 +15,7 @@ import numpy as np
 from blip2rt import backends
 from blip2rt import bundle as contract
 from blip2rt.errors import Blip2rtError
+from blip2rt.installing import pip_install
 from blip2rt.model import Model
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def open_predictor(
         from .torch_predictor import TorchPredictor
     except ModuleNotFoundError as error:
         raise Blip2rtError(
-            f"{source} is no bundle, and for checkpoints {error.name} is not installed: pip install 'blip2rt[train]'"
+            f"{source} is no bundle, and for checkpoints {error.name} is not installed: {pip_install('train')}"
         ) from error
     return TorchPredictor(source, parts, precision, prompt)
 

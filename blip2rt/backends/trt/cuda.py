@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...errors import BackendError
+from ...installing import pip_install
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: work on the default stream, TensorRT's builder's for one, is not waited for
 _NO_TIMING = 2  # CU_EVENT_DISABLE_TIMING
@@ -33,7 +34,7 @@ def load_bindings() -> tuple[Any, Any]:
         return importlib.import_module("cuda.bindings.driver"), importlib.import_module("cuda.bindings.nvrtc")
     except ImportError as error:
         raise BackendError(
-            f"the TensorRT backend needs cuda-bindings ({error}): pip install 'blip2rt[trt-cu12]', or trt-cu13 by what "
+            f"the TensorRT backend needs cuda-bindings ({error}): {pip_install('trt-cu12')}, or trt-cu13 by what "
             "`blip2rt doctor` says of the driver"
         ) from error
 

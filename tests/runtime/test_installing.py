@@ -1,0 +1,45 @@
+"""The commands that errors name work for how blip2rt was installed."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from blip2rt import installing
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_of_a_checkout_the_folder_is_named() -> None:
+    assert shlex.split(installing.pip_install("train", "eval")) == ["pip", "install", f"{ROOT}[train,eval]"]
+    assert shlex.split(installing.pip_install()) == ["pip", "install", str(ROOT)]
+
+
+@pytest.mark.parametrize(
+    ("origin", "wanted"),
+    [
+        (None, "blip2rt[train]"),
+        ({}, "blip2rt[train]"),
+        ({"url": "file:///gone/blip2rt", "dir_info": {}}, "blip2rt[train]"),
+        (
+            {"url": "https://example.org/blip2rt.git", "vcs_info": {"vcs": "git", "commit_id": "1"}},
+            "blip2rt[train] @ git+https://example.org/blip2rt.git",
+        ),
+        ("here", "{here}[train]"),
+    ],
+)
+def test_else_what_it_came_from(origin: object, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index, a folder that is gone, a repository, a folder with a space in its name."""
+    here = tmp_path / "a checkout"
+    here.mkdir()
+    if origin == "here":
+        origin = {"url": here.as_uri(), "dir_info": {}}
+    text = None if origin is None else json.dumps(origin)
+    monkeypatch.setattr(metadata, "distribution", lambda name: SimpleNamespace(read_text=lambda file: text))
+    monkeypatch.setattr(installing, "__file__", str(tmp_path / "site-packages" / "blip2rt" / "installing.py"))
+    assert shlex.split(installing.pip_install("train"))[2] == wanted.format(here=here)

@@ -1,0 +1,155 @@
+"""What stands around a model: opened by name, closed, pickled, warmed up, awaited; arrays of any layout and colour."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import multiprocessing
+import pickle
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import blip2rt
+from blip2rt.errors import BackendError, ImageError, OptionError
+from blip2rt.image import prepare
+from tests.tiny.bundle import Tiny
+
+pytest.importorskip("blip2rt._native")
+
+
+def test_nano_is_a_name_unless_a_folder_has_it(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert blip2rt.load("nano").bundle.manifest.name == "nano"
+    (tmp_path / "nano").symlink_to(tiny.path)
+    assert blip2rt.load("nano").bundle.path == Path("nano")
+
+
+def test_a_closed_model_says_so(tiny: Tiny, photo: Any) -> None:
+    image = photo()
+    with blip2rt.load(tiny.path) as model:
+        assert model.caption(image)
+        assert str(tiny.path) in repr(model)
+    for call in (lambda: model.caption(image), lambda: model.match(image, "a dog"), model.warm_up):
+        with pytest.raises(BackendError, match="closed: load it again"):
+            call()
+    model.close()
+
+
+def test_a_pickled_model_is_opened_anew_with_its_options(
+    tiny: Tiny, photo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = photo()
+    monkeypatch.chdir(tiny.path.parent)
+    model = blip2rt.load(tiny.path.name, threads=1, color="bgr")
+    packed, want = pickle.dumps(model), model.caption(image)
+    monkeypatch.chdir("/")
+    again = pickle.loads(packed)
+    assert again.caption(image) == want
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(model.caption, (image,)) == want
+
+
+def test_token_ids_become_text(tiny: Tiny, photo: Any) -> None:
+    model = blip2rt.load(tiny.path)
+    image, said = photo(), []
+    text = model.caption(image, num_beams=1, on_token=lambda image, draw, token: said.append(token))
+    assert model.decode(said) == text
+    with pytest.raises(OptionError, match="-1 is no token id"):
+        model.decode([-1])
+
+
+def test_the_first_call_after_warming_up_loads_nothing(tiny: Tiny, photo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from blip2rt.backends import ort
+
+    model = blip2rt.load(tiny.path)
+    model.warm_up()
+    monkeypatch.setattr(ort, "native", None)  # what opens a session
+    assert model.caption(photo()) is not None
+    assert model.match(photo(), "a dog")
+
+
+def test_awaited_calls_give_the_same_and_let_the_loop_go_on(tiny: Tiny, photo: Any) -> None:
+    model, image = blip2rt.load(tiny.path), photo()
+    threads = set()
+
+    async def all_of_them() -> tuple[Any, ...]:
+        def note(*_: int) -> None:
+            threads.add(threading.get_ident())
+
+        first = await model.acaption(image, num_beams=1, on_token=note)
+        pieces = [piece async for piece in model.astream(image)]
+        rest = await asyncio.gather(
+            model.aask(image, "what is red"), model.amatch(image, "a dog"),
+            model.aembed_image(image), model.aembed_text("a dog"),
+        )  # fmt: skip
+        return first, "".join(pieces), *rest
+
+    caption, stream, answer, match, by_image, by_text = asyncio.run(all_of_them())
+    assert threading.get_ident() not in threads
+    assert caption == model.caption(image, num_beams=1) and stream == "".join(model.stream(image))
+    assert answer == model.ask(image, "what is red") and match == model.match(image, "a dog")
+    np.testing.assert_array_equal(by_image, model.embed_image(image))
+    np.testing.assert_array_equal(by_text, model.embed_text("a dog"))
+
+
+class Tensor:
+    """What other libraries have."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return self._array
+
+
+def test_arrays_of_every_layout_are_the_same_image(tiny: Tiny, photo: Any) -> None:
+    rgb, spec = photo(), blip2rt.load(tiny.path).bundle.manifest.image
+    want = prepare(rgb, spec)
+    file = io.BytesIO()
+    Image.fromarray(rgb).save(file, "png")
+    for same in (
+        rgb.transpose(2, 0, 1), Tensor(rgb), Tensor(rgb.transpose(2, 0, 1)), memoryview(rgb),
+        memoryview(file.getvalue()), io.BytesIO(file.getvalue()),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(prepare(same, spec), want)
+    np.testing.assert_array_equal(prepare(rgb[:, :, ::-1], spec, color="bgr"), want)
+    alpha = np.dstack([rgb, np.full(rgb.shape[:2], 255, np.uint8)])
+    np.testing.assert_array_equal(prepare(alpha[:, :, [2, 1, 0, 3]], spec, color="bgr"), want)
+
+
+def test_a_batch_is_a_list_of_images(tiny: Tiny, photo: Any) -> None:
+    model = blip2rt.load(tiny.path)
+    images = [photo(), photo()]
+    batch = np.stack(images)
+    want = model.caption(images)
+    assert model.caption(batch) == model.caption(batch.transpose(0, 3, 1, 2)) == want
+    assert model.caption(Tensor(batch[0])) == want[0]
+
+
+def test_opencvs_colours_are_told_by_load(tiny: Tiny, photo: Any) -> None:
+    image = photo()
+    want = blip2rt.load(tiny.path).embed_image(image)
+    bgr = blip2rt.load(tiny.path, color="bgr")
+    np.testing.assert_array_equal(bgr.embed_image(image[:, :, ::-1]), want)
+    np.testing.assert_array_equal(bgr.embed_image(Image.fromarray(image)), want)  # a file says what it holds
+    with pytest.raises(OptionError, match="color is 'BGR': give 'rgb', or 'bgr'"):
+        blip2rt.load(tiny.path, color="BGR")
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    spec = blip2rt.load().bundle.manifest.image
+    (tmp_path / "a.txt").write_text("words")
+    with (
+        (tmp_path / "a.txt").open() as text,
+        pytest.raises(ImageError, match="gives str, not bytes: open it with mode"),
+    ):
+        prepare(text, spec)  # type: ignore[arg-type]
+    closed = io.BytesIO(b"x")
+    closed.close()
+    with pytest.raises(ImageError, match="cannot read the open file"):
+        prepare(closed, spec)
