@@ -31,7 +31,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol, TypeAlias, Union
+from typing import IO, TYPE_CHECKING, Protocol, TypeAlias, Union, cast
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -117,7 +117,7 @@ def load_rgb(
     if isinstance(image, str | os.PathLike):
         return _load_file(image, least, max_pixels)
     if hasattr(image, "read"):
-        image = _contents(image)
+        image = _contents(cast("IO[bytes]", image))
     if isinstance(image, bytes | bytearray) or (isinstance(image, memoryview) and image.ndim == 1):
         name = f"the image of {len(image):,} bytes"
         if len(image) == 0:

@@ -92,8 +92,10 @@ def load(
     folder = _folder(bundle)
     opened = contract.read(folder)
     chosen = backends.create(backend, opened, threads=threads, device=device, engines=engines)
-    again = {"backend": backend, "device": device, "threads": threads, "engines": engines, "scaled_jpeg": scaled_jpeg,
-             "max_pixels": max_pixels, "special_tokens": special_tokens, "color": color}  # fmt: skip
+    again: dict[str, Any] = {
+        "backend": backend, "device": device, "threads": threads, "engines": engines, "scaled_jpeg": scaled_jpeg,
+        "max_pixels": max_pixels, "special_tokens": special_tokens, "color": color,
+    }  # fmt: skip
     opening = partial(load, os.path.abspath(folder), **again)
     return Model(opened, chosen, Intake(scaled_jpeg, max_pixels, special_tokens, color), opening)
 

@@ -7,6 +7,7 @@ import importlib
 import io
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -110,6 +111,19 @@ def unknown_options(command: str) -> list[str]:
 @EVERY_PAGE_OF_TODAY
 def test_options_that_are_shown_exist(page: Path) -> None:
     assert not [fault for command in typed(page) for fault in unknown_options(command)]
+
+
+@pytest.mark.parametrize("name", ["robot.md"])
+def test_the_python_of_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks one after the other, on the photograph that is here."""
+    pytest.importorskip("cv2")
+    shutil.copy(ROOT / "docs" / "photo.jpg", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / name).read_text(), re.MULTILINE | re.DOTALL)
+    assert blocks
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, name, "exec"), names)
 
 
 def test_pages_are_short_enough_to_be_read() -> None:

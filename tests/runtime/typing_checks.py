@@ -39,7 +39,8 @@ def images_of_every_kind(model: Model, pixels: NDArray[np.uint8], picture: Image
     model.caption(3)  # type: ignore[call-overload]
     model.caption(None)  # type: ignore[call-overload]
     model.caption([1, 2])  # type: ignore[list-item]
-    model.caption(open("a.jpg", "rb"))  # type: ignore[call-overload]  # noqa: SIM115
+    assert_type(model.caption(open("a.jpg", "rb")), str)  # noqa: SIM115
+    model.caption(open("a.jpg"))  # type: ignore[arg-type]  # noqa: SIM115
 
 
 def captions(model: Model, one_or_many: Path | list[Path]) -> None:
