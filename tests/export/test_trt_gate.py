@@ -64,8 +64,11 @@ def text_config(name: str) -> Any:
     )  # fmt: skip
 
 
-def nano(folder: Path, layers: int = 30) -> tuple[Blip2Config, Blip2Config]:
-    """Both stages of nano with random weights: its checkpoints are not here. layers: of its language model's 30."""
+def nano(folder: Path, layers: int = 30, qformer_layers: int = 6) -> tuple[Blip2Config, Blip2Config]:
+    """Both stages of nano with random weights: its checkpoints are not here.
+
+    layers, qformer_layers: of its language model and its Q-Former; a short one compiles the same layers in less time.
+    """
     bert, encoder = str(tiny_parts.bert_folder(folder / "bert")), VisionConfig()
     language = transformers.LlamaConfig(
         vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=layers, num_attention_heads=9,
@@ -74,8 +77,12 @@ def nano(folder: Path, layers: int = 30) -> tuple[Blip2Config, Blip2Config]:
     source = tiny_parts.llm_folder(folder / "llm")
     transformers.LlamaForCausalLM(language).save_pretrained(source)
     llm = LlmConfig(str(source), bits=4, block=64, end="<|end|>")
-    first = Blip2Config(1, encoder, QFormerConfig(), qformer_init=bert, embed_dim=256, sources=SOURCES)
-    return first, Blip2Config(2, encoder, QFormerConfig(text_branch=False), llm, qformer_init=bert, sources=SOURCES)
+    first = Blip2Config(
+        1, encoder, QFormerConfig(layers=qformer_layers), qformer_init=bert, embed_dim=256, sources=SOURCES
+    )
+    return first, Blip2Config(
+        2, encoder, QFormerConfig(layers=qformer_layers, text_branch=False), llm, qformer_init=bert, sources=SOURCES
+    )
 
 
 def parts(name: str, folder: Path) -> Iterator[tuple[str, Any]]:
@@ -86,7 +93,7 @@ def parts(name: str, folder: Path) -> Iterator[tuple[str, Any]]:
         yield from targets.TRT.llm_graphs(model.llm, 64)
         return
     if name == "nano":
-        first, second = map(Blip2, nano(folder, layers=2))
+        first, second = map(Blip2, nano(folder, layers=2, qformer_layers=2))
         yield from targets.TRT.llm_graphs(second.llm, 64)
         found = qformer.retrieval_parts(first) + image_parts(second)
     elif name == "retrieval":
@@ -169,7 +176,7 @@ def test_tensorrt_builds_image_and_text_graphs(
 
 @pytest.mark.parametrize("precision", ["fp16", "int8-static"])
 def test_tensorrt_builds_nano(precision: str, traced: Callable[..., Any], tmp_path: Path) -> None:
-    """Its seven graphs, with two of the language model's layers, which are alike; match and embed have no int8."""
+    """Its seven graphs, each with two of its transformers' layers, which are alike; match and embed have no int8."""
     models = traced("nano")
     retrieval = {name for name in models if precision != "fp16" and name not in ("vision", "qformer", "embed", "llm")}
     files = write({name: model for name, model in models.items() if name not in retrieval}, precision, tmp_path)
