@@ -128,6 +128,22 @@ def _doctor(args: argparse.Namespace) -> int:
     return code
 
 
+def _completion(args: argparse.Namespace) -> int:
+    """Print what a shell reads to complete commands, options and files."""
+    import shtab
+
+    parser = _parser()
+    assert parser._subparsers is not None
+    for command in parser._subparsers._group_actions[0].choices.values():  # type: ignore[union-attr, call-overload]
+        for action in command._actions:
+            if action.metavar in ("IMAGE", "FILE"):
+                action.complete = shtab.FILE
+            elif action.metavar == "BUNDLE":
+                action.complete = shtab.DIRECTORY
+    print(shtab.complete(parser, args.shell))
+    return 0
+
+
 def _progress() -> Callable[[int, int], None]:
     """A line on the terminal that counts per cent, for bundles that take their time."""
     shown = -1
@@ -233,6 +249,12 @@ def _parser() -> Parser:
                          "too")  # fmt: skip
     command = add("doctor", _doctor, "examine this machine: what is missing, and the command that mends it")
     command.add_argument("--json", action="store_true", help="print one JSON object")
+    command = add("completion", _completion, "print what a shell reads to complete this command",
+                  description="Print what a shell reads to complete this command; needs the package shtab.\n\n"
+                  "bash  eval \"$(blip2rt completion bash)\" in ~/.bashrc\n"
+                  "zsh   blip2rt completion zsh > ~/.zfunc/_blip2rt, with ~/.zfunc in $fpath\n"
+                  "fish  blip2rt completion fish > ~/.config/fish/completions/blip2rt.fish")  # fmt: skip
+    command.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
     return parser
 
 

@@ -22,6 +22,7 @@ the exact way. Other formats, and images that are decoded already, are not touch
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import io
@@ -130,8 +131,10 @@ def load_rgb(
 
 
 def _contents(file: IO[bytes]) -> bytes:
-    """What an open file holds from where it stands. Raises ImageError."""
+    """What an open file holds, from its start where it can go back. Raises ImageError."""
     try:
+        with contextlib.suppress(AttributeError, io.UnsupportedOperation):
+            file.seek(0)
         data = file.read()
     except (OSError, ValueError) as error:  # closed, or opened for writing
         raise ImageError(f"cannot read the open file: {error}") from None

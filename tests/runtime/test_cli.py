@@ -306,3 +306,20 @@ def test_the_core_is_found_in_one_place():
     direct = ("from .._native", "from ._native", "from . import _native", "import blip2rt._native")
     found = [p.name for p in (ROOT / "blip2rt").rglob("*.py") if any(each in p.read_text("utf-8") for each in direct)]
     assert found == ["native.py"], "which names its types, for mypy alone"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_and_options(shell, capsys, tmp_path):
+    pytest.importorskip("shtab")
+    code, out, err = run(capsys, "completion", shell)
+    assert (code, err) == (0, "") and all(word in out for word in ("caption", "doctor", "beams"))
+    if shell == "bash":
+        (tmp_path / "completion").write_text(out)
+        asked = "source completion; COMP_WORDS=(blip2rt {}); COMP_CWORD={}; _shtab_blip2rt; echo ${{COMPREPLY[@]}}"
+        for words, index, wanted in (
+            ("ca", 1, "caption"),
+            ("caption --be", 2, "--beams"),
+            ("match --de", 2, "--device"),
+        ):
+            command = ["bash", "-c", asked.format(words, index)]
+            assert subprocess.check_output(command, cwd=tmp_path, text=True).strip() == wanted

@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "blip2rt match": ("a.png", "a dog", "--backend", "tensorrt"),
     "blip2rt info": None,
     "blip2rt verify": None,
+    "blip2rt completion": ("tcsh",),
     "blip2rt doctor": None,
     "blip2rt-bench": ("--geometry", "huge"),
     "blip2rt-build": ("bundle", "--tensorrt", "rtx"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,7 @@ def test_a_library_that_is_gone_is_found(monkeypatch: pytest.MonkeyPatch, tmp_pa
     (tmp_path / "onnxruntime" / "capi").mkdir(parents=True)
     (tmp_path / "onnxruntime" / "__init__.py").touch()
     monkeypatch.setattr(ort, "_runtime", None)
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)  # whoever has imported it
     monkeypatch.syspath_prepend(tmp_path)
     text, code = doctor.report(doctor.examine())
     assert code == 2 and "-> pip install --force-reinstall onnxruntime" in text and "libonnxruntime" in text

@@ -169,9 +169,8 @@ def test_what_is_no_list_of_images_is_named(model, photo):
     """An open file is one thing, though it can be iterated over; a path is no sequence of letters."""
     stream = io.BytesIO()
     Image.fromarray(photo()).save(stream, "PNG")
-    for call in (model.caption, model.embed_image, lambda image: model.match(image, "a dog")):
-        with pytest.raises(ImageError, match="type BytesIO: give"):
-            call(stream)
+    assert model.caption(stream) == model.caption(stream.getvalue())
+    assert model.match(stream, "a dog") == model.match(stream.getvalue(), "a dog")
     for images in ("a.jpg", Path("a.jpg"), b"x", None, stream):
         with pytest.raises(ImageError, match="give a list"):
             model.caption_each(images)

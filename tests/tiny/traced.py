@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -81,7 +82,12 @@ def _setting(value: Any) -> str:
         data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         return f"{tuple(value.shape)} {value.dtype} {hashlib.sha256(data).hexdigest()}"
     if hasattr(value, "to_json_string"):  # a config of transformers
-        return str(value.to_json_string(use_diff=False))
+        return _placeless(str(value.to_json_string(use_diff=False)))
     if isinstance(value, _PLAIN) or is_dataclass(value):
-        return repr(value)
+        return _placeless(repr(value))
     return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _placeless(text: str) -> str:
+    """Settings without the paths of files, of which a graph knows nothing."""
+    return re.sub(r"""(['"])/.*?\1""", "PATH", text)
