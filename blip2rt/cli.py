@@ -134,7 +134,7 @@ def _completion(args: argparse.Namespace) -> int:
 
     parser = _parser()
     assert parser._subparsers is not None
-    for command in parser._subparsers._group_actions[0].choices.values():  # type: ignore[union-attr, call-overload]
+    for command in parser._subparsers._group_actions[0].choices.values():  # type: ignore[union-attr]
         for action in command._actions:
             if action.metavar in ("IMAGE", "FILE"):
                 action.complete = shtab.FILE

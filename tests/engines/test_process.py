@@ -17,6 +17,8 @@ from tests.engines.native import Chat, Generator, Session, library_path, runtime
 from tests.seeds import new_seed
 from tests.tiny.bundle import HEAD_DIM, WORDS, D, Q, Tiny
 
+pytestmark = pytest.mark.long(12)
+
 ROOT = Path(__file__).parents[2]
 LOAD = """
 import os, sys, threading, time

@@ -17,6 +17,8 @@ from tests.seeds import new_seed
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper
 
+pytestmark = pytest.mark.long(85)
+
 ROOT = Path(__file__).parents[2]
 VERSION = tuple(int(part) for part in runtime().version.split(".")[:2])
 

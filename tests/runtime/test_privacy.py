@@ -12,6 +12,8 @@ import pytest
 
 import blip2rt
 
+pytestmark = pytest.mark.long(15)
+
 ROOT = Path(blip2rt.__file__).parents[1]
 PHOTO = ROOT / "docs" / "photo.jpg"
 COMMANDS = {
