@@ -12,12 +12,13 @@ SOURCES := $(CORE) $(wildcard tests/engines/native/*.cpp)
 MARKDOWN := $(wildcard *.md) docs examples benchmarks recipes  # not nano's card: its hash is in the bundle
 
 PLAIN_CORE := $(filter-out engines/python/%,$(filter %.cpp,$(CORE)))
-COMPILERS := $(foreach c,c++ g++-11 g++-12 g++-13 g++-14 clang++ clang++-14 clang++-19 aarch64-linux-gnu-g++,$(if $(shell command -v $(c)),$(c)))
+KNOWN := c++ g++-11 g++-12 g++-13 g++-14 clang++ clang++-14 clang++-19 aarch64-linux-gnu-g++
+COMPILERS := $(shell for c in $(KNOWN); do p=$$(command -v $$c) && echo $$(readlink -f $$p) $$c; done | awk '!seen[$$1]++ {print $$2}')
 WARNINGS := -std=c++17 -O2 -Wall -Wextra -Werror -Iengines
 ORT_LIBRARY = $(shell $(DEV)/bin/python -c "from blip2rt.backends.ort import find_library; print(find_library())")
 
 .PHONY: demo test test-fast test-locked test-lowest test-slow test-compat lint docs format lock sbom bench bench-loop micro-loop \
-  micro-image micro-graphs sanitize fuzz $(FUZZED) compilers clean
+  micro-image micro-graphs sanitize fuzz compilers clean
 
 demo: $(DEMO)/installed  ## the runtime alone, as a user installs it; captions a photograph
 	$(DEMO)/bin/blip2rt caption docs/photo.jpg
@@ -78,10 +79,11 @@ sanitize: $(DEV)/blip2rt-installed  ## the tests of the core under ASan and UBSa
 
 # An hour each by default; FUZZ_SECONDS=60 for a look, and -j2 to use both cores. build/fuzz keeps what is found.
 FUZZ_SECONDS ?= 3600
-FUZZED := fuzz-core fuzz-options fuzz-manifest fuzz-tokenizer fuzz-image fuzz-checkpoint
+FUZZED := fuzz-core fuzz-operators fuzz-options fuzz-manifest fuzz-tokenizer fuzz-image fuzz-checkpoint
+.PHONY: $(FUZZED)
 fuzz: $(FUZZED)  ## random options, and strangers' files guided by coverage
-fuzz-options: $(DEV)/blip2rt-installed
-	$(RUN) tests.fuzz.options --seconds $(FUZZ_SECONDS)
+fuzz-options fuzz-operators: fuzz-%: $(DEV)/blip2rt-installed
+	$(RUN) tests.fuzz.$* --seconds $(FUZZ_SECONDS)
 fuzz-manifest fuzz-tokenizer fuzz-image fuzz-checkpoint: fuzz-%: $(DEV)/blip2rt-installed
 	$(RUN) tests.fuzz.files $* --seconds $(FUZZ_SECONDS)
 
@@ -131,20 +133,27 @@ lock: $(DEV)/blip2rt-installed  ## requirements/*.txt anew from pyproject.toml, 
 	$(RUN) $(LOCK) --generate-hashes requirements/build.in --output-file requirements/build.txt
 	$(RUN) $(LOCK) --resolution lowest-direct pyproject.toml --output-file requirements/lowest.txt
 
-# Only what the locks name is installed, each file against its hash.
-test-locked:  ## the package from hashed requirements alone captions a photograph
+# Only what the lock names builds the wheel, each file against its hash.
+build/locked/built: pyproject.toml CMakeLists.txt $(CORE) $(shell find blip2rt -name '*.py') requirements/build.txt
+	rm -rf build/locked
+	$(PYTHON) -m venv build/locked/venv
+	build/locked/venv/bin/python -m pip install --quiet --require-hashes -r requirements/build.txt
+	build/locked/venv/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/locked .
+	touch $@
+
+test-locked: build/locked/built  ## the package from hashed requirements alone captions a photograph
 	$(PYTHON) -m venv --clear .venv-locked
-	.venv-locked/bin/python -m pip install --quiet --require-hashes -r requirements/build.txt
 	.venv-locked/bin/python -m pip install --quiet --require-hashes -r requirements/runtime.txt
-	.venv-locked/bin/python -m pip install --quiet --no-deps --no-build-isolation .
+	.venv-locked/bin/python -m pip install --quiet --no-deps build/locked/*.whl
 	.venv-locked/bin/blip2rt caption docs/photo.jpg
 
-test-lowest:  ## the runtime on the oldest releases that pyproject.toml allows
+LOWEST := tests/runtime/test_pipeline.py tests/runtime/test_text.py tests/runtime/test_image.py \
+  tests/runtime/test_bundle.py tests/engines/test_untrusted_graphs.py
+test-lowest: build/locked/built  ## the runtime on the oldest releases that pyproject.toml allows
 	$(PYTHON) -m venv --clear .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet -r requirements/lowest.txt pytest "onnx<1.18"
-	.venv-lowest/bin/python -m pip install --quiet --no-deps .
-	.venv-lowest/bin/python -m pytest -p no:cacheprovider tests/runtime/test_pipeline.py tests/runtime/test_text.py \
-	  tests/runtime/test_image.py tests/runtime/test_bundle.py
+	.venv-lowest/bin/python -m pip install --quiet --no-deps build/locked/*.whl
+	.venv-lowest/bin/python -m pytest -p no:cacheprovider $(LOWEST)
 
 sbom: $(DEV)/blip2rt-installed  ## what the runtime is made of, as CycloneDX
 	$(RUN) cyclonedx_py requirements requirements/runtime.txt --pyproject pyproject.toml --output-file build/sbom.json

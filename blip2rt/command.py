@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import errno
 import os
 import re
 import sys
@@ -22,6 +23,7 @@ from . import __version__
 from .errors import Blip2rtError, OptionError
 from .installing import pip_install
 
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 PACKAGES = ("blip2rt", "blip2rt_train", "blip2rt_export", "train", "export")  # one of these that is missing is a bug
 _KINDS: dict[Any, str] = {int: "give a whole number", float: "give a number"}
 _program: ContextVar[str] = ContextVar("program", default="")  # what `run` runs
@@ -236,7 +238,7 @@ def run(
     except MemoryError:
         return complain(program, f"not enough memory: {memory}")
     except Exception as error:  # noqa: BLE001  # safetensors and tokenizers have no OSError for a full disk
-        if "(os error 28)" not in str(error):
+        if not any(f"(os error {number})" in str(error) for number in _FULL):
             raise
         return complain(program, "no space left on the disk: free some and run again")
     finally:

@@ -5,7 +5,9 @@ Knows nothing of the rest of the package, so that every module may raise them.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # controls, and turns of direction
 
@@ -40,3 +42,31 @@ class CapabilityError(Blip2rtError):
 
 class BackendError(Blip2rtError):
     """A backend that is unknown or not installed, or whose engine failed."""
+
+
+_PASSED = (Blip2rtError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, ModuleNotFoundError)
+
+
+@contextlib.contextmanager
+def boundary(what: str, kind: type[Blip2rtError] = Blip2rtError) -> Iterator[None]:
+    """Turn whatever is raised at a stranger's file into an error of one line, "WHAT: the reason".
+
+    A panic of Rust is no Exception, and is caught too. Errors of ours, Ctrl-C, a lack of memory and a package that is
+    missing stay what they are.
+    """
+    try:
+        yield
+    except _PASSED:
+        raise
+    except BaseException as error:  # noqa: BLE001
+        raise kind(f"{what}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what an error says, cut; its type where it says nothing."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)[:300]

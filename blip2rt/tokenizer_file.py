@@ -16,7 +16,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from .errors import Blip2rtError, BundleError
+from .errors import BundleError, boundary
 
 MOST_BYTES = 256 << 20  # of a file; Gemma's has 33 MB
 MOST_GROWTH = 64  # times, all normalizers or decoders together; NFKC makes at most 18 characters of one
@@ -47,12 +47,8 @@ def read_tokenizer(file: Path) -> Tokenizer:
 @contextlib.contextmanager
 def guarded(file: Path | str, what: str = "failed as a tokenizer") -> Iterator[None]:
     """Turn whatever the library raises into a BundleError with the file's name."""
-    try:
+    with boundary(f"{file} {what}", BundleError):
         yield
-    except (Blip2rtError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # noqa: BLE001  # a panic of Rust is no Exception
-        raise BundleError(f"{file} {what}: {str(error)[:200] or type(error).__name__}") from None
 
 
 def _faults(tokenizer: Tokenizer) -> list[str]:

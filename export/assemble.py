@@ -110,6 +110,7 @@ def _load(choices: Choices, progress: Progress) -> list[Any]:
         if checkpoint is not None:
             progress.line(f"loading {checkpoint.source}")
             models.append(checkpoint.load(vision=not models))
+            describe.require_tokenizers(models[-1].config)  # before hours of work
     return models
 
 

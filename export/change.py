@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
-from blip2rt.errors import Blip2rtError, OptionError
+from blip2rt.errors import OptionError, boundary
 from blip2rt.modeling import hugging_face
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.checkpoints import CONFIG, WEIGHTS, locate
+from blip2rt.modeling.json_file import read_json
 from blip2rt.modeling.vision import VisionEncoder
 
 _BITS = (0, 4, 8)
@@ -42,8 +43,9 @@ def change(source: str, assignments: Sequence[str], folder: Path) -> None:
     path = locate(source)
     if not (path / CONFIG).is_file() or not (path / WEIGHTS).is_file() or hugging_face.is_hugging_face(path):
         raise OptionError(f"--set: {source} is no checkpoint of blip2rt's training: give a folder that training wrote")
-    data = json.loads((path / CONFIG).read_text())
-    before = _read(data, path)
+    with boundary(f"checkpoint {path}: its {CONFIG} is damaged"):
+        data = read_json(path / CONFIG)
+        before = Blip2Config.from_json(data)
     changed, faults = json.loads(json.dumps(data)), list[str]()
     for assignment in assignments:
         try:
@@ -52,16 +54,9 @@ def change(source: str, assignments: Sequence[str], folder: Path) -> None:
             faults.append(str(error))
     if faults:
         raise OptionError(f"--set: {'; '.join(faults)}")
-    _require_same_tensors(before, changed, path)
+    _require_same_tensors(before, changed)
     shutil.copyfile(path / WEIGHTS, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(changed, indent=2) + "\n")
-
-
-def _read(data: dict[str, Any], path: Path) -> Blip2Config:
-    try:
-        return Blip2Config.from_json(data)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise Blip2rtError(f"checkpoint {path}: its {CONFIG} is damaged ({error})") from error
 
 
 def _fields(config: Any, prefix: str = "") -> dict[str, Field]:
@@ -147,12 +142,10 @@ def _described(hint: Any) -> str:
     return " or ".join(_NAMES.get(kind, "a list in JSON") for kind in _kinds(hint))
 
 
-def _require_same_tensors(before: Blip2Config, changed: dict[str, Any], path: Path) -> None:
+def _require_same_tensors(before: Blip2Config, changed: dict[str, Any]) -> None:
     """Raise OptionError: a model of the changed config has other tensors than the checkpoint."""
-    try:
-        ours, theirs = _shapes(before), _shapes(_read(changed, path))
-    except (ValueError, RuntimeError, AssertionError, ZeroDivisionError, TypeError) as error:
-        raise OptionError(f"--set: no model has such a config ({' '.join(str(error).split())})") from error
+    with boundary("--set: no model has such a config", OptionError):
+        ours, theirs = _shapes(before), _shapes(Blip2Config.from_json(changed))
     other = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if other:
         name = other[0]

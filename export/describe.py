@@ -107,6 +107,14 @@ def llm_inputs(language: Any, token_ids: list[list[int]], prefixes: np.ndarray) 
     return rows
 
 
+def require_tokenizers(config: Any) -> None:
+    """Raise Blip2rtError where a tokenizer of the model cannot be read."""
+    if config.stage == 2:
+        load_tokenizer(config.llm.source)
+    if config.stage == 1 or config.question_input:
+        qformer_tokenizer(config)
+
+
 def _save(tokenizer: Any, path: Path) -> None:
     """Write the fast tokenizer alone, as small as JSON gets. How it pads and cuts is the reader's affair."""
     backend = tokenizer.backend_tokenizer

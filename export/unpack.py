@@ -15,10 +15,12 @@ import torch
 
 from blip2rt import bundle
 from blip2rt.bundle import IMAGE_EMBED, ITM, QFORMER, TEXT_EMBED, VISION
-from blip2rt.errors import Blip2rtError
+from blip2rt.errors import Blip2rtError, boundary
 from blip2rt.modeling.blip2 import Blip2, Blip2Config, Trained
 from blip2rt.modeling.checkpoints import save_model
+from blip2rt.modeling.json_file import read_json
 from blip2rt.modeling.vision import VisionEncoder, is_checkpoint
+from blip2rt.trusted_graphs import checked_graph
 
 from .parameters import convolutions, parameters
 
@@ -51,10 +53,11 @@ def unpack(source: Path, folder: Path, out: Path) -> list[str]:
     stages = [stage for stage in _GRAPHS if config_file(stage) in files]
     if not stages:
         raise Blip2rtError(f"{source} does not say what it was made of (stage2.json): export the checkpoint again")
-    models: dict[str, Trained] = {f"stage{stage}": _model(found, _config(found, stage), stage) for stage in stages}
-    first = next(iter(models.values())).config
-    if first.vision.weights == ENCODER:
-        models = {ENCODER: _encoder(found, first), **models}
+    with boundary(f"{source} cannot be taken back to checkpoints"):  # the graphs and their config may be anyone's
+        models: dict[str, Trained] = {f"stage{stage}": _model(found, _config(found, stage), stage) for stage in stages}
+        first = next(iter(models.values())).config
+        if first.vision.weights == ENCODER:
+            models = {ENCODER: _encoder(found, first), **models}
     for name, model in models.items():
         if model.config.vision.weights == ENCODER:
             model.config = replace(model.config, vision=replace(model.config.vision, weights=str(out / ENCODER)))
@@ -64,12 +67,8 @@ def unpack(source: Path, folder: Path, out: Path) -> list[str]:
 
 
 def _config(found: bundle.Bundle, stage: int) -> Blip2Config:
-    try:
-        return Blip2Config.from_json(json.loads(found.file(config_file(stage)).read_text()))
-    except (ValueError, KeyError, TypeError) as error:
-        raise Blip2rtError(
-            f"{found.file(config_file(stage))} is damaged ({error}): blip2rt verify {found.path}"
-        ) from error
+    with boundary(f"{found.file(config_file(stage))} is damaged, see blip2rt verify {found.path}"):
+        return Blip2Config.from_json(read_json(found.file(config_file(stage))))
 
 
 def _encoder(found: bundle.Bundle, config: Blip2Config) -> Trained:
@@ -80,7 +79,7 @@ def _encoder(found: bundle.Bundle, config: Blip2Config) -> Trained:
     """
     model = Trained(Blip2Config(vision=config.vision, vision_trained=True, sources=config.sources))
     model.vision = encoder = VisionEncoder(config.vision, empty=True)
-    path = found.graph(VISION)
+    path = checked_graph(found, VISION)
     values = parameters(path, _ENCODER_PREFIX)
     behind = _norms_behind(encoder)
     for name, weight, bias in convolutions(path, _ENCODER_PREFIX):
@@ -131,7 +130,7 @@ def _model(found: bundle.Bundle, config: Blip2Config, stage: int) -> Blip2:
         torch.nn.init.constant_(model.temperature, found.manifest.retrieval.temperature)
     values: dict[str, torch.Tensor] = {}
     for name in _GRAPHS[stage]:
-        values |= parameters(found.graph(name), _PREFIX)
+        values |= parameters(checked_graph(found, name), _PREFIX)
     own = {name: tensor.shape for name, tensor in model.state_dict().items()}
     nowhere: tuple[str, ...] = _NOWHERE
     if stage == 2:  # nobody reads what the last layer says of a question

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from blip2rt.errors import OptionError
+from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.checkpoints import (
     init_adapters,
@@ -203,7 +203,9 @@ def with_text_branch(config: Blip2Config, start: Start) -> Blip2Config:
         init = start.given.get("qformer_init", config.qformer_init)
         try:
             geometry = read_bert_geometry(init)
-        except KeyError:
+        except Blip2rtError as error:
+            if not isinstance(error.__cause__, KeyError):  # a model of another kind
+                raise
             geometry = dict.fromkeys(_GEOMETRY)
     shared = ("hidden_size", "layers", "heads", "intermediate_size")
     if any(geometry[name] != getattr(qformer, name) for name in shared):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..backends.ort import num_threads
 from ..bundle import embedded, read
+from ..bundle.whole import write_file
 from ..command import Parser, nonempty, run, whole
 from ..errors import OptionError
 from ..installing import pip_install
@@ -106,7 +107,7 @@ def _write(flag: str, given: str, content: str) -> None:
         print(content, end="", flush=True)
         return
     try:
-        Path(given).write_text(content, encoding="utf-8")
+        write_file(Path(given), content.encode())
     except OSError as error:
         raise OptionError(f"--{flag} {given}: {error.strerror or error}") from error
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
+from ..bundle.whole import write_file
 from ..errors import Blip2rtError
 from ..installing import pip_install
 from .report import LABELS
@@ -27,7 +29,9 @@ def save(result: dict[str, Any], path: Path) -> None:
     machine, work = result["machine"], result["work"]
     figure.suptitle(f"{result['bundle']['name']} on {machine['processor']}, {work['threads']} threads", fontsize=10)
     try:
-        figure.savefig(path, dpi=120)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=path.suffix[1:], dpi=120)
+        write_file(path, drawn.getbuffer())
     except (OSError, ValueError) as error:
         raise Blip2rtError(f"--plot {path}: {getattr(error, 'strerror', None) or error}") from error
     finally:

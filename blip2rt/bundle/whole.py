@@ -17,12 +17,13 @@ import glob
 import os
 import secrets
 import shutil
-import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 MARKER = ".blip2rt-partial"  # in a folder that is being written, or about to be thrown away
+_ABANDONED = 60 * 60  # seconds after which nobody still writes a single file
 _TRIES = 10  # folders that a writer begins until one is its own
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
 
@@ -133,17 +134,29 @@ def _remove(folder: Path) -> None:
 
 
 def write_file(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` to `path`, or leave what was there before. Raises OSError."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    """Write `data` to `path`, or leave what was there before. Raises OSError.
+
+    A link is followed; what is no file, as a pipe, is written to. What a killed run left beside the file is removed by
+    one that comes an hour later.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                left.unlink()
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(unfinished, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        os.replace(unfinished, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(name)
+            unfinished.unlink()
         raise
 
 

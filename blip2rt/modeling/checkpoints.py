@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from blip2rt.errors import Blip2rtError
+from blip2rt.errors import Blip2rtError, boundary
 
 from . import hugging_face, lavis, streaming
 from .adapters import is_adapter
 from .blip2 import Blip2, Blip2Config, Trained
+from .json_file import read_json, require_bounds
 from .llm import load_llm, load_tokenizer
 from .names import hugging_face_name
 from .qformer import load_bert
@@ -39,13 +39,15 @@ def read_config(source: str | Path, parts: lavis.Parts = lavis.NO_PARTS) -> Blip
     """The config of a checkpoint of any format; `parts` say what LAVIS' files leave out."""
     path = locate(source)
     if path.is_file():
-        return lavis.read_config(path, parts)
-    try:
+        with boundary(f"checkpoint {path} is damaged"):
+            return lavis.read_config(path, parts)
+    with boundary(f"checkpoint {path}: its {CONFIG} is damaged"):
         if hugging_face.is_hugging_face(path):
-            return hugging_face.read_config(path)
-        return _at(Blip2Config.from_json(json.loads((path / CONFIG).read_text())), path)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:  # not JSON, or not of the right form
-        raise Blip2rtError(f"checkpoint {path}: its {CONFIG} is damaged ({error})") from error
+            config = hugging_face.read_config(path)
+        else:
+            config = _at(Blip2Config.from_json(read_json(path / CONFIG)), path)
+        require_bounds(config.to_json())
+        return config
 
 
 def _at(config: Blip2Config, folder: Path) -> Blip2Config:
@@ -92,7 +94,7 @@ def load_model(
     """
     path = locate(source)
     config = read_config(path, parts) if config is None else config
-    with streaming.empty():
+    with streaming.empty(), boundary(f"checkpoint {path}: its {CONFIG} describes no model"):
         model = Blip2(config, vision=False, llm=False)
     faults: list[str] = []
     try:
@@ -102,8 +104,9 @@ def load_model(
     except Blip2rtError as error:
         faults.append(str(error))
     try:
-        if vision:
-            model.vision = VisionEncoder(config.vision, streamed=streamed)
+        with boundary(f"checkpoint {path}: its image encoder cannot be built"):
+            if vision:
+                model.vision = VisionEncoder(config.vision, streamed=streamed)
     except Blip2rtError as error:
         faults.append(str(error))
     try:
@@ -161,10 +164,8 @@ def _grid(positions: int) -> tuple[int, int]:
 def load_weights(model: Trained, folder: str | Path) -> None:
     """Trained tensors of a checkpoint folder of ours into a model of the same config."""
     source = str(folder)
-    try:
+    with boundary(f"{Path(folder) / WEIGHTS} cannot be read, name a whole checkpoint"):
         state = load_file(Path(folder) / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise Blip2rtError(f"{Path(folder) / WEIGHTS} cannot be read ({error}): name a whole checkpoint") from error
     wanted = model.trained_state()
     missing, extra = wanted.keys() - state.keys(), state.keys() - wanted.keys()
     misshaped = [k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape]
@@ -181,22 +182,24 @@ def read_bert_geometry(source: str) -> dict[str, Any]:
     path = Path(fetch(source)) / CONFIG
     if not path.is_file():
         raise Blip2rtError(f"qformer_init {source!r}: there is no {CONFIG} in {path.parent}")
-    bert = json.loads(path.read_text())
-    return {
-        "hidden_size": bert["hidden_size"],
-        "layers": bert["num_hidden_layers"],
-        "heads": bert["num_attention_heads"],
-        "intermediate_size": bert["intermediate_size"],
-        "vocab_size": bert["vocab_size"] + 1,
-        "max_positions": bert["max_position_embeddings"],
-        "layer_norm_eps": bert["layer_norm_eps"],
-    }
+    with boundary(f"qformer_init {source!r}: its {CONFIG} is not BERT's"):
+        bert = read_json(path)
+        return {
+            "hidden_size": bert["hidden_size"],
+            "layers": bert["num_hidden_layers"],
+            "heads": bert["num_attention_heads"],
+            "intermediate_size": bert["intermediate_size"],
+            "vocab_size": bert["vocab_size"] + 1,
+            "max_positions": bert["max_position_embeddings"],
+            "layer_norm_eps": bert["layer_norm_eps"],
+        }
 
 
 def init_from_bert(model: Blip2) -> None:
     """Initialise the Q-Former from the BERT-family checkpoint that the config names."""
     folder = Path(fetch(model.config.qformer_init))
-    load_bert(model.qformer, load_file(folder / WEIGHTS))
+    with boundary(f"qformer_init {model.config.qformer_init!r} cannot be read"):
+        load_bert(model.qformer, load_file(folder / WEIGHTS))
 
 
 def init_from_stage1(model: Blip2, folder: str | Path, fresh_layers: int = 0) -> None:

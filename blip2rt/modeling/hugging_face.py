@@ -6,7 +6,6 @@ format lies beside it, in files that transformers ignores.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from blip2rt.errors import Blip2rtError
 
 from .blip2 import Blip2Config
+from .json_file import read_json
 from .llm import LlmConfig, load_tokenizer, text_config
 from .qformer import QFormerConfig
 from .vision import VisionConfig, resized
@@ -37,14 +37,14 @@ _QFORMER = {"vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "n
 def is_hugging_face(folder: Path) -> bool:
     """Whether config.json of a folder is written in Hugging Face's format, of whatever architecture."""
     try:
-        return "model_type" in json.loads((folder / "config.json").read_text())
+        return "model_type" in read_json(folder / "config.json")
     except (OSError, ValueError, TypeError):
         return False
 
 
 def read_config(folder: Path) -> Blip2Config:
     """Raises Blip2rtError: another architecture, and all values that we do not support, at once."""
-    data = json.loads((folder / "config.json").read_text())
+    data = read_json(folder / "config.json")
     kind = (data.get("architectures") or [_GENERATIVE if data.get("model_type") == MODEL_TYPE else None])[0]
     if data.get("model_type") != MODEL_TYPE or kind not in (_GENERATIVE, _RETRIEVAL):
         raise Blip2rtError(
@@ -52,7 +52,7 @@ def read_config(folder: Path) -> Blip2Config:
             f"{_RETRIEVAL} of type {MODEL_TYPE!r}, LAVIS' .pth files, and checkpoints of blip2rt"
         )
     if (folder / OWN_CONFIG).is_file():
-        own = Blip2Config.from_json(json.loads((folder / OWN_CONFIG).read_text()))
+        own = Blip2Config.from_json(read_json(folder / OWN_CONFIG))
         return _at(own, folder)
     vision, qformer = (
         {**_VISION, **(data.get("vision_config") or {})},
@@ -120,7 +120,7 @@ def with_preprocessing(config: VisionConfig, folder: Path) -> VisionConfig:
     """What the folder's image processor says; BlipImageProcessor's defaults where there is none."""
     for name in ("processor_config.json", "preprocessor_config.json"):
         file = folder / name
-        data = json.loads(file.read_text()) if file.is_file() else {}
+        data = read_json(file) if file.is_file() else {}
         data = data.get("image_processor", data)
         if "image_mean" not in data:
             continue

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from blip2rt.errors import Blip2rtError
+from blip2rt.errors import Blip2rtError, boundary
 
 from . import streaming
 from .adapters import merge_adapters
+from .json_file import require_bounds
 from .quantize import round_weights
 from .sources import fetch
 from .vision import freeze
@@ -65,10 +66,8 @@ def load_tokenizer(source: str) -> Any:
     from transformers import AutoTokenizer
 
     path = fetch(source)
-    try:
+    with boundary(f"no tokenizer can be loaded from {source!r}"):
         return AutoTokenizer.from_pretrained(*_location(path), **_gguf(path), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise Blip2rtError(f"no tokenizer can be loaded from {source!r}: {str(error).splitlines()[0]}") from error
 
 
 def text_config(source: str, overrides: Mapping[str, Any] | None = None) -> Any:
@@ -76,11 +75,10 @@ def text_config(source: str, overrides: Mapping[str, Any] | None = None) -> Any:
     from transformers import AutoConfig
 
     path = fetch(source)
-    try:
+    with boundary(f"LLM source {source!r} cannot be loaded"):
         config = AutoConfig.from_pretrained(*_location(path), **_gguf(path), trust_remote_code=False)
-    except Exception as error:  # noqa: BLE001  # OSError, ValueError, and what its validation of values raises
-        raise Blip2rtError(f"LLM source {source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    config = config.text_config if config.model_type == "blip-2" else config.get_text_config()
+        config = config.text_config if config.model_type == "blip-2" else config.get_text_config()
+        require_bounds(config.to_dict())
     for name, value in (overrides or {}).items():
         setattr(config, name, value)
     return config
@@ -90,11 +88,12 @@ def load_llm(config: LlmConfig, *, streamed: bool = False) -> nn.Module:
     """The frozen LM in float32 and eval mode. `streamed`: its weights stay on disk, where its format permits."""
     path = fetch(config.source)
     folder = Path(path)
-    llm = _bound(config, folder) if folder.is_dir() and has_weights(folder) else None
-    if llm is None:
-        llm = _pretrained(config, path)
-    elif not streamed:
-        streaming.fill(llm)
+    with boundary(f"LLM source {config.source!r} cannot be loaded"):
+        llm = _bound(config, folder) if folder.is_dir() and has_weights(folder) else None
+        if llm is None:
+            llm = _pretrained(config, path)
+        elif not streamed:
+            streaming.fill(llm)
     theirs: Any = llm.config
     if getattr(theirs.get_text_config(), "attn_logit_softcapping", None):
         llm.set_attn_implementation("eager")  # type: ignore[operator]  # transformers 4's sdpa leaves Gemma 2's cap out
@@ -146,10 +145,7 @@ def _auto_class(config: Any) -> Any:
 def _pretrained(config: LlmConfig, path: str) -> nn.Module:
     theirs = text_config(config.source)
     values = {**_gguf(path), **config.overrides, _dtype_name(theirs): torch.float32}
-    try:
-        return _auto_class(theirs).from_pretrained(*_location(path), **values, trust_remote_code=False)
-    except OSError as error:
-        raise Blip2rtError(f"LLM source {config.source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return _auto_class(theirs).from_pretrained(*_location(path), **values, trust_remote_code=False)
 
 
 def _dtype_name(config: Any) -> str:

@@ -6,7 +6,6 @@ The paper's vision transformers, any timm model with `forward_features`, or a Hu
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from blip2rt.errors import Blip2rtError
+from blip2rt.errors import Blip2rtError, boundary
 from blip2rt.installing import pip_install
 
 from . import streaming
@@ -238,13 +237,11 @@ def _from_checkpoint(config: VisionConfig) -> nn.Module:
 def _empty_hugging_face(name: str) -> nn.Module:
     from transformers import AutoConfig, AutoModel
 
-    try:
+    with boundary(f"vision source hf:{name} cannot be loaded"):
         config = AutoConfig.from_pretrained(fetch(name), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise Blip2rtError(f"vision source hf:{name} cannot be loaded: {str(error).splitlines()[0]}") from error
-    config = getattr(config, "vision_config", config)
-    model = AutoModel.from_config(config, trust_remote_code=False)
-    return getattr(model, "vision_model", model)
+        config = getattr(config, "vision_config", config)
+        model = AutoModel.from_config(config, trust_remote_code=False)
+        return getattr(model, "vision_model", model)
 
 
 class _TimmBody(nn.Module):
@@ -266,11 +263,9 @@ def _timm_encoder(name: str, weights: str | None) -> nn.Module:
     model = timm.create_model(name, pretrained=weights == PRETRAINED)
     if weights not in (None, PRETRAINED):
         assert weights is not None
-        try:
+        with boundary(f"vision weights {weights!r} cannot be read"):
             state = torch.load(resolve(weights), map_location="cpu", weights_only=True)
-        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-            raise Blip2rtError(f"vision weights {weights!r} cannot be read: {str(error).splitlines()[0]}") from error
-        model.load_state_dict(_match_names(state, model.state_dict(), weights))
+            model.load_state_dict(_match_names(state, model.state_dict(), weights))
     model.reset_classifier(0)  # type: ignore[operator]
     return _TimmBody(model)
 
@@ -302,10 +297,8 @@ class _HuggingFaceBody(nn.Module):
 def _hugging_face_encoder(path: str) -> nn.Module:
     from transformers import AutoModel
 
-    try:
+    with boundary(f"vision source hf:{path} cannot be loaded"):
         model = AutoModel.from_pretrained(fetch(path), trust_remote_code=False).float()
-    except (OSError, ValueError) as error:
-        raise Blip2rtError(f"vision source hf:{path} cannot be loaded: {str(error).splitlines()[0]}") from error
     return _HuggingFaceBody(getattr(model, "vision_model", model))
 
 

@@ -5,9 +5,7 @@ Knows files, nothing about models. Files are read and not mapped, so that what h
 
 from __future__ import annotations
 
-import json
 import math
-import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
@@ -16,7 +14,9 @@ from typing import Any
 
 import torch
 
-from blip2rt.errors import Blip2rtError
+from blip2rt.errors import Blip2rtError, boundary
+
+from .json_file import parse_json, read_json
 
 Reader = Callable[[], torch.Tensor]
 
@@ -90,10 +90,8 @@ class Weights:
         for name in _WHOLE:
             index = self.source / f"{name}.index.json"
             if index.is_file():
-                try:
-                    shards = json.loads(index.read_text())["weight_map"].values()
-                except (ValueError, KeyError, AttributeError) as error:
-                    raise Blip2rtError(f"{index} is damaged ({error}); copy or download the checkpoint again") from None
+                with boundary(f"{index} is damaged, copy or download the checkpoint again"):
+                    shards = read_json(index)["weight_map"].values()
                 return [self.source / _plain(shard, index) for shard in sorted(set(map(str, shards)))]
             if (self.source / name).is_file():
                 return [self.source / name]
@@ -123,10 +121,8 @@ def _open(file: Path) -> dict[str, tuple[tuple[int, ...], Reader]]:
     """name -> (shape, reader). Raises Blip2rtError."""
     if not file.is_file():
         raise Blip2rtError(f"{file.name} is missing")
-    try:
+    with boundary(f"{file.name} is damaged"):
         return _open_safetensors(file) if file.suffix == ".safetensors" else _open_torch(file)
-    except (OSError, ValueError, KeyError, RecursionError, struct.error) as error:
-        raise Blip2rtError(f"{file.name} is damaged ({error})") from None
 
 
 def _open_safetensors(file: Path) -> dict[str, tuple[tuple[int, ...], Reader]]:
@@ -136,7 +132,7 @@ def _open_safetensors(file: Path) -> dict[str, tuple[tuple[int, ...], Reader]]:
         size = file.stat().st_size
         if length > size:
             raise ValueError("no safetensors file")
-        header: dict[str, Any] = json.loads(stream.read(length))
+        header: dict[str, Any] = parse_json(stream.read(length))
     if not isinstance(header, dict):
         raise ValueError("no safetensors file")
     header.pop("__metadata__", None)
@@ -188,10 +184,7 @@ def _slice(file: Path, offset: int, size: int, dtype: torch.dtype, shape: tuple[
 
 def _open_torch(file: Path) -> dict[str, tuple[tuple[int, ...], Reader]]:
     """A state dict, alone or under "model", as PyTorch writes it; loaded as tensors only, never as code."""
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(" ".join(str(error).split())[:200]) from None
+    state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
     tensors = {n: t for n, t in state.items() if isinstance(t, torch.Tensor)} if isinstance(state, dict) else {}

@@ -7,6 +7,7 @@
 #include <cassert>
 #include <cstdlib>
 #include <mutex>
+#include <new>
 
 #include "ort/text.h"
 
@@ -92,8 +93,15 @@ const std::string& ort_version() { return loaded->version; }
 
 void check(OrtStatus* status) {
   if (status == nullptr) return;
+  struct Owned {
+    OrtStatus* status;
+    ~Owned() { ort().ReleaseStatus(status); }
+  } owned = {status};
   const std::string message = one_line(ort().GetErrorMessage(status));  // it may quote names of any bytes
-  ort().ReleaseStatus(status);
+  // What an operator of ours, C++ and ONNX Runtime's arena say: it has no code for it.
+  for (const char* lack : {"out of memory", "bad_alloc", "Failed to allocate memory"}) {
+    if (message.find(lack) != std::string::npos) throw std::bad_alloc();
+  }
   throw std::runtime_error(message);
 }
 

@@ -2,13 +2,8 @@
 // through. Knows no graph's meaning.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
-#include <nanobind/stl/map.h>
-#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
-#include <nanobind/stl/shared_ptr.h>
-#include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
-#include <nanobind/stl/vector.h>
 
 #include <chrono>
 #include <new>
@@ -23,6 +18,7 @@
 #include "loop/generator.h"
 #include "ort/ort_api.h"
 #include "ort/text.h"
+#include "python/casters.h"
 #include "python/gil.h"
 #include "python/python_options.h"
 #include "python/python_tensors.h"
@@ -90,10 +86,14 @@ Sequences generate_all(const Generator& generator, nb::handle prefix_embeds, con
   return sequences_of(generate(generator, prefix, prompts, native, SignalCheck(), callback));
 }
 
-std::shared_ptr<Generation> begin(const Generator& generator, nb::handle prefix_embeds, Prompts prompts,
-                                  const nb::dict& options) {
+// A generation, which a chat may hold too. nanobind's own holder of shared pointers ends the process without memory.
+struct PythonGeneration {
+  std::shared_ptr<Generation> held;
+};
+
+PythonGeneration begin(const Generator& generator, nb::handle prefix_embeds, Prompts prompts, const nb::dict& options) {
   const Prefix prefix = borrow_prefix(generator, prefix_embeds);
-  return std::make_shared<Generation>(generator, prefix, std::move(prompts), options_for(generator, options));
+  return {std::make_shared<Generation>(generator, prefix, std::move(prompts), options_for(generator, options))};
 }
 
 using Added = std::vector<std::tuple<size_t, size_t, int64_t>>;
@@ -104,7 +104,8 @@ Added added_of(const std::vector<NewToken>& tokens) {
   return added;
 }
 
-Added step(Generation& generation) {
+Added step(const PythonGeneration& self) {
+  Generation& generation = *self.held;
   const Generation::InUse in_use(generation);  // until what the step added is read
   {
     const ReleasedGil released;
@@ -265,18 +266,18 @@ NB_MODULE(_native, m) {
       .def("added", [](SearchBatch& self) { return added_of(self.added()); })
       .def("results", [](const SearchBatch& self) { return sequences_of(self.results()); });
 
-  nb::class_<Generation>(m, "Generation")
+  nb::class_<PythonGeneration>(m, "Generation")
       .def("step", &step)
-      .def("close", &Generation::close)
-      .def_prop_ro("done", &Generation::done)
+      .def("close", [](const PythonGeneration& self) { self.held->close(); })
+      .def_prop_ro("done", [](const PythonGeneration& self) { return self.held->done(); })
       .def_prop_ro("seconds",
-                   [](const Generation& self) {
-                     const Generation::InUse in_use(self);
-                     return std::pair(self.spent().steps, self.spent().graphs);
+                   [](const PythonGeneration& self) {
+                     const Generation::InUse in_use(*self.held);
+                     return std::pair(self.held->spent().steps, self.held->spent().graphs);
                    })
-      .def("results", [](const Generation& self) {
-        const Generation::InUse in_use(self);
-        return sequences_of(self.results());
+      .def("results", [](const PythonGeneration& self) {
+        const Generation::InUse in_use(*self.held);
+        return sequences_of(self.held->results());
       });
 
   nb::class_<Generator>(m, "Generator")
@@ -306,7 +307,7 @@ NB_MODULE(_native, m) {
       .def(
           "ask",
           [](PythonChat& self, std::vector<int64_t> prompt, const nb::dict& options) {
-            return self.chat.ask(std::move(prompt), options_for(self.generator, options));
+            return PythonGeneration{self.chat.ask(std::move(prompt), options_for(self.generator, options))};
           },
           "prompt"_a, "options"_a = nb::dict(), nb::keep_alive<0, 1>())
       .def_prop_ro("positions", [](const PythonChat& self) { return self.chat.positions(); });

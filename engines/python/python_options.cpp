@@ -1,14 +1,12 @@
 // Reads options out of a dict. Knows their names and types; search/options.cpp knows which values make sense.
 #include "python/python_options.h"
 
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/vector.h>
-
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "python/casters.h"
 #include "python/gil.h"
 
 namespace nb = nanobind;
@@ -25,9 +23,14 @@ bool read(nb::handle value, T& into) {
   return !nb::isinstance<nb::bool_>(value) && nb::try_cast(value, into);
 }
 
+template <class T>
+bool read(nb::handle value, std::vector<T>& into) {
+  return nb::detail::read_items(value, into, uint8_t{1}, nullptr);
+}
+
 bool read(nb::handle value, EarlyStopping& into) {
   std::string text;
-  if (!nb::try_cast(value, text)) return false;
+  if (!nb::detail::read_text(value, text)) return false;
   if (text != "true" && text != "false" && text != "never") return false;
   into = text == "true" ? EarlyStopping::kTrue : text == "false" ? EarlyStopping::kFalse : EarlyStopping::kNever;
   return true;
@@ -101,7 +104,7 @@ GenerationOptions options_from(const nb::dict& given, size_t vocab_size) {
   };
   for (auto [key, value] : given) {
     std::string name;
-    add(nb::try_cast(key, name) ? read_option(name, value, options) : "an option's name is not a string");
+    add(nb::detail::read_text(key, name) ? read_option(name, value, options) : "an option's name is not a string");
   }
   add(options.faults(vocab_size));
   if (!faults.empty()) throw std::runtime_error("bad generation options: " + faults);

@@ -1,10 +1,9 @@
 // Feeds arrays to sessions and wraps what they return. Knows tensors by name.
 #include "python/python_tensors.h"
 
-#include <nanobind/stl/string.h>
-
 #include <utility>
 
+#include "python/casters.h"
 #include "python/gil.h"
 
 namespace nb = nanobind;
@@ -103,7 +102,11 @@ nb::dict run(const Session& session, const nb::dict& feeds, const std::optional<
     throw std::runtime_error(session.path() + " is run by the loop alone: it reads rows behind those of its tensors");
   }
   std::vector<Feed> held;
-  for (auto [name, object] : feeds) held.push_back(make_feed(session, nb::cast<std::string>(name), object));
+  for (auto [name, object] : feeds) {
+    std::string text;
+    if (!nb::detail::read_text(name, text)) throw nb::type_error("an input's name is not a string");
+    held.push_back(make_feed(session, text, object));
+  }
   for (const Port& port : session.inputs()) {
     if (!feeds.contains(port.name.c_str())) {
       throw std::runtime_error("input '" + port.name + "' of " + session.path() + " is missing");

@@ -26,20 +26,32 @@ CRASHES = (-6, -11, -7, -8, -4)  # what a signal ended
 
 @pytest.mark.parametrize("fresh", [False, True], ids=["fixed-seed", "fresh-seed"])
 def test_altered_graphs_are_errors_or_right(fresh: bool, tmp_path: Path) -> None:
-    """Every mutant runs in one process. Where that ends, ONNX Runtime's own operators must end it, too."""
-    seed, first, count = new_seed() if fresh else 21, 0, 350
+    """They run, or are errors, and say what ONNX Runtime's own operators say."""
+    seed = new_seed() if fresh else 21
     print(f"seed {seed}")
+    runs_or_ends_onnx_runtime("mutants", seed, 350, tmp_path)
+
+
+@pytest.mark.slow
+def test_nanos_altered_graphs_caption_or_are_errors(tmp_path: Path) -> None:
+    runs_or_ends_onnx_runtime("nano_mutants", new_seed(), 300, tmp_path)
+
+
+def runs_or_ends_onnx_runtime(module: str, seed: int, count: int, folder: Path) -> None:
+    """Run `count` mutants in one process. Where one ends it, ONNX Runtime's own operators end it, too."""
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "tests.engines.native.mutants", str(seed), str(count), str(tmp_path)]
+        command = [sys.executable, "-m", f"tests.engines.native.{module}", str(seed), str(count), str(folder)]
         return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT)
 
+    first = 0
     while True:
         done = run(first)
         if done.returncode == 0:
             break
         last = [line.split() for line in done.stdout.splitlines()][-1]
-        assert done.returncode in CRASHES and run(last[1]).returncode in CRASHES, (
+        again = [last[1]] if module == "mutants" else [last[0], "theirs"]
+        assert done.returncode in CRASHES and run(*again).returncode in CRASHES, (
             f"seed {seed}, mutant {last}: {done.returncode} {done.stderr[-2000:]}"
         )
         first = int(last[0]) + 1

@@ -55,12 +55,18 @@ def image(data: bytes, folder: Path) -> None:
 
 def checkpoint(data: bytes, folder: Path) -> None:
     """config.json of a checkpoint, and its tensors."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a config may name what is on the hub
     from blip2rt.modeling import checkpoints, weights
 
     head, _, tail = data.partition(b"\0\0\0\0")
     (folder / "config.json").write_bytes(head)
     (folder / "model.safetensors").write_bytes(tail)
-    for read in (lambda: checkpoints.read_config(folder), lambda: weights.Weights(folder)):
+    reads = (
+        lambda: checkpoints.read_config(folder),
+        lambda: weights.Weights(folder),
+        lambda: checkpoints.load_model(folder, vision=False, llm=False),
+    )
+    for read in reads:
         try:
             read()
         except Blip2rtError as error:

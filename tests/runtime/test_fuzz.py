@@ -22,6 +22,13 @@ def test_a_moment_of_damaged_files_finds_nothing(target: str) -> None:
     assert files.run_random(target, seconds=2, seed=new_seed()) > 0
 
 
+def test_a_moment_of_operators_finds_nothing() -> None:
+    pytest.importorskip("onnx")
+    from tests.fuzz.operators import run
+
+    assert "ran " in run(seconds=4, seed=new_seed())
+
+
 def test_a_moment_of_damaged_checkpoints_finds_nothing() -> None:
     pytest.importorskip("torch")
     assert files.run_random("checkpoint", seconds=4, seed=new_seed()) > 0

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,12 @@ COMMANDS = {
 }
 
 
+_QUIET = ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK", "MPLCONFIGDIR",
+          "TRANSFORMERS_OFFLINE")  # fmt: skip
+# matplotlib, which draws a training's loss, keeps the list of the machine's fonts.
+FONTS = {"home/.cache", "home/.cache/matplotlib", "home/.config", "home/.config/matplotlib"}
+
+
 @pytest.fixture(scope="module")
 def watcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A library that notes every socket and every look-up of the process that it is loaded into."""
@@ -41,16 +48,16 @@ def watcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def watched(watcher: Path, folder: Path, command: list[str], **more: str) -> tuple[str, set[str]]:
-    """Run it with a home of its own; return what was noted, and the files that it left in its home."""
-    home, temporary, log = folder / "home", folder / "tmp", folder / "network.log"
-    home.mkdir()
-    temporary.mkdir()
+    """Run it with a home of its own; return what was noted, and the files that it left there and where it was run."""
+    home, temporary, here, log = folder / "home", folder / "tmp", folder / "here", folder / "network.log"
+    for place in (home, temporary, here):
+        place.mkdir()
     names = {"HOME": str(home), "TMPDIR": str(temporary), "NETWORK_LOG": str(log), "LD_PRELOAD": str(watcher)}
-    kept = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY" and not k.startswith("XDG_")}
-    env = {**kept, **names, "PYTHONDONTWRITEBYTECODE": "1", **more}
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True)
+    kept = {k: v for k, v in os.environ.items() if k not in _QUIET and not k.startswith(("XDG_", "HF_"))}
+    env = {**kept, **names, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
+    done = subprocess.run([sys.executable, *command], cwd=here, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    files = {str(file.relative_to(folder)) for place in (home, temporary) for file in place.rglob("*")}
+    files = {str(file.relative_to(folder)) for place in (home, temporary, here) for file in place.rglob("*")}
     return log.read_text() if log.exists() else "", files
 
 
@@ -62,6 +69,48 @@ def test_no_socket_and_no_file(watcher: Path, tmp_path: Path, name: str) -> None
     noted, files = watched(watcher, tmp_path, COMMANDS[name])
     assert noted == ""
     assert files == set()
+
+
+def export_command(made: Path, out: Path) -> list[str]:
+    return ["-m", "export", "--checkpoint", str(made / "hf"), "--out", str(out)]
+
+
+def convert_command(made: Path, out: Path) -> list[str]:
+    return ["-m", "export.convert", str(made / "hf"), "--to", "hf", "--out", str(out)]
+
+
+def train_command(made: Path, out: Path) -> list[str]:
+    return ["-m", "train.stage1", *(made / "settings").read_text().split("\n"), "--out", str(out)]
+
+
+def build_command(made: Path, out: Path) -> list[str]:
+    return ["-m", "blip2rt.backends.trt.cli", str(made / "trt"), "--check", "--gpu", "SM86", "--cache", str(out)]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the tools read: a checkpoint, a training's parts, and a bundle for TensorRT."""
+    for package in ("torch", "onnxscript", "timm"):
+        pytest.importorskip(package)
+    from tests.tiny import blip2, parts
+    from tests.tiny.bundle import write_trt_encoder
+
+    folder = tmp_path_factory.mktemp("made")
+    blip2.generative(folder / "hf", blip2.TEXT_CONFIGS["llama"]())
+    (folder / "settings").write_text("\n".join(parts.tiny_settings(folder)))
+    write_trt_encoder(folder / "trt")
+    return folder
+
+
+@pytest.mark.parametrize("command", [export_command, convert_command, train_command, build_command])
+def test_tools_write_where_they_are_told(
+    watcher: Path, made: Path, tmp_path: Path, command: Callable[[Path, Path], list[str]]
+) -> None:
+    if command is build_command:
+        pytest.importorskip("tensorrt_rtx")
+    noted, files = watched(watcher, tmp_path, command(made, tmp_path / "out"))
+    assert noted == ""
+    assert {file for file in files - FONTS if not file.startswith("home/.cache/matplotlib/fontlist-")} == set()
 
 
 def test_the_watcher_sees_a_socket(watcher: Path, tmp_path: Path) -> None:

@@ -194,3 +194,32 @@ def test_a_file_too_large_for_the_disk_is_one_line_and_the_old_stays(tmp_path: P
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "b")], capture_output=True, text=True, env=env)
     assert done.stdout == f"no space left on the disk of {tmp_path}: free some and run again\n", done.stderr
     assert os.listdir(tmp_path) == []
+
+
+def test_a_file_is_replaced_whole_and_readable_as_any(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("x")
+    (tmp_path / "link").symlink_to("report")
+    for text in (b"1", b"2"):
+        whole.write_file(tmp_path / "link", text)
+        assert (tmp_path / "report").read_bytes() == text and (tmp_path / "link").is_symlink()
+    assert (tmp_path / "report").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert sorted(os.listdir(tmp_path)) == ["link", "plain", "report"]
+
+
+def test_what_is_no_file_is_written_to(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    whole.write_file(tmp_path / "pipe", b"text")
+    assert os.read(reader, 10) == b"text"
+    os.close(reader)
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_a_file_that_a_killed_run_left_is_removed_an_hour_later(tmp_path: Path) -> None:
+    old, fresh, mine = (tmp_path / name for name in (".a.01234567.part", ".a.89abcdef.part", ".a.thesis.part"))
+    for path in (old, fresh, mine):
+        path.touch()
+    os.utime(old, (0, 0))
+    os.utime(mine, (0, 0))
+    whole.write_file(tmp_path / "a", b"1")
+    assert sorted(os.listdir(tmp_path)) == sorted([fresh.name, mine.name, "a"])

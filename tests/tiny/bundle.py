@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 
 from blip2rt import bundle as contract
 from blip2rt.bundle.writer import BundleWriter
+from tests.seeds import new_seed
 
 HEIGHT, WIDTH = 8, 12
 N, C, Q, D, E = 6, 8, 3, 16, 4  # vision positions and width, queries, LLM width, contrastive width
@@ -96,6 +97,15 @@ def write_bundle(path: Path, weights: dict[str, np.ndarray], generative: bool = 
         if retrieval:
             save_text_tokenizer(writer.folder / "qformer_tokenizer.json")
         writer.finish(make_manifest({name: graphs[name] for name in names}, generative, retrieval))
+
+
+def write_trt_encoder(path: Path) -> None:
+    """A bundle of the target trt that holds a random image encoder alone."""
+    onnx = pytest.importorskip("onnx")
+    graph = build_graphs(onnx, random_weights(np.random.default_rng(new_seed())))[contract.VISION]
+    with BundleWriter(path) as writer:
+        onnx.save(graph, writer.folder / f"{contract.VISION}.onnx")
+        writer.finish(replace(make_manifest({contract.VISION: graph}, False, False), target="trt"))
 
 
 def make_manifest(graphs: dict[str, Any], generative: bool, retrieval: bool) -> contract.Manifest:

@@ -15,10 +15,11 @@ if __name__ == "__main__":  # by its name, so that a package that is missing bel
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from blip2rt.command import Parser, nonempty, path
-from blip2rt.errors import Blip2rtError, OptionError
+from blip2rt.errors import Blip2rtError, OptionError, boundary
 from blip2rt.modeling.checkpoints import CONFIG, WEIGHTS, locate, read_config
 
 _ALIKE = ("stage", "qformer_bits", "qformer_block")  # fields of Blip2Config, beyond the shapes of tensors
@@ -43,11 +44,11 @@ def average(sources: Sequence[str], weights: Sequence[float] | None, out: Path) 
             if value != values[0]:
                 raise OptionError(f"{field} is {values[0]} in {sources[0]} and {value} in {source}, "
                                   "and the mean would be neither's: give checkpoints that have it alike")  # fmt: skip
-    mean = load_file(folders[0] / WEIGHTS)
+    mean = _tensors(folders[0])
     dtypes = {name: tensor.dtype for name, tensor in mean.items()}
     mean = {name: tensor.double() * (weights[0] / sum(weights)) for name, tensor in mean.items()}
     for source, folder, weight in zip(sources[1:], folders[1:], weights[1:], strict=True):
-        state = load_file(folder / WEIGHTS)
+        state = _tensors(folder)
         other = [
             n for n in mean.keys() | state.keys() if n not in mean or n not in state or mean[n].shape != state[n].shape
         ]
@@ -59,6 +60,11 @@ def average(sources: Sequence[str], weights: Sequence[float] | None, out: Path) 
     save_file({name: tensor.to(dtypes[name]) for name, tensor in mean.items()}, out / WEIGHTS)
     (out / CONFIG).write_bytes((folders[0] / CONFIG).read_bytes())
     return out
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    with boundary(f"{folder / WEIGHTS} cannot be read, name a whole checkpoint"):
+        return load_file(folder / WEIGHTS)
 
 
 def _parser() -> Parser:

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from blip2rt.command import Parser, nonempty, path, whole
-from blip2rt.errors import Blip2rtError, OptionError
+from blip2rt.errors import Blip2rtError, OptionError, boundary
 from blip2rt.modeling.checkpoints import CONFIG, WEIGHTS, locate, read_config
 from blip2rt.pipeline import match_scores
 
@@ -75,7 +75,8 @@ def calibrate(ckpt: str, data: Path, images: Path, out: Path, best: int, limit: 
     log_odds = itm_logits[..., 1] - itm_logits[..., 0]
     a, b = fit(cosine, log_odds, own)
     config = read_config(ckpt)
-    [temperature] = load_file(folder / WEIGHTS)["temperature"].reshape(1).tolist()
+    with boundary(f"{folder / WEIGHTS} holds no temperature, name a whole checkpoint"):
+        [temperature] = load_file(folder / WEIGHTS)["temperature"].reshape(1).tolist()
     weight = b / a / temperature
     if weight < _LIGHTEST:
         raise Blip2rtError(f"the matching head of {ckpt} says nothing that the cosine does not: rank by Match.cosine")

@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from blip2rt.bundle.whole import WholeFolder, discard
-from blip2rt.errors import Blip2rtError
+from blip2rt.errors import Blip2rtError, boundary
 from blip2rt.modeling.blip2 import Trained
 from blip2rt.modeling.checkpoints import list_checkpoints, load_weights, save_model
+from blip2rt.modeling.json_file import read_json
 
 from .parallel import here, like
 
@@ -75,21 +76,19 @@ def resume(out: Path, model: Trained, optimizer: torch.optim.Optimizer, scaler: 
     found = list_checkpoints(out)
     if not found:
         return 0
-    try:
+    with boundary(f"checkpoint {found[-1]} is damaged, remove it to go on from the one before"):
         state = load_file(found[-1] / OPTIMIZER)
-        kept = json.loads((found[-1] / STATE).read_text())
-    except (OSError, SafetensorError, ValueError) as error:
-        raise Blip2rtError(
-            f"checkpoint {found[-1]} is damaged ({error}): remove it to go on from the one before"
-        ) from error
-    for parameter, name in _names(model).items():
-        if f"{name}|step" not in state:
-            raise Blip2rtError(f"checkpoint {found[-1]} has no optimizer state of {name}: give another folder as out")
-        moments = {key: like(parameter, state[f"{name}|{key}"]) for key in MOMENTS}
-        optimizer.state[parameter] = {"step": state[f"{name}|step"].to(parameter.device)} | moments
-    if kept.get("scaler"):
-        scaler.load_state_dict(kept["scaler"])
-    return int(kept["step"])
+        kept = read_json(found[-1] / STATE)
+        for parameter, name in _names(model).items():
+            if f"{name}|step" not in state:
+                raise Blip2rtError(
+                    f"checkpoint {found[-1]} has no optimizer state of {name}: give another folder as out"
+                )
+            moments = {key: like(parameter, state[f"{name}|{key}"]) for key in MOMENTS}
+            optimizer.state[parameter] = {"step": state[f"{name}|step"].to(parameter.device)} | moments
+        if kept.get("scaler"):
+            scaler.load_state_dict(kept["scaler"])
+        return int(kept["step"])
 
 
 def _names(model: nn.Module) -> dict[nn.Parameter, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import json
 import math
 import uuid
@@ -16,7 +17,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from blip2rt.bundle.whole import write_file
 from blip2rt.errors import Blip2rtError
+
+METRICS = "metrics.jsonl"
 
 
 class Log:
@@ -69,18 +73,21 @@ class Log:
 
     def _append(self, line: dict[str, Any]) -> None:
         if self.main:
-            with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            try:
+                with (self.out / METRICS).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:  # which names no file where the disk is full
+                raise Blip2rtError(f"{self.out / METRICS} cannot be written: {error.strerror}") from error
 
     def _drop_after(self, step: int) -> None:
-        path = self.out / "metrics.jsonl"
+        path = self.out / METRICS
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            path.write_text("".join(line + "\n" for line in kept))
+            write_file(path, "".join(line + "\n" for line in kept).encode())
 
     def plot(self) -> None:
         """Draw loss.png."""
-        if self.main and (self.out / "metrics.jsonl").exists():  # the first line may come after the first checkpoint
+        if self.main and (self.out / METRICS).exists():  # the first line may come after the first checkpoint
             plot_losses(self.out)
 
 
@@ -141,7 +148,7 @@ def _wandb(out: Path, project: str, record: dict[str, Any]) -> Iterator[_Wandb]:
 
     file = out / "wandb.id"
     if not file.exists():
-        file.write_text(uuid.uuid4().hex[:12])
+        write_file(file, uuid.uuid4().hex[:12].encode())
     run = wandb.init(project=project, name=out.name, id=file.read_text(), resume="allow", dir=str(out), config=record)
     run.define_metric("*", step_metric="step")
     yield _Wandb(run, wandb.Table)
@@ -154,7 +161,7 @@ def plot_losses(out: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
     figure, axes = pyplot.subplots(figsize=(7, 4))
     for name in ("loss", "itc", "itm", "itg", "dev_loss"):
         points = [(line["step"], line[name]) for line in lines if name in line]
@@ -164,5 +171,7 @@ def plot_losses(out: Path) -> None:
     axes.set_ylabel("loss")
     axes.legend()
     figure.tight_layout()
-    figure.savefig(out / "loss.png", dpi=120)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=120)
     pyplot.close(figure)
+    write_file(out / "loss.png", drawn.getbuffer())

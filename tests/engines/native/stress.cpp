@@ -1,11 +1,15 @@
-// Threads that share one generator, each with generations and a conversation of its own: every answer must be the one
-// that a single thread got. Built with ThreadSanitizer, and with AddressSanitizer, by `make sanitize`.
+// Threads that share a generator, a generation, a conversation, a library, and the end of the process. Every answer must
+// be the one that a single thread got. Built with ThreadSanitizer, and with AddressSanitizer, by `make sanitize`.
 //
 //   stress LIBONNXRUNTIME FOLDER THREADS ROUNDS     FOLDER: embed.onnx and llm.onnx, as tiny_graphs.py writes them
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <new>
 #include <random>
+#include <stdexcept>
 #include <thread>
 
 #include "loop/chat.h"
@@ -66,32 +70,163 @@ Answers answers_of(const Generator& generator, const Prefix& prefix, int kind) {
   return answers;
 }
 
+// A model as the file system has it.
+struct Loaded {
+  Session embed, llm;
+  Generator generator;
+
+  explicit Loaded(const std::string& folder)
+      : embed(folder + "/embed.onnx", 1),
+        llm(folder + "/llm.onnx", 1),
+        generator(embed, llm, {1, 1, 8, kWidth, kVocab}) {}
+};
+
+struct Stress {
+  const char* library;
+  std::string folder;
+  int threads, rounds;
+  std::vector<float> values = prefix_embeds();
+  Prefix prefix = {values.data(), kImages, kLength};
+  std::atomic<int> wrong{0};
+
+  // Calls work(thread, round), on all threads at once.
+  template <class F>
+  void together(const char* what, int times, const F& work) {
+    const int before = wrong;
+    std::vector<std::thread> workers;
+    for (int worker = 0; worker < threads; ++worker) {
+      workers.emplace_back([&, worker] {
+        for (int round = 0; round < times; ++round) work(worker, round);
+      });
+    }
+    for (std::thread& worker : workers) worker.join();
+    std::printf("%s: %d threads x %d rounds, %d wrong\n", what, threads, times, wrong - before);
+  }
+
+  void generators(const Generator& generator) {
+    constexpr int kKinds = 20;
+    std::vector<Answers> want;
+    for (int kind = 0; kind < kKinds; ++kind) want.push_back(answers_of(generator, prefix, kind));
+    together("a generator", rounds, [&](int worker, int round) {
+      const int kind = (worker * 7 + round) % kKinds;
+      if (answers_of(generator, prefix, kind) != want[static_cast<size_t>(kind)]) ++wrong;
+    });
+  }
+
+  // Everyone steps and reads one generation. Whoever is refused tries again: together they make one answer.
+  void one_generation(const Generator& generator) {
+    const Answers want = answer_alone(generator);
+    for (int round = 0; round < rounds; ++round) {
+      Generation shared(generator, prefix, {{2, 3}, {}, {4}}, options_of(round % 2));
+      std::vector<std::thread> workers;
+      for (int worker = 0; worker < threads; ++worker) {
+        workers.emplace_back([&, worker] {
+          while (!shared.done()) {
+            try {
+              const Generation::InUse in_use(shared);
+              if (worker % 2 == 0) {
+                shared.step();
+              } else if (shared.results().size() != kImages) {
+                ++wrong;
+              }
+            } catch (const std::runtime_error&) {  // another one is at it
+            }
+          }
+        });
+      }
+      for (std::thread& worker : workers) worker.join();
+      if (round % 2 == 1 && tokens_of(shared.results()) != want) ++wrong;
+    }
+    std::printf("a generation: %d threads x %d rounds, %d wrong\n", threads, rounds, wrong.load());
+  }
+
+  // One asks while others step what was asked before. The lock stands for Python's.
+  void one_chat(const Generator& generator) {
+    const Prefix first = {prefix.data, 1, prefix.length};
+    auto chat = std::make_shared<Chat>(generator, first, 4, 64);
+    std::mutex gil;
+    std::shared_ptr<Generation> current;
+    together("a chat", rounds, [&](int worker, int round) {
+      std::shared_ptr<Generation> mine;
+      std::shared_ptr<Chat> of_mine;  // a generation reads its chat's prefix
+      try {
+        const std::lock_guard<std::mutex> held(gil);
+        if (worker == 0) {
+          if (round % 8 == 0) {
+            current = nullptr;
+            chat = std::make_shared<Chat>(generator, first, 4, 64);
+          }
+          current = chat->ask({6}, options_of(2));
+        }
+        if (current == nullptr) return;
+        mine = current;
+        of_mine = chat;
+      } catch (const std::runtime_error&) {  // it is being stepped, or full
+        return;
+      }
+      for (int i = 0; i < 4 && !mine->done(); ++i) {
+        try {
+          const Generation::InUse in_use(*mine);
+          mine->step();
+          mine->results();
+        } catch (const std::runtime_error&) {
+        }
+      }
+    });
+  }
+
+  void loads() {
+    const Loaded first(folder);
+    const Answers want = answers_of(first.generator, prefix, 3);
+    together("loading", std::max(1, rounds / 10), [&](int, int) {
+      load_onnxruntime(library);
+      const Loaded loaded(folder);
+      if (answers_of(loaded.generator, prefix, 3) != want) ++wrong;
+    });
+  }
+
+  // Leaves threads at work that the end of the process meets, as daemon threads of Python do.
+  void leave_at_work() {
+    for (int worker = 0; worker < threads; ++worker) {
+      std::thread([this, worker] {
+        for (int round = worker;; ++round) {
+          const Loaded loaded(folder);
+          for (int i = 0; i < 5; ++i) answers_of(loaded.generator, prefix, (round + i) % 20);
+        }
+      }).detach();
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(50 + std::random_device()() % 100));
+  }
+
+ private:
+  static Answers tokens_of(const std::vector<std::vector<Hypothesis>>& results) {
+    Answers answers;
+    for (const auto& image : results) {
+      auto& best = answers.emplace_back();
+      for (const Hypothesis& hypothesis : image) best.push_back(hypothesis.tokens);
+    }
+    return answers;
+  }
+
+  Answers answer_alone(const Generator& generator) const {
+    return tokens_of(generate(generator, prefix, {{2, 3}, {}, {4}}, options_of(1), [] {}, nullptr));
+  }
+};
+
 }  // namespace
 
 int main(int argc, char** argv) {
   if (argc != 5) return 2;
-  const int threads = std::atoi(argv[3]), rounds = std::atoi(argv[4]);
-  const std::string folder = argv[2];
   load_onnxruntime(argv[1]);
-  const Session embed(folder + "/embed.onnx", 1), llm(folder + "/llm.onnx", 1);
-  const Generator generator(embed, llm, {1, 1, 8, kWidth, kVocab});
-  const std::vector<float> values = prefix_embeds();
-  const Prefix prefix{values.data(), kImages, kLength};
-
-  constexpr int kKinds = 20;
-  std::vector<Answers> want;
-  for (int kind = 0; kind < kKinds; ++kind) want.push_back(answers_of(generator, prefix, kind));
-  std::atomic<int> wrong{0};
-  std::vector<std::thread> workers;
-  for (int worker = 0; worker < threads; ++worker) {
-    workers.emplace_back([&, worker] {
-      for (int round = 0; round < rounds; ++round) {
-        const int kind = (worker * 7 + round) % kKinds;
-        if (answers_of(generator, prefix, kind) != want[static_cast<size_t>(kind)]) ++wrong;
-      }
-    });
+  auto* const stress = new Stress{argv[1], argv[2], std::atoi(argv[3]), std::atoi(argv[4])};  // outlives main
+  {
+    const Loaded loaded(stress->folder);
+    stress->generators(loaded.generator);
+    stress->one_generation(loaded.generator);
+    stress->one_chat(loaded.generator);
   }
-  for (std::thread& worker : workers) worker.join();
-  std::printf("%d threads x %d rounds, %d wrong\n", threads, rounds, wrong.load());
-  return wrong == 0 ? 0 : 1;
+  stress->loads();
+  if (stress->wrong != 0) return 1;
+  stress->leave_at_work();
+  std::exit(0);
 }

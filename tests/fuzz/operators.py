@@ -1,0 +1,322 @@
+"""The core's operators beside ONNX Runtime's own: `python -m tests.fuzz.operators [--seconds N] [--seed S]`.
+
+Each try makes a graph of random shapes, blocks and values (MatMulInt4, MatMulInt8 with the attention of an image
+encoder, Attention with and without CrossAttention), half of them altered as a stranger might. Sound graphs give what
+ONNX Runtime's own operators give, up to their rounding; altered ones do too, or are an error. The graphs run in a
+process of their own. Where that ends, the same graph must end ONNX Runtime, too. What is found lies in
+build/fuzz/operators.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from tests.engines.native import Generator, Session, mutants, runtime
+from tests.engines.native.mutants import Model, model, value
+
+ROOT = Path(__file__).parents[2]
+FOUND = ROOT / "build" / "fuzz" / "operators"
+SIGNALS = (-4, -6, -7, -8, -11)  # of a process that broke
+MICROSOFT = {"domain": "com.microsoft"}
+
+
+@dataclass
+class Case:
+    """A graph, and how to run it. bound: how far each number may be from ONNX Runtime's, (N) or one for all."""
+
+    graph: Model
+    feeds: list[np.ndarray]  # of x, one a run; none: by the loop
+    columns: np.ndarray | None = None  # sums of absolute weights that a number is made of, (N)
+    block: int = 0  # activations are rounded by so many; 0: a row at once
+    width: int = 16  # of the loop's heads
+    kv_heads: int = 1
+    crosses: bool = False
+    encoder: Model | None = None
+    embed: Model | None = None
+
+
+def numbers(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Activations: mostly tame, sometimes all alike, zero, tiny, huge, or with a few that stand out."""
+    x = rng.standard_normal(shape)
+    kind = rng.integers(8)
+    if kind == 0:
+        x *= 0
+    elif kind == 1:
+        x = np.full(shape, rng.normal())
+    elif kind == 2:
+        x *= 10.0 ** rng.integers(-30, 8)
+    elif kind == 3:
+        x *= rng.random(shape) < 0.1
+    elif kind == 4:
+        x = np.abs(x)
+    elif kind == 5 and x.size:
+        x.flat[rng.integers(x.size)] = 300
+    return x.astype(np.float32)
+
+
+def batch(rng: np.random.Generator, last: int) -> tuple[int, ...]:
+    """A shape of 1 to 4 axes whose product is small; an axis may be 0."""
+    axes = [int(rng.choice([0, 1, 1, 2, 3, 5, 17])) for _ in range(rng.integers(0, 4))]
+    return (*axes, last) if axes else (int(rng.choice([0, 1, 2, 16, 33, 70])), last)
+
+
+def int4(rng: np.random.Generator) -> Case:
+    """x (..., K) -> y (..., N) by MatMulNBits."""
+    k, n = int(rng.integers(1, 400)), int(rng.integers(1, 200))
+    block, bits = int(rng.choice([16, 32, 32, 64, 128, 256])), int(rng.choice([4, 4, 4, 4, 8]))
+    blocks = -(-k // block)
+    codes = rng.integers(0, 256, (n, blocks, block * bits // 8), dtype=np.uint8)
+    scales = (rng.uniform(-0.1, 0.1, (n, blocks)) * (rng.random((n, blocks)) < 0.9)).astype(np.float16)
+    if rng.random() < 0.5:
+        scales = scales.reshape(-1)
+    constants: dict[str, np.ndarray] = {"codes": codes, "scales": scales}
+    nodes, inputs, scale = [], ["x", "codes", "scales"], scales
+    if rng.random() < 0.8:
+        nodes.append(helper.make_node("Cast", ["scales"], ["wide"], to=TensorProto.FLOAT))
+        inputs[2] = "wide"
+    else:
+        constants["scales"] = scales.astype(np.float32)
+    zero = np.full((n, blocks), 1 << (bits - 1))
+    if rng.random() < 0.7:
+        packed = rng.integers(0, 256, (n, -(-blocks * bits // 8)), dtype=np.uint8)
+        zero = unpacked(packed, bits)[:, :blocks]
+        constants["zeros"] = packed if rng.random() < 0.5 else packed.reshape(-1)
+        inputs.append("zeros")
+    level = int(rng.choice([0, 1, 4, 4, 4]))
+    kind = {**MICROSOFT, "K": k, "N": n, "bits": bits, "block_size": block, "accuracy_level": level}
+    nodes.append(helper.make_node("MatMulNBits", inputs, ["y"], **kind))
+    shape = batch(rng, k)
+    weights = (unpacked(codes.reshape(n, -1), bits).reshape(n, blocks, block) - zero[..., None]) * scale.reshape(
+        n, blocks, 1
+    ).astype(np.float64)
+    axes = [f"a{i}" for i in range(len(shape) - 1)]
+    graph = model(nodes, [value("x", [*axes, k])], [value("y", [*axes, n])], constants)
+    columns = np.abs(weights.reshape(n, -1)[:, :k]).sum(1)
+    return Case(graph, [numbers(rng, shape) for _ in range(2)], columns, block)
+
+
+def unpacked(codes: np.ndarray, bits: int) -> np.ndarray:
+    """(N, bytes) -> (N, numbers), the low half of a byte first."""
+    wide = codes.astype(np.int64)
+    return wide if bits == 8 else np.stack([wide & 15, wide >> 4], axis=-1).reshape(len(codes), -1)
+
+
+def int8(rng: np.random.Generator) -> Case:
+    """x (..., K) -> y (..., N) by DynamicQuantizeMatMul."""
+    k, n = int(rng.integers(1, 500)), int(rng.integers(1, 200))
+    constants = {
+        "codes": rng.integers(-127, 128, (n, k), dtype=np.int8),
+        "scales": rng.uniform(0, 0.01, n).astype(np.float32),
+    }
+    inputs = ["x", "columns", "scales"]
+    if rng.random() < 0.5:
+        constants["bias"] = rng.normal(0, 1, n).astype(np.float32)
+        inputs += ["", "bias"]
+    nodes = [helper.make_node("Transpose", ["codes"], ["columns"], perm=[1, 0]),
+             helper.make_node("DynamicQuantizeMatMul", inputs, ["y"], **MICROSOFT)]  # fmt: skip
+    shape = batch(rng, k)
+    axes = [f"a{i}" for i in range(len(shape) - 1)]
+    graph = model(nodes, [value("x", [*axes, k])], [value("y", [*axes, n])], constants)
+    columns = np.abs(constants["codes"].astype(np.float64)).sum(1) * constants["scales"]
+    return Case(graph, [numbers(rng, shape) for _ in range(2)], columns)
+
+
+def encoder_attention(rng: np.random.Generator) -> Case:
+    """mutants.int8, the products and the attention of an image encoder, of other sizes."""
+    sizes = {"HEADS": int(rng.integers(1, 5)), "WIDTH": int(rng.choice([1, 4, 8, 16, 24, 32, 48, 64, 88, 96])),
+             "POSITIONS": int(rng.integers(1, 70)), "K": int(rng.integers(1, 90))}  # fmt: skip
+    with sized(sizes):
+        graph = mutants.int8(rng)
+    x = rng.standard_normal((int(rng.choice([1, 1, 2, 3])), sizes["POSITIONS"], sizes["K"])).astype(np.float32)
+    return Case(graph, [x])
+
+
+def attention(rng: np.random.Generator) -> Case:
+    """mutants.decoder, a language model of one layer, of other sizes; its loop is run."""
+    crosses = bool(rng.random() < 0.4)
+    sizes = {"HEADS": int(rng.integers(1, 5)), "WIDTH": 16 if crosses else int(rng.choice([8, 16, 24, 32, 48, 64, 80])),
+             "D": int(rng.integers(4, 40)), "WORDS": int(rng.integers(8, 60))}  # fmt: skip
+    with sized(sizes):
+        graph, embed, encoder = mutants.decoder(rng, crosses), mutants.embedding(rng), mutants.encoder(rng)
+    node = next(node for node in graph.graph.node if node.op_type == "GroupQueryAttention")
+    for attribute in node.attribute:
+        if attribute.name == "scale":
+            attribute.f = float(rng.choice([0.0, 0.1, 0.3, 1.0]))
+        if attribute.name == "do_rotary" and (rng.random() < 0.4 or sizes["WIDTH"] % 16):
+            attribute.i = 0
+            del node.input[7:]
+    if rng.random() < 0.3:
+        node.attribute.append(helper.make_attribute("softcap", float(rng.choice([1.0, 5.0]))))
+    if rng.random() < 0.3:
+        node.attribute.append(helper.make_attribute("local_window_size", int(rng.choice([1, 2, 5, 100]))))
+    return Case(graph, [], width=sizes["WIDTH"], crosses=crosses, embed=embed, encoder=encoder if crosses else None)
+
+
+@contextlib.contextmanager
+def sized(sizes: dict[str, int]) -> Any:
+    """mutants' graphs with these sizes."""
+    before = {name: getattr(mutants, name) for name in sizes}
+    for name, size in sizes.items():
+        setattr(mutants, name, size)
+    try:
+        yield
+    finally:
+        for name, size in before.items():
+            setattr(mutants, name, size)
+
+
+KINDS = {"int4": int4, "int8": int8, "encoder_attention": encoder_attention, "attention": attention}
+
+
+def answers(case: Case, folder: Path, ours: bool) -> tuple[list[np.ndarray], list[str]]:
+    """What the graph in the folder says, and the kernels of ours that it ran."""
+    options = {"custom_int4": ours, "custom_int8": ours, "custom_attention": ours}
+    session = Session(runtime(), str(folder / "graph.onnx"), 1, **options)
+    if case.embed is None:
+        return [session.run({"x": x})["y"] for x in case.feeds], session.custom_kernels
+    embed = Session(runtime(), str(folder / "embed.onnx"), 1)
+    encoder = Session(runtime(), str(folder / "encoder.onnx"), 1) if case.crosses else None
+    table = case.embed.graph.initializer[0].dims
+    generator = Generator(embed, session, 1, case.kv_heads, case.width, table[1], table[0], encoder, 3)
+    rng = np.random.default_rng(len(case.graph.graph.node))
+    prefix = rng.standard_normal((3, int(rng.integers(1, 6)), table[1])).astype(np.float32)
+    prompts = [[2, 3, 4, 5, 6], [4], []]
+    scores = []
+    for given in ({"max_new_tokens": 1}, {"max_new_tokens": 2, "forced_prefix": [5, 6, 7]}):
+        for beams in generator.generate(prefix, prompts, {"num_beams": 4, "num_return_sequences": 4, **given}):
+            scores += [score for _, score in beams]
+    return [np.array(scores, np.float32)], session.custom_kernels
+
+
+def bounds(case: Case, x: np.ndarray) -> np.ndarray | float:
+    """How far a product may be from ONNX Runtime's: both round activations to 8 bits, by block, row or tensor."""
+    assert case.columns is not None
+    if not x.size:
+        return 0.0
+    largest = max(float(x.max()), 0.0) - min(float(x.min()), 0.0)
+    return 1.1 * largest / 127 * case.columns + 1e-5 * largest * case.columns + 1e-6
+
+
+def check(case: Case, folder: Path, altered: bool) -> list[str]:
+    """The kernels of ours that ran; none where the graph is an error. Raise AssertionError for another answer."""
+    try:
+        got, kernels = answers(case, folder, True)
+    except (RuntimeError, MemoryError) as error:
+        with contextlib.suppress(RuntimeError, MemoryError):
+            answers(case, folder, False)
+            assert altered, f"ours refuses a sound graph: {error}"
+        return []
+    try:
+        want, _ = answers(case, folder, False)
+    except (RuntimeError, MemoryError):
+        return kernels  # it checks some nodes less strictly where a graph has operators of ours
+    for number, (mine, theirs) in enumerate(zip(got, want, strict=True)):
+        assert mine.shape == theirs.shape, (mine.shape, theirs.shape)
+        if not theirs.size or not np.isfinite(theirs).all():
+            continue
+        assert np.isfinite(mine).all() or altered, (mine, theirs)
+        if altered or case.columns is None:
+            loose = 0.05 if altered or case.embed is None else 2e-3
+            if case.embed is not None and altered and not np.isfinite(mine).all():
+                continue
+            far = np.abs(mine - theirs)
+            assert far.mean() <= loose * np.abs(theirs).max() + 1e-4, (mine, theirs)
+        else:
+            far = np.abs(mine.astype(np.float64) - theirs) - bounds(case, case.feeds[number])
+            assert (far <= 0).all(), (float(far.max()), mine, theirs)
+    return kernels
+
+
+def make(seed: int, number: int, folder: Path) -> tuple[str, Case, bool]:
+    """Try `number` of a seed: its kind, the case, and whether it was altered. Its graphs are written."""
+    rng, draw = np.random.default_rng([seed, number]), random.Random(f"{seed} {number}")
+    kind = draw.choice(list(KINDS))
+    case = KINDS[kind](rng)
+    altered = draw.random() < 0.5
+    for _ in range(draw.choice([1, 1, 2, 3]) if altered else 0):
+        with contextlib.suppress(Exception):  # what onnx itself cannot read or write
+            mutants.mutate(case.graph, draw)
+    for name, graph in (("graph", case.graph), ("embed", case.embed), ("encoder", case.encoder)):
+        if graph is not None:
+            (folder / f"{name}.onnx").write_bytes(graph.SerializeToString())
+    return kind, case, altered
+
+
+def work(seed: int, first: int, seconds: float, folder: Path) -> None:
+    """The process that runs the graphs. It prints each number before."""
+    (folder / "a.data").write_bytes(bytes(5000))
+    end, number, ran = time.monotonic() + seconds, first, dict.fromkeys(KINDS, 0)
+    while time.monotonic() < end:
+        kind, case, altered = make(seed, number, folder)
+        print(number, kind, "altered" if altered else "sound", flush=True)
+        try:
+            ran[kind] += bool(check(case, folder, altered))
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}, try {number}, {kind}: {error}") from None
+        number += 1
+    print("ran", number, *(f"{kind}:{count}" for kind, count in ran.items()), flush=True)
+
+
+def theirs(seed: int, number: int, folder: Path) -> None:
+    """The same try by ONNX Runtime's own operators alone."""
+    _, case, _ = make(seed, number, folder)
+    with contextlib.suppress(RuntimeError, MemoryError):
+        answers(case, folder, False)
+
+
+def run(seconds: float, seed: int) -> str:
+    """Fuzz for a while; return what was done. Raise AssertionError for a finding, whose graphs are kept."""
+    end, first, endings = time.monotonic() + seconds, 0, 0
+    with tempfile.TemporaryDirectory(prefix="blip2rt-fuzz-") as name:
+        folder = Path(name)
+
+        def process(*words: object) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-m", "tests.fuzz.operators", "--folder", name]
+            return subprocess.run([*command, "--seed", str(seed), *map(str, words)], capture_output=True, text=True,
+                                  cwd=ROOT)  # fmt: skip
+
+        while True:
+            done = process("--first", first, "--seconds", max(0.0, end - time.monotonic()))
+            last = done.stdout.split("\n")[-2:][0]
+            if done.returncode == 0:
+                return f"seed {seed}: {last}; {endings} graphs end ONNX Runtime itself"
+            number = int((last.split() or ["-1"])[0])
+            if done.returncode not in SIGNALS or process("--theirs", number).returncode not in SIGNALS:
+                kept = FOUND / f"seed-{seed}-{number}"
+                shutil.copytree(folder, kept, dirs_exist_ok=True)
+                raise AssertionError(f"{last}: {done.returncode}, see {kept}: {done.stderr[-3000:]}")
+            endings, first = endings + 1, number + 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=random.randrange(2**31))
+    for hidden in ("--first", "--theirs"):
+        parser.add_argument(hidden, type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.theirs is not None:
+        theirs(args.seed, args.theirs, args.folder)
+    elif args.first is not None:
+        work(args.seed, args.first, args.seconds, args.folder)
+    else:
+        print(f"operators: seed {args.seed}", flush=True)
+        print(f"operators: {run(args.seconds, args.seed)}, nothing found")
+
+
+if __name__ == "__main__":
+    main()

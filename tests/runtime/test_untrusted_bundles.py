@@ -1,0 +1,91 @@
+"""A bundle whose files are damaged: every command says so in one line, whatever the files hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from blip2rt.bundle import MANIFEST
+from blip2rt.cli import main
+from tests.seeds import new_seed
+from tests.tiny.bundle import Tiny
+
+DEEP = b"[" * 200_000 + b"]" * 200_000
+Damage = Callable[[bytes], bytes]
+DAMAGES: dict[str, Damage] = {
+    "deep": lambda data: DEEP,
+    "deep inside": lambda data: b'{"version":"1.0","model":' + DEEP + b"}",
+    "noise": lambda data: random.Random(new_seed()).randbytes(3000),
+    "empty": lambda data: b"",
+    "half": lambda data: data[: len(data) // 2],
+    "zip": lambda data: b"PK\x03\x04" + data,
+    "a long number": lambda data: b'{"format":' + b"9" * 100_000 + b"}",
+    "not UTF-8": lambda data: b"\xff\xfe" + data,
+}
+
+
+@pytest.fixture
+def copy(tiny: Tiny, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny.path, tmp_path / "copy"))
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "picture.png")
+    return str(tmp_path / "picture.png")
+
+
+def put(folder: Path, name: str, data: bytes) -> None:
+    """Write a file and let the manifest know its size and hash."""
+    (folder / name).write_bytes(data)
+    if name != MANIFEST:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest["files"][name] = {"size": len(data), "sha256": sha256(data).hexdigest()}
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def complaint(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
+    capfd.readouterr()
+    code, said = main(arguments), capfd.readouterr()
+    assert code == 2, said
+    (line,) = said.err.splitlines()
+    assert line.startswith("blip2rt: error: ") and line.isprintable(), line
+    return line
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", [MANIFEST, "tokenizer.json", "qformer_tokenizer.json", "llm.onnx", "vision.onnx"])
+def test_a_damaged_file_is_one_line(
+    copy: Path, picture: str, name: str, damage: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    put(copy, name, DAMAGES[damage]((copy / name).read_bytes()))
+    commands = {"caption": ["caption", picture, "--model", str(copy)]}
+    if name == "qformer_tokenizer.json":
+        commands = {"match": ["match", picture, "a dog", "--model", str(copy)]}
+    if name == MANIFEST:
+        commands |= {command: [command, str(copy)] for command in ("info", "verify")}
+    for arguments in commands.values():
+        assert str(copy) in complaint(arguments, capfd)
+
+
+def test_a_manifest_that_is_a_pipe_does_not_block(copy: Path, picture: str, capfd: pytest.CaptureFixture[str]) -> None:
+    (copy / MANIFEST).unlink()
+    os.mkfifo(copy / MANIFEST)
+    for arguments in (["info", str(copy)], ["verify", str(copy)], ["caption", picture, "--model", str(copy)]):
+        complaint(arguments, capfd)
+
+
+def test_a_key_of_noise_is_one_line(copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("cryptography")
+    for damage in DAMAGES.values():
+        (tmp_path / "maker.pub").write_bytes(damage(b"RWQ"))
+        complaint(["verify", str(copy), "--key", str(tmp_path / "maker.pub")], capfd)
