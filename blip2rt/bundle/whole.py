@@ -48,7 +48,7 @@ class WholeFolder:
 
     def __enter__(self) -> WholeFolder:  # noqa: PYI034  # typing.Self came with Python 3.11
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._clean()
+        clean(self.path)
         try:
             for _ in range(_TRIES):  # another writer may take a folder that has no lock yet for an abandoned one
                 self._folder = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.partial")
@@ -92,34 +92,36 @@ class WholeFolder:
             _remove(self._folder)
             self._folder = None
 
-    def _clean(self) -> None:
-        """Remove what killed runs left; put back a folder that was moved aside for one which never came."""
-        for aside in self._left("aside"):
-            if not self.path.exists():
-                aside.rename(self.path)
-            else:
-                _remove(aside)
-        for left in (self.path, *self._left("partial")):
-            lock = _try_lock(left)
-            if lock is None:
-                continue
-            lock.close()
-            if left == self.path:
-                _unmark(left)
-            else:
-                _remove(left)
-
-    def _left(self, kind: str) -> list[Path]:
-        found = list(self.path.parent.glob(f".{glob.escape(self.path.name)}.*.{kind}"))
-        for folder in found:
-            with contextlib.suppress(OSError):  # killed before it had a marker, or after: then it is empty
-                folder.rmdir()
-        return [folder for folder in found if (folder / MARKER).is_file()]
-
     def _unlock(self) -> None:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def clean(path: Path) -> None:
+    """Remove what killed runs left of a folder; put it back where it was moved aside for one which never came."""
+    for aside in _left(path, "aside"):
+        if not path.exists():
+            aside.rename(path)
+        else:
+            _remove(aside)
+    for left in (path, *_left(path, "partial")):
+        lock = _try_lock(left)
+        if lock is None:
+            continue
+        lock.close()
+        if left == path:
+            _unmark(left)
+        else:
+            _remove(left)
+
+
+def _left(path: Path, kind: str) -> list[Path]:
+    found = list(path.parent.glob(f".{glob.escape(path.name)}.*.{kind}"))
+    for folder in found:
+        with contextlib.suppress(OSError):  # killed before it had a marker, or after: then it is empty
+            folder.rmdir()
+    return [folder for folder in found if (folder / MARKER).is_file()]
 
 
 def _remove(folder: Path) -> None:
@@ -165,7 +167,7 @@ def discard(folder: Path) -> None:
     _mark(folder)
     unnamed = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
     folder.rename(unnamed)
-    shutil.rmtree(unnamed, ignore_errors=True)
+    _remove(unnamed)
 
 
 def _mark(folder: Path) -> None:

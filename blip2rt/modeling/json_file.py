@@ -30,16 +30,16 @@ def parse_json(text: bytes) -> Any:
         raise ValueError("it is nested too deep") from None
 
 
-def require_bounds(values: Mapping[str, Any]) -> None:
+def require_bounds(values: Mapping[Any, Any]) -> None:
     """Raise ValueError: a number of a config, or of a group in it, is larger than any model's."""
     faults = list(_large(values, ""))
     if faults:
         raise ValueError("; ".join(faults[:5]))
 
 
-def _large(values: Mapping[str, Any], prefix: str) -> Iterator[str]:
+def _large(values: Mapping[Any, Any], prefix: str) -> Iterator[str]:
     for name, value in values.items():
-        most = MOST_LAYERS if name.endswith("layers") else MOST
+        most = MOST_LAYERS if str(name).endswith("layers") else MOST
         if isinstance(value, Mapping):
             yield from _large(value, f"{prefix}{name}.")
         elif isinstance(value, int) and abs(value) > most:

@@ -5,20 +5,17 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <thread>
 
 #include "ops/attention_op.h"
 #include "ops/domain.h"
+#include "ort/call.h"
 
 namespace blip2rt {
 namespace {
 
 // Returns the graph with our operators; without bytes where the file is to be loaded as it is.
 RewrittenGraph rewritten_graph(const std::string& bytes, int intra_op_threads, CustomOps ops) {
-  int major = 0, minor = 0;
-  // Versions before 1.21 cannot be told where the weights of a graph in memory lie.
-  if (std::sscanf(ort_version().c_str(), "%d.%d", &major, &minor) != 2 || (major == 1 && minor < 21)) return {};
   const size_t asked = static_cast<size_t>(std::max(0, intra_op_threads));
   ops.threads = asked > 0 ? asked : std::max<size_t>(1, std::thread::hardware_concurrency());
   return rewritten(bytes, ops);
@@ -84,6 +81,7 @@ const Port* find(const std::vector<Port>& ports, const std::string& name) {
 
 Session::Session(const std::string& graph_path, int intra_op_threads, CustomOps ops, Device device, const Files& files)
     : path_(graph_path), process_(getpid()), memory_(&host_memory()) {
+  const Call call;
   SessionOptions options = session_options(intra_op_threads, device);
   RewrittenGraph graph;
   {
@@ -138,6 +136,7 @@ const Port* Session::find_output(const std::string& name) const { return find(ou
 std::vector<Value> Session::run(const std::vector<const char*>& input_names, const std::vector<const OrtValue*>& inputs,
                                 const std::vector<const char*>& output_names) const {
   check_process();
+  const Call call;
   std::vector<OrtValue*> raw(output_names.size(), nullptr);
   OrtStatus* status = ort().Run(session_, nullptr, input_names.data(), inputs.data(), inputs.size(),
                                 output_names.data(), raw.size(), raw.data());

@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "ort/call.h"
+
 namespace blip2rt {
 namespace {
 
@@ -97,6 +99,7 @@ Generation::InUse::InUse(const Generation& generation) : generation_(generation)
 
 void Generation::step() {
   generator_.llm().check_process();
+  const Call call;
   added_.clear();
   if (done_) return;
   const Decoder::InUse in_use(*decoder_);

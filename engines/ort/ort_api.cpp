@@ -5,10 +5,12 @@
 #include <dlfcn.h>
 
 #include <cassert>
+#include <cstdio>
 #include <cstdlib>
 #include <mutex>
 #include <new>
 
+#include "ort/call.h"
 #include "ort/text.h"
 
 namespace blip2rt {
@@ -45,6 +47,13 @@ const ApiBase& api_base(const std::string& path) {
   return *reinterpret_cast<const ApiBase* (*)()>(symbol)();
 }
 
+// Operators of older versions do not compare their tensors with their attributes: a stranger's graph reads foreign
+// memory.
+bool is_too_old(const std::string& version) {
+  int major = 0, minor = 0;
+  return std::sscanf(version.c_str(), "%d.%d", &major, &minor) == 2 && (major < 1 || (major == 1 && minor < 23));
+}
+
 }  // namespace
 
 void load_onnxruntime(const std::string& library_path) {
@@ -58,9 +67,9 @@ void load_onnxruntime(const std::string& library_path) {
   auto fresh = std::make_unique<Loaded>();
   fresh->path = library_path;
   fresh->version = base.get_version();
-  const void* const* table = base.get_api(kApiVersion);
+  const void* const* table = is_too_old(fresh->version) ? nullptr : base.get_api(kApiVersion);
   if (table == nullptr) {
-    throw std::runtime_error("ONNX Runtime " + fresh->version + " is too old: blip2rt needs 1.20 or newer");
+    throw std::runtime_error("ONNX Runtime " + fresh->version + " is too old: blip2rt needs 1.23 or newer");
   }
 #define BLIP2RT_FILL(name, slot, result, arguments) \
   fresh->entries.name = reinterpret_cast<decltype(fresh->entries.name)>(const_cast<void*>(table[slot]));
@@ -80,6 +89,7 @@ void load_onnxruntime(const std::string& library_path) {
     throw;
   }
   fresh.release();
+  wait_for_calls_at_exit();
 }
 
 const OrtEntries& ort() {

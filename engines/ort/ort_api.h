@@ -48,7 +48,7 @@ enum class DType : int {
 
 const char* dtype_name(DType dtype);
 
-// The oldest version whose table holds every slot below and that ONNX Runtime 1.20 still answers to.
+// The oldest version whose table holds every slot below; ONNX Runtime 1.23 and later answer to it.
 inline constexpr uint32_t kApiVersion = 20;
 
 // OrtCustomOp of the C API: an operator of ours, as ONNX Runtime calls it. Entries for other kinds of operators are

@@ -1,6 +1,6 @@
-// Strings and containers between Python and C++. nanobind's own casters end the process where memory is lacking, because
-// they are noexcept; these throw std::bad_alloc, which becomes MemoryError. Included instead of nanobind/stl/{string,
-// vector,map,optional}.h. Knows nothing of ours.
+// Strings and containers between Python and C++. nanobind's own casters end the process where memory is lacking,
+// because they are noexcept; these throw std::bad_alloc, which becomes MemoryError. Included instead of
+// nanobind/stl/{string, vector,map,optional}.h. Knows nothing of ours.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -60,8 +60,8 @@ struct type_caster<std::string> {
 
 template <class T>
 struct type_caster<std::vector<T>> {
-  NB_TYPE_CASTER(std::vector<T>, io_name("collections.abc.Sequence", "list") + const_name("[") + make_caster<T>::Name +
-                                     const_name("]"))
+  NB_TYPE_CASTER(std::vector<T>,
+                 io_name("collections.abc.Sequence", "list") + const_name("[") + make_caster<T>::Name + const_name("]"))
   template <class Flags>
   bool from_python(handle source, Flags flags, cleanup_list* cleanup) {
     return read_items(source, value, flags, cleanup);

@@ -28,7 +28,7 @@ from blip2rt.bundle import TensorInfo
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import streaming
 
-OPSET = 20  # the newest that every supported ONNX Runtime (1.20 and later) runs
+OPSET = 20  # the newest that every supported ONNX Runtime (1.23 and later) runs
 IR_VERSION = 10
 ALIGNMENT = 64  # a cache line; ONNX Runtime memory-maps from the page below by itself
 INLINE_BYTES = 1024  # smaller tensors stay inside the graph file: shape inference and folding need them there

@@ -54,8 +54,6 @@ def test_a_synthetic_bundle_is_whole_and_captions(tiny_geometry, photo):
 
 
 def test_every_kernel_of_ours_finds_its_work_in_what_the_exporter_writes(tiny_geometry):
-    if tuple(int(part) for part in runtime().version.split(".")[:2]) < (1, 21):
-        pytest.skip("ONNX Runtime before 1.21 keeps its own kernels")
     path, _ = tiny_geometry
     found = {
         kernel

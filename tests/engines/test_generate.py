@@ -54,8 +54,6 @@ def test_a_batch_says_what_hugging_face_says_of_the_batch(case: Case) -> None:
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_graphs_get_our_attention(name: str, tmp_path: Path) -> None:
     """Without it beams copy what they share (tests/engines/test_parity.py holds both to the same answers)."""
-    if tuple(int(part) for part in runtime().version.split(".")[:2]) < (1, 21):
-        pytest.skip("ONNX Runtime before 1.21 keeps its own operators")
     make_case(name, tmp_path)
     session = Session(runtime(), str(tmp_path / "llm.onnx"), 1)
     ours = {port for port, *_ in session.inputs} & {"cache_rows", "encoder_rows"}

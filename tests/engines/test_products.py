@@ -20,7 +20,6 @@ from onnx import TensorProto, helper, numpy_helper
 pytestmark = pytest.mark.long(85)
 
 ROOT = Path(__file__).parents[2]
-VERSION = tuple(int(part) for part in runtime().version.split(".")[:2])
 
 
 @pytest.mark.parametrize(
@@ -83,7 +82,6 @@ def save_matmul(path: Path, k: int, n: int, block: int, cast: bool = True, level
     save_graph(path, nodes, k, n, constants)
 
 
-@pytest.mark.skipif(VERSION < (1, 21), reason="ONNX Runtime before 1.21 keeps its own product")
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(("level", "tolerance"), [(INT8, 2e-2), (HALF_PRECISION, 2e-3)])
 def test_int4_products_of_a_graph_are_ours_and_equal_onnx_runtimes(
@@ -147,7 +145,6 @@ def save_dynamic(
     return constants
 
 
-@pytest.mark.skipif(VERSION < (1, 21), reason="ONNX Runtime before 1.21 keeps its own product")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_int8_is_nearer_to_exact_than_onnx_runtimes(threads: int, tmp_path: Path) -> None:
     """A scale for each row in place of one for all."""
@@ -181,7 +178,6 @@ def test_other_int8_products_stay_with_onnx_runtime(change: str, tmp_path: Path)
     assert np.isfinite(session.run({"x": np.ones((1, 1, 64), np.float32)})["y"]).all()
 
 
-@pytest.mark.skipif(VERSION < (1, 21), reason="ONNX Runtime before 1.21 keeps its own product")
 def test_codes_that_two_products_read_are_turned_once(tmp_path: Path) -> None:
     """Two products with the same weights, of which ONNX Runtime keeps one."""
     rng = np.random.default_rng(new_seed())
@@ -267,7 +263,6 @@ def attention(x: np.ndarray, constants: dict[str, np.ndarray]) -> np.ndarray:
     return (weights / weights.sum(-1, keepdims=True) @ value).transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1)
 
 
-@pytest.mark.skipif(VERSION < (1, 21), reason="ONNX Runtime before 1.21 keeps its own attention")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_an_encoders_attention_equals_onnx_runtimes(threads: int, tmp_path: Path) -> None:
     constants = save_attention(tmp_path / "attention.onnx")

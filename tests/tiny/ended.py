@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from safetensors.torch import load_file
 
@@ -249,7 +250,9 @@ def prepare(name: str, folder: Path, seed: int) -> Command:
     if name in ("export", "convert"):
         tiny_blip2.generative(folder / "hf", tiny_blip2.TEXT_CONFIGS["llama"]())
     elif name == "train":
-        (folder / "settings.json").write_text(json.dumps(tiny_parts.tiny_settings(folder)))
+        torch.save(timm.create_model("test_efficientnet").state_dict(), folder / "vision.pth")
+        settings = [*tiny_parts.tiny_settings(folder), "--vision_weights", str(folder / "vision.pth")]
+        (folder / "settings.json").write_text(json.dumps(settings))
     else:
         tiny_bundle(folder / "tiny", seed)
     return kind(folder, main, folder / "place" / "out")

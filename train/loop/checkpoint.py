@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from blip2rt.bundle.whole import WholeFolder, discard
+from blip2rt.bundle.whole import WholeFolder, clean, discard
 from blip2rt.errors import Blip2rtError, boundary
 from blip2rt.modeling.blip2 import Trained
 from blip2rt.modeling.checkpoints import list_checkpoints, load_weights, save_model
@@ -63,6 +63,8 @@ def save(
         ) from error
     for old in list_checkpoints(out)[:-keep]:
         discard(old)
+    for left in out.glob(".step-*.partial"):  # by a run that was killed while it wrote or removed another one
+        clean(out / left.name.split(".")[1])
 
 
 def resume_weights(out: Path, model: Trained) -> None:

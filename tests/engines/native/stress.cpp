@@ -1,5 +1,5 @@
-// Threads that share a generator, a generation, a conversation, a library, and the end of the process. Every answer must
-// be the one that a single thread got. Built with ThreadSanitizer, and with AddressSanitizer, by `make sanitize`.
+// Threads that share a generator, a generation, a conversation, a library, and the end of the process. Every answer
+// must be the one that a single thread got. Built with ThreadSanitizer, and with AddressSanitizer, by `make sanitize`.
 //
 //   stress LIBONNXRUNTIME FOLDER THREADS ROUNDS     FOLDER: embed.onnx and llm.onnx, as tiny_graphs.py writes them
 #include <atomic>
@@ -189,9 +189,14 @@ struct Stress {
   void leave_at_work() {
     for (int worker = 0; worker < threads; ++worker) {
       std::thread([this, worker] {
+        const Loaded loaded(folder);
         for (int round = worker;; ++round) {
-          const Loaded loaded(folder);
-          for (int i = 0; i < 5; ++i) answers_of(loaded.generator, prefix, (round + i) % 20);
+          try {
+            if (round % 20 == 0) const Loaded another(folder);
+            answers_of(loaded.generator, prefix, round % 20);
+          } catch (const std::runtime_error&) {  // between two calls the process has ended: Python's thread would sleep
+            std::this_thread::sleep_for(std::chrono::hours(1));
+          }
         }
       }).detach();
     }
