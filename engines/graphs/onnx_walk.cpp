@@ -12,7 +12,7 @@
 namespace blip2rt {
 namespace {
 
-enum class Type : uint8_t { kInt32, kInt64, kFloat, kDouble, kText, kDomain, kData, kMessage };
+enum class Type : uint8_t { kInt32, kInt64, kFloat, kDouble, kText, kDomain, kOperator, kData, kMessage };
 enum class Often : uint8_t { kOnce, kOneOf, kMany };  // kOneOf: at most one of the message's fields of this kind
 
 struct Message;
@@ -38,6 +38,7 @@ constexpr Rule float32(uint32_t number, Often often = once) { return {number, Ty
 constexpr Rule float64(uint32_t number, Often often = once) { return {number, Type::kDouble, often, nullptr}; }
 constexpr Rule text(uint32_t number, Often often = once) { return {number, Type::kText, often, nullptr}; }
 constexpr Rule domain(uint32_t number) { return {number, Type::kDomain, once, nullptr}; }
+constexpr Rule op(uint32_t number) { return {number, Type::kOperator, once, nullptr}; }
 constexpr Rule data(uint32_t number, Often often = once) { return {number, Type::kData, often, nullptr}; }
 constexpr Rule message(uint32_t number, const Message& of, Often often = once) {
   return {number, Type::kMessage, often, &of};
@@ -129,7 +130,7 @@ const Message kDevice = table("DeviceConfigurationProto", kDeviceRules);
 const Rule kNodeRules[] = {text(1, many),
                            text(2, many),
                            text(3),
-                           text(4),
+                           op(4),
                            message(5, kAttribute, many),
                            text(6),
                            domain(7),
@@ -217,9 +218,11 @@ void check_field(const Message& message, const Rule& rule, const protobuf::Field
     case Type::kDouble: require(protobuf::kFixed64); break;
     case Type::kText:
     case Type::kDomain:
+    case Type::kOperator:
       require(protobuf::kBytes);
       if (!is_utf8(field.bytes)) fail(message, rule.number, "is not UTF-8");
       if (rule.type == Type::kDomain) found.domains.push_back(field.bytes);
+      if (rule.type == Type::kOperator) found.operators.push_back(field.bytes);
       break;
     case Type::kData: require(protobuf::kBytes); break;
     case Type::kMessage:

@@ -310,3 +310,29 @@ def test_a_product_that_does_not_fit_is_left_alone(change: str, tmp_path: Path) 
     except (RuntimeError, MemoryError):
         return
     assert session.custom_kernels == []
+
+
+@pytest.mark.parametrize("change", ["n", "block", "codes", "zeros", "scales", "cast", "fed", "nested"])
+def test_a_product_that_does_not_fit_is_refused(change: str, tmp_path: Path) -> None:
+    """ONNX Runtime up to 1.24 packs such weights, and reads foreign memory."""
+    model = mutants.int4(np.random.default_rng(new_seed()))
+    node, constants = model.graph.node[1], {tensor.name: tensor for tensor in model.graph.initializer}
+    attributes = {one.name: one for one in node.attribute}
+    if change in ("n", "block"):
+        attributes["N" if change == "n" else "block_size"].i *= 2
+    elif change == "cast":  # bytes become numbers, of which there are too few
+        model.graph.node.insert(0, helper.make_node("Cast", ["zeros"], ["numbers"], to=TensorProto.FLOAT))
+        model.graph.node[2].input[3] = "numbers"
+    elif change == "fed":
+        model.graph.input.append(helper.make_tensor_value_info("codes", TensorProto.UINT8, constants["codes"].dims))
+        model.graph.initializer.remove(constants["codes"])
+    elif change == "nested":
+        inner = helper.make_graph([node], "inner", [], [])
+        model.graph.node.append(helper.make_node("Odd", ["x"], ["z"], body=inner))
+    else:
+        array = numpy_helper.to_array(constants[change])
+        constants[change].CopyFrom(numpy_helper.from_array(array[:-1], change))
+    path = tmp_path / "odd.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(GraphError, match="odd.onnx is refused: (the weights of )?a MatMulNBits"):
+        check_graph(str(path))

@@ -1,0 +1,83 @@
+// Compares the weights of MatMulNBits with its attributes.
+#include "graphs/fitting.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "graphs/onnx_graph.h"
+
+namespace blip2rt {
+namespace {
+
+constexpr std::string_view kProduct = "MatMulNBits";
+constexpr uint64_t kMostSize = uint64_t{1} << 31;
+
+// Returns a constant that nobody may feed. Returns nullptr where there is none.
+const Constant* constant(const Parts& parts, std::string_view name) {
+  const auto found = parts.constants.find(name);
+  return found == parts.constants.end() || parts.inputs.count(name) != 0 ? nullptr : &found->second;
+}
+
+// Returns a constant that a Cast may bring to another type, as scales are.
+const Constant* behind_cast(const Parts& parts, std::string_view name) {
+  const auto maker = parts.made_by.find(name);
+  if (maker == parts.made_by.end()) return constant(parts, name);
+  const Node& node = parts.nodes[maker->second];
+  return node.is("Cast") && node.inputs.size() == 1 ? constant(parts, node.inputs[0]) : nullptr;
+}
+
+bool has_count(const Constant* constant, uint64_t rows, uint64_t columns) {
+  uint64_t count = 1, wanted = 0;
+  if (constant == nullptr || __builtin_mul_overflow(rows, columns, &wanted)) return false;
+  for (uint64_t axis : constant->shape) {
+    if (__builtin_mul_overflow(count, axis, &count)) return false;
+  }
+  return count == wanted;
+}
+
+bool fits(const Parts& parts, const Node& node) {
+  enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kOrder, kBias, kInputs };
+  const auto given = [&](size_t input) { return input < node.inputs.size() && !node.inputs[input].empty(); };
+  const auto size = [&](const char* name, int64_t otherwise) -> uint64_t {
+    const int64_t number = node.number(name, otherwise);
+    return number < 1 || static_cast<uint64_t>(number) >= kMostSize ? 0 : static_cast<uint64_t>(number);
+  };
+  const uint64_t n = size("N", 0), k = size("K", 0), block = size("block_size", 0), bits = size("bits", 4);
+  if (n == 0 || k == 0 || block < 16 || (block & (block - 1)) != 0 || (bits != 2 && bits != 4 && bits != 8))
+    return false;
+  if (!given(kX) || !given(kCodes) || !given(kScales) || node.inputs.size() > kInputs) return false;
+  const uint64_t blocks = (k + block - 1) / block;
+  const Constant* codes = constant(parts, node.inputs[kCodes]);
+  if (codes == nullptr || codes->dtype != DType::kUInt8 || !has_count(codes, n, blocks * (block * bits / 8)) ||
+      !has_count(behind_cast(parts, node.inputs[kScales]), n, blocks)) {
+    return false;
+  }
+  if (given(kZeroPoints)) {
+    const Constant* zeros = constant(parts, node.inputs[kZeroPoints]);
+    const bool packed = zeros != nullptr && zeros->dtype == DType::kUInt8;
+    if (!has_count(zeros, n, packed ? (blocks * bits + 7) / 8 : blocks)) return false;
+  }
+  if (given(kOrder)) {
+    const Constant* order = constant(parts, node.inputs[kOrder]);
+    if (!has_count(order, 1, k) && !has_count(order, 1, blocks * block)) return false;
+  }
+  return !given(kBias) || has_count(constant(parts, node.inputs[kBias]), 1, n);
+}
+
+}  // namespace
+
+void require_fitting_products(std::string_view model, const Found& found) {
+  const auto products = std::count(found.operators.begin(), found.operators.end(), kProduct);
+  if (products == 0) return;
+  const Parts parts(Model(model).graph);
+  std::ptrdiff_t seen = 0;
+  for (const Node& node : parts.nodes) {
+    if (node.op_type != kProduct) continue;
+    ++seen;
+    if (!fits(parts, node)) throw std::runtime_error("the weights of a MatMulNBits do not fit its sizes");
+  }
+  if (seen != products) throw std::runtime_error("a MatMulNBits stands in a subgraph or a function");
+}
+
+}  // namespace blip2rt
