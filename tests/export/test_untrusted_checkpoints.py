@@ -299,6 +299,7 @@ def test_graphs_are_taken_back_only_where_they_may_be_read(
             (folder / name).write_bytes(data)
             manifest["files"][name] = {"size": len(data), "sha256": "0" * 64}
         (folder / MANIFEST).write_text(json.dumps(manifest))
+        capfd.readouterr()
         assert convert([str(folder), "--to", "ours", "--out", str(tmp_path / "out")]) == 2
         said = capfd.readouterr().err
         assert len(said.splitlines()) == 1 and "bundle" in said, said
