@@ -17,7 +17,7 @@ thread_local int depth = 0;  // a call within a call is the same thread's
 pid_t process = 0;           // threads are not in a fork of it
 
 void wait_for_threads() {
-  constexpr std::chrono::seconds kLongest(10);
+  constexpr std::chrono::seconds kLongest(60);  // a busy machine may let a thread wait
   if (getpid() != process) return;
   ending = true;
   const auto end = std::chrono::steady_clock::now() + kLongest;
