@@ -1,6 +1,6 @@
 // Strings and containers between Python and C++. nanobind's own casters end the process where memory is lacking,
 // because they are noexcept; these throw std::bad_alloc, which becomes MemoryError. Included instead of
-// nanobind/stl/{string, vector,map,optional}.h. Knows nothing of ours.
+// nanobind/stl/{string,vector,map,optional}.h. Knows nothing of ours.
 #pragma once
 
 #include <nanobind/nanobind.h>

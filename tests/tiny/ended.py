@@ -352,7 +352,7 @@ def full(command: Command, count: int, rng: random.Random) -> str:
 
 def main(what: str, name: str, count: int, seed: int) -> None:
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="blip2rt-ended-") as folder, traced_once():
+    with tempfile.TemporaryDirectory(prefix="blip2rt-ended-") as folder, traced_once(Path(folder)):
         command = prepare(name, Path(folder) / "work", seed)
         if name == "export":  # graphs are traced here, and every fork knows them
             command.begin()
