@@ -138,7 +138,8 @@ build/locked/built: pyproject.toml CMakeLists.txt $(CORE) $(shell find blip2rt -
 	rm -rf build/locked
 	$(PYTHON) -m venv build/locked/venv
 	build/locked/venv/bin/python -m pip install --quiet --require-hashes -r requirements/build.txt
-	build/locked/venv/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/locked .
+	build/locked/venv/bin/python -m pip wheel --quiet --no-deps --no-build-isolation \
+	  -Cbuild-dir=build/locked/core --wheel-dir build/locked .
 	touch $@
 
 test-locked: build/locked/built  ## the package from hashed requirements alone captions a photograph

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blip2rt._native import GraphError, check_graph
-from tests.engines.native import Session, runtime
+from tests.engines.native import GraphError, Session, check_graph, runtime
 from tests.seeds import new_seed
 
 onnx = pytest.importorskip("onnx")

@@ -6,9 +6,14 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 
-from blip2rt._native import Chat, Generator, Runtime, Session, Vocabulary
+from blip2rt.native import native
 
-__all__ = ["Chat", "Generator", "Runtime", "Session", "Vocabulary", "library_path", "runtime"]
+native()  # finds the core of an installed package, beside whose source folder the tests run
+
+from blip2rt._native import Chat, Generator, GraphError, Runtime, Session, Vocabulary, check_graph
+
+__all__ = ["Chat", "Generator", "GraphError", "Runtime", "Session", "Vocabulary", "check_graph", "library_path",
+           "runtime"]  # fmt: skip
 
 
 def library_path() -> str:
