@@ -188,7 +188,7 @@ void check_model(std::string_view model, const std::string& folder, const Files&
     if (domain == kDomain) throw std::runtime_error("it uses operators of the domain " + quoted(kDomain));
   }
   for (std::string_view tensor : found.tensors) check_tensor(tensor, folder, files);
-  require_fitting_products(model, found);
+  require_fitting_operators(model, found);
 }
 
 std::string read_graph(const std::string& path, const Files& files) {

@@ -1,4 +1,4 @@
-// Compares the weights of MatMulNBits with its attributes.
+// Compares the weights of MatMulNBits with its attributes; looks at those of GatherND.
 #include "graphs/fitting.h"
 
 #include <algorithm>
@@ -10,7 +10,6 @@
 namespace blip2rt {
 namespace {
 
-constexpr std::string_view kProduct = "MatMulNBits";
 constexpr uint64_t kMostSize = uint64_t{1} << 31;
 
 // Returns a constant that nobody may feed. Returns nullptr where there is none.
@@ -65,19 +64,38 @@ bool fits(const Parts& parts, const Node& node) {
   return !given(kBias) || has_count(constant(parts, node.inputs[kBias]), 1, n);
 }
 
+// Exports have one axis of batches, or none. Of others ONNX Runtime divides by what may be zero, or ends the process.
+bool gathers_plainly(const Parts&, const Node& node) {
+  const int64_t axes = node.number("batch_dims", 0);
+  return axes == 0 || axes == 1;
+}
+
 }  // namespace
 
-void require_fitting_products(std::string_view model, const Found& found) {
-  const auto products = std::count(found.operators.begin(), found.operators.end(), kProduct);
-  if (products == 0) return;
-  const Parts parts(Model(model).graph);
-  std::ptrdiff_t seen = 0;
-  for (const Node& node : parts.nodes) {
-    if (node.op_type != kProduct) continue;
-    ++seen;
-    if (!fits(parts, node)) throw std::runtime_error("the weights of a MatMulNBits do not fit its sizes");
+void require_fitting_operators(std::string_view model, const Found& found) {
+  struct Checked {
+    std::string_view op_type;
+    bool (*fits)(const Parts& parts, const Node& node);
+    const char* fault;
+  };
+  constexpr Checked kChecked[] = {
+      {"MatMulNBits", fits, "the weights of a MatMulNBits do not fit its sizes"},
+      {"GatherND", gathers_plainly, "the batch_dims of a GatherND is neither 0 nor 1"},
+  };
+  for (const Checked& checked : kChecked) {
+    const auto count = std::count(found.operators.begin(), found.operators.end(), checked.op_type);
+    if (count == 0) continue;
+    const Parts parts(Model(model).graph);
+    std::ptrdiff_t seen = 0;
+    for (const Node& node : parts.nodes) {
+      if (node.op_type != checked.op_type) continue;
+      ++seen;
+      if (!checked.fits(parts, node)) throw std::runtime_error(checked.fault);
+    }
+    if (seen != count) {
+      throw std::runtime_error("a " + std::string(checked.op_type) + " stands in a subgraph or a function");
+    }
   }
-  if (seen != products) throw std::runtime_error("a MatMulNBits stands in a subgraph or a function");
 }
 
 }  // namespace blip2rt

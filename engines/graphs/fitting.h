@@ -1,5 +1,5 @@
-// Refuses products whose weights do not fit their sizes. ONNX Runtime packs constant weights by a node's attributes
-// alone, and releases up to 1.24 so read foreign memory. Knows MatMulNBits; nothing about files.
+// Refuses nodes with which ONNX Runtime's own operators read foreign memory or end the process: it packs constant
+// weights by a node's attributes alone up to 1.24, and takes any batch_dims. Knows operators; nothing about files.
 #pragma once
 
 #include <string_view>
@@ -8,8 +8,9 @@
 
 namespace blip2rt {
 
-// Throws std::runtime_error where a MatMulNBits of the model stands in a subgraph or a function, or has weights that
-// are no constants of the size that N, K, bits and block_size ask for. `found`: what walk_model found in it.
-void require_fitting_products(std::string_view model, const Found& found);
+// Throws std::runtime_error where a MatMulNBits has weights that are no constants of the size that N, K, bits and
+// block_size ask for, a GatherND has more than one axis of batches, or either stands in a subgraph or a function.
+// `found`: what walk_model found in the model.
+void require_fitting_operators(std::string_view model, const Found& found);
 
 }  // namespace blip2rt

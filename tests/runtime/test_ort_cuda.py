@@ -47,7 +47,10 @@ def test_rows_of_the_cache_on_the_device() -> None:
     library = compiled([*common, "-shared", "-fPIC"], [native / "cudart_stand_in.cpp"], ".so")
     sources = [
         native / "cuda_memory.cpp",
-        *(engines / f"{name}.cpp" for name in ("loop/kv_cache", "ort/tensor_memory", "ort/ort_api", "ort/text")),
+        *(
+            engines / f"{name}.cpp"
+            for name in ("loop/kv_cache", "ort/call", "ort/tensor_memory", "ort/ort_api", "ort/text")
+        ),
     ]
     program = compiled([*common, "-Wl,--no-as-needed", "-ldl"], sources)
     for _ in range(20):
