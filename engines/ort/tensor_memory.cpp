@@ -82,13 +82,14 @@ std::string cudart_name() {
 
 }  // namespace
 
+// Neither is ever destroyed: threads may still use them as the process exits.
 const TensorMemory& host_memory() {
-  static const HostMemory memory;
+  static const TensorMemory& memory = *new HostMemory;
   return memory;
 }
 
 const TensorMemory& cuda_memory() {
-  static const CudaMemory memory(cudart_name());
+  static const TensorMemory& memory = *new CudaMemory(cudart_name());
   return memory;
 }
 
