@@ -17,7 +17,7 @@ COMPILERS := $(shell for c in $(KNOWN); do p=$$(command -v $$c) && echo $$(readl
 WARNINGS := -std=c++17 -O2 -Wall -Wextra -Werror -Iengines
 ORT_LIBRARY = $(shell $(DEV)/bin/python -c "from blip2rt.backends.ort import find_library; print(find_library())")
 
-.PHONY: demo test test-fast test-locked test-lowest test-slow test-compat lint docs format lock sbom bench bench-loop micro-loop \
+.PHONY: demo test test-fast test-cuda-bindings test-locked test-lowest test-slow test-compat lint docs format lock sbom bench bench-loop micro-loop \
   micro-image micro-graphs sanitize fuzz compilers clean
 
 demo: $(DEMO)/installed  ## the runtime alone, as a user installs it; captions a photograph
@@ -155,6 +155,16 @@ test-lowest: build/locked/built  ## the runtime on the oldest releases that pypr
 	.venv-lowest/bin/python -m pip install --quiet -r requirements/lowest.txt pytest "onnx<1.18"
 	.venv-lowest/bin/python -m pip install --quiet --no-deps build/locked/*.whl
 	.venv-lowest/bin/python -m pytest -p no:cacheprovider $(LOWEST)
+
+# The driver's calls, by the releases of cuda-bindings that the extras allow: the lowest and the newest of each CUDA.
+BINDINGS := ==12.8.0 <13 ==13.0.0 >=13
+test-cuda-bindings: $(DEV)/blip2rt-installed  ## the backend trt's calls by other releases of cuda-bindings
+	mkdir -p build/bindings/driver
+	$(CC) -std=c11 -shared -fPIC -Wl,-soname,libcuda.so.1 tests/trt/native/libcuda.c -o build/bindings/driver/libcuda.so.1
+	set -e; for release in $(foreach r,$(BINDINGS),"$(r)"); do \
+	  rm -rf build/bindings/site; $(RUN) pip install --quiet --no-deps --target build/bindings/site "cuda-bindings$$release"; \
+	  echo "cuda-bindings$$release: $$(LD_LIBRARY_PATH=build/bindings/driver PYTHONPATH=build/bindings/site $(RUN) tests.trt.native.every_call)"; \
+	done
 
 sbom: $(DEV)/blip2rt-installed  ## what the runtime is made of, as CycloneDX
 	$(RUN) cyclonedx_py requirements requirements/runtime.txt --pyproject pyproject.toml --output-file build/sbom.json

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import backends
+from .. import backends, cuda_libraries
 from .. import bundle as contract
 from ..bundle import Bundle
 from ..errors import BackendError, OptionError
@@ -50,6 +50,7 @@ class Backend(backends.Backend):
             raise OptionError(f"device is {device!r}: the backend ort runs on cpu and cuda")
         if device == "cuda":
             _check_cuda(open_runtime())
+            cuda_libraries.preload()
         self._cuda = device == "cuda"
         self._bundle = bundle
         self._threads = num_threads() if threads is None else threads

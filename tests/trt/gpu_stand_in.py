@@ -98,7 +98,7 @@ class Driver:
         self.calls: list[str] = []
         self.launched: list[str] = []
         self.current = False
-        self.CUstreamCaptureMode = int
+        self.CUstreamCaptureMode = self.CUdevice_attribute = int
 
     # What tests look at
 

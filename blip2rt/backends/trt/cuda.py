@@ -60,10 +60,13 @@ class Cuda:
                 f"{compiler[0]}.{compiler[1]}: update the driver, or pip install 'cuda-bindings=={self.driver[0]}.*'"
             )
         device = self._call("cuDeviceGet", 0)
-        major, minor = (self._call("cuDeviceGetAttribute", attribute, device) for attribute in (_MAJOR, _MINOR))
-        self.compute_capability: tuple[int, int] = (major, minor)
+        self.compute_capability: tuple[int, int] = (self._attribute(_MAJOR, device), self._attribute(_MINOR, device))
         self._context = self._call("cuDevicePrimaryCtxRetain", device)  # the one that TensorRT uses
         self.activate()
+
+    def _attribute(self, number: int, device: Any) -> int:
+        """Releases of cuda-bindings differ in whether they take a plain number."""
+        return int(self._call("cuDeviceGetAttribute", self._driver.CUdevice_attribute(number), device))
 
     def activate(self) -> None:
         """Makes the calls of this thread go to the GPU."""
