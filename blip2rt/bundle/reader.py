@@ -16,6 +16,7 @@ from ..errors import BundleError
 from .faults import manifest_faults
 from .manifest import Manifest, from_json
 from .names import FORMAT, FORMAT_VERSION, MANIFEST
+from .seal import is_whole
 
 MOST_BYTES = 16 << 20  # of a manifest
 EMBEDDED = Path(__file__).parents[1] / "models" / "nano"
@@ -89,14 +90,14 @@ def read(path: str | os.PathLike[str]) -> Bundle:
 
 
 def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> Bundle:
-    """`read`, then the sha256 of every file. `progress(bytes_done, bytes_in_all)` is called as it goes on.
+    """`read`, then the sha256 of every file, and of the manifest where it holds its own.
 
-    Raises BundleError that names every altered file.
+    `progress(bytes_done, bytes_in_all)` is called as it goes on. Raises BundleError that names every altered file.
     """
     import hashlib  # only here: loading a bundle does not hash
 
     bundle = read(path)
-    done, altered = 0, []
+    done, altered = 0, [] if is_whole(bundle.file(MANIFEST).read_bytes()) is not False else [MANIFEST]
     for name, entry in sorted((bundle.manifest.files or {}).items()):
         digest = hashlib.sha256()
         try:

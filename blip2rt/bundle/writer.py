@@ -15,6 +15,7 @@ from .faults import manifest_faults
 from .manifest import FileEntry, Manifest, to_json
 from .names import FORMAT, FORMAT_VERSION, MANIFEST
 from .reader import Bundle, read
+from .seal import EMPTY, KEY, seal
 from .whole import MARKER, WholeFolder
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -57,9 +58,9 @@ class BundleWriter:
             manifest = replace(manifest, files=entries)
             faults = manifest_faults(manifest)
             assert not faults, f"the bundle breaks its contract: {'; '.join(faults)}"
-            data = {"format": FORMAT, "format_version": FORMAT_VERSION, **to_json(manifest)}
+            data = {"format": FORMAT, "format_version": FORMAT_VERSION, KEY: EMPTY, **to_json(manifest)}
             text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-            (self.folder / MANIFEST).write_text(text, encoding="utf-8", newline="\n")
+            (self.folder / MANIFEST).write_bytes(seal(text.encode()))
             self._check_destination()
             self._whole.finish()
             self._finished = True

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -156,6 +157,20 @@ def test_damaged_files_are_named(tmp_path):
     (path / "vision.onnx").unlink()
     with pytest.raises(BundleError, match=r"vision\.onnx is missing"):
         contract.read(path)
+
+
+def test_the_manifest_itself_is_verified(tmp_path):
+    """A change that reads well; a manifest from before it had a hash of its own is taken as it is."""
+    file = write(tmp_path / "b") / contract.MANIFEST
+    contract.verify(tmp_path / "b")
+    whole = file.read_text()
+    file.write_text(whole.replace('"name": "', '"name": "n', 1))
+    with pytest.raises(BundleError, match=r"altered: the sha256 of blip2rt.json differs"):
+        contract.verify(tmp_path / "b")
+    file.write_text(re.sub(r'  "manifest_sha256": "[0-9a-f]{64}",\n', "", whole))
+    contract.verify(tmp_path / "b")
+    assert "manifest_sha256" in (contract.embedded() / contract.MANIFEST).read_text()
+    assert contract.verify(contract.embedded()).manifest.name == "nano"
 
 
 def test_what_is_no_bundle_is_said(tmp_path):
