@@ -14,8 +14,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .command import Parser, complain, flags_named, nonempty, path, run
+from .command import Parser, flags_named, nonempty, path, run
 from .errors import ImageError, OptionError, printable
+from .gallery import flags
 from .options import Options
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _SHORT = {"num_beams": "--beams", "do_sample": "--sample", "bad_words": "--bad-word", "stop_strings": "--stop-string"}
 _RENAMED = {"--" + field.replace("_", "-"): flag for field, flag in _SHORT.items()}
 _FLAGS = {name: "--" + name.replace("_", "-") for name in (*(field.name for field in fields(Options)), "threads")}
-_FLAGS |= _SHORT
+_FLAGS |= _SHORT | flags.FLAGS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,37 +42,17 @@ def _call(args: argparse.Namespace) -> int:
 
 
 def _caption(args: argparse.Namespace) -> int:
-    """Print the captions of one image; of several, path<TAB>caption a line. A bad image does not stop the others."""
-    model = _load(args)
-    images = map(_image, args.images)
+    """Describe pictures, on standard output or in files. A bad picture does not stop the others."""
     if args.stream:
-        _check_stream(args, len(args.images))
-        return _say(model.stream(next(images), args.prompt, **_decoding(args)))
-    results = model.caption_each(images, prompt=args.prompt, keep_going=True, **_decoding(args))
-    failed = 0
-    for image, result in zip(args.images, results, strict=True):
-        if isinstance(result, ImageError):
-            complain("blip2rt", result)
-            failed += 1
-            if args.json:
-                print(json.dumps({"image": image, "error": str(result)}, ensure_ascii=False), flush=True)
-            continue
-        captions = [result] if isinstance(result, str) else result
-        if args.json:
-            line: dict[str, Any] = {"image": image, "caption": captions[0]}
-            if len(captions) > 1:
-                line["captions"] = captions
-            print(json.dumps(line, ensure_ascii=False), flush=True)
-        else:
-            for caption in captions:
-                print(caption if len(args.images) == 1 else f"{image}\t{caption}", flush=True)
-    return 0 if not failed else 1 if failed < len(args.images) else 2
+        _check_stream(args)
+        return _say(_load(args).stream(_image(args.images[0]), args.prompt, question=args.ask, **_decoding(args)))
+    return flags.caption(args, lambda: _load(args), _decoding(args))
 
 
 def _ask(args: argparse.Namespace) -> int:
     options = _decoding(args)
     if args.stream:
-        _check_stream(args, 1)
+        _check_stream(args)
         return _say(_load(args).stream(_image(args.image), question=args.question, **options))
     answer = _load(args).ask(_image(args.image), args.question, **options)
     print(json.dumps({"image": args.image, "question": args.question, "answer": answer}, ensure_ascii=False)
@@ -79,9 +60,10 @@ def _ask(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_stream(args: argparse.Namespace, images: int) -> None:
-    if images > 1 or args.json:
-        raise OptionError("--stream prints one text as it comes: give one image, and no --json")
+def _check_stream(args: argparse.Namespace) -> None:
+    many = args.command == "caption" and (not flags.sources_of(args).single or flags.writes(args))
+    if many or args.json:
+        raise OptionError("--stream prints one text as it comes: give one image, no file to write, and no --json")
 
 
 def _match(args: argparse.Namespace) -> int:
@@ -205,10 +187,11 @@ def _parser() -> Parser:
         return command
 
     one_image = "image file; - reads it from standard input"
-    command = add("caption", _caption, "describe images", renamed=_RENAMED,
-                  description="Describe images. One image: its caption. Several: path<TAB>caption a line; a bad image "
-                  "does not\nstop the others, and the exit code is 1, or 2 where all are bad.")  # fmt: skip
-    command.add_argument("images", nargs="+", metavar="IMAGE", help="image file; - reads one from standard input")
+    command = add("caption", _caption, "describe images and folders of them", renamed=_RENAMED | flags.KOHYA,
+                  description="Describe images. One image: its caption. Several, or a folder: path<TAB>caption a line, "
+                  "or files.\nA bad image does not stop the others; the exit code is then 1, or 2 where all that were "
+                  "named are bad.")  # fmt: skip
+    flags.add_sources(command, "image, folder, pattern or shard; - reads an image, or a list, from standard input")
     decoding = command.add_argument_group("decoding")
     decoding.add_argument("--prompt", metavar="TEXT", help="words that the caption goes on from")
     decoding.add_argument(
@@ -217,6 +200,7 @@ def _parser() -> Parser:
     )  # fmt: skip
     _add_decoding(decoding)
     _add_sampling(command)
+    flags.add_outputs(command)
     _add_model(command)
     _add_output(command, stream=True)
 

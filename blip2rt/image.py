@@ -39,6 +39,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .bundle.manifest import ImageSpec
 from .errors import ImageError
+from .image_kinds import HEAD, kind_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -185,12 +186,28 @@ def _formats() -> tuple[str, ...]:
     return FORMATS if plugin is not None else tuple(name for name in FORMATS if name != "AVIF")
 
 
+def _formats_for(stream: IO[bytes], name: str) -> tuple[str, ...]:
+    """The formats that a file may have. HEIC's package is opened for a file that says it is HEIC, and for no other."""
+    head = stream.read(HEAD)
+    stream.seek(0)
+    if kind_of(head) != "HEIF":
+        return _formats()
+    try:
+        from pi_heif import register_heif_opener
+    except ModuleNotFoundError:
+        raise ImageError(f"{name} is HEIC, which needs another package: pip install 'blip2rt[heic]'") from None
+    register_heif_opener()
+    return ("HEIF",)
+
+
 def _open(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
     """Read the header only, and judge the size that it tells."""
     try:
         with _open_lock, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large but below the limit; broken metadata
-            image = Image.open(stream, formats=_formats())
+            image = Image.open(stream, formats=_formats_for(stream, name))
+    except ImageError:
+        raise
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise ImageError(f"{name} has more than {limit:,} pixels: scale it down first") from None

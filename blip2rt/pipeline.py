@@ -19,9 +19,10 @@ from . import bundle as contract
 from .backends import Backend, OnToken
 from .bundle import Bundle
 from .bundle.manifest import RetrievalSpec
-from .errors import CapabilityError, ImageError
+from .errors import CapabilityError, ImageError, OptionError
 from .image import MAX_PIXELS, ImageLike, normalize, prepare
 from .language import Language, Scored
+from .options import Options, merge
 from .text import Prompt, QFormerTokenizer
 
 if TYPE_CHECKING:
@@ -55,6 +56,15 @@ class Intake:
     max_pixels: int = MAX_PIXELS
     special_tokens: bool = True
     color: str = "rgb"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be said of images, checked."""
+
+    prompt: Prompt  # what the language model reads
+    read: str  # what the Q-Former reads, where it reads
+    settings: Mapping[str, Any]  # of the backend's generation
 
 
 class Pipeline:
@@ -135,6 +145,38 @@ class Pipeline:
         """What the Q-Former reads of a question; nothing where it reads none."""
         spec = self._manifest.question
         return "" if spec is None else spec.prompt.replace("{}", question.strip())
+
+    # The same in steps, for who decodes ahead and chooses what goes through the graphs together
+
+    def task(self, prompt: str | None = None, question: str | None = None, **options: Any) -> Task:
+        """A caption's prompt, or a question, and the fields of Options -> Task. Raises OptionError, CapabilityError."""
+        self._need(contract.GENERATIVE, "caption" if question is None else "ask")
+        if prompt is not None and question is not None:
+            raise OptionError("prompt and question are both given: a question has the bundle's own prompt")
+        language = self._language
+        text = language.caption_prompt(prompt) if question is None else language.ask_prompt(question)
+        settings = language.settings("caption" if question is None else "ask", merge(Options(), options), [text])
+        return Task(text, text.whole if question is None else self._read_question(question), settings)
+
+    def prepare(self, image: ImageLike) -> NDArray[np.uint8]:
+        """Image -> RGB (height, width, 3), decoded and resized for the graphs. Raises ImageError."""
+        return prepare(image, self._manifest.image, scaled=self._intake.scaled_jpeg, max_pixels=self._intake.max_pixels)
+
+    def generate(self, prepared: Sequence[NDArray[np.uint8]], task: Task, first_image: int = 0) -> list[list[Scored]]:
+        """RGB images of `prepare` -> the texts of each, best first. The loop takes them all at once.
+
+        first_image: the number that draws know the first image by.
+        """
+        embeds = [
+            self._prefix_embeds(prepared[start : start + BATCH], [task.read] * len(prepared[start : start + BATCH]))
+            for start in range(0, len(prepared), BATCH)
+        ]
+        prompts = [task.prompt] * len(prepared)
+        return self._language.generate(np.concatenate(embeds), prompts, task.settings, first_image)
+
+    def embed(self, prepared: Sequence[NDArray[np.uint8]]) -> Floats:
+        """RGB images of `prepare`, BATCH at most -> image_embeds (B, Q, E)"""
+        return self.embed_features(self._vision_features(prepared))
 
     # Image and text -> match
 

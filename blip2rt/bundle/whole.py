@@ -17,14 +17,13 @@ import glob
 import os
 import secrets
 import shutil
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 MARKER = ".blip2rt-partial"  # in a folder that is being written, or about to be thrown away
-_ABANDONED = 60 * 60  # seconds after which nobody still writes a single file
 _TRIES = 10  # folders that a writer begins until one is its own
+_NAME = 240  # bytes of a file's name that its neighbour has: a name may have 255
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
 
 
@@ -138,28 +137,43 @@ def _remove(folder: Path) -> None:
 def write_file(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path`, or leave what was there before. Raises OSError.
 
-    A link is followed; what is no file, as a pipe, is written to. What a killed run left beside the file is removed by
-    one that comes an hour later.
+    A link is followed; what is no file, as a pipe, is written to. The hidden neighbour has one name for each file, so
+    that whoever writes the file again takes what a killed run left.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.part"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _ABANDONED:
-                left.unlink()
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    partial = path.with_name(f".{os.fsdecode(os.fsencode(path.name)[:_NAME])}.partial")
+    file = _own(partial)
     try:
-        with open(unfinished, "xb") as file:
+        with file:
+            file.truncate(0)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(unfinished, path)
+            os.replace(partial, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            unfinished.unlink()
+            os.unlink(partial)
         raise
+
+
+def _own(partial: Path) -> IO[bytes]:
+    """Open a file that no other process writes: it is locked, and the name is still its own. Raises OSError."""
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        file = os.fdopen(os.open(partial, flags, 0o666), "r+b")
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except (ImportError, OSError):  # Windows, and file systems without locks
+            return file
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(partial)):
+                return file
+        file.close()  # the other writer has finished, and its file has its name
 
 
 def discard(folder: Path) -> None:

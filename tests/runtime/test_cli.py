@@ -75,7 +75,7 @@ def test_caption_prints_json(tiny, folder, capsys):
 
 def test_a_bad_image_does_not_stop_the_others(tiny, folder, capsys):
     (folder / "text.jpg").write_text("text")
-    code, out, err = run(capsys, "caption", "a.png", "text.jpg", "none.jpg", ".", "b.png", "--model", tiny.path)
+    code, out, err = run(capsys, "caption", "a.png", "text.jpg", "none.jpg", "*.gif", "b.png", "--model", tiny.path)
     assert code == 1
     assert [line.split("\t")[0] for line in out.splitlines()] == ["a.png", "b.png"]
     assert [line[:16] for line in err.splitlines()] == ["blip2rt: error: "] * 3
@@ -196,7 +196,7 @@ def test_a_newer_format_asks_for_an_upgrade(tiny, tmp_path, capsys):
         ["caption", "a.png", "--no"], ["caption", "a.png", "--model", ""], ["info", ""], ["verify", "--model="],
         ["caption", "a.png", "--beams", "0"], ["caption", "a.png", "--threads", "0"], ["match", "a.png"],
         ["caption", "a.png", "--num-captions", "5", "--beams", "2"], ["ask", "a.png", " "], ["info", "/none"],
-        ["caption", "a.png", "--length-penalty", "inf"], ["caption", "none.png"], ["caption", "."],
+        ["caption", "a.png", "--length-penalty", "inf"], ["caption", "none.png"], ["caption", "*.gif"],
         ["caption", "a.png", "--seed", "1"], ["ask", "a.png", "who?", "--stream", "--sample", "--beams", "2"],
         ["caption", "a.png", "b.png", "--stream"], ["ask", "a.png", "who?", "--stream", "--json"],
         ["caption", "a.png", "--stop-string", ""], ["caption", "a.png", "--top-p", "2", "--sample"],

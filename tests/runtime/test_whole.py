@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -215,11 +216,18 @@ def test_what_is_no_file_is_written_to(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["pipe"]
 
 
-def test_a_file_that_a_killed_run_left_is_removed_an_hour_later(tmp_path: Path) -> None:
-    old, fresh, mine = (tmp_path / name for name in (".a.01234567.part", ".a.89abcdef.part", ".a.thesis.part"))
-    for path in (old, fresh, mine):
-        path.touch()
-    os.utime(old, (0, 0))
-    os.utime(mine, (0, 0))
+def test_what_a_killed_run_left_of_a_file_is_taken_by_the_next(tmp_path: Path) -> None:
+    (tmp_path / ".a.partial").write_bytes(b"half of more than a file")
+    (tmp_path / ".b.partial").touch()
     whole.write_file(tmp_path / "a", b"1")
-    assert sorted(os.listdir(tmp_path)) == sorted([fresh.name, mine.name, "a"])
+    assert sorted(os.listdir(tmp_path)) == [".b.partial", "a"] and (tmp_path / "a").read_bytes() == b"1"
+    long = "图" * 85  # 255 bytes, all that a name may have
+    whole.write_file(tmp_path / long, b"1")
+    assert sorted(os.listdir(tmp_path)) == [".b.partial", "a", long]
+
+
+def test_writers_of_one_file_leave_one_writers_text(tmp_path: Path) -> None:
+    texts = [str(i).encode() * 100_000 for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda text: [whole.write_file(tmp_path / "a", text) for _ in range(5)], texts))
+    assert (tmp_path / "a").read_bytes() in texts and os.listdir(tmp_path) == ["a"]

@@ -1,0 +1,26 @@
+"""Many pictures: captions beside files, an index of embeddings, search by words. Stands on Model; nothing stands on it.
+
+    from blip2rt.gallery import Index
+
+    index = Index.open("photos.index")
+    for hit in index.search("a dog on a beach", 10):
+        print(hit.score, hit.path)
+
+Importing it loads nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .index import Hit, Index
+
+__all__ = ["Hit", "Index"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(importlib.import_module(f"{__name__}.index"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

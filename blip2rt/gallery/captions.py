@@ -1,0 +1,225 @@
+"""`blip2rt caption`: pictures -> descriptions -> outputs. Knows the order of things.
+
+What is done is told by the outputs; what was made is written in the order of the pictures, batch by batch. So a run
+that is ended at any moment loses what was in the graphs, and the same command goes on with the same result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ..errors import Blip2rtError, OptionError
+from .ahead import Cell, Pace, cells
+from .outputs import FULL, Described, Sink, Text
+from .progress import Bar, Counts, Faults, one_line, say, summary
+from .tables import table
+from .walk import Fault, Picture, Sources, walk
+from .wording import Wording
+
+if TYPE_CHECKING:
+    from ..model import Model
+    from ..pipeline import Task
+
+BATCH = 16  # pictures that share the steps of the loop, as measured in docs/benchmarks.md
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where captions go; none of them: standard output."""
+
+    beside: str | None = None  # the extension of a file beside each picture
+    xmp: bool = False
+    out: str | None = None
+    overwrite: bool = False
+    json: bool = False  # of what is printed
+
+    @property
+    def into_shards(self) -> bool:
+        """Whether `out` is a folder, for copies of shards."""
+        return self.out is not None and not os.path.splitext(self.out)[1]
+
+    @property
+    def printed(self) -> bool:
+        return self.beside is None and self.out is None and not self.xmp
+
+
+@dataclass(frozen=True)
+class Care:
+    """errors: a file that lists what failed. strict: end at the first."""
+
+    errors: str | None = None
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class Words:
+    """What is said: a caption that goes on from a prompt, or the answer to a question."""
+
+    prompt: str | None
+    question: str | None
+    options: Mapping[str, Any]
+    around: Wording
+
+
+class Stopped(Blip2rtError):
+    """The first fault of a strict run."""
+
+
+def caption(model: Model, sources: Sources, words: Words, outputs: Outputs, care: Care, pace: Pace) -> int:
+    """Describe pictures; return the exit code: 0, 1 where some failed, 2 where the only ones that were named did."""
+    words.around.check()
+    task = model.task(words.prompt, words.question, **words.options)
+    run = _Run(model, task, words.around, care.strict)
+    printer = Printer(outputs.json, sources.single) if outputs.printed else None
+    quiet = printer is not None and not any(map(os.path.isdir, sources.paths))
+    with contextlib.ExitStack() as stack:
+        bar = Bar(sources, run.counts, printer is not None)
+        stack.callback(bar.close)
+        faults = Faults(care.errors, bar, outputs.json)
+        stack.callback(faults.close)
+        try:
+            for each, sinks in _parts(sources, outputs, printer, model.bundle.manifest.name, stack):
+                for cell in cells(model, walk(each), partial(_todo, sinks), pace):
+                    bar.clear() if printer is not None else None
+                    run.describe(cell, faults)
+                    bar.show()
+                for sink in sinks:
+                    sink.finish()
+        except KeyboardInterrupt:
+            bar.close()
+            if printer is None:
+                summary(run.counts, "captioned", None, lambda text: say(f"{text}; the same command goes on"))
+            raise
+    if not quiet or (run.counts.failed and care.errors):
+        summary(run.counts, "captioned" if words.question is None else "answered", care.errors, say)
+    if quiet and run.counts.failed and not run.counts.made:
+        return 2  # a mistake: nothing that was named could be read
+    return 1 if run.counts.failed else 0
+
+
+def _parts(
+    sources: Sources, outputs: Outputs, printer: Printer | None, model: str, stack: contextlib.ExitStack
+) -> Iterator[tuple[Sources, list[Sink]]]:
+    """What is written together: each shard that goes into a copy, or all sources."""
+    if outputs.into_shards:
+        from .shards import Shard, copies
+
+        for path, target in copies(sources, outputs):
+            shard = Shard(path, target, outputs)
+            stack.callback(shard.close)
+            yield Sources((path,)), [shard]
+        return
+    sinks: list[Sink] = [printer] if printer is not None else _sinks(outputs, model)
+    for sink in sinks:
+        stack.callback(sink.close)
+    yield sources, sinks
+
+
+def _todo(sinks: Sequence[Sink], picture: Picture) -> list[Sink] | Fault | None:
+    """The sinks that lack a picture; None: it is done."""
+    lacking = []
+    for sink in sinks:
+        todo = sink.todo(picture)
+        if isinstance(todo, Fault):
+            return todo
+        if todo:
+            lacking.append(sink)
+    return lacking or None
+
+
+def _sinks(outputs: Outputs, model: str) -> list[Sink]:
+    sinks: list[Sink] = []
+    if outputs.beside is not None:
+        sinks.append(Text(outputs.beside, outputs.overwrite))
+    if outputs.xmp:
+        from .xmp import Xmp
+
+        sinks.append(Xmp(outputs.overwrite))
+    if outputs.out is not None:
+        sinks.append(table(outputs.out, outputs.overwrite, model))
+    return sinks
+
+
+class _Run:
+    """A model at work on cells of pictures."""
+
+    def __init__(self, model: Model, task: Task, around: Wording, strict: bool) -> None:
+        self.model, self._task, self._around, self._strict = model, task, around, strict
+        self._name = model.bundle.manifest.name
+        self.counts = Counts()
+
+    def describe(self, cell: Cell[list[Sink]], faults: Faults) -> None:
+        """Put a cell through the graphs and hand each text to the sinks that lack it, in the order of the pictures."""
+        started = time.perf_counter()
+        self.counts.before += cell.done
+        texts = self.model.generate([rgb for _, rgb in cell.rows], self._task, cell.first) if cell.rows else []
+        each = (time.perf_counter() - started) / max(len(cell.rows), 1)
+        left = list(cell.faults)
+        for (entry, _), scored in zip(cell.rows, texts, strict=True):
+            while left and left[0][0] <= entry.number:
+                self._fail(left.pop(0)[1], faults)
+            if entry.what is None:
+                continue
+            captions = [self._around.around(text.text, entry.picture.name) for text in scored]
+            described = Described(entry.picture.name, captions, round(scored[0].score, 4), self._name, 1000 * each)
+            self._write(entry.what, entry.picture, described, faults)
+        for _, fault in left:
+            self._fail(fault, faults)
+
+    def _write(self, sinks: Sequence[Sink], picture: Picture, described: Described, faults: Faults) -> None:
+        try:
+            for sink in sinks:
+                sink.write(picture, described)
+        except OSError as error:
+            if error.errno in FULL or isinstance(sinks[0], Printer):
+                raise
+            self._fail(Fault(picture.name, f"cannot write {error.filename!r}: {error.strerror}"), faults)
+        else:
+            self.counts.made += 1
+
+    def _fail(self, fault: Fault, faults: Faults) -> None:
+        self.counts.failed += 1
+        if self._strict:
+            raise Stopped(f"{fault.why}: mend it, or leave out --strict")
+        faults.add(fault)
+
+
+class Printer:
+    """Standard output: the caption of one image; of several, name<TAB>caption a line."""
+
+    def __init__(self, as_json: bool, single: bool) -> None:
+        self.as_json, self._single = as_json, single
+
+    def todo(self, picture: Picture) -> bool | Fault:
+        return True
+
+    def write(self, picture: Picture, described: Described) -> None:
+        if self.as_json:
+            row = described.row() | {"caption": described.captions[0], "ms": round(described.ms, 1)}
+            print(json.dumps(row, ensure_ascii=False), flush=True)
+            return
+        for caption in described.captions:
+            print(caption if self._single else f"{one_line(picture.name)}\t{caption}", flush=True)
+
+    def finish(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def check(outputs: Outputs, sources: Sources) -> None:
+    """Raise OptionError for outputs that do not go together."""
+    if outputs.overwrite and outputs.printed:
+        raise OptionError("overwrite is given, but nothing is written: give --write, --xmp or --out")
+    if outputs.json and not outputs.printed:
+        raise OptionError("--json is of what is printed, and captions go to files: give --out FILE.jsonl")
+    if outputs.into_shards and not any(path.endswith(".tar") for path in sources.paths):
+        raise OptionError(f"out is {outputs.out!r}: give a file that ends with .jsonl, .csv or .parquet")

@@ -1,0 +1,103 @@
+"""The flags of the gallery's commands, and what they mean. Imports little: every call of `blip2rt` reads them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..command import Parser, nonempty, whole
+
+if TYPE_CHECKING:
+    from ..model import Model
+    from .ahead import Pace
+    from .walk import Sources
+
+# Names that kohya's scripts have for the same.
+KOHYA = {"--postfix": "--suffix", "--caption-extention": "--caption-extension", "--max-length": "--max-new-tokens",
+         "--min-length": "--min-new-tokens", "--max-data-loader-n-workers": "--workers"}  # fmt: skip
+
+FLAGS = {name: "--" + name.replace("_", "-") for name in ("template", "overwrite", "out", "caption_extension")}
+
+
+def add_sources(command: Parser, what: str) -> None:
+    """Pictures, one way or another."""
+    command.add_argument("images", nargs="*", metavar="PATH", help=what)
+    group = command.add_argument_group("pictures")
+    group.add_argument("-r", "--recursive", action="store_true", help="take the folders in a folder, too")
+    group.add_argument("--from-file", type=nonempty, action="append", default=[], metavar="FILE",
+                       help="take the paths in FILE, one a line or between null characters; - is standard input; may "
+                       "be given several times")  # fmt: skip
+
+
+def add_pace(command: Parser, group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--batch-size", type=whole(1, 1024), metavar="N",
+                       help="pictures that go through the graphs together (default: 16)")  # fmt: skip
+    group.add_argument("--workers", type=whole(1, 256), metavar="N",
+                       help="threads that decode ahead of the graphs (default: a core each, 8 at most)")  # fmt: skip
+
+
+def add_care(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--errors", type=nonempty, metavar="FILE",
+                       help="list what failed in FILE: path<TAB>why a line, or JSON lines in a FILE.jsonl")  # fmt: skip
+    group.add_argument("--strict", action="store_true", help="stop at the first picture that fails")
+
+
+def add_outputs(command: Parser) -> None:
+    """Where captions go, and the words around them."""
+    group = command.add_argument_group("files (what is done already is skipped)")
+    group.add_argument("--write", choices=("txt",), help="write photo.txt beside photo.jpg")
+    group.add_argument("--caption-extension", type=nonempty, metavar="EXT",
+                       help="write photo.EXT instead, as .caption")  # fmt: skip
+    group.add_argument("--xmp", action="store_true", help="write the description into photo.xmp; other fields stay")
+    group.add_argument("--out", type=nonempty, metavar="FILE",
+                       help="write one FILE, .jsonl, .csv or .parquet; of shards (.tar) a folder of captioned "
+                       "ones")  # fmt: skip
+    group.add_argument("--overwrite", action="store_true", help="do again what is done")
+    add_care(group)
+    group = command.add_argument_group("words")
+    group.add_argument("--ask", type=nonempty, metavar="QUESTION", help="give the answers to a question, not captions")
+    group.add_argument("--prefix", default="", metavar="TEXT", help="put TEXT before each caption")
+    group.add_argument("--suffix", default="", metavar="TEXT", help="put TEXT after each caption")
+    group.add_argument("--template", default="{caption}", metavar="TEXT",
+                       help="a text around it, of {caption}, {stem}, {name} and {folder}")  # fmt: skip
+    group = command.add_argument_group("pace")
+    add_pace(command, group)
+
+
+def writes(args: argparse.Namespace) -> bool:
+    """Whether captions go to files."""
+    return bool(args.write or args.caption_extension or args.xmp or args.out)
+
+
+def sources_of(args: argparse.Namespace) -> Sources:
+    from ..errors import OptionError
+    from .walk import Sources
+
+    if not args.images and not args.from_file:
+        raise OptionError(f"no pictures: give PATH or --from-file (see blip2rt {args.command} --help)")
+    if [*args.images, *args.from_file].count("-") > 1:
+        raise OptionError("- is given twice, and standard input can be read once: give it once")
+    return Sources(tuple(args.images), tuple(args.from_file), args.recursive)
+
+
+def pace_of(args: argparse.Namespace, batch: int) -> Pace:
+    from .ahead import Pace
+
+    return Pace(args.batch_size or batch, args.workers or min(8, max(2, os.cpu_count() or 1)))
+
+
+def caption(args: argparse.Namespace, load: Callable[[], Model], options: Mapping[str, Any]) -> int:
+    """`blip2rt caption` with its flags."""
+    from . import captions
+
+    sources = sources_of(args)
+    beside = args.caption_extension or (".txt" if args.write else None)
+    outputs = captions.Outputs(beside, args.xmp, args.out, args.overwrite, args.json)
+    around = captions.Wording(args.prefix, args.suffix, args.template)
+    captions.check(outputs, sources)
+    options = dict(options)
+    words = captions.Words(options.pop("prompt", args.prompt), args.ask, options, around)
+    care = captions.Care(args.errors, args.strict)
+    return captions.caption(load(), sources, words, outputs, care, pace_of(args, captions.BATCH))

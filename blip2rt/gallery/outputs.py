@@ -1,0 +1,119 @@
+"""What a run writes, and how it knows what is done: the outputs themselves. Files beside the pictures stand here."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ..bundle.whole import write_file
+from ..errors import OptionError
+from ..image_kinds import EXTENSIONS, head_of, kind_of
+from .walk import Fault, Picture
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no other picture could be written either
+
+
+@dataclass(frozen=True)
+class Described:
+    """What was said of a picture."""
+
+    name: str
+    captions: Sequence[str]
+    score: float  # of the first caption; see language.Scored
+    model: str
+    ms: float = 0.0  # its share of the graphs' time
+
+    def row(self) -> dict[str, object]:
+        """The keys of a line of JSON, the columns of a table. Times are left out: they are not the same twice."""
+        return {"image": self.name, "captions": list(self.captions), "score": self.score, "model": self.model}
+
+
+class Sink(Protocol):
+    """A place where descriptions go."""
+
+    def todo(self, picture: Picture) -> bool | Fault:
+        """Whether the picture is still to be written; a fault where it cannot be."""
+
+    def write(self, picture: Picture, described: Described) -> None:
+        """Write it whole or not at all. Raises OSError."""
+
+    def finish(self) -> None:
+        """Bring what was written to its last form. Not called where the run was broken off."""
+
+    def close(self) -> None:
+        """Let go of files."""
+
+
+class Beside:
+    """A file beside each picture, with its name and another extension. `content` is what subclasses say."""
+
+    def __init__(self, extension: str, overwrite: bool) -> None:
+        self._extension = checked_extension(extension)
+        self._overwrite = overwrite
+        self._claimed: set[int] = set()  # names of this run's files
+
+    def todo(self, picture: Picture) -> bool | Fault:
+        target = self._target(picture)
+        if not picture.in_file:
+            return Fault(picture.name, f"nothing can stand beside {picture.name!r}: give --out")
+        fix = "rename it, or give --out or another --caption-extension"
+        if target == picture.path:
+            return Fault(picture.name, f"{target!r} would be written over itself: {fix}")
+        key = hash(os.path.abspath(target))
+        if key in self._claimed:
+            return Fault(picture.name, f"{target!r} is another picture's already, not {picture.name!r}'s: {fix}")
+        self._claimed.add(key)
+        try:
+            if os.path.lexists(target) and os.path.isfile(target) and kind_of(head_of(target)):
+                return Fault(picture.name, f"{target!r} is a picture and is not written over: {fix}")
+        except OSError as error:
+            return Fault(picture.name, f"cannot read {target!r}: {error.strerror}")
+        if not self._overwrite and self._is_done(target):
+            return False
+        if not os.access(os.path.dirname(target) or ".", os.W_OK):
+            return Fault(picture.name, f"cannot write {target!r}: its folder is read-only; give --out")
+        return True
+
+    def write(self, picture: Picture, described: Described) -> None:
+        target = self._target(picture)
+        write_file(Path(target), self._content(target, described).encode("utf-8", "surrogateescape"))
+
+    def finish(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def _target(self, picture: Picture) -> str:
+        return os.path.splitext(picture.path)[0] + self._extension
+
+    def _is_done(self, target: str) -> bool:
+        """Whether the file is there. An empty one says nothing: it was made by something that failed."""
+        try:
+            return os.stat(target).st_size > 0
+        except OSError:
+            return False
+
+    def _content(self, target: str, described: Described) -> str:
+        raise NotImplementedError
+
+
+class Text(Beside):
+    """photo.txt beside photo.jpg: a caption a line."""
+
+    def _content(self, target: str, described: Described) -> str:
+        return "".join(f"{caption}\n" for caption in described.captions)
+
+
+def checked_extension(extension: str) -> str:
+    """An extension that no picture has and that stays in its folder. Raises OptionError."""
+    if not extension.strip(".") or os.path.basename(extension) != extension:
+        raise OptionError(f"caption_extension is {extension!r}: give an extension, as .txt or .caption")
+    extension = extension if extension.startswith(".") else f".{extension}"
+    if extension.lower() in EXTENSIONS:
+        raise OptionError(f"caption_extension is {extension!r}, as pictures have: give .txt or .caption")
+    return extension

@@ -1,0 +1,206 @@
+"""Shards of WebDataset: .tar files of samples, `key.jpg` with `key.txt` or `key.json` beside it. Pictures come out of
+them, and captions go into a copy, as `key.txt` in place of one that was there.
+
+A copy grows sample by sample under a hidden name, which says how far a run before came. When it is whole it gets its
+name.
+Members other than the text are copied byte for byte.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import OptionError
+from ..image_kinds import HEAD, kind_of, looks_named
+from .outputs import Described, checked_extension
+from .tables import Lines
+from .walk import Fault, Picture, Sources, expanded, is_shard
+
+if TYPE_CHECKING:
+    from .captions import Outputs
+
+BLOCK = tarfile.BLOCKSIZE
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in a shard: its name, where its header begins, where its bytes are."""
+
+    name: str
+    start: int
+    offset: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + -(-self.size // BLOCK) * BLOCK
+
+    @property
+    def key(self) -> str:
+        """What the files of a sample share: the name up to the first dot of its last part."""
+        folder, name = os.path.split(self.name)
+        return os.path.join(folder, name.partition(".")[0])
+
+
+def members(path: str) -> Iterator[Member]:
+    """The files of a shard, as far as it is whole. Raises OSError for what is no uncompressed tar file."""
+    size = os.stat(path).st_size
+    if size == 0:
+        return
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+                member = Member(info.name, info.offset, info.offset_data, info.size)
+                if member.offset + member.size > size:
+                    return
+                if info.isfile():
+                    yield member
+    except tarfile.TarError as error:
+        raise OSError(0, f"it is not a whole uncompressed tar file ({error})", path) from None
+
+
+def samples(path: str) -> Iterator[list[Member]]:
+    """The members of a shard, those of a sample together."""
+    sample: list[Member] = []
+    for member in members(path):
+        if sample and member.key != sample[0].key:
+            yield sample
+            sample = []
+        sample.append(member)
+    if sample:
+        yield sample
+
+
+def image_of(path: str, sample: list[Member]) -> Member | None:
+    """The picture of a sample: by its name, or by its first bytes."""
+    named = [member for member in sample if looks_named(member.name)]
+    if named:
+        return named[0]
+    with open(path, "rb") as file:
+        for member in sample:
+            file.seek(member.offset)
+            if kind_of(file.read(min(HEAD, member.size))):
+                return member
+    return None
+
+
+def pictures_of(path: str) -> Iterator[Picture | Fault]:
+    """The pictures of a shard, one for each sample that has any."""
+    try:
+        for sample in samples(path):
+            image = image_of(path, sample)
+            if image is not None:
+                yield Picture(os.path.join(path, image.name), path, image.offset, image.size)
+    except OSError as error:
+        yield Fault(path, f"cannot read {path!r}: {error.strerror}")
+
+
+class Shard:
+    """A copy of a shard that gets captions. A sink of its pictures."""
+
+    def __init__(self, path: str, target: Path, outputs: Outputs) -> None:
+        self.path, self._target = path, target
+        self._extension = checked_extension(outputs.beside or ".txt")
+        self._partial = target.with_name(f".{target.name}.partial")
+        self._whole = target.exists() and not outputs.overwrite
+        if self._whole:
+            return
+        self._lines = Lines(str(self._partial), outputs.overwrite)
+        self._samples = list(samples(path))  # names and places, no pictures
+        self._numbers = {image.offset: i for i, s in enumerate(self._samples) if (image := image_of(path, s))}
+        self._next, self._texts = 0, set[int]()
+        self._resume()
+        self._from = self._next
+
+    def _resume(self) -> None:
+        """See how many samples a run before has copied; drop one that is torn."""
+        try:
+            have = list(members(str(self._partial)))
+        except OSError:
+            have = []
+        at = 0
+        for number, sample in enumerate(self._samples):
+            kept = [member.name for member in self._kept(sample)]
+            after = at + len(kept)
+            if [member.name for member in have[at:after]] != kept:
+                break
+            captioned = after < len(have) and have[after].name == sample[0].key + self._extension
+            if not captioned and after >= len(have):
+                break  # its text may have been on the way
+            if captioned:
+                self._texts.add(number)
+            at = after + captioned
+            self._next = number + 1
+        self._lines.cut(have[at - 1].end if at else 0)
+
+    def _kept(self, sample: list[Member]) -> list[Member]:
+        return [member for member in sample if member.name != member.key + self._extension]
+
+    def todo(self, picture: Picture) -> bool | Fault:
+        return not self._whole and self._numbers[picture.offset] not in self._texts
+
+    def write(self, picture: Picture, described: Described) -> None:
+        number = self._numbers[picture.offset]
+        if number >= self._from:
+            self._copy(number)
+            text = "".join(f"{caption}\n" for caption in described.captions).encode("utf-8", "surrogateescape")
+            self._copy_sample(self._samples[number], text)
+            self._next = number + 1
+
+    def _copy(self, end: int) -> None:
+        """Copy the samples before `end` that have no picture, or one that cannot be read."""
+        while self._next < end:
+            self._copy_sample(self._samples[self._next], None)
+            self._next += 1
+
+    def _copy_sample(self, sample: list[Member], text: bytes | None) -> None:
+        pieces = []
+        with open(self.path, "rb") as file:
+            for member in self._kept(sample):
+                file.seek(member.start)
+                piece = file.read(member.end - member.start)
+                pieces.append(piece + bytes(member.end - member.start - len(piece)))
+        if text is not None:
+            info = tarfile.TarInfo(sample[0].key + self._extension)
+            info.size = len(text)
+            header = info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+            pieces += [header, text, bytes(-len(text) % BLOCK)]
+        self._lines.append(b"".join(pieces))
+
+    def finish(self) -> None:
+        """End the copy, and give it its name."""
+        if self._whole:
+            return
+        self._copy(len(self._samples))
+        self._lines.append(bytes(2 * BLOCK))
+        self._lines.sync()
+        os.replace(self._partial, self._target)
+        self._whole = True
+
+    def close(self) -> None:
+        if hasattr(self, "_lines"):
+            self._lines.close()
+
+
+def copies(sources: Sources, outputs: Outputs) -> list[tuple[str, Path]]:
+    """Each shard, and where its copy goes. Raises OptionError."""
+    assert outputs.out is not None
+    paths = list(expanded(sources.paths))
+    wrong = [path for path in paths if not is_shard(path)]
+    if wrong or sources.lists:
+        name = wrong[0] if wrong else sources.lists[0]
+        raise OptionError(f"{name!r} is no shard, and --out names a folder: give .tar files alone, or a file for --out")
+    targets = [Path(outputs.out, os.path.basename(path)) for path in paths]
+    for path, target in zip(paths, targets, strict=True):
+        if targets.count(target) > 1:
+            raise OptionError(f"two shards are called {target.name}: caption them into folders of their own")
+        if os.path.realpath(path) == os.path.realpath(target):
+            raise OptionError(f"{path} would be written over itself: give another folder for --out")
+    Path(outputs.out).mkdir(parents=True, exist_ok=True)
+    return list(zip(paths, targets, strict=True))

@@ -1,0 +1,301 @@
+"""One file for all descriptions: lines of JSON, CSV, Parquet. Each grows by whole lines and is its own journal.
+
+A line is written by one write. A last line that is torn is dropped when the file is opened again. Two runs cannot
+write one file at the same time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import OptionError
+from .outputs import Described
+from .walk import Fault, Picture
+
+COLUMNS = ("image", "captions", "score", "model")
+_CODE = {"encoding": "utf-8", "errors": "surrogateescape"}  # names of files are bytes
+
+
+class Lines:
+    """A file that grows by whole lines, held by one process. Raises OSError, and OptionError where another holds it."""
+
+    def __init__(self, path: str, fresh: bool = False) -> None:
+        self.path = path
+        self._file: IO[bytes] = open(path, "ab", buffering=0)  # noqa: SIM115  # held for the run
+        try:
+            import fcntl
+
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows
+            pass
+        except OSError:
+            self._file.close()
+            raise OptionError(f"{path} is being written by another run: wait for it, or give another file") from None
+        if fresh:
+            self._file.truncate(0)
+
+    def append(self, data: bytes) -> None:
+        """Write all of `data`, or nothing. Raises OSError."""
+        before = os.fstat(self._file.fileno()).st_size
+        written = 0
+        try:
+            while written < len(data):  # a full disk takes a part, and refuses the rest
+                written += os.write(self._file.fileno(), data[written:])
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(before)
+            raise OSError(error.errno, error.strerror, self.path) from None
+
+    def cut(self, size: int) -> None:
+        self._file.truncate(size)
+
+    def sync(self) -> None:
+        with contextlib.suppress(OSError):  # a pipe has nothing to bring to a disk
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Table:
+    """A table of one file, of which the names stand for what is done."""
+
+    def __init__(self, path: str, overwrite: bool, model: str) -> None:
+        self._lines = Lines(path, overwrite)
+        self._path, self._model = path, model
+        self._done: set[int] = set()
+        try:
+            self._resume()
+        except BaseException:
+            self._lines.close()
+            raise
+
+    def todo(self, picture: Picture) -> bool | Fault:
+        key = hash(picture.name)
+        if key in self._done:
+            return False
+        self._done.add(key)
+        return True
+
+    def write(self, picture: Picture, described: Described) -> None:
+        self._lines.append(self._line(described))
+
+    def finish(self) -> None:
+        self._lines.sync()
+
+    def close(self) -> None:
+        self._lines.close()
+
+    def _resume(self) -> None:
+        """Read what is done, and drop a torn line."""
+        end = 0
+        with open(self._path, "rb") as file:
+            for row, after in self._rows(file):
+                end = after
+                if row is not None:
+                    self._check(row)
+                    self._done.add(hash(row["image"]))
+        self._lines.cut(end)
+
+    def _check(self, row: dict[str, Any]) -> None:
+        if row["model"] != self._model:
+            wrong = f"{self._path} holds captions by {row['model']}, not by {self._model}"
+            raise OptionError(f"{wrong}: give another file, or --overwrite")
+
+    def _rows(self, file: IO[bytes]) -> Iterator[tuple[dict[str, Any] | None, int]]:
+        """The whole rows of a file, and where each ends; a heading is None. Raises OptionError for what is not ours."""
+        raise NotImplementedError
+
+    def _line(self, described: Described) -> bytes:
+        raise NotImplementedError
+
+    def _foreign(self, number: int) -> OptionError:
+        return OptionError(f"{self._path}, line {number}, is not of ours: give another file, or --overwrite")
+
+
+class JsonTable(Table):
+    """A JSON object a line."""
+
+    def _rows(self, file: IO[bytes]) -> Iterator[tuple[dict[str, Any] | None, int]]:
+        return json_rows(file, self._foreign)
+
+    def _line(self, described: Described) -> bytes:
+        return json_line(described.row())
+
+
+def json_line(row: dict[str, Any]) -> bytes:
+    """A row -> its line, in UTF-8. Bytes of a name that are no UTF-8 become escapes."""
+    try:
+        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(row).encode() + b"\n"
+
+
+def json_rows(file: IO[bytes], foreign: Any) -> Iterator[tuple[dict[str, Any], int]]:
+    """The rows of a file of lines, and where each ends. A last line without an end is left out."""
+    end = 0
+    for number, line in enumerate(file, 1):
+        if not line.endswith(b"\n"):
+            return
+        try:
+            row = json.loads(line)
+            whole = all(name in row for name in COLUMNS) and isinstance(row["image"], str)
+        except (ValueError, TypeError, RecursionError):
+            whole = False
+        if not whole:
+            raise foreign(number)
+        end += len(line)
+        yield row, end
+
+
+class CsvTable(Table):
+    """A heading, then a row a picture: image, caption, score, model. Several captions are lines of one field."""
+
+    HEADING = b"image,caption,score,model\r\n"
+
+    def __init__(self, path: str, overwrite: bool, model: str) -> None:
+        super().__init__(path, overwrite, model)
+        if os.stat(path).st_size == 0:
+            self._lines.append(self.HEADING)
+
+    def _rows(self, file: IO[bytes]) -> Iterator[tuple[dict[str, Any] | None, int]]:
+        end, record, number = 0, b"", 0
+        for line in file:
+            record += line
+            if record.count(b'"') % 2 or not line.endswith(b"\r\n"):
+                continue  # within quotes, or torn
+            number += 1
+            end += len(record)
+            if number == 1:
+                if record != self.HEADING:
+                    raise self._foreign(1)
+                yield None, end
+            else:
+                row = next(csv.reader(io.StringIO(record.decode(**_CODE), newline="")))
+                if len(row) != len(COLUMNS):
+                    raise self._foreign(number)
+                yield dict(zip(COLUMNS, row, strict=True)), end
+            record = b""
+        if record and number == 0 and not self.HEADING.startswith(record):
+            raise self._foreign(1)
+
+    def _line(self, described: Described) -> bytes:
+        text = io.StringIO(newline="")
+        row = described.row()
+        csv.writer(text).writerow([row["image"], "\n".join(described.captions), row["score"], row["model"]])
+        return text.getvalue().encode(**_CODE)
+
+
+class ParquetTable(JsonTable):
+    """Parquet is written whole, at the end, from lines of JSON that lie beside it until then. Needs pyarrow."""
+
+    ROWS = 10_000  # of a group
+
+    def __init__(self, path: str, overwrite: bool, model: str) -> None:
+        self._arrow, self._parquet = _arrow()
+        self._final = path
+        if overwrite:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        super().__init__(f"{path}.partial.jsonl", overwrite, model)
+
+    def _resume(self) -> None:
+        super()._resume()
+        self._old: set[int] = set()  # names that the table holds already
+        for row in self._kept():
+            self._check(row)
+            self._old.add(hash(row["image"]))
+        self._done |= self._old
+
+    def finish(self) -> None:
+        """Write the rows that were there and the new ones into one table, and put it in its place."""
+        rows = list(self._new())
+        if rows or not os.path.exists(self._final):
+            temporary = Path(f"{self._final}.partial")
+            try:
+                with self._parquet.ParquetWriter(temporary, self._schema()) as writer:
+                    for batch in _grouped(self._kept(), self.ROWS):
+                        writer.write_table(self._arrow.Table.from_pylist(batch, self._schema()))
+                    for batch in _grouped(self._new(), self.ROWS):
+                        writer.write_table(self._arrow.Table.from_pylist(batch, self._schema()))
+                os.replace(temporary, self._final)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+        os.unlink(self._path)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            if os.stat(self._path).st_size == 0:
+                os.unlink(self._path)
+        super().close()
+
+    def _new(self) -> Iterator[dict[str, Any]]:
+        with open(self._path, "rb") as file:
+            for row, _ in json_rows(file, self._foreign):
+                if hash(row["image"]) not in self._old:
+                    yield row
+
+    def _kept(self) -> Iterator[dict[str, Any]]:
+        """The rows of the table that is there."""
+        if not os.path.exists(self._final):
+            return
+        try:
+            with self._parquet.ParquetFile(self._final) as table:
+                for batch in table.iter_batches(self.ROWS, columns=list(COLUMNS)):
+                    yield from batch.to_pylist()
+        except (self._arrow.ArrowException, KeyError, OSError) as error:
+            raise OptionError(f"{self._final} is no table of ours: give another file, or --overwrite") from error
+
+    def _line(self, described: Described) -> bytes:
+        row = described.row()
+        row["image"] = os.fsencode(described.name).decode("utf-8", "backslashreplace")  # Parquet holds UTF-8 alone
+        return json_line(row)
+
+    def todo(self, picture: Picture) -> bool | Fault:
+        name = os.fsencode(picture.name).decode("utf-8", "backslashreplace")
+        return super().todo(Picture(name, picture.path))
+
+    def _schema(self) -> Any:
+        arrow = self._arrow
+        types = (arrow.string(), arrow.list_(arrow.string()), arrow.float64(), arrow.string())
+        return arrow.schema(list(zip(COLUMNS, types, strict=True)))
+
+
+def _arrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise OptionError("Parquet needs pyarrow: pip install 'blip2rt[gallery]'") from None
+    return pyarrow, pyarrow.parquet
+
+
+def _grouped(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    group: list[dict[str, Any]] = []
+    for row in rows:
+        group.append(row)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+TABLES = {".jsonl": JsonTable, ".csv": CsvTable, ".parquet": ParquetTable}
+
+
+def table(path: str, overwrite: bool, model: str) -> Table:
+    """The table that a file's name asks for. Raises OptionError for another name."""
+    kind = TABLES.get(os.path.splitext(path)[1].lower())
+    if kind is None:
+        choices = ", ".join(TABLES)
+        raise OptionError(f"out is {path!r}: give a file that ends with {choices}, or with shards a folder")
+    return kind(path, overwrite, model)

@@ -1,0 +1,225 @@
+"""Paths, folders, globs, lists and shards -> pictures, one by one and in an order that is the same each time.
+
+A folder's pictures are told by their content: a file whose first bytes are no image's is passed over, unless its name
+promises one. Names that begin with a dot are passed over too. Names come in order, a folder's files before its
+folders; each folder is entered once, by whatever links it is reached. What cannot be read is a Fault in its place.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+from ..image_kinds import HEAD, head_of, kind_of, looks_named
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to be read: a file, or bytes in a shard, or bytes that came through standard input."""
+
+    name: str  # as it is shown and written down
+    path: str
+    offset: int = 0
+    size: int = -1  # of the bytes in a shard; -1: the whole file
+    data: bytes | None = None
+
+    def source(self) -> str | bytes:
+        """What an image may be given as: a path or bytes. Raises OSError."""
+        if self.data is not None:
+            return self.data
+        if self.size < 0:
+            return self.path
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+    @property
+    def in_file(self) -> bool:
+        """Whether it is a file of its own, so that another can stand beside it."""
+        return self.data is None and self.size < 0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What could not be read, and why, in one line."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where pictures are looked for."""
+
+    paths: Sequence[str] = ()
+    lists: Sequence[str] = ()  # files of one path a line (or between null characters); "-" is standard input
+    recursive: bool = False
+
+    @property
+    def single(self) -> bool:
+        """Whether it is one image by its very name."""
+        return len(self.paths) == 1 and not self.lists and not _is_many(self.paths[0])
+
+
+def _is_many(path: str) -> bool:
+    return os.path.isdir(path) or is_shard(path) or (glob.has_magic(path) and not os.path.lexists(path))
+
+
+def is_shard(path: str) -> bool:
+    """Whether it names a shard of WebDataset."""
+    return path.endswith(".tar") and os.path.isfile(path)
+
+
+def walk(sources: Sources) -> Iterator[Picture | Fault]:
+    """The pictures of `sources` in order. What is named itself is taken as it is; what is found is taken once."""
+    walker = _Walker(sources.recursive)
+    for path in sources.paths:
+        yield from walker.standard_input() if path == "-" else walker.path(path)
+    for name in sources.lists:
+        try:
+            with _open_list(name) as lines:
+                for path in _entries(lines):
+                    yield from walker.path(path)
+        except OSError as error:
+            yield Fault(name, f"cannot read the list {name!r}: {error.strerror}")
+
+
+def expanded(paths: Iterable[str]) -> Iterator[str]:
+    """Paths with their globs written out, for what takes no folders."""
+    for path in paths:
+        found = sorted(glob.iglob(path, recursive=True)) if _is_glob(path) else []
+        yield from found or [path]
+
+
+def _is_glob(path: str) -> bool:
+    return glob.has_magic(path) and not os.path.lexists(path)
+
+
+class _Walker:
+    """What was seen already. It keeps a number for each picture, and no names."""
+
+    def __init__(self, recursive: bool) -> None:
+        self._recursive = recursive
+        self._seen: set[int] = set()
+        self._folders: set[tuple[int, int]] = set()
+
+    def path(self, path: str) -> Iterator[Picture | Fault]:
+        if os.path.isdir(path):
+            yield from self._folder(path)
+        elif is_shard(path):
+            from .shards import pictures_of
+
+            yield from pictures_of(path)
+        elif _is_glob(path):
+            found = sorted(glob.iglob(path, recursive=True))
+            for each in found:
+                yield from self._folder(each) if os.path.isdir(each) else self._file(each, True)
+            if not found:
+                yield Fault(path, f"no file fits {path!r}: quote the pattern, and look at its folder")
+        else:
+            self._is_new(path)
+            yield Picture(path, path)
+
+    def standard_input(self) -> Iterator[Picture | Fault]:
+        """An image, or a list of names, whichever comes."""
+        if sys.stdin is None:
+            yield Fault("-", "- is standard input, which is closed: give a file, or send the image through a pipe")
+            return
+        data = sys.stdin.buffer.read()
+        if kind_of(data[:HEAD]) or not _is_list(data):
+            yield Picture("-", "-", data=data)
+            return
+        for path in _entries(iter([data])):
+            yield from self.path(path)
+
+    def _folder(self, path: str) -> Iterator[Picture | Fault]:
+        """A folder's pictures, then those of its folders. The stack holds names, so that no depth is too deep."""
+        stack = [path]
+        while stack:
+            folder = stack.pop()
+            try:
+                status = os.stat(folder)
+                if (status.st_dev, status.st_ino) in self._folders:
+                    continue
+                names = sorted(os.listdir(folder), key=os.fsencode)
+            except OSError as error:
+                yield Fault(folder, f"cannot read the folder {folder!r}: {error.strerror}")
+                continue
+            self._folders.add((status.st_dev, status.st_ino))
+            within = []
+            for name in names:
+                if name.startswith("."):
+                    continue
+                each = os.path.join(folder, name)
+                if os.path.isdir(each):
+                    within.append(each)
+                else:
+                    yield from self._file(each, False)
+            if self._recursive:
+                stack += reversed(within)
+
+    def _file(self, path: str, named: bool) -> Iterator[Picture | Fault]:
+        """A file that was found: a picture, a fault, or nothing. named: a pattern of the user's fits it."""
+        promised = named or looks_named(path)
+        try:
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                return
+            kind = kind_of(head_of(path))
+        except FileNotFoundError:  # it went while the folder was read, or is a link that leads nowhere
+            if os.path.islink(path) and promised:
+                yield Fault(path, f"{path!r} is a link that leads nowhere")
+            return
+        except OSError as error:
+            if promised:
+                yield Fault(path, f"cannot read {path!r}: {error.strerror}")
+            return
+        if (kind or promised) and self._is_new(path):
+            yield Picture(path, path)
+
+    def _is_new(self, path: str) -> bool:
+        key = hash(os.path.abspath(path))
+        if key in self._seen:
+            return False
+        self._seen.add(key)
+        return True
+
+
+def _is_list(data: bytes) -> bool:
+    """Whether bytes are names: text, in lines or between null characters."""
+    if not data.strip() or (b"\n" not in data and b"\0" not in data):
+        return False
+    try:
+        return all(letter >= " " or letter in "\0\t\r\n" for letter in data[:4096].decode("utf-8", "surrogateescape"))
+    except ValueError:
+        return False
+
+
+def _open_list(name: str) -> IO[bytes]:
+    if name != "-":
+        return open(name, "rb")
+    if sys.stdin is None:
+        raise OSError(0, "standard input is closed")
+    return sys.stdin.buffer
+
+
+def _entries(chunks: Iterable[bytes]) -> Iterator[str]:
+    """The paths of a list: between null characters where it has any, else one a line. Empty ones are left out."""
+    left, ends = b"", b"\n"
+    for chunk in chunks:
+        if b"\0" in chunk:
+            ends = b"\0"
+        *whole, left = (left + chunk).split(ends)
+        for entry in whole:
+            yield from _entry(entry, ends)
+    yield from _entry(left, ends)
+
+
+def _entry(entry: bytes, ends: bytes) -> Iterator[str]:
+    name = os.fsdecode(entry.rstrip(b"\r") if ends == b"\n" else entry)
+    if name.strip():
+        yield name

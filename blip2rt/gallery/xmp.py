@@ -1,0 +1,104 @@
+"""Captions in XMP sidecars: photo.xmp beside photo.jpg, dc:description. What others wrote there stays."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from typing import Any
+from xml.etree import ElementTree
+from xml.sax.saxutils import escape
+
+from .outputs import Beside, Described
+
+_RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+_DC = "http://purl.org/dc/elements/1.1/"
+_XML = "{http://www.w3.org/XML/1998/namespace}"
+_FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML 1.0
+_HEAD = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
+_TAIL = '\n<?xpacket end="w"?>\n'
+_NEW = f"""<x:xmpmeta xmlns:x="adobe:ns:meta/">
+ <rdf:RDF xmlns:rdf="{_RDF}">
+  <rdf:Description rdf:about="" xmlns:dc="{_DC}">
+   <dc:description>
+    <rdf:Alt>
+     <rdf:li xml:lang="x-default">{{}}</rdf:li>
+    </rdf:Alt>
+   </dc:description>
+  </rdf:Description>
+ </rdf:RDF>
+</x:xmpmeta>"""
+_MOST = 16 << 20  # bytes of a sidecar that is read
+
+
+class Xmp(Beside):
+    """photo.xmp beside photo.jpg. A sidecar that has a description is done; of one that has none, all else is kept."""
+
+    def __init__(self, overwrite: bool) -> None:
+        super().__init__(".xmp", overwrite)
+
+    def _is_done(self, target: str) -> bool:
+        try:
+            tree = _read(target)
+        except OSError:
+            return False
+        return tree is not None and _description(tree) is not None
+
+    def _content(self, target: str, described: Described) -> str:
+        text = _allowed("\n".join(described.captions))
+        tree = _read(target) if os.path.exists(target) else None
+        if tree is None:
+            return _HEAD + _NEW.format(escape(text)) + _TAIL
+        _describe(tree, text)
+        return _HEAD + ElementTree.tostring(tree, encoding="unicode") + _TAIL
+
+
+def _allowed(text: str) -> str:
+    """Text without what XML cannot hold."""
+    return _FORBIDDEN.sub("", text)
+
+
+def _read(path: str) -> Any:
+    """The sidecar's tree; None where the file is empty. Raises OSError for one that is not whole."""
+    if os.stat(path).st_size > _MOST:
+        raise OSError(0, "it is too large for an XMP sidecar", path)
+    with open(path, "rb") as file:
+        data = file.read()
+    if not data.strip():
+        return None
+    try:
+        for _, (prefix, address) in ElementTree.iterparse(io.BytesIO(data), ["start-ns"]):
+            if prefix and not prefix.startswith("ns"):
+                ElementTree.register_namespace(prefix, address)
+        tree = ElementTree.fromstring(data)
+    except (ElementTree.ParseError, ValueError) as error:
+        raise OSError(0, f"it is not XML: {error}", path) from None
+    if tree.find(f".//{{{_RDF}}}RDF") is None and tree.tag != f"{{{_RDF}}}RDF":
+        raise OSError(0, "it is not XMP", path)
+    return tree
+
+
+def _description(tree: Any) -> Any:
+    """The text of dc:description in the default language, an element or None."""
+    found = tree.findall(f".//{{{_DC}}}description/{{{_RDF}}}Alt/{{{_RDF}}}li")
+    default = [item for item in found if item.get(f"{_XML}lang") == "x-default"]
+    return (default or found or [None])[0]
+
+
+def _describe(tree: Any, text: str) -> None:
+    item = _description(tree)
+    if item is None:
+        rdf = tree if tree.tag == f"{{{_RDF}}}RDF" else tree.find(f".//{{{_RDF}}}RDF")
+        holder = rdf.find(f"{{{_RDF}}}Description")
+        if holder is None:
+            holder = ElementTree.SubElement(rdf, f"{{{_RDF}}}Description", {f"{{{_RDF}}}about": ""})
+        for old in holder.findall(f"{{{_DC}}}description"):
+            holder.remove(old)
+        alternatives = ElementTree.SubElement(ElementTree.SubElement(holder, f"{{{_DC}}}description"), f"{{{_RDF}}}Alt")
+        item = ElementTree.SubElement(alternatives, f"{{{_RDF}}}li", {f"{_XML}lang": "x-default"})
+    item.text = text
+
+
+ElementTree.register_namespace("x", "adobe:ns:meta/")
+ElementTree.register_namespace("rdf", _RDF)
+ElementTree.register_namespace("dc", _DC)

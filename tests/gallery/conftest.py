@@ -1,0 +1,37 @@
+"""What the gallery's tests share: a folder of pictures, and the command in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from blip2rt.cli import main
+from tests.seeds import new_seed
+from tests.tiny.pictures import fill
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder "album" of pictures in the working directory."""
+    fill(tmp_path / "album", new_seed())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "album"
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `blip2rt`: its exit code, standard output, standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call

@@ -1,0 +1,294 @@
+"""`blip2rt caption` of folders: what is taken, what is written, what is skipped, what is said of faults."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import random
+import signal
+import sys
+import tarfile
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+import blip2rt
+from tests.seeds import new_seed
+from tests.tiny.pictures import GOOD, fill, shard, start, tree
+
+pytest.importorskip("blip2rt._native")
+POSIX = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and links")
+TIMEOUT = 900  # seconds after which a process has hung
+
+
+def refused(result: tuple[int, str, str], *words: str) -> None:
+    code, out, err = result
+    assert code == 2 and out == "" and err.startswith("blip2rt: error: ") and err.count("\n") == 1, result
+    assert all(word in err for word in words), err
+
+
+def test_a_folder_is_captioned_as_its_pictures_are(tiny, album, run):
+    code, out, err = run("caption", "album", "--model", tiny.path)
+    told = dict(line.split("\t") for line in out.splitlines())
+    model = blip2rt.load(tiny.path)
+    assert code == 1 and told == {f"album/{name}": model.caption(album / name) for name in GOOD}
+    assert list(told) == sorted(told, key=os.fsencode)
+    assert "album/bad.jpg" in err and "album/cut.png" in err and "notes.md" not in err
+    assert err.splitlines()[-1] == "blip2rt: 9 captioned, 2 failed"
+    assert "album/sub/inner.png" in run("caption", "-r", "album", "--model", tiny.path)[1]
+
+
+def test_globs_and_lists_name_pictures(tiny, album, run, monkeypatch):
+    names = ["album/a.png", "album/naïve 图.png"]
+    want = run("caption", *names, "--model", tiny.path)
+    assert want[0] == 0 and want[2] == ""
+    assert run("caption", "album/[an]*[a图].png", "album/a.pn*", "--model", tiny.path)[1].splitlines()[::-1] == (
+        want[1].splitlines()
+    )
+    for ends in ("\n", "\r\n", "\0"):
+        Path("list").write_text(ends.join([*names, names[0], ""]), newline="")
+        assert run("caption", "--from-file", "list", "--model", tiny.path)[1].splitlines()[:2] == want[1].splitlines()
+        for flags in (["--from-file", "-"], ["-"]):
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path("list").read_bytes())))
+            assert run("caption", *flags, "--model", tiny.path)[1].splitlines()[:2] == want[1].splitlines()
+    assert "no file fits 'album/*.xyz'" in run("caption", "album/*.xyz", "--model", tiny.path)[2]
+    assert "cannot read the list 'none'" in run("caption", "--from-file", "none", "--model", tiny.path)[2]
+
+
+def test_text_is_written_beside_each_picture_once(tiny, album, run):
+    before = tree(album)
+    code, out, err = run("caption", "-r", "album", "--write", "txt", "--model", tiny.path, "--num-captions", 2)
+    model, after = blip2rt.load(tiny.path), tree(album)
+    assert code == 1 and out == "" and "10 captioned, 2 failed" in err
+    assert {name: data for name, data in after.items() if name in before} == before
+    for name in GOOD:
+        wanted = "".join(f"{text}\n" for text in model.caption(album / name, num_captions=2))
+        assert after[os.path.splitext(name)[0] + ".txt"] == wanted.encode()
+    assert len(after) == len(before) + 10
+    (album / "a.txt").write_text("mine\n")
+    (album / "b.txt").unlink()
+    assert "1 captioned, 9 were done before, 2 failed" in run(
+        "caption", "-r", "album", "--write", "txt", "--model", tiny.path, "--num-captions", 2)[2]  # fmt: skip
+    assert (album / "a.txt").read_text() == "mine\n" and tree(album)["b.txt"] == after["b.txt"]
+    run("caption", "-r", "album", "--write", "txt", "--model", tiny.path, "--num-captions", 2, "--overwrite")
+    assert tree(album) == after
+
+
+def test_words_stand_around_a_caption(tiny, album, run):
+    caption = blip2rt.load(tiny.path).caption("album/a.png")
+    around = ["--prefix", "photo: ", "--suffix", ", nice", "--template", "{folder}/{stem} {caption} {{x}}"]
+    run("caption", "album/a.png", "--caption_extension", "caption", *around, "--model", tiny.path)
+    assert (album / "a.caption").read_text() == f"album/a photo: {caption}, nice {{x}}\n"
+    answer = blip2rt.load(tiny.path).ask("album/a.png", "what is red")
+    assert run("caption", "album/a.png", "--ask", "what is red", "--model", tiny.path)[1] == f"{answer}\n"
+    refused(run("caption", "album/a.png", "--template", "{what}", "--model", tiny.path), "{what} is no field", "{stem}")
+    refused(run("caption", "album/a.png", "--template", "none", "--model", tiny.path), "{caption} is missing")
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_a_table_grows_by_what_is_new(tiny, album, run, ending):
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    out = Path(f"out.{ending}")
+    command = ["caption", "-r", "album", "--out", out, "--model", tiny.path]
+    assert run(*command)[0] == 1
+    first = rows(out)
+    model = blip2rt.load(tiny.path)
+    assert [row["image"] for row in first] == [f"album/{name}" for name in sorted(GOOD, key=os.fsencode)] + [
+        "album/sub/inner.png"
+    ]
+    for row in first:
+        scored = model.caption(row["image"], scores=True)
+        assert row["captions"] == [scored.text] and float(row["score"]) == pytest.approx(scored.score, abs=1e-3)
+        assert row["model"] == "tiny"
+    data = out.read_bytes()
+    assert "10 were done before" in run(*command)[2] and out.read_bytes() == data
+    (album / "z.png").write_bytes((album / "a.png").read_bytes())
+    assert "1 captioned, 10 were done before" in run(*command)[2]
+    assert [row["image"] for row in rows(out)][-1] == "album/z.png" and rows(out)[:-1] == first
+    assert sorted(path.name for path in Path().iterdir()) == ["album", out.name]
+
+
+def rows(path: Path) -> list[dict]:
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    if path.suffix == ".csv":
+        with open(path, newline="") as file:
+            found = list(csv.DictReader(file))
+        return [{**row, "captions": row["caption"].split("\n")} for row in found]
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(path).to_pylist()
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_a_torn_line_is_written_again(tiny, album, run, ending):
+    """Cut anywhere, the table becomes what it was."""
+    out = Path(f"out.{ending}")
+    command = ["caption", "album", "--out", out, "--model", tiny.path, "--num-captions", 2, "--batch-size", 4]
+    run(*command)
+    data = out.read_bytes()
+    rng = random.Random(new_seed())
+    for size in [0, 1, len(data) - 1, *(rng.randrange(len(data)) for _ in range(12))]:
+        out.write_bytes(data[:size])
+        run(*command)
+        assert out.read_bytes() == data, size
+
+
+def test_tables_of_others_stay(tiny, album, run):
+    for name, text in (("a.jsonl", '{"a": 1}\n'), ("a.csv", "x,y\r\n"), ("a.jsonl", "words\n")):
+        Path(name).write_text(text)
+        refused(run("caption", "album", "--out", name, "--model", tiny.path), name, "line 1", "--overwrite")
+        assert Path(name).read_text() == text
+    row = {"image": "album/a.png", "captions": ["a"], "score": 1.0, "model": "other"}
+    Path("a.jsonl").write_text(json.dumps(row) + "\n")
+    refused(run("caption", "album", "--out", "a.jsonl", "--model", tiny.path), "captions by other, not by tiny")
+
+
+def test_xmp_keeps_what_others_wrote(tiny, album, run):
+    mine = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+    <rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmp:Rating="4"/></rdf:RDF></x:xmpmeta>"""
+    (album / "a.xmp").write_text(mine)
+    (album / "b.xmp").write_text("no XML")
+    code, _, err = run("caption", "album", "--xmp", "--model", tiny.path)
+    assert code == 1 and "8 captioned, 3 failed" in err and (album / "b.xmp").read_text() == "no XML"
+    spaces = {"dc": "http://purl.org/dc/elements/1.1/", "rdf": "http://www.w3.org/1999/02/22-rdf-syntax-ns#"}
+    for name in ("a", "c"):
+        tree = ElementTree.parse(album / f"{name}.xmp")
+        (item,) = tree.findall(".//dc:description/rdf:Alt/rdf:li", spaces)
+        picture = next(album.glob(f"{name}.[pw]*"))
+        assert item.text == blip2rt.load(tiny.path).caption(picture)
+    assert 'xmp:Rating="4"' in (album / "a.xmp").read_text()
+    assert "8 were done before" in run("caption", "album", "--xmp", "--model", tiny.path)[2]
+
+
+def test_faults_are_listed_and_strict_stops(tiny, album, run):
+    code, _, err = run("caption", "album", "--out", "o.jsonl", "--errors", "e.tsv", "--model", tiny.path)
+    listed = dict(line.split("\t") for line in Path("e.tsv").read_text().splitlines())
+    assert code == 1 and list(listed) == ["album/bad.jpg", "album/cut.png"]
+    assert err == "blip2rt: 9 captioned, 2 failed (listed in e.tsv)\n"
+    run("caption", "album", "--out", "o.jsonl", "--errors", "e.jsonl", "--model", tiny.path)
+    assert [json.loads(line)["image"] for line in Path("e.jsonl").read_text().splitlines()] == list(listed)
+    refused(run("caption", "album", "--out", "s.jsonl", "--strict", "--model", tiny.path), "bad.jpg", "--strict")
+    assert [row["image"] for row in rows(Path("s.jsonl"))] == ["album/a.png", "album/b.jpg"]
+
+
+@POSIX
+def test_links_and_names_of_one_file(tiny, album, run):
+    (album / "sub" / "loop").symlink_to("..")
+    (album / "sub" / "self").symlink_to("self")
+    (album / "sub" / "gone.png").symlink_to("nowhere.png")
+    os.link(album / "a.png", album / "sub" / "hard.png")
+    os.mkfifo(album / "sub" / "pipe.png")
+    code, out, err = run("caption", "-r", "album", "album/sub", "album/*.png", "--model", tiny.path)
+    names = [line.split("\t")[0] for line in out.splitlines()]
+    assert code == 1 and len(names) == len(set(names)) == len(GOOD) + 2
+    assert "album/sub/hard.png" in names and "gone.png' is a link that leads nowhere" in err and "pipe" not in err
+
+
+def test_a_picture_is_never_written_over(tiny, album, run):
+    data = (album / "a.png").read_bytes()
+    (album / "odd.txt").write_bytes(data)  # a picture by its content
+    (album / "odd.png").write_bytes(data)
+    (album / "a.jpeg").write_bytes(data)
+    _, _, err = run("caption", "album", "--write", "txt", "--overwrite", "--model", tiny.path)
+    assert (album / "odd.txt").read_bytes() == data
+    assert err.count("odd.txt' would be written over itself") == 1 and err.count("odd.txt' is a picture") == 1
+    assert "'album/a.txt' is another picture's already, not 'album/a.png'" in err
+    refused(
+        run("caption", "album", "--caption-extension", ".PNG", "--model", tiny.path), "--caption-extension is '.PNG'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--out", "a.xml"], [".jsonl, .csv, .parquet", "'a.xml'"]), (["--out", "folder"], [".jsonl"]),
+        (["--overwrite"], ["--write, --xmp or --out"]), (["--caption-extension", "a/b"], ["'a/b'", ".txt or .caption"]),
+        (["--write", "xml"], ["choose from txt"]), (["--batch-size", "0"], ["from 1 to 1024"]),
+        (["--json", "--write", "txt"], ["--json"]), (["--ask", "who?", "--prompt", "a"], ["prompt and question"]),
+        (["--stream"], ["one image"]), (["--out", "none/a.jsonl"], ["none/a.jsonl: No such file"]),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(tiny, album, run, flags, words):
+    refused(run("caption", "album", *flags, "--model", tiny.path), *words)
+
+
+def test_no_picture_at_all_is_a_mistake(tiny, run):
+    refused(run("caption", "--model", tiny.path), "no pictures", "--from-file")
+
+
+def test_kohyas_names_are_taken(tiny, album, run):
+    flags = ["--caption_extention", ".cap", "--max_length", 3, "--min_length", 1, "--postfix", "!", "--batch_size", 2,
+             "--num_beams", 1, "--max_data_loader_n_workers", 2, "--recursive"]  # fmt: skip
+    assert "10 captioned" in run("caption", "album", *flags, "--model", tiny.path)[2]
+    assert (album / "sub" / "inner.cap").read_text().endswith("!\n")
+
+
+@POSIX
+@pytest.mark.parametrize("output", ["txt", "jsonl", "tar"])
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_bytes(tiny, tmp_path, output):
+    rng, seed = random.Random(new_seed()), new_seed()
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for place in (whole, killed):
+        fill(place / "album", seed, 60)
+        shard(place / "s.tar", seed, 60)
+    command = ["caption", "--model", tiny.path, "--batch-size", 4, "--errors", "e.tsv"]
+    command += {"txt": ["-r", "album", "--write", "txt"], "jsonl": ["-r", "album", "--out", "o.jsonl"],
+                "tar": ["s.tar", "--out", "copies"]}[output]  # fmt: skip
+    process = start(*command, cwd=whole)
+    assert process.communicate(timeout=TIMEOUT)[1].endswith("failed (listed in e.tsv)\n")
+    ended = 0
+    for _ in range(40):
+        process = start(*command, cwd=killed)
+        time.sleep(rng.uniform(0.3, 0.9))
+        process.send_signal(rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGINT]))
+        process.communicate(timeout=TIMEOUT)
+        ended += process.returncode == 1
+        if ended:
+            break
+    assert start(*command, cwd=killed).wait(TIMEOUT) == (0 if output == "tar" and ended else 1)
+    if output == "tar":
+        (whole / "e.tsv").unlink(), (killed / "e.tsv").unlink()  # a whole copy is not read again
+    assert tree(killed) == tree(whole)
+
+
+def test_shards_get_captions(tiny, album, run, tmp_path):
+    shard(tmp_path / "s.tar", new_seed(), 6)
+    code, _, err = run("caption", "s*.tar", "--out", "copies", "--model", tiny.path)
+    assert code == 1 and "4 captioned, 1 failed" in err
+    with tarfile.open("s.tar") as old, tarfile.open("copies/s.tar") as new:
+        want = [name for name in old.getnames() if name not in ("0002.txt", "0003.txt")]
+        assert sorted(new.getnames()) == sorted(want)
+        for name in new.getnames():
+            data = new.extractfile(name).read()
+            if name.endswith(".txt"):
+                picture = old.extractfile(name.replace(".txt", ".png")).read()
+                assert data.decode() == blip2rt.load(tiny.path).caption(picture) + "\n"
+            else:
+                assert data == old.extractfile(name).read()
+    assert "done before" in run("caption", "s.tar", "--out", "copies", "--model", tiny.path)[2]
+    assert "s.tar/0000.png\t" in run("caption", "s.tar", "--model", tiny.path)[1]
+    refused(run("caption", "s.tar", "album", "--out", "copies", "--model", tiny.path), "'album' is no shard")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_FSIZE and /dev/full")
+@pytest.mark.parametrize("flags", [["--write", "txt", "--prefix", "x" * 3000], ["--out", "o.jsonl"]])
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tiny, album, run, flags):
+    import resource
+
+    before = tree(Path())
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700))  # noqa: E731
+    command = ["caption", "album", "--model", tiny.path, "--batch-size", 2, *flags]
+    process = start(*command, preexec_fn=limit)
+    _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 2 and "File too large" in err.splitlines()[-1] and "Traceback" not in err
+    after = tree(Path())
+    assert all(after[name] == before[name] for name in before)
+    assert all(line.endswith("}") for line in after.get("o.jsonl", b"").decode().splitlines())
+    assert "9 captioned" in run(*command)[2] or "were done before" in run(*command)[2]
+    assert not [name for name in tree(Path()) if "partial" in name]
