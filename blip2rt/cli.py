@@ -78,6 +78,24 @@ def _match(args: argparse.Namespace) -> int:
     return 0
 
 
+def _index(args: argparse.Namespace) -> int:
+    from .gallery import searching
+
+    return searching.index(args, lambda: _load(args))
+
+
+def _search(args: argparse.Namespace) -> int:
+    from .gallery import searching
+
+    return searching.search(args, lambda: _load(args))
+
+
+def _duplicates(args: argparse.Namespace) -> int:
+    from .gallery import searching
+
+    return searching.duplicates(args, lambda: _load(args))
+
+
 def _info(args: argparse.Namespace) -> int:
     from .info import describe, to_dict
 
@@ -221,6 +239,8 @@ def _parser() -> Parser:
     command.add_argument("texts", nargs="+", metavar="TEXT", help="a text, in quotes; several are ranked")
     _add_model(command)
     _add_output(command)
+
+    flags.add_commands(add, _index, _search, _duplicates, _add_model)
 
     where = "a bundle's folder (default: the embedded model, nano)"
     command = add("info", _info, "show what a bundle holds", renamed={"--model": ""})

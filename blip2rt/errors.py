@@ -40,6 +40,10 @@ class CapabilityError(Blip2rtError):
     """The bundle lacks the components that a call needs."""
 
 
+class GalleryError(Blip2rtError):
+    """An index that is missing, damaged, or another model's."""
+
+
 class BackendError(Blip2rtError):
     """A backend that is unknown or not installed, or whose engine failed."""
 

@@ -174,6 +174,10 @@ class Pipeline:
         prompts = [task.prompt] * len(prepared)
         return self._language.generate(np.concatenate(embeds), prompts, task.settings, first_image)
 
+    def features(self, prepared: Sequence[NDArray[np.uint8]]) -> Floats:
+        """RGB images of `prepare`, BATCH at most -> vision_features (B, N, C)"""
+        return self._vision_features(prepared)
+
     def embed(self, prepared: Sequence[NDArray[np.uint8]]) -> Floats:
         """RGB images of `prepare`, BATCH at most -> image_embeds (B, Q, E)"""
         return self.embed_features(self._vision_features(prepared))

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .index import Hit, Index
+    from .vectors import one_vector
 
-__all__ = ["Hit", "Index"]
+__all__ = ["Hit", "Index", "one_vector"]
+_MODULES = {"one_vector": "vectors"}
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(importlib.import_module(f"{__name__}.index"), name)
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'index')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

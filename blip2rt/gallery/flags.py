@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..command import Parser, nonempty, whole
+from ..command import Parser, nonempty, path, whole
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -31,9 +31,9 @@ def add_sources(command: Parser, what: str) -> None:
                        "be given several times")  # fmt: skip
 
 
-def add_pace(command: Parser, group: argparse._ArgumentGroup) -> None:
+def add_pace(group: argparse._ArgumentGroup, batch: int) -> None:
     group.add_argument("--batch-size", type=whole(1, 1024), metavar="N",
-                       help="pictures that go through the graphs together (default: 16)")  # fmt: skip
+                       help=f"pictures that go through the graphs together (default: {batch})")  # fmt: skip
     group.add_argument("--workers", type=whole(1, 256), metavar="N",
                        help="threads that decode ahead of the graphs (default: a core each, 8 at most)")  # fmt: skip
 
@@ -62,8 +62,7 @@ def add_outputs(command: Parser) -> None:
     group.add_argument("--suffix", default="", metavar="TEXT", help="put TEXT after each caption")
     group.add_argument("--template", default="{caption}", metavar="TEXT",
                        help="a text around it, of {caption}, {stem}, {name} and {folder}")  # fmt: skip
-    group = command.add_argument_group("pace")
-    add_pace(command, group)
+    add_pace(command.add_argument_group("pace"), 16)
 
 
 def writes(args: argparse.Namespace) -> bool:
@@ -101,3 +100,41 @@ def caption(args: argparse.Namespace, load: Callable[[], Model], options: Mappin
     words = captions.Words(options.pop("prompt", args.prompt), args.ask, options, around)
     care = captions.Care(args.errors, args.strict)
     return captions.caption(load(), sources, words, outputs, care, pace_of(args, captions.BATCH))
+
+
+Work = Callable[[argparse.Namespace], int]
+
+
+def add_commands(add: Callable[..., Parser], index: Work, search: Work, duplicates: Work, model: Any) -> None:
+    """`index`, `search` and `duplicates`. add: how a command is made; model: what adds the flags of the model."""
+    command = add("index", index, "embed a folder of pictures, for search")
+    command.add_argument("folder", type=path, metavar="DIR", help="the folder; its folders are taken, too")
+    group = command.add_argument_group("files (what is done already is skipped)")
+    group.add_argument("--out", type=path, required=True, metavar="INDEX", help="the index, a folder")
+    group.add_argument("--format", choices=("blip2rt", "clip-retrieval"), default="blip2rt",
+                       help="clip-retrieval adds img_emb/*.npy and metadata/*.parquet, one vector a picture")  # fmt: skip
+    add_care(group)
+    add_pace(command.add_argument_group("pace"), 8)
+    model(command)
+
+    command = add("search", search, "find the pictures of an index that fit a text or a picture")
+    command.add_argument("index", type=path, metavar="INDEX", help="what `blip2rt index` made")
+    command.add_argument("text", nargs="?", type=nonempty, metavar="TEXT", help="what the pictures show, in quotes")
+    group = command.add_argument_group("search")
+    group.add_argument("--image", type=nonempty, metavar="FILE", help="find pictures like this one")
+    group.add_argument("-n", "--count", type=whole(1, 100_000), default=10, metavar="N", help="pictures to find")
+    group.add_argument("--rerank", type=whole(0, 10_000), default=0, metavar="N",
+                       help="let the matching head judge the N best: slower, better (default: 0, off)")  # fmt: skip
+    group.add_argument("--exact", action="store_true", help="score every picture, without a shortlist")
+    group = command.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="print one JSON object a line")
+    group.add_argument("--html", type=path, metavar="FILE", help="write a page with thumbnails")
+    group.add_argument("--copy-to", type=path, metavar="DIR", help="copy the pictures into DIR, by rank")
+    model(command)
+
+    command = add("duplicates", duplicates, "group the near-copies of an index")
+    command.add_argument("index", type=path, metavar="INDEX", help="what `blip2rt index` made")
+    command.add_argument("--alike", type=float, default=0.96, metavar="X",
+                         help="how like two pictures are, at least; 1 is the same")  # fmt: skip
+    command.add_argument("--json", action="store_true", help="print one JSON object a group")
+    model(command)

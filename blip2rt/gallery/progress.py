@@ -23,6 +23,7 @@ class Counts:
     made: int = 0
     before: int = 0  # done by a run before
     failed: int = 0
+    gone: int = 0  # that an index held and that are gone
 
     @property
     def all(self) -> int:
@@ -32,10 +33,10 @@ class Counts:
 class Bar:
     """A line on stderr, if that is a terminal: how many, how fast, how long still."""
 
-    def __init__(self, sources: Sources, counts: Counts, printed: bool = False) -> None:
+    def __init__(self, sources: Sources, counts: Counts, printed: bool = False, shown: bool = True) -> None:
         """printed: captions go to standard output; where that is a terminal too, they are progress enough."""
         self._counts = counts
-        self._shown = sys.stderr.isatty() and not (printed and sys.stdout.isatty()) and not sources.single
+        self._shown = shown and sys.stderr.isatty() and not (printed and sys.stdout.isatty()) and not sources.single
         self._started = self._last = time.monotonic()
         self._total: int | None = None
         self._stop = False
@@ -87,15 +88,17 @@ def _clock(seconds: float) -> str:
 class Faults:
     """What failed: listed in a file, or said on stderr. Each run writes the file anew: what failed is tried again."""
 
-    def __init__(self, path: str | None, bar: Bar, printed: bool = False) -> None:
-        """printed: also as a JSON object on standard output."""
-        self._bar, self._printed = bar, printed
+    def __init__(self, path: str | None, bar: Bar, printed: bool = False, silent: bool = False) -> None:
+        """printed: also as a JSON object on standard output. silent: counted alone."""
+        self._bar, self._printed, self._silent = bar, printed, silent
         self._json = path is not None and path.endswith(".jsonl")
         self._lines = None if path is None else Lines(path, fresh=True)
 
     def add(self, fault: Fault) -> None:
         if self._printed:
             print(json.dumps({"image": fault.name, "error": fault.why}, ensure_ascii=False), flush=True)
+        if self._silent:
+            return
         if self._lines is None:
             self._bar.clear()
             complain("blip2rt", fault_line(fault))
@@ -130,6 +133,8 @@ def summary(counts: Counts, verb: str, listed: str | None, told: Callable[[str],
     parts = [f"{counts.made:,} {verb}"]
     if counts.before:
         parts.append(f"{counts.before:,} were done before")
+    if counts.gone:
+        parts.append(f"{counts.gone:,} are gone")
     if counts.failed:
         parts.append(f"{counts.failed:,} failed" + (f" (listed in {listed})" if listed else ""))
     told(", ".join(parts))

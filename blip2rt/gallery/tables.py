@@ -274,7 +274,7 @@ def _arrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ModuleNotFoundError:
-        raise OptionError("Parquet needs pyarrow: pip install 'blip2rt[gallery]'") from None
+        raise OptionError("Parquet needs pyarrow: pip install 'blip2rt[parquet]'") from None
     return pyarrow, pyarrow.parquet
 
 

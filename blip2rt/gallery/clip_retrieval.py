@@ -1,0 +1,40 @@
+"""The layout of clip-retrieval: img_emb/img_emb_N.npy and metadata/metadata_N.parquet, one vector a picture."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..bundle.whole import WholeFolder
+from ..errors import OptionError
+from .vectors import one_vector
+
+if TYPE_CHECKING:
+    from .index import Index
+
+ROWS = 100_000  # of a part
+
+
+def export(index: Index, out: Path, rows: int = ROWS) -> int:
+    """Write an index's pictures into `out`, a folder. Return how many."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise OptionError("clip-retrieval's metadata need pyarrow: pip install 'blip2rt[parquet]'") from None
+    files, count, part = index.files(), 0, 0
+    with WholeFolder(out / "img_emb") as vectors, WholeFolder(out / "metadata") as metadata:
+        while chunk := list(islice(files, rows)):
+            embeds = one_vector(index.vectors.read([file.row for file in chunk]))
+            np.save(vectors.folder / f"img_emb_{part}.npy", embeds.astype(np.float16))
+            paths = [str(index.root / file.path).encode("utf-8", "replace").decode() for file in chunk]
+            pyarrow.parquet.write_table(
+                pyarrow.table({"image_path": paths}), metadata.folder / f"metadata_{part}.parquet"
+            )
+            count, part = count + len(chunk), part + 1
+        vectors.finish()
+        metadata.finish()
+    return count

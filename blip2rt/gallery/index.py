@@ -1,0 +1,291 @@
+"""An index of embeddings: pictures go in, texts and pictures ask for the nearest.
+
+An index is a folder: index.json (what it is of), files.db (catalog.py), vectors.i8 and shortlist.usearch (vectors.py).
+A text's score with a picture is the largest cosine of its vectors (the paper's section 3.1). Two pictures' score is the
+mean cosine of their vectors of the same query.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import bundle as contract
+from ..bundle.whole import write_file
+from ..errors import CapabilityError, GalleryError, ImageError, OptionError
+from .catalog import Catalog, File
+from .vectors import Shortlist, Vectors, one_vector
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..backends import Floats
+    from ..image import ImageLike
+    from ..model import Model
+
+FORMAT, VERSION = "blip2rt-index", 1
+EXACT = 4096  # pictures up to which all of them are scored, without a shortlist
+SHORTLIST = 200  # pictures that are scored exactly, at least
+PER_HIT = 10  # and for each one that is asked for
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A picture that was found."""
+
+    path: Path
+    name: str  # its path from the index's root
+    score: float  # see Index.search
+    probability: float | None = None  # of the matching head, where it was asked
+
+
+class Index:
+    """An index on disk, for searching and adding. Use it in a `with` block, or close it.
+
+        from blip2rt.gallery import Index
+
+        with Index.create("photos.index", "photos") as index:
+            index.add()
+            for hit in index.search("a dog on a beach", 5):
+                print(hit.score, hit.path)
+
+    Raises GalleryError for what is no index or another model's, OptionError for what makes no sense.
+    """
+
+    def __init__(self, path: Path, root: Path, shape: tuple[int, int], model: Model, write: bool) -> None:
+        """See `open` and `create`."""
+        self.path, self.root, self.model = path, root, model
+        self._shape, self._write = shape, write
+        self.vectors = Vectors(path / "vectors.i8", *shape)
+        try:
+            self.catalog = Catalog(path / "files.db", write)
+        except sqlite3.Error as error:
+            raise GalleryError(f"{path / 'files.db'} cannot be read: {error}; build the index again") from None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], model: Model | None = None, *, write: bool = False) -> Index:
+        """Open an index. model: the one that made it; None loads the embedded one. write: for add.
+
+        Example: `Index.open("photos.index").search("a dog")`.
+        """
+        folder = Path(path)
+        about = _about(folder)
+        model = _loaded(model)
+        if about["model"] != _fingerprint(model):
+            raise GalleryError(
+                f"{folder} was made by the model {about['name']!r}, and this one is {model.bundle.manifest.name!r} or "
+                "another version of it: give --model, or make an index anew"
+            )
+        root = Path(os.path.normpath(folder / about["root"]))
+        return cls(folder, root, (about["queries"], about["size"]), model, write)
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], root: str | os.PathLike[str], model: Model | None = None) -> Index:
+        """Open an index for writing; make it where there is none. root: the folder of its pictures.
+
+        Example: `Index.create("photos.index", "photos").add()`.
+        """
+        folder, place = Path(path), Path(root)
+        if not place.is_dir():
+            raise OptionError(f"{str(place)!r} is no folder: give the folder of the pictures")
+        if (folder / "index.json").exists():
+            index = cls.open(folder, model, write=True)
+            if os.path.realpath(index.root) != os.path.realpath(place):
+                index.close()
+                raise OptionError(f"{folder} is an index of {index.root}, not of {place}: give another --out")
+            return index
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise OptionError(f"{folder} is no index, and not empty: give another --out")
+        model = _loaded(model)
+        if not model.bundle.has(contract.IMAGE_EMBED, contract.TEXT_EMBED):
+            raise CapabilityError(
+                f"bundle {model.bundle.manifest.name!r} cannot index: it lacks {contract.IMAGE_EMBED} or "
+                f"{contract.TEXT_EMBED}; export it again with a stage-1 checkpoint"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        *_, queries, size = model.bundle.manifest.components[contract.IMAGE_EMBED].outputs[-1].shape
+        about = {
+            "format": FORMAT, "version": VERSION, "root": _relative(place, folder),
+            "name": model.bundle.manifest.name, "model": _fingerprint(model), "queries": queries, "size": size,
+        }  # fmt: skip
+        write_file(
+            folder / "index.json", json.dumps(about, indent=1, ensure_ascii=False).encode("utf-8", "surrogateescape")
+        )
+        return cls.open(folder, model, write=True)
+
+    def __len__(self) -> int:
+        return len(self.catalog)
+
+    def __enter__(self) -> Index:  # noqa: PYI034  # typing.Self came with Python 3.11
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self.catalog.close()
+
+    def add(self) -> Any:
+        """Bring the index up to date with its folder: new, changed, moved and removed pictures. Return the counts.
+
+        Example: `counts = Index.create("photos.index", "photos").add(); counts.made`.
+        """
+        from .indexing import update
+
+        return update(self)
+
+    def search(
+        self, query: str | ImageLike, count: int = 10, *, image: bool = False, rerank: int = 0, exact: bool = False
+    ) -> list[Hit]:
+        """A text -> the pictures that fit it best, best first; with image=True a picture -> those like it.
+
+        Hit.score: the largest cosine with the picture's vectors; with rerank, Match.score.
+        rerank: so many of the best are judged by the matching head, which reads text and picture together.
+        exact: score every picture, without a shortlist.
+
+        Example: `index.search("a red car", 20, rerank=32)`; `index.search("query.jpg", image=True)`.
+        """
+        if image and rerank:
+            raise OptionError("rerank judges a text with pictures, and the query is a picture: leave rerank out")
+        if not image and (not isinstance(query, str) or not any(map(str.isalnum, query))):
+            raise OptionError("a text has no words: say what the picture may show, as in 'a dog on grass'")
+        wanted = max(count, rerank)
+        asked = self.model.embed_image(query) if image else self.model.embed_text(str(query))
+        places, scores = self.nearest(asked, wanted, exact)
+        files = self.catalog.at(places.tolist())
+        found = [(files[p], float(s)) for p, s in zip(places.tolist(), scores, strict=True) if p in files]
+        hits = [Hit(self.root / file.path, file.path, score) for file, score in found[:wanted]]
+        if rerank:
+            hits = self._reranked(hits[:rerank], str(query)) + hits[rerank:]
+        return hits[:count]
+
+    def nearest(self, asked: Floats, count: int, exact: bool = False) -> tuple[NDArray[np.int64], Floats]:
+        """A text's (E,) or a picture's (Q, E) embeds -> places and scores of the nearest, nearest first."""
+        places = self._candidates(one_vector(asked) if asked.ndim == 2 else asked, count, exact)
+        scored = [scores_of(embeds, asked) for _, embeds in self.vectors.blocks(places)]
+        scores = np.concatenate([*scored, np.zeros(0, np.float32)])
+        order = np.argsort(-scores, kind="stable")[: count + len(self._empty)]
+        alive = [i for i in order.tolist() if int(places[i]) not in self._empty][:count]
+        return places[alive], scores[alive]
+
+    def _candidates(self, vector: Floats, count: int, exact: bool) -> NDArray[np.int64]:
+        if exact or self._shortlist is None:
+            return np.arange(self.catalog.rows, dtype=np.int64)
+        near = self._shortlist.near(vector, max(SHORTLIST, PER_HIT * count))
+        return np.unique(np.concatenate([near, np.array(self.catalog.unlisted(), np.int64)]))
+
+    @cached_property
+    def _empty(self) -> frozenset[int]:
+        return frozenset(self.catalog.empty())
+
+    @cached_property
+    def _shortlist(self) -> Shortlist | None:
+        path = self.path / "shortlist.usearch"
+        if not path.exists() or self.catalog.rows <= EXACT:
+            return None
+        return Shortlist(path, self._shape[1], view=True)
+
+    def refresh(self) -> None:
+        """Bring the shortlist up to date with the catalog; forget what was cached."""
+        for name in ("_empty", "_shortlist"):
+            self.__dict__.pop(name, None)
+        path, new, empty = self.path / "shortlist.usearch", self.catalog.unlisted(), self.catalog.empty()
+        if self.catalog.rows <= EXACT:
+            return
+        if not path.exists() or 5 * len(empty) > self.catalog.rows:  # holes make a graph slow
+            path.unlink(missing_ok=True)
+            new = [file.row for file in self.catalog.all()]
+        graph = Shortlist(path, self._shape[1], view=False)
+        graph.drop(empty)
+        for places, embeds in self.vectors.blocks(np.array(new, np.int64)):
+            graph.add(places.tolist(), one_vector(embeds))
+        if new or not path.exists():
+            graph.save()
+            self.catalog.list(new)
+
+    def _reranked(self, hits: Sequence[Hit], text: str) -> list[Hit]:
+        """The hits in the order of the matching head. A picture that cannot be read any more is left out."""
+        judged: list[Hit] = []
+        for chunk in _chunks(hits, 8):
+            readable = []
+            for hit in chunk:
+                with contextlib.suppress(ImageError):
+                    readable.append((hit, self.model.prepare(hit.path)))
+            if readable:
+                features = self.model.features([rgb for _, rgb in readable])
+                for (hit, _), match in zip(
+                    readable, self.model.match_features(features, [text] * len(readable)), strict=True
+                ):
+                    judged.append(Hit(hit.path, hit.name, match.score, match.probability))
+        return sorted(judged, key=lambda hit: -hit.score)
+
+    def files(self) -> Iterator[File]:
+        """Every picture, in the order of its place."""
+        return self.catalog.all()
+
+
+def scores_of(image_embeds: Floats, asked: Floats) -> Floats:
+    """image_embeds (B, Q, E), a text's (E,) or a picture's (Q, E) -> (B,)"""
+    if asked.ndim == 1:
+        largest: Floats = (image_embeds @ asked).max(axis=1)
+        return largest
+    return np.einsum("bqe,qe->b", image_embeds, asked).astype(np.float32) / np.float32(len(asked))
+
+
+def _chunks(hits: Sequence[Hit], size: int) -> Iterator[Sequence[Hit]]:
+    for start in range(0, len(hits), size):
+        yield hits[start : start + size]
+
+
+def _loaded(model: Model | None) -> Model:
+    if model is not None:
+        return model
+    from ..model import load
+
+    return load()
+
+
+def _fingerprint(model: Model) -> str:
+    """What tells a model's embeddings from another's: the hash of its manifest, which holds the hashes of its files."""
+    return hashlib.sha256((model.bundle.path / contract.MANIFEST).read_bytes()).hexdigest()
+
+
+def _relative(root: Path, folder: Path) -> str:
+    """The root as seen from the index, so that both can be moved together."""
+    try:
+        return os.path.relpath(os.path.realpath(root), os.path.realpath(folder))
+    except ValueError:  # on another drive
+        return os.path.realpath(root)
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    try:
+        about = json.loads((folder / "index.json").read_bytes())
+        fits = about["format"] == FORMAT and all(isinstance(about[n], str) for n in ("root", "name", "model"))
+        fits = fits and all(isinstance(about[n], int) and 0 < about[n] < 1 << 16 for n in ("queries", "size"))
+    except FileNotFoundError:
+        raise GalleryError(f"{folder} is no index: make one by `blip2rt index DIR --out {folder}`") from None
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):
+        fits = False
+    if not fits:
+        raise GalleryError(f"{folder / 'index.json'} is damaged: build the index again")
+    if about.get("version") != VERSION:
+        raise GalleryError(
+            f"{folder} has version {about.get('version')!r}, and this blip2rt reads {VERSION}: upgrade it"
+        )
+    found: dict[str, Any] = about
+    return found

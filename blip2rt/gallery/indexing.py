@@ -1,0 +1,153 @@
+"""Brings an index up to date with its folder. Knows the order of things.
+
+A picture with the size and time that it had is left alone; one with other bytes is embedded. Bytes that are known,
+under a name that is gone or another one, cost no graph. What is gone from the folder leaves the index, unless its
+folder could not be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import Blip2rtError, OptionError
+from .ahead import Cell, Pace, cells
+from .catalog import File
+from .progress import Bar, Counts, Faults
+from .walk import Fault, Picture, Sources, walk
+
+if TYPE_CHECKING:
+    from .index import Index
+
+BATCH = 8
+
+
+def update(
+    index: Index, pace: Pace | None = None, errors: str | None = None, strict: bool = False, quiet: bool = True
+) -> Counts:
+    """Walk the root and do what is to be done. quiet: say nothing on stderr."""
+    if not index._write:
+        raise OptionError("the index is open for reading: open it with write=True, or by Index.create")
+    counts = Counts()
+    sources = Sources((str(index.root),), recursive=True)
+    with ExitStack() as stack:
+        stack.callback(index.refresh)
+        stack.enter_context(_lock(index.path))
+        bar = Bar(sources, counts, shown=not quiet)
+        stack.callback(bar.close)
+        faults = Faults(errors, bar, silent=quiet and errors is None)
+        stack.callback(faults.close)
+        changes = _Changes(index)
+        walked = changes.seen(walk(sources))
+        for cell in cells(index.model, walked, changes.todo, pace or Pace(BATCH, 2)):
+            counts.before += cell.done
+            for _, fault in cell.faults:
+                counts.failed += 1
+                if strict:
+                    raise Blip2rtError(f"{fault.why}: mend it, or leave out --strict")
+                faults.add(fault)
+            _embed(index, cell, counts)
+            bar.show()
+        counts.gone = changes.remove_gone()
+    return counts
+
+
+def _embed(index: Index, cell: Cell[File], counts: Counts) -> None:
+    """Put a cell through the graphs, and its vectors and names into the index: first those, then these."""
+    made: list[File] = []
+    for start in range(0, len(cell.rows), BATCH):
+        rows = cell.rows[start : start + BATCH]
+        embeds = index.model.embed([rgb for _, rgb in rows])
+        new = [i for i, (entry, _) in enumerate(rows) if entry.what is not None]
+        places = index.catalog.places(len(new))
+        index.vectors.write(places, embeds[new])
+        made = [rows[i][0].what._replace(row=place) for i, place in zip(new, places, strict=True) if rows[i][0].what]
+        index.catalog.put(made)
+        counts.made += len(made)
+
+
+class _Changes:
+    """What differs between a folder and its index."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._present = bytearray(index.catalog.rows)  # by place
+        self._unread: list[str] = []  # folders that could not be read
+
+    def seen(self, walked: Iterator[Picture | Fault]) -> Iterator[Picture | Fault]:
+        """Note what could not be read on the way: what is under it has not gone."""
+        for each in walked:
+            if isinstance(each, Fault):
+                self._unread.append(os.path.relpath(each.name, self._index.root))
+            yield each
+
+    def todo(self, picture: Picture) -> File | Fault | None:
+        """The picture as it is, if it is to be embedded."""
+        catalog, path = self._index.catalog, os.path.relpath(picture.path, self._index.root)
+        try:
+            status = os.stat(picture.path)
+            known = catalog.named(path)
+            if known is not None:
+                self._note(known)
+                if (known.size, known.time) == (status.st_size, status.st_mtime_ns):
+                    return None
+            digest = _hash(picture.path)
+        except OSError as error:
+            return Fault(picture.name, f"cannot read {picture.name!r}: {error.strerror}")
+        if known is not None and known.hash == digest:
+            catalog.move(known, path, status.st_mtime_ns)
+            return None
+        return self._same_bytes(File(-1, path, status.st_size, status.st_mtime_ns, digest))
+
+    def _same_bytes(self, file: File) -> File | None:
+        """Take over the vectors of a picture with the same bytes, if there is one."""
+        same = self._index.catalog.hashed(file.hash)
+        if not same:
+            return file
+        gone = [each for each in same if not os.path.lexists(self._index.root / each.path)]
+        if gone:
+            self._note(gone[0])
+            self._index.catalog.move(gone[0], file.path, file.time)
+            return None
+        places = self._index.catalog.places(1)
+        self._index.vectors.write(places, self._index.vectors.read([same[0].row]))
+        self._index.catalog.put([file._replace(row=places[0])])
+        return None
+
+    def _note(self, file: File) -> None:
+        if file.row < len(self._present):
+            self._present[file.row] = 1
+
+    def remove_gone(self) -> int:
+        """Remove the pictures of the index that the walk did not meet. Return how many."""
+        gone = [
+            file.row
+            for file in self._index.catalog.all()
+            if file.row < len(self._present) and not self._present[file.row] and not self._may_be_there(file.path)
+        ]
+        self._index.catalog.remove(gone)
+        return len(gone)
+
+    def _may_be_there(self, path: str) -> bool:
+        return any(folder == "." or path == folder or path.startswith(folder + os.sep) for folder in self._unread)
+
+
+def _hash(path: str) -> bytes:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while data := file.read(1 << 20):
+            digest.update(data)
+    return digest.digest()
+
+
+def _lock(folder: Path) -> ExitStack:
+    """Keep other writers out. Raises OptionError."""
+    from .tables import Lines
+
+    stack = ExitStack()
+    stack.callback(Lines(str(folder / "lock")).close)
+    return stack

@@ -1,0 +1,100 @@
+"""What is done with the pictures that were found: printed, copied, shown on a page. Knows no model."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from ..bundle.whole import write_file
+from ..errors import ImageError
+from ..image import load_rgb
+from .progress import one_line
+from .tables import json_line
+
+if TYPE_CHECKING:
+    from .index import Hit
+
+THUMBNAIL = 320  # pixels of the longer side
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title><style>
+:root {{ color-scheme: light dark; font: 16px/1.4 system-ui, sans-serif; }}
+body {{ margin: 1.5rem; }} ul {{ display: flex; flex-wrap: wrap; gap: 1rem; padding: 0; list-style: none; }}
+li {{ width: {width}px; }} img {{ max-width: 100%; }} p {{ margin: .2rem 0; overflow-wrap: anywhere; }}
+</style></head><body><h1>{title}</h1><ul>
+{items}
+</ul></body></html>
+"""
+_ITEM = (
+    '<li><a href="{link}"><img src="data:image/jpeg;base64,{data}" alt="{name}"></a><p>{score}</p><p>{name}</p></li>'
+)
+
+
+def lines(hits: Sequence[Hit], as_json: bool) -> str:
+    """score<TAB>path a line, or JSON objects."""
+    if not as_json:
+        return "".join(f"{hit.score:.3f}\t{one_line(str(hit.path))}\n" for hit in hits)
+    found = []
+    for hit in hits:
+        row: dict[str, object] = {"image": str(hit.path), "score": round(hit.score, 6)}
+        if hit.probability is not None:
+            row["probability"] = round(hit.probability, 6)
+        found.append(json_line(row).decode())
+    return "".join(found)
+
+
+def copy(hits: Sequence[Hit], folder: Path) -> list[str]:
+    """Copy pictures into a folder, their rank before their name. Return what could not be copied, and why."""
+    folder.mkdir(parents=True, exist_ok=True)
+    digits, failed = max(2, len(str(len(hits)))), []
+    for rank, hit in enumerate(hits, 1):
+        target = folder / f"{rank:0{digits}d}-{hit.path.name}"
+        partial = folder / f".{rank:0{digits}d}.partial"
+        try:
+            shutil.copyfile(hit.path, partial)
+            os.replace(partial, target)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            failed.append(f"cannot copy {str(hit.path)!r}: {error.strerror}")
+    return failed
+
+
+def write_page(hits: Sequence[Hit], title: str, path: Path) -> None:
+    """One file of HTML with thumbnails in it; each links to its picture. It fetches nothing."""
+    items = []
+    for hit in hits:
+        score = f"{hit.score:.3f}" + ("" if hit.probability is None else f", probability {hit.probability:.3f}")
+        name, link = html.escape(_shown(hit.name)), quote(os.fsencode(_from(hit.path, path.parent)))
+        items.append(_ITEM.format(link=link, data=_thumbnail(hit.path), name=name, score=score))
+    page = _PAGE.format(title=html.escape(_shown(title)), width=THUMBNAIL, items="\n".join(items))
+    write_file(path, page.encode())
+
+
+def _from(path: Path, folder: Path) -> str:
+    """A path as a page in `folder` names it."""
+    try:
+        return os.path.relpath(os.path.abspath(path), os.path.abspath(folder))
+    except ValueError:  # on another drive
+        return os.path.abspath(path)
+
+
+def _shown(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def _thumbnail(path: Path) -> str:
+    try:
+        image = load_rgb(path, THUMBNAIL)
+    except ImageError:
+        return ""
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=80)
+    return base64.b64encode(data.getvalue()).decode()

@@ -1,0 +1,77 @@
+"""`blip2rt index`, `search` and `duplicates`: parse, call, print."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..command import complain
+from ..errors import OptionError
+from . import flags
+from .indexing import BATCH, update
+from .progress import one_line, say, summary
+
+if TYPE_CHECKING:
+    from ..model import Model
+
+
+def index(args: argparse.Namespace, load: Callable[[], Model]) -> int:
+    """Embed a folder. Return 1 where some pictures failed."""
+    from .index import Index
+
+    clip = args.format == "clip-retrieval"
+    if clip:
+        from . import clip_retrieval
+    folder = args.out / "blip2rt" if clip else args.out
+    with Index.create(folder, args.folder, load()) as opened:
+        try:
+            counts = update(opened, flags.pace_of(args, BATCH), args.errors, args.strict, quiet=False)
+        except KeyboardInterrupt:
+            say(f"{len(opened):,} pictures are in the index; the same command goes on")
+            raise
+        if clip:
+            clip_retrieval.export(opened, args.out)
+        summary(counts, "indexed", args.errors, say)
+    return 1 if counts.failed else 0
+
+
+def search(args: argparse.Namespace, load: Callable[[], Model]) -> int:
+    """Print what fits a text or a picture. Return 1 where some could not be copied."""
+    from . import results
+    from .index import Index
+
+    if (args.text is None) == (args.image is None):
+        raise OptionError("search takes one thing: give TEXT, or --image FILE")
+    query = args.text if args.image is None else args.image
+    with Index.open(args.index, load()) as opened:
+        hits = opened.search(query, args.count, image=args.image is not None, rerank=args.rerank, exact=args.exact)
+    print(results.lines(hits, args.json), end="")
+    if args.html is not None:
+        results.write_page(hits, str(query), args.html)
+    failed = results.copy(hits, args.copy_to) if args.copy_to is not None else []
+    for why in failed:
+        complain("blip2rt", why)
+    return 1 if failed else 0
+
+
+def duplicates(args: argparse.Namespace, load: Callable[[], Model]) -> int:
+    """Print groups of near-copies, a path a line and an empty line after each group."""
+    from .copies import near_copies
+    from .index import Index
+
+    if not 0 < args.alike <= 1:
+        raise OptionError(f"--alike is {args.alike}: give a number above 0, 1 at most")
+    with Index.open(args.index, load()) as opened:
+        groups = near_copies(opened, args.alike)
+        for group in groups:
+            paths = [str(opened.root / file.path) for file in group]
+            if args.json:
+                print(json.dumps({"images": paths}, ensure_ascii=False))
+            else:
+                print("".join(f"{one_line(path)}\n" for path in paths))
+    if not args.json and sys.stderr.isatty():
+        say(f"{len(groups):,} groups")
+    return 0

@@ -1,0 +1,253 @@
+"""An index follows its folder, finds what exact search finds, and survives its writer."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import blip2rt
+from blip2rt.errors import GalleryError
+from blip2rt.gallery import Index, index, one_vector
+from blip2rt.gallery.catalog import Catalog, File
+from blip2rt.gallery.copies import near_copies
+from blip2rt.gallery.vectors import Shortlist, Vectors
+from tests.seeds import new_seed
+from tests.tiny.pictures import GOOD, fill, picture, start
+
+pytest.importorskip("blip2rt._native")
+TIMEOUT = 900
+
+
+@pytest.fixture
+def model(tiny):
+    return blip2rt.load(tiny.path)
+
+
+def contents(at: Path) -> dict[str, tuple[int, bytes]]:
+    """Each picture of an index, with its size and its vectors."""
+    about = json.loads((at / "index.json").read_text())
+    catalog, vectors = Catalog(at / "files.db", False), Vectors(at / "vectors.i8", about["queries"], about["size"])
+    found = {file.path: (file.size, vectors.read([file.row]).tobytes()) for file in catalog.all()}
+    catalog.close()
+    return found
+
+
+def test_search_finds_the_nearest(model, album):
+    names = [*GOOD, "sub/inner.png"]
+    with Index.create("x", album, model) as made:
+        counts = made.add()
+        assert (counts.made, counts.failed, len(made)) == (10, 2, 10)
+        embeds = model.embed_image([album / name for name in names])  # (10, Q, E)
+        scores = (embeds @ model.embed_text("a dog runs")).max(axis=1)
+        hits = made.search("a dog runs", 4)
+        assert [hit.name for hit in hits] == [names[i] for i in np.argsort(-scores)[:4]]
+        assert [hit.score for hit in hits] == pytest.approx(sorted(scores, reverse=True)[:4], abs=0.02)
+        assert hits[0].path == album / hits[0].name and hits[0].path.is_file()
+        same = made.search(album / "b.jpg", 3, image=True)
+        assert same[0].name == "b.jpg" and same[0].score == pytest.approx(1, abs=0.02)
+        judged = made.search("a dog runs", 3, rerank=10)
+        wanted = model.match([album / name for name in names], "a dog runs")
+        best = sorted(zip(names, wanted, strict=True), key=lambda pair: -pair[1].score)[:3]
+        assert [hit.name for hit in judged] == [name for name, _ in best]
+        assert [hit.probability for hit in judged] == pytest.approx([match.probability for _, match in best], abs=1e-4)
+
+
+def test_the_folder_is_followed(model, album):
+    def names() -> set[str]:
+        with Index.open("x", model) as opened:
+            return {file.path for file in opened.files()}
+
+    with Index.create("x", album, model) as made:
+        made.add()
+        assert made.add().made == 0
+        rng = np.random.default_rng(new_seed())
+        picture(rng).save(album / "a.png")
+        (album / "c.webp").rename(album / "sub" / "moved.webp")
+        (album / "d.gif").unlink()
+        shutil.copy(album / "e.bmp", album / "sub" / "copy.bmp")
+        os.utime(album / "b.jpg", (1, 1))
+        picture(rng).save(album / "new.png")
+        before = dict(contents(Path("x")))
+        counts = made.add()
+        assert (counts.made, counts.gone) == (2, 1), "moved, touched and copied pictures cost no graph"
+        after = contents(Path("x"))
+        assert after["sub/moved.webp"] == before["c.webp"] and after["sub/copy.bmp"][1] == before["e.bmp"][1]
+        assert after["a.png"] != before["a.png"] and "new.png" in after and "d.gif" not in after
+        got = made.vectors.read([made.catalog.named("a.png").row])[0]
+        assert np.allclose(got, model.embed_image(album / "a.png"), atol=0.02)
+        assert names() == {p.relative_to(album).as_posix() for p in album.rglob("*.*") if p.suffix != ".md"} - {
+            "bad.jpg", "cut.png", ".hidden.png"} | {"no ending"}  # fmt: skip
+
+
+def test_a_folder_that_cannot_be_read_keeps_its_pictures(model, album, monkeypatch):
+    with Index.create("x", album, model) as made:
+        made.add()
+        listdir = os.listdir
+
+        def unreadable(path):
+            if str(path).endswith("sub"):
+                raise PermissionError(13, "Permission denied")
+            return listdir(path)
+
+        monkeypatch.setattr(os, "listdir", unreadable)
+        counts = made.add()
+        assert counts.gone == 0 and counts.failed == 3 and "sub/inner.png" in contents(Path("x"))
+        monkeypatch.undo()
+
+
+def test_index_and_folder_move_together(model, album, tmp_path):
+    with Index.create("x", album, model) as made:
+        made.add()
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("x", "album"):
+        shutil.move(tmp_path / name, tmp_path / "elsewhere" / name)
+    with Index.open(tmp_path / "elsewhere" / "x", model) as opened:
+        assert all(hit.path.is_file() for hit in opened.search("a dog", 10))
+    with Index.create(tmp_path / "elsewhere" / "x", tmp_path / "elsewhere" / "album", model) as made:
+        assert made.add().made == 0
+
+
+def test_a_shortlist_finds_what_exact_search_finds(model, album, monkeypatch):
+    pytest.importorskip("usearch")
+    monkeypatch.setattr(index, "EXACT", 4)
+    rng = np.random.default_rng(new_seed())
+    with Index.create("x", album, model) as made:
+        made.add()
+        assert (Path("x") / "shortlist.usearch").exists() and not made.catalog.unlisted()
+        assert made.search("a dog", 5) == made.search("a dog", 5, exact=True)
+        (album / "a.png").unlink()
+        picture(rng).save(album / "z.png")
+        made.add()
+        assert made.search("a dog", 10) == made.search("a dog", 10, exact=True)
+        picture(rng).save(album / "zz.png")
+        monkeypatch.setattr(Index, "refresh", lambda self: None)  # killed before the shortlist was brought up to date
+        made.add()
+    with Index.open("x", model) as opened:
+        assert "zz.png" in {hit.name for hit in opened.search("a dog", 11)}
+
+
+def test_a_shortlist_of_many_vectors_keeps_the_nearest(tmp_path):
+    pytest.importorskip("usearch")
+    rng = np.random.default_rng(new_seed())
+    vectors = rng.normal(size=(5000, 64)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    made = Shortlist(tmp_path / "s", 64, view=False)
+    made.add(range(5000), vectors)
+    made.save()
+    seen = Shortlist(tmp_path / "s", 64, view=True)
+    kept = [len(set(seen.near(v, 200).tolist()) & set(np.argsort(-vectors @ v)[:10].tolist())) for v in vectors[:50]]
+    assert np.mean(kept) >= 9
+
+
+def test_vectors_keep_their_cosines(tmp_path):
+    rng = np.random.default_rng(new_seed())
+    embeds = rng.normal(size=(7, 3, 256)).astype(np.float32)
+    embeds /= np.linalg.norm(embeds, axis=-1, keepdims=True)
+    vectors = Vectors(tmp_path / "v", 3, 256)
+    vectors.write([4, 0, 2], embeds[:3])
+    vectors.write([1, 3], embeds[3:5])
+    got = vectors.read([4, 0, 2, 1, 3])
+    assert np.abs(np.einsum("bqe,bqe->bq", got, embeds[:5]) - 1).max() < 0.001
+    assert np.linalg.norm(one_vector(embeds), axis=-1) == pytest.approx(1)
+
+
+def test_the_catalog_fills_empty_places_first(tmp_path):
+    catalog = Catalog(tmp_path / "c.db", True)
+    catalog.put(File(row, f"{row}.png", 1, 1, bytes([row])) for row in catalog.places(5))
+    catalog.remove([1, 3])
+    assert catalog.places(3) == [1, 3, 5] and catalog.rows == 5 and len(catalog) == 3
+    catalog.put([File(1, "0.png", 2, 2, b"x")])  # a picture that changed leaves its old place
+    assert catalog.empty() == [0, 3] and catalog.named("0.png").row == 1
+
+
+def test_near_copies_are_grouped(model, album):
+    shutil.copy(album / "a.png", album / "sub" / "same.png")
+    Image.open(album / "b.jpg").save(album / "b2.png")
+    with Index.create("x", album, model) as made:
+        made.add()
+        groups = [sorted(file.path for file in group) for group in near_copies(made, 0.9999)]
+    assert ["a.png", "sub/same.png"] in groups and ["b.jpg", "b2.png"] in groups
+
+
+def test_the_commands(tiny, album, run):
+    flags = ["--model", tiny.path]
+    code, out, err = run("index", "album", "--out", "x", "--errors", "e.tsv", *flags)
+    assert (code, out, err) == (1, "", "blip2rt: 10 indexed, 2 failed (listed in e.tsv)\n")
+    assert "0 indexed, 10 were done before" in run("index", "album", "--out", "x", *flags)[2]
+    code, out, err = run("search", "x", "a dog", "-n", 3, "--json", "--html", "p.html", "--copy-to", "best", *flags)
+    hits = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and err == "" and len(hits) == 3 and all(Path(hit["image"]).is_file() for hit in hits)
+    page = Path("p.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 3 and "http" not in page and "album/" in page
+    assert [path.name[:3] for path in sorted(Path("best").iterdir())] == ["01-", "02-", "03-"]
+    assert run("search", "x", "--image", "album/b.jpg", "-n", 1, *flags)[1].endswith("b.jpg\n")
+    assert "probability" in run("search", "x", "a dog", "--rerank", 4, "--json", *flags)[1]
+    shutil.copy("album/a.png", "album/zz.png")
+    run("index", "album", "--out", "x", *flags)
+    assert "a.png\n" in run("duplicates", "x", "--alike", 0.9999, *flags)[1]
+
+
+def test_clip_retrievals_layout(tiny, model, album, run):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert run("index", "album", "--out", "c", "--format", "clip-retrieval", "--model", tiny.path)[0] == 1
+    embeds = np.load("c/img_emb/img_emb_0.npy")
+    paths = parquet.read_table("c/metadata/metadata_0.parquet").to_pydict()["image_path"]
+    assert embeds.dtype == np.float16 and len(paths) == len(embeds) == 10
+    assert np.allclose(embeds, one_vector(model.embed_image(paths)), atol=0.02)
+
+
+def test_mistakes_are_one_line(tiny, album, run):
+    flags = ["--model", tiny.path]
+    run("index", "album", "--out", "x", *flags)
+    (album.parent / "full").mkdir()
+    (album.parent / "full" / "a").touch()
+    for command, words in (
+        (["search", "none", "a dog"], ["none is no index", "blip2rt index DIR"]),
+        (["search", "x"], ["give TEXT, or --image"]), (["search", "x", "a", "--image", "b"], ["give TEXT, or --image"]),
+        (["search", "x", "..."], ["no words"]), (["search", "x", "a", "-n", "0"], ["from 1"]),
+        (["search", "x", "--image", "none.png"], ["no such file: 'none.png'"]),
+        (["search", "x", "--image", "album/a.png", "--rerank", "3"], ["rerank"]),
+        (["index", "none", "--out", "y"], ["'none' is no folder"]), (["index", "album"], ["missing: --out"]),
+        (["index", "album", "--out", "full"], ["full is no index, and not empty"]),
+        (["index", "album/sub", "--out", "x"], ["not of album/sub"]), (["duplicates", "x", "--alike", "2"], ["--alike is 2"]),
+    ):  # fmt: skip
+        code, out, err = run(*command, *flags)
+        assert code == 2 and out == "" and err.count("\n") == 1 and all(word in err for word in words), (command, err)
+    for damage in ("{}", "no JSON", "[]"):
+        Path("x/index.json").write_text(damage)
+        assert "is damaged" in run("search", "x", "a", *flags)[2]
+
+
+def test_another_models_index_is_refused(model, tiny, album, tmp_path):
+    with Index.create("x", album, model):
+        pass
+    about = json.loads(Path("x/index.json").read_text())
+    Path("x/index.json").write_text(json.dumps({**about, "model": "0" * 64, "name": "big"}))
+    with pytest.raises(GalleryError, match="made by the model 'big'"):
+        Index.open("x", model)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_writer_killed_at_any_moment_goes_on_to_the_same_index(tiny, tmp_path):
+    rng, seed = random.Random(new_seed()), new_seed()
+    for place in ("whole", "killed"):
+        fill(tmp_path / place / "album", seed, 60)
+    command = ["index", "album", "--out", "x", "--model", tiny.path, "--batch-size", 4]
+    start(*command, cwd=tmp_path / "whole").communicate(timeout=TIMEOUT)
+    for _ in range(8):
+        process = start(*command, cwd=tmp_path / "killed")
+        time.sleep(rng.uniform(0.3, 0.9))
+        process.send_signal(rng.choice([signal.SIGKILL, signal.SIGINT]))
+        process.communicate(timeout=TIMEOUT)
+    assert start(*command, cwd=tmp_path / "killed").wait(TIMEOUT) == 1
+    assert contents(tmp_path / "killed" / "x") == contents(tmp_path / "whole" / "x")
+    assert (tmp_path / "killed/x/vectors.i8").read_bytes() == (tmp_path / "whole/x/vectors.i8").read_bytes()
