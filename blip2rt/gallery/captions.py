@@ -77,7 +77,7 @@ def caption(model: Model, sources: Sources, words: Words, outputs: Outputs, care
     words.around.check()
     task = model.task(words.prompt, words.question, **words.options)
     run = _Run(model, task, words.around, care.strict)
-    printer = Printer(outputs.json, sources.single) if outputs.printed else None
+    printer = Printer(outputs.json, sources.paths[0] if sources.single else None) if outputs.printed else None
     quiet = printer is not None and not any(map(os.path.isdir, sources.paths))
     with contextlib.ExitStack() as stack:
         bar = Bar(sources, run.counts, printer is not None)
@@ -194,7 +194,8 @@ class _Run:
 class Printer:
     """Standard output: the caption of one image; of several, name<TAB>caption a line."""
 
-    def __init__(self, as_json: bool, single: bool) -> None:
+    def __init__(self, as_json: bool, single: str | None) -> None:
+        """single: the name of the only image, where no name need be said."""
         self.as_json, self._single = as_json, single
 
     def todo(self, picture: Picture) -> bool | Fault:
@@ -206,7 +207,7 @@ class Printer:
             print(json.dumps(row, ensure_ascii=False), flush=True)
             return
         for caption in described.captions:
-            print(caption if self._single else f"{one_line(picture.name)}\t{caption}", flush=True)
+            print(caption if self._single == picture.name else f"{one_line(picture.name)}\t{caption}", flush=True)
 
     def finish(self) -> None:
         pass

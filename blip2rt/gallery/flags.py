@@ -112,7 +112,7 @@ def add_commands(add: Callable[..., Parser], index: Work, search: Work, duplicat
     group = command.add_argument_group("files (what is done already is skipped)")
     group.add_argument("--out", type=path, required=True, metavar="INDEX", help="the index, a folder")
     group.add_argument("--format", choices=("blip2rt", "clip-retrieval"), default="blip2rt",
-                       help="clip-retrieval adds img_emb/*.npy and metadata/*.parquet, one vector a picture")  # fmt: skip
+                       help="clip-retrieval adds img_emb/*.npy and metadata/*.parquet of one vector each")  # fmt: skip
     add_care(group)
     add_pace(command.add_argument_group("pace"), 8)
     model(command)

@@ -88,6 +88,9 @@ class Index:
                 "another version of it: give --model, or make an index anew"
             )
         root = Path(os.path.normpath(folder / about["root"]))
+        real = Path(os.path.realpath(folder), about["root"])
+        if os.path.realpath(root) != os.path.realpath(real):  # the way to the index leads over a link
+            root = Path(os.path.normpath(real))
         return cls(folder, root, (about["queries"], about["size"]), model, write)
 
     @classmethod

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,15 +50,14 @@ def update(
                 if strict:
                     raise Blip2rtError(f"{fault.why}: mend it, or leave out --strict")
                 faults.add(fault)
-            _embed(index, cell, counts)
+            _embed(index, cell, counts, changes)
             bar.show()
         counts.gone = changes.remove_gone()
     return counts
 
 
-def _embed(index: Index, cell: Cell[File], counts: Counts) -> None:
+def _embed(index: Index, cell: Cell[File], counts: Counts, changes: _Changes) -> None:
     """Put a cell through the graphs, and its vectors and names into the index: first those, then these."""
-    made: list[File] = []
     for start in range(0, len(cell.rows), BATCH):
         rows = cell.rows[start : start + BATCH]
         embeds = index.model.embed([rgb for _, rgb in rows])
@@ -67,6 +66,7 @@ def _embed(index: Index, cell: Cell[File], counts: Counts) -> None:
         index.vectors.write(places, embeds[new])
         made = [rows[i][0].what._replace(row=place) for i, place in zip(new, places, strict=True) if rows[i][0].what]
         index.catalog.put(made)
+        changes.note(made)
         counts.made += len(made)
 
 
@@ -92,7 +92,7 @@ class _Changes:
             status = os.stat(picture.path)
             known = catalog.named(path)
             if known is not None:
-                self._note(known)
+                self.note([known])
                 if (known.size, known.time) == (status.st_size, status.st_mtime_ns):
                     return None
             digest = _hash(picture.path)
@@ -110,17 +110,20 @@ class _Changes:
             return file
         gone = [each for each in same if not os.path.lexists(self._index.root / each.path)]
         if gone:
-            self._note(gone[0])
+            self.note(gone[:1])
             self._index.catalog.move(gone[0], file.path, file.time)
             return None
         places = self._index.catalog.places(1)
         self._index.vectors.write(places, self._index.vectors.read([same[0].row]))
         self._index.catalog.put([file._replace(row=places[0])])
+        self.note([file._replace(row=places[0])])
         return None
 
-    def _note(self, file: File) -> None:
-        if file.row < len(self._present):
-            self._present[file.row] = 1
+    def note(self, files: Iterable[File]) -> None:
+        """These are in the folder."""
+        for file in files:
+            if file.row < len(self._present):
+                self._present[file.row] = 1
 
     def remove_gone(self) -> int:
         """Remove the pictures of the index that the walk did not meet. Return how many."""

@@ -141,9 +141,9 @@ def test_a_torn_line_is_written_again(tiny, album, run, ending):
 
 def test_tables_of_others_stay(tiny, album, run):
     for name, text in (("a.jsonl", '{"a": 1}\n'), ("a.csv", "x,y\r\n"), ("a.jsonl", "words\n")):
-        Path(name).write_text(text)
+        Path(name).write_bytes(text.encode())
         refused(run("caption", "album", "--out", name, "--model", tiny.path), name, "line 1", "--overwrite")
-        assert Path(name).read_text() == text
+        assert Path(name).read_bytes() == text.encode()
     row = {"image": "album/a.png", "captions": ["a"], "score": 1.0, "model": "other"}
     Path("a.jsonl").write_text(json.dumps(row) + "\n")
     refused(run("caption", "album", "--out", "a.jsonl", "--model", tiny.path), "captions by other, not by tiny")

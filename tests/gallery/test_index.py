@@ -51,7 +51,7 @@ def test_search_finds_the_nearest(model, album):
         hits = made.search("a dog runs", 4)
         assert [hit.name for hit in hits] == [names[i] for i in np.argsort(-scores)[:4]]
         assert [hit.score for hit in hits] == pytest.approx(sorted(scores, reverse=True)[:4], abs=0.02)
-        assert hits[0].path == album / hits[0].name and hits[0].path.is_file()
+        assert hits[0].path.samefile(album / hits[0].name)
         same = made.search(album / "b.jpg", 3, image=True)
         assert same[0].name == "b.jpg" and same[0].score == pytest.approx(1, abs=0.02)
         judged = made.search("a dog runs", 3, rerank=10)
@@ -156,7 +156,7 @@ def test_vectors_keep_their_cosines(tmp_path):
     vectors.write([4, 0, 2], embeds[:3])
     vectors.write([1, 3], embeds[3:5])
     got = vectors.read([4, 0, 2, 1, 3])
-    assert np.abs(np.einsum("bqe,bqe->bq", got, embeds[:5]) - 1).max() < 0.001
+    assert np.abs(np.einsum("bqe,bqe->bq", got, embeds[:5]) - 1).max() < 0.003
     assert np.linalg.norm(one_vector(embeds), axis=-1) == pytest.approx(1)
 
 
@@ -218,7 +218,7 @@ def test_mistakes_are_one_line(tiny, album, run):
         (["search", "x", "--image", "album/a.png", "--rerank", "3"], ["rerank"]),
         (["index", "none", "--out", "y"], ["'none' is no folder"]), (["index", "album"], ["missing: --out"]),
         (["index", "album", "--out", "full"], ["full is no index, and not empty"]),
-        (["index", "album/sub", "--out", "x"], ["not of album/sub"]), (["duplicates", "x", "--alike", "2"], ["--alike is 2"]),
+        (["index", "album/sub", "--out", "x"], ["not of album/sub"]), (["duplicates", "x", "--alike", "2"], ["--alike is 2"]),  # noqa: E501
     ):  # fmt: skip
         code, out, err = run(*command, *flags)
         assert code == 2 and out == "" and err.count("\n") == 1 and all(word in err for word in words), (command, err)
