@@ -7,18 +7,25 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tarfile
 import time
+import tracemalloc
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import blip2rt
+from blip2rt.gallery import index
+from blip2rt.gallery.walk import Sources, walk
+from blip2rt.image import load_rgb
 from tests.seeds import new_seed
-from tests.tiny.pictures import GOOD, fill, shard, start, tree
+from tests.tiny.pictures import GOOD, ROOT, fill, shard, start, tree
 
 pytest.importorskip("blip2rt._native")
 POSIX = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and links")
@@ -292,3 +299,40 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tiny, album, run, 
     assert all(line.endswith("}") for line in after.get("o.jsonl", b"").decode().splitlines())
     assert "9 captioned" in run(*command)[2] or "were done before" in run(*command)[2]
     assert not [name for name in tree(Path()) if "partial" in name]
+
+
+def test_heic_is_read_with_its_extra(tiny, album, run, monkeypatch):
+    shutil.copy(Path(__file__).parent / "kitten.heic", album / "named wrong.jpg")  # docs/photo.jpg, small
+    command = ["caption", "album/named wrong.jpg", "--model", tiny.path]
+    monkeypatch.setitem(sys.modules, "pi_heif", None)
+    refused(run(*command), "is HEIC", "pip install 'blip2rt[heic]'")
+    monkeypatch.undo()
+    pytest.importorskip("pi_heif")
+    monkeypatch.chdir(album.parent)
+    kitten = Image.open(ROOT / "docs" / "photo.jpg").convert("RGB").resize((96, 64))
+    ours = load_rgb(album / "named wrong.jpg")
+    assert ours.size == (96, 64) and np.abs(np.asarray(ours, int) - np.asarray(kitten, int)).mean() < 12
+    assert run(*command)[0] == 0
+
+
+def test_a_missing_package_names_its_extra(tiny, album, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    refused(run("caption", "album", "--out", "a.parquet", "--model", tiny.path), "pip install 'blip2rt[parquet]'")
+    monkeypatch.setitem(sys.modules, "usearch.index", None)
+    monkeypatch.setattr(index, "EXACT", 4)
+    code, _, err = run("index", "album", "--out", "x", "--model", tiny.path)
+    assert code == 2 and "pip install 'blip2rt[gallery]'" in err
+
+
+def test_memory_does_not_grow_with_the_names(tmp_path):
+    """A walk over 20,000 names keeps a number for each, no more."""
+    fill(tmp_path / "album", new_seed())
+    for i in range(20_000):
+        os.link(tmp_path / "album" / "a.png", tmp_path / "album" / f"{i:06d} {'name' * 20}.png")
+    tracemalloc.start()
+    count, walked = 0, walk(Sources((str(tmp_path / "album"),)))
+    for _ in walked:
+        count += 1
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 20_000 + len(GOOD) + 2 and peak < 8 << 20
