@@ -144,7 +144,7 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
-    partial = path.with_name(f".{os.fsdecode(os.fsencode(path.name)[:_NAME])}.partial")
+    partial = path.with_name(f".{os.fsdecode(os.fsencode(path.name)[:_NAME])}.part")
     file = _own(partial)
     try:
         with file:

@@ -50,6 +50,11 @@ class Cell(Generic[T]):
     faults: list[tuple[int, Fault]]
     done: int  # pictures that were done already
 
+    @property
+    def new(self) -> bool:
+        """Whether a row is there that is not done."""
+        return any(entry.what is not None for entry, _ in self.rows)
+
 
 @dataclass(frozen=True)
 class Pace:

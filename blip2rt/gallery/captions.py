@@ -159,10 +159,11 @@ class _Run:
         """Put a cell through the graphs and hand each text to the sinks that lack it, in the order of the pictures."""
         started = time.perf_counter()
         self.counts.before += cell.done
-        texts = self.model.generate([rgb for _, rgb in cell.rows], self._task, cell.first) if cell.rows else []
-        each = (time.perf_counter() - started) / max(len(cell.rows), 1)
+        rows = cell.rows if cell.new else []
+        texts = self.model.generate([rgb for _, rgb in rows], self._task, cell.first) if rows else []
+        each = (time.perf_counter() - started) / max(len(rows), 1)
         left = list(cell.faults)
-        for (entry, _), scored in zip(cell.rows, texts, strict=True):
+        for (entry, _), scored in zip(rows, texts, strict=True):
             while left and left[0][0] <= entry.number:
                 self._fail(left.pop(0)[1], faults)
             if entry.what is None:

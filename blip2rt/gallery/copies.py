@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .index import Index
+from .index import Index, scores_of
+from .vectors import one_vector
 
 if TYPE_CHECKING:
     from .catalog import File
@@ -33,10 +34,11 @@ def near_copies(index: Index, alike: float = ALIKE) -> list[list[File]]:
     for place, file in files.items():
         group[first(place)] = first(by_hash.setdefault(file.hash, place))
     for part, embeds in index.vectors.blocks(places):
-        for place, asked in zip(part.tolist(), embeds, strict=True):
-            near, scores = index.nearest(asked, NEIGHBOURS)
-            for other, score in zip(near.tolist(), scores, strict=True):
-                if score >= alike and other in files:
+        near = index.neighbours(one_vector(embeds), NEIGHBOURS)
+        for place, asked, others in zip(part.tolist(), embeds, near, strict=True):
+            scores = scores_of(index.vectors.read(others), asked)
+            for other in others[scores >= alike].tolist():
+                if other in files:
                     group[first(place)] = first(other)
     groups: dict[int, list[File]] = {}
     for place in places.tolist():

@@ -185,6 +185,14 @@ class Index:
         alive = [i for i in order.tolist() if int(places[i]) not in self._empty][:count]
         return places[alive], scores[alive]
 
+    def neighbours(self, vectors: Floats, count: int) -> list[NDArray[np.int64]]:
+        """One vector a picture (B, E) -> places of about the `count` nearest of each, by one vector a picture."""
+        if self._shortlist is not None:
+            return [self._shortlist.near(vector, count) for vector in vectors]
+        places = np.arange(self.catalog.rows, dtype=np.int64)
+        means = np.concatenate([one_vector(embeds) for _, embeds in self.vectors.blocks(places)])
+        return list(np.argsort(-(vectors @ means.T), axis=1, kind="stable")[:, :count])
+
     def _candidates(self, vector: Floats, count: int, exact: bool) -> NDArray[np.int64]:
         if exact or self._shortlist is None:
             return np.arange(self.catalog.rows, dtype=np.int64)

@@ -35,7 +35,6 @@ def update(
     counts = Counts()
     sources = Sources((str(index.root),), recursive=True)
     with ExitStack() as stack:
-        stack.callback(index.refresh)
         stack.enter_context(_lock(index.path))
         bar = Bar(sources, counts, shown=not quiet)
         stack.callback(bar.close)
@@ -53,12 +52,13 @@ def update(
             _embed(index, cell, counts, changes)
             bar.show()
         counts.gone = changes.remove_gone()
+        index.refresh()
     return counts
 
 
 def _embed(index: Index, cell: Cell[File], counts: Counts, changes: _Changes) -> None:
     """Put a cell through the graphs, and its vectors and names into the index: first those, then these."""
-    for start in range(0, len(cell.rows), BATCH):
+    for start in range(0, len(cell.rows) if cell.new else 0, BATCH):
         rows = cell.rows[start : start + BATCH]
         embeds = index.model.embed([rgb for _, rgb in rows])
         new = [i for i, (entry, _) in enumerate(rows) if entry.what is not None]

@@ -217,13 +217,13 @@ def test_what_is_no_file_is_written_to(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_run_left_of_a_file_is_taken_by_the_next(tmp_path: Path) -> None:
-    (tmp_path / ".a.partial").write_bytes(b"half of more than a file")
-    (tmp_path / ".b.partial").touch()
+    (tmp_path / ".a.part").write_bytes(b"half of more than a file")
+    (tmp_path / ".b.part").touch()
     whole.write_file(tmp_path / "a", b"1")
-    assert sorted(os.listdir(tmp_path)) == [".b.partial", "a"] and (tmp_path / "a").read_bytes() == b"1"
+    assert sorted(os.listdir(tmp_path)) == [".b.part", "a"] and (tmp_path / "a").read_bytes() == b"1"
     long = "图" * 85  # 255 bytes, all that a name may have
     whole.write_file(tmp_path / long, b"1")
-    assert sorted(os.listdir(tmp_path)) == [".b.partial", "a", long]
+    assert sorted(os.listdir(tmp_path)) == [".b.part", "a", long]
 
 
 def test_writers_of_one_file_leave_one_writers_text(tmp_path: Path) -> None:

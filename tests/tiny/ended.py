@@ -127,7 +127,7 @@ class Command:
 
 
 def hidden(folder: Path) -> list[str]:
-    """What runs have left, but for single files, which the next run of an hour later removes."""
+    """What runs have left, but for single files, which the next writer of the file takes."""
     return sorted(path.name for path in folder.iterdir() if path.name.startswith(".") and path.suffix != ".part")
 
 
