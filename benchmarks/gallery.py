@@ -1,7 +1,7 @@
 """What captioning a folder costs beside the graphs, and what an index costs: `python -m benchmarks.gallery`.
 
-Photographs are made of those in --source, enlarged to so many megapixels and with the noise of a camera. The ways take
-turns: the gallery; the encoder and the loop alone, on pixels that lie in memory; `caption` on each file; decoding alone.
+Photographs are made of those in --source, enlarged to so many megapixels and with the noise of a camera. The ways
+take turns: the gallery; the encoder and the loop alone, on pixels in memory; `caption` on each file; decoding alone.
 `--index` measures an index of synthetic pictures instead: mixtures of the vectors of --source's.
 """
 

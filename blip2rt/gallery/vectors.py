@@ -39,11 +39,11 @@ class Vectors:
         self._type = np.dtype([("scales", "<f4", (queries,)), ("codes", "i1", (queries, size))])
 
     def write(self, places: Sequence[int], image_embeds: Floats) -> None:
-        """image_embeds (B, Q, E) -> their places. They are there when this returns."""
+        """image_embeds (B, Q, E), rows of unit length -> their places. They are there when this returns."""
         records = np.zeros(len(places), self._type)
-        scales = np.maximum(np.abs(image_embeds).max(axis=-1), np.float32(1e-12)) / 127  # (B, Q)
-        records["scales"] = scales
-        records["codes"] = np.rint(image_embeds / scales[..., None])
+        scales = np.abs(image_embeds).max(axis=-1) / 127  # (B, Q)
+        records["codes"] = codes = np.rint(image_embeds / scales[..., None])
+        records["scales"] = 1 / np.linalg.norm(codes, axis=-1)  # what is read has unit length again
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         try:
             for place, record in zip(places, records, strict=True):
