@@ -162,8 +162,11 @@ def _parser() -> Parser:
 
 
 def main() -> int:
-    args = _parser().parse_args()
-    return run("python -m benchmarks.gallery", lambda: index(args) if args.index else captions(args))
+    return run("python -m benchmarks.gallery", lambda: _run(_parser().parse_args()))
+
+
+def _run(args: argparse.Namespace) -> None:
+    index(args) if args.index else captions(args)
 
 
 if __name__ == "__main__":

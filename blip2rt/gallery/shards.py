@@ -49,7 +49,7 @@ class Member:
 
 def members(path: str) -> Iterator[Member]:
     """The files of a shard, as far as it is whole. Raises OSError for what is no uncompressed tar file."""
-    size = os.stat(path).st_size
+    size, found = os.stat(path).st_size, False
     if size == 0:
         return
     try:
@@ -59,9 +59,12 @@ def members(path: str) -> Iterator[Member]:
                 member = Member(info.name, info.offset, info.offset_data, info.size)
                 if member.offset + member.size > size:
                     return
+                found = True
                 if info.isfile():
                     yield member
     except tarfile.TarError as error:
+        if found:  # it ends too early
+            return
         raise OSError(0, f"it is not a whole uncompressed tar file ({error})", path) from None
 
 
@@ -111,8 +114,12 @@ class Shard:
         self._whole = target.exists() and not outputs.overwrite
         if self._whole:
             return
+        try:
+            self._samples = list(samples(path))  # names and places, no pictures
+        except OSError:
+            self._whole = True  # the walk says what is wrong, and nothing is written
+            return
         self._lines = Lines(str(self._partial), outputs.overwrite)
-        self._samples = list(samples(path))  # names and places, no pictures
         self._numbers = {image.offset: i for i, s in enumerate(self._samples) if (image := image_of(path, s))}
         self._next, self._texts = 0, set[int]()
         self._resume()

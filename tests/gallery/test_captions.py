@@ -281,6 +281,16 @@ def test_shards_get_captions(tiny, album, run, tmp_path):
     assert "done before" in run("caption", "s.tar", "--out", "copies", "--model", tiny.path)[2]
     assert "s.tar/0000.png\t" in run("caption", "s.tar", "--model", tiny.path)[1]
     refused(run("caption", "s.tar", "album", "--out", "copies", "--model", tiny.path), "'album' is no shard")
+    copy, rng = Path("copies/s.tar"), random.Random(new_seed())
+    data = copy.read_bytes()
+    for size in [0, 1, *(rng.randrange(len(data)) for _ in range(12))]:
+        copy.unlink()
+        copy.with_name(".s.tar.partial").write_bytes(data[:size])
+        run("caption", "s.tar", "--out", "copies", "--model", tiny.path)
+        assert copy.read_bytes() == data and len(list(copy.parent.iterdir())) == 1, size
+    Path("bad.tar").write_bytes(b"x" * 2000)
+    code, _, err = run("caption", "*.tar", "--out", "copies", "--model", tiny.path)
+    assert code == 1 and "bad.tar" in err and "1 failed" in err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_FSIZE and /dev/full")
