@@ -40,6 +40,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .bundle.manifest import ImageSpec
 from .errors import ImageError
 from .image_kinds import HEAD, kind_of
+from .installing import pip_install
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -195,7 +196,7 @@ def _formats_for(stream: IO[bytes], name: str) -> tuple[str, ...]:
     try:
         from pi_heif import register_heif_opener
     except ModuleNotFoundError:
-        raise ImageError(f"{name} is HEIC, which needs another package: pip install 'blip2rt[heic]'") from None
+        raise ImageError(f"{name} is HEIC, which needs another package: {pip_install('heic')}") from None
     register_heif_opener()
     return ("HEIF",)
 

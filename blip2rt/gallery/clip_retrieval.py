@@ -10,6 +10,7 @@ import numpy as np
 
 from ..bundle.whole import WholeFolder
 from ..errors import OptionError
+from ..installing import pip_install
 from .vectors import one_vector
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def export(index: Index, out: Path, rows: int = ROWS) -> int:
         import pyarrow
         import pyarrow.parquet
     except ModuleNotFoundError:
-        raise OptionError("clip-retrieval's metadata need pyarrow: pip install 'blip2rt[parquet]'") from None
+        raise OptionError(f"clip-retrieval's metadata need pyarrow: {pip_install('parquet')}") from None
     files, count, part = index.files(), 0, 0
     with WholeFolder(out / "img_emb") as vectors, WholeFolder(out / "metadata") as metadata:
         while chunk := list(islice(files, rows)):

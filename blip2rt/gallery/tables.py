@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import OptionError
+from ..installing import pip_install
 from .outputs import Described
 from .walk import Fault, Picture
 
@@ -274,7 +275,7 @@ def _arrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ModuleNotFoundError:
-        raise OptionError("Parquet needs pyarrow: pip install 'blip2rt[parquet]'") from None
+        raise OptionError(f"Parquet needs pyarrow: {pip_install('parquet')}") from None
     return pyarrow, pyarrow.parquet
 
 

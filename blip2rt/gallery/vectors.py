@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import OptionError
+from ..installing import pip_install
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -86,7 +87,7 @@ class Shortlist:
         try:
             from usearch.index import Index
         except ModuleNotFoundError:
-            raise OptionError("an index of this size needs usearch: pip install 'blip2rt[gallery]'") from None
+            raise OptionError(f"an index of this size needs usearch: {pip_install('gallery')}") from None
         self._path = path
         self._graph = Index(ndim=size, metric="ip", dtype="i8", connectivity=16, expansion_add=64)
         if path.exists():

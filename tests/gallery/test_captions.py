@@ -315,7 +315,7 @@ def test_heic_is_read_with_its_extra(tiny, album, run, monkeypatch):
     shutil.copy(Path(__file__).parent / "kitten.heic", album / "named wrong.jpg")  # docs/photo.jpg, small
     command = ["caption", "album/named wrong.jpg", "--model", tiny.path]
     monkeypatch.setitem(sys.modules, "pi_heif", None)
-    refused(run(*command), "is HEIC", "pip install 'blip2rt[heic]'")
+    refused(run(*command), "is HEIC", "pip install ", "[heic]")
     monkeypatch.undo()
     pytest.importorskip("pi_heif")
     monkeypatch.chdir(album.parent)
@@ -327,11 +327,11 @@ def test_heic_is_read_with_its_extra(tiny, album, run, monkeypatch):
 
 def test_a_missing_package_names_its_extra(tiny, album, run, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    refused(run("caption", "album", "--out", "a.parquet", "--model", tiny.path), "pip install 'blip2rt[parquet]'")
+    refused(run("caption", "album", "--out", "a.parquet", "--model", tiny.path), "pip install ", "[parquet]")
     monkeypatch.setitem(sys.modules, "usearch.index", None)
     monkeypatch.setattr(index, "EXACT", 4)
     code, _, err = run("index", "album", "--out", "x", "--model", tiny.path)
-    assert code == 2 and "pip install 'blip2rt[gallery]'" in err
+    assert code == 2 and "pip install " in err and "[gallery]" in err
 
 
 def test_memory_does_not_grow_with_the_names(tmp_path):
