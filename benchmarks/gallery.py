@@ -22,8 +22,9 @@ import blip2rt
 from blip2rt.command import Parser, path, run, whole
 from blip2rt.gallery.ahead import Pace
 from blip2rt.gallery.captions import BATCH, Care, Outputs, Words, caption
+from blip2rt.gallery.pictures import Picture, Sources
 from blip2rt.gallery.vectors import Shortlist, Vectors, one_vector
-from blip2rt.gallery.walk import Picture, Sources, walk
+from blip2rt.gallery.walk import walk
 from blip2rt.gallery.wording import Wording
 
 ROOT = Path(__file__).parents[1]

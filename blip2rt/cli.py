@@ -46,7 +46,9 @@ def _caption(args: argparse.Namespace) -> int:
     if args.stream:
         _check_stream(args)
         return _say(_load(args).stream(_image(args.images[0]), args.prompt, question=args.ask, **_decoding(args)))
-    return flags.caption(args, lambda: _load(args), _decoding(args))
+    from .gallery import commands
+
+    return commands.caption(args, lambda: _load(args), _decoding(args))
 
 
 def _ask(args: argparse.Namespace) -> int:
@@ -79,21 +81,21 @@ def _match(args: argparse.Namespace) -> int:
 
 
 def _index(args: argparse.Namespace) -> int:
-    from .gallery import searching
+    from .gallery import commands
 
-    return searching.index(args, lambda: _load(args))
+    return commands.index(args, lambda: _load(args))
 
 
 def _search(args: argparse.Namespace) -> int:
-    from .gallery import searching
+    from .gallery import commands
 
-    return searching.search(args, lambda: _load(args))
+    return commands.search(args, lambda: _load(args))
 
 
 def _duplicates(args: argparse.Namespace) -> int:
-    from .gallery import searching
+    from .gallery import commands
 
-    return searching.duplicates(args, lambda: _load(args))
+    return commands.duplicates(args, lambda: _load(args))
 
 
 def _info(args: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ..errors import ImageError
-from .walk import Fault, Picture
+from .pictures import Fault, Picture
 
 if TYPE_CHECKING:
     import numpy as np

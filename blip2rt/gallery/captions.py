@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from ..errors import Blip2rtError, OptionError
 from .ahead import Cell, Pace, cells
 from .outputs import FULL, Described, Sink, Text
+from .pictures import Fault, Picture, Sources
 from .progress import Bar, Counts, Faults, one_line, say, summary
 from .tables import table
-from .walk import Fault, Picture, Sources, walk
+from .walk import walk
 from .wording import Wording
 
 if TYPE_CHECKING:
@@ -111,8 +112,9 @@ def _parts(
     if outputs.into_shards:
         from .shards import Shard, copies
 
-        for path, target in copies(sources, outputs):
-            shard = Shard(path, target, outputs)
+        assert outputs.out is not None
+        for path, target in copies(sources, outputs.out):
+            shard = Shard(path, target, outputs.beside or ".txt", outputs.overwrite)
             stack.callback(shard.close)
             yield Sources((path,)), [shard]
         return

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..command import Parser, nonempty, path, whole
 
 if TYPE_CHECKING:
-    from ..model import Model
     from .ahead import Pace
-    from .walk import Sources
+    from .pictures import Sources
 
 # Names that kohya's scripts have for the same.
 KOHYA = {"--postfix": "--suffix", "--caption-extention": "--caption-extension", "--max-length": "--max-new-tokens",
@@ -72,7 +71,7 @@ def writes(args: argparse.Namespace) -> bool:
 
 def sources_of(args: argparse.Namespace) -> Sources:
     from ..errors import OptionError
-    from .walk import Sources
+    from .pictures import Sources
 
     if not args.images and not args.from_file:
         raise OptionError(f"no pictures: give PATH or --from-file (see blip2rt {args.command} --help)")
@@ -85,21 +84,6 @@ def pace_of(args: argparse.Namespace, batch: int) -> Pace:
     from .ahead import Pace
 
     return Pace(args.batch_size or batch, args.workers or min(8, max(2, os.cpu_count() or 1)))
-
-
-def caption(args: argparse.Namespace, load: Callable[[], Model], options: Mapping[str, Any]) -> int:
-    """`blip2rt caption` with its flags."""
-    from . import captions
-
-    sources = sources_of(args)
-    beside = args.caption_extension or (".txt" if args.write else None)
-    outputs = captions.Outputs(beside, args.xmp, args.out, args.overwrite, args.json)
-    around = captions.Wording(args.prefix, args.suffix, args.template)
-    captions.check(outputs, sources)
-    options = dict(options)
-    words = captions.Words(options.pop("prompt", args.prompt), args.ask, options, around)
-    care = captions.Care(args.errors, args.strict)
-    return captions.caption(load(), sources, words, outputs, care, pace_of(args, captions.BATCH))
 
 
 Work = Callable[[argparse.Namespace], int]

@@ -66,7 +66,7 @@ class Index:
     def __init__(self, path: Path, root: Path, shape: tuple[int, int], model: Model, write: bool) -> None:
         """See `open` and `create`."""
         self.path, self.root, self.model = path, root, model
-        self._shape, self._write = shape, write
+        self._shape, self.writable = shape, write
         self.vectors = Vectors(path / "vectors.i8", *shape)
         try:
             self.catalog = Catalog(path / "files.db", write)

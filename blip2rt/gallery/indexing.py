@@ -12,25 +12,41 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..errors import Blip2rtError, OptionError
 from .ahead import Cell, Pace, cells
-from .catalog import File
+from .catalog import Catalog, File
+from .pictures import Fault, Picture, Sources
 from .progress import Bar, Counts, Faults
-from .walk import Fault, Picture, Sources, walk
+from .tables import Lines
+from .vectors import Vectors
+from .walk import walk
 
 if TYPE_CHECKING:
-    from .index import Index
+    from ..model import Model
 
 BATCH = 8
 
 
+class Growing(Protocol):
+    """An index, as far as its folder is followed."""
+
+    path: Path
+    root: Path
+    model: Model
+    catalog: Catalog
+    vectors: Vectors
+    writable: bool
+
+    def refresh(self) -> None: ...
+
+
 def update(
-    index: Index, pace: Pace | None = None, errors: str | None = None, strict: bool = False, quiet: bool = True
+    index: Growing, pace: Pace | None = None, errors: str | None = None, strict: bool = False, quiet: bool = True
 ) -> Counts:
     """Walk the root and do what is to be done. quiet: say nothing on stderr."""
-    if not index._write:
+    if not index.writable:
         raise OptionError("the index is open for reading: open it with write=True, or by Index.create")
     counts = Counts()
     sources = Sources((str(index.root),), recursive=True)
@@ -56,15 +72,15 @@ def update(
     return counts
 
 
-def _embed(index: Index, cell: Cell[File], counts: Counts, changes: _Changes) -> None:
+def _embed(index: Growing, cell: Cell[File], counts: Counts, changes: _Changes) -> None:
     """Put a cell through the graphs, and its vectors and names into the index: first those, then these."""
     for start in range(0, len(cell.rows) if cell.new else 0, BATCH):
         rows = cell.rows[start : start + BATCH]
         embeds = index.model.embed([rgb for _, rgb in rows])
-        new = [i for i, (entry, _) in enumerate(rows) if entry.what is not None]
+        new = [(i, entry.what) for i, (entry, _) in enumerate(rows) if entry.what is not None]
         places = index.catalog.places(len(new))
-        index.vectors.write(places, embeds[new])
-        made = [rows[i][0].what._replace(row=place) for i, place in zip(new, places, strict=True) if rows[i][0].what]
+        index.vectors.write(places, embeds[[i for i, _ in new]])
+        made = [file._replace(row=place) for (_, file), place in zip(new, places, strict=True)]
         index.catalog.put(made)
         changes.note(made)
         counts.made += len(made)
@@ -73,7 +89,7 @@ def _embed(index: Index, cell: Cell[File], counts: Counts, changes: _Changes) ->
 class _Changes:
     """What differs between a folder and its index."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Growing) -> None:
         self._index = index
         self._present = bytearray(index.catalog.rows)  # by place
         self._unread: list[str] = []  # folders that could not be read
@@ -149,8 +165,6 @@ def _hash(path: str) -> bytes:
 
 def _lock(folder: Path) -> ExitStack:
     """Keep other writers out. Raises OptionError."""
-    from .tables import Lines
-
     stack = ExitStack()
     stack.callback(Lines(str(folder / "lock")).close)
     return stack

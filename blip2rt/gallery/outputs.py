@@ -12,7 +12,7 @@ from typing import Protocol
 from ..bundle.whole import write_file
 from ..errors import OptionError
 from ..image_kinds import EXTENSIONS, head_of, kind_of
-from .walk import Fault, Picture
+from .pictures import Fault, Picture
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no other picture could be written either
 

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..command import complain
+from .pictures import Fault, Sources
 from .tables import Lines
-from .walk import Fault, Sources, walk
+from .walk import walk
 
 EVERY = 0.2  # seconds between two lines on a terminal
 

@@ -1,117 +1,32 @@
-"""Shards of WebDataset: .tar files of samples, `key.jpg` with `key.txt` or `key.json` beside it. Pictures come out of
-them, and captions go into a copy, as `key.txt` in place of one that was there.
+"""Shards that get captions: a copy of each, with `key.txt` in place of one that was there.
 
 A copy grows sample by sample under a hidden name, which says how far a run before came. When it is whole it gets its
-name.
-Members other than the text are copied byte for byte.
+name. Members other than the text are copied byte for byte.
 """
 
 from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import OptionError
-from ..image_kinds import HEAD, kind_of, looks_named
+from .members import BLOCK, Member, image_of, members, samples
 from .outputs import Described, checked_extension
+from .pictures import Fault, Picture, Sources, is_shard
 from .tables import Lines
-from .walk import Fault, Picture, Sources, expanded, is_shard
-
-if TYPE_CHECKING:
-    from .captions import Outputs
-
-BLOCK = tarfile.BLOCKSIZE
-
-
-@dataclass(frozen=True)
-class Member:
-    """A file in a shard: its name, where its header begins, where its bytes are."""
-
-    name: str
-    start: int
-    offset: int
-    size: int
-
-    @property
-    def end(self) -> int:
-        return self.offset + -(-self.size // BLOCK) * BLOCK
-
-    @property
-    def key(self) -> str:
-        """What the files of a sample share: the name up to the first dot of its last part."""
-        folder, name = os.path.split(self.name)
-        return os.path.join(folder, name.partition(".")[0])
-
-
-def members(path: str) -> Iterator[Member]:
-    """The files of a shard, as far as it is whole. Raises OSError for what is no uncompressed tar file."""
-    size, found = os.stat(path).st_size, False
-    if size == 0:
-        return
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                tar.members = []  # type: ignore[attr-defined]  # it would keep them all
-                member = Member(info.name, info.offset, info.offset_data, info.size)
-                if member.offset + member.size > size:
-                    return
-                found = True
-                if info.isfile():
-                    yield member
-    except tarfile.TarError as error:
-        if found:  # it ends too early
-            return
-        raise OSError(0, f"it is not a whole uncompressed tar file ({error})", path) from None
-
-
-def samples(path: str) -> Iterator[list[Member]]:
-    """The members of a shard, those of a sample together."""
-    sample: list[Member] = []
-    for member in members(path):
-        if sample and member.key != sample[0].key:
-            yield sample
-            sample = []
-        sample.append(member)
-    if sample:
-        yield sample
-
-
-def image_of(path: str, sample: list[Member]) -> Member | None:
-    """The picture of a sample: by its name, or by its first bytes."""
-    named = [member for member in sample if looks_named(member.name)]
-    if named:
-        return named[0]
-    with open(path, "rb") as file:
-        for member in sample:
-            file.seek(member.offset)
-            if kind_of(file.read(min(HEAD, member.size))):
-                return member
-    return None
-
-
-def pictures_of(path: str) -> Iterator[Picture | Fault]:
-    """The pictures of a shard, one for each sample that has any."""
-    try:
-        for sample in samples(path):
-            image = image_of(path, sample)
-            if image is not None:
-                yield Picture(os.path.join(path, image.name), path, image.offset, image.size)
-    except OSError as error:
-        yield Fault(path, f"cannot read {path!r}: {error.strerror}")
+from .walk import expanded
 
 
 class Shard:
     """A copy of a shard that gets captions. A sink of its pictures."""
 
-    def __init__(self, path: str, target: Path, outputs: Outputs) -> None:
+    def __init__(self, path: str, target: Path, extension: str, overwrite: bool) -> None:
+        """extension: of the texts. overwrite: make a copy that is there anew."""
         self.path, self._target = path, target
-        self._extension = checked_extension(outputs.beside or ".txt")
+        self._extension = checked_extension(extension)
         self._partial = target.with_name(f".{target.name}.partial")
-        self._whole = target.exists() and not outputs.overwrite
+        self._whole = target.exists() and not overwrite
         if self._whole:
             return
         try:
@@ -119,7 +34,7 @@ class Shard:
         except OSError:
             self._whole = True  # the walk says what is wrong, and nothing is written
             return
-        self._lines = Lines(str(self._partial), outputs.overwrite)
+        self._lines = Lines(str(self._partial), overwrite)
         self._numbers = {image.offset: i for i, s in enumerate(self._samples) if (image := image_of(path, s))}
         self._next, self._texts = 0, set[int]()
         self._resume()
@@ -195,19 +110,18 @@ class Shard:
             self._lines.close()
 
 
-def copies(sources: Sources, outputs: Outputs) -> list[tuple[str, Path]]:
-    """Each shard, and where its copy goes. Raises OptionError."""
-    assert outputs.out is not None
+def copies(sources: Sources, out: str) -> list[tuple[str, Path]]:
+    """Each shard, and where in the folder `out` its copy goes. Raises OptionError."""
     paths = list(expanded(sources.paths))
     wrong = [path for path in paths if not is_shard(path)]
     if wrong or sources.lists:
         name = wrong[0] if wrong else sources.lists[0]
         raise OptionError(f"{name!r} is no shard, and --out names a folder: give .tar files alone, or a file for --out")
-    targets = [Path(outputs.out, os.path.basename(path)) for path in paths]
+    targets = [Path(out, os.path.basename(path)) for path in paths]
     for path, target in zip(paths, targets, strict=True):
         if targets.count(target) > 1:
             raise OptionError(f"two shards are called {target.name}: caption them into folders of their own")
         if os.path.realpath(path) == os.path.realpath(target):
             raise OptionError(f"{path} would be written over itself: give another folder for --out")
-    Path(outputs.out).mkdir(parents=True, exist_ok=True)
+    Path(out).mkdir(parents=True, exist_ok=True)
     return list(zip(paths, targets, strict=True))

@@ -18,7 +18,7 @@ from typing import IO, Any
 from ..errors import OptionError
 from ..installing import pip_install
 from .outputs import Described
-from .walk import Fault, Picture
+from .pictures import Fault, Picture
 
 COLUMNS = ("image", "captions", "score", "model")
 _CODE = {"encoding": "utf-8", "errors": "surrogateescape"}  # names of files are bytes

@@ -119,6 +119,6 @@ class Shortlist:
         """The `count` nearest places, nearest first."""
         if len(self._graph) == 0:
             return np.zeros(0, np.int64)
-        self._graph.expansion_search = max(128, count)
+        setattr(self._graph, "expansion_search", max(128, count))  # noqa: B010  # to mypy it has no setter
         found = self._graph.search(np.ascontiguousarray(vector, np.float32), min(count, len(self._graph)))
         return np.asarray(found.keys, np.int64)

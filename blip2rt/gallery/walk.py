@@ -11,68 +11,12 @@ import glob
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import IO
 
 from ..image_kinds import HEAD, head_of, kind_of, looks_named
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture to be read: a file, or bytes in a shard, or bytes that came through standard input."""
-
-    name: str  # as it is shown and written down
-    path: str
-    offset: int = 0
-    size: int = -1  # of the bytes in a shard; -1: the whole file
-    data: bytes | None = None
-
-    def source(self) -> str | bytes:
-        """What an image may be given as: a path or bytes. Raises OSError."""
-        if self.data is not None:
-            return self.data
-        if self.size < 0:
-            return self.path
-        with open(self.path, "rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
-
-    @property
-    def in_file(self) -> bool:
-        """Whether it is a file of its own, so that another can stand beside it."""
-        return self.data is None and self.size < 0
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What could not be read, and why, in one line."""
-
-    name: str
-    why: str
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Where pictures are looked for."""
-
-    paths: Sequence[str] = ()
-    lists: Sequence[str] = ()  # files of one path a line (or between null characters); "-" is standard input
-    recursive: bool = False
-
-    @property
-    def single(self) -> bool:
-        """Whether it is one image by its very name."""
-        return len(self.paths) == 1 and not self.lists and not _is_many(self.paths[0])
-
-
-def _is_many(path: str) -> bool:
-    return os.path.isdir(path) or is_shard(path) or (glob.has_magic(path) and not os.path.lexists(path))
-
-
-def is_shard(path: str) -> bool:
-    """Whether it names a shard of WebDataset."""
-    return path.endswith(".tar") and os.path.isfile(path)
+from .members import pictures_of
+from .pictures import Fault, Picture, Sources, is_glob, is_shard
 
 
 def walk(sources: Sources) -> Iterator[Picture | Fault]:
@@ -92,12 +36,8 @@ def walk(sources: Sources) -> Iterator[Picture | Fault]:
 def expanded(paths: Iterable[str]) -> Iterator[str]:
     """Paths with their globs written out, for what takes no folders."""
     for path in paths:
-        found = sorted(glob.iglob(path, recursive=True)) if _is_glob(path) else []
+        found = sorted(glob.iglob(path, recursive=True)) if is_glob(path) else []
         yield from found or [path]
-
-
-def _is_glob(path: str) -> bool:
-    return glob.has_magic(path) and not os.path.lexists(path)
 
 
 class _Walker:
@@ -112,10 +52,8 @@ class _Walker:
         if os.path.isdir(path):
             yield from self._folder(path)
         elif is_shard(path):
-            from .shards import pictures_of
-
             yield from pictures_of(path)
-        elif _is_glob(path):
+        elif is_glob(path):
             found = sorted(glob.iglob(path, recursive=True))
             for each in found:
                 yield from self._folder(each) if os.path.isdir(each) else self._file(each, True)

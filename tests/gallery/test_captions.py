@@ -22,12 +22,14 @@ from PIL import Image
 
 import blip2rt
 from blip2rt.gallery import index
-from blip2rt.gallery.walk import Sources, walk
+from blip2rt.gallery.pictures import Sources
+from blip2rt.gallery.walk import walk
 from blip2rt.image import load_rgb
 from tests.seeds import new_seed
 from tests.tiny.pictures import GOOD, ROOT, fill, shard, start, tree
 
 pytest.importorskip("blip2rt._native")
+pytestmark = pytest.mark.long(40)
 POSIX = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and links")
 TIMEOUT = 900  # seconds after which a process has hung
 
@@ -250,7 +252,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_bytes(tiny, tmp_path, ou
     process = start(*command, cwd=whole)
     assert process.communicate(timeout=TIMEOUT)[1].endswith("failed (listed in e.tsv)\n")
     ended = 0
-    for _ in range(40):
+    for _ in range(12):
         process = start(*command, cwd=killed)
         time.sleep(rng.uniform(0.3, 0.9))
         process.send_signal(rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGINT]))

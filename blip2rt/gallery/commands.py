@@ -1,12 +1,12 @@
-"""`blip2rt index`, `search` and `duplicates`: parse, call, print."""
+"""`blip2rt caption`, `index`, `search` and `duplicates`: flags in, calls, print."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from ..command import complain
 from ..errors import OptionError
@@ -16,6 +16,21 @@ from .progress import one_line, say, summary
 
 if TYPE_CHECKING:
     from ..model import Model
+
+
+def caption(args: argparse.Namespace, load: Callable[[], Model], options: Mapping[str, Any]) -> int:
+    """`blip2rt caption` with its flags."""
+    from . import captions
+
+    sources = flags.sources_of(args)
+    beside = args.caption_extension or (".txt" if args.write else None)
+    outputs = captions.Outputs(beside, args.xmp, args.out, args.overwrite, args.json)
+    around = captions.Wording(args.prefix, args.suffix, args.template)
+    captions.check(outputs, sources)
+    options = dict(options)
+    words = captions.Words(options.pop("prompt", args.prompt), args.ask, options, around)
+    care = captions.Care(args.errors, args.strict)
+    return captions.caption(load(), sources, words, outputs, care, flags.pace_of(args, captions.BATCH))
 
 
 def index(args: argparse.Namespace, load: Callable[[], Model]) -> int:
