@@ -156,6 +156,66 @@ class Generator:
     ) -> Generation:
         """Begin what generate does, to be taken step by step."""
 
+class Submitted:
+    """What one call has asked a Batcher for. Any thread may use it; when nobody holds it, it is cancelled."""
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until all has ended, or a token has come where each one was asked for. Return whether it has."""
+    def take(self) -> list[tuple[int, int, int]]:
+        """Return (image, draw, token id) of every token that came since the last call; nothing with beams."""
+    def cancel(self) -> None:
+        """Ask for an end within a step. What there is then is the result."""
+    def watch(self, number: int) -> None:
+        """From now on, news of the batcher names this number when something has come."""
+    @property
+    def done(self) -> bool: ...
+    def results(self) -> Sequences:
+        """Return each image's best sequences, once done. Raises RuntimeError where a request has failed."""
+    def lengths(self) -> list[tuple[int, int]]:
+        """Return, for each image, the positions of image and prompt, and how many of them were read before. Once done."""
+    @property
+    def timed_out(self) -> bool:
+        """Whether max_time ended a text. Once done."""
+
+class Batcher:
+    """A thread that decodes the requests of all threads together. Any number of threads may call it.
+
+    Requests wait until as many rows (answers, beams, draws) and positions as they need are free, in the order in which
+    they came. The next step after that reads from their prompts, and decodes the answers of others beside it.
+    """
+
+    def __init__(self, generator: Generator, rows: int, positions: int, read: int = 128, kept_bytes: int = 0) -> None:
+        """rows, positions: the pool of keys and values. read: positions of prompts that a step reads, at most.
+
+        kept_bytes: of keys and values that are kept for later requests. Raises RuntimeError for a model that runs without
+        the core's attention.
+        """
+
+    def submit(
+        self,
+        prefix_embeds: NDArray[np.float32],
+        prompts: Sequence[Sequence[int]],
+        options: Mapping[str, Any] = ...,
+        images: Sequence[bytes] = ...,
+        each_token: bool = False,
+    ) -> Submitted:
+        """Answer B prompts behind prefix_embeds (B, Q, D), as Generator.generate does. Return at once.
+
+        images: a name of each prefix, under which what is read of it is kept; an empty one keeps nothing.
+        Raises RuntimeError for options that make no sense, and for what never fits rows and positions.
+        """
+    def news(self, seconds: float) -> list[int]:
+        """Wait for something new in what is watched. Return its numbers; none when so many seconds are over."""
+    def close(self) -> None:
+        """End the thread after its step. Fails what has not ended."""
+    @property
+    def counters(self) -> dict[str, int]:
+        """steps, tokens, requests: done so far. waiting, running: requests. rows, positions: of the pool, in use.
+
+        hits, misses: named images that were, and were not, read in part before; kept_positions: not read again;
+        kept_bytes: of keys and values that are kept.
+        """
+
 class Chat:
     """A conversation about one image, whose cache stays; one thread uses it at a time."""
 

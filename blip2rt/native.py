@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 class Core(Protocol):
     """The module blip2rt._native. Its types are those of _native.pyi."""
 
+    Batcher: type[_native.Batcher]
     Chat: type[_native.Chat]
     Generation: type[_native.Generation]
     Generator: type[_native.Generator]
@@ -28,6 +29,7 @@ class Core(Protocol):
     Runtime: type[_native.Runtime]
     SearchBatch: type[_native.SearchBatch]
     Session: type[_native.Session]
+    Submitted: type[_native.Submitted]
     Vocabulary: type[_native.Vocabulary]
 
     def check_graph(self, graph_path: str, files: Mapping[str, int] | None = None) -> None: ...

@@ -69,7 +69,7 @@ std::string rewritten_graph(const Model& model, const CustomOps& ops, std::vecto
 
   std::vector<std::string> inputs;
   if (!cache.empty()) inputs.push_back(written_input(kCacheRows, 4));
-  if (!cross.empty()) inputs.push_back(written_input(kEncoderRows, 0));
+  if (!cross.empty()) inputs.push_back(written_input(kEncoderRows, 2));
   Changes changes = std::move(products.changes);
   for (Changes* more : {&cache, &cross, &encoder}) changes.merge(*more);
   return changed_graph(model.graph, parts, changes, inputs);

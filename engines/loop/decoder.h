@@ -6,17 +6,14 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
-#include <string>
 #include <vector>
 
 #include "graphs/session.h"
-#include "kernels/attention/attention.h"
 #include "loop/generator.h"
 #include "loop/kv_cache.h"
+#include "loop/llm_buffers.h"
 
 namespace blip2rt {
-
-using Prompts = std::vector<std::vector<int64_t>>;
 
 class Decoder {
  public:
@@ -59,7 +56,7 @@ class Decoder {
 
   double graph_seconds() const { return graph_seconds_; }  // spent within the graphs by all steps, not by read
 
-  float* logits(int row) { return logits_.data() + static_cast<size_t>(row) * static_cast<size_t>(shape_.vocab_size); }
+  float* logits(int row) { return buffers_.logits_of(row); }
   void copy_logits(int from, int to);
   const KvCache& cache() const { return cache_; }
 
@@ -71,30 +68,18 @@ class Decoder {
   };
 
   Embeds embed(const Prefix& prefix, const Prompts& prompts) const;
-  std::vector<float> embed_tokens(const Prompts& prompts) const;
   void bind_llm(Binding& binding, float* inputs_embeds, int rows, int length);
-  void bind_cross(Binding& binding, int rows, bool outputs);
   int answer_start(int row) const;
 
   const Generator& generator_;
-  const bool shares_;        // the graph reads cache_rows: a row's prompt may lie in another row
-  const bool shares_cross_;  // the graph reads encoder_rows: what a row's encoder said may lie in another row
   LlmShape shape_;
+  LlmBuffers buffers_;
   KvCache cache_;
-  std::unique_ptr<KvCache> cross_;     // of an encoder-decoder: keys and values that the encoder made
-  std::vector<int64_t> encoder_mask_;  // (rows, length of the encoder's input)
-  std::vector<int32_t> encoder_rows_;  // (rows), the row of cross_
+  std::unique_ptr<KvCache> cross_;  // of an encoder-decoder: keys and values that the encoder made
   int encoder_length_ = 0;
-  std::vector<std::string> cache_names_;  // past_key_0, present_key_0, past_value_0, present_value_0, ...
-  std::vector<std::string> cross_names_;  // cross_key_0, cross_value_0, ...
-  std::vector<float> step_embeds_;        // (rows, 1, hidden_size)
-  std::vector<float> logits_;             // (rows, vocab_size)
-  std::vector<int64_t> tokens_;           // (rows, 1)
-  std::vector<int64_t> positions_;        // (rows, S)
-  std::vector<int64_t> last_index_;       // (rows)
-  std::vector<int32_t> seqlens_;          // (rows), valid positions - 1
-  std::vector<CacheRow> cache_rows_;      // (rows), what each row attends to
-  int32_t total_length_ = 0;
+  int answer_start_ = 0;            // where answers begin in a row, behind the longest prompt
+  std::vector<float> step_embeds_;  // (rows, 1, hidden_size)
+  std::vector<int64_t> tokens_;     // (rows, 1)
   int rows_ = 0;
   double graph_seconds_ = 0;
   std::atomic_flag in_use_ = ATOMIC_FLAG_INIT;

@@ -5,40 +5,12 @@
 #include <cstdint>
 #include <new>
 #include <stdexcept>
-#include <string>
+
+#include "loop/request.h"
 
 #include "ort/call.h"
 
 namespace blip2rt {
-namespace {
-
-using Clock = std::chrono::steady_clock;
-
-void validate(const Prefix& prefix, const Prompts& prompts, const Generator& generator) {
-  const int vocab_size = generator.shape().vocab_size;
-  if (static_cast<size_t>(prefix.images) != prompts.size()) {
-    throw std::runtime_error("prefix_embeds has " + std::to_string(prefix.images) + " images but there are " +
-                             std::to_string(prompts.size()) + " prompts");
-  }
-  for (size_t i = 0; i < prompts.size(); ++i) {
-    if (prefix.length == 0 && prompts[i].empty()) {
-      throw std::runtime_error("image " + std::to_string(i) + " has neither prefix nor prompt");
-    }
-    for (int64_t token : prompts[i]) {
-      if (token >= 0 && token < vocab_size) continue;
-      throw std::runtime_error("prompt " + std::to_string(i) + " has token id " + std::to_string(token) +
-                               ", outside the vocabulary of " + std::to_string(vocab_size));
-    }
-  }
-}
-
-Clock::time_point deadline_after(double seconds) {
-  const std::chrono::duration<double> longest = std::chrono::hours(24 * 365);
-  const std::chrono::duration<double> given(seconds);
-  return Clock::now() + std::chrono::duration_cast<Clock::duration>(std::min(given, longest));
-}
-
-}  // namespace
 
 Generation::Generation(const Generator& generator, const Prefix& prefix, Prompts prompts, GenerationOptions options)
     : generator_(generator), options_(std::move(options)), prefix_(prefix), prompts_(std::move(prompts)) {
@@ -66,7 +38,7 @@ Generation::Generation(const Generator& generator, std::shared_ptr<Decoder> deco
 
 void Generation::begin(int past) {
   generator_.llm().check_process();
-  validate(prefix_, prompts_, generator_);
+  check_prompts(prefix_, prompts_, generator_);
   options_.validate(static_cast<size_t>(generator_.shape().vocab_size));
   past_ = past;
   deadline_ = deadline_after(options_.max_time);

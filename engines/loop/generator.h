@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "graphs/session.h"
 
@@ -21,6 +22,9 @@ struct CrossShape {
   int heads = 0;
   int head_dim = 0;
 };
+
+// Token ids, for each image.
+using Prompts = std::vector<std::vector<int64_t>>;
 
 // Borrows prefix_embeds (images, length, hidden_size).
 struct Prefix {

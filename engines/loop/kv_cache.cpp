@@ -1,6 +1,7 @@
 // Moves rows of the key/value cache. Knows rows and positions only.
 #include "loop/kv_cache.h"
 
+#include <cstring>
 #include <initializer_list>
 #include <new>
 
@@ -48,5 +49,47 @@ void KvCache::copy_row(int from, int to, int begin, int end) {
   }
   where_.finish();
 }
+
+float* KvCache::at(int buffer, int row, int head, int position) {
+  const auto place = static_cast<size_t>(head) * static_cast<size_t>(shape_.capacity) + static_cast<size_t>(position);
+  return row_start(buffer, row) + place * static_cast<size_t>(shape_.head_dim);
+}
+
+void KvCache::copy_positions(int row, int from, int to, int count) {
+  if (from == to || count == 0) return;
+  const auto pitch = static_cast<size_t>(shape_.capacity) * static_cast<size_t>(shape_.head_dim) * sizeof(float);
+  const auto width = static_cast<size_t>(count) * static_cast<size_t>(shape_.head_dim) * sizeof(float);
+  for (int buffer = 0; buffer < shape_.layers * 2; ++buffer) {
+    where_.copy(at(buffer, row, 0, to), at(buffer, row, 0, from), pitch, width, static_cast<size_t>(shape_.heads));
+  }
+  where_.finish();
+}
+
+void KvCache::save(int row, int position, int count, float* out) {
+  const auto floats = static_cast<size_t>(count) * static_cast<size_t>(shape_.head_dim);
+  for (int buffer = 0; buffer < shape_.layers * 2; ++buffer) {
+    for (int head = 0; head < shape_.heads; ++head, out += floats) {
+      std::memcpy(out, at(buffer, row, head, position), floats * sizeof(float));
+    }
+  }
+}
+
+void KvCache::load(int row, int position, int first, int count, int all, const float* from) {
+  const auto width = static_cast<size_t>(shape_.head_dim);
+  from += static_cast<size_t>(first) * width;
+  for (int buffer = 0; buffer < shape_.layers * 2; ++buffer) {
+    for (int head = 0; head < shape_.heads; ++head, from += static_cast<size_t>(all) * width) {
+      std::memcpy(at(buffer, row, head, position), from, static_cast<size_t>(count) * width * sizeof(float));
+    }
+  }
+}
+
+int32_t KvCache::place(int row, int position) const {
+  const int64_t place = int64_t{row} * shape_.heads * shape_.capacity + position;
+  if (place > INT32_MAX - shape_.capacity) throw std::bad_alloc();
+  return static_cast<int32_t>(place);
+}
+
+size_t KvCache::floats_each() const { return product_of({shape_.layers * 2, shape_.heads, shape_.head_dim}); }
 
 }  // namespace blip2rt

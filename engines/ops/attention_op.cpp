@@ -84,8 +84,7 @@ struct AttentionOp {
     const Tensor past_key = input(context, kPastKey), past_value = input(context, kPastValue);
     const Tensor rows = input(context, kRows);
     require(query.rank == 3 && past_key.rank == 4 && past_value.rank == 4, "query or past has too few axes");
-    require(past_key.axes[0] == query.axes[0] && axis(past_key, 1) == kv_heads &&
-                std::equal(past_key.axes, past_key.axes + 4, past_value.axes),
+    require(axis(past_key, 1) == kv_heads && std::equal(past_key.axes, past_key.axes + 4, past_value.axes),
             "past has the wrong shape");
     const size_t width = axis(past_key, 3), of_queries = heads * width, of_keys = kv_heads * width;
     require(width > 0 && width <= kMostWidth && width % Attention::kUnit == 0, "heads are no multiple of 8 wide");
@@ -125,12 +124,17 @@ struct AttentionOp {
     run(context, a);
   }
 
+  // Which rows the cache has is the loop's to know; no row ends behind its positions.
   static void check_rows(const Attention& a) {
+    const size_t of_row = std::max<size_t>(1, a.kv_heads * a.capacity);
     for (size_t row = 0; row < a.rows; ++row) {
       const CacheRow& where = a.where[row];
-      const size_t end = static_cast<size_t>(where.start) + static_cast<size_t>(where.before) + a.length;
-      require(where.prompt_row >= 0 && where.prompt_length >= 0 && where.start >= 0 && where.before >= 0 &&
-                  static_cast<size_t>(where.prompt_length) <= a.capacity && end <= a.capacity,
+      require(where.prompt_start >= 0 && where.prompt_length >= 0 && where.start >= 0 && where.before >= 0,
+              "cache_rows has a negative number");
+      const size_t prompt = static_cast<size_t>(where.prompt_start) % of_row,
+                   own = static_cast<size_t>(where.start) % of_row;
+      require(prompt + static_cast<size_t>(where.prompt_length) <= a.capacity &&
+                  own + static_cast<size_t>(where.before) + a.length <= a.capacity,
               "cache_rows points outside the cache");
     }
   }
@@ -171,12 +175,12 @@ struct CrossAttentionOp {
     const Tensor query = input(context, kQuery), key = input(context, kKey), value = input(context, kValue);
     const Tensor bias = input(context, kBias), rows = input(context, kRows);
     require(query.rank == 4 && key.rank == 4 && value.rank == 4 && std::equal(key.axes, key.axes + 4, value.axes) &&
-                axis(key, 0) == axis(query, 0) && axis(key, 1) == axis(query, 1) && axis(key, 3) == axis(query, 3) &&
-                axis(key, 2) > 0 && axis(key, 2) <= INT32_MAX && axis(key, 3) > 0 && axis(key, 3) <= kMostWidth &&
+                axis(key, 1) == axis(query, 1) && axis(key, 3) == axis(query, 3) && axis(key, 2) > 0 &&
+                axis(key, 2) <= INT32_MAX && axis(key, 3) > 0 && axis(key, 3) <= kMostWidth &&
                 axis(key, 3) % Attention::kUnit == 0,
             "query, key and value of the encoder do not fit");
     require(bias.rank == 4 && axis(bias, 0) == axis(query, 0) && axis(bias, 1) == 1 && axis(bias, 2) == 1 &&
-                axis(bias, 3) == axis(key, 2) && rows.rank == 1 && axis(rows, 0) == axis(query, 0),
+                has_axes(rows, {axis(query, 0), 2}),
             "the encoder's mask or encoder_rows does not fit");
     Attention a = {};
     a.rows = axis(query, 0);
@@ -190,13 +194,17 @@ struct CrossAttentionOp {
     a.capacity = axis(key, 2);
     a.scale = 1;
     a.bias = bias.as<float>();
-    a.bias_steps = {a.capacity, 0, 0};
+    a.bias_steps = {axis(bias, 3), 0, 0};
     a.out = output(context, 0, query.axes, query.rank);
     thread_local Buffer memory;
     CacheRow* where = memory.get<CacheRow>(std::max<size_t>(1, a.rows));
+    const size_t of_row = a.heads * a.capacity;
     for (size_t row = 0; row < a.rows; ++row) {
-      where[row] = {rows.as<int32_t>()[row], static_cast<int32_t>(a.capacity), 0, 0};
-      require(where[row].prompt_row >= 0, "encoder_rows has a negative row");
+      const int32_t start = rows.as<int32_t>()[2 * row], length = rows.as<int32_t>()[2 * row + 1];
+      where[row] = {start, length, 0, 0};
+      require(start >= 0 && length > 0 && static_cast<size_t>(length) <= axis(bias, 3) &&
+                  static_cast<size_t>(start) % of_row + static_cast<size_t>(length) <= a.capacity,
+              "encoder_rows points outside what the encoder said");
     }
     a.where = where;
     run(context, a);

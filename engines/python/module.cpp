@@ -2,10 +2,9 @@
 // through. Knows no graph's meaning.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
-#include <nanobind/stl/pair.h>
-#include <nanobind/stl/tuple.h>
 
-#include <chrono>
+#include <functional>
+#include <memory>
 #include <new>
 #include <optional>
 #include <stdexcept>
@@ -20,6 +19,8 @@
 #include "ort/text.h"
 #include "python/casters.h"
 #include "python/gil.h"
+#include "python/python_batcher.h"
+#include "python/python_loop.h"
 #include "python/python_options.h"
 #include "python/python_tensors.h"
 #include "search/search_batch.h"
@@ -30,45 +31,8 @@ using namespace nb::literals;
 namespace blip2rt {
 namespace {
 
-// Lets Ctrl-C through while the GIL is released. Taking the GIL can wait for other Python threads: it does so from time
-// to time, not at every token.
-class SignalCheck {
- public:
-  void operator()() {
-    const auto now = std::chrono::steady_clock::now();
-    if (now - last_ < std::chrono::milliseconds(50)) return;
-    const HeldGil held;
-    if (PyErr_CheckSignals() != 0) throw nb::python_error();
-    last_ = std::chrono::steady_clock::now();
-  }
-
- private:
-  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
-};
-
-Prefix borrow_prefix(const Generator& generator, nb::handle prefix_embeds) {
-  nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu> prefix;
-  const int width = generator.shape().hidden_size;
-  if (!nb::try_cast(prefix_embeds, prefix, false) || prefix.shape(2) != static_cast<size_t>(width)) {
-    throw std::runtime_error("prefix_embeds must be a C-contiguous float32 array (images, length, " +
-                             std::to_string(width) + ")");
-  }
-  return {prefix.data(), static_cast<int>(prefix.shape(0)), static_cast<int>(prefix.shape(1))};
-}
-
 GenerationOptions options_for(const Generator& generator, const nb::dict& given) {
   return options_from(given, static_cast<size_t>(generator.shape().vocab_size));
-}
-
-using Sequences = std::vector<std::vector<std::pair<std::vector<int64_t>, float>>>;
-
-Sequences sequences_of(std::vector<std::vector<Hypothesis>> results) {
-  Sequences sequences;
-  for (auto& image : results) {
-    auto& best = sequences.emplace_back();
-    for (Hypothesis& hypothesis : image) best.emplace_back(std::move(hypothesis.tokens), hypothesis.score);
-  }
-  return sequences;
 }
 
 Sequences generate_all(const Generator& generator, nb::handle prefix_embeds, const Prompts& prompts,
@@ -94,14 +58,6 @@ struct PythonGeneration {
 PythonGeneration begin(const Generator& generator, nb::handle prefix_embeds, Prompts prompts, const nb::dict& options) {
   const Prefix prefix = borrow_prefix(generator, prefix_embeds);
   return {std::make_shared<Generation>(generator, prefix, std::move(prompts), options_for(generator, options))};
-}
-
-using Added = std::vector<std::tuple<size_t, size_t, int64_t>>;
-
-Added added_of(const std::vector<NewToken>& tokens) {
-  Added added;
-  for (const NewToken& token : tokens) added.emplace_back(token.image, token.draw, token.token);
-  return added;
 }
 
 Added step(const PythonGeneration& self) {
@@ -221,23 +177,23 @@ NB_MODULE(_native, m) {
       .def_prop_ro("custom_kernels", [](const Session& self) { return self.custom_kernels(); })
       .def("run", &run, "feeds"_a, "outputs"_a = nb::none());
 
-  nb::class_<Vocabulary>(m, "Vocabulary")
+  nb::class_<PythonVocabulary>(m, "Vocabulary")
       .def(
           "__init__",
-          [](Vocabulary* self, const std::vector<nb::bytes>& tokens) {
+          [](PythonVocabulary* self, const std::vector<nb::bytes>& tokens) {
             std::vector<std::string> texts;
             for (const nb::bytes& token : tokens) texts.emplace_back(token.c_str(), token.size());
-            new (self) Vocabulary(texts);
+            new (self) PythonVocabulary{std::make_shared<const Vocabulary>(texts)};
           },
           "tokens"_a)
-      .def("__len__", &Vocabulary::size)
+      .def("__len__", [](const PythonVocabulary& self) { return self.shared->size(); })
       .def_prop_ro("ends",
-                   [](nb::handle_t<Vocabulary> self) {
-                     const auto& ends = nb::cast<const Vocabulary&>(self).ends();
+                   [](nb::handle_t<PythonVocabulary> self) {
+                     const auto& ends = nb::cast<const PythonVocabulary&>(self).shared->ends();
                      return bytes_of(ends.data(), ends.size() * sizeof(ends[0]), self);
                    })
-      .def_prop_ro("bytes", [](nb::handle_t<Vocabulary> self) {
-        const auto& bytes = nb::cast<const Vocabulary&>(self).bytes();
+      .def_prop_ro("bytes", [](nb::handle_t<PythonVocabulary> self) {
+        const auto& bytes = nb::cast<const PythonVocabulary&>(self).shared->bytes();
         return bytes_of(bytes.data(), bytes.size(), self);
       });
 
@@ -311,4 +267,6 @@ NB_MODULE(_native, m) {
           },
           "prompt"_a, "options"_a = nb::dict(), nb::keep_alive<0, 1>())
       .def_prop_ro("positions", [](const PythonChat& self) { return self.chat.positions(); });
+
+  add_batcher(m);
 }

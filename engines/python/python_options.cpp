@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "python/casters.h"
-#include "python/gil.h"
 
 namespace nb = nanobind;
 
@@ -47,15 +46,9 @@ bool read(nb::handle value, std::vector<std::string>& into) {
 }
 
 bool read(nb::handle value, std::shared_ptr<const Vocabulary>& into) {
-  nb::object object = nb::borrow(value);
-  const Vocabulary* vocabulary = nullptr;
-  if (!nb::try_cast(object, vocabulary) || vocabulary == nullptr) return false;
-  // Shares the Python object. Letting go of it needs the GIL.
-  PyObject* owner = object.release().ptr();
-  into = std::shared_ptr<const Vocabulary>(vocabulary, [owner](const Vocabulary*) {
-    const HeldGil held;
-    Py_DECREF(owner);
-  });
+  const PythonVocabulary* vocabulary = nullptr;
+  if (!nb::try_cast(value, vocabulary) || vocabulary == nullptr) return false;
+  into = vocabulary->shared;
   return true;
 }
 

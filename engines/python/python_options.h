@@ -4,10 +4,16 @@
 #include <nanobind/nanobind.h>
 
 #include <cstddef>
+#include <memory>
 
 #include "search/options.h"
 
 namespace blip2rt {
+
+// A vocabulary that Python holds, and options too: these let go of it without the GIL.
+struct PythonVocabulary {
+  std::shared_ptr<const Vocabulary> shared;
+};
 
 // Throws std::runtime_error with every fault: unknown names, wrong types, values that make no sense.
 GenerationOptions options_from(const nanobind::dict& given, size_t vocab_size);

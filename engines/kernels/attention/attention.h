@@ -1,5 +1,5 @@
-// Attention of new positions to a key/value cache whose rows share prompts: a prompt lies in one row, and all its beams
-// read it there, without a copy. Knows numbers only.
+// Attention of new positions to a key/value cache whose rows share prompts: a prompt lies in one place, and all its
+// beams read it there, without a copy. Rows of one run may have read differently much. Knows numbers only.
 #pragma once
 
 #include <cstddef>
@@ -14,11 +14,12 @@ struct Steps {
   size_t at(size_t r, size_t p, size_t h) const { return r * row + p * position + h * head; }
 };
 
-// What a row of the batch attends to, in this order: the first `prompt_length` positions of the cache's row
-// `prompt_row`, then `before` positions of its own row from `start` on, then its new positions, which are written
-// behind them.
+// What a row of the batch attends to, in this order: `prompt_length` positions of the cache from `prompt_start` on,
+// then `before` positions from `start` on, then its new positions, which are written behind them. Both starts are
+// places of the first head. A cache (rows, kv_heads, capacity, width) has the place row * kv_heads * capacity +
+// position for it, so that a row of the batch may lie in any row of the cache, or many of them in one.
 struct CacheRow {
-  int32_t prompt_row, prompt_length, start, before;
+  int32_t prompt_start, prompt_length, start, before;
 };
 
 struct Attention {
@@ -31,8 +32,8 @@ struct Attention {
   // Keys and values of the new positions. nullptr for attention to an encoder: then rows attend to prompts alone.
   const float *key, *value;
   Steps key_steps;
-  float *keys, *values;  // the cache (any number of rows, kv_heads, capacity, width)
-  size_t capacity;
+  float *keys, *values;   // the cache (any number of rows, kv_heads, capacity, width)
+  size_t capacity;        // how many places the heads of a position lie apart
   const CacheRow* where;  // (rows)
   float* out;
   Steps out_steps;

@@ -181,13 +181,14 @@ inline void rotate(const Attention& a, const float* from, size_t position, float
   for (size_t i = a.rotated; i < a.width; ++i) to[i] = from[i] * factor;
 }
 
-inline size_t row_start(const Attention& a, size_t cache_row, size_t kv_head) {
-  return (cache_row * a.kv_heads + kv_head) * a.capacity * a.width;
+// Where a head of the position at `place` lies in the cache.
+inline size_t offset(const Attention& a, size_t place, size_t kv_head) {
+  return (place + kv_head * a.capacity) * a.width;
 }
 
 void append(const Attention& a, size_t row, size_t kv_head) {
   const CacheRow& where = a.where[row];
-  const size_t to = row_start(a, row, kv_head) + static_cast<size_t>(where.start + where.before) * a.width;
+  const size_t to = offset(a, static_cast<size_t>(where.start) + static_cast<size_t>(where.before), kv_head);
   for (size_t i = 0; i < a.length; ++i) {
     const size_t from = a.key_steps.at(row, i, kv_head);
     rotate(a, a.key + from, a.seen(row, i) - 1, 1.0f, a.keys + to + i * a.width);
@@ -252,14 +253,14 @@ void attend_some(const Attention& a, size_t kv_head, size_t index, float* scratc
   for (size_t r = 0; r < R; ++r) {
     const Query q(a, kv_head, index + r);
     const CacheRow& where = a.where[q.row];
-    prompt_start[r] = row_start(a, static_cast<size_t>(where.prompt_row), kv_head);
-    answer_start[r] = row_start(a, q.row, kv_head) + static_cast<size_t>(where.start) * a.width;
+    prompt_start[r] = offset(a, static_cast<size_t>(where.prompt_start), kv_head);
+    answer_start[r] = offset(a, static_cast<size_t>(where.start), kv_head);
     prompt[r] = static_cast<size_t>(where.prompt_length);
     end[r] = a.seen(q.row, q.position);
     from = smaller(from, a.first_seen(q.row, q.position));
     to = larger(to, end[r]);
     one_prompt = one_prompt && prompt_start[r] == prompt_start[0] && prompt[r] == prompt[0];
-    one_row = one_row && answer_start[r] == answer_start[0];
+    one_row = one_row && answer_start[r] == answer_start[0] && prompt[r] == prompt[0];
   }
   from = from / kUnit * kUnit;
   const size_t step = (to + kUnit - 1) / kUnit * kUnit;

@@ -10,9 +10,9 @@ from blip2rt.native import native
 
 native()  # finds the core of an installed package, beside whose source folder the tests run
 
-from blip2rt._native import Chat, Generator, GraphError, Runtime, Session, Vocabulary, check_graph
+from blip2rt._native import Batcher, Chat, Generator, GraphError, Runtime, Session, Vocabulary, check_graph
 
-__all__ = ["Chat", "Generator", "GraphError", "Runtime", "Session", "Vocabulary", "check_graph", "library_path",
+__all__ = ["Batcher", "Chat", "Generator", "GraphError", "Runtime", "Session", "Vocabulary", "check_graph", "library_path",
            "runtime"]  # fmt: skip
 
 

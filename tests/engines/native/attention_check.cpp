@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -34,7 +35,8 @@ struct Case {
 
   explicit Case(std::mt19937& random_) : random(random_) {
     a.rows = 1 + below(6);
-    a.length = below(3) == 0 ? 1 + below(9) : 1;
+    const bool one_request = below(4) == 0;  // its positions are rows of their own: a prompt beside answers
+    a.length = !one_request && below(3) == 0 ? 1 + below(9) : 1;
     a.kv_heads = 1 + below(3);
     a.heads = a.kv_heads * (1 + below(3));
     a.width = 8 * (1 + below(6));
@@ -42,15 +44,25 @@ struct Case {
     const size_t step = of_queries + 2 * of_keys;
     a.query_steps = a.key_steps = {a.length * step, step, a.width};
     a.out_steps = {a.length * of_queries, of_queries, a.width};
-    cache_rows = a.rows + below(3);  // prompts may lie behind the rows of the batch
+    cache_rows = a.rows + below(3);
     const size_t longest = below(most), start = longest + below(3), before = below(20);
     a.capacity = start + before + a.length + below(3);
     const bool one_prompt = below(2) == 0;
+    std::vector<size_t> own(cache_rows);  // rows of the batch lie in any rows of the cache
+    std::iota(own.begin(), own.end(), 0);
+    std::shuffle(own.begin(), own.end(), random);
+    const auto place = [this](size_t row, size_t position) {
+      return static_cast<int32_t>(row * a.kv_heads * a.capacity + position);
+    };
     for (size_t row = 0; row < a.rows; ++row) {
       const size_t of = one_prompt ? cache_rows - 1 : below(cache_rows);
       const size_t length = one_prompt ? longest : below(longest + 1);
-      where.push_back({static_cast<int32_t>(of), static_cast<int32_t>(length), static_cast<int32_t>(start),
+      where.push_back({place(of, below(longest - length + 1)), static_cast<int32_t>(length), place(own[row], start),
                        static_cast<int32_t>(below(before + 1))});
+    }
+    for (size_t row = 1; one_request && row < a.rows; ++row) {
+      where[row] = where[row - 1];
+      if (++where[row].before > static_cast<int32_t>(before)) a.rows = row;
     }
     a.where = where.data();
     x = numbers(a.rows * a.length * step);
@@ -107,10 +119,16 @@ struct Case {
       const float* from = (is_key ? a.key : a.value) + a.key_steps.at(row, n - old, kv_head);
       return turned(from, n, is_key);
     }
-    const size_t of = n < prompt ? static_cast<size_t>(w.prompt_row) : row;
-    const size_t at = n < prompt ? n : static_cast<size_t>(w.start) + n - prompt;
+    const size_t at = static_cast<size_t>(n < prompt ? w.prompt_start : w.start) + n - (n < prompt ? 0 : prompt);
+    // An earlier row may write it in this run.
+    for (size_t other = 0; other < row && a.key != nullptr; ++other) {
+      const size_t written = static_cast<size_t>(where[other].start) + static_cast<size_t>(where[other].before);
+      if (at < written || at >= written + a.length) continue;
+      const float* from = (is_key ? a.key : a.value) + a.key_steps.at(other, at - written, kv_head);
+      return turned(from, n, is_key);
+    }
     const std::vector<float>& cache = is_key ? keys : values;
-    return turned(cache.data() + ((of * a.kv_heads + kv_head) * a.capacity + at) * a.width, 0, false);
+    return turned(cache.data() + (kv_head * a.capacity + at) * a.width, 0, false);
   }
 
   std::vector<double> expected(size_t row, size_t head, size_t position) const {

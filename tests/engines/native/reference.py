@@ -5,6 +5,7 @@ Tokens may only differ where Hugging Face itself is undecided: where noise of 3e
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
@@ -192,6 +193,42 @@ def hugging_face(
 
 def undecided(case: Case, image: int, options: dict[str, Any], want: list[list[int]]) -> bool:
     return any(hugging_face(case, image, options, noise=True)[0] != want for _ in range(10))
+
+
+def random_options(rng: random.Random, case: Case) -> dict[str, Any]:
+    """Options such as a user may combine, about tokens that the model is likely to say."""
+    likely = case.said[:12]
+    longest = rng.randint(1, 10)
+    options: dict[str, Any] = {
+        "num_beams": rng.choice([1, 1, 2, 3, 5]),
+        "max_new_tokens": longest,
+        "eos_token_ids": rng.sample(likely, min(rng.choice([0, 1, 1, 2, 3]), len(likely))),  # some say little
+    }
+    if rng.random() < 0.3:
+        options["min_new_tokens"] = rng.randint(0, longest)
+    if options["num_beams"] > 1:
+        options["num_return_sequences"] = rng.randint(1, options["num_beams"])
+        options["early_stopping"] = rng.choice(["true", "false", "never"])
+        options["length_penalty"] = rng.choice([-1.5, 0.0, 0.6, 1.0, 2.0])
+    if rng.random() < 0.4:
+        options["repetition_penalty"] = rng.choice([0.7, 1.3, 2.0, 5.0])
+    if rng.random() < 0.3:
+        options["no_repeat_ngram_size"] = rng.randint(1, 3)
+    if rng.random() < 0.4:
+        words = [[rng.choice(likely) for _ in range(rng.randint(1, 3))] for _ in range(rng.randint(1, 4))]
+        words = [word for word in words if len(word) > 1 or word[0] not in options["eos_token_ids"]]
+        if words:  # Hugging Face takes no list that holds nothing but stop tokens
+            stops = [[token] for token in options["eos_token_ids"]]
+            options["bad_words_ids"] = words + stops[: rng.randint(0, 1)]
+    if rng.random() < 0.3:
+        options["forced_prefix"] = [
+            rng.choice([*likely, rng.randrange(len(case.texts))]) for _ in range(rng.randint(1, 3))
+        ]
+    if rng.random() < 0.3:
+        texts = [case.texts[rng.choice(likely)] for _ in range(2)] + ["".join(rng.choices("abc", k=rng.randint(2, 6)))]
+        options["stop_strings"] = [text.encode() for text in rng.sample(texts, rng.randint(1, 3))]
+        options["vocabulary"] = vocabulary(len(case.texts))
+    return options
 
 
 def compare(case: Case, options: dict[str, Any]) -> None:

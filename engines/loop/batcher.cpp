@@ -1,0 +1,72 @@
+// Runs the batch in a thread of its own.
+#include "loop/batcher.h"
+
+#include <unistd.h>
+
+#include <stdexcept>
+#include <utility>
+
+namespace blip2rt {
+
+Batcher::Batcher(const Generator& generator, const BatchSizes& sizes)
+    : generator_(generator), batch_(generator, sizes), process_(getpid()), thread_([this] { work(); }) {}
+
+Batcher::~Batcher() { close(); }
+
+std::vector<std::shared_ptr<Ticket>> Batcher::submit(std::vector<Request> requests,
+                                                     const std::shared_ptr<Mailbox>& mailbox) {
+  generator_.llm().check_process();
+  for (const Request& request : requests) batch_.check(request);
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (closed_) throw std::runtime_error("the model is closed: load it again");
+  std::vector<std::shared_ptr<Ticket>> tickets;
+  for (Request& request : requests) tickets.push_back(std::make_shared<Ticket>(std::move(request), mailbox));
+  fresh_.insert(fresh_.end(), tickets.begin(), tickets.end());
+  change_.notify_all();
+  return tickets;
+}
+
+void Batcher::work() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  for (;;) {
+    change_.wait(lock, [this] { return closed_ || !fresh_.empty() || !batch_.idle(); });
+    const bool closed = closed_;
+    std::vector<std::shared_ptr<Ticket>> fresh = std::exchange(fresh_, {});
+    lock.unlock();
+    for (auto& ticket : fresh) batch_.add(std::move(ticket));
+    fresh.clear();
+    if (closed) {
+      batch_.fail_all(std::make_exception_ptr(std::runtime_error("the model was closed")));
+      return;
+    }
+    try {
+      batch_.step();
+    } catch (...) {  // out of memory outside of any one request
+      batch_.fail_all(std::current_exception());
+    }
+    lock.lock();
+    counters_ = batch_.counters();
+  }
+}
+
+void Batcher::close() {
+  if (getpid() != process_) {  // a fork has no such thread
+    if (thread_.joinable()) thread_.detach();
+    return;
+  }
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    closed_ = true;
+    change_.notify_all();
+  }
+  std::call_once(joined_, [this] { thread_.join(); });
+}
+
+BatchCounters Batcher::counters() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  BatchCounters counters = counters_;
+  counters.waiting += static_cast<int>(fresh_.size());
+  return counters;
+}
+
+}  // namespace blip2rt

@@ -1,0 +1,197 @@
+// Hands requests of Python to the batcher, and lets Python wait for what comes of them. The batcher's thread never
+// takes the GIL. Knows Python's types and threads.
+#include "python/python_batcher.h"
+
+#include <algorithm>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+
+#include "loop/batcher.h"
+#include "python/gil.h"
+#include "python/python_loop.h"
+#include "python/python_options.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace blip2rt {
+namespace {
+
+// Numbers of calls of which there is something new, for one thread that tells others.
+class News {
+ public:
+  void add(uint64_t number) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (std::find(numbers_.begin(), numbers_.end(), number) == numbers_.end()) numbers_.push_back(number);
+    change_.notify_all();
+  }
+
+  std::vector<uint64_t> wait(double seconds) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    change_.wait_for(lock, std::chrono::duration<double>(seconds), [this] { return !numbers_.empty(); });
+    return std::exchange(numbers_, {});
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable change_;
+  std::vector<uint64_t> numbers_;
+};
+
+// What one call has asked for. It ends what still runs when nobody holds it any more.
+class Submitted {
+ public:
+  Submitted(std::vector<std::shared_ptr<Ticket>> tickets, std::shared_ptr<Mailbox> mailbox, std::shared_ptr<News> news)
+      : tickets_(std::move(tickets)), mailbox_(std::move(mailbox)), news_(std::move(news)) {}
+  ~Submitted() { cancel(); }
+  Submitted(Submitted&&) = default;
+  Submitted& operator=(Submitted&&) = delete;
+
+  void cancel() {
+    for (const auto& ticket : tickets_) ticket->cancel();
+  }
+
+  bool wait(double seconds) const {
+    constexpr double kSlice = 0.05;
+    const ReleasedGil released;
+    const auto end = deadline_after(seconds);
+    SignalCheck check;
+    for (;;) {
+      const std::chrono::duration<double> left = end - Clock::now();
+      if (mailbox_->wait(std::clamp(left.count(), 0.0, kSlice))) return true;
+      if (left.count() <= 0) return false;
+      check();
+    }
+  }
+
+  Added take() const { return added_of(mailbox_->take()); }
+  bool done() const { return mailbox_->done(); }
+
+  Sequences results() const {
+    std::vector<std::vector<Hypothesis>> results;
+    for (const Outcome* outcome : outcomes()) results.push_back(outcome->results);
+    return sequences_of(std::move(results));
+  }
+
+  std::vector<std::pair<int, int>> lengths() const {
+    std::vector<std::pair<int, int>> lengths;
+    for (const Outcome* outcome : outcomes()) lengths.emplace_back(outcome->prompt_length, outcome->kept_length);
+    return lengths;
+  }
+
+  bool timed_out() const {
+    const auto all = outcomes();
+    return std::any_of(all.begin(), all.end(), [](const Outcome* outcome) { return outcome->timed_out; });
+  }
+
+  void watch(uint64_t number) {
+    mailbox_->watch([news = news_, number] { news->add(number); });
+    news_->add(number);
+  }
+
+ private:
+  // Throws where a request has failed, or goes on.
+  std::vector<const Outcome*> outcomes() const {
+    std::vector<const Outcome*> all;
+    for (const auto& ticket : tickets_) {
+      if (!ticket->done()) throw std::runtime_error("the request goes on: wait for its end");
+      if (ticket->outcome().failure) std::rethrow_exception(ticket->outcome().failure);
+      all.push_back(&ticket->outcome());
+    }
+    return all;
+  }
+
+  std::vector<std::shared_ptr<Ticket>> tickets_;
+  std::shared_ptr<Mailbox> mailbox_;
+  std::shared_ptr<News> news_;
+};
+
+struct PythonBatcher {
+  Batcher batcher;
+  std::shared_ptr<News> news = std::make_shared<News>();
+
+  PythonBatcher(const Generator& generator, const BatchSizes& sizes) : batcher(generator, sizes) {}
+
+  Submitted submit(nb::handle prefix_embeds, std::vector<std::vector<int64_t>> prompts,
+                                    const nb::dict& given, const std::vector<nb::bytes>& images, bool each_token) {
+    const Generator& generator = batcher.generator();
+    const Prefix prefix = borrow_prefix(generator, prefix_embeds);
+    check_prompts(prefix, prompts, generator);
+    if (!images.empty() && images.size() != prompts.size())
+      throw std::runtime_error("give a name for every image, or none");
+    const GenerationOptions options = options_from(given, static_cast<size_t>(generator.shape().vocab_size));
+    const size_t size = static_cast<size_t>(prefix.length) * static_cast<size_t>(generator.shape().hidden_size);
+    std::vector<Request> requests;
+    for (size_t i = 0; i < prompts.size(); ++i) {
+      Request& one = requests.emplace_back();
+      one.prefix.assign(prefix.data + i * size, prefix.data + (i + 1) * size);
+      one.prefix_length = prefix.length;
+      if (!images.empty()) one.image.assign(images[i].c_str(), images[i].size());
+      one.prompt = std::move(prompts[i]);
+      one.options = options;
+      one.options.first_image += i;
+      one.number = i;
+    }
+    auto mailbox = std::make_shared<Mailbox>(each_token);
+    return {batcher.submit(std::move(requests), mailbox), mailbox, news};
+  }
+
+  nb::dict counters() const {
+    const BatchCounters now = batcher.counters();
+    nb::dict counters;
+    counters["steps"] = now.steps;
+    counters["tokens"] = now.tokens;
+    counters["requests"] = now.requests;
+    counters["waiting"] = now.waiting;
+    counters["running"] = now.running;
+    counters["rows"] = now.rows;
+    counters["positions"] = now.positions;
+    counters["hits"] = now.hits;
+    counters["misses"] = now.misses;
+    counters["kept_positions"] = now.kept_positions;
+    counters["kept_bytes"] = now.kept_bytes;
+    return counters;
+  }
+};
+
+}  // namespace
+
+void add_batcher(nb::module_& m) {
+  nb::class_<Submitted>(m, "Submitted")
+      .def("wait", &Submitted::wait, "seconds"_a)
+      .def("take", &Submitted::take)
+      .def("cancel", &Submitted::cancel)
+      .def("watch", &Submitted::watch, "number"_a)
+      .def("results", &Submitted::results)
+      .def("lengths", &Submitted::lengths)
+      .def_prop_ro("done", &Submitted::done)
+      .def_prop_ro("timed_out", &Submitted::timed_out);
+
+  nb::class_<PythonBatcher>(m, "Batcher")
+      .def(
+          "__init__",
+          [](PythonBatcher* self, const Generator& generator, int rows, int positions, int read, size_t kept_bytes) {
+            new (self) PythonBatcher(generator, {rows, positions, read, kept_bytes});
+          },
+          "generator"_a, "rows"_a, "positions"_a, "read"_a = BatchSizes().read, "kept_bytes"_a = 0,
+          nb::keep_alive<1, 2>())
+      .def("submit", &PythonBatcher::submit, "prefix_embeds"_a, "prompts"_a, "options"_a = nb::dict(),
+           "images"_a = nb::list(), "each_token"_a = false, nb::keep_alive<0, 1>())
+      .def(
+          "news",
+          [](PythonBatcher& self, double seconds) {
+            const ReleasedGil released;
+            return self.news->wait(seconds);
+          },
+          "seconds"_a)
+      .def("close",
+           [](PythonBatcher& self) {
+             const ReleasedGil released;
+             self.batcher.close();
+           })
+      .def_prop_ro("counters", &PythonBatcher::counters);
+}
+
+}  // namespace blip2rt

@@ -1,0 +1,11 @@
+// The batcher as Python sees it.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace blip2rt {
+
+// Adds the classes Batcher and Submitted to the module.
+void add_batcher(nanobind::module_& m);
+
+}  // namespace blip2rt
