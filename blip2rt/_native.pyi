@@ -172,7 +172,7 @@ class Submitted:
     def results(self) -> Sequences:
         """Return each image's best sequences, once done. Raises RuntimeError where a request has failed."""
     def lengths(self) -> list[tuple[int, int]]:
-        """Return, for each image, the positions of image and prompt, and how many of them were read before. Once done."""
+        """Return, for each image, the positions of image and prompt, and how many were read before. Once done."""
     @property
     def timed_out(self) -> bool:
         """Whether max_time ended a text. Once done."""
@@ -187,8 +187,8 @@ class Batcher:
     def __init__(self, generator: Generator, rows: int, positions: int, read: int = 128, kept_bytes: int = 0) -> None:
         """rows, positions: the pool of keys and values. read: positions of prompts that a step reads, at most.
 
-        kept_bytes: of keys and values that are kept for later requests. Raises RuntimeError for a model that runs without
-        the core's attention.
+        kept_bytes: of keys and values that are kept for later requests. Raises RuntimeError for a model that runs
+        without the core's attention.
         """
 
     def submit(

@@ -1,6 +1,7 @@
 // Recognises attention and writes our operators for it. Knows node types.
 #include "graphs/rewrite_attention.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/attention/encoder_attention.h"
@@ -61,10 +62,16 @@ std::string cache_attention(const Node& node, const Parts& parts) {
                     (window == -1 || (window > 0 && window <= INT32_MAX)) && (rotary == 0 || rotates) &&
                     std::isfinite(factor("scale")) && factor("softcap") >= 0 && std::isfinite(factor("softcap")) &&
                     asks_for_no_more(node);
-  // The cache is the loop's own memory, which the graph is fed with: rows may lie behind those that a tensor shows.
+  // The cache is the loop's own memory, which the graph is fed with. Nobody else may read it: rows lie elsewhere than a
+  // tensor shows, which may show more of them than there are.
   const auto is_cache = [&](std::string_view past, std::string_view present) {
     const auto found = parts.inputs.find(past);
-    return found != parts.inputs.end() && found->second == DType::kFloat32 && parts.outputs.count(present) != 0;
+    const auto asks_shape = [past](const Node& one) {
+      return one.is("Shape") && !one.inputs.empty() && one.inputs.front() == past;
+    };
+    const auto shapes = static_cast<size_t>(std::count_if(parts.nodes.begin(), parts.nodes.end(), asks_shape));
+    return found != parts.inputs.end() && found->second == DType::kFloat32 && parts.outputs.count(present) != 0 &&
+           parts.uses.at(past) == 1 + shapes;
   };
   if (!fits || node.outputs.size() != kOutputs || node.outputs[0].empty() || node.inputs.size() > kInputs ||
       input(kQuery).empty() || input(kKey).empty() != input(kValue).empty() || !input(kPositions).empty() ||

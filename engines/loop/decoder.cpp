@@ -22,8 +22,8 @@ Decoder::InUse::InUse(Decoder& decoder) : decoder_(decoder) {
 }
 
 void Decoder::bind_llm(Binding& binding, float* inputs_embeds, int rows, int length) {
-  buffers_.bind(binding, cache_, rows, inputs_embeds, rows, length);
-  if (cross_) buffers_.bind_cross(binding, *cross_, rows, rows, encoder_length_);
+  buffers_.bind(binding, cache_, inputs_embeds, rows, length);
+  if (cross_) buffers_.bind_cross(binding, *cross_, rows, encoder_length_);
 }
 
 Decoder::Embeds Decoder::embed(const Prefix& prefix, const Prompts& prompts) const {

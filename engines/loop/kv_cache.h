@@ -26,7 +26,8 @@ class KvCache {
   explicit KvCache(const CacheShape& shape, const TensorMemory& memory = host_memory());
 
   // Returns the first `rows` rows of one layer's keys (which = 0) or values (which = 1) as a tensor (rows, heads,
-  // capacity, head_dim).
+  // capacity, head_dim). Graphs read the number of rows off it, and our attention alone what lies in them: so it may
+  // show more rows than there are.
   Value tensor(int layer, int which, int rows);
 
   // Copies positions [begin, end) of row `from` to row `to`, in every layer.

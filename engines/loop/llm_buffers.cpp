@@ -32,7 +32,7 @@ LlmBuffers::LlmBuffers(const Generator& generator, size_t max_rows)
   }
 }
 
-void LlmBuffers::bind(Binding& binding, KvCache& cache, int shown, float* inputs_embeds, int rows, int length) {
+void LlmBuffers::bind(Binding& binding, KvCache& cache, float* inputs_embeds, int rows, int length) {
   binding.input("inputs_embeds", view(inputs_embeds, {rows, length, shape_.hidden_size}));
   binding.input("position_ids", view_of(positions, {rows, length}, DType::kInt64));
   binding.input("last_index", view_of(last_index, {rows}, DType::kInt64));
@@ -44,15 +44,15 @@ void LlmBuffers::bind(Binding& binding, KvCache& cache, int shown, float* inputs
     binding.input(kCacheRows, view(cache_rows.data(), bytes, {rows, 4}, DType::kInt32));
   }
   for (int i = 0; i < shape_.layers * 2; ++i) {
-    const Value buffer = cache.tensor(i / 2, i % 2, shown);
+    const Value buffer = cache.tensor(i / 2, i % 2, rows);
     binding.input(cache_names_[static_cast<size_t>(i) * 2].c_str(), buffer);
     binding.output(cache_names_[static_cast<size_t>(i) * 2 + 1].c_str(), buffer);
   }
 }
 
-void LlmBuffers::bind_cross(Binding& binding, KvCache& cross, int shown, int rows, int mask_length) {
+void LlmBuffers::bind_cross(Binding& binding, KvCache& cross, int rows, int mask_length) {
   for (int i = 0; i < shape_.layers * 2; ++i) {
-    binding.input(cross_names_[static_cast<size_t>(i)].c_str(), cross.tensor(i / 2, i % 2, shown));
+    binding.input(cross_names_[static_cast<size_t>(i)].c_str(), cross.tensor(i / 2, i % 2, rows));
   }
   binding.input("encoder_mask", view_of(encoder_mask, {rows, mask_length}, DType::kInt64));
   if (!shares_cross) return;

@@ -32,11 +32,11 @@ struct EncoderRow {
 struct LlmBuffers {
   LlmBuffers(const Generator& generator, size_t max_rows);
 
-  // Binds all inputs and outputs. `cache_rows`: how many rows of the cache to show.
-  void bind(Binding& binding, KvCache& cache, int cache_rows, float* inputs_embeds, int rows, int length);
+  // Binds all inputs and outputs.
+  void bind(Binding& binding, KvCache& cache, float* inputs_embeds, int rows, int length);
 
   // Binds what the encoder said, and its mask (rows, mask_length), as inputs.
-  void bind_cross(Binding& binding, KvCache& cross, int cross_rows, int rows, int mask_length);
+  void bind_cross(Binding& binding, KvCache& cross, int rows, int mask_length);
 
   // Binds keys and values that the encoder is to write.
   void bind_encoder(Binding& binding, KvCache& cross, int rows) const;

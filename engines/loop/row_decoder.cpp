@@ -76,8 +76,8 @@ void RowDecoder::run(bool in_order) {
     // Rows read exactly what is theirs: nothing is masked.
     buffers_.encoder_mask.assign(static_cast<size_t>(bound.rows) * static_cast<size_t>(mask_length_), 1);
     llm_.emplace(generator_.llm());
-    buffers_.bind(*llm_, cache_, 1, embeds_.data(), bound.rows, bound.length);
-    if (cross_) buffers_.bind_cross(*llm_, *cross_, 1, bound.rows, mask_length_);
+    buffers_.bind(*llm_, cache_, embeds_.data(), bound.rows, bound.length);
+    if (cross_) buffers_.bind_cross(*llm_, *cross_, bound.rows, mask_length_);
     bound_ = bound;
   }
   llm_->run();
