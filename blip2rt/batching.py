@@ -128,6 +128,12 @@ class Batched(backends.Backend):
     def vocabulary(self, tokens: list[bytes]) -> Any:
         return self._inner.vocabulary(tokens)
 
+    def close(self) -> None:
+        with self._lock:
+            if self._batcher is not None:
+                self._batcher.close()
+        self._inner.close()
+
     def generate(
         self,
         prefix_embeds: Floats,
@@ -172,14 +178,29 @@ class Batched(backends.Backend):
             submitted = batcher.submit(prefix_embeds, list(prompts), options, names, each_token)
         return Call(submitted, len(prompts))
 
+    def check(self, prompt: list[int], options: Mapping[str, Any]) -> None:
+        """Raise OptionError for a request about an image that no pool of these sizes could hold."""
+        rows, positions = self._needs(self._spec.prefix_length, prompt, options)
+        faults = []
+        if rows > self._sizes.rows:
+            faults.append(f"{rows} beams or captions are asked for, and {self._sizes.rows} fit")
+        if positions > self._positions:
+            faults.append(f"{positions} positions of keys and values are needed, and there are {self._positions}")
+        if faults:
+            raise OptionError(f"{'; '.join(faults)}: ask for less, or load(batching=Batching(rows=..., positions=...))")
+
     def listen(self, call: Call, tell: Callable[[], None]) -> None:
-        """Call `tell` from a thread of its own whenever something is new in `call`, until it is done. It must be quick."""
+        """Call `tell` from a thread of its own at all news of `call`, until it is done. It must be quick.
+
+        What it raises is lost.
+        """
         batcher = self._open()
         with self._lock:
             self._number += 1
             number = self._number
             if not self._listeners:
-                threading.Thread(target=_tell_news, args=(weakref.ref(self), batcher), name="blip2rt-news", daemon=True).start()
+                teller = (weakref.ref(self), batcher)
+                threading.Thread(target=_tell_news, args=teller, name="blip2rt-news", daemon=True).start()
 
             def told() -> None:
                 done = call.done  # asked first: `tell` then sees all
@@ -213,11 +234,16 @@ class Batched(backends.Backend):
 
     def _fits(self, prefix_embeds: Floats, prompt: list[int], options: Mapping[str, Any]) -> bool:
         """Whether the pool can hold what is asked about one image."""
+        rows, positions = self._needs(prefix_embeds.shape[1], prompt, options)
+        return rows <= self._sizes.rows and positions <= self._positions
+
+    def _needs(self, prefix_length: int, prompt: list[int], options: Mapping[str, Any]) -> tuple[int, int]:
+        """The rows and positions that are needed for one image."""
         drawn = options.get("do_sample", False) and options["num_beams"] == 1
-        rows = options["num_return_sequences"] if drawn else options["num_beams"]
-        read = 1 if self._spec.encoder_decoder else prefix_embeds.shape[1] + len(prompt)
-        positions = read + len(options["forced_prefix"]) + rows * options["max_new_tokens"]
-        return bool(rows <= self._sizes.rows and positions <= self._positions)
+        rows: int = options["num_return_sequences"] if drawn else options["num_beams"]
+        read = prefix_length + len(prompt)
+        own = len(options["forced_prefix"]) + rows * options["max_new_tokens"]
+        return rows, max(read, 1 + own) if self._spec.encoder_decoder else read + own
 
 
 def _tell_news(owner: weakref.ref[Batched], batcher: Any) -> None:
@@ -233,7 +259,6 @@ def _tell_news(owner: weakref.ref[Batched], batcher: Any) -> None:
                     told()
         with backend._lock:
             if not backend._listeners:
-                backend._news = None
                 return
         del backend
 
@@ -244,15 +269,15 @@ class Generation(backends.Generation):
     def __init__(self, call: Call) -> None:
         self._call = call
         self._told: dict[tuple[int, int], list[int]] = defaultdict(list)
-        self._done = False
+        self._done = self._closed = False
         self.stepped = False
 
     @property
     def done(self) -> bool:
-        return self._done
+        return self._done or self._closed
 
     def step(self) -> list[Token]:
-        if self._done:
+        if self.done:
             return []
         self.stepped = True
         while not self._call.wait():
@@ -269,13 +294,15 @@ class Generation(backends.Generation):
     def results(self) -> Sequences:
         if self._done:
             return self._call.results()
-        told = {image: [self._told[key] for key in sorted(self._told) if key[0] == image] for image, _ in list(self._told)}
-        return [[(list(tokens), 0.0) for tokens in told.get(image, [[]])] for image in range(self._call.images)]
+        of_image: list[list[list[int]]] = [[] for _ in range(self._call.images)]
+        for image, draw in sorted(self._told):
+            of_image[image].append(self._told[image, draw])
+        return [[(list(tokens), 0.0) for tokens in draws or [[]]] for draws in of_image]
 
     def close(self) -> None:
         """End it where it is."""
         self._call.cancel()
-        self._done_early = True
+        self._closed = True
 
 
 class Chat(backends.Chat):

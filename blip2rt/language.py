@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import backends
-from .backends import Backend, Generation, OnToken
+from .backends import Backend, Generation, OnToken, Sequences
 from .bundle import Bundle
 from .bundle.manifest import Decoding
 from .errors import CapabilityError, OptionError
@@ -101,12 +101,19 @@ class Language:
         """
         prompt_ids = [self.encode(prompt) for prompt in prompts]
         options = {**settings, "first_image": first_image}
-        sequences = self._backend.generate(prefix_embeds, prompt_ids, options, on_token)
+        return self.scored(self._backend.generate(prefix_embeds, prompt_ids, options, on_token), settings)
+
+    def scored(self, sequences: Sequences, settings: Mapping[str, Any]) -> list[list[Scored]]:
+        """Token ids of each image's texts -> the texts."""
         forced = settings["forced_prefix"]
         return [
             [Scored(self._tokenizer.decode(forced + token_ids), score) for token_ids, score in best]
             for best in sequences
         ]
+
+    def text_stream(self, settings: Mapping[str, Any]) -> TextStream:
+        """What makes pieces of a text out of its tokens, as they come."""
+        return TextStream(self._tokenizer, settings["forced_prefix"])
 
     def stream(self, prefix_embeds: Floats, prompt: Prompt, settings: Mapping[str, Any]) -> Iterator[str]:
         """prefix_embeds (1, Q, D) -> pieces of the text, as they come."""
@@ -114,7 +121,7 @@ class Language:
 
     def pieces(self, generation: Generation, settings: Mapping[str, Any]) -> Iterator[str]:
         """A generation of one text -> its pieces. A token is computed when the piece before it has been taken."""
-        stream = TextStream(self._tokenizer, settings["forced_prefix"])
+        stream = self.text_stream(settings)
         while not generation.done:
             for _image, _draw, token_id in generation.step():
                 if piece := stream.push(token_id):

@@ -19,10 +19,13 @@ import numpy as np
 
 from . import backends
 from . import bundle as contract
+from .answers import Answer, Request
 from .arguments import as_list, one_by_one, pairs, texts_of
 from .backends import OnToken
+from .batching import Batched, Batching
 from .errors import ImageError, OptionError
 from .image import COLORS, MAX_PIXELS, ImageLike
+from .kept import Kept
 from .language import Chat, Scored
 from .options import CaptionOptions, Options, TextOptions, is_whole, merge
 from .pipeline import BATCH, Intake, Match, Pipeline
@@ -64,6 +67,8 @@ def load(
     max_pixels: int = MAX_PIXELS,
     special_tokens: bool = True,
     color: str = "rgb",
+    batching: bool | Batching = False,
+    cache_bytes: int = 0,
 ) -> Model:
     """Open a bundle; None or "nano" is the embedded model. Its graphs are loaded when they are first needed.
 
@@ -75,9 +80,13 @@ def load(
     max_pixels: width times height of an image file, at most; what has more is an ImageError.
     special_tokens: False makes "<|im_end|>" in a caller's prompt, question or text plain text, not that token.
     color: "rgb", or "bgr" where arrays come from OpenCV.
+    batching: threads that call at the same time decode together, and `submit` is there; for ort on a CPU. A Batching
+        (blip2rt.batching) says how much at once.
+    cache_bytes: what is known of images that come again is kept, and with batching what was read of prompts; at most so
+        many bytes, three quarters of them for prompts.
 
     Raises BundleError (missing, damaged, too new), BackendError (unknown name, no GPU), OptionError (threads, device,
-    engines, color).
+    engines, color, batching).
     """
     if threads is not None and not is_whole(threads, 1, 1024):
         raise OptionError(f"threads is {threads!r}: give a whole number from 1 to 1024, or leave it out for all cores")
@@ -89,15 +98,27 @@ def load(
         raise OptionError(f"special_tokens is {special_tokens!r}: give True or False")
     if color not in COLORS:
         raise OptionError(f"color is {color!r}: give 'rgb', or 'bgr' where arrays come from OpenCV")
+    if not isinstance(batching, bool | Batching):
+        raise OptionError(f"batching is {batching!r}: give True, False or a blip2rt.batching.Batching")
+    if batching and (backend != "ort" or device == "cuda"):
+        raise OptionError("batching is for the backend ort on a CPU: leave it out, or leave out backend and device")
+    if not is_whole(cache_bytes, 0, 1 << 50):
+        raise OptionError(f"cache_bytes is {cache_bytes!r}: give a number of bytes, or 0 to keep nothing")
     folder = _folder(bundle)
     opened = contract.read(folder)
     chosen = backends.create(backend, opened, threads=threads, device=device, engines=engines)
+    kept = Kept(cache_bytes)
+    if batching and opened.manifest.llm is not None:
+        kept = Kept(cache_bytes // 4)
+        sizes = batching if isinstance(batching, Batching) else Batching()
+        chosen = Batched(chosen, opened.manifest.llm, sizes, cache_bytes - kept.most_bytes)
     again: dict[str, Any] = {
         "backend": backend, "device": device, "threads": threads, "engines": engines, "scaled_jpeg": scaled_jpeg,
-        "max_pixels": max_pixels, "special_tokens": special_tokens, "color": color,
+        "max_pixels": max_pixels, "special_tokens": special_tokens, "color": color, "batching": batching,
+        "cache_bytes": cache_bytes,
     }  # fmt: skip
     opening = partial(load, os.path.abspath(folder), **again)
-    return Model(opened, chosen, Intake(scaled_jpeg, max_pixels, special_tokens, color), opening)
+    return Model(opened, chosen, Intake(scaled_jpeg, max_pixels, special_tokens, color), opening, kept)
 
 
 def _folder(bundle: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
@@ -118,10 +139,15 @@ class Model(Pipeline):
     """
 
     def __init__(
-        self, bundle: Bundle, backend: Backend, intake: Intake | None = None, opening: Callable[[], Model] | None = None
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        intake: Intake | None = None,
+        opening: Callable[[], Model] | None = None,
+        kept: Kept | None = None,
     ) -> None:
-        """opening: loads the same model again, in the process that unpickles it."""
-        super().__init__(bundle, backend, intake)
+        """opening: loads the same model again, in the process that unpickles it. kept: see Pipeline."""
+        super().__init__(bundle, backend, intake, kept)
         self._opening = opening
 
     def __reduce__(self) -> tuple[Callable[[], Model], tuple[()]]:
@@ -319,6 +345,43 @@ class Model(Pipeline):
             raise OptionError("stream gives one text, token by token: leave num_beams and num_captions at 1")
         read = text.whole if question is None else self._read_question(question)
         return self._language.stream(self._prefix_embeds(self._prepare([image]), [read]), text, settings)
+
+    def submit(self, request: Request, *, on_news: Callable[[Answer], object] | None = None) -> Answer:
+        """Hand in a request, to be answered together with others. Return when its image has gone through the encoder.
+
+        on_news(answer): called from a thread of blip2rt's whenever something is new, until it is done: answer.take()
+            and answer.done say what. It must be quick; where it raises, that request alone ends with the error.
+        Raises OptionError without load(batching=True), for bad requests, and for what never fits the pool.
+        """
+        self._need(contract.GENERATIVE, "submit")
+        backend = self._backend
+        if not isinstance(backend, Batched):
+            raise OptionError("this model decodes each call by itself: load(batching=True) to submit requests")
+        if request.prompt is not None and request.question is not None:
+            raise OptionError("prompt and question are both given: a question has the bundle's own prompt")
+        asks = request.question is not None
+        text = (
+            self._language.ask_prompt(request.question or "") if asks else self._language.caption_prompt(request.prompt)
+        )
+        settings = self._language.settings("ask" if asks else "caption", request.options, [text])
+        prompt = self._language.encode(text)
+        backend.check(prompt, settings)
+        if request.image is None:
+            if not prompt:
+                raise OptionError("a request has neither an image nor a prompt: give one of them")
+            spec = self._manifest.llm
+            assert spec is not None
+            prefix_embeds = np.zeros((1, 0, spec.hidden_size), np.float32)
+        else:
+            read = self._read_question(request.question) if request.question is not None else text.whole
+            prefix_embeds = self._prefix_embeds(self._prepare([request.image]), [read])
+        call = backend.submit(prefix_embeds, [prompt], settings, each_token=True)
+        return Answer(backend, self._language, call, settings, on_news)
+
+    def counters(self) -> dict[str, int]:
+        """What load(batching=..., cache_bytes=...) has done and has now, by name; see docs/batching.md."""
+        kept = {"image_hits": self._kept.hits, "image_misses": self._kept.misses, "image_bytes": self._kept.bytes}
+        return kept | (self._backend.counters() if isinstance(self._backend, Batched) else {})
 
     def chat(self, image: ImageLike, **options: Unpack[TextOptions]) -> Chat:
         """Image -> conversation about it, in which a question costs only its own tokens; see Chat.

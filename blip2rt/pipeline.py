@@ -7,6 +7,7 @@ done. What a caller may give, and what a call returns, is model's.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from .bundle import Bundle
 from .bundle.manifest import RetrievalSpec
 from .errors import CapabilityError, ImageError, OptionError
 from .image import MAX_PIXELS, ImageLike, normalize, prepare
+from .kept import Kept
 from .language import Language, Scored
 from .options import Options, merge
 from .text import Prompt, QFormerTokenizer
@@ -70,8 +72,12 @@ class Task:
 class Pipeline:
     """A bundle's graphs and words, in the order in which data goes through them."""
 
-    def __init__(self, bundle: Bundle, backend: Backend, intake: Intake | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, backend: Backend, intake: Intake | None = None, kept: Kept | None = None
+    ) -> None:
+        """kept: what is known of images that came before."""
         self.bundle = bundle
+        self._kept = Kept() if kept is None else kept
         self._manifest = bundle.manifest
         self._backend = backend
         self._intake = Intake() if intake is None else intake
@@ -128,8 +134,14 @@ class Pipeline:
 
     def _vision_features(self, prepared: Sequence[NDArray[np.uint8]]) -> Floats:
         """RGB images -> vision_features (B, N, C). An array that is given twice goes through the encoder once."""
+        spec = self._manifest.image
+        if self._kept.most_bytes:
+            names = [b"vision_features" + _digest(rgb) for rgb in prepared]
+            return self._kept.rows(
+                names, lambda new: self._backend.vision(normalize(np.stack([prepared[i] for i in new]), spec))
+            )
         unique = {id(rgb): rgb for rgb in prepared}
-        vision_features = self._backend.vision(normalize(np.stack(list(unique.values())), self._manifest.image))
+        vision_features = self._backend.vision(normalize(np.stack(list(unique.values())), spec))
         if len(unique) == len(prepared):
             return vision_features
         row = {key: i for i, key in enumerate(unique)}
@@ -138,8 +150,17 @@ class Pipeline:
     def _prefix_embeds(self, prepared: Sequence[NDArray[np.uint8]], read: Sequence[str]) -> Floats:
         """RGB images, and the text that the Q-Former reads with each -> prefix_embeds (B, Q, D)"""
         self._backend.preload(contract.LLM)  # the largest graph loads while the image goes through the others
-        question = None if self._question_tokenizer is None else self._question_tokenizer.encode(read)
-        return self._backend.prefix_embeds(self._vision_features(prepared), question)
+
+        def make(numbers: Sequence[int]) -> Floats:
+            tokenizer = self._question_tokenizer
+            question = None if tokenizer is None else tokenizer.encode([read[i] for i in numbers])
+            return self._backend.prefix_embeds(self._vision_features([prepared[i] for i in numbers]), question)
+
+        if not self._kept.most_bytes:
+            return make(range(len(prepared)))
+        of_text = [b"" if self._manifest.question is None else text.encode() for text in read]
+        names = [b"prefix_embeds" + _digest(rgb) + text for rgb, text in zip(prepared, of_text, strict=True)]
+        return self._kept.rows(names, make)
 
     def _read_question(self, question: str) -> str:
         """What the Q-Former reads of a question; nothing where it reads none."""
@@ -247,6 +268,11 @@ class Pipeline:
         spec = self._manifest.retrieval
         assert spec is not None, "reading the bundle checks that retrieval comes with its components"
         return spec
+
+
+def _digest(rgb: NDArray[np.uint8]) -> bytes:
+    """What names an image by what it shows."""
+    return hashlib.blake2b(np.ascontiguousarray(rgb), digest_size=32).digest()
 
 
 def _renumbered(on_token: OnToken, numbers: list[int]) -> OnToken:

@@ -16,11 +16,12 @@ How to add one, called NAME:
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import bundle as contract
@@ -37,6 +38,17 @@ if TYPE_CHECKING:
 Token: TypeAlias = tuple[int, int, int]  # number of the image, number of the draw, token id
 OnToken: TypeAlias = Callable[[int, int, int], object]  # is told each Token; False ends the call
 Sequences: TypeAlias = list[list[tuple[list[int], float]]]  # for each image its best: new token ids, score
+
+
+@contextlib.contextmanager
+def named_failure() -> Iterator[None]:
+    """Give the core's errors their name."""
+    try:
+        yield
+    except MemoryError:
+        raise BackendError("generation failed: out of memory: ask for fewer tokens, beams or images") from None
+    except RuntimeError as error:
+        raise BackendError(f"generation failed: {error}") from error
 
 
 class Generation(ABC):
@@ -92,6 +104,10 @@ class Backend(ABC):
     @abstractmethod
     def vocabulary(self, tokens: list[bytes]) -> Any:
         """The text of every token -> the option `vocabulary`, which goes with the option `stop_strings`."""
+
+    def batcher(self, rows: int, positions: int, read: int, kept_bytes: int) -> Any:
+        """What decodes the requests of all threads together: a Batcher of the core, see blip2rt/_native.pyi."""
+        raise BackendError("this backend decodes each call by itself: load without batching")
 
     def preload(self, *components: str) -> None:  # noqa: B027  # a backend may leave it
         """Begin to load graphs that will soon be needed. Return at once, and never fail."""

@@ -11,7 +11,7 @@ import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from ..bundle import Bundle
 from ..errors import BackendError, OptionError
 from ..native import native
 from ..trusted_graphs import readable_files, refused
+from . import named_failure
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -83,22 +84,27 @@ class Backend(backends.Backend):
         on_token: OnToken | None = None,
     ) -> Sequences:
         generator = self._open_generator()
-        with _named_failure():
+        with named_failure():
             sequences: Sequences = generator.generate(prefix_embeds, list(prompts), options, on_token)
         return sequences
 
     def begin(self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: Mapping[str, Any]) -> Generation:
         generator = self._open_generator()
-        with _named_failure():
+        with named_failure():
             return Generation(generator.begin(prefix_embeds, list(prompts), options))
 
     def chat(self, prefix_embeds: Floats, max_rows: int, capacity: int) -> Chat:
         generator = self._open_generator()
-        with _named_failure():
+        with named_failure():
             return Chat(native().Chat(generator, prefix_embeds, max_rows, capacity))
 
     def vocabulary(self, tokens: list[bytes]) -> Any:
         return native().Vocabulary(tokens)
+
+    def batcher(self, rows: int, positions: int, read: int, kept_bytes: int) -> Any:
+        generator = self._open_generator()
+        with named_failure():
+            return native().Batcher(generator, rows, positions, read, kept_bytes)
 
     def _open_generator(self) -> Any:
         """The core's loop over the language model's graphs. It keeps nothing between calls, so all threads share it."""
@@ -110,7 +116,7 @@ class Backend(backends.Backend):
                 embed, llm = self._session(contract.EMBED), self._session(contract.LLM)
                 encoder = self._session(contract.ENCODER) if spec.encoder_decoder else None
                 shape = (spec.layers, spec.kv_heads, spec.head_dim, spec.hidden_size, spec.vocab_size)
-                with _named_failure():
+                with named_failure():
                     start = spec.decoder_start_token_id or 0
                     self._generator = native().Generator(embed, llm, *shape, encoder, start)
         return self._generator
@@ -173,12 +179,12 @@ class Generation(backends.Generation):
         return bool(self._native.done)
 
     def step(self) -> list[Token]:
-        with _named_failure():
+        with named_failure():
             added: list[Token] = self._native.step()
         return added
 
     def results(self) -> Sequences:
-        with _named_failure():
+        with named_failure():
             sequences: Sequences = self._native.results()
         return sequences
 
@@ -190,18 +196,8 @@ class Chat(backends.Chat):
         self._native = native
 
     def ask(self, prompt: list[int], options: Mapping[str, Any]) -> Generation:
-        with _named_failure():
+        with named_failure():
             return Generation(self._native.ask(prompt, options))
-
-
-@contextlib.contextmanager
-def _named_failure() -> Iterator[None]:
-    try:
-        yield
-    except MemoryError:
-        raise BackendError("generation failed: out of memory: ask for fewer tokens, beams or images") from None
-    except RuntimeError as error:
-        raise BackendError(f"generation failed: {error}") from error
 
 
 def num_threads() -> int:
