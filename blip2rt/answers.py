@@ -54,7 +54,7 @@ class Usage:
 
 
 class Answer:
-    """What comes of a request. Any thread may use it; when nobody holds it, it is cancelled.
+    """What comes of a request. Any thread may use it. When nobody holds or is told of it, it is cancelled.
 
     Iterating, with `for` or `async for`, gives pieces of the text as they come; joined they are the text. With beams,
     and with several captions, the first text comes in one piece at the end. One iteration is enough for all pieces.

@@ -115,6 +115,7 @@ class Batched(backends.Backend):
         self._positions = 2 * spec.max_positions if sizes.positions is None else sizes.positions
         self._kept_bytes = kept_bytes
         self._batcher: Any = None
+        self._ending: Callable[[], object] | None = None
         self._lock = threading.Lock()
         self._listeners: dict[int, Callable[[], None]] = {}
         self._number = 0
@@ -130,8 +131,9 @@ class Batched(backends.Backend):
 
     def close(self) -> None:
         with self._lock:
-            if self._batcher is not None:
-                self._batcher.close()
+            if self._ending is not None:
+                self._ending()
+            self._batcher = None
         self._inner.close()
 
     def generate(
@@ -229,7 +231,7 @@ class Batched(backends.Backend):
                     self._sizes.rows, self._positions, self._sizes.read, self._kept_bytes
                 )
                 # A thread of the core must not outlive the interpreter.
-                weakref.finalize(self, self._batcher.close)
+                self._ending = weakref.finalize(self, self._batcher.close)
             return self._batcher
 
     def _fits(self, prefix_embeds: Floats, prompt: list[int], options: Mapping[str, Any]) -> bool:

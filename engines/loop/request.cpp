@@ -66,11 +66,11 @@ void Mailbox::end() {
 
 void Mailbox::watch(std::function<void()> tell) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  tell_ = std::move(tell);
+  watchers_.push_back(std::move(tell));
 }
 
 void Mailbox::changed(bool wake) {
-  if (tell_) tell_();
+  for (const auto& tell : watchers_) tell();
   if (wake) change_.notify_all();
 }
 

@@ -67,7 +67,7 @@ class Mailbox {
   std::condition_variable change_;
   std::vector<NewToken> added_;
   size_t open_ = 0;
-  std::function<void()> tell_;
+  std::vector<std::function<void()>> watchers_;
 };
 
 // How a request went.

@@ -1,7 +1,9 @@
-// Threads that share a generator, a generation, a conversation, a library, and the end of the process. Every answer
-// must be the one that a single thread got. Built with ThreadSanitizer, and with AddressSanitizer, by `make sanitize`.
+// Threads that share a generator, a generation, a conversation, a batcher, a library, and the end of the process. Every
+// answer must be the one that a single thread got. Built with ThreadSanitizer, and with AddressSanitizer, by `make
+// sanitize`.
 //
 //   stress LIBONNXRUNTIME FOLDER THREADS ROUNDS     FOLDER: embed.onnx and llm.onnx, as tiny_graphs.py writes them
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -12,6 +14,7 @@
 #include <stdexcept>
 #include <thread>
 
+#include "loop/batcher.h"
 #include "loop/chat.h"
 #include "loop/generation.h"
 #include "loop/generator.h"
@@ -66,6 +69,40 @@ Answers answers_of(const Generator& generator, const Prefix& prefix, int kind) {
     const auto generation = chat.ask({6, 7 + turn}, options);
     while (!generation->done()) generation->step();
     add(generation->results());
+  }
+  return answers;
+}
+
+// The texts of a call's images, in the batch that all threads share. Some calls are left before their end.
+Answers shared_answers_of(Batcher& batcher, const Prefix& prefix, int kind, bool leaves) {
+  const Prompts prompts = {{2, 3}, {}, {4}};
+  const size_t size = static_cast<size_t>(prefix.length) * kWidth;
+  std::vector<Request> requests;
+  for (size_t image = 0; image < prompts.size(); ++image) {
+    Request& one = requests.emplace_back();
+    one.prefix.assign(prefix.data + image * size, prefix.data + (image + 1) * size);
+    one.prefix_length = prefix.length;
+    if (kind % 2 == 0) one.image = "image " + std::to_string(image);
+    one.prompt = prompts[image];
+    one.options = options_of(kind);
+    one.options.first_image = image;
+    one.number = image;
+  }
+  const auto mailbox = std::make_shared<Mailbox>(kind % 3 != 0);
+  const auto tickets = batcher.submit(std::move(requests), mailbox);
+  Answers answers;
+  while (!mailbox->done()) {
+    mailbox->wait(1);
+    mailbox->take();
+    batcher.counters();
+    if (!leaves) continue;
+    for (const auto& ticket : tickets) ticket->cancel();
+    return answers;
+  }
+  for (const auto& ticket : tickets) {
+    if (ticket->outcome().failure) std::rethrow_exception(ticket->outcome().failure);
+    auto& best = answers.emplace_back();
+    for (const Hypothesis& hypothesis : ticket->outcome().results) best.push_back(hypothesis.tokens);
   }
   return answers;
 }
@@ -175,6 +212,23 @@ struct Stress {
     });
   }
 
+  // Everyone hands requests to one batcher, whose pool is smaller than what they ask for, and leaves some of them.
+  void one_batcher(const Generator& generator) {
+    constexpr int kKinds = 20;
+    std::vector<Answers> want;
+    for (int kind = 0; kind < kKinds; ++kind) want.push_back(answers_of(generator, prefix, kind));
+    Batcher batcher(generator, {7, 90, 5, 20000});
+    std::atomic<int> ties{0};
+    together("a batcher", rounds, [&](int worker, int round) {
+      const int kind = (worker * 7 + round) % kKinds;
+      const Answers answers = shared_answers_of(batcher, prefix, kind, round % 5 == 4);
+      // Products of other sizes round differently, which may decide a near tie.
+      if (!std::equal(answers.begin(), answers.end(), want[static_cast<size_t>(kind)].begin())) ++ties;
+    });
+    std::printf("a batcher: %d near ties\n", ties.load());
+    if (ties * 50 > threads * rounds) ++wrong;
+  }
+
   void loads() {
     const Loaded first(folder);
     const Answers want = answers_of(first.generator, prefix, 3);
@@ -229,6 +283,7 @@ int main(int argc, char** argv) {
     stress->generators(loaded.generator);
     stress->one_generation(loaded.generator);
     stress->one_chat(loaded.generator);
+    stress->one_batcher(loaded.generator);
   }
   stress->loads();
   if (stress->wrong != 0) return 1;

@@ -1,0 +1,298 @@
+"""Calls that decode together say what each says alone: from threads, by submit, in streams and chats; what is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import blip2rt
+from blip2rt.answers import Answer, Request, Usage
+from blip2rt.batching import Batching
+from blip2rt.errors import BackendError, OptionError
+from blip2rt.kept import Kept
+from blip2rt.options import Options
+from tests.seeds import new_seed
+from tests.tiny.bundle import POSITIONS, Q, Tiny
+
+pytest.importorskip("blip2rt._native")
+GREEDY = Options(num_beams=1, max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny: Tiny) -> blip2rt.Model:
+    return blip2rt.load(tiny.path, threads=1)
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Tiny) -> blip2rt.Model:
+    return blip2rt.load(tiny.path, threads=1, batching=True, cache_bytes=1 << 20)
+
+
+def calls_of(model: blip2rt.Model, images: list[np.ndarray]) -> list[Callable[[], Any]]:
+    """Calls of every kind whose results are always the same."""
+
+    def chat(image: np.ndarray, beams: int) -> list[str]:
+        talk = model.chat(image, num_beams=beams)
+        return [talk.ask(question, max_new_tokens=4) for question in ("what is red", "who runs", "is the cat on grass")]
+
+    def told(image: np.ndarray) -> list[tuple[int, int, int]]:
+        tokens: list[tuple[int, int, int]] = []
+        model.caption([image, *images], num_beams=1, on_token=lambda *token: tokens.append(token))
+        return sorted(tokens, key=lambda token: token[0])
+
+    def broken_off(image: np.ndarray) -> str:
+        return next(iter(model.stream(image, max_new_tokens=8)), "")
+
+    calls: list[Callable[[], Any]] = [lambda: model.match(images[0], ["a dog", "a cat"])]
+    for number, image in enumerate(images):
+        drawn = {"do_sample": True, "seed": number, "temperature": 2.0, "max_new_tokens": 8}
+        calls += [
+            lambda image=image: model.caption(image, num_beams=1),
+            lambda image=image: model.caption([image, *images], num_beams=4, num_captions=2, length_penalty=0.5),
+            lambda image=image, drawn=drawn: model.caption(image, num_captions=3, **drawn),
+            lambda image=image, drawn=drawn: model.caption([image] * 9, num_beams=3, top_k=6, **drawn),
+            lambda image=image: model.ask(image, ["what is red", "who runs"], repetition_penalty=1.5),
+            lambda image=image: "".join(model.stream(image, question="who runs", stop_strings="dog")),
+            lambda image=image: told(image),
+            lambda image=image: broken_off(image),
+            lambda image=image, number=number: chat(image, 1 + number % 3),
+        ]
+    return calls
+
+
+@pytest.mark.parametrize("sizes", [Batching(), Batching(rows=5, positions=80, read=3), Batching(rows=1)])
+def test_threads_get_what_one_thread_gets(
+    tiny: Tiny, alone: blip2rt.Model, photo: Callable[..., np.ndarray], sizes: Batching
+) -> None:
+    """Also what does not fit the pool, which runs alone."""
+    images = [photo(*size) for size in ((5, 7), (20, 30), (9, 9))]
+    want = [call() for call in calls_of(alone, images)]
+    seed = new_seed()
+    shared = blip2rt.load(tiny.path, threads=1, batching=sizes, cache_bytes=seed % 2 * 100_000)
+    calls, wrong = calls_of(shared, images), []
+
+    def work(number: int) -> None:
+        for i in random.Random(seed + number).sample(range(len(calls)), len(calls)):
+            try:
+                got = calls[i]()
+            except Exception as error:
+                got = error
+            if got != want[i]:
+                wrong.append(f"seed {seed}, call {i}: {got!r}, not {want[i]!r}")
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong, wrong[0]
+
+
+def test_an_answer_comes_in_pieces_and_whole(
+    alone: blip2rt.Model, model: blip2rt.Model, photo: Callable[..., np.ndarray]
+) -> None:
+    image = photo()
+    want = alone.caption(image, num_beams=1, max_new_tokens=6, scores=True)
+    answer = model.submit(Request(image, options=GREEDY))
+    assert "".join(answer) == want.text
+    [scored] = answer.result()
+    assert scored.text == want.text and scored.score == pytest.approx(want.score, abs=1e-4)
+    assert answer.done and answer.take() == [] and list(answer) == []
+    assert answer.finish in ("stop", "length")
+    assert answer.usage.prompt == Q and answer.usage.answer <= 6
+    beams = model.submit(Request(image, question="who runs", options=Options(num_beams=3, max_new_tokens=4)))
+    assert list(beams) == [alone.ask(image, "who runs", num_beams=3, max_new_tokens=4)]
+    draws = Options(num_captions=3, do_sample=True, seed=5, max_new_tokens=6)
+    several = model.submit(Request(image, options=draws)).result()
+    assert [each.text for each in several] == alone.caption(
+        image, num_captions=3, do_sample=True, seed=5, max_new_tokens=6
+    )
+
+
+def test_an_answer_is_awaited(alone: blip2rt.Model, model: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
+    images = [photo() for _ in range(5)]
+
+    async def one(image: np.ndarray) -> str:
+        return "".join([piece async for piece in model.submit(Request(image, options=GREEDY))])
+
+    async def all_of_them() -> list[str]:
+        return await asyncio.gather(*map(one, images))
+
+    assert asyncio.run(all_of_them()) == [alone.caption(image, num_beams=1, max_new_tokens=6) for image in images]
+
+
+def test_news_are_told_from_another_thread(
+    alone: blip2rt.Model, model: blip2rt.Model, photo: Callable[..., np.ndarray]
+) -> None:
+    pieces: list[str] = []
+    ended = threading.Event()
+    image = photo()
+
+    def on_news(answer: Answer) -> None:
+        assert threading.current_thread().name == "blip2rt-news"
+        done = answer.done
+        pieces.extend(answer.take())
+        if done:
+            ended.set()
+
+    answer = model.submit(Request(image, options=GREEDY), on_news=on_news)
+    assert ended.wait(30)
+    assert "".join(pieces) == answer.result()[0].text == alone.caption(image, num_beams=1, max_new_tokens=6)
+
+
+def test_a_listener_that_raises_ends_its_request_alone(model: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
+    def on_news(answer: Answer) -> None:
+        raise KeyError("mine")
+
+    long = Options(num_beams=1, max_new_tokens=40, min_new_tokens=40)
+    image = photo()
+    bad = model.submit(Request(image, options=long), on_news=on_news)
+    good = model.submit(Request(image, options=long))
+    with pytest.raises(BackendError, match=r"on_news failed: KeyError\('mine'\)"):
+        while True:  # at once, or when it has been told
+            bad.result(30)
+    assert good.result(30)[0].text
+
+
+def test_a_cancelled_answer_keeps_what_it_has(model: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
+    long = Options(num_beams=1, max_new_tokens=55, min_new_tokens=55)
+    answers = [model.submit(Request(photo(), options=long)) for _ in range(30)]
+    for answer in answers:
+        answer.cancel()
+    for answer in answers:
+        answer.result(30)
+    assert {answer.finish for answer in answers} <= {"cancelled", "length"}
+    assert answers[-1].finish == "cancelled" and answers[-1].usage.answer < 55
+
+
+def test_an_answer_that_nobody_holds_is_cancelled(tiny: Tiny, photo: Callable[..., np.ndarray]) -> None:
+    model = blip2rt.load(tiny.path, threads=1, batching=Batching(rows=1))
+    long = Options(num_beams=1, max_new_tokens=55, min_new_tokens=55)
+    for _ in range(50):
+        for piece in model.submit(Request(photo(), options=long)):
+            assert piece
+            break
+    gc.collect()
+    model.submit(Request(photo(), options=GREEDY)).result(30)
+    assert model.counters()["tokens"] < 50 * 55
+
+
+def test_a_deadline_is_the_reason(model: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
+    answer = model.submit(Request(photo(), options=Options(num_beams=1, max_new_tokens=40, max_time=0.0)))
+    answer.result(30)
+    assert answer.finish == "time" and answer.usage.answer <= 1
+
+
+def test_words_alone_are_answered(model: blip2rt.Model) -> None:
+    answer = model.submit(Request(prompt="a red dog", options=GREEDY))
+    assert answer.result(30) and answer.usage.prompt == 3
+    with pytest.raises(OptionError, match="neither an image nor a prompt"):
+        model.submit(Request())
+
+
+def test_what_makes_no_sense_is_refused(
+    tiny: Tiny, alone: blip2rt.Model, model: blip2rt.Model, photo: Callable[..., np.ndarray]
+) -> None:
+    image = photo()
+    with pytest.raises(OptionError, match=r"load\(batching=True\) to submit"):
+        alone.submit(Request(image))
+    with pytest.raises(OptionError, match="prompt and question are both given"):
+        model.submit(Request(image, prompt="a", question="b"))
+    with pytest.raises(OptionError, match="17 beams or captions are asked for, and 16 fit.*: ask for less"):
+        model.submit(Request(image, options=Options(num_beams=17, max_new_tokens=2)))
+    with pytest.raises(OptionError, match="positions of keys and values are needed, and there are 128"):
+        model.submit(Request(image, options=Options(num_beams=10, max_new_tokens=20)))
+    with pytest.raises(OptionError, match="max_new_tokens is 0"):
+        model.submit(Request(image, options=Options(max_new_tokens=0)))
+    for wrong, message in (
+        ({"batching": 3}, "batching is 3: give True, False or"),
+        ({"batching": True, "device": "cuda"}, "batching is for the backend ort on a CPU"),
+        ({"cache_bytes": -1}, "cache_bytes is -1"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            blip2rt.load(tiny.path, **wrong)
+    with pytest.raises(OptionError, match="rows is 0: give a whole number above 0; read is True"):
+        Batching(rows=0, read=True)
+
+
+def test_a_second_question_costs_its_own_tokens(tiny: Tiny, photo: Callable[..., np.ndarray]) -> None:
+    model = blip2rt.load(tiny.path, threads=1, batching=True, cache_bytes=1 << 20)
+    image = photo(20, 30)
+    model.submit(Request(image, question="what is red", options=GREEDY)).result(30)
+    first = model.counters()
+    again = model.submit(Request(image.copy(), question="who runs", options=GREEDY))
+    again.result(30)
+    assert again.usage == Usage(Q + 6, Q + 2, again.usage.answer)  # "Question :" is the template's
+    second = model.counters()
+    assert second["image_misses"] == first["image_misses"] and second["image_hits"] == first["image_hits"] + 1
+    assert (second["hits"], second["misses"]) == (first["hits"] + 1, first["misses"])
+    talk = model.chat(image, num_beams=1)
+    for question in ("what is red", "who runs", "is the cat on grass"):
+        before = model.counters()["kept_positions"]
+        talk.ask(question, max_new_tokens=4)
+        assert model.counters()["kept_positions"] - before >= Q
+    assert 0 < model.counters()["kept_bytes"] <= 3 << 18
+
+
+def test_the_cache_is_for_every_model(tiny: Tiny, alone: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
+    """Without batching too, for all that images are asked for."""
+    model = blip2rt.load(tiny.path, threads=1, cache_bytes=1 << 20)
+    images = [photo() for _ in range(3)]
+    for _ in range(2):
+        assert model.caption([*images, images[0]]) == alone.caption([*images, images[0]])
+        assert model.match(images, "a dog") == alone.match(images, "a dog")
+        np.testing.assert_array_equal(model.vision_features(images), alone.vision_features(images))
+    counters = model.counters()
+    assert counters["image_misses"] == 2 * 4 and counters["image_bytes"] > 0
+    assert "steps" not in counters
+
+
+def test_arrays_are_kept_by_name_and_bounded() -> None:
+    made: list[int] = []
+
+    def make(numbers: list[int]) -> Any:
+        made.extend(numbers)
+        return np.stack([np.full(4, number, np.float32) for number in numbers])
+
+    kept = Kept(40)  # two arrays and a half
+    names = [b"a", b"b", b"a"]
+    np.testing.assert_array_equal(kept.rows(names, make)[:, 0], [0, 1, 0])
+    assert made == [0, 1] and kept.bytes == 32
+    kept.rows([b"a"], make)
+    kept.rows([b"c"], make)  # b goes
+    assert kept.bytes == 32 and len(made) == 3
+    kept.rows([b"a"], make)
+    assert len(made) == 3
+    kept.rows([b"b"], make)
+    assert len(made) == 4
+    assert (kept.hits, kept.misses) == (2, 5)
+    Kept(8).rows([b"large"], make)
+
+
+def test_a_model_ends_with_what_runs(tiny: Tiny, photo: Callable[..., np.ndarray]) -> None:
+    model = blip2rt.load(tiny.path, threads=1, batching=Batching(rows=1))
+    long = Options(num_beams=1, max_new_tokens=50, min_new_tokens=50)
+    answers = [model.submit(Request(photo(), options=long)) for _ in range(20)]
+    model.close()
+    with pytest.raises(BackendError, match="closed"):
+        answers[-1].result(30)
+    with pytest.raises(BackendError, match="closed"):
+        model.caption(photo())
+    del answers
+    backend = weakref.ref(model._backend)
+    del model
+    gc.collect()
+    end = time.monotonic() + 5
+    while backend() is not None and time.monotonic() < end:
+        time.sleep(0.05)
+    assert backend() is None
+    assert POSITIONS * 2 == 128  # the pool of the tests above
