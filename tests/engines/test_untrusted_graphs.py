@@ -18,6 +18,7 @@ onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.engines.native import mutants
+from tests.tiny.bundle import build_graphs, random_weights
 
 ROOT = Path(__file__).parents[2]
 CRASHES = (-6, -11, -7, -8, -4)  # what a signal ended
@@ -188,6 +189,20 @@ def test_the_loops_own_inputs_are_refused(name: str, tmp_path: Path) -> None:
 
     with pytest.raises(GraphError, match="an input that the loop gives"):
         Session(runtime(), str(save(tmp_path, change)), 1)
+
+
+@pytest.mark.parametrize("reader", ["Identity", "Shape"])
+def test_who_else_reads_the_cache_keeps_onnx_runtimes_attention(reader: str, tmp_path: Path) -> None:
+    """The cache's tensors may show more rows than there are: only their shape is anybody's to ask for."""
+    graph = build_graphs(onnx, random_weights(np.random.default_rng(new_seed())))["llm"]
+    graph.graph.node.append(helper.make_node(reader, ["past_key_0"], ["read"]))
+    graph.graph.output.append(helper.make_tensor_value_info("read", TensorProto.FLOAT, None))
+    if reader == "Shape":
+        graph.graph.output[-1].type.tensor_type.elem_type = TensorProto.INT64
+    path = tmp_path / "llm.onnx"
+    onnx.save(graph, path)
+    kernels = [kernel.split()[0] for kernel in Session(runtime(), str(path), 1).custom_kernels]
+    assert kernels == (["attention"] if reader == "Shape" else [])
 
 
 def field(number: int, wire: int, rest: bytes) -> bytes:
