@@ -67,7 +67,7 @@ std::string cache_attention(const Node& node, const Parts& parts) {
   const auto is_cache = [&](std::string_view past, std::string_view present) {
     const auto found = parts.inputs.find(past);
     const auto asks_shape = [past](const Node& one) {
-      return one.is("Shape") && !one.inputs.empty() && one.inputs.front() == past;
+      return one.domain.empty() && one.op_type == "Shape" && !one.inputs.empty() && one.inputs.front() == past;
     };
     const auto shapes = static_cast<size_t>(std::count_if(parts.nodes.begin(), parts.nodes.end(), asks_shape));
     return found != parts.inputs.end() && found->second == DType::kFloat32 && parts.outputs.count(present) != 0 &&
