@@ -8,6 +8,8 @@
 #include <string>
 #include <utility>
 
+#include "ort/call.h"
+
 namespace blip2rt {
 namespace {
 
@@ -67,6 +69,7 @@ void Batch::check(const Request& request) const {
 }
 
 void Batch::step() {
+  const Call call;
   let_go();
   while (!waiting_.empty() && let_in(waiting_.front())) {
     waiting_.pop_front();

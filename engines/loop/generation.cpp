@@ -7,7 +7,6 @@
 #include <stdexcept>
 
 #include "loop/request.h"
-
 #include "ort/call.h"
 
 namespace blip2rt {

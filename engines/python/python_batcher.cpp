@@ -114,8 +114,8 @@ struct PythonBatcher {
 
   PythonBatcher(const Generator& generator, const BatchSizes& sizes) : batcher(generator, sizes) {}
 
-  Submitted submit(nb::handle prefix_embeds, std::vector<std::vector<int64_t>> prompts,
-                                    const nb::dict& given, const std::vector<nb::bytes>& images, bool each_token) {
+  Submitted submit(nb::handle prefix_embeds, std::vector<std::vector<int64_t>> prompts, const nb::dict& given,
+                   const std::vector<nb::bytes>& images, bool each_token) {
     const Generator& generator = batcher.generator();
     const Prefix prefix = borrow_prefix(generator, prefix_embeds);
     check_prompts(prefix, prompts, generator);

@@ -12,8 +12,8 @@ native()  # finds the core of an installed package, beside whose source folder t
 
 from blip2rt._native import Batcher, Chat, Generator, GraphError, Runtime, Session, Vocabulary, check_graph
 
-__all__ = ["Batcher", "Chat", "Generator", "GraphError", "Runtime", "Session", "Vocabulary", "check_graph", "library_path",
-           "runtime"]  # fmt: skip
+__all__ = ["Batcher", "Chat", "Generator", "GraphError", "Runtime", "Session", "Vocabulary", "check_graph",
+           "library_path", "runtime"]  # fmt: skip
 
 
 def library_path() -> str:
