@@ -199,7 +199,10 @@ def captions(bench: Bench) -> None:
 
 def kept(bench: Bench) -> None:
     """Milliseconds to the first token of a second question about a picture, and of a history that is sent again."""
-    question, history, anew, again = [], [], [], []
+    question: list[float] = []
+    history: list[float] = []
+    anew: list[float] = []
+    again: list[float] = []
     for _ in range(bench.args.runs):
         prefix, long = bench.prefix(), bench.prompt() * 12
         finish(bench.keeping.submit(prefix, [bench.prompt()], bench.options, each_token=False))

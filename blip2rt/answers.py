@@ -125,7 +125,11 @@ class Answer:
         import asyncio  # takes its time: only where it is used
 
         loop, news = asyncio.get_running_loop(), asyncio.Event()
-        self._backend.listen(self._call, lambda: loop.call_soon_threadsafe(news.set))
+
+        def tell() -> None:
+            loop.call_soon_threadsafe(news.set)
+
+        self._backend.listen(self._call, tell)
         try:
             while not self._ended:
                 await news.wait()

@@ -272,7 +272,7 @@ class Pipeline:
 
 def _digest(rgb: NDArray[np.uint8]) -> bytes:
     """What names an image by what it shows."""
-    return hashlib.blake2b(np.ascontiguousarray(rgb), digest_size=32).digest()
+    return hashlib.blake2b(np.ascontiguousarray(rgb).data, digest_size=32).digest()
 
 
 def _renumbered(on_token: OnToken, numbers: list[int]) -> OnToken:
