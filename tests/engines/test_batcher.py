@@ -39,6 +39,14 @@ def wait(submitted: Any) -> Any:
     return submitted.results()
 
 
+def assert_nothing_is_held(batcher: Any) -> None:
+    """Places are given back a moment after a result is there."""
+    names, end = ("running", "waiting", "rows", "positions"), time.monotonic() + 60
+    while any(batcher.counters[name] for name in names):
+        assert time.monotonic() < end, batcher.counters
+        time.sleep(0.001)
+
+
 def one(case: Case, image: int) -> Case:
     """The case with one of its images alone."""
     return Case(case.model, case.generator, case.prefix[image : image + 1], [case.prompts[image]], case.seed, case.said)
@@ -103,8 +111,7 @@ def test_random_interleavings_say_what_each_says_alone(case: Case, rows: int, po
         assert is_tie(alone, options, tokens(sequences)), f"seed {seed}, {alone.prompts}, {options}"
     print(f"{ties} ties of {REQUESTS}")
     assert ties <= TIES * REQUESTS, f"seed {seed}"
-    counters = batcher.counters
-    assert counters["running"] == counters["waiting"] == counters["rows"] == counters["positions"] == 0
+    assert_nothing_is_held(batcher)
 
 
 def test_rows_of_unequal_pasts_share_steps(opt: Case) -> None:
@@ -150,7 +157,7 @@ def test_a_cancelled_request_frees_its_rows_within_a_step(opt: Case) -> None:
     assert 0 < len(said) <= 50  # all of them where this thread was given no time
     assert said == opt.generator.generate(opt.prefix[:1], [[5]], long)[0][0][0][: len(said)]
     assert len(wait(second)[0][0][0]) == 3
-    assert wait(third) == [[]]
+    assert not any(said for said, _ in wait(third)[0])  # it had not begun
 
 
 def test_who_drops_a_request_cancels_it(opt: Case) -> None:
