@@ -16,6 +16,7 @@ from .blip2 import Blip2Config
 from .json_file import read_json
 from .llm import LlmConfig, load_tokenizer, text_config
 from .qformer import QFormerConfig
+from .quantized import refuse_unread
 from .vision import VisionConfig, resized
 from .vit import ACTIVATIONS, VitConfig
 
@@ -54,6 +55,7 @@ def read_config(folder: Path) -> Blip2Config:
     if (folder / OWN_CONFIG).is_file():
         own = Blip2Config.from_json(read_json(folder / OWN_CONFIG))
         return _at(own, folder)
+    refuse_unread(folder)
     vision, qformer = (
         {**_VISION, **(data.get("vision_config") or {})},
         {**_QFORMER, **(data.get("qformer_config") or {})},

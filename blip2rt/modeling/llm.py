@@ -19,6 +19,7 @@ from . import streaming
 from .adapters import merge_adapters
 from .json_file import require_bounds
 from .quantize import round_weights
+from .quantized import refuse_integers, refuse_unread
 from .sources import fetch
 from .vision import freeze
 from .weights import Weights, has_weights
@@ -88,6 +89,7 @@ def load_llm(config: LlmConfig, *, streamed: bool = False) -> nn.Module:
     """The frozen LM in float32 and eval mode. `streamed`: its weights stay on disk, where its format permits."""
     path = fetch(config.source)
     folder = Path(path)
+    refuse_unread(folder)
     with boundary(f"LLM source {config.source!r} cannot be loaded"):
         llm = _bound(config, folder) if folder.is_dir() and has_weights(folder) else None
         if llm is None:
@@ -107,6 +109,7 @@ def load_llm(config: LlmConfig, *, streamed: bool = False) -> nn.Module:
 def _bound(config: LlmConfig, folder: Path) -> nn.Module | None:
     """The LM with its weights on disk; None where their names are not the model's, and only from_pretrained knows."""
     weights = Weights(folder)
+    refuse_integers(folder, {name: dtype for name, dtype in weights.dtypes.items() if name.endswith(".weight")})
     inside = any(name.startswith(_INSIDE) for name in weights.shapes)
     llm = empty_llm(text_config(config.source, config.overrides))
     parameters = dict(llm.named_parameters(remove_duplicate=False))

@@ -1,5 +1,7 @@
 """Named tensors on disk, each read when it is asked for: safetensors (one file or shards) and PyTorch's own format.
 
+Matrices that quantized.py knows are floats to whoever reads them.
+
 Knows files, nothing about models. Files are read and not mapped, so that what has been used leaves the memory.
 """
 
@@ -18,18 +20,23 @@ from blip2rt.errors import Blip2rtError, boundary
 
 from .json_file import parse_json, read_json
 
+from .quantized import dequantized, refuse_integers
+
 Reader = Callable[[], torch.Tensor]
+Stored = tuple[tuple[int, ...], Reader, torch.dtype]  # shape, what reads the tensor, its type
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
 }  # fmt: skip
 _NAMED = 6  # tensors that an error names
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 
 
 class Weights:
-    """`shapes` (name -> shape) of a checkpoint's tensors, and `read(name)` -> the tensor as it is stored.
+    """`shapes` (name -> shape) of a checkpoint's tensors, and `read(name)` -> the tensor as it is stored, quantized
+    matrices as floats; `dtypes`: name -> the type of what `read` gives.
 
     source: a folder with model.safetensors or pytorch_model.bin, whole or in shards with their index; or one file,
     .safetensors or anything that torch.load reads. Raises Blip2rtError: no weights, missing and damaged files, all at
@@ -40,6 +47,7 @@ class Weights:
         self.source = Path(source)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._readers: dict[str, Reader] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
         faults: list[str] = []
         for file in self._files():
             try:
@@ -47,10 +55,21 @@ class Weights:
             except Blip2rtError as error:
                 faults.append(str(error))
                 continue
-            self._readers |= {name: reader for name, (_, reader) in readers.items()}
-            self.shapes |= {name: shape for name, (shape, _) in readers.items()}
+            self._keep({name: (shape, reader) for name, (shape, reader, _) in readers.items()})
+            self.dtypes |= {name: dtype for name, (_, _, dtype) in readers.items()}
+        try:
+            known = {name: (shape, self._readers[name]) for name, shape in self.shapes.items()}
+            floats = dequantized(known, self.dtypes)
+            self._keep(floats)
+            self.dtypes |= dict.fromkeys(floats, torch.float32)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            faults.append(f"its quantized weights are damaged ({error})")
         if faults:
             raise Blip2rtError(f"{self.source}: {'; '.join(faults)}; copy or download the checkpoint again")
+
+    def _keep(self, entries: Mapping[str, tuple[tuple[int, ...], Reader]]) -> None:
+        self._readers |= {name: reader for name, (_, reader) in entries.items()}
+        self.shapes |= {name: shape for name, (shape, _) in entries.items()}
 
     def read(self, name: str) -> torch.Tensor:
         return self._readers[name]()
@@ -69,6 +88,7 @@ class Weights:
         translate: our name -> theirs, alternatives separated by |. special: readers of tensors that need more.
         """
         readers, missing, misshaped = dict(special or {}), [], []
+        refuse_integers(self.source, self._wanted_types(wanted, translate))
         for name, shape in wanted.items():
             theirs = (translate(name) or name).split("|")
             found = next((each for each in theirs if each in self.shapes), None)
@@ -83,6 +103,14 @@ class Weights:
         if missing or misshaped:
             raise Blip2rtError(f"{self.source} does not fit: {'; '.join(_few(missing, 'lacks') + _few(misshaped, ''))}")
         return readers
+
+    def _wanted_types(
+        self, wanted: Mapping[str, tuple[int, ...]], translate: Callable[[str], str | None]
+    ) -> dict[str, torch.dtype]:
+        """The types of what is stored, by its name, of tensors that are asked for."""
+        theirs = [(translate(name) or name).split("|") for name in wanted]
+        names = [next((each for each in found if each in self.dtypes), None) for found in theirs]
+        return {name: self.dtypes[name] for name in names if name is not None}
 
     def _files(self) -> list[Path]:
         if self.source.is_file():
@@ -117,15 +145,15 @@ def has_weights(folder: Path) -> bool:
     return any((folder / f"{name}{end}").is_file() for name in _WHOLE for end in ("", ".index.json"))
 
 
-def _open(file: Path) -> dict[str, tuple[tuple[int, ...], Reader]]:
-    """name -> (shape, reader). Raises Blip2rtError."""
+def _open(file: Path) -> dict[str, Stored]:
+    """name -> what is stored. Raises Blip2rtError."""
     if not file.is_file():
         raise Blip2rtError(f"{file.name} is missing")
     with boundary(f"{file.name} is damaged"):
         return _open_safetensors(file) if file.suffix == ".safetensors" else _open_torch(file)
 
 
-def _open_safetensors(file: Path) -> dict[str, tuple[tuple[int, ...], Reader]]:
+def _open_safetensors(file: Path) -> dict[str, Stored]:
     """A length, a JSON header, then the tensors' bytes one after the other."""
     with open(file, "rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
@@ -145,7 +173,7 @@ def _open_safetensors(file: Path) -> dict[str, tuple[tuple[int, ...], Reader]]:
         if last - first != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{name} has {last - first} bytes, which is not {shape}")
         end = max(end, start + last)
-        found[name] = (shape, _slice(file, start + first, last - first, dtype, shape))
+        found[name] = (shape, _slice(file, start + first, last - first, dtype, shape), dtype)
     if size < end:
         raise ValueError(f"{size:,} bytes instead of {end:,}")
     return found
@@ -182,7 +210,7 @@ def _slice(file: Path, offset: int, size: int, dtype: torch.dtype, shape: tuple[
     return read
 
 
-def _open_torch(file: Path) -> dict[str, tuple[tuple[int, ...], Reader]]:
+def _open_torch(file: Path) -> dict[str, Stored]:
     """A state dict, alone or under "model", as PyTorch writes it; loaded as tensors only, never as code."""
     state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
@@ -194,4 +222,4 @@ def _open_torch(file: Path) -> dict[str, tuple[tuple[int, ...], Reader]]:
     def reader(tensor: torch.Tensor) -> Reader:
         return lambda: tensor
 
-    return {name: (tuple(tensor.shape), reader(tensor)) for name, tensor in tensors.items()}
+    return {name: (tuple(tensor.shape), reader(tensor), tensor.dtype) for name, tensor in tensors.items()}

@@ -1,0 +1,127 @@
+"""Checkpoints whose matrices are stored as integers or eight-bit floats, read as the floats that they stand for.
+
+bitsandbytes' int8 (a scale a row) and 4 bits (nf4, fp4: a table of 16 values, a scale a block, which may be quantized
+itself), and fp8 with a scale a tile. Every other way is refused by its name. Knows names and numbers, no models.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blip2rt.errors import Blip2rtError
+
+Reader = Callable[[], torch.Tensor]
+Entry = tuple[tuple[int, ...], Reader]  # shape, and what reads the tensor
+
+READ = ("bitsandbytes", "fp8")  # quant_method of the checkpoints that are read
+_STATE = re.compile(r"(.+)\.quant_state\.bitsandbytes__(\w+)")
+
+
+def refuse_unread(folder: Path) -> None:
+    """Raise Blip2rtError where config.json of a folder names a way of quantization that is not read."""
+    try:
+        data = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return  # whoever reads the config says so
+    sections = [data, *data.values()] if isinstance(data, dict) else []
+    for section in sections:
+        found = section.get("quantization_config") if isinstance(section, dict) else None
+        method = found.get("quant_method") if isinstance(found, dict) else None
+        if found and (method not in READ or not isinstance(found, dict)):
+            raise Blip2rtError(
+                f"{folder / 'config.json'}: quantization_config.quant_method is {method!r}, and {', '.join(READ)} are "
+                "read: give the checkpoint that it was made from, or save what transformers' model.dequantize() makes"
+            )
+
+
+def refuse_integers(source: Path, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Raise Blip2rtError where a weight is no float: numbers that mean something only with others beside them."""
+    wrong = [name for name, dtype in dtypes.items() if not dtype.is_floating_point]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise Blip2rtError(
+            f"{source}: {wrong[0]} is of type {str(dtypes[wrong[0]]).removeprefix('torch.')}{more}, quantized in a way "
+            "that is not known: give the checkpoint that it was made from"
+        )
+
+
+def dequantized(entries: Mapping[str, Entry], dtypes: Mapping[str, torch.dtype]) -> dict[str, Entry]:
+    """The entries of quantized matrices, by name, as float32 matrices. Raise ValueError for what is damaged."""
+    found: dict[str, Entry] = {}
+    for name in entries:
+        state = _STATE.fullmatch(name)
+        if state:
+            found[state[1]] = _four_bits(entries, state[1], state[2])
+        elif name.endswith(".SCB") and dtypes.get(weight := name.removesuffix("SCB") + "weight") is torch.int8:
+            found[weight] = _rows(entries, weight, name)
+        elif name.endswith("_scale_inv") and dtypes.get(weight := name.removesuffix("_scale_inv")) in _FP8:
+            found[weight] = _tiles(entries, weight, name)
+    return found
+
+
+_FP8 = (torch.float8_e4m3fn,)
+
+
+def _rows(entries: Mapping[str, Entry], weight: str, scale: str) -> Entry:
+    """codes (N,K) int8, scales (N): 127 stands for a row's scale."""
+    shape, codes = entries[weight]
+    kind = entries.get(f"{weight}_format")
+    if kind is not None and int(kind[1]()) != 0:
+        raise ValueError(f"{weight} lies in the order of a GPU: save the checkpoint with a newer bitsandbytes")
+    scales = entries[scale][1]
+    return shape, lambda: codes().float() * (scales().float()[:, None] / 127)
+
+
+def _tiles(entries: Mapping[str, Entry], weight: str, scale: str) -> Entry:
+    """codes (N,K) fp8, scales (N / 128, K / 128)."""
+    shape, codes = entries[weight]
+    tiles, scales = entries[scale]
+    if len(shape) != 2 or len(tiles) != 2:
+        raise ValueError(f"{scale} has the shape {tiles}, and {weight} {shape}")
+    sides = [-(-size // count) for size, count in zip(shape, tiles, strict=True)]
+    tile = max(sides) if max(sides) >= 128 else 128
+    if tuple(-(-size // tile) for size in shape) != tiles:
+        raise ValueError(f"{scale} has the shape {tiles}, which are no square tiles of {shape}")
+
+    def read() -> torch.Tensor:
+        wide = scales().float().repeat_interleave(tile, 0).repeat_interleave(tile, 1)
+        return codes().float() * wide[: shape[0], : shape[1]]
+
+    return shape, read
+
+
+def _four_bits(entries: Mapping[str, Entry], weight: str, kind: str) -> Entry:
+    """Two codes a byte, the first in the high half; table (16), a scale for each `blocksize` codes."""
+    state: dict[str, Any] = json.loads(bytes(entries[f"{weight}.quant_state.bitsandbytes__{kind}"][1]().tolist()))
+    shape, block = tuple(state["shape"]), int(state["blocksize"])
+    needed = [weight, f"{weight}.quant_map", f"{weight}.absmax"]
+    nested = "nested_offset" in state
+    needed += [f"{weight}.nested_absmax", f"{weight}.nested_quant_map"] * nested
+    missing = [name for name in needed if name not in entries]
+    if missing:
+        raise ValueError(f"{weight} lacks {', '.join(missing)}")
+    packed, table, scales, *more = (entries[name][1] for name in needed)
+
+    def scale_of_blocks() -> torch.Tensor:
+        """(blocks) float32"""
+        if not nested:
+            return scales().float()
+        outer, inner_table = (each().float() for each in more)
+        codes = scales().long()
+        wide = outer.repeat_interleave(int(state["nested_blocksize"]))[: len(codes)]
+        return inner_table[codes] * wide + float(state["nested_offset"])
+
+    def read() -> torch.Tensor:
+        halves = packed().contiguous().view(torch.uint8).flatten()
+        codes = torch.stack((halves >> 4, halves & 15), -1).flatten()[: torch.Size(shape).numel()].long()
+        scale = scale_of_blocks().repeat_interleave(block)[: len(codes)]
+        values = (table().float()[codes] * scale).view(shape)
+        return values.to(getattr(torch, state.get("dtype", "float32"))).float()  # as the model computes with them
+
+    return shape, read

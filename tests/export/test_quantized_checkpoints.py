@@ -1,0 +1,203 @@
+"""Quantized checkpoints: bitsandbytes' and fp8's are read as what they stand for, others are refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("onnxscript")
+
+from safetensors.torch import load_file, save_file
+
+from blip2rt.errors import Blip2rtError
+from blip2rt.modeling import checkpoints
+from blip2rt.modeling.llm import LlmConfig, load_llm
+from export.cli import main
+from tests.seeds import seed_of
+from tests.tiny import blip2 as tiny_blip2
+
+State = dict[str, Any]
+NF4 = [-1.0, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0911, 0.0,
+       0.0796, 0.1609, 0.2461, 0.3379, 0.4407, 0.5626, 0.7230, 1.0]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(seed_of(__name__))
+    return tiny_blip2.generative(tmp_path_factory.mktemp("quantized") / "whole", tiny_blip2.TEXT_CONFIGS["llama"]())
+
+
+def rows(name: str, weight: Any) -> tuple[State, Any]:
+    """bitsandbytes' int8: codes, a scale a row, a number that says how they lie."""
+    scale = weight.abs().amax(1)
+    codes = (weight / scale[:, None] * 127).round().to(torch.int8)
+    stored = {
+        f"{name}.weight": codes,
+        f"{name}.SCB": scale,
+        f"{name}.weight_format": torch.tensor(0, dtype=torch.uint8),
+    }
+    return stored, codes.double() * scale.double()[:, None] / 127
+
+
+def blocks(name: str, weight: Any, nested: bool = False, storage: Any = torch.uint8) -> tuple[State, Any]:
+    """bitsandbytes' nf4, the scales of its blocks of 64 as floats or as codes of a table of 256 themselves."""
+    flat = weight.flatten()
+    padded = torch.nn.functional.pad(flat, (0, -len(flat) % 64)).view(-1, 64)
+    scale, table = padded.abs().amax(1), torch.tensor(NF4)
+    state: State = {f"{name}.weight.absmax": scale}
+    about: State = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": list(weight.shape)}
+    if nested:
+        values = torch.linspace(-1, 1, 256)
+        outer = (scale - scale.mean()).abs().max()
+        codes = ((scale - scale.mean()) / outer)[:, None].sub(values).abs().argmin(1)
+        state = {
+            f"{name}.weight.absmax": codes.to(torch.uint8),
+            f"{name}.weight.nested_absmax": outer[None],
+            f"{name}.weight.nested_quant_map": values,
+        }
+        about |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": float(scale.mean())}
+        scale = values[codes] * outer + scale.mean()
+    codes = (padded / padded.abs().amax(1, keepdim=True))[..., None].sub(table).abs().argmin(-1)
+    halves = codes.flatten()[: len(flat)].view(-1, 2)
+    state[f"{name}.weight"] = (halves[:, 0] * 16 + halves[:, 1]).to(torch.uint8).view(-1, 1).view(storage)
+    state[f"{name}.weight.quant_map"] = table
+    state[f"{name}.weight.quant_state.bitsandbytes__nf4"] = torch.tensor(list(json.dumps(about).encode())).to(
+        torch.uint8
+    )
+    want = (table[codes] * scale[:, None]).flatten()[: len(flat)].view(weight.shape)
+    return state, want.bfloat16().double()
+
+
+def nested(name: str, weight: Any) -> tuple[State, Any]:
+    return blocks(name, weight, nested=True)
+
+
+def tiles(name: str, weight: Any) -> tuple[State, Any]:
+    """fp8 with a scale for each tile of 128 x 128: here one."""
+    scale = weight.abs().max() / 448
+    codes = (weight / scale).to(torch.float8_e4m3fn)
+    return {f"{name}.weight": codes, f"{name}.weight_scale_inv": scale.view(1, 1)}, codes.double() * scale.double()
+
+
+def quantize(whole: Path, folder: Path, way: Callable[..., tuple[State, Any]], config: State) -> dict[str, Any]:
+    """Write `whole` with the layers' matrices of its language model and projection stored in a `way`. Return what they
+    stand for."""
+    folder.mkdir()
+    for file in whole.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    state, want = load_file(folder / "model.safetensors"), {}
+    for key in [key for key in state if key.endswith("_proj.weight") or key == "language_projection.weight"]:
+        name = key.removesuffix(".weight")
+        stored, want[name] = way(name, state.pop(key))
+        state |= stored
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
+    data = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**data, "quantization_config": config}))
+    return want
+
+
+@pytest.mark.parametrize("way", [rows, blocks, nested, tiles])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_quantized_matrices_are_read_as_what_they_stand_for(
+    whole: Path, tmp_path: Path, way: Callable[..., tuple[State, Any]], streamed: bool
+) -> None:
+    method = "fp8" if way is tiles else "bitsandbytes"
+    want = quantize(whole, tmp_path / "model", way, {"quant_method": method})
+    model = checkpoints.load_model(tmp_path / "model", streamed=streamed)
+    assert len(want) == 15
+    for name, values in want.items():
+        ours = "projection" if name == "language_projection" else name.replace("language_model.", "llm.")
+        got = checkpoints.streaming.read(model.get_submodule(ours).weight).double()
+        assert got.shape == values.shape and (got - values).abs().max() < 1e-6, name
+    plain = checkpoints.load_model(whole)
+    error = (plain.projection.weight - model.projection.weight).abs().max()
+    assert 0 < error < 0.15 * plain.projection.weight.abs().max()  # garbage is far away
+
+
+def test_four_bits_may_lie_in_floats(whole: Path, tmp_path: Path) -> None:
+    def wide(name: str, weight: Any) -> tuple[State, Any]:
+        return blocks(name, weight, storage=torch.uint8)
+
+    want = quantize(whole, tmp_path / "model", wide, {"quant_method": "bitsandbytes"})
+    file = tmp_path / "model" / "model.safetensors"
+    state = load_file(file)
+    for name in want:
+        state[f"{name}.weight"] = state[f"{name}.weight"].flatten().view(torch.bfloat16).view(-1, 1)
+    save_file(state, file)
+    got = checkpoints.load_model(tmp_path / "model").projection.weight.double()
+    assert (got - want["language_projection"]).abs().max() < 1e-6
+
+
+def test_bitsandbytes_own_checkpoints_are_read(whole: Path, tmp_path: Path) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    for name, chosen in (("int8", {"load_in_8bit": True}), ("nf4", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
+                                                                   "bnb_4bit_use_double_quant": True})):  # fmt: skip
+        config = transformers.BitsAndBytesConfig(**chosen)
+        theirs = transformers.Blip2ForConditionalGeneration.from_pretrained(
+            whole, quantization_config=config, device_map="cpu"
+        )
+        theirs.save_pretrained(tmp_path / name)
+        model, plain = checkpoints.load_model(tmp_path / name), checkpoints.load_model(whole)
+        weight = theirs.language_projection.weight
+        if name == "int8":
+            want = weight.data.float() * weight.SCB[:, None] / 127
+            assert torch.allclose(model.projection.weight, want, atol=1e-6)
+        else:  # its kernel for CPUs takes other scales where a row is narrower than a block
+            assert bitsandbytes is not None
+            difference = (model.projection.weight - plain.projection.weight).abs().max()
+            assert 0 < difference < 0.2 * plain.projection.weight.abs().max()
+
+
+def complaint(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["--checkpoint", str(folder), "--out", str(tmp_path / "out")]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("blip2rt-export: error: ")]
+    assert len(lines) == 1 and not (tmp_path / "out").exists()
+    return lines[0]
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "fbgemm_fp8", "compressed-tensors", "hqq", None])
+def test_other_ways_are_refused_by_name(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str | None
+) -> None:
+    quantize(whole, tmp_path / "model", rows, {"quant_method": method, "bits": 4})
+    line = complaint(tmp_path / "model", tmp_path, capsys)
+    assert f"quant_method is {method!r}" in line and "dequantize" in line
+
+
+def test_integers_without_their_scales_are_refused(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quantize(whole, tmp_path / "model", lambda name, w: ({f"{name}.weight": w.to(torch.int8)}, None), {})
+    line = complaint(tmp_path / "model", tmp_path, capsys)
+    assert "int8" in line and "language_projection.weight" in line and "language_model." in line
+
+
+def test_a_language_model_of_its_own_is_held_to_the_same(tmp_path: Path) -> None:
+    config = tiny_blip2.TEXT_CONFIGS["llama"]()
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    data = json.loads((tmp_path / "config.json").read_text())
+    data["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    with pytest.raises(Blip2rtError, match="'gptq'"):
+        load_llm(LlmConfig(source=str(tmp_path)))
+    state = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj"
+    weight = state.pop(f"{name}.weight")
+    bare = {"model_type": data.pop("model_type")} | {k: v for k, v in data.items() if k != "quantization_config"}
+    (tmp_path / "config.json").write_text(json.dumps(bare))
+    save_file(state | {f"{name}.weight": weight.to(torch.int8)}, tmp_path / "model.safetensors")
+    with pytest.raises(Blip2rtError, match="q_proj.weight is of type int8"):
+        load_llm(LlmConfig(source=str(tmp_path)))
+    data = bare
+    stored, want = rows(name, weight)
+    save_file(state | stored, tmp_path / "model.safetensors")
+    data["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    got = load_llm(LlmConfig(source=str(tmp_path))).get_submodule(name).weight.double()
+    assert (got - want).abs().max() < 1e-6
