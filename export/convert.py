@@ -201,8 +201,8 @@ def _save_processor(config: Any, folder: Path) -> Any:
     from transformers import Blip2Processor, BlipImageProcessor
 
     from blip2rt.modeling.checkpoints import qformer_tokenizer
-    from blip2rt.modeling.hugging_face import FILTERS
     from blip2rt.modeling.llm import load_tokenizer
+    from blip2rt.modeling.preprocessing import FILTERS
 
     vision = config.vision
     images = BlipImageProcessor(

@@ -26,8 +26,9 @@ from tqdm import tqdm
 from blip2rt.command import Parser, nonempty, path, whole
 from blip2rt.errors import Blip2rtError, OptionError
 
+from .data.samples import Bad
 from .evaluation import report
-from .evaluation.annotations import Asked, Captioned, Questions, read_captions, read_questions, require_images
+from .evaluation.annotations import Asked, Captioned, Questions, read_captions, read_questions, with_images
 from .evaluation.metrics import caption_metrics, coco_scorers
 from .evaluation.predictions import Predictions, require_writable, write_whole
 from .evaluation.predictors import Predictor, open_predictor
@@ -99,7 +100,8 @@ def _run(args: argparse.Namespace) -> None:
         raise Blip2rtError(
             f"--prompt is {prompt!r}: of questions it holds {{}}, where the question goes; of captions not"
         )
-    items, graded = _items(args)
+    bad = Bad(args.max_bad, _bad_file(args))
+    items, graded = _items(args, bad)
     options = _options(args)
     known = all(item.references if isinstance(item, Captioned) else item.answers for item in items)
     if not known and (args.task == "retrieval" or args.results is None):
@@ -125,6 +127,8 @@ def _run(args: argparse.Namespace) -> None:
         if args.results:
             write_whole(args.results, json.dumps(_results(items, said)) + "\n")
     about |= {"images": len({item.path for item in items}), **scores.about}
+    if bad.found:
+        about["left_out"] = len(bad.found)
     about["seconds"] = round(time.perf_counter() - started, 1)
     _tell(args, about, scores)
 
@@ -139,19 +143,27 @@ def _depends(args: argparse.Namespace) -> dict[str, Any]:
     return depends | ({"limit": args.limit, "pairs": "both logits"} if args.task == "retrieval" else {})
 
 
-def _items(args: argparse.Namespace) -> tuple[list[Any], bool]:
+def _bad_file(args: argparse.Namespace) -> Path | None:
+    """Where unusable samples are listed: beside what else is written."""
+    beside = args.json or args.report or args.predictions
+    if beside is None:
+        return None
+    file: Path = beside.with_suffix(".bad_samples.tsv")
+    file.unlink(missing_ok=True)
+    return file
+
+
+def _items(args: argparse.Namespace, bad: Bad) -> tuple[list[Any], bool]:
     """What is evaluated, and whether answers are graded."""
     images = args.images = args.images or args.data.parent / "images"
     graded = False
     items: list[Any]
     if args.task == "vqa":
-        questions = read_questions(args.data, args.annotations, images)
+        questions = read_questions(args.data, args.annotations, images, bad)
         items, graded = questions.asked, questions.graded
     else:
-        items = read_captions(args.data, images, args.split)
-    items = items[: args.limit]
-    require_images(args.data, (item.path for item in items))
-    return items, graded
+        items = read_captions(args.data, images, args.split, bad)
+    return with_images(args.data, items[: args.limit], bad), graded
 
 
 def _said(
@@ -250,6 +262,8 @@ def _add_task(tasks: Any, name: str, about: str, data: str) -> argparse._Argumen
     group.add_argument("--images", type=path, metavar="FOLDER",
                        help="folder of the images (default: images beside the data)")  # fmt: skip
     group.add_argument("--limit", type=whole(1), metavar="N", help="use the first N images or questions only")
+    group.add_argument("--max-bad", type=whole(0), default=0, metavar="N",
+                       help="samples that may be unusable; they are left out, and listed beside --json")  # fmt: skip
     model = parser.add_argument_group("model")
     model.add_argument("--model", type=nonempty, metavar="MODEL",
                        help="bundle, or checkpoint: folder, .pth or hub id (default: the embedded model, "

@@ -46,7 +46,7 @@ from blip2rt.errors import Blip2rtError
 
 from .data.flickr8k import write_tables
 from .data.readers import read_data
-from .data.samples import Bad, Dataset, Sample
+from .data.samples import Bad, Dataset, Sample, table_rows, text_fault
 from .data.shards import expand, index_of
 from .data.transforms import read_image
 
@@ -89,7 +89,7 @@ def _readable(
         try:
             content = path.read_bytes()
             read_image(content)
-        except (OSError, ValueError, SyntaxError) as error:
+        except (OSError, ValueError) as error:
             bad.add(str(path), " ".join(str(error).split()))
             continue
         yield path, content, groups[image]
@@ -101,30 +101,54 @@ def _add(writer: tarfile.TarFile, name: str, content: bytes) -> None:
     writer.addfile(info, io.BytesIO(content))
 
 
-def url_list(source: Path) -> Iterator[dict[str, str]]:
-    """{url, caption} of each row of a parquet list (LAION, SBU) or a TSV without a header (Conceptual Captions)."""
-    if source.suffix == ".parquet":
-        try:
-            from pyarrow import parquet
-        except ImportError as error:
-            raise Blip2rtError("pyarrow is not installed: pip install pyarrow") from error
+def url_list(source: Path, bad: Bad) -> Iterator[dict[str, str]]:
+    """{url, caption} of each row of a parquet list (LAION, SBU) or a TSV without a header (Conceptual Captions).
+
+    Rows that cannot be used are counted in `bad`.
+    """
+    for place, url, text in (_parquet if source.suffix == ".parquet" else _urls)(source, bad):
+        fault = text_fault(text)
+        if not isinstance(url, str) or not url.startswith("http"):
+            fault = "it has no URL"
+        if fault is None:
+            yield {"url": str(url), "caption": str(text)}
+        else:
+            bad.add(place, fault)
+
+
+def _parquet(source: Path, bad: Bad) -> Iterator[tuple[str, Any, Any]]:
+    """Place, URL and caption of each row."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise Blip2rtError("pyarrow is not installed: pip install pyarrow") from error
+    try:
         table = parquet.ParquetFile(source)
-        columns = {name.lower(): name for name in table.schema_arrow.names}
-        url, text = (next((columns[n] for n in names if n in columns), None) for names in (_URL, _TEXT))
-        if url is None or text is None:
-            raise Blip2rtError(
-                f"{source} needs columns {' or '.join(_URL)} and {' or '.join(_TEXT)}; has {list(columns)}"
-            )
-        for batch in table.iter_batches(columns=[url, text]):
-            for row in batch.to_pylist():
-                if row[url] and row[text]:
-                    yield {"url": row[url], "caption": row[text]}
-        return
-    with source.open(newline="", encoding="utf-8") as file:
-        for cells in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
-            url_first = bool(cells) and cells[0].startswith("http")  # CC12M has the URL first, CC3M the caption
-            if len(cells) == 2 and cells[1 - url_first].startswith("http"):
-                yield {"url": cells[1 - url_first], "caption": cells[int(url_first)]}
+    except (OSError, pyarrow.ArrowException) as error:
+        raise Blip2rtError(
+            f"{source} is no parquet file ({' '.join(str(error).split())}): download it again"
+        ) from error
+    columns = {name.lower(): name for name in table.schema_arrow.names}
+    url, text = (next((columns[n] for n in names if n in columns), None) for names in (_URL, _TEXT))
+    if url is None or text is None:
+        raise Blip2rtError(f"{source} needs columns {' or '.join(_URL)} and {' or '.join(_TEXT)}; has {list(columns)}")
+    number = 0
+    for batch in table.iter_batches(columns=[url, text]):
+        for row in batch.to_pylist():
+            number += 1
+            yield f"{source}, row {number}", row[url], row[text]
+
+
+def _urls(source: Path, bad: Bad) -> Iterator[tuple[str, Any, Any]]:
+    """Place, URL and caption of each line."""
+    with source.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        for place, cells in table_rows(source, csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), bad):
+            if len(cells) == 2:
+                url_first = cells[0].startswith("http")  # CC12M has the URL first, CC3M the caption
+                yield place, cells[1 - url_first], cells[int(url_first)]
+            elif cells:
+                bad.add(place, f"it has {len(cells)} columns, not a URL and a caption")
 
 
 _URL, _TEXT = ("url", "image_url"), ("caption", "text", "top_caption")
@@ -136,12 +160,18 @@ def _flickr8k(args: argparse.Namespace) -> None:
     print("\n".join(write_tables(source, images, out)))
 
 
+def _left_out(bad: Bad) -> str:
+    """How many samples were left out, with the first of them."""
+    first = next(iter(bad.found.items()), None)
+    return f"{len(bad.found)} left out" + (f", the first {first[0]} ({first[1]})" if first else "")
+
+
 def _shards(args: argparse.Namespace) -> None:
     bad = Bad(args.max_bad)
     data = read_data(args.data, args.images, bad)
     made = write_shards(data, Path(args.out), args.per_shard, bad, args.seed)
-    samples = sum(len(index_of(path, Path(args.cache or args.out))) for path in made)
-    print(f"{args.out}: {len(made)} shards, {samples} images, {len(bad.found)} left out")
+    samples = sum(len(index_of(path, Path(args.cache or args.out)).rows) for path in made)
+    print(f"{args.out}: {len(made)} shards, {samples} images, {_left_out(bad)}")
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -149,21 +179,33 @@ def _list(args: argparse.Namespace) -> None:
     if not source.is_file():
         raise Blip2rtError(f"--data {args.data!r} does not exist")
     out.parent.mkdir(parents=True, exist_ok=True)
-    count = 0
+    count, bad = 0, Bad(args.max_bad)
     with out.open("w", encoding="utf-8") as file:
-        for row in tqdm(url_list(source), unit="row"):
+        for row in tqdm(url_list(source, bad), unit="row"):
             file.write(json.dumps(row) + "\n")
             count += 1
     if not count:
         raise Blip2rtError(f"{source} has no rows of a URL and a caption")
     print(
-        f"{out}: {count} rows; next: img2dataset --url_list {out} --input_format jsonl ... (python -m train.prepare -h)"
+        f"{out}: {count} rows, {_left_out(bad)}; next: img2dataset --url_list {out} --input_format jsonl ... "
+        "(python -m train.prepare -h)"
     )
 
 
 def _index(args: argparse.Namespace) -> None:
-    counts = [len(index_of(path, Path(args.cache))) for path in tqdm(expand(args.data), unit="shard")]
-    print(f"{args.data}: {len(counts)} shards, {sum(counts)} samples, {counts.count(0)} empty shards")
+    bad = Bad(args.max_bad)
+    counts = []
+    for path in tqdm(expand(args.data), unit="shard"):
+        index = index_of(path, Path(args.cache))
+        counts.append(len(index.rows))
+        for name, reason in index.faults:
+            bad.add(name, reason)
+    told = f"{len(counts)} shards, {sum(counts)} samples, {counts.count(0)} empty shards"
+    print(f"{args.data}: {told}, {_left_out(bad)}")
+
+
+def _add_max_bad(parser: Parser) -> None:
+    parser.add_argument("--max-bad", type=whole(0), default=1000, metavar="N", help="samples that may be unusable")
 
 
 def _parser() -> Parser:
@@ -183,7 +225,7 @@ def _parser() -> Parser:
     shards.add_argument("--images", default="", metavar="FOLDER", help="folder of the images that the list names")
     shards.add_argument("--out", type=nonempty, required=True, metavar="FOLDER", help="folder to write")
     shards.add_argument("--per-shard", type=whole(1), default=5000, metavar="N", help="images of a shard")
-    shards.add_argument("--max-bad", type=whole(0), default=1000, metavar="N", help="images that may be unusable")
+    _add_max_bad(shards)
     shards.add_argument("--cache", default="", metavar="FOLDER",
                         help="folder of the indices, `features` of the recipe (default: --out)")  # fmt: skip
     shards.add_argument("--seed", type=whole(0), default=0, metavar="N", help="seed of the images' order")
@@ -191,12 +233,14 @@ def _parser() -> Parser:
     urls = commands.add_parser("list", help="URLs and captions -> the list that img2dataset takes")
     urls.add_argument("--data", type=nonempty, required=True, metavar="FILE", help=".parquet or .tsv")
     urls.add_argument("--out", type=nonempty, required=True, metavar="FILE", help=".jsonl to write")
+    _add_max_bad(urls)
     urls.set_defaults(work=_list)
     index = commands.add_parser("index", help="indices of shards, made ahead of a training")
     index.add_argument("--data", type=nonempty, required=True, metavar="SHARDS",
                        help="a folder, 'a/*.tar' or 'a/{0000..0099}.tar'")  # fmt: skip
     index.add_argument("--cache", type=nonempty, required=True, metavar="FOLDER",
                        help="folder of the indices, `features` of the recipe")  # fmt: skip
+    _add_max_bad(index)
     index.set_defaults(work=_index)
     return parser
 

@@ -22,10 +22,10 @@ from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.checkpoints import init_from_bert, qformer_tokenizer
 from blip2rt.text import clean_caption
 
-from .data.features import FeatureSource
+from .data.features import open_features
 from .data.feed import Rows, bad_samples, open_feed, seen_features, to_device
 from .data.readers import read_data
-from .data.samples import Dataset, sample_images
+from .data.samples import sample_images
 from .dry_run import Plan, dry_run
 from .evaluation.generation import itg_captions
 from .evaluation.recall import recall
@@ -173,11 +173,12 @@ class Dev:
 
     def __init__(self, stage: Stage1, data: DataSettings) -> None:
         self.stage = stage
-        self.data: Dataset = read_data(data.dev_table, data.images, bad_samples(stage.trainer.out, data.max_bad))
+        bad = bad_samples(stage.trainer.out, data.max_bad)
+        read = read_data(data.dev_table, data.images, bad)
         model = stage.model
         encoder = None if data.cache_features else model.vision
         with here().main_first():
-            self.vision = FeatureSource(self.data.paths, model.config.vision, data.features, encoder=encoder)
+            self.data, self.vision = open_features(read, model.config.vision, data.features, bad, encoder=encoder)
 
     def evaluate(self) -> dict[str, float]:
         """Measures by name; tells the log a few captions."""

@@ -26,7 +26,7 @@ from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.checkpoints import init_from_bert, init_from_stage1, read_config
 from blip2rt.modeling.llm import encoder_decoder
 
-from .data.features import FeatureSource
+from .data.features import open_features
 from .data.feed import Rows, bad_samples, open_feed, seen_features, to_device
 from .data.readers import read_data
 from .data.samples import Sample, first_answers, sample_images
@@ -249,13 +249,14 @@ class Dev:
 
     def __init__(self, stage: Stage2, data: DataSettings, count: int = 500) -> None:
         self.stage = stage
-        read = read_data(data.dev_table, data.images, bad_samples(stage.trainer.out, data.max_bad))
-        self.groups, self.paths = [first_answers(group) for group in read.by_image()[:count]], read.paths
+        bad = bad_samples(stage.trainer.out, data.max_bad)
+        read = read_data(data.dev_table, data.images, bad)
         self.generator = Generator(stage.model)
         model = stage.model
         encoder = None if data.cache_features else model.vision
         with here().main_first():
-            self.vision = FeatureSource(read.paths, model.config.vision, data.features, encoder=encoder)
+            read, self.vision = open_features(read, model.config.vision, data.features, bad, encoder=encoder)
+        self.groups, self.paths = [first_answers(group) for group in read.by_image()[:count]], read.paths
 
     def evaluate(self) -> dict[str, float]:
         """Measures by name; tells the log a few captions."""

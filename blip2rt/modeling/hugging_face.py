@@ -15,6 +15,7 @@ from blip2rt.errors import Blip2rtError
 from .blip2 import Blip2Config
 from .json_file import read_json
 from .llm import LlmConfig, load_tokenizer, text_config
+from .preprocessing import with_preprocessing
 from .qformer import QFormerConfig
 from .quantized import refuse_unread
 from .vision import VisionConfig, resized
@@ -25,8 +26,6 @@ OWN_CONFIG, OWN_WEIGHTS = "blip2rt_config.json", "blip2rt.safetensors"  # beside
 
 _GENERATIVE, _RETRIEVAL = "Blip2ForConditionalGeneration", "Blip2ForImageTextRetrieval"
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
-FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers
-_STEPS = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_center_crop": False}
 _VISION = {"hidden_size": 1408, "intermediate_size": 6144, "num_hidden_layers": 39, "num_attention_heads": 16,
            "image_size": 224, "patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-6,
            "qkv_bias": True}  # fmt: skip
@@ -68,7 +67,7 @@ def read_config(folder: Path) -> Blip2Config:
         stage=1 if retrieval else 2,
         vision=_vision(vision, folder),
         qformer=_qformer(qformer, vision["hidden_size"], data.get("num_query_tokens", 32), retrieval),
-        llm=None if retrieval else _llm(folder),
+        llm=None if retrieval else replace(_llm(folder), image_token_id=_image_token(data)),
         qformer_init=str(folder),
         embed_dim=data.get("image_text_hidden_size", 256),
         max_text_length=min(qformer["max_position_embeddings"], 512),
@@ -118,31 +117,6 @@ def _vision(vision: dict[str, Any], folder: Path) -> VisionConfig:
     return with_preprocessing(resized(config, size), folder)
 
 
-def with_preprocessing(config: VisionConfig, folder: Path) -> VisionConfig:
-    """What the folder's image processor says; BlipImageProcessor's defaults where there is none."""
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        file = folder / name
-        data = read_json(file) if file.is_file() else {}
-        data = data.get("image_processor", data)
-        if "image_mean" not in data:
-            continue
-        faults = [f"{key} is {data[key]!r}" for key, wanted in _STEPS.items() if data.get(key) not in (wanted, None)]
-        if faults or abs(data.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
-            what = "; ".join(faults) or "rescale_factor is not 1/255"
-            raise Blip2rtError(f"{file}: {what}; only resizing, scaling by 1/255 and normalising are supported")
-        size = data.get("size") or {}
-        if "height" in size and (size["height"], size["width"]) != (config.height, config.width):
-            raise Blip2rtError(
-                f"{file}: size is {size['height']} x {size['width']}, but config.json has images of {config.height} x "
-                f"{config.width}; make the two agree, or interpolate with --image-size {size['height']}"
-            )
-        return replace(
-            config, mean=tuple(data["image_mean"]), std=tuple(data["image_std"]),
-            resample=FILTERS[data.get("resample", 3)],
-        )  # fmt: skip
-    return config
-
-
 def _qformer(qformer: dict[str, Any], vision_width: int, queries: int, text_branch: bool) -> QFormerConfig:
     return QFormerConfig(
         hidden_size=qformer["hidden_size"], layers=qformer["num_hidden_layers"], heads=qformer["num_attention_heads"],
@@ -151,6 +125,11 @@ def _qformer(qformer: dict[str, Any], vision_width: int, queries: int, text_bran
         max_positions=qformer["max_position_embeddings"], layer_norm_eps=qformer["layer_norm_eps"],
         dropout=qformer["hidden_dropout_prob"], query_gain=None, text_branch=text_branch,
     )  # fmt: skip
+
+
+def _image_token(data: dict[str, Any]) -> int | None:
+    token = data.get("image_token_index", data.get("image_token_id"))
+    return token if isinstance(token, int) and not isinstance(token, bool) and token >= 0 else None
 
 
 def _llm(folder: Path) -> LlmConfig:

@@ -46,6 +46,7 @@ class LlmConfig:
     lora_rank: int = 0  # of adapters that were trained beside its layers; 0: none
     lora_alpha: float = 0.0  # they count alpha / rank
     lora_layers: tuple[str, ...] = ()  # last names of the layers; (): all
+    image_token_id: int | None = None  # what stands for the image's positions where tokens are counted
     adapters: str | None = None  # the checkpoint that holds them, to be added to the weights
 
     def __post_init__(self) -> None:

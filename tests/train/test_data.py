@@ -149,7 +149,7 @@ def test_shards_of_img2dataset_and_webdataset_are_read(tmp_path: Path) -> None:
     assert shards.counts == [1, 1]
     assert shards.read(0) == (jpeg(1), [Sample(0, "json")]) and shards.read(1) == (jpeg(2), [Sample(0, "two")])
     assert shards.name(1).endswith("00001.tar#0")
-    assert len(list((tmp_path / "cache").glob("*.index.npy"))) == 2
+    assert len(list((tmp_path / "cache").glob("*.index.npz"))) == 2
     assert texts_of('{"captions": ["a", {"text": "b", "prompt": "c"}]}', True) == [Sample(0, "a"), Sample(0, "b", "c")]
     with pytest.raises(Blip2rtError, match="1 of 3 shards"):
         expand(str(tmp_path / "s" / "{00000..00002}.tar"))

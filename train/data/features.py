@@ -17,15 +17,18 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
+from blip2rt.bundle.whole import write_file
+from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
 
+from .samples import Bad, Dataset
 from .transforms import read_image
 
 _BATCH = 16
 
 
-class _Views(TorchDataset[torch.Tensor]):
-    """Pixels of one view of every image."""
+class _Views(TorchDataset[tuple[torch.Tensor, str]]):
+    """Pixels of one view of every image, and what is wrong with it, if anything: then they are zeros."""
 
     def __init__(self, paths: list[Path], config: VisionConfig, view: int) -> None:
         self.paths, self.config, self.view = paths, config, view
@@ -33,8 +36,12 @@ class _Views(TorchDataset[torch.Tensor]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return to_pixels(augment(read_image(self.paths[index]), self.view, index), self.config)
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
+        try:
+            return to_pixels(augment(read_image(self.paths[index]), self.view, index), self.config), ""
+        except (OSError, ValueError) as error:
+            fault = " ".join(str(error).split()) or type(error).__name__
+            return torch.zeros(3, self.config.height, self.config.width), fault
 
 
 def augment(image: Image.Image, view: int, index: int) -> Image.Image:
@@ -45,7 +52,8 @@ def augment(image: Image.Image, view: int, index: int) -> Image.Image:
         width = min(1.0, (area * ratio) ** 0.5) * image.width
         height = min(1.0, (area / ratio) ** 0.5) * image.height
         left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
-        image = image.crop((round(left), round(top), round(left + width), round(top + height)))
+        right, bottom = max(round(left + width), round(left) + 1), max(round(top + height), round(top) + 1)
+        image = image.crop((round(left), round(top), right, bottom))
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view % 2 else image
 
 
@@ -65,22 +73,57 @@ class FeatureSource:
     ) -> None:
         """cache: a folder; views: augmented views of every image in it."""
         self._encoder = encoder
+        self._rows = list(range(len(paths)))  # of the images that are left, by index
+        self.unreadable: dict[int, str] = {}  # index -> what is wrong with an image
         if encoder is None:
             self._cache = cached_features(paths, config, cache, views)
+            self.unreadable = unreadable(paths, config, cache)
         else:
             self._pixels = _Views(paths, config, 0)
+            self.unreadable = {i: fault for i in self._rows if (fault := self._pixels[i][1])}
+
+    def leave_out(self) -> None:
+        """Number the images anew, without those that are unreadable."""
+        self._rows = [row for row in self._rows if row not in self.unreadable]
 
     def get(self, images: list[int], views: list[int] | None = None) -> torch.Tensor:
         """(B, N, C) float32 of one view of each image; view 0 by default, the only one that an encoder is asked for."""
-        drawn = views or [0] * len(images)
+        drawn, images = views or [0] * len(images), [self._rows[image] for image in images]
         if self._encoder is None:
             rows = np.stack([self._cache[view][image] for view, image in zip(drawn, images, strict=True)])
             return torch.from_numpy(rows).float()
         assert not any(drawn), "other views are the cache's"
         device = next(self._encoder.parameters()).device
         with torch.no_grad():
-            features: torch.Tensor = self._encoder(torch.stack([self._pixels[i] for i in images]).to(device))
+            features: torch.Tensor = self._encoder(torch.stack([self._pixels[i][0] for i in images]).to(device))
         return features.float()
+
+
+def open_features(
+    data: Dataset, config: VisionConfig, cache: str, bad: Bad, views: int = 1, encoder: VisionEncoder | None = None
+) -> tuple[Dataset, FeatureSource]:
+    """The features of a data set's images. Images that cannot be read are counted in `bad` and left out of both."""
+    source = FeatureSource(data.paths, config, cache, views, encoder)
+    for image, fault in source.unreadable.items():
+        bad.add(str(data.paths[image]), fault)
+    if source.unreadable:
+        source.leave_out()
+        data = data.without(source.unreadable.keys())
+    if not data.samples:
+        raise Blip2rtError("no image can be read: mend them, or give others")
+    return data, source
+
+
+def readable(data: Dataset, bad: Bad) -> Dataset:
+    """The data set without the images that cannot be decoded, which are counted in `bad`."""
+    faults = {}
+    for image, path in enumerate(data.paths):
+        try:
+            read_image(path)
+        except (OSError, ValueError) as error:
+            faults[image] = " ".join(str(error).split()) or type(error).__name__
+            bad.add(str(path), faults[image])
+    return data.without(faults.keys()) if faults else data
 
 
 def draw_views(views: int, count: int, seed: tuple[int, int]) -> np.ndarray:
@@ -99,17 +142,33 @@ def cached_features(paths: list[Path], config: VisionConfig, folder: str | Path,
     folder.mkdir(parents=True, exist_ok=True)
     key = cache_key(paths, config)
     files = [folder / f"{key}-view{view}.npy" for view in range(views)]
+    faults = _faults_file(folder, key)
     missing = [view for view, file in enumerate(files) if not file.exists()]
     if missing:
         encoder = VisionEncoder(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for view in missing:
-            _compute(encoder, paths, config, view, files[view])
+            found = _compute(encoder, paths, config, view, files[view])
+            if found:
+                known = json.loads(faults.read_text()) if faults.is_file() else {}
+                write_file(faults, json.dumps(known | found).encode())
     return [np.load(file, mmap_mode="r") for file in files]
 
 
+def _faults_file(folder: Path, key: str) -> Path:
+    return folder / f"{key}-unreadable.json"
+
+
+def unreadable(paths: list[Path], config: VisionConfig, folder: str | Path) -> dict[int, str]:
+    """Index -> what is wrong, of the images that had no features when they were cached."""
+    faults = _faults_file(Path(folder), cache_key(paths, config))
+    if not faults.is_file():
+        return {}
+    return {int(index): str(fault) for index, fault in json.loads(faults.read_text()).items()}
+
+
 @torch.no_grad()
-def _compute(encoder: VisionEncoder, paths: list[Path], config: VisionConfig, view: int, file: Path) -> None:
-    """Fill one view's file; it gets its name when it is whole."""
+def _compute(encoder: VisionEncoder, paths: list[Path], config: VisionConfig, view: int, file: Path) -> dict[str, str]:
+    """Fill one view's file; it gets its name when it is whole. Return what is wrong with images, by index."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder.to(device)
     partial = file.with_suffix(".partial")
@@ -117,8 +176,9 @@ def _compute(encoder: VisionEncoder, paths: list[Path], config: VisionConfig, vi
     out = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
     loader = DataLoader(_Views(paths, config, view), _BATCH)
     with tqdm(total=len(paths), desc=f"features, view {view}", unit="img") as bar:
-        done = 0
-        for pixels in loader:
+        done, found = 0, {}
+        for pixels, faults in loader:
+            found |= {str(done + i): fault for i, fault in enumerate(faults) if fault}
             pixels = pixels.to(device, memory_format=torch.channels_last)
             with torch.autocast(device, torch.bfloat16):
                 features = encoder(pixels)
@@ -127,3 +187,4 @@ def _compute(encoder: VisionEncoder, paths: list[Path], config: VisionConfig, vi
             bar.update(len(pixels))
     out.flush()
     partial.rename(file)
+    return found

@@ -18,11 +18,11 @@ from blip2rt.modeling.vision import VisionConfig
 
 from ..loop.parallel import Parallel, here
 from ..settings import BatchSettings, DataSettings
-from .features import FeatureSource, draw_views
+from .features import draw_views, open_features
 from .loader import Images, Reader, image_batches, open_sources
 from .order import Mixture
 from .readers import read_data
-from .samples import Bad, Dataset, Sample, batches, draw_texts
+from .samples import Bad, Sample, batches, draw_texts
 from .transforms import train_transform
 
 T = TypeVar("T")
@@ -75,9 +75,9 @@ class TableFeed:
         """by_caption: a row is a caption, and captions of similar length come together; otherwise it is an image with
         up to `texts` of its texts."""
         self.batch, self.views, self.texts, self.by_caption = batch, data.views, texts, by_caption
-        self.data: Dataset = read_data(data.train_table, data.images, bad)
+        read = read_data(data.train_table, data.images, bad)
         with here().main_first():
-            self.vision = FeatureSource(self.data.paths, vision, data.features, data.views)
+            self.data, self.vision = open_features(read, vision, data.features, bad, data.views)
 
     def rows(self, start: int) -> Iterator[tuple[int, list[Rows]]]:
         """Endless (step, micro-batches) from step `start` on."""

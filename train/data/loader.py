@@ -23,7 +23,7 @@ from ..loop.memory import keep_freed_memory
 from .order import Mixture, Order
 from .readers import read_data
 from .samples import Bad, Dataset, Sample, draw_texts
-from .shards import Shards
+from .shards import Faults, Shards
 from .transforms import Transform, read_image
 
 _FIELDS = ("path", "images", "weight")
@@ -55,7 +55,8 @@ class ListedImages:
     def name(self, number: int) -> str:
         return str(self.paths[number])
 
-    def read(self, number: int) -> tuple[bytes, list[Sample]]:
+    def read(self, number: int, faults: Faults | None = None) -> tuple[bytes, list[Sample]]:
+        """The image file and its texts, which have been judged already."""
         return self.paths[number].read_bytes(), self.groups[number]
 
 
@@ -92,7 +93,7 @@ def open_sources(entries: tuple[dict[str, Any], ...], cache: Path, bad: Bad) -> 
 def _open(entry: dict[str, Any], cache: Path, bad: Bad) -> Source:
     path = entry["path"]
     if path.endswith(".tar") or (Path(path).is_dir() and any(Path(path).glob("*.tar"))):
-        return Shards(path, cache)
+        return Shards(path, cache, bad)
     return ListedImages(read_data(path, entry.get("images", ""), bad))
 
 
@@ -127,15 +128,15 @@ class Reader(TorchDataset[Images | Blip2rtError]):
         number = self.orders[source][position]
         for _ in range(min(_TRIES, self.orders[source].total)):
             try:
-                data, texts = files.read(number)
+                data, texts = files.read(number, bad)
                 with torch.random.fork_rng(devices=[]):  # the draws of a row are its own, whoever reads it
                     # torch.manual_seed seeds GPUs too, and formats a stack for it
                     torch.default_generator.manual_seed(hash((self.seed, source, position)) % 2**62)
                     pixels = self.transform(read_image(data))
                 drawn = draw_texts(texts, np.random.default_rng((self.seed, source, position)))
                 return pixels, drawn, (source << 40) + number
-            except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for files that are no image
-                bad.append((files.name(number), " ".join(str(error).split())[:200]))
+            except (OSError, ValueError) as error:
+                bad.append((files.name(number), " ".join(str(error).split())[:200] or type(error).__name__))
                 number = (number + 1) % self.orders[source].total
         raise Blip2rtError(f"{_TRIES} samples in a row of source {source + 1} cannot be read, as {bad[-1]}: mend it")
 

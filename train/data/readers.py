@@ -11,14 +11,14 @@ import csv
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from blip2rt.errors import Blip2rtError
 
-from .samples import Bad, Dataset, Sample, count_answers, read_table
+from .samples import Bad, Dataset, Row, dataset_of, is_file, read_table
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-Row = tuple[str, str, str]  # image, text, prompt
+_MOST = 10_000  # times that one answer may have been given
 
 _NAMES = {
     "image": ("image", "file_name", "filename", "image_path", "image_name", "filepath", "path"),
@@ -48,58 +48,72 @@ def read_data(path: str | Path, images: str | Path = "", bad: Bad | None = None)
             f"data {str(path)!r}: choose a .tsv, .csv, .jsonl or COCO .json file, Flickr's .token file, a folder of "
             "images with .txt files, or shards (.tar, in train_data)"
         )
-    return _dataset(path, list(rows), Path(images), bad)
+    try:
+        return dataset_of(path, rows, Path(images), bad)
+    except OSError as error:
+        raise Blip2rtError(f"data {str(path)!r} cannot be read ({error.strerror}): give another path") from error
 
 
-def _dataset(path: Path, rows: list[Row], images: Path, bad: Bad) -> Dataset:
-    index: dict[str, int] = {}
-    missing: set[str] = set()
-    samples = []
-    for name, text, prompt in rows:
-        if name in missing:
-            continue
-        if name not in index and not (images / name).is_file():
-            missing.add(name)
-            bad.add(f"{images / name}", f"{path} names it, and it does not exist")
-        elif not text.strip():
-            bad.add(f"{path}: {name}", "its caption is empty")
-        else:
-            samples.append(Sample(index.setdefault(name, len(index)), text, prompt))
-    if not samples:
-        reason = f"of {len(rows)} rows none has both a caption and an image in {images}" if rows else "it has no rows"
-        raise Blip2rtError(f"data {str(path)!r} cannot be used: {reason}")
-    return Dataset([images / name for name in index], count_answers(samples))
+def _open(path: Path) -> TextIO:
+    """A text file; bytes that are no UTF-8 become what dataset_of finds in its row."""
+    return path.open(newline="", encoding="utf-8-sig", errors="surrogateescape")
+
+
+def read_json(text: str) -> Any:
+    """Raise ValueError for what is no JSON, however it is not."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def _folder(path: Path, bad: Bad) -> Iterator[Row]:
     """photo.jpg and photo.txt, one caption a line, in any depth."""
-    for image in sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES):
-        texts = image.with_suffix(".txt")
-        if not texts.is_file():
+    for image in sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES and not p.is_dir()):
+        texts, name = image.with_suffix(".txt"), str(image.relative_to(path))
+        if not is_file(texts):
             bad.add(str(image), f"there is no {texts.name} beside it")
             continue
-        for line in texts.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.strip():
-                yield str(image.relative_to(path)), line.strip(), ""
+        try:
+            with _open(texts) as file:
+                lines = file.read().splitlines()
+        except OSError as error:
+            bad.add(str(texts), str(error.strerror or error))
+            continue
+        if not any(line.strip() for line in lines):
+            bad.add(str(texts), "it has no caption")
+        yield from (Row(f"{texts}, line {i}", name, line.strip()) for i, line in enumerate(lines, 1) if line.strip())
 
 
 def _csv(path: Path, bad: Bad) -> Iterator[Row]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with _open(path) as file:
         flickr = "|" in file.readline()  # Flickr30k's results.csv
         file.seek(0)
         reader = csv.DictReader(file, delimiter="|" if flickr else ",", skipinitialspace=True)
-        columns = {kind: _column(path, kind, reader.fieldnames or ()) for kind in _NAMES}
-        for row in reader:
-            image, text, prompt = (row.get(columns[kind] or "") or "" for kind in _NAMES)
-            yield image, text, prompt
+        try:
+            columns = {kind: _column(path, kind, reader.fieldnames or ()) for kind in _NAMES}
+        except csv.Error as error:
+            raise Blip2rtError(f"{path} is no table ({error}): give a .csv file with a header") from error
+        while True:
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                bad.add(f"{path}, line {reader.line_num}", str(error))
+                continue
+            values = (row.get(columns[kind] or "") or "" for kind in _NAMES)
+            yield Row(f"{path}, line {reader.line_num}", *values)
 
 
 def _tokens(path: Path, bad: Bad) -> Iterator[Row]:
     """Flickr8k's and Flickr30k's `name.jpg#0<TAB>caption`."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    with _open(path) as file:
+        lines = file.read().splitlines()
+    for number, line in enumerate(lines, 1):
         name, tab, text = line.partition("\t")
         if tab and "#" in name:
-            yield name.rpartition("#")[0], text, ""
+            yield Row(f"{path}, line {number}", name.rpartition("#")[0], text)
         elif line.strip():
             bad.add(f"{path}, line {number}", "it is not image#number<TAB>caption")
 
@@ -107,63 +121,98 @@ def _tokens(path: Path, bad: Bad) -> Iterator[Row]:
 def _column(path: Path, kind: str, have: Any) -> str | None:
     found = next((name for name in _NAMES[kind] if name in have), None)
     if found is None and kind != "prompt":
-        raise Blip2rtError(f"{path} needs a column for the {kind}: {' or '.join(_NAMES[kind])}; it has {list(have)}")
+        shown = ascii(list(have))[:200]
+        raise Blip2rtError(f"{path} needs a column for the {kind}: {' or '.join(_NAMES[kind])}; it has {shown}")
     return found
 
 
 def _json_lines(path: Path, bad: Bad) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as file:
+    with _open(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
+            place = f"{path}, line {number}"
             try:
-                row = json.loads(line)
-                rows = list(_of_object(row))
-            except (ValueError, TypeError, StopIteration):
-                bad.add(f"{path}, line {number}", "it is no JSON object with an image and a caption")
-                continue
-            yield from rows
+                yield from _of_object(place, read_json(line))
+            except ValueError as error:
+                bad.add(place, f"it is no JSON object with an image and a caption: {error}")
 
 
-def _of_object(row: Any) -> Iterator[Row]:
-    """The texts of an object: one, a list in which answers may be repeated, or answers with their counts."""
-    image = next(row[name] for name in _NAMES["image"] if name in row)
-    texts = next(row[name] for name in (*_NAMES["text"], "captions", "answers") if name in row)
+def _of_object(place: str, row: Any) -> list[Row]:
+    """The texts of an object: one, a list in which answers may be repeated, or answers with their counts.
+
+    Raise ValueError: it has no image or no text.
+    """
+    if not isinstance(row, dict):
+        raise ValueError(f"it is {type(row).__name__}")
+    image = next((name for name in _NAMES["image"] if name in row), None)
+    text = next((name for name in (*_NAMES["text"], "captions", "answers") if name in row), None)
+    if image is None or text is None:
+        raise ValueError(f"it has no {'image' if image is None else 'caption'}")
     prompt = next((row[name] for name in _NAMES["prompt"] if name in row), "")
-    if isinstance(texts, dict):
-        texts = [text for text, count in texts.items() for _ in range(int(count))]
-    for text in texts if isinstance(texts, list) else [texts]:
-        yield str(image), str(text["answer"] if isinstance(text, dict) else text), str(prompt)
+    given = row[text]
+    texts = given if isinstance(given, list) else _counted(given) if isinstance(given, dict) else [given]
+    if not texts:
+        raise ValueError("it has no caption")
+    return [
+        Row(f"{place}, text {number}" if len(texts) > 1 else place, row[image], _inner(each), prompt)
+        for number, each in enumerate(texts, 1)
+    ]
+
+
+def _counted(counts: dict[str, Any]) -> list[str]:
+    """{answer: how many gave it} -> each so many times. Raise ValueError for what is no count."""
+    for text, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= _MOST:
+            raise ValueError(f"{text[:40]!r} was given {str(count)[:40]!r} times, which is no number up to {_MOST:,}")
+    return [text for text, count in counts.items() for _ in range(count)]
+
+
+def _inner(text: Any) -> Any:
+    """The text of an entry that is an object itself."""
+    names = ("answer", "caption", "text", "raw")
+    return next((text[name] for name in names if name in text), None) if isinstance(text, dict) else text
 
 
 def _coco(path: Path, bad: Bad) -> Iterator[Row]:
     """COCO's `{"images": [...], "annotations": [...]}`, VQAv2's annotations with its questions beside them, or a list
     of objects with an image and captions, or with a question and answers."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise Blip2rtError(f"{path} is no JSON ({error}): name it .jsonl if every line is an object") from error
+    data = _whole(path)
     if isinstance(data, list):
         for number, row in enumerate(data):
             try:
-                rows = list(_of_object(row))
-            except (TypeError, StopIteration):
-                bad.add(f"{path}, entry {number}", "it has no image and caption")
-                continue
-            yield from rows
+                yield from _of_object(f"{path}, entry {number}", row)
+            except ValueError as error:
+                bad.add(f"{path}, entry {number}", f"it has no image and caption: {error}")
         return
     if isinstance(data, dict) and "images" not in data and "data_subtype" in data and "annotations" in data:
         yield from _vqa(path, data, bad)
         return
-    if not isinstance(data, dict) or not {"images", "annotations"} <= data.keys():
-        raise Blip2rtError(f"{path} is not in COCO's format: it needs the keys images and annotations")
-    names = {image["id"]: image["file_name"] for image in data["images"]}
-    for annotation in data["annotations"]:
-        name, text = names.get(annotation.get("image_id")), annotation.get("caption")
-        if name is None or text is None:
-            bad.add(f"{path}, annotation {annotation.get('id')}", "it has no caption, or its image is not listed")
+    if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in ("images", "annotations")):
+        raise Blip2rtError(f"{path} is not in COCO's format: it needs the lists images and annotations")
+    names: dict[str, Any] = {}  # by ids as JSON writes them, whatever they are
+    for number, image in enumerate(data["images"]):
+        if not isinstance(image, dict) or "id" not in image or "file_name" not in image:
+            bad.add(f"{path}, image {number}", "it has no id or no file_name")
         else:
-            yield str(name), str(text), ""
+            names[json.dumps(image["id"])] = image["file_name"]
+    for number, annotation in enumerate(data["annotations"]):
+        entry = annotation if isinstance(annotation, dict) else {}
+        place = f"{path}, annotation {entry.get('id', f'number {number}')}"
+        name = names.get(json.dumps(entry.get("image_id")))
+        if name is None or "caption" not in entry:
+            bad.add(place, "it has no caption, or its image is not listed")
+        else:
+            yield Row(place, name, entry["caption"])
+
+
+def _whole(path: Path) -> Any:
+    """A JSON file. Raise Blip2rtError."""
+    try:
+        with _open(path) as file:
+            return read_json(file.read())
+    except ValueError as error:
+        raise Blip2rtError(f"{path} is no JSON ({error}): name it .jsonl if every line is an object") from error
 
 
 def _vqa(path: Path, data: dict[str, Any], bad: Bad) -> Iterator[Row]:
@@ -171,16 +220,29 @@ def _vqa(path: Path, data: dict[str, Any], bad: Bad) -> Iterator[Row]:
     other = path.with_name(path.name.replace("v2_mscoco", "v2_OpenEnded_mscoco").replace("annotations", "questions"))
     if other == path or not other.is_file():
         raise Blip2rtError(f"{path} holds answers: put their questions beside it, as {other.name}")
-    asked = {q["question_id"]: q["question"] for q in json.loads(other.read_text(encoding="utf-8"))["questions"]}
-    subset = data["data_subtype"]  # train2014
-    for annotation in data["annotations"]:
-        question = asked.get(annotation["question_id"])
+    beside, subset = _whole(other), data["data_subtype"]  # train2014
+    questions, annotations = (beside.get("questions") if isinstance(beside, dict) else None), data["annotations"]
+    if not isinstance(questions, list) or not isinstance(annotations, list) or not isinstance(subset, str):
+        raise Blip2rtError(f"{path} or {other.name} is not in VQAv2's format: it needs annotations and questions")
+    asked = {
+        json.dumps(each["question_id"]): each.get("question")
+        for each in questions
+        if isinstance(each, dict) and "question_id" in each
+    }
+    for number, annotation in enumerate(annotations):
+        entry = annotation if isinstance(annotation, dict) else {}
+        place = f"{path}, question {entry.get('question_id', f'number {number}')}"
+        question, image, answers = (
+            asked.get(json.dumps(entry.get("question_id"))), entry.get("image_id"), entry.get("answers"),
+        )  # fmt: skip
         if question is None:
-            bad.add(f"{path}, question {annotation['question_id']}", f"it is not in {other.name}")
-            continue
-        image = f"{subset}/COCO_{subset}_{annotation['image_id']:012d}.jpg"
-        for answer in annotation["answers"]:
-            yield image, str(answer["answer"]), str(question)
+            bad.add(place, f"it is not in {other.name}")
+        elif isinstance(image, bool) or not isinstance(image, int) or not isinstance(answers, list) or not answers:
+            bad.add(place, "it has no image_id or no list of answers")
+        else:
+            name = f"{subset}/COCO_{subset}_{image:012d}.jpg"
+            for i, answer in enumerate(answers, 1):
+                yield Row(f"{place}, answer {i}", name, _inner(answer), question)
 
 
 _READERS: dict[str, Callable[[Path, Bad], Iterator[Row]]] = {

@@ -7,9 +7,11 @@ that a resumed training sees what an uninterrupted one would have seen.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +42,13 @@ class Dataset:
         for sample in self.samples:
             groups[sample.image].append(sample)
         return groups
+
+    def without(self, images: Container[int]) -> Dataset:
+        """The data set without some images, the others numbered anew."""
+        kept = [image for image in range(len(self.paths)) if image not in images]
+        number = {image: i for i, image in enumerate(kept)}
+        samples = [replace(each, image=number[each.image]) for each in self.samples if each.image in number]
+        return Dataset([self.paths[image] for image in kept], samples)
 
 
 def count_answers(samples: list[Sample]) -> list[Sample]:
@@ -78,6 +87,10 @@ def draw_texts(samples: list[Sample], rng: np.random.Generator) -> list[Sample]:
     return [sample for sample in order if not sample.prompt or sample is chosen[sample.prompt]]
 
 
+class TooManyBad(Blip2rtError):
+    """More samples cannot be used than may."""
+
+
 class Bad:
     """Samples that cannot be used: counted, listed, and an error beyond `limit`."""
 
@@ -86,47 +99,127 @@ class Bad:
         self.found: dict[str, str] = {}
 
     def add(self, sample: str, reason: str) -> None:
-        """Count a sample and list it. Raise Blip2rtError where it is one more than the limit."""
+        """Count a sample and list it. Raise TooManyBad where it is one more than the limit."""
         if sample in self.found:
             return
         self.found[sample] = reason
         if self.file is not None:
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(f"{sample}\t{reason}\n")
+            with self.file.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"{' '.join(sample.split())}\t{' '.join(reason.split())}\n")
         if len(self.found) > self.limit:
             listed = f", listed in {self.file}" if self.file else ""
-            raise Blip2rtError(
-                f"{len(self.found)} samples cannot be used{listed}, the last {sample} ({reason}), and max_bad is "
+            last = f"{sample} ({reason})".encode("utf-8", "backslashreplace").decode()
+            raise TooManyBad(
+                f"{len(self.found)} samples cannot be used{listed}, the last {last}, and max_bad is "
                 f"{self.limit}: mend them, or raise max_bad"
             )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One text of one image as a list has it, not judged yet. place: where it stands."""
+
+    place: str
+    image: object
+    text: object
+    prompt: object = ""
+
+
+def text_fault(text: object, what: str = "caption") -> str | None:
+    """What is wrong with a caption, an answer or a prompt; None where it can be used.
+
+    An answer may be a sign, such as "$"; a caption of signs alone is an empty one to whoever cleans it.
+    """
+    if not isinstance(text, str):
+        return f"its {what} is {str(text)[:40]!r} of type {type(text).__name__}, not text"
+    if not text.strip():
+        return f"its {what} is empty"
+    try:
+        text.encode()
+    except UnicodeError:  # what errors="surrogateescape" makes of bytes that are no UTF-8, or JSON's lone surrogates
+        return f"its {what} is not valid UTF-8"
+    if what == "caption" and all(unicodedata.category(letter)[0] in "PZC" for letter in text):
+        return f"its caption {text.strip()[:40]!r} has no word"
+    return None
+
+
+def dataset_of(path: Path, rows: Iterable[Row], images: Path, bad: Bad) -> Dataset:
+    """Judge the rows of a list. What cannot be used is counted in `bad` and left out.
+
+    Raise Blip2rtError where nothing is left, or more is wrong than `bad` allows.
+    """
+    index: dict[str, int] = {}
+    missing: set[str] = set()
+    samples, count = [], 0
+    for row in rows:
+        count += 1
+        fault = _row_fault(row)
+        if fault is not None:
+            bad.add(row.place, fault)
+            continue
+        name, text, prompt = str(row.image), str(row.text), str(row.prompt or "")
+        if name in missing:
+            continue
+        if name not in index and not is_file(images / name):
+            missing.add(name)
+            bad.add(str(images / name), f"{path} names it, and it does not exist")
+            continue
+        samples.append(Sample(index.setdefault(name, len(index)), text, prompt))
+    if not samples:
+        reason = f"of {count} rows none has both a caption and an image in {images}" if count else "it has no rows"
+        raise Blip2rtError(f"data {str(path)!r} cannot be used: {reason}; give a list with some")
+    return Dataset([images / name for name in index], count_answers(samples))
+
+
+def _row_fault(row: Row) -> str | None:
+    if not isinstance(row.image, str) or not row.image.strip():
+        return f"its image is {str(row.image)[:40]!r}, not a file's name"
+    if row.prompt not in ("", None):
+        fault = text_fault(row.prompt, "prompt")
+        return text_fault(row.text, "answer") if fault is None else fault
+    return text_fault(row.text)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; no for a name that none can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, a null character
+        return False
 
 
 def read_table(table: str | Path, images: str | Path, bad: Bad | None = None) -> Dataset:
     """Read `image<TAB>caption[<TAB>prompt]` with a header line; image paths are relative to the folder `images`."""
     table, images = Path(table), Path(images)
+    bad = Bad(0) if bad is None else bad
     if not table.is_file():
         raise Blip2rtError(f"table {table} does not exist: give a .tsv file with the columns image, caption[, prompt]")
-    with table.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    if not rows or rows[0][:2] != ["image", "caption"]:
-        raise Blip2rtError(f"{table} must start with the header image<TAB>caption; it starts with {rows[:1]}")
-    names = list(dict.fromkeys(row[0] for row in rows[1:] if row))
-    missing = [name for name in names if not (images / name).is_file()]
-    if len(missing) > (bad.limit if bad else 0):
-        raise Blip2rtError(f"{len(missing)} of {len(names)} images of {table} are not in {images}: {missing[:3]}...")
-    for name in missing:
-        assert bad is not None
-        bad.add(str(images / name), f"{table} names it, and it does not exist")
-    names = [name for name in names if name not in set(missing)]
-    index = {name: i for i, name in enumerate(names)}
-    samples = [
-        Sample(index[row[0]], row[1], row[2] if len(row) > 2 else "")
-        for row in rows[1:]
-        if len(row) > 1 and row[0] in index
-    ]
-    if not samples:
-        raise Blip2rtError(f"{table} has no rows: give some")
-    return Dataset([images / name for name in names], count_answers(samples))
+    with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        rows = list(table_rows(table, csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), bad))
+    if not rows or rows[0][1][:2] != ["image", "caption"]:
+        start = rows[0][1] if rows else []
+        raise Blip2rtError(
+            f"{table} must start with the header image<TAB>caption; it starts with {ascii(start)[:200]}: add the header"
+        )
+    names = list(dict.fromkeys(row[0] for _, row in rows[1:] if row))
+    missing = [name for name in names if not is_file(images / name)]
+    if len(missing) > bad.limit:
+        raise Blip2rtError(f"{len(missing)} of {len(names)} images of {table} are not in {images}: {missing[:3]!a}...")
+    found = (Row(place, *[*row, None][:2], *row[2:3]) for place, row in rows[1:] if row)
+    return dataset_of(table, found, images, bad)
+
+
+def table_rows(table: Path, reader: Any, bad: Bad) -> Iterator[tuple[str, list[str]]]:
+    """The rows of a table with their places; one that is no row is counted."""
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:  # a field that is too long
+            bad.add(f"{table}, line {reader.line_num}", str(error))
+            continue
+        yield f"{table}, line {reader.line_num}", row
 
 
 def sample_images(count: int, most: int = 8) -> list[int]:

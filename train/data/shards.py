@@ -13,17 +13,22 @@ import json
 import os
 import re
 import tarfile
+import zipfile
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from blip2rt.errors import Blip2rtError
 
-from .readers import IMAGES
-from .samples import Sample
+from .readers import IMAGES, read_json
+from .samples import Bad, Sample, text_fault
 
-_TEXTS = (".txt", ".json")
+_TEXTS = (".json", ".txt")  # the first that holds a text counts
+_LARGEST = 1e9  # weight of a text
+Faults = list[tuple[str, str]]  # names and reasons
 _OPEN = 64  # files held open in one process
 
 
@@ -50,55 +55,80 @@ def expand(pattern: str) -> list[Path]:
     return [Path(name) for name in names]
 
 
-def index_of(shard: Path, cache: Path) -> np.ndarray:
-    """(samples, 4) int64: offset and size of the image, offset and size of its text (size negative: of its .json).
+@dataclass(frozen=True)
+class Index:
+    """Where the samples of a shard are, and what of it is none.
 
-    Read it from `cache`, or make it there. A shard that ends too early gives its whole samples.
+    rows (samples, 6) int64: offset and size of the image, of its .json and of its .txt, 0 and 0 for what there is not;
+    faults: names and reasons.
     """
+
+    rows: np.ndarray
+    faults: list[tuple[str, str]]
+
+
+def index_of(shard: Path, cache: Path) -> Index:
+    """Read a shard's index from `cache`, or make it there. A shard that ends too early gives its whole samples."""
     status = shard.stat()
     name = hashlib.sha256(f"{shard.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:20]
-    kept = cache / f"{shard.stem}-{name}.index.npy"
-    if kept.is_file():
-        loaded: np.ndarray = np.load(kept)
-        return loaded
-    index = _scan(shard)
+    kept = cache / f"{shard.stem}-{name}.index.npz"
+    try:
+        with np.load(kept) as loaded:
+            return Index(loaded["rows"], [tuple(fault) for fault in json.loads(str(loaded["faults"]))])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # it is not there, or was not written whole
+        index = _scan(shard)
     cache.mkdir(parents=True, exist_ok=True)
     partial = kept.with_name(f".{os.getpid()}-{kept.name}")
     with partial.open("wb") as file:
-        np.save(file, index)
+        np.savez(file, rows=index.rows, faults=np.array(json.dumps(index.faults)))
     partial.rename(kept)
     return index
 
 
-def _scan(shard: Path) -> np.ndarray:
+def _scan(shard: Path) -> Index:
     found: OrderedDict[str, dict[str, tuple[int, int]]] = OrderedDict()
-    size = shard.stat().st_size
+    cut, size = {}, shard.stat().st_size
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
                 folder, _, name = member.name.rpartition("/")
                 key, dot, ending = name.partition(".")
-                if member.isfile() and dot and member.offset_data + member.size <= size:
+                if member.size < 0:  # tarfile would go back, and round for ever
+                    raise tarfile.TarError(f"{member.name} has a size of {member.size}")
+                if not member.isfile() or not dot:
+                    continue
+                if member.offset_data + member.size > size:
+                    cut[f"{folder}/{key}"] = f"the shard ends within its .{ending}"
+                else:
                     found.setdefault(f"{folder}/{key}", {})[f".{ending.lower()}"] = (member.offset_data, member.size)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
         if not found:
             raise Blip2rtError(f"shard {shard} is no .tar file ({error}): remove it or download it again") from error
-    rows = []
-    for files in found.values():
+        cut["(the rest)"] = f"the shard is damaged: {error}"
+    rows, faults = [], [(f"{shard}#{key.lstrip('/')}", reason) for key, reason in cut.items()]
+    for key, files in found.items():
         image = next((place for ending, place in files.items() if ending in IMAGES), None)
-        text = next(((ending, files[ending]) for ending in reversed(_TEXTS) if ending in files), None)
-        if image is not None and text is not None:
-            (ending, (offset, length)) = text
-            rows.append((*image, offset, -length if ending == ".json" else length))
-    return np.array(rows, np.int64).reshape(-1, 4)
+        texts = [files.get(ending, (0, 0)) for ending in _TEXTS]
+        if image is not None and any(ending in files for ending in _TEXTS):
+            rows.append([*image, *texts[0], *texts[1]])
+        elif key not in cut and (image is not None or any(ending in files for ending in _TEXTS)):
+            lacks = "an image" if image is None else " or ".join(_TEXTS)
+            faults.append((f"{shard}#{key.lstrip('/')}", f"there is no {lacks} beside it"))
+    return Index(np.array(rows, np.int64).reshape(-1, 6), faults)
 
 
 class Shards:
     """Samples of many shards by number."""
 
-    def __init__(self, pattern: str, cache: Path) -> None:
-        self.paths, self.cache = expand(pattern), cache
-        self.counts = [len(index_of(path, cache)) for path in self.paths]
+    def __init__(self, pattern: str, cache: Path, bad: Bad | None = None) -> None:
+        """bad: counts what is no whole sample."""
+        self.paths, self.cache, self.counts = expand(pattern), cache, []
+        for path in self.paths:
+            index = index_of(path, cache)
+            self.counts.append(len(index.rows))
+            for name, reason in index.faults if bad is not None else ():
+                assert bad is not None
+                bad.add(name, reason)
         self._ends = np.cumsum(self.counts)
         self._open: OrderedDict[int, tuple[int, np.ndarray]] = OrderedDict()
         if not sum(self.counts):
@@ -111,13 +141,28 @@ class Shards:
         shard, row = self._place(number)
         return f"{self.paths[shard]}#{row}"
 
-    def read(self, number: int) -> tuple[bytes, list[Sample]]:
-        """The image file and its texts. Raise ValueError or OSError for a sample that is damaged."""
+    def read(self, number: int, faults: Faults | None = None) -> tuple[bytes, list[Sample]]:
+        """The image file and its texts. Raise ValueError or OSError for a sample that is damaged.
+
+        faults: takes names and reasons of texts that were left out of a sample that has others.
+        """
         shard, row = self._place(number)
         descriptor, index = self._shard(shard)
-        offset, size, text_offset, text_size = (int(value) for value in index[row])
-        text = os.pread(descriptor, abs(text_size), text_offset).decode("utf-8", "replace")
-        return os.pread(descriptor, size, offset), texts_of(text, json_=text_size < 0)
+        offset, size, *places = (int(value) for value in index[row])
+        wrong: list[str] = []
+        texts: list[Sample] = []
+        for ending, start, length in zip(_TEXTS, places[::2], places[1::2], strict=True):
+            if length and not texts:
+                content = _read(descriptor, length, start).decode("utf-8", "surrogateescape")
+                try:
+                    texts = texts_of(content, json_=ending == ".json", faults=wrong)
+                except ValueError as error:
+                    wrong.append(f"its {ending}: {error}")
+        if not texts:
+            raise ValueError("; ".join(wrong) or "it has no caption")
+        if faults is not None:
+            faults += [(f"{self.name(number)}, {fault}", "left out") for fault in wrong]
+        return _read(descriptor, size, offset), texts
 
     def _place(self, number: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self._ends, number, "right"))
@@ -127,30 +172,53 @@ class Shards:
         if shard not in self._open:
             if len(self._open) >= _OPEN:
                 os.close(self._open.popitem(last=False)[1][0])
-            self._open[shard] = os.open(self.paths[shard], os.O_RDONLY), index_of(self.paths[shard], self.cache)
+            self._open[shard] = os.open(self.paths[shard], os.O_RDONLY), index_of(self.paths[shard], self.cache).rows
         self._open.move_to_end(shard)
         return self._open[shard]
 
 
-def texts_of(content: str, json_: bool) -> list[Sample]:
+def _read(descriptor: int, size: int, offset: int) -> bytes:
+    content = os.pread(descriptor, size, offset)
+    if len(content) != size:
+        raise ValueError("the shard ends within it")
+    return content
+
+
+def texts_of(content: str, json_: bool, faults: list[str] | None = None) -> list[Sample]:
     """Texts of a sample: every line of a .txt; of a .json `captions` (strings, or prompt and text), or `caption`.
 
-    Raises ValueError where there are none.
+    faults: takes what is wrong with texts that are left out. Raises ValueError where none is left.
     """
     if not json_:
-        found = [Sample(0, line.strip()) for line in content.splitlines() if line.strip()]
+        given: Any = [line.strip() for line in content.splitlines() if line.strip()]
     else:
-        data = json.loads(content)
+        data = read_json(content)
         if not isinstance(data, dict):
-            raise ValueError("its .json is no object")
-        given = data.get("captions") or [data.get("caption")]
-        found = [
-            Sample(0, str(text["text"]), str(text.get("prompt", "")), float(text.get("weight", 1)))
-            if isinstance(text, dict)
-            else Sample(0, str(text))
-            for text in given
-            if text
-        ]
+            raise ValueError("it is no object")
+        given = data.get("captions") or data.get("caption")
+        given = given if isinstance(given, list) else [] if given is None else [given]
+    found, wrong = [], []
+    for number, each in enumerate(given, 1):
+        text, prompt, weight = _entry(each)
+        fault = text_fault(text, "answer" if prompt else "caption")
+        if prompt and not fault:
+            fault = text_fault(prompt, "prompt")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= _LARGEST:
+            fault = f"its weight is {str(weight)[:40]!r}, no number above 0"
+        if fault is None:
+            found.append(Sample(0, str(text), str(prompt or ""), float(weight)))
+        else:
+            wrong.append(f"text {number}: {fault}")
     if not found:
-        raise ValueError("it has no caption")
+        raise ValueError("; ".join(wrong[:3]) or "it has no caption")
+    if faults is not None:
+        faults += wrong
     return found
+
+
+def _entry(each: Any) -> tuple[Any, Any, Any]:
+    """Text, prompt and weight of an entry: a string, or an object."""
+    if not isinstance(each, dict):
+        return each, "", 1
+    text = next((each[name] for name in ("text", "caption", "answer", "raw") if name in each), None)
+    return text, each.get("prompt", each.get("question", "")), each.get("weight", 1)

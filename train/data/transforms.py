@@ -18,9 +18,14 @@ Transform = Callable[[Image.Image], torch.Tensor]
 
 
 def read_image(source: bytes | Path) -> Image.Image:
-    """An RGB image from a file or its bytes. Raise OSError, ValueError or SyntaxError where it is none."""
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-        return file.convert("RGB")
+    """An RGB image from a file or its bytes. Raise OSError or ValueError where it is none, whatever Pillow raises."""
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            return file.convert("RGB")
+    except OSError:
+        raise
+    except Exception as error:  # decoders raise SyntaxError, struct.error, zlib.error, DecompressionBombError...
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def eval_transform(config: VisionConfig) -> Transform:

@@ -8,16 +8,19 @@ with questions. Knows files and fields, nothing about models. Every function rai
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from blip2rt.errors import Blip2rtError
+from blip2rt.errors import Blip2rtError, ImageError
+from blip2rt.image import load_rgb
 
-from ..data.readers import read_data
+from ..data.readers import read_data, read_json
+from ..data.samples import Bad, TooManyBad, is_file, text_fault
 
 Id = int | str
 
@@ -43,6 +46,9 @@ class Asked:
     group: str = ""
 
 
+Item = TypeVar("Item", Captioned, Asked)
+
+
 @dataclass(frozen=True)
 class Questions:
     """`graded`: VQA accuracy over several annotators; else exact match."""
@@ -51,21 +57,25 @@ class Questions:
     graded: bool
 
 
-def read_captions(file: Path, images: Path, split: str | None = None) -> list[Captioned]:
-    """Images with their captions, of one split where the file has several ("test", if nothing is said)."""
+def read_captions(file: Path, images: Path, split: str | None = None, bad: Bad | None = None) -> list[Captioned]:
+    """Images with their captions, of one split where the file has several ("test", if nothing is said).
+
+    What cannot be used is counted in `bad` and left out.
+    """
+    bad = Bad(0) if bad is None else bad
     data = _json(file) if file.suffix.lower() == ".json" else None
     listed = data.get("images") if isinstance(data, dict) else None
     if isinstance(listed, list) and _has(listed, "sentences"):
-        return _checked(file, _karpathy(file, listed, images, split or "test"))
+        return _checked(file, _karpathy(file, listed, images, split or "test", bad))
     if isinstance(data, dict) and isinstance(listed, list):
-        found = _coco(file, data, images)
+        found = _coco(file, data, images, bad)
     elif isinstance(data, dict):
         raise Blip2rtError(
             f"{file}: keys {', '.join(sorted(map(str, data))[:5])}: give COCO's or NoCaps' JSON (images, annotations), "
             "Karpathy's (images with sentences), or a list that training reads"
         )
     else:
-        table = read_data(file, images)
+        table = read_data(file, images, bad)
         pairs = zip(table.paths, table.by_image(), strict=True)
         found = [
             Captioned(_name(path, file, images), path, [each.text for each in group if not each.prompt])
@@ -77,60 +87,70 @@ def read_captions(file: Path, images: Path, split: str | None = None) -> list[Ca
     return _checked(file, found)
 
 
-def _coco(file: Path, data: dict[str, Any], images: Path) -> list[Captioned]:
-    captions: dict[Any, list[str]] = {}
-    for annotation in data.get("annotations") or ():
-        captions.setdefault(_field(file, annotation, "image_id"), []).append(str(_field(file, annotation, "caption")))
-    listed = {_field(file, image, "id"): image for image in data["images"]}
-    unknown = [image for image in captions if image not in listed]
-    bare = [image for image in listed if image not in captions] if captions else []  # a test set has none at all
-    if unknown or bare:
-        what, ids = ("captions of images that are not listed", unknown) if unknown else ("images without caption", bare)
-        raise Blip2rtError(f"{file} has {len(ids)} {what}, the first of image_id {ids[0]}")
-    return [
-        Captioned(
-            id,
-            _image(images, str(_field(file, image, "file_name"))),
-            captions.get(id, []),
-            str(image.get("domain") or ""),
-        )
-        for id, image in listed.items()
-    ]
+def _coco(file: Path, data: dict[str, Any], images: Path, bad: Bad) -> list[Captioned]:
+    captions: dict[Id, list[str]] = {}
+    for place, annotation in _entries(file, "annotation", data.get("annotations") or ()):
+        with _counted(bad, place):
+            id = _id(file, annotation, "image_id")
+            captions.setdefault(id, []).append(_text(file, annotation, "caption"))
+    listed: dict[Id, tuple[str, str]] = {}
+    for place, image in _entries(file, "image", data["images"]):
+        with _counted(bad, place):
+            listed[_id(file, image, "id")] = _text(file, image, "file_name", "name"), str(image.get("domain") or "")
+    unknown = [id for id in captions if id not in listed]
+    bare = [id for id in listed if id not in captions] if captions else []  # a test set has none at all
+    for what, ids in (("captions of images that are not listed", unknown), ("images without caption", bare)):
+        if len(ids) > bad.limit - len(bad.found):
+            raise TooManyBad(f"{file} has {len(ids)} {what}, the first of image_id {ids[0]}: give the file of all")
+        for id in ids:
+            bad.add(f"{file}, image_id {id}", f"it is one of {len(ids)} {what}")
+            listed.pop(id, None)
+    return [Captioned(id, _image(images, name), captions.get(id, []), domain) for id, (name, domain) in listed.items()]
 
 
-def _karpathy(file: Path, listed: list[dict[str, Any]], images: Path, split: str) -> list[Captioned]:
+def _karpathy(file: Path, listed: list[dict[str, Any]], images: Path, split: str, bad: Bad) -> list[Captioned]:
     splits = sorted({str(image.get("split")) for image in listed})
     if split not in splits:
         raise Blip2rtError(f"{file} has no split {split!r}: choose {', '.join(splits)}")
-    return [
-        Captioned(
-            image.get("cocoid", image.get("imgid", image["filename"])),
-            _image(images, str(Path(image.get("filepath", ""), image["filename"]))),
-            [str(_field(file, sentence, "raw")) for sentence in image["sentences"]],
-        )
-        for image in listed
-        if image.get("split") == split
-    ]
+    found = []
+    for place, image in _entries(file, "image", listed):
+        with _counted(bad, place):
+            if image.get("split") != split:
+                continue
+            name = _text(file, image, "filename", "name")
+            texts = []
+            for number, sentence in enumerate(image["sentences"], 1):
+                with _counted(bad, f"{place}, sentence {number}"):
+                    texts.append(_text(file, sentence, "raw", "caption"))
+            if not texts:
+                raise ValueError("it has no caption")
+            id = image.get("cocoid", image.get("imgid", name))
+            found.append(Captioned(id, _image(images, str(Path(image.get("filepath") or "", name))), texts))
+    return found
 
 
-def read_questions(file: Path, annotations: Path | None, images: Path) -> Questions:
+def read_questions(file: Path, annotations: Path | None, images: Path, bad: Bad | None = None) -> Questions:
     """Questions with their answers. annotations: of VQAv2's and OK-VQA's, which are files of their own; None where they
-    are not published (test-dev), so that answers can only be handed in."""
+    are not published (test-dev), so that answers can only be handed in. What cannot be used is counted in `bad`."""
+    bad = Bad(0) if bad is None else bad
     data = _json(file) if file.suffix.lower() == ".json" else None
     if isinstance(data, dict) and isinstance(data.get("questions"), list):
-        answered = None if annotations is None else _answers(annotations)
-        asked = [_asked(file, data, question, answered, annotations, images) for question in data["questions"]]
+        answered = None if annotations is None else _answers(annotations, bad)
+        asked = []
+        for place, question in _entries(file, "question", data["questions"]):
+            with _counted(bad, place):
+                asked.append(_asked(file, data, question, answered, annotations, images))
         return Questions(_checked(file, asked), graded=True)
     if annotations is not None:
         raise Blip2rtError(f"{file} holds its answers itself: leave out --annotations {annotations}")
     if isinstance(data, dict) and _has(list(data.values()), "imageId"):
-        return Questions(_checked(file, _gqa(file, data, images)), graded=False)
+        return Questions(_checked(file, _gqa(file, data, images, bad)), graded=False)
     if isinstance(data, dict):
         raise Blip2rtError(
             f"{file}: keys {', '.join(sorted(map(str, data))[:5])}: give VQAv2's questions file, GQA's, or a list with "
             "questions (image, question, answer)"
         )
-    listed = read_data(file, images)
+    listed = read_data(file, images, bad)
     answers: dict[tuple[int, str], list[str]] = {}
     for sample in listed.samples:
         if sample.prompt:
@@ -144,11 +164,15 @@ def read_questions(file: Path, annotations: Path | None, images: Path) -> Questi
     return Questions(_checked(file, asked), graded=False)
 
 
-def _answers(file: Path) -> dict[Any, dict[str, Any]]:
+def _answers(file: Path, bad: Bad) -> dict[Any, dict[str, Any]]:
     data = _json(file)
     if not isinstance(data, dict) or not isinstance(data.get("annotations"), list):
         raise Blip2rtError(f"{file} holds no VQA annotations: give the file with the key 'annotations'")
-    return {_field(file, annotation, "question_id"): annotation for annotation in data["annotations"]}
+    found = {}
+    for place, annotation in _entries(file, "annotation", data["annotations"]):
+        with _counted(bad, place):
+            found[_id(file, annotation, "question_id")] = annotation
+    return found
 
 
 def _asked(
@@ -159,7 +183,7 @@ def _asked(
     annotations: Path | None,
     images: Path,
 ) -> Asked:
-    id, text = _field(file, question, "question_id"), str(_field(file, question, "question"))
+    id, text = _id(file, question, "question_id"), _text(file, question, "question", "question")
     path = _vqa_image(images, str(data.get("data_subtype", "")), question, file)
     if answered is None:
         return Asked(id, path, text, [])
@@ -168,7 +192,7 @@ def _asked(
             f"question {id} of {file} has no annotation in {annotations}: give the file of the same split"
         )
     assert annotations is not None
-    given = [str(_field(annotations, answer, "answer")) for answer in _field(annotations, answered[id], "answers")]
+    given = [_text(annotations, answer, "answer", "answer") for answer in _field(annotations, answered[id], "answers")]
     if len(given) < 2:
         raise Blip2rtError(
             f"question {id} has {len(given)} answers in {annotations}: VQA accuracy compares several annotators; "
@@ -188,22 +212,53 @@ def _vqa_image(images: Path, subtype: str, question: dict[str, Any], file: Path)
     return next((path for path in (_image(images, name) for name in names) if path.is_file()), _image(images, names[0]))
 
 
-def _gqa(file: Path, data: dict[str, Any], images: Path) -> list[Asked]:
-    return [
-        Asked(
-            id,
-            _image(images, f"{_field(file, entry, 'imageId')}.jpg"),
-            str(_field(file, entry, "question")),
-            [str(entry["answer"])] if "answer" in entry else [],
-            str((entry.get("types") or {}).get("structural") or ""),
-        )
-        for id, entry in data.items()
-    ]
+def _gqa(file: Path, data: dict[str, Any], images: Path, bad: Bad) -> list[Asked]:
+    found = []
+    for id, entry in data.items():
+        with _counted(bad, f"{file}, question {id}"):
+            image, question = str(_id(file, entry, "imageId")), _text(file, entry, "question", "question")
+            answers = [_text(file, entry, "answer", "answer")] if "answer" in entry else []
+            group = str((entry.get("types") or {}).get("structural") or "")
+            found.append(Asked(id, _image(images, f"{image}.jpg"), question, answers, group))
+    return found
+
+
+def _entries(file: Path, what: str, entries: Any) -> Iterator[tuple[str, Any]]:
+    """The entries of a list with their places."""
+    if not isinstance(entries, list | tuple):
+        raise Blip2rtError(f"{file} has no list of {what}s: give a whole file")
+    return ((f"{file}, {what} {number}", entry) for number, entry in enumerate(entries))
+
+
+@contextlib.contextmanager
+def _counted(bad: Bad, place: str) -> Iterator[None]:
+    """What is wrong with an entry is counted instead of raised."""
+    try:
+        yield
+    except (Blip2rtError, ValueError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, TooManyBad):
+            raise
+        bad.add(place, str(error) or type(error).__name__)
+
+
+def _id(file: Path, entry: Any, name: str) -> Id:
+    found = _field(file, entry, name)
+    if isinstance(found, bool) or not isinstance(found, int | str):
+        raise ValueError(f"its {name} is {str(found)[:40]!r}, no number and no name")
+    return found
+
+
+def _text(file: Path, entry: Any, name: str, what: str = "caption") -> str:
+    found = _field(file, entry, name)
+    fault = text_fault(found, what)
+    if fault is not None:
+        raise ValueError(fault)
+    return str(found)
 
 
 def _json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise Blip2rtError(f"{file} cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -242,10 +297,22 @@ def _checked(file: Path, found: list[Any]) -> list[Any]:
     return found
 
 
-def require_images(file: Path, paths: Iterable[Path]) -> None:
-    """Raise Blip2rtError where one of them is not there."""
-    missing = [path for path in dict.fromkeys(paths) if not path.is_file()]
-    if missing:
+def with_images(file: Path, items: list[Item], bad: Bad) -> list[Item]:
+    """The items whose image can be read; others are counted in `bad`. Raise Blip2rtError where none can."""
+    faults: dict[Path, str] = {}
+    for path in dict.fromkeys(item.path for item in items):
+        try:
+            load_rgb(path)
+        except ImageError as error:
+            faults[path] = str(error)
+    missing = [path for path in faults if not is_file(path)]
+    if len(missing) > bad.limit:
         raise Blip2rtError(
             f"{len(missing)} images of {file} are missing, the first {missing[0]}: --images names their folder"
         )
+    for path, fault in faults.items():
+        bad.add(str(path), fault)
+    found = [item for item in items if item.path not in faults]
+    if not found:
+        raise Blip2rtError(f"no image of {file} can be read: --images names their folder")
+    return found

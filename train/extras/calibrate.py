@@ -29,7 +29,8 @@ from blip2rt.errors import Blip2rtError, OptionError, boundary
 from blip2rt.modeling.checkpoints import CONFIG, WEIGHTS, locate, read_config
 from blip2rt.pipeline import match_scores
 
-from ..evaluation.annotations import read_captions, require_images
+from ..data.samples import Bad
+from ..evaluation.annotations import read_captions, with_images
 from ..evaluation.predictors import open_predictor
 from ..evaluation.retrieval import candidates
 
@@ -62,8 +63,7 @@ def calibrate(ckpt: str, data: Path, images: Path, out: Path, best: int, limit: 
         raise OptionError(f"{ckpt} is no stage 1 of this project: give the folder of a checkpoint that matches")
     if best < 2:
         raise OptionError(f"best is {best}: give 2 or more images to choose from")
-    items = read_captions(data, images)[:limit]
-    require_images(data, (item.path for item in items))
+    items = with_images(data, read_captions(data, images)[:limit], Bad(0))
     found = candidates(open_predictor(ckpt), items, min(best, len(items)))
     here = found.images == found.own[:, None]
     inside = here.any(1)

@@ -29,6 +29,7 @@ from blip2rt.errors import OptionError
 from blip2rt.modeling.blip2 import Blip2Config
 from blip2rt.modeling.vision import VisionEncoder, layer_numbers
 
+from ..data.features import readable
 from ..data.feed import bad_samples
 from ..data.readers import read_data
 from ..loop.parallel import here
@@ -134,7 +135,8 @@ class Distill:
 
     def _targets(self, settings: DistillSettings, table: str, views: int) -> Targets:
         data = settings.data
-        read = read_data(table, data.images, bad_samples(settings.loop.run.out, data.max_bad))
+        bad = bad_samples(settings.loop.run.out, data.max_bad)
+        read = readable(read_data(table, data.images, bad), bad)
         return Targets(read.paths, settings.teacher, data.features, self.side, views)
 
     def _student(self, config: Blip2Config, widths: tuple[int, int]) -> Student:

@@ -27,8 +27,9 @@ from blip2rt.command import Parser, nonempty, whole
 from blip2rt.modeling import checkpoints
 from blip2rt.modeling.blip2 import Blip2
 
-from ..data.features import cached_features
+from ..data.features import cached_features, readable
 from ..data.readers import read_data
+from ..data.samples import Bad
 
 _BATCH = 50
 
@@ -84,7 +85,7 @@ def refit(model: Blip2, new: np.ndarray, old: np.ndarray, ridge: float) -> float
 
 def _write(args: argparse.Namespace) -> None:
     model = checkpoints.load_model(Path(args.ckpt), vision=False, llm=False)
-    paths = read_data(args.data, args.images).paths
+    paths = readable(read_data(args.data, args.images), Bad(0)).paths
     vision = dataclasses.replace(model.config.vision, weights=args.vision_weights)
     [old], [new] = (cached_features(paths, config, args.features) for config in (model.config.vision, vision))
     told = refit(model, new[: args.count], old[: args.count], args.ridge)

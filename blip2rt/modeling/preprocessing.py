@@ -1,0 +1,143 @@
+"""Hugging Face's image processors as our preprocessing: what a folder's JSON says, with its class's defaults.
+
+An image is resized to one size by a filter of Pillow, then scaled and normalised. A processor that does anything else
+is refused. transformers' own class tells what a processor does, since a value that the JSON leaves out, or has as null,
+is the class's. Knows processors, nothing about tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from blip2rt.errors import Blip2rtError
+
+from .json_file import read_json
+from .vision import VisionConfig
+
+FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers
+_PLAIN = ("Blip", "CLIP", "ChineseCLIP", "ViT", "DeiT", "Siglip", "Bit")  # processors that do the common steps alone
+_DEFAULT = "BlipImageProcessor"
+
+
+def with_preprocessing(config: VisionConfig, folder: Path) -> VisionConfig:
+    """What the folder's image processor does; `config` as it is where the folder has none. Raise Blip2rtError."""
+    for name, inner in (("processor_config.json", True), ("preprocessor_config.json", False)):
+        file = folder / name
+        data = read_json(file) if file.is_file() else {}
+        if inner and "image_processor" not in data and not _is_one(data):  # how many queries there are, and the like
+            continue
+        data = data.get("image_processor", data)
+        if data:
+            return _read(config, data, file)
+    return config
+
+
+def _is_one(data: Mapping[str, Any]) -> bool:
+    """Whether a file without a section of its own is an image processor's."""
+    return "image_mean" in data or "image_processor_type" in data
+
+
+def _read(config: VisionConfig, data: dict[str, Any], file: Path) -> VisionConfig:
+    processor = _processor(data, file)
+    faults = _step_faults(processor)
+    size = _sides(getattr(processor, "size", None))
+    if not faults and size != (config.height, config.width):
+        faults.append(_size_fault(size, getattr(processor, "size", None), config))
+    resample = getattr(processor, "resample", None)
+    number = -1 if resample is None else int(resample)
+    if not 0 <= number < len(FILTERS):  # null stops transformers, too
+        shown = "null" if resample is None else number
+        faults.append(f"resample is {shown}: set it to {', '.join(f'{i} ({n})' for i, n in enumerate(FILTERS))}")
+        number = 0
+    mean, std = _normalization(processor, faults)
+    if faults:
+        raise Blip2rtError(f"{file}: {'; '.join(faults)}")
+    return replace(config, mean=mean, std=std, resample=FILTERS[number])
+
+
+def _processor(data: dict[str, Any], file: Path) -> Any:
+    """transformers' processor of a section; without its class's name it is BLIP's. Raise Blip2rtError."""
+    import transformers
+
+    kind = data.get("image_processor_type") or data.get("feature_extractor_type") or _DEFAULT
+    kind = str(kind).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+    plain = [f"{name}ImageProcessor" for name in _PLAIN]
+    if kind not in plain:
+        raise Blip2rtError(f"{file}: image_processor_type is {kind!r}: supported are {', '.join(plain)}")
+    made = getattr(transformers, f"{kind}Pil", None) or getattr(transformers, kind)  # transformers 4 has one of each
+    try:
+        return made.from_dict(dict(data))
+    except Exception as error:  # noqa: BLE001  # ValueError, TypeError and what validation raises
+        reason = " ".join(str(error).split())[:200]
+        raise Blip2rtError(f"{file}: {kind} does not take these values ({reason}): save the processor again") from error
+
+
+def _step_faults(processor: Any) -> list[str]:
+    """Steps that are more or other than resizing, scaling and normalising."""
+    faults = []
+    size = _sides(getattr(processor, "size", None))
+    if not getattr(processor, "do_resize", True):
+        faults.append("do_resize is False, and images of every size are taken: set it")
+    if getattr(processor, "do_center_crop", None) and (size is None or _sides(processor.crop_size) != size):
+        faults.append("do_center_crop is True, and images are shown whole: unset it, and set size to height and width")
+    if getattr(processor, "do_pad", None) and (size is None or _sides(getattr(processor, "pad_size", None)) != size):
+        faults.append("do_pad is True, and images fill the whole size: unset it")
+    if size is None and not faults:
+        shown = {name: side for name, side in _items(getattr(processor, "size", None)) if side}
+        faults.append(f"size is {shown}, which keeps an image's proportions: set it to height and width")
+    return faults
+
+
+def _items(size: Any) -> list[tuple[str, Any]]:
+    if size is None:
+        return []
+    return list(size.items()) if hasattr(size, "items") else list(vars(size).items())
+
+
+def _sides(size: Any) -> tuple[int, int] | None:
+    """Height and width, where a size has just these."""
+    given = {name: side for name, side in _items(size) if side}
+    return (int(given["height"]), int(given["width"])) if given.keys() == {"height", "width"} else None
+
+
+def _size_fault(size: tuple[int, int] | None, given: Any, config: VisionConfig) -> str:
+    assert size is not None, "other sizes are faults of a step"
+    ours = f"{config.height} x {config.width}"
+    mend = f"set size to height {config.height} and width {config.width}"
+    if size[0] == size[1]:
+        mend += f", and give --image-size {size[0]} for that size"
+    return f"size is {size[0]} x {size[1]}, but config.json has images of {ours}: {mend}"
+
+
+def _normalization(processor: Any, faults: list[str]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """mean and std of colours from 0 to 1, whatever they are scaled by in between."""
+    given = getattr(processor, "rescale_factor", None) or 1 / 255
+    scale = given if getattr(processor, "do_rescale", True) else 1.0
+    mean: Any = 0.0
+    std: Any = 1.0
+    if getattr(processor, "do_normalize", True):
+        mean, std = processor.image_mean, processor.image_std
+    factor = 1.0 if abs(scale * 255 - 1) < 1e-9 else scale * 255
+    found = []
+    for name, values in (("image_mean", mean), ("image_std", std)):
+        colours = _colours(values)
+        if colours is None or (name == "image_std" and min(colours) <= 0):
+            faults.append(f"{name} is {values!r}: give a number or three" + " above 0" * (name == "image_std"))
+            colours = (1.0, 1.0, 1.0)
+        found.append(tuple(value / factor for value in colours))
+    return found[0], found[1]
+
+
+def _colours(values: Any) -> tuple[float, ...] | None:
+    """A number for all colours, or one for each."""
+    if isinstance(values, int | float) and not isinstance(values, bool):
+        values = [values] * 3
+    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != 3:
+        return None
+    if not all(isinstance(each, int | float) and math.isfinite(each) for each in values):
+        return None
+    return tuple(float(each) for each in values)
