@@ -17,7 +17,7 @@ COMPILERS := $(shell for c in $(KNOWN); do p=$$(command -v $$c) && echo $$(readl
 WARNINGS := -std=c++17 -O2 -Wall -Wextra -Werror -Iengines
 ORT_LIBRARY = $(shell $(DEV)/bin/python -c "from blip2rt.backends.ort import find_library; print(find_library())")
 
-.PHONY: demo test test-fast test-cuda-bindings test-locked test-lowest test-slow test-compat lint docs format lock sbom bench bench-loop micro-loop \
+.PHONY: demo test test-fast test-cuda-bindings test-locked test-lowest test-slow parity test-compat lint docs format lock sbom bench bench-loop micro-loop \
   micro-image micro-graphs sanitize fuzz compilers clean
 
 demo: $(DEMO)/installed  ## the runtime alone, as a user installs it; captions a photograph
@@ -29,6 +29,9 @@ test: $(DEV)/blip2rt-installed  ## a process a core, a file of tests each at a t
 # Whole files are left out: those that are marked `long`, with the seconds of one core that they were measured to take.
 test-fast: $(DEV)/blip2rt-installed  ## two minutes for the inner loop: what trains, exports and builds little
 	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not long"
+
+parity: $(DEV)/blip2rt-installed  ## every architecture of transformers, tiny: equal to it, or refused; long
+	OMP_NUM_THREADS=1 $(RUN) pytest -m "slow or not slow" -s -k "test_every_architecture or published" tests/export/test_architectures.py
 
 test-slow: $(DEV)/blip2rt-installed
 	$(RUN) pytest -m slow

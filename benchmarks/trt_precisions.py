@@ -56,7 +56,7 @@ class Exports:
         self.image: ImageSpec = describe.image_spec(model.config.vision)
         self.block = model.config.llm.block
         self.llm: LlmSpec
-        self.llm, prompts = describe.llm_spec(model, model.llm, folder, _POSITIONS)
+        self.llm, prompts, _ = describe.llm_spec(model, model.llm, folder, _POSITIONS)
         self.tokenizer = LlmTokenizer(folder / self.llm.tokenizer, self.llm)
         self.prompt = np.array([self.tokenizer.encode(model.config.llm.caption_prompt)], np.int64)
         self.traced: dict[str, dict[str, ir.Model]] = {

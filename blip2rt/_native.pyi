@@ -80,7 +80,14 @@ def processor_kernels() -> list[str]:
 class SearchBatch:
     """The searches of a batch of images, in one piece of memory that a GPU can go on with."""
 
-    def __init__(self, images: int, given: Sequence[int], vocab_size: int, options: Mapping[str, Any]) -> None: ...
+    def __init__(
+        self,
+        images: int,
+        given: Sequence[int],
+        vocab_size: int,
+        options: Mapping[str, Any],
+        before: Sequence[Sequence[int]] = ...,
+    ) -> None: ...
     @property
     def memory(self) -> NDArray[np.uint8]:
         """The answers' blocks. They are copied to the device, and overwritten with what comes back."""

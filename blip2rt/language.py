@@ -78,6 +78,10 @@ class Language:
         )
         settings = resolve(options, self._manifest.decoding.get(task, Decoding()), room)
         settings["eos_token_ids"] = list(self._spec.eos_token_ids)
+        if not self._spec.encoder_decoder:  # as transformers' generate, which is given image and prompt as tokens too
+            settings["counts_prompt"] = True
+            if self._spec.image_token_id is not None:
+                settings["image_token_id"] = self._spec.image_token_id
         settings["forced_prefix"] = forced
         words = strings(options.bad_words)
         ids = [self._tokenizer.encode_more(Prompt(text)) for word in words for text in (word, f" {word}")]
@@ -94,10 +98,11 @@ class Language:
         settings: Mapping[str, Any],
         first_image: int = 0,
         on_token: OnToken | None = None,
+        tidied: bool = False,
     ) -> list[list[Scored]]:
         """prefix_embeds (B, Q, D), B prompts -> the texts of each image, best first.
 
-        first_image: the number that draws know the first image by.
+        first_image: the number that draws know the first image by. tidied: on a single line, as captions are.
         """
         prompt_ids = [self.encode(prompt) for prompt in prompts]
         options = {**settings, "first_image": first_image}
@@ -106,10 +111,8 @@ class Language:
     def scored(self, sequences: Sequences, settings: Mapping[str, Any]) -> list[list[Scored]]:
         """Token ids of each image's texts -> the texts."""
         forced = settings["forced_prefix"]
-        return [
-            [Scored(self._tokenizer.decode(forced + token_ids), score) for token_ids, score in best]
-            for best in sequences
-        ]
+        text = self._tokenizer.decode if tidied else self._tokenizer.text
+        return [[Scored(text(forced + token_ids), score) for token_ids, score in best] for best in sequences]
 
     def text_stream(self, settings: Mapping[str, Any]) -> TextStream:
         """What makes pieces of a text out of its tokens, as they come."""
@@ -134,7 +137,7 @@ class Language:
         while not generation.done:
             generation.step()
         token_ids, _score = generation.results()[0][0]
-        return self._tokenizer.decode(settings["forced_prefix"] + token_ids)
+        return self._tokenizer.text(settings["forced_prefix"] + token_ids)
 
     def encode_more(self, prompt: Prompt) -> list[int]:
         """A text that goes on from another -> its token ids."""

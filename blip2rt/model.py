@@ -54,6 +54,7 @@ class Captioned(Asked, total=False):
     """Keywords of `caption`, besides scores and num_captions."""
 
     prompt: str | None
+    raw: bool
 
 
 def load(
@@ -213,6 +214,7 @@ class Model(Pipeline):
         *,
         prompt: str | None = None,
         scores: bool = False,
+        raw: bool = False,
         on_token: OnToken | None = None,
         **options: Unpack[CaptionOptions],
     ) -> Text | list[Any]:
@@ -222,11 +224,12 @@ class Model(Pipeline):
         options: the fields of blip2rt.Options, with the meaning of Hugging Face's `generate`. num_captions above 1
             gives a list of str for each image: the best first, with do_sample and 1 beam in the order drawn.
         scores: gives Scored(text, score) in place of each str.
+        raw: gives the text as the tokenizer decodes it, with its lines and spaces; else it is tidied to a single line.
         on_token(image, draw, token_id): called for each token as it is chosen, by greedy search (num_beams=1) or
             sampling; returning False ends the images decoded together (8 at most) with what there is.
         """
         many, single = as_list(images)
-        results: list[Any] = list(self._captions(many, prompt, scores, on_token, options, False))
+        results: list[Any] = list(self._captions(many, prompt, (scores, raw), on_token, options, False))
         return results[0] if single else results
 
     # fmt: off
@@ -262,6 +265,7 @@ class Model(Pipeline):
         prompt: str | None = None,
         keep_going: bool = False,
         scores: bool = False,
+        raw: bool = False,
         on_token: OnToken | None = None,
         **options: Unpack[CaptionOptions],
     ) -> Iterator[Any]:
@@ -270,7 +274,7 @@ class Model(Pipeline):
         keep_going: a bad image's ImageError takes the place of its caption instead of being raised.
         The options are those of `caption`; they are checked before the first image is read.
         """
-        return self._captions(images, prompt, scores, on_token, options, keep_going)
+        return self._captions(images, prompt, (scores, raw), on_token, options, keep_going)
 
     # fmt: off
     @overload
@@ -309,6 +313,7 @@ class Model(Pipeline):
     ) -> Text | list[Any]:
         """Image and question -> answer. Lists are taken pairwise; one image or one question goes with all of a list.
 
+        An answer is the text as the tokenizer decodes it, with its lines and spaces.
         The question is put into the bundle's template; a Q-Former that reads questions reads it too. Options, scores
         and on_token are those of `caption`.
         """
@@ -474,17 +479,18 @@ class Model(Pipeline):
         self,
         images: Iterable[ImageLike],
         prompt: str | None,
-        scores: bool,
+        shape: tuple[bool, bool],
         on_token: OnToken | None,
         options: Mapping[str, Any],
         keep_going: bool,
     ) -> Iterator[Text | ImageError]:
+        scores, raw = shape
         self._need(contract.GENERATIVE, "caption")
         text = self._language.caption_prompt(prompt)
         settings = self._language.settings("caption", merge(Options(), options), [text])
         _check_on_token(on_token, settings)
         one_by_one(images)
-        found = self._generate_each(images, repeat((text, text.whole)), settings, on_token, keep_going)
+        found = self._generate_each(images, repeat((text, text.whole)), settings, on_token, keep_going, not raw)
         return (_shaped(texts, scores, settings) for texts in found)
 
     def _joined(self, component: str, chunks: Iterable[Floats]) -> Floats:

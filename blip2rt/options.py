@@ -24,7 +24,8 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 class Options:
     """What the caller may set; None means the bundle's default. Meanings are Hugging Face `generate`'s.
 
-    Repetition, n-grams and bad words are looked for in the answer, not the prompt.
+    Repetition, n-grams, bad words and stop strings are looked for in image, prompt and answer together, as Hugging Face
+    has it; where an encoder reads image and prompt, in the answer alone.
 
     num_captions: texts for each image: the best num_captions of num_beams, or independent draws
     num_beams: 1: greedy; with do_sample, beams whose candidates are drawn

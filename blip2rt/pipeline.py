@@ -91,11 +91,12 @@ class Pipeline:
         settings: Mapping[str, Any],
         on_token: OnToken | None,
         keep_going: bool,
+        tidied: bool = False,
     ) -> Iterator[list[Scored] | ImageError]:
         """Generate the texts of each image, best first, BATCH images at a time.
 
         prompts: for each image, what the language model reads and what the Q-Former reads.
-        keep_going: a bad image's error takes the place of its texts.
+        keep_going: a bad image's error takes the place of its texts. tidied: texts are on a single line.
         """
         source = iter(images)
         done = 0
@@ -107,7 +108,7 @@ class Pipeline:
             if good:
                 prefix_embeds = self._prefix_embeds([results[i] for i in good], [texts[i][1] for i in good])
                 tell = None if on_token is None else _renumbered(on_token, [done + i for i in good])
-                best = self._language.generate(prefix_embeds, [texts[i][0] for i in good], settings, done, tell)
+                best = self._language.generate(prefix_embeds, [texts[i][0] for i in good], settings, done, tell, tidied)
                 for i, scored in zip(good, best, strict=True):
                     results[i] = scored
             yield from results

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _JOINED = re.compile(r" (?=[.,!?;:](\s|$)|n't\b|'(s|m|re|ve|ll|d)\b)")  # spaces that writing does not have
-_MAY_JOIN = re.compile(r"[.,!?;:]|n|n'|n't|'|'s|'m|'r|'re|'v|'ve|'l|'ll|'d")  # words before which one may stand
+_CLEANED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")  # lose their spaces, one after another
+_MAY_CHANGE = set("".join(_CLEANED))
 _LONGEST = 100  # characters of a token, at most: a text of more than so many times the model's tokens has no room
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")  # clean_caption removes it
 
@@ -49,6 +50,7 @@ class LlmTokenizer:
         self._size = spec.vocab_size
         self._first = [spec.bos_token_id] if spec.prepend_bos and spec.bos_token_id is not None else []
         self._special, self._empty = spec.add_special_tokens, spec.empty_prompt_ids
+        self.cleans = spec.clean_up_tokenization_spaces
 
     def encode(self, prompt: Prompt | str) -> list[int]:
         """A prompt -> its token ids, with the special tokens that the model's prompts have. Raises OptionError.
@@ -106,14 +108,34 @@ class LlmTokenizer:
         """Token ids -> text on a single line, special tokens left out, no space before punctuation."""
         return tidy(self.decode_raw(token_ids))
 
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Token ids -> text as Hugging Face's tokenizer decodes it, without special tokens and space around it."""
+        text = self.decode_raw(token_ids)
+        return (clean_up(text) if self.cleans else text).strip()
+
     def decode_raw(self, token_ids: Sequence[int]) -> str:
-        """Token ids -> text as the tokenizer has it, special tokens left out."""
+        """Token ids -> text as the tokenizer's file has it, special tokens left out."""
         with guarded(self._file):
             text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
         return text
 
+    def settled(self, token_ids: Sequence[int]) -> Sequence[int]:
+        """Token ids without the bytes at their end: of a run that is no text every byte becomes a sign of its own."""
+        end = len(token_ids)
+        while end > 0 and token_ids[end - 1] in self._fallback:
+            end -= 1
+        return token_ids[:end]
+
+    @cached_property
+    def _fallback(self) -> frozenset[int]:
+        """The tokens that stand for single bytes, where a run of them is decoded as a whole."""
+        if '"ByteFallback"' not in json.dumps(json.loads(self._tokenizer.to_str()).get("decoder")):
+            return frozenset()
+        found = (self._tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+        return frozenset(token for token in found if token is not None)
+
     def token_bytes(self) -> list[bytes]:
-        """The bytes that each token of the language model adds to a text; none for special tokens."""
+        """The bytes that each token of the language model adds to a text, special tokens by their names."""
         with guarded(self._file):
             return token_bytes(self._tokenizer, self._size)
 
@@ -126,6 +148,13 @@ def clean_caption(text: str) -> str:
 def tidy(text: str) -> str:
     """Write a generated text on a single line, without spaces before punctuation and clitics."""
     return _JOINED.sub("", " ".join(text.split()))
+
+
+def clean_up(text: str) -> str:
+    """Write a text as Hugging Face's clean_up_tokenization does."""
+    for joined in _CLEANED:
+        text = text.replace(joined, joined.replace(" ", ""))
+    return text
 
 
 class QFormerTokenizer:
@@ -163,7 +192,10 @@ class QFormerTokenizer:
 
 
 def token_bytes(tokenizer: Tokenizer, size: int) -> list[bytes]:
-    """The bytes of tokens 0 to size - 1, each as it stands after another token; a token may hold half a character."""
+    """The bytes of tokens 0 to size - 1, each as it stands after another token; a token may hold half a character.
+
+    A special token's are its name: a text may stop at it, though no text shows it.
+    """
     special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     decoder = json.dumps(json.loads(tokenizer.to_str()).get("decoder"))
     letters = _byte_letters() if '"ByteLevel"' in decoder else {}
@@ -175,7 +207,7 @@ def token_bytes(tokenizer: Tokenizer, size: int) -> list[bytes]:
     def text_of(i: int) -> bytes:
         token = tokenizer.id_to_token(i)
         if token is None or i in special:
-            return b""
+            return (token or "").encode()
         if letters and all(letter in letters for letter in token):
             return bytes(letters[letter] for letter in token)
         if '"ByteFallback"' in decoder and re.fullmatch("<0x[0-9A-Fa-f]{2}>", token):
@@ -219,7 +251,7 @@ def _check_text(text: object) -> None:
 
 
 class TextStream:
-    """Tokens of one text, one by one -> pieces of the text. Joined they are what `decode` makes of all tokens.
+    """Tokens of one text, one by one -> pieces of the text. Joined they are what LlmTokenizer.text makes of all tokens.
 
     A piece never ends within a character, nor where what follows may still change it.
     """
@@ -233,16 +265,16 @@ class TextStream:
     def push(self, token_id: int) -> str:
         """Take one token more. Return what is now certain of the text and was not given out before; it may be empty."""
         self._ids.append(token_id)
-        text = self._tokenizer.decode_raw(self._ids).rstrip("\ufffd")  # the end may be half a character
-        text = " ".join(text.split())
-        head, _, word = text.rpartition(" ")
-        if _MAY_JOIN.fullmatch(word):  # it may turn out to be punctuation, which loses the space before it
-            text = head
-        return self._give(tidy(text))
+        text = self._tokenizer.decode_raw(self._tokenizer.settled(self._ids))
+        text = text.rstrip("\ufffd")  # the end may be half a character
+        if self._tokenizer.cleans:  # up to the last character that no change reaches over
+            end = next((i for i in range(len(text), 0, -1) if text[i - 1] not in _MAY_CHANGE), 0)
+            text = clean_up(text[:end])
+        return self._give(text.strip())
 
     def end(self) -> str:
         """Return the rest of the text."""
-        return self._give(self._tokenizer.decode(self._ids))
+        return self._give(self._tokenizer.text(self._ids))
 
     def _give(self, text: str) -> str:
         piece, self._said = text[self._said :], max(self._said, len(text))

@@ -22,6 +22,7 @@ from blip2rt.modeling.quantize import round_weights
 
 from . import describe, language, targets, unpack
 from .checks import verify
+from .checks.settings import generation_notes
 from .choices import Choices, ExportOptions, LlmOptions, resolve
 from .graphs import qformer, trace, vision
 from .precision.activations import NO_RANGES
@@ -29,6 +30,7 @@ from .precision.rounding import BITS, Encode, nearest
 from .progress import Progress
 from .workshop import BLOCK, Workshop
 
+_FEWEST = 6  # photographs of which some are held out
 CALIBRATED = 24  # photographs that ranges behind the image encoder are taken from
 
 Arrays = dict[str, np.ndarray]
@@ -41,6 +43,7 @@ class Result:
     bundle: Bundle
     rows: list[verify.Row]
     sizes: dict[str, int]  # component -> bytes of its graph and weights; shared weights count for each
+    notes: tuple[str, ...] = ()  # what is not as the checkpoint has it
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Features:
 
     want: Arrays  # of the images to verify with, by PyTorch; nothing where graphs are not verified
     got: Arrays  # the same, by the graph
-    calibration: list[np.ndarray]  # of photographs, where a graph that reads features is int8-static
+    calibration: list[np.ndarray]  # of other photographs, where a graph that reads features is int8-static
 
     @property
     def inputs(self) -> Arrays:
@@ -100,7 +103,7 @@ def export(
             verification=_verification(shop.rows),
         )
         progress.line("hashing")
-        return Result(writer.finish(manifest), shop.rows, shop.sizes)
+        return Result(writer.finish(manifest), shop.rows, shop.sizes, tuple(shop.notes))
 
 
 def _load(choices: Choices, progress: Progress) -> list[Any]:
@@ -117,9 +120,12 @@ def _load(choices: Choices, progress: Progress) -> list[Any]:
 def _vision(shop: Workshop, model: Any, image: ImageSpec, choices: Choices) -> Features:
     """Write `vision`: pixels (B,3,h,w) -> vision_features (B,N,C). The model loses its encoder."""
     encoder, model.vision = model.vision, None
-    part, precision, files = vision.vision_part(encoder, image), choices.precision["vision"], choices.photographs
+    part, precision = vision.vision_part(encoder, image), choices.precision["vision"]
+    files, shown = held_out(choices.photographs)
+    if "int8-static" in choices.precision.values() and files == choices.photographs:
+        shop.notes.append(f"graphs are verified on photographs that they were calibrated on: give {_FEWEST} or more")
     noise = np.random.default_rng().uniform(-1, 1, (3, 3, image.height, image.width)).astype(np.float32)
-    inputs = {"pixels": vision.pixels(files[:3], image) if files else noise}
+    inputs = {"pixels": vision.pixels(shown, image) if shown else noise}
     want = shop.reference(part, inputs)
     graph, seen = shop.trace(part), NO_RANGES
     signature = trace.signature(graph)
@@ -136,7 +142,15 @@ def _vision(shop: Workshop, model: Any, image: ImageSpec, choices: Choices) -> F
         shop.progress.line("vision: features of photographs to calibrate on")
         batches = _photographs(files[:CALIBRATED], image)
         calibration = [shop.run("vision", each)["vision_features"] for each in batches]
-    return Features(want, shop.judge("vision", precision, inputs, want), calibration)
+    return Features(want, shop.judge("vision", inputs, want), calibration)
+
+
+def held_out(photographs: Sequence[Path]) -> tuple[Sequence[Path], list[Path]]:
+    """The photographs that ranges are taken from, and three that graphs are verified with: others, where there are
+    enough; none of either where there are none."""
+    if len(photographs) >= _FEWEST:
+        return photographs[:-3], list(photographs[-3:])
+    return photographs, [photographs[i % len(photographs)] for i in range(3)] if photographs else []
 
 
 def _photographs(files: Sequence[Path], image: ImageSpec) -> Iterator[Arrays]:
@@ -169,6 +183,7 @@ def _generative(shop: Workshop, model: Any, features: Features, choices: Choices
         return shop.run("qformer", {"vision_features": seen, **question})["prefix_embeds"]
 
     known = language.read(model, llm, shop.folder, options.max_positions)
+    shop.notes += generation_notes(llm, model.config.llm.source)
     static = precision["llm"] == "int8-static"
     photographs = np.concatenate([prefixes(seen) for seen in features.batches]) if static else None
     language.write(shop, known, precision["llm"], options, photographs)
@@ -196,11 +211,11 @@ def _group(
                 seen = shop.calibrate(part.name, graph, batches)
             shop.write(part.name, graph, group, seen)
     for part in parts:
-        shop.judge(part.name, precision, inputs, wants[part.name])
+        shop.judge(part.name, inputs, wants[part.name])
     if precision in BITS and shop.verified:
         round_weights(model, BITS[precision], BLOCK)
         for part in parts:
-            shop.judge_exact(part.name, precision, inputs, part.run(inputs))
+            shop.judge_exact(part.name, inputs, part.run(inputs))
     return wants
 
 

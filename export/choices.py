@@ -14,10 +14,13 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import checkpoints
 from blip2rt.modeling.blip2 import Blip2Config
 from blip2rt.modeling.lavis import NO_PARTS, Parts
+from blip2rt.modeling.llm import text_config
 from blip2rt.modeling.vision import resized
 
-from .graphs import vision
+from .graphs import supported, vision
 from .targets import ORT, Target
+
+_PHOTOGRAPHS = 3  # that int8-static takes ranges from together
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,10 @@ def resolve(options: ExportOptions) -> Choices:
         instead = "fp16" if options.target.name == "trt" else "int8-dynamic"
         wanted = ", ".join(f"{group}=int8-static" for group in static)
         faults.append(f"{wanted} needs photographs to calibrate on: give --calibration FOLDER, or {instead}")
+    few = [group for group in static if group != "vision"]
+    if few and files and len(files) < _PHOTOGRAPHS:
+        wanted = ", ".join(f"{group}=int8-static" for group in few)
+        faults.append(f"{wanted} needs {_PHOTOGRAPHS} photographs or more, {options.calib} has {len(files)}: add some")
     if options.llm.activations is not None and (precision["llm"] != "int4" or options.target is not ORT):
         faults.append(
             f"--llm-activations {options.llm.activations} is of llm=int4 for the target ort, here it is "
@@ -120,6 +127,11 @@ def resolve(options: ExportOptions) -> Choices:
     if card is not None and not card.is_file():
         faults.append(f"--card {card} is no file: name one")
     stage2, stage1 = _stages(source, main, other, faults)
+    if stage2 is not None and stage2.config.llm is not None:
+        llm = stage2.config.llm
+        config = _try(faults, lambda: text_config(llm.source))
+        wrong = None if config is None else supported.fault(config, options.target.name, options.verify)
+        faults += [] if wrong is None else [f"{stage2.source}: {wrong}"]
     if faults:
         raise Blip2rtError("; ".join(faults))
     return Choices(stage2, stage1, precision, files)

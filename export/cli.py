@@ -168,6 +168,7 @@ def table(result: Result) -> list[str]:
                   for n, c in components.items()]  # fmt: skip
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    rows += [f"note: {note}" for note in result.notes]
     return [*rows, f"{result.bundle.path}: {result.bundle.size / 1e6:.1f} MB in all"]
 
 

@@ -24,6 +24,9 @@ TOKENIZER, QFORMER_TOKENIZER, QUESTION_TOKENIZER = "tokenizer.json", "qformer_to
 _TEXTS = ("a dog", "two people are walking on a beach at sunset", "red", "the man in a blue shirt rides a bike")
 
 
+_CALIBRATING = ("how many people are there?", "what is on the table?", "is it raining?", "where was this taken?")
+
+
 def created_by() -> str:
     """Name the package and its version."""
     from importlib.metadata import PackageNotFoundError, version
@@ -58,8 +61,13 @@ def decoding(length_penalty: float) -> dict[str, Decoding]:
     return {"caption": Decoding(3, 30, 1, length_penalty), "ask": Decoding(3, 10, 1, 1.0)}
 
 
-def llm_spec(model: Any, language: Any, folder: Path, max_positions: int) -> tuple[LlmSpec, list[list[int]]]:
-    """Return the llm section, and the token ids of a few prompts to verify with. Write the tokenizer into `folder`."""
+def llm_spec(
+    model: Any, language: Any, folder: Path, max_positions: int
+) -> tuple[LlmSpec, list[list[int]], list[list[int]]]:
+    """Return the llm section, and the token ids of a few prompts to verify with and of others to calibrate with.
+
+    Write the tokenizer into `folder`.
+    """
     config = model.config.llm
     tokenizer = load_tokenizer(config.source)
     _save(tokenizer, folder / TOKENIZER)
@@ -84,6 +92,8 @@ def llm_spec(model: Any, language: Any, folder: Path, max_positions: int) -> tup
         empty_prompt_ids=config.empty_prompt_ids,
         encoder_decoder=encoder_decoder,
         decoder_start_token_id=language.config.decoder_start_token_id if encoder_decoder else None,
+        image_token_id=_image_token(config.image_token_id, shape.vocab_size, encoder_decoder),
+        clean_up_tokenization_spaces=_cleans(tokenizer),
     )
     ours = LlmTokenizer(folder / TOKENIZER, spec)
     texts = ("", config.caption_prompt, config.ask_prompt.replace("{}", "what colour is the dog?"))
@@ -92,7 +102,21 @@ def llm_spec(model: Any, language: Any, folder: Path, max_positions: int) -> tup
             f"the tokenizer of {config.source} lays prompts out in a way that its tokenizer.json does not say; save it "
             "with transformers' fast tokenizer"
         )
-    return spec, [ours.encode(text) for text in texts]
+    others = [config.caption_prompt, *(config.ask_prompt.replace("{}", question) for question in _CALIBRATING)]
+    return spec, [ours.encode(text) for text in texts], [ours.encode(text) for text in others]
+
+
+def _image_token(token: int | None, vocab_size: int, encoder_decoder: bool) -> int | None:
+    """What a decoder-only model counts for an image's positions; None where its logits have no such token."""
+    return None if encoder_decoder or token is None or not 0 <= token < vocab_size else token
+
+
+def _cleans(tokenizer: Any) -> bool:
+    """Whether Hugging Face's tokenizer takes spaces before punctuation out of a decoded text: never of BPE's."""
+    if not getattr(tokenizer, "clean_up_tokenization_spaces", False):
+        return False
+    forced = getattr(tokenizer, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
+    return bool(type(tokenizer.backend_tokenizer.model).__name__ != "BPE" or forced)
 
 
 @torch.no_grad()

@@ -19,14 +19,15 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from blip2rt.bundle import EMBED, ENCODER, LLM, LlmSpec
+from blip2rt.bundle import EMBED, ENCODER, LLM, QFORMER, VISION, LlmSpec
+from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import streaming
 from blip2rt.modeling.llm import LlmConfig
 
 from . import describe, targets
 from .checks import ranges, verify
 from .choices import LlmOptions
-from .graphs import llm, t5
+from .graphs import llm, supported, t5
 from .precision.activations import NO_RANGES, Ranges
 from .precision.rounding import BITS
 from .workshop import Workshop
@@ -42,7 +43,8 @@ class Language:
     model: Any  # Hugging Face's
     config: LlmConfig
     spec: LlmSpec
-    prompts: list[list[int]]  # token ids of a few prompts, to calibrate and to verify with
+    prompts: list[list[int]]  # token ids of a few prompts, to verify with
+    others: list[list[int]]  # and of others, to calibrate with
 
     @property
     def start(self) -> int | None:
@@ -57,8 +59,8 @@ class Language:
 
 def read(model: Any, language: Any, folder: Path, max_positions: int) -> Language:
     """Describe `language`, the language model of the BLIP-2 `model`. Its tokenizer is written into `folder`."""
-    spec, prompts = describe.llm_spec(model, language, folder, max_positions)
-    return Language(language, model.config.llm, spec, prompts)
+    spec, prompts, others = describe.llm_spec(model, language, folder, max_positions)
+    return Language(language, model.config.llm, spec, prompts, others)
 
 
 def write(shop: Workshop, language: Language, precision: str, options: LlmOptions, prefixes: np.ndarray | None) -> None:
@@ -67,7 +69,7 @@ def write(shop: Workshop, language: Language, precision: str, options: LlmOption
     if config.bits and config.bits != BITS.get(precision):
         shop.progress.line(f"llm: trained against {config.bits}-bit weights, exported as {precision}")
     shop.progress.line("llm: tracing")
-    traced = shop.target.llm_graphs(language.model, options.max_positions)
+    traced = trace_graphs(shop.target, language.model, options.max_positions)
     seen: dict[str, Ranges] = {}
     if precision == "int8-static":
         assert prefixes is not None
@@ -80,10 +82,22 @@ def write(shop: Workshop, language: Language, precision: str, options: LlmOption
             shop.write(name, graph, group, seen.get(name, NO_RANGES))
 
 
+def trace_graphs(target: targets.Target, model: Any, max_positions: int) -> targets.NamedGraphs:
+    """Trace the graphs of a language model, one after the other. Raise Blip2rtError for one that cannot be."""
+    try:
+        yield from target.llm_graphs(model, max_positions)
+    except Blip2rtError:
+        raise
+    except Exception as error:  # whatever an unknown architecture makes tracing stumble over
+        raise Blip2rtError(
+            f"{type(model).__name__} cannot be traced ({supported.reason(error)}): use another language model"
+        ) from error
+
+
 def _ranges(shop: Workshop, language: Language, traced: dict[str, ir.Model], prefixes: np.ndarray) -> dict[str, Ranges]:
     """Graph -> ranges, over the photographs' prefixes and what the language model says to them."""
     shop.progress.line("llm: calibrating int8")
-    prompts = (language.prompts * len(prefixes))[: len(prefixes)]
+    prompts = (language.others * len(prefixes))[: len(prefixes)]
     with streaming.streamed(language.model):
         rows = describe.llm_inputs(language.model, prompts, prefixes)
     return ranges.of_language(traced, shop.folder, rows, language.start, shop.target.operands)
@@ -100,19 +114,33 @@ def verify_graphs(
     with streaming.streamed(language.model):
         rows, whole = (describe.llm_inputs(language.model, language.prompts, each) for each in prefixes)
     encoder = None if language.start is None else shop.graph(ENCODER)
+    longest, room = max(map(len, rows)) + verify.STEPS, language.spec.max_positions
+    if encoder is None and longest > room:
+        raise Blip2rtError(
+            f"the language model has {room} positions, and an image with a question and its answer takes {longest}: "
+            "use one with more"
+        )
     graphs = verify.LlmGraphs(shop.graph(LLM), shop.graph(EMBED), encoder, language.start, shop.target.open)
-    tokens = _judge(shop, language, precision, graphs, (rows, whole))
+    try:
+        tokens = _judge(shop, language, graphs, (rows, whole))
+    except Blip2rtError:
+        raise
+    except Exception as error:  # ONNX Runtime's, of a graph that it does not take
+        raise Blip2rtError(
+            f"the graphs of {type(language.model).__name__} cannot be run ({supported.reason(error)}): use another "
+            "language model"
+        ) from error
     embed, ids = llm.embed_part(language.model), {"token_ids": tokens.astype(np.int64)}
-    shop.judge(EMBED, precision["llm"], ids, embed.run(ids))
+    shop.judge(EMBED, ids, embed.run(ids))
     if shop.target is targets.TRT or precision["llm"] not in BITS or language.size > EXACT_BELOW:
         return
     t5.round_weights(language.model, BITS[precision["llm"]], language.config.block)
-    _judge_exact(shop, language, precision["llm"], graphs, rows, tokens)
-    shop.judge_exact(EMBED, precision["llm"], ids, embed.run(ids))
+    _judge_exact(shop, language, graphs, rows, tokens)
+    shop.judge_exact(EMBED, ids, embed.run(ids))
 
 
 def _judge(
-    shop: Workshop, language: Language, precision: Mapping[str, str], graphs: verify.LlmGraphs,
+    shop: Workshop, language: Language, graphs: verify.LlmGraphs,
     prompts: tuple[list[np.ndarray], list[np.ndarray]],
 ) -> np.ndarray:  # fmt: skip
     """Compare logits with PyTorch's, for [prefix | prompt] rows (S_b,D) by PyTorch and by the graphs. Return the tokens
@@ -120,8 +148,8 @@ def _judge(
     rows, whole = prompts
     tokens, got = graphs.run([*rows, *whole])
     want = verify.llm_logits(language.model, [*rows, *rows], tokens, language.start)
-    chosen = "/".join(precision[group] for group in ("vision", "qformer", "llm"))
-    parts = (LLM, precision["llm"], slice(len(rows))), (verify.WHOLE, chosen, slice(len(rows), None))
+    chosen = "/".join(map(shop.precision, (VISION, QFORMER, LLM)))
+    parts = (LLM, shop.precision(LLM), slice(len(rows))), (verify.WHOLE, chosen, slice(len(rows), None))
     for name, used, part in parts:
         agreement = float((got[part].argmax(-1) == want[part].argmax(-1)).mean())
         compared = {"logits": got[part]}, {"logits": want[part]}
@@ -130,7 +158,7 @@ def _judge(
 
 
 def _judge_exact(
-    shop: Workshop, language: Language, precision: str, graphs: verify.LlmGraphs, rows: list[np.ndarray],
+    shop: Workshop, language: Language, graphs: verify.LlmGraphs, rows: list[np.ndarray],
     tokens: np.ndarray,
 ) -> None:  # fmt: skip
     """Compare logits, computed in float32, with PyTorch's of the very weights that the graphs store."""
@@ -139,4 +167,4 @@ def _judge_exact(
         copies = verify.LlmGraphs(exact_llm, graphs.embed, encoder, language.start)
         _, got = copies.run(rows, tokens)
     want = verify.llm_logits(language.model, rows, tokens, language.start)
-    shop.rows.append(verify.judge(LLM, precision, verify.OWN, {"logits": got}, {"logits": want}))
+    shop.rows.append(verify.judge(LLM, shop.precision(LLM), verify.OWN, {"logits": got}, {"logits": want}))

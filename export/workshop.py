@@ -21,6 +21,7 @@ from .graphs import trace
 from .graphs.trace import DataFile, Part
 from .precision.activations import NO_RANGES, Ranges
 from .precision.rounding import Blocks, Encode, Rounding, nearest
+from .precision.written import written
 from .progress import Progress
 from .targets import Target
 
@@ -51,6 +52,7 @@ class Workshop:
         self.verified, self.encode = verified, encode
         self.components: dict[str, Component] = {}
         self.rows: list[verify.Row] = []
+        self.notes: list[str] = []  # what whoever exports should know
         self.sizes: dict[str, int] = {}  # component -> bytes of its graph and weights; shared weights count for each
 
     def graph(self, name: str) -> Path:
@@ -87,7 +89,11 @@ class Workshop:
         self.target.apply(model, group.precision, Rounding(group.blocks, group.data.keep, show), seen)
         inputs, outputs = signature or trace.signature(model)
         self.sizes[name] = trace.save(model, self.graph(name), group.data)
-        self.components[name] = Component(self.graph(name).name, group.precision, inputs, outputs)
+        # A plan of TensorRT is built for the precision of its group.
+        precision = written(model, group.precision) if self.target.name == "ort" else group.precision
+        if precision != group.precision:
+            self.notes.append(f"{name} is {precision}: it has nothing to be {group.precision} in")
+        self.components[name] = Component(self.graph(name).name, precision, inputs, outputs)
 
     def run(self, name: str, inputs: verify.Arrays) -> dict[str, Any]:
         """Run a graph that is written. Return its outputs by name."""
@@ -97,17 +103,21 @@ class Workshop:
         """Return PyTorch's outputs by name; nothing where graphs are not verified."""
         return part.run(inputs) if self.verified else {}
 
-    def judge(self, name: str, precision: str, inputs: verify.Arrays, want: verify.Arrays) -> dict[str, Any]:
+    def precision(self, name: str) -> str:
+        """The precision that a graph was written in."""
+        return self.components[name].precision
+
+    def judge(self, name: str, inputs: verify.Arrays, want: verify.Arrays) -> dict[str, Any]:
         """Compare a graph with PyTorch's outputs `want`. Return its own; nothing where graphs are not verified."""
         if not self.verified:
             return {}
         self.progress.line(f"{name}: verifying")
         got = self.run(name, inputs)
-        self.rows.append(verify.judge(name, precision, verify.PYTORCH, got, want))
+        self.rows.append(verify.judge(name, self.precision(name), verify.PYTORCH, got, want))
         return got
 
-    def judge_exact(self, name: str, precision: str, inputs: verify.Arrays, want: verify.Arrays) -> None:
+    def judge_exact(self, name: str, inputs: verify.Arrays, want: verify.Arrays) -> None:
         """Compare a graph, computing in float32, with PyTorch's outputs `want` of the very weights that it stores."""
         with verify.exact(self.graph(name)) as copy:
             got = verify.run(copy, inputs)
-        self.rows.append(verify.judge(name, precision, verify.OWN, got, want))
+        self.rows.append(verify.judge(name, self.precision(name), verify.OWN, got, want))

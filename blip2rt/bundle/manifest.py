@@ -62,6 +62,8 @@ class LlmSpec:
     empty_prompt_ids: tuple[int, ...] | None = None  # token ids of no prompt; None: as of any other
     encoder_decoder: bool = False  # image and prompt are read by an encoder, the text starts in a decoder
     decoder_start_token_id: int | None = None  # what the decoder's text starts from; given if encoder_decoder
+    image_token_id: int | None = None  # what stands for the image's positions in rules of repetition; None: nothing
+    clean_up_tokenization_spaces: bool = False  # write a text without spaces before punctuation, as its tokenizer does
 
 
 @dataclass(frozen=True)

@@ -134,8 +134,14 @@ def _bound(config: LlmConfig, folder: Path) -> nn.Module | None:
 def empty_llm(config: Any) -> Any:
     """The LM of a Hugging Face config, its parameters without values (see streaming.py)."""
     setattr(config, _dtype_name(config), torch.float32)
-    with streaming.empty():
-        llm = _auto_class(config).from_config(config, trust_remote_code=False)
+    try:
+        with streaming.empty():
+            llm = _auto_class(config).from_config(config, trust_remote_code=False)
+    except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise Blip2rtError(
+            f"transformers cannot build a language model of type {config.model_type!r} ({reason}): use another"
+        ) from error
     llm.tie_weights()
     return llm
 

@@ -39,7 +39,12 @@ std::shared_ptr<Generation> Chat::ask(std::vector<int64_t> prompt, const Generat
                              std::to_string(cache.capacity()) + " positions are used, and this needs " +
                              std::to_string(needed) + " more");
   }
-  current_ = std::make_shared<Generation>(generator_, decoder_, prefix, past_, std::move(prompt), options);
+  std::vector<int64_t> asked;
+  options.append_image(asked, static_cast<size_t>(prefix.length));
+  asked.insert(asked.end(), prompt.begin(), prompt.end());
+  asked.insert(asked.end(), options.forced_prefix.begin(), options.forced_prefix.end());
+  current_ = std::make_shared<Generation>(generator_, decoder_, prefix, past_, std::move(prompt), options, said_);
+  asked_ = std::move(asked);
   return current_;
 }
 
@@ -51,6 +56,8 @@ void Chat::remember() {
   if (kept.positions > past_) {
     const std::vector<int64_t> answer = current_->results()[0].front().tokens;
     pending_.assign(answer.begin() + kept.in_cache, answer.end());
+    said_.insert(said_.end(), asked_.begin(), asked_.end());
+    said_.insert(said_.end(), answer.begin(), answer.begin() + kept.in_cache);
     past_ = kept.positions;
   }
   current_ = nullptr;

@@ -34,6 +34,8 @@ class Chat {
   std::shared_ptr<Generation> current_;
   int past_ = 0;
   std::vector<int64_t> pending_;  // said, but not in the cache
+  std::vector<int64_t> said_;     // the tokens of past_
+  std::vector<int64_t> asked_;    // what the current answer has read besides them
 };
 
 }  // namespace blip2rt

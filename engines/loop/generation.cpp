@@ -13,7 +13,7 @@ namespace blip2rt {
 
 Generation::Generation(const Generator& generator, const Prefix& prefix, Prompts prompts, GenerationOptions options)
     : generator_(generator), options_(std::move(options)), prefix_(prefix), prompts_(std::move(prompts)) {
-  begin(0);
+  begin(0, {});
   if (done_) return;
   int longest = 0;
   for (const Active& one : active_) longest = std::max(longest, one.prompt_length);
@@ -26,16 +26,16 @@ Generation::Generation(const Generator& generator, const Prefix& prefix, Prompts
 }
 
 Generation::Generation(const Generator& generator, std::shared_ptr<Decoder> decoder, const Prefix& prefix, int past,
-                       std::vector<int64_t> prompt, GenerationOptions options)
+                       std::vector<int64_t> prompt, GenerationOptions options, const std::vector<int64_t>& said)
     : generator_(generator),
       options_(std::move(options)),
       prefix_(prefix),
       prompts_{std::move(prompt)},
       decoder_(std::move(decoder)) {
-  begin(past);
+  begin(past, said);
 }
 
-void Generation::begin(int past) {
+void Generation::begin(int past, const std::vector<int64_t>& said) {
   generator_.llm().check_process();
   check_prompts(prefix_, prompts_, generator_);
   options_.validate(static_cast<size_t>(generator_.shape().vocab_size));
@@ -51,10 +51,17 @@ void Generation::begin(int past) {
   for (size_t image = 0; image < prompts_.size(); ++image) {
     const size_t read = given.size() + (encoded ? 0 : static_cast<size_t>(prefix_.length) + prompts_[image].size());
     results_[image].resize(options_.independent() ? draws : 0);
+    std::vector<int64_t> history;
+    if (options_.counts_prompt && !encoded) {
+      history = said;
+      options_.append_image(history, static_cast<size_t>(prefix_.length));
+      history.insert(history.end(), prompts_[image].begin(), prompts_[image].end());
+    }
+    history.insert(history.end(), given.begin(), given.end());
     for (size_t draw = 0; draw < draws; ++draw) {
       const Random random(options_.seed, options_.first_image + image, draw);
       const auto vocab_size = static_cast<size_t>(generator_.shape().vocab_size);
-      auto search = std::make_unique<Search>(options_, vocab_size, given, random);
+      auto search = std::make_unique<Search>(options_, vocab_size, history, random);
       active_.push_back({image, draw, past + static_cast<int>(read), std::move(search)});
     }
     if (!encoded) prompts_[image].insert(prompts_[image].end(), given.begin(), given.end());

@@ -23,8 +23,9 @@ class Generation {
   Generation(const Generator& generator, const Prefix& prefix, Prompts prompts, GenerationOptions options);
 
   // Begins to answer one prompt behind the `past` positions in row 0 of a decoder that has rows enough.
+  // `said`: the tokens of these positions, where options count them.
   Generation(const Generator& generator, std::shared_ptr<Decoder> decoder, const Prefix& prefix, int past,
-             std::vector<int64_t> prompt, GenerationOptions options);
+             std::vector<int64_t> prompt, GenerationOptions options, const std::vector<int64_t>& said);
 
   Generation(const Generation&) = delete;
   Generation& operator=(const Generation&) = delete;
@@ -78,7 +79,7 @@ class Generation {
     std::unique_ptr<Search> search;
   };
 
-  void begin(int past);
+  void begin(int past, const std::vector<int64_t>& said);
   void first_step();
   void next_step();
   bool retire(int rows_each);

@@ -201,10 +201,10 @@ NB_MODULE(_native, m) {
       .def(
           "__init__",
           [](SearchBatch* self, size_t images, const std::vector<int64_t>& given, size_t vocab_size,
-             const nb::dict& options) {
-            new (self) SearchBatch(images, given, vocab_size, options_from(options, vocab_size));
+             const nb::dict& options, const std::vector<std::vector<int64_t>>& before) {
+            new (self) SearchBatch(images, given, vocab_size, options_from(options, vocab_size), before);
           },
-          "images"_a, "given"_a, "vocab_size"_a, "options"_a)
+          "images"_a, "given"_a, "vocab_size"_a, "options"_a, "before"_a = std::vector<std::vector<int64_t>>())
       .def_prop_ro("memory",
                    [](nb::handle_t<SearchBatch> self) {
                      const auto& memory = nb::cast<SearchBatch&>(self).memory();

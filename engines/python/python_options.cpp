@@ -54,7 +54,8 @@ bool read(nb::handle value, std::shared_ptr<const Vocabulary>& into) {
 
 constexpr const char* kNames =
     "num_beams, num_return_sequences, max_new_tokens, min_new_tokens, length_penalty, early_stopping, "
-    "repetition_penalty, no_repeat_ngram_size, bad_words_ids, forced_prefix, eos_token_ids, stop_strings, vocabulary, "
+    "repetition_penalty, no_repeat_ngram_size, counts_prompt, image_token_id, bad_words_ids, forced_prefix, "
+    "eos_token_ids, stop_strings, vocabulary, "
     "max_time, do_sample, temperature, top_k, top_p, min_p, seed, first_image";
 
 // Reads one option. Returns the fault, or nothing.
@@ -71,6 +72,8 @@ std::string read_option(std::string_view name, nb::handle value, GenerationOptio
   if (name == "early_stopping") return must(options.early_stopping, "'true', 'false' or 'never'");
   if (name == "repetition_penalty") return must(options.repetition_penalty, kNumber);
   if (name == "no_repeat_ngram_size") return must(options.no_repeat_ngram_size, kWhole);
+  if (name == "counts_prompt") return must(options.counts_prompt, "a bool");
+  if (name == "image_token_id") return must(options.image_token_id, kWhole);
   if (name == "bad_words_ids") return must(options.bad_words_ids, "a list of lists of integers");
   if (name == "forced_prefix") return must(options.forced_prefix, kTokens);
   if (name == "eos_token_ids") return must(options.eos_token_ids, kTokens);

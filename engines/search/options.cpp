@@ -65,6 +65,7 @@ std::string GenerationOptions::faults(size_t vocab_size) const {
   faults.require(min_p >= 0 && min_p <= 1, "min_p is ", min_p, ", must be 0 to 1");
   faults.require(max_time >= 0, "max_time is ", max_time, ", must be at least 0 seconds");
   faults.tokens(eos_token_ids, vocab_size, "eos");
+  if (image_token_id >= 0) faults.tokens({image_token_id}, vocab_size, "image");
   faults.tokens(forced_prefix, vocab_size, "forced_prefix");
   for (const auto& word : bad_words_ids) {
     faults.require(!word.empty(), "a bad word has no tokens");

@@ -1,5 +1,5 @@
 // The options of a generation. Names and meanings are those of Hugging Face's `generate` with inputs_embeds: lengths
-// and histories count the tokens of the answer only. Knows numbers; nothing about graphs.
+// count the tokens of the answer only, and so do histories unless counts_prompt. Knows numbers; nothing about graphs.
 #pragma once
 
 #include <cstddef>
@@ -24,6 +24,10 @@ struct GenerationOptions {
 
   double repetition_penalty = 1.0;  // 1: off
   int no_repeat_ngram_size = 0;     // 0: off
+  // Repetition, n-grams, bad words and stop strings see what was read before the answer too, as with input_ids beside
+  // inputs_embeds. `image_token_id` stands for each of the image's positions; below 0: nothing does.
+  bool counts_prompt = false;
+  int64_t image_token_id = -1;
   std::vector<std::vector<int64_t>> bad_words_ids;
   std::vector<int64_t> forced_prefix;  // tokens that the answer begins with, like `input_ids` beside inputs_embeds
 
@@ -51,6 +55,11 @@ struct GenerationOptions {
 
   // How many rows of one image are decoded together.
   int rows_each() const { return independent() ? num_return_sequences : num_beams; }
+
+  // Appends the tokens that stand for `positions` of an image.
+  void append_image(std::vector<int64_t>& tokens, size_t positions) const {
+    if (image_token_id >= 0) tokens.insert(tokens.end(), positions, image_token_id);
+  }
 
   // Candidates of a step of beam search: num_beams of them go on even when every beam's best tokens are stop tokens.
   size_t candidates_kept() const;

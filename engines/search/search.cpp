@@ -46,9 +46,9 @@ void write_lists(SearchBlock& block, const std::vector<T>& lists, uint32_t ends_
 }  // namespace
 
 BlockMemory make_block(const GenerationOptions& options, size_t vocab_size, const std::vector<int64_t>& given,
-                       const Random& random) {
+                       const Random& random, size_t room) {
   const auto beams = static_cast<size_t>(options.num_beams), most = static_cast<size_t>(options.max_new_tokens);
-  const size_t longest = given.size() + most;
+  const size_t longest = std::max(given.size(), room) + most;
   SearchBlock block{};
   block.length_penalty = options.length_penalty;
   block.top_p = options.top_p;

@@ -21,10 +21,11 @@ struct Hypothesis {
 // The memory of a block, in words of 8 bytes, which align it.
 using BlockMemory = std::vector<uint64_t>;
 
-// Makes a block before its first step. `given`: tokens that the answer begins with; processors and stop strings see
-// them. Sampling draws from `random`.
+// Makes a block before its first step. `given`: tokens that stand before the answer; processors and stop strings see
+// them. Sampling draws from `random`. `room`: given tokens that the block has room for, at least; with the same room
+// blocks have the same size.
 BlockMemory make_block(const GenerationOptions& options, size_t vocab_size, const std::vector<int64_t>& given,
-                       const Random& random);
+                       const Random& random, size_t room = 0);
 
 // Throws std::runtime_error where a step set block.fault.
 void check_fault(const SearchBlock& block);

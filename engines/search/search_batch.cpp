@@ -2,18 +2,43 @@
 #include "search/search_batch.h"
 
 #include <algorithm>
+#include <stdexcept>
+#include <string>
 #include <utility>
 
 namespace blip2rt {
+namespace {
 
-SearchBatch::SearchBatch(size_t images, const std::vector<int64_t>& given, size_t vocab_size, GenerationOptions options)
+// Throws where a token is none of the vocabulary's: scores are looked up by it.
+void check_tokens(const std::vector<int64_t>& tokens, size_t vocab_size) {
+  for (int64_t token : tokens) {
+    if (token < 0 || static_cast<size_t>(token) >= vocab_size) {
+      throw std::runtime_error("token id " + std::to_string(token) + " is outside the vocabulary of " +
+                               std::to_string(vocab_size));
+    }
+  }
+}
+
+}  // namespace
+
+SearchBatch::SearchBatch(size_t images, const std::vector<int64_t>& given, size_t vocab_size, GenerationOptions options,
+                         const std::vector<std::vector<int64_t>>& before)
     : options_(std::move(options)), images_(images), vocab_size_(vocab_size) {
   options_.validate(vocab_size);
+  if (!before.empty() && before.size() != images) throw std::runtime_error("before must have a list for each image");
+  size_t room = 0;
+  for (const auto& tokens : before) {
+    check_tokens(tokens, vocab_size);
+    room = std::max(room, tokens.size());
+  }
+  room += given.size();
   const size_t draws = options_.independent() ? static_cast<size_t>(options_.num_return_sequences) : 1;
   for (size_t image = 0; image < images; ++image) {
+    std::vector<int64_t> history = before.empty() ? std::vector<int64_t>() : before[image];
+    history.insert(history.end(), given.begin(), given.end());
     for (size_t draw = 0; draw < draws; ++draw) {
       const Random random(options_.seed, options_.first_image + image, draw);
-      const BlockMemory made = make_block(options_, vocab_size, given, random);
+      const BlockMemory made = make_block(options_, vocab_size, history, random, room);
       stride_ = made.size() * sizeof(uint64_t);
       memory_.insert(memory_.end(), made.begin(), made.end());
       answers_.push_back({image, draw});

@@ -19,9 +19,10 @@ struct NewToken {
 
 class SearchBatch {
  public:
-  // Makes an answer for each image, or one for each of its draws. `given`: see make_block. Throws where options make no
-  // sense.
-  SearchBatch(size_t images, const std::vector<int64_t>& given, size_t vocab_size, GenerationOptions options);
+  // Makes an answer for each image, or one for each of its draws. `given`: see make_block; `before`: for each image
+  // what stands before that, or nothing at all. Throws where options make no sense.
+  SearchBatch(size_t images, const std::vector<int64_t>& given, size_t vocab_size, GenerationOptions options,
+              const std::vector<std::vector<int64_t>>& before = {});
 
   // The blocks, one after the other, each of stride() bytes. What comes back from the device overwrites them.
   BlockMemory& memory() { return memory_; }

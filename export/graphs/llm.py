@@ -23,13 +23,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from blip2rt.errors import Blip2rtError
 
-from . import fuse, trace
+from . import alibi, fuse, trace
 from .rotary import Rotary
 
 _NAME = "blip2rt_group_query"  # our key in transformers' table of attention functions
 HEAD_MULTIPLE = 8  # of the width of heads
 _IGNORED = {"dropout", "is_causal", "position_ids", "use_cache", "cache_position", "cache", "past_key_values"}
 _NEUTRAL = (None, False)
+_ANY = 1 << 20  # positions of a model that has no limit
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def geometry(llm: Any) -> Geometry:
         head_dim=padded(getattr(config, "head_dim", None) or config.hidden_size // heads),
         hidden_size=table.shape[1],
         vocab_size=llm.get_output_embeddings().weight.shape[0],
-        max_positions=config.max_position_embeddings,
+        max_positions=getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or _ANY,
     )
 
 
@@ -113,8 +114,9 @@ class _Attention:
 
     def __init__(
         self, past: list[tuple[Tensor, Tensor]], seqlens_k: Tensor, total: Tensor, rotary: Rotary,
-        tables: tuple[Tensor, ...], causal_masks: bool,
+        tables: tuple[Tensor, ...], causal_masks: bool, bias: Tensor | None = None,
     ) -> None:  # fmt: skip
+        self.bias = bias
         self.past, self.lengths, self.rotary = past, (seqlens_k, total), rotary
         self.tables = tables
         self.causal_masks = causal_masks
@@ -152,9 +154,12 @@ class _Attention:
             query, key, value = (nn.functional.pad(each, (0, fill)) for each in (query, key, value))
         flat = [each.transpose(1, 2).reshape(batch, length, -1) for each in (query, key, value)]
         past = self.past[layer]
+        more: tuple[Tensor | None, ...] = tables
+        if self.bias is not None:
+            more = (*(tables or (None, None)), None, self.bias)
         out, *present = torch.onnx.ops.symbolic_multi_out(
             "com.microsoft::GroupQueryAttention",
-            (*flat, *past, *self.lengths, *tables),
+            (*flat, *past, *self.lengths, *more),
             attributes,
             dtypes=(query.dtype, key.dtype, value.dtype),
             shapes=(flat[0].shape, past[0].shape, past[1].shape),
@@ -172,6 +177,7 @@ class _Decoder(nn.Module):
         self.llm, self.layers, self.rotary, self.causal_masks = llm, layers, rotary, causal_masks
         for name, table in zip(("cos", "sin"), rotary.tables, strict=False):
             self.register_buffer(name, table)
+        self.slopes = alibi.slopes(llm)
 
     def forward(
         self, inputs_embeds: Tensor, position_ids: Tensor, last_index: Tensor, seqlens_k: Tensor,
@@ -179,10 +185,24 @@ class _Decoder(nn.Module):
     ) -> tuple[Tensor, ...]:  # fmt: skip
         pairs = list(zip(past[::2], past[1::2], strict=True))
         tables = tuple(self.buffers(recurse=False))
-        attention = _Attention(pairs, seqlens_k, total_sequence_length, self.rotary, tables, self.causal_masks)
-        logits = last_logits(self.llm, attention, self.layers, inputs_embeds, position_ids, last_index)
+        bias = None
+        if self.slopes is not None:
+            bias = alibi.bias(self.slopes, position_ids, pairs[0][0].shape[2])
+            bias = first_keys(bias, total_sequence_length)
+        attention = _Attention(pairs, seqlens_k, total_sequence_length, self.rotary, tables, self.causal_masks, bias)
+        with alibi.taken_out(self.llm, attention):
+            logits = last_logits(self.llm, attention, self.layers, inputs_embeds, position_ids, last_index)
         present = [tensor for layer in range(self.layers) for tensor in attention.present[layer]]
         return logits, *present
+
+
+def first_keys(bias: Tensor, count: Tensor) -> Tensor:
+    """bias (B,H,S,T) -> (B,H,S,count), which is what GroupQueryAttention wants. Tracing sees the longer shape."""
+    start, axis = torch.tensor([0]), torch.tensor([3])
+    end = count.to(torch.int64).reshape(1)
+    inputs = (bias, start, end, axis)
+    cut: Tensor = torch.onnx.ops.symbolic("Slice", inputs, dtype=bias.dtype, shape=bias.shape, version=13)
+    return cut
 
 
 @contextlib.contextmanager

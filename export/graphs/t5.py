@@ -17,13 +17,14 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+import transformers
 from torch import Tensor, nn
 
 from blip2rt.bundle import ENCODER, LLM, encoder_tensors, llm_tensors
 from blip2rt.modeling import quantize
 
 from . import fuse, trace
-from .llm import Geometry, padded
+from .llm import Geometry, first_keys, padded
 
 _MASKED = torch.finfo(torch.float32).min
 
@@ -104,7 +105,9 @@ def trace_decoder(t5: Any) -> ir.Model:
 
 def head_scale(t5: Any) -> float:
     """Return what the hidden state is multiplied by before the vocabulary's matrix."""
-    scaled = getattr(t5.config, "scale_decoder_outputs", t5.config.tie_word_embeddings)  # the older name
+    scaled = getattr(t5.config, "scale_decoder_outputs", None)
+    if scaled is None:  # transformers 4 scales where embeddings are tied; since 5, mT5 never does
+        scaled = t5.config.tie_word_embeddings and int(transformers.__version__.split(".")[0]) < 5
     return float(t5.config.d_model) ** -0.5 if scaled else 1.0
 
 
@@ -196,7 +199,7 @@ class _Decoder(nn.Module):
         half = len(tensors) // 2
         past, cross = tensors[:half], tensors[half:]
         key_positions = torch.arange(past[0].shape[2])
-        bias = _first(
+        bias = first_keys(
             self.relative_bias(key_positions[None, None, :] - position_ids[:, :, None]), total_sequence_length
         )
         seen = mask_bias(encoder_mask)
@@ -230,15 +233,6 @@ def _own_attention(
         shapes=(query.shape, past[0].shape, past[1].shape),
         version=1,
     )
-
-
-def _first(bias: Tensor, count: Tensor) -> Tensor:
-    """bias (B,H,S,T) -> (B,H,S,count), which is what the op wants. Tracing sees the longer shape."""
-    start, axis = torch.tensor([0]), torch.tensor([3])
-    end = count.to(torch.int64).reshape(1)
-    inputs = (bias, start, end, axis)
-    cut: Tensor = torch.onnx.ops.symbolic("Slice", inputs, dtype=bias.dtype, shape=bias.shape, version=13)
-    return cut
 
 
 def last(hidden: Tensor, last_index: Tensor) -> Tensor:

@@ -47,6 +47,26 @@ def test_every_answer_equals_recomputation(case: Case, num_beams: int) -> None:
     assert chat.positions > 4 * 2
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_rules_count_the_whole_conversation(case: Case, num_beams: int) -> None:
+    rng = random.Random(case.seed)
+    chat = Chat(case.generator, case.prefix, num_beams, POSITIONS)
+    history: list[int] = []
+    for turn in range(4):
+        question = [rng.randrange(len(case.texts)) for _ in range(rng.randint(1, 5))]
+        options: dict[str, Any] = {
+            "num_beams": num_beams, "max_new_tokens": 5, "forced_prefix": question[: rng.randint(0, 2)],
+            "repetition_penalty": 1.8, "no_repeat_ngram_size": rng.choice([1, 2]), "counts_prompt": True,
+            "image_token_id": case.said[0],
+        }  # fmt: skip
+        answer = finish(chat.ask(question, options))
+        [[(want, _)]] = case.generator.generate(case.prefix, [history + question], options)
+        assert answer == want, f"seed {case.seed}, turn {turn}"
+        history += question + options["forced_prefix"] + answer
+        if options["no_repeat_ngram_size"] == 1:
+            assert not set(answer) & {case.said[0], *question}, "neither the image's token nor the question's"
+
+
 def test_a_question_costs_only_its_own_tokens(case: Case) -> None:
     """Nothing that is in the cache is read again: greedy answers are there but for their last token."""
     chat = Chat(case.generator, case.prefix, 1, POSITIONS)

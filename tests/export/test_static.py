@@ -18,12 +18,15 @@ from PIL import Image
 
 import blip2rt
 from blip2rt.info import describe
+from export.assemble import held_out
 from export.checks.ranges import of_batches
 from export.cli import main
 from export.graphs import trace
 from export.precision import smooth, static
 from export.precision.activations import Range
+from export.precision.apply import apply as to_precision
 from export.precision.rounding import Blocks, Rounding, matrices
+from export.precision.written import written
 from tests.seeds import seed_of
 from tests.tiny import blip2 as tiny_blip2
 
@@ -74,6 +77,42 @@ def test_every_part_is_static(name: str, images: Path, tmp_path: Path) -> None:
     for component in model.bundle.manifest.components:
         found = products(out / f"{component}.onnx", tmp_path)
         assert found["MatMul"] == 0 and (found["MatMulIntegerToFloat"] > 3) == (component != "embed"), component
+
+
+def test_a_precision_that_is_not_there_is_not_written(tmp_path: Path) -> None:
+    def made(precision: str, width: int = 48, ranges: dict[str, Range] | None = None) -> str:
+        linear = torch.nn.Linear(width, width, bias=False)
+        part = trace.Part("p", linear, {"x": torch.zeros(2, width)}, ["y"], {"x": {0: "B"}})
+        model = trace.trace(part)
+        to_precision(model, precision, Rounding(Blocks(32)), ranges or {})
+        return written(model, precision)
+
+    model = trace.trace(trace.Part("p", torch.nn.Linear(48, 48), {"x": torch.zeros(2, 48)}, ["y"], {"x": {0: "B"}}))
+    [name] = static.operands(model)
+    assert made("int8-static") == "int8w", "no range was seen"
+    assert made("int8-static", ranges={name: seen(-1, 1, 0.5)}) == "int8-static"
+    for precision in ("fp32", "int4", "int8w", "int8-dynamic"):
+        assert made(precision) == precision
+    assert made("fp16", 4) == "fp32" and made("fp16", 300) == "fp16", "small weights stay as they are"
+
+
+def test_photographs_are_held_out() -> None:
+    files = [Path(str(i)) for i in range(9)]
+    assert held_out(files) == (files[:6], files[6:])
+    assert held_out(files[:4]) == (files[:4], files[:3])
+    assert held_out(files[:2]) == (files[:2], [files[0], files[1], files[0]])
+    assert held_out([]) == ([], [])
+
+
+def test_too_few_photographs_are_named(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for file in sorted(images.iterdir())[:2]:
+        (few / file.name).write_bytes(file.read_bytes())
+    checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS["opt"]())
+    arguments = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / "b"), "--calibration", str(few)]
+    assert main([*arguments, "--precision", "qformer=int8-static"]) == 2
+    assert "qformer=int8-static needs 3 photographs or more" in capsys.readouterr().err
 
 
 def seen(low: float, high: float, mean: float) -> Range:

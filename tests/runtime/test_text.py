@@ -12,7 +12,7 @@ import pytest
 
 from blip2rt.bundle.manifest import LlmSpec, RetrievalSpec
 from blip2rt.errors import BundleError, OptionError
-from blip2rt.text import LlmTokenizer, QFormerTokenizer, TextStream
+from blip2rt.text import LlmTokenizer, QFormerTokenizer, TextStream, clean_up
 from tests.tiny.bundle import EOS, TEXT_WORDS, WORDS
 
 LLM = LlmSpec(1, 1, 8, 16, len(WORDS), 64, 3, 0, False, (1,), 0, "tokenizer.json")
@@ -111,7 +111,7 @@ def test_bert_ids_equal_transformers():
     np.testing.assert_array_equal(mask, want["attention_mask"])
 
 
-def byte_level(tmp_path: Path) -> LlmTokenizer:
+def byte_level(tmp_path: Path, **spec: bool) -> LlmTokenizer:
     """A tokenizer that knows every byte, and a few words."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -123,7 +123,7 @@ def byte_level(tmp_path: Path) -> LlmTokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<end>"])
     tokenizer.save(str(tmp_path / "t.json"))
-    return LlmTokenizer(tmp_path / "t.json", replace(LLM, vocab_size=len(vocabulary) + 3))
+    return LlmTokenizer(tmp_path / "t.json", replace(LLM, vocab_size=len(vocabulary) + 3, **spec))
 
 
 TEXTS = [
@@ -144,7 +144,7 @@ def test_pieces_join_to_the_text_and_hold_whole_characters(tmp_path, text):
     ids = tokenizer.encode(text)
     stream = TextStream(tokenizer)
     pieces = [stream.push(token) for token in ids]
-    assert "".join(pieces) + stream.end() == tokenizer.decode(ids)
+    assert "".join(pieces) + stream.end() == tokenizer.text(ids) == text.strip()
     if "\ufffd" not in text:
         assert not any("\ufffd" in piece for piece in pieces)
 
@@ -158,7 +158,71 @@ def test_random_pieces_join_to_the_text(tmp_path):
         split = random.randint(0, len(ids))
         stream = TextStream(tokenizer, ids[:split])
         pieces = [stream.push(token) for token in ids[split:]] + [stream.end()]
-        assert "".join(pieces) == tokenizer.decode(ids), repr(text)
+        assert "".join(pieces) == tokenizer.text(ids) == text.strip(), repr(text)
+
+
+def test_pieces_of_a_tokenizer_that_cleans_up_join_to_the_text(tmp_path):
+    tokenizer = byte_level(tmp_path, clean_up_tokenization_spaces=True)
+    letters = "ab n't 's ., ' m ?!'ve re\n"
+    for _ in range(400):
+        text = "".join(random.choices(letters, k=random.randrange(30)))
+        ids = tokenizer.encode(text)
+        stream = TextStream(tokenizer)
+        pieces = [*map(stream.push, ids), stream.end()]
+        assert "".join(pieces) == tokenizer.text(ids), repr(text)
+    assert tokenizer.text(tokenizer.encode("it 's n't , is it ?")) == "it'sn't, is it?"
+
+
+def test_texts_are_cleaned_up_as_by_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    made = transformers.PreTrainedTokenizerFast(tokenizer_file=str(byte_level(tmp_path)._file))
+    for _ in range(300):
+        text = "".join(random.choices("ab n't 's ., ' m ?!'ve re\n", k=random.randrange(40)))
+        assert clean_up(text) == made.clean_up_tokenization(text)
+
+
+def byte_fallback(tmp_path: Path) -> LlmTokenizer:
+    """A tokenizer that writes what it does not know byte by byte, as Llama's does."""
+    from tokenizers import Tokenizer, decoders, models
+
+    words = ["<unk>", "\u2581a", "\u2581dog", "s", *(f"<0x{byte:02X}>" for byte in range(256))]
+    vocabulary = [(word, -1.0 - i) for i, word in enumerate(words)]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.save(str(tmp_path / "t.json"))
+    return LlmTokenizer(tmp_path / "t.json", replace(LLM, vocab_size=len(words)))
+
+
+def test_pieces_of_bytes_join_to_the_text(tmp_path):
+    tokenizer = byte_fallback(tmp_path)
+    first = 4  # the token of byte 0
+    for said in ([first + 65, first + 66, first + 0xE2], [1, first + 65, first + 0xE2, 2], [first + 0xFF, 3]):
+        stream = TextStream(tokenizer)
+        assert "".join([*map(stream.push, said), stream.end()]) == tokenizer.text(said)
+    for _ in range(300):
+        text = "".join(random.choices(["\u56fe", "\U0001f415", "A", "\xe9"], k=4)).encode()
+        text = text[: random.randint(1, len(text))]  # it may end within a character
+        said = [first + byte for byte in text]
+        for at in sorted(random.sample(range(len(said)), random.randint(0, min(2, len(said) - 1)))):
+            said.insert(at, random.choice([1, 2, 3]))
+        stream = TextStream(tokenizer)
+        pieces = [*map(stream.push, said), stream.end()]
+        assert "".join(pieces) == tokenizer.text(said), said
+
+
+def test_lines_and_spaces_of_a_text_stay(tmp_path):
+    tokenizer = byte_level(tmp_path)
+    text = "Steps :\n\t1 . a dog , it 's\n\n  2. def f():\n      return  3"
+    assert tokenizer.text(tokenizer.encode(text)) == text
+    assert tokenizer.decode(tokenizer.encode(text)) == "Steps: 1. a dog, it's 2. def f(): return 3"
+
+
+def test_special_tokens_have_bytes_that_a_text_may_stop_at(tmp_path):
+    tokenizer = byte_level(tmp_path)
+    texts = tokenizer.token_bytes()
+    assert b"<end>" in texts and texts.index(b"<end>") == tokenizer.encode("<end>")[0]
 
 
 def test_pieces_come_as_soon_as_they_may(llm_file):
@@ -167,8 +231,8 @@ def test_pieces_come_as_soon_as_they_may(llm_file):
         "a",
         " red",
         " dog",
-        "",
-        ": runs",
+        " :",
+        " runs",
     ]
     assert stream.end() == ""
 
@@ -178,9 +242,9 @@ def test_bytes_of_tokens_are_those_of_the_text(tmp_path, llm_file):
     texts = tokenizer.token_bytes()
     for text in TEXTS:
         assert b"".join(texts[i] for i in tokenizer.encode(text)) == text.encode()
-    assert texts[-3:] == [b"", b"", b""]  # a special token, and two that the tokenizer does not have
+    assert texts[-3:] == [b"<end>", b"", b""]  # a special token, and two that the tokenizer does not have
     words = LlmTokenizer(llm_file, LLM).token_bytes()
-    assert words[WORDS.index("dog")] == b" dog" and words[EOS] == b""
+    assert words[WORDS.index("dog")] == b" dog" and words[EOS] == b"</s>"
 
 
 def test_captions_are_cleaned_where_the_model_has_seen_no_others(tiny, qformer):

@@ -46,7 +46,7 @@ class Generator:
     def captions(self, vision_features: torch.Tensor, **options: Any) -> list[str]:
         """Captions of images (B, N, C). options: `generate`'s, beams and lengths among them."""
         prompts = [self.config.caption_prompt] * len(vision_features)
-        return self._texts(vision_features, prompts, prompts, options)
+        return [tidy(text) for text in self._texts(vision_features, prompts, prompts, options)]
 
     def answers(self, vision_features: torch.Tensor, questions: Sequence[str], **options: Any) -> list[str]:
         """Answers to questions about images (B, N, C), pairwise."""
@@ -72,7 +72,8 @@ class Generator:
         if self.llm.config.is_encoder_decoder:
             given["decoder_start_token_id"], start = self.llm.config.decoder_start_token_id, 1
         ids = self.llm.generate(inputs_embeds=embeds, attention_mask=mask, **given, **options)
-        return [tidy(self.tokenizer.decode(self._said(row[start:]), skip_special_tokens=True)) for row in ids.tolist()]
+        rows = [self._said(row[start:]) for row in ids.tolist()]
+        return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
 
     def _said(self, ids: list[int]) -> list[int]:
         """The tokens before the end."""

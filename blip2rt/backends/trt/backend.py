@@ -92,7 +92,8 @@ class Backend(backends.Backend):
         for start in range(0, len(prompts), together):
             chunk = slice(start, start + together)
             part_options = {**options, "first_image": first + start}
-            batch = native().SearchBatch(len(prompts[chunk]), given, sizes.vocab, part_options)
+            before = [] if sizes.cross else self._read(prefix_embeds.shape[1], prompts[chunk], options)
+            batch = native().SearchBatch(len(prompts[chunk]), given, sizes.vocab, part_options, before)
             parts.append(Part(start, batch, prefix_embeds[chunk], list(prompts[chunk])))
         return Generation(self._lanes, self._decoder, parts, forced, options.get("vocabulary"))
 
@@ -100,6 +101,13 @@ class Backend(backends.Backend):
         """See backends.Backend. The plans' own capacity holds, whatever the language model allows."""
         check_room(self._sizes(), max_rows, prefix_embeds.shape[1], 1)
         return Chat(self.begin, prefix_embeds)
+
+    def _read(self, positions: int, prompts: Sequence[list[int]], options: Mapping[str, Any]) -> list[list[int]]:
+        """What the options count besides the answer of each image: image and prompt, or nothing."""
+        if not options.get("counts_prompt", False):
+            return []
+        image = options.get("image_token_id", -1)
+        return [[image] * (positions if image >= 0 else 0) + prompt for prompt in prompts]
 
     def vocabulary(self, tokens: list[bytes]) -> Any:
         return native().Vocabulary(tokens)

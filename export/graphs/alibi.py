@@ -1,0 +1,80 @@
+"""Attention with linear biases: BLOOM and MPT, whose own code bypasses transformers' attention interface.
+
+While `taken_out` is active their attention calls the function of a trace, with the bias beside it. The bias of a key is
+its distance from the query times the head's slope: softmax does not see what all keys of a query share, so that this is
+the models' own bias. Knows the two models' modules, nothing about caches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TYPES = ("bloom", "mpt")  # model_type
+Attend = Callable[..., tuple[Tensor, None]]
+
+
+def slopes(llm: Any) -> Tensor | None:
+    """The slope of each head (H), as the model's own table has it; None for a model without such biases."""
+    config = llm.config.get_text_config()
+    if config.model_type == "bloom":
+        table = llm.transformer.build_alibi_tensor(torch.ones(1, 2), config.num_attention_heads, torch.float32)
+    elif config.model_type == "mpt":
+        table = llm.transformer.build_mpt_alibi_tensor(config.num_attention_heads, 2)
+    else:
+        return None
+    table = table.reshape(config.num_attention_heads, 2).float()
+    return table[:, 1] - table[:, 0]
+
+
+def bias(slope: Tensor, position_ids: Tensor, positions: int) -> Tensor:
+    """slope (H), position_ids (B,S) of queries, keys 0 to positions - 1 -> (B,H,S,positions)"""
+    distance = torch.arange(positions)[None, None, :] - position_ids[:, :, None]
+    return slope[None, :, None, None] * distance[:, None].to(slope.dtype)
+
+
+@contextlib.contextmanager
+def taken_out(llm: Any, attend: Attend) -> Iterator[None]:
+    """Have the attention of a model with slopes call `attend(module, query, key, value, None, scaling=...)`."""
+    kind = llm.config.get_text_config().model_type
+    if kind not in TYPES:
+        yield
+        return
+    modules = [module for module in llm.modules() if type(module).__name__ in ("BloomAttention", "MptAttention")]
+    for module in modules:
+        module.forward = _bloom(module, attend) if kind == "bloom" else _mpt(module, attend)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+
+
+def _bloom(module: Any, attend: Attend) -> Callable[..., Any]:
+    def forward(hidden_states: Tensor, residual: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+        """hidden_states, residual (B,S,D) -> (B,S,D)"""
+        fused = module.query_key_value(hidden_states).unflatten(-1, (module.num_heads, 3, module.head_dim))
+        query, key, value = (fused[..., part, :].transpose(1, 2) for part in range(3))
+        mixed, _weights = attend(module, query, key, value, None, scaling=module.inv_norm_factor)
+        return module.dense(mixed.flatten(2)) + residual, None
+
+    return forward
+
+
+def _mpt(module: Any, attend: Attend) -> Callable[..., Any]:
+    def forward(hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+        """hidden_states (B,S,D) -> (B,S,D)"""
+        fused = module.Wqkv(hidden_states)
+        if module.clip_qkv:
+            fused = fused.clamp(min=-module.clip_qkv, max=module.clip_qkv)
+        parts = [
+            part.unflatten(-1, (module.n_heads, module.head_dim)).transpose(1, 2) for part in fused.chunk(3, dim=2)
+        ]
+        mixed, _weights = attend(module, *parts, None, scaling=module.softmax_scale)
+        return module.out_proj(mixed.flatten(2)), None
+
+    return forward

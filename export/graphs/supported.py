@@ -1,0 +1,50 @@
+"""Which language models can be exported: what is known not to work is said before anything is traced.
+
+COMPARED are the architectures whose graphs the tests compare with transformers. Every other one may work, and the
+comparison of the export decides; without that comparison it is refused. Knows Hugging Face's configs, no weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+ENCODER_DECODERS = ("t5", "mt5")
+COMPARED = frozenset({
+    "bloom", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "gptj", "llama", "mistral", "mt5", "opt", "phi",
+    "phi3", "qwen2", "qwen3", "t5",
+})  # fmt: skip
+_BIASED = ("bloom",)  # biases of attention, which graphs for TensorRT do not have
+_STATES = (
+    "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "kimi_linear", "lfm2", "lfm2_moe", "lfm3",
+    "mamba", "mamba2", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text",
+    "qwen3_5_text", "qwen3_next", "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2",
+)  # fmt: skip  # they keep a state besides keys and values
+_WRONG = ("hunyuan_v1_dense", "hunyuan_v1_moe")  # their graphs are traced, and compute something else
+
+
+def fault(config: Any, target: str, verified: bool) -> str | None:
+    """What is wrong with exporting a language model of this config; None where nothing is known."""
+    kind = config.model_type
+    if config.is_encoder_decoder and kind not in ENCODER_DECODERS:
+        known = ", ".join(ENCODER_DECODERS)
+        return f"the language model is of type {kind!r}: supported are {known}, and causal models"
+    if kind in _STATES:
+        return (
+            f"the language model is of type {kind!r}, which keeps a state besides keys and values: use a plain decoder"
+        )
+    if kind in _WRONG:
+        return f"the language model is of type {kind!r}, whose graph would compute something else: use another model"
+    if kind in _BIASED and target == "trt":
+        return f"the language model is of type {kind!r}, whose biases are for the target ort: leave out --target trt"
+    if kind not in COMPARED and not verified:
+        return (
+            f"the language model is of type {kind!r}, which no test compares with transformers: leave out --no-verify"
+        )
+    return None
+
+
+def reason(error: BaseException) -> str:
+    """An error of tracing in one line: its cause says more than what reports it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
