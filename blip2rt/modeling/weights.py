@@ -19,7 +19,6 @@ import torch
 from blip2rt.errors import Blip2rtError, boundary
 
 from .json_file import parse_json, read_json
-
 from .quantized import dequantized, refuse_integers
 
 Reader = Callable[[], torch.Tensor]

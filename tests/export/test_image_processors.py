@@ -132,4 +132,4 @@ def test_torchvision_is_near_pillow(tmp_path: Path) -> None:
     edge[:, 150:] = 255
     for image in (*pictures(), Image.fromarray(edge)):
         want = np.asarray(theirs(image, return_tensors="np")["pixel_values"])
-        assert np.abs(to_pixels([image], spec) - want).max() * 255 < 13
+        assert np.abs(to_pixels([image], spec) - want).max() * 255 < 32
