@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 from .command import Parser, flags_named, nonempty, path, run
 from .errors import ImageError, OptionError, printable
 from .gallery import flags
+from .installing import pip_install
 from .options import Options
+from .serve import flags as serving
 
 if TYPE_CHECKING:
     from .bundle import Bundle
@@ -146,6 +148,23 @@ def _completion(args: argparse.Namespace) -> int:
     return 0
 
 
+def _serve(args: argparse.Namespace) -> int:
+    """Serve until told to end."""
+    from .serve.flags import settings_of
+
+    settings = settings_of(args)
+    try:
+        from .serve.server import serve
+        from .serve.work import open_model
+    except ModuleNotFoundError as error:
+        raise OptionError(f"{error.name} is not installed: {pip_install('serve')}") from None
+    model = open_model(
+        args.model, backend=args.backend, device=args.device, threads=args.threads, scaled_jpeg=args.scaled_jpeg,
+        max_pixels=settings.limits.pixels,
+    )  # fmt: skip
+    return serve(model, settings)
+
+
 def _progress() -> Callable[[int, int], None]:
     """A line on the terminal that counts per cent, for bundles that take their time."""
     shown = -1
@@ -245,6 +264,12 @@ def _parser() -> Parser:
     flags.add_commands(add, _index, _search, _duplicates, _add_model)
 
     where = "a bundle's folder (default: the embedded model, nano)"
+    command = add("serve", _serve, "answer over HTTP, as OpenAI and Ollama do",
+                  description="Answer over HTTP: the routes of OpenAI and Ollama, our own, and a page for a browser at "
+                  "/.\nNothing is fetched, and nobody but this machine may call, unless you say so.")  # fmt: skip
+    serving.add(command)
+    _add_model(command)
+
     command = add("info", _info, "show what a bundle holds", renamed={"--model": ""})
     command.add_argument("bundle", nargs="?", type=nonempty, metavar="BUNDLE", help=where)
     command.add_argument("--json", action="store_true", help="print one JSON object")

@@ -1,0 +1,223 @@
+"""What the routes of a server share: the model once it is loaded, its queue, and how requests are read and answered."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import inspect
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+
+from .. import bundle as contract
+from ..model import Model
+from .body import Intake, from_form, from_json, is_form
+from .faults import Fault, bad, fault_of
+from .gate import Notes
+from .logs import LOG
+from .media import image_bytes
+from .metrics import Metrics
+from .settings import Settings
+from .work import Answer, Job, Piece, Work
+
+M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+
+
+class Service:
+    """One server's model and ways."""
+
+    def __init__(self, model: Model, settings: Settings) -> None:
+        self.model, self.settings = model, settings
+        self.metrics = Metrics()
+        self.intake = Intake(settings.limits, self.metrics)
+        self.name = model.bundle.manifest.name
+        self.digest = hashlib.sha256((model.bundle.path / contract.MANIFEST).read_bytes()).hexdigest()
+        self.created = int((model.bundle.path / contract.MANIFEST).stat().st_mtime)
+        self.ready = self.ending = False
+        self._work: Work | None = None
+
+    async def load(self) -> None:
+        """Load the graphs and run each once. Raises what the model raises."""
+        self._work = Work(self.model, self.settings.queue, self.settings.limits.tokens, self.metrics)
+        begun = time.monotonic()
+        await asyncio.to_thread(self.model.warm_up)
+        counters = getattr(self.model, "counters", None)
+        if counters is not None:
+            self.metrics.count((lambda: counters()) if inspect.ismethod(counters) else lambda: self.model.counters)  # type: ignore[attr-defined]
+        self.ready = True
+        self.metrics.ready.set(1)
+        LOG.info("ready", extra={"fields": {"model": self.name, "seconds": round(time.monotonic() - begun, 2)}})
+
+    def close(self) -> None:
+        """Let go of the threads and the model."""
+        self.ready = False
+        if self._work is not None:
+            self._work.close()
+
+    @property
+    def work(self) -> Work:
+        """The queue. Raises Fault while the model is being loaded, and when the server ends."""
+        if not self.ready or self._work is None:
+            raise Fault(503, "the model is being loaded: try again in a moment", "loading", retry_after=2)
+        return self._work
+
+    @property
+    def can_write(self) -> bool:
+        """Whether the bundle has a language model."""
+        return all(map(self.model.bundle.has, contract.GENERATIVE))
+
+    async def read(self, kind: type[M], request: Request) -> M:
+        """The body of a request, JSON or where the route takes forms a form. Raises Fault."""
+        self.work  # noqa: B018  # nothing is read while there is no model
+        body = await self.intake.read(request)
+        if is_form(request):
+            return await from_form(kind, request, body, self.settings.limits.images)
+        return from_json(kind, body)
+
+    async def image(self, reference: str | bytes, param: str = "image") -> bytes:
+        """The bytes of the image that a request names. Raises Fault."""
+        return await image_bytes(reference, self.settings.media, self.settings.limits, param)
+
+    def check_prompt(self, texts: int) -> None:
+        """texts: characters of all texts of a request. Raises Fault."""
+        if texts > self.settings.limits.prompt:
+            raise bad(f"the texts have {texts:,} characters, and {self.settings.limits.prompt:,} are allowed: "
+                      "shorten them", code="prompt_too_long")  # fmt: skip
+
+    async def answer(self, request: Request, job: Job) -> Answer:
+        """The texts of a job, unless the client leaves."""
+        found = await unless_gone(request, self.work.answer(job))
+        self.note(request, job, found)
+        return found
+
+    def note(self, request: Request, job: Job, found: Answer) -> None:
+        """Count what was answered, for metrics and log."""
+        self.metrics.tokens.labels("prompt").inc(found.prompt_tokens)
+        self.metrics.tokens.labels("completion").inc(found.completion_tokens)
+        fields = request.scope["notes"].fields
+        fields |= {"prompt_tokens": found.prompt_tokens, "completion_tokens": found.completion_tokens}
+        if self.settings.log_prompts:
+            fields |= {"question": job.question, "texts": found.texts}
+
+    async def stream(
+        self, request: Request, job: Job, lines: Lines, media_type: str = "text/event-stream"
+    ) -> StreamingResponse:
+        """The texts of a job as they come. What is wrong before the first piece is a status, what comes later a line."""
+        notes: Notes = request.scope["notes"]
+        pieces = self.work.stream(job)
+        first = await unless_gone(request, anext_of(pieces))
+        self.metrics.first.observe(time.monotonic() - notes.start)
+
+        async def body() -> AsyncIterator[str]:
+            piece: Piece | Answer = first
+            ended = False
+            try:
+                for line in lines.begin():
+                    yield line
+                while isinstance(piece, Piece):
+                    for line in lines.piece(piece):
+                        yield line
+                    piece = await anext_of(pieces)
+                self.note(request, job, piece)
+                for line in lines.end(piece):
+                    yield line
+                ended = True
+            except Exception as error:
+                fault = fault_of(error)
+                if fault.status == 500:
+                    LOG.exception("a stream failed", extra={"fields": {"id": notes.id}})
+                notes.fields["status"] = fault.status
+                ended = True
+                yield lines.fault(fault)
+            finally:
+                if not ended:
+                    notes.fields["status"] = 499
+                await pieces.aclose()  # type: ignore[attr-defined]
+
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        return StreamingResponse(body(), headers=headers, media_type=media_type)
+
+
+class Lines:
+    """How a stream is written. Every route has its own."""
+
+    def begin(self) -> list[str]:
+        """What comes before the first piece."""
+        return []
+
+    def piece(self, piece: Piece) -> list[str]:
+        """A part of a text."""
+        raise NotImplementedError
+
+    def end(self, found: Answer) -> list[str]:
+        """What comes last."""
+        raise NotImplementedError
+
+    def fault(self, fault: Fault) -> str:
+        """What is wrong, in the middle."""
+        raise NotImplementedError
+
+
+async def anext_of(pieces: AsyncIterator[T]) -> T:
+    """The next of an iterator, as a coroutine."""
+    return await pieces.__anext__()
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """What `work` gives; it is cancelled when the client leaves. The body must have been read. Raises Fault."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, left = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Fault(499, "the client has left", "client_gone")
+        return task.result()
+    finally:
+        for each in (task, left):
+            each.cancel()
+
+
+def given(request: BaseModel, names: Mapping[str, str]) -> dict[str, Any]:
+    """The options of generation that a request names, by blip2rt's names. names: the request's -> blip2rt's."""
+    return {ours: value for theirs, ours in names.items() if (value := getattr(request, theirs)) is not None}
+
+
+def sampling(temperature: float | None, top_p: float | None, others: Mapping[str, Any]) -> dict[str, Any]:
+    """Temperature and what goes with it -> options. Without a temperature, or with 0, no token is drawn.
+
+    others: options that make sense only where tokens are drawn: top_k, min_p, seed.
+    """
+    if temperature is None and top_p is not None and top_p < 1:
+        temperature = 1.0
+    if not temperature:
+        return {}
+    drawn: dict[str, Any] = {"do_sample": True, "num_beams": 1, "temperature": max(temperature, 0.01)}
+    if top_p is not None:
+        drawn["top_p"] = top_p
+    return {**drawn, **{name: value for name, value in others.items() if value is not None}}
+
+
+def stops_of(stop: str | list[str] | None) -> tuple[str, ...]:
+    """A request's stop strings. Raises Fault."""
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if len(stops) > 16 or any(not each or len(each) > 200 for each in stops):
+        raise bad("stop: give 16 strings at most, each of 1 to 200 characters", "stop")
+    return stops
+
+
+def folder_size(path: Path) -> int:
+    """Bytes of the files in a folder."""
+    return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+
+
+Handler = Callable[[Request], Awaitable[Any]]

@@ -1,0 +1,430 @@
+"""What a server does under load, and to callers who are slow, wrong, gone or not meant."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.seeds import new_seed
+from tests.serve.running import PHOTO, ROOT, TIMEOUT, Response, Running, chat, data_uri, encoded, events
+
+LONG = {"min_new_tokens": 800, "max_tokens": 800}  # a text that takes seconds
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[Running]:
+    """One request at a time, one that waits."""
+    running = Running("--parallel", 1, "--max-queue", 1, "--max-tokens", 800, "--threads", 1, "--deadline", 200)
+    yield running
+    assert running.stop() == 0
+
+
+def small(photo: Any) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(photo()).save(stream, "PNG")
+    return stream.getvalue()
+
+
+# Where it listens and who may call
+
+
+def test_it_listens_on_this_machine_alone(nano: Running) -> None:
+    assert nano.url.startswith("http://127.0.0.1:")
+    own = [row[4][0] for row in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)]
+    for address in {address for address in own if not str(address).startswith("127.")}:
+        with pytest.raises(OSError):
+            socket.create_connection((str(address), nano.port), 2)
+
+
+def test_a_key_opens_what_is_not_open_to_all(start: Callable[..., Running], photo: Any) -> None:
+    server = start("--api-key", "first", env={"BLIP2RT_API_KEY": "second third"})
+    for path in ("/", "/health", "/ready", "/docs", "/openapi.json"):
+        assert server.get(path).status == 200, path
+    body = {"image": encoded(small(photo))}
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "first"}, {"Authorization": "Basic first"}):
+        refused = server.post("/v1/caption", body, **headers)
+        assert refused.status == 401 and refused.headers["www-authenticate"] == "Bearer"
+        assert refused.error["code"] == "invalid_api_key" and refused.error["type"] == "authentication_error"
+        assert server.get("/metrics", **headers).status == server.get("/api/tags", **headers).status == 401
+    for key in ("first", "second", "third"):
+        assert server.post("/v1/caption", body, Authorization=f"Bearer {key}").status == 200
+    assert server.get("/metrics", X_API_Key="first").status == 200
+    assert not any("first" in json.dumps(line) for line in server.log)
+
+
+def test_pages_of_others_may_not_call(nano: Running, start: Callable[..., Running]) -> None:
+    assert nano.get("/v1/models", Origin="https://evil.example").error["code"] == "origin_not_allowed"
+    assert nano.get("/v1/models", Origin=f"http://127.0.0.1:{nano.port}").status == 200
+    assert "access-control-allow-origin" not in nano.get("/v1/models").headers
+    server = start("--cors-origin", "https://ours.example")
+    assert server.get("/v1/models", Origin="https://evil.example").status == 403
+    found = server.get("/v1/models", Origin="https://ours.example")
+    assert found.status == 200 and found.headers["access-control-allow-origin"] == "https://ours.example"
+    asked = {"Origin": "https://ours.example", "Access-Control-Request-Method": "POST"}
+    assert server.call("OPTIONS", "/v1/caption", None, asked).status == 200
+
+
+def test_a_strangers_name_for_this_machine_is_refused(nano: Running, start: Callable[..., Running]) -> None:
+    """As a page does whose name server answers 127.0.0.1 the second time."""
+    assert nano.get("/v1/models", Host="evil.example").error["code"] == "host_not_allowed"
+    for host in ("localhost", "localhost:8000", "127.0.0.1", "[::1]:8000"):
+        assert nano.get("/v1/models", Host=host).status == 200
+    assert start("--allow-host", "Cam.lan").get("/v1/models", Host="cam.lan:80").status == 200
+
+
+# What is wrong with a request
+
+
+MALFORMED = [
+    b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"messages": []}', b'{"messages": 3}', b"[" * 100_000,
+    b'{"messages": [{"role": "king", "content": "x"}]}', b'{"messages": [{"role": "user", "content": 7}]}',
+    b'{"messages": [{"role": "user", "content": "\\ud800"}], "n": 1}', b'{"a":' * 5000,
+    b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', b"\0" * 100,
+    b'{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png"}}]}]}',
+    b'{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "ftp://x/y.png"}}]}]}',
+    b'{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "photo.jpg"}]}]}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/caption", "/v1/embeddings", "/api/chat", "/blip2itm"])
+def test_a_malformed_body_is_a_mistake_of_the_caller(nano: Running, path: str) -> None:
+    for body in MALFORMED:
+        found = nano.post(path, body)
+        if path == "/api/chat" and found.status == 200:
+            assert body == b'{"messages": []}'  # which loads a model, there
+            continue
+        assert found.status == 400, (body[:80], found.body)
+        assert found.error["type"] == "invalid_request_error"
+
+
+def test_random_bytes_are_never_more_than_a_mistake(nano: Running) -> None:
+    rng = random.Random(new_seed())
+    good = json.dumps(chat("who?", PHOTO.read_bytes()[:2000])).encode()
+    for _ in range(60):
+        body = bytearray(good)
+        for _ in range(rng.randint(1, 8)):
+            body[rng.randrange(len(body))] = rng.randrange(256)
+        found = nano.post("/v1/chat/completions", bytes(body[: rng.randrange(len(body))] if rng.random() < 0.3 else body))
+        assert found.status in (200, 400), found.body
+
+
+def test_a_form_that_is_broken_is_a_mistake(nano: Running) -> None:
+    for kind, body in (("multipart/form-data", b"x"), ("multipart/form-data; boundary=b", b"--b\r\nnonsense"),
+                       ("multipart/form-data; boundary=b", b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--"),
+                       ("multipart/form-data; boundary=b", b"")):  # fmt: skip
+        found = nano.post("/v1/caption", body, Content_Type=kind)
+        assert found.status == 400, (body, found.body)
+        assert found.error["message"]
+
+
+def test_what_is_not_there_says_so(nano: Running) -> None:
+    assert nano.get("/nothing").error["message"] == "there is no /nothing: /docs lists what there is"
+    assert nano.get("/v1/caption").status == 405 and nano.get("/v1/caption").error["code"] == "method_not_allowed"
+    assert nano.get("/../pyproject.toml").status == 404
+
+
+def test_options_that_make_no_sense_are_named(nano: Running, cat: bytes) -> None:
+    body = {"image": encoded(cat), "min_new_tokens": 5, "max_new_tokens": 2}
+    assert "min_new_tokens is 5, more than max_new_tokens, 2" in nano.post("/v1/caption", body).error["message"]
+    assert nano.post("/v1/ask", {"image": encoded(cat), "question": " "}).error["param"] == "question"
+    assert nano.post("/v1/match", {"image": encoded(cat), "texts": ["?!"]}).error["param"] == "text"
+    assert nano.post("/v1/match", {"image": encoded(cat)}).error["param"] == "text"
+
+
+def test_bodies_pixels_and_texts_are_bounded(start: Callable[..., Running], photo: Any) -> None:
+    server = start("--max-body", "50K", "--max-pixels", 10_000, "--max-prompt", 300)
+    image = small(photo)
+    for size in (60_000, 500_000):
+        found = server.post("/v1/caption", json.dumps({"image": "A" * size}).encode())
+        assert found.status == 413 and found.error["code"] == "body_too_large"
+    chunked = socket.create_connection(("127.0.0.1", server.port), TIMEOUT)
+    chunked.sendall(b"POST /v1/caption HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+    for _ in range(10):
+        chunked.sendall(b"2000\r\n" + b"x" * 0x2000 + b"\r\n")
+    chunked.sendall(b"0\r\n\r\n")
+    assert chunked.recv(100).startswith(b"HTTP/1.1 413")
+    chunked.close()
+    large = io.BytesIO()
+    Image.new("L", (101, 100)).save(large, "PNG")
+    assert "10,000" in server.post("/v1/caption", {"image": encoded(large.getvalue())}).error["message"]
+    assert server.post("/v1/ask", {"image": encoded(image), "question": "w" * 301}).error["code"] == "prompt_too_long"
+    assert server.post("/v1/ask", {"image": encoded(image), "question": "w" * 300}).status == 200
+    assert server.post("/v1/caption", {"image": encoded(image)}).status == 200
+    assert server.metric("blip2rt_body_bytes") == 0
+
+
+# Who is slow, or leaves
+
+
+def test_who_sends_a_byte_at_a_time_is_cut_off(nano: Running, start: Callable[..., Running], cat: bytes) -> None:
+    """Heads and bodies have a time; meanwhile others are served."""
+    slow = [socket.create_connection(("127.0.0.1", nano.port), TIMEOUT) for _ in range(200)]
+    begun = time.monotonic()
+    for i, each in enumerate(slow):
+        each.sendall(b"POST /v1/caption HTTP/1.1\r\nHost: localhost\r\n" + (b"Content-Length: 999\r\n\r\n{" if i % 2 else b""))
+    assert nano.post("/v1/caption", {"image": encoded(cat)}).status == 200, "others are served"
+    heads, bodies = slow[::2], slow[1::2]
+    while time.monotonic() - begun < 8:
+        for each in slow:
+            each.sendall(b"X" if each in bodies else b"X: y\r\n")
+        time.sleep(2)
+    for each in heads:
+        assert each.recv(100) == b"", "after 10 seconds"
+    for each in bodies:
+        assert each.recv(100).startswith(b"HTTP/1.1 408")
+    assert time.monotonic() - begun < 60
+    for each in slow:
+        each.close()
+
+
+def test_who_leaves_ends_the_work(narrow: Running, cat: bytes) -> None:
+    narrow.settle()
+    begun = time.monotonic()
+    assert narrow.post("/v1/chat/completions", chat(cat, **LONG)).json["usage"]["completion_tokens"] == 800
+    whole = time.monotonic() - begun
+    for streamed in (True, False):
+        left = narrow.open("/v1/chat/completions", chat(cat, stream=streamed, **LONG))
+        if streamed:
+            assert left.recv(1000).startswith(b"HTTP/1.1 200")
+        else:
+            while not narrow.metric("blip2rt_running"):
+                time.sleep(0.01)
+        left.close()
+        begun = time.monotonic()
+        narrow.settle()
+        assert time.monotonic() - begun < whole / 2
+        narrow.line("request", status=499, path="/v1/chat/completions")
+    assert narrow.metric("blip2rt_clients_gone_total") >= 2
+
+
+def test_who_leaves_the_queue_is_not_worked_for(narrow: Running, cat: bytes) -> None:
+    narrow.settle()
+    first = narrow.open("/v1/chat/completions", chat(cat, stream=True, **LONG))
+    assert first.recv(1000)
+    second = narrow.open("/v1/chat/completions", chat(cat, stream=True, **LONG))
+    while not narrow.metric("blip2rt_queue"):
+        time.sleep(0.01)
+    second.close()
+    while narrow.metric("blip2rt_queue"):
+        time.sleep(0.01)
+    first.close()
+    narrow.settle()
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_streams_that_are_left_leave_nothing_behind(nano: Running, cat: bytes, count: int) -> None:
+    """At random moments; places, threads and memory are as before."""
+    psutil = pytest.importorskip("psutil")
+    process, rng = psutil.Process(nano.process.pid), random.Random(new_seed())
+    body = chat(cat, "what is it?", stream=True, max_tokens=20)
+    for _ in range(10):
+        nano.post("/v1/chat/completions", body)
+    nano.settle()
+    before, threads, files = process.memory_info().rss, process.num_threads(), process.num_fds()
+    for _ in range(count):
+        left = nano.open("/v1/chat/completions", body)
+        left.settimeout(rng.random() * 0.1)
+        try:
+            left.recv(rng.randint(1, 2000))
+        except TimeoutError:
+            pass
+        left.close()
+    nano.settle()
+    assert events(nano.post("/v1/chat/completions", body).body), "it goes on"
+    assert process.num_threads() <= threads + 8 and process.num_fds() <= files + 4
+    assert process.memory_info().rss - before < 100e6
+    assert nano.metric("blip2rt_body_bytes") == 0
+
+
+def test_a_full_queue_sends_away(narrow: Running, cat: bytes) -> None:
+    narrow.settle()
+    busy = [narrow.open("/v1/chat/completions", chat(cat, stream=True, **LONG))]
+    assert busy[0].recv(1000)
+    busy.append(narrow.open("/v1/chat/completions", chat(cat, stream=True, **LONG)))
+    while not narrow.metric("blip2rt_queue"):
+        time.sleep(0.01)
+    refused = narrow.post("/v1/chat/completions", chat(cat))
+    assert refused.status == 429 and refused.error["type"] == "rate_limit_error"
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert narrow.get("/health").status == narrow.get("/ready").status == narrow.get("/v1/models").status == 200
+    assert narrow.post("/v1/chat/completions", chat("Hi")).status == 200, "which computes nothing"
+    for each in busy:
+        each.close()
+    narrow.settle()
+    assert narrow.post("/v1/chat/completions", chat(cat)).status == 200
+    assert narrow.metric('blip2rt_refused_total{reason="queue"}') >= 1
+
+
+def test_a_request_has_a_deadline(cat: bytes) -> None:
+    server = Running("--parallel", 1, "--max-tokens", 800, "--threads", 1, "--deadline", "0.5")
+    late = server.post("/v1/chat/completions", chat(cat, **LONG))
+    assert late.status == 504 and late.error["code"] == "deadline_exceeded"
+    streamed = server.post("/v1/chat/completions", chat(cat, stream=True, **LONG))
+    last = json.loads(streamed.body.decode().strip().split("\n\n")[-1].removeprefix("data: "))
+    assert streamed.status == 504 or last["error"]["code"] == "deadline_exceeded"
+    server.settle()
+    assert server.stop() == 0
+
+
+# Its beginning and its end
+
+
+def test_it_answers_while_the_model_is_being_loaded(tiny: Any, cat: bytes) -> None:
+    server = Running(ready=False)
+    found = server.get("/ready")
+    if found.status == 503:  # it may have been quick
+        assert found.json == {"status": "loading"} and "retry-after" in found.headers
+    assert server.get("/health").status == 200
+    server.wait_ready()
+    assert server.get("/ready").json == {"status": "ready", "model": "nano"}
+    assert server.stop() == 0
+
+
+def test_a_bundle_that_is_none_ends_it_with_one_line(tmp_path: Any) -> None:
+    words = [sys.executable, "-m", "blip2rt", "serve", "--port", "0", "--model", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.startswith("blip2rt: error: ") and done.stderr.count("\n") == 1
+
+
+def test_a_port_that_is_taken_ends_it(nano: Running, tiny: Any) -> None:
+    words = [sys.executable, "-m", "blip2rt", "serve", "--port", str(nano.port), "--model", str(tiny.path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT, cwd=ROOT)
+    assert done.returncode == 2 and "address already in use" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_told_to_end_it_finishes_what_is_under_way(cat: bytes) -> None:
+    server = Running("--parallel", 1, "--max-tokens", 400, "--threads", 1)
+    body = chat(cat, min_new_tokens=300, max_tokens=300)
+    found: list[Response] = []
+    callers = [threading.Thread(target=lambda: found.append(server.post("/v1/chat/completions", body))) for _ in range(3)]
+    for each in callers:
+        each.start()
+    stream = server.open("/v1/chat/completions", {**body, "stream": True})
+    while server.metric("blip2rt_queue") < 3:
+        time.sleep(0.01)
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    with pytest.raises(OSError):
+        server.get("/health")  # nobody new is let in
+    for each in callers:
+        each.join(TIMEOUT)
+    assert [each.json["usage"]["completion_tokens"] for each in found] == [300] * 3
+    received = b""
+    while chunk := stream.recv(65536):
+        received += chunk
+    assert b"[DONE]" in received
+    assert server.stop() == 0 and not server.others
+
+
+def test_what_takes_longer_than_the_drain_is_cut(cat: bytes) -> None:
+    server = Running("--parallel", 1, "--max-tokens", 900, "--threads", 1, "--drain", "1")
+    body = chat(cat, min_new_tokens=900, max_tokens=900, stream=True)
+    streams = [server.open("/v1/chat/completions", body) for _ in range(6)]
+    assert streams[0].recv(100)
+    begun = time.monotonic()
+    assert server.stop() == 0 and time.monotonic() - begun < 30
+
+
+def test_ctrl_c_ends_it(start: Callable[..., Running]) -> None:
+    assert start().stop(signal.SIGINT) == 130
+
+
+# What it tells
+
+
+def test_the_log_has_no_picture_and_no_words(start: Callable[..., Running], photo: Any) -> None:
+    image = encoded(small(photo))
+    silent, open_ = start(), start("--log-prompts")
+    for server in (silent, open_):
+        assert server.post("/v1/ask", {"image": image, "question": "is the secret dog here"}).status == 200
+        line = server.line("request", path="/v1/ask")
+        assert line["status"] == 200 and line["seconds"] > 0 and line["client"] == "127.0.0.1" and line["bytes"] > 100
+        assert line["prompt_tokens"] > 3 and line["completion_tokens"] >= 0
+        assert image[:40] not in json.dumps(server.log)
+    assert "secret" not in json.dumps(silent.log)
+    assert open_.line("request", path="/v1/ask")["question"] == "is the secret dog here"
+
+
+def test_a_request_has_a_number(nano: Running) -> None:
+    number = nano.get("/v1/models").headers["x-request-id"]
+    assert nano.line("request", id=number)["path"] == "/v1/models"
+    nano.get("/health")
+    assert not [line for line in nano.log if line.get("path") in ("/health", "/ready")], "which are called all the time"
+
+
+def test_the_metrics_count(start: Callable[..., Running], photo: Any) -> None:
+    client = pytest.importorskip("prometheus_client.parser")
+    server = start()
+    body = {"image": encoded(small(photo)), "stream": True}
+    usage = events(server.post("/v1/caption", body).body)[-1]["usage"]
+    assert server.metric('blip2rt_tokens_total{kind="prompt"}') == usage["prompt_tokens"]
+    assert server.metric('blip2rt_tokens_total{kind="completion"}') == usage["completion_tokens"]
+    assert server.metric('blip2rt_requests_total{route="/v1/caption",status="200"}') == 1
+    assert server.metric('blip2rt_request_seconds_count{route="/v1/caption"}') == 1
+    assert server.metric("blip2rt_first_piece_seconds_count") == 1 and server.metric("blip2rt_ready") == 1
+    for path in ("/x", "/y", "/v1/models/a", "/v1/models/b"):
+        server.get(path)
+    page = server.get("/metrics")
+    assert page.headers["content-type"].startswith("text/plain; version=0.0.4")
+    families = list(client.text_string_to_metric_families(page.body.decode()))
+    routes = {sample.labels["route"] for each in families for sample in each.samples if "route" in sample.labels}
+    assert routes <= {"/v1/caption", "/v1/models/{name}", "/ready", "/metrics", "other"}, "a stranger adds none"
+
+
+def test_the_api_is_described(nano: Running) -> None:
+    document = nano.get("/openapi.json").json
+    assert document["openapi"].startswith("3.") and "/v1/chat/completions" in document["paths"]
+    for name in json.dumps(document).split('"#/components/schemas/')[1:]:
+        assert name.partition('"')[0] in document["components"]["schemas"]
+    for path, methods in document["paths"].items():
+        for method in methods:
+            found = nano.call(method.upper(), path.replace("{name}", "nano"), b"{}" if method == "post" else None, {})
+            assert found.status != 404 and found.status != 405, path
+    page = nano.get("/docs")
+    assert page.status == 200 and "http" not in page.body.decode().split("<body>")[0], "nothing is fetched"
+
+
+def test_the_page_is_one_file_that_fetches_nothing(nano: Running) -> None:
+    page = nano.get("/")
+    text = page.body.decode()
+    assert page.headers["content-type"].startswith("text/html") and "<video" in text
+    assert "http://" not in text and "https://" not in text and 'src="' not in text
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "connect-src 'self'" in policy and "frame-ancestors 'none'" in policy
+
+
+def test_callers_at_the_same_time_get_what_they_get_alone(nano: Running, model: Any, cat: bytes) -> None:
+    wanted = {question: model.ask(cat, question) for question in ("what animal is it?", "what colour is it?", "who?")}
+    found: list[tuple[str, str]] = []
+
+    def call(question: str) -> None:
+        answer = nano.post("/v1/chat/completions", chat(question, cat)).json
+        found.append((question, answer["choices"][0]["message"]["content"]))
+
+    callers = [threading.Thread(target=call, args=(question,)) for question in list(wanted) * 5]
+    for each in callers:
+        each.start()
+    for each in callers:
+        each.join(TIMEOUT)
+    assert len(found) == 15 and all(wanted[question] == answer for question, answer in found)
+
+
+def test_the_uri_of_a_picture_may_be_written_in_many_ways(nano: Running, cat: bytes) -> None:
+    caption = nano.post("/v1/caption", {"image": data_uri(cat)}).json["caption"]
+    plain = encoded(cat)
+    lines = "\n".join(plain[i : i + 76] for i in range(0, len(plain), 76))
+    for written in (plain, lines, plain.rstrip("="), plain.replace("+", "-").replace("/", "_"),
+                    f"DATA:image/jpg;charset=x;BASE64,{plain}", f"data:;base64,{plain}"):  # fmt: skip
+        assert nano.post("/v1/caption", {"image": written}).json["caption"] == caption
