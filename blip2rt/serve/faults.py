@@ -49,7 +49,7 @@ def fault_of(error: BaseException) -> Fault:
         return bad(str(error))
     if isinstance(error, CapabilityError):
         return Fault(501, str(error), "unsupported_by_model")
-    if isinstance(error, BackendError) and "out of memory" in str(error) or isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, BackendError) and "out of memory" in str(error)):
         return Fault(503, "not enough memory: ask for less, or try again later", "out_of_memory", retry_after=5)
     if isinstance(error, Blip2rtError):
         return Fault(500, "the model failed: the server's log says why", "model_failed")

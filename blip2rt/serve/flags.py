@@ -34,7 +34,9 @@ def seconds(value: str) -> float:
 def domain(value: str) -> str:
     """The type of a host, or host:port."""
     if not re.fullmatch(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?", value):
-        raise argparse.ArgumentTypeError("give a host's name without https://, as in photos.example.org or 10.0.0.5:8080")
+        raise argparse.ArgumentTypeError(
+            "give a host's name without https://, as in photos.example.org or 10.0.0.5:8080"
+        )
     return value.lower()
 
 
@@ -54,7 +56,7 @@ def add(command: Any) -> None:
                      help="a site whose pages may call, as in https://example.org; * is every site")  # fmt: skip
     much = command.add_argument_group("how much")
     much.add_argument("--parallel", type=whole(1, 1024), metavar="N",
-                      help="requests that are computed at the same time (default: as the model is fastest)")  # fmt: skip
+                      help="requests that are computed together (default: as the model is fastest)")  # fmt: skip
     much.add_argument("--max-queue", type=whole(0, 100_000), default=queue.waiting, metavar="N",
                       help="requests that may wait; the next one is told to come again")  # fmt: skip
     much.add_argument("--deadline", type=seconds, default=queue.deadline, metavar="SECONDS",

@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -91,10 +90,10 @@ class Gate:
         access = self._settings.access
         host = headers.get("host", "")
         if self._settings.loopback and not _is_local(host) and _name(host) not in access.hosts:
-            return Fault(403, f"this server is for this machine, and was called as {_name(host)[:100]!r}: start it with "
-                         "--allow-host NAME", "host_not_allowed")  # fmt: skip
+            return Fault(403, f"this server is for this machine, and was called as {_name(host)[:100]!r}: start it "
+                         "with --allow-host NAME", "host_not_allowed")  # fmt: skip
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host and not {"*", origin} & set(access.origins):
+        if origin is not None and origin.partition("://")[2] != host and not {"*", origin} & set(access.origins):
             return Fault(403, "a page of another site may not call: start the server with --cors-origin",
                          "origin_not_allowed")  # fmt: skip
         if self._keys and path not in OPEN and scope["method"] != "OPTIONS" and not self._known(headers):
@@ -105,7 +104,7 @@ class Gate:
     def _known(self, headers: Headers) -> bool:
         kind, _, given = headers.get("authorization", "").partition(" ")
         key = (given.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")).encode()
-        return any([hmac.compare_digest(key, known) for known in self._keys])  # each, so that time tells nothing
+        return sum(hmac.compare_digest(key, known) for known in self._keys) > 0  # all, so that time tells nothing
 
     def _tell(self, scope: Scope, notes: Notes, status: int) -> None:
         seconds, route = time.monotonic() - notes.start, self._label(scope["path"])

@@ -71,10 +71,13 @@ def _from_file(uri: str, media: Media, most: int, param: str) -> bytes:
         file = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except OSError:
         raise refused from None
-    with open(file, "rb") as stream:
+    try:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
             raise refused
         if status.st_size > most:
             raise Fault(413, f"the file has more than {most:,} bytes: name a smaller one", "body_too_large", param)
-        return stream.read(most)
+        with open(file, "rb", closefd=False) as stream:
+            return stream.read(most)
+    finally:
+        os.close(file)

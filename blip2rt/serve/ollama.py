@@ -139,8 +139,9 @@ def routes(service: Service) -> list[Route]:
         inputs = asked.input if isinstance(asked.input, list) else [asked.input]
         vectors, tokens = await embed(service, request, inputs)
         nanoseconds = int(1e9 * (time.monotonic() - begun))
-        return JSONResponse({"model": name, "embeddings": [[float(value) for value in each] for each in vectors],
-                             "total_duration": nanoseconds, "load_duration": 0, "prompt_eval_count": tokens})  # fmt: skip
+        found = [[float(value) for value in each] for each in vectors]
+        return JSONResponse({"model": name, "embeddings": found, "total_duration": nanoseconds, "load_duration": 0,
+                             "prompt_eval_count": tokens})  # fmt: skip
 
     return [
         Route("/api/generate", generate, methods=["POST"]),

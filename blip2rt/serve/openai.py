@@ -175,7 +175,11 @@ async def embed(service: Service, request: Request, inputs: list[Any]) -> tuple[
         return found
 
     vectors = await unless_gone(request, service.work.run(compute))
-    tokens = sum(int(mask.sum()) for _, mask in [service.model._qformer_tokenizer.encode(list(texts.values()))]) if texts else 0
+    tokens = (
+        sum(int(mask.sum()) for _, mask in [service.model._qformer_tokenizer.encode(list(texts.values()))])
+        if texts
+        else 0
+    )
     service.metrics.tokens.labels("prompt").inc(tokens)
     return [vectors[i] for i in range(len(inputs))], tokens
 

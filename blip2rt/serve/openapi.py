@@ -37,9 +37,7 @@ _GETS = {
 def document(keys: bool) -> dict[str, Any]:
     """The document. keys: whether an API key is needed."""
     template = "#/components/schemas/{model}"
-    names, schemas = models_json_schema(
-        [(kind, "validation") for kind, _, _ in _POSTS.values()], ref_template=template
-    )
+    names, schemas = models_json_schema([(kind, "validation") for kind, _, _ in _POSTS.values()], ref_template=template)
     fault = {"description": "What is wrong, in OpenAI's format",
              "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}  # fmt: skip
     paths: dict[str, Any] = {}
@@ -59,7 +57,8 @@ def document(keys: bool) -> dict[str, Any]:
         "schemas": {**schemas.get("$defs", {}), "Error": {"type": "object", "properties": {"error": error}}}
     }
     document: dict[str, Any] = {
-        "openapi": "3.1.0", "info": {"title": "blip2rt", "version": __version__}, "paths": paths, "components": components,
+        "openapi": "3.1.0", "info": {"title": "blip2rt", "version": __version__}, "paths": paths,
+        "components": components,
     }  # fmt: skip
     if keys:
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}

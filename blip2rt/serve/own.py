@@ -156,8 +156,8 @@ class _Shape(Lines):
 
     def whole(self, found: Answer) -> dict[str, Any]:
         several = {f"{self._key}s": found.texts} if len(found.texts) > 1 else {}
-        return {self._key: found.texts[0] if found.texts else "", **several, "finish_reason": (found.finish or ["stop"])[0],
-                "usage": usage_of(found)}  # fmt: skip
+        text, finish = (found.texts[0], found.finish[0]) if found.texts else ("", "stop")
+        return {self._key: text, **several, "finish_reason": finish, "usage": usage_of(found)}
 
     def piece(self, piece: Piece) -> list[str]:
         return [self._line({"index": piece.index, "text": piece.text})]

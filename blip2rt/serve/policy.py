@@ -31,7 +31,10 @@ _LABEL = re.compile(
 )
 _LEADING = re.compile(r"(\[img(-\d+)?\] ?)+", re.IGNORECASE)
 _SENTENCE = re.compile(r"[^.!?\n]*\?|[^.!?\n]+[.!]*")
-_PICTURE = r"(this|the|that|my|an?|each)?\s*(attached|following|given|above|provided)?\s*(image|picture|photo|photograph|frame|scene|snapshot)s?"
+_PICTURE = (
+    r"(this|the|that|my|an?|each)?\s*(attached|following|given|above|provided)?\s*"
+    r"(image|picture|photo|photograph|frame|scene|snapshot)s?"
+)
 _WHATS_THERE = re.compile(
     rf"^(please\s+)?((can|could|would) you (please )?(describe|caption|explain|tell me (about|what))\b.*"
     rf"|what('s| is| are| do you see| can you see| can be seen| is shown| does it show| is happening| is going on)"
@@ -41,8 +44,8 @@ _WHATS_THERE = re.compile(
     re.IGNORECASE,
 )  # fmt: skip
 _ASKS_TO_DESCRIBE = re.compile(
-    r"^(please\s+)?(briefly\s+|shortly\s+)?(describe|caption|summari[sz]e|analy[sz]e|explain|generate|create|write|provide|give|tell|look|make"
-    r"|return|respond|identify and describe|detail|narrate|a (photo|picture|image) of)\b",
+    r"^(please\s+)?(briefly\s+|shortly\s+)?(describe|caption|summari[sz]e|analy[sz]e|explain|generate|create|write"
+    r"|provide|give|tell|look|make|return|respond|identify and describe|detail|narrate|a (photo|picture|image) of)\b",
     re.IGNORECASE,
 )  # fmt: skip
 

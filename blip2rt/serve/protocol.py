@@ -1,4 +1,4 @@
-"""uvicorn's connections, with an end for who sends a request's head a byte at a time, and a limit to how many there are."""
+"""uvicorn's connections: an end for who sends a request's head a byte at a time, and a limit to how many there are."""
 
 from __future__ import annotations
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import signal
+import socket
 from collections.abc import Iterator
 
 import uvicorn
 
+from ..errors import OptionError
 from ..model import Model
 from .app import make
 from .logs import LOG, set_up
@@ -17,6 +20,7 @@ from .protocol import protocol
 from .service import Service
 from .settings import Settings
 
+_AFTER_CUT = 5  # seconds for those who are cut to be told
 KEEP_ALIVE = 20  # seconds that an idle connection stays open
 
 
@@ -25,22 +29,34 @@ def serve(model: Model, settings: Settings) -> int:
     set_up()
     service = Service(model, settings)
     limits = settings.limits
+    listener = _listen(settings.host, settings.port)
     config = uvicorn.Config(
         make(service), settings.host, settings.port, lifespan="off", access_log=False, log_config=None,
         server_header=False, timeout_keep_alive=KEEP_ALIVE, backlog=1024,
         http=protocol(limits.body_seconds / 3, limits.connections),
-        timeout_graceful_shutdown=max(1, round(settings.queue.drain)),
+        timeout_graceful_shutdown=math.ceil(settings.queue.drain) + _AFTER_CUT,
     )  # fmt: skip
     server = _Server(config, service)
     try:
-        asyncio.run(server.serve())
+        asyncio.run(server.serve(sockets=[listener]))
     finally:
         service.close()
+        listener.close()
     if server.failure is not None:
         raise server.failure
-    if not server.started:
-        return 2
     return 130 if server.told == signal.SIGINT else 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises OptionError."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=1024)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise OptionError(
+            f"cannot listen at {host}, port {port}: {reason}; choose others by --host and --port"
+        ) from None
 
 
 class _Server(uvicorn.Server):
@@ -55,7 +71,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         await super().startup(sockets=sockets)  # type: ignore[arg-type]
         if self.started:
-            port = self.servers[0].sockets[0].getsockname()[1] if self.servers else self.config.port
+            port = self.servers[0].sockets[0].getsockname()[1]
             host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
             LOG.info(f"http://{host}:{port}", extra={"fields": {"model": self._service.name}})
             self._loading = asyncio.create_task(self._load())
@@ -69,6 +85,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         self._service.ending = True
         LOG.info("ending", extra={"fields": {"requests": len(self.server_state.tasks)}})
+        asyncio.get_running_loop().call_later(self._service.settings.queue.drain, self._service.cut)
         await super().shutdown(sockets=sockets)  # type: ignore[arg-type]
 
     @contextlib.contextmanager

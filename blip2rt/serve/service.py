@@ -54,6 +54,11 @@ class Service:
         self.metrics.ready.set(1)
         LOG.info("ready", extra={"fields": {"model": self.name, "seconds": round(time.monotonic() - begun, 2)}})
 
+    def cut(self) -> None:
+        """End what is under way."""
+        if self._work is not None:
+            self._work.cut()
+
     def close(self) -> None:
         """Let go of the threads and the model."""
         self.ready = False
@@ -108,7 +113,7 @@ class Service:
     async def stream(
         self, request: Request, job: Job, lines: Lines, media_type: str = "text/event-stream"
     ) -> StreamingResponse:
-        """The texts of a job as they come. What is wrong before the first piece is a status, what comes later a line."""
+        """The texts of a job as they come. What is wrong before the first piece is a status, later it is a line."""
         notes: Notes = request.scope["notes"]
         pieces = self.work.stream(job)
         first = await unless_gone(request, anext_of(pieces))
@@ -138,7 +143,7 @@ class Service:
             finally:
                 if not ended:
                     notes.fields["status"] = 499
-                await pieces.aclose()  # type: ignore[attr-defined]
+                await pieces.aclose()
 
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(body(), headers=headers, media_type=media_type)

@@ -11,8 +11,9 @@ import inspect
 import math
 import threading
 import time
+from asyncio import FIRST_COMPLETED
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -111,7 +112,9 @@ def _prepared(model: Model, job: Job, most: int, streamed: bool) -> tuple[Prompt
         options = {"num_beams": 1, **options}
     task = "ask" if asked else "caption"
     default = model.bundle.manifest.decoding.get(task)
-    wanted = options.get("max_new_tokens") or (default.max_new_tokens if default else most)
+    wanted = options.get("max_new_tokens")
+    if wanted is None:
+        wanted = max(default.max_new_tokens if default else most, options.get("min_new_tokens") or 1)
     room = spec.max_positions - (1 if spec.encoder_decoder else spec.prefix_length + len(ids))
     said = _history_ids(language, job.history, room - min(wanted, most)) if asked else []
     if said:
@@ -184,8 +187,8 @@ class _Slots:
         self.free, self.waiters = places, deque[asyncio.Future[None]]()
         self._tell = tell
 
-    async def take(self, seconds: float, late: Callable[[], Fault]) -> None:
-        """Wait for a place. Raises late() after so many seconds."""
+    async def take(self, wait: Callable[[asyncio.Future[None]], Awaitable[None]]) -> None:
+        """Wait for a place, as long as `wait` does."""
         if self.free and not self.waiters:
             self.free -= 1
             return
@@ -193,9 +196,7 @@ class _Slots:
         self.waiters.append(turn)
         self._tell(len(self.waiters))
         try:
-            await asyncio.wait({turn}, timeout=max(seconds, 0))
-            if not turn.done():
-                raise late()
+            await wait(turn)
         except BaseException:
             if turn.done():
                 self.give()
@@ -217,6 +218,7 @@ class Work:
     """The requests of one model: who is worked on, who waits, who is sent away."""
 
     def __init__(self, model: Model, queue: Queue, most_tokens: int, metrics: Metrics) -> None:
+        """Must be called where the event loop runs."""
         self.model = model
         self._queue, self._most, self._metrics = queue, most_tokens, metrics
         shares = "batching" in inspect.signature(load).parameters
@@ -224,7 +226,13 @@ class Work:
         self._threads = ThreadPoolExecutor(self.parallel, "blip2rt-work")
         self._slots = _Slots(self.parallel, metrics.waiting.set)
         self.running = 0
+        self._cut: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._seconds = 1.0  # that a request takes, lately
+
+    def cut(self) -> None:
+        """End what is under way, and let nobody begin: the server's time is over."""
+        if not self._cut.done():
+            self._cut.set_result(None)
 
     def close(self) -> None:
         """Wait for no one: what runs ends by itself."""
@@ -254,36 +262,53 @@ class Work:
         return await self.run(lambda stop: answer(self.model, job, self._most, stop, None))
 
     async def run(self, function: Callable[[threading.Event], T]) -> T:
-        """Call a function of the model in a thread, when its turn has come. Cancelling this sets the function's Event."""
-        end = time.monotonic() + self._queue.deadline
-        stop = threading.Event()
+        """Call a function of the model in a thread, when its turn has come. Cancelling this sets its Event."""
+        stop, end = threading.Event(), time.monotonic() + self._queue.deadline
         future = await self._start(function, stop, end)
         try:
-            return await asyncio.wait_for(asyncio.shield(future), end - time.monotonic())
-        except asyncio.TimeoutError:
-            raise self._late() from None
+            await self._within(future, end)
+            return future.result()
         finally:
             stop.set()
 
-    async def stream(self, job: Job) -> AsyncIterator[Piece | Answer]:
+    async def stream(self, job: Job) -> AsyncGenerator[Piece | Answer, None]:
         """Pieces of the texts as they come, and the Answer at the end. Leaving the loop ends the generation."""
-        end, loop = time.monotonic() + self._queue.deadline, asyncio.get_running_loop()
-        pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
-        stop = threading.Event()
+        stop, end, loop = threading.Event(), time.monotonic() + self._queue.deadline, asyncio.get_running_loop()
+        pieces: deque[Piece] = deque()
+        came = asyncio.Event()
 
-        def tell(piece: Piece | None) -> None:
-            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+        def take(piece: Piece) -> None:
+            pieces.append(piece)
+            came.set()
+
+        def tell(piece: Piece) -> None:
+            loop.call_soon_threadsafe(take, piece)
 
         future = await self._start(lambda stop: answer(self.model, job, self._most, stop, tell), stop, end)
-        future.add_done_callback(lambda _: pieces.put_nowait(None))
+        future.add_done_callback(lambda _: came.set())
         try:
-            while (piece := await asyncio.wait_for(pieces.get(), end - time.monotonic())) is not None:
-                yield piece
+            while pieces or not future.done():
+                if not pieces:
+                    came.clear()
+                    await self._within(asyncio.ensure_future(came.wait()), end)
+                while pieces:
+                    yield pieces.popleft()
             yield future.result()
-        except asyncio.TimeoutError:
-            raise self._late() from None
         finally:
             stop.set()
+
+    async def _within(self, future: asyncio.Future[Any], end: float) -> None:
+        """Wait for a future until then. Raises Fault where it is not done, or the server ends before."""
+        await asyncio.wait({future, self._cut}, timeout=max(end - time.monotonic(), 0), return_when=FIRST_COMPLETED)
+        if future.done():
+            return
+        if isinstance(future, asyncio.Task):
+            future.cancel()
+        if self._cut.done():
+            raise Fault(503, "the server is being stopped: try again later", "ending", retry_after=10)
+        self._metrics.refused.labels("deadline").inc()
+        raise Fault(504, f"no answer within {self._queue.deadline:g} seconds: ask for less, or try again later",
+                    "deadline_exceeded", retry_after=1)  # fmt: skip
 
     async def _start(
         self, function: Callable[[threading.Event], T], stop: threading.Event, end: float
@@ -294,7 +319,7 @@ class Work:
             self._metrics.refused.labels("queue").inc()
             raise Fault(429, f"{self.waiting} requests wait already: try again later", "queue_full",
                         retry_after=max(1, min(ahead, 60)))  # fmt: skip
-        await self._slots.take(end - time.monotonic(), self._late)
+        await self._slots.take(lambda turn: self._within(turn, end))
         begun = time.monotonic()
         self.running += 1
         self._metrics.running.set(self.running)
@@ -309,8 +334,3 @@ class Work:
         self._seconds += 0.2 * (time.monotonic() - begun - self._seconds)
         if not future.cancelled():
             future.exception()  # who has left does not ask for it
-
-    def _late(self) -> Fault:
-        self._metrics.refused.labels("deadline").inc()
-        return Fault(504, f"no answer within {self._queue.deadline:g} seconds: ask for less, or try again later",
-                     "deadline_exceeded", retry_after=1)  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import random
@@ -20,7 +21,7 @@ from PIL import Image
 from tests.seeds import new_seed
 from tests.serve.running import PHOTO, ROOT, TIMEOUT, Response, Running, chat, data_uri, encoded, events
 
-LONG = {"min_new_tokens": 800, "max_tokens": 800}  # a text that takes seconds
+LONG = {"min_new_tokens": 400, "max_tokens": 400}  # a text that takes seconds
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,12 @@ def test_a_key_opens_what_is_not_open_to_all(start: Callable[..., Running], phot
     for path in ("/", "/health", "/ready", "/docs", "/openapi.json"):
         assert server.get(path).status == 200, path
     body = {"image": encoded(small(photo))}
-    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "first"}, {"Authorization": "Basic first"}):
+    for headers in (
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": "first"},
+        {"Authorization": "Basic first"},
+    ):
         refused = server.post("/v1/caption", body, **headers)
         assert refused.status == 401 and refused.headers["www-authenticate"] == "Bearer"
         assert refused.error["code"] == "invalid_api_key" and refused.error["type"] == "authentication_error"
@@ -116,7 +122,9 @@ def test_random_bytes_are_never_more_than_a_mistake(nano: Running) -> None:
         body = bytearray(good)
         for _ in range(rng.randint(1, 8)):
             body[rng.randrange(len(body))] = rng.randrange(256)
-        found = nano.post("/v1/chat/completions", bytes(body[: rng.randrange(len(body))] if rng.random() < 0.3 else body))
+        found = nano.post(
+            "/v1/chat/completions", bytes(body[: rng.randrange(len(body))] if rng.random() < 0.3 else body)
+        )
         assert found.status in (200, 400), found.body
 
 
@@ -173,7 +181,9 @@ def test_who_sends_a_byte_at_a_time_is_cut_off(nano: Running, start: Callable[..
     slow = [socket.create_connection(("127.0.0.1", nano.port), TIMEOUT) for _ in range(200)]
     begun = time.monotonic()
     for i, each in enumerate(slow):
-        each.sendall(b"POST /v1/caption HTTP/1.1\r\nHost: localhost\r\n" + (b"Content-Length: 999\r\n\r\n{" if i % 2 else b""))
+        each.sendall(
+            b"POST /v1/caption HTTP/1.1\r\nHost: localhost\r\n" + (b"Content-Length: 999\r\n\r\n{" if i % 2 else b"")
+        )
     assert nano.post("/v1/caption", {"image": encoded(cat)}).status == 200, "others are served"
     heads, bodies = slow[::2], slow[1::2]
     while time.monotonic() - begun < 8:
@@ -192,7 +202,7 @@ def test_who_sends_a_byte_at_a_time_is_cut_off(nano: Running, start: Callable[..
 def test_who_leaves_ends_the_work(narrow: Running, cat: bytes) -> None:
     narrow.settle()
     begun = time.monotonic()
-    assert narrow.post("/v1/chat/completions", chat(cat, **LONG)).json["usage"]["completion_tokens"] == 800
+    assert narrow.post("/v1/chat/completions", chat(cat, **LONG)).json["usage"]["completion_tokens"] == 400
     whole = time.monotonic() - begun
     for streamed in (True, False):
         left = narrow.open("/v1/chat/completions", chat(cat, stream=streamed, **LONG))
@@ -236,10 +246,8 @@ def test_streams_that_are_left_leave_nothing_behind(nano: Running, cat: bytes, c
     for _ in range(count):
         left = nano.open("/v1/chat/completions", body)
         left.settimeout(rng.random() * 0.1)
-        try:
+        with contextlib.suppress(TimeoutError):
             left.recv(rng.randint(1, 2000))
-        except TimeoutError:
-            pass
         left.close()
     nano.settle()
     assert events(nano.post("/v1/chat/completions", body).body), "it goes on"
@@ -301,14 +309,17 @@ def test_a_bundle_that_is_none_ends_it_with_one_line(tmp_path: Any) -> None:
 def test_a_port_that_is_taken_ends_it(nano: Running, tiny: Any) -> None:
     words = [sys.executable, "-m", "blip2rt", "serve", "--port", str(nano.port), "--model", str(tiny.path)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT, cwd=ROOT)
-    assert done.returncode == 2 and "address already in use" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "address already in use; choose others" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_told_to_end_it_finishes_what_is_under_way(cat: bytes) -> None:
-    server = Running("--parallel", 1, "--max-tokens", 400, "--threads", 1)
-    body = chat(cat, min_new_tokens=300, max_tokens=300)
+    server = Running("--parallel", 1, "--threads", 1, "--drain", TIMEOUT)
+    body = chat(cat, min_new_tokens=200, max_tokens=200)
     found: list[Response] = []
-    callers = [threading.Thread(target=lambda: found.append(server.post("/v1/chat/completions", body))) for _ in range(3)]
+    callers = [
+        threading.Thread(target=lambda: found.append(server.post("/v1/chat/completions", body))) for _ in range(3)
+    ]
     for each in callers:
         each.start()
     stream = server.open("/v1/chat/completions", {**body, "stream": True})
@@ -320,7 +331,7 @@ def test_told_to_end_it_finishes_what_is_under_way(cat: bytes) -> None:
         server.get("/health")  # nobody new is let in
     for each in callers:
         each.join(TIMEOUT)
-    assert [each.json["usage"]["completion_tokens"] for each in found] == [300] * 3
+    assert [each.json["usage"]["completion_tokens"] for each in found] == [200] * 3
     received = b""
     while chunk := stream.recv(65536):
         received += chunk
@@ -335,6 +346,11 @@ def test_what_takes_longer_than_the_drain_is_cut(cat: bytes) -> None:
     assert streams[0].recv(100)
     begun = time.monotonic()
     assert server.stop() == 0 and time.monotonic() - begun < 30
+    for each in streams:
+        received = b""
+        while chunk := each.recv(65536):
+            received += chunk
+        assert b'"code": "ending"' in received or b'"code":"ending"' in received, "each is told"
 
 
 def test_ctrl_c_ends_it(start: Callable[..., Running]) -> None:

@@ -62,9 +62,7 @@ def test_openai_streams(openai: Any, model: Any, cat: bytes) -> None:
 def test_openai_counts_real_tokens(openai: Any, model: Any, cat: bytes) -> None:
     seen: list[int] = []
     wanted = model.ask(cat, "who is it?", num_beams=1, on_token=lambda image, draw, token: seen.append(token))
-    found = openai.chat.completions.create(
-        model="nano", messages=shown(cat, "who is it?"), extra_body={"num_beams": 1}
-    )
+    found = openai.chat.completions.create(model="nano", messages=shown(cat, "who is it?"), extra_body={"num_beams": 1})
     language = model._language
     read = len(language.encode(language.ask_prompt("who is it?"))) + language._spec.prefix_length
     written = [token for token in seen if token not in language._spec.eos_token_ids]
@@ -158,7 +156,8 @@ def test_openai_gets_errors_of_its_own_kinds(openai: Any, cat: bytes) -> None:
     for more, message in (({"response_format": {"type": "json_object"}}, "json_object is not supported"),
                           ({"temperature": 9}, "temperature: Input should be less than or equal to 2"),
                           ({"tool_choice": "required", "tools": []}, "calls no tools"),
-                          ({"n": 1000}, "n is 1000: give 8 at most"), ({"stop": ["a"] * 17}, "stop: give 16")):  # fmt: skip
+                          ({"n": 1000}, "n is 1000: give 8 at most"),
+                          ({"stop": ["a"] * 17}, "stop: give 16")):  # fmt: skip
         with pytest.raises(package.BadRequestError, match=message):
             create(model="nano", messages=shown(cat), **more)
     with pytest.raises(package.BadRequestError, match="is not an image: give one of") as raised:
@@ -227,7 +226,9 @@ def curl(*arguments: str, data: bytes | None = None) -> bytes:
 
 def test_curl_sends_files_and_json(nano: Running, model: Any, cat: bytes) -> None:
     assert json.loads(curl("-F", f"image=@{PHOTO}", f"{nano.url}/v1/caption"))["caption"] == model.caption(cat)
-    asked = curl("-F", f"image=@{PHOTO}", "-F", "question=what animal is it?", "-F", "num_beams=1", f"{nano.url}/v1/ask")
+    asked = curl(
+        "-F", f"image=@{PHOTO}", "-F", "question=what animal is it?", "-F", "num_beams=1", f"{nano.url}/v1/ask"
+    )
     assert json.loads(asked)["answer"] == model.ask(cat, "what animal is it?", num_beams=1)
     matched = json.loads(curl("-F", f"image=@{PHOTO}", "-F", "text=a dog", "-F", "text=a cat", f"{nano.url}/v1/match"))
     assert [each["text"] for each in matched["matches"]] == ["a cat", "a dog"]
@@ -258,11 +259,15 @@ def frames(cat: bytes, count: int) -> list[bytes]:
 
 def test_frigate(nano: Running, model: Any, cat: bytes) -> None:
     """A long instruction and several frames with low detail; context from /v1/models."""
-    prompt = ("Analyze the sequence of images containing the cat. Focus on the likely intent or behavior of the cat based "
-              "on its actions and movement, rather than describing its appearance or the surroundings. Consider what the "
-              "cat is doing, why, and what it might do next.")  # fmt: skip
+    prompt = (
+        "Analyze the sequence of images containing the cat. Focus on the likely intent or behavior of the cat based on "
+        "its actions and movement, rather than describing its appearance or the surroundings. Consider what the cat is "
+        "doing, why, and what it might do next."
+    )
     content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
-    content += [{"type": "image_url", "image_url": {"url": data_uri(frame), "detail": "low"}} for frame in frames(cat, 5)]
+    content += [
+        {"type": "image_url", "image_url": {"url": data_uri(frame), "detail": "low"}} for frame in frames(cat, 5)
+    ]
     body = {"model": "gpt-4o", "messages": [{"role": "user", "content": content}]}
     found = nano.post("/v1/chat/completions", body, Authorization="Bearer sk-none").json
     assert found["choices"][0]["message"]["content"] == model.caption(cat)
@@ -273,7 +278,8 @@ def test_frigate(nano: Running, model: Any, cat: bytes) -> None:
 
 def test_frigate_by_ollama(nano: Running, model: Any, cat: bytes) -> None:
     content = "Describe the cat in the images.\n[img]\n[img]"
-    body = {"model": "llava", "messages": [{"role": "user", "content": content, "images": [encoded(each) for each in frames(cat, 2)]}],
+    images = [encoded(each) for each in frames(cat, 2)]
+    body = {"model": "llava", "messages": [{"role": "user", "content": content, "images": images}],
             "stream": False, "think": False,
             "options": {"temperature": 0, "repeat_penalty": 1.0, "presence_penalty": 0.3, "num_ctx": 4096}}  # fmt: skip
     assert nano.post("/api/show", {"model": "llava"}).status == 200, "which it does at its start"
@@ -299,8 +305,10 @@ def test_home_assistants_llm_vision(nano: Running, model: Any, cat: bytes) -> No
 
 
 def test_photoprism(nano: Running, model: Any, cat: bytes) -> None:
-    prompt = ("Create a caption with exactly one sentence in the active voice that describes the main visual content. "
-              "Begin with the main subject and clear action. Avoid text formatting, meta-language, and filler words.")  # fmt: skip
+    prompt = (
+        "Create a caption with exactly one sentence in the active voice that describes the main visual content. "
+        "Begin with the main subject and clear action. Avoid text formatting, meta-language, and filler words."
+    )
     body = {"id": "b5f5ff92", "model": "gemma3:latest", "prompt": prompt, "suffix": "", "stream": False,
             "options": {"temperature": 0.01, "stop": ["\n\n"], "seed": 3}, "images": [encoded(cat)]}  # fmt: skip
     found = nano.post("/api/generate", body).json

@@ -1,0 +1,207 @@
+"""The page in a browser: chromium, its fake webcam, a keyboard."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("selenium")
+if not shutil.which("chromium") or not shutil.which("chromedriver"):
+    pytest.skip("chromium is not installed: apt-get install chromium chromium-driver", allow_module_level=True)
+
+from selenium import webdriver
+from selenium.webdriver import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+from tests.serve.running import PHOTO, TIMEOUT, Running
+
+DROP = """
+const [kind, data] = arguments, bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+const given = new DataTransfer();
+given.items.add(new File([bytes], "given.jpg", {type: "image/jpeg"}));
+const event = kind === "drop" ? new DragEvent("drop", {dataTransfer: given, bubbles: true})
+  : new ClipboardEvent("paste", {clipboardData: given, bubbles: true});
+document.body.dispatchEvent(event);
+"""
+CONTRAST = """
+const [front, back] = arguments;
+const light = (colour) => {
+  const [r, g, b] = colour.match(/[\\d.]+/g).map(Number).map((value) => value / 255)
+    .map((value) => value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const [high, low] = [light(front), light(back)].sort((a, b) => b - a);
+return (high + 0.05) / (low + 0.05);
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--use-fake-device-for-media-stream",
+                 "--use-fake-ui-for-media-stream", "--window-size=1100,900", "--disable-gpu"):  # fmt: skip
+        options.add_argument(flag)
+    options.binary_location = shutil.which("chromium") or ""
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    driver.set_script_timeout(TIMEOUT)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(browser: webdriver.Chrome, nano: Running) -> Iterator[webdriver.Chrome]:
+    browser.get(nano.url)
+    wait(browser, lambda: text(browser, "model") == "nano")
+    browser.get_log("browser")
+    yield browser
+    faults = [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+    assert not faults
+
+
+def wait(browser: webdriver.Chrome, true: Any) -> None:
+    WebDriverWait(browser, TIMEOUT, 0.1).until(lambda _: true())
+
+
+def text(browser: webdriver.Chrome, name: str) -> str:
+    return str(browser.find_element(By.ID, name).text)
+
+
+def texts(browser: webdriver.Chrome, selector: str) -> list[str]:
+    return [each.text for each in browser.find_elements(By.CSS_SELECTOR, selector)]
+
+
+def pick(browser: webdriver.Chrome) -> None:
+    browser.find_element(By.ID, "files").send_keys(str(PHOTO))
+    wait(browser, lambda: text(browser, "caption") not in ("", "…"))
+
+
+def test_a_picture_is_captioned_asked_about_and_matched(page: webdriver.Chrome) -> None:
+    pick(page)
+    assert "kitten" in text(page, "caption") or "cat" in text(page, "caption")
+    assert re.match(r"\d+ tokens in [\d.]+ s", text(page, "caption-speed"))
+    assert page.find_element(By.ID, "picture").accessible_name == text(page, "caption")
+
+    page.find_element(By.TAG_NAME, "body").send_keys("/")
+    question = page.switch_to.active_element
+    assert question.accessible_name == "Question about the picture"
+    for words in ("What animal is it?", "What colour is it?"):
+        question.send_keys(words, Keys.ENTER)
+        wait(page, lambda: page.find_element(By.ID, "send").is_enabled() and texts(page, "#log .speed"))
+    assert texts(page, "#log .asked") == ["What animal is it?", "What colour is it?"]
+    assert "cat" in texts(page, "#log .said")[0]
+    wait(page, lambda: len(texts(page, "#log .speed")) == 2)
+    assert all(re.match(r"\d+ tokens in [\d.]+ s, the first after", each) for each in texts(page, "#log .speed"))
+
+    page.find_element(By.ID, "texts").send_keys("two dogs run on a beach\na cat")
+    page.find_element(By.ID, "match").click()
+    wait(page, lambda: len(texts(page, "#matches li")) == 2)
+    assert texts(page, "#matches li")[0].startswith("a cat"), "the best comes first"
+    assert text(page, "match-speed").endswith(" s") and text(page, "fault") == ""
+
+
+def test_pictures_are_dropped_and_pasted_and_gone_back_to(page: webdriver.Chrome) -> None:
+    import base64
+
+    data = base64.b64encode(PHOTO.read_bytes()).decode()
+    for count, kind in enumerate(("drop", "paste"), 1):
+        page.execute_script(DROP, kind, data)
+        wait(page, lambda count=count: len(texts(page, "#thumbs button")) == count)
+        wait(page, lambda: text(page, "caption") not in ("", "…"))
+    first, second = page.find_elements(By.CSS_SELECTOR, "#thumbs button")
+    assert second.get_attribute("aria-pressed") == "true" and first.accessible_name.startswith("Picture 1: ")
+    first.send_keys(Keys.ENTER)
+    wait(page, lambda: page.find_elements(By.CSS_SELECTOR, "#thumbs button")[0].get_attribute("aria-pressed") == "true")
+
+
+def test_the_webcam_is_captioned_as_it_goes(page: webdriver.Chrome) -> None:
+    button = page.find_element(By.ID, "webcam")
+    button.click()
+    wait(page, lambda: re.match(r"[\d.]+ captions/s, \d+ frames dropped", text(page, "caption-speed")))
+    wait(page, lambda: int(re.findall(r"(\d+) frames", text(page, "caption-speed"))[0]) > 0)
+    assert text(page, "caption") and button.text == "Stop the webcam" and button.get_attribute("aria-pressed") == "true"
+    page.find_element(By.ID, "question").send_keys("What is it?", Keys.ENTER)
+    wait(page, lambda: texts(page, "#log .speed"))
+    page.find_element(By.TAG_NAME, "body").send_keys(Keys.ESCAPE)
+    wait(page, lambda: button.text == "Webcam")
+    assert not page.find_element(By.ID, "video").is_displayed() and text(page, "fault") == ""
+
+
+def test_it_fits_a_phone(page: webdriver.Chrome) -> None:
+    pick(page)
+    try:
+        page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
+                             {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True})  # fmt: skip
+        width = page.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+        assert width[0] <= width[1] == 360
+        for each in page.find_elements(By.CSS_SELECTOR, "main button, main .button"):
+            if each.is_displayed():
+                assert each.size["height"] >= 44, "a finger's width"
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_can_be_read_in_light_and_dark(page: webdriver.Chrome, scheme: str) -> None:
+    page.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
+    backs = {}
+    for selector in ("body", "h2", "#send", "#webcam", "#question", "header span"):
+        front, back = page.execute_script(
+            "let node = document.querySelector(arguments[0]); const front = getComputedStyle(node).color;"
+            "while (getComputedStyle(node).backgroundColor === 'rgba(0, 0, 0, 0)') node = node.parentElement;"
+            "return [front, getComputedStyle(node).backgroundColor]", selector,
+        )  # fmt: skip
+        assert page.execute_script(CONTRAST, front, back) >= 4.5, selector
+        backs[selector] = [int(value) for value in re.findall(r"\d+", back)[:3]]
+    assert (sum(backs["body"]) > 600) is (scheme == "light")
+
+
+def test_everything_that_is_used_has_a_name(page: webdriver.Chrome) -> None:
+    pick(page)
+    used = page.find_elements(By.CSS_SELECTOR, "main input, main textarea, main button, section, #log, #thumbs, a")
+    for each in used:
+        if each.is_displayed():
+            assert each.accessible_name, each.get_attribute("outerHTML")[:200]
+    page.find_element(By.TAG_NAME, "h1").click()
+    seen: list[str] = []
+    for _ in range(12):
+        ActionChains(page).send_keys(Keys.TAB).perform()
+        seen.append(page.switch_to.active_element.get_attribute("id"))
+    assert {"files", "webcam", "question", "send", "texts", "match"} <= set(seen), "by the keyboard alone"
+
+
+def test_mistakes_are_told(browser: webdriver.Chrome, nano: Running) -> None:
+    browser.get(nano.url)
+    browser.find_element(By.ID, "question").send_keys("who?", Keys.ENTER)
+    assert text(browser, "fault") == "Choose a picture first"
+    browser.get_log("browser")
+
+
+def test_a_key_is_asked_for_once(browser: webdriver.Chrome, start: Any) -> None:
+    server = start("--api-key", "sesame")
+    browser.get(server.url)
+    browser.find_element(By.ID, "files").send_keys(str(PHOTO))
+    wait(browser, lambda: browser.find_element(By.ID, "key-dialog").is_displayed())
+    browser.find_element(By.ID, "key").send_keys("sesame", Keys.ENTER)
+    wait(browser, lambda: "tokens in" in text(browser, "caption-speed"))
+    browser.find_element(By.ID, "question").send_keys("who runs?", Keys.ENTER)
+    wait(browser, lambda: texts(browser, "#log .speed"))
+    browser.get_log("browser")
+
+
+def test_the_list_of_routes_is_shown(browser: webdriver.Chrome, nano: Running) -> None:
+    browser.get(f"{nano.url}/docs")
+    wait(browser, lambda: len(texts(browser, "summary")) > 15)
+    shown = texts(browser, "summary")
+    assert any(each.startswith("POST /v1/chat/completions Caption") for each in shown)
+    browser.find_element(By.CSS_SELECTOR, "summary").click()
+    assert "messages" in texts(browser, "details[open] td code")
+    assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]

@@ -1,0 +1,248 @@
+"""The queue and the steps: who leaves ends the work within a token, places are never lost, texts are the library's."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+import blip2rt
+from blip2rt.backends import ort
+from blip2rt.serve.faults import Fault
+from blip2rt.serve.metrics import Metrics
+from blip2rt.serve.settings import Queue
+from blip2rt.serve.work import Answer, Job, Piece, Work, _Slots, answer
+from tests.seeds import new_seed
+
+
+@pytest.fixture
+def model(tiny: Any) -> Any:
+    return blip2rt.load(tiny.path, threads=1)
+
+
+def queued(model: Any, scenario: Callable[[Work], Awaitable[Any]], **queue: Any) -> Any:
+    """Run a scenario with the queue of a model: two are computed at a time, three may wait."""
+
+    async def main() -> Any:
+        return await scenario(
+            Work(model, Queue(**{"parallel": 2, "waiting": 3, "deadline": 60.0, **queue}), 50, Metrics())
+        )
+
+    return asyncio.run(main())
+
+
+@pytest.fixture
+def image(photo: Any, tmp_path: Any) -> bytes:
+    from PIL import Image
+
+    Image.fromarray(photo()).save(tmp_path / "x.png")
+    return (tmp_path / "x.png").read_bytes()
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one with each step of a generation."""
+    taken: list[int] = []
+    step = ort.Generation.step
+    monkeypatch.setattr(ort.Generation, "step", lambda self: (taken.append(1), step(self))[1])
+    return taken
+
+
+def test_texts_are_the_librarys(model: Any, image: bytes) -> None:
+    stop = threading.Event()
+    for options in ({}, {"num_beams": 1}, {"num_beams": 3, "num_captions": 2},
+                    {"min_new_tokens": 5, "forced_prefix": "a"},
+                    {"do_sample": True, "seed": 4, "temperature": 2.0}):  # fmt: skip
+        captions = model.caption(image, **options)
+        found = answer(model, Job(image, options=options), 50, stop, None)
+        assert found.texts == ([captions] if isinstance(captions, str) else captions)
+        found = answer(model, Job(image, "who runs", options=options), 50, stop, None)
+        asked = model.ask(image, "who runs", **options)
+        assert found.texts == ([asked] if isinstance(asked, str) else asked)
+    found = answer(model, Job(image, prompt="a dog"), 50, stop, None)
+    assert found.texts == [model.caption(image, prompt="a dog")] and found.prompt_tokens == 3 + 2
+
+
+def test_pieces_are_the_text(model: Any, image: bytes) -> None:
+    for options in ({}, {"min_new_tokens": 8}, {"num_beams": 2}, {"do_sample": True, "seed": 1, "num_captions": 3}):
+        pieces: list[Piece] = []
+        found = answer(model, Job(image, options=options), 50, threading.Event(), pieces.append)
+        for i, text in enumerate(found.texts):
+            assert "".join(piece.text for piece in pieces if piece.index == i) == text
+
+
+def test_a_length_is_told_from_an_end(model: Any, image: bytes) -> None:
+    def finish(**options: Any) -> list[str]:
+        return answer(model, Job(image, options=options), 50, threading.Event(), None).finish
+
+    assert finish(min_new_tokens=4, max_new_tokens=4) == ["length"]
+    longest = answer(model, Job(image, options={"min_new_tokens": 40, "max_new_tokens": 900}), 50,
+                     threading.Event(), None)  # fmt: skip
+    assert longest.completion_tokens <= 50, "the server's limit"
+    natural = answer(model, Job(image, options={"num_beams": 1, "max_new_tokens": 50}), 50, threading.Event(), None)
+    assert natural.finish == ["stop" if natural.completion_tokens < 50 else "length"]
+
+
+def test_a_stop_string_ends_the_generation(model: Any, image: bytes, steps: list[int]) -> None:
+    options = {"min_new_tokens": 30, "num_beams": 1}
+    whole = answer(model, Job(image, options=options), 50, threading.Event(), None)
+    word = whole.texts[0].split()[2]
+    steps.clear()
+    found = answer(model, Job(image, options=options, stops=(word,)), 50, threading.Event(), None)
+    assert found.finish == ["stop"] and found.texts[0] == whole.texts[0].partition(word)[0].rstrip()
+    assert len(steps) <= 4
+
+
+def test_who_leaves_ends_the_generation_within_a_step(model: Any, image: bytes, steps: list[int]) -> None:
+    options = {"min_new_tokens": 40, "max_new_tokens": 40}
+    stop, told = threading.Event(), 0
+
+    def tell(_: Piece) -> None:
+        nonlocal told
+        told += 1
+        if told == 3:
+            steps.clear()
+            stop.set()
+
+    answer(model, Job(image, options=options), 50, stop, tell)
+    assert len(steps) <= 1
+
+
+def test_a_stream_that_is_left_ends_the_generation(
+    model: Any, image: bytes, steps: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = ort.Generation.step
+    monkeypatch.setattr(ort.Generation, "step", lambda self: (time.sleep(0.02), step(self))[1])  # as a large model
+
+    async def leave(work: Work) -> int:
+        job = Job(image, options={"min_new_tokens": 45, "max_new_tokens": 45})
+        stream = work.stream(job)
+        async for _ in stream:
+            break
+        await stream.aclose()
+        while work.running:
+            await asyncio.sleep(0.001)
+        return len(steps)
+
+    assert queued(model, leave) < 20
+
+
+def test_the_queue_takes_so_many_and_no_more(model: Any) -> None:
+    async def scenario(work: Work) -> None:
+        door, begun = threading.Event(), []
+
+        def wait(_: threading.Event) -> int:
+            begun.append(1)
+            door.wait(60)
+            return 7
+
+        calls = [asyncio.ensure_future(work.run(wait)) for _ in range(5)]
+        while work.waiting < 3:
+            await asyncio.sleep(0.001)
+        with pytest.raises(Fault) as raised:
+            await work.run(wait)
+        assert raised.value.status == 429 and raised.value.retry_after is not None
+        assert (work.running, work.waiting, len(begun)) == (2, 3, 2)
+        calls[4].cancel()
+        await asyncio.sleep(0.01)
+        assert work.waiting == 2
+        door.set()
+        assert await asyncio.gather(*calls[:4]) == [7] * 4
+        await asyncio.sleep(0)
+        assert (work.running, work.waiting, work._slots.free) == (0, 0, 2)
+
+    queued(model, scenario)
+
+
+def test_a_deadline_holds_while_waiting_and_while_computed(model: Any) -> None:
+    async def scenario(work: Work) -> None:
+        stops: list[threading.Event] = []
+
+        def wait(stop: threading.Event) -> None:
+            stops.append(stop)
+            stop.wait(60)
+
+        results = await asyncio.gather(work.run(wait), work.run(wait), return_exceptions=True)
+        assert [each.status for each in results if isinstance(each, Fault)] == [504, 504]
+        assert stops[0].is_set(), "it is told to end"
+
+    queued(model, scenario, parallel=1, deadline=0.2)
+
+
+def test_what_is_under_way_is_cut_at_the_servers_end(model: Any) -> None:
+    async def scenario(work: Work) -> None:
+        stops: list[threading.Event] = []
+
+        def wait(stop: threading.Event) -> None:
+            stops.append(stop)
+            stop.wait(60)
+
+        calls = [asyncio.ensure_future(work.run(wait)) for _ in range(4)]
+        while work.waiting < 2:
+            await asyncio.sleep(0.001)
+        work.cut()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [each.code for each in results if isinstance(each, Fault)] == ["ending"] * 4
+        assert all(stop.is_set() for stop in stops)
+
+    queued(model, scenario)
+
+
+def test_an_error_gives_its_place_back(model: Any) -> None:
+    async def scenario(work: Work) -> None:
+        for _ in range(5):
+            with pytest.raises(blip2rt.ImageError):
+                await work.answer(Job(b"no image"))
+        with pytest.raises(blip2rt.OptionError):
+            await work.answer(Job(b"", options={"num_beams": 0}))
+        await asyncio.sleep(0)
+        assert work._slots.free == 2
+
+    queued(model, scenario)
+
+
+def test_no_place_is_lost_whoever_leaves() -> None:
+    rng = random.Random(new_seed())
+
+    async def scenario() -> None:
+        told: list[int] = []
+        slots = _Slots(3, told.append)
+
+        async def late(turn: asyncio.Future[None], seconds: float) -> None:
+            await asyncio.wait({turn}, timeout=seconds)
+            if not turn.done():
+                raise Fault(504, "late", "late")
+
+        async def call() -> None:
+            await slots.take(lambda turn: late(turn, rng.random() * 0.01))
+            try:
+                await asyncio.sleep(rng.random() * 0.004)
+            finally:
+                slots.give()
+
+        calls = []
+        for _ in range(400):
+            calls.append(asyncio.ensure_future(call()))
+            if rng.random() < 0.3:
+                rng.choice(calls).cancel()
+            if rng.random() < 0.2:
+                await asyncio.sleep(rng.random() * 0.003)
+        await asyncio.gather(*calls, return_exceptions=True)
+        assert slots.free == 3 and not slots.waiters and told[-1] == 0
+
+    asyncio.run(scenario())
+
+
+def test_history_that_does_not_fit_is_left_out(model: Any, image: bytes) -> None:
+    """64 positions: the newest questions stay."""
+    turns = tuple(("what is the dog on", "grass in the water") for _ in range(9))
+    short = answer(model, Job(image, "who runs", history=turns[:1]), 8, threading.Event(), None)
+    long = answer(model, Job(image, "who runs", history=turns), 8, threading.Event(), None)
+    alone = answer(model, Job(image, "who runs"), 8, threading.Event(), None)
+    assert alone.prompt_tokens < short.prompt_tokens < long.prompt_tokens < 64
+    assert isinstance(long, Answer)
