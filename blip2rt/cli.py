@@ -159,8 +159,8 @@ def _serve(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise OptionError(f"{error.name} is not installed: {pip_install('serve')}") from None
     model = open_model(
-        args.model, backend=args.backend, device=args.device, threads=args.threads, scaled_jpeg=args.scaled_jpeg,
-        max_pixels=settings.limits.pixels,
+        args.model, parallel=settings.queue.parallel, cache=settings.cache, backend=args.backend, device=args.device,
+        threads=args.threads, scaled_jpeg=args.scaled_jpeg, max_pixels=settings.limits.pixels,
     )  # fmt: skip
     return serve(model, settings)
 

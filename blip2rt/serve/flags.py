@@ -17,7 +17,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 def size(value: str) -> int:
     """The type of a number of bytes: 20M, 1G, 4096."""
-    found = re.fullmatch(r"([1-9][0-9]{0,11})([KMG]?)i?B?", value.strip(), re.IGNORECASE)
+    found = re.fullmatch(r"([0-9]{1,12})([KMG]?)i?B?", value.strip(), re.IGNORECASE)
     if found is None:
         raise argparse.ArgumentTypeError("give a number of bytes, as in 20M")
     return int(found[1]) * _UNITS[found[2].upper()]
@@ -57,6 +57,8 @@ def add(command: Any) -> None:
     much = command.add_argument_group("how much")
     much.add_argument("--parallel", type=whole(1, 1024), metavar="N",
                       help="requests that are computed together (default: as the model is fastest)")  # fmt: skip
+    much.add_argument("--cache", type=size, default=argparse.SUPPRESS, metavar="BYTES",
+                      help="what is kept of pictures and prompts that come again (default: 256M)")  # fmt: skip
     much.add_argument("--max-queue", type=whole(0, 100_000), default=queue.waiting, metavar="N",
                       help="requests that may wait; the next one is told to come again")  # fmt: skip
     much.add_argument("--deadline", type=seconds, default=queue.deadline, metavar="SECONDS",
@@ -99,5 +101,5 @@ def settings_of(args: argparse.Namespace) -> Settings:
         queue=Queue(args.parallel or 0, args.max_queue, args.deadline, args.drain),
         access=Access(tuple(keys), tuple(args.cors_origin), tuple(name.lower() for name in args.allow_host)),
         media=Media(tuple(host for hosts in args.allow_media_domains for host in hosts), tuple(args.allow_media_path)),
-        log_prompts=args.log_prompts, blip2itm_bgr=args.blip2itm_bgr,
+        cache=getattr(args, "cache", Settings.cache), log_prompts=args.log_prompts, blip2itm_bgr=args.blip2itm_bgr,
     )  # fmt: skip

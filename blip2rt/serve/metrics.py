@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_NOW = ("waiting", "running", "rows", "positions", "kept_bytes", "image_bytes")  # counters that go down, too
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
@@ -41,7 +42,7 @@ class Metrics:
             self.refused.labels(reason)
 
     def count(self, counters: Callable[[], Mapping[str, int]]) -> None:
-        """Show counters that the model keeps, as blip2rt_model_NAME_total."""
+        """Show what the model counts: blip2rt_model_NAME of what is now, blip2rt_model_NAME_total of what was."""
         self.registry.register(_Counters(counters))
 
     def text(self) -> bytes:
@@ -55,4 +56,5 @@ class _Counters(Collector):
 
     def collect(self) -> Iterator[Metric]:
         for name, value in self._counters().items():
-            yield CounterMetricFamily(f"blip2rt_model_{name}", f"The model's counter {name}", value=value)
+            family = GaugeMetricFamily if name in _NOW else CounterMetricFamily
+            yield family(f"blip2rt_model_{name}", f"The model's counter {name}", value=value)

@@ -27,6 +27,8 @@ KEEP_ALIVE = 20  # seconds that an idle connection stays open
 def serve(model: Model, settings: Settings) -> int:
     """Serve a model until SIGTERM or Ctrl-C; return the exit code. Requests under way are finished first."""
     set_up()
+    if not settings.loopback and not settings.access.keys:
+        LOG.warning("whoever reaches this server may call it: --api-key lets in who knows a key")
     service = Service(model, settings)
     limits = settings.limits
     listener = _listen(settings.host, settings.port)
@@ -53,7 +55,7 @@ def _listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=1024)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = (error.strerror or str(error)).lower().partition(" (while")[0]
         raise OptionError(
             f"cannot listen at {host}, port {port}: {reason}; choose others by --host and --port"
         ) from None

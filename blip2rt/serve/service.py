@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
@@ -49,7 +48,7 @@ class Service:
         await asyncio.to_thread(self.model.warm_up)
         counters = getattr(self.model, "counters", None)
         if counters is not None:
-            self.metrics.count((lambda: counters()) if inspect.ismethod(counters) else lambda: self.model.counters)  # type: ignore[attr-defined]
+            self.metrics.count(counters)
         self.ready = True
         self.metrics.ready.set(1)
         LOG.info("ready", extra={"fields": {"model": self.name, "seconds": round(time.monotonic() - begun, 2)}})
@@ -64,6 +63,7 @@ class Service:
         self.ready = False
         if self._work is not None:
             self._work.close()
+        self.model.close()
 
     @property
     def work(self) -> Work:

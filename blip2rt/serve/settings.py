@@ -62,6 +62,7 @@ class Settings:
     queue: Queue = field(default_factory=Queue)
     access: Access = field(default_factory=Access)
     media: Media = field(default_factory=Media)
+    cache: int = 256 * MEBI  # bytes of what is kept of pictures and prompts
     log_prompts: bool = False
     blip2itm_bgr: bool = False  # /blip2itm's pictures have red and blue swapped, as OpenCV writes an RGB array
 

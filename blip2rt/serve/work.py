@@ -37,11 +37,40 @@ _ALONE = 2  # requests that are computed at the same time where they share no st
 _TOGETHER = 8  # and where they do
 
 
-def open_model(bundle: str | None, **keywords: Any) -> Model:
-    """The model of a server: requests share steps where it can, and special tokens of callers are text."""
-    if "batching" in inspect.signature(load).parameters:
-        keywords["batching"] = True
+SHARES = "batching" in inspect.signature(load).parameters  # whether requests can share steps, and what is seen is kept
+
+
+def open_model(bundle: str | None, *, parallel: int, cache: int, **keywords: Any) -> Model:
+    """The model of a server. Special tokens of callers are text.
+
+    parallel: requests at a time, 0: as fits the model; where it is not 1, they share steps, on a CPU.
+    cache: bytes of what is kept of pictures and prompts.
+    """
+    if SHARES:
+        keywords["cache_bytes"] = cache
+        keywords["batching"] = (
+            parallel != 1 and keywords.get("backend", "ort") == "ort" and keywords.get("device") != "cuda"
+        )
     return load(bundle, special_tokens=False, **keywords)
+
+
+class Stop(threading.Event):
+    """Set when the work is wanted no more. Steps look at it; what waits is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._then: list[Callable[[], object]] = []
+
+    def then(self, function: Callable[[], object]) -> None:
+        """Call a function when this is set, in the thread that sets it; at once where it is set. It must be quick."""
+        self._then.append(function)
+        if self.is_set():
+            function()
+
+    def set(self) -> None:
+        super().set()
+        for function in self._then:
+            function()
 
 
 @dataclass(frozen=True)
@@ -73,7 +102,7 @@ class Answer:
     completion_tokens: int  # of all texts
 
 
-def answer(model: Model, job: Job, most: int, stop: threading.Event, tell: Callable[[Piece], None] | None) -> Answer:
+def answer(model: Model, job: Job, most: int, stop: Stop, tell: Callable[[Piece], None] | None) -> Answer:
     """Write the texts of a job. most: tokens of a text, at most. tell: gets pieces as they come; None: beams are taken.
 
     Returns what there is where `stop` was set. Raises Blip2rtError.
@@ -88,6 +117,8 @@ def answer(model: Model, job: Job, most: int, stop: threading.Event, tell: Calla
     if stop.is_set():
         return Answer([], [], prompt_tokens, 0)
     generation = model._backend.begin(prefix_embeds, [ids], settings)
+    if (close := getattr(generation, "close", None)) is not None:
+        stop.then(close)  # with beams, requests that share steps tell nothing until the end
     said = _Said(language, forced, job.stops, settings["num_return_sequences"], tell)
     while not generation.done and not stop.is_set():
         for _image, draw, token_id in generation.step():
@@ -221,8 +252,7 @@ class Work:
         """Must be called where the event loop runs."""
         self.model = model
         self._queue, self._most, self._metrics = queue, most_tokens, metrics
-        shares = "batching" in inspect.signature(load).parameters
-        self.parallel = queue.parallel or (_TOGETHER if shares else _ALONE)
+        self.parallel = queue.parallel or (_TOGETHER if SHARES else _ALONE)
         self._threads = ThreadPoolExecutor(self.parallel, "blip2rt-work")
         self._slots = _Slots(self.parallel, metrics.waiting.set)
         self.running = 0
@@ -261,9 +291,9 @@ class Work:
         """The texts of a job, when all are there. Raises Fault and Blip2rtError."""
         return await self.run(lambda stop: answer(self.model, job, self._most, stop, None))
 
-    async def run(self, function: Callable[[threading.Event], T]) -> T:
+    async def run(self, function: Callable[[Stop], T]) -> T:
         """Call a function of the model in a thread, when its turn has come. Cancelling this sets its Event."""
-        stop, end = threading.Event(), time.monotonic() + self._queue.deadline
+        stop, end = Stop(), time.monotonic() + self._queue.deadline
         future = await self._start(function, stop, end)
         try:
             await self._within(future, end)
@@ -273,7 +303,7 @@ class Work:
 
     async def stream(self, job: Job) -> AsyncGenerator[Piece | Answer, None]:
         """Pieces of the texts as they come, and the Answer at the end. Leaving the loop ends the generation."""
-        stop, end, loop = threading.Event(), time.monotonic() + self._queue.deadline, asyncio.get_running_loop()
+        stop, end, loop = Stop(), time.monotonic() + self._queue.deadline, asyncio.get_running_loop()
         pieces: deque[Piece] = deque()
         came = asyncio.Event()
 
@@ -310,9 +340,7 @@ class Work:
         raise Fault(504, f"no answer within {self._queue.deadline:g} seconds: ask for less, or try again later",
                     "deadline_exceeded", retry_after=1)  # fmt: skip
 
-    async def _start(
-        self, function: Callable[[threading.Event], T], stop: threading.Event, end: float
-    ) -> asyncio.Future[T]:
+    async def _start(self, function: Callable[[Stop], T], stop: Stop, end: float) -> asyncio.Future[T]:
         """Wait for a place and begin. Raises Fault where too many wait, or the wait is too long."""
         if self._slots.free == 0 and self.waiting >= self._queue.waiting:
             ahead = math.ceil(self._seconds * (self.waiting + 1) / self.parallel)

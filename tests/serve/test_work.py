@@ -16,7 +16,7 @@ from blip2rt.backends import ort
 from blip2rt.serve.faults import Fault
 from blip2rt.serve.metrics import Metrics
 from blip2rt.serve.settings import Queue
-from blip2rt.serve.work import Answer, Job, Piece, Work, _Slots, answer
+from blip2rt.serve.work import Answer, Job, Piece, Stop, Work, _Slots, answer
 from tests.seeds import new_seed
 
 
@@ -54,7 +54,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_texts_are_the_librarys(model: Any, image: bytes) -> None:
-    stop = threading.Event()
+    stop = Stop()
     for options in ({}, {"num_beams": 1}, {"num_beams": 3, "num_captions": 2},
                     {"min_new_tokens": 5, "forced_prefix": "a"},
                     {"do_sample": True, "seed": 4, "temperature": 2.0}):  # fmt: skip
@@ -71,36 +71,36 @@ def test_texts_are_the_librarys(model: Any, image: bytes) -> None:
 def test_pieces_are_the_text(model: Any, image: bytes) -> None:
     for options in ({}, {"min_new_tokens": 8}, {"num_beams": 2}, {"do_sample": True, "seed": 1, "num_captions": 3}):
         pieces: list[Piece] = []
-        found = answer(model, Job(image, options=options), 50, threading.Event(), pieces.append)
+        found = answer(model, Job(image, options=options), 50, Stop(), pieces.append)
         for i, text in enumerate(found.texts):
             assert "".join(piece.text for piece in pieces if piece.index == i) == text
 
 
 def test_a_length_is_told_from_an_end(model: Any, image: bytes) -> None:
     def finish(**options: Any) -> list[str]:
-        return answer(model, Job(image, options=options), 50, threading.Event(), None).finish
+        return answer(model, Job(image, options=options), 50, Stop(), None).finish
 
     assert finish(min_new_tokens=4, max_new_tokens=4) == ["length"]
     longest = answer(model, Job(image, options={"min_new_tokens": 40, "max_new_tokens": 900}), 50,
-                     threading.Event(), None)  # fmt: skip
+                     Stop(), None)  # fmt: skip
     assert longest.completion_tokens <= 50, "the server's limit"
-    natural = answer(model, Job(image, options={"num_beams": 1, "max_new_tokens": 50}), 50, threading.Event(), None)
+    natural = answer(model, Job(image, options={"num_beams": 1, "max_new_tokens": 50}), 50, Stop(), None)
     assert natural.finish == ["stop" if natural.completion_tokens < 50 else "length"]
 
 
 def test_a_stop_string_ends_the_generation(model: Any, image: bytes, steps: list[int]) -> None:
     options = {"min_new_tokens": 30, "num_beams": 1}
-    whole = answer(model, Job(image, options=options), 50, threading.Event(), None)
+    whole = answer(model, Job(image, options=options), 50, Stop(), None)
     word = whole.texts[0].split()[2]
     steps.clear()
-    found = answer(model, Job(image, options=options, stops=(word,)), 50, threading.Event(), None)
+    found = answer(model, Job(image, options=options, stops=(word,)), 50, Stop(), None)
     assert found.finish == ["stop"] and found.texts[0] == whole.texts[0].partition(word)[0].rstrip()
     assert len(steps) <= 4
 
 
 def test_who_leaves_ends_the_generation_within_a_step(model: Any, image: bytes, steps: list[int]) -> None:
     options = {"min_new_tokens": 40, "max_new_tokens": 40}
-    stop, told = threading.Event(), 0
+    stop, told = Stop(), 0
 
     def tell(_: Piece) -> None:
         nonlocal told
@@ -136,7 +136,7 @@ def test_the_queue_takes_so_many_and_no_more(model: Any) -> None:
     async def scenario(work: Work) -> None:
         door, begun = threading.Event(), []
 
-        def wait(_: threading.Event) -> int:
+        def wait(_: Stop) -> int:
             begun.append(1)
             door.wait(60)
             return 7
@@ -161,9 +161,9 @@ def test_the_queue_takes_so_many_and_no_more(model: Any) -> None:
 
 def test_a_deadline_holds_while_waiting_and_while_computed(model: Any) -> None:
     async def scenario(work: Work) -> None:
-        stops: list[threading.Event] = []
+        stops: list[Stop] = []
 
-        def wait(stop: threading.Event) -> None:
+        def wait(stop: Stop) -> None:
             stops.append(stop)
             stop.wait(60)
 
@@ -176,9 +176,9 @@ def test_a_deadline_holds_while_waiting_and_while_computed(model: Any) -> None:
 
 def test_what_is_under_way_is_cut_at_the_servers_end(model: Any) -> None:
     async def scenario(work: Work) -> None:
-        stops: list[threading.Event] = []
+        stops: list[Stop] = []
 
-        def wait(stop: threading.Event) -> None:
+        def wait(stop: Stop) -> None:
             stops.append(stop)
             stop.wait(60)
 
@@ -241,8 +241,8 @@ def test_no_place_is_lost_whoever_leaves() -> None:
 def test_history_that_does_not_fit_is_left_out(model: Any, image: bytes) -> None:
     """64 positions: the newest questions stay."""
     turns = tuple(("what is the dog on", "grass in the water") for _ in range(9))
-    short = answer(model, Job(image, "who runs", history=turns[:1]), 8, threading.Event(), None)
-    long = answer(model, Job(image, "who runs", history=turns), 8, threading.Event(), None)
-    alone = answer(model, Job(image, "who runs"), 8, threading.Event(), None)
+    short = answer(model, Job(image, "who runs", history=turns[:1]), 8, Stop(), None)
+    long = answer(model, Job(image, "who runs", history=turns), 8, Stop(), None)
+    alone = answer(model, Job(image, "who runs"), 8, Stop(), None)
     assert alone.prompt_tokens < short.prompt_tokens < long.prompt_tokens < 64
     assert isinstance(long, Answer)
