@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from .command import Parser, flags_named, nonempty, path, run
 from .errors import ImageError, OptionError, printable
 from .gallery import flags
-from .installing import pip_install
 from .options import Options
 from .serve import flags as serving
 
@@ -148,23 +147,6 @@ def _completion(args: argparse.Namespace) -> int:
     return 0
 
 
-def _serve(args: argparse.Namespace) -> int:
-    """Serve until told to end."""
-    from .serve.flags import settings_of
-
-    settings = settings_of(args)
-    try:
-        from .serve.server import serve
-        from .serve.work import open_model
-    except ModuleNotFoundError as error:
-        raise OptionError(f"{error.name} is not installed: {pip_install('serve')}") from None
-    model = open_model(
-        args.model, parallel=settings.queue.parallel, cache=settings.cache, backend=args.backend, device=args.device,
-        threads=args.threads, scaled_jpeg=args.scaled_jpeg, max_pixels=settings.limits.pixels,
-    )  # fmt: skip
-    return serve(model, settings)
-
-
 def _progress() -> Callable[[int, int], None]:
     """A line on the terminal that counts per cent, for bundles that take their time."""
     shown = -1
@@ -264,7 +246,7 @@ def _parser() -> Parser:
     flags.add_commands(add, _index, _search, _duplicates, _add_model)
 
     where = "a bundle's folder (default: the embedded model, nano)"
-    command = add("serve", _serve, "answer over HTTP, as OpenAI and Ollama do",
+    command = add("serve", serving.run, "answer over HTTP, as OpenAI and Ollama do",
                   description="Answer over HTTP: the routes of OpenAI and Ollama, our own, and a page for a browser at "
                   "/.\nNothing is fetched, and nobody but this machine may call, unless you say so.")  # fmt: skip
     serving.add(command)

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from ..errors import Blip2rtError
-from . import ollama, openai, openapi, own
+from . import ollama, openai, openapi, own, search
 from .faults import Fault, fault_of
 from .gate import Gate
 from .logs import LOG
@@ -32,7 +32,8 @@ _POLICY = (
 def make(service: Service) -> ASGIApp:
     """The application of a service."""
     settings = service.settings
-    routes = [*_common(service), *openai.routes(service), *own.routes(service), *ollama.routes(service)]
+    routes = [*_common(service), *openai.routes(service), *own.routes(service), *ollama.routes(service),
+              *search.routes(service)]  # fmt: skip
     app: Any = Starlette(
         routes=routes,
         exception_handlers={Fault: _failed, Blip2rtError: _failed, HTTPException: _http, MemoryError: _failed},
@@ -61,7 +62,7 @@ def _common(service: Service) -> list[Route]:
         if service.ending or not service.ready:
             status = "ending" if service.ending else "loading"
             return JSONResponse({"status": status}, 503, {"Retry-After": "2"})
-        return JSONResponse({"status": "ready", "model": service.name})
+        return JSONResponse({"status": "ready", "model": service.name, "pictures": service.pictures})
 
     async def metrics(_: Request) -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)

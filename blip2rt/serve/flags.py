@@ -1,4 +1,4 @@
-"""The options of `blip2rt serve`, and what they make of Settings. Imports nothing that serving needs."""
+"""The command `blip2rt serve`: its options, and what they make of Settings. Importing it imports nothing of HTTP."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from ..command import nonempty, path, whole
 from ..errors import OptionError
+from ..installing import pip_install
 from .settings import Access, Limits, Media, Queue, Settings
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -80,6 +81,8 @@ def add(command: Any) -> None:
                        help="read file:// pictures under this folder; without it no file is read")  # fmt: skip
     more = command.add_argument_group("more")
     more.add_argument("--log-prompts", action="store_true", help="write questions and answers into the log")
+    more.add_argument("--index", type=path, metavar="INDEX",
+                      help="an index of `blip2rt index`, in which /v1/search and the page search")  # fmt: skip
     more.add_argument("--blip2itm-bgr", action="store_true",
                       help="pictures of /blip2itm have red and blue swapped, as VLFM's robots send them")  # fmt: skip
 
@@ -101,5 +104,21 @@ def settings_of(args: argparse.Namespace) -> Settings:
         queue=Queue(args.parallel or 0, args.max_queue, args.deadline, args.drain),
         access=Access(tuple(keys), tuple(args.cors_origin), tuple(name.lower() for name in args.allow_host)),
         media=Media(tuple(host for hosts in args.allow_media_domains for host in hosts), tuple(args.allow_media_path)),
-        cache=getattr(args, "cache", Settings.cache), log_prompts=args.log_prompts, blip2itm_bgr=args.blip2itm_bgr,
+        cache=getattr(args, "cache", Settings.cache), index=args.index,
+        log_prompts=args.log_prompts, blip2itm_bgr=args.blip2itm_bgr,
     )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until told to end; return the exit code. Raises Blip2rtError."""
+    settings = settings_of(args)
+    try:
+        from .server import serve
+        from .work import open_model
+    except ModuleNotFoundError as error:
+        raise OptionError(f"{error.name} is not installed: {pip_install('serve')}") from None
+    model = open_model(
+        args.model, parallel=settings.queue.parallel, cache=settings.cache, backend=args.backend, device=args.device,
+        threads=args.threads, scaled_jpeg=args.scaled_jpeg, max_pixels=settings.limits.pixels,
+    )  # fmt: skip
+    return serve(model, settings)

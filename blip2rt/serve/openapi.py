@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from .. import __version__
-from . import ollama, openai, own
+from . import ollama, openai, own, search
 
 _POSTS: dict[str, tuple[type[BaseModel], str, bool]] = {  # path -> request, what it does, whether it takes forms
     "/v1/chat/completions": (openai.ChatRequest, "Caption the last picture, or answer the last question", False),
@@ -16,6 +16,7 @@ _POSTS: dict[str, tuple[type[BaseModel], str, bool]] = {  # path -> request, wha
     "/v1/caption": (own.CaptionRequest, "Describe a picture", True),
     "/v1/ask": (own.AskRequest, "Answer a question about a picture", True),
     "/v1/match": (own.MatchRequest, "Tell how well texts describe a picture, the best first", True),
+    "/v1/search": (search.SearchRequest, "Find pictures of the index by a text or a picture", True),
     "/blip2itm": (own.ItmRequest, "The cosine between a picture and a text", False),
     "/api/generate": (ollama.GenerateRequest, "Ollama's generate", False),
     "/api/chat": (ollama.ChatRequest, "Ollama's chat", False),

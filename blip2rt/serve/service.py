@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,8 +21,9 @@ from .gate import Notes
 from .logs import LOG
 from .media import image_bytes
 from .metrics import Metrics
+from .queueing import Work
 from .settings import Settings
-from .work import Answer, Job, Piece, Work
+from .work import Answer, Job, Piece
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -37,6 +38,7 @@ class Service:
         self.intake = Intake(settings.limits, self.metrics)
         self.name = model.bundle.manifest.name
         self.digest = hashlib.sha256((model.bundle.path / contract.MANIFEST).read_bytes()).hexdigest()
+        self.pictures = 0 if settings.index is None else indexed(settings.index, model)
         self.created = int((model.bundle.path / contract.MANIFEST).stat().st_mtime)
         self.ready = self.ending = False
         self._work: Work | None = None
@@ -225,4 +227,9 @@ def folder_size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
 
 
-Handler = Callable[[Request], Awaitable[Any]]
+def indexed(folder: Path, model: Model) -> int:
+    """The pictures in an index. Raises GalleryError for what is no index, or another model's."""
+    from ..gallery import Index
+
+    with Index.open(folder, model) as index:
+        return len(index)

@@ -63,6 +63,7 @@ class Settings:
     access: Access = field(default_factory=Access)
     media: Media = field(default_factory=Media)
     cache: int = 256 * MEBI  # bytes of what is kept of pictures and prompts
+    index: Path | None = None  # of the gallery, that is searched in
     log_prompts: bool = False
     blip2itm_bgr: bool = False  # /blip2itm's pictures have red and blue swapped, as OpenCV writes an RGB array
 

@@ -19,6 +19,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
+import blip2rt
+from blip2rt.gallery import Index
 from tests.serve.running import PHOTO, TIMEOUT, Running
 
 DROP = """
@@ -195,6 +197,23 @@ def test_a_key_is_asked_for_once(browser: webdriver.Chrome, start: Any) -> None:
     browser.find_element(By.ID, "question").send_keys("who runs?", Keys.ENTER)
     wait(browser, lambda: texts(browser, "#log .speed"))
     browser.get_log("browser")
+
+
+def test_an_index_is_searched_in(browser: webdriver.Chrome, start: Any, tiny: Any, tmp_path: Any) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    shutil.copy(PHOTO, folder / "a cat.jpg")
+    with Index.create(tmp_path / "index", folder, blip2rt.load(tiny.path)) as index:
+        index.add()
+    browser.get(start("--index", tmp_path / "index").url)
+    wait(browser, lambda: browser.find_element(By.ID, "searching").is_displayed())
+    browser.find_element(By.ID, "wanted").send_keys("a cat", Keys.ENTER)
+    wait(browser, lambda: texts(browser, "#hits li"))
+    hit = browser.find_element(By.CSS_SELECTOR, "#hits button")
+    assert hit.accessible_name == "a cat.jpg"
+    hit.click()
+    wait(browser, lambda: "tokens in" in text(browser, "caption-speed"))
+    assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
 
 
 def test_the_list_of_routes_is_shown(browser: webdriver.Chrome, nano: Running) -> None:

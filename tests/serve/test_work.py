@@ -15,8 +15,9 @@ import blip2rt
 from blip2rt.backends import ort
 from blip2rt.serve.faults import Fault
 from blip2rt.serve.metrics import Metrics
+from blip2rt.serve.queueing import Work, _Slots
 from blip2rt.serve.settings import Queue
-from blip2rt.serve.work import Answer, Job, Piece, Stop, Work, _Slots, answer
+from blip2rt.serve.work import Answer, Job, Piece, Stop, answer
 from tests.seeds import new_seed
 
 
