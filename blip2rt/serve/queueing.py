@@ -20,7 +20,7 @@ from ..errors import CapabilityError
 from ..text import Prompt
 from .faults import Fault
 from .settings import Queue
-from .work import SHARES, Answer, Job, Piece, Stop, answer
+from .work import Answer, Job, Piece, Stop, answer, shares_steps
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -73,7 +73,7 @@ class Work:
         """Must be called where the event loop runs."""
         self.model = model
         self._queue, self._most, self._metrics = queue, most_tokens, metrics
-        self.parallel = queue.parallel or (_TOGETHER if SHARES else _ALONE)
+        self.parallel = queue.parallel or (_TOGETHER if shares_steps(model) else _ALONE)
         self._threads = ThreadPoolExecutor(self.parallel, "blip2rt-work")
         self._slots = _Slots(self.parallel, metrics.waiting.set)
         self.running = 0

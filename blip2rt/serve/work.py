@@ -24,21 +24,23 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-SHARES = "batching" in inspect.signature(load).parameters  # whether requests can share steps, and what is seen is kept
-
-
 def open_model(bundle: str | None, *, parallel: int, cache: int, **keywords: Any) -> Model:
     """The model of a server. Special tokens of callers are text.
 
     parallel: requests at a time, 0: as fits the model; where it is not 1, they share steps, on a CPU.
     cache: bytes of what is kept of pictures and prompts.
     """
-    if SHARES:
+    if "batching" in inspect.signature(load).parameters:
         keywords["cache_bytes"] = cache
         keywords["batching"] = (
             parallel != 1 and keywords.get("backend", "ort") == "ort" and keywords.get("device") != "cuda"
         )
     return load(bundle, special_tokens=False, **keywords)
+
+
+def shares_steps(model: Model) -> bool:
+    """Whether requests of several threads are decoded together."""
+    return hasattr(model._backend, "submit")
 
 
 class Stop(threading.Event):
@@ -104,8 +106,8 @@ def answer(model: Model, job: Job, most: int, stop: Stop, tell: Callable[[Piece]
     if stop.is_set():
         return Answer([], [], prompt_tokens, 0)
     generation = model._backend.begin(prefix_embeds, [ids], settings)
-    if (close := getattr(generation, "close", None)) is not None:
-        stop.then(close)  # with beams, requests that share steps tell nothing until the end
+    if shares_steps(model) and (close := getattr(generation, "close", None)) is not None:
+        stop.then(close)  # with beams, such a generation tells nothing until the end
     said = _Said(language, forced, job.stops, settings["num_return_sequences"], tell)
     while not generation.done and not stop.is_set():
         for _image, draw, token_id in generation.step():
@@ -137,7 +139,7 @@ def _prepared(model: Model, job: Job, most: int, streamed: bool) -> tuple[Prompt
     said = _history_ids(language, job.history, room - min(wanted, most)) if asked else []
     if said:
         ids = said + language.encode_more(prompt._replace(before=f" {prompt.before}"))
-        room = spec.max_positions - spec.prefix_length - len(ids)
+        room = spec.max_positions - spec.prefix_length - len(ids) - 1  # its first word may be a token more by itself
     options["max_new_tokens"] = max(1, min(wanted, most, room))
     if job.stops:
         options["stop_strings"] = list(job.stops)
