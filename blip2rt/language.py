@@ -106,10 +106,10 @@ class Language:
         """
         prompt_ids = [self.encode(prompt) for prompt in prompts]
         options = {**settings, "first_image": first_image}
-        return self.scored(self._backend.generate(prefix_embeds, prompt_ids, options, on_token), settings)
+        return self.scored(self._backend.generate(prefix_embeds, prompt_ids, options, on_token), settings, tidied)
 
-    def scored(self, sequences: Sequences, settings: Mapping[str, Any]) -> list[list[Scored]]:
-        """Token ids of each image's texts -> the texts."""
+    def scored(self, sequences: Sequences, settings: Mapping[str, Any], tidied: bool = False) -> list[list[Scored]]:
+        """Token ids of each image's texts -> the texts. tidied: see generate."""
         forced = settings["forced_prefix"]
         text = self._tokenizer.decode if tidied else self._tokenizer.text
         return [[Scored(text(forced + token_ids), score) for token_ids, score in best] for best in sequences]

@@ -194,7 +194,7 @@ class Pipeline:
             for start in range(0, len(prepared), BATCH)
         ]
         prompts = [task.prompt] * len(prepared)
-        return self._language.generate(np.concatenate(embeds), prompts, task.settings, first_image)
+        return self._language.generate(np.concatenate(embeds), prompts, task.settings, first_image, tidied=True)
 
     def features(self, prepared: Sequence[NDArray[np.uint8]]) -> Floats:
         """RGB images of `prepare`, BATCH at most -> vision_features (B, N, C)"""

@@ -18,6 +18,7 @@ from blip2rt.errors import Blip2rtError
 from .json_file import read_json
 from .vision import VisionConfig
 
+Colours = tuple[float, float, float]  # red, green, blue
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers
 _PLAIN = ("Blip", "CLIP", "ChineseCLIP", "ViT", "DeiT", "Siglip", "Bit")  # processors that do the common steps alone
 _DEFAULT = "BlipImageProcessor"
@@ -113,7 +114,7 @@ def _size_fault(size: tuple[int, int] | None, given: Any, config: VisionConfig) 
     return f"size is {size[0]} x {size[1]}, but config.json has images of {ours}: {mend}"
 
 
-def _normalization(processor: Any, faults: list[str]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _normalization(processor: Any, faults: list[str]) -> tuple[Colours, Colours]:
     """mean and std of colours from 0 to 1, whatever they are scaled by in between."""
     given = getattr(processor, "rescale_factor", None) or 1 / 255
     scale = given if getattr(processor, "do_rescale", True) else 1.0
@@ -128,11 +129,12 @@ def _normalization(processor: Any, faults: list[str]) -> tuple[tuple[float, ...]
         if colours is None or (name == "image_std" and min(colours) <= 0):
             faults.append(f"{name} is {values!r}: give a number or three" + " above 0" * (name == "image_std"))
             colours = (1.0, 1.0, 1.0)
-        found.append(tuple(value / factor for value in colours))
+        first, second, third = (value / factor for value in colours)
+        found.append((first, second, third))
     return found[0], found[1]
 
 
-def _colours(values: Any) -> tuple[float, ...] | None:
+def _colours(values: Any) -> Colours | None:
     """A number for all colours, or one for each."""
     if isinstance(values, int | float) and not isinstance(values, bool):
         values = [values] * 3
@@ -140,4 +142,5 @@ def _colours(values: Any) -> tuple[float, ...] | None:
         return None
     if not all(isinstance(each, int | float) and math.isfinite(each) for each in values):
         return None
-    return tuple(float(each) for each in values)
+    first, second, third = map(float, values)
+    return first, second, third

@@ -23,14 +23,14 @@ from .work import Answer, Job, Piece
 class ModelOptions(BaseModel):
     """Ollama's options that mean something here; others are passed over."""
 
-    temperature: float | None = Field(None, ge=0, le=100)
-    top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=0)
-    min_p: float | None = Field(None, ge=0, le=1)
+    temperature: float | None = Field(default=None, ge=0, le=100)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
+    min_p: float | None = Field(default=None, ge=0, le=1)
     seed: int | None = None
     num_predict: int | None = None
     stop: str | list[str] | None = None
-    repeat_penalty: float | None = Field(None, gt=0)
+    repeat_penalty: float | None = Field(default=None, gt=0)
 
 
 class Common(BaseModel):

@@ -31,23 +31,23 @@ class TextRequest(BaseModel):
 
     image: str | bytes
     stream: bool = False
-    num_captions: int | None = Field(None, ge=1)
-    num_beams: int | None = Field(None, ge=1)
-    max_new_tokens: int | None = Field(None, ge=1)
-    min_new_tokens: int | None = Field(None, ge=0)
+    num_captions: int | None = Field(default=None, ge=1)
+    num_beams: int | None = Field(default=None, ge=1)
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    min_new_tokens: int | None = Field(default=None, ge=0)
     length_penalty: float | None = None
     early_stopping: bool | None = None
-    repetition_penalty: float | None = Field(None, gt=0)
-    no_repeat_ngram_size: int | None = Field(None, ge=0)
+    repetition_penalty: float | None = Field(default=None, gt=0)
+    no_repeat_ngram_size: int | None = Field(default=None, ge=0)
     bad_words: str | list[str] | None = None
     forced_prefix: str | None = None
     stop_strings: str | list[str] | None = None
-    max_time: float | None = Field(None, ge=0)
-    temperature: float | None = Field(None, ge=0)
-    top_k: int | None = Field(None, ge=0)
-    top_p: float | None = Field(None, ge=0, le=1)
-    min_p: float | None = Field(None, ge=0, le=1)
-    seed: int | None = Field(None, ge=0, lt=2**63)
+    max_time: float | None = Field(default=None, ge=0)
+    temperature: float | None = Field(default=None, ge=0)
+    top_k: int | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
 
 
 class CaptionRequest(TextRequest):

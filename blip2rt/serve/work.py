@@ -77,7 +77,7 @@ class Job:
 class Piece(NamedTuple):
     """A part of one of the texts, as it comes."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # which hides tuple's own method
     text: str
 
 

@@ -174,7 +174,7 @@ bool Batch::let_in(const std::shared_ptr<Ticket>& ticket) {
 void Batch::begin(Running& one) {
   const Request& request = one.ticket->request();
   const GenerationOptions& options = request.options;
-  std::vector<int64_t> given = options.forced_prefix;
+  std::vector<int64_t> given = options.forced_prefix, history;
   if (generator_.encoder() != nullptr) {
     given.insert(given.begin(), generator_.decoder_start_token_id());
     one.tokens = given;
@@ -182,12 +182,17 @@ void Batch::begin(Running& one) {
   } else {
     one.tokens = request.prompt;
     one.tokens.insert(one.tokens.end(), given.begin(), given.end());
+    if (options.counts_prompt) {
+      options.append_image(history, static_cast<size_t>(request.prefix_length));
+      history.insert(history.end(), request.prompt.begin(), request.prompt.end());
+    }
   }
+  history.insert(history.end(), given.begin(), given.end());
   const size_t draws = options.independent() ? static_cast<size_t>(options.num_return_sequences) : 1;
   one.ended_draws.resize(draws);
   for (size_t draw = 0; draw < draws; ++draw) {
     const Random random(options.seed, options.first_image, draw);
-    one.answers.push_back({draw, std::make_unique<Search>(options, scores_.size(), given, random)});
+    one.answers.push_back({draw, std::make_unique<Search>(options, scores_.size(), history, random)});
   }
   if (request.image.empty() || generator_.encoder() != nullptr) return;
   std::vector<int64_t> known(static_cast<size_t>(one.prefix_length), kOfImage);

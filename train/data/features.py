@@ -176,7 +176,8 @@ def _compute(encoder: VisionEncoder, paths: list[Path], config: VisionConfig, vi
     out = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
     loader = DataLoader(_Views(paths, config, view), _BATCH)
     with tqdm(total=len(paths), desc=f"features, view {view}", unit="img") as bar:
-        done, found = 0, {}
+        done = 0
+        found: dict[str, str] = {}
         for pixels, faults in loader:
             found |= {str(done + i): fault for i, fault in enumerate(faults) if fault}
             pixels = pixels.to(device, memory_format=torch.channels_last)
