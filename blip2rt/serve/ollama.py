@@ -96,7 +96,7 @@ def routes(service: Service) -> list[Route]:
     async def _answered(
         request: Request, asked: Common, turns: list[Turn[str]], shape: _Shape, load_only: bool
     ) -> Response:
-        options = asked.options or ModelOptions()
+        options = asked.options or ModelOptions.model_validate({})
         if asked.format:
             raise bad(NO_JSON.format("format", "it"), "format", "unsupported_value")
         service.check_prompt(sum(len(text) for turn in turns for text in turn.texts))

@@ -9,7 +9,7 @@ import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from .. import bundle as contract
 from ..model import load
@@ -20,8 +20,6 @@ from .policy import StopAt
 if TYPE_CHECKING:
     from ..language import Language
     from ..model import Model
-
-T = TypeVar("T")
 
 
 def open_model(bundle: str | None, *, parallel: int, cache: int, **keywords: Any) -> Model:
@@ -74,7 +72,8 @@ class Job:
     stops: tuple[str, ...] = ()  # the text ends before the first of them
 
 
-class Piece(NamedTuple):
+@dataclass(frozen=True)
+class Piece:
     """A part of one of the texts, as it comes."""
 
     index: int  # type: ignore[assignment]  # which hides tuple's own method

@@ -118,7 +118,7 @@ def test_a_malformed_body_is_a_mistake_of_the_caller(nano: Running, path: str) -
 def test_random_bytes_are_never_more_than_a_mistake(nano: Running) -> None:
     rng = random.Random(new_seed())
     good = json.dumps(chat("who?", PHOTO.read_bytes()[:2000])).encode()
-    for _ in range(60):
+    for _ in range(25):
         body = bytearray(good)
         for _ in range(rng.randint(1, 8)):
             body[rng.randrange(len(body))] = rng.randrange(256)
@@ -233,7 +233,7 @@ def test_who_leaves_the_queue_is_not_worked_for(narrow: Running, cat: bytes) -> 
     narrow.settle()
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [50, pytest.param(1000, marks=pytest.mark.slow)])
 def test_streams_that_are_left_leave_nothing_behind(nano: Running, cat: bytes, count: int) -> None:
     """At random moments; places, threads and memory are as before."""
     psutil = pytest.importorskip("psutil")
@@ -289,15 +289,14 @@ def test_a_request_has_a_deadline(cat: bytes) -> None:
 # Its beginning and its end
 
 
-def test_it_answers_while_the_model_is_being_loaded(tiny: Any, cat: bytes) -> None:
-    server = Running(ready=False)
+def test_it_answers_while_the_model_is_being_loaded(start: Callable[..., Running]) -> None:
+    server = start(ready=False)
     found = server.get("/ready")
     if found.status == 503:  # it may have been quick
         assert found.json == {"status": "loading"} and "retry-after" in found.headers
     assert server.get("/health").status == 200
     server.wait_ready()
-    assert server.get("/ready").json == {"status": "ready", "model": "nano"}
-    assert server.stop() == 0
+    assert server.get("/ready").json == {"status": "ready", "model": "tiny", "pictures": 0}
 
 
 def test_a_bundle_that_is_none_ends_it_with_one_line(tmp_path: Any) -> None:
