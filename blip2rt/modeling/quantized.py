@@ -41,8 +41,12 @@ def refuse_unread(folder: Path) -> None:
 
 
 def refuse_integers(source: Path, dtypes: Mapping[str, torch.dtype]) -> None:
-    """Raise Blip2rtError where a weight is no float: numbers that mean something only with others beside them."""
-    wrong = [name for name, dtype in dtypes.items() if not dtype.is_floating_point]
+    """Raise Blip2rtError where a weight is no float: numbers that mean something only with others beside them.
+
+    Counters and positions (int64, bool) are no weights.
+    """
+    kept = (torch.int64, torch.bool)
+    wrong = [name for name, dtype in dtypes.items() if not dtype.is_floating_point and dtype not in kept]
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise Blip2rtError(
