@@ -112,7 +112,7 @@ def test_too_few_photographs_are_named(images: Path, tmp_path: Path, capsys: pyt
     checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS["opt"]())
     arguments = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / "b"), "--calibration", str(few)]
     assert main([*arguments, "--precision", "qformer=int8-static"]) == 2
-    assert "qformer=int8-static needs 3 photographs or more" in capsys.readouterr().err
+    assert "holds 2 images: give 8" in capsys.readouterr().err
 
 
 def seen(low: float, high: float, mean: float) -> Range:
