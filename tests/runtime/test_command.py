@@ -61,6 +61,7 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "python -m benchmarks.gallery": None,
     "python -m benchmarks.loader": None,
     "python -m benchmarks.loop": ("--geometry", "huge"),
+    "python -m benchmarks.serve": ("--geometry", "huge"),
     "python -m benchmarks.make_checkpoint": ("--geometry", "huge"),
     "python -m benchmarks.precisions": ("--checkpoint", "x", "--data", "y", "--kinds", "int3"),
     "python -m benchmarks.train": ("--precision", "int8"),
