@@ -30,7 +30,6 @@ from .precision.rounding import BITS, Encode, nearest
 from .progress import Progress
 from .workshop import BLOCK, Workshop
 
-_FEWEST = 6  # photographs of which some are held out
 CALIBRATED = 24  # photographs that ranges behind the image encoder are taken from
 
 Arrays = dict[str, np.ndarray]
@@ -122,8 +121,6 @@ def _vision(shop: Workshop, model: Any, image: ImageSpec, choices: Choices) -> F
     encoder, model.vision = model.vision, None
     part, precision = vision.vision_part(encoder, image), choices.precision["vision"]
     files, shown = held_out(choices.photographs)
-    if "int8-static" in choices.precision.values() and files == choices.photographs:
-        shop.notes.append(f"graphs are verified on photographs that they were calibrated on: give {_FEWEST} or more")
     noise = np.random.default_rng().uniform(-1, 1, (3, 3, image.height, image.width)).astype(np.float32)
     inputs = {"pixels": vision.pixels(shown, image) if shown else noise}
     want = shop.reference(part, inputs)
@@ -145,12 +142,10 @@ def _vision(shop: Workshop, model: Any, image: ImageSpec, choices: Choices) -> F
     return Features(want, shop.judge("vision", inputs, want), calibration)
 
 
-def held_out(photographs: Sequence[Path]) -> tuple[Sequence[Path], list[Path]]:
-    """The photographs that ranges are taken from, and three that graphs are verified with: others, where there are
-    enough; none of either where there are none."""
-    if len(photographs) >= _FEWEST:
-        return photographs[:-3], list(photographs[-3:])
-    return photographs, [photographs[i % len(photographs)] for i in range(3)] if photographs else []
+def held_out(photographs: Sequence[Path]) -> tuple[Sequence[Path], Sequence[Path]]:
+    """The photographs that ranges are taken from, and three others that graphs are verified with; none of either where
+    there are none. There are enough, as their folder has been checked."""
+    return photographs[:-3], photographs[-3:]
 
 
 def _photographs(files: Sequence[Path], image: ImageSpec) -> Iterator[Arrays]:

@@ -20,8 +20,6 @@ from blip2rt.modeling.vision import resized
 from .graphs import supported, vision
 from .targets import ORT, Target
 
-_PHOTOGRAPHS = 3  # that int8-static takes ranges from together
-
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -114,10 +112,6 @@ def resolve(options: ExportOptions) -> Choices:
         instead = "fp16" if options.target.name == "trt" else "int8-dynamic"
         wanted = ", ".join(f"{group}=int8-static" for group in static)
         faults.append(f"{wanted} needs photographs to calibrate on: give --calibration FOLDER, or {instead}")
-    few = [group for group in static if group != "vision"]
-    if few and files and len(files) < _PHOTOGRAPHS:
-        wanted = ", ".join(f"{group}=int8-static" for group in few)
-        faults.append(f"{wanted} needs {_PHOTOGRAPHS} photographs or more, {options.calib} has {len(files)}: add some")
     if options.llm.activations is not None and (precision["llm"] != "int4" or options.target is not ORT):
         faults.append(
             f"--llm-activations {options.llm.activations} is of llm=int4 for the target ort, here it is "
