@@ -48,9 +48,7 @@ class Service:
         self._work = Work(self.model, self.settings.queue, self.settings.limits.tokens, self.metrics)
         begun = time.monotonic()
         await asyncio.to_thread(self.model.warm_up)
-        counters = getattr(self.model, "counters", None)
-        if counters is not None:
-            self.metrics.count(counters)
+        self.metrics.count(self.model.counters)
         self.ready = True
         self.metrics.ready.set(1)
         LOG.info("ready", extra={"fields": {"model": self.name, "seconds": round(time.monotonic() - begun, 2)}})

@@ -5,7 +5,6 @@ The one module that knows how a model is asked. Knows nothing of HTTP and of oth
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,12 +27,9 @@ def open_model(bundle: str | None, *, parallel: int, cache: int, **keywords: Any
     parallel: requests at a time, 0: as fits the model; where it is not 1, they share steps, on a CPU.
     cache: bytes of what is kept of pictures and prompts.
     """
-    if "batching" in inspect.signature(load).parameters:
-        keywords["cache_bytes"] = cache
-        keywords["batching"] = (
-            parallel != 1 and keywords.get("backend", "ort") == "ort" and keywords.get("device") != "cuda"
-        )
-    return load(bundle, special_tokens=False, **keywords)
+    on_cpu = keywords.get("backend", "ort") == "ort" and keywords.get("device") != "cuda"
+    batching = on_cpu and parallel != 1
+    return load(bundle, special_tokens=False, batching=batching, cache_bytes=cache, **keywords)
 
 
 def shares_steps(model: Model) -> bool:
