@@ -72,7 +72,7 @@ class Job:
 class Piece:
     """A part of one of the texts, as it comes."""
 
-    index: int  # type: ignore[assignment]  # which hides tuple's own method
+    index: int
     text: str
 
 
