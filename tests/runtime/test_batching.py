@@ -101,7 +101,7 @@ def test_an_answer_comes_in_pieces_and_whole(
     alone: blip2rt.Model, model: blip2rt.Model, photo: Callable[..., np.ndarray]
 ) -> None:
     image = photo()
-    want = alone.caption(image, num_beams=1, max_new_tokens=6, scores=True)
+    want = alone.caption(image, num_beams=1, max_new_tokens=6, scores=True, raw=True)
     answer = model.submit(Request(image, options=GREEDY))
     assert "".join(answer) == want.text
     [scored] = answer.result()
@@ -114,7 +114,7 @@ def test_an_answer_comes_in_pieces_and_whole(
     draws = Options(num_captions=3, do_sample=True, seed=5, max_new_tokens=6)
     several = model.submit(Request(image, options=draws)).result()
     assert [each.text for each in several] == alone.caption(
-        image, num_captions=3, do_sample=True, seed=5, max_new_tokens=6
+        image, num_captions=3, do_sample=True, seed=5, max_new_tokens=6, raw=True
     )
 
 
@@ -127,7 +127,9 @@ def test_an_answer_is_awaited(alone: blip2rt.Model, model: blip2rt.Model, photo:
     async def all_of_them() -> list[str]:
         return await asyncio.gather(*map(one, images))
 
-    assert asyncio.run(all_of_them()) == [alone.caption(image, num_beams=1, max_new_tokens=6) for image in images]
+    assert asyncio.run(all_of_them()) == [
+        alone.caption(image, num_beams=1, max_new_tokens=6, raw=True) for image in images
+    ]
 
 
 def test_news_are_told_from_another_thread(
@@ -146,7 +148,7 @@ def test_news_are_told_from_another_thread(
 
     answer = model.submit(Request(image, options=GREEDY), on_news=on_news)
     assert ended.wait(30)
-    assert "".join(pieces) == answer.result()[0].text == alone.caption(image, num_beams=1, max_new_tokens=6)
+    assert "".join(pieces) == answer.result()[0].text == alone.caption(image, num_beams=1, max_new_tokens=6, raw=True)
 
 
 def test_a_listener_that_raises_ends_its_request_alone(model: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
