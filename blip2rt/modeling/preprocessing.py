@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from blip2rt.errors import Blip2rtError
+from blip2rt.errors import Blip2rtError, boundary
 
 from .json_file import read_json
 from .vision import VisionConfig
@@ -28,13 +28,22 @@ def with_preprocessing(config: VisionConfig, folder: Path) -> VisionConfig:
     """What the folder's image processor does; `config` as it is where the folder has none. Raise Blip2rtError."""
     for name, inner in (("processor_config.json", True), ("preprocessor_config.json", False)):
         file = folder / name
-        data = read_json(file) if file.is_file() else {}
+        data = _object(file) if file.is_file() else {}
         if inner and "image_processor" not in data and not _is_one(data):  # how many queries there are, and the like
             continue
         data = data.get("image_processor", data)
         if data:
             return _read(config, data, file)
     return config
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """What a processor's file says. Raise Blip2rtError."""
+    with boundary(f"{file} is damaged"):
+        data = read_json(file)
+        if not isinstance(data, dict) or not isinstance(data.get("image_processor", data), dict):
+            raise ValueError("it is no object of settings")
+        return data
 
 
 def _is_one(data: Mapping[str, Any]) -> bool:

@@ -196,9 +196,7 @@ def complaints(
 
 
 @EVERY
-@pytest.mark.parametrize(
-    "name", [name for name in NAMES if name != "processor_config.json"]
-)  # not every command reads it
+@pytest.mark.parametrize("name", NAMES)
 def test_json_that_is_none_is_one_line(
     copy: Path, settings: list[str], name: str, every: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
