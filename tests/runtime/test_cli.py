@@ -143,7 +143,7 @@ def test_nanos_defaults_are_the_helps(capsys):
 
 def test_stream_prints_the_text(tiny, folder, capsys):
     model = blip2rt.load(tiny.path)
-    caption, answer = model.caption("a.png", num_beams=1), model.ask("a.png", "who runs", num_beams=1)
+    caption, answer = model.caption("a.png", num_beams=1, raw=True), model.ask("a.png", "who runs", num_beams=1)
     assert run(capsys, "caption", "a.png", "--stream", "--model", tiny.path) == (0, f"{caption}\n", "")
     assert run(capsys, "ask", "a.png", "who runs", "--stream", "--model", tiny.path) == (0, f"{answer}\n", "")
 
