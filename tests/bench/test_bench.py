@@ -18,7 +18,7 @@ from blip2rt.bundle import embedded, read
 from blip2rt.installing import pip_install
 from tests.seeds import seed_of
 
-pytestmark = pytest.mark.long(20)
+pytestmark = pytest.mark.long(16)
 
 ROOT = Path(blip2rt.__file__).parents[1]
 SEED = seed_of(__name__)

@@ -17,7 +17,7 @@ import blip2rt
 from blip2rt.bench import ending, worker
 from blip2rt.bundle import read
 
-pytestmark = pytest.mark.long(25)
+pytestmark = pytest.mark.long(22)
 
 ROOT = Path(blip2rt.__file__).parents[1]
 

@@ -17,21 +17,24 @@ from tests.seeds import new_seed
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper
 
-pytestmark = pytest.mark.long(85)
+pytestmark = pytest.mark.long(100)
 
 ROOT = Path(__file__).parents[2]
+
+# A null pointer ends the program, and ASan sees a read beyond an object: UBSan would take as long again for both.
+SANITIZED = ["c++", "-fsanitize=address,undefined", "-fno-sanitize=null,object-size,alignment"]
 
 
 @pytest.mark.parametrize(
     ("kind", "compiler", "runner"),
     [
-        ("int4", ["c++", "-fsanitize=address,undefined"], []),
+        ("int4", SANITIZED, []),
         ("int4", ["aarch64-linux-gnu-g++", "-static"], ["qemu-aarch64", "-cpu", "max"]),
-        ("int8", ["c++", "-fsanitize=address,undefined"], []),
+        ("int8", SANITIZED, []),
         ("int8", ["aarch64-linux-gnu-g++", "-static"], ["qemu-aarch64", "-cpu", "max"]),
-        ("attention", ["c++", "-fsanitize=address,undefined"], []),
+        ("attention", SANITIZED, []),
         ("attention", ["aarch64-linux-gnu-g++", "-static"], ["qemu-aarch64", "-cpu", "max"]),
-        ("encoder_attention", ["c++", "-fsanitize=address,undefined"], []),
+        ("encoder_attention", SANITIZED, []),
     ],
     ids=["int4", "int4-aarch64", "int8", "int8-aarch64", "attention", "attention-aarch64", "encoder-attention"],
 )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytestmark = pytest.mark.long(40)
+pytestmark = pytest.mark.long(16)
 
 ROOT = Path(__file__).parents[2]
 PHOTO = ROOT / "docs" / "photo.jpg"

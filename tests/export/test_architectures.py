@@ -20,6 +20,7 @@ from export.graphs import supported
 from tests.seeds import seed_of
 from tests.tiny import architectures
 from tests.tiny import blip2 as tiny_blip2
+from tests.tiny.families import VOCAB
 
 SEED = seed_of(__name__)
 _TOGETHER = 12  # architectures of a process, whose memory is bounded
@@ -82,7 +83,7 @@ def test_an_architecture_that_cannot_be_traced_is_one_line(tmp_path: Path, capsy
     from export.cli import main
 
     text = architectures.tiny_config("mpt")
-    text.vocab_size = tiny_blip2.VOCAB
+    text.vocab_size = VOCAB
     checkpoint = tiny_blip2.generative(tmp_path / "hf", text)
     arguments = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / "b"), "--precision", "llm=fp32"]
     assert main(arguments) == 2

@@ -36,7 +36,7 @@ from export.graphs import trace
 from tests.seeds import new_seed
 from tests.tiny import parts as tiny_parts
 
-pytestmark = pytest.mark.long(150)
+pytestmark = pytest.mark.long(85)
 
 ROOT = Path(blip2rt.__file__).parents[1]
 FLOAT = "vision=fp32,qformer=fp32,llm=fp32,retrieval=fp32"

@@ -28,7 +28,7 @@ from export.cli import main
 from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2
 
-pytestmark = pytest.mark.long(130)
+pytestmark = pytest.mark.long(90)
 
 SEED = seed_of(__name__)
 FLOAT = "vision=fp32,qformer=fp32,llm=fp32,retrieval=fp32"
@@ -304,7 +304,7 @@ def test_streamed_weights_give_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(streaming, "SMALL", 200)
     checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS["opt"](), dtype=torch.bfloat16)
     model = checkpoints.load_model(checkpoint, streamed=True)
-    assert sum(map(streaming.is_bound, model.parameters())) > 50
+    assert sum(map(streaming.is_bound, model.parameters())) > 40
     precision = "vision=int8,qformer=int8w,llm=int4"
     assert main(["--ckpt", str(checkpoint), "--out", str(tmp_path / "bundle"), "--precision", precision]) == 0
     bundle = blip2rt.load(tmp_path / "bundle", threads=1)

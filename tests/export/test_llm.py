@@ -18,9 +18,10 @@ from export.graphs import llm, trace
 from export.precision.rounding import Blocks, Rounding
 from export.precision.weights import quantize_weights
 from tests.seeds import seed_of
-from tests.tiny.language import CONFIGS, build
+from tests.tiny.families import CONFIGS, HIDDEN, VOCAB
+from tests.tiny.language import build
 
-pytestmark = pytest.mark.long(90)
+pytestmark = pytest.mark.long(40)
 
 SEED = seed_of(__name__)
 
@@ -45,7 +46,7 @@ def compare(model, folder: Path, tolerance: float, batch: int = 3, steps: int = 
     embed = session(folder / "embed.onnx", 1)
     lengths = rng.integers(3, 8, batch)
     lengths[0] = 8
-    embeds = rng.normal(size=(batch, 8, 64)).astype(np.float32)
+    embeds = rng.normal(size=(batch, 8, HIDDEN)).astype(np.float32)
     sequence = [torch.from_numpy(embeds[i, :n]) for i, n in enumerate(lengths)]
     with torch.no_grad():
         logits = stepper.prefill(embeds, lengths)
@@ -53,7 +54,7 @@ def compare(model, folder: Path, tolerance: float, batch: int = 3, steps: int = 
             padded = torch.nn.utils.rnn.pad_sequence(sequence, batch_first=True)
             want = reference(model, padded, [len(row) for row in sequence]).numpy()
             assert np.abs(logits - want).max() < tolerance, f"step {step}"
-            ids = rng.integers(0, 97, (batch, 1))
+            ids = rng.integers(0, VOCAB, (batch, 1))
             rows = model.get_input_embeddings()(torch.from_numpy(ids))
             got = embed.run(None, {"token_ids": ids})[0]
             assert np.abs(got - rows.numpy()).max() < 1e-6
@@ -61,7 +62,7 @@ def compare(model, folder: Path, tolerance: float, batch: int = 3, steps: int = 
             logits = stepper.step(got)
 
 
-@pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.parametrize("name", sorted(CONFIGS.keys() - {"t5", "tied", "wide"}))
 def test_fp32_graph_equals_hugging_face(name: str, tmp_path: Path) -> None:
     model = build(name, SEED)
     export(model, tmp_path)

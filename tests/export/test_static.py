@@ -30,7 +30,7 @@ from export.precision.written import written
 from tests.seeds import seed_of
 from tests.tiny import blip2 as tiny_blip2
 
-pytestmark = pytest.mark.long(60)
+pytestmark = pytest.mark.long(25)
 
 SEED = seed_of(__name__)
 

@@ -41,27 +41,14 @@ from export.trt import precision as trt_precision
 from tests.seeds import seed_of
 from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import parts as tiny_parts
+from tests.tiny.families import CONFIGS
 
-pytestmark = pytest.mark.long(120)
+pytestmark = pytest.mark.long(115)
 
 SEED = seed_of(__name__)
 FAMILIES = ("opt", "llama", "t5")
-WIDE = {**tiny_blip2.SMALL, "hidden_size": 64}
 SIZES = {"B": (1, 2, 3), "T": (64, 64, 64), "S": (1, 8, 32), "S_enc": (1, 8, 32), "L": (1, 8, 16)}
 SOURCES = ({"part": "all", "name": "random numbers", "licence": "CC0-1.0", "origin": "the tests"},)
-
-
-def text_config(name: str) -> Any:
-    """A language model whose matrices are of whole blocks of 64."""
-    if name == "opt":
-        return transformers.OPTConfig(ffn_dim=128, word_embed_proj_dim=64, dropout=0.0, **WIDE)
-    if name == "llama":
-        return transformers.LlamaConfig(intermediate_size=128, num_key_value_heads=2, **WIDE)
-    return transformers.T5Config(
-        vocab_size=tiny_blip2.VOCAB, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_decoder_layers=2, num_heads=4,
-        decoder_start_token_id=0, bos_token_id=1, eos_token_id=1, pad_token_id=0, feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-    )  # fmt: skip
 
 
 def nano(folder: Path, layers: int = 30, qformer_layers: int = 6) -> tuple[Blip2Config, Blip2Config]:
@@ -89,7 +76,7 @@ def parts(name: str, folder: Path) -> Iterator[tuple[str, Any]]:
     """Graphs in float32 of a family's language model, of what lies before it ("image"), of "retrieval", or of all of
     "nano"."""
     if name in FAMILIES:
-        model = checkpoints.load_model(tiny_blip2.generative(folder, text_config(name)), vision=False)
+        model = checkpoints.load_model(tiny_blip2.generative(folder, CONFIGS[name]()), vision=False)
         yield from targets.TRT.llm_graphs(model.llm, 64)
         return
     if name == "nano":
@@ -99,7 +86,7 @@ def parts(name: str, folder: Path) -> Iterator[tuple[str, Any]]:
     elif name == "retrieval":
         found = qformer.retrieval_parts(checkpoints.load_model(tiny_blip2.retrieval(folder), vision=False))
     else:
-        found = image_parts(checkpoints.load_model(tiny_blip2.generative(folder, text_config("opt"))))
+        found = image_parts(checkpoints.load_model(tiny_blip2.generative(folder, CONFIGS["opt"]())))
     for part in found:
         yield part.name, trace.trace(part, targets.TRT.opset)
 
@@ -214,7 +201,7 @@ def test_a_checkpoint_is_exported_and_checked(
 ) -> None:
     """By the commands: export, calibrated where it is int8, and check."""
     torch.manual_seed(SEED)
-    source = tiny_blip2.generative(tmp_path / "hf", text_config(name))
+    source = tiny_blip2.generative(tmp_path / "hf", CONFIGS[name]())
     tiny_parts.caption_table(tmp_path, images=12)
     arguments = ["--ckpt", str(source), "--out", str(tmp_path / "bundle"), "--target", "trt"]
     chosen = {"fp16": {}, "int8": dict.fromkeys(("vision", "qformer", "llm"), "int8"), "int4": {"llm": "int4"}}[

@@ -29,7 +29,7 @@ from tests.seeds import new_seed
 from tests.tiny.pictures import GOOD, ROOT, fill, shard, start, tree
 
 pytest.importorskip("blip2rt._native")
-pytestmark = pytest.mark.long(40)
+pytestmark = pytest.mark.long(14)
 POSIX = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and links")
 TIMEOUT = 900  # seconds after which a process has hung
 

@@ -7,7 +7,7 @@ import pytest
 from tests.fuzz import files
 from tests.seeds import new_seed
 
-pytestmark = pytest.mark.long(12)
+pytestmark = pytest.mark.long(18)
 
 
 def test_a_moment_of_random_options_finds_nothing() -> None:

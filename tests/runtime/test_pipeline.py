@@ -13,6 +13,7 @@ from PIL import Image
 import blip2rt
 from blip2rt.errors import BackendError, BundleError, CapabilityError, ImageError, OptionError
 from blip2rt.image import to_pixels
+from blip2rt.text import tidy
 from tests.tiny.bundle import EOS, WORDS, E, Q, Tiny, write_bundle
 
 pytest.importorskip("blip2rt._native")
@@ -24,17 +25,17 @@ def model(tiny: Tiny) -> blip2rt.Model:
 
 
 def expected(tiny: Tiny, model, image: np.ndarray, prompt: str, most: int) -> str:
-    """Greedy text in numpy."""
+    """Greedy text in numpy, as the decoder has it."""
     pixels = to_pixels([image], model.bundle.manifest.image)
     prefix = tiny.prefix(tiny.vision(pixels))[0]
     ids = tiny.greedy(prefix, [WORDS.index(word) for word in prompt.split()], most)
-    return " ".join(WORDS[i] for i in ids if i > EOS).replace(" :", ":")
+    return " ".join(WORDS[i] for i in ids if i > EOS)
 
 
 def test_greedy_captions_equal_numpy(tiny, model, photo):
     images = [photo(*size) for size in [(5, 7), (20, 30), (8, 12), (1, 1), (40, 3)] * 4]
     got = model.caption(images, num_beams=1, max_new_tokens=6)
-    assert got == [expected(tiny, model, image, "", 6) for image in images]
+    assert got == [tidy(expected(tiny, model, image, "", 6)) for image in images]
     assert model.caption(images[0], num_beams=1, max_new_tokens=6) == got[0]
     assert list(model.caption_each(iter(images), num_beams=1, max_new_tokens=6)) == got
 
@@ -42,7 +43,7 @@ def test_greedy_captions_equal_numpy(tiny, model, photo):
 def test_prompt_goes_before_the_caption(tiny, model, photo):
     image = photo()
     got = model.caption(image, prompt="a red dog", num_beams=1, max_new_tokens=4)
-    assert got == expected(tiny, model, image, "a red dog", 4)
+    assert got == tidy(expected(tiny, model, image, "a red dog", 4))
 
 
 def test_answers_equal_numpy(tiny, model, photo):

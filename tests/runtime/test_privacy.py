@@ -13,7 +13,7 @@ import pytest
 
 import blip2rt
 
-pytestmark = pytest.mark.long(15)
+pytestmark = pytest.mark.long(70)
 
 ROOT = Path(blip2rt.__file__).parents[1]
 PHOTO = ROOT / "docs" / "photo.jpg"

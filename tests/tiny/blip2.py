@@ -20,41 +20,19 @@ from transformers import (
 )
 
 from . import parts as tiny_parts
+from .families import CONFIGS, IMAGE, SPECIAL, WORDS
 
-WORDS = [*tiny_parts.WORDS, "photo", "of", "Question", "Answer", "Short", "answer", ":", "?", "what", "colour"]
-SPECIAL = ["<pad>", "</s>", "<s>", "<unk>"]
-IMAGE = len(SPECIAL) + len(WORDS)  # the processor adds <image>
-VOCAB = IMAGE + 6
-SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": VOCAB, "bos_token_id": 2,
-         "eos_token_id": 1, "pad_token_id": 0, "max_position_embeddings": 96}  # fmt: skip
-
-TEXT_CONFIGS: dict[str, Any] = {
-    "opt": lambda: transformers.OPTConfig(ffn_dim=80, word_embed_proj_dim=48, dropout=0.0, **SMALL),
-    "llama": lambda: transformers.LlamaConfig(intermediate_size=80, num_key_value_heads=2, **SMALL),
-    "qwen2": lambda: transformers.Qwen2Config(
-        intermediate_size=80, num_key_value_heads=1, tie_word_embeddings=True, **SMALL
-    ),
-    "gemma": lambda: transformers.GemmaConfig(intermediate_size=80, num_key_value_heads=1, head_dim=16, **SMALL),
-    "t5": lambda: transformers.T5Config(
-        vocab_size=VOCAB, d_model=48, d_kv=12, d_ff=80, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False, decoder_start_token_id=0, bos_token_id=1, eos_token_id=1, pad_token_id=0,
-    ),
-}  # fmt: skip
-NEWER_TEXT_CONFIGS: dict[str, Any] = {
-    "gemma2": lambda: transformers.Gemma2Config(
-        intermediate_size=80, num_key_value_heads=2, head_dim=16, query_pre_attn_scalar=20, sliding_window=8,
-        attn_logit_softcapping=2.0, final_logit_softcapping=6.0, **SMALL,
-    ),
-    "gemma3": lambda: transformers.Gemma3TextConfig(
-        intermediate_size=80, num_key_value_heads=2, head_dim=16, query_pre_attn_scalar=20, sliding_window=8,
-        layer_types=["sliding_attention", "full_attention"], **SMALL,
-    ),
-    "qwen3": lambda: transformers.Qwen3Config(intermediate_size=80, num_key_value_heads=2, head_dim=24, **SMALL),
-}  # fmt: skip
+TEXT_CONFIGS = {name: CONFIGS[name] for name in ("opt", "llama", "qwen2", "gemma", "t5")}
+NEWER_TEXT_CONFIGS = {name: CONFIGS[name] for name in ("gemma2", "gemma3", "qwen3")}
 VISION = {"hidden_size": 40, "intermediate_size": 72, "num_hidden_layers": 3, "num_attention_heads": 4,
           "image_size": 28, "patch_size": 7}  # fmt: skip
-QFORMER = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 56,
-           "max_position_embeddings": 48}  # fmt: skip
+QFORMER = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 40,
+}  # that of tests/tiny/parts.py's BERT
 QUERIES = 5
 
 

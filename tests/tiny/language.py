@@ -14,64 +14,18 @@ from export import targets
 from export.checks.verify import LlmGraphs
 from export.graphs import trace
 from export.precision.rounding import Blocks, Rounding
-
-SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 97,
-         "max_position_embeddings": 64}  # fmt: skip
-CONFIGS = {
-    "llama": lambda: transformers.LlamaConfig(
-        intermediate_size=96, num_key_value_heads=2, tie_word_embeddings=True, **SMALL
-    ),
-    "narrow": lambda: transformers.LlamaConfig(  # heads of 8: too narrow for the op to rotate
-        **{**SMALL, "num_attention_heads": 8}, intermediate_size=96, num_key_value_heads=2
-    ),
-    "opt": lambda: transformers.OPTConfig(ffn_dim=96, word_embed_proj_dim=64, dropout=0.0, **SMALL),
-    "qwen2": lambda: transformers.Qwen2Config(intermediate_size=96, num_key_value_heads=1, **SMALL),
-    "mistral": lambda: transformers.MistralConfig(
-        intermediate_size=96, num_key_value_heads=2, sliding_window=4, **SMALL
-    ),
-    "gemma": lambda: transformers.GemmaConfig(intermediate_size=96, num_key_value_heads=1, head_dim=16, **SMALL),
-    "gemma2": lambda: transformers.Gemma2Config(  # soft caps of scores and logits, every second layer with a window
-        intermediate_size=96,
-        num_key_value_heads=2,
-        head_dim=16,
-        query_pre_attn_scalar=20,
-        sliding_window=4,
-        attn_logit_softcapping=0.5,
-        final_logit_softcapping=3.0,
-        **SMALL,
-    ),
-    "gemma3": lambda: transformers.Gemma3TextConfig(  # norms of queries and keys, two rotations
-        intermediate_size=96,
-        num_key_value_heads=2,
-        head_dim=16,
-        query_pre_attn_scalar=20,
-        sliding_window=4,
-        layer_types=["sliding_attention", "full_attention"],
-        **SMALL,
-    ),
-    "qwen3": lambda: transformers.Qwen3Config(intermediate_size=96, num_key_value_heads=2, head_dim=24, **SMALL),
-}
-T5_VOCAB, T5_WIDTH = 89, 48
-T5_SMALL = {
-    "vocab_size": T5_VOCAB, "d_model": T5_WIDTH, "d_kv": 16, "d_ff": 72, "num_layers": 2, "num_decoder_layers": 3,
-    "num_heads": 4, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 12,
-    "decoder_start_token_id": 0, "dropout_rate": 0.0,
-}  # fmt: skip
-T5_CONFIGS = {
-    "flan": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
-    "tied": {"feed_forward_proj": "relu", "tie_word_embeddings": True},
-}
+from tests.tiny.families import CONFIGS
 
 
 def build(name: str, seed: int) -> Any:
     """A model whose biases and norms are no longer 0 and 1: nothing hides behind that."""
     torch.manual_seed(seed)
-    if name in T5_CONFIGS:
-        config = transformers.T5Config(**T5_SMALL, **T5_CONFIGS[name])
-        model, spread = transformers.T5ForConditionalGeneration(config).eval(), 0.1
+    config = CONFIGS[name]()
+    if config.is_encoder_decoder:
+        model, spread = transformers.AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32).eval(), 0.1
     else:
         # Not sdpa, which in transformers 4 leaves out Gemma 2's soft cap.
-        made = transformers.AutoModelForCausalLM.from_config(CONFIGS[name](), attn_implementation="eager")
+        made = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
         model, spread = made.eval(), 0.05
     for parameter in model.parameters():
         parameter.data.add_(torch.randn_like(parameter) * spread)

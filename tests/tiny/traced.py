@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ import torch
 from onnx_ir.tensor_adapters import TorchTensor
 
 from blip2rt.modeling import streaming
-from export.graphs import trace
+from blip2rt.modeling.blip2 import Blip2Config
+from export.graphs import qformer, trace
 
 LARGEST = 5_000_000  # parameters of a module that is worth keeping
+UNREAD = ("model.llm", "model.vision.")  # what the Q-Former's graphs do not compute
+_IDLE = ("generation_config", "name_or_path", "all_tied_weights_keys", "train")  # about no single step
 _PLAIN = (int, float, str, bool, tuple, list, dict, type(None), torch.dtype)
 
 
@@ -65,14 +68,20 @@ def structure(part: trace.Part, opset: int) -> str:
     """A hash of all that a graph depends on but its weights: the module's classes, settings, shapes and tables, the
     inputs and outputs."""
     digest = hashlib.sha256(repr((part.name, opset, list(part.outputs), part.axes)).encode())
+    unread = UNREAD if isinstance(part.module, qformer._Graph) else ()
     for name, module in part.module.eval().named_modules():
-        settings = {key: _setting(value) for key, value in vars(module).items() if not key.startswith("_")}
+        if name.startswith(unread):
+            continue
+        settings = {
+            key: _setting(value) for key, value in vars(module).items() if not key.startswith("_") and key not in _IDLE
+        }
         digest.update(repr((name, type(module).__module__, type(module).__qualname__, settings)).encode())
-    parameters = list(part.module.named_parameters(remove_duplicate=False))
+    parameters = [(n, p) for n, p in part.module.named_parameters(remove_duplicate=False) if not n.startswith(unread)]
     ties = [next(i for i, (_, other) in enumerate(parameters) if other is tensor) for _, tensor in parameters]
     shapes = [(name, tuple(t.shape), t.dtype, streaming.is_bound(t)) for name, t in parameters]
     digest.update(repr((ties, shapes)).encode())
-    for name, tensor in [*part.module.named_buffers(), *part.example.items()]:
+    buffers = [(name, tensor) for name, tensor in part.module.named_buffers() if not name.startswith(unread)]
+    for name, tensor in [*buffers, *part.example.items()]:
         digest.update(repr((name, _setting(tensor))).encode())
     return digest.hexdigest()
 
@@ -83,6 +92,8 @@ def _setting(value: Any) -> str:
         return f"{tuple(value.shape)} {value.dtype} {hashlib.sha256(data).hexdigest()}"
     if hasattr(value, "to_json_string"):  # a config of transformers
         return _placeless(str(value.to_json_string(use_diff=False)))
+    if isinstance(value, Blip2Config):
+        value = replace(value, llm=None, sources=(), qformer_init=None)  # the language model has a graph of its own
     if isinstance(value, _PLAIN) or is_dataclass(value):
         return _placeless(repr(value))
     return getattr(value, "__qualname__", type(value).__qualname__)

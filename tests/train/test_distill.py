@@ -21,7 +21,7 @@ from train.recipe import parse
 
 from ..tiny.parts import tiny_settings
 
-pytestmark = pytest.mark.long(43)
+pytestmark = pytest.mark.long(40)
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
 

@@ -26,7 +26,7 @@ from .processes import (
     train_together,
 )
 
-pytestmark = pytest.mark.long(90)
+pytestmark = pytest.mark.long(65)
 
 
 @pytest.fixture(scope="module")

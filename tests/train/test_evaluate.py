@@ -36,7 +36,7 @@ from train.evaluation.vqa import vqa_accuracy
 
 from .official import IMAGES, faulty, official_formats
 
-pytestmark = pytest.mark.long(117)
+pytestmark = pytest.mark.long(35)
 
 SEED = seed_of(__name__)
 FLOAT = "vision=fp32,qformer=fp32,llm=fp32,retrieval=fp32"

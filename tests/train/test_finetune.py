@@ -26,11 +26,12 @@ from train import stage1, stage2
 from train.recipe import parse
 
 from ..tiny import blip2 as tiny_blip2
+from ..tiny.families import HIDDEN
 from ..tiny.lavis import state_of
 from ..tiny.parts import WORDS, bert_folder, caption_table, llm_folder, tiny_settings
 from .processes import FIVE_STEPS, assert_same_training, train_together
 
-pytestmark = pytest.mark.long(147)
+pytestmark = pytest.mark.long(105)
 
 STEPS = {"steps": 4, "warmup": 1, "batch_size": 4, "save_every": 2, "log_every": 1, "precision": "fp32", "lr": 1e-3,
          "projection_lr": 1e-3, "min_lr": 0, "workers": 0, "texts_per_image": 2, "eval_every": 4}  # fmt: skip
@@ -61,10 +62,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     caption_table(folder)
     question_table(folder)
     bert_folder(folder / "bert")
-    qformer = {"num_hidden_layers": 2, "intermediate_size": 48, "max_position_embeddings": 40}  # the BERT's geometry
     for name in ("opt", "t5"):
-        tiny_blip2.generative(folder / name, tiny_blip2.TEXT_CONFIGS[name](), qformer=qformer)
-    tiny_blip2.retrieval(folder / "itm", qformer=qformer)
+        tiny_blip2.generative(folder / name, tiny_blip2.TEXT_CONFIGS[name]())
+    tiny_blip2.retrieval(folder / "itm")
     llm_folder(folder / "wide")  # of another width
     return folder
 
@@ -264,7 +264,7 @@ def test_lora_is_part_of_the_weights_when_it_is_exported(parts: Path, tmp_path: 
     merged = load_model(run)
     assert not [m for m in merged.modules() if "lora" in type(m).__module__]
     plain = load_model(parts / "opt")
-    embeds = torch.randn(2, 7, 48)
+    embeds = torch.randn(2, 7, HIDDEN)
     with torch.no_grad():
         want, got, before = (m.llm(inputs_embeds=embeds).logits for m in (trained, merged, plain))
     assert (got - want).abs().max() < 1e-4

@@ -30,7 +30,7 @@ from train.settings import MachineSettings
 
 from ..tiny.parts import llm_folder, t5_folder, tiny_settings
 
-pytestmark = pytest.mark.long(46)
+pytestmark = pytest.mark.long(30)
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

@@ -26,7 +26,6 @@ from train.settings import OptimizerSettings
 
 from ..tiny.parts import bert_folder, llm_folder, tiny_settings
 
-pytestmark = pytest.mark.long(50)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from blip2rt.backends.trt import cuda
 from tests.trt.gpu_stand_in import Driver, Nvrtc, TensorRT
 from tests.trt.machine import GPU, Case, Machine, case_of
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "llama", "flan")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "llama", "t5")]
 
 
 @pytest.fixture(params=["tiny", *SLOW])
