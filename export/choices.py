@@ -27,7 +27,7 @@ class ModelSource:
 
     ckpt: str  # a folder, a LAVIS file or a hub id
     retrieval_ckpt: str | None = None
-    parts: Parts = NO_PARTS  # what LAVIS' files leave out
+    parts: Parts = NO_PARTS  # what they leave out
     image_size: int | None = None  # pixels; position embeddings are interpolated
 
 
@@ -104,7 +104,9 @@ def resolve(options: ExportOptions) -> Choices:
     main = _try(faults, lambda: _checkpoint(source.ckpt, source))
     if source.retrieval_ckpt is not None:
         retrieval = source.retrieval_ckpt
-        other = _try(faults, lambda: _checkpoint(retrieval, source))
+        other = _try(
+            faults, lambda: _checkpoint(retrieval, replace(source, parts=replace(source.parts, tokenizer=None)))
+        )
     files = _try(faults, lambda: [] if options.calib is None else vision.photographs(options.calib)) or []
     precision = {group: _precision(group, options) for group in options.target.defaults}
     static = [group for group, chosen in precision.items() if chosen == "int8-static"]

@@ -90,13 +90,18 @@ def _parser() -> Parser:
 
 
 def add_parts(parser: Parser) -> None:
-    """Add options for what LAVIS' files leave out."""
+    """Add options for what a checkpoint leaves out."""
+    group = parser.add_argument_group("for what a checkpoint lacks")
+    group.add_argument("--tokenizer", type=nonempty, metavar="FOLDER",
+                       help="the language model's tokenizer, or that of a checkpoint that only matches: folder or hub "
+                       "id (default: the checkpoint's)")  # fmt: skip
+    group.add_argument("--qformer-tokenizer", type=nonempty, metavar="FOLDER",
+                       help="the Q-Former's tokenizer: folder or hub id (default: the checkpoint's; of a .pth file "
+                       "bert-base-uncased)")  # fmt: skip
     group = parser.add_argument_group("for .pth files of LAVIS")
     group.add_argument("--vision", type=nonempty, metavar="FILE",
                        help="frozen image encoder: eva_vit_g.pth or clip_vit_L.pth")  # fmt: skip
     group.add_argument("--llm", type=nonempty, metavar="FOLDER", help="frozen language model: folder or hub id")
-    group.add_argument("--qformer-tokenizer", type=nonempty, metavar="FOLDER", default="bert-base-uncased",
-                       help="the Q-Former's tokenizer: folder or hub id")  # fmt: skip
     group.add_argument("--vision-layers", type=int, metavar="N",
                        help="layers of the encoder (default: a frozen one's but the last)")  # fmt: skip
     group.add_argument("--vision-heads", type=int, default=16, metavar="N", help="attention heads of the encoder")
@@ -109,8 +114,9 @@ def parts(args: argparse.Namespace) -> Any:
     from blip2rt.modeling.lavis import Parts
 
     return Parts(
-        args.vision, args.llm, args.qformer_tokenizer, args.vision_layers, args.vision_heads, args.qformer_heads
-    )
+        args.vision, args.llm, args.qformer_tokenizer, args.vision_layers, args.vision_heads, args.qformer_heads,
+        args.tokenizer,
+    )  # fmt: skip
 
 
 def _run(args: argparse.Namespace) -> None:

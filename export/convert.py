@@ -120,11 +120,14 @@ def _whole(out: Path) -> Iterator[Path]:
 def _to_hugging_face(source: str, out: Path, given: Any, dtype: str) -> None:
     from blip2rt.modeling import checkpoints
 
+    from .describe import require_tokenizers
+
     config = checkpoints.read_config(source, given)
     faults = _faults(config)
     if faults:
         raise Blip2rtError(f"{source} has no equal in Hugging Face's format: {'; '.join(faults)}")
     assert config.vision.vit is not None, "that is among the faults"
+    require_tokenizers(config)
     eps, other = config.vision_norm_eps, config.vision.vit.layer_norm_eps
     if eps != other:
         print(
@@ -201,7 +204,7 @@ def _save_processor(config: Any, folder: Path) -> Any:
     from transformers import Blip2Processor, BlipImageProcessor
 
     from blip2rt.modeling.checkpoints import qformer_tokenizer
-    from blip2rt.modeling.llm import load_tokenizer
+    from blip2rt.modeling.llm import llm_tokenizer
     from blip2rt.modeling.preprocessing import FILTERS
 
     vision = config.vision
@@ -214,7 +217,7 @@ def _save_processor(config: Any, folder: Path) -> Any:
         images.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return tokenizer
-    tokenizer = load_tokenizer(config.llm.source)
+    tokenizer = llm_tokenizer(config.llm)
     Blip2Processor(images, tokenizer, config.qformer.queries).save_pretrained(folder)
     return tokenizer
 

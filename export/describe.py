@@ -5,7 +5,7 @@ Knows the checkpoint's config and Hugging Face tokenizers, nothing about graphs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from blip2rt.bundle import Decoding, ImageSpec, LlmSpec, QuestionSpec, RetrievalSpec, Source
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.checkpoints import qformer_tokenizer
-from blip2rt.modeling.llm import end_token_ids, load_tokenizer
+from blip2rt.modeling.llm import LlmConfig, end_token_ids, llm_tokenizer, text_config
 from blip2rt.text import LlmTokenizer
 
 from .graphs import llm, t5
@@ -69,7 +69,7 @@ def llm_spec(
     Write the tokenizer into `folder`.
     """
     config = model.config.llm
-    tokenizer = load_tokenizer(config.source)
+    tokenizer = llm_tokenizer(config)
     _save(tokenizer, folder / TOKENIZER)
     encoder_decoder = language.config.is_encoder_decoder
     shape = t5.geometry(language, max_positions) if encoder_decoder else llm.geometry(language)
@@ -133,10 +133,34 @@ def llm_inputs(language: Any, token_ids: list[list[int]], prefixes: np.ndarray) 
 
 def require_tokenizers(config: Any) -> None:
     """Raise Blip2rtError where a tokenizer of the model cannot be read."""
+    faults = []
     if config.stage == 2:
-        load_tokenizer(config.llm.source)
+        faults.append(_fault(lambda: llm_tokenizer(config.llm), "--tokenizer") or _foreign(config.llm))
     if config.stage == 1 or config.question_input:
-        qformer_tokenizer(config)
+        flag = "--qformer-tokenizer" if config.stage == 2 else "--tokenizer (beside another: --qformer-tokenizer)"
+        faults.append(_fault(lambda: qformer_tokenizer(config), flag))
+    if any(faults):
+        raise Blip2rtError("; ".join(filter(None, faults)))
+
+
+def _foreign(config: LlmConfig) -> str:
+    """What is wrong with a tokenizer that was named, beside the language model; "" where they fit."""
+    if config.tokenizer is None:
+        return ""
+    words = llm_tokenizer(config).backend_tokenizer.get_vocab_size(with_added_tokens=False)
+    room = text_config(config.source).vocab_size
+    if words <= room:
+        return ""
+    return f"the tokenizer {config.tokenizer!r} has {words:,} words and the language model {room:,}: give its own"
+
+
+def _fault(load: Callable[[], Any], flag: str) -> str:
+    """What is wrong with a tokenizer, and the flag that names another; "" where it can be loaded."""
+    try:
+        load()
+    except Blip2rtError as error:
+        return f"{error}, or give {flag} FOLDER"
+    return ""
 
 
 def _save(tokenizer: Any, path: Path) -> None:

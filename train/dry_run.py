@@ -17,7 +17,7 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.adapters import adapted_layers
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.checkpoints import WEIGHTS, load_model, qformer_tokenizer
-from blip2rt.modeling.llm import empty_llm, end_token_ids, load_tokenizer, text_config
+from blip2rt.modeling.llm import empty_llm, end_token_ids, llm_tokenizer, text_config
 from blip2rt.modeling.sources import fetch
 from blip2rt.modeling.vision import VisionEncoder, encoder_shape, layer_numbers
 from blip2rt.modeling.weights import has_weights
@@ -242,7 +242,7 @@ def _bert(config: Blip2Config) -> None:
 
 def _llm(config: Blip2Config) -> None:
     assert config.llm is not None
-    tokenizer = load_tokenizer(config.llm.source)
+    tokenizer = llm_tokenizer(config.llm)
     end_token_ids(tokenizer, config.llm)
     if config.llm.prepend_bos and tokenizer.bos_token_id is None:
         raise Blip2rtError(f"prepend_bos is on, and the tokenizer of {config.llm.source!r} has none: leave it out")

@@ -45,7 +45,10 @@ class Blip2Config:
     sources: tuple[dict[str, str], ...] = ()  # name, licence and origin of every part
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        data = asdict(self)
+        if self.llm is not None and self.llm.tokenizer is None:
+            del data["llm"]["tokenizer"]  # most models' lies with them
+        return data
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Blip2Config:

@@ -36,18 +36,28 @@ POSITIONS = "vision_positions"
 
 
 def read_config(source: str | Path, parts: lavis.Parts = lavis.NO_PARTS) -> Blip2Config:
-    """The config of a checkpoint of any format; `parts` say what LAVIS' files leave out."""
+    """The config of a checkpoint of any format; `parts` say what it leaves out."""
     path = locate(source)
     if path.is_file():
         with boundary(f"checkpoint {path} is damaged"):
-            return lavis.read_config(path, parts)
+            return _with_tokenizers(lavis.read_config(path, parts), parts)
     with boundary(f"checkpoint {path}: its {CONFIG} is damaged"):
         if hugging_face.is_hugging_face(path):
-            config = hugging_face.read_config(path)
+            config = hugging_face.read_config(path, parts.tokenizer)
         else:
             config = _at(Blip2Config.from_json(read_json(path / CONFIG)), path)
         require_bounds(config.to_json())
-        return config
+        return _with_tokenizers(config, parts)
+
+
+def _with_tokenizers(config: Blip2Config, parts: lavis.Parts) -> Blip2Config:
+    """The tokenizers that were named stand for the checkpoint's own."""
+    of_qformer = parts.qformer_tokenizer or (parts.tokenizer if config.stage == 1 else None)
+    if of_qformer is not None:
+        config = replace(config, qformer_init=of_qformer)
+    if parts.tokenizer is not None and config.llm is not None:
+        config = replace(config, llm=replace(config.llm, tokenizer=parts.tokenizer))
+    return config
 
 
 def _at(config: Blip2Config, folder: Path) -> Blip2Config:

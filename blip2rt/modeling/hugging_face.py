@@ -42,8 +42,11 @@ def is_hugging_face(folder: Path) -> bool:
         return False
 
 
-def read_config(folder: Path) -> Blip2Config:
-    """Raises Blip2rtError: another architecture, and all values that we do not support, at once."""
+def read_config(folder: Path, tokenizer: str | None = None) -> Blip2Config:
+    """Raises Blip2rtError: another architecture, and all values that we do not support, at once.
+
+    tokenizer: of the language model, where the folder lacks it.
+    """
     data = read_json(folder / "config.json")
     kind = (data.get("architectures") or [_GENERATIVE if data.get("model_type") == MODEL_TYPE else None])[0]
     if data.get("model_type") != MODEL_TYPE or kind not in (_GENERATIVE, _RETRIEVAL):
@@ -67,7 +70,7 @@ def read_config(folder: Path) -> Blip2Config:
         stage=1 if retrieval else 2,
         vision=_vision(vision, folder),
         qformer=_qformer(qformer, vision["hidden_size"], data.get("num_query_tokens", 32), retrieval),
-        llm=None if retrieval else replace(_llm(folder), image_token_id=_image_token(data)),
+        llm=None if retrieval else replace(_llm(folder, tokenizer), image_token_id=_image_token(data)),
         qformer_init=str(folder),
         embed_dim=data.get("image_text_hidden_size", 256),
         max_text_length=min(qformer["max_position_embeddings"], 512),
@@ -80,7 +83,11 @@ def read_config(folder: Path) -> Blip2Config:
 
 def _at(config: Blip2Config, folder: Path) -> Blip2Config:
     """The parts that a folder holds are found in it, wherever it has been moved."""
-    llm = None if config.llm is None else replace(config.llm, source=str(folder), lora_rank=0, adapters=None)
+    llm = (
+        None
+        if config.llm is None
+        else replace(config.llm, source=str(folder), tokenizer=None, lora_rank=0, adapters=None)
+    )
     vision = replace(config.vision, weights=str(folder))
     return replace(
         config, vision=vision, vision_trained=False, llm=llm,
@@ -132,20 +139,21 @@ def _image_token(data: dict[str, Any]) -> int | None:
     return token if isinstance(token, int) and not isinstance(token, bool) and token >= 0 else None
 
 
-def _llm(folder: Path) -> LlmConfig:
-    return hugging_face_llm(str(folder), text_config(str(folder)))
+def _llm(folder: Path, tokenizer: str | None) -> LlmConfig:
+    return hugging_face_llm(str(folder), text_config(str(folder)), tokenizer)
 
 
-def hugging_face_llm(source: str, text: Any) -> LlmConfig:
+def hugging_face_llm(source: str, text: Any, tokenizer: str | None = None) -> LlmConfig:
     """Prompts as Blip2Processor and `generate` lay them out: the tokenizer's template; bos alone for no prompt."""
     eos = text.eos_token_id
     ends = tuple(eos) if isinstance(eos, list | tuple) else (eos,)
     if None in ends:
-        ends = (load_tokenizer(source).eos_token_id,)
+        ends = (load_tokenizer(tokenizer or source).eos_token_id,)
     if None in ends:
         raise Blip2rtError(f"{source}: neither text_config nor the tokenizer has an eos_token_id to end a caption with")
     return LlmConfig(
         source=source,
+        tokenizer=tokenizer,
         add_special_tokens=True,
         empty_prompt_ids=None if text.bos_token_id is None else (int(text.bos_token_id),),
         end_ids=tuple(int(each) for each in ends),

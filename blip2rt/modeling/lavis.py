@@ -31,14 +31,15 @@ _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27
 
 @dataclass(frozen=True)
 class Parts:
-    """What LAVIS' files leave out; what shapes do not tell."""
+    """What LAVIS' files leave out; what shapes do not tell; tokenizers that a checkpoint lacks."""
 
     vision: str | None = None  # file or BLIP-2 folder with the frozen image encoder
     llm: str | None = None  # folder or hub id of the frozen language model
-    qformer_tokenizer: str = _BERT  # folder or hub id
+    qformer_tokenizer: str | None = None  # folder or hub id; None: of LAVIS' files BERT's
     vision_layers: int | None = None  # None: all of a finetuned encoder; of a frozen one's file all but the last
     vision_heads: int = 16
     qformer_heads: int | None = None  # None: heads are 64 wide, as BERT's
+    tokenizer: str | None = None  # folder or hub id, of any format's language model; of its Q-Former where it has none
 
 
 NO_PARTS = Parts()
@@ -76,7 +77,7 @@ def read_config(file: Path, parts: Parts) -> Blip2Config:
         vision=vision,
         qformer=_qformer(weights, vision.features, stage == 1 or reads, parts),
         llm=llm,
-        qformer_init=parts.qformer_tokenizer,
+        qformer_init=parts.qformer_tokenizer or _BERT,
         embed_dim=weights.shapes["vision_proj.weight"][0] if stage == 1 else 256,
         max_text_length=128 if reads else 32,
         vision_norm_eps=1e-5,

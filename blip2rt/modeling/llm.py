@@ -48,6 +48,7 @@ class LlmConfig:
     lora_layers: tuple[str, ...] = ()  # last names of the layers; (): all
     image_token_id: int | None = None  # what stands for the image's positions where tokens are counted
     adapters: str | None = None  # the checkpoint that holds them, to be added to the weights
+    tokenizer: str | None = None  # folder or hub id of the tokenizer; None: it lies with the source
 
     def __post_init__(self) -> None:
         """Raise ValueError for an override that is not listed: from_pretrained would take it as an option."""
@@ -69,7 +70,16 @@ def load_tokenizer(source: str) -> Any:
 
     path = fetch(source)
     with boundary(f"no tokenizer can be loaded from {source!r}"):
-        return AutoTokenizer.from_pretrained(*_location(path), **_gguf(path), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(*_location(path), **_gguf(path), trust_remote_code=False)
+        words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    if len(words) < 2:  # transformers makes one without words where there is no file
+        raise Blip2rtError(f"{source!r} holds no tokenizer: save it there too, tokenizer.save_pretrained(FOLDER)")
+    return tokenizer
+
+
+def llm_tokenizer(config: LlmConfig) -> Any:
+    """The language model's tokenizer. Raises Blip2rtError."""
+    return load_tokenizer(config.tokenizer or config.source)
 
 
 def text_config(source: str, overrides: Mapping[str, Any] | None = None) -> Any:

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.checkpoints import qformer_tokenizer
-from blip2rt.modeling.llm import end_token_ids, load_tokenizer
+from blip2rt.modeling.llm import end_token_ids, llm_tokenizer
 from blip2rt.text import clean_caption, tidy
 
 from ..objectives.lm import given_ids
@@ -40,7 +40,7 @@ class Generator:
         llm: Any = model.llm
         llm.generation_config = GenerationConfig()  # what the source's own says would come into every option
         self.llm = llm
-        self.tokenizer = load_tokenizer(self.config.source)
+        self.tokenizer = llm_tokenizer(self.config)
         self.ends = end_token_ids(self.tokenizer, self.config)
 
     def captions(self, vision_features: torch.Tensor, **options: Any) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 
 from blip2rt.modeling.blip2 import Blip2
 from blip2rt.modeling.checkpoints import qformer_tokenizer
-from blip2rt.modeling.llm import LlmConfig, end_token_ids, load_tokenizer
+from blip2rt.modeling.llm import LlmConfig, end_token_ids, llm_tokenizer
 from blip2rt.text import clean_caption
 
 from ..data.samples import Sample
@@ -68,7 +68,7 @@ class Texts:
 
     def __init__(self, config: LlmConfig, queries: int, max_tokens: int) -> None:
         self.config, self.queries, self.max_tokens = config, queries, max_tokens
-        self.tokenizer = load_tokenizer(config.source)
+        self.tokenizer = llm_tokenizer(config)
         self.end = end_token_ids(self.tokenizer, config)[0]
 
     def tokens(self, sample: Sample) -> Tokens:

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from blip2rt.modeling.blip2 import Blip2
-from blip2rt.modeling.llm import LlmConfig, end_token_ids, load_tokenizer
+from blip2rt.modeling.llm import LlmConfig, end_token_ids, llm_tokenizer
 from blip2rt.text import clean_caption
 
 from ..data.samples import Sample
@@ -49,7 +49,7 @@ class PrefixTexts:
 
     def __init__(self, config: LlmConfig, queries: int, max_tokens: int) -> None:
         self.config, self.max_tokens = config, max_tokens
-        self.tokenizer = load_tokenizer(config.source)
+        self.tokenizer = llm_tokenizer(config)
         self.end = end_token_ids(self.tokenizer, config)[0]
 
     def split(self, sample: Sample, rng: np.random.Generator | None) -> tuple[list[int], list[int]]:

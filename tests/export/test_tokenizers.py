@@ -1,0 +1,103 @@
+"""A checkpoint that lies without its tokenizer is refused, and goes on with the one that is named."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("onnxscript")
+
+import transformers
+
+from blip2rt import bundle
+from export import cli, convert
+from tests.tiny import blip2 as tiny_blip2
+
+FLOATS = "vision=fp32,qformer=fp32,llm=fp32,retrieval=fp32"
+
+
+def bare(folder: Path, tmp_path: Path) -> Path:
+    """A copy without any tokenizer's file."""
+    copy = Path(shutil.copytree(folder, tmp_path / "bare"))
+    for file in (*copy.glob("tokenizer*"), *copy.glob("special_tokens*")):
+        file.unlink()
+    return copy
+
+
+@pytest.fixture(scope="module", params=["llama", "t5"])
+def generative(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizers") / request.param
+    return tiny_blip2.generative(folder, tiny_blip2.TEXT_CONFIGS[request.param]())
+
+
+@pytest.fixture(scope="module")
+def retrieval(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_blip2.retrieval(tmp_path_factory.mktemp("tokenizers") / "retrieval")
+
+
+def complaint(capsys: pytest.CaptureFixture[str]) -> str:
+    lines = [line for line in capsys.readouterr().err.splitlines() if ": error: " in line]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_export_and_convert_refuse_a_checkpoint_without_its_tokenizer(
+    generative: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, out = bare(generative, tmp_path), tmp_path / "out"
+    for main, words in ((cli.main, []), (convert.main, ["--to", "hf"])):
+        checkpoint = [str(copy)] if words else ["--checkpoint", str(copy)]
+        assert main([*checkpoint, "--out", str(out), *words]) == 2
+        line = complaint(capsys)
+        assert "holds no tokenizer" in line and "--tokenizer FOLDER" in line
+        assert not out.exists()
+
+
+def test_the_tokenizer_that_is_named_makes_the_same_bundle(generative: Path, tmp_path: Path) -> None:
+    copy = bare(generative, tmp_path)
+    outs = tmp_path / "whole", tmp_path / "named"
+    for checkpoint, out, more in ((generative, outs[0], []), (copy, outs[1], ["--tokenizer", str(generative)])):
+        assert (
+            cli.main(["--ckpt", str(checkpoint), "--out", str(out), "--precision", FLOATS, "--name", "n", *more]) == 0
+        )
+    whole, named = (bundle.read(out) for out in outs)
+    assert whole.manifest.llm == named.manifest.llm and whole.manifest.prompts == named.manifest.prompts
+    assert whole.file("tokenizer.json").read_bytes() == named.file("tokenizer.json").read_bytes()
+
+
+def test_convert_writes_the_tokenizer_that_is_named(generative: Path, tmp_path: Path) -> None:
+    out = tmp_path / "hf"
+    assert (
+        convert.main([str(bare(generative, tmp_path)), "--to", "hf", "--out", str(out), "--tokenizer", str(generative)])
+        == 0
+    )
+    text = "a dog on the beach"
+    ids = [transformers.AutoTokenizer.from_pretrained(each)(text)["input_ids"] for each in (generative, out)]
+    assert ids[0] == ids[1] and len(ids[0]) > 3
+
+
+def test_a_checkpoint_that_matches_takes_the_tokenizer_of_its_q_former(
+    retrieval: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, out = bare(retrieval, tmp_path), tmp_path / "out"
+    words = ["--checkpoint", str(copy), "--out", str(out), "--precision", FLOATS]
+    assert cli.main(words) == 2
+    assert "holds no tokenizer" in complaint(capsys)
+    assert cli.main([*words, "--tokenizer", str(retrieval)]) == 0
+    assert bundle.read(out).file("qformer_tokenizer.json").stat().st_size > 100
+
+
+def test_a_tokenizer_with_more_words_than_the_model_is_refused(
+    generative: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    larger = tmp_path / "larger"
+    words = {word: i for i, word in enumerate([*tiny_blip2.SPECIAL, *(f"w{i}" for i in range(500))])}
+    backend = tiny_blip2.Tokenizer(tiny_blip2.models.WordLevel(words, unk_token="<unk>"))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>").save_pretrained(larger)
+    out = tmp_path / "out"
+    assert cli.main(["--ckpt", str(generative), "--out", str(out), "--tokenizer", str(larger)]) == 2
+    assert "has 504 words and the language model" in complaint(capsys)
