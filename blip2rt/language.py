@@ -86,8 +86,11 @@ class Language:
         words = strings(options.bad_words)
         ids = [self._tokenizer.encode_more(Prompt(text)) for word in words for text in (word, f" {word}")]
         settings["bad_words_ids"] = [word for word in ids if word]
-        if options.stop_strings:
-            settings["stop_strings"] = [text.encode() for text in strings(options.stop_strings)]
+        stops = list(strings(options.stop_strings))
+        if settings["min_new_tokens"] > 1:  # where no stop token may be said, a chat model says the next turn
+            stops += self._tokenizer.turns.values()
+        if stops:
+            settings["stop_strings"] = [text.encode() for text in stops]
             settings["vocabulary"] = self._vocabulary
         return settings
 
@@ -112,7 +115,8 @@ class Language:
         """Token ids of each image's texts -> the texts. tidied: see generate."""
         forced = settings["forced_prefix"]
         text = self._tokenizer.decode if tidied else self._tokenizer.text
-        return [[Scored(text(forced + token_ids), score) for token_ids, score in best] for best in sequences]
+        shown = self._tokenizer.shown
+        return [[Scored(text([*forced, *shown(token_ids)]), score) for token_ids, score in best] for best in sequences]
 
     def text_stream(self, settings: Mapping[str, Any]) -> TextStream:
         """What makes pieces of a text out of its tokens, as they come."""
@@ -125,7 +129,7 @@ class Language:
     def pieces(self, generation: Generation, settings: Mapping[str, Any]) -> Iterator[str]:
         """A generation of one text -> its pieces. A token is computed when the piece before it has been taken."""
         stream = self.text_stream(settings)
-        while not generation.done:
+        while not (generation.done or stream.ended):
             for _image, _draw, token_id in generation.step():
                 if piece := stream.push(token_id):
                     yield piece
@@ -137,7 +141,7 @@ class Language:
         while not generation.done:
             generation.step()
         token_ids, _score = generation.results()[0][0]
-        return self._tokenizer.text(settings["forced_prefix"] + token_ids)
+        return self._tokenizer.text([*settings["forced_prefix"], *self._tokenizer.shown(token_ids)])
 
     def encode_more(self, prompt: Prompt) -> list[int]:
         """A text that goes on from another -> its token ids."""
@@ -148,7 +152,7 @@ class Language:
         wrong = [each for each in token_ids if not 0 <= each < self._spec.vocab_size]
         if wrong:
             raise OptionError(f"{wrong[0]} is no token id: give numbers from 0 to {self._spec.vocab_size - 1}")
-        return self._tokenizer.decode(token_ids)
+        return self._tokenizer.decode(self._tokenizer.shown(token_ids))
 
     def need_chat(self) -> None:
         """Raise CapabilityError for a model that reads every question anew, so that no cache holds what was said."""

@@ -29,7 +29,8 @@ class Options:
 
     num_captions: texts for each image: the best num_captions of num_beams, or independent draws
     num_beams: 1: greedy; with do_sample, beams whose candidates are drawn
-    max_new_tokens, min_new_tokens: length of the answer, in tokens
+    max_new_tokens, min_new_tokens: length of the answer, in tokens; a chat model's text ends where it begins the next
+        turn, even before min_new_tokens
     length_penalty: for beams: above 0 favours longer texts, below 0 shorter ones
     early_stopping: for beams: True ends with num_beams texts; "never" where none can get better
     repetition_penalty: above 1 makes said tokens less likely

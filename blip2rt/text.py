@@ -23,6 +23,11 @@ _JOINED = re.compile(r" (?=[.,!?;:](\s|$)|n't\b|'(s|m|re|ve|ll|d)\b)")  # spaces
 _CLEANED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")  # lose their spaces, one after another
 _MAY_CHANGE = set("".join(_CLEANED))
 _LONGEST = 100  # characters of a token, at most: a text of more than so many times the model's tokens has no room
+_TURNS = frozenset((  # special tokens of chat models: what follows is another turn, or another text
+    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|start_header_id|>", "<|eot_id|>", "<|end_of_text|>",
+    "<start_of_turn>", "<end_of_turn>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<|start_of_role|>",
+    "<|end_of_role|>", "[INST]", "[/INST]",
+))  # fmt: skip
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")  # clean_caption removes it
 
 
@@ -50,6 +55,7 @@ class LlmTokenizer:
         self._size = spec.vocab_size
         self._first = [spec.bos_token_id] if spec.prepend_bos and spec.bos_token_id is not None else []
         self._special, self._empty = spec.add_special_tokens, spec.empty_prompt_ids
+        self._ends = spec.eos_token_ids
         self.cleans = spec.clean_up_tokenization_spaces
 
     def encode(self, prompt: Prompt | str) -> list[int]:
@@ -118,6 +124,19 @@ class LlmTokenizer:
         with guarded(self._file):
             text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
         return text
+
+    def shown(self, token_ids: Sequence[int]) -> Sequence[int]:
+        """Token ids of an answer up to the first that opens or closes a turn of a chat; what follows is no answer."""
+        if not self.turns:
+            return token_ids
+        return token_ids[: next((i for i, token in enumerate(token_ids) if token in self.turns), len(token_ids))]
+
+    @cached_property
+    def turns(self) -> dict[int, str]:
+        """The special tokens that open or close a turn of a chat, by id, besides those that end a text anyway."""
+        special = self._tokenizer.get_added_tokens_decoder().items()
+        named = {i: token.content for i, token in special if token.special and token.content in _TURNS}
+        return {i: name for i, name in named.items() if i not in self._ends}
 
     def settled(self, token_ids: Sequence[int]) -> Sequence[int]:
         """Token ids without the bytes at their end: of a run that is no text every byte becomes a sign of its own."""
@@ -251,7 +270,8 @@ def _check_text(text: object) -> None:
 
 
 class TextStream:
-    """Tokens of one text, one by one -> pieces of the text. Joined they are what LlmTokenizer.text makes of all tokens.
+    """Tokens of one text, one by one -> pieces of the text. Joined they are what LlmTokenizer.text makes of all tokens
+    that are shown.
 
     A piece never ends within a character, nor where what follows may still change it.
     """
@@ -261,9 +281,13 @@ class TextStream:
         self._tokenizer = tokenizer
         self._ids = list(given)
         self._said = 0  # characters given out
+        self.ended = False  # by a token that opens or closes a turn
 
     def push(self, token_id: int) -> str:
         """Take one token more. Return what is now certain of the text and was not given out before; it may be empty."""
+        self.ended = self.ended or token_id in self._tokenizer.turns
+        if self.ended:
+            return ""
         self._ids.append(token_id)
         text = self._tokenizer.decode_raw(self._tokenizer.settled(self._ids))
         text = text.rstrip("\ufffd")  # the end may be half a character

@@ -181,7 +181,8 @@ class _Said:
         texts, finish = [], []
         for i, token_ids in enumerate(sequences):
             cut = StopAt(self._stops)
-            text = cut.push(self._language._tokenizer.decode(token_ids))
+            tokenizer = self._language._tokenizer
+            text = cut.push(tokenizer.decode(tokenizer.shown(token_ids)))
             text = (text + cut.end()).rstrip()
             texts.append(text)
             finish.append("stop" if cut.found else "length")

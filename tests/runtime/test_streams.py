@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 import blip2rt
+from blip2rt.answers import Request
 from blip2rt.errors import ImageError, OptionError
 from blip2rt.image import to_pixels
+from tests.tiny import bundle as tiny_bundles
 from tests.tiny.bundle import EOS, WORDS, Tiny
 
 pytest.importorskip("blip2rt._native")
@@ -35,6 +38,47 @@ def test_words_are_forbidden_forced_and_final(model, photo):
     assert text.startswith("a red") and more == spoken(model, image, prompt="a red")[1]
     repeated = spoken(model, image, no_repeat_ngram_size=1, repetition_penalty=2.0)[1]
     assert len(set(repeated)) == len(repeated)
+
+
+def chat_bundle(tiny: Tiny, folder, turn: str, monkeypatch) -> blip2rt.Model:
+    """The tiny bundle, to whose tokenizer the word `turn` is what opens a turn of a chat."""
+
+    def save(path) -> None:
+        words = {"<|im_start|>" if word == turn else word: i for i, word in enumerate(WORDS)}
+        tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer.add_special_tokens(["<pad>", "</s>", "<|im_start|>"])
+        tokenizer.save(str(path))
+
+    monkeypatch.setattr(tiny_bundles, "save_llm_tokenizer", save)
+    tiny_bundles.write_bundle(folder, tiny.weights)
+    return blip2rt.load(folder, threads=1)
+
+
+def test_a_chat_model_never_shows_the_next_turn(tiny, model, photo, tmp_path, monkeypatch):
+    options = {"min_new_tokens": 6, "max_new_tokens": 6}
+    while True:
+        image = photo()
+        ids = []
+        model.caption(image, num_beams=1, on_token=lambda *new: ids.append(new[2]), **options)  # noqa: B023
+        later = [i for i in range(1, 5) if ids[i] > EOS and ids[i] not in ids[:i]]
+        if later:
+            break
+    first = later[0]
+    chat = chat_bundle(tiny, tmp_path / "chat", WORDS[ids[first]], monkeypatch)
+    want = chat._language._tokenizer.decode(ids[:first])
+    greedy = []
+    assert chat.caption(image, num_beams=1, on_token=lambda *new: greedy.append(new[2]), **options) == want
+    assert greedy == ids[: first + 1], "the ids are those of every model, and the turn ends them"
+    assert "".join(chat.stream(image, **options)) == want
+    assert chat.decode(ids) == want
+    for caption in chat.caption(image, num_captions=3, **options):
+        assert WORDS[ids[first]] not in caption.split() and "<|im_start|>" not in caption
+    with_batches = blip2rt.load(tmp_path / "chat", threads=1, batching=True)
+    assert with_batches.caption(image, num_beams=1, **options) == want
+    request = Request(image, options=blip2rt.Options(num_beams=1, **options))
+    answer = with_batches.submit(request)
+    assert "".join(answer) == answer.result()[0].text == want
 
 
 def test_sampling_repeats_under_a_seed(model, photo):
