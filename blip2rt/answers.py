@@ -173,4 +173,5 @@ class Answer:
     def _scored(self) -> list[Scored]:
         if self._failure is not None:
             raise BackendError(f"on_news failed: {self._failure!r}") from self._failure
-        return self._language.scored(self._call.results(), self._settings)[0]
+        timed_out = self._call.timed_out
+        return self._language.scored(self._call.results(), self._settings, cut=lambda *_: timed_out)[0]

@@ -301,6 +301,9 @@ class Generation(backends.Generation):
             of_image[image].append(self._told[image, draw])
         return [[(list(tokens), 0.0) for tokens in draws or [[]]] for draws in of_image]
 
+    def cut(self, image: int, tokens: int) -> bool:
+        return self._call.timed_out
+
     def close(self) -> None:
         """End it where it is."""
         self._call.cancel()

@@ -5,7 +5,7 @@ Knows prompts, tokens and options; nothing about images, whose prefix_embeds it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,11 +23,35 @@ if TYPE_CHECKING:
     from .backends import Floats
 
 
-class Scored(NamedTuple):
-    """A text and how likely the language model finds it."""
+class Timings(NamedTuple):
+    """Milliseconds of each stage: an image's share, where several went together."""
 
+    image: float = 0.0  # it is read, decoded and resized
+    encoder: float = 0.0  # it goes through the image encoder and the Q-Former
+    text: float = 0.0  # the language model reads and writes
+
+
+NO_TIMINGS = Timings()
+
+
+class _Pair(NamedTuple):
     text: str
     score: float  # sum of its tokens' log-probabilities / length^length_penalty, the stop token counted
+
+
+class Scored(_Pair):
+    """A text and how likely the language model finds it: a pair, with what else is known as attributes."""
+
+    tokens: tuple[int, ...]  # of the answer, without the stop token
+    truncated: bool  # max_new_tokens or max_time ended it, and not the model
+    timings: Timings
+
+    def __new__(
+        cls, text: str, score: float, tokens: Sequence[int] = (), truncated: bool = False, timings: Timings = NO_TIMINGS
+    ) -> Scored:
+        pair = super().__new__(cls, text, score)
+        pair.tokens, pair.truncated, pair.timings = tuple(tokens), truncated, timings
+        return pair
 
 
 class Language:
@@ -109,14 +133,42 @@ class Language:
         """
         prompt_ids = [self.encode(prompt) for prompt in prompts]
         options = {**settings, "first_image": first_image}
-        return self.scored(self._backend.generate(prefix_embeds, prompt_ids, options, on_token), settings, tidied)
+        if "max_time" not in settings:
+            return self.scored(self._backend.generate(prefix_embeds, prompt_ids, options, on_token), settings, tidied)
+        generation = self._backend.begin(prefix_embeds, prompt_ids, options)  # which tells what the time has ended
+        wanted = True
+        while wanted and not generation.done:
+            for token in generation.step():
+                wanted = wanted and (on_token is None or on_token(*token) is not False)
+        return self.scored(generation.results(), settings, tidied, generation.cut if wanted else None)
 
-    def scored(self, sequences: Sequences, settings: Mapping[str, Any], tidied: bool = False) -> list[list[Scored]]:
-        """Token ids of each image's texts -> the texts. tidied: see generate."""
+    def scored(
+        self,
+        sequences: Sequences,
+        settings: Mapping[str, Any],
+        tidied: bool = False,
+        cut: Callable[[int, int], bool] | None = None,
+    ) -> list[list[Scored]]:
+        """Token ids of each image's texts -> the texts. tidied: see generate. cut: see backends.Generation."""
         forced = settings["forced_prefix"]
         text = self._tokenizer.decode if tidied else self._tokenizer.text
         shown = self._tokenizer.shown
-        return [[Scored(text([*forced, *shown(token_ids)]), score) for token_ids, score in best] for best in sequences]
+
+        def one(image: int, token_ids: list[int], score: float) -> Scored:
+            seen = shown(token_ids)
+            truncated = self._is_cut(token_ids, settings) or (cut is not None and cut(image, len(token_ids)))
+            truncated = truncated and len(seen) == len(token_ids) and not self._is_stopped(token_ids, settings)
+            return Scored(text([*forced, *seen]), score, seen, truncated)
+
+        return [[one(image, token_ids, score) for token_ids, score in best] for image, best in enumerate(sequences)]
+
+    def _is_cut(self, token_ids: Sequence[int], settings: Mapping[str, Any]) -> bool:
+        return len(token_ids) >= int(settings["max_new_tokens"])
+
+    def _is_stopped(self, token_ids: Sequence[int], settings: Mapping[str, Any]) -> bool:
+        """Whether a text has ended at a stop string."""
+        stops = [text.decode() for text in settings.get("stop_strings", ())]
+        return bool(stops) and any(stop in self._tokenizer.written(token_ids) for stop in stops)
 
     def text_stream(self, settings: Mapping[str, Any]) -> TextStream:
         """What makes pieces of a text out of its tokens, as they come."""

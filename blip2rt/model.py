@@ -28,7 +28,7 @@ from .image import COLORS, MAX_PIXELS, ImageLike
 from .kept import Kept
 from .language import Chat, Scored
 from .options import CaptionOptions, Options, TextOptions, is_whole, merge
-from .pipeline import BATCH, Intake, Match, Pipeline
+from .pipeline import BATCH, Intake, Match, Pipeline, Stopwatch
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -223,7 +223,7 @@ class Model(Pipeline):
         prompt: words that the caption goes on from, not repeated in it; None is the bundle's own.
         options: the fields of blip2rt.Options, with the meaning of Hugging Face's `generate`. num_captions above 1
             gives a list of str for each image: the best first, with do_sample and 1 beam in the order drawn.
-        scores: gives Scored(text, score) in place of each str.
+        scores: gives Scored(text, score) in place of each str; its attributes tokens, truncated and timings tell more.
         raw: gives the text as the tokenizer decodes it, with its lines and spaces; else it is tidied to a single line.
         on_token(image, draw, token_id): called for each token as it is chosen, by greedy search (num_beams=1) or
             sampling; returning False ends the images decoded together (8 at most) with what there is.
@@ -278,44 +278,69 @@ class Model(Pipeline):
 
     # fmt: off
     @overload
-    def ask(self, images: ImageLike, questions: str, *,
+    def ask(self, images: ImageLike, questions: str, *, keep_going: No = ...,
             scores: No = ..., num_captions: One = ..., **options: Unpack[Asked]) -> str: ...
     @overload
-    def ask(self, images: ImageLike, questions: str, *,
+    def ask(self, images: ImageLike, questions: str, *, keep_going: No = ...,
             scores: No = ..., num_captions: int, **options: Unpack[Asked]) -> list[str]: ...
     @overload
-    def ask(self, images: ImageLike, questions: str, *,
+    def ask(self, images: ImageLike, questions: str, *, keep_going: No = ...,
             scores: Yes, num_captions: One = ..., **options: Unpack[Asked]) -> Scored: ...
     @overload
-    def ask(self, images: ImageLike, questions: str, *,
+    def ask(self, images: ImageLike, questions: str, *, keep_going: No = ...,
             scores: Yes, num_captions: int, **options: Unpack[Asked]) -> list[Scored]: ...
     @overload
-    def ask(self, images: ImageLike | Images, questions: str | Sequence[str], *,
+    def ask(self, images: ImageLike | Images, questions: str | Sequence[str], *, keep_going: No = ...,
             scores: No = ..., num_captions: One = ..., **options: Unpack[Asked]) -> list[str]: ...
     @overload
-    def ask(self, images: ImageLike | Images, questions: str | Sequence[str], *,
+    def ask(self, images: ImageLike | Images, questions: str | Sequence[str], *, keep_going: No = ...,
             scores: No = ..., num_captions: int, **options: Unpack[Asked]) -> list[list[str]]: ...
     @overload
-    def ask(self, images: ImageLike | Images, questions: str | Sequence[str], *,
+    def ask(self, images: ImageLike | Images, questions: str | Sequence[str], *, keep_going: No = ...,
             scores: Yes, num_captions: One = ..., **options: Unpack[Asked]) -> list[Scored]: ...
     @overload
-    def ask(self, images: ImageLike | Images, questions: str | Sequence[str], *,
+    def ask(self, images: ImageLike | Images, questions: str | Sequence[str], *, keep_going: No = ...,
             scores: Yes, num_captions: int, **options: Unpack[Asked]) -> list[list[Scored]]: ...
+    @overload
+    def ask(self, images: ImageLike, questions: str, *, keep_going: bool,
+            scores: No = ..., num_captions: One = ..., **options: Unpack[Asked]) -> str | ImageError: ...
+    @overload
+    def ask(self, images: ImageLike, questions: str, *, keep_going: bool,
+            scores: No = ..., num_captions: int, **options: Unpack[Asked]) -> list[str] | ImageError: ...
+    @overload
+    def ask(self, images: ImageLike, questions: str, *, keep_going: bool,
+            scores: Yes, num_captions: One = ..., **options: Unpack[Asked]) -> Scored | ImageError: ...
+    @overload
+    def ask(self, images: ImageLike, questions: str, *, keep_going: bool,
+            scores: Yes, num_captions: int, **options: Unpack[Asked]) -> list[Scored] | ImageError: ...
+    @overload
+    def ask(self, images: ImageLike | Images, questions: str | Sequence[str], *, keep_going: bool,
+            scores: No = ..., num_captions: One = ..., **options: Unpack[Asked]) -> list[str | ImageError]: ...
+    @overload
+    def ask(self, images: ImageLike | Images, questions: str | Sequence[str], *, keep_going: bool,
+            scores: No = ..., num_captions: int, **options: Unpack[Asked]) -> list[list[str] | ImageError]: ...
+    @overload
+    def ask(self, images: ImageLike | Images, questions: str | Sequence[str], *, keep_going: bool,
+            scores: Yes, num_captions: One = ..., **options: Unpack[Asked]) -> list[Scored | ImageError]: ...
+    @overload
+    def ask(self, images: ImageLike | Images, questions: str | Sequence[str], *, keep_going: bool,
+            scores: Yes, num_captions: int, **options: Unpack[Asked]) -> list[list[Scored] | ImageError]: ...
     # fmt: on
     def ask(
         self,
         images: ImageLike | Images,
         questions: str | Sequence[str],
         *,
+        keep_going: bool = False,
         scores: bool = False,
         on_token: OnToken | None = None,
         **options: Unpack[CaptionOptions],
-    ) -> Text | list[Any]:
+    ) -> Text | ImageError | list[Any]:
         """Image and question -> answer. Lists are taken pairwise; one image or one question goes with all of a list.
 
         An answer is the text as the tokenizer decodes it, with its lines and spaces.
-        The question is put into the bundle's template; a Q-Former that reads questions reads it too. Options, scores
-        and on_token are those of `caption`.
+        The question is put into the bundle's template; a Q-Former that reads questions reads it too. keep_going is that
+        of `caption_each`. Options, scores and on_token are those of `caption`.
         """
         self._need(contract.GENERATIVE, "ask")
         many_images, many_questions, single = pairs(images, questions, "questions")
@@ -323,7 +348,7 @@ class Model(Pipeline):
         settings = self._language.settings("ask", merge(Options(), options), prompts)
         _check_on_token(on_token, settings)
         asked = zip(prompts, map(self._read_question, many_questions), strict=True)
-        found = self._generate_each(many_images, asked, settings, on_token, False)
+        found = self._generate_each(many_images, asked, settings, on_token, keep_going)
         answers: list[Any] = [_shaped(texts, scores, settings) for texts in found]
         return answers[0] if single else answers
 
@@ -348,8 +373,10 @@ class Model(Pipeline):
         settings = self._language.settings(task, merge(Options(), {"num_beams": 1, **options}), [text])
         if settings["num_beams"] > 1 or settings["num_return_sequences"] > 1:
             raise OptionError("stream gives one text, token by token: leave num_beams and num_captions at 1")
+        watch = Stopwatch(settings)
         read = text.whole if question is None else self._read_question(question)
-        return self._language.stream(self._prefix_embeds(self._prepare([image]), [read]), text, settings)
+        prefix_embeds = self._prefix_embeds(self._prepare([image]), [read])
+        return self._language.stream(prefix_embeds, text, watch.left)
 
     def submit(self, request: Request, *, on_news: Callable[[Answer], object] | None = None) -> Answer:
         """Hand in a request, to be answered together with others. Return when its image has gone through the encoder.
@@ -371,6 +398,7 @@ class Model(Pipeline):
         settings = self._language.settings("ask" if asks else "caption", request.options, [text])
         prompt = self._language.encode(text)
         backend.check(prompt, settings)
+        watch = Stopwatch(settings)
         if request.image is None:
             if not prompt:
                 raise OptionError("a request has neither an image nor a prompt: give one of them")
@@ -380,7 +408,7 @@ class Model(Pipeline):
         else:
             read = self._read_question(request.question) if request.question is not None else text.whole
             prefix_embeds = self._prefix_embeds(self._prepare([request.image]), [read])
-        call = backend.submit(prefix_embeds, [prompt], settings, each_token=True)
+        call = backend.submit(prefix_embeds, [prompt], watch.left, each_token=True)
         return Answer(backend, self._language, call, settings, on_news)
 
     def counters(self) -> dict[str, int]:
@@ -399,19 +427,34 @@ class Model(Pipeline):
         self._language.settings("ask", chosen, [])  # checked before the image is read
         return Chat(self._language, self._prefix_embeds(self._prepare([image]), [""]), chosen)
 
+    # fmt: off
     @overload
-    def match(self, images: ImageLike, texts: str) -> Match: ...
+    def match(self, images: ImageLike, texts: str, *, keep_going: No = ...) -> Match: ...
     @overload
-    def match(self, images: ImageLike | Images, texts: str | Sequence[str]) -> list[Match]: ...
-    def match(self, images: ImageLike | Images, texts: str | Sequence[str]) -> Match | list[Match]:
+    def match(self, images: ImageLike | Images, texts: str | Sequence[str], *, keep_going: No = ...) -> list[Match]: ...
+    @overload
+    def match(self, images: ImageLike, texts: str, *, keep_going: bool) -> Match | ImageError: ...
+    @overload
+    def match(self, images: ImageLike | Images, texts: str | Sequence[str], *,
+            keep_going: bool) -> list[Match | ImageError]: ...
+    # fmt: on
+    def match(
+        self, images: ImageLike | Images, texts: str | Sequence[str], *, keep_going: bool = False
+    ) -> Match | ImageError | list[Any]:
         """Image and text -> Match. Lists are taken pairwise; one image or one text goes with all of a list.
 
-        Texts too long for the model are cut.
+        Texts too long for the model are cut. keep_going: a bad image's ImageError takes the place of its match instead
+        of being raised.
         """
         self._need(contract.RETRIEVAL, "match")
         many_images, many_texts, single = pairs(images, texts, "texts")
         if not all(any(map(str.isalnum, text)) for text in many_texts):
             raise OptionError("a text has no words: say what the image may show, as in 'a dog on grass'")
+        if keep_going:
+            found = self._each_good(
+                many_images, lambda numbers, features: self.match_features(features, [many_texts[i] for i in numbers])
+            )
+            return found[0] if single else found
         matches: list[Match] = []
         for vision_features in self._features_each(many_images):
             start = len(matches)
@@ -424,10 +467,24 @@ class Model(Pipeline):
         features = self._joined(contract.VISION, self._features_each(many))
         return features[0] if single else features
 
-    def embed_image(self, images: ImageLike | Images) -> Floats:
-        """Image -> (Q, E) float32, list of images -> (B, Q, E): an embedding of unit length for each query."""
+    # fmt: off
+    @overload
+    def embed_image(self, images: ImageLike | Images, *, keep_going: No = ...) -> Floats: ...
+    @overload
+    def embed_image(self, images: ImageLike, *, keep_going: bool) -> Floats | ImageError: ...
+    @overload
+    def embed_image(self, images: Images, *, keep_going: bool) -> list[Floats | ImageError]: ...
+    # fmt: on
+    def embed_image(self, images: ImageLike | Images, *, keep_going: bool = False) -> Floats | ImageError | list[Any]:
+        """Image -> (Q, E) float32, list of images -> (B, Q, E): an embedding of unit length for each query.
+
+        keep_going: a list gives a list of (Q, E), in which a bad image's ImageError takes the place of its embedding.
+        """
         self._need((contract.IMAGE_EMBED,), "embed_image")
         many, single = as_list(images)
+        if keep_going:
+            found = self._each_good(many, lambda _, features: self._backend.image_embeds(features))
+            return found[0] if single else found
         embeds = self._joined(contract.IMAGE_EMBED, map(self._backend.image_embeds, self._features_each(many)))
         return embeds[0] if single else embeds
 

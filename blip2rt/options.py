@@ -38,7 +38,7 @@ class Options:
     bad_words: never said, neither after a space nor within a word
     forced_prefix: the answer begins with it
     stop_strings: the text ends with the token that completes one
-    max_time: seconds for the images decoded together, after which texts end where they are
+    max_time: seconds for the images that go together, encoder and all, after which texts end where they are
     do_sample: draw tokens
     temperature: for sampling: above 1 is wilder, below 1 tamer
     top_k: for sampling: from this many likeliest tokens; None is 50, 0 all

@@ -8,7 +8,8 @@ done. What a caller may give, and what a call returns, is model's.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -23,7 +24,7 @@ from .bundle.manifest import RetrievalSpec
 from .errors import CapabilityError, ImageError, OptionError
 from .image import MAX_PIXELS, ImageLike, normalize, prepare
 from .kept import Kept
-from .language import Language, Scored
+from .language import Language, Scored, Timings
 from .options import Options, merge
 from .text import Prompt, QFormerTokenizer
 
@@ -69,6 +70,31 @@ class Task:
     settings: Mapping[str, Any]  # of the backend's generation
 
 
+class Stopwatch:
+    """Times the stages of images that go together, and tells what is left of max_time."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = settings
+        self._laps = [time.perf_counter()]
+
+    def lap(self) -> None:
+        """End a stage: image, encoder, text."""
+        self._laps.append(time.perf_counter())
+
+    @property
+    def left(self) -> dict[str, Any]:
+        """The settings, with so much of max_time as is left."""
+        settings = dict(self._settings)
+        if "max_time" in settings:
+            settings["max_time"] = max(0.0, settings["max_time"] - (time.perf_counter() - self._laps[0]))
+        return settings
+
+    def timed(self, best: Sequence[list[Scored]]) -> list[list[Scored]]:
+        """The texts of all images, each with its share of the stages' times."""
+        timings = Timings(*(round(1000 * seconds / len(best), 3) for seconds in np.diff(self._laps).tolist()))
+        return [[Scored(*each, each.tokens, each.truncated, timings) for each in texts] for texts in best]
+
+
 class Pipeline:
     """A bundle's graphs and words, in the order in which data goes through them."""
 
@@ -102,14 +128,19 @@ class Pipeline:
         done = 0
         while chunk := list(islice(source, BATCH)):
             texts = list(islice(prompts, len(chunk)))
+            watch = Stopwatch(settings)
             prepared = self._prepare_each(chunk, keep_going)
+            watch.lap()
             good = [i for i, rgb in enumerate(prepared) if not isinstance(rgb, ImageError)]
             results: list[Any] = list(prepared)
             if good:
                 prefix_embeds = self._prefix_embeds([results[i] for i in good], [texts[i][1] for i in good])
+                watch.lap()
                 tell = None if on_token is None else _renumbered(on_token, [done + i for i in good])
-                best = self._language.generate(prefix_embeds, [texts[i][0] for i in good], settings, done, tell, tidied)
-                for i, scored in zip(good, best, strict=True):
+                prompts_of_good = [texts[i][0] for i in good]
+                best = self._language.generate(prefix_embeds, prompts_of_good, watch.left, done, tell, tidied)
+                watch.lap()
+                for i, scored in zip(good, watch.timed(best), strict=True):
                     results[i] = scored
             yield from results
             done += len(chunk)
@@ -189,12 +220,17 @@ class Pipeline:
 
         first_image: the number that draws know the first image by.
         """
+        watch = Stopwatch(task.settings)
+        watch.lap()
         embeds = [
             self._prefix_embeds(prepared[start : start + BATCH], [task.read] * len(prepared[start : start + BATCH]))
             for start in range(0, len(prepared), BATCH)
         ]
+        watch.lap()
         prompts = [task.prompt] * len(prepared)
-        return self._language.generate(np.concatenate(embeds), prompts, task.settings, first_image, tidied=True)
+        best = self._language.generate(np.concatenate(embeds), prompts, watch.left, first_image, tidied=True)
+        watch.lap()
+        return watch.timed(best)
 
     def features(self, prepared: Sequence[NDArray[np.uint8]]) -> Floats:
         """RGB images of `prepare`, BATCH at most -> vision_features (B, N, C)"""
@@ -210,6 +246,19 @@ class Pipeline:
         """Images -> vision_features (b, N, C), BATCH images at a time."""
         for start in range(0, len(images), BATCH):
             yield self._vision_features(self._prepare(images[start : start + BATCH]))
+
+    def _each_good(self, images: Sequence[ImageLike], work: Callable[[list[int], Floats], Iterable[Any]]) -> list[Any]:
+        """What `work` makes of the numbers and vision_features (b, N, C) of BATCH images at a time, or their errors."""
+        results: list[Any] = []
+        for start in range(0, len(images), BATCH):
+            rows: list[Any] = list(self._prepare_each(images[start : start + BATCH], True))
+            good = [i for i, rgb in enumerate(rows) if not isinstance(rgb, ImageError)]
+            if good:
+                made = work([start + i for i in good], self._vision_features([rows[i] for i in good]))
+                for i, each in zip(good, made, strict=True):
+                    rows[i] = each
+            results += rows
+        return results
 
     def match_features(self, vision_features: Floats, texts: Sequence[str]) -> list[Match]:
         """vision_features (B, N, C), B texts -> B matches, pairwise"""

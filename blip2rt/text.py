@@ -138,6 +138,12 @@ class LlmTokenizer:
         named = {i: token.content for i, token in special if token.special and token.content in _TURNS}
         return {i: name for i, name in named.items() if i not in self._ends}
 
+    def written(self, token_ids: Sequence[int]) -> str:
+        """Token ids -> text with special tokens by their names."""
+        with guarded(self._file):
+            text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
+        return text
+
     def settled(self, token_ids: Sequence[int]) -> Sequence[int]:
         """Token ids without the bytes at their end: of a run that is no text every byte becomes a sign of its own."""
         end = len(token_ids)

@@ -67,6 +67,10 @@ class Generation(ABC):
     def results(self) -> Sequences:
         """The texts; before it is done, what there is."""
 
+    @abstractmethod
+    def cut(self, image: int, tokens: int) -> bool:
+        """Whether max_time ended a text of so many tokens, once all was stepped to its end."""
+
 
 class Chat(ABC):
     """A conversation about one image. One thread uses it at a time. Raises BackendError."""

@@ -173,6 +173,7 @@ class Generation(backends.Generation):
 
     def __init__(self, native: Any) -> None:
         self._native = native
+        self._steps = 0
 
     @property
     def done(self) -> bool:
@@ -181,12 +182,16 @@ class Generation(backends.Generation):
     def step(self) -> list[Token]:
         with named_failure():
             added: list[Token] = self._native.step()
+        self._steps += 1
         return added
 
     def results(self) -> Sequences:
         with named_failure():
             sequences: Sequences = self._native.results()
         return sequences
+
+    def cut(self, image: int, tokens: int) -> bool:
+        return tokens == self._steps  # what ended by itself has taken a stop token's step, too
 
 
 class Chat(backends.Chat):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .. import bundle as contract
 from ..model import load
 from ..options import Options, merge
+from ..pipeline import Stopwatch
 from ..text import Prompt, TextStream
 from .policy import StopAt
 
@@ -94,13 +95,14 @@ def answer(model: Model, job: Job, most: int, stop: Stop, tell: Callable[[Piece]
     model._need(contract.GENERATIVE, "caption" if job.question is None else "ask")
     language = model._language
     prompt, ids, settings = _prepared(model, job, most, tell is not None)
+    watch = Stopwatch(settings)
     read = prompt.whole if job.question is None else model._read_question(job.question)
     prefix_embeds = model._prefix_embeds(model._prepare([job.image]), [read])
     forced: list[int] = settings["forced_prefix"]
     prompt_tokens = language._spec.prefix_length + len(ids) + len(forced)
     if stop.is_set():
         return Answer([], [], prompt_tokens, 0)
-    generation = model._backend.begin(prefix_embeds, [ids], settings)
+    generation = model._backend.begin(prefix_embeds, [ids], watch.left)
     if shares_steps(model) and (close := getattr(generation, "close", None)) is not None:
         stop.then(close)  # with beams, such a generation tells nothing until the end
     said = _Said(language, forced, job.stops, settings["num_return_sequences"], tell)

@@ -86,6 +86,7 @@ class Generation(backends.Generation):
         self._lanes, self._decoder_of, self._parts = lanes, decoder_of, parts
         self._forced_prefix, self._vocabulary = forced_prefix, vocabulary
         self._current = 0
+        self._steps = [0] * len(parts)
         self._running: DeviceGeneration | None = None
         self._lane: DecoderLane | None = None
         self._give_back: Any = None
@@ -109,6 +110,7 @@ class Generation(backends.Generation):
             running = self._open()
             self.stepped = True
             added = running.step()
+        self._steps[self._current] += 1
         start = self._parts[self._current].start
         if running.done:
             self._next()
@@ -116,6 +118,10 @@ class Generation(backends.Generation):
 
     def results(self) -> Sequences:
         return [image for part in self._parts for image in part.batch.results()]
+
+    def cut(self, image: int, tokens: int) -> bool:
+        part = max(i for i, part in enumerate(self._parts) if part.start <= image)
+        return tokens == self._steps[part]
 
     def close(self) -> None:
         """End where it is, and give the lane back."""

@@ -1,0 +1,153 @@
+"""What is known of a text besides itself, budgets of time, and bad images that stop nobody."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import time
+
+import numpy as np
+import pytest
+
+import blip2rt
+from blip2rt.answers import Request
+from blip2rt.errors import ImageError
+from blip2rt.language import Timings
+from tests.tiny.bundle import EOS, WORDS, E, Q, Tiny
+
+pytest.importorskip("blip2rt._native")
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["alone", "batching"])
+def model(request: pytest.FixtureRequest, tiny: Tiny) -> blip2rt.Model:
+    return blip2rt.load(tiny.path, threads=1, batching=request.param)
+
+
+def test_a_text_knows_its_tokens_and_its_times(model, photo):
+    for beams in (1, 3):
+        one = model.caption(photo(), scores=True, num_beams=beams, max_new_tokens=5, min_new_tokens=5)
+        text, score = one
+        assert (one.text, one.score) == (text, score) and one == (text, score)
+        assert model.decode(one.tokens) == text and len(one.tokens) == 5 and EOS not in one.tokens
+        assert isinstance(one.timings, Timings) and min(one.timings) > 0
+        for other in (pickle.loads(pickle.dumps(one)), copy.copy(one)):
+            assert (other, other.tokens, other.truncated, other.timings) == (one, one.tokens, True, one.timings)
+
+
+def test_truncated_is_what_the_model_has_not_ended(model, photo):
+    ended = cut = 0
+    for _ in range(40):
+        image = photo()
+        long = model.caption(image, scores=True, num_beams=1, max_new_tokens=30, raw=True)
+        assert long.truncated == (len(long.tokens) == 30)
+        ended += not long.truncated
+        if len(long.tokens) > 1:
+            short = model.caption(image, scores=True, num_beams=1, max_new_tokens=len(long.tokens) - 1)
+            assert short.truncated and short.tokens == long.tokens[:-1]
+            cut += 1
+            word = WORDS[long.tokens[0]]
+            stopped = model.caption(image, scores=True, num_beams=1, max_new_tokens=1, stop_strings=word)
+            assert not stopped.truncated and len(stopped.tokens) == 1
+    assert ended and cut
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_no_time_leaves_one_token_and_says_so(model, photo, beams):
+    options = {"num_beams": beams, "max_new_tokens": 20, "min_new_tokens": 20}
+    for one in model.caption([photo() for _ in range(10)], scores=True, max_time=0, **options):
+        assert one.truncated and len(one.tokens) == 1
+    same = [model.caption(image, scores=True, **options) for image in (photo(),)]
+    assert all(len(one.tokens) == 20 for one in same)
+
+
+def test_time_enough_changes_nothing(model, photo):
+    images = [photo() for _ in range(9)]
+    for options in ({"num_beams": 1}, {"num_beams": 3}, {"do_sample": True, "seed": 5, "num_captions": 2}):
+        free = model.caption(images, scores=True, **options)
+        budget = model.caption(images, scores=True, max_time=600, **options)
+        assert free == budget
+
+        def flat(found):
+            return [each for one in found for each in (one if isinstance(one, list) else [one])]
+
+        assert [one.truncated for one in flat(free)] == [one.truncated for one in flat(budget)]
+
+
+def test_the_encoder_s_time_counts(tiny, photo, monkeypatch):
+    model = blip2rt.load(tiny.path, threads=1)
+    real = model._backend.vision
+
+    def slow(pixels):
+        time.sleep(0.3)
+        return real(pixels)
+
+    monkeypatch.setattr(model._backend, "vision", slow)
+    options = {"num_beams": 1, "max_new_tokens": 30, "min_new_tokens": 30, "max_time": 0.2}
+    one = model.caption(photo(), scores=True, **options)
+    assert one.truncated and len(one.tokens) == 1 and one.timings.encoder > 290
+    assert model.ask(photo(), "what", scores=True, **options).truncated
+    assert len(list(model.stream(photo(), **options))) == 1
+    prepared, task = [model.prepare(photo())], model.task(**options)
+    assert [texts[0].truncated for texts in model.generate(prepared, task)] == [True]
+    batching = blip2rt.load(tiny.path, threads=1, batching=True)
+    monkeypatch.setattr(batching._backend._inner, "vision", slow)
+    monkeypatch.setattr(batching._backend, "vision", slow)
+    [said] = batching.submit(Request(photo(), options=blip2rt.Options(**options))).result()
+    assert said.truncated and len(said.tokens) == 1
+
+
+def test_some_time_cuts_what_goes_on_alone(tiny, photo, monkeypatch):
+    """Images that go together: one that ended before the time was over is not marked."""
+    model = blip2rt.load(tiny.path, threads=1)
+    images = [photo() for _ in range(60)]
+    said = model.caption(images, scores=True, num_beams=1, max_new_tokens=30)
+    lengths = {len(one.tokens): image for image, one in zip(images, said, strict=True)}
+    short, long = min(lengths), max(lengths)
+    if long < short + 3:
+        pytest.skip("random weights that end all texts at the same place")
+    real, steps = model._backend.begin, []
+
+    def begin(*given):
+        generation = real(*given)
+        step = generation.step
+
+        def late():
+            steps.append(1)
+            if len(steps) == short + 2:
+                time.sleep(0.4)
+            return step()
+
+        generation.step = late
+        return generation
+
+    monkeypatch.setattr(model._backend, "begin", begin)
+    pair = [lengths[short], lengths[long]]
+    one, other = model.caption(pair, scores=True, num_beams=1, max_new_tokens=30, max_time=0.4)
+    assert (one.truncated, len(one.tokens)) == (False, short)
+    assert (other.truncated, len(other.tokens)) == (True, short + 2)
+
+
+def test_bad_images_stop_nobody(model, photo):
+    good = [photo() for _ in range(9)]
+    images = [b"noise", *good[:4], "nowhere.jpg", *good[4:]]
+    places = [0, 5]
+
+    def check(found, want, same):
+        assert [i for i, each in enumerate(found) if isinstance(each, ImageError)] == places
+        kept = [each for i, each in enumerate(found) if i not in places]
+        assert len(kept) == len(want) and all(map(same, kept, want))
+
+    question, close = "what is red", lambda a, b: np.allclose(a, b, atol=1e-5)
+    check(model.ask(images, question, keep_going=True), model.ask(good, question), lambda a, b: a == b)
+    matches, want = model.match(images, "a dog", keep_going=True), model.match(good, "a dog")
+    check(matches, want, lambda a, b: close([a.score, a.cosine], [b.score, b.cosine]))
+    check(model.embed_image(images, keep_going=True), model.embed_image(good), close)
+    assert model.embed_image([], keep_going=True) == [] and model.match([], [], keep_going=True) == []
+    for one in (model.ask(b"noise", question, keep_going=True), model.match(b"noise", "a dog", keep_going=True),
+                model.embed_image(b"noise", keep_going=True)):  # fmt: skip
+        assert isinstance(one, ImageError)
+    assert model.embed_image(good[0], keep_going=True).shape == (Q, E)
+    for call in (lambda: model.ask(images, question), lambda: model.match(images, "a dog"),
+                 lambda: model.embed_image(images)):  # fmt: skip
+        with pytest.raises(ImageError):
+            call()
