@@ -14,7 +14,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .command import Parser, flags_named, nonempty, path, run
+from .command import Parser, complain, flags_named, nonempty, path, run
 from .errors import ImageError, OptionError, printable
 from .gallery import flags
 from .options import Options
@@ -22,7 +22,10 @@ from .serve import flags as serving
 
 if TYPE_CHECKING:
     from .bundle import Bundle
+    from .language import Scored
     from .model import Model
+
+_TOGETHER = 8  # images of `ask` that are in memory
 
 # Options whose flag has another name than the field; the field's name is accepted, too.
 _SHORT = {"num_beams": "--beams", "do_sample": "--sample", "bad_words": "--bad-word", "stop_strings": "--stop-string"}
@@ -53,18 +56,41 @@ def _caption(args: argparse.Namespace) -> int:
 
 
 def _ask(args: argparse.Namespace) -> int:
+    """Answer a question about each image. A bad image does not stop the others."""
+    from .gallery.progress import one_line
+
     options = _decoding(args)
     if args.stream:
         _check_stream(args)
-        return _say(_load(args).stream(_image(args.image), question=args.question, **options))
-    answer = _load(args).ask(_image(args.image), args.question, **options)
-    print(json.dumps({"image": args.image, "question": args.question, "answer": answer}, ensure_ascii=False)
-          if args.json else answer)  # fmt: skip
-    return 0
+        return _say(_load(args).stream(_image(args.images[0]), question=args.question, **options))
+    model, failed = _load(args), 0
+    for start in range(0, len(args.images), _TOGETHER):
+        names = args.images[start : start + _TOGETHER]
+        answers = model.ask([_image(name) for name in names], args.question, scores=True, keep_going=True, **options)
+        for name, answer in zip(names, answers, strict=True):
+            if isinstance(answer, ImageError):
+                failed += 1
+                if args.json:
+                    print(json.dumps({"image": name, "error": str(answer)}, ensure_ascii=False))
+                complain("blip2rt", answer)
+            elif args.json:
+                print(json.dumps(_answer(name, args.question, answer, model), ensure_ascii=False))
+            else:
+                print(answer.text if len(args.images) == 1 else f"{one_line(name)}\t{one_line(answer.text)}")
+    return 2 if failed == len(args.images) else bool(failed)
+
+
+def _answer(name: str, question: str, answer: Scored, model: Model) -> dict[str, Any]:
+    """A line of JSON, as docs/json.md has it."""
+    return {"image": name, "captions": [answer.text], "score": round(answer.score, 4), "truncated": answer.truncated,
+            "model": model.bundle.manifest.name, "ms": round(sum(answer.timings), 1), "question": question,
+            "answer": answer.text}  # fmt: skip
 
 
 def _check_stream(args: argparse.Namespace) -> None:
-    many = args.command == "caption" and (not flags.sources_of(args).single or flags.writes(args))
+    many = len(args.images) > 1
+    if args.command == "caption":
+        many = not flags.sources_of(args).single or flags.writes(args)
     if many or args.json:
         raise OptionError("--stream prints one text as it comes: give one image, no file to write, and no --json")
 
@@ -225,8 +251,8 @@ def _parser() -> Parser:
     _add_model(command)
     _add_output(command, stream=True)
 
-    command = add("ask", _ask, "answer a question about an image", renamed=_RENAMED)
-    command.add_argument("image", metavar="IMAGE", help=one_image)
+    command = add("ask", _ask, "answer a question about images", renamed=_RENAMED)
+    command.add_argument("images", nargs="+", metavar="IMAGE", help=f"{one_image}; of several: path<TAB>answer a line")
     command.add_argument("question", metavar="QUESTION", help="the question, in quotes")
     _add_decoding(command.add_argument_group("decoding"))
     _add_sampling(command)

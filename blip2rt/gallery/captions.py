@@ -171,7 +171,8 @@ class _Run:
             if entry.what is None:
                 continue
             captions = [self._around.around(text.text, entry.picture.name) for text in scored]
-            described = Described(entry.picture.name, captions, round(scored[0].score, 4), self._name, 1000 * each)
+            about = (round(scored[0].score, 4), self._name, 1000 * each, scored[0].truncated)
+            described = Described(entry.picture.name, captions, *about)
             self._write(entry.what, entry.picture, described, faults)
         for _, fault in left:
             self._fail(fault, faults)
@@ -206,7 +207,7 @@ class Printer:
 
     def write(self, picture: Picture, described: Described) -> None:
         if self.as_json:
-            row = described.row() | {"caption": described.captions[0], "ms": round(described.ms, 1)}
+            row = described.row(timed=True) | {"caption": described.captions[0]}
             print(json.dumps(row, ensure_ascii=False), flush=True)
             return
         for caption in described.captions:

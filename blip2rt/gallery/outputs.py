@@ -26,10 +26,13 @@ class Described:
     score: float  # of the first caption; see language.Scored
     model: str
     ms: float = 0.0  # its share of the graphs' time
+    truncated: bool = False  # the first caption; see language.Scored
 
-    def row(self) -> dict[str, object]:
-        """The keys of a line of JSON, the columns of a table. Times are left out: they are not the same twice."""
-        return {"image": self.name, "captions": list(self.captions), "score": self.score, "model": self.model}
+    def row(self, timed: bool = False) -> dict[str, object]:
+        """A line of JSON, as docs/json.md has it. timed: with its time, which is not the same twice."""
+        ms = round(self.ms, 1) if timed else None
+        return {"image": self.name, "captions": list(self.captions), "score": self.score, "truncated": self.truncated,
+                "model": self.model, "ms": ms}  # fmt: skip
 
 
 class Sink(Protocol):

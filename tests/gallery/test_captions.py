@@ -114,6 +114,9 @@ def test_a_table_grows_by_what_is_new(tiny, album, run, ending):
         scored = model.caption(row["image"], scores=True)
         assert row["captions"] == [scored.text] and float(row["score"]) == pytest.approx(scored.score, abs=1e-3)
         assert row["model"] == "tiny"
+        if ending == "jsonl":
+            assert list(row) == ["image", "captions", "score", "truncated", "model", "ms"] and row["ms"] is None
+            assert row["truncated"] == scored.truncated
     data = out.read_bytes()
     assert "10 were done before" in run(*command)[2] and out.read_bytes() == data
     (album / "z.png").write_bytes((album / "a.png").read_bytes())

@@ -69,6 +69,8 @@ def test_caption_prints_json(tiny, folder, capsys):
     code, out, err = run(capsys, "caption", "a.png", "none.png", "--json", "--num-captions", 2, "--model", tiny.path)
     good, bad = map(json.loads, out.splitlines())
     assert code == 1 and "none.png" in err
+    assert set(good) == {"image", "captions", "caption", "score", "truncated", "model", "ms"}
+    assert good["truncated"] is False or good["truncated"] is True
     assert good["image"] == "a.png" and good["captions"][0] == good["caption"] and len(good["captions"]) == 2
     assert bad == {"image": "none.png", "error": "no such file: 'none.png'"}
 
@@ -81,6 +83,21 @@ def test_a_bad_image_does_not_stop_the_others(tiny, folder, capsys):
     assert [line[:16] for line in err.splitlines()] == ["blip2rt: error: "] * 3
     code, out, err = run(capsys, "caption", "text.jpg", "none.jpg", "--model", tiny.path)
     assert (code, out, err.count("\n")) == (2, "", 2), "where all are bad it is a mistake"
+
+
+def test_a_question_is_asked_about_several_images(tiny, folder, capsys):
+    model = blip2rt.load(tiny.path)
+    (folder / "tab\tand\nline.png").write_bytes((folder / "b.png").read_bytes())
+    images = ["a.png", "none.png", "tab\tand\nline.png"]
+    want = model.ask([images[0], images[2]], "what is red")
+    code, out, err = run(capsys, "ask", *images, "what is red", "--model", tiny.path)
+    assert code == 1 and out.splitlines() == [f"a.png\t{want[0]}", f"tab\\tand\\nline.png\t{want[1]}"]
+    assert err.count("\n") == 1 and "none.png" in err
+    rows = [json.loads(line) for line in
+            run(capsys, "ask", *images, "what is red", "--model", tiny.path, "--json")[1].splitlines()]  # fmt: skip
+    assert [row["image"] for row in rows] == images and [row.get("answer") for row in rows] == [want[0], None, want[1]]
+    assert run(capsys, "ask", "none.png", "what is red", "--model", tiny.path)[0] == 2
+    assert "one image" in refused(capsys, "ask", *images, "who?", "--stream", "--model", tiny.path)
 
 
 def test_an_image_comes_from_standard_input(tiny, folder, capsys, monkeypatch):
@@ -96,7 +113,11 @@ def test_ask_and_match_print_answers_and_scores(tiny, folder, capsys):
     answer, match = model.ask("a.png", "what is red"), model.match("a.png", "a dog")
     assert run(capsys, "ask", "a.png", "what is red", "--model", tiny.path) == (0, f"{answer}\n", "")
     out = run(capsys, "ask", "a.png", "what is red", "--model", tiny.path, "--json")[1]
-    assert json.loads(out) == {"image": "a.png", "question": "what is red", "answer": answer}
+    row, scored = json.loads(out), model.ask("a.png", "what is red", scores=True)
+    assert row.pop("ms") > 0
+    assert row == {"image": "a.png", "captions": [answer], "score": pytest.approx(scored.score, abs=1e-4),
+                   "truncated": scored.truncated, "model": "tiny", "question": "what is red",
+                   "answer": answer}  # fmt: skip
     out = run(capsys, "match", "a.png", "a dog", "--model", tiny.path)[1]
     line = "score {0.score:6.2f}  probability {0.probability:.3f}  cosine {0.cosine:6.3f}".format
     assert out == line(match) + "\n"
