@@ -15,7 +15,10 @@ pytest.importorskip("onnxscript")
 
 from tests.seeds import new_seed
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and kills what it forked")
+pytestmark = [
+    pytest.mark.long(20),
+    pytest.mark.skipif(sys.platform != "linux", reason="forks, and kills what it forked"),
+]
 
 ROOT = Path(__file__).parents[2]
 
