@@ -27,7 +27,6 @@ from train.settings import OptimizerSettings
 from ..tiny.parts import bert_folder, llm_folder, tiny_settings
 
 
-
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("parts")
