@@ -20,6 +20,7 @@ from PIL import Image
 
 import blip2rt
 from blip2rt.command import Parser, path, run, whole
+from blip2rt.errors import OptionError
 from blip2rt.gallery.ahead import Pace
 from blip2rt.gallery.captions import BATCH, Care, Outputs, Words, caption
 from blip2rt.gallery.pictures import Picture, Sources
@@ -32,7 +33,9 @@ ROOT = Path(__file__).parents[1]
 
 def originals(source: Path, count: int) -> list[str]:
     """The paths of `count` pictures, repeated where there are fewer."""
-    found = [each.path for each in walk(Sources((str(source),))) if isinstance(each, Picture)]
+    found = [each.path for each in walk(Sources((str(source),), recursive=True)) if isinstance(each, Picture)]
+    if not found:
+        raise OptionError(f"no picture is in --source {source}")
     return [found[i % len(found)] for i in range(count)]
 
 
