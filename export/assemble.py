@@ -19,6 +19,7 @@ from blip2rt.bundle import Bundle, ImageSpec, LlmSpec, Manifest, RetrievalSpec, 
 from blip2rt.bundle.writer import BundleWriter
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.quantize import round_weights
+from blip2rt.modeling.vision import VisionConfig
 
 from . import describe, language, targets, unpack
 from .checks import verify
@@ -86,6 +87,7 @@ def export(
         faults = [row.fault for row in shop.rows if row.fault]
         if faults:
             raise Blip2rtError(f"the graphs deviate from PyTorch too far, no bundle was written: {'; '.join(faults)}")
+        shop.notes += _sizes_told(options, image, llm, models[0].config.vision)
         generative = models[0] if choices.stage2 else None
         manifest = Manifest(
             name=options.about.name or options.out.resolve().name,
@@ -212,6 +214,23 @@ def _group(
         for part in parts:
             shop.judge_exact(part.name, inputs, part.run(inputs))
     return wants
+
+
+def _sizes_told(options: ExportOptions, image: ImageSpec, llm: LlmSpec | None, config: VisionConfig) -> list[str]:
+    """What became of sizes that were asked for and that the model has not."""
+    notes, asked = [], options.llm.max_positions
+    if llm is not None and llm.max_positions < asked and asked != LlmOptions().max_positions:
+        notes.append(
+            f"--max-positions is {asked:,}, and the language model has {llm.max_positions:,}: so has the bundle"
+        )
+    patch = 0 if config.vit is None else config.vit.patch
+    if options.source.image_size is not None and patch and image.height % patch:
+        least = image.height - image.height % patch
+        notes.append(
+            f"--image-size {image.height} is no multiple of the patch of {patch}: the last {image.height - least} rows "
+            f"and columns are not seen; give {least} or {least + patch}"
+        )
+    return notes
 
 
 def _verification(rows: Sequence[verify.Row]) -> tuple[Verification, ...]:

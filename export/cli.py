@@ -68,7 +68,8 @@ def _parser() -> Parser:
     graphs.add_argument("--target", choices=TARGETS, default=TARGETS[0],
                         help="the engine that the graphs are for: ONNX Runtime or TensorRT")  # fmt: skip
     graphs.add_argument("--precision", default="", metavar="GROUP=P,...",
-                        help="precisions of the groups vision, qformer, llm, retrieval; see below")  # fmt: skip
+                        help="precisions of the groups vision, qformer, llm, retrieval, or one for all of them that "
+                        "may have it, as int8; see below and docs/export.md")  # fmt: skip
     graphs.add_argument("--calibration", type=path, metavar="FOLDER",
                         help="photographs: int8 is calibrated on them, and graphs are verified with them")  # fmt: skip
     graphs.add_argument("--image-size", type=int, metavar="PIXELS",
@@ -145,10 +146,15 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def parse_precision(given: str, choices: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    """ "vision=int8,llm=int4" -> {"vision": "int8", "llm": "int4"}; all faults at once."""
-    chosen, faults = {}, []
+    """ "vision=int8,llm=int4" -> {"vision": "int8", "llm": "int4"}; "int8" -> every group that may be; all faults."""
+    chosen: dict[str, str] = {}
+    faults = []
+    known = {precision for allowed in choices.values() for precision in allowed}
     for item in filter(None, (item.strip() for item in given.split(","))):
         group, _, precision = (word.strip() for word in item.partition("="))
+        if item in known:
+            chosen = {group: item for group, allowed in choices.items() if item in allowed} | chosen
+            continue
         if group not in choices:
             faults.append(f"{item!r}: the groups are {', '.join(choices)}")
         elif precision not in choices[group]:

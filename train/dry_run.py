@@ -13,31 +13,33 @@ from typing import Any
 
 import torch
 
-from blip2rt.errors import Blip2rtError
+from blip2rt.errors import Blip2rtError, OptionError, reason
 from blip2rt.modeling.adapters import adapted_layers
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
-from blip2rt.modeling.checkpoints import WEIGHTS, load_model, qformer_tokenizer
-from blip2rt.modeling.llm import empty_llm, end_token_ids, llm_tokenizer, text_config
+from blip2rt.modeling.checkpoints import WEIGHTS, load_model, qformer_tokenizer, read_bert_geometry, read_config
+from blip2rt.modeling.llm import empty_llm, end_token_ids, llm_tokenizer, load_tokenizer, text_config
 from blip2rt.modeling.sources import fetch
 from blip2rt.modeling.vision import VisionEncoder, encoder_shape, layer_numbers
 from blip2rt.modeling.weights import has_weights
 
-from .data.feed import divide
-from .data.loader import Reader, image_batches, open_sources
+from .data.feed import divide, repeats
+from .data.loader import ListedImages, Reader, Source, image_batches, open_sources
 from .data.order import Mixture
 from .data.readers import read_data
-from .data.samples import Bad
-from .data.transforms import eval_transform
+from .data.samples import Bad, sample_images
+from .data.transforms import eval_transform, read_image
 from .loop.parallel import here
 from .loop.rounding import check_rounding
 from .loop.trainer import PRECISIONS, autocast_dtype, check_batch, parameter_groups
-from .model import Start, lacks_text_branch
-from .settings import BatchSettings, DataSettings, LoopSettings
+from .model import Start, lacks_text_branch, vision_config
+from .settings import BatchSettings, DataSettings, LoopSettings, TrainSettings
 
 GB = 1e9
 # A token, layer and unit of width keeps so many for the backward pass in 16 bits (Korthikanti et al. 2022, eq. 2).
 BERT_BYTES = 34
 FROZEN = ("vision", "llm", "unread")
+OPENED = 64  # pictures that are opened to see whether they can be
+MANY = 1 << 60
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,48 @@ def _activations(plan: Plan, encoder_learns: bool, size: int, gpus: int) -> floa
     return total + layers(stacks * llm.num_hidden_layers, rows, tokens, llm.hidden_size, llm.num_attention_heads)
 
 
+def planned(settings: TrainSettings, make: Callable[[Any], Plan]) -> Plan:
+    """The plan that `make` makes of settings. Raise OptionError: all that is wrong with parts, where it cannot."""
+    try:
+        return make(settings)
+    except Blip2rtError as error:
+        raise OptionError("; ".join(dict.fromkeys([str(error), *_part_faults(settings)]))) from error
+
+
+def further_faults(settings: TrainSettings, make: Callable[[Any], Plan]) -> list[str]:
+    """What is wrong besides with settings for a dry run that make no sense in themselves, as far as it can be told."""
+    if not settings.loop.run.dry_run:
+        return []
+    try:
+        return faults(planned(settings, make), settings.loop.run.dry_run)[0]
+    except Blip2rtError as error:
+        return [str(error)]
+    except Exception:  # noqa: BLE001  # it follows from what is named already
+        return _part_faults(settings)
+
+
+def _part_faults(settings: TrainSettings) -> list[str]:
+    """What is wrong with encoder, BERT, language model, checkpoints and data, each by itself."""
+    found: list[str] = []
+    start, stage1 = settings.origin.start, getattr(getattr(settings, "prefix", None), "stage1", "")
+    llm, checks = getattr(settings, "llm", None), list[Callable[[], object]]()
+    if not start and not stage1:
+        checks += [lambda: vision_config(settings.vision), lambda: read_bert_geometry(settings.qformer.qformer_init)]
+    if llm is not None and not start:
+        checks += [lambda: load_tokenizer(llm.llm_source), lambda: text_config(llm.llm_source)]
+    checks += [lambda source=source: read_config(source) for source in (start, stage1) if source]  # type: ignore[misc]
+    if settings.data.train_data or settings.data.train_table:
+        checks.append(lambda: open_sources(settings.data.entries, Path(settings.data.features), Bad(MANY)))
+    for check in checks:
+        try:
+            check()
+        except Blip2rtError as error:
+            found.append(str(error))
+        except Exception as error:  # noqa: BLE001  # a stranger's file
+            found.append(reason(error))
+    return found
+
+
 def faults(plan: Plan, gpus: int) -> tuple[list[str], str]:
     """Everything that would stop the training later, and a line about the data."""
     config, machine, checkpoint = plan.config, plan.loop.machine, plan.start.checkpoint
@@ -252,7 +296,7 @@ def _llm(config: Blip2Config) -> None:
 
 
 def _data(data: DataSettings, batch: BatchSettings, config: Blip2Config) -> str:
-    """A line about the data; opens everything and decodes the first row."""
+    """A line about the data; opens everything and decodes pictures that are spread over all of it."""
     bad = Bad(data.max_bad)
     if not data.encodes:
         read = read_data(data.train_table, data.images, bad)
@@ -261,14 +305,34 @@ def _data(data: DataSettings, batch: BatchSettings, config: Blip2Config) -> str:
             raise Blip2rtError(f"batch_size {batch.batch_size} is more than the {rows} samples there are: lower it")
         if config.stage == 1 and len(read.paths) < 2:
             raise Blip2rtError("stage 1 tells images apart, and there is one only: give more")
-        return f"{len(read.paths)} images, {len(read.samples)} texts, {len(bad.found)} unusable"
+        counted = f"{len(read.paths)} images, {len(read.samples)} texts, {len(bad.found)} unusable"
+        return f"{counted}; {_opened([ListedImages(read)])}"
     sources, weights = open_sources(data.entries, Path(data.features), bad)
+    opened = _opened(sources)
     reader = Reader(sources, batch.seed, eval_transform(config.vision))
     mixture = Mixture(weights, batch.batch_size, batch.seed)
     next(image_batches(reader, mixture, 0, lambda rows: divide(here(), batch.accumulate, rows)[:1], 0, bad))
     images = sum(sum(source.counts) for source in sources)
     shares = [f"{100 * weight / sum(weights):.0f} %" for weight in weights]
-    return f"{images} images in {len(sources)} sources, drawn {', '.join(shares)}, {len(bad.found)} unusable so far"
+    counted = f"{images} images in {len(sources)} sources, drawn {', '.join(shares)}, {len(bad.found)} unusable so far"
+    few = repeats(sources, batch.batch_size) if config.stage == 1 else ""
+    return "; ".join(filter(None, (counted, opened, few)))
+
+
+def _opened(sources: list[Source]) -> str:
+    """What became of OPENED pictures, spread over the sources. Raise Blip2rtError where none can be read."""
+    tried, bad = 0, list[str]()
+    for source in sources:
+        for number in sample_images(sum(source.counts), max(1, OPENED // len(sources))):
+            tried += 1
+            try:
+                read_image(source.read(number)[0])
+            except (OSError, ValueError, Blip2rtError) as error:
+                bad.append(f"{source.name(number)} ({reason(error)})")
+    listed = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+    if bad and len(bad) == tried:
+        raise Blip2rtError(f"none of {tried} pictures that were opened can be read: {listed}")
+    return f"{tried} pictures opened, {len(bad)} cannot be read" + (f": {listed}" if bad else "")
 
 
 def _disk(plan: Plan) -> None:

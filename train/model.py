@@ -176,6 +176,8 @@ def _changed_vision(config: Blip2Config, given: Given) -> VisionConfig:
 def _changed_llm(llm: LlmConfig, start: Start) -> LlmConfig:
     given = start.given
     changes: dict[str, Any] = {theirs: given[ours] for ours, theirs in _LLM.items() if ours in given}
+    if "source" in changes:
+        changes["tokenizer"] = None
     if "end" in given:
         changes |= {"end": given["end"], "end_ids": ()}
     lora = {name: given[name] for name in _LORA if name in given}

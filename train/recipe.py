@@ -43,8 +43,11 @@ def option(
     return dataclasses.field(default=default, metadata=described)
 
 
-def parse(cls: type[T], argv: list[str] | None, description: str) -> T:
-    """Settings from `--recipe FILE` and `--field VALUE`. Raise OptionError, which names all that is wrong."""
+def parse(cls: type[T], argv: list[str] | None, description: str, more: Callable[[T], list[str]] | None = None) -> T:
+    """Settings from `--recipe FILE` and `--field VALUE`. Raise OptionError, which names all that is wrong.
+
+    more: what else is wrong with settings that make no sense in themselves.
+    """
     hints = {field.name: each.hints[field.name] for each in _groups(cls) for field in each.fields}
     named = vars(_parser(cls, description).parse_args(argv))
     recipe = _read_recipe(named.pop("recipe"), hints)
@@ -52,7 +55,8 @@ def parse(cls: type[T], argv: list[str] | None, description: str) -> T:
     settings = compose(cls, recipe | {name: tuple(v) if isinstance(v, list) else v for name, v in told.items()})
     found = faults(settings)
     if found:
-        raise OptionError("; ".join(found))
+        found += [] if more is None else more(settings)
+        raise OptionError("; ".join(dict.fromkeys(found)))
     return settings
 
 

@@ -11,6 +11,7 @@ if __name__ == "__main__":  # by its name, so that a package that is missing bel
     raise SystemExit(run_command("stage1"))
 
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,10 +24,10 @@ from blip2rt.modeling.checkpoints import init_from_bert, qformer_tokenizer
 from blip2rt.text import clean_caption
 
 from .data.features import open_features
-from .data.feed import Rows, bad_samples, open_feed, seen_features, to_device
+from .data.feed import Rows, SourcesFeed, bad_samples, open_feed, seen_features, to_device
 from .data.readers import read_data
 from .data.samples import sample_images
-from .dry_run import Plan, dry_run
+from .dry_run import Plan, dry_run, further_faults, planned
 from .evaluation.generation import itg_captions
 from .evaluation.recall import recall
 from .loop.parallel import here
@@ -118,6 +119,8 @@ class Stage1:
         self.feed = open_feed(
             settings.data, settings.loop.batch, config.vision, settings.loop.run.out, texts=1, by_caption=True
         )
+        if isinstance(self.feed, SourcesFeed) and self.feed.few and here().main:
+            print(f"note: {self.feed.few}", file=sys.stderr)
         self.model = build_model(settings, config)
         self.tokenizer = qformer_tokenizer(config)
         self.trainer = Trainer(self.model, settings.loop, peak_rates(settings, self.model), flat(settings))
@@ -243,7 +246,7 @@ def plan(settings: Stage1Settings) -> Plan:
 
 def main(argv: list[str] | None = None) -> int:
     def work() -> object:
-        settings = parse(Stage1Settings, argv, __doc__ or "")
-        return dry_run(plan(settings)) if settings.loop.run.dry_run else Stage1(settings).run()
+        settings = parse(Stage1Settings, argv, __doc__ or "", lambda wrong: further_faults(wrong, plan))
+        return dry_run(planned(settings, plan)) if settings.loop.run.dry_run else Stage1(settings).run()
 
     return run_main(lambda: print(work()))

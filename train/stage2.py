@@ -30,7 +30,7 @@ from .data.features import open_features
 from .data.feed import Rows, bad_samples, open_feed, seen_features, to_device
 from .data.readers import read_data
 from .data.samples import Sample, first_answers, sample_images
-from .dry_run import Plan, dry_run
+from .dry_run import Plan, dry_run, further_faults, planned
 from .evaluation.generation import GREEDY, Generator
 from .loop.parallel import here
 from .loop.trainer import Trainer, vision_peaks
@@ -299,7 +299,7 @@ def plan(settings: Stage2Settings) -> Plan:
 
 def main(argv: list[str] | None = None) -> int:
     def work() -> object:
-        settings = parse(Stage2Settings, argv, __doc__ or "")
-        return dry_run(plan(settings)) if settings.loop.run.dry_run else Stage2(settings).run()
+        settings = parse(Stage2Settings, argv, __doc__ or "", lambda wrong: further_faults(wrong, plan))
+        return dry_run(planned(settings, plan)) if settings.loop.run.dry_run else Stage2(settings).run()
 
     return run_main(lambda: print(work()))

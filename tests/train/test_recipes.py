@@ -337,3 +337,57 @@ def test_nanos_script_names_what_there_is() -> None:
     for recipe in (RECIPES / "nano").glob("*.yaml"):
         comments = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
         assert len(comments) == 1 and "python" not in comments[0], recipe
+
+
+def test_a_dry_run_names_all_missing_parts_beside_values_that_make_no_sense(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = ["--llm_source", "no/llm", "--qformer_init", "no/bert", "--train_table", "no/table.tsv", "--images", "x"]
+    error = errors(stage2, [*nowhere, "--vision_source", "vit:none", "--dry-run"], capsys)
+    for words in ("out is missing", "no/llm", "no/bert", "no/table.tsv", "vit:none"):
+        assert words in error, (words, error)
+    error = errors(stage2, [*nowhere, "--steps", "0", "--out", str(tmp_path / "out"), "--dry-run"], capsys)
+    for words in ("steps is 0", "no/llm", "no/bert", "no/table.tsv"):
+        assert words in error, (words, error)
+    assert error.count("no/table.tsv") == 1
+    assert "no/bert" not in errors(stage2, [*nowhere, "--steps", "0", "--out", str(tmp_path)], capsys), "no dry run"
+
+
+def test_a_dry_run_opens_pictures_from_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = tmp_path / "encoder.pt"
+    save_encoder(weights, "test_efficientnet")
+    settings = [*tiny_settings(tmp_path), "--vision_weights", str(weights), "--out", str(tmp_path / "out")]
+    assert stage1.main([*settings, "--dry-run"]) == 0
+    assert "8 pictures opened, 0 cannot be read" in capsys.readouterr().out
+    pictures = sorted((tmp_path / "images").glob("*"))
+    pictures[-1].write_bytes(b"noise")
+    for more in ([], ["--no-cache-features"]):
+        assert stage1.main([*settings, *more, "--dry-run"]) == 0
+        told = capsys.readouterr().out
+        assert "8 pictures opened, 1 cannot be read: " in told and pictures[-1].name in told
+    for picture in pictures:
+        picture.write_bytes(b"noise")
+    assert "none of 8 pictures that were opened can be read" in errors(stage1, [*settings, "--dry-run"], capsys)
+
+
+def test_all_sources_that_are_not_there_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("train_data:\n- {path: no/one.csv}\n- {path: no/two.jsonl}\n")
+    settings = list(tiny_settings(tmp_path))
+    for name in ("--train_table", "--images"):
+        at = settings.index(name)
+        del settings[at : at + 2]
+    error = errors(stage1, ["--recipe", str(recipe), *settings, "--out", str(tmp_path / "out"), "--dry-run"], capsys)
+    assert "no/one.csv" in error and "no/two.jsonl" in error
+
+
+def test_stage_1_with_fewer_images_than_its_batch_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = tmp_path / "encoder.pt"
+    save_encoder(weights, "test_efficientnet")
+    settings = [*tiny_settings(tmp_path), "--vision_weights", str(weights), "--no-cache-features", "--out",
+                str(tmp_path / "out"), "--batch_size", "12"]  # fmt: skip
+    words = "batch_size 12 is more than the 8 images: one comes several times in a batch, lower it"
+    assert stage1.main([*settings, "--dry-run"]) == 0
+    assert words in capsys.readouterr().out
+    assert stage1.main([*settings, "--steps", "2"]) == 0
+    assert f"note: {words}" in capsys.readouterr().err

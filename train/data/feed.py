@@ -5,7 +5,7 @@ Knows sources and steps, nothing about what a row's texts are for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -19,7 +19,7 @@ from blip2rt.modeling.vision import VisionConfig
 from ..loop.parallel import Parallel, here
 from ..settings import BatchSettings, DataSettings
 from .features import draw_views, open_features
-from .loader import Images, Reader, image_batches, open_sources
+from .loader import Images, Reader, Source, image_batches, open_sources
 from .order import Mixture
 from .readers import read_data
 from .samples import Bad, Sample, batches, draw_texts
@@ -66,6 +66,14 @@ def divide(parallel: Parallel, accumulate: int, rows: list[T]) -> list[list[T]]:
     return [own[i * each : (i + 1) * each] for i in range(accumulate)]
 
 
+def repeats(sources: Sequence[Source], batch_size: int) -> str:
+    """What is to be said where a batch has more rows than there are images; "" where it has not."""
+    images = sum(sum(source.counts) for source in sources)
+    if images >= batch_size:
+        return ""
+    return f"batch_size {batch_size} is more than the {images} images: one comes several times in a batch, lower it"
+
+
 class TableFeed:
     """A `train_table` with cached features."""
 
@@ -109,6 +117,7 @@ class SourcesFeed:
         self.workers, self.accumulate, self.bad, self.texts = data.workers, batch.accumulate, bad, texts
         with here().main_first():  # indices of shards are made once
             sources, weights = open_sources(data.entries, Path(data.features), bad)
+        self.few = repeats(sources, batch.batch_size)
         self.mixture = Mixture(weights, batch.batch_size, batch.seed)
         self.reader = Reader(sources, batch.seed, train_transform(vision, data.crop_area))
 

@@ -85,7 +85,17 @@ def open_sources(entries: tuple[dict[str, Any], ...], cache: Path, bad: Bad) -> 
         faults.append("some entries of train_data have a weight: give one to every entry or to none")
     if faults:
         raise OptionError("; ".join(faults))
-    sources = [_open(entry, cache, bad) for entry in entries]
+    sources: list[Source] = []
+    wrong: list[Blip2rtError] = []
+    for entry in entries:
+        try:
+            sources.append(_open(entry, cache, bad))
+        except Blip2rtError as error:
+            wrong.append(error)
+    if len(wrong) > 1:
+        raise OptionError("; ".join(map(str, wrong)))
+    if wrong:
+        raise wrong[0]
     sizes = [float(sum(source.counts)) for source in sources]
     return sources, [float(entry.get("weight", size)) for entry, size in zip(entries, sizes, strict=True)]
 

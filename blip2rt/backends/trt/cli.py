@@ -77,7 +77,12 @@ def _run(args: argparse.Namespace) -> int:
         faults = plans.check(trt, bundle, sizes, gpus, _say)
         for fault in faults:
             complain(PROGRAM, fault)
-        return 2 if faults else 0
+        count, where = len(bundle.manifest.components), ", ".join(gpus) or "this GPU"
+        if faults:
+            print(f"{len(faults)} of {count} graphs do not build for {where}")
+            return 2
+        print(f"all {count} graphs build for {where}; leave out --check to build and keep them")
+        return 0
     cache = PlanCache(args.cache or default_folder())
     for device in asked or (plans.this_gpu(trt),):
         for component in bundle.manifest.components:
