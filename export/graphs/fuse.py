@@ -1,10 +1,11 @@
 """Fuses nodes that ONNX Runtime does not fuse by itself when it loads a graph.
 
-x * rsqrt(mean(x^2) + eps) * w        -> SimplifiedLayerNormalization(x, w)
+x * rsqrt(mean(x^2) + eps) * w        -> x / sqrt(mean(x^2) + eps) * w, which ONNX Runtime makes one kernel of
 chains of Reshape and Transpose that end where they began -> nothing
-Add(x, skip) before SimplifiedLayerNormalization           -> SkipSimplifiedLayerNormalization, with the sum
+Add(x, skip) before such a norm                            -> SkipSimplifiedLayerNormalization, with the sum
 MatMul of one x with the weights of query, key and value  -> one MatMul and GroupQueryAttention's packed input
 
+Graphs stay valid ONNX: the runtime's kernel of a norm alone has no operator in a domain of its own.
 Knows patterns of nodes, nothing about models; a pattern that does not match is left as it is, which costs time
 and never correctness.
 """
@@ -28,7 +29,7 @@ def fuse_decoder(model: ir.Model) -> None:
 
 
 def fuse_rms_norms(model: ir.Model) -> int:
-    """Replace every RMS normalisation over the last axis. Return how many there were."""
+    """Write every RMS normalisation over the last axis as ONNX Runtime knows it. Return how many there were."""
     found = 0
     for node in list(model.graph):
         if node.op_type == "Mul" and node.graph is not None:
@@ -38,26 +39,60 @@ def fuse_rms_norms(model: ir.Model) -> int:
 
 
 def _fuse_rms_norm(model: ir.Model, scaled: ir.Node) -> bool:
-    """Replace one: `scaled` is Mul(w, Mul(x, Reciprocal(Sqrt(Add(ReduceMean(Pow(x, 2)), eps)))))"""
+    """Rewrite one: `scaled` is Mul(w, Mul(x, Reciprocal(Sqrt(Add(ReduceMean(Pow(x, 2)), eps)))))"""
     for weight, normed in (scaled.inputs, scaled.inputs[::-1]):
-        tensor = trace.constant(weight)
         inner = _producer(normed, "Mul")
-        if tensor is None or len(tensor.shape) != 1 or inner is None:
+        if not _is_scale(weight) or inner is None:
             continue
         for x, inverse in (inner.inputs, inner.inputs[::-1]):
-            epsilon = _inverse_rms(x, inverse)
-            if epsilon is None or x is None or tensor.size == 1:
+            root = _input(_producer(inverse, "Reciprocal"))
+            if x is None or root is None or _epsilon(x, root) is None:
                 continue
-            attributes = {"axis": -1, "epsilon": epsilon, "stash_type": 1}
-            node = ir.node("SimplifiedLayerNormalization", [x, weight], attributes, name=f"{scaled.name}_rms")
-            ir.convenience.replace_nodes_and_values(model.graph, scaled, [scaled], [node], scaled.outputs, node.outputs)
+            node = ir.node("Div", [x, root], name=f"{scaled.name}_rms")
+            ir.convenience.replace_nodes_and_values(model.graph, inner, [inner], [node], inner.outputs, node.outputs)
+            _before_transpose(model, scaled, node)
             return True
     return False
 
 
-def _inverse_rms(x: ir.Value | None, value: ir.Value | None) -> float | None:
-    """Return epsilon where `value` is Reciprocal(Sqrt(Add(ReduceMean(Pow(x, 2)), eps))) over the last axis."""
-    add = _producer(_input(_producer(_input(_producer(value, "Reciprocal")), "Sqrt")), "Add")
+def _before_transpose(model: ir.Model, scaled: ir.Node, division: ir.Node) -> None:
+    """Norm(Transpose(x)) -> Transpose(Norm(x)), where the last axis stays: ONNX Runtime would move it into the norm."""
+    turned = _producer(division.inputs[0], "Transpose")
+    perm = list(turned.attributes["perm"].as_ints()) if turned is not None and "perm" in turned.attributes else []
+    if turned is None or not perm or perm[-1] != len(perm) - 1:
+        return
+    chain = [scaled, division]  # Mul, Div, Sqrt, Add, ReduceMean, Pow
+    for index in (1, 0, 0, 0):
+        node = chain[-1].inputs[index]
+        producer = node.producer() if node is not None else None
+        assert producer is not None, "the pattern was recognised"
+        chain.append(producer)
+    moved: dict[ir.Value | None, ir.Value | None] = {turned.outputs[0]: turned.inputs[0]}
+    new = []
+    for node in reversed(chain):
+        inputs = [moved.get(value, value) for value in node.inputs]
+        new.append(ir.node(node.op_type, inputs, dict(node.attributes), name=f"{node.name}_first"))
+        out, before = new[-1].outputs[0], node.outputs[0]
+        out.name, out.type = f"{before.name}_first", before.type
+        if before.shape is not None:
+            sizes = list(before.shape)
+            out.shape = ir.Shape([sizes[perm.index(axis)] for axis in range(len(perm))])
+        moved[before] = out
+    last, out = new[-1].outputs[0], scaled.outputs[0]
+    new.append(ir.node("Transpose", [last], {"perm": perm}, name=f"{scaled.name}_turned"))
+    new[-1].outputs[0].shape, new[-1].outputs[0].type = out.shape, out.type
+    ir.convenience.replace_nodes_and_values(model.graph, scaled, [scaled], new, [out], [new[-1].outputs[0]])
+
+
+def _is_scale(weight: ir.Value | None) -> bool:
+    """Whether a factor is a norm's weight (D)."""
+    tensor = trace.constant(weight)
+    return tensor is not None and len(tensor.shape) == 1 and tensor.size != 1
+
+
+def _epsilon(x: ir.Value, root: ir.Value) -> float | None:
+    """Return epsilon where `root` is Sqrt(Add(ReduceMean(Pow(x, 2)), epsilon)) over the last axis."""
+    add = _producer(_input(_producer(root, "Sqrt")), "Add")
     if add is None:
         return None
     epsilon = _scalar(add.inputs[1])
@@ -74,25 +109,39 @@ def _inverse_rms(x: ir.Value | None, value: ir.Value | None) -> float | None:
 def fuse_residuals(model: ir.Model) -> int:
     """Join each RMS norm with the residual addition before it."""
     found = 0
-    for norm in list(model.graph):
-        add = _producer(_input(norm), "Add") if norm.op_type == "SimplifiedLayerNormalization" else None
-        if add is None or any(trace.constant(value) is not None for value in add.inputs):
+    for node in list(model.graph):
+        if node.op_type == "Mul" and node.graph is not None:
+            found += _fuse_residual(model, node)
+    if found:
+        model.opset_imports.setdefault("com.microsoft", 1)
+    trace.drop_unused(model)
+    return found
+
+
+def _fuse_residual(model: ir.Model, scaled: ir.Node) -> bool:
+    """Join one: `scaled` is Mul(w, Div(x, Sqrt(...))), and x is Add(left, right)."""
+    for weight, normed in (scaled.inputs, scaled.inputs[::-1]):
+        division = _producer(normed, "Div")
+        if not _is_scale(weight) or division is None:
+            continue
+        x, root = division.inputs
+        add = _producer(x, "Add")
+        epsilon = _epsilon(x, root) if x is not None and root is not None else None
+        if add is None or epsilon is None or any(trace.constant(value) is not None for value in add.inputs):
             continue
         left, right = add.inputs
         if left is None or right is None or left.shape is None or left.shape != right.shape:
             continue
-        attributes = {"epsilon": norm.attributes["epsilon"].as_float()}
-        inputs = [left, right, norm.inputs[1]]
-        node = ir.node("SkipSimplifiedLayerNormalization", inputs, attributes, num_outputs=4, domain="com.microsoft",
-                       name=norm.name)  # fmt: skip
-        out, total = norm.outputs[0], add.outputs[0]
+        node = ir.node("SkipSimplifiedLayerNormalization", [left, right, weight], {"epsilon": epsilon}, num_outputs=4,
+                       domain="com.microsoft", name=f"{scaled.name}_rms")  # fmt: skip
         for index, unused in enumerate(node.outputs[1:3]):
-            unused.name = f"{norm.name}_unused_{index}"
+            unused.name = f"{node.name}_unused_{index}"
         ir.convenience.replace_nodes_and_values(
-            model.graph, add, [norm, add], [node], [out, total], [node.outputs[0], node.outputs[3]]
-        )
-        found += 1
-    return found
+            model.graph, add, [scaled, add], [node], [scaled.outputs[0], add.outputs[0]],
+            [node.outputs[0], node.outputs[3]],
+        )  # fmt: skip
+        return True
+    return False
 
 
 def collapse_layout(model: ir.Model) -> int:

@@ -35,6 +35,7 @@ from export.convert import main as convert
 from export.graphs import trace
 from tests.seeds import new_seed
 from tests.tiny import parts as tiny_parts
+from tests.tiny import valid
 
 pytestmark = pytest.mark.long(85)
 
@@ -104,6 +105,10 @@ def features(made: Made, model: blip2rt.Model, reference: Blip2) -> torch.Tensor
     from blip2rt.image import to_pixels
 
     return reference.vision_features(torch.from_numpy(to_pixels(pictures(made), model.bundle.manifest.image)))
+
+
+def test_graphs_are_valid_onnx(made: Made) -> None:
+    assert not valid.faults(made.exact) + valid.faults(made.small)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from export.graphs import llm, trace
 from export.precision.rounding import Blocks, Rounding
 from export.precision.weights import quantize_weights
 from tests.seeds import seed_of
+from tests.tiny import valid
 from tests.tiny.families import CONFIGS, HIDDEN, VOCAB
 from tests.tiny.language import build
 
@@ -66,6 +67,8 @@ def compare(model, folder: Path, tolerance: float, batch: int = 3, steps: int = 
 def test_fp32_graph_equals_hugging_face(name: str, tmp_path: Path) -> None:
     model = build(name, SEED)
     export(model, tmp_path)
+    assert not valid.faults(tmp_path)
+    assert not valid.operators(tmp_path / "llm.onnx")["Div"], "a norm is one kernel"
     compare(model, tmp_path, tolerance=1e-4)
     compare(model, tmp_path, tolerance=1e-4, batch=1)
 

@@ -17,6 +17,7 @@ from export.graphs import llm, t5, trace
 from export.precision.rounding import Blocks, Rounding
 from export.precision.weights import quantize_weights
 from tests.seeds import new_seed, seed_of
+from tests.tiny import valid
 from tests.tiny.bundle import make_manifest
 from tests.tiny.families import HIDDEN, VOCAB
 from tests.tiny.language import build
@@ -44,6 +45,7 @@ def test_graphs_equal_hugging_face(name: str, tmp_path: Path) -> None:
     """Teacher-forced: image and prompt through the encoder, then steps; the whole of Hugging Face's model each time."""
     model = build(name, SEED)
     export(model, tmp_path)
+    assert not valid.faults(tmp_path)
     rng = np.random.default_rng(SEED)
     batch, longest, steps = 3, 20, 16  # farther than the relative positions tell apart
     lengths = [longest, 7, 11]

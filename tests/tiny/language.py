@@ -14,6 +14,7 @@ from export import targets
 from export.checks.verify import LlmGraphs
 from export.graphs import trace
 from export.precision.rounding import Blocks, Rounding
+from tests.tiny import valid
 from tests.tiny.families import CONFIGS
 
 
@@ -45,6 +46,7 @@ def write(
     known = encoder.exists()
     start = 0 if known else None
     assert nothing_unread(folder), precision
+    assert not valid.faults(folder), precision
     return LlmGraphs(folder / "llm.onnx", folder / "embed.onnx", encoder if known else None, start, target.open)
 
 
