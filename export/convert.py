@@ -273,7 +273,7 @@ def _tensors(model: Any, theirs: Any) -> Iterator[tuple[str, Any]]:
         there = hugging_face_name(name)
         if there is not None and id(parameter) not in done:
             done.add(id(parameter))
-            yield there, streaming.read(parameter)
+            yield there.partition("|")[0], streaming.read(parameter)
 
 
 def _save_own(model: Any, folder: Path) -> None:

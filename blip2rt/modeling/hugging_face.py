@@ -1,4 +1,5 @@
-"""Hugging Face's BLIP-2 folders as our config: Blip2ForConditionalGeneration and Blip2ForImageTextRetrieval.
+"""Hugging Face's BLIP-2 folders as our config: Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval, and
+InstructBlipForConditionalGeneration, whose queries read the prompt too.
 
 Knows their JSON files, nothing about tensors. What a folder that `blip2rt-convert` wrote has beyond Hugging Face's
 format lies beside it, in files that transformers ignores.
@@ -22,9 +23,14 @@ from .vision import VisionConfig, resized
 from .vit import ACTIVATIONS, VitConfig
 
 MODEL_TYPE = "blip-2"
+_INSTRUCT_TYPE = "instructblip"
+MODEL_TYPES = (MODEL_TYPE, _INSTRUCT_TYPE)
 OWN_CONFIG, OWN_WEIGHTS = "blip2rt_config.json", "blip2rt.safetensors"  # beside Hugging Face's files
 
 _GENERATIVE, _RETRIEVAL = "Blip2ForConditionalGeneration", "Blip2ForImageTextRetrieval"
+_INSTRUCT = "InstructBlipForConditionalGeneration"
+_KINDS = {MODEL_TYPE: (_GENERATIVE, _RETRIEVAL), _INSTRUCT_TYPE: (_INSTRUCT,)}  # the first is a folder's without a name
+_QFORMER_TOKENIZER = "qformer_tokenizer"  # a folder inside InstructBLIP's
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 _VISION = {"hidden_size": 1408, "intermediate_size": 6144, "num_hidden_layers": 39, "num_attention_heads": 16,
            "image_size": 224, "patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-6,
@@ -48,11 +54,12 @@ def read_config(folder: Path, tokenizer: str | None = None) -> Blip2Config:
     tokenizer: of the language model, where the folder lacks it.
     """
     data = read_json(folder / "config.json")
-    kind = (data.get("architectures") or [_GENERATIVE if data.get("model_type") == MODEL_TYPE else None])[0]
-    if data.get("model_type") != MODEL_TYPE or kind not in (_GENERATIVE, _RETRIEVAL):
+    kinds = _KINDS.get(str(data.get("model_type")), ())
+    kind = (data.get("architectures") or [*kinds[:1], None])[0]
+    if kind not in kinds:
         raise Blip2rtError(
             f"{folder} holds {kind or 'a model'} of type {data.get('model_type')!r}; supported are {_GENERATIVE} and "
-            f"{_RETRIEVAL} of type {MODEL_TYPE!r}, LAVIS' .pth files, and checkpoints of blip2rt"
+            f"{_RETRIEVAL} of type {MODEL_TYPE!r}, {_INSTRUCT}, LAVIS' .pth files, and checkpoints of blip2rt"
         )
     if (folder / OWN_CONFIG).is_file():
         own = Blip2Config.from_json(read_json(folder / OWN_CONFIG))
@@ -65,6 +72,8 @@ def read_config(folder: Path, tokenizer: str | None = None) -> Blip2Config:
     faults = _faults(vision, qformer)
     if faults:
         raise Blip2rtError(f"{folder / 'config.json'}: {'; '.join(faults)}")
+    if kind == _INSTRUCT:
+        return _instruct(data, vision, qformer, folder)
     retrieval = kind == _RETRIEVAL
     return Blip2Config(
         stage=1 if retrieval else 2,
@@ -77,6 +86,31 @@ def read_config(folder: Path, tokenizer: str | None = None) -> Blip2Config:
         vision_norm_eps=vision["layer_norm_eps"],
         learned_positions=False,
         normalize_prefix=False,
+        sources=({"part": "all", "name": folder.resolve().name, "licence": "see its card", "origin": str(folder)},),
+    )
+
+
+def _instruct(data: dict[str, Any], vision: dict[str, Any], qformer: dict[str, Any], folder: Path) -> Blip2Config:
+    """InstructBLIP's: queries and language model read one text, by a tokenizer each; no text is an empty one."""
+    tokenizer = folder / _QFORMER_TOKENIZER
+    if not tokenizer.is_dir():
+        raise Blip2rtError(
+            f"{folder} lacks the folder {_QFORMER_TOKENIZER}, which reads the prompt for the queries: save the "
+            "checkpoint's InstructBlipProcessor there"
+        )
+    llm = replace(_llm(folder), image_token_id=_image_token(data), empty_prompt_ids=None)
+    return Blip2Config(
+        stage=2,
+        vision=_vision(vision, folder),
+        qformer=_qformer(qformer, vision["hidden_size"], data.get("num_query_tokens", 32), True),
+        llm=llm,
+        qformer_init=str(tokenizer),
+        max_text_length=min(qformer["max_position_embeddings"], 512),
+        vision_norm_eps=vision["layer_norm_eps"],
+        learned_positions=False,
+        normalize_prefix=False,
+        question_input=True,
+        question_prompt=llm.ask_prompt,
         sources=({"part": "all", "name": folder.resolve().name, "licence": "see its card", "origin": str(folder)},),
     )
 

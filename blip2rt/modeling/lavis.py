@@ -24,7 +24,9 @@ from .weights import Reader, Weights
 
 _BERT = "bert-base-uncased"
 _EMBEDDINGS = "Qformer.bert.embeddings"
+_VICUNA_BOS = "</s>"
 _OPT_NEW_LINE = 50118  # "\n" in the vocabulary of OPT
+_MODELS = {"opt_proj": "OPT", "t5_proj": "Flan-T5", "llm_proj": "Vicuna"}  # projection -> the language models behind it
 _LAYERS = {1408: 39, 1024: 23}  # of ViT-g and ViT-L, by width
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 
@@ -57,21 +59,25 @@ def read_config(file: Path, parts: Parts) -> Blip2Config:
             f"{file} is no BLIP-2 checkpoint of LAVIS: it lacks query_tokens or Qformer.*; a frozen part is given by "
             "--vision or --llm, a Hugging Face checkpoint by its folder"
         )
-    stage = 2 if any(name in weights for name in ("opt_proj.weight", "t5_proj.weight")) else 1
+    projection = next((name for name in _MODELS if f"{name}.weight" in weights), None)
+    stage = 1 if projection is None else 2
     reads = stage == 2 and f"{_EMBEDDINGS}.word_embeddings.weight" in weights  # the *_instruct models' queries
     faults = []
     encoder = _encoder(weights, parts)
     if encoder is None:
         faults.append("the frozen image encoder is not in it: give --vision FILE (eva_vit_g.pth, clip_vit_L.pth)")
-    if stage == 2 and parts.llm is None:
-        model = "OPT" if "opt_proj.weight" in weights else "Flan-T5"
+    if projection is not None and parts.llm is None:
         faults.append(
-            f"the frozen language model is not in it: give --llm FOLDER with the {model} that it was trained for"
+            "the frozen language model is not in it: give --llm FOLDER with the "
+            f"{_MODELS[projection]} that it was trained for"
         )
+    if stage == 1 and "vision_proj.weight" not in weights:
+        known = ", ".join(_MODELS)
+        faults.append(f"it has no head of stage 1 (vision_proj) and no projection of stage 2 ({known}): give another")
     if faults or encoder is None:
         raise Blip2rtError(f"{file}: {'; '.join(faults)}")
     vision = _vision(*encoder, weights, parts)
-    llm = None if parts.llm is None or stage == 1 else _llm(parts.llm)
+    llm = None if parts.llm is None or projection is None else _llm(parts.llm, projection)
     return Blip2Config(
         stage=stage,
         vision=vision,
@@ -97,15 +103,19 @@ def readers(weights: Weights, wanted: Mapping[str, tuple[int, ...]]) -> dict[str
     return weights.readers(wanted, lavis_name, special)
 
 
-def _llm(source: str) -> LlmConfig:
-    """As LAVIS sets the language model up: a caption of OPT's ends with its line, T5's gates are exact GELUs."""
+def _llm(source: str, projection: str) -> LlmConfig:
+    """As LAVIS sets the language model up: a caption of OPT's ends with its line, T5's gates are exact GELUs, and a
+    prompt of Vicuna's begins with the end."""
     config, overrides = text_config(source), {}
     if config.model_type == "opt" and config.vocab_size > _OPT_NEW_LINE:
         config.eos_token_id = _OPT_NEW_LINE
     if config.is_encoder_decoder:
         overrides["dense_act_fn"] = "gelu"
         config.bos_token_id = 1  # no prompt is an empty text, which T5's tokenizer ends with </s>
-    return replace(hugging_face_llm(source, config), overrides=overrides)
+    llm = hugging_face_llm(source, config)
+    if projection == "llm_proj":
+        llm = replace(llm, bos=_VICUNA_BOS, empty_prompt_ids=None)
+    return replace(llm, overrides=overrides)
 
 
 def _encoder(weights: Weights, parts: Parts) -> tuple[Weights, str, str] | None:

@@ -47,6 +47,7 @@ class LlmConfig:
     lora_alpha: float = 0.0  # they count alpha / rank
     lora_layers: tuple[str, ...] = ()  # last names of the layers; (): all
     image_token_id: int | None = None  # what stands for the image's positions where tokens are counted
+    bos: str | None = None  # the token that begins a prompt, where it is not the tokenizer's own
     adapters: str | None = None  # the checkpoint that holds them, to be added to the weights
     tokenizer: str | None = None  # folder or hub id of the tokenizer; None: it lies with the source
 
@@ -64,22 +65,35 @@ class LlmConfig:
         return LlmConfig(**values)
 
 
-def load_tokenizer(source: str) -> Any:
-    """The Hugging Face tokenizer of an LLM or BERT source. Raises Blip2rtError."""
+def load_tokenizer(source: str, bos: str | None = None) -> Any:
+    """The Hugging Face tokenizer of an LLM or BERT source, whose texts begin with `bos`. Raises Blip2rtError."""
     from transformers import AutoTokenizer
 
     path = fetch(source)
     with boundary(f"no tokenizer can be loaded from {source!r}"):
         tokenizer = AutoTokenizer.from_pretrained(*_location(path), **_gguf(path), trust_remote_code=False)
         words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+        if bos is not None:
+            _begin_with(tokenizer, bos)
     if len(words) < 2:  # transformers makes one without words where there is no file
         raise Blip2rtError(f"{source!r} holds no tokenizer: save it there too, tokenizer.save_pretrained(FOLDER)")
     return tokenizer
 
 
+def _begin_with(tokenizer: Any, bos: str) -> None:
+    """Put another token at the beginning of texts. Raise ValueError where the tokenizer has no such token."""
+    from tokenizers.processors import TemplateProcessing
+
+    backend, number = tokenizer.backend_tokenizer, tokenizer.convert_tokens_to_ids(bos)
+    if number is None or backend.token_to_id(bos) is None:
+        raise ValueError(f"it has no token {bos!r}")
+    tokenizer.bos_token = bos
+    backend.post_processor = TemplateProcessing(single=[bos, "$A"], special_tokens=[(bos, number)])
+
+
 def llm_tokenizer(config: LlmConfig) -> Any:
     """The language model's tokenizer. Raises Blip2rtError."""
-    return load_tokenizer(config.tokenizer or config.source)
+    return load_tokenizer(config.tokenizer or config.source, config.bos)
 
 
 def text_config(source: str, overrides: Mapping[str, Any] | None = None) -> Any:
@@ -89,7 +103,7 @@ def text_config(source: str, overrides: Mapping[str, Any] | None = None) -> Any:
     path = fetch(source)
     with boundary(f"LLM source {source!r} cannot be loaded"):
         config = AutoConfig.from_pretrained(*_location(path), **_gguf(path), trust_remote_code=False)
-        config = config.text_config if config.model_type == "blip-2" else config.get_text_config()
+        config = config.text_config if config.model_type in ("blip-2", "instructblip") else config.get_text_config()
         require_bounds(config.to_dict())
     for name, value in (overrides or {}).items():
         setattr(config, name, value)
@@ -134,11 +148,23 @@ def _bound(config: LlmConfig, folder: Path) -> nn.Module | None:
 
     try:
         streaming.bind(llm, weights.readers({name: tuple(p.shape) for name, p in parameters.items()}, stored))
-    except Blip2rtError:
-        if inside:
-            raise
-        return None
+    except Blip2rtError as error:
+        return _renamed(type(llm), config, weights, error) if inside else None
     return llm
+
+
+def _renamed(kind: Any, config: LlmConfig, weights: Weights, error: Blip2rtError) -> nn.Module:
+    """The LM of a BLIP-2 folder whose tensors have older names, which transformers knows. Raise `error` where not."""
+    text = text_config(config.source, config.overrides)
+    setattr(text, _dtype_name(text), torch.float32)
+    state = {name[len(_INSIDE) :]: weights.read(name).float() for name in weights.shapes if name.startswith(_INSIDE)}
+    try:
+        made, found = kind.from_pretrained(None, config=text, state_dict=state, output_loading_info=True)
+    except (ValueError, TypeError, KeyError, RuntimeError, OSError):
+        raise error from None
+    if found["missing_keys"] or found.get("mismatched_keys"):
+        raise error
+    return made  # type: ignore[no-any-return]
 
 
 def empty_llm(config: Any) -> Any:
@@ -178,8 +204,9 @@ def encoder_decoder(source: str) -> bool:
 
 
 def hidden_size(config: LlmConfig) -> int:
-    """Width D of the LLM, from its config alone."""
-    return int(text_config(config.source).hidden_size)
+    """Width D of the LLM's embeddings, from its config alone; OPT's layers may be of another."""
+    text = text_config(config.source)
+    return int(getattr(text, "word_embed_proj_dim", None) or text.hidden_size)
 
 
 def _location(path: str) -> list[str]:

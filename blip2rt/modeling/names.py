@@ -11,8 +11,10 @@ _Q = "qformer.encoder.layer", "Qformer.bert.encoder.layer"
 
 _RULES: list[tuple[str | None, ...]] = [
     (r"qformer\.query_tokens", "query_tokens", "query_tokens"),
-    (r"qformer\.query_norm\.(\w+)", r"qformer.layernorm.\1", r"Qformer.bert.embeddings.LayerNorm.\1"),
-    (r"qformer\.(word|position)_embeddings\.weight", r"embeddings.\1_embeddings.weight",
+    (r"qformer\.query_norm\.(\w+)", r"qformer.layernorm.\1|qformer.embeddings.layernorm.\1",
+     r"Qformer.bert.embeddings.LayerNorm.\1"),
+    (r"qformer\.(word|position)_embeddings\.weight",
+     r"embeddings.\1_embeddings.weight|qformer.embeddings.\1_embeddings.weight",
      r"Qformer.bert.embeddings.\1_embeddings.weight"),
     *((rf"qformer\.layers\.(\d+)\.{ours}\.{part}\.(\w+)", rf"{_Q[0]}.\1.{theirs}.attention.{part}.\2",
        rf"{_Q[1]}.\1.{theirs}.self.{part}.\2")
@@ -35,7 +37,7 @@ _RULES: list[tuple[str | None, ...]] = [
     (r"lm_head\.bias", None, "Qformer.cls.predictions.bias"),
     (r"lm_head\.transform\.(\w+)", None, r"Qformer.cls.predictions.transform.dense.\1"),
     (r"lm_head\.norm\.(\w+)", None, r"Qformer.cls.predictions.transform.LayerNorm.\1"),
-    (r"projection\.(\w+)", r"language_projection.\1", r"opt_proj.\1|t5_proj.\1"),
+    (r"projection\.(\w+)", r"language_projection.\1", r"opt_proj.\1|t5_proj.\1|llm_proj.\1"),
     (r"llm\.(.+)", r"language_model.\1", None),
 ]  # fmt: skip
 
@@ -57,7 +59,10 @@ _VIT_RULES: list[tuple[str | None, ...]] = [
 
 
 def hugging_face_name(ours: str) -> str | None:
-    """E.g. "qformer.query_norm.bias" -> "qformer.layernorm.bias"; None where Hugging Face has no such tensor."""
+    """E.g. "projection.bias" -> "language_projection.bias"; None where Hugging Face has no such tensor.
+
+    Alternatives are separated by |: BLIP-2's, then InstructBLIP's.
+    """
     if ours.startswith("vision.body."):
         inner = vit_name(ours[len("vision.body.") :], "hf")
         return None if inner is None else f"vision_model.{inner}"

@@ -5,7 +5,7 @@ Random tiny models, saved by transformers, new ones in every run; BLIP2RT_SEED d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from export.checks.verify import STEPS, LlmGraphs
 from export.cli import main
 from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2
+from tests.tiny import valid
+from tests.tiny.families import HIDDEN, MORE, VOCAB
 
 pytestmark = pytest.mark.long(90)
 
@@ -135,6 +137,10 @@ def make(name: str, folder: Path, **saving: Any) -> Pair:
     return Pair(checkpoint, folder / "bundle", reference, processor, model, images)
 
 
+def test_graphs_are_valid_onnx(pair: Pair) -> None:
+    assert not valid.faults(pair.bundle)
+
+
 @torch.no_grad()
 def test_features_equal_hugging_face(pair: Pair) -> None:
     pixels = torch.from_numpy(to_pixels(pair.images, pair.model.bundle.manifest.image))
@@ -179,7 +185,7 @@ def check_tokens(pair: Pair, prompts: list[str | None], num_beams: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(tiny_blip2.NEWER_TEXT_CONFIGS))
 def test_newer_models_say_what_generate_says(name: str, tmp_path: Path) -> None:
-    """Soft caps, windows, normed queries and keys; their graphs alone are tested in test_export_llm.py.
+    """Soft caps, windows, normed queries and keys, linear biases, tensors of older names.
 
     One image at a time: in transformers' padded batches the padding takes room in a sliding window.
     """
@@ -188,6 +194,38 @@ def test_newer_models_say_what_generate_says(name: str, tmp_path: Path) -> None:
         check_logits(pair, [prompt])
         for num_beams in (1, 5):
             check_tokens(pair, [prompt], num_beams)
+
+
+@torch.no_grad()
+def test_renamed_tensors_are_found_in_a_folder(tmp_path: Path) -> None:
+    """GPT-NeoX's head has an older name on disk, which transformers alone knows."""
+    torch.manual_seed(SEED)
+    checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.NEWER_TEXT_CONFIGS["gpt_neox"]())
+    reference = transformers.Blip2ForConditionalGeneration.from_pretrained(checkpoint).language_model.eval()
+    ours = checkpoints.load_model(checkpoint, vision=False, streamed=True).llm
+    embeds = torch.randn(2, 5, HIDDEN)
+    got, want = (each(inputs_embeds=embeds).logits for each in (ours, reference))
+    assert (got - want).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_a_language_model_of_two_widths_is_read_again(tmp_path: Path) -> None:
+    """opt-350m: what we train projects to the width of its embeddings, which its layers' is not."""
+    from blip2rt.modeling.blip2 import Blip2
+
+    torch.manual_seed(SEED)
+    folder = tmp_path / "opt"
+    transformers.OPTForCausalLM(MORE["two widths"]()).save_pretrained(folder)
+    tiny_blip2.llm_tokenizer().save_pretrained(folder)
+    base = checkpoints.read_config(tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS["opt"]()))
+    model = Blip2(replace(base, llm=replace(base.llm, source=str(folder), image_token_id=None)))
+    assert model.projection.weight.shape[0] == 32
+    (tmp_path / "ours").mkdir()
+    checkpoints.save_model(model, tmp_path / "ours")
+    again = checkpoints.load_model(tmp_path / "ours")
+    features = torch.randn(2, 17, tiny_blip2.VISION["hidden_size"])
+    got, want = (each.prefix_embeds(each.query_output(features)) for each in (again, model.eval()))
+    assert torch.equal(got, want) and again.llm(inputs_embeds=got).logits.shape[-1] == VOCAB
 
 
 RULES: list[dict[str, Any]] = [{"repetition_penalty": 1.7}, {"no_repeat_ngram_size": 1}, {"no_repeat_ngram_size": 2},

@@ -20,10 +20,12 @@ from transformers import (
 )
 
 from . import parts as tiny_parts
-from .families import CONFIGS, IMAGE, SPECIAL, WORDS
+from .families import CONFIGS, IMAGE, MORE, SPECIAL, WORDS
 
 TEXT_CONFIGS = {name: CONFIGS[name] for name in ("opt", "llama", "qwen2", "gemma", "t5")}
-NEWER_TEXT_CONFIGS = {name: CONFIGS[name] for name in ("gemma2", "gemma3", "qwen3")}
+NEWER_TEXT_CONFIGS = {name: CONFIGS[name] for name in ("gemma2", "gemma3", "qwen3")} | {
+    name: config for name, config in MORE.items() if name != "two widths"  # whose BLIP-2 transformers cannot run
+}
 VISION = {"hidden_size": 40, "intermediate_size": 72, "num_hidden_layers": 3, "num_attention_heads": 4,
           "image_size": 28, "patch_size": 7}  # fmt: skip
 QFORMER = {
@@ -94,6 +96,26 @@ def retrieval(folder: Path, *, vision: Any = None, qformer: Any = None, **saving
     shake(Blip2ForImageTextRetrieval(config)).save_pretrained(folder, **saving)
     image_processor(config.vision_config.image_size).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def instruct(folder: Path, text: Any) -> Path:
+    """An InstructBlipForConditionalGeneration around the language model of `text`, with its processor."""
+    qformer_tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_parts.bert_folder(folder / "bert"))
+    qformer_tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    config = transformers.InstructBlipConfig(
+        vision_config=VISION,
+        qformer_config={**QFORMER, "vocab_size": len(qformer_tokenizer)},
+        text_config=text.to_dict(),
+        num_query_tokens=QUERIES,
+        image_token_index=IMAGE,
+    )
+    model = shake(transformers.InstructBlipForConditionalGeneration(config))
+    if not text.is_encoder_decoder:
+        shake(model.language_model, 0.15)
+    model.save_pretrained(folder)
+    tokenizer = llm_tokenizer(bos=not text.is_encoder_decoder, eos=text.is_encoder_decoder)
+    transformers.InstructBlipProcessor(image_processor(), tokenizer, qformer_tokenizer, QUERIES).save_pretrained(folder)
     return folder
 
 

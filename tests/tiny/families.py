@@ -52,3 +52,16 @@ CONFIGS: dict[str, Any] = {
         feed_forward_proj="relu", tie_word_embeddings=True, num_decoder_layers=3, **_T5
     ),
 }
+
+MORE: dict[str, Any] = {  # which slow tests alone look at
+    "gpt_neox": lambda: transformers.GPTNeoXConfig(**_GATED),  # its tensors are renamed
+    "falcon": lambda: transformers.FalconConfig(hidden_dropout=0.0, attention_dropout=0.0, **_SMALL),
+    "bloom": lambda: transformers.BloomConfig(
+        vocab_size=VOCAB, hidden_size=HIDDEN, n_layer=2, n_head=4, bos_token_id=2, eos_token_id=1, pad_token_id=0
+    ),
+    "mt5": lambda: transformers.MT5Config(feed_forward_proj="gated-gelu", tie_word_embeddings=False, **_T5),
+    "umt5": lambda: transformers.UMT5Config(feed_forward_proj="gated-gelu", tie_word_embeddings=False, **_T5),
+    "two widths": lambda: transformers.OPTConfig(
+        ffn_dim=128, word_embed_proj_dim=32, do_layer_norm_before=False, dropout=0.0, **_SMALL
+    ),
+}
