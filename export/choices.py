@@ -126,7 +126,8 @@ def resolve(options: ExportOptions) -> Choices:
     if stage2 is not None and stage2.config.llm is not None:
         llm = stage2.config.llm
         config = _try(faults, lambda: text_config(llm.source))
-        wrong = None if config is None else supported.fault(config, options.target.name, options.verify)
+        asked = options.target.name, options.verify, options.llm.max_positions
+        wrong = None if config is None else supported.fault(config, *asked)
         faults += [] if wrong is None else [f"{stage2.source}: {wrong}"]
     if faults:
         raise Blip2rtError("; ".join(faults))

@@ -1,20 +1,21 @@
-"""Attention with linear biases: BLOOM and MPT, whose own code bypasses transformers' attention interface.
+"""Models whose own code bypasses transformers' attention interface: BLOOM, MPT and Falcon.
 
-While `taken_out` is active their attention calls the function of a trace, with the bias beside it. The bias of a key is
-its distance from the query times the head's slope: softmax does not see what all keys of a query share, so that this is
-the models' own bias. Knows the two models' modules, nothing about caches.
+While `taken_out` is active their attention calls the function of a trace, BLOOM's and MPT's with a linear bias beside
+it. The bias of a key is its distance from the query times the head's slope: softmax does not see what all keys of a
+query share, so that this is the models' own bias. Knows the models' modules, nothing about caches.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-TYPES = ("bloom", "mpt")  # model_type
+_MASK = "create_causal_mask"  # transformers' name, in the module that defines a model
 Attend = Callable[..., tuple[Tensor, None]]
 
 
@@ -39,19 +40,26 @@ def bias(slope: Tensor, position_ids: Tensor, positions: int) -> Tensor:
 
 @contextlib.contextmanager
 def taken_out(llm: Any, attend: Attend) -> Iterator[None]:
-    """Have the attention of a model with slopes call `attend(module, query, key, value, None, scaling=...)`."""
-    kind = llm.config.get_text_config().model_type
-    if kind not in TYPES:
+    """Have the attention of such a model call `attend(module, query, key, value, None, scaling=...)`."""
+    made = _FORWARDS.get(llm.config.get_text_config().model_type)
+    if made is None:
         yield
         return
-    modules = [module for module in llm.modules() if type(module).__name__ in ("BloomAttention", "MptAttention")]
+    kind, forward = made
+    modules = [module for module in llm.modules() if type(module).__name__ == kind]
+    namespace = sys.modules[type(llm).__module__]
+    mask = getattr(namespace, _MASK, None)
+    if mask is not None:  # there is none for our attention, and MPT's code reads one
+        setattr(namespace, _MASK, lambda *_, **__: torch.zeros(1, 1, 1, 1))
     for module in modules:
-        module.forward = _bloom(module, attend) if kind == "bloom" else _mpt(module, attend)
+        module.forward = forward(module, attend)
     try:
         yield
     finally:
         for module in modules:
             del module.forward
+        if mask is not None:
+            setattr(namespace, _MASK, mask)
 
 
 def _bloom(module: Any, attend: Attend) -> Callable[..., Any]:
@@ -78,3 +86,34 @@ def _mpt(module: Any, attend: Attend) -> Callable[..., Any]:
         return module.out_proj(mixed.flatten(2)), None
 
     return forward
+
+
+def _falcon(module: Any, attend: Attend) -> Callable[..., Any]:
+    kv_heads = falcon_kv_heads(module.config)
+    groups = module.num_heads // kv_heads
+
+    def forward(
+        hidden_states: Tensor, *_: Any, position_embeddings: tuple[Tensor, Tensor], **__: Any
+    ) -> tuple[Tensor, None]:
+        """hidden_states (B,S,D) -> (B,S,D)"""
+        fused = module.query_key_value(hidden_states).unflatten(-1, (kv_heads, groups + 2, module.head_dim))
+        query = fused[..., :-2, :].flatten(2, 3).transpose(1, 2)
+        key, value = (fused[..., part, :].transpose(1, 2) for part in (-2, -1))
+        rotate = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb")  # noqa: B009  # may be replaced
+        query, key = rotate(query, key, *position_embeddings)
+        mixed, _weights = attend(module, query, key, value, None, scaling=module.head_dim**-0.5)
+        return module.dense(mixed.flatten(2)), None
+
+    return forward
+
+
+def falcon_kv_heads(config: Any) -> int:
+    """How many heads of keys and values Falcon's fused projection holds."""
+    if config.new_decoder_architecture:
+        return int(config.num_kv_heads)
+    return 1 if config.multi_query else int(config.num_attention_heads)
+
+
+_FORWARDS: dict[str, tuple[str, Callable[[Any, Attend], Callable[..., Any]]]] = {
+    "bloom": ("BloomAttention", _bloom), "mpt": ("MptAttention", _mpt), "falcon": ("FalconAttention", _falcon)
+}  # fmt: skip

@@ -24,7 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from blip2rt.errors import Blip2rtError
 
 from . import alibi, fuse, trace
-from .rotary import Rotary
+from .rotary import Rotary, unchanging
 
 _NAME = "blip2rt_group_query"  # our key in transformers' table of attention functions
 HEAD_MULTIPLE = 8  # of the width of heads
@@ -54,10 +54,11 @@ def geometry(llm: Any) -> Geometry:
     """Read the geometry of a causal LM from its config and its embedding table."""
     config = llm.config.get_text_config()
     heads = config.num_attention_heads
+    kv_heads = alibi.falcon_kv_heads(config) if config.model_type == "falcon" else None
     table = llm.get_input_embeddings().weight
     return Geometry(
         layers=config.num_hidden_layers,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        kv_heads=kv_heads or getattr(config, "num_key_value_heads", None) or heads,
         head_dim=padded(getattr(config, "head_dim", None) or config.hidden_size // heads),
         hidden_size=table.shape[1],
         vocab_size=llm.get_output_embeddings().weight.shape[0],
@@ -98,7 +99,8 @@ def last_logits(
     ALL_ATTENTION_FUNCTIONS.register(_NAME, attention)
     handle = llm.get_output_embeddings().register_forward_pre_hook(last_only)
     try:
-        logits: Tensor = llm(inputs_embeds=inputs_embeds, position_ids=position_ids, use_cache=False).logits
+        with alibi.taken_out(llm, attention):
+            logits: Tensor = llm(inputs_embeds=inputs_embeds, position_ids=position_ids, use_cache=False).logits
     finally:
         handle.remove()
     if len(attention.present) != layers:
@@ -128,14 +130,15 @@ class _Attention:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        mask: Tensor | None,
+        attention_mask: Tensor | None = None,
         scaling: float | None = None,
         **options: Any,
     ) -> tuple[Tensor, None]:
         """query (B,H,S,hd), key and value (B,Hkv,S,hd) -> (B,S,H,hd)"""
         layer = module.layer_idx
         window, softcap = options.pop("sliding_window", None), options.pop("softcap", None)
-        refuse_unknown(layer, options, mask is not None and not self.causal_masks, self.present, len(self.past))
+        masked = attention_mask is not None and not self.causal_masks
+        refuse_unknown(layer, options, masked, self.present, len(self.past))
         batch, heads, length, width = query.shape
         attributes: dict[str, Any] = {
             "num_heads": heads,
@@ -190,8 +193,7 @@ class _Decoder(nn.Module):
             bias = alibi.bias(self.slopes, position_ids, pairs[0][0].shape[2])
             bias = first_keys(bias, total_sequence_length)
         attention = _Attention(pairs, seqlens_k, total_sequence_length, self.rotary, tables, self.causal_masks, bias)
-        with alibi.taken_out(self.llm, attention):
-            logits = last_logits(self.llm, attention, self.layers, inputs_embeds, position_ids, last_index)
+        logits = last_logits(self.llm, attention, self.layers, inputs_embeds, position_ids, last_index)
         present = [tensor for layer in range(self.layers) for tensor in attention.present[layer]]
         return logits, *present
 
@@ -228,8 +230,10 @@ def makes_causal_masks(llm: Any) -> bool:
         return False
     masks: list[Tensor | None] = []
 
-    def record(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **_: Any) -> Any:
-        masks.append(mask)
+    def record(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **_: Any
+    ) -> Any:
+        masks.append(attention_mask)
         return query.transpose(1, 2), None
 
     ALL_ATTENTION_FUNCTIONS.register(_NAME, record)
@@ -263,9 +267,10 @@ def trace_llm(llm: Any, max_positions: int = 1024) -> ir.Model:
     }
     axes = {"inputs_embeds": {0: "B", 1: "S"}, "position_ids": {0: "B", 1: "S"}, "last_index": {0: "B"},
             "seqlens_k": {0: "B"}, **{name: {0: "B", 2: "T"} for name in names}}  # fmt: skip
-    rotary = Rotary(llm, shape.head_dim, min(max_positions, shape.max_positions))
+    positions = min(max_positions, shape.max_positions)
     outputs = ["logits", *cache_names(shape.layers, "present")]
-    with our_attention(llm):
+    with our_attention(llm), unchanging(llm):
+        rotary = Rotary(llm, shape.head_dim, positions)
         decoder = _Decoder(llm, shape.layers, rotary, makes_causal_masks(llm))
         with rotary.removed():
             model = trace.trace(trace.Part("llm", decoder, example, outputs, axes))

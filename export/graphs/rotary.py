@@ -16,6 +16,7 @@ from torch import Tensor
 
 _FUNCTION = "apply_rotary_pos_emb"  # transformers' name, in the module that defines the model
 _STATIC = {"default", "linear", "llama3", "yarn"}  # kinds whose table does not depend on the length
+CHANGING = {"dynamic", "longrope"}  # kinds whose table is one up to a length, and others beyond it
 
 _HEAD_MULTIPLE = 16  # the op rotates only heads of such a width
 
@@ -35,7 +36,7 @@ class Rotary:
         function = getattr(self.namespace, _FUNCTION, None)
         found = [module for module in llm.modules() if "inv_freq" in module._buffers]
         parameters = getattr(llm.config.get_text_config(), "rope_parameters", None) or {}
-        if function is None or len(found) != 1 or parameters.get("rope_type") not in _STATIC:
+        if function is None or len(found) != 1 or parameters.get("rope_type") not in _STATIC | CHANGING:
             return ()
         if head_dim % _HEAD_MULTIPLE:
             return ()
@@ -73,6 +74,32 @@ class Rotary:
             yield
         finally:
             setattr(self.namespace, _FUNCTION, original)
+
+
+@contextlib.contextmanager
+def unchanging(llm: Any) -> Iterator[None]:
+    """Have no table of the model change with the length: it is that of the positions up to `length_limit`."""
+    found = [module for module in llm.modules() if str(getattr(module, "rope_type", None)) in CHANGING]
+    kinds = [module.rope_type for module in found]
+    for module in found:
+        module.rope_type = "default"
+    try:
+        yield
+    finally:
+        for module, kind in zip(found, kinds, strict=True):
+            module.rope_type = kind
+
+
+def length_limit(config: Any) -> int | None:
+    """The position from which on a model of this config rotates otherwise than before; None where there is none."""
+    given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = [each for each in (given, *given.values()) if isinstance(each, dict)]
+    found = [each for each in kinds if each.get("rope_type", each.get("type")) in CHANGING]
+    if not found:
+        return None
+    first = found[0].get("original_max_position_embeddings")
+    first = first or getattr(config, "original_max_position_embeddings", None)
+    return int(first or config.max_position_embeddings)
 
 
 def _rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-ENCODER_DECODERS = ("t5", "mt5")
+from .rotary import length_limit
+
+ENCODER_DECODERS = ("t5", "mt5", "umt5")
 COMPARED = frozenset({
     "bloom", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "gptj", "llama", "mistral", "mt5", "opt", "phi",
     "phi3", "qwen2", "qwen3", "t5",
 })  # fmt: skip
-_BIASED = ("bloom",)  # biases of attention, which graphs for TensorRT do not have
+_BIASED = ("bloom", "mpt", "umt5")  # biases of attention, which graphs for TensorRT do not have
 _STATES = (
     "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "kimi_linear", "lfm2", "lfm2_moe", "lfm3",
     "mamba", "mamba2", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text",
@@ -22,8 +24,8 @@ _STATES = (
 _WRONG = ("hunyuan_v1_dense", "hunyuan_v1_moe")  # their graphs are traced, and compute something else
 
 
-def fault(config: Any, target: str, verified: bool) -> str | None:
-    """What is wrong with exporting a language model of this config; None where nothing is known."""
+def fault(config: Any, target: str, verified: bool, positions: int = 0) -> str | None:
+    """What is wrong with exporting a language model of this config for `positions`; None where nothing is known."""
     kind = config.model_type
     if config.is_encoder_decoder and kind not in ENCODER_DECODERS:
         known = ", ".join(ENCODER_DECODERS)
@@ -36,10 +38,28 @@ def fault(config: Any, target: str, verified: bool) -> str | None:
         return f"the language model is of type {kind!r}, whose graph would compute something else: use another model"
     if kind in _BIASED and target == "trt":
         return f"the language model is of type {kind!r}, whose biases are for the target ort: leave out --target trt"
+    changed = _changed(config)
+    if changed is not None:
+        return f"the language model is of type {kind!r} {changed}: use another model"
+    limit = length_limit(config)
+    if limit is not None and min(positions, config.max_position_embeddings) > limit:
+        return (
+            f"the language model rotates otherwise beyond {limit} positions, and what is in its cache is rotated once: "
+            f"give --max-positions {limit}"
+        )
     if kind not in COMPARED and not verified:
         return (
             f"the language model is of type {kind!r}, which no test compares with transformers: leave out --no-verify"
         )
+    return None
+
+
+def _changed(config: Any) -> str | None:
+    """What a setting makes of a model that would be supported without it."""
+    if getattr(config, "use_bidirectional_attention", None):
+        return "whose positions see what comes after them (use_bidirectional_attention)"
+    if config.model_type == "falcon" and config.alibi:
+        return "with biases that are rounded by their position (alibi)"
     return None
 
 

@@ -1,4 +1,4 @@
-"""T5 (an encoder-decoder) -> the graphs `encoder` and `llm`.
+"""T5 (an encoder-decoder), mT5 and UMT5 -> the graphs `encoder` and `llm`.
 
 encoder: inputs_embeds (B,S,D), attention_mask (B,S) -> cross_key_i, cross_value_i (B,H,S,hd) of each decoder layer i
 llm:     inputs_embeds (B,S,D), position_ids (B,S), last_index (B), seqlens_k (B), total_sequence_length (),
@@ -12,7 +12,8 @@ attention is written out here, so that no release's cache or mask takes part.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -111,6 +112,29 @@ def head_scale(t5: Any) -> float:
     return float(t5.config.d_model) ** -0.5 if scaled else 1.0
 
 
+def _knows_direction(attention: Any) -> bool:
+    """Whether an attention's buckets are those of its own direction, as UMT5's are."""
+    return len(inspect.signature(attention._relative_position_bucket).parameters) == 1
+
+
+class Biases(nn.Module):
+    """The bias of each layer. T5 has one, which all layers share; UMT5 has one for each."""
+
+    def __init__(self, blocks: Any, bidirectional: bool) -> None:
+        super().__init__()
+        first, *others = [block.layer[0].SelfAttention for block in blocks]
+        own = [attention.has_relative_attention_bias for attention in others]
+        assert all(own) or not any(own), "one for all layers, or one for each"
+        self.layers = len(blocks)
+        each = [first, *others] if any(own) else [first]
+        self.biases = nn.ModuleList(RelativeBias(attention, bidirectional) for attention in each)
+
+    def forward(self, distance: Tensor, finish: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """distance (B,S,K) of keys from queries -> the bias (B,H,S,K) of each layer, finished where it is made."""
+        made = [finish(bias(distance)) for bias in self.biases]
+        return made if len(made) == self.layers else made * self.layers
+
+
 class RelativeBias(nn.Module):
     """T5's bias by distance, as a table (H, 1 + 2 * furthest): distances beyond the furthest share its bucket."""
 
@@ -118,9 +142,9 @@ class RelativeBias(nn.Module):
         super().__init__()
         self.furthest = int(attention.relative_attention_max_distance)
         distance = torch.arange(-self.furthest, self.furthest + 1)  # of key from query
-        bucket = attention._relative_position_bucket(
-            distance, bidirectional, attention.relative_attention_num_buckets, self.furthest
-        )
+        settings = (bidirectional, attention.relative_attention_num_buckets, self.furthest)
+        more = () if _knows_direction(attention) else settings
+        bucket = attention._relative_position_bucket(distance, *more)
         self.register_buffer("table", attention.relative_attention_bias.weight.detach()[bucket].T.contiguous())
         self.table: Tensor
 
@@ -166,13 +190,14 @@ class _Encoder(nn.Module):
         super().__init__()
         self.encoder = t5.encoder
         self.crossing = nn.ModuleList(block.layer[1].EncDecAttention for block in t5.decoder.block)
-        self.relative_bias = RelativeBias(t5.encoder.block[0].layer[0].SelfAttention, bidirectional=True)
+        self.biases = Biases(t5.encoder.block, bidirectional=True)
 
     def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         x = inputs_embeds
         positions = torch.arange(x.shape[1])
-        bias = self.relative_bias((positions[None, :] - positions[:, None])[None]) + mask_bias(attention_mask)
-        for block in self.encoder.block:
+        distance, unseen = (positions[None, :] - positions[:, None])[None], mask_bias(attention_mask)
+        biases = self.biases(distance, lambda bias: bias + unseen)
+        for block, bias in zip(self.encoder.block, biases, strict=True):
             attention, normed = block.layer[0].SelfAttention, block.layer[0].layer_norm(x)
             query, key, value = (split(part(normed), attention) for part in (attention.q, attention.k, attention.v))
             x = x + attention.o(cut(attend(query, key, value, bias), attention))
@@ -189,7 +214,7 @@ class _Decoder(nn.Module):
         super().__init__()
         self.decoder, self.head = t5.decoder, t5.get_output_embeddings()
         self.scale = head_scale(t5)
-        self.relative_bias = RelativeBias(t5.decoder.block[0].layer[0].SelfAttention, bidirectional=False)
+        self.biases = Biases(t5.decoder.block, bidirectional=False)
 
     def forward(
         self, inputs_embeds: Tensor, position_ids: Tensor, last_index: Tensor, seqlens_k: Tensor,
@@ -199,16 +224,15 @@ class _Decoder(nn.Module):
         half = len(tensors) // 2
         past, cross = tensors[:half], tensors[half:]
         key_positions = torch.arange(past[0].shape[2])
-        bias = first_keys(
-            self.relative_bias(key_positions[None, None, :] - position_ids[:, :, None]), total_sequence_length
-        )
+        distance = key_positions[None, None, :] - position_ids[:, :, None]
+        biases = self.biases(distance, lambda bias: first_keys(bias, total_sequence_length))
         seen = mask_bias(encoder_mask)
         x, present = inputs_embeds, []
         for index, block in enumerate(self.decoder.block):
             pair = slice(2 * index, 2 * index + 2)
             own, crossing, feed_forward = block.layer
             mixed, *new = _own_attention(
-                own.SelfAttention, own.layer_norm(x), past[pair], (seqlens_k, total_sequence_length), bias
+                own.SelfAttention, own.layer_norm(x), past[pair], (seqlens_k, total_sequence_length), biases[index]
             )
             present += new
             x = x + own.SelfAttention.o(cut(mixed, own.SelfAttention))

@@ -23,6 +23,7 @@ from blip2rt.errors import Blip2rtError
 
 from ..graphs import trace
 from ..graphs.llm import geometry, last_logits, makes_causal_masks, our_attention, padded, refuse_unknown
+from ..graphs.rotary import unchanging
 
 OPSET = 19  # the newest that TensorRT 10.3 (JetPack 6.1) reads whole, and the oldest with fp16 QuantizeLinear
 MASKED = -1e9  # finite, so that a row whose slots are all masked gives no NaN
@@ -70,13 +71,14 @@ class _Attention:
         self.present: dict[int, Pair] = {}
 
     def __call__(
-        self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
-        scaling: float | None = None, **options: Any,
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor,
+        attention_mask: Tensor | None = None, scaling: float | None = None, **options: Any,
     ) -> tuple[Tensor, None]:  # fmt: skip
         """query (B,H,S,hd), key and value (B,Hkv,S,hd) -> (B,S,H,hd)"""
         layer, width = module.layer_idx, query.shape[-1]
         window, softcap = options.pop("sliding_window", None), options.pop("softcap", None)
-        refuse_unknown(layer, options, mask is not None and not self.causal_masks, self.present, len(self.past))
+        masked = attention_mask is not None and not self.causal_masks
+        refuse_unknown(layer, options, masked, self.present, len(self.past))
         if window is not None and window < self.positions:
             raise Blip2rtError(f"this language model looks back {window} positions at most, which the llm graph of the "
                                f"target trt cannot express: give --max-positions {window} or less")  # fmt: skip
@@ -133,6 +135,6 @@ def trace_llm(llm: Any, max_positions: int) -> ir.Model:
     shape = geometry(llm)
     inputs, outputs = llm_tensors(shape.layers, target="trt")
     values, axes = example(inputs, shape)
-    with our_attention(llm):
+    with our_attention(llm), unchanging(llm):
         decoder = _Decoder(llm, shape.layers, min(max_positions, shape.max_positions), makes_causal_masks(llm))
         return trace.trace(trace.Part(LLM, decoder, values, outputs, axes), OPSET)

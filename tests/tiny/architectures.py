@@ -53,6 +53,37 @@ _SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
+_ROPE = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model_type, and what differs from its tiny configuration
+    "opt of two widths": ("opt", {"word_embed_proj_dim": 32, "do_layer_norm_before": False}),
+    "falcon with new heads": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon with all heads": ("falcon", {"multi_query": False, "parallel_attn": False, "bias": True}),
+    "falcon with alibi": ("falcon", {"alibi": True}),
+    "phi3 with longrope": ("phi3", {
+        "original_max_position_embeddings": 64,
+        "rope_parameters": {**_ROPE, "short_factor": [1.1] * 8, "long_factor": [2.0] * 8},
+    }),
+    "phi3 with longrope that changes": ("phi3", {
+        "original_max_position_embeddings": 32,
+        "rope_parameters": {
+            **_ROPE, "original_max_position_embeddings": 32, "short_factor": [1.1] * 8, "long_factor": [2.0] * 8,
+        },
+    }),
+    "llama with dynamic rope": ("llama", {
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    }),
+    "llama with yarn": ("llama", {
+        "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 48,
+        }
+    }),
+    "mistral with a window": ("mistral", {"sliding_window": 4}),
+    "gemma3_text in both directions": ("gemma3_text", {"use_bidirectional_attention": True}),
+    "mpt with clipped values": ("mpt", {"clip_qkv": 0.5}),
+    "umt5 of tied tables": ("umt5", {"tie_word_embeddings": True}),
+}  # fmt: skip
+
+
 def names() -> list[str]:
     """Every model_type of a causal or a seq2seq language model of the installed transformers."""
     causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -61,15 +92,20 @@ def names() -> list[str]:
 
 
 def tiny_config(name: str) -> Any:
-    """A configuration of the text model. Raise what transformers raises for one that is too small for it."""
+    """A configuration of the text model, or of a variant. Raise what transformers raises for one that is too small."""
+    name, changed = VARIANTS.get(name, (name, {}))
     made = transformers.AutoConfig.for_model(name)
     made = made.get_text_config() if not made.is_encoder_decoder else made
     fields = {**made.to_dict(), **{key: getattr(made, key) for key in _SMALL if hasattr(made, key)}}
-    values = {key: value for key, value in _SMALL.items() if key in fields and fields[key] is not None}
+    fixed = {key for key in _SMALL if getattr(getattr(type(made), key, None), "fset", True) is None}  # computed
+    values = {key: _SMALL[key] for key in _SMALL if fields.get(key) is not None and key not in fixed}
     for key in ("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers", "window_layers"):
         if isinstance(fields.get(key), list | tuple) and fields[key]:
             given = list(fields[key])
             values[key] = (given[:1] + [each for each in given if each != given[0]][:1] + given)[:LAYERS]
+    values |= changed
+    if name == "mpt" and "clip_qkv" in changed:
+        values = {"attn_config": {"clip_qkv": values.pop("clip_qkv")}, **values}
     return type(made)(**values)
 
 
@@ -88,35 +124,39 @@ def tiny_model(name: str, seed: int) -> Any:
     return model
 
 
+ROOM = 64  # positions that graphs are made for
 LARGEST = 20_000_000  # parameters of a model that counts as tiny
 MEMORY = 9 << 30  # bytes that a process may have
+SECONDS = 1800  # of a processor
 
 
 def judge(name: str, seed: int, verified: bool = True) -> tuple[str, str]:
-    """equal, refused, unbuilt; wrong or failed, which none may be; and why."""
+    """equal, tie, refused, unbuilt; wrong or failed, which none may be; and why."""
     try:
         model = tiny_model(name, seed)
     except Exception as error:  # transformers' own, of a configuration that is too small for it
         return "unbuilt", " ".join(f"{type(error).__name__}: {error}".split())[:150]
     if sum(parameter.numel() for parameter in model.parameters()) > LARGEST:
         return "unbuilt", "it is not tiny"
-    wrong = supported.fault(model.config, "ort", verified)
+    wrong = supported.fault(model.config, "ort", verified, ROOM)
     if wrong is not None:
         return "refused", wrong
     try:
         with tempfile.TemporaryDirectory() as folder:
-            error = _error(model, Path(folder), seed)
+            error, same = _compared(model, Path(folder), seed)
     except Blip2rtError as fault:
         return "refused", str(fault)
     except Exception as fault:  # what a user would see as a traceback
         return "failed", " ".join(f"{type(fault).__name__}: {fault}".split())[:200]
-    return ("equal" if error < verify.EXACT else "wrong"), f"{error:.1e}"
+    if error >= verify.EXACT or not np.isfinite(error):
+        return "wrong", f"logits differ by {error:.1e} of the largest"
+    return ("equal" if same else "tie"), f"{error:.1e}"
 
 
-def _error(model: Any, folder: Path, seed: int) -> float:
-    """The largest difference of logits from PyTorch's, in units of the largest."""
+def _compared(model: Any, folder: Path, seed: int) -> tuple[float, bool]:
+    """The largest difference of logits from PyTorch's, in units of the largest; whether all tokens are the same."""
     with contextlib.closing(trace.DataFile(folder, "llm.data")) as data:
-        for name, graph in trace_graphs(targets.ORT, model, 64):
+        for name, graph in trace_graphs(targets.ORT, model, ROOM):
             targets.ORT.apply(graph, "fp32", Rounding(Blocks(32), data.keep), {})
             trace.save(graph, folder / f"{name}.onnx", data)
     encoder = folder / "encoder.onnx"
@@ -127,12 +167,14 @@ def _error(model: Any, folder: Path, seed: int) -> float:
     rows = [rng.normal(size=(length, width)).astype(np.float32) * 0.3 for length in (3, 9, 6)]
     tokens, got = graphs.run(rows)
     want = verify.llm_logits(model, rows, tokens, start)
-    return float(np.abs(got - want).max() / np.abs(want).max())
+    same = bool((got.argmax(-1) == want.argmax(-1)).all())
+    return float(np.abs(got - want).max() / np.abs(want).max()), same
 
 
 def main() -> None:
     """argv: a seed and names. Print [name, what, why] of each as a line of JSON."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     transformers.logging.set_verbosity_error()
