@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from PIL import Image
 import blip2rt
 from blip2rt.info import describe
 from export.assemble import held_out
+from export.checks import ranges, verify
 from export.checks.ranges import of_batches
 from export.cli import main
 from export.graphs import trace
@@ -27,8 +29,10 @@ from export.precision.activations import Range
 from export.precision.apply import apply as to_precision
 from export.precision.rounding import Blocks, Rounding, matrices
 from export.precision.written import written
+from export.workshop import Workshop
 from tests.seeds import seed_of
 from tests.tiny import blip2 as tiny_blip2
+from tests.tiny import valid
 
 pytestmark = pytest.mark.long(25)
 
@@ -58,14 +62,52 @@ def products(graph: Path, folder: Path) -> dict[str, int]:
     return counts
 
 
+def inputs_seen(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, set[bytes]], dict[str, set[bytes]]]:
+    """What each part's ranges come from, and what its verification runs on: pixels, features, and embeddings of
+    prompts behind an image, one by one, as the export goes on."""
+    calibrated: dict[str, set[bytes]] = {"vision": set(), "qformer": set(), "llm": set()}
+    judged: dict[str, set[bytes]] = {name: set() for name in calibrated}
+    calibrate, judge, language, logits = Workshop.calibrate, Workshop.judge, ranges.of_language, verify.llm_logits
+
+    def seen_calibrate(shop: Any, name: str, model: Any, batches: Any) -> Any:
+        kept = list(batches)
+        calibrated[name] |= {row.tobytes() for each in kept for row in next(iter(each.values()))}
+        return calibrate(shop, name, model, kept)
+
+    def seen_judge(shop: Any, name: str, inputs: Any, want: Any) -> Any:
+        if name in judged:
+            judged[name] |= {row.tobytes() for row in next(iter(inputs.values()))}
+        return judge(shop, name, inputs, want)
+
+    def seen_language(models: Any, folder: Path, rows: Any, *more: Any) -> Any:
+        calibrated["llm"] |= {row.tobytes() for row in rows}
+        return language(models, folder, rows, *more)
+
+    def seen_logits(llm: Any, rows: Any, *more: Any) -> Any:
+        judged["llm"] |= {row.tobytes() for row in rows}
+        return logits(llm, rows, *more)
+
+    monkeypatch.setattr(Workshop, "calibrate", seen_calibrate)
+    monkeypatch.setattr(Workshop, "judge", seen_judge)
+    monkeypatch.setattr(ranges, "of_language", seen_language)
+    monkeypatch.setattr(verify, "llm_logits", seen_logits)
+    return calibrated, judged
+
+
 @pytest.mark.parametrize("name", ["opt", "t5"])
-def test_every_part_is_static(name: str, images: Path, tmp_path: Path) -> None:
+def test_every_part_is_static(
+    name: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    calibrated, judged = inputs_seen(monkeypatch)
     torch.manual_seed(SEED)
     checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS[name]())
     out = tmp_path / "bundle"
     precision = "vision=int8-static,qformer=int8,llm=int8-static"
     assert main(["--ckpt", str(checkpoint), "--out", str(out), "--precision", precision, "--calib", str(images)]) == 0
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+    assert not valid.faults(out)
+    for part in ("vision", "qformer", "llm"):
+        assert calibrated[part] and judged[part] and not calibrated[part] & judged[part], f"{part} is judged on its own"
     model = blip2rt.load(out, threads=1)
     assert isinstance(model.caption(next(images.iterdir()), num_beams=1), str)
     checks = {check.component: check for check in model.bundle.manifest.verification}
