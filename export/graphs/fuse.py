@@ -63,8 +63,8 @@ def _before_transpose(model: ir.Model, scaled: ir.Node, division: ir.Node) -> No
         return
     chain = [scaled, division]  # Mul, Div, Sqrt, Add, ReduceMean, Pow
     for index in (1, 0, 0, 0):
-        node = chain[-1].inputs[index]
-        producer = node.producer() if node is not None else None
+        source = chain[-1].inputs[index]
+        producer = source.producer() if source is not None else None
         assert producer is not None, "the pattern was recognised"
         chain.append(producer)
     moved: dict[ir.Value | None, ir.Value | None] = {turned.outputs[0]: turned.inputs[0]}
