@@ -1,14 +1,11 @@
 """Every architecture of transformers that writes text, tiny and of random weights: equal to transformers, or refused.
 
-`make parity` runs it, and prints what became of each.
+`make parity` runs the same sweep, and writes docs/parity.md.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,48 +13,22 @@ pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("onnxscript")
 
+from blip2rt.errors import Blip2rtError
 from export.graphs import supported
+from export.language import trace_graphs
+from tests import parity
 from tests.seeds import seed_of
 from tests.tiny import architectures
-from tests.tiny import blip2 as tiny_blip2
-from tests.tiny.families import VOCAB
 
 SEED = seed_of(__name__)
-_TOGETHER = 12  # architectures of a process, whose memory is bounded
-_QUICK = ("bart", "marian", "mamba", "hunyuan_v1_dense", "umt5", "longt5", "pegasus", "whisper", "rwkv", "blenderbot")
-
-
-def swept(names: list[str]) -> dict[str, tuple[str, str]]:
-    """Name -> what became of it, and why; one whose process died has failed."""
-    found: dict[str, tuple[str, str]] = {}
-    left = list(names)
-    while left:
-        part = left[:_TOGETHER]
-        command = [sys.executable, "-m", "tests.tiny.architectures", str(SEED), *part]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False, cwd=_ROOT)
-        for line in run.stdout.splitlines():
-            name, what, why = json.loads(line)
-            found[name] = what, why
-        done = [name for name in part if name in found]
-        if len(done) < len(part):  # the next one has ended the process
-            found[part[len(done)]] = "failed", run.stderr[-300:]
-        left = [name for name in left if name not in found]
-    return found
-
-
-_ROOT = Path(__file__).parents[2]
+_QUICK = ("bart", "marian", "mamba", "hunyuan_v1_dense", "longt5", "pegasus", "whisper", "rwkv", "blenderbot")
 
 
 @pytest.mark.slow
 def test_every_architecture_is_equal_or_refused() -> None:
-    found = swept(architectures.names())
-    for what in ("equal", "refused", "unbuilt", "wrong", "failed"):
-        some = {name: why for name, (kind, why) in found.items() if kind == what}
-        print(f"{what}: {len(some)}")
-        for name, why in some.items():
-            print(f"  {name}: {why}")
+    found = parity.swept([*architectures.names(), *architectures.VARIANTS], SEED)
     assert not [name for name, (what, _) in found.items() if what in ("wrong", "failed")]
-    assert all(what == "equal" for name, (what, _) in found.items() if name in supported.COMPARED)
+    assert all(what in ("equal", "tie") for name, (what, _) in found.items() if name in supported.COMPARED)
 
 
 def test_what_is_known_not_to_work_is_said_before_tracing() -> None:
@@ -71,28 +42,41 @@ def test_what_is_known_not_to_work_is_said_before_tracing() -> None:
 
 
 def test_what_no_test_compares_is_not_exported_unseen() -> None:
-    config = transformers.AutoConfig.for_model("stablelm")
-    assert supported.fault(config, "ort", True) is None
-    assert "leave out --no-verify" in str(supported.fault(config, "ort", False))
+    unknown = transformers.AutoConfig.for_model("llama")
+    unknown.model_type = "of_tomorrow"
+    assert supported.fault(unknown, "ort", True) is None
+    assert "leave out --no-verify" in str(supported.fault(unknown, "ort", False))
     for name in supported.COMPARED & set(architectures.names()):
-        assert supported.fault(transformers.AutoConfig.for_model(name), "ort", False) is None
+        assert supported.fault(transformers.AutoConfig.for_model(name), "ort", False) is None, name
+
+
+def test_settings_that_change_a_model_are_said_before_tracing() -> None:
+    for name, word in (
+        ("falcon with alibi", "alibi"), ("gemma3_text in both directions", "see what comes after"),
+        ("phi3 with longrope that changes", "give --max-positions 32"),
+    ):  # fmt: skip
+        for verified in (True, False):
+            wrong = supported.fault(architectures.tiny_config(name), "ort", verified, architectures.ROOM)
+            assert wrong is not None and word in wrong and "\n" not in wrong
+    assert supported.fault(architectures.tiny_config("phi3 with longrope that changes"), "ort", True, 32) is None
+
+
+def test_an_architecture_that_cannot_be_traced_is_one_line() -> None:
+    class Target:
+        def llm_graphs(self, model: Any, positions: int) -> Any:
+            raise RuntimeError("the first line\nand the second")
+
+    with pytest.raises(Blip2rtError) as caught:
+        list(trace_graphs(Target(), object(), 8))
+    assert "cannot be traced" in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.slow
-def test_an_architecture_that_cannot_be_traced_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from export.cli import main
-
-    text = architectures.tiny_config("mpt")
-    text.vocab_size = VOCAB
-    checkpoint = tiny_blip2.generative(tmp_path / "hf", text)
-    arguments = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / "b"), "--precision", "llm=fp32"]
-    assert main(arguments) == 2
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("blip2rt-export: error: ")]
-    assert len(error) == 1 and "cannot be traced" in error[0]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["bloom", "mt5"])
+@pytest.mark.parametrize("name", ["bloom", "mt5", "umt5", "falcon", "mpt", *architectures.VARIANTS])
 def test_architectures_of_published_checkpoints_are_equal(name: str) -> None:
-    """mBLIP's."""
-    assert architectures.judge(name, SEED)[0] == "equal"
+    """mBLIP's, and settings of others."""
+    what, why = architectures.judge(name, SEED)
+    assert what == ("refused" if name in REFUSED else "equal"), why
+
+
+REFUSED = ("falcon with alibi", "gemma3_text in both directions", "phi3 with longrope that changes")
