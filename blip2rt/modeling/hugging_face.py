@@ -73,7 +73,7 @@ def read_config(folder: Path, tokenizer: str | None = None) -> Blip2Config:
     if faults:
         raise Blip2rtError(f"{folder / 'config.json'}: {'; '.join(faults)}")
     if kind == _INSTRUCT:
-        return _instruct(data, vision, qformer, folder)
+        return _instruct(data, vision, qformer, folder, tokenizer)
     retrieval = kind == _RETRIEVAL
     return Blip2Config(
         stage=1 if retrieval else 2,
@@ -90,21 +90,17 @@ def read_config(folder: Path, tokenizer: str | None = None) -> Blip2Config:
     )
 
 
-def _instruct(data: dict[str, Any], vision: dict[str, Any], qformer: dict[str, Any], folder: Path) -> Blip2Config:
+def _instruct(
+    data: dict[str, Any], vision: dict[str, Any], qformer: dict[str, Any], folder: Path, tokenizer: str | None
+) -> Blip2Config:
     """InstructBLIP's: queries and language model read one text, by a tokenizer each; no text is an empty one."""
-    tokenizer = folder / _QFORMER_TOKENIZER
-    if not tokenizer.is_dir():
-        raise Blip2rtError(
-            f"{folder} lacks the folder {_QFORMER_TOKENIZER}, which reads the prompt for the queries: save the "
-            "checkpoint's InstructBlipProcessor there"
-        )
-    llm = replace(_llm(folder), image_token_id=_image_token(data), empty_prompt_ids=None)
+    llm = replace(_llm(folder, tokenizer), image_token_id=_image_token(data), empty_prompt_ids=None)
     return Blip2Config(
         stage=2,
         vision=_vision(vision, folder),
         qformer=_qformer(qformer, vision["hidden_size"], data.get("num_query_tokens", 32), True),
         llm=llm,
-        qformer_init=str(tokenizer),
+        qformer_init=str(folder.absolute() / _QFORMER_TOKENIZER),
         max_text_length=min(qformer["max_position_embeddings"], 512),
         vision_norm_eps=vision["layer_norm_eps"],
         learned_positions=False,

@@ -28,7 +28,7 @@ from export.cli import main
 from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import valid
-from tests.tiny.families import HIDDEN, MORE, VOCAB
+from tests.tiny.families import HIDDEN, VOCAB, two_widths
 
 pytestmark = pytest.mark.long(90)
 
@@ -215,7 +215,7 @@ def test_a_language_model_of_two_widths_is_read_again(tmp_path: Path) -> None:
 
     torch.manual_seed(SEED)
     folder = tmp_path / "opt"
-    transformers.OPTForCausalLM(MORE["two widths"]()).save_pretrained(folder)
+    transformers.OPTForCausalLM(two_widths()).save_pretrained(folder)
     tiny_blip2.llm_tokenizer().save_pretrained(folder)
     base = checkpoints.read_config(tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS["opt"]()))
     model = Blip2(replace(base, llm=replace(base.llm, source=str(folder), image_token_id=None)))

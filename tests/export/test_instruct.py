@@ -95,8 +95,8 @@ def test_hugging_face_folders_say_what_generate_says(tmp_path: Path) -> None:
     assert not valid.faults(tmp_path / "bundle")
     check(pair)
     shutil.rmtree(pair.folder / "qformer_tokenizer")
-    with pytest.raises(Blip2rtError, match="lacks the folder qformer_tokenizer"):
-        checkpoints.read_config(pair.folder)
+    with pytest.raises(Blip2rtError, match="qformer_tokenizer.*give --qformer-tokenizer FOLDER"):
+        describe.require_tokenizers(checkpoints.read_config(pair.folder))
 
 
 @pytest.mark.slow

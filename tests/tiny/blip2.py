@@ -23,9 +23,7 @@ from . import parts as tiny_parts
 from .families import CONFIGS, IMAGE, MORE, SPECIAL, WORDS
 
 TEXT_CONFIGS = {name: CONFIGS[name] for name in ("opt", "llama", "qwen2", "gemma", "t5")}
-NEWER_TEXT_CONFIGS = {name: CONFIGS[name] for name in ("gemma2", "gemma3", "qwen3")} | {
-    name: config for name, config in MORE.items() if name != "two widths"  # whose BLIP-2 transformers cannot run
-}
+NEWER_TEXT_CONFIGS = {name: CONFIGS[name] for name in ("gemma2", "gemma3", "qwen3")} | MORE
 VISION = {"hidden_size": 40, "intermediate_size": 72, "num_hidden_layers": 3, "num_attention_heads": 4,
           "image_size": 28, "patch_size": 7}  # fmt: skip
 QFORMER = {
