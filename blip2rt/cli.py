@@ -97,13 +97,15 @@ def _check_stream(args: argparse.Namespace) -> None:
 
 def _match(args: argparse.Namespace) -> int:
     """Print how well each text describes the image, the best first."""
+    from .gallery.progress import one_line
+
     matches = _load(args).match(_image(args.image), args.texts)
     for text, match in sorted(zip(args.texts, matches, strict=True), key=lambda row: -row[1].score):
         if args.json:
             print(json.dumps({"image": args.image, "text": text, **asdict(match)}, ensure_ascii=False))
         else:
             line = f"score {match.score:6.2f}  probability {match.probability:.3f}  cosine {match.cosine:6.3f}"
-            print(line if len(args.texts) == 1 else f"{line}  {text}")
+            print(line if len(args.texts) == 1 else f"{line}  {one_line(text)}")
     return 0
 
 
@@ -135,6 +137,7 @@ def _info(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     from .bundle import MANIFEST, embedded, verify
+    from .gallery.progress import one_line
 
     folder = args.bundle or embedded()
     signed = ""
@@ -144,7 +147,7 @@ def _verify(args: argparse.Namespace) -> int:
         signed = f", signed: {printable(verify_signature(Path(folder) / MANIFEST, args.key))}"
     bundle = verify(folder, _progress() if sys.stderr.isatty() else None)
     files = bundle.manifest.files or {}
-    print(f"{bundle.path}: {len(files)} files, {bundle.size / 1e6:.1f} MB, all as exported{signed}")
+    print(f"{one_line(str(bundle.path))}: {len(files)} files, {bundle.size / 1e6:.1f} MB, all as exported{signed}")
     return 0
 
 

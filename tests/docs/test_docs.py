@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import os
 import re
 import shlex
 import shutil
@@ -113,7 +114,56 @@ def test_options_that_are_shown_exist(page: Path) -> None:
     assert not [fault for command in typed(page) for fault in unknown_options(command)]
 
 
-@pytest.mark.parametrize("name", ["robot.md"])
+NOT_RUN = re.compile(r" *<!-- not run: .+ -->")
+PAGE_NOT_RUN = re.compile(r"^<!-- no command of this page is run: .+ -->$", re.MULTILINE)
+INSTALLS = re.compile(r"(pip|git|make|sudo) ")
+COMMANDED = [page for page in [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"] if typed(page)]
+
+
+def commands_to_run(page: Path) -> list[str]:
+    """The commands of a page's console blocks that stand under no mark, besides what installs."""
+    lines, found = page.read_text().replace("\\\n", " ").splitlines(), []
+    marked = within = False
+    for before, line in zip(["", *lines], lines, strict=False):
+        if re.match(" *```", line):
+            within = not within and line.strip() == "```console"
+            marked = bool(NOT_RUN.fullmatch(before))
+        elif within and not marked and line.strip().startswith("$ "):
+            found.append(line.strip()[2:])
+    return [] if PAGE_NOT_RUN.search(page.read_text()) else [each for each in found if not INSTALLS.match(each)]
+
+
+@pytest.mark.parametrize("page", COMMANDED, ids=lambda page: page.name)
+def test_every_command_runs_or_is_marked_as_not_run(page: Path, tmp_path: Path) -> None:
+    """In a folder with a photograph and a few folders of them, one command after the other."""
+    commands = commands_to_run(page)
+    for folder in ("docs", "photos", "photos/sub", "my-photos"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(ROOT / "docs" / "photo.jpg", tmp_path / folder)
+    shutil.copy(ROOT / "docs" / "photo.jpg", tmp_path)
+    (tmp_path / "yesterday").touch()
+    os.utime(tmp_path / "yesterday", (0, 0))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    for command in commands:
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env={**os.environ, "PATH": path},
+                              capture_output=True, text=True, timeout=300)  # fmt: skip
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        assert done.stdout or done.stderr or "--out" in command or "--write" in command, command
+
+
+def test_most_pages_of_who_begins_are_run() -> None:
+    assert {page.name for page in COMMANDED if commands_to_run(page)} >= {"README.md", "gallery.md", "index.md",
+                                                                          "jetson.md", "json.md"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["gallery.md", "robot.md", "jetson.md", "own-data.md", "export.md"])
+def test_a_page_begins_with_what_to_type(name: str) -> None:
+    """Its first command is within its first five lines."""
+    first = (ROOT / "docs" / name).read_text().splitlines()[:5]
+    assert any(line.startswith(("$ blip2rt", "import blip2rt")) for line in first), first
+
+
+@pytest.mark.parametrize("name", ["robot.md", "json.md"])
 def test_the_python_of_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its blocks one after the other, on the photograph that is here."""
     pytest.importorskip("cv2")
