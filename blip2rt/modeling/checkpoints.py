@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from blip2rt.bundle.names import MANIFEST
 from blip2rt.errors import Blip2rtError, boundary
 
 from . import hugging_face, lavis, streaming
@@ -87,6 +88,11 @@ def locate(source: str | Path) -> Path:
     path = Path(fetch(str(source)))
     if path.is_file() or (path / CONFIG).is_file():
         return path
+    if (path / MANIFEST).is_file():
+        raise Blip2rtError(
+            f"{path} is a bundle: blip2rt-convert {path} --to ours --out DIR makes the checkpoints DIR/stage1 and "
+            "DIR/stage2 of it"
+        )
     found = list_checkpoints(path)
     if not found:
         raise Blip2rtError(f"{path} is no checkpoint: it has neither {CONFIG} nor step-* folders")
