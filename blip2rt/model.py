@@ -23,7 +23,7 @@ from .answers import Answer, Request
 from .arguments import as_list, one_by_one, pairs, texts_of
 from .backends import OnToken
 from .batching import Batched, Batching
-from .errors import ImageError, OptionError
+from .errors import BundleError, ImageError, OptionError
 from .image import COLORS, MAX_PIXELS, ImageLike
 from .kept import Kept
 from .language import Chat, Scored
@@ -124,6 +124,8 @@ def load(
 
 def _folder(bundle: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
     """The bundle's folder. A folder called nano comes before the embedded model."""
+    if bundle == "":
+        raise BundleError("the bundle is '': give its folder, or leave it out for nano")
     if bundle is None or (bundle == "nano" and not os.path.exists(bundle)):
         return contract.embedded()
     return bundle

@@ -246,6 +246,8 @@ def test_faults_of_loading_are_named(tiny, monkeypatch, tmp_path):
             blip2rt.load(tiny.path, threads=threads)
     with pytest.raises(BundleError, match="no bundle at"):
         blip2rt.load(tmp_path / "none")
+    with pytest.raises(BundleError, match="the bundle is '': give its folder"):
+        blip2rt.load("")
     monkeypatch.setenv("BLIP2RT_NUM_THREADS", "many")
     with pytest.raises(OptionError, match="BLIP2RT_NUM_THREADS is 'many'"):
         blip2rt.load(tiny.path)

@@ -1,0 +1,61 @@
+"""What the command line of an export says, and what became of sizes that the model has not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("onnxscript")
+
+from blip2rt import bundle
+from blip2rt.errors import OptionError
+from export import cli, targets
+from tests.tiny import blip2 as tiny_blip2
+
+GROUPS = ("vision", "qformer", "llm", "retrieval")
+
+
+def test_one_precision_is_for_all_groups_that_may_have_it() -> None:
+    ort, trt = targets.ORT.precisions, targets.TRT.precisions
+    for precision in ("fp32", "fp16", "int8", "int8w", "int4", "int8-dynamic"):
+        assert cli.parse_precision(precision, ort) == dict.fromkeys(GROUPS, precision)
+    assert cli.parse_precision("int8-static", ort) == dict.fromkeys(GROUPS[:3], "int8-static")
+    assert cli.parse_precision("int8", trt) == dict.fromkeys(GROUPS[:3], "int8")
+    for text in ("int8,llm=int4", "llm=int4,int8"):
+        assert cli.parse_precision(text, ort) == {**dict.fromkeys(GROUPS, "int8"), "llm": "int4"}
+    for wrong in ("int3", "llm", "llm=int3", "words=int8"):
+        with pytest.raises(OptionError, match="the groups are|llm may be"):
+            cli.parse_precision(wrong, ort)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A bundle of a Hugging Face checkpoint that was asked for sizes which the model has not, and what was told."""
+    folder = tmp_path_factory.mktemp("choices")
+    checkpoint = tiny_blip2.generative(folder / "hf", tiny_blip2.TEXT_CONFIGS["llama"]())
+    with pytest.MonkeyPatch.context() as patch:
+        told: list[str] = []
+        patch.setattr("builtins.print", lambda *texts, **_: told.extend(map(str, texts)))
+        words = ["--checkpoint", str(checkpoint), "--out", str(folder / "b"), "--precision", "fp32"]
+        assert cli.main([*words, "--max-positions", "10000", "--image-size", "30"]) == 0
+    return folder / "b", "\n".join(told)
+
+
+def test_sizes_that_the_model_has_not_are_said(exported: tuple[Path, str]) -> None:
+    path, told = exported
+    assert "note: --max-positions is 10,000, and the language model and the bundle have 96" in told
+    assert "note: --image-size 30 is no multiple of the patch of 7" in told and "give 28 or 35" in told
+    llm = bundle.read(path).manifest.llm
+    assert llm is not None and llm.max_positions == 96
+
+
+def test_a_bundle_is_no_checkpoint_and_says_what_makes_one(
+    exported: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = exported
+    assert cli.main(["--checkpoint", str(path), "--out", str(tmp_path / "again")]) == 2
+    error = capsys.readouterr().err
+    assert f"{path} is a bundle: blip2rt-convert {path} --to ours --out DIR" in error and error.count("\n") == 1
