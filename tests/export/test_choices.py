@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("onnxscript")
 
 from blip2rt import bundle
 from blip2rt.errors import OptionError
-from export import cli, targets
+from export import cli, convert, targets
+from export.parameters import parameters
 from tests.tiny import blip2 as tiny_blip2
 
 GROUPS = ("vision", "qformer", "llm", "retrieval")
@@ -50,6 +51,17 @@ def test_sizes_that_the_model_has_not_are_said(exported: tuple[Path, str]) -> No
     assert "note: --image-size 30 is no multiple of the patch of 7" in told and "give 28 or 35" in told
     llm = bundle.read(path).manifest.llm
     assert llm is not None and llm.max_positions == 96
+
+
+def test_a_bundle_of_a_hugging_face_checkpoint_becomes_one_of_ours(exported: tuple[Path, str], tmp_path: Path) -> None:
+    """Exported again, its graphs hold what they held."""
+    path, _ = exported
+    assert convert.main([str(path), "--to", "ours", "--out", str(tmp_path / "ours")]) == 0
+    words = ["--checkpoint", str(tmp_path / "ours" / "stage2"), "--out", str(tmp_path / "b"), "--precision", "fp32"]
+    assert cli.main([*words, "--no-verify"]) == 0
+    one, two = (parameters(bundle.read(each).graph("qformer"), "module.model.") for each in (path, tmp_path / "b"))
+    assert one.keys() == two.keys() and len(one) > 40
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
 
 
 def test_a_bundle_is_no_checkpoint_and_says_what_makes_one(
