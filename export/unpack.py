@@ -141,8 +141,6 @@ def _model(found: bundle.Bundle, config: Blip2Config, stage: int) -> Blip2:
         what = ", ".join(sorted(missing + misshaped)[:6])
         whole = config.vision.weights if config.vision.vit is not None else None  # Hugging Face's folder, LAVIS' file
         fix = f": start from {whole}, which it was made of" if whole else ""
-        raise Blip2rtError(
-            f"{found.path}: its graphs of stage {stage} do not hold {what}, or in another shape{instead}"
-        )
+        raise Blip2rtError(f"{found.path}: its graphs of stage {stage} do not hold {what}, or in another shape{fix}")
     model.load_state_dict({name: value for name, value in values.items() if name in own}, strict=False)
     return model
