@@ -122,7 +122,8 @@ COMMANDED = [page for page in [*sorted((ROOT / "docs").glob("*.md")), ROOT / "RE
 
 def commands_to_run(page: Path) -> list[str]:
     """The commands of a page's console blocks that stand under no mark, besides what installs."""
-    lines, found = page.read_text().replace("\\\n", " ").splitlines(), []
+    lines = [line for line in page.read_text().replace("\\\n", " ").splitlines() if line.strip()]
+    found: list[str] = []
     marked = within = False
     for before, line in zip(["", *lines], lines, strict=False):
         if re.match(" *```", line):
