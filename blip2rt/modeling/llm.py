@@ -164,7 +164,7 @@ def _renamed(kind: Any, config: LlmConfig, weights: Weights, error: Blip2rtError
         raise error from None
     if found["missing_keys"] or found.get("mismatched_keys"):
         raise error
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 def empty_llm(config: Any) -> Any:
