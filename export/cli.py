@@ -55,7 +55,7 @@ examples:
 
 def main(argv: list[str] | None = None) -> int:
     """Run `blip2rt-export` with `argv`, or the process's own; return the exit code."""
-    return run("blip2rt-export", lambda: _run(_parser().parse_args(argv)), extra="export",
+    return run("blip2rt-export", lambda: export(_parser().parse_args(argv)), extra="export",
                interrupted="interrupted, nothing was written")  # fmt: skip
 
 
@@ -68,6 +68,12 @@ def _parser() -> Parser:
                         help="checkpoint: folder, .pth file or hub id")  # fmt: skip
     parser.add_argument("--out", type=path, required=True, metavar="BUNDLE",
                         help="the bundle's folder, written whole or not at all")  # fmt: skip
+    add_options(parser)
+    return parser
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add all options but the checkpoint and the bundle."""
     parser.add_argument("--retrieval-checkpoint", type=nonempty, metavar="CKPT",
                         help="a second checkpoint, for match and embed")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle at --out")
@@ -95,10 +101,9 @@ def _parser() -> Parser:
     about.add_argument("--length-penalty", type=float, default=1.0, metavar="X",
                        help="length penalty of its captions; lower is shorter")  # fmt: skip
     add_parts(parser)
-    return parser
 
 
-def add_parts(parser: Parser) -> None:
+def add_parts(parser: argparse.ArgumentParser) -> None:
     """Add options for what a checkpoint leaves out."""
     group = parser.add_argument_group("for what a checkpoint lacks")
     group.add_argument("--tokenizer", type=nonempty, metavar="FOLDER",
@@ -128,7 +133,8 @@ def parts(args: argparse.Namespace) -> Any:
     )  # fmt: skip
 
 
-def _run(args: argparse.Namespace) -> None:
+def export(args: argparse.Namespace) -> None:
+    """Export what the command line says, and print the table. Raises Blip2rtError."""
     if args.max_positions < 64:
         raise OptionError(f"--max-positions is {args.max_positions}: give 64 or more")
     if not math.isfinite(args.length_penalty):

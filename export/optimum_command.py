@@ -1,0 +1,40 @@
+"""`optimum-cli export blip2rt -m CKPT OUT [options]`: blip2rt-export as a command of Hugging Face's optimum.
+
+It is installed as optimum/commands/register/register_blip2rt.py, where optimum >= 2.1 looks for commands of others.
+optimum-cli reads it whatever it is asked for, so it imports what is light.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser
+
+from blip2rt_export import cli
+from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
+from optimum.commands.export.base import ExportCommand
+
+from blip2rt.command import Formatter, nonempty, path, run
+
+
+class Blip2rtExportCommand(BaseOptimumCLICommand):
+    """A BLIP-2 checkpoint -> a bundle for the edge."""
+
+    COMMAND = CommandInfo(name="blip2rt", help="Export BLIP-2 to a bundle that blip2rt runs, verified against PyTorch.")
+
+    @staticmethod
+    def parse_args(parser: ArgumentParser) -> None:
+        """Add blip2rt-export's options, the checkpoint and the bundle as optimum names them."""
+        parser.formatter_class = Formatter
+        parser.add_argument("-m", "--model", type=nonempty, required=True, metavar="CKPT",
+                            help="checkpoint: folder, .pth file or hub id")  # fmt: skip
+        parser.add_argument("output", type=path, metavar="OUT", help="the bundle's folder")
+        cli.add_options(parser)
+
+    def run(self) -> None:
+        """Export, and end with blip2rt-export's exit code."""
+        self.args.checkpoint, self.args.out = self.args.model, self.args.output
+        sys.exit(run("optimum-cli export blip2rt", lambda: cli.export(self.args), extra="export",
+                     interrupted="interrupted, nothing was written"))  # fmt: skip
+
+
+REGISTER_COMMANDS = [(Blip2rtExportCommand, ExportCommand)]
