@@ -220,9 +220,7 @@ def _sizes_told(options: ExportOptions, image: ImageSpec, llm: LlmSpec | None, c
     """What became of sizes that were asked for and that the model has not."""
     notes, asked = [], options.llm.max_positions
     if llm is not None and llm.max_positions < asked and asked != LlmOptions().max_positions:
-        notes.append(
-            f"--max-positions is {asked:,}, and the language model has {llm.max_positions:,}: so has the bundle"
-        )
+        notes.append(f"--max-positions is {asked:,}, and the language model and the bundle have {llm.max_positions:,}")
     patch = 0 if config.vit is None else config.vit.patch
     if options.source.image_size is not None and patch and image.height % patch:
         least = image.height - image.height % patch
