@@ -37,6 +37,11 @@ _ROOT = Path(__file__).parents[1]
 Found = dict[str, tuple[str, str]]  # name -> one of KINDS, and why
 
 
+def cases() -> list[str]:
+    """Every architecture of the installed transformers, and the variants."""
+    return [*architectures.names(), *architectures.VARIANTS]
+
+
 def swept(names: list[str], seed: int) -> Found:
     """What became of each case; one whose process died has failed."""
     found: Found = {}
@@ -65,6 +70,7 @@ def _keep(found: Found, name: str, what: str, why: str) -> None:
 
 def report(found: Found, tried: int, seed: int) -> str:
     """Markdown of what was found, by the packages that are installed."""
+    left = [name for name in cases() if name not in found]
     counts = Counter(what for what, _ in found.values())
     releases = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     lines = [
@@ -73,8 +79,9 @@ def report(found: Found, tried: int, seed: int) -> str:
         "transformers that writes text, and of variants of some, and compares the exported graphs with it:",
         "three rows of unequal length, a prompt and its steps.", "",
         *_wrapped(f"Python {platform.python_version()}, {releases}; seed {seed}."), "",
-        f"| cases | {len(found)} |  |", "| -- | -- | -- |",
-        *(f"| {kind} | {counts[kind]} | {what} |" for kind, what in KINDS.items()), "",
+        f"| cases | {len(cases())} |  |", "| -- | -- | -- |",
+        *(f"| {kind} | {counts[kind]} | {what} |" for kind, what in KINDS.items()),
+        *([f"| not run | {len(left)} | other cases were asked for |"] if left else []), "",
         *_wrapped(
             f"The fuzzer of options made {tried} calls and damaged bundles: each worked, or was refused in one line."
         ), "",
@@ -86,6 +93,8 @@ def report(found: Found, tried: int, seed: int) -> str:
         elif some:
             lines += [f"## {kind}", "", "| case | why |", "| -- | -- |"]
             lines += [f"| {name} | {_cell(found[name][1])} |" for name in some] + [""]
+    if left:
+        lines += ["## not run", "", *_wrapped(", ".join(left) + ".")]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -107,7 +116,7 @@ def main() -> int:
     args = parser.parse_args()
     seed = random.randrange(2**31) if args.seed is None else args.seed
     print(f"seed {seed}", flush=True)
-    found = swept(args.cases or [*architectures.names(), *architectures.VARIANTS], seed)
+    found = swept(args.cases or cases(), seed)
     tried = options.run(args.seconds, seed)
     if args.report is not None:
         args.report.parent.mkdir(parents=True, exist_ok=True)

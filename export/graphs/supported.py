@@ -12,8 +12,9 @@ from .rotary import length_limit
 
 ENCODER_DECODERS = ("t5", "mt5", "umt5")
 COMPARED = frozenset({
-    "bloom", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "gptj", "llama", "mistral", "mt5", "opt", "phi",
-    "phi3", "qwen2", "qwen3", "t5",
+    "apertus", "arcee", "biogpt", "bitnet", "bloom", "falcon", "gemma", "gemma2",
+    "gemma3_text", "gpt2", "gpt_neox", "gptj", "llama", "mistral", "mpt", "mt5", "opt", "phi", "phi3", "qwen2", "qwen3",
+    "t5", "umt5",
 })  # fmt: skip
 _BIASED = ("bloom", "mpt", "umt5")  # biases of attention, which graphs for TensorRT do not have
 _STATES = (
@@ -21,6 +22,8 @@ _STATES = (
     "mamba", "mamba2", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text",
     "qwen3_5_text", "qwen3_next", "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2",
 )  # fmt: skip  # they keep a state besides keys and values
+_EXPERTS = ("afmoe", "aria_text", "beam")  # layers that choose among others
+_OWN = ("axk1", "axk2", "bailing_hybrid", "big_bird")  # an attention of their own, which no graph expresses
 _WRONG = ("hunyuan_v1_dense", "hunyuan_v1_moe")  # their graphs are traced, and compute something else
 
 
@@ -34,6 +37,10 @@ def fault(config: Any, target: str, verified: bool, positions: int = 0) -> str |
         return (
             f"the language model is of type {kind!r}, which keeps a state besides keys and values: use a plain decoder"
         )
+    if kind in _EXPERTS:
+        return f"the language model is of type {kind!r}, whose experts no graph expresses: use a model without experts"
+    if kind in _OWN:
+        return f"the language model is of type {kind!r}, whose attention no graph expresses: use another model"
     if kind in _WRONG:
         return f"the language model is of type {kind!r}, whose graph would compute something else: use another model"
     if kind in _BIASED and target == "trt":

@@ -57,7 +57,9 @@ _ROPE = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embe
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model_type, and what differs from its tiny configuration
     "opt of two widths": ("opt", {"word_embed_proj_dim": 32, "do_layer_norm_before": False}),
     "falcon with new heads": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
-    "falcon with all heads": ("falcon", {"multi_query": False, "parallel_attn": False, "bias": True}),
+    "falcon with all heads": ("falcon", {
+        "multi_query": False, "num_kv_heads": HEADS, "parallel_attn": False, "bias": True,
+    }),
     "falcon with alibi": ("falcon", {"alibi": True}),
     "phi3 with longrope": ("phi3", {
         "original_max_position_embeddings": 64,
