@@ -105,7 +105,8 @@ def answer(model: Model, job: Job, most: int, stop: Stop, tell: Callable[[Piece]
     generation = model._backend.begin(prefix_embeds, [ids], watch.left)
     if shares_steps(model) and (close := getattr(generation, "close", None)) is not None:
         stop.then(close)  # with beams, such a generation tells nothing until the end
-    said = _Said(language, forced, job.stops, settings["num_return_sequences"], tell)
+    text = language._tokenizer.decode if job.question is None and tell is None else language._tokenizer.text
+    said = _Said(language, forced, job.stops, settings["num_return_sequences"], tell, text)
     while not generation.done and not stop.is_set():
         for _image, draw, token_id in generation.step():
             said.push(draw, token_id)
@@ -162,9 +163,10 @@ class _Said:
 
     def __init__(
         self, language: Language, forced: list[int], stops: Sequence[str], texts: int,
-        tell: Callable[[Piece], None] | None,
+        tell: Callable[[Piece], None] | None, text: Callable[[Sequence[int]], str],
     ) -> None:  # fmt: skip
-        self._tell, self._stops, self._language = tell, stops, language
+        """text: all tokens -> the text: that of a caption is on a single line, a stream's is as it came."""
+        self._tell, self._stops, self._language, self._text = tell, stops, language, text
         listens = texts if tell is not None or stops else 0
         self._streams = [TextStream(language._tokenizer, forced) for _ in range(listens)]
         self._cuts = [StopAt(stops) for _ in range(texts)]
@@ -183,8 +185,7 @@ class _Said:
         texts, finish = [], []
         for i, token_ids in enumerate(sequences):
             cut = StopAt(self._stops)
-            tokenizer = self._language._tokenizer
-            text = cut.push(tokenizer.decode(tokenizer.shown(token_ids)))
+            text = cut.push(self._text(self._language._tokenizer.shown(token_ids)))
             text = (text + cut.end()).rstrip()
             texts.append(text)
             finish.append("stop" if cut.found else "length")
