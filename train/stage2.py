@@ -36,13 +36,16 @@ from .loop.parallel import here
 from .loop.trainer import Trainer, vision_peaks
 from .model import (
     Start,
+    changed_vision,
     learning,
     learning_vision,
     llm_config,
     qformer_config,
+    start_fresh,
     start_from,
     started_config,
     vision_config,
+    with_dropout,
     with_text_branch,
 )
 from .objectives.lm import Asked, Questions, Texts, lm_loss
@@ -58,26 +61,27 @@ class PrefixSettings:
 
     stage1: str = option(
         "",
-        "stage-1 checkpoint to start from; without it BERT, as in the paper's ablation; beside start it gives the text "
-        "branch",
+        "stage-1 checkpoint to start from: ours, Hugging Face's or LAVIS'; without it BERT, as in the paper's "
+        "ablation; beside start it gives the text branch",
         metavar="CHECKPOINT",
     )
     fresh_layers: int = option(0, "the Q-Former's last N layers start from BERT and not from stage 1")
-    query_offsets: bool = option(True, "add a learned vector to each query before the projection; start has its own")
-    normalize_prefix: bool = option(True, "LayerNorm behind the projection; the paper has none")
+    query_offsets: bool = option(False, "add a learned vector to each query before the projection; start has its own")
+    normalize_prefix: bool = option(False, "LayerNorm behind the projection")
     question_to_qformer: bool = option(
         False, "the queries read the question too, or a caption's prompt, as in the paper's VQA finetune"
     )
     question_prompt: str = option("{}", "what they read of a question")
-    projection_lr: float = option(1e-3, "peak learning rate of the projection", check=NOT_NEGATIVE)
+    projection_lr: float = option(1e-4, "peak learning rate of the projection", check=NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
 class TextSettings:
     """Texts of stage 2."""
 
-    max_text_tokens: int = option(40, "tokens of one text, prompt and end included", check=POSITIVE)
-    texts_per_image: int = option(6, "texts drawn of each image and packed behind one soft prompt", check=POSITIVE)
+    max_text_tokens: int = option(32, "tokens of one text, prompt and end included", check=POSITIVE)
+    texts_per_image: int = option(1, "texts drawn of each image and packed behind one soft prompt", check=POSITIVE)
+    learn_bos: bool = option(True, "the LM learns to say its bos token behind the last query, where no prompt follows")
     hidden_positions: float = option(
         0.0, "share of the image's positions that training does not see, drawn at every step"
     )
@@ -95,24 +99,27 @@ def model_config(settings: Stage2Settings) -> Blip2Config:
     if settings.origin.start:
         return _learned(settings, _started(settings))
     prefix, qformer = settings.prefix, settings.qformer
-    reads, before = prefix.question_to_qformer, read_config(prefix.stage1) if prefix.stage1 else None
-    trained = before is not None and before.vision_trained
-    vision = before.vision if before is not None and trained else vision_config(settings.vision)
-    if before is None:
-        made, init = qformer_config(qformer, vision.features, reads), qformer.qformer_init
+    reads = prefix.question_to_qformer
+    if prefix.stage1:
+        seen = _seen(settings)
     else:
-        made, init = replace(before.qformer, text_branch=reads), before.qformer_init
-    if made.queries != qformer.queries:
-        raise OptionError(f"queries is {qformer.queries}, and {prefix.stage1!r} has {made.queries}: give that")
+        vision = vision_config(settings.vision)
+        seen = Blip2Config(
+            vision=vision,
+            qformer=qformer_config(qformer, vision.features, reads),
+            qformer_init=qformer.qformer_init,
+            learned_positions=qformer.learned_positions,
+        )
     config = Blip2Config(
         stage=2,
-        vision=vision,
-        qformer=made,
+        vision=seen.vision,
+        qformer=replace(seen.qformer, text_branch=reads),
         llm=llm_config(settings.llm),
-        qformer_init=init,
+        qformer_init=seen.qformer_init,
         clean_captions=True,
-        vision_trained=trained,
-        learned_positions=qformer.learned_positions,
+        vision_trained=seen.vision_trained,
+        vision_norm_eps=seen.vision_norm_eps,
+        learned_positions=seen.learned_positions,
         question_input=reads,
         question_prompt=prefix.question_prompt,
         normalize_prefix=prefix.normalize_prefix,
@@ -122,6 +129,26 @@ def model_config(settings: Stage2Settings) -> Blip2Config:
         sources=settings.origin.sources,
     )
     return _learned(settings, config)
+
+
+def _seen(settings: Stage2Settings) -> Blip2Config:
+    """The config of `stage1`, whose encoder and Q-Former stage 2 goes on with, changed by the fields that are given."""
+    given, source = settings.given, _stage1(settings)
+    config = read_config(source.checkpoint, source.parts)
+    vision = config.vision
+    if not config.vision_trained:
+        vision = vision_config(settings.vision) if "vision_source" in given else changed_vision(config, given)
+    if given.get("queries", config.qformer.queries) != config.qformer.queries:
+        raise OptionError(
+            f"queries is {given['queries']}, and {source.checkpoint!r} has {config.qformer.queries}: give that"
+        )
+    positions = given.get("learned_positions", config.learned_positions)
+    qformer = with_dropout(config.qformer, given)
+    return replace(config, vision=vision, qformer=qformer, learned_positions=positions)
+
+
+def _stage1(settings: Stage2Settings) -> Start:
+    return Start(settings.prefix.stage1, settings.given)
 
 
 def _started(settings: Stage2Settings) -> Blip2Config:
@@ -156,9 +183,11 @@ def build_model(settings: Stage2Settings, config: Blip2Config) -> Blip2:
     if settings.origin.start:
         start_from(model, _start(settings))
     elif settings.prefix.stage1:
-        init_from_stage1(model, settings.prefix.stage1, settings.prefix.fresh_layers)
+        source = _stage1(settings)
+        init_from_stage1(model, source.checkpoint, settings.prefix.fresh_layers, source.parts)
     else:
         init_from_bert(model)
+        start_fresh(model, settings.qformer)
     return learning(model, settings.vision.train_vision)
 
 
@@ -194,8 +223,9 @@ class Stage2:
         llm, vision = self.model.llm, self.model.vision
         assert config.llm is not None and llm is not None
         splits = encoder_decoder(config.llm.source)
-        self.texts: Texts | PrefixTexts = (PrefixTexts if splits else Texts)(
-            config.llm, config.qformer.queries, settings.text.max_text_tokens
+        queries, most = config.qformer.queries, self.text.max_text_tokens
+        self.texts: Texts | PrefixTexts = (
+            PrefixTexts(config.llm, queries, most) if splits else Texts(config.llm, queries, most, self.text.learn_bos)
         )
         self.questions = Questions(self.model) if config.question_input else None
         self.lm_loss: Callable[..., dict[str, torch.Tensor]] = prefix_lm_loss if splits else lm_loss

@@ -19,6 +19,8 @@ from .qformer import LanguageHead, QFormer, QFormerConfig
 from .vision import VisionConfig, VisionEncoder
 from .vit import VitConfig
 
+ITM_STD = 0.3  # of a fresh matching head
+
 
 @dataclass(frozen=True)
 class Blip2Config:
@@ -104,7 +106,7 @@ class Blip2(Trained):
             self.text_proj = nn.Linear(width, config.embed_dim)
             self.itm_head = nn.Linear(width, 2)
             # At BERT's 0.02 the head passes the shared layers a hundredth of ITC's gradient, and ITM stays at chance.
-            nn.init.normal_(self.itm_head.weight, std=0.3)
+            nn.init.normal_(self.itm_head.weight, std=ITM_STD)
             self.lm_head = LanguageHead(config.qformer)
             self.temperature = nn.Parameter(torch.tensor(0.07))
         else:

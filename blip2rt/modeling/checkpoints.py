@@ -24,7 +24,7 @@ from .blip2 import Blip2, Blip2Config, Trained
 from .json_file import read_json, require_bounds
 from .llm import load_llm, load_tokenizer
 from .names import hugging_face_name
-from .qformer import load_bert
+from .qformer import load_bert, load_bert_head
 from .quantize import round_weights
 from .sources import fetch
 from .vision import VisionEncoder
@@ -212,13 +212,18 @@ def read_bert_geometry(source: str) -> dict[str, Any]:
 
 
 def init_from_bert(model: Blip2) -> None:
-    """Initialise the Q-Former from the BERT-family checkpoint that the config names."""
+    """Initialise the Q-Former, and ITG's head, from the BERT-family checkpoint that the config names."""
     folder = Path(fetch(model.config.qformer_init))
     with boundary(f"qformer_init {model.config.qformer_init!r} cannot be read"):
-        load_bert(model.qformer, load_file(folder / WEIGHTS))
+        state = load_file(folder / WEIGHTS)
+        load_bert(model.qformer, state)
+        if model.config.stage == 1:
+            load_bert_head(model.lm_head, state)
 
 
-def init_from_stage1(model: Blip2, folder: str | Path, fresh_layers: int = 0) -> None:
+def init_from_stage1(
+    model: Blip2, folder: str | Path, fresh_layers: int = 0, parts: lavis.Parts = lavis.NO_PARTS
+) -> None:
     """Carry the query branch of a stage-1 checkpoint of any format into a stage-2 model; the rest is left behind.
 
     fresh_layers: so many of the last layers start from BERT instead. ITC and ITM make the last layer their own head,
@@ -228,7 +233,7 @@ def init_from_stage1(model: Blip2, folder: str | Path, fresh_layers: int = 0) ->
         init_from_bert(model)
     count = len(model.qformer.layers)
     fresh = tuple(f"qformer.layers.{index}." for index in range(count - fresh_layers, count))
-    init_from(model, folder, ("projection", "prefix_norm", "query_offsets", *fresh))
+    init_from(model, folder, ("projection", "prefix_norm", "query_offsets", *fresh), parts)
 
 
 def init_from(

@@ -37,7 +37,8 @@ _VISION = {"hidden_size": 1408, "intermediate_size": 6144, "num_hidden_layers": 
            "qkv_bias": True}  # fmt: skip
 _QFORMER = {"vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
             "intermediate_size": 3072, "hidden_act": "gelu", "max_position_embeddings": 512, "layer_norm_eps": 1e-12,
-            "cross_attention_frequency": 2, "hidden_dropout_prob": 0.1}  # fmt: skip
+            "cross_attention_frequency": 2, "hidden_dropout_prob": 0.1,
+            "attention_probs_dropout_prob": 0.1}  # fmt: skip
 
 
 def is_hugging_face(folder: Path) -> bool:
@@ -161,6 +162,7 @@ def _qformer(qformer: dict[str, Any], vision_width: int, queries: int, text_bran
         cross_attention_frequency=qformer["cross_attention_frequency"], vocab_size=qformer["vocab_size"],
         max_positions=qformer["max_position_embeddings"], layer_norm_eps=qformer["layer_norm_eps"],
         dropout=qformer["hidden_dropout_prob"], query_gain=None, text_branch=text_branch,
+        query_dropout=qformer["hidden_dropout_prob"], attention_dropout=qformer["attention_probs_dropout_prob"],
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from .weights import Reader, Weights
 _BERT = "bert-base-uncased"
 _EMBEDDINGS = "Qformer.bert.embeddings"
 _VICUNA_BOS = "</s>"
+_DROPOUT = 0.1  # of BERT, on both streams
 _OPT_NEW_LINE = 50118  # "\n" in the vocabulary of OPT
 _MODELS = {"opt_proj": "OPT", "t5_proj": "Flan-T5", "llm_proj": "Vicuna"}  # projection -> the language models behind it
 _LAYERS = {1408: 39, 1024: 23}  # of ViT-g and ViT-L, by width
@@ -173,6 +174,8 @@ def _qformer(weights: Weights, vision_width: int, text_branch: bool, parts: Part
         max_positions=shapes[positions][0] if text_branch else 512,
         query_gain=None,
         text_branch=text_branch,
+        query_dropout=_DROPOUT,
+        attention_dropout=_DROPOUT,
     )
 
 

@@ -3,9 +3,9 @@
 Queries alone look at the image (cross-attention in every `cross_attention_frequency`-th layer); queries and text have
 feed-forwards of their own. Knows hidden states and masks, nothing about losses, images or tokenizers.
 
-One thing is ours, and optional (`query_gain`): the queries pass a LayerNorm of their own with a large initial gain, and
-no dropout. Under BERT's embedding LayerNorm with dropout, which the paper has them share with the text, fresh queries
-collapse into one vector.
+Two things are ours, and optional: the queries pass a LayerNorm of their own with a large initial gain (`query_gain`),
+and no dropout (`query_dropout` 0). Under BERT's embedding LayerNorm with dropout, which the reference has them share
+with the text, fresh queries of a small Q-Former collapse into one vector.
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ class QFormerConfig:
     vocab_size: int = 30523  # BERT's 30522 and [DEC]
     max_positions: int = 512
     layer_norm_eps: float = 1e-12
-    dropout: float = 0.1  # on the text stream only
+    dropout: float = 0.1  # on the text stream
     query_gain: float | None = 3.0  # initial gain of the queries' own LayerNorm; None: they share the text's
     text_branch: bool = True  # stage 2 has none, unless the queries also read the question
+    query_dropout: float = 0.0  # on the query stream; the reference has that of the text
+    attention_dropout: float = 0.0  # of attention's probabilities; the reference has BERT's 0.1
 
 
 class Attention(nn.Module):
@@ -46,7 +48,7 @@ class Attention(nn.Module):
     def __init__(self, config: QFormerConfig, key_width: int) -> None:
         super().__init__()
         width = config.hidden_size
-        self.heads = config.heads
+        self.heads, self.dropout = config.heads, config.attention_dropout
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(key_width, width)
         self.value = nn.Linear(key_width, width)
@@ -67,7 +69,8 @@ class Attention(nn.Module):
         scores = self.split(self.query(x)) @ key.transpose(-1, -2) * key.shape[-1] ** -0.5
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
-        mixed = scores.softmax(-1).to(value.dtype) @ value
+        shares = _dropped(self, scores.softmax(-1), self.dropout)
+        mixed = shares.to(value.dtype) @ value
         return self.output(mixed.transpose(1, 2).flatten(2))
 
 
@@ -90,7 +93,7 @@ class Layer(nn.Module):
         self.cross_attention = Attention(config, config.vision_width) if crosses else None
         self.query_ffn = FeedForward(config)
         self.text_ffn = FeedForward(config) if config.text_branch else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout, self.query_dropout = nn.Dropout(config.dropout), config.query_dropout
 
     def forward(
         self,
@@ -110,15 +113,21 @@ class Layer(nn.Module):
         mixed = self.attention(x, key_value, mask)
         to_queries, to_text = mixed.split((count, mixed.shape[1] - count), 1)  # its backward is one concatenation
         if queries is not None:
-            queries = self.attention.norm(queries + to_queries)
+            queries = self.attention.norm(queries + _dropped(self, to_queries, self.query_dropout))
             if self.cross_attention is not None and vision_kv is not None:
-                queries = self.cross_attention.norm(queries + self.cross_attention(queries, vision_kv, None))
-            queries = self.query_ffn.norm(queries + self.query_ffn(queries))
+                seen = _dropped(self, self.cross_attention(queries, vision_kv, None), self.query_dropout)
+                queries = self.cross_attention.norm(queries + seen)
+            queries = self.query_ffn.norm(queries + _dropped(self, self.query_ffn(queries), self.query_dropout))
         if text is not None:
             assert self.text_ffn is not None, "this Q-Former has no text branch"
             text = self.attention.norm(text + self.dropout(to_text))
             text = self.text_ffn.norm(text + self.dropout(self.text_ffn(text)))
         return queries, text, own_kv
+
+
+def _dropped(module: nn.Module, x: torch.Tensor, share: float) -> torch.Tensor:
+    """Dropout in training; where there is none, nothing that a traced graph would hold."""
+    return F.dropout(x, share) if module.training and share else x
 
 
 def _in_autocast(x: torch.Tensor) -> torch.Tensor:
@@ -153,7 +162,8 @@ class QFormer(nn.Module):
 
     def embed_queries(self, batch: int) -> torch.Tensor:
         """The queries (batch, Q, H) that enter the first layer."""
-        return _in_autocast(self.query_norm(self.query_tokens)).expand(batch, -1, -1)
+        queries = _in_autocast(self.query_norm(self.query_tokens)).expand(batch, -1, -1)
+        return _dropped(self, queries, self.config.query_dropout)
 
     def embed_text(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Word and position embeddings of token_ids (B, T); queries are not counted by positions."""
@@ -268,10 +278,7 @@ def load_bert(qformer: QFormer, state: dict[str, torch.Tensor]) -> None:
 
     Extra rows of our word embeddings ([DEC]) start as the mean of BERT's.
     """
-    state = {  # the oldest files call a norm's weight and bias gamma and beta
-        name.removeprefix("bert.").replace(".gamma", ".weight").replace(".beta", ".bias"): tensor
-        for name, tensor in state.items()
-    }
+    state = _todays_names(state)
     for name, tensor in qformer.state_dict().items():
         source = _bert_name(name, qformer.config.query_gain is None)
         if source is None:
@@ -281,3 +288,29 @@ def load_bert(qformer: QFormer, state: dict[str, torch.Tensor]) -> None:
             missing = tensor.shape[0] - values.shape[0]
             values = torch.cat((values, values.mean(0, keepdim=True).expand(missing, -1)))
         tensor.copy_(values)
+
+
+@torch.no_grad()
+def load_bert_head(head: LanguageHead, state: dict[str, torch.Tensor]) -> None:
+    """Initialise ITG's head from BERT's masked-LM head, where a BERT-family state dict has one.
+
+    Extra words ([DEC]) start without a bias.
+    """
+    state = _todays_names(state)
+    ours = {
+        "transform.weight": "transform.dense.weight", "transform.bias": "transform.dense.bias",
+        "norm.weight": "transform.LayerNorm.weight", "norm.bias": "transform.LayerNorm.bias", "bias": "bias",
+    }  # fmt: skip
+    theirs = {name: state.get(f"cls.predictions.{source}") for name, source in ours.items()}
+    for name, tensor in head.state_dict().items():
+        values = theirs[name]
+        if values is not None and None not in theirs.values():
+            tensor.copy_(F.pad(values, (0, len(tensor) - len(values))) if name == "bias" else values)
+
+
+def _todays_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The oldest files call a norm's weight and bias gamma and beta."""
+    return {
+        name.removeprefix("bert.").replace(".gamma", ".weight").replace(".beta", ".bias"): tensor
+        for name, tensor in state.items()
+    }

@@ -103,8 +103,17 @@ def caption_table(folder: Path, images: int = 8) -> Path:
     return table
 
 
+# What both stages of nano have and the paper has not. Nothing is drawn but the text's dropout.
+NANO = ["--learned-positions", "--query-std", "1", "--query-gain", "3", "--dec-std", "0", "--query-dropout", "0",
+        "--attention-dropout", "0", "--clip", "1"]  # fmt: skip
+
+NANO_STAGE2 = ["--no-prepend-bos", "--normalize-prefix", "--query-offsets", "--texts-per-image", "6",
+               "--max-text-tokens", "40"]  # fmt: skip
+
+
 def tiny_settings(folder: Path) -> list[str]:
-    """Command-line settings, common to both stages, of a training on these parts; writes them below `folder`."""
+    """Command-line settings, common to both stages, of a training on these parts, with nano's tricks; writes the parts
+    below `folder`."""
     torch.manual_seed(new_seed())
     table = caption_table(folder)
     bert_folder(folder / "bert")
@@ -128,4 +137,4 @@ def tiny_settings(folder: Path) -> list[str]:
         "log_every": 1,
         "precision": "fp32",
     }
-    return [text for name, value in fields.items() for text in (f"--{name}", str(value))]
+    return [*NANO, *(text for name, value in fields.items() for text in (f"--{name}", str(value)))]

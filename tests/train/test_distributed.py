@@ -14,7 +14,7 @@ from train import stage1, stage2
 from train.loop.trainer import check_batch
 from train.settings import BatchSettings
 
-from ..tiny.parts import llm_folder, tiny_settings
+from ..tiny.parts import NANO_STAGE2, llm_folder, tiny_settings
 from .processes import (
     FIVE_STEPS,
     ROOT,
@@ -55,7 +55,7 @@ def one2(parts: tuple[Path, list[str]]) -> Path:
 
 
 def stage2_fields(folder: Path) -> list[str]:
-    return ["--llm_source", str(folder / "llm"), "--end", "<|end|>", "--no-query_offsets"]
+    return [*NANO_STAGE2, "--llm_source", str(folder / "llm"), "--end", "<|end|>", "--no-query_offsets"]
 
 
 @pytest.mark.parametrize("shard", ["none", "trained"])

@@ -28,7 +28,7 @@ from train.recipe import parse
 from ..tiny import blip2 as tiny_blip2
 from ..tiny.families import HIDDEN
 from ..tiny.lavis import state_of
-from ..tiny.parts import WORDS, bert_folder, caption_table, llm_folder, tiny_settings
+from ..tiny.parts import NANO_STAGE2, WORDS, bert_folder, caption_table, llm_folder, tiny_settings
 from .processes import FIVE_STEPS, assert_same_training, train_together
 
 pytestmark = pytest.mark.long(105)
@@ -185,7 +185,11 @@ def test_encoders_of_others_learn_and_are_kept(parts: Path, tmp_path: Path, sour
                                   image_size=64, patch_size=32)  # fmt: skip
         CLIPVisionModel(config).save_pretrained(tmp_path / "clip")
         settings += options(vision_source=f"hf:{tmp_path / 'clip'}", vision_positions=5, vision_features=24)
-    settings += [*options(workers=0, llm_source=tmp_path / "llm", end="<|end|>", layer_decay=0.8), *TRAINED]
+    settings += [
+        *NANO_STAGE2,
+        *options(workers=0, llm_source=tmp_path / "llm", end="<|end|>", layer_decay=0.8),
+        *TRAINED,
+    ]
     assert stage2.main([*settings, "--out", str(tmp_path / "whole")]) == 0
     state = held(tmp_path / "whole")
     run = stage2.Stage2(parse(stage2.Stage2Settings, [*settings, "--out", str(tmp_path / "again")], ""))
@@ -333,7 +337,7 @@ def test_a_larger_image_interpolates_positions_of_any_start(parts: Path, tmp_pat
 def test_a_size_of_another_grid_interpolates_learned_positions(tmp_path: Path, size: int) -> None:
     settings = tiny_settings(tmp_path)
     llm_folder(tmp_path / "llm")
-    settings += options(workers=0, llm_source=tmp_path / "llm", end="<|end|>", lr=1e-2)
+    settings += [*NANO_STAGE2, *options(workers=0, llm_source=tmp_path / "llm", end="<|end|>", lr=1e-2)]
     assert stage2.main([*settings, "--out", str(tmp_path / "run")]) == 0
     at = settings.index("--vision_size")
     other = [*settings[:at], *settings[at + 6 :], "--vision_size", str(size), "--start", str(tmp_path / "run")]

@@ -15,7 +15,7 @@ from train import stage1, stage2
 from train.data.samples import Sample
 from train.objectives.prefix_lm import PrefixTexts
 
-from ..tiny.parts import LLM_WORDS, t5_folder, tiny_settings
+from ..tiny.parts import LLM_WORDS, NANO_STAGE2, t5_folder, tiny_settings
 
 CPU = torch.device("cpu")
 
@@ -79,6 +79,7 @@ def test_stage2_trains_through_a_t5(llm: Path, tmp_path: Path) -> None:
     arguments = [
         "--stage1",
         str(tmp_path / "stage1"),
+        *NANO_STAGE2,
         "--llm_source",
         str(llm),
         "--end",

@@ -28,7 +28,7 @@ from train.model import vision_config
 from train.recipe import parse
 from train.settings import MachineSettings
 
-from ..tiny.parts import llm_folder, t5_folder, tiny_settings
+from ..tiny.parts import NANO_STAGE2, llm_folder, t5_folder, tiny_settings
 
 pytestmark = pytest.mark.long(30)
 
@@ -221,7 +221,7 @@ def test_a_dry_run_of_a_new_pair_trains_nothing(tmp_path: Path, capsys: pytest.C
     weights = tmp_path / "encoder.pt"
     save_encoder(weights, "test_vit")
     encoder = ["--vision_source", "timm:test_vit", "--vision_size", "160", "--vision_weights", str(weights)]
-    llm = ["--llm_source", str(t5_folder(tmp_path / "t5")), "--end", "<|end|>", "--no-query-offsets"]
+    llm = [*NANO_STAGE2, "--llm_source", str(t5_folder(tmp_path / "t5")), "--end", "<|end|>", "--no-query-offsets"]
     out = tmp_path / "out"
     assert stage2.main([*settings, *encoder, *llm, "--out", str(out), "--dry-run", "2"]) == 0
     told = capsys.readouterr().out
@@ -249,7 +249,17 @@ def test_a_dry_run_names_every_mistake_at_once(tmp_path: Path, capsys: pytest.Ca
     llm = llm_folder(tmp_path / "llm")
     (llm / "model.safetensors").unlink()
     (tmp_path / "table.tsv").write_text("image\tcaption\n")
-    arguments = ["--llm_source", str(llm), "--end", "the end", "--vision_positions", "5", "--dry-run", "3"]
+    arguments = [
+        *NANO_STAGE2,
+        "--llm_source",
+        str(llm),
+        "--end",
+        "the end",
+        "--vision_positions",
+        "5",
+        "--dry-run",
+        "3",
+    ]
     error = errors(stage2, [*settings, *arguments, "--out", str(tmp_path / "out")], capsys)
     for words in ("batch_size 4", "3 processes", "random weights", "no rows", "'the end'"):
         assert words in error, (words, error)

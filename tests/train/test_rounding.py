@@ -18,7 +18,7 @@ from train.loop.rounding import Rounding
 from train.recipe import parse
 from train.stage2 import Stage2, Stage2Settings
 
-from ..tiny.parts import llm_folder, tiny_settings
+from ..tiny.parts import NANO_STAGE2, llm_folder, tiny_settings
 
 
 def rounded(weight: torch.Tensor) -> torch.Tensor:
@@ -65,7 +65,16 @@ def test_an_error_leaves_the_exact_weights() -> None:
 
 def test_stage_2_learns_and_is_judged_with_rounded_weights(tmp_path: Path) -> None:
     llm_folder(tmp_path / "llm")
-    arguments = [*tiny_settings(tmp_path), "--llm_source", str(tmp_path / "llm"), "--end", "<|end|>", "--dropout", "0"]
+    arguments = [
+        *tiny_settings(tmp_path),
+        *NANO_STAGE2,
+        "--llm_source",
+        str(tmp_path / "llm"),
+        "--end",
+        "<|end|>",
+        "--dropout",
+        "0",
+    ]
     arguments += ["--qformer_bits", "4", "--qformer_block", "16", "--out", str(tmp_path / "run")]
     assert stage2.main(arguments) == 0
     kept = load_file(list_checkpoints(tmp_path / "run")[-1] / "model.safetensors")

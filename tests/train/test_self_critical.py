@@ -19,14 +19,14 @@ from train.extras.cider import CiderReward
 from train.extras.self_critical import SelfCriticalSettings, SelfCriticalTraining, draw
 from train.recipe import parse
 
-from ..tiny.parts import llm_folder, tiny_settings
+from ..tiny.parts import NANO_STAGE2, llm_folder, tiny_settings
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A training from what a few steps of stage 2 have learned."""
     folder = tmp_path_factory.mktemp("likelihood")
-    llm = ["--llm_source", str(llm_folder(folder / "llm")), "--end", "<|end|>"]
+    llm = [*NANO_STAGE2, "--llm_source", str(llm_folder(folder / "llm")), "--end", "<|end|>"]
     given = [*tiny_settings(folder), *llm, "--dropout", "0"]
     assert stage2.main([*given, "--out", str(folder / "run")]) == 0
     return [*given, "--start", str(folder / "run"), "--cider_samples", "3"]

@@ -24,7 +24,7 @@ from train.loop.trainer import learning_rate, parameter_groups
 from train.recipe import parse
 from train.settings import OptimizerSettings
 
-from ..tiny.parts import bert_folder, llm_folder, tiny_settings
+from ..tiny.parts import NANO_STAGE2, bert_folder, llm_folder, tiny_settings
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def stage1_run(parts: tuple[Path, list[str]]) -> Path:
 
 def stage2_settings(parts: tuple[Path, list[str]], start: Path) -> list[str]:
     folder, settings = parts
-    return [*settings, "--stage1", str(start), "--llm_source", str(folder / "llm"), "--end", "<|end|>"]
+    return [*settings, *NANO_STAGE2, "--stage1", str(start), "--llm_source", str(folder / "llm"), "--end", "<|end|>"]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -170,12 +170,16 @@ def test_queries_do_not_collapse_in_training(stage1_run: Path) -> None:
     assert max(line["query_cosine"] for line in lines if "query_cosine" in line) < 0.95
 
 
+ENCODER = ["--vision_source", "timm:test_efficientnet", "--vision_size", "64"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--recipe", "no/such.yaml"], ["no/such.yaml", "recipes/"]),
         ([], ["missing", "--out"]),
-        (["--out", "{}/x", "--images", "y", "--train_table", "no.tsv"], ["no.tsv", "image, caption"]),
+        (["--out", "{}/x", "--images", "y", "--train_table", "no.tsv", *ENCODER], ["no.tsv", "image, caption"]),
+        (["--out", "{}/x", "--images", "y", "--train_table", "no.tsv"], ["vision_weights is missing", "vit:g"]),
     ],
 )
 def test_wrong_settings_are_one_line(

@@ -15,7 +15,7 @@ from blip2rt.modeling.checkpoints import list_checkpoints
 from train import stage1, stage2
 from train.recipe import parse
 
-from ..tiny.parts import llm_folder, tiny_settings
+from ..tiny.parts import NANO_STAGE2, llm_folder, tiny_settings
 from .processes import tell_apart
 
 pytestmark = pytest.mark.long(30)
@@ -42,7 +42,7 @@ def trained(parts: tuple[Path, list[str]], stage: str, name: str, flags: list[st
 
 def arguments(parts: tuple[Path, list[str]], stage: str) -> list[str]:
     folder, settings = parts
-    own = ["--llm_source", str(folder / "llm"), "--end", "<|end|>"]
+    own = [*NANO_STAGE2, "--llm_source", str(folder / "llm"), "--end", "<|end|>"]
     return [*settings, *own] if stage == "stage2" else settings
 
 

@@ -17,6 +17,7 @@ from blip2rt.modeling.llm import LlmConfig, end_token_ids, llm_tokenizer
 from blip2rt.text import clean_caption
 
 from ..data.samples import Sample
+from ..model import check_bos
 from .packing import PackedTexts, Tokens, pack
 from .stage1 import frozen_head_loss, query_cosine
 
@@ -66,9 +67,11 @@ def given_ids(tokenizer: Any, config: LlmConfig, prompt: str, most: int | None =
 class Texts:
     """Samples to tokens: prompt, text, end."""
 
-    def __init__(self, config: LlmConfig, queries: int, max_tokens: int) -> None:
-        self.config, self.queries, self.max_tokens = config, queries, max_tokens
+    def __init__(self, config: LlmConfig, queries: int, max_tokens: int, learn_bos: bool = False) -> None:
+        """learn_bos: where there is no prompt, what is given before the text is learned too."""
+        self.config, self.queries, self.max_tokens, self.learn_bos = config, queries, max_tokens, learn_bos
         self.tokenizer = llm_tokenizer(config)
+        check_bos(self.tokenizer, config)
         self.end = end_token_ids(self.tokenizer, config)[0]
 
     def tokens(self, sample: Sample) -> Tokens:
@@ -77,7 +80,7 @@ class Texts:
         given = self.given(prompt)
         learned = self.encode(f" {text}" if prompt else text)
         kept = (given + learned)[: self.max_tokens - 1]
-        return Tokens([*kept, self.end], len(given))
+        return Tokens([*kept, self.end], len(given) if prompt or not self.learn_bos else 0)
 
     def given(self, prompt: str) -> list[int]:
         return given_ids(self.tokenizer, self.config, prompt, self.max_tokens)

@@ -39,6 +39,23 @@ def itc_loss(sim: torch.Tensor, temperature: torch.Tensor, image_ids: torch.Tens
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
 
 
+def own_itc_loss(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    temperature: torch.Tensor,
+    image_ids: torch.Tensor,
+    parallel: Parallel,
+) -> torch.Tensor:
+    """The part of itc_loss that this process' rows (b, Q, E) and (b, E) have, against those of all, which are constant
+    here: with image_ids (B) of all rows. The mean over processes is itc_loss, with a part of its gradient."""
+    own = parallel.own(len(text_embeds)).to(image_ids.device)
+    same = (image_ids[own, None] == image_ids[None, :]).float()
+    target = (1 - LABEL_SMOOTHING) * same / same.sum(1, keepdim=True) + LABEL_SMOOTHING / len(image_ids)
+    to_texts = similarity(image_embeds, parallel.gather(text_embeds.detach()))
+    to_images = similarity(parallel.gather(image_embeds.detach()), text_embeds).t()
+    return (F.cross_entropy(to_texts / temperature, target) + F.cross_entropy(to_images / temperature, target)) / 2
+
+
 @torch.no_grad()
 def hard_negatives(
     sim: torch.Tensor,
@@ -178,23 +195,30 @@ def stage1_losses(
     parallel: Parallel | None = None,
     generator: torch.Generator | None = None,
     itg_share: float = 1.0,
+    whole_gradient: bool = True,
 ) -> dict[str, torch.Tensor]:
     """ITC, ITM and ITG of one batch (b); the image is read once and its keys and values serve all three.
 
     With several processes ITC contrasts the rows of all and ITM's negatives are drawn from all, the same in each by
     `generator`. itg_share: tokens here over the mean of the processes and micro-batches, whose losses are averaged:
-    every token then counts alike.
+    every token then counts alike. whole_gradient: ITC's reaches each row from all processes.
     """
     parallel = parallel or here()
     batch = len(text.image_ids)
     vision_kv = model.vision_kv(vision_features)
     query_output, query_kv = model.qformer.encode_image(vision_kv, batch)
     text_embeds = model.text_embeds(text.token_ids, text.text_mask)
-    sim = similarity(parallel.gather(model.image_embeds(query_output)), parallel.gather(text_embeds))
+    image_embeds = model.image_embeds(query_output)
+    whole_gradient = whole_gradient or parallel.world == 1
+    with torch.set_grad_enabled(torch.is_grad_enabled() and whole_gradient):
+        sim = similarity(parallel.gather(image_embeds), parallel.gather(text_embeds))
     everyone = TextBatch(
         parallel.gather_padded(text.token_ids), parallel.gather_padded(text.text_mask), parallel.gather(text.image_ids)
     )
-    itc = itc_loss(sim, model.temperature, everyone.image_ids)
+    if whole_gradient:
+        itc = itc_loss(sim, model.temperature, everyone.image_ids)
+    else:
+        itc = own_itc_loss(image_embeds, text_embeds, model.temperature, everyone.image_ids, parallel)
 
     own = parallel.own(batch).to(sim.device)
     wrong_image, wrong_text = (

@@ -1,0 +1,198 @@
+"""Without a recipe a training is the paper's and the reference's: what is drawn, what is dropped, what is learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+
+from blip2rt.modeling.blip2 import Blip2, Blip2Config
+from blip2rt.modeling.llm import LlmConfig
+from blip2rt.modeling.qformer import QFormer, QFormerConfig
+from train import stage1, stage2
+from train.data.samples import Sample
+from train.loop.parallel import Parallel
+from train.objectives.lm import Texts
+from train.objectives.stage1 import itc_loss, own_itc_loss, similarity
+from train.recipe import flat, parse
+
+from ..tiny.parts import NANO, bert_folder, caption_table, llm_folder
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+TINY = QFormerConfig(16, 2, 2, 24, queries=3, vision_width=12, vocab_size=20, max_positions=9, query_gain=None)
+
+
+def defaults(tmp_path: Path, *more: str) -> stage1.Stage1Settings:
+    """Stage 1's settings where nothing but parts and data is named; BERT has its masked-LM head."""
+    bert, weights = bert_folder(tmp_path / "bert"), tmp_path / "bert" / "model.safetensors"
+    words = len((bert / "vocab.txt").read_text().split())
+    state = load_file(weights)
+    for name, shape in {"transform.dense.weight": (32, 32), "transform.dense.bias": (32,), "bias": (words,),
+                        "transform.LayerNorm.gamma": (32,), "transform.LayerNorm.beta": (32,)}.items():  # fmt: skip
+        state[f"cls.predictions.{name}"] = torch.randn(shape)
+    save_file(state, weights)
+    given = ["--train_table", str(caption_table(tmp_path, 2)), "--images", str(tmp_path / "images"),
+             "--out", str(tmp_path / "out"), "--qformer_init", str(bert), "--vision_source", "timm:test_efficientnet",
+             "--vision_positions", "4", "--vision_features", "256"]  # fmt: skip
+    return parse(stage1.Stage1Settings, [*given, *more], "")
+
+
+def test_a_fresh_stage1_is_drawn_as_the_reference_draws_it(tmp_path: Path) -> None:
+    settings = defaults(tmp_path)
+    model = stage1.build_model(settings, stage1.model_config(settings))
+    assert model.qformer.query_tokens.shape[1] == 32 and not hasattr(model, "vision_positions")
+    assert not hasattr(model.qformer, "text_norm"), "queries share the text's LayerNorm"
+    assert float(model.qformer.query_tokens.detach().std()) == pytest.approx(0.02, rel=0.2)
+    assert float(model.itm_head.weight.detach().abs().max()) <= 32**-0.5, "as PyTorch draws a layer"
+    state = load_file(tmp_path / "bert" / "model.safetensors")
+    head = {name: model.lm_head.state_dict()[name] for name in ("transform.weight", "norm.bias", "bias")}
+    assert torch.equal(head["transform.weight"], state["cls.predictions.transform.dense.weight"])
+    assert torch.equal(head["norm.bias"], state["cls.predictions.transform.LayerNorm.beta"])
+    assert torch.equal(head["bias"], F.pad(state["cls.predictions.bias"], (0, 1)))
+    words = model.qformer.word_embeddings.weight.detach()
+    assert not torch.allclose(words[-1], words[:-1].mean(0))
+    nano = defaults(tmp_path, *NANO, "--itm_std", "0.3")
+    drawn = stage1.build_model(nano, stage1.model_config(nano))
+    torch.manual_seed(0)
+    assert torch.equal(drawn.qformer.query_tokens, Blip2(drawn.config, vision=False).qformer.query_tokens)
+    words = drawn.qformer.word_embeddings.weight.detach()
+    assert torch.allclose(words[-1], words[:-1].mean(0)), "[DEC] is the mean of BERT's words"
+    assert float(drawn.itm_head.weight.detach().std()) == pytest.approx(0.3, rel=0.4)
+
+
+def test_a_fresh_stage2_adds_nothing_to_the_paper(tmp_path: Path) -> None:
+    settings: Any = defaults(tmp_path)
+    arguments = ["--out", "o", "--train_table", str(tmp_path), "--vision_source", "timm:x", "--vision_positions", "4",
+                 "--vision_features", "8", "--qformer_init", settings.qformer.qformer_init,
+                 "--llm_source", str(llm_folder(tmp_path / "llm"))]  # fmt: skip
+    config = stage2.model_config(parse(stage2.Stage2Settings, arguments, ""))
+    assert not (config.normalize_prefix or config.query_offsets or config.learned_positions or config.qformer_bits)
+    assert (config.qformer.dropout, config.qformer.query_dropout, config.qformer.attention_dropout) == (0.1, 0.1, 0.1)
+    assert config.llm is not None and (config.llm.end, config.llm.prepend_bos) == ("\n", True)
+
+
+@pytest.mark.parametrize("reference", [True, False])
+def test_dropout_is_where_the_reference_has_it(reference: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' Q-Former in training is the list: embeddings, and of a layer what attention, cross-attention and
+    both feed-forwards give, and the shares of both attentions. Its queries and text are one tensor in attention."""
+    import transformers
+
+    shares = {"query_dropout": 0.2, "attention_dropout": 0.3} if reference else {}
+    model = QFormer(QFormerConfig(**{**vars(TINY), "dropout": 0.2, **shares})).train()
+    config = transformers.Blip2QFormerConfig(
+        vocab_size=20,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        encoder_hidden_size=12,
+        hidden_dropout_prob=0.2,
+        attention_probs_dropout_prob=0.3,
+        use_qformer_text_input=True,
+        attn_implementation="eager",
+    )
+    theirs = transformers.Blip2QFormerModel(config).train()
+    dropped: list[tuple[float, tuple[int, ...]]] = []
+
+    def record(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+        if training and p:
+            dropped.append((p, tuple(x.shape)))
+        return x
+
+    monkeypatch.setattr(F, "dropout", record)
+    image, ids = torch.randn(2, 5, 12), torch.ones(2, 4, dtype=torch.long)
+    model.encode_pair(ids, ids, model.vision_kv(image))
+    mine, dropped[:] = numbers(dropped), []
+    if not reference:
+        assert mine == {0.2: 2 * 4 * 16 * 5}, "the text's embeddings, and twice in each of two layers"
+        return
+    embeds = torch.randn(2, 7, 16)
+    theirs(query_embeds=embeds, query_length=3, attention_mask=torch.ones(2, 7), encoder_hidden_states=image)
+    want = numbers(dropped)
+    if numbers([(p, s) for p, s in dropped if s == (2, 7, 16)])[0.2] == 2 * 7 * 16 * 2:
+        want[0.2] += 2 * 7 * 16  # some releases drop the embeddings outside of the model
+    assert mine == want
+
+
+def numbers(dropped: list[tuple[float, tuple[int, ...]]]) -> dict[float, int]:
+    """How many numbers pass each share of dropout."""
+    found: dict[float, int] = {}
+    for share, shape in dropped:
+        found[share] = found.get(share, 0) + int(np.prod(shape))
+    return found
+
+
+def test_bos_is_learned_where_no_prompt_follows(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = llm_folder(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.bos_token = "<|end|>"
+    tokenizer.save_pretrained(folder)
+    config = LlmConfig(source=str(folder), prepend_bos=True, end="<|end|>", caption_prompt="")
+    learned, given = (Texts(config, 4, 9, learn).tokens(Sample(0, "a dog")) for learn in (True, False))
+    assert learned.ids == given.ids and (learned.prompt, given.prompt) == (0, 1)
+    assert Texts(config, 4, 9, True).tokens(Sample(0, "dog", "what?")).prompt > 1, "behind a question it is given"
+
+
+class OneOfTwo(Parallel):
+    """A process of two, the rows of both being at hand."""
+
+    def __init__(self, rank: int, everyone: list[torch.Tensor]) -> None:
+        self.world, self.rank, self.device = 2, rank, torch.device("cpu")
+        self.everyone = everyone
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows of both in place of these."""
+        return next(each for each in self.everyone if torch.equal(each[self.own(len(rows))], rows)).detach()
+
+
+def test_own_gradient_takes_rows_of_others_for_constants() -> None:
+    torch.manual_seed(3)
+    images = F.normalize(torch.randn(6, 3, 8, dtype=torch.float64), dim=-1).float()
+    texts = F.normalize(torch.randn(6, 8, dtype=torch.float64), dim=-1).float()
+    ids, warmth, total = torch.tensor([0, 1, 2, 0, 3, 4]), torch.tensor(0.2), 0.0
+    for rank in range(2):
+        mine = slice(3 * rank, 3 * rank + 3)
+        image, text = images[mine].clone().requires_grad_(), texts[mine].clone().requires_grad_()
+        loss = own_itc_loss(image, text, warmth, ids, OneOfTwo(rank, [images, texts]))
+        total += float(loss.detach()) / 2
+        (slope,) = torch.autograd.grad(loss, text, retain_graph=True)
+        everyone = texts.clone().requires_grad_()
+        logits = similarity(images, everyone).t()[mine] / warmth  # the other half is constant
+        same = (ids[mine, None] == ids[None]).float()
+        target = 0.9 * same / same.sum(1, keepdim=True) + 0.1 / 6
+        (want,) = torch.autograd.grad(F.cross_entropy(logits, target) / 2, everyone)
+        torch.testing.assert_close(slope, want[mine])
+    assert total == pytest.approx(float(itc_loss(similarity(images, texts), warmth, ids)), rel=1e-5)
+
+
+def test_recipes_of_the_paper_name_their_differences() -> None:
+    """Each difference of the table is a field of every recipe that has it, and differs from its default there."""
+    table = (RECIPES / "paper" / "README.md").read_text()
+    fields = {line.split("`")[1] for line in table.splitlines() if line.startswith("| `")}
+    seen = set()
+    for path in sorted((RECIPES / "paper").glob("*.yaml")):
+        given = yaml.safe_load(path.read_text())
+        if "base" in given:
+            continue
+        cls: Any = stage1.Stage1Settings if "head_lr" in given else stage2.Stage2Settings
+        known = flat(cls())
+        mine = set(fields & known.keys())
+        assert mine <= given.keys() and all(given[name] != known[name] for name in mine), path
+        seen |= mine
+    assert seen == fields
+
+
+def test_a_checkpoint_without_the_new_fields_has_no_such_dropout() -> None:
+    data = Blip2Config(qformer=TINY).to_json()
+    for name in ("query_dropout", "attention_dropout"):
+        data["qformer"].pop(name)
+    qformer = Blip2Config.from_json(data).qformer
+    assert (qformer.query_dropout, qformer.attention_dropout) == (0, 0)
