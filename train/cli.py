@@ -1,16 +1,21 @@
 """`blip2rt-train COMMAND ...`, which is `python -m train.COMMAND ...`, and how these commands end.
 
-Exit codes: 0 all went well, 2 a mistake or a package that is not installed (one line says which), 130 interrupted.
+Exit codes: 0 all went well, 2 a mistake or a package that is not installed (one line says which), 130 interrupted
+by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from blip2rt.command import Parser, run, running
+
+from .loop.ending import Interrupted
 
 PROGRAM = "blip2rt-train"
 COMMANDS = {  # name -> module, help; a module is imported when its command runs
@@ -39,21 +44,39 @@ def run_command(name: str, argv: list[str] | None = None) -> int:
     return _run(_program(name), lambda: importlib.import_module(module).main(argv))
 
 
-def run_main(work: Callable[[], object], program: str = PROGRAM) -> int:
+def run_main(work: Callable[[], object], program: str = PROGRAM, argv: list[str] | None = None) -> int:
     """What the main() of every command calls: do the work, by the policy of all commands. Return the exit code.
 
-    program: its name where run_command has not told it.
+    program: its name where run_command has not told it. argv: what main() was given.
     """
+    name = running() or program
 
     def all_of_it() -> int:
-        work()
+        code = 0
+        try:
+            work()
+        except Interrupted as end:
+            code = end.code
+            if os.environ.get("RANK", "0") == "0":
+                print(f"{name}: {end}; go on: {_again(name, argv)}", file=sys.stderr)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from .loop.parallel import leave  # torch, which not every command needs
 
             leave()
-        return 0
+        return code
 
-    return _run(running() or program, all_of_it)
+    return _run(name, all_of_it)
+
+
+def _again(program: str, argv: list[str] | None) -> str:
+    """The command that goes on: the one that was given, torchrun's or accelerate's where one of them started it."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        try:
+            words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")
+            return shlex.join(os.fsdecode(word) for word in words if word)
+        except OSError:
+            return "the same command on every node"
+    return shlex.join([*program.split(), *(sys.argv[1:] if argv is None else argv)])
 
 
 def _run(program: str, work: Callable[[], int]) -> int:

@@ -30,6 +30,7 @@ from .data.samples import sample_images
 from .dry_run import Plan, dry_run, further_faults, planned
 from .evaluation.generation import itg_captions
 from .evaluation.recall import recall
+from .loop.folder import owned
 from .loop.parallel import here
 from .loop.trainer import Trainer, vision_peaks
 from .model import (
@@ -54,7 +55,7 @@ class ContrastSettings:
 
     embed_dim: int = option(256, "width E of the contrastive space", check=POSITIVE)
     max_text_length: int = option(32, "tokens of a caption, [CLS] and [SEP] included", check=POSITIVE)
-    itm_weight: float = option(1.0, "weight of ITM beside ITC and ITG; the paper has 1")
+    itm_weight: float = option(1.0, "weight of ITM beside ITC and ITG; the paper has 1", check=NOT_NEGATIVE)
     itm_ramp: int = option(
         0, "steps over which ITM's negatives go from random to drawn by similarity", check=NOT_NEGATIVE
     )
@@ -269,6 +270,9 @@ def plan(settings: Stage1Settings) -> Plan:
 def main(argv: list[str] | None = None) -> int:
     def work() -> object:
         settings = parse(Stage1Settings, argv, __doc__ or "", lambda wrong: further_faults(wrong, plan))
-        return dry_run(planned(settings, plan)) if settings.loop.run.dry_run else Stage1(settings).run()
+        if settings.loop.run.dry_run:
+            return dry_run(planned(settings, plan))
+        with owned(settings.loop.run.out):
+            return Stage1(settings).run()
 
-    return run_main(lambda: print(work()))
+    return run_main(lambda: print(work()), argv=argv)

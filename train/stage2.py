@@ -32,6 +32,7 @@ from .data.readers import read_data
 from .data.samples import Sample, first_answers, sample_images
 from .dry_run import Plan, dry_run, further_faults, planned
 from .evaluation.generation import GREEDY, Generator
+from .loop.folder import owned
 from .loop.parallel import here
 from .loop.trainer import Trainer, vision_peaks
 from .model import (
@@ -51,7 +52,7 @@ from .model import (
 from .objectives.lm import Asked, Questions, Texts, lm_loss
 from .objectives.packing import PackedTexts
 from .objectives.prefix_lm import PrefixTexts, SplitTexts, prefix_lm_loss
-from .recipe import flat, option, parse
+from .recipe import Check, flat, option, parse
 from .settings import NOT_NEGATIVE, POSITIVE, DataSettings, LlmSettings, TrainSettings
 
 
@@ -65,7 +66,7 @@ class PrefixSettings:
         "ablation; beside start it gives the text branch",
         metavar="CHECKPOINT",
     )
-    fresh_layers: int = option(0, "the Q-Former's last N layers start from BERT and not from stage 1")
+    fresh_layers: int = option(0, "the Q-Former's last N layers start from BERT, not from stage 1", check=NOT_NEGATIVE)
     query_offsets: bool = option(False, "add a learned vector to each query before the projection; start has its own")
     normalize_prefix: bool = option(False, "LayerNorm behind the projection")
     question_to_qformer: bool = option(
@@ -83,7 +84,9 @@ class TextSettings:
     texts_per_image: int = option(1, "texts drawn of each image and packed behind one soft prompt", check=POSITIVE)
     learn_bos: bool = option(True, "the LM learns to say its bos token behind the last query, where no prompt follows")
     hidden_positions: float = option(
-        0.0, "share of the image's positions that training does not see, drawn at every step"
+        0.0,
+        "share of the image's positions that training does not see, drawn at every step",
+        check=Check("0 to below 1", lambda value: 0 <= value < 1),
     )
 
 
@@ -330,6 +333,9 @@ def plan(settings: Stage2Settings) -> Plan:
 def main(argv: list[str] | None = None) -> int:
     def work() -> object:
         settings = parse(Stage2Settings, argv, __doc__ or "", lambda wrong: further_faults(wrong, plan))
-        return dry_run(planned(settings, plan)) if settings.loop.run.dry_run else Stage2(settings).run()
+        if settings.loop.run.dry_run:
+            return dry_run(planned(settings, plan))
+        with owned(settings.loop.run.out):
+            return Stage2(settings).run()
 
-    return run_main(lambda: print(work()))
+    return run_main(lambda: print(work()), argv=argv)

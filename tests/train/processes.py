@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,8 +75,15 @@ def torchrun(processes: int, module: str, arguments: list[str], nodes: int = 1) 
         assert process.returncode == 0, said[-3000:]
 
 
-def train_together(module: str, arguments: list[str], folder: Path, processes: int = 2) -> None:
-    """What torchrun does, without importing torch in every process anew: a server that has it forks them."""
+def train_together(module: str, arguments: list[str], folder: Path, processes: int = 2, code: int = 0) -> list[str]:
+    """What torchrun does, without importing torch in every process anew. All end with the code; what each said."""
+    running, said = start_together(module, arguments, folder, processes)
+    return end_together(running, said, code)
+
+
+def start_together(module: str, arguments: list[str], folder: Path, processes: int = 2) -> tuple[list[Any], list[Path]]:
+    """Processes, forked by a server that has imported torch, and files with what they say. {rank} in an argument is a
+    process' own."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train.stage1", "train.stage2", "accelerate"])
     shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1",
@@ -84,11 +92,18 @@ def train_together(module: str, arguments: list[str], folder: Path, processes: i
     running = []
     for rank, file in enumerate(said):
         given = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
-        running.append(context.Process(target=_train, args=(module, arguments, given, file)))
+        own = [argument.replace("{rank}", str(rank)) for argument in arguments]
+        running.append(context.Process(target=_train, args=(module, own, given, file)))
         running[-1].start()
+    return running, said
+
+
+def end_together(running: list[Any], said: list[Path], code: int = 0) -> list[str]:
+    """Wait for processes, which end with the code. Return what each said."""
     for process, file in zip(running, said, strict=True):
         process.join(TIMEOUT)
-        assert process.exitcode == 0, file.read_text()[-3000:]
+        assert process.exitcode == code, file.read_text()[-3000:]
+    return [file.read_text() for file in said]
 
 
 def _train(module: str, arguments: list[str], environment: dict[str, str], said: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from blip2rt.modeling.blip2 import Blip2
+from blip2rt.modeling.checkpoints import list_checkpoints
 from blip2rt.modeling.vision import VisionConfig
 
 from ..loop.parallel import Parallel, here
@@ -23,6 +24,7 @@ from .loader import Images, Reader, Source, image_batches, open_sources
 from .order import Mixture
 from .readers import read_data
 from .samples import Bad, Sample, batches, draw_texts
+from .shards import check_shards
 from .transforms import train_transform
 
 T = TypeVar("T")
@@ -86,6 +88,7 @@ class TableFeed:
         read = read_data(data.train_table, data.images, bad)
         with here().main_first():
             self.data, self.vision = open_features(read, vision, data.features, bad, data.views)
+        here().same("samples of train_table", (len(self.data.paths), len(self.data.samples)))
 
     def rows(self, start: int) -> Iterator[tuple[int, list[Rows]]]:
         """Endless (step, micro-batches) from step `start` on."""
@@ -113,10 +116,15 @@ class TableFeed:
 class SourcesFeed:
     """`train_data`, or a `train_table` without a cache: a row is an image with up to `texts` of its texts."""
 
-    def __init__(self, data: DataSettings, batch: BatchSettings, vision: VisionConfig, bad: Bad, texts: int) -> None:
+    def __init__(
+        self, data: DataSettings, batch: BatchSettings, vision: VisionConfig, bad: Bad, texts: int, out: Path
+    ) -> None:
         self.workers, self.accumulate, self.bad, self.texts = data.workers, batch.accumulate, bad, texts
         with here().main_first():  # indices of shards are made once
             sources, weights = open_sources(data.entries, Path(data.features), bad)
+            if here().main:
+                check_shards(sources, out, bool(list_checkpoints(out)))
+        here().same("samples of train_data", [source.counts for source in sources])
         self.few = repeats(sources, batch.batch_size)
         self.mixture = Mixture(weights, batch.batch_size, batch.seed)
         self.reader = Reader(sources, batch.seed, train_transform(vision, data.crop_area))
@@ -140,7 +148,7 @@ def open_feed(
     """The feed of where the recipe says its data are; out: the training's folder, which lists unusable samples."""
     bad = bad_samples(out, data.max_bad)
     if data.encodes:
-        return SourcesFeed(data, batch, vision, bad, texts)
+        return SourcesFeed(data, batch, vision, bad, texts, Path(out))
     return TableFeed(data, batch, vision, bad, texts, by_caption)
 
 

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from blip2rt.errors import Blip2rtError, OptionError
 
+from ..loop.ending import leave_to_the_parent
 from ..loop.memory import keep_freed_memory
 from .order import Mixture, Order
 from .readers import read_data
@@ -190,5 +191,6 @@ def image_batches(
 
 
 def _settle(worker: int) -> None:
+    leave_to_the_parent()
     torch.set_num_threads(1)
     keep_freed_memory()  # pixels of every image anew

@@ -15,13 +15,15 @@ import re
 import tarfile
 import zipfile
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from blip2rt.errors import Blip2rtError
+from blip2rt.bundle.whole import write_file
+from blip2rt.errors import Blip2rtError, boundary
 
 from .readers import IMAGES, read_json
 from .samples import Bad, Sample, text_fault
@@ -30,6 +32,8 @@ _TEXTS = (".json", ".txt")  # the first that holds a text counts
 _LARGEST = 1e9  # weight of a text
 Faults = list[tuple[str, str]]  # names and reasons
 _OPEN = 64  # files held open in one process
+RECORD = "shards.json"  # in a training's folder
+_BACK = "put back what was there, and the same command goes on"
 
 
 def expand(pattern: str) -> list[Path]:
@@ -117,15 +121,46 @@ def _scan(shard: Path) -> Index:
     return Index(np.array(rows, np.int64).reshape(-1, 6), faults)
 
 
+def _digest(index: Index) -> str:
+    """What changes with a shard's samples and their places."""
+    return hashlib.sha256(np.ascontiguousarray(index.rows).tobytes()).hexdigest()[:20]
+
+
+def check_shards(sources: Sequence[object], out: Path, began: bool) -> None:
+    """Keep in `out` what the shards are; raise Blip2rtError, which names them, where a training that began had others.
+
+    Which samples a step has follows from all shards: with others it would go on with other ones.
+    """
+    each = [source for source in sources if isinstance(source, Shards)]
+    now = {str(p): [n, d] for s in each for p, n, d in zip(s.paths, s.counts, s.digests, strict=True)}
+    record = out / RECORD
+    if began and record.is_file():
+        with boundary(f"{record} is damaged, remove it to go on with the shards as they are"):
+            before = dict(read_json(record.read_text(encoding="utf-8")))
+        found = [f"{name} is gone" for name in before if name not in now]
+        found += [f"{name} has changed" for name in before if name in now and before[name] != now[name]]
+        found += [f"{name} is new" for name in now if name not in before]
+        if found:
+            more = f", and {len(found) - 5} more" if len(found) > 5 else ""
+            raise Blip2rtError(
+                f"shards are not those with which the training in {out} began: {', '.join(found[:5])}{more}: {_BACK}, "
+                "or give another folder as out"
+            )
+    elif now:
+        write_file(record, json.dumps(now, indent=1).encode())
+
+
 class Shards:
     """Samples of many shards by number."""
 
     def __init__(self, pattern: str, cache: Path, bad: Bad | None = None) -> None:
         """bad: counts what is no whole sample."""
         self.paths, self.cache, self.counts = expand(pattern), cache, []
+        self.digests: list[str] = []
         for path in self.paths:
             index = index_of(path, cache)
             self.counts.append(len(index.rows))
+            self.digests.append(_digest(index))
             for name, reason in index.faults if bad is not None else ():
                 assert bad is not None
                 bad.add(name, reason)
@@ -172,7 +207,15 @@ class Shards:
         if shard not in self._open:
             if len(self._open) >= _OPEN:
                 os.close(self._open.popitem(last=False)[1][0])
-            self._open[shard] = os.open(self.paths[shard], os.O_RDONLY), index_of(self.paths[shard], self.cache).rows
+            path = self.paths[shard]
+            try:
+                descriptor, index = os.open(path, os.O_RDONLY), index_of(path, self.cache)
+            except OSError as error:
+                raise Blip2rtError(f"shard {path} is gone ({error.strerror}): {_BACK}") from error
+            if _digest(index) != self.digests[shard]:
+                os.close(descriptor)
+                raise Blip2rtError(f"shard {path} has changed since the training began: {_BACK}")
+            self._open[shard] = descriptor, index.rows
         self._open.move_to_end(shard)
         return self._open[shard]
 

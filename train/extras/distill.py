@@ -32,6 +32,7 @@ from blip2rt.modeling.vision import VisionEncoder, layer_numbers
 from ..data.features import readable
 from ..data.feed import bad_samples
 from ..data.readers import read_data
+from ..loop.folder import owned
 from ..loop.parallel import here
 from ..loop.trainer import Losses, Trainer, vision_peaks
 from ..model import vision_config
@@ -234,4 +235,9 @@ class Distill:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_main(lambda: print(Distill(parse(DistillSettings, argv, __doc__ or "")).run()))
+    def work() -> object:
+        settings = parse(DistillSettings, argv, __doc__ or "")
+        with owned(settings.loop.run.out):
+            return Distill(settings).run()
+
+    return run_main(lambda: print(work()), argv=argv)

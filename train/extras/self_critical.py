@@ -28,6 +28,7 @@ from ..data.feed import TableFeed, seen_features
 from ..data.samples import Sample
 from ..dry_run import dry_run
 from ..evaluation.metrics import tokenize
+from ..loop.folder import owned
 from ..objectives.lm import Texts, lm_loss
 from ..objectives.packing import Tokens
 from ..recipe import Check, flat, option, parse
@@ -202,6 +203,9 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> object:
         settings = parse(SelfCriticalSettings, argv, __doc__ or "")
         stage2 = settings.stage2
-        return dry_run(plan(stage2)) if stage2.loop.run.dry_run else SelfCriticalTraining(settings).run()
+        if stage2.loop.run.dry_run:
+            return dry_run(plan(stage2))
+        with owned(stage2.loop.run.out):
+            return SelfCriticalTraining(settings).run()
 
-    return run_main(lambda: print(work()))
+    return run_main(lambda: print(work()), argv=argv)

@@ -22,9 +22,10 @@ from blip2rt.modeling.blip2 import Trained
 from blip2rt.modeling.checkpoints import list_checkpoints, load_weights, save_model
 from blip2rt.modeling.json_file import read_json
 
+from .folder import STATE
 from .parallel import here, like
 
-OPTIMIZER, STATE = "optimizer.safetensors", "trainer.json"
+OPTIMIZER = "optimizer.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -37,10 +38,12 @@ def save(
     *,
     record: Mapping[str, Any],
     keep: int,
+    run: str = "",
 ) -> None:
     """Write step-NNNNNN under a temporary name, rename it, then remove all but the last `keep` checkpoints.
 
-    Every process calls and the main one writes: sharded tensors are whole on the disk. record: all settings.
+    Every process calls and the main one writes: sharded tensors are whole on the disk. record: all settings; run:
+    what tells this training from others.
 
     Raise Blip2rtError where it cannot be written, as on a full disk; earlier checkpoints are untouched then.
     """
@@ -48,12 +51,12 @@ def save(
     moments = _optimizer_state(model, optimizer)
     if not here().main:
         return
-    final = out / f"step-{step:06d}"
+    final = folder_of(out, step)
     try:
         with WholeFolder(final) as whole:
             save_model(model, whole.folder, trained)
             save_file(moments, whole.folder / OPTIMIZER)
-            state = {"step": step, "scaler": scaler.state_dict(), "settings": dict(record)}
+            state = {"step": step, "scaler": scaler.state_dict(), "settings": dict(record), "run": run}
             (whole.folder / STATE).write_text(json.dumps(state))
             whole.finish()
     except (OSError, SafetensorError) as error:
@@ -65,6 +68,11 @@ def save(
         discard(old)
     for left in out.glob(".step-*.partial"):  # by a run that was killed while it wrote or removed another one
         clean(out / left.name.split(".")[1])
+
+
+def folder_of(out: Path, step: int) -> Path:
+    """The checkpoint of a step."""
+    return out / f"step-{step:06d}"
 
 
 def resume_weights(out: Path, model: Trained) -> None:

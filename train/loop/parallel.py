@@ -10,6 +10,7 @@ import contextlib
 import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -22,6 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from blip2rt.errors import Blip2rtError
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=7)  # how long processes wait for one that computes features or indices
 
 
 class _Gather(torch.autograd.Function):
@@ -68,9 +70,11 @@ class Parallel:
             self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             return
         from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
+        from accelerate.utils import InitProcessGroupKwargs
 
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-        self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp])
+        patient = InitProcessGroupKwargs(timeout=PATIENCE)
+        self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp, patient])
         kind = self._accelerator.distributed_type
         if kind not in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
             raise Blip2rtError(
@@ -173,18 +177,48 @@ class Parallel:
         mean = self.total(sum(counts)) / (len(counts) * self.world)
         return [count / mean for count in counts]
 
+    def most(self, value: int) -> int:
+        """The largest of all processes' values."""
+        return value if self.world == 1 else int(self.reduce(torch.tensor(value), distributed.ReduceOp.MAX))
+
+    def everyone(self, value: T) -> list[T]:
+        """The values of all processes, in the order of ranks."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        distributed.all_gather_object(found, value)
+        return found
+
+    def agree(self, fault: str = "") -> None:
+        """Raise Blip2rtError in all processes where one has a fault, the first one's."""
+        found = next(filter(None, self.everyone(fault)), "")
+        if found:
+            raise Blip2rtError(found)
+
+    def same(self, what: str, value: object) -> None:
+        """Raise Blip2rtError in all processes where a value is not the same in all of them."""
+        ranks = [rank for rank, other in enumerate(self.everyone(value)) if other != value]
+        fault = f"{what} of processes {ranks} are not those of process {self.rank}: give all the same"
+        self.agree(fault if ranks else "")
+
     def wait(self) -> None:
         if self.world > 1:
             self._accelerator.wait_for_everyone()
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """The first process does what is inside, then the others, who find its files."""
+        """The first process does what is inside, then the others, who find its files. What one raises, all raise."""
         if not self.main:
-            self.wait()
-        yield
+            self.agree()
+        try:
+            yield
+        except Exception as error:
+            if self.world > 1:
+                self.agree(str(error) or type(error).__name__)
+            raise
         if self.main:
-            self.wait()
+            self.agree()
+        self.agree()
 
 
 def leave() -> None:

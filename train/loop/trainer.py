@@ -9,6 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from tqdm import tqdm
 
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.blip2 import Trained
-from blip2rt.modeling.checkpoints import list_checkpoints
 from blip2rt.modeling.vision import layer_numbers, longest_list
 
-from ..settings import BatchSettings, LoopSettings, OptimizerSettings
+from ..settings import BatchSettings, LoopSettings, OptimizerSettings, RunSettings
 from . import checkpoint as checkpoints
+from .ending import Ending, Interrupted
+from .folder import check_same_run, run_id
 from .logs import Log
 from .memory import keep_freed_memory
 from .parallel import here, whole
@@ -132,6 +134,9 @@ class Trainer:
         every step. Adapters in them stay as they are.
         """
         machine, optimizer = self.settings.machine, self.settings.optimizer
+        here().same("settings", replace(self.settings, run=RunSettings()))
+        check_same_run(self.out)
+        self.run_id = run_id(self.out)
         for part in frozen:
             if part is not None:
                 learns = {parameter: parameter.data for parameter in part.parameters() if parameter.requires_grad}
@@ -160,12 +165,15 @@ class Trainer:
         loss: Callable[[Any], Losses],
         evaluate: Callable[[], dict[str, float]] | None = None,
     ) -> Path:
-        """Train on `batches` (step, micro-batches) from `self.step` on. Return the last checkpoint's folder."""
+        """Train on `batches` (step, micro-batches) from `self.step` on. Return the last checkpoint's folder.
+
+        Raise Interrupted where a signal ended it, behind a checkpoint of its last step.
+        """
         steps, log = self.settings.optimizer.steps, self.settings.log
         window: list[dict[str, float]] = []
         started = waiting = time.perf_counter()
-        waited = 0.0
-        with self.log.running(self.step) as bar:  # an error has a line of its own
+        waited, ending = 0.0, Ending()
+        with self.log.running(self.step) as bar, ending.watched():  # an error has a line of its own
             for step, micros in batches:
                 if step >= steps:
                     break
@@ -175,18 +183,24 @@ class Trainer:
                 self.step = step + 1
                 bar.update()
                 bar.set_postfix(loss=f"{metrics['loss']:.3f}", **self.log.speed)
-                last = self.step == steps
-                if self.step % log.log_every == 0 or last:
+                last, told = self.step == steps, self.parallel.most(ending.asked)
+                if self.step % log.log_every == 0 or last or told:
                     self._log_window(window, time.perf_counter() - started, waited)
                     window.clear()
                     started, waited = time.perf_counter(), 0.0
-                if evaluate and (self.step % log.eval_every == 0 or last):
+                if evaluate and (last or (self.step % log.eval_every == 0 and not told)):
                     self._evaluate(evaluate, bar)
                     started = time.perf_counter()
-                if self.step % log.save_every == 0 or last:
+                if self.step % log.save_every == 0 or last or told:
                     self._save()
+                if told and not last:
+                    raise Interrupted(told, str(self._kept()))
                 waiting = time.perf_counter()
-        return list_checkpoints(self.out)[-1]
+        return self._kept()
+
+    def _kept(self) -> Path:
+        """The newest checkpoint, which the main process alone may see."""
+        return checkpoints.folder_of(self.out, self.step)
 
     def _step(self, step: int, backward: Callable[[], Losses]) -> dict[str, float]:
         """Update the weights once; `backward` leaves gradients and returns the losses."""
@@ -257,7 +271,7 @@ class Trainer:
 
     def _save(self) -> None:
         checkpoints.save(self.out, self.step, self.model, self.optimizer, self.scaler,
-                         record=self.record, keep=self.settings.log.keep)  # fmt: skip
+                         record=self.record, keep=self.settings.log.keep, run=self.run_id)  # fmt: skip
         self.log.plot()
         self.parallel.wait()
 

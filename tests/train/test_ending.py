@@ -1,0 +1,169 @@
+"""How a training ends and goes on: signals, one run a folder, nodes without a shared folder, shards that changed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shlex
+import shutil
+import signal
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from blip2rt.errors import Blip2rtError
+from blip2rt.modeling.checkpoints import list_checkpoints
+from train import stage1
+from train.data import shards
+from train.loop import folder
+from train.loop.ending import Ending
+from train.loop.parallel import here
+from train.loop.trainer import Trainer
+
+from ..tiny.parts import tiny_settings
+from .processes import end_together, start_together, train_together
+
+pytestmark = [pytest.mark.long(20), pytest.mark.skipif(os.name == "nt", reason="POSIX signals and locks")]
+
+
+def write_shard(path: Path, samples: dict[str, tuple[bytes, bytes]]) -> None:
+    """Images and texts by their keys."""
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for key, contents in samples.items():
+            for ending, content in zip(("jpg", "txt"), contents, strict=True):
+                info = tarfile.TarInfo(f"{key}.{ending}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return [*tiny_settings(tmp_path_factory.mktemp("parts")), "--dev_table", "", "--dropout", "0.1"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(
+    settings: list[str], tmp_path: Path, number: int, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    arguments, original = [*settings, "--out", str(tmp_path / "a run")], Trainer._step
+
+    def signalled(self: Trainer, step: int, backward: Any) -> dict[str, float]:
+        if step == 1:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)  # `timeout` and torchrun say it twice
+        return original(self, step, backward)
+
+    monkeypatch.setattr(Trainer, "_step", signalled)
+    assert stage1.main(arguments) == 128 + number
+    monkeypatch.undo()
+    [said] = [line for line in capsys.readouterr().err.splitlines() if "go on: " in line]
+    assert "step-000002" in said and signal.Signals(number).name in said
+    assert shlex.split(said.partition("go on: ")[2]) == ["blip2rt-train", *arguments]
+    assert [path.name for path in list_checkpoints(tmp_path / "a run")] == ["step-000002"]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "as it was before"
+    if number == signal.SIGTERM:  # once is enough
+        assert stage1.main(arguments) == 0 == stage1.main([*settings, "--out", str(tmp_path / "whole")])
+        ended, whole = (load_file(tmp_path / name / "step-000006" / "model.safetensors") for name in ("a run", "whole"))
+        assert [name for name in whole if not torch.equal(whole[name], ended[name])] == []
+
+
+def test_a_second_ctrl_c_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ending = Ending()
+    with pytest.raises(KeyboardInterrupt), ending.watched():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert ending.asked == signal.SIGINT
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + 5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_folder_has_one_run_until_that_dies(tmp_path: Path) -> None:
+    told, tell = os.pipe()
+    other = os.fork()
+    if not other:
+        with folder.owned(tmp_path):
+            os.write(tell, b"mine")
+            time.sleep(60)
+        os._exit(0)
+    try:
+        assert os.read(told, 4) == b"mine"
+        refused = pytest.raises(Blip2rtError, match=f"written by another training .process {other} on")
+        with refused, folder.owned(tmp_path):
+            pass
+    finally:
+        os.kill(other, signal.SIGKILL)
+        os.waitpid(other, 0)
+    with folder.owned(tmp_path):
+        assert f"process {os.getpid()} on" in (tmp_path / folder.LOCK).read_text()
+
+
+def test_nodes_without_a_shared_folder_end_together_and_refuse_to_mix(settings: list[str], tmp_path: Path) -> None:
+    arguments = [*settings, "--out", str(tmp_path / "node{rank}")]
+    running, said = start_together("train.stage1", [*arguments, "--steps", "5000"], tmp_path)
+    metrics, until = tmp_path / "node0" / "metrics.jsonl", time.monotonic() + 600
+    while not metrics.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    os.kill(running[1].pid, signal.SIGTERM)  # one of them alone
+    end_together(running, said, 143)
+    [kept] = list_checkpoints(tmp_path / "node0")[-1:]
+    assert not list_checkpoints(tmp_path / "node1")
+    step = int(kept.name.removeprefix("step-"))
+    for text in train_together("train.stage1", [*arguments, "--steps", str(step + 1)], tmp_path, code=2):
+        assert f"is at step {step}, " in text and "node1" in text and "share out among the nodes" in text
+
+
+def test_folders_of_two_trainings_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = tmp_path / "step-000003"
+    checkpoint.mkdir()
+    (checkpoint / "config.json").write_text("{}")
+    (checkpoint / "trainer.json").write_text(json.dumps({"step": 3, "run": "abc"}))
+    assert folder.run_id(tmp_path) == "abc"
+    for other, words in (((3, "abc"), ""), ((3, "xyz"), "different trainings"), ((2, "abc"), "at step 3, there at")):
+        monkeypatch.setattr(here(), "everyone", lambda value, other=other: [value, (*other, "there")]
+                            if isinstance(value, tuple) else [value])  # fmt: skip
+        if words:
+            with pytest.raises(Blip2rtError, match=words):
+                folder.check_same_run(tmp_path)
+        else:
+            folder.check_same_run(tmp_path)
+
+
+def test_what_one_process_finds_wrong_all_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(here(), "everyone", lambda value: ["", "its disk is full"])
+    with pytest.raises(Blip2rtError, match="its disk is full"):
+        here().agree()
+    monkeypatch.setattr(here(), "everyone", lambda value: [value, 7])
+    with pytest.raises(Blip2rtError, match=r"samples of processes \[1\]"):
+        here().same("samples", 6)
+
+
+def test_shards_that_vanish_or_change_between_runs_are_named(tmp_path: Path) -> None:
+    data, out = tmp_path / "shards", tmp_path / "out"
+    out.mkdir()
+    for name in "abc":
+        write_shard(data / f"{name}.tar", {f"{name}{i}": (b"image", b"a dog") for i in range(3)})
+
+    def sources() -> list[Any]:
+        return [shards.Shards(str(data), tmp_path / "cache")]
+
+    shards.check_shards(sources(), out, began=False)
+    shards.check_shards(sources(), out, began=True)
+    (data / "a.tar").unlink()
+    write_shard(data / "b.tar", {f"b{i}": (b"another image", b"a dog") for i in range(3)})
+    shutil.copy(data / "c.tar", data / "d.tar")
+    with pytest.raises(Blip2rtError, match=r"a\.tar is gone, .*b\.tar has changed, .*d\.tar is new: put back"):
+        shards.check_shards(sources(), out, began=True)
+    opened = sources()[0]
+    (data / "b.tar").unlink()
+    write_shard(data / "c.tar", {"c": (b"image", b"a cat")})
+    for number, words in ((0, r"b\.tar is gone"), (3, r"c\.tar has changed since")):
+        with pytest.raises(Blip2rtError, match=words):
+            opened.read(number)
