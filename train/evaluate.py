@@ -211,7 +211,8 @@ def _tell(args: argparse.Namespace, about: dict[str, Any], scores: Scores) -> No
         write_whole(args.json, text)
     if args.report:
         title = f"{args.task}: {about['model']} on {args.data.name}"
-        write_whole(args.report, report.render(title, about, columns, scores.rows, args.report_rows))
+        tables = {"": scores.columns} if scores.tables is None else scores.tables
+        write_whole(args.report, report.render(title, about, tables, scores.rows, args.report_rows))
     print(text, end="")
 
 

@@ -8,6 +8,7 @@ what recipe and command line name. Knows groups and fields, nothing about what t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import typing
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 import yaml
 
 from blip2rt.command import Parser
-from blip2rt.errors import OptionError
+from blip2rt.errors import OptionError, boundary
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -52,6 +53,9 @@ def parse(cls: type[T], argv: list[str] | None, description: str, more: Callable
     named = vars(_parser(cls, description).parse_args(argv))
     recipe = _read_recipe(named.pop("recipe"), hints)
     told = {name: value for name, value in named.items() if value is not None}
+    strange = [fault for name, value in told.items() for fault in _type_faults(name, value, hints[name])]
+    if strange:
+        raise OptionError("; ".join(strange))
     settings = compose(cls, recipe | {name: tuple(v) if isinstance(v, list) else v for name, v in told.items()})
     found = faults(settings)
     if found:
@@ -144,7 +148,7 @@ def _add(parser: argparse._ActionsContainer, field: dataclasses.Field[Any], hint
         parser.add_argument(name, action=argparse.BooleanOptionalAction, help=text)
     elif typing.get_origin(hint) is tuple:
         numbers = hint == tuple[float, ...]
-        parse_item, metavar = (float, "X") if numbers else (yaml.safe_load, metavar or "ITEM")
+        parse_item, metavar = (float, "X") if numbers else (_yaml, metavar or "ITEM")
         parser.add_argument(name, nargs="*", type=parse_item, metavar=metavar, help=text)
     elif described["bare"] is not None:
         parser.add_argument(name, nargs="?", const=described["bare"], type=hint, metavar=metavar, help=text)
@@ -157,42 +161,71 @@ def _default(value: Any) -> str:
     if isinstance(value, bool):
         return f" (default: {'on' if value else 'off'})"
     shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return f" (default: {shown})" if shown else ""
+    return f" (default: {shown if shown.isprintable() else repr(shown)})" if shown else ""
 
 
-def _read_recipe(path: str | None, hints: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a recipe; those of its `base`, a file beside it, where it does not say them itself."""
+def _read_recipe(path: str | None, hints: dict[str, Any], above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The fields of a recipe; those of its `base`, a file beside it, where it does not say them itself.
+
+    above: the recipes that are based on it.
+    """
     if path is None:
         return {}
     if not Path(path).is_file():
         raise OptionError(f"recipe {path!r} does not exist: see the folder recipes/")
-    data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    file = Path(path).resolve()
+    if file in above:
+        raise OptionError(f"recipe {path!r} is based on itself: give another base")
+    with boundary(f"recipe {path!r} is no YAML", OptionError):
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
     if not isinstance(data, dict):
         raise OptionError(f"recipe {path!r} is no mapping: give lines of field: value")
     base = data.pop("base", None)
-    inherited = {} if base is None else _read_recipe(str(Path(path).parent / str(base)), hints)
+    inherited = {} if base is None else _read_recipe(str(Path(path).parent / str(base)), hints, (*above, file))
+    data = {key: _number(value, hints.get(key)) for key, value in data.items()}
     found = [_unknown(key, hints) for key in data if key not in hints]
-    found += [
-        f"{key} is {value!r}: give {_ARTICLES.get(hints[key], 'a')} {hints[key].__name__}"
-        for key, value in data.items()
-        if key in hints and isinstance(hints[key], type) and not isinstance(value, _accepted(hints[key]))
-    ]
+    found += [fault for key, value in data.items() if key in hints for fault in _type_faults(key, value, hints[key])]
     if found:
         raise OptionError(f"recipe {path!r}: {'; '.join(found)}")
     return inherited | {key: _convert(value, hints[key]) for key, value in data.items()}
 
 
-_ARTICLES = {int: "an"}
+_WANTED = {int: "an int", float: "a float", bool: "true or false", str: "a str", dict: "a mapping"}
 
 
-def _accepted(hint: type) -> tuple[type, ...]:
-    return (int, float) if hint is float else (hint,)
+def _number(value: Any, hint: Any) -> Any:
+    """YAML takes 1e-4 for a text: it wants 1.0e-4."""
+    if hint is float and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
+
+
+def _type_faults(name: str, value: Any, hint: Any) -> list[str]:
+    """What is wrong with the type of a field's value, or of an item of it."""
+    if typing.get_origin(hint) is tuple:
+        item = typing.get_args(hint)[0]
+        if not isinstance(value, list | tuple):
+            return [f"{name} is {value!r}: give a list"]
+        return [fault for each in value for fault in _type_faults(f"an item of {name}", each, item)][:1]
+    kind = typing.get_origin(hint) or hint
+    accepted = (int, float) if kind is float else kind
+    strange = isinstance(value, bool) and kind in (int, float)
+    return [f"{name} is {value!r}: give {_WANTED[kind]}"] if strange or not isinstance(value, accepted) else []
 
 
 def _convert(value: Any, hint: Any) -> Any:
     if typing.get_origin(hint) is tuple:
         return tuple(value)
     return float(value) if hint is float else value
+
+
+def _yaml(text: str) -> Any:
+    """The type of an option's item."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError("it is no YAML, such as {path: FOLDER}") from error
 
 
 def _unknown(key: str, hints: dict[str, Any]) -> str:

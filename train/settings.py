@@ -17,7 +17,11 @@ from .recipe import Check, Given, option
 POSITIVE = Check("a number above 0", lambda value: 0 < value < math.inf)
 NOT_NEGATIVE = Check("0 or more", lambda value: 0 <= value < math.inf)
 SHARE = Check("0 to 1", lambda value: 0 <= value <= 1)
-COLOURS = Check("three numbers, one a colour", lambda value: len(value) == 3)
+COLOURS = Check("three numbers, one a colour", lambda value: len(value) == 3 and all(map(math.isfinite, value)))
+DEVIATIONS = Check("three numbers above 0, one a colour", lambda value: COLOURS.good(value) and min(value) > 0)
+BITS = Check("0, 4 or 8", lambda value: value in (0, 4, 8))
+SEED = Check("0 to 1,000,000,000", lambda value: 0 <= value <= 1_000_000_000)
+ASKS = Check("a text with {} for the question", lambda value: value.count("{}") == 1 == value.count("{"))
 
 
 def one_of(*words: str) -> Check:
@@ -41,7 +45,10 @@ class RunSettings:
         metavar="WHEN",
     )
     dry_run: int = option(
-        0, "check everything, say how large it is on N GPUs (1 where no N is given), and train nothing", bare=1
+        0,
+        "check everything, say how large it is on N GPUs (1 where no N is given), and train nothing",
+        bare=1,
+        check=NOT_NEGATIVE,
     )
 
     def faults(self) -> list[str]:
@@ -59,7 +66,7 @@ class BatchSettings:
     accumulate: int = option(
         1, "micro-batches of a step in each process; in stage 1 each has its own negatives only", check=POSITIVE
     )
-    seed: int = option(0, "every draw follows from it and the step")
+    seed: int = option(0, "every draw follows from it and the step", check=SEED)
 
 
 @dataclass(frozen=True)
@@ -209,7 +216,7 @@ class VisionSettings:
         (0.48145466, 0.4578275, 0.40821073), "mean of the pixels of each colour; CLIP's unless given", check=COLOURS
     )
     vision_std: tuple[float, ...] = option(
-        (0.26862954, 0.26130258, 0.27577711), "their standard deviation; CLIP's unless given", check=COLOURS
+        (0.26862954, 0.26130258, 0.27577711), "their standard deviation; CLIP's unless given", check=DEVIATIONS
     )
     vision_positions: int = option(
         0, "positions N of the encoder's output; 0: as the encoder has it", check=NOT_NEGATIVE
@@ -238,9 +245,10 @@ class QFormerSettings:
         check=NOT_NEGATIVE,
     )  # fmt: skip
     qformer_bits: int = option(
-        0, "4 or 8: train against the Q-Former's and the projection's weights as they will ship; 0: exact weights"
-    )
-    qformer_block: int = option(64, "block of that quantization")
+        0, "4 or 8: train against the Q-Former's and the projection's weights as they will ship; 0: exact weights",
+        check=BITS,
+    )  # fmt: skip
+    qformer_block: int = option(64, "block of that quantization", check=POSITIVE)
     dropout: float = option(0.1, "dropout of the Q-Former's text stream", check=SHARE)
     query_dropout: float = option(0.1, "dropout of its query stream", check=SHARE)
     attention_dropout: float = option(0.1, "dropout of its attention's probabilities", check=SHARE)
@@ -251,8 +259,8 @@ class LlmSettings:
     """Language model."""
 
     llm_source: str = option("facebook/opt-2.7b", "frozen LM: path, hub id or pkg:PACKAGE/FILE", metavar="SOURCE")
-    llm_bits: int = option(0, "4 or 8: train against its weights as they will ship; 0: as loaded")
-    llm_block: int = option(64, "block of that quantization")
+    llm_bits: int = option(0, "4 or 8: train against its weights as they will ship; 0: as loaded", check=BITS)
+    llm_block: int = option(64, "block of that quantization", check=POSITIVE)
     lora_rank: int = option(
         0, "LoRA: it learns too, by adapters of this rank beside its linear layers; 0: frozen", check=NOT_NEGATIVE
     )
@@ -264,7 +272,7 @@ class LlmSettings:
     end: str = option("\n", "token that ends a caption or an answer; OPT's is a new line", metavar="TOKEN")
     prepend_bos: bool = option(True, "put the LM's bos token between soft prompt and text, as OPT has it")
     caption_prompt: str = option("", "prompt before every caption")
-    ask_prompt: str = option("Question: {} Answer:", "prompt before every answer")
+    ask_prompt: str = option("Question: {} Answer:", "prompt before every answer", check=ASKS)
 
 
 @dataclass(frozen=True)

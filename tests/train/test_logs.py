@@ -59,6 +59,25 @@ def test_lines_samples_and_the_bar_are_shown(tmp_path: Path, capfd: pytest.Captu
         assert lines(tmp_path) == []
 
 
+def test_the_plot_has_dev_s_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    drawn: dict[str, list[float]] = {}
+    original = Axes.plot
+
+    def plot(self: Axes, *points: Any, **style: Any) -> Any:
+        drawn[style["label"]] = list(points[1])
+        return original(self, *points, **style)
+
+    monkeypatch.setattr(Axes, "plot", plot)
+    log = Log(tmp_path, True, 20)
+    for step, loss in ((10, 2.5), (20, 2.0)):
+        log.write({"step": step, "loss": loss})
+        log.write({"step": step, "dev_loss": loss + 1, "dev_t2i_r@1": 30 + step, "dev_query_cosine": 0.5})
+    log.plot()
+    assert drawn == {"loss": [2.5, 2.0], "dev_loss": [3.5, 3.0], "dev_t2i_r@1": [40, 50]}
+
+
 def test_other_processes_are_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     log = Log(tmp_path, False, 20, "absent")
     with log.running(0) as bar:

@@ -213,6 +213,48 @@ def test_values_that_make_no_sense_are_named_together(tmp_path: Path, capsys: py
         assert words in error, (words, error)
 
 
+WRONG = {
+    "lr: fast": "lr is 'fast': give a float",
+    "steps: true": "steps is True: give an int",
+    "compile: 1": "compile is 1: give true or false",
+    "train_data: photos": "train_data is 'photos': give a list",
+    "train_data: [photos]": "an item of train_data is 'photos': give a mapping",
+    "vision_mean: [a, 0, 0]": "an item of vision_mean is 'a': give a float",
+    "vision_std: [0, 1, 1]": "vision_std is (0, 1, 1): give three numbers above 0",
+    "sources: {part: data}": "sources is {'part': 'data'}: give a list",
+    "seed: -1": "seed is -1: give 0 to 1,000,000,000",
+    "llm_bits: 3": "llm_bits is 3: give 0, 4 or 8",
+    "ask_prompt: 'Q: {x}'": "ask_prompt is 'Q: {x}': give a text with {}",
+    "hidden_positions: 1.0": "hidden_positions is 1.0: give 0 to below 1",
+    "lr: [": "is no YAML",
+    "a: b: c": "is no YAML",
+    "base: wrong.yaml": "is based on itself",
+    "- lr": "is no mapping",
+    "\udce4": "is no YAML",
+}
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_a_wrong_value_of_a_recipe_is_one_line(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "wrong.yaml"
+    recipe.write_bytes(line.encode("utf-8", "surrogateescape"))
+    assert WRONG[line] in errors(
+        stage2, ["--recipe", str(recipe), "--out", "o", "--train_table", str(tmp_path)], capsys
+    )
+
+
+def test_numbers_are_read_as_everybody_writes_them(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(f"out: o\ntrain_table: {tmp_path}\nlr: 1e-4\nmin_lr: 0\n")
+    settings = parse(stage1.Stage1Settings, ["--recipe", str(tmp_path / "r.yaml")], "")
+    assert (settings.loop.optimizer.lr, settings.loop.optimizer.min_lr) == (1e-4, 0.0)
+
+
+@pytest.mark.parametrize("flags", [["--train-data", "{"], ["--sources", "text"], ["--lr", "fast"], ["--steps", "1.5"]])
+def test_a_wrong_value_of_the_command_line_is_one_line(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    error = errors(stage1, [*flags, "--out", "o", "--images", "i"], capsys)
+    assert (flags[0].strip("-").replace("-", "_") in error.replace("-", "_") and ": give " in error) or "YAML" in error
+
+
 def test_a_dry_run_of_a_new_pair_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = tiny_settings(tmp_path)
     for name in ("--vision_positions", "--vision_features"):

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from blip2rt.errors import Blip2rtError
+from blip2rt.image_kinds import EXTENSIONS
 
 from .samples import Bad, Dataset, Row, dataset_of, is_file, read_table
 
-IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+IMAGES = frozenset(EXTENSIONS)
 _MOST = 10_000  # times that one answer may have been given
 
 _NAMES = {

@@ -5,27 +5,29 @@ Knows image files and their form, nothing about texts or models.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from PIL import Image
 
+from blip2rt.errors import ImageError
+from blip2rt.image import load_rgb
 from blip2rt.modeling.vision import VisionConfig
 
 Transform = Callable[[Image.Image], torch.Tensor]
+_MOST = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # pixels, beyond which Pillow refuses an image by itself
 
 
 def read_image(source: bytes | Path) -> Image.Image:
-    """An RGB image from a file or its bytes. Raise OSError or ValueError where it is none, whatever Pillow raises."""
+    """An RGB image from a file or its bytes, as the runtime reads it: upright, of every format that it knows.
+
+    Raise ValueError where it is none.
+    """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-            return file.convert("RGB")
-    except OSError:
-        raise
-    except Exception as error:  # decoders raise SyntaxError, struct.error, zlib.error, DecompressionBombError...
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+        return load_rgb(source, max_pixels=_MOST)
+    except ImageError as error:
+        raise ValueError(str(error)) from error
 
 
 def eval_transform(config: VisionConfig) -> Transform:

@@ -1,5 +1,7 @@
 """A self-contained HTML page of an evaluation: totals, then pictures, what was wanted and what was said, worst first.
 
+A click on a column's head sorts its table; the pictures can be sorted by score and by name.
+
 Knows rows and numbers, nothing about tasks.
 """
 
@@ -19,12 +21,34 @@ from blip2rt.image import load_rgb
 _SIDE, _SMALL = 220, 90  # pixels of thumbnails, as in the style
 _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
-table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:right}
-td:first-child,th:first-child{text-align:left}article{display:flex;gap:1rem;border-top:1px solid #ddd;padding:1rem 0}
+table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}caption{text-align:left;font-weight:600}
+td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:right}td:first-child,th:first-child{text-align:left}
+.sorts th{cursor:pointer}.about td{text-align:left}select{float:right}
+article{display:flex;gap:1rem;border-top:1px solid #ddd;padding:1rem 0}
 img{max-width:220px;max-height:220px;border-radius:4px;flex:none;align-self:flex-start}ul{margin:.3rem 0;color:#666}
 .said{font-weight:600}.score{float:right;color:#a00;margin-left:1rem}.note{color:#666}
 .small img{max-width:90px;max-height:90px}
 """
+_SCRIPT = """
+const value = cell => isNaN(parseFloat(cell.textContent)) ? cell.textContent : parseFloat(cell.textContent);
+const sorted = (items, key, down) => [...items].sort((a, b) => {
+  const [x, y] = [key(a), key(b)];
+  return (x < y ? -1 : x > y ? 1 : 0) * (down ? -1 : 1);
+});
+document.querySelectorAll(".sorts th").forEach(head => head.onclick = () => {
+  const body = head.closest("table").tBodies[0], column = head.cellIndex, down = head.dataset.down !== "1";
+  head.dataset.down = down ? "1" : "";
+  body.append(...sorted(body.rows, row => value(row.cells[column]), down));
+});
+document.querySelectorAll("select").forEach(choice => choice.onchange = () => {
+  const part = choice.closest("section"), name = choice.value === "name";
+  const key = row => name ? row.dataset.name : parseFloat(row.dataset.score);
+  part.append(...sorted(part.querySelectorAll("article"), key, choice.value === "best"));
+});
+"""
+
+
+Table = Mapping[str, Mapping[str, float]]  # column -> measure -> value
 
 
 @dataclass(frozen=True)
@@ -38,42 +62,54 @@ class Row:
     shown: str  # the score as it is written
     title: str = ""  # a question, or the image's name
     found: Sequence[Path] = field(default=())  # images that are what was said
+    section: str = ""  # rows of each stand together
 
 
-def render(
-    title: str, about: Mapping[str, object], totals: Mapping[str, Mapping[str, float]], rows: Sequence[Row], most: int
-) -> str:
-    """The page. totals: column -> measure -> value; most: rows that are shown."""
-    shown = sorted(rows, key=lambda row: row.score)[:most]
-    left = f"<p class=note>{len(rows) - len(shown)} better ones are left out.</p>" if len(shown) < len(rows) else ""
+def render(title: str, about: Mapping[str, object], tables: Mapping[str, Table], rows: Sequence[Row], most: int) -> str:
+    """The page. tables: by their titles; most: rows of each section that are shown."""
+    sections: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row.score):
+        sections.setdefault(row.section, []).append(row)
+    parts = "".join(_section(name, sections[name], most) for name in sorted(sections))
     facts = "".join(f"<tr><td>{escape(str(name))}<td>{escape(str(value))}" for name, value in about.items())
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>{escape(title)}</title><style>{_STYLE}</style>"
-        f"<h1>{escape(title)}</h1><table>{facts}</table>{_table(totals)}"
-        f"<h2>Worst first</h2>{''.join(map(_article, shown))}{left}</html>\n"
+        f"<h1>{escape(title)}</h1><table class=about>{facts}</table>"
+        f"{''.join(_table(*table) for table in tables.items())}{parts}<script>{_SCRIPT}</script></html>\n"
     )
 
 
-def _table(totals: Mapping[str, Mapping[str, float]]) -> str:
-    measures = list(dict.fromkeys(name for column in totals.values() for name in column))
-    head = "".join(f"<th>{escape(column)}" for column in totals)
+def _section(name: str, rows: Sequence[Row], most: int) -> str:
+    """The rows of a section, worst first."""
+    shown = "".join(map(_article, rows[:most]))
+    left = f"<p class=note>{len(rows) - most} better ones are left out.</p>" if most < len(rows) else ""
+    choice = "<select><option value=worst>worst first<option value=best>best first<option value=name>by name</select>"
+    head = f"<h2>{escape(name)}: worst first</h2>" if name else "<h2>Worst first</h2>"
+    return f"<section>{head}{choice}{left}{shown}</section>"
+
+
+def _table(title: str, table: Table) -> str:
+    measures = list(dict.fromkeys(name for column in table.values() for name in column))
+    head = "".join(f"<th>{escape(column)}" for column in table)
     body = "".join(
-        f"<tr><td>{escape(name)}" + "".join(f"<td>{_number(column.get(name))}" for column in totals.values())
+        f"<tr><td>{escape(name)}" + "".join(f"<td>{_number(column.get(name))}" for column in table.values())
         for name in measures
     )
-    return f"<table><tr><th>{head}{body}</table>"
+    caption = f"<caption>{escape(title)}</caption>" if title else ""
+    return f"<table class=sorts>{caption}<thead><tr><th>{head}</thead><tbody>{body}</tbody></table>"
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:g}"
+    return "" if value is None else f"{value:.2f}"
 
 
 def _article(row: Row) -> str:
     references = "".join(f"<li>{escape(text)}" for text in row.references)
     found = "".join(_picture(path, _SMALL) for path in row.found)
     return (
-        f"<article>{_picture(row.image, _SIDE)}<div><span class=score>{escape(row.shown)}</span>"
+        f'<article data-score={row.score:g} data-name="{escape(row.title or row.image.name)}">'
+        f"{_picture(row.image, _SIDE)}<div><span class=score>{escape(row.shown)}</span>"
         f"<div class=note>{escape(row.title)}</div><div class=said>{escape(row.said)}</div>"
         f"<div class=small>{found}</div><ul>{references}</ul></div></article>"
     )

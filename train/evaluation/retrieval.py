@@ -6,7 +6,7 @@ Knows a predictor's features and scores, nothing about how they are made.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from .scores import ALL, Scores
 
 _BATCH = 32  # images or pairs that go through the model together
 _SHOWN = 3
+_WAYS = {"i2t": "Texts of an image (i2t)", "t2i": "Images of a text (t2i)"}
 
 Pairs = Callable[[int, np.ndarray], np.ndarray]  # a query and its best (K) -> itm_logits (K, 2)
 
@@ -43,11 +44,13 @@ def evaluate_retrieval(predictor: Predictor, items: Sequence[Captioned], rerank:
 
         def row_of_image(image: int, rank: int, best: np.ndarray) -> Row:
             item, said = items[image], " / ".join(texts[j] for j in best)
-            return Row(item.path, said, item.references, -rank, f"rank {rank + 1}", f"texts of {item.id}")
+            return Row(
+                item.path, said, item.references, -rank, f"rank {rank + 1}", f"texts of {item.id}", section=_WAYS["i2t"]
+            )
 
         def row_of_text(text: int, rank: int, best: np.ndarray) -> Row:
             item, seen = items[owner[text]], [items[j].path for j in best]
-            return Row(item.path, "", [], -rank, f"rank {rank + 1}", f"images of: {texts[text]}", seen)
+            return Row(item.path, "", [], -rank, f"rank {rank + 1}", f"images of: {texts[text]}", seen, _WAYS["t2i"])
 
         columns = {f"itc_{name}": value for name, value in recall(sim, owner).items()}
         own = owner == np.arange(len(items))[:, None]  # (images, texts)
@@ -64,7 +67,16 @@ def evaluate_retrieval(predictor: Predictor, items: Sequence[Captioned], rerank:
             if rerank:
                 for name, found in ranks.items():
                     columns |= {f"{name}_{at}": value for at, value in recall_at(way, np.array(found)).items()}
-    return Scores({ALL: columns}, rows, {"texts": len(texts)})
+    return Scores({ALL: columns}, rows, {"texts": len(texts)}, _tables(columns))
+
+
+def _tables(columns: Mapping[str, float]) -> dict[str, dict[str, dict[str, float]]]:
+    """A table a direction: recall at 1, 5 and 10 by each score."""
+    found: dict[str, dict[str, dict[str, float]]] = {title: {} for title in _WAYS.values()}
+    for name, value in columns.items():
+        score, way, at = name.split("_")
+        found[_WAYS[way]].setdefault(at, {})[score] = value
+    return found
 
 
 @dataclass(frozen=True)

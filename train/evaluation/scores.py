@@ -25,6 +25,7 @@ class Scores:
     columns: dict[str, dict[str, float]]
     rows: list[Row]
     about: dict[str, Any]
+    tables: dict[str, dict[str, dict[str, float]]] | None = None  # of the report, by title; None: `columns` is the one
 
 
 def by_group(items: Sequence[T], metrics: Callable[[Sequence[T]], dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -154,6 +154,11 @@ def _wandb(out: Path, project: str, record: dict[str, Any]) -> Iterator[_Wandb]:
     yield _Wandb(run, wandb.Table)
 
 
+def _is_dev_measure(name: str) -> bool:
+    """Whether a number of dev is drawn beside the losses: recall in both directions, and CIDEr."""
+    return name in ("dev_i2t_r@1", "dev_t2i_r@1", "dev_cider")
+
+
 def plot_losses(out: Path) -> None:
     """Draw loss.png from metrics.jsonl."""
     import matplotlib
@@ -167,9 +172,20 @@ def plot_losses(out: Path) -> None:
         points = [(line["step"], line[name]) for line in lines if name in line]
         if points:
             axes.plot(*zip(*points, strict=True), label=name, linewidth=1, marker="." if name == "dev_loss" else "")
+    handles, labels = axes.get_legend_handles_labels()
+    measures = [name for name in dict.fromkeys(name for line in lines for name in line) if _is_dev_measure(name)]
+    if measures:  # of other scales than a loss
+        other = axes.twinx()
+        for number, name in enumerate(measures):
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            style = {"linestyle": "--", "marker": ".", "linewidth": 1, "color": f"C{5 + number % 5}"}
+            other.plot(*zip(*points, strict=True), label=name, **style)
+        other.set_ylabel("dev")
+        more = other.get_legend_handles_labels()
+        handles, labels = handles + more[0], labels + more[1]
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
-    axes.legend()
+    axes.legend(handles, labels)
     figure.tight_layout()
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=120)

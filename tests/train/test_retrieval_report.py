@@ -1,0 +1,30 @@
+"""The report of a retrieval has a table and a list a direction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from train.evaluation.report import Row, render
+from train.evaluation.retrieval import _tables
+
+
+def test_retrieval_has_a_table_and_a_list_a_direction(tmp_path: Path) -> None:
+    columns = {f"{score}_{way}_r@{k}": float(k + 100 * (way == "t2i")) for score in ("itc", "itm", "match")
+               for way in ("t2i", "i2t") for k in (1, 5, 10)}  # fmt: skip
+    tables = _tables(columns)
+    assert list(tables) == ["Texts of an image (i2t)", "Images of a text (t2i)"]
+    assert tables["Images of a text (t2i)"]["r@5"] == {"itc": 105.0, "itm": 105.0, "match": 105.0}
+    assert sum(len(column) for table in tables.values() for column in table.values()) == len(columns)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    rows = [
+        Row(tmp_path / "a.png", "", [], -rank, f"rank {rank + 1}", f"{rank} of {section}", section=section)
+        for section in tables for rank in (0, 7, 3)
+    ]  # fmt: skip
+    page = render("retrieval", {}, tables, rows, 2)
+    assert page.count("<table class=sorts>") == 2 == page.count("1 better ones are left out")
+    assert "<thead><tr><th><th>r@1<th>r@5<th>r@10</thead><tbody><tr><td>itc<td>1.00<td>5.00<td>10.00" in page
+    for title in tables:
+        assert f"<h2>{title}: worst first</h2>" in page
+        assert page.index(f"7 of {title}") < page.index(f"3 of {title}") and f"0 of {title}" not in page
