@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -529,3 +530,31 @@ def test_an_evaluation_leaves_out_questions_that_are_none(images: Path, question
     assert [item.id for item in questions.asked] == [0, 1] and len(bad.found) == 1
     with pytest.raises(Blip2rtError, match=r"q\.json"):
         read_questions(images.parent / "q.json", images.parent / "a.json", images, Bad(0))
+
+
+def test_a_folder_of_every_format_is_read_upright(tmp_path: Path) -> None:
+    """HEIC, AVIF, TIFF of 16 bits, WebP and GIF beside JPEG; a picture that lies on its side; a damaged one."""
+    kitten = Path(__file__).parents[1] / "gallery" / "kitten.heic"
+    written = {"a.jpg": picture(), "b.webp": picture("WEBP"), "c.gif": picture("GIF")}
+    if importlib.util.find_spec("PIL.AvifImagePlugin"):
+        written["d.avif"] = picture("AVIF")
+    if importlib.util.find_spec("pi_heif"):
+        written["e.HEIC"] = kitten.read_bytes()
+    for name, content in written.items():
+        (tmp_path / name).write_bytes(content)
+    Image.fromarray(np.full((16, 20), 256 * 100, np.uint16)).save(tmp_path / "f.tif")
+    side = Image.Exif()
+    side[0x0112] = 6
+    Image.new("RGB", (20, 16)).save(tmp_path / "g.tiff", exif=side)
+    (tmp_path / "h.heic").write_bytes(kitten.read_bytes()[:200])
+    for image in list(tmp_path.iterdir()):
+        image.with_suffix(".txt").write_text("a dog")
+    bad = Bad(1)
+    data = readable(read_data(tmp_path, "", bad), bad)
+    assert [path.name for path in data.paths] == [*written, "f.tif", "g.tiff"]
+    [fault] = bad.found
+    assert fault.endswith("h.heic")
+    assert read_image(tmp_path / "f.tif").getpixel((0, 0)) == (100, 100, 100), "not cut off at 255"
+    assert read_image(tmp_path / "g.tiff").size == (16, 20)
+    with pytest.raises(Blip2rtError, match=r"h\.heic"):
+        readable(read_data(tmp_path, "", Bad(0)), Bad(0))

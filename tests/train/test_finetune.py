@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import blip2rt
 from blip2rt.cli import main as cli
+from blip2rt.errors import Blip2rtError
 from blip2rt.image import to_pixels
 from blip2rt.modeling.checkpoints import list_checkpoints, load_model, read_config
 from blip2rt.modeling.vision import layer_numbers
@@ -445,3 +446,31 @@ def test_files_of_lavis_are_a_start(parts: Path, tmp_path: Path) -> None:
     assert torch.equal(model.projection.weight, theirs.language_projection.weight)
     assert torch.equal(model.qformer.query_tokens, theirs.query_tokens)
     assert model.config.llm is not None and model.config.llm.caption_prompt == "a photo of"
+
+
+@pytest.mark.parametrize("lavis", [False, True])
+def test_stage1_takes_what_start_takes(parts: Path, tmp_path: Path, lavis: bool) -> None:
+    """Hugging Face's folder with its encoder, and LAVIS' file with the frozen encoder beside it."""
+    from transformers import Blip2ForImageTextRetrieval
+
+    theirs = Blip2ForImageTextRetrieval.from_pretrained(parts / "itm")
+    given = {"stage1": parts / "itm", "llm_source": parts / "wide", "end": "<|end|>"}
+    if lavis:
+        state = state_of(theirs, "")
+        frozen = {name: state.pop(name) for name in list(state) if name.startswith("visual_encoder.")}
+        torch.save({"model": state}, tmp_path / "pretrained.pth")
+        torch.save(frozen, tmp_path / "eva.pth")
+        given |= {"stage1": tmp_path / "pretrained.pth", "vision_weights": tmp_path / "eva.pth",
+                  "qformer_init": parts / "bert"}  # fmt: skip
+    arguments = [*data(parts), *options(**given), "--no-prepend-bos", "--out", str(tmp_path / "out")]
+    settings = parse(stage2.Stage2Settings, arguments, "")
+    config = stage2.model_config(settings)
+    model = stage2.build_model(settings, config)
+    assert torch.equal(model.qformer.query_tokens, theirs.query_tokens)
+    assert torch.equal(model.vision_norm.weight, theirs.vision_model.post_layernorm.weight)
+    assert not config.learned_positions and config.qformer.queries == theirs.query_tokens.shape[1]
+    assert config.vision.weights == str(given.get("vision_weights", parts / "itm")) and config.vision.vit is not None
+    assert (config.qformer.query_dropout, config.qformer.attention_dropout) == (0.1, 0.1), "as it was trained there"
+    named = parse(stage2.Stage2Settings, [*arguments, "--query-dropout", "0", "--queries", "77"], "")
+    with pytest.raises(Blip2rtError, match="queries is 77"):
+        stage2.model_config(named)
