@@ -207,8 +207,10 @@ class Parallel:
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """The first process does what is inside, then the others, who find its files. What one raises, all raise."""
-        if not self.main:
+        """The first process does what is inside, then the first of each other node, then the others, who find its files
+        where they share a disk. What one raises, all raise."""
+        turn = 0 if self.main else 1 if os.environ.get("LOCAL_RANK", "0") == "0" else 2
+        for _ in range(turn):
             self.agree()
         try:
             yield
@@ -216,9 +218,8 @@ class Parallel:
             if self.world > 1:
                 self.agree(str(error) or type(error).__name__)
             raise
-        if self.main:
+        for _ in range(turn, 3):
             self.agree()
-        self.agree()
 
 
 def leave() -> None:
