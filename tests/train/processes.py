@@ -30,6 +30,10 @@ FIVE_STEPS = [
     "2",
     "--dropout",
     "0",
+    "--query_dropout",
+    "0",
+    "--attention_dropout",
+    "0",
     "--batch_size",
     "8",
     "--save_every",
@@ -37,6 +41,7 @@ FIVE_STEPS = [
     "--keep",
     "9",
 ]
+WHOLE = ["--itc_gradient", "whole"]  # of stage 1: several processes train as one does
 
 
 def tell_apart(folder: Path) -> None:

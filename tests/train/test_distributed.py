@@ -19,6 +19,7 @@ from .processes import (
     FIVE_STEPS,
     ROOT,
     TIMEOUT,
+    WHOLE,
     assert_same_moments,
     assert_same_training,
     tell_apart,
@@ -63,7 +64,7 @@ def test_stage1_gathers_itc_and_draws_negatives_from_all(
     parts: tuple[Path, list[str]], one: Path, shard: str, tmp_path: Path
 ) -> None:
     folder, settings = parts
-    arguments = [*settings, "--shard", shard, "--out", str(folder / shard)]
+    arguments = [*settings, *WHOLE, "--shard", shard, "--out", str(folder / shard)]
     if shard == "none":
         torchrun(2, "train.stage1", arguments)
     else:
@@ -74,7 +75,7 @@ def test_stage1_gathers_itc_and_draws_negatives_from_all(
 
 def test_two_nodes_are_two_processes(parts: tuple[Path, list[str]], one: Path) -> None:
     folder, settings = parts
-    torchrun(1, "train.stage1", [*settings, "--out", str(folder / "nodes")], nodes=2)
+    torchrun(1, "train.stage1", [*settings, *WHOLE, "--out", str(folder / "nodes")], nodes=2)
     assert_same_training(one, folder / "nodes")
 
 
@@ -82,7 +83,7 @@ def test_accelerate_launches_the_same(parts: tuple[Path, list[str]], one: Path) 
     folder, settings = parts
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1",
                "--mixed_precision=no", "--dynamo_backend=no", "-m", "train.stage1"]  # fmt: skip
-    arguments = [*settings, "--out", str(folder / "launched")]
+    arguments = [*settings, *WHOLE, "--out", str(folder / "launched")]
     done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same_training(one, folder / "launched")
@@ -102,7 +103,7 @@ def test_one_process_goes_on_from_sharded_ones_and_they_from_one(
     folder, settings = parts
     sharded, back = folder / "sharded", folder / "back"
     until(2, one, sharded)
-    arguments = [*settings, "--save_every", "1", "--keep", "9"]
+    arguments = [*settings, *WHOLE, "--save_every", "1", "--keep", "9"]
     train_together("train.stage1", [*arguments, "--shard", "trained", "--out", str(sharded)], tmp_path)
     assert_same_training(one, sharded)
     until(4, sharded, back)

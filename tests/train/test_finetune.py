@@ -30,7 +30,7 @@ from ..tiny import blip2 as tiny_blip2
 from ..tiny.families import HIDDEN
 from ..tiny.lavis import state_of
 from ..tiny.parts import NANO_STAGE2, WORDS, bert_folder, caption_table, llm_folder, tiny_settings
-from .processes import FIVE_STEPS, assert_same_training, train_together
+from .processes import FIVE_STEPS, WHOLE, assert_same_training, train_together
 
 pytestmark = pytest.mark.long(105)
 
@@ -418,7 +418,7 @@ def test_two_processes_train_the_encoder_as_one_does(parts: Path, tmp_path: Path
     pytest.importorskip("peft")
     retrieves = module == "train.stage1"
     kept = {name: value for name, value in STEPS.items() if not retrieves or name[:4] not in ("proj", "text")}
-    lora = [] if retrieves else ["--lora_rank", "2"]
+    lora = WHOLE if retrieves else ["--lora_rank", "2"]
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"start: {parts / ('itm' if retrieves else 'opt')}\nlayer_decay: 0.9\n")
     arguments = [*options(train_table=parts / "table.tsv", images=parts / "images", features=tmp_path / "features"),
