@@ -458,7 +458,11 @@ def test_stage1_takes_what_start_takes(parts: Path, tmp_path: Path, lavis: bool)
     if lavis:
         state = state_of(theirs, "")
         frozen = {name: state.pop(name) for name in list(state) if name.startswith("visual_encoder.")}
-        torch.save({"model": state}, tmp_path / "pretrained.pth")
+        words, width = theirs.embeddings.word_embeddings.weight.shape
+        for name, shape in {"bias": (words,), "transform.dense.weight": (width, width), "transform.dense.bias": (width,),
+                            "transform.LayerNorm.weight": (width,), "transform.LayerNorm.bias": (width,)}.items():  # fmt: skip
+            state[f"Qformer.cls.predictions.{name}"] = torch.randn(shape)
+        torch.save({"model": state | {"temp": torch.tensor([0.07])}}, tmp_path / "pretrained.pth")
         torch.save(frozen, tmp_path / "eva.pth")
         given |= {"stage1": tmp_path / "pretrained.pth", "vision_weights": tmp_path / "eva.pth",
                   "qformer_init": parts / "bert"}  # fmt: skip
