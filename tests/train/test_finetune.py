@@ -459,8 +459,9 @@ def test_stage1_takes_what_start_takes(parts: Path, tmp_path: Path, lavis: bool)
         state = state_of(theirs, "")
         frozen = {name: state.pop(name) for name in list(state) if name.startswith("visual_encoder.")}
         words, width = theirs.embeddings.word_embeddings.weight.shape
-        for name, shape in {"bias": (words,), "transform.dense.weight": (width, width), "transform.dense.bias": (width,),
-                            "transform.LayerNorm.weight": (width,), "transform.LayerNorm.bias": (width,)}.items():  # fmt: skip
+        shapes = {"bias": (words,), "transform.dense.weight": (width, width), "transform.dense.bias": (width,),
+                  "transform.LayerNorm.weight": (width,), "transform.LayerNorm.bias": (width,)}  # fmt: skip
+        for name, shape in shapes.items():
             state[f"Qformer.cls.predictions.{name}"] = torch.randn(shape)
         torch.save({"model": state | {"temp": torch.tensor([0.07])}}, tmp_path / "pretrained.pth")
         torch.save(frozen, tmp_path / "eva.pth")
