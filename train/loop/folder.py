@@ -17,7 +17,7 @@ from blip2rt.modeling.json_file import read_json
 
 from .parallel import here
 
-LOCK, STATE = ".lock", "trainer.json"
+LOCK, STATE = "training.lock", "trainer.json"
 
 
 @contextlib.contextmanager
@@ -50,9 +50,9 @@ def _lock(out: Path, file: IO[str]) -> str:
         return f"out {str(out)!r} is written by another training ({who}): wait until it ends, or give another folder"
     except OSError:
         return ""
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+    with contextlib.suppress(OSError):  # a full disk, of which a checkpoint has more to say
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return ""
 
 
