@@ -178,8 +178,9 @@ def plot_losses(out: Path) -> None:
         other = axes.twinx()
         for number, name in enumerate(measures):
             points = [(line["step"], line[name]) for line in lines if name in line]
-            style = {"linestyle": "--", "marker": ".", "linewidth": 1, "color": f"C{5 + number % 5}"}
-            other.plot(*zip(*points, strict=True), label=name, **style)
+            other.plot(
+                *zip(*points, strict=True), label=name, linewidth=1, marker=".", linestyle="--", color=f"C{5 + number}"
+            )
         other.set_ylabel("dev")
         more = other.get_legend_handles_labels()
         handles, labels = handles + more[0], labels + more[1]
