@@ -223,7 +223,8 @@ def _part_faults(settings: TrainSettings) -> list[str]:
         checks += [lambda: vision_config(settings.vision), lambda: read_bert_geometry(settings.qformer.qformer_init)]
     if llm is not None and not start:
         checks += [lambda: load_tokenizer(llm.llm_source), lambda: text_config(llm.llm_source)]
-    checks += [lambda source=source: read_config(source) for source in (start, stage1) if source]  # type: ignore[misc]
+    given = [Start(source, settings.given) for source in (start, stage1) if source]
+    checks += [lambda each=each: read_config(each.checkpoint, each.parts) for each in given]  # type: ignore[misc]
     if settings.data.train_data or settings.data.train_table:
         checks.append(lambda: open_sources(settings.data.entries, Path(settings.data.features), Bad(MANY)))
     for check in checks:
