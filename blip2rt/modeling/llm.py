@@ -5,12 +5,14 @@ Knows embeddings and tokens, nothing about images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 
 from blip2rt.errors import Blip2rtError, boundary
@@ -153,13 +155,28 @@ def _bound(config: LlmConfig, folder: Path) -> nn.Module | None:
     return llm
 
 
+@contextlib.contextmanager
+def _no_bar() -> Iterator[None]:
+    """transformers' bar would stand between a command's lines."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
+
+
 def _renamed(kind: Any, config: LlmConfig, weights: Weights, error: Blip2rtError) -> nn.Module:
     """The LM of a BLIP-2 folder whose tensors have older names, which transformers knows. Raise `error` where not."""
     text = text_config(config.source, config.overrides)
     setattr(text, _dtype_name(text), torch.float32)
     state = {name[len(_INSIDE) :]: weights.read(name).float() for name in weights.shapes if name.startswith(_INSIDE)}
     try:
-        made, found = kind.from_pretrained(None, config=text, state_dict=state, output_loading_info=True)
+        with _no_bar():
+            made, found = kind.from_pretrained(
+                None, config=text, state_dict=state, output_loading_info=True, trust_remote_code=False
+            )
     except (ValueError, TypeError, KeyError, RuntimeError, OSError):
         raise error from None
     if found["missing_keys"] or found.get("mismatched_keys"):

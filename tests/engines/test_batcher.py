@@ -179,10 +179,14 @@ def cancelled_midway(opt: Case, long: dict[str, Any]) -> bool:
 
 
 def test_who_drops_a_request_cancels_it(opt: Case) -> None:
-    batcher = Batcher(opt.generator, 1, 64)
-    batcher.submit(opt.prefix[:1], [[5]], {"max_new_tokens": 50, "eos_token_ids": []})
-    assert len(wait(batcher.submit(opt.prefix[:1], [[5]], {"max_new_tokens": 2, "eos_token_ids": []}))[0][0][0]) == 2
-    assert batcher.counters["tokens"] < 50
+    for _ in range(50):  # on a busy machine all is said before this thread gets to drop it
+        batcher = Batcher(opt.generator, 1, 64)
+        batcher.submit(opt.prefix[:1], [[5]], {"max_new_tokens": 50, "eos_token_ids": []})
+        short = batcher.submit(opt.prefix[:1], [[5]], {"max_new_tokens": 2, "eos_token_ids": []})
+        assert len(wait(short)[0][0][0]) == 2
+        if batcher.counters["tokens"] < 50:
+            return
+    pytest.fail("what nobody held was said to its end")
 
 
 def test_a_fault_is_the_requests_alone(opt: Case) -> None:

@@ -40,6 +40,7 @@ class Case:
     graph: Model
     feeds: list[np.ndarray]  # of x, one a run; none: by the loop
     columns: np.ndarray | None = None  # sums of absolute weights that a number is made of, (N)
+    terms: np.ndarray | float = 0.0  # and of what is added and taken away for them, (N): of codes and of zero points
     block: int = 0  # activations are rounded by so many; 0: a row at once
     width: int = 16  # of the loop's heads
     kv_heads: int = 1
@@ -105,7 +106,9 @@ def int4(rng: np.random.Generator) -> Case:
     axes = [f"a{i}" for i in range(len(shape) - 1)]
     graph = model(nodes, [value("x", [*axes, k])], [value("y", [*axes, n])], constants)
     columns = np.abs(weights.reshape(n, -1)[:, :k]).sum(1)
-    return Case(graph, [numbers(rng, shape) for _ in range(2)], columns, block)
+    both = unpacked(codes.reshape(n, -1), bits).reshape(n, blocks, block) + zero[..., None]
+    terms = (both * np.abs(scale.reshape(n, blocks, 1).astype(np.float64))).reshape(n, -1)[:, :k].sum(1)
+    return Case(graph, [numbers(rng, shape) for _ in range(2)], columns, terms, block)
 
 
 def unpacked(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -207,7 +210,7 @@ def bounds(case: Case, x: np.ndarray) -> np.ndarray | float:
     if not x.size:
         return 0.0
     largest = max(float(x.max()), 0.0) - min(float(x.min()), 0.0)
-    return 1.1 * largest / 127 * case.columns + 1e-5 * largest * case.columns + 1e-6
+    return 1.1 * largest / 127 * case.columns + 1e-5 * largest * case.columns + 1e-6 * (1 + largest * case.terms)
 
 
 def check(case: Case, folder: Path, altered: bool) -> list[str]:

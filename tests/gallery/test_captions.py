@@ -25,6 +25,7 @@ from blip2rt.gallery import index
 from blip2rt.gallery.pictures import Sources
 from blip2rt.gallery.walk import walk
 from blip2rt.image import load_rgb
+from blip2rt.text import tidy
 from tests.seeds import new_seed
 from tests.tiny.pictures import GOOD, ROOT, fill, shard, start, tree
 
@@ -92,7 +93,7 @@ def test_words_stand_around_a_caption(tiny, album, run):
     around = ["--prefix", "photo: ", "--suffix", ", nice", "--template", "{folder}/{stem} {caption} {{x}}"]
     run("caption", "album/a.png", "--caption_extension", "caption", *around, "--model", tiny.path)
     assert (album / "a.caption").read_text() == f"album/a photo: {caption}, nice {{x}}\n"
-    answer = blip2rt.load(tiny.path).ask("album/a.png", "what is red")
+    answer = tidy(blip2rt.load(tiny.path).ask("album/a.png", "what is red"))
     assert run("caption", "album/a.png", "--ask", "what is red", "--model", tiny.path)[1] == f"{answer}\n"
     refused(run("caption", "album/a.png", "--template", "{what}", "--model", tiny.path), "{what} is no field", "{stem}")
     refused(run("caption", "album/a.png", "--template", "none", "--model", tiny.path), "{caption} is missing")

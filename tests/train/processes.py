@@ -134,6 +134,8 @@ def assert_same_training(left: Path, right: Path, tolerance: float = 1e-4) -> No
     mine, theirs = (load_file(list_checkpoints(run)[-1] / "model.safetensors") for run in (left, right))
     assert mine.keys() == theirs.keys()
     for name in mine:
+        if name.endswith("key.bias"):  # a softmax does not feel it: its gradient is rounding, which Adam makes steps of
+            continue
         torch.testing.assert_close(mine[name], theirs[name], atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 

@@ -348,7 +348,7 @@ def test_a_training_on_sources_goes_on_bit_for_bit(tmp_path: Path, capsys: pytes
         {"path": str(out), "weight": 2},
         {"path": str(tmp_path / "table.tsv"), "images": str(tmp_path / "images"), "weight": 1},
     ]
-    settings = [*settings[:1], "", *settings[2:], "--train_data", *map(json.dumps, data), "--workers", "1"]
+    settings = [*settings, "--train-table", "", "--train_data", *map(json.dumps, data), "--workers", "1"]
     assert stage1.main([*settings, "--out", str(tmp_path / "whole")]) == 0
     run = stage1.Stage1(parse(stage1.Stage1Settings, [*settings, "--out", str(tmp_path / "two")], ""))
     original = run.trainer._step

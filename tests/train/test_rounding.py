@@ -101,7 +101,10 @@ def test_stage_2_learns_and_is_judged_with_rounded_weights(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("flags", "words"),
-    [(["--qformer_bits", "3"], "qformer_bits is 3: choose 4, 8"), (["--qformer_bits", "4", "--shard", "all"], "whole")],
+    [
+        (["--qformer_bits", "3"], "qformer_bits is 3: give 0, 4 or 8"),
+        (["--qformer_bits", "4", "--shard", "all"], "whole"),
+    ],
 )
 def test_what_cannot_be_rounded_is_said(
     flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
