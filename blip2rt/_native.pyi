@@ -180,6 +180,8 @@ class Submitted:
         """Return each image's best sequences, once done. Raises RuntimeError where a request has failed."""
     def lengths(self) -> list[tuple[int, int]]:
         """Return, for each image, the positions of image and prompt, and how many were read before. Once done."""
+    def cut(self, image: int, tokens: int) -> bool:
+        """Whether max_time ended a text of so many tokens about that image. Once done."""
     @property
     def timed_out(self) -> bool:
         """Whether max_time ended a text. Once done."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .batching import Batched, Call
 from .errors import BackendError
-from .language import Language, Scored
+from .language import Language, Scored, ended_by
 from .options import Options
 
 if TYPE_CHECKING:
@@ -158,11 +158,8 @@ class Answer:
     @property
     def finish(self) -> Finish:
         """Why the first text ended. Once done."""
-        if self._call.timed_out:
-            return "time"
-        if len(self._call.results()[0][0][0]) >= self._settings["max_new_tokens"]:
-            return "length"
-        return "cancelled" if self._cancelled else "stop"
+        ended = ended_by(self._texts()[0], self._settings)
+        return "cancelled" if self._cancelled and ended == "stop" else ended
 
     @property
     def usage(self) -> Usage:
@@ -173,5 +170,7 @@ class Answer:
     def _scored(self) -> list[Scored]:
         if self._failure is not None:
             raise BackendError(f"on_news failed: {self._failure!r}") from self._failure
-        timed_out = self._call.timed_out
-        return self._language.scored(self._call.results(), self._settings, cut=lambda *_: timed_out)[0]
+        return self._texts()
+
+    def _texts(self) -> list[Scored]:
+        return self._language.scored(self._call.results(), self._settings, cut=self._call.cut)[0]

@@ -94,11 +94,10 @@ class Call:
             lengths: list[tuple[int, int]] = self._submitted.lengths()
         return lengths
 
-    @property
-    def timed_out(self) -> bool:
-        """Whether max_time ended a text. Once done."""
+    def cut(self, image: int, tokens: int) -> bool:
+        """Whether max_time ended a text of so many tokens. Once done."""
         with named_failure():
-            return bool(self._submitted.timed_out)
+            return bool(self._submitted.cut(image, tokens))
 
     def watch(self, number: int) -> None:
         self._submitted.watch(number)
@@ -302,7 +301,7 @@ class Generation(backends.Generation):
         return [[(list(tokens), 0.0) for tokens in draws or [[]]] for draws in of_image]
 
     def cut(self, image: int, tokens: int) -> bool:
-        return self._call.timed_out
+        return self._done and self._call.cut(image, tokens)
 
     def close(self) -> None:
         """End it where it is."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from . import backends
 from .backends import Backend, Generation, OnToken, Sequences
@@ -52,6 +52,16 @@ class Scored(_Pair):
         pair = super().__new__(cls, text, score)
         pair.tokens, pair.truncated, pair.timings = tuple(tokens), truncated, timings
         return pair
+
+
+Ended = Literal["stop", "length", "time"]  # a text is ended by the model, by max_new_tokens, by max_time
+
+
+def ended_by(scored: Scored, settings: Mapping[str, Any]) -> Ended:
+    """What ended a text of a generation with these settings."""
+    if not scored.truncated:
+        return "stop"
+    return "length" if len(scored.tokens) >= settings["max_new_tokens"] else "time"
 
 
 class Language:

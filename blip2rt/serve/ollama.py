@@ -223,7 +223,7 @@ class _Shape(Lines):
     def _last(self, found: Answer, text: str) -> dict[str, Any]:
         now = time.monotonic()
         first = self._first or self._begun
-        reason = "load" if self._load_only else (found.finish or ["stop"])[0]
+        reason = "load" if self._load_only else (found.reasons or ["stop"])[0]
         return {
             **self._head(text), "done": True, "done_reason": reason, "total_duration": int(1e9 * (now - self._begun)),
             "load_duration": 0, "prompt_eval_count": found.prompt_tokens,

@@ -81,6 +81,7 @@ class ChatRequest(BaseModel):
     length_penalty: float | None = None
     min_new_tokens: int | None = Field(default=None, ge=0)
     no_repeat_ngram_size: int | None = Field(default=None, ge=0)
+    max_time: float | None = Field(default=None, ge=0)
 
 
 class ImageInput(BaseModel):
@@ -100,7 +101,7 @@ class EmbeddingsRequest(BaseModel):
 
 _OPTIONS = {
     name: name for name in ("num_beams", "repetition_penalty", "length_penalty", "min_new_tokens",
-                            "no_repeat_ngram_size")
+                            "no_repeat_ngram_size", "max_time")
 }  # fmt: skip
 
 
@@ -267,8 +268,8 @@ class _Shape(Lines):
     def whole(self, found: Answer) -> dict[str, Any]:
         choices = [
             {"index": i, "message": {"role": "assistant", "content": text, "refusal": None}, "logprobs": None,
-             "finish_reason": found.finish[i]}
-            for i, text in enumerate(found.texts)
+             "finish_reason": reason}
+            for i, (text, reason) in enumerate(zip(found.texts, found.reasons, strict=True))
         ]  # fmt: skip
         return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage_of(found)}
 
@@ -279,7 +280,7 @@ class _Shape(Lines):
         return [self._chunk(piece.index, {"content": piece.text})]
 
     def end(self, found: Answer) -> list[str]:
-        lines = [self._chunk(i, {}, finish) for i, finish in enumerate(found.finish)]
+        lines = [self._chunk(i, {}, finish) for i, finish in enumerate(found.reasons)]
         if self._usage:
             lines.append(self._line([], usage_of(found)))
         return [*lines, "data: [DONE]\n\n"]

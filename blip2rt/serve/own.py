@@ -157,7 +157,8 @@ class _Shape(Lines):
     def whole(self, found: Answer) -> dict[str, Any]:
         several = {f"{self._key}s": found.texts} if len(found.texts) > 1 else {}
         text, finish = (found.texts[0], found.finish[0]) if found.texts else ("", "stop")
-        return {self._key: text, **several, "finish_reason": finish, "usage": usage_of(found)}
+        ended = {"finish_reason": finish, "truncated": finish != "stop"}
+        return {self._key: text, **several, **ended, "usage": usage_of(found)}
 
     def piece(self, piece: Piece) -> list[str]:
         return [self._line({"index": piece.index, "text": piece.text})]

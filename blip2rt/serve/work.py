@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .. import bundle as contract
+from ..language import Ended, ended_by
 from ..model import load
 from ..options import Options, merge
 from ..pipeline import Stopwatch
@@ -82,9 +83,14 @@ class Answer:
     """The texts of a job, and what they cost."""
 
     texts: list[str]
-    finish: list[str]  # of each: "stop", or "length" where max_new_tokens ended it
+    finish: Sequence[Ended]  # of each
     prompt_tokens: int  # positions of the image and the words
     completion_tokens: int  # of all texts
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why each text ended, in the words of others' clients, which know "stop" and "length"."""
+        return ["length" if each == "time" else each for each in self.finish]
 
 
 def answer(model: Model, job: Job, most: int, stop: Stop, tell: Callable[[Piece], None] | None) -> Answer:
@@ -105,19 +111,21 @@ def answer(model: Model, job: Job, most: int, stop: Stop, tell: Callable[[Piece]
     generation = model._backend.begin(prefix_embeds, [ids], watch.left)
     if shares_steps(model) and (close := getattr(generation, "close", None)) is not None:
         stop.then(close)  # with beams, such a generation tells nothing until the end
-    text = language._tokenizer.decode if job.question is None and tell is None else language._tokenizer.text
-    said = _Said(language, forced, job.stops, settings["num_return_sequences"], tell, text)
+    tidied = job.question is None and tell is None
+    said = _Said(language, forced, job.stops, settings["num_return_sequences"], tell)
     while not generation.done and not stop.is_set():
         for _image, draw, token_id in generation.step():
             said.push(draw, token_id)
         if said.all_found:
             break
-    sequences = generation.results()[0]
-    texts, finish = said.end([forced + token_ids for token_ids, _ in sequences])
-    for i, (token_ids, _) in enumerate(sequences):
-        if finish[i] != "stop" and len(token_ids) < settings["max_new_tokens"]:
-            finish[i] = "stop"
-    return Answer(texts, finish, prompt_tokens, sum(len(token_ids) for token_ids, _ in sequences))
+    sequences = generation.results()
+    timed = "max_time" in settings and generation.done
+    [scored] = language.scored(sequences, settings, tidied, generation.cut if timed else None)
+    texts, at_stop = said.end([each.text for each in scored])
+    finish: list[Ended] = [
+        "stop" if stopped else ended_by(each, settings) for each, stopped in zip(scored, at_stop, strict=True)
+    ]
+    return Answer(texts, finish, prompt_tokens, sum(len(token_ids) for token_ids, _ in sequences[0]))
 
 
 def _prepared(model: Model, job: Job, most: int, streamed: bool) -> tuple[Prompt, list[int], dict[str, Any]]:
@@ -163,10 +171,9 @@ class _Said:
 
     def __init__(
         self, language: Language, forced: list[int], stops: Sequence[str], texts: int,
-        tell: Callable[[Piece], None] | None, text: Callable[[Sequence[int]], str],
+        tell: Callable[[Piece], None] | None,
     ) -> None:  # fmt: skip
-        """text: all tokens -> the text: that of a caption is on a single line, a stream's is as it came."""
-        self._tell, self._stops, self._language, self._text = tell, stops, language, text
+        self._tell, self._stops = tell, stops
         listens = texts if tell is not None or stops else 0
         self._streams = [TextStream(language._tokenizer, forced) for _ in range(listens)]
         self._cuts = [StopAt(stops) for _ in range(texts)]
@@ -180,17 +187,17 @@ class _Said:
     def all_found(self) -> bool:
         return all(cut.found for cut in self._cuts)
 
-    def end(self, sequences: list[list[int]]) -> tuple[list[str], list[str]]:
-        """All tokens of each text -> the texts, and why each has ended, as far as it is known here."""
-        texts, finish = [], []
-        for i, token_ids in enumerate(sequences):
+    def end(self, texts: Sequence[str]) -> tuple[list[str], list[bool]]:
+        """The whole texts -> the texts up to their stop strings, and whether each has met one."""
+        ended, found = [], []
+        for i, whole in enumerate(texts):
             cut = StopAt(self._stops)
-            text = cut.push(self._text(self._language._tokenizer.shown(token_ids)))
+            text = cut.push(whole)
             text = (text + cut.end()).rstrip()
-            texts.append(text)
-            finish.append("stop" if cut.found else "length")
+            ended.append(text)
+            found.append(cut.found)
             self._give(i, text[len(self._given[i]) :])
-        return texts, finish
+        return ended, found
 
     def _give(self, index: int, text: str) -> None:
         if text and self._tell is not None:

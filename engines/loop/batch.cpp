@@ -310,6 +310,7 @@ void Batch::finish(Running& one) {
   }
   outcome.prompt_length = one.prompt_length();
   outcome.kept_length = one.kept;
+  outcome.steps = one.fed + 1;
   outcome.timed_out = one.timed_out;
   if (rows_of(one.options()) == 1 && one.fed > 0) keep(one, outcome.results.front().tokens);
   release(one);

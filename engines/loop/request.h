@@ -75,6 +75,7 @@ struct Outcome {
   std::vector<Hypothesis> results;  // best first; of draws, in the order drawn
   int prompt_length = 0;            // positions that were read: image, prompt and forced prefix
   int kept_length = 0;              // those of them that had been read before
+  int steps = 0;                    // so many tokens has a text that did not end before
   bool timed_out = false;           // max_time ended it
   std::exception_ptr failure;
 };

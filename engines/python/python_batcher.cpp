@@ -86,6 +86,12 @@ class Submitted {
     return std::any_of(all.begin(), all.end(), [](const Outcome* outcome) { return outcome->timed_out; });
   }
 
+  // What ended by itself has taken a stop token's step, too.
+  bool cut(size_t image, int tokens) const {
+    const Outcome& outcome = *outcomes().at(image);
+    return outcome.timed_out && tokens == outcome.steps;
+  }
+
   void watch(uint64_t number) {
     mailbox_->watch([news = news_, number] { news->add(number); });
     news_->add(number);
@@ -167,6 +173,7 @@ void add_batcher(nb::module_& m) {
       .def("results", &Submitted::results)
       .def("lengths", &Submitted::lengths)
       .def_prop_ro("done", &Submitted::done)
+      .def("cut", &Submitted::cut, "image"_a, "tokens"_a)
       .def_prop_ro("timed_out", &Submitted::timed_out);
 
   nb::class_<PythonBatcher>(m, "Batcher")

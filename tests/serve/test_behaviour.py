@@ -152,6 +152,22 @@ def test_options_that_make_no_sense_are_named(nano: Running, cat: bytes) -> None
     assert nano.post("/v1/match", {"image": encoded(cat)}).error["param"] == "text"
 
 
+def test_a_text_that_time_has_ended_is_marked(nano: Running, cat: bytes) -> None:
+    for path, more in (("/v1/caption", {}), ("/v1/ask", {"question": "what is it?"})):
+        body = {"image": encoded(cat), "min_new_tokens": 9, "num_beams": 1, **more}
+        found = nano.post(path, {**body, "max_time": 0})
+        assert (found.json["finish_reason"], found.json["truncated"]) == ("time", True)
+        assert found.json["usage"]["completion_tokens"] == 1
+        last = events(nano.post(path, {**body, "max_time": 0, "stream": True}).body)[-1]
+        assert (last["finish_reason"], last["truncated"]) == ("time", True)
+        found = nano.post(path, {**body, "max_time": TIMEOUT, "max_new_tokens": 9})
+        assert (found.json["finish_reason"], found.json["truncated"]) == ("length", True)
+    found = nano.post("/v1/caption", {"image": encoded(cat)})
+    assert (found.json["finish_reason"], found.json["truncated"]) == ("stop", False)
+    found = nano.post("/v1/chat/completions", chat(cat, min_new_tokens=9, max_time=0))
+    assert [each["finish_reason"] for each in found.json["choices"]] == ["length"]
+
+
 def test_bodies_pixels_and_texts_are_bounded(start: Callable[..., Running], photo: Any) -> None:
     server = start("--max-body", "50K", "--max-pixels", 10_000, "--max-prompt", 300)
     image = small(photo)

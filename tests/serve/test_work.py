@@ -89,6 +89,28 @@ def test_a_length_is_told_from_an_end(model: Any, image: bytes) -> None:
     assert natural.finish == ["stop" if natural.completion_tokens < 50 else "length"]
 
 
+@pytest.mark.parametrize("batching", [False, True])
+def test_a_text_that_time_has_ended_says_so(tiny: Any, image: bytes, batching: bool) -> None:
+    """In the library's words; OpenAI's and Ollama's clients know two alone."""
+    model = blip2rt.load(tiny.path, threads=1, batching=batching)
+    long = {"min_new_tokens": 9, "max_new_tokens": 9}
+    for more in ({"num_beams": 1}, {"num_beams": 3}, {"do_sample": True, "seed": 3, "num_captions": 2}):
+        for seconds, ended, tokens in ((0, "time", 1), (600, "length", 9)):
+            options = {**long, **more, "max_time": seconds}
+            texts = options.get("num_captions", 1)
+            for tell in (None, lambda _: None):
+                found = answer(model, Job(image, options=options), 50, Stop(), tell)
+                assert found.finish == [ended] * texts and found.completion_tokens == tokens * texts
+                assert found.reasons == ["length"] * texts
+    free = {"num_beams": 1, "min_new_tokens": 1, "max_new_tokens": 40, "max_time": 600}
+    scored = model.caption(image, scores=True, **free)
+    found = answer(model, Job(image, options=free), 50, Stop(), None)
+    assert found.finish == ["length" if scored.truncated else "stop"]
+    word = scored.text.split()[0]
+    stopped = answer(model, Job(image, options={**free, "max_time": 0}, stops=(word,)), 50, Stop(), None)
+    assert stopped.finish == ["stop"]
+
+
 def test_a_stop_string_ends_the_generation(model: Any, image: bytes, steps: list[int]) -> None:
     options = {"min_new_tokens": 30, "num_beams": 1}
     whole = answer(model, Job(image, options=options), 50, Stop(), None)
