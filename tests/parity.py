@@ -1,8 +1,9 @@
-"""Compares with the installed transformers: `python -m tests.parity [--report FILE] [--seconds N] [--seed N]`.
+"""Compares with the installed transformers: `python -m tests.parity [--report FILE]`, see --help.
 
-Every architecture that writes text, and variants of some, tiny and of random weights: equal, equal but for a tie, or
-refused in one line. Then the fuzzer of options. Exits with 1 where a case is wrong or has failed, and names it. A few
-cases share a process whose memory is bounded.
+Random sets of options of generation beside transformers' generate; the fuzzer of options; then every architecture that
+writes text, and variants of some, tiny and of random weights: equal, equal but for a tie, or refused in one line. Exits
+with 1 where something is wrong or has failed, and names it. A few architectures share a process whose memory is
+bounded. The report is written as it goes on: a run that is ended early leaves what it has.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import sys
 import tempfile
 import textwrap
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -37,13 +40,43 @@ _ROOT = Path(__file__).parents[1]
 Found = dict[str, tuple[str, str]]  # name -> one of KINDS, and why
 
 
+@dataclass(frozen=True)
+class Options:
+    """What was found of options of generation, whatever the architecture."""
+
+    tried: int  # calls and damaged bundles of the fuzzer
+    sets: Counter[str]  # equal, tie or wrong -> sets of options beside transformers' generate
+
+
 def cases() -> list[str]:
     """Every architecture of the installed transformers, and the variants."""
     return [*architectures.names(), *architectures.VARIANTS]
 
 
-def swept(names: list[str], seed: int) -> Found:
-    """What became of each case; one whose process died has failed."""
+def option_sets(count: int, seed: int) -> Counter[str]:
+    """Random options of generation, each beside transformers' generate on two images: equal, tie or wrong."""
+    from tests.engines.native import reference  # torch and transformers
+
+    rng, counts = random.Random(seed), Counter[str]()
+    with tempfile.TemporaryDirectory() as folder:
+        models = []
+        for name in sorted(reference.CONFIGS):
+            (Path(folder) / name).mkdir()
+            models.append(reference.make_case(name, Path(folder) / name, seed, images=2))
+        for _ in range(count):
+            case = rng.choice(models)
+            try:
+                what = "equal" if reference.compare(case, reference.random_options(rng, case)) else "tie"
+            except AssertionError as error:
+                what = "wrong"
+                print(f"wrong: options: {error}", flush=True)
+            counts[what] += 1
+    print(f"{count} sets of options: {dict(counts)}", flush=True)
+    return counts
+
+
+def swept(names: list[str], seed: int, tell: Callable[[Found], object] = len) -> Found:
+    """What became of each case; one whose process died has failed. tell: gets what there is, now and then."""
     found: Found = {}
     left = list(names)
     while left:
@@ -60,6 +93,7 @@ def swept(names: list[str], seed: int) -> Found:
         if missing:  # the first of them has ended the process
             _keep(found, missing[0], "failed", f"exit code {run.returncode}: {last}")
         left = [name for name in left if name not in found]
+        tell(found)
     return found
 
 
@@ -68,10 +102,11 @@ def _keep(found: Found, name: str, what: str, why: str) -> None:
     print(f"{what}: {name}: {why}", flush=True)
 
 
-def report(found: Found, tried: int, seed: int) -> str:
+def report(found: Found, of_options: Options, seed: int) -> str:
     """Markdown of what was found, by the packages that are installed."""
     left = [name for name in cases() if name not in found]
     counts = Counter(what for what, _ in found.values())
+    sets = of_options.sets
     releases = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     lines = [
         "# Parity with transformers", "",
@@ -81,9 +116,11 @@ def report(found: Found, tried: int, seed: int) -> str:
         *_wrapped(f"Python {platform.python_version()}, {releases}; seed {seed}."), "",
         f"| cases | {len(cases())} |  |", "| -- | -- | -- |",
         *(f"| {kind} | {counts[kind]} | {what} |" for kind, what in KINDS.items()),
-        *([f"| not run | {len(left)} | other cases were asked for |"] if left else []), "",
+        *([f"| not run | {len(left)} | they were not asked for, or the run was ended before |"] if left else []), "",
         *_wrapped(
-            f"The fuzzer of options made {tried} calls and damaged bundles: each worked, or was refused in one line."
+            f"{sets.total():,} random sets of options of generation ran beside transformers' `generate` on two images "
+            f"each: {sets['equal']:,} equal, {sets['tie']} ties, {sets['wrong']} wrong. The fuzzer of options made "
+            f"{of_options.tried:,} calls and damaged bundles: each worked, or was refused in one line."
         ), "",
     ]  # fmt: skip
     for kind in KINDS:
@@ -110,18 +147,24 @@ def main() -> int:
     """Run everything; 1 where a case is wrong or has failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--report", type=Path, help="a file of Markdown to write")
+    parser.add_argument("--sets", type=int, default=1000, help="random sets of options beside transformers' generate")
     parser.add_argument("--seconds", type=float, default=60, help="of the fuzzer of options")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("cases", nargs="*", help="some cases alone")
     args = parser.parse_args()
     seed = random.randrange(2**31) if args.seed is None else args.seed
     print(f"seed {seed}", flush=True)
-    found = swept(args.cases or cases(), seed)
-    tried = options.run(args.seconds, seed)
-    if args.report is not None:
-        args.report.parent.mkdir(parents=True, exist_ok=True)
-        args.report.write_text(report(found, tried, seed), encoding="utf-8")
+    sets = option_sets(args.sets, seed)  # before the fuzzer, which makes errors of warnings
+    of_options = Options(options.run(args.seconds, seed), sets)
+
+    def write(found: Found) -> None:
+        if args.report is not None:
+            args.report.parent.mkdir(parents=True, exist_ok=True)
+            args.report.write_text(report(found, of_options, seed), encoding="utf-8")
+
+    found = swept(args.cases or cases(), seed, write)
     bad = [name for name, (what, _) in found.items() if what in ("wrong", "failed")]
+    bad += ["options of generation"] * bool(sets["wrong"])
     print(f"{len(found)} cases, {len(bad)} wrong or failed{': ' if bad else ''}{', '.join(bad)}")
     return 1 if bad else 0
 
