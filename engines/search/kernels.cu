@@ -72,8 +72,14 @@ class TeamReader {
   }
 
   int argmax(const float* scores) {
-    if (known_) return static_cast<int>(top_tokens_[0]);
-    return best_after(scores, infinity(), kNoToken);
+    // A graph's list has equals in any order, and may have left some out.
+    const bool listed = k_ == vocab_size_ || top_logits_[k_ - 1] < top_logits_[0];
+    if (!known_ || !listed) return best_after([&](int i) { return scores[i]; }, infinity(), kNoToken);
+    auto first = static_cast<int>(top_tokens_[0]);
+    for (int i = 1; i < k_ && top_logits_[i] == top_logits_[0]; ++i) {
+      first = smaller_of(first, static_cast<int>(top_tokens_[i]));
+    }
+    return first;
   }
 
   void normalise(float* scores) {
@@ -85,17 +91,18 @@ class TeamReader {
   void measure_again(const float*) {}
 
   void offer(const float* scores, float base, int row, SearchBlock& block) {
+    const auto offered = [&](int token) { return base + (scores[token] - largest_ - log_sum_); };
     bool whole = block.penalty < 1;  // a penalty below 1 may raise a token past those of the list
     if (!whole) {
+      rank_list([](int a, int b) { return a < b; });  // the smaller of two equals is offered first
       if (leader()) {
-        for (int i = 0; i < k_; ++i) {
-          const auto token = static_cast<int32_t>(top_tokens_[i]);
-          block.offer({base + (scores[token] - largest_ - log_sum_), row, token});
-        }
+        for (int place = 0; place < k_; ++place) block.offer({offered(listed(place)), row, listed(place)});
       }
       sync();
-      // Scores outside of the list are at most what its last token had.
-      whole = k_ < vocab_size_ && block.would_take(base + (floor_ - largest_ - log_sum_));
+      // Scores outside of the list are at most what its last token had. One that is as large may have a smaller token.
+      const float most = base + (floor_ - largest_ - log_sum_);
+      const Candidate* last = block.best() + block.best_count - 1;
+      whole = k_ < vocab_size_ && (block.would_take(most) || (last->row == row && last->score == most));
       sync();
     }
     if (!whole) return;
@@ -103,10 +110,10 @@ class TeamReader {
     float score = infinity();
     int token = kNoToken;
     for (int i = 0; i < block.wanted; ++i) {
-      token = best_after(scores, score, token);
+      token = best_after(offered, score, token);
       if (token == kNoToken) break;
-      score = scores[token];
-      if (leader()) block.offer({base + (score - largest_ - log_sum_), row, token});
+      score = offered(token);
+      if (leader()) block.offer({score, row, token});
     }
     sync();
   }
@@ -127,6 +134,9 @@ class TeamReader {
   Bound nucleus(const float* scores, int row, double p, Bound within, int& kept) {
     const double wanted = p * weigh(scores, row, within);
     const float* weights = draws_.row_weights(row);
+    Bound found;
+    kept = listed_nucleus(scores, weights, wanted, found);
+    if (kept > 0) return found;
     // Sums the weights of larger scores, and those of equal scores up to a token.
     const auto weight_from = [&](uint32_t key, int last_equal) {
       double sum = 0;
@@ -220,15 +230,56 @@ class TeamReader {
     return static_cast<int>(reduce(count, [](double a, double b) { return a + b; }));
   }
 
-  // Returns the likeliest token after (score, token), or kNoToken when none is left. The smaller of two equals comes
-  // first.
-  int best_after(const float* scores, float score, int token) {
+  // Puts the list's tokens into shared memory, in the order of `before`; listed() reads them until the next reduce().
+  template <class Before>
+  void rank_list(Before before) {
+    for (int i = rank(); i < k_; i += size()) shared_[i] = static_cast<double>(top_tokens_[i]);  // NaN has no order
+    sync();
+    for (int i = rank(); i < k_; i += size()) {
+      const auto token = static_cast<int>(top_tokens_[i]);
+      int place = 0;
+      for (int other = 0; other < k_; ++other) place += before(static_cast<int>(top_tokens_[other]), token) ? 1 : 0;
+      shared_[place] = token;
+    }
+    sync();
+  }
+  int listed(int place) const { return static_cast<int>(shared_[place]); }
+
+  // Looks for the nucleus in the list alone. Returns how many tokens it has, and its bound; 0 where the list does not
+  // cover it.
+  int listed_nucleus(const float* scores, const float* weights, double wanted, Bound& bound) {
+    if (block_.penalty < 1) return 0;  // it may raise a token past those of the list
+    rank_list([&](int a, int b) { return scores[a] > scores[b] || (scores[a] == scores[b] && a < b); });
+    if (leader()) {
+      double sum = 0;
+      int count = 0, last = kNoToken;
+      for (int place = 0; place < k_ && count == 0; ++place) {
+        last = listed(place);
+        if (k_ < vocab_size_ && !(scores[last] > floor_)) break;  // one outside of the list may come before it
+        sum += weights[last];
+        if (sum > 0 && sum >= wanted) count = place + 1;
+      }
+      shared_[0] = count;
+      shared_[1] = last;
+    }
+    sync();
+    const int count = listed(0), last = listed(1);
+    sync();
+    if (count > 0) bound = {scores[last], last};
+    return count;
+  }
+
+  // Returns the likeliest token after (score, token) by its score_of_token(token), or kNoToken when none is left. The
+  // smaller of two equals comes first.
+  template <class Score>
+  int best_after(Score score_of_token, float score, int token) {
     float best = forbidden();
     int found = kNoToken;
     for (int i = rank(); i < vocab_size_; i += size()) {
-      const bool after = token == kNoToken || scores[i] < score || (scores[i] == score && i > token);
-      if (after && (found == kNoToken || scores[i] > best)) {
-        best = scores[i];
+      const float own = score_of_token(i);
+      const bool after = token == kNoToken || own < score || (own == score && i > token);
+      if (after && (found == kNoToken || own > best)) {
+        best = own;
         found = i;
       }
     }

@@ -48,10 +48,12 @@ class Device:
         self.parents, self.done = np.zeros(rows, np.int32), np.zeros(self.answers, np.int32)
         self.lengths = np.arange(self.answers, dtype=np.int32) + 5
         self.text = (vocabulary.ends.ctypes.data, vocabulary.bytes.ctypes.data) if vocabulary else (0, 0)
+        self.falling = False  # of equal logits, the graph's list has the largest token first
 
     def step(self, logits: np.ndarray, first: bool, last: bool) -> None:
         """logits: (images, V) at first, then (rows, V)"""
-        order = np.argsort(-logits, axis=1, kind="stable")[:, : self.k]
+        tokens = np.broadcast_to(np.arange(logits.shape[1]), logits.shape)
+        order = np.lexsort((-tokens if self.falling else tokens, -logits), axis=1)[:, : self.k]
         top = np.take_along_axis(logits, order, 1)
         total = np.log(np.exp(logits - logits.max(1, keepdims=True), dtype=np.float64).sum(1)) + logits.max(1)
         plan = np.frombuffer(struct.pack(
@@ -93,32 +95,74 @@ def test_kernels_choose_what_the_native_loop_does(vocab: int, threads: int) -> N
         options = random_options(rng, vocab)
         if rng.random() < 0.2:
             options |= {"stop_strings": [b"abc", b"dd", b"e"], "vocabulary": vocabulary}
-        said = f"turn {turn}: {options}"
-        images = 2
-        ours, theirs = (SearchBatch(images, [3, 4], vocab, options) for _ in range(2))
-        device = Device(theirs, vocab, min(64, vocab), threads, vocabulary)
         spread = rng.choice([3, 3, 40])  # weights that float32 can hold, and others
-        prompt = (numbers.normal(size=(images, vocab)) * spread).astype(np.float32)
-        for step in range(options["max_new_tokens"]):
-            logits = (
-                prompt if step == 0 else (numbers.normal(size=(len(device.tokens), vocab)) * spread).astype(np.float32)
-            )
-            last = step == 3 and turn % 5 == 0
-            device.step(logits.copy(), step == 0, last)
-            ours.advance(logits[device.images].copy() if step == 0 else logits.copy(), last)
-            theirs.check()
-            assert theirs.added() == ours.added(), said
-            got, want = theirs.results(), ours.results()
-            assert [[tokens for tokens, _ in image] for image in got] == [
-                [tokens for tokens, _ in image] for image in want
-            ], said
-            scores = [[score for image in each for _, score in image] for each in (got, want)]
-            np.testing.assert_allclose(*scores, rtol=1e-5, atol=3e-6 * spread)
-            if step == 0:
-                assert (device.positions == np.repeat(device.lengths, device.beams)).all()
-            assert theirs.done == ours.done == bool(device.done.all()), said
-            if ours.done:
-                break
+
+        def logits(rows: int, spread: int = spread) -> np.ndarray:
+            return (numbers.normal(size=(rows, vocab)) * spread).astype(np.float32)
+
+        both_choose(vocab, options, threads, vocabulary, logits, f"turn {turn}: {options}", 3 if turn % 5 == 0 else -1)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("vocab", [40, 777])
+@pytest.mark.parametrize("levels", [1, 3, 60])
+def test_the_smallest_of_equal_tokens_comes_first(levels: int, vocab: int, threads: int) -> None:
+    """Whatever order the graph's list has them in, and where it had no room for all of them."""
+    rng, numbers = random.Random(SEED), np.random.default_rng(SEED)
+    vocabulary = Vocabulary([b""] * vocab)
+    for turn in range(12 if threads == 1 else 4):
+        options = random_options(rng, vocab)
+
+        def logits(rows: int) -> np.ndarray:
+            return numbers.integers(0, levels, (rows, vocab)).astype(np.float32) / 4
+
+        both_choose(vocab, options, threads, vocabulary, logits, f"turn {turn}: {options}", falling=True)
+
+
+def both_choose(
+    vocab: int, options: dict[str, Any], threads: int, vocabulary: Vocabulary, logits: Any, said: str, last: int = -1,
+    falling: bool = False,
+) -> None:  # fmt: skip
+    """The kernels and the native search take the same steps. logits: of so many rows; last: the step that is told to be
+    the last; falling: see Device."""
+    images = 2
+    ours, theirs = (SearchBatch(images, [3, 4], vocab, options) for _ in range(2))
+    device = Device(theirs, vocab, min(64, vocab), threads, vocabulary)
+    device.falling = falling
+    prompt = logits(images)
+    for step in range(options["max_new_tokens"]):
+        rows = prompt if step == 0 else logits(len(device.tokens))
+        device.step(rows.copy(), step == 0, step == last)
+        ours.advance(rows[device.images].copy() if step == 0 else rows.copy(), step == last)
+        theirs.check()
+        assert theirs.added() == ours.added(), said
+        got, want = theirs.results(), ours.results()
+        assert [[tokens for tokens, _ in image] for image in got] == [
+            [tokens for tokens, _ in image] for image in want
+        ], said
+        scores = [[score for image in each for _, score in image] for each in (got, want)]
+        np.testing.assert_allclose(*scores, rtol=1e-5, atol=3e-6 * max(1, np.abs(prompt).max() / 3))
+        if step == 0:
+            assert (device.positions == np.repeat(device.lengths, device.beams)).all()
+        assert theirs.done == ours.done == bool(device.done.all()), said
+        if ours.done:
+            break
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_nucleus_that_the_list_covers_is_not_searched_for_in_the_row(beams: int) -> None:
+    """Each look at the whole row is a few waits of its team."""
+    vocab, waits = 777, []
+    numbers = np.random.default_rng(SEED)
+    peaked, flat = np.full((1, vocab), -9, np.float32), numbers.random((1, vocab)).astype(np.float32)
+    peaked[0, [5, 70, 600]] = 3, 3, 2
+    for logits in (peaked, flat):
+        options = {"do_sample": True, "top_p": 0.9, "seed": 1, "num_beams": beams, "max_new_tokens": 4}
+        device = Device(SearchBatch(1, [], vocab, options), vocab, 64, 2, None)
+        before = cpu_kernels().waits()
+        device.step(logits, True, False)
+        waits.append(cpu_kernels().waits() - before)
+    assert waits[0] < 60 < 120 < waits[1]
 
 
 def test_what_is_not_finite_ends_the_search() -> None:
