@@ -89,8 +89,7 @@ class Workshop:
         self.target.apply(model, group.precision, Rounding(group.blocks, group.data.keep, show), seen)
         inputs, outputs = signature or trace.signature(model)
         self.sizes[name] = trace.save(model, self.graph(name), group.data)
-        # A plan of TensorRT is built for the precision of its group.
-        precision = written(model, group.precision) if self.target.name == "ort" else group.precision
+        precision = written(model, group.precision)
         if precision != group.precision:
             self.notes.append(f"{name} is {precision}: it has nothing to be {group.precision} in")
         self.components[name] = Component(self.graph(name).name, precision, inputs, outputs)

@@ -25,9 +25,9 @@ def channel_codes(weight: np.ndarray, axis: int, dtype: np.dtype) -> tuple[np.nd
 
 
 def block_codes(name: str, matrix: ir.TensorProtocol, blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """matrix (K,N) -> int8 codes (K,N) from -8 to 7, scales and offsets (K/block,N) float32.
+    """matrix (K,N) -> int8 codes (K',N) from -8 to 7, scales and offsets (K'/block,N) float32; K' is K in whole blocks.
 
-    A weight is code * scale + offset of its block.
+    A weight is code * scale + offset of its block. Those behind the matrix's end are 0.
     """
     rows, columns = matrix.shape.numpy()
     quantized = blocks.encode(
@@ -36,4 +36,4 @@ def block_codes(name: str, matrix: ir.TensorProtocol, blocks: Blocks) -> tuple[n
     codes, zeros = (part.numpy().astype(np.int8) for part in unpacked(quantized))
     scales = quantized.scales.float().numpy()
     offsets = scales * (_MIDDLE - zeros.astype(np.float32))
-    return (codes - _MIDDLE).reshape(columns, rows).T, scales.T, offsets.T
+    return (codes - _MIDDLE).reshape(columns, -1).T, scales.T, offsets.T

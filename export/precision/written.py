@@ -1,6 +1,6 @@
 """Which precision a graph has that was brought to one. A graph without anything to quantize stays what it was.
 
-Knows graphs of the target ort, nothing about models.
+Knows graphs of both targets, nothing about models.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ def written(model: ir.Model, chosen: str) -> str:
     if chosen in _MARKS and any(node.op_type in _MARKS[chosen] for node in model.graph):
         return chosen
     bits = {_bits(node) for node in model.graph if node.op_type in _BLOCKS}
-    if chosen == "int4" and 4 in bits:
-        return chosen
     types = {value.dtype for value in model.graph.initializers.values()}
+    if chosen == "int4" and (4 in bits or ir.DataType.INT4 in types):
+        return chosen
     if chosen not in ("fp16", "fp32") and (8 in bits or any(kind in types for kind in _BYTES)):
         return "int8w"
     return "fp16" if chosen != "fp32" and ir.DataType.FLOAT16 in types else "fp32"

@@ -11,8 +11,9 @@ has outliers even when it is smoothed (see smooth.py).
 
 int4: the weights alone are integers, the very ones of the target ort: blocks of rows of an output channel have a scale
 and a zero point, w = s (q - z). TensorRT takes no zero point but 0, so a product is two: x @ s (q - 8), whose weights
-are 4-bit, and the sums of x over each block @ s (8 - z), 1/block as large, in float16. Such a graph is of opset 21, the
-first that has 4-bit integers and blocks.
+are 4-bit, and the sums of x over each block @ s (8 - z), 1/block as large, in float16. Where rows are no whole blocks, both
+operands get zeros behind their end: TensorRT takes whole blocks alone. Such a graph is of opset 21, the first that has
+4-bit integers and blocks.
 
 Knows graphs, nothing about models but one name (see _WIDE); ranges of activations come from export.checks.ranges.
 """
@@ -55,7 +56,7 @@ def apply(model: ir.Model, precision: str, rounding: Rounding, ranges: Ranges = 
         typing = _Typing(model, rounding, quantized, ranges)
     elif precision == "int4":
         model.graph.opset_imports[""] = _INT4_OPSET
-        quantized = {node for node in products if _in_blocks(node, rounding.blocks.size)}
+        quantized = {node for node in products if _is_matrix(node)}
         typing = _Typing(model, rounding, quantized, blocks=rounding.blocks)
     else:
         typing = _Typing(model, rounding, set())
@@ -109,6 +110,7 @@ class _Typing:
         self.model, self.rounding, self.quantized = model, rounding, quantized
         self.ranges, self.blocks = ranges, blocks  # of int8; of int4
         self.sums: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}  # of blocks of an operand
+        self.filled: dict[ir.Value, ir.Value] = {}  # operands with zeros behind them, to whole blocks
         self.shifted: set[ir.Value] = set()  # products of int4, whole
         self.casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self.grids: dict[ir.Value, ir.Value] = {}
@@ -133,10 +135,14 @@ class _Typing:
         if _product(node):
             dtype = _FLOAT if self._wide(node) else _HALF
             source, weight = node.inputs[:2]
-            self._type(node, dtype)
             if self.blocks is not None and node in self.quantized:
                 assert source is not None and weight is not None
+                source = self._fill(node, source, weight)
+                node.replace_input_with(0, source)
+                self._type(node, dtype)
                 self._shift(node, source, weight, dtype)
+            else:
+                self._type(node, dtype)
         elif node.op_type in _MOVES:
             moved = node.inputs if node.op_type == "Concat" else node.inputs[:1]
             self._type(node, _HALF if all(self._half(value) for value in moved) else _FLOAT)
@@ -234,22 +240,38 @@ class _Typing:
             self.grids[source] = self._insert(grid, before, dtype, value.shape)
         return self.grids[source]
 
+    def _fill(self, before: ir.Node, source: ir.Value, weight: ir.Value) -> ir.Value:
+        """(..., K) -> (..., K + zeros) of whole blocks, once for all products of the same operand."""
+        assert self.blocks is not None and weight.shape is not None
+        lacking = -int(weight.shape[0]) % self.blocks.size
+        if lacking == 0:
+            return source
+        if source not in self.filled:
+            assert source.shape is not None and source.dtype is not None
+            zeros = np.array([0] * (2 * len(source.shape) - 1) + [lacking], np.int64)
+            name = f"{source.name}.filled"
+            pad = ir.node("Pad", [source, self._constant(f"{name}.zeros", zeros)], name=name)
+            shape = ir.Shape([*source.shape[:-1], int(weight.shape[0]) + lacking])
+            self.filled[source] = self._insert(pad, before, source.dtype, shape)
+        return self.filled[source]
+
     def _quantized_weight(self, before: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         if value not in self.grids:
             tensor = trace.constant(value)
             assert tensor is not None
             attributes: dict[str, int] = {"axis": _PRODUCTS[before.op_type]}
+            shape = value.shape
             if self.blocks is None:
                 codes, scales = channel_codes(np.asarray(tensor.numpy()), attributes["axis"], dtype.numpy())
             else:
                 codes, scales, offsets = block_codes(str(value.name), tensor, self.blocks)
                 codes, scales = codes.astype(ir.DataType.INT4.numpy()), scales.astype(dtype.numpy())
-                attributes = {"axis": 0, "block_size": self.blocks.size}
+                attributes, shape = {"axis": 0, "block_size": self.blocks.size}, ir.Shape(codes.shape)
                 self._constant(f"{value.name}.offsets", offsets.astype(dtype.numpy()))
             inputs = [self._constant(f"{value.name}.codes", codes), self._constant(f"{value.name}.scales", scales),
                       self._constant(f"{value.name}.zeros", np.zeros(scales.shape, codes.dtype))]  # fmt: skip
             node = ir.node("DequantizeLinear", inputs, attributes, name=f"{value.name}.grid")
-            self.grids[value] = self._insert(node, before, dtype, value.shape)
+            self.grids[value] = self._insert(node, before, dtype, shape)
         return self.grids[value]
 
     def _shift(self, node: ir.Node, source: ir.Value, weight: ir.Value, dtype: ir.DataType) -> None:
@@ -291,11 +313,11 @@ def _typed(node: ir.Node, dtype: ir.DataType, shape: ir.Shape | None) -> ir.Valu
     return out
 
 
-def _in_blocks(node: ir.Node, block: int) -> bool:
-    """Whether the node multiplies with a matrix (K,N) of whole blocks along K."""
+def _is_matrix(node: ir.Node) -> bool:
+    """Whether the node multiplies with a matrix (K,N)."""
     tensor = trace.constant(node.inputs[1])
     assert tensor is not None
-    return node.op_type == "MatMul" and len(tensor.shape) == 2 and tensor.shape.numpy()[0] % block == 0
+    return node.op_type == "MatMul" and len(tensor.shape) == 2
 
 
 def _is_float(value: ir.Value | None) -> bool:

@@ -30,7 +30,9 @@ from export.checks.verify import LlmGraphs, mean_cosine
 from export.graphs import trace
 from export.precision import codes
 from export.precision.rounding import Blocks, Rounding
+from export.progress import Progress
 from export.trt import precision as trt_precision
+from export.workshop import Workshop
 from tests.seeds import seed_of
 from tests.tiny import language
 from tests.tiny.language import write
@@ -162,7 +164,7 @@ def test_int8_is_symmetric_and_near_float32(name: str, exact: Callable[[str], Ll
 
 
 @pytest.mark.parametrize(("name", "block"), [("opt", 32), *(pytest.param(*each, marks=pytest.mark.slow) for each in (
-    ("llama", 16), ("t5", 16)))])  # fmt: skip
+    ("llama", 16), ("t5", 16), ("opt", 128)))])  # fmt: skip
 def test_int4_computes_with_the_weights_that_it_holds(
     name: str, block: int, exact: Callable[[str], LlmGraphs], tmp_path: Path
 ) -> None:
@@ -195,21 +197,69 @@ def with_weights(graph: Path, quantized: Path, block: int) -> Path:
         name = node.input[0].removesuffix(".codes")
         offsets = onnx.numpy_helper.to_array(stored[f"{name}.offsets"]).astype(np.float32)
         assert offsets.shape == scales.shape and offsets.any()
-        weight = codes * scales.repeat(block, 0) + offsets.repeat(block, 0)
+        weight = (codes * scales.repeat(block, 0) + offsets.repeat(block, 0))[: own[name].dims[0]]
         own[name].CopyFrom(onnx.numpy_helper.from_array(weight, name))
     copy = quantized.with_name(f"{quantized.stem}.float.onnx")
     onnx.save(proto, copy)
     return copy
 
 
-def test_codes_of_a_block_give_the_weights_back() -> None:
+@pytest.mark.parametrize("rows", [96, 70])
+def test_codes_of_a_block_give_the_weights_back(rows: int) -> None:
     """Are the weights of the target ort, to what float16 makes of their offsets."""
     rng = np.random.default_rng(SEED)
-    weight = rng.standard_t(4, (96, 33)).astype(np.float32) + rng.normal(size=33).astype(np.float32)
+    weight = rng.standard_t(4, (rows, 33)).astype(np.float32) + rng.normal(size=33).astype(np.float32)
     integers, scales, offsets = codes.block_codes("w", trace.ir.tensor(weight), Blocks(32))
     assert integers.min() >= -8 and integers.max() <= 7 and scales.shape == offsets.shape == (3, 33)
     want = dequantize_blockwise(quantize_blockwise(torch.from_numpy(weight).T, 4, 32)).T.numpy()
-    np.testing.assert_allclose(integers * scales.repeat(32, 0) + offsets.repeat(32, 0), want, atol=1e-5)
+    held = integers * scales.repeat(32, 0) + offsets.repeat(32, 0)
+    np.testing.assert_allclose(held[:rows], want, atol=1e-5)
+    np.testing.assert_allclose(held[rows:], 0, atol=1e-5)
+
+
+class _FeedForward(torch.nn.Module):
+    """Of a geometry without whole blocks of 64, with a table too small to be stored in 16 bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(50, 360)
+        self.first, self.second = torch.nn.Linear(360, 1000), torch.nn.Linear(1000, 360)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.second(self.first(x).relu())
+
+
+class _Table(_FeedForward):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.table(x)
+
+
+def test_int4_of_rows_that_are_no_whole_blocks(tmp_path: Path) -> None:
+    """Hidden 360, feed-forward 1000: every matrix is 4-bit and of the target ort's weights, and TensorRT builds it."""
+    torch.manual_seed(SEED)
+    module, x = _FeedForward().eval(), torch.randn(2, 5, 360)
+    shop = Workshop(tmp_path, targets.TRT, Progress(), verified=False)
+    with shop.group("llm", "int4") as group:
+        for name, part in (("llm", module), ("embed", _Table().eval())):
+            given = {"x": x if name == "llm" else torch.tensor([[3, 4]])}
+            axes = {"x": {0: "B", 1: "S"}}
+            shop.write(name, shop.trace(trace.Part(name, part, given, ["y"], axes)), group)
+    precisions = {name: component.precision for name, component in shop.components.items()}
+    assert precisions == {"llm": "int4", "embed": "fp32"}
+    assert shop.notes == ["embed is fp32: it has nothing to be int4 in"]
+    kept = onnx.load(tmp_path / "llm.onnx").graph.initializer
+    shapes = sorted(
+        tuple(each.dims) for each in kept if each.data_type == onnx.TensorProto.INT4 and "codes" in each.name
+    )
+    assert shapes == [(384, 1000), (1024, 360)]
+    got = as_written(tmp_path / "llm.onnx", 1).run(None, {"x": x.numpy()})[0]
+    for layer in (module.first, module.second):
+        layer.weight.data = dequantize_blockwise(quantize_blockwise(layer.weight, 4, 64))
+    want = module(x).detach().numpy()
+    np.testing.assert_allclose(got, want, atol=0.02)  # in float16 against float32
+    if importlib.util.find_spec("tensorrt_rtx") is not None:
+        trt, sizes = builder.load_tensorrt("tensorrt_rtx"), {"B": (1, 2, 3), "S": (1, 5, 8)}
+        assert builder.build(trt, tmp_path / "llm.onnx", [sizes], builder.Settings(GPUS)).plan
 
 
 def test_codes_of_a_channel_give_the_weights_back() -> None:
