@@ -11,9 +11,9 @@ has outliers even when it is smoothed (see smooth.py).
 
 int4: the weights alone are integers, the very ones of the target ort: blocks of rows of an output channel have a scale
 and a zero point, w = s (q - z). TensorRT takes no zero point but 0, so a product is two: x @ s (q - 8), whose weights
-are 4-bit, and the sums of x over each block @ s (8 - z), 1/block as large, in float16. Where rows are no whole blocks, both
-operands get zeros behind their end: TensorRT takes whole blocks alone. Such a graph is of opset 21, the first that has
-4-bit integers and blocks.
+are 4-bit, and the sums of x over each block @ s (8 - z), 1/block as large, in float16. TensorRT takes whole blocks
+alone: both operands get zeros behind K where it is no multiple. Such a graph is of opset 21, the first that has 4-bit
+integers and blocks.
 
 Knows graphs, nothing about models but one name (see _WIDE); ranges of activations come from export.checks.ranges.
 """
