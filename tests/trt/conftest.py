@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("onnx")
 
 from blip2rt.backends.trt import cuda
-from tests.trt.gpu_stand_in import Driver, Nvrtc, TensorRT
+from tests.trt.gpu_stand_in import Driver, Nvrtc, TensorRT, TensorRTRtx
 from tests.trt.machine import GPU, Case, Machine, case_of
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "llama", "t5")]
@@ -28,7 +28,17 @@ def tiny_case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     driver = Driver()
-    found = Machine(driver, TensorRT(driver))
+    return installed(Machine(driver, TensorRT(driver)), monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def rtx_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
+    """With tensorrt-rtx in tensorrt's place."""
+    driver = Driver()
+    return installed(Machine(driver, TensorRTRtx(driver)), monkeypatch, tmp_path)
+
+
+def installed(found: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     monkeypatch.setattr("blip2rt.backends.trt.builder.load_tensorrt", lambda name=None: found.trt)
     monkeypatch.setattr("blip2rt.backends.trt.builder.identity", lambda trt: f"tensorrt {trt.__version__}")
     monkeypatch.setattr("blip2rt.backends.trt.builder.builds_for_any", lambda trt: False)

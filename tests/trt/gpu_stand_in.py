@@ -1,18 +1,20 @@
 """A stand-in for the NVIDIA driver, NVRTC and TensorRT, on host memory: what the backend trt calls, and no more.
 
 It is as strict as it can be. Work on a stream is only written down, and done when somebody waits: what is freed or
-reused too early is found out. Every address that an engine or a kernel's launch names must lie in live memory, aligned,
-with room enough; shapes must be within the profile; outputs must not lie over inputs or each other; fresh memory is
-full of NaN, and nobody may read it. ONNX Runtime runs the graphs, the kernels are engines/search/kernels.cu compiled
-for the CPU. What breaks a rule raises `Misuse`, which no code of ours catches.
+reused too early is found out, on the host too. Every address that an engine or a kernel's launch names must lie in
+live memory, aligned, with room enough; shapes must be within the profile; outputs must not lie over inputs or each
+other; fresh memory is full of NaN, and nobody may read it. ONNX Runtime runs the graphs, the kernels are
+engines/search/kernels.cu compiled for the CPU. What breaks a rule raises `Misuse`, which no code of ours catches.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import json
 import math
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -66,6 +68,7 @@ def cpu_kernels() -> Any:
     library = compiled(command, [source], ".so")
     loaded = ctypes.CDLL(str(library))
     loaded.launch.restype = ctypes.c_bool
+    loaded.waits.restype = ctypes.c_ulong
     return loaded
 
 
@@ -95,6 +98,7 @@ class Driver:
         self.host: dict[int, Any] = {}
         self.copying: dict[int, int] = {}  # copies to host memory that are not done
         self.streams: dict[int, Stream] = {}
+        self.handles = itertools.count(0x1000)
         self.calls: list[str] = []
         self.launched: list[str] = []
         self.current = False
@@ -104,11 +108,11 @@ class Driver:
 
     @property
     def used(self) -> int:
-        return sum(size for size, _ in self.live.values())
+        return sum(size for size, _ in list(self.live.values()))
 
     def require(self, address: int, size: int, what: str) -> None:
         """`size` bytes at `address` lie within one live piece of memory."""
-        for start, (length, _) in self.live.items():
+        for start, (length, _) in list(self.live.items()):  # other threads allocate
             if start <= address and address + size <= start + length:
                 return
         raise Misuse(f"{what}: {size} bytes at {address:#x} do not lie in memory of the device that is in use")
@@ -181,10 +185,11 @@ class Driver:
         return (OK,)
 
     def cuMemcpyHtoDAsync(self, address: int, host: int, size: int, stream: Any) -> tuple:
-        data = self.host_view(host, size).copy()  # pageable memory is read before the call returns
+        data = self.host_view(host, size).copy()
 
-        def work() -> None:
+        def work() -> None:  # a GPU that shares the machine's memory may read it only now
             self.require(address, size, "copy to the device")
+            must(unchanged(host, data), "host memory is freed or changed before it is copied to the device")
             self.host_view(address, size)[:] = data
 
         must(self._stream(stream).captured is None, "a copy from pageable memory is captured")
@@ -206,7 +211,7 @@ class Driver:
 
     def cuStreamCreate(self, flags: int) -> tuple:
         must(flags == 1, "the stream would wait for the default stream")
-        stream = Stream(0x1000 + len(self.streams))
+        stream = Stream(next(self.handles))
         self.streams[stream.handle] = stream
         return OK, stream
 
@@ -293,6 +298,17 @@ class Driver:
 
         self._stream(stream).put(work)
         return (OK,)
+
+
+def unchanged(address: int, data: np.ndarray) -> bool:
+    """Whether memory of this process still holds `data`. It may have been given back to the system."""
+    try:
+        with open("/proc/self/mem", "rb", buffering=0) as memory:
+            return os.pread(memory.fileno(), data.nbytes, address) == data.tobytes()
+    except FileNotFoundError:  # not on Linux
+        return True
+    except OSError:
+        return False
 
 
 # The kernels' parameters: p a pointer, q 64 bits, i 32 bits.
@@ -404,14 +420,22 @@ class TensorRT:
 
         def log(self, severity: int, message: str) -> None: ...
 
+    class IProgressMonitor: ...
+
     def __init__(self, driver: Driver, gpu: str = "Orin") -> None:
         self.driver, self.gpu = driver, gpu
         self.builds = 0
         self.refuses_builds: str | None = None
         self.refuses_capture = False
+        self.wrong_profile: int | None = None  # whose float outputs are turned around, as a faulty builder may
+        self.begins = True
+        self.flags: list[str] = []  # of the last builder
         self.contexts: list[Context] = []
 
     def Builder(self, log: Any) -> Any:
+        if not self.begins:
+            log.log(1, "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
         return Builder(self, log)
 
     def OnnxParser(self, network: Any, log: Any) -> Any:
@@ -422,11 +446,67 @@ class TensorRT:
         return SimpleNamespace(parse_from_file=parse, num_errors=0)
 
     def Runtime(self, log: Any) -> Any:
-        def deserialize(plan: bytes) -> Engine | None:
-            made = json.loads(plan)
-            return Engine(self, made) if made["gpu"] == self.gpu else None
+        def deserialize(plan: Any) -> Engine | None:
+            must(not isinstance(plan, bytes), "a copy of the plan beside the device's")
+            made = json.loads(bytes(memoryview(plan)))
+            if made["gpu"] != self.gpu:
+                log.log(1, f"the engine was built for {made['gpu']}")
+                return None
+            return self.engine(made)
 
         return SimpleNamespace(deserialize_cuda_engine=deserialize)
+
+    def engine(self, made: dict) -> Engine:
+        return Engine(self, made)
+
+
+class TensorRTRtx(TensorRT):
+    """What the module `tensorrt_rtx` has besides: it compiles kernels on the device, for each shape that it meets."""
+
+    __name__, __version__ = "tensorrt_rtx", "1.7.0"
+    BuilderFlag = SimpleNamespace(REQUIRE_USER_ALLOCATION="REQUIRE_USER_ALLOCATION")
+    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="EAGER", LAZY="LAZY")
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__(driver)
+        self.capturable = True
+        self.compiled = 0  # kernels
+
+    def engine(self, made: dict) -> Engine:
+        must(made["flags"] == ["REQUIRE_USER_ALLOCATION"], "a context that allocates while it runs")
+        return RtxEngine(self, made)
+
+
+class RuntimeCache:
+    """Kernels by the shapes that they are for."""
+
+    def __init__(self, trt: TensorRTRtx) -> None:
+        self.trt, self.known = trt, set()
+
+    def serialize(self) -> bytes:
+        return json.dumps([self.trt.gpu, sorted(self.known)]).encode()
+
+    def deserialize(self, data: bytes) -> bool:
+        gpu, known = json.loads(data)
+        if gpu == self.trt.gpu:
+            self.known |= set(known)
+        return gpu == self.trt.gpu
+
+
+class RuntimeConfig:
+    def __init__(self, trt: TensorRTRtx) -> None:
+        self.trt, self.allocation, self.cache = trt, None, None
+        self.dynamic_shapes_kernel_specialization_strategy = "LAZY"
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.allocation = strategy
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache(self.trt)
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return True
 
 
 class Network:
@@ -457,7 +537,13 @@ class Builder:
 
     def create_builder_config(self) -> Any:
         profiles: list[Any] = []
-        return SimpleNamespace(profiles=profiles, add_optimization_profile=profiles.append)
+
+        def add(profile: Any) -> int:
+            profiles.append(profile)
+            return len(profiles) - 1
+
+        self.trt.flags = []
+        return SimpleNamespace(profiles=profiles, add_optimization_profile=add, set_flag=self.trt.flags.append)
 
     def create_optimization_profile(self) -> Any:
         shapes: dict[str, Any] = {}
@@ -469,7 +555,8 @@ class Builder:
             self.log.log(1, self.trt.refuses_builds)
             return None
         profiles = [profile.shapes for profile in config.profiles] or [{}]
-        return json.dumps({"gpu": self.trt.gpu, "path": network.path, "profiles": profiles}).encode()
+        made = {"gpu": self.trt.gpu, "path": network.path, "profiles": profiles, "flags": self.trt.flags}
+        return json.dumps(made).encode()
 
 
 TYPES = {1: ("FLOAT", np.float32), 6: ("INT32", np.int32), 7: ("INT64", np.int64), 10: ("HALF", np.float16)}
@@ -605,6 +692,42 @@ class Context:
             for other_start, other_end, other in spans:
                 must(name == other or end <= other_start or other_end <= start, f"{name} lies over {other}")
         results = self.engine.session.run(None, feeds)
+        if self.engine.trt.wrong_profile == self.profile:
+            results = [each[..., ::-1] if each.dtype.kind == "f" else each for each in results]
         for output, result in zip(self.engine.session.get_outputs(), results, strict=True):
             must(result.shape == shapes[output.name], f"{output.name} is {result.shape}")
             self.driver.host_view(addresses[output.name], result.nbytes)[:] = np.frombuffer(result.tobytes(), np.uint8)
+
+
+class RtxEngine(Engine):
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig(self.trt)
+
+    def create_execution_context(self, config: RuntimeConfig) -> Context:
+        must(config.allocation == "USER_MANAGED", "a context that allocates its scratch memory")
+        must(config.dynamic_shapes_kernel_specialization_strategy == "EAGER", "kernels that come after a capture")
+        must(config.cache is not None, "a context that forgets what it compiles")
+        self.trt.contexts.append(RtxContext(self, config.cache))
+        return self.trt.contexts[-1]
+
+
+class RtxContext(Context):
+    """Compiles at the first run of each shape, and is captured only after it was asked whether it may be."""
+
+    def __init__(self, engine: RtxEngine, cache: RuntimeCache) -> None:
+        super().__init__(engine)
+        self.cache, self.asked = cache, False
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        must(self.driver._stream(stream).captured is None, "asked while the stream is captured")
+        self.asked = True
+        return self.engine.trt.capturable
+
+    def execute_async_v3(self, stream: int) -> bool:
+        if self.driver._stream(stream).captured is not None:
+            must(self.asked and self.engine.trt.capturable, "captured without asking")
+        key = repr((self.profile, sorted(self.shapes.items())))
+        if key not in self.cache.known:
+            self.engine.trt.compiled += 1
+            self.cache.known.add(key)
+        return super().execute_async_v3(stream)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +21,7 @@ onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper
 
 from blip2rt import bundle as contract
-from blip2rt.backends.trt import builder, cli, plans
+from blip2rt.backends.trt import builder, cli, gpu, lane, plans
 from blip2rt.backends.trt.cache import PlanCache
 from blip2rt.backends.trt.cli import main
 from blip2rt.bundle.writer import BundleWriter
@@ -187,6 +192,39 @@ def test_progress_is_a_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsy
     assert "llm: Compiling 3/40" in capsys.readouterr().err
 
 
+@needs_rtx
+def test_ctrl_c_ends_a_build_at_its_next_step(tmp_path: Path) -> None:
+    """Though the main thread waits for TensorRT, where Python hears nothing."""
+    graph, seen = contract.read(bundle(tmp_path / "b")).graph("vision"), []
+    trt, profile, settings = builder.load_tensorrt("tensorrt_rtx"), {"B": (1, 1, 1)}, builder.Settings(cli.CHECKED)
+    builder.build(trt, graph, [profile], settings, lambda *step: seen.append(step))
+    whole, interrupted = len(seen), []
+
+    def progress(*step: Any) -> None:
+        interrupted.append(step)
+        if len(interrupted) == 1:
+            assert threading.current_thread() is not threading.main_thread()
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)  # until the main thread has heard it
+
+    with pytest.raises(KeyboardInterrupt):
+        builder.build(trt, graph, [profile], settings, progress)
+    assert whole > 1 and len(interrupted) == 1
+
+
+@needs_rtx
+def test_a_plan_is_read_from_its_file_as_it_is_needed(tmp_path: Path) -> None:
+    """The real runtime takes a mapped file; where there is no GPU, it says so itself."""
+    trt = builder.load_tensorrt("tensorrt_rtx")
+    graph, settings = contract.read(bundle(tmp_path / "b")).graph("vision"), builder.Settings(("SM86",))
+    plan = tmp_path / "vision.plan"
+    plan.write_bytes(builder.build(trt, graph, [{"B": (1, 1, 1)}], settings).plan)
+    log = builder.logger(trt)
+    if isinstance(gpu.find(), str):
+        with pytest.raises(BackendError, match=r"refuses the plan .*\(.*deserializeCudaEngine.*CUDA"):
+            lane.Plan(trt, builder.made(log, trt.Runtime), plan, "vision", log)
+
+
 def test_what_a_killed_build_leaves_is_not_loaded(tmp_path: Path) -> None:
     cache, origin = PlanCache(tmp_path), {"gpu": "SM86"}
     plan = cache.store("llm", origin, b"plan")
@@ -257,10 +295,11 @@ def test_sizes_follow_the_bundle(tmp_path: Path) -> None:
     wanted = plans.resolve(tiny, plans.PlanSizes(max_batch=2, max_beams=3))
     assert wanted.capacity == 64  # the model has no more
     sizes, one = plans.estimate(tiny, wanted), 2 * 8 * 3 * 4 * 4 + (tmp_path / "llm.onnx").stat().st_size
-    assert (sizes.weights, sizes.cache, sizes.largest) == (2 * one, 2 * 3 * 64 * 2 * 8 * 2, one)
+    keys = 2 * 2 * 8 * 64 * (2 * 3 + 2)  # of rows in the cache, and of prompts on their way to it
+    assert (sizes.weights, sizes.cache, sizes.largest) == (2 * one, keys, one)
     step, prompt = plans.profiles(tiny, "llm", wanted)
     assert step["S"] == (1, 1, 1) and prompt["S"][2] == 64 and step["T"] == prompt["T"] == (64, 64, 64)
-    assert step["B"] == (1, 6, 6)
+    assert step["B"] == (1, 6, 6) and prompt["B"] == (1, 2, 2)
     with pytest.raises(OptionError, match="capacity is 65"):
         plans.resolve(tiny, plans.PlanSizes(capacity=65))
 

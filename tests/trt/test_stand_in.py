@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("onnx")
 
-from blip2rt.backends.trt import decoder, lane
+from blip2rt.backends.trt import decoder, lane, sizes
 from blip2rt.errors import BackendError
 from tests.trt import gpu_stand_in
 from tests.trt.gpu_stand_in import Driver, Misuse
@@ -62,7 +62,7 @@ def freed_buffer(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
 
 
 def unaligned(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    monkeypatch.setattr(decoder, "aligned", lambda size: size + 4)
+    monkeypatch.setattr(sizes, "aligned", lambda size: size + 4)
 
 
 def short_buffer(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:

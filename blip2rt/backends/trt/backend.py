@@ -29,6 +29,7 @@ from .lane import Plan
 from .plans import PlanSizes
 from .search import Kernels
 from .sizes import Sizes, check_room
+from .trial import Trial
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,10 +56,11 @@ class Backend(backends.Backend):
         self._trt = builder.load_tensorrt()
         self._cuda = Cuda(*cuda_module.load_bindings())
         self._cache = PlanCache(default_folder())
-        gpu = plans.this_gpu(self._trt)
-        self._files = {component: self._built(component, gpu) for component in bundle.manifest.components}
+        gpu, llm = plans.this_gpu(self._trt), bundle.manifest.llm
+        trial = Trial(self._trt, self._cuda, 0 if llm is None else llm.vocab_size)
+        self._files = {component: self._built(component, gpu, trial) for component in bundle.manifest.components}
         self._logger = builder.logger(self._trt)  # TensorRT does not keep it alive
-        self._runtime = self._trt.Runtime(self._logger)
+        self._runtime = builder.made(self._logger, self._trt.Runtime)
         self._plans: dict[str, Plan] = {}
         self._kernels: Kernels | None = None
         self._lanes = Lanes(self._cuda)
@@ -145,25 +147,24 @@ class Backend(backends.Backend):
 
     # Plans, kernels, decoders
 
-    def _built(self, component: str, gpu: str) -> Path:
-        """The file of the component's plan. Building takes minutes, and is said."""
+    def _built(self, component: str, gpu: str, trial: Trial) -> Path:
+        """The file of the component's plan. Building takes minutes, and is said; what was built is tested."""
 
         def say(text: str) -> None:
-            (_log.warning if "building" in text else _log.info)("TensorRT plan of %s", text)
+            loud = "building" in text or "not tested" in text
+            (_log.warning if loud else _log.info)("TensorRT plan of %s", text)
 
-        return plans.ensure(self._trt, self._bundle, component, self._plan_sizes, gpu, self._cache, say)
+        return plans.ensure(self._trt, self._bundle, component, self._plan_sizes, gpu, self._cache, say, trial=trial)
 
     def _plan(self, component: str) -> Plan:
         """The component's plan, loaded at its first use."""
         with self._lock:
             if component not in self._plans:
-                self._plans[component] = Plan(self._trt, self._runtime, self._files[component], component)
+                self._plans[component] = Plan(self._trt, self._runtime, self._files[component], component, self._logger)
             return self._plans[component]
 
     def _sizes(self) -> Sizes:
-        built = self._plan_sizes
-        assert built.capacity is not None
-        return Sizes.of(self._bundle.manifest, built.max_batch, built.max_batch * built.max_beams, built.capacity)
+        return plans.language_sizes(self._bundle, self._plan_sizes)
 
     def _open_kernels(self) -> Kernels:
         """The kernels, compiled once for this GPU and kept beside the plans."""

@@ -74,11 +74,52 @@ def build(
 ) -> Built:  # fmt: skip
     """Build a plan with `profiles`, each the sizes of the graph's free axes by name.
 
-    progress(phase, done, total) is told of TensorRT's phases. Raises BackendError that names every fault of the parser
-    with its node, an axis that no profile names, or what the builder said when it gave up.
+    progress(phase, done, total) is told of TensorRT's phases. Ctrl-C ends the build at its next step. Raises
+    BackendError that names every fault of the parser with its node, an axis that no profile names, or what the builder
+    said when it gave up.
     """
+    stop = threading.Event()
+    return _interruptible(lambda: _build(trt, graph, profiles, settings, progress, stop), stop)
+
+
+def _interruptible(work: Callable[[], Built], stop: threading.Event) -> Built:
+    """Do `work` in a thread of its own. Where this one is interrupted, set `stop` and wait for the work to end.
+
+    TensorRT's calls take minutes. Python hears Ctrl-C in the main thread alone, and not before they return.
+    """
+    done: list[Built] = []
+    failed: list[BaseException] = []
+    ended = threading.Event()  # an interrupted join may forget its thread
+
+    def run() -> None:
+        try:
+            done.append(work())
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            ended.set()
+
+    thread = threading.Thread(target=run, name="blip2rt-build", daemon=True)
+    try:
+        thread.start()
+        while not ended.wait(0.5):
+            pass
+    except BaseException:
+        stop.set()
+        if thread.ident is not None:
+            ended.wait()
+        raise
+    if failed:
+        raise failed[0]
+    return done[0]
+
+
+def _build(
+    trt: Any, graph: Path, profiles: Sequence[Axes], settings: Settings,
+    progress: Callable[[str, int, int], None] | None, stop: threading.Event,
+) -> Built:  # fmt: skip
     log = logger(trt)
-    builder = trt.Builder(log)
+    builder = made(log, trt.Builder)
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, log)
@@ -87,14 +128,22 @@ def build(
     config = builder.create_builder_config()
     _configure(trt, config, settings)
     for axes in profiles:
-        _add_profile(builder, config, network, axes)
-    if progress is not None:
-        config.progress_monitor = _monitor(trt, progress)
+        _add_profile(builder, config, network, axes, log)
+    monitor = _monitor(trt, progress, stop)  # TensorRT does not keep it alive
+    config.progress_monitor = monitor
     cache = _use_timing_cache(config, settings.timing_cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BackendError(f"the builder gives up: {log.last or 'it does not say why'}")
     return Built(memoryview(plan), None if cache is None else bytes(cache.serialize()))
+
+
+def made(log: Any, kind: Any) -> Any:
+    """TensorRT's builder or runtime. Raises BackendError with TensorRT's own reason, which its exceptions leave out."""
+    try:
+        return kind(log)
+    except (TypeError, RuntimeError) as error:
+        raise BackendError(f"TensorRT cannot begin: {log.last or error}; see blip2rt doctor") from error
 
 
 def _parser_faults(parser: Any) -> list[str]:
@@ -113,6 +162,10 @@ def _plain(message: str) -> str:
 
 
 def _configure(trt: Any, config: Any, settings: Settings) -> None:
+    # tensorrt-rtx: a context that allocates while it runs could not be captured in a CUDA graph.
+    whole = getattr(getattr(trt, "BuilderFlag", None), "REQUIRE_USER_ALLOCATION", None)
+    if whole is not None:
+        config.set_flag(whole)
     if settings.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace)
     if not settings.gpus:
@@ -126,7 +179,7 @@ def _configure(trt: Any, config: Any, settings: Settings) -> None:
         config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
 
 
-def _add_profile(builder: Any, config: Any, network: Any, axes: Axes) -> None:
+def _add_profile(builder: Any, config: Any, network: Any, axes: Axes, log: Any) -> None:
     profile, free, missing = builder.create_optimization_profile(), False, set()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
@@ -141,8 +194,8 @@ def _add_profile(builder: Any, config: Any, network: Any, axes: Axes) -> None:
             free = True
     if missing:
         raise BackendError(f"no size is known for the axis {', '.join(sorted(missing))}")
-    if free:
-        config.add_optimization_profile(profile)
+    if free and config.add_optimization_profile(profile) < 0:
+        raise BackendError(f"the builder refuses the sizes {dict(axes)}: {log.last or 'it does not say why'}")
 
 
 def _use_timing_cache(config: Any, data: bytes | None) -> Any:
@@ -169,11 +222,17 @@ def logger(trt: Any) -> Any:
                 self.last = _plain(message) or self.last
             _log.debug("%s: %s", trt.__name__, message)
 
+        def because(self) -> str:
+            """The last error as the end of a sentence, once."""
+            last, self.last = self.last, ""
+            return f" ({last})" if last else ""
+
     return Log()
 
 
-def _monitor(trt: Any, progress: Callable[[str, int, int], None]) -> Any:
-    """TensorRT's monitor of progress. TensorRT calls it from its own threads."""
+def _monitor(trt: Any, progress: Callable[[str, int, int], None] | None, stop: threading.Event) -> Any:
+    """TensorRT's monitor of progress, which ends the build once `stop` is set. TensorRT calls it from its own
+    threads."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -186,9 +245,10 @@ def _monitor(trt: Any, progress: Callable[[str, int, int], None]) -> Any:
                 self.totals[phase_name] = num_steps
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            with self.lock:
-                progress(phase_name, step + 1, self.totals.get(phase_name, 0))
-            return True
+            if progress is not None and not stop.is_set():
+                with self.lock:
+                    progress(phase_name, step + 1, self.totals.get(phase_name, 0))
+            return not stop.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
             with self.lock:

@@ -1,11 +1,13 @@
 """Plans on disk, so that each is built once: beside a plan lies a note of what it was built from.
 
 A plan is found under a key of everything that it depends on, and loaded only if its note says the same and its hash is
-right. Anything else counts as missing. Knows files, nothing about TensorRT.
+right. Anything else counts as missing. A plan of gigabytes is hashed once: as long as its size and time are those that
+the note has, its hash is right. Knows files, nothing about TensorRT.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -43,11 +45,31 @@ class PlanCache:
         """The plan built from `origin`, whole and unaltered; None where it has to be built."""
         plan = self.path(component, origin)
         try:
-            note = json.loads(_note(plan).read_text(encoding="utf-8"))
-            known = isinstance(note, dict) and _canonical(note.get("origin")) == _canonical(origin)
-            return plan if known and note.get("sha256") == _hash_file(plan) else None
-        except (OSError, ValueError):
+            note = self.note(plan)
+            if _canonical(note.get("origin")) != _canonical(origin):
+                return None
+            stamp = _stamp(plan)
+            if note.get("stamp") == stamp:
+                return plan
+            if note.get("sha256") != _hash_file(plan):
+                return None
+        except OSError:
             return None
+        with contextlib.suppress(BackendError):  # a folder that is only read: it is hashed each time
+            self.tell(plan, stamp=stamp)
+        return plan
+
+    def note(self, plan: Path) -> dict[str, Any]:
+        """What is known of a plan; nothing where there is no note that can be read."""
+        try:
+            note = json.loads(_note(plan).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return note if isinstance(note, dict) else {}
+
+    def tell(self, plan: Path, **more: Any) -> None:
+        """Add to a plan's note. Raises BackendError where the folder cannot be written."""
+        self._write(_note(plan), json.dumps({**self.note(plan), **more}, indent=2).encode())
 
     def store(self, component: str, origin: Mapping[str, Any], data: bytes | memoryview) -> Path:
         """Write a plan, then its note. A killed build leaves nothing that is loaded.
@@ -55,16 +77,20 @@ class PlanCache:
         Raises BackendError where the folder cannot be written.
         """
         plan = self.path(component, origin)
-        note = {"origin": origin, "sha256": hashlib.sha256(data).hexdigest()}
+        digest = hashlib.sha256(data).hexdigest()
+        self._write(plan, data)
+        note = {"origin": origin, "sha256": digest, "stamp": _stamp(plan)}
+        self._write(_note(plan), json.dumps(note, indent=2).encode())
+        return plan
+
+    def _write(self, path: Path, data: bytes | memoryview) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_file(plan, data)
-            write_file(_note(plan), json.dumps(note, indent=2).encode())
+            write_file(path, data)
         except OSError as error:
             raise BackendError(
-                f"cannot write {plan}: {error.strerror or error}; --cache or BLIP2RT_CACHE names another folder"
+                f"cannot write {path}: {error.strerror or error}; --cache or BLIP2RT_CACHE names another folder"
             ) from error
-        return plan
 
 
 def _note(plan: Path) -> Path:
@@ -73,6 +99,12 @@ def _note(plan: Path) -> Path:
 
 def _canonical(origin: Any) -> bytes:
     return json.dumps(origin, sort_keys=True).encode()
+
+
+def _stamp(path: Path) -> list[int]:
+    """Another one after every change to the file: size and time."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _hash_file(path: Path) -> str:

@@ -10,12 +10,14 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from ... import bundle as contract
 from ...command import Parser, complain, flags_named, nonempty, path, run
 from ...errors import BackendError
-from . import builder, gpu, plans
+from . import builder, cuda, gpu, plans
 from .cache import PlanCache, default_folder
+from .trial import Trial
 
 PROGRAM = "blip2rt-build"
 _SIZES = {name: "--" + name.replace("_", "-") for name in ("max_batch", "max_beams", "capacity", "workspace")}
@@ -37,6 +39,8 @@ def _parser() -> Parser:
                         help="build every graph and keep nothing; tensorrt-rtx needs no GPU for it")  # fmt: skip
     parser.add_argument("--gpu", type=nonempty, metavar="SM,...", help="build for these GPUs, by tensorrt-rtx "
                         f"(default: this machine's; with --check {','.join(CHECKED)})")  # fmt: skip
+    parser.add_argument("--no-test", action="store_true",
+                        help="do not run what was built beside ONNX Runtime on the CPU")  # fmt: skip
     parser.add_argument("--precision", type=_precisions, default={}, metavar="GRAPH=P,...",
                         help="refuse a bundle whose graphs have other precisions, e.g. vision=int8,llm=int4: export "
                         "chooses them")  # fmt: skip
@@ -84,20 +88,34 @@ def _run(args: argparse.Namespace) -> int:
         print(f"all {count} graphs build for {where}; leave out --check to build and keep them")
         return 0
     cache = PlanCache(args.cache or default_folder())
+    trial = None if asked or args.no_test else _trial(trt, bundle)
     for device in asked or (plans.this_gpu(trt),):
         for component in bundle.manifest.components:
-            plan = plans.ensure(trt, bundle, component, sizes, device, cache, _say,
+            plan = plans.ensure(trt, bundle, component, sizes, device, cache, _say, trial=trial,
                                   timing_cache=args.timing_cache, progress=_progress(component))  # fmt: skip
             print(plan)
     return 0
 
 
+def _trial(trt: Any, bundle: contract.Bundle) -> Trial | None:
+    """What tests plans on this machine's GPU; None where the driver's bindings are missing, which is said."""
+    llm = bundle.manifest.llm
+    try:
+        return Trial(trt, cuda.Cuda(*cuda.load_bindings()), 0 if llm is None else llm.vocab_size)
+    except BackendError as error:
+        _say(f"what is built will not be tested: {error}")
+        return None
+
+
 def _memory(bundle: contract.Bundle, sizes: plans.PlanSizes) -> str:
     """What is to be expected, before the work begins."""
     needed, device = plans.estimate(bundle, sizes), gpu.find()
-    text = (f"on the device {needed.weights / 1e6:.0f} MB of weights, {needed.cache / 1e6:.0f} MB of keys and values; "
+    parts = {"weights": needed.weights, "keys and values": needed.cache, "logits and prompts": needed.logits,
+             "scratch memory": needed.scratch}  # fmt: skip
+    text = ("on the device " + ", ".join(f"{size / 1e6:.0f} MB of {name}" for name, size in parts.items())
+            + f": about {needed.running / 1e6:.0f} MB; "
             f"building takes about {needed.building / 1e6:.0f} MB more, one engine at a time")  # fmt: skip
-    if not isinstance(device, str) and needed.weights + needed.cache > device.memory:
+    if not isinstance(device, str) and needed.running > device.memory:
         text += f"; {device.name} has {device.memory / 1e6:.0f} MB in all, which is not enough to run it"
     return text
 

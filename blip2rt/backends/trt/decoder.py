@@ -18,9 +18,9 @@ import numpy as np
 
 from ... import bundle as contract
 from ...errors import BackendError
-from .lane import DeviceTensor, Lane, Plan, aligned
+from .lane import DeviceTensor, Lane, Plan
 from .search import LAYOUT, Kernels, SearchMemory
-from .sizes import Sizes
+from .sizes import Sizes, Strides
 
 _STEP, _PROMPT = 0, 1  # profiles of the llm's plan
 _MASKED = np.array(-1e9, np.float32)  # past_mask of a slot that holds nothing
@@ -36,22 +36,16 @@ class Decoder:
         self._embed = lane.runner(plans[contract.EMBED], purpose="step")  # its shapes stay, as the graph wants them
         self._llm_step = lane.runner(plans[contract.LLM], _STEP)
         self._llm_prompt = lane.runner(plans[contract.LLM], _PROMPT)
-        itemsize, slot = sizes.dtype.itemsize, sizes.heads * sizes.width
-        if sizes.width * itemsize % 4:
+        if sizes.width * sizes.dtype.itemsize % 4:
             raise BackendError(
                 f"heads of {sizes.width} {sizes.dtype} numbers are no whole words of 4 bytes: export anew"
             )
-        self._cache_stride = aligned(sizes.rows * slot * sizes.capacity * itemsize)
-        self._fresh_stride = aligned(max(sizes.rows, sizes.images * sizes.capacity) * slot * itemsize)
+        strides = Strides.of(sizes)
+        self._cache_stride, self._fresh_stride, self._cross_strides = strides.cache, strides.fresh, strides.cross
         self._cache = lane.buffer("cache", sizes.tensors * self._cache_stride)
         self._fresh = lane.buffer("fresh", sizes.tensors * self._fresh_stride)
-        if sizes.cross is not None:
-            slot = sizes.cross[0] * sizes.cross[1]
-            self._cross_strides = tuple(
-                aligned(rows * sizes.capacity * slot * itemsize) for rows in (sizes.images, sizes.rows)
-            )
-            for name, stride in zip(("cross.images", "cross.rows"), self._cross_strides, strict=True):
-                lane.buffer(name, sizes.tensors * stride)
+        for name, stride in zip(("cross.images", "cross.rows"), self._cross_strides, strict=False):
+            lane.buffer(name, sizes.tensors * stride)
         for name, numbers, dtype in (
             ("mask", sizes.capacity, np.float32), ("logits", sizes.vocab, np.float32), ("tokens", 1, np.int64),
             ("top.logits", sizes.k, np.float32), ("top.tokens", sizes.k, np.int64), ("top.sum", 1, np.float32),
@@ -219,6 +213,9 @@ class Decoder:
     def _capture(self) -> None:
         lane, graph = self.lane, None
         try:
+            for runner in (self._embed, self._llm_step):
+                if not runner.capturable():
+                    raise BackendError(f"{runner.name}: TensorRT says that a run of the plan cannot be captured")
             lane.cuda.begin_capture(lane.stream)
             try:
                 self._enqueue()
@@ -250,6 +247,6 @@ class Decoder:
 
     def drop_graph(self) -> None:
         if self._graph is not None:
-            self.lane.cuda.wait(self.lane.stream)
+            self.lane.wait()
             self.lane.cuda.destroy_graph(self._graph)
         self._graph = self._known = None

@@ -48,6 +48,9 @@ class Lanes:
             return self._free.pop() if self._free else DecoderLane(self._cuda)
 
     def give_back(self, lane: DecoderLane) -> None:
+        for plan in lane.prepared:
+            plan.keep_kernels()
+        lane.prepared.clear()
         with self._lock:
             self._free.append(lane)
 

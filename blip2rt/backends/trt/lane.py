@@ -6,6 +6,7 @@ Knows tensors by name and what a plan asks of them; nothing about captions, toke
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,10 @@ import numpy as np
 from ...errors import BackendError
 from . import builder
 from .cuda import Cuda
+from .kernel_cache import KernelCache
+from .sizes import aligned
 
-ALIGNMENT = 256  # bytes; what TensorRT asks of every address
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "INT8": "int8", "BOOL": "bool"}
-
-
-def aligned(size: int) -> int:
-    """`size` bytes, rounded up to the alignment."""
-    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 @dataclass(frozen=True)
@@ -43,16 +40,18 @@ class DeviceTensor:
 class Plan:
     """A plan, loaded: its weights are on the device once, however many contexts run it."""
 
-    def __init__(self, trt: Any, runtime: Any, file: Path, component: str) -> None:
-        """Raises BackendError where TensorRT refuses the plan."""
+    def __init__(self, trt: Any, runtime: Any, file: Path, component: str, log: Any) -> None:
+        """log: the runtime's, builder.logger(). Raises BackendError where TensorRT refuses the plan."""
         self.name = component
-        self._trt = trt
-        self._loaded = runtime.deserialize_cuda_engine(file.read_bytes())
+        self._trt, self._log = trt, log
+        with _mapped(file) as data:  # pages of the file, not a copy of the weights beside the device's
+            self._loaded = runtime.deserialize_cuda_engine(data)
         if self._loaded is None:
             raise BackendError(
-                f"{component}: {builder.identity(trt)} refuses the plan {file}, as it does those of another GPU "
-                "or version, or where memory is short: remove the file, and it is built again"
+                f"{component}: {builder.identity(trt)} refuses the plan {file}{log.because()}, as it does those of "
+                "another GPU or version, or where memory is short: remove the file, and it is built again"
             )
+        self._kernels = KernelCache(trt, self._loaded, file) if KernelCache.known(trt) else None
         names = [self._loaded.get_tensor_name(index) for index in range(self._loaded.num_io_tensors)]
         self.inputs = [name for name in names if self._loaded.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         self.outputs = [name for name in names if name not in self.inputs]
@@ -68,18 +67,37 @@ class Plan:
         return tuple(self._loaded.get_tensor_profile_shape(name, profile)[2])
 
     def context(self, profile: int, stream: Any) -> Any:
-        context = self._loaded.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        managed = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = self._loaded.create_execution_context(managed if self._kernels is None else self._kernels.config)
         if context is None:
-            raise BackendError(f"{self.name}: TensorRT has no memory for a context of the plan")
+            raise BackendError(f"{self.name}: TensorRT has no memory for a context of the plan{self.because()}")
         if not context.set_optimization_profile_async(profile, int(stream)):
-            raise BackendError(f"{self.name}: TensorRT refuses profile {profile} of the plan")
+            raise BackendError(f"{self.name}: TensorRT refuses profile {profile} of the plan{self.because()}")
         return context
+
+    def because(self) -> str:
+        """TensorRT's own reason for its last refusal, as the end of a sentence."""
+        return str(self._log.because())
+
+    def keep_kernels(self) -> None:
+        """Keep what TensorRT has compiled for the shapes that it has met."""
+        if self._kernels is not None:
+            self._kernels.keep()
 
     def _dtype(self, name: str) -> np.dtype[Any]:
         kind = str(self._loaded.get_tensor_dtype(name)).rpartition(".")[2]
         if kind not in _DTYPES:
             raise BackendError(f"{self.name}: the plan's tensor {name} is {kind}, which this backend does not know")
         return np.dtype(_DTYPES[kind])
+
+
+def _mapped(file: Path) -> mmap.mmap:
+    """The bytes of a plan's file, read as they are needed."""
+    try:
+        with open(file, "rb") as opened:
+            return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise BackendError(f"cannot read the plan {file} ({error}): remove the file, and it is built again") from error
 
 
 class Runner:
@@ -106,11 +124,13 @@ class Runner:
             if name in self._plan.inputs and not self._context.set_input_shape(name, tensor.shape):
                 raise BackendError(
                     f"{self._plan.name}: the plan does not take {name} of shape {tensor.shape}; the largest is "
-                    f"{self._plan.largest(name, self._profile)}"
+                    f"{self._plan.largest(name, self._profile)}{self._plan.because()}"
                 )
             if not self._context.set_tensor_address(name, tensor.address):
-                raise BackendError(f"{self._plan.name}: TensorRT refuses the address of {name}")
+                raise BackendError(f"{self._plan.name}: TensorRT refuses the address of {name}{self._plan.because()}")
             self._set[name] = tensor
+        if changed:
+            self._lane.prepared.add(self._plan)
         scratch = self._lane.scratch(self._plan.scratch)
         if scratch != self._scratch:
             self._context.set_device_memory(*scratch)
@@ -130,7 +150,16 @@ class Runner:
         missing = [name for name in (*self._plan.inputs, *self._plan.outputs) if name not in self._set]
         assert not missing, f"{self._plan.name}: {missing} were never set"
         if not self._context.execute_async_v3(int(self._lane.stream)):
-            raise BackendError(f"{self._plan.name}: TensorRT cannot run the plan")
+            raise BackendError(f"{self._plan.name}: TensorRT cannot run the plan{self._plan.because()}")
+
+    def capturable(self) -> bool:
+        """Whether a run may be captured in a CUDA graph. tensorrt-rtx says so; tensorrt is asked by trying."""
+        asked = getattr(self._context, "is_stream_capturable", None)
+        return asked is None or bool(asked(int(self._lane.stream)))
+
+    @property
+    def name(self) -> str:
+        return self._plan.name
 
 
 class Lane:
@@ -143,8 +172,10 @@ class Lane:
         self.cuda = cuda
         self.stream = cuda.stream()
         self.version = 0  # counts buffers that have moved: a graph that was captured before knows their old places
+        self.prepared: set[Plan] = set()  # plans that have met new shapes since the lane was lent
         self._buffers: dict[str, tuple[int, int]] = {}
         self._runners: dict[tuple[str, int, str], Runner] = {}
+        self._held: list[Any] = []  # host memory that copies may still read or write
 
     def buffer(self, name: str, size: int) -> int:
         """Address of a buffer of at least `size` bytes, zeros where it is new. A larger one replaces a smaller."""
@@ -152,7 +183,7 @@ class Lane:
         if have >= size:
             return address
         if address:
-            self.cuda.wait(self.stream)
+            self.wait()
             del self._buffers[name]
             self.cuda.free(address)
             self.version += 1
@@ -181,14 +212,32 @@ class Lane:
         data = np.ascontiguousarray(array)
         tensor = self.tensor(name, data.shape, data.dtype)
         if tensor.size:
-            self.cuda.upload(tensor.address, data.ctypes.data, tensor.size, self.stream)
+            self.copy_in(tensor.address, data)
         return tensor
+
+    def copy_in(self, address: int, data: np.ndarray[Any, Any]) -> None:
+        """Copy a contiguous array to the device; it is kept until the next wait.
+
+        A GPU that shares the machine's memory may read it after the call.
+        """
+        self._held.append(data)
+        self.cuda.upload(address, data.ctypes.data, data.nbytes, self.stream)
+
+    def copy_out(self, data: np.ndarray[Any, Any], address: int) -> None:
+        """Copy from the device into a contiguous array. It is there, and kept, until the next wait."""
+        self._held.append(data)
+        self.cuda.download(data.ctypes.data, address, data.nbytes, self.stream)
+
+    def wait(self) -> None:
+        """Wait for all that was put on the stream."""
+        self.cuda.wait(self.stream)
+        self._held.clear()
 
     def download(self, tensor: DeviceTensor) -> np.ndarray[Any, Any]:
         """Wait for the stream. Return the tensor as an array."""
         array = np.empty(tensor.shape, tensor.dtype)
-        self.cuda.download(array.ctypes.data, tensor.address, tensor.size, self.stream)
-        self.cuda.wait(self.stream)
+        self.copy_out(array, tensor.address)
+        self.wait()
         return array
 
     def runner(self, plan: Plan, profile: int = 0, purpose: str = "") -> Runner:
@@ -198,9 +247,9 @@ class Lane:
             self._runners[key] = Runner(self, plan, profile)
         return self._runners[key]
 
-    def run(self, plan: Plan, feeds: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, DeviceTensor]:
+    def run(self, plan: Plan, feeds: Mapping[str, np.ndarray[Any, Any]], profile: int = 0) -> dict[str, DeviceTensor]:
         """Arrays by name -> the outputs, on the device until the next run of the plan."""
-        runner = self.runner(plan)
+        runner = self.runner(plan, profile)
         runner.set({name: self.upload(f"{plan.name}.{name}", array) for name, array in feeds.items()})
         outputs = {
             name: self.tensor(f"{plan.name}.{name}", runner.shape(name), plan.dtypes[name]) for name in plan.outputs
@@ -212,7 +261,7 @@ class Lane:
     def close(self) -> None:
         """Give everything back. The lane is not used any more."""
         self.cuda.activate()
-        self.cuda.wait(self.stream)
+        self.wait()
         self._runners.clear()
         for address, _size in self._buffers.values():
             self.cuda.free(address)

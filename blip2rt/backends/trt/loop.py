@@ -138,5 +138,5 @@ def _flags(lane: Lane, answers: int) -> Iterator[_Flags]:
         yield flags
     finally:
         with suppress(CudaError):  # the device writes to them no more; where it failed, that has been said
-            lane.cuda.wait(lane.stream)
+            lane.wait()
         flags.close()

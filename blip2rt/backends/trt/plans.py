@@ -7,27 +7,28 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ... import bundle as contract
 from ...bundle import Bundle
-from ...bundle.manifest import LlmSpec
 from ...errors import BackendError, BundleError, OptionError
 from ...trusted_graphs import checked_graph
 from . import builder, gpu
 from .builder import Axes, Settings
 from .cache import PlanCache
+from .sizes import Sizes, cache_bytes, logits_bytes
 
 _BUILD_COPIES = 3  # of a plan's weights while it is built: the parsed graph, the builder's own, the plan
+_HEAD = 64  # width of an attention head of image encoders and Q-Formers
 _POSITIONS = 256  # capacity of the cache unless asked otherwise: prefix, prompt and answer of captions and questions
 # Where a tensor lies in a data file, as ONNX's external_data has it: offset and length in decimal digits.
 _EXTERNAL = re.compile(rb"\n\x06offset\x12.(\d+)j.\n\x06length\x12.(\d+)", re.DOTALL)
 Say = Callable[[str], None]
+# component, plan, graph, profiles -> what a test of the plan has found
+Trial = Callable[[str, Path, Path, Sequence[Axes]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,15 @@ class Estimate:
     """Bytes that a bundle takes on the device, before anything is built."""
 
     weights: int
-    cache: int
+    cache: int  # keys and values
+    logits: int  # and what else a generation keeps of rows and prompts
+    scratch: int  # of the plan that needs most; what TensorRT will take is not known before it has built
     largest: int  # weights of the largest plan
+
+    @property
+    def running(self) -> int:
+        """Bytes that one generation at a time takes."""
+        return self.weights + self.cache + self.logits + self.scratch
 
     @property
     def building(self) -> int:
@@ -111,8 +119,9 @@ def profiles(bundle: Bundle, component: str, sizes: PlanSizes) -> list[Axes]:
             return [{"B": _upto(sizes.max_batch), "S": seen}]
         if component == contract.EMBED:
             return [{"B": _upto(rows), "S": (1, 1, capacity)}]
-        fixed: dict[str, tuple[int, int, int]] = {"B": _upto(rows), "T": (capacity,) * 3, "S_enc": seen}
-        return [{**fixed, "S": (1, 1, 1)}, {**fixed, "S": prompt}]
+        fixed: dict[str, tuple[int, int, int]] = {"T": (capacity,) * 3, "S_enc": seen}
+        # Beams and draws of an image share its prompt.
+        return [{**fixed, "B": _upto(rows), "S": (1, 1, 1)}, {**fixed, "B": _upto(sizes.max_batch), "S": prompt}]
     texts = [spec.max_text_length for spec in (manifest.retrieval, manifest.question) if spec is not None]
     longest = max(texts, default=1)
     return [{"B": _upto(sizes.max_batch), "L": (1, min(16, longest), longest)}]
@@ -123,28 +132,46 @@ def _upto(rows: int) -> tuple[int, int, int]:
 
 
 def estimate(bundle: Bundle, sizes: PlanSizes) -> Estimate:
-    """Weights of every plan, and keys and values of every row. Scratch memory comes on top.
+    """Weights of every plan, the buffers of a generation of the largest sizes, and about the scratch memory.
 
     Weights that two graphs share in a file are counted for both: each plan has its own.
     """
-    weights = [_weights(bundle.graph(component)) for component in bundle.manifest.components]
-    llm, cache = bundle.manifest.llm, 0
-    if llm is not None:
-        cache = sizes.max_batch * sizes.max_beams * _position_bytes(bundle, llm) * (sizes.capacity or 0)
-    return Estimate(sum(weights), cache, max(weights))
+    manifest = bundle.manifest
+    weights = [graph_bytes(bundle.graph(component)) for component in manifest.components]
+    cache = logits = 0
+    if manifest.llm is not None:
+        held = language_sizes(bundle, sizes)
+        cache, logits = cache_bytes(held), logits_bytes(held)
+    return Estimate(sum(weights), cache, logits, _scratch(bundle, sizes), max(weights))
 
 
-def _weights(graph: Path) -> int:
+def language_sizes(bundle: Bundle, sizes: PlanSizes) -> Sizes:
+    """The language model's sizes with those of its plans."""
+    assert sizes.capacity is not None
+    return Sizes.of(bundle.manifest, sizes.max_batch, sizes.max_batch * sizes.max_beams, sizes.capacity)
+
+
+def _scratch(bundle: Bundle, sizes: PlanSizes) -> int:
+    """About the bytes that the hungriest plan needs while it runs: scores of attention in float32, and four times the
+    width of its rows, as feed-forward layers have it."""
+    needed, manifest = [0], bundle.manifest
+    for component in (contract.VISION, contract.QFORMER):
+        if component in manifest.components:
+            outputs = manifest.components[component].outputs
+            rows, width = (size if isinstance(size, int) else 1 for size in outputs[0].shape[-2:])
+            needed.append(sizes.max_batch * rows * 4 * (4 * width + rows * -(-width // _HEAD)))
+    if manifest.llm is not None:
+        llm, capacity = manifest.llm, sizes.capacity or 0
+        heads = -(-llm.hidden_size // llm.head_dim)
+        for rows, length in ((sizes.max_batch * sizes.max_beams, 1), (sizes.max_batch, capacity)):
+            needed.append(rows * length * 4 * (4 * llm.hidden_size + heads * (capacity + length)))
+    return max(needed)
+
+
+def graph_bytes(graph: Path) -> int:
     """Bytes of a graph's file and of its tensors in data files."""
     text = graph.read_bytes()
     return len(text) + sum(int(length) for _, length in set(_EXTERNAL.findall(text)))
-
-
-def _position_bytes(bundle: Bundle, llm: LlmSpec) -> int:
-    """Bytes of keys and values, for one position of one row. An encoder-decoder keeps as many of what it reads."""
-    tensor = next(each for each in bundle.manifest.components[contract.LLM].inputs if each.name.startswith("past_key_"))
-    caches = 2 if llm.encoder_decoder else 1
-    return caches * 2 * llm.layers * llm.kv_heads * llm.head_dim * np.dtype(tensor.dtype).itemsize
 
 
 def this_gpu(trt: Any) -> str:
@@ -195,29 +222,46 @@ def check(trt: Any, bundle: Bundle, sizes: PlanSizes, gpus: tuple[str, ...], say
 
 def ensure(
     trt: Any, bundle: Bundle, component: str, sizes: PlanSizes, device: str, cache: PlanCache, say: Say,
-    *, timing_cache: Path | None = None, progress: Callable[[str, int, int], None] | None = None,
+    *, trial: Trial | None = None, timing_cache: Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Path:  # fmt: skip
     """Find the component's plan for `device` in `cache`. Build it where it is missing, stale or another machine's.
 
     device: "SM86" for tensorrt_rtx; for tensorrt the name of the card that is there, the only one it builds for.
+    trial: tests a plan that was built, and says what it found, which is kept in the plan's note; None: no test. Raises
+    BackendError for a plan that has failed it.
     """
     source = origin(trt, bundle, component, sizes, device)
     plan = cache.find(component, source)
-    if plan is not None:
+    if plan is None:
+        say(f"{component}: building for {device}")
+        gpus = (device,) if builder.builds_for_any(trt) else ()
+        settings = Settings(gpus, sizes.workspace, _read_timing(timing_cache))
+        graph, axes = checked_graph(bundle, component), profiles(bundle, component, sizes)
+        try:
+            built = builder.build(trt, graph, axes, settings, progress)
+        except BackendError as error:
+            raise BackendError(f"{component}: {error}") from error
+        plan = cache.store(component, source, built.plan)
+        if timing_cache is not None and built.timing_cache is not None:
+            _write_timing(timing_cache, built.timing_cache)
+        say(f"{component}: {plan}, {built.plan.nbytes / 1e6:.1f} MB")
+        del built  # its plan is as large as the weights
+        if trial is not None:
+            cache.tell(plan, tested=trial(component, plan, graph, axes))
+    else:
         say(f"{component}: {plan}")
-        return plan
-    say(f"{component}: building for {device}")
-    gpus = (device,) if builder.builds_for_any(trt) else ()
-    settings = Settings(gpus, sizes.workspace, _read_timing(timing_cache))
-    graph, axes = checked_graph(bundle, component), profiles(bundle, component, sizes)
-    try:
-        built = builder.build(trt, graph, axes, settings, progress)
-    except BackendError as error:
-        raise BackendError(f"{component}: {error}") from error
-    plan = cache.store(component, source, built.plan)
-    if timing_cache is not None and built.timing_cache is not None:
-        _write_timing(timing_cache, built.timing_cache)
-    say(f"{component}: {plan}, {built.plan.nbytes / 1e6:.1f} MB")
+    tested = cache.note(plan).get("tested", {})
+    if trial is None:
+        if "wrong" in tested:
+            cache.tell(plan, tested={"left out": "it was wrong, and no test was asked for"})
+    elif "wrong" in tested:
+        raise BackendError(
+            f"{component}: the plan is not the graph: {tested['wrong']} (plans of two profiles by TensorRT before 10.8 "
+            f"may be wrong): use another TensorRT or --precision, and remove {plan}; blip2rt-build --no-test accepts it"
+        )
+    elif "left out" in tested:
+        say(f"{component}: not tested: {tested['left out']}")
     return plan
 
 

@@ -44,7 +44,7 @@ class SearchMemory:
         rows = self.answers * self.beams
         memory = batch.memory
         self._blocks = lane.buffer("blocks", memory.nbytes)
-        lane.cuda.upload(self._blocks, memory.ctypes.data, memory.nbytes, lane.stream)
+        lane.copy_in(self._blocks, memory)
         text = (0, 0)
         if plan["reads_text"]:
             text = (lane.upload("vocabulary.ends", vocabulary.ends).address,
@@ -59,14 +59,12 @@ class SearchMemory:
 
     def last(self) -> None:
         """Tell the device that the tokens of the step to come are the last."""
-        word = np.array([1], np.int32)
-        self._lane.cuda.upload(self._lane.address("plan") + _LAST_AT, word.ctypes.data, 4, self._lane.stream)
+        self._lane.copy_in(self._lane.address("plan") + _LAST_AT, np.array([1], np.int32))
 
     def fetch(self) -> None:
         """Wait for the device, and give the batch what it found. Raises BackendError."""
-        memory = self._batch.memory
-        self._lane.cuda.download(memory.ctypes.data, self._blocks, memory.nbytes, self._lane.stream)
-        self._lane.cuda.wait(self._lane.stream)
+        self._lane.copy_out(self._batch.memory, self._blocks)
+        self._lane.wait()
         try:
             self._batch.check()
         except RuntimeError as error:

@@ -11,6 +11,13 @@ from ... import bundle as contract
 from ...bundle.manifest import Manifest
 from ...errors import OptionError
 
+ALIGNMENT = 256  # bytes; what TensorRT asks of every address
+
+
+def aligned(size: int) -> int:
+    """`size` bytes, rounded up to the alignment."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -46,6 +53,40 @@ class Sizes:
             spec.vocab_size, min(contract.TOP_K, spec.vocab_size), images, rows, capacity,
             None if cross is None else (int(cross[1]), int(cross[3])), spec.decoder_start_token_id or 0,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Strides:
+    """Bytes from one tensor of keys or values to the next, in the buffers that hold all of them."""
+
+    cache: int  # of every row
+    fresh: int  # of a prompt's or a step's positions, before they are in the cache
+    cross: tuple[int, ...]  # of what an encoder-decoder reads: of images, of rows
+
+    @classmethod
+    def of(cls, sizes: Sizes) -> Strides:
+        slot = sizes.heads * sizes.width * sizes.dtype.itemsize
+        cross = () if sizes.cross is None else (sizes.images, sizes.rows)
+        wide = 0 if sizes.cross is None else sizes.cross[0] * sizes.cross[1] * sizes.dtype.itemsize
+        return cls(
+            aligned(sizes.rows * slot * sizes.capacity),
+            aligned(max(sizes.rows, sizes.images * sizes.capacity) * slot),
+            tuple(aligned(rows * sizes.capacity * wide) for rows in cross),
+        )
+
+
+def cache_bytes(sizes: Sizes) -> int:
+    """Bytes of all keys and values."""
+    strides = Strides.of(sizes)
+    return sizes.tensors * (strides.cache + strides.fresh + sum(strides.cross))
+
+
+def logits_bytes(sizes: Sizes) -> int:
+    """Bytes of the logits of prompts and rows, of the weights that sampling makes of them, and of embeddings."""
+    blocks = -(-sizes.vocab // 64)  # sums of sampling
+    drawn = sizes.rows * (4 * sizes.vocab + 8 * blocks)
+    read = sizes.images * sizes.capacity * (2 * 4 * sizes.hidden + 8 + 4)  # embeddings, position and mask of prompts
+    return 4 * sizes.vocab * (sizes.images + sizes.rows) + drawn + read + 4 * sizes.rows * sizes.capacity
 
 
 def check_room(sizes: Sizes, rows_each: int, read: int, most: int) -> None:

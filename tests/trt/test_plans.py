@@ -1,0 +1,191 @@
+"""Plans of the backend trt from building to running, on the stand-in (tests/trt/gpu_stand_in.py): what is tested after
+a build, what is kept beside a plan, what is asked of tensorrt-rtx, what memory is needed."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+
+from blip2rt.backends.trt import PlanSizes, cache, cli, plans, trial
+from blip2rt.bundle import read
+from blip2rt.errors import BackendError
+from tests.trt.gpu_stand_in import Misuse
+from tests.trt.machine import SIZES, Case, Machine, tokens
+
+OPTIONS = {"max_new_tokens": 5, "num_beams": 2, "eos_token_ids": []}
+
+
+def note_of(component: str) -> dict[str, Any]:
+    [found] = cache.default_folder().glob(f"{component}-*.json")
+    return json.loads(found.read_text())
+
+
+# Tested after a build
+
+
+def test_a_plan_is_tested_after_its_build(tiny_case: Case, machine: Machine) -> None:
+    """In each profile, beside ONNX Runtime; what was found lies beside the plan."""
+    machine.load(tiny_case)
+    for component in read(tiny_case.trt).manifest.components:
+        tested = note_of(component)["tested"]
+        assert len(tested["profiles"]) == (2 if component == "llm" else 1) and "onnxruntime" in tested["by"]
+        assert all(profile["cosine"] > 0.9999 for profile in tested["profiles"]) and tested["scratch"] >= 1000
+    assert machine.driver.used == 0 and not machine.driver.streams
+    runs = len(machine.trt.contexts)
+    machine.load(tiny_case)
+    assert len(machine.trt.contexts) == runs  # once
+
+
+def test_a_wrong_plan_is_refused(
+    tiny_case: Case, machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As TensorRT 10.3 may build one with two profiles: also by the next process, until somebody accepts it."""
+    machine.trt.wrong_profile = 1
+    for _ in range(2):
+        with pytest.raises(BackendError, match=r"llm: the plan is not the graph: profile 1 gives .*--no-test"):
+            machine.load(tiny_case)
+    assert "profile 1" in note_of("llm")["tested"]["wrong"]
+    sizes = ["--max-batch", "2", "--max-beams", "4", "--capacity", "48"]
+    assert cli.main([str(tiny_case.trt), *sizes]) == 2 and "profile 1" in capsys.readouterr().err
+    assert cli.main([str(tiny_case.trt), *sizes, "--no-test"]) == 0
+    builds = machine.trt.builds
+    assert machine.load(tiny_case) and machine.trt.builds == builds
+
+
+def test_a_test_that_has_no_memory_is_left_out(
+    tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(trial, "_free", lambda: 1000)
+    machine.load(tiny_case)
+    assert "MB are free" in note_of("llm")["tested"]["left out"] and "llm: not tested" in caplog.text
+
+
+# Kept beside a plan
+
+
+def test_a_plan_is_hashed_once(tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And again when its file is another than it was."""
+    machine.load(tiny_case)
+    hashed: list[Path] = []
+    real = cache._hash_file
+    monkeypatch.setattr(cache, "_hash_file", lambda path: hashed.append(path) or real(path))
+    machine.load(tiny_case)
+    assert not hashed
+    [plan] = cache.default_folder().glob("llm-*.plan")
+    plan.write_bytes(plan.read_bytes())
+    for _ in range(2):
+        machine.load(tiny_case)
+    assert hashed == [plan] and machine.trt.builds == 4
+    plan.write_bytes(plan.read_bytes().replace(b"Orin", b"Thor"))
+    machine.load(tiny_case)
+    assert machine.trt.builds == 5
+
+
+def test_tensorrt_says_why_it_refuses(tiny_case: Case, machine: Machine) -> None:
+    """In its own words, which its exceptions do not have."""
+    prefix, prompts = tiny_case.inputs(1)
+    device = machine.load(tiny_case)
+    machine.trt.gpu = "another"
+    with pytest.raises(BackendError, match=r"refuses the plan .*\(the engine was built for Orin\)"):
+        device.generate(prefix, prompts, OPTIONS)
+    machine.trt.begins = False
+    with pytest.raises(BackendError, match="TensorRT cannot begin: CUDA initialization failure with error: 35"):
+        machine.load(tiny_case, PlanSizes(max_batch=1))
+
+
+def test_host_memory_is_kept_until_it_is_copied(tiny_case: Case, machine: Machine) -> None:
+    """A GPU that shares the machine's memory reads it when it comes to it."""
+    with machine.load(tiny_case)._lanes.lend() as lane:
+        for size in (10, 1000, 1_000_000):
+            lane.upload("some", np.arange(size))
+            others = [np.full(size, -1) for _ in range(8)]  # takes the place of what was freed
+            tensor = lane.tensor("some", (size,), np.int64)
+            assert (lane.download(tensor) == np.arange(size)).all() and others
+
+
+# tensorrt-rtx
+
+
+def test_rtx_says_what_the_native_loop_says(tiny_case: Case, rtx_machine: Machine) -> None:
+    """Nothing is allocated while it runs, kernels are there before a capture, and it is asked before one."""
+    prefix, prompts = tiny_case.inputs(2)
+    got = rtx_machine.load(tiny_case).generate(prefix, prompts, OPTIONS)
+    assert tokens(got) == tokens(tiny_case.native().generate(prefix, prompts, OPTIONS))
+    assert "graph" in rtx_machine.driver.calls
+
+
+def test_kernels_are_compiled_once(tiny_case: Case, rtx_machine: Machine) -> None:
+    """They lie beside the plan; those of another GPU are not loaded."""
+    prefix, prompts = tiny_case.inputs(2)
+    trt = rtx_machine.trt
+    counts = []
+    for gpu in (None, None, "other", None):
+        for file in cache.default_folder().glob("*.kernels"):
+            if gpu is not None:
+                file.write_bytes(file.read_bytes().replace(b"Orin", gpu.encode()))
+        device = rtx_machine.load(tiny_case)
+        before = trt.compiled
+        device.generate(prefix, prompts, OPTIONS)
+        counts.append(trt.compiled - before)
+    assert counts[0] > 0 and counts == [counts[0], 0, counts[0], 0]
+
+
+def test_what_cannot_be_captured_is_enqueued(
+    tiny_case: Case, rtx_machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    prefix, prompts = tiny_case.inputs(2)
+    rtx_machine.trt.capturable = False
+    got = rtx_machine.load(tiny_case).generate(prefix, prompts, OPTIONS)
+    assert tokens(got) == tokens(tiny_case.native().generate(prefix, prompts, OPTIONS))
+    assert "embed: TensorRT says" in caplog.text and "graph" not in rtx_machine.driver.calls
+
+
+# Memory
+
+
+def test_the_prompts_profile_has_a_row_an_image(tiny_case: Case, machine: Machine) -> None:
+    bundle = read(tiny_case.trt)
+    step, prompt = plans.profiles(bundle, "llm", plans.resolve(bundle, SIZES))
+    assert step["B"] == (1, 8, 8) and prompt["B"] == (1, 2, 2)
+
+
+@pytest.mark.parametrize("sizes", [SIZES, PlanSizes(max_batch=1, max_beams=1, capacity=64)])
+def test_the_estimate_counts_what_a_generation_allocates(tiny_case: Case, machine: Machine, sizes: PlanSizes) -> None:
+    bundle = read(tiny_case.trt)
+    told = plans.estimate(bundle, plans.resolve(bundle, sizes))
+    device = machine.load(tiny_case, sizes)
+    prefix, _ = tiny_case.inputs(sizes.max_batch)
+    prompts = [[5] * (sizes.capacity - prefix.shape[1] - 2)] * sizes.max_batch
+    sampled = {"do_sample": True, "num_beams": sizes.max_beams} if sizes.max_beams > 1 else {"do_sample": True}
+    device.generate(prefix, prompts, {"max_new_tokens": 2, "seed": 1, **sampled})
+    small = 40 * 256 + 4096 * sizes.max_batch  # buffers of a few bytes, each a multiple of 256; search blocks
+    scratch = max(context.scratch[1] for context in machine.trt.contexts)
+    taken = machine.driver.used - scratch
+    assert taken - small <= told.cache + told.logits <= 1.2 * taken
+    assert told.running == told.weights + told.cache + told.logits + told.scratch
+
+
+def test_scratch_memory_grows_with_the_prompt(tiny_case: Case) -> None:
+    """By its scores of attention, of images and not of beams."""
+    bundle = read(tiny_case.trt)
+    sizes = [PlanSizes(1, 1, 64), PlanSizes(1, 3, 64), PlanSizes(3, 1, 64)]
+    one, beams, images = (plans.estimate(bundle, plans.resolve(bundle, each)).scratch for each in sizes)
+    llm = bundle.manifest.llm
+    assert one == beams and images == 3 * one
+    assert one >= math.ceil(llm.hidden_size / llm.head_dim) * 64 * 128 * 4
+
+
+def test_a_copy_that_is_freed_too_early_is_found(tiny_case: Case, machine: Machine) -> None:
+    """By the stand-in: a lane that holds nothing."""
+    with pytest.raises(Misuse, match="freed or changed"), machine.load(tiny_case)._lanes.lend() as lane:
+        lane.upload("some", np.arange(1000))
+        lane._held.clear()
+        others = [np.full(1000, -1) for _ in range(8)]
+        assert others and lane.wait() is None
