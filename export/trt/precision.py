@@ -243,7 +243,8 @@ class _Typing:
     def _fill(self, before: ir.Node, source: ir.Value, weight: ir.Value) -> ir.Value:
         """(..., K) -> (..., K + zeros) of whole blocks, once for all products of the same operand."""
         assert self.blocks is not None and weight.shape is not None
-        lacking = -int(weight.shape[0]) % self.blocks.size
+        rows = weight.shape.numpy()[0]
+        lacking = -rows % self.blocks.size
         if lacking == 0:
             return source
         if source not in self.filled:
@@ -251,7 +252,7 @@ class _Typing:
             zeros = np.array([0] * (2 * len(source.shape) - 1) + [lacking], np.int64)
             name = f"{source.name}.filled"
             pad = ir.node("Pad", [source, self._constant(f"{name}.zeros", zeros)], name=name)
-            shape = ir.Shape([*source.shape[:-1], int(weight.shape[0]) + lacking])
+            shape = ir.Shape([*source.shape[:-1], rows + lacking])
             self.filled[source] = self._insert(pad, before, source.dtype, shape)
         return self.filled[source]
 
