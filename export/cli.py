@@ -33,13 +33,13 @@ same, calibrated with --calibration); int8 (static with --calibration, else dyna
 PyTorch, and all together; one that deviates too far fails the export.
 Default: vision=int8w,qformer=int4,llm=int4,retrieval=int4.
 
-nano in one precision throughout, for the target ort (times, and each group: docs/benchmarks.md):
-  precision              MB     error (1 - cosine)  CIDEr
-  fp32                   731.7  0                   52.5
-  fp16                   366.9  0.00000             52.8
-  int8, --calibration    188.6  0.01039             54.8
-  int8w                  164.1  0.00521             52.0
-  the default             89.2  0.00546             52.5
+nano in one precision throughout, for the target ort (a caption's time beside fp32's; each group: docs/benchmarks.md):
+  precision              MB     time  error (1 - cosine)  CIDEr
+  fp32                   731.7  1     0                   52.5
+  fp16                   366.9  1.12  0.00000             52.8
+  int8, --calibration    188.6  0.40  0.01039             54.8
+  int8w                  164.1  0.52  0.00521             52.0
+  the default             89.2  0.33  0.00546             52.5
 
 --target trt makes the graphs for TensorRT, strongly typed, with a cache of fixed capacity. precisions there: fp32; fp16
 (computed so, with norms, softmax and sums in fp32); int8 (8-bit weights and activations, with --calibration, not for
