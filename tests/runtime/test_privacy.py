@@ -72,7 +72,8 @@ def test_no_socket_and_no_file(watcher: Path, tmp_path: Path, name: str) -> None
 
 
 def export_command(made: Path, out: Path) -> list[str]:
-    return ["-m", "export", "--checkpoint", str(made / "hf"), "--out", str(out)]
+    precision = ["--precision", "int8w"]  # random weights do not always bear int4
+    return ["-m", "export", "--checkpoint", str(made / "hf"), "--out", str(out), *precision]
 
 
 def convert_command(made: Path, out: Path) -> list[str]:

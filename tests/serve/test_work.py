@@ -103,7 +103,7 @@ def test_a_text_that_time_has_ended_says_so(tiny: Any, image: bytes, batching: b
                 assert found.finish == [ended] * texts and found.completion_tokens == tokens * texts
                 assert found.reasons == ["length"] * texts
     free = {"num_beams": 1, "min_new_tokens": 1, "max_new_tokens": 40, "max_time": 600}
-    scored = model.caption(image, scores=True, **free)
+    scored = model.caption(image, scores=True, raw=True, **free)
     found = answer(model, Job(image, options=free), 50, Stop(), None)
     assert found.finish == ["length" if scored.truncated else "stop"]
     word = scored.text.split()[0]

@@ -153,7 +153,7 @@ def test_prompts_and_options_reach_both(generative: tuple[Path, Path], data: Pat
         predictor = open_predictor(str(model), prompt="what {} is")
         asked = predictor.ask([image], ["red"], num_beams=1, max_new_tokens=5, min_new_tokens=5)
         want = blip2rt.load(bundle, threads=1).caption(
-            image, prompt="what red is", num_beams=1, min_new_tokens=5, max_new_tokens=5
+            image, prompt="what red is", raw=True, num_beams=1, min_new_tokens=5, max_new_tokens=5
         )
         assert asked == [want], f"{name}"
 
