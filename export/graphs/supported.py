@@ -12,7 +12,7 @@ from .rotary import length_limit
 
 ENCODER_DECODERS = ("t5", "mt5", "umt5")
 COMPARED = frozenset({
-    "apertus", "arcee", "biogpt", "bitnet", "bloom", "falcon", "gemma", "gemma2",
+    "apertus", "apertus1p5_text", "arcee", "biogpt", "bitnet", "bloom", "codegen", "falcon", "gemma", "gemma2",
     "gemma3_text", "gpt2", "gpt_neox", "gptj", "llama", "mistral", "mpt", "mt5", "opt", "phi", "phi3", "qwen2", "qwen3",
     "t5", "umt5",
 })  # fmt: skip
@@ -24,7 +24,7 @@ _STATES = (
 )  # fmt: skip  # they keep a state besides keys and values
 _EXPERTS = ("afmoe", "aria_text", "beam")  # layers that choose among others
 _OWN = ("axk1", "axk2", "bailing_hybrid", "big_bird")  # an attention of their own, which no graph expresses
-_WRONG = ("hunyuan_v1_dense", "hunyuan_v1_moe")  # their graphs are traced, and compute something else
+_WRONG = ("camembert", "data2vec-text", "hunyuan_v1_dense", "hunyuan_v1_moe")  # their graphs are traced, and compute something else
 
 
 def fault(config: Any, target: str, verified: bool, positions: int = 0) -> str | None:
