@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -171,21 +172,27 @@ def _generative(shop: Workshop, model: Any, features: Features, choices: Choices
     """Write `qformer`: vision_features (B,N,C) -> query_output (B,Q,H), prefix_embeds (B,Q,D); and what language.py
     makes. The model loses its language model."""
     llm, model.llm = model.llm, None
-    question = describe.example_texts(model) if model.config.question_input else {}
     precision = choices.precision
-    wants = _group(shop, "qformer", precision["qformer"], model, features, question)
+    question: Arrays = {}
+    others: list[Arrays] = [{}]
+    if model.config.question_input:
+        question = describe.example_texts(model)
+        if "int8-static" in (precision["qformer"], precision["llm"]):
+            [question], others = (describe.example_questions(model, calibrating) for calibrating in (False, True))
+    wants = _group(shop, "qformer", precision["qformer"], model, features, question, others)
 
-    def prefixes(seen: np.ndarray) -> np.ndarray:
-        """vision_features (3,N,C) -> prefix_embeds (3,Q,D), by the graph."""
-        return shop.run("qformer", {"vision_features": seen, **question})["prefix_embeds"]
+    def prefixes(seen: np.ndarray, read: Arrays) -> np.ndarray:
+        """vision_features (3,N,C), the question -> prefix_embeds (3,Q,D), by the graph."""
+        return shop.run("qformer", {"vision_features": seen, **read})["prefix_embeds"]
 
     known = language.read(model, llm, shop.folder, options.max_positions)
     shop.notes += generation_notes(llm, model.config.llm.source)
     static = precision["llm"] == "int8-static"
-    photographs = np.concatenate([prefixes(seen) for seen in features.batches]) if static else None
-    language.write(shop, known, precision["llm"], options, photographs)
+    batches = zip(features.batches, cycle(others), strict=False) if static else ()
+    photographs = [prefixes(*each) for each in batches]
+    language.write(shop, known, precision["llm"], options, np.concatenate(photographs) if static else None)
     if shop.verified:
-        both = wants["qformer"]["prefix_embeds"], prefixes(features.got["vision_features"])
+        both = wants["qformer"]["prefix_embeds"], prefixes(features.got["vision_features"], question)
         language.verify_graphs(shop, known, precision, both)
     return known.spec
 
@@ -194,9 +201,13 @@ _PARTS = {"qformer": qformer.generative_parts, "retrieval": qformer.retrieval_pa
 
 
 def _group(
-    shop: Workshop, name: str, precision: str, model: Any, features: Features, text: Arrays
-) -> dict[str, Arrays]:
-    """Write the graphs of a Q-Former, and judge them. Return PyTorch's outputs of each."""
+    shop: Workshop, name: str, precision: str, model: Any, features: Features, text: Arrays,
+    others: Sequence[Arrays] = (),
+) -> dict[str, Arrays]:  # fmt: skip
+    """Write the graphs of a Q-Former, and judge them with `text`. Return PyTorch's outputs of each.
+
+    others: texts that ranges are taken with.
+    """
     parts, inputs = _PARTS[name](model), {**features.inputs, **text}
     wants = {part.name: shop.reference(part, inputs) for part in parts}
     with shop.group(name, precision) as group:
@@ -204,7 +215,8 @@ def _group(
             graph, seen = shop.trace(part), NO_RANGES
             if precision == "int8-static":
                 shop.progress.line(f"{part.name}: calibrating int8")
-                batches = ({**inputs, "vision_features": each} for each in features.batches)
+                pairs = zip(features.batches, cycle(others), strict=False)
+                batches = ({**each, "vision_features": seen_features} for seen_features, each in pairs)
                 seen = shop.calibrate(part.name, graph, batches)
             shop.write(part.name, graph, group, seen)
     for part in parts:

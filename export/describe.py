@@ -5,7 +5,8 @@ Knows the checkpoint's config and Hugging Face tokenizers, nothing about graphs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,22 @@ from .graphs import llm, t5
 
 TOKENIZER, QFORMER_TOKENIZER, QUESTION_TOKENIZER = "tokenizer.json", "qformer_tokenizer.json", "question_tokenizer.json"
 _TEXTS = ("a dog", "two people are walking on a beach at sunset", "red", "the man in a blue shirt rides a bike")
-
-
-_CALIBRATING = ("how many people are there?", "what is on the table?", "is it raining?", "where was this taken?")
+_CALIBRATING = (
+    "how many people are there?", "what is on the table?", "is it raining?", "where was this taken?",
+    "what is the man holding in his left hand?", "which animal sits beside the window?", "what does the sign say?",
+    "is the woman in the red dress smiling?", "what kind of food is on the plate?", "are these cars parked or moving?",
+    "what time of day could it be, and why do you think so?", "who wears a hat?", "can you see the sky?",
+    "what is this made of?", "how many wheels does the truck have?", "what sport do they play?", "is this indoors?",
+    "which of the two bottles is full?", "what brand is the laptop?", "whose bag lies on the chair?",
+    "why are they standing in line?", "what number is on the front of the train?", "is there a bridge behind the boat?",
+)  # fmt: skip
+_JUDGED = (
+    "what colour is the dog?", "does anybody look at the camera?", "what are the children doing near the water?",
+    "how old is this building?", "why is there so much snow on the road?", "what hangs on the wall?",
+    "is the cat asleep?",
+    "which fruit has been cut?", "what is the person on the bike carrying on her back?", "are the lights on?",
+    "how far away are the mountains?",
+)  # fmt: skip
 
 
 def created_by() -> str:
@@ -61,13 +75,20 @@ def decoding(length_penalty: float) -> dict[str, Decoding]:
     return {"caption": Decoding(3, 30, 1, length_penalty), "ask": Decoding(3, 10, 1, 1.0)}
 
 
-def llm_spec(
-    model: Any, language: Any, folder: Path, max_positions: int
-) -> tuple[LlmSpec, list[list[int]], list[list[int]]]:
-    """Return the llm section, and the token ids of a few prompts to verify with and of others to calibrate with.
+@dataclass(frozen=True)
+class Prompts:
+    """Token ids of prompts to try a language model with. A caption's, or none, is in each; no question is in two.
 
-    Write the tokenizer into `folder`.
+    In place of words that a tokenizer does not know, as one of another language, stand some that it does.
     """
+
+    plain: list[list[int]]  # three, and one of them empty
+    judged: list[list[int]]  # as users have them: a caption's and questions'
+    calibrating: list[list[int]]  # the same with other questions
+
+
+def llm_spec(model: Any, language: Any, folder: Path, max_positions: int) -> tuple[LlmSpec, Prompts]:
+    """Return the llm section, and prompts. Write the tokenizer into `folder`."""
     config = model.config.llm
     tokenizer = llm_tokenizer(config)
     _save(tokenizer, folder / TOKENIZER)
@@ -102,8 +123,17 @@ def llm_spec(
             f"the tokenizer of {config.source} lays prompts out in a way that its tokenizer.json does not say; save it "
             "with transformers' fast tokenizer"
         )
-    others = [config.caption_prompt, *(config.ask_prompt.replace("{}", question) for question in _CALIBRATING)]
-    return spec, [ours.encode(text) for text in texts], [ours.encode(text) for text in others]
+
+    others = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
+    rng = np.random.default_rng(0)
+
+    def filled(questions: Iterable[str]) -> list[list[int]]:
+        asked = [ours.encode(config.ask_prompt.replace("{}", question)) for question in questions]
+        for ids in asked:
+            ids[:] = [int(rng.choice(others)) if token == tokenizer.unk_token_id else token for token in ids]
+        return [ours.encode(config.caption_prompt), *asked]
+
+    return spec, Prompts([ours.encode(text) for text in texts], filled(_JUDGED), filled(_CALIBRATING))
 
 
 def _image_token(token: int | None, vocab_size: int, encoder_decoder: bool) -> int | None:
@@ -203,9 +233,21 @@ def question_spec(model: Any, folder: Path) -> QuestionSpec | None:
 
 def example_texts(model: Any) -> dict[str, np.ndarray]:
     """Make token_ids and text_mask (3,L) of captions of unequal length."""
+    return _read(model, _TEXTS[:3])
+
+
+def example_questions(model: Any, calibrating: bool) -> list[dict[str, np.ndarray]]:
+    """Make token_ids and text_mask (3,L) of questions as the Q-Former reads them: those to judge with, or others."""
+    questions = _CALIBRATING if calibrating else _JUDGED[:3]
+    texts = [model.config.question_prompt.replace("{}", question) for question in questions]
+    return [_read(model, texts[start : start + 3]) for start in range(0, len(texts), 3)]
+
+
+def _read(model: Any, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """token_ids and text_mask (B,L) of texts that the Q-Former reads."""
     tokenizer = qformer_tokenizer(model.config)
     length = model.config.max_text_length
-    encoded = tokenizer(list(_TEXTS[:3]), padding=True, truncation=True, max_length=length, return_tensors="np")
+    encoded = tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="np")
     return {
         "token_ids": encoded["input_ids"].astype(np.int64),
         "text_mask": encoded["attention_mask"].astype(np.int64),

@@ -43,8 +43,7 @@ class Language:
     model: Any  # Hugging Face's
     config: LlmConfig
     spec: LlmSpec
-    prompts: list[list[int]]  # token ids of a few prompts, to verify with
-    others: list[list[int]]  # and of others, to calibrate with
+    prompts: describe.Prompts
 
     @property
     def start(self) -> int | None:
@@ -59,8 +58,8 @@ class Language:
 
 def read(model: Any, language: Any, folder: Path, max_positions: int) -> Language:
     """Describe `language`, the language model of the BLIP-2 `model`. Its tokenizer is written into `folder`."""
-    spec, prompts, others = describe.llm_spec(model, language, folder, max_positions)
-    return Language(language, model.config.llm, spec, prompts, others)
+    spec, prompts = describe.llm_spec(model, language, folder, max_positions)
+    return Language(language, model.config.llm, spec, prompts)
 
 
 def write(shop: Workshop, language: Language, precision: str, options: LlmOptions, prefixes: np.ndarray | None) -> None:
@@ -97,7 +96,8 @@ def trace_graphs(target: targets.Target, model: Any, max_positions: int) -> targ
 def _ranges(shop: Workshop, language: Language, traced: dict[str, ir.Model], prefixes: np.ndarray) -> dict[str, Ranges]:
     """Graph -> ranges, over the photographs' prefixes and what the language model says to them."""
     shop.progress.line("llm: calibrating int8")
-    prompts = (language.others * len(prefixes))[: len(prefixes)]
+    known = language.prompts.calibrating
+    prompts = (known * len(prefixes))[: max(len(prefixes), len(known))]
     with streaming.streamed(language.model):
         rows = describe.llm_inputs(language.model, prompts, prefixes)
     return ranges.of_language(traced, shop.folder, rows, language.start, shop.target.operands)
@@ -111,8 +111,10 @@ def verify_graphs(
     precision: of all groups. prefixes: prefix_embeds (3,Q,D) of the same images by PyTorch, and by the graphs.
     """
     shop.progress.line("llm: verifying")
+    # Ranges decide what int8 makes of a prompt: it is tried with more of them, and each as long as a user's.
+    prompts = language.prompts.judged if precision["llm"] == "int8-static" else language.prompts.plain
     with streaming.streamed(language.model):
-        rows, whole = (describe.llm_inputs(language.model, language.prompts, each) for each in prefixes)
+        rows, whole = (describe.llm_inputs(language.model, prompts, each) for each in prefixes)
     encoder = None if language.start is None else shop.graph(ENCODER)
     longest, room = max(map(len, rows)) + verify.STEPS, language.spec.max_positions
     if encoder is None and longest > room:

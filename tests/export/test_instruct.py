@@ -129,8 +129,12 @@ def test_lavis_files_of_vicuna_are_the_same_model(tmp_path: Path) -> None:
     want = want if isinstance(want, torch.Tensor) else want.pooler_output
     got = ours.prefix_embeds(ours.query_output(ours.vision_features(pixels), ids, mask))
     assert (got - want).abs().max() < 1e-4
-    spec, prompts, _ = describe.llm_spec(ours, ours.llm, tmp_path, 64)
-    assert spec.eos_token_ids == (1,) and [each[0] for each in prompts] == [1] * 3 and prompts[0] == [1]
+    spec, prompts = describe.llm_spec(ours, ours.llm, tmp_path, 64)
+    assert spec.eos_token_ids == (1,) and [each[0] for each in prompts.plain] == [1] * 3 and prompts.plain[0] == [1]
+    others = (prompts.judged[1:], prompts.calibrating[1:])
+    unknown = tiny_blip2.llm_tokenizer().unk_token_id
+    assert all(len(ids) > 4 and unknown not in ids for some in others for ids in some)
+    assert not set(map(tuple, others[0])) & set(map(tuple, others[1]))
 
 
 def test_a_file_without_a_projection_is_named(tmp_path: Path) -> None:

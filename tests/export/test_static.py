@@ -108,6 +108,8 @@ def test_every_part_is_static(
     assert not valid.faults(out)
     for part in ("vision", "qformer", "llm"):
         assert calibrated[part] and judged[part] and not calibrated[part] & judged[part], f"{part} is judged on its own"
+    rows = sorted(map(len, judged["llm"]))
+    assert len(rows) > 10 and rows[1] > rows[0], "a caption's prompt, and questions, which are longer"
     model = blip2rt.load(out, threads=1)
     assert isinstance(model.caption(next(images.iterdir()), num_beams=1), str)
     checks = {check.component: check for check in model.bundle.manifest.verification}
