@@ -470,7 +470,7 @@ class TensorRTRtx(TensorRT):
     def __init__(self, driver: Driver) -> None:
         super().__init__(driver)
         self.capturable = True
-        self.compiled = 0  # kernels
+        self.compiled = self.serialized = 0  # kernels; how often a cache was asked for them
 
     def engine(self, made: dict) -> Engine:
         must(made["flags"] == ["REQUIRE_USER_ALLOCATION"], "a context that allocates while it runs")
@@ -484,6 +484,7 @@ class RuntimeCache:
         self.trt, self.known = trt, set()
 
     def serialize(self) -> bytes:
+        self.trt.serialized += 1
         return json.dumps([self.trt.gpu, sorted(self.known)]).encode()
 
     def deserialize(self, data: bytes) -> bool:

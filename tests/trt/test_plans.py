@@ -134,6 +134,9 @@ def test_kernels_are_compiled_once(tiny_case: Case, rtx_machine: Machine) -> Non
         before = trt.compiled
         device.generate(prefix, prompts, OPTIONS)
         counts.append(trt.compiled - before)
+        asked = trt.serialized
+        device.generate(prefix, prompts, OPTIONS)
+        assert trt.serialized == asked  # no new shape, nothing to keep
     assert counts[0] > 0 and counts == [counts[0], 0, counts[0], 0]
 
 

@@ -51,6 +51,7 @@ class Plan:
                 f"{component}: {builder.identity(trt)} refuses the plan {file}{log.because()}, as it does those of "
                 "another GPU or version, or where memory is short: remove the file, and it is built again"
             )
+        self._met: set[tuple[int, str, tuple[int, ...]]] = set()
         self._kernels = KernelCache(trt, self._loaded, file) if KernelCache.known(trt) else None
         names = [self._loaded.get_tensor_name(index) for index in range(self._loaded.num_io_tensors)]
         self.inputs = [name for name in names if self._loaded.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
@@ -78,6 +79,12 @@ class Plan:
     def because(self) -> str:
         """TensorRT's own reason for its last refusal, as the end of a sentence."""
         return str(self._log.because())
+
+    def meets(self, profile: int, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether this is the first time that an input has this shape."""
+        count = len(self._met)
+        self._met.add((profile, name, shape))
+        return len(self._met) > count
 
     def keep_kernels(self) -> None:
         """Keep what TensorRT has compiled for the shapes that it has met."""
@@ -129,8 +136,8 @@ class Runner:
             if not self._context.set_tensor_address(name, tensor.address):
                 raise BackendError(f"{self._plan.name}: TensorRT refuses the address of {name}{self._plan.because()}")
             self._set[name] = tensor
-        if changed:
-            self._lane.prepared.add(self._plan)
+            if name in self._plan.inputs and self._plan.meets(self._profile, name, tensor.shape):
+                self._lane.prepared.add(self._plan)
         scratch = self._lane.scratch(self._plan.scratch)
         if scratch != self._scratch:
             self._context.set_device_memory(*scratch)
