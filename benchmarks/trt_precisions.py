@@ -56,7 +56,7 @@ class Exports:
         self.image: ImageSpec = describe.image_spec(model.config.vision)
         self.block = model.config.llm.block
         self.llm: LlmSpec
-        self.llm, prompts, _ = describe.llm_spec(model, model.llm, folder, _POSITIONS)
+        self.llm, prompts = describe.llm_spec(model, model.llm, folder, _POSITIONS)
         self.tokenizer = LlmTokenizer(folder / self.llm.tokenizer, self.llm)
         self.prompt = np.array([self.tokenizer.encode(model.config.llm.caption_prompt)], np.int64)
         self.traced: dict[str, dict[str, ir.Model]] = {
@@ -65,7 +65,7 @@ class Exports:
             "llm": dict(targets.TRT.llm_graphs(model.llm, _POSITIONS)),
             "llm (ort)": dict(targets.ORT.llm_graphs(model.llm, _POSITIONS)),
         }
-        self.ranges = self._ranges(model.llm, prompts, calib)
+        self.ranges = self._ranges(model.llm, prompts.calibrating, calib)
         self.written: dict[tuple[str, str], dict[str, Path]] = {}
 
     def _ranges(self, language: Any, prompts: list[list[int]], calib: Path) -> dict[str, Ranges]:

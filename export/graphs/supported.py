@@ -24,7 +24,8 @@ _STATES = (
 )  # fmt: skip  # they keep a state besides keys and values
 _EXPERTS = ("afmoe", "aria_text", "beam")  # layers that choose among others
 _OWN = ("axk1", "axk2", "bailing_hybrid", "big_bird")  # an attention of their own, which no graph expresses
-_WRONG = ("camembert", "data2vec-text", "hunyuan_v1_dense", "hunyuan_v1_moe")  # their graphs are traced, and compute something else
+# Their graphs are traced, and compute something else.
+_WRONG = ("camembert", "data2vec-text", "hunyuan_v1_dense", "hunyuan_v1_moe")
 
 
 def fault(config: Any, target: str, verified: bool, positions: int = 0) -> str | None:
