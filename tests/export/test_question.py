@@ -26,7 +26,7 @@ from tests.tiny import lavis as tiny_lavis
 from tests.tiny import parts as tiny_parts
 from tests.tiny import question as tiny_question
 
-pytestmark = pytest.mark.long(40)
+pytestmark = pytest.mark.long(12)
 
 SEED = seed_of(__name__)
 QUESTIONS = ["What is red?", "is the man in the snow with a dog and two cats", "a dog"]

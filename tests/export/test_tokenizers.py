@@ -17,6 +17,8 @@ from blip2rt import bundle
 from export import cli, convert
 from tests.tiny import blip2 as tiny_blip2
 
+pytestmark = pytest.mark.long(18)
+
 FLOATS = "vision=fp32,qformer=fp32,llm=fp32,retrieval=fp32"
 
 

@@ -22,6 +22,8 @@ from PIL import Image
 from tests.seeds import new_seed
 from tests.serve.running import PHOTO, ROOT, TIMEOUT, Response, Running, chat, data_uri, encoded, events
 
+pytestmark = pytest.mark.long(45)
+
 LONG = {"min_new_tokens": 200, "max_tokens": 200}  # a text that takes seconds
 
 
