@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .command import Parser, complain, flags_named, nonempty, path, run
-from .errors import ImageError, OptionError, printable
+from .errors import ImageError, OptionError, one_line, printable
 from .gallery import flags
 from .options import Options
 from .serve import flags as serving
@@ -57,8 +57,6 @@ def _caption(args: argparse.Namespace) -> int:
 
 def _ask(args: argparse.Namespace) -> int:
     """Answer a question about each image. A bad image does not stop the others."""
-    from .gallery.progress import one_line
-
     options = _decoding(args)
     if args.stream:
         _check_stream(args)
@@ -82,9 +80,10 @@ def _ask(args: argparse.Namespace) -> int:
 
 def _answer(name: str, question: str, answer: Scored, model: Model) -> dict[str, Any]:
     """A line of JSON, as docs/json.md has it."""
-    return {"image": name, "captions": [answer.text], "score": round(answer.score, 4), "truncated": answer.truncated,
-            "model": model.bundle.manifest.name, "ms": round(sum(answer.timings), 1), "question": question,
-            "answer": answer.text}  # fmt: skip
+    from .gallery.outputs import Described
+
+    about = (round(answer.score, 4), model.bundle.manifest.name, sum(answer.timings), answer.truncated)
+    return Described(name, [answer.text], *about).row(timed=True) | {"question": question, "answer": answer.text}
 
 
 def _check_stream(args: argparse.Namespace) -> None:
@@ -97,8 +96,6 @@ def _check_stream(args: argparse.Namespace) -> None:
 
 def _match(args: argparse.Namespace) -> int:
     """Print how well each text describes the image, the best first."""
-    from .gallery.progress import one_line
-
     matches = _load(args).match(_image(args.image), args.texts)
     for text, match in sorted(zip(args.texts, matches, strict=True), key=lambda row: -row[1].score):
         if args.json:
@@ -137,7 +134,6 @@ def _info(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     from .bundle import MANIFEST, embedded, verify
-    from .gallery.progress import one_line
 
     folder = args.bundle or embedded()
     signed = ""

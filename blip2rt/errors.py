@@ -17,6 +17,15 @@ def printable(text: str) -> str:
     return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def one_line(text: str) -> str:
+    """A text with its tabs, line ends and controls as escapes, for a line of its own."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
 class Blip2rtError(Exception):
     """Base of every error that blip2rt raises for the user's input; its message is always a single line."""
 

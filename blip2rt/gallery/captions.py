@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Blip2rtError, OptionError
+from ..errors import Blip2rtError, OptionError, one_line
 from .ahead import Cell, Pace, cells
 from .outputs import FULL, Described, Sink, Text
 from .pictures import Fault, Picture, Sources
-from .progress import Bar, Counts, Faults, one_line, say, summary
+from .progress import Bar, Counts, Faults, say, summary
 from .tables import table
 from .walk import walk
 from .wording import Wording

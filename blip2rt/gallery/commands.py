@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..command import complain
-from ..errors import OptionError
+from ..errors import OptionError, one_line
 from . import flags
 from .indexing import BATCH, update
-from .progress import one_line, say, summary
+from .progress import say, summary
 
 if TYPE_CHECKING:
     from ..model import Model

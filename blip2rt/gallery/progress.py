@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..command import complain
+from ..errors import one_line
 from .pictures import Fault, Sources
 from .tables import Lines
 from .walk import walk
@@ -118,15 +119,6 @@ def fault_line(fault: Fault) -> str:
     why = one_line(fault.why)
     name = one_line(fault.name)
     return why if repr(fault.name)[1:-1] in why or name in why else f"{name}: {why}"
-
-
-def one_line(text: str) -> str:
-    """A text with its tabs, line ends and controls as escapes, for a line of its own."""
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() or "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode() for c in text
-    )
 
 
 def summary(counts: Counts, verb: str, listed: str | None, told: Callable[[str], None]) -> None:
