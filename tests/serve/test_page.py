@@ -76,7 +76,11 @@ def text(browser: webdriver.Chrome, name: str) -> str:
 
 
 def texts(browser: webdriver.Chrome, selector: str) -> list[str]:
-    return [each.text for each in browser.find_elements(By.CSS_SELECTOR, selector)]
+    """Read at one moment: the page redraws its lists, and what was found in it a moment ago is gone."""
+    found: list[str] = browser.execute_script(
+        "return [...document.querySelectorAll(arguments[0])].map((each) => each.innerText)", selector
+    )
+    return found
 
 
 def pick(browser: webdriver.Chrome) -> None:
@@ -93,12 +97,12 @@ def test_a_picture_is_captioned_asked_about_and_matched(page: webdriver.Chrome) 
     page.find_element(By.TAG_NAME, "body").send_keys("/")
     question = page.switch_to.active_element
     assert question.accessible_name == "Question about the picture"
-    for words in ("What animal is it?", "What colour is it?"):
+    for count, words in enumerate(("What animal is it?", "What colour is it?"), 1):
         question.send_keys(words, Keys.ENTER)
-        wait(page, lambda: page.find_element(By.ID, "send").is_enabled() and texts(page, "#log .speed"))
+        wait(page, lambda count=count: len(texts(page, "#log .speed")) == count)
+        wait(page, lambda: page.find_element(By.ID, "send").is_enabled())
     assert texts(page, "#log .asked") == ["What animal is it?", "What colour is it?"]
     assert "cat" in texts(page, "#log .said")[0]
-    wait(page, lambda: len(texts(page, "#log .speed")) == 2)
     assert all(re.match(r"\d+ tokens? in [\d.]+ s, the first after", each) for each in texts(page, "#log .speed"))
 
     page.find_element(By.ID, "texts").send_keys("two dogs run on a beach\na cat")
@@ -115,11 +119,28 @@ def test_pictures_are_dropped_and_pasted_and_gone_back_to(page: webdriver.Chrome
     for count, kind in enumerate(("drop", "paste"), 1):
         page.execute_script(DROP, kind, data)
         wait(page, lambda count=count: len(texts(page, "#thumbs button")) == count)
-        wait(page, lambda: text(page, "caption") not in ("", "…"))
+    wait(page, lambda: text(page, "caption") not in ("", "…"))
     first, second = page.find_elements(By.CSS_SELECTOR, "#thumbs button")
     assert second.get_attribute("aria-pressed") == "true" and first.accessible_name.startswith("Picture 1: ")
     first.send_keys(Keys.ENTER)
-    wait(page, lambda: page.find_elements(By.CSS_SELECTOR, "#thumbs button")[0].get_attribute("aria-pressed") == "true")
+    wait(page, lambda: first.get_attribute("aria-pressed") == "true")
+    assert page.switch_to.active_element == first, "the keyboard stays where it was"
+
+
+def test_an_answer_goes_on_when_the_caption_comes(page: webdriver.Chrome) -> None:
+    page.execute_script(
+        "const real = fetch; window.held = {};"
+        "window.fetch = (path, ...rest) => new Promise((done) => { held[path] = () => done(real(path, ...rest)); });"
+    )
+    page.find_element(By.ID, "files").send_keys(str(PHOTO))
+    wait(page, lambda: page.execute_script("return 'v1/caption' in held"))
+    page.find_element(By.ID, "question").send_keys("What animal is it?", Keys.ENTER)
+    wait(page, lambda: page.execute_script("return 'v1/chat/completions' in held"))
+    page.execute_script("held['v1/caption']()")
+    wait(page, lambda: text(page, "caption") not in ("", "…"))
+    page.execute_script("held['v1/chat/completions']()")
+    wait(page, lambda: texts(page, "#log .speed"))
+    assert "cat" in texts(page, "#log .said")[0]
 
 
 def test_the_webcam_is_captioned_as_it_goes(page: webdriver.Chrome) -> None:
