@@ -17,26 +17,25 @@ from tests.seeds import new_seed
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper
 
-pytestmark = pytest.mark.long(100)
+pytestmark = pytest.mark.long(40)
 
 ROOT = Path(__file__).parents[2]
 
+PLAIN = ["c++"]
 # A null pointer ends the program, and ASan sees a read beyond an object: UBSan would take as long again for both.
 SANITIZED = ["c++", "-fsanitize=address,undefined", "-fno-sanitize=null,object-size,alignment"]
+AARCH64 = ["aarch64-linux-gnu-g++", "-static"]
+EMULATED = ["qemu-aarch64", "-cpu", "max"]
+KINDS = ("int4", "int8", "attention", "encoder_attention")
 
 
 @pytest.mark.parametrize(
     ("kind", "compiler", "runner"),
     [
-        ("int4", SANITIZED, []),
-        ("int4", ["aarch64-linux-gnu-g++", "-static"], ["qemu-aarch64", "-cpu", "max"]),
-        ("int8", SANITIZED, []),
-        ("int8", ["aarch64-linux-gnu-g++", "-static"], ["qemu-aarch64", "-cpu", "max"]),
-        ("attention", SANITIZED, []),
-        ("attention", ["aarch64-linux-gnu-g++", "-static"], ["qemu-aarch64", "-cpu", "max"]),
-        ("encoder_attention", SANITIZED, []),
+        *(pytest.param(kind, PLAIN, [], id=kind) for kind in KINDS),
+        *(pytest.param(kind, AARCH64, EMULATED, id=f"{kind}-aarch64") for kind in KINDS[:3]),
+        *(pytest.param(kind, SANITIZED, [], id=f"{kind}-sanitized", marks=pytest.mark.slow) for kind in KINDS),
     ],
-    ids=["int4", "int4-aarch64", "int8", "int8-aarch64", "attention", "attention-aarch64", "encoder-attention"],
 )
 def test_kernels_compute_what_plain_arithmetic_does(kind: str, compiler: list[str], runner: list[str]) -> None:
     for program in compiler[:1] + runner[:1]:

@@ -49,25 +49,33 @@ struct Case {
     matrix = {n, k, block, codes.data(), scales.data(), zeros.data()};
   }
 
-  // What the activations of a row, in so many steps to their largest, and the weights give, in double.
-  double expected(size_t row, size_t output, float levels) const {
-    double total = 0;
+  // Every output of a row: what its activations, in so many steps to their largest, and the weights give, in double.
+  std::vector<double> expected(size_t row, float levels) const {
     const size_t blocks = matrix.blocks();
+    std::vector<int32_t> rounded(blocks * block);
+    std::vector<double> steps(blocks), outputs(n);
     for (size_t b = 0; b < blocks; ++b) {
+      const size_t first = b * block, end = std::min(k, first + block);
       float largest = 0;
-      for (size_t i = b * block; i < std::min(k, (b + 1) * block); ++i) {
-        largest = std::max(largest, std::fabs(x[row * k + i]));
-      }
+      for (size_t i = first; i < end; ++i) largest = std::max(largest, std::fabs(x[row * k + i]));
       const float inverse = largest > 0 ? levels / largest : 0.0f;
-      const int zero = zeros[output * ((blocks + 1) / 2) + b / 2] >> (b % 2 * 4) & 15;
-      double sum = 0;
-      for (size_t i = b * block; i < std::min(k, (b + 1) * block); ++i) {
-        const int code = codes[(output * blocks * block + i) / 2] >> (i % 2 * 4) & 15;
-        sum += (code - zero) * std::nearbyint(static_cast<double>(x[row * k + i] * inverse));
+      for (size_t i = first; i < end; ++i) {
+        rounded[i] = static_cast<int32_t>(std::nearbyint(static_cast<double>(x[row * k + i] * inverse)));
       }
-      total += sum * from_half(scales[output * blocks + b]) * (largest / levels);
+      steps[b] = largest / levels;
     }
-    return total;
+    for (size_t output = 0; output < n; ++output) {
+      const uint8_t* of_output = &codes[output * blocks * block / 2];
+      for (size_t b = 0; b < blocks; ++b) {
+        const int zero = zeros[output * ((blocks + 1) / 2) + b / 2] >> (b % 2 * 4) & 15;
+        int32_t sum = 0;
+        for (size_t i = b * block; i < (b + 1) * block; ++i) {
+          sum += ((of_output[i / 2] >> (i % 2 * 4) & 15) - zero) * rounded[i];
+        }
+        outputs[output] += sum * static_cast<double>(from_half(scales[output * blocks + b])) * steps[b];
+      }
+    }
+    return outputs;
   }
 };
 
@@ -89,11 +97,12 @@ void check_case(const Int4Kernel& kernel, Case given, bool split) {
   const std::vector<float> out = product(kernel, given, split);
   const double tolerance = 1e-4 * std::sqrt(static_cast<double>(given.k));
   for (size_t row = 0; row < given.rows; ++row) {
+    const std::vector<double> expected = given.expected(row, split ? 127.0f * 256.0f : 127.0f);
     for (size_t i = 0; i < given.n; ++i) {
-      const double expected = given.expected(row, i, split ? 127.0f * 256.0f : 127.0f), got = out[row * given.n + i];
-      if (!(std::fabs(got - expected) <= tolerance)) {
+      const double got = out[row * given.n + i];
+      if (!(std::fabs(got - expected[i]) <= tolerance)) {
         std::printf("%s, %d bits: N %zu K %zu block %zu rows %zu: output (%zu, %zu) is %g instead of %g\n", kernel.name,
-                    split ? 16 : 8, given.n, given.k, given.block, given.rows, row, i, got, expected);
+                    split ? 16 : 8, given.n, given.k, given.block, given.rows, row, i, got, expected[i]);
         std::exit(1);
       }
     }

@@ -38,20 +38,27 @@ struct Case {
     matrix = {n, k, codes.data(), scales.data(), with_bias ? bias.data() : nullptr};
   }
 
-  // What the rounded activations of a row and the weights give, in double.
-  double expected(size_t row, size_t output) const {
+  // Every output of a row: what its rounded activations and the weights give, in double.
+  std::vector<double> expected(size_t row) const {
     const float* values = &x[row * k];
     const float low = std::min(0.0f, *std::min_element(values, values + k));
     const float high = std::max(0.0f, *std::max_element(values, values + k));
     const float inverse = high > low ? 255.0f / (high - low) : 0.0f;
     const float zero = std::nearbyint(-low * inverse);
-    double sum = 0;
+    std::vector<int32_t> rounded(k);
     for (size_t i = 0; i < k; ++i) {
-      const float rounded = std::nearbyint(values[i] * inverse) + zero;
-      sum += (std::min(255.0f, std::max(0.0f, rounded)) - zero) * static_cast<double>(codes[output * k + i]);
+      const float whole = std::nearbyint(values[i] * inverse) + zero;
+      rounded[i] = static_cast<int32_t>(std::min(255.0f, std::max(0.0f, whole)) - zero);
     }
-    const double scaled = sum * scales[output] * ((high - low) / 255.0f);
-    return scaled + (matrix.bias != nullptr ? matrix.bias[output] : 0.0f);
+    std::vector<double> outputs(n);
+    for (size_t output = 0; output < n; ++output) {
+      const int8_t* of_output = &codes[output * k];
+      int32_t sum = 0;
+      for (size_t i = 0; i < k; ++i) sum += rounded[i] * of_output[i];
+      outputs[output] = static_cast<double>(sum) * scales[output] * ((high - low) / 255.0f) +
+                        (matrix.bias != nullptr ? matrix.bias[output] : 0.0f);
+    }
+    return outputs;
   }
 };
 
@@ -80,11 +87,12 @@ void check_case(const Int8Kernel& kernel, Case& given) {
   const std::vector<float> out = product(kernel, given);
   const double tolerance = 2e-4 * std::sqrt(static_cast<double>(given.k));
   for (size_t row = 0; row < given.rows; ++row) {
+    const std::vector<double> expected = given.expected(row);
     for (size_t i = 0; i < given.n; ++i) {
-      const double expected = given.expected(row, i), got = out[row * given.n + i];
-      if (!(std::fabs(got - expected) <= tolerance + 1e-5 * std::fabs(expected))) {
+      const double got = out[row * given.n + i];
+      if (!(std::fabs(got - expected[i]) <= tolerance + 1e-5 * std::fabs(expected[i]))) {
         std::printf("%s: N %zu K %zu rows %zu: output (%zu, %zu) is %g instead of %g\n", kernel.name, given.n, given.k,
-                    given.rows, row, i, got, expected);
+                    given.rows, row, i, got, expected[i]);
         std::exit(1);
       }
     }
