@@ -30,14 +30,20 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny", seeds.new_seed())
 
 
+@pytest.fixture(scope="session")
+def traced_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where tests.tiny.traced keeps the graphs of this session."""
+    return shared_folder(tmp_path_factory, "traced")
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _graphs_are_traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _graphs_are_traced_once(traced_folder: Path) -> Iterator[None]:
     if "export.cli" not in sys.modules and "export.graphs.trace" not in sys.modules:  # no test of this session traces
         yield
         return
     from tests.tiny.traced import traced_once
 
-    with traced_once(shared_folder(tmp_path_factory, "traced")):
+    with traced_once(traced_folder):
         yield
 
 

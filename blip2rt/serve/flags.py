@@ -68,6 +68,8 @@ def add(command: Any) -> None:
                       help="time for the requests under way, once the server is told to end")  # fmt: skip
     much.add_argument("--max-body", type=size, default=argparse.SUPPRESS, metavar="BYTES",
                       help="largest request (default: 20M)")  # fmt: skip
+    much.add_argument("--body-seconds", type=seconds, default=limits.body_seconds, metavar="SECONDS",
+                      help="time for a request to arrive; its head has a third of it")  # fmt: skip
     much.add_argument("--max-pixels", type=whole(1, 1 << 40), default=limits.pixels, metavar="N",
                       help="width times height of a picture, at most")  # fmt: skip
     much.add_argument("--max-prompt", type=whole(1, 10_000_000), default=limits.prompt, metavar="N",
@@ -97,7 +99,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         raise OptionError("--api-key: give letters that a header can hold, without spaces")
     limits = Limits(
         body=getattr(args, "max_body", Limits.body), bodies=max(Limits.bodies, getattr(args, "max_body", 0)),
-        pixels=args.max_pixels, prompt=args.max_prompt, tokens=args.max_tokens,
+        body_seconds=args.body_seconds, pixels=args.max_pixels, prompt=args.max_prompt, tokens=args.max_tokens,
     )  # fmt: skip
     return Settings(
         host=args.host, port=args.port, limits=limits,

@@ -43,7 +43,7 @@ from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import parts as tiny_parts
 from tests.tiny.families import CONFIGS
 
-pytestmark = pytest.mark.long(115)
+pytestmark = pytest.mark.long(60)
 
 SEED = seed_of(__name__)
 FAMILIES = ("opt", "llama", "t5")
@@ -161,6 +161,7 @@ def test_tensorrt_builds_image_and_text_graphs(
     assert all(plan(file) for file in files)
 
 
+@pytest.mark.slow  # tracing it takes minutes
 @pytest.mark.parametrize("precision", ["fp16", "int8-static"])
 def test_tensorrt_builds_nano(precision: str, traced: Callable[..., Any], tmp_path: Path) -> None:
     """Its seven graphs, each with two of its transformers' layers, which are alike; match and embed have no int8."""

@@ -72,8 +72,9 @@ def test_no_socket_and_no_file(watcher: Path, tmp_path: Path, name: str) -> None
 
 
 def export_command(made: Path, out: Path) -> list[str]:
-    precision = ["--precision", "int8w"]  # random weights do not always bear int4
-    return ["-m", "export", "--checkpoint", str(made / "hf"), "--out", str(out), *precision]
+    precision = ["--precision", "fp32"]  # random weights do not always bear less
+    exporter = ["-m", "tests.tiny.exporter", str(made / "traced")]
+    return [*exporter, "--checkpoint", str(made / "hf"), "--out", str(out), *precision]
 
 
 def convert_command(made: Path, out: Path) -> list[str]:
@@ -89,7 +90,7 @@ def build_command(made: Path, out: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, traced_folder: Path) -> Path:
     """What the tools read: a checkpoint, a training's parts, and a bundle for TensorRT."""
     for package in ("torch", "onnxscript", "timm"):
         pytest.importorskip(package)
@@ -97,6 +98,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny.bundle import write_trt_encoder
 
     folder = tmp_path_factory.mktemp("made")
+    (folder / "traced").symlink_to(traced_folder)
     blip2.generative(folder / "hf", blip2.TEXT_CONFIGS["llama"]())
     (folder / "settings").write_text("\n".join(parts.tiny_settings(folder)))
     write_trt_encoder(folder / "trt")

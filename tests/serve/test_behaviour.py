@@ -22,7 +22,7 @@ from PIL import Image
 from tests.seeds import new_seed
 from tests.serve.running import PHOTO, ROOT, TIMEOUT, Response, Running, chat, data_uri, encoded, events
 
-pytestmark = pytest.mark.long(45)
+pytestmark = pytest.mark.long(25)
 
 LONG = {"min_new_tokens": 200, "max_tokens": 200}  # a text that takes seconds
 
@@ -195,22 +195,25 @@ def test_bodies_pixels_and_texts_are_bounded(start: Callable[..., Running], phot
 # Who is slow, or leaves
 
 
-def test_who_sends_a_byte_at_a_time_is_cut_off(nano: Running, start: Callable[..., Running], cat: bytes) -> None:
+def test_who_sends_a_byte_at_a_time_is_cut_off(start: Callable[..., Running], cat: bytes) -> None:
     """Heads and bodies have a time; meanwhile others are served."""
-    slow = [socket.create_connection(("127.0.0.1", nano.port), TIMEOUT) for _ in range(200)]
+    server = start("--body-seconds", 12)
+    slow = [socket.create_connection(("127.0.0.1", server.port), TIMEOUT) for _ in range(200)]
     begun = time.monotonic()
     for i, each in enumerate(slow):
         each.sendall(
             b"POST /v1/caption HTTP/1.1\r\nHost: localhost\r\n" + (b"Content-Length: 999\r\n\r\n{" if i % 2 else b"")
         )
-    assert nano.post("/v1/caption", {"image": encoded(cat)}).status == 200, "others are served"
+    assert server.post("/v1/caption", {"image": encoded(cat)}).status == 200, "others are served"
     heads, bodies = slow[::2], slow[1::2]
-    while time.monotonic() - begun < 8:
+    while time.monotonic() - begun < 1.5:
         for each in slow:
-            each.sendall(b"X" if each in bodies else b"X: y\r\n")
-        time.sleep(2)
+            with contextlib.suppress(OSError):  # a busy machine took its time for the heads
+                each.sendall(b"X" if each in bodies else b"X: y\r\n")
+        time.sleep(0.5)
     for each in heads:
-        assert each.recv(100) == b"", "after 10 seconds"
+        with contextlib.suppress(ConnectionResetError):
+            assert each.recv(100) == b"", "after 4 seconds"
     for each in bodies:
         assert each.recv(100).startswith(b"HTTP/1.1 408")
     assert time.monotonic() - begun < 60

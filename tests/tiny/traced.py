@@ -7,6 +7,7 @@ that is known is read back, and the weights of the module at hand are put in.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -50,9 +51,24 @@ def traced_once(folder: Path) -> Iterator[None]:
 
     trace.capture = remembering
     try:
-        yield
+        with _operators_listed_once():
+            yield
     finally:
         trace.capture = whole
+
+
+@contextlib.contextmanager
+def _operators_listed_once() -> Iterator[None]:
+    """PyTorch's exporter lists what it translates anew for each graph: a fifth of a small one's time."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    whole = vars(ONNXRegistry)["from_torchlib"]  # a class method
+    known = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+    setattr(ONNXRegistry, "from_torchlib", known)  # noqa: B010 - mypy knows no assignment to a method
+    try:
+        yield
+    finally:
+        setattr(ONNXRegistry, "from_torchlib", whole)  # noqa: B010
 
 
 def _bind(model: ir.Model, module: torch.nn.Module) -> None:
@@ -65,7 +81,7 @@ def _bind(model: ir.Model, module: torch.nn.Module) -> None:
 
 
 def structure(part: trace.Part, opset: int) -> str:
-    """A hash of all that a graph depends on but its weights: the module's classes, settings, shapes and tables, the
+    """A hash of all that a graph depends on but its weights and tables: the module's classes, settings and shapes, the
     inputs and outputs."""
     digest = hashlib.sha256(repr((part.name, opset, list(part.outputs), part.axes)).encode())
     unread = UNREAD if isinstance(part.module, qformer._Graph) else ()
@@ -76,12 +92,12 @@ def structure(part: trace.Part, opset: int) -> str:
             key: _setting(value) for key, value in vars(module).items() if not key.startswith("_") and key not in _IDLE
         }
         digest.update(repr((name, type(module).__module__, type(module).__qualname__, settings)).encode())
-    parameters = [(n, p) for n, p in part.module.named_parameters(remove_duplicate=False) if not n.startswith(unread)]
-    ties = [next(i for i, (_, other) in enumerate(parameters) if other is tensor) for _, tensor in parameters]
-    shapes = [(name, tuple(t.shape), t.dtype, streaming.is_bound(t)) for name, t in parameters]
+    named = [*part.module.named_parameters(remove_duplicate=False), *part.module.named_buffers(remove_duplicate=False)]
+    tensors = [(name, tensor) for name, tensor in named if not name.startswith(unread)]
+    ties = [next(i for i, (_, other) in enumerate(tensors) if other is tensor) for _, tensor in tensors]
+    shapes = [(name, tuple(t.shape), t.dtype, streaming.is_bound(t)) for name, t in tensors]
     digest.update(repr((ties, shapes)).encode())
-    buffers = [(name, tensor) for name, tensor in part.module.named_buffers() if not name.startswith(unread)]
-    for name, tensor in [*buffers, *part.example.items()]:
+    for name, tensor in part.example.items():
         digest.update(repr((name, _setting(tensor))).encode())
     return digest.hexdigest()
 

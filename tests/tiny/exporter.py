@@ -1,0 +1,16 @@
+"""blip2rt-export that traces each structure once: `python -m tests.tiny.exporter FOLDER ARGUMENTS...`.
+
+FOLDER: what tests.tiny.traced keeps of the graphs that were traced.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from export import cli
+from tests.tiny.traced import traced_once
+
+if __name__ == "__main__":
+    with traced_once(Path(sys.argv[1])):
+        sys.exit(cli.main(sys.argv[2:]))
