@@ -13,7 +13,7 @@ from blip2rt.bench.stages import Work
 from blip2rt.bundle import MANIFEST, read
 from tests.engines.native import Session, runtime
 
-pytestmark = pytest.mark.long(43)
+pytestmark = pytest.mark.long(50)
 
 
 def test_a_bundle_of_another_exporter_is_made_anew(tmp_path, monkeypatch):

@@ -19,6 +19,8 @@ import yaml
 
 import blip2rt
 
+pytestmark = pytest.mark.long(20)
+
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("docs", "examples", "benchmarks", "recipes")
 PAGES = [*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in sorted((ROOT / folder).rglob("*.md")))]

@@ -16,6 +16,8 @@ pytest.importorskip("onnxscript")
 from tests.engines.native.reference import Case, inputs, make_case
 from tests.seeds import new_seed
 
+pytestmark = pytest.mark.long(12)
+
 DRAWS = 6000
 BEAM_DRAWS = 1500
 

@@ -30,7 +30,7 @@ from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import valid
 from tests.tiny.families import HIDDEN, VOCAB, two_widths
 
-pytestmark = pytest.mark.long(90)
+pytestmark = pytest.mark.long(95)
 
 SEED = seed_of(__name__)
 FLOAT = "vision=fp32,qformer=fp32,llm=fp32,retrieval=fp32"

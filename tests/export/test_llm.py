@@ -22,7 +22,7 @@ from tests.tiny import valid
 from tests.tiny.families import CONFIGS, HIDDEN, VOCAB
 from tests.tiny.language import build
 
-pytestmark = pytest.mark.long(40)
+pytestmark = pytest.mark.long(22)
 
 SEED = seed_of(__name__)
 

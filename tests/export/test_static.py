@@ -34,7 +34,7 @@ from tests.seeds import seed_of
 from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import valid
 
-pytestmark = pytest.mark.long(25)
+pytestmark = pytest.mark.long(8)
 
 SEED = seed_of(__name__)
 

@@ -22,7 +22,7 @@ from tests.tiny.bundle import make_manifest
 from tests.tiny.families import HIDDEN, VOCAB
 from tests.tiny.language import build
 
-pytestmark = pytest.mark.long(45)
+pytestmark = pytest.mark.long(17)
 
 SEED = seed_of(__name__)
 

@@ -43,7 +43,7 @@ from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import parts as tiny_parts
 from tests.tiny.families import CONFIGS
 
-pytestmark = pytest.mark.long(60)
+pytestmark = pytest.mark.long(90)
 
 SEED = seed_of(__name__)
 FAMILIES = ("opt", "llama", "t5")

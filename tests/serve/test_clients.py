@@ -15,6 +15,8 @@ from PIL import Image
 
 from tests.serve.running import PHOTO, Running, data_uri, encoded
 
+pytestmark = pytest.mark.long(15)
+
 HELLO = "Hello! Send me a picture"
 
 

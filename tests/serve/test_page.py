@@ -23,6 +23,8 @@ import blip2rt
 from blip2rt.gallery import Index
 from tests.serve.running import PHOTO, TIMEOUT, Running
 
+pytestmark = pytest.mark.long(13)
+
 DROP = """
 const [kind, data] = arguments, bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
 const given = new DataTransfer();

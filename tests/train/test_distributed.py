@@ -27,7 +27,7 @@ from .processes import (
     train_together,
 )
 
-pytestmark = pytest.mark.long(65)
+pytestmark = pytest.mark.long(80)
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from ..tiny.lavis import state_of
 from ..tiny.parts import NANO_STAGE2, WORDS, bert_folder, caption_table, llm_folder, tiny_settings
 from .processes import FIVE_STEPS, WHOLE, assert_same_training, train_together
 
-pytestmark = pytest.mark.long(105)
+pytestmark = pytest.mark.long(120)
 
 STEPS = {"steps": 4, "warmup": 1, "batch_size": 4, "save_every": 2, "log_every": 1, "precision": "fp32", "lr": 1e-3,
          "projection_lr": 1e-3, "min_lr": 0, "workers": 0, "texts_per_image": 2, "eval_every": 4}  # fmt: skip
