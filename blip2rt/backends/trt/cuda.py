@@ -100,6 +100,10 @@ class Cuda:
         """Done when the stream has been waited for."""
         self._call("cuMemcpyDtoHAsync", host, address, size, stream)
 
+    def copy(self, address: int, source: int, size: int, stream: Any) -> None:
+        """Within the GPU's memory."""
+        self._call("cuMemcpyDtoDAsync", address, source, size, stream)
+
     # Streams, events, graphs
 
     def stream(self) -> Any:

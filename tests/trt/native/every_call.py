@@ -53,8 +53,11 @@ def memory(cuda: Cuda, stream: Any) -> None:
     cuda.wait(stream)
     assert list((ctypes.c_float * 16).from_address(host)) == [1.0] * 16
     words = (ctypes.c_int * 16)(*range(16))
-    cuda.upload(device, ctypes.addressof(words), 64, stream)
+    other = cuda.allocate(64)
+    cuda.upload(other, ctypes.addressof(words), 64, stream)
+    cuda.copy(device, other, 64, stream)
     cuda.download(host, device, 64, stream)
+    cuda.free(other)
     cuda.wait(stream)
     assert list((ctypes.c_int * 16).from_address(host)) == list(range(16))
     cuda.free(device)

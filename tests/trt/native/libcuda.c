@@ -1,5 +1,6 @@
-// A driver for the tests of blip2rt.backends.trt.cuda: the calls that it makes, on the host's memory. What is launched
-// while a stream is captured is counted and not run; launching the graph counts it.
+// A driver that stands in for NVIDIA's: the calls that blip2rt.backends.trt makes, on the host's memory. Work is done when
+// it is asked for. A kernel that is launched while a stream is captured is written down, and run when the graph is
+// launched. Here kernels are counted; libcuda_kernels.cpp runs those of engines/search/kernels.cu.
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,7 +8,19 @@
 typedef int Result;
 enum { kSuccess = 0, kInvalidValue = 1, kOutOfMemory = 2, kNotFound = 500, kNotSupported = 801 };
 
-static int capturing, captured, launched;
+enum { kMostArguments = 16, kMostNodes = 4096 };
+typedef struct Launch {
+  const char* kernel;
+  unsigned x, y, threads;
+  uint64_t arguments[kMostArguments];
+} Launch;
+typedef struct {
+  int count;
+  Launch nodes[];
+} Graph;
+
+static int capturing, recorded, launched;
+static Launch nodes[kMostNodes];  // of the stream that is captured
 static int counts[8];  // handles that are alive: memory, host memory, streams, events, graphs, executables, modules
 enum { kMemory, kHost, kStreams, kEvents, kGraphs, kExecutables, kModules };
 
@@ -24,13 +37,25 @@ static Result gone(int kind, void* handle) {
 }
 
 Result cuInit(unsigned flags) { return flags == 0 ? kSuccess : kInvalidValue; }
+// NVRTC looks for a driver, and reads a table of it that says here how short it is.
+Result cuGetExportTable(const void** table, const void* id) {
+  static const uint64_t kNothing[8] = {8};
+  (void)id;
+  return *table = kNothing, kSuccess;
+}
 Result cuDriverGetVersion(int* version) { return *version = 13010, kSuccess; }
 Result cuGetErrorName(Result error, const char** name) { return *name = error ? "AN_ERROR" : "SUCCESS", kSuccess; }
 Result cuGetErrorString(Result error, const char** text) { return cuGetErrorName(error, text); }
 Result cuDeviceGet(int* device, int ordinal) { return *device = ordinal, kSuccess; }
+Result cuDeviceGetName(char* name, int size, int device) {
+  strncpy(name, "stand-in of a GPU", (size_t)size);
+  return (Result)device;
+}
+Result cuDeviceTotalMem_v2(size_t* bytes, int device) { return *bytes = (size_t)1 << 30, (Result)device; }
 Result cuDeviceGetAttribute(int* value, int attribute, int device) {
-  *value = attribute == 75 ? 8 : attribute == 76 ? 7 : -1;
-  return device == 0 && *value > 0 ? kSuccess : kInvalidValue;
+  // Compute capability 8.7; multiprocessors; memory of its own.
+  *value = attribute == 75 ? 8 : attribute == 76 ? 7 : attribute == 16 ? 1 : attribute == 18 ? 0 : -1;
+  return device == 0 && *value >= 0 ? kSuccess : kInvalidValue;
 }
 Result cuDevicePrimaryCtxRetain(void** context, int device) { return *context = (void*)0x10, (Result)device; }
 Result cuCtxSetCurrent(void* context) { return context == (void*)0x10 ? kSuccess : kInvalidValue; }
@@ -38,7 +63,7 @@ Result cuCtxSetCurrent(void* context) { return context == (void*)0x10 ? kSuccess
 Result cuMemAlloc_v2(uintptr_t* address, size_t size) {
   if (size > (size_t)1 << 40) return kOutOfMemory;
   ++counts[kMemory];
-  return *address = (uintptr_t)malloc(size), kSuccess;
+  return *address = (uintptr_t)aligned_alloc(256, (size + 255) / 256 * 256), kSuccess;
 }
 Result cuMemFree_v2(uintptr_t address) { return gone(kMemory, (void*)address); }
 Result cuMemAllocHost_v2(void** address, size_t size) { return ++counts[kHost], *address = malloc(size), kSuccess; }
@@ -53,6 +78,9 @@ Result cuMemcpyHtoDAsync_v2(uintptr_t to, const void* from, size_t size, void* s
 Result cuMemcpyDtoHAsync_v2(void* to, uintptr_t from, size_t size, void* stream) {
   return memcpy(to, (void*)from, size), stream ? kSuccess : kInvalidValue;
 }
+Result cuMemcpyDtoDAsync_v2(uintptr_t to, uintptr_t from, size_t size, void* stream) {
+  return memcpy((void*)to, (void*)from, size), stream ? kSuccess : kInvalidValue;
+}
 
 Result cuStreamCreate(void** stream, unsigned flags) { return flags == 1 ? made(kStreams, stream) : kInvalidValue; }
 Result cuStreamSynchronize(void* stream) { return stream ? kSuccess : kInvalidValue; }
@@ -64,36 +92,74 @@ Result cuEventDestroy_v2(void* event) { return gone(kEvents, event); }
 
 Result cuStreamBeginCapture_v2(void* stream, int mode) {
   if (stream == NULL || mode != 1) return kInvalidValue;
-  capturing = 1, captured = 0;
+  capturing = 1, recorded = 0;
   return kSuccess;
 }
 Result cuStreamEndCapture(void* stream, void** graph) {
   if (!capturing || stream == NULL) return kInvalidValue;
   capturing = 0;
-  return made(kGraphs, graph);
+  Graph* made_of = (Graph*)malloc(sizeof(Graph) + (size_t)recorded * sizeof(Launch));
+  made_of->count = recorded;
+  memcpy(made_of->nodes, nodes, (size_t)recorded * sizeof(Launch));
+  ++counts[kGraphs];
+  return *graph = made_of, kSuccess;
 }
 Result cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long flags) {
-  return graph && flags == 0 ? made(kExecutables, executable) : kInvalidValue;
+  if (graph == NULL || flags != 0) return kInvalidValue;
+  const size_t size = sizeof(Graph) + (size_t)((Graph*)graph)->count * sizeof(Launch);
+  ++counts[kExecutables];
+  return *executable = memcpy(malloc(size), graph, size), kSuccess;
 }
 Result cuGraphDestroy(void* graph) { return gone(kGraphs, graph); }
-Result cuGraphLaunch(void* executable, void* stream) {
-  launched += captured;
-  return executable && stream ? kSuccess : kInvalidValue;
-}
 Result cuGraphExecDestroy(void* executable) { return gone(kExecutables, executable); }
+
+#ifndef STAND_IN_RUNS_KERNELS
+static const struct {
+  const char* name;
+  int arguments;
+} kKernels[] = {{"kernel", 2}};
+
+static Result runs(const Launch* one) {
+  float second;
+  memcpy(&second, &one->arguments[1], sizeof second);
+  if (one->x != 3 || one->y != 2 || one->threads != 64) return kInvalidValue;
+  return (int)one->arguments[0] == 7 && second == 0.5f ? kSuccess : kInvalidValue;
+}
+#endif
+enum { kKernelCount = sizeof kKernels / sizeof kKernels[0] };
+
+static Result run_one(const Launch* one) {
+  ++launched;
+  return runs(one);
+}
+Result cuGraphLaunch(void* executable, void* stream) {
+  if (executable == NULL || stream == NULL) return kInvalidValue;
+  for (int i = 0; i < ((Graph*)executable)->count; ++i) {
+    const Result failed = run_one(&((Graph*)executable)->nodes[i]);
+    if (failed) return failed;
+  }
+  return kSuccess;
+}
 
 Result cuModuleLoadData(void** module, const void* image) { return image ? made(kModules, module) : kInvalidValue; }
 Result cuModuleGetFunction(void** function, void* module, const char* name) {
-  *function = (void*)0x20;
-  return module && strcmp(name, "kernel") == 0 ? kSuccess : kNotFound;
+  for (int i = 0; module && i < kKernelCount; ++i) {
+    if (strcmp(name, kKernels[i].name) == 0) return *function = (void*)&kKernels[i], kSuccess;
+  }
+  return kNotFound;
 }
 Result cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                       unsigned shared, void* stream, void** arguments, void** extra) {
-  if (function != (void*)0x20 || gx != 3 || gy != 2 || gz != 1 || bx != 64 || by != 1 || bz != 1 || shared != 0 ||
-      stream == NULL || extra != NULL || *(int*)arguments[0] != 7 || *(float*)arguments[1] != 0.5f) {
+  const uintptr_t index = ((uintptr_t)function - (uintptr_t)kKernels) / sizeof kKernels[0];
+  if (index >= kKernelCount || gz != 1 || by != 1 || bz != 1 || shared != 0 || stream == NULL || extra != NULL) {
     return kInvalidValue;
   }
-  ++*(capturing ? &captured : &launched);
+  Launch one = {kKernels[index].name, gx, gy, bx, {0}};
+  // ctypes has room for 8 bytes in every value; a kernel reads as many as its parameter has.
+  for (int i = 0; i < kKernels[index].arguments; ++i) memcpy(&one.arguments[i], arguments[i], 8);
+  if (!capturing) return run_one(&one);
+  if (recorded == kMostNodes) return kOutOfMemory;
+  nodes[recorded++] = one;
   return kSuccess;
 }
 
@@ -111,7 +177,8 @@ static const struct {
 #define ENTRY(name) {#name, (void*)name}
 #define ENTRY_V2(name) {#name, (void*)name##_v2}
     ENTRY(cuInit), ENTRY(cuDriverGetVersion), ENTRY(cuGetErrorName), ENTRY(cuGetErrorString), ENTRY(cuDeviceGet),
-    ENTRY(cuDeviceGetAttribute), ENTRY(cuDevicePrimaryCtxRetain), ENTRY(cuCtxSetCurrent), ENTRY_V2(cuMemAlloc),
+    ENTRY(cuDeviceGetAttribute), ENTRY(cuDeviceGetName), ENTRY_V2(cuDeviceTotalMem), ENTRY_V2(cuMemcpyDtoDAsync),
+    ENTRY(cuDevicePrimaryCtxRetain), ENTRY(cuCtxSetCurrent), ENTRY_V2(cuMemAlloc),
     ENTRY_V2(cuMemFree), ENTRY_V2(cuMemAllocHost), ENTRY(cuMemFreeHost), ENTRY(cuMemsetD32Async),
     ENTRY_V2(cuMemcpyHtoDAsync), ENTRY_V2(cuMemcpyDtoHAsync), ENTRY(cuStreamCreate), ENTRY(cuStreamSynchronize),
     ENTRY_V2(cuStreamDestroy), ENTRY(cuEventCreate), ENTRY(cuEventRecord), ENTRY(cuEventSynchronize),

@@ -1,0 +1,131 @@
+"""The order of the steps, each in a process of its own; what is done, and what is to be done again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from blip2rt.bundle.whole import write_file
+
+ROOT = Path(__file__).parents[2]
+MODULE = "benchmarks.gpu_day"
+DONE, FAILED, LEFT_OUT = "done", "failed", "left out"
+_READ = ("benchmarks/gpu_day", "blip2rt", "engines/search", "export")  # sources whose change makes a step old
+NAMES = ("doctor", "bandwidth", "kernels", "sanitize", "loop-by-onnxruntime", "ort-on-cuda", "loop-by-tensorrt",
+         "large-fp16", "large-int4")  # fmt: skip
+_LAST_WORDS = 2000  # characters of what a step that failed has said
+
+
+class LeftOut(Exception):
+    """A step cannot be taken on this machine; the message says what it lacks."""
+
+
+@dataclass(frozen=True)
+class Day:
+    """What all steps are told."""
+
+    out: Path
+    geometry: str  # of the language model that is measured against the card's bandwidth
+    stand_in: bool = False
+    turns: int = 40  # random cases of each kind
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Plans and kernels of the day are kept apart from others."""
+        return {**os.environ, "BLIP2RT_CACHE": str(self.out / "cache"), "PYTHONPATH": str(ROOT)}
+
+
+Step = Callable[[Day], dict[str, Any]]
+
+
+def run_all(day: Day, names: list[str], python: str, limit: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """Take every step that has not been taken. Return the results by name."""
+    results = {}
+    for number, name in enumerate(names, 1):
+        known = read(day, name)
+        if known is not None and known["state"] == DONE:
+            say(f"{number}/{len(names)} {name}: done before")
+            results[name] = known
+            continue
+        say(f"{number}/{len(names)} {name} ...")
+        results[name] = _take(day, name, python, limit)
+        say(f"{number}/{len(names)} {name}: {results[name]['state']} in {results[name]['seconds']:.0f} s"
+            + (f": {results[name]['why'].splitlines()[-1]}" if results[name]["why"] else ""))  # fmt: skip
+    return results
+
+
+def read(day: Day, name: str) -> dict[str, Any] | None:
+    """What a step has found; None where it was not taken, or by other sources or for other settings."""
+    try:
+        known = json.loads(_file(day, name).read_text())
+    except (OSError, ValueError):
+        return None
+    return known if isinstance(known, dict) and known.get("key") == key(day) else None
+
+
+def key(day: Day) -> str:
+    """What the results depend on besides the machine."""
+    digest = hashlib.sha256(repr((day.geometry, day.stand_in, day.turns)).encode())
+    for file in sorted(_sources()):
+        digest.update(file.relative_to(ROOT).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _sources() -> Iterator[Path]:
+    for folder in _READ:
+        for kind in ("*.py", "*.cu", "*.h"):
+            yield from (ROOT / folder).rglob(kind)
+
+
+def _file(day: Day, name: str) -> Path:
+    return day.out / "steps" / f"{name}.json"
+
+
+def _take(day: Day, name: str, python: str, limit: float) -> dict[str, Any]:
+    file, log = _file(day, name), day.out / "logs" / f"{name}.txt"
+    for folder in (file.parent, log.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    command = [python, "-m", MODULE, "--out", str(day.out), "--geometry", day.geometry, "--turns", str(day.turns),
+               *(["--stand-in"] if day.stand_in else []), "--step", name]  # fmt: skip
+    started, why = time.monotonic(), ""
+    with open(log, "wb") as words:
+        try:
+            code = subprocess.run(command, cwd=ROOT, env=day.environment, stdin=subprocess.DEVNULL, stdout=words,
+                                  stderr=subprocess.STDOUT, timeout=limit).returncode  # fmt: skip
+        except subprocess.TimeoutExpired:
+            code, why = 124, f"it took more than {limit:.0f} s"
+    result = read(day, name)
+    if result is None:
+        said = log.read_text(errors="replace")[-_LAST_WORDS:].strip()
+        result = {"state": FAILED, "why": why or f"{said}\nit ended with code {code}", "found": {}, "key": key(day)}
+    result["seconds"] = round(time.monotonic() - started, 1)
+    write_file(file, json.dumps(result, indent=1).encode())
+    return result
+
+
+def take_here(day: Day, name: str, step: Step) -> int:
+    """Take a step in this process, and write what it has found. Return the exit code."""
+    result: dict[str, Any] = {"state": DONE, "why": "", "found": {}, "key": key(day)}
+    try:
+        result["found"] = step(day)
+        if faults := result["found"].get("faults"):
+            result |= {"state": FAILED, "why": "; ".join(faults)}
+    except LeftOut as reason:
+        result |= {"state": LEFT_OUT, "why": str(reason)}
+    write_file(_file(day, name), json.dumps(result, indent=1, default=str).encode())
+    return 0
+
+
+def whole(day: Day, results: dict[str, Any]) -> dict[str, Any]:
+    """All that the day has found."""
+    return {"day": {**asdict(day), "out": str(day.out)}, "date": time.strftime("%Y-%m-%d %H:%M"),
+            "python": sys.version.split()[0], "steps": results}  # fmt: skip

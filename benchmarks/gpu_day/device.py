@@ -1,0 +1,89 @@
+"""The card through the driver: its kernels, its bandwidth, times of work that a graph replays."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from blip2rt import cuda_libraries
+from blip2rt.backends.trt import cuda as cuda_module
+from blip2rt.backends.trt.cache import PlanCache, default_folder
+from blip2rt.backends.trt.cuda import Cuda
+from blip2rt.backends.trt.lane import Lane
+from blip2rt.backends.trt.search import Kernels
+from blip2rt.errors import BackendError
+from blip2rt.native import native
+
+from .day import LeftOut
+
+_REPEATS = 7
+
+
+def open_cuda() -> Cuda:
+    """Raises LeftOut: there is no GPU, or nothing to reach it with."""
+    cuda_libraries.preload()  # NVRTC, wherever pip has put it
+    try:
+        return Cuda(*cuda_module.load_bindings())
+    except BackendError as error:
+        raise LeftOut(str(error)) from error
+
+
+def open_kernels(cuda: Cuda) -> tuple[Kernels, dict[str, Any]]:
+    """The kernels, compiled for the card or kept from before, and how they were."""
+    source, headers = native().kernels()
+    architecture = "sm_{}{}".format(*cuda.compute_capability)
+    origin = {"compiler": cuda.compiler, "architecture": architecture, "sources": [source, headers]}
+    cache, started = PlanCache(default_folder()), time.perf_counter()
+    path = cache.find("kernels", origin)
+    if path is None:
+        path = cache.store("kernels", origin, cuda.compile(source, headers, architecture))
+    taken = time.perf_counter() - started
+    said = {"compiler": cuda.compiler, "architecture": architecture, "seconds": round(taken, 2),
+            "bytes": path.stat().st_size}  # fmt: skip
+    return Kernels(cuda, path.read_bytes()), said
+
+
+@contextmanager
+def lane(cuda: Cuda) -> Iterator[Lane]:
+    opened = Lane(cuda)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def seconds_each(lane: Lane, work: Callable[[], None], count: int) -> float:
+    """Seconds of one `work`, of `count` that a graph holds: the median of a few launches of the graph."""
+    lane.wait()
+    lane.cuda.begin_capture(lane.stream)
+    for _ in range(count):
+        work()
+    graph = lane.cuda.end_capture(lane.stream)
+    try:
+        times = []
+        for _ in range(_REPEATS + 1):  # the first warms
+            started = time.perf_counter()
+            lane.cuda.launch_graph(graph, lane.stream)
+            lane.wait()
+            times.append((time.perf_counter() - started) / count)
+        return statistics.median(times[1:])
+    finally:
+        lane.cuda.destroy_graph(graph)
+
+
+def bandwidth(cuda: Cuda, size: int) -> float:
+    """Bytes read a second, measured by copying `size` bytes within the device: one is read and one written each."""
+    with lane(cuda) as own:
+        source, target = own.buffer("source", size), own.buffer("target", size)
+        best = 0.0
+        for _ in range(_REPEATS):
+            own.wait()
+            started = time.perf_counter()
+            for _ in range(10):
+                cuda.copy(target, source, size, own.stream)
+            own.wait()
+            best = max(best, 2 * 10 * size / (time.perf_counter() - started))
+    return best
