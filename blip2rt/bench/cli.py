@@ -19,7 +19,7 @@ from ..bundle.whole import write_file
 from ..command import Parser, nonempty, run, whole
 from ..errors import OptionError
 from ..installing import pip_install
-from . import collect, ending, geometry, machine, peers, report
+from . import boards, collect, ending, geometry, machine, peers, report
 from .stages import Work
 
 _EPILOG = f"""\
@@ -32,6 +32,7 @@ examples:
   blip2rt-bench
   blip2rt-bench --geometry blip2-opt-2.7b --peer hf-fp32 --peer hf-bf16 --json opt.json --plot opt.png
   blip2rt-bench --model opt --checkpoint Salesforce/blip2-opt-2.7b --peer hf-bf16 --json -
+  blip2rt-bench --geometry blip2-opt-2.7b --roofline all
 """
 
 _HUB_ID = r"(\w[\w.-]*/)?\w[\w.-]*"
@@ -65,6 +66,9 @@ def _parser() -> Parser:
                           help="Hugging Face BLIP-2 folder or hub id, for the peers")  # fmt: skip
     measured.add_argument("--scaling", action="store_true",
                           help="also measure batches of 1 to 16, 1 to 8 callers, 1 and 2 threads")  # fmt: skip
+    measured.add_argument("--roofline", choices=[*boards.BOARDS, boards.ALL], metavar="BOARD",
+                          help="measure nothing: the least times of a bundle of the target trt on an NVIDIA board, by "
+                          f"its data sheet ({', '.join(boards.BOARDS)}, or {boards.ALL})")  # fmt: skip
     how = parser.add_argument_group("how")
     how.add_argument("--image", type=nonempty, metavar="FILE", help="picture to caption (default: one that is made up)")
     how.add_argument("--batch", type=whole(1, 64), default=1, metavar="N", help="images in one call")
@@ -83,6 +87,8 @@ def _parser() -> Parser:
 
 def _run(args: argparse.Namespace) -> int:
     _check(args)
+    if args.roofline is not None:
+        return _roofline(args)
     for name in dict.fromkeys(args.peer):
         if reason := collect.absent(name):
             print(f"{name} is not measured: {reason}", file=sys.stderr)
@@ -98,6 +104,24 @@ def _run(args: argparse.Namespace) -> int:
         _write("markdown", args.markdown, report.markdown(result))
     if args.json is not None:  # after Markdown: of stdout it is the last line
         _write("json", args.json, json.dumps(result, indent=None if args.json == "-" else 2) + "\n")
+    return 0
+
+
+def _roofline(args: argparse.Namespace) -> int:
+    """The table of boards. Nothing runs, so that no GPU and no data file is needed."""
+    if args.geometry is not None:
+        precision = geometry.PRECISION_TRT if args.precision is None else args.precision
+        bundle = geometry.bundle(args.geometry, precision, geometry.cache(args.cache), "trt")
+    else:
+        bundle = embedded() if args.model is None else Path(args.model)
+    names = list(boards.BOARDS) if args.roofline == boards.ALL else [args.roofline]
+    table = boards.roofline(read(bundle), names)
+    report.draw([table], sys.stdout)
+    if args.markdown is not None:
+        _write("markdown", args.markdown, report.markdown_table(table) + "\n")
+    if args.json is not None:
+        rows = [dict(zip(table.head, row, strict=True)) for row in table.rows]
+        _write("json", args.json, json.dumps({"title": table.title, "boards": rows}) + "\n")
     return 0
 
 

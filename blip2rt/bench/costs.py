@@ -15,6 +15,7 @@ from . import wire
 _PASSED = ("Cast", "Mul", "DequantizeLinear", "Transpose", "Identity")  # between a stored weight and its product
 _GATHERS = ("Gather", "GatherBlockQuantized")  # read a few rows of their table
 _INTEGER = ("MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits", "ConvInteger", "QLinearConv", "QLinearMatMul")
+_BITS4 = (21, 22)  # data types that no processor multiplies in: a product of them is one of floats
 _PRODUCTS = ("MatMul", "Gemm", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits")
 
 
@@ -157,7 +158,7 @@ def _weight(graph: wire.Graph, producers: dict[str, wire.Node], node: wire.Node)
     for name, op_type in _chain(producers, node.inputs[1]):
         integer = integer or op_type == "DequantizeLinear"
         if name in graph.initializers:
-            return graph.initializers[name], integer
+            return graph.initializers[name], integer and graph.initializers[name].dtype not in _BITS4
     return None
 
 

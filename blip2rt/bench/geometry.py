@@ -24,6 +24,7 @@ NANO = "nano"  # the embedded model: nothing has to be made
 GEOMETRIES = ("blip2-opt-2.7b", "blip2-opt-6.7b", "blip2-flan-t5-xl", "blip2-flan-t5-xxl", NANO, "tiny")
 MODULE = "blip2rt_export.synthetic"
 PRECISION = "vision=int8-dynamic,qformer=fp32,llm=int4"
+PRECISION_TRT = "vision=fp16,qformer=fp32,llm=int4"
 REVISION = 2  # of what the exporter writes: raised when that changes, so that older folders are made anew
 _GRACE = 10  # seconds that the exporter has to remove what it has begun
 
@@ -36,14 +37,15 @@ def cache(given: str | None) -> Path:
     return Path(base) / "blip2rt"
 
 
-def bundle(geometry: str, precision: str, folder: Path) -> Path:
+def bundle(geometry: str, precision: str, folder: Path, target: str = "ort") -> Path:
     """The bundle of a geometry, made where the cache has none. Raises Blip2rtError."""
     if geometry == NANO:
         return embedded()
     parts = precision.replace(" ", "").replace(",", "-").replace("=", "-")
-    path = folder / f"{geometry}-{__version__}-r{REVISION}-{parts}"
+    other = "" if target == "ort" else f"{target}-"
+    path = folder / f"{geometry}-{__version__}-r{REVISION}-{other}{parts}"
     if not (path / MANIFEST).is_file():
-        _make(geometry, "--out", path, "--precision", precision)
+        _make(geometry, "--out", path, "--precision", precision, *(["--target", target] if other else []))
     return path
 
 

@@ -115,15 +115,20 @@ def _ms(seconds: float) -> str:
 def show(result: dict[str, Any], out: TextIO) -> None:
     """The tables for people."""
     print("\n".join(heading(result)), file=out)
+    draw(tables(result), out)
+
+
+def draw(found: Sequence[Table], out: TextIO) -> None:
+    """Tables alone, by rich where it is installed."""
     try:
         import rich.console
         import rich.table
     except ImportError:
-        for table in tables(result):
+        for table in found:
             print("", table.title, *_columns(table), sep="\n", file=out)
         return
     console = rich.console.Console(file=out, width=None if out.isatty() else 140)
-    for table in tables(result):
+    for table in found:
         drawn = rich.table.Table(title=table.title, title_justify="left", show_header=any(table.head))
         for i, name in enumerate(table.head):
             drawn.add_column(name, justify="right" if i and len(table.head) > 2 else "left")
@@ -140,12 +145,14 @@ def _columns(table: Table) -> list[str]:
 
 def markdown(result: dict[str, Any]) -> str:
     """The same for a page of documentation."""
-    lines = ["  \n".join(heading(result))]
-    for table in tables(result):
-        rows = ["| " + " | ".join(row) + " |" for row in (table.head, *table.rows)]
-        rows.insert(1, "|" + "---|" * len(table.head))
-        lines += [f"**{table.title}**", "\n".join(rows)]
-    return "\n\n".join(lines) + "\n"
+    return "\n\n".join(["  \n".join(heading(result)), *map(markdown_table, tables(result))]) + "\n"
+
+
+def markdown_table(table: Table) -> str:
+    """A table with its title above."""
+    rows = ["| " + " | ".join(row) + " |" for row in (table.head, *table.rows)]
+    rows.insert(1, "|" + "---|" * len(table.head))
+    return "\n".join([f"**{table.title}**", "", *rows])
 
 
 if __name__ == "__main__":  # a JSON file of blip2rt-bench on stdin, as Markdown

@@ -1,0 +1,22 @@
+# blip2rt on Jetson with JetPack 7.2 (L4T r39.2, Ubuntu 24.04, Python 3.12, CUDA 13.2, TensorRT 10.16): Orin and Thor.
+# JetPack 7 runs the packages of ordinary ARM servers (SBSA), so NVIDIA's image of CUDA and its own package source serve.
+# Written from NVIDIA's documentation; not yet built on a board.
+#   docker build -f docker/jetson7.Dockerfile -t blip2rt .
+#   docker run --rm --runtime nvidia --gpus all -v ~/.cache/blip2rt:/root/.cache/blip2rt blip2rt doctor
+ARG BASE=nvidia/cuda:13.2.0-devel-ubuntu24.04
+FROM ${BASE}
+
+# The same minor version as JetPack's: a plan is loaded by the TensorRT that built it, and by no other.
+ARG TENSORRT=10.16.*
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends python3-venv python3-dev g++ "python3-libnvinfer=${TENSORRT}" \
+ && rm -rf /var/lib/apt/lists/*
+
+# TensorRT's Python module is the system's, so the environment has to see the system's packages.
+RUN python3 -m venv --system-site-packages /opt/blip2rt
+ENV PATH=/opt/blip2rt/bin:$PATH
+COPY . /src
+RUN pip install --no-cache-dir '/src[trt-cu13]' && rm -rf /src
+
+ENTRYPOINT ["blip2rt"]
+CMD ["doctor"]

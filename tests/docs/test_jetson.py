@@ -1,0 +1,40 @@
+"""docs/jetson.md and the images for Jetson say one thing."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def column(name: str) -> dict[str, str]:
+    """A column of the page's table of JetPacks: what stands in it by row."""
+    lines = [line for line in (ROOT / "docs" / "jetson.md").read_text().splitlines() if line.startswith("|")]
+    head = next(i for i, line in enumerate(lines) if name in line)
+    at = [cell.strip() for cell in lines[head].split("|")].index(name)
+    rows = [[cell.strip() for cell in line.split("|")] for line in lines[head + 2 :]]
+    return {row[1]: row[at] for row in rows[:8]}
+
+
+def test_each_jetpack_has_its_image() -> None:
+    """With the CUDA, TensorRT and extra that the page names; and what is copied and installed exists."""
+    for name in ("JetPack 6.2", "JetPack 7.2"):
+        page = column(name)
+        file = ROOT / page["container"].strip("`")
+        text = file.read_text()
+        assert f"CUDA {page['CUDA']}" in text and f"TensorRT {page['TensorRT']}" in text
+        extra = page["blip2rt's extra"].strip("`")
+        assert f"/src[{extra}]" in text
+        assert "--system-site-packages" in text and "--runtime nvidia" in text
+        [base] = re.findall(r"^ARG BASE=(.*)$", text, re.MULTILINE)
+        assert page["TensorRT"] in base or (page["CUDA"] in base and f"TENSORRT={page['TensorRT']}.*" in text)
+        for source in re.findall(r"^COPY (\S+) ", text, re.MULTILINE):
+            assert (ROOT / source).exists()
+
+
+def test_the_boards_of_the_roofline_are_on_the_page() -> None:
+    from blip2rt.bench.boards import BOARDS
+
+    page = (ROOT / "docs" / "jetson.md").read_text()
+    assert all(f"| {board.name} |" in page for board in BOARDS.values())
