@@ -16,19 +16,19 @@ namespace blip2rt {
 namespace {
 
 constexpr size_t kAtOnce = amx::kTileRows, kLanes = Avx512::kLanes;
-constexpr size_t kMany = 9;    // rows, at least, for which tiles of them pay
+constexpr size_t kMany = 7;    // rows, at least, for which tiles of them pay
 constexpr size_t kMost = 128;  // rows whose sums are kept while a tile is multiplied
 // Blocks that are multiplied before their products are scaled: scaling would wait for each tile.
 constexpr size_t kTogether = 8;
 static_assert(Int4Input::kTile == kAtOnce, "room for whole tiles of rows");
 
 // Compilers want the numbers of tiles as digits. 0 holds the sums of the values' products, 1 those of the low values; 2
-// holds values, 3 low values, 4 codes. A block of 32 fills half a tile.
-void use_tiles(size_t block) {
-  const size_t depth = block < amx::kTileBytes ? block : amx::kTileBytes;
+// holds values, 3 low values, 4 codes. A block of 32 fills half a tile. A tile of fewer rows takes less time.
+void use_tiles(size_t block, size_t rows) {
+  const size_t depth = block < amx::kTileBytes ? block : amx::kTileBytes, height = rows < kAtOnce ? rows : kAtOnce;
   amx::Shapes shapes;
-  shapes.set({0, 1}, kAtOnce, amx::kTileBytes);
-  shapes.set({2, 3}, kAtOnce, depth);
+  shapes.set({0, 1}, height, amx::kTileBytes);
+  shapes.set({2, 3}, height, depth);
   shapes.set({4}, depth / sizeof(int32_t), amx::kTileBytes);
   shapes.use();
 }
@@ -140,7 +140,7 @@ void multiply_many(const Int4Matrix& m, const Int4Input& input, float* out, size
 void multiply_some(const Int4Matrix& m, const Int4Input& input, float* out, size_t first, size_t last,
                    uint8_t* scratch) {
   if (input.rows < kMany) return multiply<Avx512>(m, input, out, first, last, scratch);
-  use_tiles(m.block);
+  use_tiles(m.block, input.rows);
   (input.low != nullptr ? multiply_many<true> : multiply_many<false>)(m, input, out, first, last, scratch);
   _tile_release();
 }
