@@ -194,12 +194,12 @@ def _pack_one(model: ir.Model, attention: ir.Node) -> bool:
     xs, weights, biases = zip(*(linear for linear in linears if linear is not None), strict=True)
     if any(x is not xs[0] for x in xs) or len({bias is None for bias in biases}) > 1:
         return False
-    packed = ir.node("MatMul", [xs[0], _concatenated(model, weights, 1)], name=f"{attention.name}_qkv")
+    packed = ir.node("MatMul", [xs[0], concatenated(model, weights, 1)], name=f"{attention.name}_qkv")
     packed.outputs[0].name = f"{attention.name}_qkv"
     model.graph.insert_before(attention, packed)
     value = packed.outputs[0]
     if biases[0] is not None:
-        add = ir.node("Add", [value, _concatenated(model, biases, 0)], name=f"{attention.name}_qkv_bias")
+        add = ir.node("Add", [value, concatenated(model, biases, 0)], name=f"{attention.name}_qkv_bias")
         add.outputs[0].name = f"{attention.name}_qkv_biased"
         model.graph.insert_before(attention, add)
         value = add.outputs[0]
@@ -221,7 +221,7 @@ def _linear(value: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value | None
     return (x, weight, bias) if x is not None and weight is not None else None
 
 
-def _concatenated(model: ir.Model, parts: Sequence[ir.Value], axis: int) -> ir.Value:
+def concatenated(model: ir.Model, parts: Sequence[ir.Value], axis: int) -> ir.Value:
     """Add an initializer that joins others; it is put together when it is written."""
     tensors = [part.const_value for part in parts if part.const_value is not None]
     assert len(tensors) == len(parts), "only initializers are joined"

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 _MARKS = {"int8-static": ("QuantizeLinear",), "int8-dynamic": ("DynamicQuantizeMatMul",)}
 _BLOCKS = ("MatMulNBits", "GatherBlockQuantized")
+NIBBLES = ".nibbles"  # how the name of a table ends that has several codes of 4 bits in each number
 _BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
 
 
@@ -18,7 +19,8 @@ def written(model: ir.Model, chosen: str) -> str:
         return chosen
     bits = {_bits(node) for node in model.graph if node.op_type in _BLOCKS}
     types = {value.dtype for value in model.graph.initializers.values()}
-    if chosen == "int4" and (4 in bits or ir.DataType.INT4 in types):
+    packed = any(name.endswith(NIBBLES) for name in model.graph.initializers)
+    if chosen == "int4" and (4 in bits or ir.DataType.INT4 in types or packed):
         return chosen
     if chosen not in ("fp16", "fp32") and (8 in bits or any(kind in types for kind in _BYTES)):
         return "int8w"

@@ -13,7 +13,8 @@ int4: the weights alone are integers, the very ones of the target ort: blocks of
 and a zero point, w = s (q - z). TensorRT takes no zero point but 0, so a product is two: x @ s (q - 8), whose weights
 are 4-bit, and the sums of x over each block @ s (8 - z), 1/block as large, in float16. TensorRT takes whole blocks
 alone: both operands get zeros behind K where it is no multiple. Such a graph is of opset 21, the first that has 4-bit
-integers and blocks.
+integers and blocks. Products of one operand, as q, k and v, are joined first (see joined.py). A graph that has no
+product, as embed, gets a table of 4 bits (see tables.py).
 
 Knows graphs, nothing about models but one name (see _WIDE); ranges of activations come from export.checks.ranges.
 """
@@ -32,13 +33,15 @@ from ..graphs import trace
 from ..precision import smooth
 from ..precision.activations import NO_RANGES, Ranges
 from ..precision.codes import LEVELS, block_codes, channel_codes
-from ..precision.rounding import Blocks, Rounding
+from ..precision.rounding import Blocks, Rounding, matrices
+from . import joined, tables
 
 _HALF, _FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 _PRODUCTS = {"MatMul": 1, "Conv": 0}  # op -> axis of the output channels in its weight
 _MOVES = {"Reshape", "Transpose", "Slice", "Concat", "Split", "Squeeze", "Unsqueeze", "Expand", "Tile", "Pad", "Gather",
           "GatherND", "Identity", "Flatten", "Relu", "Clip", "Neg", "MaxPool"}  # fmt: skip
-_CACHED = ("past_key_", "past_value_", "new_", "cross_")  # keys and values, kept in the type of the products
+_NATIVE = ("TensorScatter", "Attention")  # of a cache that the graph writes: in the type of keys and values
+_CACHED = ("past_key_", "past_value_", "present_", "new_", "cross_")  # kept in the type of the products
 _WIDE = ".wo."  # T5's second feed-forward matrix: its sums leave float16's range, and transformers keeps it wide too
 _TABLE = 100_000  # numbers of a table of Gather that is worth storing as float16
 _LARGEST = 65504.0  # of float16
@@ -50,13 +53,20 @@ def apply(model: ir.Model, precision: str, rounding: Rounding, ranges: Ranges = 
     if precision == "fp32":
         return
     products = [node for node, _ in quantizable(model)]
+    if precision == "int4" and not products:  # it only looks up
+        for node in matrices(model, "Gather"):
+            tables.quantize(model, node, rounding)
+        trace.drop_unused(model)
+        return
     if precision == "int8-static":
         ranges = smooth.apply(model, products, ranges)
         quantized = {node for node, operand in quantizable(model) if operand in ranges}
         typing = _Typing(model, rounding, quantized, ranges)
     elif precision == "int4":
-        model.graph.opset_imports[""] = _INT4_OPSET
-        quantized = {node for node in products if _is_matrix(node)}
+        model.graph.opset_imports[""] = max(_INT4_OPSET, model.graph.opset_imports[""])
+        matmuls = [node for node in products if _is_matrix(node)]
+        wide = [node for node in matmuls if _is_wide(node)]
+        quantized = {*joined.join(model, [node for node in matmuls if node not in wide]), *wide}
         typing = _Typing(model, rounding, quantized, blocks=rounding.blocks)
     else:
         typing = _Typing(model, rounding, set())
@@ -133,7 +143,7 @@ class _Typing:
 
     def visit(self, node: ir.Node) -> None:
         if _product(node):
-            dtype = _FLOAT if self._wide(node) else _HALF
+            dtype = _FLOAT if _is_wide(node) else _HALF
             source, weight = node.inputs[:2]
             if self.blocks is not None and node in self.quantized:
                 assert source is not None and weight is not None
@@ -143,16 +153,17 @@ class _Typing:
                 self._shift(node, source, weight, dtype)
             else:
                 self._type(node, dtype)
+        elif node.op_type in _NATIVE:
+            self._type(node, _HALF)
         elif node.op_type in _MOVES:
             moved = node.inputs if node.op_type == "Concat" else node.inputs[:1]
             self._type(node, _HALF if all(self._half(value) for value in moved) else _FLOAT)
+            if node.op_type == "Split" and node.inputs[0] in self.shifted:
+                self.shifted |= set(node.outputs)  # a bias behind it is the product's
         elif node.op_type == "Cast":
             return
         else:
             self._type(node, _HALF if self._bias(node) else _FLOAT)
-
-    def _wide(self, node: ir.Node) -> bool:
-        return node.inputs[1] is not None and _WIDE in str(node.inputs[1].name)
 
     def _half(self, value: ir.Value | None) -> bool:
         """Whether a value is float16, or a large table that may become so."""
@@ -312,6 +323,10 @@ def _typed(node: ir.Node, dtype: ir.DataType, shape: ir.Shape | None) -> ir.Valu
     [out] = node.outputs
     out.name, out.type, out.shape = node.name, ir.TensorType(dtype), shape
     return out
+
+
+def _is_wide(node: ir.Node) -> bool:
+    return node.inputs[1] is not None and _WIDE in str(node.inputs[1].name)
 
 
 def _is_matrix(node: ir.Node) -> bool:

@@ -173,7 +173,8 @@ def test_int4_computes_with_the_weights_that_it_holds(
     tokens, unrounded = exact(name).run(rows)
     own = write(targets.TRT.llm_graphs(build(name), 64), tmp_path, targets.TRT, "int4", block=block)
     _, got = own.run(rows, tokens)
-    rounded = replace(exact(name), llm=with_weights(exact(name).llm, own.llm, block))
+    rounded = replace(exact(name), llm=with_weights(exact(name).llm, own.llm, block),
+                      embed=with_table(exact(name).embed, tmp_path / "table.onnx", block))  # fmt: skip
     if own.encoder is not None:
         rounded = replace(rounded, encoder=with_weights(exact(name).encoder, own.encoder, block))
     _, want = rounded.run(rows, tokens)
@@ -197,9 +198,24 @@ def with_weights(graph: Path, quantized: Path, block: int) -> Path:
         name = node.input[0].removesuffix(".codes")
         offsets = onnx.numpy_helper.to_array(stored[f"{name}.offsets"]).astype(np.float32)
         assert offsets.shape == scales.shape and offsets.any()
-        weight = (codes * scales.repeat(block, 0) + offsets.repeat(block, 0))[: own[name].dims[0]]
-        own[name].CopyFrom(onnx.numpy_helper.from_array(weight, name))
+        weight = codes * scales.repeat(block, 0) + offsets.repeat(block, 0)
+        for part in name.split("+"):  # products of one operand are joined
+            rows, columns = own[part].dims
+            own[part].CopyFrom(onnx.numpy_helper.from_array(weight[:rows, :columns], part))
+            weight = weight[:, columns:]
+        assert weight.shape[1] == 0
     copy = quantized.with_name(f"{quantized.stem}.float.onnx")
+    onnx.save(proto, copy)
+    return copy
+
+
+def with_table(graph: Path, copy: Path, block: int) -> Path:
+    """A copy of the float32 graph `embed` with the table that 4 bits make of its own."""
+    proto = onnx.load(graph)
+    [table] = [tensor for tensor in proto.graph.initializer if len(tensor.dims) == 2]
+    values = torch.from_numpy(onnx.numpy_helper.to_array(table).copy())
+    rounded = dequantize_blockwise(quantize_blockwise(values, 4, block)).numpy()
+    table.CopyFrom(onnx.numpy_helper.from_array(rounded, table.name))
     onnx.save(proto, copy)
     return copy
 
@@ -235,18 +251,21 @@ class _Table(_FeedForward):
 
 
 def test_int4_of_rows_that_are_no_whole_blocks(tmp_path: Path) -> None:
-    """Hidden 360, feed-forward 1000: every matrix is 4-bit and of the target ort's weights, and TensorRT builds it."""
+    """Hidden 360, feed-forward 1000: matrices and tables are of 4 bits, the target ort's, and TensorRT builds them."""
     torch.manual_seed(SEED)
-    module, x = _FeedForward().eval(), torch.randn(2, 5, 360)
+    module, table, x = _FeedForward().eval(), _Table().eval(), torch.randn(2, 5, 360)
     shop = Workshop(tmp_path, targets.TRT, Progress(), verified=False)
     with shop.group("llm", "int4") as group:
-        for name, part in (("llm", module), ("embed", _Table().eval())):
+        for name, part in (("llm", module), ("embed", table)):
             given = {"x": x if name == "llm" else torch.tensor([[3, 4]])}
             axes = {"x": {0: "B", 1: "S"}}
             shop.write(name, shop.trace(trace.Part(name, part, given, ["y"], axes)), group)
     precisions = {name: component.precision for name, component in shop.components.items()}
-    assert precisions == {"llm": "int4", "embed": "fp32"}
-    assert shop.notes == ["embed is fp32: it has nothing to be int4 in"]
+    assert precisions == {"llm": "int4", "embed": "int4"} and not shop.notes
+    ids = np.arange(50).reshape(5, 10)
+    looked_up = as_written(tmp_path / "embed.onnx", 1).run(None, {"x": ids})[0]
+    held = dequantize_blockwise(quantize_blockwise(table.table.weight, 4, 64)).detach().numpy()
+    np.testing.assert_allclose(looked_up, held[ids], rtol=1e-6, atol=1e-7)
     kept = onnx.load(tmp_path / "llm.onnx").graph.initializer
     shapes = sorted(
         tuple(each.dims) for each in kept if each.data_type == onnx.TensorProto.INT4 and "codes" in each.name
@@ -259,7 +278,8 @@ def test_int4_of_rows_that_are_no_whole_blocks(tmp_path: Path) -> None:
     np.testing.assert_allclose(got, want, atol=0.02)  # in float16 against float32
     if importlib.util.find_spec("tensorrt_rtx") is not None:
         trt, sizes = builder.load_tensorrt("tensorrt_rtx"), {"B": (1, 2, 3), "S": (1, 5, 8)}
-        assert builder.build(trt, tmp_path / "llm.onnx", [sizes], builder.Settings(GPUS)).plan
+        for name in ("llm", "embed"):
+            assert builder.build(trt, tmp_path / f"{name}.onnx", [sizes], builder.Settings(GPUS)).plan
 
 
 def test_codes_of_a_channel_give_the_weights_back() -> None:
