@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # transformers' bars would tear our lines.
 _QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
+TARGET_NAMES = (*TARGETS, "trt-native")  # the keys of targets.TARGETS, which is not imported for --help
+
 _EPILOG = """\
 CKPT is a folder that training wrote, a Hugging Face folder or hub id of Blip2ForConditionalGeneration or
 Blip2ForImageTextRetrieval, or a .pth file of LAVIS. One that generates gives the graphs vision, qformer, embed, llm
@@ -79,8 +81,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle at --out")
     parser.add_argument("--no-verify", action="store_true", help="skip the comparison with PyTorch")
     graphs = parser.add_argument_group("graphs")
-    graphs.add_argument("--target", choices=TARGETS, default=TARGETS[0],
-                        help="the engine that the graphs are for: ONNX Runtime or TensorRT")  # fmt: skip
+    graphs.add_argument("--target", choices=TARGET_NAMES, default=TARGET_NAMES[0],
+                        help="the engine that the graphs are for: ONNX Runtime, TensorRT, or TensorRT 10.15 and later, "
+                        "whose own layers write the cache")  # fmt: skip
     graphs.add_argument("--precision", default="", metavar="GROUP=P,...",
                         help="precisions of the groups vision, qformer, llm, retrieval, or one for all of them that "
                         "may have it, as int8; see below and docs/export.md")  # fmt: skip

@@ -26,7 +26,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import Blip2Config, Blip2Processor, BlipImageProcessor, OPTConfig, PreTrainedTokenizerFast, T5Config
 
-from blip2rt.bundle import TARGETS
 from blip2rt.command import Parser, path, run
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import hugging_face, streaming
@@ -37,7 +36,7 @@ from blip2rt.modeling.vision import VisionEncoder
 
 from . import assemble, targets
 from .choices import About, Choices, ExportOptions, ModelSource
-from .cli import parse_precision
+from .cli import TARGET_NAMES, parse_precision
 from .progress import Progress
 
 PRECISION = {
@@ -217,7 +216,7 @@ def _parser() -> Parser:
     parser.add_argument("--geometry", choices=sorted(GEOMETRIES), required=True, help="sizes of the model")
     parser.add_argument("--out", type=path, metavar="BUNDLE", help="the bundle's folder; one that is there is replaced")
     parser.add_argument("--config", type=path, metavar="FOLDER", help="write Hugging Face's config and processor here")
-    parser.add_argument("--target", choices=TARGETS, default=TARGETS[0], help="the engine that the graphs are for")
+    parser.add_argument("--target", choices=TARGET_NAMES, default="ort", help="the engine that the graphs are for")
     defaults = "; ".join(f"{name}: {','.join(map('='.join, each.items()))}" for name, each in PRECISION.items())
     parser.add_argument("--precision", default="", metavar="GROUP=P,...",
                         help=f"precisions of the groups (default: {defaults})")  # fmt: skip

@@ -6,7 +6,8 @@ Everything else (which graphs there are, tracing, verification, the manifest) is
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ NamedGraphs = Iterator[tuple[str, ir.Model]]  # name and graph, one traced after
 class Target:
     """What a bundle is made for: ONNX Runtime or TensorRT."""
 
-    name: str  # one of blip2rt.bundle.TARGETS
+    name: str  # one of blip2rt.bundle.TARGETS; two targets may be of one engine
     opset: int
     precisions: Mapping[str, tuple[str, ...]]  # group -> what may be chosen
     defaults: Mapping[str, str]
@@ -54,12 +55,12 @@ def _ort_graphs(language: Any, max_positions: int) -> NamedGraphs:
     yield EMBED, trace.trace(llm.embed_part(language))
 
 
-def _trt_graphs(language: Any, max_positions: int) -> NamedGraphs:
+def _trt_graphs(language: Any, max_positions: int, kind: trt.caches.Kind = trt.caches.Apart) -> NamedGraphs:
     if language.config.is_encoder_decoder:
         yield ENCODER, trace.trace(t5.encoder_part(language), trt.llm.OPSET)
-        yield LLM, trt.t5.trace_decoder(language)
+        yield LLM, trt.t5.trace_decoder(language, kind)
     else:
-        yield LLM, trt.llm.trace_llm(language, max_positions)
+        yield LLM, trt.llm.trace_llm(language, max_positions, kind)
     yield EMBED, trace.trace(llm.embed_part(language), trt.llm.OPSET)
 
 
@@ -88,4 +89,5 @@ TRT = Target(
     apply=trt.precision.apply,
     open=as_written,
 )
-TARGETS = {target.name: target for target in (ORT, TRT)}
+TRT_NATIVE = replace(TRT, llm_graphs=partial(_trt_graphs, kind=trt.caches.InPlace))
+TARGETS = {"ort": ORT, "trt": TRT, "trt-native": TRT_NATIVE}  # as --target has them

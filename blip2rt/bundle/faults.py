@@ -11,6 +11,7 @@ from .names import (
     GENERATIVE,
     LLM,
     PIXELS,
+    PRESENT_KEY,
     QFORMER,
     RESAMPLE,
     RETRIEVAL,
@@ -139,7 +140,8 @@ def _component_faults(manifest: Manifest) -> list[str]:
     for name, component in manifest.components.items():
         expected = TENSORS.get(name, ((), ()))
         if llm is not None and name == LLM:
-            expected = llm_tensors(llm.layers, llm.encoder_decoder, manifest.target)
+            in_place = PRESENT_KEY.format(0) in _names(component.outputs)
+            expected = llm_tensors(llm.layers, llm.encoder_decoder, manifest.target, in_place)
         elif llm is not None and name == ENCODER:
             expected = encoder_tensors(llm.layers)
         elif manifest.question is not None and name == QFORMER:

@@ -43,14 +43,19 @@ TENSORS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 def llm_tensors(
-    layers: int, encoder_decoder: bool = False, target: str = "ort"
+    layers: int, encoder_decoder: bool = False, target: str = "ort", in_place: bool = False
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the llm graph's inputs and outputs, each layer's key before its value."""
+    """Names of the llm graph's inputs and outputs, each layer's key before its value.
+
+    in_place: whether a graph of the target trt writes the cache itself.
+    """
     cross = (*_each(layers, CROSS_KEY, CROSS_VALUE), ENCODER_MASK) if encoder_decoder else ()
     past = _each(layers, PAST_KEY, PAST_VALUE)
     first = (INPUTS_EMBEDS, POSITION_IDS, LAST_INDEX)
     if target == "trt":
         chosen = (LOGITS, TOP_LOGITS, TOP_TOKENS, LOG_SUM_EXP)
+        if in_place:
+            return (*first, *past, *cross), (*chosen, *_each(layers, PRESENT_KEY, PRESENT_VALUE))
         return (*first, PAST_MASK, *past, *cross), (*chosen, *_each(layers, NEW_KEY, NEW_VALUE))
     inputs = (*first, SEQLENS_K, TOTAL_SEQUENCE_LENGTH, *past, *cross)
     return inputs, (LOGITS, *_each(layers, PRESENT_KEY, PRESENT_VALUE))

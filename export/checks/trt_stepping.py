@@ -1,4 +1,4 @@
-"""Steps an `llm` graph of the target trt in ONNX Runtime as TensorRT will: the cache is read, we write into it.
+"""Steps an `llm` graph of the target trt in ONNX Runtime as TensorRT will, whichever way its cache is written.
 
 TrtStepper has the methods of export.checks.stepping.Stepper. It verifies graphs before a plan is built.
 """
@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from blip2rt.bundle import LOG_SUM_EXP, LOGITS, PAST_MASK, TOP_LOGITS, TOP_TOKENS, llm_tensors
 
-from ..trt.llm import MASKED
+from ..trt.caches import MASKED
 
 
 class TrtStepper:
@@ -28,6 +28,7 @@ class TrtStepper:
         self.layers = sum(name.startswith("past_key_") for name in values)
         _, heads, _, width = values["past_key_0"].shape
         dtype = np.float16 if "float16" in values["past_key_0"].type else np.float32
+        self.in_place = PAST_MASK not in values
         self.session, self.seen = llm, dict(seen or {})
         self.lengths = np.zeros(batch, np.int64)
         # Filled with a large number: a graph that reads what is masked is found out.
@@ -47,17 +48,21 @@ class TrtStepper:
         length, capacity = inputs_embeds.shape[1], self.cache.shape[3]
         positions = self.lengths[:, None] + np.arange(length)
         filled = np.arange(capacity) < self.lengths[:, None]
-        inputs, outputs = llm_tensors(self.layers, target="trt")
+        inputs, outputs = llm_tensors(self.layers, target="trt", in_place=self.in_place)
         feeds = {
             "inputs_embeds": np.ascontiguousarray(inputs_embeds, np.float32),
             "position_ids": positions,
             "last_index": counts - 1,
-            PAST_MASK: np.where(filled, 0, MASKED).astype(np.float32),
-            **dict(zip(inputs[4:], self.cache, strict=True)),
+            **dict(zip(inputs[3 if self.in_place else 4 :], self.cache, strict=True)),
             **self.seen,
         }
+        if not self.in_place:
+            feeds[PAST_MASK] = np.where(filled, 0, MASKED).astype(np.float32)
         results = dict(zip(outputs, self.session.run(list(outputs), feeds), strict=True))
         for buffer, name in zip(self.cache, outputs[4:], strict=True):
+            if self.in_place:
+                buffer[:] = results[name]
+                continue
             for row, count in enumerate(counts):
                 start = self.lengths[row]
                 buffer[row, :, start : start + count] = results[name][row, :, :count]

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import torch
 
-from blip2rt.bundle import ITM, ITM_LOGITS, PAST_MASK
+from blip2rt.bundle import ITM, ITM_LOGITS, SEQLENS_K
 from blip2rt.modeling import streaming
 
 from .stepping import Stepper, session
@@ -144,7 +144,7 @@ class LlmGraphs:
             padded = table.run(None, {"token_ids": np.full((batch, 1), self.start, np.int64)})[0]
             lengths = np.ones(batch, np.int64)
         opened = self.open(self.llm)
-        kind = TrtStepper if PAST_MASK in {value.name for value in opened.get_inputs()} else Stepper
+        kind = Stepper if SEQLENS_K in {value.name for value in opened.get_inputs()} else TrtStepper
         stepper = kind(opened, batch, int(lengths.max()) + STEPS, seen)
         logits, chosen = [stepper.prefill(padded, lengths).copy()], []
         for step in range(STEPS):

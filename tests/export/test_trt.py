@@ -26,7 +26,7 @@ from export import targets
 from export.checks.ranges import of_batches, of_language
 from export.checks.stepping import as_written, session
 from export.checks.trt_stepping import TrtStepper
-from export.checks.verify import LlmGraphs, mean_cosine
+from export.checks.verify import LlmGraphs, llm_logits, mean_cosine
 from export.graphs import trace
 from export.precision import codes
 from export.precision.rounding import Blocks, Rounding
@@ -89,6 +89,24 @@ def test_same_tokens_as_the_target_ort(name: str, exact: Callable[[str], LlmGrap
     best = np.sort(want, -1)
     clear = best[..., -1] - best[..., -2] > 1e-3  # a near tie is decided by rounding
     assert clear.mean() > 0.5 and (got.argmax(-1) == want_tokens)[clear].all()
+
+
+@pytest.mark.parametrize("name", ["llama", *slow("t5", "opt", "qwen2", "narrow", "gemma", "tied")])
+def test_a_cache_that_the_graph_writes_changes_no_token(name: str, tmp_path: Path) -> None:
+    """Logits are PyTorch's, as those of the target ort are, for rows of unequal length: each slot that is not filled
+    holds a large number. In fp16 too; tests/export/test_trt_gate.py builds it."""
+    model, rows = build(name), prompts(build(name))
+    traced = dict(targets.TRT_NATIVE.llm_graphs(model, 64))
+    kept = {graph: each.clone() for graph, each in traced.items()}
+    native = write(kept.items(), tmp_path / "fp32", targets.TRT_NATIVE)
+    ends = onnx.load(native.llm, load_external_data=False)
+    assert ends.opset_import[0].version == 24 and "past_mask" not in [value.name for value in ends.graph.input]
+    assert {"TensorScatter", "Attention"} <= {node.op_type for node in ends.graph.node}
+    tokens, got = native.run(rows)
+    want = llm_logits(model, rows, tokens, native.start)
+    assert np.abs(got - want).max() < 1e-4 * max(1, np.abs(want).max())
+    half = write(traced.items(), tmp_path / "fp16", targets.TRT_NATIVE, "fp16")
+    assert mean_cosine(half.run(rows, tokens)[1], want) > 0.9999
 
 
 def test_a_step_returns_the_likeliest_tokens_and_the_log_of_the_sum(exact: Callable[[str], LlmGraphs]) -> None:
@@ -190,6 +208,9 @@ def with_weights(graph: Path, quantized: Path, block: int) -> Path:
     stored = {tensor.name: tensor for tensor in source.graph.initializer}
     nodes = [node for node in source.graph.node if node.op_type == "DequantizeLinear"]
     assert nodes and not any(node.op_type == "QuantizeLinear" for node in source.graph.node)
+    layers = sum(value.name.startswith("past_key_") for value in source.graph.input)
+    if layers and not any(value.name.startswith("cross_") for value in source.graph.input):
+        assert len(nodes) == 4 * layers + 1  # q, k and v are one, and so are gate and up; the head
     own = {tensor.name: tensor for tensor in proto.graph.initializer}
     for node in nodes:
         codes, scales, zeros = (onnx.numpy_helper.to_array(stored[name]).astype(np.float32) for name in node.input)

@@ -40,6 +40,7 @@ from export.precision.rounding import Blocks, Rounding
 from export.trt import precision as trt_precision
 from tests.seeds import seed_of
 from tests.tiny import blip2 as tiny_blip2
+from tests.tiny import language
 from tests.tiny import parts as tiny_parts
 from tests.tiny.families import CONFIGS
 
@@ -74,7 +75,11 @@ def nano(folder: Path, layers: int = 30, qformer_layers: int = 6) -> tuple[Blip2
 
 def parts(name: str, folder: Path) -> Iterator[tuple[str, Any]]:
     """Graphs in float32 of a family's language model, of what lies before it ("image"), of "retrieval", or of all of
-    "nano"."""
+    "nano". "FAMILY, native": the graph writes its cache."""
+    family, _, native = name.partition(", ")
+    if native:
+        yield from targets.TRT_NATIVE.llm_graphs(language.build(family, SEED), 64)
+        return
     if name in FAMILIES:
         model = checkpoints.load_model(tiny_blip2.generative(folder, CONFIGS[name]()), vision=False)
         yield from targets.TRT.llm_graphs(model.llm, 64)
@@ -146,6 +151,21 @@ def test_tensorrt_builds_language_models(name: str, precision: str, traced: Call
         weights == {"fp16": set(), "int8-static": {onnx.TensorProto.INT8}, "int4": {onnx.TensorProto.INT4}}[precision]
     )
     assert ("QuantizeLinear" in {op for op, _ in seen}) == (precision == "int8-static")
+
+
+NATIVE = [("opt", "fp16"), ("llama", "fp16"), ("llama", "int8-static"), ("qwen2", "fp16"), ("t5", "fp16"),
+          ("t5", "int4")]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [("llama", "int4"), *(pytest.param(*each, marks=pytest.mark.slow) for each in NATIVE)]
+)
+def test_tensorrt_builds_caches_that_it_writes(
+    name: str, precision: str, traced: Callable[..., Any], tmp_path: Path
+) -> None:
+    """TensorScatter and Attention become its layers; their length is fixed before they are parsed."""
+    write({"llm": traced(f"{name}, native")["llm"]}, precision, tmp_path)
+    assert plan(tmp_path / "llm.onnx")
 
 
 @pytest.mark.parametrize(

@@ -28,23 +28,34 @@ def weights_of(rng: np.random.Generator) -> dict[str, np.ndarray]:
     return made
 
 
-def llm(weights: dict[str, np.ndarray], target: str, half: bool = False) -> onnx.ModelProto:
-    """The graph `llm` of docs/design.md. half: keys and values are float16, of the target trt."""
+def llm(weights: dict[str, np.ndarray], target: str, half: bool = False, in_place: bool = False) -> onnx.ModelProto:
+    """The graph `llm` of docs/bundle.md. Of the target trt: half, its cache is float16; in_place, it writes it."""
     float_, int64 = TensorProto.FLOAT, TensorProto.INT64
     constants: dict[str, np.ndarray] = {
         "last": np.array([-1]), "scale": np.array(WIDTH**-0.5, np.float32), "masked": np.array(-1e9, np.float32),
         "heads": np.array([0, 0, HEADS, WIDTH]), "kv": np.array([0, 0, KV_HEADS, WIDTH]), "one": np.array([1]),
         "flat": np.array([0, 0, HEADS * WIDTH]), "k": np.array([contract.TOP_K]), "axes": np.array([1, 2]),
-        "two": np.array([2]), "row": np.array([1]),
+        "two": np.array([2]), "row": np.array([1]), "zero": np.array(0), "unit": np.array(1),
     }  # fmt: skip
     nodes: list[Any] = []
 
     def node(op: str, inputs: str, outputs: str, **attributes: Any) -> None:
-        nodes.append(helper.make_node(op, inputs.split(), outputs.split(), **attributes))
+        given = ["" if name == "-" else name for name in inputs.split()]
+        nodes.append(helper.make_node(op, given, outputs.split(), **attributes))
 
     node("Gather", "positions position_ids", "at")
     node("Add", "inputs_embeds at", "x0")
-    if target == "trt":
+    if in_place:
+        node("Gather", "position_ids zero", "start", axis=1)
+        node("Add", "start last_index", "end")
+        node("Add", "end unit", "valid")
+        node("Shape", "past_key_0", "sizes")
+        node("Gather", "sizes capacity_at", "capacity")
+        node("Range", "zero capacity unit", "slots")
+        node("Unsqueeze", "position_ids two", "here")
+        node("LessOrEqual", "slots here", "seen_3")
+        node("Unsqueeze", "seen_3 row", "seen")
+    elif target == "trt":
         node("Unsqueeze", "past_mask axes", "past_bias")
         node("Unsqueeze", "position_ids two", "here")
         node("Unsqueeze", "position_ids row", "there")
@@ -60,6 +71,18 @@ def llm(weights: dict[str, np.ndarray], target: str, half: bool = False) -> onnx
                  f"q_{i} k_{i} v_{i} past_key_{i} past_value_{i} seqlens_k total_sequence_length",
                  f"mixed_{i} present_key_{i} present_value_{i}", domain="com.microsoft", num_heads=HEADS,
                  kv_num_heads=KV_HEADS)  # fmt: skip
+        elif in_place:
+            for part, shape in (("q", "heads"), ("k", "kv"), ("v", "kv")):
+                node("Reshape", f"{part}_{i} {shape}", f"{part}4_{i}")
+                node("Transpose", f"{part}4_{i}", f"{part}T_{i}", perm=[0, 2, 1, 3])
+                node("Cast", f"{part}T_{i}", f"{part}C_{i}", to=TensorProto.FLOAT16 if half else float_)
+            for part, name in (("k", "key"), ("v", "value")):
+                node("TensorScatter", f"past_{name}_{i} {part}C_{i} start", f"present_{name}_{i}", axis=-2)
+            node("Attention", f"qC_{i} present_key_{i} present_value_{i} seen - - valid", f"out_typed_{i}",
+                 scale=WIDTH**-0.5)  # fmt: skip
+            node("Cast", f"out_typed_{i}", f"out_{i}", to=float_)
+            node("Transpose", f"out_{i}", f"rows_{i}", perm=[0, 2, 1, 3])
+            node("Reshape", f"rows_{i} flat", f"mixed_{i}")
         else:
             for part, shape, out in (("q", "heads", f"query_{i}"), ("k", "kv", f"new_key_{i}"),
                                      ("v", "kv", f"new_value_{i}")):  # fmt: skip
@@ -93,6 +116,7 @@ def llm(weights: dict[str, np.ndarray], target: str, half: bool = False) -> onnx
     if target == "trt":
         node("TopK", "logits k", "top_logits top_tokens", axis=-1)
         node("ReduceLogSumExp", "logits one", "log_sum_exp", keepdims=1)
+    constants["capacity_at"] = np.array(2)
     constants["groups"] = np.arange(HEADS) // (HEADS // KV_HEADS)
 
     def value(name: str, *shape: Any, dtype: int = float_) -> Any:
@@ -105,11 +129,11 @@ def llm(weights: dict[str, np.ndarray], target: str, half: bool = False) -> onnx
         inputs += [value("seqlens_k", "B", dtype=TensorProto.INT32),
                    value("total_sequence_length", dtype=TensorProto.INT32)]  # fmt: skip
     else:
-        inputs.append(value("past_mask", "B", "T"))
+        inputs += [] if in_place else [value("past_mask", "B", "T")]
         outputs += [value("top_logits", "B", contract.TOP_K), value("top_tokens", "B", contract.TOP_K, dtype=int64),
                     value("log_sum_exp", "B", 1)]  # fmt: skip
-    names = contract.llm_tensors(LAYERS, target=target)
-    cache, length = TensorProto.FLOAT16 if half else float_, "T" if target == "ort" else "S"
+    names = contract.llm_tensors(LAYERS, target=target, in_place=in_place)
+    cache, length = TensorProto.FLOAT16 if half else float_, "T" if target == "ort" or in_place else "S"
     inputs += [value(name, "B", KV_HEADS, "T", WIDTH, dtype=cache) for name in names[0]
                if name.startswith(("past_key", "past_value"))]  # fmt: skip
     outputs += [value(name, "B", KV_HEADS, length, WIDTH, dtype=cache) for name in names[1]
@@ -117,8 +141,8 @@ def llm(weights: dict[str, np.ndarray], target: str, half: bool = False) -> onnx
     used = {name for each in nodes for name in each.input}
     tensors = [numpy_helper.from_array(array, name) for name, array in {**weights, **constants}.items() if name in used]
     graph = helper.make_graph(nodes, "llm", inputs, outputs, tensors)
-    opsets = [helper.make_opsetid("", 19), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    opsets = [helper.make_opsetid("", 24 if in_place else 19), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=11 if in_place else 9)
 
 
 def write_model(path: Path, model: Any, target_name: str) -> Path:
@@ -128,7 +152,7 @@ def write_model(path: Path, model: Any, target_name: str) -> Path:
     from .language import write as write_llm
 
     config, others = model.config, build_graphs(onnx, random_weights(np.random.default_rng(0)))
-    target = {"ort": targets.ORT, "trt": targets.TRT}[target_name]
+    target = targets.TARGETS[target_name]
     with BundleWriter(path) as writer:
         write_llm(target.llm_graphs(model, 64), writer.folder, target)
         graphs = {name: others[name] for name in ("vision", "qformer")}
@@ -147,11 +171,11 @@ def write_model(path: Path, model: Any, target_name: str) -> Path:
             hidden_size=config.hidden_size, vocab_size=config.vocab_size, max_positions=64, encoder_decoder=encoded,
             decoder_start_token_id=config.decoder_start_token_id if encoded else None,
         )  # fmt: skip
-        writer.finish(replace(manifest, llm=spec, target=target_name))
+        writer.finish(replace(manifest, llm=spec, target=target.name))
     return path
 
 
-def write(path: Path, weights: dict[str, np.ndarray], target: str, half: bool = False) -> Path:
+def write(path: Path, weights: dict[str, np.ndarray], target: str, half: bool = False, in_place: bool = False) -> Path:
     """A bundle that captions and asks."""
     others = build_graphs(onnx, random_weights(np.random.default_rng(0)))
     embed = helper.make_graph(
@@ -163,7 +187,7 @@ def write(path: Path, weights: dict[str, np.ndarray], target: str, half: bool = 
     graphs = {
         "vision": others["vision"], "qformer": others["qformer"],
         "embed": helper.make_model(embed, opset_imports=[helper.make_opsetid("", 19)], ir_version=9),
-        "llm": llm(weights, target, half),
+        "llm": llm(weights, target, half, in_place),
     }  # fmt: skip
     manifest = make_manifest(graphs, True, False)
     assert manifest.llm is not None

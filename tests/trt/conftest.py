@@ -26,6 +26,12 @@ def tiny_case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 
 @pytest.fixture
+def native_case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A model whose graph writes its cache."""
+    return case_of("native", tmp_path_factory)
+
+
+@pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     driver = Driver()
     return installed(Machine(driver, TensorRT(driver)), monkeypatch, tmp_path)

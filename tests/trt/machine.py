@@ -25,7 +25,7 @@ SIZES = PlanSizes(max_batch=2, max_beams=4, capacity=48)
 
 @dataclass
 class Case:
-    """The same tiny model as a bundle of either target, in float32."""
+    """The same tiny model as a bundle of either target, in float32. "native": its graph writes the cache itself."""
 
     ort: Path
     trt: Path
@@ -48,9 +48,10 @@ _cases: dict[str, Case] = {}
 def case_of(name: str, folder: pytest.TempPathFactory) -> Case:
     if name not in _cases:
         where = folder.mktemp(name)
-        if name == "tiny":
+        if name in ("tiny", "native"):
             weights = tiny_trt.weights_of(np.random.default_rng(SEED))
-            made = [tiny_trt.write(where / target, weights, target) for target in ("ort", "trt")]
+            made = [tiny_trt.write(where / target, weights, target, in_place=name == "native" and target == "trt")
+                    for target in ("ort", "trt")]  # fmt: skip
             _cases[name] = Case(*made, name)
             return _cases[name]
         pytest.importorskip("torch")

@@ -78,6 +78,24 @@ def test_texts_equal_the_native_loops_with_random_options(case: Case, machine: M
     assert "graph" in machine.driver.calls  # steps were replayed
 
 
+def test_a_cache_that_the_graph_writes(native_case: Case, machine: Machine) -> None:
+    """Texts are the native loop's, in place of one image and of several, with beams and without; nothing is scattered,
+    and prompts are spread over rows only where rows are not images."""
+    rng, native, device = random.Random(SEED), native_case.native(), machine.load(native_case)
+    prefix, prompts = native_case.inputs(3)
+    vocab = read(native_case.ort).manifest.llm.vocab_size
+    for turn in range(10):
+        options = random_options(rng, vocab, [5, 9])
+        want, got = (backend.generate(prefix, prompts, options) for backend in (native, device))
+        same = tokens(got) == tokens(want)
+        assert same or undecided(native, prefix, prompts, options, want), f"turn {turn}, {options}"
+    machine.driver.launched.clear()
+    device.generate(prefix[:2], prompts[:2], {"max_new_tokens": 6, "eos_token_ids": []})
+    assert set(machine.driver.launched) == {"choose"} and "graph" in machine.driver.calls
+    device.generate(prefix[:2], prompts[:2], {"max_new_tokens": 6, "eos_token_ids": [], "num_beams": 2})
+    assert set(machine.driver.launched) == {"choose", "spread", "reorder"}
+
+
 def test_a_model_says_what_it_says_on_the_cpu(
     tiny_case: Case, machine: Machine, photo: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -117,6 +117,22 @@ def test_a_fault_put_in_by_hand_is_found(
     print(found.value)
 
 
+def test_a_cache_that_is_written_elsewhere_is_found(
+    native_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT writes it in place: one address for what was and what will be."""
+    real, (prefix, prompts) = lane.Runner.set, native_case.inputs(1)
+
+    def shifted(self: Any, tensors: Any) -> bool:
+        return real(self, {name: replace(each, address=each.address + 256) if name == "present_key_1" else each
+                           for name, each in tensors.items()})  # fmt: skip
+
+    device = machine.load(native_case)
+    monkeypatch.setattr(lane.Runner, "set", shifted)
+    with pytest.raises(Misuse, match="present_key_1 is not past_key_1"):
+        device.generate(prefix, prompts, {"max_new_tokens": 3})
+
+
 @pytest.mark.parametrize("kernel", ["scatter", "choose", "reorder"])
 def test_a_kernel_left_out_is_found(
     tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch, kernel: str

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BackendError
+from . import graph_ends
 
 MODULES = ("tensorrt", "tensorrt_rtx")
 Axes = Mapping[str, tuple[int, int, int]]  # a free axis -> its least, usual and largest size
@@ -123,7 +124,7 @@ def _build(
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(graph)):
+    if not _parsed(parser, graph, profiles):
         raise BackendError("; ".join(_parser_faults(parser)) or f"the parser refuses it: {log.last}")
     config = builder.create_builder_config()
     _configure(trt, config, settings)
@@ -136,6 +137,17 @@ def _build(
     if plan is None:
         raise BackendError(f"the builder gives up: {log.last or 'it does not say why'}")
     return Built(memoryview(plan), None if cache is None else bytes(cache.serialize()))
+
+
+def _parsed(parser: Any, graph: Path, profiles: Sequence[Axes]) -> bool:
+    """Whether the parser takes the graph. Axes of one size are fixed where a layer that writes a cache wants that."""
+    model = graph.read_bytes()
+    if graph_ends.MARK not in model:
+        return bool(parser.parse_from_file(str(graph)))
+    same = [{name for name, sizes in axes.items() if sizes == (sizes[0],) * 3} for axes in profiles]
+    sizes = {name: profiles[0][name][0] for name in set.intersection(*same)}
+    sizes = {name: size for name, size in sizes.items() if all(axes[name][0] == size for axes in profiles)}
+    return bool(parser.parse(graph_ends.with_sizes(model, sizes), str(graph)))
 
 
 def made(log: Any, kind: Any) -> Any:

@@ -1,9 +1,9 @@
 """The language model on the device: its cache and buffers, and the graph of a step.
 
 A step is one graph of embed, llm and three kernels (engines/search/kernels.cu). `scatter` writes the new keys and
-values into the cache. `choose` takes a step of every answer's search (engines/search/search_block.h, the source of the
-CPU's loop too). `reorder` moves the beams that changed places. Knows rows, slots of the cache and kernels; not when a
-text is done.
+values into the cache, where the llm's graph does not do so itself. `choose` takes a step of every answer's search
+(engines/search/search_block.h, the source of the CPU's loop too). `reorder` moves the beams that changed places. Knows
+rows, slots of the cache and kernels; not when a text is done.
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ class Decoder:
         self._fresh = lane.buffer("fresh", sizes.tensors * self._fresh_stride)
         for name, stride in zip(("cross.images", "cross.rows"), self._cross_strides, strict=False):
             lane.buffer(name, sizes.tensors * stride)
+        if not sizes.in_place:
+            lane.tensor("mask", (sizes.rows, sizes.capacity), np.float32)
         for name, numbers, dtype in (
-            ("mask", sizes.capacity, np.float32), ("logits", sizes.vocab, np.float32), ("tokens", 1, np.int64),
+            ("logits", sizes.vocab, np.float32), ("tokens", 1, np.int64),
             ("top.logits", sizes.k, np.float32), ("top.tokens", sizes.k, np.int64), ("top.sum", 1, np.float32),
             ("step.embeds", sizes.hidden, np.float32), ("step.last_index", 1, np.int64), ("positions", 1, np.int64),
             ("parents", 1, np.int32), ("done", 1, np.int32), ("sources", 1, np.int32), ("prompt.lengths", 1, np.int32),
@@ -112,21 +114,34 @@ class Decoder:
         sizes, lane = self.sizes, self.lane
         images, length, _ = embeds.shape
         self._rows = len(sources)
+        last_index = lane.upload("prompt.last_index", lengths.astype(np.int64) - 1)
+        positions = np.broadcast_to(np.arange(length), (images, length))
+        # A cache that the graph writes has a row an image here; where rows are images, it is the cache of the steps.
+        own = sizes.in_place and not np.array_equal(sources, np.arange(images))
+        kept = self._prompts_mask(images) if not sizes.in_place else self._written(images, own)
+        self._llm_prompt.set({
+            contract.INPUTS_EMBEDS: lane.upload("prompt.embeds", embeds),
+            contract.POSITION_IDS: lane.upload("prompt.positions", positions),
+            contract.LAST_INDEX: last_index, **kept, **(self._cross_images if sizes.cross else {}),
+            **self._outputs(images, length, "prompt.logits"),
+        })  # fmt: skip
+        self._llm_prompt.enqueue()
+        if not sizes.in_place:
+            self._scatter(lane.address("mask"), last_index.address, 0, length)
+        elif own:
+            words = sizes.heads * sizes.capacity * sizes.width * sizes.dtype.itemsize // 4
+            self._kernels.launch("spread", (self._rows, sizes.tensors), lane.stream, self._fresh, self._cache,
+                                 lane.address("sources"), self._fresh_stride // 4, self._cache_stride // 4,
+                                 ctypes.c_int(words))  # fmt: skip
+
+    def _prompts_mask(self, images: int) -> dict[str, DeviceTensor]:
+        """Close the masks: that of the prompts, which see no cache, and that of the rows. Bind the former."""
+        sizes, lane = self.sizes, self.lane
         mask = lane.tensor("mask", (sizes.rows, sizes.capacity), np.float32)
         closed = lane.tensor("mask.closed", (images, sizes.capacity), np.float32)
         for each in (mask, closed):
             lane.cuda.fill(each.address, int(_MASKED.view(np.uint32)), each.size // 4, lane.stream)
-        last_index = lane.upload("prompt.last_index", lengths.astype(np.int64) - 1)
-        positions = np.broadcast_to(np.arange(length), (images, length))
-        self._llm_prompt.set({
-            contract.INPUTS_EMBEDS: lane.upload("prompt.embeds", embeds),
-            contract.POSITION_IDS: lane.upload("prompt.positions", positions),
-            contract.LAST_INDEX: last_index, contract.PAST_MASK: closed,
-            **self._past(images), **(self._cross_images if sizes.cross else {}),
-            **self._outputs(images, length, "prompt.logits"),
-        })  # fmt: skip
-        self._llm_prompt.enqueue()
-        self._scatter(mask.address, last_index.address, 0, length)
+        return {contract.PAST_MASK: closed, **self._past(images)}
 
     def _past(self, rows: int) -> dict[str, DeviceTensor]:
         sizes = self.sizes
@@ -135,9 +150,19 @@ class Decoder:
         return {name: DeviceTensor(self._cache + i * self._cache_stride, shape, sizes.dtype)
                 for i, name in enumerate(names)}  # fmt: skip
 
+    def _written(self, rows: int, own: bool) -> dict[str, DeviceTensor]:
+        """Bind a cache that the graph writes, what was and what will be at one place. own: the prompts' own."""
+        sizes = self.sizes
+        inputs, outputs = contract.llm_tensors(sizes.layers, target="trt", in_place=True)
+        start, stride = (self._fresh, self._fresh_stride) if own else (self._cache, self._cache_stride)
+        shape = (rows, sizes.heads, sizes.capacity, sizes.width)
+        return {name: DeviceTensor(start + i * stride, shape, sizes.dtype)
+                for names in (inputs[3:], outputs[4:]) for i, name in enumerate(names)}  # fmt: skip
+
     def _outputs(self, rows: int, length: int, logits: str) -> dict[str, DeviceTensor]:
+        """Bind what a step or a prompt gives, but a cache that the graph writes."""
         sizes, lane = self.sizes, self.lane
-        names = contract.llm_tensors(sizes.layers, target="trt")[1][4:]
+        names = () if sizes.in_place else contract.llm_tensors(sizes.layers, target="trt")[1][4:]
         shape = (rows, sizes.heads, length, sizes.width)
         fresh = {name: DeviceTensor(self._fresh + i * self._fresh_stride, shape, sizes.dtype)
                  for i, name in enumerate(names)}  # fmt: skip
@@ -182,8 +207,9 @@ class Decoder:
             contract.INPUTS_EMBEDS: step_embeds,
             contract.POSITION_IDS: lane.tensor("positions", (rows, 1), np.int64),
             contract.LAST_INDEX: lane.tensor("step.last_index", (rows,), np.int64),  # zeros
-            contract.PAST_MASK: lane.tensor("mask", (rows, sizes.capacity), np.float32),
-            **self._past(rows), **(self._cross_rows if sizes.cross else {}), **self._outputs(rows, 1, "logits"),
+            **(self._written(rows, False) if sizes.in_place else {
+                contract.PAST_MASK: lane.tensor("mask", (rows, sizes.capacity), np.float32), **self._past(rows)}),
+            **(self._cross_rows if sizes.cross else {}), **self._outputs(rows, 1, "logits"),
         })  # fmt: skip
 
         key = (rows, search.beams, lane.version)
@@ -235,7 +261,8 @@ class Decoder:
         sizes, lane, address = self.sizes, self.lane, self.lane.address
         self._embed.enqueue()
         self._llm_step.enqueue()
-        self._scatter(address("mask"), 0, address("positions"), 1)
+        if not sizes.in_place:
+            self._scatter(address("mask"), 0, address("positions"), 1)
         self._choose()
         if self._search.beams > 1:
             self._kernels.launch(

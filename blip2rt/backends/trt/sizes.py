@@ -35,6 +35,7 @@ class Sizes:
     capacity: int  # positions of the cache
     cross: tuple[int, int] | None  # heads and their width, of an encoder-decoder
     start: int  # the token that its decoder starts from
+    in_place: bool = False  # the graph writes the cache itself
 
     @property
     def tensors(self) -> int:
@@ -52,6 +53,7 @@ class Sizes:
             spec.layers, int(past.shape[1]), int(past.shape[3]), np.dtype(past.dtype), spec.hidden_size,
             spec.vocab_size, min(contract.TOP_K, spec.vocab_size), images, rows, capacity,
             None if cross is None else (int(cross[1]), int(cross[3])), spec.decoder_start_token_id or 0,
+            contract.PAST_MASK not in ports,
         )  # fmt: skip
 
 
@@ -60,7 +62,7 @@ class Strides:
     """Bytes from one tensor of keys or values to the next, in the buffers that hold all of them."""
 
     cache: int  # of every row
-    fresh: int  # of a prompt's or a step's positions, before they are in the cache
+    fresh: int  # of a prompt's or a step's positions, before they are in the cache; or of the prompts' own cache
     cross: tuple[int, ...]  # of what an encoder-decoder reads: of images, of rows
 
     @classmethod
@@ -70,7 +72,7 @@ class Strides:
         wide = 0 if sizes.cross is None else sizes.cross[0] * sizes.cross[1] * sizes.dtype.itemsize
         return cls(
             aligned(sizes.rows * slot * sizes.capacity),
-            aligned(max(sizes.rows, sizes.images * sizes.capacity) * slot),
+            aligned(max(0 if sizes.in_place else sizes.rows, sizes.images * sizes.capacity) * slot),
             tuple(aligned(rows * sizes.capacity * wide) for rows in cross),
         )
 

@@ -65,7 +65,11 @@ class Trial:
         rng = np.random.default_rng(0)
         for number, axes in enumerate(profiles):
             tokens = self._vocab if plan.name == contract.EMBED else 2  # texts have a vocabulary of their own
-            feeds = {each.name: _values(rng, each, axes, tokens) for each in session.get_inputs()}
+            ports = session.get_inputs()
+            feeds = {each.name: _values(rng, each, axes, tokens) for each in ports}
+            if plan.name == contract.LLM and contract.PAST_MASK not in feeds:  # half of the cache is filled
+                shape = feeds[contract.PAST_KEY.format(0)].shape
+                feeds[contract.POSITION_IDS] += min(shape[2] // 2, shape[2] - feeds[contract.POSITION_IDS].shape[1])
             want = _run(session, feeds)
             tensors = lane.run(plan, feeds, number)
             got = {name: lane.download(tensor) for name, tensor in tensors.items()}
@@ -84,7 +88,7 @@ def _values(rng: np.random.Generator, port: Any, axes: Axes, tokens: int) -> np.
     """What an input of ONNX Runtime may hold, of the profile's usual sizes. tokens: the ids that there are."""
     shape = tuple(_size(axis, axes) if isinstance(axis, str) else int(axis) for axis in port.shape)
     if port.name == contract.POSITION_IDS:
-        return np.broadcast_to(np.arange(shape[-1]), shape).astype(np.int64)
+        return np.broadcast_to(np.arange(shape[-1]), shape).astype(np.int64)  # a copy
     if port.name == contract.LAST_INDEX:
         return np.full(shape, _size("S", axes) - 1, np.int64)
     if port.name == contract.PAST_MASK:  # half of the cache is filled
