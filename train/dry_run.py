@@ -225,7 +225,7 @@ def _part_faults(settings: TrainSettings) -> list[str]:
         checks += [lambda: load_tokenizer(llm.llm_source), lambda: text_config(llm.llm_source)]
     given = [Start(source, settings.given) for source in (start, stage1) if source]
     checks += [lambda each=each: read_config(each.checkpoint, each.parts) for each in given]  # type: ignore[misc]
-    if settings.data.train_data or settings.data.train_table:
+    if settings.data.train_data or settings.data.train_tables or settings.data.train_table:
         checks.append(lambda: open_sources(settings.data.entries, Path(settings.data.features), Bad(MANY)))
     for check in checks:
         try:
@@ -301,7 +301,7 @@ def _llm(config: Blip2Config) -> None:
 def _data(data: DataSettings, batch: BatchSettings, config: Blip2Config) -> str:
     """A line about the data; opens everything and decodes pictures that are spread over all of it."""
     bad = Bad(data.max_bad)
-    if not data.encodes:
+    if not data.encodes and not data.train_tables:
         read = read_data(data.train_table, data.images, bad)
         rows = len(read.samples if config.stage == 1 else read.paths)
         if rows < batch.batch_size:

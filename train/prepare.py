@@ -1,4 +1,4 @@
-r"""Data before a training: `python -m train.prepare flickr8k|shards|list|index` (each has a --help).
+r"""Data before a training: `python -m train.prepare flickr8k|shards|list|index|capfilt` (each has a --help).
 
     python -m train.prepare flickr8k --source data/flickr8k
         Flickr8k's own text files -> train.tsv, dev.tsv and test.tsv beside them
@@ -8,6 +8,8 @@ r"""Data before a training: `python -m train.prepare flickr8k|shards|list|index`
         a parquet or TSV list of URLs and captions -> the list that img2dataset takes
     python -m train.prepare index --data 'shards/*.tar' --cache FEATURES
         the indices of shards that somebody else has written, ahead of a training
+    python -m train.prepare capfilt --data web.tsv --images web --captioner runs/captions --out web-best.tsv
+        captions by a model, ranked beside the given ones: the best two of each image
 
 COCO, Flickr and Visual Genome are lists of files that one has: `shards`. Conceptual Captions (TSV), SBU and LAION
 (parquet) are lists of URLs: `list`, then img2dataset, whose shards are read as they are:
@@ -17,7 +19,7 @@ COCO, Flickr and Visual Genome are lists of files that one has: `shards`. Concep
         --output_format webdataset --output_folder shards/laion --image_size 384 --resize_mode keep_ratio \
         --resize_only_if_bigger True --processes_count 16 --thread_count 64
 
-Knows files, nothing about models.
+Knows files; of models only `capfilt`, which imports them when it runs.
 """
 
 from __future__ import annotations
@@ -30,7 +32,6 @@ if __name__ == "__main__":  # by its name, so that a package that is missing bel
 
 import argparse
 import csv
-import io
 import json
 import tarfile
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ from blip2rt.errors import Blip2rtError
 from .data.flickr8k import write_tables
 from .data.readers import read_data
 from .data.samples import Bad, Dataset, Sample, table_rows, text_fault
-from .data.shards import expand, index_of
+from .data.shards import add_sample, expand, index_of
 from .data.transforms import read_image
 
 
@@ -71,9 +72,7 @@ def write_shards(data: Dataset, out: Path, per_shard: int, bad: Bad, seed: int =
                 writer = tarfile.open(whole.folder / f"{shards:06d}.tar", "w")  # noqa: SIM115  # closed when it is full
                 shards += 1
             assert writer is not None
-            captions = [{"text": t.text, "prompt": t.prompt, "weight": t.weight} if t.prompt else t.text for t in texts]
-            _add(writer, f"{key:09d}{path.suffix.lower()}", content)
-            _add(writer, f"{key:09d}.json", json.dumps({"captions": captions, "source": path.name}).encode())
+            add_sample(writer, f"{key:09d}", path, content, texts)
         if writer is None:
             raise Blip2rtError("no image can be read; nothing was written")
         writer.close()
@@ -93,12 +92,6 @@ def _readable(
             bad.add(str(path), " ".join(str(error).split()))
             continue
         yield path, content, groups[image]
-
-
-def _add(writer: tarfile.TarFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    writer.addfile(info, io.BytesIO(content))
 
 
 def url_list(source: Path, bad: Bad) -> Iterator[dict[str, str]]:
@@ -204,6 +197,27 @@ def _index(args: argparse.Namespace) -> None:
     print(f"{args.data}: {told}, {_left_out(bad)}")
 
 
+def _capfilt(args: argparse.Namespace) -> None:
+    from . import capfilt  # the runtime, or torch
+    from .evaluation.predictors import open_predictor
+
+    bad = Bad(args.max_bad)
+    if not args.captioner and not args.pool and not args.scorer:
+        raise Blip2rtError("nothing gives captions and nothing ranks them: give --captioner, or --scorer with --pool")
+    captioner = open_predictor(args.captioner, precision=args.precision) if args.captioner else None
+    scorer = capfilt.open_scorer(args.scorer, captioner, args.precision)
+    pool = capfilt.Pool(Path(args.pool), scorer, bad) if args.pool else None
+    wanted = capfilt.Wanted(args.keep, args.own, args.top_p, args.retrieved, args.seed)
+    told = ("data", "images", "captioner", "scorer", "pool", "keep", "own", "top_p", "retrieved", "seed")
+    work = capfilt.Work({name: getattr(args, name) for name in told}, args.batch_size, bad)
+    found, out = capfilt.CapFilt(captioner, scorer, pool, wanted), Path(args.out)
+    if args.data.endswith(".tar") or any(Path(args.data).glob("*.tar")):
+        images = capfilt.filter_shards(args.data, out, Path(args.cache or args.out), found, work)
+    else:
+        images = capfilt.filter_list(args.data, args.images, out, found, work)
+    print(f"{args.out}: {images} images, {_left_out(bad)}")
+
+
 def _add_max_bad(parser: Parser) -> None:
     parser.add_argument("--max-bad", type=whole(0), default=1000, metavar="N", help="samples that may be unusable")
 
@@ -242,7 +256,35 @@ def _parser() -> Parser:
                        help="folder of the indices, `features` of the recipe")  # fmt: skip
     _add_max_bad(index)
     index.set_defaults(work=_index)
+    _add_capfilt(commands)
     return parser
+
+
+def _add_capfilt(commands: Any) -> None:
+    parser = commands.add_parser("capfilt", help="captions by a model and of a pool, ranked by a model; the best stay")
+    parser.add_argument("--data", type=nonempty, required=True, metavar="FILE",
+                        help=".tsv, .csv, .jsonl, COCO .json, a folder of images, or shards")  # fmt: skip
+    parser.add_argument("--images", default="", metavar="FOLDER", help="folder of the images that the list names")
+    parser.add_argument("--out", type=nonempty, required=True, metavar="OUT",
+                        help=".tsv to write; of shards a folder of shards")  # fmt: skip
+    parser.add_argument("--captioner", default="", metavar="MODEL",
+                        help="bundle or checkpoint that writes captions; without it given ones are ranked")  # fmt: skip
+    parser.add_argument("--scorer", default="", metavar="MODEL",
+                        help="what ranks: a bundle or a checkpoint of stage 1, or clip:FOLDER, a CLIPModel "
+                        "(default: the captioner)")  # fmt: skip
+    parser.add_argument("--keep", type=whole(1), default=2, metavar="N", help="captions that an image keeps")
+    parser.add_argument("--own", type=whole(0), default=10, metavar="N",
+                        help="captions drawn of an image, besides the captioner's best one")  # fmt: skip
+    parser.add_argument("--top-p", type=float, default=0.9, metavar="X", help="of the draws")
+    parser.add_argument("--pool", default="", metavar="FILE", help="captions without images, one a line")
+    parser.add_argument("--retrieved", type=whole(1), default=10, metavar="N", help="captions of it an image may get")
+    parser.add_argument("--batch-size", type=whole(1), default=16, metavar="N", help="images that go together")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="of checkpoints")
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="seed of the draws")
+    parser.add_argument("--cache", default="", metavar="FOLDER",
+                        help="folder of the indices of shards (default: --out)")  # fmt: skip
+    _add_max_bad(parser)
+    parser.set_defaults(work=_capfilt)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -151,6 +151,11 @@ class DataSettings:
         "train_table or in shards",
         metavar="SOURCE",
     )
+    train_tables: tuple[dict[str, Any], ...] = option(
+        (),
+        "instead of one table: several with cached features, {path, images, weight} each; images are drawn by weight",
+        metavar="TABLE",
+    )
     dev_table: str = option(
         "", "unseen images for evaluation, in any format of train_table; without it nothing is evaluated",
         metavar="FILE",
@@ -174,14 +179,17 @@ class DataSettings:
 
     @property
     def entries(self) -> tuple[dict[str, Any], ...]:
-        """`train_data`, whose only entry a `train_table` would be."""
-        return self.train_data or ({"path": self.train_table, "images": self.images},)
+        """`train_data` or `train_tables`, whose only entry a `train_table` would be."""
+        return self.train_data or self.train_tables or ({"path": self.train_table, "images": self.images},)
 
     def faults(self) -> list[str]:
-        if self.train_data and not self.train_table:
+        several = [name for name in ("train_data", "train_tables") if getattr(self, name)]
+        if len(several) > 1:
+            return ["train_data and train_tables are both given: give one of them"]
+        if several and self.train_table:
+            return [f"train_table and {several[0]} are both given: give the table as an entry of {several[0]}"]
+        if several:
             return []
-        if self.train_data:
-            return ["train_table and train_data are both given: give the table as an entry of train_data"]
         whole = self.train_table and Path(self.train_table).is_dir()
         needed = ("train_table",) if whole else ("train_table", "images")
         return [missing(name) for name in needed if not getattr(self, name)]

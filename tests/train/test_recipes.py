@@ -336,6 +336,28 @@ def test_a_refit_model_sees_by_another_encoder_what_it_saw() -> None:
     assert (after - before).abs().mean() < 0.01 * (other - before).abs().mean()
 
 
+def test_a_refit_model_reads_another_grid() -> None:
+    """The other encoder has [CLS], four positions for each old one, and fewer channels, whose mean tells the old ones."""
+    torch.manual_seed(2)
+    rng = np.random.default_rng(2)
+    geometry = QFormerConfig(16, 2, 2, 32, queries=4, vision_width=12, cross_attention_frequency=1, vocab_size=20)
+    config = Blip2Config(1, VisionConfig(positions=9, features=12), geometry, learned_positions=True)
+    model = Blip2(config, vision=False)
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    hidden = rng.normal(size=(60, 9, 8))
+    old = (hidden @ rng.normal(size=(8, 12))).astype(np.float32)
+    fine = hidden.reshape(60, 3, 3, 8).repeat(2, 1).repeat(2, 2).reshape(60, 36, 8)
+    new = np.concatenate([rng.normal(size=(60, 1, 8)), fine], 1).astype(np.float32)
+    before = model.query_output(torch.from_numpy(old))
+    told = refit.refit(model, new, old, 1e-4)
+    assert told > 0.8, "but for what the norm of a position hides"
+    assert model.vision_positions.shape == (1, 37, 8) and model.vision_norm.weight.shape == (8,)
+    after = model.query_output(torch.from_numpy(new))
+    shuffled = model.query_output(torch.from_numpy(new[::-1].copy()))
+    assert (after - before).abs().mean() < 0.7 * (shuffled - before).abs().mean()
+
+
 def test_refit_answers_a_wrong_checkpoint_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["no/such", "--vision-weights", "x", "--data", "y.tsv", "--images", "z", "--out", str(tmp_path)]
     assert refit.main(arguments) == 2

@@ -1,4 +1,4 @@
-"""Rows of every step for this process: from one table with cached features, or from `train_data` through loader.py.
+"""Rows of every step for this process: from tables with cached features, or from `train_data` through loader.py.
 
 Knows sources and steps, nothing about what a row's texts are for.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, count
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
 
+from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.modeling.blip2 import Blip2
 from blip2rt.modeling.checkpoints import list_checkpoints
 from blip2rt.modeling.vision import VisionConfig
@@ -20,8 +22,8 @@ from blip2rt.modeling.vision import VisionConfig
 from ..loop.parallel import Parallel, here
 from ..settings import BatchSettings, DataSettings
 from .features import draw_views, open_features
-from .loader import Images, Reader, Source, image_batches, open_sources
-from .order import Mixture
+from .loader import Images, Reader, Source, entry_faults, image_batches, open_sources
+from .order import Mixture, Order
 from .readers import read_data
 from .samples import Bad, Sample, batches, draw_texts
 from .shards import check_shards
@@ -90,6 +92,11 @@ class TableFeed:
             self.data, self.vision = open_features(read, vision, data.features, bad, data.views)
         here().same("samples of train_table", (len(self.data.paths), len(self.data.samples)))
 
+    @property
+    def groups(self) -> list[list[Sample]]:
+        """The texts of every image, by `image_ids`."""
+        return self.data.by_image()
+
     def rows(self, start: int) -> Iterator[tuple[int, list[Rows]]]:
         """Endless (step, micro-batches) from step `start` on."""
         seed, samples, groups = self.batch.seed, self.data.samples, self.data.by_image()
@@ -111,6 +118,59 @@ class TableFeed:
         images = [row[0] for row in part]
         features = self.vision.get(images, [row[1] for row in part])
         return Rows([row[2] for row in part], torch.tensor(images), vision_features=features)
+
+
+class TablesFeed:
+    """`train_tables` with cached features: every row of a step is drawn from one of them, by weight."""
+
+    def __init__(
+        self, data: DataSettings, batch: BatchSettings, vision: VisionConfig, bad: Bad, texts: int, by_caption: bool
+    ) -> None:
+        """A row is an image with up to `texts` of its texts. by_caption: captions alone are texts."""
+        self.batch, self.views, self.texts = batch, data.views, texts
+        if faults := entry_faults(data.train_tables, "train_tables"):
+            raise OptionError("; ".join(faults))
+        read = [read_data(entry["path"], entry.get("images", ""), bad) for entry in data.train_tables]
+        with here().main_first():
+            opened = [open_features(each, vision, data.features, bad, data.views) for each in read]
+        self.sources = [source for _, source in opened]
+        self.texts_of = [
+            [[s for s in group if not (by_caption and s.prompt)] for group in each.by_image()] for each, _ in opened
+        ]
+        here().same("samples of train_tables", [sum(map(len, groups)) for groups in self.texts_of])
+        self.images = [[i for i, group in enumerate(groups) if group] for groups in self.texts_of]
+        for entry, images in zip(data.train_tables, self.images, strict=True):
+            if not images:
+                raise Blip2rtError(
+                    f"train_tables: {entry['path']} has no caption, and only captions are read: leave it out"
+                )
+        weights = [float(e.get("weight", len(i))) for e, i in zip(data.train_tables, self.images, strict=True)]
+        self.mixture = Mixture(weights, batch.batch_size, batch.seed)
+        self.orders = [Order([len(images)], (batch.seed, number)) for number, images in enumerate(self.images)]
+        self.first = [0, *accumulate(map(len, self.texts_of))]  # image id of each table's first image
+
+    @property
+    def groups(self) -> list[list[Sample]]:
+        """The texts of every image, by `image_ids`."""
+        return [group for groups in self.texts_of for group in groups]
+
+    def rows(self, start: int) -> Iterator[tuple[int, list[Rows]]]:
+        """Endless (step, micro-batches) from step `start` on."""
+        seed = self.batch.seed
+        for step in count(start):
+            rng = np.random.default_rng((seed, step, 1))
+            chosen = [(table, self.images[table][self.orders[table][at]]) for table, at in self.mixture.batch(step)]
+            views = draw_views(self.views, len(chosen), (seed, step)).tolist()
+            whole = [
+                (table, image, view, draw_texts(self.texts_of[table][image], rng)[: self.texts])
+                for (table, image), view in zip(chosen, views, strict=True)
+            ]  # of all processes: draws are the same in each
+            yield step, [self._rows(part) for part in divide(here(), self.batch.accumulate, whole)]
+
+    def _rows(self, part: list[tuple[int, int, int, list[Sample]]]) -> Rows:
+        features = torch.cat([self.sources[table].get([image], [view]) for table, image, view, _ in part])
+        ids = torch.tensor([self.first[table] + image for table, image, _, _ in part])
+        return Rows([row[3] for row in part], ids, vision_features=features)
 
 
 class SourcesFeed:
@@ -144,11 +204,13 @@ class SourcesFeed:
 
 def open_feed(
     data: DataSettings, batch: BatchSettings, vision: VisionConfig, out: str, *, texts: int, by_caption: bool
-) -> TableFeed | SourcesFeed:
+) -> TableFeed | TablesFeed | SourcesFeed:
     """The feed of where the recipe says its data are; out: the training's folder, which lists unusable samples."""
     bad = bad_samples(out, data.max_bad)
     if data.encodes:
         return SourcesFeed(data, batch, vision, bad, texts, Path(out))
+    if data.train_tables:
+        return TablesFeed(data, batch, vision, bad, texts, by_caption)
     return TableFeed(data, batch, vision, bad, texts, by_caption)
 
 

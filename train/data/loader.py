@@ -64,26 +64,30 @@ class ListedImages:
 Source = ListedImages | Shards
 
 
+def entry_faults(entries: tuple[dict[str, Any], ...], field: str) -> list[str]:
+    """What is wrong with the entries of a recipe's `field`: path, images and weight each."""
+    faults = []
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
+            faults.append(f"{field}, entry {number}: {entry!r} has no path: give a mapping with one")
+            continue
+        for key in entry.keys() - set(_FIELDS):
+            near = difflib.get_close_matches(str(key), _FIELDS, 1)
+            faults.append(f"{field}, entry {number}: unknown {key!r}: choose {near[0] if near else ', '.join(_FIELDS)}")
+        weight = entry.get("weight", 1)
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
+            faults.append(f"{field}, entry {number}: weight is {weight!r}: give a number above 0")
+    if 0 < sum("weight" in entry for entry in entries if isinstance(entry, dict)) < len(entries):
+        faults.append(f"some entries of {field} have a weight: give one to every entry or to none")
+    return faults
+
+
 def open_sources(entries: tuple[dict[str, Any], ...], cache: Path, bad: Bad) -> tuple[list[Source], list[float]]:
     """Sources and weights of the recipe's `train_data`: path, images and weight each.
 
     Without weights every sample is as likely as any other. Raise OptionError, which names all faults of all entries.
     """
-    faults = []
-    for number, entry in enumerate(entries, 1):
-        if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
-            faults.append(f"train_data, entry {number}: {entry!r} has no path: give a mapping with one")
-            continue
-        for key in entry.keys() - set(_FIELDS):
-            near = difflib.get_close_matches(str(key), _FIELDS, 1)
-            faults.append(
-                f"train_data, entry {number}: unknown {key!r}: choose {near[0] if near else ', '.join(_FIELDS)}"
-            )
-        weight = entry.get("weight", 1)
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
-            faults.append(f"train_data, entry {number}: weight is {weight!r}: give a number above 0")
-    if 0 < sum("weight" in entry for entry in entries if isinstance(entry, dict)) < len(entries):
-        faults.append("some entries of train_data have a weight: give one to every entry or to none")
+    faults = entry_faults(entries, "train_data")
     if faults:
         raise OptionError("; ".join(faults))
     sources: list[Source] = []

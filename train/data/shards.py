@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import io
 import json
 import os
 import re
@@ -148,6 +149,16 @@ def check_shards(sources: Sequence[object], out: Path, began: bool) -> None:
             )
     elif now:
         write_file(record, json.dumps(now, indent=1).encode())
+
+
+def add_sample(shard: tarfile.TarFile, key: str, path: Path, content: bytes, texts: Sequence[Sample]) -> None:
+    """Write an image, whose file `path` is, and its texts."""
+    captions = [{"text": t.text, "prompt": t.prompt, "weight": t.weight} if t.prompt else t.text for t in texts]
+    said = json.dumps({"captions": captions, "source": path.name}).encode()
+    for ending, data in ((path.suffix.lower(), content), (".json", said)):
+        info = tarfile.TarInfo(f"{key}{ending}")
+        info.size = len(data)
+        shard.addfile(info, io.BytesIO(data))
 
 
 class Shards:

@@ -24,7 +24,7 @@ from transformers import DynamicCache
 from blip2rt.errors import OptionError
 from blip2rt.modeling.blip2 import Blip2
 
-from ..data.feed import TableFeed, seen_features
+from ..data.feed import SourcesFeed, seen_features
 from ..data.samples import Sample
 from ..dry_run import dry_run
 from ..evaluation.metrics import tokenize
@@ -68,12 +68,15 @@ class SelfCriticalTraining:
 
     def __init__(self, settings: SelfCriticalSettings) -> None:
         self.stage = stage = Stage2(settings.stage2, flat(settings))
-        if not isinstance(stage.texts, Texts) or not isinstance(stage.feed, TableFeed) or stage.questions:
+        if not isinstance(stage.texts, Texts) or isinstance(stage.feed, SourcesFeed) or stage.questions:
             raise OptionError(
                 "captions cannot be sampled here: give a decoder-only LLM, a Q-Former that reads no questions, and a "
                 "train_table with cached features, whose captions are the references"
             )
-        groups, cider = stage.feed.data.by_image(), settings.cider
+        groups, cider = stage.feed.groups, settings.cider
+        lacking = sum(all(sample.prompt for sample in group) for group in groups)
+        if lacking:
+            raise OptionError(f"{lacking} images of the tables have no caption to be judged by: leave them out")
         self.sampled = SelfCritical(stage.model, stage.texts, groups, cider.cider_samples, cider.cider_temperature)
 
     def run(self) -> Path:

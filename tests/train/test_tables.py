@@ -1,0 +1,106 @@
+"""Several tables with cached features: drawn by weight, gone on with bit for bit, and their mistakes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from blip2rt.modeling.checkpoints import list_checkpoints
+from blip2rt.modeling.vision import VisionConfig
+from tests.tiny.parts import caption_table, tiny_settings
+from train import stage1
+from train.data.feed import TablesFeed, open_feed
+from train.recipe import parse
+from train.settings import BatchSettings, DataSettings
+
+
+def tables(folder: Path) -> list[dict[str, object]]:
+    """Two tables, of 6 and of 5 images; of the second one an image has a question alone, another one more of them."""
+    found = []
+    for name, images, weight in (("one", 6, 3.0), ("two", 5, 1.0)):
+        table = caption_table(folder / name, images)
+        found.append({"path": str(table), "images": str(folder / name / "images"), "weight": weight})
+    lines = Path(str(found[1]["path"])).read_text().splitlines()
+    questions = ["4.jpg\tyes\tis it?", "3.jpg\tno\tis it not?"]
+    kept = [line if i == 0 else f"{line}\t" for i, line in enumerate(lines) if not line.startswith("4.jpg")]
+    Path(str(found[1]["path"])).write_text("\n".join([f"{kept[0]}\tprompt", *kept[1:], *questions]) + "\n")
+    return found
+
+
+def feed(folder: Path, by_caption: bool, texts: int) -> TablesFeed:
+    data = DataSettings(train_tables=tuple(tables(folder)), features=str(folder / "features"), views=2)
+    vision = VisionConfig("timm:test_efficientnet", height=64, width=64, positions=4, features=256)
+    batch = BatchSettings(batch_size=40, seed=5)
+    found = open_feed(data, batch, vision, str(folder / "out"), texts=texts, by_caption=by_caption)
+    assert isinstance(found, TablesFeed)
+    return found
+
+
+def test_tables_are_drawn_by_weight_with_their_own_features(tmp_path: Path) -> None:
+    of_tables = feed(tmp_path, by_caption=False, texts=3)
+    steps = of_tables.rows(7)
+    drawn = Counter[int]()
+    for expected in range(7, 17):
+        step, [rows] = next(steps)
+        assert step == expected and rows.vision_features is not None
+        drawn.update(rows.image_ids.tolist())
+        for image, features, group in zip(rows.image_ids.tolist(), rows.vision_features, rows.groups, strict=True):
+            table, inside = (0, image) if image < 6 else (1, image - 6)
+            views = [of_tables.sources[table].get([inside], [view])[0] for view in range(2)]
+            assert any(torch.equal(features, view) for view in views)
+            assert set(group) <= set(of_tables.groups[image]) and 0 < len(group) <= 3
+    assert set(drawn) == set(range(11))
+    assert 0.65 < sum(drawn[i] for i in range(6)) / drawn.total() < 0.85
+    again = next(feed(tmp_path, by_caption=False, texts=3).rows(16))[1][0]
+    assert torch.equal(again.image_ids, rows.image_ids) and again.groups == rows.groups
+
+
+def test_stage_1_draws_captions_alone(tmp_path: Path) -> None:
+    of_tables = feed(tmp_path, by_caption=True, texts=1)
+    seen = set()
+    for _, [rows] in (next(of_tables.rows(step)) for step in range(6)):
+        assert all(len(group) == 1 and not group[0].prompt for group in rows.groups)
+        seen |= set(rows.image_ids.tolist())
+    assert seen == set(range(10)), "the image of a question alone is left out"
+
+
+def test_a_training_on_tables_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    settings = [*tiny_settings(tmp_path), "--train_table", "", "--train_tables", *map(json.dumps, tables(tmp_path))]
+    assert stage1.main([*settings, "--out", str(tmp_path / "whole")]) == 0
+    run = stage1.Stage1(parse(stage1.Stage1Settings, [*settings, "--out", str(tmp_path / "two")], ""))
+    original = run.trainer._step
+
+    def interrupted(step: int, backward: object) -> dict[str, float]:
+        if step == 4:
+            raise KeyboardInterrupt
+        return original(step, backward)  # type: ignore[arg-type]
+
+    run.trainer._step = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert stage1.main([*settings, "--out", str(tmp_path / "two")]) == 0
+    mine, theirs = (load_file(list_checkpoints(tmp_path / n)[-1] / "model.safetensors") for n in ("whole", "two"))
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = [*tiny_settings(tmp_path), "--out", str(tmp_path / "out")]
+    given = [json.dumps({"path": str(tmp_path / "table.tsv"), "imagse": "x"})]
+    assert stage1.main([*settings, "--train_tables", *given]) == 2
+    assert "train_table and train_tables are both given" in capsys.readouterr().err
+    assert stage1.main([*settings, "--train_table", "", "--train_tables", *given]) == 2
+    assert "train_tables, entry 1: unknown 'imagse': choose images" in capsys.readouterr().err
+    assert stage1.main([*settings, "--train_table", "", "--train_tables", *given, "--train_data", *given]) == 2
+    assert "train_data and train_tables are both given" in capsys.readouterr().err
+
+
+def test_every_draw_differs(tmp_path: Path) -> None:
+    steps = feed(tmp_path, by_caption=False, texts=1).rows(0)
+    drawn = [next(steps)[1][0].image_ids.numpy() for _ in range(3)]
+    assert not np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[1], drawn[2])
