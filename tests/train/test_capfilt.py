@@ -172,7 +172,7 @@ def test_clip_ranks(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "bert")
     text = small | {"vocab_size": len(tokenizer), "max_position_embeddings": 12,
                     "eos_token_id": tokenizer.sep_token_id, "bos_token_id": tokenizer.cls_token_id}  # fmt: skip
-    config = CLIPConfig(text, small | {"image_size": 32, "patch_size": 16}, projection_dim=8)
+    config = CLIPConfig(text_config=text, vision_config=small | {"image_size": 32, "patch_size": 16}, projection_dim=8)
     CLIPModel(config).save_pretrained(tmp_path / "clip")
     tokenizer.save_pretrained(tmp_path / "clip")
     coloured(tmp_path)

@@ -337,7 +337,7 @@ def test_a_refit_model_sees_by_another_encoder_what_it_saw() -> None:
 
 
 def test_a_refit_model_reads_another_grid() -> None:
-    """The other encoder has [CLS], four positions for each old one, and fewer channels, whose mean tells the old ones."""
+    """The other encoder has [CLS], four positions for each old one, and fewer channels."""
     torch.manual_seed(2)
     rng = np.random.default_rng(2)
     geometry = QFormerConfig(16, 2, 2, 32, queries=4, vision_width=12, cross_attention_frequency=1, vocab_size=20)

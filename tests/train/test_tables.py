@@ -57,7 +57,7 @@ def test_tables_are_drawn_by_weight_with_their_own_features(tmp_path: Path) -> N
             assert set(group) <= set(of_tables.groups[image]) and 0 < len(group) <= 3
     assert set(drawn) == set(range(11))
     assert 0.65 < sum(drawn[i] for i in range(6)) / drawn.total() < 0.85
-    again = next(feed(tmp_path, by_caption=False, texts=3).rows(16))[1][0]
+    again = next(of_tables.rows(16))[1][0]
     assert torch.equal(again.image_ids, rows.image_ids) and again.groups == rows.groups
 
 
