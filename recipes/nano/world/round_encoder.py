@@ -1,6 +1,6 @@
 """An image encoder of transformers whose matrices are rounded to int4 so that its features change least:
 
-    python recipes/nano/round_encoder.py runs/nano/clip-b16 --images DATA/images ... --out runs/nano/clip-b16-int4
+    python recipes/nano/world/round_encoder.py runs/world/clip --images PHOTOGRAPHS --out runs/world/clip-int4
 
 This is GPTQ (Frantar et al. 2022, arXiv 2210.17323): a matrix is rounded column by column, and what a column loses is
 made good by those behind it, as photographs weigh them. The grid is the exporter's, so `--precision vision=int4` ships
@@ -25,7 +25,7 @@ def rounded(weight: torch.Tensor, gram: torch.Tensor, block: int) -> torch.Tenso
     """weight (N, K), rounded to 4 bits in blocks; gram (K, K): X'X of what it is multiplied with."""
     import torch
 
-    from blip2rt.modeling.quantize import quantize_blockwise, unpacked
+    from blip2rt.modeling.quantize import quantize_blockwise
 
     left, found = weight.double(), torch.empty_like(weight)
     gram = gram.double() + DAMPING * gram.diagonal().mean().double() * torch.eye(len(gram), dtype=torch.float64)

@@ -1,0 +1,68 @@
+"""The tables of nano's four sets: image, caption or answer, question; images in the order of their names.
+
+    python recipes/nano/world/tables.py DATA runs/world/tables
+
+DATA has the folders coco, web, daquar and flickr8k. A table that holds an image of a dev split is refused.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from blip2rt.command import Parser, run
+from blip2rt.errors import Blip2rtError
+
+Row = tuple[str, str, str]
+
+
+def rows(file: Path) -> Iterator[dict[str, str]]:
+    if not file.is_file():
+        raise Blip2rtError(f"{file} does not exist: give the folder of coco, web, daquar and flickr8k")
+    with file.open(newline="", encoding="utf-8") as lines:
+        yield from csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def captions(file: Path) -> list[Row]:
+    return [(row["image"], row["caption"], "") for row in rows(file)]
+
+
+def questions(file: Path) -> list[Row]:
+    asked = ((row["image"], row["answer"].strip().lower(), row["question"].strip().lower()) for row in rows(file))
+    return [(image, answer.replace("_", " "), question) for image, answer, question in asked]
+
+
+def write_tables(data: Path, out: Path) -> Iterator[str]:
+    """Write coco.tsv, web.tsv, daquar.tsv and flickr8k.tsv; yield a line about each."""
+    found = {name: captions(data / name / "train.tsv") for name in ("coco", "web", "flickr8k")}
+    found["coco"] += questions(data / "coco" / "train-qa.tsv")
+    asked = questions(data / "daquar" / "train-qa.tsv")
+    found["daquar"] = [row for row in asked if "," not in row[1]]  # a list of things is no short answer
+    out.mkdir(parents=True, exist_ok=True)
+    for name, table in found.items():
+        kept_back = {row["image"] for file in sorted((data / name).glob("dev*.tsv")) for row in rows(file)}
+        if leaked := sorted(kept_back & {row[0] for row in table}):
+            raise Blip2rtError(f"{name} has {len(leaked)} images of its dev split, as {leaked[0]}: remove them")
+        table.sort(key=lambda row: row[0])
+        lines = ["image\tcaption\tprompt", *("\t".join(row) for row in table)]
+        (out / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        asked = sum(bool(row[2]) for row in table)
+        yield f"{name}: {len({row[0] for row in table})} images, {len(table) - asked} captions, {asked} questions"
+
+
+def main() -> int:
+    parser = Parser(prog="tables.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", type=Path, help="folder of the sets")
+    parser.add_argument("out", type=Path, help="folder to write")
+
+    def work() -> None:
+        args = parser.parse_args()
+        for line in write_tables(args.data, args.out):
+            print(line)
+
+    return run("tables.py", work, extra="train")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,81 @@
+"""What makes nano see the world: the tables of its sets, and an encoder that is rounded by what it sees."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from blip2rt.modeling.quantize import round_weights
+from tests.seeds import new_seed
+from tests.tiny.parts import caption_table
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    script = [sys.executable, str(RECIPES / "nano" / name), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(RECIPES.parent), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(script, check=False, cwd=RECIPES.parent, env=environment, capture_output=True, text=True)
+
+
+def test_an_encoder_is_rounded_by_what_it_sees(tmp_path: Path) -> None:
+    """What is written is on the exporter's grid, and nearer to the exact features than every weight's nearest code."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    torch.manual_seed(new_seed())
+    size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = CLIPVisionModel(CLIPVisionConfig(**size, image_size=32, patch_size=8)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "exact")
+    caption_table(tmp_path, 12)
+    done = run_script("world/round_encoder.py", tmp_path / "exact", "--images", tmp_path / "images", "--count", 12,
+                      "--out", tmp_path / "rounded")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rounded = CLIPVisionModel.from_pretrained(tmp_path / "rounded").state_dict()
+    nearest = copy.deepcopy(model)
+    for module in nearest.modules():
+        if isinstance(module, torch.nn.Linear):
+            round_weights(module, 4, 64)
+    again = CLIPVisionModel.from_pretrained(tmp_path / "rounded").eval()
+    for name, module in again.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            round_weights(module, 4, 64)
+            assert (module.weight - rounded[f"{name}.weight"]).abs().max() < 1e-3, "it ships as it is"
+    pixels = torch.randn(8, 3, 32, 32)
+    with torch.no_grad():
+        exact, near, found = (each(pixel_values=pixels).last_hidden_state for each in (model, nearest, again))
+    assert (found - exact).square().mean() < (near - exact).square().mean()
+
+
+def write_set(folder: Path, files: dict[str, list[str]]) -> None:
+    folder.mkdir(parents=True)
+    for name, lines in files.items():
+        (folder / name).write_text("".join(f"{line}\n" for line in lines))
+
+
+def test_tables_of_the_sets_hold_nothing_that_is_kept_back(tmp_path: Path) -> None:
+    captions, asked = "image\tcaption", "image\tquestion\tanswer\tsource"
+    write_set(tmp_path / "d" / "coco", {
+        "train.tsv": [captions, "b.webp\tA dog"], "dev.tsv": [captions, "c.webp\tA cat"],
+        "train-qa.tsv": [asked, "a.webp\tWhat is it?\tDog\tvqa"], "dev-qa.tsv": [asked, "c.webp\tIs it?\tyes\tvqa"]})  # fmt: skip
+    for name in ("web", "flickr8k"):
+        write_set(tmp_path / "d" / name, {"train.tsv": [captions, "x.webp\tA hat"]})
+    rows = ["image\tquestion\tanswer", "r.webp\tWhat is here?\ttable_lamp", "r.webp\tAnd there?\tbook, papers"]
+    write_set(tmp_path / "d" / "daquar", {"train-qa.tsv": rows})
+    done = run_script("world/tables.py", tmp_path / "d", tmp_path / "out")
+    assert done.returncode == 0 and "coco: 2 images, 1 captions, 1 questions" in done.stdout, done.stderr
+    assert (
+        tmp_path / "out" / "coco.tsv"
+    ).read_text() == "image\tcaption\tprompt\na.webp\tdog\twhat is it?\nb.webp\tA dog\t\n"
+    assert (tmp_path / "out" / "daquar.tsv").read_text().splitlines()[1:] == ["r.webp\ttable lamp\twhat is here?"]
+    with (tmp_path / "d" / "coco" / "train.tsv").open("a") as file:
+        file.write("c.webp\tA leak\n")
+    done = run_script("world/tables.py", tmp_path / "d", tmp_path / "out")
+    assert done.returncode == 2 and "coco has 1 images of its dev split, as c.webp: remove them" in done.stderr
