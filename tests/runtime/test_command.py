@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "blip2rt-train prepare shards": None,
     "blip2rt-train prepare list": None,
     "blip2rt-train prepare index": None,
+    "blip2rt-train prepare capfilt": ("--data", "x", "--out", "y", "--precision", "int8"),
     "blip2rt-train stage1": None,
     "blip2rt-train stage2": None,
     "blip2rt-train evaluate": ("captions",),

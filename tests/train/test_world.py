@@ -64,7 +64,9 @@ def test_tables_of_the_sets_hold_nothing_that_is_kept_back(tmp_path: Path) -> No
     captions, asked = "image\tcaption", "image\tquestion\tanswer\tsource"
     write_set(tmp_path / "d" / "coco", {
         "train.tsv": [captions, "b.webp\tA dog"], "dev.tsv": [captions, "c.webp\tA cat"],
-        "train-qa.tsv": [asked, "a.webp\tWhat is it?\tDog\tvqa"], "dev-qa.tsv": [asked, "c.webp\tIs it?\tyes\tvqa"]})  # fmt: skip
+        "train-qa.tsv": [asked, "a.webp\tWhat is it?\tDog\tvqa"],
+        "dev-qa.tsv": [asked, "c.webp\tIs it?\tyes\tvqa"],
+    })  # fmt: skip
     for name in ("web", "flickr8k"):
         write_set(tmp_path / "d" / name, {"train.tsv": [captions, "x.webp\tA hat"]})
     rows = ["image\tquestion\tanswer", "r.webp\tWhat is here?\ttable_lamp", "r.webp\tAnd there?\tbook, papers"]
