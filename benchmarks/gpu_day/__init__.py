@@ -1,6 +1,6 @@
 """The day that a GPU is there: everything that no other machine can say, by one command.
 
-    python -m benchmarks.gpu_day [--out build/gpu_day] [--geometry blip2-opt-2.7b] [--skip STEP,...]
+    python -m benchmarks.gpu_day [--out build/gpu_day] [--geometry blip2-opt-2.7b] [--skip STEP ...]
 
 It needs this repository, and wheels laid into `wheels/` beside it where the machine has no network: they are installed
 into an environment of the day's own. Each step runs in a process of its own, so that none ends the others. Results lie

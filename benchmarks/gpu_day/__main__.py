@@ -9,7 +9,6 @@ from pathlib import Path
 
 from blip2rt.bundle.whole import write_file
 from blip2rt.command import Parser, path, run, whole
-from blip2rt.errors import OptionError
 
 from . import day, installed, report, stand_in
 
@@ -19,7 +18,7 @@ WHEELS = day.ROOT / "wheels"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run with `arguments`, or the process's own. Return 0 where no step failed, 1 where one did, 2 for a mistake."""
-    return run("gpu_day", lambda: _run(_parser().parse_args(arguments)))
+    return run("python -m benchmarks.gpu_day", lambda: _run(_parser().parse_args(arguments)))
 
 
 def _parser() -> Parser:
@@ -32,7 +31,7 @@ def _parser() -> Parser:
                         "no exporter")  # fmt: skip
     parser.add_argument("--turns", type=whole(1, 100000), default=40, metavar="N", help="random cases of each kernel")
     parser.add_argument("--limit", type=whole(1, 86400), default=3600, metavar="SECONDS", help="most that a step takes")
-    parser.add_argument("--skip", default="", metavar="STEP,...", help="leave these out")
+    parser.add_argument("--skip", nargs="+", choices=day.NAMES, default=(), metavar="STEP", help="leave these out")
     parser.add_argument("--stand-in", action="store_true", help="no GPU: a driver stands in, for a test of the day")
     parser.add_argument("--step", help=argparse.SUPPRESS)  # of the day's own processes
     return parser
@@ -45,15 +44,11 @@ def _run(args: argparse.Namespace) -> int:
         from .steps import STEPS
 
         return day.take_here(today, args.step, STEPS[args.step])
-    names = day.NAMES
-    skipped = [name for name in args.skip.split(",") if name]
-    if unknown := [name for name in skipped if name not in names]:
-        raise OptionError(f"--skip {', '.join(unknown)}: choose from {', '.join(names)}")
     if args.stand_in:
         stand_in.use(stand_in.library_folder(out))
     wheels = args.wheels or (WHEELS if WHEELS.is_dir() else None)
     python = installed.python_with(wheels, out)
-    taken = [name for name in names if name not in skipped]
+    taken = [name for name in day.NAMES if name not in args.skip]
     results = day.run_all(today, taken, python, args.limit, lambda text: print(text, file=sys.stderr, flush=True))
     everything = day.whole(today, results)
     write_file(out / "gpu_day.json", json.dumps(everything, indent=1).encode())

@@ -60,6 +60,7 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "blip2rt-train average": None,
     "blip2rt_export.synthetic": ("--geometry", "huge"),
     "python -m benchmarks.gallery": None,
+    "python -m benchmarks.gpu_day": ("--skip", "nothing"),
     "python -m benchmarks.loader": None,
     "python -m benchmarks.loop": ("--geometry", "huge"),
     "python -m benchmarks.serve": ("--geometry", "huge"),
@@ -89,6 +90,7 @@ def main_of(called: str) -> tuple[Callable[[list[str]], int], list[str]]:
     package = where.partition(".")[0]
     if package in HEAVY:
         pytest.importorskip(HEAVY[package])
+    where += ".__main__" if (ROOT / where.replace(".", "/") / "__main__.py").exists() else ""
     return getattr(importlib.import_module(where), function), subcommands
 
 
@@ -136,7 +138,12 @@ def test_every_command_is_in_the_table() -> None:
         f"train.{module}" for module, _ in TRAINING.values()
     }
     modules = {name.replace("blip2rt_export", "export").replace("blip2rt_train", "train") for name in modules}
-    workers = ("blip2rt.bench.report", "blip2rt.bench.worker", "blip2rt.bench.peers")  # blip2rt-bench starts them
+    workers = (
+        "blip2rt.bench.report",
+        "blip2rt.bench.worker",
+        "blip2rt.bench.peers",  # blip2rt-bench starts them
+        "benchmarks.gpu_day.kernels",
+    )  # compute-sanitizer does
     for package in ("blip2rt", "train", "export", "benchmarks"):
         for file in (ROOT / package).rglob("*.py"):
             name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
