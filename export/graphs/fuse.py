@@ -222,7 +222,10 @@ def _linear(value: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value | None
 
 
 def concatenated(model: ir.Model, parts: Sequence[ir.Value], axis: int) -> ir.Value:
-    """Add an initializer that joins others; it is put together when it is written."""
+    """An initializer that joins others; it is put together when it is written. The same ones are joined once."""
+    known = model.graph.initializers.get("+".join(str(part.name) for part in parts))
+    if known is not None:
+        return known
     tensors = [part.const_value for part in parts if part.const_value is not None]
     assert len(tensors) == len(parts), "only initializers are joined"
     shape = list(tensors[0].shape.numpy())

@@ -31,6 +31,7 @@ from export.graphs import trace
 from export.precision import codes
 from export.precision.rounding import Blocks, Rounding
 from export.progress import Progress
+from export.trt import joined
 from export.trt import precision as trt_precision
 from export.workshop import Workshop
 from tests.seeds import seed_of
@@ -228,6 +229,36 @@ def with_weights(graph: Path, quantized: Path, block: int) -> Path:
     copy = quantized.with_name(f"{quantized.stem}.float.onnx")
     onnx.save(proto, copy)
     return copy
+
+
+def test_products_that_share_a_bias_are_joined(tmp_path: Path) -> None:
+    """As biases of zeros do, of one layer and of several; and one without a bias beside one that has it."""
+    helper, rng = onnx.helper, np.random.default_rng(SEED)
+    tensors = {f"w{i}": rng.normal(size=(8, size)).astype(np.float32) for i, size in enumerate((8, 8, 8, 8, 8, 5))}
+    tensors["b"] = rng.normal(size=8).astype(np.float32)
+    nodes, x = [], "x"
+    for layer in range(2):
+        left, right = f"w{2 * layer}", f"w{2 * layer + 1}"
+        for weight in (left, right):
+            nodes += [helper.make_node("MatMul", [x, weight], [f"p_{weight}"], name=f"p_{weight}"),
+                      helper.make_node("Add", [f"p_{weight}", "b"], [f"y_{weight}"], name=f"y_{weight}")]  # fmt: skip
+        nodes.append(helper.make_node("Mul", [f"y_{left}", f"y_{right}"], [f"x{layer}"], name=f"x{layer}"))
+        x = f"x{layer}"
+    nodes += [helper.make_node("MatMul", [x, "w4"], ["p4"], name="p4"), helper.make_node("Add", ["p4", "b"], ["y"]),
+              helper.make_node("MatMul", [x, "w5"], ["z"], name="p5")]  # fmt: skip
+    ends = [helper.make_tensor_value_info(name, 1, [3, size]) for name, size in (("x", 8), ("y", 8), ("z", 5))]
+    stored = [onnx.numpy_helper.from_array(array, name) for name, array in tensors.items()]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], stored)
+    proto = onnx.shape_inference.infer_shapes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)]))
+    model = trace.ir.from_proto(proto)
+    products = [node for node in model.graph if node.op_type == "MatMul"]
+    assert len(joined.join(model, products)) == 4  # p5 is an output, and stays
+    onnx.save(proto, tmp_path / "before.onnx")
+    onnx.save(trace.ir.to_proto(model), tmp_path / "after.onnx")
+    feeds = {"x": rng.normal(size=(3, 8)).astype(np.float32)}
+    both = [as_written(tmp_path / f"{name}.onnx", 1).run(None, feeds) for name in ("before", "after")]
+    for got, want in zip(*both, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
 def with_table(graph: Path, copy: Path, block: int) -> Path:
