@@ -36,7 +36,6 @@ class Session:
         custom_int4: bool = True,
         custom_int8: bool = False,
         custom_attention: bool = True,
-        cuda: bool = False,
         files: Mapping[str, int] | None = None,
     ) -> None:
         """Load a graph. Raises RuntimeError with ONNX Runtime's message, GraphError as check_graph does.
@@ -44,7 +43,6 @@ class Session:
         intra_op_threads: 0 leaves the number to ONNX Runtime, which takes one a physical core.
         custom_int4, custom_int8, custom_attention: run such nodes by the core's operators where it has a kernel for
         them. int8 pays with hundreds of rows, and takes an encoder's attention along, in bfloat16.
-        cuda: run on the first NVIDIA GPU, with ONNX Runtime's operators alone.
         """
 
     @property

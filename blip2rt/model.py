@@ -74,7 +74,7 @@ def load(
     """Open a bundle; None or "nano" is the embedded model. Its graphs are loaded when they are first needed.
 
     backend: "ort" (ONNX Runtime) or "trt" (TensorRT, docs/jetson.md; a bundle exported for it).
-    device: for ort "cpu" (None) or "cuda"; for trt "cuda".
+    device: "cpu" for ort, "cuda" for trt; None is what the backend runs on.
     engines: for trt, the sizes that plans are built for (blip2rt.backends.trt.PlanSizes). Building takes minutes, once.
     threads: for ort, how many an operator may use; None asks BLIP2RT_NUM_THREADS, then takes every physical core.
     scaled_jpeg: large JPEGs are decoded at a fraction of their size, faster and not quite the same (blip2rt.image).

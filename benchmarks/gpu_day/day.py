@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 MODULE = "benchmarks.gpu_day"
 DONE, FAILED, LEFT_OUT = "done", "failed", "left out"
 _READ = ("benchmarks/gpu_day", "blip2rt", "engines/search", "export")  # sources whose change makes a step old
-NAMES = ("doctor", "bandwidth", "kernels", "sanitize", "loop-by-onnxruntime", "ort-on-cuda", "loop-by-tensorrt",
+NAMES = ("doctor", "bandwidth", "kernels", "sanitize", "loop-by-onnxruntime", "loop-by-tensorrt",
          "large-fp16", "large-int4")  # fmt: skip
 _LAST_WORDS = 2000  # characters of what a step that failed has said
 

@@ -10,6 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from blip2rt.backends.trt import builder, by_onnxruntime
+from blip2rt.errors import BackendError
+
 from . import device, kernels, large, loops
 from .day import ROOT, Day, LeftOut, Step
 
@@ -68,21 +71,9 @@ def sanitizer() -> str | None:
     )
 
 
-def by_onnxruntime(day: Day) -> dict[str, Any]:
+def without_tensorrt(day: Day) -> dict[str, Any]:
     """The backend trt from bundles to texts, with ONNX Runtime in TensorRT's place."""
     return {"by": _take_place(day), **loops.on_trt(day.out / "bundles")}
-
-
-def ort_on_cuda(day: Day) -> dict[str, Any]:
-    """The backend ort on the card."""
-    from blip2rt.errors import BackendError
-
-    try:
-        return loops.on_ort(day.out / "bundles")
-    except BackendError as error:
-        if "no CUDA provider" in str(error):
-            raise LeftOut(str(error)) from error
-        raise
 
 
 def tensorrt(day: Day) -> dict[str, Any]:
@@ -103,29 +94,32 @@ def _large(precision: str) -> Step:
 
 def _real_tensorrt(day: Day) -> str:
     """Name and version. Raises LeftOut: it is not installed, or cannot run here."""
-    from blip2rt.backends.trt import builder
-    from blip2rt.errors import BackendError
-
     if day.stand_in:
         raise LeftOut("TensorRT needs a GPU, not the driver that stands in")
-    try:
-        return builder.identity(builder.load_tensorrt())
-    except BackendError as error:
-        raise LeftOut(str(error)) from error
+    for name in builder.MODULES:
+        try:
+            return builder.identity(builder.load_tensorrt(name))
+        except BackendError as error:
+            why = str(error)
+    raise LeftOut(why)
 
 
 def _take_place(day: Day) -> str:
+    """Let ONNX Runtime take TensorRT's place in this process. Raises LeftOut: it has no CUDA provider."""
     device.open_cuda()
-    try:
-        from . import executor
+    made = by_onnxruntime.find()
+    if day.stand_in:  # the device's memory is the host's
+        import onnxruntime
 
-        return str(executor.install(day.stand_in).__version__)
-    except ImportError as error:
-        raise LeftOut(str(error)) from error
+        made = by_onnxruntime.Executor(onnxruntime, "CPUExecutionProvider")
+    if made is None:
+        raise LeftOut("ONNX Runtime has no CUDA provider: lay onnxruntime-gpu's wheel there, with its libraries")
+    builder.load_tensorrt = lambda name=None: made  # type: ignore[assignment]
+    return builder.identity(made)
 
 
 STEPS: dict[str, Step] = {
     "doctor": doctor, "bandwidth": bandwidth, "kernels": check_kernels, "sanitize": sanitize,
-    "loop-by-onnxruntime": by_onnxruntime, "ort-on-cuda": ort_on_cuda, "loop-by-tensorrt": tensorrt,
+    "loop-by-onnxruntime": without_tensorrt, "loop-by-tensorrt": tensorrt,
     "large-fp16": _large("fp16"), "large-int4": _large("int4"),
 }  # fmt: skip

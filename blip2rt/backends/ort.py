@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import backends, cuda_libraries
+from .. import backends
 from .. import bundle as contract
 from ..bundle import Bundle
 from ..errors import BackendError, OptionError
@@ -45,14 +45,13 @@ class Backend(backends.Backend):
     def __init__(self, bundle: Bundle, *, threads: int | None = None, device: str = "cpu") -> None:
         """threads: how many an operator may use; None asks BLIP2RT_NUM_THREADS, then ONNX Runtime takes every core.
 
-        Raises OptionError for an unknown device, BackendError where "cuda" is not to be had.
+        Raises OptionError for another device than "cpu".
         """
-        if device not in ("cpu", "cuda"):
-            raise OptionError(f"device is {device!r}: the backend ort runs on cpu and cuda")
-        if device == "cuda":
-            _check_cuda(open_runtime())
-            cuda_libraries.preload()
-        self._cuda = device == "cuda"
+        if device != "cpu":
+            raise OptionError(
+                f"device is {device!r}: the backend ort runs on cpu; for an NVIDIA GPU give backend='trt' and a bundle "
+                "of blip2rt-export --target trt (docs/jetson.md)"
+            )
         self._bundle = bundle
         self._threads = num_threads() if threads is None else threads
         self._sessions: dict[str, Any] = {}
@@ -150,18 +149,13 @@ class Backend(backends.Backend):
                 try:
                     self._sessions[component] = native().Session(
                         open_runtime(), str(graph), self._threads, custom_int8=component == contract.VISION,
-                        cuda=self._cuda, files=readable_files(self._bundle, component),
+                        files=readable_files(self._bundle, component),
                     )  # fmt: skip
                 except native().GraphError as error:
                     raise refused(error) from None
                 except MemoryError:
                     raise BackendError(f"ONNX Runtime cannot load {graph}: out of memory") from None
                 except RuntimeError as error:
-                    if self._cuda:
-                        raise BackendError(
-                            f"ONNX Runtime cannot run {graph} on the GPU: {' '.join(str(error).split())} "
-                            "(driver, CUDA and cuDNN: blip2rt doctor; device='cpu' needs none)"
-                        ) from error
                     raise BackendError(
                         f"ONNX Runtime cannot load {graph} (check: blip2rt verify {graph.parent}): {error}"
                     ) from error
@@ -234,15 +228,6 @@ def _hold_forks() -> None:
     """Let a fork wait while the library is being loaded: the child can then load a model of its own."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
-
-
-def _check_cuda(runtime: Any) -> None:
-    """Raise BackendError where the installed ONNX Runtime knows no NVIDIA GPU."""
-    if "CUDAExecutionProvider" not in runtime.providers:
-        raise BackendError(
-            f"device='cuda': the installed ONNX Runtime {runtime.version} has {', '.join(runtime.providers)} and no "
-            "CUDA provider: pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
-        )
 
 
 def find_library() -> Path:

@@ -21,14 +21,7 @@ RewrittenGraph rewritten_graph(const std::string& bytes, int intra_op_threads, C
   return rewritten(bytes, ops);
 }
 
-void add_cuda(OrtSessionOptions* options) {
-  OrtCUDAProviderOptionsV2* raw = nullptr;
-  check(ort().CreateCUDAProviderOptions(&raw));
-  CUDAProviderOptions cuda(raw);
-  check(ort().SessionOptionsAppendExecutionProvider_CUDA_V2(options, raw));
-}
-
-SessionOptions session_options(int intra_op_threads, Device device) {
+SessionOptions session_options(int intra_op_threads) {
   OrtSessionOptions* raw = nullptr;
   check(ort().CreateSessionOptions(&raw));
   SessionOptions options(raw);
@@ -41,7 +34,6 @@ SessionOptions session_options(int intra_op_threads, Device device) {
   check(ort().AddSessionConfigEntry(raw, "session.use_device_allocator_for_initializers", "1"));
   // Lets threads spin within a run, where that pays, but not after it: an idle encoder would take the decoder's cores.
   check(ort().AddSessionConfigEntry(raw, "session.force_spinning_stop", "1"));
-  if (device == Device::kCuda) add_cuda(raw);
   return options;
 }
 
@@ -79,15 +71,15 @@ const Port* find(const std::vector<Port>& ports, const std::string& name) {
 
 }  // namespace
 
-Session::Session(const std::string& graph_path, int intra_op_threads, CustomOps ops, Device device, const Files& files)
-    : path_(graph_path), process_(getpid()), memory_(&host_memory()) {
+Session::Session(const std::string& graph_path, int intra_op_threads, CustomOps ops, const Files& files)
+    : path_(graph_path), process_(getpid()) {
   const Call call;
-  SessionOptions options = session_options(intra_op_threads, device);
+  SessionOptions options = session_options(intra_op_threads);
   RewrittenGraph graph;
   {
     const std::string bytes = read_graph(graph_path, files);
     try {
-      if (device == Device::kCpu) graph = rewritten_graph(bytes, intra_op_threads, ops);
+      graph = rewritten_graph(bytes, intra_op_threads, ops);
     } catch (const std::runtime_error& error) {
       throw GraphError(graph_path + " is refused: " + error.what());
     }
@@ -105,7 +97,6 @@ Session::Session(const std::string& graph_path, int intra_op_threads, CustomOps 
                                        &session_));
   }
   try {
-    if (device == Device::kCuda) memory_ = &cuda_memory();
     inputs_ = ports(session_, ort().SessionGetInputCount, ort().SessionGetInputTypeInfo, ort().SessionGetInputName);
     outputs_ = ports(session_, ort().SessionGetOutputCount, ort().SessionGetOutputTypeInfo, ort().SessionGetOutputName);
     if (graph.bytes.empty() && is_the_loops()) {

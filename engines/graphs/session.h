@@ -8,7 +8,6 @@
 #include "graphs/external.h"
 #include "graphs/rewrite.h"
 #include "ort/ort_api.h"
-#include "ort/tensor_memory.h"
 
 namespace blip2rt {
 
@@ -17,15 +16,11 @@ struct Port {
   TensorInfo tensor;
 };
 
-enum class Device { kCpu, kCuda };
-
 class Session {
  public:
-  // Loads a graph. intra_op_threads 0 leaves the number to ONNX Runtime: one a physical core. On a GPU no operator is
-  // ours, and operators that have no kernel there run on the CPU. Throws GraphError where the file asks for what it may
-  // not, see read_graph.
-  explicit Session(const std::string& graph_path, int intra_op_threads, CustomOps ops = {},
-                   Device device = Device::kCpu, const Files& files = {});
+  // Loads a graph. intra_op_threads 0 leaves the number to ONNX Runtime: one a physical core. Throws GraphError where
+  // the file asks for what it may not, see read_graph.
+  explicit Session(const std::string& graph_path, int intra_op_threads, CustomOps ops = {}, const Files& files = {});
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -50,15 +45,11 @@ class Session {
   // The kernels that run in place of ONNX Runtime's, such as "int4 avx512".
   const std::vector<std::string>& custom_kernels() const { return custom_kernels_; }
 
-  // The best memory for tensors that one run writes and the next one reads.
-  const TensorMemory& memory() const { return *memory_; }
-
  private:
   friend class Binding;
 
   std::string path_;
   int process_;
-  const TensorMemory* memory_;
   std::vector<std::string> custom_kernels_;
   OrtSession* session_ = nullptr;
   std::vector<Port> inputs_;

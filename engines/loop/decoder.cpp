@@ -11,7 +11,7 @@ Decoder::Decoder(const Generator& generator, int max_rows, int capacity)
     : generator_(generator),
       shape_(generator.shape()),
       buffers_(generator, static_cast<size_t>(max_rows)),
-      cache_({shape_.layers, max_rows, shape_.kv_heads, capacity, shape_.head_dim}, generator.llm().memory()),
+      cache_({shape_.layers, max_rows, shape_.kv_heads, capacity, shape_.head_dim}),
       step_embeds_(static_cast<size_t>(max_rows) * static_cast<size_t>(shape_.hidden_size)),
       tokens_(static_cast<size_t>(max_rows)) {}
 
@@ -58,7 +58,7 @@ void Decoder::encode(const Prefix& prefix, const Prompts& prompts) {
   const int max_rows = cache_.rows();
   const CrossShape& cross = generator_.cross_shape();
   const CacheShape shape{shape_.layers, max_rows, cross.heads, embeds.length, cross.head_dim};
-  cross_ = std::make_unique<KvCache>(shape, generator_.llm().memory());
+  cross_ = std::make_unique<KvCache>(shape);
   buffers_.encoder_mask.assign(static_cast<size_t>(max_rows) * static_cast<size_t>(embeds.length), 0);
   for (size_t i = 0; i < prompts.size(); ++i) {
     std::fill_n(buffers_.encoder_mask.begin() + static_cast<ptrdiff_t>(i) * embeds.length, embeds.lengths[i], 1);

@@ -17,15 +17,20 @@ size_t product_of(std::initializer_list<int> sizes) {
   return product;
 }
 
+// Copies `height` pieces of `width` floats, which lie `pitch` floats apart on both sides.
+void copy(float* to, const float* from, size_t pitch, size_t width, size_t height) {
+  for (size_t i = 0; i < height; ++i) std::memcpy(to + i * pitch, from + i * pitch, width * sizeof(float));
+}
+
 }  // namespace
 
-KvCache::KvCache(const CacheShape& shape, const TensorMemory& memory)
+KvCache::KvCache(const CacheShape& shape)
     : shape_(shape),
-      where_(memory),
       row_size_(product_of({shape.heads, shape.capacity, shape.head_dim})),
       buffer_size_(product_of({shape.heads, shape.capacity, shape.head_dim, shape.rows})),
-      memory_(memory.allocate(product_of({shape.heads, shape.capacity, shape.head_dim, shape.rows, shape.layers,
-                                          2 * static_cast<int>(sizeof(float))}))) {}
+      memory_(::operator new(product_of({shape.heads, shape.capacity, shape.head_dim, shape.rows, shape.layers,
+                                         2 * static_cast<int>(sizeof(float))})),
+              [](void* memory) { ::operator delete(memory); }) {}
 
 float* KvCache::row_start(int buffer, int row) {
   return static_cast<float*>(memory_.get()) + static_cast<size_t>(buffer) * buffer_size_ +
@@ -35,7 +40,7 @@ float* KvCache::row_start(int buffer, int row) {
 Value KvCache::tensor(int layer, int which, int rows) {
   const size_t bytes = row_size_ * static_cast<size_t>(rows) * sizeof(float);
   return view(row_start(layer * 2 + which, 0), bytes, {rows, shape_.heads, shape_.capacity, shape_.head_dim},
-              DType::kFloat32, where_.info());
+              DType::kFloat32);
 }
 
 void KvCache::copy_row(int from, int to, int begin, int end) {
@@ -44,10 +49,9 @@ void KvCache::copy_row(int from, int to, int begin, int end) {
   const auto skip = static_cast<size_t>(begin) * static_cast<size_t>(shape_.head_dim);
   const auto count = static_cast<size_t>(end - begin) * static_cast<size_t>(shape_.head_dim);
   for (int buffer = 0; buffer < shape_.layers * 2; ++buffer) {
-    where_.copy(row_start(buffer, to) + skip, row_start(buffer, from) + skip, head_size * sizeof(float),
-                count * sizeof(float), static_cast<size_t>(shape_.heads));
+    copy(row_start(buffer, to) + skip, row_start(buffer, from) + skip, head_size, count,
+         static_cast<size_t>(shape_.heads));
   }
-  where_.finish();
 }
 
 float* KvCache::at(int buffer, int row, int head, int position) {
@@ -57,12 +61,11 @@ float* KvCache::at(int buffer, int row, int head, int position) {
 
 void KvCache::copy_positions(int row, int from, int to, int count) {
   if (from == to || count == 0) return;
-  const auto pitch = static_cast<size_t>(shape_.capacity) * static_cast<size_t>(shape_.head_dim) * sizeof(float);
-  const auto width = static_cast<size_t>(count) * static_cast<size_t>(shape_.head_dim) * sizeof(float);
+  const auto pitch = static_cast<size_t>(shape_.capacity) * static_cast<size_t>(shape_.head_dim);
+  const auto width = static_cast<size_t>(count) * static_cast<size_t>(shape_.head_dim);
   for (int buffer = 0; buffer < shape_.layers * 2; ++buffer) {
-    where_.copy(at(buffer, row, 0, to), at(buffer, row, 0, from), pitch, width, static_cast<size_t>(shape_.heads));
+    copy(at(buffer, row, 0, to), at(buffer, row, 0, from), pitch, width, static_cast<size_t>(shape_.heads));
   }
-  where_.finish();
 }
 
 void KvCache::save(int row, int position, int count, float* out) {

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "ort/ort_api.h"
-#include "ort/tensor_memory.h"
 
 namespace blip2rt {
 
@@ -22,8 +21,7 @@ struct CacheShape {
 
 class KvCache {
  public:
-  // `memory` must outlive the cache.
-  explicit KvCache(const CacheShape& shape, const TensorMemory& memory = host_memory());
+  explicit KvCache(const CacheShape& shape);
 
   // Returns the first `rows` rows of one layer's keys (which = 0) or values (which = 1) as a tensor (rows, heads,
   // capacity, head_dim). Graphs read the number of rows off it, and our attention alone what lies in them: so it may
@@ -36,7 +34,7 @@ class KvCache {
   // Copies `count` positions of a row from position `from` on to position `to`, in every layer. They do not overlap.
   void copy_positions(int row, int from, int to, int count);
 
-  // Copies `count` positions of a row, of a cache on the host, from `position` on to `out` (layers * 2, heads, count,
+  // Copies `count` positions of a row from `position` on to `out` (layers * 2, heads, count,
   // head_dim).
   void save(int row, int position, int count, float* out);
 
@@ -60,11 +58,10 @@ class KvCache {
   float* at(int buffer, int row, int head, int position);
 
   CacheShape shape_;
-  const TensorMemory& where_;
   size_t row_size_;     // floats
   size_t buffer_size_;  // floats
   // (layers * 2, rows, heads, capacity, head_dim). Left unset: pages that are never used are never touched.
-  std::shared_ptr<void> memory_;
+  std::unique_ptr<void, void (*)(void*)> memory_;
 };
 
 }  // namespace blip2rt

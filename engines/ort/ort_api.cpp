@@ -27,7 +27,6 @@ struct Loaded {
   OrtEntries entries;
   OrtEnv* environment = nullptr;
   OrtMemoryInfo* cpu_memory = nullptr;
-  OrtMemoryInfo* cuda_memory = nullptr;
 };
 
 // Never destroyed: sessions and arrays of the interpreter may outlive static destruction.
@@ -83,7 +82,6 @@ void load_onnxruntime(const std::string& library_path) {
     check(ort().CreateEnv(kFatal, "blip2rt", &fresh->environment));
     check(ort().DisableTelemetryEvents(fresh->environment));
     check(ort().CreateCpuMemoryInfo(kDeviceAllocator, kDefaultMemory, &fresh->cpu_memory));
-    check(ort().CreateMemoryInfo("Cuda", kDeviceAllocator, 0, kDefaultMemory, &fresh->cuda_memory));
   } catch (...) {
     loaded = nullptr;
     throw;
@@ -124,12 +122,10 @@ std::vector<std::string> ort_providers() {
   return providers;
 }
 
-const OrtMemoryInfo* cuda_memory_info() { return loaded->cuda_memory; }
-
-Value view(void* data, size_t bytes, const std::vector<int64_t>& shape, DType dtype, const OrtMemoryInfo* memory) {
+Value view(void* data, size_t bytes, const std::vector<int64_t>& shape, DType dtype) {
   OrtValue* value = nullptr;
-  check(ort().CreateTensorWithDataAsOrtValue(memory == nullptr ? loaded->cpu_memory : memory, data, bytes, shape.data(),
-                                             shape.size(), static_cast<int>(dtype), &value));
+  check(ort().CreateTensorWithDataAsOrtValue(loaded->cpu_memory, data, bytes, shape.data(), shape.size(),
+                                             static_cast<int>(dtype), &value));
   return Value(value);
 }
 

@@ -14,7 +14,6 @@
 
 struct OrtAllocator;
 struct OrtApi;
-struct OrtCUDAProviderOptionsV2;
 struct OrtCustomOp;
 struct OrtCustomOpDomain;
 struct OrtEnv;
@@ -115,7 +114,6 @@ struct CustomOp {
   X(GetDimensionsCount, 61, OrtStatus*, (const OrtTensorTypeAndShapeInfo*, size_t*))                            \
   X(GetDimensions, 62, OrtStatus*, (const OrtTensorTypeAndShapeInfo*, int64_t*, size_t))                        \
   X(GetTensorTypeAndShape, 65, OrtStatus*, (const OrtValue*, OrtTensorTypeAndShapeInfo**))                      \
-  X(CreateMemoryInfo, 68, OrtStatus*, (const char*, int, int, int, OrtMemoryInfo**))                            \
   X(CreateCpuMemoryInfo, 69, OrtStatus*, (int, int, OrtMemoryInfo**))                                           \
   X(AllocatorFree, 76, OrtStatus*, (OrtAllocator*, void*))                                                      \
   X(GetAllocatorWithDefaultOptions, 78, OrtStatus*, (OrtAllocator**))                                           \
@@ -137,10 +135,6 @@ struct CustomOp {
   X(ReleaseIoBinding, 135, void, (OrtIoBinding*))                                                               \
   X(BindInput, 136, OrtStatus*, (OrtIoBinding*, const char*, const OrtValue*))                                  \
   X(BindOutput, 137, OrtStatus*, (OrtIoBinding*, const char*, const OrtValue*))                                 \
-  X(SessionOptionsAppendExecutionProvider_CUDA_V2, 204, OrtStatus*,                                             \
-    (OrtSessionOptions*, const OrtCUDAProviderOptionsV2*))                                                      \
-  X(CreateCUDAProviderOptions, 205, OrtStatus*, (OrtCUDAProviderOptionsV2**))                                   \
-  X(ReleaseCUDAProviderOptions, 208, void, (OrtCUDAProviderOptionsV2*))                                         \
   X(KernelInfoGetConstantInput_tensor, 249, OrtStatus*, (const OrtKernelInfo*, size_t, int*, const OrtValue**)) \
   X(KernelContext_ParallelFor, 274, OrtStatus*,                                                                 \
     (const OrtKernelContext*, void (*)(void*, size_t), size_t, size_t, void*))
@@ -173,18 +167,13 @@ BLIP2RT_OWNED(OrtTypeInfo, TypeInfo)
 BLIP2RT_OWNED(OrtTensorTypeAndShapeInfo, TensorTypeAndShapeInfo)
 BLIP2RT_OWNED(OrtSessionOptions, SessionOptions)
 BLIP2RT_OWNED(OrtIoBinding, IoBinding)
-BLIP2RT_OWNED(OrtCUDAProviderOptionsV2, CUDAProviderOptions)
 #undef BLIP2RT_OWNED
 
 // Returns the devices that the loaded library can run graphs on, such as "CUDAExecutionProvider".
 std::vector<std::string> ort_providers();
 
-// The first NVIDIA GPU's memory.
-const OrtMemoryInfo* cuda_memory_info();
-
-// Makes a tensor over the caller's memory, which must outlive it. `memory` says where that lies; nullptr is the host.
-Value view(void* data, size_t bytes, const std::vector<int64_t>& shape, DType dtype,
-           const OrtMemoryInfo* memory = nullptr);
+// Makes a tensor over the caller's memory, which must outlive it.
+Value view(void* data, size_t bytes, const std::vector<int64_t>& shape, DType dtype);
 
 inline Value view(float* data, const std::vector<int64_t>& shape) {
   size_t count = 1;

@@ -165,13 +165,13 @@ NB_MODULE(_native, m) {
       .def(
           "__init__",
           [](Session* self, const Runtime&, const std::string& graph_path, int intra_op_threads, bool custom_int4,
-             bool custom_int8, bool custom_attention, bool cuda, const Files& files) {
+             bool custom_int8, bool custom_attention, const Files& files) {
             const ReleasedGil released;
-            new (self) Session(graph_path, intra_op_threads, CustomOps{custom_int4, custom_int8, custom_attention},
-                               cuda ? Device::kCuda : Device::kCpu, files);
+            new (self)
+                Session(graph_path, intra_op_threads, CustomOps{custom_int4, custom_int8, custom_attention}, files);
           },
           "runtime"_a, "graph_path"_a, "intra_op_threads"_a = 0, "custom_int4"_a = true, "custom_int8"_a = false,
-          "custom_attention"_a = true, "cuda"_a = false, "files"_a = nb::none())
+          "custom_attention"_a = true, "files"_a = nb::none())
       .def_prop_ro("inputs", [](const Session& self) { return port_tuples(self.inputs()); })
       .def_prop_ro("outputs", [](const Session& self) { return port_tuples(self.outputs()); })
       .def_prop_ro("custom_kernels", [](const Session& self) { return self.custom_kernels(); })

@@ -59,12 +59,14 @@ def test_the_day_runs_whole_goes_on_and_survives_a_step(tmp_path: Path) -> None:
     found = {name: step["found"] for name, step in whole["steps"].items()}
     assert found["kernels"]["compiled"]["architecture"] == "sm_87" and not found["kernels"]["differ"]
     assert found["loop-by-onnxruntime"]["cases"] == 7 and found["loop-by-onnxruntime"]["ms a step"] > 0
+    native = found["loop-by-onnxruntime"]["the graph that writes its cache"]
+    assert native["cases"] == 7 and native["ms a step"] > 0
     assert found["large-fp16"]["weights a step"] > 0 and found["large-int4"]["of the limit"] > 0
     page = (tmp_path / "report.md").read_text()
     assert "No GPU took part" in page and all(f"| {name} |" in page for name in states)
 
     sanitizer(tmp_path, 0)
-    code, whole, said = run(tmp_path, "--skip", "doctor", "ort-on-cuda", "loop-by-tensorrt")
+    code, whole, said = run(tmp_path, "--skip", "doctor", "loop-by-tensorrt")
     assert code == 0 and whole["steps"]["sanitize"]["found"]["racecheck"] == "ERROR SUMMARY: 0 errors"
     assert said.count("done before") == 5
 

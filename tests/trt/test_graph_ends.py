@@ -1,15 +1,19 @@
-"""A graph's inputs and outputs without the package onnx, held to that package."""
+"""A graph's inputs and outputs without the package onnx, held to that package; and ONNX Runtime in TensorRT's place as
+far as it goes without a GPU (tests/trt/test_gpu_day.py runs it whole)."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 onnx = pytest.importorskip("onnx")
 
-from blip2rt.backends.trt import graph_ends
+from blip2rt.backends.trt import builder, by_onnxruntime, graph_ends
 from blip2rt.bundle import read
+from blip2rt.errors import BackendError
 from tests.trt.machine import Case, Machine
 
 
@@ -54,3 +58,31 @@ def test_a_cache_that_is_written_has_its_length_before_it_is_parsed(native_case:
     [model] = seen
     ends = {end.name: end.shape for end in graph_ends.read(model)[0]}
     assert ends["past_key_0"][0] == "B" and ends["past_key_0"][2] == 48 and ends["inputs_embeds"][:2] == ("B", "S")
+
+
+def test_onnxruntime_is_taken_where_there_is_no_tensorrt(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only with a CUDA provider. blip2rt-build and its check take TensorRT alone."""
+    import onnxruntime
+
+    monkeypatch.setattr(builder, "MODULES", ("a_tensorrt_that_is_not_there",))
+    if by_onnxruntime.CUDA not in onnxruntime.get_available_providers():
+        with pytest.raises(BackendError, match="or onnxruntime-gpu to do without"):
+            builder.load_runner()
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [by_onnxruntime.CUDA])
+    found = builder.load_runner()
+    assert builder.identity(found) == f"onnxruntime {onnxruntime.__version__} with CUDAExecutionProvider"
+    assert "in its place" in caplog.text and not builder.builds_for_any(found)
+    with pytest.raises(BackendError, match="is not installed"):
+        builder.load_tensorrt()
+
+
+def test_a_plan_whose_graph_is_gone_is_refused(tmp_path: Path) -> None:
+    import onnxruntime
+
+    executor = by_onnxruntime.Executor(onnxruntime, "CPUExecutionProvider")
+    log = builder.logger(executor)
+    plan = json.dumps({"path": str(tmp_path / "llm.onnx"), "profiles": [{}]}).encode()
+    assert executor.Runtime(log).deserialize_cuda_engine(plan) is None
+    assert "is not there any more" in log.because()

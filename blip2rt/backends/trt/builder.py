@@ -8,6 +8,7 @@ Knows TensorRT's builder and parser, nothing about bundles, caches or running a 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BackendError
-from . import graph_ends
+from . import by_onnxruntime, graph_ends
 
 MODULES = ("tensorrt", "tensorrt_rtx")
 Axes = Mapping[str, tuple[int, int, int]]  # a free axis -> its least, usual and largest size
@@ -55,8 +56,23 @@ def load_tensorrt(name: str | None = None) -> Any:
         except (ImportError, OSError, RuntimeError) as error:
             raise BackendError(f"{each} is installed but cannot be loaded: {error}") from error
     wanted = " or ".join(MODULES if name is None else (name,))
-    raise BackendError(f"{wanted} is not installed: on Jetson it comes with JetPack (docs/jetson.md); elsewhere "
-                       "pip install tensorrt, or tensorrt-rtx for GeForce and RTX")  # fmt: skip
+    raise BackendError(
+        f"{wanted} is not installed: on Jetson it comes with JetPack (docs/jetson.md); elsewhere pip install tensorrt, "
+        "tensorrt-rtx for GeForce and RTX, or onnxruntime-gpu to do without"
+    )
+
+
+def load_runner() -> Any:
+    """TensorRT, or what runs graphs in its place where none is installed. Raises BackendError."""
+    try:
+        return load_tensorrt()
+    except BackendError:
+        installed = any(importlib.util.find_spec(each) is not None for each in MODULES)  # finds, does not import
+        instead = None if installed else by_onnxruntime.find()
+        if instead is None:
+            raise
+    _log.warning("no TensorRT is installed: ONNX Runtime's CUDA provider runs the graphs in its place")
+    return instead
 
 
 def builds_for_any(trt: Any) -> bool:

@@ -1,32 +1,43 @@
-"""ONNX Runtime in TensorRT's place: what the backend trt asks of the module `tensorrt`, and no more.
+"""ONNX Runtime's CUDA provider in TensorRT's place: what the backend trt asks of the module `tensorrt`, and no more.
 
-Where no TensorRT is installed, the loop on the device (lanes, kernels, capture) runs for real all the same. On a GPU it
-is the CUDA provider, on the backend's own stream and addresses; on the driver that stands in, where the device's memory
-is the host's, the CPU's. Its speed says nothing about TensorRT's.
+Where no TensorRT is installed but onnxruntime-gpu is, the loop on the device (its search, fixed addresses, one CUDA
+graph a step where ONNX Runtime lets it be captured) runs all the same, in the types that the graph has. Each lane has
+sessions of its own, with weights of their own.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import logging
-import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 
-from blip2rt import cuda_libraries
+from ... import cuda_libraries
+from . import graph_ends
 
+CUDA = "CUDAExecutionProvider"
 _KINDS = {1: ("FLOAT", np.float32), 6: ("INT32", np.int32), 7: ("INT64", np.int64), 10: ("HALF", np.float16)}
 _log = logging.getLogger("blip2rt")
+
+
+def find() -> Executor | None:
+    """The stand-in for TensorRT; None where ONNX Runtime has no CUDA provider."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return None
+    cuda_libraries.preload()
+    onnxruntime = importlib.import_module("onnxruntime")
+    return Executor(onnxruntime, CUDA) if CUDA in onnxruntime.get_available_providers() else None
 
 
 class Executor:
     """The module."""
 
-    __name__ = "tensorrt"
+    __name__ = "onnxruntime"
     TensorIOMode = SimpleNamespace(INPUT="INPUT", OUTPUT="OUTPUT")
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="USER_MANAGED")
     NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
@@ -38,9 +49,10 @@ class Executor:
     class IProgressMonitor:
         pass
 
-    def __init__(self, provider: str) -> None:
-        self.provider, self.refusals = provider, 0
-        self.__version__ = f"0, by onnxruntime {onnxruntime.__version__} with {provider}"
+    def __init__(self, onnxruntime: Any, provider: str) -> None:
+        """provider: CUDA; the CPU's serves a driver that stands in, whose memory is the host's."""
+        self.onnxruntime, self.provider = onnxruntime, provider
+        self.__version__ = f"{onnxruntime.__version__} with {provider}"
 
     def Builder(self, log: Any) -> Builder:
         return Builder()
@@ -49,26 +61,21 @@ class Executor:
         return SimpleNamespace(parse_from_file=network.load, parse=lambda _, path: network.load(path), num_errors=0)
 
     def Runtime(self, log: Any) -> Any:
-        return SimpleNamespace(deserialize_cuda_engine=lambda plan: Engine(self, json.loads(bytes(plan[:]))))
+        def deserialize(plan: Any) -> Engine | None:
+            made = json.loads(bytes(plan[:]))
+            if not Path(made["path"]).exists():  # the plan names the graph
+                log.log(self.ILogger.ERROR, f"the graph {made['path']} is not there any more")
+                return None
+            return Engine(self, made)
 
-
-def install(stand_in: bool) -> Executor:
-    """Take TensorRT's place in this process. Raises ImportError: ONNX Runtime has no CUDA provider."""
-    provider = "CPUExecutionProvider" if stand_in else "CUDAExecutionProvider"
-    if not stand_in:
-        cuda_libraries.preload()
-    if provider not in onnxruntime.get_available_providers():
-        raise ImportError(f"onnxruntime {onnxruntime.__version__} has no {provider}: lay onnxruntime-gpu's wheel there")
-    made = Executor(provider)
-    sys.modules["tensorrt"] = made  # type: ignore[assignment]
-    return made
+        return SimpleNamespace(deserialize_cuda_engine=deserialize)
 
 
 class Network:
     """A graph's inputs, as the builder's profiles need them."""
 
     def load(self, path: str) -> bool:
-        self.path, self._inputs = path, onnx.load(path, load_external_data=False).graph.input
+        self.path, (self._inputs, _) = path, graph_ends.read(Path(path).read_bytes())
         return True
 
     @property
@@ -76,11 +83,9 @@ class Network:
         return len(self._inputs)
 
     def get_input(self, index: int) -> Any:
-        dims = self._inputs[index].type.tensor_type.shape.dim
-        return SimpleNamespace(
-            name=self._inputs[index].name, shape=tuple(-1 if dim.dim_param else dim.dim_value for dim in dims),
-            get_dimension_name=lambda axis: dims[axis].dim_param,
-        )  # fmt: skip
+        end = self._inputs[index]
+        shape = tuple(-1 if isinstance(size, str) else size for size in end.shape)
+        return SimpleNamespace(name=end.name, shape=shape, get_dimension_name=lambda axis: end.shape[axis])
 
 
 class Builder:
@@ -96,7 +101,12 @@ class Builder:
             profiles.append(profile.shapes)
             return len(profiles) - 1
 
-        return SimpleNamespace(profiles=profiles, add_optimization_profile=add, progress_monitor=None)
+        measured = SimpleNamespace(serialize=lambda: b"")  # nothing is
+        return SimpleNamespace(
+            profiles=profiles, add_optimization_profile=add, progress_monitor=None,
+            set_memory_pool_limit=lambda pool, size: None, create_timing_cache=lambda data: measured,
+            set_timing_cache=lambda cache, ignore_mismatch: True,
+        )  # fmt: skip
 
     def create_optimization_profile(self) -> Any:
         shapes: dict[str, Any] = {}
@@ -113,10 +123,10 @@ class Engine:
 
     def __init__(self, trt: Executor, made: dict[str, Any]) -> None:
         self.trt, self._path, self._profiles = trt, made["path"], made["profiles"]
-        graph = onnx.load(self._path, load_external_data=False).graph
-        self.inputs = [value.name for value in graph.input]
-        self._values = {value.name: value.type.tensor_type for value in (*graph.input, *graph.output)}
-        self._names, self.num_io_tensors = list(self._values), len(self._values)
+        inputs, outputs = graph_ends.read(Path(self._path).read_bytes())
+        self.inputs = [end.name for end in inputs]
+        self._ends = {end.name: end for end in (*inputs, *outputs)}
+        self._names, self.num_io_tensors = list(self._ends), len(self._ends)
         self._sessions: dict[int, Any] = {}
 
     def get_tensor_name(self, index: int) -> str:
@@ -126,13 +136,13 @@ class Engine:
         return "INPUT" if name in self.inputs else "OUTPUT"
 
     def get_tensor_dtype(self, name: str) -> str:
-        return f"DataType.{_KINDS[self._values[name].elem_type][0]}"
+        return f"DataType.{_KINDS[self._ends[name].kind][0]}"
 
     def dtype(self, name: str) -> Any:
-        return _KINDS[self._values[name].elem_type][1]
+        return _KINDS[self._ends[name].kind][1]
 
     def dims(self, name: str) -> list[Any]:
-        return [dim.dim_param or dim.dim_value for dim in self._values[name].shape.dim]
+        return list(self._ends[name].shape)
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         shapes = self._profiles[profile].get(name)
@@ -143,12 +153,12 @@ class Engine:
 
     def session(self, stream: int) -> Any:
         if stream not in self._sessions:
-            options = onnxruntime.SessionOptions()
+            options = self.trt.onnxruntime.SessionOptions()
             options.log_severity_level = 3
             options.add_session_config_entry("session.disable_quant_qdq", "1")  # int8 as the operators say
-            own = {"user_compute_stream": str(stream)} if self.trt.provider.startswith("CUDA") else {}
+            own = {"user_compute_stream": str(stream)} if self.trt.provider == CUDA else {}
             providers = [(self.trt.provider, own), ("CPUExecutionProvider", {})][: 2 if own else 1]
-            self._sessions[stream] = onnxruntime.InferenceSession(self._path, options, providers=providers)
+            self._sessions[stream] = self.trt.onnxruntime.InferenceSession(self._path, options, providers=providers)
         return self._sessions[stream]
 
 
@@ -184,11 +194,11 @@ class Context:
 
     def is_stream_capturable(self, stream: int) -> bool:
         """The CPU's work cannot be captured; the CUDA provider's is tried."""
-        return self._engine.trt.provider.startswith("CUDA")
+        return self._engine.trt.provider == CUDA
 
     def execute_async_v3(self, stream: int) -> bool:
-        device = "cuda" if self._engine.trt.provider.startswith("CUDA") else "cpu"
-        session, options = self._engine.session(stream), onnxruntime.RunOptions()
+        device = "cuda" if self._engine.trt.provider == CUDA else "cpu"
+        session, options = self._engine.session(stream), self._engine.trt.onnxruntime.RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         binding = session.io_binding()
         for name, address in self._addresses.items():
