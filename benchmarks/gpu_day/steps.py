@@ -114,7 +114,7 @@ def _take_place(day: Day) -> str:
         made = by_onnxruntime.Executor(onnxruntime, "CPUExecutionProvider")
     if made is None:
         raise LeftOut("ONNX Runtime has no CUDA provider: lay onnxruntime-gpu's wheel there, with its libraries")
-    builder.load_tensorrt = lambda name=None: made  # type: ignore[assignment]
+    builder.load_tensorrt = lambda name=None: made
     return builder.identity(made)
 
 
