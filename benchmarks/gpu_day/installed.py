@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import site
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,11 @@ def python_with(wheels: Path | None, out: Path) -> str:
     python = folder / "bin" / "python"
     if stamp.exists() and stamp.read_text() == wanted:
         return str(python)
-    _run([sys.executable, "-m", "venv", "--system-site-packages", "--clear", str(folder)])
+    _run([sys.executable, "-m", "venv", "--clear", str(folder)])
+    [own] = folder.glob("lib/python*/site-packages")
+    # What this interpreter has, a virtual environment's or not, with the paths that it has from .pth files.
+    around = "".join(f"site.addsitedir({place!r});" for place in site.getsitepackages())
+    (own / "around.pth").write_text(f"import site;{around}\n")
     _run([str(python), "-m", "pip", "install", "--no-index", "--find-links", str(wheels), *map(str, files)])
     stamp.write_text(wanted)
     return str(python)
