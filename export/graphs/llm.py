@@ -55,6 +55,8 @@ def geometry(llm: Any) -> Geometry:
     config = llm.config.get_text_config()
     heads = config.num_attention_heads
     kv_heads = alibi.falcon_kv_heads(config) if config.model_type == "falcon" else None
+    if config.model_type == "gpt_bigcode" and config.multi_query:
+        kv_heads = 1
     table = llm.get_input_embeddings().weight
     return Geometry(
         layers=config.num_hidden_layers,

@@ -22,7 +22,7 @@ _STATES = (
     "mamba", "mamba2", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text",
     "qwen3_5_text", "qwen3_next", "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2",
 )  # fmt: skip  # they keep a state besides keys and values
-_EXPERTS = ("afmoe", "aria_text", "beam")  # layers that choose among others
+_EXPERTS = ("afmoe", "aria_text", "beam", "jetmoe")  # layers that choose among others
 _OWN = ("axk1", "axk2", "bailing_hybrid", "big_bird")  # an attention of their own, which no graph expresses
 # Their graphs are traced, and compute something else.
 _WRONG = ("camembert", "data2vec-text", "hunyuan_v1_dense", "hunyuan_v1_moe")
