@@ -24,8 +24,11 @@ _STATES = (
 )  # fmt: skip  # they keep a state besides keys and values
 _EXPERTS = ("afmoe", "aria_text", "beam", "jetmoe")  # layers that choose among others
 _OWN = ("axk1", "axk2", "bailing_hybrid", "big_bird")  # an attention of their own, which no graph expresses
-# Their graphs are traced, and compute something else.
-_WRONG = ("camembert", "data2vec-text", "hunyuan_v1_dense", "hunyuan_v1_moe")
+# Their graphs are traced, and compute something else: the Robertas' positions begin behind the padding's.
+_WRONG = (
+    "camembert", "data2vec-text", "hunyuan_v1_dense", "hunyuan_v1_moe", "roberta", "roberta-prelayernorm",
+    "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
 
 
 def fault(config: Any, target: str, verified: bool, positions: int = 0) -> str | None:
