@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from blip2rt.modeling.checkpoints import list_checkpoints
-from blip2rt.modeling.vision import VisionConfig
+from blip2rt.modeling.vision import VisionConfig, VisionEncoder
 from tests.tiny.parts import caption_table, tiny_settings
 from train import stage1
+from train.data import features
 from train.data.feed import TablesFeed, open_feed
 from train.recipe import parse
 from train.settings import BatchSettings, DataSettings
@@ -50,10 +51,10 @@ def test_tables_are_drawn_by_weight_with_their_own_features(tmp_path: Path) -> N
         step, [rows] = next(steps)
         assert step == expected and rows.vision_features is not None
         drawn.update(rows.image_ids.tolist())
-        for image, features, group in zip(rows.image_ids.tolist(), rows.vision_features, rows.groups, strict=True):
+        for image, seen, group in zip(rows.image_ids.tolist(), rows.vision_features, rows.groups, strict=True):
             table, inside = (0, image) if image < 6 else (1, image - 6)
             views = [of_tables.sources[table].get([inside], [view])[0] for view in range(2)]
-            assert any(torch.equal(features, view) for view in views)
+            assert any(torch.equal(seen, view) for view in views)
             assert set(group) <= set(of_tables.groups[image]) and 0 < len(group) <= 3
     assert set(drawn) == set(range(11))
     assert 0.65 < sum(drawn[i] for i in range(6)) / drawn.total() < 0.85
@@ -98,6 +99,35 @@ def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "train_tables, entry 1: unknown 'imagse': choose images" in capsys.readouterr().err
     assert stage1.main([*settings, "--train_table", "", "--train_tables", *given, "--train_data", *given]) == 2
     assert "train_data and train_tables are both given" in capsys.readouterr().err
+
+
+def test_features_go_on_where_they_were_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "_BATCH", 2)
+    monkeypatch.setattr(features, "_KEPT_EVERY", 2)
+    caption_table(tmp_path, 9)
+    paths = sorted((tmp_path / "images").glob("*.jpg"))
+    paths[1].write_bytes(b"no image")
+    vision = VisionConfig("timm:test_efficientnet", height=64, width=64, positions=4, features=256)
+    encoder, seen = VisionEncoder(vision), list[int]()
+    monkeypatch.setattr(features, "VisionEncoder", lambda config: encoder)
+    [whole] = features.cached_features(paths, vision, tmp_path / "whole")
+
+    def forward(pixels: torch.Tensor) -> torch.Tensor:
+        seen.append(len(pixels))
+        if len(seen) == 4:  # six images were done, four of them kept
+            raise KeyboardInterrupt
+        return VisionEncoder.forward(encoder, pixels)
+
+    monkeypatch.setattr(encoder, "forward", forward)
+    with pytest.raises(KeyboardInterrupt):
+        features.cached_features(paths, vision, tmp_path / "two")
+    [found] = features.cached_features(paths, vision, tmp_path / "two")
+    assert sum(seen[4:]) == 5 and np.array_equal(found, whole)
+    assert features.unreadable(paths, vision, tmp_path / "two") == features.unreadable(
+        paths, vision, tmp_path / "whole"
+    )
+    assert list(features.unreadable(paths, vision, tmp_path / "two")) == [1]
+    assert not list((tmp_path / "two").glob("*.p*")), "nothing else is left"
 
 
 def test_every_draw_differs(tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
@@ -25,6 +26,7 @@ from .samples import Bad, Dataset
 from .transforms import read_image
 
 _BATCH = 16
+_KEPT_EVERY = 16  # batches
 
 
 class _Views(TorchDataset[tuple[torch.Tensor, str]]):
@@ -168,17 +170,20 @@ def unreadable(paths: list[Path], config: VisionConfig, folder: str | Path) -> d
 
 @torch.no_grad()
 def _compute(encoder: VisionEncoder, paths: list[Path], config: VisionConfig, view: int, file: Path) -> dict[str, str]:
-    """Fill one view's file; it gets its name when it is whole. Return what is wrong with images, by index."""
+    """Fill one view's file; it gets its name when it is whole. Return what is wrong with images, by index.
+
+    A run that was interrupted is gone on with: how far it came is kept beside the file.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder.to(device)
-    partial = file.with_suffix(".partial")
+    partial, progress = file.with_suffix(".partial"), file.with_suffix(".progress.json")
     shape = (len(paths), config.positions, config.features)
-    out = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
-    loader = DataLoader(_Views(paths, config, view), _BATCH)
-    with tqdm(total=len(paths), desc=f"features, view {view}", unit="img") as bar:
-        done = 0
-        found: dict[str, str] = {}
-        for pixels, faults in loader:
+    done, found = _begun(partial, progress, shape)
+    mode: Literal["r+", "w+"] = "r+" if done else "w+"
+    out = np.lib.format.open_memmap(partial, mode=mode, dtype=np.float16, shape=shape)
+    loader = DataLoader(Subset(_Views(paths, config, view), range(done, len(paths))), _BATCH)
+    with tqdm(total=len(paths), initial=done, desc=f"features, view {view}", unit="img") as bar:
+        for number, (pixels, faults) in enumerate(loader, 1):
             found |= {str(done + i): fault for i, fault in enumerate(faults) if fault}
             pixels = pixels.to(device, memory_format=torch.channels_last)
             with torch.autocast(device, torch.bfloat16):
@@ -186,6 +191,21 @@ def _compute(encoder: VisionEncoder, paths: list[Path], config: VisionConfig, vi
             out[done : done + len(pixels)] = features.float().cpu().numpy()
             done += len(pixels)
             bar.update(len(pixels))
+            if number % _KEPT_EVERY == 0:
+                out.flush()
+                write_file(progress, json.dumps({"done": done, "faults": found}).encode())
     out.flush()
     partial.rename(file)
+    progress.unlink(missing_ok=True)
     return found
+
+
+def _begun(partial: Path, progress: Path, shape: tuple[int, ...]) -> tuple[int, dict[str, str]]:
+    """How many images an interrupted run has done, 0 where there is none to go on with; what was wrong with some."""
+    try:
+        kept = json.loads(progress.read_text())
+        if np.load(partial, mmap_mode="r").shape == shape:
+            return int(kept["done"]), dict(kept["faults"])
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
+        pass
+    return 0, {}
