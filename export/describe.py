@@ -112,7 +112,7 @@ def llm_spec(model: Any, language: Any, folder: Path, max_positions: int) -> tup
         add_special_tokens=config.add_special_tokens,
         empty_prompt_ids=config.empty_prompt_ids,
         encoder_decoder=encoder_decoder,
-        decoder_start_token_id=language.config.decoder_start_token_id if encoder_decoder else None,
+        decoder_start_token_id=t5.start_token(language) if encoder_decoder else None,
         image_token_id=_image_token(config.image_token_id, shape.vocab_size, encoder_decoder),
         clean_up_tokenization_spaces=_cleans(tokenizer),
     )

@@ -1,6 +1,6 @@
 """Which language models can be exported: what is known not to work is said before anything is traced.
 
-COMPARED are the architectures whose graphs the tests compare with transformers. Every other one may work, and the
+COMPARED are the architectures whose graphs `make parity` compares with transformers. Every other one may work, and the
 comparison of the export decides; without that comparison it is refused. Knows Hugging Face's configs, no weights.
 """
 
@@ -12,9 +12,14 @@ from .rotary import length_limit
 
 ENCODER_DECODERS = ("t5", "mt5", "umt5")
 COMPARED = frozenset({
-    "apertus", "apertus1p5_text", "arcee", "biogpt", "bitnet", "bloom", "codegen", "falcon", "gemma", "gemma2",
-    "gemma3_text", "gpt2", "gpt_neox", "gptj", "llama", "mistral", "mpt", "mt5", "opt", "phi", "phi3", "qwen2", "qwen3",
-    "t5", "umt5",
+    "apertus", "apertus1p5_text", "arcee", "audioflamingo3", "bert", "bert-generation", "biogpt", "bitnet", "bloom",
+    "codegen", "cohere", "cohere2", "ctrl", "cwm", "electra", "ernie", "ernie4_5", "exaone", "exaone4", "falcon",
+    "fuyu", "gemma", "gemma2", "gemma3", "gemma3_text", "glm", "glm4", "glmasr", "got_ocr2", "gpt-sw3", "gpt2",
+    "gpt_bigcode", "gpt_neox", "gptj", "granite", "granite_speech", "granite_speech_plus", "helium", "hyperclovax",
+    "internlm3", "iquestcoder", "jais2", "llama", "ministral3", "mistral", "modernbert-decoder", "moshi",
+    "moss_transcribe_diarize", "mpt", "mt5", "musicflamingo", "nanochat", "olmo", "olmo2", "olmo3", "omniasr", "opt",
+    "persimmon", "phi", "phi3", "qwen2", "qwen2_audio", "qwen3", "qwen3_asr", "roc_bert", "seed_oss", "smollm3",
+    "stablelm", "starcoder2", "t5", "umt5", "vaultgemma", "vibevoice_asr", "voxtral",
 })  # fmt: skip
 _BIASED = ("bloom", "mpt", "umt5")  # biases of attention, which graphs for TensorRT do not have
 _STATES = (

@@ -22,12 +22,25 @@ import transformers
 from torch import Tensor, nn
 
 from blip2rt.bundle import ENCODER, LLM, encoder_tensors, llm_tensors
+from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import quantize
 
 from . import fuse, trace
 from .llm import Geometry, first_keys, padded
 
 _MASKED = torch.finfo(torch.float32).min
+
+
+def start_token(model: Any) -> int:
+    """The token that the decoder begins with. Raises Blip2rtError where neither of the model's configs names it."""
+    for config in (model.config, model.generation_config):
+        start = getattr(config, "decoder_start_token_id", None)
+        if start is not None:
+            return int(start)
+    raise Blip2rtError(
+        "the language model does not say what its decoder begins with: add decoder_start_token_id to its config.json "
+        "(T5's is pad_token_id)"
+    )
 
 
 def geometry(t5: Any, max_positions: int) -> Geometry:

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("onnxscript")
 
+from blip2rt.errors import Blip2rtError
 from export.checks.stepping import Stepper, session
 from export.graphs import llm, t5, trace
 from export.precision.rounding import Blocks, Rounding
@@ -128,3 +129,13 @@ def test_manifest_of_an_encoder_decoder(tmp_path: Path) -> None:
     assert any("encoder are missing" in fault for fault in manifest_faults(lacking))
     unstarted = replace(good, llm=replace(spec, decoder_start_token_id=None))
     assert any("decoder_start_token_id" in fault for fault in manifest_faults(unstarted))
+
+
+def test_a_decoder_that_begins_with_nothing_is_refused() -> None:
+    model = build("t5", SEED)
+    assert t5.start_token(model) == 0
+    model.config.decoder_start_token_id, model.generation_config.decoder_start_token_id = None, 3
+    assert t5.start_token(model) == 3
+    model.generation_config.decoder_start_token_id = None
+    with pytest.raises(Blip2rtError, match="decoder_start_token_id"):
+        t5.start_token(model)

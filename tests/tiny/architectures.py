@@ -105,6 +105,8 @@ def tiny_config(name: str) -> Any:
         if isinstance(fields.get(key), list | tuple) and fields[key]:
             given = list(fields[key])
             values[key] = (given[:1] + [each for each in given if each != given[0]][:1] + given)[:LAYERS]
+    if made.is_encoder_decoder:
+        values["decoder_start_token_id"] = 0  # T5's config has none of its own
     values |= changed
     if name == "mpt" and "clip_qkv" in changed:
         values = {"attn_config": {"clip_qkv": values.pop("clip_qkv")}, **values}
