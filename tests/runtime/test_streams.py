@@ -66,11 +66,12 @@ def test_a_chat_model_never_shows_the_next_turn(tiny, model, photo, tmp_path, mo
             break
     first = later[0]
     chat = chat_bundle(tiny, tmp_path / "chat", WORDS[ids[first]], monkeypatch)
-    want = chat._language._tokenizer.decode(ids[:first])
+    tokenizer = chat._language._tokenizer
+    want, raw = tokenizer.decode(ids[:first]), tokenizer.text(ids[:first])  # a caption is tidied, a stream is not
     greedy = []
     assert chat.caption(image, num_beams=1, on_token=lambda *new: greedy.append(new[2]), **options) == want
     assert greedy == ids[: first + 1], "the ids are those of every model, and the turn ends them"
-    assert "".join(chat.stream(image, **options)) == want
+    assert "".join(chat.stream(image, **options)) == raw
     assert chat.decode(ids) == want
     for caption in chat.caption(image, num_captions=3, **options):
         assert WORDS[ids[first]] not in caption.split() and "<|im_start|>" not in caption
@@ -78,7 +79,7 @@ def test_a_chat_model_never_shows_the_next_turn(tiny, model, photo, tmp_path, mo
     assert with_batches.caption(image, num_beams=1, **options) == want
     request = Request(image, options=blip2rt.Options(num_beams=1, **options))
     answer = with_batches.submit(request)
-    assert "".join(answer) == answer.result()[0].text == want
+    assert "".join(answer) == raw and answer.result()[0].text == want
 
 
 def test_sampling_repeats_under_a_seed(model, photo):
