@@ -79,7 +79,7 @@ def test_a_chat_model_never_shows_the_next_turn(tiny, model, photo, tmp_path, mo
     assert with_batches.caption(image, num_beams=1, **options) == want
     request = Request(image, options=blip2rt.Options(num_beams=1, **options))
     answer = with_batches.submit(request)
-    assert "".join(answer) == raw and answer.result()[0].text == want
+    assert "".join(answer) == answer.result()[0].text == raw
 
 
 def test_sampling_repeats_under_a_seed(model, photo):
