@@ -77,6 +77,8 @@ def test_tables_of_the_sets_hold_nothing_that_is_kept_back(tmp_path: Path) -> No
         tmp_path / "out" / "coco.tsv"
     ).read_text() == "image\tcaption\tprompt\na.webp\tdog\twhat is it?\nb.webp\tA dog\t\n"
     assert (tmp_path / "out" / "daquar.tsv").read_text().splitlines()[1:] == ["r.webp\ttable lamp\twhat is here?"]
+    dev = (tmp_path / "out" / "coco-dev-qa.tsv").read_text()
+    assert dev == "image\tcaption\tprompt\nc.webp\tyes\tis it?\n", "as train.evaluate reads it"
     with (tmp_path / "d" / "coco" / "train.tsv").open("a") as file:
         file.write("c.webp\tA leak\n")
     done = run_script("world/tables.py", tmp_path / "d", tmp_path / "out")

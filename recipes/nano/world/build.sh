@@ -112,7 +112,7 @@ for set in coco flickr8k web; do
     --data "$data/$set/dev.tsv" --beams 3 --json "$out/$set.json"
 done
 step "answers about coco's dev" "$out/coco-qa.json" "$python" -m train.evaluate vqa --model "$out/bundle" \
-  --data "$data/coco/dev-qa.tsv" --images "$data/coco/images" --beams 3 --json "$out/coco-qa.json"
+  --data "$out/tables/coco-dev-qa.tsv" --images "$data/coco/images" --beams 3 --json "$out/coco-qa.json"
 step "retrieval on flickr8k's dev" "$out/retrieval.json" "$python" -m train.evaluate retrieval --model "$out/bundle" \
   --data "$data/flickr8k/dev.tsv" --rerank 32 --json "$out/retrieval.json"
 printf '== %s is whole\n' "$out/bundle"

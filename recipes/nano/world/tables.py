@@ -33,6 +33,11 @@ def questions(file: Path) -> list[Row]:
     return [(image, answer.replace("_", " "), question) for image, answer, question in asked]
 
 
+def write(file: Path, table: list[Row]) -> None:
+    lines = ["image\tcaption\tprompt", *("\t".join(row) for row in table)]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def write_tables(data: Path, out: Path) -> Iterator[str]:
     """Write coco.tsv, web.tsv, daquar.tsv and flickr8k.tsv; yield a line about each."""
     found = {name: captions(data / name / "train.tsv") for name in ("coco", "web", "flickr8k")}
@@ -40,13 +45,13 @@ def write_tables(data: Path, out: Path) -> Iterator[str]:
     asked = questions(data / "daquar" / "train-qa.tsv")
     found["daquar"] = [row for row in asked if "," not in row[1]]  # a list of things is no short answer
     out.mkdir(parents=True, exist_ok=True)
+    write(out / "coco-dev-qa.tsv", questions(data / "coco" / "dev-qa.tsv"))  # to be measured on
     for name, table in found.items():
         kept_back = {row["image"] for file in sorted((data / name).glob("dev*.tsv")) for row in rows(file)}
         if leaked := sorted(kept_back & {row[0] for row in table}):
             raise Blip2rtError(f"{name} has {len(leaked)} images of its dev split, as {leaked[0]}: remove them")
         table.sort(key=lambda row: row[0])
-        lines = ["image\tcaption\tprompt", *("\t".join(row) for row in table)]
-        (out / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write(out / f"{name}.tsv", table)
         asked = sum(bool(row[2]) for row in table)
         yield f"{name}: {len({row[0] for row in table})} images, {len(table) - asked} captions, {asked} questions"
 
