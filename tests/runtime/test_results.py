@@ -35,20 +35,16 @@ def test_a_text_knows_its_tokens_and_its_times(model, photo):
 
 
 def test_truncated_is_what_the_model_has_not_ended(model, photo):
-    ended = cut = 0
     for _ in range(40):
         image = photo()
         long = model.caption(image, scores=True, num_beams=1, max_new_tokens=30, raw=True)
         assert long.truncated == (len(long.tokens) == 30)
-        ended += not long.truncated
         if len(long.tokens) > 1:
             short = model.caption(image, scores=True, num_beams=1, max_new_tokens=len(long.tokens) - 1)
             assert short.truncated and short.tokens == long.tokens[:-1]
-            cut += 1
             word = WORDS[long.tokens[0]]
             stopped = model.caption(image, scores=True, num_beams=1, max_new_tokens=1, stop_strings=word)
             assert not stopped.truncated and len(stopped.tokens) == 1
-    assert ended and cut
 
 
 @pytest.mark.parametrize("beams", [1, 3])
