@@ -122,18 +122,21 @@ def test_random_interleavings_say_what_each_says_alone(case: Case, rows: int, po
 
 def test_rows_of_unequal_pasts_share_steps(opt: Case) -> None:
     """A request joins when another is half done; both together take fewer steps than one after the other."""
-    batcher = Batcher(opt.generator, 8, 400)
     options = {"max_new_tokens": 20, "eos_token_ids": []}
-    first = batcher.submit(opt.prefix[:1], [opt.prompts[0]], options, each_token=True)
-    taken: list[Any] = []
-    while len(taken) < 5:
-        first.wait(10)
-        taken += first.take()
-    others = [batcher.submit(opt.prefix[i : i + 1], [opt.prompts[i]], options) for i in (1, 2)]
-    for image, submitted in enumerate((first, *others)):
-        want = opt.generator.generate(opt.prefix[image : image + 1], [opt.prompts[image]], options)
-        assert tokens(wait(submitted)) == tokens(want) or undecided(one(opt, image), 0, options, tokens(want))
-    assert batcher.counters["steps"] < 3 * 20
+    for _ in range(50):  # on a busy machine the first has ended before this thread gets to submit the others
+        batcher = Batcher(opt.generator, 8, 400)
+        first = batcher.submit(opt.prefix[:1], [opt.prompts[0]], options, each_token=True)
+        taken: list[Any] = []
+        while len(taken) < 5:
+            first.wait(10)
+            taken += first.take()
+        others = [batcher.submit(opt.prefix[i : i + 1], [opt.prompts[i]], options) for i in (1, 2)]
+        for image, submitted in enumerate((first, *others)):
+            want = opt.generator.generate(opt.prefix[image : image + 1], [opt.prompts[image]], options)
+            assert tokens(wait(submitted)) == tokens(want) or undecided(one(opt, image), 0, options, tokens(want))
+        if batcher.counters["steps"] < 3 * 20:
+            return
+    pytest.fail("no two requests shared a step")
 
 
 def test_tokens_come_one_by_one(opt: Case) -> None:

@@ -195,6 +195,7 @@ def test_progress_is_a_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsy
 @needs_rtx
 def test_ctrl_c_ends_a_build_at_its_next_step(tmp_path: Path) -> None:
     """Though the main thread waits for TensorRT, where Python hears nothing."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what is started in the background ignores it
     graph, seen = contract.read(bundle(tmp_path / "b")).graph("vision"), []
     trt, profile, settings = builder.load_tensorrt("tensorrt_rtx"), {"B": (1, 1, 1)}, builder.Settings(cli.CHECKED)
     builder.build(trt, graph, [profile], settings, lambda *step: seen.append(step))
@@ -207,8 +208,11 @@ def test_ctrl_c_ends_a_build_at_its_next_step(tmp_path: Path) -> None:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.2)  # until the main thread has heard it
 
-    with pytest.raises(KeyboardInterrupt):
-        builder.build(trt, graph, [profile], settings, progress)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            builder.build(trt, graph, [profile], settings, progress)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert whole > 1 and len(interrupted) == 1
 
 
