@@ -107,9 +107,9 @@ def test_a_text_that_time_has_ended_says_so(tiny: Any, image: bytes, batching: b
     scored = model.caption(image, scores=True, raw=True, **free)
     found = answer(model, Job(image, options=free), 50, Stop(), None)
     assert found.finish == ["length" if scored.truncated else "stop"]
-    word = scored.text.split()[0]
-    stopped = answer(model, Job(image, options={**free, "max_time": 0}, stops=(word,)), 50, Stop(), None)
-    assert stopped.finish == ["stop"]
+    for word in scored.text.split()[:1]:  # it may have said nothing
+        stopped = answer(model, Job(image, options={**free, "max_time": 0}, stops=(word,)), 50, Stop(), None)
+        assert stopped.finish == ["stop"]
 
 
 def test_a_stop_string_ends_the_generation(model: Any, image: bytes, steps: list[int]) -> None:
