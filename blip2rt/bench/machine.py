@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from .. import wire
 from ..native import native
-from . import wire
 
 ROWS, WIDTH = 512, 2048  # of the products
 PASSES = 8

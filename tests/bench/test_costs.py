@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blip2rt.bench import collect, costs, machine, wire
+from blip2rt import wire
+from blip2rt.bench import collect, costs, machine
 from blip2rt.bench.cli import picture
 from blip2rt.bench.stages import Work
 from blip2rt.bundle import embedded, read

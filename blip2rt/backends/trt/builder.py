@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ... import wire
 from ...errors import BackendError
-from . import by_onnxruntime, graph_ends
+from . import by_onnxruntime
 
 MODULES = ("tensorrt", "tensorrt_rtx")
+_WRITES = b"TensorScatter"  # the operator that becomes a layer which writes a cache, and wants to know its length
 Axes = Mapping[str, tuple[int, int, int]]  # a free axis -> its least, usual and largest size
 _NO_CUDA = "catchCudaError"
 _log = logging.getLogger("blip2rt")
@@ -158,12 +160,13 @@ def _build(
 def _parsed(parser: Any, graph: Path, profiles: Sequence[Axes]) -> bool:
     """Whether the parser takes the graph. Axes of one size are fixed where a layer that writes a cache wants that."""
     model = graph.read_bytes()
-    if graph_ends.MARK not in model:
+    if _WRITES not in model:
         return bool(parser.parse_from_file(str(graph)))
-    same = [{name for name, sizes in axes.items() if sizes == (sizes[0],) * 3} for axes in profiles]
-    sizes = {name: profiles[0][name][0] for name in set.intersection(*same)}
-    sizes = {name: size for name, size in sizes.items() if all(axes[name][0] == size for axes in profiles)}
-    return bool(parser.parse(graph_ends.with_sizes(model, sizes), str(graph)))
+    sizes = {
+        name: usual for name, (_, usual, _) in profiles[0].items()
+        if all(axes.get(name) == (usual,) * 3 for axes in profiles)
+    }  # fmt: skip
+    return bool(parser.parse(wire.with_sizes(model, sizes), str(graph)))
 
 
 def made(log: Any, kind: Any) -> Any:

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import cuda_libraries
-from . import graph_ends
+from ... import cuda_libraries, wire
 
 CUDA = "CUDAExecutionProvider"
 _KINDS = {1: ("FLOAT", np.float32), 6: ("INT32", np.int32), 7: ("INT64", np.int64), 10: ("HALF", np.float16)}
@@ -75,7 +74,7 @@ class Network:
     """A graph's inputs, as the builder's profiles need them."""
 
     def load(self, path: str) -> bool:
-        self.path, (self._inputs, _) = path, graph_ends.read(Path(path).read_bytes())
+        self.path, (self._inputs, _) = path, wire.ends(Path(path).read_bytes())
         return True
 
     @property
@@ -123,7 +122,7 @@ class Engine:
 
     def __init__(self, trt: Executor, made: dict[str, Any]) -> None:
         self.trt, self._path, self._profiles = trt, made["path"], made["profiles"]
-        inputs, outputs = graph_ends.read(Path(self._path).read_bytes())
+        inputs, outputs = wire.ends(Path(self._path).read_bytes())
         self.inputs = [end.name for end in inputs]
         self._ends = {end.name: end for end in (*inputs, *outputs)}
         self._names, self.num_io_tensors = list(self._ends), len(self._ends)
@@ -136,10 +135,10 @@ class Engine:
         return "INPUT" if name in self.inputs else "OUTPUT"
 
     def get_tensor_dtype(self, name: str) -> str:
-        return f"DataType.{_KINDS[self._ends[name].kind][0]}"
+        return f"DataType.{_KINDS[self._ends[name].dtype][0]}"
 
     def dtype(self, name: str) -> Any:
-        return _KINDS[self._ends[name].kind][1]
+        return _KINDS[self._ends[name].dtype][1]
 
     def dims(self, name: str) -> list[Any]:
         return list(self._ends[name].shape)

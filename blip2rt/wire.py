@@ -1,4 +1,4 @@
-"""ONNX files without the package `onnx`: just enough of protobuf to read a graph and to write a node.
+"""ONNX files without the package `onnx`: just enough of protobuf to read a graph, to fix its axes, and to write a node.
 
 Knows field numbers (onnx.proto), nothing about what nodes compute.
 """
@@ -6,12 +6,18 @@ Knows field numbers (onnx.proto), nothing about what nodes compute.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 FLOAT, UINT8, INT8, INT32 = 1, 2, 3, 6  # TensorProto.DataType
+_GRAPH, _ENDS = 7, (11, 12)  # ModelProto.graph; GraphProto.input, output
+_TO_DIMENSIONS = (2, 1, 2, 1)  # ValueInfoProto.type, .tensor_type, .shape, .dim
 BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 16: 16, 21: 4, 22: 4}  # of a data type
+
+
+Edit = Callable[[memoryview], bytes]
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,15 @@ class Node:
 
 
 @dataclass(frozen=True)
+class End:
+    """An input or an output of a graph. Free axes have names."""
+
+    name: str
+    dtype: int
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
 class Graph:
     nodes: tuple[Node, ...]
     initializers: dict[str, Tensor]
@@ -47,10 +62,51 @@ class Graph:
 
 def read(path: Path) -> Graph:
     """The nodes and the initializers' shapes of a graph; external data stay where they are."""
-    [graph] = _fields(memoryview(path.read_bytes()))[7]
+    [graph] = _fields(memoryview(path.read_bytes()))[_GRAPH]
     fields = _fields(graph)
     named = (_tensor(each) for each in fields.get(5, ()))
     return Graph(tuple(_node(each) for each in fields.get(1, ())), dict(named))
+
+
+def ends(model: bytes) -> tuple[list[End], list[End]]:
+    """The inputs and outputs of a model."""
+    [graph] = _fields(memoryview(model))[_GRAPH]
+    fields = _fields(graph)
+    inputs, outputs = ([_end(each) for each in fields.get(number, ())] for number in _ENDS)
+    return inputs, outputs
+
+
+def with_sizes(model: bytes, sizes: Mapping[str, int]) -> bytes:
+    """Return the model whose inputs and outputs have these sizes in place of axes of these names."""
+
+    def dimension(data: memoryview) -> bytes:
+        name = next((name for name in map(_text, _fields(data).get(2, ())) if name in sizes), None)
+        return bytes(data) if name is None else _message((1, sizes[name]))
+
+    edit: Edit = dimension
+    for number in reversed(_TO_DIMENSIONS):
+        edit = _within((number,), edit)
+    return _within((_GRAPH,), _within(_ENDS, edit))(memoryview(model))
+
+
+def _within(numbers: tuple[int, ...], edit: Edit) -> Edit:
+    """Edit the messages in these fields of a message."""
+
+    def edited(data: memoryview) -> bytes:
+        return b"".join(
+            _message((number, edit(value))) if number in numbers and not isinstance(value, int) else raw
+            for number, raw, value in _walk(data)
+        )
+
+    return edited
+
+
+def _end(data: memoryview) -> End:
+    fields = _fields(data)
+    tensor = _fields(_fields(fields[2][0])[1][0])
+    dimensions = (_fields(each) for shape in tensor.get(2, ()) for each in _fields(shape).get(1, ()))
+    sizes = [size for each in dimensions for size in (*each.get(1, ()), *map(_text, each.get(2, ())))]
+    return End(_text(fields[1][0]), tensor[1][0], tuple(sizes))
 
 
 def _tensor(data: memoryview) -> tuple[str, Tensor]:
@@ -90,21 +146,25 @@ def _text(data: memoryview) -> str:
 def _fields(data: memoryview) -> dict[int, list[Any]]:
     """Field number -> its values: int, or the bytes of what has a length."""
     found: dict[int, list[Any]] = {}
+    for number, _, value in _walk(data):
+        found.setdefault(number, []).append(value)
+    return found
+
+
+def _walk(data: memoryview) -> Iterator[tuple[int, memoryview, Any]]:
+    """(number, the field as it stands, its value) of each field."""
     at = 0
     while at < len(data):
+        start = at
         key, at = _varint(data, at)
         kind = key & 7
         value: Any
         if kind == 0:
             value, at = _varint(data, at)
-        elif kind == 2:
-            size, at = _varint(data, at)
-            value, at = data[at : at + size], at + size
         else:
-            size = 8 if kind == 1 else 4
+            size, at = _varint(data, at) if kind == 2 else (8 if kind == 1 else 4, at)
             value, at = data[at : at + size], at + size
-        found.setdefault(key >> 3, []).append(value)
-    return found
+        yield key >> 3, data[start:at], value
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
