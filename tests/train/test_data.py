@@ -33,6 +33,7 @@ from train.data.transforms import eval_transform, train_transform
 from train.recipe import parse
 
 from ..tiny.parts import caption_table, tiny_settings
+from ..tiny.trainings import interrupt
 
 # more workers than cores, where cores are few
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -351,16 +352,7 @@ def test_a_training_on_sources_goes_on_bit_for_bit(tmp_path: Path, capsys: pytes
     settings = [*settings, "--train-table", "", "--train_data", *map(json.dumps, data), "--workers", "1"]
     assert stage1.main([*settings, "--out", str(tmp_path / "whole")]) == 0
     run = stage1.Stage1(parse(stage1.Stage1Settings, [*settings, "--out", str(tmp_path / "two")], ""))
-    original = run.trainer._step
-
-    def interrupted(step: int, backward: object) -> dict[str, float]:
-        if step == 4:
-            raise KeyboardInterrupt
-        return original(step, backward)  # type: ignore[arg-type]
-
-    run.trainer._step = interrupted  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        run.run()
+    interrupt(run)
     assert stage1.main([*settings, "--out", str(tmp_path / "two")]) == 0
     mine, theirs = (load_file(list_checkpoints(tmp_path / n)[-1] / "model.safetensors") for n in ("whole", "two"))
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)

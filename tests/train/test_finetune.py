@@ -30,6 +30,7 @@ from ..tiny import blip2 as tiny_blip2
 from ..tiny.families import HIDDEN
 from ..tiny.lavis import state_of
 from ..tiny.parts import NANO_STAGE2, WORDS, bert_folder, caption_table, llm_folder, tiny_settings
+from ..tiny.trainings import interrupt
 from .processes import FIVE_STEPS, WHOLE, assert_same_training, train_together
 
 pytestmark = pytest.mark.long(120)
@@ -197,16 +198,7 @@ def test_encoders_of_others_learn_and_are_kept(parts: Path, tmp_path: Path, sour
     assert run.trainer.model.vision is not None and not run.trainer.model.vision.training
     frozen = [n for n, p in run.trainer.model.vision.named_parameters() if not p.requires_grad]
     assert all("post_layernorm" in name for name in frozen) and bool(frozen) == (source == "hf")
-    original = run.trainer._step
-
-    def interrupted(step: int, loss: Any) -> dict[str, float]:
-        if step == 4:
-            raise KeyboardInterrupt
-        return original(step, loss)
-
-    run.trainer._step = interrupted  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        run.run()
+    interrupt(run)
     assert stage2.main([*settings, "--out", str(tmp_path / "again")]) == 0
     again = held(tmp_path / "again")
     assert [name for name in state if not torch.equal(state[name], again[name])] == []

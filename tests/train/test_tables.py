@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from blip2rt.modeling.checkpoints import list_checkpoints
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
 from tests.tiny.parts import caption_table, tiny_settings
+from tests.tiny.trainings import interrupt
 from train import stage1
 from train.data import features
 from train.data.feed import TablesFeed, open_feed
@@ -75,16 +76,7 @@ def test_a_training_on_tables_goes_on_bit_for_bit(tmp_path: Path) -> None:
     settings = [*tiny_settings(tmp_path), "--train_table", "", "--train_tables", *map(json.dumps, tables(tmp_path))]
     assert stage1.main([*settings, "--out", str(tmp_path / "whole")]) == 0
     run = stage1.Stage1(parse(stage1.Stage1Settings, [*settings, "--out", str(tmp_path / "two")], ""))
-    original = run.trainer._step
-
-    def interrupted(step: int, backward: object) -> dict[str, float]:
-        if step == 4:
-            raise KeyboardInterrupt
-        return original(step, backward)  # type: ignore[arg-type]
-
-    run.trainer._step = interrupted  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        run.run()
+    interrupt(run)
     assert stage1.main([*settings, "--out", str(tmp_path / "two")]) == 0
     mine, theirs = (load_file(list_checkpoints(tmp_path / n)[-1] / "model.safetensors") for n in ("whole", "two"))
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
@@ -101,7 +93,11 @@ def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "train_data and train_tables are both given" in capsys.readouterr().err
 
 
-def test_features_go_on_where_they_were_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lost", [False, True], ids=["kept", "lost"])
+def test_features_go_on_where_they_were_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    """Or begin anew, where the file has gone: what was known of it is known of no other."""
     monkeypatch.setattr(features, "_BATCH", 2)
     monkeypatch.setattr(features, "_KEPT_EVERY", 2)
     caption_table(tmp_path, 9)
@@ -114,15 +110,20 @@ def test_features_go_on_where_they_were_interrupted(tmp_path: Path, monkeypatch:
 
     def forward(pixels: torch.Tensor) -> torch.Tensor:
         seen.append(len(pixels))
-        if len(seen) == 4:  # six images were done, four of them kept
+        if len(seen) == 4 or (lost and len(seen) == 5):  # six images were done, four of them kept
             raise KeyboardInterrupt
         return VisionEncoder.forward(encoder, pixels)
 
     monkeypatch.setattr(encoder, "forward", forward)
     with pytest.raises(KeyboardInterrupt):
         features.cached_features(paths, vision, tmp_path / "two")
+    if lost:
+        [partial] = (tmp_path / "two").glob("*.partial")
+        partial.unlink()
+        with pytest.raises(KeyboardInterrupt):
+            features.cached_features(paths, vision, tmp_path / "two")
     [found] = features.cached_features(paths, vision, tmp_path / "two")
-    assert sum(seen[4:]) == 5 and np.array_equal(found, whole)
+    assert sum(seen[5:] if lost else seen[4:]) == (9 if lost else 5) and np.array_equal(found, whole)
     assert features.unreadable(paths, vision, tmp_path / "two") == features.unreadable(
         paths, vision, tmp_path / "whole"
     )

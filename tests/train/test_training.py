@@ -25,6 +25,7 @@ from train.recipe import parse
 from train.settings import OptimizerSettings
 
 from ..tiny.parts import NANO_STAGE2, bert_folder, llm_folder, tiny_settings
+from ..tiny.trainings import interrupt
 
 
 @pytest.fixture(scope="module")
@@ -111,16 +112,7 @@ def test_resume_continues_bit_for_bit(parts: tuple[Path, list[str]], stage1_run:
     run = module.Stage1(parse(stage1.Stage1Settings, [*settings, "--out", str(out)], "")) if stage == "stage1" else (
         module.Stage2(parse(stage2.Stage2Settings, [*settings, "--out", str(out)], ""))
     )  # fmt: skip
-    original = run.trainer._step
-
-    def interrupted(step: int, loss: object) -> dict[str, float]:
-        if step == 4:  # after the checkpoint of step 3, in the middle of the next ones
-            raise KeyboardInterrupt
-        return original(step, loss)  # type: ignore[arg-type]
-
-    run.trainer._step = interrupted  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        run.run()
+    interrupt(run)
     assert module.main([*settings, "--out", str(out)]) == 0
     assert_equal(weights(out), weights(whole))
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines() if '"lr"' in line]

@@ -16,6 +16,7 @@ from train import stage1, stage2
 from train.recipe import parse
 
 from ..tiny.parts import NANO_STAGE2, llm_folder, tiny_settings
+from ..tiny.trainings import interrupt
 from .processes import tell_apart
 
 pytestmark = pytest.mark.long(30)
@@ -96,16 +97,7 @@ def test_fp16_resumes_bit_for_bit_scaler_and_all(parts: tuple[Path, list[str]], 
     whole = trained(parts, stage, "fp16", ["--dropout", "0", "--precision", "fp16"])
     out = folder / f"{stage}-fp16-resumed"
     run = build(stage, [*arguments(parts, stage), "--dropout", "0", "--precision", "fp16", "--out", str(out)])
-    original = run.trainer._step
-
-    def interrupted(step: int, backward: Any) -> dict[str, float]:
-        if step == 4:  # after the checkpoint of step 3
-            raise KeyboardInterrupt
-        return original(step, backward)
-
-    run.trainer._step = interrupted
-    with pytest.raises(KeyboardInterrupt):
-        run.run()
+    interrupt(run)
     flags = ["--dropout", "0", "--precision", "fp16", "--out", str(out)]
     assert STAGES[stage].main([*arguments(parts, stage), *flags]) == 0
     mine, theirs = weights(out), weights(whole)

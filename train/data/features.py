@@ -179,6 +179,8 @@ def _compute(encoder: VisionEncoder, paths: list[Path], config: VisionConfig, vi
     partial, progress = file.with_suffix(".partial"), file.with_suffix(".progress.json")
     shape = (len(paths), config.positions, config.features)
     done, found = _begun(partial, progress, shape)
+    if not done:
+        progress.unlink(missing_ok=True)  # of another file than the one that is begun here
     mode: Literal["r+", "w+"] = "r+" if done else "w+"
     out = np.lib.format.open_memmap(partial, mode=mode, dtype=np.float16, shape=shape)
     loader = DataLoader(Subset(_Views(paths, config, view), range(done, len(paths))), _BATCH)
