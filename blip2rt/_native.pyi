@@ -12,9 +12,6 @@ class Runtime:
     def __init__(self, library_path: str) -> None: ...
     @property
     def version(self) -> str: ...
-    @property
-    def providers(self) -> list[str]:
-        """The devices that the library can run graphs on, such as CUDAExecutionProvider."""
 
 class GraphError(RuntimeError):
     """A graph's file that is damaged, or asks for what it may not. The message is one line and names the file."""

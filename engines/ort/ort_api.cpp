@@ -113,15 +113,6 @@ void check(OrtStatus* status) {
   throw std::runtime_error(message);
 }
 
-std::vector<std::string> ort_providers() {
-  char** names = nullptr;
-  int count = 0;
-  check(ort().GetAvailableProviders(&names, &count));
-  std::vector<std::string> providers(names, names + count);
-  check(ort().ReleaseAvailableProviders(names, count));
-  return providers;
-}
-
 Value view(void* data, size_t bytes, const std::vector<int64_t>& shape, DType dtype) {
   OrtValue* value = nullptr;
   check(ort().CreateTensorWithDataAsOrtValue(loaded->cpu_memory, data, bytes, shape.data(), shape.size(),

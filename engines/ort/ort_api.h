@@ -127,8 +127,6 @@ struct CustomOp {
   X(ReleaseTypeInfo, 98, void, (OrtTypeInfo*))                                                                  \
   X(ReleaseTensorTypeAndShapeInfo, 99, void, (OrtTensorTypeAndShapeInfo*))                                      \
   X(ReleaseSessionOptions, 100, void, (OrtSessionOptions*))                                                     \
-  X(GetAvailableProviders, 125, OrtStatus*, (char***, int*))                                                    \
-  X(ReleaseAvailableProviders, 126, OrtStatus*, (char**, int))                                                  \
   X(AddSessionConfigEntry, 130, OrtStatus*, (OrtSessionOptions*, const char*, const char*))                     \
   X(RunWithBinding, 133, OrtStatus*, (OrtSession*, const OrtRunOptions*, const OrtIoBinding*))                  \
   X(CreateIoBinding, 134, OrtStatus*, (OrtSession*, OrtIoBinding**))                                            \
@@ -168,9 +166,6 @@ BLIP2RT_OWNED(OrtTensorTypeAndShapeInfo, TensorTypeAndShapeInfo)
 BLIP2RT_OWNED(OrtSessionOptions, SessionOptions)
 BLIP2RT_OWNED(OrtIoBinding, IoBinding)
 #undef BLIP2RT_OWNED
-
-// Returns the devices that the loaded library can run graphs on, such as "CUDAExecutionProvider".
-std::vector<std::string> ort_providers();
 
 // Makes a tensor over the caller's memory, which must outlive it.
 Value view(void* data, size_t bytes, const std::vector<int64_t>& shape, DType dtype);

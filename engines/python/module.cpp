@@ -158,8 +158,7 @@ NB_MODULE(_native, m) {
             new (self) Runtime();
           },
           "library_path"_a)
-      .def_prop_ro("version", [](const Runtime&) { return ort_version(); })
-      .def_prop_ro("providers", [](const Runtime&) { return ort_providers(); });
+      .def_prop_ro("version", [](const Runtime&) { return ort_version(); });
 
   nb::class_<Session>(m, "Session")
       .def(
