@@ -64,8 +64,8 @@ def sanitize(day: Day) -> dict[str, Any]:
 def sanitizer() -> str | None:
     """The program, of the toolkit or of pip's package."""
     spec = importlib.util.find_spec("nvidia")  # finds, does not import
-    folders = [Path(place) for place in (spec.submodule_search_locations or []) if spec] if spec else []
-    packages = [file for folder in folders for file in sorted(folder.glob(f"*/bin/{SANITIZER}"))]
+    folders = (spec.submodule_search_locations or []) if spec else []
+    packages = [file for folder in folders for file in sorted(Path(folder).glob(f"*/bin/{SANITIZER}"))]
     return shutil.which(SANITIZER) or next(
         (str(file) for file in (*(Path(place) / SANITIZER for place in _PLACES), *packages) if file.exists()), None
     )
@@ -96,12 +96,10 @@ def _real_tensorrt(day: Day) -> str:
     """Name and version. Raises LeftOut: it is not installed, or cannot run here."""
     if day.stand_in:
         raise LeftOut("TensorRT needs a GPU, not the driver that stands in")
-    for name in builder.MODULES:
-        try:
-            return builder.identity(builder.load_tensorrt(name))
-        except BackendError as error:
-            why = str(error)
-    raise LeftOut(why)
+    try:
+        return builder.identity(builder.load_tensorrt())
+    except BackendError as error:
+        raise LeftOut(str(error)) from error
 
 
 def _take_place(day: Day) -> str:

@@ -87,9 +87,10 @@ class Plan:
 
     def meets(self, profile: int, name: str, shape: tuple[int, ...]) -> bool:
         """Whether this is the first time that an input has this shape."""
-        count = len(self._met)
-        self._met.add((profile, name, shape))
-        return len(self._met) > count
+        key = profile, name, shape
+        known = key in self._met
+        self._met.add(key)
+        return not known
 
     def keep_kernels(self) -> None:
         """Keep what TensorRT has compiled for the shapes that it has met."""
