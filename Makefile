@@ -23,12 +23,15 @@ ORT_LIBRARY = $(shell $(DEV)/bin/python -c "from blip2rt.backends.ort import fin
 demo: $(DEMO)/installed  ## the runtime alone, as a user installs it; captions a photograph
 	$(DEMO)/bin/blip2rt caption docs/photo.jpg
 
+# A test that hangs says where, and has failed.
+HANGS := --max-worker-restart 1 -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
+
 test: $(DEV)/blip2rt-installed  ## a process a core, a file of tests each at a time, the longest first
-	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile --no-loadscope-reorder $(HANGS)
 
 # Whole files are left out: those that are marked `long`, with the seconds of one core that they were measured to take.
 test-fast: $(DEV)/blip2rt-installed  ## two minutes for the inner loop: what trains, exports and builds little
-	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not long"
+	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile --no-loadscope-reorder $(HANGS) -m "not slow and not gpu and not long"
 
 parity: $(DEV)/blip2rt-installed  ## every architecture of transformers, tiny, and random options; writes docs/parity.md
 	OMP_NUM_THREADS=1 $(RUN) tests.parity --report docs/parity.md
