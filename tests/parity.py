@@ -45,7 +45,7 @@ class Options:
     """What was found of options of generation, whatever the architecture."""
 
     tried: int  # calls and damaged bundles of the fuzzer
-    sets: Counter[str]  # equal, tie or wrong -> sets of options beside transformers' generate
+    sets: Counter[str]  # equal, tie, wrong or failed -> sets of options beside transformers' generate
 
 
 def cases() -> list[str]:
@@ -54,7 +54,7 @@ def cases() -> list[str]:
 
 
 def option_sets(count: int, seed: int) -> Counter[str]:
-    """Random options of generation, each beside transformers' generate on two images: equal, tie or wrong."""
+    """Random options of generation, each beside transformers' generate on two images: equal, tie, wrong or failed."""
     from tests.engines.native import reference  # torch and transformers
 
     rng, counts = random.Random(seed), Counter[str]()
@@ -70,6 +70,9 @@ def option_sets(count: int, seed: int) -> Counter[str]:
             except AssertionError as error:
                 what = "wrong"
                 print(f"wrong: options: {error}", flush=True)
+            except Exception as error:
+                what = "failed"
+                print(f"failed: options: {type(error).__name__}: {error}", flush=True)
             counts[what] += 1
     print(f"{count} sets of options: {dict(counts)}", flush=True)
     return counts
@@ -119,8 +122,9 @@ def report(found: Found, of_options: Options, seed: int) -> str:
         *([f"| not run | {len(left)} | they were not asked for, or the run was ended before |"] if left else []), "",
         *_wrapped(
             f"{sets.total():,} random sets of options of generation ran beside transformers' `generate` on two images "
-            f"each: {sets['equal']:,} equal, {sets['tie']} ties, {sets['wrong']} wrong. The fuzzer of options made "
-            f"{of_options.tried:,} calls and damaged bundles: each worked, or was refused in one line."
+            f"each: {sets['equal']:,} equal, {sets['tie']} ties, {sets['wrong']} wrong, {sets['failed']} failed. The "
+            f"fuzzer of options made {of_options.tried:,} calls and damaged bundles: each worked, or was refused in "
+            "one line."
         ), "",
     ]  # fmt: skip
     for kind in KINDS:
@@ -164,7 +168,7 @@ def main() -> int:
 
     found = swept(args.cases or cases(), seed, write)
     bad = [name for name, (what, _) in found.items() if what in ("wrong", "failed")]
-    bad += ["options of generation"] * bool(sets["wrong"])
+    bad += ["options of generation"] * bool(sets["wrong"] + sets["failed"])
     print(f"{len(found)} cases, {len(bad)} wrong or failed{': ' if bad else ''}{', '.join(bad)}")
     return 1 if bad else 0
 

@@ -128,6 +128,7 @@ def vocabulary(size: int) -> Vocabulary:
 def tokenizer(size: int) -> Any:
     """What Hugging Face reads the tokens' texts from."""
     texts = {text: i for i, text in enumerate(TEXTS[:size])}
+    texts["abcdef"] = size  # transformers before release 5 puts it before every token, to see what the token adds
     backend = Tokenizer(models.WordLevel(texts, unk_token=TEXTS[0]))
     backend.decoder = decoders.ByteLevel()
     return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token=TEXTS[0])
