@@ -55,7 +55,9 @@ class ContrastSettings:
 
     embed_dim: int = option(256, "width E of the contrastive space", check=POSITIVE)
     max_text_length: int = option(32, "tokens of a caption, [CLS] and [SEP] included", check=POSITIVE)
-    itm_weight: float = option(1.0, "weight of ITM beside ITC and ITG; the paper has 1", check=NOT_NEGATIVE)
+    itm_weight: float = option(
+        1.0, "weight of ITM beside ITC and ITG; 0: it is left out; the paper has 1", check=NOT_NEGATIVE
+    )
     itm_ramp: int = option(
         0, "steps over which ITM's negatives go from random to drawn by similarity", check=NOT_NEGATIVE
     )

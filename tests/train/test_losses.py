@@ -143,6 +143,14 @@ def test_gradients_reach_every_trained_tensor(model: Blip2) -> None:
     assert without == []
 
 
+def test_itm_of_no_weight_is_left_out(model: Blip2) -> None:
+    image, text = torch.randn(5, POSITIONS, FEATURES), text_batch()
+    all_three = stage1_losses(model, image, text, dec_token_id=60)
+    two = stage1_losses(model, image, text, dec_token_id=60, itm_weight=0)
+    torch.testing.assert_close(two["loss"].detach(), all_three["itc"] + all_three["itg"])
+    assert set(all_three) - set(two) == {"itm", "itm_accuracy"}
+
+
 def test_fresh_queries_differ_and_collapse_is_seen(model: Blip2) -> None:
     image = torch.randn(5, POSITIONS, FEATURES)
     assert query_cosine(model.query_output(image)) < 0.9

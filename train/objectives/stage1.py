@@ -220,14 +220,18 @@ def stage1_losses(
     else:
         itc = own_itc_loss(image_embeds, text_embeds, model.temperature, everyone.image_ids, parallel)
 
-    own = parallel.own(batch).to(sim.device)
-    wrong_image, wrong_text = (
-        drawn[own] for drawn in hard_negatives(sim, model.temperature, everyone.image_ids, hardness, generator)
-    )
-    texts = torch.cat((own, own, wrong_text))
-    pair_kv = _pair_kv(model, vision_features, vision_kv, wrong_image, parallel)
-    fused = model.qformer.encode_pair(everyone.token_ids[texts], everyone.text_mask[texts], pair_kv)
-    itm, itm_accuracy = itm_loss(model.itm_head(fused).mean(1).float(), batch)
+    if itm_weight:
+        own = parallel.own(batch).to(sim.device)
+        wrong_image, wrong_text = (
+            drawn[own] for drawn in hard_negatives(sim, model.temperature, everyone.image_ids, hardness, generator)
+        )
+        texts = torch.cat((own, own, wrong_text))
+        pair_kv = _pair_kv(model, vision_features, vision_kv, wrong_image, parallel)
+        fused = model.qformer.encode_pair(everyone.token_ids[texts], everyone.text_mask[texts], pair_kv)
+        itm, itm_accuracy = itm_loss(model.itm_head(fused).mean(1).float(), batch)
+        judged = {"itm": itm.detach(), "itm_accuracy": itm_accuracy}
+    else:  # its pairs are most of a step's work
+        itm, judged = torch.zeros_like(itc), {}
 
     decoder_ids = text.token_ids.clone()
     decoder_ids[:, 0] = dec_token_id
@@ -237,9 +241,8 @@ def stage1_losses(
     return {
         "loss": itc + itm_weight * itm + itg,
         "itc": itc.detach(),
-        "itm": itm.detach(),
         "itg": itg.detach(),
-        "itm_accuracy": itm_accuracy,
+        **judged,
         "temperature": model.temperature.detach().clone(),
         "query_cosine": query_cosine(query_output),
     }
