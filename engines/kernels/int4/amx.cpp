@@ -99,7 +99,7 @@ void multiply_tile(const Int4Matrix& m, const Int4Input& input, float* out, size
   alignas(64) float sums[kMost * kLanes];
   alignas(64) uint8_t codes[kTogether * 128 * kLanes];
   std::memset(sums, 0, rows * kLanes * sizeof *sums);
-  Ahead ahead = next_tile(m, tile, kLanes, blocks * ((rows + kAtOnce - 1) / kAtOnce));
+  Ahead ahead = next_tile(m, begin + kLanes, kLanes, blocks * ((rows + kAtOnce - 1) / kAtOnce));
   for (size_t first = 0; first < blocks; first += kTogether) {
     const size_t count = blocks - first < kTogether ? blocks - first : kTogether;
     const auto put = [&](size_t piece, const Avx512::Ints* unpacked) {
@@ -147,7 +147,7 @@ void multiply_some(const Int4Matrix& m, const Int4Input& input, float* out, size
 
 }  // namespace
 
-extern const Int4Kernel kInt4Amx = {"amx", kLanes, quantize<Avx512>, multiply_some};
+extern const Int4Kernel kInt4Amx = {"amx", kLanes, Avx512::kAcross, quantize<Avx512>, multiply_some};
 
 }  // namespace blip2rt
 #if defined(__clang__)

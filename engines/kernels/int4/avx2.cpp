@@ -9,7 +9,7 @@
 
 namespace blip2rt {
 
-extern const Int4Kernel kInt4Avx2 = {"avx2", Avx2::kLanes, quantize<Avx2>, multiply<Avx2>};
+extern const Int4Kernel kInt4Avx2 = {"avx2", Avx2::kLanes, Avx2::kAcross, quantize<Avx2>, multiply<Avx2>};
 
 }  // namespace blip2rt
 #if defined(__clang__)

@@ -13,6 +13,7 @@ namespace {
 
 struct Avx2 {
   static constexpr size_t kLanes = 8, kWholeRows = 4, kSplitRows = 4, kFewRows = 5;
+  static constexpr size_t kAcross = 1, kFewerAcross = 1;
   using Ints = __m256i;
   using Floats = __m256;
 
@@ -45,14 +46,11 @@ struct Avx2 {
   static Ints add_pairs(Ints sum, Ints pairs) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
-  static Ints dot_piece(Ints sum, const Ints* codes, const int8_t* values) {
-    Ints total = _mm256_setzero_si256();
-    for (size_t i = 0; i < kPiece / 4; ++i) {
-      int four;
-      std::memcpy(&four, values + 4 * i, sizeof four);
-      total = _mm256_add_epi16(total, pairs(codes[i], _mm256_set1_epi32(four)));
-    }
-    return add_pairs(sum, total);
+  static Ints begin_piece(Ints) { return _mm256_setzero_si256(); }
+  static Ints end_piece(Ints sum, Ints part) { return add_pairs(sum, part); }
+  template <size_t Index>
+  static Ints dot_four(Ints part, Ints codes, const int8_t* values) {
+    return _mm256_add_epi16(part, pairs(codes, _mm256_set1_epi32(x86::four<Index>(values))));
   }
   static Ints dot_all(Ints sum, Ints low, Ints high, const int8_t* values) {
     return add_pairs(sum, _mm256_add_epi16(pairs(low, load(values)), pairs(high, load(values + sizeof(Ints)))));

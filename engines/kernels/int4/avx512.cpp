@@ -10,7 +10,7 @@
 
 namespace blip2rt {
 
-extern const Int4Kernel kInt4Avx512 = {"avx512", Avx512::kLanes, quantize<Avx512>, multiply<Avx512>};
+extern const Int4Kernel kInt4Avx512 = {"avx512", Avx512::kLanes, Avx512::kAcross, quantize<Avx512>, multiply<Avx512>};
 
 }  // namespace blip2rt
 #if defined(__clang__)

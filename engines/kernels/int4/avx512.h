@@ -13,6 +13,7 @@ namespace {
 
 struct Avx512 {
   static constexpr size_t kLanes = 16, kWholeRows = 8, kSplitRows = 4, kFewRows = 6;
+  static constexpr size_t kAcross = 2, kFewerAcross = 1;
   using Ints = __m512i;
   using Floats = __m512;
 
@@ -36,9 +37,11 @@ struct Avx512 {
   static Ints high_nibbles(Ints value) { return _mm512_and_si512(_mm512_srli_epi16(value, 4), _mm512_set1_epi8(15)); }
   static Ints join(Ints high, Ints low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
   static Ints no_products() { return _mm512_setzero_si512(); }
-  static Ints dot(Ints sum, Ints codes, int four) { return _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(four)); }
-  static Ints dot_piece(Ints sum, const Ints* codes, const int8_t* values) {
-    return dot_fours<Avx512>(sum, codes, values);
+  static Ints begin_piece(Ints sum) { return sum; }
+  static Ints end_piece(Ints, Ints part) { return part; }
+  template <size_t Index>
+  static Ints dot_four(Ints part, Ints codes, const int8_t* values) {
+    return _mm512_dpbusd_epi32(part, codes, _mm512_set1_epi32(x86::four<Index>(values)));
   }
   static Ints dot_all(Ints sum, Ints low, Ints high, const int8_t* values) {
     return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, low, load(values)), high, load(values + sizeof(Ints)));

@@ -11,13 +11,13 @@ namespace blip2rt {
 namespace {
 
 struct AvxVnni : Avx2 {
-  static constexpr size_t kWholeRows = 8;
+  static constexpr size_t kWholeRows = 8, kAcross = 2, kFewerAcross = 2;
 
-  static Ints dot(Ints sum, Ints codes, int four) {
-    return _mm256_dpbusd_avx_epi32(sum, codes, _mm256_set1_epi32(four));
-  }
-  static Ints dot_piece(Ints sum, const Ints* codes, const int8_t* values) {
-    return dot_fours<AvxVnni>(sum, codes, values);
+  static Ints begin_piece(Ints sum) { return sum; }
+  static Ints end_piece(Ints, Ints part) { return part; }
+  template <size_t Index>
+  static Ints dot_four(Ints part, Ints codes, const int8_t* values) {
+    return _mm256_dpbusd_avx_epi32(part, codes, _mm256_set1_epi32(x86::four<Index>(values)));
   }
   static Ints dot_all(Ints sum, Ints low, Ints high, const int8_t* values) {
     sum = _mm256_dpbusd_avx_epi32(sum, low, load(values));
@@ -27,7 +27,8 @@ struct AvxVnni : Avx2 {
 
 }  // namespace
 
-extern const Int4Kernel kInt4AvxVnni = {"avxvnni", AvxVnni::kLanes, quantize<AvxVnni>, multiply<AvxVnni>};
+extern const Int4Kernel kInt4AvxVnni = {"avxvnni", AvxVnni::kLanes, AvxVnni::kAcross, quantize<AvxVnni>,
+                                        multiply<AvxVnni>};
 
 }  // namespace blip2rt
 #if defined(__clang__)

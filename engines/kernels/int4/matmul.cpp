@@ -8,10 +8,10 @@
 namespace blip2rt {
 
 size_t Int4Kernel::scratch_size(const Int4Matrix& matrix) const {
-  // With many rows: the scales, offsets and codes of a tile. With few rows: numbers for each block, of the rows and of
-  // the outputs that are multiplied together.
-  const size_t of_tile = tile * matrix.blocks() * (2 * sizeof(float) + matrix.block);
-  return std::max(of_tile, Int4Input::kFewNumbers * (matrix.blocks() + tile) * sizeof(float));
+  // With many rows: the scales, offsets and codes of the tiles that are multiplied together. With few rows: numbers for
+  // each block, of the rows and of the outputs that are multiplied together.
+  const size_t of_tiles = across * tile * matrix.blocks() * (2 * sizeof(float) + matrix.block);
+  return std::max(of_tiles, Int4Input::kFewNumbers * (matrix.blocks() + tile) * sizeof(float));
 }
 
 #if defined(__x86_64__)

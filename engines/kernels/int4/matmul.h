@@ -38,10 +38,10 @@ struct Int4Input {
   }
 };
 
-// An implementation for one instruction set. `tile` outputs are computed together.
+// An implementation for one instruction set. `tile` outputs are computed together, with many rows `across` such tiles.
 struct Int4Kernel {
   const char* name;
-  size_t tile;
+  size_t tile, across;
   void (*quantize)(const float* x, size_t row, const Int4Matrix& matrix, const Int4Input& input);
   // Computes outputs first * tile to last * tile of `out` (rows, N). scratch: scratch_size() bytes at a multiple of 64.
   void (*multiply)(const Int4Matrix& matrix, const Int4Input& input, float* out, size_t first, size_t last,

@@ -15,6 +15,7 @@ namespace {
 
 struct Neon {
   static constexpr size_t kLanes = 4, kWholeRows = 8, kSplitRows = 4, kFewRows = 1;
+  static constexpr size_t kAcross = 1, kFewerAcross = 1;
   using Ints = int32x4_t;
   using Floats = float32x4_t;
 
@@ -42,18 +43,12 @@ struct Neon {
   static Ints high_nibbles(Ints value) { return vreinterpretq_s32_u8(vshrq_n_u8(vreinterpretq_u8_s32(value), 4)); }
   static Ints join(Ints high, Ints low) { return vaddq_s32(vshlq_n_s32(high, 8), low); }
   static Ints no_products() { return vdupq_n_s32(0); }
-  // Values are read once and picked from the register by the instruction.
-  static Ints dot_piece(Ints sum, const Ints* codes, const int8_t* values) {
-    const int8x16_t first = vld1q_s8(values), second = vld1q_s8(values + 16);
-    const auto of = [&](size_t i) { return vreinterpretq_s8_s32(codes[i]); };
-    sum = vdotq_laneq_s32(sum, of(0), first, 0);
-    sum = vdotq_laneq_s32(sum, of(1), first, 1);
-    sum = vdotq_laneq_s32(sum, of(2), first, 2);
-    sum = vdotq_laneq_s32(sum, of(3), first, 3);
-    sum = vdotq_laneq_s32(sum, of(4), second, 0);
-    sum = vdotq_laneq_s32(sum, of(5), second, 1);
-    sum = vdotq_laneq_s32(sum, of(6), second, 2);
-    return vdotq_laneq_s32(sum, of(7), second, 3);
+  static Ints begin_piece(Ints sum) { return sum; }
+  static Ints end_piece(Ints, Ints part) { return part; }
+  // Values are read once for four of them and picked from the register by the instruction.
+  template <size_t Index>
+  static Ints dot_four(Ints part, Ints codes, const int8_t* values) {
+    return vdotq_laneq_s32(part, vreinterpretq_s8_s32(codes), vld1q_s8(values + Index / 4 * 16), Index % 4);
   }
   static Ints dot_all(Ints sum, Ints low, Ints high, const int8_t* values) {
     sum = vdotq_s32(sum, vreinterpretq_s8_s32(low), vld1q_s8(values));
@@ -108,7 +103,7 @@ struct Neon {
 
 }  // namespace
 
-extern const Int4Kernel kInt4Neon = {"neon", Neon::kLanes, quantize<Neon>, multiply<Neon>};
+extern const Int4Kernel kInt4Neon = {"neon", Neon::kLanes, Neon::kAcross, quantize<Neon>, multiply<Neon>};
 
 }  // namespace blip2rt
 #if defined(__clang__)

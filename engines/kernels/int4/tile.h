@@ -4,35 +4,29 @@
 #pragma once
 
 #include <cstring>
+#include <utility>
 
 #include "kernels/ahead.h"
 #include "kernels/int4/matmul.h"
 
+#define BLIP2RT_INLINE inline __attribute__((always_inline))
+
 namespace blip2rt {
 namespace {
 
-constexpr size_t kPiece = 32;  // weights of an output that are unpacked together: 16 bytes
+constexpr size_t kPiece = 32;          // weights of an output that are unpacked together: 16 bytes
+constexpr size_t kFours = kPiece / 4;  // registers of codes that they fill: four weights of each output
 
-// Rows of activations that are multiplied together: as many as the registers hold sums of. Two planes need two sums.
-template <class V, bool Split>
-constexpr size_t kRows = Split ? V::kSplitRows : V::kWholeRows;
-
-// Multiplies a piece of codes with 32 values, where one instruction multiplies four.
-template <class V>
-typename V::Ints dot_fours(typename V::Ints sum, const typename V::Ints* codes, const int8_t* values) {
-  for (size_t i = 0; i < kPiece / 4; ++i) {
-    int32_t four;
-    std::memcpy(&four, values + 4 * i, sizeof four);
-    sum = V::dot(sum, codes[i], four);
-  }
-  return sum;
-}
+// Rows of activations that are multiplied together with T tiles: as many as the registers hold sums of. Two planes need
+// two sums.
+template <class V, bool Split, size_t T>
+constexpr size_t kRows = (Split ? V::kSplitRows : V::kWholeRows) / (T > 1 ? V::kFewerAcross : 1);
 
 // Returns whether `read` values from the first one of an output on, which has `own`, lie in the matrix. What is read
 // beyond the output then belongs to the next ones.
 bool inside(const Int4Matrix& m, size_t output, size_t own, size_t read) { return output * own + read <= m.n * own; }
 
-// A tile's scales and scales * zero points (blocks, kLanes).
+// The scales and scales * zero points of tiles (T, blocks, kLanes).
 template <class V>
 struct Scales {
   float *scale, *offset;
@@ -87,13 +81,21 @@ struct Packed {
   const uint8_t* codes;
   size_t stride;
 
-  void piece(size_t index, typename V::Ints* to) const {
+  struct Piece {
+    typename V::Ints codes[kFours];
+
+    typename V::Ints four(size_t, size_t index) const { return codes[index]; }
+  };
+
+  Piece piece(size_t index) const {
     typename V::Ints packed[4];
     V::transpose(codes + index * (kPiece / 2), stride, packed);
+    Piece result;
     for (size_t i = 0; i < 4; ++i) {
-      to[2 * i] = V::low_nibbles(packed[i]);
-      to[2 * i + 1] = V::high_nibbles(packed[i]);
+      result.codes[2 * i] = V::low_nibbles(packed[i]);
+      result.codes[2 * i + 1] = V::high_nibbles(packed[i]);
     }
+    return result;
   }
 };
 
@@ -104,109 +106,174 @@ void unpack_pieces(const Int4Matrix& m, size_t begin, size_t outputs, size_t fir
   const Packed<V> packed = {m.codes + begin * stride, stride};
   alignas(64) uint8_t copy[16 * V::kLanes];
   for (size_t piece = first; piece < last; ++piece) {
-    typename V::Ints codes[8];
     if (outputs < V::kLanes) {  // rows beyond the matrix must not be read
       copy_rows<V>(packed.codes + piece * (kPiece / 2), stride, outputs, 16, copy);
-      Packed<V>{copy, 16}.piece(0, codes);
+      put(piece, Packed<V>{copy, 16}.piece(0).codes);
     } else {
-      packed.piece(piece, codes);
+      put(piece, packed.piece(piece).codes);
     }
-    put(piece, codes);
   }
 }
 
-// The codes of a tile that were unpacked before, for many rows.
-template <class V>
+// The codes of T tiles that were unpacked before, for many rows: every register of a tile's beside those of the others.
+template <class V, size_t T>
 struct Unpacked {
-  const uint8_t* codes;
+  static constexpr size_t kBytes = sizeof(typename V::Ints);
+  uint8_t* codes;
 
-  void piece(size_t index, typename V::Ints* to) const {
-    for (size_t i = 0; i < 8; ++i) to[i] = V::load(codes + (8 * index + i) * sizeof(typename V::Ints));
+  struct Piece {
+    const uint8_t* codes;
+
+    typename V::Ints four(size_t tile, size_t index) const { return V::load(codes + (index * T + tile) * kBytes); }
+  };
+
+  Piece piece(size_t index) const { return {codes + index * kFours * T * kBytes}; }
+
+  void put(size_t tile, size_t piece, const typename V::Ints* from) const {
+    for (size_t i = 0; i < kFours; ++i) V::store(codes + ((piece * kFours + i) * T + tile) * kBytes, from[i]);
   }
 };
 
-// Prefetches the tile behind a tile of `outputs` outputs, in so many steps: a tile's rows are too many streams for the
-// processor to foresee.
-Ahead next_tile(const Int4Matrix& m, size_t tile, size_t outputs, size_t steps) {
-  const size_t stride = m.blocks() * m.block / 2, begin = (tile + 1) * outputs, left = begin < m.n ? m.n - begin : 0;
+// Prefetches `outputs` outputs from `begin` on, in so many steps: they are too many streams for the processor to
+// foresee.
+Ahead next_tile(const Int4Matrix& m, size_t begin, size_t outputs, size_t steps) {
+  const size_t stride = m.blocks() * m.block / 2, left = begin < m.n ? m.n - begin : 0;
   return {m.codes + (m.n - left) * stride, left < outputs ? left : outputs, stride, stride, steps};
 }
 
-// Multiplies R rows from `row` on with one tile.
-template <class V, bool Split, size_t R, class Codes>
+// Rows of activations, in one plane or in two.
+struct Planes {
+  const int8_t *values, *low;
+  size_t width;  // how far apart rows lie
+};
+
+// Adds the products of a piece of a tile with one row.
+template <class V, class Piece, size_t... Index>
+BLIP2RT_INLINE typename V::Ints dot_piece(typename V::Ints sum, const Piece& codes, const int8_t* values,
+                                          std::index_sequence<Index...>) {
+  typename V::Ints part = V::begin_piece(sum);
+  ((part = V::template dot_four<Index>(part, codes.four(0, Index), values)), ...);
+  return V::end_piece(sum, part);
+}
+
+// Adds the products of four weights of each output of T tiles with R rows. What is read of a row serves all tiles.
+template <class V, size_t Index, size_t R, size_t T, class Piece>
+BLIP2RT_INLINE void dot_fours(const Piece& codes, const int8_t* values, size_t width, typename V::Ints (*sums)[R]) {
+  for (size_t r = 0; r < R; ++r) {
+    for (size_t t = 0; t < T; ++t) {
+      sums[t][r] = V::template dot_four<Index>(sums[t][r], codes.four(t, Index), values + r * width);
+    }
+  }
+}
+
+// Adds the products of a piece of T tiles with R rows.
+template <class V, bool Split, size_t R, size_t T, class Piece, size_t... Index>
+BLIP2RT_INLINE void add_piece(const Piece& codes, const Planes& x, typename V::Ints (*products)[R],
+                              typename V::Ints (*lows)[R], std::index_sequence<Index...> fours) {
+  if constexpr (T == 1) {  // whose codes stay in registers
+    for (size_t r = 0; r < R; ++r) {
+      products[0][r] = dot_piece<V>(products[0][r], codes, x.values + r * x.width, fours);
+      if constexpr (Split) lows[0][r] = dot_piece<V>(lows[0][r], codes, x.low + r * x.width, fours);
+    }
+  } else if constexpr (Split) {  // T > 1: each instruction sums in 32 bits
+    (..., (dot_fours<V, Index, R, T>(codes, x.values, x.width, products),
+           dot_fours<V, Index, R, T>(codes, x.low, x.width, lows)));
+  } else {
+    (..., dot_fours<V, Index, R, T>(codes, x.values, x.width, products));
+  }
+}
+
+// Multiplies R rows from `row` on with T tiles. sums (R, T, kLanes).
+template <class V, bool Split, size_t R, size_t T, class Codes>
 void multiply_rows(const Int4Matrix& m, const Int4Input& input, const Codes& codes, const Scales<V>& scales, size_t row,
                    Ahead& ahead, float* sums) {
   const size_t blocks = m.blocks(), width = blocks * m.block, pieces = m.block / kPiece;
-  typename V::Floats total[R];
-  for (size_t r = 0; r < R; ++r) total[r] = V::zero();
+  typename V::Floats total[T][R];
+  for (auto& of_tile : total) {
+    for (auto& sum : of_tile) sum = V::zero();
+  }
   for (size_t block = 0; block < blocks; ++block) {
-    typename V::Ints products[R], lows[R];
-    for (size_t r = 0; r < R; ++r) products[r] = lows[r] = V::no_products();
+    typename V::Ints products[T][R], lows[T][R];
+    for (size_t t = 0; t < T; ++t) {
+      for (size_t r = 0; r < R; ++r) products[t][r] = lows[t][r] = V::no_products();
+    }
     ahead.step();
     for (size_t piece = block * pieces; piece < (block + 1) * pieces; ++piece) {
-      typename V::Ints unpacked[8];
-      codes.piece(piece, unpacked);
+      const size_t at = row * width + piece * kPiece;
+      const Planes x = {input.values + at, Split ? input.low + at : nullptr, width};
+      add_piece<V, Split, R, T>(codes.piece(piece), x, products, lows, std::make_index_sequence<kFours>());
+    }
+    for (size_t t = 0; t < T; ++t) {
+      const typename V::Floats scale = V::load_floats(scales.scale + (t * blocks + block) * V::kLanes);
+      const typename V::Floats offset = V::load_floats(scales.offset + (t * blocks + block) * V::kLanes);
       for (size_t r = 0; r < R; ++r) {
-        const size_t at = (row + r) * width + piece * kPiece;
-        products[r] = V::dot_piece(products[r], unpacked, input.values + at);
-        if constexpr (Split) lows[r] = V::dot_piece(lows[r], unpacked, input.low + at);
+        const size_t at = (row + r) * blocks + block;
+        if constexpr (Split) products[t][r] = V::join(products[t][r], lows[t][r]);
+        const typename V::Floats whole = V::mul(V::to_float(products[t][r]), V::broadcast(input.scales[at]));
+        total[t][r] = V::mul_add(whole, scale, V::mul_sub(offset, V::broadcast(input.sums[at]), total[t][r]));
       }
     }
-    const typename V::Floats scale = V::load_floats(scales.scale + block * V::kLanes);
-    const typename V::Floats offset = V::load_floats(scales.offset + block * V::kLanes);
-    for (size_t r = 0; r < R; ++r) {
-      const size_t at = (row + r) * blocks + block;
-      if constexpr (Split) products[r] = V::join(products[r], lows[r]);
-      const typename V::Floats whole = V::mul(V::to_float(products[r]), V::broadcast(input.scales[at]));
-      total[r] = V::mul_add(whole, scale, V::mul_sub(offset, V::broadcast(input.sums[at]), total[r]));
-    }
   }
-  for (size_t r = 0; r < R; ++r) V::store(sums + r * V::kLanes, total[r]);
+  for (size_t r = 0; r < R; ++r) {
+    for (size_t t = 0; t < T; ++t) V::store(sums + (r * T + t) * V::kLanes, total[t][r]);
+  }
 }
 
-template <class V, bool Split, class Codes, size_t R = 1>
+template <class V, bool Split, size_t T, class Codes, size_t R = 1>
 void multiply_some(size_t rows, const Int4Matrix& m, const Int4Input& input, const Codes& codes,
                    const Scales<V>& scales, size_t row, Ahead& ahead, float* sums) {
-  if constexpr (R < kRows<V, Split>) {
-    if (rows > R) return multiply_some<V, Split, Codes, R + 1>(rows, m, input, codes, scales, row, ahead, sums);
+  if constexpr (R < kRows<V, Split, T>) {
+    if (rows > R) return multiply_some<V, Split, T, Codes, R + 1>(rows, m, input, codes, scales, row, ahead, sums);
   }
-  multiply_rows<V, Split, R>(m, input, codes, scales, row, ahead, sums);
+  multiply_rows<V, Split, R, T>(m, input, codes, scales, row, ahead, sums);
+}
+
+// Multiplies all rows with T tiles, the first of which begins with output `begin`.
+template <class V, bool Split, size_t T>
+void multiply_across(const Int4Matrix& m, const Int4Input& input, float* out, size_t begin, uint8_t* scratch) {
+  const size_t blocks = m.blocks(), stride = blocks * m.block / 2, numbers = T * blocks * V::kLanes;
+  const size_t outputs = m.n - begin < T * V::kLanes ? m.n - begin : T * V::kLanes;
+  const Scales<V> scales = {reinterpret_cast<float*>(scratch), reinterpret_cast<float*>(scratch) + numbers};
+  const Packed<V> packed = {m.codes + begin * stride, stride};
+  const Unpacked<V, T> unpacked = {scratch + 2 * numbers * sizeof(float)};
+  constexpr size_t kMost = kRows<V, Split, T>;
+  const bool once = T == 1 && input.rows <= kMost && outputs == V::kLanes;  // codes are unpacked as they are multiplied
+  for (size_t t = 0; t < T; ++t) {
+    const size_t first = begin + t * V::kLanes, exist = m.n - first < V::kLanes ? m.n - first : V::kLanes;
+    read_scales<V>(m, first, exist, [&](size_t block, auto scale, auto zeros) {
+      V::store(scales.scale + (t * blocks + block) * V::kLanes, scale);
+      V::store(scales.offset + (t * blocks + block) * V::kLanes, V::mul(scale, V::to_float(zeros)));
+    });
+    if (once) break;
+    unpack_pieces<V>(m, first, exist, 0, blocks * m.block / kPiece,
+                     [&](size_t piece, const auto* codes) { unpacked.put(t, piece, codes); });
+  }
+  Ahead ahead = next_tile(m, begin + outputs, T * V::kLanes, blocks * ((input.rows + kMost - 1) / kMost));
+  for (size_t row = 0; row < input.rows; row += kMost) {
+    const size_t rows = input.rows - row < kMost ? input.rows - row : kMost;
+    alignas(64) float sums[kMost * T * V::kLanes];
+    if (once) {
+      if constexpr (T == 1) multiply_some<V, Split, 1>(rows, m, input, packed, scales, row, ahead, sums);
+    } else {
+      multiply_some<V, Split, T>(rows, m, input, unpacked, scales, row, ahead, sums);
+    }
+    for (size_t r = 0; r < rows; ++r) {
+      std::memcpy(out + (row + r) * m.n + begin, sums + r * T * V::kLanes, outputs * sizeof(float));
+    }
+  }
 }
 
 template <class V, bool Split>
 void multiply_tiles(const Int4Matrix& m, const Int4Input& input, float* out, size_t first, size_t last,
                     uint8_t* scratch) {
-  const size_t blocks = m.blocks(), stride = blocks * m.block / 2;
-  const Scales<V> scales = {reinterpret_cast<float*>(scratch), reinterpret_cast<float*>(scratch) + blocks * V::kLanes};
-  constexpr size_t kMost = kRows<V, Split>;
-  uint8_t* unpacked = scratch + 2 * blocks * V::kLanes * sizeof(float);
-  for (size_t tile = first; tile < last; ++tile) {
-    const size_t begin = tile * V::kLanes, outputs = m.n - begin < V::kLanes ? m.n - begin : V::kLanes;
-    read_scales<V>(m, begin, outputs, [&](size_t block, auto scale, auto zeros) {
-      V::store(scales.scale + block * V::kLanes, scale);
-      V::store(scales.offset + block * V::kLanes, V::mul(scale, V::to_float(zeros)));
-    });
-    const Packed<V> packed = {m.codes + begin * stride, stride};
-    const bool first_all = input.rows > kMost || outputs < V::kLanes;  // unpack all before anything is multiplied
-    if (first_all) {
-      unpack_pieces<V>(m, begin, outputs, 0, blocks * m.block / kPiece, [&](size_t piece, const auto* codes) {
-        for (size_t i = 0; i < 8; ++i) V::store(unpacked + (8 * piece + i) * sizeof codes[i], codes[i]);
-      });
-    }
-    Ahead ahead = next_tile(m, tile, V::kLanes, blocks * ((input.rows + kMost - 1) / kMost));
-    for (size_t row = 0; row < input.rows; row += kMost) {
-      const size_t rows = input.rows - row < kMost ? input.rows - row : kMost;
-      alignas(64) float sums[kMost * V::kLanes];
-      if (first_all) {
-        multiply_some<V, Split>(rows, m, input, Unpacked<V>{unpacked}, scales, row, ahead, sums);
-      } else {
-        multiply_some<V, Split>(rows, m, input, packed, scales, row, ahead, sums);
-      }
-      for (size_t r = 0; r < rows; ++r) {
-        std::memcpy(out + (row + r) * m.n + begin, sums + r * V::kLanes, outputs * sizeof(float));
+  if constexpr (V::kAcross > 1) {
+    if (input.rows > kRows<V, Split, 1>) {
+      for (; first + V::kAcross <= last; first += V::kAcross) {
+        multiply_across<V, Split, V::kAcross>(m, input, out, first * V::kLanes, scratch);
       }
     }
   }
+  for (; first < last; ++first) multiply_across<V, Split, 1>(m, input, out, first * V::kLanes, scratch);
 }
 
 // Quantizes one row of x (rows, K). Rows of values lie `width` apart.

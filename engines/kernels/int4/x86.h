@@ -5,10 +5,19 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 namespace blip2rt {
 namespace {
 namespace x86 {
+
+// Values 4 * Index to 4 * Index + 3, as one number.
+template <size_t Index>
+int four(const int8_t* values) {
+  int result;
+  std::memcpy(&result, values + 4 * Index, sizeof result);
+  return result;
+}
 
 // Returns the largest magnitude of x, NaN where x has a NaN. `count` is a multiple of 32.
 float largest(const float* x, size_t count) {
