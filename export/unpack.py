@@ -19,7 +19,7 @@ from blip2rt.errors import Blip2rtError, boundary
 from blip2rt.modeling.blip2 import Blip2, Blip2Config, Trained
 from blip2rt.modeling.checkpoints import save_model
 from blip2rt.modeling.json_file import read_json
-from blip2rt.modeling.vision import VisionEncoder, is_checkpoint
+from blip2rt.modeling.vision import VisionEncoder, is_own
 from blip2rt.trusted_graphs import checked_graph
 
 from .parameters import convolutions, parameters
@@ -38,7 +38,7 @@ def config_file(stage: int) -> str:
 
 def save_config(config: Blip2Config, folder: Path) -> None:
     """Leave a checkpoint's config in the bundle's folder."""
-    if config.vision_trained or is_checkpoint(config.vision):
+    if config.vision_trained or is_own(config.vision):
         config = replace(config, vision=replace(config.vision, weights=ENCODER), vision_trained=False)
     (folder / config_file(config.stage)).write_text(json.dumps(config.to_json(), indent=2) + "\n")
 

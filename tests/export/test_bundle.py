@@ -30,6 +30,7 @@ from blip2rt.modeling.llm import LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.quantize import round_weights
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
+from blip2rt.modeling.vit import VitConfig
 from export.cli import main
 from export.convert import main as convert
 from export.graphs import trace
@@ -368,6 +369,32 @@ def test_an_encoder_that_was_trained_comes_back(made: Made, precision: str, tmp_
     again = [*arguments[2:], "--ckpt", str(tmp_path / "ours" / "stage2"), "--out", str(tmp_path / "again")]
     assert main(again) == 0
     assert (tmp_path / "again" / "stage2.json").read_bytes() == (tmp_path / "b" / "stage2.json").read_bytes()
+
+
+@torch.no_grad()
+def test_a_vision_transformer_that_a_checkpoint_holds_comes_back(made: Made, tmp_path: Path) -> None:
+    """In int4, and again from a bundle that was made of what came back."""
+    config = checkpoints.read_config(made.stage1)
+    vit = VitConfig(width=64, layers=2, heads=2, mlp_width=128, patch=16, activation="quick_gelu", pre_norm=True)
+    vision = replace(config.vision, source="vit", weights=None, height=32, width=32, positions=5, features=64, vit=vit)
+    qformer = replace(config.qformer, vision_width=64)
+    model = Blip2(replace(config, vision=vision, qformer=qformer, vision_trained=True), llm=False)
+    for values in model.state_dict().values():  # equal ones would be one constant
+        values.add_(0.05 * torch.randn_like(values))
+    (tmp_path / "was").mkdir()
+    checkpoints.save_model(model, tmp_path / "was")
+    source = tmp_path / "was"
+    for name in ("first", "second"):
+        bundle = tmp_path / f"{name}.bundle"
+        assert main(["--ckpt", str(source), "--precision", "vision=int4,retrieval=fp32", "--out", str(bundle)]) == 0
+        assert json.loads((bundle / "stage1.json").read_text())["vision"]["weights"] == "encoder"
+        assert convert([str(bundle), "--to", "ours", str(tmp_path / name)]) == 0
+        source = tmp_path / name / "stage1"
+        got = checkpoints.load_model(source, llm=False)
+        pixels = np.random.default_rng(new_seed()).normal(size=(2, 3, 32, 32)).astype(np.float32)
+        [wanted] = onnxruntime.InferenceSession(bundle / "vision.onnx").run(None, {"pixels": pixels})
+        np.testing.assert_allclose(got.vision_features(torch.from_numpy(pixels)), wanted, atol=0.05)
+        assert np.corrcoef(got.vision_features(torch.from_numpy(pixels)).ravel(), wanted.ravel())[0, 1] > 0.999
 
 
 def test_wrong_bundles_to_unpack(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
