@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Make nano from its frozen parts and Flickr8k to a bundle: recipes/nano/build.sh [DATA [OUT]]
+# Make nano from its frozen parts and its data to a bundle: recipes/nano/build.sh [DATA [OUT]]
 #
-#   DATA      data/flickr8k: Flickr8k's text files, or train.tsv and dev.tsv, and its photographs in images/
-#   OUT       runs/nano: every checkpoint; the bundle is OUT/bundle. About 30 GB
+#   DATA      data/flickr8k: Flickr8k's text files, or train.tsv and dev.tsv, and its photographs in images/; beside it
+#             the folders coco, web and daquar
+#   OUT       runs/nano: every checkpoint; the bundle is OUT/world/bundle. About 60 GB
 #   PYTHON    python: with blip2rt[train,export,eval] and the packages named below
 #   FEATURES  OUT/features: what frozen encoders make of the photographs
 #   PROCESSES 1: of the encoder's two trainings
@@ -10,7 +11,7 @@
 #
 # A step whose output is whole is skipped, and a training goes on from its newest checkpoint: after a kill the same
 # command goes on. Each round began with what had shipped, rounded to int4: hence the bundles between the rounds.
-# LOG.md is the diary of these steps.
+# LOG.md is the diary of these steps, with their times.
 set -euo pipefail
 
 data=$(realpath -m "${1:-${DATA:-data/flickr8k}}")
@@ -171,3 +172,6 @@ step "captions of dev" "$out/captions.json" "$python" -m train.evaluate caption 
 step "retrieval on dev" "$out/retrieval.json" "$python" -m train.evaluate retrieval --model "$out/bundle" \
   --data "$dev" "${images[@]}" --rerank 32 --json "$out/retrieval.json"
 printf '== %s is whole: blip2rt caption PHOTO --model %s\n' "$out/bundle" "$out/bundle"
+
+# That was release 0.1. What ships now has seen more
+((smoke)) || START=$out/bundle exec recipes/nano/world/build.sh "$(dirname "$data")" "$out/world"

@@ -2,7 +2,8 @@
 
     python recipes/nano/world/tables.py DATA runs/world/tables
 
-DATA has the folders coco, web, daquar and flickr8k. A table that holds an image of a dev split is refused.
+DATA has the folders coco, web, daquar and flickr8k. coco-told.tsv has the images that have a caption: the others cannot be
+rewarded by one. A table that holds an image of a dev split is refused.
 """
 
 from __future__ import annotations
@@ -39,15 +40,17 @@ def write(file: Path, table: list[Row]) -> None:
 
 
 def write_tables(data: Path, out: Path) -> Iterator[str]:
-    """Write coco.tsv, web.tsv, daquar.tsv and flickr8k.tsv; yield a line about each."""
+    """Write coco.tsv, coco-told.tsv, web.tsv, daquar.tsv and flickr8k.tsv; yield a line about each."""
     found = {name: captions(data / name / "train.tsv") for name in ("coco", "web", "flickr8k")}
     found["coco"] += questions(data / "coco" / "train-qa.tsv")
+    told = {row[0] for row in captions(data / "coco" / "train.tsv")}
+    found["coco-told"] = [row for row in found["coco"] if row[0] in told]
     asked = questions(data / "daquar" / "train-qa.tsv")
     found["daquar"] = [row for row in asked if "," not in row[1]]  # a list of things is no short answer
     out.mkdir(parents=True, exist_ok=True)
     write(out / "coco-dev-qa.tsv", questions(data / "coco" / "dev-qa.tsv"))  # to be measured on
     for name, table in found.items():
-        kept_back = {row["image"] for file in sorted((data / name).glob("dev*.tsv")) for row in rows(file)}
+        kept_back = {row["image"] for file in sorted((data / name.partition("-")[0]).glob("dev*.tsv")) for row in rows(file)}
         if leaked := sorted(kept_back & {row[0] for row in table}):
             raise Blip2rtError(f"{name} has {len(leaked)} images of its dev split, as {leaked[0]}: remove them")
         table.sort(key=lambda row: row[0])
