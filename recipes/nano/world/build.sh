@@ -70,13 +70,17 @@ training coco 320 train.stage2 --recipe $recipes/stage2.yaml --start "$out/capti
 training captions 1500 train.stage2 --recipe $recipes/stage2.yaml --start "$out/coco" --seed 12 --train-tables \
   "$(table coco 0.35)" "$(table flickr8k-qa 0.3)" "$(table web-qa 0.3)" "$(table daquar 0.05)"
 
-# Captions learn from CIDEr, against the Q-Former's int4 weights that ship: @@MIN@@ minutes
+# Captions learn from CIDEr, against the Q-Former's int4 weights that ship: 26 minutes
 training rewarded 260 train.extras.self_critical --recipe $recipes/captions.yaml --start "$out/captions" --train-tables \
   "$(table coco-told 0.3)" "$(table flickr8k-qa 0.35)" "$(table web-qa 0.35)"
-mapfile -t last < <(find "$out/rewarded" -maxdepth 1 -name 'step-*' | sort | tail -n @@LAST@@)
-step mean "$out/mean/config.json" "$python" -m train.extras.average "${last[@]}" --out "$out/mean"
+mapfile -t last < <(find "$out/rewarded" -maxdepth 1 -name 'step-*' | sort | tail -n 7 | head -n 6)
+step rewarded-mean "$out/rewarded-mean/config.json" "$python" -m train.extras.average "${last[@]}" --out "$out/rewarded-mean"
+step captions-rounded "$out/captions-rounded" \
+  "$python" -m export.convert "$out/captions" --set qformer_bits=4 --out "$out/captions-rounded"
+step mean "$out/mean/config.json" \
+  "$python" -m train.extras.average "$out/rewarded-mean" "$out/captions-rounded" --out "$out/mean"
 
-# Match and embed: the contrast alone (60 minutes), then all three losses (@@ITM@@)
+# Match and embed: the contrast alone (60 minutes), then all three losses (16)
 training contrast 500 train.stage1 --recipe $recipes/retrieval.yaml --start "$out/retrieval-0" --train-tables \
   "$(table coco-told 0.15)" "$(table flickr8k 0.5)" "$(table web 0.35)" --itm-weight 0 --batch-size 128 --min-lr 7e-5
 training retrieval 110 train.stage1 --recipe $recipes/retrieval.yaml --start "$out/contrast" --train-tables \
