@@ -58,7 +58,8 @@ def is_own(config: VisionConfig) -> bool:
     if config.source.partition(":")[0] != "vit" or config.weights is None:
         return is_checkpoint(config)
     folder = Path(resolve(config.weights))
-    return folder.is_dir() and vit_style(Weights(folder)) == (INSIDE, "ours")
+    own = folder / "model.safetensors"  # as a checkpoint of ours has it
+    return own.is_file() and vit_style(Weights(folder)) == (INSIDE, "ours")
 
 
 def freeze(module: nn.Module) -> nn.Module:

@@ -99,9 +99,9 @@ def test_a_decode_step_of_the_embedded_model_costs_its_parameters():
 
 
 def test_queries_and_image_cost_their_own_positions():
-    """MiniLM's six layers for 16 queries; keys and values of 81 positions in three of them."""
+    """MiniLM's six layers for 16 queries; keys and values of 145 positions in three of them."""
     found = collect.stage_costs(read(embedded()), Work(str(embedded()), ""), 20)["qformer"]
-    width, queries, positions, features = 384, 16, 81, 1280
+    width, queries, positions, features = 384, 16, 145, 768
     own = 6 * (4 * width * width + 2 * width * 4 * width) + 3 * 2 * width * width + width * 576
     assert found.int8_macs == queries * own + positions * 3 * 2 * features * width
 

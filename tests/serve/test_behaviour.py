@@ -162,7 +162,7 @@ def test_a_text_that_time_has_ended_is_marked(nano: Running, cat: bytes) -> None
         assert found.json["usage"]["completion_tokens"] == 1
         last = events(nano.post(path, {**body, "max_time": 0, "stream": True}).body)[-1]
         assert (last["finish_reason"], last["truncated"]) == ("time", True)
-        found = nano.post(path, {**body, "max_time": TIMEOUT, "max_new_tokens": 9})
+        found = nano.post(path, {**body, "max_time": TIMEOUT, "min_new_tokens": 1, "max_new_tokens": 1})
         assert (found.json["finish_reason"], found.json["truncated"]) == ("length", True)
     found = nano.post("/v1/caption", {"image": encoded(cat)})
     assert (found.json["finish_reason"], found.json["truncated"]) == ("stop", False)
