@@ -2,8 +2,8 @@
 
     python recipes/nano/world/tables.py DATA runs/world/tables
 
-DATA has the folders coco, web, daquar and flickr8k. coco-told.tsv has the images that have a caption: the others cannot be
-rewarded by one. A table that holds an image of a dev split is refused.
+DATA has the folders coco, web, daquar and flickr8k. coco-told.tsv has the images that have a caption: the others cannot
+be rewarded by one. A table that holds an image of a dev split is refused.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def write_tables(data: Path, out: Path) -> Iterator[str]:
     out.mkdir(parents=True, exist_ok=True)
     write(out / "coco-dev-qa.tsv", questions(data / "coco" / "dev-qa.tsv"))  # to be measured on
     for name, table in found.items():
-        kept_back = {row["image"] for file in sorted((data / name.partition("-")[0]).glob("dev*.tsv")) for row in rows(file)}
+        folder = data / name.partition("-")[0]
+        kept_back = {row["image"] for file in sorted(folder.glob("dev*.tsv")) for row in rows(file)}
         if leaked := sorted(kept_back & {row[0] for row in table}):
             raise Blip2rtError(f"{name} has {len(leaked)} images of its dev split, as {leaked[0]}: remove them")
         table.sort(key=lambda row: row[0])
