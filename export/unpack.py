@@ -17,9 +17,11 @@ from blip2rt import bundle
 from blip2rt.bundle import IMAGE_EMBED, ITM, QFORMER, TEXT_EMBED, VISION
 from blip2rt.errors import Blip2rtError, boundary
 from blip2rt.modeling.blip2 import Blip2, Blip2Config, Trained
-from blip2rt.modeling.checkpoints import save_model
+from blip2rt.modeling.checkpoints import WEIGHTS, save_model
 from blip2rt.modeling.json_file import read_json
-from blip2rt.modeling.vision import VisionEncoder, is_own
+from blip2rt.modeling.sources import resolve
+from blip2rt.modeling.vision import INSIDE, VisionConfig, VisionEncoder, is_checkpoint, vit_style
+from blip2rt.modeling.weights import Weights
 from blip2rt.trusted_graphs import checked_graph
 
 from .parameters import convolutions, parameters
@@ -38,9 +40,17 @@ def config_file(stage: int) -> str:
 
 def save_config(config: Blip2Config, folder: Path) -> None:
     """Leave a checkpoint's config in the bundle's folder."""
-    if config.vision_trained or is_own(config.vision):
+    if config.vision_trained or _is_own(config.vision):
         config = replace(config, vision=replace(config.vision, weights=ENCODER), vision_trained=False)
     (folder / config_file(config.stage)).write_text(json.dumps(config.to_json(), indent=2) + "\n")
+
+
+def _is_own(vision: VisionConfig) -> bool:
+    """Whether the encoder's weights lie in a checkpoint of ours, where alone they may be."""
+    if vision.vit is None or vision.weights is None:
+        return is_checkpoint(vision)
+    own = Path(resolve(vision.weights)) / WEIGHTS
+    return own.is_file() and vit_style(Weights(own)) == (INSIDE, "ours")
 
 
 def unpack(source: Path, folder: Path, out: Path) -> list[str]:

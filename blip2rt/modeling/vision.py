@@ -53,15 +53,6 @@ def is_checkpoint(config: VisionConfig) -> bool:
     return Path(resolve(config.weights)).is_dir()
 
 
-def is_own(config: VisionConfig) -> bool:
-    """Whether the weights lie in a checkpoint of ours, where alone they may be."""
-    if config.source.partition(":")[0] != "vit" or config.weights is None:
-        return is_checkpoint(config)
-    folder = Path(resolve(config.weights))
-    own = folder / "model.safetensors"  # as a checkpoint of ours has it
-    return own.is_file() and vit_style(Weights(folder)) == (INSIDE, "ours")
-
-
 def freeze(module: nn.Module) -> nn.Module:
     """No gradients, no dropout, and no way back by a parent's `.train()`."""
     module.eval().requires_grad_(False)

@@ -149,6 +149,10 @@ def test_itm_of_no_weight_is_left_out(model: Blip2) -> None:
     two = stage1_losses(model, image, text, dec_token_id=60, itm_weight=0)
     torch.testing.assert_close(two["loss"].detach(), all_three["itc"] + all_three["itg"])
     assert set(all_three) - set(two) == {"itm", "itm_accuracy"}
+    model.train()
+    stage1_losses(model, image, text, dec_token_id=60, itm_weight=0)["loss"].backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == [], "DDP waits for them"
+    assert not any(parameter.grad.any() for parameter in model.itm_head.parameters())
 
 
 def test_fresh_queries_differ_and_collapse_is_seen(model: Blip2) -> None:

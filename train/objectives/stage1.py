@@ -230,8 +230,8 @@ def stage1_losses(
         fused = model.qformer.encode_pair(everyone.token_ids[texts], everyone.text_mask[texts], pair_kv)
         itm, itm_accuracy = itm_loss(model.itm_head(fused).mean(1).float(), batch)
         judged = {"itm": itm.detach(), "itm_accuracy": itm_accuracy}
-    else:  # its pairs are most of a step's work
-        itm, judged = torch.zeros_like(itc), {}
+    else:  # its pairs are most of a step's work. Of several processes DDP waits for every parameter's gradient: it is 0
+        itm, judged = torch.stack([parameter.sum() for parameter in model.itm_head.parameters()]).sum(), {}
 
     decoder_ids = text.token_ids.clone()
     decoder_ids[:, 0] = dec_token_id

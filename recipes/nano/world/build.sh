@@ -74,7 +74,8 @@ training captions 1500 train.stage2 --recipe $recipes/stage2.yaml --start "$out/
 training rewarded 260 train.extras.self_critical --recipe $recipes/captions.yaml --start "$out/captions" --train-tables \
   "$(table coco-told 0.3)" "$(table flickr8k-qa 0.35)" "$(table web-qa 0.35)"
 mapfile -t last < <(find "$out/rewarded" -maxdepth 1 -name 'step-*' | sort | tail -n 7 | head -n 6)
-step rewarded-mean "$out/rewarded-mean/config.json" "$python" -m train.extras.average "${last[@]}" --out "$out/rewarded-mean"
+step rewarded-mean "$out/rewarded-mean/config.json" \
+  "$python" -m train.extras.average "${last[@]}" --out "$out/rewarded-mean"
 step captions-rounded "$out/captions-rounded" \
   "$python" -m export.convert "$out/captions" --set qformer_bits=4 --out "$out/captions-rounded"
 step mean "$out/mean/config.json" \
@@ -86,7 +87,7 @@ training contrast 500 train.stage1 --recipe $recipes/retrieval.yaml --start "$ou
 training retrieval 110 train.stage1 --recipe $recipes/retrieval.yaml --start "$out/contrast" --train-tables \
   "$(table coco-told 0.15)" "$(table flickr8k 0.5)" "$(table web 0.35)" --lr 2e-4 --head-lr 4e-4 --warmup 10 --seed 22
 step calibrated "$out/calibrated/config.json" "$python" -m train.extras.calibrate "$out/retrieval" \
-  --data "$data/flickr8k/dev.tsv" --images "$data/flickr8k/images" --out "$out/calibrated"
+  --data "$data/flickr8k/dev.tsv" --images "$data/flickr8k/images" --limit 300 --best 16 --out "$out/calibrated"
 
 # The bundle, and how good it is on photographs that nothing was trained on
 step "captions whole" "$out/nano-captions" "$python" $recipes/own_encoder.py "$out/mean" "$out/nano-captions"

@@ -15,31 +15,29 @@ from blip2rt.command import Parser, run
 if TYPE_CHECKING:
     import torch
 
-NAMES = (  # ours, CLIP's in transformers
-    ("norm1", "layer_norm1"), ("norm2", "layer_norm2"), ("projection", "self_attn.out_proj"),
-    ("fc1", "mlp.fc1"), ("fc2", "mlp.fc2"),
-)  # fmt: skip
 
-
-def our_names(theirs: dict[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]:
-    """A Vit's parameters, of those of transformers' CLIPVisionModel."""
+def our_weights(theirs: dict[str, torch.Tensor], ours: list[str]) -> dict[str, torch.Tensor]:
+    """The parameters of these names of a Vit, of those of transformers' CLIPVisionModel."""
     import torch
 
+    from blip2rt.modeling.names import vit_name
+
     theirs = {name.removeprefix("vision_model."): values for name, values in theirs.items()}
-    found = {
-        "class_embedding": theirs["embeddings.class_embedding"][None, None],
-        "position_embedding": theirs["embeddings.position_embedding.weight"][None],
-        "patch_embedding.weight": theirs["embeddings.patch_embedding.weight"],
-        "pre_norm.weight": theirs["pre_layrnorm.weight"],
-        "pre_norm.bias": theirs["pre_layrnorm.bias"],
-    }
-    for number in range(layers):
-        own, clip = f"layers.{number}.", f"encoder.layers.{number}."
-        for kind in ("weight", "bias"):
-            parts = [theirs[f"{clip}self_attn.{part}_proj.{kind}"] for part in "qkv"]
-            found[f"{own}qkv.{kind}"] = torch.cat(parts)
-            found |= {f"{own}{ours}.{kind}": theirs[f"{clip}{name}.{kind}"] for ours, name in NAMES}
-    return found
+
+    def read(name: str) -> torch.Tensor:
+        if name.startswith("pre_norm."):
+            return theirs[name.replace("pre_norm", "pre_layrnorm")]
+        blip2 = vit_name(name, "hf")  # Hugging Face's BLIP-2 has one product of all three, and other words for two
+        assert blip2 is not None
+        if ".qkv." in blip2:
+            return torch.cat([theirs[blip2.replace("qkv", f"{part}_proj")] for part in "qkv"])
+        if blip2 == "embeddings.class_embedding":
+            return theirs[blip2][None, None]
+        if blip2 == "embeddings.position_embedding":
+            return theirs[f"{blip2}.weight"][None]
+        return theirs[blip2.replace("self_attn.projection", "self_attn.out_proj")]
+
+    return {name: read(name) for name in ours}
 
 
 def rewrite(source: Path, out: Path) -> float:
@@ -63,7 +61,7 @@ def rewrite(source: Path, out: Path) -> float:
         layer_norm_eps=clip.layer_norm_eps, patch_bias=False, pre_norm=True,
     )  # fmt: skip
     ours = VisionEncoder(replace(vision, source="vit", weights=None, vit=geometry))
-    ours.body.load_state_dict(our_names(theirs.state_dict(), geometry.layers))
+    ours.body.load_state_dict(our_weights(theirs.state_dict(), list(ours.body.state_dict())))
     pixels = torch.randn(1, 3, vision.height, vision.width)
     assert model.vision is not None
     difference = float((ours(pixels) - model.vision(pixels)).abs().max())
