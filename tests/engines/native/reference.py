@@ -1,6 +1,6 @@
 """Hugging Face `generate` as the reference of the native loop: the same tiny random model in both worlds.
 
-Tokens may only differ where Hugging Face itself is undecided: where noise of 3e-5 in its logits changes its own answer.
+Tokens may only differ where Hugging Face itself is undecided: where noise of ROUNDING in its logits changes its answer.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from blip2rt._native import Vocabulary
 from export.graphs import llm, t5, trace
 from tests.engines.native import Generator, Session, runtime
 from tests.seeds import seed_of
+from tests.tiny.noise import changes
 
 HIDDEN, POSITIONS = 32, 64
+ROUNDING = 3e-5  # of a logit in float32
 SMALL = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": POSITIONS,
          "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}  # fmt: skip
 CONFIGS = {
@@ -150,13 +152,8 @@ def inputs(case: Case, image: int, forced: list[int]) -> dict[str, torch.Tensor]
     return {"inputs_embeds": read, "attention_mask": torch.ones(read.shape[:2], dtype=torch.int64), "input_ids": given}
 
 
-class Noise(transformers.LogitsProcessor):
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return scores + (torch.rand_like(scores) - 0.5) * 6e-5
-
-
 def hugging_face(
-    case: Case, image: int, options: dict[str, Any], noise: bool = False
+    case: Case, image: int, options: dict[str, Any], processors: transformers.LogitsProcessorList | None = None
 ) -> tuple[list[list[int]], list[float] | None]:
     """What `generate` says about one image: new tokens without the stop token and padding, and scores of beams."""
     given = dict(options)
@@ -177,7 +174,7 @@ def hugging_face(
             pad_token_id=0,
             return_dict_in_generate=True,
             output_scores=True,
-            logits_processor=transformers.LogitsProcessorList([Noise()] if noise else []),
+            logits_processor=processors,
             **given,
         )
     scores = output.get("sequences_scores")
@@ -193,7 +190,7 @@ def hugging_face(
 
 
 def undecided(case: Case, image: int, options: dict[str, Any], want: list[list[int]]) -> bool:
-    return any(hugging_face(case, image, options, noise=True)[0] != want for _ in range(10))
+    return changes(lambda processors: hugging_face(case, image, options, processors)[0], want, ROUNDING)
 
 
 def random_options(rng: random.Random, case: Case) -> dict[str, Any]:
