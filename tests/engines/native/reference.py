@@ -131,9 +131,10 @@ def tokenizer(size: int) -> Any:
     """What Hugging Face reads the tokens' texts from."""
     texts = {text: i for i, text in enumerate(TEXTS[:size])}
     texts["abcdef"] = size  # transformers before release 5 puts it before every token, to see what the token adds
-    backend = Tokenizer(models.WordLevel(texts, unk_token=TEXTS[0]))
+    texts["?"] = size + 1  # a special token: text is cut where it stands, so it is none of the letters
+    backend = Tokenizer(models.WordLevel(texts, unk_token="?"))
     backend.decoder = decoders.ByteLevel()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token=TEXTS[0])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="?")
 
 
 def inputs(case: Case, image: int, forced: list[int]) -> dict[str, torch.Tensor]:
@@ -161,9 +162,10 @@ def hugging_face(
     given["early_stopping"] = {"true": True, "false": False, "never": "never"}[given.pop("early_stopping", "false")]
     if given.get("num_beams", 1) == 1:
         given = {key: value for key, value in given.items() if key not in ("early_stopping", "length_penalty")}
-    if given.pop("vocabulary", None) is not None:
-        texts = [text.decode() for text in given["stop_strings"]]
-        given |= {"stop_strings": texts, "tokenizer": tokenizer(len(case.texts))}
+    criteria = transformers.StoppingCriteriaList()
+    if given.pop("vocabulary", None) is not None:  # not as stop_strings: release 4.57 hands the tokenizer on to T5
+        texts = [text.decode() for text in given.pop("stop_strings")]
+        criteria.append(transformers.StopStringCriteria(tokenizer(len(case.texts)), texts))
     told = inputs(case, image, forced)
     before = (told["decoder_input_ids"] if "decoder_input_ids" in told else told["input_ids"]).shape[1]
     with torch.no_grad():
@@ -175,6 +177,7 @@ def hugging_face(
             return_dict_in_generate=True,
             output_scores=True,
             logits_processor=processors,
+            stopping_criteria=criteria,
             **given,
         )
     scores = output.get("sequences_scores")
