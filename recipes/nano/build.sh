@@ -3,7 +3,7 @@
 #
 #   DATA      data/flickr8k: Flickr8k's text files, or train.tsv and dev.tsv, and its photographs in images/; beside it
 #             the folders coco, web and daquar
-#   OUT       runs/nano: every checkpoint; the bundle is OUT/world/bundle. About 60 GB
+#   OUT       runs/nano: every checkpoint; the bundle is OUT/world/bundle-2. About 60 GB
 #   PYTHON    python: with blip2rt[train,export,eval] and the packages named below
 #   FEATURES  OUT/features: what frozen encoders make of the photographs
 #   PROCESSES 1: of the encoder's two trainings

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.long(16)
 ROOT = Path(__file__).parents[2]
 PHOTO = ROOT / "docs" / "photo.jpg"
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-CAPTION = "a cat is sitting on the floor"
+CAPTION = "a cat is sitting on a bed"
 
 
 def run(name: str, *arguments: object, stdin: str = "", code: int = 0) -> str:

@@ -3,7 +3,7 @@
     python recipes/nano/world/tables.py DATA runs/world/tables
 
 DATA has the folders coco, web, daquar and flickr8k. coco-told.tsv has the images that have a caption: the others cannot
-be rewarded by one. A table that holds an image of a dev split is refused.
+be rewarded by one; they are in coco-untold.tsv. A table that holds an image of a dev split is refused.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ def write(file: Path, table: list[Row]) -> None:
 
 
 def write_tables(data: Path, out: Path) -> Iterator[str]:
-    """Write coco.tsv, coco-told.tsv, web.tsv, daquar.tsv and flickr8k.tsv; yield a line about each."""
+    """Write coco.tsv, coco-told.tsv, coco-untold.tsv, web.tsv, daquar.tsv, flickr8k.tsv; yield a line about each."""
     found = {name: captions(data / name / "train.tsv") for name in ("coco", "web", "flickr8k")}
     found["coco"] += questions(data / "coco" / "train-qa.tsv")
     told = {row[0] for row in captions(data / "coco" / "train.tsv")}
     found["coco-told"] = [row for row in found["coco"] if row[0] in told]
+    found["coco-untold"] = [row for row in found["coco"] if row[0] not in told]
     asked = questions(data / "daquar" / "train-qa.tsv")
     found["daquar"] = [row for row in asked if "," not in row[1]]  # a list of things is no short answer
     out.mkdir(parents=True, exist_ok=True)
