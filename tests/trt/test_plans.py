@@ -67,6 +67,63 @@ def test_a_test_that_has_no_memory_is_left_out(
     assert "MB are free" in note_of("llm")["tested"]["left out"] and "llm: not tested" in caplog.text
 
 
+@pytest.mark.parametrize("fault", [BackendError("the plan cannot be run"), KeyboardInterrupt()])
+def test_a_plan_whose_test_did_not_end_is_tested_by_the_next_load(
+    tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch, fault: BaseException
+) -> None:
+    """It failed, or somebody pressed Ctrl-C: the plan is there, and nobody has said that it is good."""
+    machine.trt.wrong_profile = 1
+
+    def fails(graph: Path) -> Any:
+        if graph.stem == "llm":
+            raise fault
+        return real(graph)
+
+    real = trial._session
+    with monkeypatch.context() as patch:
+        patch.setattr(trial, "_session", fails)
+        with pytest.raises(type(fault)):
+            machine.load(tiny_case)
+    assert "tested" not in note_of("llm")
+    builds = machine.trt.builds
+    with pytest.raises(BackendError, match="llm: the plan is not the graph: profile 1"):
+        machine.load(tiny_case)
+    assert machine.trt.builds == builds
+
+
+def test_a_plan_that_was_not_tested_is_tested_by_the_first_load(
+    tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where it was built for a GPU that was not there; --no-test leaves it out for good, and says so."""
+    command = [str(tiny_case.trt), "--max-batch", "2", "--max-beams", "4", "--capacity", "48"]
+    machine.trt.wrong_profile = 1
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "_trial", lambda trt, bundle: None)
+        assert cli.main(command) == 0
+    assert "llm: not tested yet" in capsys.readouterr().err and "tested" not in note_of("llm")
+    with pytest.raises(BackendError, match="llm: the plan is not the graph"):
+        machine.load(tiny_case)
+    for plan in cache.default_folder().glob("*.plan"):
+        plan.unlink()
+    assert cli.main([*command, "--no-test"]) == 0
+    assert "without a test" in note_of("llm")["tested"]["left out"] and "llm: not tested: " in capsys.readouterr().err
+    assert machine.load(tiny_case)
+
+
+def test_a_folder_that_is_only_read_is_no_reason_to_fail(
+    tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "_trial", lambda trt, bundle: None)
+        assert cli.main([str(tiny_case.trt), "--max-batch", "2", "--max-beams", "4", "--capacity", "48"]) == 0
+
+    def refuse(*_: Any) -> None:
+        raise BackendError("cannot write")
+
+    monkeypatch.setattr(cache.PlanCache, "_write", refuse)
+    assert machine.load(tiny_case) and "tested" not in note_of("llm")
+
+
 # Kept beside a plan
 
 

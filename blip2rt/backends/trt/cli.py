@@ -40,7 +40,7 @@ def _parser() -> Parser:
     parser.add_argument("--gpu", type=nonempty, metavar="SM,...", help="build for these GPUs, by tensorrt-rtx "
                         f"(default: this machine's; with --check {','.join(CHECKED)})")  # fmt: skip
     parser.add_argument("--no-test", action="store_true",
-                        help="do not run what was built beside ONNX Runtime on the CPU")  # fmt: skip
+                        help="do not run engines beside ONNX Runtime on the CPU: accept them as they are")  # fmt: skip
     parser.add_argument("--precision", type=_precisions, default={}, metavar="GRAPH=P,...",
                         help="refuse a bundle whose graphs have other precisions, e.g. vision=int8,llm=int4: export "
                         "chooses them")  # fmt: skip
@@ -92,7 +92,8 @@ def _run(args: argparse.Namespace) -> int:
     for device in asked or (plans.this_gpu(trt),):
         for component in bundle.manifest.components:
             plan = plans.ensure(trt, bundle, component, sizes, device, cache, _say, trial=trial,
-                                  timing_cache=args.timing_cache, progress=_progress(component))  # fmt: skip
+                                accept=args.no_test, timing_cache=args.timing_cache,
+                                progress=_progress(component))  # fmt: skip
             print(plan)
     return 0
 
@@ -103,7 +104,7 @@ def _trial(trt: Any, bundle: contract.Bundle) -> Trial | None:
     try:
         return Trial(trt, cuda.Cuda(*cuda.load_bindings()), 0 if llm is None else llm.vocab_size)
     except BackendError as error:
-        _say(f"what is built will not be tested: {error}")
+        _say(f"what is built will not be tested now: {error}")
         return None
 
 

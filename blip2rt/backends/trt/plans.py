@@ -5,6 +5,7 @@ Knows bundles and what their graphs are run with, nothing about TensorRT itself:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -222,24 +223,24 @@ def check(trt: Any, bundle: Bundle, sizes: PlanSizes, gpus: tuple[str, ...], say
 
 def ensure(
     trt: Any, bundle: Bundle, component: str, sizes: PlanSizes, device: str, cache: PlanCache, say: Say,
-    *, trial: Trial | None = None, timing_cache: Path | None = None,
+    *, trial: Trial | None = None, accept: bool = False, timing_cache: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Path:  # fmt: skip
     """Find the component's plan for `device` in `cache`. Build it where it is missing, stale or another machine's.
 
     device: "SM86" for tensorrt_rtx; for tensorrt the name of the card that is there, the only one it builds for.
-    trial: tests a plan that was built, and says what it found, which is kept in the plan's note; None: no test. Raises
-    BackendError for a plan that has failed it.
+    trial: tests a plan that has not been tested, and says what it found, which is kept in the plan's note; None: not
+    now, and the next caller that has one tests it. accept: take the plan for good without a test, and one that failed.
+    Raises BackendError for a plan that has failed its test.
     """
-    source = origin(trt, bundle, component, sizes, device)
+    source, axes = origin(trt, bundle, component, sizes, device), profiles(bundle, component, sizes)
     plan = cache.find(component, source)
     if plan is None:
         say(f"{component}: building for {device}")
         gpus = (device,) if builder.builds_for_any(trt) else ()
         settings = Settings(gpus, sizes.workspace, _read_timing(timing_cache))
-        graph, axes = checked_graph(bundle, component), profiles(bundle, component, sizes)
         try:
-            built = builder.build(trt, graph, axes, settings, progress)
+            built = builder.build(trt, checked_graph(bundle, component), axes, settings, progress)
         except BackendError as error:
             raise BackendError(f"{component}: {error}") from error
         plan = cache.store(component, source, built.plan)
@@ -247,14 +248,18 @@ def ensure(
             _write_timing(timing_cache, built.timing_cache)
         say(f"{component}: {plan}, {built.plan.nbytes / 1e6:.1f} MB")
         del built  # its plan is as large as the weights
-        if trial is not None:
-            cache.tell(plan, tested=trial(component, plan, graph, axes))
     else:
         say(f"{component}: {plan}")
-    tested = cache.note(plan).get("tested", {})
-    if trial is None:
-        if "wrong" in tested:
-            cache.tell(plan, tested={"left out": "it was wrong, and no test was asked for"})
+    tested = cache.note(plan).get("tested")
+    if accept and (tested is None or "wrong" in tested):
+        tested = {"left out": "it was accepted without a test"}
+        cache.tell(plan, tested=tested)
+    elif tested is None and trial is not None:
+        tested = trial(component, plan, checked_graph(bundle, component), axes)
+        with contextlib.suppress(BackendError):  # a folder that is only read: it is tested each time
+            cache.tell(plan, tested=tested)
+    if tested is None:
+        say(f"{component}: not tested yet: the first load does it")
     elif "wrong" in tested:
         raise BackendError(
             f"{component}: the plan is not the graph: {tested['wrong']} (plans of two profiles by TensorRT before 10.8 "

@@ -1,4 +1,4 @@
-"""Tests a new plan on the GPU: its outputs beside those of ONNX Runtime on the CPU, for each profile.
+"""Tests a plan on the GPU: its outputs beside those of ONNX Runtime on the CPU, for each profile.
 
 Builders have had faults that leave a plan which runs and is wrong, as TensorRT 10.3 with two profiles. Knows tensors by
 name and plans, nothing about images or text.
