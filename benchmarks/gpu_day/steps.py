@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from blip2rt.backends.trt import builder, by_onnxruntime
+from blip2rt.backends.trt import builder, by_onnxruntime, gpu
 from blip2rt.errors import BackendError
 
 from . import device, kernels, large, loops
@@ -23,7 +23,6 @@ _PLACES = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer", "/opt/nvi
 def doctor(day: Day) -> dict[str, Any]:
     """What `blip2rt doctor` says of the machine, and the card."""
     from blip2rt import doctor
-    from blip2rt.backends.trt import gpu
 
     card = gpu.find()
     findings = [asdict(finding) for finding in doctor.examine()]
@@ -85,19 +84,23 @@ def _large(precision: str) -> Step:
     def take(day: Day) -> dict[str, Any]:
         try:
             by = _real_tensorrt(day)
-        except LeftOut:
-            by = _take_place(day)
+        except LeftOut as why:
+            try:
+                by = _take_place(day)
+            except LeftOut as neither:
+                raise LeftOut(f"{why}; {neither}") from neither
         return large.step(day, precision, by)
 
     return take
 
 
 def _real_tensorrt(day: Day) -> str:
-    """Name and version. Raises LeftOut: it is not installed, or cannot run here."""
+    """Name and version. Raises LeftOut: it is not installed, does not know the card, or cannot run here."""
     if day.stand_in:
         raise LeftOut("TensorRT needs a GPU, not the driver that stands in")
     try:
-        return builder.identity(builder.load_tensorrt())
+        card = gpu.find()
+        return builder.identity(builder.load_for(None if isinstance(card, str) else card.sm))
     except BackendError as error:
         raise LeftOut(str(error)) from error
 

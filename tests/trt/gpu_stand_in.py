@@ -467,6 +467,7 @@ class TensorRTRtx(TensorRT):
     """What the module `tensorrt_rtx` has besides: it compiles kernels on the device, for each shape that it meets."""
 
     __name__, __version__ = "tensorrt_rtx", "1.7.0"
+    ComputeCapability = SimpleNamespace(SM75=0, SM80=1, SM86=2, SM89=3, SM120=4, SM121=5)
     BuilderFlag = SimpleNamespace(REQUIRE_USER_ALLOCATION="REQUIRE_USER_ALLOCATION")
     DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="EAGER", LAZY="LAZY")
 

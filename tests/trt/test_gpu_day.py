@@ -16,6 +16,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings: the extra trt-cu12 or trt-cu13")
 
 from benchmarks.gpu_day import day, installed, kernels, report, steps
+from blip2rt.backends.trt import gpu
 from blip2rt.errors import Blip2rtError
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +92,30 @@ def test_a_step_that_has_found_faults_has_failed(tmp_path: Path) -> None:
     assert known is not None and known["state"] == day.FAILED and known["why"] == "choose, turn 3"
     page = report.markdown(day.whole(today, {"kernels": {**known, "seconds": 1}}))
     assert "| kernels | failed | 1 | choose, turn 3 |" in page
+
+
+def test_a_card_that_tensorrt_does_not_know_leaves_its_steps_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tensorrt-rtx on an H100: the large steps take ONNX Runtime in its place, or say what both lack."""
+    from tests.trt.gpu_stand_in import Driver, TensorRTRtx
+
+    today, taken = day.Day(tmp_path, "little"), []
+    monkeypatch.setattr(steps.builder, "load_tensorrt", lambda name=None: TensorRTRtx(Driver()))
+    monkeypatch.setattr(gpu, "find", lambda: gpu.Gpu("NVIDIA H100", (9, 0), 80 << 30, (13, 0), False, 132))
+    monkeypatch.setattr(steps.loops, "on_trt", lambda folder: taken.append("loop") or {})
+    monkeypatch.setattr(steps.large, "step", lambda today, precision, by: {"by": by})
+    monkeypatch.setattr(steps, "_take_place", lambda today: "onnxruntime")
+    with pytest.raises(day.LeftOut, match="tensorrt_rtx 1.7.0 does not know SM90"):
+        steps.STEPS["loop-by-tensorrt"](today)
+    assert steps.STEPS["large-int4"](today) == {"by": "onnxruntime"} and not taken
+
+    def lacks(today: day.Day) -> str:
+        raise day.LeftOut("ONNX Runtime has no CUDA provider")
+
+    monkeypatch.setattr(steps, "_take_place", lacks)
+    with pytest.raises(day.LeftOut, match="does not know SM90.*; ONNX Runtime has no CUDA provider"):
+        steps.STEPS["large-fp16"](today)
 
 
 def test_wheels_are_wanted_where_they_were_named(tmp_path: Path) -> None:

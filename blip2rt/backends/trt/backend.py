@@ -53,7 +53,7 @@ class Backend(backends.Backend):
         plans.check_target(bundle)
         self._bundle = bundle
         self._plan_sizes = plans.resolve(bundle, engines or PlanSizes())
-        self._trt = builder.load_runner()
+        self._trt = plans.runner()
         self._cuda = Cuda(*cuda_module.load_bindings())
         self._cache = PlanCache(default_folder())
         gpu, llm = plans.this_gpu(self._trt), bundle.manifest.llm

@@ -8,7 +8,6 @@ Knows TensorRT's builder and parser, nothing about bundles, caches or running a 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,10 @@ _WRITES = b"TensorScatter"  # the operator that becomes a layer which writes a c
 Axes = Mapping[str, tuple[int, int, int]]  # a free axis -> its least, usual and largest size
 _NO_CUDA = "catchCudaError"
 _log = logging.getLogger("blip2rt")
+
+
+class Unsuitable(BackendError):
+    """TensorRT is not installed, or does not know the GPU."""
 
 
 @dataclass(frozen=True)
@@ -58,23 +61,31 @@ def load_tensorrt(name: str | None = None) -> Any:
         except (ImportError, OSError, RuntimeError) as error:
             raise BackendError(f"{each} is installed but cannot be loaded: {error}") from error
     wanted = " or ".join(MODULES if name is None else (name,))
-    raise BackendError(
+    raise Unsuitable(
         f"{wanted} is not installed: on Jetson it comes with JetPack (docs/jetson.md); elsewhere pip install tensorrt, "
         "tensorrt-rtx for GeForce and RTX, or onnxruntime-gpu to do without"
     )
 
 
-def load_runner() -> Any:
-    """TensorRT, or what runs graphs in its place where none is installed. Raises BackendError."""
+def load_for(sm: str | None) -> Any:
+    """TensorRT, if it builds for GPUs of the compute capability `sm`, e.g. "SM86"; None: any. Raises BackendError."""
+    trt = load_tensorrt()
+    if sm is not None and builds_for_any(trt) and sm not in _known(trt):
+        raise Unsuitable(f"{identity(trt)} does not know {sm}, this machine's GPU: pip install tensorrt, or "
+                         "onnxruntime-gpu to do without")  # fmt: skip
+    return trt
+
+
+def load_runner(sm: str | None) -> Any:
+    """TensorRT, or what runs graphs in its place where none that is installed builds for `sm`. Raises BackendError."""
     try:
-        return load_tensorrt()
-    except BackendError:
-        installed = any(importlib.util.find_spec(each) is not None for each in MODULES)  # finds, does not import
-        instead = None if installed else by_onnxruntime.find()
+        return load_for(sm)
+    except Unsuitable as error:
+        instead = by_onnxruntime.find()
         if instead is None:
             raise
-    _log.warning("no TensorRT is installed: ONNX Runtime's CUDA provider runs the graphs in its place")
-    return instead
+        _log.warning("ONNX Runtime's CUDA provider runs the graphs in TensorRT's place: %s", error)
+        return instead
 
 
 def builds_for_any(trt: Any) -> bool:
@@ -201,13 +212,18 @@ def _configure(trt: Any, config: Any, settings: Settings) -> None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace)
     if not settings.gpus:
         return
-    known = [name for name in dir(trt.ComputeCapability) if name.startswith("SM")]
+    known = _known(trt)
     unknown = [name for name in settings.gpus if name not in known]
     if unknown:
         raise BackendError(f"{identity(trt)} does not know {', '.join(unknown)}: choose from {', '.join(known)}")
     config.num_compute_capabilities = len(settings.gpus)
     for index, name in enumerate(settings.gpus):
         config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
+
+
+def _known(trt: Any) -> list[str]:
+    """The compute capabilities that tensorrt_rtx builds for."""
+    return [name for name in dir(trt.ComputeCapability) if name.startswith("SM")]
 
 
 def _add_profile(builder: Any, config: Any, network: Any, axes: Axes, log: Any) -> None:

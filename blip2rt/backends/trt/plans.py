@@ -175,6 +175,12 @@ def graph_bytes(graph: Path) -> int:
     return len(text) + sum(int(length) for _, length in set(_EXTERNAL.findall(text)))
 
 
+def runner() -> Any:
+    """TensorRT, or what takes its place on this machine's GPU. Raises BackendError."""
+    found = gpu.find()
+    return builder.load_runner(None if isinstance(found, str) else found.sm)
+
+
 def this_gpu(trt: Any) -> str:
     """The GPU as a plan's key has it. Raises BackendError where there is none.
 
