@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from blip2rt.bundle.whole import write_file
 from blip2rt.command import Parser, path, run, whole
@@ -48,13 +50,16 @@ def _run(args: argparse.Namespace) -> int:
         stand_in.use(stand_in.library_folder(out))
     wheels = args.wheels or (WHEELS if WHEELS.is_dir() else None)
     python = installed.python_with(wheels, out)
+    today = replace(today, **installed.machine(python, today.environment))
     taken = [name for name in day.NAMES if name not in args.skip]
-    results = day.run_all(today, taken, python, args.limit, lambda text: print(text, file=sys.stderr, flush=True))
-    everything = day.whole(today, results)
-    write_file(out / "gpu_day.json", json.dumps(everything, indent=1).encode())
-    page = report.markdown(everything)
-    write_file(out / "report.md", page.encode())
-    print(page)
+
+    def keep(results: dict[str, Any]) -> None:
+        everything = day.whole(today, results)
+        write_file(out / "gpu_day.json", json.dumps(everything, indent=1).encode())
+        write_file(out / "report.md", report.markdown(everything).encode())
+
+    results = day.run_all(today, taken, python, args.limit, lambda text: print(text, file=sys.stderr, flush=True), keep)
+    print((out / "report.md").read_text())
     return 1 if any(step["state"] == day.FAILED for step in results.values()) else 0
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ DONE, FAILED, LEFT_OUT = "done", "failed", "left out"
 _READ = ("benchmarks/gpu_day", "blip2rt", "engines/search", "export")  # sources whose change makes a step old
 NAMES = ("doctor", "bandwidth", "kernels", "sanitize", "loop-by-onnxruntime", "loop-by-tensorrt",
          "large-fp16", "large-int4")  # fmt: skip
+# How the names of the packages begin that a step runs by: a release of another is no reason to take it anew.
+_DRIVEN, _RUN = ("cuda", "nvidia"), ("cuda", "nvidia", "onnxruntime")
+_RUNS_BY = {"bandwidth": _DRIVEN, "kernels": _DRIVEN, "sanitize": _DRIVEN, "loop-by-onnxruntime": _RUN}
 _LAST_WORDS = 2000  # characters of what a step that failed has said
 
 
@@ -36,6 +39,8 @@ class Day:
     geometry: str  # of the language model that is measured against the card's bandwidth
     stand_in: bool = False
     turns: int = 40  # random cases of each kind
+    card: str = ""  # and its driver
+    packages: dict[str, str] = field(default_factory=dict)  # what is installed of NVIDIA's and ONNX Runtime: versions
 
     @property
     def environment(self) -> dict[str, str]:
@@ -46,34 +51,43 @@ class Day:
 Step = Callable[[Day], dict[str, Any]]
 
 
-def run_all(day: Day, names: list[str], python: str, limit: float, say: Callable[[str], None]) -> dict[str, Any]:
-    """Take every step that has not been taken. Return the results by name."""
-    results = {}
+def run_all(
+    day: Day, names: list[str], python: str, limit: float, say: Callable[[str], None],
+    keep: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Take every step that has not been taken. Return the results by name. keep: is given what is known, after each."""
+    known = {name: result for name in names if (result := read(day, name)) is not None}
     for number, name in enumerate(names, 1):
-        known = read(day, name)
-        if known is not None and known["state"] == DONE:
-            say(f"{number}/{len(names)} {name}: done before")
-            results[name] = known
-            continue
-        say(f"{number}/{len(names)} {name} ...")
-        results[name] = _take(day, name, python, limit)
-        say(f"{number}/{len(names)} {name}: {results[name]['state']} in {results[name]['seconds']:.0f} s"
-            + (f": {results[name]['why'].splitlines()[-1]}" if results[name]["why"] else ""))  # fmt: skip
-    return results
+        where = f"{number}/{len(names)} {name}"
+        if name in known and known[name]["state"] == DONE:
+            say(f"{where}: done before")
+        else:
+            say(f"{where} ...")
+            known[name] = taken = _take(day, name, python, limit)
+            why = f": {taken['why'].splitlines()[-1]}" if taken["why"] else ""
+            say(f"{where}: {taken['state']} in {taken['seconds']:.0f} s{why}")
+        keep({each: known[each] for each in names if each in known})
+    return known
 
 
 def read(day: Day, name: str) -> dict[str, Any] | None:
-    """What a step has found; None where it was not taken, or by other sources or for other settings."""
+    """What a step has found; None where it was not taken, or by other sources, on another card or by other packages."""
+    known = _found(day, name)
+    return known if known is not None and known.get("key") == key(day, name) else None
+
+
+def _found(day: Day, name: str) -> dict[str, Any] | None:
     try:
         known = json.loads(_file(day, name).read_text())
     except (OSError, ValueError):
         return None
-    return known if isinstance(known, dict) and known.get("key") == key(day) else None
+    return known if isinstance(known, dict) else None
 
 
-def key(day: Day) -> str:
-    """What the results depend on besides the machine."""
-    digest = hashlib.sha256(repr((day.geometry, day.stand_in, day.turns)).encode())
+def key(day: Day, name: str) -> str:
+    """What a step's result depends on."""
+    runs_by = tuple(sorted(each for each in day.packages.items() if each[0].startswith(_RUNS_BY.get(name, ""))))
+    digest = hashlib.sha256(repr((day.geometry, day.stand_in, day.turns, day.card, runs_by)).encode())
     for file in sorted(_sources()):
         digest.update(file.relative_to(ROOT).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()[:16]
@@ -103,18 +117,18 @@ def _take(day: Day, name: str, python: str, limit: float) -> dict[str, Any]:
                                   stderr=subprocess.STDOUT, timeout=limit).returncode  # fmt: skip
         except subprocess.TimeoutExpired:
             code, why = 124, f"it took more than {limit:.0f} s"
-    result = read(day, name)
+    result = _found(day, name)
     if result is None:
         said = log.read_text(errors="replace")[-_LAST_WORDS:].strip()
-        result = {"state": FAILED, "why": why or f"{said}\nit ended with code {code}", "found": {}, "key": key(day)}
-    result["seconds"] = round(time.monotonic() - started, 1)
+        result = {"state": FAILED, "why": why or f"{said}\nit ended with code {code}", "found": {}}
+    result |= {"seconds": round(time.monotonic() - started, 1), "key": key(day, name)}
     write_file(file, json.dumps(result, indent=1).encode())
     return result
 
 
 def take_here(day: Day, name: str, step: Step) -> int:
     """Take a step in this process, and write what it has found. Return the exit code."""
-    result: dict[str, Any] = {"state": DONE, "why": "", "found": {}, "key": key(day)}
+    result: dict[str, Any] = {"state": DONE, "why": "", "found": {}}
     try:
         result["found"] = step(day)
         if faults := result["found"].get("faults"):

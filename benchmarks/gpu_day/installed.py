@@ -1,13 +1,22 @@
-"""An environment of the day's own, from wheels that were laid beside the repository: no network is needed."""
+"""An environment of the day's own, from wheels that were laid beside the repository, and what it has: no network is
+needed."""
 
 from __future__ import annotations
 
+import json
+import re
 import site
 import subprocess
 import sys
+from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+from blip2rt.backends.trt import gpu
 from blip2rt.errors import Blip2rtError
+
+_NAMED = ("tensorrt", "onnxruntime", "cuda", "nvidia")  # how the names of packages begin that results depend on
 
 
 def python_with(wheels: Path | None, out: Path) -> str:
@@ -33,6 +42,28 @@ def python_with(wheels: Path | None, out: Path) -> str:
     _run([str(python), "-m", "pip", "install", "--no-index", "--find-links", str(wheels), *map(str, files)])
     stamp.write_text(wanted)
     return str(python)
+
+
+def machine(python: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    """What `tell` says in a process of that interpreter. Raises Blip2rtError: it says nothing."""
+    command = [python, "-c", f"from {__name__} import tell; tell()"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip() or "it says nothing").splitlines()[-1]
+        raise Blip2rtError(f"{python} cannot take the day: {last}: lay blip2rt's wheel and its dependencies there")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def tell() -> None:
+    """Print the card, or why there is none, and the versions of packages that results depend on."""
+    found = gpu.find()
+    card = found if isinstance(found, str) else (
+        f"{found.name} ({found.sm}, {found.memory / 1e9:.0f} GB, CUDA up to {found.driver[0]}.{found.driver[1]})"
+    )  # fmt: skip
+    named = {re.sub(r"[-_.]+", "-", each.metadata["Name"]).lower(): each.version for each in metadata.distributions()}
+    print(json.dumps({"card": card, "packages": {
+        name: version for name, version in sorted(named.items()) if name.startswith(_NAMED)}}))  # fmt: skip
 
 
 def _run(command: list[str]) -> None:

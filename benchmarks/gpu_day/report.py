@@ -8,7 +8,8 @@ from typing import Any
 def markdown(whole: dict[str, Any]) -> str:
     """A line for each step, and what it found below."""
     steps = whole["steps"]
-    lines = [f"# A day on {card(steps)}", "", f"{whole['date']}, Python {whole['python']}", ""]
+    packages = ", ".join(map(" ".join, whole["day"]["packages"].items())) or "no package of NVIDIA's"
+    lines = [f"# A day on {whole['day']['card']}", "", f"{whole['date']}, Python {whole['python']}; {packages}", ""]
     if whole["day"]["stand_in"]:
         lines += ["**No GPU took part: a driver stood in, and the kernels ran on the CPU. Times mean nothing.**", ""]
     lines += ["| step | state | seconds | |", "| -- | -- | --: | -- |"]
@@ -21,12 +22,6 @@ def markdown(whole: dict[str, Any]) -> str:
         elif "\n" in step["why"]:
             lines += ["", f"## {name}", "", "```text", step["why"], "```"]
     return "\n".join(lines) + "\n"
-
-
-def card(steps: dict[str, Any]) -> str:
-    """The card's name, or why there is none."""
-    found = steps.get("doctor", {}).get("found", {}).get("card", "a machine that was not asked")
-    return found if isinstance(found, str) else f"{found['name']} ({found['sm']}, {found['memory'] / 1e9:.0f} GB)"
 
 
 def summary(name: str, found: dict[str, Any]) -> str:

@@ -7,7 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +20,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings: the extra trt-cu12 or trt-cu13")
 
 from benchmarks.gpu_day import day, installed, kernels, report, steps
+from benchmarks.gpu_day.__main__ import main
 from blip2rt.backends.trt import gpu
 from blip2rt.errors import Blip2rtError
 
@@ -31,7 +36,7 @@ exit {code}
 def run(out: Path, *more: str) -> tuple[int, dict[str, Any], str]:
     """One day in a process of its own: its exit code, its JSON, and what it said."""
     command = [sys.executable, "-m", "benchmarks.gpu_day", "--stand-in", "--geometry", "little", "--turns", "3",
-               "--skip", "doctor", "--out", str(out), *more]  # fmt: skip
+               "--out", str(out), *more]  # fmt: skip
     path = f"{out / 'bin'}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True)
     return done.returncode, json.loads((out / "gpu_day.json").read_text()), done.stderr
@@ -53,42 +58,89 @@ def test_the_day_runs_whole_goes_on_and_survives_a_step(tmp_path: Path) -> None:
     states = {name: step["state"] for name, step in whole["steps"].items()}
     if "libnvrtc" in str(whole["steps"]["kernels"]["why"]):
         pytest.skip("needs NVRTC: pip install nvidia-cuda-nvrtc")
-    assert code == 1 and set(states) == {*day.NAMES} - {"doctor"}, said
+    assert code == 1 and set(states) == {*day.NAMES}, said
     assert {name for name, state in states.items() if state == day.DONE} == {
-        "bandwidth", "kernels", "loop-by-onnxruntime", "large-fp16", "large-int4"}, said  # fmt: skip
+        "doctor", "bandwidth", "kernels", "loop-by-onnxruntime", "large-fp16", "large-int4"}, said  # fmt: skip
     assert states["sanitize"] == day.FAILED and "2 errors" in whole["steps"]["sanitize"]["why"]
     found = {name: step["found"] for name, step in whole["steps"].items()}
+    assert found["doctor"]["card"]["sm"] == "SM87" and "captions" in str(found["doctor"]["findings"])
     assert found["kernels"]["compiled"]["architecture"] == "sm_87" and not found["kernels"]["differ"]
     assert found["loop-by-onnxruntime"]["cases"] == 7 and found["loop-by-onnxruntime"]["ms a step"] > 0
     native = found["loop-by-onnxruntime"]["the graph that writes its cache"]
     assert native["cases"] == 7 and native["ms a step"] > 0
     assert found["large-fp16"]["weights a step"] > 0 and found["large-int4"]["of the limit"] > 0
     page = (tmp_path / "report.md").read_text()
-    assert "No GPU took part" in page and all(f"| {name} |" in page for name in states)
+    assert "No GPU took part" in page and f"onnxruntime {metadata.version('onnxruntime')}" in page
+    assert all(f"| {name} |" in page for name in states)
 
     sanitizer(tmp_path, 0)
-    code, whole, said = run(tmp_path, "--skip", "doctor", "loop-by-tensorrt")
+    code, whole, said = run(tmp_path, "--skip", "loop-by-tensorrt")
     assert code == 0 and whole["steps"]["sanitize"]["found"]["racecheck"] == "ERROR SUMMARY: 0 errors"
-    assert said.count("done before") == 5
+    assert said.count("done before") == 6
 
 
 def test_steps_have_names() -> None:
     assert tuple(steps.STEPS) == day.NAMES
 
 
-def test_results_of_other_sources_or_settings_are_taken_anew(tmp_path: Path) -> None:
-    today = day.Day(tmp_path, "little", stand_in=True)
-    (tmp_path / "steps").mkdir()
-    assert day.take_here(today, "doctor", lambda _: {"x": 1}) == 0
-    assert day.read(today, "doctor") is not None
-    assert day.read(day.Day(tmp_path, "tiny", stand_in=True), "doctor") is None
+def taken(today: day.Day, name: str) -> bool:
+    return day.read(today, name) is not None
+
+
+def test_results_of_another_card_or_other_packages_are_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the steps alone that run by the package. Other settings make all results old."""
+    monkeypatch.setattr(day.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
+    packages = {"tensorrt": "10.3", "onnxruntime-gpu": "1.30", "nvidia-cuda-nvrtc": "13.0"}
+    today = day.Day(tmp_path, "little", True, 3, "Orin", packages)
+    for name in day.NAMES:
+        assert not taken(today, name)
+        day._take(today, name, sys.executable, 1)
+    assert all(taken(today, name) for name in day.NAMES)
+    for changed, old in (
+        ({"tensorrt": "10.16"}, {"doctor", "loop-by-tensorrt", "large-fp16", "large-int4"}),
+        ({"onnxruntime-gpu": "1.31"}, {*day.NAMES} - {"bandwidth", "kernels", "sanitize"}),
+        ({"nvidia-cuda-nvrtc": "13.1"}, {*day.NAMES}),
+    ):
+        later = replace(today, packages={**packages, **changed})
+        assert {name for name in day.NAMES if not taken(later, name)} == old
+    for other in (replace(today, card="Thor"), replace(today, geometry="blip2-opt-2.7b"), replace(today, turns=4)):
+        assert not any(taken(other, name) for name in day.NAMES)
+
+
+def test_the_machine_is_asked_by_the_steps_interpreter(tmp_path: Path) -> None:
+    found = installed.machine(sys.executable, day.Day(tmp_path, "little").environment)
+    assert found["card"] and found["packages"]["onnxruntime"] == metadata.version("onnxruntime")
+    with pytest.raises(Blip2rtError, match="false cannot take the day"):
+        installed.machine("false", os.environ)
+
+
+def test_a_day_that_is_cut_leaves_what_it_has_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page and a JSON of the steps until then, and of those that an earlier day has taken."""
+
+    def take(cut_at: str, today: day.Day, name: str, *_: Any) -> dict[str, Any]:
+        if name == cut_at:
+            raise KeyboardInterrupt
+        result = {"state": day.FAILED, "why": "", "found": {}, "seconds": 1, "key": day.key(today, name)}
+        (tmp_path / "steps").mkdir(exist_ok=True)
+        (tmp_path / "steps" / f"{name}.json").write_text(json.dumps(result))
+        return result
+
+    for cut_at, known in (("kernels", 2), ("bandwidth", 2)):
+        monkeypatch.setattr(day, "_take", partial(take, cut_at))
+        (tmp_path / "gpu_day.json").unlink(missing_ok=True)
+        assert main(["--out", str(tmp_path), "--geometry", "little"]) == 130
+        steps_known = json.loads((tmp_path / "gpu_day.json").read_text())["steps"]
+        assert list(steps_known) == list(day.NAMES[:known])
+        assert "| bandwidth | failed |" in (tmp_path / "report.md").read_text()
 
 
 def test_a_step_that_has_found_faults_has_failed(tmp_path: Path) -> None:
     today = day.Day(tmp_path, "little")
     (tmp_path / "steps").mkdir()
     day.take_here(today, "kernels", lambda _: {"faults": ["choose, turn 3"]})
-    known = day.read(today, "kernels")
+    known = day._found(today, "kernels")
     assert known is not None and known["state"] == day.FAILED and known["why"] == "choose, turn 3"
     page = report.markdown(day.whole(today, {"kernels": {**known, "seconds": 1}}))
     assert "| kernels | failed | 1 | choose, turn 3 |" in page
