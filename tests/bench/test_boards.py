@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("onnx")
 
+from blip2rt.backends.trt import PlanSizes, plans
 from blip2rt.bench import boards, costs
 from blip2rt.bench.cli import main
-from blip2rt.bundle import read
+from blip2rt.bundle import PAST_KEY, PAST_VALUE, Bundle, Component, TensorInfo, read
 from blip2rt.errors import OptionError
 from tests.seeds import seed_of
 from tests.tiny import trt as tiny_trt
-from tests.tiny.bundle import Tiny
+from tests.tiny.bundle import Tiny, make_manifest
 
 
 @pytest.fixture
@@ -60,6 +63,60 @@ def test_the_command_prints_a_row_a_board(bundle: Path, tmp_path: Path, capsys: 
     assert all(row["fits"] == "yes" for row in found["boards"]) and "not measured" in found["title"]
     assert page.read_text().count("\n| ") == len(boards.BOARDS) + 1
     assert main(["--model", str(bundle), "--roofline", "thor"]) == 0 and "SM110" in capsys.readouterr().out
+
+
+# Bytes of the graphs of BLIP-2 OPT-2.7B, as the exporter writes them: ViT-g, a Q-Former, 2.65 billion parameters.
+OPT = {"vision": 1_969_000_000, "qformer": 430_000_000, "embed": 94_000_000, "llm": 1_510_000_000}
+
+
+def opt(folder: Path, weights: dict[str, int]) -> Bundle:
+    """A bundle of OPT-2.7B's sizes whose weights are not there: what an estimate reads of it."""
+    import onnx
+    from onnx.external_data_helper import set_external_data
+
+    folder.mkdir()
+    for name, size in weights.items():
+        tensor = onnx.TensorProto(name="all", data_type=onnx.TensorProto.UINT8, dims=[size])
+        tensor.raw_data = b""
+        set_external_data(tensor, "weights.data", 0, size)
+        tensor.ClearField("raw_data")
+        graph = onnx.helper.make_graph([], name, [], [], [tensor])
+        (folder / f"{name}.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
+
+    def component(name: str, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> Component:
+        return Component(f"{name}.onnx", "", *(tuple(TensorInfo(*port) for port in each) for each in (inputs, outputs)))
+
+    features = ("vision_features", "float32", ("B", 257, 1408))
+    cache = [(each.format(i), "float16", ("B", 32, "T", 80)) for i in range(32) for each in (PAST_KEY, PAST_VALUE)]
+    components = {
+        "vision": component("vision", (("pixels", "float32", ("B", 3, 224, 224)),), (features,)),
+        "qformer": component("qformer", (features,), (("prefix_embeds", "float32", ("B", 32, 2560)),)),
+        "embed": component("embed", (("token_ids", "int64", ("B", "S")),),
+                           (("token_embeds", "float32", ("B", "S", 2560)),)),
+        "llm": component("llm", (("past_mask", "float32", ("B", "T")), *cache), ()),
+    }  # fmt: skip
+    manifest = make_manifest({}, True, False)
+    assert manifest.llm is not None
+    llm = replace(manifest.llm, layers=32, kv_heads=32, head_dim=80, hidden_size=2560, vocab_size=50304,
+                  prefix_length=32, max_positions=2048)  # fmt: skip
+    return Bundle(folder, replace(manifest, target="trt", components=components, llm=llm))
+
+
+def test_opt_fits_a_board_of_8_gb_in_4_bits(tmp_path: Path) -> None:
+    """With all that is counted, three beams and 256 positions: the encoder in fp16 or int8. In fp16 it does not."""
+    sizes = PlanSizes(max_beams=3)
+
+    def needed(name: str, **weights: int) -> int:
+        made = opt(tmp_path / name, {**OPT, **weights})
+        return plans.estimate(made, plans.resolve(made, sizes)).running
+
+    orin = boards.BOARDS["orin-nano"]
+    half, bytes_8 = needed("fp16"), needed("int8", vision=OPT["vision"] // 2)
+    assert bytes_8 + 0.9e9 < half <= orin.memory - boards._SYSTEM
+    assert sum(OPT.values()) + 0.8e9 < half
+    assert needed("llm", llm=5_300_000_000) > orin.memory
+    page = (Path(__file__).parents[2] / "docs" / "jetson.md").read_text()
+    assert f"{half / 1e9:.1f} GB with the encoder in fp16" in page and f"{bytes_8 / 1e9:.1f} GB in int8" in page
 
 
 def test_boards_that_are_too_small_say_so(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -564,7 +564,10 @@ class Builder:
             self.log.log(1, self.trt.refuses_builds)
             return None
         profiles = [profile.shapes for profile in config.profiles] or [{}]
-        made = {"gpu": self.trt.gpu, "path": network.path, "profiles": profiles, "flags": self.trt.flags}
+        inputs = [network.get_input(index) for index in range(network.num_inputs)]
+        fixed = {each.name: each.shape for each in inputs if -1 not in each.shape}
+        made = {"gpu": self.trt.gpu, "path": network.path, "profiles": profiles, "fixed": fixed,
+                "flags": self.trt.flags}  # fmt: skip
         return json.dumps(made).encode()
 
 
@@ -573,7 +576,7 @@ TYPES = {1: ("FLOAT", np.float32), 6: ("INT32", np.int32), 7: ("INT64", np.int64
 
 class Engine:
     def __init__(self, trt: TensorRT, made: dict) -> None:
-        self.trt, self.profiles = trt, made["profiles"]
+        self.trt, self.profiles, self.fixed = trt, made["profiles"], made["fixed"]
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -604,8 +607,7 @@ class Engine:
         return [dim.dim_param or dim.dim_value for dim in self.values[name].type.tensor_type.shape.dim]
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
-        shapes = self.profiles[profile].get(name)
-        return [tuple(shape) for shape in shapes] if shapes else [tuple(self.dims(name))] * 3
+        return [tuple(shape) for shape in self.profiles[profile].get(name) or [self.fixed[name]] * 3]
 
     def create_execution_context(self, strategy: str) -> Context:
         assert strategy == "USER_MANAGED"

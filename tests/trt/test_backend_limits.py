@@ -101,7 +101,7 @@ def test_what_is_called_of_tensorrt_exists() -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx: pip install 'blip2rt[trt-check]'")
     from tests.trt.gpu_stand_in import Context, Engine
 
-    own = {"dims", "numpy_dtype", "axes", "run", "profiles"}  # of the stand-in alone
+    own = {"dims", "numpy_dtype", "axes", "run", "profiles", "fixed"}  # of the stand-in alone
     for stand_in, real in ((Engine, trt.ICudaEngine), (Context, trt.IExecutionContext)):
         assert not [name for name in vars(stand_in) if name[0] != "_" and name not in own and not hasattr(real, name)]
     for name in ("num_io_tensors", "num_optimization_profiles", "device_memory_size_v2"):

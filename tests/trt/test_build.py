@@ -293,14 +293,16 @@ def test_sizes_follow_the_bundle(tmp_path: Path) -> None:
     for name in ("llm", "embed"):
         onnx.save(graph, tmp_path / f"{name}.onnx", save_as_external_data=True, location="llm.data", size_threshold=64)
     manifest = replace(make_manifest({}, True, True), target="trt")
-    inputs = (contract.TensorInfo("past_key_0", "float16", ("B", 1, "T", 8)),)
-    components = {name: contract.Component(f"{name}.onnx", "fp16", inputs, ()) for name in ("llm", "embed")}
+    ports = {"llm": ("past_key_0", "float16", ("B", 1, "T", 8)), "embed": ("token_ids", "int64", ("B", "S"))}
+    components = {name: contract.Component(f"{name}.onnx", "fp16", (contract.TensorInfo(*port),), ())
+                  for name, port in ports.items()}  # fmt: skip
     tiny = contract.Bundle(tmp_path, replace(manifest, components=components))
     wanted = plans.resolve(tiny, plans.PlanSizes(max_batch=2, max_beams=3))
     assert wanted.capacity == 64  # the model has no more
     sizes, one = plans.estimate(tiny, wanted), 2 * 8 * 3 * 4 * 4 + (tmp_path / "llm.onnx").stat().st_size
     keys = 2 * 2 * 8 * 64 * (2 * 3 + 2)  # of rows in the cache, and of prompts on their way to it
     assert (sizes.weights, sizes.cache, sizes.largest) == (2 * one, keys, one)
+    assert sizes.buffers == 2 * 64 * 8  # token ids of the prompts of two images
     step, prompt = plans.profiles(tiny, "llm", wanted)
     assert step["S"] == (1, 1, 1) and prompt["S"][2] == 64 and step["T"] == prompt["T"] == (64, 64, 64)
     assert step["B"] == (1, 6, 6) and prompt["B"] == (1, 2, 2)

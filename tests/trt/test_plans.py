@@ -17,7 +17,7 @@ from blip2rt.backends.trt import PlanSizes, cache, cli, plans, trial
 from blip2rt.bundle import read
 from blip2rt.errors import BackendError
 from tests.trt.gpu_stand_in import Misuse
-from tests.trt.machine import SIZES, Case, Machine, tokens
+from tests.trt.machine import SIZES, Case, Machine, case_of, tokens
 
 OPTIONS = {"max_new_tokens": 5, "num_beams": 2, "eos_token_ids": []}
 
@@ -35,7 +35,7 @@ def test_a_plan_is_tested_after_its_build(tiny_case: Case, machine: Machine) -> 
     machine.load(tiny_case)
     for component in read(tiny_case.trt).manifest.components:
         tested = note_of(component)["tested"]
-        assert len(tested["profiles"]) == (2 if component == "llm" else 1) and "onnxruntime" in tested["by"]
+        assert len(tested["profiles"]) == (2 if component in ("llm", "embed") else 1) and "onnxruntime" in tested["by"]
         assert all(profile["cosine"] > 0.9999 for profile in tested["profiles"]) and tested["scratch"] >= 1000
     assert machine.driver.used == 0 and not machine.driver.streams
     runs = len(machine.trt.contexts)
@@ -49,9 +49,9 @@ def test_a_wrong_plan_is_refused(
     """As TensorRT 10.3 may build one with two profiles: also by the next process, until somebody accepts it."""
     machine.trt.wrong_profile = 1
     for _ in range(2):
-        with pytest.raises(BackendError, match=r"llm: the plan is not the graph: profile 1 gives .*--no-test"):
+        with pytest.raises(BackendError, match=r"embed: the plan is not the graph: profile 1 gives .*--no-test"):
             machine.load(tiny_case)
-    assert "profile 1" in note_of("llm")["tested"]["wrong"]
+    assert "profile 1" in note_of("embed")["tested"]["wrong"]
     sizes = ["--max-batch", "2", "--max-beams", "4", "--capacity", "48"]
     assert cli.main([str(tiny_case.trt), *sizes]) == 2 and "profile 1" in capsys.readouterr().err
     assert cli.main([str(tiny_case.trt), *sizes, "--no-test"]) == 0
@@ -75,7 +75,7 @@ def test_a_plan_whose_test_did_not_end_is_tested_by_the_next_load(
     machine.trt.wrong_profile = 1
 
     def fails(graph: Path) -> Any:
-        if graph.stem == "llm":
+        if graph.stem == "embed":
             raise fault
         return real(graph)
 
@@ -84,9 +84,9 @@ def test_a_plan_whose_test_did_not_end_is_tested_by_the_next_load(
         patch.setattr(trial, "_session", fails)
         with pytest.raises(type(fault)):
             machine.load(tiny_case)
-    assert "tested" not in note_of("llm")
+    assert "tested" not in note_of("embed")
     builds = machine.trt.builds
-    with pytest.raises(BackendError, match="llm: the plan is not the graph: profile 1"):
+    with pytest.raises(BackendError, match="embed: the plan is not the graph: profile 1"):
         machine.load(tiny_case)
     assert machine.trt.builds == builds
 
@@ -100,13 +100,14 @@ def test_a_plan_that_was_not_tested_is_tested_by_the_first_load(
     with monkeypatch.context() as patch:
         patch.setattr(cli, "_trial", lambda trt, bundle: None)
         assert cli.main(command) == 0
-    assert "llm: not tested yet" in capsys.readouterr().err and "tested" not in note_of("llm")
-    with pytest.raises(BackendError, match="llm: the plan is not the graph"):
+    assert "embed: not tested yet" in capsys.readouterr().err and "tested" not in note_of("embed")
+    with pytest.raises(BackendError, match="embed: the plan is not the graph"):
         machine.load(tiny_case)
     for plan in cache.default_folder().glob("*.plan"):
         plan.unlink()
     assert cli.main([*command, "--no-test"]) == 0
-    assert "without a test" in note_of("llm")["tested"]["left out"] and "llm: not tested: " in capsys.readouterr().err
+    assert "without a test" in note_of("embed")["tested"]["left out"]
+    assert "embed: not tested: " in capsys.readouterr().err
     assert machine.load(tiny_case)
 
 
@@ -216,20 +217,35 @@ def test_the_prompts_profile_has_a_row_an_image(tiny_case: Case, machine: Machin
     assert step["B"] == (1, 8, 8) and prompt["B"] == (1, 2, 2)
 
 
-@pytest.mark.parametrize("sizes", [SIZES, PlanSizes(max_batch=1, max_beams=1, capacity=64)])
-def test_the_estimate_counts_what_a_generation_allocates(tiny_case: Case, machine: Machine, sizes: PlanSizes) -> None:
+def test_a_tables_profiles_are_what_it_is_run_with(tiny_case: Case) -> None:
+    """A token of every row, and a prompt of every image: not a prompt of every row."""
     bundle = read(tiny_case.trt)
+    step, prompt = plans.profiles(bundle, "embed", plans.resolve(bundle, SIZES))
+    assert (step["B"], step["S"]) == ((1, 8, 8), (1, 1, 1))
+    assert prompt["B"] == (1, 2, 2) and prompt["S"][::2] == (1, 48)
+
+
+@pytest.mark.parametrize("kind", ["tiny", "native", pytest.param("t5", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sizes", [SIZES, PlanSizes(max_batch=1, max_beams=1, capacity=64)])
+def test_the_estimate_counts_what_a_generation_allocates(
+    kind: str, machine: Machine, sizes: PlanSizes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """From pixels to tokens, whoever writes the cache."""
+    case = case_of(kind, tmp_path_factory)
+    bundle = read(case.trt)
     told = plans.estimate(bundle, plans.resolve(bundle, sizes))
-    device = machine.load(tiny_case, sizes)
-    prefix, _ = tiny_case.inputs(sizes.max_batch)
+    image, device = bundle.manifest.image, machine.load(case, sizes)
+    device.prefix_embeds(device.vision(np.zeros((sizes.max_batch, 3, image.height, image.width), np.float32)))
+    prefix, _ = case.inputs(sizes.max_batch)
     prompts = [[5] * (sizes.capacity - prefix.shape[1] - 2)] * sizes.max_batch
     sampled = {"do_sample": True, "num_beams": sizes.max_beams} if sizes.max_beams > 1 else {"do_sample": True}
     device.generate(prefix, prompts, {"max_new_tokens": 2, "seed": 1, **sampled})
     small = 40 * 256 + 4096 * sizes.max_batch  # buffers of a few bytes, each a multiple of 256; search blocks
     scratch = max(context.scratch[1] for context in machine.trt.contexts)
     taken = machine.driver.used - scratch
-    assert taken - small <= told.cache + told.logits <= 1.2 * taken
-    assert told.running == told.weights + told.cache + told.logits + told.scratch
+    assert told.buffers >= sizes.max_batch * 3 * image.height * image.width * 4
+    assert taken - small <= told.cache + told.logits + told.buffers <= 1.2 * taken
+    assert told.running == sum((told.weights, told.cache, told.logits, told.buffers, told.scratch, told.context))
 
 
 def test_scratch_memory_grows_with_the_prompt(tiny_case: Case) -> None:

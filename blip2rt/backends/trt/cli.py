@@ -112,7 +112,8 @@ def _memory(bundle: contract.Bundle, sizes: plans.PlanSizes) -> str:
     """What is to be expected, before the work begins."""
     needed, device = plans.estimate(bundle, sizes), gpu.find()
     parts = {"weights": needed.weights, "keys and values": needed.cache, "logits and prompts": needed.logits,
-             "scratch memory": needed.scratch}  # fmt: skip
+             "pixels and features": needed.buffers, "scratch memory": needed.scratch,
+             "CUDA and its libraries": needed.context}  # fmt: skip
     text = ("on the device " + ", ".join(f"{size / 1e6:.0f} MB of {name}" for name, size in parts.items())
             + f": about {needed.running / 1e6:.0f} MB; "
             f"building takes about {needed.building / 1e6:.0f} MB more, one engine at a time")  # fmt: skip

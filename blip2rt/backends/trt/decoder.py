@@ -22,7 +22,7 @@ from .lane import DeviceTensor, Lane, Plan
 from .search import LAYOUT, Kernels, SearchMemory
 from .sizes import Sizes, Strides
 
-_STEP, _PROMPT = 0, 1  # profiles of the llm's plan
+_STEP, _PROMPT = 0, 1  # profiles of the plans of llm and embed
 _MASKED = np.array(-1e9, np.float32)  # past_mask of a slot that holds nothing
 _log = logging.getLogger("blip2rt")
 
@@ -33,7 +33,7 @@ class Decoder:
     def __init__(self, lane: Lane, kernels: Kernels, plans: Mapping[str, Plan], sizes: Sizes) -> None:
         self.lane, self.sizes = lane, sizes
         self._kernels, self._plans = kernels, plans
-        self._embed = lane.runner(plans[contract.EMBED], purpose="step")  # its shapes stay, as the graph wants them
+        self._embed = lane.runner(plans[contract.EMBED], _STEP)
         self._llm_step = lane.runner(plans[contract.LLM], _STEP)
         self._llm_prompt = lane.runner(plans[contract.LLM], _PROMPT)
         if sizes.width * sizes.dtype.itemsize % 4:
@@ -103,7 +103,7 @@ class Decoder:
         if longest == 0:
             return np.zeros((len(prompts), 0, self.sizes.hidden), np.float32)
         ids = np.array([prompt + [0] * (longest - len(prompt)) for prompt in prompts], np.int64)
-        outputs = self.lane.run(self._plans[contract.EMBED], {contract.TOKEN_IDS: ids})
+        outputs = self.lane.run(self._plans[contract.EMBED], {contract.TOKEN_IDS: ids}, _PROMPT)
         return self.lane.download(outputs[contract.TOKEN_EMBEDS])
 
     def read(self, embeds: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any], sources: np.ndarray[Any, Any]) -> None:

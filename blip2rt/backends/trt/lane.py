@@ -187,7 +187,7 @@ class Lane:
         self.version = 0  # counts buffers that have moved: a graph that was captured before knows their old places
         self.prepared: set[Plan] = set()  # plans that have met new shapes since the lane was lent
         self._buffers: dict[str, tuple[int, int]] = {}
-        self._runners: dict[tuple[str, int, str], Runner] = {}
+        self._runners: dict[tuple[str, int], Runner] = {}
         self._held: list[Any] = []  # host memory that copies may still read or write
 
     def buffer(self, name: str, size: int) -> int:
@@ -253,9 +253,9 @@ class Lane:
         self.wait()
         return array
 
-    def runner(self, plan: Plan, profile: int = 0, purpose: str = "") -> Runner:
-        """The lane's one context of a plan, a profile and a purpose."""
-        key = (plan.name, profile, purpose)
+    def runner(self, plan: Plan, profile: int = 0) -> Runner:
+        """The lane's one context of a plan and a profile."""
+        key = (plan.name, profile)
         if key not in self._runners:
             self._runners[key] = Runner(self, plan, profile)
         return self._runners[key]

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ... import bundle as contract
 from ...bundle import Bundle
@@ -20,10 +23,12 @@ from ...trusted_graphs import checked_graph
 from . import builder, gpu
 from .builder import Axes, Settings
 from .cache import PlanCache
-from .sizes import Sizes, cache_bytes, logits_bytes
+from .sizes import Sizes, aligned, cache_bytes, logits_bytes
 
 _BUILD_COPIES = 3  # of a plan's weights while it is built: the parsed graph, the builder's own, the plan
 _HEAD = 64  # width of an attention head of image encoders and Q-Formers
+_TABLE = 6  # times its width, in float32: a row of a table of 4 bits while it is taken apart
+_CONTEXT = 500 << 20  # bytes that CUDA's context and the libraries take: an allowance, since no GPU has said it
 _POSITIONS = 256  # capacity of the cache unless asked otherwise: prefix, prompt and answer of captions and questions
 # Where a tensor lies in a data file, as ONNX's external_data has it: offset and length in decimal digits.
 _EXTERNAL = re.compile(rb"\n\x06offset\x12.(\d+)j.\n\x06length\x12.(\d+)", re.DOTALL)
@@ -51,13 +56,15 @@ class Estimate:
     weights: int
     cache: int  # keys and values
     logits: int  # and what else a generation keeps of rows and prompts
+    buffers: int  # what goes into the other plans and comes out: pixels, features, embeddings
     scratch: int  # of the plan that needs most; what TensorRT will take is not known before it has built
     largest: int  # weights of the largest plan
+    context: int = _CONTEXT
 
     @property
     def running(self) -> int:
-        """Bytes that one generation at a time takes."""
-        return self.weights + self.cache + self.logits + self.scratch
+        """Bytes that one generation at a time takes, from pixels to tokens."""
+        return self.weights + self.cache + self.logits + self.buffers + self.scratch + self.context
 
     @property
     def building(self) -> int:
@@ -107,7 +114,7 @@ def resolve(bundle: Bundle, sizes: PlanSizes) -> PlanSizes:
 
 
 def profiles(bundle: Bundle, component: str, sizes: PlanSizes) -> list[Axes]:
-    """Sizes of a component's free axes: least, usual, largest. The llm has two profiles: a step, and a prompt."""
+    """Sizes of a component's free axes: least, usual, largest. llm and embed have two profiles: a step, a prompt."""
     manifest = bundle.manifest
     rows = sizes.max_batch * sizes.max_beams
     if component in (contract.LLM, contract.ENCODER, contract.EMBED):
@@ -119,7 +126,7 @@ def profiles(bundle: Bundle, component: str, sizes: PlanSizes) -> list[Axes]:
         if component == contract.ENCODER:
             return [{"B": _upto(sizes.max_batch), "S": seen}]
         if component == contract.EMBED:
-            return [{"B": _upto(rows), "S": (1, 1, capacity)}]
+            return [{"B": _upto(rows), "S": (1, 1, 1)}, {"B": _upto(sizes.max_batch), "S": (1, usual, capacity)}]
         fixed: dict[str, tuple[int, int, int]] = {"T": (capacity,) * 3, "S_enc": seen}
         # Beams and draws of an image share its prompt.
         return [{**fixed, "B": _upto(rows), "S": (1, 1, 1)}, {**fixed, "B": _upto(sizes.max_batch), "S": prompt}]
@@ -133,7 +140,7 @@ def _upto(rows: int) -> tuple[int, int, int]:
 
 
 def estimate(bundle: Bundle, sizes: PlanSizes) -> Estimate:
-    """Weights of every plan, the buffers of a generation of the largest sizes, and about the scratch memory.
+    """Weights of every plan, all buffers of a generation of the largest sizes, and about the scratch memory.
 
     Weights that two graphs share in a file are counted for both: each plan has its own.
     """
@@ -143,7 +150,7 @@ def estimate(bundle: Bundle, sizes: PlanSizes) -> Estimate:
     if manifest.llm is not None:
         held = language_sizes(bundle, sizes)
         cache, logits = cache_bytes(held), logits_bytes(held)
-    return Estimate(sum(weights), cache, logits, _scratch(bundle, sizes), max(weights))
+    return Estimate(sum(weights), cache, logits, _buffers(bundle, sizes), _scratch(bundle, sizes), max(weights))
 
 
 def language_sizes(bundle: Bundle, sizes: PlanSizes) -> Sizes:
@@ -152,9 +159,21 @@ def language_sizes(bundle: Bundle, sizes: PlanSizes) -> Sizes:
     return Sizes.of(bundle.manifest, sizes.max_batch, sizes.max_batch * sizes.max_beams, sizes.capacity)
 
 
+def _buffers(bundle: Bundle, sizes: PlanSizes) -> int:
+    """Bytes of what is handed to the plans but the language model's, whose decoder has buffers of its own."""
+    needed = 0
+    for name, component in bundle.manifest.components.items():
+        if name not in (contract.LLM, contract.ENCODER):
+            axes = profiles(bundle, name, sizes)[-1]
+            for port in (*component.inputs, *component.outputs):
+                shape = (axes[axis][2] if isinstance(axis, str) else axis for axis in port.shape)
+                needed += aligned(math.prod(shape) * np.dtype(port.dtype).itemsize)
+    return needed
+
+
 def _scratch(bundle: Bundle, sizes: PlanSizes) -> int:
     """About the bytes that the hungriest plan needs while it runs: scores of attention in float32, and four times the
-    width of its rows, as feed-forward layers have it."""
+    width of its rows, as feed-forward layers have it; of a table, the rows that are looked up."""
     needed, manifest = [0], bundle.manifest
     for component in (contract.VISION, contract.QFORMER):
         if component in manifest.components:
@@ -166,6 +185,7 @@ def _scratch(bundle: Bundle, sizes: PlanSizes) -> int:
         heads = -(-llm.hidden_size // llm.head_dim)
         for rows, length in ((sizes.max_batch * sizes.max_beams, 1), (sizes.max_batch, capacity)):
             needed.append(rows * length * 4 * (4 * llm.hidden_size + heads * (capacity + length)))
+            needed.append(rows * length * 4 * _TABLE * llm.hidden_size)
     return max(needed)
 
 

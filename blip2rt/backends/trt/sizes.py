@@ -84,11 +84,12 @@ def cache_bytes(sizes: Sizes) -> int:
 
 
 def logits_bytes(sizes: Sizes) -> int:
-    """Bytes of the logits of prompts and rows, of the weights that sampling makes of them, and of embeddings."""
+    """Bytes of the logits of prompts and rows, of the weights that sampling makes of them, and of their embeddings."""
     blocks = -(-sizes.vocab // 64)  # sums of sampling
     drawn = sizes.rows * (4 * sizes.vocab + 8 * blocks)
-    read = sizes.images * sizes.capacity * (2 * 4 * sizes.hidden + 8 + 4)  # embeddings, position and mask of prompts
-    return 4 * sizes.vocab * (sizes.images + sizes.rows) + drawn + read + 4 * sizes.rows * sizes.capacity
+    read = sizes.images * sizes.capacity * (4 * sizes.hidden + 8 + 4)  # embeddings, position and mask of prompts
+    step = sizes.rows * (4 * sizes.hidden + 12 * sizes.k)  # embeddings, and the likeliest tokens
+    return 4 * sizes.vocab * (sizes.images + sizes.rows) + drawn + read + step + 4 * sizes.rows * sizes.capacity
 
 
 def check_room(sizes: Sizes, rows_each: int, read: int, most: int) -> None:
