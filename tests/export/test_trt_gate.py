@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
-pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx: pip install 'blip2rt[trt-check]'")
+tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx: pip install 'blip2rt[trt-check]'")
 transformers = pytest.importorskip("transformers")
 
 import onnx
@@ -136,6 +137,15 @@ def plan(graph: Path) -> memoryview:
     return builder.build(builder.load_tensorrt("tensorrt_rtx"), graph, profiles, settings).plan
 
 
+def layers(graph: Path) -> Counter[str]:
+    """What TensorRT's parser makes of a language model's graph: layers by their kind."""
+    log = builder.logger(tensorrt_rtx)
+    made = builder.made(log, tensorrt_rtx.Builder)
+    network = made.create_network(1 << int(tensorrt_rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    assert builder._parsed(tensorrt_rtx.OnnxParser(network, log), graph, [{**SIZES, "S": (1, 1, 1)}, SIZES])
+    return Counter(network.get_layer(index).type.name for index in range(network.num_layers))
+
+
 @pytest.mark.parametrize("precision", ["fp16", "int8-static", "int4"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_tensorrt_builds_language_models(name: str, precision: str, traced: Callable[..., Any], tmp_path: Path) -> None:
@@ -153,19 +163,26 @@ def test_tensorrt_builds_language_models(name: str, precision: str, traced: Call
     assert ("QuantizeLinear" in {op for op, _ in seen}) == (precision == "int8-static")
 
 
-NATIVE = [("opt", "fp16"), ("llama", "fp16"), ("llama", "int8-static"), ("qwen2", "fp16"), ("t5", "fp16"),
-          ("t5", "int4")]  # fmt: skip
+NATIVE = [("opt", "fp16"), ("llama", "fp16"), ("llama", "int8-static"), ("qwen2", "fp16"), ("t5", "int4")]
 
 
 @pytest.mark.parametrize(
-    ("name", "precision"), [("llama", "int4"), *(pytest.param(*each, marks=pytest.mark.slow) for each in NATIVE)]
+    ("name", "precision"),
+    [("llama", "int4"), ("t5", "fp16"), *(pytest.param(*each, marks=pytest.mark.slow) for each in NATIVE)],
 )
 def test_tensorrt_builds_caches_that_it_writes(
     name: str, precision: str, traced: Callable[..., Any], tmp_path: Path
 ) -> None:
     """TensorScatter and Attention become its layers; their length is fixed before they are parsed."""
     write({"llm": traced(f"{name}, native")["llm"]}, precision, tmp_path)
-    assert plan(tmp_path / "llm.onnx")
+    graph = tmp_path / "llm.onnx"
+    assert plan(graph)
+    operators = Counter(node.op_type for node in onnx.load(graph, load_external_data=False).graph.node)
+    assert operators["TensorScatter"] == 2 * operators["Attention"] > 0
+    if hasattr(tensorrt_rtx.LayerType, "KV_CACHE_UPDATE"):
+        made = layers(graph)
+        assert made["KV_CACHE_UPDATE"] == operators["TensorScatter"]
+        assert made["ATTENTION_INPUT"] == made["ATTENTION_OUTPUT"] == operators["Attention"]
 
 
 @pytest.mark.parametrize(

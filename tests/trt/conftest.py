@@ -25,6 +25,12 @@ def tiny_case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return case_of("tiny", tmp_path_factory)
 
 
+@pytest.fixture(params=["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "qwen2", "t5"))])
+def exported_case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """The exporter's own graph that writes its cache."""
+    return case_of(f"{request.param}, native", tmp_path_factory)
+
+
 @pytest.fixture
 def native_case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     """A model whose graph writes its cache."""

@@ -25,7 +25,10 @@ SIZES = PlanSizes(max_batch=2, max_beams=4, capacity=48)
 
 @dataclass
 class Case:
-    """The same tiny model as a bundle of either target, in float32. "native": its graph writes the cache itself."""
+    """The same tiny model as a bundle of either target, in float32.
+
+    "native": its graph writes the cache itself; "FAMILY, native": as the exporter writes it.
+    """
 
     ort: Path
     trt: Path
@@ -59,9 +62,12 @@ def case_of(name: str, folder: pytest.TempPathFactory) -> Case:
         pytest.importorskip("onnxscript")
         from tests.tiny.language import build
 
-        model = build(name, SEED)
+        family, _, native = name.partition(", ")
+        model = build(family, SEED)
         model.get_output_embeddings().weight.data.mul_(3)  # decided opinions: few near ties
-        made = [tiny_trt.write_model(where / target, model, target) for target in ("ort", "trt")]
+        made = [
+            tiny_trt.write_model(where / target, model, target) for target in ("ort", "trt-native" if native else "trt")
+        ]
         _cases[name] = Case(*made, name)
     return _cases[name]
 

@@ -15,7 +15,7 @@ pytest.importorskip("onnx")
 
 import blip2rt
 from blip2rt import backends
-from blip2rt.backends.trt import builder, gpu
+from blip2rt.backends.trt import builder, gpu, plans
 from blip2rt.bundle import read
 from blip2rt.errors import BackendError
 from tests.tiny import trt as tiny_trt
@@ -94,6 +94,22 @@ def test_a_cache_that_the_graph_writes(native_case: Case, machine: Machine) -> N
     assert set(machine.driver.launched) == {"choose"} and "graph" in machine.driver.calls
     device.generate(prefix[:2], prompts[:2], {"max_new_tokens": 6, "eos_token_ids": [], "num_beams": 2})
     assert set(machine.driver.launched) == {"choose", "spread", "reorder"}
+
+
+def test_a_cache_that_an_exported_graph_writes(exported_case: Case, machine: Machine) -> None:
+    """`--target trt-native` through the loop: texts are those of the target ort."""
+    rng, native, device = random.Random(SEED), exported_case.native(), machine.load(exported_case)
+    assert plans.language_sizes(read(exported_case.trt), plans.resolve(read(exported_case.trt), SIZES)).in_place
+    prefix, prompts = exported_case.inputs(3)
+    vocab = read(exported_case.ort).manifest.llm.vocab_size
+    for turn in range(8):
+        options = random_options(rng, vocab, [5, 9])
+        want, got = (backend.generate(prefix, prompts, options) for backend in (native, device))
+        same = tokens(got) == tokens(want)
+        assert same or undecided(native, prefix, prompts, options, want), f"turn {turn}, {options}"
+    machine.driver.launched.clear()
+    device.generate(prefix[:2], prompts[:2], {"max_new_tokens": 6, "eos_token_ids": []})
+    assert "scatter" not in machine.driver.launched and "graph" in machine.driver.calls
 
 
 def test_a_model_says_what_it_says_on_the_cpu(
