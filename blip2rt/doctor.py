@@ -52,7 +52,7 @@ def examine() -> list[Finding]:
 
 def _nvidia(device: gpu.Gpu | str) -> list[Finding]:
     """What TensorRT needs; one line where there is neither a GPU nor anything that is made for one."""
-    packages = (*_TENSORRT, "cuda-bindings")
+    packages = (*_TENSORRT, "cuda-bindings", "onnxruntime-gpu")
     if isinstance(device, str) and gpu.l4t_release() is None and not any(map(_version, packages)):
         return [Finding("NVIDIA GPU", _OK, f"none is used: {device}")]
     return [_driver(device), *_device(device), _cuda(), _tensorrt(device), _bindings(device), _cache()]
@@ -72,10 +72,8 @@ def report(findings: list[Finding]) -> tuple[str, int]:
     if fatal:
         lines.append("blip2rt does not run here until the above is mended")
     else:
-        plans = any(finding.name == "TensorRT" for finding in findings) and not bad
-        lines.append(
-            "captions run here; TensorRT plans can be built here" if plans else "captions run here, on the CPU"
-        )
+        gpu_too = any(finding.name == "TensorRT" for finding in findings) and not bad
+        lines.append(f"captions run here, {'on the GPU too: backend trt' if gpu_too else 'on the CPU'}")
     return "\n".join(lines), 2 if fatal else 0
 
 
@@ -188,6 +186,8 @@ def _tensorrt(device: gpu.Gpu | str) -> Finding:
         if importlib.util.find_spec(module) is not None:
             version = _version(package) or "of the system"
             return Finding("TensorRT", _OK, f"{module} {version}")
+    if instead := _version("onnxruntime-gpu"):
+        return Finding("TensorRT", _OK, f"not installed; onnxruntime-gpu {instead} runs the backend trt in its place")
     if gpu.l4t_release():
         mend = "sudo apt install python3-libnvinfer, and a virtual environment with --system-site-packages"
     elif isinstance(device, str):

@@ -6,10 +6,13 @@
 ARG BASE=nvidia/cuda:13.2.0-devel-ubuntu24.04
 FROM ${BASE}
 
-# The same minor version as JetPack's: a plan is loaded by the TensorRT that built it, and by no other.
+# The same minor version as JetPack's: a plan is loaded by the TensorRT that built it, and by no other. The Python module
+# asks for its libraries and parsers by name, and apt would take their newest: all of them are pinned. Not built either.
 ARG TENSORRT=10.16.*
-RUN apt-get update \
- && apt-get install -y --no-install-recommends python3-venv python3-dev g++ "python3-libnvinfer=${TENSORRT}" \
+RUN printf 'Package: *nvinfer* *nvonnxparsers*\nPin: version %s\nPin-Priority: 1001\n' "${TENSORRT}" \
+    > /etc/apt/preferences.d/tensorrt \
+ && apt-get update \
+ && apt-get install -y --no-install-recommends python3-venv python3-dev g++ python3-libnvinfer \
  && rm -rf /var/lib/apt/lists/*
 
 # TensorRT's Python module is the system's, so the environment has to see the system's packages.

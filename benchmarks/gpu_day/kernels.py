@@ -181,6 +181,11 @@ def times(cuda: Any, small: bool) -> dict[str, float]:
         found["reorder"] = device.seconds_each(lane, lambda: kernels.launch(
             "reorder", (rows, tensors), lane.stream, told[0], cache, *told[1:], at, rows * heads * capacity * words,
             ctypes.c_int(heads), ctypes.c_int(capacity), ctypes.c_int(words)), count)  # fmt: skip
+        image, row = heads * capacity * words, lane.upload("sources", np.zeros(rows, np.int32)).address
+        prompts = lane.buffer("prompts", tensors * image * 4)
+        found["spread"] = device.seconds_each(lane, lambda: kernels.launch(
+            "spread", (rows, tensors), lane.stream, prompts, cache, row, image, rows * image, ctypes.c_int(image)),
+            count)  # fmt: skip
     kinds: dict[str, dict[str, Any]] = {
         "greedy": {"num_beams": 1},
         "3 beams": {"num_beams": 3},

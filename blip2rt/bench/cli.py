@@ -56,7 +56,8 @@ def _parser() -> Parser:
     source.add_argument("--geometry", choices=geometry.GEOMETRIES, metavar="NAME",
                         help="a bundle of random weights, see below")  # fmt: skip
     measured.add_argument("--precision", type=nonempty, metavar="GROUP=P,...",
-                          help=f"precisions of a geometry's parts (default: {geometry.PRECISION})")  # fmt: skip
+                          help=f"precisions of a geometry's parts (default: {geometry.PRECISION}; with --roofline, "
+                          f"whose graphs are of the target trt: {geometry.PRECISION_TRT})")  # fmt: skip
     measured.add_argument("--cache", type=nonempty, metavar="FOLDER",
                           help="where bundles of random weights are kept (default: $BLIP2RT_CACHE, or "
                           "~/.cache/blip2rt)")  # fmt: skip

@@ -51,7 +51,6 @@ def collect(plan: Plan) -> dict[str, Any]:
     _say("the stages")
     measured = worker.work("stages", asdict(plan.work))
     result["peak_rss_stages"] = measured["peak_rss"]
-    result["device_memory"] = None  # the backend computes on the CPU
     result["stages"] = measured["stages"]
     _add_limits(result["stages"], bundle, plan.work, measured["positions"], costs.Rates(**rates))
     result["rates"] = _rates(result["stages"], plan.work)

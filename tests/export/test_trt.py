@@ -334,6 +334,20 @@ def test_int4_of_rows_that_are_no_whole_blocks(tmp_path: Path) -> None:
             assert builder.build(trt, tmp_path / f"{name}.onnx", [sizes], builder.Settings(GPUS)).plan
 
 
+def test_a_table_of_odd_width_says_that_it_is_not_of_4_bits(tmp_path: Path) -> None:
+    """In a note, in the report's row and in the manifest's component."""
+    torch.manual_seed(SEED)
+    module, ids = _Table().eval(), torch.tensor([[3, 4]])
+    module.table = torch.nn.Embedding(50, 361)
+    part = trace.Part("embed", module, {"x": ids}, ["y"], {"x": {0: "B", 1: "S"}})
+    shop = Workshop(tmp_path, targets.TRT, Progress())
+    with shop.group("llm", "int4") as group:
+        shop.write("embed", shop.trace(part), group)
+    shop.judge("embed", {"x": ids.numpy()}, shop.reference(part, {"x": ids.numpy()}))
+    assert shop.notes == ["embed is fp32: it has nothing to be int4 in"]
+    assert shop.components["embed"].precision == "fp32" and [row.precision for row in shop.rows] == ["fp32"]
+
+
 def test_codes_of_a_channel_give_the_weights_back() -> None:
     rng = np.random.default_rng(SEED)
     weight = rng.normal(size=(33, 17)).astype(np.float32)

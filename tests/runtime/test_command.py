@@ -59,6 +59,7 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "blip2rt-train refit": None,
     "blip2rt-train average": None,
     "blip2rt_export.synthetic": ("--geometry", "huge"),
+    "python -m benchmarks.count_step": None,
     "python -m benchmarks.gallery": None,
     "python -m benchmarks.gpu_day": ("--skip", "nothing"),
     "python -m benchmarks.loader": None,

@@ -110,6 +110,15 @@ def test_a_jetson_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert found["TensorRT"].state == "missing" and "python3-libnvinfer" in found["TensorRT"].mend
 
 
+def test_onnxruntime_is_named_where_it_takes_tensorrts_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "find", lambda: ORIN)
+    monkeypatch.setattr(doctor, "_TENSORRT", ("no-such-package",))
+    monkeypatch.setattr(doctor, "_version", lambda package: "1.30" if package == "onnxruntime-gpu" else None)
+    found = lines(doctor.examine())
+    assert found["TensorRT"].state == "ok"
+    assert found["TensorRT"].text == "not installed; onnxruntime-gpu 1.30 runs the backend trt in its place"
+
+
 def test_two_onnx_runtimes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_version", lambda package: "1.0")
     text, code = doctor.report(doctor.examine())

@@ -22,6 +22,7 @@ pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings: the ext
 from benchmarks.gpu_day import day, installed, kernels, report, steps
 from benchmarks.gpu_day.__main__ import main
 from blip2rt.backends.trt import gpu
+from blip2rt.backends.trt.search import Kernels
 from blip2rt.errors import Blip2rtError
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +66,7 @@ def test_the_day_runs_whole_goes_on_and_survives_a_step(tmp_path: Path) -> None:
     found = {name: step["found"] for name, step in whole["steps"].items()}
     assert found["doctor"]["card"]["sm"] == "SM87" and "captions" in str(found["doctor"]["findings"])
     assert found["kernels"]["compiled"]["architecture"] == "sm_87" and not found["kernels"]["differ"]
+    assert set(Kernels.NAMES) <= {name.partition(",")[0] for name in found["kernels"]["microseconds"]}
     assert found["loop-by-onnxruntime"]["cases"] == 7 and found["loop-by-onnxruntime"]["ms a step"] > 0
     native = found["loop-by-onnxruntime"]["the graph that writes its cache"]
     assert native["cases"] == 7 and native["ms a step"] > 0
@@ -180,7 +182,6 @@ def test_a_kernel_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
     """The check itself, on the stand-in in this process: without one of the kernels it tells which."""
     from benchmarks.gpu_day import device
     from blip2rt.backends.trt.cuda import Cuda
-    from blip2rt.backends.trt.search import Kernels
     from tests.trt.gpu_stand_in import Driver, Nvrtc
 
     cuda = Cuda(Driver(), Nvrtc())

@@ -12,7 +12,7 @@ import pytest
 
 onnx = pytest.importorskip("onnx")
 
-from blip2rt import wire
+from blip2rt import cuda_libraries, wire
 from blip2rt.backends.trt import builder, by_onnxruntime, gpu, plans
 from blip2rt.bundle import read
 from blip2rt.errors import BackendError
@@ -76,7 +76,10 @@ def test_onnxruntime_is_taken_where_there_is_no_tensorrt(
         with pytest.raises(BackendError, match="or onnxruntime-gpu to do without"):
             builder.load_runner(None)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [by_onnxruntime.CUDA])
+    loaded: list[str] = []
+    monkeypatch.setattr(cuda_libraries, "preload", lambda: loaded.append("NVIDIA's"))  # which pip's wheel cannot find
     found = builder.load_runner(None)
+    assert loaded
     assert builder.identity(found) == f"onnxruntime {onnxruntime.__version__} with CUDAExecutionProvider"
     assert "in TensorRT's place: a_tensorrt" in caplog.text and not builder.builds_for_any(found)
     with pytest.raises(BackendError, match="is not installed"):
