@@ -310,6 +310,17 @@ def test_sizes_follow_the_bundle(tmp_path: Path) -> None:
         plans.resolve(tiny, plans.PlanSizes(capacity=65))
 
 
+def test_tensors_that_share_a_place_are_counted_each(tmp_path: Path) -> None:
+    """As zeros do, of every layer: a file holds them once, and whoever loads the graph holds them all."""
+    same = [numpy_helper.from_array(np.zeros(1000, np.float32), name) for name in ("a", "b")]
+    for tensor in same:
+        onnx.external_data_helper.set_external_data(tensor, "weights.data", 0, 4000)
+        tensor.ClearField("raw_data")
+    file = tmp_path / "llm.onnx"
+    file.write_bytes(helper.make_model(helper.make_graph([], "llm", [], [], same)).SerializeToString())
+    assert plans.graph_bytes(file) == 8000 + file.stat().st_size
+
+
 def test_an_unknown_target_is_named(tmp_path: Path) -> None:
     manifest = bundle(tmp_path / "b") / contract.MANIFEST
     manifest.write_text(manifest.read_text().replace('"target": "trt"', '"target": "abc"'))

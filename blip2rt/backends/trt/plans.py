@@ -190,9 +190,9 @@ def _scratch(bundle: Bundle, sizes: PlanSizes) -> int:
 
 
 def graph_bytes(graph: Path) -> int:
-    """Bytes of a graph's file and of its tensors in data files."""
+    """Bytes of a graph's file and of its tensors in data files. Tensors that share a place are loaded one by one."""
     text = graph.read_bytes()
-    return len(text) + sum(int(length) for _, length in set(_EXTERNAL.findall(text)))
+    return len(text) + sum(int(length) for _, length in _EXTERNAL.findall(text))
 
 
 def runner() -> Any:
