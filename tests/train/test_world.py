@@ -81,6 +81,8 @@ def test_tables_of_the_sets_hold_nothing_that_is_kept_back(tmp_path: Path) -> No
         tmp_path / "out" / "coco.tsv"
     ).read_text() == "image\tcaption\tprompt\na.webp\tdog\twhat is it?\nb.webp\tA dog\t\n"
     assert (tmp_path / "out" / "coco-told.tsv").read_text() == "image\tcaption\tprompt\nb.webp\tA dog\t\n"
+    untold = (tmp_path / "out" / "coco-untold.tsv").read_text()
+    assert untold == "image\tcaption\tprompt\na.webp\tdog\twhat is it?\n", "these wait for captions"
     assert (tmp_path / "out" / "daquar.tsv").read_text().splitlines()[1:] == ["r.webp\ttable lamp\twhat is here?"]
     dev = (tmp_path / "out" / "coco-dev-qa.tsv").read_text()
     assert dev == "image\tcaption\tprompt\nc.webp\tyes\tis it?\n", "as train.evaluate reads it"
