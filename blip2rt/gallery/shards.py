@@ -112,8 +112,14 @@ class Shard:
 
 def copies(sources: Sources, out: str) -> list[tuple[str, Path]]:
     """Each shard, and where in the folder `out` its copy goes. Raises OptionError."""
-    paths = list(expanded(sources.paths))
+    paths: list[str] = []
+    for each in dict.fromkeys(each for path in sources.paths for each in expanded(path)):
+        if isinstance(each, Fault):
+            raise OptionError(each.why)
+        paths.append(each)
     wrong = [path for path in paths if not is_shard(path)]
+    if wrong and not os.path.lexists(wrong[0]):
+        raise OptionError(f"no such file: {wrong[0]!r}")
     if wrong or sources.lists:
         name = wrong[0] if wrong else sources.lists[0]
         raise OptionError(f"{name!r} is no shard, and --out names a folder: give .tar files alone, or a file for --out")

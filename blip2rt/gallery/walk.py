@@ -2,13 +2,15 @@
 
 A folder's pictures are told by their content: a file whose first bytes are no image's is passed over, unless its name
 promises one. Names that begin with a dot are passed over too. Names come in order, a folder's files before its
-folders; each folder is entered once, by whatever links it is reached. What cannot be read is a Fault in its place.
+folders; each folder is entered once, by whatever links it is reached, and so is each that `**` of a pattern stands for.
+What cannot be read is a Fault in its place.
 """
 
 from __future__ import annotations
 
 import glob
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterable, Iterator
@@ -17,6 +19,9 @@ from typing import IO
 from ..image_kinds import HEAD, head_of, kind_of, looks_named
 from .members import pictures_of
 from .pictures import Fault, Picture, Sources, is_glob, is_shard
+
+_SEPARATOR = f"[{re.escape(os.sep + (os.altsep or ''))}]"
+_ANY_FOLDERS = re.compile(rf"(?:^|(?<={_SEPARATOR}))\*\*(?:{_SEPARATOR}+|$)")  # ** as a part of a path by itself
 
 
 def walk(sources: Sources) -> Iterator[Picture | Fault]:
@@ -33,11 +38,52 @@ def walk(sources: Sources) -> Iterator[Picture | Fault]:
             yield Fault(name, f"cannot read the list {name!r}: {error.strerror}")
 
 
-def expanded(paths: Iterable[str]) -> Iterator[str]:
-    """Paths with their globs written out, for what takes no folders."""
-    for path in paths:
-        found = sorted(glob.iglob(path, recursive=True)) if is_glob(path) else []
-        yield from found or [path]
+def expanded(path: str) -> Iterator[str | Fault]:
+    """A path itself; of a pattern what fits it, or a fault where nothing does. Two `**` may fit a file twice."""
+    found = None
+    for found in _fitting(path) if is_glob(path) else [path]:
+        yield found
+    if found is None:
+        yield Fault(path, f"no file fits {path!r}: quote the pattern, and look at its folder")
+
+
+def _fitting(pattern: str) -> Iterator[str | Fault]:
+    """What fits a pattern. glob.glob does so, too, but its `**` follows links in a circle."""
+    head, *rest = _ANY_FOLDERS.split(pattern, maxsplit=1)
+    if not rest:
+        yield from sorted(glob.iglob(pattern), key=os.fsencode)
+        return
+    entered: set[tuple[int, int]] = set()
+    bases = sorted(filter(os.path.isdir, glob.iglob(os.path.dirname(head))), key=os.fsencode) if head else [""]
+    for base in bases:
+        for each in _folders(base, True, entered):
+            if isinstance(each, Fault):
+                yield each
+            else:
+                yield from _fitting(os.path.join(glob.escape(each[0]), rest[0] or "*"))
+
+
+def _folders(path: str, recursive: bool, entered: set[tuple[int, int]]) -> Iterator[tuple[str, list[str]] | Fault]:
+    """A folder and the names of its files, then those of its folders. entered: folders that are left out; it grows."""
+    stack = [path]  # of names, so that no depth is too deep
+    while stack:
+        folder = stack.pop()
+        try:
+            status = os.stat(folder or os.curdir)
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            names = sorted(os.listdir(folder or os.curdir), key=os.fsencode)
+        except OSError as error:
+            yield Fault(folder, f"cannot read the folder {folder!r}: {error.strerror}")
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        files, within = [], []
+        for name in names:
+            if not name.startswith("."):
+                (within if os.path.isdir(os.path.join(folder, name)) else files).append(name)
+        yield folder, files
+        if recursive:
+            stack += [os.path.join(folder, name) for name in reversed(within)]
 
 
 class _Walker:
@@ -54,11 +100,11 @@ class _Walker:
         elif is_shard(path):
             yield from pictures_of(path)
         elif is_glob(path):
-            found = sorted(glob.iglob(path, recursive=True))
-            for each in found:
-                yield from self._folder(each) if os.path.isdir(each) else self._file(each, True)
-            if not found:
-                yield Fault(path, f"no file fits {path!r}: quote the pattern, and look at its folder")
+            for each in expanded(path):
+                if isinstance(each, Fault):
+                    yield each
+                else:
+                    yield from self._folder(each) if os.path.isdir(each) else self._file(each, True)
         else:
             self._is_new(path)
             yield Picture(path, path)
@@ -76,30 +122,13 @@ class _Walker:
             yield from self.path(path)
 
     def _folder(self, path: str) -> Iterator[Picture | Fault]:
-        """A folder's pictures, then those of its folders. The stack holds names, so that no depth is too deep."""
-        stack = [path]
-        while stack:
-            folder = stack.pop()
-            try:
-                status = os.stat(folder)
-                if (status.st_dev, status.st_ino) in self._folders:
-                    continue
-                names = sorted(os.listdir(folder), key=os.fsencode)
-            except OSError as error:
-                yield Fault(folder, f"cannot read the folder {folder!r}: {error.strerror}")
-                continue
-            self._folders.add((status.st_dev, status.st_ino))
-            within = []
-            for name in names:
-                if name.startswith("."):
-                    continue
-                each = os.path.join(folder, name)
-                if os.path.isdir(each):
-                    within.append(each)
-                else:
-                    yield from self._file(each, False)
-            if self._recursive:
-                stack += reversed(within)
+        for each in _folders(path, self._recursive, self._folders):
+            if isinstance(each, Fault):
+                yield each
+            else:
+                folder, names = each
+                for name in names:
+                    yield from self._file(os.path.join(folder, name), False)
 
     def _file(self, path: str, named: bool) -> Iterator[Picture | Fault]:
         """A file that was found: a picture, a fault, or nothing. named: a pattern of the user's fits it."""

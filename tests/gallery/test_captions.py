@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import io
 import json
 import os
@@ -27,7 +28,7 @@ from blip2rt.gallery.walk import walk
 from blip2rt.image import load_rgb
 from blip2rt.text import tidy
 from tests.seeds import new_seed
-from tests.tiny.pictures import GOOD, ROOT, fill, shard, start, tree
+from tests.tiny.pictures import GOOD, ROOT, fill, picture, shard, start, tree
 
 pytest.importorskip("blip2rt._native")
 pytestmark = pytest.mark.long(14)
@@ -201,6 +202,29 @@ def test_links_and_names_of_one_file(tiny, album, run):
     names = [line.split("\t")[0] for line in out.splitlines()]
     assert code == 1 and len(names) == len(set(names)) == len(GOOD) + 2
     assert "album/sub/hard.png" in names and "gone.png' is a link that leads nowhere" in err and "pipe" not in err
+
+
+@POSIX
+def test_a_pattern_enters_each_folder_once(tmp_path, monkeypatch):
+    """What glob.glob gives without links, and an end with them."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("g/a.png", "g/a/b/c.png", "g/a/b[1]/c.png", "g/.hidden/c.png", "g/z/b/d.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        picture(np.random.default_rng(new_seed())).save(name)
+    for pattern in (
+        "**/*.png", "g/**/*.png", "g/**", "./g//**/b/*.png", "g/**/b/**/*.png", "**/b*/**", "*/**/[cd].png", "g/*/*/*",
+    ):  # fmt: skip
+        assert found(pattern) == sorted(filter(os.path.isfile, set(glob.glob(pattern, recursive=True)))), pattern
+    for name, target in (("a/loop", ".."), ("l1", "."), ("l2", ".")):
+        Path("g", name).symlink_to(target)
+    assert found("g/**/*.png") == ["g/a.png", "g/a/b/c.png", "g/a/b[1]/c.png", "g/z/b/d.png"]
+    assert found("g/**/b/**/*.png")[-1] == "g/z/b/d.png"
+
+
+def found(*paths: str) -> list[str]:
+    walked = [each.path for each in walk(Sources(paths))]
+    assert len(set(walked)) == len(walked)
+    return sorted(walked)
 
 
 def test_a_picture_is_never_written_over(tiny, album, run):
