@@ -12,6 +12,7 @@ from ..command import complain
 from ..errors import OptionError, one_line
 from . import flags
 from .indexing import BATCH, update
+from .outputs import check_empty
 from .progress import say, summary
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ def index(args: argparse.Namespace, load: Callable[[], Model]) -> int:
     clip = args.format == "clip-retrieval"
     if clip:
         from . import clip_retrieval
+
+        if not (args.out / "blip2rt" / "index.json").exists():
+            check_empty(args.out, "no index, and not empty: give another --out")
     folder = args.out / "blip2rt" if clip else args.out
     with Index.create(folder, args.folder, load()) as opened:
         try:
@@ -61,6 +65,7 @@ def search(args: argparse.Namespace, load: Callable[[], Model]) -> int:
     if (args.text is None) == (args.image is None):
         raise OptionError("search takes one thing: give TEXT, or --image FILE")
     query = args.text if args.image is None else args.image
+    results.check(args.html, args.copy_to)
     with Index.open(args.index, load()) as opened:
         hits = opened.search(query, args.count, image=args.image is not None, rerank=args.rerank, exact=args.exact)
     print(results.lines(hits, args.json), end="")

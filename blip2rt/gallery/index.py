@@ -25,6 +25,7 @@ from .. import bundle as contract
 from ..bundle.whole import write_file
 from ..errors import CapabilityError, GalleryError, ImageError, OptionError
 from .catalog import Catalog, File
+from .outputs import check_empty
 from .vectors import Shortlist, Vectors, one_vector
 
 if TYPE_CHECKING:
@@ -108,8 +109,7 @@ class Index:
                 index.close()
                 raise OptionError(f"{folder} is an index of {index.root}, not of {place}: give another --out")
             return index
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise OptionError(f"{folder} is no index, and not empty: give another --out")
+        check_empty(folder, "no index, and not empty: give another --out")
         model = _loaded(model)
         if not model.bundle.has(contract.IMAGE_EMBED, contract.TEXT_EMBED):
             raise CapabilityError(

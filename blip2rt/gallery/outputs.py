@@ -70,11 +70,9 @@ class Beside:
         if key in self._claimed:
             return Fault(picture.name, f"{target!r} is another picture's already, not {picture.name!r}'s: {fix}")
         self._claimed.add(key)
-        try:
-            if os.path.lexists(target) and os.path.isfile(target) and kind_of(head_of(target)):
-                return Fault(picture.name, f"{target!r} is a picture and is not written over: {fix}")
-        except OSError as error:
-            return Fault(picture.name, f"cannot read {target!r}: {error.strerror}")
+        wrong = why_not(target)
+        if wrong:
+            return Fault(picture.name, f"{wrong}: {fix}")
         if not self._overwrite and self._is_done(target):
             return False
         if not os.access(os.path.dirname(target) or ".", os.W_OK):
@@ -110,6 +108,35 @@ class Text(Beside):
 
     def _content(self, target: str, described: Described) -> str:
         return "".join(f"{caption}\n" for caption in described.captions)
+
+
+def why_not(target: str) -> str:
+    """Why a file is not written, or "": a picture is never written over, whatever its name."""
+    if os.path.isdir(target):
+        return f"{target!r} is a folder"
+    folder = os.path.dirname(target)
+    if folder and not os.path.isdir(folder):
+        return f"{target!r} cannot be written, for there is no folder {folder!r}"
+    try:
+        picture = os.path.isfile(target) and kind_of(head_of(target))
+    except OSError as error:
+        return f"cannot read {target!r}: {error.strerror}"
+    return f"{target!r} is a picture and is not written over" if picture else ""
+
+
+def check_target(target: str) -> None:
+    """Raise OptionError for a file that is not written."""
+    wrong = why_not(target)
+    if wrong:
+        raise OptionError(f"{wrong}: give another file")
+
+
+def check_empty(folder: Path, what: str) -> None:
+    """Raise OptionError for a folder that holds something already. what: what it is then, and the fix."""
+    if folder.exists() and not folder.is_dir():
+        raise OptionError(f"{folder} is no folder: give another one")
+    if folder.exists() and any(folder.iterdir()):
+        raise OptionError(f"{folder} is {what}")
 
 
 def checked_extension(extension: str) -> str:

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from ..bundle.whole import write_file
 from ..errors import ImageError
 from ..image import load_rgb
+from .outputs import check_empty, check_target
 from .progress import one_line
 from .tables import json_line
 
@@ -48,6 +49,14 @@ def lines(hits: Sequence[Hit], as_json: bool) -> str:
             row["probability"] = round(hit.probability, 6)
         found.append(json_line(row).decode())
     return "".join(found)
+
+
+def check(page: Path | None, folder: Path | None) -> None:
+    """Raise OptionError for a page that is not written, and for a folder that holds something already."""
+    if page is not None:
+        check_target(str(page))
+    if folder is not None:
+        check_empty(folder, "not empty: give another --copy-to")
 
 
 def copy(hits: Sequence[Hit], folder: Path) -> list[str]:

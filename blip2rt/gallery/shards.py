@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import OptionError
 from .members import BLOCK, Member, image_of, members, samples
-from .outputs import Described, checked_extension
+from .outputs import Described, check_target, checked_extension
 from .pictures import Fault, Picture, Sources, is_shard
 from .tables import Lines
 from .walk import expanded
@@ -130,4 +130,6 @@ def copies(sources: Sources, out: str) -> list[tuple[str, Path]]:
         if os.path.realpath(path) == os.path.realpath(target):
             raise OptionError(f"{path} would be written over itself: give another folder for --out")
     Path(out).mkdir(parents=True, exist_ok=True)
+    for target in targets:
+        check_target(str(target))
     return list(zip(paths, targets, strict=True))

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from ..errors import OptionError
 from ..installing import pip_install
-from .outputs import Described
+from .outputs import Described, check_target
 from .pictures import Fault, Picture
 
 COLUMNS = ("image", "captions", "score", "model")
@@ -28,6 +28,7 @@ class Lines:
     """A file that grows by whole lines, held by one process. Raises OSError, and OptionError where another holds it."""
 
     def __init__(self, path: str, fresh: bool = False) -> None:
+        check_target(path)
         self.path = path
         self._file: IO[bytes] = open(path, "ab", buffering=0)  # noqa: SIM115  # held for the run
         try:
@@ -202,6 +203,7 @@ class ParquetTable(JsonTable):
     def __init__(self, path: str, overwrite: bool, model: str) -> None:
         self._arrow, self._parquet = _arrow()
         self._final = path
+        check_target(path)
         if overwrite:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)

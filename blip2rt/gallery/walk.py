@@ -77,7 +77,8 @@ def _folders(path: str, recursive: bool, entered: set[tuple[int, int]]) -> Itera
             yield Fault(folder, f"cannot read the folder {folder!r}: {error.strerror}")
             continue
         entered.add((status.st_dev, status.st_ino))
-        files, within = [], []
+        files: list[str] = []
+        within: list[str] = []
         for name in names:
             if not name.startswith("."):
                 (within if os.path.isdir(os.path.join(folder, name)) else files).append(name)

@@ -239,6 +239,15 @@ def test_a_picture_is_never_written_over(tiny, album, run):
     refused(
         run("caption", "album", "--caption-extension", ".PNG", "--model", tiny.path), "--caption-extension is '.PNG'"
     )
+    (album / "a.jpeg").rename("picture.jsonl")
+    shutil.copy("picture.jsonl", "picture.parquet"), Path("c").mkdir(), shutil.copy("picture.jsonl", "c/s.tar")
+    shard(Path("s.tar"), new_seed(), 1)
+    before, command = tree(Path()), ["caption", "album", "--overwrite", "--model", tiny.path]
+    named = ["--out", "picture.jsonl"], ["--out", "picture.parquet"], ["--errors", "album/a.png", "--out", "o.csv"]
+    for flags in named:
+        refused(run(*command, *flags), "is a picture and is not written over")
+    refused(run("caption", "s.tar", "--out", "c", "--overwrite", "--model", tiny.path), "'c/s.tar' is a picture")
+    assert tree(Path()) == before
 
 
 @pytest.mark.parametrize(
@@ -248,7 +257,7 @@ def test_a_picture_is_never_written_over(tiny, album, run):
         (["--overwrite"], ["--write, --xmp or --out"]), (["--caption-extension", "a/b"], ["'a/b'", ".txt or .caption"]),
         (["--write", "xml"], ["choose from txt"]), (["--batch-size", "0"], ["from 1 to 1024"]),
         (["--json", "--write", "txt"], ["--json"]), (["--ask", "who?", "--prompt", "a"], ["prompt and question"]),
-        (["--stream"], ["one image"]), (["--out", "none/a.jsonl"], ["none/a.jsonl: No such file"]),
+        (["--stream"], ["one image"]), (["--out", "none/a.jsonl"], ["no folder 'none'"]),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(tiny, album, run, flags, words):

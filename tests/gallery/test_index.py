@@ -21,7 +21,7 @@ from blip2rt.gallery.catalog import Catalog, File
 from blip2rt.gallery.copies import near_copies
 from blip2rt.gallery.vectors import Shortlist, Vectors
 from tests.seeds import new_seed
-from tests.tiny.pictures import GOOD, fill, picture, start
+from tests.tiny.pictures import GOOD, fill, picture, start, tree
 
 pytest.importorskip("blip2rt._native")
 TIMEOUT = 900
@@ -226,6 +226,23 @@ def test_mistakes_are_one_line(tiny, album, run):
     for damage in ("{}", "no JSON", "[]"):
         Path("x/index.json").write_text(damage)
         assert "is damaged" in run("search", "x", "a", *flags)[2]
+
+
+def test_what_is_there_is_not_written_over(tiny, album, run):
+    run("index", "album", "--out", "x", "--model", tiny.path)
+    Path("full").mkdir()
+    shutil.copy("album/a.png", "full/a.png")
+    for command, words in (
+        (["search", "x", "a dog", "--html", "full/a.png"], "'full/a.png' is a picture"),
+        (["search", "x", "a dog", "--html", "none/p.html"], "there is no folder 'none'"),
+        (["search", "x", "a dog", "--copy-to", "full"], "full is not empty: give another --copy-to"),
+        (["index", "album", "--out", "x", "--errors", "full/a.png"], "'full/a.png' is a picture"),
+        (["index", "album", "--out", "full", "--format", "clip-retrieval"], "full is no index, and not empty"),
+    ):
+        before = tree(Path())
+        code, out, err = run(*command, "--model", tiny.path)
+        assert code == 2 and out == "" and err.count("\n") == 1 and words in err, (command, err)
+        assert tree(Path()) == before
 
 
 def test_another_models_index_is_refused(model, tiny, album, tmp_path):
