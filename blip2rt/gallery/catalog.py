@@ -10,7 +10,9 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from ..errors import GalleryError
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (row INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, size INTEGER NOT NULL,
@@ -19,6 +21,8 @@ CREATE INDEX IF NOT EXISTS by_hash ON files (hash);
 CREATE INDEX IF NOT EXISTS by_listed ON files (listed) WHERE listed = 0;
 CREATE TABLE IF NOT EXISTS free (row INTEGER PRIMARY KEY);
 """
+_FIXES = {"locked": "wait for the other run", "full": "free some space and run again",
+          "readonly": "let yourself write there", "unable to open": "let yourself read and write there"}  # fmt: skip
 
 
 class File(NamedTuple):
@@ -31,27 +35,35 @@ class File(NamedTuple):
     hash: bytes  # sha256 of its bytes
 
 
+def damaged(path: Path, why: str) -> GalleryError:
+    """The error of an index that cannot be read. path: of its file."""
+    return GalleryError(f"{path} is damaged ({why}): remove {path.parent}, and make it again by `blip2rt index`")
+
+
 class Catalog:
-    """The table of an index's pictures. One process writes, any number reads. Raises sqlite3.Error."""
+    """The table of an index's pictures. One process writes, any number reads. Raises GalleryError."""
 
     def __init__(self, path: Path, write: bool) -> None:
+        self._path = path
+        if not write and not path.exists():
+            raise damaged(path, "it is missing")
         address = f"{path.resolve().as_uri()}?mode={'rwc' if write else 'ro'}"
-        self._db = sqlite3.connect(address, uri=True, timeout=60, isolation_level=None)
-        if write:
-            self._db.executescript(_SCHEMA)
+        with self._told():
+            self._db = sqlite3.connect(address, uri=True, timeout=60, isolation_level=None)
+            if write:
+                self._db.executescript(_SCHEMA)
 
     def close(self) -> None:
         self._db.close()
 
     def __len__(self) -> int:
-        return int(self._db.execute("SELECT count(*) FROM files").fetchone()[0])
+        return int(self._one("SELECT count(*) FROM files"))
 
     @property
     def rows(self) -> int:
         """Places that are or were taken."""
-        taken = self._db.execute("SELECT max(max(ifnull((SELECT max(row) FROM files), -1), "
-                                 "ifnull((SELECT max(row) FROM free), -1)) + 1)").fetchone()  # fmt: skip
-        return int(taken[0])
+        return 1 + int(self._one("SELECT max(ifnull((SELECT max(row) FROM files), -1), "
+                                 "ifnull((SELECT max(row) FROM free), -1))"))  # fmt: skip
 
     def at(self, rows: Sequence[int]) -> dict[int, File]:
         """The pictures in these places; a place may be empty."""
@@ -74,14 +86,14 @@ class Catalog:
 
     def unlisted(self) -> list[int]:
         """Places that the shortlist does not know yet."""
-        return [row for (row,) in self._db.execute("SELECT row FROM files WHERE listed = 0 ORDER BY row")]
+        return [row for (row,) in self._read("SELECT row FROM files WHERE listed = 0 ORDER BY row")]
 
     def empty(self) -> list[int]:
-        return [row for (row,) in self._db.execute("SELECT row FROM free ORDER BY row")]
+        return [row for (row,) in self._read("SELECT row FROM free ORDER BY row")]
 
     def places(self, count: int) -> list[int]:
         """Where the next pictures go: empty places first."""
-        free = [row for (row,) in self._db.execute("SELECT row FROM free ORDER BY row LIMIT ?", [count])]
+        free = [row for (row,) in self._read("SELECT row FROM free ORDER BY row LIMIT ?", [count])]
         end = self.rows
         return free + list(range(end, end + count - len(free)))
 
@@ -117,17 +129,35 @@ class Catalog:
             self._db.execute("INSERT INTO free VALUES (?)", [file.row])
 
     def _select(self, where: str, values: Sequence[object]) -> Iterator[File]:
-        for row, path, *rest in self._db.execute(
-            f"SELECT row, path, size, time, hash FROM files WHERE {where}", values
-        ):
+        for row, path, *rest in self._read(f"SELECT row, path, size, time, hash FROM files WHERE {where}", values):
             yield File(row, os.fsdecode(path), *rest)
+
+    def _one(self, query: str) -> Any:
+        return next(self._read(query))[0]
+
+    def _read(self, query: str, values: Sequence[object] = ()) -> Iterator[tuple[Any, ...]]:
+        with self._told():
+            yield from self._db.execute(query, values)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
+        with self._told():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):  # SQLite has done so itself where its disk is full
+                    self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Say in a line what SQLite cannot do."""
         try:
             yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            for word, fix in _FIXES.items():
+                if word in str(error):
+                    raise GalleryError(f"{self._path}: {error}: {fix}") from None
+            raise damaged(self._path, str(error)) from None

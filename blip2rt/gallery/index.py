@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +23,7 @@ import numpy as np
 from .. import bundle as contract
 from ..bundle.whole import write_file
 from ..errors import CapabilityError, GalleryError, ImageError, OptionError
-from .catalog import Catalog, File
+from .catalog import Catalog, File, damaged
 from .outputs import check_empty
 from .vectors import Shortlist, Vectors, one_vector
 
@@ -69,10 +68,13 @@ class Index:
         self.path, self.root, self.model = path, root, model
         self._shape, self.writable = shape, write
         self.vectors = Vectors(path / "vectors.i8", *shape)
+        self.catalog = Catalog(path / "files.db", write)
         try:
-            self.catalog = Catalog(path / "files.db", write)
-        except sqlite3.Error as error:
-            raise GalleryError(f"{path / 'files.db'} cannot be read: {error}; build the index again") from None
+            if self.catalog.rows > len(self.vectors):
+                raise damaged(path / "vectors.i8", f"it holds {len(self.vectors):,} of {self.catalog.rows:,} pictures")
+        except BaseException:
+            self.catalog.close()
+            raise
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], model: Model | None = None, *, write: bool = False) -> Index:
@@ -208,7 +210,9 @@ class Index:
         path = self.path / "shortlist.usearch"
         if not path.exists() or self.catalog.rows <= EXACT:
             return None
-        return Shortlist(path, self._shape[1], view=True)
+        with contextlib.suppress(RuntimeError):  # it is damaged: every picture is scored, until `add` makes it anew
+            return Shortlist(path, self._shape[1], view=True)
+        return None
 
     def refresh(self) -> None:
         """Bring the shortlist up to date with the catalog; forget what was cached."""
@@ -220,7 +224,12 @@ class Index:
         if not path.exists() or 5 * len(empty) > self.catalog.rows:  # holes make a graph slow
             path.unlink(missing_ok=True)
             new = [file.row for file in self.catalog.all()]
-        graph = Shortlist(path, self._shape[1], view=False)
+        try:
+            graph = Shortlist(path, self._shape[1], view=False)
+        except RuntimeError:  # it is damaged
+            path.unlink()
+            self.refresh()
+            return
         graph.drop(empty)
         for places, embeds in self.vectors.blocks(np.array(new, np.int64)):
             graph.add(places.tolist(), one_vector(embeds))
@@ -288,12 +297,12 @@ def _about(folder: Path) -> dict[str, Any]:
         about = json.loads((folder / "index.json").read_bytes())
         fits = about["format"] == FORMAT and all(isinstance(about[n], str) for n in ("root", "name", "model"))
         fits = fits and all(isinstance(about[n], int) and 0 < about[n] < 1 << 16 for n in ("queries", "size"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise GalleryError(f"{folder} is no index: make one by `blip2rt index DIR --out {folder}`") from None
     except (ValueError, KeyError, TypeError, OSError, RecursionError):
         fits = False
     if not fits:
-        raise GalleryError(f"{folder / 'index.json'} is damaged: build the index again")
+        raise damaged(folder / "index.json", "it is not as it was written")
     if about.get("version") != VERSION:
         raise GalleryError(
             f"{folder} has version {about.get('version')!r}, and this blip2rt reads {VERSION}: upgrade it"

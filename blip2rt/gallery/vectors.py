@@ -33,14 +33,14 @@ def one_vector(image_embeds: Floats) -> Floats:
 
 
 class Vectors:
-    """image_embeds (Q, E) of each place, in one file. Raises OSError."""
+    """image_embeds (Q, E) of each place, in one file. len(): places that it has room for. Raises OSError."""
 
     def __init__(self, path: Path, queries: int, size: int) -> None:
         self._path = path
         self._type = np.dtype([("scales", "<f4", (queries,)), ("codes", "i1", (queries, size))])
 
     def write(self, places: Sequence[int], image_embeds: Floats) -> None:
-        """image_embeds (B, Q, E), rows of unit length -> their places. They are there when this returns."""
+        """image_embeds (B, Q, E), rows of unit length -> their places. They are on the disk when this returns."""
         records = np.zeros(len(places), self._type)
         scales = np.abs(image_embeds).max(axis=-1) / 127  # (B, Q)
         records["codes"] = codes = np.rint(image_embeds / scales[..., None])
@@ -52,6 +52,7 @@ class Vectors:
                 data = record.tobytes()
                 while data:
                     data = data[os.write(descriptor, data) :]
+            os.fsync(descriptor)  # before the catalog says that they are there
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._path)) from None
         finally:
@@ -69,9 +70,11 @@ class Vectors:
             part = places[start : start + BLOCK]
             yield part, self.read(part)
 
+    def __len__(self) -> int:
+        return os.stat(self._path).st_size // self._type.itemsize if self._path.exists() else 0
+
     def _file(self) -> NDArray[Any]:
-        whole = os.stat(self._path).st_size // self._type.itemsize
-        return np.memmap(self._path, self._type, "r", shape=(whole,))
+        return np.memmap(self._path, self._type, "r", shape=(len(self),))
 
     @staticmethod
     def _floats(records: NDArray[Any]) -> Floats:

@@ -228,6 +228,40 @@ def test_mistakes_are_one_line(tiny, album, run):
         assert "is damaged" in run("search", "x", "a", *flags)[2]
 
 
+def test_a_damaged_index_is_one_line_or_mended(tiny, album, run, monkeypatch):
+    monkeypatch.setattr(index, "EXACT", 4)  # so that there is a shortlist
+    run("index", "album", "--out", "good", "--model", tiny.path)
+    found = run("search", "good", "a dog", "-n", 10, "--model", tiny.path)[1]
+    rng = random.Random(new_seed())
+    for name in ("files.db", "vectors.i8", "shortlist.usearch"):
+        data = Path("good", name).read_bytes()
+        others = [] if name == "vectors.i8" else [rng.randbytes(len(data))]  # its numbers are not guarded
+        for damage in (b"", data[: len(data) // 2], None, *others):
+            shutil.rmtree("x", ignore_errors=True)
+            shutil.copytree("good", "x")
+            Path("x", name).unlink() if damage is None else Path("x", name).write_bytes(damage)
+            for command in (["search", "x", "a dog", "-n", 10], ["duplicates", "x"], ["index", "album", "--out", "x"]):
+                code, out, err = run(*command, "--model", tiny.path)
+                if code == 2:
+                    assert out == "" and err.count("\n") == 1 and f"x/{name} is damaged" in err, (name, command, err)
+                    assert "remove x, and make it again by `blip2rt index`" in err
+                else:
+                    assert name == "shortlist.usearch" or (name == "files.db" and command[0] == "index"), command
+            if code == 1:  # `index` has mended it
+                assert run("search", "x", "a dog", "-n", 10, "--model", tiny.path)[1] == found, (name, err)
+
+
+def test_vectors_are_on_the_disk_before_the_catalog_says_so(model, album, monkeypatch):
+    order = []
+    sync, put = os.fsync, Catalog.put
+    monkeypatch.setattr(os, "fsync", lambda file: (order.append(os.fstat(file).st_ino), sync(file)))
+    monkeypatch.setattr(Catalog, "put", lambda self, files: (order.append("catalog"), put(self, files)))
+    with Index.create("x", album, model) as made:
+        order.clear()
+        made.add()
+    assert order == [os.stat("x/vectors.i8").st_ino, "catalog"] * 2
+
+
 def test_what_is_there_is_not_written_over(tiny, album, run):
     run("index", "album", "--out", "x", "--model", tiny.path)
     Path("full").mkdir()
