@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextvars import ContextVar
 from pathlib import Path
@@ -37,8 +38,9 @@ class Parser(argparse.ArgumentParser):
     """argparse with one way to spell an option, one way to show a default, and one line for a mistake.
 
     prog: by default the program that `run` was told. renamed: hidden old name -> today's, or "" where the value became
-    a positional argument. Underscores in an option's name count as hyphens. A mistake raises UsageError, which points
-    to this parser's own help. A parser of subcommands that gets nothing prints its help.
+    a positional argument. Underscores in an option's name count as hyphens. Options may stand before, between and
+    behind the positional arguments. A mistake raises UsageError, which points to this parser's own help. A parser of
+    subcommands that gets nothing prints its help.
     """
 
     def __init__(self, prog: str | None = None, *, renamed: dict[str, str] | None = None, **more: Any) -> None:
@@ -59,7 +61,8 @@ class Parser(argparse.ArgumentParser):
         unknown = self._unknown(words)
         if unknown:
             self.error(self._unknown_fault(unknown))
-        found, left = super().parse_known_args(words, namespace)
+        found, left = super().parse_known_args(self._sorted(words), namespace)
+        left = [word for word in left if word != "--"]
         if left:
             self.error(self._unknown_fault(left[0]))
         return found, left
@@ -99,6 +102,33 @@ class Parser(argparse.ArgumentParser):
             name = self.renamed.get(hyphened, hyphened if hyphened in self._option_string_actions else name)
             spelled += [name + equals + value] if name else [value] * bool(equals)
         return spelled
+
+    def _sorted(self, words: list[str]) -> list[str]:
+        """The options with their values, `--`, then all other words: argparse takes those in one piece alone."""
+        if self._subparsers is not None:
+            return words
+        options: list[str] = []
+        others: list[str] = []
+        left = deque(words)
+        while left and (word := left.popleft()) != "--":
+            most = self._values(word)
+            (others if most is None else options).append(word)
+            while most and left and left[0] != "--" and self._values(left[0]) is None:
+                options.append(left.popleft())
+                most -= 1
+        return [*options, "--", *others, *left]
+
+    def _values(self, word: str) -> int | None:
+        """How many words an option takes behind it, at most; None of a word that is no option."""
+        found: Any = self._parse_optional(word)
+        if found is None:
+            return None
+        action, *_, value = found[0] if isinstance(found, list) else found  # newer releases of Python give several
+        if action is None or value is not None:  # it is unknown, or holds its value
+            return 0
+        if action.nargs is None or action.nargs == argparse.OPTIONAL:
+            return 1
+        return action.nargs if isinstance(action.nargs, int) else sys.maxsize
 
     def _unknown(self, words: Iterable[str]) -> str:
         """The first option that this parser does not have, or "". It is told before what is missing."""

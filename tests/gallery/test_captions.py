@@ -384,3 +384,11 @@ def test_memory_does_not_grow_with_the_names(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert count == 20_000 + len(GOOD) + 2 and peak < 8 << 20
+
+
+def test_options_may_stand_between_the_words(tiny, album, run):
+    run("caption", "album/a.png", "--write", "txt", "album/b.jpg", "--model", tiny.path)
+    run("index", "--out", "x", "album", "--model", tiny.path)
+    assert (album / "a.txt").exists() and (album / "b.txt").exists()
+    assert run("search", "x", "--rerank", 2, "a dog", "--model", tiny.path)[0] == 0
+    assert "unknown option --rerang: did you mean --rerank?" in run("search", "x", "--rerang", 2, "a dog")[2]

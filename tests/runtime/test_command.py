@@ -294,6 +294,32 @@ def test_spellings_of_one_option() -> None:
     )
 
 
+def test_options_stand_before_between_and_behind_the_words() -> None:
+    made = Parser("tool")
+    made.add_argument("first")
+    made.add_argument("others", nargs="*")
+    made.add_argument("-n", "--count", type=int)
+    made.add_argument("-r", action="store_true")
+    made.add_argument("--some", nargs="*", default=[])
+    made.add_argument("--size", nargs=2, type=float)
+    made.add_argument("--bare", nargs="?", const=1, type=int)
+    for words, first, others, options in (
+        ("a -n 3 b -r c", "a", ["b", "c"], {"count": 3, "r": True}), ("-n3 a -r b --bare", "a", ["b"], {"bare": 1}),
+        ("a --coun=3 b", "a", ["b"], {"count": 3}), ("a --size -1 2 b c", "a", ["b", "c"], {"size": [-1, 2]}),
+        ("a b --some c d", "a", ["b"], {"some": ["c", "d"]}), ("--some c -- a -n", "a", ["-n"], {"some": ["c"]}),
+        ("a --count -5 -- -r --x", "a", ["-r", "--x"], {"count": -5}), ("a --some c -r b", "a", ["b"], {"some": ["c"]}),
+    ):  # fmt: skip
+        found = vars(made.parse_args(words.split()))
+        assert (found["first"], found["others"]) == (first, others), words
+        assert found == found | options, words
+    for words, message in (("a -n", "-n/--count: expected one argument"), ("a -z", "unknown option -z"),
+                           ("-r", "missing: first")):  # fmt: skip
+        with pytest.raises(UsageError, match=re.escape(message)):
+            made.parse_args(words.split())
+    with pytest.raises(UsageError, match="unexpected 'a'"):
+        Parser("tool").parse_args(["a"])
+
+
 def test_defaults_are_shown_once() -> None:
     page = " ".join(parser().format_help().split())
     assert "beam width (default: 3)" in page and "longest text (default: 0)" in page
