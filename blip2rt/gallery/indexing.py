@@ -107,14 +107,15 @@ class _Changes:
         try:
             status = os.stat(picture.path)
             known = catalog.named(path)
-            if known is not None:
+            if known is not None and (known.size, known.time) == (status.st_size, status.st_mtime_ns):
                 self.note([known])
-                if (known.size, known.time) == (status.st_size, status.st_mtime_ns):
-                    return None
+                return None
             digest = _hash(picture.path)
         except OSError as error:
+            self.note([known] if known is not None else [])  # what it holds now is not known
             return Fault(picture.name, f"cannot read {picture.name!r}: {error.strerror}")
         if known is not None and known.hash == digest:
+            self.note([known])
             catalog.move(known, path, status.st_mtime_ns)
             return None
         return self._same_bytes(File(-1, path, status.st_size, status.st_mtime_ns, digest))
@@ -136,7 +137,7 @@ class _Changes:
         return None
 
     def note(self, files: Iterable[File]) -> None:
-        """These are in the folder."""
+        """These are in the folder. One that changed is noted when it is embedded: it leaves if that fails."""
         for file in files:
             if file.row < len(self._present):
                 self._present[file.row] = 1

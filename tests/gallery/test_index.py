@@ -105,6 +105,18 @@ def test_a_folder_that_cannot_be_read_keeps_its_pictures(model, album, monkeypat
         monkeypatch.undo()
 
 
+def test_a_picture_that_broke_leaves_the_index(model, tiny, album, run):
+    with Index.create("x", album, model) as made:
+        made.add()
+        (album / "a.png").write_bytes((album / "a.png").read_bytes()[:100])
+        (album / "b.jpg").write_bytes(b"words")
+    code, _, err = run("index", "album", "--out", "x", "--errors", "e.jsonl", "--model", tiny.path)
+    failed = {json.loads(line)["image"] for line in Path("e.jsonl").read_text().splitlines()}
+    assert code == 1 and failed == {f"album/{name}" for name in ("a.png", "b.jpg", "bad.jpg", "cut.png")}, err
+    with Index.open("x", model) as opened:
+        assert {hit.name for hit in opened.search("a dog", 20)} == {*GOOD, "sub/inner.png"} - {"a.png", "b.jpg"}
+
+
 def test_index_and_folder_move_together(model, album, tmp_path):
     with Index.create("x", album, model) as made:
         made.add()
