@@ -125,9 +125,9 @@ def summary(counts: Counts, verb: str, listed: str | None, told: Callable[[str],
     """One line about a whole run."""
     parts = [f"{counts.made:,} {verb}"]
     if counts.before:
-        parts.append(f"{counts.before:,} were done before")
+        parts.append(f"{counts.before:,} {'was' if counts.before == 1 else 'were'} done before")
     if counts.gone:
-        parts.append(f"{counts.gone:,} are gone")
+        parts.append(f"{counts.gone:,} {'is' if counts.gone == 1 else 'are'} gone")
     if counts.failed:
         parts.append(f"{counts.failed:,} failed" + (f" (listed in {listed})" if listed else ""))
     told(", ".join(parts))

@@ -13,7 +13,8 @@ from .outputs import Beside, Described
 
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _DC = "http://purl.org/dc/elements/1.1/"
-_XML = "{http://www.w3.org/XML/1998/namespace}"
+_DESCRIPTION = f"{{{_DC}}}description"
+_LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML 1.0
 _HEAD = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
 _TAIL = '\n<?xpacket end="w"?>\n'
@@ -42,7 +43,7 @@ class Xmp(Beside):
             tree = _read(target)
         except OSError:
             return False
-        return tree is not None and _description(tree) is not None
+        return tree is not None and _described(tree)
 
     def _content(self, target: str, described: Described) -> str:
         text = _allowed("\n".join(described.captions))
@@ -78,25 +79,29 @@ def _read(path: str) -> Any:
     return tree
 
 
-def _description(tree: Any) -> Any:
-    """The text of dc:description in the default language, an element or None."""
-    found = tree.findall(f".//{{{_DC}}}description/{{{_RDF}}}Alt/{{{_RDF}}}li")
-    default = [item for item in found if item.get(f"{_XML}lang") == "x-default"]
-    return (default or found or [None])[0]
+def _described(tree: Any) -> bool:
+    """Whether dc:description says anything: as an attribute, as plain text, or in any language."""
+    said = [holder.get(_DESCRIPTION, "") for holder in tree.iter(f"{{{_RDF}}}Description")]
+    said += ["".join(element.itertext()) for element in tree.iter(_DESCRIPTION)]
+    return any(text.strip() for text in said)
 
 
 def _describe(tree: Any, text: str) -> None:
-    item = _description(tree)
-    if item is None:
-        rdf = tree if tree.tag == f"{{{_RDF}}}RDF" else tree.find(f".//{{{_RDF}}}RDF")
-        holder = rdf.find(f"{{{_RDF}}}Description")
-        if holder is None:
-            holder = ElementTree.SubElement(rdf, f"{{{_RDF}}}Description", {f"{{{_RDF}}}about": ""})
-        for old in holder.findall(f"{{{_DC}}}description"):
+    """Let dc:description be `text` in the default language. Other languages stay; every other form of it goes."""
+    rdf = tree if tree.tag == f"{{{_RDF}}}RDF" else tree.find(f".//{{{_RDF}}}RDF")
+    holders = rdf.findall(f"{{{_RDF}}}Description")
+    if not holders:
+        holders = [ElementTree.SubElement(rdf, f"{{{_RDF}}}Description", {f"{{{_RDF}}}about": ""})]
+    items = [item for item in tree.iterfind(f".//{_DESCRIPTION}/{{{_RDF}}}Alt/{{{_RDF}}}li")
+             if item.get(_LANGUAGE) not in (None, "x-default")]  # fmt: skip
+    for holder in holders:
+        holder.attrib.pop(_DESCRIPTION, None)
+        for old in holder.findall(_DESCRIPTION):
             holder.remove(old)
-        alternatives = ElementTree.SubElement(ElementTree.SubElement(holder, f"{{{_DC}}}description"), f"{{{_RDF}}}Alt")
-        item = ElementTree.SubElement(alternatives, f"{{{_RDF}}}li", {f"{_XML}lang": "x-default"})
-    item.text = text
+    alternatives = ElementTree.SubElement(ElementTree.SubElement(holders[0], _DESCRIPTION), f"{{{_RDF}}}Alt")
+    default = ElementTree.SubElement(alternatives, f"{{{_RDF}}}li", {_LANGUAGE: "x-default"})
+    default.text = text
+    alternatives.extend(items)
 
 
 ElementTree.register_namespace("x", "adobe:ns:meta/")

@@ -180,6 +180,36 @@ def test_xmp_keeps_what_others_wrote(tiny, album, run):
     assert "8 were done before" in run("caption", "album", "--xmp", "--model", tiny.path)[2]
 
 
+@pytest.mark.parametrize(
+    ("mine", "done", "kept"),
+    [
+        ("<dc:description>My words</dc:description>", True, []),
+        ('<rdf:Description rdf:about="" dc:description="My words"/>', True, []),
+        ("<dc:description><rdf:Alt><rdf:li xml:lang='x-default'>My words</rdf:li>"
+         "<rdf:li xml:lang='de'>Worte</rdf:li></rdf:Alt></dc:description>", True, ["Worte"]),
+        ("<dc:description><rdf:Alt><rdf:li xml:lang='de'>Worte</rdf:li></rdf:Alt></dc:description>", True, ["Worte"]),
+        ("<dc:description><rdf:Bag><rdf:li>My words</rdf:li></rdf:Bag></dc:description>", True, []),
+        ("<dc:description><rdf:Alt><rdf:li xml:lang='x-default'> </rdf:li></rdf:Alt></dc:description>", False, []),
+        ("<dc:description/>", False, []), ('<rdf:Description rdf:about="" dc:description=""/>', False, []),
+    ],
+)  # fmt: skip
+def test_a_description_of_any_form_is_kept_or_replaced_by_one(tiny, album, run, mine, done, kept):
+    rdf, dc = "http://www.w3.org/1999/02/22-rdf-syntax-ns#", "http://purl.org/dc/elements/1.1/"
+    holder = mine if mine.startswith("<rdf:Description") else f'<rdf:Description rdf:about="">{mine}</rdf:Description>'
+    text = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:dc="{dc}" xmlns:rdf="{rdf}">{holder}</rdf:RDF>'
+    text += "</x:xmpmeta>"
+    (album / "a.xmp").write_text(text)
+    command = ["caption", "album/a.png", "--xmp", "--model", tiny.path]
+    assert ("1 was done before" in run(*command)[2]) == done
+    assert ((album / "a.xmp").read_text() == text) == done
+    run(*command, "--overwrite")
+    root = ElementTree.parse(album / "a.xmp").getroot()
+    items = [item.text for item in root.iterfind(f".//{{{dc}}}description/{{{rdf}}}Alt/{{{rdf}}}li")]
+    assert items == [blip2rt.load(tiny.path).caption("album/a.png"), *kept]
+    written = (album / "a.xmp").read_text()
+    assert written.count("<dc:description") == 1 and "dc:description=" not in written and "My words" not in written
+
+
 def test_faults_are_listed_and_strict_stops(tiny, album, run):
     code, _, err = run("caption", "album", "--out", "o.jsonl", "--errors", "e.tsv", "--model", tiny.path)
     listed = dict(line.split("\t") for line in Path("e.tsv").read_text().splitlines())
