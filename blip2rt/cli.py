@@ -235,8 +235,8 @@ def _parser() -> Parser:
     one_image = "image file; - reads it from standard input"
     command = add("caption", _caption, "describe images and folders of them", renamed=_RENAMED | flags.KOHYA,
                   description="Describe images. One image: its caption. Several, or a folder: path<TAB>caption a line, "
-                  "or files.\nA bad image does not stop the others; the exit code is then 1, or 2 where all that were "
-                  "named are bad.")  # fmt: skip
+                  "or files.\nA bad image does not stop the others; the exit code is then 1, or 2 where all are "
+                  "bad.")  # fmt: skip
     flags.add_sources(command, "image, folder, pattern or shard; - reads an image, or a list, from standard input")
     decoding = command.add_argument_group("decoding")
     decoding.add_argument("--prompt", metavar="TEXT", help="words that the caption goes on from")

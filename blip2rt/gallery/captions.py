@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,8 @@ from ..errors import Blip2rtError, OptionError, one_line
 from .ahead import Cell, Pace, cells
 from .outputs import FULL, Described, Sink, Text
 from .pictures import Fault, Picture, Sources
-from .progress import Bar, Counts, Faults, say, summary
-from .tables import table
+from .progress import Bar, Counts, Faults, fault_line, say, summary
+from .tables import TABLES, table
 from .walk import walk
 from .wording import Wording
 
@@ -43,8 +44,8 @@ class Outputs:
 
     @property
     def into_shards(self) -> bool:
-        """Whether `out` is a folder, for copies of shards."""
-        return self.out is not None and not os.path.splitext(self.out)[1]
+        """Whether `out` is a folder, for copies of shards: it has no name of a table."""
+        return self.out is not None and os.path.splitext(self.out)[1].lower() not in TABLES
 
     @property
     def printed(self) -> bool:
@@ -68,13 +69,26 @@ class Words:
     options: Mapping[str, Any]
     around: Wording
 
+    @property
+    def asked(self) -> str:
+        """The flags that shape the text, as a shell takes them."""
+        plain, around = Wording(), self.around
+        given = (
+            ("--ask", self.question),
+            ("--prompt", self.prompt),
+            ("--prefix", around.prefix),
+            ("--suffix", around.suffix),
+            ("--template", "" if around.template == plain.template else around.template),
+        )
+        return shlex.join([word for flag, value in given if value for word in (flag, value)])
+
 
 class Stopped(Blip2rtError):
     """The first fault of a strict run."""
 
 
 def caption(model: Model, sources: Sources, words: Words, outputs: Outputs, care: Care, pace: Pace) -> int:
-    """Describe pictures; return the exit code: 0, 1 where some failed, 2 where the only ones that were named did."""
+    """Describe pictures; return the exit code of Counts."""
     words.around.check()
     task = model.task(words.prompt, words.question, **words.options)
     run = _Run(model, task, words.around, care.strict)
@@ -86,27 +100,31 @@ def caption(model: Model, sources: Sources, words: Words, outputs: Outputs, care
         faults = Faults(care.errors, bar, outputs.json)
         stack.callback(faults.close)
         try:
-            for each, sinks in _parts(sources, outputs, printer, model.bundle.manifest.name, stack):
+            makes = partial(_sinks, outputs, model.bundle.manifest.name, words.asked)
+            for each, sinks in _parts(sources, outputs, printer, makes, stack):
                 for cell in cells(model, walk(each), partial(_todo, sinks), pace):
                     bar.clear() if printer is not None else None
                     run.describe(cell, faults)
                     bar.show()
                 for sink in sinks:
-                    sink.finish()
+                    sink.finish(run.counts.code == 2)
         except KeyboardInterrupt:
             bar.close()
             if printer is None:
-                summary(run.counts, "captioned", None, lambda text: say(f"{text}; the same command goes on"))
+                what = "with --overwrite it begins anew" if outputs.overwrite else "the same command goes on"
+                summary(run.counts, "captioned", None, lambda text: say(f"{text}; {what}"))
             raise
     if not quiet or (run.counts.failed and care.errors):
         summary(run.counts, "captioned" if words.question is None else "answered", care.errors, say)
-    if quiet and run.counts.failed and not run.counts.made:
-        return 2  # a mistake: nothing that was named could be read
-    return 1 if run.counts.failed else 0
+    return run.counts.code
 
 
 def _parts(
-    sources: Sources, outputs: Outputs, printer: Printer | None, model: str, stack: contextlib.ExitStack
+    sources: Sources,
+    outputs: Outputs,
+    printer: Printer | None,
+    makes: Callable[[], list[Sink]],
+    stack: contextlib.ExitStack,
 ) -> Iterator[tuple[Sources, list[Sink]]]:
     """What is written together: each shard that goes into a copy, or all sources."""
     if outputs.into_shards:
@@ -118,7 +136,7 @@ def _parts(
             stack.callback(shard.close)
             yield Sources((path,)), [shard]
         return
-    sinks: list[Sink] = [printer] if printer is not None else _sinks(outputs, model)
+    sinks: list[Sink] = [printer] if printer is not None else makes()
     for sink in sinks:
         stack.callback(sink.close)
     yield sources, sinks
@@ -136,7 +154,7 @@ def _todo(sinks: Sequence[Sink], picture: Picture) -> list[Sink] | Fault | None:
     return lacking or None
 
 
-def _sinks(outputs: Outputs, model: str) -> list[Sink]:
+def _sinks(outputs: Outputs, model: str, asked: str) -> list[Sink]:
     sinks: list[Sink] = []
     if outputs.beside is not None:
         sinks.append(Text(outputs.beside, outputs.overwrite))
@@ -145,7 +163,7 @@ def _sinks(outputs: Outputs, model: str) -> list[Sink]:
 
         sinks.append(Xmp(outputs.overwrite))
     if outputs.out is not None:
-        sinks.append(table(outputs.out, outputs.overwrite, model))
+        sinks.append(table(outputs.out, outputs.overwrite, model, asked))
     return sinks
 
 
@@ -191,7 +209,7 @@ class _Run:
     def _fail(self, fault: Fault, faults: Faults) -> None:
         self.counts.failed += 1
         if self._strict:
-            raise Stopped(f"{fault.why}: mend it, or leave out --strict")
+            raise Stopped(f"{fault_line(fault)}: mend it, or leave out --strict")
         faults.add(fault)
 
 
@@ -213,18 +231,30 @@ class Printer:
         for caption in described.captions:
             print(caption if self._single == picture.name else f"{one_line(picture.name)}\t{caption}", flush=True)
 
-    def finish(self) -> None:
+    def finish(self, failed: bool) -> None:
         pass
 
     def close(self) -> None:
         pass
 
 
-def check(outputs: Outputs, sources: Sources) -> None:
+def check(outputs: Outputs, sources: Sources, care: Care) -> None:
     """Raise OptionError for outputs that do not go together."""
+    files = [("--out", outputs.out), ("--errors", care.errors), *(("--from-file", name) for name in sources.lists)]
+    known: dict[str, str] = {}
+    for flag, name in files:
+        if name is None or (os.path.exists(name) and not os.path.isfile(name)):
+            continue
+        first = known.setdefault(os.path.realpath(name), flag)
+        if first != flag:
+            raise OptionError(f"{first} and {flag} are one file, {name!r}: give another one")
     if outputs.overwrite and outputs.printed:
         raise OptionError("overwrite is given, but nothing is written: give --write, --xmp or --out")
     if outputs.json and not outputs.printed:
         raise OptionError("--json is of what is printed, and captions go to files: give --out FILE.jsonl")
     if outputs.into_shards and not any(path.endswith(".tar") for path in sources.paths):
-        raise OptionError(f"out is {outputs.out!r}: give a file that ends with .jsonl, .csv or .parquet")
+        raise OptionError(f"out is {outputs.out!r}: give a file that ends with {', '.join(TABLES)}")
+    if outputs.xmp and outputs.into_shards:
+        raise OptionError(f"--xmp writes beside pictures, and --out {outputs.out!r} takes shards: leave out --xmp")
+    if outputs.xmp and (outputs.beside or "").lower().lstrip(".") == "xmp":
+        raise OptionError("--xmp and --caption-extension '.xmp' would write one file: leave out one of them")

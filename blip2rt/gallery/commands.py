@@ -27,15 +27,15 @@ def caption(args: argparse.Namespace, load: Callable[[], Model], options: Mappin
     beside = args.caption_extension or (".txt" if args.write else None)
     outputs = captions.Outputs(beside, args.xmp, args.out, args.overwrite, args.json)
     around = captions.Wording(args.prefix, args.suffix, args.template)
-    captions.check(outputs, sources)
+    care = captions.Care(args.errors, args.strict)
+    captions.check(outputs, sources, care)
     options = dict(options)
     words = captions.Words(options.pop("prompt", args.prompt), args.ask, options, around)
-    care = captions.Care(args.errors, args.strict)
     return captions.caption(load(), sources, words, outputs, care, flags.pace_of(args, captions.BATCH))
 
 
 def index(args: argparse.Namespace, load: Callable[[], Model]) -> int:
-    """Embed a folder. Return 1 where some pictures failed."""
+    """Embed a folder. Return the exit code of Counts."""
     from .index import Index
 
     clip = args.format == "clip-retrieval"
@@ -54,7 +54,7 @@ def index(args: argparse.Namespace, load: Callable[[], Model]) -> int:
         if clip:
             clip_retrieval.export(opened, args.out)
         summary(counts, "indexed", args.errors, say)
-    return 1 if counts.failed else 0
+    return counts.code
 
 
 def search(args: argparse.Namespace, load: Callable[[], Model]) -> int:

@@ -18,7 +18,7 @@ from ..errors import Blip2rtError, OptionError
 from .ahead import Cell, Pace, cells
 from .catalog import Catalog, File
 from .pictures import Fault, Picture, Sources
-from .progress import Bar, Counts, Faults
+from .progress import Bar, Counts, Faults, fault_line
 from .tables import Lines
 from .vectors import Vectors
 from .walk import walk
@@ -63,7 +63,7 @@ def update(
             for _, fault in cell.faults:
                 counts.failed += 1
                 if strict:
-                    raise Blip2rtError(f"{fault.why}: mend it, or leave out --strict")
+                    raise Blip2rtError(f"{fault_line(fault)}: mend it, or leave out --strict")
                 faults.add(fault)
             _embed(index, cell, counts, changes)
             bar.show()

@@ -44,8 +44,8 @@ class Sink(Protocol):
     def write(self, picture: Picture, described: Described) -> None:
         """Write it whole or not at all. Raises OSError."""
 
-    def finish(self) -> None:
-        """Bring what was written to its last form. Not called where the run was broken off."""
+    def finish(self, failed: bool) -> None:
+        """Bring what was written to its last form. Not called where the run was broken off. failed: all pictures."""
 
     def close(self) -> None:
         """Let go of files."""
@@ -83,7 +83,7 @@ class Beside:
         target = self._target(picture)
         write_file(Path(target), self._content(target, described).encode("utf-8", "surrogateescape"))
 
-    def finish(self) -> None:
+    def finish(self, failed: bool) -> None:
         pass
 
     def close(self) -> None:

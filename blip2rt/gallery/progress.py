@@ -31,6 +31,11 @@ class Counts:
     def all(self) -> int:
         return self.made + self.before + self.failed
 
+    @property
+    def code(self) -> int:
+        """The exit code: 0, 1 where some failed, 2 where all did."""
+        return 0 if not self.failed else 1 if self.made or self.before else 2
+
 
 class Bar:
     """A line on stderr, if that is a terminal: how many, how fast, how long still."""

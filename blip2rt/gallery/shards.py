@@ -95,7 +95,7 @@ class Shard:
             pieces += [header, text, bytes(-len(text) % BLOCK)]
         self._lines.append(b"".join(pieces))
 
-    def finish(self) -> None:
+    def finish(self, failed: bool) -> None:
         """End the copy, and give it its name."""
         if self._whole:
             return

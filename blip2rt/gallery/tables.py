@@ -20,7 +20,7 @@ from ..installing import pip_install
 from .outputs import Described, check_target
 from .pictures import Fault, Picture
 
-COLUMNS = ("image", "captions", "score", "model")
+COLUMNS = ("image", "captions", "score", "model", "asked")
 _CODE = {"encoding": "utf-8", "errors": "surrogateescape"}  # names of files are bytes
 
 
@@ -45,7 +45,7 @@ class Lines:
 
     def append(self, data: bytes) -> None:
         """Write all of `data`, or nothing. Raises OSError."""
-        before = os.fstat(self._file.fileno()).st_size
+        before = self.size
         written = 0
         try:
             while written < len(data):  # a full disk takes a part, and refuses the rest
@@ -54,6 +54,10 @@ class Lines:
             with contextlib.suppress(OSError):
                 self._file.truncate(before)
             raise OSError(error.errno, error.strerror, self.path) from None
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
 
     def cut(self, size: int) -> None:
         self._file.truncate(size)
@@ -67,16 +71,20 @@ class Lines:
 
 
 class Table:
-    """A table of one file, of which the names stand for what is done."""
+    """A table of one file, of which the names stand for what is done. asked: the flags that shape its texts."""
 
-    def __init__(self, path: str, overwrite: bool, model: str) -> None:
-        self._lines = Lines(path, overwrite)
-        self._path, self._model = path, model
+    JOURNAL = ""  # what is put to its name, where lines lie in another file until the end
+
+    def __init__(self, path: str, overwrite: bool, model: str, asked: str) -> None:
+        self._final, self._path = path, path + self.JOURNAL
+        self._passing = not os.path.exists(self._path)  # whether it goes, if it stays empty
+        self._lines = Lines(self._path, overwrite)
+        self._model, self._asked = model, asked
         self._done: set[int] = set()
         try:
             self._resume()
         except BaseException:
-            self._lines.close()
+            self.close()
             raise
 
     def todo(self, picture: Picture) -> bool | Fault:
@@ -89,10 +97,15 @@ class Table:
     def write(self, picture: Picture, described: Described) -> None:
         self._lines.append(self._line(described))
 
-    def finish(self) -> None:
-        self._lines.sync()
+    def finish(self, failed: bool) -> None:
+        if not failed:
+            self._passing = False
+            self._lines.sync()
 
     def close(self) -> None:
+        if self._passing and self._lines.size == 0:
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
         self._lines.close()
 
     def _resume(self) -> None:
@@ -108,8 +121,16 @@ class Table:
 
     def _check(self, row: dict[str, Any]) -> None:
         if row["model"] != self._model:
-            wrong = f"{self._path} holds captions by {row['model']}, not by {self._model}"
-            raise OptionError(f"{wrong}: give another file, or --overwrite")
+            wrong = f"{self._final} holds captions by {row['model']}, not by {self._model}"
+        elif row["asked"] != self._asked:
+            was, now = (f"texts of {asked}" if asked else "plain captions" for asked in (row["asked"], self._asked))
+            wrong = f"{self._final} holds {was}, not {now}"
+        else:
+            return
+        raise OptionError(f"{wrong}: give another file, or --overwrite")
+
+    def _row(self, described: Described) -> dict[str, Any]:
+        return described.row() | {"asked": self._asked}
 
     def _rows(self, file: IO[bytes]) -> Iterator[tuple[dict[str, Any] | None, int]]:
         """The whole rows of a file, and where each ends; a heading is None. Raises OptionError for what is not ours."""
@@ -129,7 +150,7 @@ class JsonTable(Table):
         return json_rows(file, self._foreign)
 
     def _line(self, described: Described) -> bytes:
-        return json_line(described.row())
+        return json_line(self._row(described))
 
 
 def json_line(row: dict[str, Any]) -> bytes:
@@ -158,14 +179,14 @@ def json_rows(file: IO[bytes], foreign: Any) -> Iterator[tuple[dict[str, Any], i
 
 
 class CsvTable(Table):
-    """A heading, then a row a picture: image, caption, score, model. Several captions are lines of one field."""
+    """A heading, then a row a picture. Several captions are lines of one field."""
 
-    HEADING = b"image,caption,score,model\r\n"
+    HEADING = b"image,caption,score,model,asked\r\n"
 
-    def __init__(self, path: str, overwrite: bool, model: str) -> None:
-        super().__init__(path, overwrite, model)
-        if os.stat(path).st_size == 0:
+    def finish(self, failed: bool) -> None:
+        if not failed and self._lines.size == 0:
             self._lines.append(self.HEADING)
+        super().finish(failed)
 
     def _rows(self, file: IO[bytes]) -> Iterator[tuple[dict[str, Any] | None, int]]:
         end, record, number = 0, b"", 0
@@ -190,24 +211,24 @@ class CsvTable(Table):
 
     def _line(self, described: Described) -> bytes:
         text = io.StringIO(newline="")
-        row = described.row()
-        csv.writer(text).writerow([row["image"], "\n".join(described.captions), row["score"], row["model"]])
-        return text.getvalue().encode(**_CODE)
+        row = self._row(described) | {"captions": "\n".join(described.captions)}
+        csv.writer(text).writerow([row[name] for name in COLUMNS])
+        return (b"" if self._lines.size else self.HEADING) + text.getvalue().encode(**_CODE)
 
 
 class ParquetTable(JsonTable):
     """Parquet is written whole, at the end, from lines of JSON that lie beside it until then. Needs pyarrow."""
 
     ROWS = 10_000  # of a group
+    JOURNAL = ".partial.jsonl"
 
-    def __init__(self, path: str, overwrite: bool, model: str) -> None:
+    def __init__(self, path: str, overwrite: bool, model: str, asked: str) -> None:
         self._arrow, self._parquet = _arrow()
-        self._final = path
         check_target(path)
         if overwrite:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-        super().__init__(f"{path}.partial.jsonl", overwrite, model)
+        super().__init__(path, overwrite, model, asked)
 
     def _resume(self) -> None:
         super()._resume()
@@ -217,8 +238,10 @@ class ParquetTable(JsonTable):
             self._old.add(hash(row["image"]))
         self._done |= self._old
 
-    def finish(self) -> None:
+    def finish(self, failed: bool) -> None:
         """Write the rows that were there and the new ones into one table, and put it in its place."""
+        if failed:
+            return
         rows = list(self._new())
         if rows or not os.path.exists(self._final):
             temporary = Path(f"{self._final}.partial")
@@ -234,12 +257,6 @@ class ParquetTable(JsonTable):
                 raise
         os.unlink(self._path)
 
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            if os.stat(self._path).st_size == 0:
-                os.unlink(self._path)
-        super().close()
-
     def _new(self) -> Iterator[dict[str, Any]]:
         with open(self._path, "rb") as file:
             for row, _ in json_rows(file, self._foreign):
@@ -252,13 +269,15 @@ class ParquetTable(JsonTable):
             return
         try:
             with self._parquet.ParquetFile(self._final) as table:
+                if not table.schema_arrow.equals(self._schema()):
+                    raise KeyError("its columns are others")
                 for batch in table.iter_batches(self.ROWS, columns=list(COLUMNS)):
                     yield from batch.to_pylist()
         except (self._arrow.ArrowException, KeyError, OSError) as error:
             raise OptionError(f"{self._final} is no table of ours: give another file, or --overwrite") from error
 
     def _line(self, described: Described) -> bytes:
-        row = described.row()
+        row = self._row(described)
         row["image"] = os.fsencode(described.name).decode("utf-8", "backslashreplace")  # Parquet holds UTF-8 alone
         return json_line(row)
 
@@ -268,7 +287,7 @@ class ParquetTable(JsonTable):
 
     def _schema(self) -> Any:
         arrow = self._arrow
-        types = (arrow.string(), arrow.list_(arrow.string()), arrow.float64(), arrow.string())
+        types = (arrow.string(), arrow.list_(arrow.string()), arrow.float64(), arrow.string(), arrow.string())
         return arrow.schema(list(zip(COLUMNS, types, strict=True)))
 
 
@@ -295,10 +314,10 @@ def _grouped(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[st
 TABLES = {".jsonl": JsonTable, ".csv": CsvTable, ".parquet": ParquetTable}
 
 
-def table(path: str, overwrite: bool, model: str) -> Table:
+def table(path: str, overwrite: bool, model: str, asked: str) -> Table:
     """The table that a file's name asks for. Raises OptionError for another name."""
     kind = TABLES.get(os.path.splitext(path)[1].lower())
     if kind is None:
         choices = ", ".join(TABLES)
         raise OptionError(f"out is {path!r}: give a file that ends with {choices}, or with shards a folder")
-    return kind(path, overwrite, model)
+    return kind(path, overwrite, model, asked)

@@ -117,7 +117,8 @@ def test_a_table_grows_by_what_is_new(tiny, album, run, ending):
         assert row["captions"] == [scored.text] and float(row["score"]) == pytest.approx(scored.score, abs=1e-3)
         assert row["model"] == "tiny"
         if ending == "jsonl":
-            assert list(row) == ["image", "captions", "score", "truncated", "model", "ms"] and row["ms"] is None
+            assert list(row) == ["image", "captions", "score", "truncated", "model", "ms", "asked"]
+            assert row["ms"] is None and row["asked"] == ""
             assert row["truncated"] == scored.truncated
     data = out.read_bytes()
     assert "10 were done before" in run(*command)[2] and out.read_bytes() == data
@@ -158,9 +159,70 @@ def test_tables_of_others_stay(tiny, album, run):
         Path(name).write_bytes(text.encode())
         refused(run("caption", "album", "--out", name, "--model", tiny.path), name, "line 1", "--overwrite")
         assert Path(name).read_bytes() == text.encode()
-    row = {"image": "album/a.png", "captions": ["a"], "score": 1.0, "model": "other"}
+    row = {"image": "album/a.png", "captions": ["a"], "score": 1.0, "model": "other", "asked": ""}
     Path("a.jsonl").write_text(json.dumps(row) + "\n")
     refused(run("caption", "album", "--out", "a.jsonl", "--model", tiny.path), "captions by other, not by tiny")
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_a_table_holds_one_kind_of_texts(tiny, album, run, ending):
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    command = ["caption", "album/a.png", "--out", f"t.{ending}", "--model", tiny.path]
+    asking = [*command, "--ask", "what is red"]
+    assert run(*asking)[0] == 0
+    data = tree(Path())
+    assert "1 was done before" in run(*asking)[2]
+    for other, words in (
+        (command, "not plain captions"), ([*asking, "--prefix", "x"], "not texts of --ask 'what is red' --prefix x"),
+        ([*command, "--prompt", "a"], "not texts of --prompt a"),
+        ([*command, "--template", "{stem}: {caption}"], "{stem}"),
+    ):  # fmt: skip
+        refused(run(*other), f"t.{ending} holds texts of --ask 'what is red'", words, "--overwrite")
+        assert tree(Path()) == data
+    assert run(*command, "--overwrite")[0] == 0 and rows(Path(f"t.{ending}"))[0]["asked"] == ""
+
+
+@POSIX
+@pytest.mark.parametrize("output", ["", "--write txt", "--out x.jsonl", "--out x.csv", "--out x.parquet"])
+def test_where_all_are_bad_the_exit_code_is_2_and_nothing_is_left(tiny, album, run, output, monkeypatch):
+    flags = output.split()
+    if "x.parquet" in flags:
+        pytest.importorskip("pyarrow")
+    (album / "no folder").mkdir()
+    listdir = os.listdir
+
+    def unreadable(path):
+        if str(path).endswith("no folder"):
+            raise PermissionError(13, "Permission denied")
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", unreadable)
+    before = tree(Path())
+    for bad in (["nothere.jpg"], ["*.xyz"], ["--from-file", "nolist.txt"], ["album/no folder"], ["album/bad.jpg"]):
+        code, out, err = run("caption", *bad, *flags, "--model", tiny.path)
+        assert code == 2 and out == "" and "Traceback" not in err, (bad, err)
+        assert tree(Path()) == before, bad
+    assert run("caption", "album/bad.jpg", "album/a.png", *flags, "--model", tiny.path)[0] == 1
+    assert run("index", "album/no folder", "--out", "x", "--model", tiny.path)[0] == 2
+
+
+def test_a_table_of_no_pictures_is_empty(tiny, album, run):
+    Path("empty").mkdir()
+    for name, data in (("x.jsonl", b""), ("x.csv", b"image,caption,score,model,asked\r\n")):
+        assert run("caption", "empty", "--out", name, "--model", tiny.path)[0] == 0
+        assert Path(name).read_bytes() == data
+
+
+def test_a_refused_parquet_leaves_nothing(tiny, album, run):
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for column in ("x", "image"):
+        parquet.write_table(arrow.table({column: ["a"]}), "foreign.parquet")
+        before = tree(Path())
+        command = ["caption", "album", "--out", "foreign.parquet", "--model", tiny.path]
+        refused(run(*command), "foreign.parquet is no table of ours", "--overwrite")
+        assert tree(Path()) == before
 
 
 def test_xmp_keeps_what_others_wrote(tiny, album, run):
@@ -218,6 +280,9 @@ def test_faults_are_listed_and_strict_stops(tiny, album, run):
     run("caption", "album", "--out", "o.jsonl", "--errors", "e.jsonl", "--model", tiny.path)
     assert [json.loads(line)["image"] for line in Path("e.jsonl").read_text().splitlines()] == list(listed)
     refused(run("caption", "album", "--out", "s.jsonl", "--strict", "--model", tiny.path), "bad.jpg", "--strict")
+    shard(Path("s.tar"), new_seed(), 6)
+    refused(run("caption", "s.tar", "--out", "c", "--strict", "--model", tiny.path), "s.tar/0002.png", "--strict")
+    assert "album/bad.jpg" in run("index", "album", "--out", "x", "--strict", "--model", tiny.path)[2]
     assert [row["image"] for row in rows(Path("s.jsonl"))] == ["album/a.png", "album/b.jpg"]
 
 
@@ -288,6 +353,10 @@ def test_a_picture_is_never_written_over(tiny, album, run):
         (["--write", "xml"], ["choose from txt"]), (["--batch-size", "0"], ["from 1 to 1024"]),
         (["--json", "--write", "txt"], ["--json"]), (["--ask", "who?", "--prompt", "a"], ["prompt and question"]),
         (["--stream"], ["one image"]), (["--out", "none/a.jsonl"], ["no folder 'none'"]),
+        (["--out", "o.csv", "--errors", "./o.csv"], ["--out and --errors are one file"]),
+        (["--errors", "album/list", "--write", "txt", "--from-file", "album/list"], ["--from-file are one file"]),
+        (["--xmp", "--caption-extension", ".XMP"], ["--xmp and --caption-extension", "one file"]),
+        (["s.tar", "--out", "c", "--xmp"], ["--xmp", "takes shards"]),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(tiny, album, run, flags, words):
