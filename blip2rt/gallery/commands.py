@@ -17,6 +17,7 @@ from .progress import say, summary
 
 if TYPE_CHECKING:
     from ..model import Model
+    from .index import Index
 
 
 def caption(args: argparse.Namespace, load: Callable[[], Model], options: Mapping[str, Any]) -> int:
@@ -58,7 +59,7 @@ def index(args: argparse.Namespace, load: Callable[[], Model]) -> int:
 
 
 def search(args: argparse.Namespace, load: Callable[[], Model]) -> int:
-    """Print what fits a text or a picture. Return 1 where some could not be copied."""
+    """Print what fits a text or a picture. Return 1 where some could not be copied, or their folder is not there."""
     from . import results
     from .index import Index
 
@@ -68,24 +69,39 @@ def search(args: argparse.Namespace, load: Callable[[], Model]) -> int:
     results.check(args.html, args.copy_to)
     with Index.open(args.index, load()) as opened:
         hits = opened.search(query, args.count, image=args.image is not None, rerank=args.rerank, exact=args.exact)
+        failed = _lost(opened)
     print(results.lines(hits, args.json), end="")
     if args.html is not None:
         results.write_page(hits, str(query), args.html)
-    failed = results.copy(hits, args.copy_to) if args.copy_to is not None else []
+    if args.copy_to is not None:
+        failed += results.copy(hits, args.copy_to)
+    return _said(failed)
+
+
+def _lost(index: Index) -> list[str]:
+    """What is wrong with the index's folder, if anything."""
+    if index.root.is_dir():
+        return []
+    fix = f"`blip2rt index DIR --out {index.path}` points to its new place"
+    return [f"{index.root}, the folder of {index.path}, is not there: {fix}"]
+
+
+def _said(failed: list[str]) -> int:
+    """Say what failed, a line each; return the exit code."""
     for why in failed:
         complain("blip2rt", why)
     return 1 if failed else 0
 
 
 def duplicates(args: argparse.Namespace, load: Callable[[], Model]) -> int:
-    """Print groups of near-copies, a path a line and an empty line after each group."""
+    """Print groups of near-copies, a path a line and an empty line after each group. Return as `search` does."""
     from .copies import near_copies
     from .index import Index
 
     if not 0 < args.alike <= 1:
         raise OptionError(f"--alike is {args.alike}: give a number above 0, 1 at most")
     with Index.open(args.index, load()) as opened:
-        groups = near_copies(opened, args.alike)
+        groups, failed = near_copies(opened, args.alike), _lost(opened)
         for group in groups:
             paths = [str(opened.root / file.path) for file in group]
             if args.json:
@@ -94,4 +110,4 @@ def duplicates(args: argparse.Namespace, load: Callable[[], Model]) -> int:
                 print("".join(f"{one_line(path)}\n" for path in paths))
     if not args.json and sys.stderr.isatty():
         say(f"{len(groups):,} groups")
-    return 0
+    return _said(failed)

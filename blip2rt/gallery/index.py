@@ -100,6 +100,8 @@ class Index:
     def create(cls, path: str | os.PathLike[str], root: str | os.PathLike[str], model: Model | None = None) -> Index:
         """Open an index for writing; make it where there is none. root: the folder of its pictures.
 
+        An index whose folder is not there any more is pointed at `root`.
+
         Example: `Index.create("photos.index", "photos").add()`.
         """
         folder, place = Path(path), Path(root)
@@ -109,7 +111,10 @@ class Index:
             index = cls.open(folder, model, write=True)
             if os.path.realpath(index.root) != os.path.realpath(place):
                 index.close()
-                raise OptionError(f"{folder} is an index of {index.root}, not of {place}: give another --out")
+                if index.root.is_dir():
+                    raise OptionError(f"{folder} is an index of {index.root}, not of {place}: give another --out")
+                _write(folder, _about(folder) | {"root": _relative(place, folder)})
+                return cls.open(folder, model, write=True)
             return index
         check_empty(folder, "no index, and not empty: give another --out")
         model = _loaded(model)
@@ -124,9 +129,7 @@ class Index:
             "format": FORMAT, "version": VERSION, "root": _relative(place, folder),
             "name": model.bundle.manifest.name, "model": _fingerprint(model), "queries": queries, "size": size,
         }  # fmt: skip
-        write_file(
-            folder / "index.json", json.dumps(about, indent=1, ensure_ascii=False).encode("utf-8", "surrogateescape")
-        )
+        _write(folder, about)
         return cls.open(folder, model, write=True)
 
     def __len__(self) -> int:
@@ -290,6 +293,11 @@ def _relative(root: Path, folder: Path) -> str:
         return os.path.relpath(os.path.realpath(root), os.path.realpath(folder))
     except ValueError:  # on another drive
         return os.path.realpath(root)
+
+
+def _write(folder: Path, about: dict[str, Any]) -> None:
+    text = json.dumps(about, indent=1, ensure_ascii=False)
+    write_file(folder / "index.json", text.encode("utf-8", "surrogateescape"))
 
 
 def _about(folder: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 import blip2rt
-from blip2rt.gallery import index
+from blip2rt.gallery import captions, index
 from blip2rt.gallery.pictures import Sources
 from blip2rt.gallery.walk import walk
 from blip2rt.image import load_rgb
@@ -361,6 +361,16 @@ def test_a_picture_is_never_written_over(tiny, album, run):
 )  # fmt: skip
 def test_mistakes_are_one_line(tiny, album, run, flags, words):
     refused(run("caption", "album", *flags, "--model", tiny.path), *words)
+
+
+@pytest.mark.parametrize(("flags", "said"), [([], "the same command goes on"), (["--overwrite"], "begins anew")])
+def test_ctrl_c_says_what_the_same_command_does(tiny, album, run, monkeypatch, flags, said):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(captions, "cells", interrupted)
+    code, _, err = run("caption", "album", "--out", "o.jsonl", *flags, "--model", tiny.path)
+    assert code == 130 and said in err.splitlines()[0]
 
 
 def test_no_picture_at_all_is_a_mistake(tiny, run):

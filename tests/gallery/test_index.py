@@ -129,6 +129,19 @@ def test_index_and_folder_move_together(model, album, tmp_path):
         assert made.add().made == 0
 
 
+def test_an_index_without_its_folder_says_so_and_is_pointed_at_it(tiny, album, run):
+    run("index", "album", "--out", "x", "--model", tiny.path)
+    album.rename("elsewhere")
+    for command in (["search", "x", "a dog"], ["duplicates", "x"]):
+        code, _, err = run(*command, "--model", tiny.path)
+        assert code == 1 and err.count("\n") == 1, err
+        assert "album, the folder of x, is not there" in err and "`blip2rt index DIR --out x`" in err
+    _, _, err = run("index", "elsewhere", "--out", "x", "--model", tiny.path)
+    assert "0 indexed, 10 were done before, 2 failed" in err
+    code, out, err = run("search", "x", "a dog", "--model", tiny.path)
+    assert (code, err) == (0, "") and all(Path(line.split("\t")[1]).is_file() for line in out.splitlines())
+
+
 def test_a_shortlist_finds_what_exact_search_finds(model, album, monkeypatch):
     pytest.importorskip("usearch")
     monkeypatch.setattr(index, "EXACT", 4)
