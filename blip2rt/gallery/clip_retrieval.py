@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ def export(index: Index, out: Path, rows: int = ROWS) -> int:
         while chunk := list(islice(files, rows)):
             embeds = one_vector(index.vectors.read([file.row for file in chunk]))
             np.save(vectors.folder / f"img_emb_{part}.npy", embeds.astype(np.float16))
-            paths = [str(index.root / file.path).encode("utf-8", "replace").decode() for file in chunk]
+            paths = [os.fsencode(index.root / file.path).decode("utf-8", "backslashreplace") for file in chunk]
             pyarrow.parquet.write_table(
                 pyarrow.table({"image_path": paths}), metadata.folder / f"metadata_{part}.parquet"
             )

@@ -46,8 +46,8 @@ class Hit:
 
     path: Path
     name: str  # its path from the index's root
-    score: float  # see Index.search
-    probability: float | None = None  # of the matching head, where it was asked
+    score: float  # a cosine; Match.score where the matching head has judged it, on a scale of its own: see Index.search
+    probability: float | None = None  # of the matching head, where it has judged it
 
 
 class Index:
@@ -161,8 +161,9 @@ class Index:
     ) -> list[Hit]:
         """A text -> the pictures that fit it best, best first; with image=True a picture -> those like it.
 
-        Hit.score: the largest cosine with the picture's vectors; with rerank, Match.score.
-        rerank: so many of the best are judged by the matching head, which reads text and picture together.
+        Hit.score: the largest cosine with the picture's vectors; of two pictures, the mean cosine.
+        rerank: so many of the best are judged by the matching head, which reads text and picture together. Their score
+        is Match.score, and they come before all others, whatever the numbers say.
         exact: score every picture, without a shortlist.
 
         Example: `index.search("a red car", 20, rerank=32)`; `index.search("query.jpg", image=True)`.

@@ -68,7 +68,7 @@ class Beside:
             return Fault(picture.name, f"{target!r} would be written over itself: {fix}")
         key = hash(os.path.abspath(target))
         if key in self._claimed:
-            return Fault(picture.name, f"{target!r} is another picture's already, not {picture.name!r}'s: {fix}")
+            return Fault(picture.name, f"{target!r} is already another picture's: {fix}")
         self._claimed.add(key)
         wrong = why_not(target)
         if wrong:

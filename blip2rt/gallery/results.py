@@ -39,9 +39,10 @@ _ITEM = (
 
 
 def lines(hits: Sequence[Hit], as_json: bool) -> str:
-    """score<TAB>path a line, or JSON objects."""
+    """score<TAB>path a line, or JSON objects. Cosines behind scores of the matching head are marked."""
     if not as_json:
-        return "".join(f"{hit.score:.3f}\t{one_line(str(hit.path))}\n" for hit in hits)
+        shown = (_score(hit, hits[0].probability is not None) for hit in hits)
+        return "".join(f"{score}\t{one_line(str(hit.path))}\n" for score, hit in zip(shown, hits, strict=True))
     found = []
     for hit in hits:
         row: dict[str, object] = {"image": str(hit.path), "score": round(hit.score, 6)}
@@ -49,6 +50,11 @@ def lines(hits: Sequence[Hit], as_json: bool) -> str:
             row["probability"] = round(hit.probability, 6)
         found.append(json_line(row).decode())
     return "".join(found)
+
+
+def _score(hit: Hit, judged: bool) -> str:
+    """judged: whether the matching head has judged the first."""
+    return f"{hit.score:.3f}" + (" cosine" if judged and hit.probability is None else "")
 
 
 def check(page: Path | None, folder: Path | None) -> None:
@@ -79,7 +85,8 @@ def write_page(hits: Sequence[Hit], title: str, path: Path) -> None:
     """One file of HTML with thumbnails in it; each links to its picture. It fetches nothing."""
     items = []
     for hit in hits:
-        score = f"{hit.score:.3f}" + ("" if hit.probability is None else f", probability {hit.probability:.3f}")
+        score = _score(hit, hits[0].probability is not None)
+        score += "" if hit.probability is None else f", probability {hit.probability:.3f}"
         name, link = html.escape(_shown(hit.name)), quote(os.fsencode(_from(hit.path, path.parent)))
         items.append(_ITEM.format(link=link, data=_thumbnail(hit.path), name=name, score=score))
     page = _PAGE.format(title=html.escape(_shown(title)), width=THUMBNAIL, items="\n".join(items))

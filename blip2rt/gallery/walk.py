@@ -8,6 +8,7 @@ What cannot be read is a Fault in its place.
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
 import re
@@ -111,16 +112,18 @@ class _Walker:
             yield Picture(path, path)
 
     def standard_input(self) -> Iterator[Picture | Fault]:
-        """An image, or a list of names, whichever comes."""
+        """An image, or a list of names, whichever comes. A name alone is taken for neither."""
         if sys.stdin is None:
             yield Fault("-", "- is standard input, which is closed: give a file, or send the image through a pipe")
             return
         data = sys.stdin.buffer.read()
-        if kind_of(data[:HEAD]) or not _is_list(data):
+        if kind_of(data[:HEAD]) or not _is_text(data):
             yield Picture("-", "-", data=data)
-            return
-        for path in _entries(iter([data])):
-            yield from self.path(path)
+        elif b"\n" not in data and b"\0" not in data:
+            yield Fault("-", "standard input holds no image, but text: give a list of paths by --from-file -")
+        else:
+            for path in _entries(iter([data])):
+                yield from self.path(path)
 
     def _folder(self, path: str) -> Iterator[Picture | Fault]:
         for each in _folders(path, self._recursive, self._folders):
@@ -157,9 +160,9 @@ class _Walker:
         return True
 
 
-def _is_list(data: bytes) -> bool:
-    """Whether bytes are names: text, in lines or between null characters."""
-    if not data.strip() or (b"\n" not in data and b"\0" not in data):
+def _is_text(data: bytes) -> bool:
+    """Whether bytes may be names, in lines or between null characters."""
+    if not data.strip():
         return False
     try:
         return all(letter >= " " or letter in "\0\t\r\n" for letter in data[:4096].decode("utf-8", "surrogateescape"))
@@ -177,8 +180,9 @@ def _open_list(name: str) -> IO[bytes]:
 
 def _entries(chunks: Iterable[bytes]) -> Iterator[str]:
     """The paths of a list: between null characters where it has any, else one a line. Empty ones are left out."""
-    left, ends = b"", b"\n"
+    left, ends, mark = b"", b"\n", codecs.BOM_UTF8
     for chunk in chunks:
+        chunk, mark = chunk.removeprefix(mark), b""
         if b"\0" in chunk:
             ends = b"\0"
         *whole, left = (left + chunk).split(ends)

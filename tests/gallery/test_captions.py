@@ -66,6 +66,10 @@ def test_globs_and_lists_name_pictures(tiny, album, run, monkeypatch):
         for flags in (["--from-file", "-"], ["-"]):
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path("list").read_bytes())))
             assert run("caption", *flags, "--model", tiny.path)[1].splitlines()[:2] == want[1].splitlines()
+    Path("list").write_text("".join(f"{name}\n" for name in names), "utf-8-sig")
+    assert run("caption", "--from-file", "list", "--model", tiny.path)[1] == want[1]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"album/a.png")))
+    refused(run("caption", "-", "--model", tiny.path), "standard input holds no image, but text", "--from-file -")
     assert "no file fits 'album/*.xyz'" in run("caption", "album/*.xyz", "--model", tiny.path)[2]
     assert "cannot read the list 'none'" in run("caption", "--from-file", "none", "--model", tiny.path)[2]
 
@@ -330,7 +334,10 @@ def test_a_picture_is_never_written_over(tiny, album, run):
     _, _, err = run("caption", "album", "--write", "txt", "--overwrite", "--model", tiny.path)
     assert (album / "odd.txt").read_bytes() == data
     assert err.count("odd.txt' would be written over itself") == 1 and err.count("odd.txt' is a picture") == 1
-    assert "'album/a.txt' is another picture's already, not 'album/a.png'" in err
+    assert "album/a.png: 'album/a.txt' is already another picture's: rename it" in err
+    (album / "c.cap").mkdir()
+    command = ["caption", "album/c.webp", "--caption-extension", "cap", "--model", tiny.path]
+    assert run(*command)[0] == 2 and "'album/c.cap' is a folder" in run(*command)[2]
     refused(
         run("caption", "album", "--caption-extension", ".PNG", "--model", tiny.path), "--caption-extension is '.PNG'"
     )
@@ -428,6 +435,9 @@ def test_shards_get_captions(tiny, album, run, tmp_path):
     assert "done before" in run("caption", "s.tar", "--out", "copies", "--model", tiny.path)[2]
     assert "s.tar/0000.png\t" in run("caption", "s.tar", "--model", tiny.path)[1]
     refused(run("caption", "s.tar", "album", "--out", "copies", "--model", tiny.path), "'album' is no shard")
+    refused(run("caption", "sh/none.tar", "--out", "copies", "--model", tiny.path), "no such file: 'sh/none.tar'")
+    assert run("caption", "s.tar", "--out", "copies.v1", "--model", tiny.path)[0] == 1
+    assert tree(Path("copies.v1")) == tree(Path("copies"))
     copy, rng = Path("copies/s.tar"), random.Random(new_seed())
     data = copy.read_bytes()
     for size in [0, 1, *(rng.randrange(len(data)) for _ in range(12))]:

@@ -217,6 +217,10 @@ def test_the_commands(tiny, album, run):
     assert [path.name[:3] for path in sorted(Path("best").iterdir())] == ["01-", "02-", "03-"]
     assert "album/b.jpg\n" in run("search", "x", "--image", "album/b.jpg", *flags)[1]
     assert "probability" in run("search", "x", "a dog", "--rerank", 4, "--json", *flags)[1]
+    out = run("search", "x", "a dog", "-n", 4, "--rerank", 2, "--html", "p.html", *flags)[1]
+    assert [line.split("\t")[0].endswith(" cosine") for line in out.splitlines()] == [False, False, True, True]
+    assert Path("p.html").read_text().count(" cosine</p>") == 2
+    assert " cosine" not in run("search", "x", "a dog", *flags)[1]
     shutil.copy("album/a.png", "album/zz.png")
     run("index", "album", "--out", "x", *flags)
     assert "a.png\n" in run("duplicates", "x", "--alike", 0.9999, *flags)[1]
@@ -231,6 +235,18 @@ def test_clip_retrievals_layout(tiny, model, album, run):
     assert np.allclose(embeds, one_vector(model.embed_image(paths)), atol=0.02)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX names")
+def test_names_that_are_no_text_stay_apart_in_parquet(tiny, run, tmp_path, monkeypatch):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.chdir(tmp_path)
+    Path("album").mkdir()
+    for name in (b"album/\xff.png", b"album/\xfe.png"):
+        picture(np.random.default_rng(new_seed())).save(os.fsdecode(name))
+    assert run("index", "album", "--out", "c", "--format", "clip-retrieval", "--model", tiny.path)[0] == 0
+    paths = parquet.read_table("c/metadata/metadata_0.parquet").to_pydict()["image_path"]
+    assert sorted(Path(path).name for path in paths) == ["\\xfe.png", "\\xff.png"]
+
+
 def test_mistakes_are_one_line(tiny, album, run):
     flags = ["--model", tiny.path]
     run("index", "album", "--out", "x", *flags)
@@ -238,6 +254,7 @@ def test_mistakes_are_one_line(tiny, album, run):
     (album.parent / "full" / "a").touch()
     for command, words in (
         (["search", "none", "a dog"], ["none is no index", "blip2rt index DIR"]),
+        (["search", "album/a.png", "a dog"], ["album/a.png is no index"]),
         (["search", "x"], ["give TEXT, or --image"]), (["search", "x", "a", "--image", "b"], ["give TEXT, or --image"]),
         (["search", "x", "..."], ["no words"]), (["search", "x", "a", "-n", "0"], ["from 1"]),
         (["search", "x", "--image", "none.png"], ["no such file: 'none.png'"]),
