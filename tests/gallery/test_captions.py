@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tarfile
 import time
@@ -448,6 +449,47 @@ def test_shards_get_captions(tiny, album, run, tmp_path):
     Path("bad.tar").write_bytes(b"x" * 2000)
     code, _, err = run("caption", "*.tar", "--out", "copies", "--model", tiny.path)
     assert code == 1 and "bad.tar" in err and "1 failed" in err
+
+
+def obeying_modes() -> None:
+    """Let a process that root starts obey the modes of files: take CAP_DAC_OVERRIDE and _READ_SEARCH from it."""
+    import ctypes
+
+    for capability in (1, 2) if os.geteuid() == 0 else ():
+        if ctypes.CDLL(None, use_errno=True).prctl(24, capability, 0, 0, 0):  # PR_CAPBSET_DROP
+            raise OSError(ctypes.get_errno(), "PR_CAPBSET_DROP")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="modes of files, and what root may")
+def test_read_only_and_unreadable_folders(tiny, album):
+    for name in ("read only", "closed", "open"):
+        (album / name).mkdir()
+        shutil.copy(album / "a.png", album / name)
+    closed = Path("album/closed/a.png")
+    shutil.copy("album/a.png", "album/locked.png")
+    (album / "read only").chmod(0o555), (album / "closed").chmod(0), (album / "locked.png").chmod(0)
+    try:
+        try:
+            sees = subprocess.run(["cat", closed], preexec_fn=obeying_modes, capture_output=True).returncode == 0
+        except subprocess.SubprocessError:
+            sees = True
+        if sees:
+            pytest.skip("this root reads what is closed")
+        command = ["caption", "-r", "album", "--model", tiny.path, "--errors", "e.jsonl"]
+        for output, failed in ((["--write", "txt"], {"album/read only/a.png"}), (["--out", "o.jsonl"], set())):
+            process = start(*command, *output, preexec_fn=obeying_modes)
+            _, err = process.communicate(timeout=TIMEOUT)
+            assert process.returncode == 1 and "Traceback" not in err, err
+            listed = {row["image"]: row["error"] for row in map(json.loads, Path("e.jsonl").read_text().splitlines())}
+            assert set(listed) == {"album/bad.jpg", "album/cut.png", "album/locked.png", "album/closed"} | failed
+            assert "Permission denied" in listed["album/closed"] and "Permission denied" in listed["album/locked.png"]
+        assert (album / "open" / "a.txt").exists() and [*(album / "read only").iterdir()] == [album / "read only/a.png"]
+        assert {"album/read only/a.png", "album/open/a.png"} <= {row["image"] for row in rows(Path("o.jsonl"))}
+        process = start("caption", "album/closed", "--model", tiny.path, preexec_fn=obeying_modes)
+        assert "cannot read the folder 'album/closed'" in process.communicate(timeout=TIMEOUT)[1]
+        assert process.returncode == 2
+    finally:
+        (album / "read only").chmod(0o755), (album / "closed").chmod(0o755)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_FSIZE and /dev/full")
