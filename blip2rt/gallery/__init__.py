@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .index import Hit, Index
+    from .progress import Counts
     from .vectors import one_vector
 
-__all__ = ["Hit", "Index", "one_vector"]
-_MODULES = {"one_vector": "vectors"}
+__all__ = ["Counts", "Hit", "Index", "one_vector"]
+_MODULES = {"Counts": "progress", "one_vector": "vectors"}
 
 
 def __getattr__(name: str) -> Any:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ..backends import Floats
     from ..image import ImageLike
     from ..model import Model
+    from .progress import Counts
 
 FORMAT, VERSION = "blip2rt-index", 1
 EXACT = 4096  # pictures up to which all of them are scored, without a shortlist
@@ -147,7 +148,7 @@ class Index:
         """Let go of the files."""
         self.catalog.close()
 
-    def add(self) -> Any:
+    def add(self) -> Counts:
         """Bring the index up to date with its folder: new, changed, moved and removed pictures. Return the counts.
 
         Example: `counts = Index.create("photos.index", "photos").add(); counts.made`.

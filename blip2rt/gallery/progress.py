@@ -20,15 +20,16 @@ EVERY = 0.2  # seconds between two lines on a terminal
 
 @dataclass
 class Counts:
-    """Pictures of a run."""
+    """Pictures of a run; what Index.add returns."""
 
-    made: int = 0
+    made: int = 0  # captioned, or embedded
     before: int = 0  # done by a run before
     failed: int = 0
-    gone: int = 0  # that an index held and that are gone
+    gone: int = 0  # that left an index
 
     @property
     def all(self) -> int:
+        """Pictures that were met."""
         return self.made + self.before + self.failed
 
     @property

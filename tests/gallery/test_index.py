@@ -174,6 +174,32 @@ def test_a_shortlist_of_many_vectors_keeps_the_nearest(tmp_path):
     assert np.mean(kept) >= 9
 
 
+def test_a_shortlist_loses_no_point_of_recall(model, album, monkeypatch):
+    """R@10 of 800 vectors near one of 4,000 pictures, with a shortlist and without; few pictures are easy to find."""
+    pytest.importorskip("usearch")
+    monkeypatch.setattr(index, "EXACT", 1000)
+    rng = np.random.default_rng(new_seed())
+    Index.create("x", album, model).close()
+    about, (queries, size) = json.loads(Path("x/index.json").read_text()), (8, 64)
+    Path("x/index.json").write_text(json.dumps({**about, "queries": queries, "size": size}))
+    with Index.open("x", model, write=True) as made:
+        topics = rng.normal(size=(60, 1, size))  # pictures lie in heaps, and so do the vectors of one
+        embeds = topics[rng.integers(60, size=4000)] + 0.8 * rng.normal(size=(4000, 1, size))
+        embeds = embeds + 0.5 * rng.normal(size=(4000, queries, size))
+        embeds /= np.linalg.norm(embeds, axis=-1, keepdims=True)
+        made.vectors.write(range(4000), embeds.astype(np.float32))
+        made.catalog.put(File(row, f"{row}.png", 1, 1, str(row).encode()) for row in range(4000))
+        made.refresh()
+        wanted = rng.choice(4000, 800, replace=False)
+        asked = embeds[wanted, rng.integers(queries, size=800)] + rng.normal(size=(800, size)) * 2 / size**0.5
+        asked = (asked / np.linalg.norm(asked, axis=-1, keepdims=True)).astype(np.float32)
+        found = [
+            np.mean([place in made.nearest(vector, 10, exact)[0] for place, vector in zip(wanted, asked, strict=True)])
+            for exact in (False, True)
+        ]
+    assert 0.2 < found[1] < 0.99 and found[0] > found[1] - 0.01, found
+
+
 def test_vectors_keep_their_cosines(tmp_path):
     rng = np.random.default_rng(new_seed())
     embeds = rng.normal(size=(7, 3, 256)).astype(np.float32)

@@ -17,6 +17,7 @@ from PIL import Image
 import blip2rt
 from blip2rt import Chat, ImageError, Match, Model, Scored
 from blip2rt.backends.trt import PlanSizes
+from blip2rt.gallery import Counts, Hit, Index, one_vector
 from blip2rt.options import CaptionOptions, TextOptions
 
 if TYPE_CHECKING:
@@ -141,6 +142,25 @@ def the_embedded_model() -> None:
     assert_type(blip2rt.match("a.jpg", ["a dog"]), list[Match])
     blip2rt.caption("a.jpg", beams=5)  # type: ignore[call-overload]
     blip2rt.match("a.jpg")  # type: ignore[call-overload]
+
+
+def the_gallery(model: Model, picture: Image.Image) -> None:
+    with Index.create("photos.index", Path("photos"), model) as index:
+        assert_type(index, Index)
+        assert_type(index.add(), Counts)
+        assert_type(index.add().made, int)
+        assert_type(len(index), int)
+        assert_type(index.search("a dog", 5, rerank=32), list[Hit])
+        assert_type(index.search(picture, image=True, exact=True), list[Hit])
+    assert_type(Index.open(Path("photos.index"), write=True), Index)
+    hit = index.search("a dog")[0]
+    assert_type(hit.path, Path)
+    assert_type(hit.score, float)
+    assert_type(hit.probability, float | None)
+    assert_type(one_vector(model.embed_image("a.jpg")), Floats)
+    index.search(3)  # type: ignore[arg-type]
+    index.search("a dog", reranked=3)  # type: ignore[call-arg]
+    Index.create("photos.index")  # type: ignore[call-arg]
 
 
 def loading() -> None:
