@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .. import bundle as contract
-from ..bundle.whole import write_file
 from ..errors import CapabilityError, GalleryError, ImageError, OptionError
+from . import about
 from .catalog import Catalog, File, damaged
 from .outputs import check_empty
 from .vectors import Shortlist, Vectors, one_vector
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from ..model import Model
     from .progress import Counts
 
-FORMAT, VERSION = "blip2rt-index", 1
 EXACT = 4096  # pictures up to which all of them are scored, without a shortlist
 SHORTLIST = 200  # pictures that are scored exactly, at least
 PER_HIT = 10  # and for each one that is asked for
@@ -84,18 +82,18 @@ class Index:
         Example: `Index.open("photos.index").search("a dog")`.
         """
         folder = Path(path)
-        about = _about(folder)
+        of = about.read(folder)
         model = _loaded(model)
-        if about["model"] != _fingerprint(model):
+        if of["model"] != _fingerprint(model):
             raise GalleryError(
-                f"{folder} was made by the model {about['name']!r}, and this one is {model.bundle.manifest.name!r} or "
+                f"{folder} was made by the model {of['name']!r}, and this one is {model.bundle.manifest.name!r} or "
                 "another version of it: give --model, or make an index anew"
             )
-        root = Path(os.path.normpath(folder / about["root"]))
-        real = Path(os.path.realpath(folder), about["root"])
+        root = Path(os.path.normpath(folder / of["root"]))
+        real = Path(os.path.realpath(folder), of["root"])
         if os.path.realpath(root) != os.path.realpath(real):  # the way to the index leads over a link
             root = Path(os.path.normpath(real))
-        return cls(folder, root, (about["queries"], about["size"]), model, write)
+        return cls(folder, root, (of["queries"], of["size"]), model, write)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], root: str | os.PathLike[str], model: Model | None = None) -> Index:
@@ -108,13 +106,13 @@ class Index:
         folder, place = Path(path), Path(root)
         if not place.is_dir():
             raise OptionError(f"{str(place)!r} is no folder: give the folder of the pictures")
-        if (folder / "index.json").exists():
+        if (folder / about.FILE).exists():
             index = cls.open(folder, model, write=True)
             if os.path.realpath(index.root) != os.path.realpath(place):
                 index.close()
                 if index.root.is_dir():
                     raise OptionError(f"{folder} is an index of {index.root}, not of {place}: give another --out")
-                _write(folder, _about(folder) | {"root": _relative(place, folder)})
+                about.write(folder, place, about.read(folder))
                 return cls.open(folder, model, write=True)
             return index
         check_empty(folder, "no index, and not empty: give another --out")
@@ -126,11 +124,8 @@ class Index:
             )
         folder.mkdir(parents=True, exist_ok=True)
         *_, queries, size = model.bundle.manifest.components[contract.IMAGE_EMBED].outputs[-1].shape
-        about = {
-            "format": FORMAT, "version": VERSION, "root": _relative(place, folder),
-            "name": model.bundle.manifest.name, "model": _fingerprint(model), "queries": queries, "size": size,
-        }  # fmt: skip
-        _write(folder, about)
+        name = model.bundle.manifest.name
+        about.write(folder, place, {"name": name, "model": _fingerprint(model), "queries": queries, "size": size})
         return cls.open(folder, model, write=True)
 
     def __len__(self) -> int:
@@ -287,35 +282,3 @@ def _loaded(model: Model | None) -> Model:
 def _fingerprint(model: Model) -> str:
     """What tells a model's embeddings from another's: the hash of its manifest, which holds the hashes of its files."""
     return hashlib.sha256((model.bundle.path / contract.MANIFEST).read_bytes()).hexdigest()
-
-
-def _relative(root: Path, folder: Path) -> str:
-    """The root as seen from the index, so that both can be moved together."""
-    try:
-        return os.path.relpath(os.path.realpath(root), os.path.realpath(folder))
-    except ValueError:  # on another drive
-        return os.path.realpath(root)
-
-
-def _write(folder: Path, about: dict[str, Any]) -> None:
-    text = json.dumps(about, indent=1, ensure_ascii=False)
-    write_file(folder / "index.json", text.encode("utf-8", "surrogateescape"))
-
-
-def _about(folder: Path) -> dict[str, Any]:
-    try:
-        about = json.loads((folder / "index.json").read_bytes())
-        fits = about["format"] == FORMAT and all(isinstance(about[n], str) for n in ("root", "name", "model"))
-        fits = fits and all(isinstance(about[n], int) and 0 < about[n] < 1 << 16 for n in ("queries", "size"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise GalleryError(f"{folder} is no index: make one by `blip2rt index DIR --out {folder}`") from None
-    except (ValueError, KeyError, TypeError, OSError, RecursionError):
-        fits = False
-    if not fits:
-        raise damaged(folder / "index.json", "it is not as it was written")
-    if about.get("version") != VERSION:
-        raise GalleryError(
-            f"{folder} has version {about.get('version')!r}, and this blip2rt reads {VERSION}: upgrade it"
-        )
-    found: dict[str, Any] = about
-    return found

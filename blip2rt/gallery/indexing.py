@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Protocol
 from ..errors import Blip2rtError, OptionError
 from .ahead import Cell, Pace, cells
 from .catalog import Catalog, File
+from .lines import Lines
 from .pictures import Fault, Picture, Sources
 from .progress import Bar, Counts, Faults, fault_line
-from .tables import Lines
 from .vectors import Vectors
 from .walk import walk
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from ..command import complain
 from ..errors import one_line
+from .lines import Lines
 from .pictures import Fault, Sources
-from .tables import Lines
 from .walk import walk
 
 EVERY = 0.2  # seconds between two lines on a terminal

@@ -11,10 +11,10 @@ import tarfile
 from pathlib import Path
 
 from ..errors import OptionError
+from .lines import Lines
 from .members import BLOCK, Member, image_of, members, samples
 from .outputs import Described, check_target, checked_extension
 from .pictures import Fault, Picture, Sources, is_shard
-from .tables import Lines
 from .walk import expanded
 
 

@@ -1,0 +1,52 @@
+"""index.json: of which folder an index is, by which model. Knows its fields, nothing about what it is used for."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..bundle.whole import write_file
+from ..errors import GalleryError
+from .catalog import damaged
+
+FILE = "index.json"
+FORMAT, VERSION = "blip2rt-index", 1
+
+
+def write(folder: Path, root: Path, fields: dict[str, Any]) -> None:
+    """fields: `name` and `model` of its maker, `queries` and `size` of its vectors. Raises OSError."""
+    about = fields | {"format": FORMAT, "version": VERSION, "root": _relative(root, folder)}
+    text = json.dumps(about, indent=1, ensure_ascii=False)
+    write_file(folder / FILE, text.encode("utf-8", "surrogateescape"))
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What `write` wrote; `root` as seen from the index. Raises GalleryError."""
+    try:
+        about = json.loads((folder / FILE).read_bytes())
+        fits = about["format"] == FORMAT and all(isinstance(about[n], str) for n in ("root", "name", "model"))
+        fits = fits and all(isinstance(about[n], int) and 0 < about[n] < 1 << 16 for n in ("queries", "size"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise GalleryError(f"{folder} is no index: make one by `blip2rt index DIR --out {folder}`") from None
+    except OSError as error:
+        raise GalleryError(f"cannot read {folder / FILE}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        fits = False
+    if not fits:
+        raise damaged(folder / FILE, "it is not as it was written")
+    if about.get("version") != VERSION:
+        raise GalleryError(
+            f"{folder} has version {about.get('version')!r}, and this blip2rt reads {VERSION}: upgrade it"
+        )
+    found: dict[str, Any] = about
+    return found
+
+
+def _relative(root: Path, folder: Path) -> str:
+    """The root as seen from the index, so that both can be moved together."""
+    try:
+        return os.path.relpath(os.path.realpath(root), os.path.realpath(folder))
+    except ValueError:  # on another drive
+        return os.path.realpath(root)
