@@ -28,7 +28,9 @@ def read(folder: Path) -> dict[str, Any]:
         about = json.loads((folder / FILE).read_bytes())
         fits = about["format"] == FORMAT and all(isinstance(about[n], str) for n in ("root", "name", "model"))
         fits = fits and all(isinstance(about[n], int) and 0 < about[n] < 1 << 16 for n in ("queries", "size"))
-    except (FileNotFoundError, NotADirectoryError):
+    except NotADirectoryError:
+        raise GalleryError(f"{folder} is no index, but a file: give the folder that `blip2rt index` made") from None
+    except FileNotFoundError:
         raise GalleryError(f"{folder} is no index: make one by `blip2rt index DIR --out {folder}`") from None
     except OSError as error:
         raise GalleryError(f"cannot read {folder / FILE}: {error.strerror}") from None

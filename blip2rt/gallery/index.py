@@ -41,11 +41,15 @@ PER_HIT = 10  # and for each one that is asked for
 
 @dataclass(frozen=True)
 class Hit:
-    """A picture that was found."""
+    """A picture that was found.
+
+    score: a cosine, see Index.search; where the matching head has judged the picture, Match.score. Those two have
+    scales of their own: compare hits with a probability, or hits without one.
+    """
 
     path: Path
     name: str  # its path from the index's root
-    score: float  # a cosine; Match.score where the matching head has judged it, on a scale of its own: see Index.search
+    score: float
     probability: float | None = None  # of the matching head, where it has judged it
 
 

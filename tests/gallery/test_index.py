@@ -280,7 +280,7 @@ def test_mistakes_are_one_line(tiny, album, run):
     (album.parent / "full" / "a").touch()
     for command, words in (
         (["search", "none", "a dog"], ["none is no index", "blip2rt index DIR"]),
-        (["search", "album/a.png", "a dog"], ["album/a.png is no index"]),
+        (["search", "album/a.png", "a dog"], ["album/a.png is no index, but a file"]),
         (["search", "x"], ["give TEXT, or --image"]), (["search", "x", "a", "--image", "b"], ["give TEXT, or --image"]),
         (["search", "x", "..."], ["no words"]), (["search", "x", "a", "-n", "0"], ["from 1"]),
         (["search", "x", "--image", "none.png"], ["no such file: 'none.png'"]),
