@@ -103,20 +103,18 @@ def routes(service: Service) -> list[Route]:
         pictures = sum(len(turn.images) for turn in turns)
         if pictures > service.settings.limits.images:
             raise bad(f"images: more than {service.settings.limits.images} pictures: send fewer", "images")
+        chosen, stops, streamed = _options(options), stops_of(options.stop), asked.stream is not False
         reading = read(turns, service.work.chats)
         if reading.image is None:
-            count = service.work.count_tokens if service.can_write else lambda text: len(text.split())
-            said = "" if load_only else HELLO
-            words = " ".join(text for turn in turns for text in turn.texts)
-            found = Answer([said], ["stop"], count(words), count(said))
-            lines = [*(shape.piece(Piece(0, said)) if asked.stream is not False and said else []), *shape.end(found)]
-            if asked.stream is False:
+            found = await service.hello(turns, chosen, stops, streamed, "" if load_only else HELLO)
+            if not streamed:
                 return JSONResponse(shape.whole(found))
-            return Response("".join(lines), media_type="application/x-ndjson")
+            lines = [*(shape.piece(Piece(0, text)) for text in found.texts if text), shape.end(found)]
+            return Response("".join(line for each in lines for line in each), media_type="application/x-ndjson")
         image = await service.image(reading.image, "images")
         request.scope["notes"].fields["images"] = pictures
-        job = Job(image, reading.question, None, reading.history, _options(options), stops_of(options.stop))
-        if asked.stream is not False:
+        job = Job(image, reading.question, None, reading.history, chosen, stops)
+        if streamed:
             return await service.stream(request, job, shape, "application/x-ndjson")
         return JSONResponse(shape.whole(await service.answer(request, job)))
 

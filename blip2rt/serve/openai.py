@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from .faults import Fault, bad
-from .policy import HELLO, Turn, read
+from .policy import Turn, read
 from .service import Lines, Service, given, sampling, stops_of, unless_gone
 from .work import Answer, Job, Piece
 
@@ -111,14 +111,14 @@ def routes(service: Service) -> list[Route]:
     async def chat(request: Request) -> Response:
         asked = await service.read(ChatRequest, request)
         turns = _turns(asked, service)
+        options, stops = _options(asked, service), stops_of(asked.stop)
         reading = read(turns, service.work.chats)
         shape = _Shape(service.name, asked)
         if reading.image is None:
-            return _hello(service, asked, shape, turns)
+            return _said(await service.hello(turns, options, stops, bool(asked.stream)), shape, bool(asked.stream))
         image = await service.image(reading.image, "messages")
         request.scope["notes"].fields["images"] = sum(len(turn.images) for turn in turns)
-        options = _options(asked, service)
-        job = Job(image, reading.question, None, reading.history, options, stops_of(asked.stop))
+        job = Job(image, reading.question, None, reading.history, options, stops)
         if asked.stream:
             return await service.stream(request, job, shape)
         found = await service.answer(request, job)
@@ -245,12 +245,9 @@ def _options(asked: ChatRequest, service: Service) -> dict[str, Any]:
     return options
 
 
-def _hello(service: Service, asked: ChatRequest, shape: _Shape, turns: list[Turn[str]]) -> Response:
-    """The answer to who shows nothing, as clients do that look whether somebody is there."""
-    count = service.work.count_tokens if service.can_write else lambda text: len(text.split())
-    tokens = count(" ".join(text for turn in turns for text in turn.texts))
-    found = Answer([HELLO] * (asked.n or 1), ["stop"] * (asked.n or 1), tokens, count(HELLO) * (asked.n or 1))
-    if not asked.stream:
+def _said(found: Answer, shape: _Shape, streamed: bool) -> Response:
+    """The response to who shows nothing."""
+    if not streamed:
         return JSONResponse(shape.whole(found))
     lines = [*shape.begin(), *(line for i, text in enumerate(found.texts) for line in shape.piece(Piece(i, text))),
              *shape.end(found)]  # fmt: skip

@@ -20,7 +20,7 @@ from ..errors import CapabilityError
 from ..text import Prompt
 from .faults import Fault
 from .settings import Queue
-from .work import Answer, Job, Piece, Stop, answer, shares_steps
+from .work import Answer, Job, Piece, Stop, answer, prepared, shares_steps
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -107,6 +107,10 @@ class Work:
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, by the language model's tokenizer."""
         return len(self.model._language.encode_more(Prompt(text=text)))
+
+    def check(self, job: Job, streamed: bool) -> None:
+        """Raise what a job's options are refused with. Its image is not looked at."""
+        prepared(self.model, job, self._most, streamed)
 
     async def answer(self, job: Job) -> Answer:
         """The texts of a job, when all are there. Raises Fault and Blip2rtError."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from .gate import Notes
 from .logs import LOG
 from .media import image_bytes
 from .metrics import Metrics
+from .policy import HELLO, Turn
 from .queueing import Work
 from .settings import Settings
 from .work import Answer, Job, Piece
@@ -94,6 +95,25 @@ class Service:
         if texts > self.settings.limits.prompt:
             raise bad(f"the texts have {texts:,} characters, and {self.settings.limits.prompt:,} are allowed: "
                       "shorten them", code="prompt_too_long")  # fmt: skip
+
+    async def hello(
+        self, turns: Sequence[Turn[str]], options: Mapping[str, Any], stops: tuple[str, ...], streamed: bool,
+        said: str = HELLO,
+    ) -> Answer:  # fmt: skip
+        """What is said to who shows nothing, as clients do that look whether somebody is there.
+
+        Options are checked as if there were a picture. Raises Blip2rtError.
+        """
+        words, texts = " ".join(text for turn in turns for text in turn.texts), options.get("num_captions") or 1
+
+        def counted() -> list[int]:
+            if not self.can_write:
+                return [len(text.split()) for text in (words, said)]
+            self.work.check(Job(b"", options=options, stops=stops), streamed)
+            return [self.work.count_tokens(text) for text in (words, said)]
+
+        read, written = await asyncio.to_thread(counted)
+        return Answer([said] * texts, ["stop"] * texts, read, written * texts)
 
     async def answer(self, request: Request, job: Job) -> Answer:
         """The texts of a job, unless the client leaves."""

@@ -100,7 +100,7 @@ def answer(model: Model, job: Job, most: int, stop: Stop, tell: Callable[[Piece]
     """
     model._need(contract.GENERATIVE, "caption" if job.question is None else "ask")
     language = model._language
-    prompt, ids, settings = _prepared(model, job, most, tell is not None)
+    prompt, ids, settings = prepared(model, job, most, tell is not None)
     watch = Stopwatch(settings)
     read = prompt.whole if job.question is None else model._read_question(job.question)
     prefix_embeds = model._prefix_embeds(model._prepare([job.image]), [read])
@@ -128,7 +128,7 @@ def answer(model: Model, job: Job, most: int, stop: Stop, tell: Callable[[Piece]
     return Answer(texts, finish, prompt_tokens, sum(len(token_ids) for token_ids, _ in sequences[0]))
 
 
-def _prepared(model: Model, job: Job, most: int, streamed: bool) -> tuple[Prompt, list[int], dict[str, Any]]:
+def prepared(model: Model, job: Job, most: int, streamed: bool) -> tuple[Prompt, list[int], dict[str, Any]]:
     """What the language model reads, and the settings of its generation."""
     language, spec = model._language, model._language._spec
     asked = job.question is not None

@@ -170,6 +170,18 @@ def test_a_text_that_time_has_ended_is_marked(nano: Running, cat: bytes) -> None
     assert [each["finish_reason"] for each in found.json["choices"]] == ["length"]
 
 
+def test_who_shows_nothing_has_options_checked_too(nano: Running) -> None:
+    for more in ({"n": 150_000}, {"num_beams": 9}, {"min_new_tokens": 5, "max_tokens": 2}, {"stop": ["x"] * 17},
+                 {"stop": "x" * 201}, {"top_k": 2**40, "temperature": 1}):  # fmt: skip
+        for streamed in (False, True):
+            found = nano.post("/v1/chat/completions", chat("Hi", **more, stream=streamed))
+            assert found.status == 400 and found.error["type"] == "invalid_request_error", (more, found.body[:200])
+    assert len(nano.post("/v1/chat/completions", chat("Hi", n=8)).json["choices"]) == 8
+    for options in ({"top_k": 2**40, "temperature": 1}, {"stop": [""]}):
+        body = {"messages": [{"role": "user", "content": "Hi"}], "options": options}
+        assert nano.post("/api/chat", body).status == nano.post("/api/generate", {"options": options}).status == 400
+
+
 def test_bodies_pixels_and_texts_are_bounded(start: Callable[..., Running], photo: Any) -> None:
     server = start("--max-body", "50K", "--max-pixels", 10_000, "--max-prompt", 300)
     image = small(photo)
