@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from datetime import datetime, timezone
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 from starlette.requests import Request
@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from .. import __version__
 from .faults import Fault, bad
-from .openai import NO_JSON, ImageInput, embed
+from .openai import NO_JSON, ImageInput, Pictured, embed
 from .policy import HELLO, Turn, read
 from .service import Lines, Service, folder_size, sampling, stops_of
 from .work import Answer, Job, Piece
@@ -74,7 +74,7 @@ class EmbedRequest(BaseModel):
     """POST /api/embed. An input {"image": base64} is a picture."""
 
     model: str | None = None
-    input: str | ImageInput | list[str | ImageInput]
+    input: Annotated[str | ImageInput | list[str | ImageInput], Pictured]
 
 
 def routes(service: Service) -> list[Route]:
@@ -99,7 +99,6 @@ def routes(service: Service) -> list[Route]:
         options = asked.options or ModelOptions.model_validate({})
         if asked.format:
             raise bad(NO_JSON.format("format", "it"), "format", "unsupported_value")
-        service.check_prompt(sum(len(text) for turn in turns for text in turn.texts))
         pictures = sum(len(turn.images) for turn in turns)
         if pictures > service.settings.limits.images:
             raise bad(f"images: more than {service.settings.limits.images} pictures: send fewer", "images")

@@ -6,10 +6,10 @@ import base64
 import json
 import time
 import uuid
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -90,11 +90,21 @@ class ImageInput(BaseModel):
     image: str
 
 
+def _pictured(value: Any) -> Any:
+    """Strings that are data URIs of pictures -> pictures."""
+    if isinstance(value, list):
+        return [_pictured(each) for each in value]
+    return {"image": value} if isinstance(value, str) and value[:11].lower() == "data:image/" else value
+
+
+Pictured = BeforeValidator(_pictured)
+
+
 class EmbeddingsRequest(BaseModel):
     """POST /v1/embeddings. Texts; strings that are data URIs of pictures, or {"image": ...}, are pictures."""
 
     model: str | None = None
-    input: str | ImageInput | list[str | ImageInput | int | list[int]]
+    input: Annotated[str | ImageInput | list[str | ImageInput | int | list[int]], Pictured]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
 
@@ -158,9 +168,10 @@ async def embed(service: Service, request: Request, inputs: list[Any]) -> tuple[
         raise bad(f"input: give 1 to {service.settings.limits.embeddings} inputs", "input")
     if any(isinstance(each, int | list) for each in inputs):
         raise bad("input: give texts, not tokens: this model has a tokenizer of its own", "input")
-    service.check_prompt(sum(len(each) for each in inputs if isinstance(each, str) and not _is_image(each)))
-    images = {i: await service.image(each.image if isinstance(each, ImageInput) else each, "input")
-              for i, each in enumerate(inputs) if isinstance(each, ImageInput) or _is_image(each)}  # fmt: skip
+    if sum(isinstance(each, ImageInput) for each in inputs) > service.settings.limits.images:
+        raise bad(f"input: more than {service.settings.limits.images} pictures: send fewer", "input")
+    images = {i: await service.image(each.image, "input")
+              for i, each in enumerate(inputs) if isinstance(each, ImageInput)}  # fmt: skip
     texts = {i: each for i, each in enumerate(inputs) if i not in images}
     if any(not text.strip() for text in texts.values()):
         raise bad("input: a text is empty", "input")
@@ -183,10 +194,6 @@ async def embed(service: Service, request: Request, inputs: list[Any]) -> tuple[
     )
     service.metrics.tokens.labels("prompt").inc(tokens)
     return [vectors[i] for i in range(len(inputs))], tokens
-
-
-def _is_image(text: str) -> bool:
-    return text[:11].lower().startswith("data:image/")
 
 
 def _written(vector: np.ndarray, encoding: str) -> Any:
@@ -222,7 +229,6 @@ def _turns(asked: ChatRequest, service: Service) -> list[Turn[str]]:
                 raise bad(f"messages.{number}: a part of type {part.type[:50]!r} cannot be read: send text and "
                           "image_url", "messages", "unsupported_value")  # fmt: skip
         turns.append(Turn(message.role, tuple(texts), tuple(images)))
-    service.check_prompt(sum(len(text) for turn in turns for text in turn.texts))
     if sum(len(turn.images) for turn in turns) > service.settings.limits.images:
         raise bad(f"messages: more than {service.settings.limits.images} pictures: send fewer", "messages")
     return turns

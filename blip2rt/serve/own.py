@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from itertools import takewhile
 from typing import Any
 
 from PIL import Image
@@ -16,12 +17,12 @@ from ..image import load_rgb
 from .faults import Fault, bad
 from .openai import usage_of
 from .service import Lines, Service, given, sampling, stops_of, unless_gone
-from .work import Answer, Job, Piece
+from .work import Answer, Job, Piece, Stop
 
 _OPTIONS = {
     name: name for name in (
         "num_captions", "num_beams", "max_new_tokens", "min_new_tokens", "length_penalty", "early_stopping",
-        "repetition_penalty", "no_repeat_ngram_size", "bad_words", "forced_prefix", "max_time",
+        "repetition_penalty", "no_repeat_ngram_size", "forced_prefix", "max_time",
     )
 }  # fmt: skip
 
@@ -82,12 +83,10 @@ def routes(service: Service) -> list[Route]:
 
     async def caption(request: Request) -> Response:
         asked = await service.read(CaptionRequest, request)
-        service.check_prompt(len(asked.prompt or ""))
         return await _answered(request, asked, "caption", None, asked.prompt)
 
     async def ask(request: Request) -> Response:
         asked = await service.read(AskRequest, request)
-        service.check_prompt(len(asked.question))
         if not asked.question.strip():
             raise bad("question: it is empty: ask something, as in 'what colour is the dog?'", "question")
         return await _answered(request, asked, "answer", asked.question, None)
@@ -101,9 +100,9 @@ def routes(service: Service) -> list[Route]:
                 raise bad(f"{name} is {getattr(asked, name)}: give {most} at most", name)
         others = {"top_k": asked.top_k, "min_p": asked.min_p, "seed": asked.seed}
         options = sampling(asked.temperature, asked.top_p, others) | given(asked, _OPTIONS)
-        if isinstance(image := asked.image, str):
-            image = await service.image(image)
-        job = Job(image, question, prompt, (), options, stops_of(asked.stop_strings))
+        options["bad_words"] = stops_of(asked.bad_words, "bad_words", 256)
+        stops = stops_of(asked.stop_strings, "stop_strings")
+        job = Job(await service.image(asked.image), question, prompt, (), options, stops)
         if asked.stream:
             return await service.stream(request, job, _Shape(key))
         return JSONResponse(_Shape(key).whole(await service.answer(request, job)))
@@ -113,13 +112,13 @@ def routes(service: Service) -> list[Route]:
         texts = [text for each in (asked.text, asked.texts) for text in ([each] if isinstance(each, str) else each)]
         if not texts or len(texts) > service.settings.limits.embeddings:
             raise bad(f"text: give 1 to {service.settings.limits.embeddings} texts", "text")
-        service.check_prompt(sum(map(len, texts)))
         image = await service.image(asked.image)
 
-        def compute(_stop: object) -> list[dict[str, Any]]:
+        def compute(stop: Stop) -> list[dict[str, Any]]:
             model = service.model
             features = model.vision_features(image)[None]
-            return [{"text": text, **asdict(model.match_features(features, [text])[0])} for text in texts]
+            wanted = takewhile(lambda _: not stop.is_set(), texts)  # as long as somebody waits for them
+            return [{"text": text, **asdict(model.match_features(features, [text])[0])} for text in wanted]
 
         if not all(any(map(str.isalnum, text)) for text in texts):
             raise bad("text: it has no words: say what the picture may show, as in 'a dog on grass'", "text")
@@ -128,7 +127,6 @@ def routes(service: Service) -> list[Route]:
 
     async def itm(request: Request) -> Response:
         asked = await service.read(ItmRequest, request)
-        service.check_prompt(len(asked.txt))
         image = await service.image(asked.image)
 
         def compute(_stop: object) -> float:

@@ -39,7 +39,6 @@ def routes(service: Service) -> list[Route]:
         asked = await service.read(SearchRequest, request)
         if (asked.text is None) == (asked.image is None):
             raise bad("text, image: give one of them", "text")
-        service.check_prompt(len(asked.text or ""))
         query: Any = asked.text
         if asked.image is not None:
             query = await service.image(asked.image)

@@ -28,6 +28,7 @@ from .work import Answer, Job, Piece
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
+_NO_TEXTS = ("image", "images", "image_url", "role", "type")  # pictures have bounds of their own
 
 
 class Service:
@@ -79,22 +80,18 @@ class Service:
         return all(map(self.model.bundle.has, contract.GENERATIVE))
 
     async def read(self, kind: type[M], request: Request) -> M:
-        """The body of a request, JSON or where the route takes forms a form. Raises Fault."""
+        """The body of a request, JSON or where the route takes forms a form; its texts are bounded. Raises Fault."""
         self.work  # noqa: B018  # nothing is read while there is no model
-        body = await self.intake.read(request)
-        if is_form(request):
-            return await from_form(kind, request, body, self.settings.limits.images)
-        return from_json(kind, body)
+        body, limits = await self.intake.read(request), self.settings.limits
+        found = await from_form(kind, request, body, limits.images) if is_form(request) else from_json(kind, body)
+        if (size := letters(found)) > limits.prompt:
+            raise bad(f"the texts have {size:,} characters, and {limits.prompt:,} are allowed: shorten them",
+                      code="prompt_too_long")  # fmt: skip
+        return found
 
     async def image(self, reference: str | bytes, param: str = "image") -> bytes:
         """The bytes of the image that a request names. Raises Fault."""
         return await image_bytes(reference, self.settings.media, self.settings.limits, param)
-
-    def check_prompt(self, texts: int) -> None:
-        """texts: characters of all texts of a request. Raises Fault."""
-        if texts > self.settings.limits.prompt:
-            raise bad(f"the texts have {texts:,} characters, and {self.settings.limits.prompt:,} are allowed: "
-                      "shorten them", code="prompt_too_long")  # fmt: skip
 
     async def hello(
         self, turns: Sequence[Turn[str]], options: Mapping[str, Any], stops: tuple[str, ...], streamed: bool,
@@ -212,6 +209,16 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
             each.cancel()
 
 
+def letters(value: object) -> int:
+    """Characters of all texts in a request. What names a picture is none."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, list):
+        return sum(map(letters, value))
+    named = value if isinstance(value, BaseModel) else value.items() if isinstance(value, dict) else ()
+    return sum(letters(each) for name, each in named if name not in _NO_TEXTS)
+
+
 def given(request: BaseModel, names: Mapping[str, str]) -> dict[str, Any]:
     """The options of generation that a request names, by blip2rt's names. names: the request's -> blip2rt's."""
     return {ours: value for theirs, ours in names.items() if (value := getattr(request, theirs)) is not None}
@@ -232,11 +239,11 @@ def sampling(temperature: float | None, top_p: float | None, others: Mapping[str
     return {**drawn, **{name: value for name, value in others.items() if value is not None}}
 
 
-def stops_of(stop: str | list[str] | None) -> tuple[str, ...]:
-    """A request's stop strings. Raises Fault."""
+def stops_of(stop: str | list[str] | None, name: str = "stop", most: int = 16) -> tuple[str, ...]:
+    """A request's stop strings, or others of its kind. Raises Fault."""
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if len(stops) > 16 or any(not each or len(each) > 200 for each in stops):
-        raise bad("stop: give 16 strings at most, each of 1 to 200 characters", "stop")
+    if len(stops) > most or any(not each or len(each) > 200 for each in stops):
+        raise bad(f"{name}: give {most} strings at most, each of 1 to 200 characters", name)
     return stops
 
 

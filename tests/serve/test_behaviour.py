@@ -201,6 +201,25 @@ def test_bodies_pixels_and_texts_are_bounded(start: Callable[..., Running], phot
     assert server.post("/v1/ask", {"image": encoded(image), "question": "w" * 301}).error["code"] == "prompt_too_long"
     assert server.post("/v1/ask", {"image": encoded(image), "question": "w" * 300}).status == 200
     assert server.post("/v1/caption", {"image": encoded(image)}).status == 200
+    shown, half, long = {"image": encoded(image)}, "w " * 76, "w" * 301
+    for path, body in (
+        ("/v1/caption", {"prompt": long}), ("/v1/caption", {"forced_prefix": long}),
+        ("/v1/caption", {"bad_words": [half, half]}), ("/v1/caption", {"stop_strings": [half, half]}),
+        ("/v1/caption", {"prompt": half, "forced_prefix": half}), ("/v1/ask", {"question": half, "bad_words": half}),
+        ("/v1/match", {"text": half, "texts": [half]}), ("/blip2itm", {"txt": long}),
+        ("/v1/embeddings", {"input": [half, half]}), ("/api/embed", {"input": long}),
+        ("/v1/chat/completions", chat(half, half)), ("/v1/chat/completions", chat(half, image, stop=[half])),
+        ("/v1/chat/completions", {"messages": [{"role": "system", "content": long}]}),
+        ("/api/generate", {"prompt": half, "options": {"stop": half}}),
+        ("/api/chat", {"messages": [{"role": "user", "content": half}] * 2}),
+    ):  # fmt: skip
+        found = server.post(path, {**shown, **body})
+        assert found.status == 400 and found.error["code"] == "prompt_too_long", (path, body, found.body)
+    found = server.post("/v1/caption", {**shown, "bad_words": ["a"] * 257})
+    assert found.error["message"].startswith("bad_words: give 256 strings at most")
+    assert server.post("/v1/embeddings", {"input": data_uri(image)}).status == 200, "a picture is no text"
+    found = server.post("/v1/embeddings", {"input": [data_uri(b"x")] * 65})
+    assert found.error["message"] == "input: more than 64 pictures: send fewer"
     assert server.metric("blip2rt_body_bytes") == 0
 
 
