@@ -34,7 +34,7 @@ def serve(model: Model, settings: Settings) -> int:
     listener = _listen(settings.host, settings.port)
     config = uvicorn.Config(
         make(service), settings.host, settings.port, lifespan="off", access_log=False, log_config=None,
-        server_header=False, timeout_keep_alive=KEEP_ALIVE, backlog=1024,
+        server_header=False, ws="none", timeout_keep_alive=KEEP_ALIVE, backlog=1024,
         http=protocol(limits.body_seconds / 3, limits.connections),
         timeout_graceful_shutdown=math.ceil(settings.queue.drain) + _AFTER_CUT,
     )  # fmt: skip

@@ -131,6 +131,62 @@ def test_random_bytes_are_never_more_than_a_mistake(nano: Running) -> None:
         assert found.status in (200, 400), found.body
 
 
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        (b"GARBAGE\r\n\r\n", 400, "invalid_http"),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nBad Name: x\r\n\r\n", 400, "invalid_http"),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 66_000 + b"\r\n\r\n", 431, "head_too_large"),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 11_000 + b"\r\n", 431, "head_too_large"),
+        (b"GET /" + b"x" * 66_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 431, "head_too_large"),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * (32 << 20), 431, "head_too_large"),
+        (b"POST /v1/caption HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\nX: "
+         + b"x" * (32 << 20), 431, "head_too_large"),
+        (b"\r\n" * (1 << 20), 431, "head_too_large"),
+    ],
+    ids=["no HTTP", "a bad name", "a header", "headers", "an address", "no end", "a trailer", "empty lines"],
+)  # fmt: skip
+def test_what_is_no_request_is_refused_in_the_one_format(nano: Running, sent: bytes, status: int, code: str) -> None:
+    with socket.create_connection(("127.0.0.1", nano.port), TIMEOUT) as caller:
+        with contextlib.suppress(OSError):  # the server has heard enough
+            caller.sendall(sent)
+        received = b""
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := caller.recv(65536):
+                received += chunk
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status) and b"\r\nConnection: close" in head, received[:200]
+    assert Response(status, {}, body).error["code"] == code
+
+
+def test_what_is_large_but_allowed_is_read(nano: Running, cat: bytes) -> None:
+    """A head of 60 KiB, and a body in small chunks."""
+    assert nano.get("/health", X="x" * 60_000).status == 200
+    body = json.dumps({"image": encoded(cat)}).encode()
+    with socket.create_connection(("127.0.0.1", nano.port), TIMEOUT) as caller:
+        caller.sendall(b"POST /v1/caption HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        caller.sendall(b"".join(b"1\r\n%c\r\n" % letter for letter in body) + b"0\r\nX: y\r\n\r\n")
+        assert caller.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_an_upgrade_is_passed_over(nano: Running) -> None:
+    found = nano.get("/v1/models", Connection="Upgrade", Upgrade="websocket", Sec_WebSocket_Version="13",
+                     Sec_WebSocket_Key="AAAAAAAAAAAAAAAAAAAAAA==")  # fmt: skip
+    assert found.status == 200
+
+
+def test_empty_lines_keep_no_connection(start: Callable[..., Running]) -> None:
+    with socket.create_connection(("127.0.0.1", start("--body-seconds", 3).port), TIMEOUT) as caller:
+        caller.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert caller.recv(1000).startswith(b"HTTP/1.1 200")
+        begun = time.monotonic()
+        with contextlib.suppress(OSError):
+            while time.monotonic() < begun + 30:
+                caller.sendall(b"\r\n")
+                time.sleep(0.2)
+        assert time.monotonic() < begun + 15
+
+
 def test_a_form_that_is_broken_is_a_mistake(nano: Running) -> None:
     for kind, body in (("multipart/form-data", b"x"), ("multipart/form-data; boundary=b", b"--b\r\nnonsense"),
                        ("multipart/form-data; boundary=b", b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--"),
