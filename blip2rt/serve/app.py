@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -34,21 +34,32 @@ def make(service: Service) -> ASGIApp:
     settings = service.settings
     routes = [*_common(service), *openai.routes(service), *own.routes(service), *ollama.routes(service),
               *search.routes(service)]  # fmt: skip
-    app: Any = Starlette(
+    app = Starlette(
         routes=routes,
         exception_handlers={Fault: _failed, Blip2rtError: _failed, HTTPException: _http, MemoryError: _failed},
     )
-    if settings.access.origins:
-        app = CORSMiddleware(
-            app, allow_origins=list(settings.access.origins), allow_methods=["GET", "POST"], allow_headers=["*"],
-            expose_headers=["X-Request-Id", "Retry-After"],
-        )  # fmt: skip
     known = {route.path for route in routes}
 
     def label(path: str) -> str:
         return path if path in known else "/v1/models/{name}" if path.startswith("/v1/models/") else "other"
 
-    return Gate(app, settings, service.metrics, label, service.intake.release)
+    gate = Gate(app, settings, service.metrics, label, service.intake.release)
+    if not settings.access.origins:
+        return gate
+    return _Cors(gate, allow_origins=list(settings.access.origins), allow_methods=["GET", "POST"], allow_headers=["*"],
+                 expose_headers=["X-Request-Id", "Retry-After"])  # fmt: skip
+
+
+class _Cors(CORSMiddleware):
+    """Stands before the gate, so that pages that may call can read its refusals. Refuses in our format."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        found = super().preflight_response(request_headers)
+        if found.status_code == 200:
+            return found
+        fault = Fault(403, "a page may not call so: start the server with --cors-origin, and send GET or POST",
+                      "origin_not_allowed")  # fmt: skip
+        return JSONResponse(fault.body(), fault.status)
 
 
 def _common(service: Service) -> list[Route]:

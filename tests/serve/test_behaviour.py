@@ -85,6 +85,24 @@ def test_pages_of_others_may_not_call(nano: Running, start: Callable[..., Runnin
     assert server.call("OPTIONS", "/v1/caption", None, asked).status == 200
 
 
+def test_a_page_that_may_call_reads_why_it_was_refused(start: Callable[..., Running]) -> None:
+    server = start("--cors-origin", "https://ours.example", "--api-key", "k", "--max-body", 100)
+    ours, key = {"Origin": "https://ours.example"}, {"Authorization": "Bearer k"}
+    for found, status in (
+        (server.get("/v1/models", **ours), 401),
+        (server.get("/v1/models", Host="evil.example", **ours), 403),
+        (server.get("/nothing", **ours, **key), 404),
+        (server.post("/v1/caption", b"{", **ours, **key), 400),
+        (server.post("/v1/caption", b"x" * 101, **ours, **key), 413),
+    ):
+        assert found.status == status and found.error["message"]
+        assert found.headers["access-control-allow-origin"] == "https://ours.example"
+    for origin, method in (("https://evil.example", "POST"), ("https://ours.example", "DELETE")):
+        asked = {"Origin": origin, "Access-Control-Request-Method": method}
+        refused = server.call("OPTIONS", "/v1/caption", None, asked)
+        assert refused.status == 403 and refused.error["code"] == "origin_not_allowed"
+
+
 def test_a_strangers_name_for_this_machine_is_refused(nano: Running, start: Callable[..., Running]) -> None:
     """As a page does whose name server answers 127.0.0.1 the second time."""
     assert nano.get("/v1/models", Host="evil.example").error["code"] == "host_not_allowed"
