@@ -4,11 +4,13 @@ BLIP-2 writes captions and short answers, and follows no instructions. So instru
 
 1. The picture is the last one of the conversation. Without any, a fixed sentence answers.
 2. System prompts, and what tools say, are left out.
-3. The words are the last user message's, without labels of pictures ("Image 1:", "[img]", "front_door.jpg:").
-4. Words that hold a question are a question: the last sentence that ends with a question mark. "What is in this
-   picture?" and its like, and no words at all, ask for a caption.
-5. A few words without a question mark are asked as they are, unless they begin with a verb like "describe".
-   Everything longer is an instruction, and gets a caption.
+3. The words are the last user message's, without labels of pictures at the start of a line ("Image 1:", "[img]",
+   "front_door.jpg:").
+4. Words that hold a question are a question: the last sentence that ends with a question mark. A sentence ends at a
+   full stop, an exclamation mark or a question mark before a space or the end. "What is in this picture?" and its
+   like, and no words at all, ask for a caption.
+5. A few words without a question mark are asked as they are, unless they begin with a verb like "describe". "Tell me
+   what" and its like begin a question. Everything longer is an instruction, and gets a caption.
 6. Earlier questions and answers about the same picture go before the question, where the model can chat.
 
 docs/serve.md tells it to users. Pure: texts in, texts out.
@@ -26,26 +28,29 @@ I = TypeVar("I")  # noqa: E741  # an image, however it is held
 HELLO = "Hello! Send me a picture, and I will describe it or answer a question about it."
 FEW_WORDS = 12
 
-_LABEL = re.compile(
-    r"(image|picture|photo|frame|figure) ?#?\d+( of \d+)? ?:?$|[\w .-]+\.(jpe?g|png|webp|gif) ?:?$", re.IGNORECASE
+_LABELS = re.compile(
+    r"^((\[img(-\d+)?\]|((image|picture|photo|frame|figure) ?#?\d+( of \d+)?|[\w .-]+\.(jpe?g|png|webp|gif)) ?(:|$))"
+    r" ?)+",
+    re.IGNORECASE,
 )
-_LEADING = re.compile(r"(\[img(-\d+)?\] ?)+", re.IGNORECASE)
-_SENTENCE = re.compile(r"[^.!?\n]*\?|[^.!?\n]+[.!]*")
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]* ")
 _PICTURE = (
     r"(this|the|that|my|an?|each)?\s*(attached|following|given|above|provided)?\s*"
     r"(image|picture|photo|photograph|frame|scene|snapshot)s?"
 )
 _WHATS_THERE = re.compile(
-    rf"^(please\s+)?((can|could|would) you (please )?(describe|caption|explain|tell me (about|what))\b.*"
-    rf"|what('s| is| are| do you see| can you see| can be seen| is shown| does it show| is happening| is going on)"
-    rf"\s*(there)?\s*(in|on|here|happening in|going on in|shown in|depicted in)?\s*({_PICTURE})?"
-    rf"|what (does|do) {_PICTURE} (show|depict|contain)"
-    rf"|what('s| is) {_PICTURE} (of|about))\s*\?*$",
+    rf"^(please\s+)?((can|could|would) you (please )?)?((describe|caption|explain|tell me about)\b.*"
+    rf"|(tell me )?(what('s| is| are| do you see| can you see| you (can )?see| can be seen| is shown| does it show"
+    rf"| is happening| is going on)"
+    rf"\s*(there)?\s*(in|on|here|happening in|going on in|shown in|depicted in)?\s*({_PICTURE})?( is)?"
+    rf"|what (does |do )?{_PICTURE} (show|depict|contain|is of|is about)s?"
+    rf"|what('s| is) {_PICTURE} (of|about)))\s*\?*$",
     re.IGNORECASE,
 )  # fmt: skip
 _ASKS_TO_DESCRIBE = re.compile(
     r"^(please\s+)?(briefly\s+|shortly\s+)?(describe|caption|summari[sz]e|analy[sz]e|explain|generate|create|write"
-    r"|provide|give|tell|look|make|return|respond|identify and describe|detail|narrate|a (photo|picture|image) of)\b",
+    r"|provide|give|tell(?! me (what|who|where|when|why|how|which|whether|if)\b)|look|make|return|respond"
+    r"|identify and describe|detail|narrate|a (photo|picture|image) of)\b",
     re.IGNORECASE,
 )  # fmt: skip
 
@@ -83,9 +88,9 @@ def read(turns: Sequence[Turn[I]], chats: bool) -> Reading[I]:
 
 def question_of(texts: Sequence[str]) -> str | None:
     """The texts of a message -> the question that is in them; None where a caption is wanted."""
-    lines = [_LEADING.sub("", " ".join(line.split())) for text in texts for line in text.splitlines()]
-    text = " ".join(line for line in lines if line and not _LABEL.match(line))
-    sentences = map(str.strip, _SENTENCE.findall(text))
+    lines = [_LABELS.sub("", " ".join(line.split())) for text in texts for line in text.splitlines()]
+    text = " ".join(line for line in lines if line)
+    sentences = [sentence.strip(" !\"'()[]") for sentence in _SENTENCE_END.split(text)]
     questions = [sentence for sentence in sentences if sentence.endswith("?") and any(map(str.isalnum, sentence))]
     if questions:
         return None if _WHATS_THERE.match(questions[-1]) else questions[-1]
