@@ -42,14 +42,27 @@ class Response:
         return error
 
 
-class Running:
-    """`blip2rt serve` at a free port, its log as objects."""
+_HELD = """
+import sys
+from blip2rt.cli import main
+from blip2rt.model import Model
+whole = Model.warm_up
+Model.warm_up = lambda model: (sys.stdin.read(), whole(model))
+sys.exit(main(sys.argv[1:]))
+"""
 
-    def __init__(self, *arguments: object, env: dict[str, str] | None = None, ready: bool = True) -> None:
-        command = [sys.executable, "-m", "blip2rt", "serve", "--port", "0", *map(str, arguments)]
+
+class Running:
+    """`blip2rt serve` at a free port, its log as objects. held: its model is loaded once release() is called."""
+
+    def __init__(
+        self, *arguments: object, env: dict[str, str] | None = None, ready: bool = True, held: bool = False
+    ) -> None:
+        program = ["-c", _HELD] if held else ["-m", "blip2rt"]
+        command = [sys.executable, *program, "serve", "--port", "0", *map(str, arguments)]
         kept = {k: v for k, v in os.environ.items() if k != "BLIP2RT_API_KEY"}
         self.process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+            command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
             env={**kept, "OMP_NUM_THREADS": "1", **(env or {})},
         )  # fmt: skip
         self.log: list[dict[str, Any]] = []
@@ -58,8 +71,13 @@ class Running:
         threading.Thread(target=self._read, daemon=True).start()
         self.url = self.line("http")["message"]
         self.port = int(self.url.rpartition(":")[2])
-        if ready:
+        if ready and not held:
             self.wait_ready()
+
+    def release(self) -> None:
+        """Let a server that is held load its model."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
 
     def _read(self) -> None:
         assert self.process.stderr is not None
@@ -137,6 +155,7 @@ class Running:
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """End it; return its exit code."""
+        self.release()
         if self.process.poll() is None:
             self.process.send_signal(how)
         return self.process.wait(TIMEOUT)

@@ -416,14 +416,27 @@ def test_a_request_has_a_deadline(cat: bytes) -> None:
 # Its beginning and its end
 
 
-def test_it_answers_while_the_model_is_being_loaded(start: Callable[..., Running]) -> None:
-    server = start(ready=False)
+def test_it_answers_while_the_model_is_being_loaded(start: Callable[..., Running], photo: Any) -> None:
+    server = start(held=True)
+    image = encoded(small(photo))
+    bodies = {
+        "/v1/chat/completions": chat("Hi"), "/v1/embeddings": {"input": "a"}, "/v1/caption": {"image": image},
+        "/v1/ask": {"image": image, "question": "who?"}, "/v1/match": {"image": image, "text": "a"},
+        "/blip2itm": {"image": image, "txt": "a"}, "/api/generate": {"prompt": "Hi"}, "/api/chat": {"messages": []},
+        "/api/embed": {"input": "a"},
+    }  # fmt: skip
+    for path, body in bodies.items():
+        found = server.post(path, body)
+        assert found.status == 503 and found.error["code"] == "loading" and found.headers["retry-after"] == "2", path
     found = server.get("/ready")
-    if found.status == 503:  # it may have been quick
-        assert found.json == {"status": "loading"} and "retry-after" in found.headers
-    assert server.get("/health").status == 200
+    assert found.status == 503 and found.json == {"status": "loading"} and found.headers["retry-after"] == "2"
+    for path in ("/health", "/", "/metrics", "/v1/models", "/api/tags"):
+        assert server.get(path).status == 200, path
+    assert server.metric("blip2rt_ready") == 0
+    server.release()
     server.wait_ready()
     assert server.get("/ready").json == {"status": "ready", "model": "tiny", "pictures": 0}
+    assert {server.post(path, body).status for path, body in bodies.items()} == {200}
 
 
 def test_a_bundle_that_is_none_ends_it_with_one_line(tmp_path: Any) -> None:
