@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -247,3 +247,28 @@ def test_the_list_of_routes_is_shown(browser: webdriver.Chrome, nano: Running) -
     browser.find_element(By.CSS_SELECTOR, "summary").click()
     assert "messages" in texts(browser, "details[open] td code")
     assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+
+
+def test_a_key_is_asked_for_until_it_is_right_or_escape_is_pressed(
+    browser: webdriver.Chrome, start: Callable[..., Running]
+) -> None:
+    browser.get(start("--api-key", "right").url)
+    wait(browser, lambda: text(browser, "model") == "tiny")
+    dialog, key = browser.find_element(By.ID, "key-dialog"), browser.find_element(By.ID, "key")
+    browser.find_element(By.ID, "files").send_keys(str(PHOTO))
+    wait(browser, dialog.is_displayed)
+    assert text(browser, "key-fault") == ""
+    key.send_keys(Keys.ESCAPE)
+    wait(browser, lambda: text(browser, "fault") == "The server needs an API key")
+    assert not dialog.is_displayed()
+    browser.find_element(By.ID, "texts").send_keys("a dog")
+    browser.find_element(By.ID, "match").click()
+    wait(browser, dialog.is_displayed)
+    key.send_keys("wrong", Keys.ENTER)
+    wait(browser, lambda: text(browser, "key-fault") == "The server does not know this key")
+    assert dialog.is_displayed()
+    key.clear()
+    key.send_keys("right", Keys.ENTER)
+    wait(browser, lambda: texts(browser, "#matches span") != [])
+    assert not dialog.is_displayed() and text(browser, "fault") == ""
+    browser.get_log("browser")
