@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -19,6 +20,7 @@ from .settings import Limits
 M = TypeVar("M", bound=BaseModel)
 _DISCARDED = 4  # times the limit that is read and dropped, so that who sends too much reads why
 _DISCARD_SECONDS = 5.0
+_NAME = re.compile("[a-z_]+")  # a field's
 
 
 class Intake:
@@ -100,13 +102,19 @@ def from_json(kind: type[M], body: bytes) -> M:
 
 
 def fault_of_validation(error: ValidationError) -> Fault:
-    """The first mistake by name, with the number of others."""
-    first, *others = error.errors(include_url=False, include_context=False, include_input=False)
-    place = ".".join(map(str, first["loc"]))
+    """The first mistake by name, with the number of other fields that have one."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    first, place = found[0], _place(found[0]["loc"])
     message = f"{place or 'the body'}: {first['msg']}"
-    if others:
+    if others := {_place(each["loc"]) for each in found} - {place}:
         message += f" (and {len(others)} more)"
     return bad(message, place or None, "invalid_json" if first["type"] == "json_invalid" else "invalid_value")
+
+
+def _place(loc: tuple[int | str, ...]) -> str:
+    """Where a mistake is, without the names of the types that a field may have: messages.0.content, not content.str."""
+    types = ("str", "bytes", "int", "float", "bool")
+    return ".".join(str(each) for each in loc if isinstance(each, int) or (each not in types and _NAME.fullmatch(each)))
 
 
 async def from_form(kind: type[M], request: Request, body: bytes, images: int) -> M:
@@ -126,6 +134,11 @@ async def from_form(kind: type[M], request: Request, body: bytes, images: int) -
         values = [value if isinstance(value, str) else await value.read() for value in form.getlist(name)]
         fields[name] = values if len(values) > 1 else values[0]
     await form.close()
+    for name, field in kind.model_fields.items():
+        if isinstance(fields.get(name), list) and not any(
+            get_origin(each) is list for each in get_args(field.annotation)
+        ):
+            raise bad(f"{name}: the form has it {len(fields[name])} times: send it once", name, "invalid_form")
     try:
         return kind.model_validate(fields)
     except ValidationError as error:

@@ -44,7 +44,8 @@ def fault_of(error: BaseException) -> Fault:
     if isinstance(error, Fault):
         return error
     if isinstance(error, ImageError):
-        return bad(str(error), "image", "invalid_image")
+        message = str(error).replace("load(max_pixels=N)", "start the server with --max-pixels")
+        return bad(message, "image", "invalid_image")
     if isinstance(error, OptionError):
         return bad(str(error))
     if isinstance(error, CapabilityError):

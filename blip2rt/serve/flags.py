@@ -24,6 +24,13 @@ def size(value: str) -> int:
     return int(found[1]) * _UNITS[found[2].upper()]
 
 
+def some(value: str) -> int:
+    """The type of a number of bytes, above 0."""
+    if not (found := size(value)):
+        raise argparse.ArgumentTypeError("give a number of bytes, above 0")
+    return found
+
+
 def seconds(value: str) -> float:
     """The type of a time."""
     found = re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value)
@@ -66,7 +73,7 @@ def add(command: Any) -> None:
                       help="a request's longest time, waiting and all")  # fmt: skip
     much.add_argument("--drain", type=seconds, default=queue.drain, metavar="SECONDS",
                       help="time for the requests under way, once the server is told to end")  # fmt: skip
-    much.add_argument("--max-body", type=size, default=argparse.SUPPRESS, metavar="BYTES",
+    much.add_argument("--max-body", type=some, default=argparse.SUPPRESS, metavar="BYTES",
                       help="largest request (default: 20M)")  # fmt: skip
     much.add_argument("--body-seconds", type=seconds, default=limits.body_seconds, metavar="SECONDS",
                       help="time for a request to arrive; its head has a third of it")  # fmt: skip
@@ -95,7 +102,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         if not Path(folder).is_dir():
             raise OptionError(f"--allow-media-path is {str(folder)!r}: name a folder")
     keys = [*args.api_key, *os.environ.get("BLIP2RT_API_KEY", "").split()]
-    if any(not key.isascii() or not key.isprintable() for key in keys):
+    if not all(re.fullmatch("[!-~]+", key) for key in keys):
         raise OptionError("--api-key: give letters that a header can hold, without spaces")
     limits = Limits(
         body=getattr(args, "max_body", Limits.body), bodies=max(Limits.bodies, getattr(args, "max_body", 0)),

@@ -26,12 +26,11 @@ KEEP_ALIVE = 20  # seconds that an idle connection stays open
 
 def serve(model: Model, settings: Settings) -> int:
     """Serve a model until SIGTERM or Ctrl-C; return the exit code. Requests under way are finished first."""
+    service, limits = Service(model, settings), settings.limits
+    listener = _listen(settings.host, settings.port)
     set_up()
     if not settings.loopback and not settings.access.keys:
         LOG.warning("whoever reaches this server may call it: --api-key lets in who knows a key")
-    service = Service(model, settings)
-    limits = settings.limits
-    listener = _listen(settings.host, settings.port)
     config = uvicorn.Config(
         make(service), settings.host, settings.port, lifespan="off", access_log=False, log_config=None,
         server_header=False, ws="none", timeout_keep_alive=KEEP_ALIVE, backlog=1024,

@@ -214,6 +214,22 @@ def test_a_form_that_is_broken_is_a_mistake(nano: Running) -> None:
         assert found.error["message"]
 
 
+def test_a_field_that_comes_twice_or_of_another_type_is_named(nano: Running) -> None:
+    part = b'--b\r\nContent-Disposition: form-data; name="%b"; filename="x.jpg"\r\n\r\nx\r\n'
+    form = part % b"image" * 2 + part % b"question" + b"--b--\r\n"
+    found = nano.post("/v1/ask", form, Content_Type="multipart/form-data; boundary=b")
+    assert found.status == 400 and found.error["message"] == "image: the form has it 2 times: send it once"
+    for path, body, place in (
+        ("/v1/caption", {"image": 3}, "image"), ("/v1/caption", {"image": "", "bad_words": {}}, "bad_words"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": 7}]}, "messages.0.content"),
+        ("/v1/embeddings", {"input": 7}, "input"), ("/api/embed", {"input": 3.5}, "input"),
+    ):  # fmt: skip
+        found = nano.post(path, body)
+        assert found.status == 400 and found.error["param"] == place, found.body
+        assert found.error["message"].startswith(f"{place}: Input should be a valid"), found.body
+        assert "more)" not in found.error["message"]
+
+
 def test_what_is_not_there_says_so(nano: Running) -> None:
     assert nano.get("/nothing").error["message"] == "there is no /nothing: /docs lists what there is"
     assert nano.get("/v1/caption").status == 405 and nano.get("/v1/caption").error["code"] == "method_not_allowed"
@@ -271,7 +287,8 @@ def test_bodies_pixels_and_texts_are_bounded(start: Callable[..., Running], phot
     chunked.close()
     large = io.BytesIO()
     Image.new("L", (101, 100)).save(large, "PNG")
-    assert "10,000" in server.post("/v1/caption", {"image": encoded(large.getvalue())}).error["message"]
+    told = server.post("/v1/caption", {"image": encoded(large.getvalue())}).error["message"]
+    assert "10,000" in told and told.endswith("scale it down first, or start the server with --max-pixels")
     assert server.post("/v1/ask", {"image": encoded(image), "question": "w" * 301}).error["code"] == "prompt_too_long"
     assert server.post("/v1/ask", {"image": encoded(image), "question": "w" * 300}).status == 200
     assert server.post("/v1/caption", {"image": encoded(image)}).status == 200
@@ -443,6 +460,21 @@ def test_a_bundle_that_is_none_ends_it_with_one_line(tmp_path: Any) -> None:
     words = [sys.executable, "-m", "blip2rt", "serve", "--port", "0", "--model", str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT, cwd=ROOT)
     assert done.returncode == 2 and done.stderr.startswith("blip2rt: error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--max-body", "0"], "give a number of bytes, above 0"),
+        (["--api-key", "a b"], "without spaces"),
+        (["--host", "999.1.1.1"], "cannot listen at 999.1.1.1, port 0"),
+    ],
+)
+def test_what_it_cannot_be_told_ends_it_with_one_line(tiny: Any, words: list[str], told: str) -> None:
+    words = [sys.executable, "-m", "blip2rt", "serve", "--port", "0", "--model", str(tiny.path), *words]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.returncode == 2 and told in done.stderr and done.stderr.startswith("blip2rt"), done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_port_that_is_taken_ends_it(nano: Running, tiny: Any) -> None:
