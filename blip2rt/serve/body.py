@@ -20,6 +20,7 @@ from .settings import Limits
 M = TypeVar("M", bound=BaseModel)
 _DISCARDED = 4  # times the limit that is read and dropped, so that who sends too much reads why
 _DISCARD_SECONDS = 5.0
+_VALUES = 10_000  # of a body of JSON, about: a mistake in each of a million takes minutes to tell
 _NAME = re.compile("[a-z_]+")  # a field's
 
 
@@ -95,6 +96,8 @@ class Intake:
 
 def from_json(kind: type[M], body: bytes) -> M:
     """JSON -> a request, whatever its content type says, as Ollama reads it. Raises Fault."""
+    if sum(map(body.count, b",[{")) > _VALUES:
+        raise bad(f"the body has more than {_VALUES:,} commas and brackets: send fewer values", code="too_many_values")
     try:
         return kind.model_validate_json(body or b"null")
     except ValidationError as error:

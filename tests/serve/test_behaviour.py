@@ -136,6 +136,22 @@ def test_a_malformed_body_is_a_mistake_of_the_caller(nano: Running, path: str) -
         assert found.error["type"] == "invalid_request_error"
 
 
+def test_a_body_of_many_small_values_holds_nobody_up(nano: Running) -> None:
+    """Two million mistakes, each of which was told; meanwhile the server answered nobody."""
+    many = b",".join([b"3"] * (2 << 20))
+    begun = time.monotonic()
+    for path, body in (
+        ("/v1/chat/completions", b'{"messages":[{"role":"user","content":[%b]}]}'),
+        ("/v1/embeddings", b'{"input":[%b]}'), ("/v1/match", b'{"image":"","texts":[%b]}'),
+        ("/api/chat", b'{"format":{"a":[%b]}}'),
+    ):  # fmt: skip
+        found = nano.post(path, body % many)
+        assert found.status == 400 and found.error["code"] == "too_many_values"
+    assert time.monotonic() - begun < 30
+    chat_of_many = {"messages": [{"role": "user", "content": "a, b"}, {"role": "assistant", "content": "c"}] * 500}
+    assert nano.post("/v1/chat/completions", chat_of_many).status == 200
+
+
 def test_random_bytes_are_never_more_than_a_mistake(nano: Running) -> None:
     rng = random.Random(new_seed())
     good = json.dumps(chat("who?", PHOTO.read_bytes()[:2000])).encode()
