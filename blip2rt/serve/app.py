@@ -38,6 +38,7 @@ def make(service: Service) -> ASGIApp:
         routes=routes,
         exception_handlers={Fault: _failed, Blip2rtError: _failed, HTTPException: _http, MemoryError: _failed},
     )
+    app.router.redirect_slashes = False  # what is not there is 404, in our format
     known = {route.path for route in routes}
 
     def label(path: str) -> str:

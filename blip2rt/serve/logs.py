@@ -26,12 +26,13 @@ class JsonLines(logging.Formatter):
 
 
 def set_up() -> None:
-    """Let the loggers of blip2rt and uvicorn write JSON lines to stderr."""
+    """Let all loggers write JSON lines to stderr: ours tell of requests, those of others of what is wrong."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
+    logging.getLogger().handlers = [handler]
     for name in ("blip2rt", "uvicorn"):
         logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
+        logger.handlers, logger.propagate = [], True
         logger.setLevel(logging.INFO)
     logging.getLogger("uvicorn.access").handlers = []
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # it tells of every start, as we do

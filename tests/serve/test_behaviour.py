@@ -228,6 +228,7 @@ def test_a_form_that_is_broken_is_a_mistake(nano: Running) -> None:
         found = nano.post("/v1/caption", body, Content_Type=kind)
         assert found.status == 400, (body, found.body)
         assert found.error["message"]
+    assert not nano.others, "the parser's own log is of JSON, too"
 
 
 def test_a_field_that_comes_twice_or_of_another_type_is_named(nano: Running) -> None:
@@ -249,7 +250,8 @@ def test_a_field_that_comes_twice_or_of_another_type_is_named(nano: Running) -> 
 def test_what_is_not_there_says_so(nano: Running) -> None:
     assert nano.get("/nothing").error["message"] == "there is no /nothing: /docs lists what there is"
     assert nano.get("/v1/caption").status == 405 and nano.get("/v1/caption").error["code"] == "method_not_allowed"
-    assert nano.get("/../pyproject.toml").status == 404
+    assert nano.get("/../pyproject.toml").status == nano.get("/v1/models/").status == 404
+    assert nano.post("/v1/caption/", {}).error["code"] == "not_found"
 
 
 def test_options_that_make_no_sense_are_named(nano: Running, cat: bytes) -> None:
