@@ -8,12 +8,13 @@ import binascii
 import os
 import stat
 from pathlib import Path
-from urllib.parse import unquote, unquote_to_bytes, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from .faults import Fault, bad
 from .fetch import fetch
 from .settings import Limits, Media
 
+_ADDRESS = 8192  # characters of a web address, or a file's
 _SENT = "send the picture as a data URI (data:image/jpeg;base64,...)"
 
 
@@ -23,7 +24,12 @@ async def image_bytes(reference: str | bytes, media: Media, limits: Limits, para
         return reference
     head = reference[:10].lower()
     if head.startswith("data:"):
-        return _from_data_uri(reference, param)
+        kind, _, data = reference.partition(",")
+        if not kind[-20:].lower().rstrip().endswith(";base64"):
+            raise bad(f"the data URI is not of base64: {_SENT}", param, "invalid_image")
+        return _decode(data, param)
+    if head.startswith(("http:", "https:", "file:")) and len(reference) > _ADDRESS:
+        raise bad(f"the address has more than {_ADDRESS:,} characters: {_SENT}", param, "invalid_image")
     if head.startswith(("http://", "https://")):
         if not media.domains:
             raise bad(f"web addresses are not fetched: {_SENT}, or start the server with --allow-media-domains",
@@ -35,15 +41,6 @@ async def image_bytes(reference: str | bytes, media: Media, limits: Limits, para
                       "media_not_allowed")  # fmt: skip
         return await asyncio.to_thread(_from_file, reference, media, limits.body, param)
     return _decode(reference, param)
-
-
-def _from_data_uri(uri: str, param: str) -> bytes:
-    head, comma, data = uri.partition(",")
-    if not comma:
-        raise bad(f"the data URI has no comma: {_SENT}", param, "invalid_image")
-    if head.lower().rstrip().endswith(";base64"):
-        return _decode(data, param)
-    return unquote_to_bytes(data)
 
 
 def _decode(data: str, param: str) -> bytes:

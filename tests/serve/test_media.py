@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import http.server
@@ -18,8 +19,8 @@ import pytest
 from blip2rt.serve import fetch as fetching
 from blip2rt.serve.faults import Fault
 from blip2rt.serve.fetch import fetch, is_public
-from blip2rt.serve.media import _decode, _from_file
-from blip2rt.serve.settings import Media
+from blip2rt.serve.media import _decode, _from_file, image_bytes
+from blip2rt.serve.settings import Limits, Media
 from tests.serve.running import Running, chat
 
 IMAGE = b"\x89PNG pretended"
@@ -229,6 +230,19 @@ def test_base64_is_read_as_it_is_written() -> None:
     for wrong in ("", "photo.jpg!", "ä", "a", "===="):
         with pytest.raises(Fault):
             _decode(wrong, "image")
+
+
+def test_what_is_decoded_slowly_or_is_no_address_is_refused(tmp_path: Path) -> None:
+    """Percent signs of 20 MB took seconds in which nobody was answered."""
+    media, limits = Media(("127.0.0.1",), (tmp_path,)), Limits()
+    for reference, told in (
+        ("data:image/png,%41%41", "not of base64"), ("data:image/png;base64", "the image is empty"),
+        ("data:text/html;base64,%41", "neither base64"), ("gopher://127.0.0.1/", "neither base64"),
+        ("http://127.0.0.1/" + "a" * 8192, "more than 8,192"), (f"file://{tmp_path}" + "/." * 4096, "more than 8,192"),
+    ):  # fmt: skip
+        with pytest.raises(Fault, match=told) as raised:
+            asyncio.run(image_bytes(reference, media, limits))
+        assert (raised.value.status, raised.value.code) == (400, "invalid_image")
 
 
 def test_a_server_fetches_nothing_unless_told(
