@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import bundle as contract
 from ..errors import CapabilityError
-from ..text import Prompt
 from .faults import Fault
 from .settings import Queue
 from .work import Answer, Job, Piece, Stop, answer, prepared, shares_steps
@@ -103,10 +102,6 @@ class Work:
         except CapabilityError:
             return False
         return True
-
-    def count_tokens(self, text: str) -> int:
-        """Tokens of a text, by the language model's tokenizer."""
-        return len(self.model._language.encode_more(Prompt(text=text)))
 
     def check(self, job: Job, streamed: bool) -> None:
         """Raise what a job's options are refused with. Its image is not looked at."""

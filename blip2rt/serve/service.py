@@ -99,18 +99,13 @@ class Service:
     ) -> Answer:  # fmt: skip
         """What is said to who shows nothing, as clients do that look whether somebody is there.
 
-        Options are checked as if there were a picture. Raises Blip2rtError.
+        Options are checked as if there were a picture. The model reads nothing, so words count as tokens. Raises
+        Blip2rtError.
         """
-        words, texts = " ".join(text for turn in turns for text in turn.texts), options.get("num_captions") or 1
-
-        def counted() -> list[int]:
-            if not self.can_write:
-                return [len(text.split()) for text in (words, said)]
-            self.work.check(Job(b"", options=options, stops=stops), streamed)
-            return [self.work.count_tokens(text) for text in (words, said)]
-
-        read, written = await asyncio.to_thread(counted)
-        return Answer([said] * texts, ["stop"] * texts, read, written * texts)
+        if self.can_write:
+            await asyncio.to_thread(self.work.check, Job(b"", options=options, stops=stops), streamed)
+        words, texts = sum(len(text.split()) for turn in turns for text in turn.texts), options.get("num_captions") or 1
+        return Answer([said] * texts, ["stop"] * texts, words, len(said.split()) * texts)
 
     async def answer(self, request: Request, job: Job) -> Answer:
         """The texts of a job, unless the client leaves."""

@@ -155,15 +155,16 @@ def prepared(model: Model, job: Job, most: int, streamed: bool) -> tuple[Prompt,
 
 def _history_ids(language: Language, history: Sequence[tuple[str, str]], room: int) -> list[int]:
     """The newest questions and answers that fit into `room` tokens, as a chat reads them."""
-    for first in range(len(history)):
-        ids: list[int] = []
-        for question, said in history[first:]:
-            prompt = language.ask_prompt(question)
-            ids += language.encode_more(prompt._replace(before=f" {prompt.before}")) if ids else language.encode(prompt)
-            ids += language.encode_more(Prompt(text=f" {said}"))
-        if len(ids) + 1 < room:
-            return ids
-    return []
+    fitting: list[int] = []
+    later: list[int] = []  # as they stand behind others
+    for question, said in reversed(history):
+        prompt = language.ask_prompt(question)
+        answered = language.encode_more(Prompt(text=f" {said}")) + later
+        ids = language.encode(prompt) + answered
+        if len(ids) + 1 >= room:
+            break
+        fitting, later = ids, language.encode_more(prompt._replace(before=f" {prompt.before}")) + answered
+    return fitting
 
 
 class _Said:

@@ -284,7 +284,8 @@ def test_who_shows_nothing_has_options_checked_too(nano: Running) -> None:
         for streamed in (False, True):
             found = nano.post("/v1/chat/completions", chat("Hi", **more, stream=streamed))
             assert found.status == 400 and found.error["type"] == "invalid_request_error", (more, found.body[:200])
-    assert len(nano.post("/v1/chat/completions", chat("Hi", n=8)).json["choices"]) == 8
+    found = nano.post("/v1/chat/completions", chat("Hippopotamuses, hello", n=8)).json
+    assert len(found["choices"]) == 8 and found["usage"]["prompt_tokens"] == 2, "words, for nothing is computed"
     for options in ({"top_k": 2**40, "temperature": 1}, {"stop": [""]}):
         body = {"messages": [{"role": "user", "content": "Hi"}], "options": options}
         assert nano.post("/api/chat", body).status == nano.post("/api/generate", {"options": options}).status == 400

@@ -270,3 +270,16 @@ def test_history_that_does_not_fit_is_left_out(model: Any, image: bytes) -> None
     alone = answer(model, Job(image, "who runs"), 8, Stop(), None)
     assert alone.prompt_tokens < short.prompt_tokens < long.prompt_tokens < 64
     assert isinstance(long, Answer)
+
+
+def test_a_long_history_is_read_no_further_than_it_fits(
+    model: Any, image: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each question was encoded anew for each that stood before it."""
+    encoded: list[object] = []
+    kind = type(model._language)
+    whole = kind.encode_more
+    monkeypatch.setattr(kind, "encode_more", lambda self, prompt: encoded.append(prompt) or whole(self, prompt))
+    job = Job(image, "who is", history=(("what is", "a dog runs"),) * 500, options={"max_new_tokens": 3})
+    assert answer(model, job, 9, Stop(), None).texts
+    assert 2 < len(encoded) < 40
