@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,22 @@ def test_a_broken_graph_is_one_line_with_its_node(
     assert len(lines) == 1 and lines[0].startswith("blip2rt-build: error: vision: ")
     assert "the_activation" in lines[0] and words in lines[0] and "Cuda" not in lines[0]
     assert not caplog.records  # a warning would be printed where logging is not configured
+
+
+@needs_rtx
+def test_a_build_that_fails_leaves_no_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the garbage collector ends it within our log, which TensorRT calls while it holds the lock that this wants."""
+    made, kept = builder.made, []
+
+    def noted(log: Any, kind: Any) -> Any:
+        kept.append(weakref.ref(one := made(log, kind)))
+        return one
+
+    monkeypatch.setattr(builder, "made", noted)
+    graph = bundle(tmp_path / "b", unknown_op) / "vision.onnx"
+    with pytest.raises(BackendError, match="Nonsense") as fault:
+        builder.build(builder.load_tensorrt("tensorrt_rtx"), graph, [{"B": (1, 1, 1)}], builder.Settings(("SM86",)))
+    assert len(kept) == 1 and kept[0]() is None, fault
 
 
 @needs_rtx

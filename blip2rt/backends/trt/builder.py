@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,6 +126,9 @@ def _interruptible(work: Callable[[], Built], stop: threading.Event) -> Built:
         try:
             done.append(work())
         except BaseException as error:
+            # Nothing of TensorRT's is left to the garbage collector: it may run within our log, in a call of TensorRT
+            # that holds a lock, and a builder's end waits for the same lock.
+            traceback.clear_frames(error.__traceback__)
             failed.append(error)
         finally:
             ended.set()
