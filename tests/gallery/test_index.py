@@ -23,6 +23,8 @@ from blip2rt.gallery.vectors import Shortlist, Vectors
 from tests.seeds import new_seed
 from tests.tiny.pictures import GOOD, fill, picture, start, tree
 
+pytestmark = pytest.mark.long(12)
+
 pytest.importorskip("blip2rt._native")
 TIMEOUT = 900
 

@@ -36,7 +36,7 @@ from ..tiny.parts import caption_table, tiny_settings
 from ..tiny.trainings import interrupt
 
 # more workers than cores, where cores are few
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+pytestmark = [pytest.mark.long(14), pytest.mark.filterwarnings("ignore:This DataLoader will create")]
 
 CAPTIONS = {"0.jpg": ["a dog runs", "the dog"], "1.jpg": ["a cat sits"], "2.jpg": ["snow"]}
 

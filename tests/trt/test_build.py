@@ -212,7 +212,13 @@ def test_progress_is_a_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsy
 @needs_rtx
 def test_ctrl_c_ends_a_build_at_its_next_step(tmp_path: Path) -> None:
     """Though the main thread waits for TensorRT, where Python hears nothing."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what is started in the background ignores it
+    heard = threading.Event()
+
+    def ctrl_c(number: int, frame: Any) -> None:
+        heard.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, ctrl_c)
     graph, seen = contract.read(bundle(tmp_path / "b")).graph("vision"), []
     trt, profile, settings = builder.load_tensorrt("tensorrt_rtx"), {"B": (1, 1, 1)}, builder.Settings(cli.CHECKED)
     builder.build(trt, graph, [profile], settings, lambda *step: seen.append(step))
@@ -223,7 +229,8 @@ def test_ctrl_c_ends_a_build_at_its_next_step(tmp_path: Path) -> None:
         if len(interrupted) == 1:
             assert threading.current_thread() is not threading.main_thread()
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.2)  # until the main thread has heard it
+            assert heard.wait(60)
+            time.sleep(0.5)  # until the main thread has said so
 
     try:
         with pytest.raises(KeyboardInterrupt):

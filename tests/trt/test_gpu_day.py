@@ -25,6 +25,8 @@ from blip2rt.backends.trt import gpu
 from blip2rt.backends.trt.search import Kernels
 from blip2rt.errors import Blip2rtError
 
+pytestmark = pytest.mark.long(19)
+
 ROOT = Path(__file__).parents[2]
 # As compute-sanitizer is called: options, then what it watches.
 SANITIZER = """#!/bin/sh

@@ -19,6 +19,8 @@ from blip2rt._native import SearchBatch, Vocabulary, kernels
 from tests.seeds import seed_of
 from tests.trt.gpu_stand_in import PARAMETERS, copied, cpu_kernels
 
+pytestmark = pytest.mark.long(11)
+
 SEED = seed_of(__name__)
 ARCHITECTURES = [75, 80, 86, 87, 89, 90, 100, 110, 120]
 
