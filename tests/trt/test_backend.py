@@ -78,18 +78,24 @@ def test_texts_equal_the_native_loops_with_random_options(case: Case, machine: M
     assert "graph" in machine.driver.calls  # steps were replayed
 
 
-def test_a_cache_that_the_graph_writes(native_case: Case, machine: Machine) -> None:
-    """Texts are the native loop's, in place of one image and of several, with beams and without; nothing is scattered,
-    and prompts are spread over rows only where rows are not images."""
-    rng, native, device = random.Random(SEED), native_case.native(), machine.load(native_case)
-    prefix, prompts = native_case.inputs(3)
-    vocab = read(native_case.ort).manifest.llm.vocab_size
-    for turn in range(10):
+def says_what_native_says(case: Case, machine: Machine, turns: int) -> tuple[Any, np.ndarray, list[list[int]]]:
+    """Compares texts of random options. Returns the device's backend, its notes cleared, and what it was given."""
+    rng, native, device = random.Random(SEED), case.native(), machine.load(case)
+    prefix, prompts = case.inputs(3)
+    vocab = read(case.ort).manifest.llm.vocab_size
+    for turn in range(turns):
         options = random_options(rng, vocab, [5, 9])
         want, got = (backend.generate(prefix, prompts, options) for backend in (native, device))
         same = tokens(got) == tokens(want)
         assert same or undecided(native, prefix, prompts, options, want), f"turn {turn}, {options}"
     machine.driver.launched.clear()
+    return device, prefix, prompts
+
+
+def test_a_cache_that_the_graph_writes(native_case: Case, machine: Machine) -> None:
+    """Texts are the native loop's, in place of one image and of several, with beams and without; nothing is scattered,
+    and prompts are spread over rows only where rows are not images."""
+    device, prefix, prompts = says_what_native_says(native_case, machine, 10)
     device.generate(prefix[:2], prompts[:2], {"max_new_tokens": 6, "eos_token_ids": []})
     assert set(machine.driver.launched) == {"choose"} and "graph" in machine.driver.calls
     device.generate(prefix[:2], prompts[:2], {"max_new_tokens": 6, "eos_token_ids": [], "num_beams": 2})
@@ -98,16 +104,8 @@ def test_a_cache_that_the_graph_writes(native_case: Case, machine: Machine) -> N
 
 def test_a_cache_that_an_exported_graph_writes(exported_case: Case, machine: Machine) -> None:
     """`--target trt-native` through the loop: texts are those of the target ort."""
-    rng, native, device = random.Random(SEED), exported_case.native(), machine.load(exported_case)
     assert plans.language_sizes(read(exported_case.trt), plans.resolve(read(exported_case.trt), SIZES)).in_place
-    prefix, prompts = exported_case.inputs(3)
-    vocab = read(exported_case.ort).manifest.llm.vocab_size
-    for turn in range(8):
-        options = random_options(rng, vocab, [5, 9])
-        want, got = (backend.generate(prefix, prompts, options) for backend in (native, device))
-        same = tokens(got) == tokens(want)
-        assert same or undecided(native, prefix, prompts, options, want), f"turn {turn}, {options}"
-    machine.driver.launched.clear()
+    device, prefix, prompts = says_what_native_says(exported_case, machine, 8)
     device.generate(prefix[:2], prompts[:2], {"max_new_tokens": 6, "eos_token_ids": []})
     assert "scatter" not in machine.driver.launched and "graph" in machine.driver.calls
 
