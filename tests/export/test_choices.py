@@ -16,6 +16,8 @@ from export import cli, convert, targets
 from export.parameters import parameters
 from tests.tiny import blip2 as tiny_blip2
 
+pytestmark = pytest.mark.long(9)
+
 GROUPS = ("vision", "qformer", "llm", "retrieval")
 
 

@@ -150,12 +150,14 @@ def test_extreme_sizes_are_read(size):
         assert (prepare(image, SPEC) == 128).all()
 
 
+@pytest.mark.long(2)
 def test_a_hundred_megapixels_are_read_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert (prepare(encode(Image.new("1", (20_000, 5_000), 1)), SPEC, max_pixels=100_000_000) == 255).all()
 
 
+@pytest.mark.long(2)
 def test_too_many_pixels_is_one_line():
     with pytest.raises(ImageError, match="more than 178,956,970 pixels: scale it down"):
         load_rgb(encode(Image.new("1", (20_000, 20_000))))
@@ -292,6 +294,7 @@ def test_scaled_jpegs_are_within_the_tolerance(rng, tmp_path, kind, orientation)
     assert np.array_equal(prepare(path, spec, scaled=True), scaled)
 
 
+@pytest.mark.long(3)
 def test_scaled_decoding_keeps_twice_the_size_and_touches_nothing_else(rng):
     photo = _large(rng, "smooth")
     data = encode(photo, "JPEG", quality=90)

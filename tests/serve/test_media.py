@@ -23,6 +23,8 @@ from blip2rt.serve.media import _decode, _from_file, image_bytes
 from blip2rt.serve.settings import Limits, Media
 from tests.serve.running import Running, chat
 
+pytestmark = pytest.mark.long(8)
+
 IMAGE = b"\x89PNG pretended"
 
 

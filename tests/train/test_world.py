@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from blip2rt.bundle.manifest import ImageSpec
@@ -25,6 +26,7 @@ def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess[str
     return subprocess.run(script, check=False, cwd=RECIPES.parent, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.long(7)
 def test_an_encoder_is_rounded_by_what_it_sees(tmp_path: Path) -> None:
     """What is written is on the exporter's grid, and nearer to the exact features than every weight's nearest code."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
