@@ -51,6 +51,7 @@ def test_a_batch_says_what_hugging_face_says_of_the_batch(case: Case) -> None:
         assert got[image] == want or undecided(same, image, options, single)
 
 
+@pytest.mark.long(4)
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_graphs_get_our_attention(name: str, tmp_path: Path) -> None:
     """Without it beams copy what they share (tests/engines/test_parity.py holds both to the same answers)."""

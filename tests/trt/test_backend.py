@@ -102,6 +102,7 @@ def test_a_cache_that_the_graph_writes(native_case: Case, machine: Machine) -> N
     assert set(machine.driver.launched) == {"choose", "spread", "reorder"}
 
 
+@pytest.mark.long(12)
 def test_a_cache_that_an_exported_graph_writes(exported_case: Case, machine: Machine) -> None:
     """`--target trt-native` through the loop: texts are those of the target ort."""
     assert plans.language_sizes(read(exported_case.trt), plans.resolve(read(exported_case.trt), SIZES)).in_place
