@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .. import bundle as contract
+from ..bundle.reader import Bundle
 from ..bundle.whole import write_file
 from ..errors import GalleryError
 from .catalog import damaged
 
 FILE = "index.json"
 FORMAT, VERSION = "blip2rt-index", 1
+_EMBEDS = (contract.VISION, contract.IMAGE_EMBED, contract.TEXT_EMBED)
+
+
+def fingerprint(bundle: Bundle) -> str:
+    """What tells a bundle's embeddings from another's; nothing where it makes none. What captions and matches is not
+    in it.
+
+    Hashes of the graphs that embed and of the files that they name, and how pictures and texts are prepared for them.
+    """
+    manifest, spec = bundle.manifest, bundle.manifest.retrieval
+    if spec is None or not bundle.has(*_EMBEDS):
+        return ""
+    hashes = {name: entry.sha256 for name, entry in (manifest.files or {}).items()}
+    graphs = [bundle.graph(component) for component in _EMBEDS]
+    inside = [graph.read_bytes() for graph in graphs]
+    named = {name for name in hashes if any(name.encode() in graph for graph in inside)}
+    taken = {name: hashes[name] for name in {*named, spec.tokenizer, *(graph.name for graph in graphs)}}
+    prepared = (asdict(manifest.image), spec.max_text_length, spec.pad_token_id, spec.clean_captions)
+    return hashlib.sha256(json.dumps([prepared, taken], sort_keys=True).encode()).hexdigest()
 
 
 def write(folder: Path, root: Path, fields: dict[str, Any]) -> None:

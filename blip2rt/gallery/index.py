@@ -8,7 +8,6 @@ mean cosine of their vectors of the same query.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -88,7 +87,7 @@ class Index:
         folder = Path(path)
         of = about.read(folder)
         model = _loaded(model)
-        if of["model"] != _fingerprint(model):
+        if of["model"] != about.fingerprint(model.bundle):
             raise GalleryError(
                 f"{folder} was made by the model {of['name']!r}, and this one is {model.bundle.manifest.name!r} or "
                 "another version of it: give --model, or make an index anew"
@@ -129,7 +128,9 @@ class Index:
         folder.mkdir(parents=True, exist_ok=True)
         *_, queries, size = model.bundle.manifest.components[contract.IMAGE_EMBED].outputs[-1].shape
         name = model.bundle.manifest.name
-        about.write(folder, place, {"name": name, "model": _fingerprint(model), "queries": queries, "size": size})
+        about.write(
+            folder, place, {"name": name, "model": about.fingerprint(model.bundle), "queries": queries, "size": size}
+        )
         return cls.open(folder, model, write=True)
 
     def __len__(self) -> int:
@@ -281,8 +282,3 @@ def _loaded(model: Model | None) -> Model:
     from ..model import load
 
     return load()
-
-
-def _fingerprint(model: Model) -> str:
-    """What tells a model's embeddings from another's: the hash of its manifest, which holds the hashes of its files."""
-    return hashlib.sha256((model.bundle.path / contract.MANIFEST).read_bytes()).hexdigest()

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 import blip2rt
+from blip2rt.bundle import seal
 from blip2rt.errors import GalleryError
-from blip2rt.gallery import Index, index, one_vector
+from blip2rt.gallery import Index, about, index, one_vector
 from blip2rt.gallery.catalog import Catalog, File
 from blip2rt.gallery.copies import near_copies
 from blip2rt.gallery.vectors import Shortlist, Vectors
@@ -347,6 +348,38 @@ def test_what_is_there_is_not_written_over(tiny, album, run):
         code, out, err = run(*command, "--model", tiny.path)
         assert code == 2 and out == "" and err.count("\n") == 1 and words in err, (command, err)
         assert tree(Path()) == before
+
+
+def _changed(bundle: Path, folder: Path, **fields: object) -> blip2rt.Model:
+    """A copy of a bundle whose manifest has other fields."""
+    shutil.copytree(bundle, folder)
+    manifest = json.loads((folder / "blip2rt.json").read_text())
+    for name, value in fields.items():
+        part, field = name.split("__")
+        manifest[part][field] = value
+    text = json.dumps(manifest | {seal.KEY: seal.EMPTY}).encode()
+    (folder / "blip2rt.json").write_bytes(seal.seal(text))
+    return blip2rt.load(folder)
+
+
+def test_an_index_outlasts_a_model_that_embeds_the_same(tiny, album, tmp_path):
+    with Index.create("x", album, blip2rt.load(tiny.path)) as made:
+        made.add()
+        found = made.search("a dog")
+    same = _changed(tiny.path, tmp_path / "same", retrieval__itm_weight=0.5, prompts__caption="a photo of")
+    assert [hit.name for hit in Index.open("x", same).search("a dog")] == [hit.name for hit in found]
+    for name, value in (("image__mean", [0.1, 0.2, 0.3]), ("retrieval__max_text_length", 9)):
+        with pytest.raises(GalleryError, match="another version"):
+            Index.open("x", _changed(tiny.path, tmp_path / name, **{name: value}))
+    data = _changed(tiny.path, tmp_path / "data").bundle
+    graph = data.manifest.components["vision"].graph
+    for name in data.manifest.files:
+        text = (data.path / "blip2rt.json").read_text()
+        hashed = data.manifest.files[name].sha256
+        (data.path / "blip2rt.json").write_text(text.replace(hashed, hashed[::-1]))
+        used = about.fingerprint(blip2rt.load(data.path).bundle) != about.fingerprint(data)
+        assert used == (name in (graph, "image_embed.onnx", "text_embed.onnx", "qformer_tokenizer.json")), name
+        (data.path / "blip2rt.json").write_text(text)
 
 
 def test_another_models_index_is_refused(model, tiny, album, tmp_path):
