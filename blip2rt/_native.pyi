@@ -157,6 +157,17 @@ class Generator:
         options: Mapping[str, Any] = ...,
     ) -> Generation:
         """Begin what generate does, to be taken step by step."""
+    def likelihoods(
+        self,
+        prefix_embeds: NDArray[np.float32],
+        prompts: Sequence[Sequence[int]],
+        images: Sequence[int],
+        texts: Sequence[Sequence[int]],
+    ) -> list[float]:
+        """Return the sum of each text's log-probabilities behind its image: prefix_embeds (B, Q, D), B prompts.
+
+        images: the number of each text's image. An image whose texts follow each other is read once.
+        """
 
 class Submitted:
     """What one call has asked a Batcher for. Any thread may use it; when nobody holds it, it is cancelled."""

@@ -18,6 +18,8 @@ from .options import Options, Room, TextOptions, merge, resolve, strings
 from .text import LlmTokenizer, Prompt, TextStream
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from typing_extensions import Unpack
 
     from .backends import Floats
@@ -179,6 +181,22 @@ class Language:
         """Whether a text has ended at a stop string."""
         stops = [text.decode() for text in settings.get("stop_strings", ())]
         return bool(stops) and any(stop in self._tokenizer.written(token_ids) for stop in stops)
+
+    def likelihoods(
+        self, prefix_embeds: Floats, images: Sequence[int], texts: Sequence[str], most: int
+    ) -> NDArray[np.float64]:
+        """prefix_embeds (B, Q, D), T texts, the image of each -> log p(text | image) (T), as the bundle's captions.
+
+        A text's end counts too. most: the tokens of a text with its end; the rest is cut.
+        """
+        prompt = self.caption_prompt(None)
+        prompt_ids = self.encode(prompt)
+        before = " " if prompt.whole and not self._spec.encoder_decoder else ""  # as captions are in training
+        read = 1 if self._spec.encoder_decoder else prefix_embeds.shape[1] + len(prompt_ids)
+        most = min(most, self._spec.max_positions - read) - 1
+        end = self._spec.eos_token_ids[0]
+        token_ids = [[*self.encode_more(Prompt(before, text))[:most], end] for text in texts]
+        return self._backend.likelihoods(prefix_embeds, [prompt_ids] * len(prefix_embeds), images, token_ids)
 
     def text_stream(self, settings: Mapping[str, Any]) -> TextStream:
         """What makes pieces of a text out of its tokens, as they come."""

@@ -25,6 +25,7 @@ from .errors import CapabilityError, ImageError, OptionError
 from .image import MAX_PIXELS, ImageLike, normalize, prepare
 from .kept import Kept
 from .language import Language, Scored, Timings
+from .likelihood import Likelihood
 from .options import Options, merge
 from .text import Prompt, QFormerTokenizer
 
@@ -42,13 +43,23 @@ class Match:
 
     probability: float  # of "match", by the image-text matching head; 0 to 1
     cosine: float  # between the text's embedding and the nearest query's; -1 to 1
-    score: float  # both as logits: itm_weight * log(p / (1 - p)) + cosine / temperature
+    score: float  # all as logits: itm_weight * log(p / (1 - p)) + cosine / temperature + likelihood_weight * likelihood
+    likelihood: float | None = None  # log p(text | image) - log p(text), by the language model; None: it has no weight
 
 
-def match_scores(itm_logits: Floats, cosine: Floats, itm_weight: float, temperature: float) -> NDArray[np.float64]:
-    """itm_logits (..., 2), cosine (...) -> Match.score (...)"""
-    log_odds = itm_logits[..., 1].astype(np.float64) - itm_logits[..., 0]
-    return itm_weight * log_odds + cosine / temperature
+@dataclass(frozen=True)
+class Weights:
+    """What Match.score is made of."""
+
+    temperature: float
+    itm: float = 1.0
+    likelihood: float = 0.0
+
+    def scores(self, itm_logits: Floats, cosine: Floats, likelihood: NDArray[Any] | None = None) -> NDArray[np.float64]:
+        """itm_logits (..., 2), cosine (...), likelihood (...) where it has a weight -> Match.score (...)"""
+        log_odds = itm_logits[..., 1].astype(np.float64) - itm_logits[..., 0]
+        scores: NDArray[np.float64] = self.itm * log_odds + cosine / self.temperature
+        return scores if likelihood is None else scores + self.likelihood * likelihood
 
 
 @dataclass(frozen=True)
@@ -267,13 +278,48 @@ class Pipeline:
         text_embeds = self._backend.text_embeds(*self._qformer_tokenizer.encode(texts))  # (B, E)
         cosine = np.einsum("bqe,be->bq", image_embeds, text_embeds).max(axis=1)  # (B,)
         probability = 1 / (1 + np.exp(itm_logits[:, 0].astype(np.float64) - itm_logits[:, 1]))
-        columns = (probability, cosine, self.match_scores(itm_logits, cosine))
+        likelihood = self.likelihoods(vision_features, texts) if self.match_weights.likelihood else None
+        columns = [probability, cosine, self.match_scores(itm_logits, cosine, likelihood)]
+        columns += [] if likelihood is None else [likelihood]
         return [Match(*map(float, row)) for row in zip(*columns, strict=True)]
 
-    def match_scores(self, itm_logits: Floats, cosine: Floats) -> NDArray[np.float64]:
-        """itm_logits (B, 2), cosine (B) -> Match.score (B)"""
+    @property
+    def match_weights(self) -> Weights:
+        """What Match.score is made of."""
         self._need(contract.RETRIEVAL, "match")
-        return match_scores(itm_logits, cosine, self._retrieval.itm_weight, self._retrieval.temperature)
+        return Weights(self._retrieval.temperature, self._retrieval.itm_weight, self._retrieval.likelihood_weight)
+
+    def match_scores(
+        self, itm_logits: Floats, cosine: Floats, likelihood: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float64]:
+        """itm_logits (B, 2), cosine (B), and likelihoods (B) where match_weights has one -> Match.score (B)"""
+        if likelihood is None and self.match_weights.likelihood:
+            raise OptionError("likelihood is missing, which Match.score weighs here: give what likelihoods returns")
+        return self.match_weights.scores(itm_logits, cosine, likelihood)
+
+    def likelihoods(self, vision_features: Floats, texts: Sequence[str]) -> NDArray[np.float64]:
+        """vision_features (B, N, C), B texts -> (B), pairwise: Match.likelihood, whatever its weight."""
+        self._need((*contract.RETRIEVAL, *contract.GENERATIVE), "tell how likely a text is")
+        same = [i > 0 and np.array_equal(vision_features[i - 1], vision_features[i]) for i in range(len(texts))]
+        images = np.cumsum(np.logical_not(same)) - 1  # an image whose texts follow each other is read once
+        prefix_embeds = self._unread_prefix(vision_features[np.logical_not(same)])
+        return self._likelihood.gains(prefix_embeds, images.tolist(), list(map(self._qformer_tokenizer.written, texts)))
+
+    def _unread_prefix(self, vision_features: Floats) -> Floats:
+        """vision_features (B, N, C) -> prefix_embeds (B, Q, D) of captions."""
+        tokenizer, prompt = self._question_tokenizer, self._language.caption_prompt(None).whole
+        question = None if tokenizer is None else tokenizer.encode([prompt] * len(vision_features))
+        return self._backend.prefix_embeds(vision_features, question)
+
+    @cached_property
+    def _likelihood(self) -> Likelihood:
+        spec = self._manifest.image
+
+        def without() -> Floats:  # a grey image's, which shows nothing
+            pixels = np.zeros((1, 3, spec.height, spec.width), np.float32)
+            return self._unread_prefix(self._backend.vision(pixels))
+
+        return Likelihood(self._language, without, self._retrieval.max_text_length)
 
     def itm_logits(self, vision_features: Floats, texts: Sequence[str]) -> Floats:
         """vision_features (B, N, C), B texts -> (B, 2), pairwise: the matching head's "no match" and "match"."""

@@ -200,7 +200,7 @@ class QFormerTokenizer:
         L is the longest text's length in tokens; longer ones than the model's are cut. Raises OptionError.
         """
         with guarded(self._file):
-            rows = [_encode(self._tokenizer, self._written(text), special=True) for text in texts]
+            rows = [_encode(self._tokenizer, self.written(text), special=True) for text in texts]
         length = max(map(len, rows), default=0)
         token_ids = np.full((len(rows), length), self._pad, np.int64)
         text_mask = np.zeros((len(rows), length), np.int64)
@@ -209,7 +209,7 @@ class QFormerTokenizer:
             text_mask[i, : len(row)] = 1
         return token_ids, text_mask
 
-    def _written(self, text: str) -> str:
+    def written(self, text: str) -> str:
         """The text as the model's training wrote it."""
         if not isinstance(text, str):
             return text

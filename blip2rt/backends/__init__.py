@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import bundle as contract
 from ..bundle import Bundle
-from ..errors import BackendError, OptionError
+from ..errors import BackendError, CapabilityError, OptionError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,6 +108,19 @@ class Backend(ABC):
     @abstractmethod
     def vocabulary(self, tokens: list[bytes]) -> Any:
         """The text of every token -> the option `vocabulary`, which goes with the option `stop_strings`."""
+
+    def likelihoods(
+        self,
+        prefix_embeds: Floats,
+        prompts: Sequence[list[int]],
+        images: Sequence[int],
+        texts: Sequence[list[int]],
+    ) -> NDArray[np.float64]:
+        """prefix_embeds (B, Q, D), B prompts, T texts, the image of each -> log p(text | image, prompt) (T)"""
+        raise CapabilityError(
+            "this backend does not tell how likely a text is, which the bundle's Match.score asks for: run it by the "
+            "backend ort, or write 0 as the manifest's retrieval.likelihood_weight"
+        )
 
     def batcher(self, rows: int, positions: int, read: int, kept_bytes: int) -> Any:
         """What decodes the requests of all threads together: a Batcher of the core, see blip2rt/_native.pyi."""

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .. import backends
 from .. import bundle as contract
 from ..bundle import Bundle
@@ -99,6 +101,18 @@ class Backend(backends.Backend):
 
     def vocabulary(self, tokens: list[bytes]) -> Any:
         return native().Vocabulary(tokens)
+
+    def likelihoods(
+        self,
+        prefix_embeds: Floats,
+        prompts: Sequence[list[int]],
+        images: Sequence[int],
+        texts: Sequence[list[int]],
+    ) -> NDArray[np.float64]:
+        generator = self._open_generator()
+        with named_failure():
+            said = generator.likelihoods(prefix_embeds, list(prompts), list(images), list(texts))
+        return np.array(said, np.float64)
 
     def batcher(self, rows: int, positions: int, read: int, kept_bytes: int) -> Any:
         generator = self._open_generator()

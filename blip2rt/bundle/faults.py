@@ -66,6 +66,10 @@ def _value_faults(manifest: Manifest) -> list[str]:
         faults.append(f"retrieval.temperature is {retrieval.temperature}, not from 0.0001 to 10,000")
     if retrieval is not None and not 0 <= retrieval.itm_weight <= 1e4:
         faults.append(f"retrieval.itm_weight is {retrieval.itm_weight}, not from 0 to 10,000")
+    if retrieval is not None and not 0 <= retrieval.likelihood_weight <= 1e4:
+        faults.append(f"retrieval.likelihood_weight is {retrieval.likelihood_weight}, not from 0 to 10,000")
+    if retrieval is not None and retrieval.likelihood_weight and llm is None:
+        faults.append("retrieval.likelihood_weight is of a language model, and the bundle has none")
     faults += [
         f"{name} is {size}, not from 1 to {most:,}" for name, (size, most) in sizes.items() if not 0 < size <= most
     ]

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from itertools import takewhile
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from pydantic import BaseModel, Field
 from starlette.requests import Request
@@ -14,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..image import load_rgb
+from ..pipeline import BATCH
 from .faults import Fault, bad
 from .openai import usage_of
 from .service import Lines, Service, given, sampling, stops_of, unless_gone
@@ -117,8 +119,12 @@ def routes(service: Service) -> list[Route]:
         def compute(stop: Stop) -> list[dict[str, Any]]:
             model = service.model
             features = model.vision_features(image)[None]
-            wanted = takewhile(lambda _: not stop.is_set(), texts)  # as long as somebody waits for them
-            return [{"text": text, **asdict(model.match_features(features, [text])[0])} for text in wanted]
+            found: list[dict[str, Any]] = []
+            chunks = (texts[start : start + BATCH] for start in range(0, len(texts), BATCH))
+            for chunk in takewhile(lambda _: not stop.is_set(), chunks):  # as long as somebody waits for them
+                matches = model.match_features(np.repeat(features, len(chunk), axis=0), chunk)
+                found += [{"text": text, **asdict(match)} for text, match in zip(chunk, matches, strict=True)]
+            return found
 
         if not all(any(map(str.isalnum, text)) for text in texts):
             raise bad("text: it has no words: say what the picture may show, as in 'a dog on grass'", "text")
@@ -134,7 +140,7 @@ def routes(service: Service) -> list[Route]:
             picture: Any = image
             if service.settings.blip2itm_bgr:
                 picture = Image.merge("RGB", load_rgb(image, max_pixels=limits.pixels).split()[::-1])
-            return model.match(picture, asked.txt).cosine
+            return float((model.embed_image(picture) @ model.embed_text(asked.txt)).max())
 
         return JSONResponse({"response": await unless_gone(request, service.work.run(compute))})
 

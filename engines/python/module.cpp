@@ -15,6 +15,7 @@
 #include "loop/chat.h"
 #include "loop/generation.h"
 #include "loop/generator.h"
+#include "loop/likelihood.h"
 #include "ort/ort_api.h"
 #include "ort/text.h"
 #include "python/casters.h"
@@ -48,6 +49,13 @@ Sequences generate_all(const Generator& generator, nb::handle prefix_embeds, con
   }
   const ReleasedGil released;
   return sequences_of(generate(generator, prefix, prompts, native, SignalCheck(), callback));
+}
+
+std::vector<double> likelihoods_of(const Generator& generator, nb::handle prefix_embeds, const Prompts& prompts,
+                                   const std::vector<size_t>& images, const Prompts& texts) {
+  const Prefix prefix = borrow_prefix(generator, prefix_embeds);
+  const ReleasedGil released;
+  return likelihoods(generator, prefix, prompts, images, texts, SignalCheck());
 }
 
 // A generation, which a chat may hold too. nanobind's own holder of shared pointers ends the process without memory.
@@ -249,7 +257,8 @@ NB_MODULE(_native, m) {
       .def("generate", &generate_all, "prefix_embeds"_a, "prompts"_a, "options"_a = nb::dict(),
            "on_token"_a = nb::none())
       .def("begin", &begin, "prefix_embeds"_a, "prompts"_a, "options"_a = nb::dict(), nb::keep_alive<0, 1>(),
-           nb::keep_alive<0, 2>());
+           nb::keep_alive<0, 2>())
+      .def("likelihoods", &likelihoods_of, "prefix_embeds"_a, "prompts"_a, "images"_a, "texts"_a);
 
   nb::class_<PythonChat>(m, "Chat")
       .def(

@@ -30,12 +30,20 @@ def drawn(a: float, b: float, texts: int = 20_000, images: int = 8) -> tuple[np.
 
 @pytest.mark.parametrize(("a", "b"), [(14.0, 1.0), (9.0, 0.15), (30.0, 0.02)])
 def test_the_numbers_are_found_that_texts_were_drawn_with(a: float, b: float) -> None:
-    assert calibrate.fit(*drawn(a, b)) == (pytest.approx(a, rel=0.06), pytest.approx(b, abs=0.012))
+    cosine, log_odds, own = drawn(a, b)
+    assert calibrate.fit([cosine, log_odds], own) == [pytest.approx(a, rel=0.06), pytest.approx(b, abs=0.012)]
+
+
+def test_three_numbers_are_found() -> None:
+    rng = np.random.default_rng(1)
+    parts = [rng.normal(0.4, 0.1, (20_000, 8)), rng.normal(0, 3, (20_000, 8)), rng.normal(-20, 5, (20_000, 8))]
+    own = (14 * parts[0] + 0.2 * parts[1] + 0.4 * parts[2] + rng.gumbel(size=parts[0].shape)).argmax(1)
+    assert calibrate.fit(parts, own) == [pytest.approx(want, rel=0.08) for want in (14, 0.2, 0.4)]
 
 
 def test_a_head_that_is_wrong_has_no_weight() -> None:
     cosine, log_odds, own = drawn(14.0, 1.0)
-    assert calibrate.fit(cosine, -log_odds, own)[1] < 1e-3
+    assert calibrate.fit([cosine, -log_odds], own)[1] < 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +62,9 @@ def test_only_the_weight_changes(
     table, images = (given[given.index(name) + 1] for name in ("--train_table", "--images"))
     asked = []
 
-    def candidates(predictor: Any, items: Any, count: int) -> Candidates:
-        found = retrieval.candidates(predictor, items, count)
+    def candidates(predictor: Any, items: Any, count: int, likely: bool) -> Candidates:
+        found = retrieval.candidates(predictor, items, count, likely)
+        assert found.likelihood is None
         assert found.images.shape == found.cosine.shape == found.itm_logits.shape[:2] == (len(items), count)
         assert (np.diff(found.cosine) <= 0).all() and found.own.tolist() == list(range(len(items)))
         features = predictor.vision_features([items[i].path for i in found.images[3]])
@@ -64,7 +73,7 @@ def test_only_the_weight_changes(
         asked.append(len(items))
         cosine, log_odds, own = drawn(9.0, 0.15, images=count)
         places = np.tile(np.arange(count), (len(own), 1))
-        return Candidates(places, own, cosine, np.stack([0 * log_odds, log_odds], -1))
+        return Candidates(places, own, cosine, np.stack([0 * log_odds, log_odds], -1), None)
 
     monkeypatch.setattr(calibrate, "candidates", candidates)
     assert calibrate.main([ckpt, "--data", table, "--images", images, "--out", str(tmp_path), "--best", "4"]) == 0
@@ -75,14 +84,14 @@ def test_only_the_weight_changes(
     assert new.itm_weight == pytest.approx(0.15 / 9 / temperature, rel=0.1) and old.itm_weight == 1
     assert replace(new, itm_weight=1.0) == old
     logits, cosine = np.array([[1.0, 3.0]], np.float32), np.array([0.5], np.float32)
-    scores = open_predictor(str(tmp_path)).match_scores(logits, cosine)
+    scores = open_predictor(str(tmp_path)).match_weights.scores(logits, cosine)
     assert scores == pytest.approx(2 * new.itm_weight + 0.5 / temperature, rel=1e-4)
     assert "by the new score" in capsys.readouterr().out
     wrong = calibrate.candidates
 
     def upside_down(*given: Any) -> Candidates:
         found = wrong(*given)
-        return Candidates(found.images, found.own, found.cosine, -found.itm_logits)
+        return Candidates(found.images, found.own, found.cosine, -found.itm_logits, None)
 
     monkeypatch.setattr(calibrate, "candidates", upside_down)
     out = tmp_path / "wrong"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from blip2rt.modeling.lavis import Parts
     from blip2rt.options import TextOptions
+    from blip2rt.pipeline import Weights
 
     Floats = NDArray[np.float32]
 
@@ -43,7 +44,10 @@ class Predictor(Protocol):
 
     def itm_logits(self, vision_features: Floats, texts: Sequence[str]) -> Floats: ...
 
-    def match_scores(self, itm_logits: Floats, cosine: Floats) -> NDArray[np.float64]: ...
+    @property
+    def match_weights(self) -> Weights: ...
+
+    def likelihoods(self, vision_features: Floats, texts: Sequence[str]) -> NDArray[np.float64]: ...
 
 
 def open_predictor(

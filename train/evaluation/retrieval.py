@@ -24,7 +24,8 @@ _BATCH = 32  # images or pairs that go through the model together
 _SHOWN = 3
 _WAYS = {"i2t": "Texts of an image (i2t)", "t2i": "Images of a text (t2i)"}
 
-Pairs = Callable[[int, np.ndarray], np.ndarray]  # a query and its best (K) -> itm_logits (K, 2)
+Judged = dict[str, np.ndarray]  # of K pairs: itm_logits (K, 2), and likelihood (K) where the score weighs it
+Pairs = Callable[[int, np.ndarray], Judged]  # a query and its best (K) -> what is said of them
 
 
 def evaluate_retrieval(predictor: Predictor, items: Sequence[Captioned], rerank: int, kept: Predictions) -> Scores:
@@ -33,14 +34,15 @@ def evaluate_retrieval(predictor: Predictor, items: Sequence[Captioned], rerank:
     texts = [text for item in items for text in item.references]
     owner = np.repeat(np.arange(len(items)), [len(item.references) for item in items])
     rows = []
+    likely = rerank > 0 and predictor.match_weights.likelihood > 0
     with tempfile.TemporaryDirectory() as folder:
         features, sim = _similarity(predictor, items, texts, Path(folder))
 
-        def texts_of(image: int, best: np.ndarray) -> np.ndarray:
-            return _matching(predictor, features, np.full(len(best), image), [texts[j] for j in best])
+        def texts_of(image: int, best: np.ndarray) -> Judged:
+            return _matching(predictor, features, np.full(len(best), image), [texts[j] for j in best], likely)
 
-        def images_of(text: int, best: np.ndarray) -> np.ndarray:
-            return _matching(predictor, features, best, [texts[text]] * len(best))
+        def images_of(text: int, best: np.ndarray) -> Judged:
+            return _matching(predictor, features, best, [texts[text]] * len(best), likely)
 
         def row_of_image(image: int, rank: int, best: np.ndarray) -> Row:
             item, said = items[image], " / ".join(texts[j] for j in best)
@@ -87,18 +89,20 @@ class Candidates:
     own: np.ndarray  # (texts): the image that each text was written of
     cosine: np.ndarray  # (texts, K)
     itm_logits: np.ndarray  # (texts, K, 2)
+    likelihood: np.ndarray | None  # (texts, K); None where it was not asked for
 
 
-def candidates(predictor: Predictor, items: Sequence[Captioned], count: int) -> Candidates:
-    """The `count` best images of the first text of each."""
+def candidates(predictor: Predictor, items: Sequence[Captioned], count: int, likely: bool = False) -> Candidates:
+    """The `count` best images of the first text of each. likely: ask for likelihoods too."""
     texts = [item.references[0] for item in items]
     with tempfile.TemporaryDirectory() as folder:
         features, sim = _similarity(predictor, items, texts, Path(folder))
         images = np.stack([_best(row, count) for row in sim.T])
         pairs = tqdm(zip(images, texts, strict=True), total=len(texts), desc="matching", unit="text")
-        logits = np.stack([_matching(predictor, features, best, [text] * len(best)) for best, text in pairs])
+        judged = [_matching(predictor, features, best, [text] * len(best), likely) for best, text in pairs]
     cosine = np.take_along_axis(sim.T, images, 1)
-    return Candidates(images, np.arange(len(items)), cosine, logits)
+    found = {name: np.stack([each[name] for each in judged]) for name in judged[0]}
+    return Candidates(images, np.arange(len(items)), cosine, found["itm_logits"], found.get("likelihood"))
 
 
 def _similarity(
@@ -124,10 +128,15 @@ def _similarity(
     return features, sim
 
 
-def _matching(predictor: Predictor, features: np.ndarray, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """itm_logits (K, 2) of K pairs: features (images, N, C) by index, and texts."""
-    parts = (slice(start, start + _BATCH) for start in range(0, len(texts), _BATCH))
-    return np.concatenate([predictor.itm_logits(features[images[part]], texts[part]) for part in parts])
+def _matching(
+    predictor: Predictor, features: np.ndarray, images: np.ndarray, texts: Sequence[str], likely: bool
+) -> Judged:
+    """What is said of K pairs: features (images, N, C) by index, and texts. likely: how likely the texts are too."""
+    ways = {"itm_logits": predictor.itm_logits} | ({"likelihood": predictor.likelihoods} if likely else {})
+    parts = [slice(start, start + _BATCH) for start in range(0, len(texts), _BATCH)]
+    return {
+        name: np.concatenate([ask(features[images[part]], texts[part]) for part in parts]) for name, ask in ways.items()
+    }
 
 
 def _scores(
@@ -141,9 +150,12 @@ def _scores(
         id = f"{way} {query}"
         if id not in kept.found:
             best = _best(row, rerank)
-            kept.add([id], [{"best": best.tolist(), "itm_logits": pairs(query, best).tolist()}])
-        best, logits = (np.array(kept.found[id][name]) for name in ("best", "itm_logits"))
-        sums = {"itm": logits[:, 1] + row[best], "match": predictor.match_scores(logits, row[best])}
+            judged = {name: values.tolist() for name, values in pairs(query, best).items()}
+            kept.add([id], [{"best": best.tolist(), **judged}])
+        found = {name: np.array(values) for name, values in kept.found[id].items()}
+        best, logits, weights = found["best"], found["itm_logits"], predictor.match_weights
+        match = weights.scores(logits, row[best], found["likelihood"] if weights.likelihood else None)
+        sums = {"itm": logits[:, 1] + row[best], "match": match}
         yield {name: reranked(row, best, scores) for name, scores in sums.items()}
 
 

@@ -21,7 +21,7 @@ from blip2rt.errors import CapabilityError
 from blip2rt.image import to_pixels
 from blip2rt.modeling.checkpoints import load_model, qformer_tokenizer
 from blip2rt.modeling.lavis import NO_PARTS, Parts
-from blip2rt.pipeline import match_scores
+from blip2rt.pipeline import Weights
 
 from ..loop.trainer import PRECISIONS
 from .generation import Generator, qformer_tokens
@@ -90,9 +90,14 @@ class TorchPredictor:
         with self._autocast():
             return self.model.itm_logits(self._tensor(vision_features), *self._tokens(texts)).float().cpu().numpy()
 
-    def match_scores(self, itm_logits: Floats, cosine: Floats) -> NDArray[np.float64]:
-        """See blip2rt.Model.match_scores."""
-        return match_scores(itm_logits, cosine, self.model.config.itm_weight, self.model.temperature.item())
+    @property
+    def match_weights(self) -> Weights:
+        """See blip2rt.Model.match_weights: a checkpoint that matches has no language model."""
+        return Weights(self.model.temperature.item(), self.model.config.itm_weight)
+
+    def likelihoods(self, vision_features: Floats, texts: Sequence[str]) -> NDArray[np.float64]:
+        """See blip2rt.Model.likelihoods."""
+        raise CapabilityError(f"{self.source!r} has one stage alone: a bundle of both tells how likely texts are")
 
     def _features(self, images: Sequence[Path]) -> torch.Tensor:
         """(B, N, C) float32; an image that comes several times is encoded once."""

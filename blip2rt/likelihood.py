@@ -1,0 +1,53 @@
+"""How much likelier the language model finds a text behind an image than behind none.
+
+That is log p(text | image) - log p(text). Without the second term short and common texts would win for every image (Lin
+et al. 2024, "Revisiting the Role of Language Priors in Vision-Language Models"). Knows prefixes and texts; nothing of
+images or scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .backends import Floats
+    from .language import Language
+
+_KEPT = 4096  # texts, whose likelihood without an image is kept
+
+
+class Likelihood:
+    """What a bundle's language model says of texts. Any thread may use it."""
+
+    def __init__(self, language: Language, without: Callable[[], Floats], most_tokens: int) -> None:
+        """without: the prefix_embeds (1, Q, D) that stand for no image. most_tokens: longer texts are cut."""
+        self._language = language
+        self._without = without
+        self._most_tokens = most_tokens
+        self._kept: dict[str, float] = {}
+
+    def gains(self, prefix_embeds: Floats, images: Sequence[int], texts: Sequence[str]) -> NDArray[np.float64]:
+        """prefix_embeds (I, Q, D), B texts, the image of each -> log p(text | image) - log p(text) (B)"""
+        alone = {text: self._kept.get(text) for text in texts}
+        new = [text for text, known in alone.items() if known is None]
+        rows = [*images, *[len(prefix_embeds)] * len(new)]
+        prefixes = np.concatenate([prefix_embeds, self._prior]) if new else prefix_embeds
+        said = self._language.likelihoods(prefixes, rows, [*texts, *new], self._most_tokens)
+        found = dict(zip(new, said[len(texts) :].tolist(), strict=True))
+        self._keep(found)
+        return said[: len(texts)] - np.array([found[text] if text in found else alone[text] for text in texts])
+
+    def _keep(self, found: dict[str, float]) -> None:
+        if len(self._kept) + len(found) > _KEPT:
+            self._kept = {}
+        self._kept.update(found)
+
+    @cached_property
+    def _prior(self) -> Floats:
+        return self._without()

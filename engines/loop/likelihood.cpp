@@ -1,0 +1,169 @@
+// Reads texts by rows of one position each, so that a run of the graph gives the logits of all positions. Knows rows.
+#include "loop/likelihood.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <stdexcept>
+#include <string>
+
+#include "loop/request.h"
+#include "loop/row_decoder.h"
+#include "ort/call.h"
+#include "search/scoring.h"
+
+namespace blip2rt {
+namespace {
+
+constexpr size_t kRows = 128;  // of a run, at most
+
+// Reads images and texts behind them, and adds up what the texts' tokens are worth.
+class Reader {
+ public:
+  Reader(const Generator& generator, const Prefix& prefix, const Prompts& prompts, size_t rows, size_t positions,
+         const std::function<void()>& before_run)
+      : generator_(generator),
+        prefix_(prefix),
+        prompts_(prompts),
+        rows_(rows),
+        positions_(positions),
+        before_run_(before_run),
+        decoder_(generator, static_cast<int>(rows), static_cast<int>(positions)),
+        scorer_(static_cast<size_t>(generator.shape().vocab_size)) {}
+
+  // Adds a text, whose log-probability `sum` has after run().
+  void add(size_t image, const std::vector<int64_t>& text, double& sum) {
+    const size_t before = static_cast<size_t>(prefix_.length) + prompts_[image].size();
+    bool is_read = image == image_;
+    if (place_ + text.size() + (is_read ? 0 : before) > positions_) {
+      run();
+      is_read = is_read && image_start_ == 0;
+      place_ = is_read ? before : 0;  // its positions are used again
+    }
+    if (!is_read) read_image(image, before);
+    Seen seen = seen_;
+    seen.start = static_cast<int>(place_);
+    add_row(last_, seen, &sum, text[0]);
+    for (size_t i = 1; i < text.size(); ++i) {
+      ++seen.before;
+      add_row({text[i - 1], nullptr}, seen, &sum, text[i]);
+    }
+    place_ += text.size();
+  }
+
+  void run() {
+    if (targets_.empty()) return;
+    before_run_();
+    decoder_.run(false);
+    for (size_t row = 0; row < targets_.size(); ++row) {
+      const Target& target = targets_[row];
+      if (target.sum == nullptr) continue;
+      const float* logits = decoder_.logits(static_cast<int>(row));
+      scorer_.measure(logits);
+      *target.sum += static_cast<double>(logits[target.token]) - scorer_.largest() - scorer_.log_sum();
+    }
+    targets_.clear();
+    decoder_.clear();
+  }
+
+ private:
+  // A position to read: a token, or an embedding where it is given.
+  struct Position {
+    int64_t token;
+    const float* embedding;
+  };
+
+  // What a row's logits are asked for, if anything.
+  struct Target {
+    double* sum;
+    int64_t token;
+  };
+
+  void add_row(const Position& position, const Seen& seen, double* sum, int64_t token) {
+    if (targets_.size() == rows_) run();
+    if (position.embedding != nullptr) {
+      decoder_.add(position.embedding, seen);
+    } else {
+      decoder_.add(position.token, seen);
+    }
+    targets_.push_back({sum, token});
+  }
+
+  Position position_of(size_t image, size_t position) const {
+    const auto length = static_cast<size_t>(prefix_.length),
+               width = static_cast<size_t>(generator_.shape().hidden_size);
+    if (position < length) return {0, prefix_.data + (image * length + position) * width};
+    return {prompts_[image][position - length], nullptr};
+  }
+
+  // Reads what texts share. Each text reads the last position before it anew: its logits are of the text's first token.
+  void read_image(size_t image, size_t before) {
+    const auto start = static_cast<int>(place_);
+    if (generator_.encoder() != nullptr) {
+      decoder_.encode(position_of(image, 0).embedding, prefix_.length, prompts_[image], start);
+      seen_ = {0, 0, 0, 0, start, static_cast<int>(before)};
+      last_ = {generator_.decoder_start_token_id(), nullptr};
+    } else {
+      for (size_t i = 0; i + 1 < before; ++i) {
+        add_row(position_of(image, i), {0, 0, start, static_cast<int>(i)}, nullptr, 0);
+      }
+      seen_ = {start, static_cast<int>(before) - 1, 0, 0};
+      last_ = position_of(image, before - 1);
+    }
+    image_ = image;
+    image_start_ = place_;
+    place_ += before;
+  }
+
+  const Generator& generator_;
+  const Prefix& prefix_;
+  const Prompts& prompts_;
+  const size_t rows_, positions_;
+  const std::function<void()>& before_run_;
+  RowDecoder decoder_;
+  RowScorer scorer_;
+  std::vector<Target> targets_;             // (rows) of the run to come
+  size_t image_ = static_cast<size_t>(-1);  // that was read last
+  size_t image_start_ = 0, place_ = 0;      // where it lies; the first position that is free
+  Seen seen_ = {0, 0, 0, 0};                // of it
+  Position last_ = {0, nullptr};
+};
+
+void check_texts(const std::vector<size_t>& images, const Prompts& texts, const Prompts& prompts, int vocab_size) {
+  if (images.size() != texts.size()) throw std::runtime_error("likelihoods: give an image for each text");
+  for (size_t i = 0; i < texts.size(); ++i) {
+    const std::string text = "text " + std::to_string(i);
+    if (images[i] >= prompts.size()) throw std::runtime_error(text + " is of an image that is not there");
+    if (texts[i].empty()) throw std::runtime_error(text + " has no tokens");
+    for (int64_t token : texts[i]) {
+      if (token >= 0 && token < vocab_size) continue;
+      throw std::runtime_error(text + " has token id " + std::to_string(token) + ", outside the vocabulary of " +
+                               std::to_string(vocab_size));
+    }
+  }
+}
+
+}  // namespace
+
+std::vector<double> likelihoods(const Generator& generator, const Prefix& prefix, const Prompts& prompts,
+                                const std::vector<size_t>& images, const Prompts& texts,
+                                const std::function<void()>& before_run) {
+  generator.llm().check_process();
+  const Call call;
+  check_prompts(prefix, prompts, generator);
+  check_texts(images, texts, prompts, generator.shape().vocab_size);
+  std::vector<double> sums(texts.size());
+  if (texts.empty()) return sums;
+  size_t all = 0, longest = 0;  // positions of images with their texts
+  for (size_t i = 0; i < texts.size(); ++i) {
+    const size_t each = static_cast<size_t>(prefix.length) + prompts[images[i]].size() + texts[i].size();
+    all += each;
+    longest = std::max(longest, each);
+  }
+  const size_t rows = std::min(all, kRows);
+  Reader reader(generator, prefix, prompts, rows, std::max(rows, longest), before_run);
+  for (size_t i = 0; i < texts.size(); ++i) reader.add(images[i], texts[i], sums[i]);
+  reader.run();
+  return sums;
+}
+
+}  // namespace blip2rt
