@@ -102,6 +102,7 @@ def _match(args: argparse.Namespace) -> int:
             print(json.dumps({"image": args.image, "text": text, **asdict(match)}, ensure_ascii=False))
         else:
             line = f"score {match.score:6.2f}  probability {match.probability:.3f}  cosine {match.cosine:6.3f}"
+            line += "" if match.likelihood is None else f"  likelihood {match.likelihood:6.2f}"
             print(line if len(args.texts) == 1 else f"{line}  {one_line(text)}")
     return 0
 
@@ -262,7 +263,8 @@ def _parser() -> Parser:
                   description="Tell how well texts describe an image, the best first.\n\n"
                   "score        ranks texts for an image or images for a text: higher is better, on no fixed scale\n"
                   "probability  that the text describes the image, 0 to 1, by the matching head\n"
-                  "cosine       between the text's embedding and the image's nearest one, -1 to 1")  # fmt: skip
+                  "cosine       between the text's embedding and the image's nearest one, -1 to 1\n"
+                  "likelihood   log p(text | image) - log p(text), by the language model, where it counts")  # fmt: skip
     command.add_argument("image", metavar="IMAGE", help=one_image)
     command.add_argument("texts", nargs="+", metavar="TEXT", help="a text, in quotes; several are ranked")
     _add_model(command)

@@ -108,7 +108,7 @@ def add_commands(add: Callable[..., Parser], index: Work, search: Work, duplicat
     group.add_argument("--image", type=nonempty, metavar="FILE", help="find pictures like this one")
     group.add_argument("-n", "--count", type=whole(1, 100_000), default=10, metavar="N", help="pictures to find")
     group.add_argument("--rerank", type=whole(0, 10_000), default=0, metavar="N",
-                       help="let the matching head judge the N best: slower, better (default: 0, off)")  # fmt: skip
+                       help="order the N best as match scores them: slower, better (default: 0, off)")  # fmt: skip
     group.add_argument("--exact", action="store_true", help="score every picture, without a shortlist")
     group = command.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one JSON object a line")

@@ -243,7 +243,7 @@ class Index:
             self.catalog.list(new)
 
     def _reranked(self, hits: Sequence[Hit], text: str) -> list[Hit]:
-        """The hits in the order of the matching head. A picture that cannot be read any more is left out."""
+        """The hits in the order of Match.score. A picture that cannot be read any more is left out."""
         judged: list[Hit] = []
         for chunk in _chunks(hits, 8):
             readable = []

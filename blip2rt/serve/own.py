@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import takewhile
 from typing import Any
@@ -126,13 +127,13 @@ def routes(service: Service) -> list[Route]:
                 found += [{"text": text, **asdict(match)} for text, match in zip(chunk, matches, strict=True)]
             return found
 
-        if not all(any(map(str.isalnum, text)) for text in texts):
-            raise bad("text: it has no words: say what the picture may show, as in 'a dog on grass'", "text")
+        _check_words(texts, "text")
         matches = await unless_gone(request, service.work.run(compute))
         return JSONResponse({"matches": sorted(matches, key=lambda each: -each["score"])})
 
     async def itm(request: Request) -> Response:
         asked = await service.read(ItmRequest, request)
+        _check_words([asked.txt], "txt")
         image = await service.image(asked.image)
 
         def compute(_stop: object) -> float:
@@ -150,6 +151,11 @@ def routes(service: Service) -> list[Route]:
         Route("/v1/match", match, methods=["POST"]),
         Route("/blip2itm", itm, methods=["POST"]),
     ]
+
+
+def _check_words(texts: Sequence[str], field: str) -> None:
+    if not all(any(map(str.isalnum, text)) for text in texts):
+        raise bad(f"{field}: it has no words: say what the picture may show, as in 'a dog on grass'", field)
 
 
 class _Shape(Lines):

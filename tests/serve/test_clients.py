@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import subprocess
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -325,3 +326,13 @@ def test_robots_matching(nano: Running, model: Any, cat: bytes) -> None:
         found = nano.post("/blip2itm", {"image": encoded(cat), "txt": text}).json
         assert set(found) == {"response"}
         assert math.isclose(found["response"], model.match(cat, text).cosine, abs_tol=1e-6)
+    found = nano.post("/blip2itm", {"image": encoded(cat), "txt": "?!"})
+    assert found.status == 400 and found.error["message"].startswith("txt: it has no words")
+
+
+def test_matches_are_those_of_the_model(nano: Running, model: Any, cat: bytes) -> None:
+    texts = ["a cat", "a dog in the snow", "a cat on a red sofa", "two men", "a street"] * 2
+    found = nano.post("/v1/match", {"image": encoded(cat), "texts": texts}).json["matches"]
+    want = [{"text": text, **asdict(match)} for text, match in zip(texts, model.match(cat, texts), strict=True)]
+    for got, each in zip(found, sorted(want, key=lambda each: -each["score"]), strict=True):
+        assert got == {name: pytest.approx(value, abs=1e-3) for name, value in each.items()}

@@ -1,0 +1,145 @@
+"""Match.score weighs how likely the language model finds a text, where the bundle says so: against numpy; the doors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import blip2rt
+from blip2rt import backends, cli, likelihood
+from blip2rt.errors import BundleError, CapabilityError, OptionError
+from blip2rt.image import to_pixels
+from tests.tiny.bundle import EOS, HEIGHT, WIDTH, WORDS, Tiny, write_bundle
+
+pytest.importorskip("blip2rt._native")
+
+WEIGHT = 0.37
+TEXTS = ["a dog", "the red cat sits on the grass", "water", "a dog", "the man runs in the blue water on red grass", "a"]
+
+
+def weighing(tiny: Tiny, folder: Path, weight: float = WEIGHT, **prompts: str) -> Path:
+    """The tiny bundle with another weight."""
+    shutil.copytree(tiny.path, folder, dirs_exist_ok=True)
+    manifest = json.loads((folder / "blip2rt.json").read_text())
+    manifest["retrieval"]["likelihood_weight"] = weight
+    manifest["prompts"] |= prompts
+    (folder / "blip2rt.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture
+def model(tiny: Tiny, tmp_path: Path) -> blip2rt.Model:
+    return blip2rt.load(weighing(tiny, tmp_path / "weighs"), threads=1)
+
+
+def log_likelihood(tiny: Tiny, prefix: np.ndarray, text: str, prompt: str = "", most: int = 6) -> float:
+    """log p(text and its end | prefix, prompt), in numpy."""
+    given = [WORDS.index(word) for word in prompt.split()]
+    ids = [*[WORDS.index(word) for word in text.split()][: most - 1], EOS]
+    total = 0.0
+    for i, token in enumerate(ids):
+        logits = tiny.logits(np.concatenate([prefix, tiny.weights["embed"][given + ids[:i]]])).astype(np.float64)
+        total += logits[token] - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+    return total
+
+
+def gain(tiny: Tiny, model: blip2rt.Model, image: np.ndarray, text: str, prompt: str = "") -> float:
+    """Match.likelihood, in numpy."""
+    prefix = tiny.prefix(tiny.vision(to_pixels([image], model.bundle.manifest.image)))[0]
+    grey = tiny.prefix(tiny.vision(np.zeros((1, 3, HEIGHT, WIDTH), np.float32)))[0]
+    return log_likelihood(tiny, prefix, text, prompt) - log_likelihood(tiny, grey, text, prompt)
+
+
+def test_likelihood_equals_numpy(tiny, model, photo):
+    images = [photo(*size) for size in [(5, 7), (20, 30), (8, 12), (1, 1), (40, 3), (9, 9)]]
+    for match, image, text in zip(model.match(images, TEXTS), images, TEXTS, strict=True):
+        assert match.likelihood == pytest.approx(gain(tiny, model, image, text), abs=1e-4)
+    same = model.match([images[0], images[1], images[0]], [TEXTS[1], TEXTS[0], TEXTS[2]])  # what is kept may be used
+    for match, image, text in zip(same, (images[0], images[1], images[0]), (TEXTS[1], TEXTS[0], TEXTS[2]), strict=True):
+        assert match.likelihood == pytest.approx(gain(tiny, model, image, text), abs=1e-4)
+
+
+def test_one_image_goes_with_all_texts(tiny, model, photo):
+    image = photo(17, 11)
+    matches = model.match(image, TEXTS * 4)  # several chunks
+    assert [match.likelihood for match in matches] == pytest.approx(
+        [gain(tiny, model, image, text) for text in TEXTS * 4], abs=1e-4
+    )
+
+
+def test_a_prompt_of_captions_stands_before_the_text(tiny, tmp_path, photo):
+    model, image = blip2rt.load(weighing(tiny, tmp_path, caption="a man"), threads=1), photo(5, 9)
+    assert model.match(image, "runs on water").likelihood == pytest.approx(
+        gain(tiny, model, image, "runs on water", "a man"), abs=1e-4
+    )
+
+
+def test_the_score_weighs_it(tiny, model, photo):
+    images = [photo(5, 7), photo(6, 6)]
+    plain = blip2rt.load(tiny.path, threads=1)
+    for new, old in zip(model.match(images, TEXTS[:2]), plain.match(images, TEXTS[:2]), strict=True):
+        assert old.likelihood is None and new.likelihood is not None
+        assert (new.probability, new.cosine) == pytest.approx((old.probability, old.cosine), abs=1e-6)
+        assert new.score == pytest.approx(old.score + WEIGHT * new.likelihood, abs=1e-4)
+    features = model.vision_features(images)
+    likelihoods, logits = model.likelihoods(features, TEXTS[:2]), model.itm_logits(features, TEXTS[:2])
+    assert plain.likelihoods(features, TEXTS[:2]) == pytest.approx(likelihoods, abs=1e-5)
+    cosine = np.array([match.cosine for match in model.match(images, TEXTS[:2])], np.float32)
+    want = [match.score for match in model.match(images, TEXTS[:2])]
+    assert model.match_scores(logits, cosine, likelihoods) == pytest.approx(want, abs=1e-4)
+    with pytest.raises(OptionError, match="likelihood is missing"):
+        model.match_scores(logits, cosine)
+
+
+def test_a_bundle_that_weighs_nothing_computes_nothing(tiny, photo, monkeypatch):
+    monkeypatch.setattr(likelihood.Likelihood, "gains", lambda *given: pytest.fail("it was computed"))
+    model = blip2rt.load(tiny.path, threads=1)
+    assert model.match(photo(), "a dog").likelihood is None
+
+
+def test_what_is_kept_of_texts_is_bounded(tiny, model, photo, monkeypatch):
+    monkeypatch.setattr(likelihood, "_KEPT", 3)
+    image = photo(8, 8)
+    for texts in (TEXTS[:2], TEXTS[2:6], TEXTS, TEXTS[:1]):
+        want = [gain(tiny, model, image, text) for text in texts]
+        assert [match.likelihood for match in model.match(image, texts)] == pytest.approx(want, abs=1e-4)
+        assert len(model._likelihood._kept) <= max(3, len(set(texts)))
+
+
+def test_the_command_tells_it(tiny, model, photo, tmp_path, capsys):
+    Image.fromarray(photo(9, 7)).save(tmp_path / "a.png")
+    match = model.match(tmp_path / "a.png", "a dog")
+    command = ["match", str(tmp_path / "a.png"), "a dog", "--model", str(model.bundle.path)]
+    assert cli.main(command) == 0
+    assert capsys.readouterr().out.endswith(f"  likelihood {match.likelihood:6.2f}\n")
+    assert cli.main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["likelihood"] == pytest.approx(match.likelihood, abs=1e-4)
+    assert cli.main([*command[:-1], str(tiny.path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["likelihood"] is None
+
+
+def test_faults_are_named(tiny, tmp_path, photo):
+    for weight in (-1, 1e5):
+        with pytest.raises(BundleError, match="retrieval.likelihood_weight is"):
+            blip2rt.load(weighing(tiny, tmp_path / str(weight), weight))
+    write_bundle(tmp_path / "matches", tiny.weights, generative=False)
+    alone = replace(tiny, path=tmp_path / "matches")
+    with pytest.raises(BundleError, match="the bundle has none"):
+        blip2rt.load(weighing(alone, tmp_path / "weighs"))
+    matches = blip2rt.load(alone.path)
+    assert matches.match(photo(), "a dog").likelihood is None
+    with pytest.raises(CapabilityError, match="cannot tell how likely a text is: it lacks qformer"):
+        matches.likelihoods(matches.vision_features([photo()]), ["a dog"])
+
+
+def test_a_backend_that_cannot_tell_says_so(model, photo, monkeypatch):
+    monkeypatch.setattr(type(model._backend), "likelihoods", backends.Backend.likelihoods)
+    with pytest.raises(CapabilityError, match="run it by the backend ort"):
+        model.match(photo(), "a dog")
+    assert model.embed_image(photo()).ndim == 2
