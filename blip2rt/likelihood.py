@@ -1,14 +1,13 @@
 """How much likelier the language model finds a text behind an image than behind none.
 
 That is log p(text | image) - log p(text). Without the second term short and common texts would win for every image (Lin
-et al. 2024, "Revisiting the Role of Language Priors in Vision-Language Models"). Knows prefixes and texts; nothing of
-images or scores.
+et al. 2024, "Revisiting the Role of Language Priors in Vision-Language Models"). p(text) is that behind the mean
+prefix_embeds of photographs. Knows prefixes and texts; nothing of images or scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,10 +24,10 @@ _KEPT = 4096  # texts, whose likelihood without an image is kept
 class Likelihood:
     """What a bundle's language model says of texts. Any thread may use it."""
 
-    def __init__(self, language: Language, without: Callable[[], Floats], most_tokens: int) -> None:
-        """without: the prefix_embeds (1, Q, D) that stand for no image. most_tokens: longer texts are cut."""
+    def __init__(self, language: Language, mean_prefix: Floats, most_tokens: int) -> None:
+        """mean_prefix (1, Q, D) stands for no image. most_tokens: longer texts are cut."""
         self._language = language
-        self._without = without
+        self._mean_prefix = mean_prefix
         self._most_tokens = most_tokens
         self._kept: dict[str, float] = {}
 
@@ -37,7 +36,7 @@ class Likelihood:
         alone = {text: self._kept.get(text) for text in texts}
         new = [text for text, known in alone.items() if known is None]
         rows = [*images, *[len(prefix_embeds)] * len(new)]
-        prefixes = np.concatenate([prefix_embeds, self._prior]) if new else prefix_embeds
+        prefixes = np.concatenate([prefix_embeds, self._mean_prefix]) if new else prefix_embeds
         said = self._language.likelihoods(prefixes, rows, [*texts, *new], self._most_tokens)
         found = dict(zip(new, said[len(texts) :].tolist(), strict=True))
         self._keep(found)
@@ -47,7 +46,3 @@ class Likelihood:
         if len(self._kept) + len(found) > _KEPT:
             self._kept = {}
         self._kept.update(found)
-
-    @cached_property
-    def _prior(self) -> Floats:
-        return self._without()

@@ -300,26 +300,30 @@ class Pipeline:
     def likelihoods(self, vision_features: Floats, texts: Sequence[str]) -> NDArray[np.float64]:
         """vision_features (B, N, C), B texts -> (B), pairwise: Match.likelihood, whatever its weight."""
         self._need((*contract.RETRIEVAL, *contract.GENERATIVE), "tell how likely a text is")
+        if self._retrieval.mean_prefix is None:
+            raise CapabilityError(
+                f"bundle {self._manifest.name!r} cannot tell how likely a text is: it lacks retrieval.mean_prefix; "
+                "blip2rt-train calibrate adds it"
+            )
         same = [i > 0 and np.array_equal(vision_features[i - 1], vision_features[i]) for i in range(len(texts))]
         images = np.cumsum(np.logical_not(same)) - 1  # an image whose texts follow each other is read once
-        prefix_embeds = self._unread_prefix(vision_features[np.logical_not(same)])
+        prefix_embeds = self.caption_prefix(vision_features[np.logical_not(same)])
         return self._likelihood.gains(prefix_embeds, images.tolist(), list(map(self._qformer_tokenizer.written, texts)))
 
-    def _unread_prefix(self, vision_features: Floats) -> Floats:
-        """vision_features (B, N, C) -> prefix_embeds (B, Q, D) of captions."""
+    def caption_prefix(self, vision_features: Floats) -> Floats:
+        """vision_features (B, N, C) -> (B, Q, D): the prefix_embeds that captions are written behind."""
+        self._need(contract.GENERATIVE, "make prefix_embeds")
         tokenizer, prompt = self._question_tokenizer, self._language.caption_prompt(None).whole
         question = None if tokenizer is None else tokenizer.encode([prompt] * len(vision_features))
         return self._backend.prefix_embeds(vision_features, question)
 
     @cached_property
     def _likelihood(self) -> Likelihood:
-        spec = self._manifest.image
-
-        def without() -> Floats:  # a grey image's, which shows nothing
-            pixels = np.zeros((1, 3, spec.height, spec.width), np.float32)
-            return self._unread_prefix(self._backend.vision(pixels))
-
-        return Likelihood(self._language, without, self._retrieval.max_text_length)
+        llm, retrieval = self._manifest.llm, self._retrieval
+        assert llm is not None and retrieval.mean_prefix is not None
+        mean = np.fromfile(self.bundle.file(retrieval.mean_prefix), "<f4").astype(np.float32)
+        mean_prefix = mean.reshape(1, llm.prefix_length, llm.hidden_size)
+        return Likelihood(self._language, mean_prefix, retrieval.max_text_length)
 
     def itm_logits(self, vision_features: Floats, texts: Sequence[str]) -> Floats:
         """vision_features (B, N, C), B texts -> (B, 2), pairwise: the matching head's "no match" and "match"."""

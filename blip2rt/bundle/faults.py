@@ -68,8 +68,8 @@ def _value_faults(manifest: Manifest) -> list[str]:
         faults.append(f"retrieval.itm_weight is {retrieval.itm_weight}, not from 0 to 10,000")
     if retrieval is not None and not 0 <= retrieval.likelihood_weight <= 1e4:
         faults.append(f"retrieval.likelihood_weight is {retrieval.likelihood_weight}, not from 0 to 10,000")
-    if retrieval is not None and retrieval.likelihood_weight and llm is None:
-        faults.append("retrieval.likelihood_weight is of a language model, and the bundle has none")
+    if retrieval is not None and retrieval.likelihood_weight and (llm is None or retrieval.mean_prefix is None):
+        faults.append("retrieval.likelihood_weight is given without a language model or retrieval.mean_prefix")
     faults += [
         f"{name} is {size}, not from 1 to {most:,}" for name, (size, most) in sizes.items() if not 0 < size <= most
     ]
@@ -169,7 +169,12 @@ def _name_faults(manifest: Manifest) -> list[str]:
     needed = {component.graph for component in manifest.components.values()}
     sections = (manifest.llm, manifest.retrieval, manifest.question)
     needed |= {section.tokenizer for section in sections if section is not None}
+    prefix = None if manifest.retrieval is None else manifest.retrieval.mean_prefix
+    needed |= set() if prefix is None else {prefix}
     faults = [f"{name} is used but not in files" for name in sorted(needed) if name not in files]
+    llm = manifest.llm
+    if llm is not None and prefix in files and files[prefix].size != 4 * llm.prefix_length * llm.hidden_size:
+        faults.append(f"{prefix} is not of {llm.prefix_length} x {llm.hidden_size} float32")
     for name in files:
         parts = PurePosixPath(name).parts
         if not parts or parts[0] == "/" or ".." in parts or "\\" in name or ":" in name or "\0" in name:

@@ -76,6 +76,7 @@ class RetrievalSpec:
     temperature: float = 0.07  # of the contrast: cosine / temperature is its logit
     itm_weight: float = 1.0  # of the matching head's log-odds beside it, in Match.score
     likelihood_weight: float = 0.0  # of Match.likelihood, in Match.score; 0: it is not computed
+    mean_prefix: str | None = None  # file of prefix_embeds (Q, D), the mean of photographs; given if it is weighed
     clean_captions: bool = False  # texts pass text.clean_caption, as those that the model was trained on did
 
 

