@@ -4,8 +4,8 @@
 itm_weight of 1 it ranks worse than the cosine alone where the matching head is surer of new images than it is right. So
 the weights become those under which the images that texts were written of are likeliest among those that the contrast
 puts first (paper section 4.4; Guo et al. 2017 of classifiers). A checkpoint of stage 1 gets its itm_weight. A bundle
-that also generates gets both, by its images' texts too, and the mean_prefix behind which a text is as likely as it is of
-no image. Probability and cosine stay as they are. Knows what a retrieval asks, the config and the manifest.
+that also generates gets both, by the texts of images too, and the mean_prefix, which stands for no image. Probability
+and cosine stay as they are. Knows what a retrieval asks, the config and the manifest.
 """
 
 from __future__ import annotations
@@ -163,9 +163,9 @@ def _learn(model: str, predictor: Predictor, choice: Choice, likely: bool) -> tu
         rows = found.way == way
         if rows.any():
             lines.append(
-                f"{rows.sum()} of {len(choice.items)} {asks} among the best {choice.best} {finds}; of these it is first "
-                f"for {first(Weights(old.temperature, 0), way)} by the cosine, {first(old, way)} by the score so far, "
-                f"{first(new, way)} by the new score"
+                f"{rows.sum()} of {len(choice.items)} {asks} among the best {choice.best} {finds}; of these it is "
+                f"first for {first(Weights(old.temperature, 0), way)} by the cosine, {first(old, way)} by the score so "
+                f"far, {first(new, way)} by the new score"
             )
     changes = f"itm_weight {old.itm:.3g} -> {new.itm:.3g}"
     if likely:
