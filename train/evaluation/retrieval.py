@@ -101,9 +101,8 @@ def candidates(predictor: Predictor, items: Sequence[Captioned], count: int, lik
     texts = [item.references[0] for item in items]
     with tempfile.TemporaryDirectory() as folder:
         features, sim = _similarity(predictor, items, texts, Path(folder))
-        asked = [("t2i", i, row) for i, row in enumerate(sim.T)] + [
-            ("i2t", i, row) for i, row in enumerate(sim)
-        ] * likely
+        ways = {"t2i": sim.T} | ({"i2t": sim} if likely else {})
+        asked = [(way, i, row) for way, rows in ways.items() for i, row in enumerate(rows)]
         best = np.stack([_best(row, count) for _, _, row in asked])
         judged = []
         for (way, i, _), found in tqdm(zip(asked, best, strict=True), total=len(asked), desc="matching", unit="query"):
