@@ -128,6 +128,15 @@ class Batched(backends.Backend):
     def vocabulary(self, tokens: list[bytes]) -> Any:
         return self._inner.vocabulary(tokens)
 
+    def likelihoods(
+        self,
+        prefix_embeds: Floats,
+        prompts: Sequence[list[int]],
+        images: Sequence[int],
+        texts: Sequence[list[int]],
+    ) -> NDArray[np.float64]:
+        return self._inner.likelihoods(prefix_embeds, prompts, images, texts)
+
     def close(self) -> None:
         with self._lock:
             if self._ending is not None:

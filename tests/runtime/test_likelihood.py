@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +91,14 @@ def test_a_bundle_that_weighs_nothing_computes_nothing(tiny, photo, monkeypatch)
     monkeypatch.setattr(likelihood.Likelihood, "gains", lambda *given: pytest.fail("it was computed"))
     model = blip2rt.load(tiny.path, threads=1)
     assert model.match(photo(), "a dog").likelihood is None
+
+
+def test_requests_that_share_steps_have_the_same(model, photo):
+    shared = blip2rt.load(model.bundle.path, threads=1, batching=True, cache_bytes=1 << 20)
+    images = [photo(5, 7), photo(6, 6)]
+    for got, want in zip(shared.match(images, TEXTS[:2]), model.match(images, TEXTS[:2]), strict=True):
+        assert asdict(got) == pytest.approx(asdict(want), abs=1e-5)
+    shared.close()
 
 
 def test_what_is_kept_of_texts_is_bounded(tiny, model, photo, monkeypatch):
