@@ -92,6 +92,12 @@ class Candidates:
     itm_logits: np.ndarray  # (queries, K, 2)
     likelihood: np.ndarray | None  # (queries, K); None where it was not asked for
 
+    def of(self, queries: np.ndarray) -> Candidates:
+        """Those of some of the queries."""
+        likelihood = None if self.likelihood is None else self.likelihood[queries]
+        way, found, own = self.way[queries], self.found[queries], self.own[queries]
+        return Candidates(way, found, own, self.cosine[queries], self.itm_logits[queries], likelihood)
+
 
 def candidates(predictor: Predictor, items: Sequence[Captioned], count: int, likely: bool = False) -> Candidates:
     """The `count` best images of the first text of each.

@@ -82,16 +82,17 @@ def weigh(found: Candidates, own: np.ndarray, temperature: float) -> Weights:
 
 def calibrate(model: str, data: Path, images: Path, out: Path, best: int, limit: int | None) -> str:
     """Write the checkpoint or the bundle with other weights. Return what they change. Raise Blip2rtError."""
-    work = _calibrate_checkpoint
-    if (Path(model) / contract.MANIFEST).is_file():
+    is_bundle = (Path(model) / contract.MANIFEST).is_file()
+    if is_bundle:
         _check_bundle(model, out)
-        work = _calibrate_bundle
     elif not (locate(model) / WEIGHTS).is_file() or read_config(model).stage != 1:
         raise OptionError(f"{model} is no stage 1 of this project: give the folder of a checkpoint that matches")
     if best < 2:
         raise OptionError(f"best is {best}: give 2 or more images to choose from")
     items = with_images(data, read_captions(data, images)[:limit], Bad(0))
-    return f"{work(model, out, Choice(items, min(best, len(items))))}: {out}"
+    choice = Choice(items, min(best, len(items)))
+    said = _calibrate_bundle(model, out, choice) if is_bundle else _calibrate_checkpoint(model, out, choice)
+    return f"{said}: {out}"
 
 
 def _calibrate_checkpoint(ckpt: str, out: Path, choice: Choice) -> str:
@@ -147,8 +148,8 @@ def _learn(model: str, predictor: Predictor, choice: Choice, likely: bool) -> tu
         raise Blip2rtError(
             f"{inside.sum()} texts have their image among the best {choice.best}; {_LEAST} or more are needed"
         )
-    found = Candidates(*(None if part is None else part[inside] for part in vars(found).values()))
-    old, own = predictor.match_weights, here[inside].argmax(1)
+    found, own = found.of(inside), here[inside].argmax(1)
+    old = predictor.match_weights
     new = weigh(found, own, old.temperature)
     if not new.itm and not new.likelihood:
         raise Blip2rtError(f"{model} says nothing that its cosine does not: rank by Match.cosine")
