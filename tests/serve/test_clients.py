@@ -335,4 +335,4 @@ def test_matches_are_those_of_the_model(nano: Running, model: Any, cat: bytes) -
     found = nano.post("/v1/match", {"image": encoded(cat), "texts": texts}).json["matches"]
     want = [{"text": text, **asdict(match)} for text, match in zip(texts, model.match(cat, texts), strict=True)]
     for got, each in zip(found, sorted(want, key=lambda each: -each["score"]), strict=True):
-        assert got == {name: pytest.approx(value, abs=1e-3) for name, value in each.items()}
+        assert got == {name: pytest.approx(value, abs=0.02) for name, value in each.items()}
