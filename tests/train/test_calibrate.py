@@ -70,8 +70,8 @@ def test_only_the_weight_changes(
     table, images = (given[given.index(name) + 1] for name in ("--train_table", "--images"))
     asked = []
 
-    def candidates(predictor: Any, items: Any, count: int, likely: bool) -> Candidates:
-        found = retrieval.candidates(predictor, items, count, likely)
+    def candidates(predictor: Any, items: Any, count: int, asking: int, likely: bool) -> Candidates:
+        found = retrieval.candidates(predictor, items, count, asking, likely)
         assert found.likelihood is None and set(found.way) == {"t2i"}
         assert found.found.shape == found.cosine.shape == found.itm_logits.shape[:2] == (len(items), count)
         assert (np.diff(found.cosine) <= 0).all() and found.own.tolist() == list(range(len(items)))
@@ -140,8 +140,8 @@ def pictures(tmp_path: Path) -> list[str]:
 def test_a_bundle_gets_both_weights(
     tiny: Tiny, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    def candidates(predictor: Any, items: Any, count: int, likely: bool) -> Candidates:
-        found = retrieval.candidates(predictor, items, count, likely)
+    def candidates(predictor: Any, items: Any, count: int, asking: int, likely: bool) -> Candidates:
+        found = retrieval.candidates(predictor, items, count, asking, likely)
         assert found.likelihood is not None and found.likelihood.shape == found.cosine.shape == (120, 60)
         paths, texts = [item.path for item in items], [item.references[0] for item in items]
         features = predictor.vision_features([paths[i] for i in found.found[3]])
@@ -198,6 +198,33 @@ def test_an_evaluation_orders_by_what_a_bundle_weighs(tiny: Tiny, pictures: list
     assert found[30.0]["match_t2i_r@1"] == pytest.approx(100 * (scores.max(1) <= own + 1e-3).mean(), abs=0.01)
     assert found[30.0]["match_i2t_r@1"] == pytest.approx(100 * (scores.max(0) <= own + 1e-3).mean(), abs=0.01)
     assert found[0.0]["itc_t2i_r@1"] == found[30.0]["itc_t2i_r@1"]
+
+
+def test_the_first_images_ask_among_all(tiny: Tiny, pictures: list[str], tmp_path: Path) -> None:
+    model = blip2rt.load(weighing(tiny, tmp_path / "weighs", 1.0), threads=1)
+    items = read_captions(tmp_path / "table.tsv", tmp_path)
+    everyone, some = (retrieval.candidates(model, items, 9, asking, likely=True) for asking in (60, 7))
+    assert some.own.tolist() == [*range(7), *range(7)] and some.found.max() > 7
+    rows = np.array([*range(7), *range(60, 67)])
+    for want, got in zip(vars(everyone.of(rows)).values(), vars(some).values(), strict=True):
+        if want.dtype.kind == "f":
+            np.testing.assert_allclose(got, want, atol=1e-4)
+        else:
+            assert got.tolist() == want.tolist()
+
+
+def test_few_unlikely_texts_do_not_hold_the_likelihood_down() -> None:
+    rng = np.random.default_rng(3)
+    cosine, likelihood = rng.normal(0.4, 0.1, (4000, 8)), rng.normal(9, 5, (4000, 8))
+    own = (14 * cosine + 0.4 * likelihood + rng.gumbel(size=cosine.shape)).argmax(1)
+    likelihood[np.arange(200), own[:200]] -= 40
+    logits, way = np.zeros((4000, 8, 2)), np.full(4000, "t2i")
+    found = Candidates(way, np.tile(np.arange(8), (4000, 1)), own, cosine, logits, likelihood)
+    scale, _, fitted = calibrate.fit([cosine, logits[..., 0], likelihood], own)
+    weights = calibrate.weigh(found, own, 1.0)
+    assert weights.likelihood > 1.4 * fitted / scale
+    right = weights.scores(logits, cosine, likelihood).argmax(1) == own
+    assert right.sum() > ((cosine + fitted / scale * likelihood).argmax(1) == own).sum()
 
 
 def test_a_bundle_that_matches_alone_gets_one_weight(tiny: Tiny, pictures: list[str], tmp_path: Path) -> None:

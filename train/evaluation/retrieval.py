@@ -99,8 +99,10 @@ class Candidates:
         return Candidates(way, found, own, self.cosine[queries], self.itm_logits[queries], likelihood)
 
 
-def candidates(predictor: Predictor, items: Sequence[Captioned], count: int, likely: bool = False) -> Candidates:
-    """The `count` best images of the first text of each.
+def candidates(
+    predictor: Predictor, items: Sequence[Captioned], count: int, asking: int, likely: bool = False
+) -> Candidates:
+    """The `count` best images of the first text of each of the first `asking` images, among all.
 
     likely: ask for likelihoods, and for each image's best texts too: what a text is alone tells between texts only.
     """
@@ -108,7 +110,7 @@ def candidates(predictor: Predictor, items: Sequence[Captioned], count: int, lik
     with tempfile.TemporaryDirectory() as folder:
         features, sim = _similarity(predictor, items, texts, Path(folder))
         ways = {"t2i": sim.T} | ({"i2t": sim} if likely else {})
-        asked = [(way, i, row) for way, rows in ways.items() for i, row in enumerate(rows)]
+        asked = [(way, i, row) for way, rows in ways.items() for i, row in enumerate(rows[:asking])]
         best = np.stack([_best(row, count) for _, _, row in asked])
         judged = []
         for (way, i, _), found in tqdm(zip(asked, best, strict=True), total=len(asked), desc="matching", unit="query"):

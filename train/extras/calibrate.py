@@ -43,6 +43,7 @@ from ..evaluation.retrieval import Candidates, candidates
 MEAN_PREFIX = "mean_prefix.data"
 _LEAST = 50  # texts, for a few numbers
 _LIGHTEST = 0.01  # below, a part decides nothing
+_FACTORS = (1.0, 1.5, 2.0, 2.5, 3.0)  # of the likelihood's weight
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Choice:
     """What weights are learned from."""
 
     items: Sequence[Captioned]  # images, of which the first text of each counts
+    asking: int  # so many of them ask, among all
     best: int  # images by cosine that a text chooses from
 
 
@@ -72,12 +74,22 @@ def fit(parts: Sequence[np.ndarray], own: np.ndarray) -> list[float]:
 
 
 def weigh(found: Candidates, own: np.ndarray, temperature: float) -> Weights:
-    """The weights under which the candidates at the places `own` are likeliest."""
+    """The weights under which the candidates at the places `own` are likeliest.
+
+    A few texts that are unlikely whatever the image hold the likelihood's weight down. So of its multiples that one is
+    taken under which most of the right ones come first.
+    """
     log_odds = found.itm_logits[..., 1] - found.itm_logits[..., 0]
     parts = [found.cosine, log_odds] + ([] if found.likelihood is None else [found.likelihood])
     cosine, *others = fit(parts, own)
     weights = [each / cosine / temperature for each in others]
-    return Weights(temperature, *(weight if weight >= _LIGHTEST else 0.0 for weight in weights))
+    fitted = Weights(temperature, *(weight if weight >= _LIGHTEST else 0.0 for weight in weights))
+    tried = [replace(fitted, likelihood=factor * fitted.likelihood) for factor in _FACTORS]
+
+    def right(weights: Weights) -> int:
+        return int((weights.scores(found.itm_logits, found.cosine, found.likelihood).argmax(1) == own).sum())
+
+    return max(tried, key=right)
 
 
 def calibrate(model: str, data: Path, images: Path, out: Path, best: int, limit: int | None) -> str:
@@ -89,8 +101,8 @@ def calibrate(model: str, data: Path, images: Path, out: Path, best: int, limit:
         raise OptionError(f"{model} is no stage 1 of this project: give the folder of a checkpoint that matches")
     if best < 2:
         raise OptionError(f"best is {best}: give 2 or more images to choose from")
-    items = with_images(data, read_captions(data, images)[:limit], Bad(0))
-    choice = Choice(items, min(best, len(items)))
+    items = with_images(data, read_captions(data, images), Bad(0))
+    choice = Choice(items, len(items[:limit]), min(best, len(items)))
     said = _calibrate_bundle(model, out, choice) if is_bundle else _calibrate_checkpoint(model, out, choice)
     return f"{said}: {out}"
 
@@ -120,9 +132,8 @@ def _calibrate_bundle(path: str, out: Path, choice: Choice) -> str:
             (writer.folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle.path / name, writer.folder / name)
         if manifest.llm is not None:
-            _mean_prefix(Model(bundle, backends.create("ort", bundle)), choice.items).tofile(
-                writer.folder / MEAN_PREFIX
-            )
+            mean = _mean_prefix(Model(bundle, backends.create("ort", bundle)), choice.items[: choice.asking])
+            mean.tofile(writer.folder / MEAN_PREFIX)
             retrieval = replace(retrieval, mean_prefix=MEAN_PREFIX)
         copy = replace(bundle, path=writer.folder, manifest=replace(manifest, retrieval=retrieval))
         weights, said = _learn(path, Model(copy, backends.create("ort", copy)), choice, manifest.llm is not None)
@@ -141,7 +152,7 @@ def _mean_prefix(model: Model, items: Sequence[Captioned]) -> np.ndarray:
 
 def _learn(model: str, predictor: Predictor, choice: Choice, likely: bool) -> tuple[Weights, str]:
     """New weights, and what they change. Raise Blip2rtError where there is too little to learn from."""
-    found = candidates(predictor, choice.items, choice.best, likely)
+    found = candidates(predictor, choice.items, choice.best, choice.asking, likely)
     here = found.found == found.own[:, None]
     inside = here.any(1)
     if inside.sum() < _LEAST:
@@ -164,7 +175,7 @@ def _learn(model: str, predictor: Predictor, choice: Choice, likely: bool) -> tu
         rows = found.way == way
         if rows.any():
             lines.append(
-                f"{rows.sum()} of {len(choice.items)} {asks} among the best {choice.best} {finds}; of these it is "
+                f"{rows.sum()} of {choice.asking} {asks} among the best {choice.best} {finds}; of these it is "
                 f"first for {first(Weights(old.temperature, 0), way)} by the cosine, {first(old, way)} by the score so "
                 f"far, {first(new, way)} by the new score"
             )
@@ -184,7 +195,9 @@ def _parser() -> Parser:
     parser.add_argument("--images", type=path, required=True, metavar="FOLDER", help="folder of these images")
     parser.add_argument("--out", type=path, required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument("--best", type=int, default=32, metavar="N", help="images by cosine that a text chooses from")
-    parser.add_argument("--limit", type=whole(1), metavar="N", help="use the first N images (default: all)")
+    parser.add_argument(
+        "--limit", type=whole(1), metavar="N", help="ask of the first N images, among all (default: all)"
+    )
     return parser
 
 
