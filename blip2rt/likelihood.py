@@ -7,6 +7,7 @@ prefix_embeds of photographs. Knows prefixes and texts; nothing of images or sco
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -29,20 +30,21 @@ class Likelihood:
         self._language = language
         self._mean_prefix = mean_prefix
         self._most_tokens = most_tokens
-        self._kept: dict[str, float] = {}
+        self._kept: dict[bytes, float] = {}  # by the text's hash: texts may be long
 
     def gains(self, prefix_embeds: Floats, images: Sequence[int], texts: Sequence[str]) -> NDArray[np.float64]:
         """prefix_embeds (I, Q, D), B texts, the image of each -> log p(text | image) - log p(text) (B)"""
-        alone = {text: self._kept.get(text) for text in texts}
+        names = {text: hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest() for text in texts}
+        alone = {text: self._kept.get(name) for text, name in names.items()}
         new = [text for text, known in alone.items() if known is None]
         rows = [*images, *[len(prefix_embeds)] * len(new)]
         prefixes = np.concatenate([prefix_embeds, self._mean_prefix]) if new else prefix_embeds
         said = self._language.likelihoods(prefixes, rows, [*texts, *new], self._most_tokens)
         found = dict(zip(new, said[len(texts) :].tolist(), strict=True))
-        self._keep(found)
+        self._keep({names[text]: said_alone for text, said_alone in found.items()})
         return said[: len(texts)] - np.array([found[text] if text in found else alone[text] for text in texts])
 
-    def _keep(self, found: dict[str, float]) -> None:
+    def _keep(self, found: dict[bytes, float]) -> None:
         if len(self._kept) + len(found) > _KEPT:
             self._kept = {}
         self._kept.update(found)
