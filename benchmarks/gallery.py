@@ -1,7 +1,8 @@
 """What captioning a folder costs beside the graphs, and what an index costs: `python -m benchmarks.gallery`.
 
 Photographs are made of those in --source, enlarged to so many megapixels and with the noise of a camera. The ways
-take turns: the gallery; the encoder and the loop alone, on pixels in memory; `caption` on each file; decoding alone.
+take turns: the gallery; the encoder and the loop alone, on pixels in memory, with all threads and in the gallery's
+lanes; `caption` on each file; decoding alone on one core. The memory is that of the gallery on the first photographs.
 `--index` measures an index of synthetic pictures instead: mixtures of the vectors of --source's.
 """
 
@@ -11,7 +12,7 @@ import argparse
 import resource
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -23,6 +24,7 @@ from blip2rt.command import Parser, path, run, whole
 from blip2rt.errors import OptionError
 from blip2rt.gallery.ahead import Pace
 from blip2rt.gallery.captions import BATCH, Care, Outputs, Words, caption
+from blip2rt.gallery.lanes import in_order
 from blip2rt.gallery.pictures import Picture, Sources
 from blip2rt.gallery.vectors import Shortlist, Vectors, one_vector
 from blip2rt.gallery.walk import walk
@@ -50,42 +52,35 @@ def enlarge(name: str, target: Path, megapixels: float, rng: np.random.Generator
 
 
 def captions(args: argparse.Namespace) -> None:
-    model = blip2rt.load(args.model, threads=args.threads, scaled_jpeg=args.scaled_jpeg)
-    pace = Pace(args.batch_size, args.workers)
+    pace = Pace(args.batch_size, args.workers, args.lanes, max(1, args.threads // args.lanes))
+    model = blip2rt.load(args.model, threads=pace.threads, scaled_jpeg=args.scaled_jpeg)
     with tempfile.TemporaryDirectory() as folder:
         rng = np.random.default_rng(0)
         for i, name in enumerate(originals(args.source, args.photos)):
             enlarge(name, Path(folder) / f"{i:06d}.jpg", args.megapixels, rng)
         names = sorted(map(str, Path(folder).glob("*.jpg")))
         size = sum(Path(name).stat().st_size for name in names) / len(names)
-        print(
-            f"{len(names)} photographs of {args.megapixels:g} megapixels, {size / 1e6:.2f} MB each; batch {pace.batch}"
-        )
-        prepared = [model.prepare(name) for name in names]
-        task = model.task()
-        model.generate(prepared[:2], task)  # graphs are loaded
+        print(f"{len(names)} photographs of {args.megapixels:g} megapixels, {size / 1e6:.2f} MB each; {pace}")
 
-        def gallery() -> None:
+        def gallery(paths: Sequence[str] = names) -> None:
             out = Outputs(out=f"{folder}/out.jsonl", overwrite=True)
-            caption(model, Sources((folder,)), Words(None, None, {}, Wording()), out, Care(), pace)
+            caption(model, Sources(paths), Words(None, None, {}, Wording()), out, Care(), pace)
 
-        def alone() -> None:
-            for start in range(0, len(prepared), pace.batch):
-                model.generate(prepared[start : start + pace.batch], task)
-
-        def each() -> None:
-            for name in names:
-                model.caption(name)
-
-        def decoding() -> None:
-            for name in names:
-                model.prepare(name)
-
-        ways = {
+        gallery(names[:64])
+        print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+        whole = blip2rt.load(args.model, threads=args.threads, scaled_jpeg=args.scaled_jpeg)
+        prepared = [model.prepare(name) for name in names]
+        batches = [prepared[start : start + pace.batch] for start in range(0, len(prepared), pace.batch)]
+        task = whole.task()
+        whole.generate(prepared[:2], task)  # graphs are loaded
+        ways: dict[str, Callable[[], object]] = {
             "gallery": gallery,
-            "encoder and loop alone": alone,
-            "caption on each": each,
-            "decoding alone": decoding,
+            "encoder and loop, all threads": lambda: [whole.generate(batch, task) for batch in batches],
+            f"encoder and loop, {pace.lanes} lanes": lambda: [
+                *in_order(batches, lambda batch: model.generate(batch, task), pace.lanes)
+            ],
+            "caption on each": lambda: [whole.caption(name) for name in names],
+            "decoding alone": lambda: [whole.prepare(name) for name in names],
         }
         times: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(args.repeat):
@@ -94,9 +89,8 @@ def captions(args: argparse.Namespace) -> None:
                 way()
                 times[name].append(time.perf_counter() - began)
     for name, seconds in times.items():
-        ratio = median(s / g for s, g in zip(seconds, times["gallery"], strict=True))
-        print(f"{name:24s} {1000 * median(seconds) / len(names):7.1f} ms a picture  {ratio:5.2f} of the gallery's")
-    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+        ratio = median(g / s for s, g in zip(seconds, times["gallery"], strict=True))
+        print(f"{name:30s} {1000 * median(seconds) / len(names):7.1f} ms a picture; the gallery takes {ratio:5.2f} x")
 
 
 def synthetic(real: np.ndarray, count: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -156,7 +150,8 @@ def _parser() -> Parser:
     parser.add_argument("--megapixels", type=float, default=3.0, metavar="X", help="of each")
     parser.add_argument("--batch-size", type=whole(1), default=BATCH, metavar="N", help="of the gallery")
     parser.add_argument("--workers", type=whole(1), default=2, metavar="N", help="threads that decode")
-    parser.add_argument("--threads", type=whole(1), default=2, metavar="N", help="threads of the graphs")
+    parser.add_argument("--threads", type=whole(1), default=2, metavar="N", help="threads of the graphs, in all")
+    parser.add_argument("--lanes", type=whole(1), default=2, metavar="N", help="batches in the graphs at a time")
     parser.add_argument("--scaled-jpeg", action="store_true", help="as the flag of `blip2rt caption`")
     parser.add_argument("--repeat", type=whole(1), default=3, metavar="N", help="turns")
     parser.add_argument("--model", metavar="BUNDLE", help="a bundle (default: nano)")

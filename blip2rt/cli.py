@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ def _caption(args: argparse.Namespace) -> int:
         return _say(_load(args).stream(_image(args.images[0]), args.prompt, question=args.ask, **_decoding(args)))
     from .gallery import commands
 
-    return commands.caption(args, lambda: _load(args), _decoding(args))
+    return commands.caption(args, partial(_load, args), _decoding(args))
 
 
 def _ask(args: argparse.Namespace) -> int:
@@ -110,19 +111,19 @@ def _match(args: argparse.Namespace) -> int:
 def _index(args: argparse.Namespace) -> int:
     from .gallery import commands
 
-    return commands.index(args, lambda: _load(args))
+    return commands.index(args, partial(_load, args))
 
 
 def _search(args: argparse.Namespace) -> int:
     from .gallery import commands
 
-    return commands.search(args, lambda: _load(args))
+    return commands.search(args, partial(_load, args))
 
 
 def _duplicates(args: argparse.Namespace) -> int:
     from .gallery import commands
 
-    return commands.duplicates(args, lambda: _load(args))
+    return commands.duplicates(args, partial(_load, args))
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -187,12 +188,12 @@ def _progress() -> Callable[[int, int], None]:
     return show
 
 
-def _load(args: argparse.Namespace) -> Model:
+def _load(args: argparse.Namespace, threads: int | None = None) -> Model:
+    """threads: in place of those that were asked for."""
     from .model import load
 
-    return load(
-        args.model, backend=args.backend, device=args.device, threads=args.threads, scaled_jpeg=args.scaled_jpeg
-    )
+    threads = args.threads if threads is None else threads
+    return load(args.model, backend=args.backend, device=args.device, threads=threads, scaled_jpeg=args.scaled_jpeg)
 
 
 def _read_bundle(path: str | None) -> Bundle:

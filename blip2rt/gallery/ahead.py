@@ -58,10 +58,15 @@ class Cell(Generic[T]):
 
 @dataclass(frozen=True)
 class Pace:
-    """batch: pictures of a cell. workers: threads that decode."""
+    """batch: pictures of a cell. workers: threads that decode. lanes: cells that are in the graphs at a time.
+
+    threads: of each lane's graphs, which the model is to be loaded with; None: load's own.
+    """
 
     batch: int
     workers: int
+    lanes: int = 1
+    threads: int | None = None
 
 
 def cells(

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import shlex
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Blip2rtError, OptionError, one_line
 from .ahead import Cell, Pace, cells
+from .lanes import in_order
 from .outputs import FULL, Described, Sink, Text
 from .pictures import Fault, Picture, Sources
 from .progress import Bar, Counts, Faults, fault_line, say, summary
@@ -26,6 +26,7 @@ from .walk import walk
 from .wording import Wording
 
 if TYPE_CHECKING:
+    from ..language import Scored
     from ..model import Model
     from ..pipeline import Task
 
@@ -102,9 +103,10 @@ def caption(model: Model, sources: Sources, words: Words, outputs: Outputs, care
         try:
             makes = partial(_sinks, outputs, model.bundle.manifest.name, words.asked)
             for each, sinks in _parts(sources, outputs, printer, makes, stack):
-                for cell in cells(model, walk(each), partial(_todo, sinks), pace):
+                decoded = cells(model, walk(each), partial(_todo, sinks), pace)
+                for cell, texts in in_order(decoded, run.describe, pace.lanes):
                     bar.clear() if printer is not None else None
-                    run.describe(cell, faults)
+                    run.write(cell, texts, faults)
                     bar.show()
                 for sink in sinks:
                     sink.finish(run.counts.code == 2)
@@ -175,21 +177,21 @@ class _Run:
         self._name = model.bundle.manifest.name
         self.counts = Counts()
 
-    def describe(self, cell: Cell[list[Sink]], faults: Faults) -> None:
-        """Put a cell through the graphs and hand each text to the sinks that lack it, in the order of the pictures."""
-        started = time.perf_counter()
+    def describe(self, cell: Cell[list[Sink]]) -> list[list[Scored]]:
+        """Put a cell through the graphs; one with nothing new gets no texts. Any thread may."""
+        return self.model.generate([rgb for _, rgb in cell.rows], self._task, cell.first) if cell.new else []
+
+    def write(self, cell: Cell[list[Sink]], texts: Sequence[list[Scored]], faults: Faults) -> None:
+        """Hand each text to the sinks that lack it, in the order of the pictures."""
         self.counts.before += cell.done
-        rows = cell.rows if cell.new else []
-        texts = self.model.generate([rgb for _, rgb in rows], self._task, cell.first) if rows else []
-        each = (time.perf_counter() - started) / max(len(rows), 1)
         left = list(cell.faults)
-        for (entry, _), scored in zip(rows, texts, strict=True):
+        for (entry, _), scored in zip(cell.rows if cell.new else [], texts, strict=True):
             while left and left[0][0] <= entry.number:
                 self._fail(left.pop(0)[1], faults)
             if entry.what is None:
                 continue
             captions = [self._around.around(text.text, entry.picture.name) for text in scored]
-            about = (round(scored[0].score, 4), self._name, 1000 * each, scored[0].truncated)
+            about = (round(scored[0].score, 4), self._name, sum(scored[0].timings), scored[0].truncated)
             described = Described(entry.picture.name, captions, *about)
             self._write(entry.what, entry.picture, described, faults)
         for _, fault in left:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..command import complain
 from ..errors import OptionError, one_line
 from . import flags
-from .indexing import BATCH, update
+from .indexing import BATCH, sources_of, update
 from .outputs import check_empty
 from .progress import say, summary
 
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from ..model import Model
     from .index import Index
 
+Load = Callable[[int | None], "Model"]  # of the threads that an operator may use
 
-def caption(args: argparse.Namespace, load: Callable[[], Model], options: Mapping[str, Any]) -> int:
+
+def caption(args: argparse.Namespace, load: Load, options: Mapping[str, Any]) -> int:
     """`blip2rt caption` with its flags."""
     from . import captions
 
@@ -32,10 +34,11 @@ def caption(args: argparse.Namespace, load: Callable[[], Model], options: Mappin
     captions.check(outputs, sources, care)
     options = dict(options)
     words = captions.Words(options.pop("prompt", args.prompt), args.ask, options, around)
-    return captions.caption(load(), sources, words, outputs, care, flags.pace_of(args, captions.BATCH))
+    pace = flags.pace_of(args, sources, captions.BATCH)
+    return captions.caption(load(pace.threads), sources, words, outputs, care, pace)
 
 
-def index(args: argparse.Namespace, load: Callable[[], Model]) -> int:
+def index(args: argparse.Namespace, load: Load) -> int:
     """Embed a folder. Return the exit code of Counts."""
     from .index import Index
 
@@ -46,9 +49,10 @@ def index(args: argparse.Namespace, load: Callable[[], Model]) -> int:
         if not (args.out / "blip2rt" / "index.json").exists():
             check_empty(args.out, "no index, and not empty: give another --out")
     folder = args.out / "blip2rt" if clip else args.out
-    with Index.create(folder, args.folder, load()) as opened:
+    pace = flags.pace_of(args, sources_of(args.folder), BATCH)
+    with Index.create(folder, args.folder, load(pace.threads)) as opened:
         try:
-            counts = update(opened, flags.pace_of(args, BATCH), args.errors, args.strict, quiet=False)
+            counts = update(opened, pace, args.errors, args.strict, quiet=False)
         except KeyboardInterrupt:
             say(f"{len(opened):,} pictures are in the index; the same command goes on")
             raise
@@ -58,7 +62,7 @@ def index(args: argparse.Namespace, load: Callable[[], Model]) -> int:
     return counts.code
 
 
-def search(args: argparse.Namespace, load: Callable[[], Model]) -> int:
+def search(args: argparse.Namespace, load: Load) -> int:
     """Print what fits a text or a picture. Return 1 where some could not be copied, or their folder is not there."""
     from . import results
     from .index import Index
@@ -67,7 +71,7 @@ def search(args: argparse.Namespace, load: Callable[[], Model]) -> int:
         raise OptionError("search takes one thing: give TEXT, or --image FILE")
     query = args.text if args.image is None else args.image
     results.check(args.html, args.copy_to)
-    with Index.open(args.index, load()) as opened:
+    with Index.open(args.index, load(args.threads)) as opened:
         hits = opened.search(query, args.count, image=args.image is not None, rerank=args.rerank, exact=args.exact)
         failed = _lost(opened)
     print(results.lines(hits, args.json), end="")
@@ -93,14 +97,14 @@ def _said(failed: list[str]) -> int:
     return 1 if failed else 0
 
 
-def duplicates(args: argparse.Namespace, load: Callable[[], Model]) -> int:
+def duplicates(args: argparse.Namespace, load: Load) -> int:
     """Print groups of near-copies, a path a line and an empty line after each group. Return as `search` does."""
     from .copies import near_copies
     from .index import Index
 
     if not 0 < args.alike <= 1:
         raise OptionError(f"--alike is {args.alike}: give a number above 0, 1 at most")
-    with Index.open(args.index, load()) as opened:
+    with Index.open(args.index, load(args.threads)) as opened:
         groups, failed = near_copies(opened, args.alike), _lost(opened)
         for group in groups:
             paths = [str(opened.root / file.path) for file in group]

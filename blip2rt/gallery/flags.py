@@ -80,10 +80,21 @@ def sources_of(args: argparse.Namespace) -> Sources:
     return Sources(tuple(args.images), tuple(args.from_file), args.recursive)
 
 
-def pace_of(args: argparse.Namespace, batch: int) -> Pace:
+def pace_of(args: argparse.Namespace, sources: Sources, batch: int) -> Pace:
+    """Two lanes that share --threads, where there are two threads on a CPU, and more pictures than one batch."""
     from .ahead import Pace
 
-    return Pace(args.batch_size or batch, args.workers or min(8, max(2, os.cpu_count() or 1)))
+    batch, workers = args.batch_size or batch, args.workers or min(8, max(2, os.cpu_count() or 1))
+    threads = args.threads
+    if args.backend == "ort" and args.device != "cuda":
+        from ..backends.ort import num_threads
+        from .lanes import cores
+        from .walk import more_than
+
+        threads = (num_threads() or cores()) if threads is None else threads
+        if 2 <= threads <= 1024 and more_than(batch, sources):
+            return Pace(batch, workers, 2, threads // 2)
+    return Pace(batch, workers, 1, args.threads)
 
 
 Work = Callable[[argparse.Namespace], int]

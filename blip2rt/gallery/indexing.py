@@ -11,12 +11,16 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
 
 from ..errors import Blip2rtError, OptionError
 from .ahead import Cell, Pace, cells
 from .catalog import Catalog, File
+from .lanes import in_order
 from .lines import Lines
 from .pictures import Fault, Picture, Sources
 from .progress import Bar, Counts, Faults, fault_line
@@ -24,6 +28,7 @@ from .vectors import Vectors
 from .walk import walk
 
 if TYPE_CHECKING:
+    from ..backends import Floats
     from ..model import Model
 
 BATCH = 8
@@ -48,8 +53,8 @@ def update(
     """Walk the root and do what is to be done. quiet: say nothing on stderr."""
     if not index.writable:
         raise OptionError("the index is open for reading: open it with write=True, or by Index.create")
-    counts = Counts()
-    sources = Sources((str(index.root),), recursive=True)
+    counts, pace = Counts(), pace or Pace(BATCH, 2)
+    sources = sources_of(index.root)
     with ExitStack() as stack:
         stack.enter_context(_lock(index.path))
         bar = Bar(sources, counts, shown=not quiet)
@@ -58,32 +63,45 @@ def update(
         stack.callback(faults.close)
         changes = _Changes(index)
         walked = changes.seen(walk(sources))
-        for cell in cells(index.model, walked, changes.todo, pace or Pace(BATCH, 2)):
+        decoded = cells(index.model, walked, changes.todo, pace)
+        for cell, embeds in in_order(decoded, partial(_embed, index.model), pace.lanes):
             counts.before += cell.done
             for _, fault in cell.faults:
                 counts.failed += 1
                 if strict:
                     raise Blip2rtError(f"{fault_line(fault)}: mend it, or leave out --strict")
                 faults.add(fault)
-            _embed(index, cell, counts, changes)
+            counts.made += _put(index, cell, embeds, changes)
             bar.show()
         counts.gone = changes.remove_gone()
         index.refresh()
     return counts
 
 
-def _embed(index: Growing, cell: Cell[File], counts: Counts, changes: _Changes) -> None:
-    """Put a cell through the graphs, and its vectors and names into the index: first those, then these."""
-    for start in range(0, len(cell.rows) if cell.new else 0, BATCH):
-        rows = cell.rows[start : start + BATCH]
-        embeds = index.model.embed([rgb for _, rgb in rows])
-        new = [(i, entry.what) for i, (entry, _) in enumerate(rows) if entry.what is not None]
-        places = index.catalog.places(len(new))
-        index.vectors.write(places, embeds[[i for i, _ in new]])
-        made = [file._replace(row=place) for (_, file), place in zip(new, places, strict=True)]
-        index.catalog.put(made)
-        changes.note(made)
-        counts.made += len(made)
+def sources_of(root: Path) -> Sources:
+    """Where an index looks for its pictures."""
+    return Sources((str(root),), recursive=True)
+
+
+def _embed(model: Model, cell: Cell[File]) -> Floats | None:
+    """Put a cell through the graphs: its image_embeds (B, Q, E), None where nothing is new. Any thread may."""
+    if not cell.new:
+        return None
+    rows = [rgb for _, rgb in cell.rows]
+    return np.concatenate([model.embed(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)])
+
+
+def _put(index: Growing, cell: Cell[File], embeds: Floats | None, changes: _Changes) -> int:
+    """Put a cell's vectors and names into the index: first those, then these. Return how many."""
+    new = [(i, entry.what) for i, (entry, _) in enumerate(cell.rows) if entry.what is not None]
+    if embeds is None:
+        return 0
+    places = index.catalog.places(len(new))
+    index.vectors.write(places, embeds[[i for i, _ in new]])
+    made = [file._replace(row=place) for (_, file), place in zip(new, places, strict=True)]
+    index.catalog.put(made)
+    changes.note(made)
+    return len(made)
 
 
 class _Changes:

@@ -55,6 +55,11 @@ class Sources:
         """Whether it is one image by its very name."""
         return len(self.paths) == 1 and not self.lists and not _is_many(self.paths[0])
 
+    @property
+    def once(self) -> bool:
+        """Whether what they say can be read but once: from standard input, or a pipe."""
+        return "-" in self.paths or not all(map(os.path.isfile, self.lists))
+
 
 def _is_many(path: str) -> bool:
     return os.path.isdir(path) or is_shard(path) or is_glob(path)

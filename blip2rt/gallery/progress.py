@@ -48,7 +48,7 @@ class Bar:
         self._started = self._last = time.monotonic()
         self._total: int | None = None
         self._stop = False
-        if self._shown and "-" not in (*sources.paths, *sources.lists):
+        if self._shown and not sources.once:
             self._counter = threading.Thread(target=self._count, args=(sources,), name="blip2rt-count", daemon=True)
             self._counter.start()
 

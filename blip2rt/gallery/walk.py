@@ -15,6 +15,7 @@ import re
 import stat
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import IO
 
 from ..image_kinds import HEAD, head_of, kind_of, looks_named
@@ -37,6 +38,13 @@ def walk(sources: Sources) -> Iterator[Picture | Fault]:
                     yield from walker.path(path)
         except OSError as error:
             yield Fault(name, f"cannot read the list {name!r}: {error.strerror}")
+
+
+def more_than(count: int, sources: Sources) -> bool:
+    """Whether there are more pictures than `count`, as far as can be told before they are read."""
+    if sources.single or sources.once:
+        return not sources.single
+    return next(islice(walk(sources), count, None), None) is not None
 
 
 def expanded(path: str) -> Iterator[str | Fault]:
