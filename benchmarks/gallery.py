@@ -2,7 +2,8 @@
 
 Photographs are made of those in --source, enlarged to so many megapixels and with the noise of a camera. The ways
 take turns: the gallery; the encoder and the loop alone, on pixels in memory, with all threads and in the gallery's
-lanes; `caption` on each file; decoding alone on one core. The memory is that of the gallery on the first photographs.
+lanes, as many photographs at a time; `caption` on each file; decoding alone on one core. The memory is that of the
+gallery on the first photographs.
 `--index` measures an index of synthetic pictures instead: mixtures of the vectors of --source's.
 """
 
@@ -31,6 +32,7 @@ from blip2rt.gallery.walk import walk
 from blip2rt.gallery.wording import Wording
 
 ROOT = Path(__file__).parents[1]
+WAYS = ("threads", "lanes", "each", "decoding")
 
 
 def originals(source: Path, count: int) -> list[str]:
@@ -56,11 +58,12 @@ def captions(args: argparse.Namespace) -> None:
     model = blip2rt.load(args.model, threads=pace.threads, scaled_jpeg=args.scaled_jpeg)
     with tempfile.TemporaryDirectory() as folder:
         rng = np.random.default_rng(0)
-        for i, name in enumerate(originals(args.source, args.photos)):
-            enlarge(name, Path(folder) / f"{i:06d}.jpg", args.megapixels, rng)
-        names = sorted(map(str, Path(folder).glob("*.jpg")))
+        names = originals(args.source, args.photos)
+        for i, name in enumerate(names if args.megapixels else []):
+            names[i] = f"{folder}/{i:06d}.jpg"
+            enlarge(name, Path(names[i]), args.megapixels, rng)
         size = sum(Path(name).stat().st_size for name in names) / len(names)
-        print(f"{len(names)} photographs of {args.megapixels:g} megapixels, {size / 1e6:.2f} MB each; {pace}")
+        print(f"{len(names)} photographs of {size / 1e6:.2f} MB each; {pace}")
 
         def gallery(paths: Sequence[str] = names) -> None:
             out = Outputs(out=f"{folder}/out.jsonl", overwrite=True)
@@ -70,21 +73,28 @@ def captions(args: argparse.Namespace) -> None:
         print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
         whole = blip2rt.load(args.model, threads=args.threads, scaled_jpeg=args.scaled_jpeg)
         prepared = [model.prepare(name) for name in names]
-        batches = [prepared[start : start + pace.batch] for start in range(0, len(prepared), pace.batch)]
+
+        def batches(size: int) -> list[Sequence[np.ndarray]]:
+            return [prepared[start : start + size] for start in range(0, len(prepared), size)]
+
         task = whole.task()
         whole.generate(prepared[:2], task)  # graphs are loaded
-        ways: dict[str, Callable[[], object]] = {
-            "gallery": gallery,
-            "encoder and loop, all threads": lambda: [whole.generate(batch, task) for batch in batches],
-            f"encoder and loop, {pace.lanes} lanes": lambda: [
-                *in_order(batches, lambda batch: model.generate(batch, task), pace.lanes)
-            ],
-            "caption on each": lambda: [whole.caption(name) for name in names],
-            "decoding alone": lambda: [whole.prepare(name) for name in names],
+        ways: dict[str, tuple[str, Callable[[], object]]] = {
+            "threads": (
+                "encoder and loop, all threads",
+                lambda: [whole.generate(batch, task) for batch in batches(pace.lanes * pace.batch)],
+            ),
+            "lanes": (
+                f"encoder and loop, {pace.lanes} lanes",
+                lambda: [*in_order(batches(pace.batch), lambda batch: model.generate(batch, task), pace.lanes)],
+            ),
+            "each": ("caption on each", lambda: [whole.caption(name) for name in names]),
+            "decoding": ("decoding alone", lambda: [whole.prepare(name) for name in names]),
         }
-        times: dict[str, list[float]] = {name: [] for name in ways}
+        chosen = [("gallery", gallery), *(ways[name] for name in args.ways)]
+        times: dict[str, list[float]] = {name: [] for name, _ in chosen}
         for _ in range(args.repeat):
-            for name, way in ways.items():
+            for name, way in chosen:
                 began = time.perf_counter()
                 way()
                 times[name].append(time.perf_counter() - began)
@@ -147,12 +157,15 @@ def _parser() -> Parser:
     parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--source", type=path, default=ROOT / "docs", metavar="DIR", help="pictures to start from")
     parser.add_argument("--photos", type=whole(1), default=64, metavar="N", help="photographs")
-    parser.add_argument("--megapixels", type=float, default=3.0, metavar="X", help="of each")
+    parser.add_argument("--megapixels", type=float, default=3.0, metavar="X",
+                        help="of each; 0 takes the pictures of --source as they are (default: 3)")  # fmt: skip
     parser.add_argument("--batch-size", type=whole(1), default=BATCH, metavar="N", help="of the gallery")
     parser.add_argument("--workers", type=whole(1), default=2, metavar="N", help="threads that decode")
     parser.add_argument("--threads", type=whole(1), default=2, metavar="N", help="threads of the graphs, in all")
     parser.add_argument("--lanes", type=whole(1), default=2, metavar="N", help="batches in the graphs at a time")
     parser.add_argument("--scaled-jpeg", action="store_true", help="as the flag of `blip2rt caption`")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, metavar="WAY",
+                        help=f"beside the gallery, of {', '.join(WAYS)} (default: all)")  # fmt: skip
     parser.add_argument("--repeat", type=whole(1), default=3, metavar="N", help="turns")
     parser.add_argument("--model", metavar="BUNDLE", help="a bundle (default: nano)")
     parser.add_argument("--index", type=whole(1), metavar="N", help="measure an index of N synthetic pictures instead")

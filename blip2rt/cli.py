@@ -347,7 +347,7 @@ def _add_model(command: Parser) -> None:
     group.add_argument("--backend", default="ort", choices=("ort", "trt"),
                        help="ONNX Runtime, or TensorRT for a bundle that was exported for it")  # fmt: skip
     group.add_argument("--device", choices=("cpu", "cuda"), help="cpu for ort, cuda for trt (default: the backend's)")
-    group.add_argument("--threads", type=int, metavar="N", help="threads to use (default: every physical core)")
+    group.add_argument("--threads", type=int, metavar="N", help="threads to use in all (default: every physical core)")
     group.add_argument("--scaled-jpeg", action="store_true",
                        help="decode large JPEGs at a fraction of their size: faster, almost the same")  # fmt: skip
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..model import Model
     from ..pipeline import Task
 
-BATCH = 16  # pictures that share the steps of the loop, as measured in docs/benchmarks.md
+BATCH = 8  # pictures that share the steps of the loop, as measured in docs/benchmarks-doors.md
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ def add_sources(command: Parser, what: str) -> None:
 
 def add_pace(group: argparse._ArgumentGroup, batch: int) -> None:
     group.add_argument("--batch-size", type=whole(1, 1024), metavar="N",
-                       help=f"pictures that go through the graphs together (default: {batch})")  # fmt: skip
+                       help="pictures that go through the graphs together; on a CPU two such batches share --threads "
+                       f"(default: {batch})")  # fmt: skip
     group.add_argument("--workers", type=whole(1, 256), metavar="N",
                        help="threads that decode ahead of the graphs (default: a core each, 8 at most)")  # fmt: skip
 
@@ -61,7 +62,7 @@ def add_outputs(command: Parser) -> None:
     group.add_argument("--suffix", default="", metavar="TEXT", help="put TEXT after each caption")
     group.add_argument("--template", default="{caption}", metavar="TEXT",
                        help="a text around it, of {caption}, {stem}, {name} and {folder}")  # fmt: skip
-    add_pace(command.add_argument_group("pace"), 16)
+    add_pace(command.add_argument_group("pace"), 8)
 
 
 def writes(args: argparse.Namespace) -> bool:
@@ -81,7 +82,7 @@ def sources_of(args: argparse.Namespace) -> Sources:
 
 
 def pace_of(args: argparse.Namespace, sources: Sources, batch: int) -> Pace:
-    """Two lanes that share --threads, where there are two threads on a CPU, and more pictures than one batch."""
+    """Two lanes that share --threads, where there are two threads on a CPU, and pictures for two batches."""
     from .ahead import Pace
 
     batch, workers = args.batch_size or batch, args.workers or min(8, max(2, os.cpu_count() or 1))
@@ -92,7 +93,7 @@ def pace_of(args: argparse.Namespace, sources: Sources, batch: int) -> Pace:
         from .walk import more_than
 
         threads = (num_threads() or cores()) if threads is None else threads
-        if 2 <= threads <= 1024 and more_than(batch, sources):
+        if 2 <= threads <= 1024 and more_than(2 * batch - 1, sources):
             return Pace(batch, workers, 2, threads // 2)
     return Pace(batch, workers, 1, args.threads)
 

@@ -400,7 +400,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_bytes(tiny, tmp_path, ou
     for place in (whole, killed):
         fill(place / "album", seed, 60)
         shard(place / "s.tar", seed, 60)
-    command = ["caption", "--model", tiny.path, "--batch-size", 4, "--errors", "e.tsv"]
+    command = ["caption", "--model", tiny.path, "--batch-size", 4, "--errors", "e.tsv", "--threads", 2]  # two lanes
     command += {"txt": ["-r", "album", "--write", "txt"], "jsonl": ["-r", "album", "--out", "o.jsonl"],
                 "tar": ["s.tar", "--out", "copies"]}[output]  # fmt: skip
     process = start(*command, cwd=whole)
