@@ -16,7 +16,7 @@ from ..errors import GalleryError
 from .catalog import damaged
 
 FILE = "index.json"
-FORMAT, VERSION = "blip2rt-index", 1
+FORMAT, VERSION = "blip2rt-index", 2  # 1 had no checksums of vectors
 _EMBEDS = (contract.VISION, contract.IMAGE_EMBED, contract.TEXT_EMBED)
 
 
@@ -63,7 +63,8 @@ def read(folder: Path) -> dict[str, Any]:
         raise damaged(folder / FILE, "it is not as it was written")
     if about.get("version") != VERSION:
         raise GalleryError(
-            f"{folder} has version {about.get('version')!r}, and this blip2rt reads {VERSION}: upgrade it"
+            f"{folder} has version {about.get('version')!r}, and this blip2rt reads {VERSION}: make it again by "
+            "`blip2rt index`, or upgrade blip2rt where the index is newer"
         )
     found: dict[str, Any] = about
     return found

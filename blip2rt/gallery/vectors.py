@@ -1,6 +1,7 @@
 """The vectors of an index on disk, and a shortlist over one vector a picture. Knows numbers, no files of pictures.
 
 `Vectors` holds all Q vectors of each picture in a byte a number, with a scale a vector: the score comes from them.
+A checksum of each picture's is looked at whenever they are read.
 `Shortlist` finds the pictures that are worth it: usearch's HNSW graph over the mean of each picture's vectors, read
 from the disk as it is needed. docs/gallery.md says why.
 """
@@ -8,7 +9,8 @@ from the disk as it is needed. docs/gallery.md says why.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ import numpy as np
 
 from ..errors import OptionError
 from ..installing import pip_install
+from .catalog import damaged
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,11 +36,14 @@ def one_vector(image_embeds: Floats) -> Floats:
 
 
 class Vectors:
-    """image_embeds (Q, E) of each place, in one file. len(): places that it has room for. Raises OSError."""
+    """image_embeds (Q, E) of each place, in one file. len(): places that it has room for.
+
+    Raises OSError, and GalleryError where the file does not hold what was written.
+    """
 
     def __init__(self, path: Path, queries: int, size: int) -> None:
         self._path = path
-        self._type = np.dtype([("scales", "<f4", (queries,)), ("codes", "i1", (queries, size))])
+        self._type = np.dtype([("check", "<u4"), ("scales", "<f4", (queries,)), ("codes", "i1", (queries, size))])
 
     def write(self, places: Sequence[int], image_embeds: Floats) -> None:
         """image_embeds (B, Q, E), rows of unit length -> their places. They are on the disk when this returns."""
@@ -45,6 +51,7 @@ class Vectors:
         scales = np.abs(image_embeds).max(axis=-1) / 127  # (B, Q)
         records["codes"] = codes = np.rint(image_embeds / scales[..., None])
         records["scales"] = 1 / np.linalg.norm(codes, axis=-1)  # what is read has unit length again
+        records["check"] = _checks(places, records)
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         try:
             for place, record in zip(places, records, strict=True):
@@ -62,7 +69,11 @@ class Vectors:
         """Places -> image_embeds (B, Q, E)"""
         if len(places) == 0:
             return np.zeros((0, *self._type["codes"].shape), np.float32)
-        return self._floats(self._file()[np.asarray(places, np.int64)])
+        records = self._file()[np.asarray(places, np.int64)]
+        bad = int((records["check"] != _checks(places, records)).sum())
+        if bad:
+            raise damaged(self._path, f"vectors of {bad:,} pictures are not as they were written")
+        return self._floats(records)
 
     def blocks(self, places: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Floats]]:
         """Places, some at a time, and their image_embeds (b, Q, E)."""
@@ -80,6 +91,12 @@ class Vectors:
     def _floats(records: NDArray[Any]) -> Floats:
         floats: Floats = records["codes"].astype(np.float32) * records["scales"][..., None]
         return floats
+
+
+def _checks(places: Iterable[int], records: NDArray[Any]) -> NDArray[np.uint32]:
+    """The CRC-32 of each place's scales and codes, that begins at the place: what lies elsewhere has another."""
+    rows = records.view(np.uint8).reshape(len(records), -1)
+    return np.array([zlib.crc32(row[4:].data, int(place)) for place, row in zip(places, rows, strict=True)], np.uint32)
 
 
 class Shortlist:
