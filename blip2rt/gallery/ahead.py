@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Prepared = NDArray[np.uint8]
 
-CELLS_AHEAD = 2  # that are decoded while one is in the graphs
+CELLS_AHEAD = 2  # that are decoded while others are in the graphs
 T = TypeVar("T")
 
 
