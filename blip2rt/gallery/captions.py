@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..pipeline import Task
 
 BATCH = 8  # pictures that share the steps of the loop, as measured in docs/benchmarks-doors.md
+BATCH_GPU = 16  # in one lane
 
 
 @dataclass(frozen=True)

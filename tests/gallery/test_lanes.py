@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import threading
 import time
@@ -12,7 +13,8 @@ import pytest
 
 import blip2rt
 from blip2rt.backends import ort
-from blip2rt.gallery import captions, indexing, lanes
+from blip2rt.gallery import captions, flags, indexing, lanes
+from blip2rt.gallery.ahead import Pace
 from blip2rt.gallery.lanes import in_order
 from blip2rt.gallery.pictures import Sources
 from blip2rt.gallery.walk import more_than
@@ -167,8 +169,10 @@ def test_lanes_are_for_many_pictures_on_two_cores(tiny, album, run, used, monkey
     run("caption", "album", "--batch-size", 4, "--model", tiny.path)
     assert used[-1] == (1, None)
     assert "--threads is 0" in run("caption", "album", "--batch-size", 4, "--threads", 0, "--model", tiny.path)[2]
-    asked = ["caption", "album", "--batch-size", 4, "--backend", "trt", "--threads", 2, "--model", tiny.path]
-    assert "exported for ort" in run(*asked)[2]
+    monkeypatch.setattr(lanes, "cores", lambda: 8)
+    for backend, expected in (("ort", Pace(4, 3, 2, 4)), ("trt", Pace(4, 3, 1, None))):
+        asked = argparse.Namespace(backend=backend, threads=None, batch_size=4, workers=3)
+        assert flags.pace_of(asked, Sources(("album",)), 16) == expected
 
 
 @pytest.mark.skipif(os.name == "nt", reason="names of pipes")
