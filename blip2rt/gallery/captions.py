@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from ..model import Model
     from ..pipeline import Task
 
-BATCH = 8  # pictures that share the steps of the loop, as measured in docs/benchmarks-doors.md
-BATCH_GPU = 16  # in one lane
+BATCH = 16  # pictures that share the steps of the loop, as measured in docs/benchmarks-doors.md
 
 
 @dataclass(frozen=True)

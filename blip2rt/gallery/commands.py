@@ -34,7 +34,7 @@ def caption(args: argparse.Namespace, load: Load, options: Mapping[str, Any]) ->
     captions.check(outputs, sources, care)
     options = dict(options)
     words = captions.Words(options.pop("prompt", args.prompt), args.ask, options, around)
-    pace = flags.pace_of(args, sources, captions.BATCH if flags.on_cpu(args) else captions.BATCH_GPU)
+    pace = flags.pace_of(args, sources, captions.BATCH)
     return captions.caption(load(pace.threads), sources, words, outputs, care, pace)
 
 

@@ -30,7 +30,7 @@ def add_sources(command: Parser, what: str) -> None:
                        "be given several times")  # fmt: skip
 
 
-def add_pace(group: argparse._ArgumentGroup, batch: str) -> None:
+def add_pace(group: argparse._ArgumentGroup, batch: int) -> None:
     group.add_argument("--batch-size", type=whole(1, 1024), metavar="N",
                        help="pictures that go through the graphs together; on a CPU two such batches share --threads "
                        f"(default: {batch})")  # fmt: skip
@@ -62,7 +62,7 @@ def add_outputs(command: Parser) -> None:
     group.add_argument("--suffix", default="", metavar="TEXT", help="put TEXT after each caption")
     group.add_argument("--template", default="{caption}", metavar="TEXT",
                        help="a text around it, of {caption}, {stem}, {name} and {folder}")  # fmt: skip
-    add_pace(command.add_argument_group("pace"), "8, on a GPU 16")
+    add_pace(command.add_argument_group("pace"), 16)
 
 
 def writes(args: argparse.Namespace) -> bool:
@@ -81,18 +81,13 @@ def sources_of(args: argparse.Namespace) -> Sources:
     return Sources(tuple(args.images), tuple(args.from_file), args.recursive)
 
 
-def on_cpu(args: argparse.Namespace) -> bool:
-    """Whether the graphs run on the processor."""
-    return bool(args.backend == "ort")
-
-
 def pace_of(args: argparse.Namespace, sources: Sources, batch: int) -> Pace:
     """Two lanes that share --threads, where there are two threads on a CPU, and pictures for two batches."""
     from .ahead import Pace
 
     batch, workers = args.batch_size or batch, args.workers or min(8, max(2, os.cpu_count() or 1))
     threads = args.threads
-    if on_cpu(args):
+    if args.backend == "ort":
         from ..backends.ort import num_threads
         from .lanes import cores
         from .walk import more_than
@@ -115,7 +110,7 @@ def add_commands(add: Callable[..., Parser], index: Work, search: Work, duplicat
     group.add_argument("--format", choices=("blip2rt", "clip-retrieval"), default="blip2rt",
                        help="clip-retrieval adds img_emb/*.npy and metadata/*.parquet of one vector each")  # fmt: skip
     add_care(group)
-    add_pace(command.add_argument_group("pace"), "8")
+    add_pace(command.add_argument_group("pace"), 8)
     model(command)
 
     command = add("search", search, "find the pictures of an index that fit a text or a picture")
