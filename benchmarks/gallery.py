@@ -2,8 +2,7 @@
 
 Photographs are made of those in --source, enlarged to so many megapixels and with the noise of a camera. The ways
 take turns: the gallery; the encoder and the loop alone, on pixels in memory, with all threads and in the gallery's
-lanes, as many photographs at a time; `caption` on each file; decoding alone on one core. The memory is that of the
-gallery on the first photographs.
+lanes; `caption` on each file; decoding alone on one core. The memory is that of the gallery on the first photographs.
 `--index` measures an index of synthetic pictures instead: mixtures of the vectors of --source's.
 """
 
@@ -74,19 +73,14 @@ def captions(args: argparse.Namespace) -> None:
         whole = blip2rt.load(args.model, threads=args.threads, scaled_jpeg=args.scaled_jpeg)
         prepared = [model.prepare(name) for name in names]
 
-        def batches(size: int) -> list[Sequence[np.ndarray]]:
-            return [prepared[start : start + size] for start in range(0, len(prepared), size)]
-
+        batches = [prepared[start : start + pace.batch] for start in range(0, len(prepared), pace.batch)]
         task = whole.task()
         whole.generate(prepared[:2], task)  # graphs are loaded
         ways: dict[str, tuple[str, Callable[[], object]]] = {
-            "threads": (
-                "encoder and loop, all threads",
-                lambda: [whole.generate(batch, task) for batch in batches(pace.lanes * pace.batch)],
-            ),
+            "threads": ("encoder and loop, all threads", lambda: [whole.generate(batch, task) for batch in batches]),
             "lanes": (
                 f"encoder and loop, {pace.lanes} lanes",
-                lambda: [*in_order(batches(pace.batch), lambda batch: model.generate(batch, task), pace.lanes)],
+                lambda: [*in_order(batches, lambda batch: model.generate(batch, task), pace.lanes)],
             ),
             "each": ("caption on each", lambda: [whole.caption(name) for name in names]),
             "decoding": ("decoding alone", lambda: [whole.prepare(name) for name in names]),
