@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -39,13 +40,20 @@ def serve(model: Model, settings: Settings) -> int:
     )  # fmt: skip
     server = _Server(config, service)
     try:
-        asyncio.run(server.serve(sockets=[listener]))
+        asyncio.run(_run(server, service, listener))
     finally:
         service.close()
         listener.close()
     if server.failure is not None:
         raise server.failure
-    return 130 if server.told == signal.SIGINT else 0
+    return server.code
+
+
+async def _run(server: _Server, service: Service, listener: socket.socket) -> None:
+    await server.serve(sockets=[listener])
+    if service.loading:  # in a thread that cannot be told to end, and that Python would wait for
+        logging.shutdown()
+        os._exit(server.code)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -68,6 +76,11 @@ class _Server(uvicorn.Server):
         self._service = service
         self.told: signal.Signals | None = None
         self.failure: BaseException | None = None
+
+    @property
+    def code(self) -> int:
+        """The process' exit code."""
+        return 130 if self.told == signal.SIGINT else 0
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         await super().startup(sockets=sockets)  # type: ignore[arg-type]

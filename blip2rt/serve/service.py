@@ -42,14 +42,18 @@ class Service:
         self.digest = hashlib.sha256((model.bundle.path / contract.MANIFEST).read_bytes()).hexdigest()
         self.pictures = 0 if settings.index is None else indexed(settings.index, model)
         self.created = int((model.bundle.path / contract.MANIFEST).stat().st_mtime)
-        self.ready = self.ending = False
+        self.ready = self.ending = self.loading = False
         self._work: Work | None = None
 
     async def load(self) -> None:
         """Load the graphs and run each once. Raises what the model raises."""
         self._work = Work(self.model, self.settings.queue, self.settings.limits.tokens, self.metrics)
         begun = time.monotonic()
-        await asyncio.to_thread(self.model.warm_up)
+        self.loading = True
+        try:
+            await asyncio.to_thread(self.model.warm_up)
+        finally:
+            self.loading = False
         self.metrics.count(self.model.counters)
         self.ready = True
         self.metrics.ready.set(1)

@@ -223,12 +223,14 @@ def test_empty_lines_keep_no_connection(start: Callable[..., Running]) -> None:
 
 def test_a_form_that_is_broken_is_a_mistake(nano: Running) -> None:
     for kind, body in (("multipart/form-data", b"x"), ("multipart/form-data; boundary=b", b"--b\r\nnonsense"),
+                       ("multipart/form-data; boundary=b", b"--another\r\n"),
                        ("multipart/form-data; boundary=b", b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--"),
                        ("multipart/form-data; boundary=b", b"")):  # fmt: skip
         found = nano.post("/v1/caption", body, Content_Type=kind)
         assert found.status == 400, (body, found.body)
         assert found.error["message"]
-    assert not nano.others, "the parser's own log is of JSON, too"
+    assert nano.line("Expected boundary", logger="python_multipart.multipart"), "the parser logs, and in JSON"
+    assert not nano.others
 
 
 def test_a_field_that_comes_twice_or_of_another_type_is_named(nano: Running) -> None:
@@ -501,6 +503,16 @@ def test_a_port_that_is_taken_ends_it(nano: Running, tiny: Any) -> None:
     done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT, cwd=ROOT)
     assert done.returncode == 2 and ": address already in use; choose others" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_told_to_end_while_the_model_is_being_loaded_it_ends_at_once(
+    start: Callable[..., Running], how: signal.Signals, code: int
+) -> None:
+    server = start(held=True)
+    server.process.send_signal(how)
+    assert server.process.wait(TIMEOUT) == code, "it waits for the model"
+    assert not server.others
 
 
 def test_told_to_end_it_finishes_what_is_under_way(cat: bytes) -> None:
