@@ -109,10 +109,7 @@ class EmbeddingsRequest(BaseModel):
     dimensions: int | None = None
 
 
-_OPTIONS = {
-    name: name for name in ("num_beams", "repetition_penalty", "length_penalty", "min_new_tokens",
-                            "no_repeat_ngram_size", "max_time")
-}  # fmt: skip
+_SAME = ("num_beams", "repetition_penalty", "length_penalty", "min_new_tokens", "no_repeat_ngram_size", "max_time")
 
 
 def routes(service: Service) -> list[Route]:
@@ -187,11 +184,8 @@ async def embed(service: Service, request: Request, inputs: list[Any]) -> tuple[
         return found
 
     vectors = await unless_gone(request, service.work.run(compute))
-    tokens = (
-        sum(int(mask.sum()) for _, mask in [service.model._qformer_tokenizer.encode(list(texts.values()))])
-        if texts
-        else 0
-    )
+    encoded = [service.model._qformer_tokenizer.encode(list(texts.values()))] if texts else []
+    tokens = sum(int(mask.sum()) for _, mask in encoded)
     service.metrics.tokens.labels("prompt").inc(tokens)
     return [vectors[i] for i in range(len(inputs))], tokens
 
@@ -204,21 +198,21 @@ def _written(vector: np.ndarray, encoding: str) -> Any:
 
 def _model(service: Service) -> dict[str, Any]:
     spec = service.model.bundle.manifest.llm
-    found = {"id": service.name, "object": "model", "created": service.created, "owned_by": "blip2rt"}
-    return {**found, "max_model_len": spec.max_positions} if spec is not None else found
+    length = {} if spec is None else {"max_model_len": spec.max_positions}
+    return {"id": service.name, "object": "model", "created": service.created, "owned_by": "blip2rt", **length}
 
 
 def _turns(asked: ChatRequest, service: Service) -> list[Turn[str]]:
     """Messages -> turns. Raises Fault for what this server cannot do."""
     if asked.response_format is not None and asked.response_format.type != "text":
-        what = f"response_format {asked.response_format.type[:50]}"
-        raise bad(NO_JSON.format(what, "it"), "response_format", "unsupported_value")
+        said = NO_JSON.format(f"response_format {asked.response_format.type[:50]}", "it")
+        raise bad(said, "response_format", "unsupported_value")
     if asked.tool_choice not in (None, "none", "auto"):
         raise bad("tool_choice: this model calls no tools: leave it out", "tool_choice", "unsupported_value")
     turns = []
     for number, message in enumerate(asked.messages):
-        parts = message.content or []
-        parts = [Part(type="text", text=parts)] if isinstance(parts, str) else parts
+        said = message.content or []
+        parts = [Part(type="text", text=said)] if isinstance(said, str) else said
         texts, images = [], []
         for part in parts:
             if part.type in ("text", "input_text", "output_text", "refusal"):
@@ -241,7 +235,7 @@ def _options(asked: ChatRequest, service: Service) -> dict[str, Any]:
             raise bad(f"{name} is {getattr(asked, name)}: give {most} at most", name)
     seed = None if asked.seed is None else asked.seed % 2**63
     options = sampling(asked.temperature, asked.top_p, {"top_k": asked.top_k, "min_p": asked.min_p, "seed": seed})
-    options |= given(asked, _OPTIONS)
+    options |= given(asked, {name: name for name in _SAME})
     if (asked.n or 1) > 1:
         options["num_captions"] = asked.n
         if not options.get("do_sample"):
@@ -295,9 +289,8 @@ class _Shape(Lines):
         return self._line([{"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}], None)
 
     def _line(self, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> str:
-        chunk: dict[str, Any] = {**self._head, "object": "chat.completion.chunk", "choices": choices}
-        if self._usage:
-            chunk["usage"] = usage
+        own = {"usage": usage} if self._usage else {}
+        chunk = {**self._head, "object": "chat.completion.chunk", "choices": choices, **own}
         return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
 
 
