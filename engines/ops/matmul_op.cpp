@@ -47,9 +47,6 @@ void in_even_parts(OrtKernelContext* context, size_t threads, size_t tiles, size
   in_parts(context, parts, 1, [&](size_t part, size_t) { work(tiles * part / parts, tiles * (part + 1) / parts); });
 }
 
-// Rows that are quantized in one part.
-constexpr size_t kRows = 16;
-
 struct MatMulInt4 {
   static constexpr const char* kName = kMatMulInt4;
   static constexpr DType kInputs[] = {DType::kFloat32, DType::kUInt8, DType::kFloat16, DType::kUInt8};
@@ -80,14 +77,14 @@ struct MatMulInt4 {
                                static_cast<size_t>(block),    data_of<uint8_t>(context, 1),
                                data_of<uint16_t>(context, 2), data_of<uint8_t>(context, 3)};
     thread_local Buffer values, scales;
-    const size_t blocks = product.rows * matrix.blocks(), plane = Int4Input::plane_size(matrix, product.rows);
+    const size_t blocks = Int4Input::scales_size(matrix, product.rows);
+    const size_t plane = Int4Input::plane_size(matrix, product.rows);
     float* of_blocks = scales.get<float>(2 * blocks);
     int8_t* planes = values.get<int8_t>((split ? 2 : 1) * plane);
     const Int4Input quantized = {product.rows, planes, split ? planes + plane : nullptr, of_blocks, of_blocks + blocks};
     const Int4Kernel* kernel = int4_kernel();
-    in_parts(context, product.rows, kRows, [&](size_t first, size_t last) {
-      for (size_t row = first; row < last; ++row) kernel->quantize(product.x, row, matrix, quantized);
-    });
+    in_parts(context, product.rows, Int4Input::kTile,
+             [&](size_t first, size_t last) { kernel->quantize(product.x, first, last - first, matrix, quantized); });
     // A part is as long as a stream of memory wants to be, and not so short that it is not worth a thread.
     constexpr size_t kLong = 256 * 1024, kShort = 16 * 1024;
     const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile;

@@ -1,5 +1,5 @@
-// The products of matmul.h in AMX: 16 rows times 16 outputs together. Few rows are multiplied as avx512.cpp does it.
-// Knows instructions only.
+// The products of matmul.h in AMX: 16 outputs times up to 16 rows together, from codes that are unpacked as they lie.
+// Few rows are multiplied as avx512.cpp does it. Knows instructions only.
 #if defined(__x86_64__)
 #if defined(__clang__)
 #pragma clang attribute push(                                                                                 \
@@ -10,144 +10,304 @@
 #endif
 #include "kernels/amx.h"
 
+#include "kernels/int4/amx_round.h"
 #include "kernels/int4/avx512.h"
 
 namespace blip2rt {
 namespace {
 
-constexpr size_t kAtOnce = amx::kTileRows, kLanes = Avx512::kLanes;
-constexpr size_t kMany = 7;    // rows, at least, for which tiles of them pay
-constexpr size_t kMost = 128;  // rows whose sums are kept while a tile is multiplied
-// Blocks that are multiplied before their products are scaled: scaling would wait for each tile.
-constexpr size_t kTogether = 8;
-static_assert(Int4Input::kTile == kAtOnce, "room for whole tiles of rows");
+constexpr size_t kSide = amx::kTileRows;  // outputs that are multiplied together
+constexpr size_t kMany = 5;               // rows, at least, for which tiles of them pay
+constexpr size_t kMost = 128;             // rows whose sums are kept while 16 outputs are multiplied
+constexpr size_t kLine = 64;              // bytes that the memory gives at once
+constexpr size_t kApart = 2;              // blocks between two stages: what one stores cannot be read at once
+constexpr size_t kProducts = 4;           // blocks whose products are kept until they are scaled
+constexpr size_t kRing = 8;               // blocks of unpacked codes, of which one column of rows needs no more
+constexpr size_t kMostRing = 64;
+constexpr size_t kTogether = 12 * 64;  // weights of an output that are unpacked together for several columns
+constexpr size_t kMostBlocks = 48;     // whose scales are prepared together
+static_assert(Int4Input::kTile == kSide, "a column of rows is quantized at once");
+static_assert(kApart + 2 < kRing && kApart < kProducts, "what is needed is not overwritten");
+static_assert(kTogether / 32 <= kMostBlocks && kMostBlocks < kMostRing, "there is room for all blocks");
+
+bool is_many(const Int4Matrix& m, const Int4Input& input) { return input.rows >= kMany && m.n >= kSide; }
+
+// Rows that are multiplied together: a column of them.
+size_t column_of(const Int4Input& input) { return input.rows <= kSide / 2 ? kSide / 2 : kSide; }
 
 // Compilers want the numbers of tiles as digits. 0 holds the sums of the values' products, 1 those of the low values; 2
-// holds values, 3 low values, 4 codes. A block of 32 fills half a tile. A tile of fewer rows takes less time.
-void use_tiles(size_t block, size_t rows) {
-  const size_t depth = block < amx::kTileBytes ? block : amx::kTileBytes, height = rows < kAtOnce ? rows : kAtOnce;
+// holds values, 3 low values, 4 codes. A block of 32 fills half a tile.
+void use_tiles(size_t block, size_t column) {
+  const size_t depth = block < amx::kTileBytes ? block : amx::kTileBytes;
   amx::Shapes shapes;
-  shapes.set({0, 1}, height, amx::kTileBytes);
-  shapes.set({2, 3}, height, depth);
-  shapes.set({4}, depth / sizeof(int32_t), amx::kTileBytes);
+  shapes.set({0, 1}, kSide, column * sizeof(int32_t));
+  shapes.set({2, 3}, depth / sizeof(int32_t), column * sizeof(int32_t));
+  shapes.set({4}, kSide, depth);
   shapes.use();
 }
 
-// Multiplies values (and low ones) of 16 rows with one block of a tile.
-template <bool Split>
-void multiply_block(const Int4Input& input, const uint8_t* codes, size_t block, size_t at, size_t width,
-                    Avx512::Ints (*products)[kAtOnce]) {
-  _tile_zero(0);
-  if constexpr (Split) _tile_zero(1);
-  for (size_t k = 0; k < block; k += amx::kTileBytes) {
-    _tile_loadd(4, codes + k * kLanes, amx::kTileBytes);
-    _tile_loadd(2, input.values + at + k, width);
-    _tile_dpbssd(0, 2, 4);
-    if constexpr (Split) {
-      _tile_loadd(3, input.low + at + k, width);
-      _tile_dpbssd(1, 3, 4);
-    }
-  }
-  _tile_stored(0, products[0], amx::kTileBytes);
-  if constexpr (Split) _tile_stored(1, products[1], amx::kTileBytes);
-}
-
-// Some blocks of a tile: codes minus zero points, and scales.
-struct Blocks {
-  size_t first, count;
+// What is multiplied: blocks of 16 outputs. Codes minus zero points are unpacked to `unpacked`, in which the even ones
+// of a tile's depth stand before the odd ones. scales, zeros (16, kMostBlocks); a zero point fills every byte.
+struct Weights {
   const uint8_t* codes;
+  size_t stride, count;
+  const float* scales;
+  const uint32_t* zeros;
+  uint8_t* unpacked;
+  size_t ring;  // blocks for which there is room
+  // What is asked of the memory meanwhile: four streams.
+  const uint8_t* next;
+  size_t apart;
+};
+
+// A column of rows: values (blocks, depth / 4, column, 4), scales (blocks, column).
+struct Column {
+  const int8_t *values, *low;
   const float* scales;
 };
 
-// Adds the products of some blocks to the sums of `rows` rows, up to 16, from `row` on. It multiplies 16: values have
-// room for them, and nobody reads the products of those that do not exist.
-template <bool Split>
-void add_blocks(const Int4Matrix& m, const Int4Input& input, const Blocks& some, size_t row, size_t rows, Ahead& ahead,
-                float* sums) {
-  const size_t blocks = m.blocks(), width = blocks * m.block;
-  alignas(64) Avx512::Ints products[kTogether][Split ? 2 : 1][kAtOnce];
-  for (size_t i = 0; i < some.count; ++i) {
-    const size_t at = row * width + (some.first + i) * m.block;
-    ahead.step();
-    multiply_block<Split>(input, some.codes + i * m.block * kLanes, m.block, at, width, products[i]);
-  }
-  for (size_t r = 0; r < rows; ++r) {
-    const float* of_row = input.scales + (row + r) * blocks + some.first;
-    Avx512::Floats total = Avx512::load_floats(sums + r * kLanes);
-    for (size_t i = 0; i < some.count; ++i) {
-      Avx512::Ints product = products[i][0][r];
-      if constexpr (Split) product = Avx512::join(product, products[i][1][r]);
-      const Avx512::Floats whole = Avx512::mul(Avx512::to_float(product), Avx512::broadcast(of_row[i]));
-      total = Avx512::mul_add(whole, Avx512::load_floats(some.scales + i * kLanes), total);
-    }
-    Avx512::store(sums + r * kLanes, total);
-  }
+// Calls work(0), work(1), ... with constants, so that arrays which it indexes lie in registers.
+template <class Work, size_t... Index>
+BLIP2RT_INLINE void for_each(std::index_sequence<Index...>, const Work& work) {
+  (work(std::integral_constant<size_t, Index>()), ...);
 }
 
-// Scales and zero points of a tile's blocks. A zero point fills every byte of its lane.
-struct Scale {
-  float* scales;
-  uint8_t* zeros;
+// Returns codes minus a zero point: of 32 bytes the low halves, then the high ones; of 16 bytes twice that.
+BLIP2RT_INLINE Avx512::Ints unpack(Avx512::Ints both, Avx512::Ints shifts, uint32_t zero) {
+  const Avx512::Ints codes = _mm512_and_si512(_mm512_srlv_epi16(both, shifts), _mm512_set1_epi8(15));
+  return _mm512_sub_epi8(codes, _mm512_set1_epi32(static_cast<int>(zero)));
+}
+
+// Unpacks a block of 16 outputs. Asks the memory for as much of the next ones meanwhile, a line now and then.
+template <size_t Block>
+BLIP2RT_INLINE void unpack_block(const Weights& w, size_t block) {
+  constexpr size_t kOutputs = Block < 128 ? 2 * kLine / Block : 1;  // whose codes of a block fill a line
+  uint8_t* to = w.unpacked + (block & (w.ring - 1)) * kSide * Block;
+  const uint8_t *from = w.codes + block * Block / 2, *next = w.next + block * kSide * Block / 8;
+  const __m256i four = _mm256_set1_epi16(4);
+  const Avx512::Ints by_halves = _mm512_inserti64x4(_mm512_setzero_si512(), four, 1);
+  const Avx512::Ints by_quarters = _mm512_inserti64x2(_mm512_setzero_si512(), _mm256_castsi256_si128(four), 1);
+  for_each(std::make_index_sequence<kSide>(), [&](auto i) {
+    const uint32_t zero = w.zeros[i * kMostBlocks + block];
+    const uint8_t* of_output = from + i * w.stride;
+    if constexpr (i % kOutputs == 0) {
+      __builtin_prefetch(next + i / kOutputs % 4 * w.apart + i / kOutputs / 4 * kLine);
+    }
+    if constexpr (Block == 32) {
+      const __m128i both = _mm_loadu_si128(reinterpret_cast<const __m128i*>(of_output));
+      const Avx512::Ints codes = unpack(_mm512_broadcast_i32x4(both), by_quarters, zero);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i * Block), _mm512_castsi512_si256(codes));
+    } else {
+      for (size_t part = 0; part < Block / 64; ++part) {
+        const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(of_output + part * 32));
+        Avx512::store(to + (part * kSide + i) * 64, unpack(_mm512_broadcast_i64x4(both), by_halves, zero));
+      }
+    }
+  });
+}
+
+// Products of a block: integers (16 outputs, W rows), and those of low values.
+template <size_t W, bool Split>
+struct alignas(64) Products {
+  int32_t of[Split ? 2 : 1][kSide * W];
 };
 
-// Multiplies up to kMost rows from `row` on with one tile.
-template <bool Split>
-void multiply_tile(const Int4Matrix& m, const Int4Input& input, float* out, size_t tile, size_t row, size_t rows,
-                   const Scale& scale) {
-  const size_t blocks = m.blocks(), pieces = m.block / kPiece;
-  const size_t begin = tile * kLanes, outputs = m.n - begin < kLanes ? m.n - begin : kLanes;
-  alignas(64) float sums[kMost * kLanes];
-  alignas(64) uint8_t codes[kTogether * 128 * kLanes];
-  std::memset(sums, 0, rows * kLanes * sizeof *sums);
-  Ahead ahead = next_tile(m, begin + kLanes, kLanes, blocks * ((rows + kAtOnce - 1) / kAtOnce));
-  for (size_t first = 0; first < blocks; first += kTogether) {
-    const size_t count = blocks - first < kTogether ? blocks - first : kTogether;
-    const auto put = [&](size_t piece, const Avx512::Ints* unpacked) {
-      const Avx512::Ints zero = Avx512::load(scale.zeros + piece / pieces * sizeof zero);
-      uint8_t* to = codes + (piece - first * pieces) * kPiece * kLanes;
-      for (size_t i = 0; i < 8; ++i) Avx512::store(to + i * sizeof zero, _mm512_sub_epi8(unpacked[i], zero));
-    };
-    unpack_pieces<Avx512>(m, begin, outputs, first * pieces, (first + count) * pieces, put);
-    amx::written(codes);
-    const Blocks some = {first, count, codes, scale.scales + first * kLanes};
-    for (size_t r = 0; r < rows; r += kAtOnce) {
-      add_blocks<Split>(m, input, some, row + r, rows - r < kAtOnce ? rows - r : kAtOnce, ahead, sums + r * kLanes);
-    }
-  }
-  for (size_t r = 0; r < rows; ++r) {
-    std::memcpy(out + (row + r) * m.n + begin, sums + r * kLanes, outputs * sizeof(float));
+// The tiles of a block's part: codes, and values of a column.
+template <size_t W, bool Split, size_t Block>
+BLIP2RT_INLINE void load_tiles(const Weights& w, const Column& x, size_t block, size_t k) {
+  const uint8_t* codes = w.unpacked + ((block & (w.ring - 1)) * Block + k) * kSide;
+  const size_t value = (block * Block + k) * W;
+  amx::written(codes);
+  _tile_loadd(4, codes, Block < amx::kTileBytes ? Block : amx::kTileBytes);
+  _tile_loadd(2, x.values + value, W * sizeof(int32_t));
+  if constexpr (Split) _tile_loadd(3, x.low + value, W * sizeof(int32_t));
+}
+
+// Multiplies the tiles that are loaded, and loads those of the next block: memory has time to answer.
+template <size_t W, bool Split, size_t Block>
+BLIP2RT_INLINE void multiply_block(const Weights& w, const Column& x, size_t block) {
+  _tile_zero(0);
+  if constexpr (Split) _tile_zero(1);
+  for (size_t k = 0; k < Block; k += amx::kTileBytes) {
+    _tile_dpbssd(0, 4, 2);
+    if constexpr (Split) _tile_dpbssd(1, 4, 3);
+    const bool last = k + amx::kTileBytes >= Block;
+    load_tiles<W, Split, Block>(w, x, last ? block + 1 : block, last ? 0 : k + amx::kTileBytes);
   }
 }
 
-template <bool Split>
-void multiply_many(const Int4Matrix& m, const Int4Input& input, float* out, size_t first, size_t last,
-                   uint8_t* scratch) {
-  const Scale of_tile = {reinterpret_cast<float*>(scratch), scratch + m.blocks() * sizeof(Avx512::Floats)};
-  for (size_t tile = first; tile < last; ++tile) {
-    const size_t begin = tile * kLanes, outputs = m.n - begin < kLanes ? m.n - begin : kLanes;
-    read_scales<Avx512>(m, begin, outputs, [&](size_t block, auto scale, auto zero) {
-      const __m512i lowest = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
-      Avx512::store(of_tile.scales + block * kLanes, scale);
-      Avx512::store(of_tile.zeros + block * sizeof zero, _mm512_shuffle_epi8(zero, lowest));
-    });
-    for (size_t row = 0; row < input.rows; row += kMost) {
-      const size_t rows = input.rows - row < kMost ? input.rows - row : kMost;
-      multiply_tile<Split>(m, input, out, tile, row, rows, of_tile);
+template <size_t W, bool Split>
+BLIP2RT_INLINE void store_products(Products<W, Split>& products) {
+  _tile_stored(0, products.of[0], W * sizeof(int32_t));
+  if constexpr (Split) _tile_stored(1, products.of[1], W * sizeof(int32_t));
+}
+
+// Scales of output `index`, or of two outputs of 8 rows, for the lanes of a register of products.
+template <size_t W>
+BLIP2RT_INLINE Avx512::Floats scales_of(const float* scales, size_t index) {
+  if constexpr (W == kSide) return Avx512::broadcast(scales[index * kMostBlocks]);
+  const __m128 next = _mm_load_ss(scales + (2 * index + 1) * kMostBlocks);
+  return _mm512_mask_broadcastss_ps(Avx512::broadcast(scales[2 * index * kMostBlocks]), 0xff00, next);
+}
+
+template <size_t W>
+BLIP2RT_INLINE Avx512::Floats scales_of_rows(const float* scales) {
+  if constexpr (W == kSide) return Avx512::load_floats(scales);
+  return _mm512_castpd_ps(_mm512_broadcast_f64x4(_mm256_castps_pd(_mm256_loadu_ps(scales))));
+}
+
+// Adds a block's products, scaled, to the sums (16 outputs, W rows). A register has two outputs of 8 rows.
+template <size_t W, bool Split>
+BLIP2RT_INLINE void scale_block(const Weights& w, const Column& x, size_t block, const Products<W, Split>& products,
+                                Avx512::Floats (&sums)[W]) {
+  amx::written(&products);
+  const Avx512::Floats of_rows = scales_of_rows<W>(x.scales + block * W);
+  for_each(std::make_index_sequence<W>(), [&](auto i) {
+    Avx512::Ints product = Avx512::load(products.of[0] + i * kSide);
+    if constexpr (Split) product = Avx512::join(product, Avx512::load(products.of[1] + i * kSide));
+    const Avx512::Floats whole = Avx512::mul(Avx512::to_float(product), of_rows);
+    sums[i] = Avx512::mul_add(whole, scales_of<W>(w.scales + block, i), sums[i]);
+  });
+}
+
+// Adds the products of some blocks with a column of rows to their sums. Stages go side by side, each some blocks behind
+// the one before. Unpack: the codes are not yet unpacked.
+template <size_t W, bool Split, size_t Block, bool Unpack>
+void add_blocks(const Weights& w, const Column& x, float* sums) {
+  Products<W, Split> ring[kProducts];
+  Avx512::Floats total[W];
+  for_each(std::make_index_sequence<W>(), [&](auto i) { total[i] = Avx512::load_floats(sums + i * kSide); });
+  constexpr size_t kLoad = Unpack ? kApart : 0, kStore = kLoad + 2, kScale = kStore + kApart;
+  for (size_t i = 0; i < w.count + kScale; ++i) {
+    if (i >= kStore && i < w.count + kStore) store_products<W, Split>(ring[(i - kStore) % kProducts]);
+    if (i > kLoad && i <= w.count + kLoad) multiply_block<W, Split, Block>(w, x, i - kLoad - 1);
+    if (i == kLoad) load_tiles<W, Split, Block>(w, x, 0, 0);
+    if (Unpack && i < w.count) unpack_block<Block>(w, i);
+    if (i >= kScale) scale_block<W, Split>(w, x, i - kScale, ring[(i - kScale) % kProducts], total);
+  }
+  for_each(std::make_index_sequence<W>(), [&](auto i) { Avx512::store(sums + i * kSide, total[i]); });
+}
+
+// Reads scales and zero points of `count` blocks of 16 outputs.
+void read_group_scales(const Int4Matrix& m, size_t begin, size_t first, size_t count, float* scales, uint32_t* zeros) {
+  const size_t blocks = m.blocks(), zero_bytes = (blocks + 1) / 2;
+  const Avx512::Ints lowest = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
+  for (size_t i = 0; i < kSide; ++i) {
+    for (size_t at = 0; at < count; at += Avx512::kLanes) {
+      const size_t some = count - at < Avx512::kLanes ? count - at : Avx512::kLanes;
+      alignas(32) uint16_t halves[Avx512::kLanes];
+      uint8_t nibbles[Avx512::kLanes / 2];
+      const auto all = static_cast<__mmask16>((1u << some) - 1),
+                 pairs = static_cast<__mmask16>((1u << (some + 1) / 2) - 1);
+      const uint16_t* half = m.scales + (begin + i) * blocks + first + at;
+      const uint8_t* zero = m.zero_points + (begin + i) * zero_bytes + (first + at) / 2;
+      _mm256_store_si256(reinterpret_cast<__m256i*>(halves), _mm256_maskz_loadu_epi16(all, half));
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(nibbles), _mm_maskz_loadu_epi8(pairs, zero));
+      Avx512::store(scales + i * kMostBlocks + at, Avx512::load_halves(halves));
+      const Avx512::Ints codes = _mm512_cvtps_epi32(Avx512::load_nibbles(nibbles));
+      Avx512::store(reinterpret_cast<uint8_t*>(zeros + i * kMostBlocks + at), _mm512_shuffle_epi8(codes, lowest));
     }
+  }
+}
+
+// Writes sums (16 outputs, W rows) to rows of `out`, which begin with the output `begin`; the first `skip` outputs are
+// those of the group before.
+template <size_t W>
+void write_sums(const Int4Matrix& m, const float* sums, size_t rows, size_t skip, float* out) {
+  const auto mask = static_cast<__mmask16>(0xffffu << skip);
+  for (size_t four = 0; four < W && four < rows; four += 4) {
+    Avx512::Ints turned[4];
+    Avx512::transpose(reinterpret_cast<const uint8_t*>(sums + four), W * sizeof(float), turned);
+    for (size_t r = 0; r < 4 && four + r < rows; ++r) {
+      _mm512_mask_storeu_ps(out + (four + r) * m.n, mask, _mm512_castsi512_ps(turned[r]));
+    }
+  }
+}
+
+// Multiplies up to kMost rows from `row` on with 16 outputs from `begin` on.
+template <size_t W, bool Split, size_t Block>
+void multiply_group(const Int4Matrix& m, const Int4Input& input, float* out, size_t begin, size_t skip, size_t row,
+                    uint8_t* unpacked) {
+  const size_t blocks = m.blocks(), stride = blocks * Block / 2;
+  const size_t rows = input.rows - row < kMost ? input.rows - row : kMost, columns = (rows + W - 1) / W;
+  // One column needs its codes no more when it is multiplied; others find them in the first cache.
+  const size_t most = columns == 1 ? kMostBlocks : kTogether / Block, chunks = (blocks + most - 1) / most;
+  const size_t chunk = (blocks + chunks * 2 - 1) / (chunks * 2) * 2;  // two zero points share a byte
+  alignas(64) float sums[kMost * kSide];
+  alignas(64) float scales[kSide * kMostBlocks];
+  alignas(64) uint32_t zeros[kSide * kMostBlocks];
+  std::memset(sums, 0, columns * W * kSide * sizeof *sums);
+  // The next outputs are asked of the memory meanwhile: as four streams, as one waits at the end of every page.
+  const size_t next = begin + 2 * kSide <= m.n ? begin + kSide : m.n - kSide;
+  for (size_t first = 0; first < blocks; first += chunk) {
+    const size_t count = blocks - first < chunk ? blocks - first : chunk;
+    read_group_scales(m, begin, first, count, scales, zeros);
+    const Weights w = {m.codes + begin * stride + first * Block / 2,
+                       stride,
+                       count,
+                       scales,
+                       zeros,
+                       unpacked,
+                       columns == 1 ? kRing : kMostRing,
+                       m.codes + next * stride + first * kSide * Block / 8,
+                       stride * kSide / 4};
+    for (size_t i = 0; i < columns; ++i) {
+      const size_t at = (row + i * W) * blocks + first * W, value = at * Block;
+      const Column x = {input.values + value, Split ? input.low + value : nullptr, input.scales + at};
+      (i == 0 ? add_blocks<W, Split, Block, true> : add_blocks<W, Split, Block, false>)(w, x, sums + i * W * kSide);
+    }
+  }
+  for (size_t i = 0; i < columns; ++i) {
+    const size_t left = rows - i * W;
+    write_sums<W>(m, sums + i * W * kSide, left < W ? left : W, skip, out + (row + i * W) * m.n + begin);
+  }
+}
+
+template <size_t W, bool Split, size_t Block>
+void multiply_groups(const Int4Matrix& m, const Int4Input& input, float* out, size_t first, size_t last,
+                     uint8_t* scratch) {
+  for (size_t row = 0; row < input.rows; row += kMost) {
+    for (size_t group = first; group < last; ++group) {
+      // The last outputs are multiplied together with some of those before.
+      const size_t wanted = group * kSide, begin = wanted + kSide <= m.n ? wanted : m.n - kSide;
+      multiply_group<W, Split, Block>(m, input, out, begin, wanted - begin, row, scratch);
+    }
+  }
+}
+
+template <size_t W, bool Split>
+void multiply_columns(const Int4Matrix& m, const Int4Input& input, float* out, size_t first, size_t last,
+                      uint8_t* scratch) {
+  switch (m.block) {
+    case 32: return multiply_groups<W, Split, 32>(m, input, out, first, last, scratch);
+    case 64: return multiply_groups<W, Split, 64>(m, input, out, first, last, scratch);
+    default: return multiply_groups<W, Split, 128>(m, input, out, first, last, scratch);
   }
 }
 
 void multiply_some(const Int4Matrix& m, const Int4Input& input, float* out, size_t first, size_t last,
                    uint8_t* scratch) {
-  if (input.rows < kMany) return multiply<Avx512>(m, input, out, first, last, scratch);
-  use_tiles(m.block, input.rows);
-  (input.low != nullptr ? multiply_many<true> : multiply_many<false>)(m, input, out, first, last, scratch);
+  if (!is_many(m, input)) return multiply<Avx512>(m, input, out, first, last, scratch);
+  const bool split = input.low != nullptr, narrow = column_of(input) < kSide;
+  use_tiles(m.block, column_of(input));
+  (narrow  ? split ? multiply_columns<kSide / 2, true> : multiply_columns<kSide / 2, false>
+   : split ? multiply_columns<kSide, true>
+           : multiply_columns<kSide, false>)(m, input, out, first, last, scratch);
   _tile_release();
+}
+
+void quantize_some(const float* x, size_t first, size_t rows, const Int4Matrix& m, const Int4Input& input) {
+  if (!is_many(m, input)) return quantize<Avx512>(x, first, rows, m, input);
+  const bool split = input.low != nullptr;
+  const auto quantize_column = m.block == 32 ? split ? amx::quantize_column<true, 32> : amx::quantize_column<false, 32>
+                               : split       ? amx::quantize_column<true, 64>
+                                             : amx::quantize_column<false, 64>;
+  quantize_column(x, first, rows, column_of(input), m, input);
 }
 
 }  // namespace
 
-extern const Int4Kernel kInt4Amx = {"amx", kLanes, Avx512::kAcross, quantize<Avx512>, multiply_some};
+extern const Int4Kernel kInt4Amx = {"amx", kSide, Avx512::kAcross, quantize_some, multiply_some};
 
 }  // namespace blip2rt
 #if defined(__clang__)

@@ -23,26 +23,31 @@ struct Int4Matrix {
 struct Int4Input {
   static constexpr size_t kRoom = 128;       // values behind each row: the most that a register of codes unpacks to
   static constexpr size_t kFewNumbers = 24;  // floats of scratch for each block, at most, that few rows need
-  static constexpr size_t kTile = 16;        // rows that are read together: values hold a multiple of them
+  static constexpr size_t kTile = 16;        // rows that are quantized together: there is room for a multiple of them
 
   size_t rows;  // at least one
   // (rows, blocks * block). As in codes, the even ones of every 8 values stand before the odd ones. With few rows this
-  // holds for as many values as a register of codes has, and the row is rounded up to that.
+  // holds for as many values as a register of codes has, and the row is rounded up to that. AMX has another order.
   int8_t* values;
   int8_t* low;    // like values, or nullptr
   float* scales;  // (rows, blocks); NaN where the block has a value that is not finite
   float* sums;    // (rows, blocks): scale * sum of the values
 
   static size_t plane_size(const Int4Matrix& matrix, size_t rows) {
-    return (rows + kTile - 1) / kTile * kTile * (matrix.blocks() * matrix.block + kRoom);
+    return whole_tiles(rows) * (matrix.blocks() * matrix.block + kRoom);
   }
+  static size_t scales_size(const Int4Matrix& matrix, size_t rows) { return whole_tiles(rows) * matrix.blocks(); }
+
+ private:
+  static size_t whole_tiles(size_t rows) { return (rows + kTile - 1) / kTile * kTile; }
 };
 
 // An implementation for one instruction set. `tile` outputs are computed together, with many rows `across` such tiles.
 struct Int4Kernel {
   const char* name;
   size_t tile, across;
-  void (*quantize)(const float* x, size_t row, const Int4Matrix& matrix, const Int4Input& input);
+  // Rounds `rows` rows of x, up to Int4Input::kTile, from `first` on, which is a multiple of that.
+  void (*quantize)(const float* x, size_t first, size_t rows, const Int4Matrix& matrix, const Int4Input& input);
   // Computes outputs first * tile to last * tile of `out` (rows, N). scratch: scratch_size() bytes at a multiple of 64.
   void (*multiply)(const Int4Matrix& matrix, const Int4Input& input, float* out, size_t first, size_t last,
                    uint8_t* scratch);

@@ -183,13 +183,14 @@ void multiply_part(const Int4Matrix& m, const Int4Input& input, float* out, size
 }
 
 template <class V>
-void quantize(const float* x, size_t row, const Int4Matrix& m, const Int4Input& input) {
-  const size_t width = m.blocks() * m.block;
-  if (!is_few<V>(m, input)) return quantize_row<V>(x, row, m, input, width);
-  const size_t padded = few_width<V>(m);
-  quantize_row<V>(x, row, m, input, padded);
-  order_chunks<V>(input.values + row * padded, width);
-  if (input.low != nullptr) order_chunks<V>(input.low + row * padded, width);
+void quantize(const float* x, size_t first, size_t rows, const Int4Matrix& m, const Int4Input& input) {
+  const size_t width = m.blocks() * m.block, padded = few_width<V>(m);
+  const bool few = is_few<V>(m, input);
+  for (size_t row = first; row < first + rows; ++row) {
+    quantize_row<V>(x, row, m, input, few ? padded : width);
+    if (few) order_chunks<V>(input.values + row * padded, width);
+    if (few && input.low != nullptr) order_chunks<V>(input.low + row * padded, width);
+  }
 }
 
 template <class V, bool Split, size_t R = Split ? 1 : V::kFewRows>
