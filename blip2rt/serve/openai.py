@@ -205,8 +205,8 @@ def _model(service: Service) -> dict[str, Any]:
 def _turns(asked: ChatRequest, service: Service) -> list[Turn[str]]:
     """Messages -> turns. Raises Fault for what this server cannot do."""
     if asked.response_format is not None and asked.response_format.type != "text":
-        said = NO_JSON.format(f"response_format {asked.response_format.type[:50]}", "it")
-        raise bad(said, "response_format", "unsupported_value")
+        told = NO_JSON.format(f"response_format {asked.response_format.type[:50]}", "it")
+        raise bad(told, "response_format", "unsupported_value")
     if asked.tool_choice not in (None, "none", "auto"):
         raise bad("tool_choice: this model calls no tools: leave it out", "tool_choice", "unsupported_value")
     turns = []
