@@ -9,6 +9,7 @@ Knows graphs and modules, nothing about checkpoints or bundles.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 from blip2rt.bundle import ITM, ITM_LOGITS, SEQLENS_K
 from blip2rt.modeling import streaming
 
+from ..graphs import both_ways
 from .stepping import Stepper, session
 from .trt_stepping import TrtStepper
 
@@ -157,9 +159,9 @@ class LlmGraphs:
 
 @torch.no_grad()
 def llm_logits(language: Any, rows: Sequence[np.ndarray], tokens: np.ndarray, start: int | None) -> np.ndarray:
-    """PyTorch's logits (B, STEPS, V) before each of `tokens` (B, STEPS), all in one pass.
+    """PyTorch's logits (B, STEPS, V) before each of `tokens` (B, STEPS), all in one pass of a causal model.
 
-    Rows are padded on the right, where a causal model does not look.
+    Rows are padded on the right, where it does not look.
     """
     with streaming.streamed(language):
         if start is not None:
@@ -171,10 +173,25 @@ def llm_logits(language: Any, rows: Sequence[np.ndarray], tokens: np.ndarray, st
                 decoder_input_ids=torch.from_numpy(ids),
                 use_cache=False,
             ).logits.numpy()
+        if both_ways.wanted(language.config):
+            return np.stack([_cached_logits(language, *each) for each in zip(rows, tokens, strict=True)])
         table = language.get_input_embeddings()(torch.from_numpy(tokens)).numpy()
         padded, _ = _pad([np.concatenate((row, table[b, :-1])) for b, row in enumerate(rows)])
         logits = language(inputs_embeds=torch.from_numpy(padded), use_cache=False).logits
     return np.stack([logits[b, len(row) - 1 :][:STEPS].numpy() for b, row in enumerate(rows)])
+
+
+def _cached_logits(language: Any, row: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """The same of one row (S, D) and its tokens (STEPS), as generate: read whole, then a token at a time."""
+    import transformers
+
+    cache = transformers.DynamicCache(config=language.config.get_text_config())
+    name = "cache" if "cache" in inspect.signature(language.forward).parameters else "past_key_values"
+    logits, embeds = [], torch.from_numpy(row)[None]
+    for token in tokens:
+        logits.append(language(inputs_embeds=embeds, use_cache=True, **{name: cache}).logits[0, -1].numpy())
+        embeds = language.get_input_embeddings()(torch.tensor([[int(token)]]))
+    return np.stack(logits)
 
 
 def _pad(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

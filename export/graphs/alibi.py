@@ -1,13 +1,15 @@
 """Models whose own code bypasses transformers' attention interface: BLOOM, MPT and Falcon.
 
-While `taken_out` is active their attention calls the function of a trace, BLOOM's and MPT's with a linear bias beside
-it. The bias of a key is its distance from the query times the head's slope: softmax does not see what all keys of a
-query share, so that this is the models' own bias. Knows the models' modules, nothing about caches.
+While `taken_out` is active their attention calls the function of a trace, with a linear bias beside it where the model
+has one. The bias of a key is its distance from the query times the head's slope: softmax does not see what all keys of
+a query share, so that this is BLOOM's and MPT's own. Falcon's is the key's position times the slope, rounded to bfloat16
+twice: a table that its own code fills. Knows the models' modules, nothing about caches.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,6 +32,22 @@ def slopes(llm: Any) -> Tensor | None:
         return None
     table = table.reshape(config.num_attention_heads, 2).float()
     return table[:, 1] - table[:, 0]
+
+
+def rounded(llm: Any, positions: int) -> Tensor | None:
+    """Falcon's bias of each head and key (H,positions), as it is added to a scaled score; None without alibi."""
+    config = llm.config.get_text_config()
+    if not is_rounded(config):
+        return None
+    heads = config.num_attention_heads
+    build = sys.modules[type(llm).__module__].build_alibi_tensor
+    table: Tensor = build(torch.ones(1, positions, dtype=torch.int64), heads, torch.float32).reshape(heads, positions)
+    return table / math.sqrt(config.hidden_size // heads)
+
+
+def is_rounded(config: Any) -> bool:
+    """Whether a model of this config has biases that are rounded by their position."""
+    return bool(config.model_type == "falcon" and config.alibi)
 
 
 def bias(slope: Tensor, position_ids: Tensor, positions: int) -> Tensor:
@@ -99,8 +117,9 @@ def _falcon(module: Any, attend: Attend) -> Callable[..., Any]:
         fused = module.query_key_value(hidden_states).unflatten(-1, (kv_heads, groups + 2, module.head_dim))
         query = fused[..., :-2, :].flatten(2, 3).transpose(1, 2)
         key, value = (fused[..., part, :].transpose(1, 2) for part in (-2, -1))
-        rotate = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb")  # noqa: B009  # may be replaced
-        query, key = rotate(query, key, *position_embeddings)
+        if not module.config.alibi:
+            rotate = sys.modules[type(module).__module__].apply_rotary_pos_emb  # may be replaced
+            query, key = rotate(query, key, *position_embeddings)
         mixed, _weights = attend(module, query, key, value, None, scaling=module.head_dim**-0.5)
         return module.dense(mixed.flatten(2)), None
 

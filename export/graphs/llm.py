@@ -23,7 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from blip2rt.errors import Blip2rtError
 
-from . import alibi, fuse, trace
+from . import alibi, both_ways, fuse, trace
 from .rotary import Rotary, unchanging
 
 _NAME = "blip2rt_group_query"  # our key in transformers' table of attention functions
@@ -117,11 +117,12 @@ class _Attention:
     """The attention function of one trace: hands each layer its past and collects its present."""
 
     def __init__(
-        self, past: list[tuple[Tensor, Tensor]], seqlens_k: Tensor, total: Tensor, rotary: Rotary,
+        self, past: list[tuple[Tensor, Tensor]], lengths: tuple[Tensor, Tensor], rotary: Rotary,
         tables: tuple[Tensor, ...], causal_masks: bool, bias: Tensor | None = None,
+        both: both_ways.BothWays | None = None,
     ) -> None:  # fmt: skip
-        self.bias = bias
-        self.past, self.lengths, self.rotary = past, (seqlens_k, total), rotary
+        self.bias, self.both = bias, both
+        self.past, self.lengths, self.rotary = past, lengths, rotary
         self.tables = tables
         self.causal_masks = causal_masks
         self.present: dict[int, tuple[Tensor, Tensor]] = {}
@@ -140,6 +141,8 @@ class _Attention:
         layer = module.layer_idx
         window, softcap = options.pop("sliding_window", None), options.pop("softcap", None)
         masked = attention_mask is not None and not self.causal_masks
+        if self.both is not None and softcap is not None:
+            options["softcap"] = softcap
         refuse_unknown(layer, options, masked, self.present, len(self.past))
         batch, heads, length, width = query.shape
         attributes: dict[str, Any] = {
@@ -171,18 +174,22 @@ class _Attention:
             version=1,
         )
         self.present[layer] = (present[0], present[1])
+        if self.both is not None:
+            assert not tables, "queries and keys are rotated already"
+            out = self.both.over(out, query, key, value, attributes["scale"], window)
         return out.reshape(batch, length, heads, width + fill)[..., :width], None
 
 
 class _Decoder(nn.Module):
     """The llm graph as a module: the arguments are the graph's inputs."""
 
-    def __init__(self, llm: Any, layers: int, rotary: Rotary, causal_masks: bool) -> None:
+    def __init__(self, llm: Any, layers: int, rotary: Rotary, causal_masks: bool, positions: int) -> None:
         super().__init__()
         self.llm, self.layers, self.rotary, self.causal_masks = llm, layers, rotary, causal_masks
         for name, table in zip(("cos", "sin"), rotary.tables, strict=False):
             self.register_buffer(name, table)
-        self.slopes = alibi.slopes(llm)
+        self.slopes, self.rounded = alibi.slopes(llm), alibi.rounded(llm, positions)
+        self.both_ways = both_ways.wanted(llm.config)
 
     def forward(
         self, inputs_embeds: Tensor, position_ids: Tensor, last_index: Tensor, seqlens_k: Tensor,
@@ -194,7 +201,12 @@ class _Decoder(nn.Module):
         if self.slopes is not None:
             bias = alibi.bias(self.slopes, position_ids, pairs[0][0].shape[2])
             bias = first_keys(bias, total_sequence_length)
-        attention = _Attention(pairs, seqlens_k, total_sequence_length, self.rotary, tables, self.causal_masks, bias)
+        if self.rounded is not None:  # (1,H,1,T) to (1,H,S,T), whatever T has become
+            bias = first_keys(self.rounded[None, :, None], total_sequence_length)
+            bias = bias + torch.zeros(1, 1, position_ids.shape[1], 1)
+        both = both_ways.BothWays(position_ids, last_index) if self.both_ways else None
+        lengths = seqlens_k, total_sequence_length
+        attention = _Attention(pairs, lengths, self.rotary, tables, self.causal_masks, bias, both)
         logits = last_logits(self.llm, attention, self.layers, inputs_embeds, position_ids, last_index)
         present = [tensor for layer in range(self.layers) for tensor in attention.present[layer]]
         return logits, *present
@@ -273,7 +285,7 @@ def trace_llm(llm: Any, max_positions: int = 1024) -> ir.Model:
     outputs = ["logits", *cache_names(shape.layers, "present")]
     with our_attention(llm), unchanging(llm):
         rotary = Rotary(llm, shape.head_dim, positions)
-        decoder = _Decoder(llm, shape.layers, rotary, makes_causal_masks(llm))
+        decoder = _Decoder(llm, shape.layers, rotary, makes_causal_masks(llm), positions)
         with rotary.removed():
             model = trace.trace(trace.Part("llm", decoder, example, outputs, axes))
     fuse.fuse_decoder(model)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from . import alibi, both_ways
 from .rotary import length_limit
 
 ENCODER_DECODERS = ("t5", "mt5", "umt5")
@@ -52,11 +53,12 @@ def fault(config: Any, target: str, verified: bool, positions: int = 0) -> str |
         return f"the language model is of type {kind!r}, whose attention no graph expresses: use another model"
     if kind in _WRONG:
         return f"the language model is of type {kind!r}, whose graph would compute something else: use another model"
-    if kind in _BIASED and target == "trt":
+    if target == "trt" and (kind in _BIASED or alibi.is_rounded(config)):
         return f"the language model is of type {kind!r}, whose biases are for the target ort: leave out --target trt"
-    changed = _changed(config)
-    if changed is not None:
-        return f"the language model is of type {kind!r} {changed}: use another model"
+    if both_ways.wanted(config) and (kind not in both_ways.FAMILIES or target == "trt"):
+        mend = "leave out --target trt" if kind in both_ways.FAMILIES else "use another model"
+        sees = "whose positions see what comes after them (use_bidirectional_attention)"
+        return f"the language model is of type {kind!r} {sees}: {mend}"
     limit = length_limit(config)
     if limit is not None and min(positions, config.max_position_embeddings) > limit:
         return (
@@ -67,15 +69,6 @@ def fault(config: Any, target: str, verified: bool, positions: int = 0) -> str |
         return (
             f"the language model is of type {kind!r}, which no test compares with transformers: leave out --no-verify"
         )
-    return None
-
-
-def _changed(config: Any) -> str | None:
-    """What a setting makes of a model that would be supported without it."""
-    if getattr(config, "use_bidirectional_attention", None):
-        return "whose positions see what comes after them (use_bidirectional_attention)"
-    if config.model_type == "falcon" and config.alibi:
-        return "with biases that are rounded by their position (alibi)"
     return None
 
 
