@@ -196,8 +196,15 @@ class Batched(backends.Backend):
             faults.append(f"{rows} beams or captions are asked for, and {self._sizes.rows} fit")
         if positions > self._positions:
             faults.append(f"{positions} positions of keys and values are needed, and there are {self._positions}")
+        whole = self._whole(self._spec.prefix_length, prompt, options)
+        if whole > self._sizes.read:
+            faults.append(
+                f"image and prompt have {whole} positions, which this model reads at once, and a step reads "
+                f"{self._sizes.read}"
+            )
         if faults:
-            raise OptionError(f"{'; '.join(faults)}: ask for less, or load(batching=Batching(rows=..., positions=...))")
+            given = "rows=..., positions=..., read=..." if whole else "rows=..., positions=..."
+            raise OptionError(f"{'; '.join(faults)}: ask for less, or load(batching=Batching({given}))")
 
     def listen(self, call: Call, tell: Callable[[], None]) -> None:
         """Call `tell` from a thread of its own at all news of `call`, until it is done. It must be quick.
@@ -245,7 +252,14 @@ class Batched(backends.Backend):
     def _fits(self, prefix_embeds: Floats, prompt: list[int], options: Mapping[str, Any]) -> bool:
         """Whether the pool can hold what is asked about one image."""
         rows, positions = self._needs(prefix_embeds.shape[1], prompt, options)
-        return rows <= self._sizes.rows and positions <= self._positions
+        whole = self._whole(prefix_embeds.shape[1], prompt, options)
+        return rows <= self._sizes.rows and positions <= self._positions and whole <= self._sizes.read
+
+    def _whole(self, prefix_length: int, prompt: list[int], options: Mapping[str, Any]) -> int:
+        """The positions that one step has to read together."""
+        if not self._spec.bidirectional_prompt:
+            return 0
+        return prefix_length + len(prompt) + len(options["forced_prefix"])
 
     def _needs(self, prefix_length: int, prompt: list[int], options: Mapping[str, Any]) -> tuple[int, int]:
         """The rows and positions that are needed for one image."""

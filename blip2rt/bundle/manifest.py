@@ -64,6 +64,7 @@ class LlmSpec:
     decoder_start_token_id: int | None = None  # what the decoder's text starts from; given if encoder_decoder
     image_token_id: int | None = None  # what stands for the image's positions in rules of repetition; None: nothing
     clean_up_tokenization_spaces: bool = False  # write a text without spaces before punctuation, as its tokenizer does
+    bidirectional_prompt: bool = False  # image and prompt see each other both ways, and are read whole in one run
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,11 @@ const BatchSizes& checked(const BatchSizes& sizes) {
   return sizes;
 }
 
+// Returns whether a prompt's first positions are the same whatever comes behind them, and lie in the decoder's cache.
+bool keeps_prefixes(const Generator& generator) {
+  return generator.encoder() == nullptr && !generator.shape().bidirectional_prompt;
+}
+
 }  // namespace
 
 Batch::Batch(const Generator& generator, const BatchSizes& sizes)
@@ -33,7 +38,7 @@ Batch::Batch(const Generator& generator, const BatchSizes& sizes)
       decoder_(generator, sizes.rows + sizes.read, sizes.positions),
       pool_(sizes.positions),
       cross_pool_(generator.encoder() == nullptr ? 0 : sizes.positions),
-      store_(decoder_.cache(), generator.encoder() == nullptr ? sizes.kept_bytes : 0),
+      store_(decoder_.cache(), keeps_prefixes(generator) ? sizes.kept_bytes : 0),
       scores_(static_cast<size_t>(generator.shape().vocab_size)) {}
 
 // Returns the positions that a request needs, and how many of them its prompt has.
@@ -61,6 +66,11 @@ void Batch::check(const Request& request) const {
   }
   int prompt_length = 0;
   positions_of(request, prompt_length);
+  if (generator_.shape().bidirectional_prompt && prompt_length > sizes_.read) {
+    throw std::runtime_error("image and prompt have " + std::to_string(prompt_length) +
+                             " positions, which this model reads at once, and a step reads " +
+                             std::to_string(sizes_.read));
+  }
   if (generator_.encoder() != nullptr &&
       static_cast<size_t>(request.prefix_length) + request.prompt.size() > static_cast<size_t>(sizes_.positions)) {
     throw std::runtime_error("image and prompt have more positions than the " + std::to_string(sizes_.positions) +
@@ -82,13 +92,14 @@ void Batch::step() {
   bool answers = false;
   int readers = 0, left = sizes_.read;
   for (Running& one : running_) one.first_row = -1;
+  const Running* alone = generator_.shape().bidirectional_prompt ? newcomer() : nullptr;
   for (Running& one : running_) {
-    if (one.fed < 0) continue;
+    if (one.fed < 0 || alone != nullptr) continue;
     feed(one);
     answers = true;
   }
   for (Running& one : running_) {
-    if (one.fed >= 0 || left == 0) continue;
+    if (one.fed >= 0 || left == 0 || (alone != nullptr && alone != &one)) continue;
     const int before = decoder_.rows();
     read(one, left);
     left -= decoder_.rows() - before;
@@ -194,7 +205,7 @@ void Batch::begin(Running& one) {
     const Random random(options.seed, options.first_image, draw);
     one.answers.push_back({draw, std::make_unique<Search>(options, scores_.size(), history, random)});
   }
-  if (request.image.empty() || generator_.encoder() != nullptr) return;
+  if (request.image.empty() || !keeps_prefixes(generator_)) return;
   std::vector<int64_t> known(static_cast<size_t>(one.prefix_length), kOfImage);
   known.insert(known.end(), one.tokens.begin(), one.tokens.end());
   one.kept = one.read = store_.load(request.image, known, one.start, one.prompt_length() - 1);
@@ -213,6 +224,13 @@ Seen Batch::seen_of(const Running& one, int row, int before) const {
     seen.before = before;
   }
   return seen;
+}
+
+// Returns the first request whose prompt is to be read, or nullptr.
+const Batch::Running* Batch::newcomer() const {
+  const auto is_new = [](const Running& one) { return one.fed < 0; };
+  const auto found = std::find_if(running_.begin(), running_.end(), is_new);
+  return found == running_.end() ? nullptr : &*found;
 }
 
 // Adds the rows of the answers that go on.
@@ -320,7 +338,7 @@ void Batch::finish(Running& one) {
 // Keeps what a request has read, and of what it has `said` all that is in the cache.
 void Batch::keep(const Running& one, const std::vector<int64_t>& said) {
   const std::string& image = one.ticket->request().image;
-  if (image.empty()) return;
+  if (image.empty() || !keeps_prefixes(generator_)) return;
   std::vector<int64_t> known(static_cast<size_t>(one.prefix_length), kOfImage);
   known.insert(known.end(), one.tokens.begin(), one.tokens.end());
   const auto fed = static_cast<ptrdiff_t>(std::min(said.size(), static_cast<size_t>(std::max(0, one.fed))));

@@ -85,6 +85,7 @@ class Batch {
   bool let_in(const std::shared_ptr<Ticket>& ticket);
   void begin(Running& one);
   Seen seen_of(const Running& one, int row, int before) const;
+  const Running* newcomer() const;
   void feed(Running& one);
   void read(Running& one, int most);
   void advance(Running& one, bool in_order);

@@ -39,12 +39,13 @@ std::shared_ptr<Generation> Chat::ask(std::vector<int64_t> prompt, const Generat
                              std::to_string(cache.capacity()) + " positions are used, and this needs " +
                              std::to_string(needed) + " more");
   }
-  std::vector<int64_t> asked;
+  std::vector<int64_t> asked, read = prompt;
+  read.insert(read.end(), options.forced_prefix.begin(), options.forced_prefix.end());
   options.append_image(asked, static_cast<size_t>(prefix.length));
-  asked.insert(asked.end(), prompt.begin(), prompt.end());
-  asked.insert(asked.end(), options.forced_prefix.begin(), options.forced_prefix.end());
+  asked.insert(asked.end(), read.begin(), read.end());
   current_ = std::make_shared<Generation>(generator_, decoder_, prefix, past_, std::move(prompt), options, said_);
   asked_ = std::move(asked);
+  read_ = std::move(read);
   return current_;
 }
 
@@ -55,10 +56,15 @@ void Chat::remember() {
   const Generation::Kept kept = current_->kept();
   if (kept.positions > past_) {
     const std::vector<int64_t> answer = current_->results()[0].front().tokens;
-    pending_.assign(answer.begin() + kept.in_cache, answer.end());
-    said_.insert(said_.end(), asked_.begin(), asked_.end());
-    said_.insert(said_.end(), answer.begin(), answer.begin() + kept.in_cache);
-    past_ = kept.positions;
+    if (generator_.shape().bidirectional_prompt) {  // it would have been read otherwise, had it seen what comes now
+      pending_ = read_;
+      pending_.insert(pending_.end(), answer.begin(), answer.end());
+    } else {
+      pending_.assign(answer.begin() + kept.in_cache, answer.end());
+      said_.insert(said_.end(), asked_.begin(), asked_.end());
+      said_.insert(said_.end(), answer.begin(), answer.begin() + kept.in_cache);
+      past_ = kept.positions;
+    }
   }
   current_ = nullptr;
 }

@@ -1,5 +1,6 @@
-// Holds a conversation about one image. What was said stays in the cache: a question costs only its own tokens. Knows
-// token ids; nothing about how questions are worded.
+// Holds a conversation about one image. What was said stays in the cache: a question costs only its own tokens. Where a
+// prompt's positions see each other, all that was said is read again with it. Knows token ids; nothing about how
+// questions are worded.
 #pragma once
 
 #include <cstdint>
@@ -36,6 +37,7 @@ class Chat {
   std::vector<int64_t> pending_;  // said, but not in the cache
   std::vector<int64_t> said_;     // the tokens of past_
   std::vector<int64_t> asked_;    // what the current answer has read besides them
+  std::vector<int64_t> read_;     // the same without the image
 };
 
 }  // namespace blip2rt

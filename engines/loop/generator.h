@@ -15,6 +15,7 @@ struct LlmShape {
   int head_dim;
   int hidden_size;
   int vocab_size;
+  bool bidirectional_prompt = false;  // its positions see each other: it is read whole, in one run from position 0 on
 };
 
 // The heads of an encoder-decoder's attention to its encoder.

@@ -2,8 +2,8 @@
 
 While `taken_out` is active their attention calls the function of a trace, with a linear bias beside it where the model
 has one. The bias of a key is its distance from the query times the head's slope: softmax does not see what all keys of
-a query share, so that this is BLOOM's and MPT's own. Falcon's is the key's position times the slope, rounded to bfloat16
-twice: a table that its own code fills. Knows the models' modules, nothing about caches.
+a query share, so that this is BLOOM's and MPT's own. Falcon's is the key's position times the slope, rounded to
+bfloat16: a table that its own code fills. Knows the models' modules, nothing about caches.
 """
 
 from __future__ import annotations

@@ -89,6 +89,7 @@ def test_random_interleavings_say_what_each_says_alone(case: Case, rows: int, po
     rng = random.Random(seed)
     requests = random_requests(rng, case, REQUESTS)
     want = [alone.generator.generate(alone.prefix, alone.prompts, options) for alone, options in requests]
+    read = max(read, 16) if case.reads_whole else read
     batcher = Batcher(case.generator, rows, positions, read, rng.choice([0, 20_000, 10_000_000]))
     got: list[Any] = [None] * REQUESTS
     delays = [rng.random() * 0.004 for _ in requests]

@@ -61,6 +61,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model_type, and w
         "multi_query": False, "num_kv_heads": HEADS, "parallel_attn": False, "bias": True,
     }),
     "falcon with alibi": ("falcon", {"alibi": True}),
+    "falcon with alibi and new heads": ("falcon", {
+        "alibi": True, "new_decoder_architecture": True, "num_kv_heads": 2,
+    }),
     "phi3 with longrope": ("phi3", {
         "original_max_position_embeddings": 64,
         "rope_parameters": {**_ROPE, "short_factor": [1.1] * 8, "long_factor": [2.0] * 8},
@@ -80,7 +83,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model_type, and w
         }
     }),
     "mistral with a window": ("mistral", {"sliding_window": 4}),
-    "gemma3_text in both directions": ("gemma3_text", {"use_bidirectional_attention": True}),
+    "gemma3_text in both directions": ("gemma3_text", {"use_bidirectional_attention": True, "sliding_window": 6}),
     "mpt with clipped values": ("mpt", {"clip_qkv": 0.5}),
     "umt5 of tied tables": ("umt5", {"tie_word_embeddings": True}),
 }  # fmt: skip

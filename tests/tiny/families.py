@@ -56,6 +56,21 @@ CONFIGS: dict[str, Any] = {
 MORE: dict[str, Any] = {  # which slow tests alone look at
     "gpt_neox": lambda: transformers.GPTNeoXConfig(**_GATED),  # its tensors are renamed
     "falcon": lambda: transformers.FalconConfig(hidden_dropout=0.0, attention_dropout=0.0, **_SMALL),
+    "falcon_alibi": lambda: transformers.FalconConfig(
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        alibi=True,
+        multi_query=False,
+        parallel_attn=False,
+        bias=True,
+        **_SMALL,
+    ),
+    "gemma3_both_ways": lambda: transformers.Gemma3TextConfig(  # of the window each side has half
+        layer_types=["sliding_attention", "full_attention"],
+        use_bidirectional_attention=True,
+        **{**_CAPPED, "sliding_window": 10},
+        **_GATED,
+    ),  # fmt: skip
     "bloom": lambda: transformers.BloomConfig(
         vocab_size=VOCAB, hidden_size=HIDDEN, n_layer=2, n_head=4, bos_token_id=2, eos_token_id=1, pad_token_id=0
     ),

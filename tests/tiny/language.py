@@ -15,13 +15,13 @@ from export.checks.verify import LlmGraphs
 from export.graphs import trace
 from export.precision.rounding import Blocks, Rounding
 from tests.tiny import valid
-from tests.tiny.families import CONFIGS
+from tests.tiny.families import CONFIGS, MORE
 
 
 def build(name: str, seed: int) -> Any:
     """A model whose biases and norms are no longer 0 and 1: nothing hides behind that."""
     torch.manual_seed(seed)
-    config = CONFIGS[name]()
+    config = (CONFIGS | MORE)[name]()
     if config.is_encoder_decoder:
         model, spread = transformers.AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32).eval(), 0.1
     else:

@@ -19,7 +19,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models
 
 from blip2rt._native import Vocabulary
-from export.graphs import llm, t5, trace
+from export.graphs import both_ways, llm, t5, trace
 from tests.engines.native import Generator, Session, runtime
 from tests.seeds import seed_of
 from tests.tiny.noise import changes
@@ -31,6 +31,17 @@ LONGEST = 3 if int(transformers.__version__.split(".")[0]) >= 5 else 1
 SMALL = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": POSITIONS,
          "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}  # fmt: skip
 CONFIGS = {
+    "gemma3": lambda: transformers.Gemma3TextConfig(  # a prompt's positions see each other; a window of 4
+        vocab_size=83,
+        intermediate_size=48,
+        num_key_value_heads=1,
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        use_bidirectional_attention=True,
+        sliding_window=6,
+        layer_types=["sliding_attention", "full_attention"],
+        **SMALL,
+    ),  # fmt: skip
     "llama": lambda: transformers.LlamaConfig(
         vocab_size=83, intermediate_size=48, num_key_value_heads=1, head_dim=16, **SMALL
     ),
@@ -69,6 +80,11 @@ class Case:
     prompts: list[list[int]]
     seed: int
     said: list[int] = field(default_factory=list)  # tokens which the model likes to say, the likeliest first
+
+    @property
+    def reads_whole(self) -> bool:
+        """Whether a prompt's positions see each other, so that it is read in one run."""
+        return both_ways.wanted(self.model.config)
 
     @property
     def texts(self) -> list[str]:
@@ -120,7 +136,8 @@ def export(model: Any, folder: Path, custom_attention: bool = True) -> Generator
     sizes = (shape.layers, shape.kv_heads, shape.head_dim, shape.hidden_size, shape.vocab_size)
     encoder = sessions.get("encoder")
     start = getattr(model.config, "decoder_start_token_id", None) or 0
-    return Generator(sessions["embed"], sessions["llm"], *sizes, encoder, start)
+    whole = both_ways.wanted(model.config)
+    return Generator(sessions["embed"], sessions["llm"], *sizes, encoder, start, bidirectional_prompt=whole)
 
 
 @cache
