@@ -70,7 +70,7 @@ MORE: dict[str, Any] = {  # which slow tests alone look at
         use_bidirectional_attention=True,
         **{**_CAPPED, "sliding_window": 10},
         **_GATED,
-    ),  # fmt: skip
+    ),
     "bloom": lambda: transformers.BloomConfig(
         vocab_size=VOCAB, hidden_size=HIDDEN, n_layer=2, n_head=4, bos_token_id=2, eos_token_id=1, pad_token_id=0
     ),

@@ -41,7 +41,7 @@ CONFIGS = {
         sliding_window=6,
         layer_types=["sliding_attention", "full_attention"],
         **SMALL,
-    ),  # fmt: skip
+    ),
     "llama": lambda: transformers.LlamaConfig(
         vocab_size=83, intermediate_size=48, num_key_value_heads=1, head_dim=16, **SMALL
     ),
