@@ -35,7 +35,7 @@ bool keeps_prefixes(const Generator& generator) {
 Batch::Batch(const Generator& generator, const BatchSizes& sizes)
     : generator_(generator),
       sizes_(checked(sizes)),
-      decoder_(generator, sizes.rows + sizes.read, sizes.positions),
+      decoder_(generator, sizes.rows + sizes.read, sizes.positions, true),
       pool_(sizes.positions),
       cross_pool_(generator.encoder() == nullptr ? 0 : sizes.positions),
       store_(decoder_.cache(), keeps_prefixes(generator) ? sizes.kept_bytes : 0),

@@ -6,7 +6,7 @@
 
 namespace blip2rt {
 
-RowDecoder::RowDecoder(const Generator& generator, int max_rows, int positions)
+RowDecoder::RowDecoder(const Generator& generator, int max_rows, int positions, bool reads_prompts_whole)
     : generator_(generator),
       shape_(generator.shape()),
       max_rows_(max_rows),
@@ -18,6 +18,11 @@ RowDecoder::RowDecoder(const Generator& generator, int max_rows, int positions)
     throw std::runtime_error(
         "requests share steps with the core's own attention alone: run on a CPU, with ONNX Runtime "
         "1.21 or newer");
+  }
+  if (generator.shape().bidirectional_prompt && !reads_prompts_whole) {
+    throw std::runtime_error(
+        "the positions of this model's prompt see each other, and cannot be rows of their own: only caption, ask and "
+        "chat read it whole");
   }
   (void)cache_.place(0, positions);
   if (encodes) {

@@ -23,8 +23,9 @@ struct Seen {
 class RowDecoder {
  public:
   // Makes a pool of `positions`, and one for what encoders say where the model has an encoder. Throws where the graphs
-  // run without our attention, which alone lets rows lie anywhere. `generator` must outlive the decoder.
-  RowDecoder(const Generator& generator, int max_rows, int positions);
+  // run without our attention, which alone lets rows lie anywhere; and where a prompt's positions see each other,
+  // unless the caller reads every prompt by one run in order. `generator` must outlive the decoder.
+  RowDecoder(const Generator& generator, int max_rows, int positions, bool reads_prompts_whole = false);
 
   // Begins the rows of a run.
   void clear();

@@ -35,14 +35,24 @@ def slopes(llm: Any) -> Tensor | None:
 
 
 def rounded(llm: Any, positions: int) -> Tensor | None:
-    """Falcon's bias of each head and key (H,positions), as it is added to a scaled score; None without alibi."""
+    """Falcon's bias of each head and key (H * positions), as it is added to a scaled score; None without alibi.
+
+    It is a vector because what is stored in fewer bits are matrices.
+    """
     config = llm.config.get_text_config()
     if not is_rounded(config):
         return None
     heads = config.num_attention_heads
     build = sys.modules[type(llm).__module__].build_alibi_tensor
-    table: Tensor = build(torch.ones(1, positions, dtype=torch.int64), heads, torch.float32).reshape(heads, positions)
-    return table / math.sqrt(config.hidden_size // heads)
+    table: Tensor = build(torch.ones(1, positions, dtype=torch.int64), heads, torch.float32)
+    return table.reshape(-1) / math.sqrt(config.hidden_size // heads)
+
+
+def looked_up(table: Tensor, heads: int, positions: int) -> Tensor:
+    """table (H * P) -> (1,H,1,positions), beyond its end the last of each head"""
+    known = len(table) // heads
+    places = torch.arange(heads)[:, None] * known + torch.arange(positions).clamp(max=known - 1)
+    return table[places][None, :, None]
 
 
 def is_rounded(config: Any) -> bool:

@@ -201,9 +201,11 @@ class _Decoder(nn.Module):
         if self.slopes is not None:
             bias = alibi.bias(self.slopes, position_ids, pairs[0][0].shape[2])
             bias = first_keys(bias, total_sequence_length)
-        if self.rounded is not None:  # (1,H,1,T) to (1,H,S,T), whatever T has become
-            bias = first_keys(self.rounded[None, :, None], total_sequence_length)
-            bias = bias + torch.zeros(1, 1, position_ids.shape[1], 1)
+        if self.rounded is not None:
+            heads = self.llm.config.get_text_config().num_attention_heads
+            bias = alibi.looked_up(self.rounded, heads, pairs[0][0].shape[2])
+            bias = first_keys(bias, total_sequence_length)
+            bias = bias + torch.zeros(1, 1, position_ids.shape[1], 1)  # (1,H,S,T), whatever T has become
         both = both_ways.BothWays(position_ids, last_index) if self.both_ways else None
         lengths = seqlens_k, total_sequence_length
         attention = _Attention(pairs, lengths, self.rotary, tables, self.causal_masks, bias, both)

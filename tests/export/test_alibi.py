@@ -14,10 +14,14 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("onnxscript")
 pytest.importorskip("blip2rt._native")
 
+import onnx
+from onnx import numpy_helper
+
 from export import targets
 from export.checks import verify
 from export.graphs import alibi
 from export.language import trace_graphs
+from export.precision import stored
 from tests.engines.native.reference import Case, export, undecided
 from tests.seeds import seed_of
 from tests.tiny.language import write
@@ -80,9 +84,18 @@ def unrounded(attention_mask: Any, num_heads: int, dtype: Any) -> Any:
 
 
 def test_only_falcon_with_alibi_has_such_biases() -> None:
-    assert alibi.rounded(falcon("all heads", SEED), 5).shape == (HEADS, 5)
+    assert alibi.rounded(falcon("all heads", SEED), 5).shape == (HEADS * 5,)
     plain = transformers.FalconConfig(num_hidden_layers=1, hidden_size=32, num_attention_heads=2, vocab_size=VOCAB)
     assert alibi.rounded(transformers.AutoModelForCausalLM.from_config(plain), 5) is None
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8w", "int4"])
+def test_biases_are_stored_as_they_are(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored, "_MANY", 100)  # weights of a tensor that is worth int8
+    model = falcon("new heads", SEED)
+    graphs = write(trace_graphs(targets.ORT, model, ROOM), tmp_path, targets.ORT, precision)
+    known = [numpy_helper.to_array(tensor) for tensor in onnx.load(graphs.llm).graph.initializer]
+    assert any(np.array_equal(each, alibi.rounded(model, ROOM)) for each in known)
 
 
 @torch.no_grad()
