@@ -70,7 +70,7 @@ def test_settings_that_graphs_for_tensorrt_do_not_have_are_said_before_tracing(n
 
 
 def test_other_models_that_look_both_ways_are_refused() -> None:
-    for name in ("gemma", "gemma2", "gemma3n_text", "gemma4_text"):
+    for name in ("gemma", "gemma2", "gemma3n_text"):
         if name in architectures.names():
             config = transformers.AutoConfig.for_model(name)
             config.use_bidirectional_attention = True
