@@ -167,7 +167,7 @@ def test_calls_share_steps(pair: Pair) -> None:
         thread.join()
     for i, (image, text, beams) in enumerate(asked):
         pair.check(got[i], image, pair.ids(text), num_beams=beams)
-    assert model._backend.counters()["kept_positions"] == 0
+    assert model.counters()["kept_positions"] == 0
 
 
 def test_a_prompt_longer_than_a_step_reads_is_read_alone(pair: Pair) -> None:
