@@ -20,7 +20,7 @@ pytest.importorskip("blip2rt._native")
 import blip2rt
 from blip2rt.answers import Request
 from blip2rt.batching import Batching
-from blip2rt.errors import OptionError
+from blip2rt.errors import BackendError, OptionError
 from blip2rt.options import Options
 from export import targets
 from export.checks import verify
@@ -178,3 +178,9 @@ def test_a_prompt_longer_than_a_step_reads_is_read_alone(pair: Pair) -> None:
     assert model.caption(pair.images[0], prompt=prompt, **options) == want
     with pytest.raises(OptionError, match="reads at once, and a step reads 7: ask for less"):
         model.submit(Request(pair.images[0], prompt=prompt, options=Options(**options)))
+
+
+def test_likelihoods_of_texts_are_refused(pair: Pair) -> None:
+    """They are read by rows of one position each."""
+    with pytest.raises(BackendError, match="see each other, and cannot be rows of their own"):
+        pair.model._backend.likelihoods(pair.prefix[:1], [[5, 6]], [0], [[7]])
