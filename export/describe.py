@@ -16,10 +16,10 @@ import torch
 from blip2rt.bundle import Decoding, ImageSpec, LlmSpec, QuestionSpec, RetrievalSpec, Source
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.checkpoints import qformer_tokenizer
-from blip2rt.modeling.llm import LlmConfig, end_token_ids, llm_tokenizer, text_config
+from blip2rt.modeling.llm import LlmConfig, end_token_ids, llm_tokenizer, sees_both_ways, text_config
 from blip2rt.text import LlmTokenizer
 
-from .graphs import both_ways, llm, t5
+from .graphs import llm, t5
 
 TOKENIZER, QFORMER_TOKENIZER, QUESTION_TOKENIZER = "tokenizer.json", "qformer_tokenizer.json", "question_tokenizer.json"
 _TEXTS = ("a dog", "two people are walking on a beach at sunset", "red", "the man in a blue shirt rides a bike")
@@ -115,7 +115,7 @@ def llm_spec(model: Any, language: Any, folder: Path, max_positions: int) -> tup
         decoder_start_token_id=t5.start_token(language) if encoder_decoder else None,
         image_token_id=_image_token(config.image_token_id, shape.vocab_size, encoder_decoder),
         clean_up_tokenization_spaces=_cleans(tokenizer),
-        bidirectional_prompt=both_ways.wanted(language.config),
+        bidirectional_prompt=sees_both_ways(language.config),
     )
     ours = LlmTokenizer(folder / TOKENIZER, spec)
     texts = ("", config.caption_prompt, config.ask_prompt.replace("{}", "what colour is the dog?"))

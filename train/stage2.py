@@ -24,7 +24,7 @@ from blip2rt.errors import OptionError
 from blip2rt.modeling.adapters import add_adapters
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.checkpoints import init_from_bert, init_from_stage1, read_config
-from blip2rt.modeling.llm import encoder_decoder
+from blip2rt.modeling.llm import encoder_decoder, sees_both_ways, text_config
 
 from .data.features import open_features
 from .data.feed import Rows, bad_samples, open_feed, seen_features, to_device
@@ -166,6 +166,12 @@ def _started(settings: Stage2Settings) -> Blip2Config:
 
 
 def _learned(settings: Stage2Settings, config: Blip2Config) -> Blip2Config:
+    assert config.llm is not None
+    if sees_both_ways(text_config(config.llm.source)):
+        raise OptionError(
+            f"llm_source is {config.llm.source!r}, whose positions see what comes after them "
+            "(use_bidirectional_attention): it would read the word that it is to say; give another"
+        )
     source = settings.origin.start or settings.prefix.stage1
     return learning_vision(config, settings.vision.train_vision, settings.data.cache_features, source)
 

@@ -220,6 +220,11 @@ def encoder_decoder(source: str) -> bool:
     return bool(text_config(source).is_encoder_decoder)
 
 
+def sees_both_ways(config: Any) -> bool:
+    """Whether the positions of a transformers config's model see what comes after them, as of some Gemmas 3."""
+    return bool(getattr(config.get_text_config(), "use_bidirectional_attention", None))
+
+
 def hidden_size(config: LlmConfig) -> int:
     """Width D of the LLM's embeddings, from its config alone; OPT's layers may be of another."""
     text = text_config(config.source)

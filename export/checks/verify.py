@@ -21,8 +21,8 @@ import torch
 
 from blip2rt.bundle import ITM, ITM_LOGITS, SEQLENS_K
 from blip2rt.modeling import streaming
+from blip2rt.modeling.llm import sees_both_ways
 
-from ..graphs import both_ways
 from .stepping import Stepper, session
 from .trt_stepping import TrtStepper
 
@@ -173,7 +173,7 @@ def llm_logits(language: Any, rows: Sequence[np.ndarray], tokens: np.ndarray, st
                 decoder_input_ids=torch.from_numpy(ids),
                 use_cache=False,
             ).logits.numpy()
-        if both_ways.wanted(language.config):
+        if sees_both_ways(language.config):
             return np.stack([_cached_logits(language, *each) for each in zip(rows, tokens, strict=True)])
         table = language.get_input_embeddings()(torch.from_numpy(tokens)).numpy()
         padded, _ = _pad([np.concatenate((row, table[b, :-1])) for b, row in enumerate(rows)])

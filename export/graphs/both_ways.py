@@ -7,17 +7,10 @@ any causal model. Knows tensors, nothing about caches.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 FAMILIES = ("gemma3", "gemma3_text")
-
-
-def wanted(config: Any) -> bool:
-    """Whether a model of this config reads its prompt so."""
-    return bool(getattr(config.get_text_config(), "use_bidirectional_attention", None))
 
 
 class BothWays:

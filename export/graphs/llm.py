@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from blip2rt.errors import Blip2rtError
+from blip2rt.modeling.llm import sees_both_ways
 
 from . import alibi, both_ways, fuse, trace
 from .rotary import Rotary, unchanging
@@ -189,7 +190,7 @@ class _Decoder(nn.Module):
         for name, table in zip(("cos", "sin"), rotary.tables, strict=False):
             self.register_buffer(name, table)
         self.slopes, self.rounded = alibi.slopes(llm), alibi.rounded(llm, positions)
-        self.both_ways = both_ways.wanted(llm.config)
+        self.both_ways = sees_both_ways(llm.config)
 
     def forward(
         self, inputs_embeds: Tensor, position_ids: Tensor, last_index: Tensor, seqlens_k: Tensor,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from blip2rt.modeling.llm import sees_both_ways
+
 from . import alibi, both_ways
 from .rotary import length_limit
 
@@ -55,7 +57,7 @@ def fault(config: Any, target: str, verified: bool, positions: int = 0) -> str |
         return f"the language model is of type {kind!r}, whose graph would compute something else: use another model"
     if target == "trt" and (kind in _BIASED or alibi.is_rounded(config)):
         return f"the language model is of type {kind!r}, whose biases are for the target ort: leave out --target trt"
-    if both_ways.wanted(config) and (kind not in both_ways.FAMILIES or target == "trt"):
+    if sees_both_ways(config) and (kind not in both_ways.FAMILIES or target == "trt"):
         mend = "leave out --target trt" if kind in both_ways.FAMILIES else "use another model"
         sees = "whose positions see what comes after them (use_bidirectional_attention)"
         return f"the language model is of type {kind!r} {sees}: {mend}"

@@ -16,7 +16,7 @@ from PIL import Image
 
 from blip2rt.installing import pip_install
 from blip2rt.modeling.checkpoints import list_checkpoints
-from train import stage1
+from train import stage1, stage2
 from train.cli import COMMANDS
 from train.loop import checkpoint
 from train.loop.logs import Log
@@ -62,6 +62,17 @@ def test_a_loss_that_is_no_number_names_the_step_and_keeps_its_batch(
     batch = torch.load(kept, weights_only=True)
     assert batch["text"]["token_ids"].shape[0] == 4 and batch["images"]["vision_features"].shape[0] == 4
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000002"]
+
+
+def test_a_language_model_that_would_read_its_answer_is_refused(
+    settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "llm"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "gemma3_text", "use_bidirectional_attention": True}))
+    capsys.readouterr()
+    assert stage2.main([*settings, "--llm_source", str(folder), "--out", str(tmp_path / "out")]) == 2
+    assert "use_bidirectional_attention" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_stays(

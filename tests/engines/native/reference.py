@@ -19,7 +19,8 @@ import transformers
 from tokenizers import Tokenizer, decoders, models
 
 from blip2rt._native import Vocabulary
-from export.graphs import both_ways, llm, t5, trace
+from blip2rt.modeling.llm import sees_both_ways
+from export.graphs import llm, t5, trace
 from tests.engines.native import Generator, Session, runtime
 from tests.seeds import seed_of
 from tests.tiny.noise import changes
@@ -84,7 +85,7 @@ class Case:
     @property
     def reads_whole(self) -> bool:
         """Whether a prompt's positions see each other, so that it is read in one run."""
-        return both_ways.wanted(self.model.config)
+        return sees_both_ways(self.model.config)
 
     @property
     def texts(self) -> list[str]:
@@ -136,7 +137,7 @@ def export(model: Any, folder: Path, custom_attention: bool = True) -> Generator
     sizes = (shape.layers, shape.kv_heads, shape.head_dim, shape.hidden_size, shape.vocab_size)
     encoder = sessions.get("encoder")
     start = getattr(model.config, "decoder_start_token_id", None) or 0
-    whole = both_ways.wanted(model.config)
+    whole = sees_both_ways(model.config)
     return Generator(sessions["embed"], sessions["llm"], *sizes, encoder, start, bidirectional_prompt=whole)
 
 
