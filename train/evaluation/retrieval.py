@@ -34,9 +34,9 @@ def evaluate_retrieval(predictor: Predictor, items: Sequence[Captioned], rerank:
     texts = [text for item in items for text in item.references]
     owner = np.repeat(np.arange(len(items)), [len(item.references) for item in items])
     rows = []
-    likely = rerank > 0 and predictor.match_weights.likelihood > 0
     with tempfile.TemporaryDirectory() as folder:
         features, sim = _similarity(predictor, items, texts, Path(folder))
+        likely = rerank > 0 and predictor.match_weights.likelihood > 0
 
         def texts_of(image: int, best: np.ndarray) -> Judged:
             return _matching(predictor, features, np.full(len(best), image), [texts[j] for j in best], likely)
