@@ -349,6 +349,7 @@ class Pipeline:
 
     @cached_property
     def _language(self) -> Language:
+        self._backend.preload(contract.VISION, contract.LLM)  # they open while the tokenizer is read
         return Language(self.bundle, self._backend, self._intake.special_tokens)
 
     @cached_property

@@ -75,7 +75,10 @@ class Backend(backends.Backend):
     def preload(self, *components: str) -> None:
         for component in components:
             if component not in self._sessions:
-                threading.Thread(target=self._try_session, args=(component,), name=f"blip2rt-{component}").start()
+                begun = threading.Event()
+                name = f"blip2rt-{component}"
+                threading.Thread(target=self._try_session, args=(component, begun), name=name).start()
+                begun.wait()  # from here on the core works, whatever holds Python's lock
 
     def generate(
         self,
@@ -143,10 +146,13 @@ class Backend(backends.Backend):
         except RuntimeError as error:
             raise BackendError(f"{self._bundle.graph(component)} failed: {error}") from error
 
-    def _try_session(self, component: str) -> None:
+    def _try_session(self, component: str, begun: threading.Event) -> None:
         """Open a session ahead of need. A failure is left to whoever needs the session: it meets the same error."""
-        with contextlib.suppress(Exception):
-            self._session(component)
+        try:
+            with contextlib.suppress(Exception):
+                self._session(component, begun)
+        finally:
+            begun.set()
 
     def _check_process(self) -> None:
         """Raise BackendError of a closed model, and in a fork: threads of sessions are not there, locks are held."""
@@ -155,16 +161,19 @@ class Backend(backends.Backend):
         if os.getpid() != self._process:
             raise BackendError(FORKED)
 
-    def _session(self, component: str) -> Any:
+    def _session(self, component: str, begun: threading.Event | None = None) -> Any:
+        """begun: set when the core opens the session."""
         self._check_process()
         with self._locks[component]:
             if component not in self._sessions:
                 graph = self._bundle.graph(component)
                 try:
+                    runtime, files = open_runtime(), readable_files(self._bundle, component)
+                    if begun is not None:
+                        begun.set()
                     self._sessions[component] = native().Session(
-                        open_runtime(), str(graph), self._threads, custom_int8=component == contract.VISION,
-                        files=readable_files(self._bundle, component),
-                    )  # fmt: skip
+                        runtime, str(graph), self._threads, custom_int8=component == contract.VISION, files=files
+                    )
                 except native().GraphError as error:
                     raise refused(error) from None
                 except MemoryError:
