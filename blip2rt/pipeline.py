@@ -192,7 +192,6 @@ class Pipeline:
 
     def _prefix_embeds(self, prepared: Sequence[NDArray[np.uint8]], read: Sequence[str]) -> Floats:
         """RGB images, and the text that the Q-Former reads with each -> prefix_embeds (B, Q, D)"""
-        self._backend.preload(contract.LLM)  # the largest graph loads while the image goes through the others
 
         def make(numbers: Sequence[int]) -> Floats:
             tokenizer = self._question_tokenizer
