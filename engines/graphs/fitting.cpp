@@ -1,4 +1,4 @@
-// Compares the weights of MatMulNBits with its attributes; looks at those of GatherND.
+// Compares the weights of a product with its attributes and with one another; looks at the attributes of GatherND.
 #include "graphs/fitting.h"
 
 #include <algorithm>
@@ -35,9 +35,11 @@ bool has_count(const Constant* constant, uint64_t rows, uint64_t columns) {
   return count == wanted;
 }
 
+bool has_input(const Node& node, size_t input) { return input < node.inputs.size() && !node.inputs[input].empty(); }
+
 bool fits(const Parts& parts, const Node& node) {
   enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kOrder, kBias, kInputs };
-  const auto given = [&](size_t input) { return input < node.inputs.size() && !node.inputs[input].empty(); };
+  const auto given = [&](size_t input) { return has_input(node, input); };
   const auto size = [&](const char* name, int64_t otherwise) -> uint64_t {
     const int64_t number = node.number(name, otherwise);
     return number < 1 || static_cast<uint64_t>(number) >= kMostSize ? 0 : static_cast<uint64_t>(number);
@@ -64,6 +66,30 @@ bool fits(const Parts& parts, const Node& node) {
   return !given(kBias) || has_count(constant(parts, node.inputs[kBias]), 1, n);
 }
 
+// Returns the columns of a constant matrix that a Transpose may turn, or 0 where `name` is none.
+uint64_t matrix_columns(const Parts& parts, std::string_view name) {
+  const auto maker = parts.made_by.find(name);
+  const Node* turn = maker == parts.made_by.end() ? nullptr : &parts.nodes[maker->second];
+  if (turn != nullptr && (!turn->is("Transpose") || turn->inputs.size() != 1)) return 0;
+  const Constant* matrix = constant(parts, turn == nullptr ? name : turn->inputs[0]);
+  if (matrix == nullptr || matrix->shape.size() != 2) return 0;
+  return matrix->shape[turn == nullptr || turn->has_list("perm", {0, 1}) ? 1 : 0];
+}
+
+// DynamicQuantizeMatMul: one scale and one zero point a column, or one for all.
+bool columns_fit(const Parts& parts, const Node& node) {
+  enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kBias, kInputs };
+  if (!has_input(node, kX) || !has_input(node, kCodes) || !has_input(node, kScales) || node.inputs.size() > kInputs)
+    return false;
+  const uint64_t n = matrix_columns(parts, node.inputs[kCodes]);
+  const auto has_one_each = [&](size_t input) {
+    const Constant* numbers = constant(parts, node.inputs[input]);
+    return has_count(numbers, 1, n) || has_count(numbers, 1, 1);
+  };
+  if (n == 0 || !has_one_each(kScales) || (has_input(node, kZeroPoints) && !has_one_each(kZeroPoints))) return false;
+  return !has_input(node, kBias) || has_count(constant(parts, node.inputs[kBias]), 1, n);
+}
+
 // Exports have one axis of batches, or none. Of others ONNX Runtime divides by what may be zero, or ends the process.
 bool gathers_plainly(const Parts&, const Node& node) {
   const int64_t axes = node.number("batch_dims", 0);
@@ -80,6 +106,7 @@ void require_fitting_operators(std::string_view model, const Found& found) {
   };
   constexpr Checked kChecked[] = {
       {"MatMulNBits", fits, "the weights of a MatMulNBits do not fit its sizes"},
+      {"DynamicQuantizeMatMul", columns_fit, "the weights of a DynamicQuantizeMatMul do not fit one another"},
       {"GatherND", gathers_plainly, "the batch_dims of a GatherND is neither 0 nor 1"},
   };
   for (const Checked& checked : kChecked) {

@@ -326,6 +326,64 @@ def test_a_product_that_does_not_fit_is_left_alone(change: str, tmp_path: Path) 
     assert session.custom_kernels == []
 
 
+INT8_FAULTS = [
+    "no codes",
+    "turned twice",
+    "scales",
+    "zeros",
+    "a bias that is too short",
+    "one number of bias",
+    "fed",
+    "nested",
+]
+
+
+@pytest.mark.parametrize("change", INT8_FAULTS)
+def test_a_product_of_int8_that_does_not_fit_is_refused(change: str, tmp_path: Path) -> None:
+    """ONNX Runtime reads behind the end of a short bias up to 1.24."""
+    model = mutants.int8(np.random.default_rng(new_seed()))
+    node, constants = model.graph.node[1], {tensor.name: tensor for tensor in model.graph.initializer}
+    if change == "no codes":
+        node.input[1] = "x"
+    elif change == "turned twice":
+        model.graph.node[0].attribute[0].ints[:] = [0, 1]
+    elif change == "zeros":
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros(7, np.int8), "zeros"))
+        node.input[3] = "zeros"
+    elif change == "fed":
+        model.graph.input.append(helper.make_tensor_value_info("bias", TensorProto.FLOAT, ["N"]))
+    elif change == "nested":
+        model.graph.node[3].attribute.append(attribute(g=helper.make_graph([node], "inner", [], [])))
+    else:
+        name = "scales" if change == "scales" else "bias"
+        array = numpy_helper.to_array(constants[name])
+        count = 1 if change == "one number of bias" else len(array) // 2
+        constants[name].CopyFrom(numpy_helper.from_array(array[:count], name))
+    path = tmp_path / "odd.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(GraphError, match="odd.onnx is refused: (the weights of )?a DynamicQuantizeMatMul"):
+        Session(runtime(), str(path), 1)
+
+
+@pytest.mark.parametrize("zeros", [None, 1, 96])
+@pytest.mark.parametrize("turned", [True, False])
+def test_a_product_of_int8_that_fits_passes(zeros: int | None, turned: bool, tmp_path: Path) -> None:
+    model = mutants.int8(np.random.default_rng(new_seed()))
+    node, constants = model.graph.node[1], {tensor.name: tensor for tensor in model.graph.initializer}
+    if zeros:
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros(zeros, np.int8), "zeros"))
+        node.input[3] = "zeros"
+    if not turned:
+        columns = np.ascontiguousarray(numpy_helper.to_array(constants["codes"]).T)
+        constants["codes"].CopyFrom(numpy_helper.from_array(columns, "codes"))
+        node.input[1] = "codes"
+        del model.graph.node[0]
+    path = tmp_path / "sound.onnx"
+    path.write_bytes(model.SerializeToString())
+    x = np.ones((1, mutants.POSITIONS, mutants.K), np.float32)
+    assert np.isfinite(Session(runtime(), str(path), 1).run({"x": x})["y"]).all()
+
+
 @pytest.mark.parametrize("change", ["n", "block", "codes", "zeros", "scales", "cast", "fed", "nested"])
 def test_a_product_that_does_not_fit_is_refused(change: str, tmp_path: Path) -> None:
     """ONNX Runtime up to 1.24 packs such weights, and reads foreign memory."""
