@@ -90,10 +90,19 @@ bool columns_fit(const Parts& parts, const Node& node) {
   return !has_input(node, kBias) || has_count(constant(parts, node.inputs[kBias]), 1, n);
 }
 
-// Exports have one axis of batches, or none. Of others ONNX Runtime divides by what may be zero, or ends the process.
-bool gathers_plainly(const Parts&, const Node& node) {
+// Exports have one axis of batches, or none, and indices that an Unsqueeze gave an axis. Of others ONNX Runtime divides
+// by what may be zero, or ends the process.
+bool gathers_plainly(const Parts& parts, const Node& node) {
   const int64_t axes = node.number("batch_dims", 0);
-  return axes == 0 || axes == 1;
+  if ((axes != 0 && axes != 1) || node.inputs.size() != 2) return false;
+  const auto maker = parts.made_by.find(node.inputs[1]);
+  if (maker == parts.made_by.end()) {
+    const Constant* indices = constant(parts, node.inputs[1]);
+    return indices != nullptr && !indices->shape.empty();
+  }
+  const Node& widened = parts.nodes[maker->second];
+  const Constant* added = widened.inputs.size() == 2 ? constant(parts, widened.inputs[1]) : nullptr;
+  return widened.is("Unsqueeze") && added != nullptr && added->shape.size() == 1 && added->shape[0] > 0;
 }
 
 }  // namespace
@@ -107,7 +116,7 @@ void require_fitting_operators(std::string_view model, const Found& found) {
   constexpr Checked kChecked[] = {
       {"MatMulNBits", fits, "the weights of a MatMulNBits do not fit its sizes"},
       {"DynamicQuantizeMatMul", columns_fit, "the weights of a DynamicQuantizeMatMul do not fit one another"},
-      {"GatherND", gathers_plainly, "the batch_dims of a GatherND is neither 0 nor 1"},
+      {"GatherND", gathers_plainly, "a GatherND has several axes of batches, or indices that may have no axis"},
   };
   for (const Checked& checked : kChecked) {
     const auto count = std::count(found.operators.begin(), found.operators.end(), checked.op_type);

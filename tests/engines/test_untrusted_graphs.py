@@ -326,6 +326,25 @@ def test_a_product_that_does_not_fit_is_left_alone(change: str, tmp_path: Path) 
     assert session.custom_kernels == []
 
 
+@pytest.mark.parametrize("change", ["two axes of batches", "no axis", "an empty list of axes", "computed axes"])
+def test_a_gather_that_ends_onnx_runtime_is_refused(change: str, tmp_path: Path) -> None:
+    model = mutants.decoder(np.random.default_rng(new_seed()), False)
+    index, gather = (next(n for n in model.graph.node if n.op_type == kind) for kind in ("Unsqueeze", "GatherND"))
+    if change == "two axes of batches":
+        gather.attribute[0].i = 2
+    elif change == "no axis":
+        gather.input[1] = "last_index"
+    elif change == "an empty list of axes":
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros(0, np.int64), "none"))
+        index.input[1] = "none"
+    else:
+        index.input[1] = "last_index"
+    path = tmp_path / "odd.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(GraphError, match="odd.onnx is refused: a GatherND has several axes of batches, or indices"):
+        check_graph(str(path))
+
+
 INT8_FAULTS = [
     "no codes",
     "turned twice",
