@@ -305,6 +305,16 @@ def answer(folder: Path, graph: str, ours: bool, seed: int) -> list[np.ndarray]:
     return [np.array(results)]
 
 
+def is_tame(path: Path) -> bool:
+    """Return whether no weight is so large that rounding decides what a softmax picks."""
+    with contextlib.suppress(Exception):  # what onnx cannot read and the core can
+        arrays = [
+            numpy_helper.to_array(tensor) for tensor in onnx.load(path, load_external_data=False).graph.initializer
+        ]
+        return all(np.abs(array).max(initial=0) < 1e6 for array in arrays if array.dtype.kind == "f")
+    return True
+
+
 def check(folder: Path, graph: str, seed: int) -> bool:
     """Return whether the altered graph runs. Raises AssertionError where it says something else than it should."""
     try:
@@ -315,9 +325,10 @@ def check(folder: Path, graph: str, seed: int) -> bool:
         want = answer(folder, graph, False, seed)
     except (RuntimeError, MemoryError):
         return False  # it checks some nodes less strictly where a graph has operators of ours
+    tame = is_tame(folder / "mutant.onnx")
     for mine, theirs in zip(got, want, strict=True):
         assert mine.shape == theirs.shape, (mine.shape, theirs.shape)
-        if np.isfinite(theirs).all() and theirs.size:
+        if tame and np.isfinite(theirs).all() and theirs.size:
             bound = 0.05 * np.abs(theirs).max() + 1e-4
             assert np.abs(mine - theirs).mean() <= bound, (mine, theirs)
     return True
