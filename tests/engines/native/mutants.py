@@ -311,7 +311,7 @@ def is_tame(path: Path) -> bool:
         arrays = [
             numpy_helper.to_array(tensor) for tensor in onnx.load(path, load_external_data=False).graph.initializer
         ]
-        return all(np.abs(array).max(initial=0) < 1e6 for array in arrays if array.dtype.kind == "f")
+        return all(np.abs(array).max(initial=0) < 1e3 for array in arrays if array.dtype.kind == "f")
     return True
 
 
