@@ -12,8 +12,8 @@ namespace blip2rt {
 namespace {
 
 struct Avx2 {
-  static constexpr size_t kLanes = 8, kWholeRows = 4, kSplitRows = 4, kFewRows = 5;
-  static constexpr size_t kAcross = 1, kFewerAcross = 1;
+  static constexpr size_t kLanes = 8, kWholeRows = 8, kSplitRows = 4, kFewRows = 5;
+  static constexpr size_t kAcross = 2, kFewerAcross = 2;
   using Ints = __m256i;
   using Floats = __m256;
 
@@ -50,7 +50,9 @@ struct Avx2 {
   static Ints end_piece(Ints sum, Ints part) { return add_pairs(sum, part); }
   template <size_t Index>
   static Ints dot_four(Ints part, Ints codes, const int8_t* values) {
-    return _mm256_add_epi16(part, pairs(codes, _mm256_set1_epi32(x86::four<Index>(values))));
+    part = _mm256_add_epi16(part, pairs(codes, _mm256_set1_epi32(x86::four<Index>(values))));
+    asm("" : "+x"(part));  // else GCC adds products two by two, and has too few registers for them
+    return part;
   }
   static Ints dot_all(Ints sum, Ints low, Ints high, const int8_t* values) {
     return add_pairs(sum, _mm256_add_epi16(pairs(low, load(values)), pairs(high, load(values + sizeof(Ints)))));

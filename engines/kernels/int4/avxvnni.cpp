@@ -11,8 +11,6 @@ namespace blip2rt {
 namespace {
 
 struct AvxVnni : Avx2 {
-  static constexpr size_t kWholeRows = 8, kAcross = 2, kFewerAcross = 2;
-
   static Ints begin_piece(Ints sum) { return sum; }
   static Ints end_piece(Ints, Ints part) { return part; }
   template <size_t Index>

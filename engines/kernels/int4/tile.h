@@ -166,6 +166,21 @@ BLIP2RT_INLINE void dot_fours(const Piece& codes, const int8_t* values, size_t w
   }
 }
 
+// Begins and ends a piece of T tiles and R rows, which some V sum apart.
+template <class V, size_t R, size_t T>
+BLIP2RT_INLINE void begin_pieces(const typename V::Ints (*sums)[R], typename V::Ints (*parts)[R]) {
+  for (size_t t = 0; t < T; ++t) {
+    for (size_t r = 0; r < R; ++r) parts[t][r] = V::begin_piece(sums[t][r]);
+  }
+}
+
+template <class V, size_t R, size_t T>
+BLIP2RT_INLINE void end_pieces(const typename V::Ints (*parts)[R], typename V::Ints (*sums)[R]) {
+  for (size_t t = 0; t < T; ++t) {
+    for (size_t r = 0; r < R; ++r) sums[t][r] = V::end_piece(sums[t][r], parts[t][r]);
+  }
+}
+
 // Adds the products of a piece of T tiles with R rows.
 template <class V, bool Split, size_t R, size_t T, class Piece, size_t... Index>
 BLIP2RT_INLINE void add_piece(const Piece& codes, const Planes& x, typename V::Ints (*products)[R],
@@ -175,11 +190,18 @@ BLIP2RT_INLINE void add_piece(const Piece& codes, const Planes& x, typename V::I
       products[0][r] = dot_piece<V>(products[0][r], codes, x.values + r * x.width, fours);
       if constexpr (Split) lows[0][r] = dot_piece<V>(lows[0][r], codes, x.low + r * x.width, fours);
     }
-  } else if constexpr (Split) {  // T > 1: each instruction sums in 32 bits
-    (..., (dot_fours<V, Index, R, T>(codes, x.values, x.width, products),
-           dot_fours<V, Index, R, T>(codes, x.low, x.width, lows)));
   } else {
-    (..., dot_fours<V, Index, R, T>(codes, x.values, x.width, products));
+    typename V::Ints parts[T][R], low_parts[T][R];
+    begin_pieces<V, R, T>(products, parts);
+    if constexpr (Split) {
+      begin_pieces<V, R, T>(lows, low_parts);
+      (..., (dot_fours<V, Index, R, T>(codes, x.values, x.width, parts),
+             dot_fours<V, Index, R, T>(codes, x.low, x.width, low_parts)));
+      end_pieces<V, R, T>(low_parts, lows);
+    } else {
+      (..., dot_fours<V, Index, R, T>(codes, x.values, x.width, parts));
+    }
+    end_pieces<V, R, T>(parts, products);
   }
 }
 
