@@ -48,24 +48,24 @@ def gain(tiny: Tiny, model: blip2rt.Model, image: np.ndarray, text: str, prompt:
 def test_likelihood_equals_numpy(tiny, model, photo):
     images = [photo(*size) for size in [(5, 7), (20, 30), (8, 12), (1, 1), (40, 3), (9, 9)]]
     for match, image, text in zip(model.match(images, TEXTS), images, TEXTS, strict=True):
-        assert match.likelihood == pytest.approx(gain(tiny, model, image, text), abs=1e-4)
+        assert match.likelihood == pytest.approx(gain(tiny, model, image, text), abs=1e-3)
     same = model.match([images[0], images[1], images[0]], [TEXTS[1], TEXTS[0], TEXTS[2]])  # what is kept may be used
     for match, image, text in zip(same, (images[0], images[1], images[0]), (TEXTS[1], TEXTS[0], TEXTS[2]), strict=True):
-        assert match.likelihood == pytest.approx(gain(tiny, model, image, text), abs=1e-4)
+        assert match.likelihood == pytest.approx(gain(tiny, model, image, text), abs=1e-3)
 
 
 def test_one_image_goes_with_all_texts(tiny, model, photo):
     image = photo(17, 11)
     matches = model.match(image, TEXTS * 4)  # several chunks
     assert [match.likelihood for match in matches] == pytest.approx(
-        [gain(tiny, model, image, text) for text in TEXTS * 4], abs=1e-4
+        [gain(tiny, model, image, text) for text in TEXTS * 4], abs=1e-3
     )
 
 
 def test_a_prompt_of_captions_stands_before_the_text(tiny, tmp_path, photo):
     model, image = blip2rt.load(weighing(tiny, tmp_path, WEIGHT, caption="a man"), threads=1), photo(5, 9)
     assert model.match(image, "runs on water").likelihood == pytest.approx(
-        gain(tiny, model, image, "runs on water", "a man"), abs=1e-4
+        gain(tiny, model, image, "runs on water", "a man"), abs=1e-3
     )
 
 
@@ -75,14 +75,14 @@ def test_the_score_weighs_it(tiny, model, photo):
     for new, old in zip(model.match(images, TEXTS[:2]), plain.match(images, TEXTS[:2]), strict=True):
         assert old.likelihood is None and new.likelihood is not None
         assert (new.probability, new.cosine) == pytest.approx((old.probability, old.cosine), abs=1e-6)
-        assert new.score == pytest.approx(old.score + WEIGHT * new.likelihood, abs=1e-4)
+        assert new.score == pytest.approx(old.score + WEIGHT * new.likelihood, abs=1e-3)
     features = model.vision_features(images)
     likelihoods, logits = model.likelihoods(features, TEXTS[:2]), model.itm_logits(features, TEXTS[:2])
     with pytest.raises(CapabilityError, match="it lacks retrieval.mean_prefix; blip2rt-train calibrate adds it"):
         plain.likelihoods(features, TEXTS[:2])
     cosine = np.array([match.cosine for match in model.match(images, TEXTS[:2])], np.float32)
     want = [match.score for match in model.match(images, TEXTS[:2])]
-    assert model.match_scores(logits, cosine, likelihoods) == pytest.approx(want, abs=1e-4)
+    assert model.match_scores(logits, cosine, likelihoods) == pytest.approx(want, abs=1e-3)
     with pytest.raises(OptionError, match="likelihood is missing"):
         model.match_scores(logits, cosine)
 
@@ -97,7 +97,7 @@ def test_requests_that_share_steps_have_the_same(model, photo):
     shared = blip2rt.load(model.bundle.path, threads=1, batching=True, cache_bytes=1 << 20)
     images = [photo(5, 7), photo(6, 6)]
     for got, want in zip(shared.match(images, TEXTS[:2]), model.match(images, TEXTS[:2]), strict=True):
-        assert asdict(got) == pytest.approx(asdict(want), abs=1e-5)
+        assert asdict(got) == pytest.approx(asdict(want), abs=1e-4)
     shared.close()
 
 
@@ -106,7 +106,7 @@ def test_what_is_kept_of_texts_is_bounded(tiny, model, photo, monkeypatch):
     image = photo(8, 8)
     for texts in (TEXTS[:2], TEXTS[2:6], TEXTS, TEXTS[:1]):
         want = [gain(tiny, model, image, text) for text in texts]
-        assert [match.likelihood for match in model.match(image, texts)] == pytest.approx(want, abs=1e-4)
+        assert [match.likelihood for match in model.match(image, texts)] == pytest.approx(want, abs=1e-3)
         assert len(model._likelihood._kept) <= max(3, len(set(texts)))
 
 
@@ -117,7 +117,7 @@ def test_the_command_tells_it(tiny, model, photo, tmp_path, capsys):
     assert cli.main(command) == 0
     assert capsys.readouterr().out.endswith(f"  likelihood {match.likelihood:6.2f}\n")
     assert cli.main([*command, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["likelihood"] == pytest.approx(match.likelihood, abs=1e-4)
+    assert json.loads(capsys.readouterr().out)["likelihood"] == pytest.approx(match.likelihood, abs=1e-3)
     assert cli.main([*command[:-1], str(tiny.path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["likelihood"] is None
 
