@@ -119,7 +119,8 @@ void require_fitting_operators(std::string_view model, const Found& found) {
       {"GatherND", gathers_plainly, "a GatherND has several axes of batches, or indices that may have no axis"},
   };
   for (const Checked& checked : kChecked) {
-    const auto count = std::count(found.operators.begin(), found.operators.end(), checked.op_type);
+    const auto count = std::count_if(found.operators.begin(), found.operators.end(),
+                                     [&](const Operator& one) { return one.type == checked.op_type; });
     if (count == 0) continue;
     const Parts parts(Model(model).graph);
     std::ptrdiff_t seen = 0;

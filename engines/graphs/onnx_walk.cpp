@@ -12,7 +12,7 @@
 namespace blip2rt {
 namespace {
 
-enum class Type : uint8_t { kInt32, kInt64, kFloat, kDouble, kText, kDomain, kOperator, kData, kMessage };
+enum class Type : uint8_t { kInt32, kInt64, kFloat, kDouble, kText, kDomain, kData, kMessage };
 enum class Often : uint8_t { kOnce, kOneOf, kMany };  // kOneOf: at most one of the message's fields of this kind
 
 struct Message;
@@ -38,7 +38,6 @@ constexpr Rule float32(uint32_t number, Often often = once) { return {number, Ty
 constexpr Rule float64(uint32_t number, Often often = once) { return {number, Type::kDouble, often, nullptr}; }
 constexpr Rule text(uint32_t number, Often often = once) { return {number, Type::kText, often, nullptr}; }
 constexpr Rule domain(uint32_t number) { return {number, Type::kDomain, once, nullptr}; }
-constexpr Rule op(uint32_t number) { return {number, Type::kOperator, once, nullptr}; }
 constexpr Rule data(uint32_t number, Often often = once) { return {number, Type::kData, often, nullptr}; }
 constexpr Rule message(uint32_t number, const Message& of, Often often = once) {
   return {number, Type::kMessage, often, &of};
@@ -127,16 +126,10 @@ const Message kNodeDevice = table("NodeDeviceConfigurationProto", kNodeDeviceRul
 const Rule kDeviceRules[] = {text(1), int32(2), text(3, many)};
 const Message kDevice = table("DeviceConfigurationProto", kDeviceRules);
 
-const Rule kNodeRules[] = {text(1, many),
-                           text(2, many),
-                           text(3),
-                           op(4),
-                           message(5, kAttribute, many),
-                           text(6),
-                           domain(7),
-                           text(8),
-                           message(9, kEntry, many),
-                           message(10, kNodeDevice, many)};
+constexpr uint32_t kOperatorType = 4, kOperatorDomain = 7;
+const Rule kNodeRules[] = {
+    text(1, many), text(2, many),           text(3), text(kOperatorType),      message(5, kAttribute, many),
+    text(6),       domain(kOperatorDomain), text(8), message(9, kEntry, many), message(10, kNodeDevice, many)};
 const Message kNode = table("NodeProto", kNodeRules);
 const Rule kOpsetRules[] = {domain(1), int64(2)};
 const Message kOpset = table("OperatorSetIdProto", kOpsetRules);
@@ -218,11 +211,9 @@ void check_field(const Message& message, const Rule& rule, const protobuf::Field
     case Type::kDouble: require(protobuf::kFixed64); break;
     case Type::kText:
     case Type::kDomain:
-    case Type::kOperator:
       require(protobuf::kBytes);
       if (!is_utf8(field.bytes)) fail(message, rule.number, "is not UTF-8");
       if (rule.type == Type::kDomain) found.domains.push_back(field.bytes);
-      if (rule.type == Type::kOperator) found.operators.push_back(field.bytes);
       break;
     case Type::kData: require(protobuf::kBytes); break;
     case Type::kMessage:
@@ -236,6 +227,7 @@ void walk(const Message& message, std::string_view bytes, int depth, Found& foun
   constexpr int kDeepest = 100;  // protobuf's own limit
   if (depth > kDeepest) throw std::runtime_error("its messages lie deeper than 100 in each other");
   if (&message == &kTensor) found.tensors.push_back(bytes);
+  Operator computed;
   uint64_t seen = 0;
   bool chosen = false;
   protobuf::Field field;
@@ -244,6 +236,8 @@ void walk(const Message& message, std::string_view bytes, int depth, Found& foun
       const Rule& rule = message.rules[i];
       if (rule.number != field.number) continue;
       check_field(message, rule, field, depth, found);
+      if (rule.number == kOperatorType) computed.type = field.bytes;
+      if (rule.number == kOperatorDomain) computed.domain = field.bytes;
       if (rule.often != many && (seen >> i & 1) != 0) fail(message, rule.number, "stands twice");
       if (rule.often == one_of && chosen) fail(message, rule.number, "stands beside another of its choices");
       chosen = chosen || rule.often == one_of;
@@ -251,6 +245,7 @@ void walk(const Message& message, std::string_view bytes, int depth, Found& foun
       break;
     }
   }
+  if (&message == &kNode) found.operators.push_back(computed);
 }
 
 }  // namespace

@@ -7,11 +7,16 @@
 
 namespace blip2rt {
 
+// What a node computes.
+struct Operator {
+  std::string_view domain, type;
+};
+
 // What a model holds, anywhere: in its graph, in subgraphs, attributes and functions.
 struct Found {
-  std::vector<std::string_view> tensors;    // every TensorProto
-  std::vector<std::string_view> domains;    // of nodes, functions and imports
-  std::vector<std::string_view> operators;  // of nodes
+  std::vector<std::string_view> tensors;  // every TensorProto
+  std::vector<std::string_view> domains;  // of nodes, functions and imports
+  std::vector<Operator> operators;        // of nodes
 };
 
 // Throws std::runtime_error where the bytes are no model, and where two readers could see two models in them: a known

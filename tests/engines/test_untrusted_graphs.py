@@ -182,6 +182,25 @@ def test_the_cores_own_operators_are_refused(place: str, tmp_path: Path) -> None
         Session(runtime(), str(save(tmp_path, change)), 1)
 
 
+@pytest.mark.parametrize(
+    ("domain", "kind"), [("com.microsoft", "Attention"), ("ai.onnx.ml", "LabelEncoder"), ("a.stranger", "MatMulNBits")]
+)
+@pytest.mark.parametrize("place", ["node", "inner", "function"])
+def test_operators_that_no_export_has_are_refused(place: str, domain: str, kind: str, tmp_path: Path) -> None:
+    node = helper.make_node(kind, ["x"], ["z"], domain=domain)
+
+    def change(model: onnx.ModelProto) -> None:
+        if place == "node":
+            model.graph.node.append(node)
+        elif place == "inner":
+            model.graph.node[0].attribute.append(attribute(g=helper.make_graph([node], "inner", [], [])))
+        else:
+            model.functions.append(helper.make_function("d", "f", ["x"], ["z"], [node], []))
+
+    with pytest.raises(GraphError, match=f"it uses the operator '{kind}' of the domain '{domain}', which no export"):
+        check_graph(str(save(tmp_path, change)))
+
+
 @pytest.mark.parametrize("name", ["cache_rows", "encoder_rows"])
 def test_the_loops_own_inputs_are_refused(name: str, tmp_path: Path) -> None:
     def change(model: onnx.ModelProto) -> None:
