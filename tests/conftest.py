@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shlex
@@ -20,6 +21,12 @@ if file := os.environ.get("BLIP2RT_NATIVE"):  # another build of the core, as `m
     assert spec is not None and spec.loader is not None
     sys.modules["blip2rt._native"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["blip2rt._native"])
+
+from blip2rt.errors import BackendError
+from blip2rt.native import native
+
+with contextlib.suppress(BackendError):
+    native()  # an installed package's, beside whose source folder the tests run
 
 from tests.tiny.bundle import Tiny, tiny_bundle
 
