@@ -1,6 +1,6 @@
 // Refuses nodes with which ONNX Runtime's own operators read foreign memory or end the process: up to 1.24 it packs
-// constant weights by a node's attributes alone and adds a bias of any length, and GatherND takes any batch_dims and
-// indices without an axis. Knows operators; nothing about files.
+// constant weights by a node's attributes alone, up to 1.25 at least it adds a bias of any length and takes indices
+// without an axis, and GatherND takes any batch_dims. Knows operators; nothing about files.
 #pragma once
 
 #include <string_view>

@@ -378,7 +378,7 @@ INT8_FAULTS = [
 
 @pytest.mark.parametrize("change", INT8_FAULTS)
 def test_a_product_of_int8_that_does_not_fit_is_refused(change: str, tmp_path: Path) -> None:
-    """ONNX Runtime reads behind the end of a short bias up to 1.24."""
+    """ONNX Runtime 1.23 to 1.25 reads behind the end of a short bias."""
     model = mutants.int8(np.random.default_rng(new_seed()))
     node, constants = model.graph.node[1], {tensor.name: tensor for tensor in model.graph.initializer}
     if change == "no codes":
