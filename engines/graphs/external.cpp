@@ -5,10 +5,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <iterator>
 #include <vector>
 
 #include "graphs/fitting.h"
@@ -25,11 +23,6 @@ constexpr uint64_t kMostBytes = INT32_MAX;  // of a graph's file: protobuf reads
 enum TensorField : uint32_t { kDims = 1, kDataType = 2, kName = 8, kExternal = 13, kLocation = 14 };
 constexpr uint32_t kInlineData[] = {4, 5, 6, 7, 9, 10, 11};
 enum EntryField : uint32_t { kKey = 1, kValue = 2 };
-
-std::string quoted(std::string_view name) {
-  constexpr size_t kMost = 100;
-  return "'" + one_line(name.substr(0, kMost)) + (name.size() > kMost ? "...'" : "'");
-}
 
 // Where the numbers of a tensor lie in another file. Empty: the graph does not say.
 struct Place {
@@ -169,18 +162,6 @@ std::string read_file(const std::string& path) {
   return bytes;
 }
 
-// Throws where ONNX Runtime alone has an operator, but for those that exports use: many read what they were not given.
-void require_known(const Operator& used) {
-  constexpr std::string_view kMicrosoft = "com.microsoft";
-  constexpr std::string_view kExported[] = {"DynamicQuantizeMatMul", "GatherBlockQuantized", "GroupQueryAttention",
-                                            "MatMulNBits", "SkipSimplifiedLayerNormalization"};
-  if (used.domain.empty() || used.domain == "ai.onnx") return;
-  const bool exported = std::find(std::begin(kExported), std::end(kExported), used.type) != std::end(kExported);
-  if (used.domain == kMicrosoft && exported) return;
-  throw std::runtime_error("it uses the operator " + quoted(used.type) + " of the domain " + quoted(used.domain) +
-                           ", which no export has");
-}
-
 }  // namespace
 
 std::optional<uint64_t> tensor_bytes(const std::vector<uint64_t>& shape, uint64_t dtype) {
@@ -201,7 +182,6 @@ void check_model(std::string_view model, const std::string& folder, const Files&
   for (std::string_view domain : found.domains) {
     if (domain == kDomain) throw std::runtime_error("it uses operators of the domain " + quoted(kDomain));
   }
-  for (const Operator& used : found.operators) require_known(used);
   for (std::string_view tensor : found.tensors) check_tensor(tensor, folder, files);
   require_fitting_operators(model, found);
 }

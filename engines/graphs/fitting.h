@@ -1,6 +1,6 @@
-// Refuses nodes with which ONNX Runtime's own operators read foreign memory or end the process: up to 1.24 it packs
-// constant weights by a node's attributes alone, up to 1.25 at least it adds a bias of any length and takes indices
-// without an axis, and GatherND takes any batch_dims. Knows operators; nothing about files.
+// Refuses operators that no export has, and nodes with which ONNX Runtime's own read foreign memory or end the process.
+// Up to 1.24 it packs constant weights by a node's attributes alone. Up to 1.25 at least a bias may be too short and
+// indices may lack an axis. GatherND takes any batch_dims. Knows operators; nothing about files.
 #pragma once
 
 #include <string_view>
@@ -9,10 +9,11 @@
 
 namespace blip2rt {
 
-// Throws std::runtime_error where a MatMulNBits has weights that are no constants of the size that N, K, bits and
-// block_size ask for, a DynamicQuantizeMatMul has ones that do not fit one another, a GatherND has
-// more than one axis of batches or indices that may have no axis, or one of them stands in a subgraph or a function.
-// `found`: what walk_model found in the model.
+// Throws std::runtime_error where an operator is neither ONNX's own nor one of ONNX Runtime's that exports have; where
+// a MatMulNBits has weights that are no constants of the size that N, K, bits and block_size ask for, a
+// DynamicQuantizeMatMul ones that do not fit one another, or a GatherND several axes of batches or indices that may
+// have no axis; and where one of these three stands in a subgraph or a function. `found`: what walk_model found in the
+// model.
 void require_fitting_operators(std::string_view model, const Found& found);
 
 }  // namespace blip2rt

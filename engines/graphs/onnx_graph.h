@@ -32,6 +32,9 @@ struct Node {
   int64_t number(std::string_view name, int64_t otherwise) const;
   bool has_list(std::string_view name, const std::vector<uint64_t>& list) const;
 
+  // An input, or "" where the node has none of that number.
+  std::string_view input(size_t index) const { return index < inputs.size() ? inputs[index] : std::string_view(); }
+
   // Returns whether every attribute has one of these names, and is a number, a float or a list of numbers.
   bool has_only(std::initializer_list<std::string_view> names) const;
 

@@ -47,7 +47,7 @@ std::string cache_attention(const Node& node, const Parts& parts) {
     kInputs
   };
   constexpr size_t kOutputs = 3;
-  const auto input = [&](size_t index) { return index < node.inputs.size() ? node.inputs[index] : std::string_view(); };
+  const auto input = [&](size_t index) { return node.input(index); };
   const auto is_input = [&](std::string_view value, std::string_view name) {
     return value == name && parts.inputs.count(name) != 0;
   };

@@ -68,19 +68,18 @@ std::string int4_product(const Node& node, Parts& parts, const Stored& stored, s
 std::string int8_product(const Node& node, Parts& parts, const Stored& stored, size_t threads) {
   enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kBias, kInputs };
   if (node.op_type != "DynamicQuantizeMatMul" || node.inputs.size() <= kScales || int8_kernel() == nullptr) return "";
-  const auto given = [&](size_t input) { return input < node.inputs.size() && !node.inputs[input].empty(); };
   const auto turned = stored.find(node.inputs[kCodes]);
   const Constant* codes = turned == stored.end() ? nullptr : parts.constant(turned->second, DType::kInt8);
   const Constant* scales = parts.constant(node.inputs[kScales], DType::kFloat32);
-  if (codes == nullptr || codes->shape.size() != 2 || given(kZeroPoints) || node.inputs.size() > kInputs ||
-      !node.has_only({})) {
+  if (codes == nullptr || codes->shape.size() != 2 || !node.input(kZeroPoints).empty() ||
+      node.inputs.size() > kInputs || !node.has_only({})) {
     return "";
   }
   const uint64_t n = codes->shape[0], k = codes->shape[1];
   const auto is_vector = [&](const Constant* constant) { return constant != nullptr && constant->has_shape({n}); };
   if (n == 0 || n >= kMostSize || k == 0 || k > kInt8MostDepth || !is_vector(scales)) return "";
   std::vector<std::string_view> inputs = {node.inputs[kX], turned->second, node.inputs[kScales]};
-  if (given(kBias)) {
+  if (!node.input(kBias).empty()) {
     if (!is_vector(parts.constant(node.inputs[kBias], DType::kFloat32))) return "";
     inputs.push_back(node.inputs[kBias]);
   }

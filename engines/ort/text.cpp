@@ -50,4 +50,9 @@ std::string one_line(std::string_view text) {
   return line;
 }
 
+std::string quoted(std::string_view name) {
+  constexpr size_t kMost = 100;
+  return "'" + one_line(name.substr(0, kMost)) + (name.size() > kMost ? "...'" : "'");
+}
+
 }  // namespace blip2rt
