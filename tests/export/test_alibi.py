@@ -32,7 +32,7 @@ SEED = seed_of(__name__)
 HEADS, WIDTH, VOCAB, ROOM = 6, 16, 83, 640  # heads of no power of two have slopes of another series
 FALCON = importlib.import_module(transformers.FalconForCausalLM.__module__)
 BUILD = FALCON.build_alibi_tensor
-EXACT = 2e-6  # of the largest logit
+EXACT = 1e-5  # of the largest logit; rounding alone gave 1.9e-6 in 135 models, the biases without it 9e-3 or more
 VARIANTS: dict[str, dict[str, Any]] = {
     "one head of keys": {"multi_query": True},
     "all heads": {"multi_query": False, "parallel_attn": False, "bias": True},
