@@ -76,8 +76,9 @@ def photo() -> Any:
 # What pytest calls: seeds, order, failures.
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     seeds.session_seed()
+    config.pluginmanager.register(SeededFixtures())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -85,11 +86,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -sum(mark.args[0] for mark in item.iter_markers("long")))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_fixture_setup(fixturedef: Any, request: Any) -> None:
-    """A fixture of many tests makes the same, whichever of them asks first."""
-    owner = request.node.nodeid if fixturedef.scope == "function" else fixturedef.baseid
-    seeds.start(owner, fixturedef.argname, str(getattr(request, "param_index", 0)))
+class SeededFixtures:
+    """A fixture of many tests makes the same, whichever of them asks first. For a session's fixtures pytest calls no
+    conftest, but what is registered."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> None:
+        owner = request.node.nodeid if fixturedef.scope == "function" else fixturedef.baseid
+        seeds.start(owner, fixturedef.argname, str(getattr(request, "param_index", 0)))
 
 
 @pytest.hookimpl(wrapper=True)
