@@ -17,6 +17,7 @@ namespace {
 
 constexpr size_t kSide = amx::kTileRows;     // outputs and rows of a tile's products
 constexpr size_t kDepth = amx::kTileBytes;   // how much of K a tile takes
+constexpr size_t kFour = 4;                  // rows whose bytes are turned together
 constexpr size_t kPair = 2 * kSide;          // outputs that are multiplied together
 constexpr size_t kPart = 11 * kDepth;        // how much of K stays in the first cache, for 32 outputs and all rows
 constexpr size_t kMost = 288;                // rows whose products are kept until K ends
@@ -119,10 +120,10 @@ void finish(const Int8Matrix& m, const Int8Input& input, size_t begin, size_t fi
       const Avx512::Ints of_outputs = _mm512_load_si512(sums + half);
       const __mmask16 there = Avx512::mask(outputs - half);
       const uint8_t* tile = reinterpret_cast<const uint8_t*>(products + half / kSide * kProducts);
-      for (size_t four = 0; four < kSide && row + four < rows; four += kGroup) {
-        Avx512::Ints of_rows[kGroup];
+      for (size_t four = 0; four < kSide && row + four < rows; four += kFour) {
+        Avx512::Ints of_rows[kFour];
         Avx512::transpose(tile + four * sizeof(int32_t), kDepth, of_rows);
-        for (size_t r = 0; r < kGroup && row + four + r < rows; ++r) {
+        for (size_t r = 0; r < kFour && row + four + r < rows; ++r) {
           const size_t at = first + row + four + r;
           const Avx512::Ints zero = Avx512::mul(Avx512::broadcast(input.zeros[at]), of_outputs);
           _mm512_mask_storeu_ps(
@@ -175,10 +176,10 @@ void quantize(const float* x, size_t first, size_t rows, size_t k, const Int8Inp
     for (size_t i = 0; i < rows; ++i) {
       Avx512::quantize(x + (first + i) * k + at, some, roundings[i].inverse, roundings[i].zero, values[i]);
     }
-    for (size_t part = 0; part < kSide; part += kGroup) {
-      Avx512::Ints fours[kGroup];
-      Avx512::transpose(values[0] + part * kGroup, kDepth, fours);
-      for (size_t i = 0; i < kGroup; ++i) Avx512::store(to + (part + i) * kDepth, fours[i]);
+    for (size_t part = 0; part < kSide; part += kFour) {
+      Avx512::Ints fours[kFour];
+      Avx512::transpose(values[0] + part * kFour, kDepth, fours);
+      for (size_t i = 0; i < kFour; ++i) Avx512::store(to + (part + i) * kDepth, fours[i]);
     }
   }
 }
@@ -187,7 +188,7 @@ size_t scratch_of_pair(size_t) { return sizeof(Scratch); }
 
 }  // namespace
 
-extern const Int8Kernel kInt8Amx = {"amx", kPair, kStrip / kPair, scratch_of_pair, quantize, multiply};
+extern const Int8Kernel kInt8Amx = {"amx", kPair, kStrip / kPair, 1, scratch_of_pair, quantize, multiply};
 
 }  // namespace blip2rt
 #if defined(__clang__)

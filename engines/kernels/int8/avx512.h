@@ -10,8 +10,9 @@ namespace blip2rt {
 namespace {
 
 struct Avx512 {
-  static constexpr size_t kLanes = 16, kRows = 6;
+  static constexpr size_t kLanes = 16, kGroup = 4, kRows = 6;
   static constexpr int32_t kMiddle = 0;
+  using Value = uint8_t;
   using Ints = __m512i;
 
   static Ints load(const uint8_t* from) { return _mm512_load_si512(from); }

@@ -10,7 +10,7 @@
 namespace blip2rt {
 
 #if defined(__x86_64__)
-extern const Int8Kernel kInt8Amx, kInt8Avx512, kInt8AvxVnni;
+extern const Int8Kernel kInt8Amx, kInt8Avx512, kInt8AvxVnni, kInt8Avx2;
 #elif defined(__aarch64__) && defined(__linux__)
 extern const Int8Kernel kInt8Neon;
 #endif
@@ -24,6 +24,7 @@ const KernelChoice<Int8Kernel>& kernels() {
     if (may_use_amx()) choice.add(kInt8Amx);
     if (has_avx512_vnni()) choice.add(kInt8Avx512);
     if (has_avx_vnni()) choice.add(kInt8AvxVnni);
+    if (has_avx2()) choice.add(kInt8Avx2);
 #elif defined(__aarch64__) && defined(__linux__)
     if (has_dot_product()) choice.add(kInt8Neon);
 #endif
@@ -45,7 +46,7 @@ size_t core_cache() {
 
 size_t Int8Kernel::tiles_together(size_t k) const {
   const size_t room = core_cache() / 8 * 3;  // the rest is the activations' and the next tiles'
-  return std::max<size_t>(1, std::min(together, room / (tile * whole_lines(k))));
+  return std::max<size_t>(1, std::min(together, room / (tile * value_size * whole_lines(k))));
 }
 
 const Int8Kernel* int8_kernel() { return kernels().best(); }

@@ -14,8 +14,9 @@ namespace blip2rt {
 namespace {
 
 struct Neon {
-  static constexpr size_t kLanes = 4, kRows = 5;
+  static constexpr size_t kLanes = 4, kGroup = 4, kRows = 5;
   static constexpr int32_t kMiddle = 128;
+  using Value = uint8_t;
   using Ints = int32x4_t;
   using Floats = float32x4_t;
 

@@ -1,12 +1,14 @@
 // The product of matmul.h, written once for all instruction sets. A file includes this behind its target pragma and
-// passes its vectors as V, with `kLanes` outputs side by side; a tile is four of them. `kMiddle` is subtracted from
-// values where the instructions want them signed. Everything has internal linkage, because each such file compiles it
-// for another processor.
+// passes its vectors as V, with `kLanes` outputs side by side; a tile is four of them. One instruction takes `kGroup`
+// weights of each output, in its 32 bits of a vector, and as many values. `kMiddle` is subtracted from values where the
+// instructions want them signed. Everything has internal linkage, because each such file compiles it for another
+// processor.
 #pragma once
 
 #include <cmath>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "kernels/ahead.h"
 #include "kernels/int8/matmul.h"
@@ -14,7 +16,6 @@
 namespace blip2rt {
 namespace {
 
-constexpr size_t kGroup = 4;    // weights of an output that one instruction takes
 constexpr size_t kVectors = 4;  // side by side in a tile
 constexpr size_t kPiece = 16;   // weights of an output that are unpacked at once
 constexpr size_t kStrip = 256;  // outputs of a call, at most
@@ -22,34 +23,42 @@ constexpr size_t kStrip = 256;  // outputs of a call, at most
 template <class V>
 constexpr size_t kTogether = kStrip / (kVectors * V::kLanes);
 
-// Unpacks the codes of some tiles, each in the order that it is multiplied in: for every 4 of K the four vectors, zeros
+template <class V>
+constexpr size_t kGroups = kPiece / V::kGroup;  // of a piece
+
+// Bytes of a tile's codes for `depth` of K, as they are multiplied.
+template <class V>
+constexpr size_t tile_bytes(size_t depth) {
+  return depth / V::kGroup * kVectors * sizeof(typename V::Ints);
+}
+
+// Unpacks the codes of some tiles, each in the order that it is multiplied in: for every group the four vectors, zeros
 // where the matrix ends. Sums each output's codes over K. Prefetches the outputs of the next vector: no processor
 // foresees so many streams.
 template <class V>
 void unpack_tiles(size_t tiles, const Int8Matrix& m, size_t depth, size_t begin, uint8_t* to, int32_t* sums) {
-  constexpr size_t kTile = kVectors * V::kLanes;
   for (size_t vector = 0; vector < tiles * kVectors; ++vector) {
     const size_t first = begin + vector * V::kLanes, left = first < m.n ? m.n - first : 0;
     const size_t outputs = left < V::kLanes ? left : V::kLanes;
     const uint8_t* codes = reinterpret_cast<const uint8_t*>(m.codes + (m.n - left) * m.k);
-    uint8_t* of_vector = to + vector / kVectors * depth * kTile + vector % kVectors * sizeof(typename V::Ints);
+    uint8_t* of_vector = to + vector / kVectors * tile_bytes<V>(depth) + vector % kVectors * sizeof(typename V::Ints);
     typename V::Ints sum = V::zero_ints();
     const size_t behind = left - outputs;
     Ahead ahead(codes + outputs * m.k, behind < V::kLanes ? behind : V::kLanes, m.k, m.k, depth / kPiece);
     for (size_t k = 0; k < depth; k += kPiece) {
-      typename V::Ints quads[kPiece / kGroup];
+      typename V::Ints groups[kGroups<V>];
       ahead.step();
       if (outputs == V::kLanes && k + kPiece <= m.k) {
-        V::transpose(codes + k, m.k, quads);
+        V::transpose(codes + k, m.k, groups);
       } else {
         uint8_t copy[V::kLanes * kPiece] = {};
         const size_t some = m.k - k < kPiece ? m.k - k : kPiece;
         for (size_t i = 0; i < outputs; ++i) std::memcpy(copy + i * kPiece, codes + i * m.k + k, some);
-        V::transpose(copy, kPiece, quads);
+        V::transpose(copy, kPiece, groups);
       }
-      for (size_t group = 0; group < kPiece / kGroup; ++group) {
-        V::store(of_vector + (k + group * kGroup) * kTile, quads[group]);
-        sum = V::dot(sum, V::ones(), quads[group]);
+      for (size_t group = 0; group < kGroups<V>; ++group) {
+        V::store(of_vector + tile_bytes<V>(k + group * V::kGroup), groups[group]);
+        sum = V::dot(sum, V::ones(), groups[group]);
       }
     }
     V::store(reinterpret_cast<uint8_t*>(sums + vector * V::kLanes), sum);
@@ -58,14 +67,26 @@ void unpack_tiles(size_t tiles, const Int8Matrix& m, size_t depth, size_t begin,
 
 // Multiplies four vectors of codes with one group of 16 values, where the instruction wants the group in every lane.
 template <class V, size_t Group>
-void dot_broadcast(typename V::Ints* sums, const uint8_t* values, const typename V::Ints* codes) {
-  int32_t four;
-  std::memcpy(&four, values + Group * kGroup, sizeof four);
-  for (size_t v = 0; v < kVectors; ++v) sums[v] = V::dot(sums[v], V::broadcast(four), codes[v]);
+void dot_broadcast(typename V::Ints* sums, const void* values, const typename V::Ints* codes) {
+  int32_t group;
+  std::memcpy(&group, static_cast<const uint8_t*>(values) + Group * sizeof group, sizeof group);
+  for (size_t v = 0; v < kVectors; ++v) sums[v] = V::dot(sums[v], V::broadcast(group), codes[v]);
 }
 
 // K rounded up to whole pieces, which codes of zero fill.
 inline size_t depth_of(const Int8Matrix& m) { return (m.k + kPiece - 1) / kPiece * kPiece; }
+
+// Multiplies a piece of one tile with R rows.
+template <class V, size_t R, size_t... Group>
+void multiply_piece(const uint8_t* codes, const typename V::Values* of_rows, typename V::Ints (*products)[kVectors],
+                    std::index_sequence<Group...>) {
+  const auto add_group = [&](auto group) {
+    typename V::Ints of_group[kVectors];
+    for (size_t v = 0; v < kVectors; ++v) of_group[v] = V::load(codes + (group * kVectors + v) * sizeof(of_group[v]));
+    for (size_t r = 0; r < R; ++r) V::template dot_group<group>(products[r], of_rows[r], of_group);
+  };
+  (add_group(std::integral_constant<size_t, Group>()), ...);
+}
 
 // Multiplies R rows from `row` on with one tile.
 template <class V, size_t R>
@@ -78,17 +99,8 @@ void multiply_rows(const Int8Input& input, size_t depth, const uint8_t* codes, s
   const uint8_t* values = input.values + row * input.width;
   for (size_t k = 0; k < depth; k += kPiece) {
     typename V::Values of_rows[R];
-    for (size_t r = 0; r < R; ++r) of_rows[r] = V::values(values + r * input.width + k);
-    const auto add_group = [&](auto group) {
-      const uint8_t* from = codes + (k + group * kGroup) * kVectors * V::kLanes;
-      typename V::Ints quads[kVectors];
-      for (size_t v = 0; v < kVectors; ++v) quads[v] = V::load(from + v * sizeof(quads[v]));
-      for (size_t r = 0; r < R; ++r) V::template dot_group<group>(products[r], of_rows[r], quads);
-    };
-    add_group(std::integral_constant<size_t, 0>());
-    add_group(std::integral_constant<size_t, 1>());
-    add_group(std::integral_constant<size_t, 2>());
-    add_group(std::integral_constant<size_t, 3>());
+    for (size_t r = 0; r < R; ++r) of_rows[r] = V::values(values + r * input.width + k * sizeof(typename V::Value));
+    multiply_piece<V, R>(codes + tile_bytes<V>(k), of_rows, products, std::make_index_sequence<kGroups<V>>());
   }
   for (size_t r = 0; r < R; ++r) {
     for (size_t v = 0; v < kVectors; ++v) out[r][v] = products[r][v];
@@ -143,7 +155,7 @@ void multiply_tiles(const Int8Matrix& m, const Int8Input& input, float* out, siz
     const size_t rows = input.rows - row < V::kRows ? input.rows - row : V::kRows;
     for (size_t tile = 0; tile < tiles; ++tile) {
       typename V::Ints products[V::kRows][kVectors];
-      multiply_some<V>(rows, input, depth, codes + tile * kTile * depth, row, products);
+      multiply_some<V>(rows, input, depth, codes + tile * tile_bytes<V>(depth), row, products);
       finish_rows<V>(m, input, row, rows, begin + tile * kTile, code_sums + tile * kTile, products, out);
     }
   }
@@ -172,16 +184,23 @@ template <class V>
 void quantize_rows(const float* x, size_t first, size_t rows, size_t k, const Int8Input& input) {
   for (size_t row = first; row < first + rows; ++row) {
     const Rounding rounding = rounding_of<V>(x + row * k, row, k, input);
-    uint8_t* to = input.values + row * input.width;
+    auto* to = reinterpret_cast<typename V::Value*>(input.values + row * input.width);
+    std::memset(to + k, 0, input.width - k * sizeof *to);
     V::quantize(x + row * k, k, rounding.inverse, rounding.zero, to);
-    std::memset(to + k, 0, input.width - k);
   }
 }
 
 template <class V>
 constexpr Int8Kernel kernel(const char* name) {
-  const auto scratch_of_tile = [](size_t k) { return kVectors * V::kLanes * Int8Kernel::whole_lines(k); };
-  return {name, kVectors * V::kLanes, kTogether<V>, scratch_of_tile, quantize_rows<V>, multiply_tiles<V>};
+  const auto scratch_of_tile = [](size_t k) { return tile_bytes<V>(Int8Kernel::whole_lines(k)); };
+  static_assert(V::kGroup * sizeof(typename V::Value) == sizeof(int32_t));
+  return {name,
+          kVectors * V::kLanes,
+          kTogether<V>,
+          sizeof(typename V::Value),
+          scratch_of_tile,
+          quantize_rows<V>,
+          multiply_tiles<V>};
 }
 
 }  // namespace

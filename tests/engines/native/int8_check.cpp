@@ -114,7 +114,7 @@ void check_case(const Int8Kernel& kernel, Case& given) {
 
 int main(int argc, char** argv) {
   std::mt19937 random(argc > 1 ? static_cast<unsigned>(std::atoi(argv[1])) : 0);
-  for (const char* name : {"amx", "avx512", "avxvnni", "neon"}) {
+  for (const char* name : {"amx", "avx512", "avxvnni", "avx2", "neon"}) {
     const Int8Kernel* kernel = int8_kernel(name);
     if (kernel == nullptr) continue;
     for (size_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 32, 33, 40, 65, 530}) {
