@@ -23,7 +23,7 @@ def session(path: Path, threads: int = 0, packed: bool = True, fused: bool = Tru
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    options.add_session_config_entry("session.x64quantprecision", "1")  # as the core's: no sum of two products overflows
+    options.add_session_config_entry("session.x64quantprecision", "1")  # as the core: sums do not overflow
     if not packed:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if not fused:

@@ -177,7 +177,7 @@ def test_int8_is_nearer_to_exact_than_onnx_runtimes(threads: int, tmp_path: Path
             )
             errors = [np.abs(session.run({"x": x})["y"] - exact).mean() for session in (ours, theirs)]
             weights = constants["codes"] * constants["scales"][:, None]
-            usual = np.sqrt((x.astype(float) ** 2).mean() * (weights**2).mean() * k)  # size of a product of random numbers
+            usual = np.sqrt((x.astype(float) ** 2).mean() * (weights**2).mean() * k)  # size of such a product
             assert errors[0] <= 1.05 * errors[1] + 1e-6 and errors[0] < 0.02 * usual + 1e-6, (k, n, errors)
         assert ours.run({"x": np.zeros((2, 0, k), np.float32)})["y"].shape == (2, 0, n)
 
@@ -221,8 +221,8 @@ def test_other_int8_products_stay_with_onnx_runtime(change: str, tmp_path: Path)
 
 
 def test_codes_that_two_products_read_are_turned_once(tmp_path: Path) -> None:
-    """Two products with the same weights, of which ONNX Runtime keeps one. It cannot turn such weights unsigned; sums of
-    two products with 63 do not overflow anywhere."""
+    """Two products with the same weights, of which ONNX Runtime keeps one. It cannot turn those unsigned; with 63
+    nothing overflows anywhere."""
     rng = np.random.default_rng(new_seed())
     k, n = 70, 50
     constants = {
