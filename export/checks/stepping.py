@@ -14,8 +14,8 @@ import onnxruntime as ort
 from blip2rt.bundle import llm_tensors
 
 
-def session(path: Path, threads: int = 0, packed: bool = True, fused: bool = True) -> ort.InferenceSession:
-    """Open a graph in ONNX Runtime, on the CPU.
+def session(graph: Path | bytes, threads: int = 0, packed: bool = True, fused: bool = True) -> ort.InferenceSession:
+    """Open a graph in ONNX Runtime, on the CPU: a file's, or one in memory.
 
     packed: matrices are copied into the order that products want; otherwise they stay in the mapped file.
     fused: products between QuantizeLinear and DequantizeLinear are ONNX Runtime's integer ones; otherwise as written.
@@ -28,7 +28,7 @@ def session(path: Path, threads: int = 0, packed: bool = True, fused: bool = Tru
         options.add_session_config_entry("session.disable_prepacking", "1")
     if not fused:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def as_written(path: Path, threads: int = 0) -> ort.InferenceSession:

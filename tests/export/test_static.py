@@ -20,7 +20,7 @@ from PIL import Image
 import blip2rt
 from blip2rt.info import describe
 from export.assemble import held_out
-from export.checks import ranges, verify
+from export.checks import ranges, stepping, verify
 from export.checks.ranges import of_batches
 from export.cli import main
 from export.graphs import trace
@@ -160,7 +160,7 @@ def apply(seen: Range, width: int) -> tuple[list[str], ort.InferenceSession]:
     [name] = static.operands(model)
     static.apply(model, Rounding(Blocks(32)), {name: seen})
     proto = trace.ir.to_proto(model).SerializeToString()
-    return [node.op_type for node in model.graph], ort.InferenceSession(proto, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in model.graph], stepping.session(proto)
 
 
 def test_ranges_lie_on_grids_that_hold_them() -> None:
@@ -216,7 +216,7 @@ def test_smoothing_moves_outliers_and_changes_nothing_else(tmp_path: Path) -> No
 
     def answer(model: trace.ir.Model) -> np.ndarray:
         proto = trace.ir.to_proto(model).SerializeToString()
-        return ort.InferenceSession(proto, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        return stepping.session(proto).run(None, {"x": x})[0]
 
     want, smoothed = answer(model), model.clone()
     left = smooth.apply(smoothed, matrices(smoothed, "MatMul"), ranges)
