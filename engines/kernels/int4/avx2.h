@@ -12,8 +12,10 @@ namespace blip2rt {
 namespace {
 
 struct Avx2 {
-  static constexpr size_t kLanes = 8, kWholeRows = 8, kSplitRows = 4, kFewRows = 5;
+  static constexpr size_t kLanes = 8, kWholeRows = 8, kSplitRows = 6, kFewRows = 5;
   static constexpr size_t kAcross = 2, kFewerAcross = 2;
+  template <bool Split>
+  static constexpr size_t kAlone = 1;  // the most rows that one tile at a time is multiplied with
   using Ints = __m256i;
   using Floats = __m256;
 
