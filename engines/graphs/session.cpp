@@ -38,8 +38,9 @@ SessionOptions session_options(int intra_op_threads) {
 }
 
 // Opens the graph in `bytes`, or the one of the file where there are none. Without VNNI, ONNX Runtime adds two 8-bit
-// products in 16 bits, which do not hold them. It is told to turn weights unsigned, whose products it widens. It cannot
-// do that (as of 1.32) to weights that two products read; such a graph is then opened as it is.
+// products in 16 bits, which do not hold them. It is told to turn weights unsigned, whose products it widens. Before
+// 1.30 that ended the process at a product without zero points. It is an error (as of 1.32) where two products read the
+// weights; such a graph is opened as it is.
 OrtSession* create_session(const std::string& path, const std::string& bytes, OrtSessionOptions* options) {
   const auto create = [&](const char* exact) {
     check(ort().AddSessionConfigEntry(options, "session.x64quantprecision", exact));
@@ -49,6 +50,7 @@ OrtSession* create_session(const std::string& path, const std::string& bytes, Or
               : ort().CreateSessionFromArray(ort_environment(), bytes.data(), bytes.size(), options, &session));
     return session;
   };
+  if (ort_is_before(30)) return create("0");
   try {
     return create("1");
   } catch (const std::runtime_error&) {

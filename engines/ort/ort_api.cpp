@@ -46,12 +46,15 @@ const ApiBase& api_base(const std::string& path) {
   return *reinterpret_cast<const ApiBase* (*)()>(symbol)();
 }
 
+bool is_before(const std::string& version, int minor_of_1) {
+  int major = 0, minor = 0;
+  return std::sscanf(version.c_str(), "%d.%d", &major, &minor) == 2 &&
+         (major < 1 || (major == 1 && minor < minor_of_1));
+}
+
 // Operators of older versions do not compare their tensors with their attributes: a stranger's graph reads foreign
 // memory.
-bool is_too_old(const std::string& version) {
-  int major = 0, minor = 0;
-  return std::sscanf(version.c_str(), "%d.%d", &major, &minor) == 2 && (major < 1 || (major == 1 && minor < 23));
-}
+bool is_too_old(const std::string& version) { return is_before(version, 23); }
 
 }  // namespace
 
@@ -98,6 +101,8 @@ const OrtEntries& ort() {
 const OrtEnv* ort_environment() { return loaded->environment; }
 
 const std::string& ort_version() { return loaded->version; }
+
+bool ort_is_before(int minor_of_1) { return is_before(loaded->version, minor_of_1); }
 
 void check(OrtStatus* status) {
   if (status == nullptr) return;

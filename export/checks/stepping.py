@@ -23,12 +23,19 @@ def session(graph: Path | bytes, threads: int = 0, packed: bool = True, fused: b
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    options.add_session_config_entry("session.x64quantprecision", "1")  # as the core: sums do not overflow
+    if sums_are_exact():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if not packed:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if not fused:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def sums_are_exact() -> bool:
+    """Whether this ONNX Runtime can be told that sums of 8-bit products must not overflow where there is no VNNI, as
+    the core tells it. Releases before 1.30 end the process at that."""
+    return tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 30)
 
 
 def as_written(path: Path, threads: int = 0) -> ort.InferenceSession:

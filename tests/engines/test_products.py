@@ -17,6 +17,8 @@ from tests.seeds import new_seed
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.engines.native import mutants
+
 pytestmark = pytest.mark.long(40)
 
 ROOT = Path(__file__).parents[2]
@@ -201,6 +203,8 @@ def save_static(path: Path, k: int, n: int) -> None:
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 def test_the_largest_int8_products_are_exact(kind: str, own: bool, tmp_path: Path) -> None:
     """255 * 127 twice is more than 16 bits hold, in which AVX2 adds them: ONNX Runtime's was a half of the sum."""
+    if mutants.OVERFLOWS and (kind == "static" or not own):
+        pytest.skip("this ONNX Runtime cannot be told")
     k, n = 96, 40
     if kind == "dynamic":
         save_dynamic(tmp_path / "graph.onnx", k, n, bias=False, largest=True)
@@ -221,12 +225,12 @@ def test_other_int8_products_stay_with_onnx_runtime(change: str, tmp_path: Path)
 
 
 def test_codes_that_two_products_read_are_turned_once(tmp_path: Path) -> None:
-    """Two products with the same weights, of which ONNX Runtime keeps one. It cannot turn those unsigned; with 63
-    nothing overflows anywhere."""
+    """Two products with the same weights, of which ONNX Runtime keeps one. It cannot turn those unsigned; with
+    small codes nothing overflows anywhere."""
     rng = np.random.default_rng(new_seed())
     k, n = 70, 50
     constants = {
-        "codes": rng.integers(-63, 64, (n, k), dtype=np.int8),
+        "codes": rng.integers(-mutants.LARGE, mutants.LARGE + 1, (n, k), dtype=np.int8),
         "scales": rng.uniform(0.001, 0.01, n).astype(np.float32),
         "zeros": np.zeros(n, np.int8),
     }
