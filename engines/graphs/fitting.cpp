@@ -1,4 +1,5 @@
-// Looks at what operators a graph has, at the weights of its products, and at what its GatherNDs gather by.
+// Looks at what operators a graph has, and at what ONNX Runtime does not check of some of them: the weights of
+// products, what a GatherND gathers by, numbers of heads and of parts.
 #include "graphs/fitting.h"
 
 #include <algorithm>
@@ -106,6 +107,19 @@ bool gathers_plainly(const Parts& parts, const Node& node) {
   return widened.is("Unsqueeze") && added != nullptr && added->shape.size() == 1 && added->shape[0] > 0;
 }
 
+// ONNX Runtime before 1.30 divides by what is left of larger numbers in 32 bits, which may be zero.
+bool has_heads(const Parts&, const Node& node) {
+  constexpr int64_t kMost = 65536;
+  const int64_t heads = node.number("num_heads", 0), of_keys = node.number("kv_num_heads", 0);
+  return heads > 0 && heads <= kMost && of_keys > 0 && of_keys <= kMost;
+}
+
+// ONNX Runtime before 1.30 ends the process at another number.
+bool splits_into_its_outputs(const Parts&, const Node& node) {
+  const auto parts = static_cast<int64_t>(node.outputs.size());
+  return node.number("num_outputs", parts) == parts;
+}
+
 // Throws where ONNX Runtime alone has an operator, but for those that exports use: many read what they were not given.
 void require_known(const Operator& used) {
   constexpr std::string_view kExported[] = {"DynamicQuantizeMatMul", "GatherBlockQuantized", "GroupQueryAttention",
@@ -129,6 +143,8 @@ void require_fitting_operators(std::string_view model, const Found& found) {
       {"MatMulNBits", fits, "the weights of a MatMulNBits do not fit its sizes"},
       {"DynamicQuantizeMatMul", columns_fit, "the weights of a DynamicQuantizeMatMul do not fit one another"},
       {"GatherND", gathers_plainly, "a GatherND has several axes of batches, or indices that may have no axis"},
+      {"GroupQueryAttention", has_heads, "a GroupQueryAttention has no number of heads from 1 to 65536"},
+      {"Split", splits_into_its_outputs, "a Split has another number of parts than outputs"},
   };
   for (const Operator& used : found.operators) require_known(used);
   std::optional<Parts> parts;

@@ -364,6 +364,31 @@ def test_a_gather_that_ends_onnx_runtime_is_refused(change: str, tmp_path: Path)
         check_graph(str(path))
 
 
+@pytest.mark.parametrize("number", [1, 2, 4, -1])
+def test_a_split_into_another_number_of_parts_is_refused(number: int, tmp_path: Path) -> None:
+    """ONNX Runtime before 1.30 ended the process."""
+    model = mutants.int8(np.random.default_rng(new_seed()))
+    split = next(node for node in model.graph.node if node.op_type == "Split")
+    next(each for each in split.attribute if each.name == "num_outputs").i = number
+    path = tmp_path / "odd.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(GraphError, match="odd.onnx is refused: a Split has another number of parts than outputs"):
+        check_graph(str(path))
+
+
+@pytest.mark.parametrize("number", [0, -1, 2**31, 2**32])
+@pytest.mark.parametrize("name", ["num_heads", "kv_num_heads"])
+def test_attention_without_a_number_of_heads_is_refused(name: str, number: int, tmp_path: Path) -> None:
+    """ONNX Runtime before 1.30 divided by zero."""
+    model = mutants.decoder(np.random.default_rng(new_seed()), False)
+    attention = next(node for node in model.graph.node if node.op_type == "GroupQueryAttention")
+    next(each for each in attention.attribute if each.name == name).i = number
+    path = tmp_path / "odd.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(GraphError, match="odd.onnx is refused: a GroupQueryAttention has no number of heads from 1"):
+        check_graph(str(path))
+
+
 INT8_FAULTS = [
     "no codes",
     "turned twice",
