@@ -15,6 +15,7 @@ pytest.importorskip("blip2rt._native")
 
 import onnx
 import onnxruntime as ort
+from onnx import helper, numpy_helper
 from PIL import Image
 
 import blip2rt
@@ -138,6 +139,24 @@ def test_a_precision_that_is_not_there_is_not_written(tmp_path: Path) -> None:
     for precision in ("fp32", "int4", "int8w", "int8-dynamic"):
         assert made(precision) == precision
     assert made("fp16", 4) == "fp32" and made("fp16", 300) == "fp16", "small weights stay as they are"
+
+
+def test_a_graph_whose_products_share_their_weights_is_opened() -> None:
+    """ONNX Runtime cannot be told there that sums must not overflow."""
+    constants = {"codes": np.full((8, 4), 3, np.int8), "scales": np.full(4, 0.5, np.float32)}
+    kind = {"domain": "com.microsoft"}
+    nodes = [helper.make_node("DynamicQuantizeMatMul", ["x", "codes", "scales"], [name], **kind) for name in "ab"]
+    graph = helper.make_graph(
+        [*nodes, helper.make_node("Add", ["a", "b"], ["y"])],
+        "shared",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["B", 8])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["B", 4])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 19), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    [y] = stepping.session(model.SerializeToString()).run(None, {"x": np.ones((1, 8), np.float32)})
+    np.testing.assert_allclose(y, 2 * 8 * 3 * 0.5, rtol=1e-5)
 
 
 def test_photographs_are_held_out() -> None:

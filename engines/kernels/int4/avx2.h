@@ -14,8 +14,7 @@ namespace {
 struct Avx2 {
   static constexpr size_t kLanes = 8, kWholeRows = 8, kSplitRows = 6, kFewRows = 5;
   static constexpr size_t kAcross = 2, kFewerAcross = 2;
-  template <bool Split>
-  static constexpr size_t kAlone = 1;  // the most rows that one tile at a time is multiplied with
+  static constexpr bool kFewAcross = true;  // whether several tiles at once are multiplied with few rows, too
   using Ints = __m256i;
   using Floats = __m256;
 

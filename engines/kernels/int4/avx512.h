@@ -14,8 +14,7 @@ namespace {
 struct Avx512 {
   static constexpr size_t kLanes = 16, kWholeRows = 8, kSplitRows = 4, kFewRows = 6;
   static constexpr size_t kAcross = 2, kFewerAcross = 1;
-  template <bool Split>
-  static constexpr size_t kAlone = Split ? kSplitRows : kWholeRows;
+  static constexpr bool kFewAcross = false;
   using Ints = __m512i;
   using Floats = __m512;
 

@@ -12,8 +12,7 @@ namespace {
 
 struct AvxVnni : Avx2 {
   static constexpr size_t kSplitRows = 4;
-  template <bool Split>
-  static constexpr size_t kAlone = Split ? kSplitRows : kWholeRows;
+  static constexpr bool kFewAcross = false;
 
   static Ints begin_piece(Ints sum) { return sum; }
   static Ints end_piece(Ints, Ints part) { return part; }

@@ -289,7 +289,7 @@ template <class V, bool Split>
 void multiply_tiles(const Int4Matrix& m, const Int4Input& input, float* out, size_t first, size_t last,
                     uint8_t* scratch) {
   if constexpr (V::kAcross > 1) {
-    if (input.rows > V::template kAlone<Split>) {
+    if (V::kFewAcross || input.rows > kRows<V, Split, 1>) {
       for (; first + V::kAcross <= last; first += V::kAcross) {
         multiply_across<V, Split, V::kAcross>(m, input, out, first * V::kLanes, scratch);
       }

@@ -67,9 +67,9 @@ void unpack_tiles(size_t tiles, const Int8Matrix& m, size_t depth, size_t begin,
 
 // Multiplies four vectors of codes with one group of 16 values, where the instruction wants the group in every lane.
 template <class V, size_t Group>
-void dot_broadcast(typename V::Ints* sums, const void* values, const typename V::Ints* codes) {
+void dot_broadcast(typename V::Ints* sums, const uint8_t* values, const typename V::Ints* codes) {
   int32_t group;
-  std::memcpy(&group, static_cast<const uint8_t*>(values) + Group * sizeof group, sizeof group);
+  std::memcpy(&group, values + Group * sizeof group, sizeof group);
   for (size_t v = 0; v < kVectors; ++v) sums[v] = V::dot(sums[v], V::broadcast(group), codes[v]);
 }
 
