@@ -41,6 +41,7 @@ from .bundle.manifest import ImageSpec
 from .errors import ImageError
 from .image_kinds import HEAD, kind_of
 from .installing import pip_install
+from .native import native
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,6 +65,7 @@ SCALED_TOLERANCE = 4.0  # of 255, the mean over an image: 12-megapixel photograp
 MAX_PIXELS = 50_000_000  # of an image file, unless load(max_pixels=) says otherwise
 MAX_SIDE = 65_535  # pixels of an image file's width or height
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF")  # no plugin of Pillow runs but theirs
+_STRIP = 1 << 17  # pixels that are resized at a time
 _MARGIN = 2  # times the wanted size that scaled decoding keeps, for the filter to work on
 _ORIENTATION = 0x0112
 _CHANNELS = (1, 3, 4)
@@ -89,13 +91,23 @@ def prepare(
     image: ImageLike, spec: ImageSpec, *, scaled: bool = False, max_pixels: int = MAX_PIXELS, color: str = "rgb"
 ) -> NDArray[np.uint8]:
     """Image -> RGB (height, width, 3) uint8, resized by the spec's filter, aspect ratio ignored. Raises ImageError."""
-    resample = Image.Resampling[spec.resample.upper()]
     least = _MARGIN * max(spec.width, spec.height) if scaled else None  # the larger: the image may lie on its side
     rgb = load_rgb(image, least, max_pixels, color)
     try:
-        return np.asarray(rgb.resize((spec.width, spec.height), resample))
+        return resize(rgb, (spec.width, spec.height), spec.resample)
     except MemoryError:
         raise ImageError(f"not enough memory for an image of {rgb.width} x {rgb.height}: scale it down first") from None
+
+
+def resize(rgb: Image.Image, size: tuple[int, int], resample: str) -> NDArray[np.uint8]:
+    """Do what Image.resize does with a picture of mode RGB, to the last bit, in a seventh of its time where the
+    processor has AVX2. Return (height, width, 3). size: (width, height); resample: the name of Pillow's filter."""
+    if resample == "nearest":
+        return np.asarray(rgb.resize(size, Image.Resampling.NEAREST))
+    rows = max(1, _STRIP // rgb.width)
+    boxes = ((0, top, rgb.width, min(top + rows, rgb.height)) for top in range(0, rgb.height, rows))
+    strips = (rgb.crop(box).tobytes("raw", "RGBX") for box in boxes)  # while they are in the processor's cache
+    return native().resize(strips, rgb.size, size, resample)
 
 
 def normalize(rgb: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]:

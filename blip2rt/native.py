@@ -13,7 +13,10 @@ from .errors import BackendError
 from .installing import pip_install
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from . import _native
 
@@ -35,6 +38,9 @@ class Core(Protocol):
     def check_graph(self, graph_path: str, files: Mapping[str, int] | None = None) -> None: ...
     def kernels(self) -> tuple[str, dict[str, str]]: ...
     def processor_kernels(self) -> list[str]: ...
+    def resize(
+        self, strips: Iterable[bytes], from_size: tuple[int, int], to_size: tuple[int, int], filter: str
+    ) -> NDArray[np.uint8]: ...
 
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@
 #include "python/casters.h"
 #include "python/gil.h"
 #include "python/python_batcher.h"
+#include "python/python_image.h"
 #include "python/python_loop.h"
 #include "python/python_options.h"
 #include "python/python_tensors.h"
@@ -157,6 +158,7 @@ NB_MODULE(_native, m) {
         read_graph(graph_path, files);
       },
       "graph_path"_a, "files"_a = nb::none());
+  m.def("resize", &resize, "strips"_a, "from_size"_a, "to_size"_a, "filter"_a);
 
   nb::class_<Runtime>(m, "Runtime")
       .def(

@@ -118,9 +118,10 @@ def mutate(rng: random.Random, corpus: list[bytes]) -> bytes:
 
 def run_random(name: str, seconds: float, seed: int) -> int:
     """Random changes for so long; return how many. Raise what is found, its bytes kept."""
-    rng, corpus, end, done = random.Random(seed), seeds(name), time.monotonic() + seconds, 0
-    for data in corpus:
+    rng, corpus, done = random.Random(seed), seeds(name), 0
+    for data in corpus:  # the first one imports what the target needs
         attempt(name, data)
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         data = mutate(rng, corpus)
         try:

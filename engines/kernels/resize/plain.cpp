@@ -1,0 +1,36 @@
+// The arithmetic of kernel.h without instructions of any one processor.
+#include "kernels/resize/tile.h"
+
+namespace blip2rt {
+namespace {
+
+struct Plain {
+  static constexpr size_t kPixels = 1;
+  struct Ints {
+    int32_t lanes[4];
+  };
+
+  static Ints zero() { return {}; }
+  static Ints load(const int32_t* from) { return {{from[0], from[1], from[2], from[3]}}; }
+  static Ints broadcast(int32_t value) { return {{value, value, value, value}}; }
+
+  static Ints add_product(Ints sum, const uint8_t* bytes, Ints weight) {
+    for (int i = 0; i < 4; ++i) sum.lanes[i] += bytes[i] * weight.lanes[i];
+    return sum;
+  }
+
+  static void store_pixel(uint8_t* to, Ints sums) {
+    for (int i = 0; i < 4; ++i) {
+      const int32_t value = (sums.lanes[i] + (1 << (ResizeKernel::kFraction - 1))) >> ResizeKernel::kFraction;
+      to[i] = static_cast<uint8_t>(value < 0 ? 0 : value > 255 ? 255 : value);
+    }
+  }
+
+  static void store(uint8_t* to, Ints sums) { store_pixel(to, sums); }
+};
+
+}  // namespace
+
+extern const ResizeKernel kResizePlain = {"plain", Plain::kPixels, across<Plain>, down<Plain>};
+
+}  // namespace blip2rt

@@ -1,0 +1,155 @@
+// The windows of Pillow's filters, and the way of a picture through them. Knows instruction sets by name.
+#include "kernels/resize/resize.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+#include "kernels/kernel_choice.h"
+
+namespace blip2rt {
+
+extern const ResizeKernel kResizePlain;
+#if defined(__x86_64__)
+extern const ResizeKernel kResizeAvx2, kResizeSse2;
+#elif defined(__aarch64__)
+extern const ResizeKernel kResizeNeon;
+#endif
+
+namespace {
+
+constexpr double kPi = 3.14159265358979323846;
+
+double sinc(double x) { return x == 0 ? 1 : std::sin(kPi * x) / (kPi * x); }
+
+// A filter's weight at a distance from its middle, in inputs (in outputs where there are fewer of them).
+struct Filter {
+  const char* name;
+  double reach;  // weights beyond are 0
+  double (*at)(double x);
+};
+
+constexpr Filter kFilters[] = {
+    {"box", 0.5, [](double x) { return x > -0.5 && x <= 0.5 ? 1.0 : 0.0; }},
+    {"bilinear", 1, [](double x) { return std::max(0.0, 1 - std::fabs(x)); }},
+    {"hamming", 1,
+     [](double x) { return std::fabs(x) < 1 ? sinc(x) * (0.54 + 0.46 * std::cos(kPi * x)) : 0.0; }},
+    {"bicubic", 2,
+     [](double x) {
+       constexpr double kSharpness = -0.5;  // the slope at 1
+       x = std::fabs(x);
+       if (x < 1) return ((kSharpness + 2) * x - (kSharpness + 3)) * x * x + 1;
+       return x < 2 ? (((x - 5) * x + 8) * x - 4) * kSharpness : 0.0;
+     }},
+    {"lanczos", 3, [](double x) { return x >= -3 && x < 3 ? sinc(x) * sinc(x / 3) : 0.0; }},
+};
+
+const Filter& filter_named(const std::string& name) {
+  for (const Filter& filter : kFilters) {
+    if (name == filter.name) return filter;
+  }
+  throw std::invalid_argument("no filter is named " + name);
+}
+
+int32_t fixed_point(double weight) {
+  return static_cast<int32_t>(weight * (1 << ResizeKernel::kFraction) + (weight < 0 ? -0.5 : 0.5));
+}
+
+// Computes the windows of an axis: a multiple of `unit` inputs each, of every weight so many copies. Returns no window
+// where an axis has fewer inputs than that.
+Windows windows_of(const Filter& filter, size_t inputs, size_t outputs, size_t unit, size_t copies) {
+  const double scale = static_cast<double>(inputs) / static_cast<double>(outputs);
+  const double stretch = std::max(scale, 1.0), squeeze = 1 / stretch, reach = filter.reach * stretch;
+  struct Span {
+    size_t first, end;
+    double middle;
+  };
+  std::vector<Span> spans;
+  Windows windows{0, {}, {}};
+  for (size_t i = 0; i < outputs; ++i) {
+    const double middle = (static_cast<double>(i) + 0.5) * scale;
+    const auto first = static_cast<size_t>(std::max(middle - reach + 0.5, 0.0));
+    const size_t end = std::min(static_cast<size_t>(middle + reach + 0.5), inputs);
+    spans.push_back({first, end, middle});
+    windows.taps = std::max(windows.taps, end - first);
+  }
+  windows.taps = (windows.taps + unit - 1) / unit * unit;
+  if (windows.taps > inputs) return windows;
+
+  windows.weights.resize(outputs * windows.taps * copies);
+  std::vector<double> weights;
+  for (size_t i = 0; i < outputs; ++i) {
+    const Span& span = spans[i];
+    weights.clear();
+    double sum = 0;
+    for (size_t input = span.first; input < span.end; ++input) {
+      weights.push_back(filter.at((static_cast<double>(input) - span.middle + 0.5) * squeeze));
+      sum += weights.back();
+    }
+    windows.first.push_back(std::min(span.first, inputs - windows.taps));
+    int32_t* to = &windows.weights[(i * windows.taps + span.first - windows.first.back()) * copies];
+    for (const double weight : weights) {
+      std::fill_n(to, copies, fixed_point(sum == 0 ? weight : weight / sum));
+      to += copies;
+    }
+  }
+  return windows;
+}
+
+const KernelChoice<ResizeKernel>& kernels() {
+  static const KernelChoice<ResizeKernel> found = [] {
+    KernelChoice<ResizeKernel> choice;
+#if defined(__x86_64__)
+    if (has_avx2()) choice.add(kResizeAvx2);
+    choice.add(kResizeSse2);
+#elif defined(__aarch64__)
+    choice.add(kResizeNeon);
+#endif
+    choice.add(kResizePlain);
+    return choice;
+  }();
+  return found;
+}
+
+}  // namespace
+
+const ResizeKernel& resize_kernel() { return *kernels().best(); }
+
+const ResizeKernel* resize_kernel(const char* name) { return kernels().named(name); }
+
+Resize::Resize(const std::string& filter, Size from, Size to, const ResizeKernel& kernel)
+    : from_(from), to_(to), kernel_(&kernel) {
+  const Filter& weights = filter_named(filter);
+  if (from.width == 0 || from.height == 0 || to.width == 0 || to.height == 0) {
+    throw std::invalid_argument("a picture without pixels has no other size");
+  }
+  across_ = windows_of(weights, from.width, to.width, kernel.pixels, 4);
+  if (across_.first.empty()) {  // narrower than a register
+    kernel_ = &kResizePlain;
+    across_ = windows_of(weights, from.width, to.width, kernel_->pixels, 4);
+  }
+  down_ = windows_of(weights, from.height, to.height, 1, 1);
+  constexpr size_t kUnit = ResizeKernel::kAligned;
+  stride_ = (4 * to.width + kUnit - 1) / kUnit * kUnit;
+  between_.resize(from.height * stride_);
+}
+
+void Resize::add(const uint8_t* rgbx, size_t rows) {
+  if (rows > rows_left()) throw std::invalid_argument("a picture has fewer rows");
+  if (rows == 0) return;
+  kernel_->across(across_.first.data(), across_.weights.data(), to_.width, across_.taps, rgbx, row_bytes(), rows,
+                  &between_[rows_ * stride_], stride_);
+  rows_ += rows;
+}
+
+void Resize::write(uint8_t* rgb) const {
+  if (rows_left() != 0) throw std::invalid_argument("a picture has more rows");
+  std::vector<uint8_t> row(stride_);
+  for (size_t y = 0; y < to_.height; ++y) {
+    kernel_->down(&down_.weights[y * down_.taps], down_.taps, &between_[down_.first[y] * stride_], stride_,
+                  row.data());
+    for (size_t x = 0; x < to_.width; ++x) rgb = std::copy_n(&row[4 * x], 3, rgb);
+  }
+}
+
+}  // namespace blip2rt
