@@ -1,4 +1,4 @@
-"""Image -> pixels. Knows Pillow and numpy, nothing about models: the manifest's ImageSpec says what comes out.
+"""Image -> pixels. Knows Pillow, numpy and the core, nothing about models: the manifest's ImageSpec says what comes out.
 
 Accepted images:
 - a path (str or os.PathLike), the bytes of a file or an open binary file, in one of FORMATS, told by its content and
@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, TypeAlias, Union, cast
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .bundle.manifest import ImageSpec
@@ -100,14 +101,22 @@ def prepare(
 
 
 def resize(rgb: Image.Image, size: tuple[int, int], resample: str) -> NDArray[np.uint8]:
-    """Do what Image.resize does with a picture of mode RGB, to the last bit, in a seventh of its time where the
-    processor has AVX2. Return (height, width, 3). size: (width, height); resample: the name of Pillow's filter."""
-    if resample == "nearest":
-        return np.asarray(rgb.resize(size, Image.Resampling.NEAREST))
+    """Do what Image.resize does with a picture of mode RGB, to the last bit and several times as fast.
+
+    size: (width, height). resample: the name of Pillow's filter. Return (height, width, 3).
+    """
+    if resample == "nearest" or _down_first(rgb.size, size):
+        return np.asarray(rgb.resize(size, Image.Resampling[resample.upper()]))
     rows = max(1, _STRIP // rgb.width)
     boxes = ((0, top, rgb.width, min(top + rows, rgb.height)) for top in range(0, rgb.height, rows))
     strips = (rgb.crop(box).tobytes("raw", "RGBX") for box in boxes)  # while they are in the processor's cache
     return native().resize(strips, rgb.size, size, resample)
+
+
+def _down_first(size: tuple[int, int], to: tuple[int, int]) -> bool:
+    """Does Pillow resize down before across, which rounds otherwise? From 13 on, where much more height goes."""
+    less_width, less_height = size[0] - to[0], size[1] - to[1]
+    return int(PIL.__version__.partition(".")[0]) >= 13 and less_height > max(0, 2 * less_width)
 
 
 def normalize(rgb: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]:

@@ -14,8 +14,8 @@ namespace nb = nanobind;
 
 namespace blip2rt {
 
-nb::object resize(const nb::iterable& strips, std::pair<size_t, size_t> from, std::pair<size_t, size_t> to,
-                  const std::string& filter) {
+nb::object resize(const nb::typed<nb::iterable, nb::bytes>& strips, std::pair<size_t, size_t> from,
+                  std::pair<size_t, size_t> to, const std::string& filter) {
   Resize picture(filter, {from.first, from.second}, {to.first, to.second});
   for (nb::handle strip : strips) {
     nb::bytes rows;

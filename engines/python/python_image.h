@@ -10,7 +10,7 @@ namespace blip2rt {
 
 // Resizes a picture whose rows of RGBX come as strips of bytes, from the top. Sizes are (width, height). Releases the
 // GIL between the strips.
-nanobind::object resize(const nanobind::iterable& strips, std::pair<size_t, size_t> from, std::pair<size_t, size_t> to,
-                        const std::string& filter);
+nanobind::object resize(const nanobind::typed<nanobind::iterable, nanobind::bytes>& strips,
+                        std::pair<size_t, size_t> from, std::pair<size_t, size_t> to, const std::string& filter);
 
 }  // namespace blip2rt

@@ -1,4 +1,4 @@
-"""The operators of the core: kernels against plain arithmetic, and products inside ONNX Runtime's graphs. (Attention
+"""The arithmetic of the core: kernels against plain arithmetic, and products inside ONNX Runtime's graphs. (Attention
 inside a graph: tests/engines/test_generate.py.)"""
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ PLAIN = ["c++"]
 SANITIZED = ["c++", "-fsanitize=address,undefined", "-fno-sanitize=null,object-size,alignment"]
 AARCH64 = ["aarch64-linux-gnu-g++", "-static"]
 EMULATED = ["qemu-aarch64", "-cpu", "max"]
-KINDS = ("int4", "int8", "attention", "encoder_attention")
+KINDS = ("int4", "int8", "attention", "resize", "encoder_attention")
 
 
 @pytest.mark.parametrize(
     ("kind", "compiler", "runner"),
     [
         *(pytest.param(kind, PLAIN, [], id=kind) for kind in KINDS),
-        *(pytest.param(kind, AARCH64, EMULATED, id=f"{kind}-aarch64") for kind in KINDS[:3]),
+        *(pytest.param(kind, AARCH64, EMULATED, id=f"{kind}-aarch64") for kind in KINDS[:4]),
         *(pytest.param(kind, SANITIZED, [], id=f"{kind}-sanitized", marks=pytest.mark.slow) for kind in KINDS),
     ],
 )

@@ -14,7 +14,8 @@ from PIL import Image
 import blip2rt
 from blip2rt.bundle.manifest import ImageSpec
 from blip2rt.errors import ImageError
-from blip2rt.image import SCALED_TOLERANCE, load_rgb, prepare, to_pixels
+from blip2rt.image import SCALED_TOLERANCE, load_rgb, prepare, resize, to_pixels
+from blip2rt.native import native
 from tests.seeds import seed_of
 
 SEED = seed_of(__name__)
@@ -55,6 +56,35 @@ def test_pixels_equal_hugging_face(rng, resample):
         got = to_pixels([image], ImageSpec(height, width, resample, tuple(mean), tuple(std)))
         assert got.shape == (1, 3, height, width) and got.dtype == np.float32
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("resample", ["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"])
+def test_pictures_are_resized_as_pillow_does_it(rng, resample):
+    """Also in one axis alone, from and to a single pixel, in several strips, and where filters overshoot."""
+    sizes = rng.choice([1, 2, 3, 7, 50, 51, 224, 400, 511], (60, 4)).tolist()
+    for width, height, *to in [*sizes, [130, 1100, 24, 24], [1100, 130, 24, 24], [70, 60, 70, 20], [70, 60, 20, 60]]:
+        values = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        picture = Image.fromarray(values if rng.random() < 0.5 else values // 128 * 255)
+        want = np.asarray(picture.resize(tuple(to), Image.Resampling[resample.upper()]))
+        np.testing.assert_array_equal(resize(picture, tuple(to), resample), want, err_msg=f"{picture.size} to {to}")
+
+
+@pytest.mark.parametrize(
+    ("strips", "sizes", "error"),
+    [
+        ([bytes(12)], [(2, 2), (1, 1)], "no whole rows"),
+        ([bytes(8)] * 3, [(2, 2), (1, 1)], "fewer rows"),
+        ([bytes(8)], [(2, 2), (1, 1)], "more rows"),
+        ([], [(2, 0), (1, 1)], "without pixels"),
+        ([bytes(8)], [(2, 1), (0, 1)], "without pixels"),
+        (["rows"], [(2, 1), (1, 1)], "not bytes"),
+    ],
+)
+def test_strips_that_are_no_picture_are_refused(strips, sizes, error):
+    with pytest.raises((TypeError, ValueError), match=error):
+        native().resize(strips, *sizes, "bicubic")
+    with pytest.raises(ValueError, match="no filter is named spline"):
+        native().resize([bytes(4)], (1, 1), (1, 1), "spline")
 
 
 def test_every_way_to_give_an_image_gives_the_same_pixels(rng, tmp_path):

@@ -9,7 +9,7 @@ namespace blip2rt {
 // A pixel is four bytes: red, green, blue and one that means nothing. An output reads `taps` pixels that follow each
 // other, and is the sum of their products with weights, rounded. Weights are fixed-point numbers.
 struct ResizeKernel {
-  static constexpr int kFraction = 22;   // bits of a weight behind the point
+  static constexpr int kFraction = 22;    // bits of a weight behind the point
   static constexpr size_t kAligned = 32;  // rows that `down` reads are so many bytes, or a multiple
 
   const char* name;

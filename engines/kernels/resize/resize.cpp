@@ -32,8 +32,7 @@ struct Filter {
 constexpr Filter kFilters[] = {
     {"box", 0.5, [](double x) { return x > -0.5 && x <= 0.5 ? 1.0 : 0.0; }},
     {"bilinear", 1, [](double x) { return std::max(0.0, 1 - std::fabs(x)); }},
-    {"hamming", 1,
-     [](double x) { return std::fabs(x) < 1 ? sinc(x) * (0.54 + 0.46 * std::cos(kPi * x)) : 0.0; }},
+    {"hamming", 1, [](double x) { return std::fabs(x) < 1 ? sinc(x) * (0.54F + 0.46F * std::cos(kPi * x)) : 0.0; }},
     {"bicubic", 2,
      [](double x) {
        constexpr double kSharpness = -0.5;  // the slope at 1
@@ -146,8 +145,7 @@ void Resize::write(uint8_t* rgb) const {
   if (rows_left() != 0) throw std::invalid_argument("a picture has more rows");
   std::vector<uint8_t> row(stride_);
   for (size_t y = 0; y < to_.height; ++y) {
-    kernel_->down(&down_.weights[y * down_.taps], down_.taps, &between_[down_.first[y] * stride_], stride_,
-                  row.data());
+    kernel_->down(&down_.weights[y * down_.taps], down_.taps, &between_[down_.first[y] * stride_], stride_, row.data());
     for (size_t x = 0; x < to_.width; ++x) rgb = std::copy_n(&row[4 * x], 3, rgb);
   }
 }
