@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, TypeAlias, Union, cast
 
 import numpy as np
-import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .bundle.manifest import ImageSpec
@@ -114,9 +113,10 @@ def resize(rgb: Image.Image, size: tuple[int, int], resample: str) -> NDArray[np
 
 
 def _down_first(size: tuple[int, int], to: tuple[int, int]) -> bool:
-    """Does Pillow resize down before across, which rounds otherwise? From 13 on, where much more height goes."""
-    less_width, less_height = size[0] - to[0], size[1] - to[1]
-    return int(PIL.__version__.partition(".")[0]) >= 13 and less_height > max(0, 2 * less_width)
+    """Would a release of Pillow resize down before across, which rounds otherwise? 12.2 does so where a picture is very
+    tall, 13 where it loses much more height than width."""
+    (width, height), (less_width, less_height) = size, (size[0] - to[0], size[1] - to[1])
+    return height > 100 * width or less_height > max(0, 2 * less_width)
 
 
 def normalize(rgb: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]:
