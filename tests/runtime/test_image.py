@@ -62,7 +62,14 @@ def test_pixels_equal_hugging_face(rng, resample):
 def test_pictures_are_resized_as_pillow_does_it(rng, resample):
     """Also in one axis alone, from and to a single pixel, in several strips, and where filters overshoot."""
     sizes = rng.choice([1, 2, 3, 7, 50, 51, 224, 400, 511], (60, 4)).tolist()
-    for width, height, *to in [*sizes, [130, 1100, 24, 24], [1100, 130, 24, 24], [70, 60, 70, 20], [70, 60, 20, 60]]:
+    for width, height, *to in [
+        *sizes,
+        [130, 1100, 24, 24],
+        [1100, 130, 24, 24],
+        [290, 109, 166, 7],
+        [70, 60, 70, 20],
+        [70, 60, 20, 60],
+    ]:
         values = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         picture = Image.fromarray(values if rng.random() < 0.5 else values // 128 * 255)
         want = np.asarray(picture.resize(tuple(to), Image.Resampling[resample.upper()]))

@@ -32,7 +32,11 @@ struct Filter {
 constexpr Filter kFilters[] = {
     {"box", 0.5, [](double x) { return x > -0.5 && x <= 0.5 ? 1.0 : 0.0; }},
     {"bilinear", 1, [](double x) { return std::max(0.0, 1 - std::fabs(x)); }},
-    {"hamming", 1, [](double x) { return std::fabs(x) < 1 ? sinc(x) * (0.54F + 0.46F * std::cos(kPi * x)) : 0.0; }},
+    {"hamming", 1,
+     [](double x) {
+       if (x == 0) return 1.0;  // the sum of the two floats is not
+       return std::fabs(x) < 1 ? sinc(x) * (0.54F + 0.46F * std::cos(kPi * x)) : 0.0;
+     }},
     {"bicubic", 2,
      [](double x) {
        constexpr double kSharpness = -0.5;  // the slope at 1
