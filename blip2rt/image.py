@@ -1,4 +1,4 @@
-"""Image -> pixels. Knows Pillow, numpy and the core, nothing about models: the manifest's ImageSpec says what comes out.
+"""Image -> pixels. Knows Pillow, numpy and the core, but no model: the manifest's ImageSpec says what comes out.
 
 Accepted images:
 - a path (str or os.PathLike), the bytes of a file or an open binary file, in one of FORMATS, told by its content and
