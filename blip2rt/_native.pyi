@@ -1,6 +1,6 @@
 """The types of the native core (engines/). tests/engines/test_native_stub.py compares them with the built module."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,21 @@ class Session:
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
         """Run the graph on arrays by name. Return the outputs by name; None asks for all of them."""
 
+class Resize:
+    """A picture that is resized as Pillow does it, to the last bit."""
+
+    def __init__(self, from_size: tuple[int, int], to_size: tuple[int, int], filter: str) -> None:
+        """Begin with no row. Raises ValueError.
+
+        from_size, to_size: (width, height), at least 1.
+        filter: "box", "bilinear", "hamming", "bicubic" or "lanczos", with Pillow's meaning.
+        """
+
+    def add(self, rows: bytes) -> None:
+        """Add the next rows from the top, whole ones, four bytes a pixel (RGBX). Raises ValueError."""
+    def result(self) -> NDArray[np.uint8]:
+        """Return (height, width, 3). Raises ValueError where rows are missing."""
+
 class Vocabulary:
     """The text of every token, in bytes. Stop strings are searched for in it."""
 
@@ -65,16 +80,6 @@ class Vocabulary:
     @property
     def bytes(self) -> NDArray[np.uint8]:
         """The bytes of all tokens, one token after the other."""
-
-def resize(
-    strips: Iterable[bytes], from_size: tuple[int, int], to_size: tuple[int, int], filter: str
-) -> NDArray[np.uint8]:
-    """Resize a picture as Pillow does, to the last bit. Return (height, width, 3). Raises ValueError.
-
-    strips: its rows from the top, four bytes a pixel (RGBX), any number of whole rows each.
-    from_size, to_size: (width, height), at least 1.
-    filter: "box", "bilinear", "hamming", "bicubic" or "lanczos", with Pillow's meaning.
-    """
 
 def kernels() -> tuple[str, dict[str, str]]:
     """Return the source of the GPU's kernels, and the headers that it includes, by name."""

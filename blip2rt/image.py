@@ -106,10 +106,11 @@ def resize(rgb: Image.Image, size: tuple[int, int], resample: str) -> NDArray[np
     """
     if resample == "nearest" or _down_first(rgb.size, size):
         return np.asarray(rgb.resize(size, Image.Resampling[resample.upper()]))
-    rows = max(1, _STRIP // rgb.width)
-    boxes = ((0, top, rgb.width, min(top + rows, rgb.height)) for top in range(0, rgb.height, rows))
-    strips = (rgb.crop(box).tobytes("raw", "RGBX") for box in boxes)  # while they are in the processor's cache
-    return native().resize(strips, rgb.size, size, resample)
+    picture, rows = native().Resize(rgb.size, size, resample), max(1, _STRIP // rgb.width)
+    for top in range(0, rgb.height, rows):
+        strip = rgb.crop((0, top, rgb.width, min(top + rows, rgb.height)))  # the processor's cache holds it
+        picture.add(strip.tobytes("raw", "RGBX"))
+    return picture.result()
 
 
 def _down_first(size: tuple[int, int], to: tuple[int, int]) -> bool:

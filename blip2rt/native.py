@@ -13,10 +13,7 @@ from .errors import BackendError
 from .installing import pip_install
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    import numpy as np
-    from numpy.typing import NDArray
+    from collections.abc import Mapping
 
     from . import _native
 
@@ -29,6 +26,7 @@ class Core(Protocol):
     Generation: type[_native.Generation]
     Generator: type[_native.Generator]
     GraphError: type[_native.GraphError]
+    Resize: type[_native.Resize]
     Runtime: type[_native.Runtime]
     SearchBatch: type[_native.SearchBatch]
     Session: type[_native.Session]
@@ -38,9 +36,6 @@ class Core(Protocol):
     def check_graph(self, graph_path: str, files: Mapping[str, int] | None = None) -> None: ...
     def kernels(self) -> tuple[str, dict[str, str]]: ...
     def processor_kernels(self) -> list[str]: ...
-    def resize(
-        self, strips: Iterable[bytes], from_size: tuple[int, int], to_size: tuple[int, int], filter: str
-    ) -> NDArray[np.uint8]: ...
 
 
 if TYPE_CHECKING:

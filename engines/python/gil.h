@@ -7,19 +7,20 @@
 
 namespace blip2rt {
 
-// Calls take(), which waits for the GIL. While the interpreter ends, it gives the GIL to nobody: Python then ends the
-// thread, which unwinds its stack and so would end the process, because destructors let nothing through. Such a thread
-// sleeps instead until the process is gone.
+// Calls f(), which waits for the GIL, as Python's own code does between its instructions. While the interpreter ends,
+// it gives the GIL to nobody: Python then ends the thread, which unwinds its stack and so would end the process,
+// because destructors let nothing through, or let go of a GIL that they do not have. Such a thread sleeps instead until
+// the process is gone.
 template <class F>
-void take_gil(const F& take) noexcept {
+void while_python_lives(const F& f) noexcept {
 #if defined(__GLIBCXX__)
   try {
-    take();
+    f();
   } catch (abi::__forced_unwind&) {
     for (;;) pause();
   }
 #else
-  take();
+  f();
 #endif
 }
 
@@ -27,7 +28,7 @@ class ReleasedGil {
  public:
   ReleasedGil() : state_(PyEval_SaveThread()) {}
   ~ReleasedGil() {
-    take_gil([this] { PyEval_RestoreThread(state_); });
+    while_python_lives([this] { PyEval_RestoreThread(state_); });
   }
   ReleasedGil(const ReleasedGil&) = delete;
   ReleasedGil& operator=(const ReleasedGil&) = delete;
@@ -39,7 +40,7 @@ class ReleasedGil {
 class HeldGil {
  public:
   HeldGil() {
-    take_gil([this] { state_ = PyGILState_Ensure(); });
+    while_python_lives([this] { state_ = PyGILState_Ensure(); });
   }
   ~HeldGil() { PyGILState_Release(state_); }
   HeldGil(const HeldGil&) = delete;

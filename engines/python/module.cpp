@@ -45,7 +45,11 @@ Sequences generate_all(const Generator& generator, nb::handle prefix_embeds, con
   if (on_token) {
     callback = [&on_token](const NewToken& token) {
       const HeldGil held;
-      return !(*on_token)(token.image, token.draw, token.token).is(nb::handle(Py_False));
+      const nb::tuple arguments = nb::make_tuple(token.image, token.draw, token.token);
+      PyObject* answer = nullptr;
+      while_python_lives([&] { answer = PyObject_CallObject(on_token->ptr(), arguments.ptr()); });
+      if (answer == nullptr) throw nb::python_error();
+      return !nb::steal(answer).is(nb::handle(Py_False));
     };
   }
   const ReleasedGil released;
@@ -158,7 +162,6 @@ NB_MODULE(_native, m) {
         read_graph(graph_path, files);
       },
       "graph_path"_a, "files"_a = nb::none());
-  m.def("resize", &resize, "strips"_a, "from_size"_a, "to_size"_a, "filter"_a);
 
   nb::class_<Runtime>(m, "Runtime")
       .def(
@@ -185,6 +188,12 @@ NB_MODULE(_native, m) {
       .def_prop_ro("outputs", [](const Session& self) { return port_tuples(self.outputs()); })
       .def_prop_ro("custom_kernels", [](const Session& self) { return self.custom_kernels(); })
       .def("run", &run, "feeds"_a, "outputs"_a = nb::none());
+
+  nb::class_<PythonResize>(m, "Resize")
+      .def(nb::init<std::pair<size_t, size_t>, std::pair<size_t, size_t>, const std::string&>(), "from_size"_a,
+           "to_size"_a, "filter"_a)
+      .def("add", &PythonResize::add, "rows"_a)
+      .def("result", &PythonResize::result);
 
   nb::class_<PythonVocabulary>(m, "Vocabulary")
       .def(

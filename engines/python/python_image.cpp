@@ -1,4 +1,4 @@
-// Takes a picture's rows from Python and returns the resized picture. Knows no file.
+// A picture that is resized, as Python sees it. Knows no file.
 #include "python/python_image.h"
 
 #include <nanobind/ndarray.h>
@@ -6,32 +6,31 @@
 #include <memory>
 #include <stdexcept>
 
-#include "kernels/resize/resize.h"
-#include "python/casters.h"
 #include "python/gil.h"
 
 namespace nb = nanobind;
 
 namespace blip2rt {
 
-nb::object resize(const nb::typed<nb::iterable, nb::bytes>& strips, std::pair<size_t, size_t> from,
-                  std::pair<size_t, size_t> to, const std::string& filter) {
-  Resize picture(filter, {from.first, from.second}, {to.first, to.second});
-  for (nb::handle strip : strips) {
-    nb::bytes rows;
-    if (!nb::try_cast(strip, rows)) throw nb::type_error("a strip is not bytes");
-    if (rows.size() % picture.row_bytes() != 0) throw std::invalid_argument("a strip is no whole rows");
-    const auto* data = static_cast<const uint8_t*>(rows.data());
-    const ReleasedGil released;
-    picture.add(data, rows.size() / picture.row_bytes());
-  }
-  auto pixels = std::make_unique<uint8_t[]>(to.first * to.second * 3);
+void PythonResize::add(const nb::bytes& rows) {
+  const auto* data = static_cast<const uint8_t*>(rows.data());
+  const size_t size = rows.size();
+  const ReleasedGil released;
+  const std::lock_guard locked(mutex_);
+  if (size % picture_.row_bytes() != 0) throw std::invalid_argument("these are no whole rows");
+  picture_.add(data, size / picture_.row_bytes());
+}
+
+nb::object PythonResize::result() const {
+  const Size size = picture_.to();
+  auto pixels = std::make_unique<uint8_t[]>(size.width * size.height * 3);
   {
     const ReleasedGil released;
-    picture.write(pixels.get());
+    const std::lock_guard locked(mutex_);
+    picture_.write(pixels.get());
   }
   uint8_t* data = pixels.get();
-  const size_t shape[] = {to.second, to.first, 3};
+  const size_t shape[] = {size.height, size.width, 3};
   nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<uint8_t*>(p); });
   pixels.release();
   return nb::cast(nb::ndarray<nb::numpy, uint8_t>(data, 3, shape, owner));

@@ -1,16 +1,31 @@
-// Takes a picture's rows from Python and returns the resized picture. Knows no file.
+// A picture that is resized, as Python sees it. Knows no file.
 #pragma once
 
 #include <nanobind/nanobind.h>
 
+#include <mutex>
 #include <string>
 #include <utility>
 
+#include "kernels/resize/resize.h"
+
 namespace blip2rt {
 
-// Resizes a picture whose rows of RGBX come as strips of bytes, from the top. Sizes are (width, height). Releases the
-// GIL between the strips.
-nanobind::object resize(const nanobind::typed<nanobind::iterable, nanobind::bytes>& strips,
-                        std::pair<size_t, size_t> from, std::pair<size_t, size_t> to, const std::string& filter);
+// Calls nothing of Python's: a thread that the interpreter ends there would unwind through this.
+class PythonResize {
+ public:
+  PythonResize(std::pair<size_t, size_t> from, std::pair<size_t, size_t> to, const std::string& filter)
+      : picture_(filter, {from.first, from.second}, {to.first, to.second}) {}
+
+  // Adds rows of RGBX from the top.
+  void add(const nanobind::bytes& rows);
+
+  // Returns (height, width, 3) uint8 when all rows were added.
+  nanobind::object result() const;
+
+ private:
+  Resize picture_;
+  mutable std::mutex mutex_;
+};
 
 }  // namespace blip2rt

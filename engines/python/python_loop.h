@@ -26,7 +26,9 @@ class SignalCheck {
     const auto now = std::chrono::steady_clock::now();
     if (now - last_ < std::chrono::milliseconds(50)) return;
     const HeldGil held;
-    if (PyErr_CheckSignals() != 0) throw nanobind::python_error();
+    int raised = 0;
+    while_python_lives([&raised] { raised = PyErr_CheckSignals(); });
+    if (raised != 0) throw nanobind::python_error();
     last_ = std::chrono::steady_clock::now();
   }
 

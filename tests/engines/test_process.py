@@ -36,15 +36,17 @@ def run(script: str, *arguments: object, seconds: float = 900) -> subprocess.Com
 
 @pytest.mark.parametrize("call", ["model.caption(image, max_new_tokens=9)",
                                   "model.caption(image, on_token=keep, num_beams=1)",
+                                  "model.prepare(large)",
                                   "blip2rt.load(sys.argv[1], threads=1).caption(image)"])  # fmt: skip
 def test_daemon_threads_do_not_end_the_process(tiny: Tiny, call: str) -> None:
     script = (
         LOAD
         + f"""
 model.caption(image)
-kept = []
+kept, large = [], np.zeros((300, 800, 3), np.uint8)
 def keep(*token):
     kept.append(token)
+    time.sleep(0.0005)
 def work():
     while True:
         {call}

@@ -76,22 +76,22 @@ def test_pictures_are_resized_as_pillow_does_it(rng, resample):
         np.testing.assert_array_equal(resize(picture, tuple(to), resample), want, err_msg=f"{picture.size} to {to}")
 
 
-@pytest.mark.parametrize(
-    ("strips", "sizes", "error"),
-    [
-        ([bytes(12)], [(2, 2), (1, 1)], "no whole rows"),
-        ([bytes(8)] * 3, [(2, 2), (1, 1)], "fewer rows"),
-        ([bytes(8)], [(2, 2), (1, 1)], "more rows"),
-        ([], [(2, 0), (1, 1)], "without pixels"),
-        ([bytes(8)], [(2, 1), (0, 1)], "without pixels"),
-        (["rows"], [(2, 1), (1, 1)], "not bytes"),
-    ],
-)
-def test_strips_that_are_no_picture_are_refused(strips, sizes, error):
-    with pytest.raises((TypeError, ValueError), match=error):
-        native().resize(strips, *sizes, "bicubic")
+def test_rows_that_are_no_picture_are_refused():
+    begin = native().Resize
     with pytest.raises(ValueError, match="no filter is named spline"):
-        native().resize([bytes(4)], (1, 1), (1, 1), "spline")
+        begin((1, 1), (1, 1), "spline")
+    for sizes in [(2, 0), (1, 1)], [(2, 1), (0, 1)]:
+        with pytest.raises(ValueError, match="without pixels"):
+            begin(*sizes, "bicubic")
+    picture = begin((2, 2), (1, 1), "bicubic")
+    for rows, error in (bytes(12), "no whole rows"), (bytes(24), "fewer rows"):
+        with pytest.raises(ValueError, match=error):
+            picture.add(rows)
+    picture.add(bytes(8))
+    with pytest.raises(ValueError, match="more rows"):
+        picture.result()
+    picture.add(b"\x07" * 8)
+    assert picture.result().shape == (1, 1, 3)
 
 
 def test_every_way_to_give_an_image_gives_the_same_pixels(rng, tmp_path):
