@@ -7,9 +7,8 @@
 #endif
 #include <immintrin.h>
 
-#include <cstring>
-
 #include "kernels/resize/tile.h"
+#include "kernels/resize/x86.h"
 
 namespace blip2rt {
 namespace {
@@ -27,22 +26,13 @@ struct Avx2 {
     return _mm256_add_epi32(sum, _mm256_mullo_epi32(values, weight));
   }
 
-  static __m128i rounded(__m128i sums) {
-    const __m128i half = _mm_set1_epi32(1 << (ResizeKernel::kFraction - 1));
-    return _mm_srai_epi32(_mm_add_epi32(sums, half), ResizeKernel::kFraction);
-  }
-
   static void store_pixel(uint8_t* to, Ints sums) {
-    const __m128i four = rounded(_mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1)));
-    const __m128i words = _mm_packs_epi32(four, four);
-    const int32_t pixel = _mm_cvtsi128_si32(_mm_packus_epi16(words, words));
-    std::memcpy(to, &pixel, sizeof pixel);
+    x86::store_four(to, _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1)));
   }
 
   static void store(uint8_t* to, Ints sums) {
-    const __m128i words =
-        _mm_packs_epi32(rounded(_mm256_castsi256_si128(sums)), rounded(_mm256_extracti128_si256(sums, 1)));
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(words, words));
+    x86::store_four(to, _mm256_castsi256_si128(sums));
+    x86::store_four(to + 4, _mm256_extracti128_si256(sums, 1));
   }
 };
 

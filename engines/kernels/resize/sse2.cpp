@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "kernels/resize/tile.h"
+#include "kernels/resize/x86.h"
 
 namespace blip2rt {
 namespace {
@@ -28,14 +29,7 @@ struct Sse2 {
     return _mm_add_epi32(sum, _mm_add_epi32(products, _mm_madd_epi16(values, weight)));
   }
 
-  static void store_pixel(uint8_t* to, Ints sums) {
-    const Ints half = _mm_set1_epi32(1 << (ResizeKernel::kFraction - 1));
-    const Ints four = _mm_srai_epi32(_mm_add_epi32(sums, half), ResizeKernel::kFraction);
-    const Ints words = _mm_packs_epi32(four, four);
-    const int32_t pixel = _mm_cvtsi128_si32(_mm_packus_epi16(words, words));
-    std::memcpy(to, &pixel, sizeof pixel);
-  }
-
+  static void store_pixel(uint8_t* to, Ints sums) { x86::store_four(to, sums); }
   static void store(uint8_t* to, Ints sums) { store_pixel(to, sums); }
 };
 
