@@ -13,10 +13,14 @@ struct ResizeKernel {
   static constexpr size_t kAligned = 32;  // rows that `down` reads are so many bytes, or a multiple
 
   const char* name;
-  size_t pixels;  // of a register: the taps of `across` are a multiple of it
+  size_t pixels;  // that `across` reads at a time: its taps are a multiple of it
+  size_t packed;  // numbers that hold the weights of so many pixels
 
-  // Computes a row of outputs for each row of inputs. Output i reads from first[i] on, with weights (outputs, taps, 4),
-  // each four times over. Strides are in bytes.
+  // Writes the weights of `pixels` taps as `across` reads them.
+  void (*pack)(const int32_t* weights, int32_t* to);
+
+  // Computes a row of outputs for each row of inputs. Output i reads from first[i] on, with the packed weights of all
+  // taps. Strides are in bytes.
   void (*across)(const size_t* first, const int32_t* weights, size_t outputs, size_t taps, const uint8_t* from,
                  size_t stride, size_t rows, uint8_t* to, size_t to_stride);
 

@@ -10,7 +10,6 @@ namespace blip2rt {
 namespace {
 
 struct Neon {
-  static constexpr size_t kPixels = 1;
   using Ints = int32x4_t;
 
   static Ints zero() { return vdupq_n_s32(0); }
@@ -36,7 +35,7 @@ struct Neon {
 
 }  // namespace
 
-extern const ResizeKernel kResizeNeon = {"neon", Neon::kPixels, across<Neon>, down<Neon>};
+extern const ResizeKernel kResizeNeon = kernel<PixelByPixel<Neon>>("neon");
 
 }  // namespace blip2rt
 #endif

@@ -5,7 +5,6 @@ namespace blip2rt {
 namespace {
 
 struct Plain {
-  static constexpr size_t kPixels = 1;
   struct Ints {
     int32_t lanes[4];
   };
@@ -31,6 +30,6 @@ struct Plain {
 
 }  // namespace
 
-extern const ResizeKernel kResizePlain = {"plain", Plain::kPixels, across<Plain>, down<Plain>};
+extern const ResizeKernel kResizePlain = kernel<PixelByPixel<Plain>>("plain");
 
 }  // namespace blip2rt

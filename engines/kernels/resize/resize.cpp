@@ -11,7 +11,7 @@ namespace blip2rt {
 
 extern const ResizeKernel kResizePlain;
 #if defined(__x86_64__)
-extern const ResizeKernel kResizeAvx2, kResizeSse2;
+extern const ResizeKernel kResizeAvx512, kResizeAvx2, kResizeSse2;
 #elif defined(__aarch64__)
 extern const ResizeKernel kResizeNeon;
 #endif
@@ -58,9 +58,9 @@ int32_t fixed_point(double weight) {
   return static_cast<int32_t>(weight * (1 << ResizeKernel::kFraction) + (weight < 0 ? -0.5 : 0.5));
 }
 
-// Computes the windows of an axis: a multiple of `unit` inputs each, of every weight so many copies. Returns no window
-// where an axis has fewer inputs than that.
-Windows windows_of(const Filter& filter, size_t inputs, size_t outputs, size_t unit, size_t copies) {
+// Computes the windows of an axis: a multiple of `unit` inputs each. Returns no window where an axis has fewer inputs
+// than that.
+Windows windows_of(const Filter& filter, size_t inputs, size_t outputs, size_t unit) {
   const double scale = static_cast<double>(inputs) / static_cast<double>(outputs);
   const double stretch = std::max(scale, 1.0), squeeze = 1 / stretch, reach = filter.reach * stretch;
   struct Span {
@@ -79,7 +79,7 @@ Windows windows_of(const Filter& filter, size_t inputs, size_t outputs, size_t u
   windows.taps = (windows.taps + unit - 1) / unit * unit;
   if (windows.taps > inputs) return windows;
 
-  windows.weights.resize(outputs * windows.taps * copies);
+  windows.weights.resize(outputs * windows.taps);
   std::vector<double> weights;
   for (size_t i = 0; i < outputs; ++i) {
     const Span& span = spans[i];
@@ -90,19 +90,28 @@ Windows windows_of(const Filter& filter, size_t inputs, size_t outputs, size_t u
       sum += weights.back();
     }
     windows.first.push_back(std::min(span.first, inputs - windows.taps));
-    int32_t* to = &windows.weights[(i * windows.taps + span.first - windows.first.back()) * copies];
-    for (const double weight : weights) {
-      std::fill_n(to, copies, fixed_point(sum == 0 ? weight : weight / sum));
-      to += copies;
-    }
+    int32_t* to = &windows.weights[i * windows.taps + span.first - windows.first.back()];
+    for (const double weight : weights) *to++ = fixed_point(sum == 0 ? weight : weight / sum);
   }
   return windows;
+}
+
+// Packs the weights of `across`.
+Windows packed(const Windows& windows, const ResizeKernel& kernel) {
+  Windows result{windows.taps, windows.first,
+                 std::vector<int32_t>(windows.weights.size() / kernel.pixels * kernel.packed)};
+  int32_t* to = result.weights.data();
+  for (size_t i = 0; i < windows.weights.size(); i += kernel.pixels, to += kernel.packed) {
+    kernel.pack(&windows.weights[i], to);
+  }
+  return result;
 }
 
 const KernelChoice<ResizeKernel>& kernels() {
   static const KernelChoice<ResizeKernel> found = [] {
     KernelChoice<ResizeKernel> choice;
 #if defined(__x86_64__)
+    if (has_avx512_vnni()) choice.add(kResizeAvx512);
     if (has_avx2()) choice.add(kResizeAvx2);
     choice.add(kResizeSse2);
 #elif defined(__aarch64__)
@@ -126,12 +135,13 @@ Resize::Resize(const std::string& filter, Size from, Size to, const ResizeKernel
   if (from.width == 0 || from.height == 0 || to.width == 0 || to.height == 0) {
     throw std::invalid_argument("a picture without pixels has no other size");
   }
-  across_ = windows_of(weights, from.width, to.width, kernel.pixels, 4);
-  if (across_.first.empty()) {  // narrower than a register
+  Windows across = windows_of(weights, from.width, to.width, kernel.pixels);
+  if (across.first.empty()) {  // narrower than what the kernel reads at a time
     kernel_ = &kResizePlain;
-    across_ = windows_of(weights, from.width, to.width, kernel_->pixels, 4);
+    across = windows_of(weights, from.width, to.width, kernel_->pixels);
   }
-  down_ = windows_of(weights, from.height, to.height, 1, 1);
+  across_ = packed(across, *kernel_);
+  down_ = windows_of(weights, from.height, to.height, 1);
   constexpr size_t kUnit = ResizeKernel::kAligned;
   stride_ = (4 * to.width + kUnit - 1) / kUnit * kUnit;
   between_.resize(from.height * stride_);

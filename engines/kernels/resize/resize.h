@@ -15,7 +15,7 @@ namespace blip2rt {
 struct Windows {
   size_t taps;
   std::vector<size_t> first;
-  std::vector<int32_t> weights;  // (outputs, taps, copies)
+  std::vector<int32_t> weights;  // (outputs, taps), or what a kernel packs of them
 };
 
 struct Size {

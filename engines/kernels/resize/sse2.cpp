@@ -11,7 +11,6 @@ namespace blip2rt {
 namespace {
 
 struct Sse2 {
-  static constexpr size_t kPixels = 1;
   using Ints = __m128i;
 
   static Ints zero() { return _mm_setzero_si128(); }
@@ -35,7 +34,7 @@ struct Sse2 {
 
 }  // namespace
 
-extern const ResizeKernel kResizeSse2 = {"sse2", Sse2::kPixels, across<Sse2>, down<Sse2>};
+extern const ResizeKernel kResizeSse2 = kernel<PixelByPixel<Sse2>>("sse2");
 
 }  // namespace blip2rt
 #endif

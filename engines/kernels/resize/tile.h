@@ -1,6 +1,7 @@
-// The arithmetic of kernel.h, written once for all instruction sets. V holds the instructions of one: a register of
-// kPixels pixels, each as four numbers of 32 bits. Everything has internal linkage, because each file compiles it for
-// another processor; for the same reason it uses no templates of the standard library.
+// The arithmetic of kernel.h, written once for all instruction sets. V holds the instructions of one: registers of
+// Ints, numbers of 32 bits, and Sums, which collect the products of kPixels pixels with their kPacked numbers of
+// weights. Everything has internal linkage, because each file compiles it for another processor; for the same reason it
+// uses no templates of the standard library.
 #pragma once
 
 #include "kernels/resize/kernel.h"
@@ -12,14 +13,13 @@ namespace {
 template <class V, size_t R>
 void rows_across(const size_t* first, const int32_t* weights, size_t outputs, size_t taps, const uint8_t* from,
                  size_t stride, uint8_t* to, size_t to_stride) {
-  constexpr size_t kNumbers = 4 * V::kPixels;
-  for (size_t i = 0; i < outputs; ++i, weights += 4 * taps) {
+  for (size_t i = 0; i < outputs; ++i) {
     const uint8_t* inputs = from + 4 * first[i];
-    typename V::Ints sums[R];
-    for (size_t row = 0; row < R; ++row) sums[row] = V::zero();
-    for (size_t k = 0; k < 4 * taps; k += kNumbers) {
-      const typename V::Ints weight = V::load(weights + k);
-      for (size_t row = 0; row < R; ++row) sums[row] = V::add_product(sums[row], inputs + row * stride + k, weight);
+    typename V::Sums sums[R];
+    for (size_t row = 0; row < R; ++row) sums[row] = V::no_sums();
+    for (size_t tap = 0; tap < taps; tap += V::kPixels, inputs += 4 * V::kPixels, weights += V::kPacked) {
+      const typename V::Weights loaded = V::weights(weights);
+      for (size_t row = 0; row < R; ++row) V::add_products(sums[row], inputs + row * stride, loaded);
     }
     for (size_t row = 0; row < R; ++row) V::store_pixel(to + row * to_stride + 4 * i, sums[row]);
   }
@@ -39,7 +39,7 @@ void across(const size_t* first, const int32_t* weights, size_t outputs, size_t 
 
 template <class V>
 void down(const int32_t* weights, size_t taps, const uint8_t* from, size_t stride, uint8_t* to) {
-  constexpr size_t kNumbers = 4 * V::kPixels, kAcross = 4;
+  constexpr size_t kNumbers = sizeof(typename V::Ints) / sizeof(int32_t), kAcross = 4;
   static_assert(ResizeKernel::kAligned % (kAcross * kNumbers) == 0);
   for (size_t byte = 0; byte < stride; byte += kAcross * kNumbers) {
     typename V::Ints sums[kAcross];
@@ -51,6 +51,28 @@ void down(const int32_t* weights, size_t taps, const uint8_t* from, size_t strid
     }
     for (size_t i = 0; i < kAcross; ++i) V::store(to + byte + i * kNumbers, sums[i]);
   }
+}
+
+// An instruction set that multiplies the four numbers of a pixel by one weight.
+template <class V>
+struct PixelByPixel : V {
+  static constexpr size_t kPixels = 1, kPacked = 4;
+  using Sums = typename V::Ints;
+  using Weights = typename V::Ints;
+
+  static void pack(const int32_t* weights, int32_t* to) {
+    for (size_t i = 0; i < kPacked; ++i) to[i] = *weights;
+  }
+  static Sums no_sums() { return V::zero(); }
+  static Weights weights(const int32_t* packed) { return V::load(packed); }
+  static void add_products(Sums& sums, const uint8_t* bytes, const Weights& weights) {
+    sums = V::add_product(sums, bytes, weights);
+  }
+};
+
+template <class V>
+constexpr ResizeKernel kernel(const char* name) {
+  return {name, V::kPixels, V::kPacked, V::pack, across<V>, down<V>};
 }
 
 }  // namespace
