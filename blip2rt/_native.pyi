@@ -66,6 +66,8 @@ class Resize:
 
     def add(self, rows: bytes) -> None:
         """Add the next rows from the top, whole ones, four bytes a pixel (RGBX). Raises ValueError."""
+    def add_lent(self, rows: object) -> None:
+        """Add them from the capsule of an Arrow array (`__arrow_c_array__`), which is not copied. Raises ValueError."""
     def result(self) -> NDArray[np.uint8]:
         """Return (height, width, 3). Raises ValueError where rows are missing."""
 

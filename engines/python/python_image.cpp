@@ -12,9 +12,33 @@ namespace nb = nanobind;
 
 namespace blip2rt {
 
-void PythonResize::add(const nb::bytes& rows) {
-  const auto* data = static_cast<const uint8_t*>(rows.data());
-  const size_t size = rows.size();
+namespace {
+
+// Arrow's C data interface, whose layout never changes (arrow.apache.org/docs/format/CDataInterface.html).
+struct ArrowArray {
+  int64_t length, null_count, offset, buffer_count, child_count;
+  const void** buffers;
+  ArrowArray **children, *dictionary;
+  void (*release)(ArrowArray*);
+  void* private_data;
+};
+
+}  // namespace
+
+void PythonResize::add(const nb::bytes& rows) { add_bytes(static_cast<const uint8_t*>(rows.data()), rows.size()); }
+
+void PythonResize::add_lent(const nb::object& rows) {
+  const auto* pixels = static_cast<const ArrowArray*>(PyCapsule_GetPointer(rows.ptr(), "arrow_array"));
+  if (pixels == nullptr) throw nb::python_error();
+  const bool fours = pixels->release != nullptr && pixels->child_count == 1 && pixels->offset == 0;
+  const ArrowArray* bytes = fours ? pixels->children[0] : nullptr;
+  if (bytes == nullptr || bytes->buffer_count != 2 || bytes->offset != 0 || bytes->length != 4 * pixels->length) {
+    throw std::invalid_argument("this array has not four bytes a pixel");
+  }
+  add_bytes(static_cast<const uint8_t*>(bytes->buffers[1]), static_cast<size_t>(bytes->length));
+}
+
+void PythonResize::add_bytes(const uint8_t* data, size_t size) {
   const ReleasedGil released;
   const std::lock_guard locked(mutex_);
   if (size % picture_.row_bytes() != 0) throw std::invalid_argument("these are no whole rows");

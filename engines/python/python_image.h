@@ -19,11 +19,14 @@ class PythonResize {
 
   // Adds rows of RGBX from the top.
   void add(const nanobind::bytes& rows);
+  void add_lent(const nanobind::object& rows);  // the capsule of an Arrow array, which is not copied
 
   // Returns (height, width, 3) uint8 when all rows were added.
   nanobind::object result() const;
 
  private:
+  void add_bytes(const uint8_t* data, size_t size);
+
   Resize picture_;
   mutable std::mutex mutex_;
 };

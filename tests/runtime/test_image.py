@@ -14,7 +14,7 @@ from PIL import Image
 import blip2rt
 from blip2rt.bundle.manifest import ImageSpec
 from blip2rt.errors import ImageError
-from blip2rt.image import SCALED_TOLERANCE, load_rgb, prepare, resize, to_pixels
+from blip2rt.image import SCALED_TOLERANCE, _lent, load_rgb, prepare, resize, to_pixels
 from blip2rt.native import native
 from tests.seeds import seed_of
 
@@ -92,6 +92,26 @@ def test_rows_that_are_no_picture_are_refused():
         picture.result()
     picture.add(b"\x07" * 8)
     assert picture.result().shape == (1, 1, 3)
+
+
+@pytest.mark.skipif(not hasattr(Image.Image, "__arrow_c_array__"), reason="Pillow lends pixels from 11.2 on")
+def test_pixels_are_lent_where_pillow_may(rng):
+    picture = Image.fromarray(rng.integers(0, 256, (20, 9, 3), dtype=np.uint8))
+    want = np.asarray(picture.resize((5, 6), Image.Resampling.BICUBIC))
+    for alignment, lends in (1, True), (32, False):  # rows are padded in the second
+        Image.core.set_alignment(alignment)
+        try:
+            copy = picture.copy()
+            assert (_lent(copy) is not None) == lends
+            np.testing.assert_array_equal(resize(copy, (5, 6), "bicubic"), want)
+        finally:
+            Image.core.set_alignment(1)
+    assert _lent(Image.new("RGB", (3000, 2000))) is None
+    schema, grey = Image.new("L", (9, 20)).__arrow_c_array__()
+    with pytest.raises(ValueError, match="four bytes a pixel"):
+        native().Resize((9, 20), (5, 6), "bicubic").add_lent(grey)
+    with pytest.raises(ValueError, match="incorrect name"):
+        native().Resize((9, 20), (5, 6), "bicubic").add_lent(schema)
 
 
 def test_every_way_to_give_an_image_gives_the_same_pixels(rng, tmp_path):
