@@ -32,7 +32,8 @@ void PythonResize::add_lent(const nb::object& rows) {
   if (pixels == nullptr) throw nb::python_error();
   const bool fours = pixels->release != nullptr && pixels->child_count == 1 && pixels->offset == 0;
   const ArrowArray* bytes = fours ? pixels->children[0] : nullptr;
-  if (bytes == nullptr || bytes->buffer_count != 2 || bytes->offset != 0 || bytes->length != 4 * pixels->length) {
+  if (bytes == nullptr || bytes->buffer_count != 2 || bytes->offset != 0 || bytes->length != 4 * pixels->length ||
+      bytes->buffers[1] == nullptr) {
     throw std::invalid_argument("this array has not four bytes a pixel");
   }
   add_bytes(static_cast<const uint8_t*>(bytes->buffers[1]), static_cast<size_t>(bytes->length));
