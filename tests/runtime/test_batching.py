@@ -167,12 +167,15 @@ def test_a_listener_that_raises_ends_its_request_alone(model: blip2rt.Model, pho
 
 def test_a_cancelled_answer_keeps_what_it_has(model: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
     long = Options(num_beams=1, max_new_tokens=55, min_new_tokens=55)
-    answers = [model.submit(Request(photo(), options=long)) for _ in range(30)]
-    for answer in answers:
-        answer.cancel()
-    for answer in answers:
-        answer.result(30)
-    assert {answer.finish for answer in answers} <= {"cancelled", "length"}
+    for _ in range(100):  # on a busy machine all is said before this thread gets to cancel
+        answers = [model.submit(Request(photo(), options=long)) for _ in range(30)]
+        for answer in answers:
+            answer.cancel()
+        for answer in answers:
+            answer.result(30)
+        assert {answer.finish for answer in answers} <= {"cancelled", "length"}
+        if answers[-1].finish == "cancelled":
+            break
     assert answers[-1].finish == "cancelled" and answers[-1].usage.answer < 55
 
 
