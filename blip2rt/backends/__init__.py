@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     Floats: TypeAlias = NDArray[np.float32]
     Ints: TypeAlias = NDArray[np.int64]
 
+CLOSED = "this model is closed: load it again"  # what a closed backend says
+
 Token: TypeAlias = tuple[int, int, int]  # number of the image, number of the draw, token id
 OnToken: TypeAlias = Callable[[int, int, int], object]  # is told each Token; False ends the call
 Sequences: TypeAlias = list[list[tuple[list[int], float]]]  # for each image its best: new token ids, score

@@ -35,7 +35,6 @@ FORKED = (
     " (multiprocessing.set_start_method('spawn'))"
 )
 
-CLOSED = "this model is closed: load it again"
 
 _lock = threading.Lock()
 _runtime: Any = None
@@ -157,7 +156,7 @@ class Backend(backends.Backend):
     def _check_process(self) -> None:
         """Raise BackendError of a closed model, and in a fork: threads of sessions are not there, locks are held."""
         if self._closed:
-            raise BackendError(CLOSED)
+            raise BackendError(backends.CLOSED)
         if os.getpid() != self._process:
             raise BackendError(FORKED)
 

@@ -98,6 +98,7 @@ class Driver:
         self.host: dict[int, Any] = {}
         self.copying: dict[int, int] = {}  # copies to host memory that are not done
         self.streams: dict[int, Stream] = {}
+        self.modules: set[str] = set()
         self.handles = itertools.count(0x1000)
         self.calls: list[str] = []
         self.launched: list[str] = []
@@ -278,9 +279,19 @@ class Driver:
     # Kernels
 
     def cuModuleLoadData(self, code: bytes) -> tuple:
-        return (OK, "module") if code.startswith(b"stand-in of sm_87") else (CUresult.CUDA_ERROR_INVALID_IMAGE, None)
+        if not code.startswith(b"stand-in of sm_87"):
+            return CUresult.CUDA_ERROR_INVALID_IMAGE, None
+        module = f"module {next(self.handles)}"
+        self.modules.add(module)
+        return OK, module
+
+    def cuModuleUnload(self, module: Any) -> tuple:
+        must(self.current, "no context is current")
+        self.modules.remove(module)
+        return (OK,)
 
     def cuModuleGetFunction(self, module: Any, name: bytes) -> tuple:
+        must(module in self.modules, "a module that is not loaded")
         return OK, name
 
     def cuLaunchKernel(self, kernel: bytes, *rest: Any) -> tuple:
@@ -392,6 +403,11 @@ class Nvrtc:
 
     def nvrtcCompileProgram(self, program: Any, count: int, options: list) -> tuple:
         program.options = options
+        return (0,)
+
+    def nvrtcDestroyProgram(self, program: Any) -> tuple:
+        must(not hasattr(program, "destroyed"), "a program is destroyed twice")
+        program.destroyed = True
         return (0,)
 
     def nvrtcGetCUBINSize(self, program: Any) -> tuple:

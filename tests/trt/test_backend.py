@@ -3,6 +3,7 @@ Runtime says; and what it says where the machine cannot do what it should."""
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 from pathlib import Path
@@ -168,6 +169,76 @@ def test_memory_is_allocated_once(tiny_case: Case, machine: Machine) -> None:
         device.generate(np.full_like(prefix, np.nan), prompts, options)
     assert machine.driver.used == 0 and not machine.driver.host  # that cache is not used again
     assert device.generate(prefix, prompts, options)
+
+
+def holds(machine: Machine) -> tuple[int, int, int, int]:
+    driver = machine.driver
+    return driver.used, len(driver.host), len(driver.streams), len(driver.modules)
+
+
+def test_a_closed_model_gives_everything_back(tiny_case: Case, machine: Machine, photo: Any) -> None:
+    prefix, prompts = tiny_case.inputs(2)
+    options = {"max_new_tokens": 5, "eos_token_ids": []}
+    want = machine.load(tiny_case).generate(prefix, prompts, options)
+    with blip2rt.load(tiny_case.trt, backend="trt", engines=SIZES) as model:
+        model.caption(photo(), num_beams=2)
+        device = model._backend
+        begun, stepped = device.begin(prefix, prompts, options), device.begin(prefix, prompts, options)
+        stepped.step()
+        assert holds(machine)[3] == 1
+    for call in (lambda: model.caption(photo()), lambda: next(model.stream(photo())), begun.step):
+        with pytest.raises(BackendError, match="closed: load it again"):
+            call()
+    stepped.run()  # what was under way goes on to its end
+    assert stepped.results() == want
+    assert holds(machine) == (0, 0, 0, 0)
+    model.close()
+
+
+def test_a_model_that_nobody_holds_gives_everything_back(tiny_case: Case, machine: Machine, photo: Any) -> None:
+    model = blip2rt.load(tiny_case.trt, backend="trt", engines=SIZES)
+    model.caption(photo())
+    assert min(holds(machine)[::3]) > 0
+    del model
+    gc.collect()
+    assert holds(machine) == (0, 0, 0, 0)
+
+
+def test_a_generation_is_collected_while_another_takes_a_lane(
+    tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix, prompts = tiny_case.inputs(1)
+    device = machine.load(tiny_case)
+    left: list[Any] = [device.begin(prefix, prompts, {"max_new_tokens": 5})]
+    left[0].step()
+    left.append(left)  # a circle, which the garbage collector alone ends
+    del left
+    create = machine.driver.cuStreamCreate
+    monkeypatch.setattr(machine.driver, "cuStreamCreate", lambda flags: (gc.collect(), create(flags))[1])
+    thread = threading.Thread(target=lambda: device.generate(prefix, prompts, {"max_new_tokens": 5}), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def test_a_device_that_failed_does_not_hide_why(
+    tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix, prompts = tiny_case.inputs(1)
+    device = machine.load(tiny_case)
+
+    class Failed(int):
+        name = "CUDA_ERROR_ILLEGAL_ADDRESS"
+
+    def fails(*_: Any) -> tuple[Any]:
+        for call in ("cuStreamSynchronize", "cuEventSynchronize", "cuEventDestroy", "cuMemFree", "cuMemFreeHost",
+                     "cuStreamDestroy"):  # fmt: skip
+            monkeypatch.setattr(machine.driver, call, lambda *_: (Failed(700),))
+        return (Failed(700),)
+
+    monkeypatch.setattr(machine.driver, "cuLaunchKernel", fails)
+    with pytest.raises(BackendError, match="cuLaunchKernel failed: CUDA_ERROR_ILLEGAL_ADDRESS"):
+        device.generate(prefix, prompts, {"max_new_tokens": 5})
 
 
 def test_threads_have_lanes_of_their_own(tiny_case: Case, machine: Machine) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,17 @@ class Backend(backends.Backend):
         self._kernels: Kernels | None = None
         self._lanes = Lanes(self._cuda)
         self._lock = threading.RLock()
+        self._closed = False
+        # A model that nobody holds any more gives its memory back. At the process's end the driver does.
+        weakref.finalize(self, self._lanes.close).atexit = False
+
+    def close(self) -> None:
+        """See backends.Backend. A generation under way goes on to its end, and gives back then what it holds."""
+        self._closed = True
+        self._lanes.close()
+        with self._lock:
+            self._plans.clear()
+            self._kernels = None
 
     def generate(
         self,
@@ -157,8 +169,10 @@ class Backend(backends.Backend):
         return plans.ensure(self._trt, self._bundle, component, self._plan_sizes, gpu, self._cache, say, trial=trial)
 
     def _plan(self, component: str) -> Plan:
-        """The component's plan, loaded at its first use."""
+        """The component's plan, loaded at its first use. Raises BackendError: the model is closed."""
         with self._lock:
+            if self._closed:
+                raise BackendError(backends.CLOSED)
             if component not in self._plans:
                 self._plans[component] = Plan(self._trt, self._runtime, self._files[component], component, self._logger)
             return self._plans[component]

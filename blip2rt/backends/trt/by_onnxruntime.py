@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import json
 import logging
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -126,7 +127,7 @@ class Engine:
         self.inputs = [end.name for end in inputs]
         self._ends = {end.name: end for end in (*inputs, *outputs)}
         self._names, self.num_io_tensors = list(self._ends), len(self._ends)
-        self._sessions: dict[int, Any] = {}
+        self._sessions: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by stream
 
     def get_tensor_name(self, index: int) -> str:
         return self._names[index]
@@ -151,14 +152,17 @@ class Engine:
         return Context(self)
 
     def session(self, stream: int) -> Any:
-        if stream not in self._sessions:
+        """The stream's session. It lives as long as one of its contexts does."""
+        session = self._sessions.get(stream)
+        if session is None:
             options = self.trt.onnxruntime.SessionOptions()
             options.log_severity_level = 3
             options.add_session_config_entry("session.disable_quant_qdq", "1")  # int8 as the operators say
             own = {"user_compute_stream": str(stream)} if self.trt.provider == CUDA else {}
             providers = [(self.trt.provider, own), ("CPUExecutionProvider", {})][: 2 if own else 1]
-            self._sessions[stream] = self.trt.onnxruntime.InferenceSession(self._path, options, providers=providers)
-        return self._sessions[stream]
+            session = self.trt.onnxruntime.InferenceSession(self._path, options, providers=providers)
+            self._sessions[stream] = session
+        return session
 
 
 class Context:
@@ -168,6 +172,7 @@ class Context:
         self._engine, self._profile = engine, 0
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
+        self._session: Any = None  # of its lane's stream
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         self._profile = profile
@@ -197,14 +202,15 @@ class Context:
 
     def execute_async_v3(self, stream: int) -> bool:
         device = "cuda" if self._engine.trt.provider == CUDA else "cpu"
-        session, options = self._engine.session(stream), self._engine.trt.onnxruntime.RunOptions()
+        self._session = self._session or self._engine.session(stream)
+        options = self._engine.trt.onnxruntime.RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        binding = session.io_binding()
+        binding = self._session.io_binding()
         for name, address in self._addresses.items():
             bind = binding.bind_input if name in self._engine.inputs else binding.bind_output
             bind(name, device, 0, self._engine.dtype(name), self.get_tensor_shape(name), address)
         try:
-            session.run_with_iobinding(binding, options)
+            self._session.run_with_iobinding(binding, options)
         except Exception as error:  # of ONNX Runtime's own kinds
             _log.warning("ONNX Runtime in TensorRT's place: %s", " ".join(str(error).split()))
             return False

@@ -156,6 +156,12 @@ class Cuda:
         program = self._compiled("nvrtcCreateProgram", source.encode(), b"kernels.cu", len(headers),
                                  [text.encode() for text in headers.values()],
                                  [name.encode() for name in headers])  # fmt: skip
+        try:
+            return self._code(program, architecture)
+        finally:
+            self._compiled("nvrtcDestroyProgram", program)
+
+    def _code(self, program: Any, architecture: str) -> bytes:
         # Nothing is contracted: the numbers are those of the CPU's loop.
         options = [f"--gpu-architecture={architecture}".encode(), b"-std=c++17", b"-default-device", b"--fmad=false"]
         failed = int(self._nvrtc.nvrtcCompileProgram(program, len(options), options)[0])
@@ -170,6 +176,9 @@ class Cuda:
 
     def module(self, code: bytes) -> Any:
         return self._call("cuModuleLoadData", code)
+
+    def unload(self, module: Any) -> None:
+        self._call("cuModuleUnload", module)
 
     def kernel(self, module: Any, name: str) -> Any:
         return self._call("cuModuleGetFunction", module, name.encode())

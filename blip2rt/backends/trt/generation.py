@@ -31,6 +31,7 @@ class DecoderLane(Lane):
         with contextlib.suppress(BackendError):  # after a failure the device may refuse everything
             if self.decoder is not None:
                 self.decoder.drop_graph()
+                self.decoder = None  # its contexts end with the lane's
             super().close()
 
 
@@ -40,19 +41,37 @@ class Lanes:
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
         self._free: list[DecoderLane] = []
-        self._lock = threading.Lock()
+        self._closed = False
+        # The garbage collector gives lanes back, in the midst of whatever a thread does: of what is below, too.
+        self._lock = threading.RLock()
 
     def take(self) -> DecoderLane:
+        """Raises BackendError where the lanes are closed, or the device has no room for one more."""
         self._cuda.activate()
         with self._lock:
-            return self._free.pop() if self._free else DecoderLane(self._cuda)
+            if self._closed:
+                raise BackendError(backends.CLOSED)
+            if self._free:
+                return self._free.pop()
+        return DecoderLane(self._cuda)
 
     def give_back(self, lane: DecoderLane) -> None:
         for plan in lane.prepared:
             plan.keep_kernels()
         lane.prepared.clear()
         with self._lock:
-            self._free.append(lane)
+            if not self._closed:
+                self._free.append(lane)
+                return
+        lane.close()
+
+    def close(self) -> None:
+        """Give back what the lanes hold: the free ones' now, the lent ones' when they are given back."""
+        with self._lock:
+            self._closed = True
+            free, self._free = self._free, []
+        for lane in free:
+            lane.close()
 
     @contextlib.contextmanager
     def lend(self) -> Iterator[DecoderLane]:

@@ -19,7 +19,8 @@ class KernelCache:
     """The kernels of one plan, in a file of its name. All contexts of the plan share them."""
 
     def __init__(self, trt: Any, engine: Any, plan: Path) -> None:
-        self._file, self._lock = plan.with_suffix(".kernels"), threading.Lock()
+        self._file = plan.with_suffix(".kernels")
+        self._lock = threading.RLock()  # the garbage collector may give back a lane while this writes
         self.config = engine.create_runtime_config()  # what contexts are made with
         self.config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         # Compiled before the first run of a shape: a kernel that came later would not be in a captured graph.

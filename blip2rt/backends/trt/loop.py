@@ -137,6 +137,6 @@ def _flags(lane: Lane, answers: int) -> Iterator[_Flags]:
     try:
         yield flags
     finally:
-        with suppress(CudaError):  # the device writes to them no more; where it failed, that has been said
+        with suppress(CudaError):  # a device that failed gives nothing back, and what failed is what is said
             lane.wait()
-        flags.close()
+            flags.close()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import weakref
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from ...errors import BackendError
-from .cuda import Cuda
+from .cuda import Cuda, CudaError
 from .lane import Lane
 
 THREADS = 256  # of a block; `choose` reads a row of logits with so many
@@ -26,11 +28,18 @@ class Kernels:
         self._cuda = cuda
         module = cuda.module(code)
         self._kernels = {name: cuda.kernel(module, name) for name in self.NAMES}
+        weakref.finalize(self, _unload, cuda, module).atexit = False
 
     def launch(self, name: str, grid: tuple[int, int], stream: Any, *arguments: int | ctypes.c_int) -> None:
         """Launch a kernel. An int is an address or a count of 64 bits, a c_int a count of 32 bits."""
         values = [ctypes.c_int64(each) if isinstance(each, int) else each for each in arguments]
         self._cuda.launch(self._kernels[name], grid, THREADS, values, stream)
+
+
+def _unload(cuda: Cuda, module: Any) -> None:
+    with suppress(CudaError):  # after a failure the device may refuse everything
+        cuda.activate()
+        cuda.unload(module)
 
 
 class SearchMemory:

@@ -29,7 +29,8 @@ def main() -> None:
     cuda.record(event, stream)
     cuda.wait_event(event)
     cuda.destroy_event(event)
-    kernel = cuda.kernel(cuda.module(b"code"), "kernel")
+    module = cuda.module(b"code")
+    kernel = cuda.kernel(module, "kernel")
     arguments: list[Any] = [ctypes.c_int(7), ctypes.c_float(0.5)]
     cuda.launch(kernel, (3, 2), 64, arguments, stream)
     assert stand_in.standInLaunched() == 1
@@ -41,6 +42,7 @@ def main() -> None:
         cuda.launch_graph(graph, stream)
     assert stand_in.standInLaunched() == 4
     cuda.destroy_graph(graph)
+    cuda.unload(module)
     cuda.destroy_stream(stream)
     assert stand_in.standInAlive() == 0
     print("ok")

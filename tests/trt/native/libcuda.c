@@ -142,6 +142,7 @@ Result cuGraphLaunch(void* executable, void* stream) {
 }
 
 Result cuModuleLoadData(void** module, const void* image) { return image ? made(kModules, module) : kInvalidValue; }
+Result cuModuleUnload(void* module) { return gone(kModules, module); }
 Result cuModuleGetFunction(void** function, void* module, const char* name) {
   for (int i = 0; module && i < kKernelCount; ++i) {
     if (strcmp(name, kKernels[i].name) == 0) return *function = (void*)&kKernels[i], kSuccess;
@@ -166,7 +167,7 @@ Result cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, uns
 int standInLaunched(void) { return launched; }
 int standInAlive(void) {
   int alive = 0;
-  for (int kind = 0; kind < kModules; ++kind) alive += counts[kind];
+  for (int kind = 0; kind <= kModules; ++kind) alive += counts[kind];
   return alive;
 }
 
@@ -185,7 +186,7 @@ static const struct {
     ENTRY_V2(cuEventDestroy), ENTRY_V2(cuStreamBeginCapture), ENTRY(cuStreamEndCapture),
     {"cuGraphInstantiate", (void*)cuGraphInstantiateWithFlags}, ENTRY(cuGraphInstantiateWithFlags),
     ENTRY(cuGraphDestroy), ENTRY(cuGraphLaunch), ENTRY(cuGraphExecDestroy), ENTRY(cuModuleLoadData),
-    ENTRY(cuModuleGetFunction), ENTRY(cuLaunchKernel),
+    ENTRY(cuModuleUnload),     ENTRY(cuModuleGetFunction), ENTRY(cuLaunchKernel),
 };
 
 // How cuda-bindings finds every entry, this one too.
