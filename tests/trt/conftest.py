@@ -8,9 +8,8 @@ import pytest
 
 pytest.importorskip("onnx")
 
-from blip2rt.backends.trt import cuda
-from tests.trt.gpu_stand_in import Driver, Nvrtc, TensorRT, TensorRTRtx
-from tests.trt.machine import GPU, Case, Machine, case_of
+from tests.trt.gpu_stand_in import Driver, TensorRT, TensorRTRtx
+from tests.trt.machine import Case, Machine, case_of, installed
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "llama", "t5")]
 
@@ -48,13 +47,3 @@ def rtx_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     """With tensorrt-rtx in tensorrt's place."""
     driver = Driver()
     return installed(Machine(driver, TensorRTRtx(driver)), monkeypatch, tmp_path)
-
-
-def installed(found: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
-    monkeypatch.setattr("blip2rt.backends.trt.builder.load_tensorrt", lambda name=None: found.trt)
-    monkeypatch.setattr("blip2rt.backends.trt.builder.identity", lambda trt: f"tensorrt {trt.__version__}")
-    monkeypatch.setattr("blip2rt.backends.trt.builder.builds_for_any", lambda trt: False)
-    monkeypatch.setattr(cuda, "load_bindings", lambda: (found.driver, Nvrtc()))
-    monkeypatch.setattr("blip2rt.backends.trt.gpu.find", lambda: GPU)
-    monkeypatch.setenv("BLIP2RT_CACHE", str(tmp_path / "engines"))
-    return found

@@ -12,11 +12,11 @@ import pytest
 pytest.importorskip("onnx")
 
 from blip2rt import backends
-from blip2rt.backends.trt import PlanSizes, gpu
+from blip2rt.backends.trt import PlanSizes, cuda, gpu
 from blip2rt.bundle import read
 from tests.seeds import seed_of
 from tests.tiny import trt as tiny_trt
-from tests.trt.gpu_stand_in import Driver, TensorRT
+from tests.trt.gpu_stand_in import Driver, Nvrtc, TensorRT
 
 SEED = seed_of(__name__)
 GPU = gpu.Gpu("Orin", (8, 7), 8 << 30, (12, 6), True, 16)
@@ -81,6 +81,17 @@ class Machine:
 
     def load(self, case: Case, engines: PlanSizes = SIZES) -> Any:
         return backends.create("trt", read(case.trt), device="cuda", engines=engines)
+
+
+def installed(found: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
+    """Let the backend find the machine, and keep its plans in tmp_path."""
+    monkeypatch.setattr("blip2rt.backends.trt.builder.load_tensorrt", lambda name=None: found.trt)
+    monkeypatch.setattr("blip2rt.backends.trt.builder.identity", lambda trt: f"tensorrt {trt.__version__}")
+    monkeypatch.setattr("blip2rt.backends.trt.builder.builds_for_any", lambda trt: False)
+    monkeypatch.setattr(cuda, "load_bindings", lambda: (found.driver, Nvrtc()))
+    monkeypatch.setattr("blip2rt.backends.trt.gpu.find", lambda: GPU)
+    monkeypatch.setenv("BLIP2RT_CACHE", str(tmp_path / "engines"))
+    return found
 
 
 def tokens(sequences: Any) -> Any:

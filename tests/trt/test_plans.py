@@ -160,7 +160,8 @@ def test_tensorrt_says_why_it_refuses(tiny_case: Case, machine: Machine) -> None
 
 def test_host_memory_is_kept_until_it_is_copied(tiny_case: Case, machine: Machine) -> None:
     """A GPU that shares the machine's memory reads it when it comes to it."""
-    with machine.load(tiny_case)._lanes.lend() as lane:
+    device = machine.load(tiny_case)
+    with device._lanes.lend() as lane:
         for size in (10, 1000, 1_000_000):
             lane.upload("some", np.arange(size))
             others = [np.full(size, -1) for _ in range(8)]  # takes the place of what was freed

@@ -94,6 +94,11 @@ def builds_for_any(trt: Any) -> bool:
     return bool(trt.__name__ == "tensorrt_rtx")
 
 
+def opens_graphs(trt: Any) -> bool:
+    """Whether a plan only names its graph, which is opened with it. TensorRT's own plans hold all that they need."""
+    return bool(getattr(trt, "opens_graphs", False))
+
+
 def identity(trt: Any) -> str:
     """Name and version of TensorRT: only the one that built a plan loads it."""
     return f"{trt.__name__} {trt.__version__}"

@@ -38,6 +38,7 @@ class Executor:
     """The module."""
 
     __name__ = "onnxruntime"
+    opens_graphs = True  # a plan is opened with the graph that it names
     TensorIOMode = SimpleNamespace(INPUT="INPUT", OUTPUT="OUTPUT")
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="USER_MANAGED")
     NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
@@ -75,7 +76,7 @@ class Network:
     """A graph's inputs, as the builder's profiles need them."""
 
     def load(self, path: str) -> bool:
-        self.path, (self._inputs, _) = path, wire.ends(Path(path).read_bytes())
+        self.path, (self._inputs, _) = str(Path(path).resolve()), wire.ends(Path(path).read_bytes())
         return True
 
     @property

@@ -31,7 +31,7 @@ class DecoderLane(Lane):
         with contextlib.suppress(BackendError):  # after a failure the device may refuse everything
             if self.decoder is not None:
                 self.decoder.drop_graph()
-                self.decoder = None  # its contexts end with the lane's
+                self.decoder = None
             super().close()
 
 

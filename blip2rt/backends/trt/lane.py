@@ -174,6 +174,10 @@ class Runner:
     def name(self) -> str:
         return self._plan.name
 
+    def close(self) -> None:
+        """End the context now: an error's traceback may hold this for long."""
+        self._context = None
+
 
 class Lane:
     """What one call at a time needs of the device: a stream, scratch memory, contexts, buffers by name.
@@ -276,6 +280,8 @@ class Lane:
         """Give everything back. The lane is not used any more."""
         self.cuda.activate()
         self.wait()
+        for runner in self._runners.values():
+            runner.close()
         self._runners.clear()
         for address, _size in self._buffers.values():
             self.cuda.free(address)

@@ -222,7 +222,9 @@ def origin(trt: Any, bundle: Bundle, component: str, sizes: PlanSizes, gpu: str)
     text = graph.read_bytes()  # names the files that its weights are in
     data = {name: entry.sha256 for name, entry in files.items() if name.encode() in text}
     data[graph.name] = hashlib.sha256(text).hexdigest()  # the file as it is: someone may have changed it
+    place = {"graph": str(graph.resolve())} if builder.opens_graphs(trt) else {}
     return {
+        **place,
         "tensorrt": builder.identity(trt),
         "gpu": gpu,
         "files": data,
@@ -275,6 +277,8 @@ def ensure(
         say(f"{component}: {plan}, {built.plan.nbytes / 1e6:.1f} MB")
         del built  # its plan is as large as the weights
     else:
+        if builder.opens_graphs(trt):
+            checked_graph(bundle, component)
         say(f"{component}: {plan}")
     tested = cache.note(plan).get("tested")
     if accept and (tested is None or "wrong" in tested):

@@ -1,0 +1,130 @@
+"""ONNX Runtime in TensorRT's place, as far as it goes without a GPU: its CPU provider on the driver that stands in
+(tests/trt/test_gpu_day.py runs the loop whole)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+pytest.importorskip("onnx")
+
+from blip2rt import backends, cuda_libraries
+from blip2rt.backends.trt import builder, by_onnxruntime, gpu, plans
+from blip2rt.bundle import read
+from blip2rt.errors import BackendError
+from tests.tiny import trt as tiny_trt
+from tests.tiny.bundle import D, Q
+from tests.trt.gpu_stand_in import Driver, TensorRT, TensorRTRtx
+from tests.trt.machine import SEED, Machine, installed, tokens
+
+H100 = gpu.Gpu("NVIDIA H100", (9, 0), 80 << 30, (13, 0), False, 132)
+
+
+def test_onnxruntime_is_taken_where_there_is_no_tensorrt(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only with a CUDA provider. blip2rt-build and its check take TensorRT alone."""
+    monkeypatch.setattr(builder, "MODULES", ("a_tensorrt_that_is_not_there",))
+    if by_onnxruntime.CUDA not in onnxruntime.get_available_providers():
+        with pytest.raises(BackendError, match="or onnxruntime-gpu to do without"):
+            builder.load_runner(None)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [by_onnxruntime.CUDA])
+    loaded: list[str] = []
+    monkeypatch.setattr(cuda_libraries, "preload", lambda: loaded.append("NVIDIA's"))  # which pip's wheel cannot find
+    found = builder.load_runner(None)
+    assert loaded
+    assert builder.identity(found) == f"onnxruntime {onnxruntime.__version__} with CUDAExecutionProvider"
+    assert "in TensorRT's place: a_tensorrt" in caplog.text and not builder.builds_for_any(found)
+    with pytest.raises(BackendError, match="is not installed"):
+        builder.load_tensorrt()
+
+
+def test_onnxruntime_is_taken_where_tensorrt_does_not_know_the_card(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As tensorrt-rtx does not know an H100. One that it knows is its own."""
+    rtx = TensorRTRtx(Driver())
+    monkeypatch.setattr(builder, "load_tensorrt", lambda name=None: rtx)
+    monkeypatch.setattr(by_onnxruntime, "find", lambda: None)
+    monkeypatch.setattr(gpu, "find", lambda: H100)
+    with pytest.raises(BackendError, match="tensorrt_rtx 1.7.0 does not know SM90"):
+        plans.runner()
+    monkeypatch.setattr(by_onnxruntime, "find", lambda: "in its place")
+    assert plans.runner() == "in its place" and "does not know SM90" in caplog.text
+    monkeypatch.setattr(gpu, "find", lambda: replace(H100, compute_capability=(8, 6)))
+    assert plans.runner() is rtx
+
+
+def test_a_plan_whose_graph_is_gone_is_refused(tmp_path: Path) -> None:
+    executor = by_onnxruntime.Executor(onnxruntime, "CPUExecutionProvider")
+    log = builder.logger(executor)
+    plan = json.dumps({"path": str(tmp_path / "llm.onnx"), "profiles": [{}]}).encode()
+    assert executor.Runtime(log).deserialize_cuda_engine(plan) is None
+    assert "is not there any more" in log.because()
+
+
+class AtOnce(Driver):
+    """A driver whose streams do at once what they are given: what runs on the CPU waits for no stream."""
+
+    def cuStreamCreate(self, flags: int) -> tuple:
+        error, stream = super().cuStreamCreate(flags)
+        put = stream.put
+        stream.put = lambda work: (put(work), stream.captured is None and stream.run())
+        return error, stream
+
+
+@pytest.fixture
+def executing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
+    """A machine with ONNX Runtime in TensorRT's place."""
+    driver = AtOnce()
+    found = installed(Machine(driver, TensorRT(driver)), monkeypatch, tmp_path)
+    executor = by_onnxruntime.Executor(onnxruntime, "CPUExecutionProvider")
+    monkeypatch.setattr(builder, "load_tensorrt", lambda name=None: executor)
+    return found
+
+
+def test_a_bundle_that_took_anothers_place_is_not_taken_for_it(
+    executing: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plans name their graphs: by where they are, whatever the working directory and whatever lay there before."""
+    monkeypatch.chdir(tmp_path)
+    options = {"max_new_tokens": 8, "eos_token_ids": []}
+    prefix = np.random.default_rng(SEED).normal(size=(1, Q, D)).astype(np.float32)
+
+    def says(path: str, target: str) -> Any:
+        backend = backends.create(target, read(Path(path)), **({"device": "cuda"} if target == "trt" else {}))
+        return tokens(backend.generate(prefix, [[5]], options))
+
+    said = {}
+    for version in (1, 2):
+        weights = tiny_trt.weights_of(np.random.default_rng(SEED + version))
+        said[version] = says(str(tiny_trt.write(tmp_path / f"ort {version}", weights, "ort")), "ort")
+        tiny_trt.write(Path("bundle"), weights, "trt")
+        assert says("bundle", "trt") == said[version]
+        if version == 1:
+            Path("bundle").rename("old")
+    assert said[1] != said[2] and says("old", "trt") == said[1]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert says("../bundle", "trt") == said[2]
+
+
+def test_a_lane_that_is_closed_takes_its_session_with_it(executing: Machine, tmp_path: Path) -> None:
+    path = tiny_trt.write(tmp_path / "bundle", tiny_trt.weights_of(np.random.default_rng(SEED)), "trt")
+    backend: Any = backends.create("trt", read(path), device="cuda")
+    prefix = np.ones((1, Q, D), np.float32)
+    assert backend.generate(prefix, [[5]], {"max_new_tokens": 3})
+    engine = backend._plans["llm"]._loaded
+    assert len(engine._sessions) == 1  # of two contexts, those of prompts and of steps
+    with pytest.raises(BackendError, match="not finite"):
+        backend.generate(prefix * np.nan, [[5]], {"max_new_tokens": 3})
+    assert len(engine._sessions) == 0
+    assert backend.generate(prefix, [[5]], {"max_new_tokens": 3})
+    backend.close()
+    assert len(engine._sessions) == 0
