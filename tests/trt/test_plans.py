@@ -261,7 +261,8 @@ def test_scratch_memory_grows_with_the_prompt(tiny_case: Case) -> None:
 
 def test_a_copy_that_is_freed_too_early_is_found(tiny_case: Case, machine: Machine) -> None:
     """By the stand-in: a lane that holds nothing."""
-    with pytest.raises(Misuse, match="freed or changed"), machine.load(tiny_case)._lanes.lend() as lane:
+    device = machine.load(tiny_case)
+    with pytest.raises(Misuse, match="freed or changed"), device._lanes.lend() as lane:
         lane.upload("some", np.arange(1000))
         lane._held.clear()
         others = [np.full(1000, -1) for _ in range(8)]
