@@ -181,7 +181,7 @@ test-cuda-bindings: $(DEV)/blip2rt-installed  ## the backend trt's calls by othe
 	$(CC) -std=c11 -shared -fPIC -Wl,-soname,libcuda.so.1 tests/trt/native/libcuda.c -o build/bindings/driver/libcuda.so.1
 	set -e; for release in $(foreach r,$(BINDINGS),"$(r)"); do \
 	  rm -rf build/bindings/site; $(RUN) pip install --quiet --no-deps --target build/bindings/site "cuda-bindings$$release"; \
-	  echo "cuda-bindings$$release: $$(LD_LIBRARY_PATH=build/bindings/driver PYTHONPATH=build/bindings/site $(RUN) tests.trt.native.every_call)"; \
+	  LD_LIBRARY_PATH=build/bindings/driver PYTHONPATH=build/bindings/site $(RUN) tests.trt.native.every_call "$$release"; \
 	done
 
 sbom: $(DEV)/blip2rt-installed  ## what the runtime is made of, as CycloneDX

@@ -26,4 +26,4 @@ def test_every_call_of_the_driver_is_what_the_bindings_take(tmp_path: Path) -> N
     environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-m", "tests.trt.native.every_call"], cwd=ROOT, env=environment,
                           capture_output=True, text=True)  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+    assert done.returncode == 0 and done.stdout.endswith(": ok\n"), done.stderr

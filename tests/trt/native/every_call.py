@@ -1,13 +1,18 @@
 """Every call of backends.trt.cuda by the installed cuda-bindings, to the driver that stands in (libcuda.c).
 
-`python -m tests.trt.native.every_call`, with the folder of its libcuda.so.1 in LD_LIBRARY_PATH. Prints "ok".
+`python -m tests.trt.native.every_call [RELEASES]`, with the folder of its libcuda.so.1 in LD_LIBRARY_PATH. Prints which
+release of cuda-bindings it was, and fails where that is none of RELEASES, such as "<13".
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib
+import sys
+from importlib import metadata
 from typing import Any
+
+from packaging.specifiers import SpecifierSet
 
 from blip2rt.backends.trt.cuda import Cuda, CudaError, OutOfMemory
 
@@ -45,7 +50,9 @@ def main() -> None:
     cuda.unload(module)
     cuda.destroy_stream(stream)
     assert stand_in.standInAlive() == 0
-    print("ok")
+    version = metadata.version("cuda-bindings")
+    assert version in SpecifierSet("".join(sys.argv[1:])), f"cuda-bindings is {version}, not {sys.argv[1]}"
+    print(f"cuda-bindings {version}: ok")
 
 
 def memory(cuda: Cuda, stream: Any) -> None:
