@@ -1,7 +1,7 @@
 """`blip2rt doctor`: what this machine has, what is missing, and the command that mends it.
 
 Opens what the runtime opens and captions a picture. Of NVIDIA it looks at the driver, the packages and the disk, where
-there is any of them, and imports no TensorRT. Exit code 0 when a picture was captioned, 2 when not.
+there is any of them, and imports TensorRT where there is a GPU. Exit code 0 when a picture was captioned, 2 when not.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from .backends import ort
-from .backends.trt import gpu
+from .backends.trt import builder, gpu
 from .backends.trt.cache import default_folder
 from .errors import BackendError, Blip2rtError
-from .installing import pip_install
+from .installing import ONNXRUNTIME_GPU, pip_install
 from .model import load
 from .native import native
 
@@ -44,10 +44,11 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Every finding, from the machine to TensorRT."""
-    needed = [_machine(), _memory(), _native(), _onnxruntime()]
+    device = gpu.find()
+    needed = [_machine(), _memory(), _native(), _onnxruntime(device)]
     if all(finding.state == _OK for finding in needed if finding.needed):
         needed.append(_captions())
-    return [*needed, *_nvidia(gpu.find())]
+    return [*needed, *_nvidia(device)]
 
 
 def _nvidia(device: gpu.Gpu | str) -> list[Finding]:
@@ -127,11 +128,12 @@ def _native() -> Finding:
     return Finding("native core", _OK, f"built; kernels: {', '.join(kernels)}", needed=True)
 
 
-def _onnxruntime() -> Finding:
+def _onnxruntime(device: gpu.Gpu | str) -> Finding:
     installed = {name: _version(name) for name in ("onnxruntime", "onnxruntime-gpu")}
     have = [f"{name} {version}" for name, version in installed.items() if version]
     if len(have) == 2:
-        mend = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime"
+        remove = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install "
+        mend = remove + ("onnxruntime" if isinstance(device, str) else ONNXRUNTIME_GPU.partition(" install ")[2])
         return Finding("ONNX Runtime", _BROKEN, f"{' and '.join(have)} overwrite each other", mend, needed=True)
     if not have:
         return Finding("ONNX Runtime", _MISSING, "not installed", "pip install onnxruntime", needed=True)
@@ -180,21 +182,31 @@ def _cuda() -> Finding:
 
 
 def _tensorrt(device: gpu.Gpu | str) -> Finding:
-    """Which TensorRT is installed. It is found, not imported: importing takes a second and a driver."""
-    for package in _TENSORRT:
-        module = package.replace("-", "_")
-        if importlib.util.find_spec(module) is not None:
-            version = _version(package) or "of the system"
-            return Finding("TensorRT", _OK, f"{module} {version}")
+    """Which TensorRT is installed, and whether it knows the GPU. Without a GPU it is found, not imported."""
+    lacking = "not installed"
+    if isinstance(device, str):
+        for package in _TENSORRT:
+            module = package.replace("-", "_")
+            if importlib.util.find_spec(module) is not None:
+                return Finding("TensorRT", _OK, f"{module} {_version(package) or 'of the system'}")
+    else:
+        try:
+            return Finding("TensorRT", _OK, builder.identity(builder.load_for(device.sm)))
+        except builder.Unsuitable as error:
+            lacking = str(error).partition(":")[0]
+        except BackendError as error:
+            text, _, mend = str(error).partition(": ")
+            return Finding("TensorRT", _BROKEN, text, mend)
     if instead := _version("onnxruntime-gpu"):
-        return Finding("TensorRT", _OK, f"not installed; onnxruntime-gpu {instead} runs the backend trt in its place")
+        return Finding("TensorRT", _OK, f"{lacking}; onnxruntime-gpu {instead} runs the backend trt in its place")
     if gpu.l4t_release():
         mend = "sudo apt install python3-libnvinfer, and a virtual environment with --system-site-packages"
     elif isinstance(device, str):
         mend = "pip install tensorrt-rtx (checks and builds without a GPU)"
     else:
-        mend = f"pip install tensorrt-cu{min(max(device.driver[0], 12), 13)}, or tensorrt-rtx for GeForce and RTX"
-    return Finding("TensorRT", _MISSING, "not installed", mend)
+        mend = (f"pip install tensorrt-cu{min(max(device.driver[0], 12), 13)}, or tensorrt-rtx for GeForce and RTX; "
+                f"to do without: {ONNXRUNTIME_GPU}")  # fmt: skip
+    return Finding("TensorRT", _MISSING, lacking, mend)
 
 
 def _bindings(device: gpu.Gpu | str) -> Finding:

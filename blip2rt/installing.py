@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+# Both packages have the files of one, so one of them goes first. blip2rt, installed later, brings the other back.
+ONNXRUNTIME_GPU = "pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
+
 
 def pip_install(*extras: str) -> str:
     """The command, e.g. pip install 'blip2rt[train]'; of a checkout, with its folder in the name's place."""

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from blip2rt import doctor
 from blip2rt.backends import ort
-from blip2rt.backends.trt import gpu
+from blip2rt.backends.trt import builder, gpu
 from blip2rt.cli import main
 from blip2rt.errors import BackendError, BundleError
 from blip2rt.installing import pip_install
 
 ORIN = gpu.Gpu("Orin", (8, 7), 8 << 30, (12, 6), True, 8)
+H100 = gpu.Gpu("NVIDIA H100", (9, 0), 80 << 30, (13, 0), False, 132)
+RTX = SimpleNamespace(__name__="tensorrt_rtx", __version__="1.7.0", ComputeCapability=SimpleNamespace(SM86=1, SM89=2))
 
 
 def lines(findings: list[doctor.Finding]) -> dict[str, doctor.Finding]:
@@ -98,12 +102,16 @@ def test_a_lacking_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["driver"].state == "missing" and "libcuda" in found["driver"].text and "GPU" not in found
 
 
+def without_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builder, "MODULES", ("a_tensorrt_that_is_not_there",))
+
+
 def test_a_jetson_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     release = tmp_path / "nv_tegra_release"
     release.write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n")
     monkeypatch.setattr(gpu, "_RELEASE", release)
     monkeypatch.setattr(gpu, "find", lambda: ORIN)
-    monkeypatch.setattr(doctor, "_TENSORRT", ("no-such-package",))
+    without_tensorrt(monkeypatch)
     found = lines(doctor.examine())
     assert "Jetson Linux 36.4.3" in found["machine"].text
     assert "SM87" in found["GPU"].text and "shared" in found["GPU"].text and "12.6" in found["driver"].text
@@ -111,18 +119,40 @@ def test_a_jetson_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def test_onnxruntime_is_named_where_it_takes_tensorrts_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "find", lambda: ORIN)
-    monkeypatch.setattr(doctor, "_TENSORRT", ("no-such-package",))
+    """Of none, and of one that does not know the card."""
+    monkeypatch.setattr(gpu, "find", lambda: H100)
+    without_tensorrt(monkeypatch)
+    assert lines(doctor.examine())["TensorRT"].state == "missing"
     monkeypatch.setattr(doctor, "_version", lambda package: "1.30" if package == "onnxruntime-gpu" else None)
-    found = lines(doctor.examine())
-    assert found["TensorRT"].state == "ok"
-    assert found["TensorRT"].text == "not installed; onnxruntime-gpu 1.30 runs the backend trt in its place"
+    for lacking in ("a_tensorrt_that_is_not_there is not installed", "tensorrt_rtx 1.7.0 does not know SM90"):
+        found = lines(doctor.examine())["TensorRT"]
+        assert found.state == "ok" and found.text.startswith(lacking)
+        assert found.text.endswith("; onnxruntime-gpu 1.30 runs the backend trt in its place")
+        monkeypatch.setattr(builder, "load_tensorrt", lambda name=None: RTX)
+    monkeypatch.setattr(doctor, "_version", lambda package: None)
+    found = lines(doctor.examine())["TensorRT"]
+    assert found.state == "missing" and "pip install tensorrt-cu13" in found.mend
+    monkeypatch.setattr(gpu, "find", lambda: replace(H100, compute_capability=(8, 9)))
+    assert lines(doctor.examine())["TensorRT"].text == "tensorrt_rtx 1.7.0"
+
+
+def test_a_tensorrt_that_cannot_be_loaded_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "a_tensorrt.py").write_text("import a_part_of_it")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(builder, "MODULES", ("a_tensorrt",))
+    monkeypatch.setattr(gpu, "find", lambda: H100)
+    found = lines(doctor.examine())["TensorRT"]
+    assert found.state == "broken" and found.text == "a_tensorrt is installed but lacks a_part_of_it"
+    assert found.mend == "pip install --force-reinstall a_tensorrt"
 
 
 def test_two_onnx_runtimes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_version", lambda package: "1.0")
     text, code = doctor.report(doctor.examine())
-    assert code == 2 and "overwrite each other" in text and "-> pip uninstall" in text
+    assert code == 2 and "overwrite each other" in text
+    assert "-> pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime\n" in text
+    monkeypatch.setattr(gpu, "find", lambda: H100)
+    assert "onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'\n" in doctor.report(doctor.examine())[0]
 
 
 def test_little_memory_asks_for_swap(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from ... import wire
 from ...errors import BackendError
+from ...installing import ONNXRUNTIME_GPU
 from . import by_onnxruntime
 
 MODULES = ("tensorrt", "tensorrt_rtx")
@@ -64,7 +65,7 @@ def load_tensorrt(name: str | None = None) -> Any:
     wanted = " or ".join(MODULES if name is None else (name,))
     raise Unsuitable(
         f"{wanted} is not installed: on Jetson it comes with JetPack (docs/jetson.md); elsewhere pip install tensorrt, "
-        "tensorrt-rtx for GeForce and RTX, or onnxruntime-gpu to do without"
+        f"or tensorrt-rtx for GeForce and RTX; to do without, {ONNXRUNTIME_GPU}"
     )
 
 
@@ -72,8 +73,8 @@ def load_for(sm: str | None) -> Any:
     """TensorRT, if it builds for GPUs of the compute capability `sm`, e.g. "SM86"; None: any. Raises BackendError."""
     trt = load_tensorrt()
     if sm is not None and builds_for_any(trt) and sm not in _known(trt):
-        raise Unsuitable(f"{identity(trt)} does not know {sm}, this machine's GPU: pip install tensorrt, or "
-                         "onnxruntime-gpu to do without")  # fmt: skip
+        raise Unsuitable(f"{identity(trt)} does not know {sm}, this machine's GPU: pip install tensorrt; to do "
+                         f"without, {ONNXRUNTIME_GPU}")  # fmt: skip
     return trt
 
 

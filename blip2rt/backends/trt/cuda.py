@@ -55,9 +55,10 @@ class Cuda:
         self.driver = (version // 1000, version % 1000 // 10)
         compiler = self._compiled("nvrtcVersion")
         if self.driver < (compiler[0], 0):
+            older = f", or {pip_install('trt-cu12')}" if self.driver >= (12, 0) else ""
             raise CudaError(
                 f"the driver runs CUDA up to {self.driver[0]}.{self.driver[1]}, but the kernels' compiler is of CUDA "
-                f"{compiler[0]}.{compiler[1]}: update the driver, or pip install 'cuda-bindings=={self.driver[0]}.*'"
+                f"{compiler[0]}.{compiler[1]}: update the driver{older}"
             )
         device = self._call("cuDeviceGet", 0)
         self.compute_capability: tuple[int, int] = (self._attribute(_MAJOR, device), self._attribute(_MINOR, device))
