@@ -5,20 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from blip2rt.bundle.whole import write_file
 
 ROOT = Path(__file__).parents[2]
 MODULE = "benchmarks.gpu_day"
 DONE, FAILED, LEFT_OUT = "done", "failed", "left out"
-_READ = ("benchmarks/gpu_day", "blip2rt", "engines/search", "export")  # sources whose change makes a step old
+# Sources whose change makes a step old, and those whose change makes a bundle old.
+_READ = ("benchmarks/gpu_day", "blip2rt", "engines/search", "export", "tests/tiny")
+_WRITE = ("blip2rt/bundle", "export", "modeling", "tests/tiny")
 NAMES = ("doctor", "bandwidth", "kernels", "sanitize", "loop-by-onnxruntime", "loop-by-tensorrt",
          "large-fp16", "large-int4")  # fmt: skip
 # How the names of the packages begin that a step runs by: a release of another is no reason to take it anew.
@@ -88,15 +93,33 @@ def key(day: Day, name: str) -> str:
     """What a step's result depends on."""
     runs_by = tuple(sorted(each for each in day.packages.items() if each[0].startswith(_RUNS_BY.get(name, ""))))
     digest = hashlib.sha256(repr((day.geometry, day.stand_in, day.turns, day.card, runs_by)).encode())
-    for file in sorted(_sources()):
+    return f"{digest.hexdigest()[:16]} {_digest(_READ)}"
+
+
+def _digest(folders: Iterable[str]) -> str:
+    """Another one after every change to the sources in the folders."""
+    digest = hashlib.sha256()
+    for file in sorted(_sources(folders)):
         digest.update(file.relative_to(ROOT).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _sources() -> Iterator[Path]:
-    for folder in _READ:
+def _sources(folders: Iterable[str]) -> Iterator[Path]:
+    for folder in folders:
         for kind in ("*.py", "*.cu", "*.h"):
             yield from (ROOT / folder).rglob(kind)
+
+
+def bundle(folder: Path, name: str, make: Callable[[Path], None]) -> Path:
+    """The bundle of that name, made by `make` where it is missing or other sources have made it."""
+    path, stamp, sources = folder / name, folder / f"{name}.sources", _digest(_WRITE)
+    if not path.exists() or not stamp.exists() or stamp.read_text() != sources:
+        folder.mkdir(parents=True, exist_ok=True)
+        stamp.unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+        make(path)
+        stamp.write_text(sources)
+    return path
 
 
 def _file(day: Day, name: str) -> Path:
@@ -110,13 +133,10 @@ def _take(day: Day, name: str, python: str, limit: float) -> dict[str, Any]:
     file.unlink(missing_ok=True)
     command = [python, "-m", MODULE, "--out", str(day.out), "--geometry", day.geometry, "--turns", str(day.turns),
                *(["--stand-in"] if day.stand_in else []), "--step", name]  # fmt: skip
-    started, why = time.monotonic(), ""
+    started = time.monotonic()
     with open(log, "wb") as words:
-        try:
-            code = subprocess.run(command, cwd=ROOT, env=day.environment, stdin=subprocess.DEVNULL, stdout=words,
-                                  stderr=subprocess.STDOUT, timeout=limit).returncode  # fmt: skip
-        except subprocess.TimeoutExpired:
-            code, why = 124, f"it took more than {limit:.0f} s"
+        code = _run(command, day.environment, words, limit)
+    why = "" if code is not None else f"it took more than {limit:.0f} s"
     result = _found(day, name)
     if result is None:
         said = log.read_text(errors="replace")[-_LAST_WORDS:].strip()
@@ -124,6 +144,21 @@ def _take(day: Day, name: str, python: str, limit: float) -> dict[str, Any]:
     result |= {"seconds": round(time.monotonic() - started, 1), "key": key(day, name)}
     write_file(file, json.dumps(result, indent=1).encode())
     return result
+
+
+def _run(command: list[str], environment: dict[str, str], words: IO[bytes], limit: float) -> int | None:
+    """Run a step. Return its exit code; None where it took too long. What it has begun ends with it."""
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=words,
+                               stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+    try:
+        return process.wait(limit)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        if process.returncode is None:  # an interrupted day, too
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def take_here(day: Day, name: str, step: Step) -> int:

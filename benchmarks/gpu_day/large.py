@@ -13,33 +13,34 @@ import numpy as np
 from blip2rt import backends
 from blip2rt.backends.trt import PlanSizes, plans
 from blip2rt.bench import costs
-from blip2rt.bundle import LLM, MANIFEST, read
+from blip2rt.bundle import LLM, read
 
 from . import device, loops
 from .day import ROOT, Day, LeftOut
+from .day import bundle as kept
 
 _COPIED = 1 << 29  # bytes that the bandwidth is measured with
 
 
 def bundle(day: Day, precision: str) -> Path:
     """A bundle of random weights, made once. Raises LeftOut: the exporter lacks something."""
-    path = day.out / "bundles" / f"{day.geometry}-{precision}"
-    if (path / MANIFEST).exists():
-        return path
-    if day.geometry == "little":  # without the exporter, for a day on the stand-in
-        from tests.tiny import trt as tiny
 
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return tiny.write(path, tiny.weights_of(np.random.default_rng(0)), "trt", half=precision == "fp16")
-    command = [sys.executable, "-m", "export.synthetic", "--geometry", day.geometry, "--target", "trt", "--out",
-               str(path), "--precision", f"llm={precision}"]  # fmt: skip
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
-    if done.returncode:
-        last = (done.stderr.strip() or "it says nothing").splitlines()[-1]
-        raise LeftOut(f"{day.geometry} cannot be made: {last}")
-    return path
+    def make(path: Path) -> None:
+        if day.geometry == "little":  # without the exporter, for a day on the stand-in
+            from tests.tiny import trt as tiny
+
+            tiny.write(path, tiny.weights_of(np.random.default_rng(0)), "trt", half=precision == "fp16")
+            return
+        command = [sys.executable, "-m", "export.synthetic", "--geometry", day.geometry, "--target", "trt", "--out",
+                   str(path), "--precision", f"llm={precision}"]  # fmt: skip
+        done = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        )
+        if done.returncode:
+            last = (done.stderr.strip() or "it says nothing").splitlines()[-1]
+            raise LeftOut(f"{day.geometry} cannot be made: {last}")
+
+    return kept(day.out / "bundles", f"{day.geometry}-{precision}", make)
 
 
 def step(day: Day, precision: str, by: str) -> dict[str, Any]:

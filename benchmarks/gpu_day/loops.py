@@ -12,8 +12,10 @@ import numpy as np
 
 from blip2rt import backends
 from blip2rt.backends.trt import PlanSizes
-from blip2rt.bundle import MANIFEST, read
+from blip2rt.bundle import read
 from blip2rt.errors import BackendError
+
+from . import day
 
 SIZES = PlanSizes(max_batch=2, max_beams=4, capacity=48)
 CASES: tuple[dict[str, Any], ...] = (
@@ -40,10 +42,9 @@ def bundle(folder: Path, kind: str) -> Path:
     """The same random model for ort, for trt, or "native": with a graph that writes its cache."""
     from tests.tiny import trt as tiny
 
-    path, native = folder / kind, kind == "native"
-    if not (path / MANIFEST).exists():
-        tiny.write(path, tiny.weights_of(np.random.default_rng(0)), "trt" if native else kind, in_place=native)
-    return path
+    native, weights = kind == "native", tiny.weights_of(np.random.default_rng(0))
+    target = "trt" if native else kind
+    return day.bundle(folder, kind, lambda path: tiny.write(path, weights, target, in_place=native))
 
 
 def inputs(bundle: Path, images: int = 3) -> tuple[Any, list[list[int]]]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from blip2rt import bundle as contract
 from blip2rt.bundle.writer import BundleWriter
@@ -88,8 +87,14 @@ def random_weights(rng: np.random.Generator) -> dict[str, np.ndarray]:
     return made
 
 
+def _onnx() -> Any:
+    import pytest  # not at the top: benchmarks.gpu_day makes bundles where there is no pytest
+
+    return pytest.importorskip("onnx")
+
+
 def write_bundle(path: Path, weights: dict[str, np.ndarray], generative: bool = True, retrieval: bool = True) -> None:
-    onnx = pytest.importorskip("onnx")
+    onnx = _onnx()
     graphs = build_graphs(onnx, weights)
     names = [contract.VISION, *contract.GENERATIVE * generative, *contract.RETRIEVAL * retrieval]
     with BundleWriter(path) as writer:
@@ -117,7 +122,7 @@ def weighing(tiny: Tiny, path: Path, weight: float, **prompts: str) -> Path:
 
 def write_trt_encoder(path: Path) -> None:
     """A bundle of the target trt that holds a random image encoder alone."""
-    onnx = pytest.importorskip("onnx")
+    onnx = _onnx()
     graph = build_graphs(onnx, random_weights(np.random.default_rng(new_seed())))[contract.VISION]
     with BundleWriter(path) as writer:
         onnx.save(graph, writer.folder / f"{contract.VISION}.onnx")

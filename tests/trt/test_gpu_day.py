@@ -7,11 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+import zipfile
 from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,7 +96,7 @@ def test_results_of_another_card_or_other_packages_are_taken_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of the steps alone that run by the package. Other settings make all results old."""
-    monkeypatch.setattr(day.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
+    monkeypatch.setattr(day, "_run", lambda *_: 1)
     packages = {"tensorrt": "10.3", "onnxruntime-gpu": "1.30", "nvidia-cuda-nvrtc": "13.0"}
     today = day.Day(tmp_path, "little", True, 3, "Orin", packages)
     for name in day.NAMES:
@@ -174,10 +175,75 @@ def test_a_card_that_tensorrt_does_not_know_leaves_its_steps_out(
         steps.STEPS["large-fp16"](today)
 
 
-def test_wheels_are_wanted_where_they_were_named(tmp_path: Path) -> None:
+def test_a_step_that_takes_too_long_ends_with_what_it_has_begun(tmp_path: Path) -> None:
+    with open(tmp_path / "words", "wb") as words:
+        assert day._run(["sh", "-c", "sleep 600 & echo $!; wait"], dict(os.environ), words, 1) is None
+        assert day._run(["sh", "-c", "exit 3"], dict(os.environ), words, 60) == 3
+    begun = Path("/proc") / (tmp_path / "words").read_text().strip() / "stat"
+    for _ in range(100):  # until whoever adopts it has waited for it
+        if not begun.exists() or begun.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("it still runs")
+
+
+def test_bundles_are_made_anew_by_other_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Path] = []
+
+    def make(path: Path) -> None:
+        made.append(path)
+        path.mkdir()  # what was there is gone
+
+    for sources, count in (("a", 1), ("a", 1), ("b", 2), ("b", 2)):
+        monkeypatch.setattr(day, "_digest", lambda folders, sources=sources: sources)
+        assert day.bundle(tmp_path / "bundles", "trt", make) == tmp_path / "bundles" / "trt"
+        assert len(made) == count
+
+
+def wheel(folder: Path, name: str, *requires: str) -> None:
+    """A wheel that holds nothing but a name and what it requires."""
+    info = f"{name}-1.0.dist-info"
+    needs = "".join(f"Requires-Dist: {each}\n" for each in requires)
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as file:
+        file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{needs}")
+        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: a test\nRoot-Is-Purelib: true\n"
+                                       "Tag: py3-none-any\n")  # fmt: skip
+        file.writestr(f"{info}/RECORD", "")
+
+
+def test_wheels_make_an_environment_or_say_what_they_lack(tmp_path: Path) -> None:
+    """onnxruntime-gpu serves for onnxruntime, which blip2rt asks for."""
     assert installed.python_with(None, tmp_path) == sys.executable
+    wheels, out = tmp_path / "wheels", tmp_path / "out"
+    wheels.mkdir()
     with pytest.raises(Blip2rtError, match="has no wheels"):
-        installed.python_with(tmp_path, tmp_path)
+        installed.python_with(wheels, out)
+    wheel(wheels, "a_reader", "onnxruntime>=0.5", "a_part_of_it")
+    wheel(wheels, "onnxruntime_gpu")
+    with pytest.raises(
+        Blip2rtError, match="need others: a-reader 1.0 requires a-part-of-it, which is not installed: lay"
+    ):
+        installed.python_with(wheels, out)
+    wheel(wheels, "a_part_of_it")
+    python = installed.python_with(wheels, out)
+    said = installed.machine(python, day.Day(tmp_path, "little").environment)
+    assert said["packages"]["onnxruntime-gpu"] == "1.0"
+    made = (out / "environment" / "wheels.txt").stat().st_mtime_ns
+    assert installed.python_with(wheels, out) == python
+    assert (out / "environment" / "wheels.txt").stat().st_mtime_ns == made
+    wheel(wheels, "onnxruntime")
+    with pytest.raises(Blip2rtError, match="of which one overwrites the other: take onnxruntime away"):
+        installed.python_with(wheels, out)
+
+
+def test_the_day_begins_where_nothing_is_installed(tmp_path: Path) -> None:
+    """Wheels are laid beside the repository: an interpreter without any package reads what it is asked for."""
+    code = "import sys; sys.path[:] = [p for p in sys.path if 'site-packages' not in p]; sys.argv[1:] = {}; " \
+           "import runpy; runpy.run_module('benchmarks.gpu_day', run_name='__main__')"  # fmt: skip
+    asked = code.format(["--wheels", str(tmp_path), "--out", str(tmp_path / "out")])
+    done = subprocess.run([sys.executable, "-S", "-c", asked], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "has no wheels: lay *.whl files there" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_kernel_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
