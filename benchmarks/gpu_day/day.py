@@ -110,7 +110,7 @@ def _sources(folders: Iterable[str]) -> Iterator[Path]:
             yield from (ROOT / folder).rglob(kind)
 
 
-def bundle(folder: Path, name: str, make: Callable[[Path], None]) -> Path:
+def bundle(folder: Path, name: str, make: Callable[[Path], object]) -> Path:
     """The bundle of that name, made by `make` where it is missing or other sources have made it."""
     path, stamp, sources = folder / name, folder / f"{name}.sources", _digest(_WRITE)
     if not path.exists() or not stamp.exists() or stamp.read_text() != sources:

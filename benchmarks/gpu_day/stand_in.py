@@ -14,7 +14,7 @@ from .day import ROOT
 
 def library_folder(out: Path) -> Path:
     """A folder with the libcuda.so.1 that stands in, compiled where it has to be. Raises Blip2rtError."""
-    from tests.engines.native.compiled import compiled
+    from tests.compiled import compiled
 
     compiler = shutil.which("c++")
     if compiler is None:

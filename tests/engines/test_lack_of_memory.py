@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines.native.compiled import compiled
+from tests.compiled import compiled
 from tests.seeds import new_seed
 from tests.tiny.bundle import Tiny
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.compiled import compiled
 from tests.engines.native import library_path
-from tests.engines.native.compiled import compiled
 from tests.tiny.bundle import HEAD_DIM, WORDS, D, Q, Tiny
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.compiled import compiled
 from tests.engines.native import Session, runtime
-from tests.engines.native.compiled import compiled
 from tests.seeds import new_seed
 
 onnx = pytest.importorskip("onnx")

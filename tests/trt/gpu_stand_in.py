@@ -28,7 +28,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from tests.engines.native.compiled import compiled
+from tests.compiled import compiled
 
 ROOT = Path(__file__).parents[2]
 ALIGNMENT = 256

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines.native.compiled import compiled
+from tests.compiled import compiled
 
 pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings: the extra trt-cu12 or trt-cu13")
 ROOT = Path(__file__).parents[2]

@@ -67,6 +67,18 @@ def test_a_test_that_has_no_memory_is_left_out(
     assert "MB are free" in note_of("llm")["tested"]["left out"] and "llm: not tested" in caplog.text
 
 
+def test_a_test_that_finds_no_room_on_the_gpu_is_done_later(
+    tiny_case: Case, machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Other programs hold it for a while, and not for good."""
+    room, machine.driver.memory = machine.driver.memory, 1000
+    machine.load(tiny_case)
+    assert "llm: not tested: the GPU has no room" in caplog.text and "tested" not in note_of("llm")
+    machine.driver.memory = room
+    machine.load(tiny_case)
+    assert note_of("llm")["tested"]["profiles"]
+
+
 @pytest.mark.parametrize("fault", [BackendError("the plan cannot be run"), KeyboardInterrupt()])
 def test_a_plan_whose_test_did_not_end_is_tested_by_the_next_load(
     tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch, fault: BaseException
