@@ -286,8 +286,9 @@ def ensure(
         cache.tell(plan, tested=tested)
     elif tested is None and trial is not None:
         tested = trial(component, plan, checked_graph(bundle, component), axes)
-        with contextlib.suppress(BackendError):  # a folder that is only read: it is tested each time
-            cache.tell(plan, tested=tested)
+        if not tested.get("again", False):
+            with contextlib.suppress(BackendError):  # a folder that is only read: it is tested each time
+                cache.tell(plan, tested=tested)
     if tested is None:
         say(f"{component}: not tested yet: the first load does it")
     elif "wrong" in tested:

@@ -37,7 +37,8 @@ class Trial:
         self._trt, self._cuda, self._vocab = trt, cuda, vocab
 
     def __call__(self, component: str, plan: Path, graph: Path, profiles: Sequence[Axes]) -> dict[str, Any]:
-        """Return {"by", "profiles": [{"cosine", "of"}], "scratch"}, with "wrong" where it is; or {"left out": why}.
+        """Return {"by", "profiles": [{"cosine", "of"}], "scratch"}, with "wrong" where it is; or {"left out": why},
+        with "again" where the next load may find it otherwise.
 
         Raises BackendError where TensorRT cannot load or run the plan.
         """
@@ -51,7 +52,7 @@ class Trial:
             loaded = Plan(self._trt, builder.made(log, self._trt.Runtime), plan, component, log)
             return self._compare(lane, loaded, session, profiles)
         except OutOfMemory as error:
-            return {"left out": str(error)}
+            return {"left out": str(error), "again": True}  # what others hold of the GPU is not held for ever
         except _Unable as error:
             return {"left out": f"ONNX Runtime cannot run the graph on the CPU: {' '.join(str(error).split())}"}
         finally:
