@@ -58,9 +58,9 @@ else:
         """Answer a question about an image; see Model.ask."""
         return _default_model().ask(images, questions, **options)
 
-    def match(images, texts):
+    def match(images, texts, **options):
         """Tell how well a text describes an image; see Model.match."""
-        return _default_model().match(images, texts)
+        return _default_model().match(images, texts, **options)
 
 
 def __getattr__(name: str) -> Any:

@@ -31,7 +31,9 @@ _TOGETHER = 8  # images of `ask` that are in memory
 # Options whose flag has another name than the field; the field's name is accepted, too.
 _SHORT = {"num_beams": "--beams", "do_sample": "--sample", "bad_words": "--bad-word", "stop_strings": "--stop-string"}
 _RENAMED = {"--" + field.replace("_", "-"): flag for field, flag in _SHORT.items()}
-_FLAGS = {name: "--" + name.replace("_", "-") for name in (*(field.name for field in fields(Options)), "threads")}
+_FLAGS = {
+    name: "--" + name.replace("_", "-") for name in (*(field.name for field in fields(Options)), "threads", "device")
+}
 _FLAGS |= _SHORT | flags.FLAGS
 
 
@@ -253,7 +255,8 @@ def _parser() -> Parser:
     _add_output(command, stream=True)
 
     command = add("ask", _ask, "answer a question about images", renamed=_RENAMED)
-    command.add_argument("images", nargs="+", metavar="IMAGE", help=f"{one_image}; of several: path<TAB>answer a line")
+    command.add_argument("images", nargs="+", type=nonempty, metavar="IMAGE",
+                         help=f"{one_image}; of several: path<TAB>answer a line")  # fmt: skip
     command.add_argument("question", metavar="QUESTION", help="the question, in quotes")
     _add_decoding(command.add_argument_group("decoding"))
     _add_sampling(command)
@@ -266,7 +269,7 @@ def _parser() -> Parser:
                   "probability  that the text describes the image, 0 to 1, by the matching head\n"
                   "cosine       between the text's embedding and the image's nearest one, -1 to 1\n"
                   "likelihood   log p(text | image) - log p(text), by the language model, where it counts")  # fmt: skip
-    command.add_argument("image", metavar="IMAGE", help=one_image)
+    command.add_argument("image", type=nonempty, metavar="IMAGE", help=one_image)
     command.add_argument("texts", nargs="+", metavar="TEXT", help="a text, in quotes; several are ranked")
     _add_model(command)
     _add_output(command)

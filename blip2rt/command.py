@@ -26,6 +26,7 @@ from .installing import pip_install
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 PACKAGES = ("blip2rt", "blip2rt_train", "blip2rt_export", "train", "export")  # one of these that is missing is a bug
+_TEXTS = ("TEXT", "QUESTION")  # positional arguments that may be several words
 _KINDS: dict[Any, str] = {int: "give a whole number", float: "give a number"}
 _program: ContextVar[str] = ContextVar("program", default="")  # what `run` runs
 
@@ -84,7 +85,7 @@ class Parser(argparse.ArgumentParser):
         if action.choices is None or value in action.choices:
             return
         choices = [str(choice) for choice in action.choices]
-        near = difflib.get_close_matches(str(value), choices, 1)
+        near = difflib.get_close_matches(str(value).lower(), choices, 1)
         mean = f"did you mean {near[0]}? " if near else ""
         self.error(f"{_name(action)} is {str(value)!r}: {mean}choose from {', '.join(choices)}")
 
@@ -136,18 +137,22 @@ class Parser(argparse.ArgumentParser):
             if word == "--" or (self._subparsers is not None and not word.startswith("-")):
                 break  # the rest belongs to the subcommand
             name = word.partition("=")[0]
-            known = any(option.startswith(name) for option in self._option_string_actions)
-            if name.startswith("--") and " " not in name and not known:
+            if not name.startswith("-") or name == "-" or " " in name or self._negative_number_matcher.match(word):
+                continue
+            short = name[:2] if not name.startswith("--") else name  # -rq is -r and -q, -nTEXT is -n TEXT
+            if not any(option.startswith(short) for option in self._option_string_actions):
                 return word
         return ""
 
     def _unknown_fault(self, word: str) -> str:
         name = word.partition("=")[0]
         if not name.startswith("-"):
-            return f"unexpected {word!r}: quote a text of several words"
+            texts = any(action.metavar in _TEXTS for action in self._actions)
+            return f"unexpected {word!r}: {'quote a text of several words' if texts else 'leave it out'}"
         today = {name: name for name, action in self._option_string_actions.items() if action.help != argparse.SUPPRESS}
         today |= {old: new for old, new in self.renamed.items() if new}
         near = difflib.get_close_matches(name.replace("_", "-"), today, 1)
+        near = near or [option for option in today if option.lower() == name.lower()]
         return f"unknown option {name}" + (f": did you mean {today[near[0]]}?" if near else "")
 
 

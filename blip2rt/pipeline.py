@@ -272,6 +272,8 @@ class Pipeline:
 
     def match_features(self, vision_features: Floats, texts: Sequence[str]) -> list[Match]:
         """vision_features (B, N, C), B texts -> B matches, pairwise"""
+        if not len(vision_features) and not texts:
+            return []
         itm_logits = self.itm_logits(vision_features, texts)  # (B, 2)
         image_embeds = self._backend.image_embeds(vision_features)  # (B, Q, E)
         text_embeds = self._backend.text_embeds(*self._qformer_tokenizer.encode(texts))  # (B, E)

@@ -35,13 +35,7 @@ same, calibrated with --calibration); int8 (static with --calibration, else dyna
 PyTorch, and all together; one that deviates too far fails the export.
 Default: vision=int8w,qformer=int4,llm=int4,retrieval=int4.
 
-nano in one precision throughout, for the target ort (a caption's time beside fp32's; each group: docs/benchmarks.md):
-  precision              MB     time  error (1 - cosine)  CIDEr
-  fp32                   731.7  1     0                   52.5
-  fp16                   366.9  1.12  0.00000             52.8
-  int8, --calibration    188.6  0.40  0.01039             54.8
-  int8w                  164.1  0.52  0.00521             52.0
-  the default             89.2  0.33  0.00546             52.5
+docs/export.md has what each costs in size, time and captions.
 
 --target trt makes the graphs for TensorRT, strongly typed, with a cache of fixed capacity. precisions there: fp32; fp16
 (computed so, with norms, softmax and sums in fp32); int8 (8-bit weights and activations, with --calibration, not for
@@ -82,7 +76,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-verify", action="store_true", help="skip the comparison with PyTorch")
     graphs = parser.add_argument_group("graphs")
     graphs.add_argument("--target", choices=TARGET_NAMES, default=TARGET_NAMES[0],
-                        help="the engine that the graphs are for: ONNX Runtime, TensorRT, or TensorRT 10.15 and later, "
+                        help="what runs the graphs: ONNX Runtime, TensorRT, or TensorRT 10.15 and later, "
                         "whose own layers write the cache")  # fmt: skip
     graphs.add_argument("--precision", default="", metavar="GROUP=P,...",
                         help="precisions of the groups vision, qformer, llm, retrieval, or one for all of them that "
@@ -96,7 +90,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                         help="longest prefix, prompt and new tokens together")  # fmt: skip
     graphs.add_argument("--llm-activations", type=int, choices=(8, 16), metavar="BITS",
                         help="bits of the activations that meet the language model's int4 weights; 16 is as good as "
-                        "exact and makes a step up to a fifth slower (default: 16 below a billion parameters, "
+                        "exact and makes a step slower (default: 16 below a billion parameters, "
                         "else 8)")  # fmt: skip
     about = parser.add_argument_group("what the bundle says of itself")
     about.add_argument("--name", type=nonempty, help="its name (default: its folder's)")
@@ -173,7 +167,8 @@ def parse_precision(given: str, choices: Mapping[str, tuple[str, ...]]) -> dict[
             chosen = {group: item for group, allowed in choices.items() if item in allowed} | chosen
             continue
         if group not in choices:
-            faults.append(f"{item!r}: the groups are {', '.join(choices)}")
+            near = f"the groups are {', '.join(choices)}" if "=" in item else f"choose from {', '.join(sorted(known))}"
+            faults.append(f"{item!r}: {near}")
         elif precision not in choices[group]:
             faults.append(f"{item!r}: {group} may be {', '.join(choices[group])}")
         chosen[group] = precision

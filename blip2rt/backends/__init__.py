@@ -97,7 +97,7 @@ class Backend(ABC):
         options: Mapping[str, Any],
         on_token: OnToken | None = None,
     ) -> Sequences:
-        """prefix_embeds (B, Q, D), B prompts -> Sequences. The options are listed in docs/design.md."""
+        """prefix_embeds (B, Q, D), B prompts -> Sequences. The options are those of engines/search/options.h."""
 
     @abstractmethod
     def begin(self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: Mapping[str, Any]) -> Generation:

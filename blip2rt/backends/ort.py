@@ -50,8 +50,8 @@ class Backend(backends.Backend):
         """
         if device != "cpu":
             raise OptionError(
-                f"device is {device!r}: the backend ort runs on cpu; for an NVIDIA GPU give backend='trt' and a bundle "
-                "of blip2rt-export --target trt (docs/jetson.md)"
+                f"device is {device!r}: the backend ort runs on cpu; an NVIDIA GPU needs the backend trt, and "
+                "a bundle of blip2rt-export --target trt (docs/jetson.md)"
             )
         self._bundle = bundle
         self._threads = num_threads() if threads is None else threads

@@ -47,7 +47,12 @@ def _parser() -> Parser:
     parser = Parser(
         description="How fast a bundle is on this machine, how close to its limits, and against whom.",
         epilog=_EPILOG,
-        renamed={"--num-beams": "--beams", "--max-new-tokens": "--new-tokens", "--ckpt": "--checkpoint"},
+        renamed={
+            "--num-beams": "--beams",
+            "--max-new-tokens": "--new-tokens",
+            "--ckpt": "--checkpoint",
+            "--batch-size": "--batch",
+        },
     )
     measured = parser.add_argument_group("what is measured")
     source = measured.add_mutually_exclusive_group()

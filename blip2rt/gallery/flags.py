@@ -22,7 +22,7 @@ FLAGS = {name: "--" + name.replace("_", "-") for name in ("template", "overwrite
 
 def add_sources(command: Parser, what: str) -> None:
     """Pictures, one way or another."""
-    command.add_argument("images", nargs="*", metavar="PATH", help=what)
+    command.add_argument("images", nargs="*", type=nonempty, metavar="PATH", help=what)
     group = command.add_argument_group("pictures")
     group.add_argument("-r", "--recursive", action="store_true", help="take the folders in a folder, too")
     group.add_argument("--from-file", type=nonempty, action="append", default=[], metavar="FILE",

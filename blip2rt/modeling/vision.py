@@ -21,7 +21,7 @@ from . import streaming
 from .names import vit_name
 from .sources import fetch, resolve
 from .vit import Vit, VitConfig, resized_positions
-from .weights import Reader, Weights
+from .weights import Reader, Weights, torch_state
 
 PRETRAINED = "pretrained"
 INSIDE = "vision.body."  # of a checkpoint of ours whose encoder was trained
@@ -264,7 +264,7 @@ def _timm_encoder(name: str, weights: str | None) -> nn.Module:
     if weights not in (None, PRETRAINED):
         assert weights is not None
         with boundary(f"vision weights {weights!r} cannot be read"):
-            state = torch.load(resolve(weights), map_location="cpu", weights_only=True)
+            state = torch_state(Path(resolve(weights)))
             model.load_state_dict(_match_names(state, model.state_dict(), weights))
     model.reset_classifier(0)  # type: ignore[operator]
     return _TimmBody(model)

@@ -8,6 +8,7 @@ Knows files, nothing about models. Files are read and not mapped, so that what h
 from __future__ import annotations
 
 import math
+import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
@@ -50,7 +51,7 @@ class Weights:
         faults: list[str] = []
         for file in self._files():
             try:
-                readers = _open(file)
+                readers = _open(file, "it" if file == self.source else file.name)
             except Blip2rtError as error:
                 faults.append(str(error))
                 continue
@@ -144,11 +145,11 @@ def has_weights(folder: Path) -> bool:
     return any((folder / f"{name}{end}").is_file() for name in _WHOLE for end in ("", ".index.json"))
 
 
-def _open(file: Path) -> dict[str, Stored]:
-    """name -> what is stored. Raises Blip2rtError."""
+def _open(file: Path, named: str) -> dict[str, Stored]:
+    """name -> what is stored. Raises Blip2rtError that begins with `named`."""
     if not file.is_file():
-        raise Blip2rtError(f"{file.name} is missing")
-    with boundary(f"{file.name} is damaged"):
+        raise Blip2rtError(f"{named} is missing")
+    with boundary(f"{named} is damaged"):
         return _open_safetensors(file) if file.suffix == ".safetensors" else _open_torch(file)
 
 
@@ -209,9 +210,17 @@ def _slice(file: Path, offset: int, size: int, dtype: torch.dtype, shape: tuple[
     return read
 
 
+def torch_state(file: Path, mmap: bool = False) -> Any:
+    """What PyTorch wrote: tensors, never code. Raises ValueError for all else, not with PyTorch's advice to run it."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise ValueError("PyTorch did not write it, or it holds more than tensors, which is not read") from error
+
+
 def _open_torch(file: Path) -> dict[str, Stored]:
     """A state dict, alone or under "model", as PyTorch writes it; loaded as tensors only, never as code."""
-    state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    state = torch_state(file, mmap=zipfile.is_zipfile(file))
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
     tensors = {n: t for n, t in state.items() if isinstance(t, torch.Tensor)} if isinstance(state, dict) else {}

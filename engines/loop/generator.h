@@ -1,4 +1,4 @@
-// A language model to generate with: its graphs, checked against the contract of docs/design.md, and its geometry.
+// A language model to generate with: its graphs, checked against the contract of docs/bundle.md, and its geometry.
 // Knows the tensor names of the graphs; nothing about images, text or Python.
 #pragma once
 

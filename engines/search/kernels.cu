@@ -2,7 +2,7 @@
 // this source, and a C++ compiler does so for a CPU, with a few macros for threadIdx and the like
 // (tests/engines/native/kernels_cpu.cpp). Knows rows of tokens; search_block.h knows what a row's search does.
 //
-// A row's slots [0, positions[row]) of the cache are filled. docs/design.md, "The target trt", describes the tensors.
+// A row's slots [0, positions[row]) of the cache are filled. docs/bundle.md, "The target trt", describes the tensors.
 #include "search/search_block.h"
 
 using namespace blip2rt;

@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from export.cli import main
 from tests.tiny import blip2 as tiny_blip2
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -50,6 +52,13 @@ def test_missing_shards_are_all_named(copy: Path, tmp_path: Path, capsys: pytest
     line = complaint(copy, tmp_path, capsys)
     assert f"{shards[0].name} is missing" in line and f"{shards[2].name} is damaged" in line
     assert line.count(shards[0].name) == 1
+
+
+def test_a_photograph_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In one line of ours: PyTorch's own goes on with how to run what a stranger's file holds."""
+    line = complaint(ROOT / "docs" / "photo.jpg", tmp_path, capsys)
+    assert "photo.jpg: it is damaged: PyTorch did not write it, or it holds more than tensors" in line
+    assert "weights_only" not in line
 
 
 def test_missing_and_misshaped_tensors_of_every_part_are_named(

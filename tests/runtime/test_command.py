@@ -272,7 +272,10 @@ def parser() -> Parser:
         ("f", "missing: --kind"),
         ("--beems 3", "unknown option --beems: did you mean --beams?"),
         ("--widht=3", "unknown option --widht: did you mean --beams?"),
-        ("f g --kind ort", "unexpected 'g': quote a text of several words"),
+        ("f --kind TRT", "--kind is 'TRT': did you mean trt? choose from ort, trt"),
+        ("f g --kind ort", "unexpected 'g': leave it out"),
+        ("-v", "unknown option -v: did you mean -V?"),
+        ("f -qx 3", "unknown option -qx"),
         ("f --kind ort --beams", "--beams: expected one argument"),
     ],
 )
@@ -280,6 +283,14 @@ def test_a_mistake_names_value_choices_and_fix(words: str, message: str) -> None
     with pytest.raises(UsageError) as raised:
         parser().parse_args(words.split())
     assert str(raised.value) == f"{message} (see tool --help)"
+
+
+def test_words_behind_a_text_may_be_of_it() -> None:
+    made = Parser("tool")
+    made.add_argument("text", metavar="TEXT")
+    with pytest.raises(UsageError, match="unexpected 'dog': quote a text of several words"):
+        made.parse_args(["a", "dog"])
+    assert made.parse_args(["-5"]).text == "-5" and made.parse_args(["--", "-a"]).text == "-a"
 
 
 def test_spellings_of_one_option() -> None:

@@ -107,6 +107,7 @@ def test_embeddings_equal_numpy(model, photo):
 
 def test_empty_lists_give_empty_lists(model):
     assert model.caption([]) == [] and model.ask([], []) == [] and model.match([], []) == []
+    assert model.match_features(model.vision_features([]), []) == []
     assert model.embed_image([]).shape == (0, Q, E) and model.embed_text([]).shape == (0, E)
 
 

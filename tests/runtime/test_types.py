@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import fields
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import get_type_hints
 
@@ -22,6 +23,17 @@ def test_the_keywords_are_the_fields_of_options() -> None:
     documented = [name for line in (Options.__doc__ or "").splitlines() if ":" in line
                   for name in line.split(":")[0].split(", ") if name.strip().isidentifier()]  # fmt: skip
     assert {field.name for field in fields(Options)} <= {name.strip() for name in documented}
+
+
+def test_the_packages_functions_take_what_their_methods_take() -> None:
+    """Type checkers are told that they do."""
+    for name in ("caption", "ask", "match"):
+        taken = list(signature(getattr(blip2rt, name)).parameters.values())
+        method = list(signature(getattr(blip2rt.Model, name)).parameters.values())[1:]
+        named = [
+            each.name for each in method if each.kind is not each.KEYWORD_ONLY and each.kind is not each.VAR_KEYWORD
+        ]
+        assert [each.name for each in taken[:-1]] == named and taken[-1].kind is Parameter.VAR_KEYWORD
 
 
 def test_the_package_says_that_it_is_typed() -> None:

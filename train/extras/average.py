@@ -68,7 +68,8 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _parser() -> Parser:
-    parser = Parser(description=(__doc__ or "").splitlines()[0], renamed={"--checkpoint": "", "--ckpt": ""})
+    parser = Parser(description=(__doc__ or "").splitlines()[0],
+                    renamed={"--checkpoint": "", "--ckpt": "", "--model": ""})  # fmt: skip
     parser.add_argument("checkpoints", nargs="+", type=nonempty, metavar="CKPT",
                         help="checkpoints, or folders of trainings (their newest)")  # fmt: skip
     parser.add_argument("--out", type=path, required=True, metavar="FOLDER", help="folder of the mean")

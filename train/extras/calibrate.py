@@ -187,7 +187,7 @@ def _learn(model: str, predictor: Predictor, choice: Choice, likely: bool) -> tu
 
 def _parser() -> Parser:
     parser = Parser(description="Find the weights with which Match.score ranks new images best.",
-                    renamed={"--checkpoint": "", "--ckpt": ""})  # fmt: skip
+                    renamed={"--checkpoint": "", "--ckpt": "", "--model": ""})  # fmt: skip
     parser.add_argument("model", type=nonempty, metavar="MODEL",
                         help="checkpoint of stage 1, the folder of a training (its newest), or a bundle")  # fmt: skip
     parser.add_argument("--data", type=path, required=True, metavar="FILE",

@@ -119,7 +119,8 @@ def _write(args: argparse.Namespace) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser(description=(__doc__ or "").splitlines()[0], renamed={"--checkpoint": "", "--ckpt": ""})
+    parser = Parser(description=(__doc__ or "").splitlines()[0],
+                    renamed={"--checkpoint": "", "--ckpt": "", "--model": ""})  # fmt: skip
     parser.add_argument("ckpt", type=nonempty, metavar="CKPT",
                         help="checkpoint of stage 1 or 2, or the folder of a training (its newest)")  # fmt: skip
     parser.add_argument("--vision-weights", metavar="FILE", help="weights of the new encoder; hf: has its own")

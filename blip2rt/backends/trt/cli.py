@@ -1,4 +1,4 @@
-"""`blip2rt-build`: a bundle of the target trt -> TensorRT engines in the cache, or a check that they can be built.
+"""`blip2rt-build`: a bundle of the target trt -> TensorRT plans in the cache, or a check that they can be built.
 
 Parse, call blip2rt.backends.trt.plans, print. Exit codes: 0 all went well, 2 a mistake or a graph that does not
 build (one line says which), 130 interrupted.
@@ -26,13 +26,13 @@ CHECKED = ("SM86", "SM89", "SM120")  # what --check builds for with tensorrt-rtx
 
 def main(arguments: list[str] | None = None) -> int:
     """Run `blip2rt-build` with `arguments`, or the process's own; return the exit code."""
-    kept = "interrupted; engines that were whole are kept"
+    kept = "interrupted; plans that were whole are kept"
     memory = "close other programs, add swap (docs/jetson.md), or give a smaller --max-batch"
     return run(PROGRAM, lambda: _run(_parser().parse_args(arguments)), interrupted=kept, memory=memory)
 
 
 def _parser() -> Parser:
-    parser = Parser(description="Build the TensorRT engines of a bundle, which blip2rt-export --target trt wrote.",
+    parser = Parser(description="Build the TensorRT plans of a bundle, which blip2rt-export --target trt wrote.",
                     renamed={"--model": "", "--num-beams": "--max-beams", "--beams": "--max-beams"})  # fmt: skip
     parser.add_argument("bundle", type=nonempty, metavar="BUNDLE", help="a bundle's folder")
     parser.add_argument("--check", action="store_true",
@@ -40,7 +40,7 @@ def _parser() -> Parser:
     parser.add_argument("--gpu", type=nonempty, metavar="SM,...", help="build for these GPUs, by tensorrt-rtx "
                         f"(default: this machine's; with --check {','.join(CHECKED)})")  # fmt: skip
     parser.add_argument("--no-test", action="store_true",
-                        help="do not run engines beside ONNX Runtime on the CPU: accept them as they are")  # fmt: skip
+                        help="do not run plans beside ONNX Runtime on the CPU: accept them as they are")  # fmt: skip
     parser.add_argument("--precision", type=_precisions, default={}, metavar="GRAPH=P,...",
                         help="refuse a bundle whose graphs have other precisions, e.g. vision=int8,llm=int4: export "
                         "chooses them")  # fmt: skip
@@ -54,7 +54,7 @@ def _parser() -> Parser:
                        help="scratch memory of a layer, e.g. 512M or 2G (default: TensorRT's choice)")  # fmt: skip
     places = parser.add_argument_group("places")
     places.add_argument("--timing-cache", type=path, metavar="FILE", help="keep measured kernels here between builds")
-    places.add_argument("--cache", type=path, metavar="FOLDER", help="where engines are kept (default: $BLIP2RT_CACHE, "
+    places.add_argument("--cache", type=path, metavar="FOLDER", help="where plans are kept (default: $BLIP2RT_CACHE, "
                         "or blip2rt/engines in the user's cache)")  # fmt: skip
     places.add_argument(
         "--tensorrt", choices=builder.MODULES, help="which TensorRT builds (default: the first that is installed)"
@@ -116,7 +116,7 @@ def _memory(bundle: contract.Bundle, sizes: plans.PlanSizes) -> str:
              "CUDA and its libraries": needed.context}  # fmt: skip
     text = ("on the device " + ", ".join(f"{size / 1e6:.0f} MB of {name}" for name, size in parts.items())
             + f": about {needed.running / 1e6:.0f} MB; "
-            f"building takes about {needed.building / 1e6:.0f} MB more, one engine at a time")  # fmt: skip
+            f"building takes about {needed.building / 1e6:.0f} MB more, one plan at a time")  # fmt: skip
     if not isinstance(device, str) and needed.running > device.memory:
         text += f"; {device.name} has {device.memory / 1e6:.0f} MB in all, which is not enough to run it"
     return text
