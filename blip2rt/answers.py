@@ -141,7 +141,7 @@ class Answer:
                 self.cancel()
 
     def result(self, timeout: float | None = None) -> list[Scored]:
-        """Wait for the texts: the best first, of draws in the order drawn. Raises what has gone wrong.
+        """Wait for the texts: the best first; draws in the order drawn. Raises what has gone wrong.
 
         timeout: seconds, after which TimeoutError is raised; the request goes on.
         """

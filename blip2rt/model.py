@@ -560,7 +560,7 @@ class Model(Pipeline):
 
 
 async def _in_thread(function: Callable[..., Any], *given: Any, **options: Any) -> Any:
-    import asyncio  # 50 ms, for those who wait
+    import asyncio  # slow to import, for those alone who await
 
     return await asyncio.to_thread(function, *given, **options)
 

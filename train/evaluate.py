@@ -181,7 +181,7 @@ def _said(
 
 
 def _results(items: Sequence[Captioned | Asked], said: Sequence[str]) -> list[dict[str, Any]]:
-    """As the evaluation servers take them."""
+    """Return what the evaluation servers take."""
     key, value = ("image_id", "caption") if isinstance(items[0], Captioned) else ("question_id", "answer")
     return [{key: item.id, value: text} for item, text in zip(items, said, strict=True)]
 

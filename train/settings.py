@@ -110,8 +110,8 @@ class MachineSettings:
         check=one_of("none", "trained", "all"),
         metavar="WHAT",
     )
-    recompute: bool = option(False, "compute activations twice: less memory, a third more time")
-    compile: bool = option(False, "torch.compile the layers: a minute at the start, then a third less a step")
+    recompute: bool = option(False, "compute activations twice: less memory, more time")
+    compile: bool = option(False, "torch.compile the layers: a slow start, then faster steps")
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,9 @@ class DataSettings:
     )
     train_data: tuple[dict[str, Any], ...] = option(
         (),
-        "instead of a table: sources that are encoded at every step, {path, images, weight} each, in the formats of "
+        "instead of a table: data sets that are encoded at every step, {path, images, weight} each, in the formats of "
         "train_table or in shards",
-        metavar="SOURCE",
+        metavar="DATA",
     )
     train_tables: tuple[dict[str, Any], ...] = option(
         (),
@@ -179,7 +179,7 @@ class DataSettings:
 
     @property
     def entries(self) -> tuple[dict[str, Any], ...]:
-        """`train_data` or `train_tables`, whose only entry a `train_table` would be."""
+        """All data sets: `train_data`, `train_tables`, or the one `train_table`."""
         return self.train_data or self.train_tables or ({"path": self.train_table, "images": self.images},)
 
     def faults(self) -> list[str]:

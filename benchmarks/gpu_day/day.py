@@ -97,7 +97,7 @@ def key(day: Day, name: str) -> str:
 
 
 def _digest(folders: Iterable[str]) -> str:
-    """Another one after every change to the sources in the folders."""
+    """A hash of the sources in the folders, which every change to them changes."""
     digest = hashlib.sha256()
     for file in sorted(_sources(folders)):
         digest.update(file.relative_to(ROOT).as_posix().encode() + file.read_bytes())

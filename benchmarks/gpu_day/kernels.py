@@ -78,7 +78,8 @@ def random_options(rng: random.Random, vocab: int) -> dict[str, Any]:
     if rng.random() < 0.5:
         options |= {"do_sample": True, "seed": rng.randrange(10**6), "temperature": rng.uniform(0.5, 2),
                     "top_k": rng.choice([0, rng.randint(1, vocab)]),
-                    "top_p": rng.choice([1.0, rng.random()])}  # fmt: skip
+                    "top_p": rng.choice([1.0, rng.random()]),
+                    "min_p": rng.choice([0.0, 0.2 * rng.random()])}  # fmt: skip
         if options["num_beams"] == 1:
             options["num_return_sequences"] = rng.randint(1, 3)
     options |= rng.choice([{}, {"repetition_penalty": rng.choice([0.7, 1.5])}, {"no_repeat_ngram_size": 2},
@@ -88,16 +89,23 @@ def random_options(rng: random.Random, vocab: int) -> dict[str, Any]:
 
 def _choices(lane: Lane, kernels: Kernels, vocab: int, options: dict[str, Any], turn: int) -> tuple[list[str], int]:
     """The card and the native search take the same steps: (what differs, near ties that were decided differently)."""
-    images, rng = 2, np.random.default_rng(turn)
+    images, rng, draw = 2, np.random.default_rng(turn), random.Random(turn)
+    vocabulary = native().Vocabulary([bytes([97 + i % 23]) * (1 + i % 2) for i in range(vocab)])
+    if draw.random() < 0.4:
+        options = {**options, "stop_strings": [b"ab", b"c"], "vocabulary": vocabulary}
+    ends = draw.choice([0, options["max_new_tokens"]])  # the step that time ends; 0: none
     ours, theirs = (native().SearchBatch(images, [3, 4], vocab, options) for _ in range(2))
-    chooser = Chooser(lane, kernels, theirs, vocab, None)
+    chooser = Chooser(lane, kernels, theirs, vocab, vocabulary)
     for step in range(options["max_new_tokens"]):
         first, rows = step == 0, images if step == 0 else chooser.rows
         logits = (rng.normal(size=(rows, vocab)) * 3).astype(np.float32)
+        last = step + 2 == ends
+        if last:
+            chooser.memory.last()
         chooser.feed(logits, first)
         chooser.launch(first)
         chooser.memory.fetch()
-        ours.advance(logits[chooser.memory.images].copy() if first else logits.copy(), False)
+        ours.advance(logits[chooser.memory.images].copy() if first else logits.copy(), last)
         got, want = theirs.results(), ours.results()
         scores = [np.array([score for image in each for _, score in image]) for each in (got, want)]
         if [[text for text, _ in image] for image in got] != [[text for text, _ in image] for image in want]:
@@ -106,6 +114,8 @@ def _choices(lane: Lane, kernels: Kernels, vocab: int, options: dict[str, Any], 
             return [f"choose, turn {turn}, vocabulary {vocab}, step {step}, {options}: {got} and not {want}"], 0
         if not np.allclose(scores[0], scores[1], rtol=1e-4, atol=1e-4):
             return [f"choose, turn {turn}, vocabulary {vocab}, {options}: scores {scores[0]} and not {scores[1]}"], 0
+        if ours.done != theirs.done:
+            return [f"choose, turn {turn}, vocabulary {vocab}, step {step}, {options}: it is done on one alone"], 0
         if ours.done:
             break
     return [], 0

@@ -92,7 +92,7 @@ def _make(geometry: str, flag: str, path: Path, *more: str) -> None:
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """As Ctrl-C does, so that nothing half made remains; by force where that is not heeded."""
+    """End the exporter as Ctrl-C does, so that nothing half made remains; kill it where it does not heed that."""
     process.send_signal(signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_GRACE)

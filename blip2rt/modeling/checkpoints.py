@@ -159,7 +159,7 @@ def _trained_readers(model: Blip2, path: Path) -> dict[str, Reader]:
 
 
 def _own_readers(weights: Weights, wanted: dict[str, tuple[int, ...]]) -> dict[str, Reader]:
-    """Of a file of ours; positions that were learned on another square grid are interpolated."""
+    """What reads the tensors of a file of ours. Positions that were learned on another square grid are interpolated."""
     ours, theirs = wanted.get(POSITIONS), weights.shapes.get(POSITIONS)
     if ours is None or theirs is None or ours == theirs or ours[2:] != theirs[2:]:
         return weights.readers(wanted, lambda name: name)

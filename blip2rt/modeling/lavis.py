@@ -105,8 +105,8 @@ def readers(weights: Weights, wanted: Mapping[str, tuple[int, ...]]) -> dict[str
 
 
 def _llm(source: str, projection: str) -> LlmConfig:
-    """As LAVIS sets the language model up: a caption of OPT's ends with its line, T5's gates are exact GELUs, and a
-    prompt of Vicuna's begins with the end."""
+    """The language model's config as LAVIS sets it up: OPT ends a caption with its line, T5's gates are exact GELUs,
+    and a prompt of Vicuna begins with the token that ends a text."""
     config, overrides = text_config(source), {}
     if config.model_type == "opt" and config.vocab_size > _OPT_NEW_LINE:
         config.eos_token_id = _OPT_NEW_LINE

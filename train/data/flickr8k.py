@@ -46,7 +46,7 @@ def write_tables(source: Path, images: Path, out: Path) -> list[str]:
 
 
 def _captions(path: Path) -> dict[bytes, list[bytes]]:
-    """Of each image its rows `IMAGE<TAB>CAPTION<NEWLINE>`, in the file's order."""
+    """Return each image's rows `IMAGE<TAB>CAPTION<NEWLINE>`, in the file's order."""
     found: dict[bytes, list[bytes]] = {}
     for line in _lines(path):
         image, _, caption = line.partition(b"\t")

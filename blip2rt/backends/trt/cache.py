@@ -102,7 +102,7 @@ def _canonical(origin: Any) -> bytes:
 
 
 def _stamp(path: Path) -> list[int]:
-    """Another one after every change to the file: size and time."""
+    """Size and time of a file, which every change to it changes."""
     found = path.stat()
     return [found.st_size, found.st_mtime_ns]
 
