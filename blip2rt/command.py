@@ -137,7 +137,7 @@ class Parser(argparse.ArgumentParser):
             if word == "--" or (self._subparsers is not None and not word.startswith("-")):
                 break  # the rest belongs to the subcommand
             name = word.partition("=")[0]
-            if not name.startswith("-") or name == "-" or " " in name or self._negative_number_matcher.match(word):
+            if not name.startswith("-") or " " in word or name[1:2] in {*"0123456789.", ""}:  # a text, a number, "-"
                 continue
             short = name[:2] if not name.startswith("--") else name  # -rq is -r and -q, -nTEXT is -n TEXT
             if not any(option.startswith(short) for option in self._option_string_actions):
