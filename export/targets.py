@@ -35,7 +35,7 @@ NamedGraphs = Iterator[tuple[str, ir.Model]]  # name and graph, one traced after
 class Target:
     """What a bundle is made for: ONNX Runtime or TensorRT."""
 
-    name: str  # one of blip2rt.bundle.TARGETS; two targets may be of one engine
+    name: str  # one of blip2rt.bundle.TARGETS; two targets may be of one backend
     opset: int
     precisions: Mapping[str, tuple[str, ...]]  # group -> what may be chosen
     defaults: Mapping[str, str]
