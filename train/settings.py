@@ -17,6 +17,7 @@ from .recipe import Check, Given, option
 POSITIVE = Check("a number above 0", lambda value: 0 < value < math.inf)
 NOT_NEGATIVE = Check("0 or more", lambda value: 0 <= value < math.inf)
 SHARE = Check("0 to 1", lambda value: 0 <= value <= 1)
+BELOW_ONE = Check("0 to below 1", lambda value: 0 <= value < 1)
 COLOURS = Check("three numbers, one a colour", lambda value: len(value) == 3 and all(map(math.isfinite, value)))
 DEVIATIONS = Check("three numbers above 0, one a colour", lambda value: COLOURS.good(value) and min(value) > 0)
 BITS = Check("0, 4 or 8", lambda value: value in (0, 4, 8))
@@ -81,8 +82,8 @@ class OptimizerSettings:
         1.0, "each layer of an encoder that learns has its rate times this of the layer above", check=SHARE
     )
     weight_decay: float = option(0.05, "decay of matrices; biases, norms and scalars have none", check=NOT_NEGATIVE)
-    beta1: float = option(0.9, "AdamW's first beta", check=SHARE)
-    beta2: float = option(0.98, "AdamW's second beta", check=SHARE)
+    beta1: float = option(0.9, "AdamW's first beta", check=BELOW_ONE)
+    beta2: float = option(0.98, "AdamW's second beta", check=BELOW_ONE)
     clip: float = option(0.0, "largest norm of the gradient; 0: any", check=NOT_NEGATIVE)
 
     def faults(self) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from .weights import Reader, Weights
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 POSITIONS = "vision_positions"
+_STEP = re.compile(r"step-\d+")  # what a training writes; a copy of another name is its user's
 
 
 def read_config(source: str | Path, parts: lavis.Parts = lavis.NO_PARTS) -> Blip2Config:
@@ -80,7 +82,8 @@ def save_model(model: Trained, folder: str | Path, trained: dict[str, torch.Tens
 
 def list_checkpoints(run: str | Path) -> list[Path]:
     """The checkpoints `step-NNNNNN` of a training's folder, oldest first."""
-    return sorted(path for path in Path(run).glob("step-*") if (path / CONFIG).is_file())
+    steps = {int(path.name[5:]): path for path in Path(run).glob("step-*") if _STEP.fullmatch(path.name)}
+    return [path for _, path in sorted(steps.items()) if (path / CONFIG).is_file()]
 
 
 def locate(source: str | Path) -> Path:

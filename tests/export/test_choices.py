@@ -30,7 +30,7 @@ def test_one_precision_is_for_all_groups_that_may_have_it() -> None:
     for text in ("int8,llm=int4", "llm=int4,int8"):
         assert cli.parse_precision(text, ort) == {**dict.fromkeys(GROUPS, "int8"), "llm": "int4"}
     for wrong in ("int3", "llm", "llm=int3", "words=int8"):
-        with pytest.raises(OptionError, match="the groups are|llm may be"):
+        with pytest.raises(OptionError, match="the groups are|llm may be|choose from fp16, fp32, int4"):
             cli.parse_precision(wrong, ort)
 
 

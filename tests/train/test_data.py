@@ -391,3 +391,71 @@ def test_answers_are_drawn_as_often_as_they_were_given(tmp_path: Path) -> None:
     (tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json").unlink()
     with pytest.raises(Blip2rtError, match="v2_OpenEnded_mscoco_train2014_questions.json"):
         read_data(tmp_path / "v2_mscoco_train2014_annotations.json", tmp_path)
+
+
+def two_images(folder: Path) -> Path:
+    for name in ("a", "b"):
+        Image.new("RGB", (8, 8)).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "fault"),
+    [
+        ("t.tsv", ["image\tcaption\tprompt", "a.png\ta dog\truns\taway"], "it has 4 columns, and the header 3"),
+        ("t.tsv", ["image\tcaption", "a.png\ta dog\truns"], "it has 3 columns, and the header 2"),
+        ("t.csv", ["image,caption", "a.png,a dog, running on grass"], "it has more columns than the header"),
+    ],
+)
+def test_a_row_with_more_columns_than_the_header_is_left_out(
+    tmp_path: Path, name: str, lines: list[str], fault: str
+) -> None:
+    """A tab or a comma within a text would cut it, or make a question of its end."""
+    table = two_images(tmp_path) / name
+    table.write_text("\n".join([*lines, lines[0].replace("image", "b.png").replace("caption", "a cat")]) + "\n")
+    bad = Bad(1)
+    data = read_data(table, tmp_path, bad)
+    assert [sample.text for sample in data.samples] == ["a cat"]
+    [(place, said)] = bad.found.items()
+    assert place == f"{table}, line 2" and fault in said
+
+
+def test_a_third_column_is_a_prompt_or_refused(tmp_path: Path) -> None:
+    table = two_images(tmp_path) / "t.tsv"
+    table.write_text("image\tcaption\tsplit\na.png\ta dog\ttrain\n")
+    with pytest.raises(Blip2rtError, match="must start with the header.*and no other column"):
+        read_data(table, tmp_path)
+
+
+def test_an_answer_is_the_text_of_a_question(tmp_path: Path) -> None:
+    """Also where the object has a caption of the image, too."""
+    table = two_images(tmp_path) / "t.jsonl"
+    row = {"image": "a.png", "caption": "a dog runs", "question": "what is it?", "answer": "a dog"}
+    table.write_text(json.dumps(row) + "\n")
+    [sample] = read_data(table, tmp_path).samples
+    assert (sample.text, sample.prompt) == ("a dog", "what is it?")
+
+
+def test_captions_alone_are_read_where_answers_are_none(tmp_path: Path) -> None:
+    """As stage 1 reads every kind of data."""
+    rows = [{"image": "a.png", "caption": "a dog"}, {"image": "a.png", "question": "what?", "answer": "brown"},
+            {"image": "b.png", "question": "who?", "answer": "a cat"}]  # fmt: skip
+    (two_images(tmp_path) / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    entry = {"path": str(tmp_path / "t.jsonl"), "images": str(tmp_path)}
+    sources, _ = open_sources((entry,), tmp_path, Bad(0), by_caption=True)
+    assert sources[0].counts == [1]
+    reader = Reader(sources, 0, eval_transform(VisionConfig(height=8, width=8)), by_caption=True)
+    rows_read = reader[[(0, 0)]]
+    assert isinstance(rows_read, Images) and [[s.text for s in group] for group in rows_read.groups] == [["a dog"]]
+    both, _ = open_sources((entry,), tmp_path, Bad(0))
+    assert both[0].counts == [2]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    with pytest.raises(Blip2rtError, match="has no caption, and only captions are read"):
+        open_sources((entry,), tmp_path, Bad(0), by_caption=True)
+
+
+def test_a_users_copy_is_no_checkpoint_of_a_training(tmp_path: Path) -> None:
+    for name in ("step-000003", "step-000003-best", "step-1000000", "step-999999"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").touch()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000003", "step-999999", "step-1000000"]

@@ -27,6 +27,13 @@ def test_recall_by_hand() -> None:
     assert scores["i2t_r@1"] == 100.0  # image 0 ranks text 0 first, image 1 text 2
 
 
+@pytest.mark.parametrize("value", [0.5, np.nan])
+def test_a_model_that_finds_all_alike_finds_by_chance(value: float) -> None:
+    """Nor does it find anything by what is no number."""
+    scores = recall(np.full((100, 100), value), np.arange(100))
+    assert [scores[f"{way}_r@{k}"] for way in ("t2i", "i2t") for k in (1, 10)] == [1.0, 10.0] * 2
+
+
 def test_recall_counts_images_below_the_cut() -> None:
     sim = np.tile(np.linspace(0, 1, 12), (12, 1)).T  # every text likes image 11 most, then 10, ...
     scores = recall(sim, np.arange(12))

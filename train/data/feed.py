@@ -25,7 +25,7 @@ from .features import draw_views, open_features
 from .loader import Images, Reader, Source, entry_faults, image_batches, open_sources
 from .order import Mixture, Order
 from .readers import read_data
-from .samples import Bad, Sample, batches, draw_texts
+from .samples import Bad, Dataset, Sample, batches, draw_texts
 from .shards import check_shards
 from .transforms import train_transform
 
@@ -88,6 +88,10 @@ class TableFeed:
         up to `texts` of its texts."""
         self.batch, self.views, self.texts, self.by_caption = batch, data.views, texts, by_caption
         read = read_data(data.train_table, data.images, bad)
+        if by_caption:
+            read = Dataset(read.paths, [sample for sample in read.samples if not sample.prompt])
+            if not read.samples:
+                raise Blip2rtError(f"{data.train_table} has no caption, and only captions are read: give another")
         with here().main_first():
             self.data, self.vision = open_features(read, vision, data.features, bad, data.views)
         here().same("samples of train_table", (len(self.data.paths), len(self.data.samples)))
@@ -177,17 +181,18 @@ class SourcesFeed:
     """`train_data`, or a `train_table` without a cache: a row is an image with up to `texts` of its texts."""
 
     def __init__(
-        self, data: DataSettings, batch: BatchSettings, vision: VisionConfig, bad: Bad, texts: int, out: Path
-    ) -> None:
+        self, data: DataSettings, batch: BatchSettings, vision: VisionConfig, bad: Bad, texts: int, by_caption: bool,
+        out: Path,
+    ) -> None:  # fmt: skip
         self.workers, self.accumulate, self.bad, self.texts = data.workers, batch.accumulate, bad, texts
         with here().main_first():  # indices of shards are made once
-            sources, weights = open_sources(data.entries, Path(data.features), bad)
+            sources, weights = open_sources(data.entries, Path(data.features), bad, by_caption)
             if here().main:
                 check_shards(sources, out, bool(list_checkpoints(out)))
         here().same("samples of train_data", [source.counts for source in sources])
         self.few = repeats(sources, batch.batch_size)
         self.mixture = Mixture(weights, batch.batch_size, batch.seed)
-        self.reader = Reader(sources, batch.seed, train_transform(vision, data.crop_area))
+        self.reader = Reader(sources, batch.seed, train_transform(vision, data.crop_area), by_caption)
 
     def rows(self, start: int) -> Iterator[tuple[int, list[Rows]]]:
         """Endless (step, micro-batches) from step `start` on."""
@@ -208,7 +213,7 @@ def open_feed(
     """The feed of where the recipe says its data are; out: the training's folder, which lists unusable samples."""
     bad = bad_samples(out, data.max_bad)
     if data.encodes:
-        return SourcesFeed(data, batch, vision, bad, texts, Path(out))
+        return SourcesFeed(data, batch, vision, bad, texts, by_caption, Path(out))
     if data.train_tables:
         return TablesFeed(data, batch, vision, bad, texts, by_caption)
     return TableFeed(data, batch, vision, bad, texts, by_caption)

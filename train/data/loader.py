@@ -74,6 +74,8 @@ def entry_faults(entries: tuple[dict[str, Any], ...], field: str) -> list[str]:
         for key in entry.keys() - set(_FIELDS):
             near = difflib.get_close_matches(str(key), _FIELDS, 1)
             faults.append(f"{field}, entry {number}: unknown {key!r}: choose {near[0] if near else ', '.join(_FIELDS)}")
+        if not isinstance(entry.get("images", ""), str):
+            faults.append(f"{field}, entry {number}: images is {entry['images']!r}: give a folder")
         weight = entry.get("weight", 1)
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
             faults.append(f"{field}, entry {number}: weight is {weight!r}: give a number above 0")
@@ -82,10 +84,13 @@ def entry_faults(entries: tuple[dict[str, Any], ...], field: str) -> list[str]:
     return faults
 
 
-def open_sources(entries: tuple[dict[str, Any], ...], cache: Path, bad: Bad) -> tuple[list[Source], list[float]]:
+def open_sources(
+    entries: tuple[dict[str, Any], ...], cache: Path, bad: Bad, by_caption: bool = False
+) -> tuple[list[Source], list[float]]:
     """Sources and weights of the recipe's `train_data`: path, images and weight each.
 
-    Without weights every sample is as likely as any other. Raise OptionError, which names all faults of all entries.
+    Without weights every sample is as likely as any other. by_caption: images with a caption alone. Raise OptionError,
+    which names all faults of all entries.
     """
     faults = entry_faults(entries, "train_data")
     if faults:
@@ -94,7 +99,7 @@ def open_sources(entries: tuple[dict[str, Any], ...], cache: Path, bad: Bad) -> 
     wrong: list[Blip2rtError] = []
     for entry in entries:
         try:
-            sources.append(_open(entry, cache, bad))
+            sources.append(_open(entry, cache, bad, by_caption))
         except Blip2rtError as error:
             wrong.append(error)
     if len(wrong) > 1:
@@ -105,18 +110,21 @@ def open_sources(entries: tuple[dict[str, Any], ...], cache: Path, bad: Bad) -> 
     return sources, [float(entry.get("weight", size)) for entry, size in zip(entries, sizes, strict=True)]
 
 
-def _open(entry: dict[str, Any], cache: Path, bad: Bad) -> Source:
+def _open(entry: dict[str, Any], cache: Path, bad: Bad, by_caption: bool) -> Source:
     path = entry["path"]
     if path.endswith(".tar") or (Path(path).is_dir() and any(Path(path).glob("*.tar"))):
         return Shards(path, cache, bad)
-    return ListedImages(read_data(path, entry.get("images", ""), bad))
+    data = read_data(path, entry.get("images", ""), bad)
+    if by_caption and not (data := data.captions()).samples:
+        raise Blip2rtError(f"{path} has no caption, and only captions are read: leave it out")
+    return ListedImages(data)
 
 
 class Reader(TorchDataset[Images | Blip2rtError]):
-    """Rows of (source, position) -> Images, their texts in random order."""
+    """Rows of (source, position) -> Images, their texts in random order. by_caption: captions alone are texts."""
 
-    def __init__(self, sources: list[Source], seed: int, transform: Transform) -> None:
-        self.sources, self.seed, self.transform = sources, seed, transform
+    def __init__(self, sources: list[Source], seed: int, transform: Transform, by_caption: bool = False) -> None:
+        self.sources, self.seed, self.transform, self.by_caption = sources, seed, transform, by_caption
         self.orders = self._orders()
 
     def _orders(self) -> list[Order]:
@@ -144,6 +152,8 @@ class Reader(TorchDataset[Images | Blip2rtError]):
         for _ in range(min(_TRIES, self.orders[source].total)):
             try:
                 data, texts = files.read(number, bad)
+                if self.by_caption and not (texts := [text for text in texts if not text.prompt]):
+                    raise ValueError("it has no caption, and only captions are read")
                 with torch.random.fork_rng(devices=[]):  # the draws of a row are its own, whoever reads it
                     # torch.manual_seed seeds GPUs too, and formats a stack for it
                     torch.default_generator.manual_seed(hash((self.seed, source, position)) % 2**62)

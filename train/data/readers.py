@@ -103,6 +103,11 @@ def _csv(path: Path, bad: Bad) -> Iterator[Row]:
             except csv.Error as error:
                 bad.add(f"{path}, line {reader.line_num}", str(error))
                 continue
+            if None in row:
+                bad.add(
+                    f"{path}, line {reader.line_num}", "it has more columns than the header: quote texts with commas"
+                )
+                continue
             values = (row.get(columns[kind] or "") or "" for kind in _NAMES)
             yield Row(f"{path}, line {reader.line_num}", *values)
 
@@ -147,10 +152,13 @@ def _of_object(place: str, row: Any) -> list[Row]:
     if not isinstance(row, dict):
         raise ValueError(f"it is {type(row).__name__}")
     image = next((name for name in _NAMES["image"] if name in row), None)
-    text = next((name for name in (*_NAMES["text"], "captions", "answers") if name in row), None)
+    prompt = next((row[name] for name in _NAMES["prompt"] if name in row), "")
+    names = (*_NAMES["text"], "captions", "answers")
+    if prompt:  # an answer is its text, whatever else says something of the image
+        names = ("answer", "answers", *names)
+    text = next((name for name in names if name in row), None)
     if image is None or text is None:
         raise ValueError(f"it has no {'image' if image is None else 'caption'}")
-    prompt = next((row[name] for name in _NAMES["prompt"] if name in row), "")
     given = row[text]
     texts = given if isinstance(given, list) else _counted(given) if isinstance(given, dict) else [given]
     if not texts:

@@ -43,6 +43,11 @@ class Dataset:
             groups[sample.image].append(sample)
         return groups
 
+    def captions(self) -> Dataset:
+        """The captions alone, and the images that have one."""
+        alone = Dataset(self.paths, [sample for sample in self.samples if not sample.prompt])
+        return alone.without([image for image, group in enumerate(alone.by_image()) if not group])
+
     def without(self, images: Container[int]) -> Dataset:
         """The data set without some images, the others numbered anew."""
         kept = [image for image in range(len(self.paths)) if image not in images]
@@ -196,16 +201,22 @@ def read_table(table: str | Path, images: str | Path, bad: Bad | None = None) ->
         raise Blip2rtError(f"table {table} does not exist: give a .tsv file with the columns image, caption[, prompt]")
     with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         rows = list(table_rows(table, csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), bad))
-    if not rows or rows[0][1][:2] != ["image", "caption"]:
-        start = rows[0][1] if rows else []
+    header = rows[0][1] if rows else []
+    if header[:2] != ["image", "caption"] or header[2:] not in ([], ["prompt"], ["question"]):
         raise Blip2rtError(
-            f"{table} must start with the header image<TAB>caption; it starts with {ascii(start)[:200]}: add the header"
+            f"{table} must start with the header image<TAB>caption[<TAB>prompt]; it starts with "
+            f"{ascii(header)[:200]}: add the header, and no other column"
         )
     names = list(dict.fromkeys(row[0] for _, row in rows[1:] if row))
     missing = [name for name in names if not is_file(images / name)]
     if len(missing) > bad.limit:
         raise Blip2rtError(f"{len(missing)} of {len(names)} images of {table} are not in {images}: {missing[:3]!a}...")
-    found = (Row(place, *[*row, None][:2], *row[2:3]) for place, row in rows[1:] if row)
+    found = []
+    for place, row in rows[1:]:
+        if len(row) > len(header):
+            bad.add(place, f"it has {len(row)} columns, and the header {len(header)}: a text holds no tab")
+        elif row:
+            found.append(Row(place, *[*row, None][:2], *row[2:3]))
     return dataset_of(table, found, images, bad)
 
 

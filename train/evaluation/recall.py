@@ -11,9 +11,12 @@ RANKS = (1, 5, 10)
 
 
 def recall(sim: np.ndarray, owner: np.ndarray) -> dict[str, float]:
-    """Recall in percent from sim (images, texts); owner (texts) is each text's image."""
-    texts = np.arange(len(owner))
-    image_rank = (sim > sim[owner, texts]).sum(0)
+    """Recall in percent from sim (images, texts); owner (texts) is each text's image. Of equal ones the first is best,
+    as in a sorted list: who finds all alike finds by chance. What is no number is below all."""
+    sim = np.where(np.isnan(sim), -np.inf, sim)
+    texts, images = np.arange(len(owner)), np.arange(len(sim))
+    own = sim[owner, texts]
+    image_rank = ((sim > own) | ((sim == own) & (images[:, None] < owner))).sum(0)
     text_rank = np.array([best_rank(row, owner == image) for image, row in enumerate(sim)])
     return recall_at("t2i", image_rank) | recall_at("i2t", text_rank)
 

@@ -175,7 +175,7 @@ class Parallel:
         """Each micro-batch's count over the mean of all micro-batches and processes: weights of their mean losses under
         which everything counted weighs alike."""
         mean = self.total(sum(counts)) / (len(counts) * self.world)
-        return [count / mean for count in counts]
+        return [count / mean if mean else 0.0 for count in counts]
 
     def most(self, value: int) -> int:
         """The largest of all processes' values."""

@@ -163,10 +163,10 @@ def frozen_head_loss(
 
 
 def query_cosine(query_output: torch.Tensor) -> torch.Tensor:
-    """Mean cosine between different queries of (B, Q, H): 1.0 means that they have collapsed into one."""
+    """Mean cosine between different queries of (B, Q, H): 1.0 means that they have collapsed into one; 0 of one."""
     unit = F.normalize(query_output.detach().float(), dim=-1)
     count = unit.shape[1]
-    return ((unit @ unit.transpose(1, 2)).sum((1, 2)) - count).mean() / (count * (count - 1))
+    return ((unit @ unit.transpose(1, 2)).sum((1, 2)) - count).mean() / max(count * (count - 1), 1)
 
 
 def _pair_kv(
