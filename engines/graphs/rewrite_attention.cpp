@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 
 #include "kernels/attention/encoder_attention.h"
 #include "ops/attention_op.h"
@@ -71,7 +72,7 @@ std::string cache_attention(const Node& node, const Parts& parts) {
     };
     const auto shapes = static_cast<size_t>(std::count_if(parts.nodes.begin(), parts.nodes.end(), asks_shape));
     return found != parts.inputs.end() && found->second == DType::kFloat32 && parts.outputs.count(present) != 0 &&
-           parts.uses.at(past) == 1 + shapes;
+           parts.uses.at(past) == 1 + shapes && parts.uses.at(present) == 1;
   };
   if (!fits || node.outputs.size() != kOutputs || node.outputs[0].empty() || node.inputs.size() > kInputs ||
       input(kQuery).empty() || input(kKey).empty() != input(kValue).empty() || !input(kPositions).empty() ||
@@ -102,12 +103,26 @@ bool starts_with(std::string_view text, std::string_view with) { return text.sub
 
 Changes cache_attentions(const Parts& parts) {
   Changes changes;
+  std::set<std::string_view> cached;  // what the attentions that are ours read and write of the cache
   for (const Node& node : parts.nodes) {
     if (node.domain != "com.microsoft" || node.op_type != "GroupQueryAttention") continue;
     const std::string written = cache_attention(node, parts);
     if (written.empty()) return {};
     changes[node.outputs[0]] = written;
+    for (const std::string_view name : {node.inputs[3], node.inputs[4], node.outputs[1], node.outputs[2]}) {
+      if (!cached.insert(name).second) return {};
+    }
   }
+  // A cache that no attention has would be read and written by others, in as many rows as its tensors show.
+  const auto is_others = [&](std::string_view name) {
+    const bool is_cache = starts_with(name, "past_key_") || starts_with(name, "past_value_") ||
+                          starts_with(name, "present_key_") || starts_with(name, "present_value_");
+    return is_cache && cached.count(name) == 0;
+  };
+  for (const auto& [name, type] : parts.inputs) {
+    if (is_others(name)) return {};
+  }
+  if (std::any_of(parts.outputs.begin(), parts.outputs.end(), is_others)) return {};
   return changes;
 }
 

@@ -6,7 +6,7 @@
 namespace blip2rt {
 
 // Writes Attention in place of every GroupQueryAttention. Changes nothing where one of them has to stay, because they
-// share a cache.
+// share a cache, or where others read or write what is theirs.
 Changes cache_attentions(const Parts& parts);
 
 // Writes CrossAttention in place of MatMul(Softmax(MatMul(query, cross_key transposed) + mask), cross_value) in every

@@ -49,11 +49,10 @@ void Batcher::work() {
   }
 }
 
+bool Batcher::forked() const { return getpid() != process_; }
+
 void Batcher::close() {
-  if (getpid() != process_) {  // a fork has no such thread
-    if (thread_.joinable()) thread_.detach();
-    return;
-  }
+  if (forked()) return;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     closed_ = true;

@@ -30,6 +30,10 @@ class Batcher {
   // Fails all requests that have not ended, and ends the thread after the step that it is in.
   void close();
 
+  // Returns whether this is a fork of the process that made it. The thread is not there, locks may be held, and what it
+  // was changing is half changed: such a batcher is never destroyed.
+  bool forked() const;
+
   BatchCounters counters() const;
 
   const Generator& generator() const { return generator_; }

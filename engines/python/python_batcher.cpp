@@ -115,14 +115,22 @@ class Submitted {
 };
 
 struct PythonBatcher {
-  Batcher batcher;
+  std::unique_ptr<Batcher> batcher;
   std::shared_ptr<News> news = std::make_shared<News>();
 
-  PythonBatcher(const Generator& generator, const BatchSizes& sizes) : batcher(generator, sizes) {}
+  PythonBatcher(const Generator& generator, const BatchSizes& sizes)
+      : batcher(std::make_unique<Batcher>(generator, sizes)) {}
+  ~PythonBatcher() {
+    if (!batcher->forked()) return;
+    static_cast<void>(batcher.release());
+    static_cast<void>(new std::shared_ptr<News>(news));  // somebody waits for it, in the other process
+  }
+  PythonBatcher(const PythonBatcher&) = delete;
+  PythonBatcher& operator=(const PythonBatcher&) = delete;
 
   Submitted submit(nb::handle prefix_embeds, std::vector<std::vector<int64_t>> prompts, const nb::dict& given,
                    const std::vector<nb::bytes>& images, bool each_token) {
-    const Generator& generator = batcher.generator();
+    const Generator& generator = batcher->generator();
     const Prefix prefix = borrow_prefix(generator, prefix_embeds);
     check_prompts(prefix, prompts, generator);
     if (!images.empty() && images.size() != prompts.size())
@@ -141,11 +149,11 @@ struct PythonBatcher {
       one.number = i;
     }
     auto mailbox = std::make_shared<Mailbox>(each_token);
-    return {batcher.submit(std::move(requests), mailbox), mailbox, news};
+    return {batcher->submit(std::move(requests), mailbox), mailbox, news};
   }
 
   nb::dict counters() const {
-    const BatchCounters now = batcher.counters();
+    const BatchCounters now = batcher->counters();
     nb::dict counters;
     counters["steps"] = now.steps;
     counters["tokens"] = now.tokens;
@@ -196,7 +204,7 @@ void add_batcher(nb::module_& m) {
       .def("close",
            [](PythonBatcher& self) {
              const ReleasedGil released;
-             self.batcher.close();
+             self.batcher->close();
            })
       .def_prop_ro("counters", &PythonBatcher::counters);
 }

@@ -122,6 +122,35 @@ assert os.waitpid(child, 0)[1] == 0
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("end", ["sys.exit(0)", "model.close(); sys.exit(0)", "del model; gc.collect(); os._exit(0)"])
+def test_a_fork_ends_whose_parent_shares_steps(tiny: Tiny, end: str) -> None:
+    """The thread that takes the steps is the parent's: it waits or works as the fork is made."""
+    script = (
+        LOAD
+        + f"""
+import gc, threading
+model = blip2rt.load(sys.argv[1], threads=1, batching=True)
+stop = threading.Event()
+def work():
+    while not stop.is_set():
+        model.caption(image)
+worker = threading.Thread(target=work)
+worker.start()
+for _ in range(4):
+    child = os.fork()
+    if child == 0:
+        {end}
+    assert os.waitpid(child, 0)[1] == 0
+    if stop.is_set():
+        break
+    stop.set()
+    worker.join()
+"""
+    )
+    done = run(script, tiny.path, new_seed(), seconds=300)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_generation_in_two_threads_is_told_so(tiny: Tiny) -> None:
     embed, llm = (Session(runtime(), str(tiny.path / f"{name}.onnx"), 1) for name in ("embed", "llm"))
     generator = Generator(embed, llm, *GEOMETRY)

@@ -210,18 +210,35 @@ def test_the_loops_own_inputs_are_refused(name: str, tmp_path: Path) -> None:
         Session(runtime(), str(save(tmp_path, change)), 1)
 
 
+def custom_kernels(graph: onnx.ModelProto, path: Path) -> list[str]:
+    onnx.save(graph, path)
+    return [kernel.split()[0] for kernel in Session(runtime(), str(path), 1).custom_kernels]
+
+
+@pytest.mark.parametrize("cache", ["past_key_0", "present_value_0"])
 @pytest.mark.parametrize("reader", ["Identity", "Shape"])
-def test_who_else_reads_the_cache_keeps_onnx_runtimes_attention(reader: str, tmp_path: Path) -> None:
-    """The cache's tensors may show more rows than there are: only their shape is anybody's to ask for."""
+def test_who_else_reads_the_cache_keeps_onnx_runtimes_attention(reader: str, cache: str, tmp_path: Path) -> None:
+    """The cache's tensors may show more rows than there are: only the past's shape is anybody's to ask for."""
     graph = build_graphs(onnx, random_weights(np.random.default_rng(new_seed())))["llm"]
-    graph.graph.node.append(helper.make_node(reader, ["past_key_0"], ["read"]))
+    graph.graph.node.append(helper.make_node(reader, [cache], ["read"]))
     graph.graph.output.append(helper.make_tensor_value_info("read", TensorProto.FLOAT, None))
     if reader == "Shape":
         graph.graph.output[-1].type.tensor_type.elem_type = TensorProto.INT64
-    path = tmp_path / "llm.onnx"
-    onnx.save(graph, path)
-    kernels = [kernel.split()[0] for kernel in Session(runtime(), str(path), 1).custom_kernels]
-    assert kernels == (["attention"] if reader == "Shape" else [])
+    ours = reader == "Shape" and cache == "past_key_0"
+    assert custom_kernels(graph, tmp_path / "llm.onnx") == (["attention"] if ours else [])
+
+
+@pytest.mark.parametrize("made_from", ["past_key_1", "row"])
+def test_a_cache_that_no_attention_has_keeps_onnx_runtimes_attention(made_from: str, tmp_path: Path) -> None:
+    """Others would write it in as many rows as its tensor shows."""
+    graph = build_graphs(onnx, random_weights(np.random.default_rng(new_seed())))["llm"]
+    if made_from == "row":
+        graph.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 1, 4, 8), np.float32), "row"))
+    else:
+        graph.graph.input.append(helper.make_tensor_value_info(made_from, TensorProto.FLOAT, ["B", 1, "T", 8]))
+    graph.graph.node.append(helper.make_node("Neg", [made_from], ["present_key_1"]))
+    graph.graph.output.append(helper.make_tensor_value_info("present_key_1", TensorProto.FLOAT, None))
+    assert custom_kernels(graph, tmp_path / "llm.onnx") == []
 
 
 def field(number: int, wire: int, rest: bytes) -> bytes:
