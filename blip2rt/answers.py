@@ -84,8 +84,15 @@ class Answer:
         try:
             on_news(self)
         except Exception as error:  # noqa: BLE001  # it is this request's alone, whatever it is
-            self._failure = error
-            self.cancel()
+            if not self._failed():  # take() raises what the request itself has failed with, and so does result()
+                self._failure = error
+                self.cancel()
+
+    def _failed(self) -> bool:
+        try:
+            return self._call.done and not self._call.results()
+        except BackendError:
+            return True
 
     @property
     def done(self) -> bool:

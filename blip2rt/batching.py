@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .backends import Floats
 
 _LONG = 3600.0  # seconds of a wait that is repeated
+_HIGHEST = {"rows": 1 << 16, "positions": 2**31 - 1, "read": 1 << 16}  # what the core takes
 _LISTEN = 0.2  # seconds after which the thread that tells news looks whether it is still wanted
 
 
@@ -48,9 +49,10 @@ class Batching:
     def __post_init__(self) -> None:
         given = {"rows": self.rows, "positions": self.positions, "read": self.read}
         faults = [
-            f"{name} is {value!r}: give a whole number above 0"
+            f"{name} is {value!r}: give a whole number from 1 to {_HIGHEST[name]:,}"
             for name, value in given.items()
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1)
+            if value is not None
+            and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _HIGHEST[name])
         ]
         if faults:
             raise OptionError("; ".join(faults))

@@ -193,9 +193,9 @@ class Language:
         prompt_ids = self.encode(prompt)
         before = " " if prompt.whole and not self._spec.encoder_decoder else ""  # as captions are in training
         read = 1 if self._spec.encoder_decoder else prefix_embeds.shape[1] + len(prompt_ids)
-        most = min(most, self._spec.max_positions - read) - 1
-        end = self._spec.eos_token_ids[0]
-        token_ids = [[*self.encode_more(Prompt(before, text))[:most], end] for text in texts]
+        most = max(min(most, self._spec.max_positions - read) - 1, 0)
+        end = self._spec.eos_token_ids[:1]
+        token_ids = [[*self.encode_more(Prompt(before, text))[:most], *end] for text in texts]
         return self._backend.likelihoods(prefix_embeds, [prompt_ids] * len(prefix_embeds), images, token_ids)
 
     def text_stream(self, settings: Mapping[str, Any]) -> TextStream:
@@ -310,5 +310,6 @@ class Chat:
         """Count the positions that the last answer has used."""
         if self._last is not None:
             generation, read = self._last
-            self._used += read + len(generation.results()[0][0][0])
+            if generation.stepped:
+                self._used += read + len(generation.results()[0][0][0])
             self._last = None

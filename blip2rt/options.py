@@ -14,6 +14,7 @@ from .errors import OptionError
 
 MAX_BEAMS = 100  # far beyond use; a typing error must not fill the memory
 SEEDS = 2**63
+_LONGEST = 1 << 16  # tokens of a text
 _MOST = 2**31 - 1  # tokens, n-grams: what the core's integers hold
 _SMALLEST, _LARGEST = 1e-37, 1e38  # what a float32 holds
 TOP_K = 50  # what sampling draws from where nothing is said, as Hugging Face has it
@@ -35,7 +36,7 @@ class Options:
     early_stopping: for beams: True ends with num_beams texts; "never" where none can get better
     repetition_penalty: above 1 makes said tokens less likely
     no_repeat_ngram_size: n-grams of this size come once; 0 is off
-    bad_words: never said, neither after a space nor within a word
+    bad_words: the tokens of each, alone and behind a space, are never said in a row
     forced_prefix: the answer begins with it
     stop_strings: the text ends with the token that completes one
     max_time: seconds for the images that go together, encoder and all, after which texts end where they are
@@ -99,8 +100,8 @@ class CaptionOptions(TextOptions, total=False):
 
 
 _WHOLE: dict[str, tuple[int, int]] = {  # name -> lowest, highest
-    "num_captions": (1, MAX_BEAMS), "num_beams": (1, MAX_BEAMS), "max_new_tokens": (1, _MOST),
-    "min_new_tokens": (0, _MOST), "no_repeat_ngram_size": (0, _MOST), "top_k": (0, _MOST), "seed": (0, SEEDS - 1),
+    "num_captions": (1, MAX_BEAMS), "num_beams": (1, MAX_BEAMS), "max_new_tokens": (1, _LONGEST),
+    "min_new_tokens": (0, _LONGEST), "no_repeat_ngram_size": (0, _MOST), "top_k": (0, _MOST), "seed": (0, SEEDS - 1),
 }  # fmt: skip
 _POSITIVE = (f"a number above 0, from {_SMALLEST:g} to {_LARGEST:g}", lambda x: _SMALLEST <= x <= _LARGEST)
 _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {  # name -> what it must be, test
@@ -150,7 +151,7 @@ def resolve(given: Options, defaults: Decoding, room: Room) -> dict[str, Any]:
         beams = 1 if sampled else max(defaults.num_beams, captions)
     most, least = given.max_new_tokens, given.min_new_tokens
     if most is None:  # a default never stands in the way of what the caller asked for
-        most = max(min(defaults.max_new_tokens, room.tokens), least or 1)
+        most = max(min(defaults.max_new_tokens, room.tokens, _LONGEST), least or 1)
     if least is None:
         least = min(defaults.min_new_tokens, most)
     if captions > beams and not (sampled and beams == 1):

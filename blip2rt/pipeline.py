@@ -163,12 +163,10 @@ class Pipeline:
     def _prepare_each(self, images: Sequence[ImageLike], keep_going: bool) -> list[NDArray[np.uint8] | ImageError]:
         """Images -> RGB (height, width, 3) each, or its error. An object that is given twice is decoded once."""
         done: dict[int, NDArray[np.uint8] | ImageError] = {}
-        spec, intake = self._manifest.image, self._intake
-        how: dict[str, Any] = {"scaled": intake.scaled_jpeg, "max_pixels": intake.max_pixels, "color": intake.color}
         for image in images:
             if id(image) not in done:
                 try:
-                    done[id(image)] = prepare(image, spec, **how)
+                    done[id(image)] = self.prepare(image)
                 except ImageError as error:
                     if not keep_going:
                         raise
@@ -223,7 +221,9 @@ class Pipeline:
 
     def prepare(self, image: ImageLike) -> NDArray[np.uint8]:
         """Image -> RGB (height, width, 3), decoded and resized for the graphs. Raises ImageError."""
-        return prepare(image, self._manifest.image, scaled=self._intake.scaled_jpeg, max_pixels=self._intake.max_pixels)
+        intake = self._intake
+        how: dict[str, Any] = {"scaled": intake.scaled_jpeg, "max_pixels": intake.max_pixels, "color": intake.color}
+        return prepare(image, self._manifest.image, **how)
 
     def generate(self, prepared: Sequence[NDArray[np.uint8]], task: Task, first_image: int = 0) -> list[list[Scored]]:
         """RGB images of `prepare` -> the texts of each, best first. The loop takes them all at once.

@@ -56,6 +56,8 @@ def named_failure() -> Iterator[None]:
 class Generation(ABC):
     """A generation under way. One thread steps it at a time. Raises BackendError."""
 
+    stepped = False  # whether a step was taken: a question whose answer was never begun was not asked
+
     @property
     @abstractmethod
     def done(self) -> bool:

@@ -125,6 +125,7 @@ class Backend(backends.Backend):
         """The core's loop over the language model's graphs. It keeps nothing between calls, so all threads share it."""
         self._check_process()
         with self._generator_lock:
+            self._check_process()  # somebody may have closed the model meanwhile
             if self._generator is None:
                 spec = self._bundle.manifest.llm
                 assert spec is not None
@@ -134,7 +135,7 @@ class Backend(backends.Backend):
                 with named_failure():
                     start = spec.decoder_start_token_id or 0
                     self._generator = native().Generator(embed, llm, *shape, encoder, start, spec.bidirectional_prompt)
-        return self._generator
+            return self._generator
 
     def _run(self, component: str, output: str, feeds: Mapping[str, NDArray[Any]]) -> Floats:
         try:
@@ -164,6 +165,7 @@ class Backend(backends.Backend):
         """begun: set when the core opens the session."""
         self._check_process()
         with self._locks[component]:
+            self._check_process()  # somebody may have closed the model meanwhile
             if component not in self._sessions:
                 graph = self._bundle.graph(component)
                 try:
@@ -181,7 +183,7 @@ class Backend(backends.Backend):
                     raise BackendError(
                         f"ONNX Runtime cannot load {graph} (check: blip2rt verify {graph.parent}): {error}"
                     ) from error
-        return self._sessions[component]
+            return self._sessions[component]
 
 
 class Generation(backends.Generation):
@@ -199,6 +201,7 @@ class Generation(backends.Generation):
         with named_failure():
             added: list[Token] = self._native.step()
         self._steps += 1
+        self.stepped = True
         return added
 
     def results(self) -> Sequences:

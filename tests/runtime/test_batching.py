@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import random
+import shutil
 import threading
 import time
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +24,7 @@ from blip2rt.errors import BackendError, OptionError
 from blip2rt.kept import Kept
 from blip2rt.options import Options
 from tests.seeds import new_seed
-from tests.tiny.bundle import POSITIONS, Q, Tiny
+from tests.tiny.bundle import POSITIONS, WORDS, Q, Tiny
 
 pytest.importorskip("blip2rt._native")
 GREEDY = Options(num_beams=1, max_new_tokens=6)
@@ -165,6 +168,29 @@ def test_a_listener_that_raises_ends_its_request_alone(model: blip2rt.Model, pho
     assert good.result(30)[0].text
 
 
+def test_a_request_that_failed_says_why_whoever_takes_its_pieces(
+    model: blip2rt.Model, photo: Callable[..., np.ndarray]
+) -> None:
+    """on_news meets the failure where it takes pieces; it is the request's all the same."""
+    nothing = Options(
+        num_beams=1, do_sample=True, min_new_tokens=3, bad_words=[word for word in WORDS if word != "</s>"]
+    )
+    told = threading.Event()
+
+    def on_news(answer: Answer) -> None:
+        try:
+            answer.take()
+        finally:
+            told.set()
+
+    answer = model.submit(Request(photo(), options=nothing), on_news=on_news)
+    for _ in range(2):  # at once, and when it has been told
+        with pytest.raises(BackendError, match="generation failed: the options forbid every token"):
+            answer.result(30)
+        assert told.wait(30)
+        time.sleep(0.1)
+
+
 def test_a_cancelled_answer_keeps_what_it_has(model: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
     long = Options(num_beams=1, max_new_tokens=55, min_new_tokens=55)
     for _ in range(100):  # on a busy machine all is said before this thread gets to cancel
@@ -248,8 +274,10 @@ def test_what_makes_no_sense_is_refused(
     ):
         with pytest.raises(OptionError, match=message):
             blip2rt.load(tiny.path, **wrong)
-    with pytest.raises(OptionError, match="rows is 0: give a whole number above 0; read is True"):
+    with pytest.raises(OptionError, match="rows is 0: give a whole number from 1 to 65,536; read is True"):
         Batching(rows=0, read=True)
+    with pytest.raises(OptionError, match="positions is 1000000000000: give a whole number from 1 to 2,147,483,647"):
+        Batching(positions=10**12)
 
 
 def test_a_second_question_costs_its_own_tokens(tiny: Tiny, photo: Callable[..., np.ndarray]) -> None:
@@ -324,3 +352,44 @@ def test_a_model_ends_with_what_runs(tiny: Tiny, photo: Callable[..., np.ndarray
         time.sleep(0.05)
     assert backend() is None
     assert POSITIONS * 2 == 128  # the pool of the tests above
+
+
+@pytest.mark.parametrize("batching", [False, True])
+def test_an_answer_that_was_never_begun_was_not_asked_for(
+    tiny: Tiny, tmp_path: Path, photo: Callable[..., np.ndarray], batching: bool
+) -> None:
+    """The next question is the first: with the token that begins a text, and all the room."""
+    path = Path(shutil.copytree(tiny.path, tmp_path / "begins"))
+    manifest = json.loads((path / "blip2rt.json").read_text())
+    manifest["llm"] |= {"bos_token_id": 2, "prepend_bos": True}
+    (path / "blip2rt.json").write_text(json.dumps(manifest))
+    model = blip2rt.load(path, threads=1, batching=batching)
+    for image in [photo() for _ in range(8)]:
+        first = model.chat(image, num_beams=1, max_new_tokens=6)
+        talk = model.chat(image, num_beams=1, max_new_tokens=6)
+        for _ in range(20):  # more than fit
+            talk.stream("what is red")
+        assert talk.ask("who runs") == first.ask("who runs")
+
+
+def test_a_model_that_is_closed_while_others_call_says_so(tiny: Tiny, photo: Callable[..., np.ndarray]) -> None:
+    image, faults = photo(), []
+    for _ in range(12):
+        model = blip2rt.load(tiny.path, threads=1)
+
+        def call(model: blip2rt.Model = model) -> None:
+            try:
+                while True:
+                    model.caption(image, max_new_tokens=1)
+            except BackendError as error:
+                assert "closed" in str(error)
+            except Exception as error:  # noqa: BLE001
+                faults.append(error)
+
+        threads = [threading.Thread(target=call) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        model.close()
+        for thread in threads:
+            thread.join()
+    assert not faults

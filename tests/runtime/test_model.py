@@ -136,6 +136,7 @@ def test_opencvs_colours_are_told_by_load(tiny: Tiny, photo: Any) -> None:
     want = blip2rt.load(tiny.path).embed_image(image)
     bgr = blip2rt.load(tiny.path, color="bgr")
     np.testing.assert_array_equal(bgr.embed_image(image[:, :, ::-1]), want)
+    np.testing.assert_array_equal(bgr.prepare(image[:, :, ::-1]), blip2rt.load(tiny.path).prepare(image))
     np.testing.assert_array_equal(bgr.embed_image(Image.fromarray(image)), want)  # a file says what it holds
     with pytest.raises(OptionError, match="color is 'BGR': give 'rgb', or 'bgr'"):
         blip2rt.load(tiny.path, color="BGR")
