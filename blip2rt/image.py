@@ -166,7 +166,7 @@ def load_rgb(
         name = f"the image of {len(image):,} bytes"
         if len(image) == 0:
             raise ImageError("the image is empty: 0 bytes")
-        with _open(io.BytesIO(image), name, max_pixels) as opened:
+        with _open(io.BytesIO(bytes(image)), name, max_pixels) as opened:
             return _decode(opened, name, least)
     if isinstance(image, memoryview) or hasattr(image, "__array__"):
         return _to_rgb(_from_array(_array(image), color), "the array")
@@ -176,7 +176,7 @@ def load_rgb(
 def _contents(file: IO[bytes]) -> bytes:
     """What an open file holds, from its start where it can go back. Raises ImageError."""
     try:
-        with contextlib.suppress(AttributeError, io.UnsupportedOperation):
+        with contextlib.suppress(AttributeError, OSError):  # a pipe
             file.seek(0)
         data = file.read()
     except (OSError, ValueError) as error:  # closed, or opened for writing

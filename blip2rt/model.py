@@ -388,6 +388,8 @@ class Model(Pipeline):
         Raises OptionError without load(batching=True), for bad requests, and for what never fits the pool.
         """
         self._need(contract.GENERATIVE, "submit")
+        if not isinstance(request, Request) or not isinstance(request.options, Options):
+            raise OptionError("submit takes a blip2rt.answers.Request, whose options are blip2rt.Options")
         backend = self._backend
         if not isinstance(backend, Batched):
             raise OptionError("this model decodes each call by itself: load(batching=True) to submit requests")

@@ -261,6 +261,9 @@ def test_what_makes_no_sense_is_refused(
         alone.submit(Request(image))
     with pytest.raises(OptionError, match="prompt and question are both given"):
         model.submit(Request(image, prompt="a", question="b"))
+    for wrong in ("photo.jpg", Request(image, options={})):
+        with pytest.raises(OptionError, match="submit takes a blip2rt.answers.Request"):
+            model.submit(wrong)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="17 beams or captions are asked for, and 16 fit.*: ask for less"):
         model.submit(Request(image, options=Options(num_beams=17, max_new_tokens=2)))
     with pytest.raises(OptionError, match="positions of keys and values are needed, and there are 128"):

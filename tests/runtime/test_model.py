@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import multiprocessing
+import os
 import pickle
 import threading
 from pathlib import Path
@@ -20,6 +21,7 @@ from blip2rt.image import prepare
 from tests.tiny.bundle import Tiny
 
 pytest.importorskip("blip2rt._native")
+ROOT = Path(__file__).parents[2]
 
 
 def test_nano_is_a_name_unless_a_folder_has_it(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +152,21 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         pytest.raises(ImageError, match="gives str, not bytes: open it with mode"),
     ):
         prepare(text, spec)  # type: ignore[arg-type]
+    data = (ROOT / "docs" / "photo.jpg").read_bytes()
+    want, spaced = prepare(data, spec), bytearray(2 * len(data))
+    spaced[::2] = data
+    np.testing.assert_array_equal(prepare(memoryview(spaced)[::2], spec), want)
+    ends = os.pipe()
+
+    def write() -> None:
+        with os.fdopen(ends[1], "wb") as file:
+            file.write(data)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    with os.fdopen(ends[0], "rb", 0) as pipe:  # it cannot go back to its start
+        np.testing.assert_array_equal(prepare(pipe, spec), want)
+    writer.join()
     closed = io.BytesIO(b"x")
     closed.close()
     with pytest.raises(ImageError, match="cannot read the open file"):
