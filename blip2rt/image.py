@@ -62,6 +62,7 @@ ACCEPTED = "a path, the bytes of an image file, an open file, a PIL image or an 
 ACCEPTED_ARRAYS = "(H, W), (H, W, 3) or (H, W, 4), uint8 in 0..255 or float in 0..1"
 COLORS = ("rgb", "bgr")  # what an array's channels may be
 SCALED_TOLERANCE = 4.0  # of 255, the mean over an image: 12-megapixel photographs come to 0.2, random tiles to 3.2
+MOST_PIXELS = 178_956_970  # Pillow decodes no more
 MAX_PIXELS = 50_000_000  # of an image file, unless load(max_pixels=) says otherwise
 MAX_SIDE = 65_535  # pixels of an image file's width or height
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF")  # no plugin of Pillow runs but theirs

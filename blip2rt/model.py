@@ -24,7 +24,7 @@ from .arguments import as_list, one_by_one, pairs, texts_of
 from .backends import OnToken
 from .batching import Batched, Batching
 from .errors import BundleError, ImageError, OptionError
-from .image import COLORS, MAX_PIXELS, ImageLike
+from .image import COLORS, MAX_PIXELS, MOST_PIXELS, ImageLike
 from .kept import Kept
 from .language import Chat, Scored
 from .options import CaptionOptions, Options, TextOptions, is_whole, merge
@@ -93,8 +93,8 @@ def load(
         raise OptionError(f"threads is {threads!r}: give a whole number from 1 to 1024, or leave it out for all cores")
     if not isinstance(scaled_jpeg, bool):
         raise OptionError(f"scaled_jpeg is {scaled_jpeg!r}: give True or False")
-    if not is_whole(max_pixels, 1, 1 << 40):
-        raise OptionError(f"max_pixels is {max_pixels!r}: give a number of pixels, 1 or more")
+    if not is_whole(max_pixels, 1, MOST_PIXELS):
+        raise OptionError(f"max_pixels is {max_pixels!r}: give a number of pixels from 1 to {MOST_PIXELS:,}")
     if not isinstance(special_tokens, bool):
         raise OptionError(f"special_tokens is {special_tokens!r}: give True or False")
     if color not in COLORS:

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import blip2rt
 from blip2rt.bundle.manifest import ImageSpec
-from blip2rt.errors import ImageError
-from blip2rt.image import FORMATS, MAX_PIXELS, load_rgb, prepare
+from blip2rt.errors import ImageError, OptionError
+from blip2rt.image import FORMATS, MAX_PIXELS, MOST_PIXELS, load_rgb, prepare
 
 SPEC = ImageSpec(24, 32, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(touched) print\n%%EOF\n"
@@ -47,7 +48,10 @@ def test_the_limit_is_of_the_caller() -> None:
     assert (prepare(data.getvalue(), SPEC, max_pixels=10_000) == 7).all()
     with pytest.raises(ImageError, match=r"9,999 in all .* load\(max_pixels=N\)"):
         prepare(data.getvalue(), SPEC, max_pixels=9_999)
-    assert MAX_PIXELS == 50_000_000
+    assert MAX_PIXELS == 50_000_000 and Image.MAX_IMAGE_PIXELS is not None
+    assert MOST_PIXELS == 2 * Image.MAX_IMAGE_PIXELS  # beyond which Pillow refuses
+    with pytest.raises(OptionError, match="max_pixels is 178956971: give a number of pixels from 1 to 178,956,970"):
+        blip2rt.load(max_pixels=MOST_PIXELS + 1)
 
 
 def test_a_side_has_a_limit_of_its_own() -> None:
@@ -96,8 +100,9 @@ def test_what_does_not_fit_into_memory_is_that_image_s_error() -> None:
 import io, resource
 import numpy as np
 from PIL import Image
+import blip2rt
 from blip2rt.bundle.manifest import ImageSpec
-from blip2rt.errors import ImageError
+from blip2rt.errors import ImageError, OptionError
 from blip2rt.image import prepare
 data = io.BytesIO()
 Image.new("RGBA", (6000, 6000), (1, 2, 3, 4)).save(data, "PNG", compress_level=1)
