@@ -293,16 +293,24 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Any mode -> RGB of 8 bits."""
+    """Any mode -> RGB of 8 bits. Alpha and more bits are dealt with some rows at a time, to save memory."""
     if min(image.size) == 0:
         raise ImageError(f"{name} has no pixels: {image.width} x {image.height}")
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _to_eight_bits(image, name)
-    if _has_alpha(image):
-        image = image.convert("LA") if image.mode == "La" else image
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    if not _has_alpha(image) and not image.mode.startswith("I") and image.mode != "F":
+        return image if image.mode == "RGB" else image.convert("RGB")
+    rgb, rows = Image.new("RGB", image.size), max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        strip = image.crop(box)
+        rgb.paste(_over_white(strip) if _has_alpha(strip) else _to_eight_bits(strip, name).convert("RGB"), box)
+    return rgb
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """A mode with alpha -> RGB."""
+    image = image.convert("LA") if image.mode == "La" else image
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 def _has_alpha(image: Image.Image) -> bool:

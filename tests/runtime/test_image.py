@@ -169,6 +169,34 @@ def test_alpha_lies_over_white():
         assert rgb(half_red.convert("LA" if mode in ("La", "PA") else "RGBA").convert(mode)).shape == (4, 4, 3)
 
 
+@pytest.mark.parametrize("strip", [1, 100, 1 << 17])
+def test_strips_give_the_pixels_of_the_whole(rng, monkeypatch, strip):
+    """Alpha over white, and 16 bits, some rows at a time."""
+    monkeypatch.setattr(blip2rt.image, "_STRIP", strip)
+    height, width = rng.integers(1, 40, 2).tolist()
+    image = Image.fromarray(rng.integers(0, 256, (height, width, 4), dtype=np.uint8))
+    pictures = [
+        image,
+        image.convert("RGBa"),
+        image.quantize(64),
+        *(image.convert("LA").convert(m) for m in ("La", "PA")),
+    ]
+    for mode, see_through in (("1", 255), ("L", 7), ("RGB", (1, 2, 3)), ("P", 5), ("P", rng.bytes(256))):
+        pictures.append(image.convert("RGB").convert(mode))
+        pictures[-1].info["transparency"] = see_through
+    for picture in pictures:
+        whole = (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")
+        whole = Image.alpha_composite(Image.new("RGBA", image.size, "white"), whole).convert("RGB")
+        np.testing.assert_array_equal(rgb(picture), np.asarray(whole), picture.mode)
+    values = rng.integers(0, 65536, (height, width)).astype(np.uint16)
+    for sixteen in (Image.fromarray(values), Image.fromarray(values.astype(np.int32))):
+        np.testing.assert_array_equal(rgb(sixteen)[..., 0], np.rint(values * np.float32(255 / 65535)))
+    with pytest.raises(ImageError, match="has values from"):
+        values = np.zeros((height, width), np.int32)
+        values[-1, -1] = 65536
+        rgb(Image.fromarray(values))
+
+
 def test_sixteen_bits_are_scaled():
     values = np.array([[0, 257, 32896, 65535]], np.uint16)
     want = np.array([0, 1, 128, 255])

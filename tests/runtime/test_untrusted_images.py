@@ -42,6 +42,25 @@ def test_a_header_that_claims_too_much_costs_no_memory() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB; the pixels would be 660,156
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+@pytest.mark.parametrize(("mode", "most"), [("RGB", 5), ("RGBA", 9), ("P", 6), ("LA", 9), ("I;16", 7)])
+def test_decoding_takes_little_more_than_the_picture_and_its_rgb(tmp_path: Path, mode: str, most: int) -> None:
+    """A PNG of 16 million pixels; most: bytes a pixel. Pillow has four for RGB and for what has alpha."""
+    side = 4000
+    transparency = {"transparency": 0} if mode == "P" else {}
+    Image.new(mode, (side, side)).save(tmp_path / "a.png", compress_level=1, **transparency)
+    code = """if True:
+        from blip2rt.image import load_rgb
+        peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
+        load_rgb(b"P5 9 9 255 " + bytes(81))
+        before = peak()
+        load_rgb("a.png")
+        print(peak() - before)"""
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    taken = int(subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, env=env))
+    assert taken < most * side * side, taken / side**2
+
+
 def test_the_limit_is_of_the_caller() -> None:
     data = io.BytesIO()
     Image.new("L", (100, 100), 7).save(data, "PNG")
