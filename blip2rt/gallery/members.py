@@ -15,16 +15,14 @@ BLOCK = tarfile.BLOCKSIZE
 
 @dataclass(frozen=True)
 class Member:
-    """A file in a shard: its name, where its header begins, where its bytes are."""
+    """What a shard holds under a name: where its headers begin and its last block ends, where a file's bytes are."""
 
     name: str
     start: int
+    end: int
     offset: int
     size: int
-
-    @property
-    def end(self) -> int:
-        return self.offset + -(-self.size // BLOCK) * BLOCK
+    is_file: bool  # and no folder or link
 
     @property
     def key(self) -> str:
@@ -34,45 +32,55 @@ class Member:
 
 
 def members(path: str) -> Iterator[Member]:
-    """The files of a shard, as far as it is whole. Raises OSError for what is no uncompressed tar file."""
-    size, found = os.stat(path).st_size, False
+    """The members of a shard. Raises OSError for what is no uncompressed tar file.
+
+    Of a shard that ends too early the whole members come first, then OSError.
+    """
+    size, end = os.stat(path).st_size, 0
     if size == 0:
         return
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep them all
-                member = Member(info.name, info.offset, info.offset_data, info.size)
-                if member.offset + member.size > size:
-                    return
-                found = True
-                if info.isfile():
-                    yield member
+                if tar.offset > size:
+                    break
+                start, end = end, tar.offset
+                yield Member(info.name, start, end, info.offset_data, info.size, info.isfile())
     except tarfile.TarError as error:
-        if found:  # it ends too early
-            return
-        raise OSError(0, f"it is not a whole uncompressed tar file ({error})", path) from None
+        if end == 0:
+            raise OSError(0, f"it is not a whole uncompressed tar file ({error})", path) from None
+    with open(path, "rb") as file:
+        file.seek(end)
+        if end < size and file.read(BLOCK) != bytes(BLOCK):
+            raise OSError(0, "the shard ends too early, or is damaged: copy it here again", path)
 
 
 def samples(path: str) -> Iterator[list[Member]]:
-    """The members of a shard, those of a sample together."""
+    """The members of a shard, those of a sample together. Raises OSError as `members` does."""
     sample: list[Member] = []
-    for member in members(path):
-        if sample and member.key != sample[0].key:
+    try:
+        for member in members(path):
+            if sample and member.key != sample[0].key:
+                yield sample
+                sample = []
+            sample.append(member)
+    except OSError:
+        if sample:
             yield sample
-            sample = []
-        sample.append(member)
+        raise
     if sample:
         yield sample
 
 
 def image_of(path: str, sample: list[Member]) -> Member | None:
     """The picture of a sample: by its name, or by its first bytes."""
-    named = [member for member in sample if looks_named(member.name)]
+    files = [member for member in sample if member.is_file]
+    named = [member for member in files if looks_named(member.name)]
     if named:
         return named[0]
     with open(path, "rb") as file:
-        for member in sample:
+        for member in files:
             file.seek(member.offset)
             if kind_of(file.read(min(HEAD, member.size))):
                 return member

@@ -1,11 +1,13 @@
 """Shards that get captions: a copy of each, with `key.txt` in place of one that was there.
 
 A copy grows sample by sample under a hidden name, which says how far a run before came. When it is whole it gets its
-name. Members other than the text are copied byte for byte.
+name. Members other than the text are copied byte for byte, folders and links too. The copy of a shard that ends too
+early keeps its hidden name; a run that finds the shard whole goes on with it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tarfile
 from pathlib import Path
@@ -29,11 +31,15 @@ class Shard:
         self._whole = target.exists() and not overwrite
         if self._whole:
             return
+        self._samples: list[list[Member]] = []  # names and places, no pictures
+        self._cut = False
         try:
-            self._samples = list(samples(path))  # names and places, no pictures
-        except OSError:
-            self._whole = True  # the walk says what is wrong, and nothing is written
-            return
+            self._samples.extend(samples(path))
+        except OSError:  # the walk says what is wrong
+            self._cut = True
+            if not self._samples:
+                self._whole = True  # nothing is written
+                return
         self._lines = Lines(str(self._partial), overwrite)
         self._numbers = {image.offset: i for i, s in enumerate(self._samples) if (image := image_of(path, s))}
         self._next, self._texts = 0, set[int]()
@@ -42,10 +48,9 @@ class Shard:
 
     def _resume(self) -> None:
         """See how many samples a run before has copied; drop one that is torn."""
-        try:
-            have = list(members(str(self._partial)))
-        except OSError:
-            have = []
+        have: list[Member] = []
+        with contextlib.suppress(OSError):  # it ends too early
+            have.extend(members(str(self._partial)))
         at = 0
         for number, sample in enumerate(self._samples):
             kept = [member.name for member in self._kept(sample)]
@@ -97,7 +102,7 @@ class Shard:
 
     def finish(self, failed: bool) -> None:
         """End the copy, and give it its name."""
-        if self._whole:
+        if self._whole or self._cut:
             return
         self._copy(len(self._samples))
         self._lines.append(bytes(2 * BLOCK))

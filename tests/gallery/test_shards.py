@@ -1,0 +1,108 @@
+"""A shard that ends too early says so, and a copy holds all that a shard holds."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.seeds import new_seed
+from tests.tiny.pictures import picture, tree
+
+pytest.importorskip("blip2rt._native")
+CUT = "the shard ends too early"
+
+
+def png(rng: np.random.Generator) -> bytes:
+    data = io.BytesIO()
+    picture(rng).save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.fixture
+def whole(tmp_path, monkeypatch) -> bytes:
+    """A shard s.tar of four pictures with words beside them, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(new_seed())
+    with tarfile.open("s.tar", "w") as tar:
+        for i in range(4):
+            for name, data in ((f"{i}.png", png(rng)), (f"{i}.json", b"{}")):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return Path("s.tar").read_bytes()
+
+
+def pictures_in(size: int) -> int:
+    """Pictures of s.tar that lie before `size`."""
+    with tarfile.open("s.tar") as tar:
+        return sum(info.offset_data + -(-info.size // 512) * 512 <= size for info in tar if info.name.endswith("png"))
+
+
+def test_a_cut_shard_is_a_fault(tiny, whole, run):
+    rng = random.Random(new_seed())
+    with tarfile.open("s.tar") as tar:
+        end = tar.getmembers()[-1].offset_data + 512
+    for size in [1, 511, 600, end - 1, *(rng.randrange(512, end) // 512 * 512 + rng.randint(1, 511) for _ in range(6))]:
+        Path("cut.tar").write_bytes(whole[:size])
+        known = pictures_in(size)
+        code, _, err = run("caption", "cut.tar", "--out", "o.jsonl", "--overwrite", "--model", tiny.path)
+        assert code == (1 if known else 2) and err.count("cut.tar") == 1, (size, err)
+        assert f"{known} captioned, 1 failed" in err and (CUT in err or size < 512), (size, err)
+        rows = Path("o.jsonl").read_text().splitlines() if known else []
+        assert [json.loads(row)["image"] for row in rows] == [f"cut.tar/{i}.png" for i in range(known)]
+
+
+def test_the_copy_of_a_cut_shard_has_no_name_until_the_shard_is_whole(tiny, whole, run):
+    rng = random.Random(new_seed())
+    command = ["caption", "in/s.tar", "--out", "copies", "--model", tiny.path]
+    Path("in").mkdir()
+    Path("in/s.tar").write_bytes(whole)
+    assert run(*command)[0] == 0
+    wanted = tree(Path("copies"))
+    for size in (rng.randrange(1, len(whole) - 10240) for _ in range(4)):
+        Path("copies/s.tar").unlink()
+        Path("in/s.tar").write_bytes(whole[: size // 512 * 512 + 7])
+        for _ in range(2):
+            code, _, err = run(*command)
+            assert code != 0 and "1 failed" in err and not Path("copies/s.tar").exists(), (size, err)
+        Path("in/s.tar").write_bytes(whole)
+        assert run(*command)[0] == 0 and tree(Path("copies")) == wanted, size
+
+
+def test_folders_and_links_are_copied_as_they_are(tiny, whole, run):
+    rng = np.random.default_rng(new_seed())
+    with tarfile.open("odd.tar", "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "words"}) as tar:
+        for name, kind in (
+            (".", tarfile.DIRTYPE), ("a", tarfile.DIRTYPE), ("a/0.png", b""), ("a/0.link.png", tarfile.SYMTYPE),
+            ("a/0.txt", b""), ("a/1.png", tarfile.SYMTYPE), ("a/2" + "x" * 200 + ".png", b""), ("b", tarfile.DIRTYPE),
+            ("b/3.png", tarfile.LNKTYPE),
+        ):  # fmt: skip
+            info, data = tarfile.TarInfo(name), png(rng) if name.endswith("png") and not kind else b""
+            info.type, info.size, info.linkname = kind or tarfile.REGTYPE, len(data), "a/0.png" if kind else ""
+            tar.addfile(info, io.BytesIO(data))
+    code, _, err = run("caption", "odd.tar", "--out", "copies", "--model", tiny.path)
+    assert code == 0 and "2 captioned" in err
+    with tarfile.open("odd.tar") as old, tarfile.open("copies/odd.tar") as new:
+        assert old.pax_headers == new.pax_headers == {"comment": "words"}
+        shown = [
+            [(m.name, m.type, m.linkname, m.mode, tar.extractfile(m).read() if m.isreg() else b"")
+             for m in tar if not m.name.endswith(".txt")] for tar in (old, new)
+        ]  # fmt: skip
+        assert shown[0] == shown[1] and len(shown[0]) == 8
+        assert sorted(name for name in new.getnames() if name.endswith("txt")) == [
+            "a/0.txt",
+            "a/2" + "x" * 200 + ".txt",
+        ]
+    copy = Path("copies/odd.tar")
+    data, sizes = copy.read_bytes(), random.Random(new_seed())
+    for size in [0, 1, *(sizes.randrange(len(data)) for _ in range(8))]:
+        copy.unlink()
+        copy.with_name(".odd.tar.partial").write_bytes(data[:size])
+        run("caption", "odd.tar", "--out", "copies", "--model", tiny.path)
+        assert copy.read_bytes() == data, size
