@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,13 +20,19 @@ if TYPE_CHECKING:
 ROWS = 100_000  # of a part
 
 
-def export(index: Index, out: Path, rows: int = ROWS) -> int:
-    """Write an index's pictures into `out`, a folder. Return how many."""
+def arrow() -> Any:
+    """pyarrow with its Parquet. Raises OptionError where it is not installed."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ModuleNotFoundError:
         raise OptionError(f"clip-retrieval's metadata need pyarrow: {pip_install('parquet')}") from None
+    return pyarrow
+
+
+def export(index: Index, out: Path, rows: int = ROWS) -> int:
+    """Write an index's pictures into `out`, a folder. Return how many."""
+    pyarrow = arrow()
     files, count, part = index.files(), 0, 0
     with WholeFolder(out / "img_emb") as vectors, WholeFolder(out / "metadata") as metadata:
         while chunk := list(islice(files, rows)):

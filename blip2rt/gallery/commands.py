@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..command import complain
 from ..errors import OptionError, one_line
+from ..installing import pip_install
 from . import flags
 from .indexing import BATCH, sources_of, update
 from .outputs import check_empty
 from .progress import say, summary
+from .walk import more_than
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -40,16 +42,21 @@ def caption(args: argparse.Namespace, load: Load, options: Mapping[str, Any]) ->
 
 def index(args: argparse.Namespace, load: Load) -> int:
     """Embed a folder. Return the exit code of Counts."""
-    from .index import Index
+    from .index import EXACT, Index
+    from .vectors import has_usearch
 
     clip = args.format == "clip-retrieval"
     if clip:
         from . import clip_retrieval
 
+        clip_retrieval.arrow()
         if not (args.out / "blip2rt" / "index.json").exists():
             check_empty(args.out, "no index, and not empty: give another --out")
     folder = args.out / "blip2rt" if clip else args.out
-    pace = flags.pace_of(args, sources_of(args.folder), BATCH)
+    sources = sources_of(args.folder)
+    if not has_usearch() and more_than(EXACT, sources):
+        say(f"search scores all of more than {EXACT:,} pictures without usearch: {pip_install('gallery')}")
+    pace = flags.pace_of(args, sources, BATCH)
     with Index.create(folder, args.folder, load(pace.threads)) as opened:
         try:
             counts = update(opened, pace, args.errors, args.strict, quiet=False)

@@ -33,12 +33,12 @@ def near_copies(index: Index, alike: float = ALIKE) -> list[list[File]]:
     by_hash: dict[bytes, int] = {}
     for place, file in files.items():
         group[first(place)] = first(by_hash.setdefault(file.hash, place))
-    for part, embeds in index.vectors.blocks(places):
+    for part, embeds in index.blocks(places):
         near = index.neighbours(one_vector(embeds), NEIGHBOURS)
         for place, asked, others in zip(part.tolist(), embeds, near, strict=True):
-            scores = scores_of(index.vectors.read(others), asked)
-            for other in others[scores >= alike].tolist():
-                if other in files:
+            known = np.array([other for other in others.tolist() if other in files], np.int64)
+            for read, other_embeds in index.blocks(known):
+                for other in read[scores_of(other_embeds, asked) >= alike].tolist():
                     group[first(place)] = first(other)
     groups: dict[int, list[File]] = {}
     for place in places.tolist():

@@ -23,7 +23,7 @@ from ..errors import CapabilityError, GalleryError, ImageError, OptionError
 from . import about
 from .catalog import Catalog, File, damaged
 from .outputs import check_empty
-from .vectors import Shortlist, Vectors, one_vector
+from .vectors import BLOCK, Shortlist, Vectors, has_usearch, one_vector
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 EXACT = 4096  # pictures up to which all of them are scored, without a shortlist
 SHORTLIST = 200  # pictures that are scored exactly, at least
 PER_HIT = 10  # and for each one that is asked for
+ROWS = 64  # pictures whose neighbours are looked for at once
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,8 @@ class Index:
     def add(self) -> Counts:
         """Bring the index up to date with its folder: new, changed, moved and removed pictures. Return the counts.
 
+        Raises GalleryError where the folder has no picture, and the index has: it may not be mounted.
+
         Example: `counts = Index.create("photos.index", "photos").add(); counts.made`.
         """
         from .indexing import update
@@ -185,35 +188,69 @@ class Index:
 
     def nearest(self, asked: Floats, count: int, exact: bool = False) -> tuple[NDArray[np.int64], Floats]:
         """A text's (E,) or a picture's (Q, E) embeds -> places and scores of the nearest, nearest first."""
-        places = self._candidates(one_vector(asked) if asked.ndim == 2 else asked, count, exact)
-        scored = [scores_of(embeds, asked) for _, embeds in self.vectors.blocks(places)]
-        scores = np.concatenate([*scored, np.zeros(0, np.float32)])
-        order = np.argsort(-scores, kind="stable")[: count + len(self._empty)]
-        alive = [i for i in order.tolist() if int(places[i]) not in self._empty][:count]
-        return places[alive], scores[alive]
+        candidates = self._candidates(one_vector(asked) if asked.ndim == 2 else asked, count, exact)
+        read = [(part, scores_of(embeds, asked)) for part, embeds in self.blocks(candidates)]
+        places = np.concatenate([np.zeros(0, np.int64), *(part for part, _ in read)])
+        scores = np.concatenate([np.zeros(0, np.float32), *(part for _, part in read)])
+        order = np.argsort(-scores, kind="stable")[:count]
+        return places[order], scores[order]
+
+    def blocks(self, places: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Floats]]:
+        """Places of pictures, some at a time, and their image_embeds (b, Q, E).
+
+        Another process may write meanwhile: a place that the catalog has given up is left out.
+        """
+        for start in range(0, len(places), BLOCK):
+            part = places[start : start + BLOCK]
+            try:
+                embeds = self.vectors.read(part)
+            except GalleryError:  # a writer takes empty places before its catalog says so
+                taken = self.catalog.at(part.tolist())
+                part = part[[int(place) in taken for place in part]]
+                embeds = self.vectors.read(part)
+            yield part, embeds
 
     def neighbours(self, vectors: Floats, count: int) -> list[NDArray[np.int64]]:
-        """One vector a picture (B, E) -> places of about the `count` nearest of each, by one vector a picture."""
+        """One vector a picture (B, E) -> places of about the `count` nearest of each, by one vector a picture.
+
+        They come in no order.
+        """
         if self._shortlist is not None:
             return [self._shortlist.near(vector, count) for vector in vectors]
-        places = np.arange(self.catalog.rows, dtype=np.int64)
-        means = np.concatenate([one_vector(embeds) for _, embeds in self.vectors.blocks(places)])
-        return list(np.argsort(-(vectors @ means.T), axis=1, kind="stable")[:, :count])
+        places, means = self._means
+        found: list[NDArray[np.int64]] = []
+        for start in range(0, len(vectors), ROWS):
+            scores = vectors[start : start + ROWS] @ means.T  # (ROWS, N)
+            near = np.argpartition(scores, -min(count, len(places)), axis=1)[:, -count:]
+            found.extend(places[near])
+        return found
 
     def _candidates(self, vector: Floats, count: int, exact: bool) -> NDArray[np.int64]:
         if exact or self._shortlist is None:
-            return np.arange(self.catalog.rows, dtype=np.int64)
+            return self._taken
         near = self._shortlist.near(vector, max(SHORTLIST, PER_HIT * count))
-        return np.unique(np.concatenate([near, np.array(self.catalog.unlisted(), np.int64)]))
+        listed = np.unique(np.concatenate([near, np.array(self.catalog.unlisted(), np.int64)]))
+        return np.setdiff1d(listed, self._empty, assume_unique=True)
+
+    @property
+    def _taken(self) -> NDArray[np.int64]:
+        """Places that hold pictures."""
+        return np.setdiff1d(np.arange(self.catalog.rows, dtype=np.int64), self._empty, assume_unique=True)
 
     @cached_property
-    def _empty(self) -> frozenset[int]:
-        return frozenset(self.catalog.empty())
+    def _empty(self) -> NDArray[np.int64]:
+        return np.array(self.catalog.empty(), np.int64)
+
+    @cached_property
+    def _means(self) -> tuple[NDArray[np.int64], Floats]:
+        """Places that hold pictures (N,), and one vector of each (N, E)."""
+        read = [(part, one_vector(embeds)) for part, embeds in self.blocks(self._taken)]
+        return np.concatenate([part for part, _ in read]), np.concatenate([means for _, means in read])
 
     @cached_property
     def _shortlist(self) -> Shortlist | None:
         path = self.path / "shortlist.usearch"
-        if not path.exists() or self.catalog.rows <= EXACT:
+        if not path.exists() or self.catalog.rows <= EXACT or not has_usearch():
             return None
         with contextlib.suppress(RuntimeError):  # it is damaged: every picture is scored, until `add` makes it anew
             return Shortlist(path, self._shape[1], view=True)
@@ -221,10 +258,10 @@ class Index:
 
     def refresh(self) -> None:
         """Bring the shortlist up to date with the catalog; forget what was cached."""
-        for name in ("_empty", "_shortlist"):
+        for name in ("_empty", "_means", "_shortlist"):
             self.__dict__.pop(name, None)
         path, new, empty = self.path / "shortlist.usearch", self.catalog.unlisted(), self.catalog.empty()
-        if self.catalog.rows <= EXACT:
+        if self.catalog.rows <= EXACT or not has_usearch():
             return
         if not path.exists() or 5 * len(empty) > self.catalog.rows:  # holes make a graph slow
             path.unlink(missing_ok=True)

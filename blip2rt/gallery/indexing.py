@@ -2,7 +2,7 @@
 
 A picture with the size and time that it had is left alone; one with other bytes is embedded. Bytes that are known,
 under a name that is gone or another one, cost no graph. What is gone from the folder leaves the index, unless its
-folder could not be read.
+folder could not be read. A folder without any picture takes none from its index: it may not be mounted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ..errors import Blip2rtError, OptionError
+from ..errors import Blip2rtError, GalleryError, OptionError
 from .ahead import Cell, Pace, cells
 from .catalog import Catalog, File
 from .lanes import in_order
@@ -111,10 +111,12 @@ class _Changes:
         self._index = index
         self._present = bytearray(index.catalog.rows)  # by place
         self._unread: list[str] = []  # folders that could not be read
+        self._met = False  # whether the walk has met anything
 
     def seen(self, walked: Iterator[Picture | Fault]) -> Iterator[Picture | Fault]:
         """Note what could not be read on the way: what is under it has not gone."""
         for each in walked:
+            self._met = True
             if isinstance(each, Fault):
                 self._unread.append(os.path.relpath(each.name, self._index.root))
             yield each
@@ -122,9 +124,9 @@ class _Changes:
     def todo(self, picture: Picture) -> File | Fault | None:
         """The picture as it is, if it is to be embedded."""
         catalog, path = self._index.catalog, os.path.relpath(picture.path, self._index.root)
+        known = catalog.named(path)
         try:
             status = os.stat(picture.path)
-            known = catalog.named(path)
             if known is not None and (known.size, known.time) == (status.st_size, status.st_mtime_ns):
                 self.note([known])
                 return None
@@ -161,7 +163,13 @@ class _Changes:
                 self._present[file.row] = 1
 
     def remove_gone(self) -> int:
-        """Remove the pictures of the index that the walk did not meet. Return how many."""
+        """Remove the pictures of the index that the walk did not meet. Return how many.
+
+        Raises GalleryError where the walk met none at all.
+        """
+        root, path = self._index.root, self._index.path
+        if len(self._index.catalog) and not (self._met and root.is_dir()):
+            raise GalleryError(f"{root} has no pictures, and its index {path} has: mount the folder, or remove {path}")
         gone = [
             file.row
             for file in self._index.catalog.all()

@@ -99,6 +99,15 @@ def _checks(places: Iterable[int], records: NDArray[Any]) -> NDArray[np.uint32]:
     return np.array([zlib.crc32(row[4:].data, int(place)) for place, row in zip(places, rows, strict=True)], np.uint32)
 
 
+def has_usearch() -> bool:
+    """Whether a shortlist can be made and read."""
+    try:
+        import usearch.index  # noqa: F401
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
 class Shortlist:
     """Which places lie near a vector (E,): approximate, in a time that hardly grows with their number."""
 
