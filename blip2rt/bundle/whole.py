@@ -137,8 +137,8 @@ def _remove(folder: Path) -> None:
 def write_file(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path`, or leave what was there before. Raises OSError.
 
-    A link is followed; what is no file, as a pipe, is written to. The hidden neighbour has one name for each file, so
-    that whoever writes the file again takes what a killed run left.
+    A link is followed; what is no file, as a pipe, is written to. A file that was there keeps its mode. The hidden
+    neighbour has one name for each file, so that whoever writes the file again takes what a killed run left.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
@@ -149,6 +149,8 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
     try:
         with file:
             file.truncate(0)
+            if path.exists():
+                shutil.copymode(path, partial)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

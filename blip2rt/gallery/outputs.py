@@ -57,7 +57,7 @@ class Beside:
     def __init__(self, extension: str, overwrite: bool) -> None:
         self._extension = checked_extension(extension)
         self._overwrite = overwrite
-        self._claimed: set[int] = set()  # names of this run's files
+        self._claimed: dict[int, int] = {}  # this run's files, and the picture of each
 
     def todo(self, picture: Picture) -> bool | Fault:
         target = self._target(picture)
@@ -66,10 +66,11 @@ class Beside:
         fix = "rename it, or give --out or another --caption-extension"
         if target == picture.path:
             return Fault(picture.name, f"{target!r} would be written over itself: {fix}")
-        key = hash(os.path.abspath(target))
+        key, own = hash(os.path.abspath(target)), hash(os.path.abspath(picture.path))
         if key in self._claimed:
-            return Fault(picture.name, f"{target!r} is already another picture's: {fix}")
-        self._claimed.add(key)
+            same = self._claimed[key] == own
+            return False if same else Fault(picture.name, f"{target!r} is already another picture's: {fix}")
+        self._claimed[key] = own
         wrong = why_not(target)
         if wrong:
             return Fault(picture.name, f"{wrong}: {fix}")

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +23,9 @@ from .pictures import Fault, Picture
 
 COLUMNS = ("image", "captions", "score", "model", "asked")
 _CODE = {"encoding": "utf-8", "errors": "surrogateescape"}  # names of files are bytes
+_QUOTED, _PLAIN = rb'"[^"]*(?:""[^"]*)*"', rb'[^",\r\n]*'
+_OPEN = rb'"(?P<open>[^"]*(?:""[^"]*)*)'
+_TORN = re.compile(rb"(?:(?:%b|%b),)*(?:%b|%b|%b)\r?" % (_QUOTED, _PLAIN, _QUOTED, _OPEN, _PLAIN))  # a row's beginning
 
 
 class Table:
@@ -143,31 +147,43 @@ class CsvTable(Table):
         super().finish(failed)
 
     def _rows(self, file: IO[bytes]) -> Iterator[tuple[dict[str, Any] | None, int]]:
-        end, record, number = 0, b"", 0
+        end, lines, quotes, number = 0, list[bytes](), 0, 1
         for line in file:
-            record += line
-            if record.count(b'"') % 2 or not line.endswith(b"\r\n"):
+            lines.append(line)
+            quotes += line.count(b'"')
+            if quotes % 2 or not line.endswith(b"\r\n"):
                 continue  # within quotes, or torn
-            number += 1
+            record, lines, quotes = b"".join(lines), [], 0
             end += len(record)
-            if number == 1:
-                if record != self.HEADING:
-                    raise self._foreign(1)
-                yield None, end
-            else:
-                row = next(csv.reader(io.StringIO(record.decode(**_CODE), newline="")))
-                if len(row) != len(COLUMNS):
-                    raise self._foreign(number)
-                yield dict(zip(COLUMNS, row, strict=True)), end
-            record = b""
-        if record and number == 0 and not self.HEADING.startswith(record):
-            raise self._foreign(1)
+            rows = _csv_rows(record)
+            if len(rows) != 1 or len(rows[0]) != len(COLUMNS) or (number == 1 and record != self.HEADING):
+                raise self._foreign(number)
+            yield None if number == 1 else dict(zip(COLUMNS, rows[0], strict=True)), end
+            number += 1
+        if not (self._is_torn(lines) if number > 1 else self.HEADING.startswith(b"".join(lines))):
+            raise self._foreign(number)
+
+    def _is_torn(self, lines: list[bytes]) -> bool:
+        """Whether the last lines may be one row's beginning: no line ends outside quotes, no row begins in them."""
+        torn = _TORN.fullmatch(b"".join(lines))
+        if torn is None or any(line.endswith(b"\r\n") for line in lines):
+            return False
+        within = (torn["open"] or b"").split(b"\n")[1:]
+        return all(row[3:] != [self._model, self._asked] for line in within for row in _csv_rows(line))
 
     def _line(self, described: Described) -> bytes:
         text = io.StringIO(newline="")
         row = self._row(described) | {"captions": "\n".join(described.captions)}
         csv.writer(text).writerow([row[name] for name in COLUMNS])
         return (b"" if self._lines.size else self.HEADING) + text.getvalue().encode(**_CODE)
+
+
+def _csv_rows(data: bytes) -> list[list[str]]:
+    """Bytes -> rows; none where they are no CSV."""
+    try:
+        return list(csv.reader(io.StringIO(data.decode(**_CODE), newline="")))
+    except csv.Error:
+        return []
 
 
 class ParquetTable(JsonTable):
@@ -205,6 +221,8 @@ class ParquetTable(JsonTable):
                         writer.write_table(self._arrow.Table.from_pylist(batch, self._schema()))
                     for batch in _grouped(self._new(), self.ROWS):
                         writer.write_table(self._arrow.Table.from_pylist(batch, self._schema()))
+                with open(temporary, "r+b") as file:
+                    os.fsync(file.fileno())  # before the lines that it is made from go
                 os.replace(temporary, self._final)
             except BaseException:
                 temporary.unlink(missing_ok=True)

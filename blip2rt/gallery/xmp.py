@@ -33,7 +33,10 @@ _MOST = 16 << 20  # bytes of a sidecar that is read
 
 
 class Xmp(Beside):
-    """photo.xmp beside photo.jpg. A sidecar that has a description is done; of one that has none, all else is kept."""
+    """photo.xmp beside photo.jpg. A sidecar that has a description is done.
+
+    Of one that has none, all else is kept, but for comments outside its outermost element.
+    """
 
     def __init__(self, overwrite: bool) -> None:
         super().__init__(".xmp", overwrite)
@@ -71,7 +74,8 @@ def _read(path: str) -> Any:
         for _, (prefix, address) in ElementTree.iterparse(io.BytesIO(data), ["start-ns"]):
             if prefix and not prefix.startswith("ns"):
                 ElementTree.register_namespace(prefix, address)
-        tree = ElementTree.fromstring(data)
+        whole = ElementTree.TreeBuilder(insert_comments=True, insert_pis=True)
+        tree = ElementTree.fromstring(data, ElementTree.XMLParser(target=whole))
     except (ElementTree.ParseError, ValueError) as error:
         raise OSError(0, f"it is not XML: {error}", path) from None
     if tree.find(f".//{{{_RDF}}}RDF") is None and tree.tag != f"{{{_RDF}}}RDF":
@@ -82,8 +86,14 @@ def _read(path: str) -> Any:
 def _described(tree: Any) -> bool:
     """Whether dc:description says anything: as an attribute, as plain text, or in any language."""
     said = [holder.get(_DESCRIPTION, "") for holder in tree.iter(f"{{{_RDF}}}Description")]
-    said += ["".join(element.itertext()) for element in tree.iter(_DESCRIPTION)]
+    said += [_text(element) for element in tree.iter(_DESCRIPTION)]
     return any(text.strip() for text in said)
+
+
+def _text(element: Any) -> str:
+    """What an element says, without its comments."""
+    own = element.text or "" if isinstance(element.tag, str) else ""
+    return own + "".join(_text(child) + (child.tail or "") for child in element)
 
 
 def _describe(tree: Any, text: str) -> None:

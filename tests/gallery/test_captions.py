@@ -94,6 +94,15 @@ def test_text_is_written_beside_each_picture_once(tiny, album, run):
     assert tree(album) == after
 
 
+def test_a_picture_that_is_named_twice_has_one_file(tiny, album, run):
+    command = ["caption", "album/a.png", "./album/a.png", "album", "--caption-extension", ".txt", "--model", tiny.path]
+    code, _, err = run(*command)
+    assert code == 1 and "9 captioned, 1 was done before, 2 failed" in err and "another picture's" not in err
+    assert (album / "a.txt").read_text() == blip2rt.load(tiny.path).caption(album / "a.png") + "\n"
+    code, _, err = run("caption", "album/a.png", "album/a.png", "--xmp", "--model", tiny.path)
+    assert code == 0 and "1 captioned" in err
+
+
 def test_words_stand_around_a_caption(tiny, album, run):
     caption = blip2rt.load(tiny.path).caption("album/a.png")
     around = ["--prefix", "photo: ", "--suffix", ", nice", "--template", "{folder}/{stem} {caption} {{x}}"]
@@ -228,6 +237,25 @@ def test_a_refused_parquet_leaves_nothing(tiny, album, run):
         command = ["caption", "album", "--out", "foreign.parquet", "--model", tiny.path]
         refused(run(*command), "foreign.parquet is no table of ours", "--overwrite")
         assert tree(Path()) == before
+
+
+@POSIX
+def test_xmp_keeps_comments_and_the_mode_of_the_file(tiny, album, run):
+    mine = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><!-- a < b --><rdf:RDF
+    xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about=""
+    xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:description><!-- none yet --></dc:description><?mine too?>
+    </rdf:Description></rdf:RDF></x:xmpmeta>"""
+    (album / "a.xmp").write_text(mine)
+    (album / "a.xmp").chmod(0o600)
+    code, _, err = run("caption", "album/a.png", "--xmp", "--model", tiny.path)
+    text = (album / "a.xmp").read_text()
+    assert code == 0 and "1 captioned" in err and (album / "a.xmp").stat().st_mode & 0o777 == 0o600
+    assert "<!-- a < b -->" in text and "<?mine too?>" in text
+    assert blip2rt.load(tiny.path).caption(album / "a.png") in text
+    (album / "b.txt").write_text("old")
+    (album / "b.txt").chmod(0o640)
+    run("caption", "album/b.jpg", "--write", "txt", "--overwrite", "--model", tiny.path)
+    assert (album / "b.txt").stat().st_mode & 0o777 == 0o640
 
 
 def test_xmp_keeps_what_others_wrote(tiny, album, run):
@@ -529,8 +557,17 @@ def test_a_missing_package_names_its_extra(tiny, album, run, monkeypatch):
     refused(run("caption", "album", "--out", "a.parquet", "--model", tiny.path), "pip install ", "[parquet]")
     monkeypatch.setitem(sys.modules, "usearch.index", None)
     monkeypatch.setattr(index, "EXACT", 4)
-    code, _, err = run("index", "album", "--out", "x", "--model", tiny.path)
-    assert code == 2 and "pip install " in err and "[gallery]" in err
+    command = ["index", "album", "--out", "x", "--model", tiny.path]
+    refused(run(*command, "--format", "clip-retrieval"), "pip install ", "[parquet]")
+    assert not Path("x").exists()
+    for _ in range(2):  # without usearch search is slower, and finds the same
+        code, _, err = run(*command)
+        assert code == 1 and "scores all of more than 4 pictures without usearch: " in err.splitlines()[0]
+        assert "pip install " in err and "[gallery]" in err
+    found = run("search", "x", "a dog", "-n", 10, "--model", tiny.path)
+    assert found[0] == 0 and found == run("search", "x", "a dog", "-n", 10, "--exact", "--model", tiny.path)
+    monkeypatch.setattr(index, "EXACT", 4096)
+    assert "usearch" not in run(*command)[2]
 
 
 def test_memory_does_not_grow_with_the_names(tmp_path):
