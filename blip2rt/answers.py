@@ -101,7 +101,7 @@ class Answer:
 
     def cancel(self) -> None:
         """End the text within a step; what there is then is the result."""
-        self._cancelled = True
+        self._cancelled = self._cancelled or not self._call.done
         self._call.cancel()
 
     def take(self) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -161,14 +161,16 @@ class Index:
         return update(self)
 
     def search(
-        self, query: str | ImageLike, count: int = 10, *, image: bool = False, rerank: int = 0, exact: bool = False
-    ) -> list[Hit]:
+        self, query: str | ImageLike, count: int = 10, *, image: bool = False, rerank: int = 0, exact: bool = False,
+        unwanted: Callable[[], bool] | None = None,
+    ) -> list[Hit]:  # fmt: skip
         """A text -> the pictures that fit it best, best first; with image=True a picture -> those like it.
 
         Hit.score: the largest cosine with the picture's vectors; of two pictures, the mean cosine.
         rerank: so many of the best are judged by what reads text and picture together. Their score is Match.score, and
         they come before all others, whatever the numbers say.
         exact: score every picture, without a shortlist.
+        unwanted: where it says so, the rest is not judged, and is left out. It is asked every 8 pictures.
 
         Example: `index.search("a red car", 20, rerank=32)`; `index.search("query.jpg", image=True)`.
         """
@@ -183,7 +185,7 @@ class Index:
         found = [(files[p], float(s)) for p, s in zip(places.tolist(), scores, strict=True) if p in files]
         hits = [Hit(self.root / file.path, file.path, score) for file, score in found[:wanted]]
         if rerank:
-            hits = self._reranked(hits[:rerank], str(query)) + hits[rerank:]
+            hits = self._reranked(hits[:rerank], str(query), unwanted) + hits[rerank:]
         return hits[:count]
 
     def nearest(self, asked: Floats, count: int, exact: bool = False) -> tuple[NDArray[np.int64], Floats]:
@@ -279,10 +281,12 @@ class Index:
             graph.save()
             self.catalog.list(new)
 
-    def _reranked(self, hits: Sequence[Hit], text: str) -> list[Hit]:
+    def _reranked(self, hits: Sequence[Hit], text: str, unwanted: Callable[[], bool] | None) -> list[Hit]:
         """The hits in the order of Match.score. A picture that cannot be read any more is left out."""
         judged: list[Hit] = []
         for chunk in _chunks(hits, 8):
+            if unwanted is not None and unwanted():
+                break
             readable = []
             for hit in chunk:
                 with contextlib.suppress(ImageError):

@@ -65,6 +65,15 @@ def test_search_finds_the_nearest(model, album):
         assert [hit.probability for hit in judged] == pytest.approx([match.probability for _, match in best], abs=1e-4)
 
 
+def test_what_is_unwanted_is_not_judged(model, album):
+    with Index.create("x", album, model) as made:
+        made.add()
+        answers = iter([False, True])  # before the first 8 pictures, and before the rest
+        judged = made.search("a dog runs", 10, rerank=9, unwanted=lambda: next(answers))
+        assert [hit.probability is not None for hit in judged] == [True] * 8 + [False]
+        assert judged[-1] == made.search("a dog runs", 10)[-1]
+
+
 def test_the_folder_is_followed(model, album):
     def names() -> set[str]:
         with Index.open("x", model) as opened:

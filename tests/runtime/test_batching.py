@@ -205,6 +205,20 @@ def test_a_cancelled_answer_keeps_what_it_has(model: blip2rt.Model, photo: Calla
     assert answers[-1].finish == "cancelled" and answers[-1].usage.answer < 55
 
 
+def test_an_answer_that_has_ended_is_cancelled_no_more(model: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
+    answer = model.submit(Request(photo(), options=GREEDY))
+    answer.result(30)
+    ended = answer.finish
+    answer.cancel()
+    assert answer.finish == ended and ended in ("stop", "length")
+    longer = Options(num_beams=1, max_new_tokens=50)
+    answers = [model.submit(Request(photo(), options=longer)) for _ in range(20)]
+    found = [(answer.result(30), answer.finish) for answer in answers]
+    for answer in answers:
+        answer.cancel()
+    assert [(answer.result(), answer.finish) for answer in answers] == found
+
+
 def left_in_the_middle(answer: Answer) -> None:
     for piece in answer:
         assert piece
