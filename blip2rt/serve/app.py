@@ -36,7 +36,13 @@ def make(service: Service) -> ASGIApp:
               *search.routes(service)]  # fmt: skip
     app = Starlette(
         routes=routes,
-        exception_handlers={Fault: _failed, Blip2rtError: _failed, HTTPException: _http, MemoryError: _failed},
+        exception_handlers={
+            Fault: _failed,
+            Blip2rtError: _failed,
+            HTTPException: _http,
+            MemoryError: _failed,
+            Exception: _unforeseen,
+        },
     )
     app.router.redirect_slashes = False  # what is not there is 404, in our format
     known = {route.path for route in routes}
@@ -114,14 +120,22 @@ async def _failed(request: Request, error: Exception) -> Response:
     if fault.status in (408, 413, 503):
         headers["Connection"] = "close"  # what is left of the body is not read
     request.scope["notes"].fields["error"] = fault.code
-    return JSONResponse(fault.body(), fault.status, headers)
+    return JSONResponse(fault.body(request.scope["path"]), fault.status, headers)
+
+
+async def _unforeseen(request: Request, error: Exception) -> Response:
+    """Starlette raises the error again, and the gate logs it."""
+    fault = fault_of(error)
+    request.scope["notes"].fields["error"] = fault.code
+    return JSONResponse(fault.body(request.scope["path"]), fault.status)
 
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    messages = {404: f"there is no {request.url.path[:100]}: /docs lists what there is",
-                405: f"{request.url.path[:100]} is not called by {request.method[:20]}: /docs says how"}  # fmt: skip
+    path = request.scope["path"]
+    messages = {404: f"there is no {path[:100]}: /docs lists what there is",
+                405: f"{path[:100]} is not called by {request.method[:20]}: /docs says how"}  # fmt: skip
     codes = {404: "not_found", 405: "method_not_allowed"}
     fault = Fault(error.status_code, messages.get(error.status_code, str(error.detail)),
                   codes.get(error.status_code, "http_error"))  # fmt: skip
-    return JSONResponse(fault.body(), fault.status, dict(error.headers or {}))
+    return JSONResponse(fault.body(path), fault.status, dict(error.headers or {}))

@@ -1,4 +1,4 @@
-"""What goes wrong with a request, in one format: OpenAI's. Knows statuses, nothing about routes."""
+"""What goes wrong with a request, in OpenAI's format; on Ollama's routes in Ollama's. Knows statuses."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ class Fault(Exception):
         super().__init__(message)
         self.status, self.message, self.code, self.param, self.retry_after = status, message, code, param, retry_after
 
-    def body(self) -> dict[str, Any]:
-        """The JSON of it."""
+    def body(self, path: str = "") -> dict[str, Any]:
+        """The JSON of it. path: the request's; clients of /api/ read a text alone."""
+        if path.startswith("/api/"):
+            return {"error": self.message}
         kind = _KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 

@@ -59,7 +59,7 @@ def add(command: Any) -> None:
     who.add_argument("--api-key", action="append", type=nonempty, default=[], metavar="KEY",
                      help="callers must send it; may be given several times, and in BLIP2RT_API_KEY")  # fmt: skip
     who.add_argument("--allow-host", action="append", type=nonempty, default=[], metavar="NAME",
-                     help="a name that this server is called by, where it listens on this machine alone")  # fmt: skip
+                     help="a name that this server is called by, by its pages or on this machine alone")  # fmt: skip
     who.add_argument("--cors-origin", action="append", type=nonempty, default=[], metavar="URL",
                      help="a site whose pages may call, as in https://example.org; * is every site")  # fmt: skip
     much = command.add_argument_group("how much")

@@ -38,6 +38,7 @@ class Notes:
 
     id: str = ""
     start: float = field(default_factory=time.monotonic)
+    end: float | None = None  # when an answer is too late; None until the body has come
     held: int = 0  # bytes of the body that are held
     fields: dict[str, Any] = field(default_factory=dict)  # for the log
 
@@ -75,12 +76,13 @@ class Gate:
             if fault is None:
                 await self._app(scope, receive, sent)
             else:
-                await JSONResponse(fault.body(), fault.status, fault.headers())(scope, receive, sent)
+                said = fault.body(scope["path"])
+                await JSONResponse(said, fault.status, fault.headers())(scope, receive, sent)
         except Exception:
             LOG.exception("a request failed", extra={"fields": {"id": notes.id, "path": scope["path"][:200]}})
             if not status:
                 failed = Fault(500, "the server failed: its log says why", "internal_error")
-                await JSONResponse(failed.body(), 500)(scope, receive, sent)
+                await JSONResponse(failed.body(scope["path"]), 500)(scope, receive, sent)
         finally:
             self._release(notes)
             self._tell(scope, notes, status or 499)
@@ -88,12 +90,13 @@ class Gate:
     def _refusal(self, scope: Scope) -> Fault | None:
         headers, path = Headers(scope=scope), scope["path"]
         access = self._settings.access
-        host = headers.get("host", "")
-        if self._settings.loopback and not _is_local(host) and _name(host) not in access.hosts:
-            return Fault(403, f"this server is for this machine, and was called as {_name(host)[:100]!r}: start it "
+        host, origin = headers.get("host", ""), headers.get("origin")
+        page = None if {"*", origin} & set(access.origins) else origin  # that nobody has named
+        # The name server of a stranger's page may lead here.
+        if (self._settings.loopback or page is not None) and not _is_local(host) and _name(host) not in access.hosts:
+            return Fault(403, f"{_name(host)[:100]!r} is no name of this server: call it by its address, or start it "
                          "with --allow-host NAME", "host_not_allowed")  # fmt: skip
-        origin = headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != host and not {"*", origin} & set(access.origins):
+        if page is not None and page.partition("://")[1:] != ("://", host):
             return Fault(403, "a page of another site may not call: start the server with --cors-origin",
                          "origin_not_allowed")  # fmt: skip
         if self._keys and path not in OPEN and scope["method"] != "OPTIONS" and not self._known(headers):

@@ -25,12 +25,12 @@ class ModelOptions(BaseModel):
 
     temperature: float | None = Field(default=None, ge=0, le=100)
     top_p: float | None = Field(default=None, ge=0, le=1)
-    top_k: int | None = Field(default=None, ge=0)
+    top_k: int | None = None  # 0 and below: all tokens
     min_p: float | None = Field(default=None, ge=0, le=1)
     seed: int | None = None
     num_predict: int | None = None
     stop: str | list[str] | None = None
-    repeat_penalty: float | None = Field(default=None, gt=0)
+    repeat_penalty: float | None = Field(default=None, ge=0)  # 0: none
 
 
 class Common(BaseModel):
@@ -110,7 +110,7 @@ def routes(service: Service) -> list[Route]:
                 return JSONResponse(shape.whole(found))
             lines = [*(shape.piece(Piece(0, text)) for text in found.texts if text), shape.end(found)]
             return Response("".join(line for each in lines for line in each), media_type="application/x-ndjson")
-        image = await service.image(reading.image, "images")
+        image = await service.image(request, reading.image, "images")
         request.scope["notes"].fields["images"] = pictures
         job = Job(image, reading.question, None, reading.history, chosen, stops)
         if streamed:
@@ -134,7 +134,7 @@ def routes(service: Service) -> list[Route]:
     async def embeddings(request: Request) -> Response:
         asked, begun = await service.read(EmbedRequest, request), time.monotonic()
         inputs = asked.input if isinstance(asked.input, list) else [asked.input]
-        vectors, tokens = await embed(service, request, inputs)
+        vectors, tokens = ([], 0) if asked.input in ("", []) else await embed(service, request, inputs)
         nanoseconds = int(1e9 * (time.monotonic() - begun))
         found = [[float(value) for value in each] for each in vectors]
         return JSONResponse({"model": name, "embeddings": found, "total_duration": nanoseconds, "load_duration": 0,
@@ -153,12 +153,11 @@ def routes(service: Service) -> list[Route]:
 
 def _options(options: ModelOptions) -> dict[str, object]:
     seed = None if options.seed is None or options.seed < 0 else options.seed
-    chosen = sampling(
-        options.temperature, options.top_p, {"top_k": options.top_k, "min_p": options.min_p, "seed": seed}
-    )
+    top_k = None if options.top_k is None else max(options.top_k, 0)
+    chosen = sampling(options.temperature, options.top_p, {"top_k": top_k, "min_p": options.min_p, "seed": seed})
     if options.num_predict is not None and options.num_predict > 0:
         chosen["max_new_tokens"] = options.num_predict
-    if options.repeat_penalty is not None:
+    if options.repeat_penalty:
         chosen["repetition_penalty"] = options.repeat_penalty
     return chosen
 
@@ -211,7 +210,7 @@ class _Shape(Lines):
         return [self._line(self._last(found, ""))]
 
     def fault(self, fault: Fault) -> str:
-        return self._line(fault.body())
+        return self._line(fault.body("/api/"))
 
     def _head(self, text: str) -> dict[str, Any]:
         said: Any = text if self._key == "response" else {"role": "assistant", "content": text}

@@ -16,8 +16,8 @@ from starlette.routing import Route
 
 from .faults import Fault, bad
 from .policy import Turn, read
-from .service import Lines, Service, given, sampling, stops_of, unless_gone
-from .work import Answer, Job, Piece
+from .service import Lines, Service, given, sampling, stops_of
+from .work import Answer, Job, Piece, Stop, batches
 
 NO_JSON = (
     "{} is not supported: BLIP-2 writes captions and short answers, no JSON. Leave {} out, or ask for each field alone"
@@ -123,7 +123,7 @@ def routes(service: Service) -> list[Route]:
         shape = _Shape(service.name, asked)
         if reading.image is None:
             return _said(await service.hello(turns, options, stops, bool(asked.stream)), shape, bool(asked.stream))
-        image = await service.image(reading.image, "messages")
+        image = await service.image(request, reading.image, "messages")
         request.scope["notes"].fields["images"] = sum(len(turn.images) for turn in turns)
         job = Job(image, reading.question, None, reading.history, options, stops)
         if asked.stream:
@@ -167,23 +167,23 @@ async def embed(service: Service, request: Request, inputs: list[Any]) -> tuple[
         raise bad("input: give texts, not tokens: this model has a tokenizer of its own", "input")
     if sum(isinstance(each, ImageInput) for each in inputs) > service.settings.limits.images:
         raise bad(f"input: more than {service.settings.limits.images} pictures: send fewer", "input")
-    images = {i: await service.image(each.image, "input")
+    images = {i: await service.image(request, each.image, "input")
               for i, each in enumerate(inputs) if isinstance(each, ImageInput)}  # fmt: skip
     texts = {i: each for i, each in enumerate(inputs) if i not in images}
     if any(not text.strip() for text in texts.values()):
         raise bad("input: a text is empty", "input")
     request.scope["notes"].fields["images"] = len(images)
 
-    def compute(_stop: object) -> dict[int, np.ndarray]:
+    def compute(stop: Stop) -> dict[int, np.ndarray]:
         found: dict[int, np.ndarray] = {}
-        if texts:
-            found |= zip(texts, service.model.embed_text(list(texts.values())), strict=True)
-        if images:
-            means = service.model.embed_image(list(images.values())).mean(axis=1)  # (B, E)
-            found |= zip(images, means / np.linalg.norm(means, axis=1, keepdims=True), strict=True)
+        for places in batches(list(texts), stop):
+            found |= zip(places, service.model.embed_text([texts[i] for i in places]), strict=True)
+        for places in batches(list(images), stop):
+            means = service.model.embed_image([images[i] for i in places]).mean(axis=1)  # (B, E)
+            found |= zip(places, means / np.linalg.norm(means, axis=1, keepdims=True), strict=True)
         return found
 
-    vectors = await unless_gone(request, service.work.run(compute))
+    vectors = await service.run(request, compute)
     encoded = [service.model._qformer_tokenizer.encode(list(texts.values()))] if texts else []
     tokens = sum(int(mask.sum()) for _, mask in encoded)
     service.metrics.tokens.labels("prompt").inc(tokens)

@@ -39,24 +39,26 @@ def document(keys: bool) -> dict[str, Any]:
     """The document. keys: whether an API key is needed."""
     template = "#/components/schemas/{model}"
     names, schemas = models_json_schema([(kind, "validation") for kind, _, _ in _POSTS.values()], ref_template=template)
-    fault = {"description": "What is wrong, in OpenAI's format",
-             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}  # fmt: skip
     paths: dict[str, Any] = {}
     for path, (kind, about, forms) in _POSTS.items():
         schema = {"schema": names[kind, "validation"]}
         content = {"application/json": schema, **({"multipart/form-data": schema} if forms else {})}
-        paths[path] = {"post": {"summary": about, "requestBody": {"required": True, "content": content},
-                                "responses": {"200": {"description": "The answer"}, "default": fault}}}  # fmt: skip
+        answers = {"200": {"description": "The answer"}, "default": _fault(path)}
+        body = {"required": True, "content": content}
+        paths[path] = {"post": {"summary": about, "requestBody": body, "responses": answers}}
     for path, about in _GETS.items():
         named = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}] * ("{" in path)
         paths[path] = {"get": {"summary": about, "parameters": named,
-                               "responses": {"200": {"description": about}, "default": fault}}}  # fmt: skip
+                               "responses": {"200": {"description": about}, "default": _fault(path)}}}  # fmt: skip
     text = {"type": "string"}
     error = {"type": "object", "properties": {"message": text, "type": text, "code": text,
                                               "param": {"type": ["string", "null"]}}}  # fmt: skip
     components: dict[str, Any] = {
-        "schemas": {**schemas.get("$defs", {}), "Error": {"type": "object", "properties": {"error": error}}}
-    }
+        "schemas": {
+            **schemas.get("$defs", {}), "Error": {"type": "object", "properties": {"error": error}},
+            "OllamaError": {"type": "object", "properties": {"error": text}},
+        }
+    }  # fmt: skip
     document: dict[str, Any] = {
         "openapi": "3.1.0", "info": {"title": "blip2rt", "version": __version__}, "paths": paths,
         "components": components,
@@ -65,3 +67,10 @@ def document(keys: bool) -> dict[str, Any]:
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}]
     return document
+
+
+def _fault(path: str) -> dict[str, Any]:
+    """What a route answers where something is wrong."""
+    whose, name = ("Ollama", "OllamaError") if path.startswith("/api/") else ("OpenAI", "Error")
+    return {"description": f"What is wrong, in {whose}'s format",
+            "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}}  # fmt: skip

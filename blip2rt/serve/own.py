@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import takewhile
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -16,18 +15,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..image import load_rgb
-from ..pipeline import BATCH
 from .faults import Fault, bad
 from .openai import usage_of
-from .service import Lines, Service, given, sampling, stops_of, unless_gone
-from .work import Answer, Job, Piece, Stop
+from .service import Lines, Service, given, sampling, stops_of
+from .work import Answer, Job, Piece, Stop, batches
 
 _OPTIONS = {
     name: name for name in (
         "num_captions", "num_beams", "max_new_tokens", "min_new_tokens", "length_penalty", "early_stopping",
-        "repetition_penalty", "no_repeat_ngram_size", "forced_prefix", "max_time",
+        "repetition_penalty", "no_repeat_ngram_size", "forced_prefix", "max_time", "do_sample",
     )
 }  # fmt: skip
+_DRAWN = {name: name for name in ("temperature", "top_k", "top_p", "min_p", "seed")}
 
 
 class TextRequest(BaseModel):
@@ -40,13 +39,14 @@ class TextRequest(BaseModel):
     max_new_tokens: int | None = Field(default=None, ge=1)
     min_new_tokens: int | None = Field(default=None, ge=0)
     length_penalty: float | None = None
-    early_stopping: bool | None = None
+    early_stopping: bool | Literal["never"] | None = None
     repetition_penalty: float | None = Field(default=None, gt=0)
     no_repeat_ngram_size: int | None = Field(default=None, ge=0)
     bad_words: str | list[str] | None = None
     forced_prefix: str | None = None
     stop_strings: str | list[str] | None = None
     max_time: float | None = Field(default=None, ge=0)
+    do_sample: bool | None = None
     temperature: float | None = Field(default=None, ge=0)
     top_k: int | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, ge=0, le=1)
@@ -102,10 +102,11 @@ def routes(service: Service) -> list[Route]:
             if (getattr(asked, name) or 1) > most:
                 raise bad(f"{name} is {getattr(asked, name)}: give {most} at most", name)
         others = {"top_k": asked.top_k, "min_p": asked.min_p, "seed": asked.seed}
-        options = sampling(asked.temperature, asked.top_p, others) | given(asked, _OPTIONS)
+        drawn = given(asked, _DRAWN) if asked.do_sample else sampling(asked.temperature, asked.top_p, others)
+        options = drawn | given(asked, _OPTIONS)
         options["bad_words"] = stops_of(asked.bad_words, "bad_words", 256)
         stops = stops_of(asked.stop_strings, "stop_strings")
-        job = Job(await service.image(asked.image), question, prompt, (), options, stops)
+        job = Job(await service.image(request, asked.image), question, prompt, (), options, stops)
         if asked.stream:
             return await service.stream(request, job, _Shape(key))
         return JSONResponse(_Shape(key).whole(await service.answer(request, job)))
@@ -115,35 +116,35 @@ def routes(service: Service) -> list[Route]:
         texts = [text for each in (asked.text, asked.texts) for text in ([each] if isinstance(each, str) else each)]
         if not texts or len(texts) > service.settings.limits.embeddings:
             raise bad(f"text: give 1 to {service.settings.limits.embeddings} texts", "text")
-        image = await service.image(asked.image)
+        image = await service.image(request, asked.image)
 
         def compute(stop: Stop) -> list[dict[str, Any]]:
             model = service.model
             features = model.vision_features(image)[None]
             found: list[dict[str, Any]] = []
-            chunks = (texts[start : start + BATCH] for start in range(0, len(texts), BATCH))
-            for chunk in takewhile(lambda _: not stop.is_set(), chunks):  # as long as somebody waits for them
+            for chunk in batches(texts, stop):
                 matches = model.match_features(np.repeat(features, len(chunk), axis=0), chunk)
                 found += [{"text": text, **asdict(match)} for text, match in zip(chunk, matches, strict=True)]
             return found
 
         _check_words(texts, "text")
-        matches = await unless_gone(request, service.work.run(compute))
+        matches = await service.run(request, compute)
         return JSONResponse({"matches": sorted(matches, key=lambda each: -each["score"])})
 
     async def itm(request: Request) -> Response:
         asked = await service.read(ItmRequest, request)
         _check_words([asked.txt], "txt")
-        image = await service.image(asked.image)
+        image = await service.image(request, asked.image)
 
-        def compute(_stop: object) -> float:
+        def compute(stop: Stop) -> float:
             model, limits = service.model, service.settings.limits
             picture: Any = image
             if service.settings.blip2itm_bgr:
                 picture = Image.merge("RGB", load_rgb(image, max_pixels=limits.pixels).split()[::-1])
-            return float((model.embed_image(picture) @ model.embed_text(asked.txt)).max())
+            embeds = model.embed_image(picture)
+            return 0.0 if stop.is_set() else float((embeds @ model.embed_text(asked.txt)).max())
 
-        return JSONResponse({"response": await unless_gone(request, service.work.run(compute))})
+        return JSONResponse({"response": await service.run(request, compute)})
 
     return [
         Route("/v1/caption", caption, methods=["POST"]),

@@ -107,13 +107,26 @@ class Work:
         """Raise what a job's options are refused with. Its image is not looked at."""
         prepared(self.model, job, self._most, streamed)
 
-    async def answer(self, job: Job) -> Answer:
-        """The texts of a job, when all are there. Raises Fault and Blip2rtError."""
-        return await self.run(lambda stop: answer(self.model, job, self._most, stop, None))
+    def end(self) -> float:
+        """When what begins now is too late."""
+        return time.monotonic() + self._queue.deadline
 
-    async def run(self, function: Callable[[Stop], T]) -> T:
+    async def until(self, end: float | None, work: Awaitable[T]) -> T:
+        """What `work` gives, which is cancelled with this. Raises Fault where it takes longer."""
+        task = asyncio.ensure_future(work)
+        try:
+            await self._within(task, end or self.end())
+            return task.result()
+        finally:
+            task.cancel()
+
+    async def answer(self, job: Job, end: float | None = None) -> Answer:
+        """The texts of a job, when all are there. Raises Fault and Blip2rtError."""
+        return await self.run(lambda stop: answer(self.model, job, self._most, stop, None), end)
+
+    async def run(self, function: Callable[[Stop], T], end: float | None = None) -> T:
         """Call a function of the model in a thread, when its turn has come. Cancelling this sets its Event."""
-        stop, end = Stop(), time.monotonic() + self._queue.deadline
+        stop, end = Stop(), end or self.end()
         future = await self._start(function, stop, end)
         try:
             await self._within(future, end)
@@ -121,9 +134,9 @@ class Work:
         finally:
             stop.set()
 
-    async def stream(self, job: Job) -> AsyncGenerator[Piece | Answer, None]:
+    async def stream(self, job: Job, end: float | None = None) -> AsyncGenerator[Piece | Answer, None]:
         """Pieces of the texts as they come, and the Answer at the end. Leaving the loop ends the generation."""
-        stop, end, loop = Stop(), time.monotonic() + self._queue.deadline, asyncio.get_running_loop()
+        stop, end, loop = Stop(), end or self.end(), asyncio.get_running_loop()
         pieces: deque[Piece] = deque()
         came = asyncio.Event()
 

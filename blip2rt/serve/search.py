@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import os
+from itertools import takewhile
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -14,7 +16,8 @@ from starlette.routing import Route
 from ..errors import ImageError
 from ..image import load_rgb
 from .faults import Fault, bad
-from .service import Service, unless_gone
+from .service import Service
+from .work import Stop
 
 THUMBNAIL = 256  # pixels of the longer side
 
@@ -41,16 +44,18 @@ def routes(service: Service) -> list[Route]:
             raise bad("text, image: give one of them", "text")
         query: Any = asked.text
         if asked.image is not None:
-            query = await service.image(asked.image)
+            query = await service.image(request, asked.image)
 
-        def compute(_stop: object) -> list[dict[str, Any]]:
+        def compute(stop: Stop) -> list[dict[str, Any]]:
             from ..gallery import Index
 
             with Index.open(folder, service.model) as index:  # its table is one thread's; news of it are seen
-                hits = index.search(query, asked.n, image=asked.image is not None, rerank=asked.rerank)
+                shown, rerank = asked.image is not None, asked.rerank
+                hits = index.search(query, asked.n, image=shown, rerank=rerank, unwanted=stop.is_set)
             found = []
-            for hit in hits:
-                row: dict[str, Any] = {"name": hit.name, "score": hit.score}
+            for hit in takewhile(lambda _: not stop.is_set(), hits):  # as long as somebody waits for them
+                name = os.fsencode(hit.name).decode("utf-8", "backslashreplace")  # JSON holds UTF-8 alone
+                row: dict[str, Any] = {"name": name, "score": hit.score}
                 if hit.probability is not None:
                     row["probability"] = hit.probability
                 if asked.thumbnails:
@@ -58,7 +63,7 @@ def routes(service: Service) -> list[Route]:
                 found.append(row)
             return found
 
-        return JSONResponse({"hits": await unless_gone(request, service.work.run(compute))})
+        return JSONResponse({"hits": await service.run(request, compute)})
 
     return [Route("/v1/search", search, methods=["POST"])]
 

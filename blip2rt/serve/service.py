@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from .metrics import Metrics
 from .policy import HELLO, Turn
 from .queueing import Work
 from .settings import Settings
-from .work import Answer, Job, Piece
+from .work import Answer, Job, Piece, Stop
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -87,15 +87,21 @@ class Service:
         """The body of a request, JSON or where the route takes forms a form; its texts are bounded. Raises Fault."""
         self.work  # noqa: B018  # nothing is read while there is no model
         body, limits = await self.intake.read(request), self.settings.limits
+        request.scope["notes"].end = self.work.end()
         found = await from_form(kind, request, body, limits.images) if is_form(request) else from_json(kind, body)
         if (size := letters(found)) > limits.prompt:
             raise bad(f"the texts have {size:,} characters, and {limits.prompt:,} are allowed: shorten them",
                       code="prompt_too_long")  # fmt: skip
         return found
 
-    async def image(self, reference: str | bytes, param: str = "image") -> bytes:
-        """The bytes of the image that a request names. Raises Fault."""
-        return await image_bytes(reference, self.settings.media, self.settings.limits, param)
+    async def image(self, request: Request, reference: str | bytes, param: str = "image") -> bytes:
+        """The bytes of the image that a request names, unless the client leaves or its time is over. Raises Fault."""
+        found = image_bytes(reference, self.settings.media, self.settings.limits, param)
+        return await unless_gone(request, self.work.until(request.scope["notes"].end, found))
+
+    async def run(self, request: Request, function: Callable[[Stop], T]) -> T:
+        """What a function of the model gives, unless the client leaves or its time is over. Raises Fault."""
+        return await unless_gone(request, self.work.run(function, request.scope["notes"].end))
 
     async def hello(
         self, turns: Sequence[Turn[str]], options: Mapping[str, Any], stops: tuple[str, ...], streamed: bool,
@@ -113,7 +119,7 @@ class Service:
 
     async def answer(self, request: Request, job: Job) -> Answer:
         """The texts of a job, unless the client leaves."""
-        found = await unless_gone(request, self.work.answer(job))
+        found = await unless_gone(request, self.work.answer(job, request.scope["notes"].end))
         self.note(request, job, found)
         return found
 
@@ -131,7 +137,7 @@ class Service:
     ) -> StreamingResponse:
         """The texts of a job as they come. What is wrong before the first piece is a status, later it is a line."""
         notes: Notes = request.scope["notes"]
-        pieces = self.work.stream(job)
+        pieces = self.work.stream(job, notes.end)
         first = await unless_gone(request, anext_of(pieces))
         self.metrics.first.observe(time.monotonic() - notes.start)
 

@@ -6,21 +6,23 @@ The one module that knows how a model is asked. Knows nothing of HTTP and of oth
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import bundle as contract
 from ..language import Ended, ended_by
 from ..model import load
 from ..options import Options, merge
-from ..pipeline import Stopwatch
+from ..pipeline import BATCH, Stopwatch
 from ..text import Prompt, TextStream
 from .policy import StopAt
 
 if TYPE_CHECKING:
     from ..language import Language
     from ..model import Model
+
+T = TypeVar("T")
 
 
 def open_model(bundle: str | None, *, parallel: int, cache: int, **keywords: Any) -> Model:
@@ -56,6 +58,14 @@ class Stop(threading.Event):
         super().set()
         for function in self._then:
             function()
+
+
+def batches(items: Sequence[T], stop: Stop) -> Iterator[Sequence[T]]:
+    """BATCH items at a time, as long as somebody waits for them."""
+    for start in range(0, len(items), BATCH):
+        if stop.is_set():
+            return
+        yield items[start : start + BATCH]
 
 
 @dataclass(frozen=True)
@@ -141,11 +151,13 @@ def prepared(model: Model, job: Job, most: int, streamed: bool) -> tuple[Prompt,
     wanted = options.get("max_new_tokens")
     if wanted is None:
         wanted = max(default.max_new_tokens if default else most, options.get("min_new_tokens") or 1)
-    room = spec.max_positions - (1 if spec.encoder_decoder else spec.prefix_length + len(ids))
+    forced = len(language._forced_prefix(merge(Options(), options), bool(prompt.whole)))
+    room = spec.max_positions - (1 if spec.encoder_decoder else spec.prefix_length + len(ids)) - forced
     said = _history_ids(language, job.history, room - min(wanted, most)) if asked else []
     if said:
         ids = said + language.encode_more(prompt._replace(before=f" {prompt.before}"))
-        room = spec.max_positions - spec.prefix_length - len(ids) - 1  # its first word may be a token more by itself
+        # Its first word may be a token more by itself.
+        room = spec.max_positions - spec.prefix_length - len(ids) - forced - 1
     options["max_new_tokens"] = max(1, min(wanted, most, room))
     if job.stops:
         options["stop_strings"] = list(job.stops)

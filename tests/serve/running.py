@@ -41,6 +41,19 @@ class Response:
         assert "\n" not in error["message"] and "Traceback" not in error["message"]
         return error
 
+    @property
+    def ollama_error(self) -> str:
+        """The error of a route of Ollama's, whose form is checked."""
+        assert set(self.json) == {"error"} and isinstance(self.json["error"], str), self.body
+        assert "\n" not in self.json["error"] and "Traceback" not in self.json["error"]
+        found: str = self.json["error"]
+        return found
+
+    def told(self, path: str) -> str:
+        """What is wrong, in the form of this path."""
+        message: str = self.ollama_error if path.startswith("/api/") else self.error["message"]
+        return message
+
 
 _HELD = """
 import sys

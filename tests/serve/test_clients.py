@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from blip2rt.serve.faults import Fault
+from blip2rt.serve.ollama import _Shape
+from blip2rt.serve.openai import NO_JSON
 from blip2rt.text import tidy
 from tests.serve.running import PHOTO, Running, data_uri, encoded
 
@@ -213,9 +216,38 @@ def test_ollama_finds_the_model(ollama: Any, model: Any) -> None:
 
 def test_ollama_gets_errors(ollama: Any, cat: bytes) -> None:
     package = pytest.importorskip("ollama")
-    with pytest.raises(package.ResponseError, match="format is not supported") as raised:
-        ollama.generate(model="nano", prompt="who?", images=[cat], format="json")
-    assert raised.value.status_code == 400
+
+    def refused(**more: Any) -> tuple[int, Any]:
+        with pytest.raises(package.ResponseError) as raised:
+            ollama.generate(**{"model": "nano", "prompt": "who?", "images": [cat], **more})
+        return raised.value.status_code, raised.value.error
+
+    assert refused(format="json") == (400, NO_JSON.format("format", "it"))
+    assert refused(images=[cat] * 65) == (400, "images: more than 64 pictures: send fewer")
+    assert refused(options={"top_p": 3}) == (400, "options.top_p: Input should be less than or equal to 1")
+    with pytest.raises(package.ResponseError) as raised:
+        ollama.pull("nano")
+    assert (raised.value.status_code, raised.value.error) == (404, "there is no /api/pull: /docs lists what there is")
+
+
+@pytest.mark.parametrize("key", ["response", "message"])
+def test_ollama_gets_the_error_of_a_stream(key: Any) -> None:
+    """Its client reads each line, and raises the text under "error"."""
+    line = _Shape("nano", key, False).fault(Fault(504, "too late: ask for less", "deadline_exceeded"))
+    assert line.endswith("\n") and json.loads(line) == {"error": "too late: ask for less"}
+    package = pytest.importorskip("ollama")
+    assert package.ResponseError(json.loads(line)["error"]).error == "too late: ask for less"
+
+
+def test_ollamas_ways_to_say_nothing(ollama: Any, model: Any, cat: bytes) -> None:
+    """An empty text has no embedding, 0 is no penalty, and the best of all tokens are all."""
+    assert ollama.embed(model="nano", input="").embeddings == ollama.embed(model="nano", input=[]).embeddings == []
+    for penalty in (0, 1):
+        found = ollama.generate(model="nano", images=[cat], options={"repeat_penalty": penalty})
+        assert found.response == model.caption(cat)
+    drawn = {"temperature": 1.0, "seed": 3}
+    found = ollama.generate(model="nano", images=[cat], options={**drawn, "top_k": -1})
+    assert found.response == model.caption(cat, do_sample=True, top_k=0, **drawn)
 
 
 # curl, which sends what Ollama's pages show without a content type of JSON
@@ -318,7 +350,7 @@ def test_photoprism(nano: Running, model: Any, cat: bytes) -> None:
     found = nano.post("/api/generate", body).json
     assert found["response"] == model.caption(cat, num_beams=1) and found["done"] is True
     labels = nano.post("/api/generate", {**body, "system": "Output concise JSON.", "format": "json"})
-    assert labels.status == 400 and "ask for each field alone" in labels.error["message"]
+    assert labels.status == 400 and "ask for each field alone" in labels.ollama_error
 
 
 def test_robots_matching(nano: Running, model: Any, cat: bytes) -> None:

@@ -247,6 +247,30 @@ def test_what_is_decoded_slowly_or_is_no_address_is_refused(tmp_path: Path) -> N
         assert (raised.value.status, raised.value.code) == (400, "invalid_image")
 
 
+@pytest.mark.long(17)
+def test_what_is_fetched_has_a_deadline_and_ends_with_its_client(site: Any, start: Callable[..., Running]) -> None:
+    """/slow takes ten seconds."""
+    allowed, body = (
+        f"127.0.0.1:{site.server_port}",
+        {"input": [{"image": f"http://127.0.0.1:{site.server_port}/slow"}] * 3},
+    )
+    hasty = start("--allow-media-domains", allowed, "--deadline", 1)
+    for path, asked in (
+        ("/v1/embeddings", body),
+        ("/v1/caption", body["input"][0]),
+        ("/v1/match", {**body["input"][0], "text": "a"}),
+    ):
+        late = hasty.post(path, asked)
+        assert late.status == 504 and late.error["code"] == "deadline_exceeded"
+    site.asked.clear()
+    patient = start("--allow-media-domains", allowed)
+    with patient.open("/v1/embeddings", body):
+        while not site.asked:
+            time.sleep(0.01)
+    patient.line("request", status=499, path="/v1/embeddings")
+    assert len(site.asked) == 1
+
+
 def test_a_server_fetches_nothing_unless_told(
     nano: Running, site: Any, start: Callable[..., Running], photo: Any
 ) -> None:
@@ -260,7 +284,7 @@ def test_a_server_fetches_nothing_unless_told(
                            ({"model": "nano", "images": [url]}, "/api/generate"),
                            ({"image": url, "txt": "a"}, "/blip2itm")):  # fmt: skip
             found = nano.post(path, body)
-            assert found.status == 400 and option in found.error["message"]
+            assert found.status == 400 and option in found.told(path)
     assert site.asked == []
     told = start("--allow-media-domains", f"127.0.0.1:{port}")
     found = told.post("/v1/caption", {"image": f"http://127.0.0.1:{port}/image"})

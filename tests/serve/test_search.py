@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,20 @@ def test_pictures_are_found_by_words_and_by_a_picture(index: Path, tiny: Any, st
     assert [hit["name"] for hit in alike] == ["photo.jpg"] and "thumbnail" not in alike[0]
     judged = server.post("/v1/search", {"text": "a dog", "n": 2, "rerank": 4}).json["hits"]
     assert all(0 <= hit["probability"] <= 1 for hit in judged)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are UTF-8 there")
+def test_a_name_that_is_no_utf_8_is_written_as_such(
+    tiny: Any, tmp_path: Path, photo: Any, start: Callable[..., Running]
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.fromarray(photo(40, 30)).save(folder / os.fsdecode(b"caf\xe9.png"))
+    with Index.create(tmp_path / "photos.index", folder, blip2rt.load(tiny.path)) as made:
+        made.add()
+    found = start("--index", tmp_path / "photos.index").post("/v1/search", {"text": "a dog"})
+    assert found.status == 200 and [hit["name"] for hit in found.json["hits"]] == [r"caf\xe9.png"]
+    assert found.json["hits"][0]["thumbnail"]
 
 
 def test_what_is_wrong_is_said(index: Path, start: Callable[..., Running], nano: Running) -> None:

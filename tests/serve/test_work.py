@@ -263,6 +263,15 @@ def test_no_place_is_lost_whoever_leaves() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("history", [(), (("who is", "a dog"),)])
+def test_a_forced_prefix_takes_its_part_of_the_room(model: Any, image: bytes, history: Any) -> None:
+    """64 positions, of which the prefix takes most: fewer tokens than by default fit behind it."""
+    options = {"forced_prefix": "a dog runs on the grass " * 9, "num_beams": 1}
+    for question in (None, "who runs"):
+        found = answer(model, Job(image, question, None, history, options), 50, Stop(), None)
+        assert found.texts[0].startswith("a dog runs") and found.prompt_tokens + found.completion_tokens <= 64
+
+
 def test_history_that_does_not_fit_is_left_out(model: Any, image: bytes) -> None:
     """64 positions: the newest questions stay."""
     turns = tuple(("what is the dog on", "grass in the water") for _ in range(9))
