@@ -101,7 +101,7 @@ class Language:
         used: positions that are taken already, besides the image's and the prompts'.
         """
         longest = max((len(self.encode(prompt)) for prompt in prompts), default=0)
-        forced = self._forced_prefix(options, any(prompt.whole for prompt in prompts))
+        forced = self.forced_prefix(options, any(prompt.whole for prompt in prompts))
         read = {"the image": self._spec.prefix_length, "what was said": used, "the prompt": longest}
         if self._spec.encoder_decoder:  # its decoder reads neither image nor prompt
             read = {"the first token": 1}
@@ -247,7 +247,7 @@ class Language:
         """prefix_embeds (1, Q, D) -> the backend's conversation, as long as the language model allows."""
         return self._backend.chat(prefix_embeds, max_beams, self._spec.max_positions)
 
-    def _forced_prefix(self, options: Options, after_prompt: bool) -> list[int]:
+    def forced_prefix(self, options: Options, after_prompt: bool) -> list[int]:
         """Tokens of the option forced_prefix. After a prompt it is a further word, as answers are in training."""
         after_prompt = after_prompt and not self._spec.encoder_decoder
         text = options.forced_prefix

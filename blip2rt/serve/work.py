@@ -151,7 +151,7 @@ def prepared(model: Model, job: Job, most: int, streamed: bool) -> tuple[Prompt,
     wanted = options.get("max_new_tokens")
     if wanted is None:
         wanted = max(default.max_new_tokens if default else most, options.get("min_new_tokens") or 1)
-    forced = len(language._forced_prefix(merge(Options(), options), bool(prompt.whole)))
+    forced = len(language.forced_prefix(merge(Options(), options), bool(prompt.whole)))
     room = spec.max_positions - (1 if spec.encoder_decoder else spec.prefix_length + len(ids)) - forced
     said = _history_ids(language, job.history, room - min(wanted, most)) if asked else []
     if said:
