@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +16,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.blip2 import Blip2
-from blip2rt.modeling.checkpoints import list_checkpoints, load_model, qformer_tokenizer
+from blip2rt.modeling.checkpoints import list_checkpoints, load_model, qformer_tokenizer, read_bert_geometry
 from blip2rt.text import tidy
 from train import stage1, stage2
 from train.evaluation.generation import itg_captions
+from train.loop.folder import other_settings
+from train.loop.parallel import here
 from train.loop.trainer import learning_rate, parameter_groups
-from train.recipe import parse
+from train.recipe import flat, parse
 from train.settings import OptimizerSettings
 
 from ..tiny.parts import NANO_STAGE2, bert_folder, llm_folder, tiny_settings
@@ -192,7 +196,67 @@ def test_an_out_with_checkpoints_is_refused_where_resume_is_never(
     error = capsys.readouterr().err
     assert str(stage1_run) in error and "--resume auto" in error and error.count("\n") == 1
     assert stage1.main([*settings, "--out", str(tmp_path / "x"), "--resume", "sometimes"]) == 2
-    assert "auto or never" in capsys.readouterr().err
+    assert "auto, always or never" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("field", "value"), [("hidden_act", "gelu_new"), ("position_embedding_type", "relative_key")])
+def test_a_bert_that_computes_otherwise_is_refused(field: str, value: str, tmp_path: Path) -> None:
+    bert = bert_folder(tmp_path / "bert")
+    said = json.loads((bert / "config.json").read_text())
+    before = read_bert_geometry(str(bert))
+    said.pop("hidden_act", None)
+    (bert / "config.json").write_text(json.dumps(said))
+    assert read_bert_geometry(str(bert)) == before, "what is not said is BERT's"
+    (bert / "config.json").write_text(json.dumps({**said, field: value}))
+    with pytest.raises(Blip2rtError, match=f"{field} is '{value}', and a Q-Former has .*: give"):
+        read_bert_geometry(str(bert))
+
+
+def test_processes_compare_all_settings_but_the_runs(
+    parts: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, settings = parts
+    compared: dict[str, Any] = {}
+    monkeypatch.setattr(here(), "same", compared.__setitem__)
+    given = parse(stage1.Stage1Settings, [*settings, "--out", str(tmp_path / "run")], "")
+    stage1.Stage1(given)
+    assert set(flat(given)) - set(compared["settings"]) == {"out", "resume", "dry_run"}
+    assert {"images", "train_table", "views", "queries", "seed", "lr", "itm_weight"} <= compared["settings"].keys()
+
+
+def test_another_training_does_not_go_on_in_the_same_out(
+    parts: tuple[Path, list[str]], stage1_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, settings = parts
+    out = tmp_path / "run"
+    shutil.copytree(stage1_run, out)
+    changed = [*settings, "--out", str(out), "--seed", "9", "--views", "3", "--lr", "3e-5"]
+    capsys.readouterr()
+    assert stage1.main(changed) == 2
+    [error] = capsys.readouterr().err.splitlines()
+    assert "(seed was 0 and is 9, views was 2 and is 3): give another folder" in error and "--resume always" in error
+    assert stage1.main([*settings, "--out", str(out), "--start", str(stage1_run)]) == 2
+    assert f"start was '' and is {str(stage1_run)!r}" in capsys.readouterr().err
+    again = ["--steps", "7", "--lr", "3e-5", "--log-every", "2", "--recompute", "--dev-table", ""]
+    assert stage1.main([*settings, "--out", str(out), *again]) == 0, "how far and how it runs may change"
+    assert stage1.main([*changed, "--steps", "8", "--resume", "always"]) == 0
+    state = json.loads((list_checkpoints(out)[-1] / "trainer.json").read_text())
+    assert state["step"] == 8 and state["settings"]["seed"] == 9
+
+
+def test_settings_that_a_checkpoint_does_not_hold_are_not_compared(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "step-000003"
+    checkpoint.mkdir()
+    (checkpoint / "config.json").write_text("{}")
+    for state in ({}, {"settings": {}}, {"settings": {"seed": 1, "train_data": [{"path": "a"}]}}):
+        (checkpoint / "trainer.json").write_text(json.dumps(state))
+        record = {"seed": 1, "queries": 3, "train_data": ({"path": "a"},), "resume": "auto"}
+        assert other_settings(tmp_path, record) == ""
+    assert "seed was 1 and is 2" in other_settings(tmp_path, {"seed": 2})
+    assert other_settings(tmp_path, {"seed": 2, "resume": "always"}) == ""
+    assert other_settings(tmp_path, {"clean_answers": False}) == ""
+    (checkpoint / "trainer.json").write_text(json.dumps({"settings": {"max_text_tokens": 32}}))
+    assert "clean_answers was True and is False" in other_settings(tmp_path, {"clean_answers": False}), "it was so"
 
 
 def test_unknown_recipe_fields_are_named_with_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,24 +6,36 @@ Knows files and processes, nothing about models.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from blip2rt.modeling.checkpoints import list_checkpoints
 from blip2rt.modeling.json_file import read_json
 
+from ..settings import LogSettings, MachineSettings, OptimizerSettings, RunSettings
 from .parallel import here
 
 LOCK, STATE = "training.lock", "trainer.json"
 
 
-@contextlib.contextmanager
-def owned(out: str | Path) -> Iterator[None]:
-    """Inside, no other run writes the folder. Raise Blip2rtError, in all processes, where one does already.
+# A training that goes on may have other values of these: how far, how fast, where and how it runs, what it tells.
+_FREE = {
+    each.name for group in (RunSettings, OptimizerSettings, MachineSettings, LogSettings) for each in fields(group)
+}
+_FREE |= {"given", "sources", "accumulate", "workers", "max_bad", "features", "dev_table", "cache_layers"}
+_FREE |= {"projection_lr", "lora_lr", "head_lr"}
 
+
+@contextlib.contextmanager
+def owned(out: str | Path, record: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Inside, no other run writes the folder. record: all settings of the training that is to go on there.
+
+    Raise Blip2rtError, in all processes, where another run writes it, or its newest checkpoint has other settings.
     The system takes the lock from a process that dies. File systems without locks have none.
     """
     with contextlib.ExitStack() as stack:
@@ -31,7 +43,7 @@ def owned(out: str | Path) -> Iterator[None]:
         if here().main:
             Path(out).mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(open(Path(out) / LOCK, "a+", encoding="utf-8"))
-            fault = _lock(Path(out), file)
+            fault = _lock(Path(out), file) or other_settings(Path(out), record or {})
         here().agree(fault)
         yield
 
@@ -54,6 +66,31 @@ def _lock(out: Path, file: IO[str]) -> str:
         os.ftruncate(file.fileno(), 0)
         os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return ""
+
+
+def other_settings(out: Path, record: Mapping[str, Any]) -> str:
+    """What is wrong where the newest checkpoint is of a training with other settings than `record`, which has all.
+
+    What may differ is in _FREE; so may what an older checkpoint does not hold.
+    """
+    found = list_checkpoints(out)
+    if not found or record.get("resume") == "always":
+        return ""
+    try:
+        before = dict(read_json(found[-1] / STATE)["settings"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # resume() says what is wrong
+        return ""
+    if "max_text_tokens" in before:  # a stage 2, which cleaned answers before there was a field
+        before.setdefault("clean_answers", True)
+    now = json.loads(json.dumps(dict(record)))
+    others = [name for name in now if name in before and name not in _FREE and now[name] != before[name]]
+    if not others:
+        return ""
+    listed = ", ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in others)
+    return (
+        f"out {str(out)!r} has checkpoints of another training ({listed}): give another folder or the former "
+        "settings, or --resume always to go on with these"
+    )
 
 
 def check_same_run(out: Path) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,8 @@ class Trainer:
         every step. Adapters in them stay as they are.
         """
         machine, optimizer = self.settings.machine, self.settings.optimizer
-        here().same("settings", replace(self.settings, run=RunSettings()))
+        own = {each.name for each in fields(RunSettings)}
+        here().same("settings", {name: value for name, value in self.record.items() if name not in own})
         check_same_run(self.out)
         self.run_id = run_id(self.out)
         for part in frozen:
