@@ -13,6 +13,7 @@ if __name__ == "__main__":  # by its name, so that a package that is missing bel
 
 
 import argparse
+import hashlib
 import json
 import time
 from collections import Counter
@@ -137,10 +138,28 @@ def _depends(args: argparse.Namespace) -> dict[str, Any]:
     """What predictions depend on besides what the totals say."""
     files = [] if args.model is None else [Path(args.model), *Path(args.model).rglob("*")]
     written = [file.stat().st_mtime for file in files if file.is_file()]
+    lists = {"data_sha256": args.data, "annotations_sha256": getattr(args, "annotations", None)}
     depends = {"images": str(args.images), "precision": args.precision, "prompt": getattr(args, "prompt", None)}
+    depends |= {"split": getattr(args, "split", None)}
+    depends |= {name: None if source is None else _digest(source) for name, source in lists.items()}
     if written:  # another checkpoint may stand at the same place
         depends["model_written"] = datetime.fromtimestamp(max(written)).isoformat(" ", "seconds")
     return depends | ({"limit": args.limit, "pairs": "both logits"} if args.task == "retrieval" else {})
+
+
+def _digest(source: Path) -> str:
+    """What tells a list from another: the first digits of its SHA-256.
+
+    Of a folder it is that of its files' names and of its texts.
+    """
+    if source.is_file():
+        return hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for file in sorted(source.rglob("*")):
+        digest.update(f"{file.relative_to(source)}\n".encode("utf-8", "surrogateescape"))
+        if file.suffix == ".txt" and file.is_file():
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _bad_file(args: argparse.Namespace) -> Path | None:

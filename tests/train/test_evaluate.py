@@ -281,6 +281,37 @@ def test_a_killed_evaluation_goes_on(
     assert "num_beams was 2" in capsys.readouterr().err
 
 
+def refusal(capsys: pytest.CaptureFixture[str], task: str, model: Path, out: Path, *flags: Any) -> str:
+    capsys.readouterr()
+    assert evaluate.main([task, "--model", str(model), "--json", str(out), *map(str, flags)]) == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_predictions_of_another_split_or_list_are_refused(
+    retrieval: tuple[Path, Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out, table = retrieval[0], tmp_path / "totals.json", tmp_path / "list.json"
+    table.write_text((data / "karpathy.json").read_text())
+    flags = ["--data", table, "--images", data / "images", "--rerank", 2]
+    first = run("retrieval", model, out, *flags)
+    assert {**run("retrieval", model, out, *flags), "seconds": 0} == {**first, "seconds": 0}
+    assert "split was None" in refusal(capsys, "retrieval", model, out, *flags, "--split", "val")
+    listed = json.loads(table.read_text())
+    table.write_text(json.dumps({**listed, "images": listed["images"][::-1]}))
+    assert "data_sha256 was" in refusal(capsys, "retrieval", model, out, *flags)
+
+
+def test_what_a_folder_says_is_told_from_another(tmp_path: Path) -> None:
+    for name in ("1.jpg", "1.txt"):
+        (tmp_path / name).write_text("a dog")
+    before = evaluate._digest(tmp_path)
+    assert evaluate._digest(tmp_path) == before
+    (tmp_path / "1.txt").write_text("a cat")
+    after = evaluate._digest(tmp_path)
+    (tmp_path / "1.jpg").rename(tmp_path / "2.jpg")
+    assert len({before, after, evaluate._digest(tmp_path)}) == 3
+
+
 @OPT
 def test_the_report_is_self_contained_and_worst_first(
     generative: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from blip2rt.modeling.checkpoints import list_checkpoints
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
+from tests.seeds import new_seed
 from tests.tiny.parts import caption_table, tiny_settings
 from tests.tiny.trainings import interrupt
 from train import stage1
@@ -129,6 +133,36 @@ def test_features_go_on_where_they_were_interrupted(
     )
     assert list(features.unreadable(paths, vision, tmp_path / "two")) == [1]
     assert not list((tmp_path / "two").glob("*.p*")), "nothing else is left"
+
+
+def test_other_images_of_the_same_names_and_sizes_have_features_of_their_own(tmp_path: Path) -> None:
+    rng, folders = np.random.default_rng(new_seed()), [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+        pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "frame.bmp")
+    vision = VisionConfig("timm:test_efficientnet", height=64, width=64, positions=4, features=256)
+    keys = [features.cache_key([folder / "frame.bmp"], vision) for folder in folders]
+    assert keys[0] != keys[1] and keys[0] == features.cache_key([folders[0] / "frame.bmp"], vision)
+    shutil.copyfile(folders[1] / "frame.bmp", folders[0] / "frame.bmp")
+    assert features.cache_key([folders[0] / "frame.bmp"], vision) != keys[0]
+
+
+@pytest.mark.parametrize("weights", ["encoder.pth", "folder", "hf"])
+def test_an_encoder_that_was_written_anew_has_features_of_its_own(weights: str, tmp_path: Path) -> None:
+    image = tmp_path / "image.jpg"
+    image.write_bytes(b"")
+    file = tmp_path / weights if weights == "encoder.pth" else tmp_path / weights / "model.safetensors"
+    file.parent.mkdir(exist_ok=True)
+    vision = VisionConfig("timm:test_efficientnet", weights=str(tmp_path / weights))
+    if weights == "hf":
+        vision = VisionConfig(f"hf:{tmp_path / weights}")
+    file.write_bytes(b"one")
+    before = features.cache_key([image], vision)
+    assert features.cache_key([image], vision) == before
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1_000_000))
+    assert features.cache_key([image], vision) != before
+    assert features.cache_key([image], VisionConfig("timm:test_efficientnet", weights="pretrained")) != before
 
 
 def test_every_draw_differs(tmp_path: Path) -> None:

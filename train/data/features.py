@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from blip2rt.bundle.whole import write_file
 from blip2rt.errors import Blip2rtError
+from blip2rt.modeling.sources import resolve
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
 
 from .samples import Bad, Dataset
@@ -134,8 +135,24 @@ def draw_views(views: int, count: int, seed: tuple[int, int]) -> np.ndarray:
 
 
 def cache_key(paths: list[Path], config: VisionConfig) -> str:
-    text = json.dumps([config.__dict__, [[path.name, path.stat().st_size] for path in paths]], default=str)
+    """What features depend on: the encoder, its weights and the images, whose files may be written anew."""
+    text = json.dumps([config.__dict__, _weights(config), [_written(path) for path in paths]], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _weights(config: VisionConfig) -> list[tuple[str, int, int]]:
+    """The files of an encoder's weights; none where a library has them."""
+    kind, _, name = config.source.partition(":")
+    source = config.weights or (name if kind == "hf" else "")
+    place = Path(resolve(source)) if source else Path()
+    files = sorted(place.iterdir()) if source and place.is_dir() else [place]
+    return [_written(file) for file in files if file.is_file()]
+
+
+def _written(file: Path) -> tuple[str, int, int]:
+    """A file's name, size and time of writing."""
+    found = file.stat()
+    return file.name, found.st_size, found.st_mtime_ns
 
 
 def cached_features(paths: list[Path], config: VisionConfig, folder: str | Path, views: int = 1) -> list[np.ndarray]:

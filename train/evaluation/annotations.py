@@ -57,8 +57,10 @@ class Questions:
     graded: bool
 
 
-def read_captions(file: Path, images: Path, split: str | None = None, bad: Bad | None = None) -> list[Captioned]:
-    """Images with their captions, of one split where the file has several ("test", if nothing is said).
+def read_captions(
+    file: Path, images: Path, split: str | None = None, bad: Bad | None = None, default: str = "test"
+) -> list[Captioned]:
+    """Images with their captions, of one split where the file has several (`default`, if nothing is said).
 
     What cannot be used is counted in `bad` and left out.
     """
@@ -66,7 +68,7 @@ def read_captions(file: Path, images: Path, split: str | None = None, bad: Bad |
     data = _json(file) if file.suffix.lower() == ".json" else None
     listed = data.get("images") if isinstance(data, dict) else None
     if isinstance(listed, list) and _has(listed, "sentences"):
-        return _checked(file, _karpathy(file, listed, images, split or "test", bad))
+        return _checked(file, _karpathy(file, listed, images, split or default, bad))
     if isinstance(data, dict) and isinstance(listed, list):
         found = _coco(file, data, images, bad)
     elif isinstance(data, dict):
