@@ -22,7 +22,7 @@ from blip2rt.image_kinds import HEAD, kind_of
 from blip2rt.text import clean_caption
 
 from .data.readers import IMAGES, read_data
-from .data.samples import Bad, Dataset, Sample, text_fault
+from .data.samples import Bad, Dataset, Sample, repeat_answers, text_fault
 from .data.shards import Shards, add_sample, expand
 from .data.transforms import read_image
 from .evaluation.predictions import Predictions, require_writable, write_whole
@@ -250,7 +250,7 @@ def write_table(data: Dataset, root: Path, out: Path) -> None:
     """image, caption or answer, question: an image's best caption first; images by their place in the folder `root`."""
     rows = [
         (str(data.paths[each.image].relative_to(root)), " ".join(each.text.split()), " ".join(each.prompt.split()))
-        for each in data.samples
+        for each in repeat_answers(data.samples)
     ]
     write_whole(out, "image\tcaption\tprompt\n" + "".join("\t".join(row) + "\n" for row in rows))
 

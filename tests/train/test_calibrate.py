@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,30 @@ def test_what_it_cannot_do_is_one_line(trained: tuple[list[str], str], tmp_path:
         assert calibrate.main([*command[:1], *out, *command[1:]]) == 2, command
         [line] = [line for line in capsys.readouterr().err.splitlines() if ": error: " in line]
         assert words in line and not (tmp_path / "out").exists(), line
+
+
+def test_karpathys_test_split_is_not_learned_from(
+    trained: tuple[list[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    given, ckpt = trained
+    images, asked = given[given.index("--images") + 1], list[list[str]]()
+    splits = {"0.jpg": "val", "1.jpg": "val", "2.jpg": "test", "3.jpg": "test", "4.jpg": "test"}
+    listed = [
+        {"filename": name, "imgid": i, "split": split, "sentences": [{"raw": "a dog"}]}
+        for i, (name, split) in enumerate(splits.items())
+    ]
+    (tmp_path / "karpathy.json").write_text(json.dumps({"images": listed}))
+
+    def candidates(predictor: Any, items: Any, *more: Any) -> Candidates:
+        asked.append([item.path.name for item in items])
+        return retrieval.candidates(predictor, items, *more)
+
+    monkeypatch.setattr(calibrate, "candidates", candidates)
+    out = ["--data", str(tmp_path / "karpathy.json"), "--images", images, "--out", str(tmp_path / "out")]
+    for more in ([], ["--split", "test"]):
+        assert calibrate.main([ckpt, *out, *more]) == 2  # they are few
+        assert "50 or more are needed" in capsys.readouterr().err
+    assert asked == [["0.jpg", "1.jpg"], ["2.jpg", "3.jpg", "4.jpg"]]
 
 
 @pytest.fixture

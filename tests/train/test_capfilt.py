@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,6 +96,15 @@ def test_without_a_captioner_given_captions_are_ranked(tmp_path: Path) -> None:
     found = filtered(data, CapFilt(None, Colours(), None, Wanted(keep=9)), Predictions(None, {}), work())
     assert [s.text for s in found.by_image()[0]] == ["a red thing", "a blue thing"]
     assert [s.text for s in found.by_image()[2]] == ["yes"]
+
+
+def test_answers_stay_as_often_as_they_were_given(tmp_path: Path) -> None:
+    coloured(tmp_path)
+    images, listed, out = tmp_path / "images", tmp_path / "answers.jsonl", tmp_path / "out.tsv"
+    asked = {"image": "red.png", "question": "is it red?", "answers": {"yes": 9, "no": 1}}
+    listed.write_text(json.dumps(asked) + '\n{"image": "red.png", "caption": "red"}\n')
+    assert filter_list(str(listed), str(images), out, CapFilt(None, Colours(), None, Wanted()), work()) == 1
+    assert set(read_data(out, images).samples) == set(read_data(listed, images).samples)
 
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:

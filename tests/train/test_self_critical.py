@@ -121,3 +121,28 @@ def test_an_impossible_token_is_never_drawn() -> None:
     logits = torch.full((5_000, 300), float("-inf"))
     logits[:, [3, 299]] = 0.0
     assert set(draw(logits).tolist()) == {3, 299}
+
+
+@torch.no_grad()
+def test_samples_are_drawn_from_the_llms_own_logits(
+    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scaled as Granite's, and capped as Gemma 2's."""
+    training = SelfCriticalTraining(parse(SelfCriticalSettings, [*settings, "--out", str(tmp_path)], ""))
+    _, [micro] = next(iter(training.stage.batches()))
+    config: Any = training.stage.model.llm.config  # type: ignore[union-attr]
+    seen: list[torch.Tensor] = []
+
+    def kept(logits: torch.Tensor) -> torch.Tensor:
+        seen.append(logits.clone())
+        return logits.argmax(1)
+
+    monkeypatch.setattr(self_critical, "draw", kept)
+    for scaling, softcap in ((1.0, None), (4.0, None), (1.0, 0.05)):
+        config.logits_scaling, config.final_logit_softcapping = scaling, softcap
+        seen.append(torch.zeros(0))
+        training.loss(micro)
+    plain, scaled, capped = (seen[i + 1] for i, logits in enumerate(seen) if not len(logits))  # of the first tokens
+    torch.testing.assert_close(scaled, plain / 4)
+    cap = 0.05 / training.sampled.temperature  # logits are capped, then divided by the temperature
+    torch.testing.assert_close(capped, cap * torch.tanh(plain / cap))

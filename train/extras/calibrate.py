@@ -92,8 +92,13 @@ def weigh(found: Candidates, own: np.ndarray, temperature: float) -> Weights:
     return max(tried, key=right)
 
 
-def calibrate(model: str, data: Path, images: Path, out: Path, best: int, limit: int | None) -> str:
-    """Write the checkpoint or the bundle with other weights. Return what they change. Raise Blip2rtError."""
+def calibrate(
+    model: str, data: Path, images: Path, out: Path, best: int, limit: int | None, split: str | None = None
+) -> str:
+    """Write the checkpoint or the bundle with other weights. Return what they change. Raise Blip2rtError.
+
+    split: of a file that has several; None: "val", for what is learned from "test" cannot be measured there.
+    """
     is_bundle = (Path(model) / contract.MANIFEST).is_file()
     if is_bundle:
         _check_bundle(model, out)
@@ -101,7 +106,7 @@ def calibrate(model: str, data: Path, images: Path, out: Path, best: int, limit:
         raise OptionError(f"{model} is no stage 1 of this project: give the folder of a checkpoint that matches")
     if best < 2:
         raise OptionError(f"best is {best}: give 2 or more images to choose from")
-    items = with_images(data, read_captions(data, images), Bad(0))
+    items = with_images(data, read_captions(data, images, split, default="val"), Bad(0))
     choice = Choice(items, len(items[:limit]), min(best, len(items)))
     said = _calibrate_bundle(model, out, choice) if is_bundle else _calibrate_checkpoint(model, out, choice)
     return f"{said}: {out}"
@@ -193,6 +198,7 @@ def _parser() -> Parser:
     parser.add_argument("--data", type=path, required=True, metavar="FILE",
                         help="captions of images that it was not trained on")  # fmt: skip
     parser.add_argument("--images", type=path, required=True, metavar="FOLDER", help="folder of these images")
+    parser.add_argument("--split", type=nonempty, help="split of Karpathy's files (default: val)")
     parser.add_argument("--out", type=path, required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument("--best", type=int, default=32, metavar="N", help="images by cosine that a text chooses from")
     parser.add_argument(
@@ -204,6 +210,6 @@ def _parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         args = _parser().parse_args(argv)
-        print(calibrate(args.model, args.data, args.images, args.out, args.best, args.limit))
+        print(calibrate(args.model, args.data, args.images, args.out, args.best, args.limit, args.split))
 
     return run_main(work)

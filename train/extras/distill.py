@@ -237,7 +237,7 @@ class Distill:
 def main(argv: list[str] | None = None) -> int:
     def work() -> object:
         settings = parse(DistillSettings, argv, __doc__ or "")
-        with owned(settings.loop.run.out):
+        with owned(settings.loop.run.out, flat(settings)):
             return Distill(settings).run()
 
     return run_main(lambda: print(work()), argv=argv)

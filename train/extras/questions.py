@@ -22,7 +22,7 @@ from blip2rt.command import Parser, nonempty, whole
 from blip2rt.errors import Blip2rtError
 from blip2rt.text import clean_caption
 
-from ..data.samples import Dataset, read_table
+from ..data.samples import Dataset, read_table, repeat_answers
 
 COLOURS = "black white brown red blue green yellow orange pink purple gray grey tan golden".split()
 THINGS = (
@@ -95,14 +95,16 @@ def _presence(thing: str, rng: random.Random) -> str:
     return f"is there {article}{thing}{rng.choice(['', ' in the picture', ' in the image'])}?"
 
 
-def with_questions(data: Dataset, per_image: int, seed: int) -> Iterator[tuple[str, str, str]]:
-    """Rows (image, caption or answer, question or nothing), at most `per_image` questions an image, kinds mixed."""
+def with_questions(data: Dataset, root: Path, per_image: int, seed: int) -> Iterator[tuple[str, str, str]]:
+    """Rows (image, caption or answer, question or nothing): those of the data, then at most `per_image` questions an
+    image, kinds mixed. Images have their names in the folder `root`."""
     for image, samples in enumerate(data.by_image()):
         rng = random.Random(f"{seed}-{image}")
-        name = data.paths[image].name
-        for sample in samples:
-            yield name, sample.text, ""
-        found = list(dict(questions([clean_caption(s.text) for s in samples], rng)).items())
+        path = data.paths[image]
+        name = str(path.relative_to(root) if path.is_relative_to(root) else path)  # a list may name whole paths
+        for sample in repeat_answers(samples):
+            yield name, sample.text, sample.prompt
+        found = list(dict(questions([clean_caption(s.text) for s in samples if not s.prompt], rng)).items())
         rng.shuffle(found)
         kinds: dict[str, list[Question]] = {}
         for question, answer in found:
@@ -114,7 +116,7 @@ def with_questions(data: Dataset, per_image: int, seed: int) -> Iterator[tuple[s
 
 def _write(args: argparse.Namespace) -> None:
     data = read_table(args.data, args.images)
-    rows = list(with_questions(data, args.per_image, args.seed))
+    rows = list(with_questions(data, Path(args.images), args.per_image, args.seed))
     out = Path(args.out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ from ..data.samples import Sample
 from ..dry_run import dry_run
 from ..evaluation.metrics import tokenize
 from ..loop.folder import owned
-from ..objectives.lm import Texts, lm_loss
+from ..objectives.lm import Texts, lm_loss, next_logits, stands_alone
 from ..objectives.packing import Tokens
 from ..recipe import Check, flat, option, parse
 from ..settings import POSITIVE
@@ -68,10 +68,15 @@ class SelfCriticalTraining:
 
     def __init__(self, settings: SelfCriticalSettings) -> None:
         self.stage = stage = Stage2(settings.stage2, flat(settings))
-        if not isinstance(stage.texts, Texts) or isinstance(stage.feed, SourcesFeed) or stage.questions:
+        if (
+            not isinstance(stage.texts, Texts)
+            or isinstance(stage.feed, SourcesFeed)
+            or stage.questions
+            or stands_alone(stage.model.config)
+        ):
             raise OptionError(
-                "captions cannot be sampled here: give a decoder-only LLM, a Q-Former that reads no questions, and a "
-                "train_table with cached features, whose captions are the references"
+                "captions cannot be sampled here: give a decoder-only LLM without ALiBi, a Q-Former that reads no "
+                "questions, and a train_table with cached features, whose captions are the references"
             )
         groups, cider = stage.feed.groups, settings.cider
         lacking = sum(all(sample.prompt for sample in group) for group in groups)
@@ -144,7 +149,7 @@ class SelfCritical:
         """Token ids of `count` captions of each image, one image's after the other's, the end included."""
         llm = self.model.llm
         assert llm is not None
-        embed, head = llm.get_input_embeddings(), llm.get_output_embeddings()  # type: ignore[operator]
+        embed = llm.get_input_embeddings()  # type: ignore[operator]
         prefix = self.model.prefix_embeds(self.model.query_output(features)).to(embed.weight.dtype)
         if self.prompt:
             prompt = embed(torch.tensor([self.prompt], device=features.device)).expand(len(prefix), -1, -1)
@@ -156,7 +161,7 @@ class SelfCritical:
         ids: list[list[int]] = [[] for _ in range(len(hidden))]
         running = torch.arange(len(ids), device=hidden.device)
         for _ in range(_MAX_NEW_TOKENS):
-            chosen = choose(head(hidden).float())
+            chosen = choose(next_logits(llm, hidden))
             for row, token in zip(running.tolist(), chosen.tolist(), strict=True):
                 ids[row].append(token)
             going = (chosen != self.texts.end).nonzero().squeeze(1)
@@ -208,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
         stage2 = settings.stage2
         if stage2.loop.run.dry_run:
             return dry_run(plan(stage2))
-        with owned(stage2.loop.run.out):
+        with owned(stage2.loop.run.out, flat(settings)):
             return SelfCriticalTraining(settings).run()
 
     return run_main(lambda: print(work()), argv=argv)
