@@ -26,13 +26,13 @@ from .data.feed import divide, repeats
 from .data.loader import ListedImages, Reader, Source, image_batches, open_sources
 from .data.order import Mixture
 from .data.readers import read_data
-from .data.samples import Bad, sample_images
+from .data.samples import Bad, Sample, sample_images
 from .data.transforms import eval_transform, read_image
 from .loop.parallel import here
 from .loop.rounding import check_rounding
 from .loop.trainer import PRECISIONS, autocast_dtype, check_batch, parameter_groups
 from .model import Start, check_bos, lacks_text_branch, vision_config
-from .settings import BatchSettings, DataSettings, LoopSettings, TrainSettings
+from .settings import DataSettings, LoopSettings, TrainSettings
 
 GB = 1e9
 # A token, layer and unit of width keeps so many for the backward pass in 16 bits (Korthikanti et al. 2022, eq. 2).
@@ -54,6 +54,7 @@ class Plan:
     peaks: Callable[[Blip2], dict[str, float]]  # peak rates, by the beginnings of parameters' names
     texts: int  # of an image
     tokens: int  # of a text, at most
+    room: Callable[[list[Sample]], str] | None = None  # what is said of a few texts' lengths
 
 
 def dry_run(plan: Plan) -> str:
@@ -262,7 +263,7 @@ def faults(plan: Plan, gpus: int) -> tuple[list[str], str]:
         check(lambda: load_model(checkpoint, vision=False, llm=False, streamed=True))
     if config.llm is not None:
         check(lambda: _llm(config))
-    data = check(lambda: _data(plan.data, plan.loop.batch, config))
+    data = check(lambda: _data(plan))
     check(lambda: _disk(plan))
     return found, str(data)
 
@@ -298,8 +299,9 @@ def _llm(config: Blip2Config) -> None:
         raise Blip2rtError(f"llm_source {config.llm.source!r} holds no weights: give a folder with some")
 
 
-def _data(data: DataSettings, batch: BatchSettings, config: Blip2Config) -> str:
+def _data(plan: Plan) -> str:
     """A line about the data; opens everything and decodes pictures that are spread over all of it."""
+    data, batch, config = plan.data, plan.loop.batch, plan.config
     bad = Bad(data.max_bad)
     if not data.encodes and not data.train_tables:
         read = read_data(data.train_table, data.images, bad)
@@ -309,9 +311,9 @@ def _data(data: DataSettings, batch: BatchSettings, config: Blip2Config) -> str:
         if config.stage == 1 and len(read.paths) < 2:
             raise Blip2rtError("stage 1 tells images apart, and there is one only: give more")
         counted = f"{len(read.paths)} images, {len(read.samples)} texts, {len(bad.found)} unusable"
-        return f"{counted}; {_opened([ListedImages(read)])}"
+        return "; ".join((counted, *_opened([ListedImages(read)], plan.room)))
     sources, weights = open_sources(data.entries, Path(data.features), bad)
-    opened = _opened(sources)
+    opened = _opened(sources, plan.room)
     reader = Reader(sources, batch.seed, eval_transform(config.vision))
     mixture = Mixture(weights, batch.batch_size, batch.seed)
     next(image_batches(reader, mixture, 0, lambda rows: divide(here(), batch.accumulate, rows)[:1], 0, bad))
@@ -319,23 +321,27 @@ def _data(data: DataSettings, batch: BatchSettings, config: Blip2Config) -> str:
     shares = [f"{100 * weight / sum(weights):.0f} %" for weight in weights]
     counted = f"{images} images in {len(sources)} sources, drawn {', '.join(shares)}, {len(bad.found)} unusable so far"
     few = repeats(sources, batch.batch_size) if config.stage == 1 else ""
-    return "; ".join(filter(None, (counted, opened, few)))
+    return "; ".join(filter(None, (counted, *opened, few)))
 
 
-def _opened(sources: list[Source]) -> str:
-    """What became of OPENED pictures, spread over the sources. Raise Blip2rtError where none can be read."""
-    tried, bad = 0, list[str]()
+def _opened(sources: list[Source], room: Callable[[list[Sample]], str] | None) -> list[str]:
+    """What became of OPENED pictures and their texts, spread over the sources. Raise Blip2rtError where none can be
+    read."""
+    tried, bad, texts = 0, list[str](), list[Sample]()
     for source in sources:
         for number in sample_images(sum(source.counts), max(1, OPENED // len(sources))):
             tried += 1
             try:
-                read_image(source.read(number)[0])
+                content, samples = source.read(number)
+                read_image(content)
+                texts += samples
             except (OSError, ValueError, Blip2rtError) as error:
                 bad.append(f"{source.name(number)} ({reason(error)})")
     listed = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
     if bad and len(bad) == tried:
         raise Blip2rtError(f"none of {tried} pictures that were opened can be read: {listed}")
-    return f"{tried} pictures opened, {len(bad)} cannot be read" + (f": {listed}" if bad else "")
+    opened = f"{tried} pictures opened, {len(bad)} cannot be read" + (f": {listed}" if bad else "")
+    return [opened] if room is None else [opened, room(texts)]
 
 
 def _disk(plan: Plan) -> None:

@@ -22,8 +22,8 @@ from blip2rt.modeling.checkpoints import (
     read_bert_geometry,
     read_config,
 )
-from blip2rt.modeling.lavis import Parts
-from blip2rt.modeling.llm import LlmConfig, encoder_decoder
+from blip2rt.modeling.lavis import Parts, named_llm
+from blip2rt.modeling.llm import LlmConfig, encoder_decoder, text_config
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig, encoder_shape, measured
 from blip2rt.modeling.vit import CLIP_L, EVA_G
@@ -213,11 +213,27 @@ def changed_vision(config: Blip2Config, given: Given) -> VisionConfig:
     return measured(changed)
 
 
+def other_llm(llm: LlmConfig, source: str) -> LlmConfig:
+    """The config for another LLM. Prompts and adapters stay; what its tokenizer and its config say is its own.
+
+    A checkpoint of Hugging Face or LAVIS lays prompts out as they do, and one of ours as a fresh stage 2 does.
+    """
+    if llm.end_ids or llm.empty_prompt_ids is not None:
+        own = named_llm(source, vicuna=llm.bos is not None and text_config(source).model_type == "llama")
+    else:
+        added = encoder_decoder(source)
+        own = LlmConfig(source=source, prepend_bos=llm.prepend_bos, add_special_tokens=added)
+    if not llm.end_ids:
+        own = replace(own, end=llm.end, end_ids=())
+    kept = ("bits", "block", "caption_prompt", "ask_prompt", "lora_rank", "lora_alpha", "lora_layers")
+    return replace(own, **{name: getattr(llm, name) for name in kept})
+
+
 def _changed_llm(llm: LlmConfig, start: Start) -> LlmConfig:
     given = start.given
     changes: dict[str, Any] = {theirs: given[ours] for ours, theirs in _LLM.items() if ours in given}
-    if "source" in changes:
-        changes["tokenizer"] = None
+    if changes.get("source", llm.source) != llm.source:
+        llm = other_llm(llm, changes["source"])
     if "end" in given:
         changes |= {"end": given["end"], "end_ids": ()}
     lora = {name: given[name] for name in _LORA if name in given}

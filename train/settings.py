@@ -41,8 +41,9 @@ class RunSettings:
                       metavar="FOLDER")  # fmt: skip
     resume: str = option(
         "auto",
-        "auto: go on from the newest checkpoint in out; never: refuse an out that has one",
-        check=one_of("auto", "never"),
+        "auto: go on from the newest checkpoint in out, of the same training; always: of whatever training; never: "
+        "refuse an out that has one",
+        check=one_of("auto", "always", "never"),
         metavar="WHEN",
     )
     dry_run: int = option(

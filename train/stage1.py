@@ -276,7 +276,7 @@ def main(argv: list[str] | None = None) -> int:
         settings = parse(Stage1Settings, argv, __doc__ or "", lambda wrong: further_faults(wrong, plan))
         if settings.loop.run.dry_run:
             return dry_run(planned(settings, plan))
-        with owned(settings.loop.run.out):
+        with owned(settings.loop.run.out, flat(settings)):
             return Stage1(settings).run()
 
     return run_main(lambda: print(work()), argv=argv)

@@ -24,7 +24,6 @@ from blip2rt.errors import OptionError
 from blip2rt.modeling.adapters import add_adapters
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.checkpoints import init_from_bert, init_from_stage1, read_config
-from blip2rt.modeling.llm import encoder_decoder, sees_both_ways, text_config
 
 from .data.features import open_features
 from .data.feed import Rows, bad_samples, open_feed, seen_features, to_device
@@ -49,9 +48,9 @@ from .model import (
     with_dropout,
     with_text_branch,
 )
-from .objectives.lm import Asked, Questions, Texts, lm_loss
+from .objectives.lm import Asked, Questions, Texts, check_llm, lm_loss, stands_alone, told_room
 from .objectives.packing import PackedTexts
-from .objectives.prefix_lm import PrefixTexts, SplitTexts, prefix_lm_loss
+from .objectives.prefix_lm import PrefixTexts, SplitTexts, open_texts, prefix_lm_loss
 from .recipe import Check, flat, option, parse
 from .settings import NOT_NEGATIVE, POSITIVE, DataSettings, LlmSettings, TrainSettings
 
@@ -83,6 +82,9 @@ class TextSettings:
     max_text_tokens: int = option(32, "tokens of one text, prompt and end included", check=POSITIVE)
     texts_per_image: int = option(1, "texts drawn of each image and packed behind one soft prompt", check=POSITIVE)
     learn_bos: bool = option(True, "the LM learns to say its bos token behind the last query, where no prompt follows")
+    clean_answers: bool = option(
+        False, 'answers lose capitals and punctuation, as captions do ("2:30 pm" becomes "2 30 pm")'
+    )
     hidden_positions: float = option(
         0.0,
         "share of the image's positions that training does not see, drawn at every step",
@@ -167,11 +169,7 @@ def _started(settings: Stage2Settings) -> Blip2Config:
 
 def _learned(settings: Stage2Settings, config: Blip2Config) -> Blip2Config:
     assert config.llm is not None
-    if sees_both_ways(text_config(config.llm.source)):
-        raise OptionError(
-            f"llm_source is {config.llm.source!r}, whose positions see what comes after them "
-            "(use_bidirectional_attention): it would read the word that it is to say; give another"
-        )
+    check_llm(config, settings.text.texts_per_image)
     source = settings.origin.start or settings.prefix.stage1
     return learning_vision(config, settings.vision.train_vision, settings.data.cache_features, source)
 
@@ -198,6 +196,14 @@ def build_model(settings: Stage2Settings, config: Blip2Config) -> Blip2:
         init_from_bert(model)
         start_fresh(model, settings.qformer)
     return learning(model, settings.vision.train_vision)
+
+
+def _texts(settings: Stage2Settings, config: Blip2Config) -> Texts | PrefixTexts:
+    assert config.llm is not None
+    text = settings.text
+    return open_texts(
+        config.llm, config.qformer.queries, text.max_text_tokens, learn_bos=text.learn_bos, cleans=text.clean_answers
+    )
 
 
 def peak_rates(settings: Stage2Settings, model: Blip2) -> dict[str, float]:
@@ -231,11 +237,8 @@ class Stage2:
         self.model = build_model(settings, config)
         llm, vision = self.model.llm, self.model.vision
         assert config.llm is not None and llm is not None
-        splits = encoder_decoder(config.llm.source)
-        queries, most = config.qformer.queries, self.text.max_text_tokens
-        self.texts: Texts | PrefixTexts = (
-            PrefixTexts(config.llm, queries, most) if splits else Texts(config.llm, queries, most, self.text.learn_bos)
-        )
+        self.texts = _texts(settings, config)
+        splits = isinstance(self.texts, PrefixTexts)
         self.questions = Questions(self.model) if config.question_input else None
         self.lm_loss: Callable[..., dict[str, torch.Tensor]] = prefix_lm_loss if splits else lm_loss
         self.trainer = Trainer(self.model, settings.loop, peak_rates(settings, self.model), record or flat(settings))
@@ -295,7 +298,8 @@ class Dev:
         encoder = None if data.cache_features else model.vision
         with here().main_first():
             read, self.vision = open_features(read, model.config.vision, data.features, bad, encoder=encoder)
-        self.groups, self.paths = [first_answers(group) for group in read.by_image()[:count]], read.paths
+        most = 1 if stands_alone(model.config) else None
+        self.groups, self.paths = [first_answers(group)[:most] for group in read.by_image()[:count]], read.paths
 
     def evaluate(self) -> dict[str, float]:
         """Measures by name; tells the log a few captions."""
@@ -306,7 +310,7 @@ class Dev:
             total += float(loss) * len(texts.target)
             count += len(texts.target)
         self.stage.trainer.log.samples(self.stage.trainer.step, self._samples())
-        return {"loss": total / count}
+        return {"loss": total / max(count, 1)}
 
     def parts(self) -> Iterator[tuple[list[list[Sample]], torch.Tensor]]:
         """Samples and vision_features (b, N, C) of a few images at a time."""
@@ -324,8 +328,9 @@ class Dev:
 
 def plan(settings: Stage2Settings) -> Plan:
     """What a dry run describes."""
+    config = model_config(settings)
     return Plan(
-        config=model_config(settings),
+        config=config,
         start=_start(settings),
         loop=settings.loop,
         data=settings.data,
@@ -333,6 +338,7 @@ def plan(settings: Stage2Settings) -> Plan:
         peaks=lambda model: peak_rates(settings, model),
         texts=settings.text.texts_per_image,
         tokens=settings.text.max_text_tokens,
+        room=lambda samples: told_room(_texts(settings, config), samples),
     )
 
 
@@ -341,7 +347,7 @@ def main(argv: list[str] | None = None) -> int:
         settings = parse(Stage2Settings, argv, __doc__ or "", lambda wrong: further_faults(wrong, plan))
         if settings.loop.run.dry_run:
             return dry_run(planned(settings, plan))
-        with owned(settings.loop.run.out):
+        with owned(settings.loop.run.out, flat(settings)):
             return Stage2(settings).run()
 
     return run_main(lambda: print(work()), argv=argv)

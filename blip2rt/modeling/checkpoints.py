@@ -203,6 +203,13 @@ def read_bert_geometry(source: str) -> dict[str, Any]:
         raise Blip2rtError(f"qformer_init {source!r}: there is no {CONFIG} in {path.parent}")
     with boundary(f"qformer_init {source!r}: its {CONFIG} is not BERT's"):
         bert = read_json(path)
+        faults = [
+            f"{name} is {bert[name]!r}, and a Q-Former has {supported!r}"
+            for name, supported in (("hidden_act", "gelu"), ("position_embedding_type", "absolute"))
+            if bert.get(name, supported) != supported
+        ]
+        if faults:
+            raise Blip2rtError(f"qformer_init {source!r}: {'; '.join(faults)}: give a BERT that has it too")
         return {
             "hidden_size": bert["hidden_size"],
             "layers": bert["num_hidden_layers"],

@@ -72,13 +72,15 @@ def read_config(file: Path, parts: Parts) -> Blip2Config:
             "the frozen language model is not in it: give --llm FOLDER with the "
             f"{_MODELS[projection]} that it was trained for"
         )
+    if projection is not None and parts.llm is not None:
+        faults += _llm_faults(parts.llm, projection)
     if stage == 1 and "vision_proj.weight" not in weights:
         known = ", ".join(_MODELS)
         faults.append(f"it has no head of stage 1 (vision_proj) and no projection of stage 2 ({known}): give another")
     if faults or encoder is None:
         raise Blip2rtError(f"{file}: {'; '.join(faults)}")
     vision = _vision(*encoder, weights, parts)
-    llm = None if parts.llm is None or projection is None else _llm(parts.llm, projection)
+    llm = None if parts.llm is None or projection is None else named_llm(parts.llm, vicuna=projection == "llm_proj")
     return Blip2Config(
         stage=stage,
         vision=vision,
@@ -104,7 +106,23 @@ def readers(weights: Weights, wanted: Mapping[str, tuple[int, ...]]) -> dict[str
     return weights.readers(wanted, lavis_name, special)
 
 
-def _llm(source: str, projection: str) -> LlmConfig:
+def _llm_faults(source: str, projection: str) -> list[str]:
+    """What is wrong with a language model that is named for a projection."""
+    try:
+        config = text_config(source)
+    except Blip2rtError as error:
+        return [str(error)]
+    kind = config.model_type
+    fits = {"opt_proj": kind == "opt", "t5_proj": config.is_encoder_decoder, "llm_proj": kind == "llama"}
+    if fits[projection]:
+        return []
+    return [
+        f"the language model {source!r} is of type {kind!r}, and its {projection} is of {_MODELS[projection]}: give "
+        "--llm FOLDER with that"
+    ]
+
+
+def named_llm(source: str, vicuna: bool) -> LlmConfig:
     """The language model's config as LAVIS sets it up: OPT ends a caption with its line, T5's gates are exact GELUs,
     and a prompt of Vicuna begins with the token that ends a text."""
     config, overrides = text_config(source), {}
@@ -114,7 +132,7 @@ def _llm(source: str, projection: str) -> LlmConfig:
         overrides["dense_act_fn"] = "gelu"
         config.bos_token_id = 1  # no prompt is an empty text, which T5's tokenizer ends with </s>
     llm = hugging_face_llm(source, config)
-    if projection == "llm_proj":
+    if vicuna:
         llm = replace(llm, bos=_VICUNA_BOS, empty_prompt_ids=None)
     return replace(llm, overrides=overrides)
 

@@ -220,6 +220,12 @@ def encoder_decoder(source: str) -> bool:
     return bool(text_config(source).is_encoder_decoder)
 
 
+def has_alibi(config: Any) -> bool:
+    """Whether a transformers config's model has biases by position in its attention (ALiBi)."""
+    text = config.get_text_config()
+    return text.model_type in ("bloom", "mpt") or (text.model_type == "falcon" and bool(text.alibi))
+
+
 def sees_both_ways(config: Any) -> bool:
     """Whether the positions of a transformers config's model see what comes after them, as of some Gemmas 3."""
     return bool(getattr(config.get_text_config(), "use_bidirectional_attention", None))

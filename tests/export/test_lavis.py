@@ -5,6 +5,7 @@ The .pth files are made from transformers' models by the names that LAVIS' conve
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,24 @@ def test_what_is_missing_is_named(stage2: tuple[Any, Path, Path, Parts], tmp_pat
     (tmp_path / "junk.pth").write_bytes(b"no tensors")
     with pytest.raises(Blip2rtError, match="damaged"):
         checkpoints.load_model(tmp_path / "junk.pth")
+
+
+@pytest.mark.parametrize(("projection", "fits"), [("opt_proj", ["opt"]), ("t5_proj", ["t5"]), ("llm_proj", ["llama"])])
+def test_a_language_model_of_another_kind_is_refused(
+    stage2: tuple[Any, Path, Path, Parts], tmp_path: Path, projection: str, fits: list[str]
+) -> None:
+    state = {name.replace("opt_proj", projection): values for name, values in torch.load(stage2[2])["model"].items()}
+    torch.save({"model": state}, tmp_path / "trained.pth")
+    tiny_blip2.llm_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    for name in ("opt", "t5", "llama", "gemma"):
+        folder = shutil.copytree(tmp_path / "tokenizer", tmp_path / name)
+        tiny_blip2.TEXT_CONFIGS[name]().save_pretrained(folder)
+        parts = Parts(llm=str(folder), vision_heads=4, qformer_heads=2)
+        if name in fits:
+            assert checkpoints.read_config(tmp_path / "trained.pth", parts).llm is not None
+        else:
+            with pytest.raises(Blip2rtError, match=f"{projection} is of .*: give --llm FOLDER with that"):
+                checkpoints.read_config(tmp_path / "trained.pth", parts)
 
 
 def test_code_in_a_pth_is_never_run(tmp_path: Path) -> None:

@@ -123,9 +123,9 @@ def test_lavis_instruct_models_read_their_prompt(tmp_path: Path) -> None:
     state = tiny_lavis.state_of(theirs, "none")
     unused = ("vision_proj", "text_proj", "itm_head")
     state = {name: tensor for name, tensor in state.items() if not name.startswith(unused)}
-    state |= {"opt_proj.weight": torch.randn(32, tiny_blip2.QFORMER["hidden_size"]), "opt_proj.bias": torch.randn(32)}
+    state |= {"t5_proj.weight": torch.randn(32, tiny_blip2.QFORMER["hidden_size"]), "t5_proj.bias": torch.randn(32)}
     torch.save({"model": state}, tmp_path / "instruct.pth")
-    llm = str(tiny_parts.llm_folder(tmp_path / "llm"))
+    llm = str(tiny_parts.t5_folder(tmp_path / "llm"))
     parts = Parts(llm=llm, vision_heads=4, qformer_heads=2, qformer_tokenizer=str(hf / "bert"))
     ours = checkpoints.load_model(tmp_path / "instruct.pth", parts=parts)
     assert ours.config.question_input and ours.config.question_prompt == ours.config.llm.ask_prompt

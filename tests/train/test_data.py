@@ -30,6 +30,7 @@ from train.data.readers import read_data
 from train.data.samples import Bad, Dataset, Sample, draw_texts, first_answers
 from train.data.shards import Shards, expand, texts_of
 from train.data.transforms import eval_transform, train_transform
+from train.extras import questions
 from train.recipe import parse
 
 from ..tiny.parts import caption_table, tiny_settings
@@ -45,6 +46,29 @@ CAPTIONS = {"0.jpg": ["a dog runs", "the dog"], "1.jpg": ["a cat sits"], "2.jpg"
 def images(tmp_path: Path) -> Path:
     caption_table(tmp_path, 3)
     return tmp_path / "images"
+
+
+def test_a_table_gets_questions_beside_what_it_has(tmp_path: Path) -> None:
+    """Images keep their names, also whole paths, and answers their questions and counts."""
+    for folder in ("one", "two"):
+        (tmp_path / "images" / folder).mkdir(parents=True)
+        (tmp_path / "images" / folder / "1.jpg").write_bytes(jpeg())
+    whole = tmp_path / "0.jpg"
+    whole.write_bytes(jpeg())
+    rows = ["image\tcaption\tprompt", "one/1.jpg\ta brown dog runs\t", "one/1.jpg\tred dog\twhich one?",
+            "one/1.jpg\tred dog\twhich one?", "two/1.jpg\ttwo men sit\t", f"{whole}\tsnow\t"]  # fmt: skip
+    table, out = tmp_path / "table.tsv", tmp_path / "out.tsv"
+    table.write_text("\n".join(rows) + "\n")
+    arguments = ["--data", str(table), "--images", str(tmp_path / "images"), "--out", str(out)]
+    assert questions.main(arguments) == 0
+    written = out.read_text().splitlines()
+    assert [row for row in rows if row not in written] == [] and written.count(rows[2]) == 2
+    asked = [row.split("\t") for row in written if row not in rows]
+    assert ["two/1.jpg", "two", "how many men are there?"] in asked
+    assert ["one/1.jpg", "brown"] in [row[:2] for row in asked]
+    assert not [row for row in asked if row[1] == "red"], "an answer is no caption"
+    before = read_data(table, tmp_path / "images").samples
+    assert set(before) <= set(read_data(out, tmp_path / "images").samples)
 
 
 def jpeg(colour: int = 0) -> bytes:

@@ -19,17 +19,19 @@ from blip2rt.cli import main as cli
 from blip2rt.errors import Blip2rtError
 from blip2rt.image import to_pixels
 from blip2rt.modeling.checkpoints import list_checkpoints, load_model, read_config
+from blip2rt.modeling.llm import LlmConfig
 from blip2rt.modeling.vision import layer_numbers
 from export.cli import main as export
 from export.convert import main as convert
 from tests.seeds import new_seed
 from train import stage1, stage2
+from train.model import other_llm
 from train.recipe import parse
 
 from ..tiny import blip2 as tiny_blip2
 from ..tiny.families import HIDDEN
 from ..tiny.lavis import state_of
-from ..tiny.parts import NANO_STAGE2, WORDS, bert_folder, caption_table, llm_folder, tiny_settings
+from ..tiny.parts import LLM_WORDS, NANO_STAGE2, WORDS, bert_folder, caption_table, llm_folder, tiny_settings
 from ..tiny.trainings import interrupt
 from .processes import FIVE_STEPS, WHOLE, assert_same_training, train_together
 
@@ -90,6 +92,43 @@ def pixels_of(images: list[Any], config: Any) -> torch.Tensor:
     from export.describe import image_spec
 
     return torch.from_numpy(to_pixels(images, image_spec(config.vision)))
+
+
+def llm_of(parts: Path, start: str, *more: str) -> LlmConfig:
+    """The config of the LLM that a training from `start` has."""
+    arguments = [*data(parts), "--start", str(parts / start), "--out", str(parts / "none"), *more]
+    found = stage2.model_config(parse(stage2.Stage2Settings, arguments, "")).llm
+    assert found is not None
+    return found
+
+
+def test_another_llm_has_token_ids_of_its_own(parts: Path, tmp_path: Path) -> None:
+    """Prompts stay, those that the command line gives and those of the checkpoint."""
+    wide = str(shutil.copytree(parts / "wide", tmp_path / "wide"))
+    said = tmp_path / "wide" / "config.json"
+    said.write_text(json.dumps({**json.loads(said.read_text()), "eos_token_id": LLM_WORDS.index("dog")}))
+    own, before = llm_of(parts, "opt", "--llm_source", wide, "--caption_prompt", "a photo"), llm_of(parts, "opt")
+    assert own.source == wide and own.end_ids == (LLM_WORDS.index("dog"),) != before.end_ids
+    assert own.empty_prompt_ids != before.empty_prompt_ids and own.image_token_id is None
+    assert (own.caption_prompt, own.ask_prompt) == ("a photo", before.ask_prompt)
+    t5 = llm_of(parts, "opt", "--llm_source", str(parts / "t5"))
+    assert t5.add_special_tokens and t5.overrides == {"dense_act_fn": "gelu"} and t5.end_ids == (1,)
+    assert "dense_act_fn" not in llm_of(parts, "t5", "--llm_source", wide).overrides
+
+
+def test_the_llm_that_a_checkpoint_has_already_changes_nothing(parts: Path) -> None:
+    before = llm_of(parts, "opt")
+    assert llm_of(parts, "opt", "--llm_source", before.source) == before
+
+
+def test_another_llm_of_a_checkpoint_of_ours_keeps_its_end(parts: Path) -> None:
+    """What is written stays, and what is counted is the new tokenizer's."""
+    before = LlmConfig(source=str(parts / "t5"), add_special_tokens=True, end="<|end|>", bos="a", tokenizer="x", bits=4)
+    own = other_llm(before, str(parts / "wide"))
+    prompted = other_llm(replace(before, empty_prompt_ids=(7,)), str(parts / "t5"))
+    assert (prompted.end, prompted.end_ids, prompted.add_special_tokens) == ("<|end|>", (), True)
+    assert prompted.empty_prompt_ids == (1,) and prompted.bos is None
+    assert own == LlmConfig(source=str(parts / "wide"), end="<|end|>", bits=4, lora_alpha=before.lora_alpha)
 
 
 def test_each_layer_learns_at_its_rate(parts: Path) -> None:

@@ -13,6 +13,7 @@ from blip2rt.modeling.llm import LlmConfig
 from tests.seeds import new_seed
 from train import stage1, stage2
 from train.data.samples import Sample
+from train.objectives.lm import told_room
 from train.objectives.prefix_lm import PrefixTexts
 
 from ..tiny.parts import LLM_WORDS, NANO_STAGE2, t5_folder, tiny_settings
@@ -59,10 +60,16 @@ def test_questions_stay_whole_and_evaluation_does_not_split(llm: Path) -> None:
         assert prompted.split(Sample(0, "dog runs"), draws) == (ids("a <|end|>"), ids("dog runs <|end|>"))
 
 
-def test_long_texts_are_cut_and_still_end(llm: Path) -> None:
+def test_long_texts_are_cut_and_do_not_end(llm: Path) -> None:
     long = "a dog " * 40
-    given, learned = texts(llm, caption_prompt=long.strip()).split(Sample(0, long), None)
-    assert len(given) == 12 and len(learned) == 12 and given[-1] == learned[-1] == 1
+    made = texts(llm, caption_prompt=long.strip())
+    given, learned = made.split(Sample(0, long), None)
+    assert len(given) == 12 and given[-1] == 1, "the encoder's text is whole to it"
+    assert learned == ids("a dog " * 6)
+    assert made.split(Sample(0, "a dog"), None)[1] == ids("a dog <|end|>")
+    assert told_room(texts(llm), [Sample(0, long), Sample(0, "a dog"), Sample(0, "red", long)]) == (
+        "of 3 texts max_text_tokens 12 cuts 2, and leaves nothing to learn of 0"
+    )
 
 
 def test_padding_is_neither_read_nor_learned(llm: Path) -> None:

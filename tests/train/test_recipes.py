@@ -189,6 +189,13 @@ def test_nanos_encoder_is_as_large_as_it_was(path: Path) -> None:
     assert (vision.positions, vision.features, vision.source) == (81, 1280, "timm:tf_efficientnet_lite2")
 
 
+@pytest.mark.parametrize("path", ["nano/stage2", "nano/rounded", "nano/world/captions", "finetune/vqa"])
+def test_nano_learns_cleaned_answers_as_it_always_has(path: str) -> None:
+    given = ["--recipe", str(RECIPES / f"{path}.yaml"), "--out", "x", "--train_table", "x.tsv", "--images", "x"]
+    settings = parse(self_critical.SelfCriticalSettings, [*given, "--start", "x"], "")
+    assert settings.stage2.text.clean_answers == path.startswith("nano")
+
+
 def test_a_recipe_takes_from_its_base_what_it_does_not_say(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("out: a\ntrain_table: t\nimages: i\nsteps: 7\nwarmup: 1\n")
     (tmp_path / "own.yaml").write_text("base: base.yaml\nout: b\n")
@@ -272,6 +279,7 @@ def test_a_dry_run_of_a_new_pair_trains_nothing(tmp_path: Path, capsys: pytest.C
         "one of 2 GPUs",
         "4 images (2 a GPU in 1 micro-batches)",
         "8 images, 16 texts",
+        "of 16 texts max_text_tokens 40 cuts 0",
         "llm",
         "frozen",
     ):

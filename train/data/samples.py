@@ -69,6 +69,11 @@ def count_answers(samples: list[Sample]) -> list[Sample]:
     return captions + [replace(sample, weight=weight) for sample, weight in counts.items()]
 
 
+def repeat_answers(samples: list[Sample]) -> list[Sample]:
+    """The samples, each answer as often as it was given, for a list that has no weights."""
+    return [replace(each, weight=1.0) for each in samples for _ in range(max(1, round(each.weight)))]
+
+
 def first_answers(samples: list[Sample]) -> list[Sample]:
     """The captions, and each question's most frequent answer."""
     best: dict[str, Sample] = {}

@@ -67,7 +67,10 @@ def pack(groups: Sequence[Sequence[Tokens]], prefix: int, pad_token_id: int) -> 
                 weight.append(text.weight)
                 temperature.append(text.temperature)
             start = end
-    learned = torch.tensor(source), torch.tensor(target), torch.tensor(weight), torch.tensor(temperature)
+    learned = (
+        *(torch.tensor(numbers, dtype=torch.long) for numbers in (source, target)),
+        *(torch.tensor(numbers, dtype=torch.float32) for numbers in (weight, temperature)),
+    )
     return PackedTexts(token_ids, position_ids, _mask(segment), *learned)
 
 

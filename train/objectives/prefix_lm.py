@@ -15,11 +15,10 @@ import torch
 from torch.nn import functional as F
 
 from blip2rt.modeling.blip2 import Blip2
-from blip2rt.modeling.llm import LlmConfig, end_token_ids, llm_tokenizer
-from blip2rt.text import clean_caption
+from blip2rt.modeling.llm import LlmConfig, encoder_decoder, end_token_ids, llm_tokenizer
 
 from ..data.samples import Sample
-from .lm import Asked, given_ids, part_seen
+from .lm import Asked, Room, Texts, given_ids, part_seen, written
 from .stage1 import query_cosine
 
 IGNORED = -100
@@ -47,15 +46,28 @@ class SplitTexts:
 class PrefixTexts:
     """Samples to the tokens of both sides, laid out as the runtime lays prompts out (`add_special_tokens`)."""
 
-    def __init__(self, config: LlmConfig, queries: int, max_tokens: int) -> None:
-        self.config, self.max_tokens = config, max_tokens
+    def __init__(self, config: LlmConfig, queries: int, max_tokens: int, cleans: bool = False) -> None:
+        """cleans: answers too."""
+        self.config, self.max_tokens, self.cleans = config, max_tokens, cleans
         self.tokenizer = llm_tokenizer(config)
         self.end = end_token_ids(self.tokenizer, config)[0]
 
     def split(self, sample: Sample, rng: np.random.Generator | None) -> tuple[list[int], list[int]]:
         """Ids of the encoder and of the decoder. `rng` cuts a caption in two; without it, and behind a caption_prompt,
-        which takes the first part's place, all of it is the decoder's."""
-        text = clean_caption(sample.text)
+        which takes the first part's place, all of it is the decoder's.
+
+        Each has max_tokens at most. The end is among the decoder's where nothing of the text is cut.
+        """
+        given, learned = self._whole(sample, rng, self.max_tokens)
+        return given, learned[: self.max_tokens]
+
+    def room(self, sample: Sample) -> Room:
+        """What max_tokens leaves of a sample; the decoder always has some."""
+        return Room(any(len(ids) > self.max_tokens for ids in self._whole(sample, None, None)), False)
+
+    def _whole(self, sample: Sample, rng: np.random.Generator | None, most: int | None) -> tuple[list[int], list[int]]:
+        """Ids of both sides, the decoder's all of them; `most` of the encoder's at most."""
+        text = written(sample, self.cleans)
         if sample.prompt:
             prompt = self.config.ask_prompt.format(sample.prompt)
         else:
@@ -63,8 +75,8 @@ class PrefixTexts:
             if rng is not None and words and not prompt:
                 cut = int(rng.integers(0, len(words)))
                 prompt, text = " ".join(words[:cut]), " ".join(words[cut:])
-        learned = self.tokenizer.encode(text, add_special_tokens=False)[: self.max_tokens - 1]
-        return given_ids(self.tokenizer, self.config, prompt, self.max_tokens), [*learned, self.end]
+        learned = [*self.tokenizer.encode(text, add_special_tokens=False), self.end]
+        return given_ids(self.tokenizer, self.config, prompt, most), learned
 
     def packed(
         self, groups: Sequence[Sequence[Sample]], device: torch.device, rng: np.random.Generator | None = None
@@ -77,6 +89,15 @@ class PrefixTexts:
             torch.tensor([row[0] for row in rows]), given, mask, labels.masked_fill(learned == 0, IGNORED)
         )
         return SplitTexts(*(value.to(device) for value in vars(texts).values()))
+
+
+def open_texts(
+    config: LlmConfig, queries: int, max_tokens: int, *, learn_bos: bool, cleans: bool
+) -> Texts | PrefixTexts:
+    """What lays texts out for the LLM."""
+    if encoder_decoder(config.source):
+        return PrefixTexts(config, queries, max_tokens, cleans)
+    return Texts(config, queries, max_tokens, learn_bos, cleans)
 
 
 def _pad(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

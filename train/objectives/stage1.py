@@ -138,8 +138,9 @@ class _FrozenHeadLoss(torch.autograd.Function):
             if softcap:
                 slope *= 1 - (logits / softcap) ** 2
             gradient[rows] = slope.to(weight.dtype) @ weight
-        ctx.save_for_backward(gradient / len(hidden))
-        return total / len(hidden)
+        rows_or_one = max(len(hidden), 1)  # where there are none, the loss is 0
+        ctx.save_for_backward(gradient / rows_or_one)
+        return total / rows_or_one
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

@@ -1,0 +1,155 @@
+"""Stage 2's loss is that of the LLM's own logits, of whole texts and of cut ones; LLMs that take no packed texts."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch.nn import functional as F
+
+from blip2rt.errors import OptionError
+from blip2rt.modeling.blip2 import Blip2Config
+from blip2rt.modeling.llm import LlmConfig
+from blip2rt.modeling.qformer import QFormerConfig
+from blip2rt.modeling.vision import VisionConfig
+from tests.seeds import new_seed
+from train.data.samples import Sample
+from train.objectives import lm
+from train.objectives.lm import Texts, check_llm, lm_loss, next_logits, stands_alone, told_room
+from train.objectives.packing import Tokens, pack
+from train.objectives.prefix_lm import open_texts
+
+from ..tiny.families import CONFIGS, MORE
+from ..tiny.parts import LLM_WORDS, llm_folder, t5_folder
+
+WORDS, HIDDEN, QUERIES = 61, 64, 4
+SMALL = {"vocab_size": WORDS, "hidden_size": HIDDEN, "intermediate_size": 128, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 96, "bos_token_id": 2,
+         "eos_token_id": 1, "pad_token_id": 0}  # fmt: skip
+SCALED: dict[str, Any] = {
+    "llama": lambda: transformers.LlamaConfig(**SMALL),
+    "granite": lambda: transformers.GraniteConfig(logits_scaling=4.0, **SMALL),
+    "cohere": lambda: transformers.CohereConfig(logit_scale=0.25, **SMALL),
+    "cohere2": lambda: transformers.Cohere2Config(logit_scale=0.25, **SMALL),
+    "gemma2": lambda: transformers.Gemma2Config(final_logit_softcapping=1.5, head_dim=16, **SMALL),
+}
+
+
+def mpt() -> Any:
+    return transformers.MptConfig(d_model=HIDDEN, n_heads=4, n_layers=2, max_seq_len=96, vocab_size=WORDS)
+
+
+def random_llm(config: Any) -> Any:
+    llm = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in llm.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return llm.requires_grad_(False)
+
+
+def random_texts(count: int) -> list[Tokens]:
+    return [
+        Tokens([random.randrange(WORDS) for _ in range(random.randint(2, 7))], random.randint(0, 1))
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("name", [*SCALED, "mpt"])
+def test_the_loss_is_that_of_the_llms_own_logits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seed = new_seed()
+    torch.manual_seed(seed)
+    random.seed(seed)
+    llm = random_llm(mpt() if name == "mpt" else SCALED[name]())
+    prefix = torch.randn(2, QUERIES, HIDDEN)
+    monkeypatch.setattr(lm, "part_seen", lambda *given: prefix)
+    groups = [random_texts(1 if name == "mpt" else 2) for _ in range(2)]
+    model: Any = SimpleNamespace(llm=llm, prefix_embeds=lambda query_output: query_output)
+    found = lm_loss(model, prefix, pack(groups, QUERIES, 1))["loss"]
+
+    losses = []
+    for row, group in enumerate(groups):
+        for text in group:
+            ids = torch.tensor([text.ids])
+            embeds = torch.cat((prefix[row : row + 1], llm.get_input_embeddings()(ids)), 1)
+            logits = llm(inputs_embeds=embeds, use_cache=False).logits[0, QUERIES - 1 : -1]
+            losses.append(F.cross_entropy(logits, ids[0], reduction="none")[text.prompt :])
+            hidden = llm.base_model(inputs_embeds=embeds, use_cache=False).last_hidden_state[0, QUERIES - 1 : -1]
+            torch.testing.assert_close(next_logits(llm, hidden), logits, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found, torch.cat(losses).mean(), atol=1e-5, rtol=1e-4)
+
+
+def stage2_config(llm: Path, asks: bool = False) -> Blip2Config:
+    qformer = QFormerConfig(hidden_size=32, layers=2, heads=4, intermediate_size=48, queries=QUERIES, vision_width=24)
+    return Blip2Config(
+        stage=2, vision=VisionConfig(), qformer=qformer, llm=LlmConfig(source=str(llm)), question_input=asks
+    )
+
+
+@pytest.mark.parametrize("name", ["bloom", "falcon_alibi"])
+def test_an_llm_that_takes_no_packed_texts_is_refused(name: str, tmp_path: Path) -> None:
+    MORE[name]().save_pretrained(tmp_path)
+    with pytest.raises(OptionError, match=r"llm_source is '.*', whose attention has biases .*: give another"):
+        check_llm(stage2_config(tmp_path), 1)
+
+
+def test_mpt_takes_one_text_an_image(tmp_path: Path) -> None:
+    mpt().save_pretrained(tmp_path)
+    check_llm(stage2_config(tmp_path), 1)
+    check_llm(stage2_config(tmp_path, asks=True), 2)  # each text has a soft prompt of its own
+    assert stands_alone(stage2_config(tmp_path)) and not stands_alone(stage2_config(tmp_path, asks=True))
+    with pytest.raises(OptionError, match=r"texts_per_image is 2, and .*: give --texts-per-image 1"):
+        check_llm(stage2_config(tmp_path), 2)
+
+
+def test_llms_without_alibi_take_packed_texts(tmp_path: Path) -> None:
+    for name, config in {"llama": CONFIGS["llama"], "falcon": MORE["falcon"]}.items():
+        config().save_pretrained(tmp_path / name)
+        check_llm(stage2_config(tmp_path / name), 3)
+        assert not stands_alone(stage2_config(tmp_path / name))
+
+
+def test_a_cut_text_does_not_end(tmp_path: Path) -> None:
+    texts = Texts(LlmConfig(source=str(llm_folder(tmp_path)), end="<|end|>"), QUERIES, 5)
+    assert texts.tokens(Sample(0, "a dog runs on")).ids == [LLM_WORDS.index(w) for w in "a dog runs on <|end|>".split()]
+    for text in ("a dog runs on grass", "a dog runs on grass with a man"):
+        assert texts.tokens(Sample(0, text)).ids == [LLM_WORDS.index(word) for word in "a dog runs on grass".split()]
+
+
+def test_it_is_told_what_max_text_tokens_cuts(tmp_path: Path) -> None:
+    config = LlmConfig(source=str(llm_folder(tmp_path)), end="<|end|>", ask_prompt="{} ?")
+    samples = [Sample(0, "a dog"), Sample(0, "a dog runs on grass"), Sample(0, "red", "what is a dog")]
+    texts = Texts(config, QUERIES, 5)
+    assert told_room(texts, samples) == "of 3 texts max_text_tokens 5 cuts 2, and leaves nothing to learn of 1"
+    question = texts.tokens(samples[2])
+    assert question.ids[question.prompt :] == []
+
+
+@pytest.mark.parametrize("cleans", [False, True])
+@pytest.mark.parametrize("make", [llm_folder, t5_folder])
+def test_answers_keep_what_is_written_unless_they_are_cleaned(make: Any, cleans: bool, tmp_path: Path) -> None:
+    config = LlmConfig(source=str(make(tmp_path)), end="<|end|>")
+    texts = open_texts(config, QUERIES, 20, learn_bos=False, cleans=cleans)
+    asked: list[str] = []
+    encode = texts.tokenizer.encode
+    texts.tokenizer.encode = lambda text, **more: asked.append(text) or encode(text, **more)
+    for sample in (Sample(0, " Half past 2:30 p.m. ", "when?"), Sample(0, 'A "dog".')):
+        texts.tokens(sample) if isinstance(texts, Texts) else texts.split(sample, None)
+    answer = "half past 2 30 p m" if cleans else "Half past 2:30 p.m."
+    assert [text.strip() for text in asked if "Question" not in text and text] == [answer, "a dog"]
+
+
+def test_a_batch_without_anything_to_learn_has_no_loss() -> None:
+    llm = random_llm(SCALED["llama"]())
+    prefix = torch.randn(1, QUERIES, HIDDEN, requires_grad=True)
+    model: Any = SimpleNamespace(llm=llm, prefix_embeds=lambda query_output: query_output)
+    packed = pack([[Tokens([5, 6], prompt=2)]], QUERIES, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lm, "part_seen", lambda *given: prefix)
+        loss = lm_loss(model, prefix, packed)["loss"]
+    loss.backward()
+    assert loss.item() == 0 and prefix.grad is not None and not prefix.grad.any()
