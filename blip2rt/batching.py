@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import threading
 import weakref
 from collections import defaultdict
@@ -118,6 +119,7 @@ class Batched(backends.Backend):
         self._batcher: Any = None
         self._ending: Callable[[], object] | None = None
         self._lock = threading.Lock()
+        self._process = os.getpid()
         self._listeners: dict[int, Callable[[], None]] = {}
         self._number = 0
 
@@ -140,10 +142,11 @@ class Batched(backends.Backend):
         return self._inner.likelihoods(prefix_embeds, prompts, images, texts)
 
     def close(self) -> None:
-        with self._lock:
-            if self._ending is not None:
-                self._ending()
-            self._batcher = None
+        if os.getpid() == self._process:  # in a fork, who holds the lock is not there
+            with self._lock:
+                if self._ending is not None:
+                    self._ending()
+                self._batcher = None
         self._inner.close()
 
     def generate(

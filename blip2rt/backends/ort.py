@@ -65,6 +65,8 @@ class Backend(backends.Backend):
 
     def close(self) -> None:
         self._closed = True
+        if os.getpid() != self._process:  # in a fork, who holds a lock is not there
+            return
         with self._generator_lock:
             self._generator = None
         for component, lock in self._locks.items():
