@@ -147,7 +147,7 @@ for _ in range(4):
     worker.join()
 """
     )
-    done = run(script, tiny.path, new_seed(), seconds=300)
+    done = run(script, tiny.path, new_seed(), seconds=200)
     assert (done.returncode, done.stderr) == (0, "")
 
 
