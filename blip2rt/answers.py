@@ -90,9 +90,11 @@ class Answer:
 
     def _failed(self) -> bool:
         try:
-            return self._call.done and not self._call.results()
+            if self._call.done:
+                self._call.results()
         except BackendError:
             return True
+        return False
 
     @property
     def done(self) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from blip2rt.errors import Blip2rtError, OptionError
+from blip2rt.errors import OptionError
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.checkpoints import init_from_bert, qformer_tokenizer
 from blip2rt.text import clean_caption
@@ -202,9 +202,7 @@ class Dev:
     def __init__(self, stage: Stage1, data: DataSettings) -> None:
         self.stage = stage
         bad = bad_samples(stage.trainer.out, data.max_bad)
-        read = read_data(data.dev_table, data.images, bad).captions()
-        if not read.samples:
-            raise Blip2rtError(f"{data.dev_table} has no caption, and only captions are read: give another")
+        read = read_data(data.dev_table, data.images, bad).captions(data.dev_table).with_texts()
         model = stage.model
         encoder = None if data.cache_features else model.vision
         with here().main_first():

@@ -398,10 +398,9 @@ def test_a_model_that_is_closed_while_others_call_says_so(tiny: Tiny, photo: Cal
             try:
                 while True:
                     model.caption(image, max_new_tokens=1)
-            except BackendError as error:
-                assert "closed" in str(error)
             except Exception as error:  # noqa: BLE001
-                faults.append(error)
+                if not isinstance(error, BackendError) or "closed" not in str(error):
+                    faults.append(error)
 
         threads = [threading.Thread(target=call) for _ in range(4)]
         for thread in threads:

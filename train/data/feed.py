@@ -25,7 +25,7 @@ from .features import draw_views, open_features
 from .loader import Images, Reader, Source, entry_faults, image_batches, open_sources
 from .order import Mixture, Order
 from .readers import read_data
-from .samples import Bad, Dataset, Sample, batches, draw_texts
+from .samples import Bad, Sample, batches, draw_texts
 from .shards import check_shards
 from .transforms import train_transform
 
@@ -89,9 +89,7 @@ class TableFeed:
         self.batch, self.views, self.texts, self.by_caption = batch, data.views, texts, by_caption
         read = read_data(data.train_table, data.images, bad)
         if by_caption:
-            read = Dataset(read.paths, [sample for sample in read.samples if not sample.prompt])
-            if not read.samples:
-                raise Blip2rtError(f"{data.train_table} has no caption, and only captions are read: give another")
+            read = read.captions(data.train_table)
         with here().main_first():
             self.data, self.vision = open_features(read, vision, data.features, bad, data.views)
         here().same("samples of train_table", (len(self.data.paths), len(self.data.samples)))

@@ -115,9 +115,7 @@ def _open(entry: dict[str, Any], cache: Path, bad: Bad, by_caption: bool) -> Sou
     if path.endswith(".tar") or (Path(path).is_dir() and any(Path(path).glob("*.tar"))):
         return Shards(path, cache, bad)
     data = read_data(path, entry.get("images", ""), bad)
-    if by_caption and not (data := data.captions()).samples:
-        raise Blip2rtError(f"{path} has no caption, and only captions are read: leave it out")
-    return ListedImages(data)
+    return ListedImages(data.captions(path).with_texts() if by_caption else data)
 
 
 class Reader(TorchDataset[Images | Blip2rtError]):

@@ -43,10 +43,16 @@ class Dataset:
             groups[sample.image].append(sample)
         return groups
 
-    def captions(self) -> Dataset:
-        """The captions alone, and the images that have one."""
-        alone = Dataset(self.paths, [sample for sample in self.samples if not sample.prompt])
-        return alone.without([image for image, group in enumerate(alone.by_image()) if not group])
+    def captions(self, place: str) -> Dataset:
+        """The captions alone, of the same images. Raise Blip2rtError, which names the place, where there is none."""
+        alone = [sample for sample in self.samples if not sample.prompt]
+        if not alone:
+            raise Blip2rtError(f"{place} has no caption, and only captions are read: leave it out, or give another")
+        return Dataset(self.paths, alone)
+
+    def with_texts(self) -> Dataset:
+        """The images that have a text."""
+        return self.without([image for image, group in enumerate(self.by_image()) if not group])
 
     def without(self, images: Container[int]) -> Dataset:
         """The data set without some images, the others numbered anew."""
