@@ -22,6 +22,7 @@ from tests.trt.gpu_stand_in import PARAMETERS, copied, cpu_kernels
 pytestmark = pytest.mark.long(11)
 
 SEED = seed_of(__name__)
+IMAGES = 2
 ARCHITECTURES = [75, 80, 86, 87, 89, 90, 100, 110, 120]
 
 
@@ -93,6 +94,7 @@ def random_options(rng: random.Random, vocab: int) -> dict[str, Any]:
 def test_kernels_choose_what_the_native_loop_does(vocab: int, threads: int) -> None:
     rng, numbers = random.Random(SEED), np.random.default_rng(SEED)
     vocabulary = Vocabulary([bytes([97 + i % 9]) * (i % 3) for i in range(vocab)])
+    ties = 0
     for turn in range(30 if threads == 1 else 8):
         options = random_options(rng, vocab)
         if rng.random() < 0.2:
@@ -102,7 +104,10 @@ def test_kernels_choose_what_the_native_loop_does(vocab: int, threads: int) -> N
         def logits(rows: int, spread: int = spread) -> np.ndarray:
             return (numbers.normal(size=(rows, vocab)) * spread).astype(np.float32)
 
-        both_choose(vocab, options, threads, vocabulary, logits, f"turn {turn}: {options}", 3 if turn % 5 == 0 else -1)
+        ties += not both_choose(
+            vocab, options, threads, vocabulary, logits, f"turn {turn}: {options}", 3 if turn % 5 == 0 else -1
+        )
+    assert ties <= 1
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -112,43 +117,66 @@ def test_the_smallest_of_equal_tokens_comes_first(levels: int, vocab: int, threa
     """Whatever order the graph's list has them in, and where it had no room for all of them."""
     rng, numbers = random.Random(SEED), np.random.default_rng(SEED)
     vocabulary = Vocabulary([b""] * vocab)
+    ties = 0
     for turn in range(12 if threads == 1 else 4):
         options = random_options(rng, vocab)
 
         def logits(rows: int) -> np.ndarray:
             return numbers.integers(0, levels, (rows, vocab)).astype(np.float32) / 4
 
-        both_choose(vocab, options, threads, vocabulary, logits, f"turn {turn}: {options}", falling=True)
+        ties += not both_choose(vocab, options, threads, vocabulary, logits, f"turn {turn}: {options}", falling=True)
+    assert ties <= 1
 
 
 def both_choose(
     vocab: int, options: dict[str, Any], threads: int, vocabulary: Vocabulary, logits: Any, said: str, last: int = -1,
     falling: bool = False,
-) -> None:  # fmt: skip
-    """The kernels and the native search take the same steps. logits: of so many rows; last: the step that is told to be
+) -> bool:  # fmt: skip
+    """The kernels and the native search take the same steps. False: up to where rounding alone decides, since two beams
+    are worth the same or a draw falls between two tokens. logits: of so many rows; last: the step that is told to be
     the last; falling: see Device."""
-    images = 2
-    ours, theirs = (SearchBatch(images, [3, 4], vocab, options) for _ in range(2))
+    ours, theirs = (SearchBatch(IMAGES, [3, 4], vocab, options) for _ in range(2))
     device = Device(theirs, vocab, min(64, vocab), threads, vocabulary)
     device.falling = falling
-    prompt = logits(images)
+    steps: list[tuple[np.ndarray, bool]] = []
     for step in range(options["max_new_tokens"]):
-        rows = prompt if step == 0 else logits(len(device.tokens))
+        rows = logits(IMAGES if step == 0 else len(device.tokens))
+        steps.append((rows[device.images] if step == 0 else rows, step == last))
         device.step(rows.copy(), step == 0, step == last)
-        ours.advance(rows[device.images].copy() if step == 0 else rows.copy(), step == last)
+        ours.advance(steps[-1][0].copy(), step == last)
         theirs.check()
-        assert theirs.added() == ours.added(), said
-        got, want = theirs.results(), ours.results()
-        assert [[tokens for tokens, _ in image] for image in got] == [
-            [tokens for tokens, _ in image] for image in want
-        ], said
-        scores = [[score for image in each for _, score in image] for each in (got, want)]
-        np.testing.assert_allclose(*scores, rtol=1e-5, atol=3e-6 * max(1, np.abs(prompt).max() / 3))
+        if chosen(theirs) != chosen(ours):
+            assert rounding_decides(vocab, options, steps, chosen(ours)), said
+            return False
+        scores = [[score for image in each.results() for _, score in image] for each in (theirs, ours)]
+        longer = options["max_new_tokens"] ** max(0, -options["length_penalty"])  # what a sum is multiplied by
+        largest = np.abs(steps[0][0]).max()
+        np.testing.assert_allclose(*scores, rtol=1e-5, atol=3e-6 * longer * max(1, largest / 3), err_msg=said)
         if step == 0:
             assert (device.positions == np.repeat(device.lengths, device.beams)).all()
-        assert theirs.done == ours.done == bool(device.done.all()), said
+        assert theirs.done == bool(device.done.all()), said
         if ours.done:
             break
+    return True
+
+
+def chosen(batch: SearchBatch) -> Any:
+    return batch.added(), [[tokens for tokens, _ in image] for image in batch.results()], batch.done
+
+
+def rounding_decides(vocab: int, options: dict[str, Any], steps: list[tuple[np.ndarray, bool]], want: Any) -> bool:
+    """Whether the native search itself chooses other than `want` when each row is scaled by a few parts in a million,
+    which leaves equal tokens equal."""
+    numbers = np.random.default_rng(SEED)
+    for _ in range(50):
+        batch = SearchBatch(IMAGES, [3, 4], vocab, options)
+        for rows, last in steps:
+            if not batch.done:
+                scales = 1 + numbers.normal(size=(len(rows), 1)) * 1e-6
+                batch.advance((rows * scales).astype(np.float32), last)
+        if chosen(batch) != want:
+            return True
+    return False
 
 
 @pytest.mark.parametrize("beams", [1, 2])
