@@ -70,19 +70,19 @@ def test_the_layout_of_the_tokenizer_stays(file: Path) -> None:
 
 
 def test_a_long_text_is_refused_before_it_is_read(file: Path) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(OptionError, match="a text has 4,000,000 characters, and the model has no room for so many"):
         LlmTokenizer(file, SPEC).encode("dog " * 1_000_000)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_a_long_text_of_the_qformer_is_cut_before_it_is_read() -> None:
     nano = Path(blip2rt.__file__).parent / "models" / "nano" / "qformer_tokenizer.json"
     tokenizer = QFormerTokenizer(nano, RetrievalSpec("t", 32, 0, clean_captions=True))
-    started = time.monotonic()
+    started = time.process_time()
     ids, _ = tokenizer.encode(["dog " * 1_000_000])
     assert ids.shape == (1, 32) and (ids == tokenizer.encode(["dog " * 100])[0]).all()
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_a_special_token_of_the_qformer_is_text() -> None:
