@@ -213,6 +213,18 @@ def bounds(case: Case, x: np.ndarray) -> np.ndarray | float:
     return 1.1 * largest / 127 * case.columns + 1e-5 * largest * case.columns + 1e-6 * (1 + largest * case.terms)
 
 
+def moved(case: Case, folder: Path, number: int) -> float:
+    """How far ONNX Runtime's own answer to a feed moves on average where its numbers are shaken as far as 8 bits round
+    them: far, where large terms of an altered graph cancel."""
+    x, rng = case.feeds[number], np.random.default_rng(number)
+    session = Session(runtime(), str(folder / "graph.onnx"), 1, custom_int4=False, custom_int8=False,
+                      custom_attention=False)  # fmt: skip
+    step = float(x.max() - x.min()) / 127
+    shaken = [x, *((x + rng.uniform(-step, step, x.shape)).astype(np.float32) for _ in range(10))]
+    answer, *others = [session.run({"x": each})["y"] for each in shaken]
+    return max(float(np.abs(each - answer).mean()) for each in others)
+
+
 def check(case: Case, folder: Path, altered: bool) -> list[str]:
     """The kernels of ours that ran; none where the graph is an error. Raise AssertionError for another answer."""
     try:
@@ -235,8 +247,9 @@ def check(case: Case, folder: Path, altered: bool) -> list[str]:
             loose = 0.05 if altered or case.embed is None else 2e-3
             if case.embed is not None and altered and not np.isfinite(mine).all():
                 continue
-            far = np.abs(mine - theirs)
-            assert far.mean() <= loose * np.abs(theirs).max() + 1e-4, (mine, theirs)
+            far = np.abs(mine - theirs).mean()
+            near = far <= loose * np.abs(theirs).max() + 1e-4
+            assert near or (case.feeds and far <= moved(case, folder, number)), (mine, theirs)
         else:
             far = np.abs(mine.astype(np.float64) - theirs) - bounds(case, case.feeds[number])
             assert (far <= 0).all(), (float(far.max()), mine, theirs)

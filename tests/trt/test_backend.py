@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import random
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,23 @@ def random_options(rng: random.Random, vocab: int, eos: list[int]) -> dict[str, 
     return options | extra
 
 
+def noisy(
+    native: Any, prefix: np.ndarray, prompts: list[list[int]], options: dict[str, Any], most: float
+) -> Iterator[Any]:
+    """What the native loop says when each number of the prefix is noisy by a share of about `most`, time after time."""
+    rng = np.random.default_rng(SEED)
+    for _ in range(50):
+        shaken = (prefix * (1 + rng.normal(size=prefix.shape) * most)).astype(np.float32)
+        yield native.generate(shaken, prompts, options)
+
+
 def undecided(native: Any, prefix: np.ndarray, prompts: list[list[int]], options: dict[str, Any], want: Any) -> bool:
     """Whether noise of the size of rounding changes what the native loop itself says."""
-    rng = np.random.default_rng(SEED)
-    for _ in range(50):  # a tie that noise has to turn over does so in few
-        noisy = (prefix * (1 + rng.normal(size=prefix.shape) * 1e-5)).astype(np.float32)
-        if tokens(native.generate(noisy, prompts, options)) != tokens(want):
-            return True
-    return False
+    return any(tokens(each) != tokens(want) for each in noisy(native, prefix, prompts, options, 1e-5))
+
+
+def scores(answers: Any) -> np.ndarray:
+    return np.array([score for image in answers for _, score in image])
 
 
 @pytest.mark.parametrize("turn", range(3))
@@ -66,18 +76,20 @@ def test_texts_equal_the_native_loops_with_random_options(case: Case, machine: M
         options = random_options(rng, vocab, eos)
         stops = [b"ab", b"c"] if rng.random() < 0.2 else None
         both = []
-        for backend in (native, device):
-            more = {} if stops is None else {"stop_strings": stops, "vocabulary": backend.vocabulary(texts)}
-            both.append(backend.generate(prefix, prompts, {**options, **more}))
-        want, got = both
+        for backend in (device, native):
+            if stops is not None:
+                options |= {"stop_strings": stops, "vocabulary": backend.vocabulary(texts)}
+            both.append(backend.generate(prefix, prompts, options))
+        got, want = both
+        what = f"turn {turn}, {options}"
         if tokens(got) != tokens(want):
-            assert undecided(native, prefix, prompts, options, want), f"turn {turn}, {options}, {stops}"
+            assert undecided(native, prefix, prompts, options, want), what
             continue
         clear += 1
-        np.testing.assert_allclose(
-            [score for image in got for _, score in image], [score for image in want for _, score in image],
-            rtol=2e-4, atol=2e-4,
-        )  # fmt: skip
+        far = np.abs(scores(got) - scores(want)) - 2e-4 * (1 + np.abs(scores(want)))
+        if (far > 0).any():  # of some weights rounding moves the native loop's own scores as far
+            same = [each for each in noisy(native, prefix, prompts, options, 1e-6) if tokens(each) == tokens(want)]
+            assert far.max() < max((np.abs(scores(each) - scores(want)).max() for each in same), default=0.0), what
     assert clear >= 9
     assert "graph" in machine.driver.calls  # steps were replayed
 
