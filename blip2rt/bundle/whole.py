@@ -134,6 +134,11 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def partial_of(path: Path) -> Path:
+    """The hidden neighbour that `write_file` fills first: what a killed run leaves of `path`."""
+    return path.with_name(f".{os.fsdecode(os.fsencode(path.name)[:_NAME])}.part")
+
+
 def write_file(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path`, or leave what was there before. Raises OSError.
 
@@ -144,7 +149,7 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
-    partial = path.with_name(f".{os.fsdecode(os.fsencode(path.name)[:_NAME])}.part")
+    partial = partial_of(path)
     file = _own(partial)
     try:
         with file:

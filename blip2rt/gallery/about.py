@@ -11,11 +11,12 @@ from typing import Any
 
 from .. import bundle as contract
 from ..bundle.reader import Bundle
-from ..bundle.whole import write_file
+from ..bundle.whole import partial_of, write_file
 from ..errors import GalleryError
 from .catalog import damaged
 
 FILE = "index.json"
+LEFT = partial_of(Path(FILE)).name  # all that is there where the first run was killed at once
 FORMAT, VERSION = "blip2rt-index", 2  # 1 had no checksums of vectors
 _EMBEDS = (contract.VISION, contract.IMAGE_EMBED, contract.TEXT_EMBED)
 

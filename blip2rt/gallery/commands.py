@@ -51,7 +51,7 @@ def index(args: argparse.Namespace, load: Load) -> int:
 
         clip_retrieval.arrow()
         if not (args.out / "blip2rt" / "index.json").exists():
-            check_empty(args.out, "no index, and not empty: give another --out")
+            check_empty(args.out, "no index, and not empty: give another --out", "blip2rt")
     folder = args.out / "blip2rt" if clip else args.out
     sources = sources_of(args.folder)
     if not has_usearch() and more_than(EXACT, sources):

@@ -119,7 +119,7 @@ class Index:
                 about.write(folder, place, about.read(folder))
                 return cls.open(folder, model, write=True)
             return index
-        check_empty(folder, "no index, and not empty: give another --out")
+        check_empty(folder, "no index, and not empty: give another --out", about.LEFT)
         model = _loaded(model)
         if not model.bundle.has(contract.IMAGE_EMBED, contract.TEXT_EMBED):
             raise CapabilityError(

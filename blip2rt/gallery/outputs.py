@@ -132,11 +132,12 @@ def check_target(target: str) -> None:
         raise OptionError(f"{wrong}: give another file")
 
 
-def check_empty(folder: Path, what: str) -> None:
-    """Raise OptionError for a folder that holds something already. what: what it is then, and the fix."""
+def check_empty(folder: Path, what: str, left: str | None = None) -> None:
+    """Raise OptionError for a folder that holds something already. what: what it is then, and the fix; left: what a
+    killed run may have left there."""
     if folder.exists() and not folder.is_dir():
         raise OptionError(f"{folder} is no folder: give another one")
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(path.name != left for path in folder.iterdir()):
         raise OptionError(f"{folder} is {what}")
 
 

@@ -408,6 +408,18 @@ def test_another_models_index_is_refused(model, tiny, album, tmp_path):
         Index.open("x", model)
 
 
+@pytest.mark.parametrize("left", ["x/.index.json.part", "x/blip2rt/", "x/blip2rt/.index.json.part"])
+def test_a_writer_killed_before_it_began_goes_on(tiny, album, run, left):
+    """Before its index has a name: in its own folder, and in that of clip-retrieval's layout."""
+    Path(left).parent.mkdir(parents=True, exist_ok=True)
+    Path(left).mkdir() if left.endswith("/") else Path(left).write_text("{")
+    command = ["index", "album", "--out", "x", "--model", tiny.path]
+    command += ["--format", "clip-retrieval"] if "blip2rt" in left else []
+    code, _, said = run(*command)
+    assert code == 1 and "indexed" in said, said  # the album has bad pictures
+    assert not list(Path("x").rglob("*.part"))
+
+
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_a_writer_killed_at_any_moment_goes_on_to_the_same_index(tiny, tmp_path):
     rng, seed = random.Random(new_seed()), new_seed()
