@@ -312,8 +312,7 @@ def test_keys_and_values_may_be_float16(tiny_case: Case, machine: Machine, tmp_p
         machine.load(half).generate(prefix, prompts, options),
         tiny_case.native().generate(prefix, prompts, options),
     )
-    scores = np.array([[image[0][1] for image in each] for each in (got, want)])
-    np.testing.assert_allclose(scores[0], scores[1], atol=0.05)
+    np.testing.assert_allclose(scores(got), scores(want), atol=0.05)
 
 
 def test_teams_of_several_threads_choose_the_same(tiny_case: Case, machine: Machine) -> None:
