@@ -131,12 +131,12 @@ def assert_same_training(left: Path, right: Path, tolerance: float = 1e-4) -> No
     for mine, theirs in zip(lines(left), lines(right), strict=True):
         for name in mine.keys() & {"loss", "itc", "itm", "itg", "itm_accuracy", "gradient_norm", "query_cosine"}:
             assert mine[name] == pytest.approx(theirs[name], abs=tolerance, rel=tolerance), (name, mine["step"])
-    mine, theirs = (load_file(list_checkpoints(run)[-1] / "model.safetensors") for run in (left, right))
-    assert mine.keys() == theirs.keys()
-    for name in mine:
+    one, other = (load_file(list_checkpoints(run)[-1] / "model.safetensors") for run in (left, right))
+    assert one.keys() == other.keys()
+    for name in one:
         if name.endswith("key.bias"):  # a softmax does not feel it: its gradient is rounding, which Adam makes steps of
             continue
-        apart = (mine[name] - theirs[name]).abs()
+        apart = (one[name] - other[name]).abs()
         # Adam divides a gradient by its own size: where one crosses zero, rounding makes a step. In some trainings that
         # happens at one element of a large tensor; a wrong gradient moves all of a tensor.
         assert (apart > tolerance).sum() <= apart.numel() // 1000, f"{name}: {apart.max():.2g}, {apart.median():.2g}"
