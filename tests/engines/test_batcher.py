@@ -144,12 +144,13 @@ def test_tokens_come_one_by_one(opt: Case) -> None:
     options = {"max_new_tokens": 9}
     submitted = Batcher(opt.generator, 4, 200).submit(opt.prefix, opt.prompts, options, each_token=True)
     said: list[list[int]] = [[], [], []]
-    while submitted.wait(10):
+    done = False
+    while not done:
+        submitted.wait(10)
+        done = submitted.done  # asked first: what is taken is then all
         for image, draw, token in submitted.take():
             assert draw == 0
             said[image].append(token)
-        if submitted.done:
-            break
     assert [[sequence] for sequence in said] == [[tokens for tokens, _ in image] for image in submitted.results()]
     assert submitted.lengths() == [(3 + len(prompt), 0) for prompt in opt.prompts]
 
