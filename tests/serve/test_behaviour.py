@@ -613,7 +613,7 @@ def test_told_to_end_it_finishes_what_is_under_way(cat: bytes) -> None:
     while chunk := stream.recv(65536):
         received += chunk
     assert b"[DONE]" in received
-    assert server.stop() == 0 and not server.others
+    assert server.process.wait(TIMEOUT) == 0 and not server.others
 
 
 def test_what_takes_longer_than_the_drain_is_cut(cat: bytes) -> None:
