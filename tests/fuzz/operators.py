@@ -223,6 +223,42 @@ def moved(case: Case, folder: Path, number: int) -> float:
     return max(float(np.abs(each - answer).mean()) for each in others)
 
 
+def in_16_bits(case: Case, folder: Path) -> list[np.ndarray]:
+    """ONNX Runtime's own answers where what MatMul multiplies are sums of two bfloat16, as queries and keys are in AMX
+    (see encoder_attention.h): far from those in float where a graph adds so much to keys that they hardly differ."""
+    nodes = []
+    for given in case.graph.graph.node:
+        node = type(given)()
+        node.CopyFrom(given)
+        for i, x in enumerate(given.input if given.op_type == "MatMul" else []):
+            high, rest, low, both = (f"{given.output[0]} {i} {part}" for part in ("high", "rest", "low", "both"))
+            nodes += [
+                *short(x, high),
+                helper.make_node("Sub", [x, high], [rest]),
+                *short(rest, low),
+                helper.make_node("Add", [high, low], [both]),
+            ]
+            node.input[i] = both
+        nodes.append(node)
+    graph = type(case.graph)()
+    graph.CopyFrom(case.graph)
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
+    apart = folder / "in_16_bits"
+    apart.mkdir(exist_ok=True)
+    shutil.copy(folder / "a.data", apart)
+    (apart / "graph.onnx").write_bytes(graph.SerializeToString())
+    return answers(case, apart, False)[0]
+
+
+def short(x: str, y: str) -> list[Any]:
+    """The nodes that round x to bfloat16."""
+    return [
+        helper.make_node("Cast", [x], [f"{y} short"], to=TensorProto.BFLOAT16),
+        helper.make_node("Cast", [f"{y} short"], [y], to=TensorProto.FLOAT),
+    ]
+
+
 def check(case: Case, folder: Path, altered: bool) -> list[str]:
     """The kernels of ours that ran; none where the graph is an error. Raise AssertionError for another answer."""
     try:
@@ -245,9 +281,11 @@ def check(case: Case, folder: Path, altered: bool) -> list[str]:
             loose = 0.05 if altered or case.embed is None else 2e-3
             if case.embed is not None and altered and not np.isfinite(mine).all():
                 continue
-            far = np.abs(mine - theirs).mean()
-            near = far <= loose * np.abs(theirs).max() + 1e-4
-            assert near or (case.feeds and far <= moved(case, folder, number)), (mine, theirs)
+            far, limit = np.abs(mine - theirs).mean(), loose * np.abs(theirs).max() + 1e-4
+            near = far <= limit or bool(case.feeds and far <= moved(case, folder, number))
+            with contextlib.suppress(RuntimeError, MemoryError):
+                near = near or bool(case.feeds and np.abs(mine - in_16_bits(case, folder)[number]).mean() <= limit)
+            assert near, (mine, theirs)
         else:
             far = np.abs(mine.astype(np.float64) - theirs) - bounds(case, case.feeds[number])
             assert (far <= 0).all(), (float(far.max()), mine, theirs)
