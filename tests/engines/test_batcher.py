@@ -146,7 +146,7 @@ def test_tokens_come_one_by_one(opt: Case) -> None:
     said: list[list[int]] = [[], [], []]
     done = False
     while not done:
-        submitted.wait(10)
+        assert submitted.wait(60), "nothing new for a minute"
         done = submitted.done  # asked first: what is taken is then all
         for image, draw, token in submitted.take():
             assert draw == 0

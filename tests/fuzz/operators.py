@@ -240,7 +240,7 @@ def in_16_bits(case: Case, folder: Path) -> list[np.ndarray]:
             ]
             node.input[i] = both
         nodes.append(node)
-    graph = type(case.graph)()
+    graph = Model()
     graph.CopyFrom(case.graph)
     del graph.graph.node[:]
     graph.graph.node.extend(nodes)
@@ -282,9 +282,9 @@ def check(case: Case, folder: Path, altered: bool) -> list[str]:
             if case.embed is not None and altered and not np.isfinite(mine).all():
                 continue
             far, limit = np.abs(mine - theirs).mean(), loose * np.abs(theirs).max() + 1e-4
-            near = far <= limit or bool(case.feeds and far <= moved(case, folder, number))
-            with contextlib.suppress(RuntimeError, MemoryError):
-                near = near or bool(case.feeds and np.abs(mine - in_16_bits(case, folder)[number]).mean() <= limit)
+            near = far <= limit or (case.feeds and far <= moved(case, folder, number))
+            if not near and altered and "encoder attention amx" in kernels:
+                near = np.abs(mine - in_16_bits(case, folder)[number]).mean() <= limit
             assert near, (mine, theirs)
         else:
             far = np.abs(mine.astype(np.float64) - theirs) - bounds(case, case.feeds[number])
