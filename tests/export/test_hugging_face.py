@@ -1,6 +1,6 @@
 """Hugging Face's BLIP-2 -> bundle -> runtime: the same pixels, prompts, features, logits, tokens and scores.
 
-Random tiny models, saved by transformers, new ones in every run; BLIP2RT_SEED draws those of another run.
+Random tiny models, saved by transformers, new ones in every run; BLIP2RT_TEST_SEED draws those of another run.
 """
 
 from __future__ import annotations
