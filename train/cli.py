@@ -25,7 +25,6 @@ COMMANDS = {  # name -> module, help; a module is imported when its command runs
     "evaluate": ("evaluate", "quality of a model: captions, answers, retrieval"),
     "questions": ("extras.questions", "questions and answers made from captions by rule"),
     "self-critical": ("extras.self_critical", "captions are sampled and learned by their CIDEr"),
-    "distill": ("extras.distill", "a small image encoder learns to see as a larger one"),
     "calibrate": ("extras.calibrate", "how much a model's words weigh in Match.score"),
     "refit": ("extras.refit", "a checkpoint sees by another image encoder, without a training"),
     "average": ("extras.average", "the weighted mean of checkpoints"),

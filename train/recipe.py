@@ -111,21 +111,20 @@ class _Group:
     """A group that has fields of its own. hints: their types, by name."""
 
     title: str
-    shown: bool  # by --help
     fields: list[dataclasses.Field[Any]]
     hints: dict[str, Any]
 
 
-def _groups(cls: type, shown: bool = True) -> Iterator[_Group]:
+def _groups(cls: type) -> Iterator[_Group]:
     """The groups in `cls`, then itself if it has fields of its own."""
     hints, own = typing.get_type_hints(cls), []
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[field.name]):
-            yield from _groups(hints[field.name], shown and field.metadata.get("shown", True))
+            yield from _groups(hints[field.name])
         elif "help" in field.metadata:
             own.append(field)
     if own:
-        yield _Group((cls.__doc__ or "").splitlines()[0].rstrip("."), shown, own, hints)
+        yield _Group((cls.__doc__ or "").splitlines()[0].rstrip("."), own, hints)
 
 
 def _parser(cls: type, description: str) -> Parser:
@@ -133,16 +132,16 @@ def _parser(cls: type, description: str) -> Parser:
     parser = Parser(usage=usage, description=description)
     parser.add_argument("--recipe", metavar="FILE.yaml", help="take any of the fields below from a file")
     for each in _groups(cls):
-        options = parser.add_argument_group(each.title) if each.shown else parser
+        options = parser.add_argument_group(each.title)
         for field in each.fields:
-            _add(options, field, each.hints[field.name], each.shown)
+            _add(options, field, each.hints[field.name])
     return parser
 
 
-def _add(parser: argparse._ActionsContainer, field: dataclasses.Field[Any], hint: Any, shown: bool) -> None:
+def _add(parser: argparse._ActionsContainer, field: dataclasses.Field[Any], hint: Any) -> None:
     name, described = f"--{field.name.replace('_', '-')}", field.metadata
     default = "" if described["bare"] is not None else _default(field.default)
-    text = f"{described['help']}{default}".replace("%", "%%") if shown else argparse.SUPPRESS
+    text = f"{described['help']}{default}".replace("%", "%%")
     metavar = described["metavar"] or {int: "N", float: "X", str: "TEXT"}.get(hint)
     if hint is bool:
         parser.add_argument(name, action=argparse.BooleanOptionalAction, help=text)

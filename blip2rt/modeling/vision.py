@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -87,38 +86,6 @@ class VisionEncoder(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return _as_sequence(self.body(pixels))
 
-    def lower(self, pixels: torch.Tensor, layers: int) -> torch.Tensor:
-        """What the first `layers` layers, and what is before them, make of the pixels: (B, 3, h, w) -> (B, ...)."""
-        if not layers:
-            return pixels
-
-        def stop(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-            raise _Reached(output)
-
-        hook = longest_list(self)[1][layers - 1].register_forward_hook(stop)  # type: ignore[index]
-        try:
-            self.body(pixels)
-        except _Reached as reached:
-            return reached.hidden
-        finally:
-            hook.remove()
-        raise Blip2rtError(f"{self.config.source} has a layer {layers} that it does not use")
-
-    def upper(self, hidden: torch.Tensor, layers: int) -> torch.Tensor:
-        """vision_features (B, N, C) of what `lower` has made. No other thread may use the encoder meanwhile."""
-        if not layers:
-            return self(hidden)
-        blocks: Any = longest_list(self)[1]
-        replaced = list(blocks[:layers])
-        try:
-            for number in range(layers):
-                blocks[number] = _Given(hidden)
-            # What is before the layers has to read something; nothing of it is used.
-            return self(hidden.new_zeros(1, 3, self.config.height, self.config.width))
-        finally:
-            for number, block in enumerate(replaced):
-                blocks[number] = block
-
     def unfreeze(self) -> None:
         """Gradients for every parameter that the features depend on. It stays in eval mode: no dropout, and the
         statistics of batch norms are those that it came with."""
@@ -135,24 +102,6 @@ class VisionEncoder(nn.Module):
         features = _as_sequence(torch.func.functional_call(body, {**named, **buffers}, (pixels,)))
         found = torch.autograd.grad(features.sum(), list(named.values()), allow_unused=True)
         return {name for name, gradient in zip(named, found, strict=True) if gradient is not None}
-
-
-class _Reached(Exception):
-    """Ends a forward pass behind the layer that is asked for."""
-
-    def __init__(self, hidden: torch.Tensor) -> None:
-        self.hidden = hidden
-
-
-class _Given(nn.Module):
-    """In the place of a layer whose result is known."""
-
-    def __init__(self, hidden: torch.Tensor) -> None:
-        super().__init__()
-        self.hidden = hidden
-
-    def forward(self, *_: Any, **__: Any) -> torch.Tensor:
-        return self.hidden
 
 
 def longest_list(model: nn.Module) -> tuple[str, nn.Module]:

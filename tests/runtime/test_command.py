@@ -54,7 +54,6 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "blip2rt-train evaluate retrieval": ("--data", "x", "--precision", "int8"),
     "blip2rt-train questions": None,
     "blip2rt-train self-critical": None,
-    "blip2rt-train distill": None,
     "blip2rt-train calibrate": None,
     "blip2rt-train refit": None,
     "blip2rt-train average": None,

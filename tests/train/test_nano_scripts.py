@@ -39,7 +39,7 @@ def test_an_encoder_is_rounded_by_what_it_sees(tmp_path: Path) -> None:
             parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(tmp_path / "exact")
     caption_table(tmp_path, 12)
-    done = run_script("world/round_encoder.py", tmp_path / "exact", "--images", tmp_path / "images", "--count", 12,
+    done = run_script("round_encoder.py", tmp_path / "exact", "--images", tmp_path / "images", "--count", 12,
                       "--out", tmp_path / "rounded")  # fmt: skip
     assert done.returncode == 0, done.stderr
     rounded = CLIPVisionModel.from_pretrained(tmp_path / "rounded").state_dict()
@@ -77,7 +77,7 @@ def test_tables_of_the_sets_hold_nothing_that_is_kept_back(tmp_path: Path) -> No
         write_set(tmp_path / "d" / name, {"train.tsv": [captions, "x.webp\tA hat"]})
     rows = ["image\tquestion\tanswer", "r.webp\tWhat is here?\ttable_lamp", "r.webp\tAnd there?\tbook, papers"]
     write_set(tmp_path / "d" / "daquar", {"train-qa.tsv": rows})
-    done = run_script("world/tables.py", tmp_path / "d", tmp_path / "out")
+    done = run_script("tables.py", tmp_path / "d", tmp_path / "out")
     assert done.returncode == 0 and "coco: 2 images, 1 captions, 1 questions" in done.stdout, done.stderr
     assert (
         tmp_path / "out" / "coco.tsv"
@@ -90,5 +90,5 @@ def test_tables_of_the_sets_hold_nothing_that_is_kept_back(tmp_path: Path) -> No
     assert dev == "image\tcaption\tprompt\nc.webp\tyes\tis it?\n", "as train.evaluate reads it"
     with (tmp_path / "d" / "coco" / "train.tsv").open("a") as file:
         file.write("c.webp\tA leak\n")
-    done = run_script("world/tables.py", tmp_path / "d", tmp_path / "out")
+    done = run_script("tables.py", tmp_path / "d", tmp_path / "out")
     assert done.returncode == 2 and "coco has 1 images of its dev split, as c.webp: remove them" in done.stderr

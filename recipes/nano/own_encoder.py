@@ -1,6 +1,6 @@
 """A checkpoint that reads CLIP of transformers -> the same, with that encoder as one of the paper's transformers:
 
-    python recipes/nano/world/own_encoder.py runs/world/captions runs/world/captions-whole
+    python recipes/nano/own_encoder.py runs/nano/captions runs/world/captions-whole
 
 The encoder's weights are then in the checkpoint, and its bundle gives them back (`blip2rt-convert BUNDLE --to ours`).
 """

@@ -1,6 +1,6 @@
 """An image encoder of transformers whose matrices are rounded to int4 so that its features change least:
 
-    python recipes/nano/world/round_encoder.py runs/world/clip --images PHOTOGRAPHS --out runs/world/clip-int4
+    python recipes/nano/round_encoder.py runs/nano/clip --images PHOTOGRAPHS --out runs/world/clip-int4
 
 This is GPTQ (Frantar et al. 2022, arXiv 2210.17323): a matrix is rounded column by column, and what a column loses is
 made good by those behind it, as photographs weigh them. The grid is the exporter's, so `--precision vision=int4` ships

@@ -1,6 +1,6 @@
 """The tables of nano's four sets: image, caption or answer, question; images in the order of their names.
 
-    python recipes/nano/world/tables.py DATA runs/world/tables
+    python recipes/nano/tables.py DATA runs/nano/tables
 
 DATA has the folders coco, web, daquar and flickr8k. coco-told.tsv has the images that have a caption: the others cannot
 be rewarded by one; they are in coco-untold.tsv. A table that holds an image of a dev split is refused.
