@@ -106,7 +106,7 @@ fuzz-manifest fuzz-tokenizer fuzz-image fuzz-checkpoint: fuzz-%: $(DEV)/blip2rt-
 	$(RUN) tests.fuzz.files $* --seconds $(FUZZ_SECONDS)
 
 FUZZER ?= $(or $(shell command -v clang++),$(shell command -v clang++-14))
-FUZZED_CORE := tests/fuzz/graph_walker.cpp engines/ort/text.cpp \
+FUZZED_CORE := tests/fuzz/graph_walker.cpp engines/ort/utf8.cpp \
   $(filter engines/graphs/% engines/kernels/%,$(filter-out %/session.cpp,$(PLAIN_CORE)))
 
 fuzz-core:  ## libFuzzer on the core's reader of graphs, where clang brings it

@@ -170,7 +170,7 @@ bool Node::has_list(std::string_view name, const std::vector<uint64_t>& list) co
   return found != lists.end() && found->second == list;
 }
 
-Parts::Parts(std::string_view graph) {
+Graph::Graph(std::string_view graph) {
   std::set<std::string_view> named;
   const auto name_once = [&named](std::string_view name) {
     if (!name.empty() && !named.insert(name).second) throw std::runtime_error("two values of the graph have one name");
@@ -187,10 +187,10 @@ Parts::Parts(std::string_view graph) {
       case kNode:
         nodes.emplace_back(field.bytes);
         has_graph = has_graph || nodes.back().has_graph;
-        for (std::string_view input : nodes.back().inputs) ++uses[input];
+        for (std::string_view input : nodes.back().inputs) ++use_counts[input];
         for (std::string_view output : nodes.back().outputs) {
           name_once(output);
-          made_by[output] = nodes.size() - 1;
+          producers[output] = nodes.size() - 1;
         }
         break;
       case kGraphInput: {
@@ -201,7 +201,7 @@ Parts::Parts(std::string_view graph) {
       }
       case kGraphOutput: {
         const std::string_view name = part_of(field.bytes, kValueName);
-        ++uses[name];
+        ++use_counts[name];
         outputs.insert(name);
         break;
       }
@@ -212,29 +212,30 @@ Parts::Parts(std::string_view graph) {
   for (const auto& [name, constant] : constants) name_once(name);
 }
 
-bool Parts::has(std::string_view value) const {
-  return constants.count(value) + uses.count(value) + made_by.count(value) + inputs.count(value) > 0;
+bool Graph::has(std::string_view value) const {
+  return constants.count(value) + use_counts.count(value) + producers.count(value) + inputs.count(value) > 0;
 }
 
-const Node* Parts::maker(const Node* reader, size_t index, std::string_view op_type, size_t inputs,
-                         size_t outputs) const {
+const Node* Graph::sole_producer(const Node* reader, size_t index, std::string_view op_type, size_t inputs,
+                                 size_t outputs) const {
   if (reader == nullptr) return nullptr;
   const std::string_view value = reader->inputs[index];
-  const auto found = made_by.find(value), end = made_by.end();
-  if (value.empty() || found == end || uses.at(value) != 1) return nullptr;
+  const auto found = producers.find(value), end = producers.end();
+  if (value.empty() || found == end || use_counts.at(value) != 1) return nullptr;
   const Node& node = nodes[found->second];
   const bool fits =
       node.op_type == op_type && node.domain.empty() && node.inputs.size() == inputs && node.outputs.size() == outputs;
   return fits ? &node : nullptr;
 }
 
-const Constant* Parts::constant(std::string_view name, DType dtype) const {
+const Constant* Graph::constant(std::string_view name, DType dtype) const {
   const auto found = constants.find(name);
   return found != constants.end() && found->second.dtype == dtype ? &found->second : nullptr;
 }
 
-std::string written_node(const Node& node, std::string_view domain, std::string_view type,
-                         const std::vector<std::string_view>& inputs, const Numbers& numbers, const Factors& factors) {
+std::string write_node(const Node& node, std::string_view domain, std::string_view type,
+                       const std::vector<std::string_view>& inputs, const IntAttributes& numbers,
+                       const FloatAttributes& factors) {
   constexpr uint64_t kFloat = 1, kInt = 2;
   std::string result;
   for (std::string_view input : inputs) protobuf::write(result, kNodeInput, input);
@@ -247,7 +248,7 @@ std::string written_node(const Node& node, std::string_view domain, std::string_
   return result;
 }
 
-std::string written_input(std::string_view name, uint64_t columns) {
+std::string write_input(std::string_view name, uint64_t columns) {
   std::string rows, of_row, shape, tensor, type, input;
   protobuf::write(rows, kDimName, std::string_view("B"));
   protobuf::write(of_row, kDimValue, columns);
@@ -276,7 +277,7 @@ Model::Model(std::string_view model) {
   }
 }
 
-std::string changed_graph(std::string_view graph, const Parts& parts, const Changes& changes,
+std::string apply_changes(std::string_view graph, const Graph& parts, const NodeChanges& changes,
                           const std::vector<std::string>& inputs) {
   std::string result;
   auto node = parts.nodes.begin();
@@ -297,7 +298,7 @@ std::string changed_graph(std::string_view graph, const Parts& parts, const Chan
   return result;
 }
 
-std::string changed_model(std::string_view model, const std::string& graph, std::string_view domain) {
+std::string replace_graph(std::string_view model, const std::string& graph, std::string_view domain) {
   std::string result, opset;
   protobuf::Field field;
   for (protobuf::Reader reader(model); reader.next(field);) {

@@ -68,42 +68,42 @@ struct Constant {
 };
 
 // A graph (GraphProto), as views of its bytes.
-struct Parts {
+struct Graph {
   std::map<std::string_view, Constant> constants;
   std::vector<Node> nodes;
-  std::map<std::string_view, size_t> uses;     // value -> how many nodes and outputs of the graph read it
-  std::map<std::string_view, size_t> made_by;  // value -> place of its node among `nodes`
-  std::map<std::string_view, DType> inputs;    // of the graph
+  std::map<std::string_view, size_t> use_counts;  // value -> how many nodes and outputs of the graph read it
+  std::map<std::string_view, size_t> producers;   // value -> place of its node among `nodes`
+  std::map<std::string_view, DType> inputs;       // of the graph
   std::set<std::string_view> outputs;
   bool has_graph = false;  // a node has a subgraph
 
   // Throws std::runtime_error where two values have one name.
-  explicit Parts(std::string_view graph);
+  explicit Graph(std::string_view graph);
 
   bool has(std::string_view value) const;  // anything of this name
 
   // Returns the node that makes input `index` of `reader`, where it has this type, `inputs` inputs and `outputs`
   // outputs, and nobody else reads what it makes. Returns nullptr otherwise, and where `reader` is nullptr.
-  const Node* maker(const Node* reader, size_t index, std::string_view op_type, size_t inputs,
-                    size_t outputs = 1) const;
+  const Node* sole_producer(const Node* reader, size_t index, std::string_view op_type, size_t inputs,
+                            size_t outputs = 1) const;
 
   // Returns nullptr where `name` is no constant, or one of another type.
   const Constant* constant(std::string_view name, DType dtype) const;
 };
 
-using Numbers = std::vector<std::pair<std::string_view, uint64_t>>;
-using Factors = std::vector<std::pair<std::string_view, float>>;
+using IntAttributes = std::vector<std::pair<std::string_view, uint64_t>>;
+using FloatAttributes = std::vector<std::pair<std::string_view, float>>;
 
 // What becomes of nodes, by their first output: other bytes, or none where the node goes.
-using Changes = std::map<std::string_view, std::string>;
+using NodeChanges = std::map<std::string_view, std::string>;
 
 // Writes a node with the name and outputs of `node`.
-std::string written_node(const Node& node, std::string_view domain, std::string_view type,
-                         const std::vector<std::string_view>& inputs, const Numbers& numbers,
-                         const Factors& factors = {});
+std::string write_node(const Node& node, std::string_view domain, std::string_view type,
+                       const std::vector<std::string_view>& inputs, const IntAttributes& numbers,
+                       const FloatAttributes& factors = {});
 
 // Writes an input of a graph: int32 (B), or (B, columns) where `columns` is not 0.
-std::string written_input(std::string_view name, uint64_t columns);
+std::string write_input(std::string_view name, uint64_t columns);
 
 // A model (ModelProto), as views of its bytes.
 struct Model {
@@ -116,10 +116,10 @@ struct Model {
 };
 
 // Writes `graph` with `changes` to its nodes and more `inputs` behind its own. `parts` are the graph's.
-std::string changed_graph(std::string_view graph, const Parts& parts, const Changes& changes,
+std::string apply_changes(std::string_view graph, const Graph& parts, const NodeChanges& changes,
                           const std::vector<std::string>& inputs);
 
 // Writes `model` with another graph, and imports version 1 of `domain`.
-std::string changed_model(std::string_view model, const std::string& graph, std::string_view domain);
+std::string replace_graph(std::string_view model, const std::string& graph, std::string_view domain);
 
 }  // namespace blip2rt

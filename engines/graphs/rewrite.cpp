@@ -23,26 +23,26 @@ std::string int8_name() { return std::string("int8 ") + int8_kernel()->name; }
 std::string encoder_attention_name() { return std::string("encoder attention ") + encoder_attention_kernel()->name; }
 
 struct Products {
-  Changes changes;
+  NodeChanges changes;
   bool int4 = false, int8 = false;  // whether some product is ours
 };
 
-Products replace_products(Parts& parts, const CustomOps& ops) {
+Products replace_products(Graph& graph, const CustomOps& ops) {
   Products products;
-  const Stored stored = stored_of(parts);
-  for (const Node& node : parts.nodes) {
+  const ConstantSources stored = find_constant_sources(graph);
+  for (const Node& node : graph.nodes) {
     if (node.domain != "com.microsoft" || node.outputs.size() != 1) continue;
     std::string written;
-    if (ops.int4) written = int4_product(node, parts, stored, ops.threads);
+    if (ops.int4) written = rewrite_int4(node, graph, stored, ops.threads);
     products.int4 = products.int4 || !written.empty();
     if (written.empty() && ops.int8) {
-      written = int8_product(node, parts, stored, ops.threads);
+      written = rewrite_int8(node, graph, stored, ops.threads);
       products.int8 = products.int8 || !written.empty();
     }
     if (!written.empty()) products.changes[node.outputs[0]] = written;
   }
   for (const auto& [made, constant] : stored) {  // nobody reads what was made of a constant any more
-    if (parts.uses[made] == 0) products.changes[made] = "";
+    if (graph.use_counts[made] == 0) products.changes[made] = "";
   }
   return products;
 }
@@ -50,17 +50,17 @@ Products replace_products(Parts& parts, const CustomOps& ops) {
 // Returns the graph with our operators, or an empty string where there is nothing to replace.
 std::string rewritten_graph(const Model& model, const CustomOps& ops, std::vector<std::string>& kernels) {
   constexpr uint64_t kOldest = 13;  // the version of ONNX's operators from which on Softmax and Split are what they are
-  Parts parts(model.graph);
-  if (parts.has_graph) return "";       // a subgraph may use what would be removed
+  Graph graph(model.graph);
+  if (graph.has_graph) return "";       // a subgraph may use what would be removed
   if (model.microsoft != 1) return "";  // operators of another version may be others
   if (model.has_functions) return "";   // a function may be what an operator's name stands for
-  if (parts.has(kCacheRows) || parts.has(kEncoderRows)) return "";
-  Changes cache, cross, encoder;
-  if (ops.attention) cache = cache_attentions(parts);
-  if (!cache.empty() && model.opset >= kOldest) cross = cross_attentions(parts);
-  Products products = replace_products(parts, ops);
+  if (graph.has(kCacheRows) || graph.has(kEncoderRows)) return "";
+  NodeChanges cache, cross, encoder;
+  if (ops.attention) cache = rewrite_cache_attention(graph);
+  if (!cache.empty() && model.opset >= kOldest) cross = rewrite_cross_attention(graph);
+  Products products = replace_products(graph, ops);
   // int8 products cost more precision than bfloat16 attention: where they are accepted, it is too.
-  if (products.int8 && model.opset >= kOldest) encoder = encoder_attentions(parts);
+  if (products.int8 && model.opset >= kOldest) encoder = rewrite_encoder_attention(graph);
   if (!cache.empty()) kernels.push_back(attention_name());
   if (products.int4) kernels.push_back(int4_name());
   if (products.int8) kernels.push_back(int8_name());
@@ -68,19 +68,19 @@ std::string rewritten_graph(const Model& model, const CustomOps& ops, std::vecto
   if (kernels.empty()) return "";
 
   std::vector<std::string> inputs;
-  if (!cache.empty()) inputs.push_back(written_input(kCacheRows, 4));
-  if (!cross.empty()) inputs.push_back(written_input(kEncoderRows, 2));
-  Changes changes = std::move(products.changes);
-  for (Changes* more : {&cache, &cross, &encoder}) changes.merge(*more);
-  return changed_graph(model.graph, parts, changes, inputs);
+  if (!cache.empty()) inputs.push_back(write_input(kCacheRows, 4));
+  if (!cross.empty()) inputs.push_back(write_input(kEncoderRows, 2));
+  NodeChanges changes = std::move(products.changes);
+  for (NodeChanges* more : {&cache, &cross, &encoder}) changes.merge(*more);
+  return apply_changes(model.graph, graph, changes, inputs);
 }
 
 }  // namespace
 
-RewrittenGraph rewritten(const std::string& model, CustomOps ops) {
+RewrittenGraph rewrite_model(const std::string& model, CustomOps ops) {
   RewrittenGraph result;
   const std::string graph = rewritten_graph(Model(model), ops, result.kernels);
-  if (!graph.empty()) result.bytes = changed_model(model, graph, kDomain);
+  if (!graph.empty()) result.bytes = replace_graph(model, graph, kDomain);
   return result;
 }
 

@@ -28,7 +28,7 @@ struct RewrittenGraph {
 
 // Replaces what `ops` asks for in `model` (an ONNX ModelProto) where the processor has a kernel for it. Everything else
 // stays. Throws std::runtime_error where the bytes are no model.
-RewrittenGraph rewritten(const std::string& model, CustomOps ops);
+RewrittenGraph rewrite_model(const std::string& model, CustomOps ops);
 
 // The kernels that this processor would run, such as "int4 avx512".
 std::vector<std::string> processor_kernels();

@@ -32,7 +32,7 @@ bool asks_for_no_more(const Node& node) {
 }
 
 // Writes our Attention for a GroupQueryAttention. Returns an empty string where it asks for what ours cannot do.
-std::string cache_attention(const Node& node, const Parts& parts) {
+std::string cache_attention(const Node& node, const Graph& graph) {
   enum Input : size_t {
     kQuery,
     kKey,
@@ -50,7 +50,7 @@ std::string cache_attention(const Node& node, const Parts& parts) {
   constexpr size_t kOutputs = 3;
   const auto input = [&](size_t index) { return node.input(index); };
   const auto is_input = [&](std::string_view value, std::string_view name) {
-    return value == name && parts.inputs.count(name) != 0;
+    return value == name && graph.inputs.count(name) != 0;
   };
   const auto factor = [&](const char* name) {
     const auto found = node.floats.find(name);
@@ -66,13 +66,13 @@ std::string cache_attention(const Node& node, const Parts& parts) {
   // The cache is the loop's own memory, which the graph is fed with. Nobody else may read it: rows lie elsewhere than a
   // tensor shows, which may show more of them than there are.
   const auto is_cache = [&](std::string_view past, std::string_view present) {
-    const auto found = parts.inputs.find(past);
+    const auto found = graph.inputs.find(past);
     const auto asks_shape = [past](const Node& one) {
       return one.domain.empty() && one.op_type == "Shape" && !one.inputs.empty() && one.inputs.front() == past;
     };
-    const auto shapes = static_cast<size_t>(std::count_if(parts.nodes.begin(), parts.nodes.end(), asks_shape));
-    return found != parts.inputs.end() && found->second == DType::kFloat32 && parts.outputs.count(present) != 0 &&
-           parts.uses.at(past) == 1 + shapes && parts.uses.at(present) == 1;
+    const auto shapes = static_cast<size_t>(std::count_if(graph.nodes.begin(), graph.nodes.end(), asks_shape));
+    return found != graph.inputs.end() && found->second == DType::kFloat32 && graph.outputs.count(present) != 0 &&
+           graph.use_counts.at(past) == 1 + shapes && graph.use_counts.at(present) == 1;
   };
   if (!fits || node.outputs.size() != kOutputs || node.outputs[0].empty() || node.inputs.size() > kInputs ||
       input(kQuery).empty() || input(kKey).empty() != input(kValue).empty() || !input(kPositions).empty() ||
@@ -82,13 +82,13 @@ std::string cache_attention(const Node& node, const Parts& parts) {
     return "";
   }
   const std::string_view none;
-  return written_node(node, kDomain, kAttention,
-                      {input(kQuery), input(kKey), input(kValue), input(kPastKey), input(kPastValue), kCacheRows,
-                       rotates ? input(kCos) : none, rotates ? input(kSin) : none, input(kBias)},
-                      {{"num_heads", static_cast<uint64_t>(heads)},
-                       {"kv_num_heads", static_cast<uint64_t>(kv_heads)},
-                       {"local_window_size", static_cast<uint64_t>(window)}},
-                      {{"scale", factor("scale")}, {"softcap", factor("softcap")}});
+  return write_node(node, kDomain, kAttention,
+                    {input(kQuery), input(kKey), input(kValue), input(kPastKey), input(kPastValue), kCacheRows,
+                     rotates ? input(kCos) : none, rotates ? input(kSin) : none, input(kBias)},
+                    {{"num_heads", static_cast<uint64_t>(heads)},
+                     {"kv_num_heads", static_cast<uint64_t>(kv_heads)},
+                     {"local_window_size", static_cast<uint64_t>(window)}},
+                    {{"scale", factor("scale")}, {"softcap", factor("softcap")}});
 }
 
 // Returns whether a node works along the last of `axes` axes. `otherwise` is its axis where it names none.
@@ -101,12 +101,12 @@ bool starts_with(std::string_view text, std::string_view with) { return text.sub
 
 }  // namespace
 
-Changes cache_attentions(const Parts& parts) {
-  Changes changes;
+NodeChanges rewrite_cache_attention(const Graph& graph) {
+  NodeChanges changes;
   std::set<std::string_view> cached;  // what the attentions that are ours read and write of the cache
-  for (const Node& node : parts.nodes) {
+  for (const Node& node : graph.nodes) {
     if (node.domain != "com.microsoft" || node.op_type != "GroupQueryAttention") continue;
-    const std::string written = cache_attention(node, parts);
+    const std::string written = cache_attention(node, graph);
     if (written.empty()) return {};
     changes[node.outputs[0]] = written;
     for (const std::string_view name : {node.inputs[3], node.inputs[4], node.outputs[1], node.outputs[2]}) {
@@ -119,63 +119,64 @@ Changes cache_attentions(const Parts& parts) {
                           starts_with(name, "present_key_") || starts_with(name, "present_value_");
     return is_cache && cached.count(name) == 0;
   };
-  for (const auto& [name, type] : parts.inputs) {
+  for (const auto& [name, type] : graph.inputs) {
     if (is_others(name)) return {};
   }
-  if (std::any_of(parts.outputs.begin(), parts.outputs.end(), is_others)) return {};
+  if (std::any_of(graph.outputs.begin(), graph.outputs.end(), is_others)) return {};
   return changes;
 }
 
-Changes cross_attentions(const Parts& parts) {
+NodeChanges rewrite_cross_attention(const Graph& graph) {
   constexpr std::string_view kKeys = "cross_key_", kValues = "cross_value_";
-  Changes changes;
+  NodeChanges changes;
   size_t found = 0, used = 0;
-  for (const auto& [name, uses] : parts.uses) {
+  for (const auto& [name, uses] : graph.use_counts) {
     if (!starts_with(name, kKeys) && !starts_with(name, kValues)) continue;
-    const auto fed = parts.inputs.find(name);  // by the loop, which owns the rows behind those that it shows
-    if (fed == parts.inputs.end() || fed->second != DType::kFloat32) return {};
+    const auto fed = graph.inputs.find(name);  // by the loop, which owns the rows behind those that it shows
+    if (fed == graph.inputs.end() || fed->second != DType::kFloat32) return {};
     used += uses;
   }
-  for (const Node& node : parts.nodes) {
+  for (const Node& node : graph.nodes) {
     if (!node.is("MatMul") || node.inputs.size() != 2 || node.outputs.size() != 1 ||
         !starts_with(node.inputs[1], kValues)) {
       continue;
     }
-    const Node* softmax = parts.maker(&node, 0, "Softmax", 1);
-    const Node* add = parts.maker(softmax, 0, "Add", 2);
-    const Node* scores = parts.maker(add, 0, "MatMul", 2);
-    const Node* transpose = parts.maker(scores, 1, "Transpose", 1);
+    const Node* softmax = graph.sole_producer(&node, 0, "Softmax", 1);
+    const Node* add = graph.sole_producer(softmax, 0, "Add", 2);
+    const Node* scores = graph.sole_producer(add, 0, "MatMul", 2);
+    const Node* transpose = graph.sole_producer(scores, 1, "Transpose", 1);
     if (transpose == nullptr || !starts_with(transpose->inputs[0], kKeys) || !is_over_last_axis(*softmax, 4, -1) ||
         !transpose->has_list("perm", {0, 1, 3, 2})) {
       return {};
     }
     for (const Node* dropped : {softmax, add, scores, transpose}) changes[dropped->outputs[0]] = "";
     changes[node.outputs[0]] =
-        written_node(node, kDomain, kCrossAttention,
-                     {scores->inputs[0], transpose->inputs[0], node.inputs[1], add->inputs[1], kEncoderRows}, {});
+        write_node(node, kDomain, kCrossAttention,
+                   {scores->inputs[0], transpose->inputs[0], node.inputs[1], add->inputs[1], kEncoderRows}, {});
     ++found;
   }
-  return 2 * found == used ? changes : Changes();
+  return 2 * found == used ? changes : NodeChanges();
 }
 
-Changes encoder_attentions(const Parts& parts) {
-  Changes changes;
+NodeChanges rewrite_encoder_attention(const Graph& graph) {
+  NodeChanges changes;
   if (encoder_attention_kernel() == nullptr) return changes;
-  for (const Node& node : parts.nodes) {
+  for (const Node& node : graph.nodes) {
     if (!node.is("Reshape") || node.inputs.size() != 2 || node.outputs.size() != 1) {
       continue;
     }
-    const Node* back = parts.maker(&node, 0, "Transpose", 1);
-    const Node* sum = parts.maker(back, 0, "MatMul", 2);
-    const Node* softmax = parts.maker(sum, 0, "Softmax", 1);
-    const Node* scaled = parts.maker(softmax, 0, "Mul", 2);
-    const Node* scores = parts.maker(scaled, 0, "MatMul", 2);
-    const Node* turned[] = {parts.maker(scores, 0, "Transpose", 1), parts.maker(scores, 1, "Transpose", 1),
-                            parts.maker(sum, 1, "Transpose", 1)};
+    const Node* back = graph.sole_producer(&node, 0, "Transpose", 1);
+    const Node* sum = graph.sole_producer(back, 0, "MatMul", 2);
+    const Node* softmax = graph.sole_producer(sum, 0, "Softmax", 1);
+    const Node* scaled = graph.sole_producer(softmax, 0, "Mul", 2);
+    const Node* scores = graph.sole_producer(scaled, 0, "MatMul", 2);
+    const Node* turned[] = {graph.sole_producer(scores, 0, "Transpose", 1),
+                            graph.sole_producer(scores, 1, "Transpose", 1),
+                            graph.sole_producer(sum, 1, "Transpose", 1)};
     const Node *heads[3], *split = nullptr;
     for (size_t i = 0; i < 3; ++i) {
-      heads[i] = parts.maker(turned[i], 0, "Reshape", 2);
-      const Node* whole = parts.maker(heads[i], 0, "Split", 1, 3);
+      heads[i] = graph.sole_producer(turned[i], 0, "Reshape", 2);
+      const Node* whole = graph.sole_producer(heads[i], 0, "Split", 1, 3);
       const bool alike =
           i == 0 || (heads[i] != nullptr && whole == split && heads[i]->inputs[1] == heads[0]->inputs[1]);
       const bool in_order = whole != nullptr && whole->outputs[i] == heads[i]->inputs[0];
@@ -188,12 +189,12 @@ Changes encoder_attentions(const Parts& parts) {
       continue;
     }
     const auto sizes = [&](std::string_view name, uint64_t count) {
-      const Constant* constant = parts.constant(name, DType::kInt64);
+      const Constant* constant = graph.constant(name, DType::kInt64);
       const bool fits = constant != nullptr && constant->has_shape({count});
       return fits ? constant->values<int64_t>(count) : std::vector<int64_t>();
     };
     const auto shape = sizes(heads[0]->inputs[1], 4), joined = sizes(node.inputs[1], 3);
-    const Constant* factor = parts.constant(scaled->inputs[1], DType::kFloat32);
+    const Constant* factor = graph.constant(scaled->inputs[1], DType::kFloat32);
     const auto scale = factor == nullptr || factor->shape.size() > 4 ? std::vector<float>() : factor->values<float>(1);
     const auto is_size = [](int64_t size) { return size > 0 && size < 1 << 20; };
     // -1: as many images as there are; a number: so many. 0 would be what the input's first axis has.
@@ -204,12 +205,12 @@ Changes encoder_attentions(const Parts& parts) {
     }
     for (const Node* dropped : {back, sum, softmax, scaled, scores, split}) changes[dropped->outputs[0]] = "";
     for (size_t i = 0; i < 3; ++i) changes[turned[i]->outputs[0]] = changes[heads[i]->outputs[0]] = "";
-    changes[node.outputs[0]] = written_node(node, kDomain, kEncoderAttention, {split->inputs[0]},
-                                            {{"images", static_cast<uint64_t>(shape[0])},
-                                             {"positions", static_cast<uint64_t>(shape[1])},
-                                             {"num_heads", static_cast<uint64_t>(shape[2])},
-                                             {"width", static_cast<uint64_t>(shape[3])}},
-                                            {{"scale", scale[0]}});
+    changes[node.outputs[0]] = write_node(node, kDomain, kEncoderAttention, {split->inputs[0]},
+                                          {{"images", static_cast<uint64_t>(shape[0])},
+                                           {"positions", static_cast<uint64_t>(shape[1])},
+                                           {"num_heads", static_cast<uint64_t>(shape[2])},
+                                           {"width", static_cast<uint64_t>(shape[3])}},
+                                          {{"scale", scale[0]}});
   }
   return changes;
 }

@@ -22,21 +22,21 @@ bool is_matrix(const Constant* constant, uint64_t n, uint64_t columns, bool flat
 
 }  // namespace
 
-Stored stored_of(const Parts& parts) {
+ConstantSources find_constant_sources(const Graph& graph) {
   constexpr int64_t kFloat = 1;
-  Stored stored;
-  for (const Node& node : parts.nodes) {
+  ConstantSources stored;
+  for (const Node& node : graph.nodes) {
     if (node.inputs.size() != 1 || node.outputs.size() != 1) continue;
     const bool cast =
-        node.is("Cast") && node.number("to", 0) == kFloat && parts.constant(node.inputs[0], DType::kFloat16) != nullptr;
+        node.is("Cast") && node.number("to", 0) == kFloat && graph.constant(node.inputs[0], DType::kFloat16) != nullptr;
     const bool turned = node.is("Transpose") && node.has_list("perm", {1, 0}) &&
-                        parts.constant(node.inputs[0], DType::kInt8) != nullptr;
+                        graph.constant(node.inputs[0], DType::kInt8) != nullptr;
     if (cast || turned) stored[node.outputs[0]] = node.inputs[0];
   }
   return stored;
 }
 
-std::string int4_product(const Node& node, Parts& parts, const Stored& stored, size_t threads) {
+std::string rewrite_int4(const Node& node, Graph& graph, const ConstantSources& stored, size_t threads) {
   enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kInputs };
   if (node.op_type != "MatMulNBits" || node.inputs.size() != kInputs || int4_kernel() == nullptr) return "";
   const auto number = [&](const char* name) { return node.number(name, 0); };
@@ -48,29 +48,29 @@ std::string int4_product(const Node& node, Parts& parts, const Stored& stored, s
   const auto rows = static_cast<uint64_t>(n), half = static_cast<uint64_t>(block / 2);
   const auto blocks = static_cast<uint64_t>((k + block - 1) / block);
   const auto scales = stored.find(node.inputs[kScales]);
-  const Constant* codes = parts.constant(node.inputs[kCodes], DType::kUInt8);
+  const Constant* codes = graph.constant(node.inputs[kCodes], DType::kUInt8);
   if (scales == stored.end() || codes == nullptr || !codes->has_shape({rows, blocks, half}) ||
-      !is_matrix(parts.constant(scales->second, DType::kFloat16), rows, blocks, true) ||
-      !is_matrix(parts.constant(node.inputs[kZeroPoints], DType::kUInt8), rows, (blocks + 1) / 2, true)) {
+      !is_matrix(graph.constant(scales->second, DType::kFloat16), rows, blocks, true) ||
+      !is_matrix(graph.constant(node.inputs[kZeroPoints], DType::kUInt8), rows, (blocks + 1) / 2, true)) {
     return "";
   }
-  --parts.uses[scales->first];
+  --graph.use_counts[scales->first];
   constexpr int64_t kInt8 = 4;  // accuracy_level 4: activations may be int8; nodes that ask for more get 16 bits
-  return written_node(node, kDomain, kMatMulInt4,
-                      {node.inputs[kX], node.inputs[kCodes], scales->second, node.inputs[kZeroPoints]},
-                      {{"N", rows},
-                       {"K", static_cast<uint64_t>(k)},
-                       {"block_size", static_cast<uint64_t>(block)},
-                       {"split", number("accuracy_level") == kInt8 ? 0 : 1},
-                       {"threads", threads}});
+  return write_node(node, kDomain, kMatMulInt4,
+                    {node.inputs[kX], node.inputs[kCodes], scales->second, node.inputs[kZeroPoints]},
+                    {{"N", rows},
+                     {"K", static_cast<uint64_t>(k)},
+                     {"block_size", static_cast<uint64_t>(block)},
+                     {"split", number("accuracy_level") == kInt8 ? 0 : 1},
+                     {"threads", threads}});
 }
 
-std::string int8_product(const Node& node, Parts& parts, const Stored& stored, size_t threads) {
+std::string rewrite_int8(const Node& node, Graph& graph, const ConstantSources& stored, size_t threads) {
   enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kBias, kInputs };
   if (node.op_type != "DynamicQuantizeMatMul" || node.inputs.size() <= kScales || int8_kernel() == nullptr) return "";
   const auto turned = stored.find(node.inputs[kCodes]);
-  const Constant* codes = turned == stored.end() ? nullptr : parts.constant(turned->second, DType::kInt8);
-  const Constant* scales = parts.constant(node.inputs[kScales], DType::kFloat32);
+  const Constant* codes = turned == stored.end() ? nullptr : graph.constant(turned->second, DType::kInt8);
+  const Constant* scales = graph.constant(node.inputs[kScales], DType::kFloat32);
   if (codes == nullptr || codes->shape.size() != 2 || !node.input(kZeroPoints).empty() ||
       node.inputs.size() > kInputs || !node.has_only({})) {
     return "";
@@ -80,12 +80,12 @@ std::string int8_product(const Node& node, Parts& parts, const Stored& stored, s
   if (n == 0 || n >= kMostSize || k == 0 || k > kInt8MostDepth || !is_vector(scales)) return "";
   std::vector<std::string_view> inputs = {node.inputs[kX], turned->second, node.inputs[kScales]};
   if (!node.input(kBias).empty()) {
-    if (!is_vector(parts.constant(node.inputs[kBias], DType::kFloat32))) return "";
+    if (!is_vector(graph.constant(node.inputs[kBias], DType::kFloat32))) return "";
     inputs.push_back(node.inputs[kBias]);
   }
-  --parts.uses[turned->first];
-  return written_node(node, kDomain, kMatMulInt8, inputs,
-                      {{"N", n}, {"K", k}, {"bias", inputs.size() > kZeroPoints}, {"threads", threads}});
+  --graph.use_counts[turned->first];
+  return write_node(node, kDomain, kMatMulInt8, inputs,
+                    {{"N", n}, {"K", k}, {"bias", inputs.size() > kZeroPoints}, {"threads", threads}});
 }
 
 }  // namespace blip2rt

@@ -9,7 +9,7 @@
 
 #include "ops/attention_op.h"
 #include "ops/domain.h"
-#include "ort/call.h"
+#include "ort/active_call.h"
 
 namespace blip2rt {
 namespace {
@@ -18,7 +18,7 @@ namespace {
 RewrittenGraph rewritten_graph(const std::string& bytes, int intra_op_threads, CustomOps ops) {
   const size_t asked = static_cast<size_t>(std::max(0, intra_op_threads));
   ops.threads = asked > 0 ? asked : std::max<size_t>(1, std::thread::hardware_concurrency());
-  return rewritten(bytes, ops);
+  return rewrite_model(bytes, ops);
 }
 
 SessionOptions session_options(int intra_op_threads) {
@@ -50,7 +50,7 @@ OrtSession* create_session(const std::string& path, const std::string& bytes, Or
               : ort().CreateSessionFromArray(ort_environment(), bytes.data(), bytes.size(), options, &session));
     return session;
   };
-  if (ort_is_before(30)) return create("0");
+  if (ort_older_than(30)) return create("0");
   try {
     return create("1");
   } catch (const std::runtime_error&) {
@@ -92,9 +92,9 @@ const Port* find(const std::vector<Port>& ports, const std::string& name) {
 
 }  // namespace
 
-Session::Session(const std::string& graph_path, int intra_op_threads, CustomOps ops, const Files& files)
+Session::Session(const std::string& graph_path, int intra_op_threads, CustomOps ops, const AllowedFiles& files)
     : path_(graph_path), process_(getpid()) {
-  const Call call;
+  const ActiveCall call;
   SessionOptions options = session_options(intra_op_threads);
   RewrittenGraph graph;
   {
@@ -117,7 +117,7 @@ Session::Session(const std::string& graph_path, int intra_op_threads, CustomOps 
   try {
     inputs_ = ports(session_, ort().SessionGetInputCount, ort().SessionGetInputTypeInfo, ort().SessionGetInputName);
     outputs_ = ports(session_, ort().SessionGetOutputCount, ort().SessionGetOutputTypeInfo, ort().SessionGetOutputName);
-    if (graph.bytes.empty() && is_the_loops()) {
+    if (graph.bytes.empty() && is_loop_only()) {
       throw GraphError(graph_path + " is refused: it has an input that the loop gives to graphs of its own");
     }
   } catch (...) {
@@ -136,7 +136,7 @@ void Session::check_process() const {
       "this process was forked after the model was loaded: load it in the child, or start processes by spawn");
 }
 
-bool Session::is_the_loops() const { return find_input(kCacheRows) != nullptr || find_input(kEncoderRows) != nullptr; }
+bool Session::is_loop_only() const { return find_input(kCacheRows) != nullptr || find_input(kEncoderRows) != nullptr; }
 
 const Port* Session::find_input(const std::string& name) const { return find(inputs_, name); }
 
@@ -145,7 +145,7 @@ const Port* Session::find_output(const std::string& name) const { return find(ou
 std::vector<Value> Session::run(const std::vector<const char*>& input_names, const std::vector<const OrtValue*>& inputs,
                                 const std::vector<const char*>& output_names) const {
   check_process();
-  const Call call;
+  const ActiveCall call;
   std::vector<OrtValue*> raw(output_names.size(), nullptr);
   OrtStatus* status = ort().Run(session_, nullptr, input_names.data(), inputs.data(), inputs.size(),
                                 output_names.data(), raw.size(), raw.data());

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "graphs/external.h"
+#include "graphs/graph_file.h"
 #include "graphs/rewrite.h"
 #include "ort/ort_api.h"
 
@@ -20,7 +20,8 @@ class Session {
  public:
   // Loads a graph. intra_op_threads 0 leaves the number to ONNX Runtime: one a physical core. Throws GraphError where
   // the file asks for what it may not, see read_graph.
-  explicit Session(const std::string& graph_path, int intra_op_threads, CustomOps ops = {}, const Files& files = {});
+  explicit Session(const std::string& graph_path, int intra_op_threads, CustomOps ops = {},
+                   const AllowedFiles& files = {});
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -40,7 +41,7 @@ class Session {
   void check_process() const;
 
   // Returns whether the loop alone may run the graph: it reads rows that lie behind what its tensors show.
-  bool is_the_loops() const;
+  bool is_loop_only() const;
 
   // The kernels that run in place of ONNX Runtime's, such as "int4 avx512".
   const std::vector<std::string>& custom_kernels() const { return custom_kernels_; }

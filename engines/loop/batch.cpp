@@ -8,7 +8,7 @@
 #include <string>
 #include <utility>
 
-#include "ort/call.h"
+#include "ort/active_call.h"
 
 namespace blip2rt {
 namespace {
@@ -79,7 +79,7 @@ void Batch::check(const Request& request) const {
 }
 
 void Batch::step() {
-  const Call call;
+  const ActiveCall call;
   let_go();
   while (!waiting_.empty() && let_in(waiting_.front())) {
     waiting_.pop_front();
@@ -199,7 +199,7 @@ void Batch::begin(Running& one) {
     }
   }
   history.insert(history.end(), given.begin(), given.end());
-  const size_t draws = options.independent() ? static_cast<size_t>(options.num_return_sequences) : 1;
+  const size_t draws = options.draws_independently() ? static_cast<size_t>(options.num_return_sequences) : 1;
   one.ended_draws.resize(draws);
   for (size_t draw = 0; draw < draws; ++draw) {
     const Random random(options.seed, options.first_image, draw);
@@ -323,7 +323,7 @@ void Batch::finish(Running& one) {
   for (std::vector<Hypothesis>& draw : one.ended_draws) {
     for (Hypothesis& each : draw) {
       outcome.results.push_back(std::move(each));
-      if (one.options().independent()) break;
+      if (one.options().draws_independently()) break;
     }
   }
   outcome.prompt_length = one.prompt_length();

@@ -107,7 +107,7 @@ void Decoder::set_rows(int rows) {
 void Decoder::set_answered(int row, int answered) {
   const auto i = static_cast<size_t>(row);
   CacheRow& where = buffers_.cache_rows[i];
-  where.before = answered;
+  where.past_length = answered;
   buffers_.positions[i] = where.prompt_length + answered;
   buffers_.seqlens[i] = where.prompt_length + answered;
 }
@@ -130,7 +130,7 @@ void Decoder::copy_row(int from, int to, int answered) {
   const int start = answer_start(from);
   CacheRow& where = buffers_.cache_rows[static_cast<size_t>(to)];
   where = buffers_.cache_rows[static_cast<size_t>(from)];
-  where.start = cache_.place(to, answer_start_);
+  where.past_start = cache_.place(to, answer_start_);
   cache_.copy_row(from, to, buffers_.shares ? start : 0, start + answered);
   if (!cross_) return;
   buffers_.encoder_rows[static_cast<size_t>(to)] = buffers_.encoder_rows[static_cast<size_t>(from)];

@@ -7,7 +7,7 @@
 #include <stdexcept>
 
 #include "loop/request.h"
-#include "ort/call.h"
+#include "ort/active_call.h"
 
 namespace blip2rt {
 
@@ -47,10 +47,10 @@ void Generation::begin(int past, const std::vector<int64_t>& said) {
   const bool encoded = generator_.encoder() != nullptr;  // the cache then holds the answer alone
   std::vector<int64_t> given = options_.forced_prefix;
   if (encoded) given.insert(given.begin(), generator_.decoder_start_token_id());
-  const size_t draws = options_.independent() ? static_cast<size_t>(options_.num_return_sequences) : 1;
+  const size_t draws = options_.draws_independently() ? static_cast<size_t>(options_.num_return_sequences) : 1;
   for (size_t image = 0; image < prompts_.size(); ++image) {
     const size_t read = given.size() + (encoded ? 0 : static_cast<size_t>(prefix_.length) + prompts_[image].size());
-    results_[image].resize(options_.independent() ? draws : 0);
+    results_[image].resize(options_.draws_independently() ? draws : 0);
     std::vector<int64_t> history;
     if (options_.counts_prompt && !encoded) {
       history = said;
@@ -77,7 +77,7 @@ Generation::InUse::InUse(const Generation& generation) : generation_(generation)
 
 void Generation::step() {
   generator_.llm().check_process();
-  const Call call;
+  const ActiveCall call;
   added_.clear();
   if (done_) return;
   const Decoder::InUse in_use(*decoder_);
@@ -161,7 +161,7 @@ bool Generation::retire(int rows_each) {
   for (size_t i = active_.size(); i-- > 0;) {
     if (!active_[i].search->done()) continue;
     std::vector<Hypothesis> best = active_[i].search->results();
-    if (options_.independent()) {
+    if (options_.draws_independently()) {
       results_[active_[i].image][active_[i].draw] = std::move(best.front());
     } else {
       results_[active_[i].image] = std::move(best);
@@ -193,7 +193,7 @@ std::vector<std::vector<Hypothesis>> Generation::results() const {
   std::vector<std::vector<Hypothesis>> results = results_;
   for (const Active& one : active_) {
     std::vector<Hypothesis> best = one.search->results();
-    if (options_.independent()) {
+    if (options_.draws_independently()) {
       results[one.image][one.draw] = std::move(best.front());
     } else {
       results[one.image] = std::move(best);

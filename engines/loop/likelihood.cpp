@@ -8,7 +8,7 @@
 
 #include "loop/request.h"
 #include "loop/row_decoder.h"
-#include "ort/call.h"
+#include "ort/active_call.h"
 #include "search/scoring.h"
 
 namespace blip2rt {
@@ -148,7 +148,7 @@ std::vector<double> likelihoods(const Generator& generator, const Prefix& prefix
                                 const std::vector<size_t>& images, const Prompts& texts,
                                 const std::function<void()>& before_run) {
   generator.llm().check_process();
-  const Call call;
+  const ActiveCall call;
   check_prompts(prefix, prompts, generator);
   check_texts(images, texts, prompts, generator.shape().vocab_size);
   std::vector<double> sums(texts.size());

@@ -41,22 +41,22 @@ size_t axis(const Tensor& tensor, size_t index) { return static_cast<size_t>(ten
 void run(OrtKernelContext* context, const Attention& a) {
   if (a.rows == 0 || a.length == 0) return;
   const AttentionKernel& kernel = attention_kernel();
-  const size_t blocks = (a.rows * a.length * a.group() + kQueryBlock - 1) / kQueryBlock;
+  const size_t blocks = (a.rows * a.length * a.group_size() + kQueryBlock - 1) / kQueryBlock;
   // A part is worth a thread from some ten thousand products on.
   constexpr size_t kPart = 32 * 1024;
   const auto at_once = [&](size_t work) { return std::max<size_t>(1, kPart / std::max<size_t>(1, work)); };
   if (a.key != nullptr) {
-    in_parts(context, a.rows * a.kv_heads, at_once(a.length * a.width), [&](size_t first, size_t last) {
+    parallel_for(context, a.rows * a.kv_heads, at_once(a.length * a.width), [&](size_t first, size_t last) {
       for (size_t i = first; i < last; ++i) kernel.append(a, i % a.rows, i / a.rows);
     });
   }
   const size_t floats = AttentionKernel::scratch_floats(a);
-  in_parts(context, a.kv_heads * blocks, at_once(kQueryBlock * a.most_seen() * a.width),
-           [&](size_t first, size_t last) {
-             thread_local Buffer scratch;
-             float* memory = scratch.get<float>(floats);
-             for (size_t i = first; i < last; ++i) kernel.attend(a, i / blocks, i % blocks, memory);
-           });
+  parallel_for(context, a.kv_heads * blocks, at_once(kQueryBlock * a.max_visible() * a.width),
+               [&](size_t first, size_t last) {
+                 thread_local Buffer scratch;
+                 float* memory = scratch.get<float>(floats);
+                 for (size_t i = first; i < last; ++i) kernel.attend(a, i / blocks, i % blocks, memory);
+               });
 }
 
 struct AttentionOp {
@@ -102,18 +102,18 @@ struct AttentionOp {
     a.kv_heads = kv_heads;
     a.width = width;
     a.query = query.as<float>();
-    a.query_steps = {a.length * axis(query, 2), axis(query, 2), width};
+    a.query_strides = {a.length * axis(query, 2), axis(query, 2), width};
     a.key = key ? key.as<float>() : a.query + of_queries;
     a.value = key ? value.as<float>() : a.key + of_keys;
-    a.key_steps = key ? Steps{a.length * of_keys, of_keys, width} : a.query_steps;
+    a.key_strides = key ? Strides{a.length * of_keys, of_keys, width} : a.query_strides;
     a.capacity = axis(past_key, 2);
-    a.where = rows.as<CacheRow>();
+    a.cache_rows = rows.as<CacheRow>();
     a.scale = scale == 0 ? 1.0f / std::sqrt(static_cast<float>(width)) : scale;
     a.softcap = softcap;
     a.window = window;
     const int64_t out_axes[] = {query.axes[0], query.axes[1], static_cast<int64_t>(of_queries)};
     a.out = output(context, 0, out_axes, 3);
-    a.out_steps = {a.length * of_queries, of_queries, width};
+    a.out_strides = {a.length * of_queries, of_queries, width};
     a.keys = output(context, 1, past_key.axes, past_key.rank);
     a.values = output(context, 2, past_value.axes, past_value.rank);
     // So they are the loop's own memory, whose rows cache_rows names: the loop alone gives both.
@@ -128,13 +128,13 @@ struct AttentionOp {
   static void check_rows(const Attention& a) {
     const size_t of_row = std::max<size_t>(1, a.kv_heads * a.capacity);
     for (size_t row = 0; row < a.rows; ++row) {
-      const CacheRow& where = a.where[row];
-      require(where.prompt_start >= 0 && where.prompt_length >= 0 && where.start >= 0 && where.before >= 0,
+      const CacheRow& where = a.cache_rows[row];
+      require(where.prompt_start >= 0 && where.prompt_length >= 0 && where.past_start >= 0 && where.past_length >= 0,
               "cache_rows has a negative number");
       const size_t prompt = static_cast<size_t>(where.prompt_start) % of_row,
-                   own = static_cast<size_t>(where.start) % of_row;
+                   own = static_cast<size_t>(where.past_start) % of_row;
       require(prompt + static_cast<size_t>(where.prompt_length) <= a.capacity &&
-                  own + static_cast<size_t>(where.before) + a.length <= a.capacity,
+                  own + static_cast<size_t>(where.past_length) + a.length <= a.capacity,
               "cache_rows points outside the cache");
     }
   }
@@ -142,9 +142,9 @@ struct AttentionOp {
   static void set_rotation(Attention& a, const Tensor& cos, const Tensor& sin) {
     if (!cos && !sin) return;
     require(cos.rank == 2 && sin.rank == 2 && std::equal(cos.axes, cos.axes + 2, sin.axes) &&
-                2 * axis(cos, 1) <= a.width && a.most_seen() <= axis(cos, 0),
+                2 * axis(cos, 1) <= a.width && a.max_visible() <= axis(cos, 0),
             "the tables of rotations are too short, or too wide");
-    a.rotated = 2 * axis(cos, 1);
+    a.rotary_dims = 2 * axis(cos, 1);
     a.cos = cos.as<float>();
     a.sin = sin.as<float>();
   }
@@ -153,11 +153,12 @@ struct AttentionOp {
     if (!bias) return;
     require(bias.rank == 4 && (axis(bias, 0) == 1 || axis(bias, 0) == a.rows) &&
                 (axis(bias, 1) == 1 || axis(bias, 1) == a.heads) && axis(bias, 2) == a.length &&
-                a.most_seen() <= axis(bias, 3),
+                a.max_visible() <= axis(bias, 3),
             "attention_bias has the wrong shape");
     const size_t of_head = a.length * axis(bias, 3);
     a.bias = bias.as<float>();
-    a.bias_steps = {axis(bias, 0) == 1 ? 0 : axis(bias, 1) * of_head, axis(bias, 3), axis(bias, 1) == 1 ? 0 : of_head};
+    a.bias_strides = {axis(bias, 0) == 1 ? 0 : axis(bias, 1) * of_head, axis(bias, 3),
+                      axis(bias, 1) == 1 ? 0 : of_head};
   }
 };
 
@@ -188,13 +189,13 @@ struct CrossAttentionOp {
     a.length = axis(query, 2);
     a.width = axis(query, 3);
     a.query = query.as<float>();
-    a.query_steps = a.out_steps = {a.heads * a.length * a.width, a.width, a.length * a.width};
+    a.query_strides = a.out_strides = {a.heads * a.length * a.width, a.width, a.length * a.width};
     a.keys = key.as<float>();
     a.values = value.as<float>();
     a.capacity = axis(key, 2);
     a.scale = 1;
     a.bias = bias.as<float>();
-    a.bias_steps = {axis(bias, 3), 0, 0};
+    a.bias_strides = {axis(bias, 3), 0, 0};
     a.out = output(context, 0, query.axes, query.rank);
     thread_local Buffer memory;
     CacheRow* where = memory.get<CacheRow>(std::max<size_t>(1, a.rows));
@@ -206,7 +207,7 @@ struct CrossAttentionOp {
                   static_cast<size_t>(start) % of_row + static_cast<size_t>(length) <= a.capacity,
               "encoder_rows points outside what the encoder said");
     }
-    a.where = where;
+    a.cache_rows = where;
     run(context, a);
   }
 };
@@ -239,7 +240,7 @@ struct EncoderAttentionOp {
                                 static_cast<int64_t>(of_position)};
     a.out = output(context, 0, out_axes, 3);
     const EncoderAttentionKernel* kernel = encoder_attention_kernel();
-    in_parts(context, images * heads, 1, [&](size_t part, size_t) {
+    parallel_for(context, images * heads, 1, [&](size_t part, size_t) {
       thread_local Buffer scratch;
       EncoderAttention of_image = a;
       of_image.qkv += part / heads * a.positions * 3 * of_position;

@@ -42,7 +42,7 @@ class Buffer {
 // Calls work(first, last) for parts of [0, count), each of `at_once` items, on ONNX Runtime's threads. Throws what one
 // part throws, when all have ended: no exception passes through ONNX Runtime.
 template <class F>
-void in_parts(OrtKernelContext* context, size_t count, size_t at_once, const F& work) {
+void parallel_for(OrtKernelContext* context, size_t count, size_t at_once, const F& work) {
   struct Parts {
     const F* work;
     size_t count, at_once;
@@ -78,7 +78,7 @@ struct Tensor {
 
 // Returns where an input lies, whose shape is known: asking for the shape would allocate.
 template <class T>
-const T* data_of(OrtKernelContext* context, size_t index) {
+const T* input_data(OrtKernelContext* context, size_t index) {
   const OrtValue* value = nullptr;
   void* data = nullptr;
   check(ort().KernelContext_GetInput(context, index, &value));
@@ -139,7 +139,7 @@ inline float float_attribute(const OrtKernelInfo* info, const char* name) {
 }
 
 template <class F>
-OrtStatus* guarded(const F& work) {
+OrtStatus* catch_errors(const F& work) {
   constexpr int kFail = 1;
   try {
     work();
@@ -171,10 +171,10 @@ const OrtCustomOp* custom_op() {
     made.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return 0; };  // required
     made.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return 0; };       // the provider's own
     made.CreateKernelV2 = [](const OrtCustomOp*, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
-      return guarded([&] { *kernel = new Op(info); });
+      return catch_errors([&] { *kernel = new Op(info); });
     };
     made.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
-      return guarded([&] { static_cast<const Op*>(kernel)->compute(context); });
+      return catch_errors([&] { static_cast<const Op*>(kernel)->compute(context); });
     };
     made.GetStartVersion = [](const OrtCustomOp*) { return 1; };
     made.GetEndVersion = [](const OrtCustomOp*) { return 1; };

@@ -41,10 +41,11 @@ int64_t size_attribute(const OrtKernelInfo* info, const char* name, int64_t most
 // Calls work(first, last) for `fewest` to `most` parts of `tiles`. Gives every thread the same number of parts, and at
 // least two where it can: others then help a thread that is late.
 template <class F>
-void in_even_parts(OrtKernelContext* context, size_t threads, size_t tiles, size_t fewest, size_t most, const F& work) {
+void parallel_for_tiles(OrtKernelContext* context, size_t threads, size_t tiles, size_t fewest, size_t most,
+                        const F& work) {
   const size_t of_thread = std::max<size_t>(2, (fewest + threads - 1) / threads);
   const size_t parts = std::min({tiles, most, threads * of_thread});
-  in_parts(context, parts, 1, [&](size_t part, size_t) { work(tiles * part / parts, tiles * (part + 1) / parts); });
+  parallel_for(context, parts, 1, [&](size_t part, size_t) { work(tiles * part / parts, tiles * (part + 1) / parts); });
 }
 
 struct MatMulInt4 {
@@ -73,9 +74,9 @@ struct MatMulInt4 {
   void compute(OrtKernelContext* context) const {
     const Product product(context, n, k);
     if (product.rows == 0) return;
-    const Int4Matrix matrix = {static_cast<size_t>(n),        static_cast<size_t>(k),
-                               static_cast<size_t>(block),    data_of<uint8_t>(context, 1),
-                               data_of<uint16_t>(context, 2), data_of<uint8_t>(context, 3)};
+    const Int4Matrix matrix = {static_cast<size_t>(n),           static_cast<size_t>(k),
+                               static_cast<size_t>(block),       input_data<uint8_t>(context, 1),
+                               input_data<uint16_t>(context, 2), input_data<uint8_t>(context, 3)};
     thread_local Buffer values, scales;
     const size_t blocks = Int4Input::scales_size(matrix, product.rows);
     const size_t plane = Int4Input::plane_size(matrix, product.rows);
@@ -83,13 +84,14 @@ struct MatMulInt4 {
     int8_t* planes = values.get<int8_t>((split ? 2 : 1) * plane);
     const Int4Input quantized = {product.rows, planes, split ? planes + plane : nullptr, of_blocks, of_blocks + blocks};
     const Int4Kernel* kernel = int4_kernel();
-    in_parts(context, product.rows, Int4Input::kTile,
-             [&](size_t first, size_t last) { kernel->quantize(product.x, first, last - first, matrix, quantized); });
+    parallel_for(context, product.rows, Int4Input::kTile, [&](size_t first, size_t last) {
+      kernel->quantize(product.x, first, last - first, matrix, quantized);
+    });
     // A part is as long as a stream of memory wants to be, and not so short that it is not worth a thread.
     constexpr size_t kLong = 256 * 1024, kShort = 16 * 1024;
     const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile;
     const size_t bytes = matrix.n * matrix.blocks() * matrix.block / 2;
-    in_even_parts(context, threads, tiles, bytes / kLong + 1, bytes / kShort + 1, [&](size_t first, size_t last) {
+    parallel_for_tiles(context, threads, tiles, bytes / kLong + 1, bytes / kShort + 1, [&](size_t first, size_t last) {
       thread_local Buffer scratch;
       kernel->multiply(matrix, quantized, product.out, first, last, scratch.get<uint8_t>(kernel->scratch_size(matrix)));
     });
@@ -119,21 +121,23 @@ struct MatMulInt8 {
   void compute(OrtKernelContext* context) const {
     const Product product(context, n, k);
     if (product.rows == 0) return;
-    const Int8Matrix matrix = {static_cast<size_t>(n), static_cast<size_t>(k), data_of<int8_t>(context, 1),
-                               data_of<float>(context, 2), bias ? data_of<float>(context, kBias) : nullptr};
+    const Int8Matrix matrix = {static_cast<size_t>(n), static_cast<size_t>(k), input_data<int8_t>(context, 1),
+                               input_data<float>(context, 2), bias ? input_data<float>(context, kBias) : nullptr};
     thread_local Buffer values, scales, zeros;
     const Int8Kernel* kernel = int8_kernel();
     const size_t width = kernel->width_of(matrix.k);
     const Int8Input quantized = {product.rows, width, values.get<uint8_t>(kernel->values_size(product.rows, matrix.k)),
                                  scales.get<float>(product.rows), zeros.get<int32_t>(product.rows)};
-    in_parts(context, product.rows, kernel->kRows,
-             [&](size_t first, size_t last) { kernel->quantize(product.x, first, last - first, matrix.k, quantized); });
-    const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile, together = kernel->tiles_together(matrix.k);
-    in_even_parts(context, threads, tiles, (tiles + together - 1) / together, tiles, [&](size_t first, size_t last) {
-      thread_local Buffer scratch;
-      kernel->multiply(matrix, quantized, product.out, first, last,
-                       scratch.get<uint8_t>(kernel->scratch_size(matrix.k)));
+    parallel_for(context, product.rows, kernel->kRows, [&](size_t first, size_t last) {
+      kernel->quantize(product.x, first, last - first, matrix.k, quantized);
     });
+    const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile, together = kernel->tiles_together(matrix.k);
+    parallel_for_tiles(context, threads, tiles, (tiles + together - 1) / together, tiles,
+                       [&](size_t first, size_t last) {
+                         thread_local Buffer scratch;
+                         kernel->multiply(matrix, quantized, product.out, first, last,
+                                          scratch.get<uint8_t>(kernel->scratch_size(matrix.k)));
+                       });
   }
 };
 

@@ -10,8 +10,8 @@
 #include <mutex>
 #include <new>
 
-#include "ort/call.h"
-#include "ort/text.h"
+#include "ort/active_call.h"
+#include "ort/utf8.h"
 
 namespace blip2rt {
 namespace {
@@ -102,7 +102,7 @@ const OrtEnv* ort_environment() { return loaded->environment; }
 
 const std::string& ort_version() { return loaded->version; }
 
-bool ort_is_before(int minor_of_1) { return is_before(loaded->version, minor_of_1); }
+bool ort_older_than(int minor_of_1) { return is_before(loaded->version, minor_of_1); }
 
 void check(OrtStatus* status) {
   if (status == nullptr) return;
@@ -110,7 +110,7 @@ void check(OrtStatus* status) {
     OrtStatus* status;
     ~Owned() { ort().ReleaseStatus(status); }
   } owned = {status};
-  const std::string message = one_line(ort().GetErrorMessage(status));  // it may quote names of any bytes
+  const std::string message = single_line(ort().GetErrorMessage(status));  // it may quote names of any bytes
   // What an operator of ours, C++ and ONNX Runtime's arena say: it has no code for it.
   for (const char* lack : {"out of memory", "bad_alloc", "Failed to allocate memory"}) {
     if (message.find(lack) != std::string::npos) throw std::bad_alloc();

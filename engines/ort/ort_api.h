@@ -151,7 +151,7 @@ void load_onnxruntime(const std::string& library_path);
 const OrtEntries& ort();
 const OrtEnv* ort_environment();
 const std::string& ort_version();
-bool ort_is_before(int minor_of_1);  // the library's version, 1.minor
+bool ort_older_than(int minor_of_1);  // the library's version, 1.minor
 
 // Throws std::runtime_error with ONNX Runtime's message where a call failed.
 void check(OrtStatus* status);

@@ -9,7 +9,7 @@
 #include <optional>
 #include <stdexcept>
 
-#include "graphs/external.h"
+#include "graphs/graph_file.h"
 #include "graphs/session.h"
 #include "kernel_sources.h"
 #include "loop/chat.h"
@@ -17,7 +17,7 @@
 #include "loop/generator.h"
 #include "loop/likelihood.h"
 #include "ort/ort_api.h"
-#include "ort/text.h"
+#include "ort/utf8.h"
 #include "python/casters.h"
 #include "python/gil.h"
 #include "python/python_batcher.h"
@@ -101,7 +101,7 @@ nb::dict plan_of(const SearchBatch& batch) {
   plan["max_new_tokens"] = options.max_new_tokens;
   plan["max_time"] = options.max_time;
   plan["samples"] = options.do_sample;
-  plan["draw_bytes"] = sizeof(DrawnRow);
+  plan["draw_bytes"] = sizeof(SampledRow);
   plan["reads_text"] = !options.stop_strings.empty();
   return plan;
 }
@@ -131,7 +131,7 @@ void translate(const std::exception_ptr& error, void*) {
   } catch (const std::bad_alloc&) {
     PyErr_SetString(PyExc_MemoryError, "out of memory");
   } catch (const std::runtime_error& error) {
-    PyErr_SetString(PyExc_RuntimeError, one_line(error.what()).c_str());
+    PyErr_SetString(PyExc_RuntimeError, single_line(error.what()).c_str());
   }
 }
 
@@ -157,7 +157,7 @@ NB_MODULE(_native, m) {
   m.def("processor_kernels", &processor_kernels);
   m.def(
       "check_graph",
-      [](const std::string& graph_path, const Files& files) {
+      [](const std::string& graph_path, const AllowedFiles& files) {
         const ReleasedGil released;
         read_graph(graph_path, files);
       },
@@ -177,7 +177,7 @@ NB_MODULE(_native, m) {
       .def(
           "__init__",
           [](Session* self, const Runtime&, const std::string& graph_path, int intra_op_threads, bool custom_int4,
-             bool custom_int8, bool custom_attention, const Files& files) {
+             bool custom_int8, bool custom_attention, const AllowedFiles& files) {
             const ReleasedGil released;
             new (self)
                 Session(graph_path, intra_op_threads, CustomOps{custom_int4, custom_int8, custom_attention}, files);

@@ -98,7 +98,7 @@ nb::object to_numpy(Value value) {
 }  // namespace
 
 nb::dict run(const Session& session, const nb::dict& feeds, const std::optional<std::vector<std::string>>& outputs) {
-  if (session.is_the_loops()) {
+  if (session.is_loop_only()) {
     throw std::runtime_error(session.path() + " is run by the loop alone: it reads rows behind those of its tensors");
   }
   std::vector<Feed> held;

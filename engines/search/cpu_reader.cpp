@@ -9,28 +9,28 @@
 
 namespace blip2rt {
 
-static_assert(Draws::kBlock == static_cast<int32_t>(RowScorer::kBlock),
-              "draws sums the blocks that the scorer measures");
+static_assert(Sampler::kBlock == static_cast<int32_t>(RowScorer::kBlock),
+              "the sampler sums the blocks that the scorer measures");
 
 CpuReader::CpuReader(const GenerationOptions& options, size_t vocab_size)
     : vocab_size_(vocab_size),
       scorer_(vocab_size),
-      draws_{static_cast<int32_t>(vocab_size), static_cast<float>(1.0 / options.temperature), nullptr, nullptr,
-             nullptr} {
+      sampler_{static_cast<int32_t>(vocab_size), static_cast<float>(1.0 / options.temperature), nullptr, nullptr,
+               nullptr} {
   if (!options.do_sample) return;
   const auto rows = static_cast<size_t>(options.num_beams);
-  const auto blocks = static_cast<size_t>(Draws::blocks(draws_.vocab_size));
+  const auto blocks = static_cast<size_t>(Sampler::blocks(sampler_.vocab_size));
   rows_.resize(rows);
   weights_.resize(rows * vocab_size);
   block_sums_.resize(rows * blocks);
   block_max_.resize(blocks);
-  kept_.reserve(vocab_size);
-  draws_.rows = rows_.data();
-  draws_.weights = weights_.data();
-  draws_.block_sums = block_sums_.data();
+  selected_.reserve(vocab_size);
+  sampler_.rows = rows_.data();
+  sampler_.weights = weights_.data();
+  sampler_.block_sums = block_sums_.data();
 }
 
-Bound CpuReader::nth(const float* scores, int n) {
+Bound CpuReader::top_k_bound(const float* scores, int n) {
   const auto count = static_cast<size_t>(n);
   Bound bound;
   if (count > vocab_size_) return bound;
@@ -41,9 +41,9 @@ Bound CpuReader::nth(const float* scores, int n) {
     bound.score = std::max(bound.score, *last);
   }
   collect(scores, bound.score);
-  if (count > kept_.size()) return Bound();
-  const auto last = kept_.begin() + static_cast<ptrdiff_t>(count - 1);
-  std::nth_element(kept_.begin(), last, kept_.end(), likelier);
+  if (count > selected_.size()) return Bound();
+  const auto last = selected_.begin() + static_cast<ptrdiff_t>(count - 1);
+  std::nth_element(selected_.begin(), last, selected_.end(), likelier);
   return {last->score, kNoToken};
 }
 
@@ -52,11 +52,11 @@ Bound CpuReader::nucleus(const float* scores, int row, double p, Bound within, i
   const double total = weigh(scores, row, within);
   // Tokens that are lighter than this do not reach 1 - p even all together: they need not be looked at.
   const double light = (1 - p) * total / (2 * static_cast<double>(vocab_size_));
-  const auto least = static_cast<float>(largest() + std::log(light) / draws_.scale);
+  const auto least = static_cast<float>(largest() + std::log(light) / sampler_.scale);
   collect(scores, std::max(within.score, least));
-  const float* weights = draws_.row_weights(row);
+  const float* weights = sampler_.row_weights(row);
   double wanted = p * total;  // the weight that tokens from `first` on must have
-  auto first = kept_.begin(), end = kept_.end();
+  auto first = selected_.begin(), end = selected_.end();
   while (end - first > 1) {
     const auto middle = first + (end - first) / 2;
     std::nth_element(first, middle, end, likelier);
@@ -69,26 +69,26 @@ Bound CpuReader::nucleus(const float* scores, int row, double p, Bound within, i
       first = middle;
     }
   }
-  kept = static_cast<int>(first - kept_.begin()) + 1;
+  kept = static_cast<int>(first - selected_.begin()) + 1;
   return {first->score, first->token};
 }
 
-// Fills kept_ with the tokens whose score is at least `least`.
+// Fills selected_ with the tokens whose score is at least `least`.
 void CpuReader::collect(const float* scores, float least) {
-  kept_.clear();
+  selected_.clear();
   const std::vector<float>& block_max = scorer_.block_max();
   for (size_t block = 0; block < block_max.size(); ++block) {
     if (block_max[block] < least) continue;
     const size_t end = std::min(vocab_size_, (block + 1) * RowScorer::kBlock);
     for (size_t i = block * RowScorer::kBlock; i < end; ++i) {
-      if (scores[i] >= least) kept_.push_back({scores[i], static_cast<int>(i)});
+      if (scores[i] >= least) selected_.push_back({scores[i], static_cast<int>(i)});
     }
   }
 }
 
 double CpuReader::weigh(const float* scores, int row, Bound bound) {
-  float* weights = draws_.row_weights(row);
-  double* sums = draws_.row_sums(row);
+  float* weights = sampler_.row_weights(row);
+  double* sums = sampler_.row_sums(row);
   double total = 0;
   const std::vector<float>& block_max = scorer_.block_max();
   for (size_t block = 0; block < block_max.size(); ++block) {
@@ -96,7 +96,7 @@ double CpuReader::weigh(const float* scores, int row, Bound bound) {
     if (block_max[block] < bound.score) continue;
     const size_t first = block * RowScorer::kBlock, end = std::min(vocab_size_, first + RowScorer::kBlock);
     sums[block] =
-        blip2rt::weigh(scores + first, weights + first, end - first, scorer_.largest(), draws_.scale, bound.score);
+        blip2rt::weigh(scores + first, weights + first, end - first, scorer_.largest(), sampler_.scale, bound.score);
     if (static_cast<int>(end) > bound.token) {  // of scores equal to the bound's, those of larger tokens go
       for (size_t i = first; i < end; ++i) {
         if (scores[i] == bound.score && static_cast<int>(i) > bound.token) weights[i] = 0;

@@ -23,35 +23,35 @@ class CpuReader {
   float log_sum() const { return scorer_.log_sum(); }
   int argmax(const float* scores) const { return scorer_.argmax(scores); }
   void normalise(float* scores) { scorer_.normalise(scores); }
-  void measure_again(const float* scores) { scorer_.measure_again(scores); }
+  void remeasure(const float* scores) { scorer_.remeasure(scores); }
   void offer(const float* scores, float base, int row, SearchBlock& block) const {
     scorer_.offer(scores, base, row, block);
   }
 
-  const Draws& draws() const { return draws_; }
-  Bound nth(const float* scores, int n);
+  const Sampler& sampler() const { return sampler_; }
+  Bound top_k_bound(const float* scores, int n);
   Bound nucleus(const float* scores, int row, double p, Bound within, int& kept);
   double weigh(const float* scores, int row, Bound bound);
 
  private:
-  struct Kept {
+  struct ScoredToken {
     float score;
     int token;
   };
 
-  static bool likelier(const Kept& a, const Kept& b) {
+  static bool likelier(const ScoredToken& a, const ScoredToken& b) {
     return a.score > b.score || (a.score == b.score && a.token < b.token);
   }
   void collect(const float* scores, float least);
 
   size_t vocab_size_;
   RowScorer scorer_;
-  std::vector<DrawnRow> rows_;      // (num_beams)
-  std::vector<float> weights_;      // (num_beams, V)
-  std::vector<double> block_sums_;  // (num_beams, ceil(V / kBlock))
-  std::vector<float> block_max_;    // scratch (ceil(V / kBlock))
-  std::vector<Kept> kept_;          // scratch (V): tokens above a bound
-  Draws draws_;
+  std::vector<SampledRow> rows_;       // (num_beams)
+  std::vector<float> weights_;         // (num_beams, V)
+  std::vector<double> block_sums_;     // (num_beams, ceil(V / kBlock))
+  std::vector<float> block_max_;       // scratch (ceil(V / kBlock))
+  std::vector<ScoredToken> selected_;  // scratch (V): tokens above a bound
+  Sampler sampler_;
 };
 
 }  // namespace blip2rt

@@ -8,10 +8,10 @@
 using namespace blip2rt;
 
 // What the host fixes for a generation. It lies in the device's memory: a captured graph then needs no new arguments.
-struct Plan {
+struct GenerationParameters {
   int64_t vocabulary_ends, vocabulary_bytes;  // addresses, 0 without stop strings
   int64_t blocks;                             // address of the answers' search blocks
-  int64_t draw_rows, weights, block_sums;     // addresses of each answer's Draws, 0 without sampling
+  int64_t draw_rows, weights, block_sums;     // addresses of each answer's Sampler, 0 without sampling
   int32_t stride;                             // bytes of a search block
   int32_t beams;                              // rows of an answer
   int32_t last;                               // 1: the next step chooses the last tokens
@@ -19,8 +19,8 @@ struct Plan {
 
 namespace {
 
-constexpr int kMostThreads = 1024;
-constexpr float kLeastExponent = -87.33654f;  // as in scoring.h: every token that may be drawn has a weight above 0
+constexpr int kMaxThreads = 1024;
+constexpr float kMinExponent = -87.33654f;  // as in scoring.h: every token that may be drawn has a weight above 0
 
 // Reads a row of scores with a block of threads. Uses what the graph has computed of the row (its K likeliest tokens
 // and the log of the sum of all exponentials), and reads the row itself only where options changed it or need more
@@ -28,10 +28,10 @@ constexpr float kLeastExponent = -87.33654f;  // as in scoring.h: every token th
 class TeamReader {
  public:
   // `scores`: the first of the answer's rows. From the graph: top_logits and top_tokens (rows, k), log_sum_exp (rows).
-  TeamReader(SearchBlock& block, const Draws& draws, const float* scores, const float* top_logits,
+  TeamReader(SearchBlock& block, const Sampler& sampler, const float* scores, const float* top_logits,
              const int64_t* top_tokens, const float* log_sum_exp, int k, double* shared)
       : block_(block),
-        draws_(draws),
+        sampler_(sampler),
         scores_(scores),
         all_top_logits_(top_logits),
         all_top_tokens_(top_tokens),
@@ -42,7 +42,7 @@ class TeamReader {
 
   bool leader() const { return threadIdx.x == 0; }
   void sync() const { __syncthreads(); }
-  const Draws& draws() const { return draws_; }
+  const Sampler& sampler() const { return sampler_; }
   float largest() const { return largest_; }
   float log_sum() const { return log_sum_; }
 
@@ -53,7 +53,7 @@ class TeamReader {
     top_logits_ = all_top_logits_ + static_cast<int64_t>(row) * k_;
     top_tokens_ = all_top_tokens_ + static_cast<int64_t>(row) * k_;
     if (fresh) floor_ = top_logits_[k_ - 1];
-    known_ = fresh && !(block_.num_beams == 1 && block_.edits());  // beams are measured before they are edited
+    known_ = fresh && !(block_.num_beams == 1 && block_.edits_logits());  // beams are measured before they are edited
     if (known_) {
       largest_ = top_logits_[0];
       log_sum_ = log_sum_exp_[row] - largest_;
@@ -88,7 +88,7 @@ class TeamReader {
     largest_ = log_sum_ = 0;
     sync();
   }
-  void measure_again(const float*) {}
+  void remeasure(const float*) {}
 
   void offer(const float* scores, float base, int row, SearchBlock& block) {
     const auto offered = [&](int token) { return base + (scores[token] - largest_ - log_sum_); };
@@ -102,14 +102,14 @@ class TeamReader {
       // Scores outside of the list are at most what its last token had. One that is as large may have a smaller token.
       const float most = base + (floor_ - largest_ - log_sum_);
       const Candidate* last = block.best() + block.best_count - 1;
-      whole = k_ < vocab_size_ && (block.would_take(most) || (last->row == row && last->score == most));
+      whole = k_ < vocab_size_ && (block.accepts(most) || (last->row == row && last->score == most));
       sync();
     }
     if (!whole) return;
-    if (leader()) forget(row, block);
+    if (leader()) remove_row(row, block);
     float score = infinity();
     int token = kNoToken;
-    for (int i = 0; i < block.wanted; ++i) {
+    for (int i = 0; i < block.num_candidates; ++i) {
       token = best_after(offered, score, token);
       if (token == kNoToken) break;
       score = offered(token);
@@ -118,7 +118,7 @@ class TeamReader {
     sync();
   }
 
-  Bound nth(const float* scores, int n) {
+  Bound top_k_bound(const float* scores, int n) {
     Bound bound;
     if (n > vocab_size_) return bound;
     if (known_ && n <= k_) {
@@ -133,7 +133,7 @@ class TeamReader {
 
   Bound nucleus(const float* scores, int row, double p, Bound within, int& kept) {
     const double wanted = p * weigh(scores, row, within);
-    const float* weights = draws_.row_weights(row);
+    const float* weights = sampler_.row_weights(row);
     Bound found;
     kept = listed_nucleus(scores, weights, wanted, found);
     if (kept > 0) return found;
@@ -175,14 +175,14 @@ class TeamReader {
   }
 
   double weigh(const float* scores, int row, Bound bound) {
-    float* weights = draws_.row_weights(row);
-    double* sums = draws_.row_sums(row);
+    float* weights = sampler_.row_weights(row);
+    double* sums = sampler_.row_sums(row);
     double total = 0;
-    for (int block = rank(); block < Draws::blocks(vocab_size_); block += size()) {
-      const int first = block * Draws::kBlock, end = smaller_of(vocab_size_, first + Draws::kBlock);
+    for (int block = rank(); block < Sampler::blocks(vocab_size_); block += size()) {
+      const int first = block * Sampler::kBlock, end = smaller_of(vocab_size_, first + Sampler::kBlock);
       double sum = 0;
       for (int i = first; i < end; ++i) {
-        const float exponent = larger_of((scores[i] - largest_) * draws_.scale, kLeastExponent);
+        const float exponent = larger_of((scores[i] - largest_) * sampler_.scale, kMinExponent);
         weights[i] = weighs(scores[i], i, bound) ? expf(exponent) : 0.0f;
         sum += weights[i];
       }
@@ -291,7 +291,7 @@ class TeamReader {
   }
 
   // Removes the candidates of a row from the list.
-  static void forget(int row, SearchBlock& block) {
+  static void remove_row(int row, SearchBlock& block) {
     auto* items = block.at<Candidate>(block.best_at);
     int kept = 0;
     for (int i = 0; i < block.best_count; ++i) {
@@ -317,7 +317,7 @@ class TeamReader {
   }
 
   SearchBlock& block_;
-  const Draws& draws_;
+  const Sampler& sampler_;
   const float *scores_, *all_top_logits_;
   const int64_t* all_top_tokens_;
   const float* log_sum_exp_;
@@ -365,11 +365,11 @@ extern "C" __global__ void scatter(const uint32_t* fresh, uint32_t* cache, float
 // Takes one step of every answer's search. Answer a owns the rows [a * beams, (a + 1) * beams) of logits (rows, V),
 // tokens (rows) and positions (rows). In the first step, answer a begins from row images[a] of `prompt_logits` and of
 // the top tensors; after it `images` is null. done (answers) says which answers have ended. Grid: answers.
-extern "C" __global__ void choose(const Plan* plan, float* logits, const float* prompt_logits, const int32_t* images,
-                                  const float* top_logits, const int64_t* top_tokens, const float* log_sum_exp,
-                                  const int32_t* prompt_lengths, int64_t* tokens, int64_t* positions, int32_t* parents,
-                                  int32_t* done, int k) {
-  __shared__ double shared[kMostThreads];
+extern "C" __global__ void choose(const GenerationParameters* plan, float* logits, const float* prompt_logits,
+                                  const int32_t* images, const float* top_logits, const int64_t* top_tokens,
+                                  const float* log_sum_exp, const int32_t* prompt_lengths, int64_t* tokens,
+                                  int64_t* positions, int32_t* parents, int32_t* done, int k) {
+  __shared__ double shared[kMaxThreads];
   const int answer = static_cast<int>(blockIdx.x), beams = plan->beams, first_row = answer * beams;
   SearchBlock& block = *reinterpret_cast<SearchBlock*>(plan->blocks + static_cast<int64_t>(answer) * plan->stride);
   if (block.done) {  // the graph goes on computing its rows; they change nothing
@@ -384,19 +384,19 @@ extern "C" __global__ void choose(const Plan* plan, float* logits, const float* 
     const float* from = prompt_logits + static_cast<int64_t>(images[answer]) * vocab_size;
     for (int i = static_cast<int>(threadIdx.x); i < vocab_size; i += static_cast<int>(blockDim.x)) scores[i] = from[i];
   }
-  Draws draws = {vocab_size, block.scale, nullptr, nullptr, nullptr};
+  Sampler sampler = {vocab_size, block.scale, nullptr, nullptr, nullptr};
   if (block.do_sample) {
-    draws.rows = reinterpret_cast<DrawnRow*>(plan->draw_rows) + first_row;
-    draws.weights = reinterpret_cast<float*>(plan->weights) + static_cast<int64_t>(first_row) * vocab_size;
-    draws.block_sums =
-        reinterpret_cast<double*>(plan->block_sums) + static_cast<int64_t>(first_row) * Draws::blocks(vocab_size);
+    sampler.rows = reinterpret_cast<SampledRow*>(plan->draw_rows) + first_row;
+    sampler.weights = reinterpret_cast<float*>(plan->weights) + static_cast<int64_t>(first_row) * vocab_size;
+    sampler.block_sums =
+        reinterpret_cast<double*>(plan->block_sums) + static_cast<int64_t>(first_row) * Sampler::blocks(vocab_size);
   }
   const VocabularyView vocabulary = {reinterpret_cast<const uint64_t*>(plan->vocabulary_ends),
                                      reinterpret_cast<const char*>(plan->vocabulary_bytes)};
   __syncthreads();
   const int64_t top_row = images == nullptr ? first_row : images[answer];
-  TeamReader reader(block, draws, scores, top_logits + top_row * k, top_tokens + top_row * k, log_sum_exp + top_row, k,
-                    shared);
+  TeamReader reader(block, sampler, scores, top_logits + top_row * k, top_tokens + top_row * k, log_sum_exp + top_row,
+                    k, shared);
   block.advance(reader, scores, images == nullptr ? beams : 1, plan->last != 0, vocabulary);
   for (int i = static_cast<int>(threadIdx.x); i < beams; i += static_cast<int>(blockDim.x)) {
     const int row = first_row + i;
@@ -409,7 +409,7 @@ extern "C" __global__ void choose(const Plan* plan, float* logits, const float* 
 
 // Copies the generated positions [prompt length, positions[row]) of each row's parent to the row. A parent is never
 // overwritten, see SearchBlock::parents. Grid: rows x tensors.
-extern "C" __global__ void reorder(const Plan* plan, uint32_t* cache, const int32_t* parents,
+extern "C" __global__ void reorder(const GenerationParameters* plan, uint32_t* cache, const int32_t* parents,
                                    const int32_t* prompt_lengths, const int64_t* positions, int64_t cache_stride,
                                    int heads, int capacity, int width) {
   const int row = static_cast<int>(blockIdx.x), tensor = static_cast<int>(blockIdx.y), parent = parents[row];

@@ -10,7 +10,7 @@ namespace blip2rt {
 namespace {
 
 // Limits far beyond use: a typing error must not fill the memory.
-constexpr int kMostBeams = 1000, kMostDraws = 10000, kMostTokens = 1 << 16;
+constexpr int kMaxBeams = 1000, kMaxDraws = 10000, kMaxTokens = 1 << 16;
 
 // Returns whether value and 1 / value are finite and above 0 as floats, which the loop computes with.
 bool positive(double value) {
@@ -49,11 +49,11 @@ class Faults {
 
 std::string GenerationOptions::faults(size_t vocab_size) const {
   Faults faults;
-  faults.within(num_beams, kMostBeams, "num_beams");
-  faults.within(num_return_sequences, kMostDraws, "num_return_sequences");
-  faults.require(independent() || num_return_sequences <= num_beams, "num_return_sequences is ", num_return_sequences,
-                 ", must be 1 to num_beams (", num_beams, "), but with do_sample and 1 beam");
-  faults.within(max_new_tokens, kMostTokens, "max_new_tokens");
+  faults.within(num_beams, kMaxBeams, "num_beams");
+  faults.within(num_return_sequences, kMaxDraws, "num_return_sequences");
+  faults.require(draws_independently() || num_return_sequences <= num_beams, "num_return_sequences is ",
+                 num_return_sequences, ", must be 1 to num_beams (", num_beams, "), but with do_sample and 1 beam");
+  faults.within(max_new_tokens, kMaxTokens, "max_new_tokens");
   faults.require(min_new_tokens >= 0, "min_new_tokens is ", min_new_tokens, ", must be at least 0");
   faults.require(std::isfinite(length_penalty), "length_penalty is ", length_penalty, ", must be a finite number");
   faults.require(positive(repetition_penalty), "repetition_penalty is ", repetition_penalty,
@@ -75,12 +75,12 @@ std::string GenerationOptions::faults(size_t vocab_size) const {
   faults.require(stop_strings.empty() || vocabulary != nullptr, "stop_strings need a vocabulary");
   faults.require(vocabulary == nullptr || vocabulary->size() == vocab_size, "the vocabulary has ",
                  vocabulary ? vocabulary->size() : 0, " tokens, but the language model ", vocab_size);
-  faults.require(num_beams < 1 || num_beams > kMostBeams || candidates_kept() + eos_token_ids.size() <= vocab_size,
+  faults.require(num_beams < 1 || num_beams > kMaxBeams || candidate_count() + eos_token_ids.size() <= vocab_size,
                  "num_beams is ", num_beams, ", too many for a vocabulary of ", vocab_size);
   return faults.text();
 }
 
-size_t GenerationOptions::candidates_kept() const {
+size_t GenerationOptions::candidate_count() const {
   return std::max<size_t>(2, 1 + eos_token_ids.size()) * static_cast<size_t>(num_beams);
 }
 

@@ -51,10 +51,10 @@ struct GenerationOptions {
   void validate(size_t vocab_size) const;
 
   // Returns whether an image's answers are independent draws, and not the best of one search.
-  bool independent() const { return do_sample && num_beams == 1; }
+  bool draws_independently() const { return do_sample && num_beams == 1; }
 
   // How many rows of one image are decoded together.
-  int rows_each() const { return independent() ? num_return_sequences : num_beams; }
+  int rows_each() const { return draws_independently() ? num_return_sequences : num_beams; }
 
   // Appends the tokens that stand for `positions` of an image.
   void append_image(std::vector<int64_t>& tokens, size_t positions) const {
@@ -62,7 +62,7 @@ struct GenerationOptions {
   }
 
   // Candidates of a step of beam search: num_beams of them go on even when every beam's best tokens are stop tokens.
-  size_t candidates_kept() const;
+  size_t candidate_count() const;
 };
 
 }  // namespace blip2rt

@@ -139,7 +139,7 @@ void RowScorer::normalise(float* scores) {
 void RowScorer::offer(const float* scores, float base, int row, SearchBlock& best) const {
   // Rounding is monotonic, so a block whose largest score is too low holds nothing better.
   for (size_t block = 0; block < block_max_.size(); ++block) {
-    if (!best.would_take(base + (block_max_[block] - largest_ - log_sum_))) continue;
+    if (!best.accepts(base + (block_max_[block] - largest_ - log_sum_))) continue;
     const size_t end = std::min(vocab_size_, (block + 1) * kBlock);
     for (size_t token = block * kBlock; token < end; ++token) {
       best.offer({base + (scores[token] - largest_ - log_sum_), row, static_cast<int>(token)});

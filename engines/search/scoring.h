@@ -36,7 +36,7 @@ class RowScorer {
   // Turns the row into its log-probabilities. offer() then leaves them as they are.
   void normalise(float* scores);
   // Reads a normalised row again after some of its scores were changed.
-  void measure_again(const float* scores) { find_block_max(scores); }
+  void remeasure(const float* scores) { find_block_max(scores); }
 
   // Offers every token with the score base + its log-probability, as measured. Tokens that were set to -inf since then
   // keep -inf.

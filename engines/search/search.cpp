@@ -45,10 +45,10 @@ void write_lists(SearchBlock& block, const std::vector<T>& lists, uint32_t ends_
 
 }  // namespace
 
-BlockMemory make_block(const GenerationOptions& options, size_t vocab_size, const std::vector<int64_t>& given,
-                       const Random& random, size_t room) {
+BlockMemory make_block(const GenerationOptions& options, size_t vocab_size, const std::vector<int64_t>& context,
+                       const Random& random, size_t min_context_room) {
   const auto beams = static_cast<size_t>(options.num_beams), most = static_cast<size_t>(options.max_new_tokens);
-  const size_t longest = std::max(given.size(), room) + most;
+  const size_t max_history = std::max(context.size(), min_context_room) + most;
   SearchBlock block{};
   block.length_penalty = options.length_penalty;
   block.top_p = options.top_p;
@@ -64,13 +64,13 @@ BlockMemory make_block(const GenerationOptions& options, size_t vocab_size, cons
   block.early_stopping = options.early_stopping;
   block.penalty = static_cast<float>(options.repetition_penalty);
   block.scale = static_cast<float>(1.0 / options.temperature);
-  block.wanted = static_cast<int32_t>(options.candidates_kept());
-  block.fewest = options.num_beams == 1 ? 1 : block.wanted / options.num_beams;
+  block.num_candidates = static_cast<int32_t>(options.candidate_count());
+  block.min_tokens_to_keep = options.num_beams == 1 ? 1 : block.num_candidates / options.num_beams;
   block.eos_count = static_cast<int32_t>(options.eos_token_ids.size());
   block.word_count = static_cast<int32_t>(options.bad_words_ids.size());
   block.string_count = static_cast<int32_t>(options.stop_strings.size());
-  block.given = static_cast<int32_t>(given.size());
-  block.longest = static_cast<int32_t>(longest);
+  block.context_length = static_cast<int32_t>(context.size());
+  block.max_history = static_cast<int32_t>(max_history);
 
   Layout layout;
   block.eos_at = layout.place<int32_t>(options.eos_token_ids.size());
@@ -82,23 +82,23 @@ BlockMemory make_block(const GenerationOptions& options, size_t vocab_size, cons
   block.parents_at = layout.place<int32_t>(beams);
   block.scores_at = layout.place<float>(beams);
   block.next_scores_at = layout.place<float>(beams);
-  block.best_at = layout.place<Candidate>(static_cast<size_t>(block.wanted));
+  block.best_at = layout.place<Candidate>(static_cast<size_t>(block.num_candidates));
   block.running_at = layout.place<Candidate>(beams);
-  block.history_at = layout.place<int32_t>(beams * longest);
+  block.history_at = layout.place<int32_t>(beams * max_history);
   block.finished_at = layout.place<SearchBlock::Finished>(beams);
   block.finished_tokens_at = layout.place<int32_t>(beams * most);
-  block.penalised_at = layout.place<float>(longest);
+  block.penalised_at = layout.place<float>(max_history);
 
   BlockMemory memory(layout.bytes() / 8, 0);
   SearchBlock& placed = *new (memory.data()) SearchBlock(block);
   std::copy(options.eos_token_ids.begin(), options.eos_token_ids.end(), placed.at<int32_t>(block.eos_at));
   write_lists<int32_t>(placed, options.bad_words_ids, block.word_ends_at, block.words_at);
   write_lists<char>(placed, options.stop_strings, block.string_ends_at, block.strings_at);
-  for (int beam = 0; beam < options.num_beams; ++beam) std::copy(given.begin(), given.end(), placed.history(beam));
+  for (int beam = 0; beam < options.num_beams; ++beam) std::copy(context.begin(), context.end(), placed.history(beam));
   return memory;
 }
 
-void check_fault(const SearchBlock& block) {
+void throw_on_fault(const SearchBlock& block) {
   switch (block.fault) {
     case Fault::kNone: return;
     case Fault::kNotFinite: throw std::runtime_error("the language model returned logits that are not finite");
@@ -106,7 +106,7 @@ void check_fault(const SearchBlock& block) {
   }
 }
 
-std::vector<Hypothesis> results_of(const SearchBlock& block, const GenerationOptions& options) {
+std::vector<Hypothesis> best_sequences(const SearchBlock& block, const GenerationOptions& options) {
   std::vector<Hypothesis> results;
   for (int i = 0; i < std::min(block.finished_count, options.num_return_sequences); ++i) {
     const SearchBlock::Finished& one = block.finished()[i];
@@ -116,27 +116,27 @@ std::vector<Hypothesis> results_of(const SearchBlock& block, const GenerationOpt
   if (results.empty()) {  // none has finished yet, or none can: take the best of those that run
     const float* scores = block.scores();
     const auto best = static_cast<int32_t>(std::max_element(scores, scores + block.num_beams) - scores);
-    const int32_t* tokens = block.history(best) + block.given;
+    const int32_t* tokens = block.history(best) + block.context_length;
     results.push_back({{tokens, tokens + block.length}, block.normalised(scores[best], std::max(block.length, 1))});
   }
   return results;
 }
 
-std::vector<int64_t> tokens_from(const SearchBlock& block, int first) {
-  const int32_t* tokens = block.history(0) + block.given;
+std::vector<int64_t> tokens_since(const SearchBlock& block, int first) {
+  const int32_t* tokens = block.history(0) + block.context_length;
   const bool stopped = block.length > 0 && block.is_eos(tokens[block.length - 1]);
   const int end = block.length - (stopped ? 1 : 0);
   return first < end ? std::vector<int64_t>(tokens + first, tokens + end) : std::vector<int64_t>();
 }
 
-Search::Search(const GenerationOptions& options, size_t vocab_size, const std::vector<int64_t>& given,
+Search::Search(const GenerationOptions& options, size_t vocab_size, const std::vector<int64_t>& context,
                const Random& random)
-    : options_(options), memory_(make_block(options, vocab_size, given, random)), reader_(options, vocab_size) {}
+    : options_(options), memory_(make_block(options, vocab_size, context, random)), reader_(options, vocab_size) {}
 
 void Search::advance(float* scores, int rows, bool last) {
   const VocabularyView vocabulary = options_.vocabulary ? options_.vocabulary->view() : VocabularyView();
   block().advance(reader_, scores, rows, last, vocabulary);
-  check_fault(block());
+  throw_on_fault(block());
 }
 
 std::optional<int64_t> Search::added() const {

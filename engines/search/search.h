@@ -21,26 +21,27 @@ struct Hypothesis {
 // The memory of a block, in words of 8 bytes, which align it.
 using BlockMemory = std::vector<uint64_t>;
 
-// Makes a block before its first step. `given`: tokens that stand before the answer; processors and stop strings see
-// them. Sampling draws from `random`. `room`: given tokens that the block has room for, at least; with the same room
-// blocks have the same size.
-BlockMemory make_block(const GenerationOptions& options, size_t vocab_size, const std::vector<int64_t>& given,
-                       const Random& random, size_t room = 0);
+// Makes a block before its first step. `context`: tokens before the answer; logits processors and stop strings see
+// them. Sampling draws from `random`. `min_context_room`: context tokens that the block has room for, at least; with
+// the same room blocks have the same size.
+BlockMemory make_block(const GenerationOptions& options, size_t vocab_size, const std::vector<int64_t>& context,
+                       const Random& random, size_t min_context_room = 0);
 
 // Throws std::runtime_error where a step set block.fault.
-void check_fault(const SearchBlock& block);
+void throw_on_fault(const SearchBlock& block);
 
 // Returns the best num_return_sequences sequences, best first. Before the search is done, returns what there is.
-std::vector<Hypothesis> results_of(const SearchBlock& block, const GenerationOptions& options);
+std::vector<Hypothesis> best_sequences(const SearchBlock& block, const GenerationOptions& options);
 
 // Returns, with one beam, the answer's tokens from `first` on, without the stop token.
-std::vector<int64_t> tokens_from(const SearchBlock& block, int first);
+std::vector<int64_t> tokens_since(const SearchBlock& block, int first);
 
 // One answer's search on the CPU.
 class Search {
  public:
   // `options` must outlive the search.
-  Search(const GenerationOptions& options, size_t vocab_size, const std::vector<int64_t>& given, const Random& random);
+  Search(const GenerationOptions& options, size_t vocab_size, const std::vector<int64_t>& context,
+         const Random& random);
 
   // Takes one step; allocates nothing. See SearchBlock::advance.
   void advance(float* scores, int rows, bool last);
@@ -53,7 +54,7 @@ class Search {
   // Returns, with one beam, the token that the step added to the answer; nothing when that was a stop token.
   std::optional<int64_t> added() const;
 
-  std::vector<Hypothesis> results() const { return results_of(block(), options_); }
+  std::vector<Hypothesis> results() const { return best_sequences(block(), options_); }
 
  private:
   SearchBlock& block() { return *reinterpret_cast<SearchBlock*>(memory_.data()); }

@@ -21,24 +21,24 @@ void check_tokens(const std::vector<int64_t>& tokens, size_t vocab_size) {
 
 }  // namespace
 
-SearchBatch::SearchBatch(size_t images, const std::vector<int64_t>& given, size_t vocab_size, GenerationOptions options,
-                         const std::vector<std::vector<int64_t>>& before)
+SearchBatch::SearchBatch(size_t images, const std::vector<int64_t>& context, size_t vocab_size,
+                         GenerationOptions options, const std::vector<std::vector<int64_t>>& before)
     : options_(std::move(options)), images_(images), vocab_size_(vocab_size) {
   options_.validate(vocab_size);
   if (!before.empty() && before.size() != images) throw std::runtime_error("before must have a list for each image");
-  size_t room = 0;
+  size_t min_context_room = 0;
   for (const auto& tokens : before) {
     check_tokens(tokens, vocab_size);
-    room = std::max(room, tokens.size());
+    min_context_room = std::max(min_context_room, tokens.size());
   }
-  room += given.size();
-  const size_t draws = options_.independent() ? static_cast<size_t>(options_.num_return_sequences) : 1;
+  min_context_room += context.size();
+  const size_t draws = options_.draws_independently() ? static_cast<size_t>(options_.num_return_sequences) : 1;
   for (size_t image = 0; image < images; ++image) {
     std::vector<int64_t> history = before.empty() ? std::vector<int64_t>() : before[image];
-    history.insert(history.end(), given.begin(), given.end());
+    history.insert(history.end(), context.begin(), context.end());
     for (size_t draw = 0; draw < draws; ++draw) {
       const Random random(options_.seed, options_.first_image + image, draw);
-      const BlockMemory made = make_block(options_, vocab_size, history, random, room);
+      const BlockMemory made = make_block(options_, vocab_size, history, random, min_context_room);
       stride_ = made.size() * sizeof(uint64_t);
       memory_.insert(memory_.end(), made.begin(), made.end());
       answers_.push_back({image, draw});
@@ -59,7 +59,7 @@ void SearchBatch::advance(float* scores, bool last) {
 }
 
 void SearchBatch::check() const {
-  for (size_t answer = 0; answer < answers(); ++answer) check_fault(block(answer));
+  for (size_t answer = 0; answer < answers(); ++answer) throw_on_fault(block(answer));
 }
 
 bool SearchBatch::done() const {
@@ -75,8 +75,8 @@ std::vector<NewToken> SearchBatch::added() {
   std::vector<std::vector<int64_t>> fresh;
   size_t most = 0;
   for (size_t answer = 0; answer < answers(); ++answer) {
-    fresh.push_back(tokens_from(block(answer), answers_[answer].told));
-    answers_[answer].told += static_cast<int>(fresh.back().size());
+    fresh.push_back(tokens_since(block(answer), answers_[answer].reported));
+    answers_[answer].reported += static_cast<int>(fresh.back().size());
     most = std::max(most, fresh.back().size());
   }
   for (size_t step = 0; step < most; ++step) {  // in the order of the steps, as they came
@@ -92,9 +92,9 @@ std::vector<std::vector<Hypothesis>> SearchBatch::results() const {
   std::vector<std::vector<Hypothesis>> results(images_);
   for (size_t answer = 0; answer < answers(); ++answer) {
     auto& image = results[answers_[answer].image];
-    for (Hypothesis& one : results_of(block(answer), options_)) {
+    for (Hypothesis& one : best_sequences(block(answer), options_)) {
       image.push_back(std::move(one));
-      if (options_.independent()) break;
+      if (options_.draws_independently()) break;
     }
   }
   return results;

@@ -19,9 +19,9 @@ struct NewToken {
 
 class SearchBatch {
  public:
-  // Makes an answer for each image, or one for each of its draws. `given`: see make_block; `before`: for each image
+  // Makes an answer for each image, or one for each of its draws. `context`: see make_block; `before`: for each image
   // what stands before that, or nothing at all. Throws where options make no sense.
-  SearchBatch(size_t images, const std::vector<int64_t>& given, size_t vocab_size, GenerationOptions options,
+  SearchBatch(size_t images, const std::vector<int64_t>& context, size_t vocab_size, GenerationOptions options,
               const std::vector<std::vector<int64_t>>& before = {});
 
   // The blocks, one after the other, each of stride() bytes. What comes back from the device overwrites them.
@@ -48,7 +48,7 @@ class SearchBatch {
  private:
   struct Answer {
     size_t image, draw;
-    int told = 0;  // how many tokens added() has returned
+    int reported = 0;  // how many tokens added() has returned
   };
 
   SearchBlock& block(size_t answer) {

@@ -11,17 +11,17 @@
 //   largest(), log_sum()              the measured row's largest score and log(sum(exp(score - largest)))
 //   argmax(scores)                    returns the first token that has the largest score
 //   normalise(scores)                 turns a measured row into its log-probabilities
-//   measure_again(scores)             reads a normalised row again after some scores were changed
+//   remeasure(scores)             reads a normalised row again after some scores were changed
 //   offer(scores, base, row, block)   offers tokens with the score base + log-probability: at least those that matter
-//   draws()                           returns the memory of sampling
-//   nth(scores, n)                    returns the Bound of the n largest scores; scores equal to the last stay
+//   sampler()                           returns the memory of sampling
+//   top_k_bound(scores, n)                    returns the Bound of the n largest scores; scores equal to the last stay
 //   nucleus(scores, row, p, within, kept)  returns the Bound of the likeliest tokens that have p of the weight that
 //                                     `within` leaves; kept: how many these are
-//   weigh(scores, row, bound)         fills the row of draws() with exp((score - largest) * scale); returns their sum
+//   weigh(scores, row, bound)         fills the row of sampler() with exp((score - largest) * scale); returns their sum
 #pragma once
 
-#include "search/draws.h"
 #include "search/portable.h"
+#include "search/sampler.h"
 
 namespace blip2rt {
 
@@ -37,7 +37,7 @@ struct VocabularyView {
 };
 
 struct SearchBlock {
-  static constexpr float kHopeless = -1e9f;  // what Hugging Face adds to the score of a beam that has stopped
+  static constexpr float kStoppedBeamScore = -1e9f;  // what Hugging Face adds to the score of a beam that has stopped
 
   struct Finished {
     float score;
@@ -50,11 +50,11 @@ struct SearchBlock {
   Random random;
   int32_t vocab_size, num_beams, max_new_tokens, min_new_tokens, no_repeat_ngram_size, do_sample, top_k;
   EarlyStopping early_stopping;
-  float penalty, scale;  // scale: 1 / temperature
-  int32_t wanted;        // how many candidates a step of beam search keeps
-  int32_t fewest;        // how many tokens of a row sampling leaves at least
+  float penalty, scale;        // scale: 1 / temperature
+  int32_t num_candidates;      // how many candidates a step of beam search keeps
+  int32_t min_tokens_to_keep;  // how many tokens of a row sampling leaves at least
   int32_t eos_count, word_count, string_count, longest_string;
-  int32_t given, longest;  // tokens that the answer begins with; the most tokens of a history
+  int32_t context_length, max_history;  // tokens before the answer that its search sees; the most tokens of a history
 
   // The state of the search.
   int32_t length;  // tokens chosen so far, the same for every running beam
@@ -66,10 +66,10 @@ struct SearchBlock {
   uint32_t eos_at, word_ends_at, words_at, string_ends_at, strings_at;
   uint32_t tokens_at, parents_at;            // (num_beams) int32: what to feed next; see tokens()
   uint32_t scores_at, next_scores_at;        // (num_beams) sums of log-probabilities
-  uint32_t best_at, running_at;              // (wanted), (num_beams) candidates of a step, best first
-  uint32_t history_at;                       // (num_beams, longest) int32: given and chosen tokens
+  uint32_t best_at, running_at;              // (num_candidates), (num_beams) candidates of a step, best first
+  uint32_t history_at;                       // (num_beams, max_history) int32: context and chosen tokens
   uint32_t finished_at, finished_tokens_at;  // (num_beams), best first; (num_beams, max_new_tokens) int32
-  uint32_t penalised_at;                     // scratch (longest)
+  uint32_t penalised_at;                     // scratch (max_history)
 
   template <class T>
   T* at(uint32_t offset) {
@@ -86,8 +86,8 @@ struct SearchBlock {
   const int32_t* parents() const { return at<int32_t>(parents_at); }
   const float* scores() const { return at<float>(scores_at); }
   const Candidate* best() const { return at<Candidate>(best_at); }
-  int32_t* history(int32_t row) { return at<int32_t>(history_at) + static_cast<size_t>(row) * longest; }
-  const int32_t* history(int32_t row) const { return at<int32_t>(history_at) + static_cast<size_t>(row) * longest; }
+  int32_t* history(int32_t row) { return at<int32_t>(history_at) + static_cast<size_t>(row) * max_history; }
+  const int32_t* history(int32_t row) const { return at<int32_t>(history_at) + static_cast<size_t>(row) * max_history; }
   Finished* finished() { return at<Finished>(finished_at); }
   const Finished* finished() const { return at<Finished>(finished_at); }
   int32_t* finished_tokens(int32_t row) {
@@ -96,7 +96,7 @@ struct SearchBlock {
   const int32_t* finished_tokens(int32_t row) const {
     return at<int32_t>(finished_tokens_at) + static_cast<size_t>(row) * max_new_tokens;
   }
-  int32_t written() const { return given + length; }
+  int32_t history_length() const { return context_length + length; }
 
   // Takes one step; allocates nothing. Overwrites the logits `all_scores` (rows, V). rows is 1 in the first step, when
   // all beams are the same, and num_beams after it. `is_last`: this step chooses the last tokens.
@@ -108,20 +108,20 @@ struct SearchBlock {
     }
     reader.sync();
     if (num_beams == 1) {
-      choose_one(reader, all_scores, vocabulary);
+      step_single(reader, all_scores, vocabulary);
     } else {
-      choose_beams(reader, all_scores, rows, vocabulary);
+      step_beams(reader, all_scores, rows, vocabulary);
     }
     if (reader.leader() && fault != Fault::kNone) done = 1;
     reader.sync();
   }
 
   // The candidate that was offered first wins among equal scores.
-  bool would_take(float score) const { return best_count < wanted || score > best()[best_count - 1].score; }
+  bool accepts(float score) const { return best_count < num_candidates || score > best()[best_count - 1].score; }
   void offer(const Candidate& candidate) {
-    if (!would_take(candidate.score)) return;
+    if (!accepts(candidate.score)) return;
     Candidate* items = at<Candidate>(best_at);
-    int32_t place = best_count < wanted ? best_count++ : wanted - 1;
+    int32_t place = best_count < num_candidates ? best_count++ : num_candidates - 1;
     for (; place > 0 && candidate.score > items[place - 1].score; --place) items[place] = items[place - 1];
     items[place] = candidate;
   }
@@ -130,7 +130,7 @@ struct SearchBlock {
   bool penalises() const { return penalty != 1.0f; }
 
   // Returns whether options may change scores in the next step.
-  bool edits() const {
+  bool edits_logits() const {
     return penalises() || no_repeat_ngram_size > 0 || word_count > 0 || (length < min_new_tokens && eos_count > 0);
   }
 
@@ -147,16 +147,16 @@ struct SearchBlock {
 
  private:
   template <class Reader>
-  void choose_one(Reader& reader, float* scores, const VocabularyView& vocabulary) {
-    if (reader.leader()) edit(scores, 0);
+  void step_single(Reader& reader, float* scores, const VocabularyView& vocabulary) {
+    if (reader.leader()) process_logits(scores, 0);
     reader.sync();
     reader.measure(scores);
     int32_t token = reader.argmax(scores);
-    if (do_sample) add_row(reader, scores, 0, 0);
+    if (do_sample) add_sampled_row(reader, scores, 0, 0);
     if (!reader.leader()) return;
     Candidate drawn;
     if (do_sample) {
-      if (reader.draws().draw(1, random, drawn)) {
+      if (reader.sampler().draw(1, random, drawn)) {
         token = drawn.token;
       } else {
         fault = fault == Fault::kNone ? Fault::kNothingToDraw : fault;
@@ -169,19 +169,19 @@ struct SearchBlock {
     done = stops(choice, vocabulary);
     if (done) finish(choice);
     sum = score;
-    go_on(0, choice);
-    history(0)[written()] = token;
+    extend_beam(0, choice);
+    history(0)[history_length()] = token;
     ++length;
   }
 
   template <class Reader>
-  void choose_beams(Reader& reader, float* all_scores, int32_t rows, const VocabularyView& vocabulary) {
+  void step_beams(Reader& reader, float* all_scores, int32_t rows, const VocabularyView& vocabulary) {
     for (int32_t row = 0; row < rows; ++row) {
       float* scores = all_scores + static_cast<size_t>(row) * vocab_size;
       do_sample ? sample_beam(reader, scores, row) : offer_beam(reader, scores, row);
     }
     if (!reader.leader() || fault != Fault::kNone) return;
-    if (do_sample) draw_beams(reader, rows);
+    if (do_sample) sample_candidates(reader, rows);
 
     running_count = 0;
     Candidate* running = at<Candidate>(running_at);
@@ -197,10 +197,10 @@ struct SearchBlock {
     for (int32_t rank = 0; rank < best_count && running_count < num_beams; ++rank) {
       const Candidate& candidate = best()[rank];  // too many stopped: some must go on, without hope
       if (stops(candidate, vocabulary)) {
-        running[running_count++] = {candidate.score + kHopeless, candidate.row, candidate.token};
+        running[running_count++] = {candidate.score + kStoppedBeamScore, candidate.row, candidate.token};
       }
     }
-    place_running();
+    assign_beams();
     ++length;
     done = all_stopped || !can_improve();
   }
@@ -209,9 +209,9 @@ struct SearchBlock {
   void offer_beam(Reader& reader, float* scores, int32_t row) {
     reader.measure(scores);
     if (penalises()) reader.normalise(scores);  // Hugging Face's beams penalise log-probabilities, not logits
-    if (reader.leader()) edit(scores, row);
+    if (reader.leader()) process_logits(scores, row);
     reader.sync();
-    if (penalises()) reader.measure_again(scores);
+    if (penalises()) reader.remeasure(scores);
     reader.offer(scores, this->scores()[row], row, *this);
   }
 
@@ -219,46 +219,47 @@ struct SearchBlock {
   void sample_beam(Reader& reader, float* scores, int32_t row) {
     reader.measure(scores);
     reader.normalise(scores);
-    if (reader.leader()) edit(scores, row);
+    if (reader.leader()) process_logits(scores, row);
     reader.sync();
     reader.measure(scores);  // what the options have left
-    add_row(reader, scores, this->scores()[row], row);
+    add_sampled_row(reader, scores, this->scores()[row], row);
   }
 
   // Adds a measured row to those that are drawn from: the tokens that the options leave.
   template <class Reader>
-  void add_row(Reader& reader, const float* scores, float base, int32_t row) {
-    const Draws& draws = reader.draws();
-    if (reader.leader()) draws.rows[row] = {scores, base, 0, 0};
+  void add_sampled_row(Reader& reader, const float* scores, float base, int32_t row) {
+    const Sampler& sampler = reader.sampler();
+    if (reader.leader()) sampler.rows[row] = {scores, base, 0, 0};
     reader.sync();
     if (!isfinite(reader.largest())) return;  // every token is forbidden
     Bound bound;
-    if (top_k > 0) bound = reader.nth(scores, larger_of(top_k, fewest));
+    if (top_k > 0) bound = reader.top_k_bound(scores, larger_of(top_k, min_tokens_to_keep));
     if (top_p < 1) {
       int32_t kept = 0;
       bound = reader.nucleus(scores, row, top_p, bound, kept);
-      if (kept < fewest) bound = reader.nth(scores, fewest);
+      if (kept < min_tokens_to_keep) bound = reader.top_k_bound(scores, min_tokens_to_keep);
     }
     if (min_p > 0) {
       Bound other;
       other.score = static_cast<float>(reader.largest() + log(min_p) / scale);
-      if (fewest > 1) other.score = smaller_of(other.score, reader.nth(scores, fewest).score);
+      if (min_tokens_to_keep > 1)
+        other.score = smaller_of(other.score, reader.top_k_bound(scores, min_tokens_to_keep).score);
       if (other.score > bound.score) bound = other;
     }
     const double log_weight = static_cast<double>(base) + static_cast<double>(reader.largest()) * scale;
     if (!isfinite(log_weight)) return;  // a beam of no probability
     const double sum = reader.weigh(scores, row, bound);
-    if (reader.leader()) draws.rows[row] = {scores, base, log_weight, sum};
+    if (reader.leader()) sampler.rows[row] = {scores, base, log_weight, sum};
     reader.sync();
   }
 
-  // Draws candidates from the continuations of all beams together, none twice. Where too few have a probability, adds
+  // Sampler candidates from the continuations of all beams together, none twice. Where too few have a probability, adds
   // some that have none.
   template <class Reader>
-  void draw_beams(Reader& reader, int32_t rows) {
+  void sample_candidates(Reader& reader, int32_t rows) {
     Candidate drawn;
-    while (best_count < wanted && reader.draws().draw(rows, random, drawn)) offer(drawn);
-    for (int32_t token = 0; best_count < wanted; ++token) {
+    while (best_count < num_candidates && reader.sampler().draw(rows, random, drawn)) offer(drawn);
+    for (int32_t token = 0; best_count < num_candidates; ++token) {
       bool same = false;
       for (int32_t i = 0; i < best_count; ++i) same = same || (best()[i].row == 0 && best()[i].token == token);
       if (!same) offer({forbidden(), 0, token});
@@ -267,12 +268,12 @@ struct SearchBlock {
 
   // Applies Hugging Face's logits processors to the scores of the token after beam `row`: repetition penalty, no
   // repeated n-grams, bad words, no stop token before min_new_tokens.
-  void edit(float* scores, int32_t row) {
+  void process_logits(float* scores, int32_t row) {
     const int32_t* said = history(row);
-    const int32_t count = written();
+    const int32_t count = history_length();
     if (penalises()) {
       float* penalised = at<float>(penalised_at);
-      for (int32_t i = 0; i < count; ++i) {  // all are read before any is written: a token counts once
+      for (int32_t i = 0; i < count; ++i) {  // all are read before any is history_length: a token counts once
         const float score = scores[said[i]];
         penalised[i] = score < 0 ? score * penalty : score / penalty;
       }
@@ -303,9 +304,9 @@ struct SearchBlock {
     return true;
   }
 
-  void go_on(int32_t beam, const Candidate& candidate) {
+  void extend_beam(int32_t beam, const Candidate& candidate) {
     if (candidate.row != beam) {
-      for (int32_t i = 0; i < written(); ++i) history(beam)[i] = history(candidate.row)[i];
+      for (int32_t i = 0; i < history_length(); ++i) history(beam)[i] = history(candidate.row)[i];
     }
     at<int32_t>(parents_at)[beam] = candidate.row;
     at<int32_t>(tokens_at)[beam] = candidate.token;
@@ -314,23 +315,23 @@ struct SearchBlock {
 
   // Gives each beam's place to its best child, and the places of beams without children to the other children: a best
   // child needs no copy.
-  void place_running() {
+  void assign_beams() {
     Candidate* running = at<Candidate>(running_at);
     for (int32_t beam = 0; beam < num_beams; ++beam) at<int32_t>(parents_at)[beam] = -1;
     for (int32_t i = 0; i < running_count; ++i) {
       if (parents()[running[i].row] >= 0) continue;
-      go_on(running[i].row, running[i]);
+      extend_beam(running[i].row, running[i]);
       running[i].token = -1;
     }
     int32_t free = 0;
     for (int32_t i = 0; i < running_count; ++i) {
       if (running[i].token < 0) continue;
       while (parents()[free] >= 0) ++free;
-      go_on(free, running[i]);
+      extend_beam(free, running[i]);
     }
     for (int32_t beam = 0; beam < num_beams; ++beam) {
       at<float>(scores_at)[beam] = at<float>(next_scores_at)[beam];
-      history(beam)[written()] = tokens()[beam];
+      history(beam)[history_length()] = tokens()[beam];
     }
   }
 
@@ -343,7 +344,7 @@ struct SearchBlock {
 
     const int32_t row = full ? finished()[finished_count - 1].row : finished_count;
     const int32_t kept = length + (is_eos(candidate.token) ? 0 : 1);
-    for (int32_t i = 0; i < length; ++i) finished_tokens(row)[i] = history(candidate.row)[given + i];
+    for (int32_t i = 0; i < length; ++i) finished_tokens(row)[i] = history(candidate.row)[context_length + i];
     if (kept > length) finished_tokens(row)[length] = candidate.token;
     for (int32_t i = full ? finished_count - 1 : finished_count; i > place; --i) finished()[i] = finished()[i - 1];
     finished()[place] = {score, row, kept};
@@ -356,31 +357,31 @@ struct SearchBlock {
     // Only "never" allows for a running beam whose score still rises with its length.
     const bool may_rise = early_stopping == EarlyStopping::kNever && length_penalty > 0;
     const float hope = normalised(highest, may_rise ? max_new_tokens : length);
-    if (finished_count < num_beams) return hope > kHopeless;
+    if (finished_count < num_beams) return hope > kStoppedBeamScore;
     return early_stopping != EarlyStopping::kTrue && hope > finished()[finished_count - 1].score;
   }
 
   bool stops(const Candidate& candidate, const VocabularyView& vocabulary) const {
-    return last || is_eos(candidate.token) || completes_string(candidate, vocabulary);
+    return last || is_eos(candidate.token) || completes_stop_string(candidate, vocabulary);
   }
 
   // Returns whether a stop string ends within the candidate's token, behind its beam's history.
-  bool completes_string(const Candidate& candidate, const VocabularyView& vocabulary) const {
+  bool completes_stop_string(const Candidate& candidate, const VocabularyView& vocabulary) const {
     const int32_t* ends = at<int32_t>(string_ends_at);
     for (int32_t i = 0, start = 0; i < string_count; start = ends[i++]) {
       const char* text = at<char>(strings_at) + start;
       const uint64_t first = vocabulary.ends[candidate.token], end = vocabulary.ends[candidate.token + 1];
       for (uint64_t stop = first; stop < end; ++stop) {  // its last byte
-        if (ends_here(text, ends[i] - start, candidate, stop, vocabulary)) return true;
+        if (ends_stop_string(text, ends[i] - start, candidate, stop, vocabulary)) return true;
       }
     }
     return false;
   }
 
   // Returns whether `text` ends at byte `stop` of the candidate's token. Compares backwards, token after token.
-  bool ends_here(const char* text, int32_t size, const Candidate& candidate, uint64_t stop,
-                 const VocabularyView& vocabulary) const {
-    int32_t token = candidate.token, before = written();
+  bool ends_stop_string(const char* text, int32_t size, const Candidate& candidate, uint64_t stop,
+                        const VocabularyView& vocabulary) const {
+    int32_t token = candidate.token, before = history_length();
     uint64_t byte = stop + 1;
     for (int32_t left = size; left > 0; --left) {
       while (byte == vocabulary.ends[token]) {

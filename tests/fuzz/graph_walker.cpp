@@ -1,16 +1,16 @@
 // libFuzzer: any bytes through the reader of external data, the walk and the rewriting. What is accepted parses again
-// after it was rewritten, and has the operators that it is said to have.
+// after it was rewrite_model, and has the operators that it is said to have.
 #include <cstdint>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
 
-#include "graphs/external.h"
+#include "graphs/graph_file.h"
 #include "graphs/onnx_graph.h"
-#include "graphs/onnx_walk.h"
+#include "graphs/onnx_schema.h"
 #include "graphs/rewrite.h"
 #include "ops/domain.h"
-#include "ort/text.h"
+#include "ort/utf8.h"
 
 using namespace blip2rt;
 
@@ -24,31 +24,31 @@ void require(bool holds) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string model(reinterpret_cast<const char*>(data), size);
-  require(is_utf8(one_line(model)));
-  const Files files = std::map<std::string, uint64_t>{{"a.data", 100}};
+  require(is_utf8(single_line(model)));
+  const AllowedFiles files = std::map<std::string, uint64_t>{{"a.data", 100}};
   try {
     check_model(model, "/nonexistent/", files);
   } catch (const std::runtime_error& error) {
-    require(one_line(error.what()) == error.what());
+    require(single_line(error.what()) == error.what());
   }
   try {
-    walk_model(model);  // of graphs whose data lies elsewhere, too
+    scan_model(model);  // of graphs whose data lies elsewhere, too
   } catch (const std::runtime_error&) {
     return 0;
   }
   for (int which = 1; which < 8; ++which) {
     RewrittenGraph graph;
     try {
-      graph = rewritten(model, {(which & 1) != 0, (which & 2) != 0, (which & 4) != 0, 1});
+      graph = rewrite_model(model, {(which & 1) != 0, (which & 2) != 0, (which & 4) != 0, 1});
     } catch (const std::runtime_error&) {
       continue;
     }
     require(graph.bytes.empty() == graph.kernels.empty());
     if (graph.bytes.empty()) continue;
     bool ours = false;
-    for (std::string_view domain : walk_model(graph.bytes).domains) ours = ours || domain == kDomain;
+    for (std::string_view domain : scan_model(graph.bytes).domains) ours = ours || domain == kDomain;
     require(ours);
-    const Parts parts(Model(graph.bytes).graph);
+    const Graph parts(Model(graph.bytes).graph);
     require(!parts.nodes.empty());
   }
   return 0;

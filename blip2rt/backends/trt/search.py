@@ -15,7 +15,7 @@ from .cuda import Cuda, CudaError
 from .lane import Lane
 
 THREADS = 256  # of a block; `choose` reads a row of logits with so many
-LAYOUT = "=qqqqqqiiii"  # of struct Plan in kernels.cu: where a search lies
+LAYOUT = "=qqqqqqiiii"  # of struct GenerationParameters in kernels.cu: where a search lies
 _LAST_AT = 56  # where its `last` lies
 
 

@@ -1,12 +1,12 @@
 // Chooses the kernel for this processor. Knows instruction sets by name.
 #include "kernels/attention/attention.h"
 
-#include "kernels/kernel_choice.h"
+#include "kernels/dispatch.h"
 
 namespace blip2rt {
 
 size_t AttentionKernel::scratch_floats(const Attention& a) {
-  return kQueryBlock * (2 * a.width + a.most_seen() + Attention::kUnit);
+  return kQueryBlock * (2 * a.width + a.max_visible() + Attention::kUnit);
 }
 
 extern const AttentionKernel kAttentionPlain;

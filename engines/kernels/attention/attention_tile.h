@@ -171,14 +171,14 @@ inline float exponentials(float* x, size_t count, float largest) {
 
 // Rotates one head by its position: x of the first half and y of the second become x cos - y sin and y cos + x sin.
 inline void rotate(const Attention& a, const float* from, size_t position, float factor, float* to) {
-  const size_t half = a.rotated / 2;
+  const size_t half = a.rotary_dims / 2;
   const float *cos = a.cos + position * half, *sin = a.sin + position * half;
   for (size_t i = 0; i < half; ++i) {
     const float x = from[i] * factor, y = from[half + i] * factor;
     to[i] = x * cos[i] - y * sin[i];
     to[half + i] = y * cos[i] + x * sin[i];
   }
-  for (size_t i = a.rotated; i < a.width; ++i) to[i] = from[i] * factor;
+  for (size_t i = a.rotary_dims; i < a.width; ++i) to[i] = from[i] * factor;
 }
 
 // Where a head of the position at `place` lies in the cache.
@@ -187,11 +187,11 @@ inline size_t offset(const Attention& a, size_t place, size_t kv_head) {
 }
 
 void append(const Attention& a, size_t row, size_t kv_head) {
-  const CacheRow& where = a.where[row];
-  const size_t to = offset(a, static_cast<size_t>(where.start) + static_cast<size_t>(where.before), kv_head);
+  const CacheRow& where = a.cache_rows[row];
+  const size_t to = offset(a, static_cast<size_t>(where.past_start) + static_cast<size_t>(where.past_length), kv_head);
   for (size_t i = 0; i < a.length; ++i) {
-    const size_t from = a.key_steps.at(row, i, kv_head);
-    rotate(a, a.key + from, a.seen(row, i) - 1, 1.0f, a.keys + to + i * a.width);
+    const size_t from = a.key_strides.at(row, i, kv_head);
+    rotate(a, a.key + from, a.visible(row, i) - 1, 1.0f, a.keys + to + i * a.width);
     std::memcpy(a.values + to + i * a.width, a.value + from, a.width * sizeof(float));
   }
 }
@@ -216,22 +216,22 @@ struct Query {
   size_t row, position, head;
 
   Query(const Attention& a, size_t kv_head, size_t index) {
-    const size_t group = a.group();
-    row = index / (a.length * group);
-    position = index / group % a.length;
-    head = kv_head * group + index % group;
+    const size_t group_size = a.group_size();
+    row = index / (a.length * group_size);
+    position = index / group_size % a.length;
+    head = kv_head * group_size + index % group_size;
   }
 };
 
 // Replaces a query's scores by their exponentials, and returns the sum of these. From `from` to `to`, multiples of
 // kUnit around the positions that the query sees, it writes 0 for all others.
 inline float weigh(const Attention& a, const Query& q, float* scores, size_t from, size_t to) {
-  const size_t first = a.first_seen(q.row, q.position), end = a.seen(q.row, q.position);
+  const size_t first = a.first_visible(q.row, q.position), end = a.visible(q.row, q.position);
   if (a.softcap != 0) {
     for (size_t n = first; n < end; ++n) scores[n] = a.softcap * __builtin_tanhf(scores[n] / a.softcap);
   }
   if (a.bias != nullptr) {
-    const float* bias = a.bias + a.bias_steps.at(q.row, q.position, q.head);
+    const float* bias = a.bias + a.bias_strides.at(q.row, q.position, q.head);
     for (size_t n = first; n < end; ++n) scores[n] += bias[n];
   }
   fill(scores + from, scores + first, -__builtin_inff());
@@ -252,12 +252,12 @@ void attend_some(const Attention& a, size_t kv_head, size_t index, float* scratc
   bool one_prompt = true, one_row = true;
   for (size_t r = 0; r < R; ++r) {
     const Query q(a, kv_head, index + r);
-    const CacheRow& where = a.where[q.row];
+    const CacheRow& where = a.cache_rows[q.row];
     prompt_start[r] = offset(a, static_cast<size_t>(where.prompt_start), kv_head);
-    answer_start[r] = offset(a, static_cast<size_t>(where.start), kv_head);
+    answer_start[r] = offset(a, static_cast<size_t>(where.past_start), kv_head);
     prompt[r] = static_cast<size_t>(where.prompt_length);
-    end[r] = a.seen(q.row, q.position);
-    from = smaller(from, a.first_seen(q.row, q.position));
+    end[r] = a.visible(q.row, q.position);
+    from = smaller(from, a.first_visible(q.row, q.position));
     to = larger(to, end[r]);
     one_prompt = one_prompt && prompt_start[r] == prompt_start[0] && prompt[r] == prompt[0];
     one_row = one_row && answer_start[r] == answer_start[0] && prompt[r] == prompt[0];
@@ -267,7 +267,7 @@ void attend_some(const Attention& a, size_t kv_head, size_t index, float* scratc
   float *queries = scratch, *outs = queries + R * a.width, *scores = outs + R * a.width, totals[R];
   for (size_t r = 0; r < R; ++r) {
     const Query q(a, kv_head, index + r);
-    const float* x = a.query + a.query_steps.at(q.row, q.position, q.head);
+    const float* x = a.query + a.query_strides.at(q.row, q.position, q.head);
     rotate(a, x, end[r] - 1, a.scale, queries + r * a.width);
   }
   // Calls work(number of queries, first query, offset in the cache, first position, end of the positions).
@@ -303,13 +303,13 @@ void attend_some(const Attention& a, size_t kv_head, size_t index, float* scratc
   });
   for (size_t r = 0; r < R; ++r) {
     const Query q(a, kv_head, index + r);
-    float* out = a.out + a.out_steps.at(q.row, q.position, q.head);
+    float* out = a.out + a.out_strides.at(q.row, q.position, q.head);
     for (size_t i = 0; i < a.width; ++i) out[i] = outs[r * a.width + i] / totals[r];
   }
 }
 
 void attend(const Attention& a, size_t kv_head, size_t block, float* scratch) {
-  const size_t index = block * kQueryBlock, queries = a.rows * a.length * a.group();
+  const size_t index = block * kQueryBlock, queries = a.rows * a.length * a.group_size();
   if (index + kQueryBlock <= queries) return attend_some<kQueryBlock>(a, kv_head, index, scratch);
   for (size_t one = index; one < queries; ++one) attend_some<1>(a, kv_head, one, scratch);
 }

@@ -1,7 +1,7 @@
 // Chooses the kernel for this processor. Knows instruction sets by name.
 #include "kernels/attention/encoder_attention.h"
 
-#include "kernels/kernel_choice.h"
+#include "kernels/dispatch.h"
 
 namespace blip2rt {
 

@@ -10,8 +10,8 @@
 #endif
 #include "kernels/amx.h"
 
-#include "kernels/int4/amx_round.h"
 #include "kernels/int4/avx512.h"
+#include "kernels/int4/quantize_amx.h"
 
 namespace blip2rt {
 namespace {

@@ -4,8 +4,8 @@
 
 #include <immintrin.h>
 
-#include "kernels/int4/row.h"
-#include "kernels/int4/x86.h"
+#include "kernels/int4/few_rows.h"
+#include "kernels/int4/quantize_avx2.h"
 #include "kernels/transpose_avx512.h"
 
 namespace blip2rt {

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "kernels/kernel_choice.h"
+#include "kernels/dispatch.h"
 
 namespace blip2rt {
 

@@ -7,7 +7,7 @@
 #endif
 #include <arm_neon.h>
 
-#include "kernels/int4/row.h"
+#include "kernels/int4/few_rows.h"
 #include "kernels/transpose_neon.h"
 
 namespace blip2rt {

@@ -6,8 +6,8 @@
 #include <cstring>
 #include <utility>
 
-#include "kernels/ahead.h"
 #include "kernels/int4/matmul.h"
+#include "kernels/prefetch.h"
 
 #define BLIP2RT_INLINE inline __attribute__((always_inline))
 
@@ -136,7 +136,7 @@ struct Unpacked {
 
 // Prefetches `outputs` outputs from `begin` on, in so many steps: they are too many streams for the processor to
 // foresee.
-Ahead next_tile(const Int4Matrix& m, size_t begin, size_t outputs, size_t steps) {
+Prefetcher next_tile(const Int4Matrix& m, size_t begin, size_t outputs, size_t steps) {
   const size_t stride = m.blocks() * m.block / 2, left = begin < m.n ? m.n - begin : 0;
   return {m.codes + (m.n - left) * stride, left < outputs ? left : outputs, stride, stride, steps};
 }
@@ -208,7 +208,7 @@ BLIP2RT_INLINE void add_piece(const Piece& codes, const Planes& x, typename V::I
 // Multiplies R rows from `row` on with T tiles. sums (R, T, kLanes).
 template <class V, bool Split, size_t R, size_t T, class Codes>
 void multiply_rows(const Int4Matrix& m, const Int4Input& input, const Codes& codes, const Scales<V>& scales, size_t row,
-                   Ahead& ahead, float* sums) {
+                   Prefetcher& prefetcher, float* sums) {
   const size_t blocks = m.blocks(), width = blocks * m.block, pieces = m.block / kPiece;
   typename V::Floats total[T][R];
   for (auto& of_tile : total) {
@@ -219,7 +219,7 @@ void multiply_rows(const Int4Matrix& m, const Int4Input& input, const Codes& cod
     for (size_t t = 0; t < T; ++t) {
       for (size_t r = 0; r < R; ++r) products[t][r] = lows[t][r] = V::no_products();
     }
-    ahead.step();
+    prefetcher.step();
     for (size_t piece = block * pieces; piece < (block + 1) * pieces; ++piece) {
       const size_t at = row * width + piece * kPiece;
       const Planes x = {input.values + at, Split ? input.low + at : nullptr, width};
@@ -243,11 +243,11 @@ void multiply_rows(const Int4Matrix& m, const Int4Input& input, const Codes& cod
 
 template <class V, bool Split, size_t T, class Codes, size_t R = 1>
 void multiply_some(size_t rows, const Int4Matrix& m, const Int4Input& input, const Codes& codes,
-                   const Scales<V>& scales, size_t row, Ahead& ahead, float* sums) {
+                   const Scales<V>& scales, size_t row, Prefetcher& prefetcher, float* sums) {
   if constexpr (R < kRows<V, Split, T>) {
-    if (rows > R) return multiply_some<V, Split, T, Codes, R + 1>(rows, m, input, codes, scales, row, ahead, sums);
+    if (rows > R) return multiply_some<V, Split, T, Codes, R + 1>(rows, m, input, codes, scales, row, prefetcher, sums);
   }
-  multiply_rows<V, Split, R, T>(m, input, codes, scales, row, ahead, sums);
+  multiply_rows<V, Split, R, T>(m, input, codes, scales, row, prefetcher, sums);
 }
 
 // Multiplies all rows with T tiles, the first of which begins with output `begin`.
@@ -270,14 +270,14 @@ void multiply_across(const Int4Matrix& m, const Int4Input& input, float* out, si
     unpack_pieces<V>(m, first, exist, 0, blocks * m.block / kPiece,
                      [&](size_t piece, const auto* codes) { unpacked.put(t, piece, codes); });
   }
-  Ahead ahead = next_tile(m, begin + outputs, T * V::kLanes, blocks * ((input.rows + kMost - 1) / kMost));
+  Prefetcher prefetcher = next_tile(m, begin + outputs, T * V::kLanes, blocks * ((input.rows + kMost - 1) / kMost));
   for (size_t row = 0; row < input.rows; row += kMost) {
     const size_t rows = input.rows - row < kMost ? input.rows - row : kMost;
     alignas(64) float sums[kMost * T * V::kLanes];
     if (once) {
-      if constexpr (T == 1) multiply_some<V, Split, 1>(rows, m, input, packed, scales, row, ahead, sums);
+      if constexpr (T == 1) multiply_some<V, Split, 1>(rows, m, input, packed, scales, row, prefetcher, sums);
     } else {
-      multiply_some<V, Split, T>(rows, m, input, unpacked, scales, row, ahead, sums);
+      multiply_some<V, Split, T>(rows, m, input, unpacked, scales, row, prefetcher, sums);
     }
     for (size_t r = 0; r < rows; ++r) {
       std::memcpy(out + (row + r) * m.n + begin, sums + r * T * V::kLanes, outputs * sizeof(float));

@@ -52,7 +52,7 @@ Weights weights_of(const Int8Matrix& m, size_t begin, size_t k, int8_t* copy) {
 }
 
 // Prefetches the same part of the next 32 outputs, in so many steps.
-Ahead next_pair(const Int8Matrix& m, size_t begin, size_t k, const Weights& weights, size_t steps) {
+Prefetcher next_pair(const Int8Matrix& m, size_t begin, size_t k, const Weights& weights, size_t steps) {
   const size_t left = begin + kPair < m.n ? m.n - begin - kPair : 0;
   return {m.codes + (m.n - left) * m.k + k, left < kPair ? left : kPair, m.k, weights.tiles * kDepth, steps};
 }
@@ -61,7 +61,7 @@ Ahead next_pair(const Int8Matrix& m, size_t begin, size_t k, const Weights& weig
 // the upper 16 outputs with one block of rows and the next; 2 and 3 those of the lower 16; 4 and 5 the outputs' codes;
 // 6 and 7 the blocks' values.
 template <bool Both>
-void multiply_pair(const Weights& weights, const uint8_t* values, size_t block, bool add, Ahead& ahead,
+void multiply_pair(const Weights& weights, const uint8_t* values, size_t block, bool add, Prefetcher& prefetcher,
                    int32_t* products) {
   int32_t* of_next = products + 2 * kProducts;
   if (add) {
@@ -78,7 +78,7 @@ void multiply_pair(const Weights& weights, const uint8_t* values, size_t block, 
   for (size_t tile = 0; tile < weights.tiles; ++tile) {
     const int8_t* codes = weights.codes + tile * kDepth;
     const uint8_t* of_rows = values + tile * kDepth * kSide;
-    ahead.step();
+    prefetcher.step();
     _tile_loadd(6, of_rows, kDepth);
     _tile_loadd(4, codes, weights.stride);
     _tile_dpbsud(0, 4, 6);
@@ -152,11 +152,11 @@ void multiply(const Int8Matrix& m, const Int8Input& input, float* out, size_t fi
         const Weights weights = weights_of(m, begin, k, own.copy);
         if (row == 0 && k == 0) std::memset(own.sums, 0, sizeof own.sums);
         if (row == 0) add_codes(weights, own.sums);  // the same for all rows
-        Ahead ahead = next_pair(m, begin, k, weights, (blocks + 1) / 2 * weights.tiles);
+        Prefetcher prefetcher = next_pair(m, begin, k, weights, (blocks + 1) / 2 * weights.tiles);
         for (size_t block = 0; block < blocks; block += 2) {
           const uint8_t* values = input.values + row * input.width + block * block_size(input) + k * kSide;
           const auto multiply_blocks = block + 1 < blocks ? multiply_pair<true> : multiply_pair<false>;
-          multiply_blocks(weights, values, block_size(input), k > 0, ahead, own.products + block * 2 * kProducts);
+          multiply_blocks(weights, values, block_size(input), k > 0, prefetcher, own.products + block * 2 * kProducts);
         }
         if (k + kPart >= m.k) finish(m, input, begin, row, rows, own.sums, own.products, out);
       }

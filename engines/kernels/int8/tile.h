@@ -10,8 +10,8 @@
 #include <type_traits>
 #include <utility>
 
-#include "kernels/ahead.h"
 #include "kernels/int8/matmul.h"
+#include "kernels/prefetch.h"
 
 namespace blip2rt {
 namespace {
@@ -44,10 +44,10 @@ void unpack_tiles(size_t tiles, const Int8Matrix& m, size_t depth, size_t begin,
     uint8_t* of_vector = to + vector / kVectors * tile_bytes<V>(depth) + vector % kVectors * sizeof(typename V::Ints);
     typename V::Ints sum = V::zero_ints();
     const size_t behind = left - outputs;
-    Ahead ahead(codes + outputs * m.k, behind < V::kLanes ? behind : V::kLanes, m.k, m.k, depth / kPiece);
+    Prefetcher prefetcher(codes + outputs * m.k, behind < V::kLanes ? behind : V::kLanes, m.k, m.k, depth / kPiece);
     for (size_t k = 0; k < depth; k += kPiece) {
       typename V::Ints groups[kGroups<V>];
-      ahead.step();
+      prefetcher.step();
       if (outputs == V::kLanes && k + kPiece <= m.k) {
         V::transpose(codes + k, m.k, groups);
       } else {

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <stdexcept>
 
-#include "kernels/kernel_choice.h"
+#include "kernels/dispatch.h"
 
 namespace blip2rt {
 

@@ -42,8 +42,8 @@ struct Case {
     a.width = 8 * (1 + below(6));
     const size_t of_queries = a.heads * a.width, of_keys = a.kv_heads * a.width, most = 1 + below(70);
     const size_t step = of_queries + 2 * of_keys;
-    a.query_steps = a.key_steps = {a.length * step, step, a.width};
-    a.out_steps = {a.length * of_queries, of_queries, a.width};
+    a.query_strides = a.key_strides = {a.length * step, step, a.width};
+    a.out_strides = {a.length * of_queries, of_queries, a.width};
     cache_rows = a.rows + below(3);
     const size_t longest = below(most), start = longest + below(3), before = below(20);
     a.capacity = start + before + a.length + below(3);
@@ -62,9 +62,9 @@ struct Case {
     }
     for (size_t row = 1; one_request && row < a.rows; ++row) {
       where[row] = where[row - 1];
-      if (++where[row].before > static_cast<int32_t>(before)) a.rows = row;
+      if (++where[row].past_length > static_cast<int32_t>(before)) a.rows = row;
     }
-    a.where = where.data();
+    a.cache_rows = where.data();
     x = numbers(a.rows * a.length * step);
     a.query = x.data();
     a.key = a.query + of_queries;
@@ -81,27 +81,27 @@ struct Case {
     if (below(3) == 0) a.softcap = 5;
     if (below(3) == 0) a.window = 1 + below(most);
     size_t seen = 0;
-    for (size_t row = 0; row < a.rows; ++row) seen = std::max(seen, a.seen(row, a.length - 1));
+    for (size_t row = 0; row < a.rows; ++row) seen = std::max(seen, a.visible(row, a.length - 1));
     if (below(2) == 0) {
-      a.rotated = 2 * (1 + below(a.width / 2));
-      cos = numbers(seen * a.rotated / 2);
-      sin = numbers(seen * a.rotated / 2);
+      a.rotary_dims = 2 * (1 + below(a.width / 2));
+      cos = numbers(seen * a.rotary_dims / 2);
+      sin = numbers(seen * a.rotary_dims / 2);
       a.cos = cos.data();
       a.sin = sin.data();
     }
     if (below(3) == 0) {
       const bool each_row = below(2) == 0, each_head = below(2) == 0;
       const size_t width = seen + below(3), of_head = a.length * width;
-      a.bias_steps = {each_row ? (each_head ? a.heads : 1) * of_head : 0, width, each_head ? of_head : 0};
+      a.bias_strides = {each_row ? (each_head ? a.heads : 1) * of_head : 0, width, each_head ? of_head : 0};
       bias = numbers(a.rows * a.heads * of_head);
       a.bias = bias.data();
     }
   }
 
-  // One head of a position: rotated by it, or as it is.
+  // One head of a position: rotary_dims by it, or as it is.
   std::vector<double> turned(const float* from, size_t position, bool rotates) const {
     std::vector<double> to(from, from + a.width);
-    const size_t half = rotates ? a.rotated / 2 : 0;
+    const size_t half = rotates ? a.rotary_dims / 2 : 0;
     for (size_t i = 0; i < half; ++i) {
       const double c = cos[position * half + i], s = sin[position * half + i];
       to[i] = from[i] * c - from[half + i] * s;
@@ -114,17 +114,18 @@ struct Case {
   std::vector<double> seen_one(size_t row, size_t kv_head, size_t n, bool is_key) const {
     const CacheRow& w = where[row];
     const size_t prompt = static_cast<size_t>(w.prompt_length);
-    const size_t old = a.key == nullptr ? prompt : prompt + static_cast<size_t>(w.before);
+    const size_t old = a.key == nullptr ? prompt : prompt + static_cast<size_t>(w.past_length);
     if (n >= old) {
-      const float* from = (is_key ? a.key : a.value) + a.key_steps.at(row, n - old, kv_head);
+      const float* from = (is_key ? a.key : a.value) + a.key_strides.at(row, n - old, kv_head);
       return turned(from, n, is_key);
     }
-    const size_t at = static_cast<size_t>(n < prompt ? w.prompt_start : w.start) + n - (n < prompt ? 0 : prompt);
+    const size_t at = static_cast<size_t>(n < prompt ? w.prompt_start : w.past_start) + n - (n < prompt ? 0 : prompt);
     // An earlier row may write it in this run.
     for (size_t other = 0; other < row && a.key != nullptr; ++other) {
-      const size_t written = static_cast<size_t>(where[other].start) + static_cast<size_t>(where[other].before);
+      const size_t written =
+          static_cast<size_t>(where[other].past_start) + static_cast<size_t>(where[other].past_length);
       if (at < written || at >= written + a.length) continue;
-      const float* from = (is_key ? a.key : a.value) + a.key_steps.at(other, at - written, kv_head);
+      const float* from = (is_key ? a.key : a.value) + a.key_strides.at(other, at - written, kv_head);
       return turned(from, n, is_key);
     }
     const std::vector<float>& cache = is_key ? keys : values;
@@ -132,8 +133,9 @@ struct Case {
   }
 
   std::vector<double> expected(size_t row, size_t head, size_t position) const {
-    const size_t kv_head = head / a.group(), end = a.seen(row, position), first = a.first_seen(row, position);
-    const float* query_at = a.query + a.query_steps.at(row, position, head);
+    const size_t kv_head = head / a.group_size(), end = a.visible(row, position),
+                 first = a.first_visible(row, position);
+    const float* query_at = a.query + a.query_strides.at(row, position, head);
     const std::vector<double> query = turned(query_at, end - 1, true);
     std::vector<double> weights, mean(a.width);
     double total = 0;
@@ -142,7 +144,7 @@ struct Case {
       double score = 0;
       for (size_t i = 0; i < a.width; ++i) score += query[i] * key[i] * static_cast<double>(a.scale);
       if (a.softcap != 0) score = static_cast<double>(a.softcap) * std::tanh(score / static_cast<double>(a.softcap));
-      if (a.bias != nullptr) score += a.bias[a.bias_steps.at(row, position, head) + n];
+      if (a.bias != nullptr) score += a.bias[a.bias_strides.at(row, position, head) + n];
       weights.push_back(std::exp(score));
       total += weights.back();
     }
@@ -167,7 +169,7 @@ void check_case(const AttentionKernel& kernel, Case& given) {
   }
   const size_t floats = AttentionKernel::scratch_floats(a);
   const std::unique_ptr<float[]> scratch(new float[floats]);
-  const size_t blocks = (a.rows * a.length * a.group() + kQueryBlock - 1) / kQueryBlock;
+  const size_t blocks = (a.rows * a.length * a.group_size() + kQueryBlock - 1) / kQueryBlock;
   for (size_t head = 0; head < a.kv_heads; ++head) {
     for (size_t block = 0; block < blocks; ++block) kernel.attend(a, head, block, scratch.get());
   }
@@ -176,9 +178,9 @@ void check_case(const AttentionKernel& kernel, Case& given) {
       const double got = given.out[i * a.width + j], wanted = expected[i][j];
       if (std::fabs(got - wanted) <= 2e-5 * (1 + std::fabs(wanted))) continue;
       std::printf(
-          "%s: rows %zu length %zu heads %zu of %zu width %zu window %zu rotated %zu softcap %g: (%zu, %zu) is %g "
+          "%s: rows %zu length %zu heads %zu of %zu width %zu window %zu rotary_dims %zu softcap %g: (%zu, %zu) is %g "
           "instead of %g\n",
-          kernel.name, a.rows, a.length, a.heads, a.kv_heads, a.width, a.window, a.rotated,
+          kernel.name, a.rows, a.length, a.heads, a.kv_heads, a.width, a.window, a.rotary_dims,
           static_cast<double>(a.softcap), i, j, got, wanted);
       std::exit(1);
     }

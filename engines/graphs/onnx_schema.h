@@ -13,7 +13,7 @@ struct Operator {
 };
 
 // What a model holds, anywhere: in its graph, in subgraphs, attributes and functions.
-struct Found {
+struct ModelContents {
   std::vector<std::string_view> tensors;  // every TensorProto
   std::vector<std::string_view> domains;  // of nodes, functions and imports
   std::vector<Operator> operators;        // of nodes
@@ -21,6 +21,6 @@ struct Found {
 
 // Throws std::runtime_error where the bytes are no model, and where two readers could see two models in them: a known
 // field of the wrong wire type, a single field that stands twice, text that is not UTF-8, a number that is too large.
-Found walk_model(std::string_view model);
+ModelContents scan_model(std::string_view model);
 
 }  // namespace blip2rt

@@ -1,5 +1,5 @@
 // Checks bytes against the tables of onnx.proto.
-#include "graphs/onnx_walk.h"
+#include "graphs/onnx_schema.h"
 
 #include <cstdint>
 #include <limits>
@@ -7,7 +7,7 @@
 #include <string>
 
 #include "graphs/protobuf.h"
-#include "ort/text.h"
+#include "ort/utf8.h"
 
 namespace blip2rt {
 namespace {
@@ -191,9 +191,10 @@ void check_packed(const Message& message, const Rule& rule, std::string_view byt
   });
 }
 
-void walk(const Message& message, std::string_view bytes, int depth, Found& found);
+void walk(const Message& message, std::string_view bytes, int depth, ModelContents& found);
 
-void check_field(const Message& message, const Rule& rule, const protobuf::Field& field, int depth, Found& found) {
+void check_field(const Message& message, const Rule& rule, const protobuf::Field& field, int depth,
+                 ModelContents& found) {
   const auto require = [&](protobuf::Wire wire) {
     if (field.wire != wire) fail(message, rule.number, "has the wrong wire type");
   };
@@ -223,7 +224,7 @@ void check_field(const Message& message, const Rule& rule, const protobuf::Field
   }
 }
 
-void walk(const Message& message, std::string_view bytes, int depth, Found& found) {
+void walk(const Message& message, std::string_view bytes, int depth, ModelContents& found) {
   constexpr int kDeepest = 100;  // protobuf's own limit
   if (depth > kDeepest) throw std::runtime_error("its messages lie deeper than 100 in each other");
   if (&message == &kTensor) found.tensors.push_back(bytes);
@@ -250,8 +251,8 @@ void walk(const Message& message, std::string_view bytes, int depth, Found& foun
 
 }  // namespace
 
-Found walk_model(std::string_view model) {
-  Found found;
+ModelContents scan_model(std::string_view model) {
+  ModelContents found;
   walk(kModel, model, 0, found);
   return found;
 }

@@ -1,5 +1,5 @@
 // Reads UTF-8.
-#include "ort/text.h"
+#include "ort/utf8.h"
 
 #include <cstdint>
 
@@ -32,7 +32,7 @@ bool is_utf8(std::string_view text) {
   return true;
 }
 
-std::string one_line(std::string_view text) {
+std::string single_line(std::string_view text) {
   std::string line;
   for (size_t i = 0; i < text.size();) {
     const size_t size = size_at(text, i);
@@ -52,7 +52,7 @@ std::string one_line(std::string_view text) {
 
 std::string quoted(std::string_view name) {
   constexpr size_t kMost = 100;
-  return "'" + one_line(name.substr(0, kMost)) + (name.size() > kMost ? "...'" : "'");
+  return "'" + single_line(name.substr(0, kMost)) + (name.size() > kMost ? "...'" : "'");
 }
 
 }  // namespace blip2rt

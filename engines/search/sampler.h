@@ -1,4 +1,4 @@
-// Draws tokens from rows of weights, one after the other, among those that the options leave: with the meaning of
+// Sampler tokens from rows of weights, one after the other, among those that the options leave: with the meaning of
 // Hugging Face's logits warpers. Compiled for CPU and GPU. Knows weights; not how a row of scores is read.
 #pragma once
 
@@ -19,7 +19,7 @@ struct Bound {
   int32_t token = kNoToken;
 };
 
-struct DrawnRow {
+struct SampledRow {
   const float* scores;
   float base;
   double log_weight;  // log of the factor of its weights
@@ -27,21 +27,22 @@ struct DrawnRow {
 };
 
 // The rows that tokens are drawn from together. Borrows its memory.
-struct Draws {
+struct Sampler {
   static constexpr int32_t kBlock = 64;
   static constexpr int32_t blocks(int32_t vocab_size) { return (vocab_size + kBlock - 1) / kBlock; }
 
   int32_t vocab_size;
   float scale;         // 1 / temperature
-  DrawnRow* rows;      // (at most num_beams)
+  SampledRow* rows;    // (at most num_beams)
   float* weights;      // (num_beams, V), relative to the row's likeliest token
   double* block_sums;  // (num_beams, ceil(V / kBlock)) of weights
 
   float* row_weights(int32_t row) const { return weights + static_cast<size_t>(row) * vocab_size; }
   double* row_sums(int32_t row) const { return block_sums + static_cast<size_t>(row) * blocks(vocab_size); }
 
-  // Draws one token of the first `count` rows, with a probability proportional to exp(base + score / temperature), and
-  // does not draw it again. Its candidate's score is base + score / temperature. Returns false when no token is left.
+  // Sampler one token of the first `count` rows, with a probability proportional to exp(base + score / temperature),
+  // and does not draw it again. Its candidate's score is base + score / temperature. Returns false when no token is
+  // left.
   bool draw(int32_t count, Random& random, Candidate& drawn) const {
     double most = -infinity();
     for (int32_t row = 0; row < count; ++row) {
@@ -63,13 +64,13 @@ struct Draws {
       if (left < 0) break;
     }
     const int32_t token = pick(chosen, left_there);
-    DrawnRow& row = rows[chosen];
-    float* its_weights = row_weights(chosen);
+    SampledRow& row = rows[chosen];
+    float* row_weight = row_weights(chosen);
     double* sums = row_sums(chosen);
-    its_weights[token] = 0;
+    row_weight[token] = 0;
     const int32_t first = token - token % kBlock, end = smaller_of(vocab_size, first + kBlock);
     double sum = 0;
-    for (int32_t i = first; i < end; ++i) sum += its_weights[i];
+    for (int32_t i = first; i < end; ++i) sum += row_weight[i];
     sums[token / kBlock] = sum;
     row.sum = 0;
     for (int32_t block = 0; block < blocks(vocab_size); ++block) row.sum += sums[block];
@@ -93,13 +94,13 @@ struct Draws {
       left -= sums[i];
       if (left < 0) break;
     }
-    const float* its_weights = row_weights(row);
+    const float* row_weight = row_weights(row);
     const int32_t end = smaller_of(vocab_size, (block + 1) * kBlock);
     int32_t token = 0;
     for (int32_t i = block * kBlock; i < end; ++i) {
-      if (its_weights[i] == 0) continue;
+      if (row_weight[i] == 0) continue;
       token = i;
-      left_there -= its_weights[i];
+      left_there -= row_weight[i];
       if (left_there < 0) break;
     }
     return token;

@@ -6,12 +6,12 @@ namespace blip2rt {
 
 // A thread is in ONNX Runtime while one of these lives. exit() waits for it a while; a thread that comes later sleeps
 // until the process is gone.
-class Call {
+class ActiveCall {
  public:
-  Call();
-  ~Call();
-  Call(const Call&) = delete;
-  Call& operator=(const Call&) = delete;
+  ActiveCall();
+  ~ActiveCall();
+  ActiveCall(const ActiveCall&) = delete;
+  ActiveCall& operator=(const ActiveCall&) = delete;
 };
 
 // Lets exit() wait for calls. Called once, when ONNX Runtime has been loaded: what is registered later is done earlier.

@@ -1,5 +1,5 @@
 // Counts the threads that are in ONNX Runtime.
-#include "ort/call.h"
+#include "ort/active_call.h"
 
 #include <unistd.h>
 
@@ -29,7 +29,7 @@ void wait_for_threads() {
 
 }  // namespace
 
-Call::Call() {
+ActiveCall::ActiveCall() {
   if (depth++ > 0) return;
   ++threads;
   if (!ending || getpid() != process) return;
@@ -37,7 +37,7 @@ Call::Call() {
   for (;;) pause();
 }
 
-Call::~Call() {
+ActiveCall::~ActiveCall() {
   if (--depth == 0) --threads;
 }
 

@@ -1,5 +1,5 @@
 // Holds the rules for what lies outside of a graph.
-#include "graphs/external.h"
+#include "graphs/graph_file.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -9,11 +9,11 @@
 #include <cstring>
 #include <vector>
 
-#include "graphs/fitting.h"
-#include "graphs/onnx_walk.h"
+#include "graphs/onnx_schema.h"
+#include "graphs/operator_checks.h"
 #include "graphs/protobuf.h"
 #include "ops/domain.h"
-#include "ort/text.h"
+#include "ort/utf8.h"
 
 namespace blip2rt {
 namespace {
@@ -66,7 +66,7 @@ uint64_t number_of(std::string_view text, uint64_t otherwise, const char* what) 
 }
 
 // Returns the bytes of a file beside the graph. Throws where it is none, or not one that the graph may read.
-uint64_t size_beside(const std::string& folder, const std::string& name, const Files& files) {
+uint64_t size_beside(const std::string& folder, const std::string& name, const AllowedFiles& files) {
   struct stat found;
   if (lstat((folder + name).c_str(), &found) != 0) {
     throw std::runtime_error("external data lies in " + quoted(name) + ": " + std::strerror(errno));
@@ -87,7 +87,8 @@ uint64_t size_beside(const std::string& folder, const std::string& name, const F
   return size;
 }
 
-void check_place(const Place& place, std::optional<uint64_t> bytes, const std::string& folder, const Files& files) {
+void check_place(const Place& place, std::optional<uint64_t> bytes, const std::string& folder,
+                 const AllowedFiles& files) {
   const std::string name(place.location);
   const bool plain = !name.empty() && name != "." && name != ".." &&
                      name.find_first_of(std::string("/\\:*\0", 5)) == std::string::npos;
@@ -104,7 +105,7 @@ void check_place(const Place& place, std::optional<uint64_t> bytes, const std::s
   }
 }
 
-void check_tensor(std::string_view bytes, const std::string& folder, const Files& files) {
+void check_tensor(std::string_view bytes, const std::string& folder, const AllowedFiles& files) {
   std::vector<uint64_t> shape;
   std::vector<std::string_view> entries;
   std::string_view name;
@@ -177,8 +178,8 @@ std::optional<uint64_t> tensor_bytes(const std::vector<uint64_t>& shape, uint64_
   return (bits + 7) / 8;
 }
 
-void check_model(std::string_view model, const std::string& folder, const Files& files) {
-  const Found found = walk_model(model);
+void check_model(std::string_view model, const std::string& folder, const AllowedFiles& files) {
+  const ModelContents found = scan_model(model);
   for (std::string_view domain : found.domains) {
     if (domain == kDomain) throw std::runtime_error("it uses operators of the domain " + quoted(kDomain));
   }
@@ -186,7 +187,7 @@ void check_model(std::string_view model, const std::string& folder, const Files&
   require_fitting_operators(model, found);
 }
 
-std::string read_graph(const std::string& path, const Files& files) {
+std::string read_graph(const std::string& path, const AllowedFiles& files) {
   try {
     std::string bytes = read_file(path);
     const size_t slash = path.rfind('/');

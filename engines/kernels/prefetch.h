@@ -9,9 +9,9 @@ namespace {
 
 // Prefetches rows that will be read later, a few cache lines at each of `steps` steps: all of them at once would keep
 // waiting what is needed now. Goes through four parts of the rows in turn: one stream waits at the end of every page.
-class Ahead {
+class Prefetcher {
  public:
-  Ahead(const void* base, size_t rows, size_t stride, size_t bytes, size_t steps)
+  Prefetcher(const void* base, size_t rows, size_t stride, size_t bytes, size_t steps)
       : row_(static_cast<const uint8_t*>(base)),
         rows_((rows + kStreams - 1) / kStreams),
         stride_(stride),

@@ -1,6 +1,6 @@
 // Looks at what operators a graph has, and at what ONNX Runtime does not check of some of them: the weights of
 // products, what a GatherND gathers by, numbers of heads and of parts.
-#include "graphs/fitting.h"
+#include "graphs/operator_checks.h"
 
 #include <algorithm>
 #include <iterator>
@@ -9,7 +9,7 @@
 #include <string>
 
 #include "graphs/onnx_graph.h"
-#include "ort/text.h"
+#include "ort/utf8.h"
 
 namespace blip2rt {
 namespace {
@@ -17,17 +17,17 @@ namespace {
 constexpr uint64_t kMostSize = uint64_t{1} << 31;
 
 // Returns a constant that nobody may feed. Returns nullptr where there is none.
-const Constant* constant(const Parts& parts, std::string_view name) {
-  const auto found = parts.constants.find(name);
-  return found == parts.constants.end() || parts.inputs.count(name) != 0 ? nullptr : &found->second;
+const Constant* constant(const Graph& graph, std::string_view name) {
+  const auto found = graph.constants.find(name);
+  return found == graph.constants.end() || graph.inputs.count(name) != 0 ? nullptr : &found->second;
 }
 
 // Returns a constant that a Cast may bring to another type, as scales are.
-const Constant* behind_cast(const Parts& parts, std::string_view name) {
-  const auto maker = parts.made_by.find(name);
-  if (maker == parts.made_by.end()) return constant(parts, name);
-  const Node& node = parts.nodes[maker->second];
-  return node.is("Cast") && node.inputs.size() == 1 ? constant(parts, node.inputs[0]) : nullptr;
+const Constant* behind_cast(const Graph& graph, std::string_view name) {
+  const auto maker = graph.producers.find(name);
+  if (maker == graph.producers.end()) return constant(graph, name);
+  const Node& node = graph.nodes[maker->second];
+  return node.is("Cast") && node.inputs.size() == 1 ? constant(graph, node.inputs[0]) : nullptr;
 }
 
 bool has_count(const Constant* constant, uint64_t rows, uint64_t columns) {
@@ -39,7 +39,7 @@ bool has_count(const Constant* constant, uint64_t rows, uint64_t columns) {
   return count == wanted;
 }
 
-bool fits(const Parts& parts, const Node& node) {
+bool fits(const Graph& graph, const Node& node) {
   enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kOrder, kBias, kInputs };
   const auto given = [&](size_t input) { return !node.input(input).empty(); };
   const auto size = [&](const char* name, int64_t otherwise) -> uint64_t {
@@ -51,71 +51,71 @@ bool fits(const Parts& parts, const Node& node) {
     return false;
   if (!given(kX) || !given(kCodes) || !given(kScales) || node.inputs.size() > kInputs) return false;
   const uint64_t blocks = (k + block - 1) / block;
-  const Constant* codes = constant(parts, node.inputs[kCodes]);
+  const Constant* codes = constant(graph, node.inputs[kCodes]);
   if (codes == nullptr || codes->dtype != DType::kUInt8 || !has_count(codes, n, blocks * (block * bits / 8)) ||
-      !has_count(behind_cast(parts, node.inputs[kScales]), n, blocks)) {
+      !has_count(behind_cast(graph, node.inputs[kScales]), n, blocks)) {
     return false;
   }
   if (given(kZeroPoints)) {
-    const Constant* zeros = constant(parts, node.inputs[kZeroPoints]);
+    const Constant* zeros = constant(graph, node.inputs[kZeroPoints]);
     const bool packed = zeros != nullptr && zeros->dtype == DType::kUInt8;
     if (!has_count(zeros, n, packed ? (blocks * bits + 7) / 8 : blocks)) return false;
   }
   if (given(kOrder)) {
-    const Constant* order = constant(parts, node.inputs[kOrder]);
+    const Constant* order = constant(graph, node.inputs[kOrder]);
     if (!has_count(order, 1, k) && !has_count(order, 1, blocks * block)) return false;
   }
-  return !given(kBias) || has_count(constant(parts, node.inputs[kBias]), 1, n);
+  return !given(kBias) || has_count(constant(graph, node.inputs[kBias]), 1, n);
 }
 
 // Returns the columns of a constant matrix that a Transpose may turn, or 0 where `name` is none.
-uint64_t matrix_columns(const Parts& parts, std::string_view name) {
-  const auto maker = parts.made_by.find(name);
-  const Node* turn = maker == parts.made_by.end() ? nullptr : &parts.nodes[maker->second];
+uint64_t matrix_columns(const Graph& graph, std::string_view name) {
+  const auto maker = graph.producers.find(name);
+  const Node* turn = maker == graph.producers.end() ? nullptr : &graph.nodes[maker->second];
   if (turn != nullptr && (!turn->is("Transpose") || turn->inputs.size() != 1)) return 0;
-  const Constant* matrix = constant(parts, turn == nullptr ? name : turn->inputs[0]);
+  const Constant* matrix = constant(graph, turn == nullptr ? name : turn->inputs[0]);
   if (matrix == nullptr || matrix->shape.size() != 2) return 0;
   return matrix->shape[turn == nullptr || turn->has_list("perm", {0, 1}) ? 1 : 0];
 }
 
 // DynamicQuantizeMatMul: one scale and one zero point a column, or one for all.
-bool columns_fit(const Parts& parts, const Node& node) {
+bool columns_fit(const Graph& graph, const Node& node) {
   enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kBias, kInputs };
   const auto given = [&](size_t input) { return !node.input(input).empty(); };
   if (!given(kX) || !given(kCodes) || !given(kScales) || node.inputs.size() > kInputs) return false;
-  const uint64_t n = matrix_columns(parts, node.inputs[kCodes]);
+  const uint64_t n = matrix_columns(graph, node.inputs[kCodes]);
   const auto has_one_each = [&](size_t input) {
-    const Constant* numbers = constant(parts, node.inputs[input]);
+    const Constant* numbers = constant(graph, node.inputs[input]);
     return has_count(numbers, 1, n) || has_count(numbers, 1, 1);
   };
   if (n == 0 || !has_one_each(kScales) || (given(kZeroPoints) && !has_one_each(kZeroPoints))) return false;
-  return !given(kBias) || has_count(constant(parts, node.inputs[kBias]), 1, n);
+  return !given(kBias) || has_count(constant(graph, node.inputs[kBias]), 1, n);
 }
 
 // Exports have one axis of batches, or none, and indices that an Unsqueeze gave an axis. Of others ONNX Runtime divides
 // by what may be zero, or ends the process.
-bool gathers_plainly(const Parts& parts, const Node& node) {
+bool gathers_plainly(const Graph& graph, const Node& node) {
   const int64_t axes = node.number("batch_dims", 0);
   if ((axes != 0 && axes != 1) || node.inputs.size() != 2) return false;
-  const auto maker = parts.made_by.find(node.inputs[1]);
-  if (maker == parts.made_by.end()) {
-    const Constant* indices = constant(parts, node.inputs[1]);
+  const auto maker = graph.producers.find(node.inputs[1]);
+  if (maker == graph.producers.end()) {
+    const Constant* indices = constant(graph, node.inputs[1]);
     return indices != nullptr && !indices->shape.empty();
   }
-  const Node& widened = parts.nodes[maker->second];
-  const Constant* added = widened.inputs.size() == 2 ? constant(parts, widened.inputs[1]) : nullptr;
+  const Node& widened = graph.nodes[maker->second];
+  const Constant* added = widened.inputs.size() == 2 ? constant(graph, widened.inputs[1]) : nullptr;
   return widened.is("Unsqueeze") && added != nullptr && added->shape.size() == 1 && added->shape[0] > 0;
 }
 
 // ONNX Runtime before 1.30 divides by what is left of larger numbers in 32 bits, which may be zero.
-bool has_heads(const Parts&, const Node& node) {
+bool has_heads(const Graph&, const Node& node) {
   constexpr int64_t kMost = 65536;
   const int64_t heads = node.number("num_heads", 0), of_keys = node.number("kv_num_heads", 0);
   return heads > 0 && heads <= kMost && of_keys > 0 && of_keys <= kMost;
 }
 
 // ONNX Runtime before 1.30 ends the process at another number.
-bool splits_into_its_outputs(const Parts&, const Node& node) {
+bool splits_into_its_outputs(const Graph&, const Node& node) {
   const auto parts = static_cast<int64_t>(node.outputs.size());
   return node.number("num_outputs", parts) == parts;
 }
@@ -133,10 +133,10 @@ void require_known(const Operator& used) {
 
 }  // namespace
 
-void require_fitting_operators(std::string_view model, const Found& found) {
+void require_fitting_operators(std::string_view model, const ModelContents& found) {
   struct Checked {
     std::string_view op_type;
-    bool (*fits)(const Parts& parts, const Node& node);
+    bool (*fits)(const Graph& graph, const Node& node);
     const char* fault;
   };
   constexpr Checked kChecked[] = {
@@ -147,17 +147,17 @@ void require_fitting_operators(std::string_view model, const Found& found) {
       {"Split", splits_into_its_outputs, "a Split has another number of parts than outputs"},
   };
   for (const Operator& used : found.operators) require_known(used);
-  std::optional<Parts> parts;
+  std::optional<Graph> graph;
   for (const Checked& checked : kChecked) {
     const auto count = std::count_if(found.operators.begin(), found.operators.end(),
                                      [&](const Operator& one) { return one.type == checked.op_type; });
     if (count == 0) continue;
-    if (!parts) parts.emplace(Model(model).graph);
+    if (!graph) graph.emplace(Model(model).graph);
     std::ptrdiff_t seen = 0;
-    for (const Node& node : parts->nodes) {
+    for (const Node& node : graph->nodes) {
       if (node.op_type != checked.op_type) continue;
       ++seen;
-      if (!checked.fits(*parts, node)) throw std::runtime_error(checked.fault);
+      if (!checked.fits(*graph, node)) throw std::runtime_error(checked.fault);
     }
     if (seen != count) {
       throw std::runtime_error("a " + std::string(checked.op_type) + " stands in a subgraph or a function");

@@ -5,15 +5,15 @@
 
 #include <string_view>
 
-#include "graphs/onnx_walk.h"
+#include "graphs/onnx_schema.h"
 
 namespace blip2rt {
 
 // Throws std::runtime_error where an operator is neither ONNX's own nor one of ONNX Runtime's that exports have; where
 // a MatMulNBits has weights that are no constants of the size that N, K, bits and block_size ask for, a
 // DynamicQuantizeMatMul ones that do not fit one another, or a GatherND several axes of batches or indices that may
-// have no axis; and where one of these three stands in a subgraph or a function. `found`: what walk_model found in the
+// have no axis; and where one of these three stands in a subgraph or a function. `found`: what scan_model found in the
 // model.
-void require_fitting_operators(std::string_view model, const Found& found);
+void require_fitting_operators(std::string_view model, const ModelContents& found);
 
 }  // namespace blip2rt

@@ -19,7 +19,7 @@ struct GraphError : std::runtime_error {
 };
 
 // The files beside a graph that it may read, and their bytes. Nothing: every regular file beside it.
-using Files = std::optional<std::map<std::string, uint64_t>>;
+using AllowedFiles = std::optional<std::map<std::string, uint64_t>>;
 
 // Reads a graph's file and checks it. Throws GraphError.
 //
@@ -27,10 +27,10 @@ using Files = std::optional<std::map<std::string, uint64_t>>;
 // graph: a regular one, no link, listed in `files` with its size, and its offset and length lie inside. ONNX Runtime
 // reads the files again after this check: who may write to the folder could change them in between, and could as well
 // change the bundle before.
-std::string read_graph(const std::string& path, const Files& files);
+std::string read_graph(const std::string& path, const AllowedFiles& files);
 
 // Checks the bytes of a model. `folder` ends with '/'; empty: where the process stands. Throws std::runtime_error.
-void check_model(std::string_view model, const std::string& folder, const Files& files);
+void check_model(std::string_view model, const std::string& folder, const AllowedFiles& files);
 
 // Bytes of a tensor in a file. Returns nothing for types that have no fixed size, and where there are too many.
 std::optional<uint64_t> tensor_bytes(const std::vector<uint64_t>& shape, uint64_t dtype);

@@ -10,7 +10,7 @@ namespace blip2rt {
 bool is_utf8(std::string_view text);
 
 // Returns `text` as one line of UTF-8: control characters become spaces, bytes that are no UTF-8 become '?'.
-std::string one_line(std::string_view text);
+std::string single_line(std::string_view text);
 
 // Returns a name in quotes, as one line, cut where it is long.
 std::string quoted(std::string_view name);
