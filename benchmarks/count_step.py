@@ -15,11 +15,11 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from blip2rt import wire
+from blip2rt import onnx_protobuf
 from blip2rt.bench import costs
 from blip2rt.bench.report import Table, markdown_table
 from blip2rt.bundle import EMBED, LLM, read
-from blip2rt.command import Parser, path, run
+from blip2rt.command_line import Parser, path, run
 
 _OWN = ("DequantizeLinear", "Constant")
 _KINDS = (".codes", ".scales", ".offsets", ".zeros")  # how the names of what 4-bit weights are stored in end
@@ -42,7 +42,7 @@ class Step:
 def count(bundle: Path) -> Step:
     """Count a bundle's step. Raises BundleError."""
     made = read(bundle)
-    graph, table = wire.read(made.graph(LLM)), wire.read(made.graph(EMBED))
+    graph, table = onnx_protobuf.read(made.graph(LLM)), onnx_protobuf.read(made.graph(EMBED))
     operators = Counter(node.op_type for node in graph.nodes if node.op_type not in _OWN)
     held = {out for node in graph.nodes if node.op_type == _OWN[0] for out in node.outputs} | graph.initializers.keys()
     of_weights = sum(node.op_type == "MatMul" and node.inputs[1] in held for node in graph.nodes)

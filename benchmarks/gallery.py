@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 import blip2rt
-from blip2rt.command import Parser, path, run, whole
+from blip2rt.command_line import Parser, path, run, whole
 from blip2rt.errors import OptionError
 from blip2rt.gallery.ahead import Pace
 from blip2rt.gallery.captions import BATCH, Care, Outputs, Words, caption

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from blip2rt.command import Parser, run, whole
+from blip2rt.command_line import Parser, run, whole
 from blip2rt.modeling.vision import VisionConfig
 from train.data.loader import Reader, image_batches, open_sources
 from train.data.order import Mixture

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import transformers
 
-from blip2rt import command
+from blip2rt import command_line
 from blip2rt._native import Chat, Generator, Runtime, Session
 from blip2rt.backends.ort import find_library
 from blip2rt.modeling.llm import LlmConfig
@@ -46,12 +46,12 @@ PARTS = ("overhead", "decode", "compare")
 
 
 def main() -> int:
-    return command.run("python -m benchmarks.loop", lambda: _run(_parser().parse_args()))
+    return command_line.run("python -m benchmarks.loop", lambda: _run(_parser().parse_args()))
 
 
-def _parser() -> command.Parser:
-    parser = command.Parser(description=__doc__.splitlines()[0] if __doc__ else None)
-    number = command.whole(1)
+def _parser() -> command_line.Parser:
+    parser = command_line.Parser(description=__doc__.splitlines()[0] if __doc__ else None)
+    number = command_line.whole(1)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
     parser.add_argument("--geometry", choices=GEOMETRIES, default="opt-2.7b", help="sizes of the language model")
     parser.add_argument("--vocab", type=number, default=50272, metavar="N", help="tokens of the vocabulary")

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from blip2rt.command import Parser, path, run
+from blip2rt.command_line import Parser, path, run
 from blip2rt.errors import OptionError
 from export.convert import save_tensors
 from export.synthetic import GEOMETRIES, random_model, write_config

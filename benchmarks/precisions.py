@@ -24,7 +24,7 @@ from pathlib import Path
 import blip2rt
 from blip2rt.bundle import Bundle, read
 from blip2rt.bundle.writer import BundleWriter
-from blip2rt.command import Parser, nonempty, path, run, whole
+from blip2rt.command_line import Parser, nonempty, path, run, whole
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import checkpoints
 from export import assemble, choices, targets

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 import blip2rt
-from blip2rt import command
+from blip2rt import command_line
 from blip2rt.backends import Backend
 from blip2rt.batching import Batched, Batching
 from blip2rt.bench import geometry
@@ -34,12 +34,12 @@ PARTS = ("steps", "callers", "newcomer", "captions", "kept")
 
 
 def main() -> int:
-    return command.run("python -m benchmarks.serve", lambda: _run(_parser().parse_args()))
+    return command_line.run("python -m benchmarks.serve", lambda: _run(_parser().parse_args()))
 
 
-def _parser() -> command.Parser:
-    parser = command.Parser(description=__doc__.splitlines()[0] if __doc__ else None)
-    number = command.whole(1)
+def _parser() -> command_line.Parser:
+    parser = command_line.Parser(description=__doc__.splitlines()[0] if __doc__ else None)
+    number = command_line.whole(1)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
     parser.add_argument("--geometry", choices=geometry.GEOMETRIES, default=geometry.NANO, help="sizes of the model")
     parser.add_argument("--cache", metavar="FOLDER", help="where bundles of random weights are kept")

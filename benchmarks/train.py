@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from blip2rt.command import Parser, run, whole
+from blip2rt.command_line import Parser, run, whole
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig

@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from blip2rt.bundle import PAST_MASK, ImageSpec, LlmSpec
-from blip2rt.command import Parser, nonempty, path, run, whole
+from blip2rt.command_line import Parser, nonempty, path, run, whole
 from blip2rt.modeling import checkpoints
 from blip2rt.text import LlmTokenizer
 from export import assemble, describe, targets

@@ -18,6 +18,8 @@ import importlib
 import threading
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__ as __version__
+
 if TYPE_CHECKING:
     from .errors import BackendError, Blip2rtError, BundleError, CapabilityError, ImageError, OptionError
     from .language import Chat, Scored
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from .options import Options
     from .pipeline import Match
 
-__version__ = "0.1.0"
 __all__ = [
     "BackendError", "Blip2rtError", "BundleError", "CapabilityError", "Chat", "ImageError", "Match", "Model",
     "OptionError", "Options", "Scored", "ask", "caption", "load", "match",

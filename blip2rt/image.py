@@ -6,7 +6,7 @@ Accepted images:
 - a PIL image,
 - an array, or what gives one by `__array__`: (H, W), (H, W, C) or (C, H, W) of C = 1, 3 or 4 channels, uint8 in 0..255
   or float in 0..1. Channels are RGB(A), or BGR(A) with color="bgr", and come last where both places fit. An array of
-  four axes is a batch of images (blip2rt.arguments).
+  four axes is a batch of images (blip2rt.one_or_many).
 
 What is done with the unusual ones: EXIF orientation is applied; transparent parts are laid over white; 16-bit grey
 (and Pillow's "I", read as 0..65535) is scaled to 8 bits, "F" is read as 0..1; of an animation the first frame counts
@@ -39,9 +39,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .bundle.manifest import ImageSpec
 from .errors import ImageError
-from .image_kinds import HEAD, kind_of
-from .installing import pip_install
+from .install_hints import pip_install
 from .native import native
+from .untrusted.image_format import HEAD, kind_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -20,13 +20,13 @@ import numpy as np
 from . import backends
 from . import bundle as contract
 from .answers import Answer, Request
-from .arguments import as_list, one_by_one, pairs, texts_of
 from .backends import OnToken
 from .batching import Batched, Batching
 from .errors import BundleError, ImageError, OptionError
+from .feature_cache import Kept
 from .image import COLORS, MAX_PIXELS, MOST_PIXELS, ImageLike
-from .kept import Kept
 from .language import Chat, Scored
+from .one_or_many import as_list, one_by_one, pairs, texts_of
 from .options import CaptionOptions, Options, TextOptions, is_whole, merge
 from .pipeline import BATCH, Intake, Match, Pipeline, Stopwatch
 

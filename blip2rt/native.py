@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from .errors import BackendError
-from .installing import pip_install
+from .install_hints import pip_install
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -22,8 +22,8 @@ from .backends import Backend, OnToken
 from .bundle import Bundle
 from .bundle.manifest import RetrievalSpec
 from .errors import CapabilityError, ImageError, OptionError
+from .feature_cache import Kept
 from .image import MAX_PIXELS, ImageLike, normalize, prepare
-from .kept import Kept
 from .language import Language, Scored, Timings
 from .likelihood import Likelihood
 from .options import Options, merge

@@ -14,7 +14,7 @@ from tokenizers import Encoding, Tokenizer
 
 from .bundle.manifest import LlmSpec, QuestionSpec, RetrievalSpec
 from .errors import OptionError
-from .tokenizer_file import guarded, read_tokenizer
+from .untrusted.tokenizer import guarded, read_tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

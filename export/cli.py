@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from blip2rt.bundle import TARGETS
-from blip2rt.command import Parser, nonempty, path, run
+from blip2rt.command_line import Parser, nonempty, path, run
 from blip2rt.errors import OptionError
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from blip2rt import bundle
-from blip2rt.bundle.whole import WholeFolder
-from blip2rt.command import Parser, nonempty, path, run
+from blip2rt.bundle.atomic import AtomicFolder
+from blip2rt.command_line import Parser, nonempty, path, run
 from blip2rt.errors import Blip2rtError
 
 from .cli import add_parts, parts
@@ -108,7 +108,7 @@ def _changed(source: str, to: str, out: Path, fields: Sequence[str]) -> Path:
 def _whole(out: Path) -> Iterator[Path]:
     """A folder that becomes `out` when it is done, or leaves nothing. Raises Blip2rtError: it cannot be written."""
     try:
-        with WholeFolder(out) as whole:
+        with AtomicFolder(out) as whole:
             yield whole.folder
             whole.finish()
     except OSError as error:

@@ -13,7 +13,7 @@ from blip2rt_export import cli
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
 
-from blip2rt.command import Formatter, nonempty, path, run
+from blip2rt.command_line import Formatter, nonempty, path, run
 
 
 class Blip2rtExportCommand(BaseOptimumCLICommand):

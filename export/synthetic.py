@@ -26,7 +26,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import Blip2Config, Blip2Processor, BlipImageProcessor, OPTConfig, PreTrainedTokenizerFast, T5Config
 
-from blip2rt.command import Parser, path, run
+from blip2rt.command_line import Parser, path, run
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import hugging_face, streaming
 from blip2rt.modeling.blip2 import Blip2

@@ -22,7 +22,7 @@ from blip2rt.modeling.json_file import read_json
 from blip2rt.modeling.sources import resolve
 from blip2rt.modeling.vision import INSIDE, VisionConfig, VisionEncoder, is_checkpoint, vit_style
 from blip2rt.modeling.weights import Weights
-from blip2rt.trusted_graphs import checked_graph
+from blip2rt.untrusted.graphs import checked_graph
 
 from .parameters import convolutions, parameters
 

@@ -18,8 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from blip2rt.errors import Blip2rtError, OptionError
-from blip2rt.image_kinds import HEAD, kind_of
 from blip2rt.text import clean_caption
+from blip2rt.untrusted.image_format import HEAD, kind_of
 
 from .data.readers import IMAGES, read_data
 from .data.samples import Bad, Dataset, Sample, repeat_answers, text_fault

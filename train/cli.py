@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from blip2rt.command import Parser, run, running
+from blip2rt.command_line import Parser, run, running
 
 from .loop.ending import Interrupted
 

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from blip2rt.command import Parser, nonempty, path, whole
+from blip2rt.command_line import Parser, nonempty, path, whole
 from blip2rt.errors import Blip2rtError, OptionError
 
 from .data.samples import Bad

@@ -41,8 +41,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from blip2rt.bundle.whole import WholeFolder
-from blip2rt.command import Parser, nonempty, whole
+from blip2rt.bundle.atomic import AtomicFolder
+from blip2rt.command_line import Parser, nonempty, whole
 from blip2rt.errors import Blip2rtError
 
 from .data.flickr8k import write_tables
@@ -62,7 +62,7 @@ def write_shards(data: Dataset, out: Path, per_shard: int, bad: Bad, seed: int =
     groups = data.by_image()
     order = np.random.default_rng(seed).permutation(len(groups))
     good = _readable(tqdm(order, unit="img", desc=out.name), data, groups, bad)
-    with WholeFolder(out) as whole:
+    with AtomicFolder(out) as whole:
         shards = 0
         writer: tarfile.TarFile | None = None
         for key, (path, content, texts) in enumerate(good):

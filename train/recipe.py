@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import yaml
 
-from blip2rt.command import Parser
+from blip2rt.command_line import Parser
 from blip2rt.errors import OptionError, boundary
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from blip2rt.bundle.whole import write_file
-from blip2rt.command import Parser, path, run, whole
+from blip2rt.bundle.atomic import write_file
+from blip2rt.command_line import Parser, path, run, whole
 
 from . import day, installed, report, stand_in
 

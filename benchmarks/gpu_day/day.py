@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from blip2rt.bundle.whole import write_file
+from blip2rt.bundle.atomic import write_file
 
 ROOT = Path(__file__).parents[2]
 MODULE = "benchmarks.gpu_day"

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from blip2rt import cuda_libraries
 from blip2rt.backends.trt import cuda as cuda_module
+from blip2rt.backends.trt import cuda_libraries
 from blip2rt.backends.trt.cache import PlanCache, default_folder
 from blip2rt.backends.trt.cuda import Cuda
 from blip2rt.backends.trt.lane import Lane

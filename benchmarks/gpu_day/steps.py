@@ -22,7 +22,7 @@ _PLACES = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer", "/opt/nvi
 
 def doctor(day: Day) -> dict[str, Any]:
     """What `blip2rt doctor` says of the machine, and the card."""
-    from blip2rt import doctor
+    from blip2rt.cli import doctor
 
     card = gpu.find()
     findings = [asdict(finding) for finding in doctor.examine()]

@@ -22,7 +22,7 @@ from .. import bundle as contract
 from ..bundle import Bundle
 from ..errors import BackendError, OptionError
 from ..native import native
-from ..trusted_graphs import readable_files, refused
+from ..untrusted.graphs import readable_files, refused
 from . import named_failure
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from ..backends.ort import num_threads
 from ..bundle import embedded, read
-from ..bundle.whole import write_file
-from ..command import Parser, nonempty, run, whole
+from ..bundle.atomic import write_file
+from ..command_line import Parser, nonempty, run, whole
 from ..errors import OptionError
-from ..installing import pip_install
+from ..install_hints import pip_install
 from . import boards, collect, ending, geometry, machine, peers, report
 from .stages import Work
 

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..bundle import Bundle, read
 from ..errors import Blip2rtError
+from ..version import __version__
 from . import costs, machine, peers, worker
 from .stages import Work
 

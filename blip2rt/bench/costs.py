@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import wire
+from ..onnx_protobuf import Graph, Node, Tensor, read
 
 _PASSED = ("Cast", "Mul", "DequantizeLinear", "Transpose", "Identity")  # between a stored weight and its product
 _GATHERS = ("Gather", "GatherBlockQuantized")  # read a few rows of their table
@@ -57,11 +57,11 @@ def of_graph(
     rows: positions of each input, batch included; default_rows: of what comes from no input, as queries do. batch:
     rows that GatherND leaves. grid: the image input with its height and width, for convolutions.
     """
-    graph = wire.read(path)
+    graph = read(path)
     return Cost(_weight_bytes(graph), *_products(graph, dict(rows), default_rows, batch, grid))
 
 
-def _weight_bytes(graph: wire.Graph) -> int:
+def _weight_bytes(graph: Graph) -> int:
     """Each initializer that is read whole, once."""
     sizes: dict[str, int] = {}
     tables = {name for node in graph.nodes if node.op_type in _GATHERS for name in (node.inputs[0], *node.inputs[2:])}
@@ -79,12 +79,12 @@ def _weight_bytes(graph: wire.Graph) -> int:
     return sum(sizes.values())
 
 
-def _read_elsewhere(graph: wire.Graph, name: str) -> bool:
+def _read_elsewhere(graph: Graph, name: str) -> bool:
     return any(name in node.inputs and node.op_type not in _GATHERS for node in graph.nodes)
 
 
 def _products(
-    graph: wire.Graph, rows: dict[str, int], default_rows: int, batch: int, grid: tuple[str, int, int] | None
+    graph: Graph, rows: dict[str, int], default_rows: int, batch: int, grid: tuple[str, int, int] | None
 ) -> tuple[int, int]:
     """Multiply-adds in int8 and in float."""
     int8 = real = 0
@@ -110,7 +110,7 @@ def _products(
     return int8, real
 
 
-def _propagate(node: wire.Node, rows: dict[str, int], batch: int) -> int | None:
+def _propagate(node: Node, rows: dict[str, int], batch: int) -> int | None:
     """Positions of a node's outputs: those of its first input that has any; of a product, those of its left side, be
     they known or not: queries that look at an image stay as many as they are."""
     inputs = node.inputs[:1] if node.op_type in _PRODUCTS else node.inputs
@@ -125,7 +125,10 @@ def _propagate(node: wire.Node, rows: dict[str, int], batch: int) -> int | None:
 
 
 def _next_grid(
-    node: wire.Node, graph: wire.Graph, producers: dict[str, wire.Node], grids: dict[str, tuple[int, int]]
+    node: Node,
+    graph: Graph,
+    producers: dict[str, Node],
+    grids: dict[str, tuple[int, int]],
 ) -> tuple[int, int] | None:
     """Height and width of a node's output, where it is an image still."""
     area = next((grids[name] for name in node.inputs if name in grids), None)
@@ -146,7 +149,7 @@ def _next_grid(
     return area
 
 
-def _weight(graph: wire.Graph, producers: dict[str, wire.Node], node: wire.Node) -> tuple[wire.Tensor, bool] | None:
+def _weight(graph: Graph, producers: dict[str, Node], node: Node) -> tuple[Tensor, bool] | None:
     """The constant that a node multiplies with, and whether in integers; None: it multiplies with none."""
     if node.op_type in _INTEGER:
         place = 3 if node.op_type.startswith("QLinear") else 1
@@ -162,7 +165,7 @@ def _weight(graph: wire.Graph, producers: dict[str, wire.Node], node: wire.Node)
     return None
 
 
-def _chain(producers: dict[str, wire.Node], name: str) -> Iterator[tuple[str, str]]:
+def _chain(producers: dict[str, Node], name: str) -> Iterator[tuple[str, str]]:
     """A value, and what it was made of as long as that is one stored weight: (name, op that was passed)."""
     passed = ""
     while True:

@@ -13,11 +13,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .. import __version__
 from ..bundle import MANIFEST, embedded
-from ..bundle.whole import WholeFolder
+from ..bundle.atomic import AtomicFolder
 from ..errors import Blip2rtError
-from ..installing import pip_install
+from ..install_hints import pip_install
+from ..version import __version__
 from . import ending
 
 NANO = "nano"  # the embedded model: nothing has to be made
@@ -82,7 +82,7 @@ def _make(geometry: str, flag: str, path: Path, *more: str) -> None:
             process.wait()
         except SystemExit:  # SIGTERM; Ctrl-C reaches the exporter by itself
             _stop(process)
-            with WholeFolder(path):  # which removes what an exporter left that had to be killed
+            with AtomicFolder(path):  # which removes what an exporter left that had to be killed
                 pass
             raise
     if process.returncode in (130, -2):

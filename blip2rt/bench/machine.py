@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import wire
 from ..native import native
+from ..onnx_protobuf import FLOAT, INT8, INT32, UINT8, matmul
 
 ROWS, WIDTH = 512, 2048  # of the products
 PASSES = 8
@@ -118,12 +118,12 @@ def product_rate(kind: str, left: Any, threads: int) -> float:
     rng = np.random.default_rng(0)
     if kind == "fp32":
         weight = rng.normal(0, 1, (WIDTH, WIDTH)).astype(np.float32)
-        data = wire.matmul("MatMul", wire.FLOAT, wire.FLOAT, wire.FLOAT, (WIDTH, WIDTH), weight.tobytes())
+        data = matmul("MatMul", FLOAT, FLOAT, FLOAT, (WIDTH, WIDTH), weight.tobytes())
         x = rng.normal(0, 1, (ROWS, WIDTH)).astype(np.float32)
     else:
         weight = rng.integers(-127, 128, (WIDTH, WIDTH)).astype(np.int8)
-        dtype = wire.INT8 if left is np.int8 else wire.UINT8
-        data = wire.matmul("MatMulInteger", dtype, wire.INT8, wire.INT32, (WIDTH, WIDTH), weight.tobytes())
+        dtype = INT8 if left is np.int8 else UINT8
+        data = matmul("MatMulInteger", dtype, INT8, INT32, (WIDTH, WIDTH), weight.tobytes())
         x = rng.integers(0, 128, (ROWS, WIDTH)).astype(left)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "product.onnx"

@@ -6,9 +6,9 @@ import io
 from pathlib import Path
 from typing import Any
 
-from ..bundle.whole import write_file
+from ..bundle.atomic import write_file
 from ..errors import Blip2rtError
-from ..installing import pip_install
+from ..install_hints import pip_install
 from .report import LABELS
 
 

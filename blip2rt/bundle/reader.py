@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError
+from .checksum import is_whole
 from .faults import manifest_faults
 from .manifest import Manifest, from_json
 from .names import FORMAT, FORMAT_VERSION, MANIFEST
-from .seal import is_whole
 
 MOST_BYTES = 16 << 20  # of a manifest
 EMBEDDED = Path(__file__).parents[1] / "models" / "nano"

@@ -11,12 +11,12 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import BundleError
+from .atomic import MARKER, AtomicFolder
+from .checksum import EMPTY, KEY, seal
 from .faults import manifest_faults
 from .manifest import FileEntry, Manifest, to_json
 from .names import FORMAT, FORMAT_VERSION, MANIFEST
 from .reader import Bundle, read
-from .seal import EMPTY, KEY, seal
-from .whole import MARKER, WholeFolder
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -31,7 +31,7 @@ class BundleWriter:
     def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         self.path = Path(os.path.abspath(path))
         self.overwrite = overwrite
-        self._whole = WholeFolder(self.path)
+        self._whole = AtomicFolder(self.path)
         self._finished = False
 
     @property

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import bundle as contract
+from ..bundle.atomic import partial_of, write_file
 from ..bundle.reader import Bundle
-from ..bundle.whole import partial_of, write_file
 from ..errors import GalleryError
 from .catalog import damaged
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..bundle.whole import WholeFolder
+from ..bundle.atomic import AtomicFolder
 from ..errors import OptionError
-from ..installing import pip_install
+from ..install_hints import pip_install
 from .vectors import one_vector
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def export(index: Index, out: Path, rows: int = ROWS) -> int:
     """Write an index's pictures into `out`, a folder. Return how many."""
     pyarrow = arrow()
     files, count, part = index.files(), 0, 0
-    with WholeFolder(out / "img_emb") as vectors, WholeFolder(out / "metadata") as metadata:
+    with AtomicFolder(out / "img_emb") as vectors, AtomicFolder(out / "metadata") as metadata:
         while chunk := list(islice(files, rows)):
             embeds = one_vector(index.vectors.read([file.row for file in chunk]))
             np.save(vectors.folder / f"img_emb_{part}.npy", embeds.astype(np.float16))

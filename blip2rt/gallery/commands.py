@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..command import complain
+from ..command_line import complain
 from ..errors import OptionError, one_line
-from ..installing import pip_install
+from ..install_hints import pip_install
 from . import flags
 from .indexing import BATCH, sources_of, update
 from .outputs import check_empty

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..command import Parser, nonempty, path, whole
+from ..command_line import Parser, nonempty, path, whole
 
 if TYPE_CHECKING:
     from .ahead import Pace

@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..image_kinds import HEAD, kind_of, looks_named
+from ..untrusted.image_format import HEAD, kind_of, looks_named
 from .pictures import Fault, Picture
 
 BLOCK = tarfile.BLOCKSIZE

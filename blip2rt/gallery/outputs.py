@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ..bundle.whole import write_file
+from ..bundle.atomic import write_file
 from ..errors import OptionError
-from ..image_kinds import EXTENSIONS, head_of, kind_of
+from ..untrusted.image_format import EXTENSIONS, head_of, kind_of
 from .pictures import Fault, Picture
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no other picture could be written either

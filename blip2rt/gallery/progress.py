@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..command import complain
+from ..command_line import complain
 from ..errors import one_line
 from .lines import Lines
 from .pictures import Fault, Sources

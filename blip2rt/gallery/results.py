@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from ..bundle.whole import write_file
+from ..bundle.atomic import write_file
 from ..errors import ImageError
 from ..image import load_rgb
 from .outputs import check_empty, check_target

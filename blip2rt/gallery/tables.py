@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import OptionError
-from ..installing import pip_install
+from ..install_hints import pip_install
 from .lines import Lines
 from .outputs import Described, check_target
 from .pictures import Fault, Picture

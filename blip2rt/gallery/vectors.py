@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import OptionError
-from ..installing import pip_install
+from ..install_hints import pip_install
 from .catalog import damaged
 
 if TYPE_CHECKING:

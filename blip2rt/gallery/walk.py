@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import IO
 
-from ..image_kinds import HEAD, head_of, kind_of, looks_named
+from ..untrusted.image_format import HEAD, head_of, kind_of, looks_named
 from .members import pictures_of
 from .pictures import Fault, Picture, Sources, is_glob, is_shard
 

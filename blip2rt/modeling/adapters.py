@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from blip2rt.errors import Blip2rtError, OptionError
-from blip2rt.installing import pip_install
+from blip2rt.install_hints import pip_install
 
 from . import streaming
 from .weights import Weights

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from blip2rt.errors import Blip2rtError, boundary
-from blip2rt.installing import pip_install
+from blip2rt.install_hints import pip_install
 
 from . import streaming
 from .names import vit_name

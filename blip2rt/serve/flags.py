@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..command import nonempty, path, whole
+from ..command_line import nonempty, path, whole
 from ..errors import OptionError
-from ..installing import pip_install
+from ..install_hints import pip_install
 from .settings import Access, Limits, Media, Queue, Settings
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from .. import __version__
+from ..version import __version__
 from .faults import Fault, bad
 from .openai import NO_JSON, ImageInput, Pictured, embed
 from .policy import HELLO, Turn, read

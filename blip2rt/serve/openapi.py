@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from .. import __version__
+from ..version import __version__
 from . import ollama, openai, own, search
 
 _POSTS: dict[str, tuple[type[BaseModel], str, bool]] = {  # path -> request, what it does, whether it takes forms

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from blip2rt.command import Parser, run, whole
+from blip2rt.command_line import Parser, run, whole
 
 if TYPE_CHECKING:
     import onnx

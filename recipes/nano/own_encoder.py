@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blip2rt.command import Parser, run
+from blip2rt.command_line import Parser, run
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blip2rt.command import Parser, run, whole
+from blip2rt.command_line import Parser, run, whole
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ def rounded(weight: torch.Tensor, gram: torch.Tensor, block: int) -> torch.Tenso
 
 def images_of(folders: list[Path], count: int) -> list[Path]:
     """`count` images, as many of each folder, spread over its names."""
-    from blip2rt.image_kinds import looks_named
+    from blip2rt.untrusted.image_format import looks_named
 
     each = [sorted(path for path in folder.iterdir() if looks_named(path.name)) for folder in folders]
     share = -(-count // len(each))

@@ -12,7 +12,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from blip2rt.command import Parser, run
+from blip2rt.command_line import Parser, run
 from blip2rt.errors import Blip2rtError
 
 Row = tuple[str, str, str]

@@ -15,7 +15,7 @@ from blip2rt.bench import collect, geometry, machine, peers, report
 from blip2rt.bench.cli import main
 from blip2rt.bench.stages import STAGES, Work
 from blip2rt.bundle import embedded, read
-from blip2rt.installing import pip_install
+from blip2rt.install_hints import pip_install
 from tests.seeds import seed_of
 
 pytestmark = pytest.mark.long(16)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blip2rt import wire
 from blip2rt.bench import collect, costs, machine
 from blip2rt.bench.cli import picture
 from blip2rt.bench.stages import Work
 from blip2rt.bundle import embedded, read
+from blip2rt.onnx_protobuf import FLOAT, INT8, INT32, UINT8, matmul
+from blip2rt.onnx_protobuf import read as read_graph
 from tests.engines.native import Session, runtime
 from tests.seeds import seed_of
 
@@ -28,8 +29,8 @@ def test_the_product_that_rates_are_measured_on(kind, left, tmp_path):
     integer = kind == "int8"
     weight = rng.integers(-9, 9, (5, 7)).astype(np.int8 if integer else np.float32)
     x = rng.integers(0, 9, (3, 5)).astype(left)
-    dtypes = (wire.UINT8 if left is np.uint8 else wire.INT8, wire.INT8, wire.INT32) if integer else (wire.FLOAT,) * 3
-    data = wire.matmul("MatMulInteger" if integer else "MatMul", *dtypes, (5, 7), weight.tobytes())
+    dtypes = (UINT8 if left is np.uint8 else INT8, INT8, INT32) if integer else (FLOAT,) * 3
+    data = matmul("MatMulInteger" if integer else "MatMul", *dtypes, (5, 7), weight.tobytes())
     onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
     (tmp_path / "product.onnx").write_bytes(data)
     got = Session(runtime(), str(tmp_path / "product.onnx"), 1).run({"a": x})["y"]
@@ -42,7 +43,7 @@ def test_graphs_are_read_as_onnx_reads_them(name):
     onnx = pytest.importorskip("onnx")
     path = embedded() / f"{name}.onnx"
     theirs = onnx.load(path, load_external_data=False).graph
-    ours = wire.read(path)
+    ours = read_graph(path)
     assert Counter(node.op_type for node in ours.nodes) == Counter(node.op_type for node in theirs.node)
     assert [node.inputs for node in ours.nodes] == [tuple(node.input) for node in theirs.node]
     assert {n: (t.dims, t.dtype) for n, t in ours.initializers.items()} == {

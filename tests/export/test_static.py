@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 import blip2rt
-from blip2rt.info import describe
+from blip2rt.cli.info import describe
 from export.assemble import held_out
 from export.checks import ranges, stepping, verify
 from export.checks.ranges import of_batches

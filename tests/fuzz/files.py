@@ -21,10 +21,10 @@ from pathlib import Path
 
 from blip2rt import bundle as contract
 from blip2rt.bundle.manifest import ImageSpec
+from blip2rt.cli.info import describe
 from blip2rt.errors import Blip2rtError
 from blip2rt.image import prepare
-from blip2rt.info import describe
-from blip2rt.tokenizer_file import guarded, read_tokenizer
+from blip2rt.untrusted.tokenizer import guarded, read_tokenizer
 
 ROOT = Path(__file__).parents[2]
 CORPUS, FOUND = ROOT / "tests" / "corpus", ROOT / "build" / "fuzz"

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import blip2rt
-from blip2rt.bundle import seal
+from blip2rt.bundle.checksum import EMPTY, KEY, seal
 from blip2rt.errors import GalleryError
 from blip2rt.gallery import Index, about, index, one_vector
 from blip2rt.gallery.catalog import Catalog, File
@@ -374,8 +374,8 @@ def _changed(bundle: Path, folder: Path, **fields: object) -> blip2rt.Model:
     for name, value in fields.items():
         part, field = name.split("__")
         manifest[part][field] = value
-    text = json.dumps(manifest | {seal.KEY: seal.EMPTY}).encode()
-    (folder / "blip2rt.json").write_bytes(seal.seal(text))
+    text = json.dumps(manifest | {KEY: EMPTY}).encode()
+    (folder / "blip2rt.json").write_bytes(seal(text))
     return blip2rt.load(folder)
 
 

@@ -21,7 +21,7 @@ import blip2rt
 from blip2rt.answers import Answer, Request, Usage
 from blip2rt.batching import Batching
 from blip2rt.errors import BackendError, OptionError
-from blip2rt.kept import Kept
+from blip2rt.feature_cache import Kept
 from blip2rt.options import Options
 from tests.seeds import new_seed
 from tests.tiny.bundle import POSITIONS, WORDS, Q, Tiny

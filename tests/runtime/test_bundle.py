@@ -18,8 +18,8 @@ import pytest
 from blip2rt import bundle as contract
 from blip2rt.bundle.manifest import from_json, to_json
 from blip2rt.bundle.writer import BundleWriter
+from blip2rt.cli.info import describe
 from blip2rt.errors import BundleError
-from blip2rt.info import describe
 from tests.seeds import new_seed
 
 
@@ -217,7 +217,7 @@ def test_interrupted_while_it_begins_leaves_nothing(tmp_path, monkeypatch):
             assert folder.is_dir()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("blip2rt.bundle.whole._try_lock", interrupted)
+    monkeypatch.setattr("blip2rt.bundle.atomic._try_lock", interrupted)
     with pytest.raises(KeyboardInterrupt), BundleWriter(tmp_path / "b"):
         raise AssertionError("it never began")
     assert os.listdir(tmp_path) == []

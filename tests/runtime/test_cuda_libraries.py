@@ -48,7 +48,7 @@ def test_nvidias_libraries_are_found_where_pip_puts_them(tmp_path: Path) -> None
     provider = build("capi", "libprovider.so", "int cublas(void); int two(void) { return cublas(); }", blas)
     (tmp_path / "nvidia" / "cublas" / "lib" / "libcufft.so.11").write_text("no library")
     code = (
-        "import ctypes, sys\nfrom blip2rt import cuda_libraries\n"
+        "import ctypes, sys\nfrom blip2rt.backends.trt import cuda_libraries\n"
         f"try: ctypes.CDLL({provider!r})\n"
         "except OSError: print('not found')\n"
         "print(len(cuda_libraries.preload()))\n"

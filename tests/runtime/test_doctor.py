@@ -10,12 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from blip2rt import doctor
 from blip2rt.backends import ort
 from blip2rt.backends.trt import builder, gpu
-from blip2rt.cli import main
+from blip2rt.cli import doctor, main
 from blip2rt.errors import BackendError, BundleError
-from blip2rt.installing import pip_install
+from blip2rt.install_hints import pip_install
 
 ORIN = gpu.Gpu("Orin", (8, 7), 8 << 30, (12, 6), True, 8)
 H100 = gpu.Gpu("NVIDIA H100", (9, 0), 80 << 30, (13, 0), False, 132)

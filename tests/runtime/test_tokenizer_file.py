@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from blip2rt.errors import BundleError
-from blip2rt.tokenizer_file import MOST_BYTES, guarded, read_tokenizer
+from blip2rt.untrusted.tokenizer import MOST_BYTES, guarded, read_tokenizer
 from tests.seeds import new_seed
 
 WORDS = ["[UNK]", "[CLS]", "[SEP]", "a", "dog", "cat", "##s"]

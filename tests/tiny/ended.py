@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 
 from blip2rt import bundle
 from blip2rt.bench import cli as bench
-from blip2rt.bundle import whole
+from blip2rt.bundle import atomic
 from blip2rt.modeling.checkpoints import list_checkpoints, load_model
 from export import cli as export
 from export import convert
@@ -80,7 +80,7 @@ def start(command: Command, folder: Path, before: Callable[[], object] = lambda:
         log = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        for owner, name in ((whole.WholeFolder, "finish"), (whole, "_sync_names"), (whole.os, "replace")):
+        for owner, name in ((atomic.AtomicFolder, "finish"), (atomic, "_sync_names"), (atomic.os, "replace")):
             telling(owner, name, tell)
         before()
         code = command.main(command.arguments())
@@ -162,7 +162,7 @@ class Convert(Command):
 
     def check(self) -> None:
         if self.out.exists():
-            found = {path.name: path.read_bytes() for path in self.out.iterdir() if path.name != whole.MARKER}
+            found = {path.name: path.read_bytes() for path in self.out.iterdir() if path.name != atomic.MARKER}
             self.whole = self.whole or found
             assert found == self.whole
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from blip2rt.installing import pip_install
+from blip2rt.install_hints import pip_install
 from blip2rt.modeling.checkpoints import list_checkpoints
 from train import stage1, stage2
 from train.cli import COMMANDS

@@ -14,8 +14,8 @@ import pytest
 
 pytest.importorskip("onnx")
 
-from blip2rt import backends, cuda_libraries
-from blip2rt.backends.trt import builder, by_onnxruntime, gpu, plans
+from blip2rt import backends
+from blip2rt.backends.trt import builder, by_onnxruntime, cuda_libraries, gpu, plans
 from blip2rt.bundle import read
 from blip2rt.errors import BackendError
 from tests.tiny import trt as tiny_trt

@@ -8,7 +8,7 @@ import pytest
 
 onnx = pytest.importorskip("onnx")
 
-from blip2rt import wire
+from blip2rt import onnx_protobuf
 from blip2rt.bundle import read
 from tests.trt.machine import Case, Machine
 
@@ -21,7 +21,7 @@ def test_ends_are_those_that_onnx_reads(native_case: Case) -> None:
     for component in read(native_case.trt).manifest.components:
         file = native_case.trt / f"{component}.onnx"
         graph = onnx.load(file, load_external_data=False).graph
-        for got, want in zip(wire.ends(file.read_bytes()), (graph.input, graph.output), strict=True):
+        for got, want in zip(onnx_protobuf.ends(file.read_bytes()), (graph.input, graph.output), strict=True):
             assert [(end.name, end.dtype, end.shape) for end in got] == [
                 (value.name, value.type.tensor_type.elem_type, shape(value)) for value in want
             ]
@@ -29,13 +29,13 @@ def test_ends_are_those_that_onnx_reads(native_case: Case) -> None:
 
 def test_axes_are_fixed_and_all_else_stays(native_case: Case) -> None:
     text = (native_case.trt / "llm.onnx").read_bytes()
-    fixed, model = wire.with_sizes(text, {"T": 300, "S": 1}), onnx.load_from_string(text)
+    fixed, model = onnx_protobuf.with_sizes(text, {"T": 300, "S": 1}), onnx.load_from_string(text)
     for value in (*model.graph.input, *model.graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in ("T", "S"):
                 dim.dim_value = {"T": 300, "S": 1}[dim.dim_param]
     assert onnx.load_from_string(fixed) == model
-    assert wire.with_sizes(text, {}) == text
+    assert onnx_protobuf.with_sizes(text, {}) == text
 
 
 def test_a_cache_that_is_written_has_its_length_before_it_is_parsed(native_case: Case, machine: Machine) -> None:
@@ -52,5 +52,5 @@ def test_a_cache_that_is_written_has_its_length_before_it_is_parsed(native_case:
     machine.trt.OnnxParser = parser  # type: ignore[method-assign]
     machine.load(native_case)
     [model] = seen
-    ends = {end.name: end.shape for end in wire.ends(model)[0]}
+    ends = {end.name: end.shape for end in onnx_protobuf.ends(model)[0]}
     assert ends["past_key_0"][0] == "B" and ends["past_key_0"][2] == 48 and ends["inputs_embeds"][:2] == ("B", "S")

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
-from blip2rt.bundle.whole import write_file
+from blip2rt.bundle.atomic import write_file
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.sources import resolve
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from blip2rt.errors import Blip2rtError
-from blip2rt.image_kinds import EXTENSIONS
+from blip2rt.untrusted.image_format import EXTENSIONS
 
 from .samples import Bad, Dataset, Row, dataset_of, is_file, read_table
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from blip2rt.bundle.whole import write_file
+from blip2rt.bundle.atomic import write_file
 from blip2rt.errors import Blip2rtError, boundary
 
 from .readers import IMAGES, read_json

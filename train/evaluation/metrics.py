@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from blip2rt.errors import Blip2rtError
-from blip2rt.installing import pip_install
+from blip2rt.install_hints import pip_install
 
 _TOKEN = re.compile(
     r"""https?://\S+ | [\w.]+@\w+(?:\.\w+)+ | \w+(?:\.\w+)*\.(?:com|org|net|edu|gov)\b  # addresses

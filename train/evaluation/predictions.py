@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from blip2rt.bundle.whole import write_file
+from blip2rt.bundle.atomic import write_file
 from blip2rt.errors import Blip2rtError
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from blip2rt.command import Parser, nonempty, path
+from blip2rt.command_line import Parser, nonempty, path
 from blip2rt.errors import Blip2rtError, OptionError, boundary
 from blip2rt.modeling.checkpoints import CONFIG, WEIGHTS, locate, read_config
 

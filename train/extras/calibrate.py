@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from blip2rt import backends
 from blip2rt import bundle as contract
 from blip2rt.bundle.writer import BundleWriter
-from blip2rt.command import Parser, nonempty, path, whole
+from blip2rt.command_line import Parser, nonempty, path, whole
 from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.model import Model
 from blip2rt.modeling.checkpoints import CONFIG, WEIGHTS, locate, read_config

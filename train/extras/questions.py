@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from blip2rt.command import Parser, nonempty, whole
+from blip2rt.command_line import Parser, nonempty, whole
 from blip2rt.errors import Blip2rtError
 from blip2rt.text import clean_caption
 

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from blip2rt.command import Parser, nonempty, whole
+from blip2rt.command_line import Parser, nonempty, whole
 from blip2rt.modeling import checkpoints
 from blip2rt.modeling.blip2 import Blip2
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from blip2rt.bundle.whole import WholeFolder, clean, discard
+from blip2rt.bundle.atomic import AtomicFolder, clean, discard
 from blip2rt.errors import Blip2rtError, boundary
 from blip2rt.modeling.blip2 import Trained
 from blip2rt.modeling.checkpoints import list_checkpoints, load_weights, save_model
@@ -53,7 +53,7 @@ def save(
         return
     final = folder_of(out, step)
     try:
-        with WholeFolder(final) as whole:
+        with AtomicFolder(final) as whole:
             save_model(model, whole.folder, trained)
             save_file(moments, whole.folder / OPTIMIZER)
             state = {"step": step, "scaler": scaler.state_dict(), "settings": dict(record), "run": run}

@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from blip2rt.bundle.whole import write_file
+from blip2rt.bundle.atomic import write_file
 from blip2rt.errors import Blip2rtError
 
 METRICS = "metrics.jsonl"

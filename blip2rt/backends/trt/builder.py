@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ... import wire
+from ... import onnx_protobuf
 from ...errors import BackendError
-from ...installing import ONNXRUNTIME_GPU
+from ...install_hints import ONNXRUNTIME_GPU
 from . import by_onnxruntime
 
 MODULES = ("tensorrt", "tensorrt_rtx")
@@ -187,7 +187,7 @@ def _parsed(parser: Any, graph: Path, profiles: Sequence[Axes]) -> bool:
         name: usual for name, (_, usual, _) in profiles[0].items()
         if all(axes.get(name) == (usual,) * 3 for axes in profiles)
     }  # fmt: skip
-    return bool(parser.parse(wire.with_sizes(model, sizes), str(graph)))
+    return bool(parser.parse(onnx_protobuf.with_sizes(model, sizes), str(graph)))
 
 
 def made(log: Any, kind: Any) -> Any:

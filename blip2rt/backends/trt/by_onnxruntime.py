@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ... import cuda_libraries, wire
+from ... import onnx_protobuf
+from . import cuda_libraries
 
 CUDA = "CUDAExecutionProvider"
 _KINDS = {1: ("FLOAT", np.float32), 6: ("INT32", np.int32), 7: ("INT64", np.int64), 10: ("HALF", np.float16)}
@@ -76,7 +77,7 @@ class Network:
     """A graph's inputs, as the builder's profiles need them."""
 
     def load(self, path: str) -> bool:
-        self.path, (self._inputs, _) = str(Path(path).resolve()), wire.ends(Path(path).read_bytes())
+        self.path, (self._inputs, _) = str(Path(path).resolve()), onnx_protobuf.ends(Path(path).read_bytes())
         return True
 
     @property
@@ -124,7 +125,7 @@ class Engine:
 
     def __init__(self, trt: Executor, made: dict[str, Any]) -> None:
         self.trt, self._path, self._profiles = trt, made["path"], made["profiles"]
-        inputs, outputs = wire.ends(Path(self._path).read_bytes())
+        inputs, outputs = onnx_protobuf.ends(Path(self._path).read_bytes())
         self.inputs = [end.name for end in inputs]
         self._ends = {end.name: end for end in (*inputs, *outputs)}
         self._names, self.num_io_tensors = list(self._ends), len(self._ends)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...bundle.whole import write_file
+from ...bundle.atomic import write_file
 from ...errors import BackendError
 
 

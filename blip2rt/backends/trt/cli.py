@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ... import bundle as contract
-from ...command import Parser, complain, flags_named, nonempty, path, run
+from ...command_line import Parser, complain, flags_named, nonempty, path, run
 from ...errors import BackendError
 from . import builder, cuda, gpu, plans
 from .cache import PlanCache, default_folder

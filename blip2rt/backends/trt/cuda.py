@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...errors import BackendError
-from ...installing import pip_install
+from ...install_hints import pip_install
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: work on the default stream, TensorRT's builder's for one, is not waited for
 _NO_TIMING = 2  # CU_EVENT_DISABLE_TIMING

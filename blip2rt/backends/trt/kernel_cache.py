@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from ...bundle.whole import write_file
+from ...bundle.atomic import write_file
 
 _log = logging.getLogger("blip2rt")
 

@@ -19,7 +19,7 @@ import numpy as np
 from ... import bundle as contract
 from ...bundle import Bundle
 from ...errors import BackendError, BundleError, OptionError
-from ...trusted_graphs import checked_graph
+from ...untrusted.graphs import checked_graph
 from . import builder, gpu
 from .builder import Axes, Settings
 from .cache import PlanCache
@@ -311,7 +311,7 @@ def _read_timing(path: Path | None) -> bytes | None:
 
 
 def _write_timing(path: Path, data: bytes) -> None:
-    from ...bundle.whole import write_file
+    from ...bundle.atomic import write_file
 
     try:
         write_file(path, data)

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import blip2rt
-from blip2rt.bundle import whole
-from blip2rt.bundle.whole import MARKER, WholeFolder
+from blip2rt.bundle import atomic
+from blip2rt.bundle.atomic import MARKER, AtomicFolder
 from tests.seeds import new_seed
 
 ROOT = Path(blip2rt.__file__).parents[1]
@@ -23,11 +23,11 @@ ROOT = Path(blip2rt.__file__).parents[1]
 # Writes version after version of a folder of three files, each of which holds the version's number.
 WRITER = """
 import sys
-from blip2rt.bundle import whole
+from blip2rt.bundle import atomic
 if sys.argv[2] == "aside":
-    whole._exchange = lambda one, other: False
+    atomic._exchange = lambda one, other: False
 for version in range(1_000_000):
-    with whole.WholeFolder(sys.argv[1]) as writer:
+    with atomic.AtomicFolder(sys.argv[1]) as writer:
         for name in "abc":
             (writer.folder / name).write_text(f"{version}\\n" * 2000)
         writer.finish()
@@ -36,7 +36,7 @@ for version in range(1_000_000):
 
 
 def write(path: Path, text: str) -> None:
-    with WholeFolder(path) as writer:
+    with AtomicFolder(path) as writer:
         for name in "abc":
             (writer.folder / name).write_text(text)
         writer.finish()
@@ -69,7 +69,7 @@ def test_a_writer_killed_at_any_moment_leaves_the_old_or_the_new(tmp_path: Path,
         if way == "exchange":
             content(path)  # without any cleaning
         else:
-            with WholeFolder(path):  # puts back what stood aside
+            with AtomicFolder(path):  # puts back what stood aside
                 pass
             content(path)
     write(path, "last")
@@ -111,31 +111,33 @@ def test_a_folder_is_thrown_away_with_its_marker_last(tmp_path: Path, monkeypatc
     (tmp_path / "old" / "sub").mkdir(parents=True)
     for name in ("a", "sub/b", MARKER):
         (tmp_path / "old" / name).touch()
-    monkeypatch.setattr(whole.shutil, "rmtree", lambda path, **_: removed.append((path.name, sorted(os.listdir(path)))))
+    monkeypatch.setattr(
+        atomic.shutil, "rmtree", lambda path, **_: removed.append((path.name, sorted(os.listdir(path))))
+    )
     removed: list[tuple[str, list[str]]] = []
-    whole._remove(tmp_path / "old")
+    atomic._remove(tmp_path / "old")
     assert removed == [("sub", ["b"]), ("old", [MARKER, "sub"])]
 
 
 def test_a_folder_that_another_took_for_abandoned_is_begun_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken, locked = [], whole._try_lock
+    taken, locked = [], atomic._try_lock
 
     def try_lock(folder: Path) -> object:
         if folder.name.endswith(".partial") and not taken:
             taken.append(folder)
-            whole._remove(folder)
+            atomic._remove(folder)
         return locked(folder)
 
-    monkeypatch.setattr(whole, "_try_lock", try_lock)
+    monkeypatch.setattr(atomic, "_try_lock", try_lock)
     write(tmp_path / "b", "1")
     assert taken and content(tmp_path / "b") == "1" and os.listdir(tmp_path) == ["b"]
 
 
 def test_several_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
     path = tmp_path / "b"
-    with WholeFolder(path) as first, WholeFolder(path) as second:
+    with AtomicFolder(path) as first, AtomicFolder(path) as second:
         for writer, text in ((first, "1"), (second, "2")):
             for name in "abc":
                 (writer.folder / name).write_text(text)
@@ -159,7 +161,7 @@ def test_a_folder_moved_aside_is_put_back(tmp_path: Path) -> None:
     write(path, "1")
     (path / MARKER).touch()
     path.rename(tmp_path / ".b.00ff.aside")
-    with pytest.raises(KeyError), WholeFolder(path):
+    with pytest.raises(KeyError), AtomicFolder(path):
         assert content(path) == "1"
         raise KeyError
     assert content(path) == "1" and os.listdir(tmp_path) == ["b"]
@@ -173,7 +175,7 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
 
 
 def test_where_no_exchange_is_known_the_old_is_moved_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whole, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
     for text in "12":
         write(tmp_path / "b", text)
     assert content(tmp_path / "b") == "2" and os.listdir(tmp_path) == ["b"]
@@ -201,7 +203,7 @@ def test_a_file_is_replaced_whole_and_readable_as_any(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("x")
     (tmp_path / "link").symlink_to("report")
     for text in (b"1", b"2"):
-        whole.write_file(tmp_path / "link", text)
+        atomic.write_file(tmp_path / "link", text)
         assert (tmp_path / "report").read_bytes() == text and (tmp_path / "link").is_symlink()
     assert (tmp_path / "report").stat().st_mode == (tmp_path / "plain").stat().st_mode
     assert sorted(os.listdir(tmp_path)) == ["link", "plain", "report"]
@@ -210,7 +212,7 @@ def test_a_file_is_replaced_whole_and_readable_as_any(tmp_path: Path) -> None:
 def test_what_is_no_file_is_written_to(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-    whole.write_file(tmp_path / "pipe", b"text")
+    atomic.write_file(tmp_path / "pipe", b"text")
     assert os.read(reader, 10) == b"text"
     os.close(reader)
     assert os.listdir(tmp_path) == ["pipe"]
@@ -219,15 +221,15 @@ def test_what_is_no_file_is_written_to(tmp_path: Path) -> None:
 def test_what_a_killed_run_left_of_a_file_is_taken_by_the_next(tmp_path: Path) -> None:
     (tmp_path / ".a.part").write_bytes(b"half of more than a file")
     (tmp_path / ".b.part").touch()
-    whole.write_file(tmp_path / "a", b"1")
+    atomic.write_file(tmp_path / "a", b"1")
     assert sorted(os.listdir(tmp_path)) == [".b.part", "a"] and (tmp_path / "a").read_bytes() == b"1"
     long = "图" * 85  # 255 bytes, all that a name may have
-    whole.write_file(tmp_path / long, b"1")
+    atomic.write_file(tmp_path / long, b"1")
     assert sorted(os.listdir(tmp_path)) == [".b.part", "a", long]
 
 
 def test_writers_of_one_file_leave_one_writers_text(tmp_path: Path) -> None:
     texts = [str(i).encode() * 100_000 for i in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda text: [whole.write_file(tmp_path / "a", text) for _ in range(5)], texts))
+        list(pool.map(lambda text: [atomic.write_file(tmp_path / "a", text) for _ in range(5)], texts))
     assert (tmp_path / "a").read_bytes() in texts and os.listdir(tmp_path) == ["a"]

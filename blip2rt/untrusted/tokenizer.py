@@ -16,7 +16,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from .errors import BundleError, boundary
+from ..errors import BundleError, boundary
 
 MOST_BYTES = 256 << 20  # of a file; Gemma's has 33 MB
 MOST_GROWTH = 64  # times, all normalizers or decoders together; NFKC makes at most 18 characters of one

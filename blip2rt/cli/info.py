@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from .bundle import Bundle
-from .bundle.manifest import Component, TensorInfo
-from .errors import printable
+from ..bundle import Bundle
+from ..bundle.manifest import Component, TensorInfo
+from ..errors import printable
 
 
 def to_dict(bundle: Bundle) -> dict[str, Any]:

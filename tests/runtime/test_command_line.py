@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 import blip2rt
-from blip2rt import command
-from blip2rt.command import Parser, UsageError, nonempty, path, run, whole
+from blip2rt import command_line
+from blip2rt.command_line import Parser, UsageError, nonempty, path, run, whole
 from blip2rt.errors import ImageError, OptionError
-from blip2rt.installing import pip_install
+from blip2rt.install_hints import pip_install
 
 ROOT = Path(__file__).parents[2]
 
@@ -380,12 +380,12 @@ def test_the_codes_of_work_are_the_programs(capsys: pytest.CaptureFixture[str]) 
 def test_a_parser_is_named_by_the_program_that_runs() -> None:
     names: list[str] = []
     run("outer", lambda: run("outer inner", lambda: names.append(Parser().prog)))
-    assert names == ["outer inner"] and command.running() == ""
+    assert names == ["outer inner"] and command_line.running() == ""
 
 
 def test_faults_name_flags_for_fields() -> None:
     with pytest.raises(OptionError, match="^--max-beams is 9: give 1 to 3; --capacity is 0: a capacity is above 0$"), \
-         command.flags_named({"max_beams": "--max-beams", "capacity": "--capacity"}):  # fmt: skip
+         command_line.flags_named({"max_beams": "--max-beams", "capacity": "--capacity"}):  # fmt: skip
         raise OptionError("max_beams is 9: give 1 to 3; capacity is 0: a capacity is above 0")
 
 

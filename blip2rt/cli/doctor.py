@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from .backends import ort
-from .backends.trt import builder, gpu
-from .backends.trt.cache import default_folder
-from .errors import BackendError, Blip2rtError
-from .installing import ONNXRUNTIME_GPU, pip_install
-from .model import load
-from .native import native
+from ..backends import ort
+from ..backends.trt import builder, gpu
+from ..backends.trt.cache import default_folder
+from ..errors import BackendError, Blip2rtError
+from ..install_hints import ONNXRUNTIME_GPU, pip_install
+from ..model import load
+from ..native import native
 
 _TENSORRT = ("tensorrt", "tensorrt-rtx", "tensorrt_rtx")
 _LEAST_MEMORY = 8 << 30  # bytes of memory and swap below which large plans are hard to build
@@ -88,8 +88,8 @@ def _machine() -> Finding:
     release = gpu.l4t_release()
     jetson = f", Jetson Linux {release}" if release else ""
     text = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}{jetson}"
-    good = (3, 10) <= sys.version_info[:2] <= (3, 13)
-    return Finding("machine", _OK if good else _BROKEN, text, "" if good else "use Python 3.10 to 3.13", needed=True)
+    good = (3, 10) <= sys.version_info[:2] <= (3, 14)
+    return Finding("machine", _OK if good else _BROKEN, text, "" if good else "use Python 3.10 to 3.14", needed=True)
 
 
 def _memory() -> Finding:

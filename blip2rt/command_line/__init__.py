@@ -20,9 +20,9 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import __version__
-from .errors import Blip2rtError, OptionError
-from .installing import pip_install
+from ..errors import Blip2rtError, OptionError
+from ..install_hints import pip_install
+from ..version import __version__
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 PACKAGES = ("blip2rt", "blip2rt_train", "blip2rt_export", "train", "export")  # one of these that is missing is a bug

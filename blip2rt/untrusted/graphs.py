@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from .bundle import Bundle
-from .errors import BundleError
-from .native import native
+from ..bundle import Bundle
+from ..errors import BundleError
+from ..native import native
 
 
 def readable_files(bundle: Bundle, component: str) -> dict[str, int]:

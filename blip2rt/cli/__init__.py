@@ -15,16 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .command import Parser, complain, flags_named, nonempty, path, run
-from .errors import ImageError, OptionError, one_line, printable
-from .gallery import flags
-from .options import Options
-from .serve import flags as serving
+from ..command_line import Parser, complain, flags_named, nonempty, path, run
+from ..errors import ImageError, OptionError, one_line, printable
+from ..gallery import flags
+from ..options import Options
+from ..serve import flags as serving
 
 if TYPE_CHECKING:
-    from .bundle import Bundle
-    from .language import Scored
-    from .model import Model
+    from ..bundle import Bundle
+    from ..language import Scored
+    from ..model import Model
 
 _TOGETHER = 8  # images of `ask` that are in memory
 
@@ -53,7 +53,7 @@ def _caption(args: argparse.Namespace) -> int:
     if args.stream:
         _check_stream(args)
         return _say(_load(args).stream(_image(args.images[0]), args.prompt, question=args.ask, **_decoding(args)))
-    from .gallery import commands
+    from ..gallery import commands
 
     return commands.caption(args, partial(_load, args), _decoding(args))
 
@@ -83,7 +83,7 @@ def _ask(args: argparse.Namespace) -> int:
 
 def _answer(name: str, question: str, answer: Scored, model: Model) -> dict[str, Any]:
     """A line of JSON, as docs/json.md has it."""
-    from .gallery.outputs import Described
+    from ..gallery.outputs import Described
 
     about = (round(answer.score, 4), model.bundle.manifest.name, sum(answer.timings), answer.truncated)
     return Described(name, [answer.text], *about).row(timed=True) | {"question": question, "answer": answer.text}
@@ -111,19 +111,19 @@ def _match(args: argparse.Namespace) -> int:
 
 
 def _index(args: argparse.Namespace) -> int:
-    from .gallery import commands
+    from ..gallery import commands
 
     return commands.index(args, partial(_load, args))
 
 
 def _search(args: argparse.Namespace) -> int:
-    from .gallery import commands
+    from ..gallery import commands
 
     return commands.search(args, partial(_load, args))
 
 
 def _duplicates(args: argparse.Namespace) -> int:
-    from .gallery import commands
+    from ..gallery import commands
 
     return commands.duplicates(args, partial(_load, args))
 
@@ -137,12 +137,12 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from .bundle import MANIFEST, embedded, verify
+    from ..bundle import MANIFEST, embedded, verify
 
     folder = args.bundle or embedded()
     signed = ""
     if args.key is not None:
-        from .bundle.signature import verify_signature
+        from ..bundle.signature import verify_signature
 
         signed = f", signed: {printable(verify_signature(Path(folder) / MANIFEST, args.key))}"
     bundle = verify(folder, _progress() if sys.stderr.isatty() else None)
@@ -192,14 +192,14 @@ def _progress() -> Callable[[int, int], None]:
 
 def _load(args: argparse.Namespace, threads: int | None = None) -> Model:
     """threads: in place of those that were asked for."""
-    from .model import load
+    from ..model import load
 
     threads = args.threads if threads is None else threads
     return load(args.model, backend=args.backend, device=args.device, threads=threads, scaled_jpeg=args.scaled_jpeg)
 
 
 def _read_bundle(path: str | None) -> Bundle:
-    from .bundle import embedded, read
+    from ..bundle import embedded, read
 
     return read(embedded() if path is None else path)
 

@@ -1,6 +1,6 @@
 """Writes a folder, or a file, whole or not at all. Knows names and renames, nothing about what is in it.
 
-    with WholeFolder("out/nano") as whole:
+    with AtomicFolder("out/nano") as whole:
         ...write files into whole.folder...
         whole.finish()  # the folder takes its place
 
@@ -27,7 +27,7 @@ _NAME = 240  # bytes of a file's name that its neighbour has: a name may have 25
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
 
 
-class WholeFolder:
+class AtomicFolder:
     """A folder that becomes `path` when it is finished, or leaves nothing. Raises OSError.
 
     Several writers of one path do not disturb each other: the last one that finishes stays. What killed runs left
@@ -45,7 +45,7 @@ class WholeFolder:
         assert self._folder is not None, "use it in a `with` block"
         return self._folder
 
-    def __enter__(self) -> WholeFolder:  # noqa: PYI034  # typing.Self came with Python 3.11
+    def __enter__(self) -> AtomicFolder:  # noqa: PYI034  # typing.Self came with Python 3.11
         self.path.parent.mkdir(parents=True, exist_ok=True)
         clean(self.path)
         try:

@@ -10,14 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from blip2rt import installing
+from blip2rt import install_hints
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_of_a_checkout_the_folder_is_named() -> None:
-    assert shlex.split(installing.pip_install("train", "eval")) == ["pip", "install", f"{ROOT}[train,eval]"]
-    assert shlex.split(installing.pip_install()) == ["pip", "install", str(ROOT)]
+    assert shlex.split(install_hints.pip_install("train", "eval")) == ["pip", "install", f"{ROOT}[train,eval]"]
+    assert shlex.split(install_hints.pip_install()) == ["pip", "install", str(ROOT)]
 
 
 @pytest.mark.parametrize(
@@ -41,5 +41,5 @@ def test_else_what_it_came_from(origin: object, wanted: str, tmp_path: Path, mon
         origin = {"url": here.as_uri(), "dir_info": {}}
     text = None if origin is None else json.dumps(origin)
     monkeypatch.setattr(metadata, "distribution", lambda name: SimpleNamespace(read_text=lambda file: text))
-    monkeypatch.setattr(installing, "__file__", str(tmp_path / "site-packages" / "blip2rt" / "installing.py"))
-    assert shlex.split(installing.pip_install("train"))[2] == wanted.format(here=here)
+    monkeypatch.setattr(install_hints, "__file__", str(tmp_path / "site-packages" / "blip2rt" / "install_hints.py"))
+    assert shlex.split(install_hints.pip_install("train"))[2] == wanted.format(here=here)

@@ -1,0 +1,1 @@
+"""Checks of untrusted files before a library reads them: images, tokenizers and graphs."""
