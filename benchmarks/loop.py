@@ -33,8 +33,8 @@ from blip2rt._native import Chat, Generator, Runtime, Session
 from blip2rt.backends.ort import find_library
 from blip2rt.modeling.llm import LlmConfig
 from export.graphs import llm, trace
-from export.precision.rounding import Blocks, Rounding
-from export.precision.weights import quantize_weights
+from export.precision.quantizer import BlockFormat, Quantizer
+from export.precision.weight_only import quantize_weights
 
 BEAMS = 5
 GEOMETRIES = {  # layers, hidden size, heads, width of the MLP
@@ -175,7 +175,7 @@ def native(runtime: Runtime, model: Any, threads: int, bits: int | None) -> Iter
         with contextlib.closing(trace.DataFile(folder, "llm.data")) as data:
             for part, graph in (("llm", llm.trace_llm(model)), ("embed", trace.trace(llm.embed_part(model)))):
                 if bits is not None:
-                    quantize_weights(graph, bits, Rounding(Blocks(LlmConfig.block)))
+                    quantize_weights(graph, bits, Quantizer(BlockFormat(LlmConfig.block)))
                 trace.save(graph, folder / f"{part}.onnx", data)
         size = (folder / "llm.data").stat().st_size  # embedding and head share their weights; a step reads them once
         embed, decoder = (Session(runtime, str(folder / f"{part}.onnx"), threads) for part in ("embed", "llm"))

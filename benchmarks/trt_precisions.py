@@ -26,12 +26,12 @@ from blip2rt.command_line import Parser, nonempty, path, run, whole
 from blip2rt.modeling import checkpoints
 from blip2rt.text import LlmTokenizer
 from export import assemble, describe, targets
-from export.checks import ranges
-from export.checks.stepping import Stepper, as_written
-from export.checks.trt_stepping import TrtStepper
+from export.checks import calibration
+from export.checks.stepper import Stepper, unfused_session
+from export.checks.trt_stepper import TrtStepper
 from export.graphs import qformer, trace, vision
 from export.precision.activations import NO_RANGES, Ranges
-from export.precision.rounding import Blocks, Rounding
+from export.precision.quantizer import BlockFormat, Quantizer
 from train.data.samples import Dataset, read_table
 from train.evaluation.metrics import caption_metrics
 
@@ -73,8 +73,8 @@ class Exports:
         files, operands = vision.photographs(calib), targets.TRT.operands
         prefixes: list[np.ndarray] = []
         with (
-            ranges.recorder(self.traced["vision"]["vision"].clone(), self.folder, "vision", operands) as see,
-            ranges.recorder(self.traced["qformer"]["qformer"].clone(), self.folder, "qformer", operands) as query,
+            calibration.recorder(self.traced["vision"]["vision"].clone(), self.folder, "vision", operands) as see,
+            calibration.recorder(self.traced["qformer"]["qformer"].clone(), self.folder, "qformer", operands) as query,
         ):
             for start in range(0, len(files), 3):
                 pixels = vision.pixels(files[start : start + 3], self.image)
@@ -84,7 +84,7 @@ class Exports:
         found = np.concatenate(prefixes)
         rows = describe.llm_inputs(language, (prompts * len(found))[: len(found)], found)
         copies = {name: graph.clone() for name, graph in self.traced["llm"].items()}
-        said = ranges.of_language(copies, self.folder, rows, None, operands)
+        said = calibration.language_ranges(copies, self.folder, rows, None, operands)
         return {"vision": see.ranges, "qformer": query.ranges, **said}
 
     def get(self, group: str, precision: str) -> dict[str, Path]:
@@ -100,7 +100,7 @@ class Exports:
         with contextlib.closing(trace.DataFile(folder, f"{group}.data")) as data:
             for name, traced in self.traced[f"{group} {target}".strip()].items():
                 graph, apply = traced.clone(), (targets.ORT if target else targets.TRT).apply
-                apply(graph, kind, Rounding(Blocks(self.block), data.keep), self.ranges.get(name, NO_RANGES))
+                apply(graph, kind, Quantizer(BlockFormat(self.block), data.keep), self.ranges.get(name, NO_RANGES))
                 trace.save(graph, folder / f"{name}.onnx", data)
         return {path.stem: path for path in folder.glob("*.onnx")}
 
@@ -108,7 +108,7 @@ class Exports:
 def captions(exports: Exports, row: Sequence[str], paths: Sequence[Path], threads: int) -> Iterator[str]:
     """Greedy captions by the graphs of a row."""
     files = {name: path for group, p in zip(GROUPS, row, strict=True) for name, path in exports.get(group, p).items()}
-    see, query, embed, llm = (as_written(files[name], threads) for name in ("vision", "qformer", "embed", "llm"))
+    see, query, embed, llm = (unfused_session(files[name], threads) for name in ("vision", "qformer", "embed", "llm"))
     ours = PAST_MASK in {value.name for value in llm.get_inputs()}
     step: Callable[..., Any] = TrtStepper if ours else Stepper
     ends = list(exports.llm.eos_token_ids)

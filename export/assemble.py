@@ -1,8 +1,8 @@
 """Checkpoints -> a bundle: which graphs, in which precision, verified, with tokenizers and manifest.
 
 Knows the order of things: vision, then what reads its features, then the language model. A graph is made in
-workshop.py, the language model's in language.py. Models are taken apart on the way: after its graphs are written, a
-model's weights are rounded in place to verify the graphs against them.
+graph_exporter.py, the language model's in language.py. Models are taken apart on the way: after its graphs are written,
+a model's weights are rounded in place to verify the graphs against them.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from blip2rt.modeling.vision import VisionConfig
 
 from . import describe, language, targets, unpack
 from .checks import verify
-from .checks.settings import generation_notes
+from .checks.generation_config import generation_notes
 from .choices import Choices, ExportOptions, LlmOptions, resolve
+from .graph_exporter import BLOCK, GraphExporter
 from .graphs import qformer, trace, vision
 from .precision.activations import NO_RANGES
-from .precision.rounding import BITS, Encode, nearest
+from .precision.quantizer import BITS, EncodeMatrix, round_to_nearest
 from .progress import Progress
-from .workshop import BLOCK, Workshop
 
 CALIBRATED = 24  # photographs that ranges behind the image encoder are taken from
 
@@ -67,7 +67,7 @@ class Features:
 
 
 def export(
-    options: ExportOptions, progress: Progress, choices: Choices | None = None, encode: Encode = nearest
+    options: ExportOptions, progress: Progress, choices: Choices | None = None, encode: EncodeMatrix = round_to_nearest
 ) -> Result:
     """Write the bundle, or nothing and raise Blip2rtError.
 
@@ -75,25 +75,25 @@ def export(
     """
     choices = resolve(options) if choices is None else choices
     with BundleWriter(options.out, overwrite=options.overwrite) as writer:
-        shop = Workshop(writer.folder, options.target, progress, verified=options.verify, encode=encode)
+        exporter = GraphExporter(writer.folder, options.target, progress, verified=options.verify, encode=encode)
         models = _load(choices, progress)
         image = describe.image_spec(models[0].config.vision)
-        features = _vision(shop, models[0], image, choices)
-        retrieval = _retrieval(shop, models[-1], features, choices) if choices.stage1 else None
-        llm = _generative(shop, models[0], features, choices, options.llm) if choices.stage2 else None
+        features = _vision(exporter, models[0], image, choices)
+        retrieval = _retrieval(exporter, models[-1], features, choices) if choices.stage1 else None
+        llm = _generative(exporter, models[0], features, choices, options.llm) if choices.stage2 else None
         for model in models:
             unpack.save_config(model.config, writer.folder)
         if options.about.card is not None:
             shutil.copyfile(options.about.card, writer.folder / "MODEL_CARD.md")
-        faults = [row.fault for row in shop.rows if row.fault]
+        faults = [row.fault for row in exporter.rows if row.fault]
         if faults:
             raise Blip2rtError(f"the graphs deviate from PyTorch too far, no bundle was written: {'; '.join(faults)}")
-        shop.notes += _sizes_told(options, image, llm, models[0].config.vision)
+        exporter.notes += _sizes_told(options, image, llm, models[0].config.vision)
         generative = models[0] if choices.stage2 else None
         manifest = Manifest(
             name=options.about.name or options.out.resolve().name,
             created_by=describe.created_by(),
-            components=shop.components,
+            components=exporter.components,
             image=image,
             llm=llm,
             retrieval=retrieval,
@@ -102,10 +102,10 @@ def export(
             decoding=describe.decoding(options.about.length_penalty) if generative is not None else {},
             target=options.target.name,
             sources=describe.sources(models),
-            verification=_verification(shop.rows),
+            verification=_verification(exporter.rows),
         )
         progress.line("hashing")
-        return Result(writer.finish(manifest), shop.rows, shop.sizes, tuple(shop.notes))
+        return Result(writer.finish(manifest), exporter.rows, exporter.sizes, tuple(exporter.notes))
 
 
 def _load(choices: Choices, progress: Progress) -> list[Any]:
@@ -119,30 +119,30 @@ def _load(choices: Choices, progress: Progress) -> list[Any]:
     return models
 
 
-def _vision(shop: Workshop, model: Any, image: ImageSpec, choices: Choices) -> Features:
+def _vision(exporter: GraphExporter, model: Any, image: ImageSpec, choices: Choices) -> Features:
     """Write `vision`: pixels (B,3,h,w) -> vision_features (B,N,C). The model loses its encoder."""
     encoder, model.vision = model.vision, None
     part, precision = vision.vision_part(encoder, image), choices.precision["vision"]
     files, shown = held_out(choices.photographs)
     noise = np.random.default_rng().uniform(-1, 1, (3, 3, image.height, image.width)).astype(np.float32)
     inputs = {"pixels": vision.pixels(shown, image) if shown else noise}
-    want = shop.reference(part, inputs)
-    graph, seen = shop.trace(part), NO_RANGES
+    want = exporter.reference(part, inputs)
+    graph, seen = exporter.trace(part), NO_RANGES
     signature = trace.signature(graph)
     if precision == "int8-static":
-        shop.progress.line(f"vision: calibrating int8 on {len(files)} images")
-        if shop.target is targets.ORT and vision.is_convolutional(graph):
-            graph = vision.quantize_int8(graph, shop.folder, files, image)
+        exporter.progress.line(f"vision: calibrating int8 on {len(files)} images")
+        if exporter.target is targets.ORT and vision.is_convolutional(graph):
+            graph = vision.quantize_int8(graph, exporter.folder, files, image)
         else:
-            seen = shop.calibrate("vision", graph, _photographs(files, image))
-    with shop.group("vision", precision) as group:
-        shop.write("vision", graph, group, seen, signature)
+            seen = exporter.calibrate("vision", graph, _photographs(files, image))
+    with exporter.group("vision", precision) as group:
+        exporter.write("vision", graph, group, seen, signature)
     calibration: list[np.ndarray] = []
     if "int8-static" in (choices.precision["qformer"], choices.precision["llm"]):
-        shop.progress.line("vision: features of photographs to calibrate on")
+        exporter.progress.line("vision: features of photographs to calibrate on")
         batches = _photographs(files[:CALIBRATED], image)
-        calibration = [shop.run("vision", each)["vision_features"] for each in batches]
-    return Features(want, shop.judge("vision", inputs, want), calibration)
+        calibration = [exporter.run("vision", each)["vision_features"] for each in batches]
+    return Features(want, exporter.judge("vision", inputs, want), calibration)
 
 
 def held_out(photographs: Sequence[Path]) -> tuple[Sequence[Path], Sequence[Path]]:
@@ -157,18 +157,20 @@ def _photographs(files: Sequence[Path], image: ImageSpec) -> Iterator[Arrays]:
         yield {"pixels": vision.pixels(files[start : start + 3], image)}
 
 
-def _retrieval(shop: Workshop, model: Any, features: Features, choices: Choices) -> RetrievalSpec:
+def _retrieval(exporter: GraphExporter, model: Any, features: Features, choices: Choices) -> RetrievalSpec:
     """Write three graphs.
 
     image_embed: vision_features (B,N,C) -> image_embeds (B,Q,E)
     text_embed:  token_ids (B,L), text_mask (B,L) -> text_embeds (B,E)
     itm:         vision_features (B,N,C), token_ids (B,L), text_mask (B,L) -> itm_logits (B,2)
     """
-    _group(shop, "retrieval", choices.precision["retrieval"], model, features, describe.example_texts(model))
-    return describe.retrieval_spec(model, shop.folder)
+    _group(exporter, "retrieval", choices.precision["retrieval"], model, features, describe.example_texts(model))
+    return describe.retrieval_spec(model, exporter.folder)
 
 
-def _generative(shop: Workshop, model: Any, features: Features, choices: Choices, options: LlmOptions) -> LlmSpec:
+def _generative(
+    exporter: GraphExporter, model: Any, features: Features, choices: Choices, options: LlmOptions
+) -> LlmSpec:
     """Write `qformer`: vision_features (B,N,C) -> query_output (B,Q,H), prefix_embeds (B,Q,D); and what language.py
     makes. The model loses its language model."""
     llm, model.llm = model.llm, None
@@ -179,21 +181,21 @@ def _generative(shop: Workshop, model: Any, features: Features, choices: Choices
         question = describe.example_texts(model)
         if "int8-static" in (precision["qformer"], precision["llm"]):
             [question], others = (describe.example_questions(model, calibrating) for calibrating in (False, True))
-    wants = _group(shop, "qformer", precision["qformer"], model, features, question, others)
+    wants = _group(exporter, "qformer", precision["qformer"], model, features, question, others)
 
     def prefixes(seen: np.ndarray, read: Arrays) -> np.ndarray:
         """vision_features (3,N,C), the question -> prefix_embeds (3,Q,D), by the graph."""
-        return shop.run("qformer", {"vision_features": seen, **read})["prefix_embeds"]
+        return exporter.run("qformer", {"vision_features": seen, **read})["prefix_embeds"]
 
-    known = language.read(model, llm, shop.folder, options.max_positions)
-    shop.notes += generation_notes(llm, model.config.llm.source)
+    known = language.read(model, llm, exporter.folder, options.max_positions)
+    exporter.notes += generation_notes(llm, model.config.llm.source)
     static = precision["llm"] == "int8-static"
     batches = zip(features.batches, cycle(others), strict=False) if static else ()
     photographs = [prefixes(*each) for each in batches]
-    language.write(shop, known, precision["llm"], options, np.concatenate(photographs) if static else None)
-    if shop.verified:
+    language.write(exporter, known, precision["llm"], options, np.concatenate(photographs) if static else None)
+    if exporter.verified:
         both = wants["qformer"]["prefix_embeds"], prefixes(features.got["vision_features"], question)
-        language.verify_graphs(shop, known, precision, both)
+        language.verify_graphs(exporter, known, precision, both)
     return known.spec
 
 
@@ -201,7 +203,7 @@ _PARTS = {"qformer": qformer.generative_parts, "retrieval": qformer.retrieval_pa
 
 
 def _group(
-    shop: Workshop, name: str, precision: str, model: Any, features: Features, text: Arrays,
+    exporter: GraphExporter, name: str, precision: str, model: Any, features: Features, text: Arrays,
     others: Sequence[Arrays] = (),
 ) -> dict[str, Arrays]:  # fmt: skip
     """Write the graphs of a Q-Former, and judge them with `text`. Return PyTorch's outputs of each.
@@ -209,22 +211,22 @@ def _group(
     others: texts that ranges are taken with.
     """
     parts, inputs = _PARTS[name](model), {**features.inputs, **text}
-    wants = {part.name: shop.reference(part, inputs) for part in parts}
-    with shop.group(name, precision) as group:
+    wants = {part.name: exporter.reference(part, inputs) for part in parts}
+    with exporter.group(name, precision) as group:
         for part in parts:
-            graph, seen = shop.trace(part), NO_RANGES
+            graph, seen = exporter.trace(part), NO_RANGES
             if precision == "int8-static":
-                shop.progress.line(f"{part.name}: calibrating int8")
+                exporter.progress.line(f"{part.name}: calibrating int8")
                 pairs = zip(features.batches, cycle(others), strict=False)
                 batches = ({**each, "vision_features": seen_features} for seen_features, each in pairs)
-                seen = shop.calibrate(part.name, graph, batches)
-            shop.write(part.name, graph, group, seen)
+                seen = exporter.calibrate(part.name, graph, batches)
+            exporter.write(part.name, graph, group, seen)
     for part in parts:
-        shop.judge(part.name, inputs, wants[part.name])
-    if precision in BITS and shop.verified:
+        exporter.judge(part.name, inputs, wants[part.name])
+    if precision in BITS and exporter.verified:
         round_weights(model, BITS[precision], BLOCK)
         for part in parts:
-            shop.judge_exact(part.name, inputs, part.run(inputs))
+            exporter.judge_exact(part.name, inputs, part.run(inputs))
     return wants
 
 

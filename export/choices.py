@@ -17,7 +17,7 @@ from blip2rt.modeling.lavis import NO_PARTS, Parts
 from blip2rt.modeling.llm import text_config
 from blip2rt.modeling.vision import resized
 
-from .graphs import supported, vision
+from .graphs import compatibility, vision
 from .targets import ORT, Target
 
 
@@ -127,7 +127,7 @@ def resolve(options: ExportOptions) -> Choices:
         llm = stage2.config.llm
         config = _try(faults, lambda: text_config(llm.source))
         asked = options.target.name, options.verify, options.llm.max_positions
-        wrong = None if config is None else supported.fault(config, *asked)
+        wrong = None if config is None else compatibility.unsupported_reason(config, *asked)
         faults += [] if wrong is None else [f"{stage2.source}: {wrong}"]
     if faults:
         raise Blip2rtError("; ".join(faults))

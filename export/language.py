@@ -25,12 +25,12 @@ from blip2rt.modeling import streaming
 from blip2rt.modeling.llm import LlmConfig
 
 from . import describe, targets
-from .checks import ranges, verify
+from .checks import calibration, verify
 from .choices import LlmOptions
-from .graphs import llm, supported, t5
+from .graph_exporter import GraphExporter
+from .graphs import compatibility, llm, t5
 from .precision.activations import NO_RANGES, Ranges
-from .precision.rounding import BITS
-from .workshop import Workshop
+from .precision.quantizer import BITS
 
 FINER_BELOW = 1_000_000_000  # parameters of a model whose int4 weights meet activations of 16 bits: small ones need it
 EXACT_BELOW = 500_000_000  # parameters of a model whose graph is also compared with its own rounded weights
@@ -62,23 +62,25 @@ def read(model: Any, language: Any, folder: Path, max_positions: int) -> Languag
     return Language(language, model.config.llm, spec, prompts)
 
 
-def write(shop: Workshop, language: Language, precision: str, options: LlmOptions, prefixes: np.ndarray | None) -> None:
+def write(
+    exporter: GraphExporter, language: Language, precision: str, options: LlmOptions, prefixes: np.ndarray | None
+) -> None:
     """Trace and write every graph. prefixes: prefix_embeds (n,Q,D) of photographs, which int8-static calibrates on."""
     config = language.config
     if config.bits and config.bits != BITS.get(precision):
-        shop.progress.line(f"llm: trained against {config.bits}-bit weights, exported as {precision}")
-    shop.progress.line("llm: tracing")
-    traced = trace_graphs(shop.target, language.model, options.max_positions)
+        exporter.progress.line(f"llm: trained against {config.bits}-bit weights, exported as {precision}")
+    exporter.progress.line("llm: tracing")
+    traced = trace_graphs(exporter.target, language.model, options.max_positions)
     seen: dict[str, Ranges] = {}
     if precision == "int8-static":
         assert prefixes is not None
         kept = dict(traced)
-        seen = _ranges(shop, language, kept, prefixes)
+        seen = _ranges(exporter, language, kept, prefixes)
         traced = iter(kept.items())
     activations = options.activations or (16 if language.size < FINER_BELOW else 8)
-    with shop.group("llm", precision, config.block, activations) as group:
+    with exporter.group("llm", precision, config.block, activations) as group:
         for name, graph in traced:
-            shop.write(name, graph, group, seen.get(name, NO_RANGES))
+            exporter.write(name, graph, group, seen.get(name, NO_RANGES))
 
 
 def trace_graphs(target: targets.Target, model: Any, max_positions: int) -> targets.NamedGraphs:
@@ -89,60 +91,63 @@ def trace_graphs(target: targets.Target, model: Any, max_positions: int) -> targ
         raise
     except Exception as error:  # whatever an unknown architecture makes tracing stumble over
         raise Blip2rtError(
-            f"{type(model).__name__} cannot be traced ({supported.reason(error)}): use another language model"
+            f"{type(model).__name__} cannot be traced ({compatibility.error_summary(error)}): "
+            "use another language model"
         ) from error
 
 
-def _ranges(shop: Workshop, language: Language, traced: dict[str, ir.Model], prefixes: np.ndarray) -> dict[str, Ranges]:
+def _ranges(
+    exporter: GraphExporter, language: Language, traced: dict[str, ir.Model], prefixes: np.ndarray
+) -> dict[str, Ranges]:
     """Graph -> ranges, over the photographs' prefixes and what the language model says to them."""
-    shop.progress.line("llm: calibrating int8")
+    exporter.progress.line("llm: calibrating int8")
     known = language.prompts.calibrating
     prompts = (known * len(prefixes))[: max(len(prefixes), len(known))]
     with streaming.streamed(language.model):
         rows = describe.llm_inputs(language.model, prompts, prefixes)
-    return ranges.of_language(traced, shop.folder, rows, language.start, shop.target.operands)
+    return calibration.language_ranges(traced, exporter.folder, rows, language.start, exporter.target.operands)
 
 
 def verify_graphs(
-    shop: Workshop, language: Language, precision: Mapping[str, str], prefixes: Sequence[np.ndarray]
+    exporter: GraphExporter, language: Language, precision: Mapping[str, str], prefixes: Sequence[np.ndarray]
 ) -> None:
     """Compare the written graphs with PyTorch, alone and behind the graphs before them.
 
     precision: of all groups. prefixes: prefix_embeds (3,Q,D) of the same images by PyTorch, and by the graphs.
     """
-    shop.progress.line("llm: verifying")
+    exporter.progress.line("llm: verifying")
     # Ranges decide what int8 makes of a prompt: it is tried with more of them, and each as long as a user's.
     prompts = language.prompts.judged if precision["llm"] == "int8-static" else language.prompts.plain
     with streaming.streamed(language.model):
         rows, whole = (describe.llm_inputs(language.model, prompts, each) for each in prefixes)
-    encoder = None if language.start is None else shop.graph(ENCODER)
+    encoder = None if language.start is None else exporter.graph(ENCODER)
     longest, room = max(map(len, rows)) + verify.STEPS, language.spec.max_positions
     if encoder is None and longest > room:
         raise Blip2rtError(
             f"the language model has {room} positions, and an image with a question and its answer takes {longest}: "
             "use one with more"
         )
-    graphs = verify.LlmGraphs(shop.graph(LLM), shop.graph(EMBED), encoder, language.start, shop.target.open)
+    graphs = verify.LlmGraphs(exporter.graph(LLM), exporter.graph(EMBED), encoder, language.start, exporter.target.open)
     try:
-        tokens = _judge(shop, language, graphs, (rows, whole))
+        tokens = _judge(exporter, language, graphs, (rows, whole))
     except Blip2rtError:
         raise
     except Exception as error:  # ONNX Runtime's, of a graph that it does not take
         raise Blip2rtError(
-            f"the graphs of {type(language.model).__name__} cannot be run ({supported.reason(error)}): use another "
-            "language model"
+            f"the graphs of {type(language.model).__name__} cannot be run ({compatibility.error_summary(error)}): "
+            "use another language model"
         ) from error
     embed, ids = llm.embed_part(language.model), {"token_ids": tokens.astype(np.int64)}
-    shop.judge(EMBED, ids, embed.run(ids))
-    if shop.target.name == "trt" or precision["llm"] not in BITS or language.size > EXACT_BELOW:
+    exporter.judge(EMBED, ids, embed.run(ids))
+    if exporter.target.name == "trt" or precision["llm"] not in BITS or language.size > EXACT_BELOW:
         return
     t5.round_weights(language.model, BITS[precision["llm"]], language.config.block)
-    _judge_exact(shop, language, graphs, rows, tokens)
-    shop.judge_exact(EMBED, ids, embed.run(ids))
+    _judge_exact(exporter, language, graphs, rows, tokens)
+    exporter.judge_exact(EMBED, ids, embed.run(ids))
 
 
 def _judge(
-    shop: Workshop, language: Language, graphs: verify.LlmGraphs,
+    exporter: GraphExporter, language: Language, graphs: verify.LlmGraphs,
     prompts: tuple[list[np.ndarray], list[np.ndarray]],
 ) -> np.ndarray:  # fmt: skip
     """Compare logits with PyTorch's, for [prefix | prompt] rows (S_b,D) by PyTorch and by the graphs. Return the tokens
@@ -150,17 +155,17 @@ def _judge(
     rows, whole = prompts
     tokens, got = graphs.run([*rows, *whole])
     want = verify.llm_logits(language.model, [*rows, *rows], tokens, language.start)
-    chosen = "/".join(map(shop.precision, (VISION, QFORMER, LLM)))
-    parts = (LLM, shop.precision(LLM), slice(len(rows))), (verify.WHOLE, chosen, slice(len(rows), None))
+    chosen = "/".join(map(exporter.precision, (VISION, QFORMER, LLM)))
+    parts = (LLM, exporter.precision(LLM), slice(len(rows))), (verify.WHOLE, chosen, slice(len(rows), None))
     for name, used, part in parts:
         agreement = float((got[part].argmax(-1) == want[part].argmax(-1)).mean())
         compared = {"logits": got[part]}, {"logits": want[part]}
-        shop.rows.append(verify.judge(name, used, verify.PYTORCH, *compared, agreement))
+        exporter.rows.append(verify.judge(name, used, verify.PYTORCH, *compared, agreement))
     return tokens[: len(rows)]
 
 
 def _judge_exact(
-    shop: Workshop, language: Language, graphs: verify.LlmGraphs, rows: list[np.ndarray],
+    exporter: GraphExporter, language: Language, graphs: verify.LlmGraphs, rows: list[np.ndarray],
     tokens: np.ndarray,
 ) -> None:  # fmt: skip
     """Compare logits, computed in float32, with PyTorch's of the very weights that the graphs store."""
@@ -169,4 +174,4 @@ def _judge_exact(
         copies = verify.LlmGraphs(exact_llm, graphs.embed, encoder, language.start)
         _, got = copies.run(rows, tokens)
     want = verify.llm_logits(language.model, rows, tokens, language.start)
-    shop.rows.append(verify.judge(LLM, shop.precision(LLM), verify.OWN, {"logits": got}, {"logits": want}))
+    exporter.rows.append(verify.judge(LLM, exporter.precision(LLM), verify.OWN, {"logits": got}, {"logits": want}))

@@ -153,7 +153,7 @@ def _reader(noise: torch.Tensor, index: int, name: str, shape: torch.Size) -> st
 
 
 class RandomBlocks:
-    """Draws block-wise integers in place of rounding weights to them (precision.rounding.Encode).
+    """Draws block-wise integers in place of rounding weights to them (precision.quantizer.EncodeMatrix).
 
     tied_rows: the vocabulary's size where embedding and head are one table, which is then drawn the same twice.
     """

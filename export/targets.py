@@ -16,13 +16,13 @@ import onnx_ir as ir
 from blip2rt.bundle import EMBED, ENCODER, LLM
 
 from . import trt
-from .checks.ranges import Operands
-from .checks.stepping import as_written, session
+from .checks.calibration import Operands
+from .checks.stepper import session, unfused_session
 from .graphs import llm, t5, trace
 from .precision import static
 from .precision.activations import Ranges
 from .precision.apply import apply
-from .precision.rounding import Rounding
+from .precision.quantizer import Quantizer
 
 _FLOATS = ("fp32", "fp16")
 _WEIGHTS = ("int8", "int8-dynamic", "int8w", "int4")
@@ -42,7 +42,7 @@ class Target:
     calibrated: tuple[str, ...]  # groups that may be int8 by photographs
     operands: Operands  # graph -> the values whose ranges that takes
     llm_graphs: Callable[[Any, int], NamedGraphs]  # (language model, max_positions)
-    apply: Callable[[ir.Model, str, Rounding, Ranges], None]  # brings a graph to a precision, in place
+    apply: Callable[[ir.Model, str, Quantizer, Ranges], None]  # brings a graph to a precision, in place
     open: Callable[[Path], Any]  # a session of ONNX Runtime in which its graphs are verified
 
 
@@ -55,7 +55,9 @@ def _ort_graphs(language: Any, max_positions: int) -> NamedGraphs:
     yield EMBED, trace.trace(llm.embed_part(language))
 
 
-def _trt_graphs(language: Any, max_positions: int, kind: trt.caches.Kind = trt.caches.Apart) -> NamedGraphs:
+def _trt_graphs(
+    language: Any, max_positions: int, kind: trt.kv_cache.CacheKind = trt.kv_cache.ReadOnlyCache
+) -> NamedGraphs:
     if language.config.is_encoder_decoder:
         yield ENCODER, trace.trace(t5.encoder_part(language), trt.llm.OPSET)
         yield LLM, trt.t5.trace_decoder(language, kind)
@@ -87,7 +89,7 @@ TRT = Target(
     operands=trt.precision.operands,
     llm_graphs=_trt_graphs,
     apply=trt.precision.apply,
-    open=as_written,
+    open=unfused_session,
 )
-TRT_NATIVE = replace(TRT, llm_graphs=partial(_trt_graphs, kind=trt.caches.InPlace))
+TRT_NATIVE = replace(TRT, llm_graphs=partial(_trt_graphs, kind=trt.kv_cache.InPlaceCache))
 TARGETS = {"ort": ORT, "trt": TRT, "trt-native": TRT_NATIVE}  # as --target has them

@@ -39,7 +39,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 @pytest.fixture(scope="session")
 def traced_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where tests.tiny.traced keeps the graphs of this session."""
+    """Where tests.tiny.trace_cache keeps the graphs of this session."""
     return shared_folder(tmp_path_factory, "traced")
 
 
@@ -48,9 +48,9 @@ def _graphs_are_traced_once(traced_folder: Path) -> Iterator[None]:
     if "export.cli" not in sys.modules and "export.graphs.trace" not in sys.modules:  # no test of this session traces
         yield
         return
-    from tests.tiny.traced import traced_once
+    from tests.tiny.trace_cache import cached_traces
 
-    with traced_once(traced_folder):
+    with cached_traces(traced_folder):
         yield
 
 

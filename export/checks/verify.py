@@ -23,13 +23,13 @@ from blip2rt.bundle import ITM, ITM_LOGITS, SEQLENS_K
 from blip2rt.modeling import streaming
 from blip2rt.modeling.llm import sees_both_ways
 
-from .stepping import Stepper, session
-from .trt_stepping import TrtStepper
+from .stepper import Stepper, session
+from .trt_stepper import TrtStepper
 
 PYTORCH, OWN = "PyTorch", "its own weights"  # what a graph is compared with
 WHOLE = "all"  # graphs together: from pixels to tokens
 EXACT = 1e-3  # largest error in units of the largest value, where graph and PyTorch have the same weights
-LEAST_COSINE = {
+MIN_COSINE = {
     "fp16": 0.9999,
     "int8w": 0.99,
     "int8-static": 0.95,
@@ -59,7 +59,7 @@ def judge(
 ) -> Row:
     """Compare outputs by name."""
     relative = max(float(np.abs(got[n] - want[n]).max()) / max(float(np.abs(want[n]).max()), 1e-6) for n in want)
-    least = LEAST_COSINE.get(precision) if against == PYTORCH else None
+    least = MIN_COSINE.get(precision) if against == PYTORCH else None
     cosine, fault = None, ""
     if (against == OWN or precision == "fp32") and not relative <= EXACT:
         fault = f"{component} ({precision}) by {relative:.1e} of its largest value, more than {EXACT:g}"

@@ -1,9 +1,9 @@
-"""Models whose own code bypasses transformers' attention interface: BLOOM, MPT and Falcon.
+"""Support models whose code bypasses transformers' attention interface: BLOOM, MPT and Falcon.
 
-While `taken_out` is active their attention calls the function of a trace, with a linear bias beside it where the model
-has one. The bias of a key is its distance from the query times the head's slope: softmax does not see what all keys of
-a query share, so that this is BLOOM's and MPT's own. Falcon's is the key's position times the slope, rounded to
-bfloat16: a table that its own code fills. Knows the models' modules, nothing about caches.
+Inside `intercepted_attention` their attention layers call the tracing function; linear biases are computed here.
+BLOOM and MPT: distance of key from query times the head's slope; this differs from their own code by a constant for
+each query, which softmax cancels. Falcon: position of the key times the slope, rounded to bfloat16, read from the
+table that its own code fills.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def rounded(llm: Any, positions: int) -> Tensor | None:
     It is a vector because what is stored in fewer bits are matrices.
     """
     config = llm.config.get_text_config()
-    if not is_rounded(config):
+    if not has_rounded_biases(config):
         return None
     heads = config.num_attention_heads
     build = sys.modules[type(llm).__module__].build_alibi_tensor
@@ -48,14 +48,14 @@ def rounded(llm: Any, positions: int) -> Tensor | None:
     return table.reshape(-1) / math.sqrt(config.hidden_size // heads)
 
 
-def looked_up(table: Tensor, heads: int, positions: int) -> Tensor:
+def lookup(table: Tensor, heads: int, positions: int) -> Tensor:
     """table (H * P) -> (1,H,1,positions), beyond its end the last of each head"""
     known = len(table) // heads
     places = torch.arange(heads)[:, None] * known + torch.arange(positions).clamp(max=known - 1)
     return table[places][None, :, None]
 
 
-def is_rounded(config: Any) -> bool:
+def has_rounded_biases(config: Any) -> bool:
     """Whether a model of this config has biases that are rounded by their position."""
     return bool(config.model_type == "falcon" and config.alibi)
 
@@ -67,7 +67,7 @@ def bias(slope: Tensor, position_ids: Tensor, positions: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def taken_out(llm: Any, attend: Attend) -> Iterator[None]:
+def intercepted_attention(llm: Any, attend: Attend) -> Iterator[None]:
     """Have the attention of such a model call `attend(module, query, key, value, None, scaling=...)`."""
     made = _FORWARDS.get(llm.config.get_text_config().model_type)
     if made is None:

@@ -24,8 +24,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.llm import sees_both_ways
 
-from . import alibi, both_ways, fuse, trace
-from .rotary import Rotary, unchanging
+from . import alibi, bidirectional, fuse, trace
+from .rotary import Rotary, fixed_rope_tables
 
 _NAME = "blip2rt_group_query"  # our key in transformers' table of attention functions
 HEAD_MULTIPLE = 8  # of the width of heads
@@ -69,7 +69,7 @@ def geometry(llm: Any) -> Geometry:
     )
 
 
-def refuse_unknown(
+def reject_unsupported(
     layer: int | None, options: dict[str, Any], masked: bool, present: dict[int, Any], layers: int
 ) -> None:  # fmt: skip
     """Raise Blip2rtError where the model asks an attention function for something that our graphs do not express."""
@@ -102,7 +102,7 @@ def last_logits(
     ALL_ATTENTION_FUNCTIONS.register(_NAME, attention)
     handle = llm.get_output_embeddings().register_forward_pre_hook(last_only)
     try:
-        with alibi.taken_out(llm, attention):
+        with alibi.intercepted_attention(llm, attention):
             logits: Tensor = llm(inputs_embeds=inputs_embeds, position_ids=position_ids, use_cache=False).logits
     finally:
         handle.remove()
@@ -120,7 +120,7 @@ class _Attention:
     def __init__(
         self, past: list[tuple[Tensor, Tensor]], lengths: tuple[Tensor, Tensor], rotary: Rotary,
         tables: tuple[Tensor, ...], causal_masks: bool, bias: Tensor | None = None,
-        both: both_ways.BothWays | None = None,
+        both: bidirectional.BidirectionalPrompt | None = None,
     ) -> None:  # fmt: skip
         self.bias, self.both = bias, both
         self.past, self.lengths, self.rotary = past, lengths, rotary
@@ -144,7 +144,7 @@ class _Attention:
         masked = attention_mask is not None and not self.causal_masks
         if self.both is not None and softcap is not None:
             options["softcap"] = softcap
-        refuse_unknown(layer, options, masked, self.present, len(self.past))
+        reject_unsupported(layer, options, masked, self.present, len(self.past))
         batch, heads, length, width = query.shape
         attributes: dict[str, Any] = {
             "num_heads": heads,
@@ -201,13 +201,13 @@ class _Decoder(nn.Module):
         bias = None
         if self.slopes is not None:
             bias = alibi.bias(self.slopes, position_ids, pairs[0][0].shape[2])
-            bias = first_keys(bias, total_sequence_length)
+            bias = truncate_keys(bias, total_sequence_length)
         if self.rounded is not None:
             heads = self.llm.config.get_text_config().num_attention_heads
-            bias = alibi.looked_up(self.rounded, heads, pairs[0][0].shape[2])
-            bias = first_keys(bias, total_sequence_length)
+            bias = alibi.lookup(self.rounded, heads, pairs[0][0].shape[2])
+            bias = truncate_keys(bias, total_sequence_length)
             bias = bias + torch.zeros(1, 1, position_ids.shape[1], 1)  # (1,H,S,T), whatever T has become
-        both = both_ways.BothWays(position_ids, last_index) if self.both_ways else None
+        both = bidirectional.BidirectionalPrompt(position_ids, last_index) if self.both_ways else None
         lengths = seqlens_k, total_sequence_length
         attention = _Attention(pairs, lengths, self.rotary, tables, self.causal_masks, bias, both)
         logits = last_logits(self.llm, attention, self.layers, inputs_embeds, position_ids, last_index)
@@ -215,7 +215,7 @@ class _Decoder(nn.Module):
         return logits, *present
 
 
-def first_keys(bias: Tensor, count: Tensor) -> Tensor:
+def truncate_keys(bias: Tensor, count: Tensor) -> Tensor:
     """bias (B,H,S,T) -> (B,H,S,count), which is what GroupQueryAttention wants. Tracing sees the longer shape."""
     start, axis = torch.tensor([0]), torch.tensor([3])
     end = count.to(torch.int64).reshape(1)
@@ -225,7 +225,7 @@ def first_keys(bias: Tensor, count: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def our_attention(llm: Any) -> Iterator[None]:
+def custom_attention(llm: Any) -> Iterator[None]:
     """Have the model call our attention function. transformers has no mask for it, so none is traced."""
     config = llm.config.get_text_config()
     before = config._attn_implementation
@@ -238,7 +238,7 @@ def our_attention(llm: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def makes_causal_masks(llm: Any) -> bool:
+def builds_causal_masks(llm: Any) -> bool:
     """Whether the model makes its masks itself, and they hide the future alone, as GroupQueryAttention does.
 
     Some models do so in older releases of transformers.
@@ -286,9 +286,9 @@ def trace_llm(llm: Any, max_positions: int = 1024) -> ir.Model:
             "seqlens_k": {0: "B"}, **{name: {0: "B", 2: "T"} for name in names}}  # fmt: skip
     positions = min(max_positions, shape.max_positions)
     outputs = ["logits", *cache_names(shape.layers, "present")]
-    with our_attention(llm), unchanging(llm):
+    with custom_attention(llm), fixed_rope_tables(llm):
         rotary = Rotary(llm, shape.head_dim, positions)
-        decoder = _Decoder(llm, shape.layers, rotary, makes_causal_masks(llm), positions)
+        decoder = _Decoder(llm, shape.layers, rotary, builds_causal_masks(llm), positions)
         with rotary.removed():
             model = trace.trace(trace.Part("llm", decoder, example, outputs, axes))
     fuse.fuse_decoder(model)

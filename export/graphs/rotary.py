@@ -77,8 +77,8 @@ class Rotary:
 
 
 @contextlib.contextmanager
-def unchanging(llm: Any) -> Iterator[None]:
-    """Have no table of the model change with the length: it is that of the positions up to `length_limit`."""
+def fixed_rope_tables(llm: Any) -> Iterator[None]:
+    """Have no table of the model change with the length: it is that of the positions up to `rope_length_limit`."""
     found = [module for module in llm.modules() if str(getattr(module, "rope_type", None)) in CHANGING]
     kinds = [module.rope_type for module in found]
     for module in found:
@@ -90,7 +90,7 @@ def unchanging(llm: Any) -> Iterator[None]:
             module.rope_type = kind
 
 
-def length_limit(config: Any) -> int | None:
+def rope_length_limit(config: Any) -> int | None:
     """The position from which on a model of this config rotates otherwise than before; None where there is none."""
     given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     kinds = [each for each in (given, *given.values()) if isinstance(each, dict)]

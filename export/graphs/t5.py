@@ -26,7 +26,7 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import quantize
 
 from . import fuse, trace
-from .llm import Geometry, first_keys, padded
+from .llm import Geometry, padded, truncate_keys
 
 _MASKED = torch.finfo(torch.float32).min
 
@@ -238,7 +238,7 @@ class _Decoder(nn.Module):
         past, cross = tensors[:half], tensors[half:]
         key_positions = torch.arange(past[0].shape[2])
         distance = key_positions[None, None, :] - position_ids[:, :, None]
-        biases = self.biases(distance, lambda bias: first_keys(bias, total_sequence_length))
+        biases = self.biases(distance, lambda bias: truncate_keys(bias, total_sequence_length))
         seen = mask_bias(encoder_mask)
         x, present = inputs_embeds, []
         for index, block in enumerate(self.decoder.block):

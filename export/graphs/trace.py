@@ -48,7 +48,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _own_errors() -> Iterator[None]:
+def _unwrapped_errors() -> Iterator[None]:
     """Raise a Blip2rtError of a module as it was, not wrapped into the exporter's errors."""
     try:
         yield
@@ -85,7 +85,7 @@ class Part:
 
 def trace(part: Part, opset: int = OPSET) -> ir.Model:
     """Trace the part. Linear layers are normalised."""
-    with _quiet(), _own_errors(), torch.no_grad():
+    with _quiet(), _unwrapped_errors(), torch.no_grad():
         model = capture(part, opset)
         _stream(model, part.module)
         optimize_ir(model, should_fold=_foldable)

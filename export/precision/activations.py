@@ -1,6 +1,6 @@
 """Ranges of activations: what was seen of a value while a graph ran. Knows numbers, nothing about graphs.
 
-export.checks.ranges sees them; static.py, smooth.py and export.trt.precision make grids of them.
+export.checks.calibration sees them; static.py, smoothquant.py and export.trt.precision make grids of them.
 """
 
 from __future__ import annotations

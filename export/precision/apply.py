@@ -1,6 +1,6 @@
 """A float32 graph -> one of the precisions of the target ort. Knows graphs, nothing about models.
 
-fp32; fp16 (stored.py); int4 and int8w (weights.py); int8-dynamic (dynamic.py); int8-static (static.py).
+fp32; fp16 (storage.py); int4 and int8w (weight_only.py); int8-dynamic (dynamic.py); int8-static (static.py).
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from blip2rt.errors import Blip2rtError
 from . import static
 from .activations import NO_RANGES, Ranges
 from .dynamic import quantize_dynamic
-from .rounding import BITS, Rounding
-from .stored import store_fp16, store_int8
-from .weights import quantize_weights
+from .quantizer import BITS, Quantizer
+from .storage import store_fp16, store_int8
+from .weight_only import quantize_weights
 
 
-def apply(model: ir.Model, precision: str, rounding: Rounding, ranges: Ranges = NO_RANGES) -> None:
+def apply(model: ir.Model, precision: str, quantizer: Quantizer, ranges: Ranges = NO_RANGES) -> None:
     """Bring the graph to `precision` in place; int8-static takes the `ranges` of static.operands."""
     if precision == "fp32":
         return
     if precision == "int8-static":
-        static.apply(model, rounding, ranges)
+        static.apply(model, quantizer, ranges)
         return
     found = 1
     if precision == "int8-dynamic":
-        found = quantize_dynamic(model, rounding)
+        found = quantize_dynamic(model, quantizer)
     elif precision in BITS:
-        found = quantize_weights(model, BITS[precision], rounding)
+        found = quantize_weights(model, BITS[precision], quantizer)
     if not found and precision != "int8w":
         raise Blip2rtError(
             f"an image encoder of convolutions alone cannot be {precision}: choose int8w, or int8 with --calibration"
         )
     if precision in ("int8w", "int8-dynamic"):
-        store_int8(model, rounding)
+        store_int8(model, quantizer)
     if precision != "int4":
-        store_fp16(model, rounding)
+        store_fp16(model, quantizer)

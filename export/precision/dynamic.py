@@ -9,25 +9,25 @@ import numpy as np
 import onnx_ir as ir
 
 from ..graphs import trace
-from .rounding import DOMAIN, Rounding, matrices, matrix
-from .weights import quantize_gather
+from .quantizer import DOMAIN, Quantizer, matrices, matrix
+from .weight_only import quantize_gather
 
 
-def quantize_dynamic(model: ir.Model, rounding: Rounding) -> int:
+def quantize_dynamic(model: ir.Model, quantizer: Quantizer) -> int:
     """Quantize every constant matrix of MatMul and Gather nodes in place. Return how many there were."""
     work = matrices(model, "MatMul", "Gather")
     for done, node in enumerate(work):
         if node.op_type == "MatMul":
-            _quantize_matmul(model, node, rounding)
+            _quantize_matmul(model, node, quantizer)
         else:
-            quantize_gather(model, node, 8, rounding)
-        rounding.progress(done + 1, len(work))
+            quantize_gather(model, node, 8, quantizer)
+        quantizer.progress(done + 1, len(work))
     trace.drop_unused(model)
     model.graph.opset_imports[DOMAIN] = 1
     return len(work)
 
 
-def _quantize_matmul(model: ir.Model, node: ir.Node, rounding: Rounding) -> None:
+def _quantize_matmul(model: ir.Model, node: ir.Node, quantizer: Quantizer) -> None:
     activation, weight = node.inputs
     tensor = matrix(node)
     assert tensor is not None and weight is not None and weight.name is not None
@@ -37,8 +37,8 @@ def _quantize_matmul(model: ir.Model, node: ir.Node, rounding: Rounding) -> None
         largest = np.abs(array).max(axis=0)
         scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
         codes = np.rint(array / scales).astype(np.int8)
-        rounding.add(model, codes_name, np.ascontiguousarray(codes.T))
-        rounding.add(model, scales_name, scales)
+        quantizer.add(model, codes_name, np.ascontiguousarray(codes.T))
+        quantizer.add(model, scales_name, scales)
     initializers = model.graph.initializers
     inputs = [activation, _columns(model, node, initializers[codes_name]), initializers[scales_name], None, None]
     out, old = node.outputs[0], [node]

@@ -3,7 +3,7 @@ DequantizeLinear.
 
 MatMul with a constant (K,N): the weight is int8 with a scale for each column, its other operand uint8 with one scale
 and zero point from its range. ONNX Runtime makes one integer product of the four nodes when it loads the graph. Tables
-of Gather are int8w. Knows graphs, nothing about models; ranges come from export.checks.ranges.
+of Gather are int8w. Knows graphs, nothing about models; ranges come from export.checks.calibration.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import numpy as np
 import onnx_ir as ir
 
 from ..graphs import trace
-from . import smooth
+from . import smoothquant
 from .activations import Range, Ranges
-from .codes import channel_codes
-from .rounding import Rounding, matrices
-from .weights import quantize_matmul, quantize_tables
+from .quantizer import Quantizer, channel_codes, matrices
+from .weight_only import quantize_matmul, quantize_tables
 
 _STEPS = 255  # of uint8
 
@@ -30,50 +29,50 @@ def operands(model: ir.Model) -> Iterator[str]:
         yield node.inputs[0].name
 
 
-def apply(model: ir.Model, rounding: Rounding, ranges: Ranges) -> None:
-    """Quantize every product and every table in place. A product that is not worth it (see smooth.py), or whose
+def apply(model: ir.Model, quantizer: Quantizer, ranges: Ranges) -> None:
+    """Quantize every product and every table in place. A product that is not worth it (see smoothquant.py), or whose
     operand has no range, gets 8-bit weights alone."""
     work = matrices(model, "MatMul")
-    ranges = smooth.apply(model, work, ranges)
+    ranges = smoothquant.apply(model, work, ranges)
     grids: dict[ir.Value, ir.Value] = {}
     for done, node in enumerate(work):
         operand, weight = node.inputs
         assert operand is not None and weight is not None
         if operand.name not in ranges:
-            quantize_matmul(model, node, 8, rounding)
+            quantize_matmul(model, node, 8, quantizer)
             continue
         if operand not in grids:
-            grids[operand] = _activation(model, node, ranges[str(operand.name)], rounding)
+            grids[operand] = _activation(model, node, ranges[str(operand.name)], quantizer)
         if weight not in grids:
-            grids[weight] = _weight(model, node, rounding)
+            grids[weight] = _weight(model, node, quantizer)
         node.replace_input_with(0, grids[operand])
         node.replace_input_with(1, grids[weight])
-        rounding.progress(done + 1, len(work))
-    quantize_tables(model, 8, rounding)
+        quantizer.progress(done + 1, len(work))
+    quantize_tables(model, 8, quantizer)
     trace.drop_unused(model)
 
 
-def _activation(model: ir.Model, before: ir.Node, seen: Range, rounding: Rounding) -> ir.Value:
+def _activation(model: ir.Model, before: ir.Node, seen: Range, quantizer: Quantizer) -> ir.Value:
     """Put the operand of `before` on a grid of uint8 that spans `seen`."""
     value = before.inputs[0]
     assert value is not None
     step = np.array((seen.high - seen.low) / _STEPS or 1.0, np.float32)
     zero = np.array(np.clip(np.rint(-seen.low / step), 0, _STEPS), np.uint8)
     arrays: dict[str, np.ndarray] = {"scale": step, "zero": zero}
-    constants = [rounding.add(model, f"{value.name}.{name}", array) for name, array in arrays.items()]
+    constants = [quantizer.add(model, f"{value.name}.{name}", array) for name, array in arrays.items()]
     codes = ir.node("QuantizeLinear", [value, *constants], name=f"{value.name}.quantize")
     return _insert(model, before, codes, ir.node("DequantizeLinear", [codes.outputs[0], *constants],
                                                  name=f"{value.name}.grid"))  # fmt: skip
 
 
-def _weight(model: ir.Model, before: ir.Node, rounding: Rounding) -> ir.Value:
+def _weight(model: ir.Model, before: ir.Node, quantizer: Quantizer) -> ir.Value:
     """Put the weight (K,N) of `before` on grids of int8, one for each column."""
     value = before.inputs[1]
     tensor = trace.constant(value)
     assert value is not None and tensor is not None
     codes, scales = channel_codes(np.asarray(tensor.numpy()), 1, np.dtype(np.float32))
     arrays = {"codes": codes, "scales": scales, "zeros": np.zeros(scales.shape, np.int8)}
-    inputs = [rounding.add(model, f"{value.name}.{name}", array) for name, array in arrays.items()]
+    inputs = [quantizer.add(model, f"{value.name}.{name}", array) for name, array in arrays.items()]
     return _insert(model, before, ir.node("DequantizeLinear", inputs, {"axis": 1}, name=f"{value.name}.grid"))
 
 

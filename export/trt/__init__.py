@@ -1,5 +1,5 @@
 """Graphs for TensorRT: attention with explicit masks, and precisions as QuantizeLinear pairs."""
 
-from . import caches, llm, precision, t5
+from . import kv_cache, llm, precision, t5
 
-__all__ = ["caches", "llm", "precision", "t5"]
+__all__ = ["kv_cache", "llm", "precision", "t5"]

@@ -1,7 +1,7 @@
 """A decoder-only language model -> the graph `llm` of the target trt.
 
 llm: inputs_embeds (B,S,D), position_ids (B,S), last_index (B), [past_mask (B,T)], past_key_i, past_value_i (B,Hkv,T,hd)
-     -> logits (B,V), top_logits (B,K), top_tokens (B,K), log_sum_exp (B,1), and keys and values as export.trt.caches
+     -> logits (B,V), top_logits (B,K), top_tokens (B,K), log_sum_exp (B,1), and keys and values as export.trt.kv_cache
      has them, which tells how they are read and written
 
 Shapes and addresses are the same in every step, as a captured CUDA graph wants them. Knows nothing about precision,
@@ -21,9 +21,9 @@ from blip2rt.bundle import LLM, TOP_K, llm_tensors
 from blip2rt.errors import Blip2rtError
 
 from ..graphs import trace
-from ..graphs.llm import geometry, last_logits, makes_causal_masks, our_attention, padded, refuse_unknown
-from ..graphs.rotary import unchanging
-from .caches import Apart, InPlace, Kind
+from ..graphs.llm import builds_causal_masks, custom_attention, geometry, last_logits, padded, reject_unsupported
+from ..graphs.rotary import fixed_rope_tables
+from .kv_cache import CacheKind, InPlaceCache, ReadOnlyCache
 
 OPSET = 19  # the newest that TensorRT 10.3 (JetPack 6.1) reads whole, and the oldest with fp16 QuantizeLinear
 OPSET_IN_PLACE = 24  # the first with TensorScatter; of the other operators that our graphs have, only types differ
@@ -39,7 +39,7 @@ def chosen(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 class _Attention:
     """The attention function of one trace: hands each layer to the cache."""
 
-    def __init__(self, cache: Apart | InPlace, positions: int, causal_masks: bool) -> None:
+    def __init__(self, cache: ReadOnlyCache | InPlaceCache, positions: int, causal_masks: bool) -> None:
         self.cache, self.positions, self.causal_masks = cache, positions, causal_masks
 
     @property
@@ -55,7 +55,7 @@ class _Attention:
         layer, width = module.layer_idx, query.shape[-1]
         window, softcap = options.pop("sliding_window", None), options.pop("softcap", None)
         masked = attention_mask is not None and not self.causal_masks
-        refuse_unknown(layer, options, masked, self.present, len(self.cache.past))
+        reject_unsupported(layer, options, masked, self.present, len(self.cache.past))
         if window is not None and window < self.positions:
             raise Blip2rtError(f"this language model looks back {window} positions at most, which the llm graph of the "
                                f"target trt cannot express: give --max-positions {window} or less")  # fmt: skip
@@ -69,7 +69,7 @@ class _Attention:
 class _Decoder(nn.Module):
     """The llm graph as a module: the arguments are the graph's inputs."""
 
-    def __init__(self, llm: Any, layers: int, positions: int, causal_masks: bool, kind: Kind) -> None:
+    def __init__(self, llm: Any, layers: int, positions: int, causal_masks: bool, kind: CacheKind) -> None:
         super().__init__()
         self.llm, self.layers, self.positions, self.causal_masks, self.kind = llm, layers, positions, causal_masks, kind
 
@@ -88,7 +88,7 @@ def split(tensors: Sequence[Tensor], past: int) -> tuple[Sequence[Tensor], Seque
     return tensors[: len(tensors) - past], tensors[len(tensors) - past :]
 
 
-def left(cache: Apart | InPlace) -> list[Tensor]:
+def left(cache: ReadOnlyCache | InPlaceCache) -> list[Tensor]:
     """Return what a cache leaves, each layer's key before its value."""
     return [tensor for layer in range(len(cache.past)) for tensor in cache.kept[layer]]
 
@@ -116,19 +116,19 @@ def example(inputs: Sequence[str], shape: Any) -> tuple[dict[str, Tensor], dict[
     return values, axes
 
 
-def traced(part: trace.Part, kind: Kind) -> ir.Model:
+def traced(part: trace.Part, kind: CacheKind) -> ir.Model:
     """Trace an llm graph. The opset is that of the cache's kind."""
     model = trace.trace(part, OPSET)
-    if kind is InPlace:
+    if kind is InPlaceCache:
         model.graph.opset_imports[""] = OPSET_IN_PLACE
     return model
 
 
-def trace_llm(llm: Any, max_positions: int, kind: Kind = Apart) -> ir.Model:
+def trace_llm(llm: Any, max_positions: int, kind: CacheKind = ReadOnlyCache) -> ir.Model:
     """Trace `llm` of a Hugging Face causal LM in eval mode and float32, for up to `max_positions` positions."""
     shape = geometry(llm)
     inputs, outputs = llm_tensors(shape.layers, target="trt", in_place=kind.in_place)
     values, axes = example(inputs, shape)
-    with our_attention(llm), unchanging(llm):
-        decoder = _Decoder(llm, shape.layers, min(max_positions, shape.max_positions), makes_causal_masks(llm), kind)
+    with custom_attention(llm), fixed_rope_tables(llm):
+        decoder = _Decoder(llm, shape.layers, min(max_positions, shape.max_positions), builds_causal_masks(llm), kind)
         return traced(trace.Part(LLM, decoder, values, outputs, axes), kind)

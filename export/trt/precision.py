@@ -7,16 +7,16 @@ choice of tokens) computes in float32. Inputs and outputs stay float32, but for 
 int8: besides, the constant weights of those products are int8 with a scale for each output channel behind a
 DequantizeLinear. Their other operand passes a QuantizeLinear and a DequantizeLinear of one scale. All are symmetric
 with zero point 0, which is what TensorRT takes. Products of two activations stay float16, and so do those whose operand
-has outliers even when it is smoothed (see smooth.py).
+has outliers even when it is smoothed (see smoothquant.py).
 
 int4: the weights alone are integers, the very ones of the target ort: blocks of rows of an output channel have a scale
 and a zero point, w = s (q - z). TensorRT takes no zero point but 0, so a product is two: x @ s (q - 8), whose weights
 are 4-bit, and the sums of x over each block @ s (8 - z), 1/block as large, in float16. TensorRT takes whole blocks
 alone: both operands get zeros behind K where it is no multiple. Such a graph is of opset 21, the first that has 4-bit
-integers and blocks. Products of one operand, as q, k and v, are joined first (see joined.py). A graph that has no
-product, as embed, gets a table of 4 bits (see tables.py).
+integers and blocks. Products of one operand, as q, k and v, are joined first (see merge_matmuls.py). A graph that has
+no product, as embed, gets a table of 4 bits (see embedding_table.py).
 
-Knows graphs, nothing about models but one name (see _WIDE); ranges of activations come from export.checks.ranges.
+Knows graphs, nothing about models but one name (see _WIDE); ranges of activations come from export.checks.calibration.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ from blip2rt.bundle import PIXELS
 from blip2rt.errors import Blip2rtError
 
 from ..graphs import trace
-from ..precision import smooth
+from ..precision import smoothquant
 from ..precision.activations import NO_RANGES, Ranges
-from ..precision.codes import LEVELS, block_codes, channel_codes
-from ..precision.rounding import Blocks, Rounding, matrices
-from . import joined, tables
+from ..precision.quantizer import LEVELS, BlockFormat, Quantizer, block_codes, channel_codes, matrices
+from . import embedding_table, merge_matmuls
 
 _HALF, _FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 _PRODUCTS = {"MatMul": 1, "Conv": 0}  # op -> axis of the output channels in its weight
@@ -48,28 +47,28 @@ _LARGEST = 65504.0  # of float16
 _INT4_OPSET = 21  # differs from 19 in the types that operators take, in no operator that our graphs have
 
 
-def apply(model: ir.Model, precision: str, rounding: Rounding, ranges: Ranges = NO_RANGES) -> None:
+def apply(model: ir.Model, precision: str, quantizer: Quantizer, ranges: Ranges = NO_RANGES) -> None:
     """Bring the graph to `precision` in place: fp32, fp16, int4, or int8-static with the `ranges` of `operands`."""
     if precision == "fp32":
         return
     products = [node for node, _ in quantizable(model)]
     if precision == "int4" and not products:  # it only looks up
         for node in matrices(model, "Gather"):
-            tables.quantize(model, node, rounding)
+            embedding_table.quantize(model, node, quantizer)
         trace.drop_unused(model)
         return
     if precision == "int8-static":
-        ranges = smooth.apply(model, products, ranges)
+        ranges = smoothquant.apply(model, products, ranges)
         quantized = {node for node, operand in quantizable(model) if operand in ranges}
-        typing = _Typing(model, rounding, quantized, ranges)
+        typing = _Typing(model, quantizer, quantized, ranges)
     elif precision == "int4":
         model.graph.opset_imports[""] = max(_INT4_OPSET, model.graph.opset_imports[""])
         matmuls = [node for node in products if _is_matrix(node)]
         wide = [node for node in matmuls if _is_wide(node)]
-        quantized = {*joined.join(model, [node for node in matmuls if node not in wide]), *wide}
-        typing = _Typing(model, rounding, quantized, blocks=rounding.blocks)
+        quantized = {*merge_matmuls.merge(model, [node for node in matmuls if node not in wide]), *wide}
+        typing = _Typing(model, quantizer, quantized, blocks=quantizer.blocks)
     else:
-        typing = _Typing(model, rounding, set())
+        typing = _Typing(model, quantizer, set())
     typing.inputs()
     for node in list(model.graph):
         typing.visit(node)
@@ -114,10 +113,10 @@ class _Typing:
     """One pass from inputs to outputs; every value has been typed before it is read."""
 
     def __init__(
-        self, model: ir.Model, rounding: Rounding, quantized: set[ir.Node], ranges: Ranges = NO_RANGES,
-        blocks: Blocks | None = None,
+        self, model: ir.Model, quantizer: Quantizer, quantized: set[ir.Node], ranges: Ranges = NO_RANGES,
+        blocks: BlockFormat | None = None,
     ) -> None:  # fmt: skip
-        self.model, self.rounding, self.quantized = model, rounding, quantized
+        self.model, self.quantizer, self.quantized = model, quantizer, quantized
         self.ranges, self.blocks = ranges, blocks  # of int8; of int4
         self.sums: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}  # of blocks of an operand
         self.filled: dict[ir.Value, ir.Value] = {}  # operands with zeros behind them, to whole blocks
@@ -235,7 +234,7 @@ class _Typing:
         return self._constant(f"{value.name}.half", array.astype(np.float16))
 
     def _constant(self, name: str, array: np.ndarray) -> ir.Value:
-        return self.rounding.add(self.model, name, array)
+        return self.quantizer.add(self.model, name, array)
 
     def _quantize(self, before: ir.Node, source: ir.Value, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         """value -> QuantizeLinear -> DequantizeLinear, once for all who read it."""

@@ -1,4 +1,4 @@
-"""T5's decoder -> the graph `llm` of the target trt; export.trt.caches tells how its cache is read and written.
+"""T5's decoder -> the graph `llm` of the target trt; export.trt.kv_cache tells how its cache is read and written.
 
 llm: inputs_embeds (B,S,D), position_ids (B,S), last_index (B), [past_mask (B,T)], past_key_i, past_value_i (B,H,T,hd),
      cross_key_i, cross_value_i (B,H,S_enc,hd), encoder_mask (B,S_enc)
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from blip2rt.bundle import LLM, llm_tensors
 
 from ..graphs import t5, trace
-from .caches import Apart, Kind
+from .kv_cache import CacheKind, ReadOnlyCache
 from .llm import chosen, example, left, split, traced
 
 
-def trace_decoder(model: Any, kind: Kind = Apart) -> ir.Model:
+def trace_decoder(model: Any, kind: CacheKind = ReadOnlyCache) -> ir.Model:
     """Trace `llm`."""
     shape = t5.geometry(model, 0)
     inputs, outputs = llm_tensors(shape.layers, encoder_decoder=True, target="trt", in_place=kind.in_place)
@@ -33,7 +33,7 @@ def trace_decoder(model: Any, kind: Kind = Apart) -> ir.Model:
 class _Decoder(nn.Module):
     """The llm graph as a module: the arguments are the graph's inputs."""
 
-    def __init__(self, model: Any, kind: Kind) -> None:
+    def __init__(self, model: Any, kind: CacheKind) -> None:
         super().__init__()
         self.decoder, self.head, self.scale = model.decoder, model.get_output_embeddings(), t5.head_scale(model)
         self.relative_bias = t5.RelativeBias(model.decoder.block[0].layer[0].SelfAttention, bidirectional=False)

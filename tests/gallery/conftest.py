@@ -9,7 +9,7 @@ import pytest
 
 from blip2rt.cli import main
 from tests.seeds import new_seed
-from tests.tiny.pictures import fill
+from tests.tiny.image_folders import fill
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -29,7 +29,7 @@ from blip2rt.gallery.walk import walk
 from blip2rt.image import load_rgb
 from blip2rt.text import tidy
 from tests.seeds import new_seed
-from tests.tiny.pictures import GOOD, ROOT, fill, picture, shard, start, tree
+from tests.tiny.image_folders import GOOD, ROOT, fill, picture, shard, start, tree
 
 pytest.importorskip("blip2rt._native")
 pytestmark = pytest.mark.long(14)

@@ -22,7 +22,7 @@ from blip2rt.gallery.catalog import Catalog, File
 from blip2rt.gallery.copies import near_copies
 from blip2rt.gallery.vectors import Shortlist, Vectors
 from tests.seeds import new_seed
-from tests.tiny.pictures import GOOD, fill, picture, start, tree
+from tests.tiny.image_folders import GOOD, fill, picture, start, tree
 
 pytestmark = pytest.mark.long(12)
 

@@ -19,7 +19,7 @@ from blip2rt.gallery.lanes import in_order
 from blip2rt.gallery.pictures import Sources
 from blip2rt.gallery.walk import more_than
 from tests.seeds import new_seed
-from tests.tiny.pictures import fill, tree
+from tests.tiny.image_folders import fill, tree
 
 pytest.importorskip("blip2rt._native")
 pytestmark = pytest.mark.long(6)

@@ -18,7 +18,7 @@ from blip2rt.gallery.copies import near_copies
 from blip2rt.gallery.pictures import Fault, Picture, Sources
 from blip2rt.gallery.walk import walk
 from tests.seeds import new_seed
-from tests.tiny.pictures import GOOD
+from tests.tiny.image_folders import GOOD
 
 pytest.importorskip("blip2rt._native")
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.seeds import new_seed
-from tests.tiny.pictures import picture, tree
+from tests.tiny.image_folders import picture, tree
 
 pytest.importorskip("blip2rt._native")
 CUT = "the shard ends too early"

@@ -25,7 +25,7 @@ COMMANDS = {
     "verify": ["-m", "blip2rt", "verify", str(ROOT / "blip2rt" / "models" / "nano")],
     "doctor": ["-m", "blip2rt", "doctor"],
     "bench": ["-m", "blip2rt.bench", "--repeat", "1", "--new-tokens", "2", "--threads", "1", "--image", str(PHOTO)],
-    "export": ["-c", "import export.checks.stepping"],
+    "export": ["-c", "import export.checks.stepper"],
 }
 
 
@@ -94,13 +94,13 @@ def made(tmp_path_factory: pytest.TempPathFactory, traced_folder: Path) -> Path:
     """What the tools read: a checkpoint, a training's parts, and a bundle for TensorRT."""
     for package in ("torch", "onnxscript", "timm"):
         pytest.importorskip(package)
-    from tests.tiny import blip2, parts
+    from tests.tiny import blip2, training
     from tests.tiny.bundle import write_trt_encoder
 
     folder = tmp_path_factory.mktemp("made")
     (folder / "traced").symlink_to(traced_folder)
     blip2.generative(folder / "hf", blip2.TEXT_CONFIGS["llama"]())
-    (folder / "settings").write_text("\n".join(parts.tiny_settings(folder)))
+    (folder / "settings").write_text("\n".join(training.tiny_settings(folder)))
     write_trt_encoder(folder / "trt")
     return folder
 

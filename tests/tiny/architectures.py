@@ -24,9 +24,9 @@ from transformers.models.auto import modeling_auto
 from blip2rt.errors import Blip2rtError
 from export import targets
 from export.checks import verify
-from export.graphs import supported, trace
+from export.graphs import compatibility, trace
 from export.language import trace_graphs
-from export.precision.rounding import Blocks, Rounding
+from export.precision.quantizer import BlockFormat, Quantizer
 
 VOCAB, WIDTH, LAYERS, HEADS, POSITIONS = 97, 64, 2, 4, 96
 _SMALL: dict[str, Any] = {
@@ -145,7 +145,7 @@ def judge(name: str, seed: int, verified: bool = True) -> tuple[str, str]:
         return "unbuilt", " ".join(f"{type(error).__name__}: {error}".split())[:150]
     if sum(parameter.numel() for parameter in model.parameters()) > LARGEST:
         return "unbuilt", "it is not tiny"
-    wrong = supported.fault(model.config, "ort", verified, ROOM)
+    wrong = compatibility.unsupported_reason(model.config, "ort", verified, ROOM)
     if wrong is not None:
         return "refused", wrong
     try:
@@ -164,7 +164,7 @@ def _compared(model: Any, folder: Path, seed: int) -> tuple[float, bool]:
     """The largest difference of logits from PyTorch's, in units of the largest; whether all tokens are the same."""
     with contextlib.closing(trace.DataFile(folder, "llm.data")) as data:
         for name, graph in trace_graphs(targets.ORT, model, ROOM):
-            targets.ORT.apply(graph, "fp32", Rounding(Blocks(32), data.keep), {})
+            targets.ORT.apply(graph, "fp32", Quantizer(BlockFormat(32), data.keep), {})
             trace.save(graph, folder / f"{name}.onnx", data)
     encoder = folder / "encoder.onnx"
     start = model.config.decoder_start_token_id if encoder.exists() else None

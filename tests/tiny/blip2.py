@@ -19,8 +19,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from . import parts as tiny_parts
-from .families import CONFIGS, IMAGE, MORE, SPECIAL, WORDS
+from . import training as tiny_training
+from .llm_configs import CONFIGS, IMAGE, MORE, SPECIAL, WORDS
 
 TEXT_CONFIGS = {name: CONFIGS[name] for name in ("opt", "llama", "qwen2", "gemma", "t5")}
 NEWER_TEXT_CONFIGS = {name: CONFIGS[name] for name in ("gemma2", "gemma3", "qwen3")} | MORE
@@ -32,7 +32,7 @@ QFORMER = {
     "num_attention_heads": 4,
     "intermediate_size": 48,
     "max_position_embeddings": 40,
-}  # that of tests/tiny/parts.py's BERT
+}  # that of tests/tiny/training.py's BERT
 QUERIES = 5
 
 
@@ -82,7 +82,7 @@ def generative(folder: Path, text: Any, *, vision: Any = None, qformer: Any = No
 
 def retrieval(folder: Path, *, vision: Any = None, qformer: Any = None, **saving: Any) -> Path:
     """A Blip2ForImageTextRetrieval, with its processor."""
-    tiny_parts.bert_folder(folder / "bert")
+    tiny_training.bert_folder(folder / "bert")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "bert")
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     config = Blip2Config(
@@ -99,7 +99,7 @@ def retrieval(folder: Path, *, vision: Any = None, qformer: Any = None, **saving
 
 def instruct(folder: Path, text: Any) -> Path:
     """An InstructBlipForConditionalGeneration around the language model of `text`, with its processor."""
-    qformer_tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_parts.bert_folder(folder / "bert"))
+    qformer_tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_training.bert_folder(folder / "bert"))
     qformer_tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     config = transformers.InstructBlipConfig(
         vision_config=VISION,

@@ -1,6 +1,6 @@
 """blip2rt-export that traces each structure once: `python -m tests.tiny.exporter FOLDER ARGUMENTS...`.
 
-FOLDER: what tests.tiny.traced keeps of the graphs that were traced.
+FOLDER: what tests.tiny.trace_cache keeps of the graphs that were traced.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from export import cli
-from tests.tiny.traced import traced_once
+from tests.tiny.trace_cache import cached_traces
 
 if __name__ == "__main__":
-    with traced_once(Path(sys.argv[1])):
+    with cached_traces(Path(sys.argv[1])):
         sys.exit(cli.main(sys.argv[2:]))

@@ -149,7 +149,7 @@ def write_model(path: Path, model: Any, target_name: str) -> Path:
     """A Hugging Face language model as a bundle whose other graphs are not to be run."""
     from export import targets
 
-    from .language import write as write_llm
+    from .language_models import write as write_llm
 
     config, others = model.config, build_graphs(onnx, random_weights(np.random.default_rng(0)))
     target = targets.TARGETS[target_name]

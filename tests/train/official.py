@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tests.tiny.blip2 import photographs
-from tests.tiny.parts import WORDS
+from tests.tiny.training import WORDS
 
 IMAGES = 7
 

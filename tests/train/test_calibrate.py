@@ -27,7 +27,7 @@ from train.extras import calibrate
 
 from ..seeds import new_seed
 from ..tiny.bundle import TEXT_WORDS, Tiny, weighing, write_bundle
-from ..tiny.parts import tiny_settings
+from ..tiny.training import tiny_settings
 
 
 def drawn(a: float, b: float, texts: int = 20_000, images: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from blip2rt.errors import Blip2rtError
 from tests.tiny.bundle import tiny_bundle
-from tests.tiny.parts import caption_table
+from tests.tiny.training import caption_table
 from train import prepare
 from train.capfilt import CapFilt, OfClip, Pool, Wanted, Work, distinct, filter_list, filter_shards, filtered
 from train.data.readers import read_data
@@ -174,7 +174,7 @@ def test_clip_ranks(tmp_path: Path) -> None:
     import torch
     from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
-    from tests.tiny.parts import bert_folder
+    from tests.tiny.training import bert_folder
 
     torch.manual_seed(0)
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

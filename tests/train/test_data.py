@@ -33,7 +33,7 @@ from train.data.transforms import eval_transform, train_transform
 from train.extras import questions
 from train.recipe import parse
 
-from ..tiny.parts import caption_table, tiny_settings
+from ..tiny.training import caption_table, tiny_settings
 from ..tiny.trainings import interrupt
 
 # more workers than cores, where cores are few

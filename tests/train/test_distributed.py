@@ -14,7 +14,7 @@ from train import stage1, stage2
 from train.loop.trainer import check_batch
 from train.settings import BatchSettings
 
-from ..tiny.parts import NANO_STAGE2, llm_folder, tiny_settings
+from ..tiny.training import NANO_STAGE2, llm_folder, tiny_settings
 from .processes import (
     FIVE_STEPS,
     ROOT,

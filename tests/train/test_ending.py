@@ -26,7 +26,7 @@ from train.loop.ending import Ending
 from train.loop.parallel import here
 from train.loop.trainer import Trainer
 
-from ..tiny.parts import tiny_settings
+from ..tiny.training import tiny_settings
 from .processes import end_together, start_together, train_together
 
 pytestmark = [pytest.mark.long(20), pytest.mark.skipif(os.name == "nt", reason="POSIX signals and locks")]

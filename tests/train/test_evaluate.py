@@ -26,7 +26,7 @@ from export.cli import main as export
 from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import lavis as tiny_lavis
-from tests.tiny import question as tiny_question
+from tests.tiny import question_input
 from train import evaluate
 from train.evaluation.annotations import read_captions, read_questions
 from train.evaluation.generation import Generator
@@ -162,7 +162,7 @@ def test_prefixes_that_read_the_question_equal_its_bundles(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a Q-Former that reads the question, in the words of its own prompt: a random LLM might not tell."""
-    folder, _, model = tiny_question.made(tmp_path)
+    folder, _, model = question_input.made(tmp_path)
     predictor: Any = open_predictor(str(folder / "ckpt"))
     original, seen = Generator._inputs, []
 

@@ -29,9 +29,9 @@ from train.model import other_llm
 from train.recipe import parse
 
 from ..tiny import blip2 as tiny_blip2
-from ..tiny.families import HIDDEN
 from ..tiny.lavis import state_of
-from ..tiny.parts import LLM_WORDS, NANO_STAGE2, WORDS, bert_folder, caption_table, llm_folder, tiny_settings
+from ..tiny.llm_configs import HIDDEN
+from ..tiny.training import LLM_WORDS, NANO_STAGE2, WORDS, bert_folder, caption_table, llm_folder, tiny_settings
 from ..tiny.trainings import interrupt
 from .processes import FIVE_STEPS, WHOLE, assert_same_training, train_together
 

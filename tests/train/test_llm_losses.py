@@ -24,8 +24,8 @@ from train.objectives.lm import Texts, check_llm, lm_loss, next_logits, stands_a
 from train.objectives.packing import Tokens, pack
 from train.objectives.prefix_lm import open_texts
 
-from ..tiny.families import CONFIGS, MORE
-from ..tiny.parts import LLM_WORDS, llm_folder, t5_folder
+from ..tiny.llm_configs import CONFIGS, MORE
+from ..tiny.training import LLM_WORDS, llm_folder, t5_folder
 
 WORDS, HIDDEN, QUERIES = 61, 64, 4
 SMALL = {"vocab_size": WORDS, "hidden_size": HIDDEN, "intermediate_size": 128, "num_hidden_layers": 2,

@@ -15,7 +15,7 @@ from blip2rt.bundle.manifest import ImageSpec
 from blip2rt.image import to_pixels
 from blip2rt.modeling.quantize import round_weights
 from tests.seeds import new_seed
-from tests.tiny.parts import caption_table
+from tests.tiny.training import caption_table
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

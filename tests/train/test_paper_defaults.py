@@ -22,7 +22,7 @@ from train.objectives.lm import Texts
 from train.objectives.stage1 import itc_loss, own_itc_loss, similarity
 from train.recipe import flat, parse
 
-from ..tiny.parts import NANO, bert_folder, caption_table, llm_folder
+from ..tiny.training import NANO, bert_folder, caption_table, llm_folder
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TINY = QFormerConfig(16, 2, 2, 24, queries=3, vision_width=12, vocab_size=20, max_positions=9, query_gain=None)

@@ -16,7 +16,7 @@ from train.data.samples import Sample
 from train.objectives.lm import told_room
 from train.objectives.prefix_lm import PrefixTexts
 
-from ..tiny.parts import LLM_WORDS, NANO_STAGE2, t5_folder, tiny_settings
+from ..tiny.training import LLM_WORDS, NANO_STAGE2, t5_folder, tiny_settings
 
 CPU = torch.device("cpu")
 

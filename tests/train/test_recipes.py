@@ -25,7 +25,7 @@ from train.extras import refit, self_critical
 from train.recipe import parse
 from train.settings import MachineSettings
 
-from ..tiny.parts import NANO_STAGE2, llm_folder, t5_folder, tiny_settings
+from ..tiny.training import NANO_STAGE2, llm_folder, t5_folder, tiny_settings
 
 pytestmark = pytest.mark.long(30)
 

@@ -18,7 +18,7 @@ from train.loop.rounding import Rounding
 from train.recipe import parse
 from train.stage2 import Stage2, Stage2Settings
 
-from ..tiny.parts import NANO_STAGE2, llm_folder, tiny_settings
+from ..tiny.training import NANO_STAGE2, llm_folder, tiny_settings
 
 
 def rounded(weight: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from train.extras.cider import CiderReward
 from train.extras.self_critical import SelfCriticalSettings, SelfCriticalTraining, draw
 from train.recipe import parse
 
-from ..tiny.parts import NANO_STAGE2, llm_folder, tiny_settings
+from ..tiny.training import NANO_STAGE2, llm_folder, tiny_settings
 
 
 @pytest.fixture(scope="module")

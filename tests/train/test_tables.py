@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from blip2rt.modeling.checkpoints import list_checkpoints
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
 from tests.seeds import new_seed
-from tests.tiny.parts import caption_table, tiny_settings
+from tests.tiny.training import caption_table, tiny_settings
 from tests.tiny.trainings import interrupt
 from train import stage1
 from train.data import features

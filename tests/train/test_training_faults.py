@@ -22,7 +22,7 @@ from train.loop import checkpoint
 from train.loop.logs import Log
 from train.recipe import parse
 
-from ..tiny.parts import tiny_settings
+from ..tiny.training import tiny_settings
 
 pytestmark = pytest.mark.long(40)
 

@@ -60,7 +60,7 @@ def case_of(name: str, folder: pytest.TempPathFactory) -> Case:
         pytest.importorskip("torch")
         pytest.importorskip("transformers")
         pytest.importorskip("onnxscript")
-        from tests.tiny.language import build
+        from tests.tiny.language_models import build
 
         family, _, native = name.partition(", ")
         model = build(family, SEED)

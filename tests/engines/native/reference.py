@@ -23,7 +23,7 @@ from blip2rt.modeling.llm import sees_both_ways
 from export.graphs import llm, t5, trace
 from tests.engines.native import Generator, Session, runtime
 from tests.seeds import seed_of
-from tests.tiny.noise import changes
+from tests.tiny.logit_noise import changes
 
 HIDDEN, POSITIONS = 32, 64
 ROUNDING = 3e-5  # of a logit in float32

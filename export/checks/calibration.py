@@ -1,0 +1,118 @@
+"""Takes the ranges of activations that int8 wants: a float32 graph runs on real inputs in ONNX Runtime and tells the
+least, the largest and the mean magnitude of each channel.
+
+The graph is written out once with these outputs more for each tensor that will be quantized, so that nothing large is
+kept, whatever the model's size. Knows graphs and sessions, nothing about images or models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import helper
+
+from blip2rt.bundle import EMBED, ENCODER, LLM
+
+from ..graphs import trace
+from ..precision.activations import Range, Ranges
+from .stepper import session
+from .verify import Arrays, LlmGraphs
+
+_TOLD = {".lows": "ReduceMin", ".highs": "ReduceMax", ".means": "ReduceMean"}  # the last of magnitudes
+Operands = Callable[[ir.Model], Iterable[str]]  # the values of a graph whose ranges are wanted
+
+
+class Recorder:
+    """A session of a graph that keeps in `ranges` what its runs told of each name."""
+
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
+        self.session, self.names = session(path, packed=False), names
+        self.ranges: dict[str, Range] = {}
+        self._runs = 0
+        self._told = [name + kind for name in names for kind in _TOLD]
+
+    def get_inputs(self) -> Any:
+        return self.session.get_inputs()
+
+    def get_outputs(self) -> Any:
+        return [value for value in self.session.get_outputs() if not value.name.endswith(tuple(_TOLD))]
+
+    def run(self, outputs: Sequence[str] | None, feeds: Any) -> list[Any]:
+        wanted = list(outputs or [value.name for value in self.get_outputs()])
+        results = self.session.run([*self._told, *wanted], feeds)
+        self._record(results[: len(self._told)])
+        return results[len(self._told) :]
+
+    def io_binding(self) -> Any:
+        binding = self.session.io_binding()
+        for name in self._told:
+            binding.bind_output(name)
+        return binding
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        self.session.run_with_iobinding(binding)
+        self._record([value.numpy() for value in binding.get_outputs()[: len(self._told)]])  # the first that were bound
+
+    def _record(self, told: Sequence[np.ndarray]) -> None:
+        for name, lows, highs, means in zip(self.names, told[::3], told[1::3], told[2::3], strict=True):
+            new = Range(lows, highs, means, float(means.mean()))
+            self.ranges[name] = self.ranges[name].joined(new, self._runs) if self._runs else new
+        self._runs += 1
+
+
+@contextlib.contextmanager
+def recorder(model: ir.Model, folder: Path, name: str, operands: Operands) -> Iterator[Recorder]:
+    """Open a Recorder of the float32 graph. Its files lie in `folder` until it is closed."""
+    path, data_name = folder / f".{name}.calibration.onnx", f".{name}.calibration.data"
+    names = sorted(set(operands(model)))
+    tensors = {key: value.const_value for key, value in model.graph.initializers.items()}
+    try:
+        with contextlib.closing(trace.DataFile(folder, data_name)) as data:
+            trace.save(model, path, data)
+        for key, tensor in tensors.items():  # the model itself goes on without these files
+            if key in model.graph.initializers:
+                model.graph.initializers[key].const_value = tensor
+        _add_outputs(path, names)
+        yield Recorder(path, names)
+    finally:
+        path.unlink(missing_ok=True)
+        (folder / data_name).unlink(missing_ok=True)
+
+
+def _add_outputs(path: Path, names: Sequence[str]) -> None:
+    proto = onnx.load(path, load_external_data=False)
+    proto.graph.initializer.append(helper.make_tensor(".first", onnx.TensorProto.INT64, [1], [0]))
+    for name in names:
+        rows, magnitudes = f"{name}.rows", f"{name}.magnitudes"
+        proto.graph.node.append(helper.make_node("Flatten", [name], [rows], axis=-1))
+        proto.graph.node.append(helper.make_node("Abs", [rows], [magnitudes]))
+        for kind, reduction in _TOLD.items():
+            source = magnitudes if reduction == "ReduceMean" else rows
+            proto.graph.node.append(helper.make_node(reduction, [source, ".first"], [name + kind], keepdims=0))
+            proto.graph.output.append(helper.make_tensor_value_info(name + kind, onnx.TensorProto.FLOAT, [None]))
+    path.write_bytes(proto.SerializeToString())
+
+
+def batch_ranges(model: ir.Model, folder: Path, name: str, batches: Iterable[Arrays], operands: Operands) -> Ranges:
+    """Take the ranges of a graph's operands over all batches of its inputs."""
+    with recorder(model, folder, name, operands) as record:
+        for inputs in batches:
+            record.run(None, inputs)
+    return record.ranges
+
+
+def language_ranges(
+    models: dict[str, ir.Model], folder: Path, rows: Sequence[np.ndarray], start: int | None, operands: Operands
+) -> dict[str, Ranges]:
+    """Take the ranges of a language model's graphs, over [prefix | prompt] rows (S_b,D) and what it says to them."""
+    with contextlib.ExitStack() as stack:
+        records = {name: stack.enter_context(recorder(model, folder, name, operands)) for name, model in models.items()}
+        encoder = Path(ENCODER) if ENCODER in models else None
+        LlmGraphs(Path(LLM), Path(EMBED), encoder, start, lambda path: records[path.name]).run(rows)
+    return {name: record.ranges for name, record in records.items()}

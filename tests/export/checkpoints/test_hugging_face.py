@@ -1,0 +1,342 @@
+"""Hugging Face's BLIP-2 -> bundle -> runtime: the same pixels, prompts, features, logits, tokens and scores.
+
+Random tiny models, saved by transformers, new ones in every run; BLIP2RT_TEST_SEED draws those of another run.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("onnxscript")
+pytest.importorskip("blip2rt._native")
+
+import blip2rt
+from blip2rt.errors import CapabilityError
+from blip2rt.image import to_pixels
+from blip2rt.modeling import checkpoints, streaming
+from blip2rt.options import Options
+from blip2rt.text import Prompt
+from export.checks.verify import STEPS, LlmGraphs
+from export.cli import main
+from tests.seeds import new_seed, seed_of
+from tests.tiny import blip2 as tiny_blip2
+from tests.tiny import onnx_validity
+from tests.tiny.llm_configs import HIDDEN, VOCAB, two_widths
+from tests.tiny.logit_noise import changes
+
+pytestmark = pytest.mark.long(95)
+
+SEED = seed_of(__name__)
+FLOAT = "vision=fp32,qformer=fp32,llm=fp32,retrieval=fp32"
+PROMPTS = ["a photo of", "Question: what colour is the dog? Answer:", "the", "two dog"]
+ROUNDING = 1e-4  # of a logit in float32: transformers was seen 3e-5 away from itself in float64
+# transformers resizes with torchvision by default, which differs from Pillow by a level of 255 here and there
+PILLOW: Any = getattr(transformers, "BlipImageProcessorPil", transformers.BlipImageProcessor)
+
+
+@dataclass
+class Pair:
+    """A checkpoint in Hugging Face's hands and in ours."""
+
+    folder: Path
+    bundle: Path
+    reference: Any
+    processor: Any
+    model: blip2rt.Model
+    images: list[Any]
+
+    def prefix(self, count: int) -> np.ndarray:
+        return self.model._backend.prefix_embeds(self.model.vision_features(self.images[:count]))
+
+    def ids(self, prompts: list[str | None]) -> list[list[int]]:
+        return [self.model._language.encode(prompt or "") for prompt in prompts]
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        return self.model.bundle.manifest.llm.eos_token_ids
+
+    def tokens(self, prompts: list[str | None], num_beams: int) -> list[list[int]]:
+        """What our runtime generates for images and prompts, without the end."""
+        options = {"num_beams": num_beams, "max_new_tokens": STEPS, "min_new_tokens": 1, "num_return_sequences": 1,
+                   "length_penalty": 1.0, "early_stopping": "false", "eos_token_ids": list(self.ends)}  # fmt: skip
+        texts = self.model._backend.generate(self.prefix(len(prompts)), self.ids(prompts), options)
+        return [best[0][0] for best in texts]
+
+    @torch.no_grad()
+    def generate(self, prompts: list[str | None], **options: Any) -> tuple[list[list[int]], np.ndarray]:
+        """transformers' generate of one padded batch -> each row's new tokens, logits (steps, B or beams, V)."""
+        given = {} if prompts[0] is None else {"text": prompts, "padding": True}
+        inputs = dict(self.processor(images=self.images[: len(prompts)], return_tensors="pt", **given))
+        output = self.reference.generate(**inputs, do_sample=False, max_new_tokens=STEPS, output_logits=True,
+                                         return_dict_in_generate=True, **options)  # fmt: skip
+        rows, queries = output.sequences, self.reference.config.num_query_tokens
+        start = inputs["input_ids"].shape[1] if "input_ids" in inputs else queries + 1
+        if self.reference.language_model.config.is_encoder_decoder:
+            start = 1
+        elif rows.shape[1] <= start or (rows[:, :queries] != tiny_blip2.IMAGE).all():
+            start = 0  # some releases leave the prompt out
+        return rows[:, start:].tolist(), torch.stack(output.logits).numpy()
+
+    def wanted(self, prompts: list[str | None], num_beams: int, **options: Any) -> list[list[int]]:
+        """`tokens` of transformers."""
+        rows, _ = self.generate(prompts, num_beams=num_beams, min_new_tokens=1, **options)
+        return [row[: next((i for i, token in enumerate(row) if token in self.ends), len(row))] for row in rows]
+
+    def logits(self, prompts: list[str | None], tokens: np.ndarray) -> np.ndarray:
+        """Our graphs', from our pixels on, before each of tokens (B, STEPS) -> (B, STEPS, V)."""
+        table = self.reference.get_input_embeddings()
+        pairs = zip(self.prefix(len(prompts)), self.ids(prompts), strict=True)
+        rows = [np.concatenate((prefix, table(torch.tensor(ids)).detach().numpy())) for prefix, ids in pairs]
+        spec = self.model.bundle.manifest.llm
+        encoder = self.bundle / "encoder.onnx" if spec.encoder_decoder else None
+        graphs = LlmGraphs(self.bundle / "llm.onnx", self.bundle / "embed.onnx", encoder, spec.decoder_start_token_id)
+        return graphs.run(rows, tokens)[1]
+
+    def undecided(self, prompts: list[str | None], num_beams: int, row: int, want: list[int], **options: Any) -> bool:
+        """Whether transformers itself says something else of an image when its logits are rounded otherwise."""
+        return changes(
+            lambda noise: self.wanted(prompts, num_beams, logits_processor=noise, **options)[row], want, ROUNDING
+        )
+
+
+@pytest.fixture(scope="module", params=sorted(tiny_blip2.TEXT_CONFIGS))
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return make(request.param, tmp_path_factory.mktemp(request.param), **SAVING.get(request.param, {}))
+
+
+SAVING: dict[str, Any] = {"opt": {"max_shard_size": "60KB"}, "llama": {"dtype": torch.float16}}
+
+
+def make(name: str, folder: Path, **saving: Any) -> Pair:
+    torch.manual_seed(SEED)
+    text = (tiny_blip2.TEXT_CONFIGS | tiny_blip2.NEWER_TEXT_CONFIGS)[name]()
+    checkpoint = tiny_blip2.generative(folder / "hf", text, **saving)
+    assert (checkpoint / "model.safetensors.index.json").exists() == ("max_shard_size" in saving)
+    assert main(["--ckpt", str(checkpoint), "--out", str(folder / "bundle"), "--precision", FLOAT]) == 0
+    reference = transformers.Blip2ForConditionalGeneration.from_pretrained(checkpoint).float().eval()
+    processor = transformers.AutoProcessor.from_pretrained(checkpoint)
+    if not text.is_encoder_decoder:  # an encoder counts the padding between image and text as a distance
+        processor.tokenizer.padding_side = "left"
+    processor.image_processor = PILLOW.from_pretrained(checkpoint)
+    images = tiny_blip2.photographs(4, np.random.default_rng(SEED))
+    model = blip2rt.load(folder / "bundle", threads=1)
+    return Pair(checkpoint, folder / "bundle", reference, processor, model, images)
+
+
+def test_graphs_are_valid_onnx(pair: Pair) -> None:
+    assert not onnx_validity.faults(pair.bundle)
+
+
+@torch.no_grad()
+def test_features_equal_hugging_face(pair: Pair) -> None:
+    pixels = torch.from_numpy(to_pixels(pair.images, pair.model.bundle.manifest.image))
+    seen = pair.reference.vision_model(pixels).last_hidden_state
+    queries = pair.reference.query_tokens.expand(len(pixels), -1, -1)
+    query_output = pair.reference.qformer(query_embeds=queries, encoder_hidden_states=seen)[0]
+    prefix = pair.reference.language_projection(query_output)
+    assert np.abs(pair.prefix(4) - prefix.numpy()).max() < 1e-4
+    model = checkpoints.load_model(pair.folder)
+    assert (model.vision_norm(model.vision_features(pixels)) - seen).abs().max() < 1e-4
+    assert (model.query_output(model.vision_features(pixels)) - query_output).abs().max() < 1e-4
+
+
+CASES = ([None] * 3, PROMPTS)  # captions; prompted captions and questions, of unequal length
+
+
+def test_logits_equal_those_of_generate(pair: Pair) -> None:
+    """Of every step, from photographs to the language model's last layer."""
+    for prompts in CASES:
+        check_logits(pair, prompts)
+
+
+def check_logits(pair: Pair, prompts: list[str | None]) -> None:
+    rows, want = pair.generate(prompts, num_beams=1, min_new_tokens=STEPS)
+    got = pair.logits(prompts, np.array(rows))
+    assert np.abs(got - want.swapaxes(0, 1)).max() < 1e-5 * np.abs(want).max(), f"{prompts}"
+
+
+@pytest.mark.parametrize("num_beams", [1, 5])
+def test_tokens_equal_those_of_generate(pair: Pair, num_beams: int) -> None:
+    for prompts in CASES:
+        check_tokens(pair, prompts, num_beams)
+
+
+def check_tokens(pair: Pair, prompts: list[str | None], num_beams: int) -> None:
+    ours, theirs = pair.tokens(prompts, num_beams), pair.wanted(prompts, num_beams)
+    for row, (got, want) in enumerate(zip(ours, theirs, strict=True)):
+        same = got == want or pair.undecided(prompts, num_beams, row, want)
+        assert same, f"{num_beams} beams, {prompts[row]!r}: {got} is not {want}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(tiny_blip2.NEWER_TEXT_CONFIGS))
+def test_newer_models_say_what_generate_says(name: str, tmp_path: Path) -> None:
+    """Soft caps, windows, normed queries and keys, linear biases, tensors of older names.
+
+    One image at a time: in transformers' padded batches the padding takes room in a sliding window.
+    """
+    pair = make(name, tmp_path)
+    for prompt in (None, *PROMPTS[:2]):
+        check_logits(pair, [prompt])
+        for num_beams in (1, 5):
+            check_tokens(pair, [prompt], num_beams)
+
+
+@torch.no_grad()
+def test_renamed_tensors_are_found_in_a_folder(tmp_path: Path) -> None:
+    """GPT-NeoX's head has an older name on disk, which transformers alone knows."""
+    torch.manual_seed(SEED)
+    checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.NEWER_TEXT_CONFIGS["gpt_neox"]())
+    reference = transformers.Blip2ForConditionalGeneration.from_pretrained(checkpoint).language_model.eval()
+    ours = checkpoints.load_model(checkpoint, vision=False, streamed=True).llm
+    embeds = torch.randn(2, 5, HIDDEN)
+    got, want = (each(inputs_embeds=embeds).logits for each in (ours, reference))
+    assert (got - want).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_a_language_model_of_two_widths_is_read_again(tmp_path: Path) -> None:
+    """opt-350m: what we train projects to the width of its embeddings, which its layers' is not."""
+    from blip2rt.modeling.blip2 import Blip2
+
+    torch.manual_seed(SEED)
+    folder = tmp_path / "opt"
+    transformers.OPTForCausalLM(two_widths()).save_pretrained(folder)
+    tiny_blip2.llm_tokenizer().save_pretrained(folder)
+    base = checkpoints.read_config(tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS["opt"]()))
+    model = Blip2(replace(base, llm=replace(base.llm, source=str(folder), image_token_id=None)))
+    assert model.projection.weight.shape[0] == 32
+    (tmp_path / "ours").mkdir()
+    checkpoints.save_model(model, tmp_path / "ours")
+    again = checkpoints.load_model(tmp_path / "ours")
+    features = torch.randn(2, 17, tiny_blip2.VISION["hidden_size"])
+    got, want = (each.prefix_embeds(each.query_output(features)) for each in (again, model.eval()))
+    assert torch.equal(got, want) and again.llm(inputs_embeds=got).logits.shape[-1] == VOCAB
+
+
+RULES: list[dict[str, Any]] = [{"repetition_penalty": 1.7}, {"no_repeat_ngram_size": 1}, {"no_repeat_ngram_size": 2},
+                               {"repetition_penalty": 0.6, "no_repeat_ngram_size": 3}]  # fmt: skip
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_rules_count_what_transformers_counts(pair: Pair, num_beams: int) -> None:
+    """Image, prompt and answer of a decoder-only model; the answer alone where an encoder reads the others.
+
+    One image at a time: transformers counts the padding between image and prompt, too.
+    """
+    language, changed, draw = pair.model._language, 0, random.Random(new_seed())
+    drawn = (" ".join(draw.choices(tiny_blip2.WORDS, k=draw.randint(1, 8))) for _ in range(20))
+    for number, prompt in enumerate((None, "a dog a dog a dog", *PROMPTS[:2], *drawn)):
+        if number >= 4 and changed > 4:  # a model that repeats itself seldom is asked more
+            break
+        plain = pair.wanted([prompt], num_beams)[0]
+        for rule in RULES:
+            said = Prompt(text=prompt or "")
+            options = Options(num_beams=num_beams, max_new_tokens=STEPS, min_new_tokens=1, length_penalty=1.0, **rule)
+            settings = language.settings("caption", options, [said])
+            [[(got, _), *_]] = pair.model._backend.generate(pair.prefix(1), [language.encode(said)], settings)
+            want = pair.wanted([prompt], num_beams, **rule)[0]
+            changed += want != plain
+            same = got == want or pair.undecided([prompt], num_beams, 0, want, **rule)
+            assert same, f"{rule}, {prompt!r}: {got} is not {want}"
+    assert changed > 4
+
+
+def test_answers_are_decoded_as_by_the_tokenizer(pair: Pair) -> None:
+    image, question = pair.images[0], "what is red"
+    prompt = pair.model.bundle.manifest.prompts["ask"].replace("{}", question)
+    tokens = pair.tokens([prompt], 1)[0]
+    want = pair.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    options: Any = {"num_beams": 1, "max_new_tokens": STEPS, "min_new_tokens": 1}
+    assert pair.model.ask(image, question, **options) == want
+    assert "".join(pair.model.stream(image, question=question, **options)) == want
+    assert pair.model.caption(image, prompt=prompt, raw=True, **options) == want
+
+
+def test_prompt_tokens_equal_the_processor(pair: Pair) -> None:
+    for prompt in PROMPTS:
+        want = pair.processor(images=pair.images[0], text=prompt)["input_ids"]
+        want = np.array(want).reshape(-1).tolist()[tiny_blip2.QUERIES :]
+        assert pair.model._language.encode(prompt) == want
+
+
+def test_pixels_equal_the_processor() -> None:
+    """Pillow's backend; images of all sizes."""
+    size = {"height": 56, "width": 56}
+    spec = blip2rt.bundle.ImageSpec(
+        56, 56, "bicubic", (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    )
+    images = tiny_blip2.photographs(6, np.random.default_rng(SEED))
+    want = PILLOW(size=size)(images, return_tensors="np")["pixel_values"]
+    assert np.abs(to_pixels(images, spec) - want).max() < 1e-6
+
+
+@torch.no_grad()
+def test_retrieval_scores_equal_hugging_face(tmp_path: Path) -> None:
+    torch.manual_seed(SEED)
+    checkpoint = tiny_blip2.retrieval(tmp_path / "hf")
+    assert main(["--ckpt", str(checkpoint), "--out", str(tmp_path / "bundle"), "--precision", FLOAT]) == 0
+    model = blip2rt.load(tmp_path / "bundle", threads=1)
+    reference = transformers.Blip2ForImageTextRetrieval.from_pretrained(checkpoint).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    images = tiny_blip2.photographs(3, np.random.default_rng(SEED))
+    texts = ["a dog runs", "the woman sits on the red grass with two cats and a ball and the man is in the snow", "xyz"]
+    pixels = torch.from_numpy(to_pixels(images, model.bundle.manifest.image))
+    tokens = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
+    itm = reference(pixel_values=pixels, **tokens, use_image_text_matching_head=True).logits_per_image.softmax(-1)
+    itc = reference(pixel_values=pixels, **tokens, use_image_text_matching_head=False).logits_per_image
+    for index, match in enumerate(model.match(images, texts)):
+        assert match.probability == pytest.approx(float(itm[index, 1]), abs=1e-4)
+        assert match.cosine == pytest.approx(float(itc[index, index]), abs=1e-4)
+
+
+@torch.no_grad()
+def test_streamed_weights_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a model too large for the memory: nearly every weight stays on disk until it is used."""
+    torch.manual_seed(SEED)
+    monkeypatch.setattr(streaming, "SMALL", 200)
+    checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS["opt"](), dtype=torch.bfloat16)
+    model = checkpoints.load_model(checkpoint, streamed=True)
+    assert sum(map(streaming.is_bound, model.parameters())) > 40
+    precision = "vision=int8,qformer=int8w,llm=int4"
+    assert main(["--ckpt", str(checkpoint), "--out", str(tmp_path / "bundle"), "--precision", precision]) == 0
+    bundle = blip2rt.load(tmp_path / "bundle", threads=1)
+    checks = {check.component: check for check in bundle.bundle.manifest.verification}
+    assert checks["vision"].precision == "int8-dynamic" and checks["vision"].cosine > 0.99
+    assert checks["llm"].agreement > 0.3
+    assert isinstance(bundle.caption(tiny_blip2.photographs(1, np.random.default_rng(new_seed()))[0]), str)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [364, 490])
+def test_larger_images_interpolate_positions(size: int, tmp_path: Path) -> None:
+    """The sizes of the finetuned models from a checkpoint of 224 pixels; ViT-g/14 but for its width and depth."""
+    torch.manual_seed(SEED)
+    vit = {"image_size": 224, "patch_size": 14, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS["llama"](), vision=vit)
+    reference = transformers.Blip2ForConditionalGeneration.from_pretrained(checkpoint).eval()
+    arguments = ["--ckpt", str(checkpoint), "--out", str(tmp_path / "bundle"), "--image-size", str(size), "--no-verify"]
+    assert main([*arguments, "--precision", FLOAT]) == 0
+    model = blip2rt.load(tmp_path / "bundle", threads=1)
+    images = tiny_blip2.photographs(2, np.random.default_rng(SEED))
+    pixels = torch.from_numpy(to_pixels(images, model.bundle.manifest.image))
+    features = model.vision_features(images)
+    assert pixels.shape[2:] == (size, size) and features.shape[1] == 1 + (size // 14) ** 2
+    seen = reference.vision_model(pixels, interpolate_pos_encoding=True).last_hidden_state
+    ours = checkpoints.load_model(checkpoint, llm=False).vision_norm(torch.from_numpy(features))
+    assert (ours - seen).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("pair", ["t5"], indirect=True)
+def test_an_encoder_decoder_asks_but_does_not_chat(pair: Pair) -> None:
+    assert isinstance(pair.model.ask(pair.images[0], "what is red", num_beams=3, max_new_tokens=5), str)
+    with pytest.raises(CapabilityError, match="encoder-decoder"):
+        pair.model.chat(pair.images[0])

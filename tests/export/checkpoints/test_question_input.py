@@ -1,0 +1,142 @@
+"""A Q-Former that reads the question too: checkpoint -> bundle -> runtime, against PyTorch; LAVIS' instruct models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("onnxscript")
+pytest.importorskip("blip2rt._native")
+
+import blip2rt
+from blip2rt.errors import Blip2rtError, BundleError, CapabilityError
+from blip2rt.image import to_pixels
+from blip2rt.modeling import checkpoints
+from blip2rt.modeling.lavis import Parts
+from export import convert
+from tests.seeds import new_seed, seed_of
+from tests.tiny import blip2 as tiny_blip2
+from tests.tiny import lavis as tiny_lavis
+from tests.tiny import question_input
+from tests.tiny import training as tiny_training
+
+pytestmark = pytest.mark.long(12)
+
+SEED = seed_of(__name__)
+QUESTIONS = ["What is red?", "is the man in the snow with a dog and two cats", "a dog"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, blip2rt.Model]:
+    """A checkpoint of ours, in PyTorch's hands and as a bundle."""
+    torch.manual_seed(SEED)
+    return question_input.made(tmp_path_factory.mktemp("question"))
+
+
+@torch.no_grad()
+def prefix(model: Any, pixels: np.ndarray, texts: list[str]) -> Any:
+    """PyTorch's, of texts as the Q-Former reads them."""
+    tokens = checkpoints.qformer_tokenizer(model.config)(
+        texts, padding=True, truncation=True, max_length=9, return_tensors="pt"
+    )
+    seen = model.vision_features(torch.from_numpy(pixels))
+    return model.prefix_embeds(model.query_output(seen, tokens["input_ids"], tokens["attention_mask"]))
+
+
+def said(model: Any, embeds: Any, prompts: list[str]) -> list[str]:
+    """Greedy, one by one, as [prefix][prompt]."""
+    tokenizer = checkpoints.load_tokenizer(model.config.llm.source)
+    texts = []
+    for row, prompt in zip(embeds, prompts, strict=True):
+        ids = torch.tensor(tokenizer(prompt, add_special_tokens=False)["input_ids"], dtype=torch.int64)
+        inputs = torch.cat((row, model.llm.get_input_embeddings()(ids)))[None]
+        mask = torch.ones(inputs.shape[:2], dtype=torch.int64)
+        options = {"do_sample": False, "max_new_tokens": 8, "min_new_tokens": 1, "eos_token_id": 1, "pad_token_id": 1}
+        out = model.llm.generate(inputs_embeds=inputs, attention_mask=mask, **options)
+        texts.append(tokenizer.decode(out[0], skip_special_tokens=True))
+    return ["".join(text.split()) for text in texts]
+
+
+def test_answers_equal_pytorch(made: tuple[Path, Any, blip2rt.Model]) -> None:
+    _, reference, model = made
+    images = tiny_blip2.photographs(3, np.random.default_rng(SEED))
+    pixels = to_pixels(images, model.bundle.manifest.image)
+    read = ["the what is red?", "the is the man in the snow with a dog and two cats", "the a dog"]
+    want = prefix(reference, pixels, read)
+    got = model._prefix_embeds(model._prepare(images), [model._read_question(question) for question in QUESTIONS])
+    assert np.abs(got - want.numpy()).max() < 1e-4
+    other = prefix(reference, pixels, ["the blue"] * 3)
+    assert (other - want).abs().max() > 1e-2, "the question changes nothing: this tests nothing"
+    answers = model.ask(images, QUESTIONS, num_beams=1, max_new_tokens=8)
+    texts = said(reference, want, [f"Question: {question} Answer:" for question in QUESTIONS])
+    assert ["".join(answer.split()) for answer in answers] == texts
+    assert model.ask(images[0], QUESTIONS, num_beams=1, max_new_tokens=8)[0] == answers[0]
+    pieces = model.stream(images[1], question=QUESTIONS[1], max_new_tokens=8)
+    assert "".join(pieces) == answers[1]
+
+
+def test_captions_read_their_prompt(made: tuple[Path, Any, blip2rt.Model]) -> None:
+    _, reference, model = made
+    [image] = tiny_blip2.photographs(1, np.random.default_rng(SEED))
+    pixels = to_pixels([image], model.bundle.manifest.image)
+    for prompt in (None, "a dog"):
+        [want] = said(reference, prefix(reference, pixels, [prompt or ""]), [prompt or ""])
+        assert "".join(model.caption(image, prompt=prompt, num_beams=1, max_new_tokens=8).split()) == want
+
+
+def test_what_it_cannot_do_is_one_line(made: tuple[Path, Any, blip2rt.Model], tmp_path: Path) -> None:
+    folder, _, model = made
+    with pytest.raises(CapabilityError, match="cannot chat: its Q-Former looks at the image anew"):
+        model.chat(tiny_blip2.photographs(1, np.random.default_rng(new_seed()))[0])
+    with pytest.raises(Blip2rtError, match="question_input"):
+        convert.convert(str(folder / "ckpt"), "hf", tmp_path / "hf", Parts(), "float32")
+    manifest = folder / "bundle" / "blip2rt.json"
+    text = manifest.read_text()
+    try:
+        manifest.write_text(json.dumps(json.loads(text) | {"question": None}))
+        with pytest.raises(BundleError, match="qformer reads token_ids but question is null"):
+            blip2rt.load(folder / "bundle")
+        damaged = json.loads(text)
+        del damaged["components"]["qformer"]["inputs"][1:]
+        manifest.write_text(json.dumps(damaged))
+        with pytest.raises(BundleError, match="qformer lacks the inputs token_ids, text_mask"):
+            blip2rt.load(folder / "bundle")
+    finally:
+        manifest.write_text(text)
+
+
+@torch.no_grad()
+def test_lavis_instruct_models_read_their_prompt(tmp_path: Path) -> None:
+    """A stage-2 .pth with the text branch; the queries after image and text equal transformers'."""
+    import transformers
+
+    torch.manual_seed(SEED)
+    hf = tiny_blip2.retrieval(tmp_path / "itm", qformer=tiny_lavis.QFORMER)
+    theirs = transformers.Blip2ForImageTextRetrieval.from_pretrained(hf).eval()
+    theirs.vision_model.post_layernorm.eps = 1e-5
+    state = tiny_lavis.state_of(theirs, "none")
+    unused = ("vision_proj", "text_proj", "itm_head")
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(unused)}
+    state |= {"t5_proj.weight": torch.randn(32, tiny_blip2.QFORMER["hidden_size"]), "t5_proj.bias": torch.randn(32)}
+    torch.save({"model": state}, tmp_path / "instruct.pth")
+    llm = str(tiny_training.t5_folder(tmp_path / "llm"))
+    parts = Parts(llm=llm, vision_heads=4, qformer_heads=2, qformer_tokenizer=str(hf / "bert"))
+    ours = checkpoints.load_model(tmp_path / "instruct.pth", parts=parts)
+    assert ours.config.question_input and ours.config.question_prompt == ours.config.llm.ask_prompt
+    pixels, ids = torch.randn(2, 3, 28, 28), torch.randint(5, 20, (2, 7))
+    mask = torch.tensor([[1] * 7, [1, 1, 1, 1, 0, 0, 0]])
+    seen = theirs.vision_model(pixels).last_hidden_state
+    queries = theirs.query_tokens.expand(2, -1, -1)
+    count = queries.shape[1]
+    want = theirs.qformer(
+        query_embeds=theirs.embeddings(input_ids=ids, query_embeds=queries), query_length=count,
+        attention_mask=torch.cat((torch.ones(2, count, dtype=torch.int64), mask), 1), encoder_hidden_states=seen,
+    ).last_hidden_state[:, :count]  # fmt: skip
+    got = ours.query_output(ours.vision_features(pixels), ids, mask)
+    assert (got - want).abs().max() < 1e-4

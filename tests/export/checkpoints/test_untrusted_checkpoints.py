@@ -1,0 +1,306 @@
+"""Checkpoints from a stranger: no code of theirs runs, whichever file names it."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import random
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+
+import blip2rt
+from blip2rt.errors import Blip2rtError
+from blip2rt.modeling.llm import LlmConfig, load_llm, load_tokenizer, text_config
+from blip2rt.modeling.sources import resolve
+from blip2rt.modeling.vision import VisionConfig, VisionEncoder
+from blip2rt.modeling.weights import Weights
+from export.cli import main as export
+from export.convert import main as convert
+from tests.seeds import new_seed
+from tests.tiny import blip2 as tiny_blip2
+from tests.tiny import training as tiny_training
+from tests.tiny.bundle import Tiny
+from train import stage2
+
+ROOT = Path(blip2rt.__file__).parents[1]
+EVIL = "open({path!r}, 'w').close()\nfrom transformers import OPTConfig, OPTForCausalLM\n" + (
+    "class Evil(OPTConfig): pass\nclass EvilModel(OPTForCausalLM): config_class = Evil\n"
+)
+
+
+@pytest.fixture
+def evil(tmp_path: Path) -> tuple[Path, Path]:
+    """A folder whose config names code of its own, and the file that this code would make."""
+    folder, touched = tmp_path / "evil", tmp_path / "touched"
+    folder.mkdir()
+    (folder / "evil.py").write_text(EVIL.format(path=str(touched)))
+    config = {
+        "model_type": "evil", "architectures": ["EvilModel"],
+        "auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.EvilModel", "AutoModelForCausalLM": "evil.EvilModel",
+                     "AutoTokenizer": ["evil.Evil", None]},
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": config["auto_map"]}))
+    return folder, touched
+
+
+def test_no_code_of_a_checkpoint_runs(evil: tuple[Path, Path]) -> None:
+    folder, touched = evil
+    encoder = VisionConfig(source=f"hf:{folder}", positions=4, features=8)
+    loads = (lambda: text_config(str(folder)), lambda: load_llm(LlmConfig(source=str(folder))),
+             lambda: load_tokenizer(str(folder)), lambda: VisionEncoder(encoder))  # fmt: skip
+    for load in loads:
+        with pytest.raises(Blip2rtError):
+            load()
+    assert not touched.exists()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{"trust_remote_code": True}, {"auto_map": {"AutoConfig": "evil.Evil"}}, {"dense_act_fn": "__import__"},
+     {"dense_act_fn": ["gelu"]}, {"device_map": "auto"}, {"code_revision": "main"}],
+)  # fmt: skip
+def test_overrides_are_a_list_of_what_is_allowed(overrides: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="llm.overrides: .* is not allowed: dense_act_fn may be relu, gelu"):
+        LlmConfig.from_json({"overrides": overrides})
+
+
+def test_the_override_of_lavis_is_allowed() -> None:
+    assert LlmConfig.from_json({"overrides": {"dense_act_fn": "gelu"}}).overrides == {"dense_act_fn": "gelu"}
+
+
+def test_every_call_that_could_run_code_says_that_it_does_not() -> None:
+    """A new from_pretrained or from_config without trust_remote_code=False fails here."""
+    for folder in ("blip2rt", "train", "export", "benchmarks", "recipes"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(file.read_text())):
+                called = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr
+                if called in ("from_pretrained", "from_config"):
+                    said = {word.arg: ast.unparse(word.value) for word in node.keywords}  # type: ignore[attr-defined]
+                    assert said.get("trust_remote_code") == "False", f"{file}:{node.lineno}"  # type: ignore[attr-defined]
+
+
+def test_a_package_is_named_and_never_imported() -> None:
+    with pytest.raises(Blip2rtError, match="is not the name of a package"):
+        resolve("pkg:os.path/config.json")
+
+
+@pytest.mark.parametrize("shard", ["../elsewhere.safetensors", "/etc/passwd", "a/b.safetensors", "..\\x.safetensors"])
+def test_shards_lie_beside_their_index(tmp_path: Path, shard: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": shard}}))
+    with pytest.raises(Blip2rtError, match="not a file beside it"):
+        Weights(tmp_path)
+
+
+DEEP = b"[" * 200_000 + b"]" * 200_000
+OUTPUT = ("blip2rt-export: error: ", "blip2rt-convert: error: ", "blip2rt-train: error: ")
+
+
+def noise(size: int = 3000) -> bytes:
+    return random.Random(new_seed()).randbytes(size)
+
+
+def header(text: bytes) -> bytes:
+    """A safetensors file with this header."""
+    return len(text).to_bytes(8, "little") + text + bytes(64)
+
+
+def zipped(damaged: bool) -> bytes:
+    """A zip file as torch.save writes it, with noise for its pickle; or with a directory that is damaged."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", noise())
+        archive.writestr("archive/version", "3")
+    data = file.getvalue()
+    return data[:-60] + noise(38) + data[-22:] if damaged else data
+
+
+def entry(**changes: object) -> bytes:
+    """A safetensors file of one tensor that says something odd."""
+    tensor = {"dtype": "F32", "shape": [4, 4], "data_offsets": [0, 64], **changes}
+    return header(json.dumps({"query_tokens": tensor}).encode())
+
+
+JSONS: dict[str, Callable[[], bytes]] = {
+    "deep": lambda: DEEP, "noise": noise, "empty": lambda: b"", "list": lambda: b"[1]",
+    "numbers": lambda: b'{"model_type": 1e999, "vision": -Infinity}', "digits": lambda: b"9" * 100_000,
+    "not UTF-8": lambda: b'{"a": "\xff"}',
+}  # fmt: skip
+TENSORS: dict[str, Callable[[], bytes]] = {
+    "noise": noise, "empty": lambda: b"", "deep header": lambda: header(DEEP), "no object": lambda: header(b"[1]"),
+    "no entry": lambda: header(b'{"a": 1}'), "long header": lambda: b"\xff" * 8 + noise(),
+    "negative place": lambda: entry(data_offsets=[-64, 0]), "negative shape": lambda: entry(shape=[-4, -4]),
+    "fractions": lambda: entry(shape=[1.6e1]), "texts": lambda: entry(shape="16"),
+    "far": lambda: entry(shape=[2**62, 4]), "one place": lambda: entry(data_offsets=[0]),
+}  # fmt: skip
+PICKLES: dict[str, Callable[[], bytes]] = {
+    "noise": noise, "empty": lambda: b"", "zip of noise": lambda: zipped(False), "bad zip": lambda: zipped(True),
+    "pickle": lambda: b"\x80\x02cos\nsystem\nX\x04\0\0\0true\x85R.", "cut": lambda: b"\x80\x02}q\0(X",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("untrusted") / "whole"
+    return tiny_blip2.generative(folder, tiny_blip2.TEXT_CONFIGS["llama"]())
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return tiny_training.tiny_settings(tmp_path_factory.mktemp("settings"))
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "copy"))
+
+
+EVERY = pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["some", "every"])
+NAMES = ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+def some(cases: dict[str, Callable[[], bytes]], every: bool, count: int = 3) -> list[bytes]:
+    """Files of damaged bytes: all, or a few at random."""
+    names = list(cases) if every else random.sample(list(cases), count)
+    print(names)
+    return [cases[name]() for name in names]
+
+
+def complaints(
+    source: Path, settings: list[str], capfd: pytest.CaptureFixture[str], every: bool, kept: Path | None = None
+) -> None:
+    """Every command that reads a checkpoint, or one of them, ends with exit code 2 and one line that names `kept`."""
+    out = source.parent / "out"
+    commands = {
+        export: ["--checkpoint", str(source), "--out", str(out)],
+        convert: [str(source), "--to", "hf", "--out", str(out)],
+        stage2.main: [*settings, "--start", str(source), "--out", str(out), "--llm_source", str(source)],
+    }
+    for command in commands if every else random.sample(list(commands), 1):
+        capfd.readouterr()
+        code, said = command(commands[command]), capfd.readouterr().err
+        lines = [line for line in said.splitlines() if line.startswith(OUTPUT)]
+        assert code == 2 and len(lines) == 1 and "Traceback" not in said, (commands[command], code, said[-3000:])
+        assert lines[0].isprintable() and str((kept or source).name) in lines[0], lines[0]
+        shutil.rmtree(out, ignore_errors=True)  # train's folder; the others leave none
+        assert not list(source.parent.glob(".out*"))
+
+
+@EVERY
+@pytest.mark.parametrize("name", NAMES)
+def test_json_that_is_none_is_one_line(
+    copy: Path, settings: list[str], name: str, every: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert (copy / name).is_file()
+    cases = (
+        JSONS if name == "config.json" else {k: v for k, v in JSONS.items() if k != "numbers"}
+    )  # which may stand there
+    for data in some(cases, every):
+        (copy / name).write_bytes(data)
+        complaints(copy, settings, capfd, every)
+
+
+@EVERY
+def test_tensors_that_are_none_are_one_line(
+    copy: Path, settings: list[str], every: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for data in some(TENSORS, every):
+        (copy / "model.safetensors").write_bytes(data)
+        complaints(copy, settings, capfd, every)
+
+
+@EVERY
+def test_pickles_that_are_none_are_one_line(
+    copy: Path, settings: list[str], every: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (copy / "model.safetensors").unlink()
+    for data in some(PICKLES, every):
+        (copy / "pytorch_model.bin").write_bytes(data)
+        complaints(copy, settings, capfd, every)
+        (copy.parent / "model.pth").write_bytes(data)  # LAVIS'
+        complaints(copy.parent / "model.pth", settings, capfd, every)
+
+
+@EVERY
+def test_an_index_that_is_none_is_one_line(
+    copy: Path, settings: list[str], every: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for data in some(JSONS, every):
+        (copy / "model.safetensors.index.json").write_bytes(data)
+        complaints(copy, settings, capfd, every)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", [-1, 0, 10**12, "a", None, [], {}, 1e308, True])
+@pytest.mark.parametrize(
+    "field",
+    [("num_query_tokens",), ("qformer_config", "hidden_size"), ("vision_config", "num_hidden_layers"),
+     ("qformer_config", "num_hidden_layers"), ("vision_config", "image_size"), ("vision_config", "patch_size"),
+     ("text_config", "hidden_size"), ("text_config", "num_hidden_layers"), ("text_config", "vocab_size"),
+     ("qformer_config", "cross_attention_frequency"), ("architectures",), ("text_config", "model_type")],
+)  # fmt: skip
+def test_a_config_that_describes_no_model_is_one_line(
+    copy: Path, field: tuple[str, ...], value: object, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Or a model that the exporter makes after all, where a field is not needed."""
+    data = json.loads((copy / "config.json").read_text())
+    *groups, last = field
+    inner = data
+    for group in groups:
+        inner = inner[group]
+    inner[last] = value
+    (copy / "config.json").write_text(json.dumps(data))
+    capfd.readouterr()
+    code, said = convert([str(copy), "--to", "hf", "--out", str(copy.parent / "out")]), capfd.readouterr().err
+    lines = [line for line in said.splitlines() if line.startswith(OUTPUT)]
+    assert (code, len(lines)) in ((2, 1), (0, 0)) and "Traceback" not in said, (code, said[-3000:])
+
+
+def test_a_pipe_or_a_folder_for_a_file_does_not_block(
+    copy: Path, settings: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("config.json", "model.safetensors"):
+        for make in (os.mkfifo, os.mkdir):
+            shutil.move(copy / name, copy.parent / name)
+            make(copy / name)
+            complaints(copy, settings, capfd, every=False)
+            (os.unlink if make is os.mkfifo else os.rmdir)(copy / name)
+            shutil.move(copy.parent / name, copy / name)
+
+
+def test_graphs_are_taken_back_only_where_they_may_be_read(
+    tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`convert --to ours` reads a bundle's graphs: their data lies in the bundle, and what is no graph is one line."""
+    import onnx
+
+    from blip2rt.bundle import MANIFEST, QFORMER
+    from blip2rt.modeling.blip2 import Blip2Config
+
+    folder = Path(shutil.copytree(tiny.path, tmp_path / "bundle"))
+    (tmp_path / "secret").write_bytes(bytes(64))
+    model = onnx.load(folder / "qformer.onnx")
+    tensor = model.graph.initializer.add(name="stranger", data_type=1, dims=[16], data_location=1)
+    tensor.external_data.add(key="location", value="../secret")
+    llm = LlmConfig(str(tiny_training.llm_folder(tmp_path / "llm")))
+    config = json.dumps(Blip2Config(stage=2, llm=llm).to_json()).encode()
+    for graph in (model.SerializeToString(), noise(), b""):
+        manifest = json.loads((folder / MANIFEST).read_text())
+        for name, data in ((f"{QFORMER}.onnx", graph), ("stage2.json", config)):
+            (folder / name).write_bytes(data)
+            manifest["files"][name] = {"size": len(data), "sha256": "0" * 64}
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+        capfd.readouterr()
+        assert convert([str(folder), "--to", "ours", "--out", str(tmp_path / "out")]) == 2
+        said = capfd.readouterr().err
+        assert len(said.splitlines()) == 1 and "bundle" in said, said
+        assert not (tmp_path / "out").exists()

@@ -1,0 +1,1 @@
+"""The commands blip2rt-export, blip2rt-convert and optimum-cli."""

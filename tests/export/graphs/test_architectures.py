@@ -1,0 +1,98 @@
+"""Every architecture of transformers that writes text, tiny and of random weights: equal to transformers, or refused.
+
+`make parity` runs the same sweep, and writes docs/parity.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("onnxscript")
+
+from blip2rt.errors import Blip2rtError
+from export.graphs import compatibility
+from export.language import trace_graphs
+from tests import parity
+from tests.seeds import seed_of
+from tests.tiny import architectures
+
+SEED = seed_of(__name__)
+_QUICK = ("bart", "marian", "mamba", "hunyuan_v1_dense", "longt5", "pegasus", "whisper", "rwkv", "blenderbot")
+
+
+@pytest.mark.slow
+def test_every_architecture_is_equal_or_refused() -> None:
+    found = parity.swept(parity.cases(), SEED)
+    assert not [name for name, (what, _) in found.items() if what in ("wrong", "failed")]
+    assert all(what in ("equal", "tie") for name, (what, _) in found.items() if name in compatibility.COMPARED)
+
+
+def test_what_is_known_not_to_work_is_said_before_tracing() -> None:
+    known = [name for name in _QUICK if name in architectures.names()]
+    assert len(known) > 5
+    for name in known:
+        config = transformers.AutoConfig.for_model(name)
+        for verified in (True, False):
+            wrong = compatibility.unsupported_reason(config, "ort", verified)
+            assert wrong is not None and f"type {name!r}" in wrong and "\n" not in wrong
+
+
+def test_what_no_test_compares_is_not_exported_unseen() -> None:
+    unknown = transformers.AutoConfig.for_model("llama")
+    unknown.model_type = "of_tomorrow"
+    assert compatibility.unsupported_reason(unknown, "ort", True) is None
+    assert "leave out --no-verify" in str(compatibility.unsupported_reason(unknown, "ort", False))
+    for name in compatibility.COMPARED & set(architectures.names()):
+        assert compatibility.unsupported_reason(transformers.AutoConfig.for_model(name), "ort", False) is None, name
+
+
+def test_settings_that_change_a_model_are_said_before_tracing() -> None:
+    changing = architectures.tiny_config("phi3 with longrope that changes")
+    for verified in (True, False):
+        wrong = compatibility.unsupported_reason(changing, "ort", verified, architectures.ROOM)
+        assert wrong is not None and "give --max-positions 32" in wrong and "\n" not in wrong
+    assert compatibility.unsupported_reason(changing, "ort", True, 32) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "word"), [("falcon with alibi", "biases"), ("gemma3_text in both directions", "see what comes after")]
+)
+def test_settings_that_graphs_for_tensorrt_do_not_have_are_said_before_tracing(name: str, word: str) -> None:
+    config = architectures.tiny_config(name)
+    for verified in (True, False):
+        assert compatibility.unsupported_reason(config, "ort", verified) is None
+        wrong = compatibility.unsupported_reason(config, "trt", verified)
+        assert wrong is not None and word in wrong and wrong.endswith(": leave out --target trt")
+
+
+def test_other_models_that_look_both_ways_are_refused() -> None:
+    for name in ("gemma", "gemma2", "gemma3n_text"):
+        if name in architectures.names():
+            config = transformers.AutoConfig.for_model(name)
+            config.use_bidirectional_attention = True
+            assert "see what comes after them" in str(compatibility.unsupported_reason(config, "ort", True)), name
+
+
+def test_an_architecture_that_cannot_be_traced_is_one_line() -> None:
+    class Target:
+        def llm_graphs(self, model: Any, positions: int) -> Any:
+            raise RuntimeError("the first line\nand the second")
+
+    with pytest.raises(Blip2rtError) as caught:
+        list(trace_graphs(Target(), object(), 8))
+    assert "cannot be traced" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bloom", "mt5", "umt5", "falcon", "mpt", *architectures.VARIANTS])
+def test_architectures_of_published_checkpoints_are_equal(name: str) -> None:
+    """mBLIP's, and settings of others."""
+    what, why = architectures.judge(name, SEED)
+    assert what == ("refused" if name in REFUSED else "equal"), why
+
+
+REFUSED = ("phi3 with longrope that changes",)

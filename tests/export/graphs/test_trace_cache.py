@@ -1,0 +1,61 @@
+"""The tests' own memory of traced graphs gives what tracing gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+
+from export.checks.stepper import session
+from export.graphs import trace
+from tests.tiny.trace_cache import cached_traces, structure
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(300, 4)
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) * self.factor
+
+
+def part(module: torch.nn.Module) -> trace.Part:
+    return trace.Part("p", module, {"x": torch.zeros(2, 300)}, ["y"], {"x": {0: "B"}})
+
+
+def test_a_known_structure_is_read_back_with_the_weights_at_hand(tmp_path, monkeypatch) -> None:
+    captured, whole = [], trace.capture
+    monkeypatch.setattr(trace, "capture", lambda *given: captured.append(given) or whole(*given))
+    x = {"x": np.random.default_rng(0).normal(size=(3, 300)).astype(np.float32)}
+
+    def answer(module: torch.nn.Module, name: str) -> np.ndarray:
+        trace.save(trace.trace(part(module)), tmp_path / f"{name}.onnx", None)
+        return session(tmp_path / f"{name}.onnx", 1).run(None, x)[0]
+
+    one, two = Scaled(2.0), Scaled(2.0)
+    plain = answer(two, "plain")
+    with cached_traces(tmp_path):
+        answer(one, "one")
+        before = len(captured)
+        np.testing.assert_array_equal(answer(two, "two"), plain)
+        assert len(captured) == before
+        answer(Scaled(3.0), "three")
+        assert len(captured) == before + 1
+    assert (tmp_path / "two.onnx").read_bytes() == (tmp_path / "plain.onnx").read_bytes()
+
+
+def test_a_setting_an_opset_a_shape_and_a_table_make_another_graph() -> None:
+    others = [structure(part(Scaled(2.0)), 20), structure(part(Scaled(3.0)), 20), structure(part(Scaled(2.0)), 21)]
+    for change in ("shape", "table"):
+        module = Scaled(2.0)
+        if change == "shape":
+            module.linear = torch.nn.Linear(300, 5)
+        else:
+            module.register_buffer("table", torch.ones(3))
+        others.append(structure(part(module), 20))
+    assert len(set(others)) == len(others)
+    assert structure(part(Scaled(2.0)), 20) == others[0]

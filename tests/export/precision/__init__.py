@@ -1,0 +1,1 @@
+"""Quantization, and how graphs are verified."""

@@ -1,0 +1,261 @@
+"""int8 by photographs for transformers and language models: near PyTorch, and one integer product a matrix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("onnxscript")
+pytest.importorskip("blip2rt._native")
+
+import onnx
+import onnxruntime as ort
+from onnx import helper, numpy_helper
+from PIL import Image
+
+import blip2rt
+from blip2rt.cli.info import describe
+from export.assemble import held_out
+from export.checks import calibration, stepper, verify
+from export.checks.calibration import batch_ranges
+from export.cli import main
+from export.graph_exporter import GraphExporter
+from export.graphs import trace
+from export.precision import smoothquant, static
+from export.precision.activations import Range
+from export.precision.apply import apply as to_precision
+from export.precision.quantizer import BlockFormat, Quantizer, matrices
+from export.precision.storage import stored_precision
+from tests.seeds import seed_of
+from tests.tiny import blip2 as tiny_blip2
+from tests.tiny import onnx_validity
+
+pytestmark = pytest.mark.long(8)
+
+SEED = seed_of(__name__)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for number, image in enumerate(tiny_blip2.photographs(9, np.random.default_rng(SEED))):
+        (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(folder / f"{number}.png")
+    return folder
+
+
+def products(graph: Path, folder: Path) -> dict[str, int]:
+    """How often each kind of product is left when ONNX Runtime has optimized the graph; those of constants alone."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    proto = onnx.load(folder / "optimized.onnx", load_external_data=False).graph
+    constants = {tensor.name for tensor in proto.initializer}
+    counts = {"MatMul": 0, "MatMulIntegerToFloat": 0}
+    for node in proto.node:
+        if node.op_type in counts and node.input[1] in constants:
+            counts[node.op_type] += 1
+    return counts
+
+
+def inputs_seen(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, set[bytes]], dict[str, set[bytes]]]:
+    """What each part's ranges come from, and what its verification runs on: pixels, features, and embeddings of
+    prompts behind an image, one by one, as the export goes on."""
+    calibrated: dict[str, set[bytes]] = {"vision": set(), "qformer": set(), "llm": set()}
+    judged: dict[str, set[bytes]] = {name: set() for name in calibrated}
+    calibrate, judge, language, logits = (
+        GraphExporter.calibrate,
+        GraphExporter.judge,
+        calibration.language_ranges,
+        verify.llm_logits,
+    )
+
+    def seen_calibrate(exporter: Any, name: str, model: Any, batches: Any) -> Any:
+        kept = list(batches)
+        calibrated[name] |= {row.tobytes() for each in kept for row in next(iter(each.values()))}
+        return calibrate(exporter, name, model, kept)
+
+    def seen_judge(exporter: Any, name: str, inputs: Any, want: Any) -> Any:
+        if name in judged:
+            judged[name] |= {row.tobytes() for row in next(iter(inputs.values()))}
+        return judge(exporter, name, inputs, want)
+
+    def seen_language(models: Any, folder: Path, rows: Any, *more: Any) -> Any:
+        calibrated["llm"] |= {row.tobytes() for row in rows}
+        return language(models, folder, rows, *more)
+
+    def seen_logits(llm: Any, rows: Any, *more: Any) -> Any:
+        judged["llm"] |= {row.tobytes() for row in rows}
+        return logits(llm, rows, *more)
+
+    monkeypatch.setattr(GraphExporter, "calibrate", seen_calibrate)
+    monkeypatch.setattr(GraphExporter, "judge", seen_judge)
+    monkeypatch.setattr(calibration, "language_ranges", seen_language)
+    monkeypatch.setattr(verify, "llm_logits", seen_logits)
+    return calibrated, judged
+
+
+@pytest.mark.parametrize("name", ["opt", "t5"])
+def test_every_part_is_static(
+    name: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    calibrated, judged = inputs_seen(monkeypatch)
+    torch.manual_seed(SEED)
+    checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS[name]())
+    out = tmp_path / "bundle"
+    precision = "vision=int8-static,qformer=int8,llm=int8-static"
+    assert main(["--ckpt", str(checkpoint), "--out", str(out), "--precision", precision, "--calib", str(images)]) == 0
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+    assert not onnx_validity.faults(out)
+    for part in ("vision", "qformer", "llm"):
+        assert calibrated[part] and judged[part] and not calibrated[part] & judged[part], f"{part} is judged on its own"
+    rows = sorted(map(len, judged["llm"]))
+    assert len(rows) > 10 and rows[1] > rows[0], "a caption's prompt, and questions, which are longer"
+    model = blip2rt.load(out, threads=1)
+    assert isinstance(model.caption(next(images.iterdir()), num_beams=1), str)
+    checks = {check.component: check for check in model.bundle.manifest.verification}
+    assert set(checks) == {*model.bundle.manifest.components, "all"} - {"encoder"}  # which is seen through the llm
+    for component in ("vision", "qformer", "llm"):
+        assert checks[component].precision == "int8-static" and 0.95 < checks[component].cosine < 1
+    assert checks["all"].agreement is not None and checks["all"].precision == "int8-static/int8-static/int8-static"
+    assert "int8-static/int8-static/int8-static" in describe(model.bundle)
+    for component in model.bundle.manifest.components:
+        found = products(out / f"{component}.onnx", tmp_path)
+        assert found["MatMul"] == 0 and (found["MatMulIntegerToFloat"] > 3) == (component != "embed"), component
+
+
+def test_a_precision_that_is_not_there_is_not_written(tmp_path: Path) -> None:
+    def made(precision: str, width: int = 48, ranges: dict[str, Range] | None = None) -> str:
+        linear = torch.nn.Linear(width, width, bias=False)
+        part = trace.Part("p", linear, {"x": torch.zeros(2, width)}, ["y"], {"x": {0: "B"}})
+        model = trace.trace(part)
+        to_precision(model, precision, Quantizer(BlockFormat(32)), ranges or {})
+        return stored_precision(model, precision)
+
+    model = trace.trace(trace.Part("p", torch.nn.Linear(48, 48), {"x": torch.zeros(2, 48)}, ["y"], {"x": {0: "B"}}))
+    [name] = static.operands(model)
+    assert made("int8-static") == "int8w", "no range was seen"
+    assert made("int8-static", ranges={name: seen(-1, 1, 0.5)}) == "int8-static"
+    for precision in ("fp32", "int4", "int8w", "int8-dynamic"):
+        assert made(precision) == precision
+    assert made("fp16", 4) == "fp32" and made("fp16", 300) == "fp16", "small weights stay as they are"
+
+
+def test_a_graph_whose_products_share_their_weights_is_opened() -> None:
+    """ONNX Runtime cannot be told there that sums must not overflow."""
+    constants = {"codes": np.full((8, 4), 3, np.int8), "scales": np.full(4, 0.5, np.float32)}
+    kind = {"domain": "com.microsoft"}
+    nodes = [helper.make_node("DynamicQuantizeMatMul", ["x", "codes", "scales"], [name], **kind) for name in "ab"]
+    graph = helper.make_graph(
+        [*nodes, helper.make_node("Add", ["a", "b"], ["y"])],
+        "shared",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["B", 8])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["B", 4])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 19), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    [y] = stepper.session(model.SerializeToString()).run(None, {"x": np.ones((1, 8), np.float32)})
+    np.testing.assert_allclose(y, 2 * 8 * 3 * 0.5, rtol=1e-5)
+
+
+def test_photographs_are_held_out() -> None:
+    files = [Path(str(i)) for i in range(9)]
+    assert held_out(files) == (files[:6], files[6:])
+    assert held_out([]) == ([], [])
+
+
+def seen(low: float, high: float, mean: float) -> Range:
+    """In every channel."""
+    return Range(*np.array([[low], [high], [mean]]), mean)
+
+
+def apply(seen: Range, width: int) -> tuple[list[str], ort.InferenceSession]:
+    """The kinds of nodes that a product with the unit matrix becomes, and a session of it."""
+    linear = torch.nn.Linear(width, width, bias=False)
+    linear.weight.data.copy_(torch.eye(width))
+    part = trace.Part("p", linear, {"x": torch.zeros(2, width)}, ["y"], {"x": {0: "B"}})
+    model = trace.trace(part)
+    [name] = static.operands(model)
+    static.apply(model, Quantizer(BlockFormat(32)), {name: seen})
+    proto = trace.ir.to_proto(model).SerializeToString()
+    return [node.op_type for node in model.graph], stepper.session(proto)
+
+
+def test_ranges_lie_on_grids_that_hold_them() -> None:
+    """A value within the range that was seen comes back to within half a step, 0 exactly."""
+    rng = np.random.default_rng(SEED)
+    low, high = (float(end) for end in np.sort(rng.normal(size=2)) * 10.0 ** rng.integers(-3, 4))
+    kinds, session = apply(seen(low, high, max(abs(low), abs(high)) / 2), 4)
+    assert "QuantizeLinear" in kinds, "no outlier"
+    x = rng.uniform(min(low, 0), max(high, 0), (64, 4)).astype(np.float32)
+    x[0] = 0
+    [got] = session.run(None, {session.get_inputs()[0].name: x})
+    assert np.abs(got - x).max() <= 0.51 * (max(high, 0) - min(low, 0)) / 255 + 1e-6 * np.abs(x).max()
+    assert (got[0] == 0).all()
+
+
+def test_outliers_leave_the_other_values_alone() -> None:
+    """One value of a thousand times the others' size: a grid over all would round the others to 0."""
+    x = np.random.default_rng(SEED).uniform(0.5, 1.5, (8, 64)).astype(np.float32)
+    x[0, 0] = 3000
+    kinds, session = apply(seen(0.0, 3000.0, float(x[1:].mean())), 64)
+    assert "MatMulNBits" in kinds and "QuantizeLinear" not in kinds
+    [got] = session.run(None, {session.get_inputs()[0].name: x})
+    assert np.abs(got[1:] - x[1:]).max() < 0.02 and abs(got[0, 0] / 3000 - 1) < 0.02
+
+
+def test_smoothing_moves_outliers_and_changes_nothing_else(tmp_path: Path) -> None:
+    """Of two products of one operand with channels 200 times as large as others; ranges are those of each channel."""
+    rng = np.random.default_rng(SEED)
+    torch.manual_seed(SEED)
+
+    class Two(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(48, 20), torch.nn.Linear(48, 33)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.nn.functional.layer_norm(x, (48,)) * self.gain
+            return torch.cat((self.first(x), self.second(x)), -1)
+
+    module = Two()
+    module.gain = torch.ones(48)
+    module.gain[[3, 17]] = 200.0
+    x = rng.normal(size=(5, 7, 48)).astype(np.float32)
+    part = trace.Part("p", module, {"x": torch.from_numpy(x)}, ["y"], {"x": {0: "B", 1: "S"}})
+    model = trace.trace(part)
+    ranges = batch_ranges(model, tmp_path, "p", [{"x": x[:2]}, {"x": x[2:]}], static.operands)
+    [found] = ranges.values()
+    seen = torch.nn.functional.layer_norm(torch.from_numpy(x), (48,)).numpy() * module.gain.numpy()
+    np.testing.assert_allclose(found.lows, seen.min((0, 1)), rtol=1e-4)
+    np.testing.assert_allclose(found.highs, seen.max((0, 1)), rtol=1e-4)
+    np.testing.assert_allclose(
+        found.means, (np.abs(seen[:2]).mean((0, 1)) + np.abs(seen[2:]).mean((0, 1))) / 2, rtol=1e-4
+    )
+
+    def answer(model: trace.ir.Model) -> np.ndarray:
+        proto = trace.ir.to_proto(model).SerializeToString()
+        return stepper.session(proto).run(None, {"x": x})[0]
+
+    want, smoothed = answer(model), model.clone()
+    left = smoothquant.apply(smoothed, matrices(smoothed, "MatMul"), ranges)
+    [better] = left.values()
+    assert (better.high - better.low) / better.mean < (found.high - found.low) / found.mean / 3
+    np.testing.assert_allclose(answer(smoothed), want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
+    errors = []
+    for strength in (smoothquant.STRENGTH, None):
+        int8 = model.clone()
+        with pytest.MonkeyPatch.context() as patch:
+            if strength is None:  # one scale for all channels
+                patch.setattr(smoothquant, "_scales", lambda seen, nodes: np.ones(48, np.float32))
+                patch.setattr(smoothquant, "OUTLIERS", np.inf)
+            static.apply(int8, Quantizer(BlockFormat(32)), ranges)
+        assert sum(node.op_type == "QuantizeLinear" for node in int8.graph) == 1
+        errors.append(np.abs(answer(int8) - want).mean())
+    assert errors[0] < 0.5 * errors[1], errors

@@ -1,0 +1,1 @@
+"""Graphs of the targets trt and trt-native."""

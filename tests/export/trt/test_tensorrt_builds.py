@@ -1,0 +1,281 @@
+"""Every graph of the target trt is parsed and built by tensorrt-rtx for three GPUs, without a GPU.
+
+The graphs of tiny random models are traced once and brought to each precision, with made-up ranges for int8: what
+compiles does not depend on them. The slow tests go the whole way, checkpoint -> `blip2rt-export --target trt` ->
+`blip2rt-build --check`, also in nano's geometry.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx: pip install 'blip2rt[trt-check]'")
+transformers = pytest.importorskip("transformers")
+
+import onnx
+
+import blip2rt
+from blip2rt.backends.trt import builder
+from blip2rt.backends.trt import cli as build
+from blip2rt.bundle import read
+from blip2rt.errors import BackendError
+from blip2rt.modeling import checkpoints
+from blip2rt.modeling.blip2 import Blip2, Blip2Config
+from blip2rt.modeling.llm import LlmConfig
+from blip2rt.modeling.qformer import QFormerConfig
+from blip2rt.modeling.vision import VisionConfig
+from export import cli, describe, targets
+from export.graphs import qformer, trace, vision
+from export.precision.activations import Range
+from export.precision.quantizer import BlockFormat, Quantizer
+from export.trt import precision as trt_precision
+from tests.seeds import seed_of
+from tests.tiny import blip2 as tiny_blip2
+from tests.tiny import language_models
+from tests.tiny import training as tiny_training
+from tests.tiny.llm_configs import CONFIGS
+
+pytestmark = pytest.mark.long(90)
+
+SEED = seed_of(__name__)
+FAMILIES = ("opt", "llama", "t5")
+SIZES = {"B": (1, 2, 3), "T": (64, 64, 64), "S": (1, 8, 32), "S_enc": (1, 8, 32), "L": (1, 8, 16)}
+SOURCES = ({"part": "all", "name": "random numbers", "licence": "CC0-1.0", "origin": "the tests"},)
+
+
+def nano(folder: Path, layers: int = 30, qformer_layers: int = 6) -> tuple[Blip2Config, Blip2Config]:
+    """Both stages of nano with random weights: its checkpoints are not here.
+
+    layers, qformer_layers: of its language model and its Q-Former; a short one compiles the same layers in less time.
+    """
+    bert, encoder = str(tiny_training.bert_folder(folder / "bert")), VisionConfig()
+    language = transformers.LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=layers, num_attention_heads=9,
+        num_key_value_heads=3, tie_word_embeddings=True, max_position_embeddings=8192, eos_token_id=1,
+    )  # fmt: skip
+    source = tiny_training.llm_folder(folder / "llm")
+    transformers.LlamaForCausalLM(language).save_pretrained(source)
+    llm = LlmConfig(str(source), bits=4, block=64, end="<|end|>")
+    first = Blip2Config(
+        1, encoder, QFormerConfig(layers=qformer_layers), qformer_init=bert, embed_dim=256, sources=SOURCES
+    )
+    return first, Blip2Config(
+        2, encoder, QFormerConfig(layers=qformer_layers, text_branch=False), llm, qformer_init=bert, sources=SOURCES
+    )
+
+
+def parts(name: str, folder: Path) -> Iterator[tuple[str, Any]]:
+    """Graphs in float32 of a family's language model, of what lies before it ("image"), of "retrieval", or of all of
+    "nano". "FAMILY, native": the graph writes its cache."""
+    family, _, native = name.partition(", ")
+    if native:
+        yield from targets.TRT_NATIVE.llm_graphs(language_models.build(family, SEED), 64)
+        return
+    if name in FAMILIES:
+        model = checkpoints.load_model(tiny_blip2.generative(folder, CONFIGS[name]()), vision=False)
+        yield from targets.TRT.llm_graphs(model.llm, 64)
+        return
+    if name == "nano":
+        first, second = map(Blip2, nano(folder, layers=2, qformer_layers=2))
+        yield from targets.TRT.llm_graphs(second.llm, 64)
+        found = qformer.retrieval_parts(first) + image_parts(second)
+    elif name == "retrieval":
+        found = qformer.retrieval_parts(checkpoints.load_model(tiny_blip2.retrieval(folder), vision=False))
+    else:
+        found = image_parts(checkpoints.load_model(tiny_blip2.generative(folder, CONFIGS["opt"]())))
+    for part in found:
+        yield part.name, trace.trace(part, targets.TRT.opset)
+
+
+def image_parts(model: Blip2) -> list[trace.Part]:
+    assert model.vision is not None
+    return [
+        vision.vision_part(model.vision, describe.image_spec(model.config.vision)),
+        *qformer.generative_parts(model),
+    ]
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """What `parts` gives of a name, traced once; new random weights in every run."""
+    known: dict[str, dict[str, Any]] = {}
+
+    def get(name: str) -> dict[str, Any]:
+        if name not in known:
+            torch.manual_seed(SEED)
+            known[name] = dict(parts(name, tmp_path_factory.mktemp(name)))
+        return {graph: model.clone() for graph, model in known[name].items()}
+
+    return get
+
+
+def write(models: dict[str, Any], precision: str, folder: Path) -> list[Path]:
+    """The graphs in `precision`, in files."""
+    with contextlib.closing(trace.DataFile(folder, "weights.data")) as data:
+        for name, model in models.items():
+            seen = Range(*np.array([[-3.0], [3.0], [1.0]]), 1.0)
+            ranges = {operand: seen for _, operand in trt_precision.quantizable(model)}
+            targets.TRT.apply(model, precision, Quantizer(BlockFormat(64), data.keep), ranges)
+            trace.save(model, folder / f"{name}.onnx", data)
+    return sorted(folder.glob("*.onnx"))
+
+
+def plan(graph: Path) -> memoryview:
+    """Built for the three GPUs; a language model with a profile of one new position besides."""
+    profiles = [{**SIZES, "S": (1, 1, 1)}, SIZES] if graph.stem == "llm" else [SIZES]
+    settings = builder.Settings(build.CHECKED)
+    return builder.build(builder.load_tensorrt("tensorrt_rtx"), graph, profiles, settings).plan
+
+
+def layers(graph: Path) -> Counter[str]:
+    """What TensorRT's parser makes of a language model's graph: layers by their kind."""
+    log = builder.logger(tensorrt_rtx)
+    made = builder.made(log, tensorrt_rtx.Builder)
+    network = made.create_network(1 << int(tensorrt_rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    assert builder._parsed(tensorrt_rtx.OnnxParser(network, log), graph, [{**SIZES, "S": (1, 1, 1)}, SIZES])
+    return Counter(network.get_layer(index).type.name for index in range(network.num_layers))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8-static", "int4"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tensorrt_builds_language_models(name: str, precision: str, traced: Callable[..., Any], tmp_path: Path) -> None:
+    files = write(traced(name), precision, tmp_path)
+    assert {file.stem for file in files} == {"llm", "embed"} | ({"encoder"} if name == "t5" else set())
+    assert all(plan(file) for file in files)
+    proto = onnx.load(tmp_path / "llm.onnx", load_external_data=False)
+    seen = [(node.op_type, node.input[0]) for node in proto.graph.node
+            if node.op_type in ("QuantizeLinear", "DequantizeLinear")]  # fmt: skip
+    types = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    weights = {types[first] for _, first in seen if first in types}
+    assert (
+        weights == {"fp16": set(), "int8-static": {onnx.TensorProto.INT8}, "int4": {onnx.TensorProto.INT4}}[precision]
+    )
+    assert ("QuantizeLinear" in {op for op, _ in seen}) == (precision == "int8-static")
+
+
+NATIVE = [("opt", "fp16"), ("llama", "fp16"), ("llama", "int8-static"), ("qwen2", "fp16"), ("t5", "int4")]
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [("llama", "int4"), ("t5", "fp16"), *(pytest.param(*each, marks=pytest.mark.slow) for each in NATIVE)],
+)
+def test_tensorrt_builds_caches_that_it_writes(
+    name: str, precision: str, traced: Callable[..., Any], tmp_path: Path
+) -> None:
+    """TensorScatter and Attention become its layers; their length is fixed before they are parsed."""
+    write({"llm": traced(f"{name}, native")["llm"]}, precision, tmp_path)
+    graph = tmp_path / "llm.onnx"
+    assert plan(graph)
+    operators = Counter(node.op_type for node in onnx.load(graph, load_external_data=False).graph.node)
+    assert operators["TensorScatter"] == 2 * operators["Attention"] > 0
+    if hasattr(tensorrt_rtx.LayerType, "KV_CACHE_UPDATE"):
+        made = layers(graph)
+        assert made["KV_CACHE_UPDATE"] == operators["TensorScatter"]
+        assert made["ATTENTION_INPUT"] == made["ATTENTION_OUTPUT"] == operators["Attention"]
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [("image", "fp16"), ("image", "int8-static"), ("image", "fp32")]
+    + [pytest.param("retrieval", each, marks=pytest.mark.slow) for each in ("fp16", "fp32")],
+)
+def test_tensorrt_builds_image_and_text_graphs(
+    name: str, precision: str, traced: Callable[..., Any], tmp_path: Path
+) -> None:
+    files = write(traced(name), precision, tmp_path)
+    assert len(files) == {"image": 2, "retrieval": 3}[name]
+    assert all(plan(file) for file in files)
+
+
+@pytest.mark.slow  # tracing it takes minutes
+@pytest.mark.parametrize("precision", ["fp16", "int8-static"])
+def test_tensorrt_builds_nano(precision: str, traced: Callable[..., Any], tmp_path: Path) -> None:
+    """Its seven graphs, each with two of its transformers' layers, which are alike; match and embed have no int8."""
+    models = traced("nano")
+    retrieval = {name for name in models if precision != "fp16" and name not in ("vision", "qformer", "embed", "llm")}
+    files = write({name: model for name, model in models.items() if name not in retrieval}, precision, tmp_path)
+    assert len(files) == 7 - len(retrieval)
+    assert all(plan(file) for file in files)
+
+
+def test_a_broken_graph_names_its_node(traced: Callable[..., Any], tmp_path: Path) -> None:
+    """An operator that there is not, and a product of two types: of a node drawn at random."""
+    file = tmp_path / "llm.onnx"
+    write(traced("opt"), "fp16", tmp_path)
+    whole = onnx.load(file)
+    chosen = random.choice([i for i, node in enumerate(whole.graph.node) if node.op_type == "MatMul"])
+    for change in ("operator", "type"):
+        broken = onnx.ModelProto()
+        broken.CopyFrom(whole)
+        node = broken.graph.node[chosen]
+        if change == "operator":
+            node.op_type = "Nonsense"
+        else:
+            wide = onnx.helper.make_node("Cast", [node.input[0]], ["wide"], to=onnx.TensorProto.FLOAT)
+            node.input[0] = "wide"
+            broken.graph.node.insert(chosen, wide)
+        onnx.save(broken, file)
+        with pytest.raises(BackendError) as refused:
+            plan(file)
+        assert node.name and node.name in str(refused.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_checkpoint_is_exported_and_checked(
+    name: str, precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the commands: export, calibrated where it is int8, and check."""
+    torch.manual_seed(SEED)
+    source = tiny_blip2.generative(tmp_path / "hf", CONFIGS[name]())
+    tiny_training.caption_table(tmp_path, images=12)
+    arguments = ["--ckpt", str(source), "--out", str(tmp_path / "bundle"), "--target", "trt"]
+    chosen = {"fp16": {}, "int8": dict.fromkeys(("vision", "qformer", "llm"), "int8"), "int4": {"llm": "int4"}}[
+        precision
+    ]
+    if chosen:
+        arguments += ["--precision", ",".join(map("=".join, chosen.items())), "--calib", str(tmp_path / "images")]
+    if precision == "int4":
+        arguments.append("--no-verify")  # random weights change by more than a trained model's may
+    assert cli.main(arguments) == 0
+    check(tmp_path / "bundle", {"llm": "fp16", **chosen}, capsys)
+    with pytest.raises(BackendError, match="exported for trt"):
+        blip2rt.load(tmp_path / "bundle").caption(tmp_path / "images" / "0.jpg")
+
+
+def check(bundle: Path, precision: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = ",".join(map("=".join, precision.items()))
+    assert build.main([str(bundle), "--check", "--capacity", "64", "--precision", wanted]) == 0
+    said, manifest = capsys.readouterr().err, read(bundle).manifest
+    assert manifest.target == "trt" and all(f"{component}: a plan" in said for component in manifest.components)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+def test_nano_is_exported_and_checked(precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the commands."""
+    torch.manual_seed(SEED)
+    tiny_training.caption_table(tmp_path, images=12)
+    for config in nano(tmp_path):
+        (tmp_path / f"stage{config.stage}").mkdir()
+        checkpoints.save_model(Blip2(config), tmp_path / f"stage{config.stage}")
+    chosen = {"fp16": {}, "int8": dict.fromkeys(("vision", "qformer", "llm"), "int8"), "int4": {"llm": "int4"}}[
+        precision
+    ]
+    arguments = ["--ckpt", str(tmp_path / "stage2"), "--retrieval-ckpt", str(tmp_path / "stage1"), "--target", "trt",
+                 "--out", str(tmp_path / "bundle"), "--calib", str(tmp_path / "images"), "--no-verify"]  # fmt: skip
+    assert cli.main([*arguments, "--precision", ",".join(map("=".join, chosen.items()))]) == 0
+    assert len(read(tmp_path / "bundle").manifest.components) == 7
+    check(tmp_path / "bundle", {"llm": "fp16", **chosen}, capsys)

@@ -1,0 +1,393 @@
+"""The llm graph of the target trt on ONNX Runtime: the same tokens as the target ort's (which other tests hold to those
+of Hugging Face); float16 and int8; and built by tensorrt-rtx."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("onnxscript")
+
+import onnx
+
+from blip2rt.backends.trt import builder
+from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise
+from export import targets
+from export.checks.calibration import batch_ranges, language_ranges
+from export.checks.stepper import session, unfused_session
+from export.checks.trt_stepper import TrtStepper
+from export.checks.verify import LlmGraphs, llm_logits, mean_cosine
+from export.graph_exporter import GraphExporter
+from export.graphs import trace
+from export.precision import quantizer
+from export.precision.quantizer import BlockFormat, Quantizer
+from export.progress import Progress
+from export.trt import merge_matmuls
+from export.trt import precision as trt_precision
+from tests.seeds import seed_of
+from tests.tiny import language_models
+from tests.tiny.language_models import write
+
+pytestmark = pytest.mark.long(28)
+
+SEED = seed_of(__name__)
+GPUS = ("SM86", "SM89", "SM120")
+
+
+def slow(*names: str) -> list:
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@functools.cache
+def build(name: str) -> Any:
+    return language_models.build(name, SEED)
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LlmGraphs]:
+    """Graphs of the target trt in float32, of the model of a name."""
+
+    @functools.cache
+    def make(name: str) -> LlmGraphs:
+        return write(targets.TRT.llm_graphs(build(name), 64), tmp_path_factory.mktemp(name), targets.TRT)
+
+    return make
+
+
+def prompts(model) -> list[np.ndarray]:
+    """[prefix | prompt] rows of unequal length."""
+    rng = np.random.default_rng(SEED)
+    width = model.get_input_embeddings().weight.shape[1]
+    return [rng.normal(size=(length, width)).astype(np.float32) for length in (7, 3, 5)]
+
+
+def builds(graph: Path) -> None:
+    """TensorRT parses and builds it, where tensorrt-rtx is installed; it needs no GPU."""
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        return
+    fixed = {"B": (1, 2, 3), "T": (32, 32, 32), "S_enc": (1, 8, 32)}
+    profiles = [{**fixed, "S": (1, 1, 1)}, {**fixed, "S": (1, 8, 32)}]
+    assert builder.build(builder.load_tensorrt("tensorrt_rtx"), graph, profiles, builder.Settings(GPUS)).plan
+
+
+@pytest.mark.parametrize("name", ["opt", *slow("t5", "llama", "qwen2", "narrow", "tied")])
+def test_same_tokens_as_the_target_ort(name: str, exact: Callable[[str], LlmGraphs], tmp_path: Path) -> None:
+    """Greedy tokens of unequal rows, and logits to the rounding of float32."""
+    rows = prompts(build(name))
+    want_tokens, want = write(targets.ORT.llm_graphs(build(name), 64), tmp_path, targets.ORT).run(rows)
+    _, got = exact(name).run(rows, want_tokens)
+    assert np.abs(got - want).max() < 1e-4 * max(1, np.abs(want).max())
+    best = np.sort(want, -1)
+    clear = best[..., -1] - best[..., -2] > 1e-3  # a near tie is decided by rounding
+    assert clear.mean() > 0.5 and (got.argmax(-1) == want_tokens)[clear].all()
+
+
+@pytest.mark.parametrize("name", ["llama", *slow("t5", "opt", "qwen2", "narrow", "gemma", "tied")])
+def test_a_cache_that_the_graph_writes_changes_no_token(name: str, tmp_path: Path) -> None:
+    """Logits are PyTorch's, as those of the target ort are, for rows of unequal length: each slot that is not filled
+    holds a large number. In fp16 too; tests/export/trt/test_tensorrt_builds.py builds it."""
+    model, rows = build(name), prompts(build(name))
+    traced = dict(targets.TRT_NATIVE.llm_graphs(model, 64))
+    kept = {graph: each.clone() for graph, each in traced.items()}
+    native = write(kept.items(), tmp_path / "fp32", targets.TRT_NATIVE)
+    ends = onnx.load(native.llm, load_external_data=False)
+    assert ends.opset_import[0].version == 24 and "past_mask" not in [value.name for value in ends.graph.input]
+    assert {"TensorScatter", "Attention"} <= {node.op_type for node in ends.graph.node}
+    tokens, got = native.run(rows)
+    want = llm_logits(model, rows, tokens, native.start)
+    assert np.abs(got - want).max() < 1e-4 * max(1, np.abs(want).max())
+    half = write(traced.items(), tmp_path / "fp16", targets.TRT_NATIVE, "fp16")
+    assert mean_cosine(half.run(rows, tokens)[1], want) > 0.9999
+
+
+def test_a_step_returns_the_likeliest_tokens_and_the_log_of_the_sum(exact: Callable[[str], LlmGraphs]) -> None:
+    """The likeliest tokens in order, their logits, and the log of the sum that makes log-probabilities of them."""
+    rows = prompts(build("wide"))[:1]
+    stepper = TrtStepper(session(exact("wide").llm, 1), 1, 8)
+    logits = stepper.prefill(rows[0][None], np.array([7]))[0].astype(np.float64)
+    top, tokens, total = (stepper.chosen[name][0] for name in ("top_logits", "top_tokens", "log_sum_exp"))
+    assert len(tokens) == 64 and set(tokens) == set(np.argsort(-logits)[:64])
+    assert np.array_equal(top, np.sort(top)[::-1]) and np.allclose(top, logits[tokens])
+    assert total == pytest.approx(np.log(np.exp(logits).sum()), abs=1e-5)
+
+
+def test_windows_are_refused_or_too_wide_to_matter(tmp_path: Path) -> None:
+    from blip2rt.errors import Blip2rtError
+    from export.trt import llm
+
+    model = build("mistral")  # looks back 4 positions
+    with pytest.raises(Blip2rtError, match="--max-positions 4"):
+        llm.trace_llm(model, 64)
+    assert llm.trace_llm(model, 4)
+
+
+@pytest.mark.parametrize("name", ["opt", *slow("t5", "llama")])
+def test_fp16_is_near_float32_and_typed(name: str, exact: Callable[[str], LlmGraphs], tmp_path: Path) -> None:
+    """Products in float16, the rest in float32; the cache in float16. Errors are those of rounding to 11 bits."""
+    rows = prompts(build(name))
+    tokens, want = exact(name).run(rows)
+    own = write(targets.TRT.llm_graphs(build(name), 64), tmp_path, targets.TRT, "fp16")
+    _, got = own.run(rows, tokens)
+    assert mean_cosine(got, want) > 0.9999
+    builds(own.llm)
+    proto = onnx.shape_inference.infer_shapes(onnx.load(own.llm), strict_mode=True, data_prop=True)
+    types = {value.name: value.type.tensor_type.elem_type for value in (
+        *proto.graph.value_info, *proto.graph.input, *proto.graph.output)}  # fmt: skip
+    types |= {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    half, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    seen = Counter()
+    for node in proto.graph.node:
+        if node.op_type in ("Softmax", "LayerNormalization", "Pow", "ReduceMean", "Exp", "TopK", "Tanh", "Log"):
+            assert types[node.input[0]] == full, node.name
+        elif node.op_type == "MatMul":
+            wide = ".wo." in node.input[1]
+            assert {types[each] for each in (*node.input, *node.output)} == {full if wide else half}, node.name
+        seen[node.op_type] += 1
+    assert seen["MatMul"] and seen["Softmax"]
+    ends = {value.name for value in (*proto.graph.input, *proto.graph.output)}
+    cached = ("past_key", "past_value", "cross_", "new_")
+    assert all((types[name] == half) == name.startswith(cached) for name in ends if types[name] in (half, full))
+
+
+@pytest.mark.parametrize("name", ["opt", *slow("llama", "t5")])
+def test_int8_is_symmetric_and_near_float32(name: str, exact: Callable[[str], LlmGraphs], tmp_path: Path) -> None:
+    """8 bits for weights and activations: the cosine of the logits is what that allows on random models."""
+    rows = prompts(build(name))
+    tokens, want = exact(name).run(rows)
+    traced = dict(targets.TRT.llm_graphs(build(name), 64))
+    ranges = language_ranges(traced, tmp_path, rows, exact(name).start, trt_precision.operands)
+    assert not list(tmp_path.iterdir())
+    assert all(seen.low < seen.high for each in ranges.values() for seen in each.values())
+    own = write(traced.items(), tmp_path, targets.TRT, "int8-static", ranges)
+    _, got = own.run(rows, tokens)
+    assert mean_cosine(got, want) > 0.98
+    builds(own.llm)
+    proto = onnx.load(own.llm)
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    ends = [node for node in proto.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert {node.op_type for node in ends} == {"QuantizeLinear", "DequantizeLinear"}
+    for node in ends:
+        assert (tensors[node.input[1]] > 0).all() and not tensors[node.input[2]].any()
+    channels = [node for node in ends if node.input[0] in tensors]
+    assert channels and all(tensors[node.input[1]].shape == (tensors[node.input[0]].shape[1],) for node in channels)
+
+
+@pytest.mark.parametrize(("name", "block"), [("opt", 32), *(pytest.param(*each, marks=pytest.mark.slow) for each in (
+    ("llama", 16), ("t5", 16), ("opt", 128)))])  # fmt: skip
+def test_int4_computes_with_the_weights_that_it_holds(
+    name: str, block: int, exact: Callable[[str], LlmGraphs], tmp_path: Path
+) -> None:
+    """As the float32 graph does when it is given these weights; and TensorRT builds it."""
+    rows = prompts(build(name))
+    tokens, unrounded = exact(name).run(rows)
+    own = write(targets.TRT.llm_graphs(build(name), 64), tmp_path, targets.TRT, "int4", block=block)
+    _, got = own.run(rows, tokens)
+    rounded = replace(exact(name), llm=with_weights(exact(name).llm, own.llm, block),
+                      embed=with_table(exact(name).embed, tmp_path / "table.onnx", block))  # fmt: skip
+    if own.encoder is not None:
+        rounded = replace(rounded, encoder=with_weights(exact(name).encoder, own.encoder, block))
+    _, want = rounded.run(rows, tokens)
+    assert mean_cosine(got, want) > 0.999 and mean_cosine(got, unrounded) > 0.9  # in float16 against float32
+    assert not np.allclose(want, unrounded, atol=1e-2)
+    builds(own.llm)
+
+
+def with_weights(graph: Path, quantized: Path, block: int) -> Path:
+    """A copy of `graph` with the weights that the int4 graph `quantized` stands for."""
+    proto, source = onnx.load(graph), onnx.load(quantized)
+    assert source.opset_import[0].version == 21
+    stored = {tensor.name: tensor for tensor in source.graph.initializer}
+    nodes = [node for node in source.graph.node if node.op_type == "DequantizeLinear"]
+    assert nodes and not any(node.op_type == "QuantizeLinear" for node in source.graph.node)
+    layers = sum(value.name.startswith("past_key_") for value in source.graph.input)
+    if layers and not any(value.name.startswith("cross_") for value in source.graph.input):
+        assert len(nodes) == 4 * layers + 1  # q, k and v are one, and so are gate and up; the head
+    own = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in nodes:
+        codes, scales, zeros = (onnx.numpy_helper.to_array(stored[name]).astype(np.float32) for name in node.input)
+        assert stored[node.input[0]].data_type == stored[node.input[2]].data_type == onnx.TensorProto.INT4
+        assert scales.shape == zeros.shape == (len(codes) // block, codes.shape[1]) and not zeros.any()
+        name = node.input[0].removesuffix(".codes")
+        offsets = onnx.numpy_helper.to_array(stored[f"{name}.offsets"]).astype(np.float32)
+        assert offsets.shape == scales.shape and offsets.any()
+        weight = codes * scales.repeat(block, 0) + offsets.repeat(block, 0)
+        for part in name.split("+"):  # products of one operand are joined
+            rows, columns = own[part].dims
+            own[part].CopyFrom(onnx.numpy_helper.from_array(weight[:rows, :columns], part))
+            weight = weight[:, columns:]
+        assert weight.shape[1] == 0
+    copy = quantized.with_name(f"{quantized.stem}.float.onnx")
+    onnx.save(proto, copy)
+    return copy
+
+
+def test_products_that_share_a_bias_are_joined(tmp_path: Path) -> None:
+    """As biases of zeros do, of one layer and of several; and one without a bias beside one that has it."""
+    helper, rng = onnx.helper, np.random.default_rng(SEED)
+    tensors = {f"w{i}": rng.normal(size=(8, size)).astype(np.float32) for i, size in enumerate((8, 8, 8, 8, 8, 5))}
+    tensors["b"] = rng.normal(size=8).astype(np.float32)
+    nodes, x = [], "x"
+    for layer in range(2):
+        left, right = f"w{2 * layer}", f"w{2 * layer + 1}"
+        for weight in (left, right):
+            nodes += [helper.make_node("MatMul", [x, weight], [f"p_{weight}"], name=f"p_{weight}"),
+                      helper.make_node("Add", [f"p_{weight}", "b"], [f"y_{weight}"], name=f"y_{weight}")]  # fmt: skip
+        nodes.append(helper.make_node("Mul", [f"y_{left}", f"y_{right}"], [f"x{layer}"], name=f"x{layer}"))
+        x = f"x{layer}"
+    nodes += [helper.make_node("MatMul", [x, "w4"], ["p4"], name="p4"), helper.make_node("Add", ["p4", "b"], ["y"]),
+              helper.make_node("MatMul", [x, "w5"], ["z"], name="p5")]  # fmt: skip
+    ends = [helper.make_tensor_value_info(name, 1, [3, size]) for name, size in (("x", 8), ("y", 8), ("z", 5))]
+    stored = [onnx.numpy_helper.from_array(array, name) for name, array in tensors.items()]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], stored)
+    proto = onnx.shape_inference.infer_shapes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)]))
+    model = trace.ir.from_proto(proto)
+    products = [node for node in model.graph if node.op_type == "MatMul"]
+    assert len(merge_matmuls.merge(model, products)) == 4  # p5 is an output, and stays
+    onnx.save(proto, tmp_path / "before.onnx")
+    onnx.save(trace.ir.to_proto(model), tmp_path / "after.onnx")
+    feeds = {"x": rng.normal(size=(3, 8)).astype(np.float32)}
+    both = [unfused_session(tmp_path / f"{name}.onnx", 1).run(None, feeds) for name in ("before", "after")]
+    for got, want in zip(*both, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def with_table(graph: Path, copy: Path, block: int) -> Path:
+    """A copy of the float32 graph `embed` with the table that 4 bits make of its own."""
+    proto = onnx.load(graph)
+    [table] = [tensor for tensor in proto.graph.initializer if len(tensor.dims) == 2]
+    values = torch.from_numpy(onnx.numpy_helper.to_array(table).copy())
+    rounded = dequantize_blockwise(quantize_blockwise(values, 4, block)).numpy()
+    table.CopyFrom(onnx.numpy_helper.from_array(rounded, table.name))
+    onnx.save(proto, copy)
+    return copy
+
+
+@pytest.mark.parametrize("rows", [96, 70])
+def test_codes_of_a_block_give_the_weights_back(rows: int) -> None:
+    """Are the weights of the target ort, to what float16 makes of their offsets."""
+    rng = np.random.default_rng(SEED)
+    weight = rng.standard_t(4, (rows, 33)).astype(np.float32) + rng.normal(size=33).astype(np.float32)
+    integers, scales, offsets = quantizer.block_codes("w", trace.ir.tensor(weight), BlockFormat(32))
+    assert integers.min() >= -8 and integers.max() <= 7 and scales.shape == offsets.shape == (3, 33)
+    want = dequantize_blockwise(quantize_blockwise(torch.from_numpy(weight).T, 4, 32)).T.numpy()
+    held = integers * scales.repeat(32, 0) + offsets.repeat(32, 0)
+    np.testing.assert_allclose(held[:rows], want, atol=1e-5)
+    np.testing.assert_allclose(held[rows:], 0, atol=1e-5)
+
+
+class _FeedForward(torch.nn.Module):
+    """Of a geometry without whole blocks of 64, with a table too small to be stored in 16 bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(50, 360)
+        self.first, self.second = torch.nn.Linear(360, 1000), torch.nn.Linear(1000, 360)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.second(self.first(x).relu())
+
+
+class _Table(_FeedForward):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.table(x)
+
+
+def test_int4_of_rows_that_are_no_whole_blocks(tmp_path: Path) -> None:
+    """Hidden 360, feed-forward 1000: matrices and tables are of 4 bits, the target ort's, and TensorRT builds them."""
+    torch.manual_seed(SEED)
+    module, table, x = _FeedForward().eval(), _Table().eval(), torch.randn(2, 5, 360)
+    exporter = GraphExporter(tmp_path, targets.TRT, Progress(), verified=False)
+    with exporter.group("llm", "int4") as group:
+        for name, part in (("llm", module), ("embed", table)):
+            given = {"x": x if name == "llm" else torch.tensor([[3, 4]])}
+            axes = {"x": {0: "B", 1: "S"}}
+            exporter.write(name, exporter.trace(trace.Part(name, part, given, ["y"], axes)), group)
+    precisions = {name: component.precision for name, component in exporter.components.items()}
+    assert precisions == {"llm": "int4", "embed": "int4"} and not exporter.notes
+    ids = np.arange(50).reshape(5, 10)
+    lookup = unfused_session(tmp_path / "embed.onnx", 1).run(None, {"x": ids})[0]
+    held = dequantize_blockwise(quantize_blockwise(table.table.weight, 4, 64)).detach().numpy()
+    np.testing.assert_allclose(lookup, held[ids], rtol=1e-6, atol=1e-7)
+    kept = onnx.load(tmp_path / "llm.onnx").graph.initializer
+    shapes = sorted(
+        tuple(each.dims) for each in kept if each.data_type == onnx.TensorProto.INT4 and "codes" in each.name
+    )
+    assert shapes == [(384, 1000), (1024, 360)]
+    got = unfused_session(tmp_path / "llm.onnx", 1).run(None, {"x": x.numpy()})[0]
+    for layer in (module.first, module.second):
+        layer.weight.data = dequantize_blockwise(quantize_blockwise(layer.weight, 4, 64))
+    want = module(x).detach().numpy()
+    np.testing.assert_allclose(got, want, atol=0.02)  # in float16 against float32
+    if importlib.util.find_spec("tensorrt_rtx") is not None:
+        trt, sizes = builder.load_tensorrt("tensorrt_rtx"), {"B": (1, 2, 3), "S": (1, 5, 8)}
+        for name in ("llm", "embed"):
+            assert builder.build(trt, tmp_path / f"{name}.onnx", [sizes], builder.Settings(GPUS)).plan
+
+
+def test_a_table_of_odd_width_says_that_it_is_not_of_4_bits(tmp_path: Path) -> None:
+    """In a note, in the report's row and in the manifest's component."""
+    torch.manual_seed(SEED)
+    module, ids = _Table().eval(), torch.tensor([[3, 4]])
+    module.table = torch.nn.Embedding(50, 361)
+    part = trace.Part("embed", module, {"x": ids}, ["y"], {"x": {0: "B", 1: "S"}})
+    exporter = GraphExporter(tmp_path, targets.TRT, Progress())
+    with exporter.group("llm", "int4") as group:
+        exporter.write("embed", exporter.trace(part), group)
+    exporter.judge("embed", {"x": ids.numpy()}, exporter.reference(part, {"x": ids.numpy()}))
+    assert exporter.notes == ["embed is fp32: it has nothing to be int4 in"]
+    assert exporter.components["embed"].precision == "fp32" and [row.precision for row in exporter.rows] == ["fp32"]
+
+
+def test_codes_of_a_channel_give_the_weights_back() -> None:
+    rng = np.random.default_rng(SEED)
+    weight = rng.normal(size=(33, 17)).astype(np.float32)
+    weight[:, 3] = 0
+    integers, scales = quantizer.channel_codes(weight, 1, np.dtype(np.float16))
+    assert integers.dtype == np.int8 and scales.shape == (17,) and np.abs(integers).max() == 127
+    error = np.abs(integers * scales.astype(np.float32) - weight)
+    assert (error <= 0.51 * scales.astype(np.float32) + 1e-3 * np.abs(weight)).all()
+
+
+class _Encoder(torch.nn.Module):
+    """Convolutions as in a mobile encoder: a stem, one for each channel alone, one of 1x1 with a residual sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 16, 3, stride=2)
+        self.depthwise = torch.nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.pointwise = torch.nn.Conv2d(16, 16, 1)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        x = torch.nn.functional.relu6(self.stem(pixels))
+        x = x + self.pointwise(torch.nn.functional.relu6(self.depthwise(x)))
+        return x.flatten(2).transpose(1, 2)
+
+
+def test_int8_convolutions_are_near_and_build(tmp_path: Path) -> None:
+    """Scales of the first axis of their weights; those that read pixels, or one channel each, stay float16."""
+    torch.manual_seed(SEED)
+    pixels = torch.randn(2, 3, 17, 21)
+    part = trace.Part("vision", _Encoder().eval(), {"pixels": pixels}, ["vision_features"], {"pixels": {0: "B"}})
+    model = trace.trace(part, targets.TRT.opset)
+    ranges = batch_ranges(model, tmp_path, "vision", [{"pixels": pixels.numpy()}], trt_precision.operands)
+    assert len(ranges) == 1
+    trt_precision.apply(model, "int8-static", Quantizer(BlockFormat(32)), ranges)
+    trace.save(model, tmp_path / "vision.onnx", None)
+    got = unfused_session(tmp_path / "vision.onnx", 1).run(None, {"pixels": pixels.numpy()})[0]
+    assert mean_cosine(got, part.run({"pixels": pixels.numpy()})["vision_features"]) > 0.999
+    axes = [node.attribute[0].i for node in onnx.load(tmp_path / "vision.onnx").graph.node
+            if node.op_type == "DequantizeLinear" and node.attribute]  # fmt: skip
+    assert axes == [0]
+    if importlib.util.find_spec("tensorrt_rtx") is not None:
+        trt = builder.load_tensorrt("tensorrt_rtx")
+        assert builder.build(trt, tmp_path / "vision.onnx", [{"B": (1, 2, 3)}], builder.Settings(GPUS)).plan

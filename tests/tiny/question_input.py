@@ -1,0 +1,47 @@
+"""A tiny random model whose Q-Former reads the question too: a checkpoint of ours and its bundle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import blip2rt
+from blip2rt.modeling import checkpoints
+from blip2rt.modeling.blip2 import Blip2, Blip2Config
+from blip2rt.modeling.llm import LlmConfig
+from blip2rt.modeling.qformer import QFormerConfig
+from blip2rt.modeling.vision import VisionConfig
+from blip2rt.modeling.vit import VitConfig
+from export.cli import main
+
+from . import blip2, training
+
+FLOAT = "vision=fp32,qformer=fp32,llm=fp32"
+
+
+def made(folder: Path) -> tuple[Path, Any, blip2rt.Model]:
+    """folder/ckpt and folder/bundle: the folder, the checkpoint in PyTorch's hands, and the bundle's model."""
+    bert = str(training.bert_folder(folder / "bert"))
+    vit = VitConfig(32, 2, 4, 48, 7)
+    vision = VisionConfig("vit", None, 28, 28, positions=17, features=32, vit=vit)
+    config = Blip2Config(
+        2, vision, QFormerConfig(**checkpoints.read_bert_geometry(bert), queries=4, vision_width=32), qformer_init=bert,
+        llm=LlmConfig(str(training.llm_folder(folder / "llm")), end="<|end|>"), max_text_length=9,
+        clean_captions=True, question_input=True, question_prompt="the {}",
+    )  # fmt: skip
+    (folder / "ckpt").mkdir()
+    model = blip2.shake(Blip2(config), 0.3)
+    torch.save({f"vision_model.{n}": t for n, t in hugging_face_names(model.vision.body)}, folder / "vit.pth")
+    model.config = replace(config, vision=replace(vision, weights=str(folder / "vit.pth")))
+    checkpoints.save_model(model, folder / "ckpt")
+    assert main(["--ckpt", str(folder / "ckpt"), "--out", str(folder / "bundle"), "--precision", FLOAT]) == 0
+    return folder, checkpoints.load_model(folder / "ckpt"), blip2rt.load(folder / "bundle", threads=1)
+
+
+def hugging_face_names(vit: Any) -> list[tuple[str, Any]]:
+    from blip2rt.modeling.names import vit_name
+
+    return [(str(vit_name(name, "hf")), tensor.detach().clone()) for name, tensor in vit.named_parameters()]
