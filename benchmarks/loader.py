@@ -21,9 +21,9 @@ from PIL import Image
 
 from blip2rt.command_line import Parser, run, whole
 from blip2rt.modeling.vision import VisionConfig
-from train.data.loader import Reader, image_batches, open_sources
-from train.data.order import Mixture
-from train.data.samples import Bad
+from train.data.samples import BadSamples
+from train.data.sampling import Mixture
+from train.data.streaming import SampleReader, load_batches, open_sources
 from train.data.transforms import train_transform
 from train.loop.memory import keep_freed_memory
 
@@ -44,9 +44,9 @@ def make_shard(folder: Path, count: int, width: int, height: int) -> None:
 
 def measure(data: str, cache: Path, size: int, batch: int, workers: int, batches: int) -> tuple[float, float]:
     """Images a second, and seconds of this process' processor time an image."""
-    sources, weights = open_sources(({"path": data},), cache, Bad(1000))
-    reader = Reader(sources, 0, train_transform(VisionConfig(height=size, width=size)))
-    feed = image_batches(reader, Mixture(weights, batch, 0), 0, lambda rows: [rows], workers, Bad(1000))
+    sources, weights = open_sources(({"path": data},), cache, BadSamples(1000))
+    reader = SampleReader(sources, 0, train_transform(VisionConfig(height=size, width=size)))
+    feed = load_batches(reader, Mixture(weights, batch, 0), 0, lambda rows: [rows], workers, BadSamples(1000))
     for _ in range(max(1, workers)):  # workers have started
         next(feed)
     started, busy = time.perf_counter(), time.process_time()

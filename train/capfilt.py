@@ -22,8 +22,8 @@ from blip2rt.text import clean_caption
 from blip2rt.untrusted.image_format import HEAD, kind_of
 
 from .data.readers import IMAGES, read_data
-from .data.samples import Bad, Dataset, Sample, repeat_answers, text_fault
-from .data.shards import Shards, add_sample, expand
+from .data.samples import BadSamples, Dataset, Sample, repeat_answers, text_fault
+from .data.shards import Shards, add_sample, expand_shards
 from .data.transforms import read_image
 from .evaluation.predictions import Predictions, require_writable, write_whole
 from .evaluation.predictors import Predictor, open_predictor
@@ -38,7 +38,7 @@ CLIP = "clip:"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CapFiltSettings:
     """Which captions an image may get, and how many it keeps."""
 
     keep: int = 2
@@ -58,7 +58,7 @@ class Scorer(Protocol):
         """(T, E), of length 1."""
 
 
-class OfPredictor:
+class PredictorScorer:
     """A scorer of a bundle or a checkpoint of stage 1: the best query counts."""
 
     def __init__(self, predictor: Predictor) -> None:
@@ -71,7 +71,7 @@ class OfPredictor:
         return self.predictor.embed_text(texts)
 
 
-class OfClip:
+class ClipScorer:
     """A scorer of transformers' CLIP, image and text tower."""
 
     def __init__(self, source: str) -> None:
@@ -114,16 +114,18 @@ class OfClip:
 def open_scorer(source: str, captioner: Predictor | None = None, precision: str | None = None) -> Scorer:
     """`clip:FOLDER` or `clip:HUB-ID`, a bundle or a checkpoint; "": what writes the captions, if that can embed."""
     if source.startswith(CLIP):
-        return OfClip(source.removeprefix(CLIP))
+        return ClipScorer(source.removeprefix(CLIP))
     if not source and captioner is None:
         raise OptionError("there is neither a scorer nor a captioner: give --scorer")
-    return OfPredictor(captioner if not source and captioner is not None else open_predictor(source, None, precision))
+    return PredictorScorer(
+        captioner if not source and captioner is not None else open_predictor(source, None, precision)
+    )
 
 
-class Pool:
+class CaptionPool:
     """Captions without images. Knows which are nearest to an image."""
 
-    def __init__(self, file: Path, scorer: Scorer, bad: Bad) -> None:
+    def __init__(self, file: Path, scorer: Scorer, bad: BadSamples) -> None:
         """file: one caption a line."""
         if not file.is_file():
             raise Blip2rtError(f"--pool {str(file)!r} does not exist: give a file of one caption a line")
@@ -150,7 +152,9 @@ class Pool:
 class CapFilt:
     """Captions of images from all that may give some, ranked."""
 
-    def __init__(self, captioner: Predictor | None, scorer: Scorer, pool: Pool | None, wanted: Wanted) -> None:
+    def __init__(
+        self, captioner: Predictor | None, scorer: Scorer, pool: CaptionPool | None, wanted: CapFiltSettings
+    ) -> None:
         self.captioner, self.scorer, self.pool, self.wanted = captioner, scorer, pool, wanted
 
     def captions(self, paths: Sequence[Path], given: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -188,15 +192,15 @@ def distinct(texts: Iterable[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Work:
+class FilterOptions:
     """How a data set is worked through. of: everything that captions depend on; batch: images that go together."""
 
     of: dict[str, Any]
     batch: int
-    bad: Bad
+    bad: BadSamples
 
 
-def filtered(data: Dataset, capfilt: CapFilt, kept: Predictions, work: Work) -> Dataset:
+def filtered(data: Dataset, capfilt: CapFilt, kept: Predictions, work: FilterOptions) -> Dataset:
     """The data set with the kept captions in the place of its own. Images without any are left out.
 
     kept: what is done, by image, from which the next run goes on.
@@ -216,7 +220,7 @@ def filtered(data: Dataset, capfilt: CapFilt, kept: Predictions, work: Work) -> 
     return Dataset(data.paths, samples).without(set(range(len(groups))) - {sample.image for sample in samples})
 
 
-def _readable(images: Sequence[int], data: Dataset, bad: Bad) -> list[int]:
+def _readable(images: Sequence[int], data: Dataset, bad: BadSamples) -> list[int]:
     found = []
     for image in images:
         try:
@@ -227,7 +231,7 @@ def _readable(images: Sequence[int], data: Dataset, bad: Bad) -> list[int]:
     return found
 
 
-def listed(data: str, images: str, bad: Bad) -> Dataset:
+def listed(data: str, images: str, bad: BadSamples) -> Dataset:
     """Any list of images and texts; of a folder every image, with or without a .txt beside it."""
     folder = Path(data)
     if not folder.is_dir():
@@ -255,7 +259,7 @@ def write_table(data: Dataset, root: Path, out: Path) -> None:
     write_whole(out, "image\tcaption\tprompt\n" + "".join("\t".join(row) + "\n" for row in rows))
 
 
-def filter_list(data: str, images: str, out: Path, capfilt: CapFilt, work: Work) -> int:
+def filter_list(data: str, images: str, out: Path, capfilt: CapFilt, work: FilterOptions) -> int:
     """Write the table `out`; return its images. A killed run goes on from what lies beside it."""
     require_writable(out)
     read = listed(data, images, work.bad)
@@ -268,11 +272,11 @@ def filter_list(data: str, images: str, out: Path, capfilt: CapFilt, work: Work)
     return len(done.paths)
 
 
-def filter_shards(pattern: str, out: Path, cache: Path, capfilt: CapFilt, work: Work) -> int:
+def filter_shards(pattern: str, out: Path, cache: Path, capfilt: CapFilt, work: FilterOptions) -> int:
     """Write a shard of the same name for each shard; return their images. Shards that are there already are skipped."""
     out.mkdir(parents=True, exist_ok=True)
     images = 0
-    for shard in expand(pattern):
+    for shard in expand_shards(pattern):
         whole = out / shard.name
         if whole.exists():
             continue
@@ -288,7 +292,7 @@ def filter_shards(pattern: str, out: Path, cache: Path, capfilt: CapFilt, work: 
     return images
 
 
-def _unpacked(shard: Path, folder: Path, cache: Path, bad: Bad) -> Dataset:
+def _unpacked(shard: Path, folder: Path, cache: Path, bad: BadSamples) -> Dataset:
     """The images of a shard as files, with their texts."""
     source = Shards(str(shard), cache, bad)
     paths, samples = list[Path](), list[Sample]()

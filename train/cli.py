@@ -1,7 +1,7 @@
-"""`blip2rt-train COMMAND ...`, which is `python -m train.COMMAND ...`, and how these commands end.
+"""`blip2rt-train COMMAND ...`, equal to `python -m train.COMMAND ...`.
 
-Exit codes: 0 all went well, 2 a mistake or a package that is not installed (one line says which), 130 interrupted
-by Ctrl-C, 143 by SIGTERM.
+Exit status: 0 on success, 2 for a user error or a missing package (one line names it), 130 after Ctrl-C, 143 after
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -15,60 +15,60 @@ from pathlib import Path
 
 from blip2rt.command_line import Parser, run, running
 
-from .loop.ending import Interrupted
+from .loop.signals import Interrupted
 
 PROGRAM = "blip2rt-train"
 COMMANDS = {  # name -> module, help; a module is imported when its command runs
-    "prepare": ("prepare", "data before a training: tables, shards and their indices"),
-    "stage1": ("stage1", "representation learning: the Q-Former learns to see what texts say"),
-    "stage2": ("stage2", "generative learning: a language model learns to read the Q-Former"),
-    "evaluate": ("evaluate", "quality of a model: captions, answers, retrieval"),
-    "questions": ("extras.questions", "questions and answers made from captions by rule"),
-    "self-critical": ("extras.self_critical", "captions are sampled and learned by their CIDEr"),
-    "calibrate": ("extras.calibrate", "how much a model's words weigh in Match.score"),
-    "refit": ("extras.refit", "a checkpoint sees by another image encoder, without a training"),
-    "average": ("extras.average", "the weighted mean of checkpoints"),
+    "prepare": ("prepare", "prepare data: tables, shards, captions by CapFilt"),
+    "stage1": ("stage1", "representation learning: align the Q-Former's queries with text"),
+    "stage2": ("stage2", "generative learning: feed the Q-Former's output to a language model"),
+    "evaluate": ("evaluate", "measure a model: captions, answers, retrieval"),
+    "questions": ("extras.questions", "generate questions and answers from captions by rule"),
+    "self-critical": ("extras.self_critical", "train captions by the CIDEr of sampled ones"),
+    "calibrate": ("extras.calibrate", "fit the weights of Match.score"),
+    "refit": ("extras.refit", "adapt a checkpoint to another image encoder without training"),
+    "average": ("extras.average", "average the weights of checkpoints"),
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `blip2rt-train` with `argv`, or the process's own; return the exit code."""
+    """Run `blip2rt-train` with `argv`, by default the process's arguments; return the exit status."""
     words = sys.argv[1:] if argv is None else argv
     return _run(PROGRAM, lambda: run_command(_parser().parse_args(words[:1]).command, words[1:]))
 
 
 def run_command(name: str, argv: list[str] | None = None) -> int:
-    """Import a command and call its main(). A package that its imports lack is one line, as every mistake is."""
+    """Import a command and call its main(); a package missing at import is reported in one line."""
     module = f"{__package__}.{COMMANDS[name][0]}"
     return _run(_program(name), lambda: importlib.import_module(module).main(argv))
 
 
 def run_main(work: Callable[[], object], program: str = PROGRAM, argv: list[str] | None = None) -> int:
-    """What the main() of every command calls: do the work, by the policy of all commands. Return the exit code.
+    """Do a command's work with the error handling that all commands share; return the exit status.
 
-    program: its name where run_command has not told it. argv: what main() was given.
+    program: the name to report if run_command has not set one. argv: the arguments of main().
     """
     name = running() or program
 
-    def all_of_it() -> int:
+    def finish() -> int:
         code = 0
         try:
             work()
         except Interrupted as end:
             code = end.code
             if os.environ.get("RANK", "0") == "0":
-                print(f"{name}: {end}; go on: {_again(name, argv)}", file=sys.stderr)
+                print(f"{name}: {end}; resume: {_resume_command(name, argv)}", file=sys.stderr)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from .loop.parallel import leave  # torch, which not every command needs
+            from .loop.parallel import destroy_process_group  # imports torch, which not every command needs
 
-            leave()
+            destroy_process_group()
         return code
 
-    return _run(name, all_of_it)
+    return _run(name, finish)
 
 
-def _again(program: str, argv: list[str] | None) -> str:
-    """The command that goes on: the one that was given, torchrun's or accelerate's where one of them started it."""
+def _resume_command(program: str, argv: list[str] | None) -> str:
+    """Return the command that resumes: this one, or that of torchrun or accelerate if one of them started it."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         try:
             words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")
@@ -79,20 +79,19 @@ def _again(program: str, argv: list[str] | None) -> str:
 
 
 def _run(program: str, work: Callable[[], int]) -> int:
-    return run(
-        program, work, extra="train", interrupted="interrupted; the same command goes on from what has been kept"
-    )
+    message = "interrupted; the same command resumes from what was saved"
+    return run(program, work, extra="train", interrupted=message)
 
 
 def _program(name: str) -> str:
-    """How the command was called: `python -m train.stage1` or `blip2rt-train stage1`."""
+    """Return how the command was called: `python -m train.stage1` or `blip2rt-train stage1`."""
     module = f"{__package__}.{COMMANDS[name][0]}"
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return f"python -m {module}" if spec is not None and spec.name == module else f"{PROGRAM} {name}"
 
 
 def _parser() -> Parser:
-    parser = Parser(description="Train BLIP-2 and measure it; `blip2rt-train COMMAND --help` tells of each command.")
+    parser = Parser(description="Train and evaluate BLIP-2; `blip2rt-train COMMAND --help` describes a command.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (_, about) in COMMANDS.items():
         commands.add_parser(name, help=about)

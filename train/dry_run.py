@@ -22,13 +22,13 @@ from blip2rt.modeling.sources import fetch
 from blip2rt.modeling.vision import VisionEncoder, encoder_shape, layer_numbers
 from blip2rt.modeling.weights import has_weights
 
-from .data.feed import divide, repeats
-from .data.loader import ListedImages, Reader, Source, image_batches, open_sources
-from .data.order import Mixture
+from .data.loaders import small_data_note, split_micro_batches
 from .data.readers import read_data
-from .data.samples import Bad, Sample, sample_images
+from .data.samples import BadSamples, Sample, sample_images
+from .data.sampling import Mixture
+from .data.streaming import ListSource, SampleReader, Source, load_batches, open_sources
 from .data.transforms import eval_transform, read_image
-from .loop.parallel import here
+from .loop.parallel import this_process
 from .loop.rounding import check_rounding
 from .loop.trainer import PRECISIONS, autocast_dtype, check_batch, parameter_groups
 from .model import Start, check_bos, lacks_text_branch, vision_config
@@ -227,7 +227,7 @@ def _part_faults(settings: TrainSettings) -> list[str]:
     given = [Start(source, settings.given) for source in (start, stage1) if source]
     checks += [lambda each=each: read_config(each.checkpoint, each.parts) for each in given]  # type: ignore[misc]
     if settings.data.train_data or settings.data.train_tables or settings.data.train_table:
-        checks.append(lambda: open_sources(settings.data.entries, Path(settings.data.features), Bad(MANY)))
+        checks.append(lambda: open_sources(settings.data.entries, Path(settings.data.features), BadSamples(MANY)))
     for check in checks:
         try:
             check()
@@ -302,7 +302,7 @@ def _llm(config: Blip2Config) -> None:
 def _data(plan: Plan) -> str:
     """A line about the data; opens everything and decodes pictures that are spread over all of it."""
     data, batch, config = plan.data, plan.loop.batch, plan.config
-    bad = Bad(data.max_bad)
+    bad = BadSamples(data.max_bad)
     if not data.encodes and not data.train_tables:
         read = read_data(data.train_table, data.images, bad)
         rows = len(read.samples if config.stage == 1 else read.paths)
@@ -311,16 +311,20 @@ def _data(plan: Plan) -> str:
         if config.stage == 1 and len(read.paths) < 2:
             raise Blip2rtError("stage 1 tells images apart, and there is one only: give more")
         counted = f"{len(read.paths)} images, {len(read.samples)} texts, {len(bad.found)} unusable"
-        return "; ".join((counted, *_opened([ListedImages(read)], plan.room)))
+        return "; ".join((counted, *_opened([ListSource(read)], plan.room)))
     sources, weights = open_sources(data.entries, Path(data.features), bad)
     opened = _opened(sources, plan.room)
-    reader = Reader(sources, batch.seed, eval_transform(config.vision))
+    reader = SampleReader(sources, batch.seed, eval_transform(config.vision))
     mixture = Mixture(weights, batch.batch_size, batch.seed)
-    next(image_batches(reader, mixture, 0, lambda rows: divide(here(), batch.accumulate, rows)[:1], 0, bad))
+    next(
+        load_batches(
+            reader, mixture, 0, lambda rows: split_micro_batches(this_process(), batch.accumulate, rows)[:1], 0, bad
+        )
+    )
     images = sum(sum(source.counts) for source in sources)
     shares = [f"{100 * weight / sum(weights):.0f} %" for weight in weights]
     counted = f"{images} images in {len(sources)} sources, drawn {', '.join(shares)}, {len(bad.found)} unusable so far"
-    few = repeats(sources, batch.batch_size) if config.stage == 1 else ""
+    few = small_data_note(sources, batch.batch_size) if config.stage == 1 else ""
     return "; ".join(filter(None, (counted, *opened, few)))
 
 

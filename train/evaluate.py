@@ -27,9 +27,16 @@ from tqdm import tqdm
 from blip2rt.command_line import Parser, nonempty, path, whole
 from blip2rt.errors import Blip2rtError, OptionError
 
-from .data.samples import Bad
+from .data.samples import BadSamples
 from .evaluation import report
-from .evaluation.annotations import Asked, Captioned, Questions, read_captions, read_questions, with_images
+from .evaluation.annotations import (
+    CaptionedImage,
+    VqaQuestion,
+    VqaQuestions,
+    read_captions,
+    read_questions,
+    with_images,
+)
 from .evaluation.metrics import caption_metrics, coco_scorers
 from .evaluation.predictions import Predictions, require_writable, write_whole
 from .evaluation.predictors import Predictor, open_predictor
@@ -38,7 +45,7 @@ from .evaluation.retrieval import evaluate_retrieval
 from .evaluation.scores import ALL, Scores, by_group
 from .evaluation.vqa import exact_match, vqa_accuracy
 
-Item = TypeVar("Item", Captioned, Asked)
+Item = TypeVar("Item", CaptionedImage, VqaQuestion)
 
 
 def predict(
@@ -54,11 +61,11 @@ def predict(
     return [kept.found[item.id] for item in items]
 
 
-def score_captions(items: Sequence[Captioned], captions: Sequence[str]) -> Scores:
+def score_captions(items: Sequence[CaptionedImage], captions: Sequence[str]) -> Scores:
     """The metrics of captions, of each domain by itself too; `items` all have references."""
     said = dict(zip((item.id for item in items), captions, strict=True))
 
-    def metrics(part: Sequence[Captioned]) -> dict[str, float]:
+    def metrics(part: Sequence[CaptionedImage]) -> dict[str, float]:
         return caption_metrics([item.references for item in part], [said[item.id] for item in part])[0]
 
     totals, each = caption_metrics([item.references for item in items], captions)
@@ -70,13 +77,13 @@ def score_captions(items: Sequence[Captioned], captions: Sequence[str]) -> Score
     return Scores(columns, rows, {"distinct_captions": len(set(captions))})
 
 
-def score_answers(questions: Questions, answers: Sequence[str]) -> Scores:
+def score_answers(questions: VqaQuestions, answers: Sequence[str]) -> Scores:
     """Accuracy in percent, of each type of answer by itself too; all questions have answers."""
     grade, name = (vqa_accuracy, "accuracy") if questions.graded else (exact_match, "exact_match")
     items = questions.asked
     each = {item.id: grade(answer, item.answers) for item, answer in zip(items, answers, strict=True)}
 
-    def metrics(part: Sequence[Asked]) -> dict[str, float]:
+    def metrics(part: Sequence[VqaQuestion]) -> dict[str, float]:
         return {name: 100 * sum(each[item.id] for item in part) / len(part)}
 
     rows = [
@@ -101,10 +108,10 @@ def _run(args: argparse.Namespace) -> None:
         raise Blip2rtError(
             f"--prompt is {prompt!r}: of questions it holds {{}}, where the question goes; of captions not"
         )
-    bad = Bad(args.max_bad, _bad_file(args))
+    bad = BadSamples(args.max_bad, _bad_file(args))
     items, graded = _items(args, bad)
     options = _options(args)
-    known = all(item.references if isinstance(item, Captioned) else item.answers for item in items)
+    known = all(item.references if isinstance(item, CaptionedImage) else item.answers for item in items)
     if not known and (args.task == "retrieval" or args.results is None):
         raise Blip2rtError(
             f"{args.data} has no {'answers' if args.task == 'vqa' else 'captions'} to compare with: give --annotations "
@@ -124,7 +131,7 @@ def _run(args: argparse.Namespace) -> None:
         if known and args.task == "caption":
             scores = score_captions(items, said)
         elif known:
-            scores = score_answers(Questions(items, graded), said)
+            scores = score_answers(VqaQuestions(items, graded), said)
         if args.results:
             write_whole(args.results, json.dumps(_results(items, said)) + "\n")
     about |= {"images": len({item.path for item in items}), **scores.about}
@@ -172,7 +179,7 @@ def _bad_file(args: argparse.Namespace) -> Path | None:
     return file
 
 
-def _items(args: argparse.Namespace, bad: Bad) -> tuple[list[Any], bool]:
+def _items(args: argparse.Namespace, bad: BadSamples) -> tuple[list[Any], bool]:
     """What is evaluated, and whether answers are graded."""
     images = args.images = args.images or args.data.parent / "images"
     graded = False
@@ -188,10 +195,10 @@ def _items(args: argparse.Namespace, bad: Bad) -> tuple[list[Any], bool]:
 def _said(
     args: argparse.Namespace, predictor: Predictor, items: list[Any], options: dict[str, Any], kept: Predictions
 ) -> list[str]:
-    def caption(part: list[Captioned]) -> list[str]:
+    def caption(part: list[CaptionedImage]) -> list[str]:
         return predictor.caption([item.path for item in part], **options)
 
-    def answer(part: list[Asked]) -> list[str]:
+    def answer(part: list[VqaQuestion]) -> list[str]:
         return predictor.ask([item.path for item in part], [item.question for item in part], **options)
 
     if args.task == "caption":
@@ -199,9 +206,9 @@ def _said(
     return predict(items, answer, kept, args.batch_size, "question")
 
 
-def _results(items: Sequence[Captioned | Asked], said: Sequence[str]) -> list[dict[str, Any]]:
+def _results(items: Sequence[CaptionedImage | VqaQuestion], said: Sequence[str]) -> list[dict[str, Any]]:
     """Return what the evaluation servers take."""
-    key, value = ("image_id", "caption") if isinstance(items[0], Captioned) else ("question_id", "answer")
+    key, value = ("image_id", "caption") if isinstance(items[0], CaptionedImage) else ("question_id", "answer")
     return [{key: item.id, value: text} for item, text in zip(items, said, strict=True)]
 
 

@@ -47,12 +47,12 @@ from blip2rt.errors import Blip2rtError
 
 from .data.flickr8k import write_tables
 from .data.readers import read_data
-from .data.samples import Bad, Dataset, Sample, table_rows, text_fault
-from .data.shards import add_sample, expand, index_of
+from .data.samples import BadSamples, Dataset, Sample, table_rows, text_fault
+from .data.shards import add_sample, expand_shards, open_index
 from .data.transforms import read_image
 
 
-def write_shards(data: Dataset, out: Path, per_shard: int, bad: Bad, seed: int = 0) -> list[Path]:
+def write_shards(data: Dataset, out: Path, per_shard: int, bad: BadSamples, seed: int = 0) -> list[Path]:
     """Images in random order, `per_shard` to a shard, each with all its texts; returns the shards.
 
     Every image is decoded once to see that it can be; a folder that exists is not written over.
@@ -77,11 +77,11 @@ def write_shards(data: Dataset, out: Path, per_shard: int, bad: Bad, seed: int =
             raise Blip2rtError("no image can be read; nothing was written")
         writer.close()
         whole.finish()
-    return expand(str(out))
+    return expand_shards(str(out))
 
 
 def _readable(
-    order: Any, data: Dataset, groups: list[list[Sample]], bad: Bad
+    order: Any, data: Dataset, groups: list[list[Sample]], bad: BadSamples
 ) -> Iterator[tuple[Path, bytes, list[Sample]]]:
     for image in order:
         path = data.paths[image]
@@ -94,7 +94,7 @@ def _readable(
         yield path, content, groups[image]
 
 
-def url_list(source: Path, bad: Bad) -> Iterator[dict[str, str]]:
+def url_list(source: Path, bad: BadSamples) -> Iterator[dict[str, str]]:
     """{url, caption} of each row of a parquet list (LAION, SBU) or a TSV without a header (Conceptual Captions).
 
     Rows that cannot be used are counted in `bad`.
@@ -109,7 +109,7 @@ def url_list(source: Path, bad: Bad) -> Iterator[dict[str, str]]:
             bad.add(place, fault)
 
 
-def _parquet(source: Path, bad: Bad) -> Iterator[tuple[str, Any, Any]]:
+def _parquet(source: Path, bad: BadSamples) -> Iterator[tuple[str, Any, Any]]:
     """Place, URL and caption of each row."""
     try:
         import pyarrow
@@ -133,7 +133,7 @@ def _parquet(source: Path, bad: Bad) -> Iterator[tuple[str, Any, Any]]:
             yield f"{source}, row {number}", row[url], row[text]
 
 
-def _urls(source: Path, bad: Bad) -> Iterator[tuple[str, Any, Any]]:
+def _urls(source: Path, bad: BadSamples) -> Iterator[tuple[str, Any, Any]]:
     """Place, URL and caption of each line."""
     with source.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         for place, cells in table_rows(source, csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), bad):
@@ -153,17 +153,17 @@ def _flickr8k(args: argparse.Namespace) -> None:
     print("\n".join(write_tables(source, images, out)))
 
 
-def _left_out(bad: Bad) -> str:
+def _left_out(bad: BadSamples) -> str:
     """How many samples were left out, with the first of them."""
     first = next(iter(bad.found.items()), None)
     return f"{len(bad.found)} left out" + (f", the first {first[0]} ({first[1]})" if first else "")
 
 
 def _shards(args: argparse.Namespace) -> None:
-    bad = Bad(args.max_bad)
+    bad = BadSamples(args.max_bad)
     data = read_data(args.data, args.images, bad)
     made = write_shards(data, Path(args.out), args.per_shard, bad, args.seed)
-    samples = sum(len(index_of(path, Path(args.cache or args.out)).rows) for path in made)
+    samples = sum(len(open_index(path, Path(args.cache or args.out)).rows) for path in made)
     print(f"{args.out}: {len(made)} shards, {samples} images, {_left_out(bad)}")
 
 
@@ -172,7 +172,7 @@ def _list(args: argparse.Namespace) -> None:
     if not source.is_file():
         raise Blip2rtError(f"--data {args.data!r} does not exist")
     out.parent.mkdir(parents=True, exist_ok=True)
-    count, bad = 0, Bad(args.max_bad)
+    count, bad = 0, BadSamples(args.max_bad)
     with out.open("w", encoding="utf-8") as file:
         for row in tqdm(url_list(source, bad), unit="row"):
             file.write(json.dumps(row) + "\n")
@@ -186,10 +186,10 @@ def _list(args: argparse.Namespace) -> None:
 
 
 def _index(args: argparse.Namespace) -> None:
-    bad = Bad(args.max_bad)
+    bad = BadSamples(args.max_bad)
     counts = []
-    for path in tqdm(expand(args.data), unit="shard"):
-        index = index_of(path, Path(args.cache))
+    for path in tqdm(expand_shards(args.data), unit="shard"):
+        index = open_index(path, Path(args.cache))
         counts.append(len(index.rows))
         for name, reason in index.faults:
             bad.add(name, reason)
@@ -201,7 +201,7 @@ def _capfilt(args: argparse.Namespace) -> None:
     from . import capfilt  # the runtime, or torch
     from .evaluation.predictors import open_predictor
 
-    bad = Bad(args.max_bad)
+    bad = BadSamples(args.max_bad)
     if not args.captioner and not args.pool and not args.scorer:
         raise Blip2rtError("nothing gives captions and nothing ranks them: give --captioner, or --scorer with --pool")
     captioner = open_predictor(args.captioner, precision=args.precision) if args.captioner else None

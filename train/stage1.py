@@ -24,14 +24,22 @@ from blip2rt.modeling.checkpoints import init_from_bert, qformer_tokenizer
 from blip2rt.text import clean_caption
 
 from .data.features import open_features
-from .data.feed import Rows, SourcesFeed, bad_samples, open_feed, seen_features, to_device
+from .data.loaders import (
+    ImageBatch,
+    LoaderSettings,
+    StreamingLoader,
+    batch_features,
+    open_bad_samples,
+    open_loader,
+    to_device,
+)
 from .data.readers import read_data
 from .data.samples import sample_images
 from .dry_run import Plan, dry_run, further_faults, planned
 from .evaluation.generation import itg_captions
 from .evaluation.recall import recall
-from .loop.folder import owned
-from .loop.parallel import here
+from .loop.parallel import this_process
+from .loop.run_folder import lock_folder
 from .loop.trainer import Trainer, vision_peaks
 from .model import (
     Start,
@@ -128,7 +136,7 @@ def peak_rates(settings: Stage1Settings, model: Blip2) -> dict[str, float]:
 class Micro:
     """What the loss of one micro-batch is computed of."""
 
-    images: Rows
+    images: ImageBatch
     text: TextBatch
     share: float  # tokens here over the mean of all micro-batches and processes
     hardness: float  # of ITM's negatives: 0 random, 1 drawn by similarity
@@ -140,11 +148,10 @@ class Stage1:
     def __init__(self, settings: Stage1Settings) -> None:
         self.contrast = settings.contrast
         config = model_config(settings)
-        self.feed = open_feed(
-            settings.data, settings.loop.batch, config.vision, settings.loop.run.out, texts=1, by_caption=True
-        )
-        if isinstance(self.feed, SourcesFeed) and self.feed.few and here().main:
-            print(f"note: {self.feed.few}", file=sys.stderr)
+        loading = LoaderSettings(settings.data, settings.loop.batch, config.vision, texts=1, by_caption=True)
+        self.loader = open_loader(loading, settings.loop.run.out)
+        if isinstance(self.loader, StreamingLoader) and self.loader.note and this_process().main:
+            print(f"note: {self.loader.note}", file=sys.stderr)
         self.model = build_model(settings, config)
         self.tokenizer = qformer_tokenizer(config)
         self.trainer = Trainer(self.model, settings.loop, peak_rates(settings, self.model), flat(settings))
@@ -160,10 +167,10 @@ class Stage1:
     def batches(self) -> Iterator[tuple[int, list[Micro]]]:
         """Endless (step, micro-batches) from the trainer's step on."""
         ramp, device = self.contrast.itm_ramp, self.trainer.device
-        for step, rows in self.feed.rows(self.trainer.step):
+        for step, rows in self.loader.steps(self.trainer.step):
             hardness = min(1.0, step / ramp) if ramp else 1.0
             texts = [self.text_batch([group[0].text for group in part.groups], part.image_ids) for part in rows]
-            shares = here().shares([int(text.text_mask[:, 1:].sum()) for text in texts])
+            shares = this_process().loss_weights([int(text.text_mask[:, 1:].sum()) for text in texts])
             images = [to_device(part, device) for part in rows]
             yield step, [Micro(*micro, hardness) for micro in zip(images, texts, shares, strict=True)]
 
@@ -184,12 +191,12 @@ class Stage1:
         """ITC + ITM + ITG."""
         return stage1_losses(
             self.model,
-            seen_features(self.model, micro.images),
+            batch_features(self.model, micro.images),
             micro.text,
             self.tokenizer.bos_token_id,
             self.contrast.itm_weight,
             micro.hardness,
-            parallel=here(),
+            parallel=this_process(),
             generator=self.trainer.generator,
             itg_share=micro.share,
             whole_gradient=self.contrast.itc_gradient == "whole",
@@ -201,11 +208,11 @@ class Dev:
 
     def __init__(self, stage: Stage1, data: DataSettings) -> None:
         self.stage = stage
-        bad = bad_samples(stage.trainer.out, data.max_bad)
+        bad = open_bad_samples(stage.trainer.out, data.max_bad)
         read = read_data(data.dev_table, data.images, bad).captions(data.dev_table).with_texts()
         model = stage.model
         encoder = None if data.cache_features else model.vision
-        with here().main_first():
+        with this_process().main_first():
             self.data, self.vision = open_features(read, model.config.vision, data.features, bad, encoder=encoder)
 
     def evaluate(self) -> dict[str, float]:
@@ -274,7 +281,7 @@ def main(argv: list[str] | None = None) -> int:
         settings = parse(Stage1Settings, argv, __doc__ or "", lambda wrong: further_faults(wrong, plan))
         if settings.loop.run.dry_run:
             return dry_run(planned(settings, plan))
-        with owned(settings.loop.run.out, flat(settings)):
+        with lock_folder(settings.loop.run.out, flat(settings)):
             return Stage1(settings).run()
 
     return run_main(lambda: print(work()), argv=argv)

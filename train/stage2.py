@@ -26,13 +26,13 @@ from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.checkpoints import init_from_bert, init_from_stage1, read_config
 
 from .data.features import open_features
-from .data.feed import Rows, bad_samples, open_feed, seen_features, to_device
+from .data.loaders import ImageBatch, LoaderSettings, batch_features, open_bad_samples, open_loader, to_device
 from .data.readers import read_data
 from .data.samples import Sample, first_answers, sample_images
 from .dry_run import Plan, dry_run, further_faults, planned
 from .evaluation.generation import GREEDY, Generator
-from .loop.folder import owned
-from .loop.parallel import here
+from .loop.parallel import this_process
+from .loop.run_folder import lock_folder
 from .loop.trainer import Trainer, vision_peaks
 from .model import (
     Start,
@@ -217,7 +217,7 @@ def peak_rates(settings: Stage2Settings, model: Blip2) -> dict[str, float]:
 class Micro:
     """What the loss of one micro-batch is computed of."""
 
-    images: Rows
+    images: ImageBatch
     texts: PackedTexts | SplitTexts
     share: float  # learned tokens here over the mean of all micro-batches and processes
     asked: Asked | None
@@ -230,10 +230,9 @@ class Stage2:
         """record: all settings, to be kept, where there are more than these."""
         self.text, self.batch = settings.text, settings.loop.batch
         config = model_config(settings)
-        self.feed = open_feed(
-            settings.data, settings.loop.batch, config.vision, settings.loop.run.out,
-            texts=settings.text.texts_per_image, by_caption=False,
-        )  # fmt: skip
+        texts = settings.text.texts_per_image
+        loading = LoaderSettings(settings.data, settings.loop.batch, config.vision, texts, by_caption=False)
+        self.loader = open_loader(loading, settings.loop.run.out)
         self.model = build_model(settings, config)
         llm, vision = self.model.llm, self.model.vision
         assert config.llm is not None and llm is not None
@@ -252,10 +251,10 @@ class Stage2:
 
     def batches(self) -> Iterator[tuple[int, list[Micro]]]:
         """Endless (step, micro-batches) from the trainer's step on."""
-        for step, rows in self.feed.rows(self.trainer.step):
-            rng = np.random.default_rng((self.batch.seed, step, 2, here().rank))
+        for step, rows in self.loader.steps(self.trainer.step):
+            rng = np.random.default_rng((self.batch.seed, step, 2, this_process().rank))
             packed = [self.pack(part.groups, rng) for part in rows]
-            shares = here().shares([len(texts.target) for texts, _ in packed])
+            shares = this_process().loss_weights([len(texts.target) for texts, _ in packed])
             images = [to_device(part, self.trainer.device) for part in rows]
             yield (
                 step,
@@ -281,7 +280,7 @@ class Stage2:
 
     def loss(self, micro: Micro) -> dict[str, torch.Tensor]:
         """The LM loss, weighed by this micro-batch's share of all learned tokens."""
-        features = seen_features(self.model, micro.images)
+        features = batch_features(self.model, micro.images)
         losses = self.lm_loss(self.model, features, micro.texts, self.text.hidden_positions, micro.asked)
         return losses | {"loss": micro.share * losses["loss"]}
 
@@ -291,12 +290,12 @@ class Dev:
 
     def __init__(self, stage: Stage2, data: DataSettings, count: int = 500) -> None:
         self.stage = stage
-        bad = bad_samples(stage.trainer.out, data.max_bad)
+        bad = open_bad_samples(stage.trainer.out, data.max_bad)
         read = read_data(data.dev_table, data.images, bad)
         self.generator = Generator(stage.model)
         model = stage.model
         encoder = None if data.cache_features else model.vision
-        with here().main_first():
+        with this_process().main_first():
             read, self.vision = open_features(read, model.config.vision, data.features, bad, encoder=encoder)
         most = 1 if stands_alone(model.config) else None
         self.groups, self.paths = [first_answers(group)[:most] for group in read.by_image()[:count]], read.paths
@@ -347,7 +346,7 @@ def main(argv: list[str] | None = None) -> int:
         settings = parse(Stage2Settings, argv, __doc__ or "", lambda wrong: further_faults(wrong, plan))
         if settings.loop.run.dry_run:
             return dry_run(planned(settings, plan))
-        with owned(settings.loop.run.out, flat(settings)):
+        with lock_folder(settings.loop.run.out, flat(settings)):
             return Stage2(settings).run()
 
     return run_main(lambda: print(work()), argv=argv)

@@ -403,7 +403,7 @@ def test_ctrl_c_during_a_commands_imports_is_one_line(tmp_path: Path) -> None:
         assert process.stdout is not None and process.stdout.readline() == "importing\n"
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=900)
-        said = f"{program}: interrupted; the same command goes on from what has been kept\n"
+        said = f"{program}: interrupted; the same command resumes from what was saved\n"
         assert (process.returncode, err) == (130, said)
 
 

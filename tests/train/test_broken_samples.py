@@ -24,12 +24,12 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.vision import VisionConfig
 from train import prepare
 from train.data import features
-from train.data.features import open_features, readable
-from train.data.loader import Reader, image_batches, open_sources
-from train.data.order import Mixture
+from train.data.features import drop_unreadable, open_features
 from train.data.readers import read_data
-from train.data.samples import Bad, Sample
-from train.data.shards import Shards, texts_of
+from train.data.samples import BadSamples, Sample
+from train.data.sampling import Mixture
+from train.data.shards import Shards, parse_texts
+from train.data.streaming import SampleReader, load_batches, open_sources
 from train.data.transforms import eval_transform, read_image
 from train.evaluation.annotations import read_captions, read_questions, with_images
 
@@ -90,14 +90,14 @@ ENTRIES: dict[str, str] = {
 GOOD = '{"image": "0.jpg", "caption": "a dog"}', '{"image": "1.jpg", "captions": "a cat"}'
 
 
-def judged(path: Path, images: Path, kept: list[str], images_left: int = 2) -> Bad:
+def judged(path: Path, images: Path, kept: list[str], images_left: int = 2) -> BadSamples:
     """`kept` are the texts that are left, where one sample is bad and may be; none where it may not."""
-    bad = Bad(1, path.with_suffix(".bad"))
+    bad = BadSamples(1, path.with_suffix(".bad"))
     data = read_data(path, images, bad)
     assert [sample.text for sample in data.samples] == kept and len(data.paths) == images_left
     assert len(bad.found) == 1 and path.with_suffix(".bad").read_text().count("\n") == 1
     with pytest.raises(Blip2rtError) as error:
-        read_data(path, images, Bad(0))
+        read_data(path, images, BadSamples(0))
     message = str(error.value)
     assert "\n" not in message and (str(path) in message or str(images) in message)
     message.encode()
@@ -223,7 +223,7 @@ def test_tables_of_other_encodings_are_one_line(images: Path) -> None:
     }.items():
         (images.parent / name).write_bytes(content)
         with pytest.raises(Blip2rtError, match=name) as error:
-            read_data(images.parent / name, images, Bad(9))
+            read_data(images.parent / name, images, BadSamples(9))
         str(error.value).encode()
 
 
@@ -248,7 +248,7 @@ def test_a_text_beside_an_image_that_is_none_is_left_out(images: Path, kind: str
         text.write_bytes({"empty": b"\n", "latin-1": b"\xe9l\xe9phant", "dots": b"..."}.get(kind, b"a"))
     if kind == "not to be read":
         text.chmod(0)
-    bad = Bad(1)
+    bad = BadSamples(1)
     assert [sample.text for sample in read_data(images, bad=bad).samples] == ["a dog", "a cat"]
     assert len(bad.found) == 1 and "/2." in next(iter(bad.found))
 
@@ -338,7 +338,7 @@ def test_features_are_made_without_damaged_pictures(
     encoder: Any = None if cached else Encoder()
     wanted = []
     for _ in range(2):  # the second time from the cache
-        bad = Bad(1)
+        bad = BadSamples(1)
         left, source = open_features(data, CONFIG, str(images.parent / "cache"), bad, 1, encoder)
         assert [path.name for path in left.paths] == ["0.jpg", "1.jpg"]
         assert left.samples == [Sample(0, "a dog"), Sample(1, "a cat")]
@@ -346,12 +346,12 @@ def test_features_are_made_without_damaged_pictures(
         wanted.append(source.get([0, 1]))
         assert wanted[0].abs().min() > 0 and torch.equal(wanted[0], wanted[-1])
     with pytest.raises(Blip2rtError, match=r"2\.jpg.*max_bad is 0"):
-        open_features(data, CONFIG, str(images.parent / "cache"), Bad(0), 1, encoder)
-    assert [path.name for path in readable(data, Bad(1)).paths] == ["0.jpg", "1.jpg"]
+        open_features(data, CONFIG, str(images.parent / "cache"), BadSamples(0), 1, encoder)
+    assert [path.name for path in drop_unreadable(data, BadSamples(1)).paths] == ["0.jpg", "1.jpg"]
     (images / "0.jpg").write_bytes(b"")
     (images / "1.jpg").write_bytes(b"")
     with pytest.raises(Blip2rtError, match="no image can be read"):
-        open_features(data, CONFIG, str(images.parent / "cache"), Bad(3), 1, encoder)
+        open_features(data, CONFIG, str(images.parent / "cache"), BadSamples(3), 1, encoder)
 
 
 def test_a_view_of_a_narrow_picture_has_pixels() -> None:
@@ -401,17 +401,17 @@ def test_a_sample_of_a_shard_that_is_none_is_left_out(tmp_path: Path, kind: str)
     good: dict[str, bytes | str] = {"a.jpg": picture(), "a.txt": "a dog", "b.png": picture("PNG"), "b.txt": "a cat"}
     path = shard(tmp_path / "s" / "0.tar", {**good, **SAMPLES[kind]})
 
-    def seen(bad: Bad) -> set[str]:
+    def seen(bad: BadSamples) -> set[str]:
         sources, _ = open_sources(({"path": str(path.parent)},), tmp_path / "cache", bad)
-        reader = Reader(sources, 0, eval_transform(CONFIG))
-        batches = image_batches(reader, Mixture([1.0], 3, 0), 0, lambda rows: [rows], 0, bad)
+        reader = SampleReader(sources, 0, eval_transform(CONFIG))
+        batches = load_batches(reader, Mixture([1.0], 3, 0), 0, lambda rows: [rows], 0, bad)
         return {text.text for _ in range(2) for micro in next(batches)[1] for group in micro.groups for text in group}
 
-    bad = Bad(1)
+    bad = BadSamples(1)
     assert seen(bad) == {"a dog", "a cat"}
     assert len(bad.found) == 1 and "0.tar#" in next(iter(bad.found))
     with pytest.raises(Blip2rtError, match=r"0\.tar#.*max_bad is 0"):
-        seen(Bad(0))
+        seen(BadSamples(0))
 
 
 def test_a_good_text_stands_in_for_a_json_without_caption(tmp_path: Path) -> None:
@@ -427,10 +427,10 @@ def test_one_text_of_several_is_left_out_alone() -> None:
         '{"captions": ["a dog", 5, {"text": "two", "prompt": "how many?", "weight": 3}, {"caption": "a cat"}, null]}'
     )
     faults: list[str] = []
-    found = texts_of(content, True, faults)
+    found = parse_texts(content, True, faults)
     assert found == [Sample(0, "a dog"), Sample(0, "two", "how many?", 3.0), Sample(0, "a cat")]
     assert len(faults) == 2 and faults[0].startswith("text 2") and faults[1].startswith("text 5")
-    assert texts_of('{"captions": "a dog"}', True) == [Sample(0, "a dog")]
+    assert parse_texts('{"captions": "a dog"}', True) == [Sample(0, "a dog")]
 
 
 def test_shards_that_are_none_are_named(tmp_path: Path) -> None:
@@ -450,7 +450,7 @@ def test_shards_that_are_none_are_named(tmp_path: Path) -> None:
     checksum = sum(content[at : at + 148]) + 8 * 32 + sum(content[at + 156 : at + 512])
     content[at + 148 : at + 156] = f"{checksum:06o}\0 ".encode()
     path.write_bytes(content)
-    bad = Bad(1)
+    bad = BadSamples(1)
     assert Shards(str(path), tmp_path / "cache", bad).counts == [1] and "back.tar#" in next(iter(bad.found))
 
 
@@ -507,13 +507,13 @@ def test_an_evaluation_leaves_out_what_is_none(images: Path, kind: str) -> None:
     path = images.parent / "coco.json"
     path.write_text(json.dumps({key: entries + EVALUATED[kind].get(key, []) for key, entries in data.items()}))
 
-    def found(bad: Bad) -> list[list[str]]:
+    def found(bad: BadSamples) -> list[list[str]]:
         return [item.references for item in with_images(path, read_captions(path, images, None, bad), bad)]
 
-    bad = Bad(1)
+    bad = BadSamples(1)
     assert found(bad) == [["a dog"], ["a cat"]] and len(bad.found) == 1
     with pytest.raises(Blip2rtError, match=r"coco\.json|2\.jpg"):
-        found(Bad(0))
+        found(BadSamples(0))
 
 
 @pytest.mark.parametrize("question", [None, {}, {"question_id": 3}, {"question_id": 3, "question": None, "image_id": 0},
@@ -525,11 +525,11 @@ def test_an_evaluation_leaves_out_questions_that_are_none(images: Path, question
     (images.parent / "q.json").write_text(json.dumps({"questions": [asked[0], question, asked[1]]}))
     answers = [{"question_id": i, "answers": ten} for i in (0, 1)]
     (images.parent / "a.json").write_text(json.dumps({"annotations": answers}))
-    bad = Bad(1)
+    bad = BadSamples(1)
     questions = read_questions(images.parent / "q.json", images.parent / "a.json", images, bad)
     assert [item.id for item in questions.asked] == [0, 1] and len(bad.found) == 1
     with pytest.raises(Blip2rtError, match=r"q\.json"):
-        read_questions(images.parent / "q.json", images.parent / "a.json", images, Bad(0))
+        read_questions(images.parent / "q.json", images.parent / "a.json", images, BadSamples(0))
 
 
 def test_a_folder_of_every_format_is_read_upright(tmp_path: Path) -> None:
@@ -549,12 +549,12 @@ def test_a_folder_of_every_format_is_read_upright(tmp_path: Path) -> None:
     (tmp_path / "h.heic").write_bytes(kitten.read_bytes()[:200])
     for image in list(tmp_path.iterdir()):
         image.with_suffix(".txt").write_text("a dog")
-    bad = Bad(1)
-    data = readable(read_data(tmp_path, "", bad), bad)
+    bad = BadSamples(1)
+    data = drop_unreadable(read_data(tmp_path, "", bad), bad)
     assert [path.name for path in data.paths] == [*written, "f.tif", "g.tiff"]
     [fault] = bad.found
     assert fault.endswith("h.heic")
     assert read_image(tmp_path / "f.tif").getpixel((0, 0)) == (100, 100, 100), "not cut off at 255"
     assert read_image(tmp_path / "g.tiff").size == (16, 20)
     with pytest.raises(Blip2rtError, match=r"h\.heic"):
-        readable(read_data(tmp_path, "", Bad(0)), Bad(0))
+        drop_unreadable(read_data(tmp_path, "", BadSamples(0)), BadSamples(0))

@@ -16,10 +16,20 @@ from blip2rt.errors import Blip2rtError
 from tests.tiny.bundle import tiny_bundle
 from tests.tiny.training import caption_table
 from train import prepare
-from train.capfilt import CapFilt, OfClip, Pool, Wanted, Work, distinct, filter_list, filter_shards, filtered
+from train.capfilt import (
+    CapFilt,
+    CapFiltSettings,
+    CaptionPool,
+    ClipScorer,
+    FilterOptions,
+    distinct,
+    filter_list,
+    filter_shards,
+    filtered,
+)
 from train.data.readers import read_data
-from train.data.samples import Bad
-from train.data.shards import Shards, expand
+from train.data.samples import BadSamples
+from train.data.shards import Shards, expand_shards
 from train.evaluation.predictions import Predictions
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -62,21 +72,21 @@ def coloured(folder: Path) -> Path:
     return table
 
 
-def work(bad: Bad | None = None) -> Work:
-    return Work({"seed": 0}, 2, Bad(0) if bad is None else bad)
+def work(bad: BadSamples | None = None) -> FilterOptions:
+    return FilterOptions({"seed": 0}, 2, BadSamples(0) if bad is None else bad)
 
 
-def pool(folder: Path) -> Pool:
+def pool(folder: Path) -> CaptionPool:
     (folder / "pool.txt").write_text("one green leaf\nblue as the sea\n\nred red red\n")
-    bad = Bad(1)
-    found = Pool(folder / "pool.txt", Colours(), bad)
+    bad = BadSamples(1)
+    found = CaptionPool(folder / "pool.txt", Colours(), bad)
     assert list(bad.found) == [f"{folder / 'pool.txt'}, line 3"]
     return found
 
 
 def test_the_best_of_given_own_and_retrieved_captions_stay(tmp_path: Path) -> None:
     table = coloured(tmp_path)
-    capfilt = CapFilt(Captioner(), Colours(), pool(tmp_path), Wanted(keep=2, own=3, retrieved=1))  # type: ignore[arg-type]
+    capfilt = CapFilt(Captioner(), Colours(), pool(tmp_path), CapFiltSettings(keep=2, own=3, retrieved=1))  # type: ignore[arg-type]
     assert filter_list(str(table), str(tmp_path / "images"), tmp_path / "out.tsv", capfilt, work()) == 3
     lines = (tmp_path / "out.tsv").read_text().splitlines()
     assert lines == [
@@ -93,7 +103,7 @@ def test_without_a_captioner_given_captions_are_ranked(tmp_path: Path) -> None:
     with table.open("a") as file:
         file.write("red.png\ta blue thing\t\nred.png\tA  red thing!\t\n")
     data = read_data(table, tmp_path / "images")
-    found = filtered(data, CapFilt(None, Colours(), None, Wanted(keep=9)), Predictions(None, {}), work())
+    found = filtered(data, CapFilt(None, Colours(), None, CapFiltSettings(keep=9)), Predictions(None, {}), work())
     assert [s.text for s in found.by_image()[0]] == ["a red thing", "a blue thing"]
     assert [s.text for s in found.by_image()[2]] == ["yes"]
 
@@ -103,13 +113,13 @@ def test_answers_stay_as_often_as_they_were_given(tmp_path: Path) -> None:
     images, listed, out = tmp_path / "images", tmp_path / "answers.jsonl", tmp_path / "out.tsv"
     asked = {"image": "red.png", "question": "is it red?", "answers": {"yes": 9, "no": 1}}
     listed.write_text(json.dumps(asked) + '\n{"image": "red.png", "caption": "red"}\n')
-    assert filter_list(str(listed), str(images), out, CapFilt(None, Colours(), None, Wanted()), work()) == 1
+    assert filter_list(str(listed), str(images), out, CapFilt(None, Colours(), None, CapFiltSettings()), work()) == 1
     assert set(read_data(out, images).samples) == set(read_data(listed, images).samples)
 
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
     table, captioner = coloured(tmp_path), Captioner()
-    capfilt = CapFilt(captioner, Colours(), None, Wanted(own=1))  # type: ignore[arg-type]
+    capfilt = CapFilt(captioner, Colours(), None, CapFiltSettings(own=1))  # type: ignore[arg-type]
 
     class Broken(Colours):
         def images(self, paths: Sequence[Path]) -> np.ndarray:
@@ -131,10 +141,10 @@ def test_shards_come_out_as_shards(tmp_path: Path) -> None:
     table = coloured(tmp_path)
     arguments = ["--data", str(table), "--images", str(tmp_path / "images"), "--out", str(tmp_path / "in")]
     assert prepare.main(["shards", *arguments, "--per-shard", "2"]) == 0
-    capfilt = CapFilt(Captioner(), Colours(), None, Wanted(keep=1, own=3))  # type: ignore[arg-type]
+    capfilt = CapFilt(Captioner(), Colours(), None, CapFiltSettings(keep=1, own=3))  # type: ignore[arg-type]
     out = tmp_path / "out"
     assert filter_shards(str(tmp_path / "in"), out, tmp_path / "cache", capfilt, work()) == 3
-    assert [path.name for path in expand(str(out))] == ["000000.tar", "000001.tar"]
+    assert [path.name for path in expand_shards(str(out))] == ["000000.tar", "000001.tar"]
     assert not [path for path in out.iterdir() if path.suffix != ".tar"], "nothing is left behind"
     shards = Shards(str(out), tmp_path / "cache")
     said = {tuple(sample.text for sample in shards.read(number)[1]) for number in range(3)}
@@ -150,8 +160,8 @@ def test_a_folder_of_images_needs_no_captions_and_bad_ones_are_counted(tmp_path:
     folder = tmp_path / "images"
     (folder / "red.txt").write_text("a red text\n")
     (folder / "broken.jpg").write_bytes(b"no image")
-    bad = Bad(1)
-    capfilt = CapFilt(Captioner(), Colours(), None, Wanted(keep=1, own=2))  # type: ignore[arg-type]
+    bad = BadSamples(1)
+    capfilt = CapFilt(Captioner(), Colours(), None, CapFiltSettings(keep=1, own=2))  # type: ignore[arg-type]
     assert filter_list(str(folder), "", tmp_path / "out.tsv", capfilt, work(bad)) == 3
     assert (tmp_path / "out.tsv").read_text().splitlines()[1:] == [
         "blue.png\tgrey all over\t", "green.png\tdrawn green\t", "red.png\ta red text\t"]  # fmt: skip
@@ -186,7 +196,7 @@ def test_clip_ranks(tmp_path: Path) -> None:
     CLIPModel(config).save_pretrained(tmp_path / "clip")
     tokenizer.save_pretrained(tmp_path / "clip")
     coloured(tmp_path)
-    scorer = OfClip(str(tmp_path / "clip"))
+    scorer = ClipScorer(str(tmp_path / "clip"))
     images = scorer.images([tmp_path / "images" / "red.png", tmp_path / "images" / "blue.png"])
     texts = scorer.texts(["a dog", "a dog runs " * 20])
     assert images.shape == (2, 1, 8) and texts.shape == (2, 8)
@@ -204,7 +214,7 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert prepare.main(data) == 2
     assert "give --captioner, or --scorer" in capsys.readouterr().err
     with pytest.raises(Blip2rtError, match="does not exist: give a file of one caption a line"):
-        Pool(tmp_path / "no.txt", Colours(), Bad(0))
+        CaptionPool(tmp_path / "no.txt", Colours(), BadSamples(0))
     assert prepare.main([*data, "--scorer", f"clip:{tmp_path}"]) == 2
     error = capsys.readouterr().err
     assert "is no CLIP" in error and error.count("\n") == 1

@@ -24,11 +24,11 @@ from blip2rt.modeling.vision import VisionConfig
 from tests.seeds import new_seed
 from train import prepare, stage1
 from train.data.features import to_pixels
-from train.data.loader import Images, Reader, image_batches, open_sources
-from train.data.order import Mixture, Order
 from train.data.readers import read_data
-from train.data.samples import Bad, Dataset, Sample, draw_texts, first_answers
-from train.data.shards import Shards, expand, texts_of
+from train.data.samples import BadSamples, Dataset, Sample, draw_texts, first_answers
+from train.data.sampling import Mixture, ShuffledOrder
+from train.data.shards import Shards, expand_shards, parse_texts
+from train.data.streaming import DecodedImages, SampleReader, load_batches, open_sources
 from train.data.transforms import eval_transform, train_transform
 from train.extras import questions
 from train.recipe import parse
@@ -115,17 +115,17 @@ def test_every_format_says_the_same(images: Path, form: str) -> None:
 def test_images_that_are_missing_are_left_out_up_to_the_limit(images: Path, form: str) -> None:
     path = write(images, form)
     (images / "1.jpg").unlink() if form != "folder" else (images / "1.txt").unlink()
-    bad = Bad(1, images.parent / "bad.tsv")
+    bad = BadSamples(1, images.parent / "bad.tsv")
     assert [p.name for p in read_data(path, images, bad).paths] == ["0.jpg", "2.jpg"]
     assert "1.jpg" in (images.parent / "bad.tsv").read_text() and len(bad.found) == 1
     with pytest.raises(Blip2rtError, match="1.jpg"):
-        read_data(path, images, Bad(0))
+        read_data(path, images, BadSamples(0))
 
 
 def test_questions_and_karpathys_lists_are_read(images: Path) -> None:
     path = images.parent / "qa.jsonl"
     path.write_text('{"image": "0.jpg", "question": "what is it?", "answer": "a dog"}\nno json\n')
-    bad = Bad(1)
+    bad = BadSamples(1)
     assert read_data(path, images, bad).samples == [Sample(0, "a dog", "what is it?")] and len(bad.found) == 1
     karpathy = images.parent / "karpathy.json"
     karpathy.write_text(json.dumps([{"image": "0.jpg", "caption": ["a", "b"]}, {"image": "1.jpg", "caption": "c"}]))
@@ -150,7 +150,7 @@ def test_unusable_lists_are_one_line(images: Path, name: str, content: str | Non
     if content is not None:
         path.write_text(content)
     with pytest.raises(Blip2rtError) as error:
-        read_data(path, images, Bad(10))
+        read_data(path, images, BadSamples(10))
     assert all(word in str(error.value) for word in words), error.value
 
 
@@ -175,9 +175,12 @@ def test_shards_of_img2dataset_and_webdataset_are_read(tmp_path: Path) -> None:
     assert shards.read(0) == (jpeg(1), [Sample(0, "json")]) and shards.read(1) == (jpeg(2), [Sample(0, "two")])
     assert shards.name(1).endswith("00001.tar#0")
     assert len(list((tmp_path / "cache").glob("*.index.npz"))) == 2
-    assert texts_of('{"captions": ["a", {"text": "b", "prompt": "c"}]}', True) == [Sample(0, "a"), Sample(0, "b", "c")]
+    assert parse_texts('{"captions": ["a", {"text": "b", "prompt": "c"}]}', True) == [
+        Sample(0, "a"),
+        Sample(0, "b", "c"),
+    ]
     with pytest.raises(Blip2rtError, match="1 of 3 shards"):
-        expand(str(tmp_path / "s" / "{00000..00002}.tar"))
+        expand_shards(str(tmp_path / "s" / "{00000..00002}.tar"))
 
 
 def test_a_shard_that_ends_too_early_gives_its_whole_samples(tmp_path: Path) -> None:
@@ -266,14 +269,14 @@ def test_missing_files_of_flickr8k_are_named_with_where_they_are(
 def test_an_epoch_has_every_sample_once_and_few_shards_at_a_time() -> None:
     rng = random.Random(new_seed())
     counts = [rng.randint(0, 9) for _ in range(60)]
-    order = Order(counts, (rng.randrange(100), 0))
+    order = ShuffledOrder(counts, (rng.randrange(100), 0))
     for epoch in range(2):
         seen = [order[epoch * order.total + i] for i in range(order.total)]
         assert sorted(seen) == list(range(order.total))
         of_shard = np.searchsorted(np.cumsum(counts), seen, "right")
         assert len(set(of_shard[: order.total // 8].tolist())) <= 32
     assert [order[i] for i in range(20)] != [order[order.total + i] for i in range(20)]
-    assert [Order(counts, order.seed)[i] for i in range(30)] == [order[i] for i in range(30)]
+    assert [ShuffledOrder(counts, order.seed)[i] for i in range(30)] == [order[i] for i in range(30)]
 
 
 def test_a_mixture_keeps_its_weights_and_uses_every_position_once() -> None:
@@ -287,24 +290,24 @@ def test_a_mixture_keeps_its_weights_and_uses_every_position_once() -> None:
     assert Mixture([3.0, 1.0], 16, seed).batch(1300) == mixture.batch(1300), "any step, without those before"
 
 
-def reader(tmp_path: Path, broken: bool = False) -> Reader:
+def reader(tmp_path: Path, broken: bool = False) -> SampleReader:
     samples: dict[str, bytes | str] = {}
     for i in range(12):
         samples[f"{i}.jpg"] = b"no image" if broken and i % 4 == 0 else jpeg(20 * i)
         samples[f"{i}.txt"] = f"text {i}\nother {i}"
     shard(tmp_path / "data" / "0.tar", samples)
     config = VisionConfig(height=8, width=8)
-    sources, _ = open_sources(({"path": str(tmp_path / "data")},), tmp_path / "cache", Bad(0))
-    return Reader(sources, 5, train_transform(config))
+    sources, _ = open_sources(({"path": str(tmp_path / "data")},), tmp_path / "cache", BadSamples(0))
+    return SampleReader(sources, 5, train_transform(config))
 
 
-def stream(reader: Reader, start: int, workers: int, bad: Bad, ranks: int = 1) -> list[Images]:
+def stream(reader: SampleReader, start: int, workers: int, bad: BadSamples, ranks: int = 1) -> list[DecodedImages]:
     """Three steps of 4 rows, each rank's after the other."""
 
-    def part(rank: int) -> Iterator[tuple[int, list[Images]]]:
+    def part(rank: int) -> Iterator[tuple[int, list[DecodedImages]]]:
         each = 4 // ranks
         mixture = Mixture([1.0], 4, 5)
-        return image_batches(reader, mixture, start, lambda rows: [rows[rank * each :][:each]], workers, bad)
+        return load_batches(reader, mixture, start, lambda rows: [rows[rank * each :][:each]], workers, bad)
 
     parts = [part(rank) for rank in range(ranks)]
     return [images for _ in range(3) for part in parts for images in next(part)[1]]
@@ -312,11 +315,11 @@ def stream(reader: Reader, start: int, workers: int, bad: Bad, ranks: int = 1) -
 
 def test_batches_depend_on_the_step_alone(tmp_path: Path) -> None:
     data = reader(tmp_path)
-    whole = [stream(data, start, 0, Bad(0)) for start in (0, 2)]
+    whole = [stream(data, start, 0, BadSamples(0)) for start in (0, 2)]
     torch.testing.assert_close(whole[0][2].pixels, whole[1][0].pixels, rtol=0, atol=0)
     assert whole[0][2].groups == whole[1][0].groups
-    by_workers = stream(data, 0, 2, Bad(0))
-    by_ranks = stream(data, 0, 0, Bad(0), ranks=2)
+    by_workers = stream(data, 0, 2, BadSamples(0))
+    by_ranks = stream(data, 0, 0, BadSamples(0), ranks=2)
     for step in range(3):
         halves = by_ranks[2 * step : 2 * step + 2]
         for other in (by_workers[step].pixels, torch.cat([half.pixels for half in halves])):
@@ -327,28 +330,28 @@ def test_batches_depend_on_the_step_alone(tmp_path: Path) -> None:
 
 def test_bad_samples_are_replaced_reported_and_limited(tmp_path: Path) -> None:
     data = reader(tmp_path, broken=True)
-    bad = Bad(3, tmp_path / "bad.tsv")
+    bad = BadSamples(3, tmp_path / "bad.tsv")
     images = stream(data, 0, 2, bad)
     assert sum(len(part.groups) for part in images) == 12
     assert len(bad.found) == 3 and all("0.tar#" in name for name in bad.found)
     assert (tmp_path / "bad.tsv").read_text().count("\n") == 3
     with pytest.raises(Blip2rtError, match="max_bad is 2"):
-        stream(data, 0, 0, Bad(2))
+        stream(data, 0, 0, BadSamples(2))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_source_without_a_readable_image_is_one_line(tmp_path: Path, workers: int) -> None:
     shard(tmp_path / "data" / "0.tar", {"1.jpg": b"no", "1.txt": "a"})
-    sources, _ = open_sources(({"path": str(tmp_path / "data")},), tmp_path / "cache", Bad(0))
+    sources, _ = open_sources(({"path": str(tmp_path / "data")},), tmp_path / "cache", BadSamples(0))
     with pytest.raises(Blip2rtError, match="64 samples in a row of source 1 cannot be read") as error:
-        stream(Reader(sources, 0, eval_transform(VisionConfig())), 0, workers, Bad(9))
+        stream(SampleReader(sources, 0, eval_transform(VisionConfig())), 0, workers, BadSamples(9))
     assert "Traceback" not in str(error.value)
 
 
 def test_wrong_sources_are_named_together(tmp_path: Path) -> None:
     entries = ({"path": "a", "wieght": 1}, {"images": "b"}, {"path": "c", "weight": 0})
     with pytest.raises(OptionError) as error:
-        open_sources(entries, tmp_path, Bad(0))
+        open_sources(entries, tmp_path, BadSamples(0))
     assert all(word in str(error.value) for word in ("'wieght'", "choose weight", "entry 2", "weight is 0"))
 
 
@@ -410,7 +413,7 @@ def test_answers_are_drawn_as_often_as_they_were_given(tmp_path: Path) -> None:
     assert all(sorted(bool(s.prompt) for s in texts) == [False, True] for texts in drawn)
     said = [next(s.text for s in texts if s.prompt) for texts in drawn]
     assert said.count("yes") / len(said) == pytest.approx(0.7, abs=0.05)
-    out = prepare.write_shards(Dataset(data.paths, samples), tmp_path / "shards", 9, Bad(0))
+    out = prepare.write_shards(Dataset(data.paths, samples), tmp_path / "shards", 9, BadSamples(0))
     assert sorted(Shards(str(out[0].parent), tmp_path).read(0)[1], key=str) == sorted(samples, key=str)
     (tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json").unlink()
     with pytest.raises(Blip2rtError, match="v2_OpenEnded_mscoco_train2014_questions.json"):
@@ -437,7 +440,7 @@ def test_a_row_with_more_columns_than_the_header_is_left_out(
     """A tab or a comma within a text would cut it, or make a question of its end."""
     table = two_images(tmp_path) / name
     table.write_text("\n".join([*lines, lines[0].replace("image", "b.png").replace("caption", "a cat")]) + "\n")
-    bad = Bad(1)
+    bad = BadSamples(1)
     data = read_data(table, tmp_path, bad)
     assert [sample.text for sample in data.samples] == ["a cat"]
     [(place, said)] = bad.found.items()
@@ -466,16 +469,18 @@ def test_captions_alone_are_read_where_answers_are_none(tmp_path: Path) -> None:
             {"image": "b.png", "question": "who?", "answer": "a cat"}]  # fmt: skip
     (two_images(tmp_path) / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     entry = {"path": str(tmp_path / "t.jsonl"), "images": str(tmp_path)}
-    sources, _ = open_sources((entry,), tmp_path, Bad(0), by_caption=True)
+    sources, _ = open_sources((entry,), tmp_path, BadSamples(0), by_caption=True)
     assert sources[0].counts == [1]
-    reader = Reader(sources, 0, eval_transform(VisionConfig(height=8, width=8)), by_caption=True)
+    reader = SampleReader(sources, 0, eval_transform(VisionConfig(height=8, width=8)), by_caption=True)
     rows_read = reader[[(0, 0)]]
-    assert isinstance(rows_read, Images) and [[s.text for s in group] for group in rows_read.groups] == [["a dog"]]
-    both, _ = open_sources((entry,), tmp_path, Bad(0))
+    assert isinstance(rows_read, DecodedImages) and [[s.text for s in group] for group in rows_read.groups] == [
+        ["a dog"]
+    ]
+    both, _ = open_sources((entry,), tmp_path, BadSamples(0))
     assert both[0].counts == [2]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
     with pytest.raises(Blip2rtError, match="has no caption, and only captions are read"):
-        open_sources((entry,), tmp_path, Bad(0), by_caption=True)
+        open_sources((entry,), tmp_path, BadSamples(0), by_caption=True)
 
 
 def test_a_users_copy_is_no_checkpoint_of_a_training(tmp_path: Path) -> None:

@@ -447,7 +447,7 @@ def test_stage_1_with_fewer_images_than_its_batch_says_so(tmp_path: Path, capsys
     save_encoder(weights, "test_efficientnet")
     settings = [*tiny_settings(tmp_path), "--vision_weights", str(weights), "--no-cache-features", "--out",
                 str(tmp_path / "out"), "--batch_size", "12"]  # fmt: skip
-    words = "batch_size 12 is more than the 8 images: one comes several times in a batch, lower it"
+    words = "batch_size 12 is more than the 8 images: an image repeats within a batch, lower it"
     assert stage1.main([*settings, "--dry-run"]) == 0
     assert words in capsys.readouterr().out
     assert stage1.main([*settings, "--steps", "2"]) == 0

@@ -21,7 +21,7 @@ from tests.tiny.training import caption_table, tiny_settings
 from tests.tiny.trainings import interrupt
 from train import stage1
 from train.data import features
-from train.data.feed import TablesFeed, open_feed
+from train.data.loaders import LoaderSettings, MixedTableLoader, open_loader
 from train.recipe import parse
 from train.settings import BatchSettings, DataSettings
 
@@ -39,18 +39,18 @@ def tables(folder: Path) -> list[dict[str, object]]:
     return found
 
 
-def feed(folder: Path, by_caption: bool, texts: int) -> TablesFeed:
+def loader(folder: Path, by_caption: bool, texts: int) -> MixedTableLoader:
     data = DataSettings(train_tables=tuple(tables(folder)), features=str(folder / "features"), views=2)
     vision = VisionConfig("timm:test_efficientnet", height=64, width=64, positions=4, features=256)
     batch = BatchSettings(batch_size=40, seed=5)
-    found = open_feed(data, batch, vision, str(folder / "out"), texts=texts, by_caption=by_caption)
-    assert isinstance(found, TablesFeed)
+    found = open_loader(LoaderSettings(data, batch, vision, texts, by_caption), str(folder / "out"))
+    assert isinstance(found, MixedTableLoader)
     return found
 
 
 def test_tables_are_drawn_by_weight_with_their_own_features(tmp_path: Path) -> None:
-    of_tables = feed(tmp_path, by_caption=False, texts=3)
-    steps = of_tables.rows(7)
+    of_tables = loader(tmp_path, by_caption=False, texts=3)
+    steps = of_tables.steps(7)
     drawn = Counter[int]()
     for expected in range(7, 17):
         step, [rows] = next(steps)
@@ -63,14 +63,14 @@ def test_tables_are_drawn_by_weight_with_their_own_features(tmp_path: Path) -> N
             assert set(group) <= set(of_tables.groups[image]) and 0 < len(group) <= 3
     assert set(drawn) == set(range(11))
     assert 0.65 < sum(drawn[i] for i in range(6)) / drawn.total() < 0.85
-    again = next(of_tables.rows(16))[1][0]
+    again = next(of_tables.steps(16))[1][0]
     assert torch.equal(again.image_ids, rows.image_ids) and again.groups == rows.groups
 
 
 def test_stage_1_draws_captions_alone(tmp_path: Path) -> None:
-    of_tables = feed(tmp_path, by_caption=True, texts=1)
+    of_tables = loader(tmp_path, by_caption=True, texts=1)
     seen = set()
-    for _, [rows] in (next(of_tables.rows(step)) for step in range(6)):
+    for _, [rows] in (next(of_tables.steps(step)) for step in range(6)):
         assert all(len(group) == 1 and not group[0].prompt for group in rows.groups)
         seen |= set(rows.image_ids.tolist())
     assert seen == set(range(10)), "the image of a question alone is left out"
@@ -166,6 +166,6 @@ def test_an_encoder_that_was_written_anew_has_features_of_its_own(weights: str, 
 
 
 def test_every_draw_differs(tmp_path: Path) -> None:
-    steps = feed(tmp_path, by_caption=False, texts=1).rows(0)
+    steps = loader(tmp_path, by_caption=False, texts=1).steps(0)
     drawn = [next(steps)[1][0].image_ids.numpy() for _ in range(3)]
     assert not np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[1], drawn[2])

@@ -22,8 +22,8 @@ from blip2rt.modeling.checkpoints import list_checkpoints, load_model, qformer_t
 from blip2rt.text import tidy
 from train import stage1, stage2
 from train.evaluation.generation import itg_captions
-from train.loop.folder import other_settings
-from train.loop.parallel import here
+from train.loop.parallel import this_process
+from train.loop.run_folder import settings_conflict
 from train.loop.trainer import learning_rate, parameter_groups
 from train.recipe import flat, parse
 from train.settings import OptimizerSettings
@@ -217,7 +217,7 @@ def test_processes_compare_all_settings_but_the_runs(
 ) -> None:
     _, settings = parts
     compared: dict[str, Any] = {}
-    monkeypatch.setattr(here(), "same", compared.__setitem__)
+    monkeypatch.setattr(this_process(), "same", compared.__setitem__)
     given = parse(stage1.Stage1Settings, [*settings, "--out", str(tmp_path / "run")], "")
     stage1.Stage1(given)
     assert set(flat(given)) - set(compared["settings"]) == {"out", "resume", "dry_run"}
@@ -251,12 +251,12 @@ def test_settings_that_a_checkpoint_does_not_hold_are_not_compared(tmp_path: Pat
     for state in ({}, {"settings": {}}, {"settings": {"seed": 1, "train_data": [{"path": "a"}]}}):
         (checkpoint / "trainer.json").write_text(json.dumps(state))
         record = {"seed": 1, "queries": 3, "train_data": ({"path": "a"},), "resume": "auto"}
-        assert other_settings(tmp_path, record) == ""
-    assert "seed was 1 and is 2" in other_settings(tmp_path, {"seed": 2})
-    assert other_settings(tmp_path, {"seed": 2, "resume": "always"}) == ""
-    assert other_settings(tmp_path, {"clean_answers": False}) == ""
+        assert settings_conflict(tmp_path, record) == ""
+    assert "seed was 1 and is 2" in settings_conflict(tmp_path, {"seed": 2})
+    assert settings_conflict(tmp_path, {"seed": 2, "resume": "always"}) == ""
+    assert settings_conflict(tmp_path, {"clean_answers": False}) == ""
     (checkpoint / "trainer.json").write_text(json.dumps({"settings": {"max_text_tokens": 32}}))
-    assert "clean_answers was True and is False" in other_settings(tmp_path, {"clean_answers": False}), "it was so"
+    assert "clean_answers was True and is False" in settings_conflict(tmp_path, {"clean_answers": False}), "it was so"
 
 
 def test_unknown_recipe_fields_are_named_with_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.sources import resolve
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
 
-from .samples import Bad, Dataset
+from .samples import BadSamples, Dataset
 from .transforms import read_image
 
 _BATCH = 16
@@ -103,7 +103,12 @@ class FeatureSource:
 
 
 def open_features(
-    data: Dataset, config: VisionConfig, cache: str, bad: Bad, views: int = 1, encoder: VisionEncoder | None = None
+    data: Dataset,
+    config: VisionConfig,
+    cache: str,
+    bad: BadSamples,
+    views: int = 1,
+    encoder: VisionEncoder | None = None,
 ) -> tuple[Dataset, FeatureSource]:
     """The features of a data set's images. Images that cannot be read are counted in `bad` and left out of both."""
     source = FeatureSource(data.paths, config, cache, views, encoder)
@@ -117,7 +122,7 @@ def open_features(
     return data, source
 
 
-def readable(data: Dataset, bad: Bad) -> Dataset:
+def drop_unreadable(data: Dataset, bad: BadSamples) -> Dataset:
     """The data set without the images that cannot be decoded, which are counted in `bad`."""
     faults = {}
     for image, path in enumerate(data.paths):

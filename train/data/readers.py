@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from blip2rt.errors import Blip2rtError
 from blip2rt.untrusted.image_format import EXTENSIONS
 
-from .samples import Bad, Dataset, Row, dataset_of, is_file, read_table
+from .samples import BadSamples, Dataset, Row, dataset_of, is_file, read_table
 
 IMAGES = frozenset(EXTENSIONS)
 _MOST = 10_000  # times that one answer may have been given
@@ -28,14 +28,14 @@ _NAMES = {
 }
 
 
-def read_data(path: str | Path, images: str | Path = "", bad: Bad | None = None) -> Dataset:
+def read_data(path: str | Path, images: str | Path = "", bad: BadSamples | None = None) -> Dataset:
     """Read a list of any format by its ending; a folder is read as images with texts beside them.
 
     Image names are relative to the folder `images`, which a folder of images does not need. Raise Blip2rtError where
     nothing usable is left, or more is wrong than `bad` allows.
     """
     path = Path(path)
-    bad = Bad(0) if bad is None else bad
+    bad = BadSamples(0) if bad is None else bad
     if path.suffix.lower() == ".tsv":
         return read_table(path, images, bad)
     if path.is_dir():
@@ -68,7 +68,7 @@ def read_json(text: str) -> Any:
         raise ValueError("it is nested too deep") from None
 
 
-def _folder(path: Path, bad: Bad) -> Iterator[Row]:
+def _folder(path: Path, bad: BadSamples) -> Iterator[Row]:
     """photo.jpg and photo.txt, one caption a line, in any depth."""
     for image in sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES and not p.is_dir()):
         texts, name = image.with_suffix(".txt"), str(image.relative_to(path))
@@ -86,7 +86,7 @@ def _folder(path: Path, bad: Bad) -> Iterator[Row]:
         yield from (Row(f"{texts}, line {i}", name, line.strip()) for i, line in enumerate(lines, 1) if line.strip())
 
 
-def _csv(path: Path, bad: Bad) -> Iterator[Row]:
+def _csv(path: Path, bad: BadSamples) -> Iterator[Row]:
     with _open(path) as file:
         flickr = "|" in file.readline()  # Flickr30k's results.csv
         file.seek(0)
@@ -112,7 +112,7 @@ def _csv(path: Path, bad: Bad) -> Iterator[Row]:
             yield Row(f"{path}, line {reader.line_num}", *values)
 
 
-def _tokens(path: Path, bad: Bad) -> Iterator[Row]:
+def _tokens(path: Path, bad: BadSamples) -> Iterator[Row]:
     """Flickr8k's and Flickr30k's `name.jpg#0<TAB>caption`."""
     with _open(path) as file:
         lines = file.read().splitlines()
@@ -132,7 +132,7 @@ def _column(path: Path, kind: str, have: Any) -> str | None:
     return found
 
 
-def _json_lines(path: Path, bad: Bad) -> Iterator[Row]:
+def _json_lines(path: Path, bad: BadSamples) -> Iterator[Row]:
     with _open(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -183,7 +183,7 @@ def _inner(text: Any) -> Any:
     return next((text[name] for name in names if name in text), None) if isinstance(text, dict) else text
 
 
-def _coco(path: Path, bad: Bad) -> Iterator[Row]:
+def _coco(path: Path, bad: BadSamples) -> Iterator[Row]:
     """COCO's `{"images": [...], "annotations": [...]}`, VQAv2's annotations with its questions beside them, or a list
     of objects with an image and captions, or with a question and answers."""
     data = _whole(path)
@@ -224,7 +224,7 @@ def _whole(path: Path) -> Any:
         raise Blip2rtError(f"{path} is no JSON ({error}): name it .jsonl if every line is an object") from error
 
 
-def _vqa(path: Path, data: dict[str, Any], bad: Bad) -> Iterator[Row]:
+def _vqa(path: Path, data: dict[str, Any], bad: BadSamples) -> Iterator[Row]:
     """VQAv2's annotations, whose questions are a file of the same folder with VQAv2's name."""
     other = path.with_name(path.name.replace("v2_mscoco", "v2_OpenEnded_mscoco").replace("annotations", "questions"))
     if other == path or not other.is_file():
@@ -254,6 +254,6 @@ def _vqa(path: Path, data: dict[str, Any], bad: Bad) -> Iterator[Row]:
                 yield Row(f"{place}, answer {i}", name, _inner(answer), question)
 
 
-_READERS: dict[str, Callable[[Path, Bad], Iterator[Row]]] = {
+_READERS: dict[str, Callable[[Path, BadSamples], Iterator[Row]]] = {
     ".csv": _csv, ".jsonl": _json_lines, ".json": _coco, ".token": _tokens, ".txt": _tokens,
 }  # fmt: skip

@@ -103,11 +103,11 @@ def draw_texts(samples: list[Sample], rng: np.random.Generator) -> list[Sample]:
     return [sample for sample in order if not sample.prompt or sample is chosen[sample.prompt]]
 
 
-class TooManyBad(Blip2rtError):
+class TooManyBadSamples(Blip2rtError):
     """More samples cannot be used than may."""
 
 
-class Bad:
+class BadSamples:
     """Samples that cannot be used: counted, listed, and an error beyond `limit`."""
 
     def __init__(self, limit: int, file: Path | None = None) -> None:
@@ -125,7 +125,7 @@ class Bad:
         if len(self.found) > self.limit:
             listed = f", listed in {self.file}" if self.file else ""
             last = f"{sample} ({reason})".encode("utf-8", "backslashreplace").decode()
-            raise TooManyBad(
+            raise TooManyBadSamples(
                 f"{len(self.found)} samples cannot be used{listed}, the last {last}, and max_bad is "
                 f"{self.limit}: mend them, or raise max_bad"
             )
@@ -159,7 +159,7 @@ def text_fault(text: object, what: str = "caption") -> str | None:
     return None
 
 
-def dataset_of(path: Path, rows: Iterable[Row], images: Path, bad: Bad) -> Dataset:
+def dataset_of(path: Path, rows: Iterable[Row], images: Path, bad: BadSamples) -> Dataset:
     """Judge the rows of a list. What cannot be used is counted in `bad` and left out.
 
     Raise Blip2rtError where nothing is left, or more is wrong than `bad` allows.
@@ -204,10 +204,10 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def read_table(table: str | Path, images: str | Path, bad: Bad | None = None) -> Dataset:
+def read_table(table: str | Path, images: str | Path, bad: BadSamples | None = None) -> Dataset:
     """Read `image<TAB>caption[<TAB>prompt]` with a header line; image paths are relative to the folder `images`."""
     table, images = Path(table), Path(images)
-    bad = Bad(0) if bad is None else bad
+    bad = BadSamples(0) if bad is None else bad
     if not table.is_file():
         raise Blip2rtError(f"table {table} does not exist: give a .tsv file with the columns image, caption[, prompt]")
     with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -231,7 +231,7 @@ def read_table(table: str | Path, images: str | Path, bad: Bad | None = None) ->
     return dataset_of(table, found, images, bad)
 
 
-def table_rows(table: Path, reader: Any, bad: Bad) -> Iterator[tuple[str, list[str]]]:
+def table_rows(table: Path, reader: Any, bad: BadSamples) -> Iterator[tuple[str, list[str]]]:
     """The rows of a table with their places; one that is no row is counted."""
     while True:
         try:

@@ -27,7 +27,7 @@ from blip2rt.bundle.atomic import write_file
 from blip2rt.errors import Blip2rtError, boundary
 
 from .readers import IMAGES, read_json
-from .samples import Bad, Sample, text_fault
+from .samples import BadSamples, Sample, text_fault
 
 _TEXTS = (".json", ".txt")  # the first that holds a text counts
 _LARGEST = 1e9  # weight of a text
@@ -37,7 +37,7 @@ RECORD = "shards.json"  # in a training's folder
 _BACK = "put back what was there, and the same command goes on"
 
 
-def expand(pattern: str) -> list[Path]:
+def expand_shards(pattern: str) -> list[Path]:
     """The shards of `a/{0000..0099}.tar`, of `a/*.tar`, or of a folder. Raise Blip2rtError where there are none."""
     if Path(pattern).is_dir():
         pattern = str(Path(pattern) / "*.tar")
@@ -72,7 +72,7 @@ class Index:
     faults: list[tuple[str, str]]
 
 
-def index_of(shard: Path, cache: Path) -> Index:
+def open_index(shard: Path, cache: Path) -> Index:
     """Read a shard's index from `cache`, or make it there. A shard that ends too early gives its whole samples."""
     status = shard.stat()
     name = hashlib.sha256(f"{shard.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:20]
@@ -164,12 +164,12 @@ def add_sample(shard: tarfile.TarFile, key: str, path: Path, content: bytes, tex
 class Shards:
     """Samples of many shards by number."""
 
-    def __init__(self, pattern: str, cache: Path, bad: Bad | None = None) -> None:
+    def __init__(self, pattern: str, cache: Path, bad: BadSamples | None = None) -> None:
         """bad: counts what is no whole sample."""
-        self.paths, self.cache, self.counts = expand(pattern), cache, []
+        self.paths, self.cache, self.counts = expand_shards(pattern), cache, []
         self.digests: list[str] = []
         for path in self.paths:
-            index = index_of(path, cache)
+            index = open_index(path, cache)
             self.counts.append(len(index.rows))
             self.digests.append(_digest(index))
             for name, reason in index.faults if bad is not None else ():
@@ -201,7 +201,7 @@ class Shards:
             if length and not texts:
                 content = _read(descriptor, length, start).decode("utf-8", "surrogateescape")
                 try:
-                    texts = texts_of(content, json_=ending == ".json", faults=wrong)
+                    texts = parse_texts(content, json_=ending == ".json", faults=wrong)
                 except ValueError as error:
                     wrong.append(f"its {ending}: {error}")
         if not texts:
@@ -220,7 +220,7 @@ class Shards:
                 os.close(self._open.popitem(last=False)[1][0])
             path = self.paths[shard]
             try:
-                descriptor, index = os.open(path, os.O_RDONLY), index_of(path, self.cache)
+                descriptor, index = os.open(path, os.O_RDONLY), open_index(path, self.cache)
             except OSError as error:
                 raise Blip2rtError(f"shard {path} is gone ({error.strerror}): {_BACK}") from error
             if _digest(index) != self.digests[shard]:
@@ -238,7 +238,7 @@ def _read(descriptor: int, size: int, offset: int) -> bytes:
     return content
 
 
-def texts_of(content: str, json_: bool, faults: list[str] | None = None) -> list[Sample]:
+def parse_texts(content: str, json_: bool, faults: list[str] | None = None) -> list[Sample]:
     """Texts of a sample: every line of a .txt; of a .json `captions` (strings, or prompt and text), or `caption`.
 
     faults: takes what is wrong with texts that are left out. Raises ValueError where none is left.

@@ -20,13 +20,13 @@ from blip2rt.errors import Blip2rtError, ImageError
 from blip2rt.image import load_rgb
 
 from ..data.readers import read_data, read_json
-from ..data.samples import Bad, TooManyBad, is_file, text_fault
+from ..data.samples import BadSamples, TooManyBadSamples, is_file, text_fault
 
 Id = int | str
 
 
 @dataclass(frozen=True)
-class Captioned:
+class CaptionedImage:
     """An image and what people said of it, nothing where that is not published; `group`: NoCaps' domain."""
 
     id: Id
@@ -36,7 +36,7 @@ class Captioned:
 
 
 @dataclass(frozen=True)
-class Asked:
+class VqaQuestion:
     """A question about an image and people's answers, none where they are not published; `group`: the answer's type."""
 
     id: Id
@@ -46,25 +46,25 @@ class Asked:
     group: str = ""
 
 
-Item = TypeVar("Item", Captioned, Asked)
+Item = TypeVar("Item", CaptionedImage, VqaQuestion)
 
 
 @dataclass(frozen=True)
-class Questions:
+class VqaQuestions:
     """`graded`: VQA accuracy over several annotators; else exact match."""
 
-    asked: list[Asked]
+    asked: list[VqaQuestion]
     graded: bool
 
 
 def read_captions(
-    file: Path, images: Path, split: str | None = None, bad: Bad | None = None, default: str = "test"
-) -> list[Captioned]:
+    file: Path, images: Path, split: str | None = None, bad: BadSamples | None = None, default: str = "test"
+) -> list[CaptionedImage]:
     """Images with their captions, of one split where the file has several (`default`, if nothing is said).
 
     What cannot be used is counted in `bad` and left out.
     """
-    bad = Bad(0) if bad is None else bad
+    bad = BadSamples(0) if bad is None else bad
     data = _json(file) if file.suffix.lower() == ".json" else None
     listed = data.get("images") if isinstance(data, dict) else None
     if isinstance(listed, list) and _has(listed, "sentences"):
@@ -80,7 +80,7 @@ def read_captions(
         table = read_data(file, images, bad)
         pairs = zip(table.paths, table.by_image(), strict=True)
         found = [
-            Captioned(_name(path, file, images), path, [each.text for each in group if not each.prompt])
+            CaptionedImage(_name(path, file, images), path, [each.text for each in group if not each.prompt])
             for path, group in pairs
         ]
         found = [each for each in found if each.references]  # images with questions only
@@ -89,7 +89,7 @@ def read_captions(
     return _checked(file, found)
 
 
-def _coco(file: Path, data: dict[str, Any], images: Path, bad: Bad) -> list[Captioned]:
+def _coco(file: Path, data: dict[str, Any], images: Path, bad: BadSamples) -> list[CaptionedImage]:
     captions: dict[Id, list[str]] = {}
     for place, annotation in _entries(file, "annotation", data.get("annotations") or ()):
         with _counted(bad, place):
@@ -103,14 +103,20 @@ def _coco(file: Path, data: dict[str, Any], images: Path, bad: Bad) -> list[Capt
     bare = [id for id in listed if id not in captions] if captions else []  # a test set has none at all
     for what, ids in (("captions of images that are not listed", unknown), ("images without caption", bare)):
         if len(ids) > bad.limit - len(bad.found):
-            raise TooManyBad(f"{file} has {len(ids)} {what}, the first of image_id {ids[0]}: give the file of all")
+            raise TooManyBadSamples(
+                f"{file} has {len(ids)} {what}, the first of image_id {ids[0]}: give the file of all"
+            )
         for id in ids:
             bad.add(f"{file}, image_id {id}", f"it is one of {len(ids)} {what}")
             listed.pop(id, None)
-    return [Captioned(id, _image(images, name), captions.get(id, []), domain) for id, (name, domain) in listed.items()]
+    return [
+        CaptionedImage(id, _image(images, name), captions.get(id, []), domain) for id, (name, domain) in listed.items()
+    ]
 
 
-def _karpathy(file: Path, listed: list[dict[str, Any]], images: Path, split: str, bad: Bad) -> list[Captioned]:
+def _karpathy(
+    file: Path, listed: list[dict[str, Any]], images: Path, split: str, bad: BadSamples
+) -> list[CaptionedImage]:
     splits = sorted({str(image.get("split")) for image in listed})
     if split not in splits:
         raise Blip2rtError(f"{file} has no split {split!r}: choose {', '.join(splits)}")
@@ -127,14 +133,14 @@ def _karpathy(file: Path, listed: list[dict[str, Any]], images: Path, split: str
             if not texts:
                 raise ValueError("it has no caption")
             id = image.get("cocoid", image.get("imgid", name))
-            found.append(Captioned(id, _image(images, str(Path(image.get("filepath") or "", name))), texts))
+            found.append(CaptionedImage(id, _image(images, str(Path(image.get("filepath") or "", name))), texts))
     return found
 
 
-def read_questions(file: Path, annotations: Path | None, images: Path, bad: Bad | None = None) -> Questions:
+def read_questions(file: Path, annotations: Path | None, images: Path, bad: BadSamples | None = None) -> VqaQuestions:
     """Questions with their answers. annotations: of VQAv2's and OK-VQA's, which are files of their own; None where they
     are not published (test-dev), so that answers can only be handed in. What cannot be used is counted in `bad`."""
-    bad = Bad(0) if bad is None else bad
+    bad = BadSamples(0) if bad is None else bad
     data = _json(file) if file.suffix.lower() == ".json" else None
     if isinstance(data, dict) and isinstance(data.get("questions"), list):
         answered = None if annotations is None else _answers(annotations, bad)
@@ -142,11 +148,11 @@ def read_questions(file: Path, annotations: Path | None, images: Path, bad: Bad 
         for place, question in _entries(file, "question", data["questions"]):
             with _counted(bad, place):
                 asked.append(_asked(file, data, question, answered, annotations, images))
-        return Questions(_checked(file, asked), graded=True)
+        return VqaQuestions(_checked(file, asked), graded=True)
     if annotations is not None:
         raise Blip2rtError(f"{file} holds its answers itself: leave out --annotations {annotations}")
     if isinstance(data, dict) and _has(list(data.values()), "imageId"):
-        return Questions(_checked(file, _gqa(file, data, images, bad)), graded=False)
+        return VqaQuestions(_checked(file, _gqa(file, data, images, bad)), graded=False)
     if isinstance(data, dict):
         raise Blip2rtError(
             f"{file}: keys {', '.join(sorted(map(str, data))[:5])}: give VQAv2's questions file, GQA's, or a list with "
@@ -158,15 +164,15 @@ def read_questions(file: Path, annotations: Path | None, images: Path, bad: Bad 
         if sample.prompt:
             answers.setdefault((sample.image, sample.prompt), []).append(sample.text)
     asked = [
-        Asked(f"{_name(listed.paths[image], file, images)}: {question}", listed.paths[image], question, texts)
+        VqaQuestion(f"{_name(listed.paths[image], file, images)}: {question}", listed.paths[image], question, texts)
         for (image, question), texts in answers.items()
     ]
     if not asked:
         raise Blip2rtError(f"{file} has no questions: its column 'prompt' or 'question' is empty or not there")
-    return Questions(_checked(file, asked), graded=False)
+    return VqaQuestions(_checked(file, asked), graded=False)
 
 
-def _answers(file: Path, bad: Bad) -> dict[Any, dict[str, Any]]:
+def _answers(file: Path, bad: BadSamples) -> dict[Any, dict[str, Any]]:
     data = _json(file)
     if not isinstance(data, dict) or not isinstance(data.get("annotations"), list):
         raise Blip2rtError(f"{file} holds no VQA annotations: give the file with the key 'annotations'")
@@ -184,11 +190,11 @@ def _asked(
     answered: dict[Any, dict[str, Any]] | None,
     annotations: Path | None,
     images: Path,
-) -> Asked:
+) -> VqaQuestion:
     id, text = _id(file, question, "question_id"), _text(file, question, "question", "question")
     path = _vqa_image(images, str(data.get("data_subtype", "")), question, file)
     if answered is None:
-        return Asked(id, path, text, [])
+        return VqaQuestion(id, path, text, [])
     if id not in answered:
         raise Blip2rtError(
             f"question {id} of {file} has no annotation in {annotations}: give the file of the same split"
@@ -200,7 +206,7 @@ def _asked(
             f"question {id} has {len(given)} answers in {annotations}: VQA accuracy compares several annotators; "
             "one answer each is GQA's format"
         )
-    return Asked(id, path, text, given, str(answered[id].get("answer_type") or ""))
+    return VqaQuestion(id, path, text, given, str(answered[id].get("answer_type") or ""))
 
 
 def _vqa_image(images: Path, subtype: str, question: dict[str, Any], file: Path) -> Path:
@@ -214,14 +220,14 @@ def _vqa_image(images: Path, subtype: str, question: dict[str, Any], file: Path)
     return next((path for path in (_image(images, name) for name in names) if path.is_file()), _image(images, names[0]))
 
 
-def _gqa(file: Path, data: dict[str, Any], images: Path, bad: Bad) -> list[Asked]:
+def _gqa(file: Path, data: dict[str, Any], images: Path, bad: BadSamples) -> list[VqaQuestion]:
     found = []
     for id, entry in data.items():
         with _counted(bad, f"{file}, question {id}"):
             image, question = str(_id(file, entry, "imageId")), _text(file, entry, "question", "question")
             answers = [_text(file, entry, "answer", "answer")] if "answer" in entry else []
             group = str((entry.get("types") or {}).get("structural") or "")
-            found.append(Asked(id, _image(images, f"{image}.jpg"), question, answers, group))
+            found.append(VqaQuestion(id, _image(images, f"{image}.jpg"), question, answers, group))
     return found
 
 
@@ -233,12 +239,12 @@ def _entries(file: Path, what: str, entries: Any) -> Iterator[tuple[str, Any]]:
 
 
 @contextlib.contextmanager
-def _counted(bad: Bad, place: str) -> Iterator[None]:
+def _counted(bad: BadSamples, place: str) -> Iterator[None]:
     """What is wrong with an entry is counted instead of raised."""
     try:
         yield
     except (Blip2rtError, ValueError, TypeError, KeyError, AttributeError) as error:
-        if isinstance(error, TooManyBad):
+        if isinstance(error, TooManyBadSamples):
             raise
         bad.add(place, str(error) or type(error).__name__)
 
@@ -299,7 +305,7 @@ def _checked(file: Path, found: list[Any]) -> list[Any]:
     return found
 
 
-def with_images(file: Path, items: list[Item], bad: Bad) -> list[Item]:
+def with_images(file: Path, items: list[Item], bad: BadSamples) -> list[Item]:
     """The items whose image can be read; others are counted in `bad`. Raise Blip2rtError where none can."""
     faults: dict[Path, str] = {}
     for path in dict.fromkeys(item.path for item in items):

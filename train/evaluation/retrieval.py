@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from .annotations import Captioned
+from .annotations import CaptionedImage
 from .predictions import Predictions
 from .predictors import Predictor
 from .recall import best_rank, recall, recall_at, reranked
@@ -28,7 +28,7 @@ Judged = dict[str, np.ndarray]  # of K pairs: itm_logits (K, 2), and likelihood 
 Pairs = Callable[[int, np.ndarray], Judged]  # a query and its best (K) -> what is said of them
 
 
-def evaluate_retrieval(predictor: Predictor, items: Sequence[Captioned], rerank: int, kept: Predictions) -> Scores:
+def evaluate_retrieval(predictor: Predictor, items: Sequence[CaptionedImage], rerank: int, kept: Predictions) -> Scores:
     """Recall by ITC (the largest cosine over queries), and among the `rerank` best of every image and every text by two
     sums: itm, the matching head's logit + cosine (the reference's; paper section 4.4), and match, as Match.score."""
     texts = [text for item in items for text in item.references]
@@ -100,7 +100,7 @@ class Candidates:
 
 
 def candidates(
-    predictor: Predictor, items: Sequence[Captioned], count: int, asking: int, likely: bool = False
+    predictor: Predictor, items: Sequence[CaptionedImage], count: int, asking: int, likely: bool = False
 ) -> Candidates:
     """The `count` best images of the first text of each of the first `asking` images, among all.
 
@@ -122,7 +122,7 @@ def candidates(
 
 
 def _similarity(
-    predictor: Predictor, items: Sequence[Captioned], texts: Sequence[str], folder: Path
+    predictor: Predictor, items: Sequence[CaptionedImage], texts: Sequence[str], folder: Path
 ) -> tuple[np.ndarray, np.ndarray]:
     """vision_features (images, N, C), on the disk, and the cosine (images, texts) of the best query."""
     text_embeds = np.concatenate(

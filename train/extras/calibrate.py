@@ -35,8 +35,8 @@ from blip2rt.model import Model
 from blip2rt.modeling.checkpoints import CONFIG, WEIGHTS, locate, read_config
 from blip2rt.pipeline import BATCH, Weights
 
-from ..data.samples import Bad
-from ..evaluation.annotations import Captioned, read_captions, with_images
+from ..data.samples import BadSamples
+from ..evaluation.annotations import CaptionedImage, read_captions, with_images
 from ..evaluation.predictors import Predictor, open_predictor
 from ..evaluation.retrieval import Candidates, candidates
 
@@ -50,7 +50,7 @@ _FACTORS = (1.0, 1.5, 2.0, 2.5, 3.0)  # of the likelihood's weight
 class Choice:
     """What weights are learned from."""
 
-    items: Sequence[Captioned]  # images, of which the first text of each counts
+    items: Sequence[CaptionedImage]  # images, of which the first text of each counts
     asking: int  # so many of them ask, among all
     best: int  # images by cosine that a text chooses from
 
@@ -106,7 +106,7 @@ def calibrate(
         raise OptionError(f"{model} is no stage 1 of this project: give the folder of a checkpoint that matches")
     if best < 2:
         raise OptionError(f"best is {best}: give 2 or more images to choose from")
-    items = with_images(data, read_captions(data, images, split, default="val"), Bad(0))
+    items = with_images(data, read_captions(data, images, split, default="val"), BadSamples(0))
     choice = Choice(items, len(items[:limit]), min(best, len(items)))
     said = _calibrate_bundle(model, out, choice) if is_bundle else _calibrate_checkpoint(model, out, choice)
     return f"{said}: {out}"
@@ -147,7 +147,7 @@ def _calibrate_bundle(path: str, out: Path, choice: Choice) -> str:
     return said
 
 
-def _mean_prefix(model: Model, items: Sequence[Captioned]) -> np.ndarray:
+def _mean_prefix(model: Model, items: Sequence[CaptionedImage]) -> np.ndarray:
     """The mean prefix_embeds (Q, D) of images, float32."""
     paths = [item.path for item in items]
     chunks = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
@@ -158,13 +158,13 @@ def _mean_prefix(model: Model, items: Sequence[Captioned]) -> np.ndarray:
 def _learn(model: str, predictor: Predictor, choice: Choice, likely: bool) -> tuple[Weights, str]:
     """New weights, and what they change. Raise Blip2rtError where there is too little to learn from."""
     found = candidates(predictor, choice.items, choice.best, choice.asking, likely)
-    here = found.found == found.own[:, None]
-    inside = here.any(1)
+    this_process = found.found == found.own[:, None]
+    inside = this_process.any(1)
     if inside.sum() < _LEAST:
         raise Blip2rtError(
             f"{inside.sum()} texts have their image among the best {choice.best}; {_LEAST} or more are needed"
         )
-    found, own = found.of(inside), here[inside].argmax(1)
+    found, own = found.of(inside), this_process[inside].argmax(1)
     old = predictor.match_weights
     new = weigh(found, own, old.temperature)
     if not new.itm and not new.likelihood:

@@ -29,9 +29,9 @@ from blip2rt.command_line import Parser, nonempty, whole
 from blip2rt.modeling import checkpoints
 from blip2rt.modeling.blip2 import Blip2
 
-from ..data.features import cached_features, readable
+from ..data.features import cached_features, drop_unreadable
 from ..data.readers import read_data
-from ..data.samples import Bad
+from ..data.samples import BadSamples
 from ..model import changed_vision
 
 _BATCH = 50
@@ -105,7 +105,7 @@ def refit(model: Blip2, new: np.ndarray, old: np.ndarray, ridge: float) -> float
 
 def _write(args: argparse.Namespace) -> None:
     model = checkpoints.load_model(Path(args.ckpt), vision=False, llm=False)
-    paths = readable(read_data(args.data, args.images), Bad(0)).paths
+    paths = drop_unreadable(read_data(args.data, args.images), BadSamples(0)).paths
     asked = {name: value for name in ("vision_source", "vision_weights", "vision_size", "vision_mean", "vision_std")
              if (value := getattr(args, name)) is not None}  # fmt: skip
     vision = changed_vision(model.config, asked)

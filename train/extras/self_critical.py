@@ -24,11 +24,11 @@ from transformers import DynamicCache
 from blip2rt.errors import OptionError
 from blip2rt.modeling.blip2 import Blip2
 
-from ..data.feed import SourcesFeed, seen_features
+from ..data.loaders import StreamingLoader, batch_features
 from ..data.samples import Sample
 from ..dry_run import dry_run
 from ..evaluation.metrics import tokenize
-from ..loop.folder import owned
+from ..loop.run_folder import lock_folder
 from ..objectives.lm import Texts, lm_loss, next_logits, stands_alone
 from ..objectives.packing import Tokens
 from ..recipe import Check, flat, option, parse
@@ -70,7 +70,7 @@ class SelfCriticalTraining:
         self.stage = stage = Stage2(settings.stage2, flat(settings))
         if (
             not isinstance(stage.texts, Texts)
-            or isinstance(stage.feed, SourcesFeed)
+            or isinstance(stage.loader, StreamingLoader)
             or stage.questions
             or stands_alone(stage.model.config)
         ):
@@ -78,7 +78,7 @@ class SelfCriticalTraining:
                 "captions cannot be sampled here: give a decoder-only LLM without ALiBi, a Q-Former that reads no "
                 "questions, and a train_table with cached features, whose captions are the references"
             )
-        groups, cider = stage.feed.groups, settings.cider
+        groups, cider = stage.loader.groups, settings.cider
         lacking = sum(all(sample.prompt for sample in group) for group in groups)
         if lacking:
             raise OptionError(f"{lacking} images of the tables have no caption to be judged by: leave them out")
@@ -92,7 +92,7 @@ class SelfCriticalTraining:
     def loss(self, micro: Micro) -> dict[str, torch.Tensor]:
         """The loss of the samples, and their mean CIDEr."""
         images = micro.images
-        return self.sampled.loss(images.image_ids.tolist(), seen_features(self.stage.model, images), images.groups)
+        return self.sampled.loss(images.image_ids.tolist(), batch_features(self.stage.model, images), images.groups)
 
     def evaluate(self, dev: Dev) -> dict[str, float]:
         """Stage 2's measures, and CIDEr of greedy captions."""
@@ -213,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
         stage2 = settings.stage2
         if stage2.loop.run.dry_run:
             return dry_run(plan(stage2))
-        with owned(stage2.loop.run.out, flat(settings)):
+        with lock_folder(stage2.loop.run.out, flat(settings)):
             return SelfCriticalTraining(settings).run()
 
     return run_main(lambda: print(work()), argv=argv)

@@ -1,7 +1,6 @@
-"""Checkpoints of a training in progress: model, optimizer, scaler and step; whole or not there at all.
+"""Checkpoints of a training in progress: model, optimizer, gradient scaler and step, written atomically.
 
-Every draw follows from the seed and the step, so that the step is all there is to know of random states and of the
-position in the data. Knows files, nothing about losses.
+All randomness follows from the seed and the step, so the step also restores random states and the data position.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from blip2rt.modeling.blip2 import Trained
 from blip2rt.modeling.checkpoints import list_checkpoints, load_weights, save_model
 from blip2rt.modeling.json_file import read_json
 
-from .folder import STATE
-from .parallel import here, like
+from .parallel import match_sharding, this_process
+from .run_folder import STATE
 
 OPTIMIZER = "optimizer.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -42,16 +41,15 @@ def save(
 ) -> None:
     """Write step-NNNNNN under a temporary name, rename it, then remove all but the last `keep` checkpoints.
 
-    Every process calls and the main one writes: sharded tensors are whole on the disk. record: all settings; run:
-    what tells this training from others.
+    Every process calls this; the main one writes unsharded tensors. record: all settings; run: the training's id.
 
-    Raise Blip2rtError where it cannot be written, as on a full disk; earlier checkpoints are untouched then.
+    Raise Blip2rtError if writing fails, as on a full disk; earlier checkpoints stay untouched.
     """
-    trained = here().collect(model.trained_state())
+    trained = this_process().gather_full(model.trained_state())
     moments = _optimizer_state(model, optimizer)
-    if not here().main:
+    if not this_process().main:
         return
-    final = folder_of(out, step)
+    final = checkpoint_folder(out, step)
     try:
         with AtomicFolder(final) as whole:
             save_model(model, whole.folder, trained)
@@ -66,39 +64,39 @@ def save(
         ) from error
     for old in list_checkpoints(out)[:-keep]:
         discard(old)
-    for left in out.glob(".step-*.partial"):  # by a run that was killed while it wrote or removed another one
+    for left in out.glob(".step-*.partial"):  # of a run that was killed while writing or removing
         clean(out / left.name.split(".")[1])
 
 
-def folder_of(out: Path, step: int) -> Path:
-    """The checkpoint of a step."""
+def checkpoint_folder(out: Path, step: int) -> Path:
+    """Return the folder of a step's checkpoint."""
     return out / f"step-{step:06d}"
 
 
 def resume_weights(out: Path, model: Trained) -> None:
-    """Load the newest checkpoint's weights, if there is one in `out`, into a model that is not yet sharded."""
+    """Load the weights of the newest checkpoint in `out`, if any, into a model that is not yet sharded."""
     for newest in list_checkpoints(out)[-1:]:
         load_weights(model, newest)
 
 
 def resume(out: Path, model: Trained, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> int:
-    """Load all but the weights of the newest checkpoint in `out`, if any. Return the step to go on from."""
+    """Load everything but the weights from the newest checkpoint in `out`, if any. Return the step to resume at."""
     found = list_checkpoints(out)
     if not found:
         return 0
-    with boundary(f"checkpoint {found[-1]} is damaged, remove it to go on from the one before"):
+    with boundary(f"checkpoint {found[-1]} is damaged, remove it to resume from the previous one"):
         state = load_file(found[-1] / OPTIMIZER)
-        kept = read_json(found[-1] / STATE)
+        saved = read_json(found[-1] / STATE)
         for parameter, name in _names(model).items():
             if f"{name}|step" not in state:
                 raise Blip2rtError(
                     f"checkpoint {found[-1]} has no optimizer state of {name}: give another folder as out"
                 )
-            moments = {key: like(parameter, state[f"{name}|{key}"]) for key in MOMENTS}
+            moments = {key: match_sharding(parameter, state[f"{name}|{key}"]) for key in MOMENTS}
             optimizer.state[parameter] = {"step": state[f"{name}|step"].to(parameter.device)} | moments
-        if kept.get("scaler"):
-            scaler.load_state_dict(kept["scaler"])
-        return int(kept["step"])
+        if saved.get("scaler"):
+            scaler.load_state_dict(saved["scaler"])
+        return int(saved["step"])
 
 
 def _names(model: nn.Module) -> dict[nn.Parameter, str]:
@@ -110,5 +108,5 @@ def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
     found: dict[str, torch.Tensor] = {}
     for key in ("step", *MOMENTS):
         values = {names[cast(nn.Parameter, p)]: state[key] for p, state in optimizer.state.items() if key in state}
-        found |= {f"{name}|{key}": value.contiguous() for name, value in here().collect(values).items()}
+        found |= {f"{name}|{key}": value.contiguous() for name, value in this_process().gather_full(values).items()}
     return found

@@ -1,7 +1,4 @@
-"""What a training tells: metrics.jsonl, the progress bar, loss.png; TensorBoard where it is installed; wandb if asked.
-
-Knows names and numbers, nothing about what they measure.
-"""
+"""Training logs: metrics.jsonl, the progress bar, loss.png, TensorBoard if installed, and wandb on request."""
 
 from __future__ import annotations
 
@@ -24,26 +21,26 @@ METRICS = "metrics.jsonl"
 
 
 class Log:
-    """The log of one process; all but the main one are silent."""
+    """The log of one process; only the main process writes."""
 
     def __init__(
         self, out: Path, main: bool, steps: int, wandb: str = "", record: Mapping[str, Any] | None = None
     ) -> None:
-        """steps: of the whole training; wandb: a project that is told too, together with `record`, all settings.
+        """steps: total steps of the training; wandb: project that also receives the log and `record`, all settings.
 
-        Raise Blip2rtError where wandb is asked for and not installed.
+        Raise Blip2rtError if wandb is requested but not installed.
         """
         self.out, self.main, self.steps = out, main, steps
         self.wandb, self.record = wandb, dict(record or {})
-        self.speed: dict[str, str] = {}  # of the last line, for the bar
+        self.speed: dict[str, str] = {}  # from the last line, for the progress bar
         self._writers: list[Any] = []
         spec = importlib.util.find_spec("wandb") if main and wandb else None
-        if main and wandb and (spec is None or spec.origin is None):  # its folder of runs is no package
+        if main and wandb and (spec is None or spec.origin is None):  # a folder of its runs is not the package
             raise Blip2rtError(f"wandb is {wandb!r} and not installed: pip install wandb, or leave it empty")
 
     @contextlib.contextmanager
     def running(self, step: int) -> Iterator[tqdm[Any]]:
-        """Show the progress bar from `step` on and open every log; drop lines of steps that will be run again."""
+        """Show the progress bar from `step` on and open every log; drop the lines of steps that will be repeated."""
         if self.main:
             self._drop_after(step)
             self._writers = [*_tensorboard(self.out, step), *_wandb(self.out, self.wandb, self.record)]
@@ -66,7 +63,7 @@ class Log:
             writer.numbers(line)
 
     def samples(self, step: int, texts: dict[str, str]) -> None:
-        """Write what the model says of images at `step`, by their names."""
+        """Write the model's texts for sample images at `step`, by image name."""
         self._append({"step": step, "samples": texts})
         for writer in self._writers:
             writer.texts(step, texts)
@@ -76,18 +73,18 @@ class Log:
             try:
                 with (self.out / METRICS).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
-            except OSError as error:  # which names no file where the disk is full
+            except OSError as error:  # on a full disk, it names no file
                 raise Blip2rtError(f"{self.out / METRICS} cannot be written: {error.strerror}") from error
 
     def _drop_after(self, step: int) -> None:
         path = self.out / METRICS
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            write_file(path, "".join(line + "\n" for line in kept).encode())
+            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            write_file(path, "".join(line + "\n" for line in lines).encode())
 
     def plot(self) -> None:
         """Draw loss.png."""
-        if self.main and (self.out / METRICS).exists():  # the first line may come after the first checkpoint
+        if self.main and (self.out / METRICS).exists():  # the first checkpoint may precede the first line
             plot_losses(self.out)
 
 
@@ -95,7 +92,7 @@ def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError):
-        return math.inf  # half a line of a killed run
+        return math.inf  # truncated line of a killed run
 
 
 class _TensorBoard:
@@ -118,14 +115,14 @@ class _TensorBoard:
 
 
 def _tensorboard(out: Path, step: int) -> Iterator[_TensorBoard]:
-    with contextlib.suppress(ImportError):  # an extra of torch, of which we ask nothing
+    with contextlib.suppress(ImportError):  # tensorboard is optional
         from torch.utils.tensorboard import SummaryWriter
 
         yield _TensorBoard(SummaryWriter(str(out / "tensorboard"), purge_step=step))
 
 
 class _Wandb:
-    """A run of Weights & Biases, which a training that goes on goes on with."""
+    """A Weights & Biases run, which a resumed training continues."""
 
     def __init__(self, run: Any, table: Any) -> None:
         self.run, self.table = run, table
@@ -155,7 +152,7 @@ def _wandb(out: Path, project: str, record: dict[str, Any]) -> Iterator[_Wandb]:
 
 
 def _is_dev_measure(name: str) -> bool:
-    """Whether a number of dev is drawn beside the losses: recall in both directions, and CIDEr."""
+    """Whether a dev measure is plotted beside the losses: recall in both directions, and CIDEr."""
     return name in ("dev_i2t_r@1", "dev_t2i_r@1", "dev_cider")
 
 
@@ -174,7 +171,7 @@ def plot_losses(out: Path) -> None:
             axes.plot(*zip(*points, strict=True), label=name, linewidth=1, marker="." if name == "dev_loss" else "")
     handles, labels = axes.get_legend_handles_labels()
     measures = [name for name in dict.fromkeys(name for line in lines for name in line) if _is_dev_measure(name)]
-    if measures:  # of other scales than a loss
+    if measures:  # on an axis of their own
         other = axes.twinx()
         for number, name in enumerate(measures):
             points = [(line["step"], line[name]) for line in lines if name in line]

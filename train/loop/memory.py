@@ -1,4 +1,4 @@
-"""What the C library does with freed memory."""
+"""Memory settings of the C library."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import sys
 
 
 def keep_freed_memory() -> None:
-    """Have glibc reuse freed blocks instead of returning them: every step allocates the same large tensors again, and
-    fresh pages cost a third of a step on CPUs. Elsewhere than on glibc nothing changes."""
+    """Let glibc reuse freed blocks instead of returning them; does nothing without glibc.
+
+    Every step allocates the same large tensors, and on a CPU fresh pages cost a third of a step.
+    """
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
         mmap_max, trim_threshold = -4, -1  # malloc.h
         ctypes.CDLL(None).mallopt(mmap_max, 0)

@@ -1,7 +1,7 @@
-"""The processes of one training: who computes which rows, and what they tell each other.
+"""The processes of one training: which rows each computes, and how they communicate.
 
-One process needs no process group and no accelerate. Several are started by torchrun or `accelerate launch`; each has
-the whole model, and gradients are averaged (DDP), or a part of it (FSDP). Knows modules and tensors, no losses.
+A single process needs neither a process group nor accelerate. torchrun or `accelerate launch` starts several; each has
+the whole model and averages gradients (DDP), or a shard of it (FSDP).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from blip2rt.errors import Blip2rtError
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=7)  # how long processes wait for one that computes features or indices
+TIMEOUT = timedelta(days=7)  # for processes that wait for one that computes features or indices
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all processes, in the order of ranks; a row's gradient is the sum of what all processes have for it."""
+    """Gather the rows of all processes by rank; a row's gradient is summed over all processes."""
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, rank: int, world: int) -> torch.Tensor:
@@ -43,8 +43,8 @@ class _Gather(torch.autograd.Function):
         return total[ctx.own], None, None
 
 
-class Inside(nn.Module):
-    """What DDP or FSDP wrap: all that is computed of the model is computed in this module's forward pass."""
+class ForwardWrapper(nn.Module):
+    """The module that DDP or FSDP wraps: every computation with the model runs in its forward pass."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -55,17 +55,17 @@ class Inside(nn.Module):
 
 
 @cache
-def here() -> Parallel:
-    """This process, made once."""
+def this_process() -> Parallel:
+    """Return the one Parallel of this process."""
     return Parallel()
 
 
 class Parallel:
-    """This process among `world`; `rank` counts them from 0."""
+    """This process, number `rank` of `world`."""
 
     def __init__(self) -> None:
         self.world, self.rank = int(os.environ.get("WORLD_SIZE", "1")), 0
-        self._scalars: set[str] = set()  # parameters that FSDP, which cannot divide them, has as vectors of one
+        self._scalars: set[str] = set()  # parameters that FSDP, which cannot shard them, holds as vectors of one
         if self.world == 1:
             self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             return
@@ -73,8 +73,8 @@ class Parallel:
         from accelerate.utils import InitProcessGroupKwargs
 
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-        patient = InitProcessGroupKwargs(timeout=PATIENCE)
-        self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp, patient])
+        timeout = InitProcessGroupKwargs(timeout=TIMEOUT)
+        self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp, timeout])
         kind = self._accelerator.distributed_type
         if kind not in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
             raise Blip2rtError(
@@ -89,13 +89,13 @@ class Parallel:
         return self.rank == 0
 
     def wrap(self, model: nn.Module, shard: str, blocks: Sequence[nn.Module]) -> nn.Module:
-        """The model on this process' device, Inside what averages its gradients over processes.
+        """Move the model to the device and wrap it so that gradients are averaged over processes.
 
-        shard: `none`: every process has all of it (DDP). FSDP: `trained`: of what is trained every process keeps a
-        part, with its gradients and moments, and has the whole during a step; `all`: each of `blocks` is whole only
-        while it computes, too. Parameters become other objects then.
+        shard: `none` replicates everything (DDP). `trained` (FSDP) shards trained parameters with their gradients and
+        moments, and gathers them for a step; `all` also gathers each of `blocks` only while it computes. FSDP replaces
+        the parameter objects.
         """
-        module = Inside(model)
+        module = ForwardWrapper(model)
         if self.world == 1:
             return module.to(self.device)
         if shard == "none":
@@ -106,15 +106,15 @@ class Parallel:
                 setattr(model, name, nn.Parameter(parameter.detach()[None]))
         mesh = init_device_mesh(self.device.type, (self.world,))
         if shard == "all":
-            for block in blocks:  # one after the other: all of them may be more than the device holds
+            for block in blocks:  # one by one: the device may not hold all of them
                 fully_shard(block, mesh=mesh)
         frozen = {parameter for parameter in module.parameters() if not parameter.requires_grad}
         fully_shard(module.to(self.device), mesh=mesh, reshard_after_forward=False, ignored_params=frozen)
         return module
 
     @contextlib.contextmanager
-    def summing(self, module: nn.Module) -> Iterator[None]:
-        """Inside, gradients of a wrapped module add up in each process alone: not the last micro-batch of a step."""
+    def accumulating(self, module: nn.Module) -> Iterator[None]:
+        """Inside, accumulate gradients without synchronizing; for all but the last micro-batch of a step."""
         if isinstance(module, FSDPModule):
             module.set_requires_gradient_sync(False)
             yield
@@ -123,27 +123,27 @@ class Parallel:
             with contextlib.nullcontext() if self.world == 1 else module.no_sync():  # type: ignore[operator]
                 yield
 
-    def part(self, module: nn.Module) -> None:
-        """Leave each process its part of a sharded module; without gradients that does not happen by itself."""
+    def reshard(self, module: nn.Module) -> None:
+        """Shard a gathered module again, which FSDP does by itself only in a backward pass."""
         if isinstance(module, FSDPModule):
             module.reshard()
 
-    def collect(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Whole tensors in the main process, none in the others, which have to call too."""
+    def gather_full(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return full tensors in the main process and none in the others; all must call it."""
         found = {}
         for name, tensor in tensors.items():
-            values = whole(tensor)
+            values = full_tensor(tensor)
             if self.main:
                 found[name] = values.reshape(()).cpu() if name in self._scalars else values.cpu()
         return found
 
-    def share(self, rows: Sequence[T]) -> Sequence[T]:
-        """This process' part of the rows of a step."""
+    def take_share(self, rows: Sequence[T]) -> Sequence[T]:
+        """Return this process's part of a step's rows."""
         each = len(rows) // self.world
         return rows[self.rank * each : (self.rank + 1) * each]
 
-    def own(self, count: int) -> torch.Tensor:
-        """Where this process' `count` rows are among everyone's: (count) indices."""
+    def own_rows(self, count: int) -> torch.Tensor:
+        """Return the indices (count) of this process's rows among the gathered ones."""
         return torch.arange(self.rank * count, (self.rank + 1) * count, device=self.device)
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
@@ -154,93 +154,94 @@ class Parallel:
         return gathered
 
     def gather_padded(self, rows: torch.Tensor) -> torch.Tensor:
-        """(b, L) of each process, L unequal -> (world * b, greatest L), zeros on the right."""
+        """(b, L) of each process -> (world * b, largest L), padded with zeros on the right."""
         if self.world == 1:
             return rows
         length = int(self.reduce(torch.tensor(rows.shape[1]), distributed.ReduceOp.MAX))
         return self.gather(nn.functional.pad(rows, (0, length - rows.shape[1])))
 
     def reduce(self, values: torch.Tensor, operation: Any = None) -> torch.Tensor:
-        """The sum (or another operation) of each process' values, on the host."""
+        """Reduce the values of all processes, by default to their sum; the result is on the CPU."""
         if self.world == 1:
             return values
         reduced = values.to(self.device)
         distributed.all_reduce(reduced, operation or distributed.ReduceOp.SUM)
         return reduced.cpu()
 
-    def total(self, value: float) -> float:
+    def sum(self, value: float) -> float:
         return value if self.world == 1 else float(self.reduce(torch.tensor(value, dtype=torch.float64)))
 
-    def shares(self, counts: Sequence[int]) -> list[float]:
-        """Each micro-batch's count over the mean of all micro-batches and processes: weights of their mean losses under
-        which everything counted weighs alike."""
-        mean = self.total(sum(counts)) / (len(counts) * self.world)
+    def loss_weights(self, counts: Sequence[int]) -> list[float]:
+        """Weigh micro-batches by their token counts, relative to the mean over all micro-batches and processes."""
+        mean = self.sum(sum(counts)) / (len(counts) * self.world)
         return [count / mean if mean else 0.0 for count in counts]
 
-    def most(self, value: int) -> int:
-        """The largest of all processes' values."""
+    def max(self, value: int) -> int:
+        """Return the maximum over all processes."""
         return value if self.world == 1 else int(self.reduce(torch.tensor(value), distributed.ReduceOp.MAX))
 
-    def everyone(self, value: T) -> list[T]:
-        """The values of all processes, in the order of ranks."""
+    def gather_objects(self, value: T) -> list[T]:
+        """Return the values of all processes, by rank."""
         if self.world == 1:
             return [value]
         found: list[Any] = [None] * self.world
         distributed.all_gather_object(found, value)
         return found
 
-    def agree(self, fault: str = "") -> None:
-        """Raise Blip2rtError in all processes where one has a fault, the first one's."""
-        found = next(filter(None, self.everyone(fault)), "")
+    def raise_together(self, fault: str = "") -> None:
+        """Raise Blip2rtError in all processes if one reports a fault."""
+        found = next(filter(None, self.gather_objects(fault)), "")
         if found:
             raise Blip2rtError(found)
 
-    def same(self, what: str, value: object) -> None:
-        """Raise Blip2rtError in all processes where a value is not the same in all of them."""
-        ranks = [rank for rank, other in enumerate(self.everyone(value)) if other != value]
-        fault = f"{what} of processes {ranks} are not those of process {self.rank}: give all the same"
-        self.agree(fault if ranks else "")
+    def require_same(self, what: str, value: object) -> None:
+        """Raise Blip2rtError in all processes if their values differ."""
+        ranks = [rank for rank, other in enumerate(self.gather_objects(value)) if other != value]
+        fault = f"{what} of processes {ranks} differ from process {self.rank}: give all processes the same"
+        self.raise_together(fault if ranks else "")
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         if self.world > 1:
             self._accelerator.wait_for_everyone()
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """The first process does what is inside, then the first of each other node, then the others, who find its files
-        where they share a disk. What one raises, all raise."""
+        """Run the block in the first process, then in the first of each other node, then in the rest.
+
+        Later processes find the files of earlier ones on a shared disk. If one raises, all raise.
+        """
         turn = 0 if self.main else 1 if os.environ.get("LOCAL_RANK", "0") == "0" else 2
         for _ in range(turn):
-            self.agree()
+            self.raise_together()
         try:
             yield
         except Exception as error:
             if self.world > 1:
-                self.agree(str(error) or type(error).__name__)
+                self.raise_together(str(error) or type(error).__name__)
             raise
         for _ in range(turn, 3):
-            self.agree()
+            self.raise_together()
 
 
-def leave() -> None:
+def destroy_process_group() -> None:
     """Destroy the process group.
 
-    Its threads die with its last owner, which may be a model in a circle of references. A thread that is still at work
-    when Python ends aborts the process.
+    Its threads end with its last owner, which may sit in a reference cycle; a thread that still runs at exit aborts the
+    process.
     """
     gc.collect()
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
-def like(parameter: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Whole values in the parameter's form: its device, its memory format, this process' part of a sharded one."""
+def match_sharding(parameter: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Convert full values to the parameter's device, memory format and sharding."""
     if isinstance(parameter, DTensor):
         values = values.to(parameter.device).reshape(parameter.shape)
         return distribute_tensor(values, parameter.device_mesh, parameter.placements)
     return torch.empty_like(parameter, dtype=values.dtype).copy_(values)
 
 
-def whole(value: torch.Tensor) -> torch.Tensor:
-    """A value computed of sharded tensors, in a form that each process may read."""
+def full_tensor(value: torch.Tensor) -> torch.Tensor:
+    """Gather a value computed from sharded tensors."""
     return value.full_tensor() if isinstance(value, DTensor) else value

@@ -1,7 +1,6 @@
-"""Weights as they will ship: a step computes with rounded weights and changes the exact ones.
+"""Quantization-aware training: a step computes with rounded weights and updates the exact ones.
 
-What learns makes up for the rounding (the straight-through estimator, Bengio et al. 2013). Knows matrices and one step,
-nothing about what it computes.
+Training compensates for the rounding (straight-through estimator, Bengio et al. 2013).
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from blip2rt.errors import OptionError
 from blip2rt.modeling.blip2 import Blip2Config, Trained
 from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise
 
-_OTHERS = ("vision.", "llm.")  # frozen, or exported at a precision of their own
+_NOT_ROUNDED = ("vision.", "llm.")  # frozen, or exported at a precision of their own
 
 
 def check_rounding(config: Blip2Config, shard: str) -> None:
-    """Raise OptionError for bits that there are not, and for weights that no process has whole."""
+    """Raise OptionError for unsupported bits, or if weights are sharded."""
     if config.qformer_bits not in (0, 4, 8):
         raise OptionError(f"qformer_bits is {config.qformer_bits}: choose 4, 8, or 0 for exact weights")
     if config.qformer_bits and shard != "none":
@@ -28,10 +27,10 @@ def check_rounding(config: Blip2Config, shard: str) -> None:
 
 
 class Rounding:
-    """Rounds a model's trained matrices, but not its encoder's and LLM's, while `active`, as its config says.
+    """Rounds a model's trained matrices, except the encoder's and the LLM's, while `active`, as its config says.
 
-    Checkpoints keep the exact values. They drift away from the rounded ones wherever a gradient does not reach the next
-    code: whoever loads a model rounds them (checkpoints.load_model), a resumed training does not.
+    Checkpoints keep the exact values, which drift away from the rounded ones where updates do not reach the next code:
+    checkpoints.load_model rounds them, and a resumed training does not.
     """
 
     def __init__(self, model: Trained) -> None:
@@ -40,7 +39,7 @@ class Rounding:
         found = (
             module.weight
             for name, module in model.named_modules()
-            if bits and isinstance(module, nn.Linear | nn.Embedding) and not name.startswith(_OTHERS)
+            if bits and isinstance(module, nn.Linear | nn.Embedding) and not name.startswith(_NOT_ROUNDED)
         )
         self.weights = list({id(weight): weight for weight in found if weight.requires_grad}.values())
 

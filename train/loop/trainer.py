@@ -1,6 +1,6 @@
-"""The optimisation loop of both stages: AdamW, warm-up and cosine, autocast, accumulation, processes.
+"""The training loop of both stages: AdamW, warm-up and cosine, autocast, gradient accumulation, several processes.
 
-Knows a loss function of a micro-batch; nothing about what it computes.
+Calls a loss function per micro-batch and does not know what it computes.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from blip2rt.modeling.vision import layer_numbers, longest_list
 
 from ..settings import BatchSettings, LoopSettings, OptimizerSettings, RunSettings
 from . import checkpoint as checkpoints
-from .ending import Ending, Interrupted
-from .folder import check_same_run, run_id
 from .logs import Log
 from .memory import keep_freed_memory
-from .parallel import here, whole
+from .parallel import full_tensor, this_process
 from .rounding import Rounding, check_rounding
+from .run_folder import require_same_run, run_id
+from .signals import Interrupted, StopSignals
 
 Losses = dict[str, torch.Tensor]
 
 
 def learning_rate(step: int, peak: float, optimizer: OptimizerSettings) -> float:
-    """Rise linearly to `peak`, then fall by a cosine to min_lr (in proportion to `peak`) at the last step."""
+    """Rise linearly to `peak`, then follow a cosine down to min_lr, scaled like `peak`, at the last step."""
     if step < optimizer.warmup:
         return peak * (step + 1) / optimizer.warmup
     progress = (step - optimizer.warmup) / max(1, optimizer.steps - optimizer.warmup)
@@ -45,9 +45,9 @@ def learning_rate(step: int, peak: float, optimizer: OptimizerSettings) -> float
 
 
 def vision_peaks(encoder: nn.Module | None, optimizer: OptimizerSettings) -> dict[str, float]:
-    """Peak rates of an encoder's parameters by their names in the model; none where no encoder learns.
+    """Peak learning rates of a trained encoder's parameters, by their names in the model; {} without one.
 
-    A layer's is lr * layer_decay ** (layers above it). What is behind the last block counts as one layer.
+    A layer's rate is lr * layer_decay ** (layers above it); everything after the last block counts as one layer.
     """
     if encoder is None:
         return {}
@@ -59,7 +59,7 @@ def vision_peaks(encoder: nn.Module | None, optimizer: OptimizerSettings) -> dic
 def parameter_groups(
     model: nn.Module, optimizer: OptimizerSettings, peaks: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """Group trained parameters by decay (matrices alone decay) and peak rate (by the beginnings of their names)."""
+    """Group trained parameters by weight decay (matrices only) and peak rate (`peaks`: by name or prefix)."""
     groups: dict[tuple[float, float], list[torch.Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -76,7 +76,7 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float
 
 
 def autocast_dtype(precision: str) -> torch.dtype:
-    """The type that is asked for; of `auto` bf16 where the device multiplies it in hardware, else fp32."""
+    """Return the dtype of a `precision`; `auto` is bf16 if the hardware multiplies bf16, otherwise fp32."""
     if precision in PRECISIONS:
         return PRECISIONS[precision]
     if precision != "auto":
@@ -87,34 +87,34 @@ def autocast_dtype(precision: str) -> torch.dtype:
 
 
 def _blocks(models: Sequence[nn.Module]) -> Iterator[nn.Module]:
-    """Each model's blocks: what its outermost lists hold, such as those of an encoder and of a decoder."""
+    """Yield each model's blocks: the items of its outermost lists, such as an encoder's and a decoder's layers."""
     for model in models:
         for child in model.children():
             yield from child if isinstance(child, nn.ModuleList | nn.Sequential) else _blocks([child])
 
 
 def compile_layers(*models: nn.Module) -> None:
-    """Compile every block of each model: one compilation serves all blocks."""
+    """Compile every block of each model; the blocks share one compilation."""
     for block in _blocks(models):
         block.compile(dynamic=True)
 
 
 def recompute_layers(*models: nn.Module) -> None:
-    """Checkpoint activations: keep every block's inputs, compute the rest again."""
+    """Checkpoint activations: keep each block's inputs and recompute the rest in the backward pass."""
     for block in _blocks(models):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 class Trainer:
-    """Runs all steps, from the newest checkpoint in `out` if there is one; `prepare` comes before anything else."""
+    """Runs all steps, from the newest checkpoint in `out` if there is one. Call `prepare` first."""
 
     def __init__(
         self, model: Trained, settings: LoopSettings, peaks: Mapping[str, float], record: Mapping[str, Any]
     ) -> None:
-        """peaks: peak rates by the beginnings of parameters' names, where not lr; record: all settings, to be kept."""
+        """peaks: peak rates by parameter name or prefix, if not lr; record: all settings, for checkpoints."""
         keep_freed_memory()
         self.model, self.settings = model, settings
-        self.parallel = here()
+        self.parallel = this_process()
         self.device = self.parallel.device
         check_batch(settings.batch, self.parallel.world)
         check_rounding(model.config, settings.machine.shard)
@@ -122,21 +122,21 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
         self.peaks, self.record = peaks, record
         self.dtype = autocast_dtype(settings.machine.precision)
-        # From PyTorch's 2**16 the first steps overflow and are left out; the scale grows by itself.
+        # With PyTorch's initial 2**16 the first steps overflow and are skipped; the scale grows by itself.
         self.scaler = torch.amp.GradScaler(self.device.type, 2.0**10, enabled=self.dtype == torch.float16)
-        self.generator = torch.Generator(self.device) if self.parallel.world > 1 else None  # the same in all processes
+        self.generator = torch.Generator(self.device) if self.parallel.world > 1 else None  # equal in all processes
         self.log = Log(self.out, self.parallel.main, settings.optimizer.steps, settings.log.wandb, record)
 
     def prepare(self, layered: Sequence[nn.Module], frozen: Sequence[nn.Module | None]) -> None:
-        """Change layers as the settings say, load the newest checkpoint, and move the model to the device.
+        """Compile or wrap layers as the settings say, load the newest checkpoint, and move the model to the device.
 
-        Frozen parts take the precision of the computation: they have no master weights, and autocast would cast them at
-        every step. Adapters in them stay as they are.
+        Frozen parts are cast to the compute precision: they need no master weights, and autocast would cast them at
+        every step. Adapters inside them keep theirs.
         """
         machine, optimizer = self.settings.machine, self.settings.optimizer
         own = {each.name for each in fields(RunSettings)}
-        here().same("settings", {name: value for name, value in self.record.items() if name not in own})
-        check_same_run(self.out)
+        this_process().require_same("settings", {name: value for name, value in self.record.items() if name not in own})
+        require_same_run(self.out)
         self.run_id = run_id(self.out)
         for part in frozen:
             if part is not None:
@@ -168,13 +168,13 @@ class Trainer:
     ) -> Path:
         """Train on `batches` (step, micro-batches) from `self.step` on. Return the last checkpoint's folder.
 
-        Raise Interrupted where a signal ended it, behind a checkpoint of its last step.
+        Raise Interrupted after a signal, once the current step is saved.
         """
         steps, log = self.settings.optimizer.steps, self.settings.log
         window: list[dict[str, float]] = []
         started = waiting = time.perf_counter()
-        waited, ending = 0.0, Ending()
-        with self.log.running(self.step) as bar, ending.watched():  # an error has a line of its own
+        waited, signals = 0.0, StopSignals()
+        with self.log.running(self.step) as bar, signals.handled():
             for step, micros in batches:
                 if step >= steps:
                     break
@@ -184,27 +184,27 @@ class Trainer:
                 self.step = step + 1
                 bar.update()
                 bar.set_postfix(loss=f"{metrics['loss']:.3f}", **self.log.speed)
-                last, told = self.step == steps, self.parallel.most(ending.asked)
-                if self.step % log.log_every == 0 or last or told:
+                last, stop = self.step == steps, self.parallel.max(signals.received)
+                if self.step % log.log_every == 0 or last or stop:
                     self._log_window(window, time.perf_counter() - started, waited)
                     window.clear()
                     started, waited = time.perf_counter(), 0.0
-                if evaluate and (last or (self.step % log.eval_every == 0 and not told)):
+                if evaluate and (last or (self.step % log.eval_every == 0 and not stop)):
                     self._evaluate(evaluate, bar)
                     started = time.perf_counter()
-                if self.step % log.save_every == 0 or last or told:
+                if self.step % log.save_every == 0 or last or stop:
                     self._save()
-                if told and not last:
-                    raise Interrupted(told, str(self._kept()))
+                if stop and not last:
+                    raise Interrupted(stop, str(self._newest()))
                 waiting = time.perf_counter()
-        return self._kept()
+        return self._newest()
 
-    def _kept(self) -> Path:
-        """The newest checkpoint, which the main process alone may see."""
-        return checkpoints.folder_of(self.out, self.step)
+    def _newest(self) -> Path:
+        """Return the newest checkpoint's folder, which only the main process must see."""
+        return checkpoints.checkpoint_folder(self.out, self.step)
 
     def _step(self, step: int, backward: Callable[[], Losses]) -> dict[str, float]:
-        """Update the weights once; `backward` leaves gradients and returns the losses."""
+        """Update the weights once; `backward` accumulates gradients and returns the losses."""
         optimizer = self.settings.optimizer
         seed = self.settings.batch.seed * 1_000_003 + step  # dropout and negatives repeat after a resume
         torch.manual_seed(seed + self.parallel.rank * 2**40)
@@ -215,17 +215,17 @@ class Trainer:
         with self.rounding.active():
             losses = backward()
         self.scaler.unscale_(self.optimizer)
-        norm = whole(nn.utils.clip_grad_norm_(self.trained, optimizer.clip or math.inf))
-        self.scaler.step(self.optimizer)  # without fp16 it does nothing else than the optimizer's
+        norm = full_tensor(nn.utils.clip_grad_norm_(self.trained, optimizer.clip or math.inf))
+        self.scaler.step(self.optimizer)  # without fp16 this is optimizer.step()
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return {name: float(value) for name, value in losses.items()} | {"gradient_norm": float(norm)}
 
     def _backward(self, loss: Callable[[Any], Losses], micros: Sequence[Any]) -> Losses:
-        """Add up gradients of the mean loss over the micro-batches. Return the mean of all that is reported."""
+        """Accumulate gradients of the mean loss over the micro-batches. Return the means of all reported values."""
         total: Losses = {}
         for number, micro in enumerate(micros, 1):
-            with self.parallel.summing(self.wrapped) if number < len(micros) else contextlib.nullcontext():
+            with self.parallel.accumulating(self.wrapped) if number < len(micros) else contextlib.nullcontext():
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                     losses = self.wrapped(loss, micro)
                 self._check(losses["loss"], micro)
@@ -235,18 +235,18 @@ class Trainer:
         return total
 
     def _check(self, loss: torch.Tensor, micro: Any) -> None:
-        """Raise Blip2rtError in all processes where a loss is no number; the batch is kept to look at."""
+        """Raise Blip2rtError in all processes if a loss is not finite; save the batch for inspection."""
         value = float(loss.detach())
-        if not self.parallel.total(not math.isfinite(value)):
+        if not self.parallel.sum(not math.isfinite(value)):
             return
-        kept = self.out / f"bad-batch-step-{self.step + 1}-process-{self.parallel.rank}.pt"
-        torch.save(micro_tensors(micro), kept)
+        file = self.out / f"bad-batch-step-{self.step + 1}-process-{self.parallel.rank}.pt"
+        torch.save(micro_tensors(micro), file)
         raise Blip2rtError(
-            f"the loss is {value} at step {self.step + 1}, its batch is in {kept}: lower lr or use --precision fp32"
+            f"the loss is {value} at step {self.step + 1}, its batch is in {file}: lower lr or use --precision fp32"
         )
 
     def _log_window(self, window: list[dict[str, float]], seconds: float, waited: float) -> None:
-        """Log means over processes and the steps since the last line."""
+        """Log means over all processes and the steps since the last line."""
         sums = torch.tensor([sum(m[name] for m in window) for name in window[0]], dtype=torch.float64)
         means = (self.parallel.reduce(sums) / len(window) / self.parallel.world).tolist()
         optimizer = self.settings.optimizer
@@ -264,21 +264,21 @@ class Trainer:
         autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
         with torch.no_grad(), autocast, self.rounding.active():
             metrics = self.wrapped(evaluate)
-        self.parallel.part(self.wrapped)
+        self.parallel.reshard(self.wrapped)
         self.model.train()
         if self.parallel.main:
             bar.write(f"step {self.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         self.log.write({"step": self.step} | {f"dev_{name}": value for name, value in metrics.items()})
 
     def _save(self) -> None:
-        checkpoints.save(self.out, self.step, self.model, self.optimizer, self.scaler,
-                         record=self.record, keep=self.settings.log.keep, run=self.run_id)  # fmt: skip
+        state = (self.model, self.optimizer, self.scaler)
+        checkpoints.save(self.out, self.step, *state, record=self.record, keep=self.settings.log.keep, run=self.run_id)
         self.log.plot()
-        self.parallel.wait()
+        self.parallel.barrier()
 
 
 def check_batch(batch: BatchSettings, world: int) -> None:
-    """Raise Blip2rtError where the batch cannot be divided among processes and micro-batches."""
+    """Raise Blip2rtError if the batch does not divide evenly among processes and micro-batches."""
     parts = world * batch.accumulate
     if batch.accumulate < 1 or batch.batch_size % parts:
         raise Blip2rtError(
@@ -288,7 +288,7 @@ def check_batch(batch: BatchSettings, world: int) -> None:
 
 
 def micro_tensors(micro: Any) -> dict[str, Any]:
-    """A micro-batch's tensors by field, to be saved."""
+    """Return a micro-batch's tensors by field, for torch.save."""
     fields = vars(micro) if hasattr(micro, "__dict__") else dict(enumerate(micro))
     found: dict[str, Any] = {}
     for name, value in fields.items():

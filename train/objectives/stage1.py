@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.blip2 import Blip2
 
-from ..loop.parallel import Parallel, here
+from ..loop.parallel import Parallel, this_process
 
 LABEL_SMOOTHING = 0.1
 
@@ -48,7 +48,7 @@ def own_itc_loss(
 ) -> torch.Tensor:
     """The part of itc_loss that this process' rows (b, Q, E) and (b, E) have, against those of all, which are constant
     here: with image_ids (B) of all rows. The mean over processes is itc_loss, with a part of its gradient."""
-    own = parallel.own(len(text_embeds)).to(image_ids.device)
+    own = parallel.own_rows(len(text_embeds)).to(image_ids.device)
     same = (image_ids[own, None] == image_ids[None, :]).float()
     target = (1 - LABEL_SMOOTHING) * same / same.sum(1, keepdim=True) + LABEL_SMOOTHING / len(image_ids)
     to_texts = similarity(image_embeds, parallel.gather(text_embeds.detach()))
@@ -204,7 +204,7 @@ def stage1_losses(
     `generator`. itg_share: tokens here over the mean of the processes and micro-batches, whose losses are averaged:
     every token then counts alike. whole_gradient: ITC's reaches each row from all processes.
     """
-    parallel = parallel or here()
+    parallel = parallel or this_process()
     batch = len(text.image_ids)
     vision_kv = model.vision_kv(vision_features)
     query_output, query_kv = model.qformer.encode_image(vision_kv, batch)
@@ -222,7 +222,7 @@ def stage1_losses(
         itc = own_itc_loss(image_embeds, text_embeds, model.temperature, everyone.image_ids, parallel)
 
     if itm_weight:
-        own = parallel.own(batch).to(sim.device)
+        own = parallel.own_rows(batch).to(sim.device)
         wrong_image, wrong_text = (
             drawn[own] for drawn in hard_negatives(sim, model.temperature, everyone.image_ids, hardness, generator)
         )

@@ -1,4 +1,4 @@
-"""How a training ends and goes on: signals, one run a folder, nodes without a shared folder, shards that changed."""
+"""Interrupted trainings: signals, the folder lock, nodes without a shared folder, changed shards."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.checkpoints import list_checkpoints
 from train import stage1
 from train.data import shards
-from train.loop import folder
-from train.loop.ending import Ending
-from train.loop.parallel import here
+from train.loop import run_folder
+from train.loop.parallel import this_process
+from train.loop.signals import StopSignals
 from train.loop.trainer import Trainer
 
 from ..tiny.training import tiny_settings
@@ -49,7 +49,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_says_how_to_go_on(
+def test_signal_saves_and_prints_the_resume_command(
     settings: list[str], tmp_path: Path, number: int, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -59,15 +59,15 @@ def test_a_signal_saves_and_says_how_to_go_on(
     def signalled(self: Trainer, step: int, backward: Any) -> dict[str, float]:
         if step == 1:
             os.kill(os.getpid(), number)
-            os.kill(os.getpid(), number)  # `timeout` and torchrun say it twice
+            os.kill(os.getpid(), number)  # `timeout` and torchrun send it twice
         return original(self, step, backward)
 
     monkeypatch.setattr(Trainer, "_step", signalled)
     assert stage1.main(arguments) == 128 + number
     monkeypatch.undo()
-    [said] = [line for line in capsys.readouterr().err.splitlines() if "go on: " in line]
+    [said] = [line for line in capsys.readouterr().err.splitlines() if "resume: " in line]
     assert "step-000002" in said and signal.Signals(number).name in said
-    assert shlex.split(said.partition("go on: ")[2]) == ["blip2rt-train", *arguments]
+    assert shlex.split(said.partition("resume: ")[2]) == ["blip2rt-train", *arguments]
     assert [path.name for path in list_checkpoints(tmp_path / "a run")] == ["step-000002"]
     assert signal.getsignal(number) == before
     if number == signal.SIGTERM:  # once is enough
@@ -76,37 +76,37 @@ def test_a_signal_saves_and_says_how_to_go_on(
         assert [name for name in whole if not torch.equal(whole[name], ended[name])] == []
 
 
-def test_a_second_ctrl_c_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    ending = Ending()
-    with pytest.raises(KeyboardInterrupt), ending.watched():
+def test_second_ctrl_c_interrupts_immediately(monkeypatch: pytest.MonkeyPatch) -> None:
+    signals = StopSignals()
+    with pytest.raises(KeyboardInterrupt), signals.handled():
         os.kill(os.getpid(), signal.SIGINT)
-        assert ending.asked == signal.SIGINT
+        assert signals.received == signal.SIGINT
         now = time.monotonic()
         monkeypatch.setattr(time, "monotonic", lambda: now + 5)
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_folder_has_one_run_until_that_dies(tmp_path: Path) -> None:
+def test_folder_lock_ends_with_its_process(tmp_path: Path) -> None:
     told, tell = os.pipe()
     other = os.fork()
     if not other:
-        with folder.owned(tmp_path):
+        with run_folder.lock_folder(tmp_path):
             os.write(tell, b"mine")
             time.sleep(60)
         os._exit(0)
     try:
         assert os.read(told, 4) == b"mine"
-        refused = pytest.raises(Blip2rtError, match=f"written by another training .process {other} on")
-        with refused, folder.owned(tmp_path):
+        refused = pytest.raises(Blip2rtError, match=f"in use by another training .process {other} on")
+        with refused, run_folder.lock_folder(tmp_path):
             pass
     finally:
         os.kill(other, signal.SIGKILL)
         os.waitpid(other, 0)
-    with folder.owned(tmp_path):
-        assert f"process {os.getpid()} on" in (tmp_path / folder.LOCK).read_text()
+    with run_folder.lock_folder(tmp_path):
+        assert f"process {os.getpid()} on" in (tmp_path / run_folder.LOCK).read_text()
 
 
-def test_nodes_without_a_shared_folder_end_together_and_refuse_to_mix(settings: list[str], tmp_path: Path) -> None:
+def test_nodes_without_a_shared_folder_stop_together(settings: list[str], tmp_path: Path) -> None:
     arguments = [*settings, "--out", str(tmp_path / "node{rank}")]
     running, said = start_together("train.stage1", [*arguments, "--steps", "5000"], tmp_path)
     metrics, until = tmp_path / "node0" / "metrics.jsonl", time.monotonic() + 600
@@ -121,32 +121,32 @@ def test_nodes_without_a_shared_folder_end_together_and_refuse_to_mix(settings: 
         assert f"is at step {step}, " in text and "node1" in text and "share out among the nodes" in text
 
 
-def test_folders_of_two_trainings_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_of_different_trainings_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = tmp_path / "step-000003"
     checkpoint.mkdir()
     (checkpoint / "config.json").write_text("{}")
     (checkpoint / "trainer.json").write_text(json.dumps({"step": 3, "run": "abc"}))
-    assert folder.run_id(tmp_path) == "abc"
+    assert run_folder.run_id(tmp_path) == "abc"
     for other, words in (((3, "abc"), ""), ((3, "xyz"), "different trainings"), ((2, "abc"), "at step 3, there at")):
-        monkeypatch.setattr(here(), "everyone", lambda value, other=other: [value, (*other, "there")]
+        monkeypatch.setattr(this_process(), "gather_objects", lambda value, other=other: [value, (*other, "there")]
                             if isinstance(value, tuple) else [value])  # fmt: skip
         if words:
             with pytest.raises(Blip2rtError, match=words):
-                folder.check_same_run(tmp_path)
+                run_folder.require_same_run(tmp_path)
         else:
-            folder.check_same_run(tmp_path)
+            run_folder.require_same_run(tmp_path)
 
 
-def test_what_one_process_finds_wrong_all_raise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(here(), "everyone", lambda value: ["", "its disk is full"])
+def test_fault_of_one_process_raises_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(this_process(), "gather_objects", lambda value: ["", "its disk is full"])
     with pytest.raises(Blip2rtError, match="its disk is full"):
-        here().agree()
-    monkeypatch.setattr(here(), "everyone", lambda value: [value, 7])
+        this_process().raise_together()
+    monkeypatch.setattr(this_process(), "gather_objects", lambda value: [value, 7])
     with pytest.raises(Blip2rtError, match=r"samples of processes \[1\]"):
-        here().same("samples", 6)
+        this_process().require_same("samples", 6)
 
 
-def test_shards_that_vanish_or_change_between_runs_are_named(tmp_path: Path) -> None:
+def test_missing_and_changed_shards_are_named(tmp_path: Path) -> None:
     data, out = tmp_path / "shards", tmp_path / "out"
     out.mkdir()
     for name in "abc":

@@ -19,11 +19,11 @@ from torch.utils.data import Dataset as TorchDataset
 
 from blip2rt.errors import Blip2rtError, OptionError
 
-from ..loop.ending import leave_to_the_parent
 from ..loop.memory import keep_freed_memory
-from .order import Mixture, Order
+from ..loop.signals import ignore_parent_signals
 from .readers import read_data
-from .samples import Bad, Dataset, Sample, draw_texts
+from .samples import BadSamples, Dataset, Sample, draw_texts
+from .sampling import Mixture, ShuffledOrder
 from .shards import Faults, Shards
 from .transforms import Transform, read_image
 
@@ -33,7 +33,7 @@ Row = tuple[int, int]  # source, position
 
 
 @dataclass(frozen=True)
-class Images:
+class DecodedImages:
     """B images with their texts. pixels (B, 3, h, w); groups: the texts of each; image_ids (B), the same for the same
     image; bad: names and reasons of samples that were left out."""
 
@@ -42,11 +42,11 @@ class Images:
     image_ids: torch.Tensor
     bad: list[tuple[str, str]]
 
-    def pin_memory(self) -> Images:
-        return Images(self.pixels.pin_memory(), self.groups, self.image_ids, self.bad)
+    def pin_memory(self) -> DecodedImages:
+        return DecodedImages(self.pixels.pin_memory(), self.groups, self.image_ids, self.bad)
 
 
-class ListedImages:
+class ListSource:
     """A Dataset as a source: one sample an image, with all its texts."""
 
     def __init__(self, data: Dataset) -> None:
@@ -61,7 +61,7 @@ class ListedImages:
         return self.paths[number].read_bytes(), self.groups[number]
 
 
-Source = ListedImages | Shards
+Source = ListSource | Shards
 
 
 def entry_faults(entries: tuple[dict[str, Any], ...], field: str) -> list[str]:
@@ -85,7 +85,7 @@ def entry_faults(entries: tuple[dict[str, Any], ...], field: str) -> list[str]:
 
 
 def open_sources(
-    entries: tuple[dict[str, Any], ...], cache: Path, bad: Bad, by_caption: bool = False
+    entries: tuple[dict[str, Any], ...], cache: Path, bad: BadSamples, by_caption: bool = False
 ) -> tuple[list[Source], list[float]]:
     """Sources and weights of the recipe's `train_data`: path, images and weight each.
 
@@ -110,23 +110,23 @@ def open_sources(
     return sources, [float(entry.get("weight", size)) for entry, size in zip(entries, sizes, strict=True)]
 
 
-def _open(entry: dict[str, Any], cache: Path, bad: Bad, by_caption: bool) -> Source:
+def _open(entry: dict[str, Any], cache: Path, bad: BadSamples, by_caption: bool) -> Source:
     path = entry["path"]
     if path.endswith(".tar") or (Path(path).is_dir() and any(Path(path).glob("*.tar"))):
         return Shards(path, cache, bad)
     data = read_data(path, entry.get("images", ""), bad)
-    return ListedImages(data.captions(path).with_texts() if by_caption else data)
+    return ListSource(data.captions(path).with_texts() if by_caption else data)
 
 
-class Reader(TorchDataset[Images | Blip2rtError]):
+class SampleReader(TorchDataset[DecodedImages | Blip2rtError]):
     """Rows of (source, position) -> Images, their texts in random order. by_caption: captions alone are texts."""
 
     def __init__(self, sources: list[Source], seed: int, transform: Transform, by_caption: bool = False) -> None:
         self.sources, self.seed, self.transform, self.by_caption = sources, seed, transform, by_caption
         self.orders = self._orders()
 
-    def _orders(self) -> list[Order]:
-        return [Order(source.counts, (self.seed, number)) for number, source in enumerate(self.sources)]
+    def _orders(self) -> list[ShuffledOrder]:
+        return [ShuffledOrder(source.counts, (self.seed, number)) for number, source in enumerate(self.sources)]
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "orders"}  # their caches cannot be sent to a worker
@@ -135,14 +135,14 @@ class Reader(TorchDataset[Images | Blip2rtError]):
         self.__dict__.update(state)
         self.orders = self._orders()
 
-    def __getitem__(self, rows: list[Row]) -> Images | Blip2rtError:
+    def __getitem__(self, rows: list[Row]) -> DecodedImages | Blip2rtError:
         bad: list[tuple[str, str]] = []
         try:
             read = [self._sample(source, position, bad) for source, position in rows]
         except Blip2rtError as error:  # returned, since a worker raises with its whole traceback in the message
             return error
         pixels = torch.stack([sample[0] for sample in read])
-        return Images(pixels, [sample[1] for sample in read], torch.tensor([sample[2] for sample in read]), bad)
+        return DecodedImages(pixels, [sample[1] for sample in read], torch.tensor([sample[2] for sample in read]), bad)
 
     def _sample(self, source: int, position: int, bad: list[tuple[str, str]]) -> tuple[torch.Tensor, list[Sample], int]:
         files = self.sources[source]
@@ -164,14 +164,14 @@ class Reader(TorchDataset[Images | Blip2rtError]):
         raise Blip2rtError(f"{_TRIES} samples in a row of source {source + 1} cannot be read, as {bad[-1]}: mend it")
 
 
-def image_batches(
-    reader: Reader,
+def load_batches(
+    reader: SampleReader,
     mixture: Mixture,
     start: int,
     parts: Callable[[list[Row]], list[list[Row]]],
     workers: int,
-    bad: Bad,
-) -> Iterator[tuple[int, list[Images]]]:
+    bad: BadSamples,
+) -> Iterator[tuple[int, list[DecodedImages]]]:
     """Endless (step, micro-batches) from step `start` on; `parts` gives this process' rows of a step."""
     micros = len(parts(mixture.batch(start)))
 
@@ -203,6 +203,6 @@ def image_batches(
 
 
 def _settle(worker: int) -> None:
-    leave_to_the_parent()
+    ignore_parent_signals()
     torch.set_num_threads(1)
     keep_freed_memory()  # pixels of every image anew

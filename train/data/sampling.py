@@ -15,7 +15,7 @@ WINDOW = 16  # shards that are mixed with each other
 _CHUNK = 1024  # steps
 
 
-class Order:
+class ShuffledOrder:
     """Endless epochs over sum(counts) samples in blocks (shards): blocks are shuffled, samples within WINDOW blocks.
 
     So every sample is seen once an epoch, and only a few shards are read at a time.

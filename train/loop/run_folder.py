@@ -1,0 +1,125 @@
+"""A training's folder: one run at a time writes to it, and all processes belong to the same run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import IO, Any
+
+from blip2rt.modeling.checkpoints import list_checkpoints
+from blip2rt.modeling.json_file import read_json
+
+from ..settings import LogSettings, MachineSettings, OptimizerSettings, RunSettings
+from .parallel import this_process
+
+LOCK, STATE = "training.lock", "trainer.json"
+_MALFORMED = (OSError, ValueError, KeyError, TypeError, AttributeError)  # resume() reports damaged ones
+
+# Fields that may change when a training resumes: length, rates, machine and logging.
+_MUTABLE = {each.name for cls in (RunSettings, OptimizerSettings, MachineSettings, LogSettings) for each in fields(cls)}
+_MUTABLE |= {"given", "sources", "accumulate", "workers", "max_bad", "features", "dev_table"}
+_MUTABLE |= {"projection_lr", "lora_lr", "head_lr"}
+
+
+@contextlib.contextmanager
+def lock_folder(out: str | Path, record: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Inside, no other run can write to the folder. record: all settings of the training that will resume there.
+
+    Raise Blip2rtError, in all processes, if another run holds the lock, or the newest checkpoint has other settings.
+    The system releases the lock of a process that dies. File systems without locks are not protected.
+    """
+    with contextlib.ExitStack() as stack:
+        fault = ""
+        if this_process().main:
+            Path(out).mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(Path(out) / LOCK, "a+", encoding="utf-8"))
+            fault = _lock(Path(out), file) or settings_conflict(Path(out), record or {})
+        this_process().raise_together(fault)
+        yield
+
+
+def _lock(out: Path, file: IO[str]) -> str:
+    """Lock an open file. Return a fault if another process holds it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return ""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # workers do not inherit it
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read(200).strip() or "another process"
+        return f"out {str(out)!r} is in use by another training ({owner}): wait until it ends, or give another folder"
+    except OSError:
+        return ""
+    with contextlib.suppress(OSError):  # a full disk: saving a checkpoint will report it
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    return ""
+
+
+def settings_conflict(out: Path, record: Mapping[str, Any]) -> str:
+    """Return a fault if the newest checkpoint's training had other settings than `record`, which has all fields.
+
+    Fields in _MUTABLE may differ, and so may fields that an older checkpoint lacks.
+    """
+    found = list_checkpoints(out)
+    if not found or record.get("resume") == "always":
+        return ""
+    try:
+        before = dict(read_json(found[-1] / STATE)["settings"])
+    except _MALFORMED:
+        return ""
+    if "max_text_tokens" in before:  # stage 2 cleaned answers before the field existed
+        before.setdefault("clean_answers", True)
+    now = json.loads(json.dumps(dict(record)))
+    changed = [name for name in now if name in before and name not in _MUTABLE and now[name] != before[name]]
+    if not changed:
+        return ""
+    listed = ", ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in changed)
+    return (
+        f"out {str(out)!r} has checkpoints of another training ({listed}): give another folder, restore these "
+        "settings, or continue with --resume always"
+    )
+
+
+def require_same_run(out: Path) -> None:
+    """Raise Blip2rtError, in all processes, if their folders hold different steps or different trainings.
+
+    Nodes without a shared folder start together; to resume, each needs a copy of the newest checkpoint.
+    """
+    step, run = _newest(out)
+    first, *others = this_process().gather_objects((step, run, f"{out} on {socket.gethostname()}"))
+    fault = ""
+    for step, run, place in others:
+        if step != first[0]:
+            fault = f"{first[2]} is at step {first[0]}, {place} at step {step}: share out among the nodes, or copy the "
+            fault += f"checkpoint of step {max(step, first[0])} to each"
+        elif run != first[1]:
+            fault = f"{first[2]} and {place} hold different trainings: share out among the nodes, or give another one"
+        if fault:
+            break
+    this_process().raise_together(fault)
+
+
+def _newest(out: Path) -> tuple[int, str]:
+    """Return the step and the run id of the newest checkpoint."""
+    found = list_checkpoints(out)
+    if not found:
+        return 0, ""
+    try:
+        saved = read_json(found[-1] / STATE)
+        return int(saved["step"]), str(saved.get("run", ""))
+    except _MALFORMED:
+        return -1, ""
+
+
+def run_id(out: Path) -> str:
+    """Return the id of this training: the newest checkpoint's, or a new one, equal in all processes."""
+    _, run = _newest(out)
+    return this_process().gather_objects(run or os.urandom(8).hex())[0]

@@ -1,0 +1,61 @@
+"""Ctrl-C and SIGTERM: a training finishes the current step, saves a checkpoint and ends."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_DUPLICATE_SECONDS = 1.0  # within which the terminal and torchrun may both deliver the same Ctrl-C
+
+
+class Interrupted(Exception):
+    """A signal ended the training, which saved `checkpoint`."""
+
+    def __init__(self, number: int, checkpoint: str) -> None:
+        super().__init__(f"ended by {signal.Signals(number).name}, saved {checkpoint}")
+        self.code = 128 + number
+
+
+class StopSignals:
+    """Remembers the signal that asked the training to stop."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._when = 0.0
+
+    @contextlib.contextmanager
+    def handled(self) -> Iterator[None]:
+        """Inside, remember the first signal; a second Ctrl-C raises KeyboardInterrupt."""
+        if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+            yield
+            return
+        before = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if not self.received:
+            self.received, self._when = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._when > _DUPLICATE_SECONDS:
+            raise KeyboardInterrupt
+
+
+def ignore_parent_signals() -> None:
+    """In a worker process, ignore Ctrl-C and the first SIGTERM: they reach the training too, which ends its workers.
+
+    The second SIGTERM comes from the training and ends the worker.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _restore_default)
+
+
+def _restore_default(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
