@@ -24,8 +24,8 @@ from blip2rt.modeling.weights import has_weights
 
 from .data.loaders import small_data_note, split_micro_batches
 from .data.readers import read_data
-from .data.samples import BadSamples, Sample, sample_images
-from .data.sampling import Mixture
+from .data.samples import BadSamples, Sample
+from .data.sampling import Mixture, sample_images
 from .data.streaming import ListSource, SampleReader, Source, load_batches, open_sources
 from .data.transforms import eval_transform, read_image
 from .loop.parallel import this_process

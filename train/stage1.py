@@ -34,7 +34,7 @@ from .data.loaders import (
     to_device,
 )
 from .data.readers import read_data
-from .data.samples import sample_images
+from .data.sampling import sample_images
 from .dry_run import Plan, dry_run, further_faults, planned
 from .evaluation.generation import itg_captions
 from .evaluation.recall import recall

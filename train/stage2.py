@@ -28,7 +28,8 @@ from blip2rt.modeling.checkpoints import init_from_bert, init_from_stage1, read_
 from .data.features import open_features
 from .data.loaders import ImageBatch, LoaderSettings, batch_features, open_bad_samples, open_loader, to_device
 from .data.readers import read_data
-from .data.samples import Sample, first_answers, sample_images
+from .data.samples import Sample, first_answers
+from .data.sampling import sample_images
 from .dry_run import Plan, dry_run, further_faults, planned
 from .evaluation.generation import GREEDY, Generator
 from .loop.parallel import this_process

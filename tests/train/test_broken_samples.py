@@ -308,7 +308,7 @@ def test_shards_are_made_without_damaged_pictures(images: Path, kind: str, capsy
     assert "2.jpg" in capsys.readouterr().err
     assert prepare.main([*arguments, "--out", str(out)]) == 0
     told = capsys.readouterr().out
-    assert "2 images, 1 left out" in told and "2.jpg" in told
+    assert "2 images, 1 skipped" in told and "2.jpg" in told
     shards = Shards(str(out), out)
     assert sorted(shards.read(i)[1][0].text for i in range(2)) == ["a cat", "a dog"] and shards.counts == [2]
 
@@ -471,7 +471,7 @@ def test_rows_of_an_address_list_that_are_none_are_left_out(tmp_path: Path, caps
     (tmp_path / "list.tsv").write_bytes("\n".join(rows).encode() + b"\nhttp://a/3.jpg\t\xe9\n")
     arguments = ["list", "--data", str(tmp_path / "list.tsv"), "--out", str(tmp_path / "out.jsonl")]
     assert prepare.main(arguments) == 0
-    assert "2 rows, 5 left out" in capsys.readouterr().out
+    assert "2 rows, 5 skipped" in capsys.readouterr().out
     assert prepare.main([*arguments, "--max-bad", "4"]) == 2
     assert "list.tsv, line" in capsys.readouterr().err
 

@@ -23,9 +23,9 @@ from train.capfilt import (
     ClipScorer,
     FilterOptions,
     distinct,
+    filter_dataset,
     filter_list,
     filter_shards,
-    filtered,
 )
 from train.data.readers import read_data
 from train.data.samples import BadSamples
@@ -103,7 +103,7 @@ def test_without_a_captioner_given_captions_are_ranked(tmp_path: Path) -> None:
     with table.open("a") as file:
         file.write("red.png\ta blue thing\t\nred.png\tA  red thing!\t\n")
     data = read_data(table, tmp_path / "images")
-    found = filtered(data, CapFilt(None, Colours(), None, CapFiltSettings(keep=9)), Predictions(None, {}), work())
+    found = filter_dataset(data, CapFilt(None, Colours(), None, CapFiltSettings(keep=9)), Predictions(None, {}), work())
     assert [s.text for s in found.by_image()[0]] == ["a red thing", "a blue thing"]
     assert [s.text for s in found.by_image()[2]] == ["yes"]
 
@@ -213,8 +213,8 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     data = ["capfilt", "--data", str(table), "--images", str(tmp_path / "images"), "--out", str(tmp_path / "o.tsv")]
     assert prepare.main(data) == 2
     assert "give --captioner, or --scorer" in capsys.readouterr().err
-    with pytest.raises(Blip2rtError, match="does not exist: give a file of one caption a line"):
+    with pytest.raises(Blip2rtError, match="does not exist: give a file with one caption per line"):
         CaptionPool(tmp_path / "no.txt", Colours(), BadSamples(0))
     assert prepare.main([*data, "--scorer", f"clip:{tmp_path}"]) == 2
     error = capsys.readouterr().err
-    assert "is no CLIP" in error and error.count("\n") == 1
+    assert "is not a CLIP model" in error and error.count("\n") == 1

@@ -11,7 +11,7 @@ import pytest
 
 from blip2rt.text import clean_caption
 from tests.seeds import new_seed
-from train.data.samples import batches
+from train.data.sampling import batches
 from train.evaluation.metrics import caption_metrics, tokenize
 from train.evaluation.recall import best_rank, recall, recall_at, reranked
 from train.evaluation.vqa import exact_match, normalize_answer, vqa_accuracy

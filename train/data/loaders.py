@@ -23,8 +23,8 @@ from ..loop.parallel import Parallel, this_process
 from ..settings import BatchSettings, DataSettings
 from .features import draw_views, open_features
 from .readers import read_data
-from .samples import BadSamples, Sample, batches, draw_texts
-from .sampling import Mixture, ShuffledOrder
+from .samples import BadSamples, Sample, draw_texts
+from .sampling import Mixture, ShuffledOrder, batches
 from .shards import check_shards
 from .streaming import DecodedImages, SampleReader, Source, entry_faults, load_batches, open_sources
 from .transforms import train_transform

@@ -1,8 +1,4 @@
-"""Images and captions from tables of `image<TAB>caption`, whose third column, if there is one, is a prompt.
-
-Knows files, rows and the order of samples; nothing about models. Every draw depends on the seed and the step alone, so
-that a resumed training sees what an uninterrupted one would have seen.
-"""
+"""Samples, data sets and unusable samples; tables of `image<TAB>caption[<TAB>prompt]`."""
 
 from __future__ import annotations
 
@@ -20,8 +16,7 @@ from blip2rt.errors import Blip2rtError
 
 @dataclass(frozen=True)
 class Sample:
-    """One text of one image. prompt: a question that it answers, empty for captions; weight: how often it was given as
-    the answer."""
+    """One text of one image. prompt: the question it answers, empty for captions; weight: how often it was given."""
 
     image: int
     text: str
@@ -31,39 +26,39 @@ class Sample:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Image paths, and texts that point into them."""
+    """Image paths, and samples that refer to them by index."""
 
     paths: list[Path]
     samples: list[Sample]
 
     def by_image(self) -> list[list[Sample]]:
-        """The samples of each image, in the order of `paths`."""
+        """Return the samples of each image, in the order of `paths`."""
         groups: list[list[Sample]] = [[] for _ in self.paths]
         for sample in self.samples:
             groups[sample.image].append(sample)
         return groups
 
     def captions(self, place: str) -> Dataset:
-        """The captions alone, of the same images. Raise Blip2rtError, which names the place, where there is none."""
+        """Drop the answers but keep all images. Raise Blip2rtError, which names the place, if no caption is left."""
         alone = [sample for sample in self.samples if not sample.prompt]
         if not alone:
             raise Blip2rtError(f"{place} has no caption, and only captions are read: leave it out, or give another")
         return Dataset(self.paths, alone)
 
     def with_texts(self) -> Dataset:
-        """The images that have a text."""
+        """Drop the images without a text."""
         return self.without([image for image, group in enumerate(self.by_image()) if not group])
 
     def without(self, images: Container[int]) -> Dataset:
-        """The data set without some images, the others numbered anew."""
-        kept = [image for image in range(len(self.paths)) if image not in images]
-        number = {image: i for i, image in enumerate(kept)}
+        """Drop some images and renumber the others."""
+        remaining = [image for image in range(len(self.paths)) if image not in images]
+        number = {image: i for i, image in enumerate(remaining)}
         samples = [replace(each, image=number[each.image]) for each in self.samples if each.image in number]
-        return Dataset([self.paths[image] for image in kept], samples)
+        return Dataset([self.paths[image] for image in remaining], samples)
 
 
 def count_answers(samples: list[Sample]) -> list[Sample]:
-    """The samples, each answer to a question once, with its number as weight."""
+    """Merge repeated answers to a question into one sample, weighted by their number."""
     counts: dict[Sample, float] = {}
     for sample in samples:
         if sample.prompt:
@@ -76,12 +71,12 @@ def count_answers(samples: list[Sample]) -> list[Sample]:
 
 
 def repeat_answers(samples: list[Sample]) -> list[Sample]:
-    """The samples, each answer as often as it was given, for a list that has no weights."""
+    """Repeat each answer as often as it was given, for a list without weights."""
     return [replace(each, weight=1.0) for each in samples for _ in range(max(1, round(each.weight)))]
 
 
 def first_answers(samples: list[Sample]) -> list[Sample]:
-    """The captions, and each question's most frequent answer."""
+    """Return the captions, and each question's most frequent answer."""
     best: dict[str, Sample] = {}
     for sample in samples:
         if sample.prompt and sample.weight > best.get(sample.prompt, Sample(0, "", weight=0.0)).weight:
@@ -90,7 +85,7 @@ def first_answers(samples: list[Sample]) -> list[Sample]:
 
 
 def draw_texts(samples: list[Sample], rng: np.random.Generator) -> list[Sample]:
-    """The texts of an image in random order, with one answer to each question, drawn by weight."""
+    """Return the texts of an image in random order, with one answer to each question, drawn by weight."""
     order = [samples[i] for i in rng.permutation(len(samples))]
     answers: dict[str, list[Sample]] = {}
     for sample in order:
@@ -103,19 +98,29 @@ def draw_texts(samples: list[Sample], rng: np.random.Generator) -> list[Sample]:
     return [sample for sample in order if not sample.prompt or sample is chosen[sample.prompt]]
 
 
+def error_text(error: Exception) -> str:
+    """Return an error's message in one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def table_text(rows: Iterable[tuple[str, str, str]]) -> str:
+    """Return a table of (image, caption or answer, question or nothing)."""
+    return "image\tcaption\tprompt\n" + "".join("\t".join(row) + "\n" for row in rows)
+
+
 class TooManyBadSamples(Blip2rtError):
-    """More samples cannot be used than may."""
+    """More samples are unusable than allowed."""
 
 
 class BadSamples:
-    """Samples that cannot be used: counted, listed, and an error beyond `limit`."""
+    """Counts and lists unusable samples; more than `limit` are an error."""
 
     def __init__(self, limit: int, file: Path | None = None) -> None:
         self.limit, self.file = limit, file
         self.found: dict[str, str] = {}
 
     def add(self, sample: str, reason: str) -> None:
-        """Count a sample and list it. Raise TooManyBad where it is one more than the limit."""
+        """Count a sample and list it. Raise TooManyBadSamples beyond the limit."""
         if sample in self.found:
             return
         self.found[sample] = reason
@@ -126,14 +131,14 @@ class BadSamples:
             listed = f", listed in {self.file}" if self.file else ""
             last = f"{sample} ({reason})".encode("utf-8", "backslashreplace").decode()
             raise TooManyBadSamples(
-                f"{len(self.found)} samples cannot be used{listed}, the last {last}, and max_bad is "
-                f"{self.limit}: mend them, or raise max_bad"
+                f"{len(self.found)} samples are unusable{listed}, the last {last}, and max_bad is "
+                f"{self.limit}: fix them, or raise max_bad"
             )
 
 
 @dataclass(frozen=True)
 class Row:
-    """One text of one image as a list has it, not judged yet. place: where it stands."""
+    """One text of one image as read from a list, unchecked. place: its position in the list."""
 
     place: str
     image: object
@@ -142,9 +147,9 @@ class Row:
 
 
 def text_fault(text: object, what: str = "caption") -> str | None:
-    """What is wrong with a caption, an answer or a prompt; None where it can be used.
+    """Return what is wrong with a caption, an answer or a prompt, or None if it is usable.
 
-    An answer may be a sign, such as "$"; a caption of signs alone is an empty one to whoever cleans it.
+    An answer may be a symbol, such as "$"; a caption of symbols only would be empty after cleaning.
     """
     if not isinstance(text, str):
         return f"its {what} is {str(text)[:40]!r} of type {type(text).__name__}, not text"
@@ -152,7 +157,7 @@ def text_fault(text: object, what: str = "caption") -> str | None:
         return f"its {what} is empty"
     try:
         text.encode()
-    except UnicodeError:  # what errors="surrogateescape" makes of bytes that are no UTF-8, or JSON's lone surrogates
+    except UnicodeError:  # invalid UTF-8 (by surrogateescape), or JSON's lone surrogates
         return f"its {what} is not valid UTF-8"
     if what == "caption" and all(unicodedata.category(letter)[0] in "PZC" for letter in text):
         return f"its caption {text.strip()[:40]!r} has no word"
@@ -160,9 +165,9 @@ def text_fault(text: object, what: str = "caption") -> str | None:
 
 
 def dataset_of(path: Path, rows: Iterable[Row], images: Path, bad: BadSamples) -> Dataset:
-    """Judge the rows of a list. What cannot be used is counted in `bad` and left out.
+    """Check the rows of a list. Unusable ones are counted in `bad` and left out.
 
-    Raise Blip2rtError where nothing is left, or more is wrong than `bad` allows.
+    Raise Blip2rtError if nothing is left, or more is wrong than `bad` allows.
     """
     index: dict[str, int] = {}
     missing: set[str] = set()
@@ -178,7 +183,7 @@ def dataset_of(path: Path, rows: Iterable[Row], images: Path, bad: BadSamples) -
             continue
         if name not in index and not is_file(images / name):
             missing.add(name)
-            bad.add(str(images / name), f"{path} names it, and it does not exist")
+            bad.add(str(images / name), f"{path} lists it, but it does not exist")
             continue
         samples.append(Sample(index.setdefault(name, len(index)), text, prompt))
     if not samples:
@@ -197,7 +202,7 @@ def _row_fault(row: Row) -> str | None:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file; no for a name that none can have."""
+    """Whether the file exists; False for an impossible name."""
     try:
         return path.is_file()
     except (OSError, ValueError):  # too long, a null character
@@ -216,7 +221,7 @@ def read_table(table: str | Path, images: str | Path, bad: BadSamples | None = N
     if header[:2] != ["image", "caption"] or header[2:] not in ([], ["prompt"], ["question"]):
         raise Blip2rtError(
             f"{table} must start with the header image<TAB>caption[<TAB>prompt]; it starts with "
-            f"{ascii(header)[:200]}: add the header, and no other column"
+            f"{ascii(header)[:200]}: add the header, without other columns"
         )
     names = list(dict.fromkeys(row[0] for _, row in rows[1:] if row))
     missing = [name for name in names if not is_file(images / name)]
@@ -225,14 +230,14 @@ def read_table(table: str | Path, images: str | Path, bad: BadSamples | None = N
     found = []
     for place, row in rows[1:]:
         if len(row) > len(header):
-            bad.add(place, f"it has {len(row)} columns, and the header {len(header)}: a text holds no tab")
+            bad.add(place, f"it has {len(row)} columns, and the header {len(header)}: texts must not contain tabs")
         elif row:
             found.append(Row(place, *[*row, None][:2], *row[2:3]))
     return dataset_of(table, found, images, bad)
 
 
 def table_rows(table: Path, reader: Any, bad: BadSamples) -> Iterator[tuple[str, list[str]]]:
-    """The rows of a table with their places; one that is no row is counted."""
+    """Yield the rows of a table with their positions; malformed rows are counted in `bad`."""
     while True:
         try:
             row = next(reader)
@@ -242,40 +247,3 @@ def table_rows(table: Path, reader: Any, bad: BadSamples) -> Iterator[tuple[str,
             bad.add(f"{table}, line {reader.line_num}", str(error))
             continue
         yield f"{table}, line {reader.line_num}", row
-
-
-def sample_images(count: int, most: int = 8) -> list[int]:
-    """A few of `count` images, always the same ones, spread over all."""
-    return [i * count // most for i in range(most)] if count > most else list(range(count))
-
-
-def batches(
-    count: int, batch_size: int, seed: int, start: int = 0, lengths: np.ndarray | None = None
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Endless (step, indices) from step `start` on: a fresh permutation of range(count) every epoch, whole batches.
-
-    With `lengths` (count), samples of similar length are put together, so that little padding is computed.
-    """
-    if count < batch_size:
-        raise Blip2rtError(f"batch_size {batch_size} is more than the {count} samples there are: lower it")
-    per_epoch = count // batch_size
-    step = start
-    while True:
-        epoch, first = divmod(step, per_epoch)
-        rng = np.random.default_rng((seed, epoch))
-        order = rng.permutation(count)[: per_epoch * batch_size]
-        if lengths is not None:
-            order = _by_length(order, lengths, batch_size, rng)
-        for offset in range(first, per_epoch):
-            yield step, order[offset * batch_size : (offset + 1) * batch_size]
-            step += 1
-
-
-def _by_length(order: np.ndarray, lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> np.ndarray:
-    """Sort by length within windows of 32 batches, then shuffle the batches."""
-    window = 32 * batch_size
-    parts = [
-        part[np.argsort(lengths[part], kind="stable")] for part in np.split(order, range(window, len(order), window))
-    ]
-    rows = np.concatenate(parts).reshape(-1, batch_size)
-    return rows[rng.permutation(len(rows))].reshape(-1)

@@ -1,24 +1,26 @@
-"""Which sample stands where: endless shuffled orders, and a weighted mixture of several sources.
+"""Which sample comes when: endless shuffled orders, batches of one data set, and a weighted mixture of several sources.
 
-Everything is a function of the seed and the step, whatever the number of processes and workers: a training that goes
-on, on other machines too, sees what it would have seen. Knows numbers only.
+Everything is a function of the seed and the step, whatever the number of processes and workers: a resumed training,
+even on other machines, sees what an uninterrupted one would have seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
 
-WINDOW = 16  # shards that are mixed with each other
+from blip2rt.errors import Blip2rtError
+
+WINDOW = 16  # shards whose samples are shuffled together
 _CHUNK = 1024  # steps
 
 
 class ShuffledOrder:
-    """Endless epochs over sum(counts) samples in blocks (shards): blocks are shuffled, samples within WINDOW blocks.
+    """Endless epochs over sum(counts) samples in blocks (shards), shuffled; samples are shuffled within WINDOW blocks.
 
-    So every sample is seen once an epoch, and only a few shards are read at a time.
+    Every sample appears once per epoch, and only a few shards are read at a time.
     """
 
     def __init__(self, counts: Sequence[int], seed: tuple[int, ...]) -> None:
@@ -29,7 +31,7 @@ class ShuffledOrder:
         self._group = lru_cache(maxsize=2)(self._shuffled_samples)
 
     def __getitem__(self, position: int) -> int:
-        """The number of the sample at `position`, counted from 0 through all epochs."""
+        """Return the number of the sample at `position`, counted from 0 through all epochs."""
         epoch, offset = divmod(position, self.total)
         _, ends = self._epoch(epoch)
         group = int(np.searchsorted(ends, offset, "right"))
@@ -48,15 +50,15 @@ class ShuffledOrder:
 
 
 class Mixture:
-    """Batches of (source, position in that source), drawn with weights."""
+    """Batches of (source, position in that source), drawn by weight."""
 
     def __init__(self, weights: Sequence[float], batch_size: int, seed: int) -> None:
         self.weights = np.asarray(weights, np.float64) / np.sum(weights)
         self.batch_size, self.seed = batch_size, seed
-        self._before = [np.zeros(len(weights), np.int64)]  # what each source has given before each chunk of steps
+        self._before = [np.zeros(len(weights), np.int64)]  # samples drawn from each source before each chunk
 
     def batch(self, step: int) -> list[tuple[int, int]]:
-        """The rows of a step over all processes, sources mixed."""
+        """Return the rows of a step over all processes, sources mixed."""
         chunk, row = divmod(step, _CHUNK)
         while len(self._before) <= chunk:
             self._before.append(self._before[-1] + self._counts(len(self._before) - 1).sum(0))
@@ -67,6 +69,43 @@ class Mixture:
         return [rows[i] for i in order]
 
     def _counts(self, chunk: int) -> np.ndarray:
-        """(_CHUNK, sources): rows of each source in each step."""
+        """Return the number of rows of each source in each step of a chunk, (_CHUNK, sources)."""
         rng = np.random.default_rng((self.seed, 2, chunk))
         return rng.multinomial(self.batch_size, self.weights, _CHUNK)
+
+
+def sample_images(count: int, most: int = 8) -> list[int]:
+    """Return at most `most` of `count` images, evenly spread and always the same."""
+    return [i * count // most for i in range(most)] if count > most else list(range(count))
+
+
+def batches(
+    count: int, batch_size: int, seed: int, start: int = 0, lengths: np.ndarray | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (step, indices) without end from step `start` on: a new permutation every epoch, full batches only.
+
+    With `lengths` (count), a batch has samples of similar length, which saves padding.
+    """
+    if count < batch_size:
+        raise Blip2rtError(f"batch_size {batch_size} is more than the {count} samples there are: lower it")
+    per_epoch = count // batch_size
+    step = start
+    while True:
+        epoch, first = divmod(step, per_epoch)
+        rng = np.random.default_rng((seed, epoch))
+        order = rng.permutation(count)[: per_epoch * batch_size]
+        if lengths is not None:
+            order = _by_length(order, lengths, batch_size, rng)
+        for offset in range(first, per_epoch):
+            yield step, order[offset * batch_size : (offset + 1) * batch_size]
+            step += 1
+
+
+def _by_length(order: np.ndarray, lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> np.ndarray:
+    """Sort by length within windows of 32 batches, then shuffle the batches."""
+    window = 32 * batch_size
+    parts = [
+        part[np.argsort(lengths[part], kind="stable")] for part in np.split(order, range(window, len(order), window))
+    ]
+    rows = np.concatenate(parts).reshape(-1, batch_size)
+    return rows[rng.permutation(len(rows))].reshape(-1)
