@@ -83,10 +83,10 @@ def _ask(args: argparse.Namespace) -> int:
 
 def _answer(name: str, question: str, answer: Scored, model: Model) -> dict[str, Any]:
     """A line of JSON, as docs/json.md has it."""
-    from ..gallery.outputs import Described
+    from ..gallery.outputs import Description
 
     about = (round(answer.score, 4), model.bundle.manifest.name, sum(answer.timings), answer.truncated)
-    return Described(name, [answer.text], *about).row(timed=True) | {"question": question, "answer": answer.text}
+    return Description(name, [answer.text], *about).row(timed=True) | {"question": question, "answer": answer.text}
 
 
 def _check_stream(args: argparse.Namespace) -> None:

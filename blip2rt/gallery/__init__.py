@@ -1,4 +1,4 @@
-"""Many pictures: captions beside files, an index of embeddings, search by words. Stands on Model; nothing stands on it.
+"""Many pictures: captions for whole folders, an index of embeddings, search by text or picture.
 
     from blip2rt.gallery import Index
 
@@ -6,7 +6,7 @@
     for hit in index.search("a dog on a beach", 10):
         print(hit.score, hit.path)
 
-Importing it loads nothing.
+Importing this package loads none of its modules.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""`blip2rt caption`: pictures -> descriptions -> outputs. Knows the order of things.
+"""`blip2rt caption`: pictures -> descriptions -> outputs.
 
-What is done is told by the outputs; what was made is written in the order of the pictures, batch by batch. So a run
-that is ended at any moment loses what was in the graphs, and the same command goes on with the same result.
+The outputs record what is done, and descriptions are written in the order of the pictures, batch by batch. An
+interrupted run loses only the batches in the graphs; the same command resumes and ends with the same result.
 """
 
 from __future__ import annotations
@@ -10,227 +10,229 @@ import contextlib
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Blip2rtError, OptionError, one_line
-from .ahead import Cell, Pace, cells
-from .lanes import in_order
-from .outputs import FULL, Described, Sink, Text
-from .pictures import Fault, Picture, Sources
-from .progress import Bar, Counts, Faults, fault_line, say, summary
-from .tables import TABLES, table
+from .outputs import DISK_FULL, Description, Sink
+from .outputs.sidecars import TextSidecar
+from .outputs.tables import TABLES, open_table
+from .prefetch import Batch, Parallelism, prefetch
+from .progress import Counts, FailureLog, ProgressLine, failure_line, print_status, summary
+from .sources import Failure, Picture, Sources
+from .templates import CaptionTemplate
 from .walk import walk
-from .wording import Wording
+from .worker_pool import map_ordered
 
 if TYPE_CHECKING:
     from ..language import Scored
     from ..model import Model
     from ..pipeline import Task
 
-BATCH = 16  # pictures that share the steps of the loop, as measured in docs/benchmarks-doors.md
+BATCH_SIZE = 16  # chosen by the measurement in benchmarks/LOG.md
 
 
 @dataclass(frozen=True)
-class Outputs:
-    """Where captions go; none of them: standard output."""
+class OutputSettings:
+    """Where captions go; standard output if nothing is set."""
 
-    beside: str | None = None  # the extension of a file beside each picture
+    sidecar: str | None = None  # extension of a file next to each picture
     xmp: bool = False
     out: str | None = None
     overwrite: bool = False
-    json: bool = False  # of what is printed
+    json: bool = False  # print JSON objects
 
     @property
     def into_shards(self) -> bool:
-        """Whether `out` is a folder, for copies of shards: it has no name of a table."""
+        """Whether `out` is a folder for copies of shards: it does not have the extension of a table."""
         return self.out is not None and os.path.splitext(self.out)[1].lower() not in TABLES
 
     @property
     def printed(self) -> bool:
-        return self.beside is None and self.out is None and not self.xmp
+        return self.sidecar is None and self.out is None and not self.xmp
 
 
 @dataclass(frozen=True)
-class Care:
-    """errors: a file that lists what failed. strict: end at the first."""
+class ErrorSettings:
+    """path: the file that lists failures. strict: stop at the first one."""
 
-    errors: str | None = None
+    path: str | None = None
     strict: bool = False
 
 
 @dataclass(frozen=True)
-class Words:
-    """What is said: a caption that goes on from a prompt, or the answer to a question."""
+class TextSettings:
+    """What to generate: a caption that continues a prompt, or the answer to a question."""
 
     prompt: str | None
     question: str | None
     options: Mapping[str, Any]
-    around: Wording
+    template: CaptionTemplate
 
     @property
-    def asked(self) -> str:
-        """The flags that shape the text, as a shell takes them."""
-        plain, around = Wording(), self.around
-        given = (
-            ("--ask", self.question),
-            ("--prompt", self.prompt),
-            ("--prefix", around.prefix),
-            ("--suffix", around.suffix),
-            ("--template", "" if around.template == plain.template else around.template),
-        )
-        return shlex.join([word for flag, value in given if value for word in (flag, value)])
+    def flags(self) -> str:
+        """The flags that shape the text, quoted for a shell."""
+        template = self.template
+        given = {"--ask": self.question, "--prompt": self.prompt, "--prefix": template.prefix}
+        given |= {"--suffix": template.suffix}
+        given |= {"--template": "" if template.template == CaptionTemplate.template else template.template}
+        return shlex.join([word for flag, value in given.items() if value for word in (flag, value)])
 
 
-class Stopped(Blip2rtError):
-    """The first fault of a strict run."""
+class StrictError(Blip2rtError):
+    """The first failure of a strict run."""
 
 
-def caption(model: Model, sources: Sources, words: Words, outputs: Outputs, care: Care, pace: Pace) -> int:
-    """Describe pictures; return the exit code of Counts."""
-    words.around.check()
-    task = model.task(words.prompt, words.question, **words.options)
-    run = _Run(model, task, words.around, care.strict)
+def caption(
+    model: Model,
+    sources: Sources,
+    texts: TextSettings,
+    outputs: OutputSettings,
+    errors: ErrorSettings,
+    parallelism: Parallelism,
+) -> int:
+    """Describe pictures and return the exit code."""
+    texts.template.validate()
+    run = _CaptionRun(model, model.task(texts.prompt, texts.question, **texts.options), texts.template, errors.strict)
+    counts = run.counts
     printer = Printer(outputs.json, sources.paths[0] if sources.single else None) if outputs.printed else None
-    quiet = printer is not None and not any(map(os.path.isdir, sources.paths))
     with contextlib.ExitStack() as stack:
-        bar = Bar(sources, run.counts, printer is not None)
-        stack.callback(bar.close)
-        faults = Faults(care.errors, bar, outputs.json)
-        stack.callback(faults.close)
+        line = ProgressLine(sources, counts, printer is not None)
+        stack.callback(line.close)
+        failures = FailureLog(errors.path, line, outputs.json)
+        stack.callback(failures.close)
         try:
-            makes = partial(_sinks, outputs, model.bundle.manifest.name, words.asked)
-            for each, sinks in _parts(sources, outputs, printer, makes, stack):
-                decoded = cells(model, walk(each), partial(_todo, sinks), pace)
-                for cell, texts in in_order(decoded, run.describe, pace.lanes):
-                    bar.clear() if printer is not None else None
-                    run.write(cell, texts, faults)
-                    bar.show()
+            for part, sinks in _parts(sources, outputs, printer, (model.bundle.manifest.name, texts.flags), stack):
+                batches = prefetch(model, walk(part), partial(_plan, sinks), parallelism)
+                for batch, scored in map_ordered(batches, run.describe, parallelism.workers):
+                    line.clear() if printer is not None else None
+                    run.write(batch, scored, failures)
+                    line.show()
                 for sink in sinks:
-                    sink.finish(run.counts.code == 2)
+                    sink.finish(counts.exit_code == 2)
         except KeyboardInterrupt:
-            bar.close()
+            line.close()
             if printer is None:
-                what = "with --overwrite it begins anew" if outputs.overwrite else "the same command goes on"
-                summary(run.counts, "captioned", None, lambda text: say(f"{text}; {what}"))
+                effect = "--overwrite starts over" if outputs.overwrite else "the same command resumes"
+                print_status(f"{summary(counts, 'captioned', None)}; {effect}")
             raise
-    if not quiet or (run.counts.failed and care.errors):
-        summary(run.counts, "captioned" if words.question is None else "answered", care.errors, say)
-    return run.counts.code
+    if printer is None or any(map(os.path.isdir, sources.paths)) or (counts.failed and errors.path):
+        print_status(summary(counts, "captioned" if texts.question is None else "answered", errors.path))
+    return counts.exit_code
 
 
 def _parts(
     sources: Sources,
-    outputs: Outputs,
+    outputs: OutputSettings,
     printer: Printer | None,
-    makes: Callable[[], list[Sink]],
+    origin: tuple[str, str],
     stack: contextlib.ExitStack,
 ) -> Iterator[tuple[Sources, list[Sink]]]:
-    """What is written together: each shard that goes into a copy, or all sources."""
+    """Yield sources with their sinks: each shard with its copy, or everything. origin: the model and the text flags."""
+    sinks: list[Sink]
     if outputs.into_shards:
-        from .shards import Shard, copies
+        from .outputs.shards import CaptionedShard, copy_targets
 
         assert outputs.out is not None
-        for path, target in copies(sources, outputs.out):
-            shard = Shard(path, target, outputs.beside or ".txt", outputs.overwrite)
-            stack.callback(shard.close)
-            yield Sources((path,)), [shard]
+        for path, target in copy_targets(sources, outputs.out):
+            sinks = [CaptionedShard(path, target, outputs.sidecar or ".txt", outputs.overwrite)]
+            stack.callback(sinks[0].close)
+            yield Sources((path,)), sinks
         return
-    sinks: list[Sink] = [printer] if printer is not None else makes()
+    sinks = [printer] if printer is not None else list(_open_sinks(outputs, *origin))
     for sink in sinks:
         stack.callback(sink.close)
     yield sources, sinks
 
 
-def _todo(sinks: Sequence[Sink], picture: Picture) -> list[Sink] | Fault | None:
-    """The sinks that lack a picture; None: it is done."""
-    lacking = []
-    for sink in sinks:
-        todo = sink.todo(picture)
-        if isinstance(todo, Fault):
-            return todo
-        if todo:
-            lacking.append(sink)
-    return lacking or None
-
-
-def _sinks(outputs: Outputs, model: str, asked: str) -> list[Sink]:
-    sinks: list[Sink] = []
-    if outputs.beside is not None:
-        sinks.append(Text(outputs.beside, outputs.overwrite))
+def _open_sinks(outputs: OutputSettings, model: str, flags: str) -> Iterator[Sink]:
+    if outputs.sidecar is not None:
+        yield TextSidecar(outputs.sidecar, outputs.overwrite)
     if outputs.xmp:
-        from .xmp import Xmp
+        from .outputs.xmp import XmpSidecar
 
-        sinks.append(Xmp(outputs.overwrite))
+        yield XmpSidecar(outputs.overwrite)
     if outputs.out is not None:
-        sinks.append(table(outputs.out, outputs.overwrite, model, asked))
-    return sinks
+        yield open_table(outputs.out, outputs.overwrite, model, flags)
 
 
-class _Run:
-    """A model at work on cells of pictures."""
+def _plan(sinks: Sequence[Sink], picture: Picture) -> list[Sink] | Failure | None:
+    """Return the sinks that need a picture; None if it is done."""
+    needing = []
+    for sink in sinks:
+        needs = sink.needs(picture)
+        if isinstance(needs, Failure):
+            return needs
+        if needs:
+            needing.append(sink)
+    return needing or None
 
-    def __init__(self, model: Model, task: Task, around: Wording, strict: bool) -> None:
-        self.model, self._task, self._around, self._strict = model, task, around, strict
+
+class _CaptionRun:
+    """Describes batches of pictures and counts results."""
+
+    def __init__(self, model: Model, task: Task, template: CaptionTemplate, strict: bool) -> None:
+        self._model, self._task, self._template, self._strict = model, task, template, strict
         self._name = model.bundle.manifest.name
         self.counts = Counts()
 
-    def describe(self, cell: Cell[list[Sink]]) -> list[list[Scored]]:
-        """Put a cell through the graphs; one with nothing new gets no texts. Any thread may."""
-        return self.model.generate([rgb for _, rgb in cell.rows], self._task, cell.first) if cell.new else []
+    def describe(self, batch: Batch[list[Sink]]) -> list[list[Scored]]:
+        """Run the graphs on a batch that has work. Runs on any thread."""
+        return self._model.generate([rgb for _, rgb in batch.images], self._task, batch.first) if batch.has_work else []
 
-    def write(self, cell: Cell[list[Sink]], texts: Sequence[list[Scored]], faults: Faults) -> None:
-        """Hand each text to the sinks that lack it, in the order of the pictures."""
-        self.counts.before += cell.done
-        left = list(cell.faults)
-        for (entry, _), scored in zip(cell.rows if cell.new else [], texts, strict=True):
-            while left and left[0][0] <= entry.number:
-                self._fail(left.pop(0)[1], faults)
-            if entry.what is None:
-                continue
-            captions = [self._around.around(text.text, entry.picture.name) for text in scored]
-            about = (round(scored[0].score, 4), self._name, sum(scored[0].timings), scored[0].truncated)
-            described = Described(entry.picture.name, captions, *about)
-            self._write(entry.what, entry.picture, described, faults)
-        for _, fault in left:
-            self._fail(fault, faults)
+    def write(self, batch: Batch[list[Sink]], texts: Sequence[list[Scored]], log: FailureLog) -> None:
+        """Write each text to the sinks that need it, in the order of the pictures."""
+        self.counts.skipped += batch.skipped
+        pending = list(batch.failures)
+        for (entry, _), scored in zip(batch.images if batch.has_work else [], texts, strict=True):
+            while pending and pending[0][0] <= entry.number:
+                self._fail(pending.pop(0)[1], log)
+            if entry.job is not None:
+                self._write(entry.job, entry.picture, self._description(entry.picture.name, scored), log)
+        for _, failure in pending:
+            self._fail(failure, log)
 
-    def _write(self, sinks: Sequence[Sink], picture: Picture, described: Described, faults: Faults) -> None:
+    def _description(self, name: str, scored: list[Scored]) -> Description:
+        captions = [self._template.render(text.text, name) for text in scored]
+        first = scored[0]
+        return Description(name, captions, round(first.score, 4), self._name, sum(first.timings), first.truncated)
+
+    def _write(self, sinks: Sequence[Sink], picture: Picture, description: Description, log: FailureLog) -> None:
         try:
             for sink in sinks:
-                sink.write(picture, described)
+                sink.write(picture, description)
         except OSError as error:
-            if error.errno in FULL or isinstance(sinks[0], Printer):
+            if error.errno in DISK_FULL or isinstance(sinks[0], Printer):
                 raise
-            self._fail(Fault(picture.name, f"cannot write {error.filename!r}: {error.strerror}"), faults)
+            self._fail(Failure(picture.name, f"cannot write {error.filename!r}: {error.strerror}"), log)
         else:
-            self.counts.made += 1
+            self.counts.processed += 1
 
-    def _fail(self, fault: Fault, faults: Faults) -> None:
+    def _fail(self, failure: Failure, log: FailureLog) -> None:
         self.counts.failed += 1
         if self._strict:
-            raise Stopped(f"{fault_line(fault)}: mend it, or leave out --strict")
-        faults.add(fault)
+            raise StrictError(f"{failure_line(failure)}: fix it, or leave out --strict")
+        log.add(failure)
 
 
 class Printer:
-    """Standard output: the caption of one image; of several, name<TAB>caption a line."""
+    """Standard output: the caption of a single image, else name<TAB>caption lines."""
 
     def __init__(self, as_json: bool, single: str | None) -> None:
-        """single: the name of the only image, where no name need be said."""
-        self.as_json, self._single = as_json, single
+        """single: the name of the only image, which needs no name in front."""
+        self._json, self._single = as_json, single
 
-    def todo(self, picture: Picture) -> bool | Fault:
+    def needs(self, picture: Picture) -> bool | Failure:
         return True
 
-    def write(self, picture: Picture, described: Described) -> None:
-        if self.as_json:
-            row = described.row(timed=True) | {"caption": described.captions[0]}
+    def write(self, picture: Picture, description: Description) -> None:
+        if self._json:
+            row = description.row(timed=True) | {"caption": description.captions[0]}
             print(json.dumps(row, ensure_ascii=False), flush=True)
             return
-        for caption in described.captions:
+        for caption in description.captions:
             print(caption if self._single == picture.name else f"{one_line(picture.name)}\t{caption}", flush=True)
 
     def finish(self, failed: bool) -> None:
@@ -240,23 +242,23 @@ class Printer:
         pass
 
 
-def check(outputs: Outputs, sources: Sources, care: Care) -> None:
-    """Raise OptionError for outputs that do not go together."""
-    files = [("--out", outputs.out), ("--errors", care.errors), *(("--from-file", name) for name in sources.lists)]
+def check_outputs(outputs: OutputSettings, sources: Sources, errors: ErrorSettings) -> None:
+    """Raise OptionError for conflicting outputs."""
+    files = [("--out", outputs.out), ("--errors", errors.path), *(("--from-file", name) for name in sources.lists)]
     known: dict[str, str] = {}
     for flag, name in files:
         if name is None or (os.path.exists(name) and not os.path.isfile(name)):
             continue
         first = known.setdefault(os.path.realpath(name), flag)
         if first != flag:
-            raise OptionError(f"{first} and {flag} are one file, {name!r}: give another one")
+            raise OptionError(f"{first} and {flag} are the same file, {name!r}: give another one")
     if outputs.overwrite and outputs.printed:
         raise OptionError("overwrite is given, but nothing is written: give --write, --xmp or --out")
     if outputs.json and not outputs.printed:
-        raise OptionError("--json is of what is printed, and captions go to files: give --out FILE.jsonl")
+        raise OptionError("--json prints captions, but they go to files: give --out FILE.jsonl")
     if outputs.into_shards and not any(path.endswith(".tar") for path in sources.paths):
         raise OptionError(f"out is {outputs.out!r}: give a file that ends with {', '.join(TABLES)}")
     if outputs.xmp and outputs.into_shards:
-        raise OptionError(f"--xmp writes beside pictures, and --out {outputs.out!r} takes shards: leave out --xmp")
-    if outputs.xmp and (outputs.beside or "").lower().lstrip(".") == "xmp":
-        raise OptionError("--xmp and --caption-extension '.xmp' would write one file: leave out one of them")
+        raise OptionError(f"--xmp writes next to pictures, but --out {outputs.out!r} copies shards: leave out --xmp")
+    if outputs.xmp and (outputs.sidecar or "").lower().lstrip(".") == "xmp":
+        raise OptionError("--xmp and --caption-extension '.xmp' would write the same file: leave out one of them")

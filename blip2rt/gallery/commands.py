@@ -1,4 +1,4 @@
-"""`blip2rt caption`, `index`, `search` and `duplicates`: flags in, calls, print."""
+"""The commands `blip2rt caption`, `index`, `search` and `duplicates`."""
 
 from __future__ import annotations
 
@@ -12,107 +12,108 @@ from ..command_line import complain
 from ..errors import OptionError, one_line
 from ..install_hints import pip_install
 from . import flags
-from .indexing import BATCH, sources_of, update
-from .outputs import check_empty
-from .progress import say, summary
-from .walk import more_than
+from .index_update import BATCH_SIZE, index_sources, update
+from .path_checks import check_empty
+from .progress import print_status, summary
+from .walk import has_more_than
 
 if TYPE_CHECKING:
     from ..model import Model
     from .index import Index
 
-Load = Callable[[int | None], "Model"]  # of the threads that an operator may use
+Load = Callable[[int | None], "Model"]  # argument: threads of an operator
 
 
 def caption(args: argparse.Namespace, load: Load, options: Mapping[str, Any]) -> int:
-    """`blip2rt caption` with its flags."""
+    """Caption pictures and return the exit code."""
     from . import captions
+    from .templates import CaptionTemplate
 
     sources = flags.sources_of(args)
-    beside = args.caption_extension or (".txt" if args.write else None)
-    outputs = captions.Outputs(beside, args.xmp, args.out, args.overwrite, args.json)
-    around = captions.Wording(args.prefix, args.suffix, args.template)
-    care = captions.Care(args.errors, args.strict)
-    captions.check(outputs, sources, care)
+    sidecar = args.caption_extension or (".txt" if args.write else None)
+    outputs = captions.OutputSettings(sidecar, args.xmp, args.out, args.overwrite, args.json)
+    errors = captions.ErrorSettings(args.errors, args.strict)
+    captions.check_outputs(outputs, sources, errors)
     options = dict(options)
-    words = captions.Words(options.pop("prompt", args.prompt), args.ask, options, around)
-    pace = flags.pace_of(args, sources, captions.BATCH)
-    return captions.caption(load(pace.threads), sources, words, outputs, care, pace)
+    prompt, template = options.pop("prompt", args.prompt), CaptionTemplate(args.prefix, args.suffix, args.template)
+    texts = captions.TextSettings(prompt, args.ask, options, template)
+    parallelism = flags.parallelism_of(args, sources, captions.BATCH_SIZE)
+    return captions.caption(load(parallelism.threads), sources, texts, outputs, errors, parallelism)
 
 
 def index(args: argparse.Namespace, load: Load) -> int:
-    """Embed a folder. Return the exit code of Counts."""
-    from .index import EXACT, Index
+    """Create or update an index and return the exit code."""
+    from .index import MAX_EXACT, Index
     from .vectors import has_usearch
 
-    clip = args.format == "clip-retrieval"
-    if clip:
-        from . import clip_retrieval
+    for_clip_retrieval = args.format == "clip-retrieval"
+    folder = args.out / "blip2rt" if for_clip_retrieval else args.out
+    if for_clip_retrieval:
+        from .outputs import clip_retrieval, tables
 
-        clip_retrieval.arrow()
-        if not (args.out / "blip2rt" / "index.json").exists():
-            check_empty(args.out, "no index, and not empty: give another --out", "blip2rt")
-    folder = args.out / "blip2rt" if clip else args.out
-    sources = sources_of(args.folder)
-    if not has_usearch() and more_than(EXACT, sources):
-        say(f"search scores all of more than {EXACT:,} pictures without usearch: {pip_install('gallery')}")
-    pace = flags.pace_of(args, sources, BATCH)
-    with Index.create(folder, args.folder, load(pace.threads)) as opened:
+        tables.load_pyarrow()
+        if not (folder / "index.json").exists():
+            check_empty(args.out, "neither an index nor empty: give another --out", "blip2rt")
+    sources = index_sources(args.folder)
+    if not has_usearch() and has_more_than(MAX_EXACT, sources):
+        fix = f"install usearch for a faster search: {pip_install('gallery')}"
+        print_status(f"more than {MAX_EXACT:,} pictures, each of which is scored in every search; {fix}")
+    parallelism = flags.parallelism_of(args, sources, BATCH_SIZE)
+    with Index.create(folder, args.folder, load(parallelism.threads)) as opened:
         try:
-            counts = update(opened, pace, args.errors, args.strict, quiet=False)
+            counts = update(opened, parallelism, args.errors, args.strict, quiet=False)
         except KeyboardInterrupt:
-            say(f"{len(opened):,} pictures are in the index; the same command goes on")
+            print_status(f"{len(opened):,} pictures are in the index; the same command resumes")
             raise
-        if clip:
-            clip_retrieval.export(opened, args.out)
-        summary(counts, "indexed", args.errors, say)
-    return counts.code
+        if for_clip_retrieval:
+            clip_retrieval.export(opened.files(), opened.vectors, opened.root, args.out)
+        print_status(summary(counts, "indexed", args.errors))
+    return counts.exit_code
 
 
 def search(args: argparse.Namespace, load: Load) -> int:
-    """Print what fits a text or a picture. Return 1 where some could not be copied, or their folder is not there."""
-    from . import results
+    """Print the pictures that match a text or a picture. Return 1 if some, or their folder, are missing."""
+    from . import search_output
     from .index import Index
 
     if (args.text is None) == (args.image is None):
-        raise OptionError("search takes one thing: give TEXT, or --image FILE")
+        raise OptionError("search takes one query: give TEXT, or --image FILE")
     query = args.text if args.image is None else args.image
-    results.check(args.html, args.copy_to)
+    search_output.check_targets(args.html, args.copy_to)
     with Index.open(args.index, load(args.threads)) as opened:
         hits = opened.search(query, args.count, image=args.image is not None, rerank=args.rerank, exact=args.exact)
-        failed = _lost(opened)
-    print(results.lines(hits, args.json), end="")
+        problems = _missing_root(opened)
+    print(search_output.format_hits(hits, args.json), end="")
     if args.html is not None:
-        results.write_page(hits, str(query), args.html)
+        search_output.write_html(hits, str(query), args.html)
     if args.copy_to is not None:
-        failed += results.copy(hits, args.copy_to)
-    return _said(failed)
+        problems += search_output.copy_hits(hits, args.copy_to)
+    return _report(problems)
 
 
-def _lost(index: Index) -> list[str]:
-    """What is wrong with the index's folder, if anything."""
+def _missing_root(index: Index) -> list[str]:
     if index.root.is_dir():
         return []
-    fix = f"`blip2rt index DIR --out {index.path}` points to its new place"
-    return [f"{index.root}, the folder of {index.path}, is not there: {fix}"]
+    fix = f"`blip2rt index DIR --out {index.path}` sets its new path"
+    return [f"{index.root}, the folder of {index.path}, does not exist: {fix}"]
 
 
-def _said(failed: list[str]) -> int:
-    """Say what failed, a line each; return the exit code."""
-    for why in failed:
-        complain("blip2rt", why)
-    return 1 if failed else 0
+def _report(problems: list[str]) -> int:
+    """Print one line per problem and return the exit code."""
+    for problem in problems:
+        complain("blip2rt", problem)
+    return 1 if problems else 0
 
 
 def duplicates(args: argparse.Namespace, load: Load) -> int:
-    """Print groups of near-copies, a path a line and an empty line after each group. Return as `search` does."""
-    from .copies import near_copies
+    """Print groups of near duplicates: one path a line, and an empty line after each group."""
     from .index import Index
+    from .near_duplicates import find_near_duplicates
 
     if not 0 < args.alike <= 1:
-        raise OptionError(f"--alike is {args.alike}: give a number above 0, 1 at most")
+        raise OptionError(f"--alike is {args.alike}: give a number above 0 and up to 1")
     with Index.open(args.index, load(args.threads)) as opened:
-        groups, failed = near_copies(opened, args.alike), _lost(opened)
+        groups, problems = find_near_duplicates(opened, args.alike), _missing_root(opened)
         for group in groups:
             paths = [str(opened.root / file.path) for file in group]
             if args.json:
@@ -120,5 +121,5 @@ def duplicates(args: argparse.Namespace, load: Load) -> int:
             else:
                 print("".join(f"{one_line(path)}\n" for path in paths))
     if not args.json and sys.stderr.isatty():
-        say(f"{len(groups):,} groups")
-    return _said(failed)
+        print_status(f"{len(groups):,} groups")
+    return _report(problems)

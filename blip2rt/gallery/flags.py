@@ -1,4 +1,4 @@
-"""The flags of the gallery's commands, and what they mean. Imports little: every call of `blip2rt` reads them."""
+"""The flags of the gallery's commands. Imports little, because every call of `blip2rt` loads it."""
 
 from __future__ import annotations
 
@@ -10,59 +10,61 @@ from typing import TYPE_CHECKING, Any
 from ..command_line import Parser, nonempty, path, whole
 
 if TYPE_CHECKING:
-    from .ahead import Pace
-    from .pictures import Sources
+    from .prefetch import Parallelism
+    from .sources import Sources
 
-# Names that kohya's scripts have for the same.
-KOHYA = {"--postfix": "--suffix", "--caption-extention": "--caption-extension", "--max-length": "--max-new-tokens",
-         "--min-length": "--min-new-tokens", "--max-data-loader-n-workers": "--workers"}  # fmt: skip
+# The same options under their names in kohya's scripts.
+KOHYA = {
+    "--postfix": "--suffix",
+    "--caption-extention": "--caption-extension",
+    "--max-length": "--max-new-tokens",
+    "--min-length": "--min-new-tokens",
+    "--max-data-loader-n-workers": "--workers",
+}
 
 FLAGS = {name: "--" + name.replace("_", "-") for name in ("template", "overwrite", "out", "caption_extension")}
+_FILES = "files (finished pictures are skipped)"
 
 
-def add_sources(command: Parser, what: str) -> None:
-    """Pictures, one way or another."""
-    command.add_argument("images", nargs="*", type=nonempty, metavar="PATH", help=what)
+def add_sources(command: Parser, help_text: str) -> None:
+    """Add the flags that select pictures."""
+    command.add_argument("images", nargs="*", type=nonempty, metavar="PATH", help=help_text)
     group = command.add_argument_group("pictures")
-    group.add_argument("-r", "--recursive", action="store_true", help="take the folders in a folder, too")
-    group.add_argument("--from-file", type=nonempty, action="append", default=[], metavar="FILE",
-                       help="take the paths in FILE, one a line or between null characters; - is standard input; may "
-                       "be given several times")  # fmt: skip
+    group.add_argument("-r", "--recursive", action="store_true", help="include subfolders")
+    lists = "read paths from FILE, one a line or null-separated; - is standard input; may be repeated"
+    group.add_argument("--from-file", type=nonempty, action="append", default=[], metavar="FILE", help=lists)
 
 
-def add_pace(group: argparse._ArgumentGroup, batch: int) -> None:
-    group.add_argument("--batch-size", type=whole(1, 1024), metavar="N",
-                       help="pictures that go through the graphs together; on a CPU two such batches share --threads "
-                       f"(default: {batch})")  # fmt: skip
-    group.add_argument("--workers", type=whole(1, 256), metavar="N",
-                       help="threads that decode ahead of the graphs (default: a core each, 8 at most)")  # fmt: skip
+def add_parallelism(group: argparse._ArgumentGroup, batch_size: int) -> None:
+    batches = f"pictures per batch; on a CPU, two batches run at once and share --threads (default: {batch_size})"
+    group.add_argument("--batch-size", type=whole(1, 1024), metavar="N", help=batches)
+    workers = "threads that decode pictures ahead (default: one per core, at most 8)"
+    group.add_argument("--workers", type=whole(1, 256), metavar="N", help=workers)
 
 
-def add_care(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--errors", type=nonempty, metavar="FILE",
-                       help="list what failed in FILE: path<TAB>why a line, or JSON lines in a FILE.jsonl")  # fmt: skip
-    group.add_argument("--strict", action="store_true", help="stop at the first picture that fails")
+def add_errors(group: argparse._ArgumentGroup) -> None:
+    errors = "list failures in FILE: path<TAB>reason lines, or JSON lines if it ends in .jsonl"
+    group.add_argument("--errors", type=nonempty, metavar="FILE", help=errors)
+    group.add_argument("--strict", action="store_true", help="stop at the first failure")
 
 
 def add_outputs(command: Parser) -> None:
-    """Where captions go, and the words around them."""
-    group = command.add_argument_group("files (what is done already is skipped)")
-    group.add_argument("--write", choices=("txt",), help="write photo.txt beside photo.jpg")
-    group.add_argument("--caption-extension", type=nonempty, metavar="EXT",
-                       help="write photo.EXT instead, as .caption")  # fmt: skip
-    group.add_argument("--xmp", action="store_true", help="write the description into photo.xmp; other fields stay")
-    group.add_argument("--out", type=nonempty, metavar="FILE",
-                       help="write one FILE, .jsonl, .csv or .parquet; of shards (.tar) a folder of captioned "
-                       "ones")  # fmt: skip
-    group.add_argument("--overwrite", action="store_true", help="do again what is done")
-    add_care(group)
-    group = command.add_argument_group("words")
-    group.add_argument("--ask", type=nonempty, metavar="QUESTION", help="give the answers to a question, not captions")
-    group.add_argument("--prefix", default="", metavar="TEXT", help="put TEXT before each caption")
-    group.add_argument("--suffix", default="", metavar="TEXT", help="put TEXT after each caption")
-    group.add_argument("--template", default="{caption}", metavar="TEXT",
-                       help="a text around it, of {caption}, {stem}, {name} and {folder}")  # fmt: skip
-    add_pace(command.add_argument_group("pace"), 16)
+    """Add the flags for output files and for the text around captions."""
+    group = command.add_argument_group(_FILES)
+    group.add_argument("--write", choices=("txt",), help="write photo.txt next to photo.jpg")
+    group.add_argument("--caption-extension", type=nonempty, metavar="EXT", help="write photo.EXT instead")
+    group.add_argument("--xmp", action="store_true", help="write the description to photo.xmp; keep its other fields")
+    table = "write one .jsonl, .csv or .parquet FILE; for shards (.tar), a folder of captioned copies"
+    group.add_argument("--out", type=nonempty, metavar="FILE", help=table)
+    group.add_argument("--overwrite", action="store_true", help="replace existing captions")
+    add_errors(group)
+    group = command.add_argument_group("text")
+    group.add_argument("--ask", type=nonempty, metavar="QUESTION", help="write answers to a question, not captions")
+    group.add_argument("--prefix", default="", metavar="TEXT", help="text before each caption")
+    group.add_argument("--suffix", default="", metavar="TEXT", help="text after each caption")
+    template = "the whole text, with {caption}, {stem}, {name} and {folder}"
+    group.add_argument("--template", default="{caption}", metavar="TEXT", help=template)
+    add_parallelism(command.add_argument_group("speed"), 16)
 
 
 def writes(args: argparse.Namespace) -> bool:
@@ -72,65 +74,69 @@ def writes(args: argparse.Namespace) -> bool:
 
 def sources_of(args: argparse.Namespace) -> Sources:
     from ..errors import OptionError
-    from .pictures import Sources
+    from .sources import Sources
 
     if not args.images and not args.from_file:
         raise OptionError(f"no pictures: give PATH or --from-file (see blip2rt {args.command} --help)")
     if [*args.images, *args.from_file].count("-") > 1:
-        raise OptionError("- is given twice, and standard input can be read once: give it once")
+        raise OptionError("- is given twice, but standard input can be read once: give it once")
     return Sources(tuple(args.images), tuple(args.from_file), args.recursive)
 
 
-def pace_of(args: argparse.Namespace, sources: Sources, batch: int) -> Pace:
-    """Two lanes that share --threads, where there are two threads on a CPU, and pictures for two batches."""
-    from .ahead import Pace
+def parallelism_of(args: argparse.Namespace, sources: Sources, batch_size: int) -> Parallelism:
+    """Use two workers that share --threads if a CPU has two threads and there are pictures for two batches."""
+    from .prefetch import Parallelism
 
-    batch, workers = args.batch_size or batch, args.workers or min(8, max(2, os.cpu_count() or 1))
+    batch_size = args.batch_size or batch_size
+    decode_threads = args.workers or min(8, max(2, os.cpu_count() or 1))
     threads = args.threads
     if args.backend == "ort":
         from ..backends.ort import num_threads
-        from .lanes import cores
-        from .walk import more_than
+        from .walk import has_more_than
+        from .worker_pool import physical_cores
 
-        threads = (num_threads() or cores()) if threads is None else threads
-        if 2 <= threads <= 1024 and more_than(2 * batch - 1, sources):
-            return Pace(batch, workers, 2, threads // 2)
-    return Pace(batch, workers, 1, args.threads)
-
-
-Work = Callable[[argparse.Namespace], int]
+        threads = (num_threads() or physical_cores()) if threads is None else threads
+        if 2 <= threads <= 1024 and has_more_than(2 * batch_size - 1, sources):
+            return Parallelism(batch_size, decode_threads, 2, threads // 2)
+    return Parallelism(batch_size, decode_threads, 1, args.threads)
 
 
-def add_commands(add: Callable[..., Parser], index: Work, search: Work, duplicates: Work, model: Any) -> None:
-    """`index`, `search` and `duplicates`. add: how a command is made; model: what adds the flags of the model."""
+Handler = Callable[[argparse.Namespace], int]
+
+
+def add_commands(
+    add: Callable[..., Parser], index: Handler, search: Handler, duplicates: Handler, add_model: Any
+) -> None:
+    """Add `index`, `search` and `duplicates`. add: creates a command. add_model: adds the flags of the model."""
+    created = "the folder made by `blip2rt index`"
     command = add("index", index, "embed a folder of pictures, for search")
-    command.add_argument("folder", type=path, metavar="DIR", help="the folder; its folders are taken, too")
-    group = command.add_argument_group("files (what is done already is skipped)")
-    group.add_argument("--out", type=path, required=True, metavar="INDEX", help="the index, a folder")
-    group.add_argument("--format", choices=("blip2rt", "clip-retrieval"), default="blip2rt",
-                       help="clip-retrieval adds img_emb/*.npy and metadata/*.parquet of one vector each")  # fmt: skip
-    add_care(group)
-    add_pace(command.add_argument_group("pace"), 8)
-    model(command)
+    command.add_argument("folder", type=path, metavar="DIR", help="the folder of pictures, with its subfolders")
+    group = command.add_argument_group(_FILES)
+    group.add_argument("--out", type=path, required=True, metavar="INDEX", help="the folder of the index")
+    layouts = "clip-retrieval also writes img_emb/*.npy and metadata/*.parquet, one vector a picture"
+    group.add_argument("--format", choices=("blip2rt", "clip-retrieval"), default="blip2rt", help=layouts)
+    add_errors(group)
+    add_parallelism(command.add_argument_group("speed"), 8)
+    add_model(command)
 
-    command = add("search", search, "find the pictures of an index that fit a text or a picture")
-    command.add_argument("index", type=path, metavar="INDEX", help="what `blip2rt index` made")
+    command = add("search", search, "find pictures of an index by a text or a picture")
+    command.add_argument("index", type=path, metavar="INDEX", help=created)
     command.add_argument("text", nargs="?", type=nonempty, metavar="TEXT", help="what the pictures show, in quotes")
     group = command.add_argument_group("search")
-    group.add_argument("--image", type=nonempty, metavar="FILE", help="find pictures like this one")
-    group.add_argument("-n", "--count", type=whole(1, 100_000), default=10, metavar="N", help="pictures to find")
-    group.add_argument("--rerank", type=whole(0, 10_000), default=0, metavar="N",
-                       help="order the N best as match scores them: slower, better (default: 0, off)")  # fmt: skip
-    group.add_argument("--exact", action="store_true", help="score every picture, without a shortlist")
+    group.add_argument("--image", type=nonempty, metavar="FILE", help="find pictures similar to this one")
+    group.add_argument("-n", "--count", type=whole(1, 100_000), default=10, metavar="N", help="number of results")
+    rerank = "reorder the N best by the matching head's score: slower, more accurate (default: 0, off)"
+    group.add_argument("--rerank", type=whole(0, 10_000), default=0, metavar="N", help=rerank)
+    group.add_argument("--exact", action="store_true", help="score every picture instead of a shortlist")
     group = command.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one JSON object a line")
     group.add_argument("--html", type=path, metavar="FILE", help="write a page with thumbnails")
     group.add_argument("--copy-to", type=path, metavar="DIR", help="copy the pictures into DIR, by rank")
-    model(command)
+    add_model(command)
 
-    command = add("duplicates", duplicates, "group the near-copies of an index")
-    command.add_argument("index", type=path, metavar="INDEX", help="what `blip2rt index` made")
-    command.add_argument("--alike", type=float, default=0.96, metavar="X",
-                         help="how like two pictures are, at least; 1 is the same")  # fmt: skip
+    command = add("duplicates", duplicates, "find near duplicates in an index")
+    command.add_argument("index", type=path, metavar="INDEX", help=created)
+    similarity = "minimum similarity of two pictures; 1 is identical"
+    command.add_argument("--alike", type=float, default=0.96, metavar="X", help=similarity)
     command.add_argument("--json", action="store_true", help="print one JSON object a group")
-    model(command)
+    add_model(command)

@@ -1,4 +1,4 @@
-"""What a run tells while it works: a line on a terminal, the faults, a summary. Knows numbers and names."""
+"""Progress of a run: a line on the terminal, the log of failures, a summary."""
 
 from __future__ import annotations
 
@@ -6,46 +6,45 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..command_line import complain
 from ..errors import one_line
-from .lines import Lines
-from .pictures import Fault, Sources
+from .append_only import AppendOnlyFile
+from .sources import Failure, Sources
 from .walk import walk
 
-EVERY = 0.2  # seconds between two lines on a terminal
+INTERVAL = 0.2  # seconds between updates of the line
 
 
 @dataclass
 class Counts:
-    """Pictures of a run; what Index.add returns."""
+    """The numbers of pictures in a run; the result of Index.add."""
 
-    made: int = 0  # captioned, or embedded
-    before: int = 0  # done by a run before
+    processed: int = 0  # captioned or embedded by this run
+    skipped: int = 0  # done by an earlier run
     failed: int = 0
-    gone: int = 0  # that left an index
+    removed: int = 0  # from an index
 
     @property
-    def all(self) -> int:
-        """Pictures that were met."""
-        return self.made + self.before + self.failed
+    def total(self) -> int:
+        """Pictures found."""
+        return self.processed + self.skipped + self.failed
 
     @property
-    def code(self) -> int:
-        """The exit code: 0, 1 where some failed, 2 where all did."""
-        return 0 if not self.failed else 1 if self.made or self.before else 2
+    def exit_code(self) -> int:
+        """0, 1 if some pictures failed, 2 if all failed."""
+        return 0 if not self.failed else 1 if self.processed or self.skipped else 2
 
 
-class Bar:
-    """A line on stderr, if that is a terminal: how many, how fast, how long still."""
+class ProgressLine:
+    """A line on standard error, if that is a terminal: pictures done, speed, time left."""
 
     def __init__(self, sources: Sources, counts: Counts, printed: bool = False, shown: bool = True) -> None:
-        """printed: captions go to standard output; where that is a terminal too, they are progress enough."""
+        """printed: captions go to standard output; if that is a terminal too, they show the progress."""
         self._counts = counts
         self._shown = shown and sys.stderr.isatty() and not (printed and sys.stdout.isatty()) and not sources.single
-        self._started = self._last = time.monotonic()
+        self._started = self._updated = time.monotonic()
         self._total: int | None = None
         self._stop = False
         if self._shown and not sources.once:
@@ -53,7 +52,7 @@ class Bar:
             self._counter.start()
 
     def _count(self, sources: Sources) -> None:
-        """Walk ahead, for the number of all pictures alone."""
+        """Walk ahead to find the total number."""
         total = 0
         for _ in walk(sources):
             total += 1
@@ -63,24 +62,24 @@ class Bar:
 
     def show(self) -> None:
         now = time.monotonic()
-        if self._shown and now - self._last >= EVERY:
-            self._last = now
+        if self._shown and now - self._updated >= INTERVAL:
+            self._updated = now
             print(f"\r{self._line(now - self._started)}\x1b[K", end="", file=sys.stderr, flush=True)
 
     def _line(self, seconds: float) -> str:
-        counts, worked = self._counts, self._counts.made + self._counts.failed
-        rate = worked / max(seconds, 1e-9)
+        counts = self._counts
+        rate = (counts.processed + counts.failed) / max(seconds, 1e-9)
         of = "" if self._total is None else f" of {self._total:,}"
-        line = f"{counts.all:,}{of} pictures, {rate:.1f} a second"
+        line = f"{counts.total:,}{of} pictures, {rate:.1f} a second"
         if self._total is not None and rate > 0:
-            line += f", {_clock((self._total - counts.all) / rate)} left"
+            line += f", {_clock((self._total - counts.total) / rate)} left"
         return line + (f", {counts.failed:,} failed" if counts.failed else "")
 
     def clear(self) -> None:
-        """Take the line away, for another to be printed."""
+        """Erase the line before another one is printed."""
         if self._shown:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-            self._last = 0.0
+            self._updated = 0.0
 
     def close(self) -> None:
         self._stop = True
@@ -93,51 +92,50 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-class Faults:
-    """What failed: listed in a file, or said on stderr. Each run writes the file anew: what failed is tried again."""
+class FailureLog:
+    """Lists failures in a file or prints them on standard error. Each run starts a new list, since it retries them."""
 
-    def __init__(self, path: str | None, bar: Bar, printed: bool = False, silent: bool = False) -> None:
-        """printed: also as a JSON object on standard output. silent: counted alone."""
-        self._bar, self._printed, self._silent = bar, printed, silent
+    def __init__(self, path: str | None, line: ProgressLine, printed: bool = False, silent: bool = False) -> None:
+        """printed: also print JSON objects on standard output. silent: report nothing."""
+        self._line, self._printed, self._silent = line, printed, silent
         self._json = path is not None and path.endswith(".jsonl")
-        self._lines = None if path is None else Lines(path, fresh=True)
+        self._file = None if path is None else AppendOnlyFile(path, truncate=True)
 
-    def add(self, fault: Fault) -> None:
+    def add(self, failure: Failure) -> None:
+        row = {"image": failure.name, "error": failure.reason}
         if self._printed:
-            print(json.dumps({"image": fault.name, "error": fault.why}, ensure_ascii=False), flush=True)
+            print(json.dumps(row, ensure_ascii=False), flush=True)
         if self._silent:
             return
-        if self._lines is None:
-            self._bar.clear()
-            complain("blip2rt", fault_line(fault))
+        if self._file is None:
+            self._line.clear()
+            complain("blip2rt", failure_line(failure))
             return
-        row = {"image": fault.name, "error": fault.why}
-        text = json.dumps(row) if self._json else f"{one_line(fault.name)}\t{one_line(fault.why)}"
-        self._lines.append(text.encode("utf-8", "surrogateescape") + b"\n")
+        text = json.dumps(row) if self._json else f"{one_line(failure.name)}\t{one_line(failure.reason)}"
+        self._file.append(text.encode("utf-8", "surrogateescape") + b"\n")
 
     def close(self) -> None:
-        if self._lines is not None:
-            self._lines.close()
+        if self._file is not None:
+            self._file.close()
 
 
-def fault_line(fault: Fault) -> str:
-    """A fault with its picture's name, which most of them say themselves."""
-    why = one_line(fault.why)
-    name = one_line(fault.name)
-    return why if repr(fault.name)[1:-1] in why or name in why else f"{name}: {why}"
+def failure_line(failure: Failure) -> str:
+    """Return the reason, with the name of the picture unless the reason contains it."""
+    name, reason = one_line(failure.name), one_line(failure.reason)
+    return reason if repr(failure.name)[1:-1] in reason or name in reason else f"{name}: {reason}"
 
 
-def summary(counts: Counts, verb: str, listed: str | None, told: Callable[[str], None]) -> None:
-    """One line about a whole run."""
-    parts = [f"{counts.made:,} {verb}"]
-    if counts.before:
-        parts.append(f"{counts.before:,} {'was' if counts.before == 1 else 'were'} done before")
-    if counts.gone:
-        parts.append(f"{counts.gone:,} {'is' if counts.gone == 1 else 'are'} gone")
+def summary(counts: Counts, verb: str, errors: str | None) -> str:
+    """Return one line about a whole run. errors: the file that lists failures."""
+    parts = [f"{counts.processed:,} {verb}"]
+    if counts.skipped:
+        parts.append(f"{counts.skipped:,} already done")
+    if counts.removed:
+        parts.append(f"{counts.removed:,} removed")
     if counts.failed:
-        parts.append(f"{counts.failed:,} failed" + (f" (listed in {listed})" if listed else ""))
-    told(", ".join(parts))
+        parts.append(f"{counts.failed:,} failed" + (f" (listed in {errors})" if errors else ""))
+    return ", ".join(parts)
 
 
-def say(text: str) -> None:
+def print_status(text: str) -> None:
     print(f"blip2rt: {text}", file=sys.stderr)

@@ -1,9 +1,9 @@
-"""Paths, folders, globs, lists and shards -> pictures, one by one and in an order that is the same each time.
+"""Finds pictures in paths, folders, globs, lists and shards, in a reproducible order.
 
-A folder's pictures are told by their content: a file whose first bytes are no image's is passed over, unless its name
-promises one. Names that begin with a dot are passed over too. Names come in order, a folder's files before its
-folders; each folder is entered once, by whatever links it is reached, and so is each that `**` of a pattern stands for.
-What cannot be read is a Fault in its place.
+Pictures in a folder are recognised by content: a file whose first bytes are not those of an image is ignored, unless
+it has an image's extension. Names that begin with a dot are ignored. A folder's files come before its subfolders,
+sorted by name. Each folder is entered once, whatever links lead to it, also by `**` in a pattern. Anything unreadable
+is a Failure in its place.
 """
 
 from __future__ import annotations
@@ -19,45 +19,48 @@ from itertools import islice
 from typing import IO
 
 from ..untrusted.image_format import HEAD, head_of, kind_of, looks_named
-from .members import pictures_of
-from .pictures import Fault, Picture, Sources, is_glob, is_shard
+from .sources import Failure, Picture, Sources, is_glob, is_shard
+from .tar_samples import shard_pictures
 
 _SEPARATOR = f"[{re.escape(os.sep + (os.altsep or ''))}]"
-_ANY_FOLDERS = re.compile(rf"(?:^|(?<={_SEPARATOR}))\*\*(?:{_SEPARATOR}+|$)")  # ** as a part of a path by itself
+_ANY_FOLDERS = re.compile(rf"(?:^|(?<={_SEPARATOR}))\*\*(?:{_SEPARATOR}+|$)")  # ** as a whole component
 
 
-def walk(sources: Sources) -> Iterator[Picture | Fault]:
-    """The pictures of `sources` in order. What is named itself is taken as it is; what is found is taken once."""
+def walk(sources: Sources) -> Iterator[Picture | Failure]:
+    """Yield the pictures of `sources`. Paths given explicitly are always yielded, found ones once."""
     walker = _Walker(sources.recursive)
     for path in sources.paths:
         yield from walker.standard_input() if path == "-" else walker.path(path)
     for name in sources.lists:
         try:
             with _open_list(name) as lines:
-                for path in _entries(lines):
+                for path in _split_list(lines):
                     yield from walker.path(path)
         except OSError as error:
-            yield Fault(name, f"cannot read the list {name!r}: {error.strerror}")
+            yield Failure.unreadable(name, error, "the list ")
 
 
-def more_than(count: int, sources: Sources) -> bool:
-    """Whether there are more pictures than `count`, as far as can be told before they are read."""
+def has_more_than(count: int, sources: Sources) -> bool:
+    """Whether there are more than `count` pictures. Sources that can be read only once are assumed to have more."""
     if sources.single or sources.once:
         return not sources.single
     return next(islice(walk(sources), count, None), None) is not None
 
 
-def expanded(path: str) -> Iterator[str | Fault]:
-    """A path itself; of a pattern what fits it, or a fault where nothing does. Two `**` may fit a file twice."""
+def expand(path: str) -> Iterator[str | Failure]:
+    """Yield the matches of a pattern, or a failure if there are none; any other path itself.
+
+    A pattern with two `**` may match a file twice.
+    """
     found = None
-    for found in _fitting(path) if is_glob(path) else [path]:
+    for found in _glob(path) if is_glob(path) else [path]:
         yield found
     if found is None:
-        yield Fault(path, f"no file fits {path!r}: quote the pattern, and look at its folder")
+        yield Failure(path, f"no file matches {path!r}: quote the pattern, and check its folder")
 
 
-def _fitting(pattern: str) -> Iterator[str | Fault]:
-    """What fits a pattern. glob.glob does so, too, but its `**` follows links in a circle."""
+def _glob(pattern: str) -> Iterator[str | Failure]:
+    """Do what glob.iglob does, but follow no circular link with `**`."""
     head, *rest = _ANY_FOLDERS.split(pattern, maxsplit=1)
     if not rest:
         yield from sorted(glob.iglob(pattern), key=os.fsencode)
@@ -65,16 +68,18 @@ def _fitting(pattern: str) -> Iterator[str | Fault]:
     entered: set[tuple[int, int]] = set()
     bases = sorted(filter(os.path.isdir, glob.iglob(os.path.dirname(head))), key=os.fsencode) if head else [""]
     for base in bases:
-        for each in _folders(base, True, entered):
-            if isinstance(each, Fault):
-                yield each
+        for item in _list_folders(base, True, entered):
+            if isinstance(item, Failure):
+                yield item
             else:
-                yield from _fitting(os.path.join(glob.escape(each[0]), rest[0] or "*"))
+                yield from _glob(os.path.join(glob.escape(item[0]), rest[0] or "*"))
 
 
-def _folders(path: str, recursive: bool, entered: set[tuple[int, int]]) -> Iterator[tuple[str, list[str]] | Fault]:
-    """A folder and the names of its files, then those of its folders. entered: folders that are left out; it grows."""
-    stack = [path]  # of names, so that no depth is too deep
+def _list_folders(
+    path: str, recursive: bool, entered: set[tuple[int, int]]
+) -> Iterator[tuple[str, list[str]] | Failure]:
+    """Yield a folder with the names of its files, then its subfolders. entered: folders to skip, extended here."""
+    stack = [path]  # instead of recursion, which deep folders would exhaust
     while stack:
         folder = stack.pop()
         try:
@@ -83,81 +88,81 @@ def _folders(path: str, recursive: bool, entered: set[tuple[int, int]]) -> Itera
                 continue
             names = sorted(os.listdir(folder or os.curdir), key=os.fsencode)
         except OSError as error:
-            yield Fault(folder, f"cannot read the folder {folder!r}: {error.strerror}")
+            yield Failure.unreadable(folder, error, "the folder ")
             continue
         entered.add((status.st_dev, status.st_ino))
         files: list[str] = []
-        within: list[str] = []
+        subfolders: list[str] = []
         for name in names:
             if not name.startswith("."):
-                (within if os.path.isdir(os.path.join(folder, name)) else files).append(name)
+                (subfolders if os.path.isdir(os.path.join(folder, name)) else files).append(name)
         yield folder, files
         if recursive:
-            stack += [os.path.join(folder, name) for name in reversed(within)]
+            stack += [os.path.join(folder, name) for name in reversed(subfolders)]
 
 
 class _Walker:
-    """What was seen already. It keeps a number for each picture, and no names."""
+    """Yields each found picture once. Remembers a hash of each path, not the path."""
 
     def __init__(self, recursive: bool) -> None:
         self._recursive = recursive
         self._seen: set[int] = set()
         self._folders: set[tuple[int, int]] = set()
 
-    def path(self, path: str) -> Iterator[Picture | Fault]:
+    def path(self, path: str) -> Iterator[Picture | Failure]:
         if os.path.isdir(path):
             yield from self._folder(path)
         elif is_shard(path):
-            yield from pictures_of(path)
+            yield from shard_pictures(path)
         elif is_glob(path):
-            for each in expanded(path):
-                if isinstance(each, Fault):
-                    yield each
+            for match in expand(path):
+                if isinstance(match, Failure):
+                    yield match
                 else:
-                    yield from self._folder(each) if os.path.isdir(each) else self._file(each, True)
+                    yield from self._folder(match) if os.path.isdir(match) else self._file(match, matched=True)
         else:
             self._is_new(path)
             yield Picture(path, path)
 
-    def standard_input(self) -> Iterator[Picture | Fault]:
-        """An image, or a list of names, whichever comes. A name alone is taken for neither."""
+    def standard_input(self) -> Iterator[Picture | Failure]:
+        """An image, or a list of paths with more than one line. A single line is ambiguous and rejected."""
         if sys.stdin is None:
-            yield Fault("-", "- is standard input, which is closed: give a file, or send the image through a pipe")
+            yield Failure("-", "- is standard input, which is closed: give a file, or pipe the image in")
             return
         data = sys.stdin.buffer.read()
         if kind_of(data[:HEAD]) or not _is_text(data):
             yield Picture("-", "-", data=data)
         elif b"\n" not in data and b"\0" not in data:
-            yield Fault("-", "standard input holds no image, but text: give a list of paths by --from-file -")
+            yield Failure("-", "standard input is text, not an image: give a list of paths with --from-file -")
         else:
-            for path in _entries(iter([data])):
+            for path in _split_list([data]):
                 yield from self.path(path)
 
-    def _folder(self, path: str) -> Iterator[Picture | Fault]:
-        for each in _folders(path, self._recursive, self._folders):
-            if isinstance(each, Fault):
-                yield each
+    def _folder(self, path: str) -> Iterator[Picture | Failure]:
+        for item in _list_folders(path, self._recursive, self._folders):
+            if isinstance(item, Failure):
+                yield item
             else:
-                folder, names = each
+                folder, names = item
                 for name in names:
-                    yield from self._file(os.path.join(folder, name), False)
+                    yield from self._file(os.path.join(folder, name), matched=False)
 
-    def _file(self, path: str, named: bool) -> Iterator[Picture | Fault]:
-        """A file that was found: a picture, a fault, or nothing. named: a pattern of the user's fits it."""
-        promised = named or looks_named(path)
+    def _file(self, path: str, matched: bool) -> Iterator[Picture | Failure]:
+        """Yield a picture, a failure, or nothing. matched: the user's pattern matches the file."""
+        expected = matched or looks_named(path)
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):
                 return
             kind = kind_of(head_of(path))
-        except FileNotFoundError:  # it went while the folder was read, or is a link that leads nowhere
-            if os.path.islink(path) and promised:
-                yield Fault(path, f"{path!r} is a link that leads nowhere")
+        except FileNotFoundError:  # removed since the folder was read, or a dangling link
+            if os.path.islink(path) and expected:
+                yield Failure(path, f"{path!r} is a link to a missing file")
             return
         except OSError as error:
-            if promised:
-                yield Fault(path, f"cannot read {path!r}: {error.strerror}")
+            if expected:
+                yield Failure.unreadable(path, error)
             return
-        if (kind or promised) and self._is_new(path):
+        if (kind or expected) and self._is_new(path):
             yield Picture(path, path)
 
     def _is_new(self, path: str) -> bool:
@@ -169,7 +174,7 @@ class _Walker:
 
 
 def _is_text(data: bytes) -> bool:
-    """Whether bytes may be names, in lines or between null characters."""
+    """Whether bytes can be a list of paths."""
     if not data.strip():
         return False
     try:
@@ -186,20 +191,18 @@ def _open_list(name: str) -> IO[bytes]:
     return sys.stdin.buffer
 
 
-def _entries(chunks: Iterable[bytes]) -> Iterator[str]:
-    """The paths of a list: between null characters where it has any, else one a line. Empty ones are left out."""
-    left, ends, mark = b"", b"\n", codecs.BOM_UTF8
+def _split_list(chunks: Iterable[bytes]) -> Iterator[str]:
+    """Yield the paths of a list: null-separated if it contains a null byte, else one a line. Skip empty ones."""
+    rest, end, mark = b"", b"\n", codecs.BOM_UTF8
     for chunk in chunks:
         chunk, mark = chunk.removeprefix(mark), b""
         if b"\0" in chunk:
-            ends = b"\0"
-        *whole, left = (left + chunk).split(ends)
-        for entry in whole:
-            yield from _entry(entry, ends)
-    yield from _entry(left, ends)
+            end = b"\0"
+        *complete, rest = (rest + chunk).split(end)
+        yield from _decode_paths(complete, end)
+    yield from _decode_paths([rest], end)
 
 
-def _entry(entry: bytes, ends: bytes) -> Iterator[str]:
-    name = os.fsdecode(entry.rstrip(b"\r") if ends == b"\n" else entry)
-    if name.strip():
-        yield name
+def _decode_paths(entries: Iterable[bytes], end: bytes) -> Iterator[str]:
+    names = (os.fsdecode(entry.rstrip(b"\r") if end == b"\n" else entry) for entry in entries)
+    return (name for name in names if name.strip())

@@ -51,7 +51,7 @@ def routes(service: Service) -> list[Route]:
 
             with Index.open(folder, service.model) as index:  # its table is one thread's; news of it are seen
                 shown, rerank = asked.image is not None, asked.rerank
-                hits = index.search(query, asked.n, image=shown, rerank=rerank, unwanted=stop.is_set)
+                hits = index.search(query, asked.n, image=shown, rerank=rerank, cancelled=stop.is_set)
             found = []
             for hit in takewhile(lambda _: not stop.is_set(), hits):  # as long as somebody waits for them
                 name = os.fsencode(hit.name).decode("utf-8", "backslashreplace")  # JSON holds UTF-8 alone

@@ -1,4 +1,4 @@
-"""`blip2rt caption` of folders: what is taken, what is written, what is skipped, what is said of faults."""
+"""`blip2rt caption` of folders: selection, outputs, resuming, failures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from PIL import Image
 
 import blip2rt
 from blip2rt.gallery import captions, index
-from blip2rt.gallery.pictures import Sources
+from blip2rt.gallery.sources import Sources
 from blip2rt.gallery.walk import walk
 from blip2rt.image import load_rgb
 from blip2rt.text import tidy
@@ -37,13 +37,13 @@ POSIX = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and links")
 TIMEOUT = 900  # seconds after which a process has hung
 
 
-def refused(result: tuple[int, str, str], *words: str) -> None:
+def assert_error(result: tuple[int, str, str], *words: str) -> None:
     code, out, err = result
     assert code == 2 and out == "" and err.startswith("blip2rt: error: ") and err.count("\n") == 1, result
     assert all(word in err for word in words), err
 
 
-def test_a_folder_is_captioned_as_its_pictures_are(tiny, album, run):
+def test_folder_captions_match_single_captions(tiny, album, run):
     code, out, err = run("caption", "album", "--model", tiny.path)
     told = dict(line.split("\t") for line in out.splitlines())
     model = blip2rt.load(tiny.path)
@@ -54,7 +54,7 @@ def test_a_folder_is_captioned_as_its_pictures_are(tiny, album, run):
     assert "album/sub/inner.png" in run("caption", "-r", "album", "--model", tiny.path)[1]
 
 
-def test_globs_and_lists_name_pictures(tiny, album, run, monkeypatch):
+def test_globs_and_lists_select_pictures(tiny, album, run, monkeypatch):
     names = ["album/a.png", "album/naïve 图.png"]
     want = run("caption", *names, "--model", tiny.path)
     assert want[0] == 0 and want[2] == ""
@@ -70,12 +70,12 @@ def test_globs_and_lists_name_pictures(tiny, album, run, monkeypatch):
     Path("list").write_text("".join(f"{name}\n" for name in names), "utf-8-sig")
     assert run("caption", "--from-file", "list", "--model", tiny.path)[1] == want[1]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"album/a.png")))
-    refused(run("caption", "-", "--model", tiny.path), "standard input holds no image, but text", "--from-file -")
-    assert "no file fits 'album/*.xyz'" in run("caption", "album/*.xyz", "--model", tiny.path)[2]
+    assert_error(run("caption", "-", "--model", tiny.path), "standard input is text, not an image", "--from-file -")
+    assert "no file matches 'album/*.xyz'" in run("caption", "album/*.xyz", "--model", tiny.path)[2]
     assert "cannot read the list 'none'" in run("caption", "--from-file", "none", "--model", tiny.path)[2]
 
 
-def test_text_is_written_beside_each_picture_once(tiny, album, run):
+def test_text_sidecars_are_written_once(tiny, album, run):
     before = tree(album)
     code, out, err = run("caption", "-r", "album", "--write", "txt", "--model", tiny.path, "--num-captions", 2)
     model, after = blip2rt.load(tiny.path), tree(album)
@@ -87,35 +87,37 @@ def test_text_is_written_beside_each_picture_once(tiny, album, run):
     assert len(after) == len(before) + 10
     (album / "a.txt").write_text("mine\n")
     (album / "b.txt").unlink()
-    assert "1 captioned, 9 were done before, 2 failed" in run(
+    assert "1 captioned, 9 already done, 2 failed" in run(
         "caption", "-r", "album", "--write", "txt", "--model", tiny.path, "--num-captions", 2)[2]  # fmt: skip
     assert (album / "a.txt").read_text() == "mine\n" and tree(album)["b.txt"] == after["b.txt"]
     run("caption", "-r", "album", "--write", "txt", "--model", tiny.path, "--num-captions", 2, "--overwrite")
     assert tree(album) == after
 
 
-def test_a_picture_that_is_named_twice_has_one_file(tiny, album, run):
+def test_picture_given_twice_has_one_sidecar(tiny, album, run):
     command = ["caption", "album/a.png", "./album/a.png", "album", "--caption-extension", ".txt", "--model", tiny.path]
     code, _, err = run(*command)
-    assert code == 1 and "9 captioned, 1 was done before, 2 failed" in err and "another picture's" not in err
+    assert code == 1 and "9 captioned, 1 already done, 2 failed" in err and "another picture" not in err
     assert (album / "a.txt").read_text() == blip2rt.load(tiny.path).caption(album / "a.png") + "\n"
     code, _, err = run("caption", "album/a.png", "album/a.png", "--xmp", "--model", tiny.path)
     assert code == 0 and "1 captioned" in err
 
 
-def test_words_stand_around_a_caption(tiny, album, run):
+def test_prefix_suffix_and_template(tiny, album, run):
     caption = blip2rt.load(tiny.path).caption("album/a.png")
     around = ["--prefix", "photo: ", "--suffix", ", nice", "--template", "{folder}/{stem} {caption} {{x}}"]
     run("caption", "album/a.png", "--caption_extension", "caption", *around, "--model", tiny.path)
     assert (album / "a.caption").read_text() == f"album/a photo: {caption}, nice {{x}}\n"
     answer = tidy(blip2rt.load(tiny.path).ask("album/a.png", "what is red"))
     assert run("caption", "album/a.png", "--ask", "what is red", "--model", tiny.path)[1] == f"{answer}\n"
-    refused(run("caption", "album/a.png", "--template", "{what}", "--model", tiny.path), "{what} is no field", "{stem}")
-    refused(run("caption", "album/a.png", "--template", "none", "--model", tiny.path), "{caption} is missing")
+    assert_error(
+        run("caption", "album/a.png", "--template", "{what}", "--model", tiny.path), "{what} is not a field", "{stem}"
+    )
+    assert_error(run("caption", "album/a.png", "--template", "none", "--model", tiny.path), "{caption} is missing")
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
-def test_a_table_grows_by_what_is_new(tiny, album, run, ending):
+def test_table_appends_only_new_pictures(tiny, album, run, ending):
     if ending == "parquet":
         pytest.importorskip("pyarrow")
     out = Path(f"out.{ending}")
@@ -135,9 +137,9 @@ def test_a_table_grows_by_what_is_new(tiny, album, run, ending):
             assert row["ms"] is None and row["asked"] == ""
             assert row["truncated"] == scored.truncated
     data = out.read_bytes()
-    assert "10 were done before" in run(*command)[2] and out.read_bytes() == data
+    assert "10 already done" in run(*command)[2] and out.read_bytes() == data
     (album / "z.png").write_bytes((album / "a.png").read_bytes())
-    assert "1 captioned, 10 were done before" in run(*command)[2]
+    assert "1 captioned, 10 already done" in run(*command)[2]
     assert [row["image"] for row in rows(out)][-1] == "album/z.png" and rows(out)[:-1] == first
     assert sorted(path.name for path in Path().iterdir()) == ["album", out.name]
 
@@ -155,8 +157,8 @@ def rows(path: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv"])
-def test_a_torn_line_is_written_again(tiny, album, run, ending):
-    """Cut anywhere, the table becomes what it was."""
+def test_torn_row_is_rewritten(tiny, album, run, ending):
+    """A table truncated anywhere is completed to the same bytes."""
     out = Path(f"out.{ending}")
     command = ["caption", "album", "--out", out, "--model", tiny.path, "--num-captions", 2, "--batch-size", 4]
     run(*command)
@@ -168,38 +170,38 @@ def test_a_torn_line_is_written_again(tiny, album, run, ending):
         assert out.read_bytes() == data, size
 
 
-def test_tables_of_others_stay(tiny, album, run):
+def test_foreign_tables_are_rejected_unchanged(tiny, album, run):
     for name, text in (("a.jsonl", '{"a": 1}\n'), ("a.csv", "x,y\r\n"), ("a.jsonl", "words\n")):
         Path(name).write_bytes(text.encode())
-        refused(run("caption", "album", "--out", name, "--model", tiny.path), name, "line 1", "--overwrite")
+        assert_error(run("caption", "album", "--out", name, "--model", tiny.path), name, "line 1", "--overwrite")
         assert Path(name).read_bytes() == text.encode()
     row = {"image": "album/a.png", "captions": ["a"], "score": 1.0, "model": "other", "asked": ""}
     Path("a.jsonl").write_text(json.dumps(row) + "\n")
-    refused(run("caption", "album", "--out", "a.jsonl", "--model", tiny.path), "captions by other, not by tiny")
+    assert_error(run("caption", "album", "--out", "a.jsonl", "--model", tiny.path), "captions by other, not by tiny")
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
-def test_a_table_holds_one_kind_of_texts(tiny, album, run, ending):
+def test_table_rejects_other_text_flags(tiny, album, run, ending):
     if ending == "parquet":
         pytest.importorskip("pyarrow")
     command = ["caption", "album/a.png", "--out", f"t.{ending}", "--model", tiny.path]
     asking = [*command, "--ask", "what is red"]
     assert run(*asking)[0] == 0
     data = tree(Path())
-    assert "1 was done before" in run(*asking)[2]
+    assert "1 already done" in run(*asking)[2]
     for other, words in (
         (command, "not plain captions"), ([*asking, "--prefix", "x"], "not texts of --ask 'what is red' --prefix x"),
         ([*command, "--prompt", "a"], "not texts of --prompt a"),
         ([*command, "--template", "{stem}: {caption}"], "{stem}"),
     ):  # fmt: skip
-        refused(run(*other), f"t.{ending} holds texts of --ask 'what is red'", words, "--overwrite")
+        assert_error(run(*other), f"t.{ending} has texts of --ask 'what is red'", words, "--overwrite")
         assert tree(Path()) == data
     assert run(*command, "--overwrite")[0] == 0 and rows(Path(f"t.{ending}"))[0]["asked"] == ""
 
 
 @POSIX
 @pytest.mark.parametrize("output", ["", "--write txt", "--out x.jsonl", "--out x.csv", "--out x.parquet"])
-def test_where_all_are_bad_the_exit_code_is_2_and_nothing_is_left(tiny, album, run, output, monkeypatch):
+def test_exit_status_2_and_no_output_if_everything_fails(tiny, album, run, output, monkeypatch):
     flags = output.split()
     if "x.parquet" in flags:
         pytest.importorskip("pyarrow")
@@ -221,26 +223,26 @@ def test_where_all_are_bad_the_exit_code_is_2_and_nothing_is_left(tiny, album, r
     assert run("index", "album/no folder", "--out", "x", "--model", tiny.path)[0] == 2
 
 
-def test_a_table_of_no_pictures_is_empty(tiny, album, run):
+def test_table_without_pictures_is_empty(tiny, album, run):
     Path("empty").mkdir()
     for name, data in (("x.jsonl", b""), ("x.csv", b"image,caption,score,model,asked\r\n")):
         assert run("caption", "empty", "--out", name, "--model", tiny.path)[0] == 0
         assert Path(name).read_bytes() == data
 
 
-def test_a_refused_parquet_leaves_nothing(tiny, album, run):
+def test_rejected_parquet_leaves_no_files(tiny, album, run):
     arrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     for column in ("x", "image"):
         parquet.write_table(arrow.table({column: ["a"]}), "foreign.parquet")
         before = tree(Path())
         command = ["caption", "album", "--out", "foreign.parquet", "--model", tiny.path]
-        refused(run(*command), "foreign.parquet is no table of ours", "--overwrite")
+        assert_error(run(*command), "foreign.parquet was not written by blip2rt", "--overwrite")
         assert tree(Path()) == before
 
 
 @POSIX
-def test_xmp_keeps_comments_and_the_mode_of_the_file(tiny, album, run):
+def test_xmp_preserves_comments_and_file_mode(tiny, album, run):
     mine = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><!-- a < b --><rdf:RDF
     xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about=""
     xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:description><!-- none yet --></dc:description><?mine too?>
@@ -258,7 +260,7 @@ def test_xmp_keeps_comments_and_the_mode_of_the_file(tiny, album, run):
     assert (album / "b.txt").stat().st_mode & 0o777 == 0o640
 
 
-def test_xmp_keeps_what_others_wrote(tiny, album, run):
+def test_xmp_preserves_other_fields(tiny, album, run):
     mine = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
     <rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmp:Rating="4"/></rdf:RDF></x:xmpmeta>"""
     (album / "a.xmp").write_text(mine)
@@ -272,7 +274,7 @@ def test_xmp_keeps_what_others_wrote(tiny, album, run):
         picture = next(album.glob(f"{name}.[pw]*"))
         assert item.text == blip2rt.load(tiny.path).caption(picture)
     assert 'xmp:Rating="4"' in (album / "a.xmp").read_text()
-    assert "8 were done before" in run("caption", "album", "--xmp", "--model", tiny.path)[2]
+    assert "8 already done" in run("caption", "album", "--xmp", "--model", tiny.path)[2]
 
 
 @pytest.mark.parametrize(
@@ -288,14 +290,14 @@ def test_xmp_keeps_what_others_wrote(tiny, album, run):
         ("<dc:description/>", False, []), ('<rdf:Description rdf:about="" dc:description=""/>', False, []),
     ],
 )  # fmt: skip
-def test_a_description_of_any_form_is_kept_or_replaced_by_one(tiny, album, run, mine, done, kept):
+def test_xmp_description_of_any_form_is_kept_or_replaced(tiny, album, run, mine, done, kept):
     rdf, dc = "http://www.w3.org/1999/02/22-rdf-syntax-ns#", "http://purl.org/dc/elements/1.1/"
     holder = mine if mine.startswith("<rdf:Description") else f'<rdf:Description rdf:about="">{mine}</rdf:Description>'
     text = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:dc="{dc}" xmlns:rdf="{rdf}">{holder}</rdf:RDF>'
     text += "</x:xmpmeta>"
     (album / "a.xmp").write_text(text)
     command = ["caption", "album/a.png", "--xmp", "--model", tiny.path]
-    assert ("1 was done before" in run(*command)[2]) == done
+    assert ("1 already done" in run(*command)[2]) == done
     assert ((album / "a.xmp").read_text() == text) == done
     run(*command, "--overwrite")
     root = ElementTree.parse(album / "a.xmp").getroot()
@@ -305,22 +307,22 @@ def test_a_description_of_any_form_is_kept_or_replaced_by_one(tiny, album, run, 
     assert written.count("<dc:description") == 1 and "dc:description=" not in written and "My words" not in written
 
 
-def test_faults_are_listed_and_strict_stops(tiny, album, run):
+def test_failures_are_listed_and_strict_stops(tiny, album, run):
     code, _, err = run("caption", "album", "--out", "o.jsonl", "--errors", "e.tsv", "--model", tiny.path)
     listed = dict(line.split("\t") for line in Path("e.tsv").read_text().splitlines())
     assert code == 1 and list(listed) == ["album/bad.jpg", "album/cut.png"]
     assert err == "blip2rt: 9 captioned, 2 failed (listed in e.tsv)\n"
     run("caption", "album", "--out", "o.jsonl", "--errors", "e.jsonl", "--model", tiny.path)
     assert [json.loads(line)["image"] for line in Path("e.jsonl").read_text().splitlines()] == list(listed)
-    refused(run("caption", "album", "--out", "s.jsonl", "--strict", "--model", tiny.path), "bad.jpg", "--strict")
+    assert_error(run("caption", "album", "--out", "s.jsonl", "--strict", "--model", tiny.path), "bad.jpg", "--strict")
     shard(Path("s.tar"), new_seed(), 6)
-    refused(run("caption", "s.tar", "--out", "c", "--strict", "--model", tiny.path), "s.tar/0002.png", "--strict")
+    assert_error(run("caption", "s.tar", "--out", "c", "--strict", "--model", tiny.path), "s.tar/0002.png", "--strict")
     assert "album/bad.jpg" in run("index", "album", "--out", "x", "--strict", "--model", tiny.path)[2]
     assert [row["image"] for row in rows(Path("s.jsonl"))] == ["album/a.png", "album/b.jpg"]
 
 
 @POSIX
-def test_links_and_names_of_one_file(tiny, album, run):
+def test_links_and_several_names_of_a_file(tiny, album, run):
     (album / "sub" / "loop").symlink_to("..")
     (album / "sub" / "self").symlink_to("self")
     (album / "sub" / "gone.png").symlink_to("nowhere.png")
@@ -329,12 +331,12 @@ def test_links_and_names_of_one_file(tiny, album, run):
     code, out, err = run("caption", "-r", "album", "album/sub", "album/*.png", "--model", tiny.path)
     names = [line.split("\t")[0] for line in out.splitlines()]
     assert code == 1 and len(names) == len(set(names)) == len(GOOD) + 2
-    assert "album/sub/hard.png" in names and "gone.png' is a link that leads nowhere" in err and "pipe" not in err
+    assert "album/sub/hard.png" in names and "gone.png' is a link to a missing file" in err and "pipe" not in err
 
 
 @POSIX
-def test_a_pattern_enters_each_folder_once(tmp_path, monkeypatch):
-    """What glob.glob gives without links, and an end with them."""
+def test_pattern_enters_each_folder_once(tmp_path, monkeypatch):
+    """As glob.glob without links; circular links terminate."""
     monkeypatch.chdir(tmp_path)
     for name in ("g/a.png", "g/a/b/c.png", "g/a/b[1]/c.png", "g/.hidden/c.png", "g/z/b/d.png"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
@@ -355,19 +357,19 @@ def found(*paths: str) -> list[str]:
     return sorted(walked)
 
 
-def test_a_picture_is_never_written_over(tiny, album, run):
+def test_pictures_are_never_overwritten(tiny, album, run):
     data = (album / "a.png").read_bytes()
     (album / "odd.txt").write_bytes(data)  # a picture by its content
     (album / "odd.png").write_bytes(data)
     (album / "a.jpeg").write_bytes(data)
     _, _, err = run("caption", "album", "--write", "txt", "--overwrite", "--model", tiny.path)
     assert (album / "odd.txt").read_bytes() == data
-    assert err.count("odd.txt' would be written over itself") == 1 and err.count("odd.txt' is a picture") == 1
-    assert "album/a.png: 'album/a.txt' is already another picture's: rename it" in err
+    assert err.count("odd.txt' would overwrite itself") == 1 and err.count("odd.txt' is a picture") == 1
+    assert "album/a.png: 'album/a.txt' already belongs to another picture: rename it" in err
     (album / "c.cap").mkdir()
     command = ["caption", "album/c.webp", "--caption-extension", "cap", "--model", tiny.path]
     assert run(*command)[0] == 2 and "'album/c.cap' is a folder" in run(*command)[2]
-    refused(
+    assert_error(
         run("caption", "album", "--caption-extension", ".PNG", "--model", tiny.path), "--caption-extension is '.PNG'"
     )
     (album / "a.jpeg").rename("picture.jsonl")
@@ -376,8 +378,8 @@ def test_a_picture_is_never_written_over(tiny, album, run):
     before, command = tree(Path()), ["caption", "album", "--overwrite", "--model", tiny.path]
     named = ["--out", "picture.jsonl"], ["--out", "picture.parquet"], ["--errors", "album/a.png", "--out", "o.csv"]
     for flags in named:
-        refused(run(*command, *flags), "is a picture and is not written over")
-    refused(run("caption", "s.tar", "--out", "c", "--overwrite", "--model", tiny.path), "'c/s.tar' is a picture")
+        assert_error(run(*command, *flags), "is a picture, which is never overwritten")
+    assert_error(run("caption", "s.tar", "--out", "c", "--overwrite", "--model", tiny.path), "'c/s.tar' is a picture")
     assert tree(Path()) == before
 
 
@@ -388,32 +390,32 @@ def test_a_picture_is_never_written_over(tiny, album, run):
         (["--overwrite"], ["--write, --xmp or --out"]), (["--caption-extension", "a/b"], ["'a/b'", ".txt or .caption"]),
         (["--write", "xml"], ["choose from txt"]), (["--batch-size", "0"], ["from 1 to 1024"]),
         (["--json", "--write", "txt"], ["--json"]), (["--ask", "who?", "--prompt", "a"], ["prompt and question"]),
-        (["--stream"], ["one image"]), (["--out", "none/a.jsonl"], ["no folder 'none'"]),
-        (["--out", "o.csv", "--errors", "./o.csv"], ["--out and --errors are one file"]),
-        (["--errors", "album/list", "--write", "txt", "--from-file", "album/list"], ["--from-file are one file"]),
-        (["--xmp", "--caption-extension", ".XMP"], ["--xmp and --caption-extension", "one file"]),
-        (["s.tar", "--out", "c", "--xmp"], ["--xmp", "takes shards"]),
+        (["--stream"], ["one image"]), (["--out", "none/a.jsonl"], ["folder 'none' does not exist"]),
+        (["--out", "o.csv", "--errors", "./o.csv"], ["--out and --errors are the same file"]),
+        (["--errors", "album/list", "--write", "txt", "--from-file", "album/list"], ["--from-file are the same file"]),
+        (["--xmp", "--caption-extension", ".XMP"], ["--xmp and --caption-extension", "same file"]),
+        (["s.tar", "--out", "c", "--xmp"], ["--xmp", "copies shards"]),
     ],
 )  # fmt: skip
-def test_mistakes_are_one_line(tiny, album, run, flags, words):
-    refused(run("caption", "album", *flags, "--model", tiny.path), *words)
+def test_usage_errors_are_one_line(tiny, album, run, flags, words):
+    assert_error(run("caption", "album", *flags, "--model", tiny.path), *words)
 
 
-@pytest.mark.parametrize(("flags", "said"), [([], "the same command goes on"), (["--overwrite"], "begins anew")])
-def test_ctrl_c_says_what_the_same_command_does(tiny, album, run, monkeypatch, flags, said):
+@pytest.mark.parametrize(("flags", "said"), [([], "the same command resumes"), (["--overwrite"], "starts over")])
+def test_ctrl_c_says_how_to_resume(tiny, album, run, monkeypatch, flags, said):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(captions, "cells", interrupted)
+    monkeypatch.setattr(captions, "prefetch", interrupted)
     code, _, err = run("caption", "album", "--out", "o.jsonl", *flags, "--model", tiny.path)
     assert code == 130 and said in err.splitlines()[0]
 
 
-def test_no_picture_at_all_is_a_mistake(tiny, run):
-    refused(run("caption", "--model", tiny.path), "no pictures", "--from-file")
+def test_missing_paths_are_an_error(tiny, run):
+    assert_error(run("caption", "--model", tiny.path), "no pictures", "--from-file")
 
 
-def test_kohyas_names_are_taken(tiny, album, run):
+def test_kohya_flag_names_are_accepted(tiny, album, run):
     flags = ["--caption_extention", ".cap", "--max_length", 3, "--min_length", 1, "--postfix", "!", "--batch_size", 2,
              "--num_beams", 1, "--max_data_loader_n_workers", 2, "--recursive"]  # fmt: skip
     assert "10 captioned" in run("caption", "album", *flags, "--model", tiny.path)[2]
@@ -422,7 +424,7 @@ def test_kohyas_names_are_taken(tiny, album, run):
 
 @POSIX
 @pytest.mark.parametrize("output", ["txt", "jsonl", "tar"])
-def test_a_run_killed_at_any_moment_goes_on_to_the_same_bytes(tiny, tmp_path, output):
+def test_killed_run_resumes_to_identical_bytes(tiny, tmp_path, output):
     rng, seed = random.Random(new_seed()), new_seed()
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for place in (whole, killed):
@@ -447,7 +449,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_bytes(tiny, tmp_path, ou
     assert tree(killed) == tree(whole)
 
 
-def test_shards_get_captions(tiny, album, run, tmp_path):
+def test_shards_are_copied_with_captions(tiny, album, run, tmp_path):
     shard(tmp_path / "s.tar", new_seed(), 6)
     code, _, err = run("caption", "s*.tar", "--out", "copies", "--model", tiny.path)
     assert code == 1 and "4 captioned, 1 failed" in err
@@ -461,10 +463,10 @@ def test_shards_get_captions(tiny, album, run, tmp_path):
                 assert data.decode() == blip2rt.load(tiny.path).caption(picture) + "\n"
             else:
                 assert data == old.extractfile(name).read()
-    assert "done before" in run("caption", "s.tar", "--out", "copies", "--model", tiny.path)[2]
+    assert "already done" in run("caption", "s.tar", "--out", "copies", "--model", tiny.path)[2]
     assert "s.tar/0000.png\t" in run("caption", "s.tar", "--model", tiny.path)[1]
-    refused(run("caption", "s.tar", "album", "--out", "copies", "--model", tiny.path), "'album' is no shard")
-    refused(run("caption", "sh/none.tar", "--out", "copies", "--model", tiny.path), "no such file: 'sh/none.tar'")
+    assert_error(run("caption", "s.tar", "album", "--out", "copies", "--model", tiny.path), "'album' is not a shard")
+    assert_error(run("caption", "sh/none.tar", "--out", "copies", "--model", tiny.path), "no such file: 'sh/none.tar'")
     assert run("caption", "s.tar", "--out", "copies.v1", "--model", tiny.path)[0] == 1
     assert tree(Path("copies.v1")) == tree(Path("copies"))
     copy, rng = Path("copies/s.tar"), random.Random(new_seed())
@@ -479,8 +481,8 @@ def test_shards_get_captions(tiny, album, run, tmp_path):
     assert code == 1 and "bad.tar" in err and "1 failed" in err
 
 
-def obeying_modes() -> None:
-    """Let a process that root starts obey the modes of files: take CAP_DAC_OVERRIDE and _READ_SEARCH from it."""
+def drop_root_file_access() -> None:
+    """Make a process started by root obey file modes: drop CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
     import ctypes
 
     for capability in (1, 2) if os.geteuid() == 0 else ():
@@ -488,7 +490,7 @@ def obeying_modes() -> None:
             raise OSError(ctypes.get_errno(), "PR_CAPBSET_DROP")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="modes of files, and what root may")
+@pytest.mark.skipif(sys.platform != "linux", reason="file modes and root's capabilities")
 def test_read_only_and_unreadable_folders(tiny, album):
     for name in ("read only", "closed", "open"):
         (album / name).mkdir()
@@ -498,14 +500,16 @@ def test_read_only_and_unreadable_folders(tiny, album):
     (album / "read only").chmod(0o555), (album / "closed").chmod(0), (album / "locked.png").chmod(0)
     try:
         try:
-            sees = subprocess.run(["cat", closed], preexec_fn=obeying_modes, capture_output=True).returncode == 0
+            sees = (
+                subprocess.run(["cat", closed], preexec_fn=drop_root_file_access, capture_output=True).returncode == 0
+            )
         except subprocess.SubprocessError:
             sees = True
         if sees:
-            pytest.skip("this root reads what is closed")
+            pytest.skip("this root user cannot drop its access")
         command = ["caption", "-r", "album", "--model", tiny.path, "--errors", "e.jsonl"]
         for output, failed in ((["--write", "txt"], {"album/read only/a.png"}), (["--out", "o.jsonl"], set())):
-            process = start(*command, *output, preexec_fn=obeying_modes)
+            process = start(*command, *output, preexec_fn=drop_root_file_access)
             _, err = process.communicate(timeout=TIMEOUT)
             assert process.returncode == 1 and "Traceback" not in err, err
             listed = {row["image"]: row["error"] for row in map(json.loads, Path("e.jsonl").read_text().splitlines())}
@@ -513,7 +517,7 @@ def test_read_only_and_unreadable_folders(tiny, album):
             assert "Permission denied" in listed["album/closed"] and "Permission denied" in listed["album/locked.png"]
         assert (album / "open" / "a.txt").exists() and [*(album / "read only").iterdir()] == [album / "read only/a.png"]
         assert {"album/read only/a.png", "album/open/a.png"} <= {row["image"] for row in rows(Path("o.jsonl"))}
-        process = start("caption", "album/closed", "--model", tiny.path, preexec_fn=obeying_modes)
+        process = start("caption", "album/closed", "--model", tiny.path, preexec_fn=drop_root_file_access)
         assert "cannot read the folder 'album/closed'" in process.communicate(timeout=TIMEOUT)[1]
         assert process.returncode == 2
     finally:
@@ -522,7 +526,7 @@ def test_read_only_and_unreadable_folders(tiny, album):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_FSIZE and /dev/full")
 @pytest.mark.parametrize("flags", [["--write", "txt", "--prefix", "x" * 3000], ["--out", "o.jsonl"]])
-def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tiny, album, run, flags):
+def test_full_disk_is_one_line_and_the_run_resumes(tiny, album, run, flags):
     import resource
 
     before = tree(Path())
@@ -534,15 +538,15 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tiny, album, run, 
     after = tree(Path())
     assert all(after[name] == before[name] for name in before)
     assert all(line.endswith("}") for line in after.get("o.jsonl", b"").decode().splitlines())
-    assert "9 captioned" in run(*command)[2] or "were done before" in run(*command)[2]
+    assert "9 captioned" in run(*command)[2] or "already done" in run(*command)[2]
     assert not [name for name in tree(Path()) if ".part" in name]
 
 
-def test_heic_is_read_with_its_extra(tiny, album, run, monkeypatch):
+def test_heic_needs_its_extra(tiny, album, run, monkeypatch):
     shutil.copy(Path(__file__).parent / "kitten.heic", album / "named wrong.jpg")  # docs/photo.jpg, small
     command = ["caption", "album/named wrong.jpg", "--model", tiny.path]
     monkeypatch.setitem(sys.modules, "pi_heif", None)
-    refused(run(*command), "is HEIC", "pip install ", "[heic]")
+    assert_error(run(*command), "is HEIC", "pip install ", "[heic]")
     monkeypatch.undo()
     pytest.importorskip("pi_heif")
     monkeypatch.chdir(album.parent)
@@ -552,26 +556,26 @@ def test_heic_is_read_with_its_extra(tiny, album, run, monkeypatch):
     assert run(*command)[0] == 0
 
 
-def test_a_missing_package_names_its_extra(tiny, album, run, monkeypatch):
+def test_missing_package_names_its_extra(tiny, album, run, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    refused(run("caption", "album", "--out", "a.parquet", "--model", tiny.path), "pip install ", "[parquet]")
+    assert_error(run("caption", "album", "--out", "a.parquet", "--model", tiny.path), "pip install ", "[parquet]")
     monkeypatch.setitem(sys.modules, "usearch.index", None)
-    monkeypatch.setattr(index, "EXACT", 4)
+    monkeypatch.setattr(index, "MAX_EXACT", 4)
     command = ["index", "album", "--out", "x", "--model", tiny.path]
-    refused(run(*command, "--format", "clip-retrieval"), "pip install ", "[parquet]")
+    assert_error(run(*command, "--format", "clip-retrieval"), "pip install ", "[parquet]")
     assert not Path("x").exists()
     for _ in range(2):  # without usearch search is slower, and finds the same
         code, _, err = run(*command)
-        assert code == 1 and "scores all of more than 4 pictures without usearch: " in err.splitlines()[0]
+        assert code == 1 and "more than 4 pictures, each of which is scored in every search" in err.splitlines()[0]
         assert "pip install " in err and "[gallery]" in err
     found = run("search", "x", "a dog", "-n", 10, "--model", tiny.path)
     assert found[0] == 0 and found == run("search", "x", "a dog", "-n", 10, "--exact", "--model", tiny.path)
-    monkeypatch.setattr(index, "EXACT", 4096)
+    monkeypatch.setattr(index, "MAX_EXACT", 4096)
     assert "usearch" not in run(*command)[2]
 
 
-def test_memory_does_not_grow_with_the_names(tmp_path):
-    """A walk over 20,000 names keeps a number for each, no more."""
+def test_walk_memory_does_not_grow_with_name_length(tmp_path):
+    """A walk over 20,000 names keeps only a hash of each."""
     fill(tmp_path / "album", new_seed())
     for i in range(20_000):
         os.link(tmp_path / "album" / "a.png", tmp_path / "album" / f"{i:06d} {'name' * 20}.png")
@@ -584,7 +588,7 @@ def test_memory_does_not_grow_with_the_names(tmp_path):
     assert count == 20_000 + len(GOOD) + 2 and peak < 8 << 20
 
 
-def test_options_may_stand_between_the_words(tiny, album, run):
+def test_options_may_stand_between_positional_arguments(tiny, album, run):
     run("caption", "album/a.png", "--write", "txt", "album/b.jpg", "--model", tiny.path)
     run("index", "--out", "x", "album", "--model", tiny.path)
     assert (album / "a.txt").exists() and (album / "b.txt").exists()

@@ -1,4 +1,4 @@
-"""An index follows its folder, finds what exact search finds, and survives its writer."""
+"""An index: search, updates, damage, interrupted writers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from PIL import Image
 import blip2rt
 from blip2rt.bundle.checksum import EMPTY, KEY, seal
 from blip2rt.errors import GalleryError
-from blip2rt.gallery import Index, about, index, one_vector
+from blip2rt.gallery import Index, index, index_manifest, one_vector
 from blip2rt.gallery.catalog import Catalog, File
-from blip2rt.gallery.copies import near_copies
+from blip2rt.gallery.near_duplicates import find_near_duplicates
 from blip2rt.gallery.vectors import Shortlist, Vectors
 from tests.seeds import new_seed
 from tests.tiny.image_folders import GOOD, fill, picture, start, tree
@@ -44,11 +44,11 @@ def contents(at: Path) -> dict[str, tuple[int, bytes]]:
     return found
 
 
-def test_search_finds_the_nearest(model, album):
+def test_search_returns_the_nearest(model, album):
     names = [*GOOD, "sub/inner.png"]
     with Index.create("x", album, model) as made:
         counts = made.add()
-        assert (counts.made, counts.failed, len(made)) == (10, 2, 10)
+        assert (counts.processed, counts.failed, len(made)) == (10, 2, 10)
         embeds = model.embed_image([album / name for name in names])  # (10, Q, E)
         scores = (embeds @ model.embed_text("a dog runs")).max(axis=1)
         hits = made.search("a dog runs", 4)
@@ -65,16 +65,16 @@ def test_search_finds_the_nearest(model, album):
         assert [hit.probability for hit in judged] == pytest.approx([match.probability for _, match in best], abs=1e-4)
 
 
-def test_what_is_unwanted_is_not_judged(model, album):
+def test_cancelled_reranking_leaves_out_the_rest(model, album):
     with Index.create("x", album, model) as made:
         made.add()
         answers = iter([False, True])  # before the first 8 pictures, and before the rest
-        judged = made.search("a dog runs", 10, rerank=9, unwanted=lambda: next(answers))
+        judged = made.search("a dog runs", 10, rerank=9, cancelled=lambda: next(answers))
         assert [hit.probability is not None for hit in judged] == [True] * 8 + [False]
         assert judged[-1] == made.search("a dog runs", 10)[-1]
 
 
-def test_the_folder_is_followed(model, album):
+def test_update_follows_the_folder(model, album):
     def names() -> set[str]:
         with Index.open("x", model) as opened:
             return {file.path for file in opened.files()}
@@ -91,17 +91,17 @@ def test_the_folder_is_followed(model, album):
         picture(rng).save(album / "new.png")
         before = dict(contents(Path("x")))
         counts = made.add()
-        assert (counts.made, counts.gone) == (2, 1), "moved, touched and copied pictures cost no graph"
+        assert (counts.processed, counts.removed) == (2, 1), "moved, touched and copied pictures cost no graph"
         after = contents(Path("x"))
         assert after["sub/moved.webp"] == before["c.webp"] and after["sub/copy.bmp"][1] == before["e.bmp"][1]
         assert after["a.png"] != before["a.png"] and "new.png" in after and "d.gif" not in after
-        got = made.vectors.read([made.catalog.named("a.png").row])[0]
+        got = made.vectors.read([made.catalog.by_path("a.png").row])[0]
         assert np.allclose(got, model.embed_image(album / "a.png"), atol=0.02)
         assert names() == {p.relative_to(album).as_posix() for p in album.rglob("*.*") if p.suffix != ".md"} - {
             "bad.jpg", "cut.png", ".hidden.png"} | {"no ending"}  # fmt: skip
 
 
-def test_a_folder_that_cannot_be_read_keeps_its_pictures(model, album, monkeypatch):
+def test_unreadable_folder_keeps_its_pictures(model, album, monkeypatch):
     with Index.create("x", album, model) as made:
         made.add()
         listdir = os.listdir
@@ -113,11 +113,11 @@ def test_a_folder_that_cannot_be_read_keeps_its_pictures(model, album, monkeypat
 
         monkeypatch.setattr(os, "listdir", unreadable)
         counts = made.add()
-        assert counts.gone == 0 and counts.failed == 3 and "sub/inner.png" in contents(Path("x"))
+        assert counts.removed == 0 and counts.failed == 3 and "sub/inner.png" in contents(Path("x"))
         monkeypatch.undo()
 
 
-def test_a_picture_that_broke_leaves_the_index(model, tiny, album, run):
+def test_damaged_picture_leaves_the_index(model, tiny, album, run):
     with Index.create("x", album, model) as made:
         made.add()
         (album / "a.png").write_bytes((album / "a.png").read_bytes()[:100])
@@ -129,7 +129,7 @@ def test_a_picture_that_broke_leaves_the_index(model, tiny, album, run):
         assert {hit.name for hit in opened.search("a dog", 20)} == {*GOOD, "sub/inner.png"} - {"a.png", "b.jpg"}
 
 
-def test_index_and_folder_move_together(model, album, tmp_path):
+def test_index_and_folder_can_be_moved_together(model, album, tmp_path):
     with Index.create("x", album, model) as made:
         made.add()
     (tmp_path / "elsewhere").mkdir()
@@ -141,26 +141,26 @@ def test_index_and_folder_move_together(model, album, tmp_path):
         assert made.add().made == 0
 
 
-def test_an_index_without_its_folder_says_so_and_is_pointed_at_it(tiny, album, run):
+def test_moved_folder_is_reported_and_can_be_reset(tiny, album, run):
     run("index", "album", "--out", "x", "--model", tiny.path)
     album.rename("elsewhere")
     for command in (["search", "x", "a dog"], ["duplicates", "x"]):
         code, _, err = run(*command, "--model", tiny.path)
         assert code == 1 and err.count("\n") == 1, err
-        assert "album, the folder of x, is not there" in err and "`blip2rt index DIR --out x`" in err
+        assert "album, the folder of x, does not exist" in err and "`blip2rt index DIR --out x`" in err
     _, _, err = run("index", "elsewhere", "--out", "x", "--model", tiny.path)
-    assert "0 indexed, 10 were done before, 2 failed" in err
+    assert "0 indexed, 10 already done, 2 failed" in err
     code, out, err = run("search", "x", "a dog", "--model", tiny.path)
     assert (code, err) == (0, "") and all(Path(line.split("\t")[1]).is_file() for line in out.splitlines())
 
 
-def test_a_shortlist_finds_what_exact_search_finds(model, album, monkeypatch):
+def test_shortlist_search_equals_exact_search(model, album, monkeypatch):
     pytest.importorskip("usearch")
-    monkeypatch.setattr(index, "EXACT", 4)
+    monkeypatch.setattr(index, "MAX_EXACT", 4)
     rng = np.random.default_rng(new_seed())
     with Index.create("x", album, model) as made:
         made.add()
-        assert (Path("x") / "shortlist.usearch").exists() and not made.catalog.unlisted()
+        assert (Path("x") / "shortlist.usearch").exists() and not made.catalog.not_in_shortlist()
         assert made.search("a dog", 5) == made.search("a dog", 5, exact=True)
         (album / "a.png").unlink()
         picture(rng).save(album / "z.png")
@@ -173,7 +173,7 @@ def test_a_shortlist_finds_what_exact_search_finds(model, album, monkeypatch):
         assert "zz.png" in {hit.name for hit in opened.search("a dog", 11)}
 
 
-def test_a_shortlist_of_many_vectors_keeps_the_nearest(tmp_path):
+def test_shortlist_of_5000_vectors_keeps_the_nearest(tmp_path):
     pytest.importorskip("usearch")
     rng = np.random.default_rng(new_seed())
     vectors = rng.normal(size=(5000, 64)).astype(np.float32)
@@ -182,14 +182,14 @@ def test_a_shortlist_of_many_vectors_keeps_the_nearest(tmp_path):
     made.add(range(5000), vectors)
     made.save()
     seen = Shortlist(tmp_path / "s", 64, view=True)
-    kept = [len(set(seen.near(v, 200).tolist()) & set(np.argsort(-vectors @ v)[:10].tolist())) for v in vectors[:50]]
+    kept = [len(set(seen.nearest(v, 200).tolist()) & set(np.argsort(-vectors @ v)[:10].tolist())) for v in vectors[:50]]
     assert np.mean(kept) >= 9
 
 
-def test_a_shortlist_loses_no_point_of_recall(model, album, monkeypatch):
-    """R@10 of 800 vectors near one of 4,000 pictures, with a shortlist and without; few pictures are easy to find."""
+def test_shortlist_loses_less_than_a_point_of_recall(model, album, monkeypatch):
+    """R@10 of 800 vectors near one of 4,000 pictures, with a shortlist and without."""
     pytest.importorskip("usearch")
-    monkeypatch.setattr(index, "EXACT", 1000)
+    monkeypatch.setattr(index, "MAX_EXACT", 1000)
     rng = np.random.default_rng(new_seed())
     Index.create("x", album, model).close()
     about, (queries, size) = json.loads(Path("x/index.json").read_text()), (8, 64)
@@ -212,7 +212,7 @@ def test_a_shortlist_loses_no_point_of_recall(model, album, monkeypatch):
     assert 0.2 < found[1] < 0.99 and found[0] > found[1] - 0.01, found
 
 
-def test_vectors_keep_their_cosines(tmp_path):
+def test_stored_vectors_keep_their_cosines(tmp_path):
     rng = np.random.default_rng(new_seed())
     embeds = rng.normal(size=(7, 3, 256)).astype(np.float32)
     embeds /= np.linalg.norm(embeds, axis=-1, keepdims=True)
@@ -224,29 +224,29 @@ def test_vectors_keep_their_cosines(tmp_path):
     assert np.linalg.norm(one_vector(embeds), axis=-1) == pytest.approx(1)
 
 
-def test_the_catalog_fills_empty_places_first(tmp_path):
+def test_catalog_reuses_free_rows_first(tmp_path):
     catalog = Catalog(tmp_path / "c.db", True)
-    catalog.put(File(row, f"{row}.png", 1, 1, bytes([row])) for row in catalog.places(5))
+    catalog.put(File(row, f"{row}.png", 1, 1, bytes([row])) for row in catalog.next_rows(5))
     catalog.remove([1, 3])
-    assert catalog.places(3) == [1, 3, 5] and catalog.rows == 5 and len(catalog) == 3
+    assert catalog.next_rows(3) == [1, 3, 5] and catalog.row_count == 5 and len(catalog) == 3
     catalog.put([File(1, "0.png", 2, 2, b"x")])  # a picture that changed leaves its old place
-    assert catalog.empty() == [0, 3] and catalog.named("0.png").row == 1
+    assert catalog.free_rows() == [0, 3] and catalog.by_path("0.png").row == 1
 
 
-def test_near_copies_are_grouped(model, album):
+def test_near_duplicates_are_grouped(model, album):
     shutil.copy(album / "a.png", album / "sub" / "same.png")
     Image.open(album / "b.jpg").save(album / "b2.png")
     with Index.create("x", album, model) as made:
         made.add()
-        groups = [sorted(file.path for file in group) for group in near_copies(made, 0.9999)]
+        groups = [sorted(file.path for file in group) for group in find_near_duplicates(made, 0.9999)]
     assert ["a.png", "sub/same.png"] in groups and ["b.jpg", "b2.png"] in groups
 
 
-def test_the_commands(tiny, album, run):
+def test_index_search_and_duplicates_commands(tiny, album, run):
     flags = ["--model", tiny.path]
     code, out, err = run("index", "album", "--out", "x", "--errors", "e.tsv", *flags)
     assert (code, out, err) == (1, "", "blip2rt: 10 indexed, 2 failed (listed in e.tsv)\n")
-    assert "0 indexed, 10 were done before" in run("index", "album", "--out", "x", *flags)[2]
+    assert "0 indexed, 10 already done" in run("index", "album", "--out", "x", *flags)[2]
     code, out, err = run("search", "x", "a dog", "-n", 3, "--json", "--html", "p.html", "--copy-to", "best", *flags)
     hits = [json.loads(line) for line in out.splitlines()]
     assert code == 0 and err == "" and len(hits) == 3 and all(Path(hit["image"]).is_file() for hit in hits)
@@ -264,7 +264,7 @@ def test_the_commands(tiny, album, run):
     assert "a.png\n" in run("duplicates", "x", "--alike", 0.9999, *flags)[1]
 
 
-def test_clip_retrievals_layout(tiny, model, album, run):
+def test_clip_retrieval_layout(tiny, model, album, run):
     parquet = pytest.importorskip("pyarrow.parquet")
     assert run("index", "album", "--out", "c", "--format", "clip-retrieval", "--model", tiny.path)[0] == 1
     embeds = np.load("c/img_emb/img_emb_0.npy")
@@ -274,7 +274,7 @@ def test_clip_retrievals_layout(tiny, model, album, run):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX names")
-def test_names_that_are_no_text_stay_apart_in_parquet(tiny, run, tmp_path, monkeypatch):
+def test_undecodable_names_stay_distinct_in_parquet(tiny, run, tmp_path, monkeypatch):
     parquet = pytest.importorskip("pyarrow.parquet")
     monkeypatch.chdir(tmp_path)
     Path("album").mkdir()
@@ -285,34 +285,35 @@ def test_names_that_are_no_text_stay_apart_in_parquet(tiny, run, tmp_path, monke
     assert sorted(Path(path).name for path in paths) == ["\\xfe.png", "\\xff.png"]
 
 
-def test_mistakes_are_one_line(tiny, album, run):
+def test_usage_errors_are_one_line(tiny, album, run):
     flags = ["--model", tiny.path]
     run("index", "album", "--out", "x", *flags)
     (album.parent / "full").mkdir()
     (album.parent / "full" / "a").touch()
     for command, words in (
-        (["search", "none", "a dog"], ["none is no index", "blip2rt index DIR"]),
-        (["search", "album/a.png", "a dog"], ["album/a.png is no index, but a file"]),
+        (["search", "none", "a dog"], ["none is not an index", "blip2rt index DIR"]),
+        (["search", "album/a.png", "a dog"], ["album/a.png is a file, not an index"]),
         (["search", "x"], ["give TEXT, or --image"]), (["search", "x", "a", "--image", "b"], ["give TEXT, or --image"]),
         (["search", "x", "..."], ["no words"]), (["search", "x", "a", "-n", "0"], ["from 1"]),
         (["search", "x", "--image", "none.png"], ["no such file: 'none.png'"]),
         (["search", "x", "--image", "album/a.png", "--rerank", "3"], ["rerank"]),
-        (["index", "none", "--out", "y"], ["'none' is no folder"]), (["index", "album"], ["missing: --out"]),
-        (["index", "album", "--out", "full"], ["full is no index, and not empty"]),
-        (["index", "album/sub", "--out", "x"], ["not of album/sub"]), (["duplicates", "x", "--alike", "2"], ["--alike is 2"]),  # noqa: E501
+        (["index", "none", "--out", "y"], ["'none' is not a folder"]), (["index", "album"], ["missing: --out"]),
+        (["index", "album", "--out", "full"], ["full is neither an index nor empty"]),
+        (["index", "album/sub", "--out", "x"], ["not of album/sub"]),
+        (["duplicates", "x", "--alike", "2"], ["--alike is 2"]),
     ):  # fmt: skip
         code, out, err = run(*command, *flags)
         assert code == 2 and out == "" and err.count("\n") == 1 and all(word in err for word in words), (command, err)
     about = json.loads(Path("x/index.json").read_text())
     Path("x/index.json").write_text(json.dumps(about | {"version": 1}))  # without checksums
-    assert "x has version 1" in (err := run("search", "x", "a", *flags)[2]) and "make it again" in err
+    assert "x has version 1" in (err := run("search", "x", "a", *flags)[2]) and "create it again" in err
     for damage in ("{}", "no JSON", "[]"):
         Path("x/index.json").write_text(damage)
         assert "is damaged" in run("search", "x", "a", *flags)[2]
 
 
-def test_a_damaged_index_is_one_line_or_mended(tiny, album, run, monkeypatch):
-    monkeypatch.setattr(index, "EXACT", 4)  # so that there is a shortlist
+def test_damaged_index_is_one_error_line_or_repaired(tiny, album, run, monkeypatch):
+    monkeypatch.setattr(index, "MAX_EXACT", 4)  # so that there is a shortlist
     run("index", "album", "--out", "good", "--model", tiny.path)
     found = run("search", "good", "a dog", "-n", 10, "--model", tiny.path)[1]
     rng = random.Random(new_seed())
@@ -331,7 +332,7 @@ def test_a_damaged_index_is_one_line_or_mended(tiny, album, run, monkeypatch):
                 code, out, err = run(*command, "--model", tiny.path)
                 if code == 2:
                     assert out == "" and err.count("\n") == 1 and f"x/{name} is damaged" in err, (name, command, err)
-                    assert "remove x, and make it again by `blip2rt index`" in err
+                    assert "remove x and create it again with `blip2rt index`" in err
                 else:
                     unread = name == "vectors.i8" and len(damage or b"") == len(data)  # of a folder as it was
                     assert name == "shortlist.usearch" or (command[0] == "index" and (unread or name == "files.db"))
@@ -339,7 +340,7 @@ def test_a_damaged_index_is_one_line_or_mended(tiny, album, run, monkeypatch):
                 assert run("search", "x", "a dog", "-n", 10, "--model", tiny.path)[1] == found, (name, err)
 
 
-def test_vectors_are_on_the_disk_before_the_catalog_says_so(model, album, monkeypatch):
+def test_vectors_are_synced_before_the_catalog(model, album, monkeypatch):
     order = []
     sync, put = os.fsync, Catalog.put
     monkeypatch.setattr(os, "fsync", lambda file: (order.append(os.fstat(file).st_ino), sync(file)))
@@ -350,16 +351,16 @@ def test_vectors_are_on_the_disk_before_the_catalog_says_so(model, album, monkey
     assert order == [os.stat("x/vectors.i8").st_ino, "catalog"] * 2
 
 
-def test_what_is_there_is_not_written_over(tiny, album, run):
+def test_existing_files_are_not_overwritten(tiny, album, run):
     run("index", "album", "--out", "x", "--model", tiny.path)
     Path("full").mkdir()
     shutil.copy("album/a.png", "full/a.png")
     for command, words in (
         (["search", "x", "a dog", "--html", "full/a.png"], "'full/a.png' is a picture"),
-        (["search", "x", "a dog", "--html", "none/p.html"], "there is no folder 'none'"),
+        (["search", "x", "a dog", "--html", "none/p.html"], "folder 'none' does not exist"),
         (["search", "x", "a dog", "--copy-to", "full"], "full is not empty: give another --copy-to"),
         (["index", "album", "--out", "x", "--errors", "full/a.png"], "'full/a.png' is a picture"),
-        (["index", "album", "--out", "full", "--format", "clip-retrieval"], "full is no index, and not empty"),
+        (["index", "album", "--out", "full", "--format", "clip-retrieval"], "full is neither an index nor empty"),
     ):
         before = tree(Path())
         code, out, err = run(*command, "--model", tiny.path)
@@ -367,8 +368,8 @@ def test_what_is_there_is_not_written_over(tiny, album, run):
         assert tree(Path()) == before
 
 
-def _changed(bundle: Path, folder: Path, **fields: object) -> blip2rt.Model:
-    """A copy of a bundle whose manifest has other fields."""
+def _modified_bundle(bundle: Path, folder: Path, **fields: object) -> blip2rt.Model:
+    """A copy of a bundle with changed manifest fields."""
     shutil.copytree(bundle, folder)
     manifest = json.loads((folder / "blip2rt.json").read_text())
     for name, value in fields.items():
@@ -379,27 +380,27 @@ def _changed(bundle: Path, folder: Path, **fields: object) -> blip2rt.Model:
     return blip2rt.load(folder)
 
 
-def test_an_index_outlasts_a_model_that_embeds_the_same(tiny, album, tmp_path):
+def test_index_accepts_a_model_with_the_same_embeddings(tiny, album, tmp_path):
     with Index.create("x", album, blip2rt.load(tiny.path)) as made:
         made.add()
         found = made.search("a dog")
-    same = _changed(tiny.path, tmp_path / "same", retrieval__itm_weight=0.5, prompts__caption="a photo of")
+    same = _modified_bundle(tiny.path, tmp_path / "same", retrieval__itm_weight=0.5, prompts__caption="a photo of")
     assert [hit.name for hit in Index.open("x", same).search("a dog")] == [hit.name for hit in found]
     for name, value in (("image__mean", [0.1, 0.2, 0.3]), ("retrieval__max_text_length", 9)):
         with pytest.raises(GalleryError, match="another version"):
-            Index.open("x", _changed(tiny.path, tmp_path / name, **{name: value}))
-    data = _changed(tiny.path, tmp_path / "data").bundle
+            Index.open("x", _modified_bundle(tiny.path, tmp_path / name, **{name: value}))
+    data = _modified_bundle(tiny.path, tmp_path / "data").bundle
     graph = data.manifest.components["vision"].graph
     for name in data.manifest.files:
         text = (data.path / "blip2rt.json").read_text()
         hashed = data.manifest.files[name].sha256
         (data.path / "blip2rt.json").write_text(text.replace(hashed, hashed[::-1]))
-        used = about.fingerprint(blip2rt.load(data.path).bundle) != about.fingerprint(data)
+        used = index_manifest.fingerprint(blip2rt.load(data.path).bundle) != index_manifest.fingerprint(data)
         assert used == (name in (graph, "image_embed.onnx", "text_embed.onnx", "qformer_tokenizer.json")), name
         (data.path / "blip2rt.json").write_text(text)
 
 
-def test_another_models_index_is_refused(model, tiny, album, tmp_path):
+def test_index_of_another_model_is_rejected(model, tiny, album, tmp_path):
     with Index.create("x", album, model):
         pass
     about = json.loads(Path("x/index.json").read_text())
@@ -409,8 +410,8 @@ def test_another_models_index_is_refused(model, tiny, album, tmp_path):
 
 
 @pytest.mark.parametrize("left", ["x/.index.json.part", "x/blip2rt/", "x/blip2rt/.index.json.part"])
-def test_a_writer_killed_before_it_began_goes_on(tiny, album, run, left):
-    """Before its index has a name: in its own folder, and in that of clip-retrieval's layout."""
+def test_writer_killed_at_once_can_be_restarted(tiny, album, run, left):
+    """Before index.json exists: in its own folder, and in clip-retrieval's layout."""
     Path(left).parent.mkdir(parents=True, exist_ok=True)
     Path(left).mkdir() if left.endswith("/") else Path(left).write_text("{")
     command = ["index", "album", "--out", "x", "--model", tiny.path]
@@ -421,7 +422,7 @@ def test_a_writer_killed_before_it_began_goes_on(tiny, album, run, left):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_a_writer_killed_at_any_moment_goes_on_to_the_same_index(tiny, tmp_path):
+def test_killed_writer_resumes_to_the_same_index(tiny, tmp_path):
     rng, seed = random.Random(new_seed()), new_seed()
     for place in ("whole", "killed"):
         fill(tmp_path / place / "album", seed, 60)

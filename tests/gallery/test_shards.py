@@ -1,4 +1,4 @@
-"""A shard that ends too early says so, and a copy holds all that a shard holds."""
+"""Truncated shards, and copies with all members."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.seeds import new_seed
 from tests.tiny.image_folders import picture, tree
 
 pytest.importorskip("blip2rt._native")
-CUT = "the shard ends too early"
+CUT = "the shard is truncated or damaged"
 
 
 def png(rng: np.random.Generator) -> bytes:
@@ -44,7 +44,7 @@ def pictures_in(size: int) -> int:
         return sum(info.offset_data + -(-info.size // 512) * 512 <= size for info in tar if info.name.endswith("png"))
 
 
-def test_a_cut_shard_is_a_fault(tiny, whole, run):
+def test_truncated_shard_is_a_failure(tiny, whole, run):
     rng = random.Random(new_seed())
     with tarfile.open("s.tar") as tar:
         end = tar.getmembers()[-1].offset_data + 512
@@ -58,7 +58,7 @@ def test_a_cut_shard_is_a_fault(tiny, whole, run):
         assert [json.loads(row)["image"] for row in rows] == [f"cut.tar/{i}.png" for i in range(known)]
 
 
-def test_the_copy_of_a_cut_shard_has_no_name_until_the_shard_is_whole(tiny, whole, run):
+def test_copy_of_a_truncated_shard_stays_hidden(tiny, whole, run):
     rng = random.Random(new_seed())
     command = ["caption", "in/s.tar", "--out", "copies", "--model", tiny.path]
     Path("in").mkdir()
@@ -75,7 +75,7 @@ def test_the_copy_of_a_cut_shard_has_no_name_until_the_shard_is_whole(tiny, whol
         assert run(*command)[0] == 0 and tree(Path("copies")) == wanted, size
 
 
-def test_folders_and_links_are_copied_as_they_are(tiny, whole, run):
+def test_folders_and_links_are_copied_unchanged(tiny, whole, run):
     rng = np.random.default_rng(new_seed())
     with tarfile.open("odd.tar", "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "words"}) as tar:
         for name, kind in (

@@ -131,8 +131,8 @@ class Found(contextlib.nullcontext[None]):
     def open(cls, *_: Any) -> Any:
         return contextlib.nullcontext(cls())
 
-    def search(self, *_: Any, unwanted: Callable[[], bool], **__: Any) -> list[Hit]:
-        assert not unwanted()
+    def search(self, *_: Any, cancelled: Callable[[], bool], **__: Any) -> list[Hit]:
+        assert not cancelled()
         return [Hit(PHOTO, "photo.jpg", 0.5) for _ in range(self.pictures)]
 
 

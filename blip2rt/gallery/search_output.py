@@ -1,4 +1,4 @@
-"""What is done with the pictures that were found: printed, copied, shown on a page. Knows no model."""
+"""Prints the pictures that a search found, copies them, or shows them on an HTML page."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from ..bundle.atomic import write_file
-from ..errors import ImageError
+from ..errors import ImageError, one_line
 from ..image import load_rgb
-from .outputs import check_empty, check_target
-from .progress import one_line
-from .tables import json_line
+from .outputs.tables import json_line
+from .path_checks import check_empty, check_writable
 
 if TYPE_CHECKING:
     from .index import Hit
@@ -38,8 +37,8 @@ _ITEM = (
 )
 
 
-def lines(hits: Sequence[Hit], as_json: bool) -> str:
-    """score<TAB>path a line, or JSON objects. Cosines behind scores of the matching head are marked."""
+def format_hits(hits: Sequence[Hit], as_json: bool) -> str:
+    """Return score<TAB>path lines or JSON lines. Cosines after scores of the matching head are marked."""
     if not as_json:
         shown = (_score(hit, hits[0].probability is not None) for hit in hits)
         return "".join(f"{score}\t{one_line(str(hit.path))}\n" for score, hit in zip(shown, hits, strict=True))
@@ -52,21 +51,21 @@ def lines(hits: Sequence[Hit], as_json: bool) -> str:
     return "".join(found)
 
 
-def _score(hit: Hit, judged: bool) -> str:
-    """judged: whether the matching head has judged the first."""
-    return f"{hit.score:.3f}" + (" cosine" if judged and hit.probability is None else "")
+def _score(hit: Hit, reranked: bool) -> str:
+    """reranked: whether the first hits have scores of the matching head."""
+    return f"{hit.score:.3f}" + (" cosine" if reranked and hit.probability is None else "")
 
 
-def check(page: Path | None, folder: Path | None) -> None:
-    """Raise OptionError for a page that is not written, and for a folder that holds something already."""
+def check_targets(page: Path | None, folder: Path | None) -> None:
+    """Raise OptionError for a page that must not be written, or a folder that is not empty."""
     if page is not None:
-        check_target(str(page))
+        check_writable(str(page))
     if folder is not None:
         check_empty(folder, "not empty: give another --copy-to")
 
 
-def copy(hits: Sequence[Hit], folder: Path) -> list[str]:
-    """Copy pictures into a folder, their rank before their name. Return what could not be copied, and why."""
+def copy_hits(hits: Sequence[Hit], folder: Path) -> list[str]:
+    """Copy pictures into a folder, with the rank before each name. Return errors."""
     folder.mkdir(parents=True, exist_ok=True)
     digits, failed = max(2, len(str(len(hits)))), []
     for rank, hit in enumerate(hits, 1):
@@ -81,27 +80,27 @@ def copy(hits: Sequence[Hit], folder: Path) -> list[str]:
     return failed
 
 
-def write_page(hits: Sequence[Hit], title: str, path: Path) -> None:
-    """One file of HTML with thumbnails in it; each links to its picture. It fetches nothing."""
+def write_html(hits: Sequence[Hit], title: str, path: Path) -> None:
+    """Write one HTML file with embedded thumbnails, each linked to its picture. The page loads nothing else."""
     items = []
     for hit in hits:
         score = _score(hit, hits[0].probability is not None)
         score += "" if hit.probability is None else f", probability {hit.probability:.3f}"
-        name, link = html.escape(_shown(hit.name)), quote(os.fsencode(_from(hit.path, path.parent)))
+        name, link = html.escape(_valid_text(hit.name)), quote(os.fsencode(_relative(hit.path, path.parent)))
         items.append(_ITEM.format(link=link, data=_thumbnail(hit.path), name=name, score=score))
-    page = _PAGE.format(title=html.escape(_shown(title)), width=THUMBNAIL, items="\n".join(items))
+    page = _PAGE.format(title=html.escape(_valid_text(title)), width=THUMBNAIL, items="\n".join(items))
     write_file(path, page.encode())
 
 
-def _from(path: Path, folder: Path) -> str:
-    """A path as a page in `folder` names it."""
+def _relative(path: Path, folder: Path) -> str:
+    """A path relative to a folder."""
     try:
         return os.path.relpath(os.path.abspath(path), os.path.abspath(folder))
     except ValueError:  # on another drive
         return os.path.abspath(path)
 
 
-def _shown(text: str) -> str:
+def _valid_text(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 

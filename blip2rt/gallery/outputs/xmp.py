@@ -1,4 +1,4 @@
-"""Captions in XMP sidecars: photo.xmp beside photo.jpg, dc:description. What others wrote there stays."""
+"""Captions in XMP sidecars: dc:description in photo.xmp next to photo.jpg. Other fields are preserved."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-from .outputs import Beside, Described
+from . import Description
+from .sidecars import Sidecar
 
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _DC = "http://purl.org/dc/elements/1.1/"
@@ -29,13 +30,13 @@ _NEW = f"""<x:xmpmeta xmlns:x="adobe:ns:meta/">
   </rdf:Description>
  </rdf:RDF>
 </x:xmpmeta>"""
-_MOST = 16 << 20  # bytes of a sidecar that is read
+_MAX_BYTES = 16 << 20  # of an existing sidecar
 
 
-class Xmp(Beside):
-    """photo.xmp beside photo.jpg. A sidecar that has a description is done.
+class XmpSidecar(Sidecar):
+    """photo.xmp next to photo.jpg. A sidecar that already has a description is done.
 
-    Of one that has none, all else is kept, but for comments outside its outermost element.
+    Otherwise the description is added, and everything except comments outside the root element is preserved.
     """
 
     def __init__(self, overwrite: bool) -> None:
@@ -46,26 +47,21 @@ class Xmp(Beside):
             tree = _read(target)
         except OSError:
             return False
-        return tree is not None and _described(tree)
+        return tree is not None and _has_description(tree)
 
-    def _content(self, target: str, described: Described) -> str:
-        text = _allowed("\n".join(described.captions))
+    def _content(self, target: str, description: Description) -> str:
+        text = _FORBIDDEN.sub("", "\n".join(description.captions))
         tree = _read(target) if os.path.exists(target) else None
         if tree is None:
             return _HEAD + _NEW.format(escape(text)) + _TAIL
-        _describe(tree, text)
+        _set_description(tree, text)
         return _HEAD + ElementTree.tostring(tree, encoding="unicode") + _TAIL
 
 
-def _allowed(text: str) -> str:
-    """Text without what XML cannot hold."""
-    return _FORBIDDEN.sub("", text)
-
-
 def _read(path: str) -> Any:
-    """The sidecar's tree; None where the file is empty. Raises OSError for one that is not whole."""
-    if os.stat(path).st_size > _MOST:
-        raise OSError(0, "it is too large for an XMP sidecar", path)
+    """Parse a sidecar; None if the file is empty. Raises OSError if it is not XMP."""
+    if os.stat(path).st_size > _MAX_BYTES:
+        raise OSError(0, "too large for an XMP sidecar", path)
     with open(path, "rb") as file:
         data = file.read()
     if not data.strip():
@@ -74,36 +70,36 @@ def _read(path: str) -> Any:
         for _, (prefix, address) in ElementTree.iterparse(io.BytesIO(data), ["start-ns"]):
             if prefix and not prefix.startswith("ns"):
                 ElementTree.register_namespace(prefix, address)
-        whole = ElementTree.TreeBuilder(insert_comments=True, insert_pis=True)
-        tree = ElementTree.fromstring(data, ElementTree.XMLParser(target=whole))
+        builder = ElementTree.TreeBuilder(insert_comments=True, insert_pis=True)
+        tree = ElementTree.fromstring(data, ElementTree.XMLParser(target=builder))
     except (ElementTree.ParseError, ValueError) as error:
-        raise OSError(0, f"it is not XML: {error}", path) from None
+        raise OSError(0, f"not XML: {error}", path) from None
     if tree.find(f".//{{{_RDF}}}RDF") is None and tree.tag != f"{{{_RDF}}}RDF":
-        raise OSError(0, "it is not XMP", path)
+        raise OSError(0, "not XMP", path)
     return tree
 
 
-def _described(tree: Any) -> bool:
-    """Whether dc:description says anything: as an attribute, as plain text, or in any language."""
-    said = [holder.get(_DESCRIPTION, "") for holder in tree.iter(f"{{{_RDF}}}Description")]
-    said += [_text(element) for element in tree.iter(_DESCRIPTION)]
-    return any(text.strip() for text in said)
+def _has_description(tree: Any) -> bool:
+    """Whether dc:description has any text: as an attribute, as plain text, or in any language."""
+    texts = [holder.get(_DESCRIPTION, "") for holder in tree.iter(f"{{{_RDF}}}Description")]
+    texts += [_text(element) for element in tree.iter(_DESCRIPTION)]
+    return any(text.strip() for text in texts)
 
 
 def _text(element: Any) -> str:
-    """What an element says, without its comments."""
+    """The text of an element without its comments."""
     own = element.text or "" if isinstance(element.tag, str) else ""
     return own + "".join(_text(child) + (child.tail or "") for child in element)
 
 
-def _describe(tree: Any, text: str) -> None:
-    """Let dc:description be `text` in the default language. Other languages stay; every other form of it goes."""
+def _set_description(tree: Any, text: str) -> None:
+    """Set dc:description to `text` in the default language. Other languages stay; any other form is removed."""
     rdf = tree if tree.tag == f"{{{_RDF}}}RDF" else tree.find(f".//{{{_RDF}}}RDF")
     holders = rdf.findall(f"{{{_RDF}}}Description")
     if not holders:
         holders = [ElementTree.SubElement(rdf, f"{{{_RDF}}}Description", {f"{{{_RDF}}}about": ""})]
-    items = [item for item in tree.iterfind(f".//{_DESCRIPTION}/{{{_RDF}}}Alt/{{{_RDF}}}li")
-             if item.get(_LANGUAGE) not in (None, "x-default")]  # fmt: skip
+    items = tree.iterfind(f".//{_DESCRIPTION}/{{{_RDF}}}Alt/{{{_RDF}}}li")
+    translations = [item for item in items if item.get(_LANGUAGE) not in (None, "x-default")]
     for holder in holders:
         holder.attrib.pop(_DESCRIPTION, None)
         for old in holder.findall(_DESCRIPTION):
@@ -111,7 +107,7 @@ def _describe(tree: Any, text: str) -> None:
     alternatives = ElementTree.SubElement(ElementTree.SubElement(holders[0], _DESCRIPTION), f"{{{_RDF}}}Alt")
     default = ElementTree.SubElement(alternatives, f"{{{_RDF}}}li", {_LANGUAGE: "x-default"})
     default.text = text
-    alternatives.extend(items)
+    alternatives.extend(translations)
 
 
 ElementTree.register_namespace("x", "adobe:ns:meta/")

@@ -1,4 +1,4 @@
-"""An index whose places are empty, or taken at this moment, and what it holds in memory."""
+"""Rows of an index: free ones, concurrent writers, memory."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 
 import blip2rt
 from blip2rt.errors import GalleryError
-from blip2rt.gallery import Index, index, indexing
+from blip2rt.gallery import Index, index, index_update
 from blip2rt.gallery.catalog import File
-from blip2rt.gallery.copies import near_copies
-from blip2rt.gallery.pictures import Fault, Picture, Sources
+from blip2rt.gallery.near_duplicates import find_near_duplicates
+from blip2rt.gallery.sources import Failure, Picture, Sources
 from blip2rt.gallery.walk import walk
 from tests.seeds import new_seed
 from tests.tiny.image_folders import GOOD
@@ -29,7 +29,7 @@ def model(tiny):
 
 
 def tear(opened: Index, place: int) -> None:
-    """Write the beginning of another record into a place."""
+    """Overwrite half of the record of a row."""
     with open(opened.path / "vectors.i8", "r+b") as file:
         size = opened.vectors._type.itemsize
         file.seek(place * size)
@@ -37,44 +37,43 @@ def tear(opened: Index, place: int) -> None:
 
 
 @pytest.mark.parametrize("exact", [4, 4096])
-def test_what_lies_in_an_empty_place_is_not_read(model, album, monkeypatch, exact):
+def test_free_rows_are_never_read(model, album, monkeypatch, exact):
     if exact == 4:
         pytest.importorskip("usearch")
-    monkeypatch.setattr(index, "EXACT", exact)
+    monkeypatch.setattr(index, "MAX_EXACT", exact)
     with Index.create("x", album, model) as made:
         made.add()
-        places = [made.catalog.named(name).row for name in ("a.png", "naïve 图.png")]
+        places = [made.catalog.by_path(name).row for name in ("a.png", "naïve 图.png")]
         for name in ("a.png", "naïve 图.png"):
             (album / name).unlink()
         made.add()
         wanted = made.search("a dog", 20)
-        groups = near_copies(made, 0.5)
+        groups = find_near_duplicates(made, 0.5)
         for place in places:
             tear(made, place)
         assert {hit.name for hit in wanted} == {*GOOD, "sub/inner.png"} - {"a.png", "naïve 图.png"}
         assert made.search("a dog", 20) == made.search("a dog", 20, exact=True) == wanted
         made.refresh()
-        assert near_copies(made, 0.5) == groups and made.add().failed == 2
+        assert find_near_duplicates(made, 0.5) == groups and made.add().failed == 2
 
 
-def test_a_place_that_a_writer_takes_meanwhile_is_left_out(model, album):
-    """A reader asks which places are empty; then a writer removes a picture, and begins to write another there."""
+def test_row_freed_by_a_concurrent_writer_is_left_out(model, album):
+    """The reader caches the free rows; then a writer frees a row and starts to reuse it."""
     Index.create("x", album, model).add()
     with Index.open("x", model) as reader:
-        assert len(reader._empty) == 0
-        place = reader.catalog.named("a.png").row
+        assert len(reader._free_rows) == 0
+        place = reader.catalog.by_path("a.png").row
         with Index.open("x", model, write=True) as writer:
             writer.catalog.remove([place])
         tear(reader, place)
         hits = reader.search("a dog", 20)
         assert {hit.name for hit in hits} == {*GOOD, "sub/inner.png"} - {"a.png"}
         tear(reader, place + 1)  # a picture's own
-        with pytest.raises(GalleryError, match="vectors of 1 pictures are not as they were written"):
+        with pytest.raises(GalleryError, match="wrong checksums: 1"):
             reader.search("a dog", 20)
 
 
-def test_neighbours_need_no_square_of_memory(model, album, monkeypatch):
-    """And they are the nearest."""
+def test_neighbours_need_less_than_quadratic_memory(model, album, monkeypatch):
     rng, count, size = np.random.default_rng(new_seed()), 6000, 16
     Index.create("x", album, model).close()
     about = json.loads(Path("x/index.json").read_text())
@@ -101,7 +100,7 @@ def test_neighbours_need_no_square_of_memory(model, album, monkeypatch):
         assert not reads
 
 
-def test_an_emptied_folder_keeps_its_index(tiny, model, album, run):
+def test_empty_folder_keeps_its_index(tiny, model, album, run):
     run("index", "album", "--out", "x", "--model", tiny.path)
     album.rename("elsewhere")
     album.mkdir()
@@ -112,18 +111,18 @@ def test_an_emptied_folder_keeps_its_index(tiny, model, album, run):
     with Index.open("x", model, write=True) as opened, pytest.raises(GalleryError, match="has no pictures"):
         opened.add()
     Path("elsewhere").rename("album")
-    assert "10 were done before" in run("index", "album", "--out", "x", "--model", tiny.path)[2]
+    assert "10 already done" in run("index", "album", "--out", "x", "--model", tiny.path)[2]
     Path("none").mkdir()
     assert run("index", "none", "--out", "y", "--model", tiny.path)[0] == 0
 
 
-def test_a_picture_that_goes_while_the_index_grows_is_a_fault(model, album, monkeypatch):
-    def going(sources: Sources) -> Iterator[Picture | Fault]:
+def test_picture_removed_during_update_is_a_failure(model, album, monkeypatch):
+    def going(sources: Sources) -> Iterator[Picture | Failure]:
         walked = list(walk(sources))
         (album / "a.png").unlink()
         yield from walked
 
     with Index.create("x", album, model) as made:
-        monkeypatch.setattr(indexing, "walk", going)
+        monkeypatch.setattr(index_update, "walk", going)
         counts = made.add()
-    assert (counts.made, counts.failed) == (9, 3)
+    assert (counts.processed, counts.failed) == (9, 3)

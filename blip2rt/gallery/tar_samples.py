@@ -1,4 +1,4 @@
-"""The files in a shard of WebDataset, a .tar file of samples: `key.jpg` with `key.txt` or `key.json` beside it."""
+"""Reads WebDataset shards: .tar files of samples, such as `key.jpg` with `key.txt` or `key.json`."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..untrusted.image_format import HEAD, kind_of, looks_named
-from .pictures import Fault, Picture
+from .sources import Failure, Picture
 
 BLOCK = tarfile.BLOCKSIZE
 
 
 @dataclass(frozen=True)
-class Member:
-    """What a shard holds under a name: where its headers begin and its last block ends, where a file's bytes are."""
+class TarMember:
+    """A member of a shard: the range from its headers to its last block, and the range of a file's bytes."""
 
     name: str
     start: int
     end: int
     offset: int
     size: int
-    is_file: bool  # and no folder or link
+    is_file: bool  # not a folder or a link
 
     @property
     def key(self) -> str:
-        """What the files of a sample share: the name up to the first dot of its last part."""
+        """The name shared by the files of a sample: everything up to the first dot of the file name."""
         folder, name = os.path.split(self.name)
         return os.path.join(folder, name.partition(".")[0])
 
 
-def members(path: str) -> Iterator[Member]:
-    """The members of a shard. Raises OSError for what is no uncompressed tar file.
+def read_members(path: str) -> Iterator[TarMember]:
+    """Yield the members of a shard. Raises OSError for anything but an uncompressed tar file.
 
-    Of a shard that ends too early the whole members come first, then OSError.
+    A truncated shard yields its complete members first, then raises OSError.
     """
     size, end = os.stat(path).st_size, 0
     if size == 0:
@@ -42,25 +42,25 @@ def members(path: str) -> Iterator[Member]:
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
-                tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+                tar.members = []  # type: ignore[attr-defined]  # or it would keep them all in memory
                 if tar.offset > size:
                     break
                 start, end = end, tar.offset
-                yield Member(info.name, start, end, info.offset_data, info.size, info.isfile())
+                yield TarMember(info.name, start, end, info.offset_data, info.size, info.isfile())
     except tarfile.TarError as error:
         if end == 0:
-            raise OSError(0, f"it is not a whole uncompressed tar file ({error})", path) from None
+            raise OSError(0, f"not a complete uncompressed tar file ({error})", path) from None
     with open(path, "rb") as file:
         file.seek(end)
         if end < size and file.read(BLOCK) != bytes(BLOCK):
-            raise OSError(0, "the shard ends too early, or is damaged: copy it here again", path)
+            raise OSError(0, "the shard is truncated or damaged: copy it again", path)
 
 
-def samples(path: str) -> Iterator[list[Member]]:
-    """The members of a shard, those of a sample together. Raises OSError as `members` does."""
-    sample: list[Member] = []
+def read_samples(path: str) -> Iterator[list[TarMember]]:
+    """Yield the members of a shard grouped by sample. Raises OSError as `read_members` does."""
+    sample: list[TarMember] = []
     try:
-        for member in members(path):
+        for member in read_members(path):
             if sample and member.key != sample[0].key:
                 yield sample
                 sample = []
@@ -73,8 +73,8 @@ def samples(path: str) -> Iterator[list[Member]]:
         yield sample
 
 
-def image_of(path: str, sample: list[Member]) -> Member | None:
-    """The picture of a sample: by its name, or by its first bytes."""
+def find_image(path: str, sample: list[TarMember]) -> TarMember | None:
+    """Return the picture of a sample, found by its name or else by its first bytes."""
     files = [member for member in sample if member.is_file]
     named = [member for member in files if looks_named(member.name)]
     if named:
@@ -87,12 +87,12 @@ def image_of(path: str, sample: list[Member]) -> Member | None:
     return None
 
 
-def pictures_of(path: str) -> Iterator[Picture | Fault]:
-    """The pictures of a shard, one for each sample that has any."""
+def shard_pictures(path: str) -> Iterator[Picture | Failure]:
+    """Yield the pictures of a shard, at most one per sample."""
     try:
-        for sample in samples(path):
-            image = image_of(path, sample)
+        for sample in read_samples(path):
+            image = find_image(path, sample)
             if image is not None:
                 yield Picture(os.path.join(path, image.name), path, image.offset, image.size)
     except OSError as error:
-        yield Fault(path, f"cannot read {path!r}: {error.strerror}")
+        yield Failure.unreadable(path, error)

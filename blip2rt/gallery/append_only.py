@@ -1,4 +1,4 @@
-"""A file that grows by whole pieces: of a table, a list of faults, a shard. Two runs cannot write one at a time."""
+"""A locked file that only grows, by whole records: a table, a list of failures, a shard, a lock."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import os
 from typing import IO
 
 from ..errors import OptionError
-from .outputs import check_target
+from .path_checks import check_writable
 
 
-class Lines:
-    """A file that grows by whole lines, held by one process. Raises OSError, and OptionError where another holds it."""
+class AppendOnlyFile:
+    """A file opened for appending and locked by this process.
 
-    def __init__(self, path: str, fresh: bool = False) -> None:
-        check_target(path)
+    Raises OSError, and OptionError if another process holds the lock.
+    """
+
+    def __init__(self, path: str, truncate: bool = False) -> None:
+        check_writable(path)
         self.path = path
-        self._file: IO[bytes] = open(path, "ab", buffering=0)  # noqa: SIM115  # held for the run
+        self._file: IO[bytes] = open(path, "ab", buffering=0)  # noqa: SIM115  # open until the run ends
         try:
             import fcntl
 
@@ -26,30 +29,30 @@ class Lines:
         except OSError:
             self._file.close()
             raise OptionError(f"{path} is being written by another run: wait for it, or give another file") from None
-        if fresh:
-            self._file.truncate(0)
+        if truncate:
+            self.truncate(0)
 
     def append(self, data: bytes) -> None:
-        """Write all of `data`, or nothing. Raises OSError."""
+        """Write all of `data` or nothing. Raises OSError."""
         before = self.size
         written = 0
         try:
-            while written < len(data):  # a full disk takes a part, and refuses the rest
+            while written < len(data):  # a nearly full disk accepts a part before it fails
                 written += os.write(self._file.fileno(), data[written:])
         except OSError as error:
             with contextlib.suppress(OSError):
-                self._file.truncate(before)
+                self.truncate(before)
             raise OSError(error.errno, error.strerror, self.path) from None
 
     @property
     def size(self) -> int:
         return os.fstat(self._file.fileno()).st_size
 
-    def cut(self, size: int) -> None:
+    def truncate(self, size: int) -> None:
         self._file.truncate(size)
 
     def sync(self) -> None:
-        with contextlib.suppress(OSError):  # a pipe has nothing to bring to a disk
+        with contextlib.suppress(OSError):  # a pipe cannot be synced
             os.fsync(self._file.fileno())
 
     def close(self) -> None:

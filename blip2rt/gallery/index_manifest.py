@@ -1,0 +1,77 @@
+"""index.json: the root folder of an index, and the model that made it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .. import bundle as contract
+from ..bundle.atomic import partial_of, write_file
+from ..bundle.reader import Bundle
+from ..errors import GalleryError
+from .catalog import damaged
+
+FILE_NAME = "index.json"
+PARTIAL_NAME = partial_of(Path(FILE_NAME)).name  # all that remains if the first run was killed immediately
+FORMAT, VERSION = "blip2rt-index", 2  # version 1 had no checksums of vectors
+_EMBEDDING_GRAPHS = (contract.VISION, contract.IMAGE_EMBED, contract.TEXT_EMBED)
+
+
+def fingerprint(bundle: Bundle) -> str:
+    """Return a hash that identifies a bundle's embeddings, or "" if it makes none.
+
+    It covers the embedding graphs, the files they refer to, and the preparation of pictures and texts. Captioning and
+    matching parts are not covered.
+    """
+    manifest, spec = bundle.manifest, bundle.manifest.retrieval
+    if spec is None or not bundle.has(*_EMBEDDING_GRAPHS):
+        return ""
+    hashes = {name: entry.sha256 for name, entry in (manifest.files or {}).items()}
+    graphs = [bundle.graph(component) for component in _EMBEDDING_GRAPHS]
+    contents = [graph.read_bytes() for graph in graphs]
+    referenced = {name for name in hashes if any(name.encode() in content for content in contents)}
+    covered = {name: hashes[name] for name in {*referenced, spec.tokenizer, *(graph.name for graph in graphs)}}
+    preparation = (asdict(manifest.image), spec.max_text_length, spec.pad_token_id, spec.clean_captions)
+    return hashlib.sha256(json.dumps([preparation, covered], sort_keys=True).encode()).hexdigest()
+
+
+def write(folder: Path, root: Path, fields: dict[str, Any]) -> None:
+    """Write index.json. fields: name and model of the bundle, queries and size of its vectors. Raises OSError."""
+    manifest = fields | {"format": FORMAT, "version": VERSION, "root": _relative(root, folder)}
+    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    write_file(folder / FILE_NAME, text.encode("utf-8", "surrogateescape"))
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Read index.json; `root` is relative to the index. Raises GalleryError."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / FILE_NAME).read_bytes())
+        valid = manifest["format"] == FORMAT and all(isinstance(manifest[n], str) for n in ("root", "name", "model"))
+        valid = valid and all(isinstance(manifest[n], int) and 0 < manifest[n] < 1 << 16 for n in ("queries", "size"))
+    except NotADirectoryError:
+        raise GalleryError(f"{folder} is a file, not an index: give the folder created by `blip2rt index`") from None
+    except FileNotFoundError:
+        raise GalleryError(f"{folder} is not an index: create one with `blip2rt index DIR --out {folder}`") from None
+    except OSError as error:
+        raise GalleryError(f"cannot read {folder / FILE_NAME}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        valid = False
+    if not valid:
+        raise damaged(folder / FILE_NAME, "its content is invalid")
+    version = manifest.get("version")
+    if version != VERSION:
+        fix = "create it again with `blip2rt index`, or upgrade blip2rt if the index is newer"
+        raise GalleryError(f"{folder} has version {version!r}, but this blip2rt reads {VERSION}: {fix}")
+    return manifest
+
+
+def _relative(root: Path, folder: Path) -> str:
+    """The root relative to the index, so that both can be moved together."""
+    try:
+        return os.path.relpath(os.path.realpath(root), os.path.realpath(folder))
+    except ValueError:  # on another drive
+        return os.path.realpath(root)

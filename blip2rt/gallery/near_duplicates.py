@@ -1,0 +1,44 @@
+"""Finds pictures of an index that show the same."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .index import Index, scores_of
+from .vectors import one_vector
+
+if TYPE_CHECKING:
+    from .catalog import File
+
+MIN_SIMILARITY = 0.96  # mean cosine of two near duplicates; docs/benchmarks.md shows what other values find
+NEIGHBOURS = 20  # compared with each picture
+
+
+def find_near_duplicates(index: Index, min_similarity: float = MIN_SIMILARITY) -> list[list[File]]:
+    """Return groups of two or more pictures, each similar to another of its group, the largest file first."""
+    files = {file.row: file for file in index.files()}
+    rows = np.array(sorted(files), np.int64)
+    parent = {row: row for row in files}  # a union-find forest
+
+    def find(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = parent[parent[row]]
+            row = parent[row]
+        return row
+
+    by_hash: dict[bytes, int] = {}
+    for row, file in files.items():
+        parent[find(row)] = find(by_hash.setdefault(file.hash, row))
+    for part, embeds in index.blocks(rows):
+        neighbours = index.neighbours(one_vector(embeds), NEIGHBOURS)
+        for row, query, near in zip(part.tolist(), embeds, neighbours, strict=True):
+            known = np.array([other for other in near.tolist() if other in files], np.int64)
+            for read, other_embeds in index.blocks(known):
+                for other in read[scores_of(other_embeds, query) >= min_similarity].tolist():
+                    parent[find(row)] = find(other)
+    groups: dict[int, list[File]] = {}
+    for row in rows.tolist():
+        groups.setdefault(find(row), []).append(files[row])
+    return [sorted(group, key=lambda file: (-file.size, file.path)) for group in groups.values() if len(group) > 1]

@@ -1,0 +1,71 @@
+"""Captions in files next to the pictures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ...bundle.atomic import write_file
+from ..path_checks import normalized_extension, write_problem
+from ..sources import Failure, Picture
+from . import Description
+
+
+class Sidecar:
+    """A file next to each picture, with the picture's name and another extension. Subclasses give the content."""
+
+    def __init__(self, extension: str, overwrite: bool) -> None:
+        self._extension = normalized_extension(extension)
+        self._overwrite = overwrite
+        self._claimed: dict[int, int] = {}  # hash of each target of this run -> hash of its picture
+
+    def needs(self, picture: Picture) -> bool | Failure:
+        target = self._target(picture)
+        if not picture.in_file:
+            return Failure(picture.name, f"{picture.name!r} cannot have a sidecar file: give --out")
+        fix = "rename it, or give --out or another --caption-extension"
+        if target == picture.path:
+            return Failure(picture.name, f"{target!r} would overwrite itself: {fix}")
+        key, owner = hash(os.path.abspath(target)), hash(os.path.abspath(picture.path))
+        if key in self._claimed:
+            same = self._claimed[key] == owner
+            return False if same else Failure(picture.name, f"{target!r} already belongs to another picture: {fix}")
+        self._claimed[key] = owner
+        problem = write_problem(target)
+        if problem:
+            return Failure(picture.name, f"{problem}: {fix}")
+        if not self._overwrite and self._is_done(target):
+            return False
+        if not os.access(os.path.dirname(target) or ".", os.W_OK):
+            return Failure(picture.name, f"cannot write {target!r}: its folder is read-only; give --out")
+        return True
+
+    def write(self, picture: Picture, description: Description) -> None:
+        target = self._target(picture)
+        write_file(Path(target), self._content(target, description).encode("utf-8", "surrogateescape"))
+
+    def finish(self, failed: bool) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def _target(self, picture: Picture) -> str:
+        return os.path.splitext(picture.path)[0] + self._extension
+
+    def _is_done(self, target: str) -> bool:
+        """Whether the file has content. An empty file was left by a program that failed."""
+        try:
+            return os.stat(target).st_size > 0
+        except OSError:
+            return False
+
+    def _content(self, target: str, description: Description) -> str:
+        raise NotImplementedError
+
+
+class TextSidecar(Sidecar):
+    """photo.txt next to photo.jpg, with one caption a line."""
+
+    def _content(self, target: str, description: Description) -> str:
+        return "".join(f"{caption}\n" for caption in description.captions)

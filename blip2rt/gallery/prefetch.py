@@ -1,0 +1,147 @@
+"""Decodes pictures on threads ahead of the graphs, with bounded memory.
+
+Pictures are numbered in order and cut into batches of `batch_size`. A batch goes through the graphs together, and an
+interrupted batch is recomputed as a whole. So batches, and with them the texts, do not depend on interruptions.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from ..errors import ImageError
+from .sources import Failure, Picture
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ..model import Model
+
+    Rgb = NDArray[np.uint8]
+
+MAX_BATCHES_AHEAD = 2  # decoded while others are in the graphs
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Entry(Generic[T]):
+    """A numbered picture. job: the work to do with it; None if it is done already."""
+
+    number: int
+    picture: Picture
+    job: T | None
+
+
+@dataclass(frozen=True)
+class Batch(Generic[T]):
+    """Pictures that go through the graphs together, and what failed before them.
+
+    images: the decoded entries with their pixels, RGB (height, width, 3) uint8.
+    failures: in the order of the walk, each with the number of the next picture.
+    """
+
+    first: int  # the number of the first picture
+    images: list[tuple[Entry[T], Rgb]]
+    failures: list[tuple[int, Failure]]
+    skipped: int  # pictures that were done already
+
+    @property
+    def has_work(self) -> bool:
+        return any(entry.job is not None for entry, _ in self.images)
+
+
+@dataclass(frozen=True)
+class Parallelism:
+    """How many pictures and threads work at the same time.
+
+    workers: batches in the graphs at once. threads: of each worker's graphs, to load the model with; None: the default.
+    """
+
+    batch_size: int
+    decode_threads: int
+    workers: int = 1
+    threads: int | None = None
+
+
+def prefetch(
+    model: Model,
+    walked: Iterable[Picture | Failure],
+    plan: Callable[[Picture], T | Failure | None],
+    parallelism: Parallelism,
+) -> Iterator[Batch[T]]:
+    """Yield decoded batches in order.
+
+    plan: returns the work to do with a picture, None if it is done, or why it cannot be done.
+    """
+    pool = ThreadPoolExecutor(parallelism.decode_threads, "blip2rt-decode")
+    queue: deque[tuple[_Group[T], list[Future[Rgb | Failure]]]] = deque()
+    try:
+        for group in _groups(walked, plan, parallelism.batch_size):
+            queue.append((group, [pool.submit(_decode, model, entry.picture) for entry in group.needed]))
+            if len(queue) > MAX_BATCHES_AHEAD:
+                yield _collect(*queue.popleft())
+        while queue:
+            yield _collect(*queue.popleft())
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _decode(model: Model, picture: Picture) -> Rgb | Failure:
+    try:
+        return model.prepare(picture.source())
+    except ImageError as error:
+        return Failure(picture.name, str(error))
+    except OSError as error:
+        return Failure.unreadable(picture.name, error)
+
+
+@dataclass
+class _Group(Generic[T]):
+    """A batch before it is decoded."""
+
+    first: int
+    entries: list[Entry[T]] = field(default_factory=list)
+    failures: list[tuple[int, Failure]] = field(default_factory=list)
+
+    @property
+    def needed(self) -> list[Entry[T]]:
+        """The entries to decode: the new ones, or all of an interrupted batch, of which only the first are done."""
+        new = [entry for entry in self.entries if entry.job is not None]
+        interrupted = new and new == self.entries[len(self.entries) - len(new) :]
+        return self.entries if interrupted else new
+
+
+def _collect(group: _Group[T], futures: list[Future[Rgb | Failure]]) -> Batch[T]:
+    images, failures = [], list(group.failures)
+    for entry, future in zip(group.needed, futures, strict=True):
+        decoded = future.result()
+        if isinstance(decoded, Failure):
+            failures.append((entry.number, decoded))
+        else:
+            images.append((entry, decoded))
+    skipped = sum(entry.job is None for entry in group.entries)
+    return Batch(group.first, images, sorted(failures, key=lambda pair: pair[0]), skipped)
+
+
+def _groups(
+    walked: Iterable[Picture | Failure], plan: Callable[[Picture], T | Failure | None], batch_size: int
+) -> Iterator[_Group[T]]:
+    group: _Group[T] = _Group(0)
+    number = 0
+    for item in walked:
+        job = item if isinstance(item, Failure) else plan(item)
+        if isinstance(job, Failure):
+            group.failures.append((number, job))
+        elif isinstance(item, Picture):
+            group.entries.append(Entry(number, item, job))
+        if isinstance(item, Picture):
+            number += 1
+            if number % batch_size == 0:
+                yield group
+                group = _Group(number)
+    if group.entries or group.failures:
+        yield group
