@@ -1,9 +1,9 @@
-"""What captioning a folder costs beside the graphs, and what an index costs: `python -m benchmarks.gallery`.
+"""Overhead of `blip2rt caption` on a folder, or with --index the cost of an index: `python -m benchmarks.gallery`.
 
-Photographs are made of those in --source, enlarged to so many megapixels and with the noise of a camera. The ways
-take turns: the gallery; the encoder and the loop alone, on pixels in memory, with all threads and in the gallery's
-lanes; `caption` on each file; decoding alone on one core. The memory is that of the gallery on the first photographs.
-`--index` measures an index of synthetic pictures instead: mixtures of the vectors of --source's.
+Photographs are made from those in --source, enlarged to --megapixels with a camera's noise. Candidates run in turns:
+the whole command; encoder and loop alone, on pixels in memory, with all threads or with the command's workers;
+`caption` on each file; decoding alone on one core. The peak memory is that of the command on the first 64 photographs.
+The index consists of synthetic pictures: mixtures of the vectors of --source's.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import resource
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -20,30 +20,31 @@ import numpy as np
 from PIL import Image
 
 import blip2rt
+from benchmarks.timing import alternate, seconds, timed
 from blip2rt.command_line import Parser, path, run, whole
 from blip2rt.errors import OptionError
-from blip2rt.gallery.ahead import Pace
-from blip2rt.gallery.captions import BATCH, Care, Outputs, Words, caption
-from blip2rt.gallery.lanes import in_order
-from blip2rt.gallery.pictures import Picture, Sources
+from blip2rt.gallery.captions import BATCH_SIZE, ErrorSettings, OutputSettings, TextSettings, caption
+from blip2rt.gallery.prefetch import Parallelism
+from blip2rt.gallery.sources import Picture, Sources
+from blip2rt.gallery.templates import CaptionTemplate
 from blip2rt.gallery.vectors import Shortlist, Vectors, one_vector
 from blip2rt.gallery.walk import walk
-from blip2rt.gallery.wording import Wording
+from blip2rt.gallery.worker_pool import map_ordered
 
 ROOT = Path(__file__).parents[1]
-WAYS = ("threads", "lanes", "each", "decoding")
+CANDIDATES = ("threads", "workers", "each", "decoding")
 
 
 def originals(source: Path, count: int) -> list[str]:
-    """The paths of `count` pictures, repeated where there are fewer."""
+    """Return the paths of `count` pictures, repeated if there are fewer."""
     found = [each.path for each in walk(Sources((str(source),), recursive=True)) if isinstance(each, Picture)]
     if not found:
-        raise OptionError(f"no picture is in --source {source}")
+        raise OptionError(f"no pictures in --source {source}: give a folder of pictures")
     return [found[i % len(found)] for i in range(count)]
 
 
 def enlarge(name: str, target: Path, megapixels: float, rng: np.random.Generator) -> None:
-    """A picture -> a JPEG of so many megapixels, 4 : 3, as heavy as a camera's."""
+    """Write a picture as a 4:3 JPEG of this many megapixels, about as large as a camera's."""
     height = round((megapixels * 1e6 * 3 / 4) ** 0.5)
     with Image.open(name) as image:
         large = image.convert("RGB").resize((height * 4 // 3, height), Image.Resampling.BICUBIC)
@@ -52,53 +53,48 @@ def enlarge(name: str, target: Path, megapixels: float, rng: np.random.Generator
     Image.fromarray(noisy).save(target, "JPEG", quality=88)
 
 
-def captions(args: argparse.Namespace) -> None:
-    pace = Pace(args.batch_size, args.workers, args.lanes, max(1, args.threads // args.lanes))
-    model = blip2rt.load(args.model, threads=pace.threads, scaled_jpeg=args.scaled_jpeg)
+def photographs(args: argparse.Namespace, folder: str) -> list[str]:
+    names, rng = originals(args.source, args.photos), np.random.default_rng(0)
+    for i, name in enumerate(names if args.megapixels else []):
+        names[i] = f"{folder}/{i:06d}.jpg"
+        enlarge(name, Path(names[i]), args.megapixels, rng)
+    return names
+
+
+def measure_captions(args: argparse.Namespace) -> None:
+    parallelism = Parallelism(args.batch_size, args.workers, args.lanes, max(1, args.threads // args.lanes))
+    model = blip2rt.load(args.model, threads=parallelism.threads, scaled_jpeg=args.scaled_jpeg)
     with tempfile.TemporaryDirectory() as folder:
-        rng = np.random.default_rng(0)
-        names = originals(args.source, args.photos)
-        for i, name in enumerate(names if args.megapixels else []):
-            names[i] = f"{folder}/{i:06d}.jpg"
-            enlarge(name, Path(names[i]), args.megapixels, rng)
+        names = photographs(args, folder)
         size = sum(Path(name).stat().st_size for name in names) / len(names)
-        print(f"{len(names)} photographs of {size / 1e6:.2f} MB each; {pace}")
+        print(f"{len(names)} photographs of {size / 1e6:.2f} MB each; {parallelism}")
 
         def gallery(paths: Sequence[str] = names) -> None:
-            out = Outputs(out=f"{folder}/out.jsonl", overwrite=True)
-            caption(model, Sources(paths), Words(None, None, {}, Wording()), out, Care(), pace)
+            outputs = OutputSettings(out=f"{folder}/out.jsonl", overwrite=True)
+            texts = TextSettings(None, None, {}, CaptionTemplate())
+            caption(model, Sources(paths), texts, outputs, ErrorSettings(), parallelism)
 
         gallery(names[:64])
         print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
-        whole = blip2rt.load(args.model, threads=args.threads, scaled_jpeg=args.scaled_jpeg)
-        prepared = [model.prepare(name) for name in names]
-
-        batches = [prepared[start : start + pace.batch] for start in range(0, len(prepared), pace.batch)]
-        task = whole.task()
-        whole.generate(prepared[:2], task)  # graphs are loaded
-        ways: dict[str, tuple[str, Callable[[], object]]] = {
-            "threads": ("encoder and loop, all threads", lambda: [whole.generate(batch, task) for batch in batches]),
-            "lanes": (
-                f"encoder and loop, {pace.lanes} lanes",
-                lambda: [*in_order(batches, lambda batch: model.generate(batch, task), pace.lanes)],
-            ),
-            "each": ("caption on each", lambda: [whole.caption(name) for name in names]),
-            "decoding": ("decoding alone", lambda: [whole.prepare(name) for name in names]),
+        whole_model = blip2rt.load(args.model, threads=args.threads, scaled_jpeg=args.scaled_jpeg)
+        pixels = [model.prepare(name) for name in names]
+        batches = [pixels[start : start + parallelism.batch_size] for start in range(0, len(names), args.batch_size)]
+        task = whole_model.task()
+        calls: dict[str, Callable[[], object]] = {
+            "threads": lambda: [whole_model.generate(batch, task) for batch in batches],
+            "workers": lambda: [*map_ordered(batches, lambda batch: model.generate(batch, task), args.lanes)],
+            "each": lambda: [whole_model.caption(name) for name in names],
+            "decoding": lambda: [whole_model.prepare(name) for name in names],
         }
-        chosen = [("gallery", gallery), *(ways[name] for name in args.ways)]
-        times: dict[str, list[float]] = {name: [] for name, _ in chosen}
-        for _ in range(args.repeat):
-            for name, way in chosen:
-                began = time.perf_counter()
-                way()
-                times[name].append(time.perf_counter() - began)
-    for name, seconds in times.items():
-        ratio = median(g / s for s, g in zip(seconds, times["gallery"], strict=True))
-        print(f"{name:30s} {1000 * median(seconds) / len(names):7.1f} ms a picture; the gallery takes {ratio:5.2f} x")
+        chosen = {"gallery": gallery, **{name: calls[name] for name in args.ways}}
+        times = alternate({name: partial(seconds, call) for name, call in chosen.items()}, args.repeat)
+    for name, values in times.items():
+        ratio = median(g / s for s, g in zip(values, times["gallery"], strict=True))
+        print(f"{name:30s} {1000 * median(values) / len(names):7.1f} ms a picture; the gallery takes {ratio:5.2f} x")
 
 
 def synthetic(real: np.ndarray, count: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """image_embeds (n, Q, E) of real pictures -> those of `count` mixtures, some at a time."""
+    """Yield image_embeds (n, Q, E) of `count` mixtures of real ones, in blocks."""
     for start in range(0, count, 4096):
         n = min(4096, count - start)
         one, other, third, fourth = rng.integers(0, len(real), (4, n))
@@ -107,63 +103,63 @@ def synthetic(real: np.ndarray, count: int, rng: np.random.Generator) -> Iterato
         yield mixed / np.linalg.norm(mixed, axis=-1, keepdims=True)
 
 
-def index(args: argparse.Namespace) -> None:
+def measure_index(args: argparse.Namespace) -> None:
     model = blip2rt.load(args.model, threads=args.threads)
-    names = originals(args.source, args.photos)
-    real = model.embed_image(names)
-    rng = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as folder:
-        place, count = Path(folder), args.index
-        vectors = Vectors(place / "vectors.i8", *real.shape[1:])
-        graph = Shortlist(place / "shortlist.usearch", real.shape[2], view=False)
-        at, seconds = 0, 0.0
+    real, rng, count = model.embed_image(originals(args.source, args.photos)), np.random.default_rng(0), args.index
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        vectors = Vectors(folder / "vectors.i8", *real.shape[1:])
+        shortlist = Shortlist(folder / "shortlist.usearch", real.shape[2], view=False)
+        row, spent = 0, 0.0
         for embeds in synthetic(real, count, rng):
-            places = range(at, at + len(embeds))
-            began = time.perf_counter()
-            vectors.write(places, embeds)
-            graph.add(places, one_vector(embeds))
-            seconds += time.perf_counter() - began
-            at += len(embeds)
-        began = time.perf_counter()
-        graph.save()
-        seconds += time.perf_counter() - began
-        sizes = {file.name: file.stat().st_size / count for file in place.iterdir()}
-        print(f"{count:,} pictures of {real.shape[1]} vectors: built in {seconds:.1f} s, bytes a picture: {sizes}")
-        seen = Shortlist(place / "shortlist.usearch", real.shape[2], view=True)
-        asked = [vectors.read([int(i)])[0, rng.integers(real.shape[1])] for i in rng.integers(0, count, args.queries)]
-        asked = [v + rng.normal(0, 0.03, v.shape).astype(np.float32) for v in asked]
-        kept, quick, slow = [], [], []
-        for text in asked:
-            began = time.perf_counter()
-            near = np.sort(seen.near(text, 200))
-            best = near[np.argsort(-(vectors.read(near) @ text).max(axis=1))[:10]]
-            quick.append(time.perf_counter() - began)
-            began = time.perf_counter()
-            scores = [(embeds @ text).max(axis=1) for _, embeds in vectors.blocks(np.arange(count))]
-            exact = np.argsort(-np.concatenate(scores))[:10]
-            slow.append(time.perf_counter() - began)
-            kept.append(len(set(best.tolist()) & set(exact.tolist())) / 10)
-        print(f"query {1000 * median(quick):.1f} ms, exact {1000 * median(slow):.0f} ms; of the exact ten "
-              f"{100 * np.mean(kept):.1f} % are kept")  # fmt: skip
+            rows = range(row, row + len(embeds))
+            spent += seconds(vectors.write, rows, embeds) + seconds(shortlist.add, rows, one_vector(embeds))
+            row += len(embeds)
+        spent += seconds(shortlist.save)
+        sizes = {file.name: file.stat().st_size / count for file in folder.iterdir()}
+        print(f"{count:,} pictures of {real.shape[1]} vectors: built in {spent:.1f} s, bytes a picture: {sizes}")
+        shortlist = Shortlist(folder / "shortlist.usearch", real.shape[2], view=True)
+        measure_queries(vectors, shortlist, args, rng)
+
+
+def measure_queries(vectors: Vectors, shortlist: Shortlist, args: argparse.Namespace, rng: np.random.Generator) -> None:
+    """Search for vectors near those of random pictures, with a shortlist of 200 and exactly."""
+
+    def best(query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        scores = [(embeds @ query).max(axis=1) for _, embeds in vectors.blocks(rows)]
+        return rows[np.argsort(-np.concatenate(scores))[:10]]
+
+    recall, fast, slow = [], [], []
+    for i in rng.integers(0, args.index, args.queries):
+        picture = vectors.read([int(i)])[0]
+        query = picture[rng.integers(len(picture))] + rng.normal(0, 0.03, picture.shape[1]).astype(np.float32)
+        near, search = timed(shortlist.nearest, query, 200)
+        found, scoring = timed(best, query, np.sort(near))
+        exact, exhaustive = timed(best, query, np.arange(args.index))
+        fast.append(search + scoring)
+        slow.append(exhaustive)
+        recall.append(len(set(found.tolist()) & set(exact.tolist())) / 10)
+    times = f"query {1000 * median(fast):.1f} ms, exact {1000 * median(slow):.0f} ms"
+    print(f"{times}; {100 * np.mean(recall):.1f} % of the exact ten are found")
 
 
 def _parser() -> Parser:
     parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--source", type=path, default=ROOT / "docs", metavar="DIR", help="pictures to start from")
     parser.add_argument("--photos", type=whole(1), default=64, metavar="N", help="photographs")
-    parser.add_argument("--megapixels", type=float, default=3.0, metavar="X",
-                        help="of each; 0 takes the pictures of --source as they are (default: 3)")  # fmt: skip
-    parser.add_argument("--batch-size", type=whole(1), default=BATCH, metavar="N", help="of the gallery")
+    megapixels = "size of each photograph; 0 uses the pictures of --source unchanged (default: 3)"
+    parser.add_argument("--megapixels", type=float, default=3.0, metavar="X", help=megapixels)
+    parser.add_argument("--batch-size", type=whole(1), default=BATCH_SIZE, metavar="N", help="pictures per batch")
     parser.add_argument("--workers", type=whole(1), default=2, metavar="N", help="threads that decode")
-    parser.add_argument("--threads", type=whole(1), default=2, metavar="N", help="threads of the graphs, in all")
-    parser.add_argument("--lanes", type=whole(1), default=2, metavar="N", help="batches in the graphs at a time")
-    parser.add_argument("--scaled-jpeg", action="store_true", help="as the flag of `blip2rt caption`")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, metavar="WAY",
-                        help=f"beside the gallery, of {', '.join(WAYS)} (default: all)")  # fmt: skip
-    parser.add_argument("--repeat", type=whole(1), default=3, metavar="N", help="turns")
+    parser.add_argument("--threads", type=whole(1), default=2, metavar="N", help="threads of the graphs, in total")
+    parser.add_argument("--lanes", type=whole(1), default=2, metavar="N", help="batches in the graphs at once")
+    parser.add_argument("--scaled-jpeg", action="store_true", help="as in `blip2rt caption`")
+    ways = f"candidates next to the gallery (default: {', '.join(CANDIDATES)})"
+    parser.add_argument("--ways", nargs="+", choices=CANDIDATES, default=CANDIDATES, metavar="WAY", help=ways)
+    parser.add_argument("--repeat", type=whole(1), default=3, metavar="N", help="runs of each candidate")
     parser.add_argument("--model", metavar="BUNDLE", help="a bundle (default: nano)")
     parser.add_argument("--index", type=whole(1), metavar="N", help="measure an index of N synthetic pictures instead")
-    parser.add_argument("--queries", type=whole(1), default=50, metavar="N", help="of the index")
+    parser.add_argument("--queries", type=whole(1), default=50, metavar="N", help="searches in the index")
     return parser
 
 
@@ -172,7 +168,7 @@ def main() -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    index(args) if args.index else captions(args)
+    measure_index(args) if args.index else measure_captions(args)
 
 
 if __name__ == "__main__":
