@@ -17,8 +17,8 @@ COMPILERS := $(shell for c in $(KNOWN); do p=$$(command -v $$c) && echo $$(readl
 WARNINGS := -std=c++17 -O2 -Wall -Wextra -Werror -Iengines
 ORT_LIBRARY = $(shell $(DEV)/bin/python -c "from blip2rt.backends.ort import find_library; print(find_library())")
 
-.PHONY: demo test test-fast test-cuda-bindings test-locked test-lowest test-slow parity parity-lowest parity-newest parity-next test-compat lint docs format lock sbom bench bench-loop micro-loop \
-  micro-image micro-graphs sanitize fuzz compilers clean
+.PHONY: demo test test-fast test-cuda-bindings test-locked test-lowest test-slow parity parity-lowest parity-newest parity-next test-compat lint docs format lock sbom bench bench-loop bench-image \
+  sanitize fuzz compilers clean
 
 demo: $(DEMO)/installed  ## the runtime alone, as a user installs it; captions a photograph
 	$(DEMO)/bin/blip2rt caption docs/photo.jpg
@@ -71,11 +71,8 @@ format: $(DEV)/blip2rt-installed
 bench: $(DEV)/blip2rt-installed  ## speed and memory of the embedded model on this machine
 	$(DEV)/bin/blip2rt-bench --image docs/photo.jpg
 
-bench-loop: $(DEV)/blip2rt-installed  ## what the loop costs beside the engine, and against others
-	$(RUN) benchmarks.loop
-
-micro-loop micro-image micro-graphs: micro-%: $(DEV)/blip2rt-installed  ## micro-benchmarks, one part each
-	$(RUN) pytest benchmarks/micro_$*.py
+bench-loop bench-image: bench-%: $(DEV)/blip2rt-installed  ## one part each: the decoding loop, image preprocessing
+	$(RUN) benchmarks.$*
 
 # Each sanitizer builds the core anew; the tests then run on it, and threads share a generator. ASan ends a process that
 # lacks memory: tests of that are left out.

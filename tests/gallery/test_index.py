@@ -81,7 +81,7 @@ def test_update_follows_the_folder(model, album):
 
     with Index.create("x", album, model) as made:
         made.add()
-        assert made.add().made == 0
+        assert made.add().processed == 0
         rng = np.random.default_rng(new_seed())
         picture(rng).save(album / "a.png")
         (album / "c.webp").rename(album / "sub" / "moved.webp")
@@ -138,7 +138,7 @@ def test_index_and_folder_can_be_moved_together(model, album, tmp_path):
     with Index.open(tmp_path / "elsewhere" / "x", model) as opened:
         assert all(hit.path.is_file() for hit in opened.search("a dog", 10))
     with Index.create(tmp_path / "elsewhere" / "x", tmp_path / "elsewhere" / "album", model) as made:
-        assert made.add().made == 0
+        assert made.add().processed == 0
 
 
 def test_moved_folder_is_reported_and_can_be_reset(tiny, album, run):

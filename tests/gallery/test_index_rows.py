@@ -106,7 +106,7 @@ def test_empty_folder_keeps_its_index(tiny, model, album, run):
     album.mkdir()
     code, out, err = run("index", "album", "--out", "x", "--model", tiny.path)
     assert code == 2 and out == "" and err.count("\n") == 1, err
-    assert "album has no pictures, and its index x has: mount the folder, or remove x" in err
+    assert "album has no pictures, but its index x has: mount the folder, or remove x" in err
     album.rmdir()
     with Index.open("x", model, write=True) as opened, pytest.raises(GalleryError, match="has no pictures"):
         opened.add()
