@@ -101,7 +101,7 @@ def _choices(lane: Lane, kernels: Kernels, vocab: int, options: dict[str, Any], 
         logits = (rng.normal(size=(rows, vocab)) * 3).astype(np.float32)
         last = step + 2 == ends
         if last:
-            chooser.memory.last()
+            chooser.memory.mark_last_step()
         chooser.feed(logits, first)
         chooser.launch(first)
         chooser.memory.fetch()

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from blip2rt.backends.trt import builder, by_onnxruntime, gpu
+from blip2rt.backends.trt import builder, gpu, onnxruntime_shim
 from blip2rt.errors import BackendError
 
 from . import device, kernels, large, loops
@@ -36,7 +36,7 @@ def bandwidth(day: Day) -> dict[str, Any]:
 
 
 def check_kernels(day: Day) -> dict[str, Any]:
-    """Built for the card, held to the CPU's, and timed."""
+    """BuildResult for the card, held to the CPU's, and timed."""
     cuda = device.open_cuda()
     found = kernels.check(cuda, day.turns)
     return {**found, "faults": found["differ"], "microseconds": kernels.times(cuda, small=day.stand_in)}
@@ -100,7 +100,7 @@ def _real_tensorrt(day: Day) -> str:
         raise LeftOut("TensorRT needs a GPU, not the driver that stands in")
     try:
         card = gpu.find()
-        return builder.identity(builder.load_for(None if isinstance(card, str) else card.sm))
+        return builder.identity(builder.load_for_gpu(None if isinstance(card, str) else card.sm))
     except BackendError as error:
         raise LeftOut(str(error)) from error
 
@@ -108,11 +108,11 @@ def _real_tensorrt(day: Day) -> str:
 def _take_place(day: Day) -> str:
     """Let ONNX Runtime take TensorRT's place in this process. Raises LeftOut: it has no CUDA provider."""
     device.open_cuda()
-    made = by_onnxruntime.find()
+    made = onnxruntime_shim.find()
     if day.stand_in:  # the device's memory is the host's
         import onnxruntime
 
-        made = by_onnxruntime.Executor(onnxruntime, "CPUExecutionProvider")
+        made = onnxruntime_shim.Executor(onnxruntime, "CPUExecutionProvider")
     if made is None:
         raise LeftOut("ONNX Runtime has no CUDA provider: lay onnxruntime-gpu's wheel there, with its libraries")
     builder.load_tensorrt = lambda name=None: made

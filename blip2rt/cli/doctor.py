@@ -191,8 +191,8 @@ def _tensorrt(device: gpu.Gpu | str) -> Finding:
                 return Finding("TensorRT", _OK, f"{module} {_version(package) or 'of the system'}")
     else:
         try:
-            return Finding("TensorRT", _OK, builder.identity(builder.load_for(device.sm)))
-        except builder.Unsuitable as error:
+            return Finding("TensorRT", _OK, builder.identity(builder.load_for_gpu(device.sm)))
+        except builder.TensorRTUnavailable as error:
             lacking = str(error).partition(":")[0]
         except BackendError as error:
             text, _, mend = str(error).partition(": ")

@@ -87,7 +87,7 @@ def installed(found: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     """Let the backend find the machine, and keep its plans in tmp_path."""
     monkeypatch.setattr("blip2rt.backends.trt.builder.load_tensorrt", lambda name=None: found.trt)
     monkeypatch.setattr("blip2rt.backends.trt.builder.identity", lambda trt: f"tensorrt {trt.__version__}")
-    monkeypatch.setattr("blip2rt.backends.trt.builder.builds_for_any", lambda trt: False)
+    monkeypatch.setattr("blip2rt.backends.trt.builder.builds_without_gpu", lambda trt: False)
     monkeypatch.setattr(cuda, "load_bindings", lambda: (found.driver, Nvrtc()))
     monkeypatch.setattr("blip2rt.backends.trt.gpu.find", lambda: GPU)
     monkeypatch.setenv("BLIP2RT_CACHE", str(tmp_path / "engines"))

@@ -63,7 +63,7 @@ def scores(answers: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("turn", range(3))
-def test_texts_equal_the_native_loops_with_random_options(case: Case, machine: Machine, turn: int) -> None:
+def test_random_options_match_the_cpu_loop(case: Case, machine: Machine, turn: int) -> None:
     rng = random.Random(SEED + turn)
     prefix, prompts = case.inputs(3)
     native, device = case.native(), machine.load(case)
@@ -108,7 +108,7 @@ def says_what_native_says(case: Case, machine: Machine, turns: int) -> tuple[Any
     return device, prefix, prompts
 
 
-def test_a_cache_that_the_graph_writes(native_case: Case, machine: Machine) -> None:
+def test_in_place_cache_matches_the_cpu_loop(native_case: Case, machine: Machine) -> None:
     """Texts are the native loop's, in place of one image and of several, with beams and without; nothing is scattered,
     and prompts are spread over rows only where rows are not images."""
     device, prefix, prompts = says_what_native_says(native_case, machine, 10)
@@ -119,7 +119,7 @@ def test_a_cache_that_the_graph_writes(native_case: Case, machine: Machine) -> N
 
 
 @pytest.mark.long(12)
-def test_a_cache_that_an_exported_graph_writes(exported_case: Case, machine: Machine) -> None:
+def test_exported_in_place_cache_matches_the_cpu_loop(exported_case: Case, machine: Machine) -> None:
     """`--target trt-native` through the loop: texts are those of the target ort."""
     assert plans.language_sizes(read(exported_case.trt), plans.resolve(read(exported_case.trt), SIZES)).in_place
     device, prefix, prompts = says_what_native_says(exported_case, machine, 8)
@@ -127,7 +127,7 @@ def test_a_cache_that_an_exported_graph_writes(exported_case: Case, machine: Mac
     assert "scatter" not in machine.driver.launched and "graph" in machine.driver.calls
 
 
-def test_a_model_says_what_it_says_on_the_cpu(
+def test_model_gives_the_same_text_as_on_the_cpu(
     tiny_case: Case, machine: Machine, photo: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """From pixels to text, in batches larger than the plans', streamed, asked, and in conversation."""
@@ -149,7 +149,7 @@ def test_a_model_says_what_it_says_on_the_cpu(
     assert machine.trt.builds == 4 and "building" not in caplog.text
 
 
-def test_steps_give_the_tokens_of_the_whole(tiny_case: Case, machine: Machine) -> None:
+def test_stepping_gives_the_same_tokens_as_generate(tiny_case: Case, machine: Machine) -> None:
     prefix, prompts = tiny_case.inputs(3)
     options = {"max_new_tokens": 6, "eos_token_ids": []}
     native, device = tiny_case.native(), machine.load(tiny_case)
@@ -191,7 +191,7 @@ def holds(machine: Machine) -> tuple[int, int, int, int]:
     return driver.used, len(driver.host), len(driver.streams), len(driver.modules)
 
 
-def test_a_closed_model_gives_everything_back(tiny_case: Case, machine: Machine, photo: Any) -> None:
+def test_closed_model_frees_all_memory(tiny_case: Case, machine: Machine, photo: Any) -> None:
     prefix, prompts = tiny_case.inputs(2)
     options = {"max_new_tokens": 5, "eos_token_ids": []}
     want = machine.load(tiny_case).generate(prefix, prompts, options)
@@ -210,7 +210,7 @@ def test_a_closed_model_gives_everything_back(tiny_case: Case, machine: Machine,
     model.close()
 
 
-def test_a_model_that_nobody_holds_gives_everything_back(tiny_case: Case, machine: Machine, photo: Any) -> None:
+def test_garbage_collected_model_frees_all_memory(tiny_case: Case, machine: Machine, photo: Any) -> None:
     model = blip2rt.load(tiny_case.trt, backend="trt", engines=SIZES)
     model.caption(photo())
     assert min(holds(machine)[::3]) > 0
@@ -219,7 +219,7 @@ def test_a_model_that_nobody_holds_gives_everything_back(tiny_case: Case, machin
     assert holds(machine) == (0, 0, 0, 0)
 
 
-def test_a_generation_is_collected_while_another_takes_a_lane(
+def test_generation_is_collected_while_another_acquires_a_lane(
     tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefix, prompts = tiny_case.inputs(1)
@@ -236,7 +236,7 @@ def test_a_generation_is_collected_while_another_takes_a_lane(
     assert not thread.is_alive()
 
 
-def test_a_device_that_failed_does_not_hide_why(
+def test_device_failure_is_reported_over_cleanup_failures(
     tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefix, prompts = tiny_case.inputs(1)
@@ -256,7 +256,7 @@ def test_a_device_that_failed_does_not_hide_why(
         device.generate(prefix, prompts, {"max_new_tokens": 5})
 
 
-def test_threads_have_lanes_of_their_own(tiny_case: Case, machine: Machine) -> None:
+def test_threads_use_separate_lanes(tiny_case: Case, machine: Machine) -> None:
     prefix, prompts = tiny_case.inputs(2)
     device = machine.load(tiny_case)
     options = {"max_new_tokens": 6, "num_beams": 2, "eos_token_ids": []}
@@ -291,7 +291,7 @@ def test_the_step_is_captured_once(tiny_case: Case, machine: Machine) -> None:
         assert machine.driver.launched.count("choose") == (3 if turn == 0 else 1)
 
 
-def test_a_refused_capture_is_said_and_done_without(
+def test_failed_capture_warns_and_enqueues_each_step(
     tiny_case: Case, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
     prefix, prompts = tiny_case.inputs(2)
@@ -302,7 +302,7 @@ def test_a_refused_capture_is_said_and_done_without(
     assert caplog.text.count("cannot be captured") == 1 and "graph" not in machine.driver.calls
 
 
-def test_keys_and_values_may_be_float16(tiny_case: Case, machine: Machine, tmp_path: Path) -> None:
+def test_keys_and_values_can_be_float16(tiny_case: Case, machine: Machine, tmp_path: Path) -> None:
     """As the export's fp16 has them: near the native loop's float32, the same as long as that is clear."""
     weights = tiny_trt.weights_of(np.random.default_rng(SEED))
     half = Case(tiny_case.ort, tiny_trt.write(tmp_path / "half", weights, "trt", half=True), "half")
@@ -315,7 +315,7 @@ def test_keys_and_values_may_be_float16(tiny_case: Case, machine: Machine, tmp_p
     np.testing.assert_allclose(scores(got), scores(want), atol=0.05)
 
 
-def test_teams_of_several_threads_choose_the_same(tiny_case: Case, machine: Machine) -> None:
+def test_thread_blocks_choose_the_same_tokens(tiny_case: Case, machine: Machine) -> None:
     machine.driver.threads = 3
     prefix, prompts = tiny_case.inputs(1)
     options = {"max_new_tokens": 4, "num_beams": 3, "repetition_penalty": 1.3}
@@ -330,7 +330,7 @@ def test_teams_of_several_threads_choose_the_same(tiny_case: Case, machine: Mach
 @pytest.mark.parametrize(
     "options", [{"num_beams": 1}, {"num_beams": 3}, {"do_sample": True, "seed": 1, "num_return_sequences": 2}]
 )
-def test_a_gpu_says_what_the_cpu_says(
+def test_gpu_gives_the_same_text_as_the_cpu(
     tiny_case: Case, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """`pytest -m gpu`: TensorRT or what runs in its place, the driver and NVRTC themselves: no stand-in."""

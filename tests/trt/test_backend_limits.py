@@ -14,7 +14,7 @@ from tests.trt.gpu_stand_in import Driver, Nvrtc
 from tests.trt.machine import SIZES, Case, Machine
 
 
-def test_a_call_too_large_for_the_plans_is_one_line(tiny_case: Case, machine: Machine) -> None:
+def test_call_too_large_for_the_plans_gives_one_line(tiny_case: Case, machine: Machine) -> None:
     prefix, prompts = tiny_case.inputs(2)
     device = machine.load(tiny_case, PlanSizes(max_batch=1, max_beams=2, capacity=20))
     with pytest.raises(OptionError, match="3 beams or draws.*max_beams=3; .* positions .*capacity="):
@@ -28,46 +28,46 @@ def test_a_call_too_large_for_the_plans_is_one_line(tiny_case: Case, machine: Ma
         backends.create("ort", read(tiny_case.ort), engines=SIZES)
 
 
-def test_memory_that_is_lacking_is_one_line(tiny_case: Case, machine: Machine) -> None:
+def test_out_of_memory_gives_one_line(tiny_case: Case, machine: Machine) -> None:
     prefix, prompts = tiny_case.inputs(1)
     machine.driver.memory = 40_000
     device = machine.load(tiny_case)
-    with pytest.raises(BackendError, match=r"the GPU has no room for .* MB .*max_beams, capacity"):
+    with pytest.raises(BackendError, match=r"the GPU is out of memory for .* MB .*max_beams, capacity"):
         device.generate(prefix, prompts, {"max_new_tokens": 3})
     assert machine.driver.used == 0
     machine.driver.memory = 1 << 30
     assert device.generate(prefix, prompts, {"max_new_tokens": 3})
 
 
-def test_a_build_that_fails_is_one_line(tiny_case: Case, machine: Machine) -> None:
+def test_failed_build_gives_one_line(tiny_case: Case, machine: Machine) -> None:
     machine.trt.refuses_builds = "no implementation for node the_node"
-    with pytest.raises(BackendError, match="vision: the builder gives up: no implementation for node the_node"):
+    with pytest.raises(BackendError, match="vision: the build failed: no implementation for node the_node"):
         machine.load(tiny_case)
 
 
-def test_a_plan_of_another_gpu_is_refused(tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_of_another_gpu_is_rejected(tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under another card's name it is never looked at; what TensorRT refuses is named, with the fix."""
     prefix, prompts = tiny_case.inputs(1)
     machine.load(tiny_case)
     machine.trt.gpu = "another"
-    with pytest.raises(BackendError, match=r"embed: .*refuses the plan .*embed-\w+\.plan.*remove the file"):
+    with pytest.raises(BackendError, match=r"embed: .*rejects the plan .*embed-\w+\.plan.*delete the file"):
         machine.load(tiny_case).generate(prefix, prompts, {"max_new_tokens": 3})
     monkeypatch.setattr("blip2rt.backends.trt.gpu.find", lambda: gpu.Gpu("another", (8, 7), 8 << 30, (12, 6), True, 16))
     assert machine.load(tiny_case).generate(prefix, prompts, {"max_new_tokens": 3})
     assert machine.trt.builds == 8
 
 
-def test_a_driver_too_old_is_one_line(tiny_case: Case, machine: Machine) -> None:
+def test_outdated_driver_gives_one_line(tiny_case: Case, machine: Machine) -> None:
     machine.driver = Driver(version=11040)
-    with pytest.raises(BackendError, match=r"runs CUDA up to 11.4.*of CUDA 12.6: update the driver"):
+    with pytest.raises(BackendError, match=r"supports CUDA up to 11.4.*of CUDA 12.6: update the driver"):
         machine.load(tiny_case)
 
 
-def test_a_lacking_gpu_driver_or_bindings_is_one_line(
+def test_missing_gpu_driver_or_bindings_gives_one_line(
     tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("blip2rt.backends.trt.gpu.find", lambda: "no NVIDIA driver is installed")
-    with pytest.raises(BackendError, match="there is no GPU to build for"):
+    with pytest.raises(BackendError, match="no GPU to build for"):
         machine.load(tiny_case)
     monkeypatch.undo()
     if isinstance(gpu.find(), str):
@@ -79,7 +79,7 @@ def test_a_lacking_gpu_driver_or_bindings_is_one_line(
         cuda.load_bindings()
 
 
-def test_what_is_called_exists() -> None:
+def test_simulated_driver_calls_exist() -> None:
     """The stand-in has no function that the real modules lack."""
     driver = pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings")
     nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
@@ -97,7 +97,7 @@ def test_what_is_called_exists() -> None:
     assert attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR == 76
 
 
-def test_what_is_called_of_tensorrt_exists() -> None:
+def test_simulated_tensorrt_calls_exist() -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx: pip install 'blip2rt[trt-check]'")
     from tests.trt.gpu_stand_in import Context, Engine
 

@@ -69,10 +69,10 @@ def bundle(path: Path, change=lambda graph: None, target: str = "trt") -> Path:
 
 
 @needs_rtx
-def test_check_builds_and_keeps_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_builds_without_storing_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(bundle(tmp_path / "b")), "--check", "--cache", str(tmp_path / "cache")]) == 0
     told, said = capsys.readouterr()
-    assert told == "all 1 graphs build for SM86, SM89, SM120; leave out --check to build and keep them\n"
+    assert told == "all 1 graphs build for SM86, SM89, SM120; leave out --check to build and store the plans\n"
     assert "SM86, SM89, SM120" in said and "MB of weights" in said
     assert not (tmp_path / "cache").exists()
 
@@ -98,7 +98,7 @@ def wrong_volume(graph: onnx.GraphProto) -> None:
 @pytest.mark.parametrize(
     ("change", "words"), [(unknown_op, "Nonsense"), (mixed_types, "Half and Float"), (wrong_volume, "changes volume")]
 )
-def test_a_broken_graph_is_one_line_with_its_node(
+def test_broken_graph_gives_one_line_with_its_node(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, change, words: str
 ) -> None:
     assert main([str(bundle(tmp_path / "b", change)), "--check", "--gpu", "SM86"]) == 2
@@ -111,15 +111,15 @@ def test_a_broken_graph_is_one_line_with_its_node(
 
 
 @needs_rtx
-def test_a_build_that_fails_leaves_no_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_build_leaves_no_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or the garbage collector ends it within our log, which TensorRT calls while it holds the lock that this wants."""
-    made, kept = builder.made, []
+    made, kept = builder.create, []
 
     def noted(log: Any, kind: Any) -> Any:
         kept.append(weakref.ref(one := made(log, kind)))
         return one
 
-    monkeypatch.setattr(builder, "made", noted)
+    monkeypatch.setattr(builder, "create", noted)
     graph = bundle(tmp_path / "b", unknown_op) / "vision.onnx"
     with pytest.raises(BackendError, match="Nonsense") as fault:
         builder.build(builder.load_tensorrt("tensorrt_rtx"), graph, [{"B": (1, 1, 1)}], builder.Settings(("SM86",)))
@@ -153,7 +153,7 @@ def test_a_plan_is_built_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @needs_rtx
-def test_a_graph_changed_in_place_is_another(tmp_path: Path) -> None:
+def test_edited_graph_needs_another_plan(tmp_path: Path) -> None:
     """The manifest still has the hash of the graph that was."""
     read = contract.read(bundle(tmp_path / "b"))
     trt, sizes = builder.load_tensorrt("tensorrt_rtx"), plans.resolve(read, plans.PlanSizes())
@@ -173,7 +173,7 @@ def test_a_timing_cache_is_written_and_read(tmp_path: Path, caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize("parsed", [True, False])
-def test_a_timing_cache_of_another_gpu_starts_anew(parsed: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_timing_cache_of_another_gpu_is_replaced(parsed: bool, caplog: pytest.LogCaptureFixture) -> None:
     """As TensorRT says it: tensorrt-rtx takes any."""
 
     class Config:
@@ -184,11 +184,11 @@ def test_a_timing_cache_of_another_gpu_starts_anew(parsed: bool, caplog: pytest.
             assert cache is not None and not ignore_mismatch
             return cache == b""
 
-    assert builder._use_timing_cache(Config(), b"another's") == b"" and "starts anew" in caplog.text
+    assert builder._use_timing_cache(Config(), b"another's") == b"" and "starting a new one" in caplog.text
 
 
 @needs_rtx
-def test_the_precision_is_that_of_the_graphs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_precision_must_match_the_graphs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = str(bundle(tmp_path / "b"))
     assert main([where, "--check", "--gpu", "SM86", "--precision", "vision=fp32"]) == 0
     capsys.readouterr()
@@ -210,7 +210,7 @@ def test_progress_is_a_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 @needs_rtx
-def test_ctrl_c_ends_a_build_at_its_next_step(tmp_path: Path) -> None:
+def test_ctrl_c_stops_a_build_at_its_next_step(tmp_path: Path) -> None:
     """Though the main thread waits for TensorRT, where Python hears nothing."""
     heard = threading.Event()
 
@@ -241,7 +241,7 @@ def test_ctrl_c_ends_a_build_at_its_next_step(tmp_path: Path) -> None:
 
 
 @needs_rtx
-def test_a_plan_is_read_from_its_file_as_it_is_needed(tmp_path: Path) -> None:
+def test_plan_file_is_memory_mapped(tmp_path: Path) -> None:
     """The real runtime takes a mapped file; where there is no GPU, it says so itself."""
     trt = builder.load_tensorrt("tensorrt_rtx")
     graph, settings = contract.read(bundle(tmp_path / "b")).graph("vision"), builder.Settings(("SM86",))
@@ -249,11 +249,11 @@ def test_a_plan_is_read_from_its_file_as_it_is_needed(tmp_path: Path) -> None:
     plan.write_bytes(builder.build(trt, graph, [{"B": (1, 1, 1)}], settings).plan)
     log = builder.logger(trt)
     if isinstance(gpu.find(), str):
-        with pytest.raises(BackendError, match=r"refuses the plan .*\(.*deserializeCudaEngine.*CUDA"):
-            lane.Plan(trt, builder.made(log, trt.Runtime), plan, "vision", log)
+        with pytest.raises(BackendError, match=r"rejects the plan .*\(.*deserializeCudaEngine.*CUDA"):
+            lane.Plan(trt, builder.create(log, trt.Runtime), plan, "vision", log)
 
 
-def test_what_a_killed_build_leaves_is_not_loaded(tmp_path: Path) -> None:
+def test_plan_of_a_killed_build_is_not_loaded(tmp_path: Path) -> None:
     cache, origin = PlanCache(tmp_path), {"gpu": "SM86"}
     plan = cache.store("llm", origin, b"plan")
     assert cache.find("llm", origin) == plan and cache.find("llm", {"gpu": "SM89"}) is None
@@ -269,12 +269,12 @@ def test_what_a_killed_build_leaves_is_not_loaded(tmp_path: Path) -> None:
     [
         (["--max-batch", "0", "--max-beams", "99"], "--max-beams is 99"),
         (["--workspace", "much"], "--workspace is 'much': give a number with K"),
-        (["--gpu", "SM1"], "does not know SM1: choose from"),
+        (["--gpu", "SM1"], "does not support SM1: choose from"),
         (["--cache"], "--cache"),
     ],
 )
 @needs_rtx
-def test_wrong_options_are_one_line(
+def test_invalid_options_give_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     code = main([str(bundle(tmp_path / "b")), *arguments])
@@ -282,12 +282,12 @@ def test_wrong_options_are_one_line(
     assert code == 2 and len(lines) == 1 and words in lines[0]
 
 
-def test_a_bundle_for_onnx_runtime_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bundle_for_onnx_runtime_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(bundle(tmp_path / "b", target="ort")), "--check"]) == 2
     assert "--target trt" in capsys.readouterr().err
 
 
-def test_a_lacking_tensorrt_is_one_line(
+def test_missing_tensorrt_gives_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in builder.MODULES:
@@ -296,7 +296,7 @@ def test_a_lacking_tensorrt_is_one_line(
     assert "tensorrt" in capsys.readouterr().err
 
 
-def test_another_gpu_is_for_tensorrt_rtx_alone(
+def test_other_gpus_need_tensorrt_rtx(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With tensorrt, a plan of the GPU that is there must not be kept as another's."""
@@ -307,7 +307,7 @@ def test_another_gpu_is_for_tensorrt_rtx_alone(
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     where, cache = bundle(tmp_path / "b"), tmp_path / "cache"
     assert main([str(where), "--gpu", "SM86", "--tensorrt", "tensorrt", "--cache", str(cache)]) == 2
-    assert "this machine's GPU alone" in capsys.readouterr().err and not cache.exists()
+    assert "only for this machine's GPU" in capsys.readouterr().err and not cache.exists()
 
 
 def test_sizes_follow_the_bundle(tmp_path: Path) -> None:
@@ -334,7 +334,7 @@ def test_sizes_follow_the_bundle(tmp_path: Path) -> None:
         plans.resolve(tiny, plans.PlanSizes(capacity=65))
 
 
-def test_tensors_that_share_a_place_are_counted_each(tmp_path: Path) -> None:
+def test_tensors_with_shared_data_are_counted_separately(tmp_path: Path) -> None:
     """As zeros do, of every layer: a file holds them once, and whoever loads the graph holds them all."""
     same = [numpy_helper.from_array(np.zeros(1000, np.float32), name) for name in ("a", "b")]
     for tensor in same:

@@ -16,7 +16,7 @@ pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings: the ext
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_call_of_the_driver_is_what_the_bindings_take(tmp_path: Path) -> None:
+def test_driver_calls_match_the_bindings(tmp_path: Path) -> None:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("needs a C compiler")

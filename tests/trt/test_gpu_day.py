@@ -53,7 +53,7 @@ def sanitizer(out: Path, errors: int) -> None:
     program.chmod(0o755)
 
 
-def test_the_day_runs_whole_goes_on_and_survives_a_step(tmp_path: Path) -> None:
+def test_gpu_day_runs_all_steps_and_resumes_after_a_failure(tmp_path: Path) -> None:
     """A step that fails keeps no other from its work; the next call takes that step alone, and those left out."""
     if shutil.which("c++") is None:
         pytest.skip("needs a C++ compiler")
@@ -92,9 +92,7 @@ def taken(today: day.Day, name: str) -> bool:
     return day.read(today, name) is not None
 
 
-def test_results_of_another_card_or_other_packages_are_taken_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_of_another_card_or_package_are_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of the steps alone that run by the package. Other settings make all results old."""
     monkeypatch.setattr(day, "_run", lambda *_: 1)
     packages = {"tensorrt": "10.3", "onnxruntime-gpu": "1.30", "nvidia-cuda-nvrtc": "13.0"}
@@ -114,14 +112,14 @@ def test_results_of_another_card_or_other_packages_are_taken_anew(
         assert not any(taken(other, name) for name in day.NAMES)
 
 
-def test_the_machine_is_asked_by_the_steps_interpreter(tmp_path: Path) -> None:
+def test_machine_is_described_by_the_steps_interpreter(tmp_path: Path) -> None:
     found = installed.machine(sys.executable, day.Day(tmp_path, "little").environment)
     assert found["card"] and found["packages"]["onnxruntime"] == metadata.version("onnxruntime")
     with pytest.raises(Blip2rtError, match="false cannot take the day"):
         installed.machine("false", os.environ)
 
 
-def test_a_day_that_is_cut_leaves_what_it_has_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_gpu_day_keeps_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page and a JSON of the steps until then, and of those that an earlier day has taken."""
 
     def take(cut_at: str, today: day.Day, name: str, *_: Any) -> dict[str, Any]:
@@ -141,7 +139,7 @@ def test_a_day_that_is_cut_leaves_what_it_has_found(tmp_path: Path, monkeypatch:
         assert "| bandwidth | failed |" in (tmp_path / "report.md").read_text()
 
 
-def test_a_step_that_has_found_faults_has_failed(tmp_path: Path) -> None:
+def test_step_that_finds_faults_fails(tmp_path: Path) -> None:
     today = day.Day(tmp_path, "little")
     (tmp_path / "steps").mkdir()
     day.take_here(today, "kernels", lambda _: {"faults": ["choose, turn 3"]})
@@ -151,7 +149,7 @@ def test_a_step_that_has_found_faults_has_failed(tmp_path: Path) -> None:
     assert "| kernels | failed | 1 | choose, turn 3 |" in page
 
 
-def test_a_card_that_tensorrt_does_not_know_leaves_its_steps_out(
+def test_steps_are_skipped_if_tensorrt_does_not_support_the_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """tensorrt-rtx on an H100: the large steps take ONNX Runtime in its place, or say what both lack."""
@@ -163,7 +161,7 @@ def test_a_card_that_tensorrt_does_not_know_leaves_its_steps_out(
     monkeypatch.setattr(steps.loops, "on_trt", lambda folder: taken.append("loop") or {})
     monkeypatch.setattr(steps.large, "step", lambda today, precision, by: {"by": by})
     monkeypatch.setattr(steps, "_take_place", lambda today: "onnxruntime")
-    with pytest.raises(day.LeftOut, match="tensorrt_rtx 1.7.0 does not know SM90"):
+    with pytest.raises(day.LeftOut, match="tensorrt_rtx 1.7.0 does not support SM90"):
         steps.STEPS["loop-by-tensorrt"](today)
     assert steps.STEPS["large-int4"](today) == {"by": "onnxruntime"} and not taken
 
@@ -171,11 +169,11 @@ def test_a_card_that_tensorrt_does_not_know_leaves_its_steps_out(
         raise day.LeftOut("ONNX Runtime has no CUDA provider")
 
     monkeypatch.setattr(steps, "_take_place", lacks)
-    with pytest.raises(day.LeftOut, match="does not know SM90.*; ONNX Runtime has no CUDA provider"):
+    with pytest.raises(day.LeftOut, match="does not support SM90.*; ONNX Runtime has no CUDA provider"):
         steps.STEPS["large-fp16"](today)
 
 
-def test_a_step_that_takes_too_long_ends_with_what_it_has_begun(tmp_path: Path) -> None:
+def test_step_timeout_ends_its_child_processes(tmp_path: Path) -> None:
     with open(tmp_path / "words", "wb") as words:
         assert day._run(["sh", "-c", "sleep 600 & echo $!; wait"], dict(os.environ), words, 1) is None
         assert day._run(["sh", "-c", "exit 3"], dict(os.environ), words, 60) == 3
@@ -187,7 +185,7 @@ def test_a_step_that_takes_too_long_ends_with_what_it_has_begun(tmp_path: Path) 
     pytest.fail("it still runs")
 
 
-def test_bundles_are_made_anew_by_other_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bundles_are_rebuilt_when_sources_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Path] = []
 
     def make(path: Path) -> None:
@@ -211,7 +209,7 @@ def wheel(folder: Path, name: str, *requires: str) -> None:
         file.writestr(f"{info}/RECORD", "")
 
 
-def test_wheels_make_an_environment_or_say_what_they_lack(tmp_path: Path) -> None:
+def test_wheels_make_an_environment_or_report_missing_dependencies(tmp_path: Path) -> None:
     """onnxruntime-gpu serves for onnxruntime, which blip2rt asks for."""
     assert installed.python_with(None, tmp_path) == sys.executable
     wheels, out = tmp_path / "wheels", tmp_path / "out"
@@ -236,7 +234,7 @@ def test_wheels_make_an_environment_or_say_what_they_lack(tmp_path: Path) -> Non
         installed.python_with(wheels, out)
 
 
-def test_the_day_begins_where_nothing_is_installed(tmp_path: Path) -> None:
+def test_gpu_day_starts_without_installed_packages(tmp_path: Path) -> None:
     """Wheels are laid beside the repository: an interpreter without any package reads what it is asked for."""
     code = "import sys; sys.path[:] = [p for p in sys.path if 'site-packages' not in p]; sys.argv[1:] = {}; " \
            "import runpy; runpy.run_module('benchmarks.gpu_day', run_name='__main__')"  # fmt: skip
@@ -246,7 +244,7 @@ def test_the_day_begins_where_nothing_is_installed(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_kernel_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_kernel_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check itself, on the stand-in in this process: without one of the kernels it tells which."""
     from benchmarks.gpu_day import device
     from blip2rt.backends.trt.cuda import Cuda

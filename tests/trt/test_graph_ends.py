@@ -17,7 +17,7 @@ def shape(value: Any) -> tuple[int | str, ...]:
     return tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
 
 
-def test_ends_are_those_that_onnx_reads(native_case: Case) -> None:
+def test_graph_inputs_and_outputs_match_onnx(native_case: Case) -> None:
     for component in read(native_case.trt).manifest.components:
         file = native_case.trt / f"{component}.onnx"
         graph = onnx.load(file, load_external_data=False).graph
@@ -27,7 +27,7 @@ def test_ends_are_those_that_onnx_reads(native_case: Case) -> None:
             ]
 
 
-def test_axes_are_fixed_and_all_else_stays(native_case: Case) -> None:
+def test_fixing_axes_changes_nothing_else(native_case: Case) -> None:
     text = (native_case.trt / "llm.onnx").read_bytes()
     fixed, model = onnx_protobuf.with_sizes(text, {"T": 300, "S": 1}), onnx.load_from_string(text)
     for value in (*model.graph.input, *model.graph.output):
@@ -38,7 +38,7 @@ def test_axes_are_fixed_and_all_else_stays(native_case: Case) -> None:
     assert onnx_protobuf.with_sizes(text, {}) == text
 
 
-def test_a_cache_that_is_written_has_its_length_before_it_is_parsed(native_case: Case, machine: Machine) -> None:
+def test_in_place_cache_has_a_fixed_length_before_parsing(native_case: Case, machine: Machine) -> None:
     """That of the plans, and no axis that a profile leaves free."""
     seen: list[bytes] = []
     real = machine.trt.OnnxParser

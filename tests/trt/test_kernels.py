@@ -91,7 +91,7 @@ def random_options(rng: random.Random, vocab: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("threads", [1, 3, 8])
 @pytest.mark.parametrize("vocab", [40, 777])
-def test_kernels_choose_what_the_native_loop_does(vocab: int, threads: int) -> None:
+def test_kernels_choose_the_same_tokens_as_the_cpu_loop(vocab: int, threads: int) -> None:
     rng, numbers = random.Random(SEED), np.random.default_rng(SEED)
     vocabulary = Vocabulary([bytes([97 + i % 9]) * (i % 3) for i in range(vocab)])
     ties = 0
@@ -113,7 +113,7 @@ def test_kernels_choose_what_the_native_loop_does(vocab: int, threads: int) -> N
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("vocab", [40, 777])
 @pytest.mark.parametrize("levels", [1, 3, 60])
-def test_the_smallest_of_equal_tokens_comes_first(levels: int, vocab: int, threads: int) -> None:
+def test_ties_go_to_the_smallest_token_id(levels: int, vocab: int, threads: int) -> None:
     """Whatever order the graph's list has them in, and where it had no room for all of them."""
     rng, numbers = random.Random(SEED), np.random.default_rng(SEED)
     vocabulary = Vocabulary([b""] * vocab)
@@ -180,7 +180,7 @@ def rounding_decides(vocab: int, options: dict[str, Any], steps: list[tuple[np.n
 
 
 @pytest.mark.parametrize("beams", [1, 2])
-def test_a_nucleus_that_the_list_covers_is_not_searched_for_in_the_row(beams: int) -> None:
+def test_nucleus_within_the_top_k_list_does_not_scan_the_row(beams: int) -> None:
     """Each look at the whole row is a few waits of its team."""
     vocab, waits = 777, []
     numbers = np.random.default_rng(SEED)
@@ -195,7 +195,7 @@ def test_a_nucleus_that_the_list_covers_is_not_searched_for_in_the_row(beams: in
     assert waits[0] < 60 < 120 < waits[1]
 
 
-def test_what_is_not_finite_ends_the_search() -> None:
+def test_non_finite_scores_end_the_search() -> None:
     for bad in (np.nan, np.inf):
         batch = SearchBatch(1, [], 40, {"num_beams": 3})
         device = Device(batch, 40, 40, 1, None)
@@ -299,7 +299,7 @@ def test_nvrtc_compiles_the_kernels(architecture: int) -> None:
         compiler.compile(source + "\nundeclared_thing x;", headers, f"sm_{architecture}")
 
 
-def test_the_parameters_of_a_launch_are_those_of_the_source() -> None:
+def test_launch_parameters_match_the_source() -> None:
     """What the stand-in believes of the kernels, read out of the source."""
     import re
 

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("onnx")
 
-from blip2rt.backends.trt import PlanSizes, cache, cli, plans, trial
+from blip2rt.backends.trt import PlanSizes, cache, cli, plan_check, plans
 from blip2rt.bundle import read
 from blip2rt.errors import BackendError
 from tests.trt.gpu_stand_in import Misuse
@@ -22,7 +22,7 @@ from tests.trt.machine import SIZES, Case, Machine, case_of, tokens
 OPTIONS = {"max_new_tokens": 5, "num_beams": 2, "eos_token_ids": []}
 
 
-def note_of(component: str) -> dict[str, Any]:
+def metadata_of(component: str) -> dict[str, Any]:
     [found] = cache.default_folder().glob(f"{component}-*.json")
     return json.loads(found.read_text())
 
@@ -34,7 +34,7 @@ def test_a_plan_is_tested_after_its_build(tiny_case: Case, machine: Machine) -> 
     """In each profile, beside ONNX Runtime; what was found lies beside the plan."""
     machine.load(tiny_case)
     for component in read(tiny_case.trt).manifest.components:
-        tested = note_of(component)["tested"]
+        tested = metadata_of(component)["tested"]
         assert len(tested["profiles"]) == (2 if component in ("llm", "embed") else 1) and "onnxruntime" in tested["by"]
         assert all(profile["cosine"] > 0.9999 for profile in tested["profiles"]) and tested["scratch"] >= 1000
     assert machine.driver.used == 0 and not machine.driver.streams
@@ -43,15 +43,17 @@ def test_a_plan_is_tested_after_its_build(tiny_case: Case, machine: Machine) -> 
     assert len(machine.trt.contexts) == runs  # once
 
 
-def test_a_wrong_plan_is_refused(
+def test_wrong_plan_is_rejected(
     tiny_case: Case, machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As TensorRT 10.3 may build one with two profiles: also by the next process, until somebody accepts it."""
     machine.trt.wrong_profile = 1
     for _ in range(2):
-        with pytest.raises(BackendError, match=r"embed: the plan is not the graph: profile 1 gives .*--no-test"):
+        with pytest.raises(
+            BackendError, match=r"embed: the plan's results differ from the graph's: .* of profile 1 .*--no-test"
+        ):
             machine.load(tiny_case)
-    assert "profile 1" in note_of("embed")["tested"]["wrong"]
+    assert "profile 1" in metadata_of("embed")["tested"]["wrong"]
     sizes = ["--max-batch", "2", "--max-beams", "4", "--capacity", "48"]
     assert cli.main([str(tiny_case.trt), *sizes]) == 2 and "profile 1" in capsys.readouterr().err
     assert cli.main([str(tiny_case.trt), *sizes, "--no-test"]) == 0
@@ -59,28 +61,28 @@ def test_a_wrong_plan_is_refused(
     assert machine.load(tiny_case) and machine.trt.builds == builds
 
 
-def test_a_test_that_has_no_memory_is_left_out(
+def test_plan_check_is_skipped_without_host_memory(
     tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(trial, "_free", lambda: 1000)
+    monkeypatch.setattr(plan_check, "_free_memory", lambda: 1000)
     machine.load(tiny_case)
-    assert "MB are free" in note_of("llm")["tested"]["left out"] and "llm: not tested" in caplog.text
+    assert "MB are free" in metadata_of("llm")["tested"]["left out"] and "llm: not tested" in caplog.text
 
 
-def test_a_test_that_finds_no_room_on_the_gpu_is_done_later(
+def test_plan_check_is_postponed_without_gpu_memory(
     tiny_case: Case, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Other programs hold it for a while, and not for good."""
     room, machine.driver.memory = machine.driver.memory, 1000
     machine.load(tiny_case)
-    assert "llm: not tested: the GPU has no room" in caplog.text and "tested" not in note_of("llm")
+    assert "llm: not tested: the GPU is out of memory" in caplog.text and "tested" not in metadata_of("llm")
     machine.driver.memory = room
     machine.load(tiny_case)
-    assert note_of("llm")["tested"]["profiles"]
+    assert metadata_of("llm")["tested"]["profiles"]
 
 
 @pytest.mark.parametrize("fault", [BackendError("the plan cannot be run"), KeyboardInterrupt()])
-def test_a_plan_whose_test_did_not_end_is_tested_by_the_next_load(
+def test_interrupted_plan_check_is_repeated_by_the_next_load(
     tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch, fault: BaseException
 ) -> None:
     """It failed, or somebody pressed Ctrl-C: the plan is there, and nobody has said that it is good."""
@@ -91,50 +93,50 @@ def test_a_plan_whose_test_did_not_end_is_tested_by_the_next_load(
             raise fault
         return real(graph)
 
-    real = trial._session
+    real = plan_check._session
     with monkeypatch.context() as patch:
-        patch.setattr(trial, "_session", fails)
+        patch.setattr(plan_check, "_session", fails)
         with pytest.raises(type(fault)):
             machine.load(tiny_case)
-    assert "tested" not in note_of("embed")
+    assert "tested" not in metadata_of("embed")
     builds = machine.trt.builds
-    with pytest.raises(BackendError, match="embed: the plan is not the graph: profile 1"):
+    with pytest.raises(BackendError, match="embed: the plan's results differ from the graph's: .* of profile 1"):
         machine.load(tiny_case)
     assert machine.trt.builds == builds
 
 
-def test_a_plan_that_was_not_tested_is_tested_by_the_first_load(
+def test_untested_plan_is_tested_by_the_first_load(
     tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As where it was built for a GPU that was not there; --no-test leaves it out for good, and says so."""
     command = [str(tiny_case.trt), "--max-batch", "2", "--max-beams", "4", "--capacity", "48"]
     machine.trt.wrong_profile = 1
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "_trial", lambda trt, bundle: None)
+        patch.setattr(cli, "_plan_check", lambda trt, bundle: None)
         assert cli.main(command) == 0
-    assert "embed: not tested yet" in capsys.readouterr().err and "tested" not in note_of("embed")
-    with pytest.raises(BackendError, match="embed: the plan is not the graph"):
+    assert "embed: not tested yet" in capsys.readouterr().err and "tested" not in metadata_of("embed")
+    with pytest.raises(BackendError, match="embed: the plan's results differ from the graph's"):
         machine.load(tiny_case)
     for plan in cache.default_folder().glob("*.plan"):
         plan.unlink()
     assert cli.main([*command, "--no-test"]) == 0
-    assert "without a test" in note_of("embed")["tested"]["left out"]
+    assert "without a test" in metadata_of("embed")["tested"]["left out"]
     assert "embed: not tested: " in capsys.readouterr().err
     assert machine.load(tiny_case)
 
 
-def test_a_folder_that_is_only_read_is_no_reason_to_fail(
+def test_read_only_cache_folder_does_not_fail(
     tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "_trial", lambda trt, bundle: None)
+        patch.setattr(cli, "_plan_check", lambda trt, bundle: None)
         assert cli.main([str(tiny_case.trt), "--max-batch", "2", "--max-beams", "4", "--capacity", "48"]) == 0
 
     def refuse(*_: Any) -> None:
         raise BackendError("cannot write")
 
     monkeypatch.setattr(cache.PlanCache, "_write", refuse)
-    assert machine.load(tiny_case) and "tested" not in note_of("llm")
+    assert machine.load(tiny_case) and "tested" not in metadata_of("llm")
 
 
 # Kept beside a plan
@@ -158,22 +160,22 @@ def test_a_plan_is_hashed_once(tiny_case: Case, machine: Machine, monkeypatch: p
     assert machine.trt.builds == 5
 
 
-def test_tensorrt_says_why_it_refuses(tiny_case: Case, machine: Machine) -> None:
+def test_tensorrt_errors_are_reported(tiny_case: Case, machine: Machine) -> None:
     """In its own words, which its exceptions do not have."""
     prefix, prompts = tiny_case.inputs(1)
     device = machine.load(tiny_case)
     machine.trt.gpu = "another"
-    with pytest.raises(BackendError, match=r"refuses the plan .*\(the engine was built for Orin\)"):
+    with pytest.raises(BackendError, match=r"rejects the plan .*\(the engine was built for Orin\)"):
         device.generate(prefix, prompts, OPTIONS)
     machine.trt.begins = False
-    with pytest.raises(BackendError, match="TensorRT cannot begin: CUDA initialization failure with error: 35"):
+    with pytest.raises(BackendError, match="TensorRT cannot start: CUDA initialization failure with error: 35"):
         machine.load(tiny_case, PlanSizes(max_batch=1))
 
 
-def test_host_memory_is_kept_until_it_is_copied(tiny_case: Case, machine: Machine) -> None:
+def test_host_arrays_stay_alive_until_copied(tiny_case: Case, machine: Machine) -> None:
     """A GPU that shares the machine's memory reads it when it comes to it."""
     device = machine.load(tiny_case)
-    with device._lanes.lend() as lane:
+    with device._lanes.lane() as lane:
         for size in (10, 1000, 1_000_000):
             lane.upload("some", np.arange(size))
             others = [np.full(size, -1) for _ in range(8)]  # takes the place of what was freed
@@ -184,7 +186,7 @@ def test_host_memory_is_kept_until_it_is_copied(tiny_case: Case, machine: Machin
 # tensorrt-rtx
 
 
-def test_rtx_says_what_the_native_loop_says(tiny_case: Case, rtx_machine: Machine) -> None:
+def test_tensorrt_rtx_matches_the_cpu_loop(tiny_case: Case, rtx_machine: Machine) -> None:
     """Nothing is allocated while it runs, kernels are there before a capture, and it is asked before one."""
     prefix, prompts = tiny_case.inputs(2)
     got = rtx_machine.load(tiny_case).generate(prefix, prompts, OPTIONS)
@@ -211,26 +213,26 @@ def test_kernels_are_compiled_once(tiny_case: Case, rtx_machine: Machine) -> Non
     assert counts[0] > 0 and counts == [counts[0], 0, counts[0], 0]
 
 
-def test_what_cannot_be_captured_is_enqueued(
+def test_plans_that_cannot_be_captured_are_enqueued(
     tiny_case: Case, rtx_machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
     prefix, prompts = tiny_case.inputs(2)
     rtx_machine.trt.capturable = False
     got = rtx_machine.load(tiny_case).generate(prefix, prompts, OPTIONS)
     assert tokens(got) == tokens(tiny_case.native().generate(prefix, prompts, OPTIONS))
-    assert "embed: TensorRT says" in caplog.text and "graph" not in rtx_machine.driver.calls
+    assert "embed: TensorRT reports" in caplog.text and "graph" not in rtx_machine.driver.calls
 
 
 # Memory
 
 
-def test_the_prompts_profile_has_a_row_an_image(tiny_case: Case, machine: Machine) -> None:
+def test_prompt_profile_has_one_row_per_image(tiny_case: Case, machine: Machine) -> None:
     bundle = read(tiny_case.trt)
     step, prompt = plans.profiles(bundle, "llm", plans.resolve(bundle, SIZES))
     assert step["B"] == (1, 8, 8) and prompt["B"] == (1, 2, 2)
 
 
-def test_a_tables_profiles_are_what_it_is_run_with(tiny_case: Case) -> None:
+def test_embedding_profiles_cover_steps_and_prompts(tiny_case: Case) -> None:
     """A token of every row, and a prompt of every image: not a prompt of every row."""
     bundle = read(tiny_case.trt)
     step, prompt = plans.profiles(bundle, "embed", plans.resolve(bundle, SIZES))
@@ -240,7 +242,7 @@ def test_a_tables_profiles_are_what_it_is_run_with(tiny_case: Case) -> None:
 
 @pytest.mark.parametrize("kind", ["tiny", "native", pytest.param("t5", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sizes", [SIZES, PlanSizes(max_batch=1, max_beams=1, capacity=64)])
-def test_the_estimate_counts_what_a_generation_allocates(
+def test_memory_estimate_matches_a_generations_allocations(
     kind: str, machine: Machine, sizes: PlanSizes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """From pixels to tokens, whoever writes the cache."""
@@ -271,11 +273,11 @@ def test_scratch_memory_grows_with_the_prompt(tiny_case: Case) -> None:
     assert one >= math.ceil(llm.hidden_size / llm.head_dim) * 64 * 128 * 4
 
 
-def test_a_copy_that_is_freed_too_early_is_found(tiny_case: Case, machine: Machine) -> None:
+def test_array_freed_before_its_copy_is_detected(tiny_case: Case, machine: Machine) -> None:
     """By the stand-in: a lane that holds nothing."""
     device = machine.load(tiny_case)
-    with pytest.raises(Misuse, match="freed or changed"), device._lanes.lend() as lane:
+    with pytest.raises(Misuse, match="freed or changed"), device._lanes.lane() as lane:
         lane.upload("some", np.arange(1000))
-        lane._held.clear()
+        lane._pending_arrays.clear()
         others = [np.full(1000, -1) for _ in range(8)]
         assert others and lane.wait() is None

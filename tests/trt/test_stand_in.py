@@ -100,7 +100,7 @@ FAULTS = [wrong_address, wrong_dtype, skipped_shape, stale_shape, reused_buffer,
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_put_in_by_hand_is_found(
+def test_injected_fault_is_detected(
     tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch, fault: Any
 ) -> None:
     prefix, prompts = tiny_case.inputs(2)
@@ -117,7 +117,7 @@ def test_a_fault_put_in_by_hand_is_found(
     print(found.value)
 
 
-def test_a_cache_that_is_written_elsewhere_is_found(
+def test_cache_written_elsewhere_is_detected(
     native_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TensorRT writes it in place: one address for what was and what will be."""
@@ -134,7 +134,7 @@ def test_a_cache_that_is_written_elsewhere_is_found(
 
 
 @pytest.mark.parametrize("kernel", ["scatter", "choose", "reorder"])
-def test_a_kernel_left_out_is_found(
+def test_missing_kernel_is_detected(
     tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch, kernel: str
 ) -> None:
     prefix, prompts = tiny_case.inputs(2)

@@ -1,4 +1,4 @@
-"""The backend trt: TensorRT runs the graphs, and kernels on the device run the search."""
+"""The backend trt: TensorRT runs the graphs, and our CUDA kernels run the search."""
 
 from .backend import Backend
 from .plans import PlanSizes

@@ -1,7 +1,7 @@
-"""TensorRT: a bundle of the target trt on an NVIDIA GPU. Knows plans and tensor names, nothing about images or text.
+"""TensorRT: runs a bundle of the target trt on an NVIDIA GPU.
 
-Plans come from the cache. A missing one is built first, which takes minutes and is said. A call runs in a lane with
-memory of its own, which is kept for the next call: calls from several threads at once take as many lanes.
+Plans come from the cache; a missing one is built first, which takes minutes and is logged. Each call runs in a lane,
+which owns device memory that later calls reuse; concurrent calls use one lane each.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from . import cuda as cuda_module
 from .cache import PlanCache, default_folder
 from .cuda import Cuda
 from .decoder import Decoder
-from .generation import Chat, DecoderLane, Generation, Lanes, Part
+from .generation import Chat, DecoderLane, Generation, ImageGroup, LanePool
 from .lane import Plan
+from .plan_check import PlanCheck
 from .plans import PlanSizes
 from .search import Kernels
-from .sizes import Sizes, check_room
-from .trial import Trial
+from .sizes import Sizes, check_capacity
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,10 +44,10 @@ class Backend(backends.Backend):
     """One bundle's plans on the first GPU."""
 
     def __init__(self, bundle: Bundle, *, device: str = "cuda", engines: PlanSizes | None = None) -> None:
-        """engines: the sizes that plans are built for; None is PlanSizes().
+        """engines: the sizes that plans are built for; None means PlanSizes().
 
-        Raises BackendError where TensorRT, cuda-bindings, the driver, the GPU or memory are lacking, OptionError for
-        a device or sizes that make no sense.
+        Raises BackendError if TensorRT, cuda-bindings, the driver, a GPU or memory is missing, and OptionError for an
+        invalid device or invalid sizes.
         """
         if device != "cuda":
             raise OptionError(f"device is {device!r}: the backend trt runs on cuda")
@@ -58,20 +58,20 @@ class Backend(backends.Backend):
         self._cuda = Cuda(*cuda_module.load_bindings())
         self._cache = PlanCache(default_folder())
         gpu, llm = plans.this_gpu(self._trt), bundle.manifest.llm
-        trial = Trial(self._trt, self._cuda, 0 if llm is None else llm.vocab_size)
-        self._files = {component: self._built(component, gpu, trial) for component in bundle.manifest.components}
+        check = PlanCheck(self._trt, self._cuda, 0 if llm is None else llm.vocab_size)
+        self._files = {component: self._ensure_plan(component, gpu, check) for component in bundle.manifest.components}
         self._logger = builder.logger(self._trt)  # TensorRT does not keep it alive
-        self._runtime = builder.made(self._logger, self._trt.Runtime)
+        self._runtime = builder.create(self._logger, self._trt.Runtime)
         self._plans: dict[str, Plan] = {}
         self._kernels: Kernels | None = None
-        self._lanes = Lanes(self._cuda)
+        self._lanes = LanePool(self._cuda)
         self._lock = threading.RLock()
         self._closed = False
-        # A model that nobody holds any more gives its memory back. At the process's end the driver does.
+        # Free the memory of a garbage-collected model. At process exit the driver does.
         weakref.finalize(self, self._lanes.close).atexit = False
 
     def close(self) -> None:
-        """See backends.Backend. A generation under way goes on to its end, and gives back then what it holds."""
+        """See backends.Backend. A running generation continues to its end and frees its memory then."""
         self._closed = True
         self._lanes.close()
         with self._lock:
@@ -99,25 +99,27 @@ class Backend(backends.Backend):
 
     def begin(self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: Mapping[str, Any]) -> Generation:
         sizes, forced = self._sizes(), list(options.get("forced_prefix", []))
-        given = [sizes.start, *forced] if sizes.cross else forced
+        decoder_prefix = [sizes.start, *forced] if sizes.cross else forced
         first = options.get("first_image", 0)
-        together = self._together(sizes, prefix_embeds, prompts, given, options)
-        parts = []
-        for start in range(0, len(prompts), together):
-            chunk = slice(start, start + together)
-            part_options = {**options, "first_image": first + start}
-            before = [] if sizes.cross else self._read(prefix_embeds.shape[1], prompts[chunk], options)
-            batch = native().SearchBatch(len(prompts[chunk]), given, sizes.vocab, part_options, before)
-            parts.append(Part(start, batch, prefix_embeds[chunk], list(prompts[chunk])))
-        return Generation(self._lanes, self._decoder, parts, forced, options.get("vocabulary"))
+        group_size = self._group_size(sizes, prefix_embeds, prompts, decoder_prefix, options)
+        groups = []
+        for start in range(0, len(prompts), group_size):
+            chunk = slice(start, start + group_size)
+            group_options = {**options, "first_image": first + start}
+            counted = [] if sizes.cross else self._counted_prompts(prefix_embeds.shape[1], prompts[chunk], options)
+            batch = native().SearchBatch(len(prompts[chunk]), decoder_prefix, sizes.vocab, group_options, counted)
+            groups.append(ImageGroup(start, batch, prefix_embeds[chunk], list(prompts[chunk])))
+        return Generation(self._lanes, self._decoder, groups, forced, options.get("vocabulary"))
 
     def chat(self, prefix_embeds: Floats, max_rows: int, capacity: int) -> Chat:
-        """See backends.Backend. The plans' own capacity holds, whatever the language model allows."""
-        check_room(self._sizes(), max_rows, prefix_embeds.shape[1], 1)
+        """See backends.Backend. The plans' capacity applies, even if the language model allows more."""
+        check_capacity(self._sizes(), max_rows, prefix_embeds.shape[1], 1)
         return Chat(self.begin, prefix_embeds)
 
-    def _read(self, positions: int, prompts: Sequence[list[int]], options: Mapping[str, Any]) -> list[list[int]]:
-        """What the options count besides the answer of each image: image and prompt, or nothing."""
+    def _counted_prompts(
+        self, positions: int, prompts: Sequence[list[int]], options: Mapping[str, Any]
+    ) -> list[list[int]]:
+        """Tokens before each answer that penalties count: image and prompt, or none."""
         if not options.get("counts_prompt", False):
             return []
         image = options.get("image_token_id", -1)
@@ -126,50 +128,52 @@ class Backend(backends.Backend):
     def vocabulary(self, tokens: list[bytes]) -> Any:
         return native().Vocabulary(tokens)
 
-    def _together(
+    def _group_size(
         self,
         sizes: Sizes,
         prefix_embeds: Floats,
         prompts: Sequence[list[int]],
-        given: list[int],
+        decoder_prefix: list[int],
         options: Mapping[str, Any],
     ) -> int:
-        """How many images run at once. Raises OptionError where the plans are too small even for one."""
+        """How many images run at once. Raises OptionError if the plans are too small even for one."""
         try:
-            search = native().SearchBatch(min(len(prompts), 1), given, sizes.vocab, options).plan
+            search = native().SearchBatch(min(len(prompts), 1), decoder_prefix, sizes.vocab, options).plan
         except RuntimeError as error:
             raise BackendError(f"generation failed: {error}") from error
-        rows_each = search["beams"] * max(len(search["images"]), 1)
+        rows_per_image = search["beams"] * max(len(search["images"]), 1)
         if prompts:
             longest = max(map(len, prompts)) + prefix_embeds.shape[1]
-            check_room(sizes, rows_each, len(given) + (0 if sizes.cross else longest), search["max_new_tokens"])
-            check_room(sizes, rows_each, longest, 0)  # an encoder reads as many
-        return max(1, min(sizes.images, sizes.rows // rows_each))
+            decoder_length = len(decoder_prefix) + (0 if sizes.cross else longest)
+            check_capacity(sizes, rows_per_image, decoder_length, search["max_new_tokens"])
+            check_capacity(sizes, rows_per_image, longest, 0)  # an encoder reads as many positions
+        return max(1, min(sizes.images, sizes.rows // rows_per_image))
 
     def _run(self, component: str, output: str, feeds: Mapping[str, NDArray[Any]]) -> Floats:
-        """See backends.Backend. Runs in parts of as many rows as the plan takes."""
+        """See backends.Backend. Runs at most max_batch rows at a time."""
         rows = len(next(iter(feeds.values())))
-        with self._lanes.lend() as lane:
-            plan, most = self._plan(component), self._plan_sizes.max_batch
-            parts = []
-            for start in range(0, rows, most):
-                part = {name: array[start : start + most] for name, array in feeds.items()}
-                parts.append(lane.download(lane.run(plan, part)[output]))
-        return np.concatenate(parts)
+        with self._lanes.lane() as lane:
+            plan, max_batch = self._plan(component), self._plan_sizes.max_batch
+            outputs = []
+            for start in range(0, rows, max_batch):
+                chunk = {name: array[start : start + max_batch] for name, array in feeds.items()}
+                outputs.append(lane.download(lane.run(plan, chunk)[output]))
+        return np.concatenate(outputs)
 
     # Plans, kernels, decoders
 
-    def _built(self, component: str, gpu: str, trial: Trial) -> Path:
-        """The file of the component's plan. Building takes minutes, and is said; what was built is tested."""
+    def _ensure_plan(self, component: str, gpu: str, check: PlanCheck) -> Path:
+        """The file of the component's plan, built and checked if it is missing. Building takes minutes."""
 
-        def say(text: str) -> None:
-            loud = "building" in text or "not tested" in text
-            (_log.warning if loud else _log.info)("TensorRT plan of %s", text)
+        def report(text: str) -> None:
+            warn = "building" in text or "not tested" in text
+            (_log.warning if warn else _log.info)("TensorRT plan of %s", text)
 
-        return plans.ensure(self._trt, self._bundle, component, self._plan_sizes, gpu, self._cache, say, trial=trial)
+        sizes = self._plan_sizes
+        return plans.ensure(self._trt, self._bundle, component, sizes, gpu, self._cache, report, check_plan=check)
 
     def _plan(self, component: str) -> Plan:
-        """The component's plan, loaded at its first use. Raises BackendError: the model is closed."""
+        """The component's plan, loaded on first use. Raises BackendError if the model is closed."""
         with self._lock:
             if self._closed:
                 raise BackendError(backends.CLOSED)
@@ -181,7 +185,7 @@ class Backend(backends.Backend):
         return plans.language_sizes(self._bundle, self._plan_sizes)
 
     def _open_kernels(self) -> Kernels:
-        """The kernels, compiled once for this GPU and kept beside the plans."""
+        """The loop's kernels, compiled once for this GPU and cached beside the plans."""
         with self._lock:
             if self._kernels is None:
                 source, headers = native().kernels()
@@ -195,7 +199,7 @@ class Backend(backends.Backend):
             return self._kernels
 
     def _decoder(self, lane: DecoderLane) -> Decoder:
-        """The lane's decoder, made at its first generation."""
+        """The lane's decoder, created at its first generation."""
         if lane.decoder is None:
             names = [contract.EMBED, contract.LLM]
             if self._bundle.has(contract.ENCODER):

@@ -1,8 +1,7 @@
-"""An ONNX graph -> a plan (TensorRT's serialized engine): parse, profiles, build.
+"""Builds a plan (TensorRT's serialized engine) from an ONNX graph: parse, add profiles, build.
 
-One code for both of NVIDIA's modules: `tensorrt` builds for the GPU that is there, `tensorrt_rtx` for any, without one.
-Graphs are strongly typed: their tensors say what is float16, int8 or float32, and no builder flag does.
-Knows TensorRT's builder and parser, nothing about bundles, caches or running a plan.
+Works with both of NVIDIA's modules: `tensorrt` builds for this machine's GPU, `tensorrt_rtx` for any GPU, without one.
+Graphs are strongly typed: their tensors, not builder flags, decide what is float16, int8 or float32.
 """
 
 from __future__ import annotations
@@ -19,39 +18,40 @@ from typing import Any
 from ... import onnx_protobuf
 from ...errors import BackendError
 from ...install_hints import ONNXRUNTIME_GPU
-from . import by_onnxruntime
+from . import onnxruntime_shim
 
 MODULES = ("tensorrt", "tensorrt_rtx")
-_WRITES = b"TensorScatter"  # the operator that becomes a layer which writes a cache, and wants to know its length
-Axes = Mapping[str, tuple[int, int, int]]  # a free axis -> its least, usual and largest size
+_CACHE_WRITE_OP = b"TensorScatter"  # becomes a layer that writes a cache, whose length must be fixed
+Axes = Mapping[str, tuple[int, int, int]]  # dynamic axis -> its minimum, optimum and maximum
+Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 _NO_CUDA = "catchCudaError"
 _log = logging.getLogger("blip2rt")
 
 
-class Unsuitable(BackendError):
-    """TensorRT is not installed, or does not know the GPU."""
+class TensorRTUnavailable(BackendError):
+    """TensorRT is not installed or does not support the GPU."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How plans are built, whatever the graph."""
+    """How plans are built, for any graph."""
 
-    gpus: tuple[str, ...] = ()  # compute capabilities to build for, e.g. "SM86"; tensorrt_rtx only; (): what is there
-    workspace: int | None = None  # bytes of scratch memory that a layer may take; None: TensorRT's choice
-    timing_cache: bytes | None = None  # measured times of kernels, from an earlier build
+    gpus: tuple[str, ...] = ()  # compute capabilities to build for, e.g. "SM86" (tensorrt_rtx only); (): this machine's
+    workspace: int | None = None  # maximum scratch memory of a layer in bytes; None: TensorRT's choice
+    timing_cache: bytes | None = None  # kernel timings of an earlier build
 
 
 @dataclass
-class Built:
-    """A plan, and what was measured on the way."""
+class BuildResult:
+    """A plan and the timings measured while it was built."""
 
-    plan: memoryview  # of TensorRT's own memory: a copy would be another of the weights
+    plan: memoryview  # TensorRT's own memory: a copy would double the weights
     timing_cache: bytes | None = None
     faults: list[str] = field(default_factory=list)
 
 
 def load_tensorrt(name: str | None = None) -> Any:
-    """The module `name`, or the first of MODULES that is installed. Raises BackendError for a missing or broken one."""
+    """Import `name`, or the first installed module of MODULES. Raises BackendError if it is missing or broken."""
     for each in MODULES if name is None else (name,):
         try:
             return importlib.import_module(each)
@@ -62,78 +62,85 @@ def load_tensorrt(name: str | None = None) -> Any:
                 ) from error
         except (ImportError, OSError, RuntimeError) as error:
             raise BackendError(f"{each} is installed but cannot be loaded: {error}") from error
-    wanted = " or ".join(MODULES if name is None else (name,))
-    raise Unsuitable(
-        f"{wanted} is not installed: on Jetson it comes with JetPack (docs/jetson.md); elsewhere pip install tensorrt, "
-        f"or tensorrt-rtx for GeForce and RTX; to do without, {ONNXRUNTIME_GPU}"
+    modules = " or ".join(MODULES if name is None else (name,))
+    raise TensorRTUnavailable(
+        f"{modules} is not installed: on Jetson it comes with JetPack (docs/jetson.md); elsewhere pip install "
+        f"tensorrt, or tensorrt-rtx for GeForce and RTX; to run without TensorRT, {ONNXRUNTIME_GPU}"
     )
 
 
-def load_for(sm: str | None) -> Any:
-    """TensorRT, if it builds for GPUs of the compute capability `sm`, e.g. "SM86"; None: any. Raises BackendError."""
+def load_for_gpu(sm: str | None) -> Any:
+    """Import TensorRT for GPUs of compute capability `sm`, e.g. "SM86"; None: any.
+
+    Raises TensorRTUnavailable if it does not support them.
+    """
     trt = load_tensorrt()
-    if sm is not None and builds_for_any(trt) and sm not in _known(trt):
-        raise Unsuitable(f"{identity(trt)} does not know {sm}, this machine's GPU: pip install tensorrt; to do "
-                         f"without, {ONNXRUNTIME_GPU}")  # fmt: skip
+    if sm is not None and builds_without_gpu(trt) and sm not in _compute_capabilities(trt):
+        raise TensorRTUnavailable(
+            f"{identity(trt)} does not support {sm}, this machine's GPU: pip install tensorrt; to run without "
+            f"TensorRT, {ONNXRUNTIME_GPU}"
+        )
     return trt
 
 
 def load_runner(sm: str | None) -> Any:
-    """TensorRT, or what runs graphs in its place where none that is installed builds for `sm`. Raises BackendError."""
+    """TensorRT, or ONNX Runtime in its place if no installed TensorRT supports `sm`. Raises BackendError."""
     try:
-        return load_for(sm)
-    except Unsuitable as error:
-        instead = by_onnxruntime.find()
-        if instead is None:
+        return load_for_gpu(sm)
+    except TensorRTUnavailable as error:
+        shim = onnxruntime_shim.find()
+        if shim is None:
             raise
-        _log.warning("ONNX Runtime's CUDA provider runs the graphs in TensorRT's place: %s", error)
-        return instead
+        _log.warning("ONNX Runtime's CUDA provider replaces TensorRT: %s", error)
+        return shim
 
 
-def builds_for_any(trt: Any) -> bool:
-    """Whether the module builds for GPUs that are not there. tensorrt itself measures on the one that is."""
+def builds_without_gpu(trt: Any) -> bool:
+    """Whether the module builds for GPUs that this machine lacks. tensorrt itself times kernels on the GPU."""
     return bool(trt.__name__ == "tensorrt_rtx")
 
 
 def opens_graphs(trt: Any) -> bool:
-    """Whether a plan only names its graph, which is opened with it. TensorRT's own plans hold all that they need."""
+    """Whether a plan only refers to its graph, as ONNX Runtime's do. TensorRT's own plans are self-contained."""
     return bool(getattr(trt, "opens_graphs", False))
 
 
 def identity(trt: Any) -> str:
-    """Name and version of TensorRT: only the one that built a plan loads it."""
+    """Name and version of TensorRT. Only the version that built a plan can load it."""
     return f"{trt.__name__} {trt.__version__}"
 
 
 def build(
-    trt: Any, graph: Path, profiles: Sequence[Axes], settings: Settings = Settings(),
-    progress: Callable[[str, int, int], None] | None = None,
-) -> Built:  # fmt: skip
-    """Build a plan with `profiles`, each the sizes of the graph's free axes by name.
+    trt: Any,
+    graph: Path,
+    profiles: Sequence[Axes],
+    settings: Settings = Settings(),
+    progress: Progress | None = None,
+) -> BuildResult:
+    """Build a plan with `profiles`, each of which gives the sizes of the graph's dynamic axes by name.
 
-    progress(phase, done, total) is told of TensorRT's phases. Ctrl-C ends the build at its next step. Raises
-    BackendError that names every fault of the parser with its node, an axis that no profile names, or what the builder
-    said when it gave up.
+    progress(phase, done, total) reports TensorRT's phases. Ctrl-C ends the build at its next step. Raises BackendError
+    that lists the parser's errors with their nodes, an axis missing from the profiles, or the builder's last error.
     """
     stop = threading.Event()
     return _interruptible(lambda: _build(trt, graph, profiles, settings, progress, stop), stop)
 
 
-def _interruptible(work: Callable[[], Built], stop: threading.Event) -> Built:
-    """Do `work` in a thread of its own. Where this one is interrupted, set `stop` and wait for the work to end.
+def _interruptible(work: Callable[[], BuildResult], stop: threading.Event) -> BuildResult:
+    """Run `work` in a thread. If this thread is interrupted, set `stop` and wait for the work to end.
 
-    TensorRT's calls take minutes. Python hears Ctrl-C in the main thread alone, and not before they return.
+    TensorRT's calls take minutes, and Python handles Ctrl-C in the main thread only, after they return.
     """
-    done: list[Built] = []
+    done: list[BuildResult] = []
     failed: list[BaseException] = []
-    ended = threading.Event()  # an interrupted join may forget its thread
+    ended = threading.Event()  # an interrupted join() may lose track of its thread
 
     def run() -> None:
         try:
             done.append(work())
         except BaseException as error:
-            # Nothing of TensorRT's is left to the garbage collector: it may run within our log, in a call of TensorRT
-            # that holds a lock, and a builder's end waits for the same lock.
+            # Leave no TensorRT object to the garbage collector: it may run inside our logger, within a TensorRT call
+            # that holds a lock, and destroying a builder waits for the same lock.
             traceback.clear_frames(error.__traceback__)
             failed.append(error)
         finally:
@@ -155,16 +162,20 @@ def _interruptible(work: Callable[[], Built], stop: threading.Event) -> Built:
 
 
 def _build(
-    trt: Any, graph: Path, profiles: Sequence[Axes], settings: Settings,
-    progress: Callable[[str, int, int], None] | None, stop: threading.Event,
-) -> Built:  # fmt: skip
+    trt: Any,
+    graph: Path,
+    profiles: Sequence[Axes],
+    settings: Settings,
+    progress: Progress | None,
+    stop: threading.Event,
+) -> BuildResult:
     log = logger(trt)
-    builder = made(log, trt.Builder)
+    builder = create(log, trt.Builder)
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, log)
-    if not _parsed(parser, graph, profiles):
-        raise BackendError("; ".join(_parser_faults(parser)) or f"the parser refuses it: {log.last}")
+    if not _parse(parser, graph, profiles):
+        raise BackendError("; ".join(_parser_faults(parser)) or f"the parser rejects the graph: {log.last}")
     config = builder.create_builder_config()
     _configure(trt, config, settings)
     for axes in profiles:
@@ -174,28 +185,26 @@ def _build(
     cache = _use_timing_cache(config, settings.timing_cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise BackendError(f"the builder gives up: {log.last or 'it does not say why'}")
-    return Built(memoryview(plan), None if cache is None else bytes(cache.serialize()))
+        raise BackendError(f"the build failed: {log.last or 'TensorRT gives no reason'}")
+    return BuildResult(memoryview(plan), None if cache is None else bytes(cache.serialize()))
 
 
-def _parsed(parser: Any, graph: Path, profiles: Sequence[Axes]) -> bool:
-    """Whether the parser takes the graph. Axes of one size are fixed where a layer that writes a cache wants that."""
+def _parse(parser: Any, graph: Path, profiles: Sequence[Axes]) -> bool:
+    """Parse the graph; return whether it succeeded. A layer that writes a cache needs its axes to be fixed sizes."""
     model = graph.read_bytes()
-    if _WRITES not in model:
+    if _CACHE_WRITE_OP not in model:
         return bool(parser.parse_from_file(str(graph)))
-    sizes = {
-        name: usual for name, (_, usual, _) in profiles[0].items()
-        if all(axes.get(name) == (usual,) * 3 for axes in profiles)
-    }  # fmt: skip
+    optima = {name: optimum for name, (_, optimum, _) in profiles[0].items()}
+    sizes = {name: size for name, size in optima.items() if all(axes.get(name) == (size,) * 3 for axes in profiles)}
     return bool(parser.parse(onnx_protobuf.with_sizes(model, sizes), str(graph)))
 
 
-def made(log: Any, kind: Any) -> Any:
-    """TensorRT's builder or runtime. Raises BackendError with TensorRT's own reason, which its exceptions leave out."""
+def create(log: Any, kind: Any) -> Any:
+    """Create TensorRT's builder or runtime. Raises BackendError with the reason, which TensorRT's exceptions omit."""
     try:
         return kind(log)
     except (TypeError, RuntimeError) as error:
-        raise BackendError(f"TensorRT cannot begin: {log.last or error}; see blip2rt doctor") from error
+        raise BackendError(f"TensorRT cannot start: {log.last or error}: run blip2rt doctor") from error
 
 
 def _parser_faults(parser: Any) -> list[str]:
@@ -203,41 +212,41 @@ def _parser_faults(parser: Any) -> list[str]:
     for index in range(parser.num_errors):
         error = parser.get_error(index)
         name, operator = error.node_name() or error.node(), error.node_operator()
-        node = f"node {name} ({operator}): " if operator else ""  # a file that is no graph has no node to blame
+        node = f"node {name} ({operator}): " if operator else ""  # a file that is not a graph has no nodes
         faults.append(node + _plain(error.desc()))
     return faults
 
 
 def _plain(message: str) -> str:
-    """One line, without the complaint about CUDA that the builder adds to every error where there is no GPU."""
+    """One line, without the CUDA error that the builder adds to every message if there is no GPU."""
     return " ".join(" ".join(line for line in message.splitlines() if _NO_CUDA not in line).split())
 
 
 def _configure(trt: Any, config: Any, settings: Settings) -> None:
-    # tensorrt-rtx: a context that allocates while it runs could not be captured in a CUDA graph.
-    whole = getattr(getattr(trt, "BuilderFlag", None), "REQUIRE_USER_ALLOCATION", None)
-    if whole is not None:
-        config.set_flag(whole)
+    # tensorrt-rtx: a context that allocates while it runs cannot be captured in a CUDA graph.
+    flag = getattr(getattr(trt, "BuilderFlag", None), "REQUIRE_USER_ALLOCATION", None)
+    if flag is not None:
+        config.set_flag(flag)
     if settings.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace)
     if not settings.gpus:
         return
-    known = _known(trt)
-    unknown = [name for name in settings.gpus if name not in known]
+    supported = _compute_capabilities(trt)
+    unknown = [name for name in settings.gpus if name not in supported]
     if unknown:
-        raise BackendError(f"{identity(trt)} does not know {', '.join(unknown)}: choose from {', '.join(known)}")
+        raise BackendError(f"{identity(trt)} does not support {', '.join(unknown)}: choose from {', '.join(supported)}")
     config.num_compute_capabilities = len(settings.gpus)
     for index, name in enumerate(settings.gpus):
         config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
 
 
-def _known(trt: Any) -> list[str]:
+def _compute_capabilities(trt: Any) -> list[str]:
     """The compute capabilities that tensorrt_rtx builds for."""
     return [name for name in dir(trt.ComputeCapability) if name.startswith("SM")]
 
 
 def _add_profile(builder: Any, config: Any, network: Any, axes: Axes, log: Any) -> None:
-    profile, free, missing = builder.create_optimization_profile(), False, set()
+    profile, dynamic, missing = builder.create_optimization_profile(), False, set()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         sizes = []
@@ -248,11 +257,11 @@ def _add_profile(builder: Any, config: Any, network: Any, axes: Axes, log: Any) 
             sizes.append(axes.get(name, (size,) * 3) if size < 0 else (size,) * 3)
         if -1 in tuple(tensor.shape) and not missing:
             profile.set_shape(tensor.name, *(tuple(each) for each in zip(*sizes, strict=True)))
-            free = True
+            dynamic = True
     if missing:
-        raise BackendError(f"no size is known for the axis {', '.join(sorted(missing))}")
-    if free and config.add_optimization_profile(profile) < 0:
-        raise BackendError(f"the builder refuses the sizes {dict(axes)}: {log.last or 'it does not say why'}")
+        raise BackendError(f"the profile gives no size for the axis {', '.join(sorted(missing))}")
+    if dynamic and config.add_optimization_profile(profile) < 0:
+        raise BackendError(f"TensorRT rejects the sizes {dict(axes)}: {log.last or 'it gives no reason'}")
 
 
 def _use_timing_cache(config: Any, data: bytes | None) -> Any:
@@ -260,14 +269,14 @@ def _use_timing_cache(config: Any, data: bytes | None) -> Any:
         return None
     cache = config.create_timing_cache(data)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
-        _log.warning("the timing cache is of another TensorRT or GPU and starts anew")
+        _log.warning("the timing cache belongs to another TensorRT or GPU: starting a new one")
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, ignore_mismatch=False)
     return cache
 
 
 def logger(trt: Any) -> Any:
-    """TensorRT's logger: passes messages to our log at the level debug, and keeps the last error, to be raised."""
+    """A TensorRT logger that passes messages to our log at level debug and keeps the last error for exceptions."""
 
     class Log(trt.ILogger):
         def __init__(self) -> None:
@@ -279,17 +288,16 @@ def logger(trt: Any) -> Any:
                 self.last = _plain(message) or self.last
             _log.debug("%s: %s", trt.__name__, message)
 
-        def because(self) -> str:
-            """The last error as the end of a sentence, once."""
+        def reason(self) -> str:
+            """The last error in parentheses, to end a message with; then forget it."""
             last, self.last = self.last, ""
             return f" ({last})" if last else ""
 
     return Log()
 
 
-def _monitor(trt: Any, progress: Callable[[str, int, int], None] | None, stop: threading.Event) -> Any:
-    """TensorRT's monitor of progress, which ends the build once `stop` is set. TensorRT calls it from its own
-    threads."""
+def _monitor(trt: Any, progress: Progress | None, stop: threading.Event) -> Any:
+    """A TensorRT progress monitor that ends the build once `stop` is set. TensorRT calls it from its own threads."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:

@@ -1,8 +1,8 @@
-"""Plans on disk, so that each is built once: beside a plan lies a note of what it was built from.
+"""A cache of plans on disk, so that each plan is built once.
 
-A plan is found under a key of everything that it depends on, and loaded only if its note says the same and its hash is
-right. Anything else counts as missing. A plan of gigabytes is hashed once: as long as its size and time are those that
-the note has, its hash is right. Knows files, nothing about TensorRT.
+A plan's file name contains a hash of everything that the plan depends on. Metadata in a JSON file beside the plan
+repeat these inputs and hold the plan's SHA-256; a plan whose metadata or hash do not match counts as missing. The hash
+is recomputed only if the file's size or time has changed, because plans can have gigabytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def default_folder() -> Path:
 
 
 class PlanCache:
-    """The plans in a folder. `origin` says in JSON what a plan was built from and for: each has its own plan."""
+    """The plans in a folder, each identified by its `origin`: what it was built from and for, as JSON."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -42,45 +42,45 @@ class PlanCache:
         return self.folder / f"{component}-{key}.plan"
 
     def find(self, component: str, origin: Mapping[str, Any]) -> Path | None:
-        """The plan built from `origin`, whole and unaltered; None where it has to be built."""
+        """The intact plan built from `origin`, or None if it has to be built."""
         plan = self.path(component, origin)
         try:
-            note = self.note(plan)
-            if _canonical(note.get("origin")) != _canonical(origin):
+            metadata = self.metadata(plan)
+            if _canonical(metadata.get("origin")) != _canonical(origin):
                 return None
             stamp = _stamp(plan)
-            if note.get("stamp") == stamp:
+            if metadata.get("stamp") == stamp:
                 return plan
-            if note.get("sha256") != _hash_file(plan):
+            if metadata.get("sha256") != _hash_file(plan):
                 return None
         except OSError:
             return None
-        with contextlib.suppress(BackendError):  # a folder that is only read: it is hashed each time
-            self.tell(plan, stamp=stamp)
+        with contextlib.suppress(BackendError):  # in a read-only folder the plan is hashed at every load
+            self.update_metadata(plan, stamp=stamp)
         return plan
 
-    def note(self, plan: Path) -> dict[str, Any]:
-        """What is known of a plan; nothing where there is no note that can be read."""
+    def metadata(self, plan: Path) -> dict[str, Any]:
+        """A plan's metadata; empty if they are missing or unreadable."""
         try:
-            note = json.loads(_note(plan).read_text(encoding="utf-8"))
+            metadata = json.loads(_metadata_path(plan).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return note if isinstance(note, dict) else {}
+        return metadata if isinstance(metadata, dict) else {}
 
-    def tell(self, plan: Path, **more: Any) -> None:
-        """Add to a plan's note. Raises BackendError where the folder cannot be written."""
-        self._write(_note(plan), json.dumps({**self.note(plan), **more}, indent=2).encode())
+    def update_metadata(self, plan: Path, **fields: Any) -> None:
+        """Set fields of a plan's metadata. Raises BackendError if the folder is not writable."""
+        self._write(_metadata_path(plan), json.dumps({**self.metadata(plan), **fields}, indent=2).encode())
 
     def store(self, component: str, origin: Mapping[str, Any], data: bytes | memoryview) -> Path:
-        """Write a plan, then its note. A killed build leaves nothing that is loaded.
+        """Write a plan, then its metadata, so that an interrupted write is never loaded.
 
-        Raises BackendError where the folder cannot be written.
+        Raises BackendError if the folder is not writable.
         """
         plan = self.path(component, origin)
         digest = hashlib.sha256(data).hexdigest()
         self._write(plan, data)
-        note = {"origin": origin, "sha256": digest, "stamp": _stamp(plan)}
-        self._write(_note(plan), json.dumps(note, indent=2).encode())
+        metadata = {"origin": origin, "sha256": digest, "stamp": _stamp(plan)}
+        self._write(_metadata_path(plan), json.dumps(metadata, indent=2).encode())
         return plan
 
     def _write(self, path: Path, data: bytes | memoryview) -> None:
@@ -89,11 +89,11 @@ class PlanCache:
             write_file(path, data)
         except OSError as error:
             raise BackendError(
-                f"cannot write {path}: {error.strerror or error}; --cache or BLIP2RT_CACHE names another folder"
+                f"cannot write {path}: {error.strerror or error}: choose another folder with --cache or BLIP2RT_CACHE"
             ) from error
 
 
-def _note(plan: Path) -> Path:
+def _metadata_path(plan: Path) -> Path:
     return plan.with_suffix(".json")
 
 
@@ -102,7 +102,7 @@ def _canonical(origin: Any) -> bytes:
 
 
 def _stamp(path: Path) -> list[int]:
-    """Size and time of a file, which every change to it changes."""
+    """Size and modification time of a file."""
     found = path.stat()
     return [found.st_size, found.st_mtime_ns]
 

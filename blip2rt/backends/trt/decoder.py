@@ -1,9 +1,8 @@
-"""The language model on the device: its cache and buffers, and the graph of a step.
+"""The language model on the device: its cache and buffers, and the CUDA graph of a decoding step.
 
-A step is one graph of embed, llm and three kernels (engines/search/kernels.cu). `scatter` writes the new keys and
-values into the cache, where the llm's graph does not do so itself. `choose` takes a step of every answer's search
-(engines/search/search_block.h, the source of the CPU's loop too). `reorder` moves the beams that changed places. Knows
-rows, slots of the cache and kernels; not when a text is done.
+A step is a CUDA graph of the plans embed and llm and up to three kernels (engines/search/kernels.cu): `scatter` writes
+new keys and values into the cache unless the llm graph does so itself; `choose` advances every answer's search, with
+the CPU loop's source (engines/search/search_block.h); `reorder` moves beams that changed places.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from .lane import DeviceTensor, Lane, Plan
 from .search import LAYOUT, Kernels, SearchMemory
 from .sizes import Sizes, Strides
 
-_STEP, _PROMPT = 0, 1  # profiles of the plans of llm and embed
-_MASKED = np.array(-1e9, np.float32)  # past_mask of a slot that holds nothing
+_STEP, _PROMPT = 0, 1  # profiles of the plans llm and embed
+_MASKED = np.array(-1e9, np.float32)  # past_mask of an empty cache position
 _log = logging.getLogger("blip2rt")
 
 
 class Decoder:
-    """The language model in one lane: its buffers, allocated once, and the graph of its step."""
+    """The language model in one lane: its buffers, allocated once, and the CUDA graph of a step."""
 
     def __init__(self, lane: Lane, kernels: Kernels, plans: Mapping[str, Plan], sizes: Sizes) -> None:
         self.lane, self.sizes = lane, sizes
@@ -38,7 +37,7 @@ class Decoder:
         self._llm_prompt = lane.runner(plans[contract.LLM], _PROMPT)
         if sizes.width * sizes.dtype.itemsize % 4:
             raise BackendError(
-                f"heads of {sizes.width} {sizes.dtype} numbers are no whole words of 4 bytes: export anew"
+                f"an attention head of {sizes.width} {sizes.dtype} values is not a multiple of 4 bytes: export again"
             )
         strides = Strides.of(sizes)
         self._cache_stride, self._fresh_stride, self._cross_strides = strides.cache, strides.fresh, strides.cross
@@ -48,57 +47,63 @@ class Decoder:
             lane.buffer(name, sizes.tensors * stride)
         if not sizes.in_place:
             lane.tensor("mask", (sizes.rows, sizes.capacity), np.float32)
-        for name, numbers, dtype in (
-            ("logits", sizes.vocab, np.float32), ("tokens", 1, np.int64),
-            ("top.logits", sizes.k, np.float32), ("top.tokens", sizes.k, np.int64), ("top.sum", 1, np.float32),
-            ("step.embeds", sizes.hidden, np.float32), ("step.last_index", 1, np.int64), ("positions", 1, np.int64),
-            ("parents", 1, np.int32), ("done", 1, np.int32), ("sources", 1, np.int32), ("prompt.lengths", 1, np.int32),
-            ("prompt.images", 1, np.int32),
-        ):  # fmt: skip
-            lane.tensor(name, (sizes.rows, numbers), dtype)
+        widths = {"logits": sizes.vocab, "top.logits": sizes.k, "top.sum": 1, "step.embeds": sizes.hidden}
+        for name, width in widths.items():
+            lane.tensor(name, (sizes.rows, width), np.float32)
+        lane.tensor("top.tokens", (sizes.rows, sizes.k), np.int64)
+        for name in ("tokens", "step.last_index", "positions"):
+            lane.tensor(name, (sizes.rows, 1), np.int64)
+        for name in ("parents", "done", "sources", "prompt.lengths", "prompt.images"):
+            lane.tensor(name, (sizes.rows, 1), np.int32)
         lane.tensor("prompt.logits", (sizes.images, sizes.vocab), np.float32)
         lane.buffer("plan", struct.calcsize(LAYOUT))
         self._graph: Any = None
-        self._known: Any = None  # what the graph holds for, or the last step that was enqueued without one
-        self._refused = False
-        self._rows = self._seen = 0
+        self._graph_key: Any = None  # of the captured graph, or of the last step enqueued without one
+        self._capture_failed = False
+        self._rows = self._encoder_length = 0
 
     # The prompts
 
     def encode(self, embeds: np.ndarray[Any, Any], mask: np.ndarray[Any, Any], sources: np.ndarray[Any, Any]) -> None:
-        """Encoder-decoder only: embeds (B, S, D), mask (B, S) -> cross keys and values of every row.
+        """Run the encoder: embeds (B, S, D), mask (B, S) -> cross-attention keys and values of every row.
 
-        sources (rows): the image that a row belongs to.
+        sources (rows): the image of each row.
         """
         sizes, lane = self.sizes, self.lane
         assert sizes.cross is not None
-        images, self._seen = mask.shape
+        images, self._encoder_length = mask.shape
         heads, width = sizes.cross
-        row = heads * self._seen * width * sizes.dtype.itemsize
+        row_bytes = heads * self._encoder_length * width * sizes.dtype.itemsize
         small, large = lane.address("cross.images"), lane.address("cross.rows")
         self._cross_images = self._cross(small, self._cross_strides[0], images)
         self._cross_rows = self._cross(large, self._cross_strides[1], len(sources))
         encoder = lane.runner(self._plans[contract.ENCODER])
-        encoder.set({
+        inputs = {
             contract.INPUTS_EMBEDS: lane.upload("encoder.embeds", embeds),
-            contract.ATTENTION_MASK: lane.upload("encoder.mask", mask), **self._cross_images,
-        })  # fmt: skip
+            contract.ATTENTION_MASK: lane.upload("encoder.mask", mask),
+        }
+        encoder.set({**inputs, **self._cross_images})
         encoder.enqueue()
         self._cross_images[contract.ENCODER_MASK] = lane.upload("encoder.mask", mask)
         self._cross_rows[contract.ENCODER_MASK] = lane.upload("encoder.mask.rows", mask[sources])
-        self._kernels.launch("spread", (len(sources), sizes.tensors), lane.stream, small, large,
-                             lane.address("sources"), self._cross_strides[0] // 4, self._cross_strides[1] // 4,
-                             ctypes.c_int(row // 4))  # fmt: skip
+        self._spread(len(sources), small, large, *self._cross_strides, row_bytes)
+
+    def _spread(self, rows: int, source: int, target: int, source_stride: int, target_stride: int, size: int) -> None:
+        """Copy `size` bytes of each tensor from every image to its rows."""
+        lane, grid = self.lane, (rows, self.sizes.tensors)
+        strides = source_stride // 4, target_stride // 4
+        sources = lane.address("sources")
+        self._kernels.launch("spread", grid, lane.stream, source, target, sources, *strides, ctypes.c_int(size // 4))
 
     def _cross(self, address: int, stride: int, rows: int) -> dict[str, DeviceTensor]:
         heads, width = self.sizes.cross or (0, 0)
-        names = [name.format(layer) for layer in range(self.sizes.layers)
-                 for name in (contract.CROSS_KEY, contract.CROSS_VALUE)]  # fmt: skip
-        shape = (rows, heads, self._seen, width)
+        kinds = (contract.CROSS_KEY, contract.CROSS_VALUE)
+        names = [name.format(layer) for layer in range(self.sizes.layers) for name in kinds]
+        shape = (rows, heads, self._encoder_length, width)
         return {name: DeviceTensor(address + i * stride, shape, self.sizes.dtype) for i, name in enumerate(names)}
 
     def embed(self, prompts: Sequence[list[int]]) -> np.ndarray[Any, Any]:
-        """B prompts -> their embeddings (B, longest, D). What follows a shorter prompt means nothing."""
+        """B prompts -> their embeddings (B, S, D), S being the longest length. Padding has arbitrary values."""
         longest = max(map(len, prompts))
         if longest == 0:
             return np.zeros((len(prompts), 0, self.sizes.hidden), np.float32)
@@ -107,89 +112,89 @@ class Decoder:
         return self.lane.download(outputs[contract.TOKEN_EMBEDS])
 
     def read(self, embeds: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any], sources: np.ndarray[Any, Any]) -> None:
-        """embeds (B, S, D) of prompts of lengths (B) -> keys and values of every row, logits of every image.
+        """Read prompts: embeds (B, S, D), lengths (B) -> keys and values of every row, logits of every image.
 
-        sources (rows) int32: the image that a row belongs to.
+        sources (rows) int32: the image of each row.
         """
         sizes, lane = self.sizes, self.lane
         images, length, _ = embeds.shape
         self._rows = len(sources)
         last_index = lane.upload("prompt.last_index", lengths.astype(np.int64) - 1)
         positions = np.broadcast_to(np.arange(length), (images, length))
-        # A cache that the graph writes has a row an image here; where rows are images, it is the cache of the steps.
-        own = sizes.in_place and not np.array_equal(sources, np.arange(images))
-        kept = self._prompts_mask(images) if not sizes.in_place else self._written(images, own)
-        self._llm_prompt.set({
+        # An in-place cache has one row per image here. If rows are images, it is also the cache of the steps.
+        separate = sizes.in_place and not np.array_equal(sources, np.arange(images))
+        cache = self._in_place_cache(images, separate) if sizes.in_place else self._prompt_masks(images)
+        inputs = {
             contract.INPUTS_EMBEDS: lane.upload("prompt.embeds", embeds),
             contract.POSITION_IDS: lane.upload("prompt.positions", positions),
-            contract.LAST_INDEX: last_index, **kept, **(self._cross_images if sizes.cross else {}),
-            **self._outputs(images, length, "prompt.logits"),
-        })  # fmt: skip
+            contract.LAST_INDEX: last_index,
+        }
+        cross = self._cross_images if sizes.cross else {}
+        self._llm_prompt.set({**inputs, **cache, **cross, **self._outputs(images, length, "prompt.logits")})
         self._llm_prompt.enqueue()
         if not sizes.in_place:
             self._scatter(lane.address("mask"), last_index.address, 0, length)
-        elif own:
-            words = sizes.heads * sizes.capacity * sizes.width * sizes.dtype.itemsize // 4
-            self._kernels.launch("spread", (self._rows, sizes.tensors), lane.stream, self._fresh, self._cache,
-                                 lane.address("sources"), self._fresh_stride // 4, self._cache_stride // 4,
-                                 ctypes.c_int(words))  # fmt: skip
+        elif separate:
+            size = sizes.heads * sizes.capacity * sizes.width * sizes.dtype.itemsize
+            self._spread(self._rows, self._fresh, self._cache, self._fresh_stride, self._cache_stride, size)
 
-    def _prompts_mask(self, images: int) -> dict[str, DeviceTensor]:
-        """Close the masks: that of the prompts, which see no cache, and that of the rows. Bind the former."""
+    def _prompt_masks(self, images: int) -> dict[str, DeviceTensor]:
+        """Mask out the whole cache, for the rows and for the prompts. Return the prompts' bindings."""
         sizes, lane = self.sizes, self.lane
         mask = lane.tensor("mask", (sizes.rows, sizes.capacity), np.float32)
         closed = lane.tensor("mask.closed", (images, sizes.capacity), np.float32)
         for each in (mask, closed):
             lane.cuda.fill(each.address, int(_MASKED.view(np.uint32)), each.size // 4, lane.stream)
-        return {contract.PAST_MASK: closed, **self._past(images)}
+        return {contract.PAST_MASK: closed, **self._past_cache(images)}
 
-    def _past(self, rows: int) -> dict[str, DeviceTensor]:
+    def _past_cache(self, rows: int) -> dict[str, DeviceTensor]:
         sizes = self.sizes
         names = contract.llm_tensors(sizes.layers, target="trt")[0][4:]
         shape = (rows, sizes.heads, sizes.capacity, sizes.width)
-        return {name: DeviceTensor(self._cache + i * self._cache_stride, shape, sizes.dtype)
-                for i, name in enumerate(names)}  # fmt: skip
+        return self._tensors(names, self._cache, self._cache_stride, shape)
 
-    def _written(self, rows: int, own: bool) -> dict[str, DeviceTensor]:
-        """Bind a cache that the graph writes, what was and what will be at one place. own: the prompts' own."""
+    def _tensors(
+        self, names: Sequence[str], start: int, stride: int, shape: tuple[int, ...]
+    ) -> dict[str, DeviceTensor]:
+        return {name: DeviceTensor(start + i * stride, shape, self.sizes.dtype) for i, name in enumerate(names)}
+
+    def _in_place_cache(self, rows: int, separate: bool) -> dict[str, DeviceTensor]:
+        """Bindings of a cache that the graph updates in place. separate: the prompts' cache, not the rows'."""
         sizes = self.sizes
         inputs, outputs = contract.llm_tensors(sizes.layers, target="trt", in_place=True)
-        start, stride = (self._fresh, self._fresh_stride) if own else (self._cache, self._cache_stride)
+        start, stride = (self._fresh, self._fresh_stride) if separate else (self._cache, self._cache_stride)
         shape = (rows, sizes.heads, sizes.capacity, sizes.width)
-        return {name: DeviceTensor(start + i * stride, shape, sizes.dtype)
-                for names in (inputs[3:], outputs[4:]) for i, name in enumerate(names)}  # fmt: skip
+        return self._tensors(inputs[3:], start, stride, shape) | self._tensors(outputs[4:], start, stride, shape)
 
     def _outputs(self, rows: int, length: int, logits: str) -> dict[str, DeviceTensor]:
-        """Bind what a step or a prompt gives, but a cache that the graph writes."""
+        """Bindings of the outputs of a step or prompt, except an in-place cache."""
         sizes, lane = self.sizes, self.lane
         names = () if sizes.in_place else contract.llm_tensors(sizes.layers, target="trt")[1][4:]
         shape = (rows, sizes.heads, length, sizes.width)
-        fresh = {name: DeviceTensor(self._fresh + i * self._fresh_stride, shape, sizes.dtype)
-                 for i, name in enumerate(names)}  # fmt: skip
         return {
             contract.LOGITS: lane.tensor(logits, (rows, sizes.vocab), np.float32),
             contract.TOP_LOGITS: lane.tensor("top.logits", (rows, sizes.k), np.float32),
             contract.TOP_TOKENS: lane.tensor("top.tokens", (rows, sizes.k), np.int64),
             contract.LOG_SUM_EXP: lane.tensor("top.sum", (rows, 1), np.float32),
-            **fresh,
+            **self._tensors(names, self._fresh, self._fresh_stride, shape),
         }
 
     def _scatter(self, mask: int, last_index: int, positions: int, length: int) -> None:
-        """Write new keys and values into the cache: those of images, where last_index is given, or of rows."""
+        """Write new keys and values into the cache: per image if last_index is given, else per row."""
         sizes, words = self.sizes, self.sizes.width * self.sizes.dtype.itemsize // 4
-        self._kernels.launch(
-            "scatter", (self._rows, sizes.tensors), self.lane.stream, self._fresh, self._cache, mask,
-            self.lane.address("sources") if last_index else 0, last_index, positions, self._fresh_stride // 4,
-            self._cache_stride // 4, ctypes.c_int(sizes.heads), ctypes.c_int(length), ctypes.c_int(sizes.capacity),
-            ctypes.c_int(words),
-        )  # fmt: skip
+        sources = self.lane.address("sources") if last_index else 0
+        addresses = self._fresh, self._cache, mask, sources, last_index, positions
+        strides = self._fresh_stride // 4, self._cache_stride // 4
+        counts = map(ctypes.c_int, (sizes.heads, length, sizes.capacity, words))
+        grid = (self._rows, sizes.tensors)
+        self._kernels.launch("scatter", grid, self.lane.stream, *addresses, *strides, *counts)
 
     # The steps
 
     def begin(self, search: SearchMemory, lengths: np.ndarray[Any, Any], images: np.ndarray[Any, Any]) -> None:
-        """Choose the first tokens, and bind the step.
+        """Choose the first tokens and bind the step.
 
-        lengths (answers): positions that were read; images (answers): the row of the prompts.
+        lengths (answers): prompt positions; images (answers): each answer's image.
         """
         sizes, lane, rows = self.sizes, self.lane, self._rows
         self._search = search
@@ -200,39 +205,40 @@ class Decoder:
             lane.cuda.fill(tensor.address, 0, tensor.size // 4, lane.stream)
         self._choose(lane.address("prompt.logits"), first.address)
         step_embeds = lane.tensor("step.embeds", (rows, 1, sizes.hidden), np.float32)
-        changed = self._embed.set({
-            contract.TOKEN_IDS: lane.tensor("tokens", (rows, 1), np.int64), contract.TOKEN_EMBEDS: step_embeds,
-        })  # fmt: skip
-        changed |= self._llm_step.set({
+        tokens = lane.tensor("tokens", (rows, 1), np.int64)
+        changed = self._embed.set({contract.TOKEN_IDS: tokens, contract.TOKEN_EMBEDS: step_embeds})
+        inputs = {
             contract.INPUTS_EMBEDS: step_embeds,
             contract.POSITION_IDS: lane.tensor("positions", (rows, 1), np.int64),
             contract.LAST_INDEX: lane.tensor("step.last_index", (rows,), np.int64),  # zeros
-            **(self._written(rows, False) if sizes.in_place else {
-                contract.PAST_MASK: lane.tensor("mask", (rows, sizes.capacity), np.float32), **self._past(rows)}),
-            **(self._cross_rows if sizes.cross else {}), **self._outputs(rows, 1, "logits"),
-        })  # fmt: skip
-
+        }
+        if sizes.in_place:
+            cache = self._in_place_cache(rows, separate=False)
+        else:
+            mask = lane.tensor("mask", (rows, sizes.capacity), np.float32)
+            cache = {contract.PAST_MASK: mask, **self._past_cache(rows)}
+        cross = self._cross_rows if sizes.cross else {}
+        changed |= self._llm_step.set({**inputs, **cache, **cross, **self._outputs(rows, 1, "logits")})
         key = (rows, search.beams, lane.version)
-        if changed or key != self._known:
+        if changed or key != self._graph_key:
             self.drop_graph()
 
     def _choose(self, prompt_logits: int = 0, images: int = 0) -> None:
-        lane, address = self.lane, self.lane.address
-        self._kernels.launch(
-            "choose", (self._search.answers, 1), lane.stream, address("plan"), address("logits"), prompt_logits, images,
-            address("top.logits"), address("top.tokens"), address("top.sum"), address("prompt.lengths"),
-            address("tokens"), address("positions"), address("parents"), address("done"), ctypes.c_int(self.sizes.k),
-        )  # fmt: skip
+        lane = self.lane
+        names = "top.logits top.tokens top.sum prompt.lengths tokens positions parents done".split()
+        addresses = lane.address("plan"), lane.address("logits"), prompt_logits, images, *map(lane.address, names)
+        grid = (self._search.answers, 1)
+        self._kernels.launch("choose", grid, lane.stream, *addresses, ctypes.c_int(self.sizes.k))
 
     def step(self) -> None:
-        """Launch one step: enqueued the first time, captured the second, replayed from then on."""
+        """Launch one step: enqueued the first time, captured the second time, then replayed."""
         key = (self._rows, self._search.beams, self.lane.version)
         if self._graph is not None:
-            assert key == self._known, "a buffer has moved since the step was captured"
+            assert key == self._graph_key, "a buffer has moved since the step was captured"
             self.lane.cuda.launch_graph(self._graph, self.lane.stream)
-        elif self._refused or self._known != key:  # TensorRT prepares itself in the first run with new shapes
+        elif self._capture_failed or self._graph_key != key:  # TensorRT initializes in the first run with new shapes
             self._enqueue()
-            self._known = key
+            self._graph_key = key
         else:
             self._capture()
 
@@ -241,7 +247,7 @@ class Decoder:
         try:
             for runner in (self._embed, self._llm_step):
                 if not runner.capturable():
-                    raise BackendError(f"{runner.name}: TensorRT says that a run of the plan cannot be captured")
+                    raise BackendError(f"{runner.name}: TensorRT reports that the plan cannot be captured")
             lane.cuda.begin_capture(lane.stream)
             try:
                 self._enqueue()
@@ -250,8 +256,8 @@ class Decoder:
         except BackendError as error:
             if graph is not None:
                 lane.cuda.destroy_graph(graph)
-            self._refused = True
-            _log.warning("the step cannot be captured as a CUDA graph, and is enqueued anew each time: %s", error)
+            self._capture_failed = True
+            _log.warning("the step cannot be captured as a CUDA graph and will be enqueued each time: %s", error)
             self._enqueue()
             return
         self._graph = graph
@@ -265,15 +271,14 @@ class Decoder:
             self._scatter(address("mask"), 0, address("positions"), 1)
         self._choose()
         if self._search.beams > 1:
-            self._kernels.launch(
-                "reorder", (self._rows, sizes.tensors), lane.stream, address("plan"), self._cache,
-                address("parents"), address("prompt.lengths"), address("positions"), self._cache_stride // 4,
-                ctypes.c_int(sizes.heads), ctypes.c_int(sizes.capacity),
-                ctypes.c_int(sizes.width * sizes.dtype.itemsize // 4),
-            )  # fmt: skip
+            words = sizes.width * sizes.dtype.itemsize // 4
+            addresses = [address("plan"), self._cache, *map(address, ("parents", "prompt.lengths", "positions"))]
+            counts = map(ctypes.c_int, (sizes.heads, sizes.capacity, words))
+            grid = (self._rows, sizes.tensors)
+            self._kernels.launch("reorder", grid, lane.stream, *addresses, self._cache_stride // 4, *counts)
 
     def drop_graph(self) -> None:
         if self._graph is not None:
             self.lane.wait()
             self.lane.cuda.destroy_graph(self._graph)
-        self._graph = self._known = None
+        self._graph = self._graph_key = None

@@ -1,6 +1,6 @@
-"""Generations and conversations, in lanes that are lent to one of them at a time.
+"""Generations and conversations, and the pool of lanes that they run in.
 
-Knows lanes, and which images run together; what happens to these on the device is loop's.
+Decides which images run together; loop.py runs them on the device.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ if TYPE_CHECKING:
 
 
 class DecoderLane(Lane):
-    """A lane and the decoder in it."""
+    """A lane with a decoder."""
 
     decoder: Decoder | None = None
 
     def close(self) -> None:
-        with contextlib.suppress(BackendError):  # after a failure the device may refuse everything
+        with contextlib.suppress(BackendError):  # a failed device may reject every call
             if self.decoder is not None:
                 self.decoder.drop_graph()
                 self.decoder = None
             super().close()
 
 
-class Lanes:
-    """Lends lanes: a free one, or a new one where none is free."""
+class LanePool:
+    """A pool of lanes that grows with the number of concurrent calls."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
         self._free: list[DecoderLane] = []
         self._closed = False
-        # The garbage collector gives lanes back, in the midst of whatever a thread does: of what is below, too.
+        # Reentrant, because the garbage collector may release a lane while this thread holds the lock.
         self._lock = threading.RLock()
 
-    def take(self) -> DecoderLane:
-        """Raises BackendError where the lanes are closed, or the device has no room for one more."""
+    def acquire(self) -> DecoderLane:
+        """Return a free or new lane. Raises BackendError if the pool is closed or the device is out of memory."""
         self._cuda.activate()
         with self._lock:
             if self._closed:
@@ -55,10 +55,10 @@ class Lanes:
                 return self._free.pop()
         return DecoderLane(self._cuda)
 
-    def give_back(self, lane: DecoderLane) -> None:
-        for plan in lane.prepared:
-            plan.keep_kernels()
-        lane.prepared.clear()
+    def release(self, lane: DecoderLane) -> None:
+        for plan in lane.plans_with_new_shapes:
+            plan.save_kernels()
+        lane.plans_with_new_shapes.clear()
         with self._lock:
             if not self._closed:
                 self._free.append(lane)
@@ -66,7 +66,7 @@ class Lanes:
         lane.close()
 
     def close(self) -> None:
-        """Give back what the lanes hold: the free ones' now, the lent ones' when they are given back."""
+        """Free the memory of all lanes: of idle ones now, of busy ones when they are released."""
         with self._lock:
             self._closed = True
             free, self._free = self._free, []
@@ -74,18 +74,18 @@ class Lanes:
             lane.close()
 
     @contextlib.contextmanager
-    def lend(self) -> Iterator[DecoderLane]:
-        """Lend a lane for a block. A lane in which something failed is closed, and not lent again."""
-        lane = self.take()
+    def lane(self) -> Iterator[DecoderLane]:
+        """Hold a lane within a `with` block. If the block raises, the lane is closed instead of reused."""
+        lane = self.acquire()
         try:
             yield lane
         except BaseException:
             lane.close()
             raise
-        self.give_back(lane)
+        self.release(lane)
 
 
-class Part(NamedTuple):
+class ImageGroup(NamedTuple):
     """Images of a generation that run together."""
 
     start: int  # number of the first image
@@ -95,73 +95,73 @@ class Part(NamedTuple):
 
 
 class Generation(backends.Generation):
-    """A generation under way, in parts of as many images as the plans take at once: one part after the other."""
+    """A running generation: groups of as many images as the plans allow, one group after the other."""
 
     def __init__(
         self,
-        lanes: Lanes,
+        lanes: LanePool,
         decoder_of: Callable[[DecoderLane], Decoder],
-        parts: Sequence[Part],
+        groups: Sequence[ImageGroup],
         forced_prefix: list[int],
         vocabulary: Any,
     ) -> None:
-        self._lanes, self._decoder_of, self._parts = lanes, decoder_of, parts
+        self._lanes, self._decoder_of, self._groups = lanes, decoder_of, groups
         self._forced_prefix, self._vocabulary = forced_prefix, vocabulary
         self._current = 0
-        self._steps = [0] * len(parts)
+        self._steps = [0] * len(groups)
         self._running: DeviceGeneration | None = None
         self._lane: DecoderLane | None = None
-        self._give_back: Any = None
+        self._release: Any = None
         self.stepped = False
 
     @property
     def done(self) -> bool:
-        return self._current == len(self._parts)
+        return self._current == len(self._groups)
 
     def run(self) -> None:
         """Run to the end."""
         while not self.done:
-            with self._failing():
-                self._open().run()
+            with self._close_on_error():
+                self._start_group().run()
             self._next()
 
     def step(self) -> list[Token]:
         if self.done:
             return []
-        with self._failing():
-            running = self._open()
+        with self._close_on_error():
+            running = self._start_group()
             self.stepped = True
             added = running.step()
         self._steps[self._current] += 1
-        start = self._parts[self._current].start
+        start = self._groups[self._current].start
         if running.done:
             self._next()
         return [(start + image, draw, token) for image, draw, token in added]
 
     def results(self) -> Sequences:
-        return [image for part in self._parts for image in part.batch.results()]
+        return [image for group in self._groups for image in group.batch.results()]
 
     def cut(self, image: int, tokens: int) -> bool:
-        part = max(i for i, part in enumerate(self._parts) if part.start <= image)
-        return tokens == self._steps[part]
+        index = max(i for i, group in enumerate(self._groups) if group.start <= image)
+        return tokens == self._steps[index]
 
     def close(self) -> None:
-        """End where it is, and give the lane back."""
-        if self._give_back is not None:
-            self._give_back()
-        self._lane = self._running = self._give_back = None
-        self._current = len(self._parts)
+        """Stop the generation and release its lane."""
+        if self._release is not None:
+            self._release()
+        self._lane = self._running = self._release = None
+        self._current = len(self._groups)
 
-    def _open(self) -> DeviceGeneration:
-        """The part under way, begun where none is."""
+    def _start_group(self) -> DeviceGeneration:
+        """The running group, started if none is running."""
         if self._lane is None:
-            self._lane = self._lanes.take()
-            # A generation that nobody runs to its end gives its lane back when it is collected.
-            self._give_back = weakref.finalize(self, self._lanes.give_back, self._lane)
+            self._lane = self._lanes.acquire()
+            # An abandoned generation releases its lane when it is garbage-collected.
+            self._release = weakref.finalize(self, self._lanes.release, self._lane)
         if self._running is None:
-            part, decoder = self._parts[self._current], self._decoder_of(self._lane)
+            group, decoder = self._groups[self._current], self._decoder_of(self._lane)
             self._running = DeviceGeneration(
-                decoder, part.batch, part.prefix_embeds, part.prompts, self._forced_prefix, self._vocabulary
+                decoder, group.batch, group.prefix_embeds, group.prompts, self._forced_prefix, self._vocabulary
             )
         return self._running
 
@@ -172,36 +172,36 @@ class Generation(backends.Generation):
             self.close()
 
     @contextlib.contextmanager
-    def _failing(self) -> Iterator[None]:
-        """Where the block fails, close the lane and end: neither is used again."""
+    def _close_on_error(self) -> Iterator[None]:
+        """If the block raises, close the lane and end the generation."""
         try:
             yield
         except BaseException:
-            if self._give_back is not None and self._lane is not None:
-                self._give_back.detach()
+            if self._release is not None and self._lane is not None:
+                self._release.detach()
                 self._lane.close()
-            self._lane = self._running = self._give_back = None
-            self._current = len(self._parts)
+            self._lane = self._running = self._release = None
+            self._current = len(self._groups)
             raise
 
 
 class Chat(backends.Chat):
-    """A conversation. The plans' cache holds one generation: what was said is read again with each question."""
+    """A conversation. The cache holds one generation, so each question reads the whole conversation again."""
 
     def __init__(
         self, begin: Callable[[Floats, list[list[int]], Mapping[str, Any]], Generation], prefix_embeds: Floats
     ) -> None:
         self._begin, self._prefix_embeds = begin, prefix_embeds
-        self._said: list[int] = []
+        self._history: list[int] = []
         self._last: tuple[Generation, list[int]] | None = None
 
     def ask(self, prompt: list[int], options: Mapping[str, Any]) -> Generation:
-        said = list(self._said)
+        history = list(self._history)
         if self._last is not None:
-            generation, read = self._last
+            generation, question = self._last
             generation.close()
-            if generation.stepped:  # a question whose answer was never begun was not asked
-                said += read + generation.results()[0][0][0]
-        begun = self._begin(self._prefix_embeds, [said + prompt], options)
-        self._said, self._last = said, (begun, prompt + options.get("forced_prefix", []))
-        return begun
+            if generation.stepped:  # otherwise the answer never started and the question does not count
+                history += question + generation.results()[0][0][0]
+        generation = self._begin(self._prefix_embeds, [history + prompt], options)
+        self._history, self._last = history, (generation, prompt + options.get("forced_prefix", []))
+        return generation

@@ -1,7 +1,4 @@
-"""The NVIDIA GPU of this machine, asked through the driver's own library: no CUDA toolkit and no Python package needed.
-
-Knows the driver API's few calls that describe a device, nothing about plans.
-"""
+"""Describes this machine's NVIDIA GPU through the driver library, without the CUDA toolkit or Python packages."""
 
 from __future__ import annotations
 
@@ -20,9 +17,9 @@ class Gpu:
 
     name: str
     compute_capability: tuple[int, int]
-    memory: int  # bytes in all
-    driver: tuple[int, int]  # the newest CUDA that the driver runs
-    integrated: bool  # shares the machine's memory, as on Jetson
+    memory: int  # total bytes
+    driver: tuple[int, int]  # newest CUDA version that the driver supports
+    integrated: bool  # shares the host's memory, as on Jetson
     multiprocessors: int
 
     @property
@@ -32,7 +29,7 @@ class Gpu:
 
 
 def find() -> Gpu | str:
-    """The first GPU, or why there is none, in words."""
+    """The first GPU, or a message that says why there is none."""
     library = _load()
     if library is None:
         return "no NVIDIA driver is installed (libcuda.so.1 is not found)"
@@ -69,7 +66,7 @@ def _first(cuda: ctypes.CDLL) -> Gpu:
             text = ctypes.c_char_p()
             cuda.cuGetErrorString(code, ctypes.byref(text))
             reason = (text.value or b"unknown error").decode(errors="replace")
-            raise OSError(f"{function} fails with code {code} ({reason})")
+            raise OSError(f"{function} fails with error {code} ({reason})")
 
     def attribute(which: int) -> int:
         value = ctypes.c_int()

@@ -1,6 +1,6 @@
-"""Runs plans: their tensors, contexts with their shapes and addresses, one stream, memory that is kept.
+"""Running plans: a lane owns a stream, named device buffers and the execution contexts of plans.
 
-Knows tensors by name and what a plan asks of them; nothing about captions, tokens or how plans are built.
+Does not know about captions, tokens or how plans are built.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "in
 
 @dataclass(frozen=True)
 class DeviceTensor:
-    """Memory of the device as a tensor."""
+    """A tensor in device memory."""
 
     address: int
     shape: tuple[int, ...]
@@ -38,21 +38,21 @@ class DeviceTensor:
 
 
 class Plan:
-    """A plan, loaded: its weights are on the device once, however many contexts run it."""
+    """A loaded plan. All contexts that run it share one copy of the weights on the device."""
 
     def __init__(self, trt: Any, runtime: Any, file: Path, component: str, log: Any) -> None:
-        """log: the runtime's, builder.logger(). Raises BackendError where TensorRT refuses the plan."""
+        """log: the runtime's logger, from builder.logger(). Raises BackendError if TensorRT rejects the plan."""
         self.name = component
         self._trt, self._log = trt, log
-        with _mapped(file) as data:  # pages of the file, not a copy of the weights beside the device's
+        with _map_file(file) as data:  # mapped, so that the host holds no second copy of the weights
             self._loaded = runtime.deserialize_cuda_engine(data)
         if self._loaded is None:
             raise BackendError(
-                f"{component}: {builder.identity(trt)} refuses the plan {file}{log.because()}, as it does those of "
-                "another GPU or version, or where memory is short: remove the file, and it is built again"
+                f"{component}: {builder.identity(trt)} rejects the plan {file}{log.reason()}. It was built for another "
+                "GPU or version, or memory is short: delete the file to rebuild it"
             )
-        self._met: set[tuple[int, str, tuple[int, ...]]] = set()
-        self._kernels = KernelCache(trt, self._loaded, file) if KernelCache.known(trt) else None
+        self._seen_shapes: set[tuple[int, str, tuple[int, ...]]] = set()
+        self._kernels = KernelCache(trt, self._loaded, file) if KernelCache.is_supported(trt) else None
         names = [self._loaded.get_tensor_name(index) for index in range(self._loaded.num_io_tensors)]
         self.inputs = [name for name in names if self._loaded.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         self.outputs = [name for name in names if name not in self.inputs]
@@ -60,15 +60,15 @@ class Plan:
 
     @property
     def scratch(self) -> int:
-        """Bytes that a context needs while it runs, whatever the profile."""
+        """Bytes of scratch memory that a context needs, for any profile."""
         return int(self._loaded.device_memory_size_v2)
 
     def largest(self, name: str, profile: int) -> tuple[int, ...]:
-        """The largest shape of an input."""
+        """The largest shape of an input that the profile allows."""
         return tuple(self._loaded.get_tensor_profile_shape(name, profile)[2])
 
-    def place(self, output: str) -> str:
-        """The input whose memory an output is written over, as a cache is; else the output itself."""
+    def buffer_of(self, output: str) -> str:
+        """The name of an output's buffer: its own, or that of the cache input that it overwrites."""
         past = output.replace("present_", "past_", 1)
         return past if past in self.inputs else output
 
@@ -76,74 +76,74 @@ class Plan:
         managed = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._loaded.create_execution_context(managed if self._kernels is None else self._kernels.config)
         if context is None:
-            raise BackendError(f"{self.name}: TensorRT has no memory for a context of the plan{self.because()}")
+            raise BackendError(f"{self.name}: not enough GPU memory for a context of the plan{self.reason()}")
         if not context.set_optimization_profile_async(profile, int(stream)):
-            raise BackendError(f"{self.name}: TensorRT refuses profile {profile} of the plan{self.because()}")
+            raise BackendError(f"{self.name}: TensorRT rejects profile {profile} of the plan{self.reason()}")
         return context
 
-    def because(self) -> str:
-        """TensorRT's own reason for its last refusal, as the end of a sentence."""
-        return str(self._log.because())
+    def reason(self) -> str:
+        """TensorRT's last error in parentheses, to end a message with."""
+        return str(self._log.reason())
 
-    def meets(self, profile: int, name: str, shape: tuple[int, ...]) -> bool:
-        """Whether this is the first time that an input has this shape."""
+    def is_new_shape(self, profile: int, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether an input has this shape for the first time."""
         key = profile, name, shape
-        known = key in self._met
-        self._met.add(key)
-        return not known
+        new = key not in self._seen_shapes
+        self._seen_shapes.add(key)
+        return new
 
-    def keep_kernels(self) -> None:
-        """Keep what TensorRT has compiled for the shapes that it has met."""
+    def save_kernels(self) -> None:
+        """Store the kernels that TensorRT has compiled at run time."""
         if self._kernels is not None:
-            self._kernels.keep()
+            self._kernels.save()
 
     def _dtype(self, name: str) -> np.dtype[Any]:
         kind = str(self._loaded.get_tensor_dtype(name)).rpartition(".")[2]
         if kind not in _DTYPES:
-            raise BackendError(f"{self.name}: the plan's tensor {name} is {kind}, which this backend does not know")
+            raise BackendError(f"{self.name}: the plan's tensor {name} is {kind}, which this backend does not support")
         return np.dtype(_DTYPES[kind])
 
 
-def _mapped(file: Path) -> mmap.mmap:
-    """The bytes of a plan's file, read as they are needed."""
+def _map_file(file: Path) -> mmap.mmap:
+    """Map a plan's file into memory."""
     try:
         with open(file, "rb") as opened:
             return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
-        raise BackendError(f"cannot read the plan {file} ({error}): remove the file, and it is built again") from error
+        raise BackendError(f"cannot read the plan {file} ({error}): delete the file to rebuild it") from error
 
 
 class Runner:
-    """A plan's context with one profile on one lane's stream; tensors stay set until others take their place."""
+    """An execution context of a plan, with one profile, on a lane's stream. Tensors stay bound until replaced."""
 
     def __init__(self, lane: Lane, plan: Plan, profile: int) -> None:
         self._lane, self._plan, self._profile = lane, plan, profile
         self._context = plan.context(profile, lane.stream)
-        self._set: dict[str, DeviceTensor] = {}
+        self._bound: dict[str, DeviceTensor] = {}
         self._scratch: tuple[int, int] | None = None
 
     def set(self, tensors: Mapping[str, DeviceTensor]) -> bool:
         """Bind shapes and device addresses. Return whether any binding changed.
 
-        Raises BackendError: a tensor's dtype is not the plan's, or no profile allows its shape.
+        Raises BackendError if a tensor's dtype differs from the plan's or the profile does not allow its shape.
         """
-        changed = {name: tensor for name, tensor in tensors.items() if self._set.get(name) != tensor}
+        changed = {name: tensor for name, tensor in tensors.items() if self._bound.get(name) != tensor}
         for name, tensor in changed.items():
-            wanted = self._plan.dtypes.get(name)
-            if wanted != tensor.dtype:
+            expected = self._plan.dtypes.get(name)
+            if expected != tensor.dtype:
                 raise BackendError(
-                    f"{self._plan.name}: {name} is {tensor.dtype}, but the plan's {wanted}: build it anew"
+                    f"{self._plan.name}: {name} is {tensor.dtype}, but the plan expects {expected}: rebuild the plan"
                 )
             if name in self._plan.inputs and not self._context.set_input_shape(name, tensor.shape):
                 raise BackendError(
-                    f"{self._plan.name}: the plan does not take {name} of shape {tensor.shape}; the largest is "
-                    f"{self._plan.largest(name, self._profile)}{self._plan.because()}"
+                    f"{self._plan.name}: the plan does not accept {name} of shape {tensor.shape}; the largest is "
+                    f"{self._plan.largest(name, self._profile)}{self._plan.reason()}"
                 )
             if not self._context.set_tensor_address(name, tensor.address):
-                raise BackendError(f"{self._plan.name}: TensorRT refuses the address of {name}{self._plan.because()}")
-            self._set[name] = tensor
-            if name in self._plan.inputs and self._plan.meets(self._profile, name, tensor.shape):
-                self._lane.prepared.add(self._plan)
+                raise BackendError(f"{self._plan.name}: TensorRT rejects the address of {name}{self._plan.reason()}")
+            self._bound[name] = tensor
+            if name in self._plan.inputs and self._plan.is_new_shape(self._profile, name, tensor.shape):
+                self._lane.plans_with_new_shapes.add(self._plan)
         scratch = self._lane.scratch(self._plan.scratch)
         if scratch != self._scratch:
             self._context.set_device_memory(*scratch)
@@ -152,52 +152,52 @@ class Runner:
         return bool(changed)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of an output, once every input is set."""
+        """The shape of an output, once every input is bound."""
         shape = tuple(self._context.get_tensor_shape(name))
         if min(shape, default=0) < 0:
-            raise BackendError(f"{self._plan.name}: the plan does not know the shape of {name} beforehand: {shape}")
+            raise BackendError(f"{self._plan.name}: the shape of {name} depends on the data: {shape}")
         return shape
 
     def enqueue(self) -> None:
-        """Put one run on the lane's stream. Raises BackendError."""
-        missing = [name for name in (*self._plan.inputs, *self._plan.outputs) if name not in self._set]
-        assert not missing, f"{self._plan.name}: {missing} were never set"
+        """Enqueue one run on the lane's stream. Raises BackendError."""
+        missing = [name for name in (*self._plan.inputs, *self._plan.outputs) if name not in self._bound]
+        assert not missing, f"{self._plan.name}: {missing} were never bound"
         if not self._context.execute_async_v3(int(self._lane.stream)):
-            raise BackendError(f"{self._plan.name}: TensorRT cannot run the plan{self._plan.because()}")
+            raise BackendError(f"{self._plan.name}: TensorRT cannot run the plan{self._plan.reason()}")
 
     def capturable(self) -> bool:
-        """Whether a run may be captured in a CUDA graph. tensorrt-rtx says so; tensorrt is asked by trying."""
-        asked = getattr(self._context, "is_stream_capturable", None)
-        return asked is None or bool(asked(int(self._lane.stream)))
+        """Whether a run can be captured in a CUDA graph. Only tensorrt-rtx can tell; for tensorrt, assume so."""
+        query = getattr(self._context, "is_stream_capturable", None)
+        return query is None or bool(query(int(self._lane.stream)))
 
     @property
     def name(self) -> str:
         return self._plan.name
 
     def close(self) -> None:
-        """End the context now: an error's traceback may hold this for long."""
+        """Release the context now, since an error's traceback may keep this object alive."""
         self._context = None
 
 
 class Lane:
-    """What one call at a time needs of the device: a stream, scratch memory, contexts, buffers by name.
+    """The device resources of one call at a time: a stream, scratch memory, contexts and named buffers.
 
-    All of it is kept for the next call. Work of a lane is done in order.
+    They are reused by the next call. Work on a lane runs in order.
     """
 
     def __init__(self, cuda: Cuda) -> None:
         self.cuda = cuda
         self.stream = cuda.stream()
-        self.version = 0  # counts buffers that have moved: a graph that was captured before knows their old places
-        self.prepared: set[Plan] = set()  # plans that have met new shapes since the lane was lent
+        self.version = 0  # incremented when a buffer moves, which invalidates captured graphs
+        self.plans_with_new_shapes: set[Plan] = set()  # since the lane was acquired
         self._buffers: dict[str, tuple[int, int]] = {}
         self._runners: dict[tuple[str, int], Runner] = {}
-        self._held: list[Any] = []  # host memory that copies may still read or write
+        self._pending_arrays: list[Any] = []  # host memory that copies may still read or write
 
     def buffer(self, name: str, size: int) -> int:
-        """Address of a buffer of at least `size` bytes, zeros where it is new. A larger one replaces a smaller."""
-        address, have = self._buffers.get(name, (0, 0))
-        if have >= size:
+        """Address of a buffer of at least `size` bytes. A new or enlarged buffer is filled with zeros."""
+        address, allocated = self._buffers.get(name, (0, 0))
+        if allocated >= size:
             return address
         if address:
             self.wait()
@@ -211,7 +211,7 @@ class Lane:
         return address
 
     def address(self, name: str) -> int:
-        """The address of a buffer that is there."""
+        """The address of an existing buffer."""
         return self._buffers[name][0]
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: Any) -> DeviceTensor:
@@ -220,12 +220,12 @@ class Lane:
         return DeviceTensor(self.buffer(name, math.prod(shape) * kind.itemsize), shape, kind)
 
     def scratch(self, size: int) -> tuple[int, int]:
-        """Memory that contexts share, as they run one after the other."""
+        """Address and size of the scratch memory, which contexts share because they run one after the other."""
         address = self.buffer("scratch", size)
         return address, self._buffers["scratch"][1]
 
     def upload(self, name: str, array: np.ndarray[Any, Any]) -> DeviceTensor:
-        """Copy an array into the buffer of its name."""
+        """Copy an array into the named buffer."""
         data = np.ascontiguousarray(array)
         tensor = self.tensor(name, data.shape, data.dtype)
         if tensor.size:
@@ -233,22 +233,22 @@ class Lane:
         return tensor
 
     def copy_in(self, address: int, data: np.ndarray[Any, Any]) -> None:
-        """Copy a contiguous array to the device; it is kept until the next wait.
+        """Copy a contiguous array to the device, and keep it alive until the next wait.
 
-        A GPU that shares the machine's memory may read it after the call.
+        An integrated GPU may read it after the call has returned.
         """
-        self._held.append(data)
+        self._pending_arrays.append(data)
         self.cuda.upload(address, data.ctypes.data, data.nbytes, self.stream)
 
     def copy_out(self, data: np.ndarray[Any, Any], address: int) -> None:
-        """Copy from the device into a contiguous array. It is there, and kept, until the next wait."""
-        self._held.append(data)
+        """Copy from the device into a contiguous array, which is valid after the next wait."""
+        self._pending_arrays.append(data)
         self.cuda.download(data.ctypes.data, address, data.nbytes, self.stream)
 
     def wait(self) -> None:
-        """Wait for all that was put on the stream."""
+        """Wait for all work on the stream."""
         self.cuda.wait(self.stream)
-        self._held.clear()
+        self._pending_arrays.clear()
 
     def download(self, tensor: DeviceTensor) -> np.ndarray[Any, Any]:
         """Wait for the stream. Return the tensor as an array."""
@@ -258,18 +258,18 @@ class Lane:
         return array
 
     def runner(self, plan: Plan, profile: int = 0) -> Runner:
-        """The lane's one context of a plan and a profile."""
+        """The lane's context of a plan with a profile, created on first use."""
         key = (plan.name, profile)
         if key not in self._runners:
             self._runners[key] = Runner(self, plan, profile)
         return self._runners[key]
 
     def run(self, plan: Plan, feeds: Mapping[str, np.ndarray[Any, Any]], profile: int = 0) -> dict[str, DeviceTensor]:
-        """Arrays by name -> the outputs, on the device until the next run of the plan."""
+        """Run a plan on arrays by input name -> its outputs on the device, valid until the plan's next run."""
         runner = self.runner(plan, profile)
         runner.set({name: self.upload(f"{plan.name}.{name}", array) for name, array in feeds.items()})
         outputs = {
-            name: self.tensor(f"{plan.name}.{plan.place(name)}", runner.shape(name), plan.dtypes[name])
+            name: self.tensor(f"{plan.name}.{plan.buffer_of(name)}", runner.shape(name), plan.dtypes[name])
             for name in plan.outputs
         }
         runner.set(outputs)
@@ -277,7 +277,7 @@ class Lane:
         return outputs
 
     def close(self) -> None:
-        """Give everything back. The lane is not used any more."""
+        """Release everything. The lane cannot be used afterwards."""
         self.cuda.activate()
         self.wait()
         for runner in self._runners.values():

@@ -1,7 +1,7 @@
-"""One generation on the device, from prompts to texts.
+"""One generation on the device, from prompts to token ids.
 
-The host launches the decoder's steps and looks, one step behind, whether all is done; a stream waits for each step.
-The search lies in the core's SearchBatch: the host makes it, the device goes on with it, the host reads it.
+The host launches decoding steps and checks, one step behind, whether all answers have ended; streaming waits for each
+step. The core's SearchBatch holds the search state: the host creates it, the device advances it, the host reads it.
 """
 
 from __future__ import annotations
@@ -19,29 +19,37 @@ from .cuda import Cuda, CudaError
 from .decoder import Decoder, SearchMemory
 from .lane import Lane
 
-AHEAD = 1  # steps that are launched beyond the one whose end the host waits for: the device never waits
+STEPS_AHEAD = 1  # steps launched beyond the one that the host waits for, so that the device never idles
 
 
 class DeviceGeneration:
-    """One generation of at most `sizes.images` images in a decoder that is not used by another meanwhile."""
+    """One generation of at most `sizes.images` images. It has the decoder to itself until it ends."""
 
-    def __init__(self, decoder: Decoder, batch: Any, prefix: np.ndarray[Any, Any], prompts: Sequence[list[int]],
-                 given: list[int], vocabulary: Any) -> None:  # fmt: skip
-        """prefix (B, Q, D); given: tokens that every answer begins with. The first step reads the prompts."""
+    def __init__(
+        self,
+        decoder: Decoder,
+        batch: Any,
+        prefix: np.ndarray[Any, Any],
+        prompts: Sequence[list[int]],
+        forced_prefix: list[int],
+        vocabulary: Any,
+    ) -> None:
+        """prefix (B, Q, D); every answer begins with forced_prefix. The first step reads the prompts."""
         self._decoder, self._batch = decoder, batch
-        self._prefix, self._prompts, self._given, self._vocabulary = prefix, prompts, given, vocabulary
-        self._most = batch.plan["max_new_tokens"]
+        self._prefix, self._prompts, self._vocabulary = prefix, prompts, vocabulary
+        self._forced_prefix = forced_prefix
+        self._max_new_tokens = batch.plan["max_new_tokens"]
         self._deadline = time.monotonic() + batch.plan["max_time"]
         self._search: Any = None
         self._launched = 0
-        self._told_last = False
+        self._deadline_passed = False
 
     @property
     def done(self) -> bool:
         return bool(self._batch.done)
 
     def step(self) -> list[tuple[int, int, int]]:
-        """Compute one token more. Return (image, draw, token id) of each that is settled."""
+        """Compute the next token of each answer. Return (image, draw, token id) for every token that is final."""
         self._decoder.lane.cuda.activate()
         self._launch()
         self._search.fetch()
@@ -49,15 +57,15 @@ class DeviceGeneration:
         return added
 
     def run(self) -> None:
-        """Run to the end. The device is AHEAD steps ahead of what the host knows of it."""
+        """Run to the end. The device runs STEPS_AHEAD steps ahead of the host's view."""
         lane, answers = self._decoder.lane, len(self._batch.plan["images"])
         lane.cuda.activate()
-        with _flags(lane, answers) as flags:
-            known: deque[int] = deque()
-            while self._launched < self._most:
+        with _done_flags(lane, answers) as flags:
+            pending: deque[int] = deque()
+            while self._launched < self._max_new_tokens:
                 self._launch()
-                known.append(flags.record(lane.address("done"), lane.stream))
-                if self._told_last or (len(known) > AHEAD and flags.all_set(known.popleft())):
+                pending.append(flags.record(lane.address("done"), lane.stream))
+                if self._deadline_passed or (len(pending) > STEPS_AHEAD and flags.all_set(pending.popleft())):
                     break
             self._search.fetch()
 
@@ -65,12 +73,12 @@ class DeviceGeneration:
         return self._batch.results()
 
     def _launch(self) -> None:
-        self._told_last = time.monotonic() >= self._deadline
+        self._deadline_passed = time.monotonic() >= self._deadline
         if self._launched == 0:
             self._read()
         else:
-            if self._told_last:
-                self._search.last()
+            if self._deadline_passed:
+                self._search.mark_last_step()
             self._decoder.step()
         self._launched += 1
 
@@ -82,37 +90,37 @@ class DeviceGeneration:
         sources = np.repeat(images, self._search.beams)
         lane.upload("sources", sources.astype(np.int32))
         if sizes.cross is None:
-            embeds, lengths = self._joined([prompt + self._given for prompt in self._prompts])
+            embeds, lengths = self._prefix_and_prompts([prompt + self._forced_prefix for prompt in self._prompts])
         else:
-            embeds, lengths = self._joined(self._prompts)
+            embeds, lengths = self._prefix_and_prompts(self._prompts)
             mask = (np.arange(embeds.shape[1]) < lengths[:, None]).astype(np.int64)
             decoder.encode(embeds, mask, sources)
-            given = [sizes.start, *self._given]
-            embeds = decoder.embed([given] * len(self._prompts))
-            lengths = np.full(len(self._prompts), len(given))
+            decoder_prompt = [sizes.start, *self._forced_prefix]
+            embeds = decoder.embed([decoder_prompt] * len(self._prompts))
+            lengths = np.full(len(self._prompts), len(decoder_prompt))
         decoder.read(embeds, lengths, sources)
-        if self._told_last:
-            self._search.last()
+        if self._deadline_passed:
+            self._search.mark_last_step()
         decoder.begin(self._search, lengths[images], images)
 
-    def _joined(self, prompts: Sequence[list[int]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """[prefix][prompt] of each image (B, S, D), and the lengths (B)."""
+    def _prefix_and_prompts(self, prompts: Sequence[list[int]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Embeddings of [prefix][prompt] for each image (B, S, D), and their lengths (B)."""
         embeds = np.concatenate([self._prefix, self._decoder.embed(prompts)], axis=1)
         return embeds, np.array([self._prefix.shape[1] + len(prompt) for prompt in prompts])
 
 
-class _Flags:
-    """Copies of the device's `done` in host memory, each with the event that says it is there."""
+class _DoneFlags:
+    """Copies of the device's `done` flags in host memory, each with an event that signals its arrival."""
 
     def __init__(self, cuda: Cuda, answers: int) -> None:
         self._cuda, self._answers = cuda, answers
         self._bytes = answers * 4
-        self._memory = cuda.allocate_host((AHEAD + 1) * self._bytes)
-        self._events = [cuda.event() for _ in range(AHEAD + 1)]
+        self._memory = cuda.allocate_host((STEPS_AHEAD + 1) * self._bytes)
+        self._events = [cuda.event() for _ in range(STEPS_AHEAD + 1)]
         self._next = 0
 
     def record(self, done: int, stream: Any) -> int:
-        """Ask for a copy. Return its number."""
+        """Enqueue a copy. Return its number."""
         number = self._next
         self._next = (number + 1) % len(self._events)
         self._cuda.download(self._memory + number * self._bytes, done, self._bytes, stream)
@@ -120,7 +128,7 @@ class _Flags:
         return number
 
     def all_set(self, number: int) -> bool:
-        """Wait for the copy. Return whether every answer is done."""
+        """Wait for a copy. Return whether every answer has ended."""
         self._cuda.wait_event(self._events[number])
         copy = (ctypes.c_int32 * self._answers).from_address(self._memory + number * self._bytes)
         return all(copy)
@@ -132,11 +140,11 @@ class _Flags:
 
 
 @contextmanager
-def _flags(lane: Lane, answers: int) -> Iterator[_Flags]:
-    flags = _Flags(lane.cuda, answers)
+def _done_flags(lane: Lane, answers: int) -> Iterator[_DoneFlags]:
+    flags = _DoneFlags(lane.cuda, answers)
     try:
         yield flags
     finally:
-        with suppress(CudaError):  # a device that failed gives nothing back, and what failed is what is said
+        with suppress(CudaError):  # after a device failure, report that failure and not the failing cleanup
             lane.wait()
             flags.close()

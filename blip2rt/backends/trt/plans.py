@@ -1,6 +1,6 @@
-"""A bundle of the target trt -> a plan for each component: sizes of free axes, memory, building, the cache.
+"""Plans for the components of a bundle of the target trt: optimization profiles, memory estimates, building, caching.
 
-Knows bundles and what their graphs are run with, nothing about TensorRT itself: that is builder's.
+builder.py does what concerns TensorRT itself.
 """
 
 from __future__ import annotations
@@ -25,55 +25,53 @@ from .builder import Axes, Settings
 from .cache import PlanCache
 from .sizes import Sizes, aligned, cache_bytes, logits_bytes
 
-_BUILD_COPIES = 3  # of a plan's weights while it is built: the parsed graph, the builder's own, the plan
-_HEAD = 64  # width of an attention head of image encoders and Q-Formers
-_TABLE = 6  # times its width, in float32: a row of a table of 4 bits while it is taken apart
-_CONTEXT = 500 << 20  # bytes that CUDA's context and the libraries take: an allowance, since no GPU has said it
-_POSITIONS = 256  # capacity of the cache unless asked otherwise: prefix, prompt and answer of captions and questions
-# Where a tensor lies in a data file, as ONNX's external_data has it: offset and length in decimal digits.
+_BUILD_COPIES = 3  # of a plan's weights during a build: the parsed graph, the builder's copy, the plan
+_HEAD_WIDTH = 64  # of an attention head in image encoders and Q-Formers
+_TABLE_SCRATCH = 6  # float32 copies of an int4 embedding row while it is unpacked
+_CONTEXT_BYTES = 500 << 20  # CUDA's context and libraries: an allowance, not measured on a GPU
+_DEFAULT_CAPACITY = 256  # cache positions for prefix, prompt and answer of captions and questions
+# A tensor's place in a data file, as in ONNX's external_data: offset and length in decimal digits.
 _EXTERNAL = re.compile(rb"\n\x06offset\x12.(\d+)j.\n\x06length\x12.(\d+)", re.DOTALL)
-Say = Callable[[str], None]
-# component, plan, graph, profiles -> what a test of the plan has found
-Trial = Callable[[str, Path, Path, Sequence[Axes]], Mapping[str, Any]]
+Report = Callable[[str], None]
+# component, plan, graph, profiles -> the findings of a check of the plan
+CheckPlan = Callable[[str, Path, Path, Sequence[Axes]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class PlanSizes:
-    """What plans are built for. Other sizes need other plans."""
+    """The sizes that plans are built for. Other sizes need other plans."""
 
     max_batch: int = 1  # images at once
-    max_beams: int = 3  # beams, or draws, of an image
-    capacity: int | None = (
-        None  # positions of the cache: prefix, prompt and new tokens; None: 256, or the model's fewer
-    )
-    workspace: int | None = None  # bytes of scratch memory that a layer may take; None: TensorRT's choice
+    max_beams: int = 3  # beams or draws per image
+    capacity: int | None = None  # cache positions: prefix, prompt and new tokens; None: 256 or the model's maximum
+    workspace: int | None = None  # maximum scratch memory of a layer in bytes; None: TensorRT's choice
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes that a bundle takes on the device, before anything is built."""
+    """Estimated device memory of a bundle in bytes."""
 
     weights: int
     cache: int  # keys and values
-    logits: int  # and what else a generation keeps of rows and prompts
-    buffers: int  # what goes into the other plans and comes out: pixels, features, embeddings
-    scratch: int  # of the plan that needs most; what TensorRT will take is not known before it has built
+    logits: int  # and other buffers of a generation
+    buffers: int  # inputs and outputs of the other plans: pixels, features, embeddings
+    scratch: int  # of the plan that needs the most; exact numbers are known only after the build
     largest: int  # weights of the largest plan
-    context: int = _CONTEXT
+    context: int = _CONTEXT_BYTES
 
     @property
     def running(self) -> int:
-        """Bytes that one generation at a time takes, from pixels to tokens."""
+        """Bytes needed to run one generation at a time, from pixels to tokens."""
         return self.weights + self.cache + self.logits + self.buffers + self.scratch + self.context
 
     @property
     def building(self) -> int:
-        """Bytes that building takes: plans are built one at a time, so the largest decides."""
+        """Additional bytes while building: plans are built one at a time, so the largest decides."""
         return _BUILD_COPIES * self.largest
 
 
 def check_target(bundle: Bundle) -> None:
-    """Raise BackendError where the bundle's graphs are not for TensorRT."""
+    """Raise BackendError if the bundle's graphs are not for TensorRT."""
     if bundle.manifest.target != "trt":
         raise BackendError(
             f"{bundle.path} was exported for {bundle.manifest.target}: export it with blip2rt-export --target trt"
@@ -81,20 +79,22 @@ def check_target(bundle: Bundle) -> None:
 
 
 def check_precision(bundle: Bundle, wanted: Mapping[str, str]) -> None:
-    """Raise OptionError for components that the bundle lacks, or has in another precision than `wanted`."""
+    """Raise OptionError for components of `wanted` that are missing or have another precision."""
     components, faults = bundle.manifest.components, []
     for name, precision in wanted.items():
         if name not in components:
             faults.append(f"{name!r}: the bundle has {', '.join(components)}")
         elif components[name].precision not in (precision, f"{precision}-static"):
-            faults.append(f"{name} is {components[name].precision}, not {precision}: graphs get their precision from "
-                          f"blip2rt-export --target trt --precision")  # fmt: skip
+            faults.append(
+                f"{name} is {components[name].precision}, not {precision}: export it again with blip2rt-export "
+                f"--target trt --precision {name}={precision}"
+            )
     if faults:
         raise OptionError(f"--precision: {'; '.join(faults)}")
 
 
 def resolve(bundle: Bundle, sizes: PlanSizes) -> PlanSizes:
-    """Fill in the capacity. Raises OptionError that names all that makes no sense for the bundle."""
+    """Fill in the default capacity. Raises OptionError that lists every invalid size."""
     llm, faults = bundle.manifest.llm, []
     for name in ("max_batch", "max_beams"):
         value = getattr(sizes, name)
@@ -104,63 +104,63 @@ def resolve(bundle: Bundle, sizes: PlanSizes) -> PlanSizes:
         faults.append(f"workspace is {sizes.workspace}: give a number of bytes above 0")
     capacity = sizes.capacity
     if llm is not None:
-        least = llm.prefix_length + 2
-        capacity = min(_POSITIONS, llm.max_positions) if capacity is None else capacity
-        if not least <= capacity <= llm.max_positions:
-            faults.append(f"capacity is {capacity}: give {least} to {llm.max_positions:,} positions for this bundle")
+        minimum = llm.prefix_length + 2
+        capacity = min(_DEFAULT_CAPACITY, llm.max_positions) if capacity is None else capacity
+        if not minimum <= capacity <= llm.max_positions:
+            faults.append(f"capacity is {capacity}: give {minimum} to {llm.max_positions:,} positions for this bundle")
     if faults:
         raise OptionError("; ".join(faults))
     return replace(sizes, capacity=capacity)
 
 
 def profiles(bundle: Bundle, component: str, sizes: PlanSizes) -> list[Axes]:
-    """Sizes of a component's free axes: least, usual, largest. llm and embed have two profiles: a step, a prompt."""
+    """The optimization profiles of a component. llm and embed have two: a step and a prompt."""
     manifest = bundle.manifest
     rows = sizes.max_batch * sizes.max_beams
     if component in (contract.LLM, contract.ENCODER, contract.EMBED):
         llm, capacity = manifest.llm, sizes.capacity
         assert llm is not None and capacity is not None
-        usual = min(llm.prefix_length + 8, capacity)
-        prompt = (1, 1 if llm.encoder_decoder else usual, capacity)
-        seen = (1, usual, capacity)
+        optimum = min(llm.prefix_length + 8, capacity)
+        prompt = (1, 1 if llm.encoder_decoder else optimum, capacity)
+        length = (1, optimum, capacity)
         if component == contract.ENCODER:
-            return [{"B": _upto(sizes.max_batch), "S": seen}]
+            return [{"B": _up_to(sizes.max_batch), "S": length}]
         if component == contract.EMBED:
-            return [{"B": _upto(rows), "S": (1, 1, 1)}, {"B": _upto(sizes.max_batch), "S": (1, usual, capacity)}]
-        fixed: dict[str, tuple[int, int, int]] = {"T": (capacity,) * 3, "S_enc": seen}
+            return [{"B": _up_to(rows), "S": (1, 1, 1)}, {"B": _up_to(sizes.max_batch), "S": length}]
+        fixed: dict[str, tuple[int, int, int]] = {"T": (capacity,) * 3, "S_enc": length}
         # Beams and draws of an image share its prompt.
-        return [{**fixed, "B": _upto(rows), "S": (1, 1, 1)}, {**fixed, "B": _upto(sizes.max_batch), "S": prompt}]
+        return [{**fixed, "B": _up_to(rows), "S": (1, 1, 1)}, {**fixed, "B": _up_to(sizes.max_batch), "S": prompt}]
     texts = [spec.max_text_length for spec in (manifest.retrieval, manifest.question) if spec is not None]
     longest = max(texts, default=1)
-    return [{"B": _upto(sizes.max_batch), "L": (1, min(16, longest), longest)}]
+    return [{"B": _up_to(sizes.max_batch), "L": (1, min(16, longest), longest)}]
 
 
-def _upto(rows: int) -> tuple[int, int, int]:
+def _up_to(rows: int) -> tuple[int, int, int]:
     return 1, rows, rows
 
 
 def estimate(bundle: Bundle, sizes: PlanSizes) -> Estimate:
-    """Weights of every plan, all buffers of a generation of the largest sizes, and about the scratch memory.
+    """Estimate the device memory of all plans and of a generation of the largest size.
 
-    Weights that two graphs share in a file are counted for both: each plan has its own.
+    Weights that two graphs share in a file count twice, since each plan has its own copy.
     """
     manifest = bundle.manifest
     weights = [graph_bytes(bundle.graph(component)) for component in manifest.components]
     cache = logits = 0
     if manifest.llm is not None:
-        held = language_sizes(bundle, sizes)
-        cache, logits = cache_bytes(held), logits_bytes(held)
+        llm_sizes = language_sizes(bundle, sizes)
+        cache, logits = cache_bytes(llm_sizes), logits_bytes(llm_sizes)
     return Estimate(sum(weights), cache, logits, _buffers(bundle, sizes), _scratch(bundle, sizes), max(weights))
 
 
 def language_sizes(bundle: Bundle, sizes: PlanSizes) -> Sizes:
-    """The language model's sizes with those of its plans."""
+    """Sizes of the language model and its plans."""
     assert sizes.capacity is not None
     return Sizes.of(bundle.manifest, sizes.max_batch, sizes.max_batch * sizes.max_beams, sizes.capacity)
 
 
 def _buffers(bundle: Bundle, sizes: PlanSizes) -> int:
-    """Bytes of what is handed to the plans but the language model's, whose decoder has buffers of its own."""
+    """Bytes of the inputs and outputs of all plans but the language model's, whose buffers are counted separately."""
     needed = 0
     for name, component in bundle.manifest.components.items():
         if name not in (contract.LLM, contract.ENCODER):
@@ -172,72 +172,74 @@ def _buffers(bundle: Bundle, sizes: PlanSizes) -> int:
 
 
 def _scratch(bundle: Bundle, sizes: PlanSizes) -> int:
-    """About the bytes that the hungriest plan needs while it runs: scores of attention in float32, and four times the
-    width of its rows, as feed-forward layers have it; of a table, the rows that are looked up."""
+    """Estimate the scratch memory in bytes of the plan that needs the most.
+
+    Counts float32 attention scores, feed-forward activations of four times the width, and unpacked embedding rows.
+    """
     needed, manifest = [0], bundle.manifest
     for component in (contract.VISION, contract.QFORMER):
         if component in manifest.components:
             outputs = manifest.components[component].outputs
             rows, width = (size if isinstance(size, int) else 1 for size in outputs[0].shape[-2:])
-            needed.append(sizes.max_batch * rows * 4 * (4 * width + rows * -(-width // _HEAD)))
+            needed.append(sizes.max_batch * rows * 4 * (4 * width + rows * -(-width // _HEAD_WIDTH)))
     if manifest.llm is not None:
         llm, capacity = manifest.llm, sizes.capacity or 0
         heads = -(-llm.hidden_size // llm.head_dim)
         for rows, length in ((sizes.max_batch * sizes.max_beams, 1), (sizes.max_batch, capacity)):
             needed.append(rows * length * 4 * (4 * llm.hidden_size + heads * (capacity + length)))
-            needed.append(rows * length * 4 * _TABLE * llm.hidden_size)
+            needed.append(rows * length * 4 * _TABLE_SCRATCH * llm.hidden_size)
     return max(needed)
 
 
 def graph_bytes(graph: Path) -> int:
-    """Bytes of a graph's file and of its tensors in data files. Tensors that share a place are loaded one by one."""
+    """Bytes of a graph's file and of its external tensors, counting shared data once for each tensor."""
     text = graph.read_bytes()
     return len(text) + sum(int(length) for _, length in _EXTERNAL.findall(text))
 
 
 def runner() -> Any:
-    """TensorRT, or what takes its place on this machine's GPU. Raises BackendError."""
+    """TensorRT or its replacement for this machine's GPU. Raises BackendError."""
     found = gpu.find()
     return builder.load_runner(None if isinstance(found, str) else found.sm)
 
 
 def this_gpu(trt: Any) -> str:
-    """The GPU as a plan's key has it. Raises BackendError where there is none.
+    """This machine's GPU as it appears in a plan's origin. Raises BackendError if there is none.
 
-    tensorrt chooses kernels by time: its plan is for one card, and Jetson Orins of one name differ in their number of
-    multiprocessors. A plan of tensorrt_rtx is for one compute capability.
+    tensorrt times kernels, so its plan suits one card; Jetson Orins of the same name differ in their number of
+    multiprocessors. A plan of tensorrt_rtx suits one compute capability.
     """
     found = gpu.find()
     if isinstance(found, str):
-        raise BackendError(f"there is no GPU to build for: {found}; --check needs none, --gpu SM86 builds for another")
-    if builder.builds_for_any(trt):
+        raise BackendError(f"no GPU to build for ({found}): use --check, or build for another GPU with --gpu SM86")
+    if builder.builds_without_gpu(trt):
         return found.sm
     return f"{found.name} ({found.sm}, {found.multiprocessors} multiprocessors)"
 
 
 def origin(trt: Any, bundle: Bundle, component: str, sizes: PlanSizes, gpu: str) -> dict[str, Any]:
-    """Everything that a component's plan depends on: TensorRT, GPU, graph and weights, sizes."""
+    """Everything that a component's plan depends on: TensorRT, GPU, graph, weights and sizes."""
     files = bundle.manifest.files or {}
     graph = bundle.graph(component)
-    text = graph.read_bytes()  # names the files that its weights are in
+    text = graph.read_bytes()  # contains the names of its data files
     data = {name: entry.sha256 for name, entry in files.items() if name.encode() in text}
-    data[graph.name] = hashlib.sha256(text).hexdigest()  # the file as it is: someone may have changed it
+    data[graph.name] = hashlib.sha256(text).hexdigest()  # of the actual file, which may differ from the manifest
     place = {"graph": str(graph.resolve())} if builder.opens_graphs(trt) else {}
     return {
         **place,
         "tensorrt": builder.identity(trt),
         "gpu": gpu,
         "files": data,
-        "options": asdict(sizes),  # the key that the notes of built plans have
+        "options": asdict(sizes),
         "profiles": [{name: list(each) for name, each in axes.items()} for axes in profiles(bundle, component, sizes)],
     }
 
 
-def check(trt: Any, bundle: Bundle, sizes: PlanSizes, gpus: tuple[str, ...], say: Say) -> list[str]:
-    """Parse and build every graph for `gpus`. Keep nothing. Return the faults, one a graph."""
+def check(trt: Any, bundle: Bundle, sizes: PlanSizes, gpus: tuple[str, ...], report: Report) -> list[str]:
+    """Parse and build every graph for `gpus` without storing the plans. Return one error for each graph that fails."""
     faults = []
     for component in bundle.manifest.components:
-        say(f"{component}: building for {', '.join(gpus) or 'this GPU'}")
+        report(f"{component}: building for {', '.join(gpus) or 'this GPU'}")
         try:
             settings = Settings(gpus, sizes.workspace)
             axes = profiles(bundle, component, sizes)
@@ -245,27 +247,36 @@ def check(trt: Any, bundle: Bundle, sizes: PlanSizes, gpus: tuple[str, ...], say
         except (BackendError, BundleError) as error:
             faults.append(f"{component}: {error}")
             continue
-        say(f"{component}: a plan of {plan / 1e6:.1f} MB")
+        report(f"{component}: a plan of {plan / 1e6:.1f} MB")
     return faults
 
 
 def ensure(
-    trt: Any, bundle: Bundle, component: str, sizes: PlanSizes, device: str, cache: PlanCache, say: Say,
-    *, trial: Trial | None = None, accept: bool = False, timing_cache: Path | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> Path:  # fmt: skip
-    """Find the component's plan for `device` in `cache`. Build it where it is missing, stale or another machine's.
+    trt: Any,
+    bundle: Bundle,
+    component: str,
+    sizes: PlanSizes,
+    device: str,
+    cache: PlanCache,
+    report: Report,
+    *,
+    check_plan: CheckPlan | None = None,
+    accept: bool = False,
+    timing_cache: Path | None = None,
+    progress: builder.Progress | None = None,
+) -> Path:
+    """Return the component's plan for `device` from the cache, building it if it is missing or stale.
 
-    device: "SM86" for tensorrt_rtx; for tensorrt the name of the card that is there, the only one it builds for.
-    trial: tests a plan that has not been tested, and says what it found, which is kept in the plan's note; None: not
-    now, and the next caller that has one tests it. accept: take the plan for good without a test, and one that failed.
-    Raises BackendError for a plan that has failed its test.
+    device: "SM86" for tensorrt_rtx; for tensorrt this machine's card, the only one that it can build for.
+    check_plan: checks a plan that has not been checked; its findings go into the plan's metadata. None leaves the
+    check to the next caller. accept: use the plan without a check, even if a check has failed.
+    Raises BackendError for a plan that fails its check.
     """
     source, axes = origin(trt, bundle, component, sizes, device), profiles(bundle, component, sizes)
     plan = cache.find(component, source)
     if plan is None:
-        say(f"{component}: building for {device}")
-        gpus = (device,) if builder.builds_for_any(trt) else ()
+        report(f"{component}: building for {device}")
+        gpus = (device,) if builder.builds_without_gpu(trt) else ()
         settings = Settings(gpus, sizes.workspace, _read_timing(timing_cache))
         try:
             built = builder.build(trt, checked_graph(bundle, component), axes, settings, progress)
@@ -274,30 +285,31 @@ def ensure(
         plan = cache.store(component, source, built.plan)
         if timing_cache is not None and built.timing_cache is not None:
             _write_timing(timing_cache, built.timing_cache)
-        say(f"{component}: {plan}, {built.plan.nbytes / 1e6:.1f} MB")
-        del built  # its plan is as large as the weights
+        report(f"{component}: {plan}, {built.plan.nbytes / 1e6:.1f} MB")
+        del built  # frees a plan as large as the weights
     else:
         if builder.opens_graphs(trt):
             checked_graph(bundle, component)
-        say(f"{component}: {plan}")
-    tested = cache.note(plan).get("tested")
+        report(f"{component}: {plan}")
+    tested = cache.metadata(plan).get("tested")
     if accept and (tested is None or "wrong" in tested):
-        tested = {"left out": "it was accepted without a test"}
-        cache.tell(plan, tested=tested)
-    elif tested is None and trial is not None:
-        tested = trial(component, plan, checked_graph(bundle, component), axes)
+        tested = {"left out": "accepted without a test"}
+        cache.update_metadata(plan, tested=tested)
+    elif tested is None and check_plan is not None:
+        tested = check_plan(component, plan, checked_graph(bundle, component), axes)
         if not tested.get("again", False):
-            with contextlib.suppress(BackendError):  # a folder that is only read: it is tested each time
-                cache.tell(plan, tested=tested)
+            with contextlib.suppress(BackendError):  # in a read-only folder the plan is tested at every load
+                cache.update_metadata(plan, tested=tested)
     if tested is None:
-        say(f"{component}: not tested yet: the first load does it")
+        report(f"{component}: not tested yet: the first load tests it")
     elif "wrong" in tested:
         raise BackendError(
-            f"{component}: the plan is not the graph: {tested['wrong']} (plans of two profiles by TensorRT before 10.8 "
-            f"may be wrong): use another TensorRT or --precision, and remove {plan}; blip2rt-build --no-test accepts it"
+            f"{component}: the plan's results differ from the graph's: {tested['wrong']} (TensorRT before 10.8 may "
+            f"build wrong plans with two profiles): use another TensorRT or --precision and delete {plan}, or accept "
+            "the plan with blip2rt-build --no-test"
         )
     elif "left out" in tested:
-        say(f"{component}: not tested: {tested['left out']}")
+        report(f"{component}: not tested: {tested['left out']}")
     return plan
 
 

@@ -1,4 +1,4 @@
-"""What runs on the device beside the plans: the kernels of engines/search/kernels.cu, and the searches' memory."""
+"""The search on the device: the kernels of engines/search/kernels.cu and the memory of a SearchBatch."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ...errors import BackendError
 from .cuda import Cuda, CudaError
 from .lane import Lane
 
-THREADS = 256  # of a block; `choose` reads a row of logits with so many
-LAYOUT = "=qqqqqqiiii"  # of struct GenerationParameters in kernels.cu: where a search lies
-_LAST_AT = 56  # where its `last` lies
+THREADS = 256  # per block
+LAYOUT = "=qqqqqqiiii"  # struct GenerationParameters in kernels.cu: addresses of the search state
+_LAST_OFFSET = 56  # of its field `last`, in bytes
 
 
 class Kernels:
-    """The kernels, compiled for this GPU."""
+    """The loop's kernels, loaded on this GPU."""
 
     NAMES = ("scatter", "choose", "reorder", "spread")
 
@@ -31,19 +31,19 @@ class Kernels:
         weakref.finalize(self, _unload, cuda, module).atexit = False
 
     def launch(self, name: str, grid: tuple[int, int], stream: Any, *arguments: int | ctypes.c_int) -> None:
-        """Launch a kernel. An int is an address or a count of 64 bits, a c_int a count of 32 bits."""
+        """Launch a kernel. Pass addresses and 64-bit counts as int, 32-bit counts as c_int."""
         values = [ctypes.c_int64(each) if isinstance(each, int) else each for each in arguments]
         self._cuda.launch(self._kernels[name], grid, THREADS, values, stream)
 
 
 def _unload(cuda: Cuda, module: Any) -> None:
-    with suppress(CudaError):  # after a failure the device may refuse everything
+    with suppress(CudaError):  # a failed device may reject every call
         cuda.activate()
         cuda.unload(module)
 
 
 class SearchMemory:
-    """The blocks of a SearchBatch on the device, with what `choose` needs beside them."""
+    """A SearchBatch's memory on the device, with the buffers that the kernel `choose` needs."""
 
     def __init__(self, lane: Lane, batch: Any, vocab: int, vocabulary: Any) -> None:
         plan = batch.plan
@@ -56,22 +56,24 @@ class SearchMemory:
         lane.copy_in(self._blocks, memory)
         text = (0, 0)
         if plan["reads_text"]:
-            text = (lane.upload("vocabulary.ends", vocabulary.ends).address,
-                    lane.upload("vocabulary.bytes", vocabulary.bytes).address)  # fmt: skip
+            ends = lane.upload("vocabulary.ends", vocabulary.ends)
+            text = (ends.address, lane.upload("vocabulary.bytes", vocabulary.bytes).address)
         draws = (0, 0, 0)
         if plan["samples"]:
-            draws = (lane.buffer("draws.rows", rows * plan["draw_bytes"]),
-                     lane.buffer("draws.weights", rows * vocab * 4),
-                     lane.buffer("draws.sums", rows * -(-vocab // 64) * 8))  # fmt: skip
+            draws = (
+                lane.buffer("draws.rows", rows * plan["draw_bytes"]),
+                lane.buffer("draws.weights", rows * vocab * 4),
+                lane.buffer("draws.sums", rows * -(-vocab // 64) * 8),
+            )
         packed = struct.pack(LAYOUT, *text, self._blocks, *draws, plan["stride"], self.beams, 0, 0)
         lane.upload("plan", np.frombuffer(packed, np.uint8))
 
-    def last(self) -> None:
-        """Tell the device that the tokens of the step to come are the last."""
-        self._lane.copy_in(self._lane.address("plan") + _LAST_AT, np.array([1], np.int32))
+    def mark_last_step(self) -> None:
+        """Make the next step the last one."""
+        self._lane.copy_in(self._lane.address("plan") + _LAST_OFFSET, np.array([1], np.int32))
 
     def fetch(self) -> None:
-        """Wait for the device, and give the batch what it found. Raises BackendError."""
+        """Wait for the device and copy the search state back into the batch. Raises BackendError."""
         self._lane.copy_out(self._batch.memory, self._blocks)
         self._lane.wait()
         try:

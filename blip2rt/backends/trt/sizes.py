@@ -1,4 +1,4 @@
-"""How large the language model is, and what its plans hold: whether a call fits. Knows the manifest, no GPU."""
+"""Sizes of the language model and of its plans, the memory they take, and whether a call fits."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from ... import bundle as contract
 from ...bundle.manifest import Manifest
 from ...errors import OptionError
 
-ALIGNMENT = 256  # bytes; what TensorRT asks of every address
+ALIGNMENT = 256  # bytes; TensorRT requires it of every address
 
 
 def aligned(size: int) -> int:
-    """`size` bytes, rounded up to the alignment."""
+    """`size` rounded up to the alignment, in bytes."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of the language model, and of what its plans were built for."""
+    """Sizes of the language model and the limits that its plans were built for."""
 
     layers: int
     heads: int
-    width: int  # numbers of a head
+    width: int  # elements per head
     dtype: np.dtype[Any]  # of keys and values
     hidden: int
     vocab: int
-    k: int  # likeliest tokens that a step returns
-    images: int  # at once, at most
-    rows: int  # beams or draws of all images, at most
+    k: int  # most likely tokens that a step returns
+    images: int  # maximum per run
+    rows: int  # maximum beams or draws of all images together
     capacity: int  # positions of the cache
-    cross: tuple[int, int] | None  # heads and their width, of an encoder-decoder
-    start: int  # the token that its decoder starts from
-    in_place: bool = False  # the graph writes the cache itself
+    cross: tuple[int, int] | None  # number of heads and their width in an encoder-decoder's cross-attention
+    start: int  # decoder start token of an encoder-decoder
+    in_place: bool = False  # whether the graph itself writes the cache
 
     @property
     def tensors(self) -> int:
-        """Number of the cache's tensors: keys and values."""
+        """Number of tensors in the cache: keys and values of each layer."""
         return 2 * self.layers
 
     @classmethod
@@ -50,20 +50,29 @@ class Sizes:
         past = ports[contract.PAST_KEY.format(0)]
         cross = ports[contract.CROSS_KEY.format(0)].shape if spec.encoder_decoder else None
         return cls(
-            spec.layers, int(past.shape[1]), int(past.shape[3]), np.dtype(past.dtype), spec.hidden_size,
-            spec.vocab_size, min(contract.TOP_K, spec.vocab_size), images, rows, capacity,
-            None if cross is None else (int(cross[1]), int(cross[3])), spec.decoder_start_token_id or 0,
-            contract.PAST_MASK not in ports,
-        )  # fmt: skip
+            layers=spec.layers,
+            heads=int(past.shape[1]),
+            width=int(past.shape[3]),
+            dtype=np.dtype(past.dtype),
+            hidden=spec.hidden_size,
+            vocab=spec.vocab_size,
+            k=min(contract.TOP_K, spec.vocab_size),
+            images=images,
+            rows=rows,
+            capacity=capacity,
+            cross=None if cross is None else (int(cross[1]), int(cross[3])),
+            start=spec.decoder_start_token_id or 0,
+            in_place=contract.PAST_MASK not in ports,
+        )
 
 
 @dataclass(frozen=True)
 class Strides:
-    """Bytes from one tensor of keys or values to the next, in the buffers that hold all of them."""
+    """Bytes from one tensor of keys or values to the next in each buffer."""
 
-    cache: int  # of every row
-    fresh: int  # of a prompt's or a step's positions, before they are in the cache; or of the prompts' own cache
-    cross: tuple[int, ...]  # of what an encoder-decoder reads: of images, of rows
+    cache: int  # the cache of all rows
+    fresh: int  # new keys and values of a prompt or step; with an in-place cache, the prompts' own cache
+    cross: tuple[int, ...]  # an encoder-decoder's cross-attention: per image, per row
 
     @classmethod
     def of(cls, sizes: Sizes) -> Strides:
@@ -84,21 +93,25 @@ def cache_bytes(sizes: Sizes) -> int:
 
 
 def logits_bytes(sizes: Sizes) -> int:
-    """Bytes of the logits of prompts and rows, of the weights that sampling makes of them, and of their embeddings."""
-    blocks = -(-sizes.vocab // 64)  # sums of sampling
-    drawn = sizes.rows * (4 * sizes.vocab + 8 * blocks)
-    read = sizes.images * sizes.capacity * (4 * sizes.hidden + 8 + 4)  # embeddings, position and mask of prompts
-    step = sizes.rows * (4 * sizes.hidden + 12 * sizes.k)  # embeddings, and the likeliest tokens
-    return 4 * sizes.vocab * (sizes.images + sizes.rows) + drawn + read + step + 4 * sizes.rows * sizes.capacity
+    """Bytes of logits, sampling weights and embeddings, for prompts and steps."""
+    blocks = -(-sizes.vocab // 64)  # partial sums of sampling
+    sampling = sizes.rows * (4 * sizes.vocab + 8 * blocks)
+    prompts = sizes.images * sizes.capacity * (4 * sizes.hidden + 8 + 4)  # embeddings, positions and mask
+    step = sizes.rows * (4 * sizes.hidden + 12 * sizes.k)  # embeddings and the most likely tokens
+    return 4 * sizes.vocab * (sizes.images + sizes.rows) + sampling + prompts + step + 4 * sizes.rows * sizes.capacity
 
 
-def check_room(sizes: Sizes, rows_each: int, read: int, most: int) -> None:
-    """Raise OptionError where a generation needs more than the plans were built for."""
+def check_capacity(sizes: Sizes, rows_per_image: int, prompt_length: int, max_new_tokens: int) -> None:
+    """Raise OptionError if a generation needs more than the plans were built for."""
     faults = []
-    if rows_each > sizes.rows:
-        faults.append(f"{rows_each} beams or draws of an image, but they hold {sizes.rows}: max_beams={rows_each}")
-    if read + most > sizes.capacity:
-        faults.append(f"{read} positions of prefix and prompt and {most} of max_new_tokens, but they hold "
-                      f"{sizes.capacity}: capacity={read + most}, or fewer new tokens")  # fmt: skip
+    if rows_per_image > sizes.rows:
+        faults.append(
+            f"{rows_per_image} beams or draws per image, but the limit is {sizes.rows}: max_beams={rows_per_image}"
+        )
+    if prompt_length + max_new_tokens > sizes.capacity:
+        faults.append(
+            f"{prompt_length} positions of prefix and prompt and {max_new_tokens} new tokens, but the limit is "
+            f"{sizes.capacity}: capacity={prompt_length + max_new_tokens}, or fewer new tokens"
+        )
     if faults:
         raise OptionError(f"the plans are too small for this call, load with larger ones: {'; '.join(faults)}")

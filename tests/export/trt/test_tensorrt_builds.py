@@ -140,9 +140,9 @@ def plan(graph: Path) -> memoryview:
 def layers(graph: Path) -> Counter[str]:
     """What TensorRT's parser makes of a language model's graph: layers by their kind."""
     log = builder.logger(tensorrt_rtx)
-    made = builder.made(log, tensorrt_rtx.Builder)
+    made = builder.create(log, tensorrt_rtx.Builder)
     network = made.create_network(1 << int(tensorrt_rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    assert builder._parsed(tensorrt_rtx.OnnxParser(network, log), graph, [{**SIZES, "S": (1, 1, 1)}, SIZES])
+    assert builder._parse(tensorrt_rtx.OnnxParser(network, log), graph, [{**SIZES, "S": (1, 1, 1)}, SIZES])
     return Counter(network.get_layer(index).type.name for index in range(network.num_layers))
 
 

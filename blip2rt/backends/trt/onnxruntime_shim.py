@@ -1,8 +1,7 @@
-"""ONNX Runtime's CUDA provider in TensorRT's place: what the backend trt asks of the module `tensorrt`, and no more.
+"""Lets ONNX Runtime's CUDA provider replace TensorRT: implements the part of the `tensorrt` API that this backend uses.
 
-Where no TensorRT is installed but onnxruntime-gpu is, the loop on the device (its search, fixed addresses, one CUDA
-graph a step where ONNX Runtime lets it be captured) runs all the same, in the types that the graph has. Each lane has
-sessions of its own, with weights of their own.
+If onnxruntime-gpu is installed but TensorRT is not, the device loop still runs, with a CUDA graph per step if ONNX
+Runtime allows the capture. Each lane has its own sessions and its own copy of the weights.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _log = logging.getLogger("blip2rt")
 
 
 def find() -> Executor | None:
-    """The stand-in for TensorRT; None where ONNX Runtime has no CUDA provider."""
+    """The replacement for TensorRT; None if ONNX Runtime has no CUDA provider."""
     if importlib.util.find_spec("onnxruntime") is None:
         return None
     cuda_libraries.preload()
@@ -36,10 +35,10 @@ def find() -> Executor | None:
 
 
 class Executor:
-    """The module."""
+    """Takes the place of the module `tensorrt`."""
 
     __name__ = "onnxruntime"
-    opens_graphs = True  # a plan is opened with the graph that it names
+    opens_graphs = True  # a plan refers to its graph's file
     TensorIOMode = SimpleNamespace(INPUT="INPUT", OUTPUT="OUTPUT")
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="USER_MANAGED")
     NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
@@ -52,7 +51,7 @@ class Executor:
         pass
 
     def __init__(self, onnxruntime: Any, provider: str) -> None:
-        """provider: CUDA; the CPU's serves a driver that stands in, whose memory is the host's."""
+        """provider: CUDA, or the CPU's for tests whose simulated device memory is host memory."""
         self.onnxruntime, self.provider = onnxruntime, provider
         self.__version__ = f"{onnxruntime.__version__} with {provider}"
 
@@ -64,17 +63,17 @@ class Executor:
 
     def Runtime(self, log: Any) -> Any:
         def deserialize(plan: Any) -> Engine | None:
-            made = json.loads(bytes(plan[:]))
-            if not Path(made["path"]).exists():  # the plan names the graph
-                log.log(self.ILogger.ERROR, f"the graph {made['path']} is not there any more")
+            contents = json.loads(bytes(plan[:]))
+            if not Path(contents["path"]).exists():
+                log.log(self.ILogger.ERROR, f"the graph {contents['path']} no longer exists")
                 return None
-            return Engine(self, made)
+            return Engine(self, contents)
 
         return SimpleNamespace(deserialize_cuda_engine=deserialize)
 
 
 class Network:
-    """A graph's inputs, as the builder's profiles need them."""
+    """A graph's inputs, for which the builder defines profiles."""
 
     def load(self, path: str) -> bool:
         self.path, (self._inputs, _) = str(Path(path).resolve()), onnx_protobuf.ends(Path(path).read_bytes())
@@ -91,7 +90,7 @@ class Network:
 
 
 class Builder:
-    """Its plan names the graph and the profiles' shapes."""
+    """Builds a plan that consists of the graph's path and the profiles' shapes."""
 
     def create_network(self, flags: int) -> Network:
         return Network()
@@ -103,12 +102,15 @@ class Builder:
             profiles.append(profile.shapes)
             return len(profiles) - 1
 
-        measured = SimpleNamespace(serialize=lambda: b"")  # nothing is
+        empty_timing_cache = SimpleNamespace(serialize=lambda: b"")
         return SimpleNamespace(
-            profiles=profiles, add_optimization_profile=add, progress_monitor=None,
-            set_memory_pool_limit=lambda pool, size: None, create_timing_cache=lambda data: measured,
+            profiles=profiles,
+            add_optimization_profile=add,
+            progress_monitor=None,
+            set_memory_pool_limit=lambda pool, size: None,
+            create_timing_cache=lambda data: empty_timing_cache,
             set_timing_cache=lambda cache, ignore_mismatch: True,
-        )  # fmt: skip
+        )
 
     def create_optimization_profile(self) -> Any:
         shapes: dict[str, Any] = {}
@@ -119,12 +121,12 @@ class Builder:
 
 
 class Engine:
-    """A graph, with a session for each stream that it runs on."""
+    """A graph with one session for each stream that it runs on."""
 
-    device_memory_size_v2 = 256  # ONNX Runtime has scratch memory of its own
+    device_memory_size_v2 = 256  # ONNX Runtime manages its own scratch memory
 
-    def __init__(self, trt: Executor, made: dict[str, Any]) -> None:
-        self.trt, self._path, self._profiles = trt, made["path"], made["profiles"]
+    def __init__(self, trt: Executor, contents: dict[str, Any]) -> None:
+        self.trt, self._path, self._profiles = trt, contents["path"], contents["profiles"]
         inputs, outputs = onnx_protobuf.ends(Path(self._path).read_bytes())
         self.inputs = [end.name for end in inputs]
         self._ends = {end.name: end for end in (*inputs, *outputs)}
@@ -154,12 +156,12 @@ class Engine:
         return Context(self)
 
     def session(self, stream: int) -> Any:
-        """The stream's session. It lives as long as one of its contexts does."""
+        """The session of a stream, shared by its contexts."""
         session = self._sessions.get(stream)
         if session is None:
             options = self.trt.onnxruntime.SessionOptions()
             options.log_severity_level = 3
-            options.add_session_config_entry("session.disable_quant_qdq", "1")  # int8 as the operators say
+            options.add_session_config_entry("session.disable_quant_qdq", "1")  # quantize exactly as the graph says
             own = {"user_compute_stream": str(stream)} if self.trt.provider == CUDA else {}
             providers = [(self.trt.provider, own), ("CPUExecutionProvider", {})][: 2 if own else 1]
             session = self.trt.onnxruntime.InferenceSession(self._path, options, providers=providers)
@@ -168,25 +170,25 @@ class Engine:
 
 
 class Context:
-    """Shapes and addresses, bound to a session as they are."""
+    """Shapes and addresses of one execution."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self._profile = engine, 0
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
-        self._session: Any = None  # of its lane's stream
+        self._session: Any = None  # on its lane's stream
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         self._profile = profile
         return True
 
     def set_device_memory(self, address: int, size: int) -> None:
-        """Not used: see Engine."""
+        """Ignored, since ONNX Runtime manages its own scratch memory."""
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        least, _, most = self._engine.get_tensor_profile_shape(name, self._profile)
+        minimum, _, maximum = self._engine.get_tensor_profile_shape(name, self._profile)
         self._shapes[name] = tuple(shape)
-        return all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True))
+        return all(low <= size <= high for low, size, high in zip(minimum, shape, maximum, strict=True))
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._addresses[name] = address
@@ -199,7 +201,7 @@ class Context:
         return tuple(axes[axis] if isinstance(axis, str) else axis for axis in self._engine.dims(name))
 
     def is_stream_capturable(self, stream: int) -> bool:
-        """The CPU's work cannot be captured; the CUDA provider's is tried."""
+        """Whether a capture is worth trying: CPU work cannot be captured."""
         return self._engine.trt.provider == CUDA
 
     def execute_async_v3(self, stream: int) -> bool:
@@ -213,7 +215,7 @@ class Context:
             bind(name, device, 0, self._engine.dtype(name), self.get_tensor_shape(name), address)
         try:
             self._session.run_with_iobinding(binding, options)
-        except Exception as error:  # of ONNX Runtime's own kinds
-            _log.warning("ONNX Runtime in TensorRT's place: %s", " ".join(str(error).split()))
+        except Exception as error:  # ONNX Runtime raises its own classes
+            _log.warning("ONNX Runtime cannot run the graph: %s", " ".join(str(error).split()))
             return False
         return True

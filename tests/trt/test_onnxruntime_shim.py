@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("onnx")
 
 from blip2rt import backends
-from blip2rt.backends.trt import builder, by_onnxruntime, cuda_libraries, gpu, plans
+from blip2rt.backends.trt import builder, cuda_libraries, gpu, onnxruntime_shim, plans
 from blip2rt.bundle import read
 from blip2rt.errors import BackendError
 from tests.tiny import trt as tiny_trt
@@ -26,47 +26,47 @@ from tests.trt.machine import SEED, Machine, installed, tokens
 H100 = gpu.Gpu("NVIDIA H100", (9, 0), 80 << 30, (13, 0), False, 132)
 
 
-def test_onnxruntime_is_taken_where_there_is_no_tensorrt(
+def test_onnxruntime_replaces_a_missing_tensorrt(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Only with a CUDA provider. blip2rt-build and its check take TensorRT alone."""
     monkeypatch.setattr(builder, "MODULES", ("a_tensorrt_that_is_not_there",))
-    if by_onnxruntime.CUDA not in onnxruntime.get_available_providers():
-        with pytest.raises(BackendError, match="to do without, pip uninstall -y onnxruntime && "):
+    if onnxruntime_shim.CUDA not in onnxruntime.get_available_providers():
+        with pytest.raises(BackendError, match="to run without TensorRT, pip uninstall -y onnxruntime && "):
             builder.load_runner(None)
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [by_onnxruntime.CUDA])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [onnxruntime_shim.CUDA])
     loaded: list[str] = []
     monkeypatch.setattr(cuda_libraries, "preload", lambda: loaded.append("NVIDIA's"))  # which pip's wheel cannot find
     found = builder.load_runner(None)
     assert loaded
     assert builder.identity(found) == f"onnxruntime {onnxruntime.__version__} with CUDAExecutionProvider"
-    assert "in TensorRT's place: a_tensorrt" in caplog.text and not builder.builds_for_any(found)
+    assert "replaces TensorRT: a_tensorrt" in caplog.text and not builder.builds_without_gpu(found)
     with pytest.raises(BackendError, match="is not installed"):
         builder.load_tensorrt()
 
 
-def test_onnxruntime_is_taken_where_tensorrt_does_not_know_the_card(
+def test_onnxruntime_replaces_a_tensorrt_without_support_for_the_card(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As tensorrt-rtx does not know an H100. One that it knows is its own."""
     rtx = TensorRTRtx(Driver())
     monkeypatch.setattr(builder, "load_tensorrt", lambda name=None: rtx)
-    monkeypatch.setattr(by_onnxruntime, "find", lambda: None)
+    monkeypatch.setattr(onnxruntime_shim, "find", lambda: None)
     monkeypatch.setattr(gpu, "find", lambda: H100)
-    with pytest.raises(BackendError, match="tensorrt_rtx 1.7.0 does not know SM90"):
+    with pytest.raises(BackendError, match="tensorrt_rtx 1.7.0 does not support SM90"):
         plans.runner()
-    monkeypatch.setattr(by_onnxruntime, "find", lambda: "in its place")
-    assert plans.runner() == "in its place" and "does not know SM90" in caplog.text
+    monkeypatch.setattr(onnxruntime_shim, "find", lambda: "in its place")
+    assert plans.runner() == "in its place" and "does not support SM90" in caplog.text
     monkeypatch.setattr(gpu, "find", lambda: replace(H100, compute_capability=(8, 6)))
     assert plans.runner() is rtx
 
 
-def test_a_plan_whose_graph_is_gone_is_refused(tmp_path: Path) -> None:
-    executor = by_onnxruntime.Executor(onnxruntime, "CPUExecutionProvider")
+def test_plan_without_its_graph_is_rejected(tmp_path: Path) -> None:
+    executor = onnxruntime_shim.Executor(onnxruntime, "CPUExecutionProvider")
     log = builder.logger(executor)
     plan = json.dumps({"path": str(tmp_path / "llm.onnx"), "profiles": [{}]}).encode()
     assert executor.Runtime(log).deserialize_cuda_engine(plan) is None
-    assert "is not there any more" in log.because()
+    assert "no longer exists" in log.reason()
 
 
 class AtOnce(Driver):
@@ -84,12 +84,12 @@ def executing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     """A machine with ONNX Runtime in TensorRT's place."""
     driver = AtOnce()
     found = installed(Machine(driver, TensorRT(driver)), monkeypatch, tmp_path)
-    executor = by_onnxruntime.Executor(onnxruntime, "CPUExecutionProvider")
+    executor = onnxruntime_shim.Executor(onnxruntime, "CPUExecutionProvider")
     monkeypatch.setattr(builder, "load_tensorrt", lambda name=None: executor)
     return found
 
 
-def test_a_bundle_that_took_anothers_place_is_not_taken_for_it(
+def test_bundle_moved_over_another_is_not_confused_with_it(
     executing: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Plans name their graphs: by where they are, whatever the working directory and whatever lay there before."""
@@ -115,7 +115,7 @@ def test_a_bundle_that_took_anothers_place_is_not_taken_for_it(
     assert says("../bundle", "trt") == said[2]
 
 
-def test_a_lane_that_is_closed_takes_its_session_with_it(executing: Machine, tmp_path: Path) -> None:
+def test_closed_lane_releases_its_session(executing: Machine, tmp_path: Path) -> None:
     path = tiny_trt.write(tmp_path / "bundle", tiny_trt.weights_of(np.random.default_rng(SEED)), "trt")
     backend: Any = backends.create("trt", read(path), device="cuda")
     prefix = np.ones((1, Q, D), np.float32)
