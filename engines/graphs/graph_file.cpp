@@ -18,7 +18,7 @@
 namespace blip2rt {
 namespace {
 
-constexpr uint64_t kMostBytes = INT32_MAX;  // of a graph's file: protobuf reads no more
+constexpr uint64_t kMaxBytes = INT32_MAX;  // of a graph's file: protobuf reads no more
 
 enum TensorField : uint32_t { kDims = 1, kDataType = 2, kName = 8, kExternal = 13, kLocation = 14 };
 constexpr uint32_t kInlineData[] = {4, 5, 6, 7, 9, 10, 11};
@@ -52,14 +52,14 @@ Place read_place(const std::vector<std::string_view>& entries) {
 
 // Returns a decimal number; `otherwise` where the graph gives none.
 uint64_t number_of(std::string_view text, uint64_t otherwise, const char* what) {
-  constexpr size_t kMostDigits = 18;  // 64 bits hold all of these
+  constexpr size_t kMaxDigits = 18;  // 64 bits hold all of these
   if (text.data() == nullptr) return otherwise;
   uint64_t number = 0;
   for (char digit : text) {
     if (digit < '0' || digit > '9') number = UINT64_MAX;
     if (number != UINT64_MAX) number = number * 10 + static_cast<uint64_t>(digit - '0');
   }
-  if (text.empty() || text.size() > kMostDigits || number == UINT64_MAX) {
+  if (text.empty() || text.size() > kMaxDigits || number == UINT64_MAX) {
     throw std::runtime_error(std::string("external data has the ") + what + " " + quoted(text));
   }
   return number;
@@ -150,7 +150,7 @@ std::string read_file(const std::string& path) {
   struct stat found;
   if (file.number < 0 || fstat(file.number, &found) != 0) throw std::runtime_error(std::strerror(errno));
   if (!S_ISREG(found.st_mode)) throw std::runtime_error("it is no file");
-  if (static_cast<uint64_t>(found.st_size) > kMostBytes) throw std::runtime_error("a graph has 2 GB at most");
+  if (static_cast<uint64_t>(found.st_size) > kMaxBytes) throw std::runtime_error("a graph has 2 GB at most");
   std::string bytes(static_cast<size_t>(found.st_size), '\0');
   size_t done = 0;
   while (done < bytes.size()) {

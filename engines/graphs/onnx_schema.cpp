@@ -225,8 +225,8 @@ void check_field(const Message& message, const Rule& rule, const protobuf::Field
 }
 
 void walk(const Message& message, std::string_view bytes, int depth, ModelContents& found) {
-  constexpr int kDeepest = 100;  // protobuf's own limit
-  if (depth > kDeepest) throw std::runtime_error("its messages lie deeper than 100 in each other");
+  constexpr int kMaxDepth = 100;  // protobuf's own limit
+  if (depth > kMaxDepth) throw std::runtime_error("its messages lie deeper than 100 in each other");
   if (&message == &kTensor) found.tensors.push_back(bytes);
   Operator computed;
   uint64_t seen = 0;

@@ -14,7 +14,7 @@
 namespace blip2rt {
 namespace {
 
-constexpr uint64_t kMostSize = uint64_t{1} << 31;
+constexpr uint64_t kMaxSize = uint64_t{1} << 31;
 
 // Returns a constant that nobody may feed. Returns nullptr where there is none.
 const Constant* constant(const Graph& graph, std::string_view name) {
@@ -44,7 +44,7 @@ bool fits(const Graph& graph, const Node& node) {
   const auto given = [&](size_t input) { return !node.input(input).empty(); };
   const auto size = [&](const char* name, int64_t otherwise) -> uint64_t {
     const int64_t number = node.number(name, otherwise);
-    return number < 1 || static_cast<uint64_t>(number) >= kMostSize ? 0 : static_cast<uint64_t>(number);
+    return number < 1 || static_cast<uint64_t>(number) >= kMaxSize ? 0 : static_cast<uint64_t>(number);
   };
   const uint64_t n = size("N", 0), k = size("K", 0), block = size("block_size", 0), bits = size("bits", 4);
   if (n == 0 || k == 0 || block < 16 || (block & (block - 1)) != 0 || (bits != 2 && bits != 4 && bits != 8))

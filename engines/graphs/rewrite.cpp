@@ -17,7 +17,7 @@
 namespace blip2rt {
 namespace {
 
-std::string attention_name() { return std::string("attention ") + attention_kernel().name; }
+std::string attention_name() { return std::string("attention ") + attention_kernel()->name; }
 std::string int4_name() { return std::string("int4 ") + int4_kernel()->name; }
 std::string int8_name() { return std::string("int8 ") + int8_kernel()->name; }
 std::string encoder_attention_name() { return std::string("encoder attention ") + encoder_attention_kernel()->name; }

@@ -12,7 +12,7 @@
 namespace blip2rt {
 namespace {
 
-constexpr int64_t kMostHeads = 1 << 16;
+constexpr int64_t kMaxHeads = 1 << 16;
 
 // Returns whether a GroupQueryAttention has no attribute beyond those that ours knows, but for zeros.
 bool asks_for_no_more(const Node& node) {
@@ -59,7 +59,7 @@ std::string cache_attention(const Node& node, const Graph& graph) {
   const int64_t heads = node.number("num_heads", 0), kv_heads = node.number("kv_num_heads", 0);
   const int64_t window = node.number("local_window_size", -1), rotary = node.number("do_rotary", 0);
   const bool rotates = rotary == 1;
-  const bool fits = heads > 0 && heads <= kMostHeads && kv_heads > 0 && heads % kv_heads == 0 &&
+  const bool fits = heads > 0 && heads <= kMaxHeads && kv_heads > 0 && heads % kv_heads == 0 &&
                     (window == -1 || (window > 0 && window <= INT32_MAX)) && (rotary == 0 || rotates) &&
                     std::isfinite(factor("scale")) && factor("softcap") >= 0 && std::isfinite(factor("softcap")) &&
                     asks_for_no_more(node);

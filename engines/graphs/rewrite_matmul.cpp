@@ -11,9 +11,9 @@ namespace blip2rt {
 namespace {
 
 // Limits far beyond use, within which no product of sizes overflows.
-constexpr uint64_t kMostSize = uint64_t{1} << 31;
+constexpr uint64_t kMaxSize = uint64_t{1} << 31;
 
-bool is_size(int64_t size) { return size > 0 && static_cast<uint64_t>(size) < kMostSize; }
+bool is_size(int64_t size) { return size > 0 && static_cast<uint64_t>(size) < kMaxSize; }
 
 // Returns whether a constant is (n, columns), or the same in one axis where `flat` says that this is allowed.
 bool is_matrix(const Constant* constant, uint64_t n, uint64_t columns, bool flat) {
@@ -77,7 +77,7 @@ std::string rewrite_int8(const Node& node, Graph& graph, const ConstantSources& 
   }
   const uint64_t n = codes->shape[0], k = codes->shape[1];
   const auto is_vector = [&](const Constant* constant) { return constant != nullptr && constant->has_shape({n}); };
-  if (n == 0 || n >= kMostSize || k == 0 || k > kInt8MostDepth || !is_vector(scales)) return "";
+  if (n == 0 || n >= kMaxSize || k == 0 || k > kInt8MaxDepth || !is_vector(scales)) return "";
   std::vector<std::string_view> inputs = {node.inputs[kX], turned->second, node.inputs[kScales]};
   if (!node.input(kBias).empty()) {
     if (!is_vector(graph.constant(node.inputs[kBias], DType::kFloat32))) return "";

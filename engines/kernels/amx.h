@@ -16,10 +16,10 @@ constexpr size_t kTileRows = 16, kTileBytes = 64;
 
 // Makes the compiler write everything, at `memory` too, before it goes on: not all compilers know that tiles are loaded
 // from memory.
-inline void written(const void* memory) { __asm__ volatile("" : : "r"(memory) : "memory"); }
+inline void compiler_barrier(const void* memory) { __asm__ volatile("" : : "r"(memory) : "memory"); }
 
 // The shape of every tile: its rows, and the bytes of a row. From use() to _tile_release() the thread has the tiles.
-struct alignas(64) Shapes {
+struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t bytes[16] = {};
   uint8_t rows[16] = {};
@@ -30,8 +30,8 @@ struct alignas(64) Shapes {
       bytes[tile] = static_cast<uint16_t>(of_bytes);
     }
   }
-  void use() const {
-    written(this);
+  void load() const {
+    compiler_barrier(this);
     _tile_loadconfig(this);
   }
 };

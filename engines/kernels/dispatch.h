@@ -1,8 +1,9 @@
-// Asks the processor for its instruction sets, and keeps the kernels that it can run. Knows nothing of products.
+// Detects the processor's instruction sets and lists the kernels that it can run.
 #pragma once
 
 #include <cstddef>
 #include <cstring>
+#include <initializer_list>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -24,14 +25,14 @@ inline bool has_avx512_vnni() {
 
 inline bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
-inline bool has_avx_vnni() {  // older compilers have no name for it
+inline bool has_avx_vnni() {  // which older compilers cannot name
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   constexpr unsigned kFeatures = 7, kMore = 1, kAvxVnni = 1u << 4;
   return has_avx2() && __get_cpuid_count(kFeatures, kMore, &eax, &ebx, &ecx, &edx) != 0 && (eax & kAvxVnni) != 0;
 }
 
-// Returns whether the processor has AMX and AVX-512 for int8 and bfloat16. Asks Linux for AMX's tiles, and returns
-// false where it refuses them.
+// Returns whether AMX and AVX-512 can be used for int8 and bfloat16. AMX needs a permission from Linux, which this
+// requests.
 inline bool may_use_amx() {
 #if defined(__linux__)
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
@@ -51,23 +52,31 @@ inline bool has_dot_product() {
 }
 #endif
 
-// The kernels that were added, the best one first.
+// The kernels that this processor can run, the best one first.
 template <class Kernel>
-class KernelChoice {
+class KernelList {
  public:
-  void add(const Kernel& kernel) { found_[count_++] = &kernel; }
+  struct Entry {
+    bool is_supported;
+    const Kernel& kernel;
+  };
 
-  const Kernel* best() const { return found_[0]; }
+  KernelList(std::initializer_list<Entry> entries) {
+    for (const Entry& entry : entries) {
+      if (entry.is_supported) kernels_[count_++] = &entry.kernel;
+    }
+  }
 
-  const Kernel* named(const char* name) const {
-    for (const Kernel* kernel : found_) {
-      if (kernel != nullptr && std::strcmp(kernel->name, name) == 0) return kernel;
+  // Returns the kernel of this name, or the best one where `name` is nullptr. Returns nullptr where there is none.
+  const Kernel* find(const char* name) const {
+    for (size_t i = 0; i < count_; ++i) {
+      if (name == nullptr || std::strcmp(kernels_[i]->name, name) == 0) return kernels_[i];
     }
     return nullptr;
   }
 
  private:
-  const Kernel* found_[4] = {};
+  const Kernel* kernels_[4] = {};
   size_t count_ = 0;
 };
 

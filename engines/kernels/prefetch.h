@@ -15,13 +15,13 @@ class Prefetcher {
       : row_(static_cast<const uint8_t*>(base)),
         rows_((rows + kStreams - 1) / kStreams),
         stride_(stride),
-        apart_(rows_ * stride),
-        lines_((bytes + kLine - 1) / kLine),
-        of_step_((kStreams * rows_ * lines_ + steps - 1) / steps) {}
+        stream_distance_(rows_ * stride),
+        lines_((bytes + kCacheLineBytes - 1) / kCacheLineBytes),
+        lines_per_step_((kStreams * rows_ * lines_ + steps - 1) / steps) {}
 
   void step() {
-    for (size_t i = 0; i < of_step_ && rows_ > 0; ++i) {
-      __builtin_prefetch(row_ + stream_ * apart_ + line_ * kLine, 0, 2);
+    for (size_t i = 0; i < lines_per_step_ && rows_ > 0; ++i) {
+      __builtin_prefetch(row_ + stream_ * stream_distance_ + line_ * kCacheLineBytes, 0, 2);
       if (++stream_ < kStreams) continue;
       stream_ = 0;
       if (++line_ < lines_) continue;
@@ -32,9 +32,9 @@ class Prefetcher {
   }
 
  private:
-  static constexpr size_t kStreams = 4, kLine = 64;  // bytes that the memory gives at once
+  static constexpr size_t kStreams = 4, kCacheLineBytes = 64;  // bytes that the memory gives at once
   const uint8_t* row_;
-  size_t rows_, stride_, apart_, lines_, of_step_, line_ = 0, stream_ = 0;
+  size_t rows_, stride_, stream_distance_, lines_, lines_per_step_, line_ = 0, stream_ = 0;
 };
 
 }  // namespace

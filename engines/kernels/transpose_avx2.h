@@ -11,7 +11,7 @@ namespace {
 
 // Takes 8 rows of 16 bytes. Vector to[j] gets bytes 4j to 4j + 3 of each row. Rows r and r + 4 share a register, whose
 // halves are transposed as 4 x 4.
-inline void fours_of(const uint8_t* base, size_t stride, __m256i* to) {
+inline void transpose_groups(const uint8_t* base, size_t stride, __m256i* to) {
   __m256i rows[4];
   for (size_t r = 0; r < 4; ++r) {
     const auto part = [&](size_t group) {

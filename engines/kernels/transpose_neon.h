@@ -10,7 +10,7 @@ namespace blip2rt {
 namespace {
 
 // Takes 4 rows of 16 bytes. Vector to[j] gets bytes 4j to 4j + 3 of each row.
-inline void fours_of(const uint8_t* base, size_t stride, int32x4_t* to) {
+inline void transpose_groups(const uint8_t* base, size_t stride, int32x4_t* to) {
   int64x2_t rows[4];
   for (size_t r = 0; r < 4; ++r) rows[r] = vreinterpretq_s64_u8(vld1q_u8(base + r * stride));
   const auto words = [](int64x2_t value) { return vreinterpretq_s32_s64(value); };

@@ -19,7 +19,7 @@ void require(bool holds, const char* what) {
 }
 
 // Limits far beyond use, within which no product of sizes overflows.
-constexpr int64_t kMostHeads = 1 << 16, kMostWidth = 1 << 16, kMostPositions = 1 << 20;
+constexpr int64_t kMaxHeads = 1 << 16, kMaxWidth = 1 << 16, kMaxPositions = 1 << 20;
 
 // Returns an attribute from 1 to `most`. Throws std::runtime_error.
 size_t size_attribute(const OrtKernelInfo* info, const char* name, int64_t most) {
@@ -40,7 +40,7 @@ size_t axis(const Tensor& tensor, size_t index) { return static_cast<size_t>(ten
 
 void run(OrtKernelContext* context, const Attention& a) {
   if (a.rows == 0 || a.length == 0) return;
-  const AttentionKernel& kernel = attention_kernel();
+  const AttentionKernel& kernel = *attention_kernel();
   const size_t blocks = (a.rows * a.length * a.group_size() + kQueryBlock - 1) / kQueryBlock;
   // A part is worth a thread from some ten thousand products on.
   constexpr size_t kPart = 32 * 1024;
@@ -71,8 +71,8 @@ struct AttentionOp {
   float scale, softcap;
 
   explicit AttentionOp(const OrtKernelInfo* info)
-      : heads(size_attribute(info, "num_heads", kMostHeads)),
-        kv_heads(size_attribute(info, "kv_num_heads", kMostHeads)),
+      : heads(size_attribute(info, "num_heads", kMaxHeads)),
+        kv_heads(size_attribute(info, "kv_num_heads", kMaxHeads)),
         window(static_cast<size_t>(std::max<int64_t>(0, attribute(info, "local_window_size")))),
         scale(float_attribute(info, "scale")),
         softcap(float_attribute(info, "softcap")) {
@@ -87,7 +87,8 @@ struct AttentionOp {
     require(axis(past_key, 1) == kv_heads && std::equal(past_key.axes, past_key.axes + 4, past_value.axes),
             "past has the wrong shape");
     const size_t width = axis(past_key, 3), of_queries = heads * width, of_keys = kv_heads * width;
-    require(width > 0 && width <= kMostWidth && width % Attention::kUnit == 0, "heads are no multiple of 8 wide");
+    require(width > 0 && width <= kMaxWidth && width % Attention::kWidthMultiple == 0,
+            "heads are no multiple of 8 wide");
     require(axis(query, 2) == of_queries + (key ? 0 : 2 * of_keys), "query has the wrong width");
     require(key.given == value.given, "there are keys without values");
     require(!key || (has_axes(key, {axis(query, 0), axis(query, 1), of_keys}) &&
@@ -177,8 +178,8 @@ struct CrossAttentionOp {
     const Tensor bias = input(context, kBias), rows = input(context, kRows);
     require(query.rank == 4 && key.rank == 4 && value.rank == 4 && std::equal(key.axes, key.axes + 4, value.axes) &&
                 axis(key, 1) == axis(query, 1) && axis(key, 3) == axis(query, 3) && axis(key, 2) > 0 &&
-                axis(key, 2) <= INT32_MAX && axis(key, 3) > 0 && axis(key, 3) <= kMostWidth &&
-                axis(key, 3) % Attention::kUnit == 0,
+                axis(key, 2) <= INT32_MAX && axis(key, 3) > 0 && axis(key, 3) <= kMaxWidth &&
+                axis(key, 3) % Attention::kWidthMultiple == 0,
             "query, key and value of the encoder do not fit");
     require(bias.rank == 4 && axis(bias, 0) == axis(query, 0) && axis(bias, 1) == 1 && axis(bias, 2) == 1 &&
                 has_axes(rows, {axis(query, 0), 2}),
@@ -223,9 +224,9 @@ struct EncoderAttentionOp {
 
   explicit EncoderAttentionOp(const OrtKernelInfo* info)
       : asked(attribute(info, "images")),
-        positions(size_attribute(info, "positions", kMostPositions)),
-        heads(size_attribute(info, "num_heads", kMostHeads)),
-        width(size_attribute(info, "width", kMostWidth)),
+        positions(size_attribute(info, "positions", kMaxPositions)),
+        heads(size_attribute(info, "num_heads", kMaxHeads)),
+        width(size_attribute(info, "width", kMaxWidth)),
         scale(float_attribute(info, "scale")) {}
 
   void compute(OrtKernelContext* context) const {

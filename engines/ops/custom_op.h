@@ -63,9 +63,9 @@ void parallel_for(OrtKernelContext* context, size_t count, size_t at_once, const
 
 // A tensor that an operator reads.
 struct Tensor {
-  static constexpr size_t kMostAxes = 8;  // an array and no vector: a token allocates nothing
+  static constexpr size_t kMaxAxes = 8;  // an array and no vector: a token allocates nothing
   void* data = nullptr;
-  int64_t axes[kMostAxes] = {};
+  int64_t axes[kMaxAxes] = {};
   size_t rank = 0;
   bool given = false;  // false where an optional input is absent
 
@@ -97,7 +97,7 @@ inline Tensor input(OrtKernelContext* context, size_t index) {
   check(ort().GetTensorTypeAndShape(value, &raw));
   TensorTypeAndShapeInfo info(raw);
   check(ort().GetDimensionsCount(raw, &tensor.rank));
-  if (tensor.rank > Tensor::kMostAxes) throw std::runtime_error("an operator's input has more than 8 axes");
+  if (tensor.rank > Tensor::kMaxAxes) throw std::runtime_error("an operator's input has more than 8 axes");
   check(ort().GetDimensions(raw, tensor.axes, tensor.rank));
   return tensor;
 }

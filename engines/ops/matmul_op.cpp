@@ -29,7 +29,7 @@ struct Product {
 };
 
 // Sizes beyond use, within which no product of them overflows.
-constexpr int64_t kMostSize = int64_t{1} << 31, kMostThreads = 1 << 16;
+constexpr int64_t kMaxSize = int64_t{1} << 31, kMaxThreads = 1 << 16;
 
 // Returns an attribute from 1 to `most`. Throws std::runtime_error.
 int64_t size_attribute(const OrtKernelInfo* info, const char* name, int64_t most) {
@@ -58,11 +58,11 @@ struct MatMulInt4 {
   size_t threads;
 
   explicit MatMulInt4(const OrtKernelInfo* info)
-      : n(size_attribute(info, "N", kMostSize)),
-        k(size_attribute(info, "K", kMostSize)),
+      : n(size_attribute(info, "N", kMaxSize)),
+        k(size_attribute(info, "K", kMaxSize)),
         block(size_attribute(info, "block_size", 128)),
         split(attribute(info, "split") != 0),
-        threads(static_cast<size_t>(size_attribute(info, "threads", kMostThreads))) {
+        threads(static_cast<size_t>(size_attribute(info, "threads", kMaxThreads))) {
     if (block != 32 && block != 64 && block != 128) throw std::runtime_error("a product has blocks of no known size");
     const auto rows = static_cast<uint64_t>(n), half = static_cast<uint64_t>(block / 2);
     const auto blocks = static_cast<uint64_t>((k + block - 1) / block);
@@ -84,7 +84,7 @@ struct MatMulInt4 {
     int8_t* planes = values.get<int8_t>((split ? 2 : 1) * plane);
     const Int4Input quantized = {product.rows, planes, split ? planes + plane : nullptr, of_blocks, of_blocks + blocks};
     const Int4Kernel* kernel = int4_kernel();
-    parallel_for(context, product.rows, Int4Input::kTile, [&](size_t first, size_t last) {
+    parallel_for(context, product.rows, Int4Input::kQuantizeRows, [&](size_t first, size_t last) {
       kernel->quantize(product.x, first, last - first, matrix, quantized);
     });
     // A part is as long as a stream of memory wants to be, and not so short that it is not worth a thread.
@@ -108,10 +108,10 @@ struct MatMulInt8 {
   size_t threads;
 
   explicit MatMulInt8(const OrtKernelInfo* info)
-      : n(size_attribute(info, "N", kMostSize)),
-        k(size_attribute(info, "K", static_cast<int64_t>(kInt8MostDepth))),
+      : n(size_attribute(info, "N", kMaxSize)),
+        k(size_attribute(info, "K", static_cast<int64_t>(kInt8MaxDepth))),
         bias(attribute(info, "bias") != 0),
-        threads(static_cast<size_t>(size_attribute(info, "threads", kMostThreads))) {
+        threads(static_cast<size_t>(size_attribute(info, "threads", kMaxThreads))) {
     const auto rows = static_cast<uint64_t>(n);
     require_constant(info, 1, DType::kInt8, rows, static_cast<uint64_t>(k));
     require_constant(info, 2, DType::kFloat32, rows, 1);
@@ -125,13 +125,13 @@ struct MatMulInt8 {
                                input_data<float>(context, 2), bias ? input_data<float>(context, kBias) : nullptr};
     thread_local Buffer values, scales, zeros;
     const Int8Kernel* kernel = int8_kernel();
-    const size_t width = kernel->width_of(matrix.k);
+    const size_t width = kernel->row_stride(matrix.k);
     const Int8Input quantized = {product.rows, width, values.get<uint8_t>(kernel->values_size(product.rows, matrix.k)),
                                  scales.get<float>(product.rows), zeros.get<int32_t>(product.rows)};
     parallel_for(context, product.rows, kernel->kRows, [&](size_t first, size_t last) {
       kernel->quantize(product.x, first, last - first, matrix.k, quantized);
     });
-    const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile, together = kernel->tiles_together(matrix.k);
+    const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile, together = kernel->tiles_per_call(matrix.k);
     parallel_for_tiles(context, threads, tiles, (tiles + together - 1) / together, tiles,
                        [&](size_t first, size_t last) {
                          thread_local Buffer scratch;

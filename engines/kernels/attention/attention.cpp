@@ -1,4 +1,4 @@
-// Chooses the kernel for this processor. Knows instruction sets by name.
+// Chooses the attention kernel for this processor.
 #include "kernels/attention/attention.h"
 
 #include "kernels/dispatch.h"
@@ -6,7 +6,7 @@
 namespace blip2rt {
 
 size_t AttentionKernel::scratch_floats(const Attention& a) {
-  return kQueryBlock * (2 * a.width + a.max_visible() + Attention::kUnit);
+  return kQueryBlock * (2 * a.width + a.max_visible() + Attention::kWidthMultiple);
 }
 
 extern const AttentionKernel kAttentionPlain;
@@ -14,24 +14,14 @@ extern const AttentionKernel kAttentionPlain;
 extern const AttentionKernel kAttentionAvx2;
 #endif
 
-namespace {
-
-const KernelChoice<AttentionKernel>& kernels() {
-  static const KernelChoice<AttentionKernel> found = [] {
-    KernelChoice<AttentionKernel> choice;
+const AttentionKernel* attention_kernel(const char* name) {
+  static const KernelList<AttentionKernel> kernels = {
 #if defined(__x86_64__)
-    if (has_avx2()) choice.add(kAttentionAvx2);
+      {has_avx2(), kAttentionAvx2},
 #endif
-    choice.add(kAttentionPlain);
-    return choice;
-  }();
-  return found;
+      {true, kAttentionPlain},
+  };
+  return kernels.find(name);
 }
-
-}  // namespace
-
-const AttentionKernel& attention_kernel() { return *kernels().best(); }
-
-const AttentionKernel* attention_kernel(const char* name) { return kernels().named(name); }
 
 }  // namespace blip2rt

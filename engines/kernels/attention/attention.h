@@ -23,7 +23,7 @@ struct CacheRow {
 };
 
 struct Attention {
-  static constexpr size_t kUnit = 8;  // the width of a head is a multiple of this
+  static constexpr size_t kWidthMultiple = 8;  // the width of a head is a multiple of this
 
   size_t rows, length;            // rows of the batch; new positions of each row
   size_t heads, kv_heads, width;  // heads of queries, a multiple of kv_heads; floats of a head
@@ -79,10 +79,8 @@ struct AttentionKernel {
   static size_t scratch_floats(const Attention& attention);
 };
 
-// The best kernel for this processor.
-const AttentionKernel& attention_kernel();
-
-// The kernel "avx2" or "plain", for tests. Returns nullptr where the processor lacks its instructions.
-const AttentionKernel* attention_kernel(const char* name);
+// Returns the best kernel for this processor, or the kernel "avx2" or "plain" for tests. Returns nullptr where the
+// processor lacks its instructions.
+const AttentionKernel* attention_kernel(const char* name = nullptr);
 
 }  // namespace blip2rt

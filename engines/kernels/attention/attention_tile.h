@@ -13,9 +13,9 @@
 namespace blip2rt {
 namespace {
 
-constexpr size_t kUnit = BLIP2RT_LANES;  // floats of a register: 4 or 8
-typedef float Floats __attribute__((vector_size(kUnit * sizeof(float))));
-typedef int32_t Ints __attribute__((vector_size(kUnit * sizeof(int32_t))));
+constexpr size_t kLanes = BLIP2RT_LANES;  // floats of a register: 4 or 8
+typedef float Floats __attribute__((vector_size(kLanes * sizeof(float))));
+typedef int32_t Ints __attribute__((vector_size(kLanes * sizeof(int32_t))));
 typedef float Quarter __attribute__((vector_size(4 * sizeof(float))));
 #if defined(__clang__) || __GNUC__ >= 12
 #define BLIP2RT_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -42,22 +42,22 @@ inline void add(float* to, const Floats& from) {
 }
 
 // Adds the upper half of eight lanes to the lower half; keeps four lanes as they are.
-inline void fold(const Floats& lanes, Quarter& to) {
-  Quarter parts[kUnit / 4];
+inline void add_halves(const Floats& lanes, Quarter& to) {
+  Quarter parts[kLanes / 4];
   std::memcpy(parts, &lanes, sizeof parts);
-  to = kUnit == 4 ? parts[0] : parts[0] + parts[kUnit / 4 - 1];
+  to = kLanes == 4 ? parts[0] : parts[0] + parts[kLanes / 4 - 1];
 }
 
-inline float sum_of(const Floats& lanes) {
+inline float horizontal_sum(const Floats& lanes) {
   Quarter four;
-  fold(lanes, four);
+  add_halves(lanes, four);
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-// Writes sum_of each of four vectors.
-inline void sums_of(const Floats* four, float* to) {
+// Writes horizontal_sum each of four vectors.
+inline void horizontal_sums(const Floats* four, float* to) {
   Quarter sums[4];
-  for (size_t i = 0; i < 4; ++i) fold(four[i], sums[i]);
+  for (size_t i = 0; i < 4; ++i) add_halves(four[i], sums[i]);
   const Quarter first = BLIP2RT_SHUFFLE(sums[0], sums[1], 0, 4, 1, 5) + BLIP2RT_SHUFFLE(sums[0], sums[1], 2, 6, 3, 7);
   const Quarter second = BLIP2RT_SHUFFLE(sums[2], sums[3], 0, 4, 1, 5) + BLIP2RT_SHUFFLE(sums[2], sums[3], 2, 6, 3, 7);
   const Quarter all = BLIP2RT_SHUFFLE(first, second, 0, 1, 4, 5) + BLIP2RT_SHUFFLE(first, second, 2, 3, 6, 7);
@@ -65,7 +65,7 @@ inline void sums_of(const Floats* four, float* to) {
 }
 
 // Sets lanes to zero where `which` is zero.
-inline void keep(const Ints& which, Floats& of) {
+inline void mask_lanes(const Ints& which, Floats& of) {
   Ints bits;
   std::memcpy(&bits, &of, sizeof bits);
   bits &= which;
@@ -76,7 +76,7 @@ inline void keep(const Ints& which, Floats& of) {
 template <size_t R, size_t N>
 void dot(const float* queries, const float* keys, size_t width, float* scores, size_t score_step) {
   Floats sums[R][N] = {};
-  for (size_t i = 0; i < width; i += kUnit) {
+  for (size_t i = 0; i < width; i += kLanes) {
     Floats key[N];
     for (size_t n = 0; n < N; ++n) load(keys + n * width + i, key[n]);
     for (size_t r = 0; r < R; ++r) {
@@ -87,15 +87,15 @@ void dot(const float* queries, const float* keys, size_t width, float* scores, s
   }
   for (size_t r = 0; r < R; ++r) {
     if (N == 4) {
-      sums_of(sums[r], scores + r * score_step);
+      horizontal_sums(sums[r], scores + r * score_step);
     } else {
-      scores[r * score_step] = sum_of(sums[r][0]);
+      scores[r * score_step] = horizontal_sum(sums[r][0]);
     }
   }
 }
 
 template <size_t R>
-void scores_of(const float* queries, const float* keys, size_t count, size_t width, float* scores, size_t step) {
+void compute_scores(const float* queries, const float* keys, size_t count, size_t width, float* scores, size_t step) {
   constexpr size_t kPair = R == 1 ? 1 : 2;  // more would not fit into the registers
   const size_t whole = count / 4 * 4;
   for (size_t n = 0; n < whole; n += 4) {
@@ -112,42 +112,44 @@ void scores_of(const float* queries, const float* keys, size_t count, size_t wid
 
 // out (R, width) += weights (R, count) * values (count, width), for U vectors of each row.
 template <size_t R, size_t U>
-void mix_part(const float* weights, size_t weight_step, const float* values, size_t count, size_t width, float* out) {
+void weighted_sum_part(const float* weights, size_t weight_step, const float* values, size_t count, size_t width,
+                       float* out) {
   Floats sums[R][U] = {};
   for (size_t n = 0; n < count; ++n) {
     Floats value[U];
-    for (size_t u = 0; u < U; ++u) load(values + n * width + u * kUnit, value[u]);
+    for (size_t u = 0; u < U; ++u) load(values + n * width + u * kLanes, value[u]);
     for (size_t r = 0; r < R; ++r) {
       for (size_t u = 0; u < U; ++u) sums[r][u] += weights[r * weight_step + n] * value[u];
     }
   }
   for (size_t r = 0; r < R; ++r) {
-    for (size_t u = 0; u < U; ++u) add(out + r * width + u * kUnit, sums[r][u]);
+    for (size_t u = 0; u < U; ++u) add(out + r * width + u * kLanes, sums[r][u]);
   }
 }
 
 template <size_t R>
-void mix(const float* weights, size_t weight_step, const float* values, size_t count, size_t width, float* out) {
-  constexpr size_t kAtOnce = R == 1 ? 4 : 2;
+void weighted_sum(const float* weights, size_t weight_step, const float* values, size_t count, size_t width,
+                  float* out) {
+  constexpr size_t kVectorsAtOnce = R == 1 ? 4 : 2;
   size_t i = 0;
-  for (; i + kAtOnce * kUnit <= width; i += kAtOnce * kUnit) {
-    mix_part<R, kAtOnce>(weights, weight_step, values + i, count, width, out + i);
+  for (; i + kVectorsAtOnce * kLanes <= width; i += kVectorsAtOnce * kLanes) {
+    weighted_sum_part<R, kVectorsAtOnce>(weights, weight_step, values + i, count, width, out + i);
   }
-  for (; i < width; i += kUnit) mix_part<R, 1>(weights, weight_step, values + i, count, width, out + i);
+  for (; i < width; i += kLanes) weighted_sum_part<R, 1>(weights, weight_step, values + i, count, width, out + i);
 }
 
-// Replaces each x by e^(x - largest) and returns their sum. `count` is a multiple of kUnit; no x is above `largest`.
+// Replaces each x by e^(x - largest) and returns their sum. `count` is a multiple of kLanes; no x is above `largest`.
 // The relative error is 2e-7: e^r by its series for |r| <= log(2) / 2, times a power of two. Below e^-87 it writes 0.
 inline float exponentials(float* x, size_t count, float largest) {
   constexpr float kLeast = -87.0f, kLog2e = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   constexpr float kRounding = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to a whole number
   Floats total = {};
-  for (size_t i = 0; i < count; i += kUnit) {
+  for (size_t i = 0; i < count; i += kLanes) {
     Floats v;
     load(x + i, v);
     v -= largest;
-    const Ints alive = ~(v <= kLeast);  // NaN goes through
-    keep(alive, v);
+    const Ints nonzero = ~(v <= kLeast);  // NaN goes through
+    mask_lanes(nonzero, v);
     const Floats power = (v * kLog2e + kRounding) - kRounding;
     const Floats r = (v - power * kLn2High) - power * kLn2Low;
     Floats e = r * (1.0f / 720) + 1.0f / 120;
@@ -162,11 +164,11 @@ inline float exponentials(float* x, size_t count, float largest) {
     Floats scale;
     std::memcpy(&scale, &bits, sizeof scale);
     e *= scale;
-    keep(alive, e);
+    mask_lanes(nonzero, e);
     store(e, x + i);
     total += e;
   }
-  return sum_of(total);
+  return horizontal_sum(total);
 }
 
 // Rotates one head by its position: x of the first half and y of the second become x cos - y sin and y cos + x sin.
@@ -197,16 +199,16 @@ void append(const Attention& a, size_t row, size_t kv_head) {
 }
 
 // The largest of `count` floats.
-inline float largest_of(const float* x, size_t count) {
+inline float max_element(const float* x, size_t count) {
   Floats best = x[0] - Floats{};
   size_t i = 0;
-  for (; i + kUnit <= count; i += kUnit) {
+  for (; i + kLanes <= count; i += kLanes) {
     Floats v;
     load(x + i, v);
     best = v > best ? v : best;
   }
   float largest = best[0];
-  for (size_t lane = 1; lane < kUnit; ++lane) largest = best[lane] > largest ? best[lane] : largest;
+  for (size_t lane = 1; lane < kLanes; ++lane) largest = best[lane] > largest ? best[lane] : largest;
   for (; i < count; ++i) largest = x[i] > largest ? x[i] : largest;
   return largest;
 }
@@ -224,8 +226,8 @@ struct Query {
 };
 
 // Replaces a query's scores by their exponentials, and returns the sum of these. From `from` to `to`, multiples of
-// kUnit around the positions that the query sees, it writes 0 for all others.
-inline float weigh(const Attention& a, const Query& q, float* scores, size_t from, size_t to) {
+// kLanes around the positions that the query sees, it writes 0 for all others.
+inline float softmax(const Attention& a, const Query& q, float* scores, size_t from, size_t to) {
   const size_t first = a.first_visible(q.row, q.position), end = a.visible(q.row, q.position);
   if (a.softcap != 0) {
     for (size_t n = first; n < end; ++n) scores[n] = a.softcap * __builtin_tanhf(scores[n] / a.softcap);
@@ -236,7 +238,7 @@ inline float weigh(const Attention& a, const Query& q, float* scores, size_t fro
   }
   fill(scores + from, scores + first, -__builtin_inff());
   fill(scores + end, scores + to, -__builtin_inff());
-  return exponentials(scores + from, to - from, largest_of(scores + first, end - first));
+  return exponentials(scores + from, to - from, max_element(scores + first, end - first));
 }
 
 template <size_t R>
@@ -246,7 +248,7 @@ struct Count {
 
 // Computes R queries of one kv head, from `index` on.
 template <size_t R>
-void attend_some(const Attention& a, size_t kv_head, size_t index, float* scratch) {
+void attend_queries(const Attention& a, size_t kv_head, size_t index, float* scratch) {
   // Positions of a prompt count from 0; those of an answer go on behind its prompt.
   size_t prompt_start[R], answer_start[R], prompt[R], end[R], from = ~size_t{0}, to = 0;
   bool one_prompt = true, one_row = true;
@@ -262,8 +264,8 @@ void attend_some(const Attention& a, size_t kv_head, size_t index, float* scratc
     one_prompt = one_prompt && prompt_start[r] == prompt_start[0] && prompt[r] == prompt[0];
     one_row = one_row && answer_start[r] == answer_start[0] && prompt[r] == prompt[0];
   }
-  from = from / kUnit * kUnit;
-  const size_t step = (to + kUnit - 1) / kUnit * kUnit;
+  from = from / kLanes * kLanes;
+  const size_t step = (to + kLanes - 1) / kLanes * kLanes;
   float *queries = scratch, *outs = queries + R * a.width, *scores = outs + R * a.width, totals[R];
   for (size_t r = 0; r < R; ++r) {
     const Query q(a, kv_head, index + r);
@@ -292,14 +294,16 @@ void attend_some(const Attention& a, size_t kv_head, size_t index, float* scratc
     }
   };
   each_part([&](auto count, size_t r, size_t at, size_t first, size_t last) {
-    scores_of<count.value>(queries + r * a.width, a.keys + at, last - first, a.width, scores + r * step + first, step);
+    compute_scores<count.value>(queries + r * a.width, a.keys + at, last - first, a.width, scores + r * step + first,
+                                step);
   });
   for (size_t r = 0; r < R; ++r) {
-    totals[r] = weigh(a, Query(a, kv_head, index + r), scores + r * step, from, step);
+    totals[r] = softmax(a, Query(a, kv_head, index + r), scores + r * step, from, step);
   }
   fill(outs, outs + R * a.width, 0.0f);
   each_part([&](auto count, size_t r, size_t at, size_t first, size_t last) {
-    mix<count.value>(scores + r * step + first, step, a.values + at, last - first, a.width, outs + r * a.width);
+    weighted_sum<count.value>(scores + r * step + first, step, a.values + at, last - first, a.width,
+                              outs + r * a.width);
   });
   for (size_t r = 0; r < R; ++r) {
     const Query q(a, kv_head, index + r);
@@ -310,8 +314,8 @@ void attend_some(const Attention& a, size_t kv_head, size_t index, float* scratc
 
 void attend(const Attention& a, size_t kv_head, size_t block, float* scratch) {
   const size_t index = block * kQueryBlock, queries = a.rows * a.length * a.group_size();
-  if (index + kQueryBlock <= queries) return attend_some<kQueryBlock>(a, kv_head, index, scratch);
-  for (size_t one = index; one < queries; ++one) attend_some<1>(a, kv_head, one, scratch);
+  if (index + kQueryBlock <= queries) return attend_queries<kQueryBlock>(a, kv_head, index, scratch);
+  for (size_t one = index; one < queries; ++one) attend_queries<1>(a, kv_head, one, scratch);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Chooses the kernel for this processor. Knows instruction sets by name.
+// Chooses the encoder attention kernel for this processor.
 #include "kernels/attention/encoder_attention.h"
 
 #include "kernels/dispatch.h"

@@ -1,12 +1,9 @@
 // The attention of encoder_attention.h in AMX: 32 queries together, in products of bfloat16. Knows instructions only.
 #if defined(__x86_64__)
-#if defined(__clang__)
-#pragma clang attribute push(                                                                            \
-    __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16"))), \
-    apply_to = function)
-#else
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")
-#endif
+#include "kernels/target.h"
+
+BLIP2RT_TARGET("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")
+
 #include "kernels/amx.h"
 #include "kernels/attention/encoder_attention.h"
 
@@ -24,13 +21,14 @@ size_t padded(size_t count) { return (count + kDepth - 1) / kDepth * kDepth; }
 
 // Where things lie in the scratch. Keys and values lie in tiles of 32 rows and 16 columns of a product's right side,
 // two rows interleaved, as AMX reads them. `high` is a float's upper 16 bits, `low` the rest.
-struct Places {
+struct ScratchLayout {
   size_t keys, width;  // padded with zeros
   Half *key_high, *key_low, *values, *query_high, *query_low, *weights;
   float *scores, *sums;
   size_t bytes;
 
-  Places(const EncoderAttention& a, uint8_t* scratch) : keys(padded(a.positions)), width(padded(a.width)), bytes(0) {
+  ScratchLayout(const EncoderAttention& a, uint8_t* scratch)
+      : keys(padded(a.positions)), width(padded(a.width)), bytes(0) {
     const auto take = [&](size_t size) {
       uint8_t* place = scratch == nullptr ? nullptr : scratch + bytes;
       bytes += size;
@@ -51,7 +49,7 @@ struct Places {
 __mmask16 first(size_t count) { return static_cast<__mmask16>(count < kLanes ? (1u << count) - 1 : 0xffff); }
 
 // Loads 16 floats of a row from `at` on; zeros behind its `count` floats.
-__m512 part(const float* row, size_t at, size_t count) {
+__m512 load_part(const float* row, size_t at, size_t count) {
   return at < count ? _mm512_maskz_loadu_ps(first(count - at), row + at) : _mm512_setzero_ps();
 }
 
@@ -98,14 +96,14 @@ void transpose(__m512i* rows) {
 }
 
 // Packs the keys' transpose into tiles: those of 16 keys lie one after the other.
-void pack_keys(const EncoderAttention& a, const float* key, size_t step, const Places& p) {
+void pack_keys(const EncoderAttention& a, const float* key, size_t step, const ScratchLayout& p) {
   for (size_t begin = 0; begin < p.keys; begin += kLanes) {
     for (size_t k = 0; k < p.width; k += kDepth) {
       __m512i high[kLanes], low[kLanes];
       for (size_t i = 0; i < kLanes; ++i) {
         const size_t width = begin + i < a.positions ? a.width : 0;
         const float* row = key + (begin + i) * step;
-        const Split split(part(row, k, width), part(row, k + kLanes, width));
+        const Split split(load_part(row, k, width), load_part(row, k + kLanes, width));
         high[i] = split.high;
         low[i] = split.low;
       }
@@ -121,7 +119,7 @@ void pack_keys(const EncoderAttention& a, const float* key, size_t step, const P
 }
 
 // Packs the values into tiles: those of 16 columns lie one after the other.
-void pack_values(const EncoderAttention& a, const float* value, size_t step, const Places& p) {
+void pack_values(const EncoderAttention& a, const float* value, size_t step, const ScratchLayout& p) {
   alignas(64) uint16_t order[2 * kLanes];
   for (uint16_t i = 0; i < 2 * kLanes; ++i) order[i] = static_cast<uint16_t>(i / 2 + i % 2 * kLanes);
   const __m512i in_pairs = _mm512_load_si512(order);
@@ -129,7 +127,7 @@ void pack_values(const EncoderAttention& a, const float* value, size_t step, con
     const float* from = value + row * step;
     const size_t upper = row < a.positions ? a.width : 0, lower = row + 1 < a.positions ? a.width : 0;
     for (size_t column = 0; column < p.width; column += kLanes) {
-      const __m512i pair = Split::halves(part(from, column, upper), part(from + step, column, lower));
+      const __m512i pair = Split::halves(load_part(from, column, upper), load_part(from + step, column, lower));
       Half* to = p.values + column * p.keys + row * kLanes;
       _mm512_store_si512(to, _mm512_permutexvar_epi16(in_pairs, pair));
     }
@@ -137,29 +135,29 @@ void pack_values(const EncoderAttention& a, const float* value, size_t step, con
 }
 
 // One product: the left side in rows of `depth` halves, the right side in tiles.
-struct Term {
+struct Product {
   const Half *left, *right;
 };
 
 // Compilers want the numbers of tiles as digits. 0 and 1 hold the sums of the upper 16 rows, for 16 columns and the
 // next 16; 2 and 3 those of the lower 16 rows; 4 and 5 the rows of the left side; 6 and 7 the right side.
-void use_tiles() {
-  amx::Shapes shapes;
-  shapes.set({0, 1, 2, 3, 4, 5, 6, 7}, amx::kTileRows, amx::kTileBytes);
-  shapes.use();
+void configure_tiles() {
+  amx::TileConfig config;
+  config.set({0, 1, 2, 3, 4, 5, 6, 7}, amx::kTileRows, amx::kTileBytes);
+  config.load();
 }
 
 // Writes the sum of some products: 16 or 32 rows, and a multiple of 32 columns.
 template <bool Lower, size_t Terms>
-void multiply(const Term (&terms)[Terms], size_t depth, size_t columns, float* out) {
+void multiply(const Product (&terms)[Terms], size_t depth, size_t columns, float* out) {
   const size_t from_row = depth * sizeof(Half), to_row = columns * sizeof(float);
-  amx::written(terms);
+  amx::compiler_barrier(terms);
   for (size_t column = 0; column < columns; column += 2 * kLanes) {
     _tile_zero(0);
     _tile_zero(1);
     if constexpr (Lower) _tile_zero(2);
     if constexpr (Lower) _tile_zero(3);
-    for (const Term& term : terms) {
+    for (const Product& term : terms) {
       for (size_t k = 0; k < depth; k += kDepth) {
         const Half* right = term.right + column * depth + k * kLanes;
         _tile_loadd(6, right, amx::kTileBytes);
@@ -180,7 +178,7 @@ void multiply(const Term (&terms)[Terms], size_t depth, size_t columns, float* o
     if constexpr (Lower) _tile_stored(2, lower + column, to_row);
     if constexpr (Lower) _tile_stored(3, lower + column + kLanes, to_row);
   }
-  amx::written(out);
+  amx::compiler_barrier(out);
 }
 
 // 2^x for x <= 0, with a relative error of 3e-6: a Taylor series around the nearest integer.
@@ -215,35 +213,35 @@ float exponentials(const float* scores, size_t count, size_t all, float scale, H
   return _mm512_reduce_add_ps(sum);
 }
 
-size_t scratch_size(const EncoderAttention& a) { return Places(a, nullptr).bytes; }
+size_t scratch_size(const EncoderAttention& a) { return ScratchLayout(a, nullptr).bytes; }
 
 void attend(const EncoderAttention& a, size_t head, uint8_t* scratch) {
-  const Places p(a, scratch);
+  const ScratchLayout p(a, scratch);
   const size_t of_position = a.heads * a.width, step = 3 * of_position;
   const float *query = a.qkv + head * a.width, *key = query + of_position, *value = key + of_position;
   pack_keys(a, key, step, p);
   pack_values(a, value, step, p);
-  use_tiles();
+  configure_tiles();
   for (size_t begin = 0; begin < a.positions; begin += kRows) {
     const size_t rows = a.positions - begin < kRows ? a.positions - begin : kRows;
     for (size_t r = 0; r < kRows; ++r) {
       const float* row = query + (begin + r) * step;
       for (size_t k = 0; k < p.width; k += kDepth) {
         const size_t width = r < rows ? a.width : 0;
-        const Split split(part(row, k, width), part(row, k + kLanes, width));
+        const Split split(load_part(row, k, width), load_part(row, k + kLanes, width));
         _mm512_store_si512(p.query_high + r * p.width + k, split.high);
         _mm512_store_si512(p.query_low + r * p.width + k, split.low);
       }
     }
     // The product of the low parts is left out: it is below a float's own error.
-    const Term scores[] = {{p.query_high, p.key_high}, {p.query_low, p.key_high}, {p.query_high, p.key_low}};
+    const Product scores[] = {{p.query_high, p.key_high}, {p.query_low, p.key_high}, {p.query_high, p.key_low}};
     const bool lower = rows > amx::kTileRows;
     (lower ? multiply<true, 3> : multiply<false, 3>)(scores, p.width, p.keys, p.scores);
     float totals[kRows];
     for (size_t r = 0; r < rows; ++r) {
       totals[r] = exponentials(p.scores + r * p.keys, a.positions, p.keys, a.scale, p.weights + r * p.keys);
     }
-    const Term sums[] = {{p.weights, p.values}};
+    const Product sums[] = {{p.weights, p.values}};
     (lower ? multiply<true, 1> : multiply<false, 1>)(sums, p.keys, p.width, p.sums);
     for (size_t r = 0; r < rows; ++r) {
       const __m512 inverse = _mm512_set1_ps(1.0f / totals[r]);
@@ -262,7 +260,5 @@ void attend(const EncoderAttention& a, size_t head, uint8_t* scratch) {
 extern const EncoderAttentionKernel kEncoderAttentionAmx = {"amx", scratch_size, attend};
 
 }  // namespace blip2rt
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+BLIP2RT_TARGET_END
 #endif

@@ -1,53 +1,50 @@
 // The products of matmul.h in AMX: 16 outputs times up to 16 rows together, from codes that are unpacked as they lie.
 // Few rows are multiplied as avx512.cpp does it. Knows instructions only.
 #if defined(__x86_64__)
-#if defined(__clang__)
-#pragma clang attribute push(                                                                                 \
-    __attribute__((target("avx2,f16c,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8"))), \
-    apply_to = function)
-#else
-#pragma GCC target("avx2,f16c,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8")
-#endif
-#include "kernels/amx.h"
+#include "kernels/target.h"
 
+BLIP2RT_TARGET("avx2,f16c,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8")
+
+#include "kernels/amx.h"
 #include "kernels/int4/avx512.h"
 #include "kernels/int4/quantize_amx.h"
 
 namespace blip2rt {
 namespace {
 
-constexpr size_t kSide = amx::kTileRows;  // outputs that are multiplied together
-constexpr size_t kMany = 5;               // rows, at least, for which tiles of them pay
-constexpr size_t kMost = 128;             // rows whose sums are kept while 16 outputs are multiplied
-constexpr size_t kLine = 64;              // bytes that the memory gives at once
-constexpr size_t kApart = 2;              // blocks between two stages: what one stores cannot be read at once
-constexpr size_t kProducts = 4;           // blocks whose products are kept until they are scaled
-constexpr size_t kRing = 8;               // blocks of unpacked codes, of which one column of rows needs no more
-constexpr size_t kMostRing = 64;
-constexpr size_t kTogether = 12 * 64;  // weights of an output that are unpacked together for several columns
-constexpr size_t kMostBlocks = 48;     // whose scales are prepared together
-static_assert(Int4Input::kTile == kSide, "a column of rows is quantized at once");
-static_assert(kApart + 2 < kRing && kApart < kProducts, "what is needed is not overwritten");
-static_assert(kTogether / 32 <= kMostBlocks && kMostBlocks < kMostRing, "there is room for all blocks");
+constexpr size_t kTileSize = amx::kTileRows;  // outputs that are multiplied together
+constexpr size_t kMinTileRows = 5;            // rows, at least, for which tiles of them pay
+constexpr size_t kMaxRows = 128;              // rows whose sums are kept while 16 outputs are multiplied
+constexpr size_t kCacheLineBytes = 64;        // bytes that the memory gives at once
+constexpr size_t kPipelineDistance = 2;       // blocks between two stages: what one stores cannot be read at once
+constexpr size_t kProductRing = 4;            // blocks whose products are kept until they are scaled
+constexpr size_t kCodeRing = 8;               // blocks of unpacked codes, of which one column of rows needs no more
+constexpr size_t kMaxCodeRing = 64;
+constexpr size_t kUnpackBatch = 12 * 64;  // weights of an output that are unpacked together for several columns
+constexpr size_t kMaxScaleBlocks = 48;    // whose scales are prepared together
+static_assert(Int4Input::kQuantizeRows == kTileSize, "a column of rows is quantized at once");
+static_assert(kPipelineDistance + 2 < kCodeRing && kPipelineDistance < kProductRing,
+              "what is needed is not overwritten");
+static_assert(kUnpackBatch / 32 <= kMaxScaleBlocks && kMaxScaleBlocks < kMaxCodeRing, "there is room for all blocks");
 
-bool is_many(const Int4Matrix& m, const Int4Input& input) { return input.rows >= kMany && m.n >= kSide; }
+bool uses_tiles(const Int4Matrix& m, const Int4Input& input) { return input.rows >= kMinTileRows && m.n >= kTileSize; }
 
 // Rows that are multiplied together: a column of them.
-size_t column_of(const Int4Input& input) { return input.rows <= kSide / 2 ? kSide / 2 : kSide; }
+size_t column_rows(const Int4Input& input) { return input.rows <= kTileSize / 2 ? kTileSize / 2 : kTileSize; }
 
 // Compilers want the numbers of tiles as digits. 0 holds the sums of the values' products, 1 those of the low values; 2
 // holds values, 3 low values, 4 codes. A block of 32 fills half a tile.
-void use_tiles(size_t block, size_t column) {
+void configure_tiles(size_t block, size_t column) {
   const size_t depth = block < amx::kTileBytes ? block : amx::kTileBytes;
-  amx::Shapes shapes;
-  shapes.set({0, 1}, kSide, column * sizeof(int32_t));
-  shapes.set({2, 3}, depth / sizeof(int32_t), column * sizeof(int32_t));
-  shapes.set({4}, kSide, depth);
-  shapes.use();
+  amx::TileConfig config;
+  config.set({0, 1}, kTileSize, column * sizeof(int32_t));
+  config.set({2, 3}, depth / sizeof(int32_t), column * sizeof(int32_t));
+  config.set({4}, kTileSize, depth);
+  config.load();
 }
 
 // What is multiplied: blocks of 16 outputs. Codes minus zero points are unpacked to `unpacked`, in which the even ones
-// of a tile's depth stand before the odd ones. scales, zeros (16, kMostBlocks); a zero point fills every byte.
+// of a tile's depth stand before the odd ones. scales, zeros (16, kMaxScaleBlocks); a zero point fills every byte.
 struct Weights {
   const uint8_t* codes;
   size_t stride, count;
@@ -68,7 +65,7 @@ struct Column {
 
 // Calls work(0), work(1), ... with constants, so that arrays which it indexes lie in registers.
 template <class Work, size_t... Index>
-BLIP2RT_INLINE void for_each(std::index_sequence<Index...>, const Work& work) {
+BLIP2RT_INLINE void unroll(std::index_sequence<Index...>, const Work& work) {
   (work(std::integral_constant<size_t, Index>()), ...);
 }
 
@@ -81,17 +78,17 @@ BLIP2RT_INLINE Avx512::Ints unpack(Avx512::Ints both, Avx512::Ints shifts, uint3
 // Unpacks a block of 16 outputs. Asks the memory for as much of the next ones meanwhile, a line now and then.
 template <size_t Block>
 BLIP2RT_INLINE void unpack_block(const Weights& w, size_t block) {
-  constexpr size_t kOutputs = Block < 128 ? 2 * kLine / Block : 1;  // whose codes of a block fill a line
-  uint8_t* to = w.unpacked + (block & (w.ring - 1)) * kSide * Block;
-  const uint8_t *from = w.codes + block * Block / 2, *next = w.next + block * kSide * Block / 8;
+  constexpr size_t kOutputs = Block < 128 ? 2 * kCacheLineBytes / Block : 1;  // whose codes of a block fill a line
+  uint8_t* to = w.unpacked + (block & (w.ring - 1)) * kTileSize * Block;
+  const uint8_t *from = w.codes + block * Block / 2, *next = w.next + block * kTileSize * Block / 8;
   const __m256i four = _mm256_set1_epi16(4);
   const Avx512::Ints by_halves = _mm512_inserti64x4(_mm512_setzero_si512(), four, 1);
   const Avx512::Ints by_quarters = _mm512_inserti64x2(_mm512_setzero_si512(), _mm256_castsi256_si128(four), 1);
-  for_each(std::make_index_sequence<kSide>(), [&](auto i) {
-    const uint32_t zero = w.zeros[i * kMostBlocks + block];
+  unroll(std::make_index_sequence<kTileSize>(), [&](auto i) {
+    const uint32_t zero = w.zeros[i * kMaxScaleBlocks + block];
     const uint8_t* of_output = from + i * w.stride;
     if constexpr (i % kOutputs == 0) {
-      __builtin_prefetch(next + i / kOutputs % 4 * w.apart + i / kOutputs / 4 * kLine);
+      __builtin_prefetch(next + i / kOutputs % 4 * w.apart + i / kOutputs / 4 * kCacheLineBytes);
     }
     if constexpr (Block == 32) {
       const __m128i both = _mm_loadu_si128(reinterpret_cast<const __m128i*>(of_output));
@@ -100,7 +97,7 @@ BLIP2RT_INLINE void unpack_block(const Weights& w, size_t block) {
     } else {
       for (size_t part = 0; part < Block / 64; ++part) {
         const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(of_output + part * 32));
-        Avx512::store(to + (part * kSide + i) * 64, unpack(_mm512_broadcast_i64x4(both), by_halves, zero));
+        Avx512::store(to + (part * kTileSize + i) * 64, unpack(_mm512_broadcast_i64x4(both), by_halves, zero));
       }
     }
   });
@@ -109,15 +106,15 @@ BLIP2RT_INLINE void unpack_block(const Weights& w, size_t block) {
 // Products of a block: integers (16 outputs, W rows), and those of low values.
 template <size_t W, bool Split>
 struct alignas(64) Products {
-  int32_t of[Split ? 2 : 1][kSide * W];
+  int32_t of[Split ? 2 : 1][kTileSize * W];
 };
 
 // The tiles of a block's part: codes, and values of a column.
 template <size_t W, bool Split, size_t Block>
 BLIP2RT_INLINE void load_tiles(const Weights& w, const Column& x, size_t block, size_t k) {
-  const uint8_t* codes = w.unpacked + ((block & (w.ring - 1)) * Block + k) * kSide;
+  const uint8_t* codes = w.unpacked + ((block & (w.ring - 1)) * Block + k) * kTileSize;
   const size_t value = (block * Block + k) * W;
-  amx::written(codes);
+  amx::compiler_barrier(codes);
   _tile_loadd(4, codes, Block < amx::kTileBytes ? Block : amx::kTileBytes);
   _tile_loadd(2, x.values + value, W * sizeof(int32_t));
   if constexpr (Split) _tile_loadd(3, x.low + value, W * sizeof(int32_t));
@@ -144,15 +141,15 @@ BLIP2RT_INLINE void store_products(Products<W, Split>& products) {
 
 // Scales of output `index`, or of two outputs of 8 rows, for the lanes of a register of products.
 template <size_t W>
-BLIP2RT_INLINE Avx512::Floats scales_of(const float* scales, size_t index) {
-  if constexpr (W == kSide) return Avx512::broadcast(scales[index * kMostBlocks]);
-  const __m128 next = _mm_load_ss(scales + (2 * index + 1) * kMostBlocks);
-  return _mm512_mask_broadcastss_ps(Avx512::broadcast(scales[2 * index * kMostBlocks]), 0xff00, next);
+BLIP2RT_INLINE Avx512::Floats output_scales(const float* scales, size_t index) {
+  if constexpr (W == kTileSize) return Avx512::broadcast(scales[index * kMaxScaleBlocks]);
+  const __m128 next = _mm_load_ss(scales + (2 * index + 1) * kMaxScaleBlocks);
+  return _mm512_mask_broadcastss_ps(Avx512::broadcast(scales[2 * index * kMaxScaleBlocks]), 0xff00, next);
 }
 
 template <size_t W>
-BLIP2RT_INLINE Avx512::Floats scales_of_rows(const float* scales) {
-  if constexpr (W == kSide) return Avx512::load_floats(scales);
+BLIP2RT_INLINE Avx512::Floats row_scales(const float* scales) {
+  if constexpr (W == kTileSize) return Avx512::load_floats(scales);
   return _mm512_castpd_ps(_mm512_broadcast_f64x4(_mm256_castps_pd(_mm256_loadu_ps(scales))));
 }
 
@@ -160,13 +157,13 @@ BLIP2RT_INLINE Avx512::Floats scales_of_rows(const float* scales) {
 template <size_t W, bool Split>
 BLIP2RT_INLINE void scale_block(const Weights& w, const Column& x, size_t block, const Products<W, Split>& products,
                                 Avx512::Floats (&sums)[W]) {
-  amx::written(&products);
-  const Avx512::Floats of_rows = scales_of_rows<W>(x.scales + block * W);
-  for_each(std::make_index_sequence<W>(), [&](auto i) {
-    Avx512::Ints product = Avx512::load(products.of[0] + i * kSide);
-    if constexpr (Split) product = Avx512::join(product, Avx512::load(products.of[1] + i * kSide));
+  amx::compiler_barrier(&products);
+  const Avx512::Floats of_rows = row_scales<W>(x.scales + block * W);
+  unroll(std::make_index_sequence<W>(), [&](auto i) {
+    Avx512::Ints product = Avx512::load(products.of[0] + i * kTileSize);
+    if constexpr (Split) product = Avx512::join(product, Avx512::load(products.of[1] + i * kTileSize));
     const Avx512::Floats whole = Avx512::mul(Avx512::to_float(product), of_rows);
-    sums[i] = Avx512::mul_add(whole, scales_of<W>(w.scales + block, i), sums[i]);
+    sums[i] = Avx512::mul_add(whole, output_scales<W>(w.scales + block, i), sums[i]);
   });
 }
 
@@ -174,25 +171,25 @@ BLIP2RT_INLINE void scale_block(const Weights& w, const Column& x, size_t block,
 // the one before. Unpack: the codes are not yet unpacked.
 template <size_t W, bool Split, size_t Block, bool Unpack>
 void add_blocks(const Weights& w, const Column& x, float* sums) {
-  Products<W, Split> ring[kProducts];
+  Products<W, Split> ring[kProductRing];
   Avx512::Floats total[W];
-  for_each(std::make_index_sequence<W>(), [&](auto i) { total[i] = Avx512::load_floats(sums + i * kSide); });
-  constexpr size_t kLoad = Unpack ? kApart : 0, kStore = kLoad + 2, kScale = kStore + kApart;
+  unroll(std::make_index_sequence<W>(), [&](auto i) { total[i] = Avx512::load_floats(sums + i * kTileSize); });
+  constexpr size_t kLoad = Unpack ? kPipelineDistance : 0, kStore = kLoad + 2, kScale = kStore + kPipelineDistance;
   for (size_t i = 0; i < w.count + kScale; ++i) {
-    if (i >= kStore && i < w.count + kStore) store_products<W, Split>(ring[(i - kStore) % kProducts]);
+    if (i >= kStore && i < w.count + kStore) store_products<W, Split>(ring[(i - kStore) % kProductRing]);
     if (i > kLoad && i <= w.count + kLoad) multiply_block<W, Split, Block>(w, x, i - kLoad - 1);
     if (i == kLoad) load_tiles<W, Split, Block>(w, x, 0, 0);
     if (Unpack && i < w.count) unpack_block<Block>(w, i);
-    if (i >= kScale) scale_block<W, Split>(w, x, i - kScale, ring[(i - kScale) % kProducts], total);
+    if (i >= kScale) scale_block<W, Split>(w, x, i - kScale, ring[(i - kScale) % kProductRing], total);
   }
-  for_each(std::make_index_sequence<W>(), [&](auto i) { Avx512::store(sums + i * kSide, total[i]); });
+  unroll(std::make_index_sequence<W>(), [&](auto i) { Avx512::store(sums + i * kTileSize, total[i]); });
 }
 
 // Reads scales and zero points of `count` blocks of 16 outputs.
 void read_group_scales(const Int4Matrix& m, size_t begin, size_t first, size_t count, float* scales, uint32_t* zeros) {
   const size_t blocks = m.blocks(), zero_bytes = (blocks + 1) / 2;
   const Avx512::Ints lowest = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
-  for (size_t i = 0; i < kSide; ++i) {
+  for (size_t i = 0; i < kTileSize; ++i) {
     for (size_t at = 0; at < count; at += Avx512::kLanes) {
       const size_t some = count - at < Avx512::kLanes ? count - at : Avx512::kLanes;
       alignas(32) uint16_t halves[Avx512::kLanes];
@@ -203,9 +200,9 @@ void read_group_scales(const Int4Matrix& m, size_t begin, size_t first, size_t c
       const uint8_t* zero = m.zero_points + (begin + i) * zero_bytes + (first + at) / 2;
       _mm256_store_si256(reinterpret_cast<__m256i*>(halves), _mm256_maskz_loadu_epi16(all, half));
       _mm_storel_epi64(reinterpret_cast<__m128i*>(nibbles), _mm_maskz_loadu_epi8(pairs, zero));
-      Avx512::store(scales + i * kMostBlocks + at, Avx512::load_halves(halves));
+      Avx512::store(scales + i * kMaxScaleBlocks + at, Avx512::load_halves(halves));
       const Avx512::Ints codes = _mm512_cvtps_epi32(Avx512::load_nibbles(nibbles));
-      Avx512::store(reinterpret_cast<uint8_t*>(zeros + i * kMostBlocks + at), _mm512_shuffle_epi8(codes, lowest));
+      Avx512::store(reinterpret_cast<uint8_t*>(zeros + i * kMaxScaleBlocks + at), _mm512_shuffle_epi8(codes, lowest));
     }
   }
 }
@@ -224,21 +221,21 @@ void write_sums(const Int4Matrix& m, const float* sums, size_t rows, size_t skip
   }
 }
 
-// Multiplies up to kMost rows from `row` on with 16 outputs from `begin` on.
+// Multiplies up to kMaxRows rows from `row` on with 16 outputs from `begin` on.
 template <size_t W, bool Split, size_t Block>
 void multiply_group(const Int4Matrix& m, const Int4Input& input, float* out, size_t begin, size_t skip, size_t row,
                     uint8_t* unpacked) {
   const size_t blocks = m.blocks(), stride = blocks * Block / 2;
-  const size_t rows = input.rows - row < kMost ? input.rows - row : kMost, columns = (rows + W - 1) / W;
+  const size_t rows = input.rows - row < kMaxRows ? input.rows - row : kMaxRows, columns = (rows + W - 1) / W;
   // One column needs its codes no more when it is multiplied; others find them in the first cache.
-  const size_t most = columns == 1 ? kMostBlocks : kTogether / Block, chunks = (blocks + most - 1) / most;
+  const size_t most = columns == 1 ? kMaxScaleBlocks : kUnpackBatch / Block, chunks = (blocks + most - 1) / most;
   const size_t chunk = (blocks + chunks * 2 - 1) / (chunks * 2) * 2;  // two zero points share a byte
-  alignas(64) float sums[kMost * kSide];
-  alignas(64) float scales[kSide * kMostBlocks];
-  alignas(64) uint32_t zeros[kSide * kMostBlocks];
-  std::memset(sums, 0, columns * W * kSide * sizeof *sums);
+  alignas(64) float sums[kMaxRows * kTileSize];
+  alignas(64) float scales[kTileSize * kMaxScaleBlocks];
+  alignas(64) uint32_t zeros[kTileSize * kMaxScaleBlocks];
+  std::memset(sums, 0, columns * W * kTileSize * sizeof *sums);
   // The next outputs are asked of the memory meanwhile: as four streams, as one waits at the end of every page.
-  const size_t next = begin + 2 * kSide <= m.n ? begin + kSide : m.n - kSide;
+  const size_t next = begin + 2 * kTileSize <= m.n ? begin + kTileSize : m.n - kTileSize;
   for (size_t first = 0; first < blocks; first += chunk) {
     const size_t count = blocks - first < chunk ? blocks - first : chunk;
     read_group_scales(m, begin, first, count, scales, zeros);
@@ -248,28 +245,28 @@ void multiply_group(const Int4Matrix& m, const Int4Input& input, float* out, siz
                        scales,
                        zeros,
                        unpacked,
-                       columns == 1 ? kRing : kMostRing,
-                       m.codes + next * stride + first * kSide * Block / 8,
-                       stride * kSide / 4};
+                       columns == 1 ? kCodeRing : kMaxCodeRing,
+                       m.codes + next * stride + first * kTileSize * Block / 8,
+                       stride * kTileSize / 4};
     for (size_t i = 0; i < columns; ++i) {
       const size_t at = (row + i * W) * blocks + first * W, value = at * Block;
       const Column x = {input.values + value, Split ? input.low + value : nullptr, input.scales + at};
-      (i == 0 ? add_blocks<W, Split, Block, true> : add_blocks<W, Split, Block, false>)(w, x, sums + i * W * kSide);
+      (i == 0 ? add_blocks<W, Split, Block, true> : add_blocks<W, Split, Block, false>)(w, x, sums + i * W * kTileSize);
     }
   }
   for (size_t i = 0; i < columns; ++i) {
     const size_t left = rows - i * W;
-    write_sums<W>(m, sums + i * W * kSide, left < W ? left : W, skip, out + (row + i * W) * m.n + begin);
+    write_sums<W>(m, sums + i * W * kTileSize, left < W ? left : W, skip, out + (row + i * W) * m.n + begin);
   }
 }
 
 template <size_t W, bool Split, size_t Block>
 void multiply_groups(const Int4Matrix& m, const Int4Input& input, float* out, size_t first, size_t last,
                      uint8_t* scratch) {
-  for (size_t row = 0; row < input.rows; row += kMost) {
+  for (size_t row = 0; row < input.rows; row += kMaxRows) {
     for (size_t group = first; group < last; ++group) {
       // The last outputs are multiplied together with some of those before.
-      const size_t wanted = group * kSide, begin = wanted + kSide <= m.n ? wanted : m.n - kSide;
+      const size_t wanted = group * kTileSize, begin = wanted + kTileSize <= m.n ? wanted : m.n - kTileSize;
       multiply_group<W, Split, Block>(m, input, out, begin, wanted - begin, row, scratch);
     }
   }
@@ -285,32 +282,30 @@ void multiply_columns(const Int4Matrix& m, const Int4Input& input, float* out, s
   }
 }
 
-void multiply_some(const Int4Matrix& m, const Int4Input& input, float* out, size_t first, size_t last,
-                   uint8_t* scratch) {
-  if (!is_many(m, input)) return multiply<Avx512>(m, input, out, first, last, scratch);
-  const bool split = input.low != nullptr, narrow = column_of(input) < kSide;
-  use_tiles(m.block, column_of(input));
-  (narrow  ? split ? multiply_columns<kSide / 2, true> : multiply_columns<kSide / 2, false>
-   : split ? multiply_columns<kSide, true>
-           : multiply_columns<kSide, false>)(m, input, out, first, last, scratch);
+void multiply_amx(const Int4Matrix& m, const Int4Input& input, float* out, size_t first, size_t last,
+                  uint8_t* scratch) {
+  if (!uses_tiles(m, input)) return multiply<Avx512>(m, input, out, first, last, scratch);
+  const bool split = input.low != nullptr, narrow = column_rows(input) < kTileSize;
+  configure_tiles(m.block, column_rows(input));
+  (narrow  ? split ? multiply_columns<kTileSize / 2, true> : multiply_columns<kTileSize / 2, false>
+   : split ? multiply_columns<kTileSize, true>
+           : multiply_columns<kTileSize, false>)(m, input, out, first, last, scratch);
   _tile_release();
 }
 
-void quantize_some(const float* x, size_t first, size_t rows, const Int4Matrix& m, const Int4Input& input) {
-  if (!is_many(m, input)) return quantize<Avx512>(x, first, rows, m, input);
+void quantize_amx(const float* x, size_t first, size_t rows, const Int4Matrix& m, const Int4Input& input) {
+  if (!uses_tiles(m, input)) return quantize<Avx512>(x, first, rows, m, input);
   const bool split = input.low != nullptr;
   const auto quantize_column = m.block == 32 ? split ? amx::quantize_column<true, 32> : amx::quantize_column<false, 32>
                                : split       ? amx::quantize_column<true, 64>
                                              : amx::quantize_column<false, 64>;
-  quantize_column(x, first, rows, column_of(input), m, input);
+  quantize_column(x, first, rows, column_rows(input), m, input);
 }
 
 }  // namespace
 
-extern const Int4Kernel kInt4Amx = {"amx", kSide, Avx512::kAcross, quantize_some, multiply_some};
+extern const Int4Kernel kInt4Amx = {"amx", kTileSize, Avx512::kTilesAtOnce, quantize_amx, multiply_amx};
 
 }  // namespace blip2rt
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+BLIP2RT_TARGET_END
 #endif

@@ -12,13 +12,13 @@ namespace blip2rt {
 namespace {
 
 struct Avx2 {
-  static constexpr size_t kLanes = 8, kWholeRows = 8, kSplitRows = 6, kFewRows = 5;
-  static constexpr size_t kAcross = 2, kFewerAcross = 2;
-  static constexpr bool kFewAcross = true;  // whether several tiles at once are multiplied with few rows, too
+  static constexpr size_t kLanes = 8, kRows8Bit = 8, kRows16Bit = 6, kFewRows = 5;
+  static constexpr size_t kTilesAtOnce = 2, kRowDivisor = 2;
+  static constexpr bool kPairTilesForFewRows = true;  // whether several tiles at once are multiplied with few rows, too
   using Ints = __m256i;
   using Floats = __m256;
 
-  static void transpose(const uint8_t* base, size_t stride, Ints* to) { fours_of(base, stride, to); }
+  static void transpose(const uint8_t* base, size_t stride, Ints* to) { transpose_groups(base, stride, to); }
 
   static Ints load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
   static void store(uint8_t* to, Ints value) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value); }

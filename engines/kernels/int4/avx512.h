@@ -12,13 +12,13 @@ namespace blip2rt {
 namespace {
 
 struct Avx512 {
-  static constexpr size_t kLanes = 16, kWholeRows = 8, kSplitRows = 4, kFewRows = 6;
-  static constexpr size_t kAcross = 2, kFewerAcross = 1;
-  static constexpr bool kFewAcross = false;
+  static constexpr size_t kLanes = 16, kRows8Bit = 8, kRows16Bit = 4, kFewRows = 6;
+  static constexpr size_t kTilesAtOnce = 2, kRowDivisor = 1;
+  static constexpr bool kPairTilesForFewRows = false;
   using Ints = __m512i;
   using Floats = __m512;
 
-  static void transpose(const uint8_t* base, size_t stride, Ints* to) { fours_of(base, stride, to); }
+  static void transpose(const uint8_t* base, size_t stride, Ints* to) { transpose_groups(base, stride, to); }
 
   static Ints load(const void* from) { return _mm512_loadu_si512(from); }
   static void store(uint8_t* to, Ints value) { _mm512_storeu_si512(to, value); }

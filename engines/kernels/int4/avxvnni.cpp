@@ -1,18 +1,17 @@
 // The products of matmul.h in AVX2 with AVX-VNNI, which has one instruction for three of AVX2. Knows instructions only.
 #if defined(__x86_64__)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,f16c,fma,avxvnni"))), apply_to = function)
-#else
-#pragma GCC target("avx2,f16c,fma,avxvnni")
-#endif
+#include "kernels/target.h"
+
+BLIP2RT_TARGET("avx2,f16c,fma,avxvnni")
+
 #include "kernels/int4/avx2.h"
 
 namespace blip2rt {
 namespace {
 
 struct AvxVnni : Avx2 {
-  static constexpr size_t kSplitRows = 4;
-  static constexpr bool kFewAcross = false;
+  static constexpr size_t kRows16Bit = 4;
+  static constexpr bool kPairTilesForFewRows = false;
 
   static Ints begin_piece(Ints sum) { return sum; }
   static Ints end_piece(Ints, Ints part) { return part; }
@@ -28,11 +27,9 @@ struct AvxVnni : Avx2 {
 
 }  // namespace
 
-extern const Int4Kernel kInt4AvxVnni = {"avxvnni", AvxVnni::kLanes, AvxVnni::kAcross, quantize<AvxVnni>,
+extern const Int4Kernel kInt4AvxVnni = {"avxvnni", AvxVnni::kLanes, AvxVnni::kTilesAtOnce, quantize<AvxVnni>,
                                         multiply<AvxVnni>};
 
 }  // namespace blip2rt
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+BLIP2RT_TARGET_END
 #endif

@@ -9,22 +9,22 @@ namespace {
 
 // Bytes of codes that are read together: a register, with two weights a byte.
 template <class V>
-constexpr size_t kChunk = 4 * V::kLanes;
+constexpr size_t kChunkBytes = 4 * V::kLanes;
 
-// Bytes that are prefetched ahead: a processor foresees a stream, but not beyond its page, nor far enough for slow
-// memory.
-constexpr size_t kForesight = 2048;
+// Bytes that are prefetched ahead: a processor foresees a stream, but not beyond its page, nor far enough for
+// slow memory.
+constexpr size_t kPrefetchBytes = 2048;
 
 // Reorders one row of quantize_row(), whose even values stand before the odd ones in every 8, to have them so in every
 // chunk.
 template <class V>
 void order_chunks(int8_t* values, size_t width) {
-  for (size_t begin = 0; begin < width; begin += 2 * kChunk<V>) {
-    const size_t eights = (width - begin < 2 * kChunk<V> ? width - begin : 2 * kChunk<V>) / 8;
-    int8_t ordered[2 * kChunk<V>] = {};
+  for (size_t begin = 0; begin < width; begin += 2 * kChunkBytes<V>) {
+    const size_t eights = (width - begin < 2 * kChunkBytes<V> ? width - begin : 2 * kChunkBytes<V>) / 8;
+    int8_t ordered[2 * kChunkBytes<V>] = {};
     for (size_t i = 0; i < eights; ++i) {
       std::memcpy(ordered + 4 * i, values + begin + 8 * i, 4);
-      std::memcpy(ordered + kChunk<V> + 4 * i, values + begin + 8 * i + 4, 4);
+      std::memcpy(ordered + kChunkBytes<V> + 4 * i, values + begin + 8 * i + 4, 4);
     }
     std::memcpy(values + begin, ordered, sizeof ordered);
   }
@@ -39,10 +39,11 @@ struct FewRows {
 };
 
 // Writes each block's scale of an output times each row's into `scales`, and what the zero points take from the
-// products into `offsets`, as sums of lanes. `beyond`: reading may reach into the next outputs, which zeros cancel.
+// products into `offsets`, as sums of lanes. `may_overread`: reading may reach into the next outputs, which zeros
+// cancel.
 template <class V, size_t R>
-void prepare(const Int4Matrix& m, const FewRows& x, size_t output, bool beyond, float* scales,
-             typename V::Floats* offsets) {
+void prepare_scales(const Int4Matrix& m, const FewRows& x, size_t output, bool may_overread, float* scales,
+                    typename V::Floats* offsets) {
   const size_t blocks = m.blocks(), zero_bytes = (blocks + 1) / 2;
   const uint16_t* halves = m.scales + output * blocks;
   const uint8_t* zeros = m.zero_points + output * zero_bytes;
@@ -53,7 +54,7 @@ void prepare(const Int4Matrix& m, const FewRows& x, size_t output, bool beyond, 
     uint8_t some_zeros[V::kLanes / 2];
     const uint16_t* half = halves + block;
     const uint8_t* zero = zeros + block / 2;
-    if (!beyond && left < V::kLanes) {
+    if (!may_overread && left < V::kLanes) {
       std::memset(some_halves, 0, sizeof some_halves);
       std::memset(some_zeros, 0, sizeof some_zeros);
       std::memcpy(some_halves, half, left * sizeof *half);
@@ -78,8 +79,8 @@ constexpr size_t kStreams = R == 1 ? 4 : 2;
 // Adds the products of R rows with S outputs, whose codes lie `stride` apart, to the sums of lanes. A chunk holds B
 // blocks, or a block holds C chunks; the other of the two is 1. scales (S, R, blocks).
 template <class V, bool Split, size_t B, size_t C, size_t R, size_t S>
-void add_outputs(const uint8_t* codes, size_t stride, size_t bytes, const FewRows& x, bool beyond, const float* scales,
-                 typename V::Floats (*sums)[R]) {
+void add_outputs(const uint8_t* codes, size_t stride, size_t bytes, const FewRows& x, bool may_overread,
+                 const float* scales, typename V::Floats (*sums)[R]) {
   const auto add = [&](const uint8_t* from, size_t apart, size_t first, size_t chunks) {
     typename V::Ints high[S][R], low[S][R];
     for (size_t s = 0; s < S; ++s) {
@@ -87,10 +88,10 @@ void add_outputs(const uint8_t* codes, size_t stride, size_t bytes, const FewRow
     }
     for (size_t i = 0; i < chunks; ++i) {
       for (size_t s = 0; s < S; ++s) {
-        const typename V::Ints both = V::load(from + s * apart + i * kChunk<V>);
+        const typename V::Ints both = V::load(from + s * apart + i * kChunkBytes<V>);
         const typename V::Ints evens = V::low_nibbles(both), odds = V::high_nibbles(both);
         for (size_t r = 0; r < R; ++r) {
-          const size_t at = r * x.width + 2 * (first + i) * kChunk<V>;
+          const size_t at = r * x.width + 2 * (first + i) * kChunkBytes<V>;
           high[s][r] = V::dot_all(high[s][r], evens, odds, x.values + at);
           if constexpr (Split) low[s][r] = V::dot_all(low[s][r], evens, odds, x.low + at);
         }
@@ -104,24 +105,24 @@ void add_outputs(const uint8_t* codes, size_t stride, size_t bytes, const FewRow
       }
     }
   };
-  const size_t whole = bytes / kChunk<V> / C * C, left = bytes - whole * kChunk<V>;
+  const size_t whole = bytes / kChunkBytes<V> / C * C, left = bytes - whole * kChunkBytes<V>;
   for (size_t chunk = 0; chunk < whole; chunk += C) {
-    const uint8_t* from = codes + chunk * kChunk<V>;
-    for (size_t s = 0; s < S; ++s) __builtin_prefetch(from + s * stride + kForesight);
+    const uint8_t* from = codes + chunk * kChunkBytes<V>;
+    for (size_t s = 0; s < S; ++s) __builtin_prefetch(from + s * stride + kPrefetchBytes);
     add(from, stride, chunk, C);
   }
   if (left == 0) return;
-  const uint8_t* from = codes + whole * kChunk<V>;  // a part of a chunk of several blocks
-  if (beyond) return add(from, stride, whole, 1);
-  uint8_t last[S * kChunk<V>] = {};
-  for (size_t s = 0; s < S; ++s) std::memcpy(last + s * kChunk<V>, from + s * stride, left);
-  add(last, kChunk<V>, whole, 1);
+  const uint8_t* from = codes + whole * kChunkBytes<V>;  // a part of a chunk of several blocks
+  if (may_overread) return add(from, stride, whole, 1);
+  uint8_t last[S * kChunkBytes<V>] = {};
+  for (size_t s = 0; s < S; ++s) std::memcpy(last + s * kChunkBytes<V>, from + s * stride, left);
+  add(last, kChunkBytes<V>, whole, 1);
 }
 
 // Returns whether the rows are few enough for this product. Several rows repay the sums over lanes at the end of every
 // output where outputs are long and rows have one plane.
 template <class V>
-bool is_few(const Int4Matrix& m, const Int4Input& input) {
+bool uses_few_rows(const Int4Matrix& m, const Int4Input& input) {
   constexpr size_t kLong = 1024;  // bytes
   const bool long_outputs = m.blocks() * m.block / 2 >= kLong;
   return input.rows == 1 || (input.rows <= V::kFewRows && long_outputs && input.low == nullptr);
@@ -131,22 +132,24 @@ size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * 
 
 // How far apart rows of values lie.
 template <class V>
-size_t few_width(const Int4Matrix& m) {
-  return round_up(m.blocks() * m.block, 2 * kChunk<V>);
+size_t few_rows_stride(const Int4Matrix& m) {
+  return round_up(m.blocks() * m.block, 2 * kChunkBytes<V>);
 }
 
-// Multiplies R rows with S outputs from `output` on, `step` apart. `beyond`: reading may reach into the next outputs.
+// Multiplies R rows with S outputs from `output` on, `step` apart. `may_overread`: reading may reach into the next
+// outputs.
 template <class V, bool Split, size_t Block, size_t R, size_t S>
-void multiply_outputs(const Int4Matrix& m, const FewRows& x, float* out, size_t output, size_t step, bool beyond,
+void multiply_outputs(const Int4Matrix& m, const FewRows& x, float* out, size_t output, size_t step, bool may_overread,
                       float* scales) {
-  constexpr size_t kWeights = 2 * kChunk<V>, kBlocks = kWeights > Block ? kWeights / Block : 1;
+  constexpr size_t kWeights = 2 * kChunkBytes<V>, kBlocks = kWeights > Block ? kWeights / Block : 1;
   constexpr size_t kChunks = Block > kWeights ? Block / kWeights : 1;
   const size_t bytes = m.blocks() * Block / 2;
   typename V::Floats sums[S][R];
   for (size_t s = 0; s < S; ++s) {
-    prepare<V, R>(m, x, output + s * step, beyond, scales + s * R * x.blocks, sums[s]);
+    prepare_scales<V, R>(m, x, output + s * step, may_overread, scales + s * R * x.blocks, sums[s]);
   }
-  add_outputs<V, Split, kBlocks, kChunks, R, S>(m.codes + output * bytes, step * bytes, bytes, x, beyond, scales, sums);
+  add_outputs<V, Split, kBlocks, kChunks, R, S>(m.codes + output * bytes, step * bytes, bytes, x, may_overread, scales,
+                                                sums);
   for (size_t s = 0; s < S; ++s) {
     for (size_t r = 0; r < R; ++r) out[r * m.n + output + s * step] = V::sum(sums[s][r]);
   }
@@ -154,38 +157,38 @@ void multiply_outputs(const Int4Matrix& m, const FewRows& x, float* out, size_t 
 
 template <class V, bool Split, size_t Block, size_t R>
 void multiply_part(const Int4Matrix& m, const Int4Input& input, float* out, size_t begin, size_t end, float* scratch) {
-  constexpr size_t kAtOnce = kStreams<R>;
-  static_assert((kAtOnce + 2) * R <= Int4Input::kFewNumbers, "scratch has no room for more");
+  constexpr size_t kOutputsAtOnce = kStreams<R>;
+  static_assert((kOutputsAtOnce + 2) * R <= Int4Input::kFewRowsScratchFloats, "scratch has no room for more");
   const size_t blocks = m.blocks(), bytes = blocks * Block / 2, zero_bytes = (blocks + 1) / 2;
   const size_t padded = round_up(blocks, V::kLanes);
-  float *of_x = scratch + kAtOnce * R * padded, *sums = of_x + R * padded;
+  float *of_x = scratch + kOutputsAtOnce * R * padded, *sums = of_x + R * padded;
   std::memset(of_x, 0, 2 * R * padded * sizeof(float));
   for (size_t r = 0; r < R; ++r) {
     std::memcpy(of_x + r * padded, input.scales + r * blocks, blocks * sizeof(float));
     std::memcpy(sums + r * padded, input.sums + r * blocks, blocks * sizeof(float));
   }
-  const FewRows x = {input.values, input.low, of_x, sums, few_width<V>(m), padded};
-  const auto may_reach = [&](size_t output) {
-    return inside(m, output, blocks, padded) && inside(m, output, zero_bytes, padded / 2) &&
-           inside(m, output, bytes, round_up(bytes, kChunk<V>));
+  const FewRows x = {input.values, input.low, of_x, sums, few_rows_stride<V>(m), padded};
+  const auto fits = [&](size_t output) {
+    return stays_inside(m, output, blocks, padded) && stays_inside(m, output, zero_bytes, padded / 2) &&
+           stays_inside(m, output, bytes, round_up(bytes, kChunkBytes<V>));
   };
   // All but the last outputs of the matrix are read in whole registers: copying the rest of an output first would take
   // too long for a short one.
   size_t whole = end;
-  while (whole > begin && !may_reach(whole - 1)) --whole;
-  const size_t step = (whole - begin) / kAtOnce;
+  while (whole > begin && !fits(whole - 1)) --whole;
+  const size_t step = (whole - begin) / kOutputsAtOnce;
   for (size_t i = 0; i < step; ++i) {
-    multiply_outputs<V, Split, Block, R, kAtOnce>(m, x, out, begin + i, step, true, scratch);
+    multiply_outputs<V, Split, Block, R, kOutputsAtOnce>(m, x, out, begin + i, step, true, scratch);
   }
-  for (size_t output = begin + kAtOnce * step; output < end; ++output) {
+  for (size_t output = begin + kOutputsAtOnce * step; output < end; ++output) {
     multiply_outputs<V, Split, Block, R, 1>(m, x, out, output, 0, output < whole, scratch);
   }
 }
 
 template <class V>
 void quantize(const float* x, size_t first, size_t rows, const Int4Matrix& m, const Int4Input& input) {
-  const size_t width = m.blocks() * m.block, padded = few_width<V>(m);
-  const bool few = is_few<V>(m, input);
+  const size_t width = m.blocks() * m.block, padded = few_rows_stride<V>(m);
+  const bool few = uses_few_rows<V>(m, input);
   for (size_t row = first; row < first + rows; ++row) {
     quantize_row<V>(x, row, m, input, few ? padded : width);
     if (few) order_chunks<V>(input.values + row * padded, width);
@@ -208,7 +211,7 @@ void multiply_few(const Int4Matrix& m, const Int4Input& input, float* out, size_
 template <class V, bool Split>
 void multiply_planes(const Int4Matrix& m, const Int4Input& input, float* out, size_t first, size_t last,
                      uint8_t* scratch) {
-  if (!is_few<V>(m, input)) return multiply_tiles<V, Split>(m, input, out, first, last, scratch);
+  if (!uses_few_rows<V>(m, input)) return multiply_tiles<V, Split>(m, input, out, first, last, scratch);
   const size_t begin = first * V::kLanes, end = last * V::kLanes < m.n ? last * V::kLanes : m.n;
   multiply_few<V, Split>(m, input, out, begin, end, reinterpret_cast<float*>(scratch));
 }

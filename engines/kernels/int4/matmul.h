@@ -21,9 +21,9 @@ struct Int4Matrix {
 // Rows of activations in int8 with a scale for each block: |error| <= scale / 2 = largest / 254. With `low` they have
 // 16 bits in two planes, 256 * values + low: |error| <= largest / 65024.
 struct Int4Input {
-  static constexpr size_t kRoom = 128;       // values behind each row: the most that a register of codes unpacks to
-  static constexpr size_t kFewNumbers = 24;  // floats of scratch for each block, at most, that few rows need
-  static constexpr size_t kTile = 16;        // rows that are quantized together: there is room for a multiple of them
+  static constexpr size_t kRowPadding = 128;  // values behind each row: the most that a register of codes unpacks to
+  static constexpr size_t kFewRowsScratchFloats = 24;  // floats of scratch for each block, at most, that few rows need
+  static constexpr size_t kQuantizeRows = 16;  // rows that are quantized together: there is room for a multiple of them
 
   size_t rows;  // at least one
   // (rows, blocks * block). As in codes, the even ones of every 8 values stand before the odd ones. With few rows this
@@ -34,19 +34,20 @@ struct Int4Input {
   float* sums;    // (rows, blocks): scale * sum of the values
 
   static size_t plane_size(const Int4Matrix& matrix, size_t rows) {
-    return whole_tiles(rows) * (matrix.blocks() * matrix.block + kRoom);
+    return round_up_rows(rows) * (matrix.blocks() * matrix.block + kRowPadding);
   }
-  static size_t scales_size(const Int4Matrix& matrix, size_t rows) { return whole_tiles(rows) * matrix.blocks(); }
+  static size_t scales_size(const Int4Matrix& matrix, size_t rows) { return round_up_rows(rows) * matrix.blocks(); }
 
  private:
-  static size_t whole_tiles(size_t rows) { return (rows + kTile - 1) / kTile * kTile; }
+  static size_t round_up_rows(size_t rows) { return (rows + kQuantizeRows - 1) / kQuantizeRows * kQuantizeRows; }
 };
 
-// An implementation for one instruction set. `tile` outputs are computed together, with many rows `across` such tiles.
+// An implementation for one instruction set. `tile` outputs are computed together, with many rows `tiles_at_once` such
+// tiles.
 struct Int4Kernel {
   const char* name;
-  size_t tile, across;
-  // Rounds `rows` rows of x, up to Int4Input::kTile, from `first` on, which is a multiple of that.
+  size_t tile, tiles_at_once;
+  // Rounds `rows` rows of x, up to Int4Input::kQuantizeRows, from `first` on, which is a multiple of that.
   void (*quantize)(const float* x, size_t first, size_t rows, const Int4Matrix& matrix, const Int4Input& input);
   // Computes outputs first * tile to last * tile of `out` (rows, N). scratch: scratch_size() bytes at a multiple of 64.
   void (*multiply)(const Int4Matrix& matrix, const Int4Input& input, float* out, size_t first, size_t last,
@@ -55,11 +56,8 @@ struct Int4Kernel {
   size_t scratch_size(const Int4Matrix& matrix) const;
 };
 
-// The best kernel for this processor. Returns nullptr where it has none of the instructions.
-const Int4Kernel* int4_kernel();
-
-// The kernel "amx", "avx512", "avxvnni", "avx2" or "neon", for tests. Returns nullptr where the processor lacks its
-// instructions.
-const Int4Kernel* int4_kernel(const char* name);
+// Returns the best kernel for this processor, or the kernel "amx", "avx512", "avxvnni", "avx2" or "neon" for tests.
+// Returns nullptr where the processor lacks the instructions.
+const Int4Kernel* int4_kernel(const char* name = nullptr);
 
 }  // namespace blip2rt

@@ -1,10 +1,9 @@
 // The products of matmul.h in NEON with the dot product of Armv8.2: 4 outputs side by side. Knows instructions only.
 #if defined(__aarch64__) && defined(__linux__)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
-#else
-#pragma GCC target("arch=armv8.2-a+dotprod")
-#endif
+#include "kernels/target.h"
+
+BLIP2RT_TARGET_DOT_PRODUCT
+
 #include <arm_neon.h>
 
 #include "kernels/int4/few_rows.h"
@@ -14,12 +13,12 @@ namespace blip2rt {
 namespace {
 
 struct Neon {
-  static constexpr size_t kLanes = 4, kWholeRows = 8, kSplitRows = 4, kFewRows = 1;
-  static constexpr size_t kAcross = 1, kFewerAcross = 1;
+  static constexpr size_t kLanes = 4, kRows8Bit = 8, kRows16Bit = 4, kFewRows = 1;
+  static constexpr size_t kTilesAtOnce = 1, kRowDivisor = 1;
   using Ints = int32x4_t;
   using Floats = float32x4_t;
 
-  static void transpose(const uint8_t* base, size_t stride, Ints* to) { fours_of(base, stride, to); }
+  static void transpose(const uint8_t* base, size_t stride, Ints* to) { transpose_groups(base, stride, to); }
 
   static Ints load(const void* from) { return vld1q_s32(static_cast<const int32_t*>(from)); }
   static void store(uint8_t* to, Ints value) { vst1q_s32(reinterpret_cast<int32_t*>(to), value); }
@@ -103,10 +102,8 @@ struct Neon {
 
 }  // namespace
 
-extern const Int4Kernel kInt4Neon = {"neon", Neon::kLanes, Neon::kAcross, quantize<Neon>, multiply<Neon>};
+extern const Int4Kernel kInt4Neon = {"neon", Neon::kLanes, Neon::kTilesAtOnce, quantize<Neon>, multiply<Neon>};
 
 }  // namespace blip2rt
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+BLIP2RT_TARGET_END
 #endif

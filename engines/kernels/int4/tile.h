@@ -14,17 +14,19 @@
 namespace blip2rt {
 namespace {
 
-constexpr size_t kPiece = 32;          // weights of an output that are unpacked together: 16 bytes
-constexpr size_t kFours = kPiece / 4;  // registers of codes that they fill: four weights of each output
+constexpr size_t kPieceWeights = 32;                   // weights of an output that are unpacked together: 16 bytes
+constexpr size_t kPieceRegisters = kPieceWeights / 4;  // registers of codes that they fill: four weights of each output
 
 // Rows of activations that are multiplied together with T tiles: as many as the registers hold sums of. Two planes need
 // two sums.
 template <class V, bool Split, size_t T>
-constexpr size_t kRows = (Split ? V::kSplitRows : V::kWholeRows) / (T > 1 ? V::kFewerAcross : 1);
+constexpr size_t kRowsAtOnce = (Split ? V::kRows16Bit : V::kRows8Bit) / (T > 1 ? V::kRowDivisor : 1);
 
 // Returns whether `read` values from the first one of an output on, which has `own`, lie in the matrix. What is read
 // beyond the output then belongs to the next ones.
-bool inside(const Int4Matrix& m, size_t output, size_t own, size_t read) { return output * own + read <= m.n * own; }
+bool stays_inside(const Int4Matrix& m, size_t output, size_t own, size_t read) {
+  return output * own + read <= m.n * own;
+}
 
 // The scales and scales * zero points of tiles (T, blocks, kLanes).
 template <class V>
@@ -48,13 +50,13 @@ void read_scales(const Int4Matrix& m, size_t first, size_t rows, const Put& put)
   const uint8_t* scales = reinterpret_cast<const uint8_t*>(m.scales + first * blocks);
   const uint8_t* zeros = m.zero_points + first * zero_bytes;
   const size_t read = (blocks + 7) / 8 * 8, bottom = first + V::kLanes - 1;  // 8 blocks at once
-  const bool beyond = inside(m, bottom, blocks, read) && inside(m, bottom, zero_bytes, read / 2);
+  const bool may_overread = stays_inside(m, bottom, blocks, read) && stays_inside(m, bottom, zero_bytes, read / 2);
   alignas(64) uint8_t copy[16 * V::kLanes];
   for (size_t block = 0; block < blocks; block += 8) {
     const size_t count = blocks - block < 8 ? blocks - block : 8;
     typename V::Ints pairs[4];
     alignas(64) uint32_t packed[V::kLanes];
-    if (beyond) {
+    if (may_overread) {
       V::transpose(scales + 2 * block, 2 * blocks, pairs);
       for (size_t lane = 0; lane < V::kLanes; ++lane) {
         std::memcpy(&packed[lane], zeros + zero_bytes * lane + block / 2, sizeof packed[lane]);
@@ -77,19 +79,19 @@ void read_scales(const Int4Matrix& m, size_t first, size_t rows, const Put& put)
 
 // The codes of a tile, which are unpacked as they are needed.
 template <class V>
-struct Packed {
+struct PackedTile {
   const uint8_t* codes;
   size_t stride;
 
   struct Piece {
-    typename V::Ints codes[kFours];
+    typename V::Ints codes[kPieceRegisters];
 
-    typename V::Ints four(size_t, size_t index) const { return codes[index]; }
+    typename V::Ints group(size_t, size_t index) const { return codes[index]; }
   };
 
   Piece piece(size_t index) const {
     typename V::Ints packed[4];
-    V::transpose(codes + index * (kPiece / 2), stride, packed);
+    V::transpose(codes + index * (kPieceWeights / 2), stride, packed);
     Piece result;
     for (size_t i = 0; i < 4; ++i) {
       result.codes[2 * i] = V::low_nibbles(packed[i]);
@@ -103,12 +105,12 @@ struct Packed {
 template <class V, class Put>
 void unpack_pieces(const Int4Matrix& m, size_t begin, size_t outputs, size_t first, size_t last, const Put& put) {
   const size_t stride = m.blocks() * m.block / 2;
-  const Packed<V> packed = {m.codes + begin * stride, stride};
+  const PackedTile<V> packed = {m.codes + begin * stride, stride};
   alignas(64) uint8_t copy[16 * V::kLanes];
   for (size_t piece = first; piece < last; ++piece) {
     if (outputs < V::kLanes) {  // rows beyond the matrix must not be read
-      copy_rows<V>(packed.codes + piece * (kPiece / 2), stride, outputs, 16, copy);
-      put(piece, Packed<V>{copy, 16}.piece(0).codes);
+      copy_rows<V>(packed.codes + piece * (kPieceWeights / 2), stride, outputs, 16, copy);
+      put(piece, PackedTile<V>{copy, 16}.piece(0).codes);
     } else {
       put(piece, packed.piece(piece).codes);
     }
@@ -117,26 +119,27 @@ void unpack_pieces(const Int4Matrix& m, size_t begin, size_t outputs, size_t fir
 
 // The codes of T tiles that were unpacked before, for many rows: every register of a tile's beside those of the others.
 template <class V, size_t T>
-struct Unpacked {
+struct UnpackedTiles {
   static constexpr size_t kBytes = sizeof(typename V::Ints);
   uint8_t* codes;
 
   struct Piece {
     const uint8_t* codes;
 
-    typename V::Ints four(size_t tile, size_t index) const { return V::load(codes + (index * T + tile) * kBytes); }
+    typename V::Ints group(size_t tile, size_t index) const { return V::load(codes + (index * T + tile) * kBytes); }
   };
 
-  Piece piece(size_t index) const { return {codes + index * kFours * T * kBytes}; }
+  Piece piece(size_t index) const { return {codes + index * kPieceRegisters * T * kBytes}; }
 
   void put(size_t tile, size_t piece, const typename V::Ints* from) const {
-    for (size_t i = 0; i < kFours; ++i) V::store(codes + ((piece * kFours + i) * T + tile) * kBytes, from[i]);
+    for (size_t i = 0; i < kPieceRegisters; ++i)
+      V::store(codes + ((piece * kPieceRegisters + i) * T + tile) * kBytes, from[i]);
   }
 };
 
 // Prefetches `outputs` outputs from `begin` on, in so many steps: they are too many streams for the processor to
 // foresee.
-Prefetcher next_tile(const Int4Matrix& m, size_t begin, size_t outputs, size_t steps) {
+Prefetcher prefetch_tile(const Int4Matrix& m, size_t begin, size_t outputs, size_t steps) {
   const size_t stride = m.blocks() * m.block / 2, left = begin < m.n ? m.n - begin : 0;
   return {m.codes + (m.n - left) * stride, left < outputs ? left : outputs, stride, stride, steps};
 }
@@ -152,16 +155,16 @@ template <class V, class Piece, size_t... Index>
 BLIP2RT_INLINE typename V::Ints dot_piece(typename V::Ints sum, const Piece& codes, const int8_t* values,
                                           std::index_sequence<Index...>) {
   typename V::Ints part = V::begin_piece(sum);
-  ((part = V::template dot_four<Index>(part, codes.four(0, Index), values)), ...);
+  ((part = V::template dot_four<Index>(part, codes.group(0, Index), values)), ...);
   return V::end_piece(sum, part);
 }
 
 // Adds the products of four weights of each output of T tiles with R rows. What is read of a row serves all tiles.
 template <class V, size_t Index, size_t R, size_t T, class Piece>
-BLIP2RT_INLINE void dot_fours(const Piece& codes, const int8_t* values, size_t width, typename V::Ints (*sums)[R]) {
+BLIP2RT_INLINE void dot_groups(const Piece& codes, const int8_t* values, size_t width, typename V::Ints (*sums)[R]) {
   for (size_t r = 0; r < R; ++r) {
     for (size_t t = 0; t < T; ++t) {
-      sums[t][r] = V::template dot_four<Index>(sums[t][r], codes.four(t, Index), values + r * width);
+      sums[t][r] = V::template dot_four<Index>(sums[t][r], codes.group(t, Index), values + r * width);
     }
   }
 }
@@ -195,11 +198,11 @@ BLIP2RT_INLINE void add_piece(const Piece& codes, const Planes& x, typename V::I
     begin_pieces<V, R, T>(products, parts);
     if constexpr (Split) {
       begin_pieces<V, R, T>(lows, low_parts);
-      (..., (dot_fours<V, Index, R, T>(codes, x.values, x.width, parts),
-             dot_fours<V, Index, R, T>(codes, x.low, x.width, low_parts)));
+      (..., (dot_groups<V, Index, R, T>(codes, x.values, x.width, parts),
+             dot_groups<V, Index, R, T>(codes, x.low, x.width, low_parts)));
       end_pieces<V, R, T>(low_parts, lows);
     } else {
-      (..., dot_fours<V, Index, R, T>(codes, x.values, x.width, parts));
+      (..., dot_groups<V, Index, R, T>(codes, x.values, x.width, parts));
     }
     end_pieces<V, R, T>(parts, products);
   }
@@ -209,7 +212,7 @@ BLIP2RT_INLINE void add_piece(const Piece& codes, const Planes& x, typename V::I
 template <class V, bool Split, size_t R, size_t T, class Codes>
 void multiply_rows(const Int4Matrix& m, const Int4Input& input, const Codes& codes, const Scales<V>& scales, size_t row,
                    Prefetcher& prefetcher, float* sums) {
-  const size_t blocks = m.blocks(), width = blocks * m.block, pieces = m.block / kPiece;
+  const size_t blocks = m.blocks(), width = blocks * m.block, pieces = m.block / kPieceWeights;
   typename V::Floats total[T][R];
   for (auto& of_tile : total) {
     for (auto& sum : of_tile) sum = V::zero();
@@ -221,9 +224,9 @@ void multiply_rows(const Int4Matrix& m, const Int4Input& input, const Codes& cod
     }
     prefetcher.step();
     for (size_t piece = block * pieces; piece < (block + 1) * pieces; ++piece) {
-      const size_t at = row * width + piece * kPiece;
+      const size_t at = row * width + piece * kPieceWeights;
       const Planes x = {input.values + at, Split ? input.low + at : nullptr, width};
-      add_piece<V, Split, R, T>(codes.piece(piece), x, products, lows, std::make_index_sequence<kFours>());
+      add_piece<V, Split, R, T>(codes.piece(piece), x, products, lows, std::make_index_sequence<kPieceRegisters>());
     }
     for (size_t t = 0; t < T; ++t) {
       const typename V::Floats scale = V::load_floats(scales.scale + (t * blocks + block) * V::kLanes);
@@ -242,24 +245,26 @@ void multiply_rows(const Int4Matrix& m, const Int4Input& input, const Codes& cod
 }
 
 template <class V, bool Split, size_t T, class Codes, size_t R = 1>
-void multiply_some(size_t rows, const Int4Matrix& m, const Int4Input& input, const Codes& codes,
-                   const Scales<V>& scales, size_t row, Prefetcher& prefetcher, float* sums) {
-  if constexpr (R < kRows<V, Split, T>) {
-    if (rows > R) return multiply_some<V, Split, T, Codes, R + 1>(rows, m, input, codes, scales, row, prefetcher, sums);
+void multiply_up_to(size_t rows, const Int4Matrix& m, const Int4Input& input, const Codes& codes,
+                    const Scales<V>& scales, size_t row, Prefetcher& prefetcher, float* sums) {
+  if constexpr (R < kRowsAtOnce<V, Split, T>) {
+    if (rows > R)
+      return multiply_up_to<V, Split, T, Codes, R + 1>(rows, m, input, codes, scales, row, prefetcher, sums);
   }
   multiply_rows<V, Split, R, T>(m, input, codes, scales, row, prefetcher, sums);
 }
 
 // Multiplies all rows with T tiles, the first of which begins with output `begin`.
 template <class V, bool Split, size_t T>
-void multiply_across(const Int4Matrix& m, const Int4Input& input, float* out, size_t begin, uint8_t* scratch) {
+void multiply_tile_pair(const Int4Matrix& m, const Int4Input& input, float* out, size_t begin, uint8_t* scratch) {
   const size_t blocks = m.blocks(), stride = blocks * m.block / 2, numbers = T * blocks * V::kLanes;
   const size_t outputs = m.n - begin < T * V::kLanes ? m.n - begin : T * V::kLanes;
   const Scales<V> scales = {reinterpret_cast<float*>(scratch), reinterpret_cast<float*>(scratch) + numbers};
-  const Packed<V> packed = {m.codes + begin * stride, stride};
-  const Unpacked<V, T> unpacked = {scratch + 2 * numbers * sizeof(float)};
-  constexpr size_t kMost = kRows<V, Split, T>;
-  const bool once = T == 1 && input.rows <= kMost && outputs == V::kLanes;  // codes are unpacked as they are multiplied
+  const PackedTile<V> packed = {m.codes + begin * stride, stride};
+  const UnpackedTiles<V, T> unpacked = {scratch + 2 * numbers * sizeof(float)};
+  constexpr size_t kMaxRowsAtOnce = kRowsAtOnce<V, Split, T>;
+  const bool once =
+      T == 1 && input.rows <= kMaxRowsAtOnce && outputs == V::kLanes;  // codes are unpacked as they are multiplied
   for (size_t t = 0; t < T; ++t) {
     const size_t first = begin + t * V::kLanes, exist = m.n - first < V::kLanes ? m.n - first : V::kLanes;
     read_scales<V>(m, first, exist, [&](size_t block, auto scale, auto zeros) {
@@ -267,17 +272,18 @@ void multiply_across(const Int4Matrix& m, const Int4Input& input, float* out, si
       V::store(scales.offset + (t * blocks + block) * V::kLanes, V::mul(scale, V::to_float(zeros)));
     });
     if (once) break;
-    unpack_pieces<V>(m, first, exist, 0, blocks * m.block / kPiece,
+    unpack_pieces<V>(m, first, exist, 0, blocks * m.block / kPieceWeights,
                      [&](size_t piece, const auto* codes) { unpacked.put(t, piece, codes); });
   }
-  Prefetcher prefetcher = next_tile(m, begin + outputs, T * V::kLanes, blocks * ((input.rows + kMost - 1) / kMost));
-  for (size_t row = 0; row < input.rows; row += kMost) {
-    const size_t rows = input.rows - row < kMost ? input.rows - row : kMost;
-    alignas(64) float sums[kMost * T * V::kLanes];
+  Prefetcher prefetcher =
+      prefetch_tile(m, begin + outputs, T * V::kLanes, blocks * ((input.rows + kMaxRowsAtOnce - 1) / kMaxRowsAtOnce));
+  for (size_t row = 0; row < input.rows; row += kMaxRowsAtOnce) {
+    const size_t rows = input.rows - row < kMaxRowsAtOnce ? input.rows - row : kMaxRowsAtOnce;
+    alignas(64) float sums[kMaxRowsAtOnce * T * V::kLanes];
     if (once) {
-      if constexpr (T == 1) multiply_some<V, Split, 1>(rows, m, input, packed, scales, row, prefetcher, sums);
+      if constexpr (T == 1) multiply_up_to<V, Split, 1>(rows, m, input, packed, scales, row, prefetcher, sums);
     } else {
-      multiply_some<V, Split, T>(rows, m, input, unpacked, scales, row, prefetcher, sums);
+      multiply_up_to<V, Split, T>(rows, m, input, unpacked, scales, row, prefetcher, sums);
     }
     for (size_t r = 0; r < rows; ++r) {
       std::memcpy(out + (row + r) * m.n + begin, sums + r * T * V::kLanes, outputs * sizeof(float));
@@ -288,14 +294,14 @@ void multiply_across(const Int4Matrix& m, const Int4Input& input, float* out, si
 template <class V, bool Split>
 void multiply_tiles(const Int4Matrix& m, const Int4Input& input, float* out, size_t first, size_t last,
                     uint8_t* scratch) {
-  if constexpr (V::kAcross > 1) {
-    if (V::kFewAcross || input.rows > kRows<V, Split, 1>) {
-      for (; first + V::kAcross <= last; first += V::kAcross) {
-        multiply_across<V, Split, V::kAcross>(m, input, out, first * V::kLanes, scratch);
+  if constexpr (V::kTilesAtOnce > 1) {
+    if (V::kPairTilesForFewRows || input.rows > kRowsAtOnce<V, Split, 1>) {
+      for (; first + V::kTilesAtOnce <= last; first += V::kTilesAtOnce) {
+        multiply_tile_pair<V, Split, V::kTilesAtOnce>(m, input, out, first * V::kLanes, scratch);
       }
     }
   }
-  for (; first < last; ++first) multiply_across<V, Split, 1>(m, input, out, first * V::kLanes, scratch);
+  for (; first < last; ++first) multiply_tile_pair<V, Split, 1>(m, input, out, first * V::kLanes, scratch);
 }
 
 // Quantizes one row of x (rows, K). Rows of values lie `width` apart.

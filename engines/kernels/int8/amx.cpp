@@ -1,36 +1,32 @@
 // The products of matmul.h in AMX: 32 outputs times 32 rows together, from the weights as they lie in the file. Knows
 // instructions only.
 #if defined(__x86_64__)
-#if defined(__clang__)
-#pragma clang attribute push(                                                                            \
-    __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8"))), \
-    apply_to = function)
-#else
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8")
-#endif
-#include "kernels/amx.h"
+#include "kernels/target.h"
 
+BLIP2RT_TARGET("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8")
+
+#include "kernels/amx.h"
 #include "kernels/int8/avx512.h"
 
 namespace blip2rt {
 namespace {
 
-constexpr size_t kSide = amx::kTileRows;     // outputs and rows of a tile's products
-constexpr size_t kDepth = amx::kTileBytes;   // how much of K a tile takes
-constexpr size_t kFour = 4;                  // rows whose bytes are turned together
-constexpr size_t kPair = 2 * kSide;          // outputs that are multiplied together
-constexpr size_t kPart = 11 * kDepth;        // how much of K stays in the first cache, for 32 outputs and all rows
-constexpr size_t kMost = 288;                // rows whose products are kept until K ends
-constexpr size_t kProducts = kSide * kSide;  // products of a tile
-static_assert(Int8Kernel::kRows == kSide, "a tile of rows is quantized at once");
+constexpr size_t kTileSize = amx::kTileRows;    // outputs and rows of a tile's products
+constexpr size_t kTileDepth = amx::kTileBytes;  // how much of K a tile takes
+constexpr size_t kTransposeRows = 4;            // rows whose bytes are turned together
+constexpr size_t kPairOutputs = 2 * kTileSize;  // outputs that are multiplied together
+constexpr size_t kDepthPart = 11 * kTileDepth;  // how much of K stays in the first cache, for 32 outputs and all rows
+constexpr size_t kMaxRows = 288;                // rows whose products are kept until K ends
+constexpr size_t kTileProducts = kTileSize * kTileSize;  // products of a tile
+static_assert(Int8Kernel::kRows == kTileSize, "a tile of rows is quantized at once");
 
 // Values lie in blocks of 16 rows, a block in tiles of 64 of K, in which 4 values of every row lie together.
-size_t block_size(const Int8Input& input) { return input.width * kSide; }
+size_t block_size(const Int8Input& input) { return input.width * kTileSize; }
 
-void use_tiles() {
-  amx::Shapes shapes;
-  shapes.set({0, 1, 2, 3, 4, 5, 6, 7}, kSide, kDepth);
-  shapes.use();
+void configure_tiles() {
+  amx::TileConfig config;
+  config.set({0, 1, 2, 3, 4, 5, 6, 7}, kTileSize, kTileDepth);
+  config.load();
 }
 
 // The codes of 32 outputs, for a part of K.
@@ -40,21 +36,23 @@ struct Weights {
 };
 
 // Returns where the codes lie. Where fewer outputs exist, or K ends within a tile, copies them and adds zeros.
-Weights weights_of(const Int8Matrix& m, size_t begin, size_t k, int8_t* copy) {
-  const size_t depth = m.k - k < kPart ? m.k - k : kPart, outputs = m.n - begin < kPair ? m.n - begin : kPair;
-  const size_t tiles = (depth + kDepth - 1) / kDepth;
+Weights load_weights(const Int8Matrix& m, size_t begin, size_t k, int8_t* copy) {
+  const size_t depth = m.k - k < kDepthPart ? m.k - k : kDepthPart,
+               outputs = m.n - begin < kPairOutputs ? m.n - begin : kPairOutputs;
+  const size_t tiles = (depth + kTileDepth - 1) / kTileDepth;
   const int8_t* codes = m.codes + begin * m.k + k;
-  if (outputs == kPair && depth == tiles * kDepth) return {codes, m.k, tiles};
-  std::memset(copy, 0, kPair * kPart);
-  for (size_t i = 0; i < outputs; ++i) std::memcpy(copy + i * kPart, codes + i * m.k, depth);
-  amx::written(copy);
-  return {copy, kPart, tiles};
+  if (outputs == kPairOutputs && depth == tiles * kTileDepth) return {codes, m.k, tiles};
+  std::memset(copy, 0, kPairOutputs * kDepthPart);
+  for (size_t i = 0; i < outputs; ++i) std::memcpy(copy + i * kDepthPart, codes + i * m.k, depth);
+  amx::compiler_barrier(copy);
+  return {copy, kDepthPart, tiles};
 }
 
 // Prefetches the same part of the next 32 outputs, in so many steps.
-Prefetcher next_pair(const Int8Matrix& m, size_t begin, size_t k, const Weights& weights, size_t steps) {
-  const size_t left = begin + kPair < m.n ? m.n - begin - kPair : 0;
-  return {m.codes + (m.n - left) * m.k + k, left < kPair ? left : kPair, m.k, weights.tiles * kDepth, steps};
+Prefetcher prefetch_next_pair(const Int8Matrix& m, size_t begin, size_t k, const Weights& weights, size_t steps) {
+  const size_t left = begin + kPairOutputs < m.n ? m.n - begin - kPairOutputs : 0;
+  return {m.codes + (m.n - left) * m.k + k, left < kPairOutputs ? left : kPairOutputs, m.k, weights.tiles * kTileDepth,
+          steps};
 }
 
 // Adds to `products`, or overwrites them. Compilers want the numbers of tiles as digits. 0 and 1 hold the products of
@@ -63,12 +61,12 @@ Prefetcher next_pair(const Int8Matrix& m, size_t begin, size_t k, const Weights&
 template <bool Both>
 void multiply_pair(const Weights& weights, const uint8_t* values, size_t block, bool add, Prefetcher& prefetcher,
                    int32_t* products) {
-  int32_t* of_next = products + 2 * kProducts;
+  int32_t* of_next = products + 2 * kTileProducts;
   if (add) {
-    _tile_loadd(0, products, kDepth);
-    _tile_loadd(2, products + kProducts, kDepth);
-    if constexpr (Both) _tile_loadd(1, of_next, kDepth);
-    if constexpr (Both) _tile_loadd(3, of_next + kProducts, kDepth);
+    _tile_loadd(0, products, kTileDepth);
+    _tile_loadd(2, products + kTileProducts, kTileDepth);
+    if constexpr (Both) _tile_loadd(1, of_next, kTileDepth);
+    if constexpr (Both) _tile_loadd(3, of_next + kTileProducts, kTileDepth);
   } else {
     _tile_zero(0);
     _tile_zero(2);
@@ -76,32 +74,32 @@ void multiply_pair(const Weights& weights, const uint8_t* values, size_t block, 
     if constexpr (Both) _tile_zero(3);
   }
   for (size_t tile = 0; tile < weights.tiles; ++tile) {
-    const int8_t* codes = weights.codes + tile * kDepth;
-    const uint8_t* of_rows = values + tile * kDepth * kSide;
+    const int8_t* codes = weights.codes + tile * kTileDepth;
+    const uint8_t* of_rows = values + tile * kTileDepth * kTileSize;
     prefetcher.step();
-    _tile_loadd(6, of_rows, kDepth);
+    _tile_loadd(6, of_rows, kTileDepth);
     _tile_loadd(4, codes, weights.stride);
     _tile_dpbsud(0, 4, 6);
-    _tile_loadd(5, codes + kSide * weights.stride, weights.stride);
+    _tile_loadd(5, codes + kTileSize * weights.stride, weights.stride);
     _tile_dpbsud(2, 5, 6);
     if constexpr (Both) {
-      _tile_loadd(7, of_rows + block, kDepth);
+      _tile_loadd(7, of_rows + block, kTileDepth);
       _tile_dpbsud(1, 4, 7);
       _tile_dpbsud(3, 5, 7);
     }
   }
-  _tile_stored(0, products, kDepth);
-  _tile_stored(2, products + kProducts, kDepth);
-  if constexpr (Both) _tile_stored(1, of_next, kDepth);
-  if constexpr (Both) _tile_stored(3, of_next + kProducts, kDepth);
+  _tile_stored(0, products, kTileDepth);
+  _tile_stored(2, products + kTileProducts, kTileDepth);
+  if constexpr (Both) _tile_stored(1, of_next, kTileDepth);
+  if constexpr (Both) _tile_stored(3, of_next + kTileProducts, kTileDepth);
 }
 
 // Adds up each output's codes.
-void add_codes(const Weights& weights, int32_t* sums) {
-  for (size_t i = 0; i < kPair; ++i) {
+void sum_codes(const Weights& weights, int32_t* sums) {
+  for (size_t i = 0; i < kPairOutputs; ++i) {
     Avx512::Ints sum = Avx512::zero_ints();
     for (size_t tile = 0; tile < weights.tiles; ++tile) {
-      const Avx512::Ints codes = _mm512_loadu_si512(weights.codes + i * weights.stride + tile * kDepth);
+      const Avx512::Ints codes = _mm512_loadu_si512(weights.codes + i * weights.stride + tile * kTileDepth);
       sum = Avx512::dot(sum, Avx512::ones(), codes);
     }
     sums[i] += _mm512_reduce_add_epi32(sum);
@@ -109,21 +107,21 @@ void add_codes(const Weights& weights, int32_t* sums) {
 }
 
 // Turns products of integers (outputs, rows) into 32 outputs of `rows` rows from `first` on.
-void finish(const Int8Matrix& m, const Int8Input& input, size_t begin, size_t first, size_t rows, const int32_t* sums,
-            const int32_t* products, float* out) {
-  const size_t outputs = m.n - begin < kPair ? m.n - begin : kPair;
-  alignas(64) float scales[kPair] = {}, bias[kPair] = {};
+void write_outputs(const Int8Matrix& m, const Int8Input& input, size_t begin, size_t first, size_t rows,
+                   const int32_t* sums, const int32_t* products, float* out) {
+  const size_t outputs = m.n - begin < kPairOutputs ? m.n - begin : kPairOutputs;
+  alignas(64) float scales[kPairOutputs] = {}, bias[kPairOutputs] = {};
   std::memcpy(scales, m.scales + begin, outputs * sizeof(float));
   if (m.bias != nullptr) std::memcpy(bias, m.bias + begin, outputs * sizeof(float));
-  for (size_t row = 0; row < rows; row += kSide, products += 2 * kProducts) {
-    for (size_t half = 0; half < kPair && half < outputs; half += kSide) {
+  for (size_t row = 0; row < rows; row += kTileSize, products += 2 * kTileProducts) {
+    for (size_t half = 0; half < kPairOutputs && half < outputs; half += kTileSize) {
       const Avx512::Ints of_outputs = _mm512_load_si512(sums + half);
       const __mmask16 there = Avx512::mask(outputs - half);
-      const uint8_t* tile = reinterpret_cast<const uint8_t*>(products + half / kSide * kProducts);
-      for (size_t four = 0; four < kSide && row + four < rows; four += kFour) {
-        Avx512::Ints of_rows[kFour];
-        Avx512::transpose(tile + four * sizeof(int32_t), kDepth, of_rows);
-        for (size_t r = 0; r < kFour && row + four + r < rows; ++r) {
+      const uint8_t* tile = reinterpret_cast<const uint8_t*>(products + half / kTileSize * kTileProducts);
+      for (size_t four = 0; four < kTileSize && row + four < rows; four += kTransposeRows) {
+        Avx512::Ints of_rows[kTransposeRows];
+        Avx512::transpose(tile + four * sizeof(int32_t), kTileDepth, of_rows);
+        for (size_t r = 0; r < kTransposeRows && row + four + r < rows; ++r) {
           const size_t at = first + row + four + r;
           const Avx512::Ints zero = Avx512::mul(Avx512::broadcast(input.zeros[at]), of_outputs);
           _mm512_mask_storeu_ps(
@@ -137,28 +135,30 @@ void finish(const Int8Matrix& m, const Int8Input& input, size_t begin, size_t fi
 
 // The memory that 32 outputs need while they are multiplied.
 struct alignas(64) Scratch {
-  int32_t products[kMost / kSide * 2 * kProducts], sums[kPair];
-  int8_t copy[kPair * kPart];
+  int32_t products[kMaxRows / kTileSize * 2 * kTileProducts], sums[kPairOutputs];
+  int8_t copy[kPairOutputs * kDepthPart];
 };
 
 void multiply(const Int8Matrix& m, const Int8Input& input, float* out, size_t first, size_t last, uint8_t* scratch) {
-  use_tiles();
-  for (size_t row = 0; row < input.rows; row += kMost) {
-    const size_t rows = input.rows - row < kMost ? input.rows - row : kMost, blocks = (rows + kSide - 1) / kSide;
-    for (size_t k = 0; k < m.k; k += kPart) {
+  configure_tiles();
+  for (size_t row = 0; row < input.rows; row += kMaxRows) {
+    const size_t rows = input.rows - row < kMaxRows ? input.rows - row : kMaxRows,
+                 blocks = (rows + kTileSize - 1) / kTileSize;
+    for (size_t k = 0; k < m.k; k += kDepthPart) {
       for (size_t pair = first; pair < last; ++pair) {
         Scratch& own = reinterpret_cast<Scratch*>(scratch)[pair - first];
-        const size_t begin = pair * kPair;
-        const Weights weights = weights_of(m, begin, k, own.copy);
+        const size_t begin = pair * kPairOutputs;
+        const Weights weights = load_weights(m, begin, k, own.copy);
         if (row == 0 && k == 0) std::memset(own.sums, 0, sizeof own.sums);
-        if (row == 0) add_codes(weights, own.sums);  // the same for all rows
-        Prefetcher prefetcher = next_pair(m, begin, k, weights, (blocks + 1) / 2 * weights.tiles);
+        if (row == 0) sum_codes(weights, own.sums);  // the same for all rows
+        Prefetcher prefetcher = prefetch_next_pair(m, begin, k, weights, (blocks + 1) / 2 * weights.tiles);
         for (size_t block = 0; block < blocks; block += 2) {
-          const uint8_t* values = input.values + row * input.width + block * block_size(input) + k * kSide;
+          const uint8_t* values = input.values + row * input.width + block * block_size(input) + k * kTileSize;
           const auto multiply_blocks = block + 1 < blocks ? multiply_pair<true> : multiply_pair<false>;
-          multiply_blocks(weights, values, block_size(input), k > 0, prefetcher, own.products + block * 2 * kProducts);
+          multiply_blocks(weights, values, block_size(input), k > 0, prefetcher,
+                          own.products + block * 2 * kTileProducts);
         }
-        if (k + kPart >= m.k) finish(m, input, begin, row, rows, own.sums, own.products, out);
+        if (k + kDepthPart >= m.k) write_outputs(m, input, begin, row, rows, own.sums, own.products, out);
       }
     }
   }
@@ -166,32 +166,32 @@ void multiply(const Int8Matrix& m, const Int8Input& input, float* out, size_t fi
 }
 
 void quantize(const float* x, size_t first, size_t rows, size_t k, const Int8Input& input) {
-  Rounding roundings[kSide];
-  for (size_t i = 0; i < rows; ++i) roundings[i] = rounding_of<Avx512>(x + (first + i) * k, first + i, k, input);
-  alignas(64) uint8_t values[kSide][kDepth] = {};
+  RowQuantization roundings[kTileSize];
+  for (size_t i = 0; i < rows; ++i)
+    roundings[i] = choose_quantization<Avx512>(x + (first + i) * k, first + i, k, input);
+  alignas(64) uint8_t values[kTileSize][kTileDepth] = {};
   uint8_t* to = input.values + first * input.width;
-  for (size_t at = 0; at < k; at += kDepth, to += kSide * kDepth) {
-    const size_t some = k - at < kDepth ? k - at : kDepth;
-    if (some < kDepth) std::memset(values, 0, sizeof values);
+  for (size_t at = 0; at < k; at += kTileDepth, to += kTileSize * kTileDepth) {
+    const size_t some = k - at < kTileDepth ? k - at : kTileDepth;
+    if (some < kTileDepth) std::memset(values, 0, sizeof values);
     for (size_t i = 0; i < rows; ++i) {
       Avx512::quantize(x + (first + i) * k + at, some, roundings[i].inverse, roundings[i].zero, values[i]);
     }
-    for (size_t part = 0; part < kSide; part += kFour) {
-      Avx512::Ints fours[kFour];
-      Avx512::transpose(values[0] + part * kFour, kDepth, fours);
-      for (size_t i = 0; i < kFour; ++i) Avx512::store(to + (part + i) * kDepth, fours[i]);
+    for (size_t part = 0; part < kTileSize; part += kTransposeRows) {
+      Avx512::Ints fours[kTransposeRows];
+      Avx512::transpose(values[0] + part * kTransposeRows, kTileDepth, fours);
+      for (size_t i = 0; i < kTransposeRows; ++i) Avx512::store(to + (part + i) * kTileDepth, fours[i]);
     }
   }
 }
 
-size_t scratch_of_pair(size_t) { return sizeof(Scratch); }
+size_t pair_scratch_size(size_t) { return sizeof(Scratch); }
 
 }  // namespace
 
-extern const Int8Kernel kInt8Amx = {"amx", kPair, kStrip / kPair, 1, scratch_of_pair, quantize, multiply};
+extern const Int8Kernel kInt8Amx = {"amx",    kPairOutputs, kMaxOutputsPerCall / kPairOutputs, 1, pair_scratch_size,
+                                    quantize, multiply};
 
 }  // namespace blip2rt
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+BLIP2RT_TARGET_END
 #endif

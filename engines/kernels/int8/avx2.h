@@ -13,7 +13,7 @@ namespace {
 
 struct Avx2 {
   static constexpr size_t kLanes = 8, kGroup = 2, kRows = 3;
-  static constexpr int32_t kMiddle = 0;
+  static constexpr int32_t kValueOffset = 0;
   using Value = int16_t;
   using Ints = __m256i;
 
@@ -42,7 +42,7 @@ struct Avx2 {
 
   static void transpose(const uint8_t* base, size_t stride, Ints* to) {
     Ints fours[4];
-    fours_of(base, stride, fours);
+    transpose_groups(base, stride, fours);
     for (size_t i = 0; i < 4; ++i) {
       to[2 * i] = _mm256_srai_epi16(_mm256_slli_epi16(fours[i], 8), 8);
       to[2 * i + 1] = _mm256_srai_epi16(fours[i], 8);

@@ -11,7 +11,7 @@ namespace {
 
 struct Avx512 {
   static constexpr size_t kLanes = 16, kGroup = 4, kRows = 6;
-  static constexpr int32_t kMiddle = 0;
+  static constexpr int32_t kValueOffset = 0;
   using Value = uint8_t;
   using Ints = __m512i;
 
@@ -33,7 +33,7 @@ struct Avx512 {
     dot_broadcast<Avx512, Group>(sums, values, codes);
   }
 
-  static void transpose(const uint8_t* base, size_t stride, Ints* to) { fours_of(base, stride, to); }
+  static void transpose(const uint8_t* base, size_t stride, Ints* to) { transpose_groups(base, stride, to); }
 
   static __m512 affine(Ints products, float scale, const float* scales, const float* bias) {
     const __m512 both = _mm512_mul_ps(_mm512_set1_ps(scale), _mm512_load_ps(scales));

@@ -1,11 +1,10 @@
 // The products of matmul.h in AVX2 with AVX-VNNI, which has one instruction for four products of bytes. Knows
 // instructions only.
 #if defined(__x86_64__)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,avxvnni"))), apply_to = function)
-#else
-#pragma GCC target("avx2,fma,avxvnni")
-#endif
+#include "kernels/target.h"
+
+BLIP2RT_TARGET("avx2,fma,avxvnni")
+
 #include "kernels/int8/avx2.h"
 
 namespace blip2rt {
@@ -21,7 +20,7 @@ struct AvxVnni : Avx2 {
   static void dot_group(Ints* sums, Values values, const Ints* codes) {
     dot_broadcast<AvxVnni, Group>(sums, values, codes);
   }
-  static void transpose(const uint8_t* base, size_t stride, Ints* to) { fours_of(base, stride, to); }
+  static void transpose(const uint8_t* base, size_t stride, Ints* to) { transpose_groups(base, stride, to); }
   static void quantize(const float* x, size_t count, float inverse, float zero, uint8_t* to) {
     // The lowest byte of every 32 bits.
     const Ints order = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,  //
@@ -39,7 +38,5 @@ struct AvxVnni : Avx2 {
 extern const Int8Kernel kInt8AvxVnni = kernel<AvxVnni>("avxvnni");
 
 }  // namespace blip2rt
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+BLIP2RT_TARGET_END
 #endif

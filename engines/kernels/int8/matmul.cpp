@@ -1,4 +1,4 @@
-// Chooses the kernel for this processor. Knows instruction sets by name.
+// Chooses the int8 kernel for this processor.
 #include "kernels/int8/matmul.h"
 
 #include <unistd.h>
@@ -17,22 +17,6 @@ extern const Int8Kernel kInt8Neon;
 
 namespace {
 
-const KernelChoice<Int8Kernel>& kernels() {
-  static const KernelChoice<Int8Kernel> found = [] {
-    KernelChoice<Int8Kernel> choice;
-#if defined(__x86_64__)
-    if (may_use_amx()) choice.add(kInt8Amx);
-    if (has_avx512_vnni()) choice.add(kInt8Avx512);
-    if (has_avx_vnni()) choice.add(kInt8AvxVnni);
-    if (has_avx2()) choice.add(kInt8Avx2);
-#elif defined(__aarch64__) && defined(__linux__)
-    if (has_dot_product()) choice.add(kInt8Neon);
-#endif
-    return choice;
-  }();
-  return found;
-}
-
 // Returns the bytes of a core's second-level cache.
 size_t core_cache() {
 #ifdef _SC_LEVEL2_CACHE_SIZE
@@ -44,13 +28,23 @@ size_t core_cache() {
 
 }  // namespace
 
-size_t Int8Kernel::tiles_together(size_t k) const {
+size_t Int8Kernel::tiles_per_call(size_t k) const {
   const size_t room = core_cache() / 8 * 3;  // the rest is the activations' and the next tiles'
-  return std::max<size_t>(1, std::min(together, room / (tile * value_size * whole_lines(k))));
+  return std::max<size_t>(1, std::min(max_tiles, room / (tile * value_size * round_up_to_line(k))));
 }
 
-const Int8Kernel* int8_kernel() { return kernels().best(); }
-
-const Int8Kernel* int8_kernel(const char* name) { return kernels().named(name); }
+const Int8Kernel* int8_kernel(const char* name) {
+  static const KernelList<Int8Kernel> kernels = {
+#if defined(__x86_64__)
+      {may_use_amx(), kInt8Amx},
+      {has_avx512_vnni(), kInt8Avx512},
+      {has_avx_vnni(), kInt8AvxVnni},
+      {has_avx2(), kInt8Avx2},
+#elif defined(__aarch64__) && defined(__linux__)
+      {has_dot_product(), kInt8Neon},
+#endif
+  };
+  return kernels.find(name);
+}
 
 }  // namespace blip2rt

@@ -1,10 +1,9 @@
 // The products of matmul.h in NEON with the dot product of Armv8.2: 16 outputs side by side. Knows instructions only.
 #if defined(__aarch64__) && defined(__linux__)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
-#else
-#pragma GCC target("arch=armv8.2-a+dotprod")
-#endif
+#include "kernels/target.h"
+
+BLIP2RT_TARGET_DOT_PRODUCT
+
 #include <arm_neon.h>
 
 #include "kernels/int8/tile.h"
@@ -15,7 +14,7 @@ namespace {
 
 struct Neon {
   static constexpr size_t kLanes = 4, kGroup = 4, kRows = 5;
-  static constexpr int32_t kMiddle = 128;
+  static constexpr int32_t kValueOffset = 128;
   using Value = uint8_t;
   using Ints = int32x4_t;
   using Floats = float32x4_t;
@@ -38,12 +37,12 @@ struct Neon {
   static Values values(const uint8_t* from) { return vreinterpretq_s8_u8(vld1q_u8(from)); }
   template <size_t Group>
   static void dot_group(Ints* sums, Values values, const Ints* codes) {
-    for (size_t v = 0; v < kVectors; ++v) {
+    for (size_t v = 0; v < kTileVectors; ++v) {
       sums[v] = vdotq_laneq_s32(sums[v], vreinterpretq_s8_s32(codes[v]), values, Group);
     }
   }
 
-  static void transpose(const uint8_t* base, size_t stride, Ints* to) { fours_of(base, stride, to); }
+  static void transpose(const uint8_t* base, size_t stride, Ints* to) { transpose_groups(base, stride, to); }
 
   static Floats affine(Ints products, float scale, const float* scales, const float* bias) {
     return vfmaq_f32(vld1q_f32(bias), vcvtq_f32_s32(products), vmulq_n_f32(vld1q_f32(scales), scale));
@@ -74,7 +73,7 @@ struct Neon {
     };
     const auto eight = [&](const float* from) {
       const uint8x8_t rounded = vqmovn_u16(vcombine_u16(four(from), four(from + kLanes)));
-      return veor_u8(rounded, vdup_n_u8(kMiddle));  // less the middle, as int8
+      return veor_u8(rounded, vdup_n_u8(kValueOffset));  // less the middle, as int8
     };
     size_t i = 0;
     for (; i + 2 * kLanes <= count; i += 2 * kLanes) vst1_u8(to + i, eight(x + i));
@@ -92,7 +91,5 @@ struct Neon {
 extern const Int8Kernel kInt8Neon = kernel<Neon>("neon");
 
 }  // namespace blip2rt
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+BLIP2RT_TARGET_END
 #endif

@@ -1,8 +1,8 @@
 // The product of matmul.h, written once for all instruction sets. A file includes this behind its target pragma and
 // passes its vectors as V, with `kLanes` outputs side by side; a tile is four of them. One instruction takes `kGroup`
-// weights of each output, in its 32 bits of a vector, and as many values. `kMiddle` is subtracted from values where the
-// instructions want them signed. Everything has internal linkage, because each such file compiles it for another
-// processor.
+// weights of each output, in its 32 bits of a vector, and as many values. `kValueOffset` is subtracted from values
+// where the instructions want them signed. Everything has internal linkage, because each such file compiles it for
+// another processor.
 #pragma once
 
 #include <cmath>
@@ -16,20 +16,20 @@
 namespace blip2rt {
 namespace {
 
-constexpr size_t kVectors = 4;  // side by side in a tile
-constexpr size_t kPiece = 16;   // weights of an output that are unpacked at once
-constexpr size_t kStrip = 256;  // outputs of a call, at most
+constexpr size_t kTileVectors = 4;          // side by side in a tile
+constexpr size_t kPieceWeights = 16;        // weights of an output that are unpacked at once
+constexpr size_t kMaxOutputsPerCall = 256;  // outputs of a call, at most
 
 template <class V>
-constexpr size_t kTogether = kStrip / (kVectors * V::kLanes);
+constexpr size_t kMaxTiles = kMaxOutputsPerCall / (kTileVectors * V::kLanes);
 
 template <class V>
-constexpr size_t kGroups = kPiece / V::kGroup;  // of a piece
+constexpr size_t kPieceGroups = kPieceWeights / V::kGroup;  // of a piece
 
 // Bytes of a tile's codes for `depth` of K, as they are multiplied.
 template <class V>
 constexpr size_t tile_bytes(size_t depth) {
-  return depth / V::kGroup * kVectors * sizeof(typename V::Ints);
+  return depth / V::kGroup * kTileVectors * sizeof(typename V::Ints);
 }
 
 // Unpacks the codes of some tiles, each in the order that it is multiplied in: for every group the four vectors, zeros
@@ -37,26 +37,28 @@ constexpr size_t tile_bytes(size_t depth) {
 // foresees so many streams.
 template <class V>
 void unpack_tiles(size_t tiles, const Int8Matrix& m, size_t depth, size_t begin, uint8_t* to, int32_t* sums) {
-  for (size_t vector = 0; vector < tiles * kVectors; ++vector) {
+  for (size_t vector = 0; vector < tiles * kTileVectors; ++vector) {
     const size_t first = begin + vector * V::kLanes, left = first < m.n ? m.n - first : 0;
     const size_t outputs = left < V::kLanes ? left : V::kLanes;
     const uint8_t* codes = reinterpret_cast<const uint8_t*>(m.codes + (m.n - left) * m.k);
-    uint8_t* of_vector = to + vector / kVectors * tile_bytes<V>(depth) + vector % kVectors * sizeof(typename V::Ints);
+    uint8_t* of_vector =
+        to + vector / kTileVectors * tile_bytes<V>(depth) + vector % kTileVectors * sizeof(typename V::Ints);
     typename V::Ints sum = V::zero_ints();
     const size_t behind = left - outputs;
-    Prefetcher prefetcher(codes + outputs * m.k, behind < V::kLanes ? behind : V::kLanes, m.k, m.k, depth / kPiece);
-    for (size_t k = 0; k < depth; k += kPiece) {
-      typename V::Ints groups[kGroups<V>];
+    Prefetcher prefetcher(codes + outputs * m.k, behind < V::kLanes ? behind : V::kLanes, m.k, m.k,
+                          depth / kPieceWeights);
+    for (size_t k = 0; k < depth; k += kPieceWeights) {
+      typename V::Ints groups[kPieceGroups<V>];
       prefetcher.step();
-      if (outputs == V::kLanes && k + kPiece <= m.k) {
+      if (outputs == V::kLanes && k + kPieceWeights <= m.k) {
         V::transpose(codes + k, m.k, groups);
       } else {
-        uint8_t copy[V::kLanes * kPiece] = {};
-        const size_t some = m.k - k < kPiece ? m.k - k : kPiece;
-        for (size_t i = 0; i < outputs; ++i) std::memcpy(copy + i * kPiece, codes + i * m.k + k, some);
-        V::transpose(copy, kPiece, groups);
+        uint8_t copy[V::kLanes * kPieceWeights] = {};
+        const size_t some = m.k - k < kPieceWeights ? m.k - k : kPieceWeights;
+        for (size_t i = 0; i < outputs; ++i) std::memcpy(copy + i * kPieceWeights, codes + i * m.k + k, some);
+        V::transpose(copy, kPieceWeights, groups);
       }
-      for (size_t group = 0; group < kGroups<V>; ++group) {
+      for (size_t group = 0; group < kPieceGroups<V>; ++group) {
         V::store(of_vector + tile_bytes<V>(k + group * V::kGroup), groups[group]);
         sum = V::dot(sum, V::ones(), groups[group]);
       }
@@ -70,19 +72,20 @@ template <class V, size_t Group>
 void dot_broadcast(typename V::Ints* sums, const uint8_t* values, const typename V::Ints* codes) {
   int32_t group;
   std::memcpy(&group, values + Group * sizeof group, sizeof group);
-  for (size_t v = 0; v < kVectors; ++v) sums[v] = V::dot(sums[v], V::broadcast(group), codes[v]);
+  for (size_t v = 0; v < kTileVectors; ++v) sums[v] = V::dot(sums[v], V::broadcast(group), codes[v]);
 }
 
 // K rounded up to whole pieces, which codes of zero fill.
-inline size_t depth_of(const Int8Matrix& m) { return (m.k + kPiece - 1) / kPiece * kPiece; }
+inline size_t padded_depth(const Int8Matrix& m) { return (m.k + kPieceWeights - 1) / kPieceWeights * kPieceWeights; }
 
 // Multiplies a piece of one tile with R rows.
 template <class V, size_t R, size_t... Group>
-void multiply_piece(const uint8_t* codes, const typename V::Values* of_rows, typename V::Ints (*products)[kVectors],
+void multiply_piece(const uint8_t* codes, const typename V::Values* of_rows, typename V::Ints (*products)[kTileVectors],
                     std::index_sequence<Group...>) {
   const auto add_group = [&](auto group) {
-    typename V::Ints of_group[kVectors];
-    for (size_t v = 0; v < kVectors; ++v) of_group[v] = V::load(codes + (group * kVectors + v) * sizeof(of_group[v]));
+    typename V::Ints of_group[kTileVectors];
+    for (size_t v = 0; v < kTileVectors; ++v)
+      of_group[v] = V::load(codes + (group * kTileVectors + v) * sizeof(of_group[v]));
     for (size_t r = 0; r < R; ++r) V::template dot_group<group>(products[r], of_rows[r], of_group);
   };
   (add_group(std::integral_constant<size_t, Group>()), ...);
@@ -91,47 +94,47 @@ void multiply_piece(const uint8_t* codes, const typename V::Values* of_rows, typ
 // Multiplies R rows from `row` on with one tile.
 template <class V, size_t R>
 void multiply_rows(const Int8Input& input, size_t depth, const uint8_t* codes, size_t row,
-                   typename V::Ints (*out)[kVectors]) {
-  typename V::Ints products[R][kVectors];
+                   typename V::Ints (*out)[kTileVectors]) {
+  typename V::Ints products[R][kTileVectors];
   for (size_t r = 0; r < R; ++r) {
-    for (size_t v = 0; v < kVectors; ++v) products[r][v] = V::zero_ints();
+    for (size_t v = 0; v < kTileVectors; ++v) products[r][v] = V::zero_ints();
   }
   const uint8_t* values = input.values + row * input.width;
-  for (size_t k = 0; k < depth; k += kPiece) {
+  for (size_t k = 0; k < depth; k += kPieceWeights) {
     typename V::Values of_rows[R];
     for (size_t r = 0; r < R; ++r) of_rows[r] = V::values(values + r * input.width + k * sizeof(typename V::Value));
-    multiply_piece<V, R>(codes + tile_bytes<V>(k), of_rows, products, std::make_index_sequence<kGroups<V>>());
+    multiply_piece<V, R>(codes + tile_bytes<V>(k), of_rows, products, std::make_index_sequence<kPieceGroups<V>>());
   }
   for (size_t r = 0; r < R; ++r) {
-    for (size_t v = 0; v < kVectors; ++v) out[r][v] = products[r][v];
+    for (size_t v = 0; v < kTileVectors; ++v) out[r][v] = products[r][v];
   }
 }
 
 template <class V, size_t R = V::kRows>
-void multiply_some(size_t rows, const Int8Input& input, size_t depth, const uint8_t* codes, size_t row,
-                   typename V::Ints (*out)[kVectors]) {
+void multiply_up_to(size_t rows, const Int8Input& input, size_t depth, const uint8_t* codes, size_t row,
+                    typename V::Ints (*out)[kTileVectors]) {
   if constexpr (R > 1) {
-    if (rows < R) return multiply_some<V, R - 1>(rows, input, depth, codes, row, out);
+    if (rows < R) return multiply_up_to<V, R - 1>(rows, input, depth, codes, row, out);
   }
   multiply_rows<V, R>(input, depth, codes, row, out);
 }
 
 // Turns products of integers into the outputs of one tile.
 template <class V>
-void finish_rows(const Int8Matrix& m, const Int8Input& input, size_t row, size_t rows, size_t begin,
-                 const int32_t* code_sums, typename V::Ints (*products)[kVectors], float* out) {
-  constexpr size_t kTile = kVectors * V::kLanes;
+void write_rows(const Int8Matrix& m, const Int8Input& input, size_t row, size_t rows, size_t begin,
+                const int32_t* code_sums, typename V::Ints (*products)[kTileVectors], float* out) {
+  constexpr size_t kTile = kTileVectors * V::kLanes;
   const size_t outputs = m.n - begin < kTile ? m.n - begin : kTile;
   alignas(64) float scales[kTile] = {}, bias[kTile] = {}, result[kTile];
   std::memcpy(scales, m.scales + begin, outputs * sizeof(float));
   if (m.bias != nullptr) std::memcpy(bias, m.bias + begin, outputs * sizeof(float));
   for (size_t r = 0; r < rows; ++r) {
     const typename V::Ints zero = V::broadcast(input.zeros[row + r]);
-    for (size_t v = 0; v < kVectors; ++v) {
+    for (size_t v = 0; v < kTileVectors; ++v) {
       const typename V::Ints sums = V::load(reinterpret_cast<const uint8_t*>(code_sums + v * V::kLanes));
       products[r][v] = V::sub(products[r][v], V::mul(zero, sums));
     }
-    for (size_t v = 0; v < kVectors; ++v) {
+    for (size_t v = 0; v < kTileVectors; ++v) {
       V::store(result + v * V::kLanes,
                V::affine(products[r][v], input.scales[row + r], scales + v * V::kLanes, bias + v * V::kLanes));
     }
@@ -147,35 +150,35 @@ void finish_rows(const Int8Matrix& m, const Int8Input& input, size_t row, size_t
 template <class V>
 void multiply_tiles(const Int8Matrix& m, const Int8Input& input, float* out, size_t first, size_t last,
                     uint8_t* codes) {
-  constexpr size_t kTile = kVectors * V::kLanes;
-  const size_t tiles = last - first, begin = first * kTile, depth = depth_of(m);
-  alignas(64) int32_t code_sums[kTogether<V> * kTile];
+  constexpr size_t kTile = kTileVectors * V::kLanes;
+  const size_t tiles = last - first, begin = first * kTile, depth = padded_depth(m);
+  alignas(64) int32_t code_sums[kMaxTiles<V> * kTile];
   unpack_tiles<V>(tiles, m, depth, begin, codes, code_sums);
   for (size_t row = 0; row < input.rows; row += V::kRows) {
     const size_t rows = input.rows - row < V::kRows ? input.rows - row : V::kRows;
     for (size_t tile = 0; tile < tiles; ++tile) {
-      typename V::Ints products[V::kRows][kVectors];
-      multiply_some<V>(rows, input, depth, codes + tile * tile_bytes<V>(depth), row, products);
-      finish_rows<V>(m, input, row, rows, begin + tile * kTile, code_sums + tile * kTile, products, out);
+      typename V::Ints products[V::kRows][kTileVectors];
+      multiply_up_to<V>(rows, input, depth, codes + tile * tile_bytes<V>(depth), row, products);
+      write_rows<V>(m, input, row, rows, begin + tile * kTile, code_sums + tile * kTile, products, out);
     }
   }
 }
 
 // How a row is quantized: value = round(x * inverse) + zero.
-struct Rounding {
+struct RowQuantization {
   float inverse, zero;
 };
 
 // Returns how a row of K values is quantized, and writes its scale and zero point to `input`.
 template <class V>
-Rounding rounding_of(const float* x, size_t row, size_t k, const Int8Input& input) {
+RowQuantization choose_quantization(const float* x, size_t row, size_t k, const Int8Input& input) {
   float low = 0, high = 0;
   const bool finite = V::range(x, k, &low, &high);
-  constexpr float kLeast = 255.0f / 3.402823466e38f;  // whose inverse is finite
-  const float inverse = finite && high - low > kLeast ? 255.0f / (high - low) : 0.0f;
+  constexpr float kMinRange = 255.0f / 3.402823466e38f;  // whose inverse is finite
+  const float inverse = finite && high - low > kMinRange ? 255.0f / (high - low) : 0.0f;
   const float zero = finite ? std::nearbyint(-low * inverse) : 0.0f;
   input.scales[row] = finite ? (high - low) / 255.0f : std::nanf("");
-  input.zeros[row] = static_cast<int32_t>(zero) - V::kMiddle;
+  input.zeros[row] = static_cast<int32_t>(zero) - V::kValueOffset;
   return {inverse, zero};
 }
 
@@ -183,7 +186,7 @@ Rounding rounding_of(const float* x, size_t row, size_t k, const Int8Input& inpu
 template <class V>
 void quantize_rows(const float* x, size_t first, size_t rows, size_t k, const Int8Input& input) {
   for (size_t row = first; row < first + rows; ++row) {
-    const Rounding rounding = rounding_of<V>(x + row * k, row, k, input);
+    const RowQuantization rounding = choose_quantization<V>(x + row * k, row, k, input);
     auto* to = reinterpret_cast<typename V::Value*>(input.values + row * input.width);
     std::memset(to + k, 0, input.width - k * sizeof *to);
     V::quantize(x + row * k, k, rounding.inverse, rounding.zero, to);
@@ -192,13 +195,13 @@ void quantize_rows(const float* x, size_t first, size_t rows, size_t k, const In
 
 template <class V>
 constexpr Int8Kernel kernel(const char* name) {
-  const auto scratch_of_tile = [](size_t k) { return tile_bytes<V>(Int8Kernel::whole_lines(k)); };
+  const auto tile_scratch_size = [](size_t k) { return tile_bytes<V>(Int8Kernel::round_up_to_line(k)); };
   static_assert(V::kGroup * sizeof(typename V::Value) == sizeof(int32_t));
   return {name,
-          kVectors * V::kLanes,
-          kTogether<V>,
+          kTileVectors * V::kLanes,
+          kMaxTiles<V>,
           sizeof(typename V::Value),
-          scratch_of_tile,
+          tile_scratch_size,
           quantize_rows<V>,
           multiply_tiles<V>};
 }

@@ -1,10 +1,10 @@
-// The arithmetic of kernel.h in NEON, which every aarch64 has. Knows instructions only.
+// The resizing passes in NEON, which every aarch64 processor has.
 #if defined(__aarch64__)
 #include <arm_neon.h>
 
 #include <cstring>
 
-#include "kernels/resize/tile.h"
+#include "kernels/resize/passes.h"
 
 namespace blip2rt {
 namespace {
@@ -24,7 +24,7 @@ struct Neon {
   }
 
   static void store_pixel(uint8_t* to, Ints sums) {
-    const int16x4_t words = vqmovn_s32(vrshrq_n_s32(sums, ResizeKernel::kFraction));
+    const int16x4_t words = vqmovn_s32(vrshrq_n_s32(sums, ResizeKernel::kFractionBits));
     const uint8x8_t four = vqmovun_s16(vcombine_s16(words, words));
     const uint32_t pixel = vget_lane_u32(vreinterpret_u32_u8(four), 0);
     std::memcpy(to, &pixel, sizeof pixel);

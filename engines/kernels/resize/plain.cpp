@@ -1,5 +1,5 @@
-// The arithmetic of kernel.h without instructions of any one processor.
-#include "kernels/resize/tile.h"
+// The resizing passes in portable C++.
+#include "kernels/resize/passes.h"
 
 namespace blip2rt {
 namespace {
@@ -20,7 +20,7 @@ struct Plain {
 
   static void store_pixel(uint8_t* to, Ints sums) {
     for (int i = 0; i < 4; ++i) {
-      const int32_t value = (sums.lanes[i] + (1 << (ResizeKernel::kFraction - 1))) >> ResizeKernel::kFraction;
+      const int32_t value = (sums.lanes[i] + (1 << (ResizeKernel::kFractionBits - 1))) >> ResizeKernel::kFractionBits;
       to[i] = static_cast<uint8_t>(value < 0 ? 0 : value > 255 ? 255 : value);
     }
   }

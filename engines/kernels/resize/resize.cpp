@@ -1,4 +1,4 @@
-// The windows of Pillow's filters, and the way of a picture through them. Knows instruction sets by name.
+// Computes the windows of Pillow's filters, chooses the kernel, and runs both passes.
 #include "kernels/resize/resize.h"
 
 #include <algorithm>
@@ -11,7 +11,7 @@ namespace blip2rt {
 
 extern const ResizeKernel kResizePlain;
 #if defined(__x86_64__)
-extern const ResizeKernel kResizeAvx512, kResizeAvx2, kResizeSse2;
+extern const ResizeKernel kResizeAvx2;
 #elif defined(__aarch64__)
 extern const ResizeKernel kResizeNeon;
 #endif
@@ -22,10 +22,10 @@ constexpr double kPi = 3.14159265358979323846;
 
 double sinc(double x) { return x == 0 ? 1 : std::sin(kPi * x) / (kPi * x); }
 
-// A filter's weight at a distance from its middle, in inputs (in outputs where there are fewer of them).
+// A filter's weight at distance x from its centre, in inputs (in outputs when shrinking).
 struct Filter {
   const char* name;
-  double reach;  // weights beyond are 0
+  double reach;  // beyond it, weights are 0
   double (*at)(double x);
 };
 
@@ -34,7 +34,7 @@ constexpr Filter kFilters[] = {
     {"bilinear", 1, [](double x) { return std::max(0.0, 1 - std::fabs(x)); }},
     {"hamming", 1,
      [](double x) {
-       if (x == 0) return 1.0;  // the sum of the two floats is not
+       if (x == 0) return 1.0;  // 0.54F + 0.46F is not exactly 1
        return std::fabs(x) < 1 ? sinc(x) * (0.54F + 0.46F * std::cos(kPi * x)) : 0.0;
      }},
     {"bicubic", 2,
@@ -47,7 +47,7 @@ constexpr Filter kFilters[] = {
     {"lanczos", 3, [](double x) { return x >= -3 && x < 3 ? sinc(x) * sinc(x / 3) : 0.0; }},
 };
 
-const Filter& filter_named(const std::string& name) {
+const Filter& find_filter(const std::string& name) {
   for (const Filter& filter : kFilters) {
     if (name == filter.name) return filter;
   }
@@ -55,12 +55,12 @@ const Filter& filter_named(const std::string& name) {
 }
 
 int32_t fixed_point(double weight) {
-  return static_cast<int32_t>(weight * (1 << ResizeKernel::kFraction) + (weight < 0 ? -0.5 : 0.5));
+  return static_cast<int32_t>(weight * (1 << ResizeKernel::kFractionBits) + (weight < 0 ? -0.5 : 0.5));
 }
 
-// Computes the windows of an axis: a multiple of `unit` inputs each. Returns no window where an axis has fewer inputs
-// than that.
-Windows windows_of(const Filter& filter, size_t inputs, size_t outputs, size_t unit) {
+// Computes the windows of an axis, each a multiple of `unit` inputs wide. Returns no windows if the axis has fewer
+// inputs than that.
+Windows make_windows(const Filter& filter, size_t inputs, size_t outputs, size_t unit) {
   const double scale = static_cast<double>(inputs) / static_cast<double>(outputs);
   const double stretch = std::max(scale, 1.0), squeeze = 1 / stretch, reach = filter.reach * stretch;
   struct Span {
@@ -96,62 +96,54 @@ Windows windows_of(const Filter& filter, size_t inputs, size_t outputs, size_t u
   return windows;
 }
 
-// Packs the weights of `across`.
-Windows packed(const Windows& windows, const ResizeKernel& kernel) {
+// Packs weights for the horizontal pass.
+Windows pack_weights(const Windows& windows, const ResizeKernel& kernel) {
   Windows result{windows.taps, windows.first,
-                 std::vector<int32_t>(windows.weights.size() / kernel.pixels * kernel.packed)};
+                 std::vector<int32_t>(windows.weights.size() / kernel.pixels * kernel.packed_weights)};
   int32_t* to = result.weights.data();
-  for (size_t i = 0; i < windows.weights.size(); i += kernel.pixels, to += kernel.packed) {
+  for (size_t i = 0; i < windows.weights.size(); i += kernel.pixels, to += kernel.packed_weights) {
     kernel.pack(&windows.weights[i], to);
   }
   return result;
 }
 
-const KernelChoice<ResizeKernel>& kernels() {
-  static const KernelChoice<ResizeKernel> found = [] {
-    KernelChoice<ResizeKernel> choice;
-#if defined(__x86_64__)
-    if (has_avx512_vnni()) choice.add(kResizeAvx512);
-    if (has_avx2()) choice.add(kResizeAvx2);
-    choice.add(kResizeSse2);
-#elif defined(__aarch64__)
-    choice.add(kResizeNeon);
-#endif
-    choice.add(kResizePlain);
-    return choice;
-  }();
-  return found;
-}
-
 }  // namespace
 
-const ResizeKernel& resize_kernel() { return *kernels().best(); }
-
-const ResizeKernel* resize_kernel(const char* name) { return kernels().named(name); }
+const ResizeKernel* resize_kernel(const char* name) {
+  static const KernelList<ResizeKernel> kernels = {
+#if defined(__x86_64__)
+      {has_avx2(), kResizeAvx2},
+#elif defined(__aarch64__)
+      {true, kResizeNeon},
+#endif
+      {true, kResizePlain},
+  };
+  return kernels.find(name);
+}
 
 Resize::Resize(const std::string& filter, Size from, Size to, const ResizeKernel& kernel)
     : from_(from), to_(to), kernel_(&kernel) {
-  const Filter& weights = filter_named(filter);
+  const Filter& weights = find_filter(filter);
   if (from.width == 0 || from.height == 0 || to.width == 0 || to.height == 0) {
     throw std::invalid_argument("a picture without pixels has no other size");
   }
-  Windows across = windows_of(weights, from.width, to.width, kernel.pixels);
-  if (across.first.empty()) {  // narrower than what the kernel reads at a time
+  Windows horizontal = make_windows(weights, from.width, to.width, kernel.pixels);
+  if (horizontal.first.empty()) {  // narrower than one read of the kernel
     kernel_ = &kResizePlain;
-    across = windows_of(weights, from.width, to.width, kernel_->pixels);
+    horizontal = make_windows(weights, from.width, to.width, kernel_->pixels);
   }
-  across_ = packed(across, *kernel_);
-  down_ = windows_of(weights, from.height, to.height, 1);
-  constexpr size_t kUnit = ResizeKernel::kAligned;
+  horizontal_ = pack_weights(horizontal, *kernel_);
+  vertical_ = make_windows(weights, from.height, to.height, 1);
+  constexpr size_t kUnit = ResizeKernel::kRowAlignment;
   stride_ = (4 * to.width + kUnit - 1) / kUnit * kUnit;
-  between_.resize(from.height * stride_);
+  intermediate_.resize(from.height * stride_);
 }
 
 void Resize::add(const uint8_t* rgbx, size_t rows) {
   if (rows > rows_left()) throw std::invalid_argument("a picture has fewer rows");
   if (rows == 0) return;
-  kernel_->across(across_.first.data(), across_.weights.data(), to_.width, across_.taps, rgbx, row_bytes(), rows,
-                  &between_[rows_ * stride_], stride_);
+  kernel_->horizontal(horizontal_.first.data(), horizontal_.weights.data(), to_.width, horizontal_.taps, rgbx,
+                      row_bytes(), rows, &intermediate_[rows_ * stride_], stride_);
   rows_ += rows;
 }
 
@@ -159,7 +151,8 @@ void Resize::write(uint8_t* rgb) const {
   if (rows_left() != 0) throw std::invalid_argument("a picture has more rows");
   std::vector<uint8_t> row(stride_);
   for (size_t y = 0; y < to_.height; ++y) {
-    kernel_->down(&down_.weights[y * down_.taps], down_.taps, &between_[down_.first[y] * stride_], stride_, row.data());
+    kernel_->vertical(&vertical_.weights[y * vertical_.taps], vertical_.taps,
+                      &intermediate_[vertical_.first[y] * stride_], stride_, row.data());
     for (size_t x = 0; x < to_.width; ++x) rgb = std::copy_n(&row[4 * x], 3, rgb);
   }
 }

@@ -84,8 +84,8 @@ std::vector<float> product(const Int4Kernel& kernel, const Case& given, bool spl
   std::vector<float> scales(Int4Input::scales_size(given.matrix, given.rows)), sums(scales.size());
   std::vector<float> out(given.rows * given.n, -1.0f);
   const Int4Input input = {given.rows, values.data(), split ? low.data() : nullptr, scales.data(), sums.data()};
-  for (size_t row = 0; row < given.rows; row += Int4Input::kTile) {
-    kernel.quantize(given.x.data(), row, std::min(Int4Input::kTile, given.rows - row), given.matrix, input);
+  for (size_t row = 0; row < given.rows; row += Int4Input::kQuantizeRows) {
+    kernel.quantize(given.x.data(), row, std::min(Int4Input::kQuantizeRows, given.rows - row), given.matrix, input);
   }
   const size_t tiles = (given.n + kernel.tile - 1) / kernel.tile, half = tiles / 2;
   void* scratch = std::aligned_alloc(64, (kernel.scratch_size(given.matrix) + 63) / 64 * 64);

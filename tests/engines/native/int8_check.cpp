@@ -63,7 +63,7 @@ struct Case {
 };
 
 std::vector<float> product(const Int8Kernel& kernel, const Case& given) {
-  const size_t width = kernel.width_of(given.k), at_once = kernel.kRows;
+  const size_t width = kernel.row_stride(given.k), at_once = kernel.kRows;
   const auto memory = [](size_t bytes) {
     return static_cast<uint8_t*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
   };
@@ -74,7 +74,7 @@ std::vector<float> product(const Int8Kernel& kernel, const Case& given) {
   for (size_t row = 0; row < given.rows; row += at_once) {
     kernel.quantize(given.x.data(), row, std::min(at_once, given.rows - row), given.k, input);
   }
-  const size_t tiles = (given.n + kernel.tile - 1) / kernel.tile, together = kernel.tiles_together(given.k);
+  const size_t tiles = (given.n + kernel.tile - 1) / kernel.tile, together = kernel.tiles_per_call(given.k);
   for (size_t tile = 0; tile < tiles; tile += together) {
     kernel.multiply(given.matrix, input, out.data(), tile, std::min(tiles, tile + together), scratch);
   }

@@ -1,7 +1,8 @@
-// The arithmetic of kernel.h, written once for all instruction sets. V holds the instructions of one: registers of
-// Ints, numbers of 32 bits, and Sums, which collect the products of kPixels pixels with their kPacked numbers of
-// weights. Everything has internal linkage, because each file compiles it for another processor; for the same reason it
-// uses no templates of the standard library.
+// The resizing passes as templates over an instruction set V: Ints is a register of int32, Sums collects the products
+// of kPixels pixels with kPackedWeights packed weights.
+//
+// Everything has internal linkage and uses no templates of the standard library, because each including file compiles
+// it for another processor.
 #pragma once
 
 #include "kernels/resize/kernel.h"
@@ -9,15 +10,15 @@
 namespace blip2rt {
 namespace {
 
-// Computes R rows: a weight is read once for them.
+// Computes R rows together, so that each weight is loaded once for all of them.
 template <class V, size_t R>
-void rows_across(const size_t* first, const int32_t* weights, size_t outputs, size_t taps, const uint8_t* from,
-                 size_t stride, uint8_t* to, size_t to_stride) {
+void horizontal_rows(const size_t* first, const int32_t* weights, size_t outputs, size_t taps, const uint8_t* from,
+                     size_t stride, uint8_t* to, size_t to_stride) {
   for (size_t i = 0; i < outputs; ++i) {
     const uint8_t* inputs = from + 4 * first[i];
     typename V::Sums sums[R];
     for (size_t row = 0; row < R; ++row) sums[row] = V::no_sums();
-    for (size_t tap = 0; tap < taps; tap += V::kPixels, inputs += 4 * V::kPixels, weights += V::kPacked) {
+    for (size_t tap = 0; tap < taps; tap += V::kPixels, inputs += 4 * V::kPixels, weights += V::kPackedWeights) {
       const typename V::Weights loaded = V::weights(weights);
       for (size_t row = 0; row < R; ++row) V::add_products(sums[row], inputs + row * stride, loaded);
     }
@@ -26,21 +27,21 @@ void rows_across(const size_t* first, const int32_t* weights, size_t outputs, si
 }
 
 template <class V>
-void across(const size_t* first, const int32_t* weights, size_t outputs, size_t taps, const uint8_t* from,
-            size_t stride, size_t rows, uint8_t* to, size_t to_stride) {
+void horizontal(const size_t* first, const int32_t* weights, size_t outputs, size_t taps, const uint8_t* from,
+                size_t stride, size_t rows, uint8_t* to, size_t to_stride) {
   constexpr size_t kRows = 4;
   for (; rows >= kRows; rows -= kRows, from += kRows * stride, to += kRows * to_stride) {
-    rows_across<V, kRows>(first, weights, outputs, taps, from, stride, to, to_stride);
+    horizontal_rows<V, kRows>(first, weights, outputs, taps, from, stride, to, to_stride);
   }
   for (; rows != 0; --rows, from += stride, to += to_stride) {
-    rows_across<V, 1>(first, weights, outputs, taps, from, stride, to, to_stride);
+    horizontal_rows<V, 1>(first, weights, outputs, taps, from, stride, to, to_stride);
   }
 }
 
 template <class V>
-void down(const int32_t* weights, size_t taps, const uint8_t* from, size_t stride, uint8_t* to) {
+void vertical(const int32_t* weights, size_t taps, const uint8_t* from, size_t stride, uint8_t* to) {
   constexpr size_t kNumbers = sizeof(typename V::Ints) / sizeof(int32_t), kAcross = 4;
-  static_assert(ResizeKernel::kAligned % (kAcross * kNumbers) == 0);
+  static_assert(ResizeKernel::kRowAlignment % (kAcross * kNumbers) == 0);
   for (size_t byte = 0; byte < stride; byte += kAcross * kNumbers) {
     typename V::Ints sums[kAcross];
     for (size_t i = 0; i < kAcross; ++i) sums[i] = V::zero();
@@ -53,15 +54,15 @@ void down(const int32_t* weights, size_t taps, const uint8_t* from, size_t strid
   }
 }
 
-// An instruction set that multiplies the four numbers of a pixel by one weight.
+// Adapts an instruction set that multiplies the four channels of one pixel by one weight.
 template <class V>
 struct PixelByPixel : V {
-  static constexpr size_t kPixels = 1, kPacked = 4;
+  static constexpr size_t kPixels = 1, kPackedWeights = 4;
   using Sums = typename V::Ints;
   using Weights = typename V::Ints;
 
   static void pack(const int32_t* weights, int32_t* to) {
-    for (size_t i = 0; i < kPacked; ++i) to[i] = *weights;
+    for (size_t i = 0; i < kPackedWeights; ++i) to[i] = *weights;
   }
   static Sums no_sums() { return V::zero(); }
   static Weights weights(const int32_t* packed) { return V::load(packed); }
@@ -72,7 +73,7 @@ struct PixelByPixel : V {
 
 template <class V>
 constexpr ResizeKernel kernel(const char* name) {
-  return {name, V::kPixels, V::kPacked, V::pack, across<V>, down<V>};
+  return {name, V::kPixels, V::kPackedWeights, V::pack, horizontal<V>, vertical<V>};
 }
 
 }  // namespace
