@@ -1,5 +1,4 @@
-// Sets up the tiles of Intel's AMX: 8 registers of 16 rows of 64 bytes each. A file includes this behind its target
-// pragma.
+// Configures the tile registers of Intel's AMX: 8 registers of 16 rows of 64 bytes. Include it after BLIP2RT_TARGET.
 #pragma once
 
 #include <immintrin.h>
@@ -14,11 +13,11 @@ namespace amx {
 
 constexpr size_t kTileRows = 16, kTileBytes = 64;
 
-// Makes the compiler write everything, at `memory` too, before it goes on: not all compilers know that tiles are loaded
-// from memory.
+// Forces the compiler to complete all stores, including those to `memory`. Not every compiler knows that tile
+// instructions read memory.
 inline void compiler_barrier(const void* memory) { __asm__ volatile("" : : "r"(memory) : "memory"); }
 
-// The shape of every tile: its rows, and the bytes of a row. From use() to _tile_release() the thread has the tiles.
+// The shape of each tile: its rows and the bytes per row. The thread owns the tiles from load() to _tile_release().
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t bytes[16] = {};

@@ -25,14 +25,13 @@ inline bool has_avx512_vnni() {
 
 inline bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
-inline bool has_avx_vnni() {  // which older compilers cannot name
+inline bool has_avx_vnni() {  // older compilers do not know its name
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   constexpr unsigned kFeatures = 7, kMore = 1, kAvxVnni = 1u << 4;
   return has_avx2() && __get_cpuid_count(kFeatures, kMore, &eax, &ebx, &ecx, &edx) != 0 && (eax & kAvxVnni) != 0;
 }
 
-// Returns whether AMX and AVX-512 can be used for int8 and bfloat16. AMX needs a permission from Linux, which this
-// requests.
+// Returns whether AMX (int8, bfloat16) and AVX-512 can be used. Linux grants AMX only on request.
 inline bool may_use_amx() {
 #if defined(__linux__)
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
@@ -67,7 +66,7 @@ class KernelList {
     }
   }
 
-  // Returns the kernel of this name, or the best one where `name` is nullptr. Returns nullptr where there is none.
+  // Returns the kernel of this name, or the best one if `name` is nullptr; nullptr if there is none.
   const Kernel* find(const char* name) const {
     for (size_t i = 0; i < count_; ++i) {
       if (name == nullptr || std::strcmp(kernels_[i]->name, name) == 0) return kernels_[i];

@@ -1,4 +1,4 @@
-// Asks the memory for rows before they are read. Knows addresses only.
+// Prefetches rows of memory in small steps while other work runs.
 #pragma once
 
 #include <cstddef>
@@ -7,8 +7,8 @@
 namespace blip2rt {
 namespace {
 
-// Prefetches rows that will be read later, a few cache lines at each of `steps` steps: all of them at once would keep
-// waiting what is needed now. Goes through four parts of the rows in turn: one stream waits at the end of every page.
+// Prefetches rows that will be read later, a few cache lines in each of `steps` steps: prefetching all at once would
+// delay the loads needed now. Interleaves four streams, because a single stream stalls at every page boundary.
 class Prefetcher {
  public:
   Prefetcher(const void* base, size_t rows, size_t stride, size_t bytes, size_t steps)
@@ -32,7 +32,7 @@ class Prefetcher {
   }
 
  private:
-  static constexpr size_t kStreams = 4, kCacheLineBytes = 64;  // bytes that the memory gives at once
+  static constexpr size_t kStreams = 4, kCacheLineBytes = 64;
   const uint8_t* row_;
   size_t rows_, stride_, stream_distance_, lines_, lines_per_step_, line_ = 0, stream_ = 0;
 };

@@ -1,4 +1,4 @@
-// Transposes groups of 4 bytes in AVX2. A file includes this behind its target pragma.
+// Transposes groups of 4 bytes in AVX2. Include it after BLIP2RT_TARGET.
 #pragma once
 
 #include <immintrin.h>
@@ -9,8 +9,8 @@
 namespace blip2rt {
 namespace {
 
-// Takes 8 rows of 16 bytes. Vector to[j] gets bytes 4j to 4j + 3 of each row. Rows r and r + 4 share a register, whose
-// halves are transposed as 4 x 4.
+// Transposes 8 rows of 16 bytes: vector to[j] gets bytes 4j to 4j + 3 of each row. Rows r and r + 4 share a register,
+// whose halves are transposed as 4 x 4.
 inline void transpose_groups(const uint8_t* base, size_t stride, __m256i* to) {
   __m256i rows[4];
   for (size_t r = 0; r < 4; ++r) {

@@ -1,4 +1,4 @@
-// Transposes groups of 4 bytes in NEON. A file includes this behind its target pragma.
+// Transposes groups of 4 bytes in NEON. Include it after BLIP2RT_TARGET.
 #pragma once
 
 #include <arm_neon.h>
@@ -9,7 +9,7 @@
 namespace blip2rt {
 namespace {
 
-// Takes 4 rows of 16 bytes. Vector to[j] gets bytes 4j to 4j + 3 of each row.
+// Transposes 4 rows of 16 bytes: vector to[j] gets bytes 4j to 4j + 3 of each row.
 inline void transpose_groups(const uint8_t* base, size_t stride, int32x4_t* to) {
   int64x2_t rows[4];
   for (size_t r = 0; r < 4; ++r) rows[r] = vreinterpretq_s64_u8(vld1q_u8(base + r * stride));

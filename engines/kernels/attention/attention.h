@@ -1,5 +1,5 @@
-// Attention of new positions to a key/value cache whose rows share prompts: a prompt lies in one place, and all its
-// beams read it there, without a copy. Rows of one run may have read differently much. Knows numbers only.
+// Attention of new positions to a key/value cache with shared prompts: all beams of a prompt read its single copy. Rows
+// of one run may have caches of different lengths.
 #pragma once
 
 #include <cstddef>
@@ -7,46 +7,46 @@
 
 namespace blip2rt {
 
-// How many floats apart rows, positions and heads lie.
+// The distances between rows, positions and heads, in floats.
 struct Strides {
   size_t row, position, head;
 
   size_t at(size_t r, size_t p, size_t h) const { return r * row + p * position + h * head; }
 };
 
-// What a row of the batch attends to, in this order: `prompt_length` positions of the cache from `prompt_start` on,
-// then `past_length` positions from `past_start` on, then its new positions, which are written behind them. Both starts
-// are places of the first head. A cache (rows, kv_heads, capacity, width) has the place row * kv_heads * capacity +
-// position for it, so that a row of the batch may lie in any row of the cache, or many of them in one.
+// What a row of the batch attends to: `prompt_length` positions from `prompt_start` on, then `past_length` positions
+// from `past_start` on, then its new positions, which are appended to those. Both starts are places of the first head:
+// in a cache (rows, kv_heads, capacity, width), row * kv_heads * capacity + position. So a row of the batch may use any
+// row of the cache, and several may share one.
 struct CacheRow {
   int32_t prompt_start, prompt_length, past_start, past_length;
 };
 
 struct Attention {
-  static constexpr size_t kWidthMultiple = 8;  // the width of a head is a multiple of this
+  static constexpr size_t kWidthMultiple = 8;  // head widths are a multiple of this
 
   size_t rows, length;            // rows of the batch; new positions of each row
-  size_t heads, kv_heads, width;  // heads of queries, a multiple of kv_heads; floats of a head
+  size_t heads, kv_heads, width;  // query heads, a multiple of kv_heads; floats per head
   const float* query;
   Strides query_strides;
-  // Keys and values of the new positions. nullptr for attention to an encoder: then rows attend to prompts alone.
+  // The keys and values of the new positions. nullptr for cross-attention: rows then attend to prompts alone.
   const float *key, *value;
   Strides key_strides;
   float *keys, *values;        // the cache (any number of rows, kv_heads, capacity, width)
-  size_t capacity;             // how many places the heads of a position lie apart
+  size_t capacity;             // distance between the heads of a position, in places
   const CacheRow* cache_rows;  // (rows)
   float* out;
   Strides out_strides;
   float scale;
-  float softcap = 0;                           // scores become softcap * tanh(score / softcap); 0: they stay
-  size_t window = 0;                           // how many of the last positions are attended to; 0: all
+  float softcap = 0;                           // scores become softcap * tanh(score / softcap); 0: no cap
+  size_t window = 0;                           // attend to this many of the last positions; 0: all
   size_t rotary_dims = 0;                      // floats of a head that rotate with the position, in pairs (i, i + half)
   const float *cos = nullptr, *sin = nullptr;  // (positions, rotary_dims / 2)
-  const float* bias = nullptr;                 // a number for each position, added to its score
+  const float* bias = nullptr;                 // added to the score of each position
   Strides bias_strides = {0, 0, 0};
 
   size_t group_size() const { return heads / kv_heads; }
-  // The row's new position `index` sees the positions [first_visible, visible).
+  // New position `index` of a row attends to positions [first_visible, visible).
   size_t visible(size_t row, size_t index) const {
     const size_t prompt = static_cast<size_t>(cache_rows[row].prompt_length);
     return key == nullptr ? prompt : prompt + static_cast<size_t>(cache_rows[row].past_length) + index + 1;
@@ -65,15 +65,17 @@ struct Attention {
   }
 };
 
-// A kv head has rows * length * group_size() queries. So many are computed together: beams then read their prompt once.
+// A kv head has rows * length * group_size() queries, which are computed in blocks of this size, so that beams read
+// their prompt once.
 constexpr size_t kQueryBlock = 4;
 
 // An implementation for one instruction set.
 struct AttentionKernel {
   const char* name;
-  // Writes the new keys and values of one row and kv head into the cache.
+  // Appends the new keys and values of one row and kv head to the cache.
   void (*append)(const Attention& attention, size_t row, size_t kv_head);
-  // Computes one block of queries of a kv head, after all that they see was appended. scratch: scratch_floats().
+  // Computes one block of queries of a kv head, after everything they attend to was appended. scratch:
+  // scratch_floats().
   void (*attend)(const Attention& attention, size_t kv_head, size_t block, float* scratch);
 
   static size_t scratch_floats(const Attention& attention);

@@ -1,4 +1,4 @@
-// Compiles attention_tile.h for AVX2.
+// The attention kernel in AVX2.
 #if defined(__x86_64__)
 #include "kernels/target.h"
 

@@ -1,4 +1,4 @@
-// Compiles attention_tile.h for the instructions that every processor has: SSE2 on x86-64, NEON on aarch64.
+// The attention kernel for the baseline instructions: SSE2 on x86-64, NEON on aarch64.
 #define BLIP2RT_LANES 4
 #include "kernels/attention/attention_tile.h"
 

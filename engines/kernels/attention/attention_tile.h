@@ -1,9 +1,8 @@
-// The attention of attention.h, written once for all instruction sets in the compiler's own vectors. A file defines
-// BLIP2RT_LANES and includes this behind its target pragma.
+// Attention in the compiler's own vectors. A file defines BLIP2RT_LANES and includes this after BLIP2RT_TARGET.
 //
-// Everything has internal linkage, because each such file compiles it for another processor. For the same reason it
-// uses no templates of the standard library: the linker keeps one copy of these, which could be this file's. Functions
-// take and return no vectors by value, because instruction sets pass them differently.
+// Everything has internal linkage, because each including file compiles it for another processor. For the same reason
+// it uses no templates of the standard library: the linker keeps a single copy of these, which might be this file's.
+// Functions take and return no vectors by value, because instruction sets pass them differently.
 #pragma once
 
 #include <cstring>
@@ -13,7 +12,7 @@
 namespace blip2rt {
 namespace {
 
-constexpr size_t kLanes = BLIP2RT_LANES;  // floats of a register: 4 or 8
+constexpr size_t kLanes = BLIP2RT_LANES;  // floats per register: 4 or 8
 typedef float Floats __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int32_t Ints __attribute__((vector_size(kLanes * sizeof(int32_t))));
 typedef float Quarter __attribute__((vector_size(4 * sizeof(float))));
@@ -41,7 +40,7 @@ inline void add(float* to, const Floats& from) {
   store(sum, to);
 }
 
-// Adds the upper half of eight lanes to the lower half; keeps four lanes as they are.
+// Adds the upper half of eight lanes to the lower half; copies four lanes.
 inline void add_halves(const Floats& lanes, Quarter& to) {
   Quarter parts[kLanes / 4];
   std::memcpy(parts, &lanes, sizeof parts);
@@ -54,7 +53,7 @@ inline float horizontal_sum(const Floats& lanes) {
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-// Writes horizontal_sum each of four vectors.
+// Writes the horizontal sum of each of four vectors.
 inline void horizontal_sums(const Floats* four, float* to) {
   Quarter sums[4];
   for (size_t i = 0; i < 4; ++i) add_halves(four[i], sums[i]);
@@ -72,7 +71,7 @@ inline void mask_lanes(const Ints& which, Floats& of) {
   std::memcpy(&of, &bits, sizeof of);
 }
 
-// Computes the scores of R queries (R, width) with N keys that follow one another; N is 1 or 4.
+// Computes the scores of R queries (R, width) for N consecutive keys; N is 1 or 4.
 template <size_t R, size_t N>
 void dot(const float* queries, const float* keys, size_t width, float* scores, size_t score_step) {
   Floats sums[R][N] = {};
@@ -96,7 +95,7 @@ void dot(const float* queries, const float* keys, size_t width, float* scores, s
 
 template <size_t R>
 void compute_scores(const float* queries, const float* keys, size_t count, size_t width, float* scores, size_t step) {
-  constexpr size_t kPair = R == 1 ? 1 : 2;  // more would not fit into the registers
+  constexpr size_t kPair = R == 1 ? 1 : 2;  // more do not fit into the registers
   const size_t whole = count / 4 * 4;
   for (size_t n = 0; n < whole; n += 4) {
     for (size_t r = 0; r < R; r += kPair) {
@@ -138,17 +137,17 @@ void weighted_sum(const float* weights, size_t weight_step, const float* values,
   for (; i < width; i += kLanes) weighted_sum_part<R, 1>(weights, weight_step, values + i, count, width, out + i);
 }
 
-// Replaces each x by e^(x - largest) and returns their sum. `count` is a multiple of kLanes; no x is above `largest`.
-// The relative error is 2e-7: e^r by its series for |r| <= log(2) / 2, times a power of two. Below e^-87 it writes 0.
+// Replaces each x by e^(x - largest) and returns the sum. `count` is a multiple of kLanes; no x exceeds `largest`.
+// Relative error 2e-7: a series for |r| <= log(2) / 2, times a power of two. Below e^-87 it writes 0.
 inline float exponentials(float* x, size_t count, float largest) {
   constexpr float kLeast = -87.0f, kLog2e = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-  constexpr float kRounding = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to a whole number
+  constexpr float kRounding = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   Floats total = {};
   for (size_t i = 0; i < count; i += kLanes) {
     Floats v;
     load(x + i, v);
     v -= largest;
-    const Ints nonzero = ~(v <= kLeast);  // NaN goes through
+    const Ints nonzero = ~(v <= kLeast);  // keeps NaN
     mask_lanes(nonzero, v);
     const Floats power = (v * kLog2e + kRounding) - kRounding;
     const Floats r = (v - power * kLn2High) - power * kLn2Low;
@@ -158,7 +157,7 @@ inline float exponentials(float* x, size_t count, float largest) {
     e = e * r + 0.5f;
     e = e * r + 1.0f;
     e = e * r + 1.0f;
-    // The power of two through its exponent's bits: 2^23 * (127 + power), which a float holds exactly.
+    // Builds the power of two from its exponent bits: 2^23 * (127 + power), which a float represents exactly.
     const Floats exponent = power * 8388608.0f + 1065353216.0f;
     const Ints bits = __builtin_convertvector(exponent, Ints);
     Floats scale;
@@ -183,7 +182,7 @@ inline void rotate(const Attention& a, const float* from, size_t position, float
   for (size_t i = a.rotary_dims; i < a.width; ++i) to[i] = from[i] * factor;
 }
 
-// Where a head of the position at `place` lies in the cache.
+// The offset in the cache of a head of the position at `place`.
 inline size_t offset(const Attention& a, size_t place, size_t kv_head) {
   return (place + kv_head * a.capacity) * a.width;
 }
@@ -198,7 +197,7 @@ void append(const Attention& a, size_t row, size_t kv_head) {
   }
 }
 
-// The largest of `count` floats.
+// Returns the largest of `count` floats.
 inline float max_element(const float* x, size_t count) {
   Floats best = x[0] - Floats{};
   size_t i = 0;
@@ -213,7 +212,7 @@ inline float max_element(const float* x, size_t count) {
   return largest;
 }
 
-// Which row of the batch, new position and head a query belongs to.
+// The row of the batch, new position and head of a query.
 struct Query {
   size_t row, position, head;
 
@@ -225,8 +224,8 @@ struct Query {
   }
 };
 
-// Replaces a query's scores by their exponentials, and returns the sum of these. From `from` to `to`, multiples of
-// kLanes around the positions that the query sees, it writes 0 for all others.
+// Replaces a query's scores by their exponentials and returns the sum. Writes 0 for the other positions between `from`
+// and `to`, multiples of kLanes around those that the query attends to.
 inline float softmax(const Attention& a, const Query& q, float* scores, size_t from, size_t to) {
   const size_t first = a.first_visible(q.row, q.position), end = a.visible(q.row, q.position);
   if (a.softcap != 0) {
@@ -249,7 +248,7 @@ struct Count {
 // Computes R queries of one kv head, from `index` on.
 template <size_t R>
 void attend_queries(const Attention& a, size_t kv_head, size_t index, float* scratch) {
-  // Positions of a prompt count from 0; those of an answer go on behind its prompt.
+  // Positions count from 0 in the prompt and continue in the answer.
   size_t prompt_start[R], answer_start[R], prompt[R], end[R], from = ~size_t{0}, to = 0;
   bool one_prompt = true, one_row = true;
   for (size_t r = 0; r < R; ++r) {

@@ -1,5 +1,5 @@
-// Attention of all positions of an image to each other. Reads queries, keys and values as one product leaves them, side
-// by side. Knows numbers only.
+// Attention between all positions of an image. Reads queries, keys and values as one product writes them, interleaved
+// by position.
 #pragma once
 
 #include <cstddef>
@@ -11,20 +11,20 @@ namespace blip2rt {
 struct EncoderAttention {
   size_t positions, heads, width;  // width: floats of a head
   const float* qkv;                // (positions, 3, heads, width): query, key, value
-  float scale;                     // of scores
+  float scale;                     // scale of the scores
   float* out;                      // (positions, heads, width)
 };
 
-// An implementation for one instruction set. Scores are computed with 16 bits of mantissa, probabilities and values
-// have 8 (bfloat16): |error| <= 1 % of the largest value of a head.
+// An implementation for one instruction set. Scores have 16 bits of mantissa, probabilities and values 8 (bfloat16):
+// |error| <= 1 % of a head's largest value.
 struct EncoderAttentionKernel {
   const char* name;
-  // Bytes of scratch that one head needs, at a multiple of 64.
+  // The bytes of scratch for one head, 64-byte aligned.
   size_t (*scratch_size)(const EncoderAttention& attention);
   void (*attend)(const EncoderAttention& attention, size_t head, uint8_t* scratch);
 };
 
-// The kernel for this processor. Returns nullptr where ONNX Runtime's operators are as fast.
+// Returns the kernel for this processor, or nullptr if ONNX Runtime's operators are as fast.
 const EncoderAttentionKernel* encoder_attention_kernel();
 
 }  // namespace blip2rt

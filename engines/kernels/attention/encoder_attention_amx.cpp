@@ -1,4 +1,4 @@
-// The attention of encoder_attention.h in AMX: 32 queries together, in products of bfloat16. Knows instructions only.
+// Encoder attention in AMX: 32 queries at a time, in products of bfloat16.
 #if defined(__x86_64__)
 #include "kernels/target.h"
 
@@ -10,17 +10,17 @@ BLIP2RT_TARGET("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,
 namespace blip2rt {
 namespace {
 
-constexpr size_t kLanes = 16;                              // floats of a vector; rows and columns of a tile of sums
-constexpr size_t kRows = 2 * amx::kTileRows, kDepth = 32;  // queries at once; what a tile holds of a row
+constexpr size_t kLanes = 16;                              // floats per vector; rows and columns of a tile of sums
+constexpr size_t kRows = 2 * amx::kTileRows, kDepth = 32;  // queries at a time; halves per tile row
 
-// 16-bit floats: the upper half of a float32.
+// bfloat16: the upper half of a float32.
 using Half = uint16_t;
 static_assert(kDepth * sizeof(Half) == amx::kTileBytes, "a tile's row");
 
 size_t padded(size_t count) { return (count + kDepth - 1) / kDepth * kDepth; }
 
-// Where things lie in the scratch. Keys and values lie in tiles of 32 rows and 16 columns of a product's right side,
-// two rows interleaved, as AMX reads them. `high` is a float's upper 16 bits, `low` the rest.
+// The layout of the scratch memory. Keys and values are stored in tiles of 32 rows and 16 columns, two rows
+// interleaved, as AMX reads the right side of a product. `high` holds a float's upper 16 bits, `low` the rest.
 struct ScratchLayout {
   size_t keys, width;  // padded with zeros
   Half *key_high, *key_low, *values, *query_high, *query_low, *weights;
@@ -48,12 +48,12 @@ struct ScratchLayout {
 
 __mmask16 first(size_t count) { return static_cast<__mmask16>(count < kLanes ? (1u << count) - 1 : 0xffff); }
 
-// Loads 16 floats of a row from `at` on; zeros behind its `count` floats.
+// Loads 16 floats of a row from `at` on, zero-padded after its `count` floats.
 __m512 load_part(const float* row, size_t at, size_t count) {
   return at < count ? _mm512_maskz_loadu_ps(first(count - at), row + at) : _mm512_setzero_ps();
 }
 
-// Rounds to a bfloat16, and keeps it as a float.
+// Rounds to bfloat16 precision, as a float.
 __m512 rounded(__m512 x) {
   const __m512i bits = _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000));
   return _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(-0x10000)));
@@ -70,7 +70,7 @@ struct Split {
   static __m512i halves(__m512 a, __m512 b) { return (__m512i)_mm512_cvtne2ps_pbh(b, a); }
 };
 
-// Transposes 16 x 16 numbers of 32 bits.
+// Transposes 16 x 16 values of 32 bits.
 void transpose(__m512i* rows) {
   __m512i pairs[kLanes], fours[kLanes];
   for (size_t i = 0; i < kLanes; i += 2) {
@@ -95,7 +95,7 @@ void transpose(__m512i* rows) {
   }
 }
 
-// Packs the keys' transpose into tiles: those of 16 keys lie one after the other.
+// Packs the transposed keys into tiles, those of 16 keys one after the other.
 void pack_keys(const EncoderAttention& a, const float* key, size_t step, const ScratchLayout& p) {
   for (size_t begin = 0; begin < p.keys; begin += kLanes) {
     for (size_t k = 0; k < p.width; k += kDepth) {
@@ -118,7 +118,7 @@ void pack_keys(const EncoderAttention& a, const float* key, size_t step, const S
   }
 }
 
-// Packs the values into tiles: those of 16 columns lie one after the other.
+// Packs the values into tiles, those of 16 columns one after the other.
 void pack_values(const EncoderAttention& a, const float* value, size_t step, const ScratchLayout& p) {
   alignas(64) uint16_t order[2 * kLanes];
   for (uint16_t i = 0; i < 2 * kLanes; ++i) order[i] = static_cast<uint16_t>(i / 2 + i % 2 * kLanes);
@@ -139,15 +139,15 @@ struct Product {
   const Half *left, *right;
 };
 
-// Compilers want the numbers of tiles as digits. 0 and 1 hold the sums of the upper 16 rows, for 16 columns and the
-// next 16; 2 and 3 those of the lower 16 rows; 4 and 5 the rows of the left side; 6 and 7 the right side.
+// Tile numbers must be literals: tiles 0 and 1 sum the upper 16 rows, for 16 columns and the next 16; 2 and 3 the lower
+// 16 rows; 4 and 5 hold rows of the left side, 6 and 7 the right side.
 void configure_tiles() {
   amx::TileConfig config;
   config.set({0, 1, 2, 3, 4, 5, 6, 7}, amx::kTileRows, amx::kTileBytes);
   config.load();
 }
 
-// Writes the sum of some products: 16 or 32 rows, and a multiple of 32 columns.
+// Writes the sum of some products: 16 or 32 rows and a multiple of 32 columns.
 template <bool Lower, size_t Terms>
 void multiply(const Product (&terms)[Terms], size_t depth, size_t columns, float* out) {
   const size_t from_row = depth * sizeof(Half), to_row = columns * sizeof(float);
@@ -191,7 +191,7 @@ __m512 power_of_two(__m512 x) {
   return _mm512_scalef_ps(result, whole);
 }
 
-// Writes the exponentials of one query's scores, of which the largest is 1. Returns their sum.
+// Writes the exponentials of one query's scores relative to the largest, and returns their sum.
 float exponentials(const float* scores, size_t count, size_t all, float scale, Half* weights) {
   constexpr float kLog2E = 1.44269504f;
   __m512 most = _mm512_set1_ps(-__builtin_inff()), sum = _mm512_setzero_ps();
@@ -233,7 +233,7 @@ void attend(const EncoderAttention& a, size_t head, uint8_t* scratch) {
         _mm512_store_si512(p.query_low + r * p.width + k, split.low);
       }
     }
-    // The product of the low parts is left out: it is below a float's own error.
+    // The product of both low parts is omitted: it is below float precision.
     const Product scores[] = {{p.query_high, p.key_high}, {p.query_low, p.key_high}, {p.query_high, p.key_low}};
     const bool lower = rows > amx::kTileRows;
     (lower ? multiply<true, 3> : multiply<false, 3>)(scores, p.width, p.keys, p.scores);

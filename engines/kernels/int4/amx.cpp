@@ -1,5 +1,5 @@
-// The products of matmul.h in AMX: 16 outputs times up to 16 rows together, from codes that are unpacked as they lie.
-// Few rows are multiplied as avx512.cpp does it. Knows instructions only.
+// The int4 kernel in AMX: multiplies 16 outputs by up to 16 rows at once. The weights are unpacked in storage order,
+// without a transpose. Small batches use the AVX-512 code.
 #if defined(__x86_64__)
 #include "kernels/target.h"
 
@@ -12,16 +12,17 @@ BLIP2RT_TARGET("avx2,f16c,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-
 namespace blip2rt {
 namespace {
 
-constexpr size_t kTileSize = amx::kTileRows;  // outputs that are multiplied together
-constexpr size_t kMinTileRows = 5;            // rows, at least, for which tiles of them pay
+constexpr size_t kTileSize = amx::kTileRows;  // outputs, and at most rows, per tile
+constexpr size_t kMinTileRows = 5;            // from this many rows on, tiles are faster
 constexpr size_t kMaxRows = 128;              // rows whose sums are kept while 16 outputs are multiplied
-constexpr size_t kCacheLineBytes = 64;        // bytes that the memory gives at once
-constexpr size_t kPipelineDistance = 2;       // blocks between two stages: what one stores cannot be read at once
-constexpr size_t kProductRing = 4;            // blocks whose products are kept until they are scaled
-constexpr size_t kCodeRing = 8;               // blocks of unpacked codes, of which one column of rows needs no more
+constexpr size_t kCacheLineBytes = 64;
+constexpr size_t kPipelineDistance =
+    2;                              // blocks between two stages: a value just stored cannot be loaded again immediately
+constexpr size_t kProductRing = 4;  // blocks of products waiting to be scaled
+constexpr size_t kCodeRing = 8;     // blocks of unpacked codes kept for a single column of rows
 constexpr size_t kMaxCodeRing = 64;
-constexpr size_t kUnpackBatch = 12 * 64;  // weights of an output that are unpacked together for several columns
-constexpr size_t kMaxScaleBlocks = 48;    // whose scales are prepared together
+constexpr size_t kUnpackBatch = 12 * 64;  // weights of an output unpacked per batch when several columns read them
+constexpr size_t kMaxScaleBlocks = 48;    // blocks whose scales are prepared together
 static_assert(Int4Input::kQuantizeRows == kTileSize, "a column of rows is quantized at once");
 static_assert(kPipelineDistance + 2 < kCodeRing && kPipelineDistance < kProductRing,
               "what is needed is not overwritten");
@@ -29,11 +30,11 @@ static_assert(kUnpackBatch / 32 <= kMaxScaleBlocks && kMaxScaleBlocks < kMaxCode
 
 bool uses_tiles(const Int4Matrix& m, const Int4Input& input) { return input.rows >= kMinTileRows && m.n >= kTileSize; }
 
-// Rows that are multiplied together: a column of them.
+// The number of rows in a column: rows that are multiplied together.
 size_t column_rows(const Int4Input& input) { return input.rows <= kTileSize / 2 ? kTileSize / 2 : kTileSize; }
 
-// Compilers want the numbers of tiles as digits. 0 holds the sums of the values' products, 1 those of the low values; 2
-// holds values, 3 low values, 4 codes. A block of 32 fills half a tile.
+// Tile numbers must be literals. Tile 0 sums the products of the high values, tile 1 those of the low values; tile 2
+// holds high values, 3 low values, 4 codes. A block of 32 fills half a tile.
 void configure_tiles(size_t block, size_t column) {
   const size_t depth = block < amx::kTileBytes ? block : amx::kTileBytes;
   amx::TileConfig config;
@@ -43,42 +44,45 @@ void configure_tiles(size_t block, size_t column) {
   config.load();
 }
 
-// What is multiplied: blocks of 16 outputs. Codes minus zero points are unpacked to `unpacked`, in which the even ones
-// of a tile's depth stand before the odd ones. scales, zeros (16, kMaxScaleBlocks); a zero point fills every byte.
+// The weights being multiplied: blocks of 16 outputs. `unpacked` receives codes minus zero points, with the even
+// weights of a tile's depth before the odd ones. scales, zeros: (16, kMaxScaleBlocks); a zero point fills all four
+// bytes.
 struct Weights {
   const uint8_t* codes;
   size_t stride, count;
   const float* scales;
   const uint32_t* zeros;
   uint8_t* unpacked;
-  size_t ring;  // blocks for which there is room
-  // What is asked of the memory meanwhile: four streams.
+  size_t ring;  // capacity of `unpacked` in blocks
+  // The next outputs, prefetched meanwhile as four streams.
   const uint8_t* next;
   size_t apart;
 };
 
-// A column of rows: values (blocks, depth / 4, column, 4), scales (blocks, column).
+// A column of rows. values (blocks, depth / 4, column, 4), scales (blocks, column).
 struct Column {
   const int8_t *values, *low;
   const float* scales;
 };
 
-// Calls work(0), work(1), ... with constants, so that arrays which it indexes lie in registers.
+// Calls work(0), work(1), ... with compile-time indices, so that the arrays they index stay in registers.
 template <class Work, size_t... Index>
 BLIP2RT_INLINE void unroll(std::index_sequence<Index...>, const Work& work) {
   (work(std::integral_constant<size_t, Index>()), ...);
 }
 
-// Returns codes minus a zero point: of 32 bytes the low halves, then the high ones; of 16 bytes twice that.
+// Unpacks codes and subtracts a zero point: for 32 bytes, all low halves before all high halves; for 16 bytes, twice
+// that.
 BLIP2RT_INLINE Avx512::Ints unpack(Avx512::Ints both, Avx512::Ints shifts, uint32_t zero) {
   const Avx512::Ints codes = _mm512_and_si512(_mm512_srlv_epi16(both, shifts), _mm512_set1_epi8(15));
   return _mm512_sub_epi8(codes, _mm512_set1_epi32(static_cast<int>(zero)));
 }
 
-// Unpacks a block of 16 outputs. Asks the memory for as much of the next ones meanwhile, a line now and then.
+// Unpacks a block of 16 outputs and prefetches an equal share of the next outputs, one cache line now and then.
 template <size_t Block>
 BLIP2RT_INLINE void unpack_block(const Weights& w, size_t block) {
-  constexpr size_t kOutputs = Block < 128 ? 2 * kCacheLineBytes / Block : 1;  // whose codes of a block fill a line
+  constexpr size_t kOutputs =
+      Block < 128 ? 2 * kCacheLineBytes / Block : 1;  // outputs whose codes of a block fill a cache line
   uint8_t* to = w.unpacked + (block & (w.ring - 1)) * kTileSize * Block;
   const uint8_t *from = w.codes + block * Block / 2, *next = w.next + block * kTileSize * Block / 8;
   const __m256i four = _mm256_set1_epi16(4);
@@ -103,13 +107,13 @@ BLIP2RT_INLINE void unpack_block(const Weights& w, size_t block) {
   });
 }
 
-// Products of a block: integers (16 outputs, W rows), and those of low values.
+// The integer products of a block (16 outputs, W rows), for the high and the low values.
 template <size_t W, bool Split>
 struct alignas(64) Products {
   int32_t of[Split ? 2 : 1][kTileSize * W];
 };
 
-// The tiles of a block's part: codes, and values of a column.
+// Loads one part of a block: codes, and a column's values.
 template <size_t W, bool Split, size_t Block>
 BLIP2RT_INLINE void load_tiles(const Weights& w, const Column& x, size_t block, size_t k) {
   const uint8_t* codes = w.unpacked + ((block & (w.ring - 1)) * Block + k) * kTileSize;
@@ -120,7 +124,7 @@ BLIP2RT_INLINE void load_tiles(const Weights& w, const Column& x, size_t block, 
   if constexpr (Split) _tile_loadd(3, x.low + value, W * sizeof(int32_t));
 }
 
-// Multiplies the tiles that are loaded, and loads those of the next block: memory has time to answer.
+// Multiplies the loaded tiles while the next block's tiles are loaded, which hides the memory latency.
 template <size_t W, bool Split, size_t Block>
 BLIP2RT_INLINE void multiply_block(const Weights& w, const Column& x, size_t block) {
   _tile_zero(0);
@@ -139,7 +143,7 @@ BLIP2RT_INLINE void store_products(Products<W, Split>& products) {
   if constexpr (Split) _tile_stored(1, products.of[1], W * sizeof(int32_t));
 }
 
-// Scales of output `index`, or of two outputs of 8 rows, for the lanes of a register of products.
+// Returns the scales of output `index`, or of two outputs of 8 rows, for each lane of a register of products.
 template <size_t W>
 BLIP2RT_INLINE Avx512::Floats output_scales(const float* scales, size_t index) {
   if constexpr (W == kTileSize) return Avx512::broadcast(scales[index * kMaxScaleBlocks]);
@@ -153,7 +157,7 @@ BLIP2RT_INLINE Avx512::Floats row_scales(const float* scales) {
   return _mm512_castpd_ps(_mm512_broadcast_f64x4(_mm256_castps_pd(_mm256_loadu_ps(scales))));
 }
 
-// Adds a block's products, scaled, to the sums (16 outputs, W rows). A register has two outputs of 8 rows.
+// Scales a block's products and adds them to the sums (16 outputs, W rows). With 8 rows a register holds two outputs.
 template <size_t W, bool Split>
 BLIP2RT_INLINE void scale_block(const Weights& w, const Column& x, size_t block, const Products<W, Split>& products,
                                 Avx512::Floats (&sums)[W]) {
@@ -167,8 +171,8 @@ BLIP2RT_INLINE void scale_block(const Weights& w, const Column& x, size_t block,
   });
 }
 
-// Adds the products of some blocks with a column of rows to their sums. Stages go side by side, each some blocks behind
-// the one before. Unpack: the codes are not yet unpacked.
+// Multiplies some blocks by a column of rows and adds the results to the column's sums. The stages (unpack, load,
+// multiply, scale) form a pipeline. Unpack: the codes are not unpacked yet.
 template <size_t W, bool Split, size_t Block, bool Unpack>
 void add_blocks(const Weights& w, const Column& x, float* sums) {
   Products<W, Split> ring[kProductRing];
@@ -185,7 +189,7 @@ void add_blocks(const Weights& w, const Column& x, float* sums) {
   unroll(std::make_index_sequence<W>(), [&](auto i) { Avx512::store(sums + i * kTileSize, total[i]); });
 }
 
-// Reads scales and zero points of `count` blocks of 16 outputs.
+// Reads the scales and zero points of `count` blocks of 16 outputs.
 void read_group_scales(const Int4Matrix& m, size_t begin, size_t first, size_t count, float* scales, uint32_t* zeros) {
   const size_t blocks = m.blocks(), zero_bytes = (blocks + 1) / 2;
   const Avx512::Ints lowest = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
@@ -207,8 +211,8 @@ void read_group_scales(const Int4Matrix& m, size_t begin, size_t first, size_t c
   }
 }
 
-// Writes sums (16 outputs, W rows) to rows of `out`, which begin with the output `begin`; the first `skip` outputs are
-// those of the group before.
+// Writes sums (16 outputs, W rows) to rows of `out` from output `begin` on, except the first `skip` outputs, which the
+// previous group has written.
 template <size_t W>
 void write_sums(const Int4Matrix& m, const float* sums, size_t rows, size_t skip, float* out) {
   const auto mask = static_cast<__mmask16>(0xffffu << skip);
@@ -221,20 +225,20 @@ void write_sums(const Int4Matrix& m, const float* sums, size_t rows, size_t skip
   }
 }
 
-// Multiplies up to kMaxRows rows from `row` on with 16 outputs from `begin` on.
+// Multiplies up to kMaxRows rows from `row` on by 16 outputs from `begin` on.
 template <size_t W, bool Split, size_t Block>
 void multiply_group(const Int4Matrix& m, const Int4Input& input, float* out, size_t begin, size_t skip, size_t row,
                     uint8_t* unpacked) {
   const size_t blocks = m.blocks(), stride = blocks * Block / 2;
   const size_t rows = input.rows - row < kMaxRows ? input.rows - row : kMaxRows, columns = (rows + W - 1) / W;
-  // One column needs its codes no more when it is multiplied; others find them in the first cache.
+  // A single column reads its codes once; several columns find them in the first-level cache.
   const size_t most = columns == 1 ? kMaxScaleBlocks : kUnpackBatch / Block, chunks = (blocks + most - 1) / most;
   const size_t chunk = (blocks + chunks * 2 - 1) / (chunks * 2) * 2;  // two zero points share a byte
   alignas(64) float sums[kMaxRows * kTileSize];
   alignas(64) float scales[kTileSize * kMaxScaleBlocks];
   alignas(64) uint32_t zeros[kTileSize * kMaxScaleBlocks];
   std::memset(sums, 0, columns * W * kTileSize * sizeof *sums);
-  // The next outputs are asked of the memory meanwhile: as four streams, as one waits at the end of every page.
+  // Prefetches the next outputs meanwhile as four streams: a single stream stalls at every page boundary.
   const size_t next = begin + 2 * kTileSize <= m.n ? begin + kTileSize : m.n - kTileSize;
   for (size_t first = 0; first < blocks; first += chunk) {
     const size_t count = blocks - first < chunk ? blocks - first : chunk;
@@ -265,7 +269,7 @@ void multiply_groups(const Int4Matrix& m, const Int4Input& input, float* out, si
                      uint8_t* scratch) {
   for (size_t row = 0; row < input.rows; row += kMaxRows) {
     for (size_t group = first; group < last; ++group) {
-      // The last outputs are multiplied together with some of those before.
+      // The last group overlaps the one before it.
       const size_t wanted = group * kTileSize, begin = wanted + kTileSize <= m.n ? wanted : m.n - kTileSize;
       multiply_group<W, Split, Block>(m, input, out, begin, wanted - begin, row, scratch);
     }

@@ -1,5 +1,4 @@
-// The vectors of tile.h in AVX2: 8 outputs side by side. Knows instructions only. A file includes this behind its
-// target pragma.
+// The AVX2 vectors for tile.h: 8 outputs per vector. Include it after BLIP2RT_TARGET.
 #pragma once
 
 #include <immintrin.h>
@@ -14,7 +13,7 @@ namespace {
 struct Avx2 {
   static constexpr size_t kLanes = 8, kRows8Bit = 8, kRows16Bit = 6, kFewRows = 5;
   static constexpr size_t kTilesAtOnce = 2, kRowDivisor = 2;
-  static constexpr bool kPairTilesForFewRows = true;  // whether several tiles at once are multiplied with few rows, too
+  static constexpr bool kPairTilesForFewRows = true;  // multiply two tiles at once even for few rows
   using Ints = __m256i;
   using Floats = __m256;
 
@@ -42,7 +41,7 @@ struct Avx2 {
   static Ints high_nibbles(Ints value) { return _mm256_and_si256(_mm256_srli_epi16(value, 4), _mm256_set1_epi8(15)); }
   static Ints join(Ints high, Ints low) { return _mm256_add_epi32(_mm256_slli_epi32(high, 8), low); }
   static Ints no_products() { return _mm256_setzero_si256(); }
-  // Adds pairs of products. The largest sum of a piece, 8 * 2 * 15 * 128, fits 16 bits: nothing saturates.
+  // Adds pairs of products. The largest sum of a piece, 8 * 2 * 15 * 128, fits into 16 bits, so nothing saturates.
   static Ints pairs(Ints codes, Ints values) { return _mm256_maddubs_epi16(codes, values); }
   static Ints add_pairs(Ints sum, Ints pairs) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
@@ -52,7 +51,7 @@ struct Avx2 {
   template <size_t Index>
   static Ints dot_four(Ints part, Ints codes, const int8_t* values) {
     part = _mm256_add_epi16(part, pairs(codes, _mm256_set1_epi32(x86::four<Index>(values))));
-    asm("" : "+x"(part));  // else GCC adds products two by two, and has too few registers for them
+    asm("" : "+x"(part));  // otherwise GCC adds products pairwise and runs out of registers
     return part;
   }
   static Ints dot_all(Ints sum, Ints low, Ints high, const int8_t* values) {
@@ -67,7 +66,7 @@ struct Avx2 {
     const Ints shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
     return to_float(low_nibble_of_lane(_mm256_srlv_epi32(_mm256_set1_epi32(eight), shifts)));
   }
-  // Spreads B numbers over the lanes, each over as many.
+  // Spreads B numbers evenly over the lanes.
   template <size_t B>
   static Floats spread(const float* from) {
     return B == 1 ? broadcast(*from) : _mm256_set_m128(_mm_set1_ps(from[1]), _mm_set1_ps(from[0]));

@@ -1,4 +1,4 @@
-// The products of matmul.h in AVX-512 with VNNI. Knows instructions only.
+// The int4 kernel in AVX-512 with VNNI.
 #if defined(__x86_64__)
 #include "kernels/target.h"
 

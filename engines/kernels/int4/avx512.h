@@ -1,5 +1,4 @@
-// The vectors of tile.h in AVX-512 with VNNI: 16 outputs side by side. Knows instructions only. A file includes this
-// behind its target pragma.
+// The AVX-512 VNNI vectors for tile.h: 16 outputs per vector. Include it after BLIP2RT_TARGET.
 #pragma once
 
 #include <immintrin.h>
@@ -57,7 +56,7 @@ struct Avx512 {
     const Ints shifts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
     return to_float(low_nibble_of_lane(_mm512_srlv_epi32(halves, shifts)));
   }
-  // Spreads B numbers over the lanes, each over as many.
+  // Spreads B numbers evenly over the lanes.
   template <size_t B>
   static Floats spread(const float* from) {
     if (B == 1) return broadcast(*from);

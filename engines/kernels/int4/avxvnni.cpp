@@ -1,4 +1,4 @@
-// The products of matmul.h in AVX2 with AVX-VNNI, which has one instruction for three of AVX2. Knows instructions only.
+// The int4 kernel in AVX-VNNI, which replaces three AVX2 instructions by one.
 #if defined(__x86_64__)
 #include "kernels/target.h"
 

@@ -1,5 +1,5 @@
-// The product of matmul.h for one row of activations, or for the few of a beam search. Reads each output by itself, in
-// a few streams of memory that the processor foresees. The rules of tile.h hold here too.
+// The int4 product for a single row of activations or the few rows of a beam search. It reads each output separately,
+// in a few sequential streams that the hardware prefetcher follows. The linkage rules of tile.h apply.
 #pragma once
 
 #include "kernels/int4/tile.h"
@@ -7,16 +7,16 @@
 namespace blip2rt {
 namespace {
 
-// Bytes of codes that are read together: a register, with two weights a byte.
+// The bytes of codes in one register: two weights per byte.
 template <class V>
 constexpr size_t kChunkBytes = 4 * V::kLanes;
 
-// Bytes that are prefetched ahead: a processor foresees a stream, but not beyond its page, nor far enough for
+// The prefetch distance in bytes. The hardware prefetcher stops at page boundaries and does not reach far enough for
 // slow memory.
 constexpr size_t kPrefetchBytes = 2048;
 
-// Reorders one row of quantize_row(), whose even values stand before the odd ones in every 8, to have them so in every
-// chunk.
+// Reorders a row from quantize_row(), where the even values of every 8 come first, so that the even values of every
+// chunk come first.
 template <class V>
 void order_chunks(int8_t* values, size_t width) {
   for (size_t begin = 0; begin < width; begin += 2 * kChunkBytes<V>) {
@@ -30,17 +30,16 @@ void order_chunks(int8_t* values, size_t width) {
   }
 }
 
-// Rows of activations as this product reads them: values in the order of chunks; scales and sums of blocks, with zeros
-// up to a whole register behind the last. Rows of values lie `width` apart, rows of scales and sums `blocks`.
+// The activations for this product: values in chunk order; scales and sums per block, zero-padded to a whole register.
+// Rows of values are `width` apart, rows of scales and sums `blocks`.
 struct FewRows {
   const int8_t *values, *low;
   const float *scales, *sums;
   size_t width, blocks;
 };
 
-// Writes each block's scale of an output times each row's into `scales`, and what the zero points take from the
-// products into `offsets`, as sums of lanes. `may_overread`: reading may reach into the next outputs, which zeros
-// cancel.
+// Multiplies an output's block scales by those of each row into `scales`, and sums the zero points' contribution per
+// lane into `offsets`. `may_overread`: reads may extend into the next outputs, whose share is multiplied by zero.
 template <class V, size_t R>
 void prepare_scales(const Int4Matrix& m, const FewRows& x, size_t output, bool may_overread, float* scales,
                     typename V::Floats* offsets) {
@@ -71,13 +70,13 @@ void prepare_scales(const Int4Matrix& m, const FewRows& x, size_t output, bool m
   }
 }
 
-// Outputs, far apart, that are multiplied together: several streams get more from the memory than one, which waits at
-// the end of every page.
+// Outputs multiplied at once, far apart: several streams use more memory bandwidth than one, which stalls at every page
+// boundary.
 template <size_t R>
 constexpr size_t kStreams = R == 1 ? 4 : 2;
 
-// Adds the products of R rows with S outputs, whose codes lie `stride` apart, to the sums of lanes. A chunk holds B
-// blocks, or a block holds C chunks; the other of the two is 1. scales (S, R, blocks).
+// Multiplies R rows by S outputs, whose codes are `stride` apart, and adds the results per lane. A chunk holds B blocks
+// or a block holds C chunks; the other of the two is 1. scales (S, R, blocks).
 template <class V, bool Split, size_t B, size_t C, size_t R, size_t S>
 void add_outputs(const uint8_t* codes, size_t stride, size_t bytes, const FewRows& x, bool may_overread,
                  const float* scales, typename V::Floats (*sums)[R]) {
@@ -112,15 +111,15 @@ void add_outputs(const uint8_t* codes, size_t stride, size_t bytes, const FewRow
     add(from, stride, chunk, C);
   }
   if (left == 0) return;
-  const uint8_t* from = codes + whole * kChunkBytes<V>;  // a part of a chunk of several blocks
+  const uint8_t* from = codes + whole * kChunkBytes<V>;  // an incomplete chunk of several blocks
   if (may_overread) return add(from, stride, whole, 1);
   uint8_t last[S * kChunkBytes<V>] = {};
   for (size_t s = 0; s < S; ++s) std::memcpy(last + s * kChunkBytes<V>, from + s * stride, left);
   add(last, kChunkBytes<V>, whole, 1);
 }
 
-// Returns whether the rows are few enough for this product. Several rows repay the sums over lanes at the end of every
-// output where outputs are long and rows have one plane.
+// Returns whether this product is faster than tiles. With several rows the horizontal sums at the end of each output
+// pay off only for long outputs and 8-bit activations.
 template <class V>
 bool uses_few_rows(const Int4Matrix& m, const Int4Input& input) {
   constexpr size_t kLong = 1024;  // bytes
@@ -130,14 +129,13 @@ bool uses_few_rows(const Int4Matrix& m, const Int4Input& input) {
 
 size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
 
-// How far apart rows of values lie.
+// The distance between rows of values.
 template <class V>
 size_t few_rows_stride(const Int4Matrix& m) {
   return round_up(m.blocks() * m.block, 2 * kChunkBytes<V>);
 }
 
-// Multiplies R rows with S outputs from `output` on, `step` apart. `may_overread`: reading may reach into the next
-// outputs.
+// Multiplies R rows by S outputs from `output` on, `step` apart.
 template <class V, bool Split, size_t Block, size_t R, size_t S>
 void multiply_outputs(const Int4Matrix& m, const FewRows& x, float* out, size_t output, size_t step, bool may_overread,
                       float* scales) {
@@ -172,8 +170,8 @@ void multiply_part(const Int4Matrix& m, const Int4Input& input, float* out, size
     return stays_inside(m, output, blocks, padded) && stays_inside(m, output, zero_bytes, padded / 2) &&
            stays_inside(m, output, bytes, round_up(bytes, kChunkBytes<V>));
   };
-  // All but the last outputs of the matrix are read in whole registers: copying the rest of an output first would take
-  // too long for a short one.
+  // All but the last outputs of the matrix are read in whole registers: copying the end of an output would cost too
+  // much for short outputs.
   size_t whole = end;
   while (whole > begin && !fits(whole - 1)) --whole;
   const size_t step = (whole - begin) / kOutputsAtOnce;

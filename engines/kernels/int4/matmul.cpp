@@ -8,8 +8,8 @@
 namespace blip2rt {
 
 size_t Int4Kernel::scratch_size(const Int4Matrix& matrix) const {
-  // With many rows: the scales, offsets and codes of the tiles that are multiplied together. With few rows: numbers for
-  // each block, of the rows and of the outputs that are multiplied together.
+  // Tiles need the scales, offsets and codes of the tiles multiplied at once. Few rows need numbers for each block of
+  // the rows and outputs multiplied at once.
   const size_t of_tiles = tiles_at_once * tile * matrix.blocks() * (2 * sizeof(float) + matrix.block);
   return std::max(of_tiles, Int4Input::kFewRowsScratchFloats * (matrix.blocks() + tile) * sizeof(float));
 }

@@ -1,5 +1,5 @@
-// Products of float rows with a matrix of 4-bit weights in blocks. Reads weights where they lie and packs nothing: a
-// mapped file is all the memory that they take. Knows numbers only.
+// Multiplies float rows by a matrix of 4-bit weights in blocks. Kernels read the weights where they are, typically in a
+// mapped file, and keep no packed copy.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +7,7 @@
 
 namespace blip2rt {
 
-// (N, K) weights in blocks of `block` along K, w = scale * (code - zero_point): the layout of
+// An (N, K) matrix in blocks of `block` along K, w = scale * (code - zero_point): the layout of
 // com.microsoft::MatMulNBits.
 struct Int4Matrix {
   size_t n, k, block;          // block is 32, 64 or 128
@@ -18,19 +18,19 @@ struct Int4Matrix {
   size_t blocks() const { return (k + block - 1) / block; }
 };
 
-// Rows of activations in int8 with a scale for each block: |error| <= scale / 2 = largest / 254. With `low` they have
-// 16 bits in two planes, 256 * values + low: |error| <= largest / 65024.
+// Quantized rows of activations, with a scale per block. int8: |error| <= scale / 2 = largest / 254. With `low`, 16
+// bits in two planes, 256 * values + low: |error| <= largest / 65024.
 struct Int4Input {
-  static constexpr size_t kRowPadding = 128;  // values behind each row: the most that a register of codes unpacks to
-  static constexpr size_t kFewRowsScratchFloats = 24;  // floats of scratch for each block, at most, that few rows need
-  static constexpr size_t kQuantizeRows = 16;  // rows that are quantized together: there is room for a multiple of them
+  static constexpr size_t kRowPadding = 128;  // values after each row: the most that a register of codes unpacks to
+  static constexpr size_t kFewRowsScratchFloats = 24;  // maximum scratch floats per block for few rows
+  static constexpr size_t kQuantizeRows = 16;          // rows quantized together; buffers hold a multiple of it
 
   size_t rows;  // at least one
-  // (rows, blocks * block). As in codes, the even ones of every 8 values stand before the odd ones. With few rows this
-  // holds for as many values as a register of codes has, and the row is rounded up to that. AMX has another order.
+  // (rows, blocks * block). As in codes, the even values of every 8 precede the odd ones. For few rows the same holds
+  // for the values of a whole register of codes, to which rows are padded. AMX uses another order.
   int8_t* values;
   int8_t* low;    // like values, or nullptr
-  float* scales;  // (rows, blocks); NaN where the block has a value that is not finite
+  float* scales;  // (rows, blocks); NaN if the block has a non-finite value
   float* sums;    // (rows, blocks): scale * sum of the values
 
   static size_t plane_size(const Int4Matrix& matrix, size_t rows) {
@@ -42,14 +42,14 @@ struct Int4Input {
   static size_t round_up_rows(size_t rows) { return (rows + kQuantizeRows - 1) / kQuantizeRows * kQuantizeRows; }
 };
 
-// An implementation for one instruction set. `tile` outputs are computed together, with many rows `tiles_at_once` such
-// tiles.
+// An implementation for one instruction set. It computes `tile` outputs together, and `tiles_at_once` tiles with many
+// rows.
 struct Int4Kernel {
   const char* name;
   size_t tile, tiles_at_once;
-  // Rounds `rows` rows of x, up to Int4Input::kQuantizeRows, from `first` on, which is a multiple of that.
+  // Quantizes `rows` rows of x from `first` on: at most kQuantizeRows, `first` a multiple of that.
   void (*quantize)(const float* x, size_t first, size_t rows, const Int4Matrix& matrix, const Int4Input& input);
-  // Computes outputs first * tile to last * tile of `out` (rows, N). scratch: scratch_size() bytes at a multiple of 64.
+  // Computes outputs first * tile to last * tile of `out` (rows, N). scratch: scratch_size() bytes, 64-byte aligned.
   void (*multiply)(const Int4Matrix& matrix, const Int4Input& input, float* out, size_t first, size_t last,
                    uint8_t* scratch);
 

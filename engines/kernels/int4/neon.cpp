@@ -1,4 +1,4 @@
-// The products of matmul.h in NEON with the dot product of Armv8.2: 4 outputs side by side. Knows instructions only.
+// The int4 kernel in NEON with the Armv8.2 dot product: 4 outputs per vector.
 #if defined(__aarch64__) && defined(__linux__)
 #include "kernels/target.h"
 
@@ -44,7 +44,7 @@ struct Neon {
   static Ints no_products() { return vdupq_n_s32(0); }
   static Ints begin_piece(Ints sum) { return sum; }
   static Ints end_piece(Ints, Ints part) { return part; }
-  // Values are read once for four of them and picked from the register by the instruction.
+  // Loads 16 values at once; the instruction selects four of them.
   template <size_t Index>
   static Ints dot_four(Ints part, Ints codes, const int8_t* values) {
     return vdotq_laneq_s32(part, vreinterpretq_s8_s32(codes), vld1q_s8(values + Index / 4 * 16), Index % 4);
@@ -69,19 +69,19 @@ struct Neon {
   static Floats add(Floats a, Floats b) { return vaddq_f32(a, b); }
   static float sum(Floats value) { return vaddvq_f32(value); }
 
-  // The largest magnitude of x; NaN where one is NaN. `count` is a multiple of 32.
+  // Returns the largest magnitude of x, or NaN if x has a NaN. `count` is a multiple of 32.
   static float largest(const float* x, size_t count) {
     Floats result = vdupq_n_f32(0);
     for (size_t i = 0; i < count; i += 4) result = vmaxq_f32(result, vabsq_f32(vld1q_f32(x + i)));
     return vmaxvq_f32(result);
   }
 
-  // Writes the even ones of every 8 values before the odd ones.
+  // Writes the even values of every 8 before the odd ones.
   static void store_lowest(Ints first, Ints second, int8_t* to) {
     vst1_s8(to, vmovn_s16(vcombine_s16(vmovn_s32(vuzp1q_s32(first, second)), vmovn_s32(vuzp2q_s32(first, second)))));
   }
 
-  // x * inverse, rounded. Returns their sum. With `low` of 16 bits: 256 * to + low.
+  // Writes x * inverse, rounded, and returns the sum. With `low`, 16 bits: 256 * to + low.
   static int quantize(const float* x, size_t count, float inverse, int8_t* to, int8_t* low) {
     const Floats factor = vdupq_n_f32(inverse);
     Ints sum = vdupq_n_s32(0);

@@ -1,5 +1,5 @@
-// Rounds activations for amx.cpp, which reads them by tiles: 4 values of every row beside those of the others, in the
-// order of unpacked codes. A file includes this behind its target pragma.
+// Quantizes activations for amx.cpp: 4 values of each row next to those of the other rows, in the order of unpacked
+// codes. Include it after BLIP2RT_TARGET.
 #pragma once
 
 #include "kernels/amx.h"
@@ -9,7 +9,7 @@ namespace blip2rt {
 namespace {
 namespace amx {
 
-// Which word of 4 quarters goes where, for order_bytes().
+// The word permutation of order_bytes().
 template <size_t Depth>
 struct alignas(64) Order {
   uint16_t words[32] = {};
@@ -22,11 +22,11 @@ struct alignas(64) Order {
   }
 };
 
-// Puts `Depth` numbers, which are int8, in the order of unpacked codes: even ones before odd ones.
+// Reorders `Depth` int8 values like unpacked codes: even values before odd ones.
 template <size_t Depth>
 Avx512::Ints order_bytes(const Avx512::Ints* numbers) {
   static constexpr Order<Depth> kOrder;
-  // Every quarter gets 4 numbers of each register; its even ones become words 0 to 3, its odd ones words 4 to 7.
+  // Each quarter gets 4 numbers of each register: its even ones become words 0 to 3, its odd ones words 4 to 7.
   const Avx512::Ints packed =
       _mm512_packs_epi16(_mm512_packs_epi32(numbers[0], numbers[1]), _mm512_packs_epi32(numbers[2], numbers[3]));
   const __m128i evens_first = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
@@ -34,7 +34,7 @@ Avx512::Ints order_bytes(const Avx512::Ints* numbers) {
   return _mm512_permutexvar_epi16(Avx512::load(kOrder.words), parted);
 }
 
-// Values of a part of a block of one row, in the order of unpacked codes.
+// Quantized values of a part of a block of one row, in the order of unpacked codes.
 struct Rounded {
   Avx512::Ints values, low;
 };
@@ -43,7 +43,7 @@ __mmask16 first_lanes(size_t count) {
   return static_cast<__mmask16>(count < Avx512::kLanes ? (1u << count) - 1 : 0xffffu);
 }
 
-// Rounds `count` numbers, up to Depth, times `inverse`. Behind them are zeros.
+// Rounds up to Depth numbers times `inverse`, followed by zeros.
 template <bool Split, size_t Depth>
 Rounded round_some(const float* x, size_t count, float inverse) {
   Avx512::Ints values[4] = {}, low[4] = {};
@@ -60,7 +60,7 @@ Rounded round_some(const float* x, size_t count, float inverse) {
   return {order_bytes<Depth>(values), Split ? order_bytes<Depth>(low) : _mm512_setzero_si512()};
 }
 
-// Returns the bits of the largest magnitude: those of infinity or more where a number is not finite.
+// Returns the bits of the largest magnitude; they are at least those of infinity if a number is not finite.
 uint32_t largest_bits(const float* x, size_t count) {
   Avx512::Ints largest = _mm512_setzero_si512();
   for (size_t i = 0; i < count; i += 16) {
@@ -70,7 +70,7 @@ uint32_t largest_bits(const float* x, size_t count) {
   return _mm512_reduce_max_epu32(largest);
 }
 
-// Writes values of up to 16 rows as a tile reads them: 4 of every row beside those of the others.
+// Writes the values of up to 16 rows in tile order: 4 of each row next to those of the other rows.
 template <size_t Depth>
 void store_fours(const Avx512::Ints* of_rows, size_t column, int8_t* to) {
   alignas(64) uint8_t rows[kTileRows][kTileBytes];
@@ -82,7 +82,7 @@ void store_fours(const Avx512::Ints* of_rows, size_t column, int8_t* to) {
   }
 }
 
-// Quantizes a column of rows, of which `rows` exist. The others are zeros. Depth: of a tile.
+// Quantizes a column of rows, of which `rows` exist; the others become zeros. Depth: that of a tile.
 template <bool Split, size_t Depth>
 void quantize_column(const float* x, size_t first, size_t rows, size_t column, const Int4Matrix& m,
                      const Int4Input& input) {

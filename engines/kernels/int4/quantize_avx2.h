@@ -1,4 +1,4 @@
-// Rounds activations to int8 in AVX2, for AVX2 and AVX-512 kernels. A file includes this behind its target pragma.
+// Quantizes activations to int8 for the AVX2 and AVX-512 kernels. Include it after BLIP2RT_TARGET.
 #pragma once
 
 #include <immintrin.h>
@@ -11,7 +11,7 @@ namespace blip2rt {
 namespace {
 namespace x86 {
 
-// Values 4 * Index to 4 * Index + 3, as one number.
+// Returns values 4 * Index to 4 * Index + 3 as one integer.
 template <size_t Index>
 int four(const int8_t* values) {
   int result;
@@ -19,7 +19,7 @@ int four(const int8_t* values) {
   return result;
 }
 
-// Returns the largest magnitude of x, NaN where x has a NaN. `count` is a multiple of 32.
+// Returns the largest magnitude of x, or NaN if x has a NaN. `count` is a multiple of 32.
 float largest(const float* x, size_t count) {
   const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
   __m256 largest = _mm256_setzero_ps(), not_a_number = _mm256_setzero_ps();
@@ -34,17 +34,18 @@ float largest(const float* x, size_t count) {
   return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
 }
 
-// Stores 8 bytes, joined from the two halves: each is zero where the other has bytes.
+// Combines two halves, each zero where the other has bytes, and stores 8 bytes.
 void store_lowest(__m256i bytes, int8_t* to) {
   _mm_storel_epi64(reinterpret_cast<__m128i*>(to),
                    _mm_or_si128(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
 }
 
-// Writes x * inverse, rounded: of every 8 numbers the even ones, then the odd ones. Returns their sum. With `low` the
-// numbers have 16 bits: 256 * to + low.
+// Writes x * inverse, rounded, with the even numbers of every 8 before the odd ones. Returns the sum. With `low`, 16
+// bits: 256 * to + low.
 int quantize(const float* x, size_t count, float inverse, int8_t* to, int8_t* low) {
   const __m256 factor = _mm256_set1_ps(inverse);
-  // Takes the lowest byte of every 32 bits: lanes 0 and 2 of a half go to its bytes 0 and 1, lanes 1 and 3 to 4 and 5.
+  // Selects the lowest byte of each lane: lanes 0 and 2 of a half go to its bytes 0 and 1, lanes 1 and 3 to bytes 4 and
+  // 5.
   const __m256i order = _mm256_setr_epi8(0, 8, -1, -1, 4, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,  //
                                          -1, -1, 0, 8, -1, -1, 4, 12, -1, -1, -1, -1, -1, -1, -1, -1);
   __m256i sum = _mm256_setzero_si256();

@@ -1,6 +1,6 @@
-// The product of matmul.h, written once for all instruction sets. A file includes this behind its target pragma and
-// passes its vectors as V, with `kLanes` outputs side by side. Everything has internal linkage, because each such file
-// compiles it for another processor.
+// The int4 product in tiles, as templates over the vectors V of an instruction set, with kLanes outputs per vector.
+// Include it after BLIP2RT_TARGET. Everything has internal linkage, because each including file compiles it for another
+// processor.
 #pragma once
 
 #include <cstring>
@@ -14,27 +14,27 @@
 namespace blip2rt {
 namespace {
 
-constexpr size_t kPieceWeights = 32;                   // weights of an output that are unpacked together: 16 bytes
-constexpr size_t kPieceRegisters = kPieceWeights / 4;  // registers of codes that they fill: four weights of each output
+constexpr size_t kPieceWeights = 32;                   // weights of an output unpacked together: 16 bytes
+constexpr size_t kPieceRegisters = kPieceWeights / 4;  // registers of codes in a piece: four weights of each output
 
-// Rows of activations that are multiplied together with T tiles: as many as the registers hold sums of. Two planes need
-// two sums.
+// The rows of activations multiplied at once by T tiles: as many as there are registers for their sums. 16-bit
+// activations need two sums.
 template <class V, bool Split, size_t T>
 constexpr size_t kRowsAtOnce = (Split ? V::kRows16Bit : V::kRows8Bit) / (T > 1 ? V::kRowDivisor : 1);
 
-// Returns whether `read` values from the first one of an output on, which has `own`, lie in the matrix. What is read
-// beyond the output then belongs to the next ones.
+// Returns whether `read` values from the start of an output, which has `own` of them, stay inside the matrix. A read
+// beyond the output then hits the next ones.
 bool stays_inside(const Int4Matrix& m, size_t output, size_t own, size_t read) {
   return output * own + read <= m.n * own;
 }
 
-// The scales and scales * zero points of tiles (T, blocks, kLanes).
+// The scales, and scales times zero points, of tiles: (T, blocks, kLanes).
 template <class V>
 struct Scales {
   float *scale, *offset;
 };
 
-// Copies kLanes rows of 16 bytes. Behind the last of `rows` it repeats that one; behind `bytes` it writes zeros.
+// Copies kLanes rows of 16 bytes. Repeats the last of `rows`, and zero-fills after `bytes`.
 template <class V>
 void copy_rows(const uint8_t* base, size_t stride, size_t rows, size_t bytes, uint8_t* to) {
   std::memset(to, 0, 16 * V::kLanes);
@@ -49,7 +49,7 @@ void read_scales(const Int4Matrix& m, size_t first, size_t rows, const Put& put)
   const size_t blocks = m.blocks(), zero_bytes = (blocks + 1) / 2;
   const uint8_t* scales = reinterpret_cast<const uint8_t*>(m.scales + first * blocks);
   const uint8_t* zeros = m.zero_points + first * zero_bytes;
-  const size_t read = (blocks + 7) / 8 * 8, bottom = first + V::kLanes - 1;  // 8 blocks at once
+  const size_t read = (blocks + 7) / 8 * 8, bottom = first + V::kLanes - 1;  // 8 blocks at a time
   const bool may_overread = stays_inside(m, bottom, blocks, read) && stays_inside(m, bottom, zero_bytes, read / 2);
   alignas(64) uint8_t copy[16 * V::kLanes];
   for (size_t block = 0; block < blocks; block += 8) {
@@ -77,7 +77,7 @@ void read_scales(const Int4Matrix& m, size_t first, size_t rows, const Put& put)
   }
 }
 
-// The codes of a tile, which are unpacked as they are needed.
+// The packed codes of a tile, unpacked on the fly.
 template <class V>
 struct PackedTile {
   const uint8_t* codes;
@@ -101,14 +101,14 @@ struct PackedTile {
   }
 };
 
-// Calls put(index, eight registers of codes) for pieces of a tile, of which `outputs` exist.
+// Calls put(index, eight registers of codes) for pieces of a tile that has `outputs` outputs.
 template <class V, class Put>
 void unpack_pieces(const Int4Matrix& m, size_t begin, size_t outputs, size_t first, size_t last, const Put& put) {
   const size_t stride = m.blocks() * m.block / 2;
   const PackedTile<V> packed = {m.codes + begin * stride, stride};
   alignas(64) uint8_t copy[16 * V::kLanes];
   for (size_t piece = first; piece < last; ++piece) {
-    if (outputs < V::kLanes) {  // rows beyond the matrix must not be read
+    if (outputs < V::kLanes) {  // do not read past the matrix
       copy_rows<V>(packed.codes + piece * (kPieceWeights / 2), stride, outputs, 16, copy);
       put(piece, PackedTile<V>{copy, 16}.piece(0).codes);
     } else {
@@ -117,7 +117,7 @@ void unpack_pieces(const Int4Matrix& m, size_t begin, size_t outputs, size_t fir
   }
 }
 
-// The codes of T tiles that were unpacked before, for many rows: every register of a tile's beside those of the others.
+// The unpacked codes of T tiles, for many rows. The registers of the tiles are interleaved.
 template <class V, size_t T>
 struct UnpackedTiles {
   static constexpr size_t kBytes = sizeof(typename V::Ints);
@@ -137,20 +137,19 @@ struct UnpackedTiles {
   }
 };
 
-// Prefetches `outputs` outputs from `begin` on, in so many steps: they are too many streams for the processor to
-// foresee.
+// Prefetches `outputs` outputs from `begin` on in `steps` steps: they are too many streams for the hardware prefetcher.
 Prefetcher prefetch_tile(const Int4Matrix& m, size_t begin, size_t outputs, size_t steps) {
   const size_t stride = m.blocks() * m.block / 2, left = begin < m.n ? m.n - begin : 0;
   return {m.codes + (m.n - left) * stride, left < outputs ? left : outputs, stride, stride, steps};
 }
 
-// Rows of activations, in one plane or in two.
+// Rows of activations in one plane (8 bits) or two (16 bits).
 struct Planes {
   const int8_t *values, *low;
-  size_t width;  // how far apart rows lie
+  size_t width;  // distance between rows
 };
 
-// Adds the products of a piece of a tile with one row.
+// Multiplies a piece of one tile by one row.
 template <class V, class Piece, size_t... Index>
 BLIP2RT_INLINE typename V::Ints dot_piece(typename V::Ints sum, const Piece& codes, const int8_t* values,
                                           std::index_sequence<Index...>) {
@@ -159,7 +158,7 @@ BLIP2RT_INLINE typename V::Ints dot_piece(typename V::Ints sum, const Piece& cod
   return V::end_piece(sum, part);
 }
 
-// Adds the products of four weights of each output of T tiles with R rows. What is read of a row serves all tiles.
+// Multiplies four weights of each output of T tiles by R rows. A row's values are loaded once for all tiles.
 template <class V, size_t Index, size_t R, size_t T, class Piece>
 BLIP2RT_INLINE void dot_groups(const Piece& codes, const int8_t* values, size_t width, typename V::Ints (*sums)[R]) {
   for (size_t r = 0; r < R; ++r) {
@@ -169,7 +168,7 @@ BLIP2RT_INLINE void dot_groups(const Piece& codes, const int8_t* values, size_t 
   }
 }
 
-// Begins and ends a piece of T tiles and R rows, which some V sum apart.
+// Begins and ends a piece of T tiles and R rows, for which some V use separate sums.
 template <class V, size_t R, size_t T>
 BLIP2RT_INLINE void begin_pieces(const typename V::Ints (*sums)[R], typename V::Ints (*parts)[R]) {
   for (size_t t = 0; t < T; ++t) {
@@ -184,11 +183,11 @@ BLIP2RT_INLINE void end_pieces(const typename V::Ints (*parts)[R], typename V::I
   }
 }
 
-// Adds the products of a piece of T tiles with R rows.
+// Multiplies a piece of T tiles by R rows.
 template <class V, bool Split, size_t R, size_t T, class Piece, size_t... Index>
 BLIP2RT_INLINE void add_piece(const Piece& codes, const Planes& x, typename V::Ints (*products)[R],
                               typename V::Ints (*lows)[R], std::index_sequence<Index...> fours) {
-  if constexpr (T == 1) {  // whose codes stay in registers
+  if constexpr (T == 1) {  // the codes stay in registers
     for (size_t r = 0; r < R; ++r) {
       products[0][r] = dot_piece<V>(products[0][r], codes, x.values + r * x.width, fours);
       if constexpr (Split) lows[0][r] = dot_piece<V>(lows[0][r], codes, x.low + r * x.width, fours);
@@ -208,7 +207,7 @@ BLIP2RT_INLINE void add_piece(const Piece& codes, const Planes& x, typename V::I
   }
 }
 
-// Multiplies R rows from `row` on with T tiles. sums (R, T, kLanes).
+// Multiplies R rows from `row` on by T tiles. sums (R, T, kLanes).
 template <class V, bool Split, size_t R, size_t T, class Codes>
 void multiply_rows(const Int4Matrix& m, const Int4Input& input, const Codes& codes, const Scales<V>& scales, size_t row,
                    Prefetcher& prefetcher, float* sums) {
@@ -254,7 +253,7 @@ void multiply_up_to(size_t rows, const Int4Matrix& m, const Int4Input& input, co
   multiply_rows<V, Split, R, T>(m, input, codes, scales, row, prefetcher, sums);
 }
 
-// Multiplies all rows with T tiles, the first of which begins with output `begin`.
+// Multiplies all rows by T tiles, the first of which begins with output `begin`.
 template <class V, bool Split, size_t T>
 void multiply_tile_pair(const Int4Matrix& m, const Int4Input& input, float* out, size_t begin, uint8_t* scratch) {
   const size_t blocks = m.blocks(), stride = blocks * m.block / 2, numbers = T * blocks * V::kLanes;
@@ -263,8 +262,7 @@ void multiply_tile_pair(const Int4Matrix& m, const Int4Input& input, float* out,
   const PackedTile<V> packed = {m.codes + begin * stride, stride};
   const UnpackedTiles<V, T> unpacked = {scratch + 2 * numbers * sizeof(float)};
   constexpr size_t kMaxRowsAtOnce = kRowsAtOnce<V, Split, T>;
-  const bool once =
-      T == 1 && input.rows <= kMaxRowsAtOnce && outputs == V::kLanes;  // codes are unpacked as they are multiplied
+  const bool once = T == 1 && input.rows <= kMaxRowsAtOnce && outputs == V::kLanes;  // unpack on the fly
   for (size_t t = 0; t < T; ++t) {
     const size_t first = begin + t * V::kLanes, exist = m.n - first < V::kLanes ? m.n - first : V::kLanes;
     read_scales<V>(m, first, exist, [&](size_t block, auto scale, auto zeros) {
@@ -304,7 +302,7 @@ void multiply_tiles(const Int4Matrix& m, const Int4Input& input, float* out, siz
   for (; first < last; ++first) multiply_tile_pair<V, Split, 1>(m, input, out, first * V::kLanes, scratch);
 }
 
-// Quantizes one row of x (rows, K). Rows of values lie `width` apart.
+// Quantizes one row of x (rows, K). Rows of values are `width` apart.
 template <class V>
 void quantize_row(const float* x, size_t row, const Int4Matrix& m, const Int4Input& input, size_t width) {
   const size_t blocks = m.blocks();

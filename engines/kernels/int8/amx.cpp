@@ -1,5 +1,4 @@
-// The products of matmul.h in AMX: 32 outputs times 32 rows together, from the weights as they lie in the file. Knows
-// instructions only.
+// The int8 kernel in AMX: multiplies 32 outputs by 32 rows at once, reading the weights where they are in the file.
 #if defined(__x86_64__)
 #include "kernels/target.h"
 
@@ -11,16 +10,18 @@ BLIP2RT_TARGET("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,
 namespace blip2rt {
 namespace {
 
-constexpr size_t kTileSize = amx::kTileRows;    // outputs and rows of a tile's products
-constexpr size_t kTileDepth = amx::kTileBytes;  // how much of K a tile takes
-constexpr size_t kTransposeRows = 4;            // rows whose bytes are turned together
-constexpr size_t kPairOutputs = 2 * kTileSize;  // outputs that are multiplied together
-constexpr size_t kDepthPart = 11 * kTileDepth;  // how much of K stays in the first cache, for 32 outputs and all rows
-constexpr size_t kMaxRows = 288;                // rows whose products are kept until K ends
-constexpr size_t kTileProducts = kTileSize * kTileSize;  // products of a tile
+constexpr size_t kTileSize = amx::kTileRows;    // outputs and rows of a tile of products
+constexpr size_t kTileDepth = amx::kTileBytes;  // elements of K per tile
+constexpr size_t kTransposeRows = 4;            // rows transposed at once
+constexpr size_t kPairOutputs = 2 * kTileSize;  // outputs multiplied at once
+constexpr size_t kDepthPart =
+    11 * kTileDepth;              // elements of K that stay in the first-level cache, for 32 outputs and all rows
+constexpr size_t kMaxRows = 288;  // rows whose products are kept over all of K
+constexpr size_t kTileProducts = kTileSize * kTileSize;
 static_assert(Int8Kernel::kRows == kTileSize, "a tile of rows is quantized at once");
 
-// Values lie in blocks of 16 rows, a block in tiles of 64 of K, in which 4 values of every row lie together.
+// Values are stored in blocks of 16 rows, and a block in tiles of 64 elements of K, with 4 values of each row next to
+// those of the other rows.
 size_t block_size(const Int8Input& input) { return input.width * kTileSize; }
 
 void configure_tiles() {
@@ -29,13 +30,13 @@ void configure_tiles() {
   config.load();
 }
 
-// The codes of 32 outputs, for a part of K.
+// The codes of 32 outputs for a part of K.
 struct Weights {
   const int8_t* codes;
   size_t stride, tiles;
 };
 
-// Returns where the codes lie. Where fewer outputs exist, or K ends within a tile, copies them and adds zeros.
+// Returns the codes in place, or a zero-padded copy if there are fewer outputs or K ends within a tile.
 Weights load_weights(const Int8Matrix& m, size_t begin, size_t k, int8_t* copy) {
   const size_t depth = m.k - k < kDepthPart ? m.k - k : kDepthPart,
                outputs = m.n - begin < kPairOutputs ? m.n - begin : kPairOutputs;
@@ -48,16 +49,15 @@ Weights load_weights(const Int8Matrix& m, size_t begin, size_t k, int8_t* copy) 
   return {copy, kDepthPart, tiles};
 }
 
-// Prefetches the same part of the next 32 outputs, in so many steps.
+// Prefetches the same part of K of the next 32 outputs in `steps` steps.
 Prefetcher prefetch_next_pair(const Int8Matrix& m, size_t begin, size_t k, const Weights& weights, size_t steps) {
   const size_t left = begin + kPairOutputs < m.n ? m.n - begin - kPairOutputs : 0;
   return {m.codes + (m.n - left) * m.k + k, left < kPairOutputs ? left : kPairOutputs, m.k, weights.tiles * kTileDepth,
           steps};
 }
 
-// Adds to `products`, or overwrites them. Compilers want the numbers of tiles as digits. 0 and 1 hold the products of
-// the upper 16 outputs with one block of rows and the next; 2 and 3 those of the lower 16; 4 and 5 the outputs' codes;
-// 6 and 7 the blocks' values.
+// Adds to `products`, or overwrites it. Tile numbers must be literals: tiles 0 and 1 sum the upper 16 outputs for one
+// block of rows and the next, 2 and 3 the lower 16; 4 and 5 hold the outputs' codes, 6 and 7 the blocks' values.
 template <bool Both>
 void multiply_pair(const Weights& weights, const uint8_t* values, size_t block, bool add, Prefetcher& prefetcher,
                    int32_t* products) {
@@ -94,7 +94,7 @@ void multiply_pair(const Weights& weights, const uint8_t* values, size_t block, 
   if constexpr (Both) _tile_stored(3, of_next + kTileProducts, kTileDepth);
 }
 
-// Adds up each output's codes.
+// Adds the codes of each output to `sums`.
 void sum_codes(const Weights& weights, int32_t* sums) {
   for (size_t i = 0; i < kPairOutputs; ++i) {
     Avx512::Ints sum = Avx512::zero_ints();
@@ -106,7 +106,7 @@ void sum_codes(const Weights& weights, int32_t* sums) {
   }
 }
 
-// Turns products of integers (outputs, rows) into 32 outputs of `rows` rows from `first` on.
+// Scales integer products (outputs, rows) and writes them as 32 outputs of `rows` rows from `first` on.
 void write_outputs(const Int8Matrix& m, const Int8Input& input, size_t begin, size_t first, size_t rows,
                    const int32_t* sums, const int32_t* products, float* out) {
   const size_t outputs = m.n - begin < kPairOutputs ? m.n - begin : kPairOutputs;
@@ -133,7 +133,7 @@ void write_outputs(const Int8Matrix& m, const Int8Input& input, size_t begin, si
   }
 }
 
-// The memory that 32 outputs need while they are multiplied.
+// The scratch memory of 32 outputs.
 struct alignas(64) Scratch {
   int32_t products[kMaxRows / kTileSize * 2 * kTileProducts], sums[kPairOutputs];
   int8_t copy[kPairOutputs * kDepthPart];
@@ -150,7 +150,7 @@ void multiply(const Int8Matrix& m, const Int8Input& input, float* out, size_t fi
         const size_t begin = pair * kPairOutputs;
         const Weights weights = load_weights(m, begin, k, own.copy);
         if (row == 0 && k == 0) std::memset(own.sums, 0, sizeof own.sums);
-        if (row == 0) sum_codes(weights, own.sums);  // the same for all rows
+        if (row == 0) sum_codes(weights, own.sums);
         Prefetcher prefetcher = prefetch_next_pair(m, begin, k, weights, (blocks + 1) / 2 * weights.tiles);
         for (size_t block = 0; block < blocks; block += 2) {
           const uint8_t* values = input.values + row * input.width + block * block_size(input) + k * kTileSize;

@@ -1,4 +1,4 @@
-// The products of matmul.h in AVX2. Knows instructions only.
+// The int8 kernel in AVX2.
 #if defined(__x86_64__)
 #include "kernels/target.h"
 

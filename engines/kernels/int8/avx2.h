@@ -1,6 +1,5 @@
-// The vectors of tile.h in AVX2: 32 outputs side by side. Weights and activations are widened to 16 bits: the
-// instruction that multiplies bytes adds two products in 16 bits, which do not hold them. A file includes this behind
-// its target pragma.
+// The AVX2 vectors for tile.h: 32 outputs per tile. Weights and activations are widened to 16 bits, because the
+// instruction for bytes sums two products in 16 bits, which would overflow. Include it after BLIP2RT_TARGET.
 #pragma once
 
 #include <immintrin.h>
@@ -27,12 +26,12 @@ struct Avx2 {
   static Ints mul(Ints a, Ints b) { return _mm256_mullo_epi32(a, b); }
   static Ints dot(Ints sum, Ints values, Ints codes) {
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(values, codes));
-    asm("" : "+x"(sum));  // else GCC multiplies ahead, and has too few registers for the products
+    asm("" : "+x"(sum));  // otherwise GCC hoists the products and runs out of registers
     return sum;
   }
 
-  // 16 values of a row, and the group of them that is multiplied with four vectors of codes. Of every four numbers the
-  // first and the third are a group, and the second and the fourth: so codes are widened without a shuffle.
+  // Multiplies a group of a row's 16 values by four vectors of codes. The first and third of every four numbers form a
+  // group, as do the second and fourth, so that codes are widened without a shuffle.
   using Values = const uint8_t*;
   static Values values(const uint8_t* from) { return from; }
   template <size_t Group>
@@ -54,7 +53,7 @@ struct Avx2 {
     return _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), both, _mm256_load_ps(bias));
   }
 
-  // Widens [low, high] to hold x. Returns whether all of x and high - low are finite.
+  // Widens [low, high] to contain x. Returns whether x and high - low are finite.
   static bool range(const float* x, size_t count, float* low, float* high) {
     __m256 least = _mm256_set1_ps(*low), most = _mm256_set1_ps(*high), disordered = _mm256_setzero_ps();
     const auto widen = [&](__m256 value) {
@@ -75,7 +74,7 @@ struct Avx2 {
     return _mm256_movemask_ps(disordered) == 0 && *high - *low <= 3.402823466e38f;
   }
 
-  // Rounds x to 0 to 255, with zeros behind it, and calls put(index, eight of the numbers).
+  // Rounds x to 0 to 255, zero-padded, and calls put(index, eight numbers).
   template <class Put>
   static void round_eights(const float* x, size_t count, float inverse, float zero, const Put& put) {
     const __m256 factor = _mm256_set1_ps(inverse), offset = _mm256_set1_ps(zero);
@@ -93,7 +92,7 @@ struct Avx2 {
   }
 
   static void quantize(const float* x, size_t count, float inverse, float zero, int16_t* to) {
-    // The lower half of every 32 bits, of the first number, the third, the second and the fourth.
+    // The lower half of each lane: the first number, the third, the second and the fourth.
     const Ints order = _mm256_setr_epi8(0, 1, 8, 9, 4, 5, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1,  //
                                         0, 1, 8, 9, 4, 5, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1);
     round_eights(x, count, inverse, zero, [&](size_t i, Ints rounded) {

@@ -1,4 +1,4 @@
-// The vectors of tile.h in AVX-512 with VNNI: 64 outputs side by side. A file includes this behind its target pragma.
+// The AVX-512 VNNI vectors for tile.h: 64 outputs per tile. Include it after BLIP2RT_TARGET.
 #pragma once
 
 #include <immintrin.h>
@@ -25,7 +25,7 @@ struct Avx512 {
   static Ints mul(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
   static Ints dot(Ints sum, Ints values, Ints codes) { return _mm512_dpbusd_epi32(sum, values, codes); }
 
-  // 16 values of a row, and the group of them that is multiplied with four vectors of codes.
+  // Multiplies a group of a row's 16 values by four vectors of codes.
   using Values = const uint8_t*;
   static Values values(const uint8_t* from) { return from; }
   template <size_t Group>
@@ -40,7 +40,7 @@ struct Avx512 {
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), both, _mm512_load_ps(bias));
   }
 
-  // Widens [low, high] to hold x. Returns whether all of x and high - low are finite.
+  // Widens [low, high] to contain x. Returns whether x and high - low are finite.
   static bool range(const float* x, size_t count, float* low, float* high) {
     __m512 least = _mm512_set1_ps(*low), most = _mm512_set1_ps(*high);
     __mmask16 ordered = 0xffff;
@@ -67,7 +67,7 @@ struct Avx512 {
     }
   }
 
-  // The mask of the first `left` lanes, of all where `left` is more.
+  // Returns the mask of the first `left` lanes, or of all lanes.
   static __mmask16 mask(size_t left) { return static_cast<__mmask16>(left < kLanes ? (1u << left) - 1 : 0xffff); }
 };
 

@@ -1,5 +1,4 @@
-// The products of matmul.h in AVX2 with AVX-VNNI, which has one instruction for four products of bytes. Knows
-// instructions only.
+// The int8 kernel in AVX-VNNI, which has one instruction for four products of bytes.
 #if defined(__x86_64__)
 #include "kernels/target.h"
 
@@ -22,7 +21,7 @@ struct AvxVnni : Avx2 {
   }
   static void transpose(const uint8_t* base, size_t stride, Ints* to) { transpose_groups(base, stride, to); }
   static void quantize(const float* x, size_t count, float inverse, float zero, uint8_t* to) {
-    // The lowest byte of every 32 bits.
+    // The lowest byte of each lane.
     const Ints order = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,  //
                                         0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
     round_eights(x, count, inverse, zero, [&](size_t i, Ints rounded) {

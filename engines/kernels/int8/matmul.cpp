@@ -17,7 +17,7 @@ extern const Int8Kernel kInt8Neon;
 
 namespace {
 
-// Returns the bytes of a core's second-level cache.
+// Returns the size of a core's second-level cache in bytes.
 size_t core_cache() {
 #ifdef _SC_LEVEL2_CACHE_SIZE
   static const long found = sysconf(_SC_LEVEL2_CACHE_SIZE);
@@ -29,7 +29,7 @@ size_t core_cache() {
 }  // namespace
 
 size_t Int8Kernel::tiles_per_call(size_t k) const {
-  const size_t room = core_cache() / 8 * 3;  // the rest is the activations' and the next tiles'
+  const size_t room = core_cache() / 8 * 3;  // the rest is for activations and the next tiles
   return std::max<size_t>(1, std::min(max_tiles, room / (tile * value_size * round_up_to_line(k))));
 }
 

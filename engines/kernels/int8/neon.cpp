@@ -1,4 +1,4 @@
-// The products of matmul.h in NEON with the dot product of Armv8.2: 16 outputs side by side. Knows instructions only.
+// The int8 kernel in NEON with the Armv8.2 dot product: 16 outputs per tile.
 #if defined(__aarch64__) && defined(__linux__)
 #include "kernels/target.h"
 
@@ -31,8 +31,7 @@ struct Neon {
     return vdotq_s32(sum, vreinterpretq_s8_s32(values), vreinterpretq_s8_s32(codes));
   }
 
-  // 16 values of a row, and the group of them that is multiplied with four vectors of codes: picked from the register
-  // by the instruction.
+  // Multiplies a group of a row's 16 values by four vectors of codes; the instruction selects the group.
   using Values = int8x16_t;
   static Values values(const uint8_t* from) { return vreinterpretq_s8_u8(vld1q_u8(from)); }
   template <size_t Group>
@@ -48,7 +47,7 @@ struct Neon {
     return vfmaq_f32(vld1q_f32(bias), vcvtq_f32_s32(products), vmulq_n_f32(vld1q_f32(scales), scale));
   }
 
-  // Widens [low, high] to hold x. Returns whether all of x and high - low are finite.
+  // Widens [low, high] to contain x. Returns whether x and high - low are finite.
   static bool range(const float* x, size_t count, float* low, float* high) {
     Floats least = vdupq_n_f32(*low), most = vdupq_n_f32(*high);
     uint32x4_t ordered = vdupq_n_u32(~0u);
@@ -73,7 +72,7 @@ struct Neon {
     };
     const auto eight = [&](const float* from) {
       const uint8x8_t rounded = vqmovn_u16(vcombine_u16(four(from), four(from + kLanes)));
-      return veor_u8(rounded, vdup_n_u8(kValueOffset));  // less the middle, as int8
+      return veor_u8(rounded, vdup_n_u8(kValueOffset));  // minus kValueOffset, as int8
     };
     size_t i = 0;
     for (; i + 2 * kLanes <= count; i += 2 * kLanes) vst1_u8(to + i, eight(x + i));

@@ -1,8 +1,7 @@
-// The product of matmul.h, written once for all instruction sets. A file includes this behind its target pragma and
-// passes its vectors as V, with `kLanes` outputs side by side; a tile is four of them. One instruction takes `kGroup`
-// weights of each output, in its 32 bits of a vector, and as many values. `kValueOffset` is subtracted from values
-// where the instructions want them signed. Everything has internal linkage, because each such file compiles it for
-// another processor.
+// The int8 product in tiles, as templates over the vectors V of an instruction set, with kLanes outputs per vector and
+// four vectors per tile. One instruction multiplies `kGroup` weights of each output, which fill 32 bits of a vector, by
+// as many values. `kValueOffset` is subtracted from values if the instruction needs them signed. Include it after
+// BLIP2RT_TARGET. Everything has internal linkage, because each including file compiles it for another processor.
 #pragma once
 
 #include <cmath>
@@ -16,25 +15,25 @@
 namespace blip2rt {
 namespace {
 
-constexpr size_t kTileVectors = 4;          // side by side in a tile
-constexpr size_t kPieceWeights = 16;        // weights of an output that are unpacked at once
-constexpr size_t kMaxOutputsPerCall = 256;  // outputs of a call, at most
+constexpr size_t kTileVectors = 4;    // vectors in a tile
+constexpr size_t kPieceWeights = 16;  // weights of an output unpacked at once
+constexpr size_t kMaxOutputsPerCall = 256;
 
 template <class V>
 constexpr size_t kMaxTiles = kMaxOutputsPerCall / (kTileVectors * V::kLanes);
 
 template <class V>
-constexpr size_t kPieceGroups = kPieceWeights / V::kGroup;  // of a piece
+constexpr size_t kPieceGroups = kPieceWeights / V::kGroup;
 
-// Bytes of a tile's codes for `depth` of K, as they are multiplied.
+// The bytes of a tile's unpacked codes for `depth` elements of K.
 template <class V>
 constexpr size_t tile_bytes(size_t depth) {
   return depth / V::kGroup * kTileVectors * sizeof(typename V::Ints);
 }
 
-// Unpacks the codes of some tiles, each in the order that it is multiplied in: for every group the four vectors, zeros
-// where the matrix ends. Sums each output's codes over K. Prefetches the outputs of the next vector: no processor
-// foresees so many streams.
+// Unpacks the codes of some tiles in the order in which they are multiplied: four vectors per group, zero-padded at the
+// end of the matrix. Sums each output's codes over K. Prefetches the outputs of the next vector, which are too many
+// streams for the hardware prefetcher.
 template <class V>
 void unpack_tiles(size_t tiles, const Int8Matrix& m, size_t depth, size_t begin, uint8_t* to, int32_t* sums) {
   for (size_t vector = 0; vector < tiles * kTileVectors; ++vector) {
@@ -67,7 +66,7 @@ void unpack_tiles(size_t tiles, const Int8Matrix& m, size_t depth, size_t begin,
   }
 }
 
-// Multiplies four vectors of codes with one group of 16 values, where the instruction wants the group in every lane.
+// Multiplies four vectors of codes by one group of 16 values, for instructions that need the group in every lane.
 template <class V, size_t Group>
 void dot_broadcast(typename V::Ints* sums, const uint8_t* values, const typename V::Ints* codes) {
   int32_t group;
@@ -75,10 +74,10 @@ void dot_broadcast(typename V::Ints* sums, const uint8_t* values, const typename
   for (size_t v = 0; v < kTileVectors; ++v) sums[v] = V::dot(sums[v], V::broadcast(group), codes[v]);
 }
 
-// K rounded up to whole pieces, which codes of zero fill.
+// K rounded up to whole pieces; the padding has codes of zero.
 inline size_t padded_depth(const Int8Matrix& m) { return (m.k + kPieceWeights - 1) / kPieceWeights * kPieceWeights; }
 
-// Multiplies a piece of one tile with R rows.
+// Multiplies a piece of one tile by R rows.
 template <class V, size_t R, size_t... Group>
 void multiply_piece(const uint8_t* codes, const typename V::Values* of_rows, typename V::Ints (*products)[kTileVectors],
                     std::index_sequence<Group...>) {
@@ -91,7 +90,7 @@ void multiply_piece(const uint8_t* codes, const typename V::Values* of_rows, typ
   (add_group(std::integral_constant<size_t, Group>()), ...);
 }
 
-// Multiplies R rows from `row` on with one tile.
+// Multiplies R rows from `row` on by one tile.
 template <class V, size_t R>
 void multiply_rows(const Int8Input& input, size_t depth, const uint8_t* codes, size_t row,
                    typename V::Ints (*out)[kTileVectors]) {
@@ -119,7 +118,7 @@ void multiply_up_to(size_t rows, const Int8Input& input, size_t depth, const uin
   multiply_rows<V, R>(input, depth, codes, row, out);
 }
 
-// Turns products of integers into the outputs of one tile.
+// Scales integer products and writes the outputs of one tile.
 template <class V>
 void write_rows(const Int8Matrix& m, const Int8Input& input, size_t row, size_t rows, size_t begin,
                 const int32_t* code_sums, typename V::Ints (*products)[kTileVectors], float* out) {
@@ -139,7 +138,7 @@ void write_rows(const Int8Matrix& m, const Int8Input& input, size_t row, size_t 
                V::affine(products[r][v], input.scales[row + r], scales + v * V::kLanes, bias + v * V::kLanes));
     }
     float* to = out + (row + r) * m.n + begin;
-    if (outputs == kTile) {  // whose size the compiler knows
+    if (outputs == kTile) {  // the compiler knows the size
       std::memcpy(to, result, sizeof result);
     } else {
       std::memcpy(to, result, outputs * sizeof(float));
@@ -169,12 +168,12 @@ struct RowQuantization {
   float inverse, zero;
 };
 
-// Returns how a row of K values is quantized, and writes its scale and zero point to `input`.
+// Chooses how to quantize a row of K values, and writes its scale and zero point to `input`.
 template <class V>
 RowQuantization choose_quantization(const float* x, size_t row, size_t k, const Int8Input& input) {
   float low = 0, high = 0;
   const bool finite = V::range(x, k, &low, &high);
-  constexpr float kMinRange = 255.0f / 3.402823466e38f;  // whose inverse is finite
+  constexpr float kMinRange = 255.0f / 3.402823466e38f;  // its inverse is finite
   const float inverse = finite && high - low > kMinRange ? 255.0f / (high - low) : 0.0f;
   const float zero = finite ? std::nearbyint(-low * inverse) : 0.0f;
   input.scales[row] = finite ? (high - low) / 255.0f : std::nanf("");
@@ -182,7 +181,7 @@ RowQuantization choose_quantization(const float* x, size_t row, size_t k, const 
   return {inverse, zero};
 }
 
-// Quantizes rows to values (rows, width), with zeros behind K.
+// Quantizes rows to values (rows, width), zero-padded after K.
 template <class V>
 void quantize_rows(const float* x, size_t first, size_t rows, size_t k, const Int8Input& input) {
   for (size_t row = first; row < first + rows; ++row) {
