@@ -1,4 +1,4 @@
-// Holds the rules for what lies outside of a graph.
+// Reads graph files and enforces the rules for external data.
 #include "graphs/graph_file.h"
 
 #include <fcntl.h>
@@ -18,13 +18,13 @@
 namespace blip2rt {
 namespace {
 
-constexpr uint64_t kMaxBytes = INT32_MAX;  // of a graph's file: protobuf reads no more
+constexpr uint64_t kMaxBytes = INT32_MAX;  // protobuf's limit
 
 enum TensorField : uint32_t { kDims = 1, kDataType = 2, kName = 8, kExternal = 13, kLocation = 14 };
 constexpr uint32_t kInlineData[] = {4, 5, 6, 7, 9, 10, 11};
 enum EntryField : uint32_t { kKey = 1, kValue = 2 };
 
-// Where the numbers of a tensor lie in another file. Empty: the graph does not say.
+// The location of a tensor's data in another file. Null views: the graph has no such entry.
 struct Place {
   std::string_view location, offset, length, checksum;
 };
@@ -50,9 +50,9 @@ Place read_place(const std::vector<std::string_view>& entries) {
   return place;
 }
 
-// Returns a decimal number; `otherwise` where the graph gives none.
+// Parses a decimal number; returns `otherwise` if the entry is missing.
 uint64_t number_of(std::string_view text, uint64_t otherwise, const char* what) {
-  constexpr size_t kMaxDigits = 18;  // 64 bits hold all of these
+  constexpr size_t kMaxDigits = 18;  // they always fit into 64 bits
   if (text.data() == nullptr) return otherwise;
   uint64_t number = 0;
   for (char digit : text) {
@@ -65,7 +65,7 @@ uint64_t number_of(std::string_view text, uint64_t otherwise, const char* what) 
   return number;
 }
 
-// Returns the bytes of a file beside the graph. Throws where it is none, or not one that the graph may read.
+// Returns the size of a file next to the graph. Throws if it is no regular file, or not allowed.
 uint64_t size_beside(const std::string& folder, const std::string& name, const AllowedFiles& files) {
   struct stat found;
   if (lstat((folder + name).c_str(), &found) != 0) {
@@ -144,7 +144,7 @@ struct Descriptor {
   }
 };
 
-// Reads a whole regular file. A FIFO or a device is refused before it can block.
+// Reads a regular file. Rejects FIFOs and devices, which could block.
 std::string read_file(const std::string& path) {
   const Descriptor file{open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
   struct stat found;
@@ -166,7 +166,7 @@ std::string read_file(const std::string& path) {
 }  // namespace
 
 std::optional<uint64_t> tensor_bytes(const std::vector<uint64_t>& shape, uint64_t dtype) {
-  // Bits of each TensorProto.DataType; 0: none that a file holds.
+  // Bits of each TensorProto.DataType; 0: not allowed in a file.
   constexpr uint8_t kBits[] = {0,  32,  8,  8, 16, 16, 32, 64, 0, 8, 16, 64, 32, 64,
                                64, 128, 16, 8, 8,  8,  8,  4,  4, 4, 8,  2,  2};
   if (dtype >= sizeof kBits || kBits[dtype] == 0) return std::nullopt;

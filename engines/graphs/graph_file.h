@@ -1,6 +1,5 @@
-// Reads a graph's file and refuses what a stranger must not ask for, before ONNX Runtime or TensorRT sees it: data
-// outside of the bundle, operators of our own domain, bytes that two readers could read in two ways. Knows files and
-// tensors; not what operators mean.
+// Reads untrusted graph files and validates them before ONNX Runtime or TensorRT sees them: no data outside the bundle,
+// no operators of our own domain, no bytes that two parsers could read differently.
 #pragma once
 
 #include <cstdint>
@@ -13,26 +12,26 @@
 
 namespace blip2rt {
 
-// A graph's file that is damaged, or asks for what it may not. The message is one line and names the file.
+// A graph file is damaged or breaks a rule. The message is a single line and names the file.
 struct GraphError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// The files beside a graph that it may read, and their bytes. Nothing: every regular file beside it.
+// The files next to a graph that it may read, and their sizes in bytes. Empty: every regular file there.
 using AllowedFiles = std::optional<std::map<std::string, uint64_t>>;
 
-// Reads a graph's file and checks it. Throws GraphError.
+// Reads and validates a graph file. Throws GraphError.
 //
-// Every tensor of the model, wherever it stands, that has its numbers in another file names a plain file beside the
-// graph: a regular one, no link, listed in `files` with its size, and its offset and length lie inside. ONNX Runtime
-// reads the files again after this check: who may write to the folder could change them in between, and could as well
-// change the bundle before.
+// Every external tensor, anywhere in the model, must be in a regular file (no link) next to the graph, listed in
+// `files` with its size, with offset and length inside the file. ONNX Runtime reads these files again afterwards:
+// whoever can write to the folder could change them in between, but could also have changed the bundle before.
 std::string read_graph(const std::string& path, const AllowedFiles& files);
 
-// Checks the bytes of a model. `folder` ends with '/'; empty: where the process stands. Throws std::runtime_error.
+// Validates the bytes of a model. `folder` ends with '/', or is empty for the working directory. Throws
+// std::runtime_error.
 void check_model(std::string_view model, const std::string& folder, const AllowedFiles& files);
 
-// Bytes of a tensor in a file. Returns nothing for types that have no fixed size, and where there are too many.
+// Returns the size of a tensor in a file in bytes; nothing for types without a fixed size, and on overflow.
 std::optional<uint64_t> tensor_bytes(const std::vector<uint64_t>& shape, uint64_t dtype);
 
 }  // namespace blip2rt

@@ -1,4 +1,4 @@
-// Walks the bytes of ONNX models, and writes them.
+// Reads and writes the protobuf messages of ONNX models.
 #include "graphs/onnx_graph.h"
 
 #include <algorithm>
@@ -37,7 +37,7 @@ enum TensorField : uint32_t { kDims = 1, kDataType = 2, kTensorName = 8, kRawDat
 enum ValueField : uint32_t { kValueName = 1, kValueType = 2 };
 enum Type : uint32_t { kTensorType = 1, kElementType = 1, kShape = 2, kDimension = 1, kDimValue = 1, kDimName = 2 };
 
-// Appends what one field of a repeated number holds, packed or not.
+// Appends the values of one repeated integer field, packed or not.
 void append(const protobuf::Field& field, std::vector<uint64_t>& to) {
   if (field.wire == protobuf::kBytes) {
     protobuf::read_packed(field.bytes, to);
@@ -46,7 +46,7 @@ void append(const protobuf::Field& field, std::vector<uint64_t>& to) {
   }
 }
 
-// Returns a message within `message`; empty where there is none.
+// Returns a submessage, or an empty view if there is none.
 std::string_view part_of(std::string_view message, uint32_t number) {
   std::string_view part;
   protobuf::Field field;
@@ -56,7 +56,7 @@ std::string_view part_of(std::string_view message, uint32_t number) {
   return part;
 }
 
-// Returns the type of a tensor's elements out of a ValueInfoProto.
+// Returns a tensor's element type from a ValueInfoProto.
 DType element_type(std::string_view value) {
   DType dtype = DType::kUndefined;
   protobuf::Field field;
@@ -78,7 +78,7 @@ Constant read_constant(std::string_view bytes, std::string_view& name) {
   return constant;
 }
 
-// Writes an attribute. `field` is the field that holds a value of `type`.
+// Writes an attribute; `field` is the field for values of `type`.
 template <class T>
 void write_attribute(std::string& node, std::string_view name, uint32_t field, uint64_t type, T value) {
   std::string attribute;
@@ -208,7 +208,7 @@ Graph::Graph(std::string_view graph) {
       default: break;
     }
   }
-  for (const auto& [name, dtype] : inputs) constants.erase(name);  // whoever runs the graph may give another
+  for (const auto& [name, dtype] : inputs) constants.erase(name);  // a caller may override them
   for (const auto& [name, constant] : constants) name_once(name);
 }
 

@@ -1,5 +1,4 @@
-// Reads and changes ONNX models in the form of bytes: the core's one reader of them. Knows onnx.proto; nothing about
-// what operators mean.
+// Reads and edits ONNX models as bytes, without the onnx package.
 #pragma once
 
 #include <algorithm>
@@ -16,29 +15,29 @@
 
 namespace blip2rt {
 
-// A node, as views of the graph's bytes.
+// A node (NodeProto), as views of the graph's bytes.
 struct Node {
   std::vector<std::string_view> inputs, outputs;
   std::string_view name, op_type, domain;
-  std::map<std::string_view, int64_t> numbers;  // attributes, by their types
+  std::map<std::string_view, int64_t> numbers;  // attributes by type
   std::map<std::string_view, float> floats;
   std::map<std::string_view, std::vector<uint64_t>> lists;
-  std::vector<std::string_view> others;  // attributes of other types
+  std::vector<std::string_view> others;  // names of attributes of other types
   bool has_graph = false;
 
   explicit Node(std::string_view bytes);
 
-  // An attribute, or `otherwise` where the node has none of that name.
+  // Returns an integer attribute, or `otherwise` if the node has none of this name.
   int64_t number(std::string_view name, int64_t otherwise) const;
   bool has_list(std::string_view name, const std::vector<uint64_t>& list) const;
 
-  // An input, or "" where the node has none of that number.
+  // Returns an input, or "" if the node has fewer.
   std::string_view input(size_t index) const { return index < inputs.size() ? inputs[index] : std::string_view(); }
 
-  // Returns whether every attribute has one of these names, and is a number, a float or a list of numbers.
+  // Returns whether all attributes are among these names and are integers, floats or lists of integers.
   bool has_only(std::initializer_list<std::string_view> names) const;
 
-  // Returns whether this is such an operator of ONNX's own, with no attribute that it does not have.
+  // Returns whether this is the standard ONNX operator `type`, without unknown attributes.
   bool is(std::string_view type) const;
 
  private:
@@ -50,13 +49,13 @@ struct Node {
 struct Constant {
   DType dtype = DType::kUndefined;
   std::vector<uint64_t> shape;
-  std::string_view raw;  // its numbers; empty where they lie in another file, or in another field
+  std::string_view raw;  // its data; empty if in another file or another field
 
   bool has_shape(std::initializer_list<uint64_t> sizes) const {
     return std::equal(shape.begin(), shape.end(), sizes.begin(), sizes.end());
   }
 
-  // Returns the numbers where `raw` holds exactly `count` of them, else an empty list.
+  // Returns the values if `raw` has exactly `count` of them, otherwise an empty list.
   template <class T>
   std::vector<T> values(size_t count) const {
     std::vector<T> found;
@@ -71,30 +70,30 @@ struct Constant {
 struct Graph {
   std::map<std::string_view, Constant> constants;
   std::vector<Node> nodes;
-  std::map<std::string_view, size_t> use_counts;  // value -> how many nodes and outputs of the graph read it
-  std::map<std::string_view, size_t> producers;   // value -> place of its node among `nodes`
-  std::map<std::string_view, DType> inputs;       // of the graph
+  std::map<std::string_view, size_t> use_counts;  // value -> number of nodes and graph outputs that read it
+  std::map<std::string_view, size_t> producers;   // value -> index of its node in `nodes`
+  std::map<std::string_view, DType> inputs;
   std::set<std::string_view> outputs;
-  bool has_graph = false;  // a node has a subgraph
+  bool has_graph = false;  // some node has a subgraph
 
-  // Throws std::runtime_error where two values have one name.
+  // Throws std::runtime_error if two values have the same name.
   explicit Graph(std::string_view graph);
 
-  bool has(std::string_view value) const;  // anything of this name
+  bool has(std::string_view value) const;  // under any role
 
-  // Returns the node that makes input `index` of `reader`, where it has this type, `inputs` inputs and `outputs`
-  // outputs, and nobody else reads what it makes. Returns nullptr otherwise, and where `reader` is nullptr.
+  // Returns the node that computes input `index` of `reader`, if it has this type, `inputs` inputs and `outputs`
+  // outputs, and only `reader` uses its result. Otherwise, or if `reader` is nullptr, returns nullptr.
   const Node* sole_producer(const Node* reader, size_t index, std::string_view op_type, size_t inputs,
                             size_t outputs = 1) const;
 
-  // Returns nullptr where `name` is no constant, or one of another type.
+  // Returns nullptr if `name` is no constant of this type.
   const Constant* constant(std::string_view name, DType dtype) const;
 };
 
 using IntAttributes = std::vector<std::pair<std::string_view, uint64_t>>;
 using FloatAttributes = std::vector<std::pair<std::string_view, float>>;
 
-// What becomes of nodes, by their first output: other bytes, or none where the node goes.
+// Replacement bytes of nodes by their first output; empty bytes delete the node.
 using NodeChanges = std::map<std::string_view, std::string>;
 
 // Writes a node with the name and outputs of `node`.
@@ -102,20 +101,20 @@ std::string write_node(const Node& node, std::string_view domain, std::string_vi
                        const std::vector<std::string_view>& inputs, const IntAttributes& numbers,
                        const FloatAttributes& factors = {});
 
-// Writes an input of a graph: int32 (B), or (B, columns) where `columns` is not 0.
+// Writes a graph input: int32 (B), or (B, columns) if `columns` is not 0.
 std::string write_input(std::string_view name, uint64_t columns);
 
 // A model (ModelProto), as views of its bytes.
 struct Model {
-  std::string_view graph;      // empty where the model has none
-  uint64_t opset = 0;          // of ONNX's own operators
-  uint64_t microsoft = 0;      // of ONNX Runtime's
-  bool has_functions = false;  // which may stand in for operators
+  std::string_view graph;      // empty if the model has none
+  uint64_t opset = 0;          // version of the standard operators
+  uint64_t microsoft = 0;      // version of com.microsoft
+  bool has_functions = false;  // they may override operators
 
   explicit Model(std::string_view model);
 };
 
-// Writes `graph` with `changes` to its nodes and more `inputs` behind its own. `parts` are the graph's.
+// Writes `graph` with `changes` to its nodes, and appends `inputs`. `parsed` is the parsed graph.
 std::string apply_changes(std::string_view graph, const Graph& parts, const NodeChanges& changes,
                           const std::vector<std::string>& inputs);
 

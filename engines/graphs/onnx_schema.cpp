@@ -1,4 +1,4 @@
-// Checks bytes against the tables of onnx.proto.
+// Validates protobuf messages against the schema of onnx.proto.
 #include "graphs/onnx_schema.h"
 
 #include <cstdint>
@@ -13,7 +13,7 @@ namespace blip2rt {
 namespace {
 
 enum class Type : uint8_t { kInt32, kInt64, kFloat, kDouble, kText, kDomain, kData, kMessage };
-enum class Often : uint8_t { kOnce, kOneOf, kMany };  // kOneOf: at most one of the message's fields of this kind
+enum class Often : uint8_t { kOnce, kOneOf, kMany };  // kOneof: at most one such field per message
 
 struct Message;
 
@@ -21,7 +21,7 @@ struct Rule {
   uint32_t number;
   Type type;
   Often often;
-  const Message* message;  // of a kMessage
+  const Message* message;  // for kMessage
 };
 
 struct Message {

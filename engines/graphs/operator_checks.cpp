@@ -1,5 +1,5 @@
-// Looks at what operators a graph has, and at what ONNX Runtime does not check of some of them: the weights of
-// products, what a GatherND gathers by, numbers of heads and of parts.
+// Checks operators, and the operands that ONNX Runtime does not check itself: the weights of products, the indices of
+// GatherND, and the numbers of heads and parts.
 #include "graphs/operator_checks.h"
 
 #include <algorithm>
@@ -16,13 +16,13 @@ namespace {
 
 constexpr uint64_t kMaxSize = uint64_t{1} << 31;
 
-// Returns a constant that nobody may feed. Returns nullptr where there is none.
+// Returns a constant that is no graph input, or nullptr.
 const Constant* constant(const Graph& graph, std::string_view name) {
   const auto found = graph.constants.find(name);
   return found == graph.constants.end() || graph.inputs.count(name) != 0 ? nullptr : &found->second;
 }
 
-// Returns a constant that a Cast may bring to another type, as scales are.
+// Returns a constant, possibly behind a Cast, as scales are.
 const Constant* behind_cast(const Graph& graph, std::string_view name) {
   const auto maker = graph.producers.find(name);
   if (maker == graph.producers.end()) return constant(graph, name);
@@ -68,7 +68,7 @@ bool fits(const Graph& graph, const Node& node) {
   return !given(kBias) || has_count(constant(graph, node.inputs[kBias]), 1, n);
 }
 
-// Returns the columns of a constant matrix that a Transpose may turn, or 0 where `name` is none.
+// Returns the columns of a constant matrix, possibly behind a Transpose, or 0.
 uint64_t matrix_columns(const Graph& graph, std::string_view name) {
   const auto maker = graph.producers.find(name);
   const Node* turn = maker == graph.producers.end() ? nullptr : &graph.nodes[maker->second];
@@ -78,7 +78,7 @@ uint64_t matrix_columns(const Graph& graph, std::string_view name) {
   return matrix->shape[turn == nullptr || turn->has_list("perm", {0, 1}) ? 1 : 0];
 }
 
-// DynamicQuantizeMatMul: one scale and one zero point a column, or one for all.
+// DynamicQuantizeMatMul: scales and zero points per column, or one for all.
 bool columns_fit(const Graph& graph, const Node& node) {
   enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kBias, kInputs };
   const auto given = [&](size_t input) { return !node.input(input).empty(); };
@@ -92,8 +92,8 @@ bool columns_fit(const Graph& graph, const Node& node) {
   return !given(kBias) || has_count(constant(graph, node.inputs[kBias]), 1, n);
 }
 
-// Exports have one axis of batches, or none, and indices that an Unsqueeze gave an axis. Of others ONNX Runtime divides
-// by what may be zero, or ends the process.
+// Exports use at most one batch axis, and indices that an Unsqueeze gave an axis. For others ONNX Runtime may divide by
+// zero or abort.
 bool gathers_plainly(const Graph& graph, const Node& node) {
   const int64_t axes = node.number("batch_dims", 0);
   if ((axes != 0 && axes != 1) || node.inputs.size() != 2) return false;
@@ -107,20 +107,20 @@ bool gathers_plainly(const Graph& graph, const Node& node) {
   return widened.is("Unsqueeze") && added != nullptr && added->shape.size() == 1 && added->shape[0] > 0;
 }
 
-// ONNX Runtime before 1.30 divides by what is left of larger numbers in 32 bits, which may be zero.
+// ONNX Runtime before 1.30 truncates larger numbers to 32 bits, and may then divide by zero.
 bool has_heads(const Graph&, const Node& node) {
   constexpr int64_t kMost = 65536;
   const int64_t heads = node.number("num_heads", 0), of_keys = node.number("kv_num_heads", 0);
   return heads > 0 && heads <= kMost && of_keys > 0 && of_keys <= kMost;
 }
 
-// ONNX Runtime before 1.30 ends the process at another number.
+// ONNX Runtime before 1.30 aborts for any other number.
 bool splits_into_its_outputs(const Graph&, const Node& node) {
   const auto parts = static_cast<int64_t>(node.outputs.size());
   return node.number("num_outputs", parts) == parts;
 }
 
-// Throws where ONNX Runtime alone has an operator, but for those that exports use: many read what they were not given.
+// Throws for non-standard operators except those that exports use: many of them do not check their inputs.
 void require_known(const Operator& used) {
   constexpr std::string_view kExported[] = {"DynamicQuantizeMatMul", "GatherBlockQuantized", "GroupQueryAttention",
                                             "MatMulNBits", "SkipSimplifiedLayerNormalization"};

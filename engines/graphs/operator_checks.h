@@ -1,6 +1,6 @@
-// Refuses operators that no export has, and nodes with which ONNX Runtime's own read foreign memory or end the process.
-// Up to 1.24 it packs constant weights by a node's attributes alone. Up to 1.25 at least a bias may be too short and
-// indices may lack an axis. GatherND takes any batch_dims. Knows operators; nothing about files.
+// Rejects operators that exports do not use, and nodes for which ONNX Runtime would read out of bounds or abort. Up to
+// 1.24 it packs constant weights by a node's attributes alone; up to 1.25 at least it accepts a short bias and indices
+// without an axis; GatherND accepts any batch_dims.
 #pragma once
 
 #include <string_view>
@@ -9,11 +9,10 @@
 
 namespace blip2rt {
 
-// Throws std::runtime_error where an operator is neither ONNX's own nor one of ONNX Runtime's that exports have; where
-// a MatMulNBits has weights that are no constants of the size that N, K, bits and block_size ask for, a
-// DynamicQuantizeMatMul ones that do not fit one another, or a GatherND several axes of batches or indices that may
-// have no axis; and where one of these three stands in a subgraph or a function. `found`: what scan_model found in the
-// model.
+// Throws std::runtime_error for a non-standard operator that exports do not use; for a MatMulNBits or
+// DynamicQuantizeMatMul whose weights do not fit; for a GatherND with several batch axes or indices that may lack an
+// axis; for invalid numbers of heads or parts; and if one of these is in a subgraph or function. `found` is the result
+// of scan_model.
 void require_fitting_operators(std::string_view model, const ModelContents& found);
 
 }  // namespace blip2rt

@@ -1,4 +1,4 @@
-// Walks and writes messages in protobuf's wire format, as far as onnx_graph needs it. Knows bytes; nothing about ONNX.
+// Reads and writes messages in protobuf's wire format.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +17,8 @@ struct Field {
   uint32_t number = 0;
   Wire wire = kVarint;
   uint64_t value = 0;      // a varint, or the bits of a float
-  std::string_view bytes;  // a string or a message
-  std::string_view whole;  // all of the field with its tag: what is copied when nothing changes
+  std::string_view bytes;  // a string or a submessage
+  std::string_view whole;  // the field including its tag
 };
 
 class Reader {
@@ -70,7 +70,7 @@ class Reader {
   std::string_view rest_;
 };
 
-// Calls take(number) for every number of a packed field.
+// Calls take(number) for each number of a packed field.
 template <class F>
 void each_packed(std::string_view bytes, const F& take) {
   for (Reader reader(bytes); !reader.rest_.empty();) take(reader.varint());

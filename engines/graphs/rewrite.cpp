@@ -1,4 +1,4 @@
-// Chooses what our operators replace in a graph. Knows operators by what they do; not how nodes are recognised.
+// Decides which operators of a graph are replaced by custom ones.
 #include "graphs/rewrite.h"
 
 #include <string_view>
@@ -24,7 +24,7 @@ std::string encoder_attention_name() { return std::string("encoder attention ") 
 
 struct Products {
   NodeChanges changes;
-  bool int4 = false, int8 = false;  // whether some product is ours
+  bool int4 = false, int8 = false;  // whether any product was replaced
 };
 
 Products replace_products(Graph& graph, const CustomOps& ops) {
@@ -41,25 +41,25 @@ Products replace_products(Graph& graph, const CustomOps& ops) {
     }
     if (!written.empty()) products.changes[node.outputs[0]] = written;
   }
-  for (const auto& [made, constant] : stored) {  // nobody reads what was made of a constant any more
+  for (const auto& [made, constant] : stored) {  // the derived value is no longer used
     if (graph.use_counts[made] == 0) products.changes[made] = "";
   }
   return products;
 }
 
-// Returns the graph with our operators, or an empty string where there is nothing to replace.
+// Returns the graph with custom operators, or an empty string if nothing is replaced.
 std::string rewritten_graph(const Model& model, const CustomOps& ops, std::vector<std::string>& kernels) {
-  constexpr uint64_t kOldest = 13;  // the version of ONNX's operators from which on Softmax and Split are what they are
+  constexpr uint64_t kOldest = 13;  // the first opset with today's Softmax and Split
   Graph graph(model.graph);
-  if (graph.has_graph) return "";       // a subgraph may use what would be removed
-  if (model.microsoft != 1) return "";  // operators of another version may be others
-  if (model.has_functions) return "";   // a function may be what an operator's name stands for
+  if (graph.has_graph) return "";       // a subgraph may use a removed value
+  if (model.microsoft != 1) return "";  // other versions may differ
+  if (model.has_functions) return "";   // a function may override an operator
   if (graph.has(kCacheRows) || graph.has(kEncoderRows)) return "";
   NodeChanges cache, cross, encoder;
   if (ops.attention) cache = rewrite_cache_attention(graph);
   if (!cache.empty() && model.opset >= kOldest) cross = rewrite_cross_attention(graph);
   Products products = replace_products(graph, ops);
-  // int8 products cost more precision than bfloat16 attention: where they are accepted, it is too.
+  // int8 products cost more precision than bfloat16 attention, so whoever accepts them accepts both.
   if (products.int8 && model.opset >= kOldest) encoder = rewrite_encoder_attention(graph);
   if (!cache.empty()) kernels.push_back(attention_name());
   if (products.int4) kernels.push_back(int4_name());

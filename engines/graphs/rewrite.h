@@ -1,4 +1,4 @@
-// Puts our operators into a graph in place of ONNX Runtime's. Knows which of them go together.
+// Replaces operators of ONNX Runtime in a graph by custom ones.
 #pragma once
 
 #include <cstddef>
@@ -7,30 +7,30 @@
 
 namespace blip2rt {
 
-// Which operators of ONNX Runtime ours replace.
+// The operators to replace.
 struct CustomOps {
-  // MatMulNBits of 4 bits with constant weights, constant zero points, and scales cast from constant float16.
+  // MatMulNBits with 4 bits, constant weights and zero points, and scales cast from constant float16.
   bool int4 = true;
   // DynamicQuantizeMatMul without zero points, whose int8 weights are a Transpose of a constant (N, K). Ours is faster
-  // with some hundred rows, slower with few. Where it replaces one, EncoderAttention replaces what a vision transformer
-  // computes between its products.
+  // for hundreds of rows and slower for few. If any is replaced, EncoderAttention replaces the attention of a vision
+  // transformer.
   bool int8 = false;
-  // GroupQueryAttention, all or none. Where it replaces them, CrossAttention replaces what reads cross_key_i and
-  // cross_value_i. The graph then has the inputs cache_rows and encoder_rows.
+  // GroupQueryAttention, all or none. If replaced, CrossAttention replaces the attention to cross_key_i and
+  // cross_value_i, and the graph gets the inputs cache_rows and encoder_rows.
   bool attention = true;
-  size_t threads = 1;  // how many run the graph: products are divided among them
+  size_t threads = 1;  // threads of the session, among which products are divided
 };
 
 struct RewrittenGraph {
-  std::string bytes;                 // empty where nothing is replaced
-  std::vector<std::string> kernels;  // that run in place of ONNX Runtime's, such as "int4 avx512"
+  std::string bytes;                 // empty if nothing is replaced
+  std::vector<std::string> kernels;  // custom kernels, such as "int4 avx512"
 };
 
-// Replaces what `ops` asks for in `model` (an ONNX ModelProto) where the processor has a kernel for it. Everything else
-// stays. Throws std::runtime_error where the bytes are no model.
+// Replaces the operators that `ops` selects in `model` (an ONNX ModelProto), if the processor has a kernel for them.
+// Throws std::runtime_error if the bytes are no model.
 RewrittenGraph rewrite_model(const std::string& model, CustomOps ops);
 
-// The kernels that this processor would run, such as "int4 avx512".
+// Returns the kernels that this processor would run, such as "int4 avx512".
 std::vector<std::string> processor_kernels();
 
 }  // namespace blip2rt

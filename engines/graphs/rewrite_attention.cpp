@@ -1,4 +1,4 @@
-// Recognises attention and writes our operators for it. Knows node types.
+// Recognises attention subgraphs and replaces them.
 #include "graphs/rewrite_attention.h"
 
 #include <algorithm>
@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kMaxHeads = 1 << 16;
 
-// Returns whether a GroupQueryAttention has no attribute beyond those that ours knows, but for zeros.
+// Returns whether a GroupQueryAttention has only supported attributes; others must be zero.
 bool asks_for_no_more(const Node& node) {
   const auto is_ours = [](std::string_view name) {
     for (const char* known : {"num_heads", "kv_num_heads", "local_window_size", "do_rotary"}) {
@@ -31,7 +31,7 @@ bool asks_for_no_more(const Node& node) {
   return node.lists.empty() && node.others.empty();
 }
 
-// Writes our Attention for a GroupQueryAttention. Returns an empty string where it asks for what ours cannot do.
+// Writes an Attention for a GroupQueryAttention, or returns an empty string if it is unsupported.
 std::string cache_attention(const Node& node, const Graph& graph) {
   enum Input : size_t {
     kQuery,
@@ -63,8 +63,8 @@ std::string cache_attention(const Node& node, const Graph& graph) {
                     (window == -1 || (window > 0 && window <= INT32_MAX)) && (rotary == 0 || rotates) &&
                     std::isfinite(factor("scale")) && factor("softcap") >= 0 && std::isfinite(factor("softcap")) &&
                     asks_for_no_more(node);
-  // The cache is the loop's own memory, which the graph is fed with. Nobody else may read it: rows lie elsewhere than a
-  // tensor shows, which may show more of them than there are.
+  // The cache is the loop's own memory, a graph input. No other node may read it: rows may be outside the tensor's
+  // shape, and the shape may show more rows than exist.
   const auto is_cache = [&](std::string_view past, std::string_view present) {
     const auto found = graph.inputs.find(past);
     const auto asks_shape = [past](const Node& one) {
@@ -91,7 +91,7 @@ std::string cache_attention(const Node& node, const Graph& graph) {
                     {{"scale", factor("scale")}, {"softcap", factor("softcap")}});
 }
 
-// Returns whether a node works along the last of `axes` axes. `otherwise` is its axis where it names none.
+// Returns whether a node works along the last of `axes` axes; `otherwise` is the default axis.
 bool is_over_last_axis(const Node& node, int64_t axes, int64_t otherwise) {
   const int64_t axis = node.number("axis", otherwise);
   return axis == -1 || axis == axes - 1;
@@ -103,7 +103,7 @@ bool starts_with(std::string_view text, std::string_view with) { return text.sub
 
 NodeChanges rewrite_cache_attention(const Graph& graph) {
   NodeChanges changes;
-  std::set<std::string_view> cached;  // what the attentions that are ours read and write of the cache
+  std::set<std::string_view> cached;  // cache tensors of the replaced nodes
   for (const Node& node : graph.nodes) {
     if (node.domain != "com.microsoft" || node.op_type != "GroupQueryAttention") continue;
     const std::string written = cache_attention(node, graph);
@@ -113,7 +113,7 @@ NodeChanges rewrite_cache_attention(const Graph& graph) {
       if (!cached.insert(name).second) return {};
     }
   }
-  // A cache that no attention has would be read and written by others, in as many rows as its tensors show.
+  // A cache without a replaced attention would be read and written by its tensor shape.
   const auto is_others = [&](std::string_view name) {
     const bool is_cache = starts_with(name, "past_key_") || starts_with(name, "past_value_") ||
                           starts_with(name, "present_key_") || starts_with(name, "present_value_");
@@ -132,7 +132,7 @@ NodeChanges rewrite_cross_attention(const Graph& graph) {
   size_t found = 0, used = 0;
   for (const auto& [name, uses] : graph.use_counts) {
     if (!starts_with(name, kKeys) && !starts_with(name, kValues)) continue;
-    const auto fed = graph.inputs.find(name);  // by the loop, which owns the rows behind those that it shows
+    const auto fed = graph.inputs.find(name);  // fed by the loop, which owns the rows
     if (fed == graph.inputs.end() || fed->second != DType::kFloat32) return {};
     used += uses;
   }
@@ -197,7 +197,7 @@ NodeChanges rewrite_encoder_attention(const Graph& graph) {
     const Constant* factor = graph.constant(scaled->inputs[1], DType::kFloat32);
     const auto scale = factor == nullptr || factor->shape.size() > 4 ? std::vector<float>() : factor->values<float>(1);
     const auto is_size = [](int64_t size) { return size > 0 && size < 1 << 20; };
-    // -1: as many images as there are; a number: so many. 0 would be what the input's first axis has.
+    // -1: any number of images. 0 would copy the first axis of the input.
     if (shape.empty() || joined.empty() || scale.empty() || (shape[0] != -1 && !is_size(shape[0])) ||
         !is_size(shape[1]) || !is_size(shape[2]) || !is_size(shape[3]) || joined[0] != shape[0] ||
         joined[1] != shape[1] || joined[2] != shape[2] * shape[3]) {

@@ -1,21 +1,20 @@
-// Attention in a graph that our operators can take over. Knows node types.
+// Replaces attention subgraphs by custom operators.
 #pragma once
 
 #include "graphs/onnx_graph.h"
 
 namespace blip2rt {
 
-// Writes Attention in place of every GroupQueryAttention. Changes nothing where one of them has to stay, because they
-// share a cache, or where others read or write what is theirs.
+// Replaces every GroupQueryAttention by Attention. Replaces none if one is unsupported, because they share a cache, or
+// if other nodes use the cache.
 NodeChanges rewrite_cache_attention(const Graph& graph);
 
-// Writes CrossAttention in place of MatMul(Softmax(MatMul(query, cross_key transposed) + mask), cross_value) in every
-// layer. Changes nothing where one layer is written in another way.
+// Replaces MatMul(Softmax(MatMul(query, cross_key transposed) + mask), cross_value) by CrossAttention in every layer,
+// or in none if one layer differs.
 NodeChanges rewrite_cross_attention(const Graph& graph);
 
-// Writes EncoderAttention in place of what a vision transformer does with the product of queries, keys and values:
-// Split in three, Reshape into heads and Transpose of each, MatMul(Softmax(MatMul(query, key) * scale), value),
-// Transpose and Reshape back. Leaves alone what is written in another way.
+// Replaces the attention of a vision transformer by EncoderAttention: Split in three, Reshape into heads and Transpose
+// of each, MatMul(Softmax(MatMul(query, key) * scale), value), Transpose and Reshape back. Leaves other patterns alone.
 NodeChanges rewrite_encoder_attention(const Graph& graph);
 
 }  // namespace blip2rt

@@ -1,4 +1,4 @@
-// Recognises products and writes our operators for them. Knows node types.
+// Recognises quantized products and replaces them.
 #include "graphs/rewrite_matmul.h"
 
 #include "kernels/int4/matmul.h"
@@ -10,12 +10,12 @@ namespace blip2rt {
 
 namespace {
 
-// Limits far beyond use, within which no product of sizes overflows.
+// Limits far above real sizes, so that products of sizes do not overflow.
 constexpr uint64_t kMaxSize = uint64_t{1} << 31;
 
 bool is_size(int64_t size) { return size > 0 && static_cast<uint64_t>(size) < kMaxSize; }
 
-// Returns whether a constant is (n, columns), or the same in one axis where `flat` says that this is allowed.
+// Returns whether a constant is (n, columns), or the flattened equivalent if `flat` allows that.
 bool is_matrix(const Constant* constant, uint64_t n, uint64_t columns, bool flat) {
   return constant != nullptr && (constant->has_shape({n, columns}) || (flat && constant->has_shape({n * columns})));
 }
@@ -55,7 +55,7 @@ std::string rewrite_int4(const Node& node, Graph& graph, const ConstantSources& 
     return "";
   }
   --graph.use_counts[scales->first];
-  constexpr int64_t kInt8 = 4;  // accuracy_level 4: activations may be int8; nodes that ask for more get 16 bits
+  constexpr int64_t kInt8 = 4;  // accuracy_level 4: int8 activations; other levels get 16 bits
   return write_node(node, kDomain, kMatMulInt4,
                     {node.inputs[kX], node.inputs[kCodes], scales->second, node.inputs[kZeroPoints]},
                     {{"N", rows},

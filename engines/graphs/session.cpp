@@ -1,5 +1,4 @@
-// Creates ONNX Runtime sessions with the options that suit a small machine, and runs them. Knows tensors by name; not
-// what they mean.
+// Creates ONNX Runtime sessions with options for small machines, and runs them.
 #include "graphs/session.h"
 
 #include <unistd.h>
@@ -14,7 +13,7 @@
 namespace blip2rt {
 namespace {
 
-// Returns the graph with our operators; without bytes where the file is to be loaded as it is.
+// Returns the rewritten graph; without bytes if the file is to be loaded unchanged.
 RewrittenGraph rewritten_graph(const std::string& bytes, int intra_op_threads, CustomOps ops) {
   const size_t asked = static_cast<size_t>(std::max(0, intra_op_threads));
   ops.threads = asked > 0 ? asked : std::max<size_t>(1, std::thread::hardware_concurrency());
@@ -28,19 +27,19 @@ SessionOptions session_options(int intra_op_threads) {
   constexpr int kAllOptimizations = 99;
   check(ort().SetSessionGraphOptimizationLevel(raw, kAllOptimizations));
   if (intra_op_threads > 0) check(ort().SetIntraOpNumThreads(raw, intra_op_threads));
-  // The cache's capacity differs from call to call: memory patterns, one a shape, would pile up.
+  // The cache's capacity differs between calls; memory patterns, one per shape, would accumulate.
   check(ort().DisableMemPattern(raw));
-  // Keeps weights outside of the arena, which grows by powers of two and would keep the slack.
+  // Keeps weights out of the arena, which grows by powers of two and would keep the slack.
   check(ort().AddSessionConfigEntry(raw, "session.use_device_allocator_for_initializers", "1"));
-  // Lets threads spin within a run, where that pays, but not after it: an idle encoder would take the decoder's cores.
+  // Threads may spin within a run but not after it: an idle encoder would occupy the decoder's cores.
   check(ort().AddSessionConfigEntry(raw, "session.force_spinning_stop", "1"));
   return options;
 }
 
-// Opens the graph in `bytes`, or the one of the file where there are none. Without VNNI, ONNX Runtime adds two 8-bit
-// products in 16 bits, which do not hold them. It is told to turn weights unsigned, whose products it widens. Before
-// 1.30 that ended the process at a product without zero points. It is an error (as of 1.32) where two products read the
-// weights; such a graph is opened as it is.
+// Opens the graph in `bytes`, or the file if they are empty. Without VNNI, ONNX Runtime sums two 8-bit products in 16
+// bits, which overflows, unless "x64quantprecision" makes it use unsigned weights. Before 1.30 that option aborted for
+// products without zero points. As of 1.32 it is an error if two products share weights; such a graph is opened without
+// it.
 OrtSession* create_session(const std::string& path, const std::string& bytes, OrtSessionOptions* options) {
   const auto create = [&](const char* exact) {
     check(ort().AddSessionConfigEntry(options, "session.x64quantprecision", exact));
@@ -127,7 +126,7 @@ Session::Session(const std::string& graph_path, int intra_op_threads, CustomOps 
 }
 
 Session::~Session() {
-  if (getpid() == process_) ort().ReleaseSession(session_);  // elsewhere it would wait for threads that are not there
+  if (getpid() == process_) ort().ReleaseSession(session_);  // in a fork it would wait for threads that do not exist
 }
 
 void Session::check_process() const {
@@ -149,7 +148,7 @@ std::vector<Value> Session::run(const std::vector<const char*>& input_names, con
   std::vector<OrtValue*> raw(output_names.size(), nullptr);
   OrtStatus* status = ort().Run(session_, nullptr, input_names.data(), inputs.data(), inputs.size(),
                                 output_names.data(), raw.size(), raw.data());
-  std::vector<Value> outputs(raw.begin(), raw.end());  // owns what there is, even when the run failed
+  std::vector<Value> outputs(raw.begin(), raw.end());  // owns the outputs even if the run failed
   check(status);
   return outputs;
 }

@@ -1,5 +1,5 @@
-// One loaded graph: its inputs and outputs, and ways to run it. Holds no state of a call: one Session serves any number
-// of threads. Knows tensors by name; not what they mean.
+// A loaded graph: its inputs and outputs, and ways to run it. It keeps no state of a call, so any number of threads may
+// share a Session.
 #pragma once
 
 #include <string>
@@ -18,8 +18,8 @@ struct Port {
 
 class Session {
  public:
-  // Loads a graph. intra_op_threads 0 leaves the number to ONNX Runtime: one a physical core. Throws GraphError where
-  // the file asks for what it may not, see read_graph.
+  // Loads a graph. intra_op_threads 0: ONNX Runtime's default, one per physical core. Throws GraphError, see
+  // read_graph.
   explicit Session(const std::string& graph_path, int intra_op_threads, CustomOps ops = {},
                    const AllowedFiles& files = {});
   ~Session();
@@ -37,13 +37,13 @@ class Session {
 
   const std::string& path() const { return path_; }
 
-  // Throws where the process was forked after the session was loaded: its threads are not in the child.
+  // Throws if the process was forked after the session was loaded: its threads do not exist in the child.
   void check_process() const;
 
-  // Returns whether the loop alone may run the graph: it reads rows that lie behind what its tensors show.
+  // Returns whether only the loop may run the graph: it accesses rows outside the tensors' shapes.
   bool is_loop_only() const;
 
-  // The kernels that run in place of ONNX Runtime's, such as "int4 avx512".
+  // The custom kernels that the graph uses, such as "int4 avx512".
   const std::vector<std::string>& custom_kernels() const { return custom_kernels_; }
 
  private:
@@ -57,8 +57,7 @@ class Session {
   std::vector<Port> outputs_;
 };
 
-// Binds inputs and outputs to the caller's memory. Running again reads and writes the same buffers, and allocates
-// nothing on our side.
+// Binds inputs and outputs to the caller's memory. Running again reuses the buffers and allocates nothing on our side.
 class Binding {
  public:
   explicit Binding(const Session& session);

@@ -1,4 +1,4 @@
-// Runs the attention of kernels/ on ONNX Runtime's threads and tensors.
+// Runs the attention kernels on ONNX Runtime's threads and tensors.
 #include "ops/attention_op.h"
 
 #include <algorithm>
@@ -18,10 +18,10 @@ void require(bool holds, const char* what) {
   if (!holds) throw std::runtime_error(std::string("attention: ") + what);
 }
 
-// Limits far beyond use, within which no product of sizes overflows.
+// Limits far above real sizes, so that products of sizes do not overflow.
 constexpr int64_t kMaxHeads = 1 << 16, kMaxWidth = 1 << 16, kMaxPositions = 1 << 20;
 
-// Returns an attribute from 1 to `most`. Throws std::runtime_error.
+// Returns an attribute between 1 and `most`. Throws std::runtime_error.
 size_t size_attribute(const OrtKernelInfo* info, const char* name, int64_t most) {
   const int64_t size = attribute(info, name);
   require(size >= 1 && size <= most, name);
@@ -42,7 +42,7 @@ void run(OrtKernelContext* context, const Attention& a) {
   if (a.rows == 0 || a.length == 0) return;
   const AttentionKernel& kernel = *attention_kernel();
   const size_t blocks = (a.rows * a.length * a.group_size() + kQueryBlock - 1) / kQueryBlock;
-  // A part is worth a thread from some ten thousand products on.
+  // A part should have some ten thousand products to be worth a thread.
   constexpr size_t kPart = 32 * 1024;
   const auto at_once = [&](size_t work) { return std::max<size_t>(1, kPart / std::max<size_t>(1, work)); };
   if (a.key != nullptr) {
@@ -117,7 +117,7 @@ struct AttentionOp {
     a.out_strides = {a.length * of_queries, of_queries, width};
     a.keys = output(context, 1, past_key.axes, past_key.rank);
     a.values = output(context, 2, past_value.axes, past_value.rank);
-    // So they are the loop's own memory, whose rows cache_rows names: the loop alone gives both.
+    // They must be the loop's own memory, whose rows cache_rows refers to.
     require(a.keys == past_key.data && a.values == past_value.data, "present is not past");
     check_rows(a);
     set_rotation(a, input(context, kCos), input(context, kSin));
@@ -125,7 +125,7 @@ struct AttentionOp {
     run(context, a);
   }
 
-  // Which rows the cache has is the loop's to know; no row ends behind its positions.
+  // Only the loop knows which rows exist, but no row may end after the cache's capacity.
   static void check_rows(const Attention& a) {
     const size_t of_row = std::max<size_t>(1, a.kv_heads * a.capacity);
     for (size_t row = 0; row < a.rows; ++row) {
@@ -218,7 +218,7 @@ struct EncoderAttentionOp {
   static constexpr DType kInputs[] = {DType::kFloat32};
   static constexpr size_t kOutputs = 1;
   static bool optional(size_t) { return false; }
-  int64_t asked;  // images, -1: as many as there are
+  int64_t asked;  // -1: any number
   size_t positions, heads, width;
   float scale;
 

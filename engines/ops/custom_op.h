@@ -1,5 +1,4 @@
-// Makes operators for ONNX Runtime out of C++ classes: its threads, its tensors, and memory that stays. Knows its C
-// API; nothing about what is computed.
+// Turns C++ classes into custom operators of ONNX Runtime, with access to its threads and tensors.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +14,7 @@
 
 namespace blip2rt {
 
-// Memory of one thread. It grows when needed and is kept: a token allocates nothing.
+// A reusable buffer of one thread. It grows on demand, so that a token allocates nothing.
 class Buffer {
  public:
   template <class T>
@@ -39,15 +38,15 @@ class Buffer {
   size_t size_ = 0;
 };
 
-// Calls work(first, last) for parts of [0, count), each of `at_once` items, on ONNX Runtime's threads. Throws what one
-// part throws, when all have ended: no exception passes through ONNX Runtime.
+// Calls work(first, last) on ONNX Runtime's threads for parts of [0, count) with `part_size` items each. Rethrows the
+// first exception after all parts have ended: none may pass through ONNX Runtime.
 template <class F>
 void parallel_for(OrtKernelContext* context, size_t count, size_t at_once, const F& work) {
   struct Parts {
     const F* work;
     size_t count, at_once;
     std::atomic_flag failed = ATOMIC_FLAG_INIT;
-    std::exception_ptr failure = nullptr;  // of the first that failed
+    std::exception_ptr failure = nullptr;  // the first one
   } parts = {&work, count, at_once};
   const auto one = [](void* data, size_t part) {
     Parts& p = *static_cast<Parts*>(data);
@@ -61,13 +60,13 @@ void parallel_for(OrtKernelContext* context, size_t count, size_t at_once, const
   if (parts.failure) std::rethrow_exception(parts.failure);
 }
 
-// A tensor that an operator reads.
+// An input tensor of an operator.
 struct Tensor {
-  static constexpr size_t kMaxAxes = 8;  // an array and no vector: a token allocates nothing
+  static constexpr size_t kMaxAxes = 8;  // an array, because a vector would allocate per token
   void* data = nullptr;
   int64_t axes[kMaxAxes] = {};
   size_t rank = 0;
-  bool given = false;  // false where an optional input is absent
+  bool given = false;  // false if an optional input is missing
 
   explicit operator bool() const { return given; }
   template <class T>
@@ -76,7 +75,7 @@ struct Tensor {
   }
 };
 
-// Returns where an input lies, whose shape is known: asking for the shape would allocate.
+// Returns the data of an input of known shape: asking for the shape would allocate.
 template <class T>
 const T* input_data(OrtKernelContext* context, size_t index) {
   const OrtValue* value = nullptr;
@@ -102,8 +101,8 @@ inline Tensor input(OrtKernelContext* context, size_t index) {
   return tensor;
 }
 
-// Throws where an input of the kernel is no constant of exactly `rows` * `columns` elements of this type. What is
-// constant is checked once, when the kernel is made; a run then only asks where it lies.
+// Throws unless an input is a constant with exactly `rows` * `columns` elements of this type. Constants are checked
+// once, when the kernel is created; a run only asks for their address.
 inline void require_constant(const OrtKernelInfo* info, size_t index, DType dtype, uint64_t rows, uint64_t columns) {
   int is_constant = 0;
   const OrtValue* value = nullptr;
@@ -153,8 +152,8 @@ OrtStatus* catch_errors(const F& work) {
   }
 }
 
-// Op has kName, kInputs (the type of each), optional(index), kOutputs (all of them float32), a constructor from
-// OrtKernelInfo and compute(OrtKernelContext*).
+// Creates the operator for a class Op with kName, kInputs (their types), optional(index), kOutputs (number of float32
+// outputs), a constructor from OrtKernelInfo, and compute(OrtKernelContext*).
 template <class Op>
 const OrtCustomOp* custom_op() {
   static const CustomOp op = [] {
@@ -169,7 +168,7 @@ const OrtCustomOp* custom_op() {
     made.KernelDestroy = [](void* kernel) { delete static_cast<Op*>(kernel); };
     made.GetInputCharacteristic = [](const OrtCustomOp*, size_t index) { return Op::optional(index) ? 1 : 0; };
     made.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return 0; };  // required
-    made.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return 0; };       // the provider's own
+    made.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return 0; };       // the provider's memory
     made.CreateKernelV2 = [](const OrtCustomOp*, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
       return catch_errors([&] { *kernel = new Op(info); });
     };

@@ -1,4 +1,4 @@
-// Registers our operators with ONNX Runtime.
+// Registers the custom operators with ONNX Runtime.
 #include "ops/domain.h"
 
 #include "ops/attention_op.h"
@@ -7,7 +7,7 @@
 namespace blip2rt {
 
 void add_domain(OrtSessionOptions* options) {
-  // The process has one domain, because sessions keep pointing to it.
+  // There is one domain per process, because sessions keep a pointer to it.
   static OrtCustomOpDomain* const domain = [] {
     OrtCustomOpDomain* made = nullptr;
     check(ort().CreateCustomOpDomain(kDomain, &made));

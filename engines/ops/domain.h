@@ -1,4 +1,4 @@
-// The domain of our operators in ONNX Runtime.
+// The domain of our custom operators.
 #pragma once
 
 #include "ort/ort_api.h"
@@ -7,7 +7,7 @@ namespace blip2rt {
 
 constexpr char kDomain[] = "blip2rt";
 
-// Makes every operator of ours known to the sessions that these options create.
+// Registers all custom operators with sessions created from these options.
 void add_domain(OrtSessionOptions* options);
 
 }  // namespace blip2rt

@@ -1,4 +1,4 @@
-// Runs the products of kernels/ on ONNX Runtime's threads and tensors.
+// Runs the int4 and int8 kernels on ONNX Runtime's threads and tensors.
 #include "ops/matmul_op.h"
 
 #include <string>
@@ -10,7 +10,7 @@
 namespace blip2rt {
 namespace {
 
-// What every product has: rows of width K as input, rows of width N as output.
+// The input and output of a product: rows of width K, and rows of width N.
 struct Product {
   size_t rows = 1;
   const float* x;
@@ -28,18 +28,18 @@ struct Product {
   }
 };
 
-// Sizes beyond use, within which no product of them overflows.
+// Limits far above real sizes, so that products of sizes do not overflow.
 constexpr int64_t kMaxSize = int64_t{1} << 31, kMaxThreads = 1 << 16;
 
-// Returns an attribute from 1 to `most`. Throws std::runtime_error.
+// Returns an attribute between 1 and `most`. Throws std::runtime_error.
 int64_t size_attribute(const OrtKernelInfo* info, const char* name, int64_t most) {
   const int64_t size = attribute(info, name);
   if (size < 1 || size > most) throw std::runtime_error(std::string("a product has a senseless ") + name);
   return size;
 }
 
-// Calls work(first, last) for `fewest` to `most` parts of `tiles`. Gives every thread the same number of parts, and at
-// least two where it can: others then help a thread that is late.
+// Calls work(first, last) for `fewest` to `most` parts of `tiles`. Every thread gets the same number of parts, at least
+// two if possible, so that other threads can help a late one.
 template <class F>
 void parallel_for_tiles(OrtKernelContext* context, size_t threads, size_t tiles, size_t fewest, size_t most,
                         const F& work) {
@@ -54,7 +54,7 @@ struct MatMulInt4 {
   static constexpr size_t kOutputs = 1;
   static bool optional(size_t) { return false; }
   int64_t n, k, block;
-  bool split;  // activations have 16 bits
+  bool split;  // 16-bit activations
   size_t threads;
 
   explicit MatMulInt4(const OrtKernelInfo* info)
@@ -87,7 +87,7 @@ struct MatMulInt4 {
     parallel_for(context, product.rows, Int4Input::kQuantizeRows, [&](size_t first, size_t last) {
       kernel->quantize(product.x, first, last - first, matrix, quantized);
     });
-    // A part is as long as a stream of memory wants to be, and not so short that it is not worth a thread.
+    // A part is long enough to be worth a thread, and short enough to balance the load.
     constexpr size_t kLong = 256 * 1024, kShort = 16 * 1024;
     const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile;
     const size_t bytes = matrix.n * matrix.blocks() * matrix.block / 2;

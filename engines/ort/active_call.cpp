@@ -1,4 +1,4 @@
-// Counts the threads that are in ONNX Runtime.
+// Counts the threads inside ONNX Runtime, and waits for them at exit.
 #include "ort/active_call.h"
 
 #include <unistd.h>
@@ -13,11 +13,11 @@ namespace {
 
 std::atomic<int> threads{0};
 std::atomic<bool> ending{false};
-thread_local int depth = 0;  // a call within a call is the same thread's
-pid_t process = 0;           // threads are not in a fork of it
+thread_local int depth = 0;  // nested calls belong to the same thread
+pid_t process = 0;           // threads do not survive a fork
 
 void wait_for_threads() {
-  constexpr std::chrono::seconds kLongest(60);  // a busy machine may let a thread wait
+  constexpr std::chrono::seconds kLongest(60);  // generous, for a busy machine
   if (getpid() != process) return;
   ending = true;
   const auto end = std::chrono::steady_clock::now() + kLongest;

@@ -1,11 +1,11 @@
-// What the end of the process waits for. ONNX Runtime takes its own tables down as the process exits: threads that
-// still run it, as daemon threads of Python do, would read what is gone.
+// Delays exit() until no thread is inside ONNX Runtime, which destroys its own tables at exit: threads still running
+// it, such as Python's daemon threads, would read freed memory.
 #pragma once
 
 namespace blip2rt {
 
-// A thread is in ONNX Runtime while one of these lives. exit() waits for it a while; a thread that comes later sleeps
-// until the process is gone.
+// Marks the thread as inside ONNX Runtime while it lives. exit() waits for it with a timeout; a thread that arrives
+// later sleeps until the process ends.
 class ActiveCall {
  public:
   ActiveCall();
@@ -14,7 +14,8 @@ class ActiveCall {
   ActiveCall& operator=(const ActiveCall&) = delete;
 };
 
-// Lets exit() wait for calls. Called once, when ONNX Runtime has been loaded: what is registered later is done earlier.
+// Makes exit() wait for active calls. Call it once, after ONNX Runtime was loaded: exit handlers run in reverse order
+// of registration.
 void wait_for_calls_at_exit();
 
 }  // namespace blip2rt

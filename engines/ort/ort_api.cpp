@@ -1,5 +1,4 @@
-// Finds ONNX Runtime at run time, fills the entry table, and wraps the calls that own something.
-// Knows nothing about graphs or generation.
+// Loads ONNX Runtime at run time, fills the entry table, and wraps calls that return owned objects.
 #include "ort/ort_api.h"
 
 #include <dlfcn.h>
@@ -29,12 +28,12 @@ struct Loaded {
   OrtMemoryInfo* cpu_memory = nullptr;
 };
 
-// Never destroyed: sessions and arrays of the interpreter may outlive static destruction.
+// Never destroyed, because sessions and arrays of the interpreter may outlive static destruction.
 Loaded* loaded = nullptr;
 std::mutex loading;
 
-// Version 1.32 opens a store of events in the user's home and looks up a host as soon as an environment is made; asking
-// for silence through its API comes too late. What the user has set stays.
+// ONNX Runtime 1.32 opens an event store in the home directory and resolves a host name as soon as an environment is
+// created, before its API could disable that. Keeps a value that the user has set.
 void disable_telemetry() { setenv("ORT_DISABLE_TELEMETRY", "1", 0); }
 
 const ApiBase& api_base(const std::string& path) {
@@ -52,8 +51,7 @@ bool is_before(const std::string& version, int minor_of_1) {
          (major < 1 || (major == 1 && minor < minor_of_1));
 }
 
-// Operators of older versions do not compare their tensors with their attributes: a stranger's graph reads foreign
-// memory.
+// In older versions operators do not compare tensors with attributes, so an untrusted graph could read out of bounds.
 bool is_too_old(const std::string& version) { return is_before(version, 23); }
 
 }  // namespace
@@ -78,10 +76,10 @@ void load_onnxruntime(const std::string& library_path) {
   BLIP2RT_ORT_ENTRIES(BLIP2RT_FILL)
 #undef BLIP2RT_FILL
 
-  loaded = fresh.get();  // check() below reads messages through it
+  loaded = fresh.get();  // check() below needs it
   try {
     constexpr int kFatal = 4, kDeviceAllocator = 0, kDefaultMemory = 0;
-    // Errors arrive as exceptions; logging them as well would only litter stderr.
+    // Errors arrive as exceptions; logging them as well would clutter stderr.
     check(ort().CreateEnv(kFatal, "blip2rt", &fresh->environment));
     check(ort().DisableTelemetryEvents(fresh->environment));
     check(ort().CreateCpuMemoryInfo(kDeviceAllocator, kDefaultMemory, &fresh->cpu_memory));
@@ -110,8 +108,8 @@ void check(OrtStatus* status) {
     OrtStatus* status;
     ~Owned() { ort().ReleaseStatus(status); }
   } owned = {status};
-  const std::string message = single_line(ort().GetErrorMessage(status));  // it may quote names of any bytes
-  // What an operator of ours, C++ and ONNX Runtime's arena say: it has no code for it.
+  const std::string message = single_line(ort().GetErrorMessage(status));  // it may quote arbitrary bytes
+  // Out-of-memory messages of our operators, of C++ and of ONNX Runtime's arena, which have no error code.
   for (const char* lack : {"out of memory", "bad_alloc", "Failed to allocate memory"}) {
     if (message.find(lack) != std::string::npos) throw std::bad_alloc();
   }

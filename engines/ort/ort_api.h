@@ -1,8 +1,8 @@
-// Declares the few entries of ONNX Runtime's C API that the core uses, and owns what they return.
+// Declares the few entries of ONNX Runtime's C API that the core uses, with owning types for what they return.
 //
-// No wheel ships the C headers, so the entries are declared here: OrtApi is an append-only table of
-// function pointers, and a slot, once published, never moves (tests/engines/native/ort_api_layout.cpp checks
-// slots and signatures against the real header). Knows nothing about graphs or generation.
+// No wheel ships the C headers, so the entries are declared here. OrtApi is an append-only table of function pointers
+// whose published slots never move; tests/engines/native/ort_api_layout.cpp compares slots and signatures with the real
+// header.
 #pragma once
 
 #include <cstddef>
@@ -32,7 +32,7 @@ struct OrtValue;
 
 namespace blip2rt {
 
-// ONNXTensorElementDataType of the C API: the types that our graphs may use.
+// ONNXTensorElementDataType of the C API: the types that our graphs use.
 enum class DType : int {
   kUndefined = 0,
   kFloat32 = 1,
@@ -47,11 +47,10 @@ enum class DType : int {
 
 const char* dtype_name(DType dtype);
 
-// The oldest version whose table holds every slot below; ONNX Runtime 1.23 and later answer to it.
+// The oldest API version with every slot below. ONNX Runtime 1.23 and later support it.
 inline constexpr uint32_t kApiVersion = 20;
 
-// OrtCustomOp of the C API: an operator of ours, as ONNX Runtime calls it. Entries for other kinds of operators are
-// null.
+// OrtCustomOp of the C API: a custom operator. Unused entries are null.
 struct CustomOp {
   uint32_t version;
   void* (*CreateKernel)(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo*);
@@ -143,17 +142,17 @@ struct OrtEntries {
 #undef BLIP2RT_DECLARE
 };
 
-// Loads the library and makes the process's one environment. A second call with the same path does nothing. Throws at
-// another path: two copies of ONNX Runtime would fight over the same cores.
+// Loads the library and creates the process's only environment. Does nothing if called again with the same path. Throws
+// for another path: two copies of ONNX Runtime would compete for the same cores.
 void load_onnxruntime(const std::string& library_path);
 
-// The entries that load_onnxruntime found. Asserts that it was called.
+// Returns the loaded entries. Asserts that load_onnxruntime was called.
 const OrtEntries& ort();
 const OrtEnv* ort_environment();
 const std::string& ort_version();
-bool ort_older_than(int minor_of_1);  // the library's version, 1.minor
+bool ort_older_than(int minor_of_1);  // whether the library is older than 1.minor
 
-// Throws std::runtime_error with ONNX Runtime's message where a call failed.
+// Throws std::runtime_error with ONNX Runtime's message if a call failed.
 void check(OrtStatus* status);
 
 #define BLIP2RT_OWNED(Type, Alias)                              \
@@ -168,7 +167,7 @@ BLIP2RT_OWNED(OrtSessionOptions, SessionOptions)
 BLIP2RT_OWNED(OrtIoBinding, IoBinding)
 #undef BLIP2RT_OWNED
 
-// Makes a tensor over the caller's memory, which must outlive it.
+// Creates a tensor over the caller's memory, which must outlive it.
 Value view(void* data, size_t bytes, const std::vector<int64_t>& shape, DType dtype);
 
 inline Value view(float* data, const std::vector<int64_t>& shape) {
@@ -179,7 +178,7 @@ inline Value view(float* data, const std::vector<int64_t>& shape) {
 
 struct TensorInfo {
   DType dtype = DType::kUndefined;
-  std::vector<int64_t> shape;  // -1 for a free axis
+  std::vector<int64_t> shape;  // -1 for a dynamic axis
 };
 
 TensorInfo tensor_info(const OrtTensorTypeAndShapeInfo* info);

@@ -1,4 +1,4 @@
-// Reads UTF-8.
+// Validates and sanitizes UTF-8.
 #include "ort/utf8.h"
 
 #include <cstdint>
@@ -6,7 +6,7 @@
 namespace blip2rt {
 namespace {
 
-// Returns the bytes of the character at `i`; 0 where there is none.
+// Returns the length in bytes of the character at `i`, or 0 if it is invalid.
 size_t size_at(std::string_view text, size_t i) {
   const auto byte = [&](size_t at) { return at < text.size() ? static_cast<uint8_t>(text[at]) : uint8_t{0}; };
   const uint8_t first = byte(i);

@@ -1,4 +1,4 @@
-// Selects the tokens of a row that sampling draws from, without sorting. Knows scores only.
+// Selects the tokens that sampling may draw, without sorting.
 #include "search/cpu_reader.h"
 
 #include <algorithm>
@@ -34,7 +34,7 @@ Bound CpuReader::top_k_bound(const float* scores, int n) {
   const auto count = static_cast<size_t>(n);
   Bound bound;
   if (count > vocab_size_) return bound;
-  if (count <= block_max_.size()) {  // at least `count` scores reach the count-th largest maximum of a block
+  if (count <= block_max_.size()) {  // at least `count` scores reach the count-th largest block maximum
     block_max_ = scorer_.block_max();
     const auto last = block_max_.begin() + static_cast<ptrdiff_t>(count - 1);
     std::nth_element(block_max_.begin(), last, block_max_.end(), std::greater<>());
@@ -47,15 +47,15 @@ Bound CpuReader::top_k_bound(const float* scores, int n) {
   return {last->score, kNoToken};
 }
 
-// Finds, by halves, the token with which the likeliest ones together have p of the weight that `within` leaves.
+// Finds by bisection the token with which the likeliest tokens together reach p of the weight that `within` leaves.
 Bound CpuReader::nucleus(const float* scores, int row, double p, Bound within, int& kept) {
   const double total = weigh(scores, row, within);
-  // Tokens that are lighter than this do not reach 1 - p even all together: they need not be looked at.
+  // All tokens lighter than this together have less than 1 - p of the weight, so they can be skipped.
   const double light = (1 - p) * total / (2 * static_cast<double>(vocab_size_));
   const auto least = static_cast<float>(largest() + std::log(light) / sampler_.scale);
   collect(scores, std::max(within.score, least));
   const float* weights = sampler_.row_weights(row);
-  double wanted = p * total;  // the weight that tokens from `first` on must have
+  double wanted = p * total;  // the weight still missing from `first` on
   auto first = selected_.begin(), end = selected_.end();
   while (end - first > 1) {
     const auto middle = first + (end - first) / 2;
@@ -73,7 +73,7 @@ Bound CpuReader::nucleus(const float* scores, int row, double p, Bound within, i
   return {first->score, first->token};
 }
 
-// Fills selected_ with the tokens whose score is at least `least`.
+// Fills selected_ with the tokens that score at least `least`.
 void CpuReader::collect(const float* scores, float least) {
   selected_.clear();
   const std::vector<float>& block_max = scorer_.block_max();
@@ -97,7 +97,7 @@ double CpuReader::weigh(const float* scores, int row, Bound bound) {
     const size_t first = block * RowScorer::kBlock, end = std::min(vocab_size_, first + RowScorer::kBlock);
     sums[block] =
         blip2rt::weigh(scores + first, weights + first, end - first, scorer_.largest(), sampler_.scale, bound.score);
-    if (static_cast<int>(end) > bound.token) {  // of scores equal to the bound's, those of larger tokens go
+    if (static_cast<int>(end) > bound.token) {  // ties with the bound: drop the larger tokens
       for (size_t i = first; i < end; ++i) {
         if (scores[i] == bound.score && static_cast<int>(i) > bound.token) weights[i] = 0;
       }

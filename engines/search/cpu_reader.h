@@ -1,5 +1,4 @@
-// Reads rows of scores on a CPU for SearchBlock: the Reader of search_block.h as a team of one thread, in vector code.
-// Knows scores only.
+// The Reader of search_block.h for a CPU: a team of one thread, in vector code.
 #pragma once
 
 #include <cstddef>

@@ -1,33 +1,33 @@
-// The loop's kernels on a GPU: they write keys and values into the cache, choose tokens, and move beams. NVRTC compiles
-// this source, and a C++ compiler does so for a CPU, with a few macros for threadIdx and the like
-// (tests/engines/native/kernels_cpu.cpp). Knows rows of tokens; search_block.h knows what a row's search does.
+// The generation loop's GPU kernels: they write keys and values into the cache, choose tokens, and move beams. NVRTC
+// compiles this source. A C++ compiler can too, with macros for threadIdx and the like
+// (tests/engines/native/kernels_cpu.cpp).
 //
-// A row's slots [0, positions[row]) of the cache are filled. docs/bundle.md, "The target trt", describes the tensors.
+// The slots [0, positions[row]) of a row's cache are filled. docs/bundle.md, "The target trt", describes the tensors.
 #include "search/search_block.h"
 
 using namespace blip2rt;
 
-// What the host fixes for a generation. It lies in the device's memory: a captured graph then needs no new arguments.
+// Parameters that the host sets once per generation. They are in device memory, so that a captured graph needs no new
+// arguments.
 struct GenerationParameters {
   int64_t vocabulary_ends, vocabulary_bytes;  // addresses, 0 without stop strings
   int64_t blocks;                             // address of the answers' search blocks
   int64_t draw_rows, weights, block_sums;     // addresses of each answer's Sampler, 0 without sampling
   int32_t stride;                             // bytes of a search block
-  int32_t beams;                              // rows of an answer
-  int32_t last;                               // 1: the next step chooses the last tokens
+  int32_t beams;                              // rows per answer
+  int32_t last;                               // 1: the next step is the last one
 };
 
 namespace {
 
 constexpr int kMaxThreads = 1024;
-constexpr float kMinExponent = -87.33654f;  // as in scoring.h: every token that may be drawn has a weight above 0
+constexpr float kMinExponent = -87.33654f;  // as in scoring.h: every token that may be drawn has a positive weight
 
-// Reads a row of scores with a block of threads. Uses what the graph has computed of the row (its K likeliest tokens
-// and the log of the sum of all exponentials), and reads the row itself only where options changed it or need more
-// tokens.
+// The Reader for a block of threads. It uses the graph's results for the row (its K likeliest tokens and the log of the
+// sum of exponentials), and reads the row itself only if options changed it or need more tokens.
 class TeamReader {
  public:
-  // `scores`: the first of the answer's rows. From the graph: top_logits and top_tokens (rows, k), log_sum_exp (rows).
+  // `scores`: the answer's first row. From the graph: top_logits and top_tokens (rows, k), log_sum_exp (rows).
   TeamReader(SearchBlock& block, const Sampler& sampler, const float* scores, const float* top_logits,
              const int64_t* top_tokens, const float* log_sum_exp, int k, double* shared)
       : block_(block),
@@ -53,7 +53,7 @@ class TeamReader {
     top_logits_ = all_top_logits_ + static_cast<int64_t>(row) * k_;
     top_tokens_ = all_top_tokens_ + static_cast<int64_t>(row) * k_;
     if (fresh) floor_ = top_logits_[k_ - 1];
-    known_ = fresh && !(block_.num_beams == 1 && block_.edits_logits());  // beams are measured before they are edited
+    known_ = fresh && !(block_.num_beams == 1 && block_.edits_logits());  // beams are measured before logits processing
     if (known_) {
       largest_ = top_logits_[0];
       log_sum_ = log_sum_exp_[row] - largest_;
@@ -68,11 +68,11 @@ class TeamReader {
     }
     const bool all_forbidden = largest_ == forbidden();
     if (!isfinite(log_sum_) && !all_forbidden && leader()) block_.fault = Fault::kNotFinite;
-    sync();  // what was read of the block is not changed before all have read it
+    sync();  // no thread may change the block before all have read it
   }
 
   int argmax(const float* scores) {
-    // A graph's list has equals in any order, and may have left some out.
+    // The graph's list has ties in any order, and may omit some.
     const bool listed = k_ == vocab_size_ || top_logits_[k_ - 1] < top_logits_[0];
     if (!known_ || !listed) return best_after([&](int i) { return scores[i]; }, infinity(), kNoToken);
     auto first = static_cast<int>(top_tokens_[0]);
@@ -92,14 +92,14 @@ class TeamReader {
 
   void offer(const float* scores, float base, int row, SearchBlock& block) {
     const auto offered = [&](int token) { return base + (scores[token] - largest_ - log_sum_); };
-    bool whole = block.penalty < 1;  // a penalty below 1 may raise a token past those of the list
+    bool whole = block.penalty < 1;  // a penalty below 1 may lift a token above those of the list
     if (!whole) {
-      rank_list([](int a, int b) { return a < b; });  // the smaller of two equals is offered first
+      rank_list([](int a, int b) { return a < b; });  // the smaller of two tied tokens is offered first
       if (leader()) {
         for (int place = 0; place < k_; ++place) block.offer({offered(listed(place)), row, listed(place)});
       }
       sync();
-      // Scores outside of the list are at most what its last token had. One that is as large may have a smaller token.
+      // Scores outside the list are at most that of its last token. A tied one may have a smaller token.
       const float most = base + (floor_ - largest_ - log_sum_);
       const Candidate* last = block.best() + block.best_count - 1;
       whole = k_ < vocab_size_ && (block.accepts(most) || (last->row == row && last->score == most));
@@ -137,7 +137,7 @@ class TeamReader {
     Bound found;
     kept = listed_nucleus(scores, weights, wanted, found);
     if (kept > 0) return found;
-    // Sums the weights of larger scores, and those of equal scores up to a token.
+    // Sums the weights of larger scores, and of ties up to a token.
     const auto weight_from = [&](uint32_t key, int last_equal) {
       double sum = 0;
       for (int i = rank(); i < vocab_size_; i += size()) {
@@ -151,11 +151,11 @@ class TeamReader {
       return sum > 0 && sum >= wanted;
     };
     const uint32_t key = largest_key([&](uint32_t from) { return enough(from, kNoToken); });
-    if (key <= key_of(forbidden())) {  // rounding: not even all tokens are enough
+    if (key <= key_of(forbidden())) {  // rounding: even all tokens are not enough
       kept = vocab_size_;
       return within;
     }
-    int low = -1, high = vocab_size_ - 1;  // the first equal token with which it is enough
+    int low = -1, high = vocab_size_ - 1;  // the first tied token that reaches the weight
     while (high - low > 1) {
       const int middle = low + (high - low) / 2;
       if (enough(key, middle)) {
@@ -200,9 +200,9 @@ class TeamReader {
     return score > bound.score || (score == bound.score && token <= bound.token);
   }
 
-  // Maps floats to integers of the same order.
+  // Maps floats to integers with the same order.
   static uint32_t key_of(float score) {
-    const float plain = score + 0.0f;  // -0 is 0
+    const float plain = score + 0.0f;  // turns -0 into 0
     uint32_t bits;
     memcpy(&bits, &plain, sizeof bits);
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
@@ -214,7 +214,7 @@ class TeamReader {
     return score;
   }
 
-  // Returns the largest key for which `holds` is true. From some key on it is false.
+  // Returns the largest key for which `holds` is true, assuming that it is false for all larger keys.
   template <class Holds>
   static uint32_t largest_key(Holds holds) {
     uint32_t key = 0;
@@ -230,10 +230,11 @@ class TeamReader {
     return static_cast<int>(reduce(count, [](double a, double b) { return a + b; }));
   }
 
-  // Puts the list's tokens into shared memory, in the order of `before`; listed() reads them until the next reduce().
+  // Sorts the list's tokens by `before` into shared memory, where listed() reads them until the next reduce().
   template <class Before>
   void rank_list(Before before) {
-    for (int i = rank(); i < k_; i += size()) shared_[i] = static_cast<double>(top_tokens_[i]);  // NaN has no order
+    for (int i = rank(); i < k_; i += size())
+      shared_[i] = static_cast<double>(top_tokens_[i]);  // default for NaN, which has no order
     sync();
     for (int i = rank(); i < k_; i += size()) {
       const auto token = static_cast<int>(top_tokens_[i]);
@@ -245,17 +246,17 @@ class TeamReader {
   }
   int listed(int place) const { return static_cast<int>(shared_[place]); }
 
-  // Looks for the nucleus in the list alone. Returns how many tokens it has, and its bound; 0 where the list does not
+  // Searches for the nucleus in the list alone. Returns its number of tokens and its bound, or 0 if the list does not
   // cover it.
   int listed_nucleus(const float* scores, const float* weights, double wanted, Bound& bound) {
-    if (block_.penalty < 1) return 0;  // it may raise a token past those of the list
+    if (block_.penalty < 1) return 0;  // it may lift a token above those of the list
     rank_list([&](int a, int b) { return scores[a] > scores[b] || (scores[a] == scores[b] && a < b); });
     if (leader()) {
       double sum = 0;
       int count = 0, last = kNoToken;
       for (int place = 0; place < k_ && count == 0; ++place) {
         last = listed(place);
-        if (k_ < vocab_size_ && !(scores[last] > floor_)) break;  // one outside of the list may come before it
+        if (k_ < vocab_size_ && !(scores[last] > floor_)) break;  // one outside the list may precede it
         sum += weights[last];
         if (sum > 0 && sum >= wanted) count = place + 1;
       }
@@ -269,8 +270,8 @@ class TeamReader {
     return count;
   }
 
-  // Returns the likeliest token after (score, token) by its score_of_token(token), or kNoToken when none is left. The
-  // smaller of two equals comes first.
+  // Returns the likeliest token after (score, token) by score_of_token(token), or kNoToken if none is left. The smaller
+  // of two tied tokens comes first.
   template <class Score>
   int best_after(Score score_of_token, float score, int token) {
     float best = forbidden();
@@ -290,7 +291,7 @@ class TeamReader {
     return static_cast<int>(first);
   }
 
-  // Removes the candidates of a row from the list.
+  // Removes a row's candidates from the block's list.
   static void remove_row(int row, SearchBlock& block) {
     auto* items = block.at<Candidate>(block.best_at);
     int kept = 0;
@@ -300,7 +301,7 @@ class TeamReader {
     block.best_count = kept;
   }
 
-  // Joins the values of all threads, and gives each of them the result.
+  // Reduces the values of all threads, and returns the result to each.
   template <class Join>
   double reduce(double own, Join join) {
     shared_[rank()] = own;
@@ -327,19 +328,19 @@ class TeamReader {
   const float* top_logits_ = nullptr;
   const int64_t* top_tokens_ = nullptr;
   float largest_ = 0, log_sum_ = 0;
-  float floor_ = 0;  // no token outside of the list had a larger score
+  float floor_ = 0;  // no token outside the list scored higher
   int row_ = -1;
-  bool known_ = false;  // the graph has said what was measured last
+  bool known_ = false;  // the measured values come from the graph
 };
 
 }  // namespace
 
-// Writes new keys and values behind what is in the cache, and opens the mask for them.
+// Appends new keys and values to the cache, and unmasks their positions.
 //
 // fresh holds tensors (source rows, heads, length, width), `fresh_stride` words apart; cache holds tensors (rows,
-// heads, capacity, width), `cache_stride` words apart; a word is 4 bytes. Row r takes positions 0 to last_index[source]
-// of row source = sources[r] of `fresh`, and writes them to the slots from positions[r] on. Where sources is null,
-// source is r; where last_index or positions is null, it counts as 0. Grid: rows x tensors.
+// heads, capacity, width), `cache_stride` words apart; a word is 4 bytes. Row r copies positions 0 to
+// last_index[source] of row source = sources[r] of `fresh` to the slots from positions[r] on. If sources is null,
+// source is r; if last_index or positions is null, it counts as 0. Grid: rows x tensors.
 extern "C" __global__ void scatter(const uint32_t* fresh, uint32_t* cache, float* mask, const int32_t* sources,
                                    const int64_t* last_index, const int64_t* positions, int64_t fresh_stride,
                                    int64_t cache_stride, int heads, int length, int capacity, int width) {
@@ -363,8 +364,8 @@ extern "C" __global__ void scatter(const uint32_t* fresh, uint32_t* cache, float
 }
 
 // Takes one step of every answer's search. Answer a owns the rows [a * beams, (a + 1) * beams) of logits (rows, V),
-// tokens (rows) and positions (rows). In the first step, answer a begins from row images[a] of `prompt_logits` and of
-// the top tensors; after it `images` is null. done (answers) says which answers have ended. Grid: answers.
+// tokens (rows) and positions (rows). In the first step, answer a starts from row images[a] of `prompt_logits` and of
+// the top tensors; later `images` is null. done (answers) marks finished answers. Grid: answers.
 extern "C" __global__ void choose(const GenerationParameters* plan, float* logits, const float* prompt_logits,
                                   const int32_t* images, const float* top_logits, const int64_t* top_tokens,
                                   const float* log_sum_exp, const int32_t* prompt_lengths, int64_t* tokens,
@@ -372,7 +373,7 @@ extern "C" __global__ void choose(const GenerationParameters* plan, float* logit
   __shared__ double shared[kMaxThreads];
   const int answer = static_cast<int>(blockIdx.x), beams = plan->beams, first_row = answer * beams;
   SearchBlock& block = *reinterpret_cast<SearchBlock*>(plan->blocks + static_cast<int64_t>(answer) * plan->stride);
-  if (block.done) {  // the graph goes on computing its rows; they change nothing
+  if (block.done) {  // the graph still computes its rows, without effect
     for (int i = static_cast<int>(threadIdx.x); i < beams; i += static_cast<int>(blockDim.x)) {
       parents[first_row + i] = first_row + i;
     }
@@ -407,7 +408,7 @@ extern "C" __global__ void choose(const GenerationParameters* plan, float* logit
   if (threadIdx.x == 0) done[answer] = block.done;
 }
 
-// Copies the generated positions [prompt length, positions[row]) of each row's parent to the row. A parent is never
+// Copies the generated positions [prompt length, positions[row]) from each row's parent to the row. A parent is never
 // overwritten, see SearchBlock::parents. Grid: rows x tensors.
 extern "C" __global__ void reorder(const GenerationParameters* plan, uint32_t* cache, const int32_t* parents,
                                    const int32_t* prompt_lengths, const int64_t* positions, int64_t cache_stride,
@@ -424,7 +425,7 @@ extern "C" __global__ void reorder(const GenerationParameters* plan, uint32_t* c
   }
 }
 
-// Copies row sources[r] of `from` to row r of `to`, for tensors that lie `from_stride` and `to_stride` words apart. A
+// Copies row sources[r] of `from` to row r of `to`, for tensors that are `from_stride` and `to_stride` words apart. A
 // row has `words` words. Grid: rows x tensors.
 extern "C" __global__ void spread(const uint32_t* from, uint32_t* to, const int32_t* sources, int64_t from_stride,
                                   int64_t to_stride, int words) {

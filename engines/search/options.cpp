@@ -1,4 +1,4 @@
-// Finds all faults of options at once. Knows numbers only.
+// Validates generation options and reports all faults at once.
 #include "search/options.h"
 
 #include <algorithm>
@@ -9,10 +9,10 @@
 namespace blip2rt {
 namespace {
 
-// Limits far beyond use: a typing error must not fill the memory.
+// Limits far above real use, so that a typo cannot exhaust the memory.
 constexpr int kMaxBeams = 1000, kMaxDraws = 10000, kMaxTokens = 1 << 16;
 
-// Returns whether value and 1 / value are finite and above 0 as floats, which the loop computes with.
+// Returns whether value and 1 / value are positive and finite as floats, the loop's type.
 bool positive(double value) {
   const auto narrow = static_cast<float>(value);
   return narrow > 0 && std::isfinite(narrow) && std::isfinite(1.0f / narrow);

@@ -1,5 +1,5 @@
-// Lets the search's source compile for a CPU and, by NVRTC, for a GPU. NVRTC knows no standard headers, and compiles
-// every function for the device (-default-device).
+// Lets the search's source compile for CPUs and, by NVRTC, for GPUs. NVRTC has no standard headers, and compiles every
+// function for the device (-default-device).
 #pragma once
 
 #ifdef __CUDACC_RTC__
@@ -30,9 +30,9 @@ inline float infinity() { return __int_as_float(0x7f800000); }
 constexpr float infinity() { return std::numeric_limits<float>::infinity(); }
 #endif
 
-inline float forbidden() { return -infinity(); }  // the score of a token that cannot come
+inline float forbidden() { return -infinity(); }  // the score of a token that must not be chosen
 
-constexpr int32_t kNoToken = 0x7fffffff;  // above every token
+constexpr int32_t kNoToken = 0x7fffffff;  // larger than any token
 
 template <class T>
 constexpr T larger_of(T a, T b) {

@@ -1,11 +1,11 @@
-// Makes random numbers without the standard library: a seed gives the same text on every machine. For CPU and GPU.
+// Random numbers without the standard library: a seed gives the same text on every machine. Compiled for CPU and GPU.
 #pragma once
 
 #include "search/portable.h"
 
 namespace blip2rt {
 
-// SplitMix64. Streams of one seed are independent of each other.
+// SplitMix64. Streams of one seed are independent.
 class Random {
  public:
   Random() = default;

@@ -1,5 +1,5 @@
-// Sampler tokens from rows of weights, one after the other, among those that the options leave: with the meaning of
-// Hugging Face's logits warpers. Compiled for CPU and GPU. Knows weights; not how a row of scores is read.
+// Samples tokens without replacement from rows of weights, with the meaning of Hugging Face's logits warpers. Compiled
+// for CPU and GPU.
 #pragma once
 
 #include "search/portable.h"
@@ -13,7 +13,7 @@ struct Candidate {
   int32_t token;
 };
 
-// Leaves tokens of a larger score, and those of an equal score up to `token`.
+// Keeps tokens with a larger score, and ties up to `token`.
 struct Bound {
   float score = -3.402823466e38f;
   int32_t token = kNoToken;
@@ -22,11 +22,11 @@ struct Bound {
 struct SampledRow {
   const float* scores;
   float base;
-  double log_weight;  // log of the factor of its weights
-  double sum;         // the sum of its weights
+  double log_weight;  // log of the row's common factor
+  double sum;         // sum of the row's weights
 };
 
-// The rows that tokens are drawn from together. Borrows its memory.
+// Draws tokens from several rows together. Borrows its memory.
 struct Sampler {
   static constexpr int32_t kBlock = 64;
   static constexpr int32_t blocks(int32_t vocab_size) { return (vocab_size + kBlock - 1) / kBlock; }
@@ -40,9 +40,8 @@ struct Sampler {
   float* row_weights(int32_t row) const { return weights + static_cast<size_t>(row) * vocab_size; }
   double* row_sums(int32_t row) const { return block_sums + static_cast<size_t>(row) * blocks(vocab_size); }
 
-  // Sampler one token of the first `count` rows, with a probability proportional to exp(base + score / temperature),
-  // and does not draw it again. Its candidate's score is base + score / temperature. Returns false when no token is
-  // left.
+  // Draws one token of the first `count` rows, with a probability proportional to exp(base + score / temperature), and
+  // removes it. The candidate's score is base + score / temperature. Returns false if no token is left.
   bool draw(int32_t count, Random& random, Candidate& drawn) const {
     double most = -infinity();
     for (int32_t row = 0; row < count; ++row) {
@@ -81,8 +80,8 @@ struct Sampler {
  private:
   double share(int32_t row, double most) const { return rows[row].sum > 0 ? exp(rows[row].log_weight - most) : 0; }
 
-  // Returns the row's token on which `left`, from 0 to the sum of its weights, falls. Finds its block first. Where
-  // rounding leaves no token, returns the last one that has a weight.
+  // Returns the row's token at `left`, between 0 and the sum of its weights. Finds its block first. If rounding leaves
+  // none, returns the last token with a weight.
   int32_t pick(int32_t row, double left) const {
     const double* sums = row_sums(row);
     int32_t block = 0;

@@ -1,5 +1,5 @@
-// Computes log-softmax and top-k over a vocabulary in streaming passes. They are plain loops over fixed blocks, which
-// any compiler turns into vector code. Knows numbers only.
+// Computes log-softmax and top-k over a vocabulary in streaming passes: plain loops over fixed blocks, which every
+// compiler vectorises.
 #include "search/scoring.h"
 
 #include <algorithm>
@@ -8,8 +8,8 @@
 #include <limits>
 #include <stdexcept>
 
-// Compiles the same code for wider registers too; loading the library chooses one. Lanes and order are fixed and
-// nothing is contracted: every variant gives the same bits.
+// Compiles the same code for wider registers too; the loader chooses one. Lanes and order are fixed and nothing is
+// contracted, so every variant gives the same bits.
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GLIBC__) && !defined(BLIP2RT_SANITIZE)
 #define BLIP2RT_WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
@@ -21,11 +21,11 @@ namespace blip2rt {
 namespace {
 
 constexpr size_t kBlock = RowScorer::kBlock;
-constexpr size_t kLanes = 16;  // independent sums and maxima: their order is fixed, as -ffast-math would not leave it
+constexpr size_t kLanes = 16;  // independent sums and maxima in a fixed order, unlike with -ffast-math
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
-// 2^y = 2^n 2^f, |f| <= 1/2. Adding 1.5 * 2^23 rounds y to n, and 127 more leaves the exponent's bits of 2^n in the
-// lowest ones; 2^f is the polynomial with the least largest error among those that are exactly 1 at 0. NaN stays NaN.
+// 2^y = 2^n 2^f, |f| <= 1/2. Adding 1.5 * 2^23 rounds y to n, and adding 127 more leaves the exponent bits of 2^n in
+// the lowest bits; 2^f is the minimax polynomial that is exactly 1 at 0. NaN stays NaN.
 BLIP2RT_INLINE float fast_exp(float x) {
   constexpr float kRound = 12582912.0f + 127.0f;
   const float scaled = x * 1.44269504f;  // log2(e)
@@ -54,7 +54,7 @@ BLIP2RT_INLINE float max_of(const float* values, size_t count) {
   return result;
 }
 
-// Writes the maximum of each whole block. GCC makes scalar code of a loop over the block: hence four values at once.
+// Writes the maximum of each whole block, four values at a time: GCC does not vectorise a plain loop over the block.
 BLIP2RT_WIDE void block_maxima(const float* values, size_t blocks, float* maxima) {
   static_assert(kBlock == 4 * kLanes, "four values a lane");
   for (size_t block = 0; block < blocks; ++block, values += kBlock) {
@@ -70,7 +70,7 @@ BLIP2RT_WIDE void block_maxima(const float* values, size_t blocks, float* maxima
   }
 }
 
-// Sum of exp(value - largest): NaN when a value is NaN.
+// Returns the sum of exp(value - largest); NaN if a value is NaN.
 BLIP2RT_WIDE double sum_of_exp(const float* values, size_t count, float largest) {
   float lanes[kLanes] = {};
   size_t i = 0;
@@ -137,7 +137,7 @@ void RowScorer::normalise(float* scores) {
 }
 
 void RowScorer::offer(const float* scores, float base, int row, SearchBlock& best) const {
-  // Rounding is monotonic, so a block whose largest score is too low holds nothing better.
+  // Rounding is monotonic, so a block whose largest score is too low has nothing better.
   for (size_t block = 0; block < block_max_.size(); ++block) {
     if (!best.accepts(base + (block_max_[block] - largest_ - log_sum_))) continue;
     const size_t end = std::min(vocab_size_, (block + 1) * kBlock);

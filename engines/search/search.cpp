@@ -1,4 +1,4 @@
-// Lays out blocks of memory for searches, and reads them. Knows scores and token ids.
+// Lays out the memory blocks of searches, and reads their results.
 #include "search/search.h"
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 namespace blip2rt {
 namespace {
 
-// Places arrays one after the other, each aligned to 8 bytes.
+// Places arrays one after the other, aligned to 8 bytes.
 class Layout {
  public:
   template <class T>
@@ -32,7 +32,7 @@ size_t total_size(const std::vector<T>& lists) {
   return total;
 }
 
-// Writes lists one after the other, and where each ends.
+// Writes lists one after the other, and the end of each.
 template <class Element, class T>
 void write_lists(SearchBlock& block, const std::vector<T>& lists, uint32_t ends_at, uint32_t elements_at) {
   int32_t end = 0;
@@ -113,7 +113,7 @@ std::vector<Hypothesis> best_sequences(const SearchBlock& block, const Generatio
     const int32_t* tokens = block.finished_tokens(one.row);
     results.push_back({{tokens, tokens + one.length}, one.score});
   }
-  if (results.empty()) {  // none has finished yet, or none can: take the best of those that run
+  if (results.empty()) {  // none has finished, or none can: take the best running one
     const float* scores = block.scores();
     const auto best = static_cast<int32_t>(std::max_element(scores, scores + block.num_beams) - scores);
     const int32_t* tokens = block.history(best) + block.context_length;

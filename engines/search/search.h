@@ -1,5 +1,4 @@
-// Makes the blocks of searches (search_block.h), takes their steps on the CPU, and reads what they found. Knows scores
-// and token ids; nothing about graphs, caches or other images.
+// Creates search blocks (search_block.h), steps them on the CPU, and reads their results.
 #pragma once
 
 #include <cstddef>
@@ -15,28 +14,28 @@ namespace blip2rt {
 
 struct Hypothesis {
   std::vector<int64_t> tokens;  // new tokens only, without the stop token
-  float score;                  // sum of log-probabilities / length^length_penalty, the stop token counted
+  float score;                  // sum of log-probabilities / length^length_penalty, including the stop token
 };
 
-// The memory of a block, in words of 8 bytes, which align it.
+// The memory of a block, in words of 8 bytes for alignment.
 using BlockMemory = std::vector<uint64_t>;
 
-// Makes a block before its first step. `context`: tokens before the answer; logits processors and stop strings see
-// them. Sampling draws from `random`. `min_context_room`: context tokens that the block has room for, at least; with
-// the same room blocks have the same size.
+// Creates a block before its first step. `context`: tokens before the answer that logits processors and stop strings
+// see. Sampling uses `random`. `min_context_room`: minimum capacity for context tokens; with the same value all blocks
+// have the same size.
 BlockMemory make_block(const GenerationOptions& options, size_t vocab_size, const std::vector<int64_t>& context,
                        const Random& random, size_t min_context_room = 0);
 
-// Throws std::runtime_error where a step set block.fault.
+// Throws std::runtime_error if a step set block.fault.
 void throw_on_fault(const SearchBlock& block);
 
-// Returns the best num_return_sequences sequences, best first. Before the search is done, returns what there is.
+// Returns the best num_return_sequences sequences, best first; before the search is done, those found so far.
 std::vector<Hypothesis> best_sequences(const SearchBlock& block, const GenerationOptions& options);
 
-// Returns, with one beam, the answer's tokens from `first` on, without the stop token.
+// Returns the answer's tokens from `first` on, without the stop token. Only for one beam.
 std::vector<int64_t> tokens_since(const SearchBlock& block, int first);
 
-// One answer's search on the CPU.
+// The search of one answer on the CPU.
 class Search {
  public:
   // `options` must outlive the search.
@@ -51,7 +50,7 @@ class Search {
   int64_t token(int beam) const { return block().tokens()[beam]; }
   int parent(int beam) const { return block().parents()[beam]; }
 
-  // Returns, with one beam, the token that the step added to the answer; nothing when that was a stop token.
+  // Returns the token that the step added to the answer, or nothing after a stop token. Only for one beam.
   std::optional<int64_t> added() const;
 
   std::vector<Hypothesis> results() const { return best_sequences(block(), options_); }

@@ -1,4 +1,4 @@
-// Lays out the searches of a batch and reads them. Knows images, draws and token ids.
+// Lays out the searches of a batch and reads their results.
 #include "search/search_batch.h"
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 namespace blip2rt {
 namespace {
 
-// Throws where a token is none of the vocabulary's: scores are looked up by it.
+// Throws for a token outside the vocabulary, because tokens index scores.
 void check_tokens(const std::vector<int64_t>& tokens, size_t vocab_size) {
   for (int64_t token : tokens) {
     if (token < 0 || static_cast<size_t>(token) >= vocab_size) {
@@ -79,7 +79,7 @@ std::vector<NewToken> SearchBatch::added() {
     answers_[answer].reported += static_cast<int>(fresh.back().size());
     most = std::max(most, fresh.back().size());
   }
-  for (size_t step = 0; step < most; ++step) {  // in the order of the steps, as they came
+  for (size_t step = 0; step < most; ++step) {  // in the order of the steps
     for (size_t answer = 0; answer < answers(); ++answer) {
       if (step >= fresh[answer].size()) continue;
       added.push_back({answers_[answer].image, answers_[answer].draw, fresh[answer][step]});

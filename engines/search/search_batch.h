@@ -1,5 +1,5 @@
-// Holds the searches of a batch of images in one piece of memory. It is copied to another device, advanced there,
-// copied back and read. Knows images, draws and token ids; nothing about devices.
+// The searches of a batch of images in one piece of memory, which can be copied to a device, advanced there, and copied
+// back.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace blip2rt {
 
-// A token that a step added to an answer: the answer's image and draw.
+// A token that a step added to an answer, with the answer's image and draw.
 struct NewToken {
   size_t image;
   size_t draw;
@@ -19,36 +19,36 @@ struct NewToken {
 
 class SearchBatch {
  public:
-  // Makes an answer for each image, or one for each of its draws. `context`: see make_block; `before`: for each image
-  // what stands before that, or nothing at all. Throws where options make no sense.
+  // Creates an answer for each image, or for each of its draws. `context`: see make_block; `before`: for each image the
+  // tokens before that, or an empty list. Throws for invalid options.
   SearchBatch(size_t images, const std::vector<int64_t>& context, size_t vocab_size, GenerationOptions options,
               const std::vector<std::vector<int64_t>>& before = {});
 
-  // The blocks, one after the other, each of stride() bytes. What comes back from the device overwrites them.
+  // The blocks, each of stride() bytes. Data from the device overwrites them.
   BlockMemory& memory() { return memory_; }
   size_t stride() const { return stride_; }
   size_t answers() const { return answers_.size(); }
   size_t image(size_t answer) const { return answers_[answer].image; }
   const GenerationOptions& options() const { return options_; }
 
-  // Takes one step of every answer on the CPU. `scores`: the answers' rows (see SearchBlock::advance), one answer after
-  // the other.
+  // Takes one step of every answer on the CPU. `scores`: the answers' rows, one answer after the other (see
+  // SearchBlock::advance).
   void advance(float* scores, bool last);
 
-  // Throws std::runtime_error where an answer has a fault.
+  // Throws std::runtime_error if an answer has a fault.
   void check() const;
   bool done() const;
 
-  // Returns the tokens that came since the last call; with beams none.
+  // Returns the tokens added since the last call; none with beams.
   std::vector<NewToken> added();
 
-  // Returns each image's best sequences. Before done(), returns what there is.
+  // Returns each image's best sequences; before done(), those found so far.
   std::vector<std::vector<Hypothesis>> results() const;
 
  private:
   struct Answer {
     size_t image, draw;
-    int reported = 0;  // how many tokens added() has returned
+    int reported = 0;  // number of tokens that added() has returned
   };
 
   SearchBlock& block(size_t answer) {

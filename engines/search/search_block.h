@@ -1,23 +1,22 @@
 // Chooses the tokens of one answer by greedy search, sampling, beam search or beam sampling, with the meaning of
-// Hugging Face's `generate`. Compiled for CPU and GPU. All that a search knows lies in one block of memory, which holds
-// offsets and no pointers: the host makes a block, the device goes on with it, the host reads it when it comes back.
-// Knows scores and token ids; nothing about graphs, caches or other images.
+// Hugging Face's `generate`. Compiled for CPU and GPU. The whole state is one block of memory with offsets instead of
+// pointers: the host creates it, the device advances it, the host reads it.
 //
-// A team of threads takes a step: all of them call advance(). On a GPU the team is a block of threads, on a CPU one
-// thread. All threads read a row of scores together, through the team's `Reader`; the leader alone decides:
+// A team of threads takes a step: all of them call advance(). On a GPU the team is a block of threads, on a CPU a
+// single thread. All threads read a row of scores together through the team's `Reader`; only the leader decides:
 //
-//   leader(), sync()                  is this the thread that decides; wait for all and see what they wrote
-//   measure(scores)                   reads a row, before all below; throws, or sets `fault`, at NaN or +inf
-//   largest(), log_sum()              the measured row's largest score and log(sum(exp(score - largest)))
-//   argmax(scores)                    returns the first token that has the largest score
-//   normalise(scores)                 turns a measured row into its log-probabilities
-//   remeasure(scores)             reads a normalised row again after some scores were changed
-//   offer(scores, base, row, block)   offers tokens with the score base + log-probability: at least those that matter
-//   sampler()                           returns the memory of sampling
-//   top_k_bound(scores, n)                    returns the Bound of the n largest scores; scores equal to the last stay
-//   nucleus(scores, row, p, within, kept)  returns the Bound of the likeliest tokens that have p of the weight that
-//                                     `within` leaves; kept: how many these are
-//   weigh(scores, row, bound)         fills the row of sampler() with exp((score - largest) * scale); returns their sum
+//   leader(), sync()                   whether this thread decides; waits for all threads and sees their writes
+//   measure(scores)                    reads a row, before all calls below; throws, or sets `fault`, for NaN or +inf
+//   largest(), log_sum()               the measured row's largest score and log(sum(exp(score - largest)))
+//   argmax(scores)                     returns the first token with the largest score
+//   normalise(scores)                  replaces a measured row by its log-probabilities
+//   remeasure(scores)                  reads a normalised row again after some scores were changed
+//   offer(scores, base, row, block)    offers at least the relevant tokens with the score base + log-probability
+//   sampler()                          returns the memory of sampling
+//   top_k_bound(scores, n)             returns the Bound of the n largest scores, including ties with the last
+//   nucleus(scores, row, p, within, count)  returns the Bound of the likeliest tokens that reach p of the weight that
+//                                      `within` leaves; count: the number of these tokens
+//   weigh(scores, row, bound)          fills sampler()'s row with exp((score - largest) * scale); returns the sum
 #pragma once
 
 #include "search/portable.h"
@@ -27,21 +26,21 @@ namespace blip2rt {
 
 enum class EarlyStopping : int32_t { kFalse, kTrue, kNever };
 
-// Why a search ended before its time.
+// Why a search failed.
 enum class Fault : int32_t { kNone, kNotFinite, kNothingToDraw };
 
-// The text of every token. On a GPU the pointers lie in its memory.
+// The text of every token. On a GPU the pointers are device addresses.
 struct VocabularyView {
   const uint64_t* ends = nullptr;  // token i is bytes [ends[i], ends[i + 1])
   const char* bytes = nullptr;
 };
 
 struct SearchBlock {
-  static constexpr float kStoppedBeamScore = -1e9f;  // what Hugging Face adds to the score of a beam that has stopped
+  static constexpr float kStoppedBeamScore = -1e9f;  // added by Hugging Face to the score of a stopped beam
 
   struct Finished {
     float score;
-    int32_t row;     // its row of finished_tokens
+    int32_t row;     // row of finished_tokens
     int32_t length;  // without the stop token
   };
 
@@ -51,18 +50,18 @@ struct SearchBlock {
   int32_t vocab_size, num_beams, max_new_tokens, min_new_tokens, no_repeat_ngram_size, do_sample, top_k;
   EarlyStopping early_stopping;
   float penalty, scale;        // scale: 1 / temperature
-  int32_t num_candidates;      // how many candidates a step of beam search keeps
-  int32_t min_tokens_to_keep;  // how many tokens of a row sampling leaves at least
+  int32_t num_candidates;      // candidates kept in a step of beam search
+  int32_t min_tokens_to_keep;  // tokens of a row that sampling keeps at least
   int32_t eos_count, word_count, string_count, longest_string;
-  int32_t context_length, max_history;  // tokens before the answer that its search sees; the most tokens of a history
+  int32_t context_length, max_history;  // tokens before the answer that its search sees; maximum history
 
   // The state of the search.
-  int32_t length;  // tokens chosen so far, the same for every running beam
+  int32_t length;  // tokens chosen so far, equal for all running beams
   int32_t last, done;
   Fault fault;
   int32_t best_count, running_count, finished_count;
 
-  // Offsets of arrays, in bytes from the block's begin.
+  // Offsets of arrays from the start of the block, in bytes.
   uint32_t eos_at, word_ends_at, words_at, string_ends_at, strings_at;
   uint32_t tokens_at, parents_at;            // (num_beams) int32: what to feed next; see tokens()
   uint32_t scores_at, next_scores_at;        // (num_beams) sums of log-probabilities
@@ -80,8 +79,8 @@ struct SearchBlock {
     return reinterpret_cast<const T*>(reinterpret_cast<const char*>(this) + offset);
   }
 
-  // What to feed next: beam b continues what beam parents()[b] was before the step, with the token tokens()[b]. A beam
-  // that is another's parent stays in its place: parents()[parents()[b]] == parents()[b].
+  // The next input: beam b continues the previous beam parents()[b] with the token tokens()[b]. A beam that is
+  // another's parent stays in its place: parents()[parents()[b]] == parents()[b].
   const int32_t* tokens() const { return at<int32_t>(tokens_at); }
   const int32_t* parents() const { return at<int32_t>(parents_at); }
   const float* scores() const { return at<float>(scores_at); }
@@ -98,8 +97,8 @@ struct SearchBlock {
   }
   int32_t history_length() const { return context_length + length; }
 
-  // Takes one step; allocates nothing. Overwrites the logits `all_scores` (rows, V). rows is 1 in the first step, when
-  // all beams are the same, and num_beams after it. `is_last`: this step chooses the last tokens.
+  // Takes one step; allocates nothing. Overwrites the logits `all_scores` (rows, V). rows is 1 in the first step, where
+  // all beams are equal, and num_beams later. `is_last`: this step chooses the last tokens.
   template <class Reader>
   void advance(Reader& reader, float* all_scores, int32_t rows, bool is_last, const VocabularyView& vocabulary) {
     if (reader.leader()) {
@@ -116,7 +115,7 @@ struct SearchBlock {
     reader.sync();
   }
 
-  // The candidate that was offered first wins among equal scores.
+  // Among equal scores, the candidate offered first wins.
   bool accepts(float score) const { return best_count < num_candidates || score > best()[best_count - 1].score; }
   void offer(const Candidate& candidate) {
     if (!accepts(candidate.score)) return;
@@ -126,7 +125,7 @@ struct SearchBlock {
     items[place] = candidate;
   }
 
-  // Returns whether options change scores beyond forbidding some.
+  // Returns whether options change scores, beyond forbidding tokens.
   bool penalises() const { return penalty != 1.0f; }
 
   // Returns whether options may change scores in the next step.
@@ -189,13 +188,13 @@ struct SearchBlock {
       const Candidate& candidate = best()[rank];
       if (!stops(candidate, vocabulary)) {
         if (running_count < num_beams) running[running_count++] = candidate;
-      } else if (rank < num_beams) {  // candidates after num_beams may go on, but are not returned
+      } else if (rank < num_beams) {  // later candidates may continue, but are not returned
         finish(candidate);
       }
     }
     const bool all_stopped = running_count == 0;
     for (int32_t rank = 0; rank < best_count && running_count < num_beams; ++rank) {
-      const Candidate& candidate = best()[rank];  // too many stopped: some must go on, without hope
+      const Candidate& candidate = best()[rank];  // too many stopped: continue some with a hopeless score
       if (stops(candidate, vocabulary)) {
         running[running_count++] = {candidate.score + kStoppedBeamScore, candidate.row, candidate.token};
       }
@@ -221,11 +220,11 @@ struct SearchBlock {
     reader.normalise(scores);
     if (reader.leader()) process_logits(scores, row);
     reader.sync();
-    reader.measure(scores);  // what the options have left
+    reader.measure(scores);  // after logits processing
     add_sampled_row(reader, scores, this->scores()[row], row);
   }
 
-  // Adds a measured row to those that are drawn from: the tokens that the options leave.
+  // Adds a measured row to the sampler, with the tokens that the options allow.
   template <class Reader>
   void add_sampled_row(Reader& reader, const float* scores, float base, int32_t row) {
     const Sampler& sampler = reader.sampler();
@@ -247,14 +246,14 @@ struct SearchBlock {
       if (other.score > bound.score) bound = other;
     }
     const double log_weight = static_cast<double>(base) + static_cast<double>(reader.largest()) * scale;
-    if (!isfinite(log_weight)) return;  // a beam of no probability
+    if (!isfinite(log_weight)) return;  // the beam has probability zero
     const double sum = reader.weigh(scores, row, bound);
     if (reader.leader()) sampler.rows[row] = {scores, base, log_weight, sum};
     reader.sync();
   }
 
-  // Sampler candidates from the continuations of all beams together, none twice. Where too few have a probability, adds
-  // some that have none.
+  // Draws candidates from the continuations of all beams together, without replacement. If too few have a probability,
+  // adds some without.
   template <class Reader>
   void sample_candidates(Reader& reader, int32_t rows) {
     Candidate drawn;
@@ -267,19 +266,19 @@ struct SearchBlock {
   }
 
   // Applies Hugging Face's logits processors to the scores of the token after beam `row`: repetition penalty, no
-  // repeated n-grams, bad words, no stop token before min_new_tokens.
+  // repeated n-grams, bad words, and no stop token before min_new_tokens.
   void process_logits(float* scores, int32_t row) {
     const int32_t* said = history(row);
     const int32_t count = history_length();
     if (penalises()) {
       float* penalised = at<float>(penalised_at);
-      for (int32_t i = 0; i < count; ++i) {  // all are read before any is history_length: a token counts once
+      for (int32_t i = 0; i < count; ++i) {  // read all before writing any: a token counts once
         const float score = scores[said[i]];
         penalised[i] = score < 0 ? score * penalty : score / penalty;
       }
       for (int32_t i = 0; i < count; ++i) scores[said[i]] = penalised[i];
     }
-    const int32_t begun = no_repeat_ngram_size - 1;  // tokens of the n-gram that the next token would complete
+    const int32_t begun = no_repeat_ngram_size - 1;  // tokens of the n-gram before the next one
     if (no_repeat_ngram_size > 0) {
       for (int32_t start = 0; start + begun < count; ++start) {
         if (equal(said + count - begun, said + start, begun)) scores[said[start + begun]] = forbidden();
@@ -287,10 +286,10 @@ struct SearchBlock {
     }
     const int32_t* words = at<int32_t>(words_at);
     for (int32_t i = 0, start = 0; i < word_count; start = at<int32_t>(word_ends_at)[i++]) {
-      const int32_t before = at<int32_t>(word_ends_at)[i] - start - 1;  // tokens of the word but its last
+      const int32_t before = at<int32_t>(word_ends_at)[i] - start - 1;  // tokens of the word except the last one
       if (before > count || !equal(said + count - before, words + start, before)) continue;
       const int32_t token = words[start + before];
-      if (before > 0 || !is_eos(token)) scores[token] = forbidden();  // a stop token alone is no word
+      if (before > 0 || !is_eos(token)) scores[token] = forbidden();  // a single stop token is no word
     }
     if (length < min_new_tokens) {
       for (int32_t i = 0; i < eos_count; ++i) scores[at<int32_t>(eos_at)[i]] = forbidden();
@@ -313,8 +312,8 @@ struct SearchBlock {
     at<float>(next_scores_at)[beam] = candidate.score;
   }
 
-  // Gives each beam's place to its best child, and the places of beams without children to the other children: a best
-  // child needs no copy.
+  // Gives each beam's place to its best child, which then needs no copy, and the places of childless beams to the
+  // others.
   void assign_beams() {
     Candidate* running = at<Candidate>(running_at);
     for (int32_t beam = 0; beam < num_beams; ++beam) at<int32_t>(parents_at)[beam] = -1;
@@ -354,7 +353,7 @@ struct SearchBlock {
   bool can_improve() const {
     float highest = scores()[0];
     for (int32_t beam = 1; beam < num_beams; ++beam) highest = larger_of(highest, scores()[beam]);
-    // Only "never" allows for a running beam whose score still rises with its length.
+    // Only "never" considers that a running beam's score may still rise with its length.
     const bool may_rise = early_stopping == EarlyStopping::kNever && length_penalty > 0;
     const float hope = normalised(highest, may_rise ? max_new_tokens : length);
     if (finished_count < num_beams) return hope > kStoppedBeamScore;
@@ -365,20 +364,20 @@ struct SearchBlock {
     return last || is_eos(candidate.token) || completes_stop_string(candidate, vocabulary);
   }
 
-  // Returns whether a stop string ends within the candidate's token, behind its beam's history.
+  // Returns whether a stop string ends within the candidate's token.
   bool completes_stop_string(const Candidate& candidate, const VocabularyView& vocabulary) const {
     const int32_t* ends = at<int32_t>(string_ends_at);
     for (int32_t i = 0, start = 0; i < string_count; start = ends[i++]) {
       const char* text = at<char>(strings_at) + start;
       const uint64_t first = vocabulary.ends[candidate.token], end = vocabulary.ends[candidate.token + 1];
-      for (uint64_t stop = first; stop < end; ++stop) {  // its last byte
+      for (uint64_t stop = first; stop < end; ++stop) {  // the string's last byte
         if (ends_stop_string(text, ends[i] - start, candidate, stop, vocabulary)) return true;
       }
     }
     return false;
   }
 
-  // Returns whether `text` ends at byte `stop` of the candidate's token. Compares backwards, token after token.
+  // Returns whether `text` ends at byte `stop` of the candidate's token. Compares backwards, token by token.
   bool ends_stop_string(const char* text, int32_t size, const Candidate& candidate, uint64_t stop,
                         const VocabularyView& vocabulary) const {
     int32_t token = candidate.token, before = history_length();

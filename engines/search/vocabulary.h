@@ -1,4 +1,4 @@
-// Holds the text of every token in bytes: a token may hold half a character.
+// The bytes of every token's text: a token may hold part of a character.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,7 @@ class Vocabulary {
   VocabularyView view() const { return {ends_.data(), bytes_.data()}; }
 
  private:
-  std::string bytes_;              // all tokens, one after the other
+  std::string bytes_;              // all tokens concatenated
   std::vector<uint64_t> ends_{0};  // token i is bytes [ends_[i], ends_[i + 1])
 };
 
