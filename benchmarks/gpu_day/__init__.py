@@ -1,13 +1,12 @@
-"""The day that a GPU is there: everything that no other machine can say, by one command.
+"""Everything that only a machine with a GPU can verify or measure, by one command.
 
     python -m benchmarks.gpu_day [--out build/gpu_day] [--geometry blip2-opt-2.7b] [--skip STEP ...]
 
-It needs this repository, and wheels laid into `wheels/` beside it where the machine has no network: they are installed
-into an environment of the day's own. Each step runs in a process of its own, so that none ends the others. Results lie
-in --out: a JSON for each step, gpu_day.json of all, report.md, which are written after each. The command given again
-goes on where it stopped: what was done is not done again, what failed or was left out is, and what ran by a package
-that is another now.
+It needs this repository and, on a machine without a network, wheels in `wheels/` beside it, which it installs into an
+environment of its own. Each step runs in its own process, so that a crash ends that step only. Results are written to
+--out after every step: a JSON file per step, gpu_day.json and report.md. Running the command again resumes it: finished
+steps are skipped unless their packages have changed; failed and skipped steps run again.
 
---stand-in runs the whole day without a GPU, on a driver that stands in for NVIDIA's and has the kernels compiled for
-the CPU (tests/trt/native): it shows that the day's own code works, and its times mean nothing.
+--stand-in runs all steps without a GPU, on a simulated driver whose kernels are compiled for the CPU
+(tests/trt/native). It tests this package itself; its times mean nothing.
 """

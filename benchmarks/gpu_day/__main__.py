@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu_day`: parse, take the steps, write. See the package's docstring."""
+"""`python -m benchmarks.gpu_day`: run the steps and write the report. See the package's docstring."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from typing import Any
 from blip2rt.bundle.atomic import write_file
 from blip2rt.command_line import Parser, path, run, whole
 
-from . import day, installed, report, stand_in
+from . import day, environment, report, stand_in
 
 OUT = day.ROOT / "build" / "gpu_day"
 WHEELS = day.ROOT / "wheels"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run with `arguments`, or the process's own. Return 0 where no step failed, 1 where one did, 2 for a mistake."""
+    """Run with `arguments`, by default those of the process. Return 0, 1 if a step failed, 2 for invalid input."""
     return run("python -m benchmarks.gpu_day", lambda: _run(_parser().parse_args(arguments)))
 
 
 def _parser() -> Parser:
-    parser = Parser(description="All that only a machine with a GPU can say, by one command; given again, it goes on.")
-    parser.add_argument("--out", type=path, default=OUT, metavar="FOLDER", help="where results are kept")
-    parser.add_argument("--wheels", type=path, metavar="FOLDER",
-                        help="wheels for an environment of the day's own (default: wheels/, where it is)")  # fmt: skip
-    parser.add_argument("--geometry", default="blip2-opt-2.7b", metavar="NAME",
-                        help="the language model that is held against the card's bandwidth; little is one that needs "
-                        "no exporter")  # fmt: skip
-    parser.add_argument("--turns", type=whole(1, 100000), default=40, metavar="N", help="random cases of each kernel")
-    parser.add_argument("--limit", type=whole(1, 86400), default=3600, metavar="SECONDS", help="most that a step takes")
-    parser.add_argument("--skip", nargs="+", choices=day.NAMES, default=(), metavar="STEP", help="leave these out")
-    parser.add_argument("--stand-in", action="store_true", help="no GPU: a driver stands in, for a test of the day")
-    parser.add_argument("--step", help=argparse.SUPPRESS)  # of the day's own processes
+    parser = Parser(description="Run every check and benchmark that needs a GPU. Running it again resumes it.")
+    add = parser.add_argument
+    add("--out", type=path, default=OUT, metavar="FOLDER", help="folder of the results (default: build/gpu_day)")
+    wheels = "wheels to install into a separate environment (default: wheels/, if it exists)"
+    add("--wheels", type=path, metavar="FOLDER", help=wheels)
+    geometry = "language model whose step is compared with the card's bandwidth; little needs no exporter"
+    add("--geometry", default="blip2-opt-2.7b", metavar="NAME", help=geometry)
+    add("--turns", type=whole(1, 100000), default=40, metavar="N", help="random cases of each kernel (default 40)")
+    add("--limit", type=whole(1, 86400), default=3600, metavar="SECONDS", help="time limit of a step (default 3600)")
+    add("--skip", nargs="+", choices=day.NAMES, default=(), metavar="STEP", help="steps to skip")
+    add("--stand-in", action="store_true", help="use a simulated driver, to test this command without a GPU")
+    add("--step", help=argparse.SUPPRESS)  # for its own child processes
     return parser
 
 
@@ -45,20 +45,20 @@ def _run(args: argparse.Namespace) -> int:
     if args.step is not None:
         from .steps import STEPS
 
-        return day.take_here(today, args.step, STEPS[args.step])
+        return day.run_here(today, args.step, STEPS[args.step])
     if args.stand_in:
         stand_in.use(stand_in.library_folder(out))
     wheels = args.wheels or (WHEELS if WHEELS.is_dir() else None)
-    python = installed.python_with(wheels, out)
-    today = replace(today, **installed.machine(python, today.environment))
-    taken = [name for name in day.NAMES if name not in args.skip]
+    python = environment.python_for(wheels, out)
+    today = replace(today, **environment.machine(python, today.environment))
+    names = [name for name in day.NAMES if name not in args.skip]
 
-    def keep(results: dict[str, Any]) -> None:
-        everything = day.whole(today, results)
+    def save(results: dict[str, Any]) -> None:
+        everything = day.combine(today, results)
         write_file(out / "gpu_day.json", json.dumps(everything, indent=1).encode())
         write_file(out / "report.md", report.markdown(everything).encode())
 
-    results = day.run_all(today, taken, python, args.limit, lambda text: print(text, file=sys.stderr, flush=True), keep)
+    results = day.run_all(today, names, python, args.limit, lambda text: print(text, file=sys.stderr, flush=True), save)
     print((out / "report.md").read_text())
     return 1 if any(step["state"] == day.FAILED for step in results.values()) else 0
 

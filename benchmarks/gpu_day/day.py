@@ -1,4 +1,4 @@
-"""The order of the steps, each in a process of its own; what is done, and what is to be done again."""
+"""Runs the steps in order, each in its own process, and decides which results are still valid."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from blip2rt.bundle.atomic import write_file
 
 ROOT = Path(__file__).parents[2]
 MODULE = "benchmarks.gpu_day"
-DONE, FAILED, LEFT_OUT = "done", "failed", "left out"
-# Sources whose change makes a step old, and those whose change makes a bundle old.
-_READ = ("benchmarks/gpu_day", "blip2rt", "engines/search", "export", "tests/tiny")
-_WRITE = ("blip2rt/bundle", "export", "modeling", "tests/tiny")
-NAMES = ("doctor", "bandwidth", "kernels", "sanitize", "loop-by-onnxruntime", "loop-by-tensorrt",
-         "large-fp16", "large-int4")  # fmt: skip
-# How the names of the packages begin that a step runs by: a release of another is no reason to take it anew.
-_DRIVEN, _RUN = ("cuda", "nvidia"), ("cuda", "nvidia", "onnxruntime")
-_RUNS_BY = {"bandwidth": _DRIVEN, "kernels": _DRIVEN, "sanitize": _DRIVEN, "loop-by-onnxruntime": _RUN}
-_LAST_WORDS = 2000  # characters of what a step that failed has said
+DONE, FAILED, SKIPPED = "done", "failed", "skipped"
+# Sources that invalidate a step's result, and sources that invalidate a bundle, when they change.
+_STEP_SOURCES = ("benchmarks/gpu_day", "blip2rt", "engines/search", "export", "tests/tiny")
+_BUNDLE_SOURCES = ("blip2rt/bundle", "export", "modeling", "tests/tiny")
+NAMES = tuple("doctor bandwidth kernels sanitize loop-by-onnxruntime loop-by-tensorrt large-fp16 large-int4".split())
+# Prefixes of the packages that a step depends on; by default it depends on all of them.
+_DRIVER_PACKAGES, _ORT_PACKAGES = ("cuda", "nvidia"), ("cuda", "nvidia", "onnxruntime")
+_STEP_PACKAGES = dict.fromkeys(("bandwidth", "kernels", "sanitize"), _DRIVER_PACKAGES)
+_STEP_PACKAGES["loop-by-onnxruntime"] = _ORT_PACKAGES
+_LOG_TAIL = 2000  # characters of a failed step's log that its result includes
 
 
-class LeftOut(Exception):
-    """A step cannot be taken on this machine; the message says what it lacks."""
+class Skipped(Exception):
+    """A step cannot run on this machine; the message says what is missing."""
 
 
 @dataclass(frozen=True)
 class Day:
-    """What all steps are told."""
+    """Settings of a run, for all steps."""
 
     out: Path
-    geometry: str  # of the language model that is measured against the card's bandwidth
+    geometry: str  # of the language model that is compared with the card's bandwidth
     stand_in: bool = False
     turns: int = 40  # random cases of each kind
-    card: str = ""  # and its driver
-    packages: dict[str, str] = field(default_factory=dict)  # what is installed of NVIDIA's and ONNX Runtime: versions
+    card: str = ""  # name and driver
+    packages: dict[str, str] = field(default_factory=dict)  # versions of NVIDIA's packages and ONNX Runtime
 
     @property
     def environment(self) -> dict[str, str]:
-        """Plans and kernels of the day are kept apart from others."""
+        """Environment variables of the steps, with a separate plan cache."""
         return {**os.environ, "BLIP2RT_CACHE": str(self.out / "cache"), "PYTHONPATH": str(ROOT)}
 
 
@@ -57,47 +57,52 @@ Step = Callable[[Day], dict[str, Any]]
 
 
 def run_all(
-    day: Day, names: list[str], python: str, limit: float, say: Callable[[str], None],
-    keep: Callable[[dict[str, Any]], None],
-) -> dict[str, Any]:  # fmt: skip
-    """Take every step that has not been taken. Return the results by name. keep: is given what is known, after each."""
-    known = {name: result for name in names if (result := read(day, name)) is not None}
+    day: Day,
+    names: list[str],
+    python: str,
+    limit: float,
+    report: Callable[[str], None],
+    save: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Run every step that has no valid result. Return the results by name. save: called with them after each step."""
+    results = {name: result for name in names if (result := read_result(day, name)) is not None}
     for number, name in enumerate(names, 1):
-        where = f"{number}/{len(names)} {name}"
-        if name in known and known[name]["state"] == DONE:
-            say(f"{where}: done before")
+        label = f"{number}/{len(names)} {name}"
+        if name in results and results[name]["state"] == DONE:
+            report(f"{label}: done before")
         else:
-            say(f"{where} ...")
-            known[name] = taken = _take(day, name, python, limit)
-            why = f": {taken['why'].splitlines()[-1]}" if taken["why"] else ""
-            say(f"{where}: {taken['state']} in {taken['seconds']:.0f} s{why}")
-        keep({each: known[each] for each in names if each in known})
-    return known
+            report(f"{label} ...")
+            results[name] = result = _run_step(day, name, python, limit)
+            why = f": {result['why'].splitlines()[-1]}" if result["why"] else ""
+            report(f"{label}: {result['state']} in {result['seconds']:.0f} s{why}")
+        save({each: results[each] for each in names if each in results})
+    return results
 
 
-def read(day: Day, name: str) -> dict[str, Any] | None:
-    """What a step has found; None where it was not taken, or by other sources, on another card or by other packages."""
-    known = _found(day, name)
-    return known if known is not None and known.get("key") == key(day, name) else None
+def read_result(day: Day, name: str) -> dict[str, Any] | None:
+    """A step's stored result; None if it has not run or ran with other sources, packages or another card."""
+    result = _stored(day, name)
+    return result if result is not None and result.get("key") == key(day, name) else None
 
 
-def _found(day: Day, name: str) -> dict[str, Any] | None:
+def _stored(day: Day, name: str) -> dict[str, Any] | None:
     try:
-        known = json.loads(_file(day, name).read_text())
+        result = json.loads(_file(day, name).read_text())
     except (OSError, ValueError):
         return None
-    return known if isinstance(known, dict) else None
+    return result if isinstance(result, dict) else None
 
 
 def key(day: Day, name: str) -> str:
-    """What a step's result depends on."""
-    runs_by = tuple(sorted(each for each in day.packages.items() if each[0].startswith(_RUNS_BY.get(name, ""))))
-    digest = hashlib.sha256(repr((day.geometry, day.stand_in, day.turns, day.card, runs_by)).encode())
-    return f"{digest.hexdigest()[:16]} {_digest(_READ)}"
+    """A hash of everything that a step's result depends on."""
+    prefixes = _STEP_PACKAGES.get(name, "")
+    packages = tuple(sorted(item for item in day.packages.items() if item[0].startswith(prefixes)))
+    digest = hashlib.sha256(repr((day.geometry, day.stand_in, day.turns, day.card, packages)).encode())
+    return f"{digest.hexdigest()[:16]} {_digest(_STEP_SOURCES)}"
 
 
 def _digest(folders: Iterable[str]) -> str:
-    """A hash of the sources in the folders, which every change to them changes."""
+    """A hash of all sources in the folders."""
     digest = hashlib.sha256()
     for file in sorted(_sources(folders)):
         digest.update(file.relative_to(ROOT).as_posix().encode() + file.read_bytes())
@@ -111,8 +116,8 @@ def _sources(folders: Iterable[str]) -> Iterator[Path]:
 
 
 def bundle(folder: Path, name: str, make: Callable[[Path], object]) -> Path:
-    """The bundle of that name, made by `make` where it is missing or other sources have made it."""
-    path, stamp, sources = folder / name, folder / f"{name}.sources", _digest(_WRITE)
+    """The named bundle, made by `make` if it is missing or its sources have changed."""
+    path, stamp, sources = folder / name, folder / f"{name}.sources", _digest(_BUNDLE_SOURCES)
     if not path.exists() or not stamp.exists() or stamp.read_text() != sources:
         folder.mkdir(parents=True, exist_ok=True)
         stamp.unlink(missing_ok=True)
@@ -126,55 +131,56 @@ def _file(day: Day, name: str) -> Path:
     return day.out / "steps" / f"{name}.json"
 
 
-def _take(day: Day, name: str, python: str, limit: float) -> dict[str, Any]:
+def _run_step(day: Day, name: str, python: str, limit: float) -> dict[str, Any]:
     file, log = _file(day, name), day.out / "logs" / f"{name}.txt"
     for folder in (file.parent, log.parent):
         folder.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
-    command = [python, "-m", MODULE, "--out", str(day.out), "--geometry", day.geometry, "--turns", str(day.turns),
-               *(["--stand-in"] if day.stand_in else []), "--step", name]  # fmt: skip
+    options = {"--out": str(day.out), "--geometry": day.geometry, "--turns": str(day.turns), "--step": name}
+    command = [python, "-m", MODULE, *(word for option in options.items() for word in option)]
+    command += ["--stand-in"] if day.stand_in else []
     started = time.monotonic()
-    with open(log, "wb") as words:
-        code = _run(command, day.environment, words, limit)
+    with open(log, "wb") as output:
+        code = _run(command, day.environment, output, limit)
     why = "" if code is not None else f"it took more than {limit:.0f} s"
-    result = _found(day, name)
+    result = _stored(day, name)
     if result is None:
-        said = log.read_text(errors="replace")[-_LAST_WORDS:].strip()
-        result = {"state": FAILED, "why": why or f"{said}\nit ended with code {code}", "found": {}}
+        tail = log.read_text(errors="replace")[-_LOG_TAIL:].strip()
+        result = {"state": FAILED, "why": why or f"{tail}\nexit status {code}", "found": {}}
     result |= {"seconds": round(time.monotonic() - started, 1), "key": key(day, name)}
     write_file(file, json.dumps(result, indent=1).encode())
     return result
 
 
-def _run(command: list[str], environment: dict[str, str], words: IO[bytes], limit: float) -> int | None:
-    """Run a step. Return its exit code; None where it took too long. What it has begun ends with it."""
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=words,
-                               stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+def _run(command: list[str], environment: dict[str, str], output: IO[bytes], limit: float) -> int | None:
+    """Run a command; return its exit status, or None after a timeout. Its child processes end with it."""
+    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **streams)
     try:
         return process.wait(limit)
     except subprocess.TimeoutExpired:
         return None
     finally:
-        if process.returncode is None:  # an interrupted day, too
+        if process.returncode is None:  # a timeout or an interrupt
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
-def take_here(day: Day, name: str, step: Step) -> int:
-    """Take a step in this process, and write what it has found. Return the exit code."""
+def run_here(day: Day, name: str, step: Step) -> int:
+    """Run a step in this process and write its result. Return the exit status."""
     result: dict[str, Any] = {"state": DONE, "why": "", "found": {}}
     try:
         result["found"] = step(day)
         if faults := result["found"].get("faults"):
             result |= {"state": FAILED, "why": "; ".join(faults)}
-    except LeftOut as reason:
-        result |= {"state": LEFT_OUT, "why": str(reason)}
+    except Skipped as reason:
+        result |= {"state": SKIPPED, "why": str(reason)}
     write_file(_file(day, name), json.dumps(result, indent=1, default=str).encode())
     return 0
 
 
-def whole(day: Day, results: dict[str, Any]) -> dict[str, Any]:
-    """All that the day has found."""
-    return {"day": {**asdict(day), "out": str(day.out)}, "date": time.strftime("%Y-%m-%d %H:%M"),
-            "python": sys.version.split()[0], "steps": results}  # fmt: skip
+def combine(day: Day, results: dict[str, Any]) -> dict[str, Any]:
+    """The settings and all results, as written to gpu_day.json."""
+    date, python = time.strftime("%Y-%m-%d %H:%M"), sys.version.split()[0]
+    return {"day": {**asdict(day), "out": str(day.out)}, "date": date, "python": python, "steps": results}

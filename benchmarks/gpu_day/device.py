@@ -1,4 +1,4 @@
-"""The card through the driver: its kernels, its bandwidth, times of work that a graph replays."""
+"""Measures the card through the driver: our kernels, memory bandwidth, and the time of work in a CUDA graph."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from blip2rt.backends.trt.search import Kernels
 from blip2rt.errors import BackendError
 from blip2rt.native import native
 
-from .day import LeftOut
+from .day import Skipped
 
 _REPEATS = 7
 
 
 def open_cuda() -> Cuda:
-    """Raises LeftOut: there is no GPU, or nothing to reach it with."""
-    cuda_libraries.preload()  # NVRTC, wherever pip has put it
+    """The first GPU. Raises Skipped without a GPU, driver or bindings."""
+    cuda_libraries.preload()  # so that NVRTC from a pip package is found
     try:
         return Cuda(*cuda_module.load_bindings())
     except BackendError as error:
-        raise LeftOut(str(error)) from error
+        raise Skipped(str(error)) from error
 
 
 def open_kernels(cuda: Cuda) -> tuple[Kernels, dict[str, Any]]:
-    """The kernels, compiled for the card or kept from before, and how they were."""
+    """The kernels, compiled for the card or read from the cache, and facts about the compilation."""
     source, headers = native().kernels()
     architecture = "sm_{}{}".format(*cuda.compute_capability)
     origin = {"compiler": cuda.compiler, "architecture": architecture, "sources": [source, headers]}
@@ -40,10 +40,9 @@ def open_kernels(cuda: Cuda) -> tuple[Kernels, dict[str, Any]]:
     path = cache.find("kernels", origin)
     if path is None:
         path = cache.store("kernels", origin, cuda.compile(source, headers, architecture))
-    taken = time.perf_counter() - started
-    said = {"compiler": cuda.compiler, "architecture": architecture, "seconds": round(taken, 2),
-            "bytes": path.stat().st_size}  # fmt: skip
-    return Kernels(cuda, path.read_bytes()), said
+    seconds = round(time.perf_counter() - started, 2)
+    facts = {"compiler": cuda.compiler, "architecture": architecture, "seconds": seconds, "bytes": path.stat().st_size}
+    return Kernels(cuda, path.read_bytes()), facts
 
 
 @contextmanager
@@ -56,7 +55,7 @@ def lane(cuda: Cuda) -> Iterator[Lane]:
 
 
 def seconds_each(lane: Lane, work: Callable[[], None], count: int) -> float:
-    """Seconds of one `work`, of `count` that a graph holds: the median of a few launches of the graph."""
+    """Seconds of one `work`: the median of several launches of a graph that contains it `count` times."""
     lane.wait()
     lane.cuda.begin_capture(lane.stream)
     for _ in range(count):
@@ -64,7 +63,7 @@ def seconds_each(lane: Lane, work: Callable[[], None], count: int) -> float:
     graph = lane.cuda.end_capture(lane.stream)
     try:
         times = []
-        for _ in range(_REPEATS + 1):  # the first warms
+        for _ in range(_REPEATS + 1):  # the first is a warm-up
             started = time.perf_counter()
             lane.cuda.launch_graph(graph, lane.stream)
             lane.wait()
@@ -75,7 +74,7 @@ def seconds_each(lane: Lane, work: Callable[[], None], count: int) -> float:
 
 
 def bandwidth(cuda: Cuda, size: int) -> float:
-    """Bytes read a second, measured by copying `size` bytes within the device: one is read and one written each."""
+    """Memory bandwidth in bytes per second, measured by copying `size` bytes, each of which is read and written."""
     with lane(cuda) as own:
         source, target = own.buffer("source", size), own.buffer("target", size)
         best = 0.0

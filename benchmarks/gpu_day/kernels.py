@@ -1,6 +1,6 @@
-"""The loop's kernels on the card, held to the CPU's for random cases, and their times.
+"""Compares the loop's kernels on the card with the CPU's results in random cases, and times them.
 
-python -m benchmarks.gpu_day.kernels --turns 3     # what compute-sanitizer watches
+python -m benchmarks.gpu_day.kernels --turns 3     # the process that compute-sanitizer runs
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 import ctypes
 import random
 import sys
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,11 @@ from blip2rt.native import native
 from . import device
 
 _VOCABULARIES = (40, 777, 50304)
-_NEAR = 1e-5  # scores so near each other are in an order that rounding decides
+_TIE_TOLERANCE = 1e-5  # rounding may change the order of scores closer than this
 
 
 class Chooser:
-    """A search on the card, fed with logits from here. Like the decoder's steps, without a model."""
+    """A search on the card that reads logits from the host: a decoder's steps without a model."""
 
     def __init__(self, lane: Lane, kernels: Kernels, batch: Any, vocab: int, vocabulary: Any) -> None:
         self.lane, self.kernels, self.batch, self.k = lane, kernels, batch, min(64, vocab)
@@ -37,7 +38,7 @@ class Chooser:
         lane.upload("images", np.array(self.memory.images, np.int32))
 
     def feed(self, logits: np.ndarray[Any, Any], first: bool) -> None:
-        """logits (images, V) at first, then (rows, V), with what a graph says of them."""
+        """Upload logits, (images, V) in the first step and then (rows, V), with their top-k and log-sum-exp."""
         order = np.argsort(-logits, axis=1, kind="stable")[:, : self.k]
         largest = logits.max(1)
         total = np.log(np.exp(logits - largest[:, None], dtype=np.float64).sum(1)) + largest
@@ -48,154 +49,161 @@ class Chooser:
 
     def launch(self, first: bool) -> None:
         address = self.lane.address
-        self.kernels.launch(
-            "choose", (self.memory.answers, 1), self.lane.stream, address("plan"), address("logits"),
-            *((address("prompt.logits"), address("images")) if first else (0, 0)), address("top.logits"),
-            address("top.tokens"), address("top.sum"), address("lengths"), address("tokens"), address("positions"),
-            address("parents"), address("done"), ctypes.c_int(self.k),
-        )  # fmt: skip
+        prompts = (address("prompt.logits"), address("images")) if first else (0, 0)
+        names = "top.logits top.tokens top.sum lengths tokens positions parents done".split()
+        addresses = address("plan"), address("logits"), *prompts, *map(address, names)
+        grid = (self.memory.answers, 1)
+        self.kernels.launch("choose", grid, self.lane.stream, *addresses, ctypes.c_int(self.k))
 
 
 def check(cuda: Any, turns: int, seed: int = 0) -> dict[str, Any]:
-    """Random cases of every kernel. Return how many there were, and every one that differs from the CPU."""
+    """Run random cases of every kernel. Return every case that differs from the CPU, and the number of near ties."""
     kernels, compiled = device.open_kernels(cuda)
     rng, differ, near = random.Random(seed), [], 0
     for turn in range(turns):
         with device.lane(cuda) as lane:
-            vocab = _VOCABULARIES[turn % (3 if turn % 9 == 2 else 2)]  # a large one is slow on a CPU
-            found, undecided = _choices(lane, kernels, vocab, random_options(rng, vocab), turn)
-            differ += found
-            near += undecided
-            differ += _moves(lane, kernels, np.random.default_rng(seed + turn), turn)
+            vocab = _VOCABULARIES[turn % (3 if turn % 9 == 2 else 2)]  # rarely the large one, which is slow on a CPU
+            differences, ties = _compare_searches(lane, kernels, vocab, random_options(rng, vocab), turn)
+            differ += differences
+            near += ties
+            differ += _compare_copies(lane, kernels, np.random.default_rng(seed + turn), turn)
     return {"compiled": compiled, "turns": turns, "differ": differ, "near": near}
 
 
 def random_options(rng: random.Random, vocab: int) -> dict[str, Any]:
-    """Options of a generation, of every kind that the kernels know."""
-    some = [rng.randrange(vocab) for _ in range(6)]
-    options: dict[str, Any] = {"max_new_tokens": rng.randint(2, 8), "num_beams": rng.choice([1, 1, 2, 3, 5]),
-                               "eos_token_ids": some[:2], "length_penalty": rng.choice([1.0, -1.0, 2.0])}  # fmt: skip
+    """Random generation options of every kind that the kernels support."""
+    ids = [rng.randrange(vocab) for _ in range(6)]
+    options: dict[str, Any] = {"max_new_tokens": rng.randint(2, 8), "num_beams": rng.choice([1, 1, 2, 3, 5])}
+    options |= {"eos_token_ids": ids[:2], "length_penalty": rng.choice([1.0, -1.0, 2.0])}
     if rng.random() < 0.5:
-        options |= {"do_sample": True, "seed": rng.randrange(10**6), "temperature": rng.uniform(0.5, 2),
-                    "top_k": rng.choice([0, rng.randint(1, vocab)]),
-                    "top_p": rng.choice([1.0, rng.random()]),
-                    "min_p": rng.choice([0.0, 0.2 * rng.random()])}  # fmt: skip
+        options |= {"do_sample": True, "seed": rng.randrange(10**6), "temperature": rng.uniform(0.5, 2)}
+        options |= {"top_k": rng.choice([0, rng.randint(1, vocab)]), "top_p": rng.choice([1.0, rng.random()])}
+        options["min_p"] = rng.choice([0.0, 0.2 * rng.random()])
         if options["num_beams"] == 1:
             options["num_return_sequences"] = rng.randint(1, 3)
-    options |= rng.choice([{}, {"repetition_penalty": rng.choice([0.7, 1.5])}, {"no_repeat_ngram_size": 2},
-                           {"bad_words_ids": [some[2:3], some[3:5]]}, {"min_new_tokens": 4}])  # fmt: skip
-    return options
+    penalty, bad_words = {"repetition_penalty": rng.choice([0.7, 1.5])}, {"bad_words_ids": [ids[2:3], ids[3:5]]}
+    return options | rng.choice([{}, penalty, {"no_repeat_ngram_size": 2}, bad_words, {"min_new_tokens": 4}])
 
 
-def _choices(lane: Lane, kernels: Kernels, vocab: int, options: dict[str, Any], turn: int) -> tuple[list[str], int]:
-    """The card and the native search take the same steps: (what differs, near ties that were decided differently)."""
+def _compare_searches(
+    lane: Lane, kernels: Kernels, vocab: int, options: dict[str, Any], turn: int
+) -> tuple[list[str], int]:
+    """Step the same search on the card and on the CPU. Return (differences, near ties decided differently)."""
     images, rng, draw = 2, np.random.default_rng(turn), random.Random(turn)
     vocabulary = native().Vocabulary([bytes([97 + i % 23]) * (1 + i % 2) for i in range(vocab)])
     if draw.random() < 0.4:
         options = {**options, "stop_strings": [b"ab", b"c"], "vocabulary": vocabulary}
-    ends = draw.choice([0, options["max_new_tokens"]])  # the step that time ends; 0: none
-    ours, theirs = (native().SearchBatch(images, [3, 4], vocab, options) for _ in range(2))
-    chooser = Chooser(lane, kernels, theirs, vocab, vocabulary)
+    timeout_step = draw.choice([0, options["max_new_tokens"]])  # the step at which max_time passes; 0: never
+    on_cpu, on_card = (native().SearchBatch(images, [3, 4], vocab, options) for _ in range(2))
+    chooser = Chooser(lane, kernels, on_card, vocab, vocabulary)
+    case = f"choose, turn {turn}, vocabulary {vocab}, {options}"
     for step in range(options["max_new_tokens"]):
         first, rows = step == 0, images if step == 0 else chooser.rows
         logits = (rng.normal(size=(rows, vocab)) * 3).astype(np.float32)
-        last = step + 2 == ends
+        last = step + 2 == timeout_step
         if last:
             chooser.memory.mark_last_step()
         chooser.feed(logits, first)
         chooser.launch(first)
         chooser.memory.fetch()
-        ours.advance(logits[chooser.memory.images].copy() if first else logits.copy(), last)
-        got, want = theirs.results(), ours.results()
-        scores = [np.array([score for image in each for _, score in image]) for each in (got, want)]
-        if [[text for text, _ in image] for image in got] != [[text for text, _ in image] for image in want]:
-            if len(scores[0]) == len(scores[1]) and np.allclose(scores[0], scores[1], rtol=_NEAR, atol=_NEAR):
+        on_cpu.advance(logits[chooser.memory.images].copy() if first else logits.copy(), last)
+        actual, expected = on_card.results(), on_cpu.results()
+        scores = [np.array([score for image in each for _, score in image]) for each in (actual, expected)]
+        if [[text for text, _ in image] for image in actual] != [[text for text, _ in image] for image in expected]:
+            tolerance = {"rtol": _TIE_TOLERANCE, "atol": _TIE_TOLERANCE}
+            if len(scores[0]) == len(scores[1]) and np.allclose(*scores, **tolerance):
                 return [], 1
-            return [f"choose, turn {turn}, vocabulary {vocab}, step {step}, {options}: {got} and not {want}"], 0
+            return [f"{case}, step {step}: {actual} instead of {expected}"], 0
         if not np.allclose(scores[0], scores[1], rtol=1e-4, atol=1e-4):
-            return [f"choose, turn {turn}, vocabulary {vocab}, {options}: scores {scores[0]} and not {scores[1]}"], 0
-        if ours.done != theirs.done:
-            return [f"choose, turn {turn}, vocabulary {vocab}, step {step}, {options}: it is done on one alone"], 0
-        if ours.done:
+            return [f"{case}: scores {scores[0]} instead of {scores[1]}"], 0
+        if on_cpu.done != on_card.done:
+            return [f"{case}, step {step}: only one of the searches is done"], 0
+        if on_cpu.done:
             break
     return [], 0
 
 
-def _moves(lane: Lane, kernels: Kernels, rng: np.random.Generator, turn: int) -> list[str]:
-    """scatter, reorder and spread move words as numpy does."""
+def _compare_copies(lane: Lane, kernels: Kernels, rng: np.random.Generator, turn: int) -> list[str]:
+    """Compare scatter, reorder and spread with numpy."""
     images, beams, heads, capacity, length, width, tensors = 2, 3, 2, 12, 4, int(rng.integers(1, 9)), 4
     rows = images * beams
     fresh = rng.integers(0, 2**31, (tensors, images, heads, length, width)).astype(np.uint32)
     cache = rng.integers(0, 2**31, (tensors, rows, heads, capacity, width)).astype(np.uint32)
     mask, counts = np.full((rows, capacity), -1e9, np.float32), rng.integers(1, length + 1, images)
     sources = np.repeat(np.arange(images), beams)
-    want, open_to = cache.copy(), mask.copy()
+    expected, expected_mask = cache.copy(), mask.copy()
     for row, image in enumerate(sources):
-        want[:, row, :, : counts[image]] = fresh[:, image, :, : counts[image]]
-        open_to[row, : counts[image]] = 0
-    held = {name: lane.upload(name, array) for name, array in (
-        ("fresh", fresh), ("cache", cache), ("mask", mask), ("sources", sources.astype(np.int32)),
-        ("last", counts - 1))}  # fmt: skip
-    at, ints = {name: tensor.address for name, tensor in held.items()}, [ctypes.c_int(n) for n in (heads, length)]
-    own = [ctypes.c_int(n) for n in (capacity, width)]
-    kernels.launch("scatter", (rows, tensors), lane.stream, at["fresh"], at["cache"], at["mask"], at["sources"],
-                   at["last"], 0, fresh[0].size, cache[0].size, *ints, *own)  # fmt: skip
+        expected[:, row, :, : counts[image]] = fresh[:, image, :, : counts[image]]
+        expected_mask[row, : counts[image]] = 0
+    arrays = {"fresh": fresh, "cache": cache, "mask": mask, "sources": sources.astype(np.int32), "last": counts - 1}
+    on_card = {name: lane.upload(name, array) for name, array in arrays.items()}
+    addresses = [tensor.address for tensor in on_card.values()]
+    fresh_address, cache_address, _, sources_address, _ = addresses
+    grid, stream = (rows, tensors), lane.stream
+    sizes = [ctypes.c_int(n) for n in (heads, length, capacity, width)]
+    kernels.launch("scatter", grid, stream, *addresses, 0, fresh[0].size, cache[0].size, *sizes)
     differ = []
-    if (lane.download(held["cache"]) != want).any() or (lane.download(held["mask"]) != open_to).any():
+    if (lane.download(on_card["cache"]) != expected).any() or (lane.download(on_card["mask"]) != expected_mask).any():
         differ.append(f"scatter, turn {turn}")
 
-    parents = np.concatenate([np.where(rng.random(beams) < 0.5, image * beams + rng.integers(beams),
-                                       np.arange(beams) + image * beams) for image in range(images)])  # fmt: skip
+    first_rows = np.repeat(np.arange(images) * beams, beams)
+    drawn = np.repeat([rng.integers(beams) for _ in range(images)], beams) + first_rows
+    parents = np.where(rng.random(rows) < 0.5, drawn, np.arange(rows))
     parents = np.where(parents[parents] == parents, parents, np.arange(rows))  # a parent is not overwritten
     for row, parent in enumerate(parents):
         begin = counts[row // beams]
-        want[:, row, :, begin:9] = want[:, parent, :, begin:9]
+        expected[:, row, :, begin:9] = expected[:, parent, :, begin:9]
     plan = np.zeros(16, np.int32)
     plan[13] = beams
-    kernels.launch("reorder", (rows, tensors), lane.stream, lane.upload("plan", plan).address, at["cache"],
-                   lane.upload("parents", parents.astype(np.int32)).address,
-                   lane.upload("lengths", counts.astype(np.int32)).address,
-                   lane.upload("positions", np.full(rows, 9)).address, cache[0].size, ctypes.c_int(heads),
-                   *own)  # fmt: skip
-    if (lane.download(held["cache"]) != want).any():
+    tables = {"parents": parents.astype(np.int32), "lengths": counts.astype(np.int32), "positions": np.full(rows, 9)}
+    uploaded = [lane.upload(name, array).address for name, array in tables.items()]
+    plan_address = lane.upload("plan", plan).address
+    sizes = [ctypes.c_int(n) for n in (heads, capacity, width)]
+    kernels.launch("reorder", grid, stream, plan_address, cache_address, *uploaded, cache[0].size, *sizes)
+    if (lane.download(on_card["cache"]) != expected).any():
         differ.append(f"reorder, turn {turn}, parents {parents}")
 
     words = heads * length * width
     target = lane.upload("target", np.zeros((tensors, rows, words), np.uint32))
-    kernels.launch("spread", (rows, tensors), lane.stream, at["fresh"], target.address, at["sources"], fresh[0].size,
-                   rows * words, ctypes.c_int(words))  # fmt: skip
+    copy = fresh_address, target.address, sources_address, fresh[0].size, rows * words, ctypes.c_int(words)
+    kernels.launch("spread", grid, stream, *copy)
     if (lane.download(target) != fresh.reshape(tensors, images, words)[:, sources]).any():
         differ.append(f"spread, turn {turn}")
     return differ
 
 
-def times(cuda: Any, small: bool) -> dict[str, float]:
-    """Microseconds of each kernel in the sizes of OPT-2.7B, or of a little model."""
+def measure_kernels(cuda: Any, small: bool) -> dict[str, float]:
+    """Microseconds of each kernel at the sizes of OPT-2.7B, or of a small model."""
     kernels, _ = device.open_kernels(cuda)
     vocab, heads, capacity, words, tensors, count = (300, 4, 64, 8, 4, 5) if small else (50304, 32, 256, 40, 64, 100)
     rows = 3
-    found = {}
+    times = {}
     with device.lane(cuda) as lane:
+        stream, grid = lane.stream, (rows, tensors)
+
+        def measure(name: str, *arguments: Any) -> None:
+            launch = partial(kernels.launch, name, grid, stream, *arguments)
+            times[name] = device.seconds_each(lane, launch, count)
+
         cache = lane.buffer("cache", tensors * rows * heads * capacity * words * 4)
         fresh = lane.buffer("fresh", tensors * rows * heads * words * 4)
         mask = lane.buffer("mask", rows * capacity * 4)
-        at = lane.upload("at", np.full(rows, 40)).address
+        positions = lane.upload("positions", np.full(rows, 40)).address
+        image_words, row_words = heads * capacity * words, heads * words
         sizes = [ctypes.c_int(each) for each in (heads, 1, capacity, words)]
-        found["scatter"] = device.seconds_each(lane, lambda: kernels.launch(
-            "scatter", (rows, tensors), lane.stream, fresh, cache, mask, 0, 0, at, rows * heads * words,
-            rows * heads * capacity * words, *sizes), count)  # fmt: skip
+        strides = rows * row_words, rows * image_words
+        measure("scatter", fresh, cache, mask, 0, 0, positions, *strides, *sizes)
         plan = np.zeros(16, np.int32)
         plan[13] = rows
-        told = [lane.upload(name, array).address for name, array in (
-            ("beams", plan), ("parents", np.zeros(rows, np.int32)), ("begin", np.full(1, 36, np.int32)))]  # fmt: skip
-        found["reorder"] = device.seconds_each(lane, lambda: kernels.launch(
-            "reorder", (rows, tensors), lane.stream, told[0], cache, *told[1:], at, rows * heads * capacity * words,
-            ctypes.c_int(heads), ctypes.c_int(capacity), ctypes.c_int(words)), count)  # fmt: skip
-        image, row = heads * capacity * words, lane.upload("sources", np.zeros(rows, np.int32)).address
-        prompts = lane.buffer("prompts", tensors * image * 4)
-        found["spread"] = device.seconds_each(lane, lambda: kernels.launch(
-            "spread", (rows, tensors), lane.stream, prompts, cache, row, image, rows * image, ctypes.c_int(image)),
-            count)  # fmt: skip
+        plan_address = lane.upload("plan", plan).address
+        parents = lane.upload("parents", np.zeros(rows, np.int32)).address
+        begin = lane.upload("begin", np.full(1, 36, np.int32)).address
+        sizes = [ctypes.c_int(each) for each in (heads, capacity, words)]
+        measure("reorder", plan_address, cache, parents, begin, positions, rows * image_words, *sizes)
+        sources = lane.upload("sources", np.zeros(rows, np.int32)).address
+        prompts = lane.buffer("prompts", tensors * image_words * 4)
+        copy = prompts, cache, sources, image_words, rows * image_words, ctypes.c_int(image_words)
+        measure("spread", *copy)
     kinds: dict[str, dict[str, Any]] = {
         "greedy": {"num_beams": 1},
         "3 beams": {"num_beams": 3},
@@ -209,8 +217,8 @@ def times(cuda: Any, small: bool) -> dict[str, float]:
             chooser.feed(logits[:1], True)
             chooser.launch(True)
             chooser.feed(logits[: chooser.rows], False)
-            found[f"choose, {name}"] = device.seconds_each(lane, lambda own=chooser: own.launch(False), count)  # type: ignore[misc]
-    return {name: round(each * 1e6, 2) for name, each in found.items()}
+            times[f"choose, {name}"] = device.seconds_each(lane, partial(chooser.launch, False), count)
+    return {name: round(each * 1e6, 2) for name, each in times.items()}
 
 
 def main() -> int:

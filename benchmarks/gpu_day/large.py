@@ -1,4 +1,4 @@
-"""A large language model's step on the card, against the time that its memory needs for the weights."""
+"""Compares a large language model's step with the time that the card's bandwidth needs for its weights."""
 
 from __future__ import annotations
 
@@ -16,49 +16,53 @@ from blip2rt.bench import costs
 from blip2rt.bundle import LLM, read
 
 from . import device, loops
-from .day import ROOT, Day, LeftOut
-from .day import bundle as kept
+from .day import ROOT, Day, Skipped
+from .day import bundle as cached_bundle
 
-_COPIED = 1 << 29  # bytes that the bandwidth is measured with
+_COPY_BYTES = 1 << 29  # of the bandwidth measurement
 
 
 def bundle(day: Day, precision: str) -> Path:
-    """A bundle of random weights, made once. Raises LeftOut: the exporter lacks something."""
+    """A bundle of random weights, made once. Raises Skipped if the exporter fails."""
 
     def make(path: Path) -> None:
-        if day.geometry == "little":  # without the exporter, for a day on the stand-in
+        if day.geometry == "little":  # does not need the exporter; for the simulated driver
             from tests.tiny import trt as tiny
 
             tiny.write(path, tiny.weights_of(np.random.default_rng(0)), "trt", half=precision == "fp16")
             return
-        command = [sys.executable, "-m", "export.synthetic", "--geometry", day.geometry, "--target", "trt", "--out",
-                   str(path), "--precision", f"llm={precision}"]  # fmt: skip
-        done = subprocess.run(
-            command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-        )
+        command = [sys.executable, "-m", "export.synthetic", "--geometry", day.geometry, "--target", "trt"]
+        command += ["--out", str(path), "--precision", f"llm={precision}"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         if done.returncode:
-            last = (done.stderr.strip() or "it says nothing").splitlines()[-1]
-            raise LeftOut(f"{day.geometry} cannot be made: {last}")
+            last = (done.stderr.strip() or "no output").splitlines()[-1]
+            raise Skipped(f"{day.geometry} cannot be exported: {last}")
 
-    return kept(day.out / "bundles", f"{day.geometry}-{precision}", make)
+    return cached_bundle(day.out / "bundles", f"{day.geometry}-{precision}", make)
 
 
 def step(day: Day, precision: str, by: str) -> dict[str, Any]:
-    """Milliseconds of a step, the bytes that it reads, and the least that these take at the card's bandwidth."""
-    made = read(bundle(day, precision))
-    spec = made.manifest.llm
+    """Milliseconds of a step, the bytes that it reads, and their minimum time at the card's bandwidth."""
+    opened = read(bundle(day, precision))
+    spec = opened.manifest.llm
     assert spec is not None
     engines = PlanSizes(max_batch=1, max_beams=1, capacity=min(128, spec.max_positions))
-    weights, room = costs.of_graph(made.graph(LLM), {}, 1).weight_bytes, plans.estimate(made, engines)
-    rate = device.bandwidth(device.open_cuda(), 1 << 20 if day.stand_in else _COPIED)
-    heard, backend = loops.Heard(), backends.create("trt", made, device="cuda", engines=engines)
-    prefix, _ = loops.inputs(made.path, 1)
-    least = (weights + room.cache) / rate
+    weights, cache = costs.of_graph(opened.graph(LLM), {}, 1).weight_bytes, plans.estimate(opened, engines).cache
+    rate = device.bandwidth(device.open_cuda(), 1 << 20 if day.stand_in else _COPY_BYTES)
+    log, backend = loops.LogCapture(), backends.create("trt", opened, device="cuda", engines=engines)
+    prefix, _ = loops.inputs(opened.path, 1)
+    minimum = (weights + cache) / rate
     seconds = loops.step_seconds(backend, prefix, [[5, 6, 7]], 4, 44 if spec.max_positions > 100 else 24)
-    refused = [each for each in heard.said if "cannot be captured" in each]
     return {
-        "by": by, "precision": precision, "weights a step": weights, "keys and values": room.cache,
-        "bandwidth": rate, "ms a step": round(1e3 * seconds, 4), "least ms": round(1e3 * least, 4),
-        "of the limit": round(seconds / least, 2), "step": "enqueued anew" if refused else "a CUDA graph",
-        "log": heard.said[:20],
-    }  # fmt: skip
+        "by": by,
+        "precision": precision,
+        "weight bytes per step": weights,
+        "cache bytes": cache,
+        "bandwidth": rate,
+        "ms per step": round(1e3 * seconds, 4),
+        "minimum ms": round(1e3 * minimum, 4),
+        "of the limit": round(seconds / minimum, 2),
+        "step": loops.step_kind(log),
+        "log": log.messages[:20],
+    }

@@ -1,4 +1,4 @@
-"""The loop on the card with a little model, held to the native loop on the CPU, and its times."""
+"""Compares the device loop with the CPU's loop on a small model, and times it."""
 
 from __future__ import annotations
 
@@ -19,27 +19,31 @@ from . import day
 
 SIZES = PlanSizes(max_batch=2, max_beams=4, capacity=48)
 CASES: tuple[dict[str, Any], ...] = (
-    {"num_beams": 1}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2, "length_penalty": 2.0},
-    {"do_sample": True, "seed": 1, "num_return_sequences": 3}, {"do_sample": True, "seed": 2, "top_p": 0.8, "top_k": 9},
-    {"num_beams": 2, "repetition_penalty": 1.4}, {"num_beams": 1, "no_repeat_ngram_size": 2},
-)  # fmt: skip
+    {"num_beams": 1},
+    {"num_beams": 3},
+    {"num_beams": 4, "num_return_sequences": 2, "length_penalty": 2.0},
+    {"do_sample": True, "seed": 1, "num_return_sequences": 3},
+    {"do_sample": True, "seed": 2, "top_p": 0.8, "top_k": 9},
+    {"num_beams": 2, "repetition_penalty": 1.4},
+    {"num_beams": 1, "no_repeat_ngram_size": 2},
+)
 _TURNS = 3  # enqueued, captured, replayed
 
 
-class Heard(logging.Handler):
-    """What blip2rt's log says meanwhile."""
+class LogCapture(logging.Handler):
+    """Collects blip2rt's warnings."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.said: list[str] = []
+        self.messages: list[str] = []
         logging.getLogger("blip2rt").addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(" ".join(record.getMessage().split()))
+        self.messages.append(" ".join(record.getMessage().split()))
 
 
 def bundle(folder: Path, kind: str) -> Path:
-    """The same random model for ort, for trt, or "native": with a graph that writes its cache."""
+    """The same random model for ort, for trt, or "native": for trt, with a graph that writes its cache in place."""
     from tests.tiny import trt as tiny
 
     native, weights = kind == "native", tiny.weights_of(np.random.default_rng(0))
@@ -56,27 +60,27 @@ def inputs(bundle: Path, images: int = 3) -> tuple[Any, list[list[int]]]:
 
 
 def compare(device: Any, native: Any, prefix: Any, prompts: list[list[int]]) -> dict[str, Any]:
-    """Every case on both, a few times each: where tokens differ, and are not near a tie."""
+    """Run every case on both backends several times. Return the cases whose tokens differ without a near tie."""
     faults, near = [], 0
     for case in CASES:
         options = {"max_new_tokens": 12, "eos_token_ids": [], **case}
-        want = tokens(native.generate(prefix, prompts, options))
+        expected = tokens(native.generate(prefix, prompts, options))
         for _ in range(_TURNS):
-            if tokens(device.generate(prefix, prompts, options)) == want:
+            if tokens(device.generate(prefix, prompts, options)) == expected:
                 continue
-            if undecided(native, prefix, prompts, options, want):
+            if is_near_tie(native, prefix, prompts, options, expected):
                 near += 1
             else:
-                faults.append(f"other tokens than the CPU's for {case}")
+                faults.append(f"tokens differ from the CPU's for {case}")
                 break
     return {"cases": len(CASES), "turns": _TURNS, "near ties": near, "faults": faults}
 
 
-def undecided(native: Any, prefix: Any, prompts: list[list[int]], options: dict[str, Any], want: Any) -> bool:
-    """Whether noise of the size of rounding changes what the native loop itself says."""
+def is_near_tie(native: Any, prefix: Any, prompts: list[list[int]], options: dict[str, Any], expected: Any) -> bool:
+    """Whether noise as small as rounding errors changes the CPU loop's own tokens."""
     rng = np.random.default_rng(2)
     noisy = [(prefix * (1 + rng.normal(size=prefix.shape) * 1e-5)).astype(np.float32) for _ in range(4)]
-    return any(tokens(native.generate(each, prompts, options)) != want for each in noisy)
+    return any(tokens(native.generate(each, prompts, options)) != expected for each in noisy)
 
 
 def tokens(sequences: Any) -> Any:
@@ -84,37 +88,42 @@ def tokens(sequences: Any) -> Any:
 
 
 def step_seconds(device: Any, prefix: Any, prompts: list[list[int]], few: int, many: int, beams: int = 1) -> float:
-    """Seconds of a step: what `many` tokens take longer than `few`, by the tokens; the median of some turns."""
+    """Seconds of a step: the time difference of `many` and `few` tokens, divided by their number; medians."""
     times: dict[int, list[float]] = {few: [], many: []}
     for turn in range(6):
         for count in (few, many):
             options = {"max_new_tokens": count, "eos_token_ids": [], "num_beams": beams}
             started = time.perf_counter()
             device.generate(prefix, prompts, options)
-            if turn:  # the first prepares
+            if turn:  # the first is a warm-up
                 times[count].append(time.perf_counter() - started)
     return (statistics.median(times[many]) - statistics.median(times[few])) / (many - few)
 
 
+def step_kind(log: LogCapture) -> str:
+    """How steps are launched, according to the log."""
+    failures = [message for message in log.messages if "cannot be captured" in message]
+    return f"enqueued: {failures[0].rpartition(': ')[2]}" if failures else "CUDA graph"
+
+
 def on_trt(folder: Path) -> dict[str, Any]:
-    """The backend trt with what is in TensorRT's place, whatever it is, and both kinds of its graphs."""
-    found = _on(folder, "trt")
+    """Run both kinds of graphs on the backend trt, with TensorRT or its replacement."""
+    results = _run(folder, "trt")
     try:
-        native = _on(folder, "native")
+        in_place = _run(folder, "native")
     except BackendError as error:  # TensorRT before 10.15 has no such layers
-        native = {"left out": str(error), "faults": []}
-    found["faults"] += [f"the graph that writes its cache: {fault}" for fault in native["faults"]]
-    return {**found, "the graph that writes its cache": native}
+        in_place = {"skipped": str(error), "faults": []}
+    results["faults"] += [f"in-place cache: {fault}" for fault in in_place["faults"]]
+    return {**results, "in-place cache": in_place}
 
 
-def _on(folder: Path, kind: str) -> dict[str, Any]:
+def _run(folder: Path, kind: str) -> dict[str, Any]:
     path = bundle(folder, kind)
-    heard, native = Heard(), backends.create("ort", read(bundle(folder, "ort")), threads=1)
+    log, native = LogCapture(), backends.create("ort", read(bundle(folder, "ort")), threads=1)
     device = backends.create("trt", read(path), device="cuda", engines=SIZES)
     prefix, prompts = inputs(path)
-    found = compare(device, native, prefix, prompts)
-    refused = [each for each in heard.said if "cannot be captured" in each]
-    found["step"] = "a CUDA graph" if not refused else f"enqueued anew: {refused[0].rpartition(': ')[2]}"
-    found["ms a step"] = round(1e3 * step_seconds(device, prefix[:1], prompts[:1], 4, 24), 4)
-    found["log"] = heard.said[:20]
-    return found
+    results = compare(device, native, prefix, prompts)
+    results["step"] = step_kind(log)
+    results["ms per step"] = round(1e3 * step_seconds(device, prefix[:1], prompts[:1], 4, 24), 4)
+    results["log"] = log.messages[:20]
+    return results

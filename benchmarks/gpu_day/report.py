@@ -1,17 +1,17 @@
-"""The day as a page of Markdown. Knows the JSON alone."""
+"""Formats gpu_day.json as Markdown."""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-def markdown(whole: dict[str, Any]) -> str:
-    """A line for each step, and what it found below."""
-    steps = whole["steps"]
-    packages = ", ".join(map(" ".join, whole["day"]["packages"].items())) or "no package of NVIDIA's"
-    lines = [f"# A day on {whole['day']['card']}", "", f"{whole['date']}, Python {whole['python']}; {packages}", ""]
-    if whole["day"]["stand_in"]:
-        lines += ["**No GPU took part: a driver stood in, and the kernels ran on the CPU. Times mean nothing.**", ""]
+def markdown(results: dict[str, Any]) -> str:
+    """One row for each step, then the details of each."""
+    steps, day = results["steps"], results["day"]
+    packages = ", ".join(map(" ".join, day["packages"].items())) or "no NVIDIA packages"
+    lines = [f"# GPU results: {day['card']}", "", f"{results['date']}, Python {results['python']}; {packages}", ""]
+    if day["stand_in"]:
+        lines += ["**No GPU was used: the driver was simulated and kernels ran on the CPU. Times mean nothing.**", ""]
     lines += ["| step | state | seconds | |", "| -- | -- | --: | -- |"]
     for name, step in steps.items():
         why = step["why"].splitlines()[-1] if step["why"] else summary(name, step["found"])
@@ -25,17 +25,17 @@ def markdown(whole: dict[str, Any]) -> str:
 
 
 def summary(name: str, found: dict[str, Any]) -> str:
-    """One line of what a step found."""
+    """A step's results in one line."""
     if "of the limit" in found:
-        return (f"{found['ms a step']} ms a step by {found['by']}, {found['of the limit']} times the least "
-                f"({found['least ms']} ms), {found['step']}")  # fmt: skip
+        limit = f"{found['of the limit']} times the minimum ({found['minimum ms']} ms)"
+        return f"{found['ms per step']} ms per step with {found['by']}, {limit}, {found['step']}"
     if "cases" in found:
-        said = f"tokens as on the CPU in {found['cases']} cases, {found['ms a step']} ms a step"
-        return said + (f", {found['step']}" if "step" in found else "")
+        text = f"same tokens as the CPU in {found['cases']} cases, {found['ms per step']} ms per step"
+        return text + (f", {found['step']}" if "step" in found else "")
     if "turns" in found:
-        return f"as on the CPU in {found['turns']} random cases of every kernel, {found['near']} near ties"
+        return f"same results as the CPU in {found['turns']} random cases of every kernel, {found['near']} near ties"
     if "GB/s" in found:
-        return f"{found['GB/s']} GB/s read and written within the device"
+        return f"{found['GB/s']} GB/s read and written in device memory"
     return "; ".join(f"{key}: {each}" for key, each in found.items() if isinstance(each, str))
 
 

@@ -1,4 +1,4 @@
-"""A driver that stands in for NVIDIA's (tests/trt/native/libcuda_kernels.cpp), for a day without a GPU."""
+"""A simulated NVIDIA driver (tests/trt/native/libcuda_kernels.cpp) for runs without a GPU."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .day import ROOT
 
 
 def library_folder(out: Path) -> Path:
-    """A folder with the libcuda.so.1 that stands in, compiled where it has to be. Raises Blip2rtError."""
+    """A folder with the simulated libcuda.so.1, compiled if needed. Raises Blip2rtError without a compiler."""
     from tests.compiled import compiled
 
     compiler = shutil.which("c++")
     if compiler is None:
         raise Blip2rtError("--stand-in compiles the kernels for the CPU: install a C++ compiler")
-    command = [compiler, "-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Werror", "-shared", "-fPIC", "-pthread",
-               f"-I{ROOT / 'engines'}", "-Wl,-soname,libcuda.so.1"]  # fmt: skip
+    flags = "-std=c++17 -O2 -ffp-contract=off -Wall -Werror -shared -fPIC -pthread -Wl,-soname,libcuda.so.1"
     native = ROOT / "tests" / "trt" / "native"
-    command.append(f"-DDRIVER={hashlib.sha256((native / 'libcuda.c').read_bytes()).hexdigest()[:16]}")  # is included
+    included = hashlib.sha256((native / "libcuda.c").read_bytes()).hexdigest()[:16]  # recompile when it changes
+    command = [compiler, *flags.split(), f"-I{ROOT / 'engines'}", f"-DDRIVER={included}"]
     library = compiled(command, [native / "libcuda_kernels.cpp"], ".so")
     folder = out / "driver"
     folder.mkdir(parents=True, exist_ok=True)
@@ -33,6 +33,6 @@ def library_folder(out: Path) -> Path:
 
 
 def use(folder: Path) -> None:
-    """Let the processes that begin from here on find that driver."""
+    """Make child processes load that driver."""
     before = os.environ.get("LD_LIBRARY_PATH")
     os.environ["LD_LIBRARY_PATH"] = str(folder) + (f":{before}" if before else "")

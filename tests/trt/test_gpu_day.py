@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu_day` as a whole, on the driver that stands in: real processes, cuda-bindings and NVRTC."""
+"""`python -m benchmarks.gpu_day` on a simulated driver, with real processes, cuda-bindings and NVRTC."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings: the extra trt-cu12 or trt-cu13")
 
-from benchmarks.gpu_day import day, installed, kernels, report, steps
+from benchmarks.gpu_day import day, environment, kernels, report, steps
 from benchmarks.gpu_day.__main__ import main
 from blip2rt.backends.trt import gpu
 from blip2rt.backends.trt.search import Kernels
@@ -38,7 +38,7 @@ exit {code}
 
 
 def run(out: Path, *more: str) -> tuple[int, dict[str, Any], str]:
-    """One day in a process of its own: its exit code, its JSON, and what it said."""
+    """Run the command in a process. Return its exit status, its JSON and its standard error."""
     command = [sys.executable, "-m", "benchmarks.gpu_day", "--stand-in", "--geometry", "little", "--turns", "3",
                "--out", str(out), *more]  # fmt: skip
     path = f"{out / 'bin'}{os.pathsep}{os.environ['PATH']}"
@@ -58,30 +58,30 @@ def test_gpu_day_runs_all_steps_and_resumes_after_a_failure(tmp_path: Path) -> N
     if shutil.which("c++") is None:
         pytest.skip("needs a C++ compiler")
     sanitizer(tmp_path, 2)
-    code, whole, said = run(tmp_path)
-    states = {name: step["state"] for name, step in whole["steps"].items()}
-    if "libnvrtc" in str(whole["steps"]["kernels"]["why"]):
+    code, results, stderr = run(tmp_path)
+    states = {name: step["state"] for name, step in results["steps"].items()}
+    if "libnvrtc" in str(results["steps"]["kernels"]["why"]):
         pytest.skip("needs NVRTC: pip install nvidia-cuda-nvrtc")
-    assert code == 1 and set(states) == {*day.NAMES}, said
+    assert code == 1 and set(states) == {*day.NAMES}, stderr
     assert {name for name, state in states.items() if state == day.DONE} == {
-        "doctor", "bandwidth", "kernels", "loop-by-onnxruntime", "large-fp16", "large-int4"}, said  # fmt: skip
-    assert states["sanitize"] == day.FAILED and "2 errors" in whole["steps"]["sanitize"]["why"]
-    found = {name: step["found"] for name, step in whole["steps"].items()}
+        "doctor", "bandwidth", "kernels", "loop-by-onnxruntime", "large-fp16", "large-int4"}, stderr  # fmt: skip
+    assert states["sanitize"] == day.FAILED and "2 errors" in results["steps"]["sanitize"]["why"]
+    found = {name: step["found"] for name, step in results["steps"].items()}
     assert found["doctor"]["card"]["sm"] == "SM87" and "captions" in str(found["doctor"]["findings"])
     assert found["kernels"]["compiled"]["architecture"] == "sm_87" and not found["kernels"]["differ"]
     assert set(Kernels.NAMES) <= {name.partition(",")[0] for name in found["kernels"]["microseconds"]}
-    assert found["loop-by-onnxruntime"]["cases"] == 7 and found["loop-by-onnxruntime"]["ms a step"] > 0
-    native = found["loop-by-onnxruntime"]["the graph that writes its cache"]
-    assert native["cases"] == 7 and native["ms a step"] > 0
-    assert found["large-fp16"]["weights a step"] > 0 and found["large-int4"]["of the limit"] > 0
+    assert found["loop-by-onnxruntime"]["cases"] == 7 and found["loop-by-onnxruntime"]["ms per step"] > 0
+    native = found["loop-by-onnxruntime"]["in-place cache"]
+    assert native["cases"] == 7 and native["ms per step"] > 0
+    assert found["large-fp16"]["weight bytes per step"] > 0 and found["large-int4"]["of the limit"] > 0
     page = (tmp_path / "report.md").read_text()
-    assert "No GPU took part" in page and f"onnxruntime {metadata.version('onnxruntime')}" in page
+    assert "No GPU was used" in page and f"onnxruntime {metadata.version('onnxruntime')}" in page
     assert all(f"| {name} |" in page for name in states)
 
     sanitizer(tmp_path, 0)
-    code, whole, said = run(tmp_path, "--skip", "loop-by-tensorrt")
-    assert code == 0 and whole["steps"]["sanitize"]["found"]["racecheck"] == "ERROR SUMMARY: 0 errors"
-    assert said.count("done before") == 6
+    code, results, stderr = run(tmp_path, "--skip", "loop-by-tensorrt")
+    assert code == 0 and results["steps"]["sanitize"]["found"]["racecheck"] == "ERROR SUMMARY: 0 errors"
+    assert stderr.count("done before") == 6
 
 
 def test_steps_have_names() -> None:
@@ -89,7 +89,7 @@ def test_steps_have_names() -> None:
 
 
 def taken(today: day.Day, name: str) -> bool:
-    return day.read(today, name) is not None
+    return day.read_result(today, name) is not None
 
 
 def test_results_of_another_card_or_package_are_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_results_of_another_card_or_package_are_repeated(tmp_path: Path, monkeyp
     today = day.Day(tmp_path, "little", True, 3, "Orin", packages)
     for name in day.NAMES:
         assert not taken(today, name)
-        day._take(today, name, sys.executable, 1)
+        day._run_step(today, name, sys.executable, 1)
     assert all(taken(today, name) for name in day.NAMES)
     for changed, old in (
         ({"tensorrt": "10.16"}, {"doctor", "loop-by-tensorrt", "large-fp16", "large-int4"}),
@@ -113,10 +113,10 @@ def test_results_of_another_card_or_package_are_repeated(tmp_path: Path, monkeyp
 
 
 def test_machine_is_described_by_the_steps_interpreter(tmp_path: Path) -> None:
-    found = installed.machine(sys.executable, day.Day(tmp_path, "little").environment)
+    found = environment.machine(sys.executable, day.Day(tmp_path, "little").environment)
     assert found["card"] and found["packages"]["onnxruntime"] == metadata.version("onnxruntime")
-    with pytest.raises(Blip2rtError, match="false cannot take the day"):
-        installed.machine("false", os.environ)
+    with pytest.raises(Blip2rtError, match="false cannot run blip2rt"):
+        environment.machine("false", os.environ)
 
 
 def test_interrupted_gpu_day_keeps_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_interrupted_gpu_day_keeps_its_results(tmp_path: Path, monkeypatch: pyte
         return result
 
     for cut_at, known in (("kernels", 2), ("bandwidth", 2)):
-        monkeypatch.setattr(day, "_take", partial(take, cut_at))
+        monkeypatch.setattr(day, "_run_step", partial(take, cut_at))
         (tmp_path / "gpu_day.json").unlink(missing_ok=True)
         assert main(["--out", str(tmp_path), "--geometry", "little"]) == 130
         steps_known = json.loads((tmp_path / "gpu_day.json").read_text())["steps"]
@@ -142,10 +142,10 @@ def test_interrupted_gpu_day_keeps_its_results(tmp_path: Path, monkeypatch: pyte
 def test_step_that_finds_faults_fails(tmp_path: Path) -> None:
     today = day.Day(tmp_path, "little")
     (tmp_path / "steps").mkdir()
-    day.take_here(today, "kernels", lambda _: {"faults": ["choose, turn 3"]})
-    known = day._found(today, "kernels")
+    day.run_here(today, "kernels", lambda _: {"faults": ["choose, turn 3"]})
+    known = day._stored(today, "kernels")
     assert known is not None and known["state"] == day.FAILED and known["why"] == "choose, turn 3"
-    page = report.markdown(day.whole(today, {"kernels": {**known, "seconds": 1}}))
+    page = report.markdown(day.combine(today, {"kernels": {**known, "seconds": 1}}))
     assert "| kernels | failed | 1 | choose, turn 3 |" in page
 
 
@@ -160,16 +160,16 @@ def test_steps_are_skipped_if_tensorrt_does_not_support_the_card(
     monkeypatch.setattr(gpu, "find", lambda: gpu.Gpu("NVIDIA H100", (9, 0), 80 << 30, (13, 0), False, 132))
     monkeypatch.setattr(steps.loops, "on_trt", lambda folder: taken.append("loop") or {})
     monkeypatch.setattr(steps.large, "step", lambda today, precision, by: {"by": by})
-    monkeypatch.setattr(steps, "_take_place", lambda today: "onnxruntime")
-    with pytest.raises(day.LeftOut, match="tensorrt_rtx 1.7.0 does not support SM90"):
+    monkeypatch.setattr(steps, "_use_onnxruntime", lambda today: "onnxruntime")
+    with pytest.raises(day.Skipped, match="tensorrt_rtx 1.7.0 does not support SM90"):
         steps.STEPS["loop-by-tensorrt"](today)
     assert steps.STEPS["large-int4"](today) == {"by": "onnxruntime"} and not taken
 
     def lacks(today: day.Day) -> str:
-        raise day.LeftOut("ONNX Runtime has no CUDA provider")
+        raise day.Skipped("ONNX Runtime has no CUDA provider")
 
-    monkeypatch.setattr(steps, "_take_place", lacks)
-    with pytest.raises(day.LeftOut, match="does not support SM90.*; ONNX Runtime has no CUDA provider"):
+    monkeypatch.setattr(steps, "_use_onnxruntime", lacks)
+    with pytest.raises(day.Skipped, match="does not support SM90.*; ONNX Runtime has no CUDA provider"):
         steps.STEPS["large-fp16"](today)
 
 
@@ -211,27 +211,27 @@ def wheel(folder: Path, name: str, *requires: str) -> None:
 
 def test_wheels_make_an_environment_or_report_missing_dependencies(tmp_path: Path) -> None:
     """onnxruntime-gpu serves for onnxruntime, which blip2rt asks for."""
-    assert installed.python_with(None, tmp_path) == sys.executable
+    assert environment.python_for(None, tmp_path) == sys.executable
     wheels, out = tmp_path / "wheels", tmp_path / "out"
     wheels.mkdir()
     with pytest.raises(Blip2rtError, match="has no wheels"):
-        installed.python_with(wheels, out)
+        environment.python_for(wheels, out)
     wheel(wheels, "a_reader", "onnxruntime>=0.5", "a_part_of_it")
     wheel(wheels, "onnxruntime_gpu")
     with pytest.raises(
-        Blip2rtError, match="need others: a-reader 1.0 requires a-part-of-it, which is not installed: lay"
+        Blip2rtError, match="requirements are missing: a-reader 1.0 requires a-part-of-it, which is not installed: put"
     ):
-        installed.python_with(wheels, out)
+        environment.python_for(wheels, out)
     wheel(wheels, "a_part_of_it")
-    python = installed.python_with(wheels, out)
-    said = installed.machine(python, day.Day(tmp_path, "little").environment)
+    python = environment.python_for(wheels, out)
+    said = environment.machine(python, day.Day(tmp_path, "little").environment)
     assert said["packages"]["onnxruntime-gpu"] == "1.0"
     made = (out / "environment" / "wheels.txt").stat().st_mtime_ns
-    assert installed.python_with(wheels, out) == python
+    assert environment.python_for(wheels, out) == python
     assert (out / "environment" / "wheels.txt").stat().st_mtime_ns == made
     wheel(wheels, "onnxruntime")
-    with pytest.raises(Blip2rtError, match="of which one overwrites the other: take onnxruntime away"):
-        installed.python_with(wheels, out)
+    with pytest.raises(Blip2rtError, match="which overwrite each other: remove onnxruntime"):
+        environment.python_for(wheels, out)
 
 
 def test_gpu_day_starts_without_installed_packages(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_gpu_day_starts_without_installed_packages(tmp_path: Path) -> None:
            "import runpy; runpy.run_module('benchmarks.gpu_day', run_name='__main__')"  # fmt: skip
     asked = code.format(["--wheels", str(tmp_path), "--out", str(tmp_path / "out")])
     done = subprocess.run([sys.executable, "-S", "-c", asked], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "has no wheels: lay *.whl files there" in done.stderr
+    assert done.returncode == 2 and "has no wheels: put *.whl files there" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
