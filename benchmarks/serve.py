@@ -62,7 +62,7 @@ class Bench:
         self.model = blip2rt.load(path, threads=args.threads)
         spec = self.model.bundle.manifest.llm
         assert spec is not None
-        self.alone: Backend = self.model._backend
+        self.alone: Backend = self.model.pipeline.backend
         rows = max(16, args.callers)
         self.shared = Batched(self.alone, spec, Batching(rows=rows, read=args.read))
         self.keeping = Batched(self.alone, spec, Batching(rows=rows, read=args.read), kept_bytes=1 << 30)

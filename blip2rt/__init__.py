@@ -22,18 +22,25 @@ from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .errors import BackendError, Blip2rtError, BundleError, CapabilityError, ImageError, OptionError
-    from .language import Chat, Scored
-    from .model import Model, load
+    from .language import Chat
+    from .loading import load
+    from .model import Model
     from .options import Options
-    from .pipeline import Match
+    from .results import Match, Scored
 
 __all__ = [
     "BackendError", "Blip2rtError", "BundleError", "CapabilityError", "Chat", "ImageError", "Match", "Model",
     "OptionError", "Options", "Scored", "ask", "caption", "load", "match",
 ]  # fmt: skip
 
-_MODULES = {"Chat": "language", "Scored": "language", "Options": "options", "Match": "pipeline", "Model": "model",
-            "load": "model"}  # fmt: skip
+_MODULES = {
+    "Chat": "language",
+    "Match": "results",
+    "Model": "model",
+    "Options": "options",
+    "Scored": "results",
+    "load": "loading",
+}
 _default: Model | None = None
 _lock = threading.Lock()
 
@@ -43,7 +50,7 @@ def _default_model() -> Model:
     global _default
     with _lock:
         if _default is None:
-            _default = importlib.import_module(f"{__name__}.model").load()
+            _default = importlib.import_module(f"{__name__}.loading").load()
     return _default
 
 

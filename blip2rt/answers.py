@@ -18,9 +18,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from .batching import Batched, Call
-from .errors import BackendError
-from .language import Language, Scored, ended_by
+from .bundle import GENERATIVE
+from .errors import BackendError, OptionError
+from .language import Language
 from .options import Options
+from .pipeline import Pipeline
+from .results import Scored, Stopwatch, finish_reason
 
 if TYPE_CHECKING:
     from .image import ImageLike
@@ -167,7 +170,7 @@ class Answer:
     @property
     def finish(self) -> Finish:
         """Why the first text ended. Once done."""
-        ended = ended_by(self._texts()[0], self._settings)
+        ended = finish_reason(self._texts()[0], self._settings)
         return "cancelled" if self._cancelled and ended == "stop" else ended
 
     @property
@@ -183,3 +186,25 @@ class Answer:
 
     def _texts(self) -> list[Scored]:
         return self._language.scored(self._call.results(), self._settings, cut=self._call.cut)[0]
+
+
+def submit(pipeline: Pipeline, request: Request, on_news: Callable[[Answer], object] | None) -> Answer:
+    """Queue a request at the pipeline's backend; see Model.submit."""
+    pipeline.require(GENERATIVE, "submit")
+    if not isinstance(request, Request) or not isinstance(request.options, Options):
+        raise OptionError("submit takes a blip2rt.answers.Request, whose options are blip2rt.Options")
+    backend, language = pipeline.backend, pipeline.language
+    if not isinstance(backend, Batched):
+        raise OptionError("this model decodes each call by itself: load(batching=True) to submit requests")
+    task = pipeline.task_of(request.prompt, request.question, request.options)
+    prompt_ids = language.encode(task.prompt)
+    backend.check(prompt_ids, task.settings)
+    watch = Stopwatch(task.settings)
+    if request.image is not None:
+        prefix_embeds = pipeline.prefix_embeds([pipeline.prepare(request.image)], [task.question])
+    elif prompt_ids:
+        prefix_embeds = pipeline.no_prefix
+    else:
+        raise OptionError("a request has neither an image nor a prompt: give one of them")
+    call = backend.submit(prefix_embeds, [prompt_ids], watch.remaining, each_token=True)
+    return Answer(backend, language, call, task.settings, on_news)

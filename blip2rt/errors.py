@@ -6,8 +6,10 @@ Knows nothing of the rest of the package, so that every module may raise them.
 from __future__ import annotations
 
 import contextlib
+import operator
 import re
 from collections.abc import Iterator
+from typing import Any
 
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # controls, and turns of direction
 
@@ -83,3 +85,14 @@ def reason(error: BaseException) -> str:
         return error.strerror
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)[:300]
+
+
+def is_whole(value: Any, low: int, high: int | None) -> bool:
+    """Whether `value` is a whole number (numpy's count, bool does not) from `low` to `high`."""
+    if isinstance(value, bool):
+        return False
+    try:
+        number = operator.index(value)
+    except TypeError:
+        return False
+    return number >= low and (high is None or number <= high)

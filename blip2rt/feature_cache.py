@@ -1,4 +1,4 @@
-"""What was computed of images, by what they show. The least recently used goes first.
+"""A cache of what was computed for images, by content. The least recently used entry goes first.
 
 Knows arrays, bytes and threads.
 """
@@ -16,53 +16,53 @@ if TYPE_CHECKING:
     from .backends import Floats
 
 
-class Kept:
-    """Arrays by name, of at most so many bytes together. Any thread may use it; 0 bytes keep nothing."""
+class FeatureCache:
+    """Arrays by key, at most `max_bytes` together. Any thread may use it; 0 bytes disable it."""
 
-    def __init__(self, most_bytes: int = 0) -> None:
-        self.most_bytes = most_bytes
+    def __init__(self, max_bytes: int = 0) -> None:
+        self.max_bytes = max_bytes
         self.hits = self.misses = self.bytes = 0
         self._arrays: OrderedDict[bytes, Floats] = OrderedDict()
         self._lock = threading.Lock()
-        # One thread computes at a time: others may find what they want afterwards. What it computes may need rows too.
-        self._making = threading.RLock()
+        # One thread computes at a time, so that others find its results. Computing may look up other rows.
+        self._computing = threading.RLock()
 
-    def rows(self, names: Sequence[bytes], make: Callable[[list[int]], Floats]) -> Floats:
-        """Names -> their arrays, stacked.
+    def rows(self, keys: Sequence[bytes], compute: Callable[[list[int]], Floats]) -> Floats:
+        """Keys -> their arrays, stacked.
 
-        make: numbers of names that are not kept -> their arrays, stacked. A name that comes twice is made once.
+        compute: numbers of missing keys -> their arrays, stacked. A key that comes twice is computed once.
         """
-        found = self._find(names)
-        self._count(names, found)
-        if any(name not in found for name in names):
-            with self._making:
-                found |= self._find([name for name in names if name not in found])
-                first = {name: i for i, name in reversed(list(enumerate(names))) if name not in found}
+        found = self._find(keys)
+        self._count(keys, found)
+        if any(key not in found for key in keys):
+            with self._computing:
+                found |= self._find([key for key in keys if key not in found])
+                first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in found}
                 numbers = sorted(first.values())
                 if numbers:
-                    for i, array in zip(numbers, make(numbers), strict=True):
-                        found[names[i]] = array.copy()
-                        self._keep(names[i], found[names[i]])
-        return np.stack([found[name] for name in names])
+                    for i, array in zip(numbers, compute(numbers), strict=True):
+                        found[keys[i]] = array.copy()
+                        self._store(keys[i], found[keys[i]])
+        return np.stack([found[key] for key in keys])
 
-    def _find(self, names: Sequence[bytes]) -> dict[bytes, Floats]:
+    def _find(self, keys: Sequence[bytes]) -> dict[bytes, Floats]:
         with self._lock:
-            found = {name: self._arrays[name] for name in names if name in self._arrays}
-            for name in found:
-                self._arrays.move_to_end(name)
+            found = {key: self._arrays[key] for key in keys if key in self._arrays}
+            for key in found:
+                self._arrays.move_to_end(key)
         return found
 
-    def _count(self, names: Sequence[bytes], found: dict[bytes, Floats]) -> None:
+    def _count(self, keys: Sequence[bytes], found: dict[bytes, Floats]) -> None:
         with self._lock:
-            hits = sum(name in found for name in names)
+            hits = sum(key in found for key in keys)
             self.hits += hits
-            self.misses += len(names) - hits
+            self.misses += len(keys) - hits
 
-    def _keep(self, name: bytes, array: Floats) -> None:
-        if array.nbytes > self.most_bytes:
+    def _store(self, key: bytes, array: Floats) -> None:
+        if array.nbytes > self.max_bytes:
             return
         with self._lock:
-            self._arrays[name] = array
+            self._arrays[key] = array
             self.bytes += array.nbytes
-            while self.bytes > self.most_bytes:
+            while self.bytes > self.max_bytes:
                 self.bytes -= self._arrays.popitem(last=False)[1].nbytes

@@ -31,6 +31,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, TypeAlias, Union, cast
 
@@ -38,7 +39,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .bundle.manifest import ImageSpec
-from .errors import ImageError
+from .errors import ImageError, OptionError, is_whole
 from .install_hints import pip_install
 from .native import native
 from .untrusted.image_format import HEAD, kind_of
@@ -71,6 +72,26 @@ _MARGIN = 2  # times the wanted size that scaled decoding keeps, for the filter 
 _ORIENTATION = 0x0112
 _CHANNELS = (1, 3, 4)
 _open_lock = threading.Lock()  # warnings.catch_warnings is not thread-safe
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How images are read; see model.load. Raises OptionError."""
+
+    scaled_jpeg: bool = False
+    max_pixels: int = MAX_PIXELS
+    color: str = "rgb"
+
+    def __post_init__(self) -> None:
+        faults = []
+        if not isinstance(self.scaled_jpeg, bool):
+            faults.append(f"scaled_jpeg is {self.scaled_jpeg!r}: give True or False")
+        if not is_whole(self.max_pixels, 1, MOST_PIXELS):
+            faults.append(f"max_pixels is {self.max_pixels!r}: give a number of pixels from 1 to {MOST_PIXELS:,}")
+        if self.color not in COLORS:
+            faults.append(f"color is {self.color!r}: give 'rgb', or 'bgr' where arrays come from OpenCV")
+        if faults:
+            raise OptionError("; ".join(faults))
 
 
 def to_pixels(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from . import backends
 from .backends import Backend, Generation, OnToken, Sequences
@@ -15,6 +15,7 @@ from .bundle import Bundle
 from .bundle.manifest import Decoding
 from .errors import CapabilityError, OptionError
 from .options import Options, Room, TextOptions, merge, resolve, strings
+from .results import Scored
 from .text import LlmTokenizer, Prompt, TextStream
 
 if TYPE_CHECKING:
@@ -23,47 +24,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .backends import Floats
-
-
-class Timings(NamedTuple):
-    """Milliseconds of each stage: an image's share, where several went together."""
-
-    image: float = 0.0  # it is read, decoded and resized
-    encoder: float = 0.0  # it goes through the image encoder and the Q-Former
-    text: float = 0.0  # the language model reads and writes
-
-
-NO_TIMINGS = Timings()
-
-
-class _Pair(NamedTuple):
-    text: str
-    score: float  # sum of its tokens' log-probabilities / length^length_penalty, the stop token counted
-
-
-class Scored(_Pair):
-    """A text and how likely the language model finds it: a pair, with what else is known as attributes."""
-
-    tokens: tuple[int, ...]  # of the answer, without the stop token
-    truncated: bool  # max_new_tokens or max_time ended it, and not the model
-    timings: Timings
-
-    def __new__(
-        cls, text: str, score: float, tokens: Sequence[int] = (), truncated: bool = False, timings: Timings = NO_TIMINGS
-    ) -> Scored:
-        pair = super().__new__(cls, text, score)
-        pair.tokens, pair.truncated, pair.timings = tuple(tokens), truncated, timings
-        return pair
-
-
-Ended = Literal["stop", "length", "time"]  # a text is ended by the model, by max_new_tokens, by max_time
-
-
-def ended_by(scored: Scored, settings: Mapping[str, Any]) -> Ended:
-    """What ended a text of a generation with these settings."""
-    if not scored.truncated:
-        return "stop"
-    return "length" if len(scored.tokens) >= settings["max_new_tokens"] else "time"
 
 
 class Language:

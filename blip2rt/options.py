@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import operator
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict
 
 from .bundle.manifest import Decoding
-from .errors import OptionError
+from .errors import OptionError, is_whole
 
 MAX_BEAMS = 100  # far beyond use; a typing error must not fill the memory
 SEEDS = 2**63
@@ -69,7 +68,7 @@ class Options:
 
 
 class TextOptions(TypedDict, total=False):
-    """The fields of Options as keywords of a call that gives one text for each image."""
+    """The fields of Options, besides num_captions, as keywords."""
 
     num_beams: int | None
     max_new_tokens: int | None
@@ -90,13 +89,24 @@ class TextOptions(TypedDict, total=False):
     seed: int | None
 
 
-class CaptionOptions(TextOptions, total=False):
-    """The fields of Options, all of them, as keywords.
+class StreamOptions(TextOptions, total=False):
+    """Keywords of Model.stream."""
 
-    A call that is handed such a dict counts as one of several captions; TextOptions is for one.
-    """
+    question: str | None
 
-    num_captions: int
+
+class AskOptions(TextOptions, total=False):
+    """Keywords of Model.ask besides num_captions."""
+
+    scores: bool
+    on_token: Callable[[int, int, int], object] | None
+
+
+class CaptionOptions(AskOptions, total=False):
+    """Keywords of Model.caption besides num_captions."""
+
+    prompt: str | None
+    raw: bool
 
 
 _WHOLE: dict[str, tuple[int, int]] = {  # name -> lowest, highest
@@ -230,17 +240,6 @@ def _single_faults(given: Options) -> dict[str, str]:
 def _is_text(value: Any) -> bool:
     """Whether `value` is a str of at least one character, without lone surrogates."""
     return isinstance(value, str) and value != "" and not any("\ud800" <= letter <= "\udfff" for letter in value)
-
-
-def is_whole(value: Any, low: int, high: int | None) -> bool:
-    """Whether `value` is a whole number (numpy's count, bool does not) from `low` to `high`."""
-    if isinstance(value, bool):
-        return False
-    try:
-        number = operator.index(value)
-    except TypeError:
-        return False
-    return number >= low and (high is None or number <= high)
 
 
 def _is_finite(value: Any) -> bool:

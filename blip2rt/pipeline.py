@@ -1,17 +1,17 @@
-"""The path of the data: image -> pixels -> vision_features -> prefix_embeds -> token ids -> text, and image and text ->
-match.
+"""The data path of a bundle, in the order in which data flows through it:
 
-Reads top to bottom as the data flows. Knows the order of things; image, text, language and the backend know how each is
-done. What a caller may give, and what a call returns, is model's.
+    image -> pixels -> vision_features -> query_output -> prefix_embeds -> token ids -> text
+
+Each arrow is a method of Pipeline: `prepare`, `vision_features`, `prefix_embeds`, `generate`. Images and texts are
+matched in matching.py; model.py checks what callers pass, and shapes what they get.
 """
 
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,12 @@ import numpy as np
 from . import bundle as contract
 from .backends import Backend, OnToken
 from .bundle import Bundle
-from .bundle.manifest import RetrievalSpec
 from .errors import CapabilityError, ImageError, OptionError
-from .feature_cache import Kept
-from .image import MAX_PIXELS, ImageLike, normalize, prepare
-from .language import Language, Scored, Timings
-from .likelihood import Likelihood
+from .feature_cache import FeatureCache
+from .image import ImageLike, ImageSettings, normalize, prepare
+from .language import Language
 from .options import Options, merge
+from .results import Scored, Stopwatch
 from .text import Prompt, QFormerTokenizer
 
 if TYPE_CHECKING:
@@ -34,349 +33,253 @@ if TYPE_CHECKING:
 
     from .backends import Floats
 
+    RGB = NDArray[np.uint8]  # (height, width, 3), resized for the graphs
+
 BATCH = 8  # images that go through the graphs together
 
 
 @dataclass(frozen=True)
-class Match:
-    """How well a text describes an image."""
+class GenerationTask:
+    """Checked prompt and options of a generation."""
 
-    probability: float  # of "match", by the image-text matching head; 0 to 1
-    cosine: float  # between the text's embedding and the nearest query's; -1 to 1
-    score: float  # all as logits: itm_weight * log(p / (1 - p)) + cosine / temperature + likelihood_weight * likelihood
-    likelihood: float | None = None  # log p(text | image) - log p(text), by the language model; None: it has no weight
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What Match.score is made of."""
-
-    temperature: float
-    itm: float = 1.0
-    likelihood: float = 0.0
-
-    def scores(self, itm_logits: Floats, cosine: Floats, likelihood: NDArray[Any] | None = None) -> NDArray[np.float64]:
-        """itm_logits (..., 2), cosine (...), likelihood (...) where it has a weight -> Match.score (...)"""
-        log_odds = itm_logits[..., 1].astype(np.float64) - itm_logits[..., 0]
-        scores: NDArray[np.float64] = self.itm * log_odds + cosine / self.temperature
-        return scores if likelihood is None else scores + self.likelihood * likelihood
-
-
-@dataclass(frozen=True)
-class Intake:
-    """How images and texts are taken; see model.load."""
-
-    scaled_jpeg: bool = False
-    max_pixels: int = MAX_PIXELS
-    special_tokens: bool = True
-    color: str = "rgb"
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is to be said of images, checked."""
-
-    prompt: Prompt  # what the language model reads
-    read: str  # what the Q-Former reads, where it reads
-    settings: Mapping[str, Any]  # of the backend's generation
-
-
-class Stopwatch:
-    """Times the stages of images that go together, and tells what is left of max_time."""
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._settings = settings
-        self._laps = [time.perf_counter()]
-
-    def lap(self) -> None:
-        """End a stage: image, encoder, text."""
-        self._laps.append(time.perf_counter())
-
-    @property
-    def left(self) -> dict[str, Any]:
-        """The settings, with so much of max_time as is left."""
-        settings = dict(self._settings)
-        if "max_time" in settings:
-            settings["max_time"] = max(0.0, settings["max_time"] - (time.perf_counter() - self._laps[0]))
-        return settings
-
-    def timed(self, best: Sequence[list[Scored]]) -> list[list[Scored]]:
-        """The texts of all images, each with its share of the stages' times."""
-        timings = Timings(*(round(1000 * seconds / len(best), 3) for seconds in np.diff(self._laps).tolist()))
-        return [[Scored(*each, each.tokens, each.truncated, timings) for each in texts] for texts in best]
+    prompt: Prompt  # for the language model
+    question: str  # for the Q-Former; empty if it reads no text
+    settings: Mapping[str, Any]  # the backend's options
+    single_line: bool = True  # tidy the text to one line, as captions are
 
 
 class Pipeline:
-    """A bundle's graphs and words, in the order in which data goes through them."""
+    """A bundle's graphs and tokenizers. Any thread may use it."""
 
     def __init__(
-        self, bundle: Bundle, backend: Backend, intake: Intake | None = None, kept: Kept | None = None
-    ) -> None:
-        """kept: what is known of images that came before."""
-        self.bundle = bundle
-        self._kept = Kept() if kept is None else kept
-        self._manifest = bundle.manifest
-        self._backend = backend
-        self._intake = Intake() if intake is None else intake
-
-    # Image -> text
-
-    def _generate_each(
         self,
-        images: Iterable[ImageLike],
-        prompts: Iterator[tuple[Prompt, str]],
-        settings: Mapping[str, Any],
-        on_token: OnToken | None,
-        keep_going: bool,
-        tidied: bool = False,
-    ) -> Iterator[list[Scored] | ImageError]:
-        """Generate the texts of each image, best first, BATCH images at a time.
+        bundle: Bundle,
+        backend: Backend,
+        images: ImageSettings | None = None,
+        cache: FeatureCache | None = None,
+        special_tokens: bool = True,
+    ) -> None:
+        """cache: outputs of the encoder and the Q-Former, by image. special_tokens: see model.load."""
+        self.bundle, self.backend = bundle, backend
+        self.images = images or ImageSettings()
+        self.cache = cache or FeatureCache()
+        self.special_tokens = special_tokens
 
-        prompts: for each image, what the language model reads and what the Q-Former reads.
-        keep_going: a bad image's error takes the place of its texts. tidied: texts are on a single line.
-        """
-        source = iter(images)
-        done = 0
-        while chunk := list(islice(source, BATCH)):
-            texts = list(islice(prompts, len(chunk)))
-            watch = Stopwatch(settings)
-            prepared = self._prepare_each(chunk, keep_going)
-            watch.lap()
-            good = [i for i, rgb in enumerate(prepared) if not isinstance(rgb, ImageError)]
-            results: list[Any] = list(prepared)
-            if good:
-                prefix_embeds = self._prefix_embeds([results[i] for i in good], [texts[i][1] for i in good])
-                watch.lap()
-                tell = None if on_token is None else _renumbered(on_token, [done + i for i in good])
-                prompts_of_good = [texts[i][0] for i in good]
-                best = self._language.generate(prefix_embeds, prompts_of_good, watch.left, done, tell, tidied)
-                watch.lap()
-                for i, scored in zip(good, watch.timed(best), strict=True):
-                    results[i] = scored
-            yield from results
-            done += len(chunk)
+    # image -> pixels
 
-    def _prepare(self, images: Sequence[ImageLike]) -> list[NDArray[np.uint8]]:
-        """Images -> RGB (height, width, 3) each. Raises ImageError."""
-        return [rgb for rgb in self._prepare_each(images, False) if not isinstance(rgb, ImageError)]
+    def prepare(self, image: ImageLike) -> RGB:
+        """Image -> RGB (height, width, 3), decoded and resized for the graphs. Raises ImageError."""
+        how = self.images
+        spec = self.bundle.manifest.image
+        return prepare(image, spec, scaled=how.scaled_jpeg, max_pixels=how.max_pixels, color=how.color)
 
-    def _prepare_each(self, images: Sequence[ImageLike], keep_going: bool) -> list[NDArray[np.uint8] | ImageError]:
-        """Images -> RGB (height, width, 3) each, or its error. An object that is given twice is decoded once."""
-        done: dict[int, NDArray[np.uint8] | ImageError] = {}
+    def prepare_each(self, images: Sequence[ImageLike], keep_going: bool = True) -> list[Any]:
+        """Images -> RGB of each, or its ImageError if `keep_going`. An object that comes twice is decoded once."""
+        prepared: dict[int, RGB | ImageError] = {}
         for image in images:
-            if id(image) not in done:
+            if id(image) not in prepared:
                 try:
-                    done[id(image)] = self.prepare(image)
+                    prepared[id(image)] = self.prepare(image)
                 except ImageError as error:
                     if not keep_going:
                         raise
-                    done[id(image)] = error
-        return [done[id(image)] for image in images]
+                    prepared[id(image)] = error
+        return [prepared[id(image)] for image in images]
 
-    def _vision_features(self, prepared: Sequence[NDArray[np.uint8]]) -> Floats:
-        """RGB images -> vision_features (B, N, C). An array that is given twice goes through the encoder once."""
-        spec = self._manifest.image
-        if self._kept.most_bytes:
-            names = [b"vision_features" + _digest(rgb) for rgb in prepared]
-            return self._kept.rows(
-                names, lambda new: self._backend.vision(normalize(np.stack([prepared[i] for i in new]), spec))
-            )
+    # pixels -> vision_features
+
+    def vision_features(self, prepared: Sequence[RGB]) -> Floats:
+        """RGB images, at most BATCH -> vision_features (B, N, C). An array that comes twice is encoded once."""
+        if self.cache.max_bytes:
+            keys = [b"vision_features" + _digest(rgb) for rgb in prepared]
+            return self.cache.rows(keys, lambda missing: self._encode([prepared[i] for i in missing]))
         unique = {id(rgb): rgb for rgb in prepared}
-        vision_features = self._backend.vision(normalize(np.stack(list(unique.values())), spec))
+        vision_features = self._encode(list(unique.values()))
         if len(unique) == len(prepared):
             return vision_features
         row = {key: i for i, key in enumerate(unique)}
         return vision_features[[row[id(rgb)] for rgb in prepared]]
 
-    def _prefix_embeds(self, prepared: Sequence[NDArray[np.uint8]], read: Sequence[str]) -> Floats:
-        """RGB images, and the text that the Q-Former reads with each -> prefix_embeds (B, Q, D)"""
+    def _encode(self, prepared: Sequence[RGB]) -> Floats:
+        pixels = normalize(np.stack(prepared), self.bundle.manifest.image)  # (B, 3, H, W)
+        return self.backend.vision(pixels)
 
-        def make(numbers: Sequence[int]) -> Floats:
-            tokenizer = self._question_tokenizer
-            question = None if tokenizer is None else tokenizer.encode([read[i] for i in numbers])
-            return self._backend.prefix_embeds(self._vision_features([prepared[i] for i in numbers]), question)
+    # vision_features -> query_output -> prefix_embeds
 
-        if not self._kept.most_bytes:
-            return make(range(len(prepared)))
-        of_text = [b"" if self._manifest.question is None else text.encode() for text in read]
-        names = [b"prefix_embeds" + _digest(rgb) + text for rgb, text in zip(prepared, of_text, strict=True)]
-        return self._kept.rows(names, make)
+    def prefix_embeds(self, prepared: Sequence[RGB], questions: Sequence[str]) -> Floats:
+        """RGB images and the text that the Q-Former reads with each -> prefix_embeds (B, Q, D)"""
 
-    def _read_question(self, question: str) -> str:
-        """What the Q-Former reads of a question; nothing where it reads none."""
-        spec = self._manifest.question
-        return "" if spec is None else spec.prompt.replace("{}", question.strip())
+        def compute(missing: Sequence[int]) -> Floats:
+            vision_features = self.vision_features([prepared[i] for i in missing])
+            return self.backend.prefix_embeds(vision_features, self.question_tokens([questions[i] for i in missing]))
 
-    # The same in steps, for who decodes ahead and chooses what goes through the graphs together
+        if not self.cache.max_bytes:
+            return compute(range(len(prepared)))
+        texts = [b"" if self.question_tokenizer is None else text.encode() for text in questions]
+        keys = [b"prefix_embeds" + _digest(rgb) + text for rgb, text in zip(prepared, texts, strict=True)]
+        return self.cache.rows(keys, compute)
 
-    def task(self, prompt: str | None = None, question: str | None = None, **options: Any) -> Task:
-        """A caption's prompt, or a question, and the fields of Options -> Task. Raises OptionError, CapabilityError."""
-        self._need(contract.GENERATIVE, "caption" if question is None else "ask")
-        if prompt is not None and question is not None:
-            raise OptionError("prompt and question are both given: a question has the bundle's own prompt")
-        language = self._language
-        text = language.caption_prompt(prompt) if question is None else language.ask_prompt(question)
-        settings = language.settings("caption" if question is None else "ask", merge(Options(), options), [text])
-        return Task(text, text.whole if question is None else self._read_question(question), settings)
+    @property
+    def no_prefix(self) -> Floats:
+        """The prefix_embeds of no image: (1, 0, D)"""
+        llm = self.bundle.manifest.llm
+        assert llm is not None
+        return np.zeros((1, 0, llm.hidden_size), np.float32)
 
-    def prepare(self, image: ImageLike) -> NDArray[np.uint8]:
-        """Image -> RGB (height, width, 3), decoded and resized for the graphs. Raises ImageError."""
-        intake = self._intake
-        how: dict[str, Any] = {"scaled": intake.scaled_jpeg, "max_pixels": intake.max_pixels, "color": intake.color}
-        return prepare(image, self._manifest.image, **how)
+    def question_tokens(self, questions: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        """B texts -> the Q-Former's token_ids and text_mask (B, L); None if it reads no text."""
+        return None if self.question_tokenizer is None else self.question_tokenizer.encode(questions)
 
-    def generate(self, prepared: Sequence[NDArray[np.uint8]], task: Task, first_image: int = 0) -> list[list[Scored]]:
-        """RGB images of `prepare` -> the texts of each, best first. The loop takes them all at once.
+    # prefix_embeds -> token ids -> text
 
-        first_image: the number that draws know the first image by.
+    def generate(self, prepared: Sequence[RGB], task: GenerationTask, first_image: int = 0) -> list[list[Scored]]:
+        """RGB images of `prepare` -> the texts of each, best first. All are decoded in one batch.
+
+        first_image: the number of the first image, for random draws.
         """
         watch = Stopwatch(task.settings)
         watch.lap()
-        embeds = [
-            self._prefix_embeds(prepared[start : start + BATCH], [task.read] * len(prepared[start : start + BATCH]))
-            for start in range(0, len(prepared), BATCH)
-        ]
+        return self._generate(prepared, [task] * len(prepared), watch, first_image)
+
+    def _generate(
+        self,
+        prepared: Sequence[RGB],
+        tasks: Sequence[GenerationTask],
+        watch: Stopwatch,
+        first_image: int,
+        on_token: OnToken | None = None,
+    ) -> list[list[Scored]]:
+        chunks = [slice(start, start + BATCH) for start in range(0, len(prepared), BATCH)]
+        questions = [task.question for task in tasks]
+        embeds = [self.prefix_embeds(prepared[chunk], questions[chunk]) for chunk in chunks]
         watch.lap()
-        prompts = [task.prompt] * len(prepared)
-        best = self._language.generate(np.concatenate(embeds), prompts, watch.left, first_image, tidied=True)
+        prefix_embeds, prompts = np.concatenate(embeds), [task.prompt for task in tasks]
+        texts = self.language.generate(
+            prefix_embeds, prompts, watch.remaining, first_image, on_token, tasks[0].single_line
+        )
         watch.lap()
-        return watch.timed(best)
+        return watch.timed(texts)
 
-    def features(self, prepared: Sequence[NDArray[np.uint8]]) -> Floats:
-        """RGB images of `prepare`, BATCH at most -> vision_features (B, N, C)"""
-        return self._vision_features(prepared)
+    def generate_each(
+        self,
+        images: Iterable[ImageLike],
+        tasks: Iterator[GenerationTask],
+        on_token: OnToken | None = None,
+        keep_going: bool = False,
+    ) -> Iterator[list[Scored] | ImageError]:
+        """Images and the task of each -> the texts of each, best first, BATCH images at a time.
 
-    def embed(self, prepared: Sequence[NDArray[np.uint8]]) -> Floats:
-        """RGB images of `prepare`, BATCH at most -> image_embeds (B, Q, E)"""
-        return self.embed_features(self._vision_features(prepared))
+        The tasks share their settings. keep_going: a bad image's error takes the place of its texts.
+        """
+        source, start = iter(images), 0
+        while chunk := list(islice(source, BATCH)):
+            yield from self._generate_chunk(chunk, list(islice(tasks, len(chunk))), start, on_token, keep_going)
+            start += len(chunk)
 
-    # Image and text -> match
+    def _generate_chunk(
+        self,
+        images: Sequence[ImageLike],
+        tasks: Sequence[GenerationTask],
+        first_image: int,
+        on_token: OnToken | None,
+        keep_going: bool,
+    ) -> list[list[Scored] | ImageError]:
+        watch = Stopwatch(tasks[0].settings)
+        rows = self.prepare_each(images, keep_going)
+        watch.lap()
 
-    def _features_each(self, images: Sequence[ImageLike]) -> Iterator[Floats]:
-        """Images -> vision_features (b, N, C), BATCH images at a time."""
-        for start in range(0, len(images), BATCH):
-            yield self._vision_features(self._prepare(images[start : start + BATCH]))
+        def texts_of(good: list[int]) -> list[list[Scored]]:
+            notify = None if on_token is None else _renumbered(on_token, [first_image + i for i in good])
+            return self._generate([rows[i] for i in good], [tasks[i] for i in good], watch, first_image, notify)
 
-    def _each_good(self, images: Sequence[ImageLike], work: Callable[[list[int], Floats], Iterable[Any]]) -> list[Any]:
-        """What `work` makes of the numbers and vision_features (b, N, C) of BATCH images at a time, or their errors."""
+        return fill_good(rows, texts_of)
+
+    # vision_features of images, for matches and embeddings
+
+    def map_features(
+        self, images: Sequence[ImageLike], keep_going: bool, compute: Callable[[list[int], Floats], Iterable[Any]]
+    ) -> list[Any]:
+        """Images -> what `compute` returns for their numbers and vision_features (b, N, C), BATCH images at a time.
+
+        keep_going: a bad image's error takes the place of its result.
+        """
         results: list[Any] = []
         for start in range(0, len(images), BATCH):
-            rows: list[Any] = list(self._prepare_each(images[start : start + BATCH], True))
-            good = [i for i, rgb in enumerate(rows) if not isinstance(rgb, ImageError)]
-            if good:
-                made = work([start + i for i in good], self._vision_features([rows[i] for i in good]))
-                for i, each in zip(good, made, strict=True):
-                    rows[i] = each
-            results += rows
+            rows = self.prepare_each(images[start : start + BATCH], keep_going)
+            results += fill_good(rows, partial(self._map_chunk, rows, start, compute))
         return results
 
-    def match_features(self, vision_features: Floats, texts: Sequence[str]) -> list[Match]:
-        """vision_features (B, N, C), B texts -> B matches, pairwise"""
-        if not len(vision_features) and not texts:
-            return []
-        itm_logits = self.itm_logits(vision_features, texts)  # (B, 2)
-        image_embeds = self._backend.image_embeds(vision_features)  # (B, Q, E)
-        text_embeds = self._backend.text_embeds(*self._qformer_tokenizer.encode(texts))  # (B, E)
-        cosine = np.einsum("bqe,be->bq", image_embeds, text_embeds).max(axis=1)  # (B,)
-        probability = 1 / (1 + np.exp(itm_logits[:, 0].astype(np.float64) - itm_logits[:, 1]))
-        likelihood = self.likelihoods(vision_features, texts) if self.match_weights.likelihood else None
-        columns = [probability, cosine, self.match_scores(itm_logits, cosine, likelihood)]
-        columns += [] if likelihood is None else [likelihood]
-        return [Match(*map(float, row)) for row in zip(*columns, strict=True)]
+    def _map_chunk(self, rows: list[Any], start: int, compute: Callable[..., Iterable[Any]], good: list[int]) -> Any:
+        return compute([start + i for i in good], self.vision_features([rows[i] for i in good]))
 
-    @property
-    def match_weights(self) -> Weights:
-        """What Match.score is made of."""
-        self._need(contract.RETRIEVAL, "match")
-        return Weights(self._retrieval.temperature, self._retrieval.itm_weight, self._retrieval.likelihood_weight)
+    # What is generated
 
-    def match_scores(
-        self, itm_logits: Floats, cosine: Floats, likelihood: NDArray[np.float64] | None = None
-    ) -> NDArray[np.float64]:
-        """itm_logits (B, 2), cosine (B), and likelihoods (B) where match_weights has one -> Match.score (B)"""
-        if likelihood is None and self.match_weights.likelihood:
-            raise OptionError("likelihood is missing, which Match.score weighs here: give what likelihoods returns")
-        return self.match_weights.scores(itm_logits, cosine, likelihood)
+    def task(self, prompt: str | None = None, question: str | None = None, **options: Any) -> GenerationTask:
+        """A caption's prompt, or a question, and the fields of Options -> task. Raises OptionError, CapabilityError."""
+        return self.task_of(prompt, question, merge(Options(), options))
 
-    def likelihoods(self, vision_features: Floats, texts: Sequence[str]) -> NDArray[np.float64]:
-        """vision_features (B, N, C), B texts -> (B), pairwise: Match.likelihood, whatever its weight."""
-        self._need((*contract.RETRIEVAL, *contract.GENERATIVE), "tell how likely a text is")
-        if self._retrieval.mean_prefix is None:
-            raise CapabilityError(
-                f"bundle {self._manifest.name!r} cannot tell how likely a text is: it lacks retrieval.mean_prefix; "
-                "blip2rt-train calibrate adds it"
-            )
-        same = [i > 0 and np.array_equal(vision_features[i - 1], vision_features[i]) for i in range(len(texts))]
-        images = np.cumsum(np.logical_not(same)) - 1  # an image whose texts follow each other is read once
-        prefix_embeds = self.caption_prefix(vision_features[np.logical_not(same)])
-        return self._likelihood.gains(prefix_embeds, images.tolist(), list(map(self._qformer_tokenizer.written, texts)))
+    def task_of(self, prompt: str | None, question: str | None, options: Options) -> GenerationTask:
+        """The same from Options."""
+        if prompt is not None and question is not None:
+            raise OptionError("prompt and question are both given: a question has the bundle's own prompt")
+        if question is not None:
+            return self.question_tasks([question], options)[0]
+        self.require(contract.GENERATIVE, "caption")
+        text = self.language.caption_prompt(prompt)
+        return GenerationTask(text, text.whole, self.language.settings("caption", options, [text]))
 
-    def caption_prefix(self, vision_features: Floats) -> Floats:
-        """vision_features (B, N, C) -> (B, Q, D): the prefix_embeds that captions are written behind."""
-        self._need(contract.GENERATIVE, "make prefix_embeds")
-        tokenizer, prompt = self._question_tokenizer, self._language.caption_prompt(None).whole
-        question = None if tokenizer is None else tokenizer.encode([prompt] * len(vision_features))
-        return self._backend.prefix_embeds(vision_features, question)
+    def question_tasks(self, questions: Sequence[str], options: Options) -> list[GenerationTask]:
+        """Questions -> their tasks, with settings that fit the longest."""
+        self.require(contract.GENERATIVE, "ask")
+        prompts = [self.language.ask_prompt(question) for question in questions]
+        settings = self.language.settings("ask", options, prompts)
+        pairs = zip(prompts, map(self.qformer_question, questions), strict=True)
+        return [GenerationTask(prompt, question, settings) for prompt, question in pairs]
 
-    @cached_property
-    def _likelihood(self) -> Likelihood:
-        llm, retrieval = self._manifest.llm, self._retrieval
-        assert llm is not None and retrieval.mean_prefix is not None
-        mean = np.fromfile(self.bundle.file(retrieval.mean_prefix), "<f4").astype(np.float32)
-        mean_prefix = mean.reshape(1, llm.prefix_length, llm.hidden_size)
-        return Likelihood(self._language, mean_prefix, retrieval.max_text_length)
-
-    def itm_logits(self, vision_features: Floats, texts: Sequence[str]) -> Floats:
-        """vision_features (B, N, C), B texts -> (B, 2), pairwise: the matching head's "no match" and "match"."""
-        self._need(contract.RETRIEVAL, "match")
-        return self._backend.itm_logits(vision_features, *self._qformer_tokenizer.encode(texts))
-
-    def embed_features(self, vision_features: Floats) -> Floats:
-        """vision_features (B, N, C) -> (B, Q, E): what embed_image makes of their images."""
-        self._need((contract.IMAGE_EMBED,), "embed_features")
-        return self._backend.image_embeds(vision_features)
+    def qformer_question(self, question: str) -> str:
+        """The text that the Q-Former reads for a question; empty if it reads none."""
+        spec = self.bundle.manifest.question
+        return "" if spec is None else spec.prompt.replace("{}", question.strip())
 
     # What the bundle holds
 
-    def _need(self, components: Sequence[str], what: str) -> None:
-        """Raise CapabilityError where the bundle lacks one of the components."""
+    def require(self, components: Sequence[str], action: str) -> None:
+        """Raise CapabilityError if the bundle lacks one of the components."""
         missing = [name for name in components if not self.bundle.has(name)]
         if missing:
             stage = 2 if missing[0] in contract.GENERATIVE else 1
             raise CapabilityError(
-                f"bundle {self._manifest.name!r} cannot {what}: it lacks {', '.join(missing)}; "
+                f"bundle {self.bundle.manifest.name!r} cannot {action}: it lacks {', '.join(missing)}; "
                 f"export it again with a stage-{stage} checkpoint"
             )
 
     @cached_property
-    def _language(self) -> Language:
-        self._backend.preload(contract.VISION, contract.LLM)  # they open while the tokenizer is read
-        return Language(self.bundle, self._backend, self._intake.special_tokens)
+    def language(self) -> Language:
+        """The language model with its tokenizer."""
+        self.backend.preload(contract.VISION, contract.LLM)  # they open while the tokenizer is read
+        return Language(self.bundle, self.backend, self.special_tokens)
 
     @cached_property
-    def _qformer_tokenizer(self) -> QFormerTokenizer:
-        file, spec = self.bundle.file(self._retrieval.tokenizer), self._retrieval
-        return QFormerTokenizer(file, spec, self._intake.special_tokens)
-
-    @cached_property
-    def _question_tokenizer(self) -> QFormerTokenizer | None:
-        spec = self._manifest.question
+    def question_tokenizer(self) -> QFormerTokenizer | None:
+        """The tokenizer of a Q-Former that reads questions."""
+        spec = self.bundle.manifest.question
         if spec is None:
             return None
-        return QFormerTokenizer(self.bundle.file(spec.tokenizer), spec, self._intake.special_tokens)
-
-    @property
-    def _retrieval(self) -> RetrievalSpec:
-        spec = self._manifest.retrieval
-        assert spec is not None, "reading the bundle checks that retrieval comes with its components"
-        return spec
+        return QFormerTokenizer(self.bundle.file(spec.tokenizer), spec, self.special_tokens)
 
 
-def _digest(rgb: NDArray[np.uint8]) -> bytes:
-    """What names an image by what it shows."""
+def fill_good(rows: list[Any], compute: Callable[[list[int]], Iterable[Any]]) -> list[Any]:
+    """Replace the rows that are no ImageError by the results that `compute` gives for their numbers."""
+    good = [i for i, row in enumerate(rows) if not isinstance(row, ImageError)]
+    results = dict(zip(good, compute(good), strict=True)) if good else {}
+    return [results.get(i, row) for i, row in enumerate(rows)]
+
+
+def _digest(rgb: RGB) -> bytes:
+    """An image's key: a hash of what it shows."""
     return hashlib.blake2b(np.ascontiguousarray(rgb).data, digest_size=32).digest()
 
 
 def _renumbered(on_token: OnToken, numbers: list[int]) -> OnToken:
-    """on_token for images that have other numbers for the caller."""
+    """`on_token` for images that have other numbers for the caller."""
     return lambda image, draw, token_id: on_token(numbers[image], draw, token_id)

@@ -196,10 +196,10 @@ def _said(
     args: argparse.Namespace, predictor: Predictor, items: list[Any], options: dict[str, Any], kept: Predictions
 ) -> list[str]:
     def caption(part: list[CaptionedImage]) -> list[str]:
-        return predictor.caption([item.path for item in part], **options)
+        return list(predictor.caption([item.path for item in part], **options))
 
     def answer(part: list[VqaQuestion]) -> list[str]:
-        return predictor.ask([item.path for item in part], [item.question for item in part], **options)
+        return list(predictor.ask([item.path for item in part], [item.question for item in part], **options))
 
     if args.task == "caption":
         return predict(items, caption, kept, args.batch_size, "img")

@@ -22,7 +22,7 @@ import inspect
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from .. import bundle as contract
 from ..bundle import Bundle
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     Floats: TypeAlias = NDArray[np.float32]
     Ints: TypeAlias = NDArray[np.int64]
 
+DEFAULT = "ort"
 CLOSED = "this model is closed: load it again"  # what a closed backend says
 
 Token: TypeAlias = tuple[int, int, int]  # number of the image, number of the draw, token id
@@ -86,6 +87,9 @@ class Chat(ABC):
 
 class Backend(ABC):
     """What runs a bundle. Graphs load at first use; every method may be called from any thread."""
+
+    devices: ClassVar[tuple[str, ...]]  # what it runs on, for load(device=)
+    batches: ClassVar[bool] = False  # whether it has a `batcher`, for load(batching=)
 
     @abstractmethod
     def _run(self, component: str, output: str, feeds: Mapping[str, NDArray[Any]]) -> Floats:
@@ -175,13 +179,25 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def create(name: str, bundle: Bundle, **keywords: Any) -> Backend:
-    """The backend called `name`, ready to run `bundle`. A keyword that is None counts as not given.
-
-    Raises BackendError for an unknown name and another target's bundle, OptionError for keywords of another backend.
-    """
+def get(name: str) -> type[Backend]:
+    """The class of the backend called `name`. Raises BackendError for an unknown name."""
     if name not in names():
         raise BackendError(f"no backend {name!r}: choose from {', '.join(names())}")
+    backend: type[Backend] = importlib.import_module(f"{__name__}.{name}").Backend
+    return backend
+
+
+def create(name: str, bundle: Bundle, *, device: str | None = None, **keywords: Any) -> Backend:
+    """The backend called `name`, ready to run `bundle`. A keyword that is None counts as not given.
+
+    Raises BackendError for an unknown name and another target's bundle, OptionError for a device or a keyword that the
+    backend does not have.
+    """
+    backend = get(name)
+    if device is not None and device not in backend.devices:
+        others = [other for other in names() if device in get(other).devices]
+        instead = f"; {device} needs the backend {others[0]} and a bundle exported for it" if others else ""
+        raise OptionError(f"device is {device!r}: the backend {name} runs on {', '.join(backend.devices)}{instead}")
     if bundle.manifest.target != name:
         raise BackendError(
             f"{bundle.path} was exported for {bundle.manifest.target}, which the backend {name} cannot run: choose the "
@@ -191,22 +207,19 @@ def create(name: str, bundle: Bundle, **keywords: Any) -> Backend:
     faults = [_foreign(keyword) for keyword in given if keyword not in _keywords(name)]
     if faults:
         raise OptionError("; ".join(faults))
-    backend: Backend = _class(name)(bundle, **given)
-    return backend
-
-
-def _class(name: str) -> Any:
-    return importlib.import_module(f"{__name__}.{name}").Backend
+    make: Any = backend
+    created: Backend = make(bundle, **given)
+    return created
 
 
 def _keywords(name: str) -> list[str]:
     """The keyword-only parameters of a backend's constructor."""
-    parameters = inspect.signature(_class(name)).parameters.values()
+    parameters = inspect.signature(get(name)).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
 def _foreign(keyword: str) -> str:
-    """The fault of a keyword that the chosen backend has not got."""
+    """The fault of a keyword that belongs to other backends."""
     owners = [name for name in names() if keyword in _keywords(name)]
     if not owners:
         return f"no backend takes {keyword}: leave it out"

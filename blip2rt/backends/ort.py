@@ -43,16 +43,10 @@ _runtime: Any = None
 class Backend(backends.Backend):
     """One bundle's graphs, each opened at its first use."""
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None, device: str = "cpu") -> None:
-        """threads: how many an operator may use; None asks BLIP2RT_NUM_THREADS, then ONNX Runtime takes every core.
+    devices, batches = ("cpu",), True
 
-        Raises OptionError for another device than "cpu".
-        """
-        if device != "cpu":
-            raise OptionError(
-                f"device is {device!r}: the backend ort runs on cpu; an NVIDIA GPU needs the backend trt, and "
-                "a bundle of blip2rt-export --target trt (docs/jetson.md)"
-            )
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        """threads: for each operator; None uses BLIP2RT_NUM_THREADS, or else every physical core."""
         self._bundle = bundle
         self._threads = num_threads() if threads is None else threads
         self._sessions: dict[str, Any] = {}

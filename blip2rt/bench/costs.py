@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..onnx_protobuf import Graph, Node, Tensor, read
+from ..bundle.onnx_protobuf import Graph, Node, Tensor, read
 
 _PASSED = ("Cast", "Mul", "DequantizeLinear", "Transpose", "Identity")  # between a stored weight and its product
 _GATHERS = ("Gather", "GatherBlockQuantized")  # read a few rows of their table

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from ..bundle.onnx_protobuf import FLOAT, INT8, INT32, UINT8, matmul
 from ..native import native
-from ..onnx_protobuf import FLOAT, INT8, INT32, UINT8, matmul
 
 ROWS, WIDTH = 512, 2048  # of the products
 PASSES = 8

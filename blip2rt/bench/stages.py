@@ -16,7 +16,8 @@ import numpy as np
 
 from .. import bundle as contract
 from ..image import prepare, to_pixels
-from ..model import Model, load
+from ..loading import load
+from ..model import Model
 from ..options import Options
 from .machine import peak_rss
 
@@ -68,7 +69,7 @@ def start(work: Work) -> dict[str, Any]:
     begin = time.perf_counter()
     model = load(work.bundle, threads=work.threads)
     for component in _components(model):
-        model._backend._session(component)  # type: ignore[attr-defined]
+        model.pipeline.backend._session(component)  # type: ignore[attr-defined]
     loaded = time.perf_counter()
     model.caption(work.images(), **work.options())
     done = time.perf_counter()
@@ -78,7 +79,7 @@ def start(work: Work) -> dict[str, Any]:
 def stages(work: Work) -> dict[str, Any]:
     """Each part of a caption by itself, on what the one before it gave; and the whole."""
     model = load(work.bundle, threads=work.threads)
-    spec, backend, language = model.bundle.manifest.image, model._backend, model._language
+    spec, backend, language = model.bundle.manifest.image, model.pipeline.backend, model.pipeline.language
     images = work.images()
     pixels = to_pixels(images, spec)
     vision_features = backend.vision(pixels)

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import backends
 from ..command_line import Parser, complain, flags_named, nonempty, path, run
 from ..errors import ImageError, OptionError, one_line, printable
 from ..gallery import flags
@@ -23,8 +24,8 @@ from ..serve import flags as serving
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
-    from ..language import Scored
     from ..model import Model
+    from ..results import Scored
 
 _TOGETHER = 8  # images of `ask` that are in memory
 
@@ -67,7 +68,7 @@ def _ask(args: argparse.Namespace) -> int:
     model, failed = _load(args), 0
     for start in range(0, len(args.images), _TOGETHER):
         names = args.images[start : start + _TOGETHER]
-        answers = model.ask([_image(name) for name in names], args.question, scores=True, keep_going=True, **options)
+        answers = model.ask([_image(name) for name in names], args.question, keep_going=True, **options)
         for name, answer in zip(names, answers, strict=True):
             if isinstance(answer, ImageError):
                 failed += 1
@@ -192,7 +193,7 @@ def _progress() -> Callable[[int, int], None]:
 
 def _load(args: argparse.Namespace, threads: int | None = None) -> Model:
     """threads: in place of those that were asked for."""
-    from ..model import load
+    from ..loading import load
 
     threads = args.threads if threads is None else threads
     return load(args.model, backend=args.backend, device=args.device, threads=threads, scaled_jpeg=args.scaled_jpeg)
@@ -347,9 +348,9 @@ def _add_model(command: Parser) -> None:
     group = command.add_argument_group("model")
     group.add_argument("--model", type=nonempty, metavar="BUNDLE",
                        help="a bundle's folder (default: the embedded model, nano)")  # fmt: skip
-    group.add_argument("--backend", default="ort", choices=("ort", "trt"),
-                       help="ONNX Runtime, or TensorRT for a bundle that was exported for it")  # fmt: skip
-    group.add_argument("--device", choices=("cpu", "cuda"), help="cpu for ort, cuda for trt (default: the backend's)")
+    group.add_argument("--backend", default=backends.DEFAULT, choices=backends.names(),
+                       help="ONNX Runtime (ort), or TensorRT (trt) for a bundle that was exported for it")  # fmt: skip
+    group.add_argument("--device", metavar="DEVICE", help="cpu for ort, cuda for trt (default: the backend's)")
     group.add_argument("--threads", type=int, metavar="N", help="threads to use in all (default: every physical core)")
     group.add_argument("--scaled-jpeg", action="store_true",
                        help="decode large JPEGs at a fraction of their size: faster, almost the same")  # fmt: skip

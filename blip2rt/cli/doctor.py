@@ -23,7 +23,7 @@ from ..backends.trt import builder, gpu
 from ..backends.trt.cache import default_folder
 from ..errors import BackendError, Blip2rtError
 from ..install_hints import ONNXRUNTIME_GPU, pip_install
-from ..model import load
+from ..loading import load
 from ..native import native
 
 _TENSORRT = ("tensorrt", "tensorrt-rtx", "tensorrt_rtx")

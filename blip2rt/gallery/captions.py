@@ -27,9 +27,9 @@ from .walk import walk
 from .worker_pool import map_ordered
 
 if TYPE_CHECKING:
-    from ..language import Scored
     from ..model import Model
-    from ..pipeline import Task
+    from ..pipeline import GenerationTask
+    from ..results import Scored
 
 BATCH_SIZE = 16  # chosen by the measurement in benchmarks/LOG.md
 
@@ -173,7 +173,7 @@ def _plan(sinks: Sequence[Sink], picture: Picture) -> list[Sink] | Failure | Non
 class _CaptionRun:
     """Describes batches of pictures and counts results."""
 
-    def __init__(self, model: Model, task: Task, template: CaptionTemplate, strict: bool) -> None:
+    def __init__(self, model: Model, task: GenerationTask, template: CaptionTemplate, strict: bool) -> None:
         self._model, self._task, self._template, self._strict = model, task, template, strict
         self._name = model.bundle.manifest.name
         self.counts = Counts()

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from .. import backends
 from ..command_line import Parser, nonempty, path, whole
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def parallelism_of(args: argparse.Namespace, sources: Sources, batch_size: int) 
     batch_size = args.batch_size or batch_size
     decode_threads = args.workers or min(8, max(2, os.cpu_count() or 1))
     threads = args.threads
-    if args.backend == "ort":
+    if "cpu" in backends.get(args.backend).devices:
         from ..backends.ort import num_threads
         from .walk import has_more_than
         from .worker_pool import physical_cores

@@ -315,6 +315,6 @@ def scores_of(image_embeds: Floats, query: Floats) -> Floats:
 
 
 def _load_embedded() -> Model:
-    from ..model import load
+    from ..loading import load
 
     return load()

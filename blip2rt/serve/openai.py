@@ -184,7 +184,7 @@ async def embed(service: Service, request: Request, inputs: list[Any]) -> tuple[
         return found
 
     vectors = await service.run(request, compute)
-    encoded = [service.model._qformer_tokenizer.encode(list(texts.values()))] if texts else []
+    encoded = [service.model.matcher.tokenizer.encode(list(texts.values()))] if texts else []
     tokens = sum(int(mask.sum()) for _, mask in encoded)
     service.metrics.tokens.labels("prompt").inc(tokens)
     return [vectors[i] for i in range(len(inputs))], tokens

@@ -97,8 +97,8 @@ class Work:
     def chats(self) -> bool:
         """Whether the model goes on from what was said."""
         try:
-            self.model._need(contract.GENERATIVE, "chat")
-            self.model._language.need_chat()
+            self.model.pipeline.require(contract.GENERATIVE, "chat")
+            self.model.pipeline.language.need_chat()
         except CapabilityError:
             return False
         return True

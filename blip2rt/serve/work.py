@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .. import backends
 from .. import bundle as contract
-from ..language import Ended, ended_by
-from ..model import load
+from ..loading import load
 from ..options import Options, merge
-from ..pipeline import BATCH, Stopwatch
+from ..pipeline import BATCH
+from ..results import FinishReason, Stopwatch, finish_reason
 from ..text import Prompt, TextStream
 from .policy import StopAt
 
@@ -31,14 +32,13 @@ def open_model(bundle: str | None, *, parallel: int, cache: int, **keywords: Any
     parallel: requests at a time, 0: as fits the model; where it is not 1, they share steps, on a CPU.
     cache: bytes of what is kept of pictures and prompts.
     """
-    on_cpu = keywords.get("backend", "ort") == "ort" and keywords.get("device") != "cuda"
-    batching = on_cpu and parallel != 1
+    batching = parallel != 1 and backends.get(keywords.get("backend", backends.DEFAULT)).batches
     return load(bundle, special_tokens=False, batching=batching, cache_bytes=cache, **keywords)
 
 
 def shares_steps(model: Model) -> bool:
     """Whether requests of several threads are decoded together."""
-    return hasattr(model._backend, "submit")
+    return hasattr(model.pipeline.backend, "submit")
 
 
 class Stop(threading.Event):
@@ -93,7 +93,7 @@ class Answer:
     """The texts of a job, and what they cost."""
 
     texts: list[str]
-    finish: Sequence[Ended]  # of each
+    finish: Sequence[FinishReason]  # of each
     prompt_tokens: int  # positions of the image and the words
     completion_tokens: int  # of all texts
 
@@ -108,17 +108,17 @@ def answer(model: Model, job: Job, most: int, stop: Stop, tell: Callable[[Piece]
 
     Returns what there is where `stop` was set. Raises Blip2rtError.
     """
-    model._need(contract.GENERATIVE, "caption" if job.question is None else "ask")
-    language = model._language
+    model.pipeline.require(contract.GENERATIVE, "caption" if job.question is None else "ask")
+    language = model.pipeline.language
     prompt, ids, settings = prepared(model, job, most, tell is not None)
     watch = Stopwatch(settings)
-    read = prompt.whole if job.question is None else model._read_question(job.question)
-    prefix_embeds = model._prefix_embeds(model._prepare([job.image]), [read])
+    read = prompt.whole if job.question is None else model.pipeline.qformer_question(job.question)
+    prefix_embeds = model.pipeline.prefix_embeds(model.pipeline.prepare_each([job.image]), [read])
     forced: list[int] = settings["forced_prefix"]
     prompt_tokens = language._spec.prefix_length + len(ids) + len(forced)
     if stop.is_set():
         return Answer([], [], prompt_tokens, 0)
-    generation = model._backend.begin(prefix_embeds, [ids], watch.left)
+    generation = model.pipeline.backend.begin(prefix_embeds, [ids], watch.remaining)
     if shares_steps(model) and (close := getattr(generation, "close", None)) is not None:
         stop.then(close)  # with beams, such a generation tells nothing until the end
     tidied = job.question is None and tell is None
@@ -132,15 +132,15 @@ def answer(model: Model, job: Job, most: int, stop: Stop, tell: Callable[[Piece]
     timed = "max_time" in settings and generation.done
     [scored] = language.scored(sequences, settings, tidied, generation.cut if timed else None)
     texts, at_stop = said.end([each.text for each in scored])
-    finish: list[Ended] = [
-        "stop" if stopped else ended_by(each, settings) for each, stopped in zip(scored, at_stop, strict=True)
+    finish: list[FinishReason] = [
+        "stop" if stopped else finish_reason(each, settings) for each, stopped in zip(scored, at_stop, strict=True)
     ]
     return Answer(texts, finish, prompt_tokens, sum(len(token_ids) for token_ids, _ in sequences[0]))
 
 
 def prepared(model: Model, job: Job, most: int, streamed: bool) -> tuple[Prompt, list[int], dict[str, Any]]:
     """What the language model reads, and the settings of its generation."""
-    language, spec = model._language, model._language._spec
+    language, spec = model.pipeline.language, model.pipeline.language._spec
     asked = job.question is not None
     prompt = language.caption_prompt(job.prompt) if job.question is None else language.ask_prompt(job.question)
     ids, options = language.encode(prompt), dict(job.options)

@@ -12,8 +12,8 @@ from blip2rt.bench import collect, costs, machine
 from blip2rt.bench.cli import picture
 from blip2rt.bench.stages import Work
 from blip2rt.bundle import embedded, read
-from blip2rt.onnx_protobuf import FLOAT, INT8, INT32, UINT8, matmul
-from blip2rt.onnx_protobuf import read as read_graph
+from blip2rt.bundle.onnx_protobuf import FLOAT, INT8, INT32, UINT8, matmul
+from blip2rt.bundle.onnx_protobuf import read as read_graph
 from tests.engines.native import Session, runtime
 from tests.seeds import seed_of
 

@@ -113,7 +113,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int | None]]:
         seen.append((count, loaded[-1]))
         return map_ordered(items, work, count)
 
-    monkeypatch.setattr("blip2rt.model.load", loading)
+    monkeypatch.setattr("blip2rt.loading.load", loading)
     monkeypatch.setattr(captions, "map_ordered", spied)
     monkeypatch.setattr(index_update, "map_ordered", spied)
     seen.append((0, None))

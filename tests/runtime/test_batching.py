@@ -21,7 +21,7 @@ import blip2rt
 from blip2rt.answers import Answer, Request, Usage
 from blip2rt.batching import Batching
 from blip2rt.errors import BackendError, OptionError
-from blip2rt.feature_cache import Kept
+from blip2rt.feature_cache import FeatureCache
 from blip2rt.options import Options
 from tests.seeds import new_seed
 from tests.tiny.bundle import POSITIONS, WORDS, Q, Tiny
@@ -286,7 +286,7 @@ def test_what_makes_no_sense_is_refused(
         model.submit(Request(image, options=Options(max_new_tokens=0)))
     for wrong, message in (
         ({"batching": 3}, "batching is 3: give True, False or"),
-        ({"batching": True, "device": "cuda"}, "batching is for the backend ort on a CPU"),
+        ({"batching": True, "backend": "trt"}, "the backend trt decodes each call by itself: leave out batching"),
         ({"cache_bytes": -1}, "cache_bytes is -1"),
     ):
         with pytest.raises(OptionError, match=message):
@@ -336,7 +336,7 @@ def test_arrays_are_kept_by_name_and_bounded() -> None:
         made.extend(numbers)
         return np.stack([np.full(4, number, np.float32) for number in numbers])
 
-    kept = Kept(40)  # two arrays and a half
+    kept = FeatureCache(40)  # two arrays and a half
     names = [b"a", b"b", b"a"]
     np.testing.assert_array_equal(kept.rows(names, make)[:, 0], [0, 1, 0])
     assert made == [0, 1] and kept.bytes == 32
@@ -348,7 +348,7 @@ def test_arrays_are_kept_by_name_and_bounded() -> None:
     kept.rows([b"b"], make)
     assert len(made) == 4
     assert (kept.hits, kept.misses) == (2, 5)
-    Kept(8).rows([b"large"], make)
+    FeatureCache(8).rows([b"large"], make)
 
 
 def test_a_model_ends_with_what_runs(tiny: Tiny, photo: Callable[..., np.ndarray]) -> None:
@@ -367,7 +367,7 @@ def test_a_model_ends_with_what_runs(tiny: Tiny, photo: Callable[..., np.ndarray
     with pytest.raises(BackendError, match="closed"):
         model.caption(photo())
     del answers
-    backend = weakref.ref(model._backend)
+    backend = weakref.ref(model.pipeline.backend)
     del model
     gc.collect()
     end = time.monotonic() + 60

@@ -410,7 +410,7 @@ def test_scaled_decoding_keeps_twice_the_size_and_touches_nothing_else(rng):
 
 def test_a_model_decodes_scaled_where_it_is_asked_to(rng, tiny):
     data = encode(_large(rng, "edges"), "JPEG", quality=90)
-    exact, scaled = (blip2rt.load(tiny.path, scaled_jpeg=scaled)._prepare([data])[0] for scaled in (False, True))
+    exact, scaled = (blip2rt.load(tiny.path, scaled_jpeg=scaled).prepare(data) for scaled in (False, True))
     spec = blip2rt.load(tiny.path).bundle.manifest.image
     assert np.array_equal(exact, prepare(data, spec))
     assert np.array_equal(scaled, prepare(data, spec, scaled=True)) and not np.array_equal(scaled, exact)

@@ -107,7 +107,7 @@ def test_what_is_kept_of_texts_is_bounded(tiny, model, photo, monkeypatch):
     for texts in (TEXTS[:2], TEXTS[2:6], TEXTS, TEXTS[:1]):
         want = [gain(tiny, model, image, text) for text in texts]
         assert [match.likelihood for match in model.match(image, texts)] == pytest.approx(want, abs=1e-3)
-        assert len(model._likelihood._kept) <= max(3, len(set(texts)))
+        assert len(model.matcher._likelihood._kept) <= max(3, len(set(texts)))
 
 
 def test_the_command_tells_it(tiny, model, photo, tmp_path, capsys):
@@ -148,7 +148,7 @@ def test_faults_are_named(tiny, tmp_path, photo):
 
 
 def test_a_backend_that_cannot_tell_says_so(model, photo, monkeypatch):
-    monkeypatch.setattr(type(model._backend), "likelihoods", backends.Backend.likelihoods)
+    monkeypatch.setattr(type(model.pipeline.backend), "likelihoods", backends.Backend.likelihoods)
     with pytest.raises(CapabilityError, match="run it by the backend ort"):
         model.match(photo(), "a dog")
     assert model.embed_image(photo()).ndim == 2

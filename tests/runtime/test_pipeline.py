@@ -280,7 +280,7 @@ def test_one_default_model_for_all_threads(tiny, monkeypatch, photo):
     loads = []
     monkeypatch.setattr(blip2rt, "_default", None)
     real = blip2rt.load
-    monkeypatch.setattr("blip2rt.model.load", lambda: loads.append(1) or real(tiny.path))
+    monkeypatch.setattr("blip2rt.loading.load", lambda: loads.append(1) or real(tiny.path))
     image, results = photo(), []
     workers = [threading.Thread(target=lambda: results.append(blip2rt.caption(image))) for _ in range(5)]
     for worker in workers:

@@ -66,7 +66,7 @@ def test_a_chat_model_never_shows_the_next_turn(tiny, model, photo, tmp_path, mo
             break
     first = later[0]
     chat = chat_bundle(tiny, tmp_path / "chat", WORDS[ids[first]], monkeypatch)
-    tokenizer = chat._language._tokenizer
+    tokenizer = chat.pipeline.language._tokenizer
     want, raw = tokenizer.decode(ids[:first]), tokenizer.text(ids[:first])  # a caption is tidied, a stream is not
     greedy = []
     assert chat.caption(image, num_beams=1, on_token=lambda *new: greedy.append(new[2]), **options) == want
@@ -102,7 +102,7 @@ def test_on_token_is_given_every_token(tiny, model, photo):
     assert len(seen) == 40 and {image for image, _, _ in seen} == set(range(10))
     for number, caption in enumerate(captions):
         ids = [token for image, _, token in seen if image == number]
-        assert model._language._tokenizer.decode(ids) == caption
+        assert model.pipeline.language._tokenizer.decode(ids) == caption
     first = model.caption(images[0], num_beams=1, max_new_tokens=1)
     assert model.caption(images[0], on_token=lambda *_: False, **options) == first
     with pytest.raises(OptionError, match="on_token with num_beams 3"):
@@ -121,7 +121,7 @@ def test_streams_join_to_the_text(model, photo):
 
 def test_leaving_a_stream_ends_it(model, photo, monkeypatch):
     steps = []
-    real = model._backend.begin
+    real = model.pipeline.backend.begin
 
     def begin(*arguments):
         generation = real(*arguments)
@@ -129,7 +129,7 @@ def test_leaving_a_stream_ends_it(model, photo, monkeypatch):
         generation.step = lambda: steps.append(1) or step()
         return generation
 
-    monkeypatch.setattr(model._backend, "begin", begin)
+    monkeypatch.setattr(model.pipeline.backend, "begin", begin)
     left = 0
     for count, _piece in enumerate(model.stream(photo(), max_new_tokens=30, min_new_tokens=30), 1):
         if count == 2:

@@ -16,10 +16,8 @@ from blip2rt.options import CaptionOptions, Options, TextOptions
 
 
 def test_the_keywords_are_the_fields_of_options() -> None:
-    assert get_type_hints(CaptionOptions) == get_type_hints(Options)
+    assert get_type_hints(TextOptions) | {"num_captions": int} == get_type_hints(Options)
     assert CaptionOptions.__required_keys__ == frozenset()
-    several = set(get_type_hints(CaptionOptions)) - set(get_type_hints(TextOptions))
-    assert several == {"num_captions"}
     documented = [name for line in (Options.__doc__ or "").splitlines() if ":" in line
                   for name in line.split(":")[0].split(", ") if name.strip().isidentifier()]  # fmt: skip
     assert {field.name for field in fields(Options)} <= {name.strip() for name in documented}

@@ -94,7 +94,7 @@ def test_what_nobody_waits_for_ends_after_its_part(
         await service.load()
         leave = Leaving()
         model: Any = service.model
-        for owner, names in ((model._backend, ("image_embeds", "text_embeds")), (model, ("match_features",))):
+        for owner, names in ((model.pipeline.backend, ("image_embeds", "text_embeds")), (model, ("match_features",))):
             for name in names if hasattr(owner, first) else ():
                 monkeypatch.setattr(owner, name, leave.during(getattr(owner, name), parts))
         await leave.call(service, path, body)

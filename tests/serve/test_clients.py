@@ -70,7 +70,7 @@ def test_openai_counts_real_tokens(openai: Any, model: Any, cat: bytes) -> None:
     seen: list[int] = []
     wanted = model.ask(cat, "who is it?", num_beams=1, on_token=lambda image, draw, token: seen.append(token))
     found = openai.chat.completions.create(model="nano", messages=shown(cat, "who is it?"), extra_body={"num_beams": 1})
-    language = model._language
+    language = model.pipeline.language
     read = len(language.encode(language.ask_prompt("who is it?"))) + language._spec.prefix_length
     written = [token for token in seen if token not in language._spec.eos_token_ids]
     assert found.choices[0].message.content == wanted

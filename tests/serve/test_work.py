@@ -287,7 +287,7 @@ def test_a_long_history_is_read_no_further_than_it_fits(
 ) -> None:
     """Each question was encoded anew for each that stood before it."""
     encoded: list[object] = []
-    kind = type(model._language)
+    kind = type(model.pipeline.language)
     whole = kind.encode_more
     monkeypatch.setattr(kind, "encode_more", lambda self, prompt: encoded.append(prompt) or whole(self, prompt))
     job = Job(image, "who is", history=(("what is", "a dog runs"),) * 500, options={"max_new_tokens": 3})

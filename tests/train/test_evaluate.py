@@ -176,9 +176,9 @@ def test_prefixes_that_read_the_question_equal_its_bundles(
     options = {"num_beams": 1, "max_new_tokens": 3, "min_new_tokens": 1}
     assert predictor.ask(images, questions, **options) == model.ask(images, questions, **options)
     assert predictor.caption(images, **options) == model.caption(images, **options)
-    prepared = model._prepare(images)
-    for prefix, read in zip(seen, [[model._read_question(q) for q in questions], [""] * 3], strict=True):
-        assert np.abs(prefix - model._prefix_embeds(prepared, read)).max() < 1e-4
+    prepared = model.pipeline.prepare_each(images)
+    for prefix, read in zip(seen, [[model.pipeline.qformer_question(q) for q in questions], [""] * 3], strict=True):
+        assert np.abs(prefix - model.pipeline.prefix_embeds(prepared, read)).max() < 1e-4
     assert np.abs(seen[0][0] - seen[0][1]).max() > 1e-3, "the question changes nothing: this tests nothing"
 
 

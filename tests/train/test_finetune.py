@@ -195,7 +195,7 @@ def test_a_trained_encoder_lies_in_the_checkpoint_and_is_exported(parts: Path, t
         seen = model.vision_features(pixels_of(images, model.config))
         want = model.prefix_embeds(model.query_output(seen))
     assert np.abs(bundle.vision_features(images) - seen.numpy()).max() < 1e-4
-    got = bundle._prefix_embeds(bundle._prepare(images), ["", ""])
+    got = bundle.pipeline.prefix_embeds(bundle.pipeline.prepare_each(images), ["", ""])
     assert np.abs(got - want.numpy()).max() < 1e-4
     assert all(isinstance(text, str) for text in bundle.caption(images, num_beams=1, max_new_tokens=5))
 
@@ -283,7 +283,9 @@ def test_vqa_reads_the_question_twice(parts: Path, tmp_path: Path, llm: str) -> 
     with torch.no_grad():
         seen = model.vision_features(pixels_of(images, model.config))
         want = model.prefix_embeds(model.query_output(seen, tokens["input_ids"], tokens["attention_mask"]))
-    got = bundle._prefix_embeds(bundle._prepare(images), [bundle._read_question(q) for q in questions])
+    got = bundle.pipeline.prefix_embeds(
+        bundle.pipeline.prepare_each(images), [bundle.pipeline.qformer_question(q) for q in questions]
+    )
     assert np.abs(got - want.numpy()).max() < 1e-4
     assert all(isinstance(text, str) for text in bundle.ask(images, questions, num_beams=1, max_new_tokens=3))
 

@@ -197,7 +197,7 @@ def test_closed_model_frees_all_memory(tiny_case: Case, machine: Machine, photo:
     want = machine.load(tiny_case).generate(prefix, prompts, options)
     with blip2rt.load(tiny_case.trt, backend="trt", engines=SIZES) as model:
         model.caption(photo(), num_beams=2)
-        device = model._backend
+        device = model.pipeline.backend
         begun, stepped = device.begin(prefix, prompts, options), device.begin(prefix, prompts, options)
         stepped.step()
         assert holds(machine)[3] == 1

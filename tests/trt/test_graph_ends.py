@@ -8,8 +8,7 @@ import pytest
 
 onnx = pytest.importorskip("onnx")
 
-from blip2rt import onnx_protobuf
-from blip2rt.bundle import read
+from blip2rt.bundle import onnx_protobuf, read
 from tests.trt.machine import Case, Machine
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from blip2rt.modeling.lavis import Parts
     from blip2rt.options import TextOptions
-    from blip2rt.pipeline import Weights
+    from blip2rt.results import MatchWeights
 
     Floats = NDArray[np.float32]
 
@@ -32,9 +32,11 @@ if TYPE_CHECKING:
 class Predictor(Protocol):
     """See blip2rt.Model; images are paths."""
 
-    def caption(self, images: Sequence[Path], **options: Unpack[TextOptions]) -> list[str]: ...
+    def caption(self, images: Sequence[Path], **options: Unpack[TextOptions]) -> Sequence[str]: ...
 
-    def ask(self, images: Sequence[Path], questions: Sequence[str], **options: Unpack[TextOptions]) -> list[str]: ...
+    def ask(
+        self, images: Sequence[Path], questions: Sequence[str], **options: Unpack[TextOptions]
+    ) -> Sequence[str]: ...
 
     def vision_features(self, images: Sequence[Path]) -> Floats: ...
 
@@ -45,7 +47,7 @@ class Predictor(Protocol):
     def itm_logits(self, vision_features: Floats, texts: Sequence[str]) -> Floats: ...
 
     @property
-    def match_weights(self) -> Weights: ...
+    def match_weights(self) -> MatchWeights: ...
 
     def likelihoods(self, vision_features: Floats, texts: Sequence[str]) -> NDArray[np.float64]: ...
 

@@ -21,7 +21,7 @@ from blip2rt.errors import CapabilityError
 from blip2rt.image import to_pixels
 from blip2rt.modeling.checkpoints import load_model, qformer_tokenizer
 from blip2rt.modeling.lavis import NO_PARTS, Parts
-from blip2rt.pipeline import Weights
+from blip2rt.results import MatchWeights
 
 from ..loop.trainer import PRECISIONS
 from .generation import Generator, qformer_tokens
@@ -91,9 +91,9 @@ class TorchPredictor:
             return self.model.itm_logits(self._tensor(vision_features), *self._tokens(texts)).float().cpu().numpy()
 
     @property
-    def match_weights(self) -> Weights:
+    def match_weights(self) -> MatchWeights:
         """See blip2rt.Model.match_weights: a checkpoint that matches has no language model."""
-        return Weights(self.model.temperature.item(), self.model.config.itm_weight)
+        return MatchWeights(self.model.temperature.item(), self.model.config.itm_weight)
 
     def likelihoods(self, vision_features: Floats, texts: Sequence[str]) -> NDArray[np.float64]:
         """See blip2rt.Model.likelihoods."""

@@ -33,7 +33,8 @@ from blip2rt.command_line import Parser, nonempty, path, whole
 from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.model import Model
 from blip2rt.modeling.checkpoints import CONFIG, WEIGHTS, locate, read_config
-from blip2rt.pipeline import BATCH, Weights
+from blip2rt.pipeline import BATCH
+from blip2rt.results import MatchWeights
 
 from ..data.samples import BadSamples
 from ..evaluation.annotations import CaptionedImage, read_captions, with_images
@@ -73,7 +74,7 @@ def fit(parts: Sequence[np.ndarray], own: np.ndarray) -> list[float]:
     return weights
 
 
-def weigh(found: Candidates, own: np.ndarray, temperature: float) -> Weights:
+def weigh(found: Candidates, own: np.ndarray, temperature: float) -> MatchWeights:
     """The weights under which the candidates at the places `own` are likeliest.
 
     A few texts that are unlikely whatever the image hold the likelihood's weight down. So of its multiples that one is
@@ -83,10 +84,10 @@ def weigh(found: Candidates, own: np.ndarray, temperature: float) -> Weights:
     parts = [found.cosine, log_odds] + ([] if found.likelihood is None else [found.likelihood])
     cosine, *others = fit(parts, own)
     weights = [each / cosine / temperature for each in others]
-    fitted = Weights(temperature, *(weight if weight >= _LIGHTEST else 0.0 for weight in weights))
+    fitted = MatchWeights(temperature, *(weight if weight >= _LIGHTEST else 0.0 for weight in weights))
     tried = [replace(fitted, likelihood=factor * fitted.likelihood) for factor in _FACTORS]
 
-    def right(weights: Weights) -> int:
+    def right(weights: MatchWeights) -> int:
         return int((weights.scores(found.itm_logits, found.cosine, found.likelihood).argmax(1) == own).sum())
 
     return max(tried, key=right)
@@ -155,7 +156,7 @@ def _mean_prefix(model: Model, items: Sequence[CaptionedImage]) -> np.ndarray:
     return (sum(sums) / len(paths)).astype("<f4")
 
 
-def _learn(model: str, predictor: Predictor, choice: Choice, likely: bool) -> tuple[Weights, str]:
+def _learn(model: str, predictor: Predictor, choice: Choice, likely: bool) -> tuple[MatchWeights, str]:
     """New weights, and what they change. Raise Blip2rtError where there is too little to learn from."""
     found = candidates(predictor, choice.items, choice.best, choice.asking, likely)
     this_process = found.found == found.own[:, None]
@@ -170,7 +171,7 @@ def _learn(model: str, predictor: Predictor, choice: Choice, likely: bool) -> tu
     if not new.itm and not new.likelihood:
         raise Blip2rtError(f"{model} says nothing that its cosine does not: rank by Match.cosine")
 
-    def first(weights: Weights, way: str) -> str:
+    def first(weights: MatchWeights, way: str) -> str:
         scores = weights.scores(found.itm_logits, found.cosine, found.likelihood)
         right = (scores.argmax(1) == own)[found.way == way]
         return f"{100 * float(right.mean()):.1f} %"
@@ -180,9 +181,9 @@ def _learn(model: str, predictor: Predictor, choice: Choice, likely: bool) -> tu
         rows = found.way == way
         if rows.any():
             lines.append(
-                f"{rows.sum()} of {choice.asking} {asks} among the best {choice.best} {finds}; of these it is "
-                f"first for {first(Weights(old.temperature, 0), way)} by the cosine, {first(old, way)} by the score so "
-                f"far, {first(new, way)} by the new score"
+                f"{rows.sum()} of {choice.asking} {asks} among the best {choice.best} {finds}; of these it is first "
+                f"for {first(MatchWeights(old.temperature, 0), way)} by the cosine, {first(old, way)} by the score "
+                f"so far, {first(new, way)} by the new score"
             )
     changes = f"itm_weight {old.itm:.3g} -> {new.itm:.3g}"
     if likely:

@@ -18,7 +18,7 @@ import numpy as np
 from ... import backends
 from ... import bundle as contract
 from ...bundle import Bundle
-from ...errors import BackendError, OptionError
+from ...errors import BackendError
 from ...native import native
 from . import builder, plans
 from . import cuda as cuda_module
@@ -43,14 +43,14 @@ _log = logging.getLogger("blip2rt")
 class Backend(backends.Backend):
     """One bundle's plans on the first GPU."""
 
-    def __init__(self, bundle: Bundle, *, device: str = "cuda", engines: PlanSizes | None = None) -> None:
+    devices = ("cuda",)
+
+    def __init__(self, bundle: Bundle, *, engines: PlanSizes | None = None) -> None:
         """engines: the sizes that plans are built for; None means PlanSizes().
 
-        Raises BackendError if TensorRT, cuda-bindings, the driver, a GPU or memory is missing, and OptionError for an
-        invalid device or invalid sizes.
+        Raises BackendError if TensorRT, cuda-bindings, the driver, a GPU or memory is missing, and OptionError for
+        invalid sizes.
         """
-        if device != "cuda":
-            raise OptionError(f"device is {device!r}: the backend trt runs on cuda")
         plans.check_target(bundle)
         self._bundle = bundle
         self._plan_sizes = plans.resolve(bundle, engines or PlanSizes())

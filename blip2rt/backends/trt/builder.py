@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ... import onnx_protobuf
+from ...bundle import onnx_protobuf
 from ...errors import BackendError
 from ...install_hints import ONNXRUNTIME_GPU
 from . import onnxruntime_shim

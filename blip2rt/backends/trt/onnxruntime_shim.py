@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import onnx_protobuf
+from ...bundle import onnx_protobuf
 from . import cuda_libraries
 
 CUDA = "CUDAExecutionProvider"

@@ -54,10 +54,10 @@ class Pair:
     images: list[Any]
 
     def prefix(self, count: int) -> np.ndarray:
-        return self.model._backend.prefix_embeds(self.model.vision_features(self.images[:count]))
+        return self.model.pipeline.backend.prefix_embeds(self.model.vision_features(self.images[:count]))
 
     def ids(self, prompts: list[str | None]) -> list[list[int]]:
-        return [self.model._language.encode(prompt or "") for prompt in prompts]
+        return [self.model.pipeline.language.encode(prompt or "") for prompt in prompts]
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -67,7 +67,7 @@ class Pair:
         """What our runtime generates for images and prompts, without the end."""
         options = {"num_beams": num_beams, "max_new_tokens": STEPS, "min_new_tokens": 1, "num_return_sequences": 1,
                    "length_penalty": 1.0, "early_stopping": "false", "eos_token_ids": list(self.ends)}  # fmt: skip
-        texts = self.model._backend.generate(self.prefix(len(prompts)), self.ids(prompts), options)
+        texts = self.model.pipeline.backend.generate(self.prefix(len(prompts)), self.ids(prompts), options)
         return [best[0][0] for best in texts]
 
     @torch.no_grad()
@@ -232,7 +232,7 @@ def test_rules_count_what_transformers_counts(pair: Pair, num_beams: int) -> Non
 
     One image at a time: transformers counts the padding between image and prompt, too.
     """
-    language, changed, draw = pair.model._language, 0, random.Random(new_seed())
+    language, changed, draw = pair.model.pipeline.language, 0, random.Random(new_seed())
     drawn = (" ".join(draw.choices(tiny_blip2.WORDS, k=draw.randint(1, 8))) for _ in range(20))
     for number, prompt in enumerate((None, "a dog a dog a dog", *PROMPTS[:2], *drawn)):
         if number >= 4 and changed > 4:  # a model that repeats itself seldom is asked more
@@ -242,7 +242,7 @@ def test_rules_count_what_transformers_counts(pair: Pair, num_beams: int) -> Non
             said = Prompt(text=prompt or "")
             options = Options(num_beams=num_beams, max_new_tokens=STEPS, min_new_tokens=1, length_penalty=1.0, **rule)
             settings = language.settings("caption", options, [said])
-            [[(got, _), *_]] = pair.model._backend.generate(pair.prefix(1), [language.encode(said)], settings)
+            [[(got, _), *_]] = pair.model.pipeline.backend.generate(pair.prefix(1), [language.encode(said)], settings)
             want = pair.wanted([prompt], num_beams, **rule)[0]
             changed += want != plain
             same = got == want or pair.undecided([prompt], num_beams, 0, want, **rule)
@@ -265,7 +265,7 @@ def test_prompt_tokens_equal_the_processor(pair: Pair) -> None:
     for prompt in PROMPTS:
         want = pair.processor(images=pair.images[0], text=prompt)["input_ids"]
         want = np.array(want).reshape(-1).tolist()[tiny_blip2.QUERIES :]
-        assert pair.model._language.encode(prompt) == want
+        assert pair.model.pipeline.language.encode(prompt) == want
 
 
 def test_pixels_equal_the_processor() -> None:

@@ -81,7 +81,7 @@ def check(pair: Pair) -> None:
             want = pair.reference.get_image_features(**{key: inputs[key] for key in keys})
         if not isinstance(want, torch.Tensor):
             want = getattr(want, "pooler_output", None) if hasattr(want, "pooler_output") else want[0]
-        got = pair.model._prefix_embeds(pair.model._prepare([image]), [prompt])
+        got = pair.model.pipeline.prefix_embeds(pair.model.pipeline.prepare_each([image]), [prompt])
         assert np.abs(got - want.numpy()).max() < 1e-4
         options: Any = {"num_beams": 1, "max_new_tokens": STEPS, "min_new_tokens": 1, "raw": True}
         assert pair.model.caption(image, prompt=prompt, **options).strip() == pair.wanted(image, prompt)

@@ -69,7 +69,9 @@ def test_answers_equal_pytorch(made: tuple[Path, Any, blip2rt.Model]) -> None:
     pixels = to_pixels(images, model.bundle.manifest.image)
     read = ["the what is red?", "the is the man in the snow with a dog and two cats", "the a dog"]
     want = prefix(reference, pixels, read)
-    got = model._prefix_embeds(model._prepare(images), [model._read_question(question) for question in QUESTIONS])
+    got = model.pipeline.prefix_embeds(
+        model.pipeline.prepare_each(images), [model.pipeline.qformer_question(question) for question in QUESTIONS]
+    )
     assert np.abs(got - want.numpy()).max() < 1e-4
     other = prefix(reference, pixels, ["the blue"] * 3)
     assert (other - want).abs().max() > 1e-2, "the question changes nothing: this tests nothing"

@@ -54,7 +54,7 @@ class Pair:
     prefix: np.ndarray  # (4, Q, D)
 
     def ids(self, prompt: str) -> list[int]:
-        return self.model._language.encode(self.model._language.caption_prompt(prompt))
+        return self.model.pipeline.language.encode(self.model.pipeline.language.caption_prompt(prompt))
 
     @torch.no_grad()
     def wanted(self, image: int, ids: list[int], **options: Any) -> list[int]:
@@ -85,7 +85,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     reference.language_model.generation_config = transformers.GenerationConfig()
     model = blip2rt.load(folder / "bundle", threads=1)
     images = tiny_blip2.photographs(4, np.random.default_rng(SEED))
-    prefix = model._backend.prefix_embeds(model.vision_features(images))
+    prefix = model.pipeline.backend.prefix_embeds(model.vision_features(images))
     return Pair(folder / "bundle", reference.language_model, model, images, prefix)
 
 
@@ -116,10 +116,10 @@ def test_texts_equal_those_of_generate(pair: Pair, num_beams: int) -> None:
     """A batch of prompts of unequal length; what is forced is read with the prompt."""
     for forced in ("", "a dog"):
         options = Options(num_beams=num_beams, max_new_tokens=STEPS, min_new_tokens=1, forced_prefix=forced)
-        prompts = [pair.model._language.caption_prompt(text) for text in PROMPTS]
-        settings = pair.model._language.settings("caption", options, prompts)
+        prompts = [pair.model.pipeline.language.caption_prompt(text) for text in PROMPTS]
+        settings = pair.model.pipeline.language.settings("caption", options, prompts)
         ids = [pair.ids(text) for text in PROMPTS]
-        texts = pair.model._backend.generate(pair.prefix, ids, settings)
+        texts = pair.model.pipeline.backend.generate(pair.prefix, ids, settings)
         for image, text in enumerate(texts):
             pair.check(text[0][0], image, ids[image] + settings["forced_prefix"], num_beams=num_beams)
 
@@ -130,11 +130,11 @@ def test_a_chat_says_what_generate_says_to_all_of_it(pair: Pair, shared: bool) -
     model = blip2rt.load(pair.bundle, threads=1, batching=Batching(rows=4)) if shared else pair.model
     rng = random.Random(new_seed())
     for num_beams in (1, 3):
-        chat = model._backend.chat(pair.prefix[:1], num_beams, 90)
+        chat = model.pipeline.backend.chat(pair.prefix[:1], num_beams, 90)
         said: list[int] = []
         for _ in range(3):
             question = [rng.randrange(4, 24) for _ in range(rng.randint(1, 6))]
-            settings = model._language.settings(
+            settings = model.pipeline.language.settings(
                 "ask", Options(num_beams=num_beams, max_new_tokens=5, min_new_tokens=1, forced_prefix="the"), []
             )
             generation = chat.ask(question, settings)
@@ -156,8 +156,10 @@ def test_calls_share_steps(pair: Pair) -> None:
         for i in range(first, len(asked), 4):
             image, text, beams = asked[i]
             options = Options(num_beams=beams, max_new_tokens=STEPS, min_new_tokens=1)
-            settings = model._language.settings("caption", options, [model._language.caption_prompt(text)])
-            said = model._backend.generate(pair.prefix[image : image + 1], [pair.ids(text)], settings)
+            settings = model.pipeline.language.settings(
+                "caption", options, [model.pipeline.language.caption_prompt(text)]
+            )
+            said = model.pipeline.backend.generate(pair.prefix[image : image + 1], [pair.ids(text)], settings)
             got[i] = said[0][0][0]
 
     threads = [threading.Thread(target=work, args=(first,)) for first in range(4)]
@@ -183,4 +185,4 @@ def test_a_prompt_longer_than_a_step_reads_is_read_alone(pair: Pair) -> None:
 def test_likelihoods_of_texts_are_refused(pair: Pair) -> None:
     """They are read by rows of one position each."""
     with pytest.raises(BackendError, match="see each other, and cannot be rows of their own"):
-        pair.model._backend.likelihoods(pair.prefix[:1], [[5, 6]], [0], [[7]])
+        pair.model.pipeline.backend.likelihoods(pair.prefix[:1], [[5, 6]], [0], [[7]])

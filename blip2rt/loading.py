@@ -1,0 +1,81 @@
+"""Open a bundle: check the settings of `load`, and build a Model with its backend and caches."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING
+
+from . import backends
+from . import bundle as contract
+from .batching import Batched, Batching
+from .errors import BundleError, OptionError, is_whole
+from .feature_cache import FeatureCache
+from .image import MAX_PIXELS, ImageSettings
+from .model import Model
+
+if TYPE_CHECKING:
+    from .backends.trt.plans import PlanSizes
+
+
+def load(
+    bundle: str | os.PathLike[str] | None = None,
+    *,
+    backend: str = backends.DEFAULT,
+    device: str | None = None,
+    threads: int | None = None,
+    engines: PlanSizes | None = None,
+    scaled_jpeg: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    special_tokens: bool = True,
+    color: str = "rgb",
+    batching: bool | Batching = False,
+    cache_bytes: int = 0,
+) -> Model:
+    """Open a bundle; None or "nano" is the embedded model. Graphs are loaded when they are first used.
+
+    backend: "ort" (ONNX Runtime) or "trt" (TensorRT, docs/jetson.md; needs a bundle exported for it).
+    device: "cpu" for ort, "cuda" for trt; None is the backend's own.
+    threads: for ort, threads of each operator; None uses BLIP2RT_NUM_THREADS, or else every physical core.
+    engines: for trt, the sizes to build plans for (blip2rt.backends.trt.PlanSizes). Building takes minutes, once.
+    scaled_jpeg: decode large JPEGs at a fraction of their size: faster, slightly different (blip2rt.image).
+    max_pixels: largest width times height of an image file; a larger file is an ImageError.
+    special_tokens: False treats "<|im_end|>" in a caller's prompt, question or text as plain text, not as that token.
+    color: "rgb", or "bgr" for arrays from OpenCV.
+    batching: decode the calls of concurrent threads in one batch, and enable `submit`; for ort. A Batching
+        (blip2rt.batching) sets its sizes.
+    cache_bytes: size of the cache for repeated images and, with batching, prompt prefixes, which get three quarters.
+
+    Raises BundleError (missing, damaged, too new), BackendError (unknown name, no GPU) and OptionError.
+    """
+    arguments = dict(locals())
+    if threads is not None and not is_whole(threads, 1, 1024):
+        raise OptionError(f"threads is {threads!r}: give a whole number from 1 to 1024, or leave it out for all cores")
+    if not isinstance(special_tokens, bool):
+        raise OptionError(f"special_tokens is {special_tokens!r}: give True or False")
+    if not isinstance(batching, bool | Batching):
+        raise OptionError(f"batching is {batching!r}: give True, False or a blip2rt.batching.Batching")
+    if batching and not backends.get(backend).batches:
+        raise OptionError(f"the backend {backend} decodes each call by itself: leave out batching")
+    if not is_whole(cache_bytes, 0, 1 << 50):
+        raise OptionError(f"cache_bytes is {cache_bytes!r}: give a number of bytes, or 0 for no cache")
+    images = ImageSettings(scaled_jpeg, max_pixels, color)
+    folder = _folder(bundle)
+    opened = contract.read(folder)
+    chosen = backends.create(backend, opened, device=device, threads=threads, engines=engines)
+    cache = FeatureCache(cache_bytes)
+    if batching and opened.manifest.llm is not None:
+        cache = FeatureCache(cache_bytes // 4)
+        sizes = batching if isinstance(batching, Batching) else Batching()
+        chosen = Batched(chosen, opened.manifest.llm, sizes, cache_bytes - cache.max_bytes)
+    reload = partial(load, **{**arguments, "bundle": os.path.abspath(folder)})
+    return Model(opened, chosen, images, cache, special_tokens=special_tokens, reload=reload)
+
+
+def _folder(bundle: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
+    """The bundle's folder. A folder called nano comes before the embedded model."""
+    if bundle == "":
+        raise BundleError("the bundle is '': give its folder, or leave it out for nano")
+    if bundle is None or (bundle == "nano" and not os.path.exists(bundle)):
+        return contract.embedded()
+    return bundle

@@ -1,0 +1,137 @@
+"""What a model returns: texts with their scores and timings, and matches of images and texts.
+
+Knows numbers and strings only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from typing_extensions import Self
+
+
+class Timings(NamedTuple):
+    """Milliseconds of each stage; images that are processed together share them equally."""
+
+    image: float = 0.0  # reading, decoding and resizing
+    encoder: float = 0.0  # image encoder and Q-Former
+    text: float = 0.0  # language model
+
+
+_NO_TIMINGS = Timings()
+
+
+class Scored(str):
+    """A generated text: a `str` with attributes.
+
+    score: sum of the tokens' log-probabilities, stop token included, over length^length_penalty
+    tokens: token ids of the answer, without the stop token
+    truncated: whether max_new_tokens or max_time ended the text, not the model
+    timings: milliseconds of each stage
+    """
+
+    score: float
+    tokens: tuple[int, ...]
+    truncated: bool
+    timings: Timings
+
+    def __new__(
+        cls,
+        text: str,
+        score: float = 0.0,
+        tokens: Sequence[int] = (),
+        truncated: bool = False,
+        timings: Timings = _NO_TIMINGS,
+    ) -> Self:
+        scored = super().__new__(cls, text)
+        scored.score, scored.tokens, scored.truncated, scored.timings = score, tuple(tokens), truncated, timings
+        return scored
+
+    @property
+    def text(self) -> str:
+        """The text as a plain `str`."""
+        return str(self)
+
+
+class ScoredPair(Scored):
+    """What `scores=True` returns: a Scored that unpacks to (text, score), as in blip2rt 0.1."""
+
+    @classmethod
+    def of(cls, text: Scored) -> Self:
+        return cls(text, text.score, text.tokens, text.truncated, text.timings)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.text, self.score))
+
+    def __getitem__(self, index: Any) -> Any:
+        return (self.text, self.score)[index]
+
+
+FinishReason = Literal["stop", "length", "time"]  # the model, max_new_tokens or max_time ended the text
+
+
+def finish_reason(text: Scored, settings: Mapping[str, Any]) -> FinishReason:
+    """Why a text of a generation with these settings ended."""
+    if not text.truncated:
+        return "stop"
+    return "length" if len(text.tokens) >= settings["max_new_tokens"] else "time"
+
+
+class Stopwatch:
+    """Time the stages of a generation, and count down its max_time."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = settings
+        self._laps = [time.perf_counter()]
+
+    def lap(self) -> None:
+        """End a stage: image, encoder, text."""
+        self._laps.append(time.perf_counter())
+
+    @property
+    def remaining(self) -> dict[str, Any]:
+        """The settings with what is left of max_time."""
+        settings = dict(self._settings)
+        if "max_time" in settings:
+            settings["max_time"] = max(0.0, settings["max_time"] - (time.perf_counter() - self._laps[0]))
+        return settings
+
+    def timed(self, texts: Sequence[list[Scored]]) -> list[list[Scored]]:
+        """The texts of all images with each image's share of the stages' times."""
+        timings = Timings(*(round(1000 * (end - start) / len(texts), 3) for start, end in pairwise(self._laps)))
+        for text in (text for best in texts for text in best):
+            text.timings = timings
+        return list(texts)
+
+
+@dataclass(frozen=True)
+class Match:
+    """How well a text describes an image."""
+
+    probability: float  # of "match", by the image-text matching head; 0 to 1
+    cosine: float  # between the text's embedding and the nearest query's; -1 to 1
+    score: float  # all as logits: itm_weight * log(p / (1 - p)) + cosine / temperature + likelihood_weight * likelihood
+    likelihood: float | None = None  # log p(text | image) - log p(text), by the language model; None: it has no weight
+
+
+@dataclass(frozen=True)
+class MatchWeights:
+    """How Match.score weighs its parts."""
+
+    temperature: float
+    itm: float = 1.0
+    likelihood: float = 0.0
+
+    def scores(
+        self, itm_logits: NDArray[Any], cosine: NDArray[Any], likelihood: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """itm_logits (..., 2), cosine (...), likelihood (...) if it has a weight -> Match.score (...) float64"""
+        log_odds = itm_logits[..., 1].astype(float) - itm_logits[..., 0]
+        scores: NDArray[Any] = self.itm * log_odds + cosine / self.temperature
+        return scores if likelihood is None else scores + self.likelihood * likelihood
