@@ -58,7 +58,7 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        path = geometry.bundle(args.geometry, geometry.PRECISION, geometry.cache(args.cache))
+        path = geometry.bundle(args.geometry, geometry.PRECISION, geometry.cache_folder(args.cache))
         self.model = blip2rt.load(path, threads=args.threads)
         spec = self.model.bundle.manifest.llm
         assert spec is not None

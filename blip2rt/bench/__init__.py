@@ -1,5 +1,5 @@
-"""`blip2rt-bench`: how fast a bundle is on this machine, how close to its limits, and against whom.
+"""`blip2rt-bench`: the speed of a bundle on this machine, next to the machine's limits and to other engines.
 
-Everything is measured in a process of its own (worker.py, peers/), one after the other: the limits of the machine, a
-cold and a warm start, the stages, each peer, each point of the scaling. This side asks, collects and prints.
+Each measurement has its own process (worker.py, peers/), one after the other: the limits of the machine, cold and warm
+starts, the stages, each peer, each point of the scaling. The parent process collects and prints the results.
 """

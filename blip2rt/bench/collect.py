@@ -1,6 +1,6 @@
-"""Asks the workers one after the other and puts what they measured into one dict, the JSON of `blip2rt-bench`.
+"""Runs the measurements one after the other and collects them in one dict, the JSON of `blip2rt-bench`.
 
-Knows which measurements there are and how they depend on each other; times in the dict are in seconds.
+Times in the dict are in seconds.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from ..bundle import Bundle, read
 from ..errors import Blip2rtError
 from ..version import __version__
 from . import costs, machine, peers, worker
-from .stages import Work
+from .stages import Workload
 
-STARTS = 3  # processes that are started warm
+WARM_STARTS = 3
 BATCHES, CALLERS = (1, 2, 4, 8, 16), (1, 2, 4, 8)
-SCALING_RUNS = 3  # captions of each caller
+SCALING_RUNS = 3  # calls of each caller
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure; `config` is the folder or hub id that peers build their model from."""
+    """What to measure. config: the folder or hub id from which peers build their model."""
 
-    work: Work
+    work: Workload
     geometry: str | None = None
     peers: tuple[str, ...] = ()
     config: str | None = None
@@ -35,10 +35,10 @@ class Plan:
 
 
 def collect(plan: Plan) -> dict[str, Any]:
-    """Everything. Raises Blip2rtError where our own measurements fail; a peer's failure is its entry."""
+    """Measure everything. Raises Blip2rtError if a measurement of ours fails; a peer's error becomes its entry."""
     bundle = read(plan.work.bundle)
     _say("the machine's limits")
-    rates = worker.work("rates", {"threads": plan.work.threads})
+    rates = worker.run_task("rates", {"threads": plan.work.threads})
     result: dict[str, Any] = {
         "blip2rt": __version__,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -49,13 +49,13 @@ def collect(plan: Plan) -> dict[str, Any]:
         "start": _starts(plan.work, bundle),
     }
     _say("the stages")
-    measured = worker.work("stages", asdict(plan.work))
+    measured = worker.run_task("stages", asdict(plan.work))
     result["peak_rss_stages"] = measured["peak_rss"]
     result["stages"] = measured["stages"]
     _add_limits(result["stages"], bundle, plan.work, measured["positions"], costs.Rates(**rates))
     result["rates"] = _rates(result["stages"], plan.work)
     if Path(plan.work.image).read_bytes()[:2] == b"\xff\xd8":
-        result["jpeg"] = worker.work("jpeg", asdict(replace(plan.work, batch=1)))
+        result["jpeg"] = worker.run_task("jpeg", asdict(replace(plan.work, batch=1)))
     result["peers"] = {name: _peer(plan, name) for name in plan.peers}
     result["scaling"] = list(_scaling(plan)) if plan.scaling else []
     return result
@@ -68,36 +68,38 @@ def _say(text: str) -> None:
 def _describe(bundle: Bundle) -> dict[str, Any]:
     files = bundle.manifest.files or {}
     return {
-        "name": bundle.manifest.name, "path": str(bundle.path), "bytes": bundle.size,
+        "name": bundle.manifest.name,
+        "path": str(bundle.path),
+        "bytes": bundle.size,
         "precisions": {name: component.precision for name, component in bundle.manifest.components.items()},
         "files": {name: entry.size for name, entry in files.items()},
-    }  # fmt: skip
+    }
 
 
-def _starts(work: Work, bundle: Bundle) -> dict[str, Any]:
-    """A process that finds nothing in memory, and the median of some that do."""
+def _starts(work: Workload, bundle: Bundle) -> dict[str, Any]:
+    """Measure a start without cached files, and the median of several with them."""
     _say("cold and warm starts")
     one = asdict(replace(work, batch=1))
-    cold = worker.work("start", one) if machine.drop_cached(bundle.path) else None
-    warm = sorted((worker.work("start", one) for _ in range(STARTS)), key=lambda each: float(each["load"]))
+    cold = worker.run_task("start", one) if machine.drop_cached(bundle.path) else None
+    warm = sorted((worker.run_task("start", one) for _ in range(WARM_STARTS)), key=lambda each: float(each["load"]))
     return {"cold": cold, "warm": warm[len(warm) // 2], "peak_rss": max(each["peak_rss"] for each in warm)}
 
 
-def _add_limits(stages: dict[str, Any], bundle: Bundle, work: Work, positions: int, rates: costs.Rates) -> None:
-    """`limit`, what it is a limit of, and the share of it that was reached, for the stages that are a graph's run."""
+def _add_limits(stages: dict[str, Any], bundle: Bundle, work: Workload, positions: int, rates: costs.Rates) -> None:
+    """Add the lower bound of the time, its kind and the share reached to each stage that runs a graph."""
     for name, cost in stage_costs(bundle, work, positions).items():
         if name in stages:
             seconds, kind = costs.limit(cost, rates)
-            stages[name] |= {"limit": seconds, "limited_by": kind, "share": seconds / stages[name]["median"],
-                             **asdict(cost)}  # fmt: skip
+            share = seconds / stages[name]["median"]
+            stages[name] |= {"limit": seconds, "limited_by": kind, "share": share, **asdict(cost)}
 
 
-def stage_costs(bundle: Bundle, work: Work, positions: int) -> dict[str, costs.Cost]:
-    """What each graph costs in its stage; `positions` are those of a prompt with its image."""
+def stage_costs(bundle: Bundle, work: Workload, positions: int) -> dict[str, costs.Cost]:
+    """Return the cost of each graph. positions: of a prompt with its image."""
     manifest, batch = bundle.manifest, work.batch
     seen = manifest.components["vision"].outputs[0].shape[1]
     spec = manifest.llm
-    assert spec is not None and isinstance(seen, int), "bundles that caption are measured"
+    assert spec is not None and isinstance(seen, int), "the caller checks that the bundle captions"
     grid = ("pixels", manifest.image.height, manifest.image.width)
     llm, rows = bundle.graph("llm"), batch * work.beams
     if spec.encoder_decoder:
@@ -114,7 +116,7 @@ def stage_costs(bundle: Bundle, work: Work, positions: int) -> dict[str, costs.C
     }
 
 
-def _rates(stages: dict[str, Any], work: Work) -> dict[str, float | None]:
+def _rates(stages: dict[str, Any], work: Workload) -> dict[str, float | None]:
     step = stages.get("decode step")
     return {
         "tokens_per_second": None if step is None else work.batch / step["median"],
@@ -124,7 +126,7 @@ def _rates(stages: dict[str, Any], work: Work) -> dict[str, float | None]:
 
 
 def absent(name: str) -> str | None:
-    """Why a peer cannot be measured, and the command that mends it; None: it is installed."""
+    """Return why a peer cannot be measured and how to install it, or None if it is installed."""
     missing = peers.missing(name)
     return f"{', '.join(missing)} is not installed: {peers.PEERS[name].install}" if missing else None
 
@@ -141,12 +143,12 @@ def _peer(plan: Plan, name: str) -> dict[str, Any]:
 
 
 def _scaling(plan: Plan) -> Iterator[dict[str, Any]]:
-    """Batches and callers, for one thread and for two where the machine has them."""
+    """Measure batches and callers with one thread, and with two if there are two cores."""
     for threads in sorted({1, min(2, machine.cores())}):
         base = replace(plan.work, threads=threads, repeat=min(plan.work.repeat, SCALING_RUNS), batch=1)
         for kind, sizes in (("batch", BATCHES), ("callers", CALLERS)):
             for size in sizes:
                 _say(f"{kind} {size}, {threads} thread{'s' * (threads > 1)}")
                 changed: dict[str, Any] = {kind: size}
-                got = worker.work("throughput", asdict(replace(base, **changed)))
+                got = worker.run_task("throughput", asdict(replace(base, **changed)))
                 yield {"threads": threads, "kind": kind, "size": size, **got}

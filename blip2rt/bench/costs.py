@@ -1,7 +1,7 @@
-"""What a graph costs at least: the bytes of weights that it reads and the products that it multiplies.
+"""The minimum cost of a graph: the bytes of weights that it reads and its multiply-adds.
 
-Counted from the ONNX file: products with constant weights, not those of attention between activations (a few per cent).
-A time under `limit` cannot be had on a machine of these rates. Knows nodes, nothing about models.
+Counts products with constant weights in the ONNX file, not those between activations (attention, a few per cent).
+`limit` is the lower bound of the time on a machine with given rates.
 """
 
 from __future__ import annotations
@@ -12,30 +12,27 @@ from pathlib import Path
 
 from ..bundle.onnx_protobuf import Graph, Node, Tensor, read
 
-_PASSED = ("Cast", "Mul", "DequantizeLinear", "Transpose", "Identity")  # between a stored weight and its product
+_TRANSPARENT = ("Cast", "Mul", "DequantizeLinear", "Transpose", "Identity")  # between a stored weight and its product
 _GATHERS = ("Gather", "GatherBlockQuantized")  # read a few rows of their table
 _INTEGER = ("MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits", "ConvInteger", "QLinearConv", "QLinearMatMul")
-_BITS4 = (21, 22)  # data types that no processor multiplies in: a product of them is one of floats
+_BITS4 = (21, 22)  # 4-bit types, which are multiplied as floats
 _PRODUCTS = ("MatMul", "Gemm", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits")
 
 
 @dataclass(frozen=True)
 class Cost:
-    weight_bytes: int = 0  # in memory: what is folded to float32 when loaded counts as that
+    weight_bytes: int = 0  # in memory; weights folded to float32 on load count as float32
     int8_macs: int = 0
     float_macs: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.weight_bytes + other.weight_bytes,
-            self.int8_macs + other.int8_macs,
-            self.float_macs + other.float_macs,
-        )
+        macs = self.int8_macs + other.int8_macs, self.float_macs + other.float_macs
+        return Cost(self.weight_bytes + other.weight_bytes, *macs)
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine does, measured."""
+    """The measured rates of a machine."""
 
     read_bytes: float  # a second
     int8_ops: float  # a second, two a multiply-add
@@ -43,7 +40,7 @@ class Rates:
 
 
 def limit(cost: Cost, rates: Rates) -> tuple[float, str]:
-    """(seconds, "memory" or "compute"): the longer of reading the weights and multiplying."""
+    """Return (seconds, "memory" or "compute"): the longer of reading the weights and multiplying."""
     memory = cost.weight_bytes / rates.read_bytes
     compute = 2 * cost.int8_macs / rates.int8_ops + 2 * cost.float_macs / rates.fp32_ops
     return max(memory, compute), "memory" if memory >= compute else "compute"
@@ -52,17 +49,17 @@ def limit(cost: Cost, rates: Rates) -> tuple[float, str]:
 def of_graph(
     path: Path, rows: dict[str, int], default_rows: int, batch: int = 1, grid: tuple[str, int, int] | None = None
 ) -> Cost:
-    """One run of a graph.
+    """Return the cost of one run of a graph.
 
-    rows: positions of each input, batch included; default_rows: of what comes from no input, as queries do. batch:
-    rows that GatherND leaves. grid: the image input with its height and width, for convolutions.
+    rows: positions of each input, all images together. default_rows: positions of values that depend on no input, such
+    as queries. batch: rows after GatherND. grid: the image input with its height and width, for convolutions.
     """
     graph = read(path)
     return Cost(_weight_bytes(graph), *_products(graph, dict(rows), default_rows, batch, grid))
 
 
 def _weight_bytes(graph: Graph) -> int:
-    """Each initializer that is read whole, once."""
+    """The size of all initializers that are read completely, each counted once."""
     sizes: dict[str, int] = {}
     tables = {name for node in graph.nodes if node.op_type in _GATHERS for name in (node.inputs[0], *node.inputs[2:])}
     casts = {out for node in graph.nodes if node.op_type == "Cast" for out in node.outputs}
@@ -86,7 +83,7 @@ def _read_elsewhere(graph: Graph, name: str) -> bool:
 def _products(
     graph: Graph, rows: dict[str, int], default_rows: int, batch: int, grid: tuple[str, int, int] | None
 ) -> tuple[int, int]:
-    """Multiply-adds in int8 and in float."""
+    """Return multiply-adds in int8 and in float."""
     int8 = real = 0
     producers = {out: node for node in graph.nodes for out in node.outputs}
     grids = {} if grid is None else {grid[0]: grid[1:]}
@@ -111,8 +108,8 @@ def _products(
 
 
 def _propagate(node: Node, rows: dict[str, int], batch: int) -> int | None:
-    """Positions of a node's outputs: those of its first input that has any; of a product, those of its left side, be
-    they known or not: queries that look at an image stay as many as they are."""
+    """Return and record the positions of a node's outputs: those of its first input that has any, and for a product
+    those of its left operand, known or not: queries that attend to an image keep their number."""
     inputs = node.inputs[:1] if node.op_type in _PRODUCTS else node.inputs
     positions = next((rows[name] for name in inputs if name in rows), None)
     if node.op_type in ("Shape", "Size"):
@@ -130,7 +127,7 @@ def _next_grid(
     producers: dict[str, Node],
     grids: dict[str, tuple[int, int]],
 ) -> tuple[int, int] | None:
-    """Height and width of a node's output, where it is an image still."""
+    """Return and record the height and width of a node's output while it is an image."""
     area = next((grids[name] for name in node.inputs if name in grids), None)
     if area is None or node.op_type in ("Shape", "Reshape", "Transpose"):
         return None
@@ -150,7 +147,7 @@ def _next_grid(
 
 
 def _weight(graph: Graph, producers: dict[str, Node], node: Node) -> tuple[Tensor, bool] | None:
-    """The constant that a node multiplies with, and whether in integers; None: it multiplies with none."""
+    """Return the constant operand of a node's product and whether it is integer, or None."""
     if node.op_type in _INTEGER:
         place = 3 if node.op_type.startswith("QLinear") else 1
         stored = (name for name, _ in _chain(producers, node.inputs[place]) if name in graph.initializers)
@@ -166,11 +163,11 @@ def _weight(graph: Graph, producers: dict[str, Node], node: Node) -> tuple[Tenso
 
 
 def _chain(producers: dict[str, Node], name: str) -> Iterator[tuple[str, str]]:
-    """A value, and what it was made of as long as that is one stored weight: (name, op that was passed)."""
+    """Yield a value and its sources back to a stored weight: (name, operator between)."""
     passed = ""
     while True:
         yield name, passed
         node = producers.get(name)
-        if node is None or node.op_type not in _PASSED:
+        if node is None or node.op_type not in _TRANSPARENT:
             return
         name, passed = node.inputs[0], node.op_type

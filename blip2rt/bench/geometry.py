@@ -1,6 +1,6 @@
-"""Bundles of random weights in real geometries, made once and kept in a cache. Knows names and folders.
+"""Bundles of random weights in real geometries, created once and cached.
 
-They are made by the exporter in a process of its own, which needs the extra `export` once; measuring does not.
+The exporter creates them in its own process, which needs the extra `export`; measuring does not.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from ..bundle.atomic import AtomicFolder
 from ..errors import Blip2rtError
 from ..install_hints import pip_install
 from ..version import __version__
-from . import ending
+from . import signals
 
-NANO = "nano"  # the embedded model: nothing has to be made
+NANO = "nano"  # the embedded model, which needs no export
 GEOMETRIES = ("blip2-opt-2.7b", "blip2-opt-6.7b", "blip2-flan-t5-xl", "blip2-flan-t5-xxl", NANO, "tiny")
 MODULE = "blip2rt_export.synthetic"
 PRECISION = "vision=int8-dynamic,qformer=fp32,llm=int4"
 PRECISION_TRT = "vision=fp16,qformer=fp32,llm=int4"
-REVISION = 2  # of what the exporter writes: raised when that changes, so that older folders are made anew
-_GRACE = 10  # seconds that the exporter has to remove what it has begun
+REVISION = 2  # of the exporter's output; raise it to invalidate cached bundles
+_GRACE_SECONDS = 10  # for the exporter to clean up
 
 
-def cache(given: str | None) -> Path:
-    """The folder of bundles that were made: the one given, $BLIP2RT_CACHE, or the system's place for such files."""
+def cache_folder(given: str | None) -> Path:
+    """Return the folder of cached bundles: the given one, $BLIP2RT_CACHE, or the system's cache folder."""
     if given or os.environ.get("BLIP2RT_CACHE"):
         return Path(given or os.environ["BLIP2RT_CACHE"])
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -38,40 +38,40 @@ def cache(given: str | None) -> Path:
 
 
 def bundle(geometry: str, precision: str, folder: Path, target: str = "ort") -> Path:
-    """The bundle of a geometry, made where the cache has none. Raises Blip2rtError."""
+    """Return the bundle of a geometry, exported if it is not cached. Raises Blip2rtError."""
     if geometry == NANO:
         return embedded()
     parts = precision.replace(" ", "").replace(",", "-").replace("=", "-")
     other = "" if target == "ort" else f"{target}-"
     path = folder / f"{geometry}-{__version__}-r{REVISION}-{other}{parts}"
     if not (path / MANIFEST).is_file():
-        _make(geometry, "--out", path, "--precision", precision, *(["--target", target] if other else []))
+        _export(geometry, "--out", path, "--precision", precision, *(["--target", target] if other else []))
     return path
 
 
 def config(geometry: str, folder: Path) -> Path:
-    """Hugging Face's config and processor of a geometry, for peers. Raises Blip2rtError."""
+    """Return the folder with a geometry's Hugging Face config and processor, for peers. Raises Blip2rtError."""
     path = folder / f"{geometry}-{__version__}-config"
     if not (path / "preprocessor_config.json").is_file() and not (path / "processor_config.json").is_file():
-        _make(geometry, "--config", path)
+        _export(geometry, "--config", path)
     return path
 
 
-def _make(geometry: str, flag: str, path: Path, *more: str) -> None:
+def _export(geometry: str, flag: str, path: Path, *more: str) -> None:
     needed = ("blip2rt_export", "torch", "transformers", "onnx", "onnxscript")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise Blip2rtError(
-            f"--geometry {geometry} is made by the exporter, and {', '.join(missing)} is not installed: "
+            f"--geometry {geometry} needs the exporter, and {', '.join(missing)} is not installed: "
             f"{pip_install('bench', 'export')}, or measure a bundle with --model"
         )
-    print(f"making {path}, once", file=sys.stderr, flush=True)
+    print(f"creating {path} (cached)", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", MODULE, "--geometry", geometry, flag, str(path), *more]
-    last = "it said nothing"
+    last = "no message"
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     with (
-        ending.temporary_folder() as folder,
-        ending.child(command, env={**os.environ, "TMPDIR": folder}, **pipes) as process,
+        signals.temporary_folder() as folder,
+        signals.child_process(command, env={**os.environ, "TMPDIR": folder}, **pipes) as process,
     ):
         assert process.stderr is not None
         try:
@@ -80,21 +80,21 @@ def _make(geometry: str, flag: str, path: Path, *more: str) -> None:
                 if ": error: " not in line:
                     print(line, end="", file=sys.stderr, flush=True)
             process.wait()
-        except SystemExit:  # SIGTERM; Ctrl-C reaches the exporter by itself
+        except SystemExit:  # SIGTERM; Ctrl-C reaches the exporter directly
             _stop(process)
-            with AtomicFolder(path):  # which removes what an exporter left that had to be killed
+            with AtomicFolder(path):  # which removes the leftovers of a killed exporter
                 pass
             raise
     if process.returncode in (130, -2):
         raise KeyboardInterrupt
     if process.returncode:
-        raise Blip2rtError(f"{geometry} cannot be made: {last.rpartition(': error: ')[2]}")
+        raise Blip2rtError(f"cannot create {geometry}: {last.rpartition(': error: ')[2]}")
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """End the exporter as Ctrl-C does, so that nothing half made remains; kill it where it does not heed that."""
+    """Interrupt the exporter so that it cleans up; kill it if it does not react."""
     process.send_signal(signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_GRACE)
+        process.wait(_GRACE_SECONDS)
     process.kill()
     process.wait()

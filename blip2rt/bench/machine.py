@@ -1,6 +1,6 @@
-"""The machine: its name, and what it can do at most. Knows no model.
+"""The machine: its description and its peak rates.
 
-Reading memory is measured with numpy, products with ONNX Runtime, whose kernels the graphs run on.
+Memory reads are measured with numpy, products with ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -20,28 +20,26 @@ import numpy as np
 from ..bundle.onnx_protobuf import FLOAT, INT8, INT32, UINT8, matmul
 from ..native import native
 
-ROWS, WIDTH = 512, 2048  # of the products
+ROWS, WIDTH = 512, 2048  # of the measured products
 PASSES = 8
-_LARGEST = 10**9  # bytes that reading is measured on
+_MAX_BUFFER = 10**9  # bytes
 
 
 def describe() -> dict[str, Any]:
-    """Processor, cores, memory, system and versions, and the kernels that the native core has for it."""
+    """Return processor, cores, memory, system, versions, and the kernels of the native core for the processor."""
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {"python": platform.python_version()}
     for package in ("blip2rt", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow"):
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
-    return {
-        "processor": _processor(), "architecture": platform.machine(), "cores": cores(),
-        "memory_bytes": _meminfo("MemTotal"), "system": platform.platform(), "versions": versions,
-        "kernels": native().processor_kernels(),
-    }  # fmt: skip
+    hardware = {"processor": _processor(), "architecture": platform.machine(), "cores": cores()}
+    software = {"system": platform.platform(), "versions": versions, "kernels": native().processor_kernels()}
+    return {**hardware, "memory_bytes": _proc_bytes("/proc/meminfo", "MemTotal"), **software}
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """The number of logical cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -55,41 +53,40 @@ def _processor() -> str:
     return platform.processor() or "unknown"
 
 
-def _meminfo(key: str) -> int | None:
+def _proc_bytes(file: str, key: str) -> int | None:
+    """Return a value in kB of a file such as /proc/meminfo, in bytes."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
+        for line in Path(file).read_text().splitlines():
             if line.startswith(f"{key}:"):
                 return int(line.split()[1]) * 1024
     return None
 
 
 def peak_rss() -> int:
-    """The most memory that this process has had resident, in bytes."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024
-    import resource
+    """The peak resident memory of this process, in bytes."""
+    peak = _proc_bytes("/proc/self/status", "VmHWM")
+    if peak is None:
+        import resource
 
-    peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak
 
 
 def drop_cached(folder: Path) -> bool:
-    """Forget what the system holds of a folder's files, so that they are read from the disk; False where it cannot."""
+    """Drop a folder's files from the page cache; return False on systems without this."""
     if not hasattr(os, "posix_fadvise"):
         return False
     for path in folder.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
                 with contextlib.suppress(OSError):
-                    os.fsync(file.fileno())  # what is not on the disk yet would stay
+                    os.fsync(file.fileno())  # dirty pages would stay cached
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return True
 
 
 def rates(threads: int) -> dict[str, float]:
-    """Bytes read and operations a second (two a multiply-add), the best of several passes."""
+    """Return bytes read and operations a second (two a multiply-add), the best of several passes."""
     return {
         "read_bytes": read_rate(threads),
         "int8_ops": max(product_rate("int8", np.int8, threads), product_rate("int8", np.uint8, threads)),
@@ -98,8 +95,8 @@ def rates(threads: int) -> dict[str, float]:
 
 
 def read_rate(threads: int) -> float:
-    """Bytes a second of reading a buffer that no cache holds."""
-    size = min(_LARGEST, (_meminfo("MemAvailable") or 8 * _LARGEST) // 4)
+    """Measure bytes a second of reading a buffer larger than any cache."""
+    size = min(_MAX_BUFFER, (_proc_bytes("/proc/meminfo", "MemAvailable") or 8 * _MAX_BUFFER) // 4)
     buffer = np.ones(size // 8, np.int64)
     pieces = np.array_split(buffer, threads)
     best = 0.0
@@ -112,7 +109,7 @@ def read_rate(threads: int) -> float:
 
 
 def product_rate(kind: str, left: Any, threads: int) -> float:
-    """Operations a second of (512, 2048) x (2048, 2048) with a constant right-hand side."""
+    """Measure operations a second of (512, 2048) x (2048, 2048) with a constant right operand."""
     from ..backends.ort import find_library
 
     rng = np.random.default_rng(0)

@@ -1,8 +1,9 @@
-"""The result as a picture: stages beside their limits, peers beside us, captions a second and memory as work grows."""
+"""Plots of the result: stages with their limits, peers, and captions a second and memory by load."""
 
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from .report import LABELS
 
 
 def save(result: dict[str, Any], path: Path) -> None:
-    """Raises Blip2rtError: matplotlib is not installed, or the file cannot be written."""
+    """Write the plots. Raises Blip2rtError if matplotlib is missing or the file cannot be written."""
     try:
         import matplotlib
 
@@ -22,7 +23,9 @@ def save(result: dict[str, Any], path: Path) -> None:
     except ImportError as error:
         raise Blip2rtError(f"--plot needs matplotlib: {pip_install('bench')}") from error
     peers = any("stages" in peer for peer in result["peers"].values())
-    parts = [_stages, *([_peers] * peers), *([_speed, _memory] * bool(result["scaling"]))]
+    speed = partial(_scaling, key="captions_per_second", unit=1, label="captions a second")
+    memory = partial(_scaling, key="peak_rss", unit=1e6, label="peak resident memory, MB")
+    parts = [_stages, *([_peers] * peers), *([speed, memory] * bool(result["scaling"]))]
     figure, axes = plt.subplots(len(parts), 1, figsize=(9, 3.4 * len(parts)), squeeze=False, layout="constrained")
     for part, axis in zip(parts, axes[:, 0], strict=True):
         part(result, axis)
@@ -39,7 +42,7 @@ def save(result: dict[str, Any], path: Path) -> None:
 
 
 def _stages(result: dict[str, Any], axis: Any) -> None:
-    """Medians with p10 and p90, and the limit as a mark."""
+    """Bars of the medians with p10 and p90, and a mark at the limit."""
     stages = result["stages"]
     names = list(stages)[::-1]
     middle = [1000 * stages[name]["median"] for name in names]
@@ -53,11 +56,10 @@ def _stages(result: dict[str, Any], axis: Any) -> None:
 
 
 def _peers(result: dict[str, Any], axis: Any) -> None:
-    """How many times our time each peer takes."""
+    """Bars of each peer's time as a multiple of ours."""
     peers = {name: peer["stages"] for name, peer in result["peers"].items() if "stages" in peer}
-    names = [
-        n for n in ("vision", "prefill", "decode step", "caption") if any(n in stages for stages in peers.values())
-    ]
+    order = ("vision", "prefill", "decode step", "caption")
+    names = [name for name in order if any(name in stages for stages in peers.values())]
     width = 0.8 / len(peers)
     for i, (peer, stages) in enumerate(peers.items()):
         at = [x + i * width for x, name in enumerate(names) if name in stages]
@@ -70,15 +72,7 @@ def _peers(result: dict[str, Any], axis: Any) -> None:
     axis.legend(fontsize=8)
 
 
-def _speed(result: dict[str, Any], axis: Any) -> None:
-    _lines(result, axis, "captions_per_second", 1, "captions a second")
-
-
-def _memory(result: dict[str, Any], axis: Any) -> None:
-    _lines(result, axis, "peak_rss", 1e6, "peak resident memory, MB")
-
-
-def _lines(result: dict[str, Any], axis: Any, key: str, unit: float, label: str) -> None:
+def _scaling(result: dict[str, Any], axis: Any, key: str, unit: float, label: str) -> None:
     points = result["scaling"]
     for kind, threads in sorted({(point["kind"], point["threads"]) for point in points}):
         own = [point for point in points if (point["kind"], point["threads"]) == (kind, threads)]

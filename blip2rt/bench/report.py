@@ -1,4 +1,4 @@
-"""The result as tables: rich on a terminal, plain columns without rich, Markdown for a page. Knows the JSON alone."""
+"""The result as tables: with rich on a terminal, else in plain columns, or in Markdown."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 LABELS = {
-    "image": "image: decode, preprocess", "vision": "vision encoder", "qformer": "Q-Former", "prefill": "prefill",
-    "decode step": "decode step", "detokenize": "detokenize", "first token": "image to first token",
+    "image": "image: decode, preprocess",
+    "vision": "vision encoder",
+    "qformer": "Q-Former",
+    "prefill": "prefill",
+    "decode step": "decode step",
+    "detokenize": "detokenize",
+    "first token": "image to first token",
     "caption": "whole caption",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Table:
 
 
 def heading(result: dict[str, Any]) -> list[str]:
-    """The machine and the work, a few lines."""
+    """Return a few lines about the machine and the work."""
     machine, work, bundle, limits = (result[key] for key in ("machine", "work", "bundle", "limits"))
     memory = f", {machine['memory_bytes'] / 1e9:.0f} GB" if machine["memory_bytes"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -62,32 +67,29 @@ def _start(result: dict[str, Any]) -> Table:
     start, rates, size = result["start"], result["rates"], result["bundle"]["bytes"]
     ratio = start["peak_rss"] / size
     rows = [("size on disk", f"{size / 1e6:.1f} MB")]
-    if start["cold"]:
-        rows += [("load, nothing cached", f"{_ms(start['cold']['load'])} ms"),
-                 ("first caption after it", f"{_ms(start['cold']['first_caption'])} ms")]  # fmt: skip
-    rows += [
-        ("load, files cached", f"{_ms(start['warm']['load'])} ms"),
-        ("first caption after it", f"{_ms(start['warm']['first_caption'])} ms"),
-        ("peak resident memory of a caption", f"{start['peak_rss'] / 1e6:.1f} MB, {ratio:.2f} x bundle"),
-    ]  # fmt: skip
+    for kind, label in (("cold", "load, nothing cached"), ("warm", "load, files cached")):
+        if start[kind]:
+            rows.append((label, f"{_ms(start[kind]['load'])} ms"))
+            rows.append(("first caption after it", f"{_ms(start[kind]['first_caption'])} ms"))
+    rows.append(("peak resident memory of a caption", f"{start['peak_rss'] / 1e6:.1f} MB, {ratio:.2f} x bundle"))
     if rates["tokens_per_second"]:
         rows.append(("tokens a second", f"{rates['tokens_per_second']:.2f}"))
-    rows += [("captions a second", f"{rates['captions_per_second']:.3f}"),
-             ("time to first token", f"{_ms(rates['time_to_first_token'])} ms")]  # fmt: skip
+    rows.append(("captions a second", f"{rates['captions_per_second']:.3f}"))
+    rows.append(("time to first token", f"{_ms(rates['time_to_first_token'])} ms"))
     if "jpeg" in result:
         jpeg = result["jpeg"]
-        rows.append(("JPEG to pixels, exact / scaled",
-                     f"{_ms(jpeg['exact']['median'])} / {_ms(jpeg['scaled']['median'])} ms, "
-                     f"mean difference {jpeg['mean_difference']:.2f} of 255"))  # fmt: skip
+        times = f"{_ms(jpeg['exact']['median'])} / {_ms(jpeg['scaled']['median'])} ms"
+        difference = f"mean difference {jpeg['mean_difference']:.2f} of 255"
+        rows.append(("JPEG to pixels, exact / scaled", f"{times}, {difference}"))
     return Table("Start, memory, rates", ("", ""), tuple(rows))
 
 
 def _peers(result: dict[str, Any]) -> Table:
-    """Times of others, and how many times ours they are."""
+    """The times of peers, each also as a multiple of ours."""
     ours = result["stages"]
     names = [name for name in ("vision", "qformer", "prefill", "decode step", "first token", "caption") if name in ours]
-    rows = [("blip2rt", *(_ms(ours[name]["median"]) for name in names),
-             f"{result['start']['peak_rss'] / 1e6:.0f} MB")]  # fmt: skip
+    own = [_ms(ours[name]["median"]) for name in names]
+    rows = [("blip2rt", *own, f"{result['start']['peak_rss'] / 1e6:.0f} MB")]
     for peer, got in result["peers"].items():
         if "error" in got:
             rows.append((peer, got["error"], *[""] * len(names)))
@@ -102,9 +104,11 @@ def _ratio(theirs: dict[str, float] | None, ours: dict[str, float]) -> str:
 
 
 def _scaling(result: dict[str, Any]) -> Table:
-    rows = [(str(point["threads"]), point["kind"], str(point["size"]), f"{point['captions_per_second']:.3f}",
-             f"{point['peak_rss'] / 1e6:.0f} MB") for point in result["scaling"]]  # fmt: skip
-    return Table("Scaling", ("threads", "of what", "how many", "captions a second", "peak memory"), tuple(rows))
+    rows = []
+    for point in result["scaling"]:
+        speed, memory = f"{point['captions_per_second']:.3f}", f"{point['peak_rss'] / 1e6:.0f} MB"
+        rows.append((str(point["threads"]), point["kind"], str(point["size"]), speed, memory))
+    return Table("Scaling", ("threads", "load", "number", "captions a second", "peak memory"), tuple(rows))
 
 
 def _ms(seconds: float) -> str:
@@ -113,13 +117,13 @@ def _ms(seconds: float) -> str:
 
 
 def show(result: dict[str, Any], out: TextIO) -> None:
-    """The tables for people."""
+    """Print the heading and all tables."""
     print("\n".join(heading(result)), file=out)
     draw(tables(result), out)
 
 
 def draw(found: Sequence[Table], out: TextIO) -> None:
-    """Tables alone, by rich where it is installed."""
+    """Print tables, with rich if it is installed."""
     try:
         import rich.console
         import rich.table
@@ -144,18 +148,18 @@ def _columns(table: Table) -> list[str]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The same for a page of documentation."""
+    """Return the heading and all tables in Markdown."""
     return "\n\n".join(["  \n".join(heading(result)), *map(markdown_table, tables(result))]) + "\n"
 
 
 def markdown_table(table: Table) -> str:
-    """A table with its title above."""
+    """Return a table in Markdown with its title above."""
     rows = ["| " + " | ".join(row) + " |" for row in (table.head, *table.rows)]
     rows.insert(1, "|" + "---|" * len(table.head))
     return "\n".join([f"**{table.title}**", "", *rows])
 
 
-if __name__ == "__main__":  # a JSON file of blip2rt-bench on stdin, as Markdown
+if __name__ == "__main__":  # converts the JSON of blip2rt-bench on standard input to Markdown
     import json
 
     print(markdown(json.load(sys.stdin)), end="")

@@ -1,7 +1,4 @@
-"""Times of a bundle, taken inside a worker's process. Knows the pipeline's parts; their limits are costs.py's.
-
-Every function gives numbers only, times in seconds, for a JSON object on the worker's stdout.
-"""
+"""The measurements of a bundle, run in a worker process. Each returns an object for JSON, with times in seconds."""
 
 from __future__ import annotations
 
@@ -26,8 +23,8 @@ STAGES = ("image", "vision", "qformer", "prefill", "decode step", "detokenize", 
 
 
 @dataclass(frozen=True)
-class Work:
-    """What is to be done, the same for every engine."""
+class Workload:
+    """The work to measure, the same for every engine."""
 
     bundle: str
     image: str
@@ -39,11 +36,11 @@ class Work:
     callers: int = 1
 
     def options(self) -> dict[str, Any]:
-        """Every text has exactly new_tokens tokens, so that all engines do the same work."""
+        """Options that force exactly new_tokens tokens, so that all engines do the same work."""
         return {"num_beams": self.beams, "max_new_tokens": self.new_tokens, "min_new_tokens": self.new_tokens}
 
     def images(self) -> list[bytes]:
-        """The image's file, `batch` times as so many objects: none is spared the decoding."""
+        """The bytes of the image, `batch` distinct objects, so that each one is decoded."""
         data = Path(self.image).read_bytes()
         return [bytes(bytearray(data)) for _ in range(self.batch)]
 
@@ -54,7 +51,7 @@ def summary(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def repeat(call: Callable[[], Any], runs: int) -> list[float]:
-    """Seconds of each of `runs` calls, after some that do not count."""
+    """Return the seconds of each of `runs` calls, after warm-up calls."""
     spent = []
     for i in range(runs + WARM_UP):
         start = time.perf_counter()
@@ -64,8 +61,8 @@ def repeat(call: Callable[[], Any], runs: int) -> list[float]:
     return spent
 
 
-def start(work: Work) -> dict[str, Any]:
-    """A fresh process: load every graph, caption once, and the most memory that took."""
+def start(work: Workload) -> dict[str, Any]:
+    """Measure loading every graph, the first caption and the peak memory of this fresh process."""
     begin = time.perf_counter()
     model = load(work.bundle, threads=work.threads)
     for component in _components(model):
@@ -76,8 +73,8 @@ def start(work: Work) -> dict[str, Any]:
     return {"load": loaded - begin, "first_caption": done - loaded, "peak_rss": peak_rss()}
 
 
-def stages(work: Work) -> dict[str, Any]:
-    """Each part of a caption by itself, on what the one before it gave; and the whole."""
+def stages(work: Workload) -> dict[str, Any]:
+    """Measure each stage of a caption on the output of the one before, and the whole caption."""
     model = load(work.bundle, threads=work.threads)
     spec, backend, language = model.bundle.manifest.image, model.pipeline.backend, model.pipeline.language
     images = work.images()
@@ -91,7 +88,7 @@ def stages(work: Work) -> dict[str, Any]:
     steps: dict[str, list[float]] = {"prefill": [], "decode step": []}
 
     def generate() -> None:
-        """Step by step: the first reads image and prompt, each later one adds a token."""
+        """Step through a generation: the first step reads image and prompt, each later one adds a token."""
         before = time.perf_counter()
         generation = backend.begin(prefix_embeds, prompts, settings)
         name = "prefill"
@@ -123,8 +120,8 @@ def stages(work: Work) -> dict[str, Any]:
     }
 
 
-def throughput(work: Work) -> dict[str, Any]:
-    """Captions a second of `callers` threads that share a model, each with batches of its own."""
+def throughput(work: Workload) -> dict[str, Any]:
+    """Measure captions a second of `callers` threads that share a model, each with its own batches."""
     model = load(work.bundle, threads=work.threads)
     images = [work.images() for _ in range(work.callers)]
     model.caption(images[0], **work.options())
@@ -141,8 +138,8 @@ def throughput(work: Work) -> dict[str, Any]:
     return {"captions_per_second": captions / seconds, "peak_rss": peak_rss()}
 
 
-def jpeg(work: Work) -> dict[str, Any]:
-    """From the bytes of the image to pixels: the exact way, and scaled down while decoding."""
+def jpeg(work: Workload) -> dict[str, Any]:
+    """Measure JPEG bytes to pixels, decoded exactly and scaled down by the decoder."""
     spec = contract.read(work.bundle).manifest.image
     [image] = work.images()[:1]
     exact, scaled = (prepare(image, spec, scaled=scaled).astype(np.float32) for scaled in (False, True))
@@ -154,5 +151,5 @@ def jpeg(work: Work) -> dict[str, Any]:
 
 
 def _components(model: Model) -> list[str]:
-    wanted = (contract.VISION, contract.QFORMER, contract.EMBED, contract.ENCODER, contract.LLM)
-    return [name for name in wanted if model.bundle.has(name)]
+    captioning = (contract.VISION, contract.QFORMER, contract.EMBED, contract.ENCODER, contract.LLM)
+    return [name for name in captioning if model.bundle.has(name)]

@@ -1,7 +1,7 @@
-"""One measurement in a process of its own: `python -m blip2rt.bench.worker TASK JSON` prints a JSON object last.
+"""One measurement in its own process: `python -m blip2rt.bench.worker TASK JSON` prints a JSON object last.
 
 Tasks are the functions of stages.py, and `rates` of machine.py. `run_json` starts such a process, of this module or of
-a peer's, and gives what it printed.
+a peer, and returns the printed object.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import sys
 from typing import Any
 
 from ..errors import Blip2rtError
-from . import ending
+from . import signals
 
 TASKS = ("start", "stages", "throughput", "jpeg")
 
 
 def run_json(what: str, module: str, *arguments: Any) -> dict[str, Any]:
-    """What `python -m module` prints as its last line, arguments and result as JSON.
+    """Run `python -m module` with JSON arguments and return the JSON of its last line.
 
-    Raises Blip2rtError: `what` failed, and why.
+    Raises Blip2rtError with the name `what` and the reason.
     """
     words = [each if isinstance(each, str) else json.dumps(each) for each in arguments]
     command = [sys.executable, "-m", module, *words]
-    # Whatever ends us here, SIGTERM or Ctrl-C, ends the process; what that one leaves goes with the folder.
+    # SIGTERM or Ctrl-C here also kills the child; its temporary files are removed with the folder.
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with (
-        ending.temporary_folder() as folder,
-        ending.child(command, env={**os.environ, "TMPDIR": folder}, **pipes) as process,
+        signals.temporary_folder() as folder,
+        signals.child_process(command, env={**os.environ, "TMPDIR": folder}, **pipes) as process,
     ):
         out, err = process.communicate()
     if process.returncode == 0:
@@ -37,15 +37,15 @@ def run_json(what: str, module: str, *arguments: Any) -> dict[str, Any]:
         return result
     if process.returncode in (130, -2):
         raise KeyboardInterrupt
-    lines = err.strip().splitlines() or ["it said nothing"]
+    lines = err.strip().splitlines() or ["no message"]
     reason = lines[-1].removeprefix("error: ")
     if process.returncode in (-9, 137):
-        reason = "the system ended it, which it does where memory runs out"
+        reason = "killed by the system, probably out of memory"
     raise Blip2rtError(f"{what}: {reason}")
 
 
-def work(task: str, given: dict[str, Any]) -> dict[str, Any]:
-    """One task. Raises Blip2rtError."""
+def run_task(task: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Run a task in a new process. Raises Blip2rtError."""
     return run_json(f"{given.get('bundle', 'the machine')}, {task}", __name__, task, given)
 
 
@@ -59,8 +59,8 @@ def main(arguments: list[str]) -> int:
         else:
             from . import stages
 
-            assert task in TASKS, "the caller knows the tasks"
-            result = getattr(stages, task)(stages.Work(**given))
+            assert task in TASKS, "an unknown task"
+            result = getattr(stages, task)(stages.Workload(**given))
     except (Blip2rtError, MemoryError, OSError) as error:
         print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 2

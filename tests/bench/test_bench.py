@@ -1,4 +1,4 @@
-"""blip2rt-bench: what it counts, what it prints, how it complains. Nothing here asserts a time."""
+"""blip2rt-bench: results, output and errors. No test asserts a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 import blip2rt
 from blip2rt.bench import collect, geometry, machine, peers, report
 from blip2rt.bench.cli import main
-from blip2rt.bench.stages import STAGES, Work
+from blip2rt.bench.stages import STAGES, Workload
 from blip2rt.bundle import embedded, read
 from blip2rt.install_hints import pip_install
 from tests.seeds import seed_of
@@ -22,6 +22,7 @@ pytestmark = pytest.mark.long(16)
 
 ROOT = Path(blip2rt.__file__).parents[1]
 SEED = seed_of(__name__)
+TEXT_FLAGS = "--model --precision --cache --image --checkpoint --json --markdown --plot".split()
 
 
 def run(capsys, *arguments: object) -> tuple[int, str, str]:
@@ -33,14 +34,15 @@ def run(capsys, *arguments: object) -> tuple[int, str, str]:
 def measured(tmp_path_factory):
     """One run on the embedded model: (stdout, its JSON, Markdown, plot)."""
     folder = tmp_path_factory.mktemp("bench")
-    command = [sys.executable, "-m", "blip2rt.bench", "--repeat", "2", "--new-tokens", "4", "--threads", "1",
-               "--markdown", folder / "page.md", "--plot", folder / "plot.png", "--json", "-"]  # fmt: skip
+    work = ["--repeat", "2", "--new-tokens", "4", "--threads", "1"]
+    outputs = ["--markdown", folder / "page.md", "--plot", folder / "plot.png", "--json", "-"]
+    command = [sys.executable, "-m", "blip2rt.bench", *work, *outputs]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(done.stdout.splitlines()[-1]), (folder / "page.md").read_text(), folder / "plot.png"
 
 
-def test_the_embedded_model_is_measured(measured):
+def test_embedded_model_is_measured(measured):
     out, result, page, plot = measured
     assert set(result["stages"]) == set(STAGES)
     for stage in result["stages"].values():
@@ -74,8 +76,9 @@ def test_peers_and_scaling_have_tables_and_plots(measured, tmp_path):
     slower = {name: {**stages[name], "median": 2 * stages[name]["median"]} for name in ("vision", "caption")}
     points = [
         {"threads": 1, "kind": kind, "size": size, "captions_per_second": size / 2, "peak_rss": 10**8}
-        for kind in ("batch", "callers") for size in (1, 2)
-    ]  # fmt: skip
+        for kind in ("batch", "callers")
+        for size in (1, 2)
+    ]
     result = {
         **measured[1],
         "peers": {"hf-fp32": {"stages": slower, "peak_rss": 10**9}, "hf-bf16": {"error": "torch is not installed"}},
@@ -105,8 +108,7 @@ def test_peers_and_scaling_have_tables_and_plots(measured, tmp_path):
         (["--checkpoint", "./no/such", "--peer", "hf-fp32"], "./no/such"),
         (["--checkpoint", "tests", "--peer", "hf-fp32"], "config.json"),
         (["--checkpoint", __file__, "--peer", "hf-fp32"], "config.json"),
-        *(([flag, ""], f"{flag} is '': give a value") for flag in
-          ("--model", "--precision", "--cache", "--image", "--checkpoint", "--json", "--markdown", "--plot")),
+        *(([flag, ""], f"{flag} is '': give a value") for flag in TEXT_FLAGS),
         (["--image", "no.jpg"], "no.jpg"),
         (["--image", "tests"], "--image tests is a folder"),
         (["--image", __file__], "not an image"),
@@ -114,30 +116,30 @@ def test_peers_and_scaling_have_tables_and_plots(measured, tmp_path):
         (["--json", "no/such/folder.json", "--plot", "x.bmp"], ".png"),
         (["--nonsense"], "--nonsense"),
     ],
-)  # fmt: skip
-def test_wrong_flags_are_one_line(capsys, monkeypatch, arguments, words):
+)
+def test_usage_errors_are_one_line(capsys, monkeypatch, arguments, words):
     monkeypatch.chdir(ROOT)
     code, out, err = run(capsys, *arguments)
     assert (code, out) == (2, "")
     assert err.count("\n") == 1 and err.startswith("blip2rt-bench: error: ") and words in err
 
 
-def test_what_a_geometry_needs_is_named(capsys, tmp_path, monkeypatch):
+def test_missing_exporter_names_its_extra(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(geometry.importlib.util, "find_spec", lambda name: None)
     code, _, err = run(capsys, "--geometry", "blip2-opt-2.7b", "--cache", tmp_path)
     assert code == 2 and err.count("\n") == 1 and pip_install("bench", "export") in err
 
 
-def test_a_peer_that_is_not_installed_is_named_with_its_command(monkeypatch):
+def test_missing_peer_names_its_install_command(monkeypatch):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     for name, peer in peers.PEERS.items():
-        got = collect._peer(collect.Plan(Work("x", "y")), name)
+        got = collect._peer(collect.Plan(Workload("x", "y")), name)
         assert got["error"].endswith(peer.install) and peer.needs[0] in got["error"]
 
 
 @pytest.fixture
 def planned(monkeypatch):
-    """The plans that the command would have measured."""
+    """Collect the plans instead of measuring them."""
     plans = []
 
     def collected(plan):
@@ -150,7 +152,7 @@ def planned(monkeypatch):
     return plans
 
 
-def test_peers_that_are_not_installed_are_named_before_anything_is_measured(capsys, monkeypatch, planned):
+def test_missing_peers_are_reported_first(capsys, monkeypatch, planned):
     absent = ("ctranslate2", "nncf")
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None if name in absent else object())
     given = [f"--peer={name}" for name in ("openvino-int4", "hf-fp32", "ctranslate2-int8", "openvino-int4")]
@@ -159,19 +161,19 @@ def test_peers_that_are_not_installed_are_named_before_anything_is_measured(caps
     for line, name, module in zip(err.splitlines(), ("openvino-int4", "ctranslate2-int8"), absent[::-1], strict=True):
         assert line == f"{name} is not measured: {module} is not installed: {peers.PEERS[name].install}"
     [plan] = planned
-    assert plan.peers == ("openvino-int4", "hf-fp32", "ctranslate2-int8"), "the table names them too"
-    assert plan.config == "Salesforce/blip2-opt-2.7b", "no folder: the hub has it"
+    assert plan.peers == ("openvino-int4", "hf-fp32", "ctranslate2-int8"), "the table lists them too"
+    assert plan.config == "Salesforce/blip2-opt-2.7b", "a hub id"
 
 
-def test_without_a_peer_that_is_installed_no_config_is_made(capsys, monkeypatch, planned, tmp_path):
+def test_no_config_is_created_without_installed_peers(capsys, monkeypatch, planned, tmp_path):
     monkeypatch.setattr(geometry, "bundle", lambda *_: embedded())
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     code, _, err = run(capsys, "--geometry", "tiny", "--cache", tmp_path, "--peer", "hf-fp32")
     assert (code, err.count("\n"), planned[0].config) == (0, 1, None)
 
 
-def test_threads_are_those_of_the_variable(capsys, monkeypatch, planned):
-    """As blip2rt.load reads it: obeyed unless --threads is given, and refused before anything is made."""
+def test_threads_default_to_the_environment_variable(capsys, monkeypatch, planned):
+    """As in blip2rt.load: --threads has precedence, and a wrong value is rejected before anything is created."""
     monkeypatch.setenv("BLIP2RT_NUM_THREADS", "3")
     assert run(capsys)[0] == 0 and run(capsys, "--threads", "2")[0] == 0
     monkeypatch.setenv("BLIP2RT_NUM_THREADS", "")
@@ -193,7 +195,7 @@ def test_markdown_and_json_go_to_stdout(capsys, planned, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 @pytest.mark.parametrize("flag", ["--json", "--markdown"])
-def test_a_file_that_cannot_be_written_is_named(capsys, planned, flag):
+def test_unwritable_output_is_one_line(capsys, planned, flag):
     want = f"blip2rt-bench: error: {flag} /dev/full: No space left on device\n"
     assert run(capsys, flag, "/dev/full") == (2, "tables\n", want)
 

@@ -1,4 +1,4 @@
-"""What graphs cost, and what the machine can do at most."""
+"""The cost of graphs, and the measured limits of the machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 from blip2rt.bench import collect, costs, machine
 from blip2rt.bench.cli import picture
-from blip2rt.bench.stages import Work
+from blip2rt.bench.stages import Workload
 from blip2rt.bundle import embedded, read
 from blip2rt.bundle.onnx_protobuf import FLOAT, INT8, INT32, UINT8, matmul
 from blip2rt.bundle.onnx_protobuf import read as read_graph
@@ -21,8 +21,8 @@ SEED = seed_of(__name__)
 
 
 @pytest.mark.parametrize("kind, left", [("fp32", np.float32), ("int8", np.int8), ("int8", np.uint8)])
-def test_the_product_that_rates_are_measured_on(kind, left, tmp_path):
-    """Its graph is one that ONNX accepts, and multiplies."""
+def test_measured_product_is_valid_onnx(kind, left, tmp_path):
+    """Its graph is valid and computes the product."""
     onnx = pytest.importorskip("onnx")
 
     rng = np.random.default_rng(SEED)
@@ -52,7 +52,7 @@ def test_graphs_are_read_as_onnx_reads_them(name):
 
 
 def test_products_and_bytes_are_counted(tmp_path):
-    """A convolution, a product in floats and one in integers of known sizes; a table's rows are not read whole."""
+    """A convolution, a float and an integer product of known sizes; tables are not read completely."""
     onnx = pytest.importorskip("onnx")
     helper, kinds = onnx.helper, onnx.TensorProto
     rng = np.random.default_rng(SEED)
@@ -74,10 +74,10 @@ def test_products_and_bytes_are_counted(tmp_path):
         helper.make_node("Mul", ["d", "f"], ["y"]),
     ]
     initializers = [
-        constant("conv", (out, channels, 3, 3)), constant("flat", (3,), np.int64), constant("w", (out, 11)),
-        constant("q", (13, 11), np.int8), constant("s", (13,)), constant("table", (1000, 4)),
-        constant("half", (13,), np.float16), constant("ids", (3,), np.int64),
-    ]  # fmt: skip
+        *(constant("conv", (out, channels, 3, 3)), constant("flat", (3,), np.int64), constant("w", (out, 11))),
+        *(constant("q", (13, 11), np.int8), constant("s", (13,)), constant("table", (1000, 4))),
+        *(constant("half", (13,), np.float16), constant("ids", (3,), np.int64)),
+    ]
     graph = helper.make_graph(nodes, "g", [], [], initializers)
     onnx.save(helper.make_model(graph), tmp_path / "graph.onnx")
     cost = costs.of_graph(tmp_path / "graph.onnx", {}, positions, 1, ("x", height, width))
@@ -86,34 +86,36 @@ def test_products_and_bytes_are_counted(tmp_path):
     assert cost.weight_bytes == 4 * (9 * channels * out + 11 * out + 13 + 13) + 11 * 13 + 3 * 8
 
 
-def test_a_decode_step_of_the_embedded_model_costs_its_parameters():
-    """SmolLM2-135M: 134,515,008 parameters, all but the norms multiplied once a token."""
+def test_decode_step_costs_the_parameters():
+    """SmolLM2-135M: 134,515,008 parameters; all but the norms are multiplied once a token."""
     spec = read(embedded()).manifest.llm
-    found = collect.stage_costs(read(embedded()), Work(str(embedded()), ""), 20)
+    found = collect.stage_costs(read(embedded()), Workload(str(embedded()), ""), 20)
     step, prefill = found["decode step"], found["prefill"]
     norms = (2 * spec.layers + 1) * spec.hidden_size
     assert step.int8_macs == 134_515_008 - norms
     head = spec.vocab_size * spec.hidden_size
-    assert prefill.int8_macs == 20 * (step.int8_macs - head) + head, "logits of the last position alone"
+    assert prefill.int8_macs == 20 * (step.int8_macs - head) + head, "logits of the last position only"
     files = read(embedded()).manifest.files
-    assert files["llm.data"].size <= step.weight_bytes < 1.1 * files["llm.data"].size, "scales take twice their size"
+    assert files["llm.data"].size <= step.weight_bytes < 1.1 * files["llm.data"].size, (
+        "scales take twice their size in memory"
+    )
 
 
-def test_queries_and_image_cost_their_own_positions():
+def test_qformer_costs_queries_and_image_positions():
     """MiniLM's six layers for 16 queries; keys and values of 145 positions in three of them."""
-    found = collect.stage_costs(read(embedded()), Work(str(embedded()), ""), 20)["qformer"]
+    found = collect.stage_costs(read(embedded()), Workload(str(embedded()), ""), 20)["qformer"]
     width, queries, positions, features = 384, 16, 145, 768
     own = 6 * (4 * width * width + 2 * width * 4 * width) + 3 * 2 * width * width + width * 576
     assert found.int8_macs == queries * own + positions * 3 * 2 * features * width
 
 
-def test_a_limit_is_the_longer_of_reading_and_multiplying():
+def test_limit_is_the_longer_of_reading_and_multiplying():
     rates = costs.Rates(read_bytes=100.0, int8_ops=10.0, fp32_ops=1.0)
     assert costs.limit(costs.Cost(500, 5, 1), rates) == (5.0, "memory")
     assert costs.limit(costs.Cost(500, 50, 1), rates) == (12.0, "compute")
 
 
-def test_the_made_up_picture_is_like_a_photograph(tmp_path):
+def test_synthetic_picture_has_the_size_of_a_photograph(tmp_path):
     path = picture(tmp_path / "p.jpg", 800, 600)
     with Image.open(path) as image:
         assert image.size == (800, 600)

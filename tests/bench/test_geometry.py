@@ -1,4 +1,4 @@
-"""Bundles of random weights in real geometries, and peers at the same work."""
+"""Bundles of random weights in real geometries, and the transformers peer."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import blip2rt
 from blip2rt._native import processor_kernels
 from blip2rt.bench import collect, geometry
 from blip2rt.bench.cli import main, picture
-from blip2rt.bench.stages import Work
+from blip2rt.bench.stages import Workload
 from blip2rt.bundle import MANIFEST, read
 from tests.engines.native import Session, runtime
 
 pytestmark = pytest.mark.long(50)
 
 
-def test_a_bundle_of_another_exporter_is_made_anew(tmp_path, monkeypatch):
+def test_revision_invalidates_cached_bundles(tmp_path, monkeypatch):
     made = []
 
     def make(geometry, flag, path, *more):
@@ -24,7 +24,7 @@ def test_a_bundle_of_another_exporter_is_made_anew(tmp_path, monkeypatch):
         (path / MANIFEST).touch()
         made.append(path)
 
-    monkeypatch.setattr(geometry, "_make", make)
+    monkeypatch.setattr(geometry, "_export", make)
     old = tmp_path / f"tiny-{blip2rt.__version__}-llm-int4"
     make("tiny", "--out", old)
     first = geometry.bundle("tiny", "llm=int4", tmp_path)
@@ -35,13 +35,13 @@ def test_a_bundle_of_another_exporter_is_made_anew(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def tiny_geometry(tmp_path_factory):
-    """The bundle, made through the command's own way, and the cache that it is in."""
+    """The bundle as the command creates it, and its cache."""
     pytest.importorskip("onnxscript")
     cache = tmp_path_factory.mktemp("cache")
     return geometry.bundle("tiny", "vision=int8-dynamic,qformer=int8w,llm=int4", cache), cache
 
 
-def test_a_synthetic_bundle_is_whole_and_captions(tiny_geometry, photo):
+def test_synthetic_bundle_is_complete_and_captions(tiny_geometry, photo):
     from blip2rt.bundle import verify
 
     path, cache = tiny_geometry
@@ -50,10 +50,10 @@ def test_a_synthetic_bundle_is_whole_and_captions(tiny_geometry, photo):
     assert precisions == {"vision": "int8-dynamic", "qformer": "int8w", "llm": "int4", "embed": "int4"}
     scored = blip2rt.load(path).caption(photo(), num_beams=1, min_new_tokens=5, max_new_tokens=5, scores=True)
     assert np.isfinite(scored.score)
-    assert geometry.bundle("tiny", "vision=int8-dynamic,qformer=int8w,llm=int4", cache) == path, "made once"
+    assert geometry.bundle("tiny", "vision=int8-dynamic,qformer=int8w,llm=int4", cache) == path, "it is cached"
 
 
-def test_every_kernel_of_ours_finds_its_work_in_what_the_exporter_writes(tiny_geometry):
+def test_exported_graphs_use_every_kernel(tiny_geometry):
     path, _ = tiny_geometry
     found = {
         kernel
@@ -63,8 +63,8 @@ def test_every_kernel_of_ours_finds_its_work_in_what_the_exporter_writes(tiny_ge
     assert found == set(processor_kernels())
 
 
-def test_random_blocks_are_no_two_alike_but_the_tied_table(tiny_geometry):
-    """Table and head are stored once, as in a real export; everything else is stored for itself."""
+def test_only_the_tied_table_is_shared(tiny_geometry):
+    """Embedding table and head are stored once, as in a real export."""
     onnx = pytest.importorskip("onnx")
     path, _ = tiny_geometry
     places = {}
@@ -77,7 +77,7 @@ def test_random_blocks_are_no_two_alike_but_the_tied_table(tiny_geometry):
     assert len(places) > 8
 
 
-def test_random_blocks_are_as_large_as_weights_are():
+def test_random_blocks_have_the_scale_of_weights():
     torch = pytest.importorskip("torch")
     from blip2rt.modeling.quantize import dequantize_blockwise
     from export.synthetic import RandomBlocks
@@ -88,14 +88,13 @@ def test_random_blocks_are_as_large_as_weights_are():
         assert values.std().item() == pytest.approx(0.02, rel=0.1) and abs(values.mean().item()) < 0.003
 
 
-def test_transformers_does_the_same_work_on_the_same_geometry(tiny_geometry, tmp_path):
+def test_transformers_peer_has_the_same_shapes(tiny_geometry, tmp_path):
     """Its random model has the shapes of ours."""
     pytest.importorskip("transformers")
     path, cache = tiny_geometry
     config = geometry.config("tiny", cache)
-    plan = collect.Plan(
-        Work(str(path), str(picture(tmp_path / "p.jpg")), new_tokens=3, repeat=1), "tiny", (), str(config)
-    )  # fmt: skip
+    work = Workload(str(path), str(picture(tmp_path / "p.jpg")), new_tokens=3, repeat=1)
+    plan = collect.Plan(work, "tiny", (), str(config))
     got = collect._peer(plan, "hf-bf16")
     assert "error" not in got, got
     assert set(got["stages"]) == {"image", "vision", "qformer", "first token", "caption", "decode step"}
@@ -115,7 +114,7 @@ def test_transformers_does_the_same_work_on_the_same_geometry(tiny_geometry, tmp
     assert torch.isfinite(prefix).all()
 
 
-def test_wrong_precisions_of_a_geometry_are_one_line(capsys, tmp_path):
+def test_wrong_precision_is_one_line(capsys, tmp_path):
     pytest.importorskip("onnxscript")
     code = main(["--geometry", "tiny", "--cache", str(tmp_path), "--precision", "llm=int5"])
     out, err = capsys.readouterr()

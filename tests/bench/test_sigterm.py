@@ -1,4 +1,4 @@
-"""SIGTERM ends `blip2rt-bench` and all that it began, and leaves no file, whenever it comes."""
+"""SIGTERM ends `blip2rt-bench` with its child processes and leaves no file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import blip2rt
-from blip2rt.bench import ending, worker
+from blip2rt.bench import signals, worker
 from blip2rt.bundle import read
 
 pytestmark = pytest.mark.long(22)
@@ -22,21 +22,21 @@ pytestmark = pytest.mark.long(22)
 ROOT = Path(blip2rt.__file__).parents[1]
 
 
-def _ended(process: subprocess.Popen[str], temporary: Path) -> None:
-    """SIGTERM ends it, and its child, which holds the same stdin; nothing remains."""
+def _assert_ended(process: subprocess.Popen[str], temporary: Path) -> None:
+    """SIGTERM ends it and its child, which shares its stdin; no file remains."""
     process.send_signal(signal.SIGTERM)
     assert process.wait(900) == 128 + signal.SIGTERM
     assert not [*temporary.glob("blip2rt-*"), *temporary.glob("tmp*")]
     with pytest.raises(BrokenPipeError):
-        os.write(process.stdin.fileno(), b"nobody reads this")
+        os.write(process.stdin.fileno(), b"unread")
 
 
-def _started(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+def _start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
     (tmp_path / "tmp").mkdir()
     command = [sys.executable, "-m", "blip2rt.bench", "--threads", "1", *arguments]
     environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                            text=True, cwd=ROOT, env=environment)  # fmt: skip
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, **pipes, text=True, cwd=ROOT, env=environment)
 
 
 def _children(parent: int) -> list[bytes]:
@@ -50,31 +50,31 @@ def _children(parent: int) -> list[bytes]:
 
 
 def test_sigterm_ends_the_worker_and_removes_files(tmp_path):
-    with _started(tmp_path, "--new-tokens", "2", "--repeat", "10000") as process:
+    with _start(tmp_path, "--new-tokens", "2", "--repeat", "10000") as process:
         while process.stderr.readline() != "measuring the stages\n":
             assert process.poll() is None
         while Path("/proc").is_dir() and not any(b"worker\0stages" in each for each in _children(process.pid)):
             assert process.poll() is None
-        _ended(process, tmp_path / "tmp")
+        _assert_ended(process, tmp_path / "tmp")
 
 
-def test_sigterm_ends_the_exporter_and_removes_what_it_began(tmp_path):
+def test_sigterm_ends_the_exporter_and_removes_partial_files(tmp_path):
     pytest.importorskip("onnxscript")
     (tmp_path / "cache").mkdir()
-    with _started(tmp_path, "--geometry", "tiny", "--cache", str(tmp_path / "cache")) as process:
+    with _start(tmp_path, "--geometry", "tiny", "--cache", str(tmp_path / "cache")) as process:
         while not list((tmp_path / "cache").glob("*.partial")):
             assert process.poll() is None
             time.sleep(0.01)
-        _ended(process, tmp_path / "tmp")
+        _assert_ended(process, tmp_path / "tmp")
     assert not list((tmp_path / "cache").glob("*.partial"))
-    for path in (tmp_path / "cache").iterdir():  # it was done before the signal came
+    for path in (tmp_path / "cache").iterdir():  # finished before the signal
         read(path)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize("made", ["folder", "process"])
-def test_sigterm_waits_for_what_is_just_being_made(monkeypatch, tmp_path, made):
-    """It comes when folder or process exist, before anyone could remove them."""
+def test_sigterm_is_deferred_while_creating(monkeypatch, tmp_path, made):
+    """The signal arrives just after the folder or process was created."""
     whole = {"folder": tempfile.mkdtemp, "process": subprocess.Popen.__init__}[made]
     seen = []
 
@@ -86,9 +86,9 @@ def test_sigterm_waits_for_what_is_just_being_made(monkeypatch, tmp_path, made):
 
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(ending, "_asked", 0)
+    monkeypatch.setattr(signals, "_pending", 0)
     monkeypatch.setattr(*((tempfile, "mkdtemp") if made == "folder" else (subprocess.Popen, "__init__")), interrupted)
-    before = signal.signal(signal.SIGTERM, ending.on_sigterm)
+    before = signal.signal(signal.SIGTERM, signals.on_sigterm)
     try:
         with pytest.raises(SystemExit) as ended:
             worker.run_json("nothing", "this")

@@ -148,15 +148,15 @@ def test_every_command_runs_or_is_marked_as_not_run(page: Path, tmp_path: Path) 
     os.utime(tmp_path / "yesterday", (0, 0))
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     for command in commands:
-        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env={**os.environ, "PATH": path},
-                              capture_output=True, text=True, timeout=300)  # fmt: skip
+        words, environment = ["bash", "-c", command], {**os.environ, "PATH": path}
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         assert done.stdout or done.stderr or "--out" in command or "--write" in command, command
 
 
 def test_most_pages_of_who_begins_are_run() -> None:
-    assert {page.name for page in COMMANDED if commands_to_run(page)} >= {"README.md", "gallery.md", "index.md",
-                                                                          "jetson.md", "json.md"}  # fmt: skip
+    names = {page.name for page in COMMANDED if commands_to_run(page)}
+    assert names >= {"README.md", "gallery.md", "index.md", "jetson.md", "json.md"}
 
 
 @pytest.mark.parametrize("name", ["gallery.md", "robot.md", "jetson.md", "own-data.md", "export.md"])

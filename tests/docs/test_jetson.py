@@ -34,7 +34,7 @@ def test_each_jetpack_has_its_image() -> None:
 
 
 def test_the_boards_of_the_roofline_are_on_the_page() -> None:
-    from blip2rt.bench.boards import BOARDS
+    from blip2rt.bench.roofline import BOARDS
 
     page = (ROOT / "docs" / "jetson.md").read_text()
     assert all(f"| {board.name} |" in page for board in BOARDS.values())

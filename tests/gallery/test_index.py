@@ -97,8 +97,8 @@ def test_update_follows_the_folder(model, album):
         assert after["a.png"] != before["a.png"] and "new.png" in after and "d.gif" not in after
         got = made.vectors.read([made.catalog.by_path("a.png").row])[0]
         assert np.allclose(got, model.embed_image(album / "a.png"), atol=0.02)
-        assert names() == {p.relative_to(album).as_posix() for p in album.rglob("*.*") if p.suffix != ".md"} - {
-            "bad.jpg", "cut.png", ".hidden.png"} | {"no ending"}  # fmt: skip
+        files = {path.relative_to(album).as_posix() for path in album.rglob("*.*") if path.suffix != ".md"}
+        assert names() == files - {"bad.jpg", "cut.png", ".hidden.png"} | {"no ending"}
 
 
 def test_unreadable_folder_keeps_its_pictures(model, album, monkeypatch):
@@ -293,15 +293,18 @@ def test_usage_errors_are_one_line(tiny, album, run):
     for command, words in (
         (["search", "none", "a dog"], ["none is not an index", "blip2rt index DIR"]),
         (["search", "album/a.png", "a dog"], ["album/a.png is a file, not an index"]),
-        (["search", "x"], ["give TEXT, or --image"]), (["search", "x", "a", "--image", "b"], ["give TEXT, or --image"]),
-        (["search", "x", "..."], ["no words"]), (["search", "x", "a", "-n", "0"], ["from 1"]),
+        (["search", "x"], ["give TEXT, or --image"]),
+        (["search", "x", "a", "--image", "b"], ["give TEXT, or --image"]),
+        (["search", "x", "..."], ["no words"]),
+        (["search", "x", "a", "-n", "0"], ["from 1"]),
         (["search", "x", "--image", "none.png"], ["no such file: 'none.png'"]),
         (["search", "x", "--image", "album/a.png", "--rerank", "3"], ["rerank"]),
-        (["index", "none", "--out", "y"], ["'none' is not a folder"]), (["index", "album"], ["missing: --out"]),
+        (["index", "none", "--out", "y"], ["'none' is not a folder"]),
+        (["index", "album"], ["missing: --out"]),
         (["index", "album", "--out", "full"], ["full is neither an index nor empty"]),
         (["index", "album/sub", "--out", "x"], ["not of album/sub"]),
         (["duplicates", "x", "--alike", "2"], ["--alike is 2"]),
-    ):  # fmt: skip
+    ):
         code, out, err = run(*command, *flags)
         assert code == 2 and out == "" and err.count("\n") == 1 and all(word in err for word in words), (command, err)
     about = json.loads(Path("x/index.json").read_text())

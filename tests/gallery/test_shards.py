@@ -15,7 +15,7 @@ from tests.seeds import new_seed
 from tests.tiny.image_folders import picture, tree
 
 pytest.importorskip("blip2rt._native")
-CUT = "the shard is truncated or damaged"
+TRUNCATED = "the shard is truncated or damaged"
 
 
 def png(rng: np.random.Generator) -> bytes:
@@ -26,7 +26,7 @@ def png(rng: np.random.Generator) -> bytes:
 
 @pytest.fixture
 def whole(tmp_path, monkeypatch) -> bytes:
-    """A shard s.tar of four pictures with words beside them, in the working directory."""
+    """A shard s.tar of four pictures with JSON files, in the working directory."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(new_seed())
     with tarfile.open("s.tar", "w") as tar:
@@ -39,7 +39,7 @@ def whole(tmp_path, monkeypatch) -> bytes:
 
 
 def pictures_in(size: int) -> int:
-    """Pictures of s.tar that lie before `size`."""
+    """The number of complete pictures in the first `size` bytes of s.tar."""
     with tarfile.open("s.tar") as tar:
         return sum(info.offset_data + -(-info.size // 512) * 512 <= size for info in tar if info.name.endswith("png"))
 
@@ -53,7 +53,7 @@ def test_truncated_shard_is_a_failure(tiny, whole, run):
         known = pictures_in(size)
         code, _, err = run("caption", "cut.tar", "--out", "o.jsonl", "--overwrite", "--model", tiny.path)
         assert code == (1 if known else 2) and err.count("cut.tar") == 1, (size, err)
-        assert f"{known} captioned, 1 failed" in err and (CUT in err or size < 512), (size, err)
+        assert f"{known} captioned, 1 failed" in err and (TRUNCATED in err or size < 512), (size, err)
         rows = Path("o.jsonl").read_text().splitlines() if known else []
         assert [json.loads(row)["image"] for row in rows] == [f"cut.tar/{i}.png" for i in range(known)]
 
@@ -75,14 +75,18 @@ def test_copy_of_a_truncated_shard_stays_hidden(tiny, whole, run):
         assert run(*command)[0] == 0 and tree(Path("copies")) == wanted, size
 
 
+def unpacked(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple:
+    data = tar.extractfile(member).read() if member.isreg() else b""
+    return member.name, member.type, member.linkname, member.mode, data
+
+
 def test_folders_and_links_are_copied_unchanged(tiny, whole, run):
     rng = np.random.default_rng(new_seed())
     with tarfile.open("odd.tar", "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "words"}) as tar:
-        for name, kind in (
-            (".", tarfile.DIRTYPE), ("a", tarfile.DIRTYPE), ("a/0.png", b""), ("a/0.link.png", tarfile.SYMTYPE),
-            ("a/0.txt", b""), ("a/1.png", tarfile.SYMTYPE), ("a/2" + "x" * 200 + ".png", b""), ("b", tarfile.DIRTYPE),
-            ("b/3.png", tarfile.LNKTYPE),
-        ):  # fmt: skip
+        folder, link, hard = tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
+        members = {".": folder, "a": folder, "a/0.png": b"", "a/0.link.png": link, "a/0.txt": b"", "a/1.png": link}
+        members |= {"a/2" + "x" * 200 + ".png": b"", "b": folder, "b/3.png": hard}
+        for name, kind in members.items():
             info, data = tarfile.TarInfo(name), png(rng) if name.endswith("png") and not kind else b""
             info.type, info.size, info.linkname = kind or tarfile.REGTYPE, len(data), "a/0.png" if kind else ""
             tar.addfile(info, io.BytesIO(data))
@@ -90,15 +94,10 @@ def test_folders_and_links_are_copied_unchanged(tiny, whole, run):
     assert code == 0 and "2 captioned" in err
     with tarfile.open("odd.tar") as old, tarfile.open("copies/odd.tar") as new:
         assert old.pax_headers == new.pax_headers == {"comment": "words"}
-        shown = [
-            [(m.name, m.type, m.linkname, m.mode, tar.extractfile(m).read() if m.isreg() else b"")
-             for m in tar if not m.name.endswith(".txt")] for tar in (old, new)
-        ]  # fmt: skip
-        assert shown[0] == shown[1] and len(shown[0]) == 8
-        assert sorted(name for name in new.getnames() if name.endswith("txt")) == [
-            "a/0.txt",
-            "a/2" + "x" * 200 + ".txt",
-        ]
+        unchanged = [[unpacked(tar, m) for m in tar if not m.name.endswith(".txt")] for tar in (old, new)]
+        assert unchanged[0] == unchanged[1] and len(unchanged[0]) == 8
+        texts = sorted(name for name in new.getnames() if name.endswith("txt"))
+        assert texts == ["a/0.txt", "a/2" + "x" * 200 + ".txt"]
     copy = Path("copies/odd.tar")
     data, sizes = copy.read_bytes(), random.Random(new_seed())
     for size in [0, 1, *(sizes.randrange(len(data)) for _ in range(8))]:

@@ -153,10 +153,12 @@ def test_index_does_not_depend_on_the_number_of_workers(tiny, tmp_path, run, use
 def test_two_workers_need_two_threads_and_two_batches(tiny, album, run, used, monkeypatch):
     """Fewer pictures use one worker with all threads; one core or --threads 1 means one worker."""
     for more, expected in (
-        (["album/a.png", "--threads", 2], (1, 2)), (["album", "--threads", 2, "--batch-size", 6], (1, 2)),
-        (["album", "--threads", 2, "--batch-size", 4], (2, 1)), (["album", "--threads", 3, "--batch-size", 5], (2, 1)),
+        (["album/a.png", "--threads", 2], (1, 2)),
+        (["album", "--threads", 2, "--batch-size", 6], (1, 2)),
+        (["album", "--threads", 2, "--batch-size", 4], (2, 1)),
+        (["album", "--threads", 3, "--batch-size", 5], (2, 1)),
         (["album", "--threads", 1, "--batch-size", 4], (1, 1)),
-    ):  # fmt: skip
+    ):
         run("caption", *more, "--model", tiny.path)
         assert used[-1] == expected, more
     monkeypatch.setattr(worker_pool, "physical_cores", lambda: 8)

@@ -1,20 +1,22 @@
-"""What the peers share: random models that take the memory of one, and the way they are started."""
+"""Shared by the peers: random models built in the memory of one, measurements of a language model, and `main`."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+
+from ..stages import repeat, summary
 
 STD = 0.02  # of random weights
 _NOISE = 1 << 22
 
 
-def empty(build: Callable[[], torch.nn.Module], dtype: torch.dtype) -> Any:
-    """A module of random weights in eval mode: built without values, then filled tensor by tensor in `dtype`."""
+def random_weights(build: Callable[[], torch.nn.Module], dtype: torch.dtype) -> Any:
+    """Build a module of random weights in eval mode: first without values, then filled tensor by tensor in `dtype`."""
     original = torch.nn.Module.register_parameter
 
     def register(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
@@ -39,7 +41,7 @@ def empty(build: Callable[[], torch.nn.Module], dtype: torch.dtype) -> Any:
 
 
 def _filled(name: str, parameter: torch.Tensor, noise: torch.Tensor, dtype: torch.dtype) -> torch.nn.Parameter:
-    """The weights of norms are 1, everything else is noise."""
+    """Fill the weights of norms with 1, everything else with noise."""
     values = torch.ones(parameter.shape, dtype=dtype)
     if not ("norm" in name.lower() and name.endswith("weight")):
         flat = values.view(-1)
@@ -50,23 +52,40 @@ def _filled(name: str, parameter: torch.Tensor, noise: torch.Tensor, dtype: torc
 
 
 def language_model(folder: str, dtype: torch.dtype) -> Any:
-    """The language model alone, of random weights."""
+    """Build the decoder-only language model with random weights. Raises ValueError for an encoder-decoder."""
     import transformers
 
     text: Any = transformers.Blip2Config.from_pretrained(folder, trust_remote_code=False).text_config
-    kind = transformers.AutoModelForSeq2SeqLM if text.is_encoder_decoder else transformers.AutoModelForCausalLM
-    return empty(lambda: kind.from_config(text, trust_remote_code=False), dtype)
+    if text.is_encoder_decoder:
+        raise ValueError("only decoder-only language models are compared")
+    kind = transformers.AutoModelForCausalLM
+    return random_weights(lambda: kind.from_config(text, trust_remote_code=False), dtype)
 
 
 def positions(folder: str) -> int:
-    """What is read before the first new token: the queries and </s>."""
+    """The positions before the first new token: the queries and </s>."""
     import transformers
 
     return int(transformers.Blip2Config.from_pretrained(folder, trust_remote_code=False).num_query_tokens) + 1
 
 
+def generation_stages(generate: Callable[[int], object], given: dict[str, Any]) -> dict[str, Any]:
+    """Measure prefill and decode step. generate: produces this many tokens, the first by the prefill."""
+    first = repeat(lambda: generate(1), given["repeat"])
+    whole = repeat(lambda: generate(given["new_tokens"]), given["repeat"])
+    return {"prefill": summary(first), **step_stage(first, whole, given["new_tokens"])}
+
+
+def step_stage(first: Sequence[float], whole: Sequence[float], tokens: int) -> dict[str, Any]:
+    """Return the stage of a decode step: the difference of a whole text and its first token."""
+    if tokens < 2:
+        return {}
+    step = (summary(whole)["median"] - summary(first)["median"]) / (tokens - 1)
+    return {"decode step": {"median": step, "p10": step, "p90": step, "runs": len(whole)}}
+
+
 def main(measure: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
-    """Runs a peer with the JSON of the command line and prints what it measured as the last line."""
+    """Run a peer with the JSON of the command line and print its result as the last line."""
     try:
         result = measure(json.loads(sys.argv[1]))
     except KeyboardInterrupt:
@@ -74,7 +93,7 @@ def main(measure: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
     except MemoryError:
         print("error: not enough memory", file=sys.stderr)
         return 2
-    except Exception as error:  # noqa: BLE001  # other people's engines raise anything; the run goes on without them
+    except Exception as error:  # noqa: BLE001  # other engines raise anything; the run continues without them
         print(f"error: {type(error).__name__}: {' '.join(str(error).split())[:300]}", file=sys.stderr)
         return 2
     print(json.dumps(result))

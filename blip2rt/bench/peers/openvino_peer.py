@@ -1,9 +1,9 @@
-"""OpenVINO's int4 at the language model's share of the work: prefill and steps, the cache kept in the model's state.
+"""OpenVINO in int4, language model only: prefill and steps, with the cache in the model's state.
 
     python -m blip2rt.bench.peers.openvino_peer JSON
 
 transformers' model is traced with its cache as inputs and outputs, which become states; NNCF compresses the matrices to
-4 bits in groups of 64. Decoder-only models alone; greedy.
+4 bits in groups of 64. Decoder-only models and greedy search only.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from openvino.passes import MakeStateful, Manager
 from transformers.cache_utils import DynamicLayer
 
 from ..machine import peak_rss
-from ..stages import repeat, summary
-from .common import language_model, main, positions
+from .common import generation_stages, language_model, main, positions
 
 GROUP = 64
 
@@ -44,7 +43,7 @@ class Step(torch.nn.Module):
 
 
 def _layer(keys: torch.Tensor, values: torch.Tensor) -> Any:
-    """A layer of the cache that holds something already: its own way to begin cannot be converted."""
+    """Create a filled layer of the cache; its own initialization cannot be converted."""
     layer: Any = DynamicLayer()
     layer.keys, layer.values, layer.is_initialized = keys, values, True
     layer.dtype, layer.device = keys.dtype, keys.device
@@ -54,8 +53,6 @@ def _layer(keys: torch.Tensor, values: torch.Tensor) -> Any:
 def convert(folder: str, batch: int) -> ov.Model:
     llm = language_model(folder, torch.float32)
     config = llm.config
-    if config.is_encoder_decoder:
-        raise ValueError("only decoder-only language models are compared")
     llm.config._attn_implementation = "eager"
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     heads_kv = getattr(config, "num_key_value_heads", None) or heads
@@ -65,7 +62,7 @@ def convert(folder: str, batch: int) -> ov.Model:
         model = ov.convert_model(Step(llm), example_input=example)
     del llm
     gc.collect()
-    names = {}  # a state begins with nothing in every dimension that is not given: the batch has to be
+    names = {}  # a state starts with size 0 in every dynamic dimension, so the batch is fixed
     for layer in range(2 * layers):
         source, target = model.inputs[2 + layer], model.outputs[1 + layer]
         source.get_node().set_partial_shape(ov.PartialShape([batch, heads_kv, -1, config.hidden_size // heads]))
@@ -83,7 +80,7 @@ def convert(folder: str, batch: int) -> ov.Model:
 
 def measure(given: dict[str, Any]) -> dict[str, Any]:
     if given["beams"] > 1:
-        raise ValueError("greedy alone is compared: leave --beams at 1")
+        raise ValueError("only greedy search is compared: leave --beams at 1")
     core = ov.Core()
     model = convert(given["config"], given["batch"])
     settings = {"INFERENCE_NUM_THREADS": given["threads"], "PERFORMANCE_HINT": "LATENCY"}
@@ -99,13 +96,8 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
             assert logits.shape[0] == batch, logits.shape
             ids = logits.argmax(-1)[:, None].astype(np.int64)
 
-    first = repeat(lambda: generate(1), given["repeat"])
-    whole = repeat(lambda: generate(given["new_tokens"]), given["repeat"])
-    found = {"prefill": summary(first)}
-    if given["new_tokens"] > 1:
-        step = (summary(whole)["median"] - found["prefill"]["median"]) / (given["new_tokens"] - 1)
-        found["decode step"] = {"median": step, "p10": step, "p90": step, "runs": len(whole)}
-    return {"stages": found, "peak_rss": peak_rss(), "version": f"openvino {ov.__version__}, nncf {nncf.__version__}"}
+    version = f"openvino {ov.__version__}, nncf {nncf.__version__}"
+    return {"stages": generation_stages(generate, given), "peak_rss": peak_rss(), "version": version}
 
 
 if __name__ == "__main__":

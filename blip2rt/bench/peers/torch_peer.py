@@ -1,9 +1,9 @@
-"""Hugging Face transformers at the same work: eager in float32 or bfloat16, or compiled.
+"""Hugging Face transformers: eager in float32 or bfloat16, or compiled.
 
     python -m blip2rt.bench.peers.torch_peer JSON
 
-JSON: name, config (a folder with config and processor; weights, where it has them, are loaded, else drawn), and the
-fields of stages.Work. Prints the same stages that stages.py measures.
+JSON: name, config (a folder with config and processor; its weights are loaded, or random ones if it has none), and the
+fields of stages.Workload. Measures the stages of stages.py.
 """
 
 from __future__ import annotations
@@ -20,22 +20,21 @@ from PIL import Image
 
 from ..machine import peak_rss
 from ..stages import repeat, summary
-from .common import empty, main
+from .common import main, random_weights, step_stage
 
 DTYPES = {"hf-fp32": torch.float32, "hf-bf16": torch.bfloat16, "hf-compile": torch.float32}
-RUNS = 5  # at most: some of these take a minute
+MAX_RUNS = 5  # a run can take a minute
 
 
 def build(folder: str, dtype: torch.dtype) -> Any:
-    """The whole model, from its weights or of random ones."""
+    """Build the whole model with its own or random weights."""
     stored = not Path(folder).is_dir() or any(Path(folder).glob("*.safetensors")) or any(Path(folder).glob("*.bin"))
     if stored:
         kind: dict[str, Any] = {"dtype" if transformers.__version__ >= "5" else "torch_dtype": dtype}
-        return transformers.Blip2ForConditionalGeneration.from_pretrained(
-            folder, **kind, trust_remote_code=False
-        ).eval()
+        whole = transformers.Blip2ForConditionalGeneration
+        return whole.from_pretrained(folder, **kind, trust_remote_code=False).eval()
     config = transformers.Blip2Config.from_pretrained(folder, trust_remote_code=False)
-    return empty(lambda: transformers.Blip2ForConditionalGeneration(config), dtype)
+    return random_weights(lambda: transformers.Blip2ForConditionalGeneration(config), dtype)
 
 
 @torch.no_grad()
@@ -57,15 +56,15 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
         return processor(images=pictures, text=[""] * batch, return_tensors="pt").to(dtype)
 
     def generate(prepared: Any, tokens: int) -> Any:
-        return model.generate(**prepared, num_beams=given["beams"], do_sample=False, max_new_tokens=tokens,
-                              min_new_tokens=tokens)  # fmt: skip
+        length = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+        return model.generate(**prepared, num_beams=given["beams"], do_sample=False, **length)
 
     def caption() -> None:
         processor.batch_decode(generate(inputs(), new_tokens), skip_special_tokens=True)
 
     prepared = inputs()
     features = model.vision_model(pixel_values=prepared["pixel_values"]).last_hidden_state
-    runs = min(given["repeat"], RUNS)
+    runs = min(given["repeat"], MAX_RUNS)
     times = {
         "image": repeat(inputs, runs),
         "vision": repeat(lambda: model.vision_model(pixel_values=prepared["pixel_values"]), runs),
@@ -74,22 +73,16 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
         "caption": repeat(caption, runs),
     }
     found = {name: summary(seconds) for name, seconds in times.items()}
-    short, long = found["first token"]["median"], found["caption"]["median"]
-    if new_tokens > 1:
-        step = (long - short) / (new_tokens - 1)
-        found["decode step"] = {"median": step, "p10": step, "p90": step, "runs": runs}
-    return {"stages": found, "load": loaded, "peak_rss": peak_rss(), "version": versions()}
+    found |= step_stage(times["first token"], times["caption"], new_tokens)
+    version = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    return {"stages": found, "load": loaded, "peak_rss": peak_rss(), "version": version}
 
 
 def queries(model: Any, features: torch.Tensor) -> torch.Tensor:
-    """vision_features (B, N, C) -> prefix_embeds (B, Q, D)"""
+    """Map vision_features (B, N, C) to prefix_embeds (B, Q, D)."""
     tokens = model.query_tokens.expand(features.shape[0], -1, -1).to(features.dtype)
     out = model.qformer(query_embeds=tokens, encoder_hidden_states=features)
     return model.language_projection(out[0].to(model.language_projection.weight.dtype))
-
-
-def versions() -> str:
-    return f"torch {torch.__version__}, transformers {transformers.__version__}"
 
 
 if __name__ == "__main__":

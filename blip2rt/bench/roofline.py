@@ -1,7 +1,7 @@
-"""The least time of a step and of an encoder on NVIDIA's boards, by their data sheets: nothing is measured.
+"""Lower bounds for a decoding step and an encoder on NVIDIA boards, from data sheets: nothing is measured.
 
-Weights are read once a step at 75 % of the memory's bandwidth, and products take half of the dense tensor rate: what
-good kernels reach. Counted from the bundle's graphs by `costs`; keys and values are a few per cent more.
+Assumes what good kernels reach: a step reads the weights once at 75 % of the memory bandwidth, and products run at half
+of the dense tensor rate. `costs` counts both in the bundle's graphs; keys and values, a few per cent, are not counted.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from ..bundle import Bundle
 from ..errors import OptionError
 from . import collect, costs
 from .report import Table
-from .stages import Work
+from .stages import Workload
 
 BANDWIDTH_SHARE, PRODUCT_SHARE = 0.75, 0.5
-PROMPT = 8  # tokens behind the image
-_SYSTEM = 2e9  # bytes that a board's system and its other programs take of memory that they share
+PROMPT = 8  # tokens after the image
+_SYSTEM_BYTES = 2e9  # of shared memory, for the operating system and other programs
 
 
 @dataclass(frozen=True)
 class Board:
-    """What a data sheet says. Rates are of dense products, two operations a multiply-add."""
+    """A data sheet. Rates are of dense products, two operations a multiply-add."""
 
     name: str
     sm: str
@@ -34,13 +34,13 @@ class Board:
 
     @property
     def rates(self) -> costs.Rates:
-        """What may be expected of it."""
-        return costs.Rates(BANDWIDTH_SHARE * self.read_bytes, PRODUCT_SHARE * self.int8_ops,
-                           PRODUCT_SHARE * self.fp16_ops)  # fmt: skip
+        """The rates that good kernels reach."""
+        ops = PRODUCT_SHARE * self.int8_ops, PRODUCT_SHARE * self.fp16_ops
+        return costs.Rates(BANDWIDTH_SHARE * self.read_bytes, *ops)
 
 
 def _orin(name: str, multiprocessors: int, clock: float, read_bytes: float, memory: float) -> Board:
-    """An Orin does 2048 operations a cycle in each multiprocessor in float16, and twice as many in int8."""
+    """An Orin does 2048 float16 operations, or twice as many int8 ones, per cycle and multiprocessor."""
     fp16 = 2048 * multiprocessors * clock
     return Board(name, "SM87", read_bytes, fp16, 2 * fp16, memory)
 
@@ -57,15 +57,15 @@ BOARDS = {
 ALL = "all"
 
 
-def roofline(bundle: Bundle, names: list[str]) -> Table:
-    """The table of a bundle, a row a board. Raises OptionError: it is not for TensorRT, or does not caption."""
+def estimate(bundle: Bundle, names: list[str]) -> Table:
+    """Return a table with one row a board. Raises OptionError if the bundle is not for TensorRT or cannot caption."""
     if bundle.manifest.target != "trt" or bundle.manifest.llm is None:
         raise OptionError(
-            f"--roofline counts what TensorRT runs of a bundle that captions, and {bundle.path} is for "
-            f"{bundle.manifest.target}: give --geometry, or a --model of blip2rt-export --target trt"
+            f"--roofline needs a captioning bundle for TensorRT, and {bundle.path} is for {bundle.manifest.target}: "
+            "give --geometry, or a --model exported with --target trt"
         )
     spec = bundle.manifest.llm
-    one = Work(str(bundle.path), "", 1, 1, 1, 1, 1)
+    one = Workload(str(bundle.path), "", 1, 1, 1, 1, 1)
     found = collect.stage_costs(bundle, one, spec.prefix_length + PROMPT)
     needed = plans.estimate(bundle, plans.resolve(bundle, PlanSizes(max_beams=1)))
     precisions = ", ".join(f"{name} {each.precision}" for name, each in bundle.manifest.components.items())
@@ -78,6 +78,7 @@ def roofline(bundle: Bundle, names: list[str]) -> Table:
 def _row(board: Board, found: dict[str, costs.Cost], needed: plans.Estimate) -> tuple[str, ...]:
     stages = ("decode step", "vision", "qformer", "prefill")
     times = [f"{1e3 * costs.limit(found[stage], board.rates)[0]:.1f}" for stage in stages]
-    room = board.memory - (_SYSTEM if board.shared else 0)
-    return (board.name, board.sm, f"{board.read_bytes / 1e9:.0f}", *times, f"{needed.running / 1e9:.1f}",
-            "yes" if needed.running <= room else "no")  # fmt: skip
+    room = board.memory - (_SYSTEM_BYTES if board.shared else 0)
+    fits = "yes" if needed.running <= room else "no"
+    bandwidth, memory = f"{board.read_bytes / 1e9:.0f}", f"{needed.running / 1e9:.1f}"
+    return (board.name, board.sm, bandwidth, *times, memory, fits)

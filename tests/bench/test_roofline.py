@@ -1,4 +1,4 @@
-"""`blip2rt-bench --roofline`: least times of boards, counted from graphs; nothing runs."""
+"""`blip2rt-bench --roofline`: lower bounds for boards, counted in graphs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("onnx")
 
 from blip2rt.backends.trt import PlanSizes, plans
-from blip2rt.bench import boards, costs
+from blip2rt.bench import costs, roofline
 from blip2rt.bench.cli import main
 from blip2rt.bundle import PAST_KEY, PAST_VALUE, Bundle, Component, TensorInfo, read
 from blip2rt.errors import OptionError
@@ -27,41 +27,40 @@ def bundle(tmp_path: Path) -> Path:
     return tiny_trt.write(tmp_path / "b", tiny_trt.weights_of(np.random.default_rng(seed_of(__name__))), "trt")
 
 
-def test_a_step_is_the_weights_at_three_quarters_of_the_bandwidth(bundle: Path) -> None:
-    """Of ten million times the weights, so that there is something to see in milliseconds."""
+def test_step_reads_the_weights_at_three_quarters_of_the_bandwidth(bundle: Path) -> None:
     made = read(bundle)
     weights = costs.of_graph(made.graph("llm"), {"inputs_embeds": 1}, 1, 1)
     assert weights.weight_bytes > 10_000
     large = costs.Cost(weights.weight_bytes * 10_000_000)
-    seconds, what = costs.limit(large, boards.BOARDS["orin-nano"].rates)
+    seconds, what = costs.limit(large, roofline.BOARDS["orin-nano"].rates)
     assert what == "memory" and seconds == pytest.approx(large.weight_bytes / (0.75 * 102e9))
 
 
-def test_weights_of_4_bits_are_multiplied_in_floats(tmp_path: Path) -> None:
-    """No tensor core multiplies them as they are; those of 8 bits behind a DequantizeLinear it does."""
+def test_int4_weights_count_as_float_products(tmp_path: Path) -> None:
+    """Tensor cores multiply int8 weights after a DequantizeLinear, but not int4 ones."""
     import onnx
     from onnx import TensorProto, helper
 
     for kind, dtype, macs in (("int4", TensorProto.INT4, (0, 64)), ("int8", TensorProto.INT8, (64, 0))):
-        stored = [helper.make_tensor("q", dtype, (8, 8), np.zeros(64, np.int8)),
-                  onnx.numpy_helper.from_array(np.ones(8, np.float32), "s")]  # fmt: skip
-        nodes = [helper.make_node("DequantizeLinear", ["q", "s"], ["w"], axis=1),
-                 helper.make_node("MatMul", ["x", "w"], ["y"])]  # fmt: skip
+        codes = helper.make_tensor("q", dtype, (8, 8), np.zeros(64, np.int8))
+        scales = onnx.numpy_helper.from_array(np.ones(8, np.float32), "s")
+        dequantize = helper.make_node("DequantizeLinear", ["q", "s"], ["w"], axis=1)
+        nodes = [dequantize, helper.make_node("MatMul", ["x", "w"], ["y"])]
         path = tmp_path / f"{kind}.onnx"
-        onnx.save(helper.make_model(helper.make_graph(nodes, "g", [], [], stored)), path)
+        onnx.save(helper.make_model(helper.make_graph(nodes, "g", [], [], [codes, scales])), path)
         cost = costs.of_graph(path, {"x": 1}, 1)
         assert (cost.int8_macs, cost.float_macs) == macs
         assert cost.weight_bytes == (32 if kind == "int4" else 64) + 8 * 4
 
 
-def test_the_command_prints_a_row_a_board(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_one_row_per_board(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.md"
     assert main(["--model", str(bundle), "--roofline", "all", "--markdown", str(page), "--json", "-"]) == 0
     out = capsys.readouterr().out
     found = json.loads(out.splitlines()[-1])
-    assert [row["board"] for row in found["boards"]] == [board.name for board in boards.BOARDS.values()]
+    assert [row["board"] for row in found["boards"]] == [board.name for board in roofline.BOARDS.values()]
     assert all(row["fits"] == "yes" for row in found["boards"]) and "not measured" in found["title"]
-    assert page.read_text().count("\n| ") == len(boards.BOARDS) + 1
+    assert page.read_text().count("\n| ") == len(roofline.BOARDS) + 1
     assert main(["--model", str(bundle), "--roofline", "thor"]) == 0 and "SM110" in capsys.readouterr().out
 
 
@@ -70,7 +69,7 @@ OPT = {"vision": 1_973_200_000, "qformer": 428_500_000, "embed": 94_000_000, "ll
 
 
 def opt(folder: Path, weights: dict[str, int]) -> Bundle:
-    """A bundle of OPT-2.7B's sizes whose weights are not there: what an estimate reads of it."""
+    """A bundle with OPT-2.7B's sizes but without weights: everything that an estimate reads."""
     import onnx
     from onnx.external_data_helper import set_external_data
 
@@ -87,44 +86,44 @@ def opt(folder: Path, weights: dict[str, int]) -> Bundle:
         return Component(f"{name}.onnx", "", *(tuple(TensorInfo(*port) for port in each) for each in (inputs, outputs)))
 
     features = ("vision_features", "float32", ("B", 257, 1408))
+    prefix, tokens = ("prefix_embeds", "float32", ("B", 32, 2560)), ("token_ids", "int64", ("B", "S"))
     cache = [(each.format(i), "float16", ("B", 32, "T", 80)) for i in range(32) for each in (PAST_KEY, PAST_VALUE)]
     components = {
         "vision": component("vision", (("pixels", "float32", ("B", 3, 224, 224)),), (features,)),
-        "qformer": component("qformer", (features,), (("prefix_embeds", "float32", ("B", 32, 2560)),)),
-        "embed": component("embed", (("token_ids", "int64", ("B", "S")),),
-                           (("token_embeds", "float32", ("B", "S", 2560)),)),
+        "qformer": component("qformer", (features,), (prefix,)),
+        "embed": component("embed", (tokens,), (("token_embeds", "float32", ("B", "S", 2560)),)),
         "llm": component("llm", (("past_mask", "float32", ("B", "T")), *cache), ()),
-    }  # fmt: skip
+    }
     manifest = make_manifest({}, True, False)
     assert manifest.llm is not None
-    llm = replace(manifest.llm, layers=32, kv_heads=32, head_dim=80, hidden_size=2560, vocab_size=50304,
-                  prefix_length=32, max_positions=2048)  # fmt: skip
+    sizes = {"layers": 32, "kv_heads": 32, "head_dim": 80, "hidden_size": 2560, "vocab_size": 50304}
+    llm = replace(manifest.llm, **sizes, prefix_length=32, max_positions=2048)
     return Bundle(folder, replace(manifest, target="trt", components=components, llm=llm))
 
 
-def test_opt_fits_a_board_of_8_gb_in_4_bits(tmp_path: Path) -> None:
-    """With all that is counted, three beams and 256 positions: the encoder in fp16 or int8. In fp16 it does not."""
+def test_opt_in_int4_fits_a_board_of_8_gb(tmp_path: Path) -> None:
+    """With three beams and 256 positions; with the language model in fp16 it does not fit."""
     sizes = PlanSizes(max_beams=3)
 
     def needed(name: str, **weights: int) -> int:
         made = opt(tmp_path / name, {**OPT, **weights})
         return plans.estimate(made, plans.resolve(made, sizes)).running
 
-    orin = boards.BOARDS["orin-nano"]
+    orin = roofline.BOARDS["orin-nano"]
     half, bytes_8 = needed("fp16"), needed("int8", vision=OPT["vision"] // 2)
-    assert bytes_8 + 0.9e9 < half <= orin.memory - boards._SYSTEM
+    assert bytes_8 + 0.9e9 < half <= orin.memory - roofline._SYSTEM_BYTES
     assert sum(OPT.values()) + 0.8e9 < half
     assert needed("llm", llm=5_300_000_000) > orin.memory
     page = (Path(__file__).parents[2] / "docs" / "jetson.md").read_text()
     assert f"{half / 1e9:.1f} GB with the encoder in fp16" in page and f"{bytes_8 / 1e9:.1f} GB in int8" in page
 
 
-def test_boards_that_are_too_small_say_so(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = boards.Board("small", "SM87", 1e9, 1e12, 1e12, memory=2e9 + 1000)
-    monkeypatch.setattr(boards, "BOARDS", {"small": small})
-    assert boards.roofline(read(bundle), ["small"]).rows[0][-1] == "no"
+def test_too_small_boards_do_not_fit(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = roofline.Board("small", "SM87", 1e9, 1e12, 1e12, memory=2e9 + 1000)
+    monkeypatch.setattr(roofline, "BOARDS", {"small": small})
+    assert roofline.estimate(read(bundle), ["small"]).rows[0][-1] == "no"
 
 
-def test_a_bundle_of_the_target_ort_is_refused(tiny: Tiny) -> None:
-    with pytest.raises(OptionError, match="--roofline counts what TensorRT runs"):
-        boards.roofline(read(tiny.path), ["thor"])
+def test_bundle_of_the_target_ort_is_rejected(tiny: Tiny) -> None:
+    with pytest.raises(OptionError, match="--roofline needs a captioning bundle for TensorRT"):
+        roofline.estimate(read(tiny.path), ["thor"])
