@@ -1,8 +1,8 @@
-"""How fast `train_data` is read: `python -m benchmarks.loader --data 'shards/*.tar'` (or of its own).
+"""Speed of reading `train_data`: `python -m benchmarks.loader --data 'shards/*.tar'` (default: synthetic shards).
 
-Images a second of the loader alone, transform included, for some numbers of workers; a training step of b images a GPU
-does not wait as long as b / (images a second) is less than the step takes. Without workers also the processor time of
-an image, which other programs on the machine change less.
+Prints images a second of the loader with its transform for several numbers of workers. A training step with b images
+a GPU does not wait for data if it takes longer than b / (images a second). Without workers, also prints the processor
+time of an image, which other programs on the machine affect less.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from train.loop.memory import keep_freed_memory
 
 
 def make_shard(folder: Path, count: int, width: int, height: int) -> None:
-    """Smooth random pictures as JPEG, about as large as photographs of that size."""
+    """Write smooth random JPEG pictures, about as large as photographs of that size."""
     rng = np.random.default_rng(0)
     with tarfile.open(folder / "000000.tar", "w") as tar:
         for number in range(count):
@@ -43,11 +43,11 @@ def make_shard(folder: Path, count: int, width: int, height: int) -> None:
 
 
 def measure(data: str, cache: Path, size: int, batch: int, workers: int, batches: int) -> tuple[float, float]:
-    """Images a second, and seconds of this process' processor time an image."""
+    """Return images a second, and this process's processor seconds per image."""
     sources, weights = open_sources(({"path": data},), cache, BadSamples(1000))
     reader = SampleReader(sources, 0, train_transform(VisionConfig(height=size, width=size)))
     feed = load_batches(reader, Mixture(weights, batch, 0), 0, lambda rows: [rows], workers, BadSamples(1000))
-    for _ in range(max(1, workers)):  # workers have started
+    for _ in range(max(1, workers)):  # start the workers
         next(feed)
     started, busy = time.perf_counter(), time.process_time()
     for _ in range(batches):
@@ -62,13 +62,13 @@ def main() -> int:
 
 def _parser() -> Parser:
     parser = Parser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", default="", metavar="SHARDS",
-                        help="shards to read (default: 500 random pictures of 640 x 480)")  # fmt: skip
+    data = "shards to read (default: 500 random pictures of 640 x 480)"
+    parser.add_argument("--data", default="", metavar="SHARDS", help=data)
     parser.add_argument("--size", type=whole(1), default=224, metavar="PIXELS", help="height and width of the pixels")
     parser.add_argument("--batch", type=whole(1), default=32, metavar="N", help="images of a batch")
     parser.add_argument("--batches", type=whole(1), default=24, metavar="N", help="batches to read")
-    parser.add_argument("--workers", type=whole(0), nargs="*", default=[0, 1, 2], metavar="N",
-                        help="numbers of workers to compare")  # fmt: skip
+    workers = "numbers of workers to compare"
+    parser.add_argument("--workers", type=whole(0), nargs="*", default=[0, 1, 2], metavar="N", help=workers)
     return parser
 
 
@@ -80,8 +80,8 @@ def _run(args: argparse.Namespace) -> None:
             make_shard(Path(folder), 500, 640, 480)
         for workers in args.workers:
             speed, busy = measure(args.data or folder, Path(folder), args.size, args.batch, workers, args.batches)
-            alone = "" if workers else f", {1e3 * busy:.2f} ms of processor time an image"
-            print(f"{workers} workers: {speed:.0f} images/s{alone}", flush=True)
+            processor = "" if workers else f", {1e3 * busy:.2f} ms of processor time an image"
+            print(f"{workers} workers: {speed:.0f} images/s{processor}", flush=True)
 
 
 if __name__ == "__main__":

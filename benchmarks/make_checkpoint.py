@@ -1,8 +1,8 @@
-"""A BLIP-2 checkpoint of a real geometry with random weights, in Hugging Face's format: fp16 shards, as on the hub.
+"""Writes a BLIP-2 checkpoint with random weights in a real geometry, as fp16 shards in Hugging Face's format.
 
     python -m benchmarks.make_checkpoint --geometry blip2-opt-2.7b --out /tmp/opt
 
-For measuring export and runtime where the real one cannot be had. Tensors are made and written one by one.
+It replaces a real checkpoint when measuring the export. Tensors are created and written one by one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(description="Random weights in the format of a real BLIP-2 checkpoint.")
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--geometry", choices=sorted(GEOMETRIES), default="blip2-opt-2.7b", help="sizes of the model")
     parser.add_argument("--out", type=path, metavar="FOLDER", help="folder to write (default: ./GEOMETRY)")
     return parser
@@ -36,7 +36,7 @@ def _parser() -> Parser:
 def _run(args: argparse.Namespace) -> None:
     out = args.out or Path(args.geometry)
     if out.exists():
-        raise OptionError(f"--out {out} exists already: choose another place")
+        raise OptionError(f"--out {out} already exists: give another folder")
     make(args.geometry, out)
     print(out)
 

@@ -1,10 +1,9 @@
-"""What sharing saves in stage 1: `python -m benchmarks.train`.
+"""Gain of sharing computation in stage 1: `python -m benchmarks.train`.
 
-Steps of `train.objectives.stage1.stage1_losses` (the image is read once, its keys and values serve all three losses;
-ITG goes on
-from the queries' keys and values that ITC has computed) beside steps of the same losses by three forward passes that
-know nothing of each other. Steps alternate on one model with one batch; what is compared is processor time (`--wall`:
-the clock's). tests/train/test_shared_passes.py compares the gradients.
+Compares steps of `train.objectives.stage1.stage1_losses` (the image is read once, its keys and values serve all three
+losses, and ITG reuses the queries' keys and values of ITC) with steps of the same losses by three independent forward
+passes. Steps alternate on one model with one batch; processor time is compared (with `--wall`, wall-clock time).
+tests/train/test_shared_passes.py compares the gradients.
 """
 
 from __future__ import annotations
@@ -34,17 +33,15 @@ from train.objectives.stage1 import (
     stage1_losses,
 )
 
-PAPER = QFormerConfig(
-    hidden_size=768, layers=12, heads=12, intermediate_size=3072, queries=32, vision_width=1408, dropout=0.0,
-    query_gain=None,
-)  # fmt: skip
+_BERT_BASE = {"hidden_size": 768, "layers": 12, "heads": 12, "intermediate_size": 3072}
+PAPER = QFormerConfig(**_BERT_BASE, queries=32, vision_width=1408, dropout=0.0, query_gain=None)  # type: ignore[arg-type]
 NANO = QFormerConfig(dropout=0.0)
 GEOMETRIES: dict[str, tuple[QFormerConfig, int]] = {"paper": (PAPER, 257), "nano": (NANO, 81)}
 Losses = dict[str, torch.Tensor]
 
 
 def itc_pass(model: Blip2, vision_features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image and text each alone: the loss, and the similarities (b, b)."""
+    """Image and text separately: the loss, and the similarities (b, b)."""
     query_output = model.query_output(vision_features)
     sim = similarity(model.image_embeds(query_output), model.text_embeds(text.token_ids, text.text_mask))
     return itc_loss(sim, model.temperature, text.image_ids), sim
@@ -77,7 +74,7 @@ def itg_pass(model: Blip2, vision_features: torch.Tensor, text: TextBatch, dec_t
 
 
 def independent_losses(model: Blip2, vision_features: torch.Tensor, text: TextBatch, dec_token_id: int) -> Losses:
-    """ITC, ITM and ITG by a whole forward pass each; of ITC the others have only what ITM's negatives are drawn by."""
+    """ITC, ITM and ITG with a full forward pass each; they share only the similarities for ITM's negatives."""
     itc, sim = itc_pass(model, vision_features, text)
     itm = itm_pass(model, vision_features, text, sim)
     itg = itg_pass(model, vision_features, text, dec_token_id)
@@ -92,7 +89,7 @@ def build(geometry: str) -> Blip2:
 
 
 def random_batch(model: Blip2, batch: int, tokens: int) -> tuple[torch.Tensor, TextBatch]:
-    """Features and texts of half of `tokens` to `tokens`, every image another one."""
+    """Features of different images, and texts of half of `tokens` to `tokens`."""
     vision = model.config.vision
     features = torch.randn(batch, vision.positions, vision.features)
     lengths = torch.randint(tokens // 2, tokens + 1, (batch,))
@@ -105,7 +102,7 @@ def random_batch(model: Blip2, batch: int, tokens: int) -> tuple[torch.Tensor, T
 def compare(
     geometry: str, batch: int, tokens: int, precision: str, compiled: bool, repeat: int, clock: Callable[[], float]
 ) -> tuple[float, float]:
-    """Median seconds of a step (losses, gradients, AdamW): independent, shared."""
+    """Return the median seconds of a step (losses, gradients, AdamW): independent and shared."""
     model = build(geometry)
     if compiled:
         compile_layers(model.qformer)
@@ -136,16 +133,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--geometry", nargs="*", choices=list(GEOMETRIES), default=list(GEOMETRIES),
-                        help="sizes of the models")  # fmt: skip
-    parser.add_argument("--batch", type=whole(1), nargs="*", default=[4, 32], metavar="N",
-                        help="pairs of a batch, one number for each geometry")  # fmt: skip
+    names = list(GEOMETRIES)
+    parser.add_argument("--geometry", nargs="*", choices=names, default=names, help="sizes of the models")
+    pairs = "pairs in a batch, one number for each geometry"
+    parser.add_argument("--batch", type=whole(1), nargs="*", default=[4, 32], metavar="N", help=pairs)
     parser.add_argument("--tokens", type=whole(1), default=16, metavar="N", help="tokens of the longest text")
-    parser.add_argument("--precision", nargs="*", choices=["fp32", "bf16"], default=["fp32", "bf16"],
-                        help="precisions to compare")  # fmt: skip
-    parser.add_argument("--compile", action="store_true", help="compile the blocks, as the recipes' `compile` does")
+    kinds = ["fp32", "bf16"]
+    parser.add_argument("--precision", nargs="*", choices=kinds, default=kinds, help="precisions to compare")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks, as `compile` in a recipe")
     parser.add_argument("--repeat", type=whole(1), default=9, metavar="N", help="steps of each")
-    parser.add_argument("--wall", action="store_true", help="compare the clock's time, not the processor's")
+    parser.add_argument("--wall", action="store_true", help="compare wall-clock time instead of processor time")
     return parser
 
 
@@ -155,12 +152,10 @@ def _run(args: argparse.Namespace) -> None:
     clock = time.perf_counter if args.wall else time.process_time
     for geometry, batch in zip(args.geometry, args.batch, strict=True):
         for precision in args.precision:
-            apart, shared = compare(geometry, batch, args.tokens, precision, args.compile, args.repeat, clock)
-            print(
-                f"{geometry}, batch {batch}, {args.tokens} tokens, {precision}: three passes {apart:.3f} s, "
-                f"shared {shared:.3f} s, {apart / shared:.2f} x",
-                flush=True,
-            )
+            independent, shared = compare(geometry, batch, args.tokens, precision, args.compile, args.repeat, clock)
+            case = f"{geometry}, batch {batch}, {args.tokens} tokens, {precision}"
+            times = f"three passes {independent:.3f} s, shared {shared:.3f} s, {independent / shared:.2f} x"
+            print(f"{case}: {times}", flush=True)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,6 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "python -m benchmarks.make_checkpoint": ("--geometry", "huge"),
     "python -m benchmarks.precisions": ("--checkpoint", "x", "--data", "y", "--kinds", "int3"),
     "python -m benchmarks.train": ("--precision", "int8"),
-    "python -m benchmarks.trt_precisions": None,
 }
 # What the imports of a package's commands need.
 HEAVY = {
