@@ -87,6 +87,10 @@ class Matcher:
         self.pipeline.require((contract.IMAGE_EMBED,), "embed_features")
         return self.backend.image_embeds(vision_features)
 
+    def embed(self, prepared: Sequence[NDArray[np.uint8]]) -> Floats:
+        """RGB images of Pipeline.prepare, at most BATCH -> image_embeds (B, Q, E)"""
+        return self.image_embeds(self.pipeline.vision_features(prepared))
+
     def text_embeds(self, texts: Sequence[str]) -> list[Floats]:
         """Texts -> (E,) of each, of unit length"""
         chunks = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]

@@ -9,7 +9,7 @@ Checks what callers pass, and returns one result for one image and a list for a 
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar, overload
@@ -18,7 +18,6 @@ import numpy as np
 
 from . import bundle as contract
 from .answers import Answer, Request, submit
-from .backends import OnToken
 from .batching import Batched
 from .errors import ImageError, OptionError
 from .feature_cache import FeatureCache
@@ -26,18 +25,19 @@ from .image import ImageLike, ImageSettings
 from .language import Chat
 from .matching import Matcher
 from .one_or_many import as_list, one_by_one, pairs, texts_of
-from .options import AskOptions, CaptionOptions, Options, StreamOptions, TextOptions, merge
+from .options import AskOptions, CaptionOptions, Options, StreamOptions, TextOptions, check_on_token, merge
 from .pipeline import Pipeline
-from .results import Match, MatchWeights, Scored, ScoredPair, Stopwatch
+from .results import Match, MatchWeights, Scored, Stopwatch, shaped
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from typing_extensions import Unpack
 
     from .backends import Backend, Floats
     from .bundle import Bundle
 
     Images: TypeAlias = Sequence[ImageLike]
+    Inputs: TypeAlias = ImageLike | Images
+    Many: TypeAlias = Iterable[ImageLike]
     Texts: TypeAlias = str | Sequence[str]
     One: TypeAlias = Literal[1]
     No: TypeAlias = Literal[False]
@@ -85,7 +85,7 @@ class Model:
         self._reload = reload
         # The single steps: checked options, decoded images, and what the graphs make of them.
         self.task, self.prepare, self.generate = pipeline.task, pipeline.prepare, pipeline.generate
-        self.features, self.embed_features = pipeline.vision_features, matcher.image_embeds
+        self.features, self.embed, self.embed_features = pipeline.vision_features, matcher.embed, matcher.image_embeds
         self.match_features, self.match_scores, self.itm_logits = matcher.match, matcher.scores, matcher.itm_logits
         self.likelihoods, self.caption_prefix = matcher.likelihoods, matcher.caption_prefix
 
@@ -132,7 +132,7 @@ class Model:
     def caption(
         self, images: Images, *, num_captions: int, **options: Unpack[CaptionOptions]
     ) -> list[list[Scored]]: ...
-    def caption(self, images: ImageLike | Images, **options: Any) -> Any:
+    def caption(self, images: Inputs, **options: Any) -> Any:
         """Image -> caption, list of images -> list of captions. A caption is a `str` with a score (blip2rt.Scored).
 
         options: the fields of blip2rt.Options, with the meaning of Hugging Face's `generate`. num_captions above 1
@@ -144,59 +144,40 @@ class Model:
             of False ends the images of the same batch (at most 8) with what there is.
         """
         many, single = as_list(images)
-        results = list(self._captions(many, False, **options))
+        results = list(self._captions(many, False, options))
         return results[0] if single else results
 
     @overload
     def caption_each(
-        self,
-        images: Iterable[ImageLike],
-        *,
-        keep_going: No = ...,
-        num_captions: One = ...,
-        **options: Unpack[CaptionOptions],
+        self, images: Many, *, keep_going: No = ..., num_captions: One = ..., **options: Unpack[CaptionOptions]
     ) -> Iterator[Scored]: ...
     @overload
     def caption_each(
-        self, images: Iterable[ImageLike], *, keep_going: No = ..., num_captions: int, **options: Unpack[CaptionOptions]
+        self, images: Many, *, keep_going: No = ..., num_captions: int, **options: Unpack[CaptionOptions]
     ) -> Iterator[list[Scored]]: ...
     @overload
     def caption_each(
-        self,
-        images: Iterable[ImageLike],
-        *,
-        keep_going: bool,
-        num_captions: One = ...,
-        **options: Unpack[CaptionOptions],
+        self, images: Many, *, keep_going: bool, num_captions: One = ..., **options: Unpack[CaptionOptions]
     ) -> Iterator[Scored | ImageError]: ...
     @overload
     def caption_each(
-        self, images: Iterable[ImageLike], *, keep_going: bool, num_captions: int, **options: Unpack[CaptionOptions]
+        self, images: Many, *, keep_going: bool, num_captions: int, **options: Unpack[CaptionOptions]
     ) -> Iterator[list[Scored] | ImageError]: ...
-    def caption_each(self, images: Iterable[ImageLike], *, keep_going: bool = False, **options: Any) -> Iterator[Any]:
+    def caption_each(self, images: Many, *, keep_going: bool = False, **options: Any) -> Iterator[Any]:
         """Caption any number of images in order, a few in memory at a time.
 
         keep_going: return a bad image's ImageError in place of its caption instead of raising it.
         options: those of `caption`; they are checked before the first image is read.
         """
-        return self._captions(images, keep_going, **options)
+        return self._captions(images, keep_going, options)
 
-    def _captions(
-        self,
-        images: Iterable[ImageLike],
-        keep_going: bool,
-        *,
-        prompt: str | None = None,
-        raw: bool = False,
-        scores: bool = False,
-        on_token: OnToken | None = None,
-        **options: Any,
-    ) -> Iterator[Any]:
-        task = replace(self.pipeline.task(prompt, **options), single_line=not raw)
-        _check_on_token(on_token, task.settings)
+    def _captions(self, images: Many, keep_going: bool, options: dict[str, Any]) -> Iterator[Any]:
+        prompt, raw, scores, on_token = (options.pop(name, None) for name in ("prompt", "raw", "scores", "on_token"))
+        task = replace(self.pipeline.task_of(prompt, None, merge(Options(), options)), single_line=not raw)
+        check_on_token(on_token, task.settings)
         one_by_one(images)
         found = self.pipeline.generate_each(images, repeat(task), on_token, keep_going)
-        return (_shaped(texts, scores, task.settings) for texts in found)
+        return (shaped(texts, scores, task.settings) for texts in found)
 
     @overload
     def ask(
@@ -204,7 +185,7 @@ class Model:
     ) -> Scored: ...
     @overload
     def ask(
-        self, images: ImageLike | Images, questions: Texts, *, num_captions: One = 1, **options: Unpack[AskOptions]
+        self, images: Inputs, questions: Texts, *, num_captions: One = 1, **options: Unpack[AskOptions]
     ) -> list[Scored]: ...
     @overload
     def ask(
@@ -212,22 +193,17 @@ class Model:
     ) -> list[Scored]: ...
     @overload
     def ask(
-        self, images: ImageLike | Images, questions: Texts, *, num_captions: int, **options: Unpack[AskOptions]
+        self, images: Inputs, questions: Texts, *, num_captions: int, **options: Unpack[AskOptions]
     ) -> list[list[Scored]]: ...
     @overload
     def ask(
-        self, images: ImageLike | Images, questions: Texts, *, keep_going: bool, **options: Unpack[AskOptions]
-    ) -> list[Scored | ImageError]: ...
+        self, images: ImageLike, questions: str, *, keep_going: bool, **options: Unpack[AskOptions]
+    ) -> Scored | ImageError: ...
+    @overload
     def ask(
-        self,
-        images: ImageLike | Images,
-        questions: Texts,
-        *,
-        keep_going: bool = False,
-        scores: bool = False,
-        on_token: OnToken | None = None,
-        **options: Any,
-    ) -> Any:
+        self, images: Inputs, questions: Texts, *, keep_going: bool, **options: Unpack[AskOptions]
+    ) -> list[Scored | ImageError]: ...
+    def ask(self, images: Inputs, questions: Texts, *, keep_going: bool = False, **options: Any) -> Any:
         """Image and question -> answer. Lists are taken pairwise; one image or one question goes with all of a list.
 
         The question is put into the bundle's template; a Q-Former that reads questions reads it too. An answer is the
@@ -235,12 +211,13 @@ class Model:
         and on_token are those of `caption`.
         """
         self.pipeline.require(contract.GENERATIVE, "ask")
+        scores, on_token = options.pop("scores", False), options.pop("on_token", None)
         many_images, many_questions, single = pairs(images, questions, "questions")
         tasks = self.pipeline.question_tasks(many_questions, merge(Options(), options))
         settings = tasks[0].settings if tasks else {}
-        _check_on_token(on_token, settings)
+        check_on_token(on_token, settings)
         found = self.pipeline.generate_each(many_images, iter(tasks), on_token, keep_going)
-        answers = [_shaped(texts, scores, settings) for texts in found]
+        answers = [shaped(texts, scores, settings) for texts in found]
         return answers[0] if single else answers
 
     def stream(self, image: ImageLike, prompt: str | None = None, **options: Unpack[StreamOptions]) -> Iterator[str]:
@@ -289,10 +266,12 @@ class Model:
     @overload
     def match(self, images: ImageLike, texts: str, *, keep_going: No = False) -> Match: ...
     @overload
-    def match(self, images: ImageLike | Images, texts: Texts, *, keep_going: No = False) -> list[Match]: ...
+    def match(self, images: Inputs, texts: Texts, *, keep_going: No = False) -> list[Match]: ...
     @overload
-    def match(self, images: ImageLike | Images, texts: Texts, *, keep_going: bool) -> list[Match | ImageError]: ...
-    def match(self, images: ImageLike | Images, texts: Texts, *, keep_going: bool = False) -> Any:
+    def match(self, images: ImageLike, texts: str, *, keep_going: bool) -> Match | ImageError: ...
+    @overload
+    def match(self, images: Inputs, texts: Texts, *, keep_going: bool) -> list[Match | ImageError]: ...
+    def match(self, images: Inputs, texts: Texts, *, keep_going: bool = False) -> Any:
         """Image and text -> Match. Lists are taken pairwise; one image or one text goes with all of a list.
 
         Texts too long for the model are cut. keep_going: return a bad image's ImageError in place of its match.
@@ -308,17 +287,21 @@ class Model:
         found = self.pipeline.map_features(many_images, keep_going, matches)
         return found[0] if single else found
 
-    def vision_features(self, images: ImageLike | Images) -> Floats:
+    def vision_features(self, images: Inputs) -> Floats:
         """Image -> (N, C) float32, list of images -> (B, N, C): match_features takes them, without the encoder."""
         many, single = as_list(images)
-        features = self._stacked(contract.VISION, self.pipeline.map_features(many, False, lambda _, features: features))
+        features = self.pipeline.stack(
+            contract.VISION, self.pipeline.map_features(many, False, lambda _, features: features)
+        )
         return features[0] if single else features
 
     @overload
-    def embed_image(self, images: ImageLike | Images, *, keep_going: No = False) -> Floats: ...
+    def embed_image(self, images: Inputs, *, keep_going: No = False) -> Floats: ...
     @overload
-    def embed_image(self, images: ImageLike | Images, *, keep_going: bool) -> list[Floats | ImageError]: ...
-    def embed_image(self, images: ImageLike | Images, *, keep_going: bool = False) -> Any:
+    def embed_image(self, images: ImageLike, *, keep_going: bool) -> Floats | ImageError: ...
+    @overload
+    def embed_image(self, images: Images, *, keep_going: bool) -> list[Floats | ImageError]: ...
+    def embed_image(self, images: Inputs, *, keep_going: bool = False) -> Any:
         """Image -> (Q, E) float32, list of images -> (B, Q, E): an embedding of unit length for each query.
 
         keep_going: return a list of (Q, E) for a list, with a bad image's ImageError in place of its embedding.
@@ -328,18 +311,14 @@ class Model:
         found = self.pipeline.map_features(many, keep_going, lambda _, features: self.embed_features(features))
         if single:
             return found[0]
-        return found if keep_going else self._stacked(contract.IMAGE_EMBED, found)
+        return found if keep_going else self.pipeline.stack(contract.IMAGE_EMBED, found)
 
     def embed_text(self, texts: Texts) -> Floats:
         """Text -> (E,) float32 of unit length, list of texts -> (B, E). Texts too long for the model are cut."""
         self.pipeline.require((contract.TEXT_EMBED,), "embed_text")
         many, single = texts_of(texts, "texts")
-        embeds = self._stacked(contract.TEXT_EMBED, self.matcher.text_embeds(many))
+        embeds = self.pipeline.stack(contract.TEXT_EMBED, self.matcher.text_embeds(many))
         return embeds[0] if single else embeds
-
-    def embed(self, prepared: Sequence[NDArray[np.uint8]]) -> Floats:
-        """RGB images of `prepare`, at most 8 -> image_embeds (B, Q, E)"""
-        return self.embed_features(self.features(prepared))
 
     @property
     def match_weights(self) -> MatchWeights:
@@ -361,27 +340,3 @@ class Model:
         pieces = await _awaited(self.stream)(image, prompt, **options)
         while (piece := await _awaited(next)(pieces, None)) is not None:
             yield piece
-
-    def _stacked(self, component: str, rows: list[Floats]) -> Floats:
-        """Stack rows of a component's first output. No rows are a batch of none."""
-        shape = self.bundle.manifest.components[component].outputs[0].shape
-        none = np.zeros([0, *(size if isinstance(size, int) else 0 for size in shape[1:])], np.float32)
-        return np.stack(rows) if rows else none
-
-
-def _shaped(texts: list[Scored] | ImageError, scores: bool, settings: Mapping[str, Any]) -> Any:
-    """The texts of an image as the caller asked for them: one or a list."""
-    if isinstance(texts, ImageError):
-        return texts
-    shaped = (
-        [ScoredPair(text, text.score, text.tokens, text.truncated, text.timings) for text in texts] if scores else texts
-    )
-    return shaped if settings["num_return_sequences"] > 1 else shaped[0]
-
-
-def _check_on_token(on_token: OnToken | None, settings: Mapping[str, Any]) -> None:
-    if on_token is not None and not callable(on_token):
-        raise OptionError(f"on_token is {on_token!r}: give a function of image, draw and token_id")
-    beams = settings.get("num_beams", 1)
-    if on_token is not None and beams > 1:
-        raise OptionError(f"on_token with num_beams {beams}: beams settle on tokens only at the end; give num_beams=1")

@@ -206,6 +206,15 @@ def resolve(given: Options, defaults: Decoding, room: Room) -> dict[str, Any]:
     return settings
 
 
+def check_on_token(on_token: object, settings: Mapping[str, Any]) -> None:
+    """Raise OptionError for an `on_token` that cannot be called, or that beams could not call."""
+    if on_token is not None and not callable(on_token):
+        raise OptionError(f"on_token is {on_token!r}: give a function of image, draw and token_id")
+    beams = settings.get("num_beams", 1)
+    if on_token is not None and beams > 1:
+        raise OptionError(f"on_token with num_beams {beams}: beams settle on tokens only at the end; give num_beams=1")
+
+
 def strings(value: str | Sequence[str]) -> list[str]:
     """One string or several -> list."""
     return [value] if isinstance(value, str) else list(value)

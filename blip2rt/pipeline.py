@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -212,6 +212,12 @@ class Pipeline:
     def _map_chunk(self, rows: list[Any], start: int, compute: Callable[..., Iterable[Any]], good: list[int]) -> Any:
         return compute([start + i for i in good], self.vision_features([rows[i] for i in good]))
 
+    def stack(self, component: str, rows: list[Floats]) -> Floats:
+        """Stack rows of a component's first output. No rows are a batch of none."""
+        shape = self.bundle.manifest.components[component].outputs[0].shape
+        none = np.zeros([0, *(size if isinstance(size, int) else 0 for size in shape[1:])], np.float32)
+        return np.stack(rows) if rows else none
+
     # What is generated
 
     def task(self, prompt: str | None = None, question: str | None = None, **options: Any) -> GenerationTask:
@@ -223,7 +229,7 @@ class Pipeline:
         if prompt is not None and question is not None:
             raise OptionError("prompt and question are both given: a question has the bundle's own prompt")
         if question is not None:
-            return self.question_tasks([question], options)[0]
+            return replace(self.question_tasks([question], options)[0], single_line=True)
         self.require(contract.GENERATIVE, "caption")
         text = self.language.caption_prompt(prompt)
         return GenerationTask(text, text.whole, self.language.settings("caption", options, [text]))
@@ -234,7 +240,7 @@ class Pipeline:
         prompts = [self.language.ask_prompt(question) for question in questions]
         settings = self.language.settings("ask", options, prompts)
         pairs = zip(prompts, map(self.qformer_question, questions), strict=True)
-        return [GenerationTask(prompt, question, settings) for prompt, question in pairs]
+        return [GenerationTask(prompt, question, settings, single_line=False) for prompt, question in pairs]
 
     def qformer_question(self, question: str) -> str:
         """The text that the Q-Former reads for a question; empty if it reads none."""

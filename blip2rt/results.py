@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from .errors import ImageError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
@@ -62,15 +64,20 @@ class Scored(str):
 class ScoredPair(Scored):
     """What `scores=True` returns: a Scored that unpacks to (text, score), as in blip2rt 0.1."""
 
-    @classmethod
-    def of(cls, text: Scored) -> Self:
-        return cls(text, text.score, text.tokens, text.truncated, text.timings)
-
     def __iter__(self) -> Iterator[Any]:
         return iter((self.text, self.score))
 
     def __getitem__(self, index: Any) -> Any:
         return (self.text, self.score)[index]
+
+
+def shaped(texts: list[Scored] | ImageError, pairs: bool, settings: Mapping[str, Any]) -> Any:
+    """The texts of an image as a call returns them: one or a list, as pairs or not; an error as it is."""
+    if isinstance(texts, ImageError):
+        return texts
+    if pairs:
+        texts = [ScoredPair(each, each.score, each.tokens, each.truncated, each.timings) for each in texts]
+    return texts if settings["num_return_sequences"] > 1 else texts[0]
 
 
 FinishReason = Literal["stop", "length", "time"]  # the model, max_new_tokens or max_time ended the text
