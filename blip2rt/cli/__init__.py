@@ -20,7 +20,7 @@ from ..command_line import Parser, complain, flags_named, nonempty, path, run
 from ..errors import ImageError, OptionError, one_line, printable
 from ..gallery import flags
 from ..options import Options
-from ..serve import flags as serving
+from ..serve import cli as serve_cli
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
@@ -278,10 +278,10 @@ def _parser() -> Parser:
     flags.add_commands(add, _index, _search, _duplicates, _add_model)
 
     where = "a bundle's folder (default: the embedded model, nano)"
-    command = add("serve", serving.run, "answer over HTTP, as OpenAI and Ollama do",
+    command = add("serve", serve_cli.run, "answer over HTTP, as OpenAI and Ollama do",
                   description="Answer over HTTP: the routes of OpenAI and Ollama, our own, and a page for a browser at "
                   "/.\nNothing is fetched, and nobody but this machine may call, unless you say so.")  # fmt: skip
-    serving.add(command)
+    serve_cli.add_options(command)
     _add_model(command)
 
     command = add("info", _info, "show what a bundle holds", renamed={"--model": ""})

@@ -1,4 +1,4 @@
-"""`blip2rt serve`: a model behind HTTP. The queue, the routes of OpenAI and Ollama and our own, metrics, the page.
+"""`blip2rt serve`: a model behind HTTP, with the APIs of OpenAI and Ollama, our own routes, metrics and a web page.
 
-Needs the extra `serve`. Only `settings` and `flags` are imported by who does not serve.
+Needs the extra `serve`. Importing `cli` and `settings` needs no HTTP package, so `--help` works without it.
 """

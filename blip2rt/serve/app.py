@@ -1,8 +1,9 @@
-"""The server as an ASGI application: the routes in one table, behind the gate. Knows no socket and no signal."""
+"""The ASGI application: collects the endpoints of all APIs, and adds pages, health checks, error handlers and CORS."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -10,132 +11,123 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from ..errors import Blip2rtError
-from . import ollama, openai, openapi, own, search
-from .faults import Fault, fault_of
-from .gate import Gate
+from . import ollama, openai, routes
+from .endpoints import Endpoint, openapi
+from .errors import CLIENT_GONE, ApiError, api_error
 from .logs import LOG
 from .metrics import CONTENT_TYPE
-from .service import Service
+from .middleware import RequestMiddleware
+from .service import Call, Service
 
-_HERE = Path(__file__).parent
-# The pages are one file each: their style and script stand in them, and nothing comes from elsewhere.
-_POLICY = (
+_PAGES = Path(__file__).parent / "pages"
+# Each page is one file with its own style and script, and loads nothing from elsewhere.
+_CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' blob: data:; "
     "media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
-def make(service: Service) -> ASGIApp:
-    """The application of a service."""
-    settings = service.settings
-    routes = [*_common(service), *openai.routes(service), *own.routes(service), *ollama.routes(service),
-              *search.routes(service)]  # fmt: skip
-    app = Starlette(
-        routes=routes,
-        exception_handlers={
-            Fault: _failed,
-            Blip2rtError: _failed,
-            HTTPException: _http,
-            MemoryError: _failed,
-            Exception: _unforeseen,
-        },
-    )
-    app.router.redirect_slashes = False  # what is not there is 404, in our format
-    known = {route.path for route in routes}
-
-    def label(path: str) -> str:
-        return path if path in known else "/v1/models/{name}" if path.startswith("/v1/models/") else "other"
-
-    gate = Gate(app, settings, service.metrics, label, service.intake.release)
-    if not settings.access.origins:
-        return gate
-    return _Cors(gate, allow_origins=list(settings.access.origins), allow_methods=["GET", "POST"], allow_headers=["*"],
-                 expose_headers=["X-Request-Id", "Retry-After"])  # fmt: skip
+async def _health(_: Call) -> Any:
+    return {"status": "ok"}
 
 
-class _Cors(CORSMiddleware):
-    """Stands before the gate, so that pages that may call can read its refusals. Refuses in our format."""
-
-    def preflight_response(self, request_headers: Headers) -> Response:
-        found = super().preflight_response(request_headers)
-        if found.status_code == 200:
-            return found
-        fault = Fault(403, "a page may not call so: start the server with --cors-origin, and send GET or POST",
-                      "origin_not_allowed")  # fmt: skip
-        return JSONResponse(fault.body(), fault.status)
+async def _ready(call: Call) -> Any:
+    service = call.service
+    if service.ending or not service.ready:
+        return JSONResponse({"status": "ending" if service.ending else "loading"}, 503, {"Retry-After": "2"})
+    return {"status": "ready", "model": service.name, "pictures": service.pictures}
 
 
-def _common(service: Service) -> list[Route]:
-    """What every server has: its pages, whether it lives, what it has done."""
-    document = openapi.document(bool(service.settings.access.keys))
+async def _metrics(call: Call) -> Response:
+    return Response(call.service.metrics.text(), media_type=CONTENT_TYPE)
 
-    async def health(_: Request) -> Response:
-        return JSONResponse({"status": "ok"})
 
-    async def ready(_: Request) -> Response:
-        if service.ending or not service.ready:
-            status = "ending" if service.ending else "loading"
-            return JSONResponse({"status": status}, 503, {"Retry-After": "2"})
-        return JSONResponse({"status": "ready", "model": service.name, "pictures": service.pictures})
+async def _openapi(call: Call) -> Any:
+    return openapi(ENDPOINTS, bool(call.service.settings.access.api_keys))
 
-    async def metrics(_: Request) -> Response:
-        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
-    async def described(_: Request) -> Response:
-        return JSONResponse(document)
+async def _index_page(_: Call) -> Response:
+    return _page("index.html")
 
-    async def page(_: Request) -> Response:
-        return _page("page.html")
 
-    async def docs(_: Request) -> Response:
-        return _page("docs.html")
-
-    return [
-        Route("/", page),
-        Route("/docs", docs),
-        Route("/openapi.json", described),
-        Route("/health", health),
-        Route("/ready", ready),
-        Route("/metrics", metrics),
-    ]
+async def _docs_page(_: Call) -> Response:
+    return _page("docs.html")
 
 
 def _page(name: str) -> Response:
-    headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
-    return FileResponse(_HERE / name, headers=headers, media_type="text/html; charset=utf-8")
+    headers = {"Content-Security-Policy": _CONTENT_SECURITY_POLICY, "Cache-Control": "no-cache"}
+    return FileResponse(_PAGES / name, headers=headers, media_type="text/html; charset=utf-8")
 
 
-async def _failed(request: Request, error: Exception) -> Response:
-    fault = fault_of(error)
-    if fault.status == 499:
-        request.scope["notes"].fields["status"] = 499
+ENDPOINTS = [
+    Endpoint("/", _index_page),
+    Endpoint("/docs", _docs_page),
+    Endpoint("/openapi.json", _openapi),
+    Endpoint("/health", _health, summary="200 while the server runs"),
+    Endpoint("/ready", _ready, summary="200 when the model is loaded, 503 before"),
+    Endpoint("/metrics", _metrics, summary="Metrics for Prometheus"),
+    *openai.ENDPOINTS,
+    *routes.ENDPOINTS,
+    *ollama.ENDPOINTS,
+]
+
+
+def make_app(service: Service) -> ASGIApp:
+    """Build the application of a service."""
+    handlers: dict[Any, Any] = dict.fromkeys((ApiError, Blip2rtError, MemoryError, Exception), _error_response)
+    app = Starlette(
+        routes=[each.route(service) for each in ENDPOINTS],
+        exception_handlers={**handlers, HTTPException: _http_error_response},
+    )
+    app.router.redirect_slashes = False  # an unknown path is 404 in our format
+    paths = {each.path for each in ENDPOINTS}
+
+    def route_label(path: str) -> str:
+        return path if path in paths else "/v1/models/{name}" if path.startswith("/v1/models/") else "other"
+
+    wrapped = RequestMiddleware(app, service.settings, service.metrics, route_label, service.bodies.release)
+    origins = list(service.settings.access.origins)
+    if not origins:
+        return wrapped
+    exposed = ["X-Request-Id", "Retry-After"]
+    return _Cors(wrapped, origins, allow_methods=["GET", "POST"], allow_headers=["*"], expose_headers=exposed)
+
+
+class _Cors(CORSMiddleware):
+    """The outermost layer, so that pages that may call can read every error. Rejects preflights in our format."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if response.status_code == 200:
+            return response
+        message = "this page may not send this request: start the server with --cors-origin, and use GET or POST"
+        return JSONResponse(ApiError(403, message, "origin_not_allowed").body(), 403)
+
+
+async def _error_response(request: Request, error: Exception) -> Response:
+    """Convert an exception. Starlette raises an unexpected one again, and the middleware logs it."""
+    failure, context = api_error(error), request.scope["context"]
+    if failure.status == CLIENT_GONE:
+        context.log_fields["status"] = CLIENT_GONE
         return Response(status_code=400)  # nobody reads it
-    if fault.status == 500:
-        LOG.error("a request failed", exc_info=error, extra={"fields": {"id": request.scope["notes"].id}})
-    headers = fault.headers()
-    if fault.status in (408, 413, 503):
-        headers["Connection"] = "close"  # what is left of the body is not read
-    request.scope["notes"].fields["error"] = fault.code
-    return JSONResponse(fault.body(request.scope["path"]), fault.status, headers)
+    if failure.status == 500 and isinstance(error, Blip2rtError):
+        LOG.error("request failed", exc_info=error, extra={"fields": {"id": context.id}})
+    headers = failure.headers()
+    if failure.status in (408, 413, 503):
+        headers["Connection"] = "close"  # the rest of the body is not read
+    context.log_fields["error"] = failure.code
+    return JSONResponse(failure.body(request.scope["path"]), failure.status, headers)
 
 
-async def _unforeseen(request: Request, error: Exception) -> Response:
-    """Starlette raises the error again, and the gate logs it."""
-    fault = fault_of(error)
-    request.scope["notes"].fields["error"] = fault.code
-    return JSONResponse(fault.body(request.scope["path"]), fault.status)
-
-
-async def _http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    path = request.scope["path"]
-    messages = {404: f"there is no {path[:100]}: /docs lists what there is",
-                405: f"{path[:100]} is not called by {request.method[:20]}: /docs says how"}  # fmt: skip
-    codes = {404: "not_found", 405: "method_not_allowed"}
-    fault = Fault(error.status_code, messages.get(error.status_code, str(error.detail)),
-                  codes.get(error.status_code, "http_error"))  # fmt: skip
-    return JSONResponse(fault.body(path), fault.status, dict(error.headers or {}))
+async def _http_error_response(request: Request, error: HTTPException) -> Response:
+    path, status = request.scope["path"], error.status_code
+    message, code = str(error.detail), "http_error"
+    if status == 404:
+        message, code = f"there is no {path[:100]}: /docs lists all routes", "not_found"
+    elif status == 405:
+        message = f"{path[:100]} does not accept {request.method[:20]}: /docs lists all routes"
+        code = "method_not_allowed"
+    return JSONResponse(ApiError(status, message, code).body(path), status, dict(error.headers or {}))

@@ -1,4 +1,4 @@
-"""Ollama's routes, as its clients call them: pictures are base64 beside the words, a stream is a JSON object a line."""
+"""Ollama's API: images are base64 beside the text, and a stream has one JSON object per line."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ import time
 from datetime import datetime, timezone
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, Field
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from ..version import __version__
-from .faults import Fault, bad
-from .openai import NO_JSON, ImageInput, Pictured, embed
-from .policy import HELLO, Turn, read
-from .service import Lines, Service, folder_size, sampling, stops_of
-from .work import Answer, Job, Piece
+from .chat_prompt import GREETING, Turn
+from .endpoints import Endpoint
+from .errors import ApiError, bad_request
+from .inference import Answer, Piece, can_generate
+from .openai import NO_JSON, ImageInput, MarkImages, check_image_count, embed
+from .service import AnswerWriter, Call, Service, sampling_options, string_list
 
 
 class ModelOptions(BaseModel):
-    """Ollama's options that mean something here; others are passed over."""
+    """Ollama's options that mean something here; the others are ignored."""
 
     temperature: float | None = Field(default=None, ge=0, le=100)
     top_p: float | None = Field(default=None, ge=0, le=1)
@@ -30,11 +29,11 @@ class ModelOptions(BaseModel):
     seed: int | None = None
     num_predict: int | None = None
     stop: str | list[str] | None = None
-    repeat_penalty: float | None = Field(default=None, ge=0)  # 0: none
+    repeat_penalty: float | None = Field(default=None, ge=0)  # 0: off
 
 
-class Common(BaseModel):
-    """What generate and chat share."""
+class TextRequest(BaseModel):
+    """What generate and chat have in common."""
 
     model: str | None = None
     stream: bool | None = None
@@ -42,7 +41,7 @@ class Common(BaseModel):
     format: str | dict[str, Any] | None = None
 
 
-class GenerateRequest(Common):
+class GenerateRequest(TextRequest):
     """POST /api/generate."""
 
     prompt: str | None = None
@@ -57,7 +56,7 @@ class ChatMessage(BaseModel):
     images: list[str] | None = None
 
 
-class ChatRequest(Common):
+class ChatRequest(TextRequest):
     """POST /api/chat."""
 
     messages: list[ChatMessage] = Field(default_factory=list, max_length=1000)
@@ -74,87 +73,87 @@ class EmbedRequest(BaseModel):
     """POST /api/embed. An input {"image": base64} is a picture."""
 
     model: str | None = None
-    input: Annotated[str | ImageInput | list[str | ImageInput], Pictured]
+    input: Annotated[str | ImageInput | list[str | ImageInput], MarkImages]
 
 
-def routes(service: Service) -> list[Route]:
-    """The routes, for a service."""
-    name = f"{service.name}:latest"
-    size = folder_size(service.model.bundle.path)
-
-    async def generate(request: Request) -> Response:
-        asked = await service.read(GenerateRequest, request)
-        turns = [Turn("user", (asked.prompt or "",), tuple(asked.images or ()))]
-        load_only = not asked.prompt and not asked.images
-        return await _answered(request, asked, turns, _Shape(name, "response", load_only), load_only)
-
-    async def chat(request: Request) -> Response:
-        asked = await service.read(ChatRequest, request)
-        turns = [Turn(each.role, (each.content or "",), tuple(each.images or ())) for each in asked.messages]
-        return await _answered(request, asked, turns, _Shape(name, "message", not turns), not turns)
-
-    async def _answered(
-        request: Request, asked: Common, turns: list[Turn[str]], shape: _Shape, load_only: bool
-    ) -> Response:
-        options = asked.options or ModelOptions.model_validate({})
-        if asked.format:
-            raise bad(NO_JSON.format("format", "it"), "format", "unsupported_value")
-        pictures = sum(len(turn.images) for turn in turns)
-        if pictures > service.settings.limits.images:
-            raise bad(f"images: more than {service.settings.limits.images} pictures: send fewer", "images")
-        chosen, stops, streamed = _options(options), stops_of(options.stop), asked.stream is not False
-        reading = read(turns, service.work.chats)
-        if reading.image is None:
-            found = await service.hello(turns, chosen, stops, streamed, "" if load_only else HELLO)
-            if not streamed:
-                return JSONResponse(shape.whole(found))
-            lines = [*(shape.piece(Piece(0, text)) for text in found.texts if text), shape.end(found)]
-            return Response("".join(line for each in lines for line in each), media_type="application/x-ndjson")
-        image = await service.image(request, reading.image, "images")
-        request.scope["notes"].fields["images"] = pictures
-        job = Job(image, reading.question, None, reading.history, chosen, stops)
-        if streamed:
-            return await service.stream(request, job, shape, "application/x-ndjson")
-        return JSONResponse(shape.whole(await service.answer(request, job)))
-
-    async def tags(_: Request) -> Response:
-        return JSONResponse({"models": [_entry(service, name, size)]})
-
-    async def running(_: Request) -> Response:
-        entry = {**_entry(service, name, size), "expires_at": "9999-12-31T23:59:59Z", "size_vram": 0}
-        return JSONResponse({"models": [entry] if service.ready else []})
-
-    async def show(request: Request) -> Response:
-        await service.read(ShowRequest, request)
-        return JSONResponse(_shown(service, size))
-
-    async def version(_: Request) -> Response:
-        return JSONResponse({"version": __version__})
-
-    async def embeddings(request: Request) -> Response:
-        asked, begun = await service.read(EmbedRequest, request), time.monotonic()
-        inputs = asked.input if isinstance(asked.input, list) else [asked.input]
-        vectors, tokens = ([], 0) if asked.input in ("", []) else await embed(service, request, inputs)
-        nanoseconds = int(1e9 * (time.monotonic() - begun))
-        found = [[float(value) for value in each] for each in vectors]
-        return JSONResponse({"model": name, "embeddings": found, "total_duration": nanoseconds, "load_duration": 0,
-                             "prompt_eval_count": tokens})  # fmt: skip
-
-    return [
-        Route("/api/generate", generate, methods=["POST"]),
-        Route("/api/chat", chat, methods=["POST"]),
-        Route("/api/embed", embeddings, methods=["POST"]),
-        Route("/api/tags", tags),
-        Route("/api/ps", running),
-        Route("/api/show", show, methods=["POST"]),
-        Route("/api/version", version),
-    ]
+async def _generate(call: Call, body: GenerateRequest) -> Any:
+    turns = [Turn("user", (body.prompt or "",), tuple(body.images or ()))]
+    load_only = not body.prompt and not body.images
+    return await _respond(call, body, turns, _Writer(call.service, "response", load_only))
 
 
-def _options(options: ModelOptions) -> dict[str, object]:
+async def _chat(call: Call, body: ChatRequest) -> Any:
+    turns = [Turn(each.role, (each.content or "",), tuple(each.images or ())) for each in body.messages]
+    return await _respond(call, body, turns, _Writer(call.service, "message", not turns))
+
+
+async def _respond(call: Call, body: TextRequest, turns: list[Turn[str]], writer: _Writer) -> Any:
+    if body.format:
+        raise bad_request(NO_JSON.format("format"), "format", "unsupported_value")
+    check_image_count(call, sum(len(turn.images) for turn in turns), "images")
+    given = body.options or ModelOptions()
+    greeting = "" if writer.load_only else GREETING
+    stops = string_list(given.stop)
+    return await call.chat(turns, _options(given), stops, writer, body.stream is not False, greeting)
+
+
+async def _tags(call: Call) -> Any:
+    return {"models": [_model_info(call.service)]}
+
+
+async def _ps(call: Call) -> Any:
+    entry = {**_model_info(call.service), "expires_at": "9999-12-31T23:59:59Z", "size_vram": 0}
+    return {"models": [entry] if call.service.ready else []}
+
+
+async def _show(call: Call, _: ShowRequest) -> Any:
+    service, bundle = call.service, call.model.bundle
+    manifest = bundle.manifest
+    capabilities = ["completion", "vision"] * can_generate(call.model) + ["embedding"] * bundle.has("text_embed")
+    info: dict[str, Any] = {"general.architecture": "blip2", "general.basename": manifest.name}
+    info["blip2.bytes"] = _folder_bytes(service)
+    if manifest.llm is not None:
+        info["blip2.context_length"] = manifest.llm.max_positions
+        info["blip2.embedding_length"] = manifest.llm.hidden_size
+    return {
+        "modelfile": f"# the bundle {manifest.name} of blip2rt",
+        "parameters": "",
+        "template": manifest.prompts.get("ask", ""),
+        "license": "\n".join(sorted({f"{source.part}: {source.licence}" for source in manifest.sources})),
+        "details": _details(service),
+        "model_info": info,
+        "capabilities": capabilities,
+        "modified_at": _timestamp(service.created),
+    }
+
+
+async def _version(_: Call) -> Any:
+    return {"version": __version__}
+
+
+async def _embed(call: Call, body: EmbedRequest) -> Any:
+    start = time.monotonic()
+    inputs = body.input if isinstance(body.input, list) else [body.input]
+    vectors, tokens = ([], 0) if body.input in ("", []) else await embed(call, inputs)
+    counts = {"total_duration": _nanoseconds(time.monotonic() - start), "load_duration": 0, "prompt_eval_count": tokens}
+    return {"model": _tag(call.service), "embeddings": list(map(np.ndarray.tolist, vectors)), **counts}
+
+
+ENDPOINTS = [
+    Endpoint("/api/generate", _generate, GenerateRequest, "Ollama's generate"),
+    Endpoint("/api/chat", _chat, ChatRequest, "Ollama's chat"),
+    Endpoint("/api/embed", _embed, EmbedRequest, "Ollama's embeddings"),
+    Endpoint("/api/tags", _tags, summary="The model, as Ollama lists it"),
+    Endpoint("/api/ps", _ps, summary="The loaded model, as Ollama lists it"),
+    Endpoint("/api/show", _show, ShowRequest, "Describe the model"),
+    Endpoint("/api/version", _version, summary="The version of blip2rt"),
+]
+
+
+def _options(options: ModelOptions) -> dict[str, Any]:
     seed = None if options.seed is None or options.seed < 0 else options.seed
     top_k = None if options.top_k is None else max(options.top_k, 0)
-    chosen = sampling(options.temperature, options.top_p, {"top_k": top_k, "min_p": options.min_p, "seed": seed})
+    chosen = sampling_options(options.temperature, options.top_p, top_k=top_k, min_p=options.min_p, seed=seed)
     if options.num_predict is not None and options.num_predict > 0:
         chosen["max_new_tokens"] = options.num_predict
     if options.repeat_penalty:
@@ -162,71 +161,75 @@ def _options(options: ModelOptions) -> dict[str, object]:
     return chosen
 
 
+def _tag(service: Service) -> str:
+    return f"{service.name}:latest"
+
+
+def _folder_bytes(service: Service) -> int:
+    return sum(file.stat().st_size for file in service.model.bundle.path.iterdir() if file.is_file())
+
+
 def _details(service: Service) -> dict[str, Any]:
-    bundle = service.model.bundle
-    part = bundle.manifest.components.get("llm") or next(iter(bundle.manifest.components.values()))
-    return {"parent_model": "", "format": "onnx", "family": "blip2", "families": ["blip2"], "parameter_size": "",
-            "quantization_level": part.precision}  # fmt: skip
+    components = service.model.bundle.manifest.components
+    part = components.get("llm") or next(iter(components.values()))
+    names = {"parent_model": "", "format": "onnx", "family": "blip2", "families": ["blip2"], "parameter_size": ""}
+    return {**names, "quantization_level": part.precision}
 
 
-def _entry(service: Service, name: str, size: int) -> dict[str, Any]:
-    return {"name": name, "model": name, "modified_at": _moment(service.created), "size": size,
-            "digest": service.digest, "details": _details(service)}  # fmt: skip
+def _model_info(service: Service) -> dict[str, Any]:
+    name, modified = _tag(service), _timestamp(service.created)
+    info = {"name": name, "model": name, "modified_at": modified, "size": _folder_bytes(service)}
+    return {**info, "digest": service.digest, "details": _details(service)}
 
 
-def _shown(service: Service, size: int) -> dict[str, Any]:
-    manifest = service.model.bundle.manifest
-    able = ["completion", "vision"] if service.can_write else []
-    able += ["embedding"] if service.model.bundle.has("text_embed") else []
-    info: dict[str, Any] = {"general.architecture": "blip2", "general.basename": manifest.name, "blip2.bytes": size}
-    if manifest.llm is not None:
-        info["blip2.context_length"] = manifest.llm.max_positions
-        info["blip2.embedding_length"] = manifest.llm.hidden_size
-    licences = "\n".join(sorted({f"{source.part}: {source.licence}" for source in manifest.sources}))
-    return {"modelfile": f"# the bundle {manifest.name} of blip2rt", "parameters": "",
-            "template": manifest.prompts.get("ask", ""), "license": licences, "details": _details(service),
-            "model_info": info, "capabilities": able, "modified_at": _moment(service.created)}  # fmt: skip
-
-
-def _moment(seconds: float) -> str:
+def _timestamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat().replace("+00:00", "Z")
 
 
-class _Shape(Lines):
-    """An answer as Ollama's objects: `response` of generate, `message` of chat."""
+def _nanoseconds(seconds: float) -> int:
+    return int(1e9 * seconds)
 
-    def __init__(self, name: str, key: Literal["response", "message"], load_only: bool) -> None:
-        self._name, self._key, self._begun, self._first = name, key, time.monotonic(), 0.0
-        self._load_only = load_only
 
-    def whole(self, found: Answer) -> dict[str, Any]:
-        return self._last(found, found.texts[0] if found.texts else "")
+class _Writer(AnswerWriter):
+    """Writes Ollama's objects: the text is `response` for generate, and in `message` for chat."""
+
+    media_type = "application/x-ndjson"
+
+    def __init__(self, service: Service, key: Literal["response", "message"], load_only: bool) -> None:
+        self._name, self._key, self.load_only = _tag(service), key, load_only
+        self._start = self._first_piece = time.monotonic()
+
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        return self._last(answer, answer.texts[0] if answer.texts else "")
 
     def piece(self, piece: Piece) -> list[str]:
-        self._first = self._first or time.monotonic()
-        return [self._line({**self._head(piece.text), "done": False})]
+        if self._first_piece == self._start:
+            self._first_piece = time.monotonic()
+        return [self.line({**self._head(piece.text), "done": False})]
 
-    def end(self, found: Answer) -> list[str]:
-        return [self._line(self._last(found, ""))]
+    def end(self, answer: Answer) -> list[str]:
+        return [self.line(self._last(answer, ""))]
 
-    def fault(self, fault: Fault) -> str:
-        return self._line(fault.body("/api/"))
+    def error(self, error: ApiError) -> str:
+        return self.line(error.body("/api/"))
+
+    def line(self, value: dict[str, Any]) -> str:
+        return json.dumps(value, ensure_ascii=False) + "\n"
 
     def _head(self, text: str) -> dict[str, Any]:
-        said: Any = text if self._key == "response" else {"role": "assistant", "content": text}
-        return {"model": self._name, "created_at": _moment(time.time()), self._key: said}
+        content: Any = text if self._key == "response" else {"role": "assistant", "content": text}
+        return {"model": self._name, "created_at": _timestamp(time.time()), self._key: content}
 
-    def _last(self, found: Answer, text: str) -> dict[str, Any]:
+    def _last(self, answer: Answer, text: str) -> dict[str, Any]:
         now = time.monotonic()
-        first = self._first or self._begun
-        reason = "load" if self._load_only else (found.reasons or ["stop"])[0]
         return {
-            **self._head(text), "done": True, "done_reason": reason, "total_duration": int(1e9 * (now - self._begun)),
-            "load_duration": 0, "prompt_eval_count": found.prompt_tokens,
-            "prompt_eval_duration": int(1e9 * (first - self._begun)), "eval_count": found.completion_tokens,
-            "eval_duration": max(1, int(1e9 * (now - first))),
-        }  # fmt: skip
-
-    @staticmethod
-    def _line(line: dict[str, Any]) -> str:
-        return json.dumps(line, ensure_ascii=False) + "\n"
+            **self._head(text),
+            "done": True,
+            "done_reason": "load" if self.load_only else (answer.finish_reasons or ["stop"])[0],
+            "total_duration": _nanoseconds(now - self._start),
+            "load_duration": 0,
+            "prompt_eval_count": answer.prompt_tokens,
+            "prompt_eval_duration": _nanoseconds(self._first_piece - self._start),
+            "eval_count": answer.completion_tokens,
+            "eval_duration": max(1, _nanoseconds(now - self._first_piece)),
+        }

@@ -1,31 +1,33 @@
-"""OpenAI's routes: chat completions, models, embeddings. Fields that mean nothing to BLIP-2 are passed over."""
+"""OpenAI's API: chat completions, models and embeddings. Fields without a meaning for BLIP-2 are ignored."""
 
 from __future__ import annotations
 
 import base64
-import json
 import time
 import uuid
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, Field
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
-from .faults import Fault, bad
-from .policy import Turn, read
-from .service import Lines, Service, given, sampling, stops_of
-from .work import Answer, Job, Piece, Stop, batches
+from .chat_prompt import Turn
+from .endpoints import Endpoint
+from .errors import ApiError, bad_request
+from .inference import Answer, CancelEvent, Piece, batches, count_text_tokens
+from .service import AnswerWriter, Call, Service, given_options, sampling_options, string_list
 
 NO_JSON = (
-    "{} is not supported: BLIP-2 writes captions and short answers, no JSON. Leave {} out, or ask for each field alone"
+    "{} is not supported: BLIP-2 writes captions and short answers, no JSON. Leave it out, or ask for each field alone"
 )
+_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+_IMAGE_PARTS = ("image_url", "input_image")
+_OPTIONS = (
+    "num_beams repetition_penalty length_penalty min_new_tokens no_repeat_ngram_size max_time".split()
+)  # named as in blip2rt.Options
 
 
 class ImageUrl(BaseModel):
-    """A data URI, or an address that the server may fetch."""
+    """A data URI, or a URL that the server may fetch."""
 
     url: str
 
@@ -46,19 +48,19 @@ class ChatMessage(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """How a stream ends."""
+    """Whether a stream ends with its usage."""
 
     include_usage: bool | None = None
 
 
 class ResponseFormat(BaseModel):
-    """Text alone."""
+    """Only text."""
 
     type: str = "text"
 
 
 class ChatRequest(BaseModel):
-    """POST /v1/chat/completions. The last picture is asked about; docs/serve.md says how words are read."""
+    """POST /v1/chat/completions. Asks about the last picture; docs/serve.md says how a chat is reduced to a prompt."""
 
     model: str | None = None
     messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
@@ -73,7 +75,7 @@ class ChatRequest(BaseModel):
     n: int | None = Field(default=None, ge=1)
     response_format: ResponseFormat | None = None
     tool_choice: Any = None
-    # What OpenAI has not: fields of blip2rt.Options.
+    # Not in OpenAI's API: fields of blip2rt.Options.
     num_beams: int | None = Field(default=None, ge=1)
     top_k: int | None = Field(default=None, ge=0)
     min_p: float | None = Field(default=None, ge=0, le=1)
@@ -85,216 +87,186 @@ class ChatRequest(BaseModel):
 
 
 class ImageInput(BaseModel):
-    """An input of embeddings that is a picture."""
+    """An image to embed."""
 
     image: str
 
 
-def _pictured(value: Any) -> Any:
-    """Strings that are data URIs of pictures -> pictures."""
+def _mark_images(value: Any) -> Any:
+    """Convert strings that are data URIs of images to image inputs."""
     if isinstance(value, list):
-        return [_pictured(each) for each in value]
+        return [_mark_images(each) for each in value]
     return {"image": value} if isinstance(value, str) and value[:11].lower() == "data:image/" else value
 
 
-Pictured = BeforeValidator(_pictured)
+MarkImages = BeforeValidator(_mark_images)
 
 
 class EmbeddingsRequest(BaseModel):
-    """POST /v1/embeddings. Texts; strings that are data URIs of pictures, or {"image": ...}, are pictures."""
+    """POST /v1/embeddings. Texts; data URIs of pictures, or {"image": ...}, are pictures."""
 
     model: str | None = None
-    input: Annotated[str | ImageInput | list[str | ImageInput | int | list[int]], Pictured]
+    input: Annotated[str | ImageInput | list[str | ImageInput | int | list[int]], MarkImages]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
 
 
-_SAME = ("num_beams", "repetition_penalty", "length_penalty", "min_new_tokens", "no_repeat_ngram_size", "max_time")
+async def _chat(call: Call, body: ChatRequest) -> Any:
+    turns = _turns(call, body)
+    options, stops = _options(call, body), string_list(body.stop)
+    return await call.chat(turns, options, stops, _ChatWriter(call.service.name, body), bool(body.stream))
 
 
-def routes(service: Service) -> list[Route]:
-    """The routes, for a service."""
-
-    async def chat(request: Request) -> Response:
-        asked = await service.read(ChatRequest, request)
-        turns = _turns(asked, service)
-        options, stops = _options(asked, service), stops_of(asked.stop)
-        reading = read(turns, service.work.chats)
-        shape = _Shape(service.name, asked)
-        if reading.image is None:
-            return _said(await service.hello(turns, options, stops, bool(asked.stream)), shape, bool(asked.stream))
-        image = await service.image(request, reading.image, "messages")
-        request.scope["notes"].fields["images"] = sum(len(turn.images) for turn in turns)
-        job = Job(image, reading.question, None, reading.history, options, stops)
-        if asked.stream:
-            return await service.stream(request, job, shape)
-        found = await service.answer(request, job)
-        return JSONResponse(shape.whole(found))
-
-    async def models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [_model(service)]})
-
-    async def one_model(request: Request) -> Response:
-        name = request.path_params["name"]
-        if name != service.name:
-            raise Fault(404, f"no model {name[:100]!r}: this server has {service.name!r}", "model_not_found", "model")
-        return JSONResponse(_model(service))
-
-    async def embeddings(request: Request) -> Response:
-        asked = await service.read(EmbeddingsRequest, request)
-        inputs = asked.input if isinstance(asked.input, list) else [asked.input]
-        vectors, tokens = await embed(service, request, inputs)
-        if asked.dimensions is not None and vectors and asked.dimensions != len(vectors[0]):
-            raise bad(f"dimensions: this model's embeddings have {len(vectors[0])}", "dimensions")
-        data = [{"object": "embedding", "index": i, "embedding": _written(vector, asked.encoding_format)}
-                for i, vector in enumerate(vectors)]  # fmt: skip
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return JSONResponse({"object": "list", "data": data, "model": service.name, "usage": usage})
-
-    return [
-        Route("/v1/chat/completions", chat, methods=["POST"]),
-        Route("/v1/models", models),
-        Route("/v1/models/{name:path}", one_model),
-        Route("/v1/embeddings", embeddings, methods=["POST"]),
-    ]
+async def _models(call: Call) -> Any:
+    return {"object": "list", "data": [_model_info(call.service)]}
 
 
-async def embed(service: Service, request: Request, inputs: list[Any]) -> tuple[list[np.ndarray], int]:
-    """Texts and pictures -> their vectors, and the tokens of the texts. A picture's is the mean of its queries'."""
-    if not inputs or len(inputs) > service.settings.limits.embeddings:
-        raise bad(f"input: give 1 to {service.settings.limits.embeddings} inputs", "input")
+async def _model(call: Call) -> Any:
+    name, served = call.request.path_params["name"], call.service.name
+    if name != served:
+        raise ApiError(404, f"no model {name[:100]!r}: this server has {served!r}", "model_not_found", "model")
+    return _model_info(call.service)
+
+
+async def _embeddings(call: Call, body: EmbeddingsRequest) -> Any:
+    vectors, tokens = await embed(call, body.input if isinstance(body.input, list) else [body.input])
+    if body.dimensions is not None and vectors and body.dimensions != len(vectors[0]):
+        raise bad_request(f"dimensions: this model's embeddings have {len(vectors[0])}", "dimensions")
+    encode = _base64 if body.encoding_format == "base64" else np.ndarray.tolist
+    data = [{"object": "embedding", "index": i, "embedding": encode(vector)} for i, vector in enumerate(vectors)]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"object": "list", "data": data, "model": call.service.name, "usage": usage}
+
+
+ENDPOINTS = [
+    Endpoint("/v1/chat/completions", _chat, ChatRequest, "Caption the last picture, or answer the last question"),
+    Endpoint("/v1/models", _models, summary="List the model"),
+    Endpoint("/v1/models/{name:path}", _model, summary="Describe the model"),
+    Endpoint("/v1/embeddings", _embeddings, EmbeddingsRequest, "Embed texts and pictures"),
+]
+
+
+async def embed(call: Call, inputs: list[Any]) -> tuple[list[np.ndarray], int]:
+    """Return the vectors of texts and images, and the number of text tokens. An image's is its queries' mean."""
+    if not inputs or len(inputs) > call.limits.inputs:
+        raise bad_request(f"input: give 1 to {call.limits.inputs} inputs", "input")
     if any(isinstance(each, int | list) for each in inputs):
-        raise bad("input: give texts, not tokens: this model has a tokenizer of its own", "input")
-    if sum(isinstance(each, ImageInput) for each in inputs) > service.settings.limits.images:
-        raise bad(f"input: more than {service.settings.limits.images} pictures: send fewer", "input")
-    images = {i: await service.image(request, each.image, "input")
-              for i, each in enumerate(inputs) if isinstance(each, ImageInput)}  # fmt: skip
+        raise bad_request("input: give texts, not tokens: this model has its own tokenizer", "input")
+    check_image_count(call, sum(isinstance(each, ImageInput) for each in inputs), "input")
+    images = {i: await call.image(each.image, "input") for i, each in enumerate(inputs) if isinstance(each, ImageInput)}
     texts = {i: each for i, each in enumerate(inputs) if i not in images}
     if any(not text.strip() for text in texts.values()):
-        raise bad("input: a text is empty", "input")
-    request.scope["notes"].fields["images"] = len(images)
+        raise bad_request("input: a text is empty", "input")
+    call.context.log_fields["images"] = len(images)
 
-    def compute(stop: Stop) -> dict[int, np.ndarray]:
-        found: dict[int, np.ndarray] = {}
-        for places in batches(list(texts), stop):
-            found |= zip(places, service.model.embed_text([texts[i] for i in places]), strict=True)
-        for places in batches(list(images), stop):
-            means = service.model.embed_image([images[i] for i in places]).mean(axis=1)  # (B, E)
-            found |= zip(places, means / np.linalg.norm(means, axis=1, keepdims=True), strict=True)
-        return found
+    def compute(cancelled: CancelEvent) -> dict[int, np.ndarray]:
+        vectors: dict[int, np.ndarray] = {}
+        for batch in batches(list(texts), cancelled):
+            vectors |= zip(batch, call.model.embed_text([texts[i] for i in batch]), strict=True)
+        for batch in batches(list(images), cancelled):
+            means = call.model.embed_image([images[i] for i in batch]).mean(axis=1)  # (B, E)
+            vectors |= zip(batch, means / np.linalg.norm(means, axis=1, keepdims=True), strict=True)
+        return vectors
 
-    vectors = await service.run(request, compute)
-    encoded = [service.model.matcher.tokenizer.encode(list(texts.values()))] if texts else []
-    tokens = sum(int(mask.sum()) for _, mask in encoded)
-    service.metrics.tokens.labels("prompt").inc(tokens)
+    vectors = await call.run(compute)
+    tokens = count_text_tokens(call.model, list(texts.values()))
+    call.service.metrics.tokens.labels("prompt").inc(tokens)
     return [vectors[i] for i in range(len(inputs))], tokens
 
 
-def _written(vector: np.ndarray, encoding: str) -> Any:
-    if encoding == "base64":
-        return base64.b64encode(np.ascontiguousarray(vector, "<f4").tobytes()).decode()
-    return [float(value) for value in vector]
+def check_image_count(call: Call, count: int, param: str) -> None:
+    """Raise ApiError if a request has too many images."""
+    if count > call.limits.images:
+        raise bad_request(f"{param}: more than {call.limits.images} pictures: send fewer", param)
 
 
-def _model(service: Service) -> dict[str, Any]:
+def check_sequence_count(call: Call, body: BaseModel, *names: str) -> None:
+    """Raise ApiError if a request asks for too many answers or beams."""
+    for name in names:
+        if (getattr(body, name) or 1) > call.limits.sequences:
+            raise bad_request(f"{name} is {getattr(body, name)}: give {call.limits.sequences} at most", name)
+
+
+def _base64(vector: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(vector, "<f4").tobytes()).decode()
+
+
+def _model_info(service: Service) -> dict[str, Any]:
     spec = service.model.bundle.manifest.llm
     length = {} if spec is None else {"max_model_len": spec.max_positions}
     return {"id": service.name, "object": "model", "created": service.created, "owned_by": "blip2rt", **length}
 
 
-def _turns(asked: ChatRequest, service: Service) -> list[Turn[str]]:
-    """Messages -> turns. Raises Fault for what this server cannot do."""
-    if asked.response_format is not None and asked.response_format.type != "text":
-        told = NO_JSON.format(f"response_format {asked.response_format.type[:50]}", "it")
-        raise bad(told, "response_format", "unsupported_value")
-    if asked.tool_choice not in (None, "none", "auto"):
-        raise bad("tool_choice: this model calls no tools: leave it out", "tool_choice", "unsupported_value")
+def _turns(call: Call, body: ChatRequest) -> list[Turn[str]]:
+    """Convert messages to turns. Raises ApiError for what BLIP-2 cannot do."""
+    if body.response_format is not None and body.response_format.type != "text":
+        message = NO_JSON.format(f"response_format {body.response_format.type[:50]}")
+        raise bad_request(message, "response_format", "unsupported_value")
+    if body.tool_choice not in (None, "none", "auto"):
+        raise bad_request("tool_choice: this model calls no tools: leave it out", "tool_choice", "unsupported_value")
     turns = []
-    for number, message in enumerate(asked.messages):
-        said = message.content or []
-        parts = [Part(type="text", text=said)] if isinstance(said, str) else said
-        texts, images = [], []
+    for number, message in enumerate(body.messages):
+        content = message.content or []
+        parts = [Part(type="text", text=content)] if isinstance(content, str) else content
         for part in parts:
-            if part.type in ("text", "input_text", "output_text", "refusal"):
-                texts.append(part.text or "")
-            elif part.type in ("image_url", "input_image") and part.image_url is not None:
-                images.append(part.image_url.url if isinstance(part.image_url, ImageUrl) else part.image_url)
-            else:
-                raise bad(f"messages.{number}: a part of type {part.type[:50]!r} cannot be read: send text and "
-                          "image_url", "messages", "unsupported_value")  # fmt: skip
-        turns.append(Turn(message.role, tuple(texts), tuple(images)))
-    if sum(len(turn.images) for turn in turns) > service.settings.limits.images:
-        raise bad(f"messages: more than {service.settings.limits.images} pictures: send fewer", "messages")
+            if part.type not in _TEXT_PARTS and (part.type not in _IMAGE_PARTS or part.image_url is None):
+                wrong = f"messages.{number}: a part of type {part.type[:50]!r} cannot be read: send text and image_url"
+                raise bad_request(wrong, "messages", "unsupported_value")
+        texts = tuple(part.text or "" for part in parts if part.type in _TEXT_PARTS)
+        urls = [part.image_url for part in parts if part.type in _IMAGE_PARTS and part.image_url is not None]
+        turns.append(Turn(message.role, texts, tuple(url.url if isinstance(url, ImageUrl) else url for url in urls)))
+    check_image_count(call, sum(len(turn.images) for turn in turns), "messages")
     return turns
 
 
-def _options(asked: ChatRequest, service: Service) -> dict[str, Any]:
-    most = service.settings.limits.texts
-    for name in ("n", "num_beams"):
-        if (getattr(asked, name) or 1) > most:
-            raise bad(f"{name} is {getattr(asked, name)}: give {most} at most", name)
-    seed = None if asked.seed is None else asked.seed % 2**63
-    options = sampling(asked.temperature, asked.top_p, {"top_k": asked.top_k, "min_p": asked.min_p, "seed": seed})
-    options |= given(asked, {name: name for name in _SAME})
-    if (asked.n or 1) > 1:
-        options["num_captions"] = asked.n
+def _options(call: Call, body: ChatRequest) -> dict[str, Any]:
+    check_sequence_count(call, body, "n", "num_beams")
+    seed = None if body.seed is None else body.seed % 2**63
+    options = sampling_options(body.temperature, body.top_p, top_k=body.top_k, min_p=body.min_p, seed=seed)
+    options |= given_options(body, _OPTIONS)
+    if body.n is not None and body.n > 1:
+        options["num_captions"] = body.n
         if not options.get("do_sample"):
-            options.setdefault("num_beams", max(asked.n or 1, 3))
-    if wanted := asked.max_completion_tokens or asked.max_tokens:
-        options["max_new_tokens"] = wanted
+            options.setdefault("num_beams", max(body.n, 3))
+    if max_tokens := body.max_completion_tokens or body.max_tokens:
+        options["max_new_tokens"] = max_tokens
     return options
 
 
-def _said(found: Answer, shape: _Shape, streamed: bool) -> Response:
-    """The response to who shows nothing."""
-    if not streamed:
-        return JSONResponse(shape.whole(found))
-    lines = [*shape.begin(), *(line for i, text in enumerate(found.texts) for line in shape.piece(Piece(i, text))),
-             *shape.end(found)]  # fmt: skip
-    return Response("".join(lines), media_type="text/event-stream")
+class _ChatWriter(AnswerWriter):
+    """Writes chat.completion objects and chunks."""
 
-
-class _Shape(Lines):
-    """An answer as OpenAI's objects."""
-
-    def __init__(self, name: str, asked: ChatRequest) -> None:
+    def __init__(self, name: str, body: ChatRequest) -> None:
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
-        self._texts = asked.n or 1
-        self._usage = bool(asked.stream_options and asked.stream_options.include_usage)
+        self._texts = body.n or 1
+        self._with_usage = bool(body.stream_options and body.stream_options.include_usage)
 
-    def whole(self, found: Answer) -> dict[str, Any]:
-        choices = [
-            {"index": i, "message": {"role": "assistant", "content": text, "refusal": None}, "logprobs": None,
-             "finish_reason": reason}
-            for i, (text, reason) in enumerate(zip(found.texts, found.reasons, strict=True))
-        ]  # fmt: skip
-        return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage_of(found)}
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        choices = []
+        for i, (text, reason) in enumerate(zip(answer.texts, answer.finish_reasons, strict=True)):
+            message = {"role": "assistant", "content": text, "refusal": None}
+            choices.append({"index": i, "message": message, "logprobs": None, "finish_reason": reason})
+        return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage(answer)}
 
     def begin(self) -> list[str]:
-        return [self._chunk(i, {"role": "assistant", "content": ""}) for i in range(self._texts)]
+        return [self._choice(i, {"role": "assistant", "content": ""}) for i in range(self._texts)]
 
     def piece(self, piece: Piece) -> list[str]:
-        return [self._chunk(piece.index, {"content": piece.text})]
+        return [self._choice(piece.index, {"content": piece.text})]
 
-    def end(self, found: Answer) -> list[str]:
-        lines = [self._chunk(i, {}, finish) for i, finish in enumerate(found.reasons)]
-        if self._usage:
-            lines.append(self._line([], usage_of(found)))
-        return [*lines, "data: [DONE]\n\n"]
+    def end(self, answer: Answer) -> list[str]:
+        lines = [self._choice(i, {}, reason) for i, reason in enumerate(answer.finish_reasons)]
+        return [*lines, *[self._chunk([], usage(answer))] * self._with_usage, "data: [DONE]\n\n"]
 
-    def fault(self, fault: Fault) -> str:
-        return f"data: {json.dumps(fault.body())}\n\n"
+    def _choice(self, index: int, delta: dict[str, Any], reason: str | None = None) -> str:
+        return self._chunk([{"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}], None)
 
-    def _chunk(self, index: int, delta: dict[str, Any], finish: str | None = None) -> str:
-        return self._line([{"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}], None)
-
-    def _line(self, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> str:
-        own = {"usage": usage} if self._usage else {}
-        chunk = {**self._head, "object": "chat.completion.chunk", "choices": choices, **own}
-        return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+    def _chunk(self, choices: list[dict[str, Any]], counts: dict[str, int] | None) -> str:
+        more = {"usage": counts} if self._with_usage else {}
+        return self.line({**self._head, "object": "chat.completion.chunk", "choices": choices, **more})
 
 
-def usage_of(found: Answer) -> dict[str, int]:
-    """OpenAI's counts of tokens."""
-    total = found.prompt_tokens + found.completion_tokens
-    return {"prompt_tokens": found.prompt_tokens, "completion_tokens": found.completion_tokens, "total_tokens": total}
+def usage(answer: Answer) -> dict[str, int]:
+    """Return OpenAI's token counts."""
+    prompt, completion = answer.prompt_tokens, answer.completion_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

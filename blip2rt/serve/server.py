@@ -1,4 +1,4 @@
-"""Runs an application on a socket until it is told to end: the model loads while the server already answers."""
+"""Run the application on a socket until a signal arrives. The model loads while the server already answers."""
 
 from __future__ import annotations
 
@@ -15,29 +15,40 @@ import uvicorn
 
 from ..errors import OptionError
 from ..model import Model
-from .app import make
-from .logs import LOG, set_up
-from .protocol import protocol
+from .app import make_app
+from .logs import LOG, set_up_logging
 from .service import Service
 from .settings import Settings
 
-_AFTER_CUT = 5  # seconds for those who are cut to be told
-KEEP_ALIVE = 20  # seconds that an idle connection stays open
+MAX_HEAD_BYTES = 1 << 16  # request line and headers
+_KEEP_ALIVE_SECONDS = 20
+_GRACE_SECONDS = 5  # after the drain, for aborted requests to receive their error
+_BACKLOG = 1024
 
 
 def serve(model: Model, settings: Settings) -> int:
-    """Serve a model until SIGTERM or Ctrl-C; return the exit code. Requests under way are finished first."""
-    service, limits = Service(model, settings), settings.limits
+    """Serve a model until SIGTERM or Ctrl-C, finish accepted requests, and return the exit status."""
+    service = Service(model, settings)
     listener = _listen(settings.host, settings.port)
-    set_up()
-    if not settings.loopback and not settings.access.keys:
-        LOG.warning("whoever reaches this server may call it: --api-key lets in who knows a key")
+    set_up_logging()
+    if not settings.loopback and not settings.access.api_keys:
+        LOG.warning("anyone who reaches this server may call it: set --api-key to require a key")
     config = uvicorn.Config(
-        make(service), settings.host, settings.port, lifespan="off", access_log=False, log_config=None,
-        server_header=False, ws="none", timeout_keep_alive=KEEP_ALIVE, backlog=1024,
-        http=protocol(limits.body_seconds / 3, limits.connections),
-        timeout_graceful_shutdown=math.ceil(settings.queue.drain) + _AFTER_CUT,
-    )  # fmt: skip
+        make_app(service),
+        settings.host,
+        settings.port,
+        http="h11",  # it limits the size of headers, and reads bodies after an offer to upgrade
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        backlog=_BACKLOG,
+        limit_concurrency=settings.limits.connections,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=math.ceil(settings.queue.drain_seconds) + _GRACE_SECONDS,
+    )
     server = _Server(config, service)
     try:
         asyncio.run(_run(server, service, listener))
@@ -46,41 +57,39 @@ def serve(model: Model, settings: Settings) -> int:
         listener.close()
     if server.failure is not None:
         raise server.failure
-    return server.code
+    return server.exit_status
 
 
 async def _run(server: _Server, service: Service, listener: socket.socket) -> None:
     await server.serve(sockets=[listener])
-    if service.loading:  # in a thread that cannot be told to end, and that Python would wait for
+    if service.loading:  # its thread cannot be stopped, and Python would wait for it
         logging.shutdown()
-        os._exit(server.code)
+        os._exit(server.exit_status)
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens. Raises OptionError."""
+    """Open a listening socket. Raises OptionError."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=1024)
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except OSError as error:
         reason = (error.strerror or str(error)).lower().partition(" (while")[0]
-        raise OptionError(
-            f"cannot listen at {host}, port {port}: {reason}; choose others by --host and --port"
-        ) from None
+        message = f"cannot listen on {host}, port {port}: {reason}; choose others with --host and --port"
+        raise OptionError(message) from None
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's, with signals that end it with an exit code of our own, and a model that loads beside it."""
+    """uvicorn's server with our exit statuses, which loads the model after it starts to listen."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
-        self.told: signal.Signals | None = None
+        self.received: signal.Signals | None = None
         self.failure: BaseException | None = None
 
     @property
-    def code(self) -> int:
-        """The process' exit code."""
-        return 130 if self.told == signal.SIGINT else 0
+    def exit_status(self) -> int:
+        return 130 if self.received == signal.SIGINT else 0
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         await super().startup(sockets=sockets)  # type: ignore[arg-type]
@@ -99,19 +108,19 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         self._service.ending = True
         LOG.info("ending", extra={"fields": {"requests": len(self.server_state.tasks)}})
-        asyncio.get_running_loop().call_later(self._service.settings.queue.drain, self._service.cut)
+        asyncio.get_running_loop().call_later(self._service.settings.queue.drain_seconds, self._service.abort)
         await super().shutdown(sockets=sockets)  # type: ignore[arg-type]
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C end the server; the second one does so at once."""
+        """Shut down on SIGTERM and Ctrl-C; a second Ctrl-C exits immediately."""
         loop = asyncio.get_running_loop()
         for each in (signal.SIGTERM, signal.SIGINT):
             with contextlib.suppress(NotImplementedError, ValueError):  # Windows; not the main thread
-                loop.add_signal_handler(each, self._end, each)
+                loop.add_signal_handler(each, self._on_signal, each)
         yield
 
-    def _end(self, told: signal.Signals) -> None:
-        self.force_exit = self.should_exit and told is signal.SIGINT
-        self.should_exit, self.told = True, self.told or told
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it tells of each request that it cuts
+    def _on_signal(self, received: signal.Signals) -> None:
+        self.force_exit = self.should_exit and received is signal.SIGINT
+        self.should_exit, self.received = True, self.received or received
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it logs every request that it cancels

@@ -1,264 +1,297 @@
-"""What the routes of a server share: the model once it is loaded, its queue, and how requests are read and answered."""
+"""What all routes share: a Service holds the model and its queue, a Call handles one request."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from .. import bundle as contract
 from ..model import Model
-from .body import Intake, from_form, from_json, is_form
-from .faults import Fault, bad, fault_of
-from .gate import Notes
+from .admission import AdmissionQueue, CancelEvent
+from .chat_prompt import GREETING, Turn, chat_prompt
+from .errors import CLIENT_GONE, ApiError, api_error, bad_request, client_gone
+from .images import image_bytes
+from .inference import Answer, Piece, TextJob, can_chat, can_generate, default_parallel, generate, prepare
 from .logs import LOG
-from .media import image_bytes
 from .metrics import Metrics
-from .policy import HELLO, Turn
-from .queueing import Work
+from .middleware import RequestContext
+from .request_body import BodyReader, is_form, parse_form, parse_json
 from .settings import Settings
-from .work import Answer, Job, Piece, Stop
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
-_NO_TEXTS = ("image", "images", "image_url", "role", "type")  # pictures have bounds of their own
+_NOT_TEXT = ("image", "images", "image_url", "role", "type")  # images have limits of their own
 
 
 class Service:
-    """One server's model and ways."""
+    """A model with its settings, queue and metrics."""
 
     def __init__(self, model: Model, settings: Settings) -> None:
         self.model, self.settings = model, settings
         self.metrics = Metrics()
-        self.intake = Intake(settings.limits, self.metrics)
+        self.bodies = BodyReader(settings.limits, self.metrics)
+        manifest = model.bundle.path / contract.MANIFEST
         self.name = model.bundle.manifest.name
-        self.digest = hashlib.sha256((model.bundle.path / contract.MANIFEST).read_bytes()).hexdigest()
-        self.pictures = 0 if settings.index is None else indexed(settings.index, model)
-        self.created = int((model.bundle.path / contract.MANIFEST).stat().st_mtime)
+        self.digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
+        self.created = int(manifest.stat().st_mtime)
+        self.pictures = 0 if settings.index is None else count_indexed(settings.index, model)
         self.ready = self.ending = self.loading = False
-        self._work: Work | None = None
+        self._queue: AdmissionQueue | None = None
 
     async def load(self) -> None:
         """Load the graphs and run each once. Raises what the model raises."""
-        self._work = Work(self.model, self.settings.queue, self.settings.limits.tokens, self.metrics)
-        begun = time.monotonic()
-        self.loading = True
+        limits = self.settings.queue
+        self._queue = AdmissionQueue(limits.parallel or default_parallel(self.model), limits, self.metrics)
+        start, self.loading = time.monotonic(), True
         try:
             await asyncio.to_thread(self.model.warm_up)
         finally:
             self.loading = False
-        self.metrics.count(self.model.counters)
+        self.metrics.add_model_counters(self.model.counters)
         self.ready = True
         self.metrics.ready.set(1)
-        LOG.info("ready", extra={"fields": {"model": self.name, "seconds": round(time.monotonic() - begun, 2)}})
+        LOG.info("ready", extra={"fields": {"model": self.name, "seconds": round(time.monotonic() - start, 2)}})
 
-    def cut(self) -> None:
-        """End what is under way."""
-        if self._work is not None:
-            self._work.cut()
+    def abort(self) -> None:
+        """Fail running and waiting requests."""
+        if self._queue is not None:
+            self._queue.abort()
 
     def close(self) -> None:
-        """Let go of the threads and the model."""
+        """Release the threads and the model."""
         self.ready = False
-        if self._work is not None:
-            self._work.close()
+        if self._queue is not None:
+            self._queue.close()
         self.model.close()
 
     @property
-    def work(self) -> Work:
-        """The queue. Raises Fault while the model is being loaded, and when the server ends."""
-        if not self.ready or self._work is None:
-            raise Fault(503, "the model is being loaded: try again in a moment", "loading", retry_after=2)
-        return self._work
-
-    @property
-    def can_write(self) -> bool:
-        """Whether the bundle has a language model."""
-        return all(map(self.model.bundle.has, contract.GENERATIVE))
-
-    async def read(self, kind: type[M], request: Request) -> M:
-        """The body of a request, JSON or where the route takes forms a form; its texts are bounded. Raises Fault."""
-        self.work  # noqa: B018  # nothing is read while there is no model
-        body, limits = await self.intake.read(request), self.settings.limits
-        request.scope["notes"].end = self.work.end()
-        found = await from_form(kind, request, body, limits.images) if is_form(request) else from_json(kind, body)
-        if (size := letters(found)) > limits.prompt:
-            raise bad(f"the texts have {size:,} characters, and {limits.prompt:,} are allowed: shorten them",
-                      code="prompt_too_long")  # fmt: skip
-        return found
-
-    async def image(self, request: Request, reference: str | bytes, param: str = "image") -> bytes:
-        """The bytes of the image that a request names, unless the client leaves or its time is over. Raises Fault."""
-        found = image_bytes(reference, self.settings.media, self.settings.limits, param)
-        return await unless_gone(request, self.work.until(request.scope["notes"].end, found))
-
-    async def run(self, request: Request, function: Callable[[Stop], T]) -> T:
-        """What a function of the model gives, unless the client leaves or its time is over. Raises Fault."""
-        return await unless_gone(request, self.work.run(function, request.scope["notes"].end))
-
-    async def hello(
-        self, turns: Sequence[Turn[str]], options: Mapping[str, Any], stops: tuple[str, ...], streamed: bool,
-        said: str = HELLO,
-    ) -> Answer:  # fmt: skip
-        """What is said to who shows nothing, as clients do that look whether somebody is there.
-
-        Options are checked as if there were a picture. The model reads nothing, so words count as tokens. Raises
-        Blip2rtError.
-        """
-        if self.can_write:
-            await asyncio.to_thread(self.work.check, Job(b"", options=options, stops=stops), streamed)
-        words, texts = sum(len(text.split()) for turn in turns for text in turn.texts), options.get("num_captions") or 1
-        return Answer([said] * texts, ["stop"] * texts, words, len(said.split()) * texts)
-
-    async def answer(self, request: Request, job: Job) -> Answer:
-        """The texts of a job, unless the client leaves."""
-        found = await unless_gone(request, self.work.answer(job, request.scope["notes"].end))
-        self.note(request, job, found)
-        return found
-
-    def note(self, request: Request, job: Job, found: Answer) -> None:
-        """Count what was answered, for metrics and log."""
-        self.metrics.tokens.labels("prompt").inc(found.prompt_tokens)
-        self.metrics.tokens.labels("completion").inc(found.completion_tokens)
-        fields = request.scope["notes"].fields
-        fields |= {"prompt_tokens": found.prompt_tokens, "completion_tokens": found.completion_tokens}
-        if self.settings.log_prompts:
-            fields |= {"question": job.question, "texts": found.texts}
-
-    async def stream(
-        self, request: Request, job: Job, lines: Lines, media_type: str = "text/event-stream"
-    ) -> StreamingResponse:
-        """The texts of a job as they come. What is wrong before the first piece is a status, later it is a line."""
-        notes: Notes = request.scope["notes"]
-        pieces = self.work.stream(job, notes.end)
-        first = await unless_gone(request, anext_of(pieces))
-        self.metrics.first.observe(time.monotonic() - notes.start)
-
-        async def body() -> AsyncIterator[str]:
-            piece: Piece | Answer = first
-            ended = False
-            try:
-                for line in lines.begin():
-                    yield line
-                while isinstance(piece, Piece):
-                    for line in lines.piece(piece):
-                        yield line
-                    piece = await anext_of(pieces)
-                self.note(request, job, piece)
-                for line in lines.end(piece):
-                    yield line
-                ended = True
-            except Exception as error:
-                fault = fault_of(error)
-                if fault.status == 500:
-                    LOG.exception("a stream failed", extra={"fields": {"id": notes.id}})
-                notes.fields["status"] = fault.status
-                ended = True
-                yield lines.fault(fault)
-            finally:
-                if not ended:
-                    notes.fields["status"] = 499
-                await pieces.aclose()
-
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        return StreamingResponse(body(), headers=headers, media_type=media_type)
+    def queue(self) -> AdmissionQueue:
+        """The request queue. Raises ApiError until the model is loaded."""
+        if not self.ready or self._queue is None:
+            raise ApiError(503, "the model is being loaded: try again in a moment", "loading", retry_after=2)
+        return self._queue
 
 
-class Lines:
-    """How a stream is written. Every route has its own."""
+class AnswerWriter:
+    """Formats an answer, whole or as server-sent events. Each API has its own."""
+
+    media_type = "text/event-stream"
+
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        """Return the JSON of an answer that is not streamed."""
+        raise NotImplementedError
 
     def begin(self) -> list[str]:
-        """What comes before the first piece."""
+        """Return what a stream sends before the first piece."""
         return []
 
     def piece(self, piece: Piece) -> list[str]:
-        """A part of a text."""
+        """Return what a stream sends for a piece of text."""
         raise NotImplementedError
 
-    def end(self, found: Answer) -> list[str]:
-        """What comes last."""
+    def end(self, answer: Answer) -> list[str]:
+        """Return what a stream sends last."""
         raise NotImplementedError
 
-    def fault(self, fault: Fault) -> str:
-        """What is wrong, in the middle."""
-        raise NotImplementedError
+    def error(self, error: ApiError) -> str:
+        """Return what a stream sends when it fails."""
+        return self.line(error.body())
+
+    def line(self, value: dict[str, Any]) -> str:
+        """Return an object as an event."""
+        return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
-async def anext_of(pieces: AsyncIterator[T]) -> T:
-    """The next of an iterator, as a coroutine."""
+class Call:
+    """One request: reads its body and images, runs the model, and stops when the client disconnects."""
+
+    def __init__(self, service: Service, request: Request) -> None:
+        self.service, self.request = service, request
+        self.model, self.limits = service.model, service.settings.limits
+        self.context: RequestContext = request.scope["context"]
+
+    async def read(self, kind: type[M]) -> M:
+        """Read the body, JSON or a form, and limit the length of its texts. Raises ApiError."""
+        queue = self.service.queue  # read nothing until the model is loaded
+        body = await self.service.bodies.read(self.request)
+        self.context.deadline = queue.deadline()
+        form = is_form(self.request)
+        parsed = await parse_form(kind, self.request, body, self.limits.images) if form else parse_json(kind, body)
+        if (size := count_characters(parsed)) > self.limits.prompt_chars:
+            message = f"the texts have {size:,} characters, and {self.limits.prompt_chars:,} are allowed: shorten them"
+            raise bad_request(message, code="prompt_too_long")
+        return parsed
+
+    async def image(self, reference: str | bytes, param: str = "image") -> bytes:
+        """Return the bytes of an image that the request names in the field `param`. Raises ApiError."""
+        found = image_bytes(reference, self.service.settings.media, self.limits, param)
+        return await self._unless_gone(self.service.queue.wait_for(self.context.deadline, found))
+
+    async def run(self, function: Callable[[CancelEvent], T]) -> T:
+        """Run a function of the model in the queue's threads. Raises ApiError."""
+        return await self._unless_gone(self.service.queue.run(function, self.context.deadline))
+
+    async def chat(
+        self,
+        turns: Sequence[Turn[str]],
+        options: Mapping[str, Any],
+        stop_strings: tuple[str, ...],
+        writer: AnswerWriter,
+        stream: bool,
+        greeting: str = GREETING,
+    ) -> Response:
+        """Answer a conversation; one without an image gets the greeting."""
+        prompt = chat_prompt(turns, can_chat(self.model))
+        if prompt.image is None:
+            return await self._greet(
+                turns, TextJob(b"", None, None, (), options, stop_strings), writer, stream, greeting
+            )
+        image = await self.image(prompt.image, "messages")
+        self.context.log_fields["images"] = sum(len(turn.images) for turn in turns)
+        job = TextJob(image, prompt.question, None, prompt.history, options, stop_strings)
+        return await self.respond(job, writer, stream)
+
+    async def _greet(
+        self, turns: Sequence[Turn[str]], job: TextJob, writer: AnswerWriter, stream: bool, greeting: str
+    ) -> Response:
+        """Reply to a client that only checks whether the server answers. Options are checked as for an image.
+
+        The model reads nothing, so `usage` counts words.
+        """
+        if can_generate(self.model):
+            await asyncio.to_thread(prepare, self.model, job, self.limits.new_tokens, stream)
+        texts = [greeting] * (job.options.get("num_captions") or 1)
+        words = sum(len(text.split()) for turn in turns for text in turn.texts)
+        answer = Answer(texts, ["stop"] * len(texts), words, len(greeting.split()) * len(texts))
+        if not stream:
+            return JSONResponse(writer.whole(answer))
+        pieces = [line for i, text in enumerate(texts) if text for line in writer.piece(Piece(i, text))]
+        return Response("".join([*writer.begin(), *pieces, *writer.end(answer)]), media_type=writer.media_type)
+
+    async def respond(self, job: TextJob, writer: AnswerWriter, stream: bool) -> Response:
+        """Generate the texts of a job and return them, whole or as a stream. Raises ApiError and Blip2rtError."""
+        if stream:
+            return await self._stream(job, writer)
+        max_tokens = self.limits.new_tokens
+        answer = await self.run(lambda cancelled: generate(self.model, job, max_tokens, cancelled, None))
+        self._record(job, answer)
+        return JSONResponse(writer.whole(answer))
+
+    async def _stream(self, job: TextJob, writer: AnswerWriter) -> StreamingResponse:
+        """An error before the first piece sets the status; a later one is a line of the stream."""
+
+        def work(cancelled: CancelEvent, emit: Callable[[Piece], None]) -> Answer:
+            return generate(self.model, job, self.limits.new_tokens, cancelled, emit)
+
+        pieces = self.service.queue.stream(work, self.context.deadline)
+        first = await self._unless_gone(_next(pieces))
+        self.service.metrics.first_piece.observe(time.monotonic() - self.context.start)
+
+        async def body() -> AsyncIterator[str]:
+            piece: Piece | Answer = first
+            self.context.log_fields["status"] = CLIENT_GONE  # unless it ends
+            async with aclosing(pieces):
+                try:
+                    for line in writer.begin():
+                        yield line
+                    while isinstance(piece, Piece):
+                        for line in writer.piece(piece):
+                            yield line
+                        piece = await _next(pieces)
+                    self._record(job, piece)
+                    for line in writer.end(piece):
+                        yield line
+                    del self.context.log_fields["status"]
+                except Exception as error:
+                    failure = api_error(error)
+                    if failure.status == 500:
+                        LOG.exception("a stream failed", extra={"fields": {"id": self.context.id}})
+                    self.context.log_fields["status"] = failure.status
+                    yield writer.error(failure)
+
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        return StreamingResponse(body(), headers=headers, media_type=writer.media_type)
+
+    def _record(self, job: TextJob, answer: Answer) -> None:
+        """Add an answer to metrics and log."""
+        self.service.metrics.tokens.labels("prompt").inc(answer.prompt_tokens)
+        self.service.metrics.tokens.labels("completion").inc(answer.completion_tokens)
+        fields = self.context.log_fields
+        fields |= {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
+        if self.service.settings.log_prompts:
+            fields |= {"question": job.question, "texts": answer.texts}
+
+    async def _unless_gone(self, work: Awaitable[T]) -> T:
+        """Await work; cancel it if the client disconnects. The body must have been read. Raises ApiError."""
+
+        async def disconnected() -> None:
+            while (await self.request.receive())["type"] != "http.disconnect":
+                pass
+
+        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(disconnected())
+        try:
+            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise client_gone()
+            return task.result()
+        finally:
+            task.cancel()
+            gone.cancel()
+
+
+async def _next(pieces: AsyncIterator[T]) -> T:
+    """Return the next item, as a coroutine that a task can run."""
     return await pieces.__anext__()
 
 
-async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """What `work` gives; it is cancelled when the client leaves. The body must have been read. Raises Fault."""
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    task, left = asyncio.ensure_future(work), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Fault(499, "the client has left", "client_gone")
-        return task.result()
-    finally:
-        for each in (task, left):
-            each.cancel()
-
-
-def letters(value: object) -> int:
-    """Characters of all texts in a request. What names a picture is none."""
+def count_characters(value: object) -> int:
+    """Count the characters of all texts in a request, without references to images."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, list):
-        return sum(map(letters, value))
-    named = value if isinstance(value, BaseModel) else value.items() if isinstance(value, dict) else ()
-    return sum(letters(each) for name, each in named if name not in _NO_TEXTS)
+        return sum(map(count_characters, value))
+    items = value if isinstance(value, BaseModel) else value.items() if isinstance(value, dict) else ()
+    return sum(count_characters(each) for name, each in items if name not in _NOT_TEXT)
 
 
-def given(request: BaseModel, names: Mapping[str, str]) -> dict[str, Any]:
-    """The options of generation that a request names, by blip2rt's names. names: the request's -> blip2rt's."""
-    return {ours: value for theirs, ours in names.items() if (value := getattr(request, theirs)) is not None}
+def given_options(request: BaseModel, names: Sequence[str]) -> dict[str, Any]:
+    """Return the named fields that a request sets."""
+    return {name: value for name in names if (value := getattr(request, name)) is not None}
 
 
-def sampling(temperature: float | None, top_p: float | None, others: Mapping[str, Any]) -> dict[str, Any]:
-    """Temperature and what goes with it -> options. Without a temperature, or with 0, no token is drawn.
+def sampling_options(temperature: float | None, top_p: float | None, **others: Any) -> dict[str, Any]:
+    """Convert OpenAI's and Ollama's sampling to options. Without a temperature, or with 0, nothing is sampled.
 
-    others: options that make sense only where tokens are drawn: top_k, min_p, seed.
+    others: options that only sampling uses: top_k, min_p, seed.
     """
     if temperature is None and top_p is not None and top_p < 1:
         temperature = 1.0
     if not temperature:
         return {}
-    drawn: dict[str, Any] = {"do_sample": True, "num_beams": 1, "temperature": max(temperature, 0.01)}
-    if top_p is not None:
-        drawn["top_p"] = top_p
-    return {**drawn, **{name: value for name, value in others.items() if value is not None}}
+    options = {"do_sample": True, "num_beams": 1, "temperature": max(temperature, 0.01), "top_p": top_p, **others}
+    return {name: value for name, value in options.items() if value is not None}
 
 
-def stops_of(stop: str | list[str] | None, name: str = "stop", most: int = 16) -> tuple[str, ...]:
-    """A request's stop strings, or others of its kind. Raises Fault."""
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if len(stops) > most or any(not each or len(each) > 200 for each in stops):
-        raise bad(f"{name}: give {most} strings at most, each of 1 to 200 characters", name)
-    return stops
+def string_list(value: str | list[str] | None, name: str = "stop", limit: int = 16) -> tuple[str, ...]:
+    """Return a field's strings, such as stop strings. Raises ApiError."""
+    strings = (value,) if isinstance(value, str) else tuple(value or ())
+    if len(strings) > limit or any(not each or len(each) > 200 for each in strings):
+        raise bad_request(f"{name}: give {limit} strings at most, each of 1 to 200 characters", name)
+    return strings
 
 
-def folder_size(path: Path) -> int:
-    """Bytes of the files in a folder."""
-    return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
-
-
-def indexed(folder: Path, model: Model) -> int:
-    """The pictures in an index. Raises GalleryError for what is no index, or another model's."""
+def count_indexed(folder: Path, model: Model) -> int:
+    """Count the pictures in an index. Raises GalleryError if it is not an index, or another model's."""
     from ..gallery import Index
 
     with Index.open(folder, model) as index:

@@ -1,0 +1,113 @@
+"""Reduce a chat to what BLIP-2 reads: an image and no words (a caption), or an image and one question.
+
+BLIP-2 writes captions and short answers but does not follow instructions, so these rules extract the request:
+
+1. The image is the last one in the conversation. Without any image, the reply is a fixed sentence.
+2. System prompts and tool messages are ignored.
+3. The words are those of the last user message, without image labels at the start of a line ("Image 1:", "[img]",
+   "front_door.jpg:").
+4. If the words contain questions, the last sentence that ends with a question mark is asked. A sentence ends at a full
+   stop, exclamation mark or question mark before a space or the end. "What is in this picture?" and similar questions
+   ask for a caption, as does a message without words.
+5. A phrase of at most 12 words without a question mark is asked as it is, unless it starts with a verb such as
+   "describe"; "tell me what" and the like start a question. Anything longer is an instruction and gets a caption.
+6. Earlier questions and answers about the same image precede the question if the model can chat.
+
+docs/serve.md explains these rules to users. Pure functions: texts in, texts out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+I = TypeVar("I")  # noqa: E741  # a reference to an image
+
+GREETING = "Hello! Send me a picture, and I will describe it or answer a question about it."
+MAX_PHRASE_WORDS = 12
+
+_IMAGE_LABELS = re.compile(
+    r"^((\[img(-\d+)?\]|((image|picture|photo|frame|figure) ?#?\d+( of \d+)?|[\w .-]+\.(jpe?g|png|webp|gif)) ?(:|$))"
+    r" ?)+",
+    re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]* ")
+_IMAGE = (
+    r"(this|the|that|my|an?|each)?\s*(attached|following|given|above|provided)?\s*"
+    r"(image|picture|photo|photograph|frame|scene|snapshot)s?"
+)
+_ASKS_WHAT_IS_SHOWN = re.compile(
+    rf"^(please\s+)?((can|could|would) you (please )?)?((describe|caption|explain|tell me about)\b.*"
+    rf"|(tell me )?(what('s| is| are| do you see| can you see| you (can )?see| can be seen| is shown| does it show"
+    rf"| is happening| is going on)"
+    rf"\s*(there)?\s*(in|on|here|happening in|going on in|shown in|depicted in)?\s*({_IMAGE})?( is)?"
+    rf"|what (does |do )?{_IMAGE} (show|depict|contain|is of|is about)s?"
+    rf"|what('s| is) {_IMAGE} (of|about)))\s*\?*$",
+    re.IGNORECASE,
+)
+_ASKS_TO_DESCRIBE = re.compile(
+    r"^(please\s+)?(briefly\s+|shortly\s+)?(describe|caption|summari[sz]e|analy[sz]e|explain|generate|create|write"
+    r"|provide|give|tell(?! me (what|who|where|when|why|how|which|whether|if)\b)|look|make|return|respond"
+    r"|identify and describe|detail|narrate|a (photo|picture|image) of)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Turn(Generic[I]):
+    """One message: its role, the texts of its parts, and its images."""
+
+    role: str
+    texts: tuple[str, ...] = ()
+    images: tuple[I, ...] = ()
+
+
+@dataclass(frozen=True)
+class ChatPrompt(Generic[I]):
+    """What the model is asked. Without an image the reply is GREETING; without a question it is a caption."""
+
+    image: I | None
+    question: str | None = None
+    history: tuple[tuple[str, str], ...] = ()  # earlier questions about the same image, with their answers
+
+
+def chat_prompt(turns: Sequence[Turn[I]], with_history: bool) -> ChatPrompt[I]:
+    """Reduce a conversation to a prompt. with_history: whether the model can continue a conversation."""
+    shown = next((i for i in reversed(range(len(turns))) if turns[i].images), None)
+    if shown is None:
+        return ChatPrompt(None)
+    image = turns[shown].images[-1]
+    last = next((i for i in reversed(range(len(turns))) if turns[i].role == "user"), shown)
+    question = extract_question(turns[last].texts)
+    if not with_history or question is None:
+        return ChatPrompt(image, question)
+    return ChatPrompt(image, question, tuple(_answered_questions(turns[shown:last])))
+
+
+def extract_question(texts: Sequence[str]) -> str | None:
+    """Return the question in a message's texts, or None if it asks for a caption."""
+    lines = [_IMAGE_LABELS.sub("", " ".join(line.split())) for text in texts for line in text.splitlines()]
+    text = " ".join(line for line in lines if line)
+    sentences = [sentence.strip(" !\"'()[]") for sentence in _SENTENCE_END.split(text)]
+    questions = [sentence for sentence in sentences if sentence.endswith("?") and any(map(str.isalnum, sentence))]
+    if questions:
+        return None if _ASKS_WHAT_IS_SHOWN.match(questions[-1]) else questions[-1]
+    if not text or len(text.split()) > MAX_PHRASE_WORDS or not any(map(str.isalnum, text)):
+        return None
+    return None if _ASKS_TO_DESCRIBE.match(text) or _ASKS_WHAT_IS_SHOWN.match(text.rstrip(" .!:")) else text
+
+
+def _answered_questions(turns: Sequence[Turn[I]]) -> list[tuple[str, str]]:
+    """Pair questions with their answers. Requests for captions are left out."""
+    pairs: list[tuple[str, str]] = []
+    question: str | None = None
+    for turn in turns:
+        if turn.role == "user":
+            question = extract_question(turn.texts)
+        elif turn.role == "assistant" and question is not None:
+            if answer := " ".join(" ".join(turn.texts).split()):
+                pairs.append((question, answer))
+            question = None
+    return pairs

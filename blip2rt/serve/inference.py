@@ -1,0 +1,254 @@
+"""Run the model for a request: caption or answer, token counts, stop strings, and cancellation between steps.
+
+The only module of the server that uses the model's internals. Does not know about HTTP or other requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .. import bundle as contract
+from ..errors import CapabilityError
+from ..language import Ended, ended_by
+from ..model import load
+from ..options import Options, merge
+from ..pipeline import BATCH, Stopwatch
+from ..text import Prompt, TextStream
+from .admission import CancelEvent
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from ..language import Language
+    from ..model import Model
+
+T = TypeVar("T")
+_PARALLEL_SHARED = 8  # requests that run together when they share decoding steps
+_PARALLEL_SEPARATE = 2  # and when they do not
+
+
+def open_model(bundle: str | None, settings: Settings, **keywords: Any) -> Model:
+    """Open the server's model. On a CPU, parallel requests share decoding steps; special tokens in prompts are text."""
+    on_cpu = keywords.get("backend", "ort") == "ort" and keywords.get("device") != "cuda"
+    keywords |= {"batching": on_cpu and settings.queue.parallel != 1, "cache_bytes": settings.cache_bytes}
+    return load(bundle, special_tokens=False, max_pixels=settings.limits.pixels, **keywords)
+
+
+def shares_steps(model: Model) -> bool:
+    """Whether requests from several threads are decoded together."""
+    return hasattr(model._backend, "submit")
+
+
+def default_parallel(model: Model) -> int:
+    """Return how many requests should run together."""
+    return _PARALLEL_SHARED if shares_steps(model) else _PARALLEL_SEPARATE
+
+
+def can_generate(model: Model) -> bool:
+    """Whether the bundle has a language model."""
+    return all(map(model.bundle.has, contract.GENERATIVE))
+
+
+def can_chat(model: Model) -> bool:
+    """Whether the model can continue a conversation."""
+    try:
+        model._need(contract.GENERATIVE, "chat")
+        model._language.need_chat()
+    except CapabilityError:
+        return False
+    return True
+
+
+def count_text_tokens(model: Model, texts: Sequence[str]) -> int:
+    """Count the Q-Former's tokens of texts that are embedded."""
+    return int(model._qformer_tokenizer.encode(texts)[1].sum()) if texts else 0
+
+
+def batches(items: Sequence[T], cancelled: CancelEvent) -> Iterator[Sequence[T]]:
+    """Yield BATCH items at a time until cancelled."""
+    for start in range(0, len(items), BATCH):
+        if cancelled.is_set():
+            return
+        yield items[start : start + BATCH]
+
+
+@dataclass(frozen=True)
+class TextJob:
+    """A text to generate for an image."""
+
+    image: bytes
+    question: str | None = None  # None: a caption
+    prompt: str | None = None  # words that a caption continues
+    history: tuple[tuple[str, str], ...] = ()  # questions and answers before the question
+    options: Mapping[str, Any] = field(default_factory=dict)  # of blip2rt.Options
+    stop_strings: tuple[str, ...] = ()  # the text ends before the first of them
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of one of the texts."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The texts of a job and their token counts."""
+
+    texts: list[str]
+    finish: Sequence[Ended]  # per text
+    prompt_tokens: int  # positions of image and words
+    completion_tokens: int  # of all texts
+
+    @property
+    def finish_reasons(self) -> list[str]:
+        """Why each text ended, for OpenAI's and Ollama's clients, which only know "stop" and "length"."""
+        return ["length" if each == "time" else each for each in self.finish]
+
+
+def generate(
+    model: Model, job: TextJob, max_tokens: int, cancelled: CancelEvent, emit: Callable[[Piece], None] | None
+) -> Answer:
+    """Generate the texts of a job, or what there is of them when cancelled. Raises Blip2rtError.
+
+    max_tokens: upper limit per text. emit: receives pieces as they come; beam search is the default only without it.
+    """
+    model._need(contract.GENERATIVE, "caption" if job.question is None else "ask")
+    language = model._language
+    prompt, ids, settings = prepare(model, job, max_tokens, emit is not None)
+    watch = Stopwatch(settings)
+    question = prompt.whole if job.question is None else model._read_question(job.question)
+    prefix_embeds = model._prefix_embeds(model._prepare([job.image]), [question])
+    forced: list[int] = settings["forced_prefix"]
+    prompt_tokens = language._spec.prefix_length + len(ids) + len(forced)
+    if cancelled.is_set():
+        return Answer([], [], prompt_tokens, 0)
+    generation = model._backend.begin(prefix_embeds, [ids], watch.left)
+    if shares_steps(model) and (close := getattr(generation, "close", None)) is not None:
+        cancelled.on_set(close)  # with beams, a shared generation returns from step() only at its end
+    output = _TextOutput(language, forced, job.stop_strings, settings["num_return_sequences"], emit)
+    while not generation.done and not cancelled.is_set() and not output.all_stopped:
+        for _image, draw, token_id in generation.step():
+            output.push(draw, token_id)
+    sequences = generation.results()
+    tidied = job.question is None and emit is None
+    timed_out = generation.cut if "max_time" in settings and generation.done else None
+    [scored] = language.scored(sequences, settings, tidied, timed_out)
+    texts, stopped = output.finish([each.text for each in scored])
+    reasons: list[Ended] = [
+        "stop" if at_stop else ended_by(each, settings) for each, at_stop in zip(scored, stopped, strict=True)
+    ]
+    return Answer(texts, reasons, prompt_tokens, sum(len(token_ids) for token_ids, _ in sequences[0]))
+
+
+def prepare(model: Model, job: TextJob, max_tokens: int, streamed: bool) -> tuple[Prompt, list[int], dict[str, Any]]:
+    """Return the prompt, its token ids with the history, and the generation settings. Raises Blip2rtError."""
+    language, spec = model._language, model._language._spec
+    prompt = language.caption_prompt(job.prompt) if job.question is None else language.ask_prompt(job.question)
+    ids = language.encode(prompt)
+    options = {"num_beams": 1, **job.options} if streamed else dict(job.options)
+    task = "caption" if job.question is None else "ask"
+    default = model.bundle.manifest.decoding.get(task)
+    wanted = options.get("max_new_tokens")
+    if wanted is None:
+        wanted = max(default.max_new_tokens if default else max_tokens, options.get("min_new_tokens") or 1)
+    forced = len(language.forced_prefix(merge(Options(), options), bool(prompt.whole)))
+    room = spec.max_positions - (1 if spec.encoder_decoder else spec.prefix_length + len(ids)) - forced
+    history: list[int] = []
+    if job.question is not None:
+        history = _encode_history(language, job.history, room - min(wanted, max_tokens))
+    if history:
+        ids = history + language.encode_more(prompt._replace(before=f" {prompt.before}"))
+        # The question's first word may take one more token after other text.
+        room = spec.max_positions - spec.prefix_length - len(ids) - forced - 1
+    options["max_new_tokens"] = max(1, min(wanted, max_tokens, room))
+    if job.stop_strings:
+        options["stop_strings"] = list(job.stop_strings)
+    settings = language.settings(task, merge(Options(), options), [prompt], len(history))
+    return prompt, ids, settings
+
+
+def _encode_history(language: Language, history: Sequence[tuple[str, str]], room: int) -> list[int]:
+    """Encode the newest questions and answers that fit into `room` tokens, as a chat does."""
+    fitting: list[int] = []
+    later: list[int] = []  # the turns so far, encoded as a continuation
+    for question, answer in reversed(history):
+        prompt = language.ask_prompt(question)
+        answered = language.encode_more(Prompt(text=f" {answer}")) + later
+        ids = language.encode(prompt) + answered
+        if len(ids) + 1 >= room:
+            break
+        fitting, later = ids, language.encode_more(prompt._replace(before=f" {prompt.before}")) + answered
+    return fitting
+
+
+class StopCutter:
+    """Cuts a text that arrives in pieces before its first stop string. Holds back what may begin one."""
+
+    def __init__(self, stop_strings: Sequence[str]) -> None:
+        self._stops = [stop for stop in stop_strings if stop]
+        self._held = ""
+        self.stopped = False
+
+    def push(self, piece: str) -> str:
+        """Add a piece; return the text that is certainly before any stop string."""
+        if self.stopped:
+            return ""
+        text = self._held + piece
+        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        if places:
+            self.stopped, self._held = True, ""
+            return text[: min(places)]
+        lengths = (length for stop in self._stops for length in range(1, len(stop)) if text.endswith(stop[:length]))
+        end = len(text) - max(lengths, default=0)
+        self._held = text[end:]
+        return text[:end]
+
+    def end(self) -> str:
+        """Return the text that is still held back."""
+        held, self._held = self._held, ""
+        return held
+
+
+class _TextOutput:
+    """The texts of one generation: emits their pieces and cuts them at stop strings."""
+
+    def __init__(
+        self,
+        language: Language,
+        forced: list[int],
+        stop_strings: Sequence[str],
+        texts: int,
+        emit: Callable[[Piece], None] | None,
+    ) -> None:
+        self._emit, self._stop_strings = emit, stop_strings
+        decoded = texts if emit is not None or stop_strings else 0
+        self._streams = [TextStream(language._tokenizer, forced) for _ in range(decoded)]
+        self._cutters = [StopCutter(stop_strings) for _ in range(texts)]
+        self._emitted = [""] * texts
+
+    def push(self, draw: int, token_id: int) -> None:
+        if self._streams:
+            self._send(draw, self._cutters[draw].push(self._streams[draw].push(token_id)))
+
+    @property
+    def all_stopped(self) -> bool:
+        return all(cutter.stopped for cutter in self._cutters)
+
+    def finish(self, texts: Sequence[str]) -> tuple[list[str], list[bool]]:
+        """Cut the complete texts; return them, and whether each met a stop string. Emits what is left."""
+        cut, stopped = [], []
+        for i, whole in enumerate(texts):
+            cutter = StopCutter(self._stop_strings)
+            text = cutter.push(whole)
+            cut.append((text + cutter.end()).rstrip())
+            stopped.append(cutter.stopped)
+            self._send(i, cut[i][len(self._emitted[i]) :])
+        return cut, stopped
+
+    def _send(self, index: int, text: str) -> None:
+        if text and self._emit is not None:
+            self._emitted[index] += text
+            self._emit(Piece(index, text))
