@@ -1,4 +1,4 @@
-"""Servers that many tests call."""
+"""Servers that several test modules call."""
 
 from __future__ import annotations
 
@@ -8,20 +8,28 @@ from typing import Any
 import pytest
 
 pytest.importorskip("blip2rt._native")
-for package in ("starlette", "uvicorn", "httptools", "prometheus_client", "python_multipart", "pydantic"):
+for package in ("starlette", "uvicorn", "prometheus_client", "python_multipart", "pydantic"):
     pytest.importorskip(package)
 
 import blip2rt
-from tests.serve.running import PHOTO, Running
+from tests.serve.server_process import PHOTO, TIMEOUT, ServerProcess
 
 
 @pytest.fixture(scope="package")
-def nano() -> Iterator[Running]:
-    """The embedded model, served as by default."""
-    running = Running()
-    yield running
-    assert running.stop() == 0 and not running.others
-    assert not [line for line in running.log if line["level"] in ("error", "critical")], running.log
+def nano() -> Iterator[ServerProcess]:
+    """The embedded model with default settings."""
+    server = ServerProcess()
+    yield server
+    assert server.stop() == 0 and not server.other_lines
+    assert not [line for line in server.log if line["level"] in ("error", "critical")], server.log
+
+
+@pytest.fixture(scope="package")
+def single() -> Iterator[ServerProcess]:
+    """The embedded model, one request at a time and one waiting."""
+    server = ServerProcess("--parallel", 1, "--max-queue", 1, "--threads", 1, "--deadline", TIMEOUT)
+    yield server
+    assert server.stop() == 0
 
 
 @pytest.fixture(scope="package")
@@ -36,14 +44,23 @@ def cat() -> bytes:
 
 
 @pytest.fixture
-def start(tiny: Any) -> Iterator[Callable[..., Running]]:
-    """A function: a server of a tiny model, told what you like. It is ended with the test."""
-    made: list[Running] = []
+def start(tiny: Any) -> Iterator[Callable[..., ServerProcess]]:
+    """A function that starts a server of a tiny model with the given arguments."""
+    servers: list[ServerProcess] = []
 
-    def start(*arguments: object, **more: Any) -> Running:
-        made.append(Running("--model", tiny.path, "--threads", 1, *arguments, **more))
-        return made[-1]
+    def start(*arguments: object, **more: Any) -> ServerProcess:
+        servers.append(ServerProcess("--model", tiny.path, "--threads", 1, *arguments, **more))
+        return servers[-1]
 
     yield start
-    for running in made:
-        running.stop()
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def small(photo: Any, tmp_path: Any) -> bytes:
+    """A small random PNG."""
+    from PIL import Image
+
+    Image.fromarray(photo()).save(tmp_path / "small.png")
+    return (tmp_path / "small.png").read_bytes()

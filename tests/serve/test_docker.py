@@ -1,4 +1,4 @@
-"""What docker/ says of the server is so, as far as it is seen without docker and systemd."""
+"""The files in docker/, as far as they can be checked without Docker and systemd."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from pathlib import Path
 import pytest
 
 from blip2rt.cli import _parser
-from blip2rt.serve.flags import settings_of
-from blip2rt.serve.settings import Queue
+from blip2rt.serve.cli import settings_from
+from blip2rt.serve.settings import QueueLimits
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 
 
-def test_the_image_serves_every_address_without_root_and_is_looked_after() -> None:
+def test_image_listens_without_root_and_has_a_health_check() -> None:
     text = (DOCKER / "Dockerfile").read_text()
     [entry] = re.findall(r"^ENTRYPOINT (.*)$", text, re.MULTILINE)
     program, *words = json.loads(entry)
-    assert program == "blip2rt" and settings_of(_parser().parse_args(words)).host == "0.0.0.0"
+    assert program == "blip2rt" and settings_from(_parser().parse_args(words)).host == "0.0.0.0"
     assert re.search(r"^USER [1-9]\d*$", text, re.MULTILINE) and "STOPSIGNAL SIGTERM" in text
     assert "/ready" in text.partition("HEALTHCHECK")[2].partition("ENTRYPOINT")[0]
     for source in re.findall(r"^COPY (?!--from)(\S+) ", text, re.MULTILINE):
         assert (ROOT / source).exists()
 
 
-def test_compose_gives_time_to_drain_and_no_rights() -> None:
+def test_compose_drops_rights_and_waits_for_the_drain() -> None:
     yaml = pytest.importorskip("yaml")
     [service] = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"].values()
     assert (DOCKER / service["build"]["context"]).resolve() == ROOT and (ROOT / service["build"]["dockerfile"]).exists()
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
     assert service["read_only"] and service["cap_drop"] == ["ALL"]
-    assert int(service["stop_grace_period"].rstrip("s")) > Queue.drain
+    assert int(service["stop_grace_period"].rstrip("s")) > QueueLimits.drain_seconds
 
 
-def test_the_unit_gives_time_to_drain_and_no_rights() -> None:
+def test_systemd_unit_drops_rights_and_waits_for_the_drain() -> None:
     unit = dict(re.findall(r"^(\w+)=(.*)$", (DOCKER / "blip2rt.service").read_text(), re.MULTILINE))
     assert unit["ExecStart"].split()[1] == "serve" and unit["DynamicUser"] == unit["NoNewPrivileges"] == "yes"
-    assert int(unit["TimeoutStopSec"]) > Queue.drain
+    assert int(unit["TimeoutStopSec"]) > QueueLimits.drain_seconds

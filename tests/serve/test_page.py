@@ -21,7 +21,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 import blip2rt
 from blip2rt.gallery import Index
-from tests.serve.running import PHOTO, TIMEOUT, Running
+from tests.serve.server_process import PHOTO, TIMEOUT, ServerProcess
 
 pytestmark = pytest.mark.long(13)
 
@@ -48,9 +48,9 @@ return (high + 0.05) / (low + 0.05);
 @pytest.fixture(scope="module")
 def browser() -> Iterator[webdriver.Chrome]:
     options = webdriver.ChromeOptions()
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--use-fake-device-for-media-stream",
-                 "--use-fake-ui-for-media-stream", "--window-size=1100,900", "--disable-gpu"):  # fmt: skip
-        options.add_argument(flag)
+    flags = "headless=new no-sandbox disable-dev-shm-usage use-fake-device-for-media-stream disable-gpu"
+    for flag in f"{flags} use-fake-ui-for-media-stream window-size=1100,900".split():
+        options.add_argument(f"--{flag}")
     options.binary_location = shutil.which("chromium") or ""
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
@@ -60,7 +60,7 @@ def browser() -> Iterator[webdriver.Chrome]:
 
 
 @pytest.fixture
-def page(browser: webdriver.Chrome, nano: Running) -> Iterator[webdriver.Chrome]:
+def page(browser: webdriver.Chrome, nano: ServerProcess) -> Iterator[webdriver.Chrome]:
     browser.get(nano.url)
     wait(browser, lambda: text(browser, "model") == "nano")
     browser.get_log("browser")
@@ -90,7 +90,7 @@ def pick(browser: webdriver.Chrome) -> None:
     wait(browser, lambda: text(browser, "caption") not in ("", "…"))
 
 
-def test_a_picture_is_captioned_asked_about_and_matched(page: webdriver.Chrome) -> None:
+def test_picture_is_captioned_asked_about_and_matched(page: webdriver.Chrome) -> None:
     pick(page)
     assert "kitten" in text(page, "caption") or "cat" in text(page, "caption")
     assert re.match(r"\d+ tokens? in [\d.]+ s", text(page, "caption-speed"))
@@ -114,7 +114,7 @@ def test_a_picture_is_captioned_asked_about_and_matched(page: webdriver.Chrome) 
     assert text(page, "match-speed").endswith(" s") and text(page, "fault") == ""
 
 
-def test_pictures_are_dropped_and_pasted_and_gone_back_to(page: webdriver.Chrome) -> None:
+def test_pictures_can_be_dropped_pasted_and_selected_again(page: webdriver.Chrome) -> None:
     import base64
 
     data = base64.b64encode(PHOTO.read_bytes()).decode()
@@ -129,7 +129,7 @@ def test_pictures_are_dropped_and_pasted_and_gone_back_to(page: webdriver.Chrome
     assert page.switch_to.active_element == first, "the keyboard stays where it was"
 
 
-def test_an_answer_goes_on_when_the_caption_comes(page: webdriver.Chrome) -> None:
+def test_caption_does_not_interrupt_an_answer(page: webdriver.Chrome) -> None:
     page.execute_script(
         "const real = fetch; window.held = {};"
         "window.fetch = (path, ...rest) => new Promise((done) => { held[path] = () => done(real(path, ...rest)); });"
@@ -145,7 +145,7 @@ def test_an_answer_goes_on_when_the_caption_comes(page: webdriver.Chrome) -> Non
     assert "cat" in texts(page, "#log .said")[0]
 
 
-def test_the_webcam_is_captioned_as_it_goes(page: webdriver.Chrome) -> None:
+def test_webcam_is_captioned_live(page: webdriver.Chrome) -> None:
     button = page.find_element(By.ID, "webcam")
     button.click()
     wait(page, lambda: re.match(r"[\d.]+ captions/s, \d+ frames dropped", text(page, "caption-speed")))
@@ -158,11 +158,11 @@ def test_the_webcam_is_captioned_as_it_goes(page: webdriver.Chrome) -> None:
     assert not page.find_element(By.ID, "video").is_displayed() and text(page, "fault") == ""
 
 
-def test_it_fits_a_phone(page: webdriver.Chrome) -> None:
+def test_layout_fits_a_phone(page: webdriver.Chrome) -> None:
     pick(page)
     try:
-        page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
-                             {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True})  # fmt: skip
+        phone = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+        page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
         width = page.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
         assert width[0] <= width[1] == 360
         for each in page.find_elements(By.CSS_SELECTOR, "main button, main .button"):
@@ -173,23 +173,23 @@ def test_it_fits_a_phone(page: webdriver.Chrome) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_can_be_read_in_light_and_dark(page: webdriver.Chrome, scheme: str) -> None:
-    page.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    )
+def test_contrast_in_light_and_dark(page: webdriver.Chrome, scheme: str) -> None:
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     backs = {}
     for selector in ("body", "h2", "#send", "#webcam", "#question", "header span"):
         front, back = page.execute_script(
             "let node = document.querySelector(arguments[0]); const front = getComputedStyle(node).color;"
             "while (getComputedStyle(node).backgroundColor === 'rgba(0, 0, 0, 0)') node = node.parentElement;"
-            "return [front, getComputedStyle(node).backgroundColor]", selector,
-        )  # fmt: skip
+            "return [front, getComputedStyle(node).backgroundColor]",
+            selector,
+        )
         assert page.execute_script(CONTRAST, front, back) >= 4.5, selector
         backs[selector] = [int(value) for value in re.findall(r"\d+", back)[:3]]
     assert (sum(backs["body"]) > 600) is (scheme == "light")
 
 
-def test_everything_that_is_used_has_a_name(page: webdriver.Chrome) -> None:
+def test_controls_have_accessible_names(page: webdriver.Chrome) -> None:
     pick(page)
     used = page.find_elements(By.CSS_SELECTOR, "main input, main textarea, main button, section, #log, #thumbs, a")
     for each in used:
@@ -203,16 +203,15 @@ def test_everything_that_is_used_has_a_name(page: webdriver.Chrome) -> None:
     assert {"files", "webcam", "question", "send", "texts", "match"} <= set(seen), "by the keyboard alone"
 
 
-def test_mistakes_are_told(browser: webdriver.Chrome, nano: Running) -> None:
+def test_mistakes_are_shown(browser: webdriver.Chrome, nano: ServerProcess) -> None:
     browser.get(nano.url)
     browser.find_element(By.ID, "question").send_keys("who?", Keys.ENTER)
     assert text(browser, "fault") == "Choose a picture first"
     browser.get_log("browser")
 
 
-def test_a_key_is_asked_for_once(browser: webdriver.Chrome, start: Any) -> None:
-    server = start("--api-key", "sesame")
-    browser.get(server.url)
+def test_api_key_is_asked_for_once(browser: webdriver.Chrome, start: Callable[..., ServerProcess]) -> None:
+    browser.get(start("--api-key", "sesame").url)
     browser.find_element(By.ID, "files").send_keys(str(PHOTO))
     wait(browser, lambda: browser.find_element(By.ID, "key-dialog").is_displayed())
     browser.find_element(By.ID, "key").send_keys("sesame", Keys.ENTER)
@@ -222,7 +221,7 @@ def test_a_key_is_asked_for_once(browser: webdriver.Chrome, start: Any) -> None:
     browser.get_log("browser")
 
 
-def test_an_index_is_searched_in(browser: webdriver.Chrome, start: Any, tiny: Any, tmp_path: Any) -> None:
+def test_index_is_searched(browser: webdriver.Chrome, start: Any, tiny: Any, tmp_path: Any) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     shutil.copy(PHOTO, folder / "a cat.jpg")
@@ -239,7 +238,7 @@ def test_an_index_is_searched_in(browser: webdriver.Chrome, start: Any, tiny: An
     assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
 
 
-def test_the_list_of_routes_is_shown(browser: webdriver.Chrome, nano: Running) -> None:
+def test_docs_list_the_routes(browser: webdriver.Chrome, nano: ServerProcess) -> None:
     browser.get(f"{nano.url}/docs")
     wait(browser, lambda: len(texts(browser, "summary")) > 15)
     shown = texts(browser, "summary")
@@ -249,9 +248,7 @@ def test_the_list_of_routes_is_shown(browser: webdriver.Chrome, nano: Running) -
     assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
 
 
-def test_a_key_is_asked_for_until_it_is_right_or_escape_is_pressed(
-    browser: webdriver.Chrome, start: Callable[..., Running]
-) -> None:
+def test_api_key_dialog(browser: webdriver.Chrome, start: Callable[..., ServerProcess]) -> None:
     browser.get(start("--api-key", "right").url)
     wait(browser, lambda: text(browser, "model") == "tiny")
     dialog, key = browser.find_element(By.ID, "key-dialog"), browser.find_element(By.ID, "key")

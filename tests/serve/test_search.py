@@ -1,4 +1,4 @@
-"""Search in an index that a server is given."""
+"""Search in the index of a server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from PIL import Image
 import blip2rt
 from blip2rt.errors import GalleryError
 from blip2rt.gallery import Index
-from tests.serve.running import PHOTO, Running, encoded
+from blip2rt.serve.service import count_indexed
+from tests.serve.server_process import PHOTO, ServerProcess, encoded
 
 
 @pytest.fixture
@@ -33,25 +34,27 @@ def index(tiny: Any, tmp_path: Path, photo: Any) -> Path:
     return tmp_path / "photos.index"
 
 
-def test_pictures_are_found_by_words_and_by_a_picture(index: Path, tiny: Any, start: Callable[..., Running]) -> None:
+def test_pictures_are_found_by_text_and_by_picture(index: Path, tiny: Any, start: Callable[..., ServerProcess]) -> None:
     server = start("--index", index)
     assert server.get("/ready").json["pictures"] == 6
     found = server.post("/v1/search", {"text": "a dog runs", "n": 3}).json["hits"]
     with Index.open(index, blip2rt.load(tiny.path)) as opened:
-        wanted = opened.search("a dog runs", 3)
-    assert [hit["name"] for hit in found] == [hit.name for hit in wanted]
-    assert [hit["score"] for hit in found] == pytest.approx([hit.score for hit in wanted])
+        expected = opened.search("a dog runs", 3)
+    assert [hit["name"] for hit in found] == [hit.name for hit in expected]
+    assert [hit["score"] for hit in found] == pytest.approx([hit.score for hit in expected])
     data = base64.b64decode(found[0]["thumbnail"].removeprefix("data:image/jpeg;base64,"))
     assert max(Image.open(io.BytesIO(data)).size) <= 256
-    alike = server.post("/v1/search", {"image": encoded(PHOTO.read_bytes()), "n": 1, "thumbnails": False}).json["hits"]
-    assert [hit["name"] for hit in alike] == ["photo.jpg"] and "thumbnail" not in alike[0]
-    judged = server.post("/v1/search", {"text": "a dog", "n": 2, "rerank": 4}).json["hits"]
-    assert all(0 <= hit["probability"] <= 1 for hit in judged)
+    similar = server.post("/v1/search", {"image": encoded(PHOTO.read_bytes()), "n": 1, "thumbnails": False}).json[
+        "hits"
+    ]
+    assert [hit["name"] for hit in similar] == ["photo.jpg"] and "thumbnail" not in similar[0]
+    reranked = server.post("/v1/search", {"text": "a dog", "n": 2, "rerank": 4}).json["hits"]
+    assert all(0 <= hit["probability"] <= 1 for hit in reranked)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are UTF-8 there")
-def test_a_name_that_is_no_utf_8_is_written_as_such(
-    tiny: Any, tmp_path: Path, photo: Any, start: Callable[..., Running]
+def test_names_that_are_not_utf_8_are_escaped(
+    tiny: Any, tmp_path: Path, photo: Any, start: Callable[..., ServerProcess]
 ) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -63,7 +66,7 @@ def test_a_name_that_is_no_utf_8_is_written_as_such(
     assert found.json["hits"][0]["thumbnail"]
 
 
-def test_what_is_wrong_is_said(index: Path, start: Callable[..., Running], nano: Running) -> None:
+def test_invalid_searches_are_rejected(index: Path, start: Callable[..., ServerProcess], nano: ServerProcess) -> None:
     assert nano.post("/v1/search", {"text": "a dog"}).error["code"] == "no_index"
     assert nano.get("/ready").json["pictures"] == 0
     server = start("--index", index)
@@ -72,8 +75,6 @@ def test_what_is_wrong_is_said(index: Path, start: Callable[..., Running], nano:
     assert str(index) not in server.post("/v1/search", {"text": "a dog"}).body.decode(), "no path of this machine"
 
 
-def test_an_index_of_another_model_is_refused(index: Path) -> None:
-    with pytest.raises(GalleryError, match="was made by the model 'tiny'"):
-        from blip2rt.serve.service import indexed
-
-        indexed(index, blip2rt.load())
+def test_index_of_another_model_is_rejected(index: Path) -> None:
+    with pytest.raises(GalleryError, match="'tiny'"):
+        count_indexed(index, blip2rt.load())

@@ -1,4 +1,4 @@
-"""A server as its users start it: a process, called over a socket."""
+"""A server as users start it: a process that is called over a socket."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import blip2rt
 
 ROOT = Path(blip2rt.__file__).parents[1]
 PHOTO = ROOT / "docs" / "photo.jpg"
-TIMEOUT = 300  # seconds after which something has hung, however busy the machine is
+TIMEOUT = 300  # seconds after which something hangs, however busy the machine is
 
 
 class Response:
@@ -35,96 +35,87 @@ class Response:
 
     @property
     def error(self) -> dict[str, Any]:
-        """The error, whose form is checked."""
+        """The error in OpenAI's format, which is checked."""
         error: dict[str, Any] = self.json["error"]
         assert set(error) == {"message", "type", "param", "code"} and error["message"] and error["type"], self.body
         assert "\n" not in error["message"] and "Traceback" not in error["message"]
         return error
 
-    @property
-    def ollama_error(self) -> str:
-        """The error of a route of Ollama's, whose form is checked."""
-        assert set(self.json) == {"error"} and isinstance(self.json["error"], str), self.body
-        assert "\n" not in self.json["error"] and "Traceback" not in self.json["error"]
-        found: str = self.json["error"]
-        return found
-
-    def told(self, path: str) -> str:
-        """What is wrong, in the form of this path."""
-        message: str = self.ollama_error if path.startswith("/api/") else self.error["message"]
+    def message(self, path: str) -> str:
+        """The error message in the format of a path's API, which is checked."""
+        if not path.startswith("/api/"):
+            return str(self.error["message"])
+        message = self.json["error"]
+        assert set(self.json) == {"error"} and isinstance(message, str), self.body
+        assert "\n" not in message and "Traceback" not in message
         return message
 
 
-_HELD = """
+_DELAYED = """
 import sys
 from blip2rt.cli import main
 from blip2rt.model import Model
-whole = Model.warm_up
-Model.warm_up = lambda model: (sys.stdin.read(), whole(model))
+warm_up = Model.warm_up
+Model.warm_up = lambda model: (sys.stdin.read(), warm_up(model))
 sys.exit(main(sys.argv[1:]))
 """
 
 
-class Running:
-    """`blip2rt serve` at a free port, its log as objects. held: its model is loaded once release() is called."""
+class ServerProcess:
+    """`blip2rt serve` on a free port, with its log as objects. delayed: its model loads after release()."""
 
-    def __init__(
-        self, *arguments: object, env: dict[str, str] | None = None, ready: bool = True, held: bool = False
-    ) -> None:
-        program = ["-c", _HELD] if held else ["-m", "blip2rt"]
+    def __init__(self, *arguments: object, env: dict[str, str] | None = None, delayed: bool = False) -> None:
+        program = ["-c", _DELAYED] if delayed else ["-m", "blip2rt"]
         command = [sys.executable, *program, "serve", "--port", "0", *map(str, arguments)]
-        kept = {k: v for k, v in os.environ.items() if k != "BLIP2RT_API_KEY"}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-            env={**kept, "OMP_NUM_THREADS": "1", **(env or {})},
-        )  # fmt: skip
+        environment = {k: v for k, v in os.environ.items() if k != "BLIP2RT_API_KEY"}
+        environment |= {"OMP_NUM_THREADS": "1", **(env or {})}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stderr=pipe, text=True, cwd=ROOT, env=environment)
         self.log: list[dict[str, Any]] = []
-        self.others: list[str] = []
+        self.other_lines: list[str] = []
         self._lines: queue.Queue[None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
-        self.url = self.line("http")["message"]
+        threading.Thread(target=self._read_log, daemon=True).start()
+        self.url = self.wait_for_log("http")["message"]
         self.port = int(self.url.rpartition(":")[2])
-        if ready and not held:
+        if not delayed:
             self.wait_ready()
 
     def release(self) -> None:
-        """Let a server that is held load its model."""
+        """Let a delayed server load its model."""
         assert self.process.stdin is not None
         self.process.stdin.close()
 
-    def _read(self) -> None:
+    def _read_log(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             try:
                 self.log.append(json.loads(line))
             except ValueError:
-                self.others.append(line)
+                self.other_lines.append(line)
             self._lines.put(None)
         self._lines.put(None)
 
-    def line(self, start: str, **fields: Any) -> dict[str, Any]:
-        """The first line of the log that starts so and has these fields; it is waited for."""
+    def wait_for_log(self, start: str, **fields: Any) -> dict[str, Any]:
+        """Return the first log line with this start and these fields."""
         end = time.monotonic() + TIMEOUT
         while time.monotonic() < end:
             for line in list(self.log):
                 if line["message"].startswith(start) and all(line.get(k) == v for k, v in fields.items()):
                     return line
-            if self.process.poll() is not None and not self._alive():
-                break
+            if self.process.poll() is not None:
+                time.sleep(0.2)
+                if self._lines.empty():
+                    break
             try:
                 self._lines.get(timeout=1)
             except queue.Empty:
                 continue
-        raise AssertionError(f"no line {start!r} {fields} in the log: {self.log[-5:]} {self.others}")
-
-    def _alive(self) -> bool:
-        time.sleep(0.2)
-        return not self._lines.empty()
+        raise AssertionError(f"no line {start!r} {fields} in the log: {self.log[-5:]} {self.other_lines}")
 
     def wait_ready(self) -> None:
         end = time.monotonic() + TIMEOUT
         while self.get("/ready").status != 200:
-            assert time.monotonic() < end and self.process.poll() is None, self.others
+            assert time.monotonic() < end and self.process.poll() is None, self.other_lines
             time.sleep(0.05)
 
     def get(self, path: str, **headers: str) -> Response:
@@ -135,6 +126,10 @@ class Running:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self.call("POST", path, data, {"Content-Type": "application/json", **headers})
 
+    def post_form(self, path: str, body: bytes) -> Response:
+        """POST a form with the boundary b."""
+        return self.post(path, body, Content_Type="multipart/form-data; boundary=b")
+
     def call(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Response:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT)
         try:
@@ -144,34 +139,54 @@ class Running:
         finally:
             connection.close()
 
-    def open(self, path: str, body: Any) -> socket.socket:
-        """Send a request and return the socket, for who listens otherwise, or leaves."""
+    def connect(self, sent: bytes = b"") -> socket.socket:
+        """Open a connection and send bytes."""
+        connection = socket.create_connection(("127.0.0.1", self.port), TIMEOUT)
+        connection.sendall(sent)
+        return connection
+
+    def begin(self, path: str, body: Any) -> socket.socket:
+        """Send a POST and return the connection without reading the response."""
         data = json.dumps(body).encode()
-        found = socket.create_connection(("127.0.0.1", self.port), TIMEOUT)
         head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(data)}\r\n\r\n"
-        found.sendall(head.encode() + data)
-        return found
+        return self.connect(head.encode() + data)
 
     def metric(self, name: str, **headers: str) -> float:
-        """The value of a metric, with its labels as it is written."""
+        """Return a metric; its name includes the labels as they are written."""
         for line in self.get("/metrics", **headers).body.decode().splitlines():
             if line.startswith(f"{name} "):
                 return float(line.split()[-1])
         return 0.0
 
-    def settle(self) -> None:
-        """Wait until no request is worked on."""
+    def wait_for_metric(self, name: str, least: float) -> None:
+        """Wait until a metric has at least this value; with 0, until it is 0."""
         end = time.monotonic() + TIMEOUT
-        while self.metric("blip2rt_running") or self.metric("blip2rt_queue"):
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        while (value := self.metric(name)) < least or (least == 0 and value):
+            assert time.monotonic() < end, (name, value)
+            time.sleep(0.01)
+
+    def wait_idle(self) -> None:
+        """Wait until no request runs or waits."""
+        for name in ("blip2rt_queue", "blip2rt_running"):
+            self.wait_for_metric(name, 0)
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
-        """End it; return its exit code."""
+        """Stop it; return its exit status."""
         self.release()
         if self.process.poll() is None:
             self.process.send_signal(how)
         return self.process.wait(TIMEOUT)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Read until the server closes the connection."""
+    received = b""
+    try:
+        while chunk := connection.recv(65536):
+            received += chunk
+    except ConnectionResetError:
+        pass
+    return received
 
 
 def encoded(image: bytes) -> str:
@@ -183,11 +198,19 @@ def data_uri(image: bytes, kind: str = "jpeg") -> str:
     return f"data:image/{kind};base64,{encoded(image)}"
 
 
-def chat(*parts: Any, **more: Any) -> dict[str, Any]:
-    """The body of a chat: strings are texts, bytes are pictures."""
-    content = [{"type": "text", "text": part} if isinstance(part, str) else
-               {"type": "image_url", "image_url": {"url": data_uri(part)}} for part in parts]  # fmt: skip
-    return {"model": "nano", "messages": [{"role": "user", "content": content}], **more}
+def parts(*contents: str | bytes, **more: Any) -> list[dict[str, Any]]:
+    """Parts of an OpenAI message: strings are texts, bytes are pictures. more: fields of image_url."""
+    return [
+        {"type": "text", "text": part}
+        if isinstance(part, str)
+        else {"type": "image_url", "image_url": {"url": data_uri(part), **more}}
+        for part in contents
+    ]
+
+
+def chat(*contents: str | bytes, **more: Any) -> dict[str, Any]:
+    """The body of a chat with one message."""
+    return {"model": "nano", "messages": [{"role": "user", "content": parts(*contents)}], **more}
 
 
 def events(body: bytes) -> list[Any]:
