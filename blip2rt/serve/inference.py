@@ -128,18 +128,18 @@ def generate(
     generation = model._backend.begin(prefix_embeds, [ids], watch.left)
     if shares_steps(model) and (close := getattr(generation, "close", None)) is not None:
         cancelled.on_set(close)  # with beams, a shared generation returns from step() only at its end
-    output = _TextOutput(language, forced, job.stop_strings, settings["num_return_sequences"], emit)
-    while not generation.done and not cancelled.is_set() and not output.all_stopped:
+    streams = [TextStream(language._tokenizer, forced) for _ in range(settings["num_return_sequences"])]
+    output = TextOutput(streams, job.stop_strings, emit)
+    while not generation.done and not cancelled.is_set() and not all(output.stopped):
         for _image, draw, token_id in generation.step():
             output.push(draw, token_id)
     sequences = generation.results()
     tidied = job.question is None and emit is None
     timed_out = generation.cut if "max_time" in settings and generation.done else None
     [scored] = language.scored(sequences, settings, tidied, timed_out)
-    texts, stopped = output.finish([each.text for each in scored])
-    reasons: list[Ended] = [
-        "stop" if at_stop else ended_by(each, settings) for each, at_stop in zip(scored, stopped, strict=True)
-    ]
+    texts = output.finish([each.text for each in scored])
+    ended = zip(scored, output.stopped, strict=True)
+    reasons: list[Ended] = ["stop" if stopped else ended_by(each, settings) for each, stopped in ended]
     return Answer(texts, reasons, prompt_tokens, sum(len(token_ids) for token_ids, _ in sequences[0]))
 
 
@@ -184,71 +184,38 @@ def _encode_history(language: Language, history: Sequence[tuple[str, str]], room
     return fitting
 
 
-class StopCutter:
-    """Cuts a text that arrives in pieces before its first stop string. Holds back what may begin one."""
-
-    def __init__(self, stop_strings: Sequence[str]) -> None:
-        self._stops = [stop for stop in stop_strings if stop]
-        self._held = ""
-        self.stopped = False
-
-    def push(self, piece: str) -> str:
-        """Add a piece; return the text that is certainly before any stop string."""
-        if self.stopped:
-            return ""
-        text = self._held + piece
-        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
-        if places:
-            self.stopped, self._held = True, ""
-            return text[: min(places)]
-        lengths = (length for stop in self._stops for length in range(1, len(stop)) if text.endswith(stop[:length]))
-        end = len(text) - max(lengths, default=0)
-        self._held = text[end:]
-        return text[:end]
-
-    def end(self) -> str:
-        """Return the text that is still held back."""
-        held, self._held = self._held, ""
-        return held
-
-
-class _TextOutput:
-    """The texts of one generation: emits their pieces and cuts them at stop strings."""
+class TextOutput:
+    """The texts of one generation: emits their pieces and cuts them before their first stop string."""
 
     def __init__(
-        self,
-        language: Language,
-        forced: list[int],
-        stop_strings: Sequence[str],
-        texts: int,
-        emit: Callable[[Piece], None] | None,
+        self, streams: Sequence[Any], stop_strings: Sequence[str], emit: Callable[[Piece], None] | None
     ) -> None:
-        self._emit, self._stop_strings = emit, stop_strings
-        decoded = texts if emit is not None or stop_strings else 0
-        self._streams = [TextStream(language._tokenizer, forced) for _ in range(decoded)]
-        self._cutters = [StopCutter(stop_strings) for _ in range(texts)]
-        self._emitted = [""] * texts
+        """streams: a TextStream for each text."""
+        self._streams, self._stops, self._emit = streams, stop_strings, emit
+        self._texts = [""] * len(streams)
+        self._emitted = [0] * len(streams)  # characters
+        self.stopped = [False] * len(streams)
 
-    def push(self, draw: int, token_id: int) -> None:
-        if self._streams:
-            self._send(draw, self._cutters[draw].push(self._streams[draw].push(token_id)))
+    def push(self, index: int, token_id: int) -> None:
+        """Add a token to a text. Holds back what may begin a stop string."""
+        if not self.stopped[index] and (self._emit is not None or self._stops):
+            text = self._texts[index] = self._texts[index] + self._streams[index].push(token_id)
+            starts = (n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
+            self._advance(index, self._cut(index, text, len(text) - max(starts, default=0)))
 
-    @property
-    def all_stopped(self) -> bool:
-        return all(cutter.stopped for cutter in self._cutters)
+    def finish(self, texts: Sequence[str]) -> list[str]:
+        """Return the complete texts up to their stop strings. Emits what is left."""
+        cut = [self._cut(i, text, len(text)).rstrip() for i, text in enumerate(texts)]
+        for i, text in enumerate(cut):
+            self._advance(i, text)
+        return cut
 
-    def finish(self, texts: Sequence[str]) -> tuple[list[str], list[bool]]:
-        """Cut the complete texts; return them, and whether each met a stop string. Emits what is left."""
-        cut, stopped = [], []
-        for i, whole in enumerate(texts):
-            cutter = StopCutter(self._stop_strings)
-            text = cutter.push(whole)
-            cut.append((text + cutter.end()).rstrip())
-            stopped.append(cutter.stopped)
-            self._send(i, cut[i][len(self._emitted[i]) :])
-        return cut, stopped
+    def _cut(self, index: int, text: str, end: int) -> str:
+        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        self.stopped[index] = bool(places)
+        return text[: min([*places, end])]
 
-    def _send(self, index: int, text: str) -> None:
-        if text and self._emit is not None:
-            self._emitted[index] += text
-            self._emit(Piece(index, text))
+    def _advance(self, index: int, text: str) -> None:
+        piece, self._emitted[index] = text[self._emitted[index] :], max(self._emitted[index], len(text))
+        if piece and self._emit is not None:
+            self._emit(Piece(index, piece))

@@ -10,7 +10,7 @@ import pytest
 import blip2rt
 from blip2rt.backends import ort
 from blip2rt.serve.admission import CancelEvent
-from blip2rt.serve.inference import Answer, Piece, StopCutter, TextJob, generate
+from blip2rt.serve.inference import Answer, Piece, TextJob, TextOutput, generate
 
 
 @pytest.fixture
@@ -153,5 +153,14 @@ def test_history_that_does_not_fit_is_dropped(model: Any, small: bytes, monkeypa
 def test_texts_are_cut_before_the_first_stop_string(
     pieces: list[str], stops: list[str], text: str, stopped: bool
 ) -> None:
-    cutter = StopCutter(stops)
-    assert "".join([*map(cutter.push, pieces), cutter.end()]) == text and cutter.stopped is stopped
+    class Stream:
+        push = staticmethod(pieces.__getitem__)
+
+    emitted: list[Piece] = []
+    output = TextOutput([Stream], stops, emitted.append)
+    for i in range(len(pieces)):
+        output.push(0, i)
+        joined = "".join(piece.text for piece in emitted)
+        assert text.startswith(joined)
+    assert output.finish(["".join(pieces)]) == [text] and output.stopped == [stopped]
+    assert "".join(piece.text for piece in emitted) == text

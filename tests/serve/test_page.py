@@ -262,7 +262,7 @@ def test_api_key_dialog(browser: webdriver.Chrome, start: Callable[..., ServerPr
     browser.find_element(By.ID, "match").click()
     wait(browser, dialog.is_displayed)
     key.send_keys("wrong", Keys.ENTER)
-    wait(browser, lambda: text(browser, "key-fault") == "The server does not know this key")
+    wait(browser, lambda: text(browser, "key-fault") == "This API key is wrong")
     assert dialog.is_displayed()
     key.clear()
     key.send_keys("right", Keys.ENTER)
