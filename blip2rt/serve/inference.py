@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .. import backends
 from .. import bundle as contract
 from ..errors import CapabilityError
-from ..language import Ended, ended_by
-from ..model import load
+from ..loading import load
 from ..options import Options, merge
-from ..pipeline import BATCH, Stopwatch
+from ..pipeline import BATCH
+from ..results import FinishReason, Stopwatch, finish_reason
 from ..text import Prompt, TextStream
 from .admission import CancelEvent
 from .settings import Settings
@@ -29,15 +30,15 @@ _PARALLEL_SEPARATE = 2  # and when they do not
 
 
 def open_model(bundle: str | None, settings: Settings, **keywords: Any) -> Model:
-    """Open the server's model. On a CPU, parallel requests share decoding steps; special tokens in prompts are text."""
-    on_cpu = keywords.get("backend", "ort") == "ort" and keywords.get("device") != "cuda"
-    keywords |= {"batching": on_cpu and settings.queue.parallel != 1, "cache_bytes": settings.cache_bytes}
+    """Open the server's model. Parallel requests share decoding steps if the backend can; special tokens are text."""
+    can_batch = backends.get(keywords.get("backend", backends.DEFAULT)).batches
+    keywords |= {"batching": can_batch and settings.queue.parallel != 1, "cache_bytes": settings.cache_bytes}
     return load(bundle, special_tokens=False, max_pixels=settings.limits.pixels, **keywords)
 
 
 def shares_steps(model: Model) -> bool:
     """Whether requests from several threads are decoded together."""
-    return hasattr(model._backend, "submit")
+    return hasattr(model.pipeline.backend, "submit")
 
 
 def default_parallel(model: Model) -> int:
@@ -53,8 +54,8 @@ def can_generate(model: Model) -> bool:
 def can_chat(model: Model) -> bool:
     """Whether the model can continue a conversation."""
     try:
-        model._need(contract.GENERATIVE, "chat")
-        model._language.need_chat()
+        model.pipeline.require(contract.GENERATIVE, "chat")
+        model.pipeline.language.need_chat()
     except CapabilityError:
         return False
     return True
@@ -62,7 +63,7 @@ def can_chat(model: Model) -> bool:
 
 def count_text_tokens(model: Model, texts: Sequence[str]) -> int:
     """Count the Q-Former's tokens of texts that are embedded."""
-    return int(model._qformer_tokenizer.encode(texts)[1].sum()) if texts else 0
+    return int(model.matcher.tokenizer.encode(texts)[1].sum()) if texts else 0
 
 
 def batches(items: Sequence[T], cancelled: CancelEvent) -> Iterator[Sequence[T]]:
@@ -98,7 +99,7 @@ class Answer:
     """The texts of a job and their token counts."""
 
     texts: list[str]
-    finish: Sequence[Ended]  # per text
+    finish: Sequence[FinishReason]  # per text
     prompt_tokens: int  # positions of image and words
     completion_tokens: int  # of all texts
 
@@ -115,17 +116,18 @@ def generate(
 
     max_tokens: upper limit per text. emit: receives pieces as they come; beam search is the default only without it.
     """
-    model._need(contract.GENERATIVE, "caption" if job.question is None else "ask")
-    language = model._language
+    pipeline = model.pipeline
+    pipeline.require(contract.GENERATIVE, "caption" if job.question is None else "ask")
+    language = pipeline.language
     prompt, ids, settings = prepare(model, job, max_tokens, emit is not None)
     watch = Stopwatch(settings)
-    question = prompt.whole if job.question is None else model._read_question(job.question)
-    prefix_embeds = model._prefix_embeds(model._prepare([job.image]), [question])
+    question = prompt.whole if job.question is None else pipeline.qformer_question(job.question)
+    prefix_embeds = pipeline.prefix_embeds(pipeline.prepare_each([job.image]), [question])
     forced: list[int] = settings["forced_prefix"]
     prompt_tokens = language._spec.prefix_length + len(ids) + len(forced)
     if cancelled.is_set():
         return Answer([], [], prompt_tokens, 0)
-    generation = model._backend.begin(prefix_embeds, [ids], watch.left)
+    generation = pipeline.backend.begin(prefix_embeds, [ids], watch.remaining)
     if shares_steps(model) and (close := getattr(generation, "close", None)) is not None:
         cancelled.on_set(close)  # with beams, a shared generation returns from step() only at its end
     streams = [TextStream(language._tokenizer, forced) for _ in range(settings["num_return_sequences"])]
@@ -139,13 +141,13 @@ def generate(
     [scored] = language.scored(sequences, settings, tidied, timed_out)
     texts = output.finish([each.text for each in scored])
     ended = zip(scored, output.stopped, strict=True)
-    reasons: list[Ended] = ["stop" if stopped else ended_by(each, settings) for each, stopped in ended]
+    reasons: list[FinishReason] = ["stop" if stopped else finish_reason(each, settings) for each, stopped in ended]
     return Answer(texts, reasons, prompt_tokens, sum(len(token_ids) for token_ids, _ in sequences[0]))
 
 
 def prepare(model: Model, job: TextJob, max_tokens: int, streamed: bool) -> tuple[Prompt, list[int], dict[str, Any]]:
     """Return the prompt, its token ids with the history, and the generation settings. Raises Blip2rtError."""
-    language, spec = model._language, model._language._spec
+    language, spec = model.pipeline.language, model.pipeline.language._spec
     prompt = language.caption_prompt(job.prompt) if job.question is None else language.ask_prompt(job.question)
     ids = language.encode(prompt)
     options = {"num_beams": 1, **job.options} if streamed else dict(job.options)

@@ -129,7 +129,7 @@ def test_history_that_does_not_fit_is_dropped(model: Any, small: bytes, monkeypa
     alone, short, long = (run(model, TextJob(small, "who runs", history=turns[:n]), 8).prompt_tokens for n in (0, 1, 9))
     assert alone < short < long < 64
     encoded: list[object] = []
-    kind = type(model._language)
+    kind = type(model.pipeline.language)
     encode_more = kind.encode_more
     monkeypatch.setattr(kind, "encode_more", lambda self, text: encoded.append(text) or encode_more(self, text))
     job = TextJob(small, "who is", history=(("what is", "a dog runs"),) * 500, options={"max_new_tokens": 3})
