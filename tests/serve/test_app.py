@@ -77,11 +77,11 @@ class DisconnectingClient:
     def __init__(self) -> None:
         self._loop, self._begun, self._gone = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
 
-    def wrap(self, function: Callable[..., Any], calls: list[str]) -> Callable[..., Any]:
+    def wrap(self, name: str, function: Callable[..., Any], calls: list[str]) -> Callable[..., Any]:
         """Record the calls of a function, and let the client disconnect during the first one."""
 
         def wrapped(*arguments: Any) -> Any:
-            calls.append(function.__name__)
+            calls.append(name)
             self._loop.call_soon_threadsafe(self._begun.set)
             assert self._gone.wait(60)
             return function(*arguments)
@@ -122,7 +122,7 @@ def test_disconnecting_ends_the_work_after_one_batch(
         model: Any = service.model
         for owner, names in ((model.pipeline.backend, ("image_embeds", "text_embeds")), (model, ("match_features",))):
             for name in names if hasattr(owner, first) else ():
-                monkeypatch.setattr(owner, name, client.wrap(getattr(owner, name), calls))
+                monkeypatch.setattr(owner, name, client.wrap(name, getattr(owner, name), calls))
         await client.call(service, path, body)
 
     asyncio.run(main())
@@ -137,7 +137,7 @@ def test_disconnecting_ends_a_search_after_one_thumbnail(tiny: Any, monkeypatch:
     async def main() -> None:
         await service.load()
         client = DisconnectingClient()
-        monkeypatch.setattr("blip2rt.serve.routes._thumbnail", client.wrap(_thumbnail, calls))
+        monkeypatch.setattr("blip2rt.serve.routes._thumbnail", client.wrap("_thumbnail", _thumbnail, calls))
         await client.call(service, "/v1/search", {"text": "a dog"})
 
     asyncio.run(main())
