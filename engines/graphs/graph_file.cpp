@@ -25,12 +25,12 @@ constexpr uint32_t kInlineData[] = {4, 5, 6, 7, 9, 10, 11};
 enum EntryField : uint32_t { kKey = 1, kValue = 2 };
 
 // The location of a tensor's data in another file. Null views: the graph has no such entry.
-struct Place {
+struct ExternalData {
   std::string_view location, offset, length, checksum;
 };
 
-Place read_place(const std::vector<std::string_view>& entries) {
-  Place place;
+ExternalData read_external_data(const std::vector<std::string_view>& entries) {
+  ExternalData data;
   for (std::string_view entry : entries) {
     std::string_view key, value;
     protobuf::Field field;
@@ -38,20 +38,20 @@ Place read_place(const std::vector<std::string_view>& entries) {
       if (field.number == kKey) key = field.bytes;
       if (field.number == kValue) value = field.bytes;
     }
-    std::string_view* into = key == "location"   ? &place.location
-                             : key == "offset"   ? &place.offset
-                             : key == "length"   ? &place.length
-                             : key == "checksum" ? &place.checksum
+    std::string_view* into = key == "location"   ? &data.location
+                             : key == "offset"   ? &data.offset
+                             : key == "length"   ? &data.length
+                             : key == "checksum" ? &data.checksum
                                                  : nullptr;
     if (into == nullptr) throw std::runtime_error("external data has the unknown entry " + quoted(key));
     if (into->data() != nullptr) throw std::runtime_error("external data has the entry " + quoted(key) + " twice");
     *into = value.data() == nullptr ? std::string_view("", 0) : value;
   }
-  return place;
+  return data;
 }
 
 // Parses a decimal number; returns `otherwise` if the entry is missing.
-uint64_t number_of(std::string_view text, uint64_t otherwise, const char* what) {
+uint64_t parse_number(std::string_view text, uint64_t otherwise, const char* what) {
   constexpr size_t kMaxDigits = 18;  // they always fit into 64 bits
   if (text.data() == nullptr) return otherwise;
   uint64_t number = 0;
@@ -66,42 +66,42 @@ uint64_t number_of(std::string_view text, uint64_t otherwise, const char* what) 
 }
 
 // Returns the size of a file next to the graph. Throws if it is no regular file, or not allowed.
-uint64_t size_beside(const std::string& folder, const std::string& name, const AllowedFiles& files) {
+uint64_t external_file_size(const std::string& folder, const std::string& name, const AllowedFiles& files) {
   struct stat found;
   if (lstat((folder + name).c_str(), &found) != 0) {
-    throw std::runtime_error("external data lies in " + quoted(name) + ": " + std::strerror(errno));
+    throw std::runtime_error("external data is in " + quoted(name) + ": " + std::strerror(errno));
   }
   if (!S_ISREG(found.st_mode)) {
-    throw std::runtime_error("external data lies in " + quoted(name) + ", which is a link or no file");
+    throw std::runtime_error("external data is in " + quoted(name) + ", which is not a regular file");
   }
   const auto size = static_cast<uint64_t>(found.st_size);
   if (!files) return size;
   const auto listed = files->find(name);
   if (listed == files->end()) {
-    throw std::runtime_error("external data lies in " + quoted(name) + ", which the manifest does not list");
+    throw std::runtime_error("external data is in " + quoted(name) + ", which the manifest does not list");
   }
   if (listed->second != size) {
-    throw std::runtime_error("external data lies in " + quoted(name) + ", which has " + std::to_string(size) +
+    throw std::runtime_error("external data is in " + quoted(name) + ", which has " + std::to_string(size) +
                              " bytes instead of " + std::to_string(listed->second));
   }
   return size;
 }
 
-void check_place(const Place& place, std::optional<uint64_t> bytes, const std::string& folder,
-                 const AllowedFiles& files) {
-  const std::string name(place.location);
+void check_external_data(const ExternalData& data, std::optional<uint64_t> bytes, const std::string& folder,
+                         const AllowedFiles& files) {
+  const std::string name(data.location);
   const bool plain = !name.empty() && name != "." && name != ".." &&
                      name.find_first_of(std::string("/\\:*\0", 5)) == std::string::npos;
-  if (!plain) throw std::runtime_error("external data lies in " + quoted(name) + ", which is no plain file name");
-  if (!bytes) throw std::runtime_error("external data of a type or size that no file has");
-  const uint64_t size = size_beside(folder, name, files);
-  const uint64_t offset = number_of(place.offset, 0, "offset"), length = number_of(place.length, *bytes, "length");
+  if (!plain) throw std::runtime_error("external data is in " + quoted(name) + ", which is not a plain file name");
+  if (!bytes) throw std::runtime_error("external data has an unsupported type or size");
+  const uint64_t size = external_file_size(folder, name, files);
+  const uint64_t offset = parse_number(data.offset, 0, "offset"), length = parse_number(data.length, *bytes, "length");
   if (length != *bytes) {
     throw std::runtime_error("external data has " + std::to_string(length) + " bytes for a tensor of " +
                              std::to_string(*bytes));
   }
   if (offset > size || length > size - offset) {
-    throw std::runtime_error("external data ends behind the end of " + quoted(name));
+    throw std::runtime_error("external data extends past the end of " + quoted(name));
   }
 }
 
@@ -130,8 +130,8 @@ void check_tensor(std::string_view bytes, const std::string& folder, const Allow
     if (!fits || count > INT64_MAX / 16) throw std::runtime_error("its shape is negative or too large");
     if (location > 1) throw std::runtime_error("data_location is " + std::to_string(location));
     if (location == 0 && entries.empty()) return;
-    if (has_data) throw std::runtime_error("it has its numbers twice, in the graph and in a file");
-    check_place(read_place(entries), tensor_bytes(shape, dtype), folder, files);
+    if (has_data) throw std::runtime_error("its data is both in the graph and in a file");
+    check_external_data(read_external_data(entries), tensor_bytes(shape, dtype), folder, files);
   } catch (const std::runtime_error& error) {
     throw std::runtime_error("tensor " + quoted(name) + ": " + error.what());
   }
@@ -149,15 +149,15 @@ std::string read_file(const std::string& path) {
   const Descriptor file{open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
   struct stat found;
   if (file.number < 0 || fstat(file.number, &found) != 0) throw std::runtime_error(std::strerror(errno));
-  if (!S_ISREG(found.st_mode)) throw std::runtime_error("it is no file");
-  if (static_cast<uint64_t>(found.st_size) > kMaxBytes) throw std::runtime_error("a graph has 2 GB at most");
+  if (!S_ISREG(found.st_mode)) throw std::runtime_error("it is not a regular file");
+  if (static_cast<uint64_t>(found.st_size) > kMaxBytes) throw std::runtime_error("it is larger than 2 GB");
   std::string bytes(static_cast<size_t>(found.st_size), '\0');
   size_t done = 0;
   while (done < bytes.size()) {
     const ssize_t count = read(file.number, &bytes[done], bytes.size() - done);
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) throw std::runtime_error(std::strerror(errno));
-    if (count == 0) throw std::runtime_error("it became shorter while it was read");
+    if (count == 0) throw std::runtime_error("it was truncated while being read");
     done += static_cast<size_t>(count);
   }
   return bytes;
@@ -184,7 +184,7 @@ void check_model(std::string_view model, const std::string& folder, const Allowe
     if (domain == kDomain) throw std::runtime_error("it uses operators of the domain " + quoted(kDomain));
   }
   for (std::string_view tensor : found.tensors) check_tensor(tensor, folder, files);
-  require_fitting_operators(model, found);
+  check_operators(model, found);
 }
 
 std::string read_graph(const std::string& path, const AllowedFiles& files) {
@@ -194,7 +194,7 @@ std::string read_graph(const std::string& path, const AllowedFiles& files) {
     check_model(bytes, slash == std::string::npos ? "" : path.substr(0, slash + 1), files);
     return bytes;
   } catch (const std::runtime_error& error) {
-    throw GraphError(path + " is refused: " + error.what());
+    throw GraphError(path + " is rejected: " + error.what());
   }
 }
 

@@ -47,7 +47,7 @@ void append(const protobuf::Field& field, std::vector<uint64_t>& to) {
 }
 
 // Returns a submessage, or an empty view if there is none.
-std::string_view part_of(std::string_view message, uint32_t number) {
+std::string_view submessage(std::string_view message, uint32_t number) {
   std::string_view part;
   protobuf::Field field;
   for (protobuf::Reader reader(message); reader.next(field);) {
@@ -60,7 +60,7 @@ std::string_view part_of(std::string_view message, uint32_t number) {
 DType element_type(std::string_view value) {
   DType dtype = DType::kUndefined;
   protobuf::Field field;
-  for (protobuf::Reader reader(part_of(part_of(value, kValueType), kTensorType)); reader.next(field);) {
+  for (protobuf::Reader reader(submessage(submessage(value, kValueType), kTensorType)); reader.next(field);) {
     if (field.number == kElementType) dtype = static_cast<DType>(field.value);
   }
   return dtype;
@@ -133,13 +133,13 @@ void Node::read_attribute(std::string_view bytes) {
   }
   if (!attributes_.insert(name).second) throw std::runtime_error("a node has an attribute twice");
   if (type == kInt && !refers) {
-    numbers[name] = number;
+    ints[name] = number;
   } else if (type == kFloat && !refers) {
     floats[name] = value;
   } else if (type == kInts && !refers) {
     lists[name] = list;
   } else {
-    others.push_back(name);
+    other_attributes.push_back(name);
   }
 }
 
@@ -147,7 +147,7 @@ bool Node::has_only(std::initializer_list<std::string_view> names) const {
   for (std::string_view attribute : attributes_) {
     if (std::find(names.begin(), names.end(), attribute) == names.end()) return false;
   }
-  return others.empty();
+  return other_attributes.empty();
 }
 
 bool Node::is(std::string_view type) const {
@@ -161,8 +161,8 @@ bool Node::is(std::string_view type) const {
 }
 
 int64_t Node::number(std::string_view name, int64_t otherwise) const {
-  const auto found = numbers.find(name);
-  return found == numbers.end() ? otherwise : found->second;
+  const auto found = ints.find(name);
+  return found == ints.end() ? otherwise : found->second;
 }
 
 bool Node::has_list(std::string_view name, const std::vector<uint64_t>& list) const {
@@ -173,7 +173,8 @@ bool Node::has_list(std::string_view name, const std::vector<uint64_t>& list) co
 Graph::Graph(std::string_view graph) {
   std::set<std::string_view> named;
   const auto name_once = [&named](std::string_view name) {
-    if (!name.empty() && !named.insert(name).second) throw std::runtime_error("two values of the graph have one name");
+    if (!name.empty() && !named.insert(name).second)
+      throw std::runtime_error("two values of the graph have the same name");
   };
   protobuf::Field field;
   for (protobuf::Reader reader(graph); reader.next(field);) {
@@ -181,7 +182,8 @@ Graph::Graph(std::string_view graph) {
       case kInitializer: {
         std::string_view name;
         const Constant constant = read_constant(field.bytes, name);
-        if (!constants.emplace(name, constant).second) throw std::runtime_error("a constant stands twice");
+        if (!constants.emplace(name, constant).second)
+          throw std::runtime_error("two constants of the graph have the same name");
         break;
       }
       case kNode:
@@ -194,13 +196,13 @@ Graph::Graph(std::string_view graph) {
         }
         break;
       case kGraphInput: {
-        const std::string_view name = part_of(field.bytes, kValueName);
+        const std::string_view name = submessage(field.bytes, kValueName);
         name_once(name);
         inputs[name] = element_type(field.bytes);
         break;
       }
       case kGraphOutput: {
-        const std::string_view name = part_of(field.bytes, kValueName);
+        const std::string_view name = submessage(field.bytes, kValueName);
         ++use_counts[name];
         outputs.insert(name);
         break;
@@ -234,7 +236,7 @@ const Constant* Graph::constant(std::string_view name, DType dtype) const {
 }
 
 std::string write_node(const Node& node, std::string_view domain, std::string_view type,
-                       const std::vector<std::string_view>& inputs, const IntAttributes& numbers,
+                       const std::vector<std::string_view>& inputs, const IntAttributes& ints,
                        const FloatAttributes& factors) {
   constexpr uint64_t kFloat = 1, kInt = 2;
   std::string result;
@@ -242,7 +244,7 @@ std::string write_node(const Node& node, std::string_view domain, std::string_vi
   for (std::string_view output : node.outputs) protobuf::write(result, kNodeOutput, output);
   protobuf::write(result, kNodeName, node.name);
   protobuf::write(result, kOpType, type);
-  for (const auto& [name, number] : numbers) write_attribute(result, name, kAttributeInt, kInt, number);
+  for (const auto& [name, number] : ints) write_attribute(result, name, kAttributeInt, kInt, number);
   for (const auto& [name, factor] : factors) write_attribute(result, name, kAttributeFloat, kFloat, factor);
   protobuf::write(result, kNodeDomain, domain);
   return result;
@@ -268,7 +270,7 @@ Model::Model(std::string_view model) {
     if (field.number == kGraph) graph = field.bytes;
     if (field.number == kFunction) has_functions = true;
     if (field.number != kOpsetImport) continue;
-    const std::string_view domain = part_of(field.bytes, kOpsetDomain);
+    const std::string_view domain = submessage(field.bytes, kOpsetDomain);
     for (protobuf::Reader import(field.bytes); import.next(part);) {
       if (part.number != kOpsetVersion) continue;
       if (domain.empty()) opset = part.value;

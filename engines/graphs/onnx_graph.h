@@ -19,10 +19,10 @@ namespace blip2rt {
 struct Node {
   std::vector<std::string_view> inputs, outputs;
   std::string_view name, op_type, domain;
-  std::map<std::string_view, int64_t> numbers;  // attributes by type
+  std::map<std::string_view, int64_t> ints;  // attributes by type
   std::map<std::string_view, float> floats;
   std::map<std::string_view, std::vector<uint64_t>> lists;
-  std::vector<std::string_view> others;  // names of attributes of other types
+  std::vector<std::string_view> other_attributes;  // names of attributes of other types
   bool has_graph = false;
 
   explicit Node(std::string_view bytes);
@@ -98,7 +98,7 @@ using NodeChanges = std::map<std::string_view, std::string>;
 
 // Writes a node with the name and outputs of `node`.
 std::string write_node(const Node& node, std::string_view domain, std::string_view type,
-                       const std::vector<std::string_view>& inputs, const IntAttributes& numbers,
+                       const std::vector<std::string_view>& inputs, const IntAttributes& ints,
                        const FloatAttributes& factors = {});
 
 // Writes a graph input: int32 (B), or (B, columns) if `columns` is not 0.

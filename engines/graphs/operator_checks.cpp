@@ -23,7 +23,7 @@ const Constant* constant(const Graph& graph, std::string_view name) {
 }
 
 // Returns a constant, possibly behind a Cast, as scales are.
-const Constant* behind_cast(const Graph& graph, std::string_view name) {
+const Constant* constant_behind_cast(const Graph& graph, std::string_view name) {
   const auto maker = graph.producers.find(name);
   if (maker == graph.producers.end()) return constant(graph, name);
   const Node& node = graph.nodes[maker->second];
@@ -39,9 +39,9 @@ bool has_count(const Constant* constant, uint64_t rows, uint64_t columns) {
   return count == wanted;
 }
 
-bool fits(const Graph& graph, const Node& node) {
+bool matmul_nbits_fits(const Graph& graph, const Node& node) {
   enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kOrder, kBias, kInputs };
-  const auto given = [&](size_t input) { return !node.input(input).empty(); };
+  const auto is_given = [&](size_t input) { return !node.input(input).empty(); };
   const auto size = [&](const char* name, int64_t otherwise) -> uint64_t {
     const int64_t number = node.number(name, otherwise);
     return number < 1 || static_cast<uint64_t>(number) >= kMaxSize ? 0 : static_cast<uint64_t>(number);
@@ -49,23 +49,23 @@ bool fits(const Graph& graph, const Node& node) {
   const uint64_t n = size("N", 0), k = size("K", 0), block = size("block_size", 0), bits = size("bits", 4);
   if (n == 0 || k == 0 || block < 16 || (block & (block - 1)) != 0 || (bits != 2 && bits != 4 && bits != 8))
     return false;
-  if (!given(kX) || !given(kCodes) || !given(kScales) || node.inputs.size() > kInputs) return false;
+  if (!is_given(kX) || !is_given(kCodes) || !is_given(kScales) || node.inputs.size() > kInputs) return false;
   const uint64_t blocks = (k + block - 1) / block;
   const Constant* codes = constant(graph, node.inputs[kCodes]);
   if (codes == nullptr || codes->dtype != DType::kUInt8 || !has_count(codes, n, blocks * (block * bits / 8)) ||
-      !has_count(behind_cast(graph, node.inputs[kScales]), n, blocks)) {
+      !has_count(constant_behind_cast(graph, node.inputs[kScales]), n, blocks)) {
     return false;
   }
-  if (given(kZeroPoints)) {
+  if (is_given(kZeroPoints)) {
     const Constant* zeros = constant(graph, node.inputs[kZeroPoints]);
     const bool packed = zeros != nullptr && zeros->dtype == DType::kUInt8;
     if (!has_count(zeros, n, packed ? (blocks * bits + 7) / 8 : blocks)) return false;
   }
-  if (given(kOrder)) {
+  if (is_given(kOrder)) {
     const Constant* order = constant(graph, node.inputs[kOrder]);
     if (!has_count(order, 1, k) && !has_count(order, 1, blocks * block)) return false;
   }
-  return !given(kBias) || has_count(constant(graph, node.inputs[kBias]), 1, n);
+  return !is_given(kBias) || has_count(constant(graph, node.inputs[kBias]), 1, n);
 }
 
 // Returns the columns of a constant matrix, possibly behind a Transpose, or 0.
@@ -79,22 +79,22 @@ uint64_t matrix_columns(const Graph& graph, std::string_view name) {
 }
 
 // DynamicQuantizeMatMul: scales and zero points per column, or one for all.
-bool columns_fit(const Graph& graph, const Node& node) {
+bool dynamic_matmul_fits(const Graph& graph, const Node& node) {
   enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kBias, kInputs };
-  const auto given = [&](size_t input) { return !node.input(input).empty(); };
-  if (!given(kX) || !given(kCodes) || !given(kScales) || node.inputs.size() > kInputs) return false;
+  const auto is_given = [&](size_t input) { return !node.input(input).empty(); };
+  if (!is_given(kX) || !is_given(kCodes) || !is_given(kScales) || node.inputs.size() > kInputs) return false;
   const uint64_t n = matrix_columns(graph, node.inputs[kCodes]);
   const auto has_one_each = [&](size_t input) {
     const Constant* numbers = constant(graph, node.inputs[input]);
     return has_count(numbers, 1, n) || has_count(numbers, 1, 1);
   };
-  if (n == 0 || !has_one_each(kScales) || (given(kZeroPoints) && !has_one_each(kZeroPoints))) return false;
-  return !given(kBias) || has_count(constant(graph, node.inputs[kBias]), 1, n);
+  if (n == 0 || !has_one_each(kScales) || (is_given(kZeroPoints) && !has_one_each(kZeroPoints))) return false;
+  return !is_given(kBias) || has_count(constant(graph, node.inputs[kBias]), 1, n);
 }
 
 // Exports use at most one batch axis, and indices that an Unsqueeze gave an axis. For others ONNX Runtime may divide by
 // zero or abort.
-bool gathers_plainly(const Graph& graph, const Node& node) {
+bool gather_is_supported(const Graph& graph, const Node& node) {
   const int64_t axes = node.number("batch_dims", 0);
   if ((axes != 0 && axes != 1) || node.inputs.size() != 2) return false;
   const auto maker = graph.producers.find(node.inputs[1]);
@@ -108,59 +108,59 @@ bool gathers_plainly(const Graph& graph, const Node& node) {
 }
 
 // ONNX Runtime before 1.30 truncates larger numbers to 32 bits, and may then divide by zero.
-bool has_heads(const Graph&, const Node& node) {
+bool has_valid_heads(const Graph&, const Node& node) {
   constexpr int64_t kMost = 65536;
   const int64_t heads = node.number("num_heads", 0), of_keys = node.number("kv_num_heads", 0);
   return heads > 0 && heads <= kMost && of_keys > 0 && of_keys <= kMost;
 }
 
 // ONNX Runtime before 1.30 aborts for any other number.
-bool splits_into_its_outputs(const Graph&, const Node& node) {
+bool split_matches_outputs(const Graph&, const Node& node) {
   const auto parts = static_cast<int64_t>(node.outputs.size());
   return node.number("num_outputs", parts) == parts;
 }
 
 // Throws for non-standard operators except those that exports use: many of them do not check their inputs.
-void require_known(const Operator& used) {
+void check_is_exported(const Operator& used) {
   constexpr std::string_view kExported[] = {"DynamicQuantizeMatMul", "GatherBlockQuantized", "GroupQueryAttention",
                                             "MatMulNBits", "SkipSimplifiedLayerNormalization"};
   if (used.domain.empty() || used.domain == "ai.onnx") return;
   const bool exported = std::find(std::begin(kExported), std::end(kExported), used.type) != std::end(kExported);
   if (used.domain == "com.microsoft" && exported) return;
   throw std::runtime_error("it uses the operator " + quoted(used.type) + " of the domain " + quoted(used.domain) +
-                           ", which no export has");
+                           ", which exports do not use");
 }
 
 }  // namespace
 
-void require_fitting_operators(std::string_view model, const ModelContents& found) {
-  struct Checked {
+void check_operators(std::string_view model, const ModelContents& found) {
+  struct Check {
     std::string_view op_type;
-    bool (*fits)(const Graph& graph, const Node& node);
+    bool (*matmul_nbits_fits)(const Graph& graph, const Node& node);
     const char* fault;
   };
-  constexpr Checked kChecked[] = {
-      {"MatMulNBits", fits, "the weights of a MatMulNBits do not fit its sizes"},
-      {"DynamicQuantizeMatMul", columns_fit, "the weights of a DynamicQuantizeMatMul do not fit one another"},
-      {"GatherND", gathers_plainly, "a GatherND has several axes of batches, or indices that may have no axis"},
-      {"GroupQueryAttention", has_heads, "a GroupQueryAttention has no number of heads from 1 to 65536"},
-      {"Split", splits_into_its_outputs, "a Split has another number of parts than outputs"},
+  constexpr Check kChecks[] = {
+      {"MatMulNBits", matmul_nbits_fits, "the weights of a MatMulNBits do not fit its sizes"},
+      {"DynamicQuantizeMatMul", dynamic_matmul_fits, "the weights of a DynamicQuantizeMatMul do not fit each other"},
+      {"GatherND", gather_is_supported, "a GatherND has several batch axes, or indices that may lack an axis"},
+      {"GroupQueryAttention", has_valid_heads, "a GroupQueryAttention has an invalid number of heads, not 1 to 65536"},
+      {"Split", split_matches_outputs, "a Split has different numbers of parts and outputs"},
   };
-  for (const Operator& used : found.operators) require_known(used);
+  for (const Operator& used : found.operators) check_is_exported(used);
   std::optional<Graph> graph;
-  for (const Checked& checked : kChecked) {
+  for (const Check& check : kChecks) {
     const auto count = std::count_if(found.operators.begin(), found.operators.end(),
-                                     [&](const Operator& one) { return one.type == checked.op_type; });
+                                     [&](const Operator& one) { return one.type == check.op_type; });
     if (count == 0) continue;
     if (!graph) graph.emplace(Model(model).graph);
     std::ptrdiff_t seen = 0;
     for (const Node& node : graph->nodes) {
-      if (node.op_type != checked.op_type) continue;
+      if (node.op_type != check.op_type) continue;
       ++seen;
-      if (!checked.fits(*graph, node)) throw std::runtime_error(checked.fault);
+      if (!check.matmul_nbits_fits(*graph, node)) throw std::runtime_error(check.fault);
     }
     if (seen != count) {
-      throw std::runtime_error("a " + std::string(checked.op_type) + " stands in a subgraph or a function");
+      throw std::runtime_error("a " + std::string(check.op_type) + " is in a subgraph or a function");
     }
   }
 }

@@ -13,6 +13,6 @@ namespace blip2rt {
 // DynamicQuantizeMatMul whose weights do not fit; for a GatherND with several batch axes or indices that may lack an
 // axis; for invalid numbers of heads or parts; and if one of these is in a subgraph or function. `found` is the result
 // of scan_model.
-void require_fitting_operators(std::string_view model, const ModelContents& found);
+void check_operators(std::string_view model, const ModelContents& found);
 
 }  // namespace blip2rt

@@ -29,7 +29,7 @@ class Reader {
     if (rest_.empty()) return false;
     const char* begin = rest_.data();
     const uint64_t tag = varint();
-    if (tag > UINT32_MAX || tag < 8) throw std::runtime_error("not a protobuf message: a field without a number");
+    if (tag > UINT32_MAX || tag < 8) throw std::runtime_error("not a protobuf message: a field has no number");
     field = {static_cast<uint32_t>(tag >> 3), static_cast<Wire>(tag & 7), 0, {}, {}};
     switch (tag & 7) {
       case kVarint: field.value = varint(); break;
@@ -57,7 +57,7 @@ class Reader {
       value |= static_cast<uint64_t>(byte & 127) << shift;
       if (byte < 128) return value;
     }
-    throw std::runtime_error("not a protobuf message: a number of more than ten bytes");
+    throw std::runtime_error("not a protobuf message: a number has more than ten bytes");
   }
 
   std::string_view take(uint64_t count) {

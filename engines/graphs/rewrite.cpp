@@ -29,19 +29,19 @@ struct Products {
 
 Products replace_products(Graph& graph, const CustomOps& ops) {
   Products products;
-  const ConstantSources stored = find_constant_sources(graph);
+  const ConstantSources sources = find_constant_sources(graph);
   for (const Node& node : graph.nodes) {
     if (node.domain != "com.microsoft" || node.outputs.size() != 1) continue;
     std::string written;
-    if (ops.int4) written = rewrite_int4(node, graph, stored, ops.threads);
+    if (ops.int4) written = rewrite_int4(node, graph, sources, ops.threads);
     products.int4 = products.int4 || !written.empty();
     if (written.empty() && ops.int8) {
-      written = rewrite_int8(node, graph, stored, ops.threads);
+      written = rewrite_int8(node, graph, sources, ops.threads);
       products.int8 = products.int8 || !written.empty();
     }
     if (!written.empty()) products.changes[node.outputs[0]] = written;
   }
-  for (const auto& [made, constant] : stored) {  // the derived value is no longer used
+  for (const auto& [made, constant] : sources) {  // the derived value is no longer used
     if (graph.use_counts[made] == 0) products.changes[made] = "";
   }
   return products;

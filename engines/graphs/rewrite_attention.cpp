@@ -15,20 +15,20 @@ namespace {
 constexpr int64_t kMaxHeads = 1 << 16;
 
 // Returns whether a GroupQueryAttention has only supported attributes; others must be zero.
-bool asks_for_no_more(const Node& node) {
+bool has_supported_attributes(const Node& node) {
   const auto is_ours = [](std::string_view name) {
     for (const char* known : {"num_heads", "kv_num_heads", "local_window_size", "do_rotary"}) {
       if (name == known) return true;
     }
     return false;
   };
-  for (const auto& [name, number] : node.numbers) {
+  for (const auto& [name, number] : node.ints) {
     if (!is_ours(name) && number != 0) return false;
   }
   for (const auto& [name, value] : node.floats) {
     if (name != "scale" && name != "softcap" && value != 0) return false;
   }
-  return node.lists.empty() && node.others.empty();
+  return node.lists.empty() && node.other_attributes.empty();
 }
 
 // Writes an Attention for a GroupQueryAttention, or returns an empty string if it is unsupported.
@@ -62,7 +62,7 @@ std::string cache_attention(const Node& node, const Graph& graph) {
   const bool fits = heads > 0 && heads <= kMaxHeads && kv_heads > 0 && heads % kv_heads == 0 &&
                     (window == -1 || (window > 0 && window <= INT32_MAX)) && (rotary == 0 || rotates) &&
                     std::isfinite(factor("scale")) && factor("softcap") >= 0 && std::isfinite(factor("softcap")) &&
-                    asks_for_no_more(node);
+                    has_supported_attributes(node);
   // The cache is the loop's own memory, a graph input. No other node may read it: rows may be outside the tensor's
   // shape, and the shape may show more rows than exist.
   const auto is_cache = [&](std::string_view past, std::string_view present) {
@@ -114,15 +114,15 @@ NodeChanges rewrite_cache_attention(const Graph& graph) {
     }
   }
   // A cache without a replaced attention would be read and written by its tensor shape.
-  const auto is_others = [&](std::string_view name) {
+  const auto is_foreign_cache = [&](std::string_view name) {
     const bool is_cache = starts_with(name, "past_key_") || starts_with(name, "past_value_") ||
                           starts_with(name, "present_key_") || starts_with(name, "present_value_");
     return is_cache && cached.count(name) == 0;
   };
   for (const auto& [name, type] : graph.inputs) {
-    if (is_others(name)) return {};
+    if (is_foreign_cache(name)) return {};
   }
-  if (std::any_of(graph.outputs.begin(), graph.outputs.end(), is_others)) return {};
+  if (std::any_of(graph.outputs.begin(), graph.outputs.end(), is_foreign_cache)) return {};
   return changes;
 }
 

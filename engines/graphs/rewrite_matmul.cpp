@@ -24,19 +24,19 @@ bool is_matrix(const Constant* constant, uint64_t n, uint64_t columns, bool flat
 
 ConstantSources find_constant_sources(const Graph& graph) {
   constexpr int64_t kFloat = 1;
-  ConstantSources stored;
+  ConstantSources sources;
   for (const Node& node : graph.nodes) {
     if (node.inputs.size() != 1 || node.outputs.size() != 1) continue;
     const bool cast =
         node.is("Cast") && node.number("to", 0) == kFloat && graph.constant(node.inputs[0], DType::kFloat16) != nullptr;
     const bool turned = node.is("Transpose") && node.has_list("perm", {1, 0}) &&
                         graph.constant(node.inputs[0], DType::kInt8) != nullptr;
-    if (cast || turned) stored[node.outputs[0]] = node.inputs[0];
+    if (cast || turned) sources[node.outputs[0]] = node.inputs[0];
   }
-  return stored;
+  return sources;
 }
 
-std::string rewrite_int4(const Node& node, Graph& graph, const ConstantSources& stored, size_t threads) {
+std::string rewrite_int4(const Node& node, Graph& graph, const ConstantSources& sources, size_t threads) {
   enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kInputs };
   if (node.op_type != "MatMulNBits" || node.inputs.size() != kInputs || int4_kernel() == nullptr) return "";
   const auto number = [&](const char* name) { return node.number(name, 0); };
@@ -47,9 +47,9 @@ std::string rewrite_int4(const Node& node, Graph& graph, const ConstantSources& 
   }
   const auto rows = static_cast<uint64_t>(n), half = static_cast<uint64_t>(block / 2);
   const auto blocks = static_cast<uint64_t>((k + block - 1) / block);
-  const auto scales = stored.find(node.inputs[kScales]);
+  const auto scales = sources.find(node.inputs[kScales]);
   const Constant* codes = graph.constant(node.inputs[kCodes], DType::kUInt8);
-  if (scales == stored.end() || codes == nullptr || !codes->has_shape({rows, blocks, half}) ||
+  if (scales == sources.end() || codes == nullptr || !codes->has_shape({rows, blocks, half}) ||
       !is_matrix(graph.constant(scales->second, DType::kFloat16), rows, blocks, true) ||
       !is_matrix(graph.constant(node.inputs[kZeroPoints], DType::kUInt8), rows, (blocks + 1) / 2, true)) {
     return "";
@@ -65,11 +65,11 @@ std::string rewrite_int4(const Node& node, Graph& graph, const ConstantSources& 
                      {"threads", threads}});
 }
 
-std::string rewrite_int8(const Node& node, Graph& graph, const ConstantSources& stored, size_t threads) {
+std::string rewrite_int8(const Node& node, Graph& graph, const ConstantSources& sources, size_t threads) {
   enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kBias, kInputs };
   if (node.op_type != "DynamicQuantizeMatMul" || node.inputs.size() <= kScales || int8_kernel() == nullptr) return "";
-  const auto turned = stored.find(node.inputs[kCodes]);
-  const Constant* codes = turned == stored.end() ? nullptr : graph.constant(turned->second, DType::kInt8);
+  const auto turned = sources.find(node.inputs[kCodes]);
+  const Constant* codes = turned == sources.end() ? nullptr : graph.constant(turned->second, DType::kInt8);
   const Constant* scales = graph.constant(node.inputs[kScales], DType::kFloat32);
   if (codes == nullptr || codes->shape.size() != 2 || !node.input(kZeroPoints).empty() ||
       node.inputs.size() > kInputs || !node.has_only({})) {

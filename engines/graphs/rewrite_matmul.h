@@ -17,10 +17,10 @@ ConstantSources find_constant_sources(const Graph& graph);
 
 // Replaces a MatMulNBits by MatMulInt4, and removes its use of the scales from graph.use_counts. Returns an empty
 // string for other or unsupported nodes.
-std::string rewrite_int4(const Node& node, Graph& graph, const ConstantSources& stored, size_t threads);
+std::string rewrite_int4(const Node& node, Graph& graph, const ConstantSources& sources, size_t threads);
 
 // Replaces a DynamicQuantizeMatMul of transposed codes by MatMulInt8, and removes its use of the codes from
 // graph.use_counts. Returns an empty string for other or unsupported nodes.
-std::string rewrite_int8(const Node& node, Graph& graph, const ConstantSources& stored, size_t threads);
+std::string rewrite_int8(const Node& node, Graph& graph, const ConstantSources& sources, size_t threads);
 
 }  // namespace blip2rt

@@ -43,15 +43,15 @@ void run(OrtKernelContext* context, const Attention& a) {
   const AttentionKernel& kernel = *attention_kernel();
   const size_t blocks = (a.rows * a.length * a.group_size() + kQueryBlock - 1) / kQueryBlock;
   // A part should have some ten thousand products to be worth a thread.
-  constexpr size_t kPart = 32 * 1024;
-  const auto at_once = [&](size_t work) { return std::max<size_t>(1, kPart / std::max<size_t>(1, work)); };
+  constexpr size_t kMinPartProducts = 32 * 1024;
+  const auto part_size = [&](size_t work) { return std::max<size_t>(1, kMinPartProducts / std::max<size_t>(1, work)); };
   if (a.key != nullptr) {
-    parallel_for(context, a.rows * a.kv_heads, at_once(a.length * a.width), [&](size_t first, size_t last) {
+    parallel_for(context, a.rows * a.kv_heads, part_size(a.length * a.width), [&](size_t first, size_t last) {
       for (size_t i = first; i < last; ++i) kernel.append(a, i % a.rows, i / a.rows);
     });
   }
   const size_t floats = AttentionKernel::scratch_floats(a);
-  parallel_for(context, a.kv_heads * blocks, at_once(kQueryBlock * a.max_visible() * a.width),
+  parallel_for(context, a.kv_heads * blocks, part_size(kQueryBlock * a.max_visible() * a.width),
                [&](size_t first, size_t last) {
                  thread_local Buffer scratch;
                  float* memory = scratch.get<float>(floats);
@@ -76,7 +76,7 @@ struct AttentionOp {
         window(static_cast<size_t>(std::max<int64_t>(0, attribute(info, "local_window_size")))),
         scale(float_attribute(info, "scale")),
         softcap(float_attribute(info, "softcap")) {
-    require(heads % kv_heads == 0, "num_heads is no multiple of kv_num_heads");
+    require(heads % kv_heads == 0, "num_heads is not a multiple of kv_num_heads");
   }
 
   void compute(OrtKernelContext* context) const {
@@ -88,9 +88,9 @@ struct AttentionOp {
             "past has the wrong shape");
     const size_t width = axis(past_key, 3), of_queries = heads * width, of_keys = kv_heads * width;
     require(width > 0 && width <= kMaxWidth && width % Attention::kWidthMultiple == 0,
-            "heads are no multiple of 8 wide");
+            "head width is not a multiple of 8");
     require(axis(query, 2) == of_queries + (key ? 0 : 2 * of_keys), "query has the wrong width");
-    require(key.given == value.given, "there are keys without values");
+    require(key.is_present == value.is_present, "there are keys without values, or values without keys");
     require(!key || (has_axes(key, {axis(query, 0), axis(query, 1), of_keys}) &&
                      has_axes(value, {axis(query, 0), axis(query, 1), of_keys})),
             "key or value does not fit query");
@@ -118,7 +118,7 @@ struct AttentionOp {
     a.keys = output(context, 1, past_key.axes, past_key.rank);
     a.values = output(context, 2, past_value.axes, past_value.rank);
     // They must be the loop's own memory, whose rows cache_rows refers to.
-    require(a.keys == past_key.data && a.values == past_value.data, "present is not past");
+    require(a.keys == past_key.data && a.values == past_value.data, "present and past are different memory");
     check_rows(a);
     set_rotation(a, input(context, kCos), input(context, kSin));
     set_bias(a, input(context, kBias));
@@ -144,7 +144,7 @@ struct AttentionOp {
     if (!cos && !sin) return;
     require(cos.rank == 2 && sin.rank == 2 && std::equal(cos.axes, cos.axes + 2, sin.axes) &&
                 2 * axis(cos, 1) <= a.width && a.max_visible() <= axis(cos, 0),
-            "the tables of rotations are too short, or too wide");
+            "the rotation tables are too short or too wide");
     a.rotary_dims = 2 * axis(cos, 1);
     a.cos = cos.as<float>();
     a.sin = sin.as<float>();
@@ -206,7 +206,7 @@ struct CrossAttentionOp {
       where[row] = {start, length, 0, 0};
       require(start >= 0 && length > 0 && static_cast<size_t>(length) <= axis(bias, 3) &&
                   static_cast<size_t>(start) % of_row + static_cast<size_t>(length) <= a.capacity,
-              "encoder_rows points outside what the encoder said");
+              "encoder_rows points outside the encoder's output");
     }
     a.cache_rows = where;
     run(context, a);
@@ -218,12 +218,12 @@ struct EncoderAttentionOp {
   static constexpr DType kInputs[] = {DType::kFloat32};
   static constexpr size_t kOutputs = 1;
   static bool optional(size_t) { return false; }
-  int64_t asked;  // -1: any number
+  int64_t num_images;  // -1: any number
   size_t positions, heads, width;
   float scale;
 
   explicit EncoderAttentionOp(const OrtKernelInfo* info)
-      : asked(attribute(info, "images")),
+      : num_images(attribute(info, "images")),
         positions(size_attribute(info, "positions", kMaxPositions)),
         heads(size_attribute(info, "num_heads", kMaxHeads)),
         width(size_attribute(info, "width", kMaxWidth)),
@@ -233,9 +233,9 @@ struct EncoderAttentionOp {
     const Tensor qkv = input(context, 0);
     const size_t of_position = heads * width;
     require(qkv.rank == 3 && axis(qkv, 2) == 3 * of_position, "query, key and value have the wrong width");
-    require(axis(qkv, 0) * axis(qkv, 1) % positions == 0, "positions are no whole images");
+    require(axis(qkv, 0) * axis(qkv, 1) % positions == 0, "positions are not a multiple of an image's");
     const size_t images = axis(qkv, 0) * axis(qkv, 1) / positions;
-    require(asked == -1 || static_cast<size_t>(asked) == images, "there is another number of images");
+    require(num_images == -1 || static_cast<size_t>(num_images) == images, "the number of images is wrong");
     EncoderAttention a = {positions, heads, width, qkv.as<float>(), scale, nullptr};
     const int64_t out_axes[] = {static_cast<int64_t>(images), static_cast<int64_t>(positions),
                                 static_cast<int64_t>(of_position)};

@@ -41,22 +41,22 @@ class Buffer {
 // Calls work(first, last) on ONNX Runtime's threads for parts of [0, count) with `part_size` items each. Rethrows the
 // first exception after all parts have ended: none may pass through ONNX Runtime.
 template <class F>
-void parallel_for(OrtKernelContext* context, size_t count, size_t at_once, const F& work) {
+void parallel_for(OrtKernelContext* context, size_t count, size_t part_size, const F& work) {
   struct Parts {
     const F* work;
-    size_t count, at_once;
+    size_t count, part_size;
     std::atomic_flag failed = ATOMIC_FLAG_INIT;
     std::exception_ptr failure = nullptr;  // the first one
-  } parts = {&work, count, at_once};
+  } parts = {&work, count, part_size};
   const auto one = [](void* data, size_t part) {
     Parts& p = *static_cast<Parts*>(data);
     try {
-      (*p.work)(part* p.at_once, std::min(p.count, (part + 1) * p.at_once));
+      (*p.work)(part* p.part_size, std::min(p.count, (part + 1) * p.part_size));
     } catch (...) {
       if (!p.failed.test_and_set()) p.failure = std::current_exception();
     }
   };
-  check(ort().KernelContext_ParallelFor(context, one, (count + at_once - 1) / at_once, 0, &parts));
+  check(ort().KernelContext_ParallelFor(context, one, (count + part_size - 1) / part_size, 0, &parts));
   if (parts.failure) std::rethrow_exception(parts.failure);
 }
 
@@ -66,9 +66,9 @@ struct Tensor {
   void* data = nullptr;
   int64_t axes[kMaxAxes] = {};
   size_t rank = 0;
-  bool given = false;  // false if an optional input is missing
+  bool is_present = false;  // false if an optional input is missing
 
-  explicit operator bool() const { return given; }
+  explicit operator bool() const { return is_present; }
   template <class T>
   T* as() const {
     return static_cast<T*>(data);
@@ -90,7 +90,7 @@ inline Tensor input(OrtKernelContext* context, size_t index) {
   const OrtValue* value = nullptr;
   check(ort().KernelContext_GetInput(context, index, &value));
   if (value == nullptr) return tensor;
-  tensor.given = true;
+  tensor.is_present = true;
   check(ort().GetTensorMutableData(const_cast<OrtValue*>(value), &tensor.data));
   OrtTensorTypeAndShapeInfo* raw = nullptr;
   check(ort().GetTensorTypeAndShape(value, &raw));
@@ -103,11 +103,11 @@ inline Tensor input(OrtKernelContext* context, size_t index) {
 
 // Throws unless an input is a constant with exactly `rows` * `columns` elements of this type. Constants are checked
 // once, when the kernel is created; a run only asks for their address.
-inline void require_constant(const OrtKernelInfo* info, size_t index, DType dtype, uint64_t rows, uint64_t columns) {
+inline void check_constant(const OrtKernelInfo* info, size_t index, DType dtype, uint64_t rows, uint64_t columns) {
   int is_constant = 0;
   const OrtValue* value = nullptr;
   check(ort().KernelInfoGetConstantInput_tensor(info, index, &is_constant, &value));
-  if (is_constant == 0 || value == nullptr) throw std::runtime_error("an operator's weights are no constant");
+  if (is_constant == 0 || value == nullptr) throw std::runtime_error("an operator's weights are not constant");
   const TensorInfo tensor = tensor_info(value);
   uint64_t count = 1, wanted = 0;
   bool fits = tensor.dtype == dtype && !__builtin_mul_overflow(rows, columns, &wanted);

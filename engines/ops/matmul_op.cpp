@@ -31,20 +31,20 @@ struct Product {
 // Limits far above real sizes, so that products of sizes do not overflow.
 constexpr int64_t kMaxSize = int64_t{1} << 31, kMaxThreads = 1 << 16;
 
-// Returns an attribute between 1 and `most`. Throws std::runtime_error.
-int64_t size_attribute(const OrtKernelInfo* info, const char* name, int64_t most) {
+// Returns an attribute between 1 and `max`. Throws std::runtime_error.
+int64_t size_attribute(const OrtKernelInfo* info, const char* name, int64_t max) {
   const int64_t size = attribute(info, name);
-  if (size < 1 || size > most) throw std::runtime_error(std::string("a product has a senseless ") + name);
+  if (size < 1 || size > max) throw std::runtime_error(std::string("a product has an invalid ") + name);
   return size;
 }
 
-// Calls work(first, last) for `fewest` to `most` parts of `tiles`. Every thread gets the same number of parts, at least
-// two if possible, so that other threads can help a late one.
+// Calls work(first, last) for `min_parts` to `max_parts` parts of `tiles`. Every thread gets the same number of parts,
+// at least two if possible, so that other threads can help a late one.
 template <class F>
-void parallel_for_tiles(OrtKernelContext* context, size_t threads, size_t tiles, size_t fewest, size_t most,
+void parallel_for_tiles(OrtKernelContext* context, size_t threads, size_t tiles, size_t min_parts, size_t max_parts,
                         const F& work) {
-  const size_t of_thread = std::max<size_t>(2, (fewest + threads - 1) / threads);
-  const size_t parts = std::min({tiles, most, threads * of_thread});
+  const size_t parts_per_thread = std::max<size_t>(2, (min_parts + threads - 1) / threads);
+  const size_t parts = std::min({tiles, max_parts, threads * parts_per_thread});
   parallel_for(context, parts, 1, [&](size_t part, size_t) { work(tiles * part / parts, tiles * (part + 1) / parts); });
 }
 
@@ -63,12 +63,12 @@ struct MatMulInt4 {
         block(size_attribute(info, "block_size", 128)),
         split(attribute(info, "split") != 0),
         threads(static_cast<size_t>(size_attribute(info, "threads", kMaxThreads))) {
-    if (block != 32 && block != 64 && block != 128) throw std::runtime_error("a product has blocks of no known size");
+    if (block != 32 && block != 64 && block != 128) throw std::runtime_error("a product has an unsupported block size");
     const auto rows = static_cast<uint64_t>(n), half = static_cast<uint64_t>(block / 2);
     const auto blocks = static_cast<uint64_t>((k + block - 1) / block);
-    require_constant(info, 1, DType::kUInt8, rows, blocks * half);
-    require_constant(info, 2, DType::kFloat16, rows, blocks);
-    require_constant(info, 3, DType::kUInt8, rows, (blocks + 1) / 2);
+    check_constant(info, 1, DType::kUInt8, rows, blocks * half);
+    check_constant(info, 2, DType::kFloat16, rows, blocks);
+    check_constant(info, 3, DType::kUInt8, rows, (blocks + 1) / 2);
   }
 
   void compute(OrtKernelContext* context) const {
@@ -88,13 +88,15 @@ struct MatMulInt4 {
       kernel->quantize(product.x, first, last - first, matrix, quantized);
     });
     // A part is long enough to be worth a thread, and short enough to balance the load.
-    constexpr size_t kLong = 256 * 1024, kShort = 16 * 1024;
+    constexpr size_t kMaxPartBytes = 256 * 1024, kMinPartBytes = 16 * 1024;
     const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile;
     const size_t bytes = matrix.n * matrix.blocks() * matrix.block / 2;
-    parallel_for_tiles(context, threads, tiles, bytes / kLong + 1, bytes / kShort + 1, [&](size_t first, size_t last) {
-      thread_local Buffer scratch;
-      kernel->multiply(matrix, quantized, product.out, first, last, scratch.get<uint8_t>(kernel->scratch_size(matrix)));
-    });
+    parallel_for_tiles(context, threads, tiles, bytes / kMaxPartBytes + 1, bytes / kMinPartBytes + 1,
+                       [&](size_t first, size_t last) {
+                         thread_local Buffer scratch;
+                         kernel->multiply(matrix, quantized, product.out, first, last,
+                                          scratch.get<uint8_t>(kernel->scratch_size(matrix)));
+                       });
   }
 };
 
@@ -113,9 +115,9 @@ struct MatMulInt8 {
         bias(attribute(info, "bias") != 0),
         threads(static_cast<size_t>(size_attribute(info, "threads", kMaxThreads))) {
     const auto rows = static_cast<uint64_t>(n);
-    require_constant(info, 1, DType::kInt8, rows, static_cast<uint64_t>(k));
-    require_constant(info, 2, DType::kFloat32, rows, 1);
-    if (bias) require_constant(info, kBias, DType::kFloat32, rows, 1);
+    check_constant(info, 1, DType::kInt8, rows, static_cast<uint64_t>(k));
+    check_constant(info, 2, DType::kFloat32, rows, 1);
+    if (bias) check_constant(info, kBias, DType::kFloat32, rows, 1);
   }
 
   void compute(OrtKernelContext* context) const {

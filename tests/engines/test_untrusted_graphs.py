@@ -88,7 +88,7 @@ def test_a_sound_graph_passes(tmp_path: Path) -> None:
     check_graph(str(path))
     check_graph(str(path), {"product.data": size, "product.onnx": 1})
     Session(runtime(), str(path), 1, files={"product.data": size})
-    with pytest.raises(GraphError, match=r"product.onnx is refused: tensor 'codes': .*the manifest does not list"):
+    with pytest.raises(GraphError, match=r"product.onnx is rejected: tensor 'codes': .*the manifest does not list"):
         check_graph(str(path), {"other.data": size})
     with pytest.raises(GraphError, match=rf"which has {size} bytes instead of {size + 1}"):
         Session(runtime(), str(path), 1, files={"product.data": size + 1})
@@ -114,7 +114,7 @@ def test_external_data_stays_in_the_bundle(name: str, value: str, tmp_path: Path
     path = save(tmp_path, entry(name, value))
     files = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
     for allowed in (None, files):
-        with pytest.raises(GraphError, match="product.onnx is refused: tensor 'codes': external data") as error:
+        with pytest.raises(GraphError, match="product.onnx is rejected: tensor 'codes': external data") as error:
             Session(runtime(), str(path), 1, files=allowed)
         assert len(str(error.value).splitlines()) == 1
 
@@ -160,7 +160,7 @@ HIDDEN: dict[str, Callable[[onnx.ModelProto], object]] = {
 
 @pytest.mark.parametrize("place", list(HIDDEN))
 def test_no_tensor_is_overlooked(place: str, tmp_path: Path) -> None:
-    with pytest.raises(GraphError, match="product.onnx is refused: tensor '(stranger|codes)': "):
+    with pytest.raises(GraphError, match="product.onnx is rejected: tensor '(stranger|codes)': "):
         check_graph(str(save(tmp_path, lambda model: HIDDEN[place](model) and None)))
 
 
@@ -271,7 +271,7 @@ def test_a_damaged_tensor_is_refused(fault: str, tmp_path: Path) -> None:
     graph = field(5, 2, bytes([len(tensor)]) + tensor)
     path = tmp_path / "damaged.onnx"
     path.write_bytes(field(7, 2, bytes([len(graph)]) + graph))
-    with pytest.raises(GraphError, match="damaged.onnx is refused: ") as error:
+    with pytest.raises(GraphError, match="damaged.onnx is rejected: ") as error:
         Session(runtime(), str(path), 1)
     assert len(str(error.value).splitlines()) == 1
 
@@ -318,7 +318,7 @@ def test_deep_and_strange_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(GraphError, match="deeper than 100"):
         check_graph(str(path))
     os.mkfifo(tmp_path / "pipe.onnx")
-    for name, message in (("pipe.onnx", "it is no file"), ("missing.onnx", "No such file")):
+    for name, message in (("pipe.onnx", "it is not a regular file"), ("missing.onnx", "No such file")):
         with pytest.raises(GraphError, match=message):
             check_graph(str(tmp_path / name))
 
@@ -377,7 +377,7 @@ def test_a_gather_that_ends_onnx_runtime_is_refused(change: str, tmp_path: Path)
         index.input[1] = "last_index"
     path = tmp_path / "odd.onnx"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(GraphError, match="odd.onnx is refused: a GatherND has several axes of batches, or indices"):
+    with pytest.raises(GraphError, match="odd.onnx is rejected: a GatherND has several axes of batches, or indices"):
         check_graph(str(path))
 
 
@@ -389,7 +389,7 @@ def test_a_split_into_another_number_of_parts_is_refused(number: int, tmp_path: 
     next(each for each in split.attribute if each.name == "num_outputs").i = number
     path = tmp_path / "odd.onnx"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(GraphError, match="odd.onnx is refused: a Split has another number of parts than outputs"):
+    with pytest.raises(GraphError, match="odd.onnx is rejected: a Split has different numbers of parts and outputs"):
         check_graph(str(path))
 
 
@@ -402,7 +402,7 @@ def test_attention_without_a_number_of_heads_is_refused(name: str, number: int, 
     next(each for each in attention.attribute if each.name == name).i = number
     path = tmp_path / "odd.onnx"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(GraphError, match="odd.onnx is refused: a GroupQueryAttention has no number of heads from 1"):
+    with pytest.raises(GraphError, match="odd.onnx is rejected: a GroupQueryAttention has no number of heads from 1"):
         check_graph(str(path))
 
 
@@ -441,7 +441,7 @@ def test_a_product_of_int8_that_does_not_fit_is_refused(change: str, tmp_path: P
         constants[name].CopyFrom(numpy_helper.from_array(array[:count], name))
     path = tmp_path / "odd.onnx"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(GraphError, match="odd.onnx is refused: (the weights of )?a DynamicQuantizeMatMul"):
+    with pytest.raises(GraphError, match="odd.onnx is rejected: (the weights of )?a DynamicQuantizeMatMul"):
         Session(runtime(), str(path), 1)
 
 
@@ -486,5 +486,5 @@ def test_a_product_that_does_not_fit_is_refused(change: str, tmp_path: Path) -> 
         constants[change].CopyFrom(numpy_helper.from_array(array[:-1], change))
     path = tmp_path / "odd.onnx"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(GraphError, match="odd.onnx is refused: (the weights of )?a MatMulNBits"):
+    with pytest.raises(GraphError, match="odd.onnx is rejected: (the weights of )?a MatMulNBits"):
         check_graph(str(path))

@@ -78,19 +78,19 @@ def test_pictures_are_resized_as_pillow_does_it(rng, resample):
         np.testing.assert_array_equal(resize(picture, tuple(to), resample), want, err_msg=f"{picture.size} to {to}")
 
 
-def test_rows_that_are_no_picture_are_refused():
+def test_invalid_rows_are_rejected():
     begin = native().Resize
-    with pytest.raises(ValueError, match="no filter is named spline"):
+    with pytest.raises(ValueError, match="unknown filter spline"):
         begin((1, 1), (1, 1), "spline")
     for sizes in [(2, 0), (1, 1)], [(2, 1), (0, 1)]:
-        with pytest.raises(ValueError, match="without pixels"):
+        with pytest.raises(ValueError, match="no pixels"):
             begin(*sizes, "bicubic")
     picture = begin((2, 2), (1, 1), "bicubic")
-    for rows, error in (bytes(12), "no whole rows"), (bytes(24), "fewer rows"):
+    for rows, error in (bytes(12), "no whole rows"), (bytes(24), "more rows were added"):
         with pytest.raises(ValueError, match=error):
             picture.add(rows)
     picture.add(bytes(8))
-    with pytest.raises(ValueError, match="more rows"):
+    with pytest.raises(ValueError, match="not all rows"):
         picture.result()
     picture.add(b"\x07" * 8)
     assert picture.result().shape == (1, 1, 3)

@@ -235,7 +235,7 @@ def test_only_the_needed_graphs_are_opened(tiny, tmp_path, photo):
         file.write_bytes(bytes(file.stat().st_size))
     model = blip2rt.load(tmp_path / "b")
     assert model.caption(photo()) is not None and model.embed_image(photo()) is not None
-    with pytest.raises(BundleError, match=r"text_embed\.onnx is refused: not a protobuf message"):
+    with pytest.raises(BundleError, match=r"text_embed\.onnx is rejected: not a protobuf message"):
         model.embed_text("a dog")
 
 

@@ -51,7 +51,7 @@ const Filter& find_filter(const std::string& name) {
   for (const Filter& filter : kFilters) {
     if (name == filter.name) return filter;
   }
-  throw std::invalid_argument("no filter is named " + name);
+  throw std::invalid_argument("unknown filter " + name);
 }
 
 int32_t fixed_point(double weight) {
@@ -125,7 +125,7 @@ Resize::Resize(const std::string& filter, Size from, Size to, const ResizeKernel
     : from_(from), to_(to), kernel_(&kernel) {
   const Filter& weights = find_filter(filter);
   if (from.width == 0 || from.height == 0 || to.width == 0 || to.height == 0) {
-    throw std::invalid_argument("a picture without pixels has no other size");
+    throw std::invalid_argument("a picture or its target has no pixels");
   }
   Windows horizontal = make_windows(weights, from.width, to.width, kernel.pixels);
   if (horizontal.first.empty()) {  // narrower than one read of the kernel
@@ -140,7 +140,7 @@ Resize::Resize(const std::string& filter, Size from, Size to, const ResizeKernel
 }
 
 void Resize::add(const uint8_t* rgbx, size_t rows) {
-  if (rows > rows_left()) throw std::invalid_argument("a picture has fewer rows");
+  if (rows > rows_left()) throw std::invalid_argument("more rows were added than the picture has");
   if (rows == 0) return;
   kernel_->horizontal(horizontal_.first.data(), horizontal_.weights.data(), to_.width, horizontal_.taps, rgbx,
                       row_bytes(), rows, &intermediate_[rows_ * stride_], stride_);
@@ -148,7 +148,7 @@ void Resize::add(const uint8_t* rgbx, size_t rows) {
 }
 
 void Resize::write(uint8_t* rgb) const {
-  if (rows_left() != 0) throw std::invalid_argument("a picture has more rows");
+  if (rows_left() != 0) throw std::invalid_argument("not all rows of the picture were added");
   std::vector<uint8_t> row(stride_);
   for (size_t y = 0; y < to_.height; ++y) {
     kernel_->vertical(&vertical_.weights[y * vertical_.taps], vertical_.taps,

@@ -1,15 +1,6 @@
-// The encoder's attention that this processor has, on random images of awkward sizes, against plain arithmetic in
-// double.
-//
-//   encoder_attention_check SEED     prints the kernel that it ran; fails with the case that differs
-#include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <limits>
-#include <random>
-#include <vector>
-
+// Compares the encoder attention kernel of this processor with plain double arithmetic, on random images of awkward
+// sizes: encoder_attention_check SEED
+#include "check.h"
 #include "kernels/attention/encoder_attention.h"
 
 namespace {
@@ -25,11 +16,8 @@ struct Case {
       : positions(positions_),
         heads(heads_),
         width(width_),
-        qkv(positions * 3 * heads * width),
-        out(positions * heads * width, -1.0f),
-        attention{} {
-    std::normal_distribution<float> normal;
-    for (auto& value : qkv) value = normal(random);
+        qkv(check::normal_floats(positions * 3 * heads * width, random)),
+        out(positions * heads * width, -1.0f) {
     const float scale = sharpness / std::sqrt(static_cast<float>(width));
     attention = {positions, heads, width, qkv.data(), scale, out.data()};
   }
@@ -38,7 +26,7 @@ struct Case {
     return &qkv[((position * 3 + part) * heads + head) * width];
   }
 
-  // The answer for one query, and the largest value of the head.
+  // Returns the output of one query, and the largest value of the head in `largest`.
   std::vector<double> expected(size_t position, size_t head, double* largest) const {
     std::vector<double> scores(positions), result(width);
     for (size_t j = 0; j < positions; ++j) {
@@ -47,9 +35,9 @@ struct Case {
       }
       scores[j] *= attention.scale;
     }
-    const double most = *std::max_element(scores.begin(), scores.end());
+    const double highest = *std::max_element(scores.begin(), scores.end());
     double total = 0;
-    for (auto& score : scores) total += score = std::exp(score - most);
+    for (auto& score : scores) total += score = std::exp(score - highest);
     *largest = 0;
     for (size_t j = 0; j < positions; ++j) {
       for (size_t i = 0; i < width; ++i) {
@@ -62,38 +50,42 @@ struct Case {
   }
 
   void attend(const EncoderAttentionKernel& kernel) {
-    void* scratch = std::aligned_alloc(64, kernel.scratch_size(attention));
-    for (size_t head = 0; head < heads; ++head) kernel.attend(attention, head, static_cast<uint8_t*>(scratch));
-    std::free(scratch);
+    const auto scratch = check::aligned_bytes(kernel.scratch_size(attention));
+    for (size_t head = 0; head < heads; ++head) kernel.attend(attention, head, scratch.get());
   }
 };
 
-void check_case(const EncoderAttentionKernel& kernel, Case& given) {
-  given.attend(kernel);
-  const std::vector<float> out = given.out;
-  for (size_t position = 0; position < given.positions; ++position) {
-    for (size_t head = 0; head < given.heads; ++head) {
+void check_case(const EncoderAttentionKernel& kernel, Case& c) {
+  c.attend(kernel);
+  const std::vector<float> out = c.out;
+  for (size_t position = 0; position < c.positions; ++position) {
+    for (size_t head = 0; head < c.heads; ++head) {
       double largest = 0;
-      const std::vector<double> expected = given.expected(position, head, &largest);
-      for (size_t i = 0; i < given.width; ++i) {
-        const double got = out[(position * given.heads + head) * given.width + i];
-        if (!(std::fabs(got - expected[i]) <= 0.01 * largest)) {
-          std::printf("%s: %zu positions, %zu heads, width %zu: (%zu, %zu, %zu) is %g instead of %g\n", kernel.name,
-                      given.positions, given.heads, given.width, position, head, i, got, expected[i]);
-          std::exit(1);
-        }
+      const std::vector<double> expected = c.expected(position, head, &largest);
+      for (size_t i = 0; i < c.width; ++i) {
+        const double got = out[(position * c.heads + head) * c.width + i];
+        if (std::fabs(got - expected[i]) <= 0.01 * largest) continue;
+        check::fail("%s: %zu positions, %zu heads, width %zu: (%zu, %zu, %zu) is %g instead of %g", kernel.name,
+                    c.positions, c.heads, c.width, position, head, i, got, expected[i]);
       }
     }
   }
-  // A query that is not finite spoils what it asks for, and nothing else.
-  const size_t spoilt = given.positions - 1;
-  given.qkv[spoilt * 3 * given.heads * given.width] = std::nanf("");
-  given.attend(kernel);
-  for (size_t i = 0; i < given.out.size(); ++i) {
-    const bool is_spoilt = i / given.width == spoilt * given.heads;
-    if (is_spoilt ? std::isfinite(given.out[i]) : given.out[i] != out[i]) {
-      std::printf("%s: a value that is not finite gave %g at %zu\n", kernel.name, static_cast<double>(given.out[i]), i);
-      std::exit(1);
+  // A non-finite query spoils its own output and nothing else.
+  const size_t spoilt = c.positions - 1;
+  c.qkv[spoilt * 3 * c.heads * c.width] = std::nanf("");
+  c.attend(kernel);
+  for (size_t i = 0; i < c.out.size(); ++i) {
+    const bool is_spoilt = i / c.width == spoilt * c.heads;
+    if (is_spoilt ? !std::isfinite(c.out[i]) : c.out[i] == out[i]) continue;
+    check::fail("%s: a non-finite value gave %g at %zu", kernel.name, static_cast<double>(c.out[i]), i);
+  }
+}
+
+void check_kernel(const EncoderAttentionKernel& kernel, std::mt19937& random) {
+  for (size_t positions : {1, 2, 15, 16, 17, 31, 32, 33, 50, 64, 65, 257}) {
+    for (size_t width : {8, 16, 30, 32, 64, 72, 88}) {
+      Case c(positions, 1 + check::below(3, random), width, random() % 2 == 0 ? 1.0f : 20.0f, random);
+      check_case(kernel, c);
     }
   }
 }
@@ -101,15 +93,6 @@ void check_case(const EncoderAttentionKernel& kernel, Case& given) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::mt19937 random(argc > 1 ? static_cast<unsigned>(std::atoi(argv[1])) : 0);
-  const EncoderAttentionKernel* kernel = encoder_attention_kernel();
-  if (kernel == nullptr) return 0;
-  for (size_t positions : {1, 2, 15, 16, 17, 31, 32, 33, 50, 64, 65, 257}) {
-    for (size_t width : {8, 16, 30, 32, 64, 72, 88}) {
-      Case given(positions, 1 + random() % 3, width, random() % 2 == 0 ? 1.0f : 20.0f, random);
-      check_case(*kernel, given);
-    }
-  }
-  std::printf("%s\n", kernel->name);
-  return 0;
+  return check::check_kernels(
+      argc, argv, {"amx"}, [](const char*) { return encoder_attention_kernel(); }, check_kernel);
 }
