@@ -1,8 +1,7 @@
-"""The result as tables: with rich on a terminal, else in plain columns, or in Markdown."""
+"""The result as tables, in plain columns or in Markdown."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -123,28 +122,12 @@ def show(result: dict[str, Any], out: TextIO) -> None:
 
 
 def draw(found: Sequence[Table], out: TextIO) -> None:
-    """Print tables, with rich if it is installed."""
-    try:
-        import rich.console
-        import rich.table
-    except ImportError:
-        for table in found:
-            print("", table.title, *_columns(table), sep="\n", file=out)
-        return
-    console = rich.console.Console(file=out, width=None if out.isatty() else 140)
+    """Print tables in aligned columns."""
     for table in found:
-        drawn = rich.table.Table(title=table.title, title_justify="left", show_header=any(table.head))
-        for i, name in enumerate(table.head):
-            drawn.add_column(name, justify="right" if i and len(table.head) > 2 else "left")
-        for row in table.rows:
-            drawn.add_row(*row)
-        console.print(drawn, markup=False)
-
-
-def _columns(table: Table) -> list[str]:
-    lines: Sequence[tuple[str, ...]] = (table.head, *table.rows) if any(table.head) else table.rows
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in lines]
+        rows: Sequence[tuple[str, ...]] = (table.head, *table.rows) if any(table.head) else table.rows
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+        print("", table.title, *(line.rstrip() for line in lines), sep="\n", file=out)
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -157,9 +140,3 @@ def markdown_table(table: Table) -> str:
     rows = ["| " + " | ".join(row) + " |" for row in (table.head, *table.rows)]
     rows.insert(1, "|" + "---|" * len(table.head))
     return "\n".join([f"**{table.title}**", "", *rows])
-
-
-if __name__ == "__main__":  # converts the JSON of blip2rt-bench on standard input to Markdown
-    import json
-
-    print(markdown(json.load(sys.stdin)), end="")

@@ -238,7 +238,7 @@ def _parser() -> Parser:
         return command
 
     one_image = "image file; - reads it from standard input"
-    command = add("caption", _caption, "describe images and folders of them", renamed=_RENAMED | flags.KOHYA,
+    command = add("caption", _caption, "describe images and folders of them", renamed=_RENAMED,
                   description="Describe images. One image: its caption. Several, or a folder: path<TAB>caption a line, "
                   "or files.\nA bad image does not stop the others; the exit code is then 1, or 2 where all are "
                   "bad.")  # fmt: skip

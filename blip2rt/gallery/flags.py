@@ -7,21 +7,11 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .. import backends
 from ..command_line import Parser, nonempty, path, whole
 
 if TYPE_CHECKING:
     from .prefetch import Parallelism
     from .sources import Sources
-
-# The same options under their names in kohya's scripts.
-KOHYA = {
-    "--postfix": "--suffix",
-    "--caption-extention": "--caption-extension",
-    "--max-length": "--max-new-tokens",
-    "--min-length": "--min-new-tokens",
-    "--max-data-loader-n-workers": "--workers",
-}
 
 FLAGS = {name: "--" + name.replace("_", "-") for name in ("template", "overwrite", "out", "caption_extension")}
 _FILES = "files (finished pictures are skipped)"
@@ -86,6 +76,7 @@ def sources_of(args: argparse.Namespace) -> Sources:
 
 def parallelism_of(args: argparse.Namespace, sources: Sources, batch_size: int) -> Parallelism:
     """Use two workers that share --threads if a CPU has two threads and there are pictures for two batches."""
+    from .. import backends
     from .prefetch import Parallelism
 
     batch_size = args.batch_size or batch_size

@@ -61,14 +61,6 @@ def test_embedded_model_is_measured(measured):
         assert drawn.format == "PNG" and drawn.width > 500
 
 
-def test_tables_need_no_rich(measured, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "rich", None)
-    monkeypatch.setitem(sys.modules, "rich.console", None)
-    report.show(measured[1], sys.stdout)
-    lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("whole caption") for line in lines)
-
-
 def test_peers_and_scaling_have_tables_and_plots(measured, tmp_path):
     from blip2rt.bench import plot
 

@@ -138,7 +138,6 @@ def test_every_command_is_in_the_table() -> None:
     }
     modules = {name.replace("blip2rt_export", "export").replace("blip2rt_train", "train") for name in modules}
     workers = (
-        "blip2rt.bench.report",
         "blip2rt.bench.worker",
         "blip2rt.bench.peers",  # blip2rt-bench starts them
         "benchmarks.gpu_day.kernels",
