@@ -152,9 +152,7 @@ class Trainer:
         blocks = list(_blocks([part for part in frozen if part is not None]))
         self.wrapped = self.parallel.wrap(self.model, machine.shard, blocks)
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, optimizer, self.peaks),
-            betas=(optimizer.beta1, optimizer.beta2),
-            fused=True,
+            parameter_groups(self.model, optimizer, self.peaks), betas=(optimizer.beta1, optimizer.beta2), fused=True
         )
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.rounding = Rounding(self.model)
