@@ -150,7 +150,7 @@ class OneOfTwo(Parallel):
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """The rows of both in place of these."""
-        return next(each for each in self.everyone if torch.equal(each[self.own(len(rows))], rows)).detach()
+        return next(each for each in self.everyone if torch.equal(each[self.own_rows(len(rows))], rows)).detach()
 
 
 def test_own_gradient_takes_rows_of_others_for_constants() -> None:

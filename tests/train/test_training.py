@@ -217,7 +217,7 @@ def test_processes_compare_all_settings_but_the_runs(
 ) -> None:
     _, settings = parts
     compared: dict[str, Any] = {}
-    monkeypatch.setattr(this_process(), "same", compared.__setitem__)
+    monkeypatch.setattr(this_process(), "require_same", compared.__setitem__)
     given = parse(stage1.Stage1Settings, [*settings, "--out", str(tmp_path / "run")], "")
     stage1.Stage1(given)
     assert set(flat(given)) - set(compared["settings"]) == {"out", "resume", "dry_run"}
