@@ -24,7 +24,7 @@ from .data.readers import IMAGES, read_data
 from .data.samples import BadSamples, Dataset, Sample, error_text, repeat_answers, table_text, text_fault
 from .data.shards import Shards, add_sample, expand_shards
 from .data.transforms import read_image
-from .evaluation.predictions import Predictions, require_writable, write_whole
+from .evaluation.predictions import Predictions, require_writable, write_atomically
 from .evaluation.predictors import Predictor, open_predictor
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def filter_list(data: str, images: str, out: Path, capfilt: CapFilt, options: Fi
     root = Path(data) if Path(data).is_dir() else Path(images)
     names = [str(path.relative_to(root)) for path in filtered.paths]
     samples = repeat_answers(filtered.samples)
-    write_whole(out, table_text((names[each.image], each.text, each.prompt) for each in samples))
+    write_atomically(out, table_text((names[each.image], each.text, each.prompt) for each in samples))
     partial.unlink()
     return len(filtered.paths)
 

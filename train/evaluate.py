@@ -33,12 +33,12 @@ from .evaluation.annotations import (
     CaptionedImage,
     VqaQuestion,
     VqaQuestions,
+    drop_unreadable_images,
     read_captions,
     read_questions,
-    with_images,
 )
 from .evaluation.metrics import caption_metrics, coco_scorers
-from .evaluation.predictions import Predictions, require_writable, write_whole
+from .evaluation.predictions import Predictions, require_writable, write_atomically
 from .evaluation.predictors import Predictor, open_predictor
 from .evaluation.report import Row
 from .evaluation.retrieval import evaluate_retrieval
@@ -80,7 +80,7 @@ def score_captions(items: Sequence[CaptionedImage], captions: Sequence[str]) -> 
 def score_answers(questions: VqaQuestions, answers: Sequence[str]) -> Scores:
     """Accuracy in percent, of each type of answer by itself too; all questions have answers."""
     grade, name = (vqa_accuracy, "accuracy") if questions.graded else (exact_match, "exact_match")
-    items = questions.asked
+    items = questions.items
     each = {item.id: grade(answer, item.answers) for item, answer in zip(items, answers, strict=True)}
 
     def metrics(part: Sequence[VqaQuestion]) -> dict[str, float]:
@@ -133,7 +133,7 @@ def _run(args: argparse.Namespace) -> None:
         elif known:
             scores = score_answers(VqaQuestions(items, graded), said)
         if args.results:
-            write_whole(args.results, json.dumps(_results(items, said)) + "\n")
+            write_atomically(args.results, json.dumps(_results(items, said)) + "\n")
     about |= {"images": len({item.path for item in items}), **scores.about}
     if bad.found:
         about["left_out"] = len(bad.found)
@@ -186,10 +186,10 @@ def _items(args: argparse.Namespace, bad: BadSamples) -> tuple[list[Any], bool]:
     items: list[Any]
     if args.task == "vqa":
         questions = read_questions(args.data, args.annotations, images, bad)
-        items, graded = questions.asked, questions.graded
+        items, graded = questions.items, questions.graded
     else:
         items = read_captions(args.data, images, args.split, bad)
-    return with_images(args.data, items[: args.limit], bad), graded
+    return drop_unreadable_images(args.data, items[: args.limit], bad), graded
 
 
 def _said(
@@ -234,11 +234,11 @@ def _tell(args: argparse.Namespace, about: dict[str, Any], scores: Scores) -> No
     totals = {**about, **columns.get(ALL, {}), **{name: c for name, c in columns.items() if name != ALL}}
     text = json.dumps(totals, indent=2) + "\n"
     if args.json:
-        write_whole(args.json, text)
+        write_atomically(args.json, text)
     if args.report:
         title = f"{args.task}: {about['model']} on {args.data.name}"
         tables = {"": scores.columns} if scores.tables is None else scores.tables
-        write_whole(args.report, report.render(title, about, tables, scores.rows, args.report_rows))
+        write_atomically(args.report, report.render(title, about, tables, scores.rows, args.report_rows))
     print(text, end="")
 
 

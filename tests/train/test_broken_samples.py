@@ -31,7 +31,7 @@ from train.data.sampling import Mixture
 from train.data.shards import Shards, parse_texts
 from train.data.streaming import SampleReader, load_batches, open_sources
 from train.data.transforms import eval_transform, read_image
-from train.evaluation.annotations import read_captions, read_questions, with_images
+from train.evaluation.annotations import drop_unreadable_images, read_captions, read_questions
 
 SURROGATE, LONG = "\\ud800", "x" * 300
 
@@ -508,7 +508,7 @@ def test_an_evaluation_leaves_out_what_is_none(images: Path, kind: str) -> None:
     path.write_text(json.dumps({key: entries + EVALUATED[kind].get(key, []) for key, entries in data.items()}))
 
     def found(bad: BadSamples) -> list[list[str]]:
-        return [item.references for item in with_images(path, read_captions(path, images, None, bad), bad)]
+        return [item.references for item in drop_unreadable_images(path, read_captions(path, images, None, bad), bad)]
 
     bad = BadSamples(1)
     assert found(bad) == [["a dog"], ["a cat"]] and len(bad.found) == 1
@@ -527,7 +527,7 @@ def test_an_evaluation_leaves_out_questions_that_are_none(images: Path, question
     (images.parent / "a.json").write_text(json.dumps({"annotations": answers}))
     bad = BadSamples(1)
     questions = read_questions(images.parent / "q.json", images.parent / "a.json", images, bad)
-    assert [item.id for item in questions.asked] == [0, 1] and len(bad.found) == 1
+    assert [item.id for item in questions.items] == [0, 1] and len(bad.found) == 1
     with pytest.raises(Blip2rtError, match=r"q\.json"):
         read_questions(images.parent / "q.json", images.parent / "a.json", images, BadSamples(0))
 

@@ -140,7 +140,7 @@ def test_questions_and_karpathys_lists_are_read(images: Path) -> None:
         ("captions.jsonl", '{"image": "nowhere.jpg", "caption": "a dog"}', ["captions.jsonl", "image in"]),
         ("mute.jsonl", '{"image": "0.jpg", "caption": " "}', ["mute.jsonl", "caption"]),
         ("other.json", "{}", ["COCO", "annotations"]),
-        ("broken.json", "{", ["no JSON", ".jsonl"]),
+        ("broken.json", "{", ["is not JSON", ".jsonl"]),
         ("columns.csv", "a,b\n1,2\n", ["column for the image", "file_name"]),
         ("data.xml", "", [".tsv", "shards"]),
     ],

@@ -115,7 +115,7 @@ def test_answers_of_a_checkpoint_equal_its_bundles(generative: tuple[Path, Path]
     totals = run("vqa", bundle, tmp_path / "runtime.json", *flags, "--results", tmp_path / "results.json")
     said, other = predictions(tmp_path / "runtime.json"), predictions(tmp_path / "torch.json")
     assert said.keys() == other.keys() and sum(said[id] != other[id] for id in said) <= 1  # one tie in a long while
-    asked = read_questions(data / "questions.json", data / "annotations.json", data / "images").asked
+    asked = read_questions(data / "questions.json", data / "annotations.json", data / "images").items
     scores = [vqa_accuracy(said[item.id], item.answers) for item in asked]
     assert totals["accuracy"] == pytest.approx(100 * np.mean(scores), abs=0.01)
     kinds = [score for item, score in zip(asked, scores, strict=True) if item.group == "yes/no"]
@@ -337,7 +337,7 @@ def test_the_report_is_self_contained_and_worst_first(
     order = [text.index(f">{html.escape(name)}</div>") for name in ("<i>.jpg", "three.jpg", "two.jpg")]
     assert order == sorted(order), "worst first"
     run("caption", generative[1], tmp_path / "totals.json", *flags, "--report-rows", 1)
-    assert page.read_text().count("<article ") == 1 and "2 better ones are left out" in page.read_text()
+    assert page.read_text().count("<article ") == 1 and "2 better ones are not shown" in page.read_text()
 
 
 @pytest.mark.parametrize("name", ["nocaps.json", "flickr.token", "results.csv", "table.tsv", "karpathy.json"])
@@ -352,14 +352,14 @@ def test_caption_formats_say_the_same(data: Path, name: str) -> None:
 
 def test_vqa_formats_say_the_same(data: Path, tmp_path: Path) -> None:
     official = read_questions(data / "questions.json", data / "annotations.json", data / "images")
-    assert official.graded and len(official.asked) == 2 * IMAGES and len(official.asked[0].answers) == 10
+    assert official.graded and len(official.items) == 2 * IMAGES and len(official.items[0].answers) == 10
     gqa = read_questions(data / "gqa.json", None, data / "images")
-    assert not gqa.graded and [item.path for item in gqa.asked] == [item.path for item in official.asked]
+    assert not gqa.graded and [item.path for item in gqa.items] == [item.path for item in official.items]
     (tmp_path / "mine.jsonl").write_text(
         '{"image": "1.jpg", "question": "what is red?", "answer": "ball"}\n'
         '{"image": "1.jpg", "question": "what is red?", "answer": "the ball"}\n{"image": "2.jpg", "caption": "a dog"}\n'
     )
-    [mine] = read_questions(tmp_path / "mine.jsonl", None, data / "images").asked
+    [mine] = read_questions(tmp_path / "mine.jsonl", None, data / "images").items
     assert mine.answers == ["ball", "the ball"] and mine.path.name == "1.jpg"
     # COCO's names of images, in their folder and without.
     for place in ("val2014", "."):
@@ -367,7 +367,7 @@ def test_vqa_formats_say_the_same(data: Path, tmp_path: Path) -> None:
         (folder / place).mkdir(parents=True)
         for i in range(1, IMAGES + 1):
             (folder / place / f"COCO_val2014_{i:012d}.jpg").write_bytes((data / "images" / f"{i}.jpg").read_bytes())
-        found = read_questions(data / "questions.json", data / "annotations.json", folder).asked
+        found = read_questions(data / "questions.json", data / "annotations.json", folder).items
         assert all(item.path.is_file() for item in found)
 
 

@@ -160,7 +160,7 @@ def test_missing_and_changed_shards_are_named(tmp_path: Path) -> None:
     (data / "a.tar").unlink()
     write_shard(data / "b.tar", {f"b{i}": (b"another image", b"a dog") for i in range(3)})
     shutil.copy(data / "c.tar", data / "d.tar")
-    with pytest.raises(Blip2rtError, match=r"a\.tar is gone, .*b\.tar has changed, .*d\.tar is new: put back"):
+    with pytest.raises(Blip2rtError, match=r"a\.tar is gone, .*b\.tar has changed, .*d\.tar is new: restore"):
         shards.check_shards(sources(), out, began=True)
     opened = sources()[0]
     (data / "b.tar").unlink()

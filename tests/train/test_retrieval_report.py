@@ -23,7 +23,7 @@ def test_retrieval_has_a_table_and_a_list_a_direction(tmp_path: Path) -> None:
         for section in tables for rank in (0, 7, 3)
     ]  # fmt: skip
     page = render("retrieval", {}, tables, rows, 2)
-    assert page.count("<table class=sorts>") == 2 == page.count("1 better ones are left out")
+    assert page.count("<table class=sorts>") == 2 == page.count("1 better ones are not shown")
     assert "<thead><tr><th><th>r@1<th>r@5<th>r@10</thead><tbody><tr><td>itc<td>1.00<td>5.00<td>10.00" in page
     for title in tables:
         assert f"<h2>{title}: worst first</h2>" in page

@@ -63,7 +63,7 @@ def test_an_error_leaves_the_exact_weights() -> None:
     assert not Rounding(model).weights  # type: ignore[arg-type]
 
 
-def test_stage_2_learns_and_is_judged_with_rounded_weights(tmp_path: Path) -> None:
+def test_stage_2_learns_and_evaluates_with_rounded_weights(tmp_path: Path) -> None:
     llm_folder(tmp_path / "llm")
     arguments = [
         *tiny_settings(tmp_path),

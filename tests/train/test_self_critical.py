@@ -67,7 +67,7 @@ def test_the_loss_is_the_likelihood_of_samples_weighed_by_their_advantage(settin
     total, count, rewards = 0.0, 0, []
     for row, image in enumerate(images):
         texts = drawn[0][3 * row : 3 * row + 3]
-        found = [reward(image, sampled._judged(ids)) for ids in texts]
+        found = [reward(image, sampled._reward_text(ids)) for ids in texts]
         rewards += found
         for number, ids in enumerate(texts):
             others = [value for other, value in enumerate(found) if other != number]

@@ -103,7 +103,7 @@ def test_features_go_on_where_they_were_interrupted(
 ) -> None:
     """Or begin anew, where the file has gone: what was known of it is known of no other."""
     monkeypatch.setattr(features, "_BATCH", 2)
-    monkeypatch.setattr(features, "_KEPT_EVERY", 2)
+    monkeypatch.setattr(features, "_SAVE_EVERY", 2)
     caption_table(tmp_path, 9)
     paths = sorted((tmp_path / "images").glob("*.jpg"))
     paths[1].write_bytes(b"no image")

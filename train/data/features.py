@@ -1,7 +1,6 @@
 """Frozen vision features, computed once and cached on disk: (views, images, N, C) float16, memory-mapped.
 
-View 0 is the image as the runtime sees it; the others are random resized crops, every second one mirrored. Knows the
-encoder and image files; nothing about captions.
+View 0 is the image as the runtime sees it; the others are random resized crops, every second one mirrored.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.sources import resolve
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
 
-from .samples import BadSamples, Dataset
+from .samples import BadSamples, Dataset, error_text
 from .transforms import read_image
 
 _BATCH = 16
-_KEPT_EVERY = 16  # batches
+_SAVE_EVERY = 16  # batches
 
 
 class _Views(TorchDataset[tuple[torch.Tensor, str]]):
-    """Pixels of one view of every image, and what is wrong with it, if anything: then they are zeros."""
+    """Pixels of one view of every image and its fault; a faulty image has zeros."""
 
     def __init__(self, paths: list[Path], config: VisionConfig, view: int) -> None:
         self.paths, self.config, self.view = paths, config, view
@@ -43,12 +42,13 @@ class _Views(TorchDataset[tuple[torch.Tensor, str]]):
         try:
             return to_pixels(augment(read_image(self.paths[index]), self.view, index), self.config), ""
         except (OSError, ValueError) as error:
-            fault = " ".join(str(error).split()) or type(error).__name__
-            return torch.zeros(3, self.config.height, self.config.width), fault
+            return torch.zeros(3, self.config.height, self.config.width), error_text(error)
 
 
 def augment(image: Image.Image, view: int, index: int) -> Image.Image:
-    """The image as view 0, mirrored as view 1, then random resized crops (area 0.5 to 1), every second one mirrored."""
+    """Return view 0, the image; view 1, mirrored; or a random resized crop (area 0.5 to 1), mirrored if the view is
+    odd.
+    """
     if view >= 2:
         rng = np.random.default_rng((view, index))
         area, ratio = rng.uniform(0.5, 1.0), np.exp(rng.uniform(-0.2, 0.2))
@@ -61,7 +61,7 @@ def augment(image: Image.Image, view: int, index: int) -> Image.Image:
 
 
 def to_pixels(image: Image.Image, config: VisionConfig) -> torch.Tensor:
-    """(3, h, w) float32, as blip2rt.image makes them."""
+    """Convert to (3, h, w) float32 as blip2rt.image does."""
     resized = image.resize((config.width, config.height), Image.Resampling[config.resample.upper()])
     values = torch.from_numpy(np.asarray(resized, dtype=np.uint8).copy()).permute(2, 0, 1).float() / 255
     mean, std = torch.tensor(config.mean).view(3, 1, 1), torch.tensor(config.std).view(3, 1, 1)
@@ -76,8 +76,8 @@ class FeatureSource:
     ) -> None:
         """cache: a folder; views: augmented views of every image in it."""
         self._encoder = encoder
-        self._rows = list(range(len(paths)))  # of the images that are left, by index
-        self.unreadable: dict[int, str] = {}  # index -> what is wrong with an image
+        self._rows = list(range(len(paths)))  # of the remaining images, by index
+        self.unreadable: dict[int, str] = {}  # index -> fault
         if encoder is None:
             self._cache = cached_features(paths, config, cache, views)
             self.unreadable = unreadable(paths, config, cache)
@@ -85,17 +85,17 @@ class FeatureSource:
             self._pixels = _Views(paths, config, 0)
             self.unreadable = {i: fault for i in self._rows if (fault := self._pixels[i][1])}
 
-    def leave_out(self) -> None:
-        """Number the images anew, without those that are unreadable."""
+    def drop_unreadable_images(self) -> None:
+        """Renumber the images without the unreadable ones."""
         self._rows = [row for row in self._rows if row not in self.unreadable]
 
     def get(self, images: list[int], views: list[int] | None = None) -> torch.Tensor:
-        """(B, N, C) float32 of one view of each image; view 0 by default, the only one that an encoder is asked for."""
+        """Return (B, N, C) float32 of one view per image, by default view 0; `encoder` supports no other."""
         drawn, images = views or [0] * len(images), [self._rows[image] for image in images]
         if self._encoder is None:
             rows = np.stack([self._cache[view][image] for view, image in zip(drawn, images, strict=True)])
             return torch.from_numpy(rows).float()
-        assert not any(drawn), "other views are the cache's"
+        assert not any(drawn), "only the cache has other views"
         device = next(self._encoder.parameters()).device
         with torch.no_grad():
             features: torch.Tensor = self._encoder(torch.stack([self._pixels[i][0] for i in images]).to(device))
@@ -110,43 +110,43 @@ def open_features(
     views: int = 1,
     encoder: VisionEncoder | None = None,
 ) -> tuple[Dataset, FeatureSource]:
-    """The features of a data set's images. Images that cannot be read are counted in `bad` and left out of both."""
+    """Open the features of a data set. Unreadable images are counted in `bad` and left out of both results."""
     source = FeatureSource(data.paths, config, cache, views, encoder)
     for image, fault in source.unreadable.items():
         bad.add(str(data.paths[image]), fault)
     if source.unreadable:
-        source.leave_out()
+        source.drop_unreadable_images()
         data = data.without(source.unreadable.keys())
     if not data.samples:
-        raise Blip2rtError("no image can be read: mend them, or give others")
+        raise Blip2rtError("no image can be read: give others")
     return data, source
 
 
 def drop_unreadable(data: Dataset, bad: BadSamples) -> Dataset:
-    """The data set without the images that cannot be decoded, which are counted in `bad`."""
+    """Drop the images that cannot be decoded, which are counted in `bad`."""
     faults = {}
     for image, path in enumerate(data.paths):
         try:
             read_image(path)
         except (OSError, ValueError) as error:
-            faults[image] = " ".join(str(error).split()) or type(error).__name__
+            faults[image] = error_text(error)
             bad.add(str(path), faults[image])
     return data.without(faults.keys()) if faults else data
 
 
 def draw_views(views: int, count: int, seed: tuple[int, int]) -> np.ndarray:
-    """A view for each of `count` images, (count)."""
+    """Draw a view for each of `count` images, (count)."""
     return np.random.default_rng(seed).integers(0, views, count)
 
 
 def cache_key(paths: list[Path], config: VisionConfig) -> str:
-    """What features depend on: the encoder, its weights and the images, whose files may be written anew."""
+    """Return a hash of what features depend on: the encoder, its weights, and names, sizes and times of the images."""
     text = json.dumps([config.__dict__, _weights(config), [_written(path) for path in paths]], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _weights(config: VisionConfig) -> list[tuple[str, int, int]]:
-    """The files of an encoder's weights; none where a library has them."""
+    """Return the files of an encoder's weights; none if a library provides them."""
     kind, _, name = config.source.partition(":")
     source = config.weights or (name if kind == "hf" else "")
     place = Path(resolve(source)) if source else Path()
@@ -155,13 +155,13 @@ def _weights(config: VisionConfig) -> list[tuple[str, int, int]]:
 
 
 def _written(file: Path) -> tuple[str, int, int]:
-    """A file's name, size and time of writing."""
+    """Return a file's name, size and modification time."""
     found = file.stat()
     return file.name, found.st_size, found.st_mtime_ns
 
 
 def cached_features(paths: list[Path], config: VisionConfig, folder: str | Path, views: int = 1) -> list[np.ndarray]:
-    """One memory-mapped (images, N, C) float16 array a view; compute views that are not in `folder` first."""
+    """Return one memory-mapped (images, N, C) float16 array per view, after computing the views missing in `folder`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     key = cache_key(paths, config)
@@ -183,7 +183,7 @@ def _faults_file(folder: Path, key: str) -> Path:
 
 
 def unreadable(paths: list[Path], config: VisionConfig, folder: str | Path) -> dict[int, str]:
-    """Index -> what is wrong, of the images that had no features when they were cached."""
+    """Return {index: fault} of the images that had no features when they were cached."""
     faults = _faults_file(Path(folder), cache_key(paths, config))
     if not faults.is_file():
         return {}
@@ -192,17 +192,17 @@ def unreadable(paths: list[Path], config: VisionConfig, folder: str | Path) -> d
 
 @torch.no_grad()
 def _compute(encoder: VisionEncoder, paths: list[Path], config: VisionConfig, view: int, file: Path) -> dict[str, str]:
-    """Fill one view's file; it gets its name when it is whole. Return what is wrong with images, by index.
+    """Compute one view's file, renamed when complete. Return the faults of images, by index.
 
-    A run that was interrupted is gone on with: how far it came is kept beside the file.
+    An interrupted run resumes: its progress is saved beside the file.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder.to(device)
     partial, progress = file.with_suffix(".partial"), file.with_suffix(".progress.json")
     shape = (len(paths), config.positions, config.features)
-    done, found = _begun(partial, progress, shape)
+    done, found = _progress(partial, progress, shape)
     if not done:
-        progress.unlink(missing_ok=True)  # of another file than the one that is begun here
+        progress.unlink(missing_ok=True)  # it belongs to another file
     mode: Literal["r+", "w+"] = "r+" if done else "w+"
     out = np.lib.format.open_memmap(partial, mode=mode, dtype=np.float16, shape=shape)
     loader = DataLoader(Subset(_Views(paths, config, view), range(done, len(paths))), _BATCH)
@@ -215,7 +215,7 @@ def _compute(encoder: VisionEncoder, paths: list[Path], config: VisionConfig, vi
             out[done : done + len(pixels)] = features.float().cpu().numpy()
             done += len(pixels)
             bar.update(len(pixels))
-            if number % _KEPT_EVERY == 0:
+            if number % _SAVE_EVERY == 0:
                 out.flush()
                 write_file(progress, json.dumps({"done": done, "faults": found}).encode())
     out.flush()
@@ -224,12 +224,12 @@ def _compute(encoder: VisionEncoder, paths: list[Path], config: VisionConfig, vi
     return found
 
 
-def _begun(partial: Path, progress: Path, shape: tuple[int, ...]) -> tuple[int, dict[str, str]]:
-    """How many images an interrupted run has done, 0 where there is none to go on with; what was wrong with some."""
+def _progress(partial: Path, progress: Path, shape: tuple[int, ...]) -> tuple[int, dict[str, str]]:
+    """Return the number of images that an interrupted run has finished, 0 to start over, and their faults."""
     try:
-        kept = json.loads(progress.read_text())
+        saved = json.loads(progress.read_text())
         if np.load(partial, mmap_mode="r").shape == shape:
-            return int(kept["done"]), dict(kept["faults"])
-    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
+            return int(saved["done"]), dict(saved["faults"])
+    except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
         pass
     return 0, {}

@@ -1,8 +1,6 @@
-"""Lists of images and texts: TSV and CSV tables, JSON lines, COCO's JSON, Flickr's tables, folders with a .txt beside
-every image.
+"""Lists of images and texts: TSV and CSV tables, JSON lines, COCO's JSON, Flickr's tables, folders with .txt files.
 
-`read_data(path, images)` gives a Dataset; what is wrong with rows is counted in Bad and left out. Knows files and
-fields, nothing about pixels or models.
+`read_data(path, images)` returns a Dataset; unusable rows are counted in BadSamples and left out. Pixels are not read.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from blip2rt.untrusted.image_format import EXTENSIONS
 from .samples import BadSamples, Dataset, Row, dataset_of, is_file, read_table
 
 IMAGES = frozenset(EXTENSIONS)
-_MOST = 10_000  # times that one answer may have been given
+_MAX_COUNT = 10_000  # of one answer
 
 _NAMES = {
     "image": ("image", "file_name", "filename", "image_path", "image_name", "filepath", "path"),
@@ -29,9 +27,9 @@ _NAMES = {
 
 
 def read_data(path: str | Path, images: str | Path = "", bad: BadSamples | None = None) -> Dataset:
-    """Read a list of any format by its ending; a folder is read as images with texts beside them.
+    """Read a list of any format, chosen by its extension; a folder is read as images with a .txt file beside each.
 
-    Image names are relative to the folder `images`, which a folder of images does not need. Raise Blip2rtError where
+    Image names are relative to the folder `images`, which a folder of images does not need. Raise Blip2rtError if
     nothing usable is left, or more is wrong than `bad` allows.
     """
     path = Path(path)
@@ -56,12 +54,12 @@ def read_data(path: str | Path, images: str | Path = "", bad: BadSamples | None 
 
 
 def _open(path: Path) -> TextIO:
-    """A text file; bytes that are no UTF-8 become what dataset_of finds in its row."""
+    """Open a text file; invalid UTF-8 becomes surrogates, which dataset_of reports by row."""
     return path.open(newline="", encoding="utf-8-sig", errors="surrogateescape")
 
 
 def read_json(text: str) -> Any:
-    """Raise ValueError for what is no JSON, however it is not."""
+    """Parse JSON. Raise ValueError if it is invalid in any way."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -69,7 +67,7 @@ def read_json(text: str) -> Any:
 
 
 def _folder(path: Path, bad: BadSamples) -> Iterator[Row]:
-    """photo.jpg and photo.txt, one caption a line, in any depth."""
+    """Yield the lines of photo.txt beside each photo.jpg, at any depth."""
     for image in sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES and not p.is_dir()):
         texts, name = image.with_suffix(".txt"), str(image.relative_to(path))
         if not is_file(texts):
@@ -94,7 +92,7 @@ def _csv(path: Path, bad: BadSamples) -> Iterator[Row]:
         try:
             columns = {kind: _column(path, kind, reader.fieldnames or ()) for kind in _NAMES}
         except csv.Error as error:
-            raise Blip2rtError(f"{path} is no table ({error}): give a .csv file with a header") from error
+            raise Blip2rtError(f"{path} is not a table ({error}): give a .csv file with a header") from error
         while True:
             try:
                 row = next(reader)
@@ -113,7 +111,7 @@ def _csv(path: Path, bad: BadSamples) -> Iterator[Row]:
 
 
 def _tokens(path: Path, bad: BadSamples) -> Iterator[Row]:
-    """Flickr8k's and Flickr30k's `name.jpg#0<TAB>caption`."""
+    """Read the lines `name.jpg#0<TAB>caption` of Flickr8k and Flickr30k."""
     with _open(path) as file:
         lines = file.read().splitlines()
     for number, line in enumerate(lines, 1):
@@ -141,26 +139,26 @@ def _json_lines(path: Path, bad: BadSamples) -> Iterator[Row]:
             try:
                 yield from _of_object(place, read_json(line))
             except ValueError as error:
-                bad.add(place, f"it is no JSON object with an image and a caption: {error}")
+                bad.add(place, f"it is not a JSON object with an image and a caption: {error}")
 
 
 def _of_object(place: str, row: Any) -> list[Row]:
-    """The texts of an object: one, a list in which answers may be repeated, or answers with their counts.
+    """Return the texts of an object: one, a list with possibly repeated answers, or answers with counts.
 
-    Raise ValueError: it has no image or no text.
+    Raise ValueError if it has no image or no text.
     """
     if not isinstance(row, dict):
         raise ValueError(f"it is {type(row).__name__}")
     image = next((name for name in _NAMES["image"] if name in row), None)
     prompt = next((row[name] for name in _NAMES["prompt"] if name in row), "")
     names = (*_NAMES["text"], "captions", "answers")
-    if prompt:  # an answer is its text, whatever else says something of the image
+    if prompt:  # the answer is the text, even if there is a caption too
         names = ("answer", "answers", *names)
     text = next((name for name in names if name in row), None)
     if image is None or text is None:
         raise ValueError(f"it has no {'image' if image is None else 'caption'}")
-    given = row[text]
-    texts = given if isinstance(given, list) else _counted(given) if isinstance(given, dict) else [given]
+    value = row[text]
+    texts = value if isinstance(value, list) else _counted(value) if isinstance(value, dict) else [value]
     if not texts:
         raise ValueError("it has no caption")
     return [
@@ -170,22 +168,23 @@ def _of_object(place: str, row: Any) -> list[Row]:
 
 
 def _counted(counts: dict[str, Any]) -> list[str]:
-    """{answer: how many gave it} -> each so many times. Raise ValueError for what is no count."""
+    """Repeat each answer of {answer: count}. Raise ValueError for an invalid count."""
     for text, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= _MOST:
-            raise ValueError(f"{text[:40]!r} was given {str(count)[:40]!r} times, which is no number up to {_MOST:,}")
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= _MAX_COUNT:
+            raise ValueError(f"{text[:40]!r} was given {str(count)[:40]!r} times: give a number up to {_MAX_COUNT:,}")
     return [text for text, count in counts.items() for _ in range(count)]
 
 
 def _inner(text: Any) -> Any:
-    """The text of an entry that is an object itself."""
+    """Return the text of an entry that is itself an object."""
     names = ("answer", "caption", "text", "raw")
     return next((text[name] for name in names if name in text), None) if isinstance(text, dict) else text
 
 
 def _coco(path: Path, bad: BadSamples) -> Iterator[Row]:
-    """COCO's `{"images": [...], "annotations": [...]}`, VQAv2's annotations with its questions beside them, or a list
-    of objects with an image and captions, or with a question and answers."""
+    """Read COCO's `{"images": [...], "annotations": [...]}`, VQAv2's annotations with the questions file in the same
+    folder, or a list of objects with an image and captions, or with a question and answers.
+    """
     data = _whole(path)
     if isinstance(data, list):
         for number, row in enumerate(data):
@@ -199,7 +198,7 @@ def _coco(path: Path, bad: BadSamples) -> Iterator[Row]:
         return
     if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in ("images", "annotations")):
         raise Blip2rtError(f"{path} is not in COCO's format: it needs the lists images and annotations")
-    names: dict[str, Any] = {}  # by ids as JSON writes them, whatever they are
+    names: dict[str, Any] = {}  # by ids as JSON text
     for number, image in enumerate(data["images"]):
         if not isinstance(image, dict) or "id" not in image or "file_name" not in image:
             bad.add(f"{path}, image {number}", "it has no id or no file_name")
@@ -216,16 +215,16 @@ def _coco(path: Path, bad: BadSamples) -> Iterator[Row]:
 
 
 def _whole(path: Path) -> Any:
-    """A JSON file. Raise Blip2rtError."""
+    """Read a JSON file. Raise Blip2rtError."""
     try:
         with _open(path) as file:
             return read_json(file.read())
     except ValueError as error:
-        raise Blip2rtError(f"{path} is no JSON ({error}): name it .jsonl if every line is an object") from error
+        raise Blip2rtError(f"{path} is not JSON ({error}): name it .jsonl if every line is an object") from error
 
 
 def _vqa(path: Path, data: dict[str, Any], bad: BadSamples) -> Iterator[Row]:
-    """VQAv2's annotations, whose questions are a file of the same folder with VQAv2's name."""
+    """Read VQAv2's annotations, whose questions are in the same folder under VQAv2's file name."""
     other = path.with_name(path.name.replace("v2_mscoco", "v2_OpenEnded_mscoco").replace("annotations", "questions"))
     if other == path or not other.is_file():
         raise Blip2rtError(f"{path} holds answers: put their questions beside it, as {other.name}")
@@ -241,9 +240,8 @@ def _vqa(path: Path, data: dict[str, Any], bad: BadSamples) -> Iterator[Row]:
     for number, annotation in enumerate(annotations):
         entry = annotation if isinstance(annotation, dict) else {}
         place = f"{path}, question {entry.get('question_id', f'number {number}')}"
-        question, image, answers = (
-            asked.get(json.dumps(entry.get("question_id"))), entry.get("image_id"), entry.get("answers"),
-        )  # fmt: skip
+        question = asked.get(json.dumps(entry.get("question_id")))
+        image, answers = entry.get("image_id"), entry.get("answers")
         if question is None:
             bad.add(place, f"it is not in {other.name}")
         elif isinstance(image, bool) or not isinstance(image, int) or not isinstance(answers, list) or not answers:
@@ -254,6 +252,5 @@ def _vqa(path: Path, data: dict[str, Any], bad: BadSamples) -> Iterator[Row]:
                 yield Row(f"{place}, answer {i}", name, _inner(answer), question)
 
 
-_READERS: dict[str, Callable[[Path, BadSamples], Iterator[Row]]] = {
-    ".csv": _csv, ".jsonl": _json_lines, ".json": _coco, ".token": _tokens, ".txt": _tokens,
-}  # fmt: skip
+Reader = Callable[[Path, BadSamples], Iterator[Row]]
+_READERS: dict[str, Reader] = {".csv": _csv, ".jsonl": _json_lines, ".json": _coco, ".token": _tokens, ".txt": _tokens}

@@ -1,8 +1,7 @@
-"""Shards in the WebDataset format: .tar files of `key.jpg` with `key.txt` or `key.json` beside it.
+"""Shards in the WebDataset format: .tar files of `key.jpg` with `key.txt` or `key.json`.
 
-A shard's index (where each file is in it) is made once and kept; after that any sample is one read, so that the order
-of samples can be a function of the step, and a resumed training reads nothing that it does not need. Shards lie on a
-disk or a network file system. Knows files, nothing about pixels or models.
+A shard's index (the position of each file) is built once and cached. Then any sample is a single read, so the order of
+samples can be a function of the step, and a resumed training reads only what it needs.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ from blip2rt.errors import Blip2rtError, boundary
 from .readers import IMAGES, read_json
 from .samples import BadSamples, Sample, text_fault
 
-_TEXTS = (".json", ".txt")  # the first that holds a text counts
-_LARGEST = 1e9  # weight of a text
+_TEXTS = (".json", ".txt")  # the first with a text counts
+_MAX_WEIGHT = 1e9  # of a text
 Faults = list[tuple[str, str]]  # names and reasons
-_OPEN = 64  # files held open in one process
+_MAX_OPEN = 64  # files per process
 RECORD = "shards.json"  # in a training's folder
-_BACK = "put back what was there, and the same command goes on"
+_RESTORE = "restore it, and the same command resumes"
 
 
 def expand_shards(pattern: str) -> list[Path]:
-    """The shards of `a/{0000..0099}.tar`, of `a/*.tar`, or of a folder. Raise Blip2rtError where there are none."""
+    """Return the shards of `a/{0000..0099}.tar`, of `a/*.tar`, or of a folder. Raise Blip2rtError if there are none."""
     if Path(pattern).is_dir():
         pattern = str(Path(pattern) / "*.tar")
     braces = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
@@ -56,15 +55,15 @@ def expand_shards(pattern: str) -> list[Path]:
     else:
         names = sorted(glob.glob(pattern))
     if not names:
-        raise Blip2rtError(f"there are no shards {pattern!r}: make some by `python -m train.prepare shards`")
+        raise Blip2rtError(f"there are no shards {pattern!r}: write some with `python -m train.prepare shards`")
     return [Path(name) for name in names]
 
 
 @dataclass(frozen=True)
 class Index:
-    """Where the samples of a shard are, and what of it is none.
+    """The samples of a shard, and its faults.
 
-    rows (samples, 6) int64: offset and size of the image, of its .json and of its .txt, 0 and 0 for what there is not;
+    rows (samples, 6) int64: offset and size of the image, of its .json and of its .txt, 0 and 0 for a missing file;
     faults: names and reasons.
     """
 
@@ -73,20 +72,20 @@ class Index:
 
 
 def open_index(shard: Path, cache: Path) -> Index:
-    """Read a shard's index from `cache`, or make it there. A shard that ends too early gives its whole samples."""
+    """Load a shard's index from `cache`, or build it there. A truncated shard yields its complete samples."""
     status = shard.stat()
     name = hashlib.sha256(f"{shard.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:20]
-    kept = cache / f"{shard.stem}-{name}.index.npz"
+    file = cache / f"{shard.stem}-{name}.index.npz"
     try:
-        with np.load(kept) as loaded:
+        with np.load(file) as loaded:
             return Index(loaded["rows"], [tuple(fault) for fault in json.loads(str(loaded["faults"]))])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # it is not there, or was not written whole
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # missing or incomplete
         index = _scan(shard)
     cache.mkdir(parents=True, exist_ok=True)
-    partial = kept.with_name(f".{os.getpid()}-{kept.name}")
-    with partial.open("wb") as file:
-        np.savez(file, rows=index.rows, faults=np.array(json.dumps(index.faults)))
-    partial.rename(kept)
+    partial = file.with_name(f".{os.getpid()}-{file.name}")
+    with partial.open("wb") as stream:
+        np.savez(stream, rows=index.rows, faults=np.array(json.dumps(index.faults)))
+    partial.rename(file)
     return index
 
 
@@ -98,7 +97,7 @@ def _scan(shard: Path) -> Index:
             for member in tar:
                 folder, _, name = member.name.rpartition("/")
                 key, dot, ending = name.partition(".")
-                if member.size < 0:  # tarfile would go back, and round for ever
+                if member.size < 0:  # tarfile would loop forever
                     raise tarfile.TarError(f"{member.name} has a size of {member.size}")
                 if not member.isfile() or not dot:
                     continue
@@ -108,7 +107,7 @@ def _scan(shard: Path) -> Index:
                     found.setdefault(f"{folder}/{key}", {})[f".{ending.lower()}"] = (member.offset_data, member.size)
     except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
         if not found:
-            raise Blip2rtError(f"shard {shard} is no .tar file ({error}): remove it or download it again") from error
+            raise Blip2rtError(f"shard {shard} is not a .tar file ({error}): remove it or download it again") from error
         cut["(the rest)"] = f"the shard is damaged: {error}"
     rows, faults = [], [(f"{shard}#{key.lstrip('/')}", reason) for key, reason in cut.items()]
     for key, files in found.items():
@@ -118,25 +117,25 @@ def _scan(shard: Path) -> Index:
             rows.append([*image, *texts[0], *texts[1]])
         elif key not in cut and (image is not None or any(ending in files for ending in _TEXTS)):
             lacks = "an image" if image is None else " or ".join(_TEXTS)
-            faults.append((f"{shard}#{key.lstrip('/')}", f"there is no {lacks} beside it"))
+            faults.append((f"{shard}#{key.lstrip('/')}", f"it lacks {lacks}"))
     return Index(np.array(rows, np.int64).reshape(-1, 6), faults)
 
 
 def _digest(index: Index) -> str:
-    """What changes with a shard's samples and their places."""
+    """Return a digest of a shard's samples and their positions."""
     return hashlib.sha256(np.ascontiguousarray(index.rows).tobytes()).hexdigest()[:20]
 
 
 def check_shards(sources: Sequence[object], out: Path, began: bool) -> None:
-    """Keep in `out` what the shards are; raise Blip2rtError, which names them, where a training that began had others.
+    """Record the shards in `out`; raise Blip2rtError, which names the differences, if a started training had others.
 
-    Which samples a step has follows from all shards: with others it would go on with other ones.
+    The samples of a step depend on all shards.
     """
     each = [source for source in sources if isinstance(source, Shards)]
     now = {str(p): [n, d] for s in each for p, n, d in zip(s.paths, s.counts, s.digests, strict=True)}
     record = out / RECORD
     if began and record.is_file():
-        with boundary(f"{record} is damaged, remove it to go on with the shards as they are"):
+        with boundary(f"{record} is damaged, remove it to continue with the shards as they are"):
             before = dict(read_json(record.read_text(encoding="utf-8")))
         found = [f"{name} is gone" for name in before if name not in now]
         found += [f"{name} has changed" for name in before if name in now and before[name] != now[name]]
@@ -144,15 +143,15 @@ def check_shards(sources: Sequence[object], out: Path, began: bool) -> None:
         if found:
             more = f", and {len(found) - 5} more" if len(found) > 5 else ""
             raise Blip2rtError(
-                f"shards are not those with which the training in {out} began: {', '.join(found[:5])}{more}: {_BACK}, "
-                "or give another folder as out"
+                f"shards differ from those with which the training in {out} began: {', '.join(found[:5])}{more}: "
+                f"{_RESTORE}, or give another folder as out"
             )
     elif now:
         write_file(record, json.dumps(now, indent=1).encode())
 
 
 def add_sample(shard: tarfile.TarFile, key: str, path: Path, content: bytes, texts: Sequence[Sample]) -> None:
-    """Write an image, whose file `path` is, and its texts."""
+    """Write an image, read from the file `path`, and its texts."""
     captions = [{"text": t.text, "prompt": t.prompt, "weight": t.weight} if t.prompt else t.text for t in texts]
     said = json.dumps({"captions": captions, "source": path.name}).encode()
     for ending, data in ((path.suffix.lower(), content), (".json", said)):
@@ -162,10 +161,10 @@ def add_sample(shard: tarfile.TarFile, key: str, path: Path, content: bytes, tex
 
 
 class Shards:
-    """Samples of many shards by number."""
+    """The samples of many shards, by number."""
 
     def __init__(self, pattern: str, cache: Path, bad: BadSamples | None = None) -> None:
-        """bad: counts what is no whole sample."""
+        """bad: counts incomplete samples."""
         self.paths, self.cache, self.counts = expand_shards(pattern), cache, []
         self.digests: list[str] = []
         for path in self.paths:
@@ -178,19 +177,19 @@ class Shards:
         self._ends = np.cumsum(self.counts)
         self._open: OrderedDict[int, tuple[int, np.ndarray]] = OrderedDict()
         if not sum(self.counts):
-            raise Blip2rtError(f"the shards {pattern!r} hold no image with a .txt or .json beside it: give others")
+            raise Blip2rtError(f"the shards {pattern!r} hold no image with a .txt or .json: give others")
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_open": OrderedDict()}  # a loader's worker opens its own files
+        return self.__dict__ | {"_open": OrderedDict()}  # each worker opens its own files
 
     def name(self, number: int) -> str:
         shard, row = self._place(number)
         return f"{self.paths[shard]}#{row}"
 
     def read(self, number: int, faults: Faults | None = None) -> tuple[bytes, list[Sample]]:
-        """The image file and its texts. Raise ValueError or OSError for a sample that is damaged.
+        """Return the image file and its texts. Raise ValueError or OSError for a damaged sample.
 
-        faults: takes names and reasons of texts that were left out of a sample that has others.
+        faults: receives names and reasons of texts that were left out of a sample that has others.
         """
         shard, row = self._place(number)
         descriptor, index = self._shard(shard)
@@ -216,16 +215,16 @@ class Shards:
 
     def _shard(self, shard: int) -> tuple[int, np.ndarray]:
         if shard not in self._open:
-            if len(self._open) >= _OPEN:
+            if len(self._open) >= _MAX_OPEN:
                 os.close(self._open.popitem(last=False)[1][0])
             path = self.paths[shard]
             try:
                 descriptor, index = os.open(path, os.O_RDONLY), open_index(path, self.cache)
             except OSError as error:
-                raise Blip2rtError(f"shard {path} is gone ({error.strerror}): {_BACK}") from error
+                raise Blip2rtError(f"shard {path} is gone ({error.strerror}): {_RESTORE}") from error
             if _digest(index) != self.digests[shard]:
                 os.close(descriptor)
-                raise Blip2rtError(f"shard {path} has changed since the training began: {_BACK}")
+                raise Blip2rtError(f"shard {path} has changed since the training began: {_RESTORE}")
             self._open[shard] = descriptor, index.rows
         self._open.move_to_end(shard)
         return self._open[shard]
@@ -239,26 +238,27 @@ def _read(descriptor: int, size: int, offset: int) -> bytes:
 
 
 def parse_texts(content: str, json_: bool, faults: list[str] | None = None) -> list[Sample]:
-    """Texts of a sample: every line of a .txt; of a .json `captions` (strings, or prompt and text), or `caption`.
+    """Return the texts of a sample: every line of a .txt; of a .json `captions` (strings, or prompt and text), or
+    `caption`.
 
-    faults: takes what is wrong with texts that are left out. Raises ValueError where none is left.
+    faults: receives what is wrong with texts that are left out. Raise ValueError if none is left.
     """
     if not json_:
-        given: Any = [line.strip() for line in content.splitlines() if line.strip()]
+        entries: Any = [line.strip() for line in content.splitlines() if line.strip()]
     else:
         data = read_json(content)
         if not isinstance(data, dict):
-            raise ValueError("it is no object")
-        given = data.get("captions") or data.get("caption")
-        given = given if isinstance(given, list) else [] if given is None else [given]
+            raise ValueError("it is not an object")
+        entries = data.get("captions") or data.get("caption")
+        entries = entries if isinstance(entries, list) else [] if entries is None else [entries]
     found, wrong = [], []
-    for number, each in enumerate(given, 1):
+    for number, each in enumerate(entries, 1):
         text, prompt, weight = _entry(each)
         fault = text_fault(text, "answer" if prompt else "caption")
         if prompt and not fault:
             fault = text_fault(prompt, "prompt")
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= _LARGEST:
-            fault = f"its weight is {str(weight)[:40]!r}, no number above 0"
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= _MAX_WEIGHT:
+            fault = f"its weight is {str(weight)[:40]!r}, not a number above 0"
         if fault is None:
             found.append(Sample(0, str(text), str(prompt or ""), float(weight)))
         else:
@@ -271,7 +271,7 @@ def parse_texts(content: str, json_: bool, faults: list[str] | None = None) -> l
 
 
 def _entry(each: Any) -> tuple[Any, Any, Any]:
-    """Text, prompt and weight of an entry: a string, or an object."""
+    """Return text, prompt and weight of an entry: a string, or an object."""
     if not isinstance(each, dict):
         return each, "", 1
     text = next((each[name] for name in ("text", "caption", "answer", "raw") if name in each), None)

@@ -1,7 +1,7 @@
-"""From sources on a disk to batches of pixels and texts, by worker processes ahead of the training.
+"""From sources on disk to batches of pixels and texts, read ahead by worker processes.
 
-A source is a list of images (any format of readers.py) or shards; order.py chooses the rows of a step. A sample
-that cannot be read is replaced by the next one of its source and reported. Knows files and pixels, no models.
+A source is a list of images (any format of readers.py) or shards; sampling.py chooses the rows of a step. An unreadable
+sample is replaced by the next one of its source and reported.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from blip2rt.errors import Blip2rtError, OptionError
 from ..loop.memory import keep_freed_memory
 from ..loop.signals import ignore_parent_signals
 from .readers import read_data
-from .samples import BadSamples, Dataset, Sample, draw_texts
+from .samples import BadSamples, Dataset, Sample, draw_texts, error_text
 from .sampling import Mixture, ShuffledOrder
 from .shards import Faults, Shards
 from .transforms import Transform, read_image
 
 _FIELDS = ("path", "images", "weight")
-_TRIES = 64  # samples in a row that may be bad
+_MAX_TRIES = 64  # consecutive bad samples
 Row = tuple[int, int]  # source, position
 
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """B images with their texts. pixels (B, 3, h, w); groups: the texts of each; image_ids (B), the same for the same
-    image; bad: names and reasons of samples that were left out."""
+    """B images with their texts. pixels (B, 3, h, w); groups: the texts of each; image_ids (B): equal for the same
+    image; bad: names and reasons of skipped samples.
+    """
 
     pixels: torch.Tensor
     groups: list[list[Sample]]
@@ -47,7 +48,7 @@ class DecodedImages:
 
 
 class ListSource:
-    """A Dataset as a source: one sample an image, with all its texts."""
+    """A Dataset as a source: one sample per image, with all its texts."""
 
     def __init__(self, data: Dataset) -> None:
         self.paths, self.groups = data.paths, data.by_image()
@@ -57,7 +58,7 @@ class ListSource:
         return str(self.paths[number])
 
     def read(self, number: int, faults: Faults | None = None) -> tuple[bytes, list[Sample]]:
-        """The image file and its texts, which have been judged already."""
+        """Return the image file and its texts, which were checked when the list was read."""
         return self.paths[number].read_bytes(), self.groups[number]
 
 
@@ -65,11 +66,11 @@ Source = ListSource | Shards
 
 
 def entry_faults(entries: tuple[dict[str, Any], ...], field: str) -> list[str]:
-    """What is wrong with the entries of a recipe's `field`: path, images and weight each."""
+    """Return what is wrong with the entries of a recipe's `field`; each has path, images and weight."""
     faults = []
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
-            faults.append(f"{field}, entry {number}: {entry!r} has no path: give a mapping with one")
+            faults.append(f"{field}, entry {number}: {entry!r} has no path: give a mapping that has one")
             continue
         for key in entry.keys() - set(_FIELDS):
             near = difflib.get_close_matches(str(key), _FIELDS, 1)
@@ -87,10 +88,10 @@ def entry_faults(entries: tuple[dict[str, Any], ...], field: str) -> list[str]:
 def open_sources(
     entries: tuple[dict[str, Any], ...], cache: Path, bad: BadSamples, by_caption: bool = False
 ) -> tuple[list[Source], list[float]]:
-    """Sources and weights of the recipe's `train_data`: path, images and weight each.
+    """Open the entries of the recipe's `train_data`; return sources and weights.
 
-    Without weights every sample is as likely as any other. by_caption: images with a caption alone. Raise OptionError,
-    which names all faults of all entries.
+    Without weights every sample is equally likely. by_caption: skip images without a caption. Raise OptionError, which
+    names all faults of all entries.
     """
     faults = entry_faults(entries, "train_data")
     if faults:
@@ -119,7 +120,7 @@ def _open(entry: dict[str, Any], cache: Path, bad: BadSamples, by_caption: bool)
 
 
 class SampleReader(TorchDataset[DecodedImages | Blip2rtError]):
-    """Rows of (source, position) -> Images, their texts in random order. by_caption: captions alone are texts."""
+    """Reads rows of (source, position) as DecodedImages, their texts in random order. by_caption: skip answers."""
 
     def __init__(self, sources: list[Source], seed: int, transform: Transform, by_caption: bool = False) -> None:
         self.sources, self.seed, self.transform, self.by_caption = sources, seed, transform, by_caption
@@ -129,7 +130,7 @@ class SampleReader(TorchDataset[DecodedImages | Blip2rtError]):
         return [ShuffledOrder(source.counts, (self.seed, number)) for number, source in enumerate(self.sources)]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "orders"}  # their caches cannot be sent to a worker
+        return {k: v for k, v in self.__dict__.items() if k != "orders"}  # their caches cannot be pickled
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -139,7 +140,7 @@ class SampleReader(TorchDataset[DecodedImages | Blip2rtError]):
         bad: list[tuple[str, str]] = []
         try:
             read = [self._sample(source, position, bad) for source, position in rows]
-        except Blip2rtError as error:  # returned, since a worker raises with its whole traceback in the message
+        except Blip2rtError as error:  # a worker would raise it with a traceback in the message
             return error
         pixels = torch.stack([sample[0] for sample in read])
         return DecodedImages(pixels, [sample[1] for sample in read], torch.tensor([sample[2] for sample in read]), bad)
@@ -147,38 +148,40 @@ class SampleReader(TorchDataset[DecodedImages | Blip2rtError]):
     def _sample(self, source: int, position: int, bad: list[tuple[str, str]]) -> tuple[torch.Tensor, list[Sample], int]:
         files = self.sources[source]
         number = self.orders[source][position]
-        for _ in range(min(_TRIES, self.orders[source].total)):
+        for _ in range(min(_MAX_TRIES, self.orders[source].total)):
             try:
                 data, texts = files.read(number, bad)
                 if self.by_caption and not (texts := [text for text in texts if not text.prompt]):
                     raise ValueError("it has no caption, and only captions are read")
-                with torch.random.fork_rng(devices=[]):  # the draws of a row are its own, whoever reads it
+                with torch.random.fork_rng(devices=[]):  # a row's random draws do not depend on who reads it
                     # torch.manual_seed seeds GPUs too, and formats a stack for it
                     torch.default_generator.manual_seed(hash((self.seed, source, position)) % 2**62)
                     pixels = self.transform(read_image(data))
                 drawn = draw_texts(texts, np.random.default_rng((self.seed, source, position)))
                 return pixels, drawn, (source << 40) + number
             except (OSError, ValueError) as error:
-                bad.append((files.name(number), " ".join(str(error).split())[:200] or type(error).__name__))
+                bad.append((files.name(number), error_text(error)))
                 number = (number + 1) % self.orders[source].total
-        raise Blip2rtError(f"{_TRIES} samples in a row of source {source + 1} cannot be read, as {bad[-1]}: mend it")
+        raise Blip2rtError(
+            f"{_MAX_TRIES} samples in a row of source {source + 1} cannot be read, such as {bad[-1]}: fix it"
+        )
 
 
 def load_batches(
     reader: SampleReader,
     mixture: Mixture,
     start: int,
-    parts: Callable[[list[Row]], list[list[Row]]],
+    split: Callable[[list[Row]], list[list[Row]]],
     workers: int,
     bad: BadSamples,
 ) -> Iterator[tuple[int, list[DecodedImages]]]:
-    """Endless (step, micro-batches) from step `start` on; `parts` gives this process' rows of a step."""
-    micros = len(parts(mixture.batch(start)))
+    """Yield (step, micro-batches) without end, from step `start` on; `split` selects this process's rows of a step."""
+    micros = len(split(mixture.batch(start)))
 
     def rows() -> Iterator[list[Row]]:
         step = start
         while True:
-            yield from parts(mixture.batch(step))
+            yield from split(mixture.batch(step))
             step += 1
 
     loader = DataLoader(
@@ -188,7 +191,7 @@ def load_batches(
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_settle,
+        worker_init_fn=_init_worker,
     )
     batches, step = iter(loader), start
     while True:
@@ -202,7 +205,7 @@ def load_batches(
         step += 1
 
 
-def _settle(worker: int) -> None:
+def _init_worker(worker: int) -> None:
     ignore_parent_signals()
     torch.set_num_threads(1)
-    keep_freed_memory()  # pixels of every image anew
+    keep_freed_memory()

@@ -1,7 +1,4 @@
-"""Images to pixels (paper section 3.4): random resized crop and mirror image in training, a plain resize in evaluation.
-
-Knows image files and their form, nothing about texts or models.
-"""
+"""Images to pixels (paper section 3.4): random resized crop and mirroring in training, a plain resize in evaluation."""
 
 from __future__ import annotations
 
@@ -16,27 +13,24 @@ from blip2rt.image import load_rgb
 from blip2rt.modeling.vision import VisionConfig
 
 Transform = Callable[[Image.Image], torch.Tensor]
-_MOST = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # pixels, beyond which Pillow refuses an image by itself
+_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # beyond which Pillow rejects an image itself
 
 
 def read_image(source: bytes | Path) -> Image.Image:
-    """An RGB image from a file or its bytes, as the runtime reads it: upright, of every format that it knows.
-
-    Raise ValueError where it is none.
-    """
+    """Decode a file or its bytes to RGB as the runtime does, upright. Raise ValueError if that fails."""
     try:
-        return load_rgb(source, max_pixels=_MOST)
+        return load_rgb(source, max_pixels=_MAX_PIXELS)
     except ImageError as error:
         raise ValueError(str(error)) from error
 
 
 def eval_transform(config: VisionConfig) -> Transform:
-    """Resized to the encoder's size as a whole, as the runtime does: (3, h, w) float32."""
+    """Resize the whole image to the encoder's size as the runtime does: (3, h, w) float32."""
     return _transform(config, [])
 
 
 def train_transform(config: VisionConfig, area: float = 0.5) -> Transform:
-    """A crop of `area` to all of the image, in half of all cases mirrored: (3, h, w) float32; draws from torch."""
+    """Crop `area` to all of the image, mirrored half of the time: (3, h, w) float32; uses torch's random numbers."""
     from torchvision.transforms import v2
 
     size = (config.height, config.width)

@@ -1,9 +1,8 @@
 """Evaluation data in their official formats: images with reference captions, questions with their answers.
 
 Captions: COCO's and NoCaps' JSON, Karpathy's split files (dataset_coco.json, dataset_flickr30k.json), and every list
-that train.data.readers knows, Flickr's tables among them. Questions: VQAv2's and OK-VQA's pairs of files, GQA's, and
-lists
-with questions. Knows files and fields, nothing about models. Every function raises Blip2rtError for what is wrong.
+that train.data.readers reads. Questions: VQAv2's and OK-VQA's pairs of files, GQA's, and lists with questions. Every
+function raises Blip2rtError for invalid data.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ Id = int | str
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """An image and what people said of it, nothing where that is not published; `group`: NoCaps' domain."""
+    """An image and its human captions, none if they are not published; `group`: NoCaps' domain."""
 
     id: Id
     path: Path
@@ -37,7 +36,7 @@ class CaptionedImage:
 
 @dataclass(frozen=True)
 class VqaQuestion:
-    """A question about an image and people's answers, none where they are not published; `group`: the answer's type."""
+    """A question about an image and human answers, none if they are not published; `group`: the answer's type."""
 
     id: Id
     path: Path
@@ -51,18 +50,18 @@ Item = TypeVar("Item", CaptionedImage, VqaQuestion)
 
 @dataclass(frozen=True)
 class VqaQuestions:
-    """`graded`: VQA accuracy over several annotators; else exact match."""
+    """Questions of one file. `graded`: use VQA accuracy over several annotators, otherwise exact match."""
 
-    asked: list[VqaQuestion]
+    items: list[VqaQuestion]
     graded: bool
 
 
 def read_captions(
     file: Path, images: Path, split: str | None = None, bad: BadSamples | None = None, default: str = "test"
 ) -> list[CaptionedImage]:
-    """Images with their captions, of one split where the file has several (`default`, if nothing is said).
+    """Read images with their captions, of one split if the file has several (`default` unless given).
 
-    What cannot be used is counted in `bad` and left out.
+    Unusable entries are counted in `bad` and left out.
     """
     bad = BadSamples(0) if bad is None else bad
     data = _json(file) if file.suffix.lower() == ".json" else None
@@ -93,15 +92,15 @@ def _coco(file: Path, data: dict[str, Any], images: Path, bad: BadSamples) -> li
     captions: dict[Id, list[str]] = {}
     for place, annotation in _entries(file, "annotation", data.get("annotations") or ()):
         with _counted(bad, place):
-            id = _id(file, annotation, "image_id")
-            captions.setdefault(id, []).append(_text(file, annotation, "caption"))
+            id = _id(annotation, "image_id")
+            captions.setdefault(id, []).append(_text(annotation, "caption"))
     listed: dict[Id, tuple[str, str]] = {}
     for place, image in _entries(file, "image", data["images"]):
         with _counted(bad, place):
-            listed[_id(file, image, "id")] = _text(file, image, "file_name", "name"), str(image.get("domain") or "")
+            listed[_id(image, "id")] = _text(image, "file_name", "name"), str(image.get("domain") or "")
     unknown = [id for id in captions if id not in listed]
-    bare = [id for id in listed if id not in captions] if captions else []  # a test set has none at all
-    for what, ids in (("captions of images that are not listed", unknown), ("images without caption", bare)):
+    uncaptioned = [id for id in listed if id not in captions] if captions else []  # a test set has none at all
+    for what, ids in (("captions of images that are not listed", unknown), ("images without caption", uncaptioned)):
         if len(ids) > bad.limit - len(bad.found):
             raise TooManyBadSamples(
                 f"{file} has {len(ids)} {what}, the first of image_id {ids[0]}: give the file of all"
@@ -125,11 +124,11 @@ def _karpathy(
         with _counted(bad, place):
             if image.get("split") != split:
                 continue
-            name = _text(file, image, "filename", "name")
+            name = _text(image, "filename", "name")
             texts = []
             for number, sentence in enumerate(image["sentences"], 1):
                 with _counted(bad, f"{place}, sentence {number}"):
-                    texts.append(_text(file, sentence, "raw", "caption"))
+                    texts.append(_text(sentence, "raw", "caption"))
             if not texts:
                 raise ValueError("it has no caption")
             id = image.get("cocoid", image.get("imgid", name))
@@ -138,8 +137,9 @@ def _karpathy(
 
 
 def read_questions(file: Path, annotations: Path | None, images: Path, bad: BadSamples | None = None) -> VqaQuestions:
-    """Questions with their answers. annotations: of VQAv2's and OK-VQA's, which are files of their own; None where they
-    are not published (test-dev), so that answers can only be handed in. What cannot be used is counted in `bad`."""
+    """Read questions with their answers. annotations: the separate file of VQAv2 and OK-VQA; None if it is not
+    published (test-dev), so that answers can only be submitted. Unusable entries are counted in `bad`.
+    """
     bad = BadSamples(0) if bad is None else bad
     data = _json(file) if file.suffix.lower() == ".json" else None
     if isinstance(data, dict) and isinstance(data.get("questions"), list):
@@ -147,7 +147,7 @@ def read_questions(file: Path, annotations: Path | None, images: Path, bad: BadS
         asked = []
         for place, question in _entries(file, "question", data["questions"]):
             with _counted(bad, place):
-                asked.append(_asked(file, data, question, answered, annotations, images))
+                asked.append(_question(question, str(data.get("data_subtype", "")), answered, images))
         return VqaQuestions(_checked(file, asked), graded=True)
     if annotations is not None:
         raise Blip2rtError(f"{file} holds its answers itself: leave out --annotations {annotations}")
@@ -179,41 +179,29 @@ def _answers(file: Path, bad: BadSamples) -> dict[Any, dict[str, Any]]:
     found = {}
     for place, annotation in _entries(file, "annotation", data["annotations"]):
         with _counted(bad, place):
-            found[_id(file, annotation, "question_id")] = annotation
+            found[_id(annotation, "question_id")] = annotation
     return found
 
 
-def _asked(
-    file: Path,
-    data: dict[str, Any],
-    question: Any,
-    answered: dict[Any, dict[str, Any]] | None,
-    annotations: Path | None,
-    images: Path,
-) -> VqaQuestion:
-    id, text = _id(file, question, "question_id"), _text(file, question, "question", "question")
-    path = _vqa_image(images, str(data.get("data_subtype", "")), question, file)
+def _question(question: Any, subtype: str, answered: dict[Any, dict[str, Any]] | None, images: Path) -> VqaQuestion:
+    id, text = _id(question, "question_id"), _text(question, "question", "question")
+    path = _vqa_image(images, subtype, question)
     if answered is None:
         return VqaQuestion(id, path, text, [])
     if id not in answered:
-        raise Blip2rtError(
-            f"question {id} of {file} has no annotation in {annotations}: give the file of the same split"
-        )
-    assert annotations is not None
-    given = [_text(annotations, answer, "answer", "answer") for answer in _field(annotations, answered[id], "answers")]
-    if len(given) < 2:
-        raise Blip2rtError(
-            f"question {id} has {len(given)} answers in {annotations}: VQA accuracy compares several annotators; "
-            "one answer each is GQA's format"
-        )
-    return VqaQuestion(id, path, text, given, str(answered[id].get("answer_type") or ""))
+        raise Blip2rtError(f"question {id} has no annotation: give the --annotations of the same split")
+    answers = [_text(answer, "answer", "answer") for answer in _field(answered[id], "answers")]
+    if len(answers) < 2:
+        fix = "VQA accuracy needs several annotators; one answer each is GQA's format"
+        raise Blip2rtError(f"question {id} has {len(answers)} answers in --annotations: {fix}")
+    return VqaQuestion(id, path, text, answers, str(answered[id].get("answer_type") or ""))
 
 
-def _vqa_image(images: Path, subtype: str, question: dict[str, Any], file: Path) -> Path:
-    """COCO_val2014_000000000042.jpg of image_id 42, flat or in val2014/; newer names; or the `image` that it names."""
+def _vqa_image(images: Path, subtype: str, question: dict[str, Any]) -> Path:
+    """Find COCO_val2014_000000000042.jpg of image_id 42, flat or in val2014/; a newer name; or the entry's `image`."""
     if "image" in question:
         return _image(images, str(question["image"]))
-    number = _field(file, question, "image_id")
+    number = _field(question, "image_id")
     folder = subtype.replace("test-dev", "test")
     stem = f"{number:012d}" if isinstance(number, int) else str(number)
     names = [f"{folder}/COCO_{folder}_{stem}.jpg", f"{stem}.jpg", f"{number}.jpg"]
@@ -224,15 +212,15 @@ def _gqa(file: Path, data: dict[str, Any], images: Path, bad: BadSamples) -> lis
     found = []
     for id, entry in data.items():
         with _counted(bad, f"{file}, question {id}"):
-            image, question = str(_id(file, entry, "imageId")), _text(file, entry, "question", "question")
-            answers = [_text(file, entry, "answer", "answer")] if "answer" in entry else []
+            image, question = str(_id(entry, "imageId")), _text(entry, "question", "question")
+            answers = [_text(entry, "answer", "answer")] if "answer" in entry else []
             group = str((entry.get("types") or {}).get("structural") or "")
             found.append(VqaQuestion(id, _image(images, f"{image}.jpg"), question, answers, group))
     return found
 
 
 def _entries(file: Path, what: str, entries: Any) -> Iterator[tuple[str, Any]]:
-    """The entries of a list with their places."""
+    """Return the entries of a list with their positions."""
     if not isinstance(entries, list | tuple):
         raise Blip2rtError(f"{file} has no list of {what}s: give a whole file")
     return ((f"{file}, {what} {number}", entry) for number, entry in enumerate(entries))
@@ -240,7 +228,7 @@ def _entries(file: Path, what: str, entries: Any) -> Iterator[tuple[str, Any]]:
 
 @contextlib.contextmanager
 def _counted(bad: BadSamples, place: str) -> Iterator[None]:
-    """What is wrong with an entry is counted instead of raised."""
+    """Count what is wrong with an entry instead of raising it."""
     try:
         yield
     except (Blip2rtError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -249,15 +237,15 @@ def _counted(bad: BadSamples, place: str) -> Iterator[None]:
         bad.add(place, str(error) or type(error).__name__)
 
 
-def _id(file: Path, entry: Any, name: str) -> Id:
-    found = _field(file, entry, name)
+def _id(entry: Any, name: str) -> Id:
+    found = _field(entry, name)
     if isinstance(found, bool) or not isinstance(found, int | str):
-        raise ValueError(f"its {name} is {str(found)[:40]!r}, no number and no name")
+        raise ValueError(f"its {name} is {str(found)[:40]!r}, not a number or a name")
     return found
 
 
-def _text(file: Path, entry: Any, name: str, what: str = "caption") -> str:
-    found = _field(file, entry, name)
+def _text(entry: Any, name: str, what: str = "caption") -> str:
+    found = _field(entry, name)
     fault = text_fault(found, what)
     if fault is not None:
         raise ValueError(fault)
@@ -270,12 +258,12 @@ def _json(file: Path) -> Any:
     except OSError as error:
         raise Blip2rtError(f"{file} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise Blip2rtError(f"{file} is no JSON: {error}") from error
+        raise Blip2rtError(f"{file} is not JSON: {error}") from error
 
 
-def _field(file: Path, entry: Any, name: str) -> Any:
+def _field(entry: Any, name: str) -> Any:
     if not isinstance(entry, dict) or name not in entry:
-        raise Blip2rtError(f"{file}: an entry lacks {name!r}: {json.dumps(entry)[:100]}")
+        raise ValueError(f"it lacks {name!r}: {json.dumps(entry)[:100]}")
     return entry[name]
 
 
@@ -284,29 +272,29 @@ def _has(entries: Sequence[Any], name: str) -> bool:
 
 
 def _name(path: Path, file: Path, images: Path) -> str:
-    """An image as its list names it; `file` is a folder where the images lie beside their texts."""
+    """Return an image's name in its list; `file` is a folder if the images are beside their texts."""
     return str(path.relative_to(file if file.is_dir() else images))
 
 
 def _image(images: Path, name: str) -> Path:
-    """A file below `images`, with the folders that its name has or without."""
+    """Return a file in `images`, with or without the folders in its name."""
     path = images / name
     flat = images / Path(name).name
     return flat if not path.is_file() and flat.is_file() else path
 
 
 def _checked(file: Path, found: list[Any]) -> list[Any]:
-    """`found`, which is not empty, and whose ids are unique."""
+    """Return `found` if it is not empty and its ids are unique."""
     if not found:
-        raise Blip2rtError(f"{file} holds nothing to evaluate")
-    twice = [id for id, count in Counter(each.id for each in found).items() if count > 1]
-    if twice:
-        raise Blip2rtError(f"{file} has the id {twice[0]} twice")
+        raise Blip2rtError(f"{file} has nothing to evaluate: give another file")
+    duplicates = [id for id, count in Counter(each.id for each in found).items() if count > 1]
+    if duplicates:
+        raise Blip2rtError(f"{file} has the id {duplicates[0]} twice: remove one")
     return found
 
 
-def with_images(file: Path, items: list[Item], bad: BadSamples) -> list[Item]:
-    """The items whose image can be read; others are counted in `bad`. Raise Blip2rtError where none can."""
+def drop_unreadable_images(file: Path, items: list[Item], bad: BadSamples) -> list[Item]:
+    """Return the items whose image can be read; others are counted in `bad`. Raise Blip2rtError if none can be."""
     faults: dict[Path, str] = {}
     for path in dict.fromkeys(item.path for item in items):
         try:

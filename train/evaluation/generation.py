@@ -1,7 +1,7 @@
-"""What a PyTorch model says: vision_features -> query_output -> soft prompt -> token ids -> text.
+"""Texts from a PyTorch model: vision_features -> query_output -> soft prompt -> token ids -> text.
 
-Stage 2 by transformers' `generate`, its prompts and texts laid out as blip2rt.language has them, so that a checkpoint
-and its bundle say the same; stage 1 by its ITG head. Knows models and tokenizers, nothing about images.
+Stage 2 uses transformers' `generate`, with prompts and texts laid out as in blip2rt.language, so that a checkpoint and
+its bundle agree; stage 1 uses its ITG head.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Generator:
 
 @torch.no_grad()
 def itg_captions(model: Blip2, tokenizer: Any, vision_features: torch.Tensor) -> list[str]:
-    """Greedy captions of images (B, N, C) by a stage-1 model's ITG."""
+    """Caption images (B, N, C) greedily with a stage-1 model's ITG."""
     qformer, device = model.qformer, vision_features.device
     _, query_kv = qformer.encode_image(model.vision_kv(vision_features), len(vision_features))
     ids = torch.full((len(vision_features), 1), tokenizer.bos_token_id, device=device)

@@ -1,8 +1,8 @@
-"""Caption metrics: BLEU-4, ROUGE-L and CIDEr of pycocoevalcap. Knows strings only.
+"""Caption metrics: BLEU-4, ROUGE-L and CIDEr of pycocoevalcap.
 
-Texts are tokenized as the Penn Treebank tokenizer of the COCO evaluation does it (lower case, clitics apart, no
-punctuation), in Python, since that tokenizer is a Java program: they differ in none of Flickr8k's 35,000 captions.
-METEOR and SPICE need Java too and are left out.
+Texts are tokenized like the COCO evaluation's Penn Treebank tokenizer (lower case, clitics apart, no punctuation), but
+in Python, because that tokenizer is a Java program: both agree on all of Flickr8k's 35,000 captions. METEOR and SPICE
+need Java too and are left out.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _TOKEN = re.compile(
     | [#&=$%@*+<>()\[\]{}]""",
     re.VERBOSE,
 )
-_WRITTEN = {"cannot": "can not", "gonna": "gon na", "wanna": "wan na", "gotta": "got ta", "gimme": "gim me"} | dict(
+_SPELLINGS = {"cannot": "can not", "gonna": "gon na", "wanna": "wan na", "gotta": "got ta", "gimme": "gim me"} | dict(
     zip("()[]{}", "-lrb- -rrb- -lsb- -rsb- -lcb- -rcb-".split(), strict=True)
 )
 
 
 def tokenize(text: str) -> str:
-    """Tokens of a caption, joined by spaces."""
-    return " ".join(_WRITTEN.get(token, token) for token in _TOKEN.findall(text.lower().replace("’", "'")))
+    """Return the tokens of a caption, joined by spaces."""
+    return " ".join(_SPELLINGS.get(token, token) for token in _TOKEN.findall(text.lower().replace("’", "'")))
 
 
 def coco_scorers() -> tuple[Any, Any, Any]:
-    """pycocoevalcap's BLEU, ROUGE-L and CIDEr. Raise Blip2rtError where it is not installed."""
+    """Return pycocoevalcap's BLEU, ROUGE-L and CIDEr. Raise Blip2rtError if it is not installed."""
     try:
         from pycocoevalcap.bleu.bleu import Bleu
         from pycocoevalcap.cider.cider import Cider
@@ -48,14 +48,15 @@ def coco_scorers() -> tuple[Any, Any, Any]:
 def caption_metrics(
     references: Sequence[Sequence[str]], captions: Sequence[str]
 ) -> tuple[dict[str, float], list[float]]:
-    """BLEU-1 to 4, ROUGE-L and CIDEr, all times 100, of one caption an image against its references; and each image's
-    CIDEr."""
+    """Return BLEU-1 to 4, ROUGE-L and CIDEr, all times 100, of one caption per image against its references; and each
+    image's CIDEr.
+    """
     bleu_scorer, rouge_scorer, cider_scorer = coco_scorers()
     truth = {i: [tokenize(text) for text in texts] for i, texts in enumerate(references)}
-    made = {i: [tokenize(text)] for i, text in enumerate(captions)}
+    candidates = {i: [tokenize(text)] for i, text in enumerate(captions)}
     with contextlib.redirect_stdout(io.StringIO()):  # the scorers print as they go
-        bleu = bleu_scorer.compute_score(truth, made)[0]
-        rouge = rouge_scorer.compute_score(truth, made)[0]
-        cider, each = cider_scorer.compute_score(truth, made)
+        bleu = bleu_scorer.compute_score(truth, candidates)[0]
+        rouge = rouge_scorer.compute_score(truth, candidates)[0]
+        cider, each = cider_scorer.compute_score(truth, candidates)
     scores = {f"bleu{n}": value for n, value in enumerate(bleu, 1)} | {"rouge_l": rouge, "cider": cider}
     return {name: 100 * float(value) for name, value in scores.items()}, [100 * float(value) for value in each]

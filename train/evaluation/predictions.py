@@ -1,7 +1,4 @@
-"""Files of an evaluation: predictions that outlive a killed run, and results that are whole or not there at all.
-
-Knows JSON and files, nothing about what was predicted.
-"""
+"""Files of an evaluation: predictions that survive a killed run, and results that are written atomically."""
 
 from __future__ import annotations
 
@@ -17,28 +14,28 @@ from blip2rt.errors import Blip2rtError
 
 
 class Predictions:
-    """Predictions by id, kept in a file of JSON lines where one is given, from which the next run goes on."""
+    """Predictions by id, saved in a file of JSON lines if one is given, from which the next run resumes."""
 
-    def __init__(self, file: Path | None, of: dict[str, Any]) -> None:
-        """of: everything that the predictions depend on. Raise Blip2rtError where the file has others."""
+    def __init__(self, file: Path | None, record: dict[str, Any]) -> None:
+        """record: everything that the predictions depend on. Raise Blip2rtError if the file has another record."""
         self.file = file
         self.found: dict[Any, Any] = {}
         if file is None:
             return
         lines = list(_whole_lines(file))
-        if lines and lines[0] != {"of": of}:
+        if lines and lines[0] != {"of": record}:
             before = lines[0].get("of") or {}
-            other = [f"{name} was {before.get(name)!r}" for name in of if before.get(name) != of[name]]
+            other = [f"{name} was {before.get(name)!r}" for name in record if before.get(name) != record[name]]
             raise Blip2rtError(
-                f"{file} holds predictions of another evaluation ({'; '.join(other)}): remove it, or name another "
+                f"{file} has predictions of another evaluation ({'; '.join(other)}): remove it, or name another "
                 "file by --predictions"
             )
         self.found = {line["id"]: line["said"] for line in lines[1:]}
-        whole = "".join(json.dumps(line) + "\n" for line in [{"of": of}, *lines[1:]])
-        write_whole(file, whole)  # half a line of a killed run is gone
+        text = "".join(json.dumps(line) + "\n" for line in [{"of": record}, *lines[1:]])
+        write_atomically(file, text)  # without the truncated line of a killed run
 
     def add(self, ids: Iterable[Any], said: Sequence[Any]) -> None:
-        """Keep what was said, on the disk too."""
+        """Store predictions, also on disk."""
         new = dict(zip(ids, said, strict=True))
         self.found |= new
         if self.file is not None:
@@ -56,7 +53,7 @@ def _whole_lines(file: Path) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _reporting(file: Path) -> Iterator[None]:
-    """Turn OSErrors of a file into one line."""
+    """Turn OSErrors of a file into a Blip2rtError."""
     try:
         yield
     except OSError as error:
@@ -64,17 +61,17 @@ def _reporting(file: Path) -> Iterator[None]:
 
 
 def require_writable(*files: Path | None) -> None:
-    """Raise Blip2rtError where a file will not be writable, before hours are spent on what it is to hold."""
+    """Raise Blip2rtError if a file cannot be written, before hours are spent on its contents."""
     for file in files:
         if file is None:
             continue
         if not file.parent.is_dir():
-            raise Blip2rtError(f"{file} cannot be written: there is no folder {file.parent}")
+            raise Blip2rtError(f"{file} cannot be written: the folder {file.parent} does not exist")
         if file.is_dir() or not os.access(file.parent, os.W_OK):
             raise Blip2rtError(f"{file} cannot be written: name a file in a folder that you may write to")
 
 
-def write_whole(file: Path, text: str) -> None:
+def write_atomically(file: Path, text: str) -> None:
     """Write a file under a temporary name, then rename it. Raise Blip2rtError."""
     with _reporting(file):
         write_file(file, text.encode())

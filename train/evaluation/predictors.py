@@ -1,6 +1,6 @@
-"""The model that an evaluation asks: a bundle through the runtime, a checkpoint of any format through PyTorch.
+"""The model under evaluation: a bundle in the runtime, or a checkpoint of any format in PyTorch.
 
-Both have the methods of blip2rt.Model that an evaluation needs. Knows models, nothing about data or metrics.
+Both have the methods of blip2rt.Model that an evaluation needs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Predictor(Protocol):
-    """See blip2rt.Model; images are paths."""
+    """The subset of blip2rt.Model that evaluations use; images are paths."""
 
     def caption(self, images: Sequence[Path], **options: Unpack[TextOptions]) -> Sequence[str]: ...
 
@@ -55,19 +55,18 @@ class Predictor(Protocol):
 def open_predictor(
     source: str | None, parts: Parts | None = None, precision: str | None = None, prompt: str | None = None
 ) -> Predictor:
-    """source: a bundle, or a checkpoint of ours, Hugging Face's or LAVIS'; None is the embedded bundle.
+    """Open a bundle, or a checkpoint of ours, Hugging Face's or LAVIS'; None is the embedded bundle.
 
     parts: what LAVIS' files leave out. precision: of a checkpoint, fp32, bf16 or fp16; None: fp32 on CPUs, else bf16.
-    prompt: instead of the model's own, of captions, or of questions where it holds {}. Raise Blip2rtError.
+    prompt: replaces the model's own, for questions if it contains {}, otherwise for captions. Raise Blip2rtError.
     """
     if source is None or (Path(source) / contract.MANIFEST).is_file():
         return _bundle(source, prompt)
     try:
         from .torch_predictor import TorchPredictor
     except ModuleNotFoundError as error:
-        raise Blip2rtError(
-            f"{source} is no bundle, and for checkpoints {error.name} is not installed: {pip_install('train')}"
-        ) from error
+        needed = f"{error.name}, which is not installed: {pip_install('train')}"
+        raise Blip2rtError(f"{source} is not a bundle, and checkpoints need {needed}") from error
     return TorchPredictor(source, parts, precision, prompt)
 
 

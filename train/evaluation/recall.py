@@ -1,6 +1,6 @@
-"""Recall of image-text retrieval. Knows numbers only.
+"""Recall of image-text retrieval.
 
-`t2i_r@k`: of 100 texts, how many have their image among their k best; `i2t_r@k`: images with one of their texts so.
+`t2i_r@k`: share of texts whose image is among their k best; `i2t_r@k`: share of images with one of their texts there.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ RANKS = (1, 5, 10)
 
 
 def recall(sim: np.ndarray, owner: np.ndarray) -> dict[str, float]:
-    """Recall in percent from sim (images, texts); owner (texts) is each text's image. Of equal ones the first is best,
-    as in a sorted list: who finds all alike finds by chance. What is no number is below all."""
+    """Return recall in per cent from sim (images, texts); owner (texts) is each text's image.
+
+    Ties rank in order, as in a sorted list, so a constant model scores by chance. NaN ranks last.
+    """
     sim = np.where(np.isnan(sim), -np.inf, sim)
     texts, images = np.arange(len(owner)), np.arange(len(sim))
     own = sim[owner, texts]
@@ -22,19 +24,19 @@ def recall(sim: np.ndarray, owner: np.ndarray) -> dict[str, float]:
 
 
 def best_rank(scores: np.ndarray, own: np.ndarray) -> int:
-    """How many of scores (N) are above the best of those that are `own` (N, bool); N where there is none."""
+    """Return how many of scores (N) are above the best of the `own` ones (N, bool); N without any."""
     order = np.argsort(-scores, kind="stable")
     found = np.flatnonzero(own[order])
     return int(found[0]) if len(found) else len(scores)
 
 
 def recall_at(name: str, ranks: np.ndarray) -> dict[str, float]:
-    """Shares of ranks, counted from 0, below 1, 5 and 10, in percent."""
+    """Return the shares of ranks, counted from 0, below 1, 5 and 10, in per cent."""
     return {f"{name}_r@{k}": 100.0 * float((ranks < k).mean()) for k in RANKS}
 
 
 def reranked(sim: np.ndarray, best: np.ndarray, sums: np.ndarray) -> np.ndarray:
-    """Scores (N) of one query: those of `best` (K) are `sums` (K); the others follow in the order of sim (N)."""
+    """Return scores (N) of one query: `sums` (K) for `best` (K), and the rest below them in the order of sim (N)."""
     scores = sim.astype(np.float64) - 1e6
     scores[best] = sums
     return scores

@@ -1,8 +1,6 @@
-"""A self-contained HTML page of an evaluation: totals, then pictures, what was wanted and what was said, worst first.
+"""A self-contained HTML page of an evaluation: totals, then pictures with references and predictions, worst first.
 
-A click on a column's head sorts its table; the pictures can be sorted by score and by name.
-
-Knows rows and numbers, nothing about tasks.
+A click on a column's head sorts its table; pictures can be sorted by score and by name.
 """
 
 from __future__ import annotations
@@ -53,20 +51,20 @@ Table = Mapping[str, Mapping[str, float]]  # column -> measure -> value
 
 @dataclass(frozen=True)
 class Row:
-    """One prediction; the lower its score, the further up it stands."""
+    """One prediction; lower scores come first."""
 
     image: Path
     said: str
     references: Sequence[str]
     score: float
-    shown: str  # the score as it is written
+    shown: str  # the score as text
     title: str = ""  # a question, or the image's name
-    found: Sequence[Path] = field(default=())  # images that are what was said
-    section: str = ""  # rows of each stand together
+    found: Sequence[Path] = field(default=())  # retrieved images
+    section: str = ""  # rows are grouped by it
 
 
 def render(title: str, about: Mapping[str, object], tables: Mapping[str, Table], rows: Sequence[Row], most: int) -> str:
-    """The page. tables: by their titles; most: rows of each section that are shown."""
+    """Render the page. tables: by title; most: rows shown per section."""
     sections: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: row.score):
         sections.setdefault(row.section, []).append(row)
@@ -81,9 +79,9 @@ def render(title: str, about: Mapping[str, object], tables: Mapping[str, Table],
 
 
 def _section(name: str, rows: Sequence[Row], most: int) -> str:
-    """The rows of a section, worst first."""
+    """Render the rows of a section, worst first."""
     shown = "".join(map(_article, rows[:most]))
-    left = f"<p class=note>{len(rows) - most} better ones are left out.</p>" if most < len(rows) else ""
+    left = f"<p class=note>{len(rows) - most} better ones are not shown.</p>" if most < len(rows) else ""
     choice = "<select><option value=worst>worst first<option value=best>best first<option value=name>by name</select>"
     head = f"<h2>{escape(name)}: worst first</h2>" if name else "<h2>Worst first</h2>"
     return f"<section>{head}{choice}{left}{shown}</section>"
@@ -116,7 +114,7 @@ def _article(row: Row) -> str:
 
 
 def _picture(path: Path, side: int) -> str:
-    """A thumbnail, in the page itself."""
+    """Render a thumbnail, embedded in the page."""
     image = load_rgb(str(path))
     image.thumbnail((side, side), Image.Resampling.BICUBIC)
     data = io.BytesIO()

@@ -1,7 +1,4 @@
-"""Retrieval both ways over a set of images and their captions: by ITC, and with the best of it ordered again with ITM.
-
-Knows a predictor's features and scores, nothing about how they are made.
-"""
+"""Retrieval in both directions over images and their captions: by ITC, and with its best results re-ranked by ITM."""
 
 from __future__ import annotations
 
@@ -20,17 +17,18 @@ from .recall import best_rank, recall, recall_at, reranked
 from .report import Row
 from .scores import ALL, Scores
 
-_BATCH = 32  # images or pairs that go through the model together
+_BATCH = 32  # images or pairs per call
 _SHOWN = 3
 _WAYS = {"i2t": "Texts of an image (i2t)", "t2i": "Images of a text (t2i)"}
 
-Judged = dict[str, np.ndarray]  # of K pairs: itm_logits (K, 2), and likelihood (K) where the score weighs it
-Pairs = Callable[[int, np.ndarray], Judged]  # a query and its best (K) -> what is said of them
+PairScores = dict[str, np.ndarray]  # of K pairs: itm_logits (K, 2), and likelihood (K) where the score weighs it
+Pairs = Callable[[int, np.ndarray], PairScores]  # a query and its best (K) -> their scores
 
 
 def evaluate_retrieval(predictor: Predictor, items: Sequence[CaptionedImage], rerank: int, kept: Predictions) -> Scores:
-    """Recall by ITC (the largest cosine over queries), and among the `rerank` best of every image and every text by two
-    sums: itm, the matching head's logit + cosine (the reference's; paper section 4.4), and match, as Match.score."""
+    """Return recall by ITC (the largest cosine over queries), and among the `rerank` best of every image and text by
+    two sums: itm, the matching head's logit + cosine (the reference's; paper section 4.4), and match, as Match.score.
+    """
     texts = [text for item in items for text in item.references]
     owner = np.repeat(np.arange(len(items)), [len(item.references) for item in items])
     rows = []
@@ -38,10 +36,10 @@ def evaluate_retrieval(predictor: Predictor, items: Sequence[CaptionedImage], re
         features, sim = _similarity(predictor, items, texts, Path(folder))
         likely = rerank > 0 and predictor.match_weights.likelihood > 0
 
-        def texts_of(image: int, best: np.ndarray) -> Judged:
+        def texts_of(image: int, best: np.ndarray) -> PairScores:
             return _matching(predictor, features, np.full(len(best), image), [texts[j] for j in best], likely)
 
-        def images_of(text: int, best: np.ndarray) -> Judged:
+        def images_of(text: int, best: np.ndarray) -> PairScores:
             return _matching(predictor, features, best, [texts[text]] * len(best), likely)
 
         def row_of_image(image: int, rank: int, best: np.ndarray) -> Row:
@@ -73,7 +71,7 @@ def evaluate_retrieval(predictor: Predictor, items: Sequence[CaptionedImage], re
 
 
 def _tables(columns: Mapping[str, float]) -> dict[str, dict[str, dict[str, float]]]:
-    """A table a direction: recall at 1, 5 and 10 by each score."""
+    """Return one table per direction: recall at 1, 5 and 10 by each score."""
     found: dict[str, dict[str, dict[str, float]]] = {title: {} for title in _WAYS.values()}
     for name, value in columns.items():
         score, way, at = name.split("_")
@@ -83,17 +81,17 @@ def _tables(columns: Mapping[str, float]) -> dict[str, dict[str, dict[str, float
 
 @dataclass(frozen=True)
 class Candidates:
-    """What ITC thinks likeliest for each query: a text's images, or an image's texts."""
+    """ITC's best candidates for each query: a text's images, or an image's texts."""
 
     way: np.ndarray  # (queries): t2i or i2t
     found: np.ndarray  # (queries, K), likeliest first
     own: np.ndarray  # (queries): the image that the text was written of, or the text
     cosine: np.ndarray  # (queries, K)
     itm_logits: np.ndarray  # (queries, K, 2)
-    likelihood: np.ndarray | None  # (queries, K); None where it was not asked for
+    likelihood: np.ndarray | None  # (queries, K); None unless requested
 
     def of(self, queries: np.ndarray) -> Candidates:
-        """Those of some of the queries."""
+        """Return those of some of the queries."""
         likelihood = None if self.likelihood is None else self.likelihood[queries]
         way, found, own = self.way[queries], self.found[queries], self.own[queries]
         return Candidates(way, found, own, self.cosine[queries], self.itm_logits[queries], likelihood)
@@ -102,9 +100,9 @@ class Candidates:
 def candidates(
     predictor: Predictor, items: Sequence[CaptionedImage], count: int, asking: int, likely: bool = False
 ) -> Candidates:
-    """The `count` best images of the first text of each of the first `asking` images, among all.
+    """Return the `count` best images of the first text of each of the first `asking` images, among all.
 
-    likely: ask for likelihoods, and for each image's best texts too: what a text is alone tells between texts only.
+    likely: compute likelihoods, also of each image's best texts: a text's prior matters only between texts.
     """
     texts = [item.references[0] for item in items]
     with tempfile.TemporaryDirectory() as folder:
@@ -112,19 +110,19 @@ def candidates(
         ways = {"t2i": sim.T} | ({"i2t": sim} if likely else {})
         asked = [(way, i, row) for way, rows in ways.items() for i, row in enumerate(rows[:asking])]
         best = np.stack([_best(row, count) for _, _, row in asked])
-        judged = []
+        scored = []
         for (way, i, _), found in tqdm(zip(asked, best, strict=True), total=len(asked), desc="matching", unit="query"):
             images, of = (found, np.full(count, i)) if way == "t2i" else (np.full(count, i), found)
-            judged.append(_matching(predictor, features, images, [texts[j] for j in of], likely))
+            scored.append(_matching(predictor, features, images, [texts[j] for j in of], likely))
     way, own, cosine = (np.array(column) for column in zip(*asked, strict=True))
-    said = {name: np.stack([each[name] for each in judged]) for name in judged[0]}
+    said = {name: np.stack([each[name] for each in scored]) for name in scored[0]}
     return Candidates(way, best, own, np.take_along_axis(cosine, best, 1), said["itm_logits"], said.get("likelihood"))
 
 
 def _similarity(
     predictor: Predictor, items: Sequence[CaptionedImage], texts: Sequence[str], folder: Path
 ) -> tuple[np.ndarray, np.ndarray]:
-    """vision_features (images, N, C), on the disk, and the cosine (images, texts) of the best query."""
+    """Return vision_features (images, N, C), on disk, and the cosine (images, texts) of the best query."""
     text_embeds = np.concatenate(
         [predictor.embed_text(texts[i : i + _BATCH]) for i in tqdm(range(0, len(texts), _BATCH), desc="texts")]
     )
@@ -146,8 +144,8 @@ def _similarity(
 
 def _matching(
     predictor: Predictor, features: np.ndarray, images: np.ndarray, texts: Sequence[str], likely: bool
-) -> Judged:
-    """What is said of K pairs: features (images, N, C) by index, and texts. likely: how likely the texts are too."""
+) -> PairScores:
+    """Score K pairs: features (images, N, C) by index, and texts. likely: compute the texts' likelihoods too."""
     ways = {"itm_logits": predictor.itm_logits} | ({"likelihood": predictor.likelihoods} if likely else {})
     parts = [slice(start, start + _BATCH) for start in range(0, len(texts), _BATCH)]
     return {
@@ -158,7 +156,7 @@ def _matching(
 def _scores(
     predictor: Predictor, sim: np.ndarray, rerank: int, way: str, kept: Predictions, pairs: Pairs
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The scores (N) of every query in sim (queries, N): by ITC, or the best of them by each of the sums."""
+    """Yield the scores (N) of every query in sim (queries, N): by ITC, or of its best re-ranked by each of the sums."""
     for query, row in enumerate(tqdm(sim, desc=f"re-ranking, {way}", unit="query", disable=not rerank)):
         if not rerank:
             yield {"itc": row}
@@ -166,8 +164,8 @@ def _scores(
         id = f"{way} {query}"
         if id not in kept.found:
             best = _best(row, rerank)
-            judged = {name: values.tolist() for name, values in pairs(query, best).items()}
-            kept.add([id], [{"best": best.tolist(), **judged}])
+            scored = {name: values.tolist() for name, values in pairs(query, best).items()}
+            kept.add([id], [{"best": best.tolist(), **scored}])
         found = {name: np.array(values) for name, values in kept.found[id].items()}
         best, logits, weights = found["best"], found["itm_logits"], predictor.match_weights
         match = weights.scores(logits, row[best], found["likelihood"] if weights.likelihood else None)
@@ -176,5 +174,5 @@ def _scores(
 
 
 def _best(scores: np.ndarray, count: int) -> np.ndarray:
-    """The `count` highest of scores (N), highest first."""
+    """Return the indices of the `count` highest of scores (N), highest first."""
     return np.argsort(-scores, kind="stable")[:count]

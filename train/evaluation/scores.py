@@ -1,4 +1,4 @@
-"""What an evaluation finds: measures of everything and of each group, and rows for the report. Knows numbers only."""
+"""Results of an evaluation: measures in total and per group, and rows for the report."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Scores:
 
 
 def by_group(items: Sequence[T], metrics: Callable[[Sequence[T]], dict[str, float]]) -> dict[str, dict[str, float]]:
-    """`metrics` of the items of each group, where there are several; a group is an item's `group`."""
+    """Apply `metrics` to the items of each group, if there are several; an item's `group` names its group."""
     groups: dict[str, list[T]] = {}
     for item in items:
         groups.setdefault(item.group, []).append(item)

@@ -1,7 +1,6 @@
-"""A checkpoint of ours, Hugging Face's or LAVIS' as an evaluation asks it (train.evaluation.predictors.Predictor), in
-PyTorch.
+"""A checkpoint of ours, Hugging Face's or LAVIS' in PyTorch, as a train.evaluation.predictors.Predictor.
 
-Images and texts enter as they enter the runtime: blip2rt.image, the tokenizers' templates, cleaned captions.
+Images and texts are prepared as in the runtime: blip2rt.image, the tokenizers' templates, cleaned captions.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class TorchPredictor:
 
     @torch.no_grad()
     def ask(self, images: Sequence[Path], questions: Sequence[str], **options: Any) -> list[str]:
-        """See blip2rt.Model.ask; images and questions are taken pairwise."""
+        """See blip2rt.Model.ask; images and questions are paired."""
         with self._autocast():
             return self._generator.answers(self._features(images), questions, **options)
 
@@ -97,17 +96,17 @@ class TorchPredictor:
 
     def likelihoods(self, vision_features: Floats, texts: Sequence[str]) -> NDArray[np.float64]:
         """See blip2rt.Model.likelihoods."""
-        raise CapabilityError(f"{self.source!r} has one stage alone: a bundle of both tells how likely texts are")
+        raise CapabilityError(f"{self.source!r} has one stage only: give a bundle of both for likelihoods")
 
     def _features(self, images: Sequence[Path]) -> torch.Tensor:
-        """(B, N, C) float32; an image that comes several times is encoded once."""
+        """Return (B, N, C) float32; repeated images are encoded once."""
         unique = list(dict.fromkeys(images))
         pixels = torch.from_numpy(to_pixels([str(path) for path in unique], self.image))
         features = self.model.vision_features(pixels.to(self.device, self.dtype))
         return features[[unique.index(path) for path in images]].float()
 
     def _tokens(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """token_ids, text_mask (B, L) for the Q-Former."""
+        """Return token_ids, text_mask (B, L) for the Q-Former."""
         token_ids, text_mask = qformer_tokens(self.model.config, self._tokenizer, texts)
         return token_ids.to(self.device), text_mask.to(self.device)
 

@@ -1,5 +1,5 @@
 """Accuracy of answers to questions about images: VQAv2's and OK-VQA's (Antol et al. 2015; visualqa.org/evaluation), and
-the exact match of GQA. Knows strings only.
+GQA's exact match.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _CONTRACTIONS = (
     "who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've "
     "you'll you're you've"
 ).split()
-# Written with one apostrophe too few; the last is the official script's own.
-_MENDED = {word[:i] + word[i + 1 :]: word for word in _CONTRACTIONS for i, c in enumerate(word) if c == "'"} | {
+# Spelled with one apostrophe missing; the last entry is the official script's own.
+_APOSTROPHES = {word[:i] + word[i + 1 :]: word for word in _CONTRACTIONS for i, c in enumerate(word) if c == "'"} | {
     "somebody'd": "somebodyd"
 }
 _PERIOD = re.compile(r"\.(?!\d)")
@@ -31,23 +31,24 @@ _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 
 
 def normalize_answer(text: str) -> str:
-    """An answer as the official evaluation compares it: lower case, digits for number words, no articles, no
-    punctuation but apostrophes, colons and decimal points, apostrophes where contractions have them."""
+    """Normalize an answer as the official evaluation does: lower case, digits for number words, no articles, no
+    punctuation but apostrophes, colons and decimal points, and apostrophes in contractions.
+    """
     text = text.replace("\n", " ").replace("\t", " ").strip()
     joined = bool(_COMMA_IN_NUMBER.search(text))
     plain = text
-    for mark in _PUNCTUATION:  # between words it parts them; beside a space, or in an answer like 1,000, it goes
-        gone = joined or f"{mark} " in text or f" {mark}" in text
-        plain = plain.replace(mark, "" if gone else " ")
+    for mark in _PUNCTUATION:  # becomes a space between words; is removed beside a space or in a number like 1,000
+        removed = joined or f"{mark} " in text or f" {mark}" in text
+        plain = plain.replace(mark, "" if removed else " ")
     words = [_NUMBERS.get(word, word) for word in _PERIOD.sub("", plain).lower().split()]
-    return " ".join(_MENDED.get(word, word) for word in words if word not in _ARTICLES)
+    return " ".join(_APOSTROPHES.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def vqa_accuracy(answer: str, truths: Sequence[str]) -> float:
-    """Agreement with human answers, 0 to 1: min(n / 3, 1) of the n others who said the same, averaged over leaving out
-    each annotator (the ten subsets of nine).
+    """Return agreement with human answers, 0 to 1: min(n / 3, 1) of the n other annotators with the same answer,
+    averaged over leaving out each annotator (the ten subsets of nine).
 
-    Both sides are normalised always; the official script leaves both as they are where all annotators agree.
+    Both sides are always normalized; the official script skips that if all annotators agree.
     """
     given = normalize_answer(answer)
     same = [normalize_answer(truth) == given for truth in truths]
@@ -55,5 +56,5 @@ def vqa_accuracy(answer: str, truths: Sequence[str]) -> float:
 
 
 def exact_match(answer: str, truths: Sequence[str]) -> float:
-    """1 where the answer is one of the truths, after normalisation; else 0."""
+    """Return 1 if the normalized answer is one of the normalized truths, otherwise 0."""
     return float(normalize_answer(answer) in {normalize_answer(truth) for truth in truths})

@@ -1,18 +1,17 @@
-"""How much a model's words weigh: `blip2rt-train calibrate MODEL --data dev.tsv --images FOLDER --out OUT`.
+"""Fit the weights of Match.score: `blip2rt-train calibrate MODEL --data dev.tsv --images FOLDER --out OUT`.
 
-`Match.score` is itm_weight * log(p / (1 - p)) + cosine / temperature + likelihood_weight * likelihood. With an
-itm_weight of 1 it ranks worse than the cosine alone where the matching head is surer of new images than it is right. So
-the weights become those under which the images that texts were written of are likeliest among those that the contrast
-puts first (paper section 4.4; Guo et al. 2017 of classifiers). A checkpoint of stage 1 gets its itm_weight. A bundle
-that also generates gets both, by the texts of images too, and the mean_prefix, which stands for no image. Probability
-and cosine stay as they are. Knows what a retrieval asks, the config and the manifest.
+`Match.score` is itm_weight * log(p / (1 - p)) + cosine / temperature + likelihood_weight * likelihood. If the matching
+head is overconfident on new images, an itm_weight of 1 ranks worse than the cosine alone. The weights become those
+under which the right images are most likely among the contrast's best candidates (paper section 4.4; Guo et al. 2017
+for classifiers). A stage-1 checkpoint gets its itm_weight. A bundle that also generates gets both, fitted on images'
+texts too, and the mean_prefix, which shows no image. Probability and cosine do not change.
 """
 
 from __future__ import annotations
 
 from ..cli import run_command, run_main
 
-if __name__ == "__main__":  # by its name, so that a package that is missing below is one line
+if __name__ == "__main__":  # before the imports, so that a missing package is reported in one line
     raise SystemExit(run_command("calibrate"))
 
 
@@ -37,28 +36,29 @@ from blip2rt.pipeline import BATCH
 from blip2rt.results import MatchWeights
 
 from ..data.samples import BadSamples
-from ..evaluation.annotations import CaptionedImage, read_captions, with_images
+from ..evaluation.annotations import CaptionedImage, drop_unreadable_images, read_captions
 from ..evaluation.predictors import Predictor, open_predictor
 from ..evaluation.retrieval import Candidates, candidates
 
 MEAN_PREFIX = "mean_prefix.data"
-_LEAST = 50  # texts, for a few numbers
-_LIGHTEST = 0.01  # below, a part decides nothing
+_MIN_TEXTS = 50
+_MIN_WEIGHT = 0.01  # a smaller one changes nothing
 _FACTORS = (1.0, 1.5, 2.0, 2.5, 3.0)  # of the likelihood's weight
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What weights are learned from."""
+class CalibrationData:
+    """The data that weights are fitted on."""
 
-    items: Sequence[CaptionedImage]  # images, of which the first text of each counts
-    asking: int  # so many of them ask, among all
-    best: int  # images by cosine that a text chooses from
+    items: Sequence[CaptionedImage]  # images; the first text of each is used
+    asking: int  # number of queries; all images are candidates
+    best: int  # candidates per query, by cosine
 
 
 def fit(parts: Sequence[np.ndarray], own: np.ndarray) -> list[float]:
-    """A weight above 0 for each of the parts (texts, K), under which the softmax of their weighted sum gives most to
-    the right one of K images, whose place is own (texts)."""
+    """Return a positive weight for each of the parts (texts, K) that minimizes the cross-entropy of their weighted sum,
+    where own (texts) is the position of the right image among K.
+    """
     values = torch.from_numpy(np.stack(parts, -1)).double()
     logs = torch.zeros(len(parts), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([logs], max_iter=200, line_search_fn="strong_wolfe")
@@ -75,16 +75,16 @@ def fit(parts: Sequence[np.ndarray], own: np.ndarray) -> list[float]:
 
 
 def weigh(found: Candidates, own: np.ndarray, temperature: float) -> MatchWeights:
-    """The weights under which the candidates at the places `own` are likeliest.
+    """Return the weights under which the candidates at `own` are most likely.
 
-    A few texts that are unlikely whatever the image hold the likelihood's weight down. So of its multiples that one is
-    taken under which most of the right ones come first.
+    A few texts that are unlikely whatever the image hold the likelihood's weight down, so the multiple of it is taken
+    that ranks most of the right candidates first.
     """
     log_odds = found.itm_logits[..., 1] - found.itm_logits[..., 0]
     parts = [found.cosine, log_odds] + ([] if found.likelihood is None else [found.likelihood])
     cosine, *others = fit(parts, own)
     weights = [each / cosine / temperature for each in others]
-    fitted = MatchWeights(temperature, *(weight if weight >= _LIGHTEST else 0.0 for weight in weights))
+    fitted = MatchWeights(temperature, *(weight if weight >= _MIN_WEIGHT else 0.0 for weight in weights))
     tried = [replace(fitted, likelihood=factor * fitted.likelihood) for factor in _FACTORS]
 
     def right(weights: MatchWeights) -> int:
@@ -96,25 +96,25 @@ def weigh(found: Candidates, own: np.ndarray, temperature: float) -> MatchWeight
 def calibrate(
     model: str, data: Path, images: Path, out: Path, best: int, limit: int | None, split: str | None = None
 ) -> str:
-    """Write the checkpoint or the bundle with other weights. Return what they change. Raise Blip2rtError.
+    """Write the checkpoint or bundle with new weights. Return what they change. Raise Blip2rtError.
 
-    split: of a file that has several; None: "val", for what is learned from "test" cannot be measured there.
+    split: of a file that has several; None: "val", because "test" must stay unseen.
     """
     is_bundle = (Path(model) / contract.MANIFEST).is_file()
     if is_bundle:
         _check_bundle(model, out)
     elif not (locate(model) / WEIGHTS).is_file() or read_config(model).stage != 1:
-        raise OptionError(f"{model} is no stage 1 of this project: give the folder of a checkpoint that matches")
+        raise OptionError(f"{model} is not a stage-1 checkpoint of this project: give one, or a bundle")
     if best < 2:
         raise OptionError(f"best is {best}: give 2 or more images to choose from")
-    items = with_images(data, read_captions(data, images, split, default="val"), BadSamples(0))
-    choice = Choice(items, len(items[:limit]), min(best, len(items)))
-    said = _calibrate_bundle(model, out, choice) if is_bundle else _calibrate_checkpoint(model, out, choice)
+    items = drop_unreadable_images(data, read_captions(data, images, split, default="val"), BadSamples(0))
+    fitted_on = CalibrationData(items, len(items[:limit]), min(best, len(items)))
+    said = _calibrate_bundle(model, out, fitted_on) if is_bundle else _calibrate_checkpoint(model, out, fitted_on)
     return f"{said}: {out}"
 
 
-def _calibrate_checkpoint(ckpt: str, out: Path, choice: Choice) -> str:
-    weights, said = _learn(ckpt, open_predictor(ckpt), choice, False)
+def _calibrate_checkpoint(ckpt: str, out: Path, data: CalibrationData) -> str:
+    weights, said = _learn(ckpt, open_predictor(ckpt), data, False)
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(locate(ckpt) / WEIGHTS, out / WEIGHTS)
     (out / CONFIG).write_text(json.dumps(replace(read_config(ckpt), itm_weight=weights.itm).to_json(), indent=2))
@@ -123,13 +123,13 @@ def _calibrate_checkpoint(ckpt: str, out: Path, choice: Choice) -> str:
 
 def _check_bundle(path: str, out: Path) -> None:
     if contract.read(path).manifest.retrieval is None:
-        raise OptionError(f"the bundle {path} does not match images and texts: give one that has a stage 1")
+        raise OptionError(f"the bundle {path} cannot match images and texts: give one with a stage 1")
     if (out / contract.MANIFEST).exists():
-        raise OptionError(f"{out} exists already: name another folder")
+        raise OptionError(f"{out} already exists: give another folder")
 
 
-def _calibrate_bundle(path: str, out: Path, choice: Choice) -> str:
-    """Write the bundle once more, with other weights in its manifest and its mean_prefix beside it."""
+def _calibrate_bundle(path: str, out: Path, data: CalibrationData) -> str:
+    """Write a copy of the bundle with new weights in its manifest, and its mean_prefix."""
     bundle = contract.read(path)
     manifest, retrieval = bundle.manifest, bundle.manifest.retrieval
     assert retrieval is not None and manifest.files is not None
@@ -138,38 +138,38 @@ def _calibrate_bundle(path: str, out: Path, choice: Choice) -> str:
             (writer.folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle.path / name, writer.folder / name)
         if manifest.llm is not None:
-            mean = _mean_prefix(Model(bundle, backends.create("ort", bundle)), choice.items[: choice.asking])
+            mean = _mean_prefix(Model(bundle, backends.create("ort", bundle)), data.items[: data.asking])
             mean.tofile(writer.folder / MEAN_PREFIX)
             retrieval = replace(retrieval, mean_prefix=MEAN_PREFIX)
         copy = replace(bundle, path=writer.folder, manifest=replace(manifest, retrieval=retrieval))
-        weights, said = _learn(path, Model(copy, backends.create("ort", copy)), choice, manifest.llm is not None)
+        weights, said = _learn(path, Model(copy, backends.create("ort", copy)), data, manifest.llm is not None)
         retrieval = replace(retrieval, itm_weight=weights.itm, likelihood_weight=weights.likelihood)
         writer.finish(replace(manifest, retrieval=retrieval))
     return said
 
 
 def _mean_prefix(model: Model, items: Sequence[CaptionedImage]) -> np.ndarray:
-    """The mean prefix_embeds (Q, D) of images, float32."""
+    """Return the mean prefix_embeds (Q, D) of images, float32."""
     paths = [item.path for item in items]
     chunks = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
     sums = [model.caption_prefix(model.vision_features(chunk)).sum(0, np.float64) for chunk in chunks]
     return (sum(sums) / len(paths)).astype("<f4")
 
 
-def _learn(model: str, predictor: Predictor, choice: Choice, likely: bool) -> tuple[MatchWeights, str]:
-    """New weights, and what they change. Raise Blip2rtError where there is too little to learn from."""
-    found = candidates(predictor, choice.items, choice.best, choice.asking, likely)
-    this_process = found.found == found.own[:, None]
-    inside = this_process.any(1)
-    if inside.sum() < _LEAST:
+def _learn(model: str, predictor: Predictor, data: CalibrationData, likely: bool) -> tuple[MatchWeights, str]:
+    """Return new weights, and what they change. Raise Blip2rtError if there is too little data."""
+    found = candidates(predictor, data.items, data.best, data.asking, likely)
+    is_own = found.found == found.own[:, None]
+    inside = is_own.any(1)
+    if inside.sum() < _MIN_TEXTS:
         raise Blip2rtError(
-            f"{inside.sum()} texts have their image among the best {choice.best}; {_LEAST} or more are needed"
+            f"only {inside.sum()} texts have their image among the best {data.best}: give data for {_MIN_TEXTS} or more"
         )
-    found, own = found.of(inside), this_process[inside].argmax(1)
+    found, own = found.of(inside), is_own[inside].argmax(1)
     old = predictor.match_weights
     new = weigh(found, own, old.temperature)
     if not new.itm and not new.likelihood:
-        raise Blip2rtError(f"{model} says nothing that its cosine does not: rank by Match.cosine")
+        raise Blip2rtError(f"{model} adds nothing to its cosine: rank by Match.cosine")
 
     def first(weights: MatchWeights, way: str) -> str:
         scores = weights.scores(found.itm_logits, found.cosine, found.likelihood)
@@ -181,9 +181,9 @@ def _learn(model: str, predictor: Predictor, choice: Choice, likely: bool) -> tu
         rows = found.way == way
         if rows.any():
             lines.append(
-                f"{rows.sum()} of {choice.asking} {asks} among the best {choice.best} {finds}; of these it is first "
-                f"for {first(MatchWeights(old.temperature, 0), way)} by the cosine, {first(old, way)} by the score "
-                f"so far, {first(new, way)} by the new score"
+                f"{rows.sum()} of {data.asking} {asks} among the best {data.best} {finds}; of these it is "
+                f"first for {first(MatchWeights(old.temperature, 0), way)} by the cosine, {first(old, way)} by the score so "
+                f"far, {first(new, way)} by the new score"
             )
     changes = f"itm_weight {old.itm:.3g} -> {new.itm:.3g}"
     if likely:
@@ -192,19 +192,17 @@ def _learn(model: str, predictor: Predictor, choice: Choice, likely: bool) -> tu
 
 
 def _parser() -> Parser:
-    parser = Parser(description="Find the weights with which Match.score ranks new images best.",
-                    renamed={"--checkpoint": "", "--ckpt": "", "--model": ""})  # fmt: skip
-    parser.add_argument("model", type=nonempty, metavar="MODEL",
-                        help="checkpoint of stage 1, the folder of a training (its newest), or a bundle")  # fmt: skip
-    parser.add_argument("--data", type=path, required=True, metavar="FILE",
-                        help="captions of images that it was not trained on")  # fmt: skip
+    renamed = {"--checkpoint": "", "--ckpt": "", "--model": ""}
+    parser = Parser(description="Fit the weights of Match.score on unseen images.", renamed=renamed)
+    model = "stage-1 checkpoint, the folder of a training (its newest), or a bundle"
+    parser.add_argument("model", type=nonempty, metavar="MODEL", help=model)
+    captions = "captions of images that the model was not trained on"
+    parser.add_argument("--data", type=path, required=True, metavar="FILE", help=captions)
     parser.add_argument("--images", type=path, required=True, metavar="FOLDER", help="folder of these images")
     parser.add_argument("--split", type=nonempty, help="split of Karpathy's files (default: val)")
     parser.add_argument("--out", type=path, required=True, metavar="FOLDER", help="folder to write")
-    parser.add_argument("--best", type=int, default=32, metavar="N", help="images by cosine that a text chooses from")
-    parser.add_argument(
-        "--limit", type=whole(1), metavar="N", help="ask of the first N images, among all (default: all)"
-    )
+    parser.add_argument("--best", type=int, default=32, metavar="N", help="candidates per query, by cosine")
+    parser.add_argument("--limit", type=whole(1), metavar="N", help="query with the first N images only, among all")
     return parser
 
 

@@ -1,7 +1,6 @@
-"""CIDEr of a caption against the references of its image, as a reward for training (Vedantam et al. 2015, CIDEr-D).
+"""CIDEr of a caption against the references of its image, as a training reward (Vedantam et al. 2015, CIDEr-D).
 
-Document frequencies come from all references that are given once, so that captions can be judged one at a time. Knows
-strings of tokens; nothing about models.
+Document frequencies come from all references given at the start, so that captions can be scored one at a time.
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 _ORDERS = 4
-_SIGMA = 6.0  # of the penalty on a length that differs from the reference's
+_SIGMA = 6.0  # of the length penalty
 
 Grams = Counter[tuple[str, ...]]
 
 
 class CiderReward:
-    """references[image]: the token strings (tokens apart by single spaces) of each image."""
+    """references[image]: the token strings (tokens joined by single spaces) of each image."""
 
     def __init__(self, references: Sequence[Sequence[str]]) -> None:
         counts = [[_grams(text) for text in texts] for texts in references]
@@ -26,7 +25,7 @@ class CiderReward:
         self._references = [[self._vector(grams) for grams in texts] for texts in counts]
 
     def __call__(self, image: int, text: str) -> float:
-        """CIDEr-D of token string `text`: 0 to 10, pycocoevalcap's value for this image."""
+        """Return CIDEr-D of token string `text`: 0 to 10, pycocoevalcap's value for this image."""
         vector, norms, length = self._vector(_grams(text))
         total = 0.0
         for reference, reference_norms, reference_length in self._references[image]:
@@ -42,7 +41,7 @@ class CiderReward:
         return 10.0 * total / _ORDERS / len(self._references[image])
 
     def _vector(self, grams: Grams) -> tuple[dict[tuple[str, ...], float], list[float], int]:
-        """tf-idf of each n-gram, the norm of each order, and the number of bigrams (the length, as CIDEr counts it)."""
+        """Return tf-idf of each n-gram, the norm of each order, and the number of bigrams (CIDEr's length)."""
         vector = {
             gram: count * (self._log_images - math.log(max(1, self._frequency[gram]))) for gram, count in grams.items()
         }

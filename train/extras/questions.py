@@ -1,14 +1,15 @@
-"""Questions and short answers made from captions by rule: `blip2rt-train questions --data T --images FOLDER --out T2`.
+"""Generate questions and short answers from captions by rule: `blip2rt-train questions --data T --images FOLDER --out
+T2`.
 
-Captions hold answers: "a brown dog" says what colour the dog is, "two men" how many there are. The written table
-repeats the captions and adds rows of answer and question, for stage 2. Knows English words, nothing about images.
+Captions imply answers: "a brown dog" tells the dog's colour, "two men" their number. The written table repeats the
+captions and adds rows of answer and question, for stage 2.
 """
 
 from __future__ import annotations
 
 from ..cli import run_command, run_main
 
-if __name__ == "__main__":  # by its name, so that a package that is missing below is one line
+if __name__ == "__main__":  # before the imports, so that a missing package is reported in one line
     raise SystemExit(run_command("questions"))
 
 
@@ -22,7 +23,7 @@ from blip2rt.command_line import Parser, nonempty, whole
 from blip2rt.errors import Blip2rtError
 from blip2rt.text import clean_caption
 
-from ..data.samples import Dataset, read_table, repeat_answers
+from ..data.samples import Dataset, read_table, repeat_answers, table_text
 
 COLOURS = "black white brown red blue green yellow orange pink purple gray grey tan golden".split()
 THINGS = (
@@ -30,12 +31,15 @@ THINGS = (
     "helmet umbrella collar toy frisbee boat kayak swimsuit uniform sweater vest jeans bucket slide rope couch bench "
     "wall building grass water hair bag backpack motorcycle raft surfboard sweatshirt"
 ).split()
-PLURALS = {
-    "dogs": "dog", "men": "man", "women": "woman", "boys": "boy", "girls": "girl", "children": "child",
-    "kids": "kid", "people": "person", "players": "player", "birds": "bird", "horses": "horse", "bikers": "biker",
-}  # fmt: skip
+PLURALS = dict(
+    pair.split(":")
+    for pair in (
+        "dogs:dog men:man women:woman boys:boy girls:girl children:child kids:kid people:person players:player "
+        "birds:bird horses:horse bikers:biker"
+    ).split()
+)
 NUMBERS = "two three four five six".split()
-# Words that make the answer to "is there a KEY?" uncertain where the key itself is not mentioned.
+# Words that leave "is there a KEY?" open if the key itself is not mentioned.
 PRESENCE = {
     "dog": "dog dogs puppy puppies poodle terrier labrador retriever greyhound animal animals",
     "man": "man men guy guys person people adult couple player players biker climber surfer someone crowd he his him",
@@ -65,7 +69,7 @@ Question = tuple[str, str]
 
 
 def questions(captions: list[str], rng: random.Random) -> Iterator[Question]:
-    """(question, answer) pairs that the captions of one image answer."""
+    """Yield (question, answer) pairs that the captions of one image answer."""
     words = {word for caption in captions for word in caption.split()}
     for caption in captions:
         for colour, thing in _COLOUR.findall(caption):
@@ -86,7 +90,7 @@ def questions(captions: list[str], rng: random.Random) -> Iterator[Question]:
         mentions = sum(thing in caption.split() for caption in captions)
         if mentions >= 2:
             yield _presence(thing, rng), "yes"
-        elif not words & set(related.split()) and rng.random() < 0.1:  # most things are absent: balance the answers
+        elif not words & set(related.split()) and rng.random() < 0.1:  # balance yes and no
             yield _presence(thing, rng), "no"
 
 
@@ -96,12 +100,13 @@ def _presence(thing: str, rng: random.Random) -> str:
 
 
 def with_questions(data: Dataset, root: Path, per_image: int, seed: int) -> Iterator[tuple[str, str, str]]:
-    """Rows (image, caption or answer, question or nothing): those of the data, then at most `per_image` questions an
-    image, kinds mixed. Images have their names in the folder `root`."""
+    """Yield rows (image, caption or answer, question or nothing): those of the data, then at most `per_image` questions
+    per image, kinds mixed. Images are named relative to the folder `root`.
+    """
     for image, samples in enumerate(data.by_image()):
         rng = random.Random(f"{seed}-{image}")
         path = data.paths[image]
-        name = str(path.relative_to(root) if path.is_relative_to(root) else path)  # a list may name whole paths
+        name = str(path.relative_to(root) if path.is_relative_to(root) else path)  # a list may contain absolute paths
         for sample in repeat_answers(samples):
             yield name, sample.text, sample.prompt
         found = list(dict(questions([clean_caption(s.text) for s in samples if not s.prompt], rng)).items())
@@ -120,7 +125,7 @@ def _write(args: argparse.Namespace) -> None:
     out = Path(args.out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text("image\tcaption\tprompt\n" + "".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
+        out.write_text(table_text(rows), encoding="utf-8")
     except OSError as error:
         raise Blip2rtError(f"--out {args.out!r} cannot be written: {error.strerror}") from error
     asked = sum(bool(row[2]) for row in rows)
@@ -131,10 +136,10 @@ def _parser() -> Parser:
     parser = Parser(description=(__doc__ or "").splitlines()[0], renamed={"--table": "--data"})
     parser.add_argument("--data", type=nonempty, required=True, metavar="FILE", help="TSV of image, caption")
     parser.add_argument("--images", type=nonempty, required=True, metavar="FOLDER", help="folder of the images")
-    parser.add_argument("--out", type=nonempty, required=True, metavar="FILE",
-                        help="TSV to write: image, caption or answer, question")  # fmt: skip
-    parser.add_argument("--per-image", type=whole(0), default=3, metavar="N", help="most questions of an image")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of what is chosen and how it is worded")
+    written = "TSV to write: image, caption or answer, question"
+    parser.add_argument("--out", type=nonempty, required=True, metavar="FILE", help=written)
+    parser.add_argument("--per-image", type=whole(0), default=3, metavar="N", help="most questions per image")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the choice and wording")
     return parser
 
 

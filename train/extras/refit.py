@@ -1,16 +1,15 @@
-"""A checkpoint reads another image encoder: `python -m train.extras.refit CKPT --vision-weights ENCODER ...`.
+"""Adapt a checkpoint to another image encoder: `python -m train.extras.refit CKPT --vision-weights ENCODER ...`.
 
-Keys and values of the image are led to what they were. A ridge regression, over the positions of some images, maps the
-new encoder's features (normalised, as the Q-Former reads them) to the old one's. The map is linear, so it goes into the
-matrices of keys and values, and nothing of the model changes but its numbers. A training that goes on from there begins
-with captions instead of noise. Knows features and the Q-Former's first products.
+A ridge regression over the positions of some images maps the new encoder's features (normalized, as the Q-Former reads
+them) to the old ones. The map is linear, so it is merged into the matrices of keys and values, which then stay close to
+what they were. A training from there starts with captions instead of noise.
 """
 
 from __future__ import annotations
 
 from ..cli import run_command, run_main
 
-if __name__ == "__main__":  # by its name, so that a package that is missing below is one line
+if __name__ == "__main__":  # before the imports, so that a missing package is reported in one line
     raise SystemExit(run_command("refit"))
 
 
@@ -37,16 +36,17 @@ from ..model import changed_vision
 _BATCH = 50
 
 
-def normalised(features: np.ndarray) -> torch.Tensor:
-    """(b, N, C), as a LayerNorm without weights has them."""
+def normalize(features: np.ndarray) -> torch.Tensor:
+    """Normalize (b, N, C) like a LayerNorm without weights."""
     values = torch.from_numpy(np.array(features, np.float32))
     return F.layer_norm(values, values.shape[-1:])
 
 
-def regridded(values: torch.Tensor, positions: int) -> torch.Tensor:
-    """(b, N, C) -> (b, positions, C) on another square grid. A finer grid is averaged over the area of each position.
+def resample_grid(values: torch.Tensor, positions: int) -> torch.Tensor:
+    """Resample (b, N, C) to another square grid, (b, positions, C); a finer grid is averaged over the area of each
+    position.
 
-    What stands before the old grid, as [CLS], is left out; what stands before the new one is the mean of the grid.
+    Positions before the old grid, such as [CLS], are dropped; those before the new one are the mean of the grid.
     """
     if values.shape[1] == positions:
         return values
@@ -58,11 +58,11 @@ def regridded(values: torch.Tensor, positions: int) -> torch.Tensor:
 
 
 def moments(new: np.ndarray, old: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """X'X and X'Y of [features, 1], on the old grid."""
+    """Return X'X and X'Y of [features, 1], on the old grid."""
     gram = cross = torch.zeros(())
     for start in range(0, len(new), _BATCH):
-        y = normalised(old[start : start + _BATCH])
-        x = regridded(normalised(new[start : start + _BATCH]), y.shape[1])
+        y = normalize(old[start : start + _BATCH])
+        x = resample_grid(normalize(new[start : start + _BATCH]), y.shape[1])
         x = F.pad(x.flatten(0, 1), (0, 1), value=1.0)
         gram, cross = gram + x.T @ x, cross + x.T @ y.flatten(0, 1)
     return gram.double(), cross.double()
@@ -70,10 +70,10 @@ def moments(new: np.ndarray, old: np.ndarray) -> tuple[torch.Tensor, torch.Tenso
 
 @torch.no_grad()
 def refit(model: Blip2, new: np.ndarray, old: np.ndarray, ridge: float) -> float:
-    """Change vision_norm, vision_positions, keys and values, to the shape of the new features where it is another.
+    """Change vision_norm, vision_positions, keys and values to fit the new features, also if their shape differs.
 
-    Return the share of the old features' variance that the new ones tell, on the last tenth of the images, which the
-    map has not seen.
+    Return the share of the old features' variance that the new ones explain on the last tenth of the images, which the
+    regression does not see.
     """
     seen = len(new) - len(new) // 10
     gram, cross = moments(new[:seen], old[:seen])
@@ -82,36 +82,38 @@ def refit(model: Blip2, new: np.ndarray, old: np.ndarray, ridge: float) -> float
     penalty[-1, -1] = 0
     solution = torch.linalg.solve(gram + penalty, cross).float()
     linear, constant = solution[:-1].T, solution[-1]  # old = linear @ new + constant
-    y = normalised(old[seen:])
-    x = regridded(normalised(new[seen:]), y.shape[1])
-    told = 1 - float((x @ linear.T + constant - y).square().mean() / y.flatten(0, 1).var(0).mean())
+    y = normalize(old[seen:])
+    x = resample_grid(normalize(new[seen:]), y.shape[1])
+    explained = 1 - float((x @ linear.T + constant - y).square().mean() / y.flatten(0, 1).var(0).mean())
 
     gain, shift = model.vision_norm.weight, model.vision_norm.bias
     layers: Any = model.qformer.layers
-    products = [product for layer in layers if layer.cross_attention is not None
-                for product in (layer.cross_attention.key, layer.cross_attention.value)]  # fmt: skip
+    attentions = [layer.cross_attention for layer in layers if layer.cross_attention is not None]
+    products = [product for attention in attentions for product in (attention.key, attention.value)]
     before = torch.cat([product.weight for product in products])
-    wanted = regridded((model.vision_positions @ before.T), new.shape[1])[0]  # what a position adds to keys and values
+    target = resample_grid((model.vision_positions @ before.T), new.shape[1])[
+        0
+    ]  # contribution of positions to keys and values
     for product in products:
         product.bias += product.weight @ (gain * constant + shift)
         product.weight = nn.Parameter(product.weight @ (gain[:, None] * linear))
     model.vision_norm = nn.LayerNorm(width, eps=model.vision_norm.eps)
     after = torch.cat([product.weight for product in products])
     small = 1e-4 * after.square().sum() / width * torch.eye(width)
-    positions = torch.linalg.solve(after.T @ after + small, after.T @ wanted.T).T
+    positions = torch.linalg.solve(after.T @ after + small, after.T @ target.T).T
     model.vision_positions = nn.Parameter(positions[None])
-    return told
+    return explained
 
 
 def _write(args: argparse.Namespace) -> None:
     model = checkpoints.load_model(Path(args.ckpt), vision=False, llm=False)
     paths = drop_unreadable(read_data(args.data, args.images), BadSamples(0)).paths
-    asked = {name: value for name in ("vision_source", "vision_weights", "vision_size", "vision_mean", "vision_std")
-             if (value := getattr(args, name)) is not None}  # fmt: skip
-    vision = changed_vision(model.config, asked)
+    fields = ("vision_source", "vision_weights", "vision_size", "vision_mean", "vision_std")
+    changes = {name: getattr(args, name) for name in fields if getattr(args, name) is not None}
+    vision = changed_vision(model.config, changes)
     [old], [new] = (cached_features(paths, config, args.features) for config in (model.config.vision, vision))
-    told = refit(model, new[: args.count], old[: args.count], args.ridge)
-    print(f"{told:.3f} of the old features' variance is told by the new ones")
+    explained = refit(model, new[: args.count], old[: args.count], args.ridge)
+    print(f"the new features explain {explained:.3f} of the old features' variance")
     qformer = dataclasses.replace(model.config.qformer, vision_width=vision.features)
     model.config = dataclasses.replace(model.config, vision=vision, qformer=qformer)
     Path(args.out).mkdir(parents=True, exist_ok=True)
@@ -119,23 +121,23 @@ def _write(args: argparse.Namespace) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser(description=(__doc__ or "").splitlines()[0],
-                    renamed={"--checkpoint": "", "--ckpt": "", "--model": ""})  # fmt: skip
-    parser.add_argument("ckpt", type=nonempty, metavar="CKPT",
-                        help="checkpoint of stage 1 or 2, or the folder of a training (its newest)")  # fmt: skip
-    parser.add_argument("--vision-weights", metavar="FILE", help="weights of the new encoder; hf: has its own")
-    parser.add_argument("--vision-source", type=nonempty, metavar="SOURCE",
-                        help="timm:NAME or hf:PATH (default: of the same kind as the old)")  # fmt: skip
-    parser.add_argument("--vision-size", type=whole(1), metavar="N", help="its image size (default: as the old)")
+    renamed = {"--checkpoint": "", "--ckpt": "", "--model": ""}
+    parser = Parser(description=(__doc__ or "").splitlines()[0], renamed=renamed)
+    ckpt = "checkpoint of stage 1 or 2, or the folder of a training (its newest)"
+    parser.add_argument("ckpt", type=nonempty, metavar="CKPT", help=ckpt)
+    parser.add_argument("--vision-weights", metavar="FILE", help="the new encoder's weights; an hf: source has its own")
+    source = "timm:NAME or hf:PATH (default: the old encoder's)"
+    parser.add_argument("--vision-source", type=nonempty, metavar="SOURCE", help=source)
+    parser.add_argument("--vision-size", type=whole(1), metavar="N", help="its image size (default: the old one)")
     for name in ("mean", "std"):
-        parser.add_argument(f"--vision-{name}", type=float, nargs=3, metavar="X",
-                            help=f"its {name} of each colour (default: as the old)")  # fmt: skip
+        about = f"its {name} per colour (default: the old one)"
+        parser.add_argument(f"--vision-{name}", type=float, nargs=3, metavar="X", help=about)
     parser.add_argument("--data", type=nonempty, required=True, metavar="FILE", help="table of images and captions")
     parser.add_argument("--images", type=nonempty, required=True, metavar="FOLDER", help="folder of its images")
-    parser.add_argument("--count", type=whole(1), default=2000, metavar="N", help="images that the map is made of")
-    parser.add_argument("--ridge", type=float, default=1e-3, metavar="X", help="weight of the map's own size")
-    parser.add_argument("--features", type=nonempty, default="runs/features", metavar="FOLDER",
-                        help="folder where trainings cache features")  # fmt: skip
+    parser.add_argument("--count", type=whole(1), default=2000, metavar="N", help="images for the regression")
+    parser.add_argument("--ridge", type=float, default=1e-3, metavar="X", help="weight of the ridge penalty")
+    cache = "folder where trainings cache features"
+    parser.add_argument("--features", type=nonempty, default="runs/features", metavar="FOLDER", help=cache)
     parser.add_argument("--out", type=nonempty, required=True, metavar="FOLDER", help="folder to write")
     return parser
 

@@ -1,14 +1,14 @@
-"""Self-critical training: `python -m train.extras.self_critical --recipe recipes/nano/captions.yaml`.
+"""Self-critical training: `python -m train.extras.self_critical --recipe recipes/nano/rewarded.yaml`.
 
-A finetune of stage 2 (Rennie et al. 2017): captions are sampled, and learned by how much better by CIDEr they are than
-the image's other samples. Everything but the loss is stage 2's; questions are learned by likelihood, beside it.
+A finetune of stage 2 (Rennie et al. 2017): captions are sampled, and weighted by how much their CIDEr exceeds that of
+the image's other samples. Everything but the loss is stage 2's; questions are trained by likelihood in the same step.
 """
 
 from __future__ import annotations
 
 from ..cli import run_command, run_main
 
-if __name__ == "__main__":  # by its name, so that a package that is missing below is one line
+if __name__ == "__main__":  # before the imports, so that a missing package is reported in one line
     raise SystemExit(run_command("self-critical"))
 
 
@@ -37,18 +37,18 @@ from ..stage2 import Dev, Micro, Stage2, Stage2Settings, plan
 from .cider import CiderReward
 
 _MAX_NEW_TOKENS = 20
-_END = "</s>"  # judged like a word, or captions learn to break off
+_END = "</s>"  # counts as a word, or captions learn to break off
 
 
 @dataclass(frozen=True)
 class CiderSettings:
-    """Captions that are sampled."""
+    """Sampled captions."""
 
     cider_samples: int = option(
-        5, "captions sampled of each image and rewarded by CIDEr", check=Check("2 or more", lambda count: count > 1)
+        5, "captions sampled per image and rewarded by CIDEr", check=Check("2 or more", lambda count: count > 1)
     )
     cider_temperature: float = option(
-        0.6, "temperature at which they are drawn, near what a search will choose", check=POSITIVE
+        0.6, "sampling temperature; a low one is close to what a search finds", check=POSITIVE
     )
 
 
@@ -64,7 +64,7 @@ class SelfCriticalSettings:
 
 
 class SelfCriticalTraining:
-    """A stage 2 with another loss."""
+    """Stage 2 with another loss."""
 
     def __init__(self, settings: SelfCriticalSettings) -> None:
         self.stage = stage = Stage2(settings.stage2, flat(settings))
@@ -81,7 +81,7 @@ class SelfCriticalTraining:
         groups, cider = stage.loader.groups, settings.cider
         lacking = sum(all(sample.prompt for sample in group) for group in groups)
         if lacking:
-            raise OptionError(f"{lacking} images of the tables have no caption to be judged by: leave them out")
+            raise OptionError(f"{lacking} images of the tables have no caption as a reference: leave them out")
         self.sampled = SelfCritical(stage.model, stage.texts, groups, cider.cider_samples, cider.cider_temperature)
 
     def run(self) -> Path:
@@ -90,41 +90,46 @@ class SelfCriticalTraining:
         return stage.trainer.run(stage.batches(), self.loss, (lambda: self.evaluate(dev)) if dev else None)
 
     def loss(self, micro: Micro) -> dict[str, torch.Tensor]:
-        """The loss of the samples, and their mean CIDEr."""
+        """Return the loss of the samples, and their mean CIDEr."""
         images = micro.images
         return self.sampled.loss(images.image_ids.tolist(), batch_features(self.stage.model, images), images.groups)
 
     def evaluate(self, dev: Dev) -> dict[str, float]:
-        """Stage 2's measures, and CIDEr of greedy captions."""
+        """Return stage 2's measures, and the CIDEr of greedy captions."""
         metrics = dev.evaluate()
         captions = [caption for _, features in dev.parts() for caption in self.sampled.greedy(features)]
         return metrics | {"cider": mean_cider(dev.groups, captions)}
 
 
 class SelfCritical:
-    """Samples captions, and computes the loss of one step."""
+    """Samples captions and computes the loss of one step."""
 
     def __init__(
         self, model: Blip2, texts: Texts, groups: list[list[Sample]], samples: int, temperature: float = 1.0
     ) -> None:
-        """groups: the samples of every training image, whose captions are the references."""
-        assert samples > 1, "each sample is judged against the others"
+        """groups: the samples of every training image; their captions are the references."""
+        assert samples > 1, "each sample is compared with the others"
         self.reward = CiderReward(_references(groups))
         self.model, self.texts, self.samples, self.temperature = model, texts, samples, temperature
         self.prompt = texts.given(texts.config.caption_prompt)
 
     def loss(self, images: list[int], features: torch.Tensor, groups: list[list[Sample]]) -> dict[str, torch.Tensor]:
-        """Loss on features (B, N, C) of `images`: a sample's tokens weigh its reward less the other samples' mean."""
+        """Return the loss on features (B, N, C) of `images`: a sample is weighted by its reward minus the mean of the
+        others.
+        """
         rows = self._generate(features, self.samples, lambda logits: draw(logits / self.temperature))
         sampled = [rows[i : i + self.samples] for i in range(0, len(rows), self.samples)]
         rewards = torch.tensor(
-            [[self.reward(image, self._judged(ids)) for ids in of] for image, of in zip(images, sampled, strict=True)]
+            [
+                [self.reward(image, self._reward_text(ids)) for ids in of]
+                for image, of in zip(images, sampled, strict=True)
+            ]
         )
         advantages = (rewards - rewards.mean(1, keepdim=True)) * self.samples / (self.samples - 1)
-        given = len(self.prompt)
+        prompt_length = len(self.prompt)
         tokens = [
             [
-                Tokens(self.prompt + ids, given, weight, self.temperature)
+                Tokens(self.prompt + ids, prompt_length, weight, self.temperature)
                 for ids, weight in zip(row, weights, strict=True)
             ]
             + [self.texts.tokens(sample) for sample in group if sample.prompt]
@@ -134,19 +139,19 @@ class SelfCritical:
         return losses | {"cider": 100 * rewards.mean()}
 
     def greedy(self, features: torch.Tensor) -> list[str]:
-        """The most probable caption, token by token, of each of features (B, N, C), as CIDEr judges it."""
-        return [self._judged(ids) for ids in self._generate(features, 1, lambda logits: logits.argmax(1))]
+        """Return the greedy caption of each of features (B, N, C), tokenized for CIDEr."""
+        return [self._reward_text(ids) for ids in self._generate(features, 1, lambda logits: logits.argmax(1))]
 
-    def _judged(self, ids: list[int]) -> str:
+    def _reward_text(self, ids: list[int]) -> str:
         text = tokenize(self.texts.tokenizer.decode(ids, skip_special_tokens=True))
         return f"{text} {_END}" if ids[-1] == self.texts.end else text
 
     @torch.no_grad()
-    @torch.compiler.set_stance("force_eager")  # a compiled block would be compiled again for the cache
+    @torch.compiler.set_stance("force_eager")  # the cache would recompile compiled blocks
     def _generate(
         self, features: torch.Tensor, count: int, choose: Callable[[torch.Tensor], torch.Tensor]
     ) -> list[list[int]]:
-        """Token ids of `count` captions of each image, one image's after the other's, the end included."""
+        """Return token ids of `count` captions per image, grouped by image, including the end token."""
         llm = self.model.llm
         assert llm is not None
         embed = llm.get_input_embeddings()  # type: ignore[operator]
@@ -164,12 +169,12 @@ class SelfCritical:
             chosen = choose(next_logits(llm, hidden))
             for row, token in zip(running.tolist(), chosen.tolist(), strict=True):
                 ids[row].append(token)
-            going = (chosen != self.texts.end).nonzero().squeeze(1)
-            if not len(going):
+            unfinished = (chosen != self.texts.end).nonzero().squeeze(1)
+            if not len(unfinished):
                 break
-            if len(going) < len(running):  # what has ended costs nothing more
-                running, chosen = running[going], chosen[going]
-                cache.batch_select_indices(going)
+            if len(unfinished) < len(running):  # drop finished captions
+                running, chosen = running[unfinished], chosen[unfinished]
+                cache.batch_select_indices(unfinished)
             embeds = embed(chosen[:, None])
             hidden = llm.base_model(inputs_embeds=embeds, past_key_values=cache).last_hidden_state[:, -1]  # type: ignore[operator]
         return ids
@@ -178,14 +183,14 @@ class SelfCritical:
 def draw(logits: torch.Tensor) -> torch.Tensor:
     """Draw a token (B) from the softmax of each row of (B, V).
 
-    Inverts the cumulative distribution, first over blocks of the vocabulary, then within one: torch.multinomial takes
-    longer over 50,000 tokens than the model's step.
+    Inverts the cumulative distribution, first over blocks of the vocabulary, then within one: torch.multinomial over
+    50,000 tokens takes longer than the model's step.
     """
     rows, block = torch.arange(len(logits), device=logits.device), math.isqrt(logits.shape[1])
     weights = (logits - logits.amax(1, keepdim=True)).exp_()
     weights = F.pad(weights, (0, -logits.shape[1] % block)).unflatten(1, (-1, block))
-    of_blocks = weights.sum(2)
-    chosen = _invert(of_blocks)
+    block_weights = weights.sum(2)
+    chosen = _invert(block_weights)
     return chosen * block + _invert(weights[rows, chosen])
 
 
@@ -198,7 +203,7 @@ def _invert(weights: torch.Tensor) -> torch.Tensor:
 
 
 def mean_cider(groups: list[list[Sample]], captions: list[str]) -> float:
-    """CIDEr, times 100, of one judged caption an image against the captions among its samples."""
+    """Return CIDEr, times 100, of one tokenized caption per image against the captions among its samples."""
     reward = CiderReward(_references(groups))
     return 100 * sum(reward(image, caption) for image, caption in enumerate(captions)) / len(captions)
 
