@@ -1,14 +1,14 @@
-"""Quality of a model: `blip2rt-train evaluate caption|vqa|retrieval --model MODEL --data FILE --images FOLDER`.
+"""Measure a model: `blip2rt-train evaluate caption|vqa|retrieval --model MODEL --data FILE --images FOLDER`.
 
-MODEL is a bundle, run by the runtime, or a checkpoint of any format, run by PyTorch. Prints the totals as JSON; writes
-a report with pictures, the predictions as they come, and the official results file.
+MODEL is a bundle, run by the runtime, or a checkpoint of any format, run by PyTorch. Prints the totals as JSON; can
+write a report with pictures, the predictions as they come, and the official results file.
 """
 
 from __future__ import annotations
 
 from .cli import run_command, run_main
 
-if __name__ == "__main__":  # by its name, so that a package that is missing below is one line
+if __name__ == "__main__":  # before the imports, so that a missing package is reported in one line
     raise SystemExit(run_command("evaluate"))
 
 
@@ -49,28 +49,28 @@ Item = TypeVar("Item", CaptionedImage, VqaQuestion)
 
 
 def predict(
-    items: Sequence[Item], ask: Callable[[list[Item]], Sequence[str]], kept: Predictions, batch: int, unit: str
+    items: Sequence[Item], ask: Callable[[list[Item]], Sequence[str]], done: Predictions, batch: int, unit: str
 ) -> list[str]:
-    """What `ask` says of each item, in their order; what is kept already is not asked again."""
-    todo = sorted((item for item in items if item.id not in kept.found), key=lambda item: item.path)
+    """Return the prediction of `ask` for each item; saved ones are reused."""
+    todo = sorted((item for item in items if item.id not in done.found), key=lambda item: item.path)
     with tqdm(total=len(items), initial=len(items) - len(todo), unit=unit) as bar:
         for start in range(0, len(todo), batch):
-            chunk = todo[start : start + batch]  # questions of one image stand together, which is encoded once
-            kept.add([item.id for item in chunk], ask(chunk))
+            chunk = todo[start : start + batch]  # questions of one image are adjacent, and it is encoded once
+            done.add([item.id for item in chunk], ask(chunk))
             bar.update(len(chunk))
-    return [kept.found[item.id] for item in items]
+    return [done.found[item.id] for item in items]
 
 
 def score_captions(items: Sequence[CaptionedImage], captions: Sequence[str]) -> Scores:
-    """The metrics of captions, of each domain by itself too; `items` all have references."""
-    said = dict(zip((item.id for item in items), captions, strict=True))
+    """Return the metrics of captions, in total and per domain; all `items` must have references."""
+    by_id = dict(zip((item.id for item in items), captions, strict=True))
 
     def metrics(part: Sequence[CaptionedImage]) -> dict[str, float]:
-        return caption_metrics([item.references for item in part], [said[item.id] for item in part])[0]
+        return caption_metrics([item.references for item in part], [by_id[item.id] for item in part])[0]
 
     totals, each = caption_metrics([item.references for item in items], captions)
     rows = [
-        Row(item.path, said[item.id], item.references, cider, f"CIDEr {cider:.1f}", str(item.id))
+        Row(item.path, by_id[item.id], item.references, cider, f"CIDEr {cider:.1f}", str(item.id))
         for item, cider in zip(items, each, strict=True)
     ]
     columns = {ALL: totals} | by_group(items, metrics)
@@ -78,7 +78,7 @@ def score_captions(items: Sequence[CaptionedImage], captions: Sequence[str]) -> 
 
 
 def score_answers(questions: VqaQuestions, answers: Sequence[str]) -> Scores:
-    """Accuracy in percent, of each type of answer by itself too; all questions have answers."""
+    """Return the accuracy in per cent, in total and per type of answer; all questions must have answers."""
     grade, name = (vqa_accuracy, "accuracy") if questions.graded else (exact_match, "exact_match")
     items = questions.items
     each = {item.id: grade(answer, item.answers) for item, answer in zip(items, answers, strict=True)}
@@ -95,70 +95,64 @@ def score_answers(questions: VqaQuestions, answers: Sequence[str]) -> Scores:
 
 
 def _counted(answers: Sequence[str]) -> list[str]:
-    """Each answer once, with how many gave it, the most common first."""
+    """Return each answer once, with its number, the most common first."""
     return [text if count == 1 else f"{text} ({count} times)" for text, count in Counter(answers).most_common()]
 
 
 def _run(args: argparse.Namespace) -> None:
-    if args.predictions is None and (beside := args.json or args.report):
-        args.predictions = beside.with_suffix(".predictions.jsonl")
+    if args.predictions is None and (output := args.json or args.report):
+        args.predictions = output.with_suffix(".predictions.jsonl")
     require_writable(args.json, args.report, args.predictions, getattr(args, "results", None))
     prompt = getattr(args, "prompt", None)
     if prompt is not None and ("{}" in prompt) != (args.task == "vqa"):
-        raise Blip2rtError(
-            f"--prompt is {prompt!r}: of questions it holds {{}}, where the question goes; of captions not"
-        )
+        raise Blip2rtError(f"--prompt is {prompt!r}: put {{}} where a question goes; for captions, leave it out")
     bad = BadSamples(args.max_bad, _bad_file(args))
     items, graded = _items(args, bad)
     options = _options(args)
     known = all(item.references if isinstance(item, CaptionedImage) else item.answers for item in items)
     if not known and (args.task == "retrieval" or args.results is None):
-        raise Blip2rtError(
-            f"{args.data} has no {'answers' if args.task == 'vqa' else 'captions'} to compare with: give --annotations "
-            "or another file; with --results FILE predictions are written to be handed in"
-        )
+        texts = "answers" if args.task == "vqa" else "captions"
+        fix = "give --annotations, another file, or --results FILE to write predictions for submission"
+        raise Blip2rtError(f"{args.data} has no {texts} to compare with: {fix}")
     if known and args.task == "caption":
-        coco_scorers()  # or their absence is found when everything has been said
+        coco_scorers()  # fail now, not after all predictions
     about = {"task": args.task, "model": args.model or "the embedded bundle", "data": str(args.data), **options}
-    kept = Predictions(args.predictions, about | _depends(args))
+    done = Predictions(args.predictions, about | _depends(args))
     predictor = open_predictor(args.model, _parts(args), args.precision, prompt)
     started = time.perf_counter()
     if args.task == "retrieval":
-        scores = evaluate_retrieval(predictor, items, args.rerank, kept)
+        scores = evaluate_retrieval(predictor, items, args.rerank, done)
     else:
-        said = _said(args, predictor, items, options, kept)
+        texts = _predict_texts(args, predictor, items, options, done)
         scores = Scores({}, [], {})
         if known and args.task == "caption":
-            scores = score_captions(items, said)
+            scores = score_captions(items, texts)
         elif known:
-            scores = score_answers(VqaQuestions(items, graded), said)
+            scores = score_answers(VqaQuestions(items, graded), texts)
         if args.results:
-            write_atomically(args.results, json.dumps(_results(items, said)) + "\n")
+            write_atomically(args.results, json.dumps(_results(items, texts)) + "\n")
     about |= {"images": len({item.path for item in items}), **scores.about}
     if bad.found:
         about["left_out"] = len(bad.found)
     about["seconds"] = round(time.perf_counter() - started, 1)
-    _tell(args, about, scores)
+    _report(args, about, scores)
 
 
 def _depends(args: argparse.Namespace) -> dict[str, Any]:
-    """What predictions depend on besides what the totals say."""
+    """Return what predictions depend on, besides the facts in the totals."""
     files = [] if args.model is None else [Path(args.model), *Path(args.model).rglob("*")]
     written = [file.stat().st_mtime for file in files if file.is_file()]
     lists = {"data_sha256": args.data, "annotations_sha256": getattr(args, "annotations", None)}
     depends = {"images": str(args.images), "precision": args.precision, "prompt": getattr(args, "prompt", None)}
     depends |= {"split": getattr(args, "split", None)}
     depends |= {name: None if source is None else _digest(source) for name, source in lists.items()}
-    if written:  # another checkpoint may stand at the same place
+    if written:  # another checkpoint may be at the same path
         depends["model_written"] = datetime.fromtimestamp(max(written)).isoformat(" ", "seconds")
     return depends | ({"limit": args.limit, "pairs": "both logits"} if args.task == "retrieval" else {})
 
 
 def _digest(source: Path) -> str:
-    """What tells a list from another: the first digits of its SHA-256.
-
-    Of a folder it is that of its files' names and of its texts.
-    """
+    """Return the first digits of a list's SHA-256; of a folder's, over its file names and texts."""
     if source.is_file():
         return hashlib.sha256(source.read_bytes()).hexdigest()[:16]
     digest = hashlib.sha256()
@@ -170,17 +164,17 @@ def _digest(source: Path) -> str:
 
 
 def _bad_file(args: argparse.Namespace) -> Path | None:
-    """Where unusable samples are listed: beside what else is written."""
-    beside = args.json or args.report or args.predictions
-    if beside is None:
+    """Return the file that lists unusable samples, beside the other output."""
+    output = args.json or args.report or args.predictions
+    if output is None:
         return None
-    file: Path = beside.with_suffix(".bad_samples.tsv")
+    file: Path = output.with_suffix(".bad_samples.tsv")
     file.unlink(missing_ok=True)
     return file
 
 
 def _items(args: argparse.Namespace, bad: BadSamples) -> tuple[list[Any], bool]:
-    """What is evaluated, and whether answers are graded."""
+    """Return the items to evaluate, and whether answers are graded."""
     images = args.images = args.images or args.data.parent / "images"
     graded = False
     items: list[Any]
@@ -192,8 +186,8 @@ def _items(args: argparse.Namespace, bad: BadSamples) -> tuple[list[Any], bool]:
     return drop_unreadable_images(args.data, items[: args.limit], bad), graded
 
 
-def _said(
-    args: argparse.Namespace, predictor: Predictor, items: list[Any], options: dict[str, Any], kept: Predictions
+def _predict_texts(
+    args: argparse.Namespace, predictor: Predictor, items: list[Any], options: dict[str, Any], done: Predictions
 ) -> list[str]:
     def caption(part: list[CaptionedImage]) -> list[str]:
         return list(predictor.caption([item.path for item in part], **options))
@@ -202,14 +196,14 @@ def _said(
         return list(predictor.ask([item.path for item in part], [item.question for item in part], **options))
 
     if args.task == "caption":
-        return predict(items, caption, kept, args.batch_size, "img")
-    return predict(items, answer, kept, args.batch_size, "question")
+        return predict(items, caption, done, args.batch_size, "img")
+    return predict(items, answer, done, args.batch_size, "question")
 
 
-def _results(items: Sequence[CaptionedImage | VqaQuestion], said: Sequence[str]) -> list[dict[str, Any]]:
+def _results(items: Sequence[CaptionedImage | VqaQuestion], texts: Sequence[str]) -> list[dict[str, Any]]:
     """Return what the evaluation servers take."""
     key, value = ("image_id", "caption") if isinstance(items[0], CaptionedImage) else ("question_id", "answer")
-    return [{key: item.id, value: text} for item, text in zip(items, said, strict=True)]
+    return [{key: item.id, value: text} for item, text in zip(items, texts, strict=True)]
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -227,7 +221,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _tell(args: argparse.Namespace, about: dict[str, Any], scores: Scores) -> None:
+def _report(args: argparse.Namespace, about: dict[str, Any], scores: Scores) -> None:
     columns = {
         name: {measure: round(value, 2) for measure, value in column.items()} for name, column in scores.columns.items()
     }
@@ -243,85 +237,83 @@ def _tell(args: argparse.Namespace, about: dict[str, Any], scores: Scores) -> No
 
 
 def _parts(args: argparse.Namespace) -> Any:
-    """What the flags say of a LAVIS file; None where they say nothing."""
-    given = {name: getattr(args, name) for name in _LAVIS if getattr(args, name) is not None}
-    if not given:
+    """Return the parts of a LAVIS file that flags name; None without such flags."""
+    named = {name: getattr(args, name) for name in _LAVIS if getattr(args, name) is not None}
+    if not named:
         return None
     from blip2rt.modeling.lavis import Parts
 
-    return Parts(**given)
+    return Parts(**named)
 
 
 _LAVIS: dict[str, tuple[type, str]] = {
     "vision": (str, "frozen image encoder: eva_vit_g.pth or clip_vit_L.pth"),
     "llm": (str, "frozen language model: folder or hub id"),
     "qformer_tokenizer": (str, "the Q-Former's tokenizer: folder or hub id (default: bert-base-uncased)"),
-    "vision_layers": (int, "layers of the encoder (default: a frozen one's but the last)"),
+    "vision_layers": (int, "layers of the encoder (default: all but the last)"),
     "vision_heads": (int, "attention heads of the encoder (default: 16)"),
-    "qformer_heads": (int, "attention heads of the Q-Former (default: so many that each is 64 wide)"),
+    "qformer_heads": (int, "attention heads of the Q-Former (default: 64 dimensions each)"),
 }
 
 
 def _parser() -> Parser:
     parser = Parser(description=(__doc__ or "").splitlines()[0])
     tasks = parser.add_subparsers(dest="task", metavar="TASK", required=True)
-    listed = "COCO's, NoCaps' or Karpathy's JSON, Flickr's tables, or a list: .tsv, .csv, .jsonl, a folder"
-    asked = "questions: VQAv2's, OK-VQA's or GQA's JSON, or a list with the column question"
-    data = _add_task(tasks, "caption", "BLEU, ROUGE-L and CIDEr of captions", listed)
-    data.add_argument("--split", type=nonempty, help="split of Karpathy's files (default: test)")
-    data = _add_task(tasks, "vqa", "accuracy of answers, zero-shot", asked)
+    captions = "COCO's, NoCaps' or Karpathy's JSON, Flickr's tables, or a list: .tsv, .csv, .jsonl, a folder"
+    questions = "questions: VQAv2's, OK-VQA's or GQA's JSON, or a list with the column question"
+    split = "split of Karpathy's files (default: test)"
+    data = _add_task(tasks, "caption", "BLEU, ROUGE-L and CIDEr of captions", captions)
+    data.add_argument("--split", type=nonempty, help=split)
+    data = _add_task(tasks, "vqa", "accuracy of answers, zero-shot", questions)
     data.add_argument("--annotations", type=path, metavar="FILE", help="VQAv2's and OK-VQA's answers")
-    for name, texts, most, penalty in (("caption", "captions", 30, 1.0), ("vqa", "answers", 10, -1.0)):
-        _add_decoding(tasks.choices[name], texts, most, penalty)
-    data = _add_task(tasks, "retrieval", "recall of images by texts, and of texts by images", listed)
-    data.add_argument("--split", type=nonempty, help="split of Karpathy's files (default: test)")
-    data.add_argument("--rerank", type=whole(0), default=128, metavar="N",
-                      help="judge so many of the best by ITC with ITM, too; 0 judges none")  # fmt: skip
+    for name, texts, length, penalty in (("caption", "captions", 30, 1.0), ("vqa", "answers", 10, -1.0)):
+        _add_decoding(tasks.choices[name], texts, length, penalty)
+    data = _add_task(tasks, "retrieval", "recall of images by texts, and of texts by images", captions)
+    data.add_argument("--split", type=nonempty, help=split)
+    rerank = "re-rank the N best by ITC with ITM; 0: none"
+    data.add_argument("--rerank", type=whole(0), default=128, metavar="N", help=rerank)
     return parser
 
 
 def _add_task(tasks: Any, name: str, about: str, data: str) -> argparse._ArgumentGroup:
-    """Add a task with the options that all have; return the group of its data's options."""
+    """Add a task with the options that all tasks have; return the group of its data options."""
     renamed = {"--checkpoint": "--model", "--ckpt": "--model", "--num-beams": "--beams"}
     parser = tasks.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.", renamed=renamed)
     group: argparse._ArgumentGroup = parser.add_argument_group("data")
     group.add_argument("--data", type=path, required=True, metavar="FILE", help=data)
-    group.add_argument("--images", type=path, metavar="FOLDER",
-                       help="folder of the images (default: images beside the data)")  # fmt: skip
+    images = "folder of the images (default: images beside the data)"
+    group.add_argument("--images", type=path, metavar="FOLDER", help=images)
     group.add_argument("--limit", type=whole(1), metavar="N", help="use the first N images or questions only")
-    group.add_argument("--max-bad", type=whole(0), default=0, metavar="N",
-                       help="samples that may be unusable; they are left out, and listed beside --json")  # fmt: skip
-    model = parser.add_argument_group("model")
-    model.add_argument("--model", type=nonempty, metavar="MODEL",
-                       help="bundle, or checkpoint: folder, .pth or hub id (default: the embedded model, "
-                       "nano)")  # fmt: skip
-    model.add_argument("--precision", choices=("fp32", "bf16", "fp16"),
-                       help="precision of a checkpoint (default: fp32 on CPUs, bf16 on GPUs)")  # fmt: skip
+    bad = "allowed unusable samples, which are skipped and listed beside --json"
+    group.add_argument("--max-bad", type=whole(0), default=0, metavar="N", help=bad)
+    group_of_model = parser.add_argument_group("model")
+    model = "bundle, or checkpoint: folder, .pth or hub id (default: the embedded model, nano)"
+    group_of_model.add_argument("--model", type=nonempty, metavar="MODEL", help=model)
+    precision = "precision of a checkpoint (default: fp32 on CPUs, bf16 on GPUs)"
+    group_of_model.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help=precision)
     output = parser.add_argument_group("output")
-    output.add_argument("--json", type=path, metavar="FILE", help="write the totals here")
-    output.add_argument("--report", type=path, metavar="FILE.html", help="write a page with pictures here")
-    output.add_argument("--report-rows", type=whole(1), default=200, metavar="N",
-                        help="pictures in the report, the worst ones")  # fmt: skip
-    output.add_argument("--predictions", type=path, metavar="FILE.jsonl",
-                        help="keep predictions here; the same command goes on from them (default: beside "
-                        "--json)")  # fmt: skip
+    output.add_argument("--json", type=path, metavar="FILE", help="write the totals to FILE")
+    output.add_argument("--report", type=path, metavar="FILE.html", help="write a page with pictures")
+    rows = "pictures in the report, the worst ones"
+    output.add_argument("--report-rows", type=whole(1), default=200, metavar="N", help=rows)
+    predictions = "save predictions here; the same command resumes from them (default: beside --json)"
+    output.add_argument("--predictions", type=path, metavar="FILE.jsonl", help=predictions)
     lavis = parser.add_argument_group("for .pth files of LAVIS")
     for field, (kind, text) in _LAVIS.items():
         lavis.add_argument(f"--{field.replace('_', '-')}", type=kind, metavar="N" if kind is int else "PATH", help=text)
     return group
 
 
-def _add_decoding(parser: Parser, texts: str, most: int, penalty: float) -> None:
+def _add_decoding(parser: Parser, texts: str, length: int, penalty: float) -> None:
     group = parser.add_argument_group("decoding")
     group.add_argument("--prompt", metavar="TEXT", help=f"prompt of {texts} (default: the model's own)")
     group.add_argument("--beams", type=whole(1), default=5, metavar="N", help="beam width; 1 is greedy")
-    group.add_argument("--max-new-tokens", type=whole(1), default=most, metavar="N", help="longest text, in tokens")
+    group.add_argument("--max-new-tokens", type=whole(1), default=length, metavar="N", help="longest text, in tokens")
     group.add_argument("--min-new-tokens", type=int, default=1, metavar="N", help="shortest text, in tokens")
-    group.add_argument("--length-penalty", type=float, default=penalty, metavar="X",
-                       help="with beams, above 0 favours longer texts and below 0 shorter ones")  # fmt: skip
-    group.add_argument("--batch-size", type=whole(1), default=8, metavar="N", help="images or questions in one call")
-    group.add_argument("--results", type=path, metavar="FILE",
-                       help=f"write {texts} here, as the official servers take them")  # fmt: skip
+    favours = "with beams, above 0 favours longer texts and below 0 shorter ones"
+    group.add_argument("--length-penalty", type=float, default=penalty, metavar="X", help=favours)
+    group.add_argument("--batch-size", type=whole(1), default=8, metavar="N", help="images or questions per call")
+    group.add_argument("--results", type=path, metavar="FILE", help=f"write {texts} in the official servers' format")
 
 
 def main(argv: list[str] | None = None) -> int:

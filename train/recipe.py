@@ -1,8 +1,8 @@
 """Settings from one YAML recipe and the command line, where fields are flat, into groups of fields.
 
 A group is a frozen dataclass of `option` fields or of other groups; its docstring is its title in --help. A field's
-name is the recipe's key and, with hyphens, the command line's option. `parse` fills the field `given` of a group with
-what recipe and command line name. Knows groups and fields, nothing about what they mean.
+name is the recipe's key and, with hyphens, the command line's option. `parse` fills a group's field `given` with what
+recipe and command line set. The meaning of fields is not known here.
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ Given = Mapping[str, Any]  # the fields that recipe or command line name, with t
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """What a field's value must be: a test, and words for it."""
+    """A test of a field's value, and a description of valid ones."""
 
-    want: str
-    good: Callable[[Any], bool]
+    expected: str
+    accepts: Callable[[Any], bool]
 
 
 def option(
     default: Any, help: str, *, check: Check | None = None, metavar: str | None = None, bare: int | None = None
 ) -> Any:
-    """A field with its help. bare: the value of an option that is named without one."""
+    """Declare a field with its help. bare: the value if the option is given without one."""
     described = {"help": help, "check": check, "metavar": metavar, "bare": bare}
     return dataclasses.field(default=default, metadata=described)
 
 
 def parse(cls: type[T], argv: list[str] | None, description: str, more: Callable[[T], list[str]] | None = None) -> T:
-    """Settings from `--recipe FILE` and `--field VALUE`. Raise OptionError, which names all that is wrong.
+    """Parse `--recipe FILE` and `--field VALUE`. Raise OptionError, which names all faults.
 
-    more: what else is wrong with settings that make no sense in themselves.
+    more: finds further faults of settings that are already invalid.
     """
     hints = {field.name: each.hints[field.name] for each in _groups(cls) for field in each.fields}
-    named = vars(_parser(cls, description).parse_args(argv))
-    recipe = _read_recipe(named.pop("recipe"), hints)
-    told = {name: value for name, value in named.items() if value is not None}
-    strange = [fault for name, value in told.items() for fault in _type_faults(name, value, hints[name])]
-    if strange:
-        raise OptionError("; ".join(strange))
-    settings = compose(cls, recipe | {name: tuple(v) if isinstance(v, list) else v for name, v in told.items()})
+    arguments = vars(_parser(cls, description).parse_args(argv))
+    recipe = _read_recipe(arguments.pop("recipe"), hints)
+    flags = {name: value for name, value in arguments.items() if value is not None}
+    wrong_types = [fault for name, value in flags.items() for fault in _type_faults(name, value, hints[name])]
+    if wrong_types:
+        raise OptionError("; ".join(wrong_types))
+    settings = compose(cls, recipe | {name: tuple(v) if isinstance(v, list) else v for name, v in flags.items()})
     found = faults(settings)
     if found:
         found += [] if more is None else more(settings)
@@ -65,7 +65,7 @@ def parse(cls: type[T], argv: list[str] | None, description: str, more: Callable
 
 
 def compose(cls: type[T], values: Given) -> T:
-    """The settings of class `cls` that have these values; every other field has its default."""
+    """Build settings of class `cls` from these values; other fields have their defaults."""
     hints = typing.get_type_hints(cls)
     arguments: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
@@ -79,7 +79,7 @@ def compose(cls: type[T], values: Given) -> T:
 
 
 def flat(settings: DataclassInstance) -> dict[str, Any]:
-    """Every field of every group by its name, and `given`: the names that recipe or command line gave."""
+    """Return every field of every group by name, and `given`: the names that recipe or command line set."""
     found: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
@@ -91,14 +91,14 @@ def flat(settings: DataclassInstance) -> dict[str, Any]:
 
 
 def faults(settings: DataclassInstance) -> list[str]:
-    """Everything that makes no sense in itself: what a field's check says, then what a group's `faults` says."""
+    """Return what is wrong with values: the fields' checks, then the groups' `faults` methods."""
     found: list[str] = []
     for field in dataclasses.fields(settings):
         value, check = getattr(settings, field.name), field.metadata.get("check")
         if _is_group(value):
             found += faults(value)
-        elif check is not None and not check.good(value):
-            found.append(f"{field.name} is {value!r}: give {check.want}")
+        elif check is not None and not check.accepts(value):
+            found.append(f"{field.name} is {value!r}: give {check.expected}")
     return found + (settings.faults() if hasattr(settings, "faults") else [])
 
 
@@ -108,7 +108,7 @@ def _is_group(value: object) -> TypeGuard[DataclassInstance]:
 
 @dataclasses.dataclass(frozen=True)
 class _Group:
-    """A group that has fields of its own. hints: their types, by name."""
+    """A group with fields of its own. hints: their types, by name."""
 
     title: str
     fields: list[dataclasses.Field[Any]]
@@ -116,7 +116,7 @@ class _Group:
 
 
 def _groups(cls: type) -> Iterator[_Group]:
-    """The groups in `cls`, then itself if it has fields of its own."""
+    """Yield the groups in `cls`, then `cls` itself if it has fields of its own."""
     hints, own = typing.get_type_hints(cls), []
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[field.name]):
@@ -156,7 +156,7 @@ def _add(parser: argparse._ActionsContainer, field: dataclasses.Field[Any], hint
 
 
 def _default(value: Any) -> str:
-    """The default as --help shows it; none where it is empty."""
+    """Format the default for --help; empty defaults are not shown."""
     if isinstance(value, bool):
         return f" (default: {'on' if value else 'off'})"
     shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -164,9 +164,9 @@ def _default(value: Any) -> str:
 
 
 def _read_recipe(path: str | None, hints: dict[str, Any], above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The fields of a recipe; those of its `base`, a file beside it, where it does not say them itself.
+    """Return the fields of a recipe, with those of its `base`, a file in the same folder, as defaults.
 
-    above: the recipes that are based on it.
+    above: the recipes based on it.
     """
     if path is None:
         return {}
@@ -175,10 +175,10 @@ def _read_recipe(path: str | None, hints: dict[str, Any], above: tuple[Path, ...
     file = Path(path).resolve()
     if file in above:
         raise OptionError(f"recipe {path!r} is based on itself: give another base")
-    with boundary(f"recipe {path!r} is no YAML", OptionError):
+    with boundary(f"recipe {path!r} is not YAML", OptionError):
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
     if not isinstance(data, dict):
-        raise OptionError(f"recipe {path!r} is no mapping: give lines of field: value")
+        raise OptionError(f"recipe {path!r} is not a mapping: give lines of field: value")
     base = data.pop("base", None)
     inherited = {} if base is None else _read_recipe(str(Path(path).parent / str(base)), hints, (*above, file))
     data = {key: _number(value, hints.get(key)) for key, value in data.items()}
@@ -189,11 +189,11 @@ def _read_recipe(path: str | None, hints: dict[str, Any], above: tuple[Path, ...
     return inherited | {key: _convert(value, hints[key]) for key, value in data.items()}
 
 
-_WANTED = {int: "an int", float: "a float", bool: "true or false", str: "a str", dict: "a mapping"}
+_TYPE_NAMES = {int: "an int", float: "a float", bool: "true or false", str: "a str", dict: "a mapping"}
 
 
 def _number(value: Any, hint: Any) -> Any:
-    """YAML takes 1e-4 for a text: it wants 1.0e-4."""
+    """Convert 1e-4, which YAML reads as text (it wants 1.0e-4)."""
     if hint is float and isinstance(value, str):
         with contextlib.suppress(ValueError):
             return float(value)
@@ -201,7 +201,7 @@ def _number(value: Any, hint: Any) -> Any:
 
 
 def _type_faults(name: str, value: Any, hint: Any) -> list[str]:
-    """What is wrong with the type of a field's value, or of an item of it."""
+    """Return what is wrong with the type of a field's value, or of one of its items."""
     if typing.get_origin(hint) is tuple:
         item = typing.get_args(hint)[0]
         if not isinstance(value, list | tuple):
@@ -209,8 +209,8 @@ def _type_faults(name: str, value: Any, hint: Any) -> list[str]:
         return [fault for each in value for fault in _type_faults(f"an item of {name}", each, item)][:1]
     kind = typing.get_origin(hint) or hint
     accepted = (int, float) if kind is float else kind
-    strange = isinstance(value, bool) and kind in (int, float)
-    return [f"{name} is {value!r}: give {_WANTED[kind]}"] if strange or not isinstance(value, accepted) else []
+    is_bool = isinstance(value, bool) and kind in (int, float)
+    return [f"{name} is {value!r}: give {_TYPE_NAMES[kind]}"] if is_bool or not isinstance(value, accepted) else []
 
 
 def _convert(value: Any, hint: Any) -> Any:
@@ -220,11 +220,11 @@ def _convert(value: Any, hint: Any) -> Any:
 
 
 def _yaml(text: str) -> Any:
-    """The type of an option's item."""
+    """Parse an item of a list option."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise argparse.ArgumentTypeError("it is no YAML, such as {path: FOLDER}") from error
+        raise argparse.ArgumentTypeError("it is not YAML, such as {path: FOLDER}") from error
 
 
 def _unknown(key: str, hints: dict[str, Any]) -> str:

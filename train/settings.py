@@ -1,7 +1,4 @@
-"""Settings of a training, in groups: each part of a training takes its own.
-
-Knows fields and values, nothing about training.
-"""
+"""Settings of a training, in groups, one for each part of it."""
 
 from __future__ import annotations
 
@@ -18,11 +15,11 @@ POSITIVE = Check("a number above 0", lambda value: 0 < value < math.inf)
 NOT_NEGATIVE = Check("0 or more", lambda value: 0 <= value < math.inf)
 SHARE = Check("0 to 1", lambda value: 0 <= value <= 1)
 BELOW_ONE = Check("0 to below 1", lambda value: 0 <= value < 1)
-COLOURS = Check("three numbers, one a colour", lambda value: len(value) == 3 and all(map(math.isfinite, value)))
-DEVIATIONS = Check("three numbers above 0, one a colour", lambda value: COLOURS.good(value) and min(value) > 0)
+COLOURS = Check("three numbers, one per colour", lambda value: len(value) == 3 and all(map(math.isfinite, value)))
+DEVIATIONS = Check("three numbers above 0, one per colour", lambda value: COLOURS.accepts(value) and min(value) > 0)
 BITS = Check("0, 4 or 8", lambda value: value in (0, 4, 8))
 SEED = Check("0 to 1,000,000,000", lambda value: 0 <= value <= 1_000_000_000)
-ASKS = Check("a text with {} for the question", lambda value: value.count("{}") == 1 == value.count("{"))
+QUESTION_PROMPT = Check("a text with {} for the question", lambda value: value.count("{}") == 1 == value.count("{"))
 
 
 def one_of(*words: str) -> Check:
@@ -37,18 +34,17 @@ def missing(name: str) -> str:
 class RunSettings:
     """The run."""
 
-    out: str = option("", "write checkpoints, metrics.jsonl and loss.png here; the same folder again resumes",
-                      metavar="FOLDER")  # fmt: skip
+    out: str = option("", "folder of checkpoints and logs; a run with an existing one resumes", metavar="FOLDER")
     resume: str = option(
         "auto",
-        "auto: go on from the newest checkpoint in out, of the same training; always: of whatever training; never: "
-        "refuse an out that has one",
+        "auto: resume from the newest checkpoint in out, of the same training; always: of any training; never: reject "
+        "an out that has one",
         check=one_of("auto", "always", "never"),
         metavar="WHEN",
     )
     dry_run: int = option(
         0,
-        "check everything, say how large it is on N GPUs (1 where no N is given), and train nothing",
+        "check everything and estimate the size on N GPUs (1 if no N is given), without training",
         bare=1,
         check=NOT_NEGATIVE,
     )
@@ -64,33 +60,35 @@ class RunSettings:
 class BatchSettings:
     """Batches."""
 
-    batch_size: int = option(64, "samples of a step, over all processes and micro-batches", check=POSITIVE)
+    batch_size: int = option(64, "samples per step, over all processes and micro-batches", check=POSITIVE)
     accumulate: int = option(
-        1, "micro-batches of a step in each process; in stage 1 each has its own negatives only", check=POSITIVE
+        1, "micro-batches per step and process; in stage 1 each only has its own negatives", check=POSITIVE
     )
-    seed: int = option(0, "every draw follows from it and the step", check=SEED)
+    seed: int = option(0, "seed of all randomness, together with the step", check=SEED)
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """Optimizer (AdamW, a linear warm-up, a cosine)."""
+    """Optimizer (AdamW, linear warm-up, cosine decay)."""
 
-    steps: int = option(1000, "steps in all", check=POSITIVE)
+    steps: int = option(1000, "total steps", check=POSITIVE)
     lr: float = option(1e-4, "peak learning rate", check=POSITIVE)
     min_lr: float = option(1e-5, "learning rate at the last step", check=NOT_NEGATIVE)
-    warmup: int = option(100, "steps of the warm-up", check=NOT_NEGATIVE)
+    warmup: int = option(100, "warm-up steps", check=NOT_NEGATIVE)
     layer_decay: float = option(
-        1.0, "each layer of an encoder that learns has its rate times this of the layer above", check=SHARE
+        1.0, "learning rate of a trained encoder's layer relative to the layer above", check=SHARE
     )
-    weight_decay: float = option(0.05, "decay of matrices; biases, norms and scalars have none", check=NOT_NEGATIVE)
+    weight_decay: float = option(
+        0.05, "weight decay of matrices; biases, norms and scalars have none", check=NOT_NEGATIVE
+    )
     beta1: float = option(0.9, "AdamW's first beta", check=BELOW_ONE)
     beta2: float = option(0.98, "AdamW's second beta", check=BELOW_ONE)
-    clip: float = option(0.0, "largest norm of the gradient; 0: any", check=NOT_NEGATIVE)
+    clip: float = option(0.0, "gradient clipping by norm; 0: none", check=NOT_NEGATIVE)
 
     def faults(self) -> list[str]:
         found = []
         if self.warmup > self.steps:
-            found.append(f"warmup {self.warmup} leaves nothing of {self.steps} steps: give fewer")
+            found.append(f"warmup {self.warmup} is more than {self.steps} steps: give fewer")
         if self.min_lr > self.lr:
             found.append(f"min_lr {self.min_lr} is above lr {self.lr}: give a smaller one")
         return found
@@ -102,18 +100,18 @@ class MachineSettings:
 
     precision: str = option(
         "auto",
-        "auto (bf16 where the hardware has it), bf16, fp16 or fp32",
+        "auto (bf16 if the hardware supports it), bf16, fp16 or fp32",
         check=one_of("auto", "bf16", "fp16", "fp32"),
         metavar="NAME",
     )
     shard: str = option(
         "none",
-        "divide among processes: none, trained (what learns, its gradients and moments) or all (frozen layers too)",
+        "shard over processes: none, trained (weights, gradients and moments) or all (frozen layers too)",
         check=one_of("none", "trained", "all"),
         metavar="WHAT",
     )
-    recompute: bool = option(False, "compute activations twice: less memory, more time")
-    compile: bool = option(False, "torch.compile the layers: a slow start, then faster steps")
+    recompute: bool = option(False, "activation checkpointing: less memory, more time")
+    compile: bool = option(False, "torch.compile the layers: slower start, faster steps")
 
 
 @dataclass(frozen=True)
@@ -123,15 +121,13 @@ class LogSettings:
     log_every: int = option(10, "steps between lines of metrics.jsonl", check=POSITIVE)
     save_every: int = option(200, "steps between checkpoints", check=POSITIVE)
     eval_every: int = option(400, "steps between evaluations", check=POSITIVE)
-    keep: int = option(2, "checkpoints kept", check=POSITIVE)
-    wandb: str = option(
-        "", "project of Weights & Biases that is told too; WANDB_MODE=offline keeps it in out", metavar="PROJECT"
-    )
+    keep: int = option(2, "checkpoints to keep", check=POSITIVE)
+    wandb: str = option("", "Weights & Biases project; WANDB_MODE=offline logs to out", metavar="PROJECT")
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """What the training loop knows."""
+    """Settings of the training loop."""
 
     run: RunSettings = field(default_factory=RunSettings)
     batch: BatchSettings = field(default_factory=BatchSettings)
@@ -149,39 +145,35 @@ class DataSettings:
     )
     train_data: tuple[dict[str, Any], ...] = option(
         (),
-        "instead of a table: data sets that are encoded at every step, {path, images, weight} each, in the formats of "
-        "train_table or in shards",
+        "instead of a table: data sets encoded at every step, {path, images, weight} each, as train_table or shards",
         metavar="DATA",
     )
     train_tables: tuple[dict[str, Any], ...] = option(
         (),
-        "instead of one table: several with cached features, {path, images, weight} each; images are drawn by weight",
+        "instead of one table: several with cached features, {path, images, weight} each, drawn by weight",
         metavar="TABLE",
     )
-    dev_table: str = option(
-        "", "unseen images for evaluation, in any format of train_table; without it nothing is evaluated",
-        metavar="FILE",
-    )  # fmt: skip
-    images: str = option("", "folder of the images that the tables name", metavar="FOLDER")
-    features: str = option("features", "folder of cached vision features and of indices of shards", metavar="FOLDER")
+    dev_table: str = option("", "unseen images for evaluation; any format of train_table", metavar="FILE")
+    images: str = option("", "folder of the images in the tables", metavar="FOLDER")
+    features: str = option("features", "folder of cached vision features and shard indices", metavar="FOLDER")
     cache_features: bool = option(
-        True, "compute the frozen encoder's features of a train_table once; off: encode at every step, read by workers"
+        True, "compute the frozen encoder's features of tables once; off: encode at every step"
     )
-    views: int = option(6, "augmented views of every image in the cache; 1: none", check=POSITIVE)
-    crop_area: float = option(0.5, "smallest share of an image that a random crop of train_data shows", check=SHARE)
-    workers: int = option(2, "processes that read train_data ahead", check=NOT_NEGATIVE)
+    views: int = option(6, "views of every image in the cache; 1: no augmentation", check=POSITIVE)
+    crop_area: float = option(0.5, "smallest area of a random crop, as a share of the image", check=SHARE)
+    workers: int = option(2, "processes that read train_data", check=NOT_NEGATIVE)
     max_bad: int = option(
-        1000, "samples that may be unusable before the training stops; bad_samples.tsv lists them", check=NOT_NEGATIVE
+        1000, "unusable samples, listed in bad_samples.tsv, before the training stops", check=NOT_NEGATIVE
     )
 
     @property
     def encodes(self) -> bool:
-        """Whether the encoder is asked at every step, and not once for a cache."""
+        """Whether the encoder runs at every step, not once for a cache."""
         return bool(self.train_data) or not self.cache_features
 
     @property
     def entries(self) -> tuple[dict[str, Any], ...]:
-        """All data sets: `train_data`, `train_tables`, or the one `train_table`."""
+        """All data sets: `train_data`, `train_tables`, or the only `train_table`."""
         return self.train_data or self.train_tables or ({"path": self.train_table, "images": self.images},)
 
     def faults(self) -> list[str]:
@@ -199,16 +191,16 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class OriginSettings:
-    """Origin of the model."""
+    """Origin."""
 
     start: str = option(
         "",
-        "go on from a checkpoint of the same stage: ours, Hugging Face's or LAVIS'; the model is as it says, but for "
-        "what recipe and command line say",
+        "start from a checkpoint of the same stage: ours, Hugging Face's or LAVIS'; it defines the model, except for "
+        "fields that are set",
         metavar="CHECKPOINT",
     )
     sources: tuple[dict[str, str], ...] = option(
-        (), "part, name, licence and origin of every part, for the model card", metavar="SOURCE"
+        (), "part, name, licence and origin of each part, for the model card", metavar="SOURCE"
     )
 
 
@@ -218,46 +210,41 @@ class VisionSettings:
 
     vision_source: str = option("vit:g", "vit:g or vit:l (the paper's), timm:NAME or hf:PATH", metavar="SOURCE")
     vision_weights: str = option(
-        "", "its weights: a path, pkg:PACKAGE/FILE, or for timm: pretrained; an hf: encoder has its own",
-        metavar="WEIGHTS",
-    )  # fmt: skip
-    vision_size: int = option(224, "height and width of the pixels", check=POSITIVE)
+        "", "weights: a path, pkg:PACKAGE/FILE, or for timm: pretrained; an hf: encoder has its own", metavar="WEIGHTS"
+    )
+    vision_size: int = option(224, "image height and width in pixels", check=POSITIVE)
     vision_mean: tuple[float, ...] = option(
-        (0.48145466, 0.4578275, 0.40821073), "mean of the pixels of each colour; CLIP's unless given", check=COLOURS
+        (0.48145466, 0.4578275, 0.40821073), "pixel mean of each colour; default: CLIP's", check=COLOURS
     )
     vision_std: tuple[float, ...] = option(
-        (0.26862954, 0.26130258, 0.27577711), "their standard deviation; CLIP's unless given", check=DEVIATIONS
+        (0.26862954, 0.26130258, 0.27577711),
+        "pixel standard deviation of each colour; default: CLIP's",
+        check=DEVIATIONS,
     )
-    vision_positions: int = option(
-        0, "positions N of the encoder's output; 0: as the encoder has it", check=NOT_NEGATIVE
-    )
-    vision_features: int = option(0, "width C of the encoder's output; 0: as the encoder has it", check=NOT_NEGATIVE)
-    train_vision: bool = option(False, "the encoder learns too, as in the paper's finetunes")
+    vision_positions: int = option(0, "positions N of the encoder's output; 0: the encoder's", check=NOT_NEGATIVE)
+    vision_features: int = option(0, "width C of the encoder's output; 0: the encoder's", check=NOT_NEGATIVE)
+    train_vision: bool = option(False, "train the encoder too, as in the paper's finetunes")
 
 
 @dataclass(frozen=True)
 class QFormerSettings:
     """Q-Former."""
 
-    learned_positions: bool = option(
-        False, "add learned position embeddings to the encoder's output, for encoders without any"
-    )
+    learned_positions: bool = option(False, "add learned position embeddings to the encoder's output")
     qformer_init: str = option(
-        "google-bert/bert-base-uncased", "a BERT: initial weights, ITG's head and tokenizer", metavar="FOLDER"
+        "google-bert/bert-base-uncased", "BERT with initial weights, ITG's head and tokenizer", metavar="FOLDER"
     )
     queries: int = option(32, "learned queries Q", check=POSITIVE)
-    query_std: float = option(0.02, "standard deviation of fresh queries", check=POSITIVE)
+    query_std: float = option(0.02, "standard deviation of new queries", check=POSITIVE)
     query_gain: float = option(
-        0.0, "initial gain of a LayerNorm of the queries' own; 0: they share the text's", check=NOT_NEGATIVE
+        0.0, "initial gain of the queries' own LayerNorm; 0: they share the text's", check=NOT_NEGATIVE
     )
     dec_std: float = option(
-        0.02, "standard deviation of the embedding of [DEC], BERT's new word; 0: the mean of all words",
-        check=NOT_NEGATIVE,
-    )  # fmt: skip
+        0.02, "standard deviation of [DEC]'s embedding, new in BERT; 0: mean of all words", check=NOT_NEGATIVE
+    )
     qformer_bits: int = option(
-        0, "4 or 8: train against the Q-Former's and the projection's weights as they will ship; 0: exact weights",
-        check=BITS,
-    )  # fmt: skip
+        0, "4 or 8: train with Q-Former and projection weights rounded as in the bundle; 0: exact", check=BITS
+    )
     qformer_block: int = option(64, "block of that quantization", check=POSITIVE)
     dropout: float = option(0.1, "dropout of the Q-Former's text stream", check=SHARE)
     query_dropout: float = option(0.1, "dropout of its query stream", check=SHARE)
@@ -268,26 +255,26 @@ class QFormerSettings:
 class LlmSettings:
     """Language model."""
 
-    llm_source: str = option("facebook/opt-2.7b", "frozen LM: path, hub id or pkg:PACKAGE/FILE", metavar="SOURCE")
-    llm_bits: int = option(0, "4 or 8: train against its weights as they will ship; 0: as loaded", check=BITS)
-    llm_block: int = option(64, "block of that quantization", check=POSITIVE)
-    lora_rank: int = option(
-        0, "LoRA: it learns too, by adapters of this rank beside its linear layers; 0: frozen", check=NOT_NEGATIVE
+    llm_source: str = option(
+        "facebook/opt-2.7b", "frozen language model: path, hub id or pkg:PACKAGE/FILE", metavar="SOURCE"
     )
-    lora_alpha: float = option(16.0, "adapters count lora_alpha / lora_rank", check=POSITIVE)
+    llm_bits: int = option(0, "4 or 8: train with its weights rounded as in the bundle; 0: as loaded", check=BITS)
+    llm_block: int = option(64, "block of that quantization", check=POSITIVE)
+    lora_rank: int = option(0, "train LoRA adapters of this rank in its linear layers; 0: none", check=NOT_NEGATIVE)
+    lora_alpha: float = option(16.0, "scale of the adapters: lora_alpha / lora_rank", check=POSITIVE)
     lora_layers: tuple[str, ...] = option(
-        (), "layers with adapters, by their last names, as q_proj v_proj; without any: all", metavar="LAYER"
+        (), "layers with adapters, such as q_proj v_proj (default: all)", metavar="LAYER"
     )
     lora_lr: float = option(1e-4, "peak learning rate of the adapters", check=POSITIVE)
-    end: str = option("\n", "token that ends a caption or an answer; OPT's is a new line", metavar="TOKEN")
-    prepend_bos: bool = option(True, "put the LM's bos token between soft prompt and text, as OPT has it")
+    end: str = option("\n", "token that ends a caption or an answer; OPT's is a newline", metavar="TOKEN")
+    prepend_bos: bool = option(True, "put the bos token between soft prompt and text, as for OPT")
     caption_prompt: str = option("", "prompt before every caption")
-    ask_prompt: str = option("Question: {} Answer:", "prompt before every answer", check=ASKS)
+    ask_prompt: str = option("Question: {} Answer:", "prompt before every answer", check=QUESTION_PROMPT)
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What all trainings share."""
+    """Settings that both stages share."""
 
     loop: LoopSettings = field(default_factory=LoopSettings)
     data: DataSettings = field(default_factory=DataSettings)
@@ -299,10 +286,7 @@ class TrainSettings:
     def faults(self) -> list[str]:
         found, decay = [], self.loop.optimizer.layer_decay
         if self.vision.train_vision and self.data.cache_features:
-            found.append(
-                "train_vision changes the encoder at every step, and no features can be cached: give "
-                "--no-cache-features"
-            )
+            found.append("train_vision changes the encoder, so features cannot be cached: give --no-cache-features")
         if decay != 1 and not self.vision.train_vision:
-            found.append(f"layer_decay {decay} is of an encoder that learns: give --train-vision")
+            found.append(f"layer_decay {decay} needs a trained encoder: give --train-vision")
         return found

@@ -94,6 +94,6 @@ def faulty(folder: Path, data: Path) -> dict[str, tuple[list[Any], str]]:
         "no such folder": (["caption", *table, "--json", folder / "absent" / "a.json"], "the folder .* does not exist"),
         "no model": (["caption", *table, "--model", folder / "absent"], "does not exist"),
         "a model that cannot": (["retrieval", *table], "cannot"),
-        "no place for a question": (["vqa", "--data", data / "gqa.json", "--prompt", "Question:"], "it holds {}"),
+        "no place for a question": (["vqa", "--data", data / "gqa.json", "--prompt", "Question:"], "put {} where"),
         "options": (["caption", *table, "--min-new-tokens", "40"], "--min-new-tokens is 40: give 0 to"),
     }  # fmt: skip

@@ -235,11 +235,11 @@ WRONG = {
     "llm_bits: 3": "llm_bits is 3: give 0, 4 or 8",
     "ask_prompt: 'Q: {x}'": "ask_prompt is 'Q: {x}': give a text with {}",
     "hidden_positions: 1.0": "hidden_positions is 1.0: give 0 to below 1",
-    "lr: [": "is no YAML",
-    "a: b: c": "is no YAML",
+    "lr: [": "is not YAML",
+    "a: b: c": "is not YAML",
     "base: wrong.yaml": "is based on itself",
-    "- lr": "is no mapping",
-    "\udce4": "is no YAML",
+    "- lr": "is not a mapping",
+    "\udce4": "is not YAML",
 }
 
 

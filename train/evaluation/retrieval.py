@@ -25,7 +25,7 @@ PairScores = dict[str, np.ndarray]  # of K pairs: itm_logits (K, 2), and likelih
 Pairs = Callable[[int, np.ndarray], PairScores]  # a query and its best (K) -> their scores
 
 
-def evaluate_retrieval(predictor: Predictor, items: Sequence[CaptionedImage], rerank: int, kept: Predictions) -> Scores:
+def evaluate_retrieval(predictor: Predictor, items: Sequence[CaptionedImage], rerank: int, done: Predictions) -> Scores:
     """Return recall by ITC (the largest cosine over queries), and among the `rerank` best of every image and text by
     two sums: itm, the matching head's logit + cosine (the reference's; paper section 4.4), and match, as Match.score.
     """
@@ -59,7 +59,7 @@ def evaluate_retrieval(predictor: Predictor, items: Sequence[CaptionedImage], re
             ("t2i", sim.T, own.T, images_of, row_of_text),
         ):
             ranks: dict[str, list[int]] = {}
-            for query, sums in enumerate(_scores(predictor, cosine, rerank, way, kept, pairs)):
+            for query, sums in enumerate(_scores(predictor, cosine, rerank, way, done, pairs)):
                 for name, scores in sums.items():
                     ranks.setdefault(name, []).append(best_rank(scores, right[query]))
                 shown = next(iter(sums))
@@ -154,7 +154,7 @@ def _matching(
 
 
 def _scores(
-    predictor: Predictor, sim: np.ndarray, rerank: int, way: str, kept: Predictions, pairs: Pairs
+    predictor: Predictor, sim: np.ndarray, rerank: int, way: str, done: Predictions, pairs: Pairs
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield the scores (N) of every query in sim (queries, N): by ITC, or of its best re-ranked by each of the sums."""
     for query, row in enumerate(tqdm(sim, desc=f"re-ranking, {way}", unit="query", disable=not rerank)):
@@ -162,11 +162,11 @@ def _scores(
             yield {"itc": row}
             continue
         id = f"{way} {query}"
-        if id not in kept.found:
+        if id not in done.found:
             best = _best(row, rerank)
             scored = {name: values.tolist() for name, values in pairs(query, best).items()}
-            kept.add([id], [{"best": best.tolist(), **scored}])
-        found = {name: np.array(values) for name, values in kept.found[id].items()}
+            done.add([id], [{"best": best.tolist(), **scored}])
+        found = {name: np.array(values) for name, values in done.found[id].items()}
         best, logits, weights = found["best"], found["itm_logits"], predictor.match_weights
         match = weights.scores(logits, row[best], found["likelihood"] if weights.likelihood else None)
         sums = {"itm": logits[:, 1] + row[best], "match": match}
