@@ -180,10 +180,10 @@ def _learn(model: str, predictor: Predictor, data: CalibrationData, likely: bool
     for way, asks, finds in (("t2i", "texts have their image", "images"), ("i2t", "images have their text", "texts")):
         rows = found.way == way
         if rows.any():
+            by_cosine = first(MatchWeights(old.temperature, 0), way)
             lines.append(
-                f"{rows.sum()} of {data.asking} {asks} among the best {data.best} {finds}; of these it is "
-                f"first for {first(MatchWeights(old.temperature, 0), way)} by the cosine, {first(old, way)} by the score so "
-                f"far, {first(new, way)} by the new score"
+                f"{rows.sum()} of {data.asking} {asks} among the best {data.best} {finds}; of these it is first for "
+                f"{by_cosine} by the cosine, {first(old, way)} by the old score, {first(new, way)} by the new score"
             )
     changes = f"itm_weight {old.itm:.3g} -> {new.itm:.3g}"
     if likely:
