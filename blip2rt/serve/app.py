@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,12 @@ async def _metrics(call: Call) -> Response:
 
 
 async def _openapi(call: Call) -> Any:
-    return openapi(ENDPOINTS, bool(call.service.settings.access.api_keys))
+    return _document(bool(call.service.settings.access.api_keys))
+
+
+@cache
+def _document(needs_key: bool) -> dict[str, Any]:
+    return openapi(ENDPOINTS, needs_key)
 
 
 async def _index_page(_: Call) -> Response:
@@ -78,10 +84,8 @@ ENDPOINTS = [
 def make_app(service: Service) -> ASGIApp:
     """Build the application of a service."""
     handlers: dict[Any, Any] = dict.fromkeys((ApiError, Blip2rtError, MemoryError, Exception), _error_response)
-    app = Starlette(
-        routes=[each.route(service) for each in ENDPOINTS],
-        exception_handlers={**handlers, HTTPException: _http_error_response},
-    )
+    handlers[HTTPException] = _http_error_response
+    app = Starlette(routes=[each.route(service) for each in ENDPOINTS], exception_handlers=handlers)
     app.router.redirect_slashes = False  # an unknown path is 404 in our format
     paths = {each.path for each in ENDPOINTS}
 
@@ -122,7 +126,8 @@ async def _error_response(request: Request, error: Exception) -> Response:
     return JSONResponse(failure.body(request.scope["path"]), failure.status, headers)
 
 
-async def _http_error_response(request: Request, error: HTTPException) -> Response:
+async def _http_error_response(request: Request, error: Any) -> Response:
+    """Convert Starlette's HTTPException."""
     path, status = request.scope["path"], error.status_code
     message, code = str(error.detail), "http_error"
     if status == 404:

@@ -122,7 +122,7 @@ def generate(
     prompt, ids, settings = prepare(model, job, max_tokens, emit is not None)
     watch = Stopwatch(settings)
     question = prompt.whole if job.question is None else pipeline.qformer_question(job.question)
-    prefix_embeds = pipeline.prefix_embeds(pipeline.prepare_each([job.image]), [question])
+    prefix_embeds = pipeline.prefix_embeds([pipeline.prepare(job.image)], [question])
     forced: list[int] = settings["forced_prefix"]
     prompt_tokens = language._spec.prefix_length + len(ids) + len(forced)
     if cancelled.is_set():

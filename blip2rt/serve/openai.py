@@ -132,8 +132,8 @@ async def _embeddings(call: Call, body: EmbeddingsRequest) -> Any:
     vectors, tokens = await embed(call, body.input if isinstance(body.input, list) else [body.input])
     if body.dimensions is not None and vectors and body.dimensions != len(vectors[0]):
         raise bad_request(f"dimensions: this model's embeddings have {len(vectors[0])}", "dimensions")
-    encode = _base64 if body.encoding_format == "base64" else np.ndarray.tolist
-    data = [{"object": "embedding", "index": i, "embedding": encode(vector)} for i, vector in enumerate(vectors)]
+    encoded = [_base64(vector) if body.encoding_format == "base64" else vector.tolist() for vector in vectors]
+    data = [{"object": "embedding", "index": i, "embedding": each} for i, each in enumerate(encoded)]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return {"object": "list", "data": data, "model": call.service.name, "usage": usage}
 
@@ -200,8 +200,8 @@ def _model_info(service: Service) -> dict[str, Any]:
 def _turns(call: Call, body: ChatRequest) -> list[Turn[str]]:
     """Convert messages to turns. Raises ApiError for what BLIP-2 cannot do."""
     if body.response_format is not None and body.response_format.type != "text":
-        message = NO_JSON.format(f"response_format {body.response_format.type[:50]}")
-        raise bad_request(message, "response_format", "unsupported_value")
+        wrong = NO_JSON.format(f"response_format {body.response_format.type[:50]}")
+        raise bad_request(wrong, "response_format", "unsupported_value")
     if body.tool_choice not in (None, "none", "auto"):
         raise bad_request("tool_choice: this model calls no tools: leave it out", "tool_choice", "unsupported_value")
     turns = []
