@@ -1,149 +1,30 @@
-"""THE contract between export and the runtime: names of graphs and tensors, the manifest, reading and checking a
-bundle.
+"""The contract between export and the runtime: names of graphs and tensors, the manifest, reading and checking.
 
-Knows files, sizes and hashes; nothing about images, text or graphs. Standard library only: both sides import it.
-
-    bundle = read("models/nano")            # checks manifest and file sizes, opens no graph
+    bundle = read("models/nano")            # checks the manifest and file sizes, opens no graph
     verify("models/nano")                   # checks the sha256 of every file
 
-    from blip2rt.bundle.writer import BundleWriter  # a reader never loads it
+    from blip2rt.bundle.writer import BundleWriter  # imported by writers only
 
     with BundleWriter("out/nano") as writer:
         ...write graphs and tokenizers into writer.folder...
         writer.finish(manifest)             # hashes, writes blip2rt.json, renames to out/nano
+
+Knows files, sizes and hashes; nothing about images, text or graphs. Standard library only: both sides import it.
 """
 
-from .manifest import (
-    Component,
-    Decoding,
-    FileEntry,
-    ImageSpec,
-    LlmSpec,
-    Manifest,
-    QuestionSpec,
-    RetrievalSpec,
-    Source,
-    TensorInfo,
-    Verification,
-)  # fmt: skip
-from .names import (
-    ATTENTION_MASK,
-    COMPONENTS,
-    CROSS_KEY,
-    CROSS_VALUE,
-    EMBED,
-    ENCODER,
-    ENCODER_MASK,
-    FORMAT,
-    FORMAT_VERSION,
-    GENERATIVE,
-    IMAGE_EMBED,
-    IMAGE_EMBEDS,
-    INPUTS_EMBEDS,
-    ITM,
-    ITM_LOGITS,
-    LAST_INDEX,
-    LLM,
-    LOG_SUM_EXP,
-    LOGITS,
-    MANIFEST,
-    NEW_KEY,
-    NEW_VALUE,
-    PAST_KEY,
-    PAST_MASK,
-    PAST_VALUE,
-    PIXELS,
-    POSITION_IDS,
-    PREFIX_EMBEDS,
-    PRESENT_KEY,
-    PRESENT_VALUE,
-    QFORMER,
-    QUERY_OUTPUT,
-    RESAMPLE,
-    RETRIEVAL,
-    SEQLENS_K,
-    TARGETS,
-    TENSORS,
-    TEXT_EMBED,
-    TEXT_EMBEDS,
-    TEXT_MASK,
-    TOKEN_EMBEDS,
-    TOKEN_IDS,
-    TOP_K,
-    TOP_LOGITS,
-    TOP_TOKENS,
-    TOTAL_SEQUENCE_LENGTH,
-    VISION,
-    VISION_FEATURES,
-    encoder_tensors,
-    llm_tensors,
-)  # fmt: skip
-from .reader import Bundle, embedded, read, verify
-
-__all__ = [
-    "ATTENTION_MASK",
-    "COMPONENTS",
-    "CROSS_KEY",
-    "CROSS_VALUE",
-    "EMBED",
-    "ENCODER",
-    "ENCODER_MASK",
-    "FORMAT",
-    "FORMAT_VERSION",
-    "GENERATIVE",
-    "IMAGE_EMBED",
-    "IMAGE_EMBEDS",
-    "INPUTS_EMBEDS",
-    "ITM",
-    "ITM_LOGITS",
-    "LAST_INDEX",
-    "LLM",
-    "LOGITS",
-    "LOG_SUM_EXP",
-    "MANIFEST",
-    "NEW_KEY",
-    "NEW_VALUE",
-    "PAST_KEY",
-    "PAST_MASK",
-    "PAST_VALUE",
-    "PIXELS",
-    "POSITION_IDS",
-    "PREFIX_EMBEDS",
-    "PRESENT_KEY",
-    "PRESENT_VALUE",
-    "QFORMER",
-    "QUERY_OUTPUT",
-    "RESAMPLE",
-    "RETRIEVAL",
-    "SEQLENS_K",
-    "TARGETS",
-    "TENSORS",
-    "TEXT_EMBED",
-    "TEXT_EMBEDS",
-    "TEXT_MASK",
-    "TOKEN_EMBEDS",
-    "TOKEN_IDS",
-    "TOP_K",
-    "TOP_LOGITS",
-    "TOP_TOKENS",
-    "TOTAL_SEQUENCE_LENGTH",
-    "VISION",
-    "VISION_FEATURES",
-    "Bundle",
-    "Component",
-    "Decoding",
-    "FileEntry",
-    "ImageSpec",
-    "LlmSpec",
-    "Manifest",
-    "QuestionSpec",
-    "RetrievalSpec",
-    "Source",
-    "TensorInfo",
-    "Verification",
-    "embedded",
-    "encoder_tensors",
-    "llm_tensors",
-    "read",
-    "verify",
-]  # fmt: skip
+from .manifest import Component as Component
+from .manifest import Decoding as Decoding
+from .manifest import FileEntry as FileEntry
+from .manifest import ImageSpec as ImageSpec
+from .manifest import LlmSpec as LlmSpec
+from .manifest import Manifest as Manifest
+from .manifest import QuestionSpec as QuestionSpec
+from .manifest import RetrievalSpec as RetrievalSpec
+from .manifest import Source as Source
+from .manifest import TensorInfo as TensorInfo
+from .manifest import Verification as Verification
+from .names import *  # noqa: F403  # all names of components, tensors and targets
+from .reader import Bundle as Bundle
+from .reader import embedded as embedded
+from .reader import read as read
+from .reader import verify as verify

@@ -1,93 +1,76 @@
-"""What is wrong with a manifest beyond its types: values, components, file names. Touches no files."""
+"""Faults of a manifest beyond its types: values, components, file names. Touches no files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from . import names
 from .manifest import Manifest, TensorInfo
-from .names import (
-    ENCODER,
-    GENERATIVE,
-    LLM,
-    PIXELS,
-    PRESENT_KEY,
-    QFORMER,
-    RESAMPLE,
-    RETRIEVAL,
-    TARGETS,
-    TENSORS,
-    TEXT_MASK,
-    TOKEN_IDS,
-    VISION,
-    encoder_tensors,
-    llm_tensors,
-)  # fmt: skip
+from .names import ENCODER, GENERATIVE, LLM, QFORMER, RETRIEVAL, VISION
 
-# Upper bounds: far above every model that there is, far below what would fill a machine's memory.
-_MOST = {
-    "side": 16_384, "layers": 1_000, "kv_heads": 10_000, "head_dim": 10_000, "hidden_size": 1_000_000,
-    "vocab_size": 10_000_000, "max_positions": 10_000_000, "prefix_length": 100_000, "max_text_length": 100_000,
-    "num_beams": 1_000, "entries": 10_000, "characters": 100_000,
-}  # fmt: skip
-
+# Upper bounds: far above every existing model, far below what would fill a machine's memory.
+MAX_SIDE = 16_384
+MAX_TOKENS = 10_000_000  # positions, words, token ids
+MAX_TEXT_LENGTH = MAX_CHARACTERS = 100_000
+MAX_ENTRIES, MAX_BEAMS = 10_000, 1_000
+_MAX_LLM = {"layers": 1_000, "kv_heads": 10_000, "head_dim": 10_000, "hidden_size": 1_000_000}
+_MAX_LLM |= {"vocab_size": MAX_TOKENS, "max_positions": MAX_TOKENS, "prefix_length": 100_000}
 _LISTS = ("components", "files", "sources", "prompts", "decoding", "verification")
 
 
 def manifest_faults(manifest: Manifest) -> list[str]:
-    """What the types cannot say, fault by fault."""
+    """Everything that is wrong with a manifest whose types are right."""
     return _value_faults(manifest) or [*_component_faults(manifest), *_name_faults(manifest)]
 
 
 def _value_faults(manifest: Manifest) -> list[str]:
-    """Numbers that make no sense."""
+    """Values out of range."""
     faults = []
     image, llm, retrieval = manifest.image, manifest.llm, manifest.retrieval
     sane = all(abs(x) <= 100 for x in image.mean) and all(1e-4 <= x <= 100 for x in image.std)
     if not len(image.mean) == len(image.std) == 3 or not sane:
         faults.append("image.mean needs three numbers from -100 to 100, image.std three from 0.0001 to 100")
-    if image.resample not in RESAMPLE:
-        faults.append(f"image.resample is {image.resample!r}: choose from {', '.join(RESAMPLE)}")
-    if manifest.target not in TARGETS:
-        faults.append(f"target is {manifest.target!r}: this blip2rt knows {', '.join(TARGETS)}")
-    sizes = {"image.height": (image.height, _MOST["side"]), "image.width": (image.width, _MOST["side"])}
+    if image.resample not in names.RESAMPLE:
+        faults.append(f"image.resample is {image.resample!r}: choose from {', '.join(names.RESAMPLE)}")
+    if manifest.target not in names.TARGETS:
+        faults.append(f"target is {manifest.target!r}: this blip2rt knows {', '.join(names.TARGETS)}")
+    sizes = {"image.height": (image.height, MAX_SIDE), "image.width": (image.width, MAX_SIDE)}
     if llm is not None:
-        names = ("layers", "kv_heads", "head_dim", "hidden_size", "vocab_size", "max_positions", "prefix_length")
-        sizes |= {f"llm.{name}": (getattr(llm, name), _MOST[name]) for name in names}
+        sizes |= {f"llm.{name}": (getattr(llm, name), limit) for name, limit in _MAX_LLM.items()}
     for section, spec in (("retrieval", retrieval), ("question", manifest.question)):
         if spec is not None:
-            sizes[f"{section}.max_text_length"] = (spec.max_text_length, _MOST["max_text_length"])
+            sizes[f"{section}.max_text_length"] = (spec.max_text_length, MAX_TEXT_LENGTH)
     for task, defaults in manifest.decoding.items():
-        sizes[f"decoding.{task}.num_beams"] = (defaults.num_beams, _MOST["num_beams"])
-        sizes[f"decoding.{task}.max_new_tokens"] = (defaults.max_new_tokens, _MOST["max_positions"])
-        if not 0 <= defaults.min_new_tokens <= _MOST["max_positions"] or not abs(defaults.length_penalty) <= 100:
+        sizes[f"decoding.{task}.num_beams"] = (defaults.num_beams, MAX_BEAMS)
+        sizes[f"decoding.{task}.max_new_tokens"] = (defaults.max_new_tokens, MAX_TOKENS)
+        if not 0 <= defaults.min_new_tokens <= MAX_TOKENS or not abs(defaults.length_penalty) <= 100:
             faults.append(f"decoding.{task}: min_new_tokens is 0 or more, length_penalty from -100 to 100")
-    if retrieval is not None and not 1e-4 <= retrieval.temperature <= 1e4:
-        faults.append(f"retrieval.temperature is {retrieval.temperature}, not from 0.0001 to 10,000")
-    if retrieval is not None and not 0 <= retrieval.itm_weight <= 1e4:
-        faults.append(f"retrieval.itm_weight is {retrieval.itm_weight}, not from 0 to 10,000")
-    if retrieval is not None and not 0 <= retrieval.likelihood_weight <= 1e4:
-        faults.append(f"retrieval.likelihood_weight is {retrieval.likelihood_weight}, not from 0 to 10,000")
+    if retrieval is not None:
+        for name, low in (("temperature", 1e-4), ("itm_weight", 0), ("likelihood_weight", 0)):
+            value = getattr(retrieval, name)
+            if not low <= value <= 1e4:
+                faults.append(f"retrieval.{name} is {value}, not from {'0.0001' if low else 0} to 10,000")
     if retrieval is not None and retrieval.likelihood_weight and (llm is None or retrieval.mean_prefix is None):
         faults.append("retrieval.likelihood_weight is given without a language model or retrieval.mean_prefix")
     faults += [
-        f"{name} is {size}, not from 1 to {most:,}" for name, (size, most) in sizes.items() if not 0 < size <= most
+        f"{name} is {size}, not from 1 to {limit:,}" for name, (size, limit) in sizes.items() if not 0 < size <= limit
     ]
     faults += _image_faults(manifest)
     faults += _length_faults(manifest)
     return faults + [
-        f"{name} is {token}, not a token id" for name, token in _token_ids(manifest) if not 0 <= token <= 10**7
+        f"{name} is {token}, not a token id" for name, token in _token_ids(manifest) if not 0 <= token <= MAX_TOKENS
     ]
 
 
 def _image_faults(manifest: Manifest) -> list[str]:
-    """Pixels of another size than the vision graph reads."""
+    """An image size that the vision graph does not read."""
     image, vision = manifest.image, manifest.components.get(VISION)
-    shapes = [tensor.shape for tensor in vision.inputs if tensor.name == PIXELS] if vision is not None else []
-    wanted = (3, image.height, image.width)
+    shapes = [tensor.shape for tensor in vision.inputs if tensor.name == names.PIXELS] if vision is not None else []
+    expected = (3, image.height, image.width)
 
     def fits(shape: tuple[int | str, ...]) -> bool:
-        sides = zip(shape[1:], wanted, strict=False)
+        sides = zip(shape[1:], expected, strict=False)
         return len(shape) != 4 or all(isinstance(axis, str) or axis == side for axis, side in sides)
 
     return [
@@ -101,21 +84,21 @@ def _length_faults(manifest: Manifest) -> list[str]:
     """Lists and texts longer than any bundle needs."""
     lists = {name: len(getattr(manifest, name) or ()) for name in _LISTS}
     faults = [
-        f"{name} has {count:,} entries, more than {_MOST['entries']:,}"
+        f"{name} has {count:,} entries, more than {MAX_ENTRIES:,}"
         for name, count in lists.items()
-        if count > _MOST["entries"]
+        if count > MAX_ENTRIES
     ]
     texts = {"name": manifest.name, "created_by": manifest.created_by}
     texts |= {f"prompts.{task}": prompt for task, prompt in manifest.prompts.items()}
     return faults + [
-        f"{name} has {len(text):,} characters, more than {_MOST['characters']:,}"
+        f"{name} has {len(text):,} characters, more than {MAX_CHARACTERS:,}"
         for name, text in texts.items()
-        if len(text) > _MOST["characters"]
+        if len(text) > MAX_CHARACTERS
     ]
 
 
 def _token_ids(manifest: Manifest) -> Iterator[tuple[str, int]]:
-    """Every token id that the manifest names, and where."""
+    """Every token id of the manifest with its place."""
     for section, spec in (("llm", manifest.llm), ("retrieval", manifest.retrieval), ("question", manifest.question)):
         for name in ("bos_token_id", "pad_token_id", "decoder_start_token_id", "eos_token_ids", "empty_prompt_ids"):
             value = getattr(spec, name, None)
@@ -124,7 +107,7 @@ def _token_ids(manifest: Manifest) -> Iterator[tuple[str, int]]:
 
 
 def _component_faults(manifest: Manifest) -> list[str]:
-    """Groups that are not whole, tensors that the contract asks for."""
+    """Incomplete groups of components, and tensors that the contract requires."""
     faults = []
     have = set(manifest.components)
     if VISION not in have:
@@ -139,23 +122,25 @@ def _component_faults(manifest: Manifest) -> list[str]:
             faults.append(f"{', '.join(name for name in group if name in have)} are given but {key} is null")
     if llm is not None and llm.encoder_decoder and llm.decoder_start_token_id is None:
         faults.append("llm.encoder_decoder is true but llm.decoder_start_token_id is null")
-    if QFORMER in have and manifest.question is None and TOKEN_IDS in _names(manifest.components[QFORMER].inputs):
+    if QFORMER in have and manifest.question is None and names.TOKEN_IDS in _names(manifest.components[QFORMER].inputs):
         faults.append("qformer reads token_ids but question is null")
     for name, component in manifest.components.items():
-        expected = TENSORS.get(name, ((), ()))
+        expected = names.TENSORS.get(name, ((), ()))
         if llm is not None and name == LLM:
-            in_place = PRESENT_KEY.format(0) in _names(component.outputs)
-            expected = llm_tensors(llm.layers, llm.encoder_decoder, manifest.target, in_place)
+            in_place = names.PRESENT_KEY.format(0) in _names(component.outputs)
+            expected = names.llm_tensors(llm.layers, llm.encoder_decoder, manifest.target, in_place)
         elif llm is not None and name == ENCODER:
-            expected = encoder_tensors(llm.layers)
+            expected = names.encoder_tensors(llm.layers)
         elif manifest.question is not None and name == QFORMER:
-            expected = ((*expected[0], TOKEN_IDS, TEXT_MASK), expected[1])
-        for kind, want, tensors in zip(
+            expected = ((*expected[0], names.TOKEN_IDS, names.TEXT_MASK), expected[1])
+        for kind, required, tensors in zip(
             ("inputs", "outputs"), expected, (component.inputs, component.outputs), strict=True
         ):
-            lacking = [wanted for wanted in want if wanted not in _names(tensors)]
-            if lacking:
-                faults.append(f"{name} lacks the {kind} {', '.join(lacking[:3])}{'...' if lacking[3:] else ''}")
+            missing_names = [each for each in required if each not in _names(tensors)]
+            if missing_names:
+                faults.append(
+                    f"{name} lacks the {kind} {', '.join(missing_names[:3])}{'...' if missing_names[3:] else ''}"
+                )
     return faults
 
 
@@ -164,7 +149,7 @@ def _names(tensors: tuple[TensorInfo, ...]) -> set[str]:
 
 
 def _name_faults(manifest: Manifest) -> list[str]:
-    """Files that are used but not listed, or lie outside the bundle."""
+    """Files that are used but not listed, or outside the bundle."""
     files = manifest.files or {}
     needed = {component.graph for component in manifest.components.values()}
     sections = (manifest.llm, manifest.retrieval, manifest.question)

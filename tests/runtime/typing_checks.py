@@ -126,7 +126,7 @@ def the_gallery(model: Model, picture: Image.Image) -> None:
     with Index.create("photos.index", Path("photos"), model) as index:
         assert_type(index, Index)
         assert_type(index.add(), Counts)
-        assert_type(index.add().made, int)
+        assert_type(index.add().processed, int)
         assert_type(len(index), int)
         assert_type(index.search("a dog", 5, rerank=32), list[Hit])
         assert_type(index.search(picture, image=True, exact=True), list[Hit])
