@@ -9,7 +9,7 @@
     model = blip2rt.load("my_bundle")  # threads and backends: help(blip2rt.load)
     model.caption(["a.jpg", "b.jpg"], num_beams=5)  # options: help(blip2rt.Options)
 
-The functions use the embedded model, "nano", loaded at the first call. Importing loads nothing else.
+The functions use the embedded model, "nano", loaded by the first call. The import itself loads nothing.
 """
 
 from __future__ import annotations
@@ -28,25 +28,17 @@ if TYPE_CHECKING:
     from .options import Options
     from .results import Match, Scored
 
-__all__ = [
-    "BackendError", "Blip2rtError", "BundleError", "CapabilityError", "Chat", "ImageError", "Match", "Model",
-    "OptionError", "Options", "Scored", "ask", "caption", "load", "match",
-]  # fmt: skip
+__all__ = ["BackendError", "Blip2rtError", "BundleError", "CapabilityError", "Chat", "ImageError", "Match", "Model"]
+__all__ += ["OptionError", "Options", "Scored", "ask", "caption", "load", "match"]
 
-_MODULES = {
-    "Chat": "language",
-    "Match": "results",
-    "Model": "model",
-    "Options": "options",
-    "Scored": "results",
-    "load": "loading",
-}
+_MODULES = {"Chat": "language", "Match": "results", "Model": "model", "Options": "options", "Scored": "results"}
+_MODULES |= {"load": "loading"}
 _default: Model | None = None
 _lock = threading.Lock()
 
 
 def _default_model() -> Model:
-    """The embedded model, loaded once a process."""
+    """The embedded model, loaded once per process."""
     global _default
     with _lock:
         if _default is None:
@@ -54,12 +46,12 @@ def _default_model() -> Model:
     return _default
 
 
-if TYPE_CHECKING:  # the signatures are the methods' own
+if TYPE_CHECKING:  # the signatures are those of the methods
     caption, ask, match = _default_model().caption, _default_model().ask, _default_model().match
 else:
 
     def caption(images, **options):
-        """Caption one image (-> str) or a list of images (-> list of str); see Model.caption."""
+        """Caption an image (-> str) or a list of images (-> list of str); see Model.caption."""
         return _default_model().caption(images, **options)
 
     def ask(images, questions, **options):
@@ -67,12 +59,12 @@ else:
         return _default_model().ask(images, questions, **options)
 
     def match(images, texts, **options):
-        """Tell how well a text describes an image; see Model.match."""
+        """Score how well a text describes an image; see Model.match."""
         return _default_model().match(images, texts, **options)
 
 
 def __getattr__(name: str) -> Any:
-    """Import the other public names when they are first asked for."""
+    """Import the other public names at first use."""
     if name in __all__:
         return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

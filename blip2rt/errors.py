@@ -1,7 +1,4 @@
-"""Errors for the user's eyes: one line that names the value, the choices and the fix.
-
-Knows nothing of the rest of the package, so that every module may raise them.
-"""
+"""Errors for users: one line that names the value, the choices and the fix. Every module may raise them."""
 
 from __future__ import annotations
 
@@ -11,16 +8,16 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # controls, and turns of direction
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # controls, direction marks
 
 
 def printable(text: str) -> str:
-    """A stranger's text with what would steer a terminal written as escapes; line ends and tabs stay."""
+    """An untrusted text with terminal control characters escaped; line breaks and tabs stay."""
     return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def one_line(text: str) -> str:
-    """A text with its tabs, line ends and controls as escapes, for a line of its own."""
+    """A text with tabs, line breaks and control characters escaped, for output on one line."""
     if text.isprintable():
         return text
     return "".join(
@@ -29,14 +26,14 @@ def one_line(text: str) -> str:
 
 
 class Blip2rtError(Exception):
-    """Base of every error that blip2rt raises for the user's input; its message is always a single line."""
+    """Base of all errors about the user's input; the message is a single line."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(" ".join(line.strip() for line in message.splitlines() if line.strip())))
 
 
 class ImageError(Blip2rtError):
-    """An image that cannot be read or has the wrong form."""
+    """An image that cannot be read or has the wrong shape or type."""
 
 
 class BundleError(Blip2rtError):
@@ -44,43 +41,43 @@ class BundleError(Blip2rtError):
 
 
 class OptionError(Blip2rtError):
-    """One or more options, arguments or environment variables that make no sense; all faults are named at once."""
+    """Invalid options, arguments or environment variables; all faults are named at once."""
 
 
 class CapabilityError(Blip2rtError):
-    """The bundle lacks the components that a call needs."""
+    """A call that needs components which the bundle lacks."""
 
 
 class GalleryError(Blip2rtError):
-    """An index that is missing, damaged, or another model's."""
+    """An index that is missing, damaged, or made by another model."""
 
 
 class BackendError(Blip2rtError):
-    """A backend that is unknown or not installed, or whose engine failed."""
+    """A backend that is unknown, not installed, or failed."""
 
 
-_PASSED = (Blip2rtError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, ModuleNotFoundError)
+_UNCHANGED = (Blip2rtError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, ModuleNotFoundError)
 
 
 @contextlib.contextmanager
 def boundary(what: str, kind: type[Blip2rtError] = Blip2rtError) -> Iterator[None]:
-    """Turn whatever is raised at a stranger's file into an error of one line, "WHAT: the reason".
+    """Turn any exception about an untrusted file into an error of one line, "WHAT: the reason".
 
-    A panic of Rust is no Exception, and is caught too. Errors of ours, Ctrl-C, a lack of memory and a package that is
-    missing stay what they are.
+    Rust panics, which are no Exception, are caught too. Our own errors, Ctrl-C, lack of memory and missing packages
+    pass unchanged.
     """
     try:
         yield
-    except _PASSED:
+    except _UNCHANGED:
         raise
     except BaseException as error:  # noqa: BLE001
         raise kind(f"{what}: {reason(error)}") from error
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what an error says, cut; its type where it says nothing."""
+    """The first line of an error's message, shortened; its type if there is none."""
     if isinstance(error, RecursionError):
-        return "it is nested too deep"
+        return "it is nested too deeply"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = (line.strip() for line in str(error).splitlines())

@@ -13,7 +13,7 @@ What is done with the unusual ones: EXIF orientation is applied; transparent par
 (of an open PIL image its current one).
 
 A file comes from a stranger. Its header alone is read before its size is judged: more than `max_pixels` pixels, or a
-side of more than MAX_SIDE, is an ImageError and takes no memory. Pipes and devices are refused before they can block.
+side of more than MAX_SIDE, is an ImageError and takes no memory. Pipes and devices are rejected before they can block.
 
 Scaled decoding (`scaled`, off unless asked for) lets the JPEG decoder itself shrink a large photograph by 2, 4 or 8, to
 no less than twice the size that is wanted: several times faster, and within a mean difference of SCALED_TOLERANCE of
@@ -42,7 +42,7 @@ from .bundle.manifest import ImageSpec
 from .errors import ImageError, OptionError, is_whole
 from .install_hints import pip_install
 from .native import native
-from .untrusted.image_format import HEAD, kind_of
+from .untrusted.image_format import HEAD, format_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -254,7 +254,7 @@ def _formats_for(stream: IO[bytes], name: str) -> tuple[str, ...]:
     """The formats that a file may have. HEIC's package is opened for a file that says it is HEIC, and for no other."""
     head = stream.read(HEAD)
     stream.seek(0)
-    if kind_of(head) != "HEIF":
+    if format_of(head) != "HEIF":
         return _formats()
     try:
         from pi_heif import register_heif_opener

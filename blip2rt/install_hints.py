@@ -1,27 +1,27 @@
-"""The pip commands that install parts of blip2rt from where this one came: a checkout, a file, a repository, an index.
+"""The pip commands for error messages. They install from where this installation came from: checkout, file, repository.
 
-What it reads is imported where it is read: errors alone need it.
+Imports happen in the functions, because only errors need them.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-# Both packages have the files of one, so one of them goes first. blip2rt, installed later, brings the other back.
+# The two packages share files, so one must go first. Installing blip2rt later brings onnxruntime back.
 ONNXRUNTIME_GPU = "pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
 
 
 def pip_install(*extras: str) -> str:
-    """The command, e.g. pip install 'blip2rt[train]'; of a checkout, with its folder in the name's place."""
+    """The command, as in pip install 'blip2rt[train]'; in a checkout, its folder replaces the name."""
     import shlex
 
-    wanted = f"[{','.join(extras)}]" if extras else ""
+    chosen = f"[{','.join(extras)}]" if extras else ""
     name, origin = _origin()
-    return f"pip install {shlex.quote(f'{name}{wanted}{origin}')}"
+    return f"pip install {shlex.quote(f'{name}{chosen}{origin}')}"
 
 
 def _origin() -> tuple[str, str]:
-    """What pip takes in place of the name, and what follows the extras."""
+    """What replaces the package's name, and what follows the extras."""
     import json
     from importlib import metadata
     from urllib.parse import unquote, urlsplit

@@ -70,7 +70,7 @@ class Language:
         room = Room(
             self._spec.max_positions - sum(read.values()),
             f"{behind}, of {self._spec.max_positions} tokens in all",
-            "begin a new chat" if used else "shorten them",
+            "start a new chat" if used else "shorten them",
         )
         settings = resolve(options, self._manifest.decoding.get(task, Decoding()), room)
         settings["eos_token_ids"] = list(self._spec.eos_token_ids)

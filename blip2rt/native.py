@@ -1,4 +1,4 @@
-"""Finds blip2rt._native, the C++ core (engines/), and says what types it has."""
+"""Import blip2rt._native, the C++ core (engines/), and declare its types."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Core(Protocol):
-    """The module blip2rt._native. Its types are those of _native.pyi."""
+    """The module blip2rt._native, as in _native.pyi."""
 
     Batcher: type[_native.Batcher]
     Chat: type[_native.Chat]
@@ -39,11 +39,11 @@ class Core(Protocol):
 
 
 if TYPE_CHECKING:
-    _core: Core = _native  # mypy compares the two
+    _core: Core = _native  # mypy compares both
 
 
 def native() -> Core:
-    """Return blip2rt._native. Where this package is a source folder without it, take the installed package's."""
+    """Return blip2rt._native. A source folder without it uses the installed package's."""
     name = "blip2rt._native"
     try:
         return cast("Core", importlib.import_module(name))

@@ -1,4 +1,4 @@
-"""What callers hand over, one thing or several, as lists. Knows nothing about images."""
+"""One thing or several, as lists. Knows nothing about images."""
 
 from __future__ import annotations
 
@@ -19,30 +19,28 @@ def as_list(images: Any) -> tuple[list[Any], bool]:
 
 
 def is_file(images: Any) -> bool:
-    """Whether it is an open file, which is an iterator and yet one thing."""
+    """Whether it is an open file: an iterator, but one image."""
     return hasattr(images, "read")
 
 
 def one_by_one(images: Any) -> None:
-    """Raise ImageError for what does not hold images one by one."""
+    """Raise ImageError unless `images` is an iterable of images."""
     one = isinstance(images, str | bytes | os.PathLike) or is_file(images)
     if one or not isinstance(images, Iterable):
-        raise ImageError(
-            f"caption_each takes images one by one, not {type(images).__name__}: give a list, or call caption"
-        )
+        raise ImageError(f"caption_each takes an iterable, not {type(images).__name__}: give a list, or call caption")
 
 
 def texts_of(texts: Any, name: str) -> tuple[list[str], bool]:
-    """One text or several -> a list, and whether it was one. Raises OptionError for what is no text."""
+    """One text or several -> a list, and whether it was one. Raises OptionError unless all are str."""
     many, one = as_list(texts)
     wrong = sorted({type(text).__name__ for text in many if not isinstance(text, str)})
     if wrong:
-        raise OptionError(f"{name} hold {', '.join(wrong)}: give a str or a list of str")
+        raise OptionError(f"{name} contain {', '.join(wrong)}: give a str or a list of str")
     return many, one
 
 
 def pairs(images: Any, texts: Any, name: str) -> tuple[list[Any], list[str], bool]:
-    """Images and texts -> lists of one length, and whether both were one. A single one is repeated for a list."""
+    """Images and texts -> lists of equal length, and whether both were one. A single one is repeated for a list."""
     many_images, one_image = as_list(images)
     many_texts, one_text = texts_of(texts, name)
     if one_image and not one_text:
@@ -50,7 +48,5 @@ def pairs(images: Any, texts: Any, name: str) -> tuple[list[Any], list[str], boo
     if one_text and not one_image:
         many_texts *= len(many_images)
     if len(many_images) != len(many_texts):
-        raise OptionError(
-            f"{len(many_images)} images and {len(many_texts)} {name}: give as many of one as of the other"
-        )
+        raise OptionError(f"{len(many_images)} images and {len(many_texts)} {name}: give equally many")
     return many_images, many_texts, one_image and one_text

@@ -1,4 +1,4 @@
-"""Options of generation: the caller's over the bundle's defaults, checked together. Knows numbers and strings only."""
+"""Decoding options: the caller's, over the bundle's defaults, validated together. Knows numbers and strings only."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from typing import Any, TypedDict
 from .bundle.manifest import Decoding
 from .errors import OptionError, is_whole
 
-MAX_BEAMS = 100  # far beyond use; a typing error must not fill the memory
+MAX_BEAMS = 100  # far beyond use: a typing error must not fill memory
 SEEDS = 2**63
-_LONGEST = 1 << 16  # tokens of a text
-_MOST = 2**31 - 1  # tokens, n-grams: what the core's integers hold
-_SMALLEST, _LARGEST = 1e-37, 1e38  # what a float32 holds
-TOP_K = 50  # what sampling draws from where nothing is said, as Hugging Face has it
+_MAX_TOKENS = 1 << 16  # of a text
+_MAX_INT = 2**31 - 1  # the core's integers
+_MIN_FLOAT, _MAX_FLOAT = 1e-37, 1e38  # float32
+TOP_K = 50  # default of sampling, as in Hugging Face
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the caller may set; None means the bundle's default. Meanings are Hugging Face `generate`'s.
+    """Decoding options; None means the bundle's default. Meanings are those of Hugging Face's `generate`.
 
-    Repetition, n-grams, bad words and stop strings are looked for in image, prompt and answer together, as Hugging Face
-    has it; where an encoder reads image and prompt, in the answer alone.
+    Repetition, n-grams, bad words and stop strings apply to image, prompt and answer together, as in Hugging Face; with
+    an encoder-decoder, to the answer alone.
 
-    num_captions: texts for each image: the best num_captions of num_beams, or independent draws
-    num_beams: 1: greedy; with do_sample, beams whose candidates are drawn
+    num_captions: texts for each image: the best num_captions of num_beams, or independent samples
+    num_beams: 1 is greedy; with do_sample, the beams' candidates are sampled
     max_new_tokens, min_new_tokens: length of the answer, in tokens; a chat model's text ends where it begins the next
         turn, even before min_new_tokens
-    length_penalty: for beams: above 0 favours longer texts, below 0 shorter ones
-    early_stopping: for beams: True ends with num_beams texts; "never" where none can get better
-    repetition_penalty: above 1 makes said tokens less likely
-    no_repeat_ngram_size: n-grams of this size come once; 0 is off
-    bad_words: the tokens of each, alone and behind a space, are never said in a row
-    forced_prefix: the answer begins with it
-    stop_strings: the text ends with the token that completes one
-    max_time: seconds for the images that go together, encoder and all, after which texts end where they are
-    do_sample: draw tokens
-    temperature: for sampling: above 1 is wilder, below 1 tamer
-    top_k: for sampling: from this many likeliest tokens; None is 50, 0 all
-    top_p: for sampling: from the likeliest tokens that together have this probability
-    min_p: for sampling: from tokens at least this likely, relative to the likeliest
-    seed: for sampling: the same texts for the same seed; None draws one
+    length_penalty: for beams: above 0 prefers longer texts, below 0 shorter ones
+    early_stopping: for beams: True stops at num_beams texts, "never" when no better text is possible
+    repetition_penalty: above 1 makes repeated tokens less likely
+    no_repeat_ngram_size: n-grams of this size occur once; 0 is off
+    bad_words: texts that are never generated, alone or after a space
+    forced_prefix: the beginning of the answer
+    stop_strings: the text ends with the token that completes one of them
+    max_time: seconds for the images of a batch, encoder included, after which their texts end unfinished
+    do_sample: sample tokens
+    temperature: for sampling: above 1 is more varied, below 1 less
+    top_k: for sampling: from this many most likely tokens; None is 50, 0 is all
+    top_p: for sampling: from the most likely tokens with this total probability
+    min_p: for sampling: from tokens at least this likely, relative to the most likely
+    seed: for sampling: the same seed gives the same texts; None is random
     """
 
     num_captions: int = 1
@@ -109,13 +109,12 @@ class CaptionOptions(AskOptions, total=False):
     raw: bool
 
 
-_WHOLE: dict[str, tuple[int, int]] = {  # name -> lowest, highest
-    "num_captions": (1, MAX_BEAMS), "num_beams": (1, MAX_BEAMS), "max_new_tokens": (1, _LONGEST),
-    "min_new_tokens": (0, _LONGEST), "no_repeat_ngram_size": (0, _MOST), "top_k": (0, _MOST), "seed": (0, SEEDS - 1),
-}  # fmt: skip
-_POSITIVE = (f"a number above 0, from {_SMALLEST:g} to {_LARGEST:g}", lambda x: _SMALLEST <= x <= _LARGEST)
-_NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {  # name -> what it must be, test
-    "length_penalty": (f"a number from {-_LARGEST:g} to {_LARGEST:g}", lambda x: abs(x) <= _LARGEST),
+_WHOLE = {"num_captions": (1, MAX_BEAMS), "num_beams": (1, MAX_BEAMS)}  # name -> lowest, highest
+_WHOLE |= {"max_new_tokens": (1, _MAX_TOKENS), "min_new_tokens": (0, _MAX_TOKENS)}
+_WHOLE |= {"no_repeat_ngram_size": (0, _MAX_INT), "top_k": (0, _MAX_INT), "seed": (0, SEEDS - 1)}
+_POSITIVE = (f"a number above 0, from {_MIN_FLOAT:g} to {_MAX_FLOAT:g}", lambda x: _MIN_FLOAT <= x <= _MAX_FLOAT)
+_NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {  # name -> requirement, test
+    "length_penalty": (f"a number from {-_MAX_FLOAT:g} to {_MAX_FLOAT:g}", lambda x: abs(x) <= _MAX_FLOAT),
     "repetition_penalty": _POSITIVE,
     "temperature": _POSITIVE,
     "top_p": ("a number from 0 to 1", lambda x: 0 <= x <= 1),
@@ -125,9 +124,9 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {  # name -> what it 
 
 
 def merge(options: Options, given: Mapping[str, Any]) -> Options:
-    """Lay keyword arguments over `options`, where they are not None.
+    """Override `options` by the keyword arguments that are not None.
 
-    Raises OptionError for unknown ones. It names these, and what is wrong with each of the others.
+    Raises OptionError for unknown ones, which also lists the faults of the others.
     """
     known = [field.name for field in fields(Options)]
     unknown = [name for name in given if name not in known]
@@ -140,45 +139,43 @@ def merge(options: Options, given: Mapping[str, Any]) -> Options:
 
 @dataclass(frozen=True)
 class Room:
-    """How many tokens fit behind what is read, in words for whoever asks for more."""
+    """How many tokens fit after the prompt, with the words of the error if more are requested."""
 
     tokens: int
-    behind: str  # what is read, as in "the image (32), the prompt (7), of 1024 tokens in all"
-    mend: str  # what gives more room
+    behind: str  # what takes up positions, as in "the image (32), the prompt (7), of 1024 tokens in all"
+    fix: str  # how to make room
 
 
 def resolve(given: Options, defaults: Decoding, room: Room) -> dict[str, Any]:
-    """The core's options of generation, without those that need a tokenizer: stop ids, bad words, prefix, stop strings.
+    """The core's decoding options except those that need a tokenizer: stop ids, bad words, prefix, stop strings.
 
-    Raises OptionError that names every fault.
+    Raises OptionError with every fault.
     """
     wrong = _single_faults(given)
     faults = list(wrong.values())
-    given = replace(given, **{name: getattr(Options(), name) for name in wrong})  # to see what is wrong with the others
+    given = replace(given, **{name: getattr(Options(), name) for name in wrong})  # to find the faults of the others
     captions, sampled = given.num_captions, bool(given.do_sample)
     beams = given.num_beams
     if beams is None:
         beams = 1 if sampled else max(defaults.num_beams, captions)
     most, least = given.max_new_tokens, given.min_new_tokens
-    if most is None:  # a default never stands in the way of what the caller asked for
-        most = max(min(defaults.max_new_tokens, room.tokens, _LONGEST), least or 1)
+    if most is None:  # a default yields to what the caller asked for
+        most = max(min(defaults.max_new_tokens, room.tokens, _MAX_TOKENS), least or 1)
     if least is None:
         least = min(defaults.min_new_tokens, most)
     if captions > beams and not (sampled and beams == 1):
-        mend = "raise or leave out num_beams" if sampled else "raise num_beams, or set do_sample"
-        faults.append(f"num_captions is {captions}, more than num_beams, {beams}: {mend}")
+        fix = "raise or leave out num_beams" if sampled else "raise num_beams, or set do_sample"
+        faults.append(f"num_captions is {captions}, more than num_beams, {beams}: {fix}")
     if least > most:
         faults.append(f"min_new_tokens is {least}, more than max_new_tokens, {most}")
     if room.tokens < 1:
-        faults.append(f"no token fits behind {room.behind}: {room.mend}")
+        faults.append(f"no token fits behind {room.behind}: {room.fix}")
     elif most > room.tokens:
-        asked = "min_new_tokens" if given.max_new_tokens is None else "max_new_tokens"
-        faults.append(
-            f"{asked} is {most}, but only {room.tokens} fit behind {room.behind}: {room.mend}, or ask for fewer"
-        )
+        option = "min_new_tokens" if given.max_new_tokens is None else "max_new_tokens"
+        faults.append(f"{option} is {most}, but only {room.tokens} fit behind {room.behind}: {room.fix}, or lower it")
     if not sampled and "do_sample" not in wrong:
         idle = [name for name in _SAMPLING if getattr(given, name) is not None]
-        faults += [f"{name} is {getattr(given, name)}, but tokens are not drawn: set do_sample" for name in idle]
+        faults += [f"{name} is {getattr(given, name)}, but sampling is off: set do_sample" for name in idle]
     if faults:
         raise OptionError("; ".join(faults))
     penalty = defaults.length_penalty if given.length_penalty is None else given.length_penalty
@@ -221,7 +218,7 @@ def strings(value: str | Sequence[str]) -> list[str]:
 
 
 def _single_faults(given: Options) -> dict[str, str]:
-    """Name -> fault, for each option that is wrong by itself."""
+    """Name -> fault of each option that is invalid by itself."""
     faults = {}
     for name, (low, high) in _WHOLE.items():
         value = getattr(given, name)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.text import clean_caption
-from blip2rt.untrusted.image_format import HEAD, kind_of
+from blip2rt.untrusted.image_format import HEAD, format_of
 
 from .data.readers import IMAGES, read_data
 from .data.samples import BadSamples, Dataset, Sample, error_text, repeat_answers, table_text, text_fault
@@ -293,7 +293,7 @@ def _unpack(shard: Path, folder: Path, cache: Path, bad: BadSamples) -> Dataset:
         except (OSError, ValueError) as error:
             bad.add(source.name(number), error_text(error))
             continue
-        path = folder / f"{number:09d}.{kind_of(content[:HEAD]).lower()}"
+        path = folder / f"{number:09d}.{format_of(content[:HEAD]).lower()}"
         path.write_bytes(content)
         samples += [Sample(len(paths), text.text, text.prompt, text.weight) for text in texts]
         paths.append(path)

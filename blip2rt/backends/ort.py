@@ -22,7 +22,7 @@ from .. import bundle as contract
 from ..bundle import Bundle
 from ..errors import BackendError, OptionError
 from ..native import native
-from ..untrusted.graphs import readable_files, refused
+from ..untrusted.graphs import readable_files, rejected
 from . import named_failure
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class Backend(backends.Backend):
                         runtime, str(graph), self._threads, custom_int8=component == contract.VISION, files=files
                     )
                 except native().GraphError as error:
-                    raise refused(error) from None
+                    raise rejected(error) from None
                 except MemoryError:
                     raise BackendError(f"ONNX Runtime cannot load {graph}: out of memory") from None
                 except RuntimeError as error:

@@ -136,11 +136,9 @@ def _component_faults(manifest: Manifest) -> list[str]:
         for kind, required, tensors in zip(
             ("inputs", "outputs"), expected, (component.inputs, component.outputs), strict=True
         ):
-            missing_names = [each for each in required if each not in _names(tensors)]
-            if missing_names:
-                faults.append(
-                    f"{name} lacks the {kind} {', '.join(missing_names[:3])}{'...' if missing_names[3:] else ''}"
-                )
+            lacking = [tensor for tensor in required if tensor not in _names(tensors)]
+            if lacking:
+                faults.append(f"{name} lacks the {kind} {', '.join(lacking[:3])}{'...' if lacking[3:] else ''}")
     return faults
 
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ..errors import OptionError
-from ..untrusted.image_format import EXTENSIONS, head_of, kind_of
+from ..untrusted.image_format import EXTENSIONS, format_of, read_head
 
 
 def write_problem(target: str) -> str:
@@ -17,7 +17,7 @@ def write_problem(target: str) -> str:
     if folder and not os.path.isdir(folder):
         return f"{target!r} cannot be written: folder {folder!r} does not exist"
     try:
-        picture = os.path.isfile(target) and kind_of(head_of(target))
+        picture = os.path.isfile(target) and format_of(read_head(target))
     except OSError as error:
         return f"cannot read {target!r}: {error.strerror}"
     return f"{target!r} is a picture, which is never overwritten" if picture else ""

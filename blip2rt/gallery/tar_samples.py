@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..untrusted.image_format import HEAD, kind_of, looks_named
+from ..untrusted.image_format import HEAD, format_of, has_image_name
 from .sources import Failure, Picture
 
 BLOCK = tarfile.BLOCKSIZE
@@ -76,13 +76,13 @@ def read_samples(path: str) -> Iterator[list[TarMember]]:
 def find_image(path: str, sample: list[TarMember]) -> TarMember | None:
     """Return the picture of a sample, found by its name or else by its first bytes."""
     files = [member for member in sample if member.is_file]
-    named = [member for member in files if looks_named(member.name)]
+    named = [member for member in files if has_image_name(member.name)]
     if named:
         return named[0]
     with open(path, "rb") as file:
         for member in files:
             file.seek(member.offset)
-            if kind_of(file.read(min(HEAD, member.size))):
+            if format_of(file.read(min(HEAD, member.size))):
                 return member
     return None
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import IO
 
-from ..untrusted.image_format import HEAD, head_of, kind_of, looks_named
+from ..untrusted.image_format import HEAD, format_of, has_image_name, read_head
 from .sources import Failure, Picture, Sources, is_glob, is_shard
 from .tar_samples import shard_pictures
 
@@ -130,7 +130,7 @@ class _Walker:
             yield Failure("-", "- is standard input, which is closed: give a file, or pipe the image in")
             return
         data = sys.stdin.buffer.read()
-        if kind_of(data[:HEAD]) or not _is_text(data):
+        if format_of(data[:HEAD]) or not _is_text(data):
             yield Picture("-", "-", data=data)
         elif b"\n" not in data and b"\0" not in data:
             yield Failure("-", "standard input is text, not an image: give a list of paths with --from-file -")
@@ -149,11 +149,11 @@ class _Walker:
 
     def _file(self, path: str, matched: bool) -> Iterator[Picture | Failure]:
         """Yield a picture, a failure, or nothing. matched: the user's pattern matches the file."""
-        expected = matched or looks_named(path)
+        expected = matched or has_image_name(path)
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):
                 return
-            kind = kind_of(head_of(path))
+            kind = format_of(read_head(path))
         except FileNotFoundError:  # removed since the folder was read, or a dangling link
             if os.path.islink(path) and expected:
                 yield Failure(path, f"{path!r} is a link to a missing file")

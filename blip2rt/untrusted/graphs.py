@@ -1,4 +1,4 @@
-"""What a bundle's graphs may read. Knows files and their sizes, nothing about engines."""
+"""Check a bundle's graphs before an engine loads them: which files they may read."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from ..native import native
 
 
 def readable_files(bundle: Bundle, component: str) -> dict[str, int]:
-    """Return the files beside a component's graph that the manifest lists, and their bytes: all that it may read."""
+    """The files that a component's graph may read: those of its folder in the manifest, with their sizes in bytes."""
     folder = PurePosixPath(bundle.manifest.components[component].graph).parent
     files = {PurePosixPath(name): entry.size for name, entry in (bundle.manifest.files or {}).items()}
     return {name.name: size for name, size in files.items() if name.parent == folder}
 
 
 def checked_graph(bundle: Bundle, component: str) -> Path:
-    """Return a component's graph. Raises BundleError where it is damaged or asks for what it may not."""
+    """The path of a component's graph. Raises BundleError if it is damaged or reads other files."""
     graph = bundle.graph(component)
     try:
         native().check_graph(str(graph), readable_files(bundle, component))
     except native().GraphError as error:
-        raise refused(error) from None
+        raise rejected(error) from None
     return graph
 
 
-def refused(error: Exception) -> BundleError:
-    """Return the core's GraphError as ours."""
-    return BundleError(f"{error}: get the bundle again from whom you trust")
+def rejected(error: Exception) -> BundleError:
+    """The core's GraphError as a BundleError."""
+    return BundleError(f"{error}: download the bundle again from a source you trust")

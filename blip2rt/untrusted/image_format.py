@@ -1,27 +1,23 @@
-"""What kind of image a file is, by its first bytes. Knows no more than those; decoding is image.py's."""
+"""Recognise image formats by a file's first bytes. Decoding is done in image.py."""
 
 from __future__ import annotations
 
 import os
 
-HEAD = 64  # bytes that are looked at
-_STARTS = {
-    b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF87a": "GIF", b"GIF89a": "GIF", b"II*\0": "TIFF",
-    b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF",
-}  # fmt: skip
+HEAD = 64  # bytes that are inspected
+_SIGNATURES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF87a": "GIF", b"GIF89a": "GIF"}
+_SIGNATURES |= dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF")
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
-_BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}  # bytes of what follows a BMP's first 14
-EXTENSIONS = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif", ".heic",
-    ".heif", ".hif", ".ppm", ".pgm", ".pbm", ".pnm",
-)  # fmt: skip
+_BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}  # sizes of the header after a BMP's first 14 bytes
+_NAMES = "jpg jpeg jpe jfif png gif bmp dib tif tiff webp avif heic heif hif ppm pgm pbm pnm"
+EXTENSIONS = tuple(f".{name}" for name in _NAMES.split())
 
 
-def kind_of(head: bytes) -> str:
-    """The first bytes of a file -> JPEG, PNG, GIF, BMP, TIFF, WEBP, AVIF, HEIF, PPM, or "" for all else."""
-    for start, kind in _STARTS.items():
-        if head.startswith(start):
-            return kind
+def format_of(head: bytes) -> str:
+    """The first bytes of a file -> JPEG, PNG, GIF, BMP, TIFF, WEBP, AVIF, HEIF, PPM, or "" for anything else."""
+    for signature, name in _SIGNATURES.items():
+        if head.startswith(signature):
+            return name
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
     if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
@@ -35,13 +31,13 @@ def kind_of(head: bytes) -> str:
     return ""
 
 
-def looks_named(name: str) -> bool:
-    """Whether a file's name promises an image."""
+def has_image_name(name: str) -> bool:
+    """Whether a file has an image's extension."""
     return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
-def head_of(path: str) -> bytes:
-    """The first bytes of a file. Raises OSError. A pipe without a writer is not waited for."""
+def read_head(path: str) -> bytes:
+    """The first bytes of a file. Raises OSError. Does not wait for the writer of a pipe."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         return os.read(descriptor, HEAD)

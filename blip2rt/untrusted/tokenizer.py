@@ -1,7 +1,7 @@
-"""tokenizer.json -> a tokenizer that may be trusted with a text. Knows the library `tokenizers`, nothing about models.
+"""Load an untrusted tokenizer.json with the library `tokenizers`.
 
-The file is a stranger's. What multiplies a text (a normalizer that replaces a letter by a page, a template that repeats
-it) is refused; whatever the library raises, its PanicException too, becomes a BundleError that names the file.
+Files that could blow up a short text are rejected: normalizers that replace a letter by a page, templates that repeat
+the text. Any exception of the library, a Rust panic included, becomes a BundleError that names the file.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from tokenizers import Tokenizer
 
 from ..errors import BundleError, boundary
 
-MOST_BYTES = 256 << 20  # of a file; Gemma's has 33 MB
-MOST_GROWTH = 64  # times, all normalizers or decoders together; NFKC makes at most 18 characters of one
-_GROWTH = {"NFKC": 18, "NFKD": 18, "NFC": 18, "NFD": 18, "Precompiled": 4}  # by the kind of a normalizer
+MAX_BYTES = 256 << 20  # of a file; Gemma's has 33 MB
+MAX_GROWTH = 64  # factor of all normalizers or all decoders; NFKC has 18
+_GROWTH = {"NFKC": 18, "NFKD": 18, "NFC": 18, "NFD": 18, "Precompiled": 4}  # by type of normalizer
 _PROBE = "A dog, 2 cats; Ünïcode 日本 \u200d."
 _silence = threading.Lock()
 
@@ -31,13 +31,13 @@ def read_tokenizer(file: Path) -> Tokenizer:
         size = file.stat().st_size
     except OSError as error:
         raise BundleError(f"{file} is not a tokenizer: {error.strerror or error}") from None
-    if size > MOST_BYTES:
-        raise BundleError(f"{file} is not a tokenizer: it has {size:,} bytes, and {MOST_BYTES:,} are allowed")
+    if size > MAX_BYTES:
+        raise BundleError(f"{file} is not a tokenizer: it has {size:,} bytes, more than {MAX_BYTES:,}")
     with guarded(file, "is not a tokenizer"), _silent():
         tokenizer: Tokenizer = Tokenizer.from_file(str(file))
         faults = _faults(tokenizer)
         if faults:
-            raise BundleError(f"{file} is not a tokenizer to trust: {'; '.join(faults)}")
+            raise BundleError(f"{file} is not a safe tokenizer: {'; '.join(faults)}")
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.decode(tokenizer.encode(_PROBE).ids)
@@ -46,18 +46,18 @@ def read_tokenizer(file: Path) -> Tokenizer:
 
 @contextlib.contextmanager
 def guarded(file: Path | str, what: str = "failed as a tokenizer") -> Iterator[None]:
-    """Turn whatever the library raises into a BundleError with the file's name."""
+    """Turn any exception of the library into a BundleError with the file's name."""
     with boundary(f"{file} {what}", BundleError):
         yield
 
 
 def _faults(tokenizer: Tokenizer) -> list[str]:
-    """What in the tokenizer makes much of little."""
+    """Parts of a tokenizer that can blow up a short text."""
     faults = []
     for name in ("normalizer", "decoder"):
         growth = _growth(_state(getattr(tokenizer, name)))
-        if growth > MOST_GROWTH:
-            faults.append(f"its {name} makes up to {growth:,.0f} characters of one, and {MOST_GROWTH} are allowed")
+        if growth > MAX_GROWTH:
+            faults.append(f"its {name} turns one character into up to {growth:,.0f}, more than {MAX_GROWTH}")
     pieces = list(_pieces(_state(tokenizer.post_processor)))
     if sum("Sequence" in piece for piece in pieces) > 1 or len(pieces) > 64:
         faults.append("its post_processor repeats the text")
@@ -65,12 +65,12 @@ def _faults(tokenizer: Tokenizer) -> list[str]:
 
 
 def _state(component: Any) -> Any:
-    """A component of the library as its JSON; None where there is none."""
+    """A component's JSON; None if there is no component."""
     return None if component is None else json.loads(component.__getstate__())
 
 
 def _growth(state: Any) -> float:
-    """How many characters a normalizer or decoder can make of one, at most."""
+    """The maximum number of characters that a normalizer or decoder makes of one."""
     if not isinstance(state, dict):
         return 1
     kind = state.get("type")
@@ -86,7 +86,7 @@ def _growth(state: Any) -> float:
 
 
 def _pieces(state: Any) -> Iterator[dict[str, Any]]:
-    """What a post-processor lays around and between a single text."""
+    """The pieces that a post-processor makes of a single text."""
     if isinstance(state, dict):
         yield from state.get("single", ()) if isinstance(state.get("single"), list) else ()
         for each in state.get("processors", ()):
@@ -95,11 +95,11 @@ def _pieces(state: Any) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keep stderr clean while a file is tried: Rust reports a panic there by itself, before we can say it better."""
+    """Silence standard error, where Rust reports a panic before we can."""
     with _silence:
         try:
             kept = os.dup(2)
-        except OSError:  # stderr is closed
+        except OSError:  # closed
             yield
             return
         try:

@@ -49,9 +49,9 @@ def rounded(weight: torch.Tensor, gram: torch.Tensor, block: int) -> torch.Tenso
 
 def images_of(folders: list[Path], count: int) -> list[Path]:
     """`count` images, as many of each folder, spread over its names."""
-    from blip2rt.untrusted.image_format import looks_named
+    from blip2rt.untrusted.image_format import has_image_name
 
-    each = [sorted(path for path in folder.iterdir() if looks_named(path.name)) for folder in folders]
+    each = [sorted(path for path in folder.iterdir() if has_image_name(path.name)) for folder in folders]
     share = -(-count // len(each))
     return [files[i * len(files) // share] for files in each for i in range(share)][:count]
 

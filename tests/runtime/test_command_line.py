@@ -1,15 +1,17 @@
-"""One command line: every command's help, version and mistakes have one form; the parser and the policy alone, too."""
+"""Every command's help, version and mistakes have one form; the parser and the error policy by themselves."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 COMMANDS: dict[str, tuple[str, ...] | None] = {
     "blip2rt": ("captions",),
     "blip2rt caption": ("a.png", "--backend", "onnx"),
-    "blip2rt ask": ("a.png", "who?", "--device", "gpu"),
+    "blip2rt ask": ("a.png", "who?", "--backend", "gpu"),
     "blip2rt match": ("a.png", "a dog", "--backend", "tensorrt"),
     "blip2rt index": ("photos", "--out", "x", "--format", "lance"),
     "blip2rt search": ("x", "a dog", "--backend", "onnx"),
@@ -68,12 +70,8 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "python -m benchmarks.precisions": ("--checkpoint", "x", "--data", "y", "--kinds", "int3"),
     "python -m benchmarks.train": ("--precision", "int8"),
 }
-# What the imports of a package's commands need.
-HEAVY = {
-    "blip2rt_export": "onnxscript",
-    "blip2rt_train": "torch",
-    "benchmarks": "onnxscript",
-}  # what their imports need
+# What a package's commands import.
+HEAVY = {"blip2rt_export": "onnxscript", "blip2rt_train": "torch", "benchmarks": "onnxscript"}
 
 
 def scripts() -> dict[str, str]:
@@ -128,20 +126,16 @@ def shown(help_text: str) -> dict[str, str]:
 
 
 def test_every_command_is_in_the_table() -> None:
-    """A script, a module that can be run, or a subcommand that is new has to be tested, too."""
+    """A new script, runnable module or subcommand must be tested, too."""
     from train.cli import COMMANDS as TRAINING
 
     programs = {called.removeprefix("python -m ").split()[0] for called in COMMANDS}
     modules = {where.partition(":")[0] for where in scripts().values()}
-    modules |= {name for name in programs if name not in scripts()} | {
-        f"train.{module}" for module, _ in TRAINING.values()
-    }
+    modules |= {name for name in programs if name not in scripts()}
+    modules |= {f"train.{module}" for module, _ in TRAINING.values()}
     modules = {name.replace("blip2rt_export", "export").replace("blip2rt_train", "train") for name in modules}
-    workers = (
-        "blip2rt.bench.worker",
-        "blip2rt.bench.peers",  # blip2rt-bench starts them
-        "benchmarks.gpu_day.kernels",
-    )  # compute-sanitizer does
+    # Workers that another program starts.
+    workers = ("blip2rt.bench.worker", "blip2rt.bench.peers", "benchmarks.gpu_day.kernels")
     for package in ("blip2rt", "train", "export", "benchmarks"):
         for file in (ROOT / package).rglob("*.py"):
             name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
@@ -159,7 +153,7 @@ def test_help(called: str, call: Callable[..., tuple[int, str, str]]) -> None:
     subcommands = re.findall(
         r"^    (\w+) {2,}\S", out.partition("positional arguments:")[2].partition("\n\n")[0], re.MULTILINE
     )
-    assert all(f"{called} {name}" in COMMANDS for name in subcommands), "a subcommand that is new has to be tested, too"
+    assert all(f"{called} {name}" in COMMANDS for name in subcommands), "a new subcommand must be tested, too"
     options = shown(out)
     assert "-h --help" in options and "-V --version" in options
     for option, about in options.items():
@@ -193,51 +187,45 @@ def test_wrong_choice(called: str, call: Callable[..., tuple[int, str, str]]) ->
 @pytest.mark.parametrize(
     ("called", "arguments"),
     [
-        *((f"blip2rt {name}", ("a.png", *more, "--model", "")) for name, more in
-          (("caption", ()), ("ask", ("who?",)), ("match", ("a dog",)))),
-        ("blip2rt info", ("",)),
-        ("blip2rt verify", ("--model=",)),
-        ("blip2rt-bench", ("--model", "")),
-        ("blip2rt-build", ("",)),
-        ("blip2rt-export", ("--checkpoint", "", "--out", "x")),
-        ("blip2rt-export", ("--checkpoint", "x", "--out", "")),
-        ("blip2rt-export", ("--checkpoint", "x", "--out", "y", "--retrieval-checkpoint", "")),
-        ("blip2rt-convert", ("", "--to", "hf", "--out", "x")),
-        ("blip2rt-convert", ("x", "--to", "hf", "--out", "")),
-        ("blip2rt-convert", ("x", "--to", "hf", "")),
-        ("blip2rt-train evaluate caption", ("--model", "", "--data", "x")),
-        ("blip2rt-train calibrate", ("", "--data", "x", "--images", "y", "--out", "z")),
-        ("blip2rt-train average", ("a", "", "--out", "z")),
-        ("blip2rt-train questions", ("--data", "x", "--images", "y", "--out", "")),
+        ("blip2rt caption", "a.png --model ''"),
+        ("blip2rt ask", "a.png who? --model ''"),
+        ("blip2rt match", "a.png 'a dog' --model ''"),
+        ("blip2rt info", "''"),
+        ("blip2rt-bench", "--model ''"),
+        ("blip2rt-build", "''"),
+        ("blip2rt-export", "--checkpoint '' --out x"),
+        ("blip2rt-export", "--checkpoint x --out ''"),
+        ("blip2rt-export", "--checkpoint x --out y --retrieval-checkpoint ''"),
+        ("blip2rt-convert", "'' --to hf --out x"),
+        ("blip2rt-convert", "x --to hf --out ''"),
+        ("blip2rt-train evaluate caption", "--model '' --data x"),
+        ("blip2rt-train calibrate", "'' --data x --images y --out z"),
+        ("blip2rt-train average", "a '' --out z"),
+        ("blip2rt-train questions", "--data x --images y --out ''"),
     ],
-)  # fmt: skip
-def test_an_empty_value_is_a_mistake(
-    called: str, arguments: tuple[str, ...], call: Callable[..., tuple[int, str, str]]
-) -> None:
-    assert " is '': give a value, or leave it out" in refusal(called, call(called, *arguments))
+)
+def test_an_empty_value_is_a_mistake(called: str, arguments: str, call: Callable[..., tuple[int, str, str]]) -> None:
+    assert " is '': give a value, or leave it out" in refusal(called, call(called, *shlex.split(arguments)))
 
 
 @pytest.mark.parametrize("called", ["blip2rt", "blip2rt-train", "blip2rt-train prepare", "blip2rt-train evaluate"])
-def test_without_a_subcommand_the_help_is_shown(called: str, call: Callable[..., tuple[int, str, str]]) -> None:
+def test_missing_subcommand_shows_help(called: str, call: Callable[..., tuple[int, str, str]]) -> None:
     assert call(called) == call(called, "--help") and call(called)[0] == 0
 
 
-def test_old_names_are_accepted_and_not_shown(call: Callable[..., tuple[int, str, str]]) -> None:
-    """Each pair ends alike, and beyond the parser: at what the value names, which does not exist."""
+def test_renamed_options_are_accepted_but_hidden(call: Callable[..., tuple[int, str, str]]) -> None:
+    """Both spellings fail alike behind the parser, because /none does not exist."""
+    paths = "--images x --out y"
     for called, old, new in (
         ("blip2rt-export", "--ckpt /none --out y --calib z", "--checkpoint /none --out y --calibration z"),
         ("blip2rt-convert", "/none --to hf y", "/none --to hf --out y"),
         ("blip2rt-convert", "--ckpt /none --to hf y", "--checkpoint=/none --to hf --out=y"),
         ("blip2rt-bench", "--ckpt /none --num_beams 2", "--checkpoint /none --beams 2"),
-        ("blip2rt-train questions", "--table /none --images x --out y --per_image 1",
-         "--data /none --images x --out y --per-image 1"),
-        ("blip2rt-train prepare shards", "--data /none --out y --per_shard 5 --max_bad 2",
-         "--data /none --out y --per-shard 5 --max-bad 2"),
-        ("blip2rt-train calibrate", "--ckpt /none --data x --images y --out z",
-         "/none --data x --images y --out z"),
-        ("blip2rt-train evaluate caption", "--ckpt /none --data /none --num-beams 2",
-         "--model /none --data /none --beams 2"),
-    ):  # fmt: skip
+        ("blip2rt-train questions", f"--table /none {paths} --per_image 1", f"--data /none {paths} --per-image 1"),
+        ("blip2rt-train prepare shards", "--data /none --out y --per_shard 5", "--data /none --out y --per-shard 5"),
+        ("blip2rt-train calibrate", f"--ckpt /none --data x {paths}", f"/none --data x {paths}"),
+        ("blip2rt-train evaluate caption", "--ckpt /none --data x --num-beams 2", "--model /none --data x --beams 2"),
+    ):
         before = refusal(called, call(called, *old.split()))
         assert "/none" in before and before == refusal(called, call(called, *new.split()))
         page = call(called, "--help")[1]
@@ -276,13 +264,13 @@ def parser() -> Parser:
         ("f --kind ort --beams", "--beams: expected one argument"),
     ],
 )
-def test_a_mistake_names_value_choices_and_fix(words: str, message: str) -> None:
+def test_mistakes_name_value_choices_and_fix(words: str, message: str) -> None:
     with pytest.raises(UsageError) as raised:
         parser().parse_args(words.split())
     assert str(raised.value) == f"{message} (see tool --help)"
 
 
-def test_words_behind_a_text_may_be_of_it() -> None:
+def test_unquoted_text_is_explained() -> None:
     made = Parser("tool")
     made.add_argument("text", metavar="TEXT")
     with pytest.raises(UsageError, match="unexpected 'dog': quote a text of several words"):
@@ -293,16 +281,16 @@ def test_words_behind_a_text_may_be_of_it() -> None:
 def test_spellings_of_one_option() -> None:
     want = vars(parser().parse_args("f --kind ort --beams 2 --max-tokens 5".split()))
     for words in (
-        "f --kind ort --width 2 --max_tokens 5", "--file f --kind=ort --beams=2 --max_tokens=5",
-        "--file=f --kind ort --width=2 --max-tok 5", "--kind ort --beams 2 --max-tokens 5 -- f",
-    ):  # fmt: skip
+        "f --kind ort --width 2 --max_tokens 5",
+        "--file f --kind=ort --beams=2 --max_tokens=5",
+        "--file=f --kind ort --width=2 --max-tok 5",
+        "--kind ort --beams 2 --max-tokens 5 -- f",
+    ):
         assert vars(parser().parse_args(words.split())) == want, words
-    assert parser().parse_args(["--kind", "ort", "--", "--max_tokens"]).file == Path("--max_tokens"), (
-        "no option: a file"
-    )
+    assert parser().parse_args(["--kind", "ort", "--", "--max_tokens"]).file == Path("--max_tokens")
 
 
-def test_options_stand_before_between_and_behind_the_words() -> None:
+def test_options_before_between_and_after_arguments() -> None:
     made = Parser("tool")
     made.add_argument("first")
     made.add_argument("others", nargs="*")
@@ -312,16 +300,20 @@ def test_options_stand_before_between_and_behind_the_words() -> None:
     made.add_argument("--size", nargs=2, type=float)
     made.add_argument("--bare", nargs="?", const=1, type=int)
     for words, first, others, options in (
-        ("a -n 3 b -r c", "a", ["b", "c"], {"count": 3, "r": True}), ("-n3 a -r b --bare", "a", ["b"], {"bare": 1}),
-        ("a --coun=3 b", "a", ["b"], {"count": 3}), ("a --size -1 2 b c", "a", ["b", "c"], {"size": [-1, 2]}),
-        ("a b --some c d", "a", ["b"], {"some": ["c", "d"]}), ("--some c -- a -n", "a", ["-n"], {"some": ["c"]}),
-        ("a --count -5 -- -r --x", "a", ["-r", "--x"], {"count": -5}), ("a --some c -r b", "a", ["b"], {"some": ["c"]}),
-    ):  # fmt: skip
+        ("a -n 3 b -r c", "a", ["b", "c"], {"count": 3, "r": True}),
+        ("-n3 a -r b --bare", "a", ["b"], {"bare": 1}),
+        ("a --coun=3 b", "a", ["b"], {"count": 3}),
+        ("a --size -1 2 b c", "a", ["b", "c"], {"size": [-1, 2]}),
+        ("a b --some c d", "a", ["b"], {"some": ["c", "d"]}),
+        ("--some c -- a -n", "a", ["-n"], {"some": ["c"]}),
+        ("a --count -5 -- -r --x", "a", ["-r", "--x"], {"count": -5}),
+        ("a --some c -r b", "a", ["b"], {"some": ["c"]}),
+    ):
         found = vars(made.parse_args(words.split()))
         assert (found["first"], found["others"]) == (first, others), words
         assert found == found | options, words
-    for words, message in (("a -n", "-n/--count: expected one argument"), ("a -z", "unknown option -z"),
-                           ("-r", "missing: first")):  # fmt: skip
+    mistakes = {"a -n": "-n/--count: expected one argument", "a -z": "unknown option -z", "-r": "missing: first"}
+    for words, message in mistakes.items():
         with pytest.raises(UsageError, match=re.escape(message)):
             made.parse_args(words.split())
     with pytest.raises(UsageError, match="unexpected 'a'"):
@@ -338,11 +330,7 @@ def test_defaults_are_shown_once() -> None:
     ("error", "code", "said"),
     [
         (ImageError("no such file: 'a.png'"), 2, "error: no such file: 'a.png'"),
-        (
-            ModuleNotFoundError("No module", name="torch"),
-            2,
-            f"error: torch is not installed: {pip_install('train')}",
-        ),
+        (ModuleNotFoundError(name="torch"), 2, f"error: torch is not installed: {pip_install('train')}"),
         (KeyboardInterrupt(), 130, "half of it is kept"),
         (OSError(13, "Permission denied", "out.json"), 2, "error: out.json: Permission denied"),
         (ConnectionError("the hub\ncannot be reached"), 2, "error: the hub cannot be reached"),
@@ -350,7 +338,7 @@ def test_defaults_are_shown_once() -> None:
         (RuntimeError("(os error 28)"), 2, "error: no space left on the disk: free some and run again"),
     ],
 )
-def test_the_policy(error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_policy(error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     def work() -> int:
         raise error
 
@@ -367,7 +355,7 @@ def test_a_bug_keeps_its_traceback(error: Exception) -> None:
         run("tool", work)
 
 
-def test_the_codes_of_work_are_the_programs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_exit_status_is_that_of_the_work(capsys: pytest.CaptureFixture[str]) -> None:
     assert [run("tool", lambda code=code: code) for code in (None, 0, 1, 2)] == [0, 0, 1, 2]  # type: ignore[misc]
     assert run("tool", lambda: run("inner", lambda: 1)) == 1
     with pytest.raises(SystemExit) as left:
@@ -375,29 +363,28 @@ def test_the_codes_of_work_are_the_programs(capsys: pytest.CaptureFixture[str]) 
     assert left.value.code == 143 and capsys.readouterr() == ("", "")
 
 
-def test_a_parser_is_named_by_the_program_that_runs() -> None:
+def test_parser_uses_the_running_programs_name() -> None:
     names: list[str] = []
     run("outer", lambda: run("outer inner", lambda: names.append(Parser().prog)))
     assert names == ["outer inner"] and command_line.running() == ""
 
 
-def test_faults_name_flags_for_fields() -> None:
-    with pytest.raises(OptionError, match="^--max-beams is 9: give 1 to 3; --capacity is 0: a capacity is above 0$"), \
-         command_line.flags_named({"max_beams": "--max-beams", "capacity": "--capacity"}):  # fmt: skip
+def test_errors_name_flags_for_fields() -> None:
+    flags = {"max_beams": "--max-beams", "capacity": "--capacity"}
+    message = "^--max-beams is 9: give 1 to 3; --capacity is 0: a capacity is above 0$"
+    with pytest.raises(OptionError, match=message), command_line.flags_named(flags):
         raise OptionError("max_beams is 9: give 1 to 3; capacity is 0: a capacity is above 0")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_ctrl_c_during_a_commands_imports_is_one_line(tmp_path: Path) -> None:
+def test_ctrl_c_during_imports_is_one_line(tmp_path: Path) -> None:
     """A training imports for seconds; `torch` waits here for the signal."""
     (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(3600)\n")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     for called, program in (("train.stage1", "python -m train.stage1"), ("train stage1", "blip2rt-train stage1")):
-        process = subprocess.Popen(
-            [sys.executable, "-m", *called.split(), "--help"], cwd=ROOT, env=env, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        process = subprocess.Popen([sys.executable, "-m", *called.split(), "--help"], cwd=ROOT, env=env, **pipes)
         assert process.stdout is not None and process.stdout.readline() == "importing\n"
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=900)
@@ -405,9 +392,8 @@ def test_ctrl_c_during_a_commands_imports_is_one_line(tmp_path: Path) -> None:
         assert (process.returncode, err) == (130, said)
 
 
-def test_python_m_is_the_script(tmp_path: Path) -> None:
-    for module, program in (("blip2rt", "blip2rt"), ("blip2rt.bench", "blip2rt-bench"), ("train", "blip2rt-train"),
-                            ("blip2rt_train", "blip2rt-train"), ("export", "blip2rt-export"),
-                            ("blip2rt_export", "blip2rt-export")):  # fmt: skip
-        done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0 and done.stdout.startswith(f"usage: {program} "), done
+@pytest.mark.parametrize("module", ["blip2rt", "blip2rt.bench", "train", "blip2rt_train", "export", "blip2rt_export"])
+def test_python_m_is_the_script(module: str) -> None:
+    program = "-".join(re.fullmatch(r"(blip2rt)?[._]?(\w*)", module).groups("blip2rt")).strip("-")  # type: ignore[union-attr]
+    done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: {program} "), done

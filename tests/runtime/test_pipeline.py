@@ -181,7 +181,7 @@ def test_what_is_no_list_of_images_is_named(model, photo):
 @pytest.mark.parametrize("texts", [None, 5, b"x", ["a dog", 5]])
 def test_what_is_no_text_is_named(model, photo, texts):
     for call in (model.embed_text, lambda texts: model.match(photo(), texts)):
-        with pytest.raises(OptionError, match="texts hold (NoneType|int|bytes): give a str"):
+        with pytest.raises(OptionError, match="texts contain (NoneType|int|bytes): give a str"):
             call(texts)
 
 
@@ -208,7 +208,7 @@ def test_bad_pairs_are_named(model, photo):
         model.ask([photo(), photo()], ["a", "b", "c"])
     with pytest.raises(OptionError, match="a question is empty"):
         model.ask(photo(), " ")
-    with pytest.raises(OptionError, match="texts hold NoneType, int"):
+    with pytest.raises(OptionError, match="texts contain NoneType, int"):
         model.match(photo(), ["a", 1, None])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from blip2rt.cli import _parser
+from blip2rt.cli import HANDLERS, build_parser
 from blip2rt.serve.cli import settings_from
 from blip2rt.serve.settings import QueueLimits
 
@@ -20,7 +20,7 @@ def test_image_listens_without_root_and_has_a_health_check() -> None:
     text = (DOCKER / "Dockerfile").read_text()
     [entry] = re.findall(r"^ENTRYPOINT (.*)$", text, re.MULTILINE)
     program, *words = json.loads(entry)
-    assert program == "blip2rt" and settings_from(_parser().parse_args(words)).host == "0.0.0.0"
+    assert program == "blip2rt" and settings_from(build_parser(HANDLERS).parse_args(words)).host == "0.0.0.0"
     assert re.search(r"^USER [1-9]\d*$", text, re.MULTILINE) and "STOPSIGNAL SIGTERM" in text
     assert "/ready" in text.partition("HEALTHCHECK")[2].partition("ENTRYPOINT")[0]
     for source in re.findall(r"^COPY (?!--from)(\S+) ", text, re.MULTILINE):

@@ -1,0 +1,168 @@
+"""The parser of the command `blip2rt`. Imports little, because every call builds it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from .. import backends
+from ..command_line import Parser, nonempty, path
+from ..gallery import flags as gallery_flags
+from ..options import Options
+from ..serve import cli as serve_cli
+
+Handler = Callable[[argparse.Namespace], int]
+
+# Options whose flag has another name than the field; the field's name is accepted, too.
+_SHORT = {"num_beams": "--beams", "do_sample": "--sample", "bad_words": "--bad-word", "stop_strings": "--stop-string"}
+_ALIASES = {"--" + field.replace("_", "-"): flag for field, flag in _SHORT.items()}
+_FIELDS = [*(field.name for field in fields(Options)), "threads", "device"]
+FLAGS = {name: "--" + name.replace("_", "-") for name in _FIELDS} | _SHORT | gallery_flags.FLAGS
+
+_CAPTION = """Describe images. One image: its caption. Several, or a folder: path<TAB>caption a line, or files.
+A bad image does not stop the others; the exit status is then 1, or 2 if all are bad."""
+_MATCH = """Score how well texts describe an image, best first.
+
+score        ranks texts for an image, or images for a text: higher is better, on no fixed scale
+probability  that the text describes the image, 0 to 1, by the matching head
+cosine       between the text's embedding and the image's nearest one, -1 to 1
+likelihood   log p(text | image) - log p(text), by the language model, if the bundle weighs it"""
+_SERVE = """Serve over HTTP: the routes of OpenAI and Ollama, our own, and a web page at /.
+By default nothing is fetched, and only this machine may connect."""
+_COMPLETION = """Print a shell's completion script; needs the package shtab.
+
+bash  eval "$(blip2rt completion bash)" in ~/.bashrc
+zsh   blip2rt completion zsh > ~/.zfunc/_blip2rt, with ~/.zfunc in $fpath
+fish  blip2rt completion fish > ~/.config/fish/completions/blip2rt.fish"""
+_ONE_IMAGE = "image file; - reads it from standard input"
+
+# flag, type, metavar, help. An option that is not given stays out of the namespace: the bundle's default applies.
+_DECODING: tuple[tuple[str, Any, str, str], ...] = (
+    ("--beams", int, "N", "beam width (default: the bundle's, for nano 3; 1 is greedy)"),
+    ("--max-new-tokens", int, "N", "longest text, in tokens (default: the bundle's)"),
+    ("--min-new-tokens", int, "N", "shortest text, in tokens (default: the bundle's)"),
+    (
+        "--length-penalty",
+        float,
+        "X",
+        "with beams: above 0 prefers longer texts, below 0 shorter (default: the bundle's)",
+    ),
+    ("--early-stopping", bool, "", "with beams: end as soon as there are as many texts as beams"),
+    ("--repetition-penalty", float, "X", "above 1 makes repeated words less likely (default: 1)"),
+    ("--no-repeat-ngram-size", int, "N", "let no N consecutive tokens occur twice (default: 0, off)"),
+    ("--bad-word", list, "TEXT", "never generate TEXT; may be repeated"),
+    ("--forced-prefix", str, "TEXT", "begin the text with TEXT"),
+    ("--stop-string", list, "TEXT", "end the text at TEXT; may be repeated"),
+    ("--max-time", float, "SECONDS", "end the text after this time, finished or not"),
+)
+_SAMPLING: tuple[tuple[str, Any, str, str], ...] = (
+    ("--sample", bool, "", "sample tokens; with beams, sample their candidates"),
+    ("--temperature", float, "X", "above 1 is more varied, below 1 less (default: 1)"),
+    ("--top-k", int, "N", "sample from the N most likely tokens; 0 is all (default: 50)"),
+    ("--top-p", float, "P", "sample from the most likely tokens with total probability P (default: 1)"),
+    ("--min-p", float, "P", "sample from tokens at least P times as likely as the most likely (default: 0)"),
+    ("--seed", int, "N", "the same seed gives the same text (default: random)"),
+)
+
+
+def build_parser(handlers: Mapping[str, Handler]) -> Parser:
+    """The parser of all commands. handlers: what runs each command, by its name."""
+    parser = Parser(
+        description="Captions, answers and matches for images, by BLIP-2 on this machine.",
+        epilog="exit status: 0 success, 1 some images failed, 2 a mistake, 130 interrupted",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, handler: Handler, about: str, **more: Any) -> Parser:
+        more.setdefault("description", f"{about[0].upper()}{about[1:]}.")
+        command: Parser = commands.add_parser(name, help=about, **more)
+        command.set_defaults(run=handler)
+        return command
+
+    about = "describe images and folders of them"
+    _add_caption(add("caption", handlers["caption"], about, description=_CAPTION, renamed=_ALIASES))
+    _add_ask(add("ask", handlers["ask"], "answer a question about images", renamed=_ALIASES))
+    command = add("match", handlers["match"], "score how well texts describe an image", description=_MATCH)
+    command.add_argument("image", type=nonempty, metavar="IMAGE", help=_ONE_IMAGE)
+    command.add_argument("texts", nargs="+", metavar="TEXT", help="a text, in quotes; several are ranked")
+    _add_model(command)
+    _add_output(command)
+    gallery_flags.add_commands(add, handlers["index"], handlers["search"], handlers["duplicates"], _add_model)
+    command = add("serve", serve_cli.run, "serve over HTTP, like OpenAI and Ollama", description=_SERVE)
+    serve_cli.add_options(command)
+    _add_model(command)
+    _add_bundle(add("info", handlers["info"], "show what a bundle holds")).add_argument(
+        "--json", action="store_true", help="print one JSON object"
+    )
+    key = "also check the manifest's signature, blip2rt.json.minisig, against this public key of minisign"
+    _add_bundle(add("verify", handlers["verify"], "check the sha256 of a bundle's files")).add_argument(
+        "--key", type=path, metavar="FILE", help=key
+    )
+    command = add("doctor", handlers["doctor"], "diagnose this machine: what is missing, and how to install it")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    about = "print a shell's completion script"
+    command = add("completion", handlers["completion"], about, description=_COMPLETION)
+    command.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
+    return parser
+
+
+def _add_caption(command: Parser) -> None:
+    images = "image, folder, pattern or shard; - reads an image, or a list, from standard input"
+    gallery_flags.add_sources(command, images)
+    decoding = command.add_argument_group("decoding")
+    decoding.add_argument("--prompt", metavar="TEXT", help="text that the caption continues")
+    _add_options(decoding, (("--num-captions", int, "N", "captions of each image, best first (default: 1)"),))
+    _add_options(decoding, _DECODING)
+    _add_options(command.add_argument_group("sampling (with --sample)"), _SAMPLING)
+    gallery_flags.add_outputs(command)
+    _add_model(command)
+    _add_output(command, stream=True)
+
+
+def _add_ask(command: Parser) -> None:
+    images = f"{_ONE_IMAGE}; several print path<TAB>answer lines"
+    command.add_argument("images", nargs="+", type=nonempty, metavar="IMAGE", help=images)
+    command.add_argument("question", metavar="QUESTION", help="the question, in quotes")
+    _add_options(command.add_argument_group("decoding"), _DECODING)
+    _add_options(command.add_argument_group("sampling (with --sample)"), _SAMPLING)
+    _add_model(command)
+    _add_output(command, stream=True)
+
+
+def _add_options(group: argparse._ArgumentGroup, options: tuple[tuple[str, Any, str, str], ...]) -> None:
+    """Add flags of fields of Options. A bool is a switch, a list may be repeated."""
+    names = {flag: field for field, flag in FLAGS.items()}
+    for flag, kind, metavar, about in options:
+        how: dict[str, Any] = {"type": kind, "metavar": metavar}
+        if kind is bool:
+            how = {"action": "store_true"}
+        elif kind is list:
+            how = {"action": "append", "metavar": metavar}
+        group.add_argument(flag, dest=names[flag], help=about, default=argparse.SUPPRESS, **how)
+
+
+def _add_bundle(command: Parser) -> Parser:
+    about = "a bundle's folder (default: the embedded model, nano)"
+    command.add_argument("bundle", nargs="?", type=nonempty, metavar="BUNDLE", help=about)
+    return command
+
+
+def _add_model(command: Parser) -> None:
+    group = command.add_argument_group("model")
+    about = "a bundle's folder (default: the embedded model, nano)"
+    group.add_argument("--model", type=nonempty, metavar="BUNDLE", help=about)
+    about = "ONNX Runtime (ort), or TensorRT (trt) for a bundle exported for it"
+    group.add_argument("--backend", default=backends.DEFAULT, choices=backends.names(), help=about)
+    group.add_argument("--device", metavar="DEVICE", help="cpu for ort, cuda for trt (default: the backend's)")
+    group.add_argument("--threads", type=int, metavar="N", help="number of threads (default: every physical core)")
+    about = "decode large JPEGs at a fraction of their size: faster, almost the same"
+    group.add_argument("--scaled-jpeg", action="store_true", help=about)
+
+
+def _add_output(command: Parser, stream: bool = False) -> None:
+    group = command.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="print one JSON object a line")
+    if stream:
+        group.add_argument("--stream", action="store_true", help="print the text as it is decoded; one image, no beams")

@@ -1,0 +1,123 @@
+"""Run a command: errors become one line on standard error and an exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+
+from ..errors import Blip2rtError, OptionError
+from ..install_hints import pip_install
+from .parser import current_program
+
+PACKAGES = ("blip2rt", "blip2rt_train", "blip2rt_export", "train", "export")  # a missing one of these is a bug
+_DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def flags_named(flags: Mapping[str, str]) -> Iterator[None]:
+    """Replace names of fields by their flags in an OptionError."""
+    try:
+        yield
+    except OptionError as error:
+        message = str(error)
+        for field, flag in flags.items():
+            place = r"\b" if "_" in field else r"(?:(?<=; )|^)"  # otherwise it is an ordinary word
+            message = re.sub(rf"{place}{field}\b", flag, message)
+        raise OptionError(message) from error
+
+
+def run(
+    program: str,
+    work: Callable[[], int | None],
+    *,
+    extra: str = "",
+    interrupted: str = "interrupted",
+    memory: str = "close other programs, or give less at once",
+) -> int:
+    """Call `work` and return the exit status; an error is one line, "PROGRAM: error: what is wrong: the fix".
+
+    extra: the extra of blip2rt with the packages that `program` needs, named if one is missing. interrupted: what to
+    print on Ctrl-C. memory: what helps if memory runs out.
+    """
+    _prepare_streams()
+    before = current_program.set(program)
+    try:
+        return _finished(work)
+    except Blip2rtError as error:
+        return complain(program, error)
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.partition(".")[0] in PACKAGES:
+            raise
+        fix = pip_install(extra) if extra else f"pip install {error.name}"
+        return complain(program, f"{error.name} is not installed: {fix}")
+    except KeyboardInterrupt:
+        print(f"{program}: {interrupted}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader is gone, as with `| head`
+        _abandon_stdout()
+        return 0
+    except OSError as error:
+        return complain(program, _os_fault(error))
+    except MemoryError:
+        return complain(program, f"not enough memory: {memory}")
+    except Exception as error:  # noqa: BLE001  # safetensors and tokenizers have no OSError for a full disk
+        if not any(f"(os error {number})" in str(error) for number in _DISK_FULL):
+            raise
+        return complain(program, "no space left on the disk: free some and run again")
+    finally:
+        current_program.reset(before)
+
+
+def running() -> str:
+    """The name of the running program, or ""."""
+    return current_program.get()
+
+
+def complain(program: str, error: object) -> int:
+    """Print one line about a mistake and return its exit status, 2."""
+    print(f"{program}: error: {error}", file=sys.stderr)
+    return 2
+
+
+def _finished(work: Callable[[], int | None]) -> int:
+    """The exit status of `work`, once its output is written."""
+    try:
+        code = work() or 0
+    except SystemExit as end:  # of --help and --version
+        if end.code:
+            raise
+        code = 0
+    sys.stdout.flush()
+    return code
+
+
+def _os_fault(error: OSError) -> str:
+    """The file and its error. The system names no file if standard output could not be written."""
+    if error.errno is None:  # raised by a library, as for a connection
+        return " ".join(str(error).split()) or type(error).__name__
+    if error.filename is None:
+        _abandon_stdout()
+    return f"{error.filename or 'standard output'}: {error.strerror}"
+
+
+def _prepare_streams() -> None:
+    """Escape characters that the terminal cannot show, and tolerate streams that the shell has closed."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        if hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+    warnings.filterwarnings("ignore", module="PIL")  # about odd metadata
+
+
+def _abandon_stdout() -> None:
+    """Redirect standard output to nothing, so that Python's last flush does not fail again."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
