@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from tests.engines.native import Generator, Session, mutants, runtime
-from tests.engines.native.mutants import Model, model, value
+from tests.engines.native import Generator, Session, graphs, mutants, runtime
+from tests.engines.native.graphs import Model, model, value
 
 ROOT = Path(__file__).parents[2]
 FOUND = ROOT / "build" / "fuzz" / "operators"
@@ -138,47 +138,40 @@ def int8(rng: np.random.Generator) -> Case:
 
 
 def encoder_attention(rng: np.random.Generator) -> Case:
-    """mutants.int8, the products and the attention of an image encoder, of other sizes."""
-    sizes = {"HEADS": int(rng.integers(1, 5)), "WIDTH": int(rng.choice([1, 4, 8, 16, 24, 32, 48, 64, 88, 96])),
-             "POSITIONS": int(rng.integers(1, 70)), "K": int(rng.integers(1, 90))}  # fmt: skip
-    with sized(sizes):
-        graph = mutants.int8(rng)
-    x = rng.standard_normal((int(rng.choice([1, 1, 2, 3])), sizes["POSITIONS"], sizes["K"])).astype(np.float32)
+    """graphs.int8, the products and the attention of an image encoder, of other sizes."""
+    width = int(rng.choice([1, 4, 8, 16, 24, 32, 48, 64, 88, 96]))
+    sizes = graphs.Sizes(
+        heads=int(rng.integers(1, 5)), width=width, positions=int(rng.integers(1, 70)), k=int(rng.integers(1, 90))
+    )
+    graph = graphs.int8(rng, sizes)
+    x = rng.standard_normal((int(rng.choice([1, 1, 2, 3])), sizes.positions, sizes.k)).astype(np.float32)
     return Case(graph, [x])
 
 
 def attention(rng: np.random.Generator) -> Case:
-    """mutants.decoder, a language model of one layer, of other sizes; its loop is run."""
+    """graphs.decoder, a language model of one layer, of other sizes; its loop is run."""
     crosses = bool(rng.random() < 0.4)
-    sizes = {"HEADS": int(rng.integers(1, 5)), "WIDTH": 16 if crosses else int(rng.choice([8, 16, 24, 32, 48, 64, 80])),
-             "D": int(rng.integers(4, 40)), "WORDS": int(rng.integers(8, 60))}  # fmt: skip
-    with sized(sizes):
-        graph, embed, encoder = mutants.decoder(rng, crosses), mutants.embedding(rng), mutants.encoder(rng)
-    node = next(node for node in graph.graph.node if node.op_type == "GroupQueryAttention")
+    width = 16 if crosses else int(rng.choice([8, 16, 24, 32, 48, 64, 80]))
+    sizes = graphs.Sizes(
+        heads=int(rng.integers(1, 5)), width=width, hidden=int(rng.integers(4, 40)), words=int(rng.integers(8, 60))
+    )
+    graph, embed, encoder = (
+        graphs.decoder(rng, crosses, sizes),
+        graphs.embedding(rng, sizes),
+        graphs.encoder(rng, sizes),
+    )
+    node = graphs.node(graph, "GroupQueryAttention")
     for attribute in node.attribute:
         if attribute.name == "scale":
             attribute.f = float(rng.choice([0.0, 0.1, 0.3, 1.0]))
-        if attribute.name == "do_rotary" and (rng.random() < 0.4 or sizes["WIDTH"] % 16):
+        if attribute.name == "do_rotary" and (rng.random() < 0.4 or width % 16):
             attribute.i = 0
             del node.input[7:]
     if rng.random() < 0.3:
         node.attribute.append(helper.make_attribute("softcap", float(rng.choice([1.0, 5.0]))))
     if rng.random() < 0.3:
         node.attribute.append(helper.make_attribute("local_window_size", int(rng.choice([1, 2, 5, 100]))))
-    return Case(graph, [], width=sizes["WIDTH"], crosses=crosses, embed=embed, encoder=encoder if crosses else None)
-
-
-@contextlib.contextmanager
-def sized(sizes: dict[str, int]) -> Any:
-    """mutants' graphs with these sizes."""
-    before = {name: getattr(mutants, name) for name in sizes}
-    for name, size in sizes.items():
-        setattr(mutants, name, size)
-    try:
-        yield
-    finally:
-        for name, size in before.items():
-            setattr(mutants, name, size)
+    return Case(graph, [], width=width, crosses=crosses, embed=embed, encoder=encoder if crosses else None)
 
 
 KINDS = {"int4": int4, "int8": int8, "encoder_attention": encoder_attention, "attention": attention}

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.engines.native import Chat, Generator, Session, Vocabulary, mutants, runtime
+from tests.engines.native import Chat, Generator, Session, Vocabulary, graphs, runtime
 from tests.tiny.bundle import HEAD_DIM, WORDS, D
 
 _library = ctypes.CDLL(None)
@@ -70,10 +70,10 @@ def works(folder: Path) -> dict[str, Work]:
     found: dict[str, Work] = {"load": lambda: generator().generate(prefix, [[2], [3]], {"max_new_tokens": 2})}
     found |= {name: answers(options) for name, options in asked.items()}
     found |= {"steps": steps, "talk": talk, "words": words}
-    for name, width in (("int4", mutants.K), ("int8", mutants.K)):
-        x = rng.standard_normal((3, width) if name == "int4" else (2, mutants.POSITIONS, width)).astype(np.float32)
+    for name, shape in (("int4", (3,)), ("int8", (2, graphs.DEFAULT.positions))):
+        x = rng.standard_normal((*shape, graphs.DEFAULT.k)).astype(np.float32)
         path = folder / f"{name}.onnx"
-        path.write_bytes(mutants.GRAPHS[name](rng).SerializeToString())
+        path.write_bytes(graphs.GRAPHS[name](rng).SerializeToString())
         product = Session(runtime(), str(path), 1, custom_int8=True)
         assert product.custom_kernels
 

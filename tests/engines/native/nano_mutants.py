@@ -1,7 +1,7 @@
-"""`python -m tests.engines.native.nano_mutants SEED COUNT FOLDER FIRST [theirs]`: nano's graphs, altered by a stranger.
+"""`python -m tests.engines.native.nano_mutants SEED COUNT FOLDER FIRST [theirs]`: nano's graphs, altered.
 
-Each altered bundle, whose manifest fits, captions a picture or is an error of one line. FOLDER keeps the last one.
-theirs: the mutant FIRST alone, by ONNX Runtime's own operators.
+Each altered bundle, with a matching manifest, captions a picture or fails with an error of one line. FOLDER keeps the
+last one. theirs: only the mutant FIRST, with ONNX Runtime's own operators.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def graph(name: str) -> onnx.ModelProto:
 
 
 def alter(folder: Path, seed: int, number: int) -> str:
-    """Write the mutant of this number into the folder; return which graph it is of."""
+    """Write the mutant with this number into the folder, and return the name of its graph."""
     rng = random.Random(f"{seed} {number}")
     name = rng.choice(GRAPHS)
     model = onnx.ModelProto()
     model.CopyFrom(graph(name))
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
-        with contextlib.suppress(Exception):  # what onnx itself cannot read or write
-            change = rng.choice([mutants.mutate, mutants.mutate, mutants.mutate, entry])
+        with contextlib.suppress(Exception):  # onnx cannot read or write some changes
+            change = rng.choice([mutants.mutate, mutants.mutate, mutants.mutate, change_entry])
             change(model, rng)
     data = model.SerializeToString()
     if rng.random() < 0.2:
@@ -60,16 +60,16 @@ def alter(folder: Path, seed: int, number: int) -> str:
     return name
 
 
-def entry(model: onnx.ModelProto, rng: random.Random) -> None:
-    """Change where a tensor's numbers lie."""
+def change_entry(model: onnx.ModelProto, rng: random.Random) -> None:
+    """Change where a tensor's data is stored."""
     outside = [tensor for tensor in model.graph.initializer if tensor.external_data]
     changed = rng.choice(rng.choice(outside).external_data)
-    changed.value = rng.choice(["0", "1", "4096", str(2**31), str(2**63), "-1", "", "../llm.data", "blip2rt.json",
-                                "vision.onnx", "*/_ORT_MEM_ADDR_/*"])  # fmt: skip
+    numbers = ["0", "1", "4096", str(2**31), str(2**63), "-1", ""]
+    changed.value = rng.choice([*numbers, "../llm.data", "blip2rt.json", "vision.onnx", "*/_ORT_MEM_ADDR_/*"])
 
 
 def caption(folder: Path, name: str) -> bool:
-    """Return whether it captions. Raise AssertionError for an error of more than one line."""
+    """Return whether the bundle works. Raise AssertionError for an error of several lines."""
     try:
         model = blip2rt.load(folder, threads=1)
         if name in ("image_embed", "text_embed", "itm"):
@@ -82,7 +82,7 @@ def caption(folder: Path, name: str) -> bool:
     return True
 
 
-def without_ours() -> None:
+def disable_our_operators() -> None:
     core = ort.native()
 
     class Theirs:
@@ -99,7 +99,7 @@ def without_ours() -> None:
 
 def main(seed: int, count: int, folder: Path, first: int, theirs: bool) -> None:
     if theirs:
-        without_ours()
+        disable_our_operators()
     ran = 0
     for number in range(first, first + 1 if theirs else count):
         name = alter(folder, seed, number)

@@ -1,0 +1,199 @@
+"""Operators whose operands ONNX Runtime does not check are rejected unless they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.engines.native import GraphError, Session, check_graph, runtime
+from tests.seeds import new_seed
+
+onnx = pytest.importorskip("onnx")
+from onnx import TensorProto, helper, numpy_helper
+
+from tests.engines.native import graphs
+
+Change = Callable[[onnx.ModelProto], object]
+
+
+def save(model: onnx.ModelProto, folder: Path) -> str:
+    path = folder / "odd.onnx"
+    path.write_bytes(model.SerializeToString())
+    return str(path)
+
+
+def assert_rejected(model: onnx.ModelProto, folder: Path, error: str) -> None:
+    with pytest.raises(GraphError, match=f"odd.onnx is rejected: {error}"):
+        check_graph(save(model, folder))
+
+
+def decoder() -> onnx.ModelProto:
+    return graphs.decoder(np.random.default_rng(new_seed()), crosses=False)
+
+
+def attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto:
+    return next(each for each in node.attribute if each.name == name)
+
+
+def constant(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
+    return next(tensor for tensor in model.graph.initializer if tensor.name == name)
+
+
+def shorten(name: str, count: Callable[[int], int]) -> Change:
+    """Keep count(length) rows of a constant."""
+
+    def change(model: onnx.ModelProto) -> None:
+        array = numpy_helper.to_array(constant(model, name))
+        constant(model, name).CopyFrom(numpy_helper.from_array(array[: count(len(array))], name))
+
+    return change
+
+
+def feed(name: str, remove: bool = False) -> Change:
+    """Make a constant a graph input too, or instead."""
+
+    def change(model: onnx.ModelProto) -> None:
+        tensor = constant(model, name)
+        model.graph.input.append(graphs.value(name, list(tensor.dims), tensor.data_type))
+        if remove:
+            model.graph.initializer.remove(tensor)
+
+    return change
+
+
+def add_zeros(model: onnx.ModelProto, count: int) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(count, np.int8), "zeros"))
+    model.graph.node[1].input[3] = "zeros"
+
+
+def nest(model: onnx.ModelProto, outer: int) -> None:
+    """Copy the product into a subgraph of node `outer`."""
+    inner = helper.make_graph([model.graph.node[1]], "inner", [], [])
+    model.graph.node[outer].attribute.append(onnx.AttributeProto(name="a", g=inner))
+
+
+def scale_attribute(name: str) -> Change:
+    def change(model: onnx.ModelProto) -> None:
+        attribute(model.graph.node[1], name).i *= 2
+
+    return change
+
+
+def cast_zeros(model: onnx.ModelProto) -> None:
+    """Zero points become numbers, of which there are then too few."""
+    model.graph.node.insert(0, helper.make_node("Cast", ["zeros"], ["numbers"], to=TensorProto.FLOAT))
+    model.graph.node[2].input[3] = "numbers"
+
+
+INT4_FAULTS: dict[str, Change] = {
+    "n": scale_attribute("N"),
+    "block": scale_attribute("block_size"),
+    "cast": cast_zeros,
+    "fed": feed("codes", remove=True),
+    "nested": lambda m: nest(m, 0),
+    **{name: shorten(name, lambda length: length - 1) for name in ("codes", "zeros", "scales")},
+}
+
+
+@pytest.mark.parametrize("change", list(INT4_FAULTS))
+def test_unfitting_int4_products_are_rejected(change: str, tmp_path: Path) -> None:
+    """ONNX Runtime up to 1.24 packs such weights, and reads out of bounds."""
+    model = graphs.int4(np.random.default_rng(new_seed()))
+    INT4_FAULTS[change](model)
+    assert_rejected(model, tmp_path, "(the weights of )?a MatMulNBits")
+
+
+UNSUPPORTED: dict[str, Change] = {
+    "n": lambda m: setattr(attribute(m.graph.node[1], "N"), "i", 2**31 - 1),
+    "k": lambda m: setattr(attribute(m.graph.node[1], "K"), "i", 2**31 - 1),
+    "block": lambda m: setattr(attribute(m.graph.node[1], "block_size"), "i", 128),
+    "input": feed("zeros"),
+    "no outputs": lambda m: m.graph.node[1].ClearField("output"),
+    **{name: shorten(name, lambda length: length // 2) for name in ("codes", "zeros", "scales")},
+}
+
+
+@pytest.mark.parametrize("change", list(UNSUPPORTED))
+def test_unsupported_int4_products_are_not_replaced(change: str, tmp_path: Path) -> None:
+    model = graphs.int4(np.random.default_rng(new_seed()))
+    UNSUPPORTED[change](model)
+    try:
+        session = Session(runtime(), save(model, tmp_path), 1)
+    except (RuntimeError, MemoryError):
+        return
+    assert session.custom_kernels == []
+
+
+def read_codes_from_x(model: onnx.ModelProto) -> None:
+    model.graph.node[1].input[1] = "x"
+
+
+INT8_FAULTS: dict[str, Change] = {
+    "no codes": read_codes_from_x,
+    "wrong permutation": lambda m: m.graph.node[0].attribute[0].ints.__setitem__(slice(None), [0, 1]),
+    "zeros": lambda m: add_zeros(m, 7),
+    "scales": shorten("scales", lambda length: length // 2),
+    "short bias": shorten("bias", lambda length: length // 2),
+    "bias of one number": shorten("bias", lambda length: 1),
+    "fed": feed("bias"),
+    "nested": lambda m: nest(m, 3),
+}
+
+
+@pytest.mark.parametrize("change", list(INT8_FAULTS))
+def test_unfitting_int8_products_are_rejected(change: str, tmp_path: Path) -> None:
+    """ONNX Runtime 1.23 to 1.25 reads past the end of a short bias."""
+    model = graphs.int8(np.random.default_rng(new_seed()))
+    INT8_FAULTS[change](model)
+    assert_rejected(model, tmp_path, "(the weights of )?a DynamicQuantizeMatMul")
+
+
+@pytest.mark.parametrize("zeros", [None, 1, 96])
+@pytest.mark.parametrize("transposed", [True, False])
+def test_fitting_int8_products_load(zeros: int | None, transposed: bool, tmp_path: Path) -> None:
+    model = graphs.int8(np.random.default_rng(new_seed()))
+    if zeros:
+        add_zeros(model, zeros)
+    if not transposed:
+        codes = constant(model, "codes")
+        codes.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(numpy_helper.to_array(codes).T), "codes"))
+        model.graph.node[1].input[1] = "codes"
+        del model.graph.node[0]
+    x = np.ones((1, graphs.DEFAULT.positions, graphs.DEFAULT.k), np.float32)
+    assert np.isfinite(Session(runtime(), save(model, tmp_path), 1).run({"x": x})["y"]).all()
+
+
+@pytest.mark.parametrize("change", ["two batch axes", "no axis", "an empty list of axes", "computed axes"])
+def test_unsafe_gathers_are_rejected(change: str, tmp_path: Path) -> None:
+    model = decoder()
+    index, gather = graphs.node(model, "Unsqueeze"), graphs.node(model, "GatherND")
+    if change == "two batch axes":
+        gather.attribute[0].i = 2
+    elif change == "no axis":
+        gather.input[1] = "last_index"
+    elif change == "an empty list of axes":
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros(0, np.int64), "none"))
+        index.input[1] = "none"
+    else:
+        index.input[1] = "last_index"
+    assert_rejected(model, tmp_path, "a GatherND has several batch axes, or indices")
+
+
+@pytest.mark.parametrize("number", [1, 2, 4, -1])
+def test_splits_with_wrong_numbers_of_parts_are_rejected(number: int, tmp_path: Path) -> None:
+    """ONNX Runtime before 1.30 aborted."""
+    model = graphs.int8(np.random.default_rng(new_seed()))
+    attribute(graphs.node(model, "Split"), "num_outputs").i = number
+    assert_rejected(model, tmp_path, "a Split has different numbers of parts and outputs")
+
+
+@pytest.mark.parametrize("number", [0, -1, 2**31, 2**32])
+@pytest.mark.parametrize("name", ["num_heads", "kv_num_heads"])
+def test_invalid_numbers_of_heads_are_rejected(name: str, number: int, tmp_path: Path) -> None:
+    """ONNX Runtime before 1.30 divided by zero."""
+    model = decoder()
+    attribute(graphs.node(model, "GroupQueryAttention"), name).i = number
+    assert_rejected(model, tmp_path, "a GroupQueryAttention has an invalid number of heads")
