@@ -89,7 +89,7 @@ sanitize: $(DEV)/blip2rt-installed  ## the tests of the core under ASan and UBSa
 	  ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
 	  BLIP2RT_NATIVE="$$(ls build/sanitize-address,undefined/_native*.so)" \
 	  $(RUN) pytest tests/engines --ignore tests/engines/test_memory.py --ignore tests/engines/test_kernels.py \
-	  --ignore tests/engines/test_lack_of_memory.py -k "not lack_of_memory and not no_memory_holds" \
+	  -k "not memory" \
 	  tests/runtime/test_pipeline.py tests/runtime/test_batching.py tests/runtime/test_fuzz.py
 
 # An hour each by default; FUZZ_SECONDS=60 for a look, and -j2 to use both cores. build/fuzz keeps what is found.

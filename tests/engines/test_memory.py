@@ -1,4 +1,4 @@
-"""What the loop takes of memory: nothing per token, and a bounded cache per call."""
+"""The loop allocates nothing per token, and raises MemoryError when memory runs out."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 
 from tests.compiled import compiled
 from tests.engines.native import library_path
+from tests.seeds import new_seed
 from tests.tiny.bundle import HEAD_DIM, WORDS, D, Q, Tiny
 
 ROOT = Path(__file__).parents[2]
@@ -20,18 +21,18 @@ COUNT = """
 import ctypes, json, sys
 import numpy as np
 from blip2rt._native import Generator, Runtime, Session, Vocabulary
-library, folder, geometry, options = json.loads(sys.argv[1])
-runtime = Runtime(library)
+path, folder, geometry, options = json.loads(sys.argv[1])
+runtime = Runtime(path)
 generator = Generator(*(Session(runtime, f"{folder}/{name}.onnx", 1) for name in ("embed", "llm")), *geometry)
 vocabulary = Vocabulary([bytes([97 + i % 26]) for i in range(geometry[-1])])
 prefix = np.random.default_rng(0).normal(size=(2, 3, geometry[-2])).astype(np.float32)
-count = ctypes.CDLL(None).allocations_counted
+library = ctypes.CDLL(None)
 def allocations(tokens):
     given = {**options, "max_new_tokens": tokens, "stop_strings": [b"@@@"], "vocabulary": vocabulary}
-    before = count()
+    library.fail_allocation(ctypes.c_long(0), 0)
     generator.generate(prefix, [[2, 3], [4]], given)
-    return count() - before
-allocations(5)
+    return library.allocations(ctypes.byref(ctypes.c_long()))
+allocations(45)  # grows scratch buffers, which stay
 print(json.dumps([allocations(5), allocations(45)]))
 """
 OPTIONS = [
@@ -44,21 +45,36 @@ OPTIONS = [
 
 
 @pytest.fixture(scope="module")
-def counter() -> Path:
+def preloaded() -> dict[str, str]:
+    """An environment that preloads allocations.cpp."""
     compiler = shutil.which("c++")
     if compiler is None or sys.platform != "linux":
         pytest.skip("needs Linux and a C++ compiler")
-    source = ROOT / "tests" / "engines" / "native" / "count_new.cpp"
-    return compiled([compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-Wl,--no-as-needed", "-ldl"], [source], ".so")
+    if "BLIP2RT_NATIVE" in os.environ:
+        pytest.skip("a sanitizer has its own operator new")
+    source = ROOT / "tests" / "engines" / "native" / "allocations.cpp"
+    command = [compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-Wl,--no-as-needed", "-ldl"]
+    return {**os.environ, "LD_PRELOAD": str(compiled(command, [source], ".so")), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_nothing_is_allocated_per_token(tiny: Tiny, counter: Path, options: dict[str, object]) -> None:
+def test_nothing_is_allocated_per_token(tiny: Tiny, preloaded: dict[str, str], options: dict[str, object]) -> None:
     geometry = [1, 1, HEAD_DIM, D, len(WORDS)]
     arguments = json.dumps([library_path(), str(tiny.path), geometry, options])
-    env = {**os.environ, "LD_PRELOAD": str(counter)}
-    done = subprocess.run([sys.executable, "-c", COUNT, arguments], capture_output=True, text=True, env=env)
+    done = subprocess.run([sys.executable, "-c", COUNT, arguments], capture_output=True, text=True, env=preloaded)
     assert done.returncode == 0, done.stderr
     few, many = json.loads(done.stdout)
     assert few == many and few > 0
-    assert Q == 3  # the prefix of the script
+    assert Q == 3  # the prefix length of the script
+
+
+@pytest.mark.parametrize("most", [25, pytest.param(0, marks=pytest.mark.slow)], ids=["sample", "every"])
+def test_failing_allocations_raise_memory_errors(tiny: Tiny, preloaded: dict[str, str], most: int) -> None:
+    """Each allocation of the core fails once: the result is MemoryError or right, never a crash or a hang."""
+    pytest.importorskip("onnx")
+    seed = new_seed()
+    command = [sys.executable, "-m", "tests.engines.native.out_of_memory", str(tiny.path), str(seed), str(most)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=preloaded, timeout=3000)
+    last = done.stdout.splitlines()[-1:]
+    assert done.returncode == 0, f"seed {seed}, {last}: {done.returncode} {done.stderr[-3000:]}"
+    assert last[0].startswith("in all ")

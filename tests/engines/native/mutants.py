@@ -32,6 +32,7 @@ SIZES = [0, 1, -1, 2, 3, 7, 31, 33, 64, 128, 1000, 2**16, 2**31 - 1, 2**31, 2**3
 ATTRIBUTES = ["softcap", "rotary_interleaved", "axis", "allowzero", "smooth_softmax", "x", "num_heads"]
 if VERSION >= (1, 24):
     ATTRIBUTES.append("local_window_size")  # older releases had one more position in a window
+K, WIDTH, D, WORDS, POSITIONS = DEFAULT.k, DEFAULT.width, DEFAULT.hidden, DEFAULT.words, DEFAULT.positions
 
 
 def mutate(model: Model, rng: random.Random) -> None:
@@ -120,7 +121,7 @@ def mutate(model: Model, rng: random.Random) -> None:
         if rng.random() < 0.3:
             port.type.tensor_type.elem_type = rng.randrange(0, 17)
         elif shape:
-            shape[rng.randrange(len(shape))].dim_value = rng.choice([0, 1, 2, 7, DEFAULT.width * 2, 2**40])
+            shape[rng.randrange(len(shape))].dim_value = rng.choice([0, 1, 2, 7, WIDTH * 2, 2**40])
 
     def move_outside() -> None:
         tensor.data_location = TensorProto.EXTERNAL
@@ -155,20 +156,19 @@ def damage(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-def run_graph(folder: Path, graph: str, ours: bool, seed: int) -> list[np.ndarray]:
-    """Run the altered graph. ours: with our operators."""
+def answer(folder: Path, graph: str, ours: bool, seed: int) -> list[np.ndarray]:
+    """Run the altered graph. `ours`: whether our operators may."""
     rng = np.random.default_rng(seed)
     options = {"custom_int4": ours, "custom_int8": ours, "custom_attention": ours}
     session = Session(runtime(), str(folder / "mutant.onnx"), 1, **options)
     if graph in ("int4", "int8"):
-        k, positions = DEFAULT.k, DEFAULT.positions
-        shapes = [(1, k), (3, k), (20, k)] if graph == "int4" else [(1, positions, k), (3, positions, k)]
+        shapes = [(1, K), (3, K), (20, K)] if graph == "int4" else [(1, POSITIONS, K), (3, POSITIONS, K)]
         feeds = [{"x": rng.standard_normal(shape).astype(np.float32)} for shape in shapes]
         return [session.run(feed)["y"] for feed in feeds]
     embed = Session(runtime(), str(folder / "embed.onnx"), 1)
     source = Session(runtime(), str(folder / "encoder.onnx"), 1) if graph == "t5" else None
-    generator = Generator(embed, session, 1, 1, DEFAULT.width, DEFAULT.hidden, DEFAULT.words, source, 3)
-    prefix = rng.standard_normal((2, 3, DEFAULT.hidden)).astype(np.float32)
+    generator = Generator(embed, session, 1, 1, WIDTH, D, WORDS, source, 3)
+    prefix = rng.standard_normal((2, 3, D)).astype(np.float32)
     results = []
     for given in ({}, {"num_beams": 3, "num_return_sequences": 3}):
         for beams in generator.generate(prefix, [[2, 3], [4]], {"max_new_tokens": 6, **given}):
@@ -190,15 +190,15 @@ def is_tame(path: Path) -> bool:
 
 
 def check(folder: Path, graph: str, seed: int) -> bool:
-    """Return whether the altered graph runs. Raise AssertionError for wrong results."""
+    """Return whether the altered graph runs. Raises AssertionError where it says something else than it should."""
     try:
-        got = run_graph(folder, graph, True, seed)
+        got = answer(folder, graph, True, seed)
     except (RuntimeError, MemoryError):
         return False
     try:
-        want = run_graph(folder, graph, False, seed)
+        want = answer(folder, graph, False, seed)
     except (RuntimeError, MemoryError):
-        return False  # ONNX Runtime checks some nodes less strictly in a graph with our operators
+        return False  # it checks some nodes less strictly where a graph has operators of ours
     tame = is_tame(folder / "mutant.onnx")
     for mine, theirs in zip(got, want, strict=True):
         assert mine.shape == theirs.shape, (mine.shape, theirs.shape)
@@ -210,14 +210,14 @@ def check(folder: Path, graph: str, seed: int) -> bool:
 
 def main(seed: int, count: int, folder: Path, first: int) -> None:
     rng = random.Random(seed)
-    intact = np.random.default_rng(seed)
-    (folder / "embed.onnx").write_bytes(embedding(intact).SerializeToString())
-    (folder / "encoder.onnx").write_bytes(encoder(intact).SerializeToString())
+    weights = np.random.default_rng(seed)
+    (folder / "embed.onnx").write_bytes(embedding(weights).SerializeToString())
+    (folder / "encoder.onnx").write_bytes(encoder(weights).SerializeToString())
     (folder / "a.data").write_bytes(bytes(5000))
     ran = 0
     for number in range(count):
         graph = rng.choice(list(GRAPHS))
-        model = GRAPHS[graph](intact)
+        model = GRAPHS[graph](weights)
         for _ in range(0 if number < 8 else rng.choice([1, 1, 1, 2, 3])):
             with contextlib.suppress(Exception):  # onnx cannot read or write some changes
                 mutate(model, rng)
@@ -240,6 +240,6 @@ if __name__ == "__main__":
     location = Path(sys.argv[3])
     if sys.argv[4] in GRAPHS:  # run the folder's graph again, with ONNX Runtime's own operators
         with contextlib.suppress(RuntimeError, MemoryError):
-            run_graph(location, sys.argv[4], False, int(sys.argv[1]))
+            answer(location, sys.argv[4], False, int(sys.argv[1]))
     else:
         main(int(sys.argv[1]), int(sys.argv[2]), location, int(sys.argv[4]))

@@ -1,5 +1,5 @@
-// Preloaded into a process, lets requests for memory fail that the code of blip2rt._native makes: by operator new or
-// aligned_alloc, itself or through libstdc++. A test calls what is exported here through ctypes.
+// Preloaded into a process, counts the allocations of blip2rt._native, by operator new or aligned_alloc, directly or
+// through libstdc++, and makes chosen ones fail. Tests call the exported functions through ctypes.
 #include <dlfcn.h>
 #include <execinfo.h>
 
@@ -10,38 +10,39 @@
 
 namespace {
 
-enum Mode : int { kOff, kCount, kOnce, kFromThenOn };
+enum Mode : int { kOff, kCount, kFailOnce, kFailFromThenOn };
 
 std::atomic<int> mode{kOff};
-std::atomic<long> asked{0}, failing{0}, failed{0};
-thread_local bool looking = false;
+std::atomic<long> requested{0}, failing{0}, failed{0};
+thread_local bool in_backtrace = false;
 
-bool is_in(const char* file, const char* name) { return file != nullptr && std::strstr(file, name) != nullptr; }
+bool contains(const char* file, const char* name) { return file != nullptr && std::strstr(file, name) != nullptr; }
 
-// Returns whether the first caller beyond this library and libstdc++ is the core.
-bool of_core() {
-  if (looking) return false;
-  looking = true;
+// Returns whether the first caller outside this library and libstdc++ is the core.
+bool called_by_core() {
+  if (in_backtrace) return false;
+  in_backtrace = true;
   void* frames[12];
   const int count = backtrace(frames, 12);
   bool found = false;
   for (int i = 0; i < count; ++i) {
     Dl_info info;
-    if (dladdr(frames[i], &info) == 0 || is_in(info.dli_fname, "fail_new") || is_in(info.dli_fname, "libstdc++")) {
+    if (dladdr(frames[i], &info) == 0 || contains(info.dli_fname, "allocations") ||
+        contains(info.dli_fname, "libstdc++")) {
       continue;
     }
-    found = is_in(info.dli_fname, "_native");
+    found = contains(info.dli_fname, "_native");
     break;
   }
-  looking = false;
+  in_backtrace = false;
   return found;
 }
 
 bool fails() {
   const int now = mode.load(std::memory_order_relaxed);
-  if (now == kOff || !of_core()) return false;
-  const long number = asked.fetch_add(1) + 1;
-  const bool fail = (now == kOnce && number == failing) || (now == kFromThenOn && number >= failing);
+  if (now == kOff || !called_by_core()) return false;
+  const long number = requested.fetch_add(1) + 1;
+  const bool fail = (now == kFailOnce && number == failing) || (now == kFailFromThenOn && number >= failing);
   if (fail) failed.fetch_add(1);
   return fail;
 }
@@ -55,19 +56,19 @@ void* allocate(std::size_t size) {
 
 }  // namespace
 
-// Lets the request with this number fail from now on: 0 none, `persistent` all that follow it, too.
+// Starts to count allocations, and makes the one with this number fail (0: none), and later ones too if `persistent`.
 extern "C" void fail_allocation(long number, int persistent) {
   mode = kOff;
-  asked = failed = 0;
+  requested = failed = 0;
   failing = number;
-  mode = number == 0 ? kCount : persistent != 0 ? kFromThenOn : kOnce;
+  mode = number == 0 ? kCount : persistent != 0 ? kFailFromThenOn : kFailOnce;
 }
 
-// Ends that. Returns how many requests there were, and in `count` how many of them failed.
+// Stops counting. Returns the number of allocations, and in `count` how many failed.
 extern "C" long allocations(long* count) {
   mode = kOff;
   *count = failed;
-  return asked;
+  return requested;
 }
 
 extern "C" void* aligned_alloc(std::size_t alignment, std::size_t size) noexcept {

@@ -1,10 +1,10 @@
-"""`python -m tests.engines.native.lack_of_memory FOLDER SEED MOST`: every request for memory of the core fails once.
+"""`python -m tests.engines.native.out_of_memory FOLDER SEED MOST`: every request for memory of the core fails once.
 
 FOLDER holds the graphs of tests/tiny/bundle.py. Each piece of work is done again and again: once its first request
 fails, once its second, and so on, alone or with all that follow. It ends with MemoryError or the right result, and
 what comes after it is right. MOST: so many requests of each piece of work, chosen at random; 0 takes all.
 
-tests/engines/native/fail_new.cpp is preloaded.
+tests/engines/native/allocations.cpp is preloaded.
 """
 
 from __future__ import annotations
