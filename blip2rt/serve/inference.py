@@ -153,19 +153,19 @@ def prepare(model: Model, job: TextJob, max_tokens: int, streamed: bool) -> tupl
     options = {"num_beams": 1, **job.options} if streamed else dict(job.options)
     task = "caption" if job.question is None else "ask"
     default = model.bundle.manifest.decoding.get(task)
-    wanted = options.get("max_new_tokens")
-    if wanted is None:
-        wanted = max(default.max_new_tokens if default else max_tokens, options.get("min_new_tokens") or 1)
+    length = options.get("max_new_tokens")
+    if length is None:
+        length = max(default.max_new_tokens if default else max_tokens, options.get("min_new_tokens") or 1)
     forced = len(language.forced_prefix(merge(Options(), options), bool(prompt.whole)))
     room = spec.max_positions - (1 if spec.encoder_decoder else spec.prefix_length + len(ids)) - forced
     history: list[int] = []
     if job.question is not None:
-        history = _encode_history(language, job.history, room - min(wanted, max_tokens))
+        history = _encode_history(language, job.history, room - min(length, max_tokens))
     if history:
         ids = history + language.encode_more(prompt._replace(before=f" {prompt.before}"))
         # The question's first word may take one more token after other text.
         room = spec.max_positions - spec.prefix_length - len(ids) - forced - 1
-    options["max_new_tokens"] = max(1, min(wanted, max_tokens, room))
+    options["max_new_tokens"] = max(1, min(length, max_tokens, room))
     if job.stop_strings:
         options["stop_strings"] = list(job.stop_strings)
     settings = language.settings(task, merge(Options(), options), [prompt], len(history))

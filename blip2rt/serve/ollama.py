@@ -91,10 +91,9 @@ async def _respond(call: Call, body: TextRequest, turns: list[Turn[str]], writer
     if body.format:
         raise bad_request(NO_JSON.format("format"), "format", "unsupported_value")
     check_image_count(call, sum(len(turn.images) for turn in turns), "images")
-    given = body.options or ModelOptions()
-    greeting = "" if writer.load_only else GREETING
-    stops = string_list(given.stop)
-    return await call.chat(turns, _options(given), stops, writer, body.stream is not False, greeting)
+    model_options = body.options or ModelOptions()
+    stops = string_list(model_options.stop)
+    return await call.chat(turns, _options(model_options), stops, writer, body.stream is not False)
 
 
 async def _tags(call: Call) -> Any:
@@ -196,7 +195,8 @@ class _Writer(AnswerWriter):
     media_type = "application/x-ndjson"
 
     def __init__(self, service: Service, key: Literal["response", "message"], load_only: bool) -> None:
-        self._name, self._key, self.load_only = _tag(service), key, load_only
+        self._name, self._key, self._load_only = _tag(service), key, load_only
+        self.greeting = "" if load_only else GREETING
         self._start = self._first_piece = time.monotonic()
 
     def whole(self, answer: Answer) -> dict[str, Any]:
@@ -225,7 +225,7 @@ class _Writer(AnswerWriter):
         return {
             **self._head(text),
             "done": True,
-            "done_reason": "load" if self.load_only else (answer.finish_reasons or ["stop"])[0],
+            "done_reason": "load" if self._load_only else (answer.finish_reasons or ["stop"])[0],
             "total_duration": _nanoseconds(now - self._start),
             "load_duration": 0,
             "prompt_eval_count": answer.prompt_tokens,

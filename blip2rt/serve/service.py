@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -86,6 +87,7 @@ class AnswerWriter:
     """Formats an answer, whole or as server-sent events. Each API has its own."""
 
     media_type = "text/event-stream"
+    greeting = GREETING
 
     def whole(self, answer: Answer) -> dict[str, Any]:
         """Return the JSON of an answer that is not streamed."""
@@ -148,31 +150,26 @@ class Call:
         stop_strings: tuple[str, ...],
         writer: AnswerWriter,
         stream: bool,
-        greeting: str = GREETING,
     ) -> Response:
-        """Answer a conversation; one without an image gets the greeting."""
+        """Answer a conversation; one without an image gets the writer's greeting."""
         prompt = chat_prompt(turns, can_chat(self.model))
+        job = TextJob(b"", prompt.question, None, prompt.history, options, stop_strings)
         if prompt.image is None:
-            return await self._greet(
-                turns, TextJob(b"", None, None, (), options, stop_strings), writer, stream, greeting
-            )
+            return await self._greet(turns, job, writer, stream)
         image = await self.image(prompt.image, "messages")
         self.context.log_fields["images"] = sum(len(turn.images) for turn in turns)
-        job = TextJob(image, prompt.question, None, prompt.history, options, stop_strings)
-        return await self.respond(job, writer, stream)
+        return await self.respond(replace(job, image=image), writer, stream)
 
-    async def _greet(
-        self, turns: Sequence[Turn[str]], job: TextJob, writer: AnswerWriter, stream: bool, greeting: str
-    ) -> Response:
+    async def _greet(self, turns: Sequence[Turn[str]], job: TextJob, writer: AnswerWriter, stream: bool) -> Response:
         """Reply to a client that only checks whether the server answers. Options are checked as for an image.
 
         The model reads nothing, so `usage` counts words.
         """
         if can_generate(self.model):
             await asyncio.to_thread(prepare, self.model, job, self.limits.new_tokens, stream)
-        texts = [greeting] * (job.options.get("num_captions") or 1)
+        texts = [writer.greeting] * (job.options.get("num_captions") or 1)
         words = sum(len(text.split()) for turn in turns for text in turn.texts)
-        answer = Answer(texts, ["stop"] * len(texts), words, len(greeting.split()) * len(texts))
+        answer = Answer(texts, ["stop"] * len(texts), words, len(writer.greeting.split()) * len(texts))
         if not stream:
             return JSONResponse(writer.whole(answer))
         pieces = [line for i, text in enumerate(texts) if text for line in writer.piece(Piece(i, text))]

@@ -16,8 +16,8 @@ import pytest
 import blip2rt
 from blip2rt import gallery
 from blip2rt.gallery import Hit
+from blip2rt.serve import routes
 from blip2rt.serve.app import make_app
-from blip2rt.serve.routes import _thumbnail
 from blip2rt.serve.service import Service
 from blip2rt.serve.settings import QueueLimits, Settings
 from tests.serve.server_process import PHOTO, Response, data_uri
@@ -109,40 +109,30 @@ PICTURES, TEXTS = [data_uri(PHOTO.read_bytes())] * 20, ["a dog"] * 20
         ("/api/embed", {"input": [*TEXTS[:8], *PICTURES]}, "text_embeds"),
         ("/v1/match", {"image": PICTURES[0], "texts": TEXTS}, "match_features"),
         ("/blip2itm", {"image": PICTURES[0], "txt": "a dog"}, "image_embeds"),
+        ("/v1/search", {"text": "a dog"}, "_thumbnail"),
     ],
 )
-def test_disconnecting_ends_the_work_after_one_batch(
-    service: Service, monkeypatch: pytest.MonkeyPatch, path: str, body: Any, first: str
+def test_disconnecting_ends_the_work_after_one_step(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, path: str, body: Any, first: str
 ) -> None:
+    monkeypatch.setattr(gallery, "Index", FakeIndex)
+    index = Path("an.index") if path == "/v1/search" else None
+    service = Service(blip2rt.load(tiny.path, threads=1), Settings(queue=QueueLimits(parallel=1), index=index))
     calls: list[str] = []
 
     async def main() -> None:
         await service.load()
         client = DisconnectingClient()
         model: Any = service.model
-        for owner, names in ((model.pipeline.backend, ("image_embeds", "text_embeds")), (model, ("match_features",))):
+        owners = ((model.pipeline.backend, ("image_embeds", "text_embeds")), (model, ("match_features",)))
+        for owner, names in (*owners, (routes, ("_thumbnail",))):
             for name in names if hasattr(owner, first) else ():
                 monkeypatch.setattr(owner, name, client.wrap(name, getattr(owner, name), calls))
         await client.call(service, path, body)
 
     asyncio.run(main())
-    assert calls == [first]
-
-
-def test_disconnecting_ends_a_search_after_one_thumbnail(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gallery, "Index", FakeIndex)
-    service = Service(blip2rt.load(tiny.path, threads=1), Settings(index=Path("an.index")))
-    calls: list[str] = []
-
-    async def main() -> None:
-        await service.load()
-        client = DisconnectingClient()
-        monkeypatch.setattr("blip2rt.serve.routes._thumbnail", client.wrap("_thumbnail", _thumbnail, calls))
-        await client.call(service, "/v1/search", {"text": "a dog"})
-
-    asyncio.run(main())
     service.close()
-    assert calls == ["_thumbnail"]
+    assert calls == [first]
 
 
 class FakeIndex(contextlib.nullcontext[None]):

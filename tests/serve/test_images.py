@@ -97,9 +97,9 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     return answers
 
 
-def rejected(url: str, media: MediaAccess, most: int = 1000) -> ApiError:
+def rejected(url: str, media: MediaAccess, max_bytes: int = 1000) -> ApiError:
     with pytest.raises(ApiError) as raised:
-        fetch(url, media, most)
+        fetch(url, media, max_bytes)
     return raised.value
 
 

@@ -1,7 +1,8 @@
-"""The page in a browser: chromium, its fake webcam, a keyboard."""
+"""The web page in Chromium, with its fake webcam and a keyboard."""
 
 from __future__ import annotations
 
+import base64
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -27,10 +28,10 @@ pytestmark = pytest.mark.long(13)
 
 DROP = """
 const [kind, data] = arguments, bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
-const given = new DataTransfer();
-given.items.add(new File([bytes], "given.jpg", {type: "image/jpeg"}));
-const event = kind === "drop" ? new DragEvent("drop", {dataTransfer: given, bubbles: true})
-  : new ClipboardEvent("paste", {clipboardData: given, bubbles: true});
+const transfer = new DataTransfer();
+transfer.items.add(new File([bytes], "dropped.jpg", {type: "image/jpeg"}));
+const event = kind === "drop" ? new DragEvent("drop", {dataTransfer: transfer, bubbles: true})
+  : new ClipboardEvent("paste", {clipboardData: transfer, bubbles: true});
 document.body.dispatchEvent(event);
 """
 CONTRAST = """
@@ -78,7 +79,7 @@ def text(browser: webdriver.Chrome, name: str) -> str:
 
 
 def texts(browser: webdriver.Chrome, selector: str) -> list[str]:
-    """Read at one moment: the page redraws its lists, and what was found in it a moment ago is gone."""
+    """Read all elements in one step: the page redraws its lists, which makes element handles stale."""
     found: list[str] = browser.execute_script(
         "return [...document.querySelectorAll(arguments[0])].map((each) => each.innerText)", selector
     )
@@ -110,13 +111,11 @@ def test_picture_is_captioned_asked_about_and_matched(page: webdriver.Chrome) ->
     page.find_element(By.ID, "texts").send_keys("two dogs run on a beach\na cat")
     page.find_element(By.ID, "match").click()
     wait(page, lambda: len(texts(page, "#matches li")) == 2)
-    assert texts(page, "#matches li")[0].startswith("a cat"), "the best comes first"
+    assert texts(page, "#matches li")[0].startswith("a cat"), "best first"
     assert text(page, "match-speed").endswith(" s") and text(page, "fault") == ""
 
 
 def test_pictures_can_be_dropped_pasted_and_selected_again(page: webdriver.Chrome) -> None:
-    import base64
-
     data = base64.b64encode(PHOTO.read_bytes()).decode()
     for count, kind in enumerate(("drop", "paste"), 1):
         page.execute_script(DROP, kind, data)
@@ -126,7 +125,7 @@ def test_pictures_can_be_dropped_pasted_and_selected_again(page: webdriver.Chrom
     assert second.get_attribute("aria-pressed") == "true" and first.accessible_name.startswith("Picture 1: ")
     first.send_keys(Keys.ENTER)
     wait(page, lambda: first.get_attribute("aria-pressed") == "true")
-    assert page.switch_to.active_element == first, "the keyboard stays where it was"
+    assert page.switch_to.active_element == first, "the focus stays"
 
 
 def test_caption_does_not_interrupt_an_answer(page: webdriver.Chrome) -> None:
@@ -167,7 +166,7 @@ def test_layout_fits_a_phone(page: webdriver.Chrome) -> None:
         assert width[0] <= width[1] == 360
         for each in page.find_elements(By.CSS_SELECTOR, "main button, main .button"):
             if each.is_displayed():
-                assert each.size["height"] >= 44, "a finger's width"
+                assert each.size["height"] >= 44, "large enough for a finger"
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
@@ -200,7 +199,7 @@ def test_controls_have_accessible_names(page: webdriver.Chrome) -> None:
     for _ in range(12):
         ActionChains(page).send_keys(Keys.TAB).perform()
         seen.append(page.switch_to.active_element.get_attribute("id"))
-    assert {"files", "webcam", "question", "send", "texts", "match"} <= set(seen), "by the keyboard alone"
+    assert {"files", "webcam", "question", "send", "texts", "match"} <= set(seen), "reachable by keyboard"
 
 
 def test_mistakes_are_shown(browser: webdriver.Chrome, nano: ServerProcess) -> None:

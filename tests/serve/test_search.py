@@ -36,20 +36,21 @@ def index(tiny: Any, tmp_path: Path, photo: Any) -> Path:
 
 def test_pictures_are_found_by_text_and_by_picture(index: Path, tiny: Any, start: Callable[..., ServerProcess]) -> None:
     server = start("--index", index)
+
+    def search(**body: Any) -> Any:
+        return server.post("/v1/search", body).json["hits"]
+
     assert server.get("/ready").json["pictures"] == 6
-    found = server.post("/v1/search", {"text": "a dog runs", "n": 3}).json["hits"]
+    found = search(text="a dog runs", n=3)
     with Index.open(index, blip2rt.load(tiny.path)) as opened:
         expected = opened.search("a dog runs", 3)
     assert [hit["name"] for hit in found] == [hit.name for hit in expected]
     assert [hit["score"] for hit in found] == pytest.approx([hit.score for hit in expected])
     data = base64.b64decode(found[0]["thumbnail"].removeprefix("data:image/jpeg;base64,"))
     assert max(Image.open(io.BytesIO(data)).size) <= 256
-    similar = server.post("/v1/search", {"image": encoded(PHOTO.read_bytes()), "n": 1, "thumbnails": False}).json[
-        "hits"
-    ]
-    assert [hit["name"] for hit in similar] == ["photo.jpg"] and "thumbnail" not in similar[0]
-    reranked = server.post("/v1/search", {"text": "a dog", "n": 2, "rerank": 4}).json["hits"]
-    assert all(0 <= hit["probability"] <= 1 for hit in reranked)
+    [similar] = search(image=encoded(PHOTO.read_bytes()), n=1, thumbnails=False)
+    assert similar["name"] == "photo.jpg" and "thumbnail" not in similar
+    assert all(0 <= hit["probability"] <= 1 for hit in search(text="a dog", n=2, rerank=4))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are UTF-8 there")
