@@ -3,6 +3,7 @@
     python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --out BUNDLE [--precision vision=int8-dynamic,...]
     python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --out BUNDLE --target trt [--precision llm=int4]
     python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --config FOLDER
+    python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --checkpoint FOLDER
 
 Graphs, files and sizes are those of an export of the real checkpoint. Block-wise integers are drawn as they are stored;
 in other precisions one tensor at a time passes through float32. --config writes Hugging Face's config and processor
@@ -37,6 +38,7 @@ from blip2rt.modeling.vision import VisionEncoder
 from . import assemble, targets
 from .choices import About, Choices, ExportOptions, ModelSource
 from .cli import TARGET_NAMES, parse_precision
+from .convert import save_tensors
 from .progress import Progress
 
 PRECISION = {
@@ -216,6 +218,9 @@ def _parser() -> Parser:
     parser.add_argument("--geometry", choices=sorted(GEOMETRIES), required=True, help="sizes of the model")
     parser.add_argument("--out", type=path, metavar="BUNDLE", help="the bundle's folder; one that is there is replaced")
     parser.add_argument("--config", type=path, metavar="FOLDER", help="write Hugging Face's config and processor here")
+    parser.add_argument(
+        "--checkpoint", type=path, metavar="FOLDER", help="write a Hugging Face checkpoint in fp16 here"
+    )
     parser.add_argument("--target", choices=TARGET_NAMES, default="ort", help="the engine that the graphs are for")
     defaults = "; ".join(f"{name}: {','.join(map('='.join, each.items()))}" for name, each in PRECISION.items())
     parser.add_argument("--precision", default="", metavar="GROUP=P,...",
@@ -229,6 +234,9 @@ def _run(args: argparse.Namespace) -> None:
     precision = _precision(args.precision, target)
     if args.config is not None:
         write_config(args.geometry, args.config)
+    if args.checkpoint is not None:
+        config = write_config(args.geometry, args.checkpoint)
+        save_tensors(random_model(args.checkpoint, config), args.checkpoint, "float16", config)
     if args.out is not None:
         print(make(args.geometry, args.out, precision, Progress(), target).bundle.path)
 

@@ -77,7 +77,7 @@ def test_cancelled_reranking_leaves_out_the_rest(model, album):
 def test_update_follows_the_folder(model, album):
     def names() -> set[str]:
         with Index.open("x", model) as opened:
-            return {file.path for file in opened.files()}
+            return {file.path for file in opened.catalog.all()}
 
     with Index.create("x", album, model) as made:
         made.add()
