@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 _deferrals = 0  # active defer_sigterm blocks
 _pending = 0  # the signal received, 0 for none
@@ -54,7 +55,7 @@ def temporary_folder() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def child_process(command: Sequence[str], **pipes: int) -> Iterator[subprocess.Popen[str]]:
+def child_process(command: Sequence[str], **pipes: Any) -> Iterator[subprocess.Popen[str]]:
     """Start a process with text pipes and a temporary folder; kill it at the end if it still runs."""
     with temporary_folder() as folder:
         process = None
