@@ -76,7 +76,7 @@ def tiny_generator(vocab: int) -> Iterator[Generator]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with contextlib.closing(trace.DataFile(folder, "llm.data")) as data:
-            for part, graph in (("llm", llm.trace_llm(model)), ("embed", trace.trace(llm.embed_part(model)))):
+            for part, graph in (("llm", llm.trace_llm(model)), ("embed", trace.trace(llm.embed_graph(model)))):
                 trace.save(graph, folder / f"{part}.onnx", data)
         embed, decoder = (Session(runtime, str(folder / f"{part}.onnx"), 1) for part in ("embed", "llm"))
         shape = llm.geometry(model)

@@ -33,8 +33,8 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import checkpoints
 from blip2rt.text import LlmTokenizer
 from export import assemble, choices, targets
-from export.checks.stepper import unfused_session
-from export.checks.trt_stepper import TrtStepper
+from export.checks.sessions import unfused_session
+from export.checks.stepper import TrtStepper
 from export.graphs import vision
 from export.progress import Progress
 from train.data.samples import Dataset, read_table

@@ -42,7 +42,7 @@ class Result:
     """A bundle that is written, and what the comparisons with PyTorch said."""
 
     bundle: Bundle
-    rows: list[verify.Row]
+    rows: list[verify.Comparison]
     sizes: dict[str, int]  # component -> bytes of its graph and weights; shared weights count for each
     notes: tuple[str, ...] = ()  # what is not as the checkpoint has it
 
@@ -85,7 +85,7 @@ def export(
             unpack.save_config(model.config, writer.folder)
         if options.about.card is not None:
             shutil.copyfile(options.about.card, writer.folder / "MODEL_CARD.md")
-        faults = [row.fault for row in exporter.rows if row.fault]
+        faults = [row.fault for row in exporter.comparisons if row.fault]
         if faults:
             raise Blip2rtError(f"the graphs deviate from PyTorch too far, no bundle was written: {'; '.join(faults)}")
         exporter.notes += _sizes_told(options, image, llm, models[0].config.vision)
@@ -102,10 +102,10 @@ def export(
             decoding=describe.decoding(options.about.length_penalty) if generative is not None else {},
             target=options.target.name,
             sources=describe.sources(models),
-            verification=_verification(exporter.rows),
+            verification=_verification(exporter.comparisons),
         )
         progress.line("hashing")
-        return Result(writer.finish(manifest), exporter.rows, exporter.sizes, tuple(exporter.notes))
+        return Result(writer.finish(manifest), exporter.comparisons, exporter.sizes, tuple(exporter.notes))
 
 
 def _load(choices: Choices, progress: Progress) -> list[Any]:
@@ -122,7 +122,7 @@ def _load(choices: Choices, progress: Progress) -> list[Any]:
 def _vision(exporter: GraphExporter, model: Any, image: ImageSpec, choices: Choices) -> Features:
     """Write `vision`: pixels (B,3,h,w) -> vision_features (B,N,C). The model loses its encoder."""
     encoder, model.vision = model.vision, None
-    part, precision = vision.vision_part(encoder, image), choices.precision["vision"]
+    part, precision = vision.vision_graph(encoder, image), choices.precision["vision"]
     files, shown = held_out(choices.photographs)
     noise = np.random.default_rng().uniform(-1, 1, (3, 3, image.height, image.width)).astype(np.float32)
     inputs = {"pixels": vision.pixels(shown, image) if shown else noise}
@@ -142,7 +142,7 @@ def _vision(exporter: GraphExporter, model: Any, image: ImageSpec, choices: Choi
         exporter.progress.line("vision: features of photographs to calibrate on")
         batches = _photographs(files[:CALIBRATED], image)
         calibration = [exporter.run("vision", each)["vision_features"] for each in batches]
-    return Features(want, exporter.judge("vision", inputs, want), calibration)
+    return Features(want, exporter.compare("vision", inputs, want), calibration)
 
 
 def held_out(photographs: Sequence[Path]) -> tuple[Sequence[Path], Sequence[Path]]:
@@ -199,7 +199,7 @@ def _generative(
     return known.spec
 
 
-_PARTS = {"qformer": qformer.generative_parts, "retrieval": qformer.retrieval_parts}
+_PARTS = {"qformer": qformer.generative_graphs, "retrieval": qformer.retrieval_graphs}
 
 
 def _group(
@@ -222,11 +222,11 @@ def _group(
                 seen = exporter.calibrate(part.name, graph, batches)
             exporter.write(part.name, graph, group, seen)
     for part in parts:
-        exporter.judge(part.name, inputs, wants[part.name])
+        exporter.compare(part.name, inputs, wants[part.name])
     if precision in BITS and exporter.verified:
         round_weights(model, BITS[precision], BLOCK)
         for part in parts:
-            exporter.judge_exact(part.name, inputs, part.run(inputs))
+            exporter.compare_exact(part.name, inputs, part.run(inputs))
     return wants
 
 
@@ -245,7 +245,7 @@ def _sizes_told(options: ExportOptions, image: ImageSpec, llm: LlmSpec | None, c
     return notes
 
 
-def _verification(rows: Sequence[verify.Row]) -> tuple[Verification, ...]:
+def _verification(rows: Sequence[verify.Comparison]) -> tuple[Verification, ...]:
     """What the manifest keeps of the comparisons."""
     return tuple(
         Verification(row.component, row.precision, row.max_abs_error, row.cosine, row.agreement)

@@ -1,11 +1,10 @@
-"""Makes the language model's graphs: `embed`, `llm`, and `encoder` of an encoder-decoder.
+"""Export the language model's graphs: `embed`, `llm`, and `encoder` of an encoder-decoder.
 
 embed:   token_ids (B,S) -> token_embeds (B,S,D)
 llm:     inputs_embeds (B,S,D), positions, cache -> logits (B,V), cache; see graphs/llm.py and trt/llm.py
 encoder: inputs_embeds (B,S,D), attention_mask (B,S) -> cross_key_i, cross_value_i (B,H,S,hd); see graphs/t5.py
 
-Describes the model, takes ranges, writes the graphs and verifies them. Knows nothing about images, which reach it as
-prefix_embeds (n,Q,D).
+Images arrive as prefix_embeds (n,Q,D).
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ from .graphs import compatibility, llm, t5
 from .precision.activations import NO_RANGES, Ranges
 from .precision.quantizer import BITS
 
-FINER_BELOW = 1_000_000_000  # parameters of a model whose int4 weights meet activations of 16 bits: small ones need it
-EXACT_BELOW = 500_000_000  # parameters of a model whose graph is also compared with its own rounded weights
+INT16_ACTIVATIONS_BELOW = 1_000_000_000  # parameters: smaller models need 16-bit activations with int4 weights
+EXACT_BELOW = 500_000_000  # parameters: smaller models are also compared with their own rounded weights
 
 
 @dataclass(frozen=True)
 class Language:
-    """A language model, and what is known of it."""
+    """A language model with its description."""
 
     model: Any  # Hugging Face's
     config: LlmConfig
@@ -47,17 +46,17 @@ class Language:
 
     @property
     def start(self) -> int | None:
-        """The id that an encoder-decoder's answer starts from."""
+        """The token that an encoder-decoder's decoder starts from."""
         return self.spec.decoder_start_token_id
 
     @property
     def size(self) -> int:
-        """Parameters of the model."""
+        """The number of parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
 def read(model: Any, language: Any, folder: Path, max_positions: int) -> Language:
-    """Describe `language`, the language model of the BLIP-2 `model`. Its tokenizer is written into `folder`."""
+    """Describe `language`, the language model of the BLIP-2 `model`. Writes its tokenizer into `folder`."""
     spec, prompts = describe.llm_spec(model, language, folder, max_positions)
     return Language(language, model.config.llm, spec, prompts)
 
@@ -65,7 +64,7 @@ def read(model: Any, language: Any, folder: Path, max_positions: int) -> Languag
 def write(
     exporter: GraphExporter, language: Language, precision: str, options: LlmOptions, prefixes: np.ndarray | None
 ) -> None:
-    """Trace and write every graph. prefixes: prefix_embeds (n,Q,D) of photographs, which int8-static calibrates on."""
+    """Trace and write every graph. prefixes: prefix_embeds (n,Q,D) of photographs, needed to calibrate int8-static."""
     config = language.config
     if config.bits and config.bits != BITS.get(precision):
         exporter.progress.line(f"llm: trained against {config.bits}-bit weights, exported as {precision}")
@@ -74,35 +73,35 @@ def write(
     seen: dict[str, Ranges] = {}
     if precision == "int8-static":
         assert prefixes is not None
-        kept = dict(traced)
-        seen = _ranges(exporter, language, kept, prefixes)
-        traced = iter(kept.items())
-    activations = options.activations or (16 if language.size < FINER_BELOW else 8)
+        graphs = dict(traced)
+        seen = _measure_ranges(exporter, language, graphs, prefixes)
+        traced = iter(graphs.items())
+    activations = options.activations or (16 if language.size < INT16_ACTIVATIONS_BELOW else 8)
     with exporter.group("llm", precision, config.block, activations) as group:
         for name, graph in traced:
             exporter.write(name, graph, group, seen.get(name, NO_RANGES))
 
 
 def trace_graphs(target: targets.Target, model: Any, max_positions: int) -> targets.NamedGraphs:
-    """Trace the graphs of a language model, one after the other. Raise Blip2rtError for one that cannot be."""
+    """Trace the graphs of a language model, one after the other. Raises Blip2rtError if that fails."""
     try:
         yield from target.llm_graphs(model, max_positions)
     except Blip2rtError:
         raise
-    except Exception as error:  # whatever an unknown architecture makes tracing stumble over
+    except Exception as error:  # tracing an unknown architecture may raise anything
         raise Blip2rtError(
             f"{type(model).__name__} cannot be traced ({compatibility.error_summary(error)}): "
             "use another language model"
         ) from error
 
 
-def _ranges(
+def _measure_ranges(
     exporter: GraphExporter, language: Language, traced: dict[str, ir.Model], prefixes: np.ndarray
 ) -> dict[str, Ranges]:
-    """Graph -> ranges, over the photographs' prefixes and what the language model says to them."""
+    """Return the ranges of each graph, over the photographs' prefixes and the model's answers to them."""
     exporter.progress.line("llm: calibrating int8")
-    known = language.prompts.calibrating
-    prompts = (known * len(prefixes))[: max(len(prefixes), len(known))]
+    prompts = language.prompts.calibrating
+    prompts = (prompts * len(prefixes))[: max(len(prefixes), len(prompts))]
     with streaming.streamed(language.model):
         rows = describe.llm_inputs(language.model, prompts, prefixes)
     return calibration.language_ranges(traced, exporter.folder, rows, language.start, exporter.target.operands)
@@ -111,67 +110,73 @@ def _ranges(
 def verify_graphs(
     exporter: GraphExporter, language: Language, precision: Mapping[str, str], prefixes: Sequence[np.ndarray]
 ) -> None:
-    """Compare the written graphs with PyTorch, alone and behind the graphs before them.
+    """Compare the written graphs with PyTorch, alone and together with the graphs before them.
 
-    precision: of all groups. prefixes: prefix_embeds (3,Q,D) of the same images by PyTorch, and by the graphs.
+    precision: of all groups. prefixes: prefix_embeds (3,Q,D) of the same images, from PyTorch and from the graphs.
     """
     exporter.progress.line("llm: verifying")
-    # Ranges decide what int8 makes of a prompt: it is tried with more of them, and each as long as a user's.
+    # int8-static depends on measured ranges: verify it with more prompts, as long as those of users.
     prompts = language.prompts.judged if precision["llm"] == "int8-static" else language.prompts.plain
     with streaming.streamed(language.model):
-        rows, whole = (describe.llm_inputs(language.model, prompts, each) for each in prefixes)
+        rows, end_to_end = (describe.llm_inputs(language.model, prompts, each) for each in prefixes)
     encoder = None if language.start is None else exporter.graph(ENCODER)
-    longest, room = max(map(len, rows)) + verify.STEPS, language.spec.max_positions
-    if encoder is None and longest > room:
+    longest, limit = max(map(len, rows)) + verify.STEPS, language.spec.max_positions
+    if encoder is None and longest > limit:
         raise Blip2rtError(
-            f"the language model has {room} positions, and an image with a question and its answer takes {longest}: "
+            f"the language model has {limit} positions, and an image with a question and its answer takes {longest}: "
             "use one with more"
         )
     graphs = verify.LlmGraphs(exporter.graph(LLM), exporter.graph(EMBED), encoder, language.start, exporter.target.open)
     try:
-        tokens = _judge(exporter, language, graphs, (rows, whole))
+        tokens = _compare(exporter, language, graphs, rows, end_to_end)
     except Blip2rtError:
         raise
-    except Exception as error:  # ONNX Runtime's, of a graph that it does not take
+    except Exception as error:  # of ONNX Runtime, which rejects the graph
         raise Blip2rtError(
             f"the graphs of {type(language.model).__name__} cannot be run ({compatibility.error_summary(error)}): "
             "use another language model"
         ) from error
-    embed, ids = llm.embed_part(language.model), {"token_ids": tokens.astype(np.int64)}
-    exporter.judge(EMBED, ids, embed.run(ids))
+    embed, ids = llm.embed_graph(language.model), {"token_ids": tokens.astype(np.int64)}
+    exporter.compare(EMBED, ids, embed.run(ids))
     if exporter.target.name == "trt" or precision["llm"] not in BITS or language.size > EXACT_BELOW:
         return
     t5.round_weights(language.model, BITS[precision["llm"]], language.config.block)
-    _judge_exact(exporter, language, graphs, rows, tokens)
-    exporter.judge_exact(EMBED, ids, embed.run(ids))
+    _compare_exact(exporter, language, graphs, rows, tokens)
+    exporter.compare_exact(EMBED, ids, embed.run(ids))
 
 
-def _judge(
-    exporter: GraphExporter, language: Language, graphs: verify.LlmGraphs,
-    prompts: tuple[list[np.ndarray], list[np.ndarray]],
-) -> np.ndarray:  # fmt: skip
-    """Compare logits with PyTorch's, for [prefix | prompt] rows (S_b,D) by PyTorch and by the graphs. Return the tokens
-    (B,STEPS) that the graphs say to the first."""
-    rows, whole = prompts
-    tokens, got = graphs.run([*rows, *whole])
+def _compare(
+    exporter: GraphExporter,
+    language: Language,
+    graphs: verify.LlmGraphs,
+    rows: list[np.ndarray],
+    end_to_end: list[np.ndarray],
+) -> np.ndarray:
+    """Compare logits with PyTorch's, for [prefix | prompt] rows (S_b,D) from PyTorch and from the graphs.
+
+    Returns the tokens (B,STEPS) that the graphs generate for `rows`.
+    """
+    tokens, got = graphs.run([*rows, *end_to_end])
     want = verify.llm_logits(language.model, [*rows, *rows], tokens, language.start)
-    chosen = "/".join(map(exporter.precision, (VISION, QFORMER, LLM)))
-    parts = (LLM, exporter.precision(LLM), slice(len(rows))), (verify.WHOLE, chosen, slice(len(rows), None))
-    for name, used, part in parts:
+    precisions = "/".join(map(exporter.precision, (VISION, QFORMER, LLM)))
+    for name, precision, part in (
+        (LLM, exporter.precision(LLM), slice(len(rows))),
+        (verify.ALL_GRAPHS, precisions, slice(len(rows), None)),
+    ):
         agreement = float((got[part].argmax(-1) == want[part].argmax(-1)).mean())
-        compared = {"logits": got[part]}, {"logits": want[part]}
-        exporter.rows.append(verify.judge(name, used, verify.PYTORCH, *compared, agreement))
+        logits = {"logits": got[part]}, {"logits": want[part]}
+        exporter.comparisons.append(verify.compare(name, precision, verify.PYTORCH, *logits, agreement))
     return tokens[: len(rows)]
 
 
-def _judge_exact(
-    exporter: GraphExporter, language: Language, graphs: verify.LlmGraphs, rows: list[np.ndarray],
-    tokens: np.ndarray,
-) -> None:  # fmt: skip
-    """Compare logits, computed in float32, with PyTorch's of the very weights that the graphs store."""
+def _compare_exact(
+    exporter: GraphExporter, language: Language, graphs: verify.LlmGraphs, rows: list[np.ndarray], tokens: np.ndarray
+) -> None:
+    """Compare logits, computed in float32, with PyTorch's for the very weights that the graphs store."""
     exact_encoder = contextlib.nullcontext() if graphs.encoder is None else verify.exact(graphs.encoder)
     with verify.exact(graphs.llm) as exact_llm, exact_encoder as encoder:
         copies = verify.LlmGraphs(exact_llm, graphs.embed, encoder, language.start)
         _, got = copies.run(rows, tokens)
     want = verify.llm_logits(language.model, rows, tokens, language.start)
-    exporter.rows.append(verify.judge(LLM, exporter.precision(LLM), verify.OWN, {"logits": got}, {"logits": want}))
+    logits = {"logits": got}, {"logits": want}
+    exporter.comparisons.append(verify.compare(LLM, exporter.precision(LLM), verify.OWN_WEIGHTS, *logits))

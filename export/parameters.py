@@ -1,7 +1,4 @@
-"""The trained tensors in a graph that the exporter has written, by our names, as they were rounded.
-
-Knows graphs and names; nothing about models.
-"""
+"""Read trained tensors back from exported graphs, by our names and as they were rounded."""
 
 from __future__ import annotations
 
@@ -19,9 +16,9 @@ from blip2rt.modeling.quantize import QuantizedWeight, dequantize_blockwise
 
 
 def parameters(path: Path, prefix: str) -> dict[str, torch.Tensor]:
-    """Read the tensors whose names begin with `prefix`, by the rest of the name.
+    """Read the tensors whose names begin with `prefix`, keyed by the rest of the name.
 
-    Raises Blip2rtError: a precision that cannot be undone.
+    Raises Blip2rtError for a precision that cannot be undone.
     """
     model = onnx.load(str(path))
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -31,37 +28,37 @@ def parameters(path: Path, prefix: str) -> dict[str, torch.Tensor]:
         for name, tensor in constants.items()
         if name.startswith(prefix) and tensor.data_type in floats
     }
-    for name, weight in _matrices(model.graph, constants, prefix):
-        values[name] = weight
-    return values
+    return values | dict(_matrices(model.graph, constants, prefix))
 
 
 def convolutions(path: Path, prefix: str) -> Iterator[tuple[str, torch.Tensor, torch.Tensor | None]]:
-    """Yield name, weight and bias of every convolution. Weights are floats, fp16 or int8 with scales.
+    """Yield name, weight and bias of every convolution. Weights may be stored as fp32, fp16 or int8 with scales.
 
-    Raises Blip2rtError: a graph in int8.
+    Raises Blip2rtError for a graph in int8.
     """
     model = onnx.load(str(path))
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    made = {output: node for node in model.graph.node for output in node.output}
+    producers = {output: node for node in model.graph.node for output in node.output}
 
     def value(name: str) -> tuple[str, torch.Tensor]:
-        """Find a constant and its name behind the nodes that bring it back to float32."""
-        node = made.get(name)
+        """Find a constant and its name behind the nodes that dequantize it."""
+        node = producers.get(name)
         if node is None:
             return name, _array(constants[name]).float()
         if node.op_type == "Cast":
             return value(node.input[0])
         if node.op_type != "Mul":
             raise Blip2rtError(
-                f"{path}: a graph in int8 cannot be trained on from; export the encoder as int8w or a float"
+                f"{path}: a graph in int8 cannot become a checkpoint again; export the encoder as int8w, fp16 or fp32"
             )
         (codes, numbers), (_, scales) = value(node.input[0]), value(node.input[1])
         return codes, numbers * scales
 
     for node in model.graph.node:
         if node.op_type == "BatchNormalization":
-            raise Blip2rtError(f"{path}: {node.name} is in no convolution, and cannot be taken back")
+            raise Blip2rtError(
+                f"{path}: {node.name} is a batch norm outside a convolution; this encoder cannot become a checkpoint"
+            )
         if node.op_type == "Conv":
             name, weight = value(node.input[1])
             stem = name.removesuffix(".half").removesuffix(".codes").removesuffix(".weight")
@@ -74,8 +71,8 @@ def _array(tensor: onnx.TensorProto) -> torch.Tensor:
 
 
 def _matrices(graph: Any, constants: dict[str, Any], prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield matrices of linear layers (out,in) and embeddings. A bias behind one names it, where its name is lost."""
-    made = {output: node for node in graph.node for output in node.output}
+    """Yield matrices of linear layers (out,in) and embeddings. One without a name is named after its bias."""
+    producers = {output: node for node in graph.node for output in node.output}
     readers: dict[str, Any] = {}
     for node in graph.node:
         for name in node.input:
@@ -83,8 +80,8 @@ def _matrices(graph: Any, constants: dict[str, Any], prefix: str) -> Iterator[tu
 
     def constant(name: str) -> Any:
         """Find the initializer behind casts from fp16."""
-        while name in made and made[name].op_type == "Cast":
-            name = made[name].input[0]
+        while name in producers and producers[name].op_type == "Cast":
+            name = producers[name].input[0]
         return constants.get(name)
 
     for node in graph.node:
@@ -107,7 +104,7 @@ def _matrices(graph: Any, constants: dict[str, Any], prefix: str) -> Iterator[tu
             stem = constant(node.input[1]).name
         elif node.op_type in ("DynamicQuantizeMatMul", "DequantizeLinear"):
             raise Blip2rtError(
-                f"{node.name}: a graph in int8 cannot be trained on from; export the checkpoint in another precision"
+                f"{node.name}: a graph in int8 cannot become a checkpoint again; export it in another precision"
             )
         else:
             continue
@@ -117,25 +114,26 @@ def _matrices(graph: Any, constants: dict[str, Any], prefix: str) -> Iterator[tu
 def _name(stem: str, node: Any, readers: dict[str, Any], prefix: str) -> str:
     if stem.startswith(prefix):
         return _stem(stem, prefix)
-    behind = readers[node.output[0]]
-    for name in behind.input:
+    for name in readers[node.output[0]].input:
         if name.startswith(prefix) and name.endswith(".bias"):
             return name.removeprefix(prefix).removesuffix("bias") + "weight"
     raise Blip2rtError(f"{node.name}: its weights have no name in this graph")
 
 
 def _stem(name: str, prefix: str) -> str:
-    """A constant's name -> its parameter's; the constant may be transposed, or in fp16."""
+    """Return the parameter's name for a constant's, which may be transposed or in fp16."""
     return name.removeprefix(prefix).removesuffix(".half").removesuffix(".T")
 
 
 def _table(codes: Any, scales: Any, zeros: Any, block: int) -> torch.Tensor:
-    """Bring back an embedding whose rows are codes in blocks."""
-    rounded, zero, scale = (_array(each) if each is scales else _unpacked(each) for each in (codes, zeros, scales))
-    wide = [each.float().repeat_interleave(block, 1)[:, : rounded.shape[1]] for each in (zero, scale)]
-    return (rounded.float() - wide[0]) * wide[1]
+    """Dequantize an embedding table."""
+    rounded = _unpacked(codes).float()
+    zero, scale = (
+        each.float().repeat_interleave(block, 1)[:, : rounded.shape[1]] for each in (_unpacked(zeros), _array(scales))
+    )
+    return (rounded - zero) * scale
 
 
 def _unpacked(tensor: Any) -> torch.Tensor:
-    """Unpack 4-bit or 8-bit numbers, each into a byte."""
+    """Unpack 4-bit or 8-bit numbers into bytes."""
     return torch.from_numpy(np.array(numpy_helper.to_array(tensor)).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""What an export says while it works: a line for each step, and a bar for the long ones. Knows terminals only."""
+"""Report an export's progress: a line for each step, and a bar for long ones."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import sys
 import time
 
 _WIDTH = 30
-_EVERY = 10.0  # seconds between lines where there is no terminal to draw on
+_LINE_SECONDS = 10.0  # between lines of a bar without a terminal
 
 
 class Progress:
-    """Writes to stderr; `line` says what begins, `bar` how far it is."""
+    """Writes to standard error: `line` announces a step, `bar` shows how far it is."""
 
     def __init__(self) -> None:
         self._start = self._drawn = time.monotonic()
@@ -23,9 +23,9 @@ class Progress:
         print(f"[{self._elapsed()}] {text}", file=sys.stderr, flush=True)
 
     def bar(self, text: str, done: int, total: int) -> None:
-        """`done` of `total` steps; drawn at most a few times a second."""
+        """Show that `done` of `total` is finished; redraws at most a few times a second."""
         now, terminal = time.monotonic(), sys.stderr.isatty()
-        if done < total and now - self._drawn < (0.2 if terminal else _EVERY):
+        if done < total and now - self._drawn < (0.2 if terminal else _LINE_SECONDS):
             return
         self._drawn = now
         share = done / max(total, 1)

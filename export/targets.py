@@ -1,6 +1,6 @@
-"""What ONNX Runtime and TensorRT want each: an opset, graphs of the language model, precisions.
+"""The targets ONNX Runtime and TensorRT: opset, graphs of the language model, precisions.
 
-Everything else (which graphs there are, tracing, verification, the manifest) is one code for both.
+Everything else (the list of graphs, tracing, verification, the manifest) is shared.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from blip2rt.bundle import EMBED, ENCODER, LLM
 
 from . import trt
 from .checks.calibration import Operands
-from .checks.stepper import session, unfused_session
+from .checks.sessions import session, unfused_session
 from .graphs import llm, t5, trace
 from .precision import static
 from .precision.activations import Ranges
@@ -28,22 +28,22 @@ _FLOATS = ("fp32", "fp16")
 _WEIGHTS = ("int8", "int8-dynamic", "int8w", "int4")
 _STATIC = (*_FLOATS, "int8", "int8-static")
 
-NamedGraphs = Iterator[tuple[str, ir.Model]]  # name and graph, one traced after the other
+NamedGraphs = Iterator[tuple[str, ir.Model]]  # (name, graph), each traced when it is requested
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a bundle is made for: ONNX Runtime or TensorRT."""
+    """The runtime that a bundle is exported for."""
 
-    name: str  # one of blip2rt.bundle.TARGETS; two targets may be of one backend
+    name: str  # one of blip2rt.bundle.TARGETS; two targets may share a backend
     opset: int
-    precisions: Mapping[str, tuple[str, ...]]  # group -> what may be chosen
+    precisions: Mapping[str, tuple[str, ...]]  # group -> choices
     defaults: Mapping[str, str]
-    calibrated: tuple[str, ...]  # groups that may be int8 by photographs
-    operands: Operands  # graph -> the values whose ranges that takes
+    calibrated: tuple[str, ...]  # groups that int8 calibrates on photographs
+    operands: Operands  # graph -> the values whose ranges calibration measures
     llm_graphs: Callable[[Any, int], NamedGraphs]  # (language model, max_positions)
-    apply: Callable[[ir.Model, str, Quantizer, Ranges], None]  # brings a graph to a precision, in place
-    open: Callable[[Path], Any]  # a session of ONNX Runtime in which its graphs are verified
+    apply: Callable[[ir.Model, str, Quantizer, Ranges], None]  # bring a graph to a precision, in place
+    open: Callable[[Path], Any]  # open a graph in ONNX Runtime to verify it
 
 
 def _ort_graphs(language: Any, max_positions: int) -> NamedGraphs:
@@ -52,18 +52,18 @@ def _ort_graphs(language: Any, max_positions: int) -> NamedGraphs:
         yield LLM, t5.trace_decoder(language)
     else:
         yield LLM, llm.trace_llm(language, max_positions)
-    yield EMBED, trace.trace(llm.embed_part(language))
+    yield EMBED, trace.trace(llm.embed_graph(language))
 
 
 def _trt_graphs(
     language: Any, max_positions: int, kind: trt.kv_cache.CacheKind = trt.kv_cache.ReadOnlyCache
 ) -> NamedGraphs:
     if language.config.is_encoder_decoder:
-        yield ENCODER, trace.trace(t5.encoder_part(language), trt.llm.OPSET)
+        yield ENCODER, trace.trace(t5.encoder_graph(language), trt.llm.OPSET)
         yield LLM, trt.t5.trace_decoder(language, kind)
     else:
         yield LLM, trt.llm.trace_llm(language, max_positions, kind)
-    yield EMBED, trace.trace(llm.embed_part(language), trt.llm.OPSET)
+    yield EMBED, trace.trace(llm.embed_graph(language), trt.llm.OPSET)
 
 
 ORT = Target(

@@ -1,1 +1,1 @@
-"""Measures exported graphs: their error beside PyTorch, and the ranges of their activations."""
+"""Run exported graphs: compare them with PyTorch, and measure the ranges of their activations."""

@@ -1,8 +1,7 @@
-"""Takes the ranges of activations that int8 wants: a float32 graph runs on real inputs in ONNX Runtime and tells the
-least, the largest and the mean magnitude of each channel.
+"""Measure the ranges of activations that int8 needs, by running float32 graphs on real inputs in ONNX Runtime.
 
-The graph is written out once with these outputs more for each tensor that will be quantized, so that nothing large is
-kept, whatever the model's size. Knows graphs and sessions, nothing about images or models.
+The graph is written once with additional outputs: minimum, maximum and mean magnitude of each channel of every tensor
+that will be quantized. Nothing large is kept in memory, whatever the model's size.
 """
 
 from __future__ import annotations
@@ -21,86 +20,88 @@ from blip2rt.bundle import EMBED, ENCODER, LLM
 
 from ..graphs import trace
 from ..precision.activations import Range, Ranges
-from .stepper import session
+from .sessions import session
 from .verify import Arrays, LlmGraphs
 
-_TOLD = {".lows": "ReduceMin", ".highs": "ReduceMax", ".means": "ReduceMean"}  # the last of magnitudes
-Operands = Callable[[ir.Model], Iterable[str]]  # the values of a graph whose ranges are wanted
+_STATISTICS = {".lows": "ReduceMin", ".highs": "ReduceMax", ".means": "ReduceMean"}  # the last of magnitudes
+Operands = Callable[[ir.Model], Iterable[str]]  # a graph's values whose ranges are measured
 
 
 class Recorder:
-    """A session of a graph that keeps in `ranges` what its runs told of each name."""
+    """A session of a graph that merges the ranges of all runs into `ranges`. It has a session's methods."""
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         self.session, self.names = session(path, packed=False), names
         self.ranges: dict[str, Range] = {}
         self._runs = 0
-        self._told = [name + kind for name in names for kind in _TOLD]
+        self._statistics = [name + suffix for name in names for suffix in _STATISTICS]
 
     def get_inputs(self) -> Any:
         return self.session.get_inputs()
 
     def get_outputs(self) -> Any:
-        return [value for value in self.session.get_outputs() if not value.name.endswith(tuple(_TOLD))]
+        return [value for value in self.session.get_outputs() if not value.name.endswith(tuple(_STATISTICS))]
 
     def run(self, outputs: Sequence[str] | None, feeds: Any) -> list[Any]:
-        wanted = list(outputs or [value.name for value in self.get_outputs()])
-        results = self.session.run([*self._told, *wanted], feeds)
-        self._record(results[: len(self._told)])
-        return results[len(self._told) :]
+        names = list(outputs or [value.name for value in self.get_outputs()])
+        results = self.session.run([*self._statistics, *names], feeds)
+        self._record(results[: len(self._statistics)])
+        return results[len(self._statistics) :]
 
     def io_binding(self) -> Any:
         binding = self.session.io_binding()
-        for name in self._told:
+        for name in self._statistics:
             binding.bind_output(name)
         return binding
 
     def run_with_iobinding(self, binding: Any) -> None:
         self.session.run_with_iobinding(binding)
-        self._record([value.numpy() for value in binding.get_outputs()[: len(self._told)]])  # the first that were bound
+        self._record([value.numpy() for value in binding.get_outputs()[: len(self._statistics)]])  # bound first
 
-    def _record(self, told: Sequence[np.ndarray]) -> None:
-        for name, lows, highs, means in zip(self.names, told[::3], told[1::3], told[2::3], strict=True):
+    def _record(self, statistics: Sequence[np.ndarray]) -> None:
+        columns = statistics[::3], statistics[1::3], statistics[2::3]
+        for name, lows, highs, means in zip(self.names, *columns, strict=True):
             new = Range(lows, highs, means, float(means.mean()))
-            self.ranges[name] = self.ranges[name].joined(new, self._runs) if self._runs else new
+            self.ranges[name] = self.ranges[name].merge(new, self._runs) if self._runs else new
         self._runs += 1
 
 
 @contextlib.contextmanager
 def recorder(model: ir.Model, folder: Path, name: str, operands: Operands) -> Iterator[Recorder]:
-    """Open a Recorder of the float32 graph. Its files lie in `folder` until it is closed."""
+    """Open a Recorder of the float32 graph. Its temporary files are in `folder`."""
     path, data_name = folder / f".{name}.calibration.onnx", f".{name}.calibration.data"
     names = sorted(set(operands(model)))
     tensors = {key: value.const_value for key, value in model.graph.initializers.items()}
     try:
         with contextlib.closing(trace.DataFile(folder, data_name)) as data:
             trace.save(model, path, data)
-        for key, tensor in tensors.items():  # the model itself goes on without these files
+        for key, tensor in tensors.items():  # the model itself must not depend on these files
             if key in model.graph.initializers:
                 model.graph.initializers[key].const_value = tensor
-        _add_outputs(path, names)
+        _add_statistics(path, names)
         yield Recorder(path, names)
     finally:
         path.unlink(missing_ok=True)
         (folder / data_name).unlink(missing_ok=True)
 
 
-def _add_outputs(path: Path, names: Sequence[str]) -> None:
+def _add_statistics(path: Path, names: Sequence[str]) -> None:
     proto = onnx.load(path, load_external_data=False)
-    proto.graph.initializer.append(helper.make_tensor(".first", onnx.TensorProto.INT64, [1], [0]))
+    graph = proto.graph
+    graph.initializer.append(helper.make_tensor(".first", onnx.TensorProto.INT64, [1], [0]))
     for name in names:
         rows, magnitudes = f"{name}.rows", f"{name}.magnitudes"
-        proto.graph.node.append(helper.make_node("Flatten", [name], [rows], axis=-1))
-        proto.graph.node.append(helper.make_node("Abs", [rows], [magnitudes]))
-        for kind, reduction in _TOLD.items():
+        graph.node.append(helper.make_node("Flatten", [name], [rows], axis=-1))
+        graph.node.append(helper.make_node("Abs", [rows], [magnitudes]))
+        for suffix, reduction in _STATISTICS.items():
             source = magnitudes if reduction == "ReduceMean" else rows
-            proto.graph.node.append(helper.make_node(reduction, [source, ".first"], [name + kind], keepdims=0))
-            proto.graph.output.append(helper.make_tensor_value_info(name + kind, onnx.TensorProto.FLOAT, [None]))
+            graph.node.append(helper.make_node(reduction, [source, ".first"], [name + suffix], keepdims=0))
+            graph.output.append(helper.make_tensor_value_info(name + suffix, onnx.TensorProto.FLOAT, [None]))
     path.write_bytes(proto.SerializeToString())
 
 
 def batch_ranges(model: ir.Model, folder: Path, name: str, batches: Iterable[Arrays], operands: Operands) -> Ranges:
-    """Take the ranges of a graph's operands over all batches of its inputs."""
+    """Measure the ranges of a graph's operands over batches of its inputs."""
     with recorder(model, folder, name, operands) as record:
         for inputs in batches:
             record.run(None, inputs)
@@ -110,7 +111,7 @@ def batch_ranges(model: ir.Model, folder: Path, name: str, batches: Iterable[Arr
 def language_ranges(
     models: dict[str, ir.Model], folder: Path, rows: Sequence[np.ndarray], start: int | None, operands: Operands
 ) -> dict[str, Ranges]:
-    """Take the ranges of a language model's graphs, over [prefix | prompt] rows (S_b,D) and what it says to them."""
+    """Measure the ranges of a language model's graphs, over [prefix | prompt] rows (S_b,D) and greedy answers."""
     with contextlib.ExitStack() as stack:
         records = {name: stack.enter_context(recorder(model, folder, name, operands)) for name, model in models.items()}
         encoder = Path(ENCODER) if ENCODER in models else None

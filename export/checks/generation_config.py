@@ -1,7 +1,4 @@
-"""Settings of generation that a checkpoint carries and that a bundle does not take, in words.
-
-A bundle has defaults of its own; callers choose theirs. Knows Hugging Face's configs, no weights and no graphs.
-"""
+"""List generation settings of a checkpoint that a bundle does not adopt. A bundle has its own defaults."""
 
 from __future__ import annotations
 
@@ -12,60 +9,57 @@ from typing import Any
 from blip2rt.modeling.sources import fetch
 
 FILE = "generation_config.json"
-_OPTIONS = (
-    "num_beams", "max_new_tokens", "min_new_tokens", "length_penalty", "early_stopping", "repetition_penalty",
-    "no_repeat_ngram_size", "do_sample", "temperature", "top_k", "top_p", "min_p", "max_time", "stop_strings",
-)  # fmt: skip  # whoever calls may give them
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "num_beams": (None, 1), "length_penalty": (None, 1.0), "early_stopping": (None, False),
-    "repetition_penalty": (None, 1.0), "no_repeat_ngram_size": (None, 0), "do_sample": (None, False),
-    "temperature": (None, 1.0), "top_k": (None, 50), "top_p": (None, 1.0), "encoder_repetition_penalty": (None, 1.0),
-    "encoder_no_repeat_ngram_size": (None, 0), "diversity_penalty": (None, 0.0), "num_beam_groups": (None, 1),
-    "guidance_scale": (None, 1, 1.0), "typical_p": (None, 1.0), "epsilon_cutoff": (None, 0.0),
-    "eta_cutoff": (None, 0.0),
-    "remove_invalid_values": (None, False), "renormalize_logits": (None, False), "min_length": (None, 0),
-    "num_return_sequences": (None, 1), "max_length": (None, 20), "suppress_tokens": (None, []),
-    "begin_suppress_tokens": (None, []),
-}  # fmt: skip  # values that change nothing
-_OTHERS = (
-    "sequence_bias", "guidance_scale", "bad_words_ids", "force_words_ids", "constraints", "suppress_tokens",
-    "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "forced_decoder_ids",
-    "exponential_decay_length_penalty", "encoder_repetition_penalty", "encoder_no_repeat_ngram_size",
-    "diversity_penalty", "num_beam_groups", "penalty_alpha", "dola_layers", "typical_p", "epsilon_cutoff", "eta_cutoff",
-    "watermarking_config", "remove_invalid_values", "renormalize_logits", "max_length", "min_length",
-    "num_return_sequences", "prompt_lookup_num_tokens",
-)  # fmt: skip  # nobody can give them
+_OPTIONS = (  # callers of a bundle can set these
+    "num_beams max_new_tokens min_new_tokens length_penalty early_stopping repetition_penalty no_repeat_ngram_size "
+    "do_sample temperature top_k top_p min_p max_time stop_strings".split()
+)
+_UNAVAILABLE = (
+    "sequence_bias guidance_scale bad_words_ids force_words_ids constraints suppress_tokens begin_suppress_tokens "
+    "forced_bos_token_id forced_eos_token_id forced_decoder_ids exponential_decay_length_penalty "
+    "encoder_repetition_penalty encoder_no_repeat_ngram_size diversity_penalty num_beam_groups penalty_alpha "
+    "dola_layers typical_p epsilon_cutoff eta_cutoff watermarking_config remove_invalid_values renormalize_logits "
+    "max_length min_length num_return_sequences prompt_lookup_num_tokens".split()
+)
+_NEUTRAL: dict[str, Any] = json.loads("""{
+    "num_beams": 1, "length_penalty": 1.0, "early_stopping": false, "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0, "do_sample": false, "temperature": 1.0, "top_k": 50, "top_p": 1.0,
+    "encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0, "diversity_penalty": 0.0,
+    "num_beam_groups": 1, "guidance_scale": 1.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
+    "remove_invalid_values": false, "renormalize_logits": false, "min_length": 0, "num_return_sequences": 1,
+    "max_length": 20, "suppress_tokens": [], "begin_suppress_tokens": []
+}""")  # values without an effect
 
 
 def generation_notes(language: Any, source: str) -> list[str]:
-    """What the settings of a language model and of its folder would change, and a bundle does not do."""
-    found: dict[str, Any] = {}
-    config = getattr(language, "config", None)
-    carried = [getattr(config, "__dict__", {}), getattr(getattr(language, "generation_config", None), "__dict__", {})]
-    for values in (*carried, _file(source)):
-        found |= {
-            name: values[name]
-            for name in (*_OPTIONS, *_OTHERS)
-            if name in values and values[name] is not None and values[name] not in _NEUTRAL.get(name, (None,))
-        }
-    given = {name: value for name, value in found.items() if name in _OPTIONS}
-    lost = {name: value for name, value in found.items() if name not in _OPTIONS}
+    """Describe the settings of a language model and its folder that change its texts and that a bundle ignores."""
+    settings: dict[str, Any] = {}
+    for config in (getattr(language, "config", None), getattr(language, "generation_config", None)):
+        settings |= _effective(getattr(config, "__dict__", {}))
+    settings |= _effective(_read_file(source))
     notes = []
-    if given:
+    if options := {name: settings[name] for name in settings if name in _OPTIONS}:
         notes.append(
-            f"the checkpoint generates with {_listed(given)}; a bundle has its own defaults: give them to calls"
+            f"the checkpoint generates with {_list(options)}; a bundle has its own defaults: pass them to calls"
         )
-    if lost:
-        notes.append(f"the checkpoint generates with {_listed(lost)}, which a bundle does not do")
+    if others := {name: settings[name] for name in settings if name in _UNAVAILABLE}:
+        notes.append(f"the checkpoint generates with {_list(others)}, which a bundle does not support")
     return notes
 
 
-def _listed(values: dict[str, Any]) -> str:
+def _effective(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: values[name]
+        for name in (*_OPTIONS, *_UNAVAILABLE)
+        if values.get(name) is not None and (name not in _NEUTRAL or values[name] != _NEUTRAL[name])
+    }
+
+
+def _list(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {str(value)[:60]}" for name, value in sorted(values.items()))
 
 
-def _file(source: str) -> dict[str, Any]:
-    """generation_config.json of a folder; nothing where there is none."""
+def _read_file(source: str) -> dict[str, Any]:
+    """Read a folder's generation_config.json; empty if it is missing or damaged."""
     file = Path(fetch(source)) / FILE
     try:
         values = json.loads(file.read_text()) if file.is_file() else {}

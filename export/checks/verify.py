@@ -1,9 +1,7 @@
-"""Exported graphs in ONNX Runtime against PyTorch.
+"""Compare exported graphs in ONNX Runtime with PyTorch.
 
-Two comparisons: the graph as it ships with the model as it was trained, which is reported; and, for weight-only
-integers, the graph computing in float32 with the model that holds the very weights which the graph stores, which must
-agree.
-Knows graphs and modules, nothing about checkpoints or bundles.
+There are two comparisons. The graph as shipped against the model as trained is reported. For weight-only integers, the
+graph computing in float32 must also agree with a model that holds the very weights stored in the graph.
 """
 
 from __future__ import annotations
@@ -23,54 +21,56 @@ from blip2rt.bundle import ITM, ITM_LOGITS, SEQLENS_K
 from blip2rt.modeling import streaming
 from blip2rt.modeling.llm import sees_both_ways
 
-from .stepper import Stepper, session
-from .trt_stepper import TrtStepper
+from .sessions import session
+from .stepper import Stepper, TrtStepper
 
-PYTORCH, OWN = "PyTorch", "its own weights"  # what a graph is compared with
-WHOLE = "all"  # graphs together: from pixels to tokens
-EXACT = 1e-3  # largest error in units of the largest value, where graph and PyTorch have the same weights
-MIN_COSINE = {
+PYTORCH, OWN_WEIGHTS = "PyTorch", "its own weights"  # what a graph is compared with
+ALL_GRAPHS = "all"  # component name for all graphs together, from pixels to tokens
+MAX_ERROR = 1e-3  # relative to the largest value, if graph and PyTorch have the same weights
+MIN_COSINE = {  # with the model as trained, where no model has the same weights
     "fp16": 0.9999,
     "int8w": 0.99,
     "int8-static": 0.95,
     "int8-dynamic": 0.95,
     "int4": 0.9,
-}  # with the model as trained, where no model of the same weights exists
-STEPS = 12  # tokens that the llm graph is stepped through
+}
+STEPS = 12  # tokens that the llm graph generates
 
 Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Row:
+class Comparison:
     """One comparison; `fault` says what is wrong, if anything."""
 
     component: str
     precision: str
     against: str
-    max_abs_error: float  # of itm, the error of the difference of its two logits, which is what its probability is of
-    cosine: float | None  # mean over rows, of the output where it is least; None of itm: of two logits it says nothing
-    agreement: float | None = None  # share of the graph's greedy tokens that PyTorch would have chosen too; llm and all
+    max_abs_error: float  # itm: of the difference of its two logits, which its probability depends on
+    cosine: float | None  # mean over rows, of the output where it is lowest; None for itm, whose two logits have none
+    agreement: float | None = None  # llm and all: share of the graph's greedy tokens that PyTorch would choose too
     fault: str = ""
 
 
-def judge(
+def compare(
     component: str, precision: str, against: str, got: Arrays, want: Arrays, agreement: float | None = None
-) -> Row:
-    """Compare outputs by name."""
+) -> Comparison:
+    """Compare a component's outputs by name."""
     relative = max(float(np.abs(got[n] - want[n]).max()) / max(float(np.abs(want[n]).max()), 1e-6) for n in want)
     least = MIN_COSINE.get(precision) if against == PYTORCH else None
     cosine, fault = None, ""
-    if (against == OWN or precision == "fp32") and not relative <= EXACT:
-        fault = f"{component} ({precision}) by {relative:.1e} of its largest value, more than {EXACT:g}"
+    if (against == OWN_WEIGHTS or precision == "fp32") and not relative <= MAX_ERROR:
+        fault = f"{component} ({precision}) by {relative:.1e} of its largest value, more than {MAX_ERROR:g}"
     if component == ITM:
-        wrong, wanted = _differences(got[ITM_LOGITS], want[ITM_LOGITS])
-        error = float(np.abs(wrong).max())
-        # A vector of just that cosine is off by this share of its length; where logits are alike, of a log-odds of 1.
-        most = float("inf") if least is None else (1 - least**2) ** 0.5 * max(_mean_square(wanted), 1)
-        if not _mean_square(wrong) <= most:
-            off = f"{_mean_square(wrong):.2f} off (root mean square)"
-            fault = f"the difference of {component}'s logits is {off} in {precision}, more than {most:.2f}"
+        errors, differences = _logit_differences(got[ITM_LOGITS], want[ITM_LOGITS])
+        error, rms = float(np.abs(errors).max()), _root_mean_square(errors)
+        # The error of a vector with this cosine, relative to its length; for nearly equal logits, to a log-odds of 1.
+        limit = float("inf") if least is None else (1 - least**2) ** 0.5 * max(_root_mean_square(differences), 1)
+        if not rms <= limit:
+            fault = (
+                f"the difference of {component}'s logits is {rms:.2f} off (root mean square) in {precision}, "
+                f"more than {limit:.2f}"
+            )
     else:
         error = max(float(np.abs(got[name] - want[name]).max()) for name in want)
         cosine = min(mean_cosine(got[name], want[name]) for name in want)
@@ -78,18 +78,17 @@ def judge(
             fault = f"{component} has a cosine of {cosine:.5f} in {precision}, less than {least}"
     if least is not None and fault:
         fault += ": choose another precision"
-    return Row(component, precision, against, error, cosine, agreement, fault)
+    return Comparison(component, precision, against, error, cosine, agreement, fault)
 
 
-def _mean_square(values: np.ndarray) -> float:
-    """Its root, over all values."""
+def _root_mean_square(values: np.ndarray) -> float:
     return float(np.sqrt(np.square(values, dtype=np.float64).mean()))
 
 
-def _differences(got: np.ndarray, want: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (..., 2) of a match -> the error of their difference (...), the difference (...)."""
-    wanted = want[..., 1] - want[..., 0]
-    return got[..., 1] - got[..., 0] - wanted, wanted
+def _logit_differences(got: np.ndarray, want: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """logits (..., 2) of a match -> the error of their difference (...), the expected difference (...)"""
+    expected = want[..., 1] - want[..., 0]
+    return got[..., 1] - got[..., 0] - expected, expected
 
 
 def mean_cosine(got: np.ndarray, want: np.ndarray) -> float:
@@ -100,7 +99,7 @@ def mean_cosine(got: np.ndarray, want: np.ndarray) -> float:
 
 
 def run(graph: Path, inputs: Arrays, open: Callable[[Path], Any] = session) -> dict[str, np.ndarray]:
-    """A graph's outputs by name; inputs that it does not have are left out."""
+    """Run a graph; inputs that it does not have are ignored. Return its outputs by name."""
     opened = open(graph)
     names = [value.name for value in opened.get_outputs()]
     feeds = {value.name: inputs[value.name] for value in opened.get_inputs()}
@@ -109,13 +108,13 @@ def run(graph: Path, inputs: Arrays, open: Callable[[Path], Any] = session) -> d
 
 @contextlib.contextmanager
 def exact(graph: Path) -> Iterator[Path]:
-    """A passing copy of a graph, its integer matrices multiplied in float32 without rounding the activations."""
+    """Write a temporary copy of a graph that multiplies its integer matrices in float32, with unrounded activations."""
     proto = onnx.load(graph, load_external_data=False)
     for node in proto.graph.node:
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
                 attribute.i = 1
-    copy = graph.with_name(f".{graph.name}.exact")  # beside the graph, where its external data are
+    copy = graph.with_name(f".{graph.name}.exact")  # beside the graph, for its external data
     try:
         copy.write_bytes(proto.SerializeToString())
         yield copy
@@ -125,7 +124,7 @@ def exact(graph: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class LlmGraphs:
-    """The language model's graphs; `encoder` and the id that the decoder starts from belong to an encoder-decoder."""
+    """The language model's graphs; only an encoder-decoder has `encoder` and `start`, its decoder's first token."""
 
     llm: Path
     embed: Path
@@ -134,12 +133,12 @@ class LlmGraphs:
     open: Callable[[Path], Any] = session
 
     def run(self, rows: Sequence[np.ndarray], tokens: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """rows (S_b, D) continued greedily, or by tokens (B, STEPS) -> tokens (B, STEPS), logits (B, STEPS, V)."""
+        """rows (S_b,D), continued greedily or by tokens (B,STEPS) -> tokens (B,STEPS), logits (B,STEPS,V)"""
         table, batch = self.open(self.embed), len(rows)
         padded, mask = _pad(rows)
-        seen, lengths = None, mask.sum(1)
+        encoded, lengths = None, mask.sum(1)
         if self.encoder is not None:
-            seen = {
+            encoded = {
                 **run(self.encoder, {"inputs_embeds": padded, "attention_mask": mask}, self.open),
                 "encoder_mask": mask,
             }
@@ -147,7 +146,7 @@ class LlmGraphs:
             lengths = np.ones(batch, np.int64)
         opened = self.open(self.llm)
         kind = Stepper if SEQLENS_K in {value.name for value in opened.get_inputs()} else TrtStepper
-        stepper = kind(opened, batch, int(lengths.max()) + STEPS, seen)
+        stepper = kind(opened, batch, int(lengths.max()) + STEPS, encoded)
         logits, chosen = [stepper.prefill(padded, lengths).copy()], []
         for step in range(STEPS):
             chosen.append(logits[-1].argmax(-1) if tokens is None else tokens[:, step])
@@ -159,9 +158,9 @@ class LlmGraphs:
 
 @torch.no_grad()
 def llm_logits(language: Any, rows: Sequence[np.ndarray], tokens: np.ndarray, start: int | None) -> np.ndarray:
-    """PyTorch's logits (B, STEPS, V) before each of `tokens` (B, STEPS), all in one pass of a causal model.
+    """Return PyTorch's logits (B,STEPS,V) before each of `tokens` (B,STEPS), in one pass of a causal model.
 
-    Rows are padded on the right, where it does not look.
+    Rows are padded on the right, which a causal model does not see.
     """
     with streaming.streamed(language):
         if start is not None:
@@ -182,7 +181,7 @@ def llm_logits(language: Any, rows: Sequence[np.ndarray], tokens: np.ndarray, st
 
 
 def _cached_logits(language: Any, row: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """The same of one row (S, D) and its tokens (STEPS), as generate: read whole, then a token at a time."""
+    """The same for one row (S,D) and its tokens (STEPS), as in generate: read it whole, then token by token."""
     import transformers
 
     cache = transformers.DynamicCache(config=language.config.get_text_config())
@@ -195,7 +194,7 @@ def _cached_logits(language: Any, row: np.ndarray, tokens: np.ndarray) -> np.nda
 
 
 def _pad(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (S_b, D) -> (B, S, D) with zeros on the right, mask (B, S) int64."""
+    """rows (S_b,D) -> (B,S,D) with zeros on the right, mask (B,S) int64"""
     lengths = np.array([len(row) for row in rows])
     padded = np.zeros((len(rows), lengths.max(), rows[0].shape[1]), np.float32)
     for b, row in enumerate(rows):

@@ -1,1 +1,1 @@
-"""PyTorch modules -> ONNX graphs for ONNX Runtime: one file a component, `trace.py` for what they share."""
+"""Trace PyTorch modules as ONNX graphs: one file for each component; `trace.py` is shared."""

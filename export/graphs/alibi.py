@@ -22,7 +22,7 @@ Attend = Callable[..., tuple[Tensor, None]]
 
 
 def slopes(llm: Any) -> Tensor | None:
-    """The slope of each head (H), as the model's own table has it; None for a model without such biases."""
+    """Return each head's slope (H) from the model's own table; None for a model without such biases."""
     config = llm.config.get_text_config()
     if config.model_type == "bloom":
         table = llm.transformer.build_alibi_tensor(torch.ones(1, 2), config.num_attention_heads, torch.float32)
@@ -34,10 +34,10 @@ def slopes(llm: Any) -> Tensor | None:
     return table[:, 1] - table[:, 0]
 
 
-def rounded(llm: Any, positions: int) -> Tensor | None:
-    """Falcon's bias of each head and key (H * positions), as it is added to a scaled score; None without alibi.
+def rounded_biases(llm: Any, positions: int) -> Tensor | None:
+    """Return Falcon's bias of each head and key (H * positions), to add to scaled scores; None without alibi.
 
-    It is a vector because what is stored in fewer bits are matrices.
+    It is a vector so that no precision quantizes it: only matrices are quantized.
     """
     config = llm.config.get_text_config()
     if not has_rounded_biases(config):
@@ -49,14 +49,14 @@ def rounded(llm: Any, positions: int) -> Tensor | None:
 
 
 def lookup(table: Tensor, heads: int, positions: int) -> Tensor:
-    """table (H * P) -> (1,H,1,positions), beyond its end the last of each head"""
+    """table (H * P) -> (1,H,1,positions); positions beyond the table repeat each head's last entry"""
     known = len(table) // heads
     places = torch.arange(heads)[:, None] * known + torch.arange(positions).clamp(max=known - 1)
     return table[places][None, :, None]
 
 
 def has_rounded_biases(config: Any) -> bool:
-    """Whether a model of this config has biases that are rounded by their position."""
+    """Whether a model of this config rounds its biases to bfloat16."""
     return bool(config.model_type == "falcon" and config.alibi)
 
 
@@ -68,16 +68,16 @@ def bias(slope: Tensor, position_ids: Tensor, positions: int) -> Tensor:
 
 @contextlib.contextmanager
 def intercepted_attention(llm: Any, attend: Attend) -> Iterator[None]:
-    """Have the attention of such a model call `attend(module, query, key, value, None, scaling=...)`."""
-    made = _FORWARDS.get(llm.config.get_text_config().model_type)
-    if made is None:
+    """Make the attention layers of such a model call `attend(module, query, key, value, None, scaling=...)`."""
+    entry = _FORWARDS.get(llm.config.get_text_config().model_type)
+    if entry is None:
         yield
         return
-    kind, forward = made
+    kind, forward = entry
     modules = [module for module in llm.modules() if type(module).__name__ == kind]
     namespace = sys.modules[type(llm).__module__]
     mask = getattr(namespace, _MASK, None)
-    if mask is not None:  # there is none for our attention, and MPT's code reads one
+    if mask is not None:  # transformers builds none for our attention, but MPT's code reads one
         setattr(namespace, _MASK, lambda *_, **__: torch.zeros(1, 1, 1, 1))
     for module in modules:
         module.forward = forward(module, attend)
@@ -137,12 +137,14 @@ def _falcon(module: Any, attend: Attend) -> Callable[..., Any]:
 
 
 def falcon_kv_heads(config: Any) -> int:
-    """How many heads of keys and values Falcon's fused projection holds."""
+    """Count the key-value heads in Falcon's fused projection."""
     if config.new_decoder_architecture:
         return int(config.num_kv_heads)
     return 1 if config.multi_query else int(config.num_attention_heads)
 
 
 _FORWARDS: dict[str, tuple[str, Callable[[Any, Attend], Callable[..., Any]]]] = {
-    "bloom": ("BloomAttention", _bloom), "mpt": ("MptAttention", _mpt), "falcon": ("FalconAttention", _falcon)
-}  # fmt: skip
+    "bloom": ("BloomAttention", _bloom),
+    "mpt": ("MptAttention", _mpt),
+    "falcon": ("FalconAttention", _falcon),
+}

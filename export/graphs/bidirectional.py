@@ -1,8 +1,7 @@
-"""A prompt whose positions see each other, those behind them too: Gemma 3 with use_bidirectional_attention.
+"""Bidirectional attention within a prompt: Gemma 3 with use_bidirectional_attention.
 
-As transformers' generate with a cache: a run of several positions is a prompt, whole and from position 0 on. Within a
-sliding window it looks as far ahead as back. A run of one position goes on from it, and sees what is before it, as of
-any causal model. Knows tensors, nothing about caches.
+As in transformers' generate with a cache, a run of several positions is a whole prompt that starts at position 0; its
+positions see each other, and a sliding window reaches as far ahead as back. A run of one position is causal.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ FAMILIES = ("gemma3", "gemma3_text")
 
 
 class BidirectionalPrompt:
-    """What of a run's new positions is a prompt's, by position_ids (B,S) and last_index (B)."""
+    """Attention among a run's new positions, by position_ids (B,S) and last_index (B)."""
 
     def __init__(self, position_ids: Tensor, last_index: Tensor) -> None:
         self.is_prompt = (position_ids[:, -1:] > position_ids[:, :1])[:, :, None]  # (B,1,1)
         self.places = torch.arange(position_ids.shape[1])
-        self.valid = (self.places <= last_index[:, None])[:, None, None, None]  # (B,1,1,1,S): no padding is seen
+        self.valid = (self.places <= last_index[:, None])[:, None, None, None]  # (B,1,1,1,S): padding is hidden
 
-    def over(
+    def attend(
         self, causal: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
     ) -> Tensor:
         """causal (B,S,H*hd) of a step, query (B,H,S,hd), key and value (B,Hkv,S,hd) -> (B,S,H*hd)"""
@@ -30,6 +29,6 @@ class BidirectionalPrompt:
         seen = self.valid
         if window is not None:
             seen = seen & ((self.places[:, None] - self.places).abs() < window)
-        scores = torch.where(seen, scores, torch.finfo(scores.dtype).min)  # no -inf: padding may see nothing
+        scores = torch.where(seen, scores, torch.finfo(scores.dtype).min)  # not -inf: a padding row may see nothing
         mixed = nn.functional.softmax(scores, -1) @ value[:, :, None]
         return torch.where(self.is_prompt, mixed.flatten(1, 2).transpose(1, 2).flatten(2), causal)

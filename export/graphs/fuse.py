@@ -1,13 +1,11 @@
-"""Fuses nodes that ONNX Runtime does not fuse by itself when it loads a graph.
+"""Fuse nodes that ONNX Runtime does not fuse itself when it loads a graph.
 
-x * rsqrt(mean(x^2) + eps) * w        -> x / sqrt(mean(x^2) + eps) * w, which ONNX Runtime makes one kernel of
-chains of Reshape and Transpose that end where they began -> nothing
-Add(x, skip) before such a norm                            -> SkipSimplifiedLayerNormalization, with the sum
-MatMul of one x with the weights of query, key and value  -> one MatMul and GroupQueryAttention's packed input
+x * rsqrt(mean(x^2) + eps) * w         -> x / sqrt(mean(x^2) + eps) * w, for which ONNX Runtime has one kernel
+Reshape and Transpose chains that cancel -> nothing
+Add(x, skip) before such a norm         -> SkipSimplifiedLayerNormalization, which also returns the sum
+three MatMuls of one x for q, k and v   -> one MatMul and GroupQueryAttention's packed input
 
-Graphs stay valid ONNX: the runtime's kernel of a norm alone has no operator in a domain of its own.
-Knows patterns of nodes, nothing about models; a pattern that does not match is left as it is, which costs time
-and never correctness.
+Graphs stay valid ONNX without custom operators. A pattern that does not match is left as it is, which only costs speed.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from . import trace
 
 
 def fuse_decoder(model: ir.Model) -> None:
-    """Make every fusion that helps a decoder's step."""
+    """Apply every fusion that speeds up a decoder's step."""
     fuse_rms_norms(model)
     collapse_layout(model)
     pack_qkv(model)
@@ -29,7 +27,7 @@ def fuse_decoder(model: ir.Model) -> None:
 
 
 def fuse_rms_norms(model: ir.Model) -> int:
-    """Write every RMS normalisation over the last axis as ONNX Runtime knows it. Return how many there were."""
+    """Rewrite every RMS norm over the last axis in the form that ONNX Runtime fuses. Return how many there were."""
     found = 0
     for node in list(model.graph):
         if node.op_type == "Mul" and node.graph is not None:
@@ -56,7 +54,7 @@ def _fuse_rms_norm(model: ir.Model, scaled: ir.Node) -> bool:
 
 
 def _before_transpose(model: ir.Model, scaled: ir.Node, division: ir.Node) -> None:
-    """Norm(Transpose(x)) -> Transpose(Norm(x)), where the last axis stays: ONNX Runtime would move it into the norm."""
+    """Norm(Transpose(x)) -> Transpose(Norm(x)) if the last axis stays: ONNX Runtime would move it into the norm."""
     turned = _producer(division.inputs[0], "Transpose")
     perm = list(turned.attributes["perm"].as_ints()) if turned is not None and "perm" in turned.attributes else []
     if turned is None or not perm or perm[-1] != len(perm) - 1:
@@ -65,7 +63,7 @@ def _before_transpose(model: ir.Model, scaled: ir.Node, division: ir.Node) -> No
     for index in (1, 0, 0, 0):
         source = chain[-1].inputs[index]
         producer = source.producer() if source is not None else None
-        assert producer is not None, "the pattern was recognised"
+        assert producer is not None, "the pattern has been matched"
         chain.append(producer)
     moved: dict[ir.Value | None, ir.Value | None] = {turned.outputs[0]: turned.inputs[0]}
     new = []
@@ -91,7 +89,7 @@ def _is_scale(weight: ir.Value | None) -> bool:
 
 
 def _epsilon(x: ir.Value, root: ir.Value) -> float | None:
-    """Return epsilon where `root` is Sqrt(Add(ReduceMean(Pow(x, 2)), epsilon)) over the last axis."""
+    """Return epsilon if `root` is Sqrt(Add(ReduceMean(Pow(x, 2)), epsilon)) over the last axis."""
     add = _producer(_input(_producer(root, "Sqrt")), "Add")
     if add is None:
         return None
@@ -107,7 +105,7 @@ def _epsilon(x: ir.Value, root: ir.Value) -> float | None:
 
 
 def fuse_residuals(model: ir.Model) -> int:
-    """Join each RMS norm with the residual addition before it."""
+    """Fuse each RMS norm with the residual addition before it."""
     found = 0
     for node in list(model.graph):
         if node.op_type == "Mul" and node.graph is not None:
@@ -119,7 +117,7 @@ def fuse_residuals(model: ir.Model) -> int:
 
 
 def _fuse_residual(model: ir.Model, scaled: ir.Node) -> bool:
-    """Join one: `scaled` is Mul(w, Div(x, Sqrt(...))), and x is Add(left, right)."""
+    """Fuse one: `scaled` is Mul(w, Div(x, Sqrt(...))), and x is Add(left, right)."""
     for weight, normed in (scaled.inputs, scaled.inputs[::-1]):
         division = _producer(normed, "Div")
         if not _is_scale(weight) or division is None:
@@ -132,8 +130,14 @@ def _fuse_residual(model: ir.Model, scaled: ir.Node) -> bool:
         left, right = add.inputs
         if left is None or right is None or left.shape is None or left.shape != right.shape:
             continue
-        node = ir.node("SkipSimplifiedLayerNormalization", [left, right, weight], {"epsilon": epsilon}, num_outputs=4,
-                       domain="com.microsoft", name=f"{scaled.name}_rms")  # fmt: skip
+        node = ir.node(
+            "SkipSimplifiedLayerNormalization",
+            [left, right, weight],
+            {"epsilon": epsilon},
+            num_outputs=4,
+            domain="com.microsoft",
+            name=f"{scaled.name}_rms",
+        )
         for index, unused in enumerate(node.outputs[1:3]):
             unused.name = f"{node.name}_unused_{index}"
         ir.convenience.replace_nodes_and_values(
@@ -145,7 +149,7 @@ def _fuse_residual(model: ir.Model, scaled: ir.Node) -> bool:
 
 
 def collapse_layout(model: ir.Model) -> int:
-    """Cut out chains of Reshape and cancelling Transposes whose end has the shape of their start."""
+    """Remove chains of Reshape and cancelling Transposes whose end has the shape of their start."""
     found = 0
     for node in list(model.graph):
         if node.op_type != "Reshape":
@@ -159,7 +163,7 @@ def collapse_layout(model: ir.Model) -> int:
 
 
 def _same_layout(end: ir.Node) -> ir.Value | None:
-    """Find the earliest value that has the elements of `end`'s output in the same order and shape."""
+    """Find the earliest value with the same elements, order and shape as `end`'s output."""
     shape, value, best = end.outputs[0].shape, end.inputs[0], None
     while value is not None:
         if shape is not None and value.shape is not None and value.shape == shape:
@@ -178,7 +182,7 @@ def _same_layout(end: ir.Node) -> ir.Value | None:
 
 
 def pack_qkv(model: ir.Model) -> int:
-    """Give GroupQueryAttention one packed input from one MatMul [+ Add], where its three come from one value."""
+    """Pack GroupQueryAttention's three inputs into one MatMul [+ Add] if all read the same value."""
     found = 0
     for node in list(model.graph):
         if node.op_type == "GroupQueryAttention":
@@ -209,7 +213,7 @@ def _pack_one(model: ir.Model, attention: ir.Node) -> bool:
 
 
 def _linear(value: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value | None] | None:
-    """Return (x, weight, bias) where `value` is MatMul(x, constant) or Add(MatMul(x, constant), constant)."""
+    """Return (x, weight, bias) if `value` is MatMul(x, constant) or Add(MatMul(x, constant), constant)."""
     bias = None
     add = _producer(value, "Add")
     if add is not None:
@@ -222,20 +226,19 @@ def _linear(value: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value | None
 
 
 def concatenated(model: ir.Model, parts: Sequence[ir.Value], axis: int) -> ir.Value:
-    """An initializer that joins others; it is put together when it is written. The same ones are joined once."""
-    known = model.graph.initializers.get("+".join(str(part.name) for part in parts))
-    if known is not None:
-        return known
+    """Return an initializer that concatenates others lazily; one is shared by all callers with the same parts."""
+    name = "+".join(str(part.name) for part in parts)
+    if name in model.graph.initializers:
+        return model.graph.initializers[name]
     tensors = [part.const_value for part in parts if part.const_value is not None]
-    assert len(tensors) == len(parts), "only initializers are joined"
+    assert len(tensors) == len(parts), "all parts are initializers"
     shape = list(tensors[0].shape.numpy())
     shape[axis] = sum(tensor.shape.numpy()[axis] for tensor in tensors)
-    name = "+".join(str(part.name) for part in parts)
 
-    def join() -> np.ndarray:
+    def concatenate() -> np.ndarray:
         return np.concatenate([tensor.numpy() for tensor in tensors], axis)
 
-    return trace.add_initializer(model, name, trace.lazy(join, shape, tensors[0].dtype, name))
+    return trace.add_initializer(model, name, trace.lazy(concatenate, shape, tensors[0].dtype, name))
 
 
 def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:

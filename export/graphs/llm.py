@@ -1,18 +1,18 @@
-"""Any Hugging Face decoder-only language model -> the graphs `embed` and `llm`.
+"""Trace any decoder-only language model of Hugging Face as the graphs `embed` and `llm`.
 
 embed: token_ids (B,S) -> token_embeds (B,S,D)
 llm:   inputs_embeds (B,S,D), position_ids (B,S), last_index (B), seqlens_k (B), total_sequence_length (),
        past_key_i, past_value_i (B,Hkv,T,hd) -> logits (B,V), present_key_i, present_value_i (B,Hkv,T,hd)
 
-Attention becomes com.microsoft::GroupQueryAttention, which writes the new keys and values in place into the buffer that
-the caller binds to past and present. It is put there through transformers' attention interface, so that no architecture
-is named here. Knows nothing about prompts, tokenizers or how tokens are chosen.
+Attention becomes com.microsoft::GroupQueryAttention, which writes new keys and values in place into the buffer that the
+caller binds to past and present. It is inserted through transformers' attention interface, so no architecture is named
+here.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,22 +21,23 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from blip2rt.bundle import EMBED, LLM, llm_tensors
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.llm import sees_both_ways
 
-from . import alibi, bidirectional, fuse, trace
+from . import alibi, fuse, trace
+from .bidirectional import BidirectionalPrompt
 from .rotary import Rotary, fixed_rope_tables
 
+HEAD_MULTIPLE = 8  # GroupQueryAttention takes head widths that are multiples of this
 _NAME = "blip2rt_group_query"  # our key in transformers' table of attention functions
-HEAD_MULTIPLE = 8  # of the width of heads
 _IGNORED = {"dropout", "is_causal", "position_ids", "use_cache", "cache_position", "cache", "past_key_values"}
-_NEUTRAL = (None, False)
-_ANY = 1 << 20  # positions of a model that has no limit
+_UNLIMITED = 1 << 20  # max_positions of a model that has no limit
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What the KV cache and the graphs' I/O are made of."""
+    """Sizes of the KV cache and of the graphs' inputs and outputs."""
 
     layers: int
     kv_heads: int
@@ -46,8 +47,8 @@ class Geometry:
     max_positions: int
 
 
-def padded(head_dim: int) -> int:
-    """Return the width that GroupQueryAttention takes. Zeros fill heads up to it; they change no score and no value."""
+def padded_head_dim(head_dim: int) -> int:
+    """Round a head's width up to what GroupQueryAttention takes. The padding is 0 and changes no score or value."""
     return -(-head_dim // HEAD_MULTIPLE) * HEAD_MULTIPLE
 
 
@@ -58,27 +59,57 @@ def geometry(llm: Any) -> Geometry:
     kv_heads = alibi.falcon_kv_heads(config) if config.model_type == "falcon" else None
     if config.model_type == "gpt_bigcode" and config.multi_query:
         kv_heads = 1
-    table = llm.get_input_embeddings().weight
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     return Geometry(
         layers=config.num_hidden_layers,
         kv_heads=kv_heads or getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=padded(getattr(config, "head_dim", None) or config.hidden_size // heads),
-        hidden_size=table.shape[1],
+        head_dim=padded_head_dim(getattr(config, "head_dim", None) or config.hidden_size // heads),
+        hidden_size=llm.get_input_embeddings().weight.shape[1],
         vocab_size=llm.get_output_embeddings().weight.shape[0],
-        max_positions=getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or _ANY,
+        max_positions=limit or _UNLIMITED,
     )
 
 
+def example_inputs(names: Sequence[str], shape: Geometry) -> tuple[dict[str, Tensor], dict[str, Mapping[int, str]]]:
+    """Make the inputs that an llm graph with inputs `names` is traced with, and name their free axes."""
+    batch, length, capacity, encoder_length = 2, 3, 5, 4
+    last = torch.tensor([length - 1, length - 2])
+    fixed: dict[str, tuple[Tensor, Sequence[str]]] = {
+        "inputs_embeds": (torch.zeros(batch, length, shape.hidden_size), "BS"),
+        "position_ids": (torch.arange(length).expand(batch, length).contiguous(), "BS"),
+        "last_index": (last, "B"),
+        "seqlens_k": (last.to(torch.int32), "B"),
+        "total_sequence_length": (torch.tensor(length, dtype=torch.int32), ""),
+        "past_mask": (torch.zeros(batch, capacity), "BT"),
+        "encoder_mask": (torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]), ("B", "S_enc")),
+    }
+    values: dict[str, Tensor] = {}
+    axes: dict[str, Mapping[int, str]] = {}
+    for name in names:
+        if name in fixed:
+            values[name], letters = fixed[name]
+            axes[name] = dict(enumerate(letters))
+        else:
+            size, letter = (capacity, "T") if name.startswith("past_") else (encoder_length, "S_enc")
+            values[name] = torch.zeros(batch, shape.kv_heads, size, shape.head_dim)
+            axes[name] = {0: "B", 2: letter}
+    return values, axes
+
+
 def reject_unsupported(
-    layer: int | None, options: dict[str, Any], masked: bool, present: dict[int, Any], layers: int
-) -> None:  # fmt: skip
-    """Raise Blip2rtError where the model asks an attention function for something that our graphs do not express."""
-    unknown = [k for k, v in options.items() if k not in _IGNORED and not any(v is n for n in _NEUTRAL)]
+    layer: int | None, options: Mapping[str, Any], masked: bool, present: Mapping[int, Any], layers: int
+) -> None:
+    """Raise Blip2rtError if the model asks an attention function for something that the graphs cannot express."""
+    unknown = [
+        name for name, value in options.items() if name not in _IGNORED and value is not None and value is not False
+    ]
     if masked:
         unknown.append("attention mask")
     if unknown or layer in present or layer is None or layer >= layers:
-        raise Blip2rtError(f"this language model's attention needs {', '.join(unknown) or 'shared layers'}, "
-                           "which the llm graph cannot express; use a plain causal decoder")  # fmt: skip
+        raise Blip2rtError(
+            f"this language model's attention needs {', '.join(unknown) or 'shared layers'}, "
+            "which the llm graph cannot express; use a plain causal decoder"
+        )
 
 
 def last_logits(
@@ -86,12 +117,12 @@ def last_logits(
 ) -> Tensor:
     """Run the model with `attention` in every layer: inputs_embeds (B,S,D) -> logits (B,V) of each row's last position.
 
-    `attention.present` holds what each layer left in the cache.
+    `attention.present` collects the new keys and values of each layer.
     """
     rows = last_index[:, None, None]
 
-    def last_only(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-        """hidden (B,S,D) -> (B,1,D), before the vocabulary's matrix sees it."""
+    def gather_last(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        """hidden (B,S,D) -> (B,1,D), before the output matrix reads it."""
         hidden = args[0]
         shape = (hidden.shape[0], 1, hidden.shape[2])
         gathered = torch.onnx.ops.symbolic(
@@ -100,7 +131,7 @@ def last_logits(
         return (gathered,)
 
     ALL_ATTENTION_FUNCTIONS.register(_NAME, attention)
-    handle = llm.get_output_embeddings().register_forward_pre_hook(last_only)
+    handle = llm.get_output_embeddings().register_forward_pre_hook(gather_last)
     try:
         with alibi.intercepted_attention(llm, attention):
             logits: Tensor = llm(inputs_embeds=inputs_embeds, position_ids=position_ids, use_cache=False).logits
@@ -109,24 +140,22 @@ def last_logits(
     if len(attention.present) != layers:
         raise Blip2rtError(
             f"{type(llm).__name__} bypasses transformers' attention interface in "
-            f"{layers - len(attention.present)} of {layers} layers; it cannot be exported"
+            f"{layers - len(attention.present)} of {layers} layers and cannot be exported; use another language model"
         )
     return logits[:, 0]
 
 
 class _Attention:
-    """The attention function of one trace: hands each layer its past and collects its present."""
+    """The attention function of one trace: gives each layer its past and collects its present."""
 
     def __init__(
-        self, past: list[tuple[Tensor, Tensor]], lengths: tuple[Tensor, Tensor], rotary: Rotary,
-        tables: tuple[Tensor, ...], causal_masks: bool, bias: Tensor | None = None,
-        both: bidirectional.BidirectionalPrompt | None = None,
-    ) -> None:  # fmt: skip
-        self.bias, self.both = bias, both
-        self.past, self.lengths, self.rotary = past, lengths, rotary
-        self.tables = tables
-        self.causal_masks = causal_masks
-        self.present: dict[int, tuple[Tensor, Tensor]] = {}
+        self, decoder: _Decoder, past: Sequence[Tensor], lengths: tuple[Tensor, Tensor], bias: Tensor | None
+    ) -> None:
+        self.decoder, self.lengths, self.bias = decoder, lengths, bias
+        self.past = list(zip(past[::2], past[1::2], strict=True))
+        self.tables = tuple(decoder.buffers(recurse=False))
+        self.bidirectional: BidirectionalPrompt | None = None
+        self.present: dict[int, Sequence[Tensor]] = {}
 
     def __call__(
         self,
@@ -141,82 +170,76 @@ class _Attention:
         """query (B,H,S,hd), key and value (B,Hkv,S,hd) -> (B,S,H,hd)"""
         layer = module.layer_idx
         window, softcap = options.pop("sliding_window", None), options.pop("softcap", None)
-        masked = attention_mask is not None and not self.causal_masks
-        if self.both is not None and softcap is not None:
+        masked = attention_mask is not None and not self.decoder.causal_masks
+        if self.bidirectional is not None and softcap is not None:
             options["softcap"] = softcap
         reject_unsupported(layer, options, masked, self.present, len(self.past))
         batch, heads, length, width = query.shape
-        attributes: dict[str, Any] = {
-            "num_heads": heads,
-            "kv_num_heads": key.shape[1],
-            "scale": float(width**-0.5 if scaling is None else scaling),
-        }
+        scale = float(width**-0.5 if scaling is None else scaling)
+        attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": key.shape[1], "scale": scale}
         if window is not None:
             attributes["local_window_size"] = int(window)
         if softcap is not None:
             attributes["softcap"] = float(softcap)
-        tables = self.tables if self.rotary.take() else ()
+        tables: tuple[Tensor | None, ...] = self.tables if self.decoder.rotary.consume() else ()
         if tables:
             attributes["do_rotary"] = 1
-        fill = padded(width) - width
+        fill = padded_head_dim(width) - width
         if fill:
             query, key, value = (nn.functional.pad(each, (0, fill)) for each in (query, key, value))
         flat = [each.transpose(1, 2).reshape(batch, length, -1) for each in (query, key, value)]
         past = self.past[layer]
-        more: tuple[Tensor | None, ...] = tables
-        if self.bias is not None:
-            more = (*(tables or (None, None)), None, self.bias)
-        out, *present = torch.onnx.ops.symbolic_multi_out(
+        extra = tables if self.bias is None else (*(tables or (None, None)), None, self.bias)
+        out, *self.present[layer] = torch.onnx.ops.symbolic_multi_out(
             "com.microsoft::GroupQueryAttention",
-            (*flat, *past, *self.lengths, *more),
+            (*flat, *past, *self.lengths, *extra),
             attributes,
             dtypes=(query.dtype, key.dtype, value.dtype),
             shapes=(flat[0].shape, past[0].shape, past[1].shape),
             version=1,
         )
-        self.present[layer] = (present[0], present[1])
-        if self.both is not None:
+        if self.bidirectional is not None:
             assert not tables, "queries and keys are rotated already"
-            out = self.both.over(out, query, key, value, attributes["scale"], window)
+            out = self.bidirectional.attend(out, query, key, value, scale, window)
         return out.reshape(batch, length, heads, width + fill)[..., :width], None
 
 
 class _Decoder(nn.Module):
-    """The llm graph as a module: the arguments are the graph's inputs."""
+    """The llm graph as a module: its arguments are the graph's inputs."""
 
-    def __init__(self, llm: Any, layers: int, rotary: Rotary, causal_masks: bool, positions: int) -> None:
+    def __init__(self, llm: Any, layers: int, rotary: Rotary, positions: int) -> None:
         super().__init__()
-        self.llm, self.layers, self.rotary, self.causal_masks = llm, layers, rotary, causal_masks
+        self.llm, self.layers, self.rotary, self.causal_masks = llm, layers, rotary, builds_causal_masks(llm)
         for name, table in zip(("cos", "sin"), rotary.tables, strict=False):
             self.register_buffer(name, table)
-        self.slopes, self.rounded = alibi.slopes(llm), alibi.rounded(llm, positions)
-        self.both_ways = sees_both_ways(llm.config)
+        self.slopes, self.rounded = alibi.slopes(llm), alibi.rounded_biases(llm, positions)
+        self.bidirectional = sees_both_ways(llm.config)
 
     def forward(
-        self, inputs_embeds: Tensor, position_ids: Tensor, last_index: Tensor, seqlens_k: Tensor,
-        total_sequence_length: Tensor, *past: Tensor,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        pairs = list(zip(past[::2], past[1::2], strict=True))
-        tables = tuple(self.buffers(recurse=False))
-        bias = None
+        self,
+        inputs_embeds: Tensor,
+        position_ids: Tensor,
+        last_index: Tensor,
+        seqlens_k: Tensor,
+        total_sequence_length: Tensor,
+        *past: Tensor,
+    ) -> tuple[Tensor, ...]:
+        bias, capacity = None, past[0].shape[2]
         if self.slopes is not None:
-            bias = alibi.bias(self.slopes, position_ids, pairs[0][0].shape[2])
-            bias = truncate_keys(bias, total_sequence_length)
+            bias = truncate_keys(alibi.bias(self.slopes, position_ids, capacity), total_sequence_length)
         if self.rounded is not None:
             heads = self.llm.config.get_text_config().num_attention_heads
-            bias = alibi.lookup(self.rounded, heads, pairs[0][0].shape[2])
-            bias = truncate_keys(bias, total_sequence_length)
+            bias = truncate_keys(alibi.lookup(self.rounded, heads, capacity), total_sequence_length)
             bias = bias + torch.zeros(1, 1, position_ids.shape[1], 1)  # (1,H,S,T), whatever T has become
-        both = bidirectional.BidirectionalPrompt(position_ids, last_index) if self.both_ways else None
-        lengths = seqlens_k, total_sequence_length
-        attention = _Attention(pairs, lengths, self.rotary, tables, self.causal_masks, bias, both)
+        attention = _Attention(self, past, (seqlens_k, total_sequence_length), bias)
+        if self.bidirectional:
+            attention.bidirectional = BidirectionalPrompt(position_ids, last_index)
         logits = last_logits(self.llm, attention, self.layers, inputs_embeds, position_ids, last_index)
-        present = [tensor for layer in range(self.layers) for tensor in attention.present[layer]]
-        return logits, *present
+        return logits, *(tensor for layer in range(self.layers) for tensor in attention.present[layer])
 
 
 def truncate_keys(bias: Tensor, count: Tensor) -> Tensor:
-    """bias (B,H,S,T) -> (B,H,S,count), which is what GroupQueryAttention wants. Tracing sees the longer shape."""
+    """bias (B,H,S,T) -> (B,H,S,count), as GroupQueryAttention requires. Tracing sees the longer shape."""
     start, axis = torch.tensor([0]), torch.tensor([3])
     end = count.to(torch.int64).reshape(1)
     inputs = (bias, start, end, axis)
@@ -226,7 +249,7 @@ def truncate_keys(bias: Tensor, count: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def custom_attention(llm: Any) -> Iterator[None]:
-    """Have the model call our attention function. transformers has no mask for it, so none is traced."""
+    """Make the model call our attention function. transformers builds no mask for it, so none is traced."""
     config = llm.config.get_text_config()
     before = config._attn_implementation
     config._attn_implementation = _NAME
@@ -239,7 +262,7 @@ def custom_attention(llm: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def builds_causal_masks(llm: Any) -> bool:
-    """Whether the model makes its masks itself, and they hide the future alone, as GroupQueryAttention does.
+    """Whether the model builds its own masks and they are plain causal ones, as GroupQueryAttention's.
 
     Some models do so in older releases of transformers.
     """
@@ -261,42 +284,25 @@ def builds_causal_masks(llm: Any) -> bool:
     return all(mask is not None and torch.equal(mask[:, :length], past) for mask in seen)
 
 
-def cache_names(layers: int, kind: str) -> list[str]:
-    """past_key_0, past_value_0, past_key_1, ... in the order of the graph's inputs; its outputs are of kind present."""
-    return [f"{kind}_{part}_{layer}" for layer in range(layers) for part in ("key", "value")]
-
-
 def trace_llm(llm: Any, max_positions: int = 1024) -> ir.Model:
     """Trace `llm` of a Hugging Face causal LM in eval mode and float32, for up to `max_positions` positions."""
     if llm.config.is_encoder_decoder:
         raise Blip2rtError(f"{type(llm).__name__} is an encoder-decoder; only decoder-only models are exported")
     shape = geometry(llm)
-    batch, length, capacity = 2, 3, 5
-    past = torch.zeros(batch, shape.kv_heads, capacity, shape.head_dim)
-    names = cache_names(shape.layers, "past")
-    example = {
-        "inputs_embeds": torch.zeros(batch, length, shape.hidden_size),
-        "position_ids": torch.arange(length).expand(batch, length).contiguous(),
-        "last_index": torch.tensor([length - 1, length - 2]),
-        "seqlens_k": torch.tensor([length - 1, length - 2], dtype=torch.int32),
-        "total_sequence_length": torch.tensor(length, dtype=torch.int32),
-        **{name: past.clone() for name in names},
-    }
-    axes = {"inputs_embeds": {0: "B", 1: "S"}, "position_ids": {0: "B", 1: "S"}, "last_index": {0: "B"},
-            "seqlens_k": {0: "B"}, **{name: {0: "B", 2: "T"} for name in names}}  # fmt: skip
+    inputs, outputs = llm_tensors(shape.layers)
+    example, axes = example_inputs(inputs, shape)
     positions = min(max_positions, shape.max_positions)
-    outputs = ["logits", *cache_names(shape.layers, "present")]
     with custom_attention(llm), fixed_rope_tables(llm):
         rotary = Rotary(llm, shape.head_dim, positions)
-        decoder = _Decoder(llm, shape.layers, rotary, builds_causal_masks(llm), positions)
-        with rotary.removed():
-            model = trace.trace(trace.Part("llm", decoder, example, outputs, axes))
+        decoder = _Decoder(llm, shape.layers, rotary, positions)
+        with rotary.bypassed():
+            model = trace.trace(trace.GraphSpec(LLM, decoder, example, outputs, axes))
     fuse.fuse_decoder(model)
     return model
 
 
-def embed_part(llm: Any) -> trace.Part:
-    """token_ids (B,S) -> token_embeds (B,S,D): the LM's own input embedding, with the scaling that it applies."""
+def embed_graph(llm: Any) -> trace.GraphSpec:
+    """token_ids (B,S) -> token_embeds (B,S,D): the LM's input embedding, with any scaling that it applies."""
     example = {"token_ids": torch.zeros(2, 3, dtype=torch.int64)}
     axes = {"token_ids": {0: "B", 1: "S"}}
-    return trace.Part("embed", llm.get_input_embeddings(), example, ["token_embeds"], axes)
+    return trace.GraphSpec(EMBED, llm.get_input_embeddings(), example, ["token_embeds"], axes)

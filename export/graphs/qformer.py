@@ -1,14 +1,12 @@
-"""The Q-Former and its heads -> the graphs that read vision_features and text.
+"""The Q-Former and its heads as the graphs that read vision_features and text.
 
-A stage-2 checkpoint has one graph; with question_input it also reads token_ids (B,L), text_mask (B,L) of the question:
+A stage-2 checkpoint has one graph; with question_input it also reads the question's token_ids and text_mask (B,L):
 qformer:     vision_features (B,N,C) -> query_output (B,Q,H), prefix_embeds (B,Q,D)
 
 A stage-1 checkpoint has three:
 image_embed: vision_features (B,N,C) -> image_embeds (B,Q,E)
 text_embed:  token_ids (B,L), text_mask (B,L) -> text_embeds (B,E)
 itm:         vision_features (B,N,C), token_ids (B,L), text_mask (B,L) -> itm_logits (B,2)
-
-Knows the forward pieces of Blip2, nothing about precision or files.
 """
 
 from __future__ import annotations
@@ -22,22 +20,22 @@ from torch import Tensor, nn
 from blip2rt.bundle import GENERATIVE, QFORMER, RETRIEVAL, TENSORS, TEXT_MASK, TOKEN_IDS, VISION_FEATURES
 from blip2rt.modeling.blip2 import Blip2
 
-from .trace import Part
+from .trace import GraphSpec
 
 _AXES = {VISION_FEATURES: {0: "B"}, TOKEN_IDS: {0: "B", 1: "L"}, TEXT_MASK: {0: "B", 1: "L"}}
 
 
-def generative_parts(model: Blip2) -> list[Part]:
+def generative_graphs(model: Blip2) -> list[GraphSpec]:
     """The graph of a stage-2 model."""
-    return [_part(QFORMER, model)]
+    return [_graph(QFORMER, model)]
 
 
-def retrieval_parts(model: Blip2) -> list[Part]:
+def retrieval_graphs(model: Blip2) -> list[GraphSpec]:
     """The graphs of a stage-1 model."""
-    return [_part(name, model) for name in RETRIEVAL]
+    return [_graph(name, model) for name in RETRIEVAL]
 
 
-def _part(name: str, model: Blip2) -> Part:
+def _graph(name: str, model: Blip2) -> GraphSpec:
     config, (inputs, outputs) = model.config, TENSORS[name]
     if name == QFORMER and config.question_input:
         inputs = (*inputs, TOKEN_IDS, TEXT_MASK)
@@ -48,11 +46,11 @@ def _part(name: str, model: Blip2) -> Part:
         TEXT_MASK: text_mask,
     }
     axes = {tensor: _AXES[tensor] for tensor in inputs}
-    return Part(name, _Graph(model, _FORWARD[name]), {tensor: example[tensor] for tensor in inputs}, outputs, axes)
+    return GraphSpec(name, _Graph(model, _FORWARD[name]), {tensor: example[tensor] for tensor in inputs}, outputs, axes)
 
 
 class _Graph(nn.Module):
-    """A model under the signature of one graph."""
+    """A model whose forward is one of its functions."""
 
     def __init__(self, model: Blip2, function: Callable[..., Any]) -> None:
         super().__init__()

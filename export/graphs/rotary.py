@@ -1,7 +1,7 @@
-"""Moves rotary position embedding from the traced model into GroupQueryAttention, which rotates in place.
+"""Move rotary position embedding from the traced model into GroupQueryAttention.
 
-Only where the model's own function is seen to rotate halves by one static table; any other model keeps its own nodes,
-which is slower and as right. The op counts positions from a row's length, as the contract's position_ids do.
+This needs a model whose own function provably rotates halves by one static table. Any other model keeps its own nodes,
+which is slower and equally correct. The operator counts positions from a row's length, as position_ids do.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ import torch
 from torch import Tensor
 
 _FUNCTION = "apply_rotary_pos_emb"  # transformers' name, in the module that defines the model
-_STATIC = {"default", "linear", "llama3", "yarn"}  # kinds whose table does not depend on the length
-CHANGING = {"dynamic", "longrope"}  # kinds whose table is one up to a length, and others beyond it
-
-_HEAD_MULTIPLE = 16  # the op rotates only heads of such a width
+_STATIC = {"default", "linear", "llama3", "yarn"}  # rope types whose table does not depend on the length
+LENGTH_DEPENDENT = {"dynamic", "longrope"}  # rope types whose table changes beyond some length
+_HEAD_MULTIPLE = 16  # the operator only rotates heads whose width is a multiple of this
 
 
 class Rotary:
-    """`tables` (cos, sin), each (positions, hd/2), empty when the model keeps its own rotation.
+    """`tables` are (cos, sin), each (positions, hd/2); empty if the model keeps its own rotation.
 
-    While `removed()` is active the model's function passes queries and keys through and sets `pending`.
+    Inside `bypassed()` the model's function returns queries and keys unchanged and sets `pending`.
     """
 
     def __init__(self, llm: Any, head_dim: int, positions: int) -> None:
@@ -36,7 +35,7 @@ class Rotary:
         function = getattr(self.namespace, _FUNCTION, None)
         found = [module for module in llm.modules() if "inv_freq" in module._buffers]
         parameters = getattr(llm.config.get_text_config(), "rope_parameters", None) or {}
-        if function is None or len(found) != 1 or parameters.get("rope_type") not in _STATIC | CHANGING:
+        if function is None or len(found) != 1 or parameters.get("rope_type") not in _STATIC | LENGTH_DEPENDENT:
             return ()
         if head_dim % _HEAD_MULTIPLE:
             return ()
@@ -52,14 +51,14 @@ class Rotary:
         repeated = torch.equal(cos[..., :half], cos[..., half:]) and torch.equal(sin[..., :half], sin[..., half:])
         return (cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()) if same and repeated else ()
 
-    def take(self) -> bool:
-        """Whether the layer that is being traced wanted a rotation."""
-        wanted, self.pending = self.pending, False
-        return wanted
+    def consume(self) -> bool:
+        """Whether the layer that is being traced called for a rotation; resets the flag."""
+        pending, self.pending = self.pending, False
+        return pending
 
     @contextlib.contextmanager
-    def removed(self) -> Iterator[None]:
-        """Have the model's function rotate nothing, and note that it was asked to."""
+    def bypassed(self) -> Iterator[None]:
+        """Make the model's function rotate nothing and record each call."""
         if not self.tables:
             yield
             return
@@ -78,8 +77,8 @@ class Rotary:
 
 @contextlib.contextmanager
 def fixed_rope_tables(llm: Any) -> Iterator[None]:
-    """Have no table of the model change with the length: it is that of the positions up to `rope_length_limit`."""
-    found = [module for module in llm.modules() if str(getattr(module, "rope_type", None)) in CHANGING]
+    """Fix length-dependent tables to those of the positions up to `rope_length_limit`."""
+    found = [module for module in llm.modules() if str(getattr(module, "rope_type", None)) in LENGTH_DEPENDENT]
     kinds = [module.rope_type for module in found]
     for module in found:
         module.rope_type = "default"
@@ -91,10 +90,10 @@ def fixed_rope_tables(llm: Any) -> Iterator[None]:
 
 
 def rope_length_limit(config: Any) -> int | None:
-    """The position from which on a model of this config rotates otherwise than before; None where there is none."""
-    given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    kinds = [each for each in (given, *given.values()) if isinstance(each, dict)]
-    found = [each for each in kinds if each.get("rope_type", each.get("type")) in CHANGING]
+    """Return the length beyond which a model of this config changes its rotation; None if it never does."""
+    settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = [each for each in (settings, *settings.values()) if isinstance(each, dict)]
+    found = [each for each in kinds if each.get("rope_type", each.get("type")) in LENGTH_DEPENDENT]
     if not found:
         return None
     first = found[0].get("original_max_position_embeddings")

@@ -1,8 +1,8 @@
-"""PyTorch module -> ONNX graph in memory, and graphs -> files. Knows ONNX, nothing about what a graph computes.
+"""Trace PyTorch modules as ONNX graphs in memory, and write graphs to files.
 
-A graph is an `onnx_ir.Model` whose initializers still alias PyTorch's memory, or are still on disk where the module's
-are (blip2rt.modeling.streaming); nothing is copied before `save`, which streams the large tensors into a data file
-that several graphs may share.
+A graph is an `onnx_ir.Model` whose initializers alias PyTorch's memory, or stay on disk if the module's weights do
+(blip2rt.modeling.streaming). Nothing is copied before `save`, which streams large tensors into a data file that several
+graphs may share.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from blip2rt.bundle import TensorInfo
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import streaming
 
-OPSET = 20  # the newest that every supported ONNX Runtime (1.23 and later) runs
+OPSET = 20  # the newest that every supported ONNX Runtime (1.23 and later) can run
 IR_VERSION = 10
-ALIGNMENT = 64  # a cache line; ONNX Runtime memory-maps from the page below by itself
-INLINE_BYTES = 1024  # smaller tensors stay inside the graph file: shape inference and folding need them there
+ALIGNMENT = 64  # a cache line; ONNX Runtime rounds down to a page itself when it maps the file
+INLINE_BYTES = 1024  # smaller tensors stay in the graph file, where shape inference and constant folding need them
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Swallow the exporter's chatter; its errors still arrive as exceptions."""
+    """Silence the log messages and warnings of PyTorch's exporter; its errors remain exceptions."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -49,7 +49,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _unwrapped_errors() -> Iterator[None]:
-    """Raise a Blip2rtError of a module as it was, not wrapped into the exporter's errors."""
+    """Re-raise a module's Blip2rtError without the exporter's wrapping."""
     try:
         yield
     except Exception as error:
@@ -62,10 +62,10 @@ def _unwrapped_errors() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Part:
-    """One graph to be: `module(*example.values())` gives `outputs`.
+class GraphSpec:
+    """A graph before tracing: `module(*example.values())` returns the `outputs`.
 
-    `axes` names the free axes of each input, e.g. {"pixels": {0: "B"}}.
+    `axes` names the free axes of each input, for example {"pixels": {0: "B"}}.
     """
 
     name: str
@@ -76,34 +76,34 @@ class Part:
 
     @torch.no_grad()
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return PyTorch's outputs. Inputs and outputs go by name, as in a session of ONNX Runtime."""
+        """Run the module in PyTorch. Inputs and outputs are keyed by name, as in an ONNX Runtime session."""
         with streaming.streamed(self.module):
             result = self.module(*(torch.from_numpy(inputs[name]) for name in self.example))
         tensors = result if isinstance(result, tuple) else (result,)
         return {name: tensor.numpy() for name, tensor in zip(self.outputs, tensors, strict=True)}
 
 
-def trace(part: Part, opset: int = OPSET) -> ir.Model:
-    """Trace the part. Linear layers are normalised."""
+def trace(spec: GraphSpec, opset: int = OPSET) -> ir.Model:
+    """Trace a graph, optimize it and normalise its linear layers."""
     with _quiet(), _unwrapped_errors(), torch.no_grad():
-        model = capture(part, opset)
-        _stream(model, part.module)
+        model = capture(spec, opset)
+        _stream(model, spec.module)
         optimize_ir(model, should_fold=_foldable)
     model.ir_version = IR_VERSION
     normalise_linears(model)
     return model
 
 
-def capture(part: Part, opset: int) -> ir.Model:
-    """Record what the part computes, as PyTorch's exporter gives it. Initializer module.NAME is the module's NAME."""
-    example, axes = part.example, part.axes
+def capture(spec: GraphSpec, opset: int) -> ir.Model:
+    """Trace with PyTorch's exporter. Initializer module.NAME is the module's parameter or buffer NAME."""
+    example, axes = spec.example, spec.axes
     dims = {name: torch.export.Dim(name, max=2**31 - 1) for free in axes.values() for name in free.values()}
     shapes = [{axis: dims[d] for axis, d in axes.get(name, {}).items()} for name in example]
     program = torch.onnx.export(
-        _Positional(part.module).eval(),
+        _Positional(spec.module).eval(),
         (list(example.values()),),
         input_names=list(example),
-        output_names=list(part.outputs),
+        output_names=list(spec.outputs),
         dynamic_shapes=(shapes,),
         opset_version=opset,
         dynamo=True,
@@ -115,7 +115,7 @@ def capture(part: Part, opset: int) -> ir.Model:
 
 
 def _stream(model: ir.Model, module: torch.nn.Module) -> None:
-    """Give the initializers of bound parameters their readers."""
+    """Read the initializers of streamed parameters lazily."""
     for name, parameter in module.named_parameters(remove_duplicate=False):
         value = model.graph.initializers.get(f"module.{name}")
         if value is not None and streaming.is_bound(parameter):
@@ -123,7 +123,7 @@ def _stream(model: ir.Model, module: torch.nn.Module) -> None:
 
 
 def _foldable(node: ir.Node) -> bool | None:
-    """False: leave a node of unread weights alone; None: as the optimizer sees fit."""
+    """False: do not fold this node, because its weights are not loaded; None: let the optimizer decide."""
     return False if any(isinstance(value.const_value, ir.LazyTensor) for value in node.inputs if value) else None
 
 
@@ -132,14 +132,14 @@ def _values(parameter: torch.Tensor) -> np.ndarray:
 
 
 def lazy(read: Callable[[], np.ndarray], shape: Sequence[int], dtype: ir.DataType, name: str) -> ir.LazyTensor:
-    """A tensor that is computed whenever it is wanted, and not kept."""
+    """Make a tensor that is computed at each access and never cached."""
     return ir.LazyTensor(
         lambda: ir.tensor(read(), name=name), dtype=dtype, shape=ir.Shape(shape), name=name, cache=False
     )
 
 
 class _Positional(torch.nn.Module):
-    """Takes one list, so that graphs with any number of inputs are traced alike."""
+    """Takes its inputs as one list, so that graphs with any number of inputs are traced alike."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class _Positional(torch.nn.Module):
 
 
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor behind an initializer; None for anything computed."""
+    """Return an initializer's tensor; None for a computed value."""
     return value.const_value if value is not None and value.is_initializer() else None
 
 
@@ -163,18 +163,18 @@ def add_initializer(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir
 
 
 def drop_unused(model: ir.Model) -> None:
-    """Remove nodes nobody reads and initializers nobody reads, keeping the graph's declared outputs."""
-    kept = set(model.graph.outputs)
+    """Remove unused nodes and initializers. The graph's outputs stay."""
+    outputs = set(model.graph.outputs)
     for node in reversed(list(model.graph)):
-        if all(out not in kept and not out.uses() for out in node.outputs):
+        if all(out not in outputs and not out.uses() for out in node.outputs):
             model.graph.remove(node, safe=True)
     for name, value in list(model.graph.initializers.items()):
-        if not value.uses() and value not in kept:
+        if not value.uses() and value not in outputs:
             del model.graph.initializers[name]
 
 
 def normalise_linears(model: ir.Model) -> None:
-    """Bring linear layers to MatMul(x, W (K, N)) [+ Add(bias)]: split Gemm, fold the Transpose of a constant."""
+    """Rewrite linear layers as MatMul(x, W (K, N)) [+ Add(bias)]: split Gemm, fold the Transpose of a constant."""
     for node in list(model.graph):
         if node.op_type == "Transpose":
             _fold_transpose(model, node)
@@ -191,17 +191,18 @@ def _fold_transpose(model: ir.Model, node: ir.Node) -> None:
     perm = node.attributes.get("perm")
     if perm is not None and list(perm.as_ints()) != [1, 0]:
         return
-    _replace(model, node, transposed(model, node.inputs[0]))
+    ir.convenience.replace_all_uses_with(node.outputs[0], _transposed(model, node.inputs[0]))
+    model.graph.remove(node, safe=True)
 
 
 def _split_gemm(model: ir.Model, node: ir.Node) -> None:
     x, weight, bias = (*node.inputs, None)[:3]
-    attribute = {name: attr.value for name, attr in node.attributes.items()}
-    plain = attribute.get("transA", 0) == 0 and attribute.get("alpha", 1.0) == 1.0 and attribute.get("beta", 1.0) == 1.0
-    if constant(weight) is None or not plain:
+    attributes = {"transA": 0, "transB": 0, "alpha": 1.0, "beta": 1.0}
+    attributes |= {name: attr.value for name, attr in node.attributes.items()}
+    if constant(weight) is None or attributes["transA"] or attributes["alpha"] != 1.0 or attributes["beta"] != 1.0:
         return
-    if attribute.get("transB", 0):
-        weight = transposed(model, weight)
+    if attributes["transB"]:
+        weight = _transposed(model, weight)
     out = node.outputs[0]
     product = ir.node("MatMul", [x, weight], name=f"{node.name}_matmul")
     new = [product]
@@ -211,8 +212,8 @@ def _split_gemm(model: ir.Model, node: ir.Node) -> None:
     ir.convenience.replace_nodes_and_values(model.graph, node, [node], new, [out], [new[-1].outputs[0]])
 
 
-def transposed(model: ir.Model, value: ir.Value | None) -> ir.Value:
-    """Return an initializer with the transpose of a constant. It is a view, made once."""
+def _transposed(model: ir.Model, value: ir.Value | None) -> ir.Value:
+    """Return an initializer with the transpose of a constant: a view, shared by all callers."""
     assert value is not None and value.const_value is not None
     name = f"{value.name}.T"
     if name in model.graph.initializers:
@@ -222,67 +223,60 @@ def transposed(model: ir.Model, value: ir.Value | None) -> ir.Value:
     return add_initializer(model, name, lazy(lambda: tensor.numpy().T, (columns, rows), tensor.dtype, name))
 
 
-def _replace(model: ir.Model, node: ir.Node, value: ir.Value) -> None:
-    ir.convenience.replace_all_uses_with(node.outputs[0], value)
-    model.graph.remove(node, safe=True)
-
-
 class DataFile:
-    """An external data file that stores each distinct tensor once, page-aligned, for any number of graphs."""
+    """An external data file that stores each distinct tensor once, aligned, for any number of graphs."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.path, self.name = folder / name, name
         self._file = open(self.path, "wb")  # noqa: SIM115 - closed by close()
-        self._known: dict[str, int] = {}
-        self.written = False
+        self._offsets: dict[str, int] = {}
 
     def add(self, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
-        """Write a tensor, unless the file has it. Return where it lies."""
+        """Write a tensor unless the file already holds it. Return its location."""
         packed = tensor.dtype.bitwidth < 8
         data: Any = tensor.tobytes() if packed else np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
         key = f"{len(data)}:{hashlib.sha256(data).hexdigest()}"
-        if key not in self._known:
+        if key not in self._offsets:
             offset = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
             self._file.seek(offset)
             self._file.write(data)
-            self._known[key] = offset
-            self.written = True
+            self._offsets[key] = offset
         shape = ir.Shape(tensor.shape.numpy())
         return ir.ExternalTensor(
-            self.name, self._known[key], len(data), tensor.dtype, shape=shape, name=tensor.name or ""
+            self.name, self._offsets[key], len(data), tensor.dtype, shape=shape, name=tensor.name or ""
         )
 
-    def keep(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-        """Write a large tensor now; a small one stays as it is."""
+    def store_large(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        """Write a large tensor now; return a small one unchanged."""
         return self.add(tensor) if tensor.nbytes > INLINE_BYTES else tensor
 
     def close(self) -> None:
-        """Close, and leave no empty file behind."""
+        """Close the file, and delete it if it is empty."""
         self._file.close()
-        if not self.written:
+        if not self._offsets:
             self.path.unlink(missing_ok=True)
 
 
 def save(model: ir.Model, path: Path, data: DataFile | None) -> int:
-    """Write the graph; tensors of more than INLINE_BYTES go to `data` (or stay inside when it is None).
+    """Write the graph. Tensors larger than INLINE_BYTES go to `data`, or stay inline if it is None.
 
-    Returns the bytes of the graph and of all its tensors, those that other graphs share included.
+    Returns the bytes of the graph and all its tensors, including those that other graphs share.
     """
     drop_unused(model)
-    outside = 0
+    external = 0
     for value in model.graph.initializers.values():
         tensor = value.const_value
         assert tensor is not None
         if data is not None and tensor.nbytes > INLINE_BYTES:
             value.const_value = tensor if isinstance(tensor, ir.ExternalTensor) else data.add(tensor)
-            outside += tensor.nbytes
+            external += tensor.nbytes
     proto = ir.to_proto(model)
     _strip(proto)
-    return path.write_bytes(proto.SerializeToString()) + outside
+    return path.write_bytes(proto.SerializeToString()) + external
 
 
 def _strip(proto: onnx.ModelProto) -> None:
-    """Drop stack traces and value infos: half of the file's size, and they name paths of the exporting machine."""
+    """Drop stack traces and value infos: they are half of the file and name paths of the exporting machine."""
     proto.producer_name, proto.doc_string = "blip2rt", ""
     del proto.graph.value_info[:]
     del proto.metadata_props[:]
@@ -296,11 +290,11 @@ def _strip(proto: onnx.ModelProto) -> None:
 
 
 def signature(model: ir.Model) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
-    """List a graph's inputs and outputs as the manifest does: name, dtype, shape with free axes by name."""
-    return tuple(map(_described, model.graph.inputs)), tuple(map(_described, model.graph.outputs))
+    """List a graph's inputs and outputs as the manifest does: name, dtype, and shape with named free axes."""
+    return tuple(map(_tensor_info, model.graph.inputs)), tuple(map(_tensor_info, model.graph.outputs))
 
 
-def _described(value: ir.Value) -> TensorInfo:
+def _tensor_info(value: ir.Value) -> TensorInfo:
     assert value.name is not None and value.shape is not None and value.dtype is not None
     shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
     return TensorInfo(value.name, np.dtype(value.dtype.numpy()).name, shape)

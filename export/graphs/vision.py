@@ -1,8 +1,7 @@
-"""Image encoder -> the graph `vision`: pixels (B,3,h,w) -> vision_features (B,N,C).
+"""The image encoder as the graph `vision`: pixels (B,3,h,w) -> vision_features (B,N,C).
 
-A float graph is the encoder as it is, batch norms folded into convolutions. In an int8 graph of convolutions, weights
-have a scale for each output channel, and activations have the ranges that were seen on photographs. Knows encoders and
-image files, nothing about what reads the features.
+A float graph is the encoder itself, with batch norms folded into convolutions. In an int8 graph of convolutions,
+weights have a scale for each output channel, and the ranges of activations are measured on photographs.
 """
 
 from __future__ import annotations
@@ -22,55 +21,62 @@ from blip2rt.image import to_pixels
 
 from . import trace
 
-CALIBRATION = 128  # photographs that the ranges of activations are taken from
-QUANTIZED = ["Conv", "MatMul", "Gemm", "Add", "Clip", "Relu"]  # a Clip left out would have Conv's wide range quantized
-FLOAT_SHARE = 8  # the first eighth of the layers stays float: few weights, and most of the error comes from there
+CALIBRATION = 128  # most photographs that ranges of activations are measured on
+QUANTIZED = [
+    "Conv",
+    "MatMul",
+    "Gemm",
+    "Add",
+    "Clip",
+    "Relu",
+]  # without Clip, the wider range before it would be quantized
+FLOAT_SHARE = 8  # the first eighth of the layers stays float: few weights, but most of the error
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-_FEWEST = 8
+_MIN_IMAGES = 8
 _BATCH = 4
-_LARGEST = 2_000_000_000  # bytes: a graph in one file, as the calibrator wants it, holds no more
+_MAX_GRAPH_BYTES = 2_000_000_000  # the calibrator needs the graph in one file, which protobuf limits to this
 
 
 def is_convolutional(model: ir.Model) -> bool:
-    """Whether the encoder has convolutions besides the first, which cuts an image into patches."""
+    """Whether the encoder has convolutions besides the first, which may be a patch embedding."""
     return sum(node.op_type == "Conv" for node in model.graph) > 1
 
 
-def vision_part(encoder: torch.nn.Module, image: ImageSpec) -> trace.Part:
-    """The graph `vision`, not traced yet."""
+def vision_graph(encoder: torch.nn.Module, image: ImageSpec) -> trace.GraphSpec:
+    """The graph `vision`, before tracing."""
     example = {PIXELS: torch.zeros(2, 3, image.height, image.width)}
-    return trace.Part("vision", encoder, example, [VISION_FEATURES], {PIXELS: {0: "B"}})
+    return trace.GraphSpec("vision", encoder, example, [VISION_FEATURES], {PIXELS: {0: "B"}})
 
 
 def photographs(folder: Path) -> list[Path]:
-    """List up to CALIBRATION images of a folder, spread over the order of their names."""
+    """List up to CALIBRATION images of a folder, evenly spaced in the order of their names."""
     if not folder.is_dir():
-        raise Blip2rtError(f"--calibration {folder} is no folder: name one with a hundred or more photographs")
+        raise Blip2rtError(f"--calibration {folder} is no folder: give one with a hundred or more photographs")
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
-    if len(files) < _FEWEST:
-        raise Blip2rtError(f"--calibration {folder} holds {len(files)} images: give {_FEWEST}, better a hundred")
+    if len(files) < _MIN_IMAGES:
+        raise Blip2rtError(f"--calibration {folder} holds {len(files)} images: give {_MIN_IMAGES}, better a hundred")
     count = min(len(files), CALIBRATION)
     return [files[i * len(files) // count] for i in range(count)]
 
 
 def pixels(files: Sequence[Path], image: ImageSpec) -> np.ndarray:
-    """Read files as pixels (n,3,h,w), as the runtime does."""
+    """Read files as pixels (n,3,h,w), in the same way as the runtime."""
     return to_pixels(list(files), image)
 
 
 def quantize_int8(model: ir.Model, folder: Path, files: Sequence[Path], image: ImageSpec) -> ir.Model:
-    """Make an int8 graph of a float one. Passing files are written into `folder` and removed."""
+    """Quantize a float graph to int8. Temporary files in `folder` are removed."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    if size > _LARGEST:
+    if size > _MAX_GRAPH_BYTES:
         raise Blip2rtError(
-            f"vision=int8-static: the encoder has {size / 1e9:.1f} GB in float32, and {_LARGEST / 1e9:.0f} at most can "
-            "be calibrated; choose int8-dynamic"
+            f"vision=int8-static: the encoder has {size / 1e9:.1f} GB in float32, and at most "
+            f"{_MAX_GRAPH_BYTES / 1e9:.0f} GB can be calibrated; choose int8-dynamic"
         )
     source, target = folder / ".vision-float.onnx", folder / ".vision-int8.onnx"
     previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # it advises to pre-process, which tracing has done
+    logging.disable(logging.WARNING)  # it recommends pre-processing, which tracing has done
     try:
         trace.save(model, source, None)
         products = [node for node in model.graph if node.op_type in ("Conv", "MatMul")]
@@ -96,12 +102,12 @@ def quantize_int8(model: ir.Model, folder: Path, files: Sequence[Path], image: I
 
 
 class _Reader:
-    """Reads photographs for ONNX Runtime's calibrator: small batches, then None."""
+    """Feeds photographs to ONNX Runtime's calibrator: small batches, then None."""
 
     def __init__(self, files: Sequence[Path], image: ImageSpec) -> None:
-        self.files, self.image, self.at = files, image, 0
+        self.batches = (files[i : i + _BATCH] for i in range(0, len(files), _BATCH))
+        self.image = image
 
     def get_next(self) -> dict[str, Any] | None:
-        batch = self.files[self.at : self.at + _BATCH]
-        self.at += len(batch)
+        batch = next(self.batches, None)
         return {PIXELS: pixels(batch, self.image)} if batch else None

@@ -1,1 +1,1 @@
-"""Brings a graph to a precision: floats, weights in 4 and 8 bits, int8. `apply.py` is the way in."""
+"""Bring graphs to a precision: floats, 4- and 8-bit weights, int8. Start with `apply.py`."""

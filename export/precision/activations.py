@@ -1,6 +1,6 @@
-"""Ranges of activations: what was seen of a value while a graph ran. Knows numbers, nothing about graphs.
+"""Measured ranges of activations.
 
-export.checks.calibration sees them; static.py, smoothquant.py and export.trt.precision make grids of them.
+checks/calibration.py measures them; static.py, smoothquant.py and trt/precision.py choose quantization grids by them.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import numpy as np
 
 
 class Range(NamedTuple):
-    """What was seen of a value, in each channel, which is its last axis: (K), or (1) for all."""
+    """Statistics of a value for each channel of its last axis: arrays (K), or (1) for all channels together."""
 
     lows: np.ndarray
     highs: np.ndarray
     means: np.ndarray  # of magnitudes, over all runs
-    mean: float  # magnitude, in the run where it was least
+    mean: float  # of magnitudes, in the run with the lowest mean
 
     @property
     def low(self) -> float:
@@ -27,14 +27,14 @@ class Range(NamedTuple):
     def high(self) -> float:
         return max(float(self.highs.max()), 0.0)
 
-    def joined(self, new: Range, runs: int) -> Range:
-        """Join what one more run has seen; `runs` came before it."""
+    def merge(self, new: Range, runs: int) -> Range:
+        """Add the range of one more run to that of `runs` earlier ones."""
         means = self.means + (new.means - self.means) / (runs + 1)
-        ends = np.minimum(self.lows, new.lows), np.maximum(self.highs, new.highs)
-        return Range(*ends, means, min(self.mean, new.mean))
+        lows, highs = np.minimum(self.lows, new.lows), np.maximum(self.highs, new.highs)
+        return Range(lows, highs, means, min(self.mean, new.mean))
 
-    def over(self, scales: np.ndarray) -> Range:
-        """The range of the value divided by `scales` (K)."""
+    def divide(self, scales: np.ndarray) -> Range:
+        """Return the range of the value divided by `scales` (K)."""
         means = self.means / scales
         mean = self.mean * float(means.mean() / max(self.means.mean(), np.finfo(np.float32).tiny))
         return Range(self.lows / scales, self.highs / scales, means, mean)

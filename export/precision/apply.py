@@ -1,4 +1,4 @@
-"""A float32 graph -> one of the precisions of the target ort. Knows graphs, nothing about models.
+"""Bring a float32 graph to one of the precisions of the target ort.
 
 fp32; fp16 (storage.py); int4 and int8w (weight_only.py); int8-dynamic (dynamic.py); int8-static (static.py).
 """
@@ -18,18 +18,18 @@ from .weight_only import quantize_weights
 
 
 def apply(model: ir.Model, precision: str, quantizer: Quantizer, ranges: Ranges = NO_RANGES) -> None:
-    """Bring the graph to `precision` in place; int8-static takes the `ranges` of static.operands."""
+    """Bring the graph to `precision` in place; int8-static needs the `ranges` of static.operands."""
     if precision == "fp32":
         return
     if precision == "int8-static":
         static.apply(model, quantizer, ranges)
         return
-    found = 1
+    quantized = 1
     if precision == "int8-dynamic":
-        found = quantize_dynamic(model, quantizer)
+        quantized = quantize_dynamic(model, quantizer)
     elif precision in BITS:
-        found = quantize_weights(model, BITS[precision], quantizer)
-    if not found and precision != "int8w":
+        quantized = quantize_weights(model, BITS[precision], quantizer)
+    if not quantized and precision != "int8w":
         raise Blip2rtError(
             f"an image encoder of convolutions alone cannot be {precision}: choose int8w, or int8 with --calibration"
         )

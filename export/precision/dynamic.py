@@ -1,6 +1,6 @@
-"""int8 matrices whose activations are quantized as they come: MatMul becomes com.microsoft::DynamicQuantizeMatMul.
+"""int8-dynamic: activations are quantized at run time; MatMul becomes com.microsoft::DynamicQuantizeMatMul.
 
-A matrix has a scale for each column. Tables of Gather become int8w. Knows graphs, nothing about models.
+A matrix has a scale for each column. Embedding tables become int8w.
 """
 
 from __future__ import annotations
@@ -9,38 +9,26 @@ import numpy as np
 import onnx_ir as ir
 
 from ..graphs import trace
-from .quantizer import DOMAIN, Quantizer, matrices, matrix
-from .weight_only import quantize_gather
+from .quantizer import DOMAIN, Quantizer, channel_codes, matrix
+from .weight_only import quantize_matrices
 
 
 def quantize_dynamic(model: ir.Model, quantizer: Quantizer) -> int:
     """Quantize every constant matrix of MatMul and Gather nodes in place. Return how many there were."""
-    work = matrices(model, "MatMul", "Gather")
-    for done, node in enumerate(work):
-        if node.op_type == "MatMul":
-            _quantize_matmul(model, node, quantizer)
-        else:
-            quantize_gather(model, node, 8, quantizer)
-        quantizer.progress(done + 1, len(work))
-    trace.drop_unused(model)
-    model.graph.opset_imports[DOMAIN] = 1
-    return len(work)
+    return quantize_matrices(model, 8, quantizer, _quantize_matmul)
 
 
-def _quantize_matmul(model: ir.Model, node: ir.Node, quantizer: Quantizer) -> None:
+def _quantize_matmul(model: ir.Model, node: ir.Node, bits: int, quantizer: Quantizer) -> None:
     activation, weight = node.inputs
     tensor = matrix(node)
     assert tensor is not None and weight is not None and weight.name is not None
     codes_name, scales_name = f"{weight.name}.codes", f"{weight.name}.scales"
     if codes_name not in model.graph.initializers:
-        array = np.asarray(tensor.numpy())
-        largest = np.abs(array).max(axis=0)
-        scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-        codes = np.rint(array / scales).astype(np.int8)
+        codes, scales = channel_codes(np.asarray(tensor.numpy()), 1, np.dtype(np.float32))
         quantizer.add(model, codes_name, np.ascontiguousarray(codes.T))
         quantizer.add(model, scales_name, scales)
     initializers = model.graph.initializers
-    inputs = [activation, _columns(model, node, initializers[codes_name]), initializers[scales_name], None, None]
+    inputs = [activation, _transpose(model, node, initializers[codes_name]), initializers[scales_name], None, None]
     out, old = node.outputs[0], [node]
     bias = _bias(out)
     if bias is not None:
@@ -50,9 +38,12 @@ def _quantize_matmul(model: ir.Model, node: ir.Node, quantizer: Quantizer) -> No
     ir.convenience.replace_nodes_and_values(model.graph, old[0], old, [new], [out], new.outputs)
 
 
-def _columns(model: ir.Model, before: ir.Node, stored: ir.Value) -> ir.Value:
-    """(K,N) codes from the stored (N,K): what an output reads lies together, as our kernels want it. ONNX Runtime folds
-    the Transpose when it loads the graph."""
+def _transpose(model: ir.Model, before: ir.Node, stored: ir.Value) -> ir.Value:
+    """Return codes (K,N) of the stored (N,K).
+
+    Stored this way, what one output reads is contiguous, as our kernels need it. ONNX Runtime folds the Transpose when
+    it loads the graph.
+    """
     for use in stored.uses():
         return use.node.outputs[0]
     node = ir.node("Transpose", [stored], {"perm": [1, 0]}, name=f"{stored.name}.turn")
@@ -62,7 +53,7 @@ def _columns(model: ir.Model, before: ir.Node, stored: ir.Value) -> ir.Value:
 
 
 def _bias(product: ir.Value) -> tuple[ir.Node, ir.Value] | None:
-    """The Add of a constant vector and that vector, where the Add alone reads the product."""
+    """Return the Add of a constant vector and that vector, if this Add is the only reader of the product."""
     uses = list(product.uses())
     if len(uses) != 1 or uses[0].node.op_type != "Add":
         return None

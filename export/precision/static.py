@@ -1,9 +1,8 @@
-"""int8 of fixed ranges: grids of weights and activations are written into the graph as QuantizeLinear and
-DequantizeLinear.
+"""int8-static: scales of weights and activations are fixed and written as QuantizeLinear and DequantizeLinear.
 
-MatMul with a constant (K,N): the weight is int8 with a scale for each column, its other operand uint8 with one scale
-and zero point from its range. ONNX Runtime makes one integer product of the four nodes when it loads the graph. Tables
-of Gather are int8w. Knows graphs, nothing about models; ranges come from export.checks.calibration.
+MatMul with a constant (K,N): the weight is int8 with a scale for each column, the other operand uint8 with one scale
+and zero point from its measured range. ONNX Runtime fuses the four nodes into one integer product when it loads the
+graph. Embedding tables become int8w.
 """
 
 from __future__ import annotations
@@ -19,19 +18,21 @@ from .activations import Range, Ranges
 from .quantizer import Quantizer, channel_codes, matrices
 from .weight_only import quantize_matmul, quantize_tables
 
-_STEPS = 255  # of uint8
+_UINT8_MAX = 255
 
 
 def operands(model: ir.Model) -> Iterator[str]:
-    """Name the values that `apply` needs the ranges of."""
+    """Yield the names of the values whose ranges `apply` needs."""
     for node in matrices(model, "MatMul"):
         assert node.inputs[0] is not None and node.inputs[0].name is not None
         yield node.inputs[0].name
 
 
 def apply(model: ir.Model, quantizer: Quantizer, ranges: Ranges) -> None:
-    """Quantize every product and every table in place. A product that is not worth it (see smoothquant.py), or whose
-    operand has no range, gets 8-bit weights alone."""
+    """Quantize every product and every table in place.
+
+    A product with outliers (see smoothquant.py), or without a measured range, only gets 8-bit weights.
+    """
     work = matrices(model, "MatMul")
     ranges = smoothquant.apply(model, work, ranges)
     grids: dict[ir.Value, ir.Value] = {}
@@ -53,20 +54,20 @@ def apply(model: ir.Model, quantizer: Quantizer, ranges: Ranges) -> None:
 
 
 def _activation(model: ir.Model, before: ir.Node, seen: Range, quantizer: Quantizer) -> ir.Value:
-    """Put the operand of `before` on a grid of uint8 that spans `seen`."""
+    """Quantize the operand of `before` to uint8 over the range `seen`."""
     value = before.inputs[0]
     assert value is not None
-    step = np.array((seen.high - seen.low) / _STEPS or 1.0, np.float32)
-    zero = np.array(np.clip(np.rint(-seen.low / step), 0, _STEPS), np.uint8)
+    step = np.array((seen.high - seen.low) / _UINT8_MAX or 1.0, np.float32)
+    zero = np.array(np.clip(np.rint(-seen.low / step), 0, _UINT8_MAX), np.uint8)
     arrays: dict[str, np.ndarray] = {"scale": step, "zero": zero}
     constants = [quantizer.add(model, f"{value.name}.{name}", array) for name, array in arrays.items()]
     codes = ir.node("QuantizeLinear", [value, *constants], name=f"{value.name}.quantize")
-    return _insert(model, before, codes, ir.node("DequantizeLinear", [codes.outputs[0], *constants],
-                                                 name=f"{value.name}.grid"))  # fmt: skip
+    grid = ir.node("DequantizeLinear", [codes.outputs[0], *constants], name=f"{value.name}.grid")
+    return _insert(model, before, codes, grid)
 
 
 def _weight(model: ir.Model, before: ir.Node, quantizer: Quantizer) -> ir.Value:
-    """Put the weight (K,N) of `before` on grids of int8, one for each column."""
+    """Quantize the weight (K,N) of `before` to int8 with a scale for each column."""
     value = before.inputs[1]
     tensor = trace.constant(value)
     assert value is not None and tensor is not None
@@ -77,7 +78,7 @@ def _weight(model: ir.Model, before: ir.Node, quantizer: Quantizer) -> ir.Value:
 
 
 def _insert(model: ir.Model, before: ir.Node, *nodes: ir.Node) -> ir.Value:
-    """Insert `nodes`, which follow each other. Return the result of the last."""
+    """Insert a chain of nodes. Return the output of the last."""
     for node in nodes:
         node.outputs[0].name = node.name
         model.graph.insert_before(before, node)

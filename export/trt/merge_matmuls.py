@@ -1,8 +1,7 @@
-"""Products of one operand -> one product, and a Split behind it: a step then has fewer products to launch.
+"""Merge MatMuls of one operand into one MatMul and a Split, so that a step launches fewer products.
 
-Of int4 each product has a second one beside it (see precision.py), so that q, k and v joined are two instead of six.
-Blocks lie within an output channel: what is joined has the weights that its parts have. Knows graphs, nothing about
-models but one name.
+With int4 each product has a second one (see int4.py), so merging q, k and v leaves two products of six. Blocks lie
+within an output channel, so merging changes no weight.
 """
 
 from __future__ import annotations
@@ -14,37 +13,37 @@ import onnx_ir as ir
 
 from ..graphs import fuse, trace
 
-_MOST = 4  # products: q, k, v and a feed-forward layer beside them; an encoder's 48 of one operand stay as they are
+_MAX_PRODUCTS = 4  # q, k, v and a parallel feed-forward layer; an encoder's 48 products of one operand stay separate
 
 
 def merge(model: ir.Model, products: Sequence[ir.Node]) -> list[ir.Node]:
-    """Join the products (MatMul with a constant matrix) that read one value. Return all that there are now.
+    """Merge the products (MatMul with a constant matrix) that read the same value. Return all remaining products.
 
-    Where each has a bias behind it, these are joined too.
+    Their biases are merged too if each product has one.
     """
     groups: dict[ir.Value, list[ir.Node]] = {}
     for node in products:
         assert node.inputs[0] is not None
         if not node.outputs[0].is_graph_output():
             groups.setdefault(node.inputs[0], []).append(node)
-    left = [node for node in products if node.outputs[0].is_graph_output()]
+    remaining = [node for node in products if node.outputs[0].is_graph_output()]
     for source, group in groups.items():
-        left += [_joined(model, source, group)] if 1 < len(group) <= _MOST else group
+        remaining += [_merge(model, source, group)] if 1 < len(group) <= _MAX_PRODUCTS else group
     trace.drop_unused(model)
-    return left
+    return remaining
 
 
-def _joined(model: ir.Model, source: ir.Value, group: Sequence[ir.Node]) -> ir.Node:
+def _merge(model: ir.Model, source: ir.Value, group: Sequence[ir.Node]) -> ir.Node:
     weights = [node.inputs[1] for node in group if node.inputs[1] is not None]
     sizes = [trace.constant(weight).shape.numpy()[1] for weight in weights]  # type: ignore[union-attr]
     shape = None if source.shape is None else ir.Shape([*source.shape[:-1], sum(sizes)])
     first = group[0]
     product = ir.node("MatMul", [source, fuse.concatenated(model, weights, 1)], name=f"{first.name}.joined")
     new = [product]
-    ends = [_biased(node) for node in group]
-    if all(end is not None for end in ends):
-        olds = [end[0] for end in ends if end is not None]
-        bias = fuse.concatenated(model, [end[1] for end in ends if end is not None], 0)
+    biases = [each for each in map(_bias, group) if each is not None]
+    if len(biases) == len(group):
+        olds = [add for add, _ in biases]
+        bias = fuse.concatenated(model, [vector for _, vector in biases], 0)
         new.append(ir.node("Add", [product.outputs[0], bias], name=f"{first.name}.joined.bias"))
     else:
         olds = list(group)
@@ -52,8 +51,8 @@ def _joined(model: ir.Model, source: ir.Value, group: Sequence[ir.Node]) -> ir.N
         out = node.outputs[0]
         out.name, out.type, out.shape = node.name, ir.TensorType(ir.DataType.FLOAT), shape
     lengths = trace.add_initializer(model, f"{first.name}.joined.sizes", ir.tensor(np.array(sizes, np.int64)))
-    split = ir.node("Split", [new[-1].outputs[0], lengths], {"axis": -1}, num_outputs=len(group),
-                    name=f"{first.name}.joined.split")  # fmt: skip
+    name = f"{first.name}.joined.split"
+    split = ir.node("Split", [new[-1].outputs[0], lengths], {"axis": -1}, num_outputs=len(group), name=name)
     for part, old in zip(split.outputs, olds, strict=True):
         before = old.outputs[0]
         part.name, part.type, part.shape = f"{before.name}.part", before.type, before.shape
@@ -62,8 +61,8 @@ def _joined(model: ir.Model, source: ir.Value, group: Sequence[ir.Node]) -> ir.N
     return product
 
 
-def _biased(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
-    """The only reader of a product, where it adds a constant vector, and that vector."""
+def _bias(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
+    """Return the only reader of a product and its constant vector, if it adds one."""
     readers = [use.node for use in node.outputs[0].uses()]
     if len(readers) != 1 or readers[0].op_type != "Add" or readers[0].outputs[0].is_graph_output():
         return None

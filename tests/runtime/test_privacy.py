@@ -25,7 +25,7 @@ COMMANDS = {
     "verify": ["-m", "blip2rt", "verify", str(ROOT / "blip2rt" / "models" / "nano")],
     "doctor": ["-m", "blip2rt", "doctor"],
     "bench": ["-m", "blip2rt.bench", "--repeat", "1", "--new-tokens", "2", "--threads", "1", "--image", str(PHOTO)],
-    "export": ["-c", "import export.checks.stepper"],
+    "export": ["-c", "import export.checks.sessions"],
 }
 
 

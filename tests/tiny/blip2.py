@@ -1,4 +1,4 @@
-"""Tiny random BLIP-2 models in Hugging Face's format, saved by transformers, with processor."""
+"""Tiny random BLIP-2 models in Hugging Face's format, saved by transformers with their processors."""
 
 from __future__ import annotations
 
@@ -20,24 +20,30 @@ from transformers import (
 )
 
 from . import training as tiny_training
-from .llm_configs import CONFIGS, IMAGE, MORE, SPECIAL, WORDS
+from .llm_configs import CONFIGS, IMAGE, SLOW_CONFIGS, SPECIAL, WORDS
 
 TEXT_CONFIGS = {name: CONFIGS[name] for name in ("opt", "llama", "qwen2", "gemma", "t5")}
-NEWER_TEXT_CONFIGS = {name: CONFIGS[name] for name in ("gemma2", "gemma3", "qwen3")} | MORE
-VISION = {"hidden_size": 40, "intermediate_size": 72, "num_hidden_layers": 3, "num_attention_heads": 4,
-          "image_size": 28, "patch_size": 7}  # fmt: skip
+NEWER_TEXT_CONFIGS = {name: CONFIGS[name] for name in ("gemma2", "gemma3", "qwen3")} | SLOW_CONFIGS
+VISION = {
+    "hidden_size": 40,
+    "intermediate_size": 72,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 28,
+    "patch_size": 7,
+}
 QFORMER = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "intermediate_size": 48,
     "max_position_embeddings": 40,
-}  # that of tests/tiny/training.py's BERT
+}  # as tests/tiny/training.py's BERT
 QUERIES = 5
 
 
 def shake(model: torch.nn.Module, by: float = 0.08) -> torch.nn.Module:
-    """Biases and norms start at 0 and 1, some of BLIP-2's weights at almost nothing: hide nothing behind that."""
+    """Add noise to all parameters: biases and norms start at 0 and 1, which would hide mistakes."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * by)
@@ -45,7 +51,7 @@ def shake(model: torch.nn.Module, by: float = 0.08) -> torch.nn.Module:
 
 
 def llm_tokenizer(bos: bool = True, eos: bool = False) -> PreTrainedTokenizerFast:
-    """A word vocabulary; a template that puts <s> first, and </s> last, if wanted."""
+    """A tokenizer of words that puts <s> first (bos) and </s> last (eos)."""
     vocab = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
     backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
@@ -63,7 +69,7 @@ def image_processor(size: int = VISION["image_size"]) -> Any:
 
 
 def generative(folder: Path, text: Any, *, vision: Any = None, qformer: Any = None, **saving: Any) -> Path:
-    """A Blip2ForConditionalGeneration around the language model of `text` (a config), with its processor."""
+    """Save a Blip2ForConditionalGeneration with the language model of config `text`, and its processor."""
     config = Blip2Config(
         vision_config={**VISION, **(vision or {})},
         qformer_config={**QFORMER, **(qformer or {})},
@@ -72,8 +78,8 @@ def generative(folder: Path, text: Any, *, vision: Any = None, qformer: Any = No
         image_token_index=IMAGE,
     )
     model = shake(Blip2ForConditionalGeneration(config))
-    if not text.is_encoder_decoder:  # T5's own are large enough
-        shake(model.language_model, 0.15)  # or it says one token for ever
+    if not text.is_encoder_decoder:  # T5's are large enough
+        shake(model.language_model, 0.15)  # otherwise it repeats one token
     model.to(saving.pop("dtype", torch.float32)).save_pretrained(folder, **saving)
     tokenizer = llm_tokenizer(bos=not text.is_encoder_decoder, eos=text.is_encoder_decoder)
     Blip2Processor(image_processor(config.vision_config.image_size), tokenizer, QUERIES).save_pretrained(folder)
@@ -81,7 +87,7 @@ def generative(folder: Path, text: Any, *, vision: Any = None, qformer: Any = No
 
 
 def retrieval(folder: Path, *, vision: Any = None, qformer: Any = None, **saving: Any) -> Path:
-    """A Blip2ForImageTextRetrieval, with its processor."""
+    """Save a Blip2ForImageTextRetrieval and its processor."""
     tiny_training.bert_folder(folder / "bert")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "bert")
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
@@ -98,7 +104,7 @@ def retrieval(folder: Path, *, vision: Any = None, qformer: Any = None, **saving
 
 
 def instruct(folder: Path, text: Any) -> Path:
-    """An InstructBlipForConditionalGeneration around the language model of `text`, with its processor."""
+    """Save an InstructBlipForConditionalGeneration with the language model of config `text`, and its processor."""
     qformer_tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_training.bert_folder(folder / "bert"))
     qformer_tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     config = transformers.InstructBlipConfig(
@@ -118,6 +124,6 @@ def instruct(folder: Path, text: Any) -> Path:
 
 
 def photographs(count: int, rng: np.random.Generator) -> list[Image.Image]:
-    """Random pictures of unequal size."""
+    """Make random images of different sizes."""
     sizes = rng.integers(20, 90, (count, 2))
     return [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in sizes]

@@ -1,7 +1,4 @@
-"""blip2rt-export that traces each structure once: `python -m tests.tiny.exporter FOLDER ARGUMENTS...`.
-
-FOLDER: what tests.tiny.trace_cache keeps of the graphs that were traced.
-"""
+"""blip2rt-export with cached traces: `python -m tests.tiny.exporter FOLDER ARGUMENTS...`; FOLDER is the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of pictures as people have them: good ones, broken ones, odd names, links; and commands in processes."""
+"""Folders of images as users have them (good and broken files, odd names, links), and `blip2rt` in a process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def picture(rng: np.random.Generator, height: int = 20, width: int = 30) -> Imag
 
 
 def fill(folder: Path, seed: int, count: int = 0) -> list[str]:
-    """Put GOOD, `count` more and two bad ones into a folder and its sub-folder. Return the good names, in order."""
+    """Fill a folder and a subfolder with GOOD, `count` more images and two broken ones. Return the good names."""
     rng = np.random.default_rng(seed)
     (folder / "sub").mkdir(parents=True)
     names = sorted([*GOOD, *(f"n{i:03d}.png" for i in range(count))], key=os.fsencode)
@@ -40,7 +40,7 @@ def fill(folder: Path, seed: int, count: int = 0) -> list[str]:
 
 
 def shard(path: Path, seed: int, count: int) -> None:
-    """A shard of `count` pictures with words beside them; one is damaged, one sample has no picture."""
+    """Write a tar shard of `count` samples with captions; one image is damaged, one sample has no image."""
     rng = np.random.default_rng(seed)
     with tarfile.open(path, "w") as tar:
         for i in range(count):
@@ -55,7 +55,7 @@ def shard(path: Path, seed: int, count: int) -> None:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder, hidden ones too."""
+    """Read every file of a folder, including hidden ones."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -64,7 +64,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
-    """`blip2rt` in a process."""
+    """Start `blip2rt` in a process."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "blip2rt", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True, **options)

@@ -1,4 +1,4 @@
-"""Tiny random language models of transformers, of every family, and their graphs in files."""
+"""Tiny random language models of every family in llm_configs.py, and their exported graphs."""
 
 from __future__ import annotations
 
@@ -15,48 +15,48 @@ from export.checks.verify import LlmGraphs
 from export.graphs import trace
 from export.precision.quantizer import BlockFormat, Quantizer
 from tests.tiny import onnx_validity
-from tests.tiny.llm_configs import CONFIGS, MORE
+from tests.tiny.llm_configs import CONFIGS, SLOW_CONFIGS
 
 
 def build(name: str, seed: int) -> Any:
-    """A model whose biases and norms are no longer 0 and 1: nothing hides behind that."""
+    """Build a model with random weights, including its biases and norms."""
     torch.manual_seed(seed)
-    config = (CONFIGS | MORE)[name]()
+    config = (CONFIGS | SLOW_CONFIGS)[name]()
     if config.is_encoder_decoder:
         model, spread = transformers.AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32).eval(), 0.1
     else:
-        # Not sdpa, which in transformers 4 leaves out Gemma 2's soft cap.
-        made = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
-        model, spread = made.eval(), 0.05
+        # Not sdpa, which in transformers 4 ignores Gemma 2's soft cap.
+        auto = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+        model, spread = auto.eval(), 0.05
     for parameter in model.parameters():
         parameter.data.add_(torch.randn_like(parameter) * spread)
     return model
 
 
 def write(
-    traced, folder: Path, target: targets.Target, precision: str = "fp32", ranges=None, block: int = 32
+    graphs, folder: Path, target: targets.Target, precision: str = "fp32", ranges=None, block: int = 32
 ) -> LlmGraphs:
-    """The graphs of a language model, name and graph, as a bundle holds them."""
+    """Write (name, graph) pairs of a language model as in a bundle, and check them."""
     folder.mkdir(exist_ok=True)
+    ranges = ranges or {}
     with contextlib.closing(trace.DataFile(folder, "llm.data")) as data:
-        for name, graph in traced:
-            target.apply(graph, precision, Quantizer(BlockFormat(block), data.keep), (ranges or {}).get(name, {}))
+        for name, graph in graphs:
+            quantizer = Quantizer(BlockFormat(block), data.store_large)
+            target.apply(graph, precision, quantizer, ranges.get(name, {}))
             trace.save(graph, folder / f"{name}.onnx", data)
-    encoder = folder / "encoder.onnx"
-    known = encoder.exists()
-    start = 0 if known else None
-    assert nothing_unread(folder), precision
+    assert data_is_used(folder), precision
     assert not onnx_validity.faults(folder), precision
-    return LlmGraphs(folder / "llm.onnx", folder / "embed.onnx", encoder if known else None, start, target.open)
+    encoder, start = (folder / "encoder.onnx", 0) if (folder / "encoder.onnx").exists() else (None, None)
+    return LlmGraphs(folder / "llm.onnx", folder / "embed.onnx", encoder, start, target.open)
 
 
-def nothing_unread(folder: Path) -> bool:
-    """Whether the data file holds tensors of the graphs and no others."""
+def data_is_used(folder: Path) -> bool:
+    """Whether the data file holds exactly the tensors of the graphs."""
     pieces = set()
     for path in folder.glob("*.onnx"):
         for tensor in onnx.load(path, load_external_data=False).graph.initializer:
-            where = {entry.key: entry.value for entry in tensor.external_data}
-            if where:
-                pieces.add((int(where["offset"]), int(where["length"])))
+            location = {entry.key: entry.value for entry in tensor.external_data}
+            if location:
+                pieces.add((int(location["offset"]), int(location["length"])))
     aligned = sum(-(-length // 64) * 64 for _, length in pieces)
     return 0 <= aligned - (folder / "llm.data").stat().st_size < 64

@@ -1,4 +1,4 @@
-"""Files as LAVIS writes them, of tiny random models of transformers, by the names that its conversion documents."""
+"""LAVIS checkpoints of tiny random transformers models, with the tensor names that LAVIS' conversion documents."""
 
 from __future__ import annotations
 
@@ -29,8 +29,13 @@ RENAMED = [
     (r"^vision_projection", "vision_proj"),
     (r"^text_projection", "text_proj"),
 ]
-CLIP_NAMES = {"attn.out_proj": "self_attn.out_proj", "ln_1": "layer_norm1", "ln_2": "layer_norm2",
-              "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}  # fmt: skip
+CLIP_NAMES = {
+    "attn.out_proj": "self_attn.out_proj",
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
 QFORMER = {"num_attention_heads": 2}
 
 
@@ -49,7 +54,7 @@ def state_of(model: Any, projection: str) -> dict[str, Any]:
 
 
 def split(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What was trained, and the frozen encoder as its own file has it: no prefix, one block more."""
+    """Split into trained tensors and the frozen encoder, whose own file has no prefix and one more block."""
     encoder = {n.removeprefix("visual_encoder."): t for n, t in state.items() if n.startswith("visual_encoder.")}
     last = max(int(name.split(".")[1]) for name in encoder if name.startswith("blocks."))
     encoder |= {
@@ -61,7 +66,7 @@ def split(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def stage2(folder: Path) -> tuple[Any, Path, Path, Parts]:
-    """A model of transformers', the .pth files of it (trained parts alone, and all), and its frozen parts."""
+    """Return a transformers model, its .pth files (trained tensors only; all tensors), and its frozen parts."""
     hf = blip2.generative(folder / "hf", blip2.TEXT_CONFIGS["opt"](), qformer=QFORMER)
     model = transformers.Blip2ForConditionalGeneration.from_pretrained(hf).eval()
     state = state_of(model, "opt_proj")

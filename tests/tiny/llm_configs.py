@@ -1,7 +1,7 @@
-"""Tiny language models of every family that is exported, as configs of transformers.
+"""Configurations of tiny language models of every family, for transformers.
 
-All tests take them from here: a graph of one size is traced once for all (tests/tiny/trace_cache.py).
-Matrices are of whole blocks of 64 weights, as the int4 of both targets wants them.
+All tests use these, so that a graph of one shape is traced once (tests/tiny/trace_cache.py). Matrices consist of whole
+blocks of 64 weights, as int4 of both targets needs.
 """
 
 from __future__ import annotations
@@ -18,69 +18,60 @@ IMAGE = len(SPECIAL) + len(WORDS)  # the id of <image>, which processors add
 VOCAB = IMAGE + 6
 HIDDEN = 64
 
-_SMALL = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": VOCAB,
-          "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "max_position_embeddings": 96}  # fmt: skip
+_IDS = {"vocab_size": VOCAB, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
+_SMALL = {
+    **_IDS,
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 96,
+}
 _GATED = {"intermediate_size": 128, **_SMALL}
-_CAPPED = {"query_pre_attn_scalar": 20, "sliding_window": 4, "head_dim": 16, "num_key_value_heads": 2}
-_T5 = {
-    "vocab_size": VOCAB, "d_model": HIDDEN, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4,
-    "relative_attention_num_buckets": 8, "relative_attention_max_distance": 12, "dropout_rate": 0.0,
-    "decoder_start_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0,
-}  # fmt: skip
+_OPT = {"ffn_dim": 128, "word_embed_proj_dim": HIDDEN, "dropout": 0.0, **_SMALL}
+_GEMMA = {"query_pre_attn_scalar": 20, "sliding_window": 4, "head_dim": 16, "num_key_value_heads": 2, **_GATED}
+_GEMMA3 = {**_GEMMA, "layer_types": ["sliding_attention", "full_attention"]}
+_FALCON = {"hidden_dropout": 0.0, "attention_dropout": 0.0, **_SMALL}
+_BUCKETS = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12}
+_T5 = {**_IDS, **_BUCKETS, "d_model": HIDDEN, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}
+_T5 |= {"dropout_rate": 0.0, "decoder_start_token_id": 0, "bos_token_id": 1}
+_GATED_T5 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, **_T5}
 
 CONFIGS: dict[str, Any] = {
-    "opt": lambda: transformers.OPTConfig(ffn_dim=128, word_embed_proj_dim=HIDDEN, dropout=0.0, **_SMALL),
-    "wide": lambda: transformers.OPTConfig(  # more words than the graphs of the target trt choose among
-        ffn_dim=128, word_embed_proj_dim=HIDDEN, dropout=0.0, **{**_SMALL, "vocab_size": 97}
-    ),
+    "opt": lambda: transformers.OPTConfig(**_OPT),
+    "wide": lambda: transformers.OPTConfig(**{**_OPT, "vocab_size": 97}),  # more tokens than TOP_K
     "llama": lambda: transformers.LlamaConfig(num_key_value_heads=2, **_GATED),
-    "narrow": lambda: transformers.LlamaConfig(  # heads of 8: too narrow for the op to rotate
+    "narrow": lambda: transformers.LlamaConfig(  # heads of 8: too narrow for the operator to rotate
         num_key_value_heads=2, **{**_GATED, "num_attention_heads": 8}
     ),
     "qwen2": lambda: transformers.Qwen2Config(num_key_value_heads=1, tie_word_embeddings=True, **_GATED),
     "qwen3": lambda: transformers.Qwen3Config(num_key_value_heads=2, head_dim=24, **_GATED),
     "mistral": lambda: transformers.MistralConfig(num_key_value_heads=2, sliding_window=4, **_GATED),
     "gemma": lambda: transformers.GemmaConfig(num_key_value_heads=1, head_dim=16, **_GATED),
-    "gemma2": lambda: transformers.Gemma2Config(  # soft caps of scores and logits, every second layer with a window
-        attn_logit_softcapping=2.0, final_logit_softcapping=6.0, **_CAPPED, **_GATED
+    "gemma2": lambda: transformers.Gemma2Config(  # soft caps of scores and logits; every second layer has a window
+        attn_logit_softcapping=2.0, final_logit_softcapping=6.0, **_GEMMA
     ),
-    "gemma3": lambda: transformers.Gemma3TextConfig(  # norms of queries and keys, two rotations
-        layer_types=["sliding_attention", "full_attention"], **_CAPPED, **_GATED
-    ),
-    "t5": lambda: transformers.T5Config(feed_forward_proj="gated-gelu", tie_word_embeddings=False, **_T5),
+    "gemma3": lambda: transformers.Gemma3TextConfig(**_GEMMA3),  # norms of queries and keys, two rotations
+    "t5": lambda: transformers.T5Config(**_GATED_T5),
     "tied": lambda: transformers.T5Config(
         feed_forward_proj="relu", tie_word_embeddings=True, num_decoder_layers=3, **_T5
     ),
 }
 
-MORE: dict[str, Any] = {  # which slow tests alone look at
+SLOW_CONFIGS: dict[str, Any] = {  # only for slow tests
     "gpt_neox": lambda: transformers.GPTNeoXConfig(**_GATED),  # its tensors are renamed
-    "falcon": lambda: transformers.FalconConfig(hidden_dropout=0.0, attention_dropout=0.0, **_SMALL),
+    "falcon": lambda: transformers.FalconConfig(**_FALCON),
     "falcon_alibi": lambda: transformers.FalconConfig(
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        alibi=True,
-        multi_query=False,
-        parallel_attn=False,
-        bias=True,
-        **_SMALL,
+        alibi=True, multi_query=False, parallel_attn=False, bias=True, **_FALCON
     ),
-    "gemma3_both_ways": lambda: transformers.Gemma3TextConfig(  # of the window each side has half
-        layer_types=["sliding_attention", "full_attention"],
-        use_bidirectional_attention=True,
-        **{**_CAPPED, "sliding_window": 10},
-        **_GATED,
+    "gemma3_both_ways": lambda: transformers.Gemma3TextConfig(  # each side has half of the window
+        use_bidirectional_attention=True, **{**_GEMMA3, "sliding_window": 10}
     ),
-    "bloom": lambda: transformers.BloomConfig(
-        vocab_size=VOCAB, hidden_size=HIDDEN, n_layer=2, n_head=4, bos_token_id=2, eos_token_id=1, pad_token_id=0
-    ),
-    "mt5": lambda: transformers.MT5Config(feed_forward_proj="gated-gelu", tie_word_embeddings=False, **_T5),
-    "umt5": lambda: transformers.UMT5Config(feed_forward_proj="gated-gelu", tie_word_embeddings=False, **_T5),
+    "bloom": lambda: transformers.BloomConfig(hidden_size=HIDDEN, n_layer=2, n_head=4, **_IDS),
+    "mt5": lambda: transformers.MT5Config(**_GATED_T5),
+    "umt5": lambda: transformers.UMT5Config(**_GATED_T5),
 }
 
 
-def two_widths() -> Any:
-    """opt-350m's kind: embeddings of another width than the layers. transformers' own BLIP-2 cannot run it."""
-    return transformers.OPTConfig(
-        ffn_dim=128, word_embed_proj_dim=32, do_layer_norm_before=False, dropout=0.0, **_SMALL
-    )  # fmt: skip
+def projected_opt() -> Any:
+    """OPT whose embeddings are narrower than its layers, as opt-350m. transformers' own BLIP-2 cannot run it."""
+    return transformers.OPTConfig(**{**_OPT, "word_embed_proj_dim": 32, "do_layer_norm_before": False})

@@ -1,6 +1,6 @@
-"""Noise as large as rounding: where it changes what transformers says, transformers itself is undecided.
+"""Detect ties: if noise as small as rounding changes what transformers generates, the result is not decided.
 
-A tie may stand anywhere in a search, not only at its end: a beam that is left out early takes all its texts with it.
+A tie may occur anywhere in a search, not only at its end: dropping a beam early drops all its continuations.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from typing import Any
 import torch
 import transformers
 
-TRIES = 50  # a tie falls either way half of the time; none but a failure takes them all
+TRIES = 50  # a tie falls either way half of the time, so only a real difference survives all of them
 
 
-class Noise(transformers.LogitsProcessor):
-    """Adds up to `most` to each logit, or takes it away."""
+class LogitNoise(transformers.LogitsProcessor):
+    """Adds uniform noise of at most `size` to each logit."""
 
-    def __init__(self, most: float) -> None:
-        self.most = most
+    def __init__(self, size: float) -> None:
+        self.size = size
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return scores + (torch.rand_like(scores) - 0.5) * 2 * self.most
+        return scores + (torch.rand_like(scores) - 0.5) * 2 * self.size
 
 
-def changes(said: Callable[[transformers.LogitsProcessorList], Any], want: Any, most: float) -> bool:
-    """Whether noise of at most `most` in the logits makes `said` say anything but `want`."""
-    return any(said(transformers.LogitsProcessorList([Noise(most)])) != want for _ in range(TRIES))
+def is_tie(generate: Callable[[transformers.LogitsProcessorList], Any], want: Any, size: float) -> bool:
+    """Whether noise of at most `size` in the logits makes `generate` return anything but `want`."""
+    return any(generate(transformers.LogitsProcessorList([LogitNoise(size)])) != want for _ in range(TRIES))

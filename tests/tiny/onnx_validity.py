@@ -1,4 +1,4 @@
-"""Whether files are valid ONNX, as others than ONNX Runtime see it."""
+"""Check that files are valid ONNX for tools other than our runtime."""
 
 from __future__ import annotations
 
@@ -11,41 +11,40 @@ import onnxruntime
 
 
 def faults(folder: Path) -> list[str]:
-    """What onnx.checker, strict shape inference and a plain session say of each graph of a folder."""
+    """Run onnx.checker, strict shape inference and a plain session on each graph of a folder; list what they reject."""
     found = []
     files = sorted(folder.glob("*.onnx"))
     assert files, folder
     for file in files:
-        for name, check in (("checker", _checked), ("inference", _inferred), ("session", _opened)):
+        for name, check in (("checker", _check), ("inference", _infer_shapes), ("session", _open)):
             try:
                 check(file)
-            except Exception as error:  # of three libraries, each with its own
+            except Exception as error:  # each library has its own
                 found.append(f"{file.name}: {name}: {' '.join(str(error).split())[:300]}")
     return found
 
 
-def _checked(file: Path) -> None:
+def _check(file: Path) -> None:
     onnx.checker.check_model(str(file), full_check=True)
 
 
-def _inferred(file: Path) -> None:
+def _infer_shapes(file: Path) -> None:
     model = onnx.load(file, load_external_data=False)
     onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
 
 
-def _opened(file: Path) -> None:
-    """Without operators of ours."""
+def _open(file: Path, optimized: str = "") -> None:
+    """Open a session without our operators."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
+    options.optimized_model_filepath = optimized
     onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
 def operators(file: Path) -> Counter[str]:
-    """How many of each operator ONNX Runtime makes of a graph."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    """Count the operators of a graph after ONNX Runtime's optimization."""
     with tempfile.TemporaryDirectory() as folder:
-        options.optimized_model_filepath = f"{folder}/optimized.onnx"
-        onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        model = onnx.load(options.optimized_model_filepath, load_external_data=False)
+        optimized = f"{folder}/optimized.onnx"
+        _open(file, optimized)
+        model = onnx.load(optimized, load_external_data=False)
     return Counter(node.op_type for node in model.graph.node)

@@ -1,4 +1,4 @@
-"""A tiny random model whose Q-Former reads the question too: a checkpoint of ours and its bundle."""
+"""A tiny random model whose Q-Former also reads the question: our checkpoint and its bundle."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ from . import blip2, training
 FLOAT = "vision=fp32,qformer=fp32,llm=fp32"
 
 
-def made(folder: Path) -> tuple[Path, Any, blip2rt.Model]:
-    """folder/ckpt and folder/bundle: the folder, the checkpoint in PyTorch's hands, and the bundle's model."""
+def export_model(folder: Path) -> tuple[Path, Any, blip2rt.Model]:
+    """Write folder/ckpt and folder/bundle. Return the folder, the checkpoint in PyTorch and the bundle's model."""
     bert = str(training.bert_folder(folder / "bert"))
     vit = VitConfig(32, 2, 4, 48, 7)
     vision = VisionConfig("vit", None, 28, 28, positions=17, features=32, vit=vit)
-    config = Blip2Config(
-        2, vision, QFormerConfig(**checkpoints.read_bert_geometry(bert), queries=4, vision_width=32), qformer_init=bert,
-        llm=LlmConfig(str(training.llm_folder(folder / "llm")), end="<|end|>"), max_text_length=9,
-        clean_captions=True, question_input=True, question_prompt="the {}",
-    )  # fmt: skip
+    qformer = QFormerConfig(**checkpoints.read_bert_geometry(bert), queries=4, vision_width=32)
+    llm = LlmConfig(str(training.llm_folder(folder / "llm")), end="<|end|>")
+    text = {"max_text_length": 9, "clean_captions": True, "question_input": True, "question_prompt": "the {}"}
+    config = Blip2Config(2, vision, qformer, llm=llm, qformer_init=bert, **text)
     (folder / "ckpt").mkdir()
     model = blip2.shake(Blip2(config), 0.3)
     torch.save({f"vision_model.{n}": t for n, t in hugging_face_names(model.vision.body)}, folder / "vit.pth")

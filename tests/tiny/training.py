@@ -1,10 +1,12 @@
-"""Tiny random stand-ins for the frozen parts, in the real formats: a BERT folder, a causal LM folder, photographs."""
+"""Tiny random inputs of a training, in the real formats: BERT and LLM folders, captioned photographs, settings."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -21,20 +23,14 @@ from transformers import (
 from tests.seeds import new_seed
 
 WORDS = "a the dog cat man woman runs sits in on grass snow red blue ball plays with two and is".split()
+_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 
 
 def bert_folder(folder: Path) -> Path:
-    """A BERT of 2 layers x 32 with a word-piece vocabulary of WORDS and letters."""
+    """Save a BERT of 2 layers x 32 with a word-piece vocabulary of WORDS and letters."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters[1:], *(f"##{c}" for c in letters)]
-    config = BertConfig(
-        vocab_size=len(vocab),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        max_position_embeddings=40,
-    )
+    config = BertConfig(vocab_size=len(vocab), max_position_embeddings=40, **_SIZES)
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(vocab) + "\n")
     backend = Tokenizer(models.WordPiece({word: i for i, word in enumerate(vocab)}, unk_token="[UNK]"))
@@ -43,10 +39,8 @@ def bert_folder(folder: Path) -> Path:
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", vocab.index("[CLS]")), ("[SEP]", vocab.index("[SEP]"))]
     )
-    PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
-        mask_token="[MASK]",
-    ).save_pretrained(folder)  # fmt: skip
+    special = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "pad", "cls", "sep", "mask")}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(folder)
     return folder
 
 
@@ -62,35 +56,25 @@ def _llm_tokenizer(folder: Path, template: str) -> None:
 
 
 def t5_folder(folder: Path) -> Path:
-    """A T5 of 2 + 2 layers x 32 with the same vocabulary; its texts end in <|end|>."""
+    """Save a T5 of 2 + 2 layers x 32 with a word vocabulary; its texts end in <|end|>."""
     _llm_tokenizer(folder, "$A <|end|>")
-    config = T5Config(
-        vocab_size=len(LLM_WORDS), d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, eos_token_id=1,
-        decoder_start_token_id=0, feed_forward_proj="gated-gelu", tie_word_embeddings=False,
-    )  # fmt: skip
+    sizes = {"vocab_size": len(LLM_WORDS), "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    tokens = {"eos_token_id": 1, "decoder_start_token_id": 0}
+    config = T5Config(**sizes, **tokens, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
     T5ForConditionalGeneration(config).save_pretrained(folder)
     return folder
 
 
 def llm_folder(folder: Path) -> Path:
-    """A Llama of 2 layers x 32 with a word vocabulary; <|end|> ends a text."""
+    """Save a Llama of 2 layers x 32 with a word vocabulary; <|end|> ends a text."""
     _llm_tokenizer(folder, "$A")
-    config = LlamaConfig(
-        vocab_size=len(LLM_WORDS),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        eos_token_id=1,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    sizes = {**_SIZES, "vocab_size": len(LLM_WORDS), "num_key_value_heads": 2}
+    LlamaForCausalLM(LlamaConfig(**sizes, eos_token_id=1, tie_word_embeddings=True)).save_pretrained(folder)
     return folder
 
 
 def caption_table(folder: Path, images: int = 8) -> Path:
-    """`images` random photographs in folder/images and two captions each in folder/table.tsv."""
+    """Write random photographs to folder/images, and two captions for each to folder/table.tsv."""
     rng = np.random.default_rng(new_seed())
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = ["image\tcaption"]
@@ -103,38 +87,44 @@ def caption_table(folder: Path, images: int = 8) -> Path:
     return table
 
 
-# What both stages of nano have and the paper has not. Nothing is drawn but the text's dropout.
-NANO = ["--learned-positions", "--query-std", "1", "--query-gain", "3", "--dec-std", "0", "--query-dropout", "0",
-        "--attention-dropout", "0", "--clip", "1"]  # fmt: skip
+# nano's settings beyond the paper, for both stages. Only text dropout is random.
+NANO = (
+    "--learned-positions --query-std 1 --query-gain 3 --dec-std 0 --query-dropout 0 --attention-dropout 0 --clip 1"
+).split()
 
-NANO_STAGE2 = ["--no-prepend-bos", "--normalize-prefix", "--query-offsets", "--texts-per-image", "6",
-               "--max-text-tokens", "40"]  # fmt: skip
+NANO_STAGE2 = "--no-prepend-bos --normalize-prefix --query-offsets --texts-per-image 6 --max-text-tokens 40".split()
 
 
 def tiny_settings(folder: Path) -> list[str]:
-    """Command-line settings, common to both stages, of a training on these parts, with nano's tricks; writes the parts
-    below `folder`."""
+    """Make the command-line settings of a training for either stage, with NANO; writes all inputs into `folder`."""
     torch.manual_seed(new_seed())
     table = caption_table(folder)
     bert_folder(folder / "bert")
-    fields = {
+    paths = {
         "train_table": table,
         "dev_table": table,
         "images": folder / "images",
         "features": folder / "features",
         "qformer_init": folder / "bert",
-        "vision_source": "timm:test_efficientnet",
-        "vision_size": 64,
-        "vision_positions": 4,
-        "vision_features": 256,
-        "queries": 4,
-        "views": 2,
-        "steps": 6,
-        "warmup": 2,
-        "batch_size": 4,
-        "save_every": 3,
-        "eval_every": 6,
-        "log_every": 1,
-        "precision": "fp32",
     }
-    return [*NANO, *(text for name, value in fields.items() for text in (f"--{name}", str(value)))]
+    options = (
+        "--vision_source timm:test_efficientnet --vision_size 64 --vision_positions 4 --vision_features 256 "
+        "--queries 4 --views 2 --steps 6 --warmup 2 --batch_size 4 --save_every 3 --eval_every 6 --log_every 1 "
+        "--precision fp32"
+    ).split()
+    return [*NANO, *(text for name, path in paths.items() for text in (f"--{name}", str(path))), *options]
+
+
+def interrupt(run: Any, at: int = 4) -> None:
+    """Run a training and interrupt it at step `at` as Ctrl-C does: after the checkpoint of step 3 of tiny settings."""
+    original = run.trainer._step
+
+    def step(number: int, backward: Any) -> dict[str, float]:
+        if number == at:
+            raise KeyboardInterrupt
+        metrics: dict[str, float] = original(number, backward)
+        return metrics
+
+    run.trainer._step = step
+    with pytest.raises(KeyboardInterrupt):
+        run.run()

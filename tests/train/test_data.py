@@ -33,8 +33,7 @@ from train.data.transforms import eval_transform, train_transform
 from train.extras import questions
 from train.recipe import parse
 
-from ..tiny.training import caption_table, tiny_settings
-from ..tiny.trainings import interrupt
+from ..tiny.training import caption_table, interrupt, tiny_settings
 
 # more workers than cores, where cores are few
 pytestmark = [pytest.mark.long(14), pytest.mark.filterwarnings("ignore:This DataLoader will create")]

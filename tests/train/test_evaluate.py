@@ -162,7 +162,7 @@ def test_prefixes_that_read_the_question_equal_its_bundles(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a Q-Former that reads the question, in the words of its own prompt: a random LLM might not tell."""
-    folder, _, model = question_input.made(tmp_path)
+    folder, _, model = question_input.export_model(tmp_path)
     predictor: Any = open_predictor(str(folder / "ckpt"))
     original, seen = Generator._inputs, []
 

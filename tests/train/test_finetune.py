@@ -31,8 +31,16 @@ from train.recipe import parse
 from ..tiny import blip2 as tiny_blip2
 from ..tiny.lavis import state_of
 from ..tiny.llm_configs import HIDDEN
-from ..tiny.training import LLM_WORDS, NANO_STAGE2, WORDS, bert_folder, caption_table, llm_folder, tiny_settings
-from ..tiny.trainings import interrupt
+from ..tiny.training import (
+    LLM_WORDS,
+    NANO_STAGE2,
+    WORDS,
+    bert_folder,
+    caption_table,
+    interrupt,
+    llm_folder,
+    tiny_settings,
+)
 from .processes import FIVE_STEPS, WHOLE, assert_same_training, train_together
 
 pytestmark = pytest.mark.long(120)

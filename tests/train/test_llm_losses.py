@@ -24,7 +24,7 @@ from train.objectives.lm import Texts, check_llm, lm_loss, next_logits, stands_a
 from train.objectives.packing import Tokens, pack
 from train.objectives.prefix_lm import open_texts
 
-from ..tiny.llm_configs import CONFIGS, MORE
+from ..tiny.llm_configs import CONFIGS, SLOW_CONFIGS
 from ..tiny.training import LLM_WORDS, llm_folder, t5_folder
 
 WORDS, HIDDEN, QUERIES = 61, 64, 4
@@ -92,7 +92,7 @@ def stage2_config(llm: Path, asks: bool = False) -> Blip2Config:
 
 @pytest.mark.parametrize("name", ["bloom", "falcon_alibi"])
 def test_an_llm_that_takes_no_packed_texts_is_refused(name: str, tmp_path: Path) -> None:
-    MORE[name]().save_pretrained(tmp_path)
+    SLOW_CONFIGS[name]().save_pretrained(tmp_path)
     with pytest.raises(OptionError, match=r"llm_source is '.*', whose attention has biases .*: give another"):
         check_llm(stage2_config(tmp_path), 1)
 
@@ -107,7 +107,7 @@ def test_mpt_takes_one_text_an_image(tmp_path: Path) -> None:
 
 
 def test_llms_without_alibi_take_packed_texts(tmp_path: Path) -> None:
-    for name, config in {"llama": CONFIGS["llama"], "falcon": MORE["falcon"]}.items():
+    for name, config in {"llama": CONFIGS["llama"], "falcon": SLOW_CONFIGS["falcon"]}.items():
         config().save_pretrained(tmp_path / name)
         check_llm(stage2_config(tmp_path / name), 3)
         assert not stands_alone(stage2_config(tmp_path / name))

@@ -17,8 +17,7 @@ from safetensors.torch import load_file
 from blip2rt.modeling.checkpoints import list_checkpoints
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
 from tests.seeds import new_seed
-from tests.tiny.training import caption_table, tiny_settings
-from tests.tiny.trainings import interrupt
+from tests.tiny.training import caption_table, interrupt, tiny_settings
 from train import stage1
 from train.data import features
 from train.data.loaders import LoaderSettings, MixedTableLoader, open_loader

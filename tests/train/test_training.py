@@ -28,8 +28,7 @@ from train.loop.trainer import learning_rate, parameter_groups
 from train.recipe import flat, parse
 from train.settings import OptimizerSettings
 
-from ..tiny.training import NANO_STAGE2, bert_folder, llm_folder, tiny_settings
-from ..tiny.trainings import interrupt
+from ..tiny.training import NANO_STAGE2, bert_folder, interrupt, llm_folder, tiny_settings
 
 
 @pytest.fixture(scope="module")

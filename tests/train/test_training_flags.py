@@ -15,8 +15,7 @@ from blip2rt.modeling.checkpoints import list_checkpoints
 from train import stage1, stage2
 from train.recipe import parse
 
-from ..tiny.training import NANO_STAGE2, llm_folder, tiny_settings
-from ..tiny.trainings import interrupt
+from ..tiny.training import NANO_STAGE2, interrupt, llm_folder, tiny_settings
 from .processes import tell_apart
 
 pytestmark = pytest.mark.long(30)

@@ -23,7 +23,7 @@ from blip2rt.modeling.llm import sees_both_ways
 from export.graphs import llm, t5, trace
 from tests.engines.native import Generator, Session, runtime
 from tests.seeds import seed_of
-from tests.tiny.logit_noise import changes
+from tests.tiny.logit_noise import is_tie
 
 HIDDEN, POSITIONS = 32, 64
 ROUNDING = 3e-5  # of a logit in float32
@@ -122,7 +122,7 @@ def make_case(
 
 def export(model: Any, folder: Path, custom_attention: bool = True) -> Generator:
     """The model's graphs in the native loop."""
-    parts = {"embed": trace.trace(llm.embed_part(model))}
+    parts = {"embed": trace.trace(llm.embed_graph(model))}
     if model.config.is_encoder_decoder:
         parts |= {"llm": t5.trace_decoder(model), "encoder": t5.trace_encoder(model)}
         shape = t5.geometry(model, POSITIONS)
@@ -213,7 +213,7 @@ def hugging_face(
 
 
 def undecided(case: Case, image: int, options: dict[str, Any], want: list[list[int]]) -> bool:
-    return changes(lambda processors: hugging_face(case, image, options, processors)[0], want, ROUNDING)
+    return is_tie(lambda processors: hugging_face(case, image, options, processors)[0], want, ROUNDING)
 
 
 def random_options(rng: random.Random, case: Case) -> dict[str, Any]:

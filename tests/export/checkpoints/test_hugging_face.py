@@ -29,8 +29,8 @@ from export.cli import main
 from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import onnx_validity
-from tests.tiny.llm_configs import HIDDEN, VOCAB, two_widths
-from tests.tiny.logit_noise import changes
+from tests.tiny.llm_configs import HIDDEN, VOCAB, projected_opt
+from tests.tiny.logit_noise import is_tie
 
 pytestmark = pytest.mark.long(95)
 
@@ -102,7 +102,7 @@ class Pair:
 
     def undecided(self, prompts: list[str | None], num_beams: int, row: int, want: list[int], **options: Any) -> bool:
         """Whether transformers itself says something else of an image when its logits are rounded otherwise."""
-        return changes(
+        return is_tie(
             lambda noise: self.wanted(prompts, num_beams, logits_processor=noise, **options)[row], want, ROUNDING
         )
 
@@ -209,7 +209,7 @@ def test_a_language_model_of_two_widths_is_read_again(tmp_path: Path) -> None:
 
     torch.manual_seed(SEED)
     folder = tmp_path / "opt"
-    transformers.OPTForCausalLM(two_widths()).save_pretrained(folder)
+    transformers.OPTForCausalLM(projected_opt()).save_pretrained(folder)
     tiny_blip2.llm_tokenizer().save_pretrained(folder)
     base = checkpoints.read_config(tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS["opt"]()))
     model = Blip2(replace(base, llm=replace(base.llm, source=str(folder), image_token_id=None)))

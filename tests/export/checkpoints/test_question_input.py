@@ -36,7 +36,7 @@ QUESTIONS = ["What is red?", "is the man in the snow with a dog and two cats", "
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, blip2rt.Model]:
     """A checkpoint of ours, in PyTorch's hands and as a bundle."""
     torch.manual_seed(SEED)
-    return question_input.made(tmp_path_factory.mktemp("question"))
+    return question_input.export_model(tmp_path_factory.mktemp("question"))
 
 
 @torch.no_grad()

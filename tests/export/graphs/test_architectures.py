@@ -53,7 +53,7 @@ def test_what_no_test_compares_is_not_exported_unseen() -> None:
 def test_settings_that_change_a_model_are_said_before_tracing() -> None:
     changing = architectures.tiny_config("phi3 with longrope that changes")
     for verified in (True, False):
-        wrong = compatibility.unsupported_reason(changing, "ort", verified, architectures.ROOM)
+        wrong = compatibility.unsupported_reason(changing, "ort", verified, architectures.MAX_POSITIONS)
         assert wrong is not None and "give --max-positions 32" in wrong and "\n" not in wrong
     assert compatibility.unsupported_reason(changing, "ort", True, 32) is None
 
@@ -91,7 +91,7 @@ def test_an_architecture_that_cannot_be_traced_is_one_line() -> None:
 @pytest.mark.parametrize("name", ["bloom", "mt5", "umt5", "falcon", "mpt", *architectures.VARIANTS])
 def test_architectures_of_published_checkpoints_are_equal(name: str) -> None:
     """mBLIP's, and settings of others."""
-    what, why = architectures.judge(name, SEED)
+    what, why = architectures.check(name, SEED)
     assert what == ("refused" if name in REFUSED else "equal"), why
 
 

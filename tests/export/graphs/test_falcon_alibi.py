@@ -84,19 +84,19 @@ def unrounded(attention_mask: Any, num_heads: int, dtype: Any) -> Any:
 
 
 def test_only_falcon_with_alibi_has_such_biases() -> None:
-    table = alibi.rounded(falcon("all heads", SEED), 5)
+    table = alibi.rounded_biases(falcon("all heads", SEED), 5)
     assert table is not None and table.shape == (HEADS * 5,)
     plain = transformers.FalconConfig(num_hidden_layers=1, hidden_size=32, num_attention_heads=2, vocab_size=VOCAB)
-    assert alibi.rounded(transformers.AutoModelForCausalLM.from_config(plain), 5) is None
+    assert alibi.rounded_biases(transformers.AutoModelForCausalLM.from_config(plain), 5) is None
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8w", "int4"])
 def test_biases_are_stored_as_they_are(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_MANY", 100)  # weights of a tensor that is worth int8
+    monkeypatch.setattr(storage, "_MIN_INT8_SIZE", 100)  # weights of a tensor that is worth int8
     model = falcon("new heads", SEED)
     graphs = write(trace_graphs(targets.ORT, model, ROOM), tmp_path, targets.ORT, precision)
     known = [numpy_helper.to_array(tensor) for tensor in onnx.load(graphs.llm).graph.initializer]
-    table = alibi.rounded(model, ROOM)
+    table = alibi.rounded_biases(model, ROOM)
     assert table is not None and any(np.array_equal(each, table.numpy()) for each in known)
 
 

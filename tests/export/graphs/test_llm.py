@@ -13,7 +13,8 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("onnxscript")
 
 from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise, round_weights
-from export.checks.stepper import Stepper, session
+from export.checks.sessions import session
+from export.checks.stepper import Stepper
 from export.graphs import llm, trace
 from export.precision.quantizer import BlockFormat, Quantizer
 from export.precision.weight_only import quantize_weights
@@ -29,7 +30,7 @@ SEED = seed_of(__name__)
 
 def export(model, folder: Path, bits: int | None = None, block: int = 32) -> None:
     with contextlib.closing(trace.DataFile(folder, "llm.data")) as data:
-        for name, graph in (("llm", llm.trace_llm(model)), ("embed", trace.trace(llm.embed_part(model)))):
+        for name, graph in (("llm", llm.trace_llm(model)), ("embed", trace.trace(llm.embed_graph(model)))):
             if bits:
                 assert quantize_weights(graph, bits, Quantizer(BlockFormat(block)))
             trace.save(graph, folder / f"{name}.onnx", data)
@@ -105,7 +106,9 @@ def test_embedding_of_an_odd_number_of_blocks(width: int, bits: int, tmp_path: P
     """The two ops pack zero points differently where the blocks of a row are odd in number."""
     torch.manual_seed(SEED)
     table = torch.nn.Embedding(51, width)
-    part = trace.Part("e", table, {"ids": torch.zeros(2, 3, dtype=torch.int64)}, ["out"], {"ids": {0: "B", 1: "S"}})
+    part = trace.GraphSpec(
+        "e", table, {"ids": torch.zeros(2, 3, dtype=torch.int64)}, ["out"], {"ids": {0: "B", 1: "S"}}
+    )
     graph = trace.trace(part)
     assert quantize_weights(graph, bits, Quantizer(BlockFormat(32))) == 1
     trace.save(graph, tmp_path / "e.onnx", None)

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 openvino = pytest.importorskip("openvino")
 pytest.importorskip("onnxscript")
 
-from export.checks.stepper import session
+from export.checks.sessions import session
 from export.cli import main
 from tests.seeds import seed_of
 from tests.tiny import blip2 as tiny_blip2

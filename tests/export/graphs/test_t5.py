@@ -13,7 +13,8 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("onnxscript")
 
 from blip2rt.errors import Blip2rtError
-from export.checks.stepper import Stepper, session
+from export.checks.sessions import session
+from export.checks.stepper import Stepper
 from export.graphs import llm, t5, trace
 from export.precision.quantizer import BlockFormat, Quantizer
 from export.precision.weight_only import quantize_weights
@@ -33,7 +34,7 @@ def export(model, folder: Path, bits: int | None = None) -> None:
         for name, graph in (
             ("encoder", t5.trace_encoder(model)),
             ("llm", t5.trace_decoder(model)),
-            ("embed", trace.trace(llm.embed_part(model))),
+            ("embed", trace.trace(llm.embed_graph(model))),
         ):
             if bits:
                 assert quantize_weights(graph, bits, Quantizer(BlockFormat(16)))

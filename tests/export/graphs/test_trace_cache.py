@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
-from export.checks.stepper import session
+from export.checks.sessions import session
 from export.graphs import trace
 from tests.tiny.trace_cache import cached_traces, structure
 
@@ -23,8 +23,8 @@ class Scaled(torch.nn.Module):
         return self.linear(x) * self.factor
 
 
-def part(module: torch.nn.Module) -> trace.Part:
-    return trace.Part("p", module, {"x": torch.zeros(2, 300)}, ["y"], {"x": {0: "B"}})
+def part(module: torch.nn.Module) -> trace.GraphSpec:
+    return trace.GraphSpec("p", module, {"x": torch.zeros(2, 300)}, ["y"], {"x": {0: "B"}})
 
 
 def test_a_known_structure_is_read_back_with_the_weights_at_hand(tmp_path, monkeypatch) -> None:

@@ -21,8 +21,9 @@ from PIL import Image
 import blip2rt
 from blip2rt.cli.info import describe
 from export.assemble import held_out
-from export.checks import calibration, stepper, verify
+from export.checks import calibration, verify
 from export.checks.calibration import batch_ranges
+from export.checks.sessions import session as open_session
 from export.cli import main
 from export.graph_exporter import GraphExporter
 from export.graphs import trace
@@ -70,7 +71,7 @@ def inputs_seen(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, set[bytes]],
     judged: dict[str, set[bytes]] = {name: set() for name in calibrated}
     calibrate, judge, language, logits = (
         GraphExporter.calibrate,
-        GraphExporter.judge,
+        GraphExporter.compare,
         calibration.language_ranges,
         verify.llm_logits,
     )
@@ -94,7 +95,7 @@ def inputs_seen(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, set[bytes]],
         return logits(llm, rows, *more)
 
     monkeypatch.setattr(GraphExporter, "calibrate", seen_calibrate)
-    monkeypatch.setattr(GraphExporter, "judge", seen_judge)
+    monkeypatch.setattr(GraphExporter, "compare", seen_judge)
     monkeypatch.setattr(calibration, "language_ranges", seen_language)
     monkeypatch.setattr(verify, "llm_logits", seen_logits)
     return calibrated, judged
@@ -132,12 +133,14 @@ def test_every_part_is_static(
 def test_a_precision_that_is_not_there_is_not_written(tmp_path: Path) -> None:
     def made(precision: str, width: int = 48, ranges: dict[str, Range] | None = None) -> str:
         linear = torch.nn.Linear(width, width, bias=False)
-        part = trace.Part("p", linear, {"x": torch.zeros(2, width)}, ["y"], {"x": {0: "B"}})
+        part = trace.GraphSpec("p", linear, {"x": torch.zeros(2, width)}, ["y"], {"x": {0: "B"}})
         model = trace.trace(part)
         to_precision(model, precision, Quantizer(BlockFormat(32)), ranges or {})
         return stored_precision(model, precision)
 
-    model = trace.trace(trace.Part("p", torch.nn.Linear(48, 48), {"x": torch.zeros(2, 48)}, ["y"], {"x": {0: "B"}}))
+    model = trace.trace(
+        trace.GraphSpec("p", torch.nn.Linear(48, 48), {"x": torch.zeros(2, 48)}, ["y"], {"x": {0: "B"}})
+    )
     [name] = static.operands(model)
     assert made("int8-static") == "int8w", "no range was seen"
     assert made("int8-static", ranges={name: seen(-1, 1, 0.5)}) == "int8-static"
@@ -160,7 +163,7 @@ def test_a_graph_whose_products_share_their_weights_is_opened() -> None:
     )
     opsets = [helper.make_opsetid("", 19), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
-    [y] = stepper.session(model.SerializeToString()).run(None, {"x": np.ones((1, 8), np.float32)})
+    [y] = open_session(model.SerializeToString()).run(None, {"x": np.ones((1, 8), np.float32)})
     np.testing.assert_allclose(y, 2 * 8 * 3 * 0.5, rtol=1e-5)
 
 
@@ -179,12 +182,12 @@ def apply(seen: Range, width: int) -> tuple[list[str], ort.InferenceSession]:
     """The kinds of nodes that a product with the unit matrix becomes, and a session of it."""
     linear = torch.nn.Linear(width, width, bias=False)
     linear.weight.data.copy_(torch.eye(width))
-    part = trace.Part("p", linear, {"x": torch.zeros(2, width)}, ["y"], {"x": {0: "B"}})
+    part = trace.GraphSpec("p", linear, {"x": torch.zeros(2, width)}, ["y"], {"x": {0: "B"}})
     model = trace.trace(part)
     [name] = static.operands(model)
     static.apply(model, Quantizer(BlockFormat(32)), {name: seen})
     proto = trace.ir.to_proto(model).SerializeToString()
-    return [node.op_type for node in model.graph], stepper.session(proto)
+    return [node.op_type for node in model.graph], open_session(proto)
 
 
 def test_ranges_lie_on_grids_that_hold_them() -> None:
@@ -228,7 +231,7 @@ def test_smoothing_moves_outliers_and_changes_nothing_else(tmp_path: Path) -> No
     module.gain = torch.ones(48)
     module.gain[[3, 17]] = 200.0
     x = rng.normal(size=(5, 7, 48)).astype(np.float32)
-    part = trace.Part("p", module, {"x": torch.from_numpy(x)}, ["y"], {"x": {0: "B", 1: "S"}})
+    part = trace.GraphSpec("p", module, {"x": torch.from_numpy(x)}, ["y"], {"x": {0: "B", 1: "S"}})
     model = trace.trace(part)
     ranges = batch_ranges(model, tmp_path, "p", [{"x": x[:2]}, {"x": x[2:]}], static.operands)
     [found] = ranges.values()
@@ -241,7 +244,7 @@ def test_smoothing_moves_outliers_and_changes_nothing_else(tmp_path: Path) -> No
 
     def answer(model: trace.ir.Model) -> np.ndarray:
         proto = trace.ir.to_proto(model).SerializeToString()
-        return stepper.session(proto).run(None, {"x": x})[0]
+        return open_session(proto).run(None, {"x": x})[0]
 
     want, smoothed = answer(model), model.clone()
     left = smoothquant.apply(smoothed, matrices(smoothed, "MatMul"), ranges)
@@ -254,7 +257,7 @@ def test_smoothing_moves_outliers_and_changes_nothing_else(tmp_path: Path) -> No
         with pytest.MonkeyPatch.context() as patch:
             if strength is None:  # one scale for all channels
                 patch.setattr(smoothquant, "_scales", lambda seen, nodes: np.ones(48, np.float32))
-                patch.setattr(smoothquant, "OUTLIERS", np.inf)
+                patch.setattr(smoothquant, "MAX_RANGE", np.inf)
             static.apply(int8, Quantizer(BlockFormat(32)), ranges)
         assert sum(node.op_type == "QuantizeLinear" for node in int8.graph) == 1
         errors.append(np.abs(answer(int8) - want).mean())

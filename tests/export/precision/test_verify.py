@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
-from export.checks.verify import OWN, PYTORCH, judge
+from export.checks.verify import OWN_WEIGHTS, PYTORCH, compare
 from tests.seeds import new_seed
 
 
@@ -18,10 +18,10 @@ def itm(*logits: tuple[float, float]) -> dict[str, np.ndarray]:
 
 def test_itm_is_judged_by_the_error_of_the_difference_of_its_logits() -> None:
     """Small logits of a small error are good, whatever their cosine; nor do logits matter that move alike."""
-    row = judge("itm", "int4", PYTORCH, itm((0.05, 0.02), (0.01, -0.02)), itm((0.01, 0.06), (-0.03, 0.02)))
+    row = compare("itm", "int4", PYTORCH, itm((0.05, 0.02), (0.01, -0.02)), itm((0.01, 0.06), (-0.03, 0.02)))
     assert not row.fault and row.cosine is None
     assert row.max_abs_error == pytest.approx(0.08)
-    moved = judge("itm", "fp16", PYTORCH, itm((9, 12), (9, 5)), itm((-2, 1), (1, -3)))
+    moved = compare("itm", "fp16", PYTORCH, itm((9, 12), (9, 5)), itm((-2, 1), (1, -3)))
     assert not moved.fault and moved.max_abs_error == 0
 
 
@@ -35,20 +35,20 @@ def test_itm_may_be_wrong_by_a_share_of_its_differences(precision: str, share: f
         most = share * max(float(np.sqrt(((want[:, 1] - want[:, 0]) ** 2).mean())), 1)
         for factor, good in ((0.98, True), (1.02, False)):
             got = want + np.array([0, most * factor], np.float32)
-            row = judge("itm", precision, PYTORCH, {"itm_logits": got}, {"itm_logits": want})
+            row = compare("itm", precision, PYTORCH, {"itm_logits": got}, {"itm_logits": want})
             assert (not row.fault) is good, (precision, spread, factor)
             assert good or "the difference of itm's logits is" in row.fault
 
 
 def test_a_graph_of_its_own_weights_has_every_logit_right() -> None:
     want = itm((3, -2))
-    assert not judge("itm", "int4", OWN, itm((3.001, -2)), want).fault
-    assert judge("itm", "int4", OWN, itm((3.1, -1.9)), want).fault, "their difference is right, they are not"
+    assert not compare("itm", "int4", OWN_WEIGHTS, itm((3.001, -2)), want).fault
+    assert compare("itm", "int4", OWN_WEIGHTS, itm((3.1, -1.9)), want).fault, "their difference is right, they are not"
 
 
 def test_other_graphs_are_judged_by_their_cosine() -> None:
     want = {"image_embeds": np.eye(3, dtype=np.float32)}
     turned = {"image_embeds": want["image_embeds"] + np.float32(0.4)}
-    row = judge("image_embed", "int4", PYTORCH, turned, want)
+    row = compare("image_embed", "int4", PYTORCH, turned, want)
     assert row.cosine is not None and row.cosine < 0.95 and not row.fault
-    assert "has a cosine of" in judge("image_embed", "int8w", PYTORCH, turned, want).fault
+    assert "has a cosine of" in compare("image_embed", "int8w", PYTORCH, turned, want).fault

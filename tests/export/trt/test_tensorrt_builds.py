@@ -88,20 +88,20 @@ def parts(name: str, folder: Path) -> Iterator[tuple[str, Any]]:
     if name == "nano":
         first, second = map(Blip2, nano(folder, layers=2, qformer_layers=2))
         yield from targets.TRT.llm_graphs(second.llm, 64)
-        found = qformer.retrieval_parts(first) + image_parts(second)
+        found = qformer.retrieval_graphs(first) + image_parts(second)
     elif name == "retrieval":
-        found = qformer.retrieval_parts(checkpoints.load_model(tiny_blip2.retrieval(folder), vision=False))
+        found = qformer.retrieval_graphs(checkpoints.load_model(tiny_blip2.retrieval(folder), vision=False))
     else:
         found = image_parts(checkpoints.load_model(tiny_blip2.generative(folder, CONFIGS["opt"]())))
     for part in found:
         yield part.name, trace.trace(part, targets.TRT.opset)
 
 
-def image_parts(model: Blip2) -> list[trace.Part]:
+def image_parts(model: Blip2) -> list[trace.GraphSpec]:
     assert model.vision is not None
     return [
-        vision.vision_part(model.vision, describe.image_spec(model.config.vision)),
-        *qformer.generative_parts(model),
+        vision.vision_graph(model.vision, describe.image_spec(model.config.vision)),
+        *qformer.generative_graphs(model),
     ]
 
 
@@ -125,7 +125,7 @@ def write(models: dict[str, Any], precision: str, folder: Path) -> list[Path]:
         for name, model in models.items():
             seen = Range(*np.array([[-3.0], [3.0], [1.0]]), 1.0)
             ranges = {operand: seen for _, operand in trt_precision.quantizable(model)}
-            targets.TRT.apply(model, precision, Quantizer(BlockFormat(64), data.keep), ranges)
+            targets.TRT.apply(model, precision, Quantizer(BlockFormat(64), data.store_large), ranges)
             trace.save(model, folder / f"{name}.onnx", data)
     return sorted(folder.glob("*.onnx"))
 

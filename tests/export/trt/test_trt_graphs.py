@@ -24,8 +24,8 @@ from blip2rt.backends.trt import builder
 from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise
 from export import targets
 from export.checks.calibration import batch_ranges, language_ranges
-from export.checks.stepper import session, unfused_session
-from export.checks.trt_stepper import TrtStepper
+from export.checks.sessions import session, unfused_session
+from export.checks.stepper import TrtStepper
 from export.checks.verify import LlmGraphs, llm_logits, mean_cosine
 from export.graph_exporter import GraphExporter
 from export.graphs import trace
@@ -115,7 +115,7 @@ def test_a_step_returns_the_likeliest_tokens_and_the_log_of_the_sum(exact: Calla
     rows = prompts(build("wide"))[:1]
     stepper = TrtStepper(session(exact("wide").llm, 1), 1, 8)
     logits = stepper.prefill(rows[0][None], np.array([7]))[0].astype(np.float64)
-    top, tokens, total = (stepper.chosen[name][0] for name in ("top_logits", "top_tokens", "log_sum_exp"))
+    top, tokens, total = (stepper.top_k[name][0] for name in ("top_logits", "top_tokens", "log_sum_exp"))
     assert len(tokens) == 64 and set(tokens) == set(np.argsort(-logits)[:64])
     assert np.array_equal(top, np.sort(top)[::-1]) and np.allclose(top, logits[tokens])
     assert total == pytest.approx(np.log(np.exp(logits).sum()), abs=1e-5)
@@ -277,7 +277,7 @@ def test_codes_of_a_block_give_the_weights_back(rows: int) -> None:
     """Are the weights of the target ort, to what float16 makes of their offsets."""
     rng = np.random.default_rng(SEED)
     weight = rng.standard_t(4, (rows, 33)).astype(np.float32) + rng.normal(size=33).astype(np.float32)
-    integers, scales, offsets = quantizer.block_codes("w", trace.ir.tensor(weight), BlockFormat(32))
+    integers, scales, offsets = Quantizer(BlockFormat(32)).block_codes("w", trace.ir.tensor(weight))
     assert integers.min() >= -8 and integers.max() <= 7 and scales.shape == offsets.shape == (3, 33)
     want = dequantize_blockwise(quantize_blockwise(torch.from_numpy(weight).T, 4, 32)).T.numpy()
     held = integers * scales.repeat(32, 0) + offsets.repeat(32, 0)
@@ -311,7 +311,7 @@ def test_int4_of_rows_that_are_no_whole_blocks(tmp_path: Path) -> None:
         for name, part in (("llm", module), ("embed", table)):
             given = {"x": x if name == "llm" else torch.tensor([[3, 4]])}
             axes = {"x": {0: "B", 1: "S"}}
-            exporter.write(name, exporter.trace(trace.Part(name, part, given, ["y"], axes)), group)
+            exporter.write(name, exporter.trace(trace.GraphSpec(name, part, given, ["y"], axes)), group)
     precisions = {name: component.precision for name, component in exporter.components.items()}
     assert precisions == {"llm": "int4", "embed": "int4"} and not exporter.notes
     ids = np.arange(50).reshape(5, 10)
@@ -339,13 +339,15 @@ def test_a_table_of_odd_width_says_that_it_is_not_of_4_bits(tmp_path: Path) -> N
     torch.manual_seed(SEED)
     module, ids = _Table().eval(), torch.tensor([[3, 4]])
     module.table = torch.nn.Embedding(50, 361)
-    part = trace.Part("embed", module, {"x": ids}, ["y"], {"x": {0: "B", 1: "S"}})
+    part = trace.GraphSpec("embed", module, {"x": ids}, ["y"], {"x": {0: "B", 1: "S"}})
     exporter = GraphExporter(tmp_path, targets.TRT, Progress())
     with exporter.group("llm", "int4") as group:
         exporter.write("embed", exporter.trace(part), group)
-    exporter.judge("embed", {"x": ids.numpy()}, exporter.reference(part, {"x": ids.numpy()}))
-    assert exporter.notes == ["embed is fp32: it has nothing to be int4 in"]
-    assert exporter.components["embed"].precision == "fp32" and [row.precision for row in exporter.rows] == ["fp32"]
+    exporter.compare("embed", {"x": ids.numpy()}, exporter.reference(part, {"x": ids.numpy()}))
+    assert exporter.notes == ["embed is fp32: nothing in it can be int4"]
+    assert exporter.components["embed"].precision == "fp32" and [row.precision for row in exporter.comparisons] == [
+        "fp32"
+    ]
 
 
 def test_codes_of_a_channel_give_the_weights_back() -> None:
@@ -377,7 +379,7 @@ def test_int8_convolutions_are_near_and_build(tmp_path: Path) -> None:
     """Scales of the first axis of their weights; those that read pixels, or one channel each, stay float16."""
     torch.manual_seed(SEED)
     pixels = torch.randn(2, 3, 17, 21)
-    part = trace.Part("vision", _Encoder().eval(), {"pixels": pixels}, ["vision_features"], {"pixels": {0: "B"}})
+    part = trace.GraphSpec("vision", _Encoder().eval(), {"pixels": pixels}, ["vision_features"], {"pixels": {0: "B"}})
     model = trace.trace(part, targets.TRT.opset)
     ranges = batch_ranges(model, tmp_path, "vision", [{"pixels": pixels.numpy()}], trt_precision.operands)
     assert len(ranges) == 1
