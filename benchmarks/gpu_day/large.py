@@ -29,7 +29,7 @@ def bundle(day: Day, precision: str) -> Path:
         if day.geometry == "little":  # does not need the exporter; for the simulated driver
             from tests.tiny import trt as tiny
 
-            tiny.write(path, tiny.weights_of(np.random.default_rng(0)), "trt", half=precision == "fp16")
+            tiny.write(path, tiny.random_llm_weights(np.random.default_rng(0)), "trt", half=precision == "fp16")
             return
         command = [sys.executable, "-m", "export.synthetic", "--geometry", day.geometry, "--target", "trt"]
         command += ["--out", str(path), "--precision", f"llm={precision}"]

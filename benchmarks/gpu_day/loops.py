@@ -46,7 +46,7 @@ def bundle(folder: Path, kind: str) -> Path:
     """The same random model for ort, for trt, or "native": for trt, with a graph that writes its cache in place."""
     from tests.tiny import trt as tiny
 
-    native, weights = kind == "native", tiny.weights_of(np.random.default_rng(0))
+    native, weights = kind == "native", tiny.random_llm_weights(np.random.default_rng(0))
     target = "trt" if native else kind
     return day.bundle(folder, kind, lambda path: tiny.write(path, weights, target, in_place=native))
 

@@ -24,7 +24,7 @@ from tests.tiny.bundle import Tiny, make_manifest
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    return tiny_trt.write(tmp_path / "b", tiny_trt.weights_of(np.random.default_rng(seed_of(__name__))), "trt")
+    return tiny_trt.write(tmp_path / "b", tiny_trt.random_llm_weights(np.random.default_rng(seed_of(__name__))), "trt")
 
 
 def test_step_reads_the_weights_at_three_quarters_of_the_bandwidth(bundle: Path) -> None:

@@ -14,7 +14,7 @@ import blip2rt
 from blip2rt import backends, cli, likelihood
 from blip2rt.errors import BundleError, CapabilityError, OptionError
 from blip2rt.image import to_pixels
-from tests.tiny.bundle import EOS, WORDS, D, Q, Tiny, weighing, write_bundle
+from tests.tiny.bundle import EOS, WORDS, D, Q, Tiny, with_likelihood_weight, write_bundle
 
 pytest.importorskip("blip2rt._native")
 
@@ -24,7 +24,7 @@ TEXTS = ["a dog", "the red cat sits on the grass", "water", "a dog", "the man ru
 
 @pytest.fixture
 def model(tiny: Tiny, tmp_path: Path) -> blip2rt.Model:
-    return blip2rt.load(weighing(tiny, tmp_path / "weighs", WEIGHT), threads=1)
+    return blip2rt.load(with_likelihood_weight(tiny, tmp_path / "weighs", WEIGHT), threads=1)
 
 
 def log_likelihood(tiny: Tiny, prefix: np.ndarray, text: str, prompt: str = "", most: int = 6) -> float:
@@ -63,7 +63,7 @@ def test_one_image_goes_with_all_texts(tiny, model, photo):
 
 
 def test_a_prompt_of_captions_stands_before_the_text(tiny, tmp_path, photo):
-    model, image = blip2rt.load(weighing(tiny, tmp_path, WEIGHT, caption="a man"), threads=1), photo(5, 9)
+    model, image = blip2rt.load(with_likelihood_weight(tiny, tmp_path, WEIGHT, caption="a man"), threads=1), photo(5, 9)
     assert model.match(image, "runs on water").likelihood == pytest.approx(
         gain(tiny, model, image, "runs on water", "a man"), abs=1e-3
     )
@@ -125,12 +125,12 @@ def test_the_command_tells_it(tiny, model, photo, tmp_path, capsys):
 def test_faults_are_named(tiny, tmp_path, photo):
     for weight in (-1, 1e5):
         with pytest.raises(BundleError, match="retrieval.likelihood_weight is"):
-            blip2rt.load(weighing(tiny, tmp_path / str(weight), weight))
+            blip2rt.load(with_likelihood_weight(tiny, tmp_path / str(weight), weight))
     write_bundle(tmp_path / "matches", tiny.weights, generative=False)
     alone = replace(tiny, path=tmp_path / "matches")
     with pytest.raises(BundleError, match="without a language model or"):
-        blip2rt.load(weighing(alone, tmp_path / "weighs", WEIGHT))
-    path = weighing(tiny, tmp_path / "files", WEIGHT)
+        blip2rt.load(with_likelihood_weight(alone, tmp_path / "weighs", WEIGHT))
+    path = with_likelihood_weight(tiny, tmp_path / "files", WEIGHT)
     manifest = json.loads((path / "blip2rt.json").read_text())
     (path / "mean_prefix.data").write_bytes(b"1234")
     manifest["files"]["mean_prefix.data"]["size"] = 4

@@ -1,4 +1,4 @@
-"""A tiny bundle of real ONNX graphs with random weights, and the same in numpy."""
+"""A tiny bundle of real ONNX graphs with random weights, and the same computation in numpy."""
 
 from __future__ import annotations
 
@@ -18,24 +18,21 @@ from tests.seeds import new_seed
 HEIGHT, WIDTH = 8, 12
 N, C, Q, D, E = 6, 8, 3, 16, 4  # vision positions and width, queries, LLM width, contrastive width
 HEADS, HEAD_DIM, POSITIONS = 2, 8, 64  # one key/value head
-WORDS = [
-    "<pad>", "</s>", "a", "dog", "cat", "man", "runs", "sits", "red", "blue", "on", "in", "the", "grass", "water",
-    "Question", ":", "Answer", "what", "who", "is",
-]  # fmt: skip
-TEXT_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "dog", "cat", "runs", "red"]
+WORDS = "<pad> </s> a dog cat man runs sits red blue on in the grass water Question : Answer what who is".split()
+TEXT_WORDS = "[PAD] [UNK] [CLS] [SEP] a dog cat runs red".split()
 EOS = 1
 
 
 @dataclass
 class Tiny:
-    """A bundle on disk and its weights. The methods compute in numpy what the graphs should."""
+    """A bundle on disk and its weights. The methods compute in numpy what its graphs compute."""
 
     path: Path
     weights: dict[str, np.ndarray]
     seed: int
 
     def vision(self, pixels: np.ndarray) -> np.ndarray:
-        """pixels (B, 3, 8, 12) -> vision_features (B, 6, 8): a convolution of kernel and stride 4"""
+        """pixels (B,3,8,12) -> vision_features (B,6,8): a convolution of kernel and stride 4"""
         patches = pixels.reshape(-1, 3, 2, 4, 3, 4).transpose(0, 2, 4, 1, 3, 5).reshape(-1, N, 48)
         return patches @ self.weights["conv"].reshape(C, 48).T
 
@@ -43,7 +40,7 @@ class Tiny:
         return self.weights["queries"] @ features @ self.weights["project"]
 
     def logits(self, embeds: np.ndarray) -> np.ndarray:
-        """One image's inputs_embeds (S, 16) -> the logits after the last position."""
+        """One image's inputs_embeds (S,16) -> the logits after the last position"""
         w = self.weights
         x = embeds + w["positions"][: len(embeds)]
         key, value = x @ w["k"], x @ w["v"]
@@ -54,10 +51,10 @@ class Tiny:
             heads.append(attention / attention.sum() @ value)
         return (x[-1] + np.concatenate(heads) @ w["o"]) @ w["head"]
 
-    def greedy(self, prefix: np.ndarray, prompt: list[int], most: int) -> list[int]:
-        """One image's prefix (3, 16) and prompt -> new token ids."""
+    def greedy(self, prefix: np.ndarray, prompt: list[int], max_new_tokens: int) -> list[int]:
+        """One image's prefix (3,16) and prompt -> new token ids"""
         ids: list[int] = []
-        while len(ids) < most:
+        while len(ids) < max_new_tokens:
             logits = self.logits(np.concatenate([prefix, self.weights["embed"][prompt + ids]]))
             if not ids:
                 logits[EOS] = -np.inf  # min_new_tokens 1
@@ -68,20 +65,17 @@ class Tiny:
 
 
 def tiny_bundle(path: Path, seed: int) -> Tiny:
-    """A bundle at `path` that captions, asks, matches and embeds."""
+    """Write a bundle to `path` that captions, asks, matches and embeds."""
     weights = random_weights(np.random.default_rng(seed))
     write_bundle(path, weights)
     return Tiny(path, weights, seed)
 
 
 def random_weights(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    shapes = {
-        "conv": (C, 3, 4, 4), "queries": (Q, N), "project": (C, D), "embed": (len(WORDS), D),
-        "positions": (POSITIONS, D),
-        "q": (D, HEADS * HEAD_DIM), "k": (D, HEAD_DIM), "v": (D, HEAD_DIM), "o": (HEADS * HEAD_DIM, D),
-        "head": (D, len(WORDS)), "image_project": (C, E), "text_table": (len(TEXT_WORDS), E), "text_itm": (E, 2),
-        "image_itm": (C, 2),
-    }  # fmt: skip
+    shapes = {"conv": (C, 3, 4, 4), "queries": (Q, N), "project": (C, D), "embed": (len(WORDS), D)}
+    shapes |= {"positions": (POSITIONS, D), "q": (D, HEADS * HEAD_DIM), "k": (D, HEAD_DIM), "v": (D, HEAD_DIM)}
+    shapes |= {"o": (HEADS * HEAD_DIM, D), "head": (D, len(WORDS)), "image_project": (C, E)}
+    shapes |= {"text_table": (len(TEXT_WORDS), E), "text_itm": (E, 2), "image_itm": (C, 2)}
     made = {name: (rng.normal(size=shape) * 0.5).astype(np.float32) for name, shape in shapes.items()}
     made["head"][:, WORDS.index("<pad>")] = 0  # never the likeliest: every model has something to say
     return made
@@ -107,8 +101,8 @@ def write_bundle(path: Path, weights: dict[str, np.ndarray], generative: bool = 
         writer.finish(make_manifest({name: graphs[name] for name in names}, generative, retrieval))
 
 
-def weighing(tiny: Tiny, path: Path, weight: float, **prompts: str) -> Path:
-    """A copy of a tiny bundle whose Match.score weighs likelihoods, with a random mean_prefix; other prompts."""
+def with_likelihood_weight(tiny: Tiny, path: Path, weight: float, **prompts: str) -> Path:
+    """Copy a tiny bundle; Match.score of the copy weighs likelihoods, with a random mean_prefix. Changes prompts."""
     shutil.copytree(tiny.path, path, dirs_exist_ok=True)
     mean = np.random.default_rng(tiny.seed).normal(size=(Q, D)).astype("<f4")
     mean.tofile(path / "mean_prefix.data")
@@ -121,7 +115,7 @@ def weighing(tiny: Tiny, path: Path, weight: float, **prompts: str) -> Path:
 
 
 def write_trt_encoder(path: Path) -> None:
-    """A bundle of the target trt that holds a random image encoder alone."""
+    """Write a bundle of the target trt that only has a random image encoder."""
     onnx = _onnx()
     graph = build_graphs(onnx, random_weights(np.random.default_rng(new_seed())))[contract.VISION]
     with BundleWriter(path) as writer:
@@ -142,10 +136,19 @@ def make_manifest(graphs: dict[str, Any], generative: bool, retrieval: bool) -> 
         )
 
     llm = contract.LlmSpec(
-        layers=1, kv_heads=1, head_dim=HEAD_DIM, hidden_size=D, vocab_size=len(WORDS), max_positions=POSITIONS,
-        prefix_length=Q, bos_token_id=None, prepend_bos=False, eos_token_ids=(EOS,), pad_token_id=0,
+        layers=1,
+        kv_heads=1,
+        head_dim=HEAD_DIM,
+        hidden_size=D,
+        vocab_size=len(WORDS),
+        max_positions=POSITIONS,
+        prefix_length=Q,
+        bos_token_id=None,
+        prepend_bos=False,
+        eos_token_ids=(EOS,),
+        pad_token_id=0,
         tokenizer="tokenizer.json",
-    )  # fmt: skip
+    )
     return contract.Manifest(
         name="tiny",
         created_by="the tests",
@@ -164,81 +167,77 @@ def make_manifest(graphs: dict[str, Any], generative: bool, retrieval: bool) -> 
 
 
 def build_graphs(onnx: Any, weights: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The seven graphs of docs/design.md, as small as they get."""
-    helper, float_, int64, int32 = onnx.helper, onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32
+    """Build the seven graphs of a bundle, as small as possible."""
+    features, cache = f"float[B,{N},{C}] vision_features", f"float[B,1,T,{HEAD_DIM}]"
+    text = "int64[B,L] token_ids, int64[B,L] text_mask"
+    pooling = """
+        rows = Gather(text_table, token_ids)
+        float_mask = Cast <to = 1> (text_mask)
+        column = Unsqueeze(float_mask, last)
+        kept = Mul(rows, column)
+        pooled = ReduceSum <keepdims = 0> (kept, one)"""
+    sources = {
+        "vision": f"""(float[B,3,{HEIGHT},{WIDTH}] pixels) => ({features}) {{
+            map = Conv <strides = [4, 4]> (pixels, conv)
+            rows = Reshape(map, flat)
+            vision_features = Transpose <perm = [0, 2, 1]> (rows)
+        }}""",
+        "qformer": f"""({features}) => (float[B,{Q},{C}] query_output, float[B,{Q},{D}] prefix_embeds) {{
+            query_output = MatMul(queries, vision_features)
+            prefix_embeds = MatMul(query_output, project)
+        }}""",
+        "embed": f"""(int64[B,S] token_ids) => (float[B,S,{D}] token_embeds) {{
+            token_embeds = Gather(embed, token_ids)
+        }}""",
+        "llm": f"""(
+            float[B,S,{D}] inputs_embeds, int64[B,S] position_ids, int64[B] last_index, int32[B] seqlens_k,
+            int32 total_sequence_length, {cache} past_key_0, {cache} past_value_0
+        ) => (float[B,{len(WORDS)}] logits, {cache} present_key_0, {cache} present_value_0) {{
+            at = Gather(positions, position_ids)
+            x = Add(inputs_embeds, at)
+            q_ = MatMul(x, q)
+            k_ = MatMul(x, k)
+            v_ = MatMul(x, v)
+            attended, present_key_0, present_value_0 =
+                com.microsoft.GroupQueryAttention <num_heads = {HEADS}, kv_num_heads = 1>
+                (q_, k_, v_, past_key_0, past_value_0, seqlens_k, total_sequence_length)
+            mixed = MatMul(attended, o)
+            y = Add(x, mixed)
+            index = Unsqueeze(last_index, last)
+            last_row = GatherND <batch_dims = 1> (y, index)
+            logits = MatMul(last_row, head)
+        }}""",
+        "image_embed": f"""({features}) => (float[B,{Q},{E}] image_embeds) {{
+            query_output = MatMul(queries, vision_features)
+            e = MatMul(query_output, image_project)
+            image_embeds = LpNormalization <axis = -1> (e)
+        }}""",
+        "text_embed": f"""({text}) => (float[B,{E}] text_embeds) {{{pooling}
+            text_embeds = LpNormalization <axis = -1> (pooled)
+        }}""",
+        "itm": f"""({features}, {text}) => (float[B,2] itm_logits) {{{pooling}
+            mean = ReduceMean <axes = [1], keepdims = 0> (vision_features)
+            image_part = MatMul(mean, image_itm)
+            text_part = MatMul(pooled, text_itm)
+            itm_logits = Add(image_part, text_part)
+        }}""",
+    }
+    constants = {"last": np.array([-1]), "one": np.array([1]), "flat": np.array([0, C, N])}
+    return {name: parse_graph(onnx, source, {**weights, **constants}, 17, 8) for name, source in sources.items()}
 
-    def node(op: str, inputs: str, outputs: str, **attributes: Any) -> Any:
-        return helper.make_node(op, inputs.split(), outputs.split(), **attributes)
 
-    def value(name: str, shape: str, dtype: int = float_) -> Any:
-        return helper.make_tensor_value_info(name, dtype, [int(d) if d.isdigit() else d for d in shape.split()])
-
-    def model(nodes: list[Any], inputs: list[Any], outputs: list[Any], **constants: Any) -> Any:
-        used = {name for n in nodes for name in n.input}
-        arrays = {**{k: v for k, v in weights.items() if k in used}, **{k: np.array(v) for k, v in constants.items()}}
-        tensors = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
-        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-        graph = helper.make_graph(nodes, "tiny", inputs, outputs, tensors)
-        return helper.make_model(graph, opset_imports=opsets, ir_version=8)
-
-    features, ids = value("vision_features", f"B {N} {C}"), value("token_ids", "B L", int64)
-    mask = value("text_mask", "B L", int64)
-    pooled = [
-        node("Gather", "text_table token_ids", "rows"), node("Cast", "text_mask", "float_mask", to=float_),
-        node("Unsqueeze", "float_mask last", "column"), node("Mul", "rows column", "kept"),
-        node("ReduceSum", "kept one", "pooled", keepdims=0),
-    ]  # fmt: skip
-    attention = node(
-        "GroupQueryAttention", "q_ k_ v_ past_key_0 past_value_0 seqlens_k total_sequence_length",
-        "attended present_key_0 present_value_0", domain="com.microsoft", num_heads=HEADS, kv_num_heads=1,
-    )  # fmt: skip
-    cache = f"B 1 T {HEAD_DIM}"
-    llm = [
-        node("Gather", "positions position_ids", "at"), node("Add", "inputs_embeds at", "x"),
-        node("MatMul", "x q", "q_"), node("MatMul", "x k", "k_"), node("MatMul", "x v", "v_"), attention,
-        node("MatMul", "attended o", "mixed"), node("Add", "x mixed", "y"),
-        node("Unsqueeze", "last_index last", "index"),
-        node("GatherND", "y index", "last_row", batch_dims=1), node("MatMul", "last_row head", "logits"),
-    ]  # fmt: skip
-    llm_inputs = [
-        value("inputs_embeds", f"B S {D}"), value("position_ids", "B S", int64), value("last_index", "B", int64),
-        value("seqlens_k", "B", int32), value("total_sequence_length", "", int32),
-        value("past_key_0", cache), value("past_value_0", cache),
-    ]  # fmt: skip
-    llm_outputs = [value("logits", f"B {len(WORDS)}"), value("present_key_0", cache), value("present_value_0", cache)]
-    return {
-        "vision": model(
-            [node("Conv", "pixels conv", "map", strides=[4, 4]), node("Reshape", "map flat", "rows"),
-             node("Transpose", "rows", "vision_features", perm=[0, 2, 1])],
-            [value("pixels", f"B 3 {HEIGHT} {WIDTH}")], [features], flat=[0, C, N],
-        ),
-        "qformer": model(
-            [node("MatMul", "queries vision_features", "query_output"),
-             node("MatMul", "query_output project", "prefix_embeds")],
-            [features], [value("query_output", f"B {Q} {C}"), value("prefix_embeds", f"B {Q} {D}")],
-        ),
-        "embed": model([node("Gather", "embed token_ids", "token_embeds")],
-                       [value("token_ids", "B S", int64)], [value("token_embeds", f"B S {D}")]),
-        "llm": model(llm, llm_inputs, llm_outputs, last=[-1]),
-        "image_embed": model(
-            [node("MatMul", "queries vision_features", "query_output"),
-             node("MatMul", "query_output image_project", "e"),
-             node("LpNormalization", "e", "image_embeds", axis=-1)],
-            [features], [value("image_embeds", f"B {Q} {E}")],
-        ),
-        "text_embed": model([*pooled, node("LpNormalization", "pooled", "text_embeds", axis=-1)],
-                            [ids, mask], [value("text_embeds", f"B {E}")], last=[-1], one=[1]),
-        "itm": model(
-            [*pooled, node("ReduceMean", "vision_features", "mean", axes=[1], keepdims=0),
-             node("MatMul", "mean image_itm", "image_part"), node("MatMul", "pooled text_itm", "text_part"),
-             node("Add", "image_part text_part", "itm_logits")],
-            [features, ids, mask], [value("itm_logits", "B 2")], last=[-1], one=[1],
-        ),
-    }  # fmt: skip
+def parse_graph(onnx: Any, source: str, constants: dict[str, np.ndarray], opset: int, ir_version: int) -> Any:
+    """Make a model of ONNX's textual format: (inputs) => (outputs) { nodes }, with the constants that it uses."""
+    graph = onnx.parser.parse_graph(f"tiny {source}")
+    used = {name for node in graph.node for name in node.input}
+    tensors = [onnx.numpy_helper.from_array(array, name) for name, array in constants.items() if name in used]
+    graph.initializer.extend(tensors)
+    opsets = [onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid("com.microsoft", 1)]
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
 
 
 def save_llm_tokenizer(path: Path) -> None:
-    """Words between spaces; two of them are special."""
+    """Save a tokenizer of words between spaces; two of them are special."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
@@ -248,7 +247,7 @@ def save_llm_tokenizer(path: Path) -> None:
 
 
 def save_text_tokenizer(path: Path) -> None:
-    """As BERT's: [CLS] words [SEP]."""
+    """Save a tokenizer like BERT's: [CLS] words [SEP]."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(TEXT_WORDS)}, unk_token="[UNK]"))
@@ -257,5 +256,5 @@ def save_text_tokenizer(path: Path) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    tokenizer.enable_padding(length=32)  # settings that a tokenizer's file may bring, and must not matter
+    tokenizer.enable_padding(length=32)  # a tokenizer's file may set this, and it must have no effect
     tokenizer.save(str(path))

@@ -1,201 +1,190 @@
-"""A tiny language model of random weights as a bundle of either target, written node by node: with more words than a
-step returns of the likeliest, and without torch. Vision and Q-Former are those of tests/tiny/bundle.py."""
+"""A tiny random language model as a bundle of either target, written without torch.
+
+It has more tokens than a step's top-k. Vision and Q-Former are those of tests/tiny/bundle.py.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from blip2rt import bundle as contract
 from blip2rt.bundle.writer import BundleWriter
-from tests.tiny.bundle import D, Q, build_graphs, make_manifest, random_weights, save_llm_tokenizer
+from tests.tiny.bundle import D, Q, build_graphs, make_manifest, parse_graph, random_weights, save_llm_tokenizer
 
 LAYERS, HEADS, KV_HEADS, WIDTH, POSITIONS, VOCAB = 2, 4, 2, 8, 64, 300
 
 
-def weights_of(rng: np.random.Generator) -> dict[str, np.ndarray]:
+def random_llm_weights(rng: np.random.Generator) -> dict[str, np.ndarray]:
     shapes = {"embed": (VOCAB, D), "positions": (POSITIONS, D), "head": (D, VOCAB)}
+    widths = {"q": (D, HEADS * WIDTH), "k": (D, KV_HEADS * WIDTH), "v": (D, KV_HEADS * WIDTH), "o": (HEADS * WIDTH, D)}
     for layer in range(LAYERS):
-        shapes |= {f"q{layer}": (D, HEADS * WIDTH), f"k{layer}": (D, KV_HEADS * WIDTH),
-                   f"v{layer}": (D, KV_HEADS * WIDTH), f"o{layer}": (HEADS * WIDTH, D)}  # fmt: skip
+        shapes |= {f"{name}{layer}": shape for name, shape in widths.items()}
     made = {name: (rng.normal(size=shape) * 0.4).astype(np.float32) for name, shape in shapes.items()}
-    made["head"] *= 3  # decided opinions
+    made["head"] *= 3  # clear preferences
     return made
 
 
+_HEADS = """
+    {part}4_{i} = Reshape({part}_{i}, {shape})
+    {part}T_{i} = Transpose <perm = [0, 2, 1, 3]> ({part}4_{i})"""
+_ORT_ATTENTION = """
+    mixed_{i}, present_key_{i}, present_value_{i} =
+        com.microsoft.GroupQueryAttention <num_heads = {heads}, kv_num_heads = {kv_heads}>
+        (q_{i}, k_{i}, v_{i}, past_key_{i}, past_value_{i}, seqlens_k, total_sequence_length)"""
+_IN_PLACE_ATTENTION = """
+    qC_{i} = Cast <to = {cache}> (qT_{i})
+    kC_{i} = Cast <to = {cache}> (kT_{i})
+    vC_{i} = Cast <to = {cache}> (vT_{i})
+    present_key_{i} = TensorScatter <axis = -2> (past_key_{i}, kC_{i}, start)
+    present_value_{i} = TensorScatter <axis = -2> (past_value_{i}, vC_{i}, start)
+    out_typed_{i} = Attention <scale = {scale}> (qC_{i}, present_key_{i}, present_value_{i}, seen, , , valid)
+    out_{i} = Cast <to = 1> (out_typed_{i})"""
+_READ_ONLY_ATTENTION = """
+    new_key_{i} = Cast <to = {cache}> (kT_{i})
+    new_value_{i} = Cast <to = {cache}> (vT_{i})
+    past_key_read_{i} = Cast <to = 1> (past_key_{i})
+    past_value_read_{i} = Cast <to = 1> (past_value_{i})
+    new_key_read_{i} = Cast <to = 1> (new_key_{i})
+    new_value_read_{i} = Cast <to = 1> (new_value_{i})
+    past_keys_{i} = Gather <axis = 1> (past_key_read_{i}, groups)
+    past_values_{i} = Gather <axis = 1> (past_value_read_{i}, groups)
+    new_keys_{i} = Gather <axis = 1> (new_key_read_{i}, groups)
+    new_values_{i} = Gather <axis = 1> (new_value_read_{i}, groups)
+    past_turned_{i} = Transpose <perm = [0, 1, 3, 2]> (past_keys_{i})
+    new_turned_{i} = Transpose <perm = [0, 1, 3, 2]> (new_keys_{i})
+    past_raw_{i} = MatMul(qT_{i}, past_turned_{i})
+    new_raw_{i} = MatMul(qT_{i}, new_turned_{i})
+    past_scaled_{i} = Mul(past_raw_{i}, scale)
+    new_scaled_{i} = Mul(new_raw_{i}, scale)
+    past_scores_{i} = Add(past_scaled_{i}, past_bias)
+    new_scores_{i} = Add(new_scaled_{i}, new_bias)
+    values_{i} = Concat <axis = 2> (past_values_{i}, new_values_{i})
+    scores_{i} = Concat <axis = -1> (past_scores_{i}, new_scores_{i})
+    attention_{i} = Softmax <axis = -1> (scores_{i})
+    out_{i} = MatMul(attention_{i}, values_{i})"""
+_IN_PLACE_MASK = """
+    start = Gather <axis = 1> (position_ids, zero)
+    end = Add(start, last_index)
+    valid = Add(end, unit)
+    sizes = Shape(past_key_0)
+    capacity = Gather(sizes, capacity_at)
+    slots = Range(zero, capacity, unit)
+    here = Unsqueeze(position_ids, two)
+    seen_3 = LessOrEqual(slots, here)
+    seen = Unsqueeze(seen_3, row)"""
+_READ_ONLY_MASK = """
+    past_bias = Unsqueeze(past_mask, axes)
+    here = Unsqueeze(position_ids, two)
+    there = Unsqueeze(position_ids, row)
+    later = Greater(there, here)
+    later_float = Cast <to = 1> (later)
+    new_bias_3 = Mul(later_float, masked)
+    new_bias = Unsqueeze(new_bias_3, row)"""
+
+
 def llm(weights: dict[str, np.ndarray], target: str, half: bool = False, in_place: bool = False) -> onnx.ModelProto:
-    """The graph `llm` of docs/bundle.md. Of the target trt: half, its cache is float16; in_place, it writes it."""
-    float_, int64 = TensorProto.FLOAT, TensorProto.INT64
-    constants: dict[str, np.ndarray] = {
-        "last": np.array([-1]), "scale": np.array(WIDTH**-0.5, np.float32), "masked": np.array(-1e9, np.float32),
-        "heads": np.array([0, 0, HEADS, WIDTH]), "kv": np.array([0, 0, KV_HEADS, WIDTH]), "one": np.array([1]),
-        "flat": np.array([0, 0, HEADS * WIDTH]), "k": np.array([contract.TOP_K]), "axes": np.array([1, 2]),
-        "two": np.array([2]), "row": np.array([1]), "zero": np.array(0), "unit": np.array(1),
-    }  # fmt: skip
-    nodes: list[Any] = []
-
-    def node(op: str, inputs: str, outputs: str, **attributes: Any) -> None:
-        given = ["" if name == "-" else name for name in inputs.split()]
-        nodes.append(helper.make_node(op, given, outputs.split(), **attributes))
-
-    node("Gather", "positions position_ids", "at")
-    node("Add", "inputs_embeds at", "x0")
-    if in_place:
-        node("Gather", "position_ids zero", "start", axis=1)
-        node("Add", "start last_index", "end")
-        node("Add", "end unit", "valid")
-        node("Shape", "past_key_0", "sizes")
-        node("Gather", "sizes capacity_at", "capacity")
-        node("Range", "zero capacity unit", "slots")
-        node("Unsqueeze", "position_ids two", "here")
-        node("LessOrEqual", "slots here", "seen_3")
-        node("Unsqueeze", "seen_3 row", "seen")
-    elif target == "trt":
-        node("Unsqueeze", "past_mask axes", "past_bias")
-        node("Unsqueeze", "position_ids two", "here")
-        node("Unsqueeze", "position_ids row", "there")
-        node("Greater", "there here", "later")
-        node("Cast", "later", "later_float", to=float_)
-        node("Mul", "later_float masked", "new_bias_3")
-        node("Unsqueeze", "new_bias_3 row", "new_bias")
+    """Build the graph `llm` of docs/bundle.md. Target trt: with a float16 cache (half), or written in place."""
+    trt, cache = target == "trt", "float16" if half else "float"
+    length, top = "S" if trt and not in_place else "T", contract.TOP_K
+    nodes = [_IN_PLACE_MASK if in_place else _READ_ONLY_MASK if trt else ""]
+    attention = _IN_PLACE_ATTENTION if in_place else _READ_ONLY_ATTENTION if trt else _ORT_ATTENTION
+    numbers = {"heads": HEADS, "kv_heads": KV_HEADS, "scale": WIDTH**-0.5, "cache": 10 if half else 1}
     for i in range(LAYERS):
-        for part in "qkv":
-            node("MatMul", f"x{i} {part}{i}", f"{part}_{i}")
-        if target == "ort":
-            node("GroupQueryAttention",
-                 f"q_{i} k_{i} v_{i} past_key_{i} past_value_{i} seqlens_k total_sequence_length",
-                 f"mixed_{i} present_key_{i} present_value_{i}", domain="com.microsoft", num_heads=HEADS,
-                 kv_num_heads=KV_HEADS)  # fmt: skip
-        elif in_place:
-            for part, shape in (("q", "heads"), ("k", "kv"), ("v", "kv")):
-                node("Reshape", f"{part}_{i} {shape}", f"{part}4_{i}")
-                node("Transpose", f"{part}4_{i}", f"{part}T_{i}", perm=[0, 2, 1, 3])
-                node("Cast", f"{part}T_{i}", f"{part}C_{i}", to=TensorProto.FLOAT16 if half else float_)
-            for part, name in (("k", "key"), ("v", "value")):
-                node("TensorScatter", f"past_{name}_{i} {part}C_{i} start", f"present_{name}_{i}", axis=-2)
-            node("Attention", f"qC_{i} present_key_{i} present_value_{i} seen - - valid", f"out_typed_{i}",
-                 scale=WIDTH**-0.5)  # fmt: skip
-            node("Cast", f"out_typed_{i}", f"out_{i}", to=float_)
-            node("Transpose", f"out_{i}", f"rows_{i}", perm=[0, 2, 1, 3])
-            node("Reshape", f"rows_{i} flat", f"mixed_{i}")
-        else:
-            for part, shape, out in (("q", "heads", f"query_{i}"), ("k", "kv", f"new_key_{i}"),
-                                     ("v", "kv", f"new_value_{i}")):  # fmt: skip
-                node("Reshape", f"{part}_{i} {shape}", f"{part}4_{i}")
-                cached = half and part != "q"
-                node("Transpose", f"{part}4_{i}", f"{out}_wide" if cached else out, perm=[0, 2, 1, 3])
-                if cached:
-                    node("Cast", f"{out}_wide", out, to=TensorProto.FLOAT16)
-            for source in ("past", "new"):
-                for part in ("key", "value"):  # each key head serves HEADS / KV_HEADS neighbours
-                    read = f"{source}_{part}_{i}"
-                    if half:
-                        node("Cast", read, f"{read}_read", to=float_)
-                        read = f"{read}_read"
-                    node("Gather", f"{read} groups", f"{source}_{part}s_{i}", axis=1)
-                node("Transpose", f"{source}_keys_{i}", f"{source}_turned_{i}", perm=[0, 1, 3, 2])
-                node("MatMul", f"query_{i} {source}_turned_{i}", f"{source}_raw_{i}")
-                node("Mul", f"{source}_raw_{i} scale", f"{source}_scaled_{i}")
-                node("Add", f"{source}_scaled_{i} {source}_bias", f"{source}_scores_{i}")
-            node("Concat", f"past_values_{i} new_values_{i}", f"values_{i}", axis=2)
-            node("Concat", f"past_scores_{i} new_scores_{i}", f"scores_{i}", axis=-1)
-            node("Softmax", f"scores_{i}", f"attention_{i}", axis=-1)
-            node("MatMul", f"attention_{i} values_{i}", f"out_{i}")
-            node("Transpose", f"out_{i}", f"rows_{i}", perm=[0, 2, 1, 3])
-            node("Reshape", f"rows_{i} flat", f"mixed_{i}")
-        node("MatMul", f"mixed_{i} o{i}", f"projected_{i}")
-        node("Add", f"x{i} projected_{i}", f"x{i + 1}")
-    node("Unsqueeze", "last_index last", "index")
-    node("GatherND", f"x{LAYERS} index", "last_row", batch_dims=1)
-    node("MatMul", "last_row head", "logits")
-    if target == "trt":
-        node("TopK", "logits k", "top_logits top_tokens", axis=-1)
-        node("ReduceLogSumExp", "logits one", "log_sum_exp", keepdims=1)
-    constants["capacity_at"] = np.array(2)
-    constants["groups"] = np.arange(HEADS) // (HEADS // KV_HEADS)
-
-    def value(name: str, *shape: Any, dtype: int = float_) -> Any:
-        return helper.make_tensor_value_info(name, dtype, shape)
-
-    inputs = [value("inputs_embeds", "B", "S", D), value("position_ids", "B", "S", dtype=int64),
-              value("last_index", "B", dtype=int64)]  # fmt: skip
-    outputs = [value("logits", "B", VOCAB)]
-    if target == "ort":
-        inputs += [value("seqlens_k", "B", dtype=TensorProto.INT32),
-                   value("total_sequence_length", dtype=TensorProto.INT32)]  # fmt: skip
+        nodes += [f"{part}_{i} = MatMul(x{i}, {part}{i})" for part in "qkv"]
+        if trt:
+            nodes += [_HEADS.format(part=part, shape="heads" if part == "q" else "kv", i=i) for part in "qkv"]
+        nodes.append(attention.format(i=i, **numbers))
+        if trt:
+            nodes += [f"rows_{i} = Transpose <perm = [0, 2, 1, 3]> (out_{i})", f"mixed_{i} = Reshape(rows_{i}, flat)"]
+        nodes += [f"projected_{i} = MatMul(mixed_{i}, o{i})", f"x{i + 1} = Add(x{i}, projected_{i})"]
+    if trt:
+        tail = "top_logits, top_tokens = TopK <axis = -1> (logits, k)\n"
+        tail += "log_sum_exp = ReduceLogSumExp <keepdims = 1> (logits, one)"
+        extra_inputs = "" if in_place else ", float[B,T] past_mask"
+        extra_outputs = f", float[B,{top}] top_logits, int64[B,{top}] top_tokens, float[B,1] log_sum_exp"
     else:
-        inputs += [] if in_place else [value("past_mask", "B", "T")]
-        outputs += [value("top_logits", "B", contract.TOP_K), value("top_tokens", "B", contract.TOP_K, dtype=int64),
-                    value("log_sum_exp", "B", 1)]  # fmt: skip
-    names = contract.llm_tensors(LAYERS, target=target, in_place=in_place)
-    cache, length = TensorProto.FLOAT16 if half else float_, "T" if target == "ort" or in_place else "S"
-    inputs += [value(name, "B", KV_HEADS, "T", WIDTH, dtype=cache) for name in names[0]
-               if name.startswith(("past_key", "past_value"))]  # fmt: skip
-    outputs += [value(name, "B", KV_HEADS, length, WIDTH, dtype=cache) for name in names[1]
-                if name.startswith(("present_", "new_"))]  # fmt: skip
-    used = {name for each in nodes for name in each.input}
-    tensors = [numpy_helper.from_array(array, name) for name, array in {**weights, **constants}.items() if name in used]
-    graph = helper.make_graph(nodes, "llm", inputs, outputs, tensors)
-    opsets = [helper.make_opsetid("", 24 if in_place else 19), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=11 if in_place else 9)
+        tail, extra_inputs, extra_outputs = "", ", int32[B] seqlens_k, int32 total_sequence_length", ""
+    inputs, outputs = contract.llm_tensors(LAYERS, target=target, in_place=in_place)
+    past = [
+        f"{cache}[B,{KV_HEADS},T,{WIDTH}] {name}" for name in inputs if name.startswith("past_") and name[-1].isdigit()
+    ]
+    present = [f"{cache}[B,{KV_HEADS},{length},{WIDTH}] {name}" for name in outputs if re.match("present_|new_", name)]
+    body = "\n".join(nodes)
+    source = f"""(
+        float[B,S,{D}] inputs_embeds, int64[B,S] position_ids, int64[B] last_index{extra_inputs}, {", ".join(past)}
+    ) => (float[B,{VOCAB}] logits{extra_outputs}, {", ".join(present)}) {{
+        at = Gather(positions, position_ids)
+        x0 = Add(inputs_embeds, at)
+        {body}
+        index = Unsqueeze(last_index, last)
+        last_row = GatherND <batch_dims = 1> (x{LAYERS}, index)
+        logits = MatMul(last_row, head)
+        {tail}
+    }}"""
+    constants: dict[str, Any] = {"last": [-1], "one": [1], "two": [2], "row": [1], "zero": 0, "unit": 1, "axes": [1, 2]}
+    constants |= {"heads": [0, 0, HEADS, WIDTH], "kv": [0, 0, KV_HEADS, WIDTH], "flat": [0, 0, HEADS * WIDTH]}
+    constants |= {"k": [top], "capacity_at": 2, "scale": np.float32(WIDTH**-0.5), "masked": np.float32(-1e9)}
+    constants["groups"] = np.arange(HEADS) // (HEADS // KV_HEADS)  # each key head serves neighbouring query heads
+    arrays = {**weights, **{name: np.asarray(value) for name, value in constants.items()}}
+    return parse_graph(onnx, source, arrays, 24 if in_place else 19, 11 if in_place else 9)
 
 
 def write_model(path: Path, model: Any, target_name: str) -> Path:
-    """A Hugging Face language model as a bundle whose other graphs are not to be run."""
+    """Write a Hugging Face language model as a bundle whose vision and Q-Former must not be run."""
     from export import targets
 
     from .language_models import write as write_llm
 
-    config, others = model.config, build_graphs(onnx, random_weights(np.random.default_rng(0)))
-    target = targets.TARGETS[target_name]
+    config, target = model.config, targets.TARGETS[target_name]
     with BundleWriter(path) as writer:
         write_llm(target.llm_graphs(model, 64), writer.folder, target)
-        graphs = {name: others[name] for name in ("vision", "qformer")}
-        for name, graph in graphs.items():
-            onnx.save(graph, writer.folder / f"{name}.onnx")
-        for file in sorted(writer.folder.glob("*.onnx")):
-            graphs.setdefault(file.stem, onnx.load(file, load_external_data=False))
-        save_llm_tokenizer(writer.folder / "tokenizer.json")
+        names = [file.stem for file in sorted(writer.folder.glob("*.onnx"))]
+        graphs = _save(writer.folder, {})
+        graphs |= {name: onnx.load(writer.folder / f"{name}.onnx", load_external_data=False) for name in names}
         manifest = make_manifest(graphs, True, False)
-        past = next(each for each in manifest.components["llm"].inputs if each.name == "past_key_0")
-        layers = sum(each.name.startswith("past_key_") for each in manifest.components["llm"].inputs)
+        inputs = manifest.components["llm"].inputs
+        past = next(each for each in inputs if each.name == "past_key_0")
         encoded = bool(config.is_encoder_decoder)
         assert manifest.llm is not None
         spec = replace(
-            manifest.llm, layers=layers, kv_heads=int(past.shape[1]), head_dim=int(past.shape[3]),
-            hidden_size=config.hidden_size, vocab_size=config.vocab_size, max_positions=64, encoder_decoder=encoded,
+            manifest.llm,
+            layers=sum(each.name.startswith("past_key_") for each in inputs),
+            kv_heads=int(past.shape[1]),
+            head_dim=int(past.shape[3]),
+            hidden_size=config.hidden_size,
+            vocab_size=config.vocab_size,
+            max_positions=64,
+            encoder_decoder=encoded,
             decoder_start_token_id=config.decoder_start_token_id if encoded else None,
-        )  # fmt: skip
+        )
         writer.finish(replace(manifest, llm=spec, target=target.name))
     return path
 
 
 def write(path: Path, weights: dict[str, np.ndarray], target: str, half: bool = False, in_place: bool = False) -> Path:
-    """A bundle that captions and asks."""
-    others = build_graphs(onnx, random_weights(np.random.default_rng(0)))
-    embed = helper.make_graph(
-        [helper.make_node("Gather", ["embed", "token_ids"], ["token_embeds"])], "embed",
-        [helper.make_tensor_value_info("token_ids", TensorProto.INT64, ["B", "S"])],
-        [helper.make_tensor_value_info("token_embeds", TensorProto.FLOAT, ["B", "S", D])],
-        [numpy_helper.from_array(weights["embed"], "embed")],
-    )  # fmt: skip
-    graphs = {
-        "vision": others["vision"], "qformer": others["qformer"],
-        "embed": helper.make_model(embed, opset_imports=[helper.make_opsetid("", 19)], ir_version=9),
-        "llm": llm(weights, target, half, in_place),
-    }  # fmt: skip
-    manifest = make_manifest(graphs, True, False)
-    assert manifest.llm is not None
-    spec = replace(manifest.llm, layers=LAYERS, kv_heads=KV_HEADS, head_dim=WIDTH, vocab_size=VOCAB,
-                   max_positions=POSITIONS, prefix_length=Q)  # fmt: skip
+    """Write a bundle that captions and asks."""
+    embed = f"(int64[B,S] token_ids) => (float[B,S,{D}] token_embeds) {{ token_embeds = Gather(embed, token_ids) }}"
+    language = {"embed": parse_graph(onnx, embed, weights, 19, 9), "llm": llm(weights, target, half, in_place)}
     with BundleWriter(path) as writer:
-        for name, graph in graphs.items():
-            onnx.save(graph, writer.folder / f"{name}.onnx")
-        save_llm_tokenizer(writer.folder / "tokenizer.json")
+        manifest = make_manifest(_save(writer.folder, language), True, False)
+        assert manifest.llm is not None
+        sizes = {"layers": LAYERS, "kv_heads": KV_HEADS, "head_dim": WIDTH, "vocab_size": VOCAB}
+        spec = replace(manifest.llm, **sizes, max_positions=POSITIONS, prefix_length=Q)
         writer.finish(replace(manifest, llm=spec, target=target))
     return path
+
+
+def _save(folder: Path, language: dict[str, Any]) -> dict[str, Any]:
+    """Save vision, qformer, the language model's graphs and its tokenizer. Return the graphs."""
+    others = build_graphs(onnx, random_weights(np.random.default_rng(0)))
+    graphs = {"vision": others["vision"], "qformer": others["qformer"], **language}
+    for name, graph in graphs.items():
+        onnx.save(graph, folder / f"{name}.onnx")
+    save_llm_tokenizer(folder / "tokenizer.json")
+    return graphs

@@ -26,7 +26,7 @@ from train.evaluation.retrieval import Candidates
 from train.extras import calibrate
 
 from ..seeds import new_seed
-from ..tiny.bundle import TEXT_WORDS, Tiny, weighing, write_bundle
+from ..tiny.bundle import TEXT_WORDS, Tiny, with_likelihood_weight, write_bundle
 from ..tiny.training import tiny_settings
 
 
@@ -214,7 +214,7 @@ def test_an_evaluation_orders_by_what_a_bundle_weighs(tiny: Tiny, pictures: list
     found = {}
     for weight in (0.0, 30.0):
         folder = tmp_path / str(weight)
-        weighing(tiny, folder, weight)
+        with_likelihood_weight(tiny, folder, weight)
         kept = Predictions(None, {})
         found[weight] = retrieval.evaluate_retrieval(open_predictor(str(folder)), items, 20, kept).columns["all"]
         assert ("likelihood" in kept.found["t2i 3"]) == (weight > 0)
@@ -227,7 +227,7 @@ def test_an_evaluation_orders_by_what_a_bundle_weighs(tiny: Tiny, pictures: list
 
 
 def test_the_first_images_ask_among_all(tiny: Tiny, pictures: list[str], tmp_path: Path) -> None:
-    model = blip2rt.load(weighing(tiny, tmp_path / "weighs", 1.0), threads=1)
+    model = blip2rt.load(with_likelihood_weight(tiny, tmp_path / "weighs", 1.0), threads=1)
     items = read_captions(tmp_path / "table.tsv", tmp_path)
     everyone, some = (retrieval.candidates(model, items, 9, asking, likely=True) for asking in (60, 7))
     assert some.own.tolist() == [*range(7), *range(7)] and some.found.max() > 7

@@ -52,7 +52,7 @@ def case_of(name: str, folder: pytest.TempPathFactory) -> Case:
     if name not in _cases:
         where = folder.mktemp(name)
         if name in ("tiny", "native"):
-            weights = tiny_trt.weights_of(np.random.default_rng(SEED))
+            weights = tiny_trt.random_llm_weights(np.random.default_rng(SEED))
             made = [tiny_trt.write(where / target, weights, target, in_place=name == "native" and target == "trt")
                     for target in ("ort", "trt")]  # fmt: skip
             _cases[name] = Case(*made, name)

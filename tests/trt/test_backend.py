@@ -304,7 +304,7 @@ def test_failed_capture_warns_and_enqueues_each_step(
 
 def test_keys_and_values_can_be_float16(tiny_case: Case, machine: Machine, tmp_path: Path) -> None:
     """As the export's fp16 has them: near the native loop's float32, the same as long as that is clear."""
-    weights = tiny_trt.weights_of(np.random.default_rng(SEED))
+    weights = tiny_trt.random_llm_weights(np.random.default_rng(SEED))
     half = Case(tiny_case.ort, tiny_trt.write(tmp_path / "half", weights, "trt", half=True), "half")
     prefix, prompts = tiny_case.inputs(2)
     options = {"max_new_tokens": 8, "num_beams": 2, "eos_token_ids": []}

@@ -103,7 +103,7 @@ def test_bundle_moved_over_another_is_not_confused_with_it(
 
     said = {}
     for version in (1, 2):
-        weights = tiny_trt.weights_of(np.random.default_rng(SEED + version))
+        weights = tiny_trt.random_llm_weights(np.random.default_rng(SEED + version))
         said[version] = says(str(tiny_trt.write(tmp_path / f"ort {version}", weights, "ort")), "ort")
         tiny_trt.write(Path("bundle"), weights, "trt")
         assert says("bundle", "trt") == said[version]
@@ -116,7 +116,7 @@ def test_bundle_moved_over_another_is_not_confused_with_it(
 
 
 def test_closed_lane_releases_its_session(executing: Machine, tmp_path: Path) -> None:
-    path = tiny_trt.write(tmp_path / "bundle", tiny_trt.weights_of(np.random.default_rng(SEED)), "trt")
+    path = tiny_trt.write(tmp_path / "bundle", tiny_trt.random_llm_weights(np.random.default_rng(SEED)), "trt")
     backend: Any = backends.create("trt", read(path), device="cuda")
     prefix = np.ones((1, Q, D), np.float32)
     assert backend.generate(prefix, [[5]], {"max_new_tokens": 3})
