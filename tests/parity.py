@@ -1,9 +1,9 @@
-"""Compares with the installed transformers: `python -m tests.parity [--report FILE]`, see --help.
+"""Compare with the installed transformers: `python -m tests.parity [--report FILE]`, see --help.
 
-Random sets of options of generation beside transformers' generate; the fuzzer of options; then every architecture that
-writes text, and variants of some, tiny and of random weights: equal, equal but for a tie, or refused in one line. Exits
-with 1 where something is wrong or has failed, and names it. A few architectures share a process whose memory is
-bounded. The report is written as it goes on: a run that is ended early leaves what it has.
+Compares random generation options with transformers' generate, runs the fuzzer of options, and sweeps every
+text-generating architecture and some variants, tiny and with random weights. Exits with status 1 and names the cases if
+any is wrong or failed. Several architectures share a process with bounded memory. The report is updated during the
+sweep, so an interrupted run leaves what it has.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import json
 import platform
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -26,35 +27,35 @@ from tests.fuzz import options
 from tests.tiny import architectures
 
 KINDS = {
-    "equal": "logits and tokens are transformers'",
-    "tie": "logits are; a token differs where two are as likely to the rounding of float32",
-    "refused": "one line says why, before anything is written",
-    "unbuilt": "transformers itself builds no tiny model of it, or none that runs",
+    "equal": "logits and tokens equal those of transformers",
+    "tie": "logits are equal; a token differs where two are equally likely within rounding",
+    "refused": "rejected with one line before anything is written",
+    "unbuilt": "transformers cannot build or run a tiny model of it",
     "wrong": "the graphs compute something else",
     "failed": "ends in a traceback",
 }
 PACKAGES = ("transformers", "torch", "onnx", "onnxscript", "onnxruntime", "tokenizers", "numpy")
-_TOGETHER = 12  # cases of a process
+_CASES_PER_PROCESS = 12
 _ROOT = Path(__file__).parents[1]
 
-Found = dict[str, tuple[str, str]]  # name -> one of KINDS, and why
+Found = dict[str, tuple[str, str]]  # name -> (one of KINDS, reason)
 
 
 @dataclass(frozen=True)
-class Options:
-    """What was found of options of generation, whatever the architecture."""
+class OptionResults:
+    """Results for generation options, independent of the architecture."""
 
-    tried: int  # calls and damaged bundles of the fuzzer
-    sets: Counter[str]  # equal, tie, wrong or failed -> sets of options beside transformers' generate
+    fuzzed: int  # calls and damaged bundles of the fuzzer
+    counts: Counter[str]  # equal, tie, wrong or failed -> sets of options compared with transformers' generate
 
 
 def cases() -> list[str]:
-    """Every architecture of the installed transformers, and the variants."""
+    """List every architecture of the installed transformers, and the variants."""
     return [*architectures.names(), *architectures.VARIANTS]
 
 
 def option_sets(count: int, seed: int) -> Counter[str]:
-    """Random options of generation, each beside transformers' generate on two images: equal, tie, wrong or failed."""
+    """Compare `count` random sets of generation options with transformers' generate on two images each."""
     from tests.engines.native import reference  # torch and transformers
 
     rng, counts = random.Random(seed), Counter[str]()
@@ -66,77 +67,87 @@ def option_sets(count: int, seed: int) -> Counter[str]:
         for _ in range(count):
             case = rng.choice(models)
             try:
-                what = "equal" if reference.compare(case, reference.random_options(rng, case)) else "tie"
+                kind = "equal" if reference.compare(case, reference.random_options(rng, case)) else "tie"
             except AssertionError as error:
-                what = "wrong"
+                kind = "wrong"
                 print(f"wrong: options: {error}", flush=True)
             except Exception as error:
-                what = "failed"
+                kind = "failed"
                 print(f"failed: options: {type(error).__name__}: {error}", flush=True)
-            counts[what] += 1
+            counts[kind] += 1
     print(f"{count} sets of options: {dict(counts)}", flush=True)
     return counts
 
 
-def swept(names: list[str], seed: int, tell: Callable[[Found], object] = len) -> Found:
-    """What became of each case; one whose process died has failed. tell: gets what there is, now and then."""
+def sweep(names: list[str], seed: int, update: Callable[[Found], object] = len) -> Found:
+    """Check each case; one whose process dies has failed. update: receives intermediate results."""
     found: Found = {}
     left = list(names)
     while left:
-        part = left[:_TOGETHER]
+        part = left[:_CASES_PER_PROCESS]
         command = [sys.executable, "-m", "tests.tiny.architectures", str(seed), *part]
         with tempfile.TemporaryFile("w+") as errors:
             run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=_ROOT)
             for line in run.stdout or ():
-                _keep(found, *json.loads(line))
+                _add(found, *json.loads(line))
             run.wait()
             errors.seek(0)
             last = " ".join(errors.read()[-300:].split())
         missing = [name for name in part if name not in found]
-        if missing:  # the first of them has ended the process
-            _keep(found, missing[0], "failed", f"exit code {run.returncode}: {last}")
+        if missing:  # the first of these has killed the process
+            _add(found, missing[0], "failed", f"exit code {run.returncode}: {last}")
         left = [name for name in left if name not in found]
-        tell(found)
+        update(found)
     return found
 
 
-def _keep(found: Found, name: str, what: str, why: str) -> None:
-    found[name] = what, why
-    print(f"{what}: {name}: {why}", flush=True)
+def _add(found: Found, name: str, kind: str, reason: str) -> None:
+    found[name] = kind, reason
+    print(f"{kind}: {name}: {reason}", flush=True)
 
 
-def report(found: Found, of_options: Options, seed: int) -> str:
-    """Markdown of what was found, by the packages that are installed."""
+def report(found: Found, options: OptionResults, seed: int) -> str:
+    """Write the results as Markdown, with the versions of the installed packages."""
     left = [name for name in cases() if name not in found]
-    counts = Counter(what for what, _ in found.values())
-    sets = of_options.sets
+    counts, sets = Counter(kind for kind, _ in found.values()), options.counts
     releases = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
-    lines = [
-        "# Parity with transformers", "",
-        "`make parity` writes this page. It builds a tiny model of random weights of every architecture of",
-        "transformers that writes text, and of variants of some, and compares the exported graphs with it:",
-        "three rows of unequal length, a prompt and its steps.", "",
-        *_wrapped(f"Python {platform.python_version()}, {releases}; seed {seed}."), "",
-        f"| cases | {len(cases())} |  |", "| -- | -- | -- |",
-        *(f"| {kind} | {counts[kind]} | {what} |" for kind, what in KINDS.items()),
-        *([f"| not run | {len(left)} | they were not asked for, or the run was ended before |"] if left else []), "",
-        *_wrapped(
-            f"{sets.total():,} random sets of options of generation ran beside transformers' `generate` on two images "
-            f"each: {sets['equal']:,} equal, {sets['tie']} ties, {sets['wrong']} wrong, {sets['failed']} failed. The "
-            f"fuzzer of options made {of_options.tried:,} calls and damaged bundles: each worked, or was refused in "
-            "one line."
-        ), "",
-    ]  # fmt: skip
+    introduction = (
+        "`make parity` writes this page. For each text-generating architecture of transformers, and for some variants, "
+        "it exports a tiny model with random weights and compares its logits and greedy tokens, for three rows of "
+        "unequal length."
+    )
+    generation = (
+        f"{sets.total():,} random sets of generation options were compared with transformers' `generate` on two images "
+        f"each: {sets['equal']:,} equal, {sets['tie']} ties, {sets['wrong']} wrong, {sets['failed']} failed. The "
+        f"fuzzer of options made {options.fuzzed:,} calls and damaged bundles; each worked or was rejected in one line."
+    )
+    lines = ["# Parity with transformers", "", *_wrapped(introduction), ""]
+    lines += [*_wrapped(f"Python {platform.python_version()}, {releases}; seed {seed}."), ""]
+    lines += [f"| cases | {len(cases())} |  |", "| -- | -- | -- |"]
+    lines += [f"| {kind} | {counts[kind]} | {meaning} |" for kind, meaning in KINDS.items()]
+    lines += [f"| not run | {len(left)} | not requested, or the run was interrupted |"] if left else []
+    lines += ["", *_wrapped(generation), ""]
     for kind in KINDS:
-        some = sorted(name for name, (what, _) in found.items() if what == kind)
-        if some and kind in ("equal", "tie"):
-            lines += [f"## {kind}", "", *_wrapped(", ".join(some) + "."), ""]
-        elif some:
-            lines += [f"## {kind}", "", "| case | why |", "| -- | -- |"]
-            lines += [f"| {name} | {_cell(found[name][1])} |" for name in some] + [""]
+        names = sorted(name for name, (each, _) in found.items() if each == kind)
+        if names:
+            lines += [f"## {kind.capitalize()}", ""]
+            lines += _wrapped(", ".join(names) + ".") if kind in ("equal", "tie") else _table(found, names)
+            lines.append("")
     if left:
-        lines += ["## not run", "", *_wrapped(", ".join(left) + ".")]
+        lines += ["## Not run", "", *_wrapped(", ".join(left) + ".")]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(found: Found, names: list[str]) -> list[str]:
+    """Make one row for each reason, with its cases; the model's name is not part of a reason."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        reason = re.sub(
+            r"^(the language model is of type '[^']*'[,:] |\w+ (?=cannot be traced|bypasses))", "", found[name][1]
+        )
+        groups.setdefault(reason, []).append(name)
+    rows = [f"| {', '.join(names)} | {_cell(reason)} |" for reason, names in sorted(groups.items())]
+    return ["| cases | reason |", "| -- | -- |", *rows]
 
 
 def _cell(text: str) -> str:
@@ -148,27 +159,27 @@ def _wrapped(text: str) -> list[str]:
 
 
 def main() -> int:
-    """Run everything; 1 where a case is wrong or has failed."""
+    """Run everything; return 1 if a case is wrong or failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--report", type=Path, help="a file of Markdown to write")
-    parser.add_argument("--sets", type=int, default=1000, help="random sets of options beside transformers' generate")
-    parser.add_argument("--seconds", type=float, default=60, help="of the fuzzer of options")
+    parser.add_argument("--report", type=Path, help="Markdown file to write")
+    parser.add_argument("--sets", type=int, default=1000, help="number of random sets of generation options")
+    parser.add_argument("--seconds", type=float, default=60, help="duration of the fuzzer of options")
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("cases", nargs="*", help="some cases alone")
+    parser.add_argument("cases", nargs="*", help="cases to run (default: all)")
     args = parser.parse_args()
     seed = random.randrange(2**31) if args.seed is None else args.seed
     print(f"seed {seed}", flush=True)
-    sets = option_sets(args.sets, seed)  # before the fuzzer, which makes errors of warnings
-    of_options = Options(options.run(args.seconds, seed), sets)
+    sets = option_sets(args.sets, seed)  # before the fuzzer, which turns warnings into errors
+    results = OptionResults(options.run(args.seconds, seed), sets)
 
     def write(found: Found) -> None:
         if args.report is not None:
             args.report.parent.mkdir(parents=True, exist_ok=True)
-            args.report.write_text(report(found, of_options, seed), encoding="utf-8")
+            args.report.write_text(report(found, results, seed), encoding="utf-8")
 
-    found = swept(args.cases or cases(), seed, write)
-    bad = [name for name, (what, _) in found.items() if what in ("wrong", "failed")]
-    bad += ["options of generation"] * bool(sets["wrong"] + sets["failed"])
+    found = sweep(args.cases or cases(), seed, write)
+    bad = [name for name, (kind, _) in found.items() if kind in ("wrong", "failed")]
+    bad += ["generation options"] * bool(sets["wrong"] + sets["failed"])
     print(f"{len(found)} cases, {len(bad)} wrong or failed{': ' if bad else ''}{', '.join(bad)}")
     return 1 if bad else 0
 

@@ -140,10 +140,8 @@ def _fuse_residual(model: ir.Model, scaled: ir.Node) -> bool:
         )
         for index, unused in enumerate(node.outputs[1:3]):
             unused.name = f"{node.name}_unused_{index}"
-        ir.convenience.replace_nodes_and_values(
-            model.graph, add, [scaled, add], [node], [scaled.outputs[0], add.outputs[0]],
-            [node.outputs[0], node.outputs[3]],
-        )  # fmt: skip
+        old, new = [scaled.outputs[0], add.outputs[0]], [node.outputs[0], node.outputs[3]]
+        ir.convenience.replace_nodes_and_values(model.graph, add, [scaled, add], [node], old, new)
         return True
     return False
 

@@ -26,7 +26,7 @@ _QUICK = ("bart", "marian", "mamba", "hunyuan_v1_dense", "longt5", "pegasus", "w
 
 @pytest.mark.slow
 def test_every_architecture_is_equal_or_refused() -> None:
-    found = parity.swept(parity.cases(), SEED)
+    found = parity.sweep(parity.cases(), SEED)
     assert not [name for name, (what, _) in found.items() if what in ("wrong", "failed")]
     assert all(what in ("equal", "tie") for name, (what, _) in found.items() if name in compatibility.COMPARED)
 

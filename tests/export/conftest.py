@@ -1,0 +1,28 @@
+"""Fixtures of the exporter's tests, which are not collected without the packages of the export extra."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+if all(map(find_spec, ("torch", "transformers", "timm", "onnxscript", "blip2rt._native"))):
+    collect_ignore_glob = []
+else:
+    collect_ignore_glob = ["*"]
+
+
+@pytest.fixture(scope="session")
+def llama_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder of a tiny BLIP-2 with a Llama."""
+    from tests.tiny import blip2
+
+    return blip2.generative(tmp_path_factory.mktemp("llama") / "hf", blip2.TEXT_CONFIGS["llama"]())
+
+
+@pytest.fixture
+def checkpoint_copy(llama_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be damaged."""
+    return Path(shutil.copytree(llama_checkpoint, tmp_path / "copy"))
