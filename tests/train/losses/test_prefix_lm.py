@@ -11,12 +11,11 @@ import torch
 from blip2rt.modeling.checkpoints import load_model
 from blip2rt.modeling.llm import LlmConfig
 from tests.seeds import new_seed
+from tests.tiny.training import LLM_WORDS, NANO_STAGE2, t5_folder, tiny_settings
 from train import stage1, stage2
 from train.data.samples import Sample
 from train.objectives.lm import told_room
 from train.objectives.prefix_lm import PrefixTexts
-
-from ..tiny.training import LLM_WORDS, NANO_STAGE2, t5_folder, tiny_settings
 
 CPU = torch.device("cpu")
 

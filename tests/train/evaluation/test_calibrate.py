@@ -17,6 +17,9 @@ import blip2rt
 from blip2rt import bundle as contract
 from blip2rt.image import to_pixels
 from blip2rt.modeling.checkpoints import read_config
+from tests.seeds import new_seed
+from tests.tiny.bundle import TEXT_WORDS, Tiny, weighing, write_bundle
+from tests.tiny.training import tiny_settings
 from train import stage1
 from train.evaluation import retrieval
 from train.evaluation.annotations import read_captions
@@ -24,10 +27,6 @@ from train.evaluation.predictions import Predictions
 from train.evaluation.predictors import open_predictor
 from train.evaluation.retrieval import Candidates
 from train.extras import calibrate
-
-from ..seeds import new_seed
-from ..tiny.bundle import TEXT_WORDS, Tiny, with_likelihood_weight, write_bundle
-from ..tiny.training import tiny_settings
 
 
 def drawn(a: float, b: float, texts: int = 20_000, images: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

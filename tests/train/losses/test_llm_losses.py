@@ -18,14 +18,13 @@ from blip2rt.modeling.llm import LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
 from tests.seeds import new_seed
+from tests.tiny.llm_configs import CONFIGS, MORE
+from tests.tiny.training import LLM_WORDS, llm_folder, t5_folder
 from train.data.samples import Sample
 from train.objectives import lm
 from train.objectives.lm import Texts, check_llm, lm_loss, next_logits, stands_alone, told_room
 from train.objectives.packing import Tokens, pack
 from train.objectives.prefix_lm import open_texts
-
-from ..tiny.llm_configs import CONFIGS, SLOW_CONFIGS
-from ..tiny.training import LLM_WORDS, llm_folder, t5_folder
 
 WORDS, HIDDEN, QUERIES = 61, 64, 4
 SMALL = {"vocab_size": WORDS, "hidden_size": HIDDEN, "intermediate_size": 128, "num_hidden_layers": 2,

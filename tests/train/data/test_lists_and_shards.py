@@ -22,6 +22,8 @@ from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.modeling.checkpoints import list_checkpoints
 from blip2rt.modeling.vision import VisionConfig
 from tests.seeds import new_seed
+from tests.tiny.training import caption_table, tiny_settings
+from tests.tiny.trainings import interrupt
 from train import prepare, stage1
 from train.data.features import to_pixels
 from train.data.readers import read_data
@@ -32,8 +34,6 @@ from train.data.streaming import DecodedImages, SampleReader, load_batches, open
 from train.data.transforms import eval_transform, train_transform
 from train.extras import questions
 from train.recipe import parse
-
-from ..tiny.training import caption_table, interrupt, tiny_settings
 
 # more workers than cores, where cores are few
 pytestmark = [pytest.mark.long(14), pytest.mark.filterwarnings("ignore:This DataLoader will create")]

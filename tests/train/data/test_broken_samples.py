@@ -534,7 +534,7 @@ def test_an_evaluation_leaves_out_questions_that_are_none(images: Path, question
 
 def test_a_folder_of_every_format_is_read_upright(tmp_path: Path) -> None:
     """HEIC, AVIF, TIFF of 16 bits, WebP and GIF beside JPEG; a picture that lies on its side; a damaged one."""
-    kitten = Path(__file__).parents[1] / "gallery" / "kitten.heic"
+    kitten = Path(__file__).parents[2] / "gallery" / "kitten.heic"
     written = {"a.jpg": picture(), "b.webp": picture("WEBP"), "c.gif": picture("GIF")}
     if importlib.util.find_spec("PIL.AvifImagePlugin"):
         written["d.avif"] = picture("AVIF")

@@ -15,13 +15,12 @@ from blip2rt.modeling.llm import LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
 from tests.seeds import new_seed
+from tests.tiny.blip2 import shake
+from tests.tiny.numpy_blip2 import NumpyBlip2, NumpyT5, opt_losses
 from train.objectives.lm import lm_loss
 from train.objectives.packing import Tokens, pack
 from train.objectives.prefix_lm import SplitTexts, prefix_lm_loss
 from train.objectives.stage1 import TextBatch, stage1_losses
-
-from ..tiny.blip2 import shake
-from ..tiny.numpy_blip2 import NumpyBlip2, NumpyT5, opt_losses
 
 QUERIES, POSITIONS, FEATURES, VOCAB = 3, 5, 12, 41
 IMAGE_IDS = [0, 1, 0, 2, 3]

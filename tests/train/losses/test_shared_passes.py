@@ -10,9 +10,8 @@ from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
 from tests.seeds import new_seed
+from tests.tiny.blip2 import shake
 from train.objectives.stage1 import TextBatch, stage1_losses
-
-from ..tiny.blip2 import shake
 
 VOCAB, BATCH, LENGTH = 50, 6, 9
 
