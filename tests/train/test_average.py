@@ -20,7 +20,7 @@ def checkpoint(folder: Path, qformer_bits: int | None = None, **tensors: torch.T
     return str(folder)
 
 
-def test_every_tensor_is_the_mean(tmp_path: Path) -> None:
+def test_average_of_every_tensor(tmp_path: Path) -> None:
     tensors = {name: torch.randn(3, 4) for name in "abc"}
     sources = [checkpoint(tmp_path / name, w=tensor) for name, tensor in tensors.items()]
     assert average.main([*sources[:2], "--out", str(tmp_path / "d"), "--weights", "3", "7"]) == 0
@@ -38,7 +38,7 @@ def test_wrong_weights_are_one_line(tmp_path: Path, weights: list[str], capsys: 
     assert str(float(weights[0])) in capsys.readouterr().err and not (tmp_path / "c").exists()
 
 
-def test_other_models_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_models_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = checkpoint(tmp_path / "a", w=torch.zeros(1)), checkpoint(tmp_path / "b", w=torch.zeros(2))
     assert average.main([first, second, "--out", str(tmp_path / "c")]) == 2
     assert average.main([first, str(tmp_path / "none"), "--out", str(tmp_path / "c")]) == 2
@@ -46,7 +46,7 @@ def test_other_models_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert len(lines) == 2 and "different models: w" in lines[0] and not (tmp_path / "c").exists()
 
 
-def test_another_rounding_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_rounding_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rounded and exact weights part in a training against int4, and their mean is neither."""
     exact = checkpoint(tmp_path / "a", w=torch.zeros(1))
     rounded = checkpoint(tmp_path / "b", qformer_bits=4, w=torch.zeros(1))
@@ -54,7 +54,7 @@ def test_another_rounding_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "qformer_bits is None in" in capsys.readouterr().err and not (tmp_path / "c").exists()
 
 
-def test_a_damaged_config_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_config_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = checkpoint(tmp_path / "a", w=torch.zeros(1)), checkpoint(tmp_path / "b", w=torch.zeros(1))
     Path(second, "config.json").write_text('{"stage": 2')
     assert average.main([first, second, "--out", str(tmp_path / "c")]) == 2

@@ -60,7 +60,7 @@ def stage2_fields(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("shard", ["none", "trained"])
-def test_stage1_gathers_itc_and_draws_negatives_from_all(
+def test_stage1_gathers_itc_and_negatives_from_all_processes(
     parts: tuple[Path, list[str]], one: Path, shard: str, tmp_path: Path
 ) -> None:
     folder, settings = parts
@@ -73,13 +73,13 @@ def test_stage1_gathers_itc_and_draws_negatives_from_all(
     assert_same_moments(one, folder / shard)
 
 
-def test_two_nodes_are_two_processes(parts: tuple[Path, list[str]], one: Path) -> None:
+def test_two_nodes_equal_two_processes(parts: tuple[Path, list[str]], one: Path) -> None:
     folder, settings = parts
     torchrun(1, "train.stage1", [*settings, *WHOLE, "--out", str(folder / "nodes")], nodes=2)
     assert_same_training(one, folder / "nodes")
 
 
-def test_accelerate_launches_the_same(parts: tuple[Path, list[str]], one: Path) -> None:
+def test_accelerate_trains_the_same(parts: tuple[Path, list[str]], one: Path) -> None:
     folder, settings = parts
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1",
                "--mixed_precision=no", "--dynamo_backend=no", "-m", "train.stage1"]  # fmt: skip
@@ -90,16 +90,14 @@ def test_accelerate_launches_the_same(parts: tuple[Path, list[str]], one: Path) 
 
 
 @pytest.mark.parametrize("shard", ["none", "all"])
-def test_stage2_counts_every_token_alike(parts: tuple[Path, list[str]], one2: Path, shard: str, tmp_path: Path) -> None:
+def test_stage2_weighs_tokens_equally(parts: tuple[Path, list[str]], one2: Path, shard: str, tmp_path: Path) -> None:
     folder, settings = parts
     fields = [*stage2_fields(folder), "--accumulate", "2", "--shard", shard]
     train_together("train.stage2", [*settings, *fields, "--out", str(folder / f"{shard}2")], tmp_path)
     assert_same_training(one2, folder / f"{shard}2")
 
 
-def test_one_process_goes_on_from_sharded_ones_and_they_from_one(
-    parts: tuple[Path, list[str]], one: Path, tmp_path: Path
-) -> None:
+def test_number_of_processes_may_change_on_resume(parts: tuple[Path, list[str]], one: Path, tmp_path: Path) -> None:
     folder, settings = parts
     sharded, back = folder / "sharded", folder / "back"
     until(2, one, sharded)
@@ -122,16 +120,14 @@ def until(step: int, run: Path, out: Path) -> None:
 
 
 @pytest.mark.parametrize("flag", [["--accumulate", "4"], ["--recompute"]])
-def test_flags_of_memory_change_no_result(parts: tuple[Path, list[str]], one2: Path, flag: list[str]) -> None:
+def test_memory_flags_do_not_change_the_result(parts: tuple[Path, list[str]], one2: Path, flag: list[str]) -> None:
     folder, settings = parts
     out = folder / flag[0].strip("-")
     assert stage2.main([*settings, *stage2_fields(folder), *flag, "--out", str(out)]) == 0
     assert_same_training(one2, out)
 
 
-def test_a_batch_that_cannot_be_divided_is_one_line(
-    parts: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_indivisible_batch_is_one_line(parts: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     folder, settings = parts
     assert stage1.main([*settings, "--out", str(folder / "odd"), "--accumulate", "3"]) == 2
     [error] = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]  # after bars of features

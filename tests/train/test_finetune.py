@@ -110,7 +110,7 @@ def llm_of(parts: Path, start: str, *more: str) -> LlmConfig:
     return found
 
 
-def test_another_llm_has_token_ids_of_its_own(parts: Path, tmp_path: Path) -> None:
+def test_another_llm_has_its_own_token_ids(parts: Path, tmp_path: Path) -> None:
     """Prompts stay, those that the command line gives and those of the checkpoint."""
     wide = str(shutil.copytree(parts / "wide", tmp_path / "wide"))
     said = tmp_path / "wide" / "config.json"
@@ -124,12 +124,12 @@ def test_another_llm_has_token_ids_of_its_own(parts: Path, tmp_path: Path) -> No
     assert "dense_act_fn" not in llm_of(parts, "t5", "--llm_source", wide).overrides
 
 
-def test_the_llm_that_a_checkpoint_has_already_changes_nothing(parts: Path) -> None:
+def test_naming_the_checkpoints_llm_changes_nothing(parts: Path) -> None:
     before = llm_of(parts, "opt")
     assert llm_of(parts, "opt", "--llm_source", before.source) == before
 
 
-def test_another_llm_of_a_checkpoint_of_ours_keeps_its_end(parts: Path) -> None:
+def test_another_llm_keeps_the_end_token(parts: Path) -> None:
     """What is written stays, and what is counted is the new tokenizer's."""
     before = LlmConfig(source=str(parts / "t5"), add_special_tokens=True, end="<|end|>", bos="a", tokenizer="x", bits=4)
     own = other_llm(before, str(parts / "wide"))
@@ -157,7 +157,7 @@ def test_each_layer_learns_at_its_rate(parts: Path) -> None:
     assert decay["vision.body.layers.0.qkv.bias"] == 0 and decay["vision.body.layers.0.qkv.weight"] > 0
 
 
-def test_low_layers_move_less(parts: Path) -> None:
+def test_lower_layers_move_less(parts: Path) -> None:
     """By Adam's first step every weight moves as far as its rate is high."""
     common = options(steps=1, warmup=0, weight_decay=0, save_every=1, clip=0)
     moved: dict[float, list[float]] = {}
@@ -174,7 +174,7 @@ def test_low_layers_move_less(parts: Path) -> None:
         assert less / whole == pytest.approx(0.5 ** (3 - layer), rel=0.05), moved
 
 
-def test_a_trained_encoder_lies_in_the_checkpoint_and_is_exported(parts: Path, tmp_path: Path) -> None:
+def test_trained_encoder_is_saved_and_exported(parts: Path, tmp_path: Path) -> None:
     """Hugging Face's folder -> caption finetune -> export -> runtime; the start is gone by then."""
     shutil.copytree(parts / "opt", tmp_path / "start")
     arguments = [*data(parts), "--start", str(tmp_path / "start"), "--out", str(tmp_path / "run"), *TRAINED,
@@ -208,7 +208,7 @@ def test_a_trained_encoder_lies_in_the_checkpoint_and_is_exported(parts: Path, t
     assert all(isinstance(text, str) for text in bundle.caption(images, num_beams=1, max_new_tokens=5))
 
 
-def test_the_prompt_is_given_and_not_learned(parts: Path) -> None:
+def test_prompt_is_not_learned(parts: Path) -> None:
     arguments = [*data(parts), "--start", str(parts / "opt"), "--out", str(parts / "prompt"),
                  "--caption_prompt", "a photo of"]  # fmt: skip
     stage = stage2.Stage2(parse(stage2.Stage2Settings, arguments, ""))
@@ -223,7 +223,7 @@ def test_the_prompt_is_given_and_not_learned(parts: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["timm:test_efficientnet", "hf"])
-def test_encoders_of_others_learn_and_are_kept(parts: Path, tmp_path: Path, source: str) -> None:
+def test_timm_and_hugging_face_encoders_train(parts: Path, tmp_path: Path, source: str) -> None:
     """Of timm and Hugging Face; what the features do not depend on is left alone, and a resumed run is the same."""
     settings = tiny_settings(tmp_path)
     llm_folder(tmp_path / "llm")
@@ -298,7 +298,7 @@ def test_vqa_reads_the_question_twice(parts: Path, tmp_path: Path, llm: str) -> 
     assert all(isinstance(text, str) for text in bundle.ask(images, questions, num_beams=1, max_new_tokens=3))
 
 
-def test_lora_is_part_of_the_weights_when_it_is_exported(parts: Path, tmp_path: Path) -> None:
+def test_lora_is_merged_on_export(parts: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     lora = ["--lora_rank", "3", "--lora_alpha", "12", "--lora_lr", "0.03", *TRAINED]
     run = finetune(parts, tmp_path / "run", "opt", *lora)
@@ -335,7 +335,7 @@ def test_lora_is_part_of_the_weights_when_it_is_exported(parts: Path, tmp_path: 
     )
 
 
-def test_lora_goes_on_where_it_was(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lora_resumes(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("peft")
     run = finetune(parts, tmp_path / "run", "opt", "--lora_rank", "2", "--lora_layers", "q_proj", "v_proj")
     more = [*data(parts), "--start", str(run)]
@@ -365,7 +365,7 @@ def test_retrieval_finetune_from_hugging_face(parts: Path, tmp_path: Path) -> No
     assert not torch.equal(state["vision.body.layers.0.fc1.weight"], before.vision.body.layers[0].fc1.weight)
 
 
-def test_a_larger_image_interpolates_positions_of_any_start(parts: Path, tmp_path: Path) -> None:
+def test_larger_image_interpolates_positions(parts: Path, tmp_path: Path) -> None:
     run = finetune(parts, tmp_path / "small", "opt", *TRAINED, "--steps", "1", "--save_every", "1")
     for start in (parts / "opt", run):
         out = tmp_path / f"large-{start.name}"
@@ -376,7 +376,7 @@ def test_a_larger_image_interpolates_positions_of_any_start(parts: Path, tmp_pat
 
 
 @pytest.mark.parametrize("size", [96, 32])
-def test_a_size_of_another_grid_interpolates_learned_positions(tmp_path: Path, size: int) -> None:
+def test_other_grid_interpolates_learned_positions(tmp_path: Path, size: int) -> None:
     settings = tiny_settings(tmp_path)
     llm_folder(tmp_path / "llm")
     settings += [*NANO_STAGE2, *options(workers=0, llm_source=tmp_path / "llm", end="<|end|>", lr=1e-2)]
@@ -427,7 +427,7 @@ def test_wrong_finetunes_are_one_line(
 
 
 @pytest.mark.parametrize("recipe", ["captions", "vqa", "retrieval"])
-def test_a_recipe_finetunes_a_checkpoint_of_others(
+def test_recipe_finetunes_a_hugging_face_checkpoint(
     parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str
 ) -> None:
     """The commands of the README: dry run, finetune, export, use."""
@@ -454,7 +454,7 @@ def test_a_recipe_finetunes_a_checkpoint_of_others(
 
 
 @pytest.mark.parametrize("module", ["train.stage1", "train.stage2"])
-def test_two_processes_train_the_encoder_as_one_does(parts: Path, tmp_path: Path, module: str) -> None:
+def test_two_processes_train_the_encoder_like_one(parts: Path, tmp_path: Path, module: str) -> None:
     """Stage 1 sends gradients to the encoder of whoever has the negative; LoRA learns beside it in stage 2, in an OPT
     without ReLU: where rounding makes a unit's sign, the gradient jumps."""
     pytest.importorskip("peft")
@@ -476,7 +476,7 @@ def test_two_processes_train_the_encoder_as_one_does(parts: Path, tmp_path: Path
     assert_same_training(tmp_path / "one", tmp_path / "two")
 
 
-def test_files_of_lavis_are_a_start(parts: Path, tmp_path: Path) -> None:
+def test_lavis_file_is_a_start(parts: Path, tmp_path: Path) -> None:
     from transformers import Blip2ForConditionalGeneration
 
     theirs = Blip2ForConditionalGeneration.from_pretrained(parts / "opt")
@@ -496,7 +496,7 @@ def test_files_of_lavis_are_a_start(parts: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lavis", [False, True])
-def test_stage1_takes_what_start_takes(parts: Path, tmp_path: Path, lavis: bool) -> None:
+def test_stage1_accepts_any_checkpoint_format(parts: Path, tmp_path: Path, lavis: bool) -> None:
     """Hugging Face's folder with its encoder, and LAVIS' file with the frozen encoder beside it."""
     from transformers import Blip2ForImageTextRetrieval
 

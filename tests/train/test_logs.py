@@ -42,7 +42,7 @@ def lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_lines_samples_and_the_bar_are_shown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_log_writes_lines_samples_and_progress(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     log = Log(tmp_path, True, 20)
     with log.running(0) as bar:
         log.write(LINE)
@@ -59,7 +59,7 @@ def test_lines_samples_and_the_bar_are_shown(tmp_path: Path, capfd: pytest.Captu
         assert lines(tmp_path) == []
 
 
-def test_the_plot_has_dev_s_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plot_shows_dev_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from matplotlib.axes import Axes
 
     drawn: dict[str, list[float]] = {}
@@ -131,7 +131,7 @@ def test_wandb_has_every_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delitem(sys.modules, "wandb")
 
 
-def test_wandb_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_wandb_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(Blip2rtError, match="wandb is 'mine' and not installed: pip install wandb"):
         Log(tmp_path, True, 20, "mine")

@@ -27,7 +27,7 @@ def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.long(7)
-def test_an_encoder_is_rounded_by_what_it_sees(tmp_path: Path) -> None:
+def test_gptq_beats_nearest_rounding(tmp_path: Path) -> None:
     """What is written is on the exporter's grid, and nearer to the exact features than every weight's nearest code."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -66,7 +66,7 @@ def write_set(folder: Path, files: dict[str, list[str]]) -> None:
         (folder / name).write_text("".join(f"{line}\n" for line in lines))
 
 
-def test_tables_of_the_sets_hold_nothing_that_is_kept_back(tmp_path: Path) -> None:
+def test_tables_leak_no_dev_images(tmp_path: Path) -> None:
     captions, asked = "image\tcaption", "image\tquestion\tanswer\tsource"
     write_set(tmp_path / "d" / "coco", {
         "train.tsv": [captions, "b.webp\tA dog"], "dev.tsv": [captions, "c.webp\tA cat"],

@@ -43,7 +43,7 @@ def defaults(tmp_path: Path, *more: str) -> stage1.Stage1Settings:
     return parse(stage1.Stage1Settings, [*given, *more], "")
 
 
-def test_a_fresh_stage1_is_drawn_as_the_reference_draws_it(tmp_path: Path) -> None:
+def test_new_stage1_is_initialized_like_the_reference(tmp_path: Path) -> None:
     settings = defaults(tmp_path)
     model = stage1.build_model(settings, stage1.model_config(settings))
     assert model.qformer.query_tokens.shape[1] == 32 and not hasattr(model, "vision_positions")
@@ -66,7 +66,7 @@ def test_a_fresh_stage1_is_drawn_as_the_reference_draws_it(tmp_path: Path) -> No
     assert float(drawn.itm_head.weight.detach().std()) == pytest.approx(0.3, rel=0.4)
 
 
-def test_a_fresh_stage2_adds_nothing_to_the_paper(tmp_path: Path) -> None:
+def test_new_stage2_follows_the_paper(tmp_path: Path) -> None:
     settings: Any = defaults(tmp_path)
     arguments = ["--out", "o", "--train_table", str(tmp_path), "--vision_source", "timm:x", "--vision_positions", "4",
                  "--vision_features", "8", "--qformer_init", settings.qformer.qformer_init,
@@ -78,7 +78,7 @@ def test_a_fresh_stage2_adds_nothing_to_the_paper(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reference", [True, False])
-def test_dropout_is_where_the_reference_has_it(reference: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropout_matches_the_reference(reference: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers' Q-Former in training is the list: embeddings, and of a layer what attention, cross-attention and
     both feed-forwards give, and the shares of both attentions. Its queries and text are one tensor in attention."""
     import transformers
@@ -128,7 +128,7 @@ def numbers(dropped: list[tuple[float, tuple[int, ...]]]) -> dict[float, int]:
     return found
 
 
-def test_bos_is_learned_where_no_prompt_follows(tmp_path: Path) -> None:
+def test_bos_is_learned_without_a_prompt(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     folder = llm_folder(tmp_path)
@@ -153,7 +153,7 @@ class OneOfTwo(Parallel):
         return next(each for each in self.everyone if torch.equal(each[self.own_rows(len(rows))], rows)).detach()
 
 
-def test_own_gradient_takes_rows_of_others_for_constants() -> None:
+def test_own_gradient_ignores_other_processes() -> None:
     torch.manual_seed(3)
     images = F.normalize(torch.randn(6, 3, 8, dtype=torch.float64), dim=-1).float()
     texts = F.normalize(torch.randn(6, 8, dtype=torch.float64), dim=-1).float()
@@ -173,7 +173,7 @@ def test_own_gradient_takes_rows_of_others_for_constants() -> None:
     assert total == pytest.approx(float(itc_loss(similarity(images, texts), warmth, ids)), rel=1e-5)
 
 
-def test_recipes_of_the_paper_name_their_differences() -> None:
+def test_paper_recipes_list_their_differences() -> None:
     """Each difference of the table is a field of every recipe that has it, and differs from its default there."""
     table = (RECIPES / "paper" / "README.md").read_text()
     fields = {line.split("`")[1] for line in table.splitlines() if line.startswith("| `")}
@@ -190,7 +190,7 @@ def test_recipes_of_the_paper_name_their_differences() -> None:
     assert seen == fields
 
 
-def test_a_checkpoint_without_the_new_fields_has_no_such_dropout() -> None:
+def test_old_checkpoints_have_no_query_dropout() -> None:
     data = Blip2Config(qformer=TINY).to_json()
     for name in ("query_dropout", "attention_dropout"):
         data["qformer"].pop(name)

@@ -74,7 +74,7 @@ def geometries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("size", "count"), [("g", 186_705_470), ("l", 183_165_758)])
-def test_stage1_trains_what_the_reference_does(geometries: Path, size: str, count: int) -> None:
+def test_stage1_parameters_match_the_reference(geometries: Path, size: str, count: int) -> None:
     """The paper says 188 M; docs/training.md counts what there is."""
     recipe = RECIPES / "paper" / f"stage1-vit-{size}.yaml"
     settings = parse(stage1.Stage1Settings, ["--recipe", str(recipe), "--qformer_init", str(geometries / "bert")], "")
@@ -105,7 +105,7 @@ def hugging_faces_count(vision_width: int) -> int:
 @pytest.mark.parametrize(
     "pair", sorted(path.stem.removeprefix("stage2-") for path in (RECIPES / "paper").glob("stage2*"))
 )
-def test_stage2_trains_what_the_paper_says(geometries: Path, pair: str) -> None:
+def test_stage2_parameters_match_the_paper(geometries: Path, pair: str) -> None:
     size, llm = pair[4], pair[6:]
     arguments = ["--recipe", str(RECIPES / "paper" / f"stage2-{pair}.yaml"), "--llm_source", str(geometries / llm)]
     settings = parse(stage2.Stage2Settings, [*arguments, "--stage1", str(geometries / f"stage1-{size}")], "")
@@ -140,7 +140,7 @@ FINETUNES = {
 
 
 @pytest.mark.parametrize("name", FINETUNES)
-def test_finetunes_train_what_the_paper_says(geometries: Path, name: str) -> None:
+def test_finetune_parameters_match_the_paper(geometries: Path, name: str) -> None:
     millions, pixels, batch, rate, decay = FINETUNES[name]
     task, pair = name.split("-", 1)
     module, cls = (stage1, stage1.Stage1Settings) if task == "retrieval" else (stage2, stage2.Stage2Settings)
@@ -198,7 +198,7 @@ def test_build_script_of_nano_names_the_recipes() -> None:
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
 
 
-def test_a_recipe_takes_from_its_base_what_it_does_not_say(tmp_path: Path) -> None:
+def test_recipe_inherits_from_its_base(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("out: a\ntrain_table: t\nimages: i\nsteps: 7\nwarmup: 1\n")
     (tmp_path / "own.yaml").write_text("base: base.yaml\nout: b\n")
     settings = parse(stage1.Stage1Settings, ["--recipe", str(tmp_path / "own.yaml"), "--warmup", "2"], "")
@@ -214,7 +214,7 @@ def errors(module: Any, arguments: list[str], capsys: pytest.CaptureFixture[str]
     return error
 
 
-def test_values_that_make_no_sense_are_named_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_values_are_named_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = {"steps": 0, "dropout": 2, "precision": "int3", "min_lr": 1, "warmup": 9, "clip": -1, "lr": "nan"}
     arguments = [text for name, value in wrong.items() for text in (f"--{name}", str(value))]
     error = errors(stage1, [*tiny_settings(tmp_path), *arguments, "--out", str(tmp_path / "out")], capsys)
@@ -244,7 +244,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("line", WRONG)
-def test_a_wrong_value_of_a_recipe_is_one_line(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_recipe_value_is_one_line(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "wrong.yaml"
     recipe.write_bytes(line.encode("utf-8", "surrogateescape"))
     assert WRONG[line] in errors(
@@ -252,19 +252,19 @@ def test_a_wrong_value_of_a_recipe_is_one_line(line: str, tmp_path: Path, capsys
     )
 
 
-def test_numbers_are_read_as_everybody_writes_them(tmp_path: Path) -> None:
+def test_scientific_notation_is_read(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(f"out: o\ntrain_table: {tmp_path}\nlr: 1e-4\nmin_lr: 0\n")
     settings = parse(stage1.Stage1Settings, ["--recipe", str(tmp_path / "r.yaml")], "")
     assert (settings.loop.optimizer.lr, settings.loop.optimizer.min_lr) == (1e-4, 0.0)
 
 
 @pytest.mark.parametrize("flags", [["--train-data", "{"], ["--sources", "text"], ["--lr", "fast"], ["--steps", "1.5"]])
-def test_a_wrong_value_of_the_command_line_is_one_line(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_option_value_is_one_line(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     error = errors(stage1, [*flags, "--out", "o", "--images", "i"], capsys)
     assert (flags[0].strip("-").replace("-", "_") in error.replace("-", "_") and ": give " in error) or "YAML" in error
 
 
-def test_a_dry_run_of_a_new_pair_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = tiny_settings(tmp_path)
     for name in ("--vision_positions", "--vision_features"):
         at = settings.index(name)
@@ -296,7 +296,7 @@ def save_encoder(path: Path, name: str) -> None:
     torch.save(timm.create_model(name, pretrained=False).state_dict(), path)
 
 
-def test_a_dry_run_names_every_mistake_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_names_all_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = tiny_settings(tmp_path)
     llm = llm_folder(tmp_path / "llm")
     (llm / "model.safetensors").unlink()
@@ -318,7 +318,7 @@ def test_a_dry_run_names_every_mistake_at_once(tmp_path: Path, capsys: pytest.Ca
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
 
 
-def test_checkpoints_that_do_not_fit_on_the_disk_are_foreseen(
+def test_dry_run_checks_disk_space(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = tmp_path / "encoder.pt"
@@ -328,7 +328,7 @@ def test_checkpoints_that_do_not_fit_on_the_disk_are_foreseen(
     assert "2 checkpoints need" in errors(stage1, settings, capsys)
 
 
-def test_a_refit_model_sees_by_another_encoder_what_it_saw() -> None:
+def test_refit_reproduces_outputs_with_another_encoder() -> None:
     """The other encoder has the same channels in another order, three times as large. Seeded: where random keys and
     values are nearly dependent, the small ridge on positions shows."""
     torch.manual_seed(1)
@@ -346,7 +346,7 @@ def test_a_refit_model_sees_by_another_encoder_what_it_saw() -> None:
     assert (after - before).abs().mean() < 0.01 * (other - before).abs().mean()
 
 
-def test_a_refit_model_reads_another_grid() -> None:
+def test_refit_reads_another_grid() -> None:
     """The other encoder has [CLS], four positions for each old one, and fewer channels."""
     torch.manual_seed(2)
     rng = np.random.default_rng(2)
@@ -368,7 +368,7 @@ def test_a_refit_model_reads_another_grid() -> None:
     assert (after - before).abs().mean() < 0.7 * (shuffled - before).abs().mean()
 
 
-def test_refit_answers_a_wrong_checkpoint_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refit_reports_a_wrong_checkpoint_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["no/such", "--vision-weights", "x", "--data", "y.tsv", "--images", "z", "--out", str(tmp_path)]
     assert refit.main(arguments) == 2
     error = capsys.readouterr().err
@@ -393,16 +393,14 @@ NANOS_SCRIPTS = {
 
 
 @pytest.mark.parametrize("name", NANOS_SCRIPTS)
-def test_nanos_scripts_answer_what_is_wrong_in_one_line(name: str) -> None:
+def test_nano_scripts_report_errors_in_one_line(name: str) -> None:
     missing, arguments = NANOS_SCRIPTS[name]
     program = Path(name).name
     assert script(name) == f"{program}: error: missing: {missing} (see {program} --help)\n"
     assert "torch is not installed: pip install " in script(name, *arguments, blocked="torch")
 
 
-def test_a_dry_run_names_all_missing_parts_beside_values_that_make_no_sense(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_dry_run_names_missing_parts_and_invalid_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nowhere = ["--llm_source", "no/llm", "--qformer_init", "no/bert", "--train_table", "no/table.tsv", "--images", "x"]
     error = errors(stage2, [*nowhere, "--vision_source", "vit:none", "--dry-run"], capsys)
     for words in ("out is missing", "no/llm", "no/bert", "no/table.tsv", "vit:none"):
@@ -414,7 +412,7 @@ def test_a_dry_run_names_all_missing_parts_beside_values_that_make_no_sense(
     assert "no/bert" not in errors(stage2, [*nowhere, "--steps", "0", "--out", str(tmp_path)], capsys), "no dry run"
 
 
-def test_a_dry_run_opens_pictures_from_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_opens_images_from_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = tmp_path / "encoder.pt"
     save_encoder(weights, "test_efficientnet")
     settings = [*tiny_settings(tmp_path), "--vision_weights", str(weights), "--out", str(tmp_path / "out")]
@@ -431,7 +429,7 @@ def test_a_dry_run_opens_pictures_from_everywhere(tmp_path: Path, capsys: pytest
     assert "none of 8 pictures that were opened can be read" in errors(stage1, [*settings, "--dry-run"], capsys)
 
 
-def test_all_sources_that_are_not_there_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_sources_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("train_data:\n- {path: no/one.csv}\n- {path: no/two.jsonl}\n")
     settings = list(tiny_settings(tmp_path))
@@ -442,7 +440,7 @@ def test_all_sources_that_are_not_there_are_named(tmp_path: Path, capsys: pytest
     assert "no/one.csv" in error and "no/two.jsonl" in error
 
 
-def test_stage_1_with_fewer_images_than_its_batch_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_small_data_set_is_noted_in_stage1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = tmp_path / "encoder.pt"
     save_encoder(weights, "test_efficientnet")
     settings = [*tiny_settings(tmp_path), "--vision_weights", str(weights), "--no-cache-features", "--out",

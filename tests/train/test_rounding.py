@@ -31,7 +31,7 @@ def rounded_model(parts: dict[str, nn.Module]) -> Any:
     return model
 
 
-def test_a_step_learns_the_exact_weights_by_the_gradient_of_the_rounded() -> None:
+def test_step_updates_exact_weights_with_gradients_of_rounded_ones() -> None:
     torch.manual_seed(0)
     model = rounded_model(
         {"qformer": nn.Linear(40, 8), "vision": nn.Sequential(nn.Linear(40, 8)), "norm": nn.LayerNorm(8)}
@@ -53,7 +53,7 @@ def test_a_step_learns_the_exact_weights_by_the_gradient_of_the_rounded() -> Non
     torch.testing.assert_close(layer.weight.detach(), exact - 0.1 * other.weight.grad)
 
 
-def test_an_error_leaves_the_exact_weights() -> None:
+def test_error_restores_exact_weights() -> None:
     model = rounded_model({"qformer": nn.Linear(40, 8)})
     exact = model["qformer"].weight.detach().clone()
     with pytest.raises(KeyboardInterrupt), Rounding(model).active():  # type: ignore[arg-type]
@@ -63,7 +63,7 @@ def test_an_error_leaves_the_exact_weights() -> None:
     assert not Rounding(model).weights  # type: ignore[arg-type]
 
 
-def test_stage_2_learns_and_evaluates_with_rounded_weights(tmp_path: Path) -> None:
+def test_stage2_trains_and_evaluates_with_rounded_weights(tmp_path: Path) -> None:
     llm_folder(tmp_path / "llm")
     arguments = [
         *tiny_settings(tmp_path),
@@ -106,7 +106,7 @@ def test_stage_2_learns_and_evaluates_with_rounded_weights(tmp_path: Path) -> No
         (["--qformer_bits", "4", "--shard", "all"], "whole"),
     ],
 )
-def test_what_cannot_be_rounded_is_said(
+def test_unsupported_rounding_is_rejected(
     flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [*tiny_settings(tmp_path), "--out", str(tmp_path / "run"), *flags]

@@ -32,7 +32,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [*given, "--start", str(folder / "run"), "--cider_samples", "3"]
 
 
-def test_a_training_learns_from_the_cider_of_its_own_samples(settings: list[str], tmp_path: Path) -> None:
+def test_training_uses_the_cider_of_its_samples(settings: list[str], tmp_path: Path) -> None:
     assert self_critical.main([*settings, "--out", str(tmp_path)]) == 0
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(0 <= line["cider"] <= 1000 for line in lines if "loss" in line)
@@ -45,7 +45,7 @@ def test_a_training_learns_from_the_cider_of_its_own_samples(settings: list[str]
 
 
 @torch.no_grad()
-def test_the_loss_is_the_likelihood_of_samples_weighed_by_their_advantage(settings: list[str], tmp_path: Path) -> None:
+def test_loss_weighs_samples_by_advantage(settings: list[str], tmp_path: Path) -> None:
     """Computed again for each sample alone, from the logits of a plain forward pass."""
     training = SelfCriticalTraining(parse(SelfCriticalSettings, [*settings, "--out", str(tmp_path)], ""))
     stage, sampled = training.stage, training.sampled
@@ -88,7 +88,7 @@ def test_the_loss_is_the_likelihood_of_samples_weighed_by_their_advantage(settin
         (["--no-cache-features"], ["captions cannot be sampled", "cached features"]),
     ],
 )
-def test_what_cannot_be_sampled_is_one_line(
+def test_unsupported_sampling_is_one_line(
     settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], words: list[str]
 ) -> None:
     capsys.readouterr()
@@ -97,7 +97,7 @@ def test_what_cannot_be_sampled_is_one_line(
     assert all(word in error for word in words)
 
 
-def test_stage_2_knows_nothing_of_it(settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stage2_rejects_cider_fields(settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("cider_samples: 5\n")
     assert stage2.main([*settings[:-2], "--recipe", str(recipe), "--out", str(tmp_path)]) == 2
@@ -117,16 +117,14 @@ def test_draws_follow_the_softmax(vocabulary: int) -> None:
     assert chi_square < freedom + 6 * (2 * freedom) ** 0.5 + 15  # about six standard deviations
 
 
-def test_an_impossible_token_is_never_drawn() -> None:
+def test_impossible_token_is_never_drawn() -> None:
     logits = torch.full((5_000, 300), float("-inf"))
     logits[:, [3, 299]] = 0.0
     assert set(draw(logits).tolist()) == {3, 299}
 
 
 @torch.no_grad()
-def test_samples_are_drawn_from_the_llms_own_logits(
-    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_samples_follow_the_llms_logits(settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scaled as Granite's, and capped as Gemma 2's."""
     training = SelfCriticalTraining(parse(SelfCriticalSettings, [*settings, "--out", str(tmp_path)], ""))
     _, [micro] = next(iter(training.stage.batches()))

@@ -79,7 +79,7 @@ def assert_samples(lines: list[dict[str, Any]]) -> None:
     assert all(isinstance(text, str) for texts in said for text in texts.values())
 
 
-def test_stage2_trains_the_query_branch_alone(
+def test_stage2_trains_only_the_query_branch(
     parts: tuple[Path, list[str]], stage1_run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = parts[0] / "stage2"
@@ -97,7 +97,7 @@ def test_stage2_trains_the_query_branch_alone(
     assert not any(parameter.requires_grad for parameter in model.llm.parameters())
 
 
-def test_stage2_goes_on_from_a_checkpoint_of_its_own(parts: tuple[Path, list[str]], stage1_run: Path) -> None:
+def test_stage2_starts_from_its_own_checkpoint(parts: tuple[Path, list[str]], stage1_run: Path) -> None:
     first, settings = parts[0] / "first", stage2_settings(parts, stage1_run)
     assert stage2.main([*settings, "--fresh_layers", "1", "--out", str(first)]) == 0
     arguments = [*settings, "--out", str(parts[0] / "second"), "--start", str(first)]
@@ -123,7 +123,7 @@ def test_resume_continues_bit_for_bit(parts: tuple[Path, list[str]], stage1_run:
 
 
 @pytest.mark.slow
-def test_kill_minus_nine_at_any_moment(parts: tuple[Path, list[str]], stage1_run: Path) -> None:
+def test_sigkill_at_any_time_loses_nothing(parts: tuple[Path, list[str]], stage1_run: Path) -> None:
     folder, settings = parts
     out = folder / "killed"
     command = [sys.executable, "-m", "train.stage1", *settings, "--out", str(out), "--save_every", "1", "--keep", "9"]
@@ -139,7 +139,7 @@ def test_kill_minus_nine_at_any_moment(parts: tuple[Path, list[str]], stage1_run
     assert_equal(weights(out), weights(stage1_run))
 
 
-def test_learning_rate_warms_up_and_follows_a_cosine_every_step() -> None:
+def test_learning_rate_warms_up_and_follows_a_cosine() -> None:
     settings = OptimizerSettings(steps=110, warmup=10, lr=1.0, min_lr=0.1)
     rates = [learning_rate(step, 1.0, settings) for step in range(111)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0)
@@ -187,7 +187,7 @@ def test_wrong_settings_are_one_line(
     assert error.count("\n") == 1 and all(word in error for word in words), error
 
 
-def test_an_out_with_checkpoints_is_refused_where_resume_is_never(
+def test_resume_never_rejects_existing_checkpoints(
     parts: tuple[Path, list[str]], stage1_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, settings = parts
@@ -199,7 +199,7 @@ def test_an_out_with_checkpoints_is_refused_where_resume_is_never(
 
 
 @pytest.mark.parametrize(("field", "value"), [("hidden_act", "gelu_new"), ("position_embedding_type", "relative_key")])
-def test_a_bert_that_computes_otherwise_is_refused(field: str, value: str, tmp_path: Path) -> None:
+def test_unsupported_bert_is_rejected(field: str, value: str, tmp_path: Path) -> None:
     bert = bert_folder(tmp_path / "bert")
     said = json.loads((bert / "config.json").read_text())
     before = read_bert_geometry(str(bert))
@@ -211,7 +211,7 @@ def test_a_bert_that_computes_otherwise_is_refused(field: str, value: str, tmp_p
         read_bert_geometry(str(bert))
 
 
-def test_processes_compare_all_settings_but_the_runs(
+def test_processes_compare_all_settings_except_run(
     parts: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, settings = parts
@@ -223,7 +223,7 @@ def test_processes_compare_all_settings_but_the_runs(
     assert {"images", "train_table", "views", "queries", "seed", "lr", "itm_weight"} <= compared["settings"].keys()
 
 
-def test_another_training_does_not_go_on_in_the_same_out(
+def test_changed_settings_are_rejected(
     parts: tuple[Path, list[str]], stage1_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, settings = parts
@@ -243,7 +243,7 @@ def test_another_training_does_not_go_on_in_the_same_out(
     assert state["step"] == 8 and state["settings"]["seed"] == 9
 
 
-def test_settings_that_a_checkpoint_does_not_hold_are_not_compared(tmp_path: Path) -> None:
+def test_missing_settings_are_not_compared(tmp_path: Path) -> None:
     checkpoint = tmp_path / "step-000003"
     checkpoint.mkdir()
     (checkpoint / "config.json").write_text("{}")
@@ -258,7 +258,7 @@ def test_settings_that_a_checkpoint_does_not_hold_are_not_compared(tmp_path: Pat
     assert "clean_answers was True and is False" in settings_conflict(tmp_path, {"clean_answers": False}), "it was so"
 
 
-def test_unknown_recipe_fields_are_named_with_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_recipe_fields_suggest_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("bath_size: 3\nwarm_up: 2\nsteps: many\n")
     assert stage1.main(["--recipe", str(recipe)]) == 2

@@ -45,7 +45,7 @@ def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return error
 
 
-def test_a_loss_that_is_no_number_names_the_step_and_keeps_its_batch(
+def test_infinite_loss_names_the_step_and_saves_its_batch(
     settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, calls = stage1.stage1_losses, []
@@ -64,7 +64,7 @@ def test_a_loss_that_is_no_number_names_the_step_and_keeps_its_batch(
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000002"]
 
 
-def test_a_language_model_that_would_read_its_answer_is_refused(
+def test_leaking_language_model_is_rejected(
     settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "llm"
@@ -75,7 +75,7 @@ def test_a_language_model_that_would_read_its_answer_is_refused(
     assert "use_bidirectional_attention" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_stays(
+def test_full_disk_is_one_line_and_keeps_the_last_checkpoint(
     settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = checkpoint.save_file
@@ -104,7 +104,7 @@ def test_damaged_checkpoints_are_named(settings: list[str], tmp_path: Path, caps
     assert "step-000004" in error and "damaged" in error and "remove it" in error
 
 
-def test_the_scaler_of_fp16_is_part_of_a_checkpoint(settings: list[str], tmp_path: Path) -> None:
+def test_checkpoint_holds_the_fp16_scaler(settings: list[str], tmp_path: Path) -> None:
     stage = stage1.Stage1(parse(stage1.Stage1Settings, [*settings, "--out", str(tmp_path)], ""))
     trainer = stage.trainer
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
@@ -118,7 +118,7 @@ def test_the_scaler_of_fp16_is_part_of_a_checkpoint(settings: list[str], tmp_pat
     assert resumed.get_scale() == trainer.scaler.get_scale() == 512.0
 
 
-def test_metrics_of_steps_that_are_run_again_go(tmp_path: Path) -> None:
+def test_metrics_of_repeated_steps_are_dropped(tmp_path: Path) -> None:
     log = Log(tmp_path, True, steps=9)
     for step in (1, 2, 3):
         log.write({"step": step, "loss": 1.0})
@@ -138,26 +138,26 @@ def run_without(module: str, folder: Path, *command: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_every_module_that_can_be_run_is_a_command() -> None:
+def test_every_runnable_module_is_a_command() -> None:
     files = [path for path in (ROOT / "train").rglob("*.py") if '__name__ == "__main__"' in path.read_text("utf-8")]
     found = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
     assert found - {"train.__main__"} == set(MODULES.values())
 
 
 @pytest.mark.parametrize(("command", "module"), MISSING)
-def test_what_is_not_installed_is_one_line_of_every_command(command: str, module: str, tmp_path: Path) -> None:
+def test_missing_package_is_one_line_of_every_command(command: str, module: str, tmp_path: Path) -> None:
     ended = run_without(module, tmp_path, MODULES[command], "--help")
     said = f"python -m {MODULES[command]}: error: {module} is not installed: {pip_install('train')}\n"
     assert ended == ((0, "") if module == "torch" and command in WITHOUT_TORCH else (2, said))
 
 
-def test_what_is_not_installed_is_one_line_of_the_script(tmp_path: Path) -> None:
+def test_missing_package_is_one_line_of_the_script(tmp_path: Path) -> None:
     ended = run_without("torch", tmp_path, "train", "stage1", "--help")
     assert ended == (2, f"blip2rt-train stage1: error: torch is not installed: {pip_install('train')}\n")
     assert run_without("torch", tmp_path, "train", "--help") == (0, ""), "the list needs none of them"
 
 
-def test_evaluating_a_checkpoint_without_torch_names_the_extra(tmp_path: Path) -> None:
+def test_evaluation_without_torch_names_the_extra(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg")
     (tmp_path / "photo.txt").write_text("a dog")
     where = ["--model", "some/checkpoint", "--data", str(tmp_path), "--images", str(tmp_path)]

@@ -57,7 +57,7 @@ def losses(run: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_recomputed_activations_are_the_same_bit_for_bit(parts: tuple[Path, list[str]], stage: str) -> None:
+def test_recomputed_activations_are_equal_bit_for_bit(parts: tuple[Path, list[str]], stage: str) -> None:
     flags = ["--dropout", "0.3"]  # drawn again alike
     plain = weights(trained(parts, stage, "dropout", flags))
     again = weights(trained(parts, stage, "recompute", [*flags, "--recompute"]))
@@ -66,7 +66,7 @@ def test_recomputed_activations_are_the_same_bit_for_bit(parts: tuple[Path, list
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 0.005), ("bf16", 0.03)])
-def test_half_precision_learns_the_same(
+def test_half_precision_trains_similarly(
     parts: tuple[Path, list[str]], stage: str, precision: str, tolerance: float
 ) -> None:
     single = losses(trained(parts, stage, "plain", ["--dropout", "0"]))

@@ -106,7 +106,7 @@ def judged(path: Path, images: Path, kept: list[str], images_left: int = 2) -> B
 
 @pytest.mark.parametrize("kind", ENTRIES)
 @pytest.mark.parametrize("form", [".jsonl", ".json"])
-def test_an_entry_that_is_none_is_left_out(images: Path, kind: str, form: str) -> None:
+def test_invalid_json_entry_is_skipped(images: Path, kind: str, form: str) -> None:
     lines = [GOOD[0], ENTRIES[kind], GOOD[1]]
     path = images.parent / f"list{form}"
     path.write_text("\n".join(lines) if form == ".jsonl" else f"[{','.join(lines)}]")
@@ -114,20 +114,20 @@ def test_an_entry_that_is_none_is_left_out(images: Path, kind: str, form: str) -
 
 
 @pytest.mark.parametrize("line", ["{", "a dog", "[" * 100_000, '{"image": "0.jpg", "caption": "a dog"', "\x00", "\xff"])
-def test_a_line_that_is_no_json_is_left_out(images: Path, line: str) -> None:
+def test_invalid_json_line_is_skipped(images: Path, line: str) -> None:
     path = images.parent / "list.jsonl"
     path.write_bytes(b"\n".join([GOOD[0].encode(), line.encode("latin-1"), GOOD[1].encode()]))
     bad = judged(path, images, ["a dog", "a cat"])
     assert f"{path}, line 2" in bad.found
 
 
-def test_one_caption_of_several_is_left_out_alone(images: Path) -> None:
+def test_one_invalid_caption_is_skipped_alone(images: Path) -> None:
     path = images.parent / "list.jsonl"
     path.write_text('{"image": "0.jpg", "captions": ["a dog", null, "a cat"]}\n' + GOOD[1])
     assert f"{path}, line 1, text 2" in judged(path, images, ["a dog", "a cat", "a cat"]).found
 
 
-def test_captions_may_be_a_text_and_objects(images: Path) -> None:
+def test_captions_may_be_text_or_objects(images: Path) -> None:
     path = images.parent / "list.jsonl"
     path.write_text('{"image": "0.jpg", "captions": "a dog"}\n{"image": "1.jpg", "captions": [{"caption": "a cat"}]}')
     assert [sample.text for sample in read_data(path, images).samples] == ["a dog", "a cat"]
@@ -147,7 +147,7 @@ COCO: dict[str, tuple[list[Any], list[Any]]] = {  # images, annotations beside t
 
 
 @pytest.mark.parametrize("kind", COCO)
-def test_an_annotation_of_coco_that_is_none_is_left_out(images: Path, kind: str) -> None:
+def test_invalid_coco_annotation_is_skipped(images: Path, kind: str) -> None:
     more_images, more = COCO[kind]
     path = images.parent / "coco.json"
     good = [{"id": i, "image_id": i, "caption": text} for i, text in ((1, "a dog"), (2, "cat"))]
@@ -168,7 +168,7 @@ VQA: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", VQA)
-def test_an_answer_of_vqa_that_is_none_is_left_out(images: Path, kind: str) -> None:
+def test_invalid_vqa_answer_is_skipped(images: Path, kind: str) -> None:
     folder = images / "train2014"
     folder.mkdir()
     for number in (0, 1):
@@ -197,7 +197,7 @@ TABLES: dict[str, bytes] = {
 
 @pytest.mark.parametrize("kind", TABLES)
 @pytest.mark.parametrize("form", [".tsv", ".csv", ".token"])
-def test_a_row_of_a_table_that_is_none_is_left_out(images: Path, kind: str, form: str) -> None:
+def test_invalid_table_row_is_skipped(images: Path, kind: str, form: str) -> None:
     header, rows = b"image\tcaption\n", [b"0.jpg\ta dog\n", TABLES[kind], b"1.jpg\ta cat\n"]
     if form == ".token" and kind == "a field without end":
         pytest.skip("no reader of tables cuts its lines")
@@ -227,14 +227,14 @@ def test_tables_of_other_encodings_are_one_line(images: Path) -> None:
         str(error.value).encode()
 
 
-def test_a_table_with_a_byte_order_mark_is_read(images: Path) -> None:
+def test_table_with_byte_order_mark_is_read(images: Path) -> None:
     path = images.parent / "list.tsv"
     path.write_bytes("\ufeffimage\tcaption\n0.jpg\ta dog\n".encode())
     assert [sample.text for sample in read_data(path, images).samples] == ["a dog"]
 
 
 @pytest.mark.parametrize("kind", ["none", "empty", "a folder", "latin-1", "dots", "not to be read"])
-def test_a_text_beside_an_image_that_is_none_is_left_out(images: Path, kind: str) -> None:
+def test_invalid_text_file_is_skipped(images: Path, kind: str) -> None:
     if kind == "not to be read" and os.getuid() == 0:
         pytest.skip("root reads everything")
     for name, text in (("0", "a dog"), ("1", "a cat")):
@@ -287,7 +287,7 @@ PICTURES: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("kind", PICTURES)
-def test_a_picture_that_is_none_is_an_error_of_one_kind(kind: str) -> None:
+def test_damaged_image_raises_one_kind_of_error(kind: str) -> None:
     with pytest.raises((OSError, ValueError)):
         read_image(PICTURES[kind]())
 
@@ -301,7 +301,7 @@ def listed(images: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", PICTURES)
-def test_shards_are_made_without_damaged_pictures(images: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shards_are_written_without_damaged_images(images: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     out = images.parent / "out"
     arguments = ["shards", "--data", str(listed(images, kind)), "--images", str(images)]
     assert prepare.main([*arguments, "--out", str(out), "--max-bad", "0"]) == 2 and not out.exists()
@@ -329,7 +329,7 @@ CONFIG = VisionConfig(height=8, width=8, features=3)
 
 @pytest.mark.parametrize("kind", ["a JPEG cut off", "a decompression bomb", "nothing", "a text"])
 @pytest.mark.parametrize("cached", [True, False])
-def test_features_are_made_without_damaged_pictures(
+def test_features_are_computed_without_damaged_images(
     images: Path, kind: str, cached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(VisionConfig, "positions", 1)
@@ -354,7 +354,7 @@ def test_features_are_made_without_damaged_pictures(
         open_features(data, CONFIG, str(images.parent / "cache"), BadSamples(3), 1, encoder)
 
 
-def test_a_view_of_a_narrow_picture_has_pixels() -> None:
+def test_view_of_a_tiny_image_has_pixels() -> None:
     for view in range(2, 40):
         assert min(features.augment(Image.new("RGB", (1, 1)), view, view).size) == 1
 
@@ -397,7 +397,7 @@ SAMPLES: dict[str, dict[str, bytes | str]] = {
 
 
 @pytest.mark.parametrize("kind", SAMPLES)
-def test_a_sample_of_a_shard_that_is_none_is_left_out(tmp_path: Path, kind: str) -> None:
+def test_invalid_shard_sample_is_skipped(tmp_path: Path, kind: str) -> None:
     good: dict[str, bytes | str] = {"a.jpg": picture(), "a.txt": "a dog", "b.png": picture("PNG"), "b.txt": "a cat"}
     path = shard(tmp_path / "s" / "0.tar", {**good, **SAMPLES[kind]})
 
@@ -414,7 +414,7 @@ def test_a_sample_of_a_shard_that_is_none_is_left_out(tmp_path: Path, kind: str)
         seen(BadSamples(0))
 
 
-def test_a_good_text_stands_in_for_a_json_without_caption(tmp_path: Path) -> None:
+def test_txt_replaces_a_json_without_caption(tmp_path: Path) -> None:
     path = shard(tmp_path / "s" / "0.tar", {"k.jpg": picture(), "k.json": '{"caption": null}', "k.txt": "a bird"})
     assert Shards(str(path), tmp_path).read(0)[1] == [Sample(0, "a bird")]
     faults: list[tuple[str, str]] = []
@@ -422,7 +422,7 @@ def test_a_good_text_stands_in_for_a_json_without_caption(tmp_path: Path) -> Non
     assert len(faults) == 1 and "0.tar#0" in faults[0][0]
 
 
-def test_one_text_of_several_is_left_out_alone() -> None:
+def test_one_invalid_text_is_skipped_alone() -> None:
     content = (
         '{"captions": ["a dog", 5, {"text": "two", "prompt": "how many?", "weight": 3}, {"caption": "a cat"}, null]}'
     )
@@ -433,7 +433,7 @@ def test_one_text_of_several_is_left_out_alone() -> None:
     assert parse_texts('{"captions": "a dog"}', True) == [Sample(0, "a dog")]
 
 
-def test_shards_that_are_none_are_named(tmp_path: Path) -> None:
+def test_damaged_shards_are_named(tmp_path: Path) -> None:
     good: dict[str, bytes | str] = {"a.jpg": picture(), "a.txt": "a dog"}
     for name, content in {
         "text.tar": b"no tar" * 1000,
@@ -454,7 +454,7 @@ def test_shards_that_are_none_are_named(tmp_path: Path) -> None:
     assert Shards(str(path), tmp_path / "cache", bad).counts == [1] and "back.tar#" in next(iter(bad.found))
 
 
-def test_an_index_that_was_not_written_whole_is_made_again(tmp_path: Path) -> None:
+def test_truncated_index_is_rebuilt(tmp_path: Path) -> None:
     path = shard(tmp_path / "s" / "0.tar", {"a.jpg": picture(), "a.txt": "a dog"})
     for content in (b"", b"PK\x03\x04 half", b"no index"):
         Shards(str(path), tmp_path / "cache")
@@ -466,7 +466,7 @@ def test_an_index_that_was_not_written_whole_is_made_again(tmp_path: Path) -> No
 # Lists of addresses
 
 
-def test_rows_of_an_address_list_that_are_none_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_url_rows_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = ["http://a/0.jpg\ta dog", "only one", "http://a/1.jpg\t...", "http://a/2.jpg\t", "a\tb", "a cat\thttp://b/1"]
     (tmp_path / "list.tsv").write_bytes("\n".join(rows).encode() + b"\nhttp://a/3.jpg\t\xe9\n")
     arguments = ["list", "--data", str(tmp_path / "list.tsv"), "--out", str(tmp_path / "out.jsonl")]
@@ -498,7 +498,7 @@ EVALUATED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", EVALUATED)
-def test_an_evaluation_leaves_out_what_is_none(images: Path, kind: str) -> None:
+def test_evaluation_skips_invalid_captions(images: Path, kind: str) -> None:
     (images / "2.jpg").write_bytes(PICTURES["a JPEG cut off"]())
     data = {
         "images": [{"id": 1, "file_name": "0.jpg"}, {"id": 2, "file_name": "1.jpg"}],
@@ -519,7 +519,7 @@ def test_an_evaluation_leaves_out_what_is_none(images: Path, kind: str) -> None:
 @pytest.mark.parametrize("question", [None, {}, {"question_id": 3}, {"question_id": 3, "question": None, "image_id": 0},
                                       {"question_id": [3], "question": "is it?", "image_id": 0},
                                       {"question_id": 3, "question": "is it?", "image_id": 0}])  # fmt: skip
-def test_an_evaluation_leaves_out_questions_that_are_none(images: Path, question: Any) -> None:
+def test_evaluation_skips_invalid_questions(images: Path, question: Any) -> None:
     ten = [{"answer": "yes"}] * 10
     asked = [{"question_id": i, "image_id": i, "image": f"{i}.jpg", "question": "is it?"} for i in (0, 1)]
     (images.parent / "q.json").write_text(json.dumps({"questions": [asked[0], question, asked[1]]}))
@@ -532,7 +532,7 @@ def test_an_evaluation_leaves_out_questions_that_are_none(images: Path, question
         read_questions(images.parent / "q.json", images.parent / "a.json", images, BadSamples(0))
 
 
-def test_a_folder_of_every_format_is_read_upright(tmp_path: Path) -> None:
+def test_every_image_format_is_read_upright(tmp_path: Path) -> None:
     """HEIC, AVIF, TIFF of 16 bits, WebP and GIF beside JPEG; a picture that lies on its side; a damaged one."""
     kitten = Path(__file__).parents[2] / "gallery" / "kitten.heic"
     written = {"a.jpg": picture(), "b.webp": picture("WEBP"), "c.gif": picture("GIF")}

@@ -84,7 +84,7 @@ def pool(folder: Path) -> CaptionPool:
     return found
 
 
-def test_the_best_of_given_own_and_retrieved_captions_stay(tmp_path: Path) -> None:
+def test_best_of_all_candidate_captions_stay(tmp_path: Path) -> None:
     table = coloured(tmp_path)
     capfilt = CapFilt(Captioner(), Colours(), pool(tmp_path), CapFiltSettings(keep=2, own=3, retrieved=1))  # type: ignore[arg-type]
     assert filter_list(str(table), str(tmp_path / "images"), tmp_path / "out.tsv", capfilt, work()) == 3
@@ -98,7 +98,7 @@ def test_the_best_of_given_own_and_retrieved_captions_stay(tmp_path: Path) -> No
     assert not (tmp_path / "out.tsv.partial.jsonl").exists()
 
 
-def test_without_a_captioner_given_captions_are_ranked(tmp_path: Path) -> None:
+def test_existing_captions_are_ranked_without_a_captioner(tmp_path: Path) -> None:
     table = coloured(tmp_path)
     with table.open("a") as file:
         file.write("red.png\ta blue thing\t\nred.png\tA  red thing!\t\n")
@@ -108,7 +108,7 @@ def test_without_a_captioner_given_captions_are_ranked(tmp_path: Path) -> None:
     assert [s.text for s in found.by_image()[2]] == ["yes"]
 
 
-def test_answers_stay_as_often_as_they_were_given(tmp_path: Path) -> None:
+def test_answers_keep_their_counts(tmp_path: Path) -> None:
     coloured(tmp_path)
     images, listed, out = tmp_path / "images", tmp_path / "answers.jsonl", tmp_path / "out.tsv"
     asked = {"image": "red.png", "question": "is it red?", "answers": {"yes": 9, "no": 1}}
@@ -117,7 +117,7 @@ def test_answers_stay_as_often_as_they_were_given(tmp_path: Path) -> None:
     assert set(read_data(out, images).samples) == set(read_data(listed, images).samples)
 
 
-def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_interrupted_run_resumes(tmp_path: Path) -> None:
     table, captioner = coloured(tmp_path), Captioner()
     capfilt = CapFilt(captioner, Colours(), None, CapFiltSettings(own=1))  # type: ignore[arg-type]
 
@@ -137,7 +137,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert captioner.seen == 3, "two images were done"
 
 
-def test_shards_come_out_as_shards(tmp_path: Path) -> None:
+def test_shards_are_filtered_to_shards(tmp_path: Path) -> None:
     table = coloured(tmp_path)
     arguments = ["--data", str(table), "--images", str(tmp_path / "images"), "--out", str(tmp_path / "in")]
     assert prepare.main(["shards", *arguments, "--per-shard", "2"]) == 0
@@ -155,7 +155,7 @@ def test_shards_come_out_as_shards(tmp_path: Path) -> None:
     assert filter_shards(str(tmp_path / "in"), out, tmp_path / "cache", capfilt, work()) == 1, "one shard was there"
 
 
-def test_a_folder_of_images_needs_no_captions_and_bad_ones_are_counted(tmp_path: Path) -> None:
+def test_folder_needs_no_captions_and_counts_bad_images(tmp_path: Path) -> None:
     coloured(tmp_path)
     folder = tmp_path / "images"
     (folder / "red.txt").write_text("a red text\n")
@@ -168,7 +168,7 @@ def test_a_folder_of_images_needs_no_captions_and_bad_ones_are_counted(tmp_path:
     assert list(bad.found) == [str(folder / "broken.jpg")]
 
 
-def test_a_bundle_captions_and_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bundle_captions_and_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_bundle(tmp_path / "bundle", 3)
     table = caption_table(tmp_path, 3)
     given = read_data(table, tmp_path / "images")
@@ -204,11 +204,11 @@ def test_clip_ranks(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.linalg.norm(texts, axis=-1), 1, rtol=1e-5)
 
 
-def test_texts_are_kept_once() -> None:
+def test_duplicate_texts_are_dropped() -> None:
     assert distinct(["A dog.", "a  dog", "", "...", "a cat"]) == ["A dog.", "a cat"]
 
 
-def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_capfilt_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = coloured(tmp_path)
     data = ["capfilt", "--data", str(table), "--images", str(tmp_path / "images"), "--out", str(tmp_path / "o.tsv")]
     assert prepare.main(data) == 2

@@ -47,7 +47,7 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def test_a_table_gets_questions_beside_what_it_has(tmp_path: Path) -> None:
+def test_questions_are_added_to_a_table(tmp_path: Path) -> None:
     """Images keep their names, also whole paths, and answers their questions and counts."""
     for folder in ("one", "two"):
         (tmp_path / "images" / folder).mkdir(parents=True)
@@ -104,14 +104,14 @@ def write(images: Path, form: str) -> Path:
 
 
 @pytest.mark.parametrize("form", [".tsv", ".csv", ".jsonl", ".json", "folder"])
-def test_every_format_says_the_same(images: Path, form: str) -> None:
+def test_list_formats_agree(images: Path, form: str) -> None:
     data = read_data(write(images, form), images)
     found = {p.name: [s.text for s in group] for p, group in zip(data.paths, data.by_image(), strict=True)}
     assert found == CAPTIONS
 
 
 @pytest.mark.parametrize("form", [".tsv", ".csv", ".jsonl", ".json", "folder"])
-def test_images_that_are_missing_are_left_out_up_to_the_limit(images: Path, form: str) -> None:
+def test_missing_images_are_skipped_up_to_the_limit(images: Path, form: str) -> None:
     path = write(images, form)
     (images / "1.jpg").unlink() if form != "folder" else (images / "1.txt").unlink()
     bad = BadSamples(1, images.parent / "bad.tsv")
@@ -121,7 +121,7 @@ def test_images_that_are_missing_are_left_out_up_to_the_limit(images: Path, form
         read_data(path, images, BadSamples(0))
 
 
-def test_questions_and_karpathys_lists_are_read(images: Path) -> None:
+def test_questions_and_caption_lists_are_read(images: Path) -> None:
     path = images.parent / "qa.jsonl"
     path.write_text('{"image": "0.jpg", "question": "what is it?", "answer": "a dog"}\nno json\n')
     bad = BadSamples(1)
@@ -164,7 +164,7 @@ def shard(path: Path, samples: dict[str, bytes | str]) -> Path:
     return path
 
 
-def test_shards_of_img2dataset_and_webdataset_are_read(tmp_path: Path) -> None:
+def test_img2dataset_and_webdataset_shards_are_read(tmp_path: Path) -> None:
     shard(
         tmp_path / "s" / "00000.tar", {"a/1.jpg": jpeg(1), "a/1.txt": "one\ntwo\n", "a/1.json": '{"caption": "json"}'}
     )
@@ -182,7 +182,7 @@ def test_shards_of_img2dataset_and_webdataset_are_read(tmp_path: Path) -> None:
         expand_shards(str(tmp_path / "s" / "{00000..00002}.tar"))
 
 
-def test_a_shard_that_ends_too_early_gives_its_whole_samples(tmp_path: Path) -> None:
+def test_truncated_shard_keeps_complete_samples(tmp_path: Path) -> None:
     samples = {f"{i}.{kind}": jpeg(i) if kind == "jpg" else "text" for i in range(4) for kind in ("jpg", "txt")}
     path = shard(tmp_path / "0.tar", samples)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
@@ -203,7 +203,7 @@ def test_prepare_writes_shards_with_all_texts(images: Path) -> None:
     assert prepare.main(["index", "--data", str(out), "--cache", str(images.parent / "cache")]) == 0
 
 
-def test_lists_of_urls_become_img2datasets(tmp_path: Path) -> None:
+def test_url_lists_are_converted_for_img2dataset(tmp_path: Path) -> None:
     (tmp_path / "cc3m.tsv").write_text("a dog\thttp://x/1.jpg\nbroken\n")
     (tmp_path / "cc12m.tsv").write_text("http://x/2.jpg\ta cat\n")
     for name, want in (("cc3m", ("http://x/1.jpg", "a dog")), ("cc12m", ("http://x/2.jpg", "a cat"))):
@@ -229,7 +229,7 @@ def flickr8k(folder: Path, end: str, last: str) -> Path:
 
 
 @pytest.mark.parametrize(("end", "last"), [("\n", "\n"), ("\n", ""), ("\r\n", "\r\n"), ("\r\n", "")])
-def test_flickr8k_becomes_the_tables_that_awk_made(tmp_path: Path, end: str, last: str) -> None:
+def test_flickr8k_tables_equal_the_awk_program(tmp_path: Path, end: str, last: str) -> None:
     """Byte for byte what README's awk program once wrote, which nano was trained on."""
     source, out = flickr8k(tmp_path / "flickr8k", end, last), tmp_path / "tables"
     assert prepare.main(["flickr8k", "--source", str(source), "--out", str(out)]) == 0
@@ -248,9 +248,7 @@ def test_flickr8k_becomes_the_tables_that_awk_made(tmp_path: Path, end: str, las
     assert sorted(path.name for path in out.iterdir()) == ["dev.tsv", "test.tsv", "train.tsv"]
 
 
-def test_missing_files_of_flickr8k_are_named_with_where_they_are(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_flickr8k_files_are_named_with_their_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = flickr8k(tmp_path / "flickr8k", "\n", "\n")
     arguments = ["flickr8k", "--source", str(source)]
     (source / "images" / "c.jpg").unlink()
@@ -265,7 +263,7 @@ def test_missing_files_of_flickr8k_are_named_with_where_they_are(
     assert error.count("\n") == lines.count("\n") == 1 and not list(source.glob("*.tsv*"))
 
 
-def test_an_epoch_has_every_sample_once_and_few_shards_at_a_time() -> None:
+def test_epoch_has_every_sample_once_from_few_shards_at_a_time() -> None:
     rng = random.Random(new_seed())
     counts = [rng.randint(0, 9) for _ in range(60)]
     order = ShuffledOrder(counts, (rng.randrange(100), 0))
@@ -278,7 +276,7 @@ def test_an_epoch_has_every_sample_once_and_few_shards_at_a_time() -> None:
     assert [ShuffledOrder(counts, order.seed)[i] for i in range(30)] == [order[i] for i in range(30)]
 
 
-def test_a_mixture_keeps_its_weights_and_uses_every_position_once() -> None:
+def test_mixture_keeps_weights_and_uses_positions_once() -> None:
     seed = random.randrange(1000)
     mixture = Mixture([3.0, 1.0], 16, seed)
     rows = [row for step in range(1500) for row in mixture.batch(step)]
@@ -312,7 +310,7 @@ def stream(reader: SampleReader, start: int, workers: int, bad: BadSamples, rank
     return [images for _ in range(3) for part in parts for images in next(part)[1]]
 
 
-def test_batches_depend_on_the_step_alone(tmp_path: Path) -> None:
+def test_batches_depend_only_on_the_step(tmp_path: Path) -> None:
     data = reader(tmp_path)
     whole = [stream(data, start, 0, BadSamples(0)) for start in (0, 2)]
     torch.testing.assert_close(whole[0][2].pixels, whole[1][0].pixels, rtol=0, atol=0)
@@ -339,7 +337,7 @@ def test_bad_samples_are_replaced_reported_and_limited(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_source_without_a_readable_image_is_one_line(tmp_path: Path, workers: int) -> None:
+def test_unreadable_source_is_one_line(tmp_path: Path, workers: int) -> None:
     shard(tmp_path / "data" / "0.tar", {"1.jpg": b"no", "1.txt": "a"})
     sources, _ = open_sources(({"path": str(tmp_path / "data")},), tmp_path / "cache", BadSamples(0))
     with pytest.raises(Blip2rtError, match="64 samples in a row of source 1 cannot be read") as error:
@@ -354,7 +352,7 @@ def test_wrong_sources_are_named_together(tmp_path: Path) -> None:
     assert all(word in str(error.value) for word in ("'wieght'", "choose weight", "entry 2", "weight is 0"))
 
 
-def test_transforms_are_the_runtimes_and_the_papers() -> None:
+def test_transforms_match_runtime_and_paper() -> None:
     config = VisionConfig(height=32, width=32, mean=(0.48, 0.45, 0.4), std=(0.26, 0.26, 0.27))
     picture = Image.fromarray(np.random.default_rng(new_seed()).integers(0, 256, (50, 70, 3), dtype=np.uint8))
     torch.testing.assert_close(eval_transform(config)(picture), to_pixels(picture, config))
@@ -366,7 +364,7 @@ def test_transforms_are_the_runtimes_and_the_papers() -> None:
     assert min(widths) > 0.3 and max(widths) > 0.8 and np.std(widths) > 0.05, "crops of half to all of the image"
 
 
-def test_a_training_on_sources_goes_on_bit_for_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_on_sources_resumes_bit_for_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = tiny_settings(tmp_path)
     out = tmp_path / "shards"
     arguments = ["--data", str(tmp_path / "table.tsv"), "--images", str(tmp_path / "images"), "--out", str(out)]
@@ -384,7 +382,7 @@ def test_a_training_on_sources_goes_on_bit_for_bit(tmp_path: Path, capsys: pytes
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def test_answers_are_drawn_as_often_as_they_were_given(tmp_path: Path) -> None:
+def test_answers_are_drawn_by_frequency(tmp_path: Path) -> None:
     """VQAv2's pair of files, and lists of questions with answers in any form."""
     (tmp_path / "train2014").mkdir()
     name = "train2014/COCO_train2014_000000000042.jpg"
@@ -433,9 +431,7 @@ def two_images(folder: Path) -> Path:
         ("t.csv", ["image,caption", "a.png,a dog, running on grass"], "it has more columns than the header"),
     ],
 )
-def test_a_row_with_more_columns_than_the_header_is_left_out(
-    tmp_path: Path, name: str, lines: list[str], fault: str
-) -> None:
+def test_row_with_extra_columns_is_skipped(tmp_path: Path, name: str, lines: list[str], fault: str) -> None:
     """A tab or a comma within a text would cut it, or make a question of its end."""
     table = two_images(tmp_path) / name
     table.write_text("\n".join([*lines, lines[0].replace("image", "b.png").replace("caption", "a cat")]) + "\n")
@@ -446,14 +442,14 @@ def test_a_row_with_more_columns_than_the_header_is_left_out(
     assert place == f"{table}, line 2" and fault in said
 
 
-def test_a_third_column_is_a_prompt_or_refused(tmp_path: Path) -> None:
+def test_unknown_third_column_is_rejected(tmp_path: Path) -> None:
     table = two_images(tmp_path) / "t.tsv"
     table.write_text("image\tcaption\tsplit\na.png\ta dog\ttrain\n")
     with pytest.raises(Blip2rtError, match="must start with the header.*without other columns"):
         read_data(table, tmp_path)
 
 
-def test_an_answer_is_the_text_of_a_question(tmp_path: Path) -> None:
+def test_answer_is_the_text_of_a_question(tmp_path: Path) -> None:
     """Also where the object has a caption of the image, too."""
     table = two_images(tmp_path) / "t.jsonl"
     row = {"image": "a.png", "caption": "a dog runs", "question": "what is it?", "answer": "a dog"}
@@ -462,7 +458,7 @@ def test_an_answer_is_the_text_of_a_question(tmp_path: Path) -> None:
     assert (sample.text, sample.prompt) == ("a dog", "what is it?")
 
 
-def test_captions_alone_are_read_where_answers_are_none(tmp_path: Path) -> None:
+def test_by_caption_skips_answers(tmp_path: Path) -> None:
     """As stage 1 reads every kind of data."""
     rows = [{"image": "a.png", "caption": "a dog"}, {"image": "a.png", "question": "what?", "answer": "brown"},
             {"image": "b.png", "question": "who?", "answer": "a cat"}]  # fmt: skip
@@ -482,7 +478,7 @@ def test_captions_alone_are_read_where_answers_are_none(tmp_path: Path) -> None:
         open_sources((entry,), tmp_path, BadSamples(0), by_caption=True)
 
 
-def test_a_users_copy_is_no_checkpoint_of_a_training(tmp_path: Path) -> None:
+def test_copied_folder_is_not_a_checkpoint(tmp_path: Path) -> None:
     for name in ("step-000003", "step-000003-best", "step-1000000", "step-999999"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").touch()

@@ -66,7 +66,7 @@ def test_tables_are_drawn_by_weight_with_their_own_features(tmp_path: Path) -> N
     assert torch.equal(again.image_ids, rows.image_ids) and again.groups == rows.groups
 
 
-def test_stage_1_draws_captions_alone(tmp_path: Path) -> None:
+def test_stage1_draws_captions_only(tmp_path: Path) -> None:
     of_tables = loader(tmp_path, by_caption=True, texts=1)
     seen = set()
     for _, [rows] in (next(of_tables.steps(step)) for step in range(6)):
@@ -75,7 +75,7 @@ def test_stage_1_draws_captions_alone(tmp_path: Path) -> None:
     assert seen == set(range(10)), "the image of a question alone is left out"
 
 
-def test_a_training_on_tables_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_training_on_tables_resumes_bit_for_bit(tmp_path: Path) -> None:
     settings = [*tiny_settings(tmp_path), "--train_table", "", "--train_tables", *map(json.dumps, tables(tmp_path))]
     assert stage1.main([*settings, "--out", str(tmp_path / "whole")]) == 0
     run = stage1.Stage1(parse(stage1.Stage1Settings, [*settings, "--out", str(tmp_path / "two")], ""))
@@ -85,7 +85,7 @@ def test_a_training_on_tables_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mixed_tables_report_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = [*tiny_settings(tmp_path), "--out", str(tmp_path / "out")]
     given = [json.dumps({"path": str(tmp_path / "table.tsv"), "imagse": "x"})]
     assert stage1.main([*settings, "--train_tables", *given]) == 2
@@ -97,9 +97,7 @@ def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["kept", "lost"])
-def test_features_go_on_where_they_were_interrupted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
-) -> None:
+def test_interrupted_feature_cache_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool) -> None:
     """Or begin anew, where the file has gone: what was known of it is known of no other."""
     monkeypatch.setattr(features, "_BATCH", 2)
     monkeypatch.setattr(features, "_SAVE_EVERY", 2)
@@ -134,7 +132,7 @@ def test_features_go_on_where_they_were_interrupted(
     assert not list((tmp_path / "two").glob("*.p*")), "nothing else is left"
 
 
-def test_other_images_of_the_same_names_and_sizes_have_features_of_their_own(tmp_path: Path) -> None:
+def test_replaced_images_are_encoded_again(tmp_path: Path) -> None:
     rng, folders = np.random.default_rng(new_seed()), [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
         folder.mkdir()
@@ -148,7 +146,7 @@ def test_other_images_of_the_same_names_and_sizes_have_features_of_their_own(tmp
 
 
 @pytest.mark.parametrize("weights", ["encoder.pth", "folder", "hf"])
-def test_an_encoder_that_was_written_anew_has_features_of_its_own(weights: str, tmp_path: Path) -> None:
+def test_replaced_encoder_encodes_again(weights: str, tmp_path: Path) -> None:
     image = tmp_path / "image.jpg"
     image.write_bytes(b"")
     file = tmp_path / weights if weights == "encoder.pth" else tmp_path / weights / "model.safetensors"
@@ -164,7 +162,7 @@ def test_an_encoder_that_was_written_anew_has_features_of_its_own(weights: str, 
     assert features.cache_key([image], VisionConfig("timm:test_efficientnet", weights="pretrained")) != before
 
 
-def test_every_draw_differs(tmp_path: Path) -> None:
+def test_draws_differ_between_steps(tmp_path: Path) -> None:
     steps = loader(tmp_path, by_caption=False, texts=1).steps(0)
     drawn = [next(steps)[1][0].image_ids.numpy() for _ in range(3)]
     assert not np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[1], drawn[2])

@@ -38,19 +38,19 @@ def drawn(a: float, b: float, texts: int = 20_000, images: int = 8) -> tuple[np.
 
 
 @pytest.mark.parametrize(("a", "b"), [(14.0, 1.0), (9.0, 0.15), (30.0, 0.02)])
-def test_the_numbers_are_found_that_texts_were_drawn_with(a: float, b: float) -> None:
+def test_fit_recovers_two_weights(a: float, b: float) -> None:
     cosine, log_odds, own = drawn(a, b)
     assert calibrate.fit([cosine, log_odds], own) == [pytest.approx(a, rel=0.06), pytest.approx(b, abs=0.012)]
 
 
-def test_three_numbers_are_found() -> None:
+def test_fit_recovers_three_weights() -> None:
     rng = np.random.default_rng(1)
     parts = [rng.normal(0.4, 0.1, (20_000, 8)), rng.normal(0, 3, (20_000, 8)), rng.normal(-20, 5, (20_000, 8))]
     own = (14 * parts[0] + 0.2 * parts[1] + 0.4 * parts[2] + rng.gumbel(size=parts[0].shape)).argmax(1)
     assert calibrate.fit(parts, own) == [pytest.approx(want, rel=0.08) for want in (14, 0.2, 0.4)]
 
 
-def test_a_head_that_is_wrong_has_no_weight() -> None:
+def test_wrong_head_gets_no_weight() -> None:
     cosine, log_odds, own = drawn(14.0, 1.0)
     assert calibrate.fit([cosine, -log_odds], own)[1] < 1e-3
 
@@ -64,7 +64,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], str]:
     return given, str(folder / "out")
 
 
-def test_only_the_weight_changes(
+def test_calibration_changes_only_the_weight(
     trained: tuple[list[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     given, ckpt = trained
@@ -109,7 +109,7 @@ def test_only_the_weight_changes(
     assert "rank by Match.cosine" in capsys.readouterr().err and not out.exists()
 
 
-def test_what_it_cannot_do_is_one_line(trained: tuple[list[str], str], tmp_path: Path, capsys: Any) -> None:
+def test_calibration_errors_are_one_line(trained: tuple[list[str], str], tmp_path: Path, capsys: Any) -> None:
     given, ckpt = trained
     table, images = (given[given.index(name) + 1] for name in ("--train_table", "--images"))
     out = ["--images", images, "--out", str(tmp_path / "out")]
@@ -125,7 +125,7 @@ def test_what_it_cannot_do_is_one_line(trained: tuple[list[str], str], tmp_path:
         assert words in line and not (tmp_path / "out").exists(), line
 
 
-def test_karpathys_test_split_is_not_learned_from(
+def test_calibration_skips_karpathys_test_split(
     trained: tuple[list[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     given, ckpt = trained
@@ -162,7 +162,7 @@ def pictures(tmp_path: Path) -> list[str]:
     return ["--data", str(tmp_path / "table.tsv"), "--images", str(tmp_path)]
 
 
-def test_a_bundle_gets_both_weights(
+def test_bundle_gets_both_weights(
     tiny: Tiny, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     def candidates(predictor: Any, items: Any, count: int, asking: int, likely: bool) -> Candidates:
@@ -208,7 +208,7 @@ def test_a_bundle_gets_both_weights(
     assert "already exists" in capsys.readouterr().err
 
 
-def test_an_evaluation_orders_by_what_a_bundle_weighs(tiny: Tiny, pictures: list[str], tmp_path: Path) -> None:
+def test_evaluation_ranks_by_the_bundles_weights(tiny: Tiny, pictures: list[str], tmp_path: Path) -> None:
     items = read_captions(tmp_path / "table.tsv", tmp_path)[:20]
     found = {}
     for weight in (0.0, 30.0):
@@ -225,8 +225,8 @@ def test_an_evaluation_orders_by_what_a_bundle_weighs(tiny: Tiny, pictures: list
     assert found[0.0]["itc_t2i_r@1"] == found[30.0]["itc_t2i_r@1"]
 
 
-def test_the_first_images_ask_among_all(tiny: Tiny, pictures: list[str], tmp_path: Path) -> None:
-    model = blip2rt.load(with_likelihood_weight(tiny, tmp_path / "weighs", 1.0), threads=1)
+def test_limited_queries_search_all_images(tiny: Tiny, pictures: list[str], tmp_path: Path) -> None:
+    model = blip2rt.load(weighing(tiny, tmp_path / "weighs", 1.0), threads=1)
     items = read_captions(tmp_path / "table.tsv", tmp_path)
     everyone, some = (retrieval.candidates(model, items, 9, asking, likely=True) for asking in (60, 7))
     assert some.own.tolist() == [*range(7), *range(7)] and some.found.max() > 7
@@ -238,7 +238,7 @@ def test_the_first_images_ask_among_all(tiny: Tiny, pictures: list[str], tmp_pat
             assert got.tolist() == want.tolist()
 
 
-def test_few_unlikely_texts_do_not_hold_the_likelihood_down() -> None:
+def test_unlikely_texts_do_not_lower_the_likelihood_weight() -> None:
     rng = np.random.default_rng(3)
     cosine, likelihood = rng.normal(0.4, 0.1, (4000, 8)), rng.normal(9, 5, (4000, 8))
     own = (14 * cosine + 0.4 * likelihood + rng.gumbel(size=cosine.shape)).argmax(1)
@@ -252,7 +252,7 @@ def test_few_unlikely_texts_do_not_hold_the_likelihood_down() -> None:
     assert right.sum() > ((cosine + fitted / scale * likelihood).argmax(1) == own).sum()
 
 
-def test_a_bundle_that_matches_alone_gets_one_weight(tiny: Tiny, pictures: list[str], tmp_path: Path) -> None:
+def test_retrieval_only_bundle_gets_one_weight(tiny: Tiny, pictures: list[str], tmp_path: Path) -> None:
     write_bundle(tmp_path / "matches", tiny.weights, generative=False)
     out = tmp_path / "out"
     code = calibrate.main([str(tmp_path / "matches"), *pictures, "--out", str(out), "--best", "60"])

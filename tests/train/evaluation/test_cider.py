@@ -26,7 +26,7 @@ def test_reward_is_the_metric_of_each_image() -> None:
     assert [reward(i, text) for i, text in enumerate(captions)] == pytest.approx(list(expected))
 
 
-def test_reward_of_words_that_no_reference_has_is_nothing() -> None:
+def test_reward_of_unknown_words_is_zero() -> None:
     reward = CiderReward([["a dog runs"], ["a man sits"]])
     assert reward(0, "colourless green ideas") == 0.0
     assert reward(0, "") == 0.0

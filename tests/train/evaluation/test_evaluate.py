@@ -90,7 +90,9 @@ def assert_same(bundle: Path, data: Path, ours: dict[Any, Any], theirs: dict[Any
             assert theirs[id] in scores and max(scores.values()) - scores[theirs[id]] < TIE, f"{id}"
 
 
-def test_captions_of_a_checkpoint_equal_its_bundles(generative: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+def test_captions_match_between_checkpoint_and_bundle(
+    generative: tuple[Path, Path], data: Path, tmp_path: Path
+) -> None:
     checkpoint, bundle = generative
     flags = ["--data", data / "nocaps.json", "--batch-size", 3]
     by_torch = run("caption", checkpoint, tmp_path / "torch.json", *flags)
@@ -108,7 +110,7 @@ def test_captions_of_a_checkpoint_equal_its_bundles(generative: tuple[Path, Path
     assert by_runtime["near-domain"].keys() == want.keys()
 
 
-def test_answers_of_a_checkpoint_equal_its_bundles(generative: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+def test_answers_match_between_checkpoint_and_bundle(generative: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
     checkpoint, bundle = generative
     flags = ["--data", data / "questions.json", "--annotations", data / "annotations.json"]
     run("vqa", checkpoint, tmp_path / "torch.json", *flags)
@@ -124,7 +126,9 @@ def test_answers_of_a_checkpoint_equal_its_bundles(generative: tuple[Path, Path]
     assert results == [{"question_id": item.id, "answer": said[item.id]} for item in asked]
 
 
-def test_prompts_and_options_reach_both(generative: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+def test_prompts_and_options_reach_checkpoint_and_bundle(
+    generative: tuple[Path, Path], data: Path, tmp_path: Path
+) -> None:
     """And change what is said."""
     checkpoint, bundle = generative
     image = data / "images" / "1.jpg"
@@ -158,7 +162,7 @@ def test_prompts_and_options_reach_both(generative: tuple[Path, Path], data: Pat
         assert asked == [want], f"{name}"
 
 
-def test_prefixes_that_read_the_question_equal_its_bundles(
+def test_question_prefixes_match_between_checkpoint_and_bundle(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a Q-Former that reads the question, in the words of its own prompt: a random LLM might not tell."""
@@ -182,7 +186,7 @@ def test_prefixes_that_read_the_question_equal_its_bundles(
     assert np.abs(seen[0][0] - seen[0][1]).max() > 1e-3, "the question changes nothing: this tests nothing"
 
 
-def test_files_of_lavis_are_evaluated(data: Path, tmp_path: Path) -> None:
+def test_lavis_files_are_evaluated(data: Path, tmp_path: Path) -> None:
     _, trained, _, parts = tiny_lavis.stage2(tmp_path)
     flags = ["--vision", parts.vision, "--llm", parts.llm, "--vision-heads", 4, "--qformer-heads", 2]
     totals = run("caption", trained, tmp_path / "lavis.json", "--data", data / "table.tsv", *flags)
@@ -191,7 +195,9 @@ def test_files_of_lavis_are_evaluated(data: Path, tmp_path: Path) -> None:
     }
 
 
-def test_retrieval_of_a_checkpoint_equals_its_bundles(retrieval: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+def test_retrieval_matches_between_checkpoint_and_bundle(
+    retrieval: tuple[Path, Path], data: Path, tmp_path: Path
+) -> None:
     checkpoint, bundle = retrieval
     found = {}
     for model, name in ((checkpoint, "torch"), (bundle, "runtime")):
@@ -232,7 +238,7 @@ def test_retrieval_of_a_checkpoint_equals_its_bundles(retrieval: tuple[Path, Pat
     np.testing.assert_allclose(said["itm_logits"], model.itm_logits(features[said["best"]], [texts[3]] * 4), atol=1e-5)
 
 
-def test_a_bundle_says_what_the_matching_head_weighs(retrieval: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+def test_match_score_uses_the_bundles_itm_weight(retrieval: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(retrieval[1], bundle)
     manifest = json.loads((bundle / "blip2rt.json").read_text())
@@ -252,7 +258,7 @@ def test_a_bundle_says_what_the_matching_head_weighs(retrieval: tuple[Path, Path
 
 
 @OPT
-def test_a_killed_evaluation_goes_on(
+def test_killed_evaluation_resumes(
     generative: tuple[Path, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     bundle = generative[1]
@@ -287,7 +293,7 @@ def refusal(capsys: pytest.CaptureFixture[str], task: str, model: Path, out: Pat
     return capsys.readouterr().err.splitlines()[-1]
 
 
-def test_predictions_of_another_split_or_list_are_refused(
+def test_predictions_of_another_split_or_list_are_rejected(
     retrieval: tuple[Path, Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, out, table = retrieval[0], tmp_path / "totals.json", tmp_path / "list.json"
@@ -301,7 +307,7 @@ def test_predictions_of_another_split_or_list_are_refused(
     assert "data_sha256 was" in refusal(capsys, "retrieval", model, out, *flags)
 
 
-def test_what_a_folder_says_is_told_from_another(tmp_path: Path) -> None:
+def test_changed_folder_is_another_evaluation(tmp_path: Path) -> None:
     for name in ("1.jpg", "1.txt"):
         (tmp_path / name).write_text("a dog")
     before = evaluate._digest(tmp_path)
@@ -313,7 +319,7 @@ def test_what_a_folder_says_is_told_from_another(tmp_path: Path) -> None:
 
 
 @OPT
-def test_the_report_is_self_contained_and_worst_first(
+def test_report_is_self_contained_and_worst_first(
     generative: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Self-contained, worst first, everything escaped."""
@@ -341,7 +347,7 @@ def test_the_report_is_self_contained_and_worst_first(
 
 
 @pytest.mark.parametrize("name", ["nocaps.json", "flickr.token", "results.csv", "table.tsv", "karpathy.json"])
-def test_caption_formats_say_the_same(data: Path, name: str) -> None:
+def test_caption_formats_agree(data: Path, name: str) -> None:
     want = {item.path.name: item.references for item in read_captions(data / "table.tsv", data / "images")}
     if name == "karpathy.json":
         del want["3.jpg"]  # of another split
@@ -350,7 +356,7 @@ def test_caption_formats_say_the_same(data: Path, name: str) -> None:
     assert {item.id for item in found} == {int(Path(each).stem) if name.endswith(".json") else each for each in want}
 
 
-def test_vqa_formats_say_the_same(data: Path, tmp_path: Path) -> None:
+def test_vqa_formats_agree(data: Path, tmp_path: Path) -> None:
     official = read_questions(data / "questions.json", data / "annotations.json", data / "images")
     assert official.graded and len(official.items) == 2 * IMAGES and len(official.items[0].answers) == 10
     gqa = read_questions(data / "gqa.json", None, data / "images")
@@ -372,7 +378,7 @@ def test_vqa_formats_say_the_same(data: Path, tmp_path: Path) -> None:
 
 
 @OPT
-def test_unpublished_answers_are_handed_in(
+def test_unpublished_answers_can_be_submitted(
     generative: tuple[Path, Path], data: Path, tmp_path: Path, capsys: Any
 ) -> None:
     flags = ["vqa", "--model", str(generative[1]), "--data", str(data / "questions.json"), "--beams", "1"]

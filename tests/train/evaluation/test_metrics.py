@@ -28,7 +28,7 @@ def test_recall_by_hand() -> None:
 
 
 @pytest.mark.parametrize("value", [0.5, np.nan])
-def test_a_model_that_finds_all_alike_finds_by_chance(value: float) -> None:
+def test_constant_model_scores_by_chance(value: float) -> None:
     """Nor does it find anything by what is no number."""
     scores = recall(np.full((100, 100), value), np.arange(100))
     assert [scores[f"{way}_r@{k}"] for way in ("t2i", "i2t") for k in (1, 10)] == [1.0, 10.0] * 2
@@ -40,7 +40,7 @@ def test_recall_counts_images_below_the_cut() -> None:
     assert scores["t2i_r@1"] == pytest.approx(100 / 12) and scores["t2i_r@10"] == pytest.approx(1000 / 12)
 
 
-def test_reranking_puts_the_best_by_both_first_and_keeps_the_others_order() -> None:
+def test_reranking_reorders_only_the_best() -> None:
     sim = np.array([0.1, 0.9, 0.5, 0.7, 0.3])
     scores = reranked(sim, np.array([1, 3, 2]), np.array([-3.1, 2.7, 2.0]))
     assert np.argsort(-scores).tolist() == [3, 2, 1, 4, 0] and scores[3] == 2.7
@@ -58,13 +58,13 @@ WRITTEN = [
 ]
 
 
-def test_tokens_are_the_treebanks() -> None:
+def test_tokens_follow_the_treebank() -> None:
     assert tokenize(WRITTEN[0]) == "a man 's dog does n't run it 's a t-shirt"
     assert tokenize("we can't (now)") == "we ca n't -lrb- now -rrb-"
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="the reference's tokenizer is a Java program")
-def test_tokens_are_those_of_the_reference() -> None:
+def test_tokens_equal_the_reference() -> None:
     reference = pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer").PTBTokenizer()
     want = reference.tokenize({i: [{"caption": text}] for i, text in enumerate(WRITTEN)})
     assert [tokenize(text) for text in WRITTEN] == [want[i][0] for i in range(len(WRITTEN))]
@@ -114,7 +114,7 @@ def test_vqa_accuracy_as_published(same: int, accuracy: float) -> None:
     assert vqa_accuracy("yes", answers) == pytest.approx(accuracy)
 
 
-def test_vqa_accuracy_is_the_mean_over_the_subsets() -> None:
+def test_vqa_accuracy_averages_over_subsets() -> None:
     rng = random.Random(new_seed())
     for _ in range(50):
         answers = [rng.choice(["red", "blue", "Red.", "the red", "dark red"]) for _ in range(rng.randint(2, 10))]
@@ -143,16 +143,16 @@ NORMALIZED = {
 
 
 @pytest.mark.parametrize("text", NORMALIZED)
-def test_answers_are_normalised(text: str) -> None:
+def test_answers_are_normalized(text: str) -> None:
     assert normalize_answer(text) == NORMALIZED[text]
 
 
-def test_an_exact_match_is_one_after_normalisation() -> None:
+def test_exact_match_normalizes_answers() -> None:
     assert exact_match("The Dog.", ["dog"]) == 1.0
     assert exact_match("a dog on grass", ["dog"]) == 0.0
 
 
-def test_questions_are_answered_by_the_captions() -> None:
+def test_generated_questions_have_answers_in_the_captions() -> None:
     captions = [
         "a brown dog is running through the snow",
         "a brown dog runs in the snow",
@@ -168,18 +168,18 @@ def test_questions_are_answered_by_the_captions() -> None:
     assert all(answer == "yes" for question, answer in made.items() if "a dog" in question or "snow" in question[:14])
 
 
-def test_nothing_is_denied_that_a_caption_suggests() -> None:
+def test_suggested_things_are_never_denied() -> None:
     for seed in range(200):
         made = dict(questions(["a surfer rides a wave", "someone in the ocean"], random.Random(seed)))
         denied = [question for question, answer in made.items() if answer == "no"]
         assert not any("water" in question or "man" in question for question in denied), denied
 
 
-def test_captions_are_cleaned_as_the_reference_does() -> None:
+def test_captions_are_cleaned_like_the_reference() -> None:
     assert clean_caption(' A dog (black) ; runs: "fast" ! ') == "a dog black runs fast"
 
 
-def test_batches_cover_an_epoch_once_and_go_on_from_any_step() -> None:
+def test_batches_cover_an_epoch_once_and_start_at_any_step() -> None:
     lengths = np.random.default_rng(new_seed()).integers(1, 20, 103)
     whole = [next(it) for it in [batches(103, 10, 7, 0, lengths)] for _ in range(25)]
     assert [step for step, _ in whole] == list(range(25))

@@ -10,7 +10,7 @@ from train.evaluation.report import Row, render
 from train.evaluation.retrieval import _tables
 
 
-def test_retrieval_has_a_table_and_a_list_a_direction(tmp_path: Path) -> None:
+def test_retrieval_report_has_one_table_per_direction(tmp_path: Path) -> None:
     columns = {f"{score}_{way}_r@{k}": float(k + 100 * (way == "t2i")) for score in ("itc", "itm", "match")
                for way in ("t2i", "i2t") for k in (1, 5, 10)}  # fmt: skip
     tables = _tables(columns)

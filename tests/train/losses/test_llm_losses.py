@@ -59,7 +59,7 @@ def random_texts(count: int) -> list[Tokens]:
 
 
 @pytest.mark.parametrize("name", [*SCALED, "mpt"])
-def test_the_loss_is_that_of_the_llms_own_logits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_equals_cross_entropy_of_the_llms_logits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seed = new_seed()
     torch.manual_seed(seed)
     random.seed(seed)
@@ -90,13 +90,13 @@ def stage2_config(llm: Path, asks: bool = False) -> Blip2Config:
 
 
 @pytest.mark.parametrize("name", ["bloom", "falcon_alibi"])
-def test_an_llm_that_takes_no_packed_texts_is_refused(name: str, tmp_path: Path) -> None:
-    SLOW_CONFIGS[name]().save_pretrained(tmp_path)
+def test_unsupported_llm_is_rejected(name: str, tmp_path: Path) -> None:
+    MORE[name]().save_pretrained(tmp_path)
     with pytest.raises(OptionError, match=r"llm_source is '.*', whose attention has biases .*: give another"):
         check_llm(stage2_config(tmp_path), 1)
 
 
-def test_mpt_takes_one_text_an_image(tmp_path: Path) -> None:
+def test_mpt_reads_one_text_per_image(tmp_path: Path) -> None:
     mpt().save_pretrained(tmp_path)
     check_llm(stage2_config(tmp_path), 1)
     check_llm(stage2_config(tmp_path, asks=True), 2)  # each text has a soft prompt of its own
@@ -105,21 +105,21 @@ def test_mpt_takes_one_text_an_image(tmp_path: Path) -> None:
         check_llm(stage2_config(tmp_path), 2)
 
 
-def test_llms_without_alibi_take_packed_texts(tmp_path: Path) -> None:
-    for name, config in {"llama": CONFIGS["llama"], "falcon": SLOW_CONFIGS["falcon"]}.items():
+def test_llms_without_alibi_read_packed_texts(tmp_path: Path) -> None:
+    for name, config in {"llama": CONFIGS["llama"], "falcon": MORE["falcon"]}.items():
         config().save_pretrained(tmp_path / name)
         check_llm(stage2_config(tmp_path / name), 3)
         assert not stands_alone(stage2_config(tmp_path / name))
 
 
-def test_a_cut_text_does_not_end(tmp_path: Path) -> None:
+def test_truncated_text_has_no_end_token(tmp_path: Path) -> None:
     texts = Texts(LlmConfig(source=str(llm_folder(tmp_path)), end="<|end|>"), QUERIES, 5)
     assert texts.tokens(Sample(0, "a dog runs on")).ids == [LLM_WORDS.index(w) for w in "a dog runs on <|end|>".split()]
     for text in ("a dog runs on grass", "a dog runs on grass with a man"):
         assert texts.tokens(Sample(0, text)).ids == [LLM_WORDS.index(word) for word in "a dog runs on grass".split()]
 
 
-def test_it_is_told_what_max_text_tokens_cuts(tmp_path: Path) -> None:
+def test_dry_run_counts_truncated_texts(tmp_path: Path) -> None:
     config = LlmConfig(source=str(llm_folder(tmp_path)), end="<|end|>", ask_prompt="{} ?")
     samples = [Sample(0, "a dog"), Sample(0, "a dog runs on grass"), Sample(0, "red", "what is a dog")]
     texts = Texts(config, QUERIES, 5)
@@ -130,7 +130,7 @@ def test_it_is_told_what_max_text_tokens_cuts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cleans", [False, True])
 @pytest.mark.parametrize("make", [llm_folder, t5_folder])
-def test_answers_keep_what_is_written_unless_they_are_cleaned(make: Any, cleans: bool, tmp_path: Path) -> None:
+def test_answers_keep_their_spelling_unless_cleaned(make: Any, cleans: bool, tmp_path: Path) -> None:
     config = LlmConfig(source=str(make(tmp_path)), end="<|end|>")
     texts = open_texts(config, QUERIES, 20, learn_bos=False, cleans=cleans)
     asked: list[str] = []
@@ -142,7 +142,7 @@ def test_answers_keep_what_is_written_unless_they_are_cleaned(make: Any, cleans:
     assert [text.strip() for text in asked if "Question" not in text and text] == [answer, "a dog"]
 
 
-def test_a_batch_without_anything_to_learn_has_no_loss() -> None:
+def test_empty_batch_has_zero_loss() -> None:
     llm = random_llm(SCALED["llama"]())
     prefix = torch.randn(1, QUERIES, HIDDEN, requires_grad=True)
     model: Any = SimpleNamespace(llm=llm, prefix_embeds=lambda query_output: query_output)

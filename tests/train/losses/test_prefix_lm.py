@@ -34,7 +34,7 @@ def texts(llm: Path, **fields: object) -> PrefixTexts:
     return PrefixTexts(config, queries=4, max_tokens=12)
 
 
-def test_a_caption_is_split_at_every_word_and_loses_none(llm: Path) -> None:
+def test_caption_is_split_at_every_word(llm: Path) -> None:
     sample = Sample(0, "A dog runs in the snow.")
     whole, rng = ids("a dog runs in the snow"), np.random.default_rng(new_seed())
     cuts = set()
@@ -46,7 +46,7 @@ def test_a_caption_is_split_at_every_word_and_loses_none(llm: Path) -> None:
     assert cuts == set(range(6)), "the decoder always has a word to say, the encoder may have none"
 
 
-def test_questions_stay_whole_and_evaluation_does_not_split(llm: Path) -> None:
+def test_questions_and_evaluation_are_not_split(llm: Path) -> None:
     made = texts(llm, ask_prompt="Question : {} Answer :")
     rng = np.random.default_rng(new_seed())
     assert made.split(Sample(0, "red", "what ?"), rng) == (
@@ -59,7 +59,7 @@ def test_questions_stay_whole_and_evaluation_does_not_split(llm: Path) -> None:
         assert prompted.split(Sample(0, "dog runs"), draws) == (ids("a <|end|>"), ids("dog runs <|end|>"))
 
 
-def test_long_texts_are_cut_and_do_not_end(llm: Path) -> None:
+def test_truncated_texts_have_no_end_token(llm: Path) -> None:
     long = "a dog " * 40
     made = texts(llm, caption_prompt=long.strip())
     given, learned = made.split(Sample(0, long), None)
@@ -71,7 +71,7 @@ def test_long_texts_are_cut_and_do_not_end(llm: Path) -> None:
     )
 
 
-def test_padding_is_neither_read_nor_learned(llm: Path) -> None:
+def test_padding_is_ignored(llm: Path) -> None:
     groups = [[Sample(0, "a dog")], [Sample(1, "red", "what ?"), Sample(1, "two")]]
     batch = texts(llm).packed(groups, CPU)
     assert batch.image.tolist() == [0, 1, 1]

@@ -29,7 +29,7 @@ def build(paper: bool) -> Blip2:
 
 
 @pytest.mark.parametrize("paper", [True, False])
-def test_gradients_are_those_of_independent_passes(paper: bool) -> None:
+def test_shared_pass_has_gradients_of_separate_passes(paper: bool) -> None:
     seed = new_seed()
     torch.manual_seed(seed)
     model = build(paper)

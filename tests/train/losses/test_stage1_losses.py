@@ -89,7 +89,7 @@ def test_itg_equals_numpy() -> None:
     assert got == pytest.approx(float(np.mean(losses)), abs=1e-5)
 
 
-def test_negatives_are_never_of_the_same_image_and_prefer_the_similar() -> None:
+def test_negatives_are_other_images_and_prefer_similar_ones() -> None:
     ids = torch.tensor([0, 1, 0, 2, 3])
     sim = torch.zeros(5, 5)
     sim[1, 4] = 2.0  # image 1 resembles text 4
@@ -106,7 +106,7 @@ def test_unimodal_text_ignores_padding(model: Blip2) -> None:
     torch.testing.assert_close(model.text_embeds(changed, text.text_mask), before)
 
 
-def test_bidirectional_pair_sees_text_and_image_but_no_padding(model: Blip2) -> None:
+def test_pair_sees_text_and_image_but_no_padding(model: Blip2) -> None:
     text, image = text_batch(), torch.randn(5, POSITIONS, FEATURES)
     before = model.itm_logits(image, text.token_ids, text.text_mask)
     changed = torch.where(text.text_mask == 0, 17, text.token_ids)
@@ -143,7 +143,7 @@ def test_gradients_reach_every_trained_tensor(model: Blip2) -> None:
     assert without == []
 
 
-def test_itm_of_no_weight_is_left_out(model: Blip2) -> None:
+def test_zero_itm_weight_skips_itm(model: Blip2) -> None:
     image, text = torch.randn(5, POSITIONS, FEATURES), text_batch()
     all_three = stage1_losses(model, image, text, dec_token_id=60)
     two = stage1_losses(model, image, text, dec_token_id=60, itm_weight=0)
@@ -155,7 +155,7 @@ def test_itm_of_no_weight_is_left_out(model: Blip2) -> None:
     assert not any(parameter.grad.any() for parameter in model.itm_head.parameters())
 
 
-def test_fresh_queries_differ_and_collapse_is_seen(model: Blip2) -> None:
+def test_query_cosine_detects_collapse(model: Blip2) -> None:
     image = torch.randn(5, POSITIONS, FEATURES)
     assert query_cosine(model.query_output(image)) < 0.9
     assert query_cosine(torch.ones(2, QUERIES, 8)) == pytest.approx(1.0, abs=1e-5)
